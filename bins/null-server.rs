@@ -1,0 +1,141 @@
+//! The yardstick: one thread, one epoll, `recv` and `send` of a constant. Nothing is parsed, so nothing is right
+//! but the number of system calls: whatever arrives in one `recv` counts as one request. No server that does these
+//! two calls per request can be faster, and every row of the throughput tables is a share of this one.
+//!
+//! With `--close` it closes after each answer, as the others do when they are asked to: then accept, recv, send and
+//! close are the whole of a connection. It takes the flags of the other servers, and has no work and no time-outs.
+
+#![forbid(unsafe_code)]
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::ExitCode;
+
+use acceptlab::http::{Persistence, Request};
+use acceptlab::report::ServerReport;
+use acceptlab::scoreboard::Count;
+use acceptlab::server::listener::{BACK_OFF, NoConnection, say_exhausted};
+use acceptlab::server::{self, Failure, Listener, Scoreboard, ServerArgs, Worker};
+use acceptlab::sys::epoll::{Epoll, Interest};
+use acceptlab::sys::signal::wake_on_termination;
+use clap::Parser;
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv, send};
+
+/// The yardstick: recv and send of a constant, nothing parsed
+#[derive(Parser)]
+#[command(name = "null-server", version)]
+struct Args {
+    /// Close every connection after its first answer
+    #[arg(long)]
+    close: bool,
+
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+const LISTENER: u64 = u64::MAX;
+const TERMINATION: u64 = u64::MAX - 1;
+
+fn main() -> ExitCode {
+    server::finish(run(&Args::parse()))
+}
+
+fn run(args: &Args) -> Result<ServerReport, Failure> {
+    let (args, closes) = (&args.server, args.close);
+    let listener = Listener::bind(args)?.nonblocking()?;
+    let scoreboard = Scoreboard::create("null-server", 1, args.scoreboard.as_deref())?;
+    let worker = Worker::start(0, args, &scoreboard)?;
+    let epoll = open_epoll(&listener).map_err(|errno| Failure::new("open an epoll instance", errno))?;
+    server::ready(listener.address())?;
+
+    serve(&listener, &worker, epoll, closes).map_err(|errno| Failure::new("wait for events", errno))?;
+
+    worker.settle_process();
+    Ok(scoreboard.report(listener.address(), None))
+}
+
+fn open_epoll(listener: &Listener) -> nix::Result<Epoll> {
+    let epoll = Epoll::new(256)?;
+    epoll.add(listener, LISTENER, Interest::EPOLLIN)?;
+    epoll.add(wake_on_termination()?, TERMINATION, Interest::EPOLLIN)?;
+    Ok(epoll)
+}
+
+fn serve(listener: &Listener, worker: &Worker, mut epoll: Epoll, closes: bool) -> nix::Result<()> {
+    let persistence = if closes { Persistence::Close } else { Persistence::Implicit };
+    let answer = worker.responses.ok(Request { persistence, head_only: false });
+    let mut buffer = [0; 16 * 1024];
+    // By descriptor number, which is the token as well.
+    let mut connections: Vec<Option<OwnedFd>> = Vec::new();
+    loop {
+        for i in 0..epoll.wait(None)? {
+            match epoll.report(i).token {
+                TERMINATION => return Ok(()),
+                LISTENER => {
+                    worker.count(Count::Wakeups);
+                    let connection = match listener.accept_nonblocking() {
+                        Ok(connection) => connection,
+                        Err(errno) => {
+                            explain_no_connection(errno, worker)?;
+                            continue;
+                        }
+                    };
+                    worker.opened();
+                    // The request is often there already, and then nothing needs to be registered.
+                    if closes && answer_once(&connection, answer, &mut buffer, worker) != Next::Wait {
+                        worker.closed();
+                        continue;
+                    }
+                    let fd = connection.as_raw_fd() as usize;
+                    epoll.add(&connection, fd as u64, Interest::EPOLLIN)?;
+                    connections.resize_with(connections.len().max(fd + 1), || None);
+                    connections[fd] = Some(connection);
+                }
+                token => {
+                    let Some(connection) = &connections[token as usize] else { continue };
+                    let next = answer_once(connection, answer, &mut buffer, worker);
+                    if next == Next::Lost || (closes && next == Next::Answered) {
+                        worker.closed();
+                        connections[token as usize] = None;
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn explain_no_connection(errno: Errno, worker: &Worker) -> nix::Result<()> {
+    if errno == Errno::EAGAIN {
+        worker.count(Count::AcceptEagain);
+    }
+    match NoConnection::from(errno) {
+        // The client has left again.
+        NoConnection::Nobody => worker.count(Count::EmptyWakeups),
+        // The listener would report again at once.
+        NoConnection::Exhausted => {
+            say_exhausted();
+            std::thread::sleep(BACK_OFF);
+        }
+        NoConnection::Shut | NoConnection::Fatal(_) => return Err(errno),
+    }
+    Ok(())
+}
+
+#[derive(PartialEq, Eq)]
+enum Next {
+    Answered,
+    Wait,
+    Lost,
+}
+
+fn answer_once(connection: &OwnedFd, answer: &[u8], buffer: &mut [u8], worker: &Worker) -> Next {
+    let fd = connection.as_raw_fd();
+    match recv(fd, buffer, MsgFlags::empty()) {
+        Err(Errno::EAGAIN) => Next::Wait,
+        Ok(1..) if send(fd, answer, MsgFlags::MSG_NOSIGNAL) == Ok(answer.len()) => {
+            worker.count(Count::Requests);
+            Next::Answered
+        }
+        _ => Next::Lost,
+    }
+}

@@ -1,0 +1,57 @@
+//! 青铜 bronze: N processes forked at the start, all blocking in `accept` on one inherited socket.
+//!
+//! Who accepts: every worker. Who serves: the worker that accepted, one connection at a time. Who balances: the
+//! kernel, which wakes one of the sleepers per connection. What is inherited: the listening socket, so that all
+//! workers share one accept queue. With M workers and N seconds per request the server answers M/N requests per
+//! second.
+//!
+//! Compare with `sync.rs` (the same loop, once) and `threaded.rs` (a worker for every connection).
+//!
+//! See it: `prefork --workers 3 --work block:1s`, and three `curl localhost:8080` at once: three answers after
+//! 1 s, from three pids.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use acceptlab::report::ServerReport;
+use acceptlab::server::{
+    self, Crew, Failure, Listener, Scoreboard, Worker, WorkersArgs, blocking, termination,
+};
+use clap::Parser;
+
+/// Bronze age: N processes forked at the start, all blocking in accept on one inherited socket
+#[derive(Parser)]
+#[command(name = "prefork", version)]
+struct Args {
+    #[command(flatten)]
+    workers: WorkersArgs,
+}
+
+fn main() -> ExitCode {
+    server::finish(run(&Args::parse().workers))
+}
+
+fn run(args: &WorkersArgs) -> Result<ServerReport, Failure> {
+    let listener = Listener::bind(&args.server)?;
+    let scoreboard = Scoreboard::create("prefork", args.workers, args.server.scoreboard.as_deref())?;
+
+    let mut crew = Crew::new(scoreboard)?;
+    for id in 0..args.workers {
+        crew.fork(|ready| {
+            let mut worker = Worker::start(id, &args.server, &scoreboard)?;
+            termination::shuts_connections(&listener)?;
+            ready.say();
+
+            while let Some(connection) = blocking::accept(&listener, &worker)? {
+                blocking::serve(connection, &mut worker);
+            }
+            Ok(())
+        })?;
+    }
+    crew.await_ready()?;
+    server::ready(listener.address())?;
+
+    crew.supervise(|| listener.shut())?;
+    Ok(crew.report(listener.address()))
+}

@@ -1,0 +1,99 @@
+//! 黄金 gold × N: the master accepts and forwards the bytes to workers that listen on ports of their own.
+//!
+//! Who accepts: the master, from the client; then the worker, from the master, on a port of its own. Who serves: the
+//! event loop of the worker. Who balances: the master, by turns: worker i = (i + 1) mod N, or the next after it that
+//! does not refuse. What is inherited: one listening socket per worker, each on another port, bound before the
+//! first fork because the master has to know the addresses.
+//!
+//! This is the seed text's first way to one port, and its price is why Node has another: the connection never leaves
+//! the master, so each costs the master two descriptors (the client's, and its own to the worker) and the worker one.
+//! Every request costs six system calls more (`strace -c -f`: two waits, two receives, two sends in the master), and
+//! a connection for one request about 20 in the master where `master-dispatch` has three. The worker sees the
+//! master's address; the client's is lost. What it buys: the workers need not be on the master's machine.
+//!
+//! Compare with `master-dispatch.rs`: the same turns, but the connection itself travels, and the master is out of it.
+//!
+//! See it: `proxy --workers 4 --idle-timeout 1h`, and `ls /proc/$(pgrep -ox proxy)/fd | wc -l` before and after
+//! `loadgen --connections 100 --duration 1m http://127.0.0.1:8080/` has begun: 200 more.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use acceptlab::report::ServerReport;
+use acceptlab::server::relay::Event;
+use acceptlab::server::{
+    self, Crew, EventLoop, Failure, Listener, Relay, Scoreboard, ServerArgs, Worker, WorkersArgs,
+};
+use clap::Parser;
+
+/// Golden age times N: the master forwards the bytes to workers that listen on ports of their own
+#[derive(Parser)]
+#[command(name = "proxy", version)]
+struct Args {
+    #[command(flatten)]
+    workers: WorkersArgs,
+}
+
+fn main() -> ExitCode {
+    server::finish(run(&Args::parse().workers))
+}
+
+fn run(args: &WorkersArgs) -> Result<ServerReport, Failure> {
+    let listener = Listener::bind(&args.server)?.nonblocking()?;
+    let address = listener.address();
+    let mut listener = Some(listener);
+    let inside = ServerArgs { listen: ([127, 0, 0, 1], 0).into(), ..args.server.clone() };
+    let mut listeners = Vec::new();
+    for _ in 0..args.workers {
+        listeners.push(Listener::bind(&inside)?.nonblocking()?);
+    }
+    let addresses: Vec<_> = listeners.iter().map(Listener::address).collect();
+    let scoreboard = Scoreboard::create("proxy", args.workers, args.server.scoreboard.as_deref())?;
+
+    let mut crew = Crew::new(scoreboard)?;
+    for id in 0..args.workers {
+        crew.fork(|ready| {
+            listener = None;
+            let ours = listeners.swap_remove(id);
+            listeners.clear();
+            let worker = Worker::start(id, &args.server, &scoreboard)?;
+            let mut events = EventLoop::new(ours, worker)?;
+            ready.say();
+
+            while events.wait_for_connection()? {
+                let connection = events.acceptor.accept_nonblocking();
+                events.adopt(connection)?;
+            }
+            // The master has sent its request already, and nobody else can answer it.
+            while let Ok(connection) = events.acceptor.accept_nonblocking() {
+                events.adopt(Ok(connection))?;
+            }
+            events.finish().map(drop)
+        })?;
+    }
+    // With a copy kept open, a dead worker's port would go on taking connections.
+    drop(listeners);
+    crew.await_ready()?;
+
+    let listener = listener.expect("only a worker gives it up");
+    let mut relay = Relay::new(listener, &crew, args.server.idle_timeout)?;
+    server::ready(address)?;
+
+    let mut i = 0;
+    loop {
+        let client = match relay.next_event()? {
+            Event::Knock => relay.accept()?,
+            // That worker is dead or has no room: the client goes to the next, unless all have refused it.
+            Event::Refused(client) => Some(client).filter(|client| client.refusals < args.workers),
+            Event::Signal if crew.is_told_to_stop(None)? => break,
+            Event::Signal => None,
+        };
+        if let Some(client) = client {
+            i = (i + 1) % args.workers;
+            relay.connect(client, addresses[i]);
+        }
+    }
+    let accepts = relay.finish(&mut crew)?;
+    Ok(crew.report(address).with_accepts(accepts))
+}

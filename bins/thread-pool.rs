@@ -1,0 +1,102 @@
+//! 白银 silver: one acceptor, a bounded queue, N worker threads.
+//!
+//! Who accepts: the main thread. Who serves: the first of N threads that comes to the queue, one connection at a
+//! time. Who balances: the queue; whoever is free takes the next. The queue is bounded: when it is full the
+//! acceptor waits, connections wait in the kernel's accept queue, and no memory grows. That is back-pressure. With
+//! M workers and N seconds per request the server answers M/N requests per second.
+//!
+//! Compare with `threaded.rs` (as many threads as connections) and `prefork.rs` (the kernel's queue alone).
+//!
+//! See it: `thread-pool --workers 2 --work block:1s`, then `loadgen --connections 6 --requests-per-connection 1
+//! --duration 6s http://127.0.0.1:8080/`: two requests per second, and a latency of three seconds.
+
+#![forbid(unsafe_code)]
+
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+use acceptlab::report::{AcceptBook, ServerReport};
+use acceptlab::scoreboard::Count;
+use acceptlab::server::{
+    self, Failure, Listener, Scoreboard, Worker, WorkersArgs, blocking, termination, worker,
+};
+use acceptlab::sys::process::Usage;
+use clap::Parser;
+use crossbeam_channel::{Receiver, SendTimeoutError, Sender};
+
+/// Silver age: one acceptor, a bounded queue, N worker threads
+#[derive(Parser)]
+#[command(name = "thread-pool", version)]
+struct Args {
+    #[command(flatten)]
+    workers: WorkersArgs,
+
+    /// Connections that may wait for a thread before the acceptor stops accepting
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    queue: usize,
+}
+
+/// How long the acceptor may sleep on a full queue before it asks whether the server is to stop.
+const LOOK_UP_EVERY: Duration = Duration::from_millis(100);
+
+fn main() -> ExitCode {
+    server::finish(run(&Args::parse()))
+}
+
+fn run(args: &Args) -> Result<ServerReport, Failure> {
+    let (workers, server) = (args.workers.workers, &args.workers.server);
+    let listener = Listener::bind(server)?;
+    let scoreboard = Scoreboard::create("thread-pool", workers, server.scoreboard.as_deref())?;
+    termination::shuts_sockets(&listener)?;
+
+    let (queue, waiting) = crossbeam_channel::bounded(args.queue);
+    // Nothing is ever sent: the channel ends when the last thread that holds `alive` has ended.
+    let (alive, all_gone) = crossbeam_channel::bounded::<()>(0);
+    for id in 0..workers {
+        let worker = Worker::new(id, server, &scoreboard);
+        let (waiting, alive, pin) = (waiting.clone(), alive.clone(), server.pin.then_some(id));
+        let spawned = thread::Builder::new().spawn(move || {
+            let _held_until_the_end = alive;
+            serve_from(&waiting, worker, pin);
+        });
+        spawned.map_err(|error| {
+            Failure::new(format_args!("spawn worker {id}"), error).advise("start fewer with --workers")
+        })?;
+    }
+    drop((waiting, alive));
+    server::ready(listener.address())?;
+
+    let mut accepts = AcceptBook::default();
+    while let Some(connection) = blocking::accept_for_a_thread(&listener, &mut accepts)? {
+        if !hand_over(&queue, connection) {
+            break;
+        }
+    }
+
+    drop(queue);
+    termination::wait_for_threads(&all_gone);
+    Ok(scoreboard.report(listener.address(), Some(Usage::of_thread())).with_accepts(accepts))
+}
+
+/// Waits for room in the queue: the back-pressure. False when the server is to stop instead.
+fn hand_over(queue: &Sender<OwnedFd>, mut connection: OwnedFd) -> bool {
+    loop {
+        match queue.send_timeout(connection, LOOK_UP_EVERY) {
+            Ok(()) => return true,
+            // No signal interrupts this wait, so it looks up by itself.
+            Err(SendTimeoutError::Timeout(back)) if !server::is_stopping() => connection = back,
+            Err(_) => return false,
+        }
+    }
+}
+
+fn serve_from(waiting: &Receiver<OwnedFd>, mut worker: Worker, pin: Option<usize>) {
+    worker::settle_in_or_say(pin);
+    for connection in waiting {
+        worker.count(Count::Wakeups);
+        blocking::serve(connection, &mut worker);
+    }
+    worker.settle_thread();
+}

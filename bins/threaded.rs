@@ -1,0 +1,69 @@
+//! 白银 silver: a thread per connection.
+//!
+//! Who accepts: the main thread. Who serves: a new thread, for as long as the connection lives. Who balances: the
+//! scheduler, which sees every connection as a thread. What is shared: everything; a thread is cheaper than a
+//! process and can bring all others down. With C clients and N seconds per request the server answers C/N requests
+//! per second, while memory and scheduling go along with C.
+//!
+//! All threads together are worker 0: no thread outlives its connection, so no thread has a number.
+//!
+//! Compare with `prefork.rs` (workers made beforehand) and `thread-pool.rs` (a bounded number of threads).
+//!
+//! See it: `threaded --work block:1s`, then `loadgen --connections 100 http://127.0.0.1:8080/` and meanwhile
+//! `ls /proc/$(pidof threaded)/task | wc -l`.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+use std::thread;
+
+use acceptlab::report::ServerReport;
+use acceptlab::server::{
+    self, Failure, Listener, Scoreboard, ServerArgs, Worker, blocking, termination, worker,
+};
+use clap::Parser;
+
+/// Silver age: a thread per connection
+#[derive(Parser)]
+#[command(name = "threaded", version)]
+struct Args {
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+/// Enough for the blocking handler; the default of 2 MiB would reserve 20 GiB for 10,000 connections.
+const STACK_BYTES: usize = 128 * 1024;
+
+fn main() -> ExitCode {
+    server::finish(run(&Args::parse().server))
+}
+
+fn run(args: &ServerArgs) -> Result<ServerReport, Failure> {
+    let listener = Listener::bind(args)?;
+    let scoreboard = Scoreboard::create("threaded", 1, args.scoreboard.as_deref())?;
+    let mut all_threads = Worker::new(0, args, &scoreboard);
+    termination::shuts_sockets(&listener)?;
+    server::ready(listener.address())?;
+
+    // Nothing is ever sent: the channel ends when the last thread that holds `alive` has ended.
+    let (alive, all_gone) = crossbeam_channel::bounded::<()>(0);
+    for i in 0.. {
+        let Some(connection) = blocking::accept(&listener, &all_threads)? else { break };
+        let (mut worker, alive, pin) =
+            (all_threads.for_one_connection(), alive.clone(), args.pin.then_some(i));
+        let spawned = thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
+            let _held_until_the_end = alive;
+            worker::settle_in_or_say(pin);
+            blocking::serve(connection, &mut worker);
+        });
+        if let Err(error) = spawned {
+            // The closure is gone and the connection in it closed: this client is lost, the others are not.
+            blocking::back_off_from_spawning(&error);
+        }
+    }
+
+    drop(alive);
+    termination::wait_for_threads(&all_gone);
+    all_threads.settle_process();
+    Ok(scoreboard.report(listener.address(), None))
+}

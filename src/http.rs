@@ -1,0 +1,483 @@
+//! The wire: parse a request head, skip a request body, write a response. Bytes in, bytes out, no sockets.
+//!
+//! HTTP/1.1 and 1.0 as far as a concurrency laboratory needs them (RFC 9110, RFC 9112): every target is the same
+//! page, bodies are read and thrown away. What is refused, and how, is the table of [`Status`]. The grammar of a
+//! head is httparse's; the limits, the framing rules and the refusal of a bare LF are ours. There is no `Date`
+//! header: responses are rendered once per worker, not once per request.
+
+use memchr::memchr_iter;
+
+/// A request head (request line and headers) may have this many bytes …
+pub const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// … and this many header lines.
+pub const MAX_HEADERS: usize = 100;
+/// A request body may have this many bytes; it is read and discarded.
+pub const MAX_BODY_BYTES: u64 = 1 << 20;
+
+/// What is sent to a client that announced a body with `Expect: 100-continue`.
+pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// What a response tells the client about the connection's future.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Persistence {
+    /// HTTP/1.1: stays open, and nothing needs to be said.
+    Implicit,
+    /// HTTP/1.0 with `Connection: keep-alive`: stays open, and the client must be told (`ab -k` waits for it).
+    Announced,
+    Close,
+}
+
+/// What the worker needs to know about a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    pub persistence: Persistence,
+    /// HEAD: the answer has no body.
+    pub head_only: bool,
+}
+
+/// The ways to refuse a request. Each is sent with `Connection: close`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    BadRequest,
+    MethodNotAllowed,
+    RequestTimeout,
+    LengthRequired,
+    ContentTooLarge,
+    HeaderFieldsTooLarge,
+    NotImplemented,
+    VersionNotSupported,
+}
+
+impl Status {
+    fn line(self) -> &'static str {
+        match self {
+            Status::BadRequest => "400 Bad Request",
+            Status::MethodNotAllowed => "405 Method Not Allowed\r\nAllow: GET, HEAD, POST, PUT",
+            Status::RequestTimeout => "408 Request Timeout",
+            Status::LengthRequired => "411 Length Required",
+            Status::ContentTooLarge => "413 Content Too Large",
+            Status::HeaderFieldsTooLarge => "431 Request Header Fields Too Large",
+            Status::NotImplemented => "501 Not Implemented",
+            Status::VersionNotSupported => "505 HTTP Version Not Supported",
+        }
+    }
+}
+
+/// What comes next on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// The bytes so far are not a whole request.
+    More,
+    /// As `More`, and the client waits for [`CONTINUE`] before it sends the body.
+    MoreAfterContinue,
+    Request(Request),
+    Bad(Status),
+}
+
+/// Where a connection stands in its stream of requests: between two, or inside the body of one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reader {
+    inside: Option<Body>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Body {
+    request: Request,
+    bytes_left: u64,
+}
+
+impl Reader {
+    /// Looks at the unread bytes of a connection. Returns how many of them are done with, and what comes next.
+    /// A request is handed out when its body, too, has been read.
+    pub fn next(&mut self, bytes: &[u8]) -> (usize, Next) {
+        if self.inside.is_some() {
+            return self.skip_body(bytes);
+        }
+        match parse_head(bytes) {
+            Head::Partial => (0, Next::More),
+            Head::Bad(status) => (bytes.len(), Next::Bad(status)),
+            Head::Complete { head_bytes, request, body_bytes: 0, .. } => (head_bytes, Next::Request(request)),
+            Head::Complete { head_bytes, request, body_bytes, expects_continue } => {
+                self.inside = Some(Body { request, bytes_left: body_bytes });
+                let (body_read, next) = self.skip_body(&bytes[head_bytes..]);
+                let next = if next == Next::More && expects_continue && body_read == 0 {
+                    Next::MoreAfterContinue
+                } else {
+                    next
+                };
+                (head_bytes + body_read, next)
+            }
+        }
+    }
+
+    /// True when part of a request has been consumed and the rest of its body is still to come.
+    pub fn is_inside_body(&self) -> bool {
+        self.inside.is_some()
+    }
+
+    fn skip_body(&mut self, bytes: &[u8]) -> (usize, Next) {
+        let Some(body) = &mut self.inside else { return (0, Next::More) };
+        let skipped = body.bytes_left.min(bytes.len() as u64);
+        body.bytes_left -= skipped;
+        if body.bytes_left > 0 {
+            return (skipped as usize, Next::More);
+        }
+        let request = body.request;
+        self.inside = None;
+        (skipped as usize, Next::Request(request))
+    }
+}
+
+enum Head {
+    Partial,
+    Complete { head_bytes: usize, request: Request, body_bytes: u64, expects_continue: bool },
+    Bad(Status),
+}
+
+fn parse_head(bytes: &[u8]) -> Head {
+    let mut headers = [const { std::mem::MaybeUninit::uninit() }; MAX_HEADERS];
+    let mut head = httparse::Request::new(&mut []);
+    let visible = &bytes[..bytes.len().min(MAX_HEAD_BYTES)];
+    let head_bytes = match head.parse_with_uninit_headers(visible, &mut headers) {
+        Ok(httparse::Status::Complete(head_bytes)) => head_bytes,
+        Ok(httparse::Status::Partial) if bytes.len() >= MAX_HEAD_BYTES => {
+            return Head::Bad(Status::HeaderFieldsTooLarge);
+        }
+        Ok(httparse::Status::Partial) => return Head::Partial,
+        Err(httparse::Error::TooManyHeaders) => return Head::Bad(Status::HeaderFieldsTooLarge),
+        Err(httparse::Error::Version) if is_http_of_another_version(bytes) => {
+            return Head::Bad(Status::VersionNotSupported);
+        }
+        Err(_) => return Head::Bad(Status::BadRequest),
+    };
+    // httparse takes a lone LF as the end of a line. A proxy in front might not, and then the two see different
+    // requests (RFC 9112, section 2.2 and 11.2), so we do not.
+    if has_bare_lf(&bytes[..head_bytes]) {
+        return Head::Bad(Status::BadRequest);
+    }
+    match interpret(&head) {
+        Ok((request, body_bytes, expects_continue)) => {
+            Head::Complete { head_bytes, request, body_bytes, expects_continue }
+        }
+        Err(status) => Head::Bad(status),
+    }
+}
+
+/// Applies the rules that need the meaning of the headers, not only their grammar.
+fn interpret(head: &httparse::Request) -> Result<(Request, u64, bool), Status> {
+    let is_1_1 = head.version == Some(1);
+    let head_only = match head.method.unwrap_or_default() {
+        "GET" | "POST" | "PUT" => false,
+        "HEAD" => true,
+        "DELETE" | "OPTIONS" | "TRACE" | "CONNECT" | "PATCH" => return Err(Status::MethodNotAllowed),
+        _ => return Err(Status::NotImplemented),
+    };
+
+    let mut connection = Wishes::default();
+    let mut hosts = 0;
+    let mut content_length: Option<u64> = None;
+    let mut transfer_coding: Option<Status> = None;
+    let mut expects_continue = false;
+    for header in head.headers.iter() {
+        // A switch on the length first: most headers of most requests are none of ours.
+        match header.name.len() {
+            4 if header.name.eq_ignore_ascii_case("host") => hosts += 1,
+            6 if header.name.eq_ignore_ascii_case("expect") => {
+                expects_continue = is_1_1 && header.value.eq_ignore_ascii_case(b"100-continue");
+            }
+            10 if header.name.eq_ignore_ascii_case("connection") => {
+                connection.read(header.value);
+            }
+            14 if header.name.eq_ignore_ascii_case("content-length") => {
+                let length = parse_content_length(header.value).ok_or(Status::BadRequest)?;
+                // Two lengths that differ are the classic smuggling request (RFC 9112, section 6.3).
+                if content_length.is_some_and(|earlier| earlier != length) {
+                    return Err(Status::BadRequest);
+                }
+                content_length = Some(length);
+            }
+            17 if header.name.eq_ignore_ascii_case("transfer-encoding") => {
+                // A server may ask for a length instead of decoding chunks (RFC 9112, section 6.3); a coding it
+                // has never heard of is 501 (section 6.1).
+                let is_chunked = header.value.trim_ascii().eq_ignore_ascii_case(b"chunked");
+                transfer_coding =
+                    Some(if is_chunked { Status::LengthRequired } else { Status::NotImplemented });
+            }
+            _ => {}
+        }
+    }
+    // RFC 9112, section 3.2: exactly one Host in HTTP/1.1, at most one before.
+    if hosts > 1 || (is_1_1 && hosts == 0) {
+        return Err(Status::BadRequest);
+    }
+    match (transfer_coding, content_length) {
+        (Some(_), Some(_)) => return Err(Status::BadRequest),
+        (Some(status), None) => return Err(status),
+        (None, Some(length)) if length > MAX_BODY_BYTES => return Err(Status::ContentTooLarge),
+        (None, _) => {}
+    }
+    let keep_alive = !connection.close && (is_1_1 || connection.keep_alive);
+    let persistence = match (keep_alive, is_1_1) {
+        (true, true) => Persistence::Implicit,
+        (true, false) => Persistence::Announced,
+        (false, _) => Persistence::Close,
+    };
+    Ok((Request { persistence, head_only }, content_length.unwrap_or(0), expects_continue))
+}
+
+/// The options of all `Connection` headers; `close` wins over everything (RFC 9112, section 9.3).
+#[derive(Default)]
+struct Wishes {
+    close: bool,
+    keep_alive: bool,
+}
+
+impl Wishes {
+    fn read(&mut self, value: &[u8]) {
+        for option in value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
+            self.close |= option.eq_ignore_ascii_case(b"close");
+            self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+        }
+    }
+}
+
+/// Digits only: no sign, no list, no overflow (RFC 9110, section 8.6).
+fn parse_content_length(value: &[u8]) -> Option<u64> {
+    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(value).ok()?.parse().ok()
+}
+
+fn has_bare_lf(head: &[u8]) -> bool {
+    memchr_iter(b'\n', head).any(|at| at == 0 || head[at - 1] != b'\r')
+}
+
+/// httparse stops at the version before it has seen the line's end, so a garbled line and an honest `HTTP/2.0`
+/// look the same to it; they get different answers.
+fn is_http_of_another_version(bytes: &[u8]) -> bool {
+    let line = bytes.split(|&byte| byte == b'\r' || byte == b'\n').next().unwrap_or_default();
+    let version = line.rsplit(|&byte| byte == b' ').next().unwrap_or_default();
+    matches!(version, [b'H', b'T', b'T', b'P', b'/', major, rest @ ..]
+        if major.is_ascii_digit() && matches!(rest, [] | [b'.', b'0'..=b'9']))
+}
+
+/// The answers of one worker, rendered once.
+#[derive(Debug)]
+pub struct Responses {
+    worker: usize,
+    pid: u32,
+    /// In the order of [`Persistence`]; a HEAD answer is the first `head_bytes` of it.
+    ok: [Rendered; 3],
+}
+
+#[derive(Debug)]
+struct Rendered {
+    bytes: Vec<u8>,
+    head_bytes: usize,
+}
+
+impl Responses {
+    /// `body_bytes` is the wish of `--body`; the body is never shorter than the line that names the worker.
+    pub fn new(worker: usize, pid: u32, body_bytes: usize) -> Responses {
+        let mut body = handled_by(worker, pid);
+        while body.len() < body_bytes {
+            body.push(if (body.len() + 1).is_multiple_of(64) || body.len() + 1 == body_bytes {
+                b'\n'
+            } else {
+                b'.'
+            });
+        }
+        let render = |connection| render("200 OK", worker, connection, &body);
+        Responses { worker, pid, ok: [render(""), render("Connection: keep-alive\r\n"), render(CLOSE)] }
+    }
+
+    /// The answer to a request that was read.
+    pub fn ok(&self, request: Request) -> &[u8] {
+        let rendered = &self.ok[request.persistence as usize];
+        if request.head_only { &rendered.bytes[..rendered.head_bytes] } else { &rendered.bytes }
+    }
+
+    /// The answer to a request that cannot be served; the connection ends with it.
+    pub fn refusal(&self, status: Status) -> Vec<u8> {
+        let mut body = handled_by(self.worker, self.pid);
+        body.extend_from_slice(status.line().lines().next().unwrap_or_default().as_bytes());
+        body.push(b'\n');
+        render(status.line(), self.worker, CLOSE, &body).bytes
+    }
+}
+
+const CLOSE: &str = "Connection: close\r\n";
+
+fn handled_by(worker: usize, pid: u32) -> Vec<u8> {
+    format!("handled by worker {worker}, pid {pid}\n").into_bytes()
+}
+
+fn render(status: &str, worker: usize, connection: &str, body: &[u8]) -> Rendered {
+    let length = body.len();
+    let mut bytes = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\nX-Worker: {worker}\r\n\
+         {connection}\r\n"
+    )
+    .into_bytes();
+    let head_bytes = bytes.len();
+    bytes.extend_from_slice(body);
+    Rendered { bytes, head_bytes }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn next(bytes: &[u8]) -> Next {
+        Reader::default().next(bytes).1
+    }
+
+    fn get(persistence: Persistence) -> Next {
+        Next::Request(Request { persistence, head_only: false })
+    }
+
+    #[test]
+    fn a_request_is_read_with_its_persistence() {
+        for (head, expected) in [
+            ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", Persistence::Implicit),
+            ("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", Persistence::Close),
+            ("GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Close\r\n\r\n", Persistence::Close),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nConnection: keep-alive\r\n\r\n",
+                Persistence::Close,
+            ),
+            ("GET / HTTP/1.0\r\n\r\n", Persistence::Close),
+            ("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n", Persistence::Announced),
+        ] {
+            assert_eq!(next(head.as_bytes()), get(expected), "{head:?}");
+        }
+    }
+
+    #[test]
+    fn bad_input_gets_its_status() {
+        let long = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "y".repeat(MAX_HEAD_BYTES));
+        let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(MAX_HEADERS));
+        for (bytes, expected) in [
+            ("nonsense\r\n\r\n", Status::BadRequest),
+            ("GET / HTTP/1.1\r\n\r\n", Status::BadRequest),
+            ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", Status::BadRequest),
+            ("GET / HTTP/1.1\nHost: a\n\n", Status::BadRequest),
+            ("GET / HTTP/1.1\r\nHost: a\nX: y\r\n\r\n", Status::BadRequest),
+            ("GET / HTTP/1.1\r\nHost: a\0b\r\n\r\n", Status::BadRequest),
+            ("GET / HTTP/1.1\r\nHost : a\r\n\r\n", Status::BadRequest),
+            ("GET / HTTP/1.1\r\nHost: a\r\n folded\r\n\r\n", Status::BadRequest),
+            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n", Status::BadRequest),
+            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n\r\n", Status::BadRequest),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n",
+                Status::BadRequest,
+            ),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+                Status::BadRequest,
+            ),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+                Status::BadRequest,
+            ),
+            ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", Status::LengthRequired),
+            ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n", Status::NotImplemented),
+            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1048577\r\n\r\n", Status::ContentTooLarge),
+            ("DELETE / HTTP/1.1\r\nHost: a\r\n\r\n", Status::MethodNotAllowed),
+            ("BREW / HTTP/1.1\r\nHost: a\r\n\r\n", Status::NotImplemented),
+            ("GET / HTTP/2.0\r\nHost: a\r\n\r\n", Status::VersionNotSupported),
+            ("GET / HTTP/9\r\n\r\n", Status::VersionNotSupported),
+            ("GET / FTP/1.1\r\n\r\n", Status::BadRequest),
+            (long.as_str(), Status::HeaderFieldsTooLarge),
+            (many.as_str(), Status::HeaderFieldsTooLarge),
+        ] {
+            let shown = &bytes[..bytes.len().min(90)];
+            assert_eq!(next(bytes.as_bytes()), Next::Bad(expected), "{shown:?}");
+        }
+    }
+
+    #[test]
+    fn a_body_is_skipped_and_the_next_request_follows() {
+        let stream = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhelloGET / HTTP/1.0\r\n\r\n";
+        let mut reader = Reader::default();
+        let (used, first) = reader.next(stream);
+        assert_eq!(first, get(Persistence::Implicit));
+        assert_eq!(reader.next(&stream[used..]), (18, get(Persistence::Close)));
+    }
+
+    #[test]
+    fn a_client_that_expects_continue_is_told_once() {
+        let head = b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n";
+        let mut reader = Reader::default();
+        assert_eq!(reader.next(head), (head.len(), Next::MoreAfterContinue));
+        assert_eq!(reader.next(b"x"), (1, Next::More));
+        assert_eq!(reader.next(b"y"), (1, get(Persistence::Implicit)));
+    }
+
+    #[test]
+    fn a_head_answer_has_the_length_but_not_the_body() {
+        let responses = Responses::new(3, 604, 64);
+        let head = Request { persistence: Persistence::Implicit, head_only: true };
+        let text = String::from_utf8(responses.ok(head).to_vec()).unwrap();
+        assert!(text.contains("Content-Length: 64\r\n") && text.ends_with("\r\n\r\n"), "{text:?}");
+    }
+
+    #[test]
+    fn the_body_has_the_length_asked_for_and_begins_with_the_worker() {
+        let request = Request { persistence: Persistence::Close, head_only: false };
+        for (asked, expected) in [(0, 29), (29, 29), (64, 64), (1000, 1000)] {
+            let responses = Responses::new(3, 604, asked);
+            let text = String::from_utf8(responses.ok(request).to_vec()).unwrap();
+            let (_, body) = text.split_once("\r\n\r\n").unwrap();
+            assert_eq!(body.len(), expected);
+            assert!(body.starts_with("handled by worker 3, pid 604\n") && body.ends_with('\n'));
+        }
+    }
+
+    proptest! {
+        /// However the network cuts the stream, the same requests come out.
+        #[test]
+        fn any_chunking_gives_the_same_requests(cuts in proptest::collection::vec(1usize..40, 1..60)) {
+            let stream = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n\
+                POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 11\r\n\r\nhello\r\n\r\nyo\
+                HEAD / HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET / HTTP/1.0\r\n\r\n";
+            let mut reader = Reader::default();
+            let (mut unread, mut requests) = (Vec::new(), Vec::new());
+            let (mut at, mut cuts) = (0, cuts.into_iter().cycle());
+            while at < stream.len() {
+                let end = (at + cuts.next().unwrap()).min(stream.len());
+                unread.extend_from_slice(&stream[at..end]);
+                at = end;
+                loop {
+                    let (used, next) = reader.next(&unread);
+                    unread.drain(..used);
+                    match next {
+                        Next::Request(request) => requests.push(request),
+                        Next::Bad(status) => prop_assert!(false, "refused: {status:?}"),
+                        _ => break,
+                    }
+                }
+            }
+            prop_assert_eq!(requests.len(), 4);
+            prop_assert!(requests[2].head_only && unread.is_empty());
+        }
+
+        /// Whatever arrives, the reader never panics and never claims more bytes than there are.
+        #[test]
+        fn garbage_is_survived(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let (used, _) = Reader::default().next(&bytes);
+            prop_assert!(used <= bytes.len());
+        }
+
+        /// The same for input that is almost a request: one byte of a good one replaced.
+        #[test]
+        fn a_damaged_request_is_survived(at in 0usize..53, byte in any::<u8>()) {
+            let mut bytes = b"POST / HTTP/1.1\r\nHost: abc\r\nContent-Length: 4\r\n\r\nbody".to_vec();
+            bytes[at] = byte;
+            let (used, _) = Reader::default().next(&bytes);
+            prop_assert!(used <= bytes.len());
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! The program as seen from the wire: a blocking client on a raw socket that never waits without a deadline and
+//! sends exactly the bytes it is given.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+
+use super::queues::queues;
+use super::{Verdict, broken, not_applicable};
+use crate::lab::processes::poll_until;
+
+/// How long an answer may take that has no reason to take any time at all.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The shortest request with nothing special about it.
+pub const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+/// The same from a client that wants no second answer.
+pub const GET_AND_CLOSE: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+
+/// One connection.
+pub struct Client {
+    pub stream: TcpStream,
+    /// Received and not yet part of an answer.
+    received: Vec<u8>,
+}
+
+/// One response, whole.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+/// Asks once on a connection of its own and expects a 200 within [`PATIENCE`]: the server is alive.
+pub fn served(addr: SocketAddr) -> Verdict<Answer> {
+    served_within(addr, PATIENCE)
+}
+
+/// The same, for servers that have a reason to let one wait.
+pub fn served_within(addr: SocketAddr, patience: Duration) -> Verdict<Answer> {
+    let mut client = Client::connect(addr)?;
+    client.send(GET_AND_CLOSE)?;
+    let answer = client.answer_within(patience)?;
+    answer.expect(200)?;
+    Ok(answer)
+}
+
+impl Client {
+    pub fn connect(addr: SocketAddr) -> Verdict<Client> {
+        let connected = TcpStream::connect_timeout(&addr, PATIENCE).and_then(|stream| {
+            // Each write is to leave as a segment of its own, or no request would ever arrive in pieces.
+            stream.set_nodelay(true)?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            Ok(stream)
+        });
+        match connected {
+            Ok(stream) => Ok(Client { stream, received: Vec::new() }),
+            Err(error) => broken(format!("a connection to {addr}"), error.to_string()),
+        }
+    }
+
+    /// Sends `bytes`. A server that has heard enough may answer and close before the last of them, so only the
+    /// answer tells whether that was right.
+    pub fn send(&mut self, bytes: &[u8]) -> Verdict {
+        match self.stream.write_all(bytes) {
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                broken("the request is read", format!("it is not read for {PATIENCE:?}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Sends a request (no HEAD) and awaits its answer.
+    pub fn ask(&mut self, request: &[u8]) -> Verdict<Answer> {
+        self.send(request)?;
+        self.answer()
+    }
+
+    pub fn answer(&mut self) -> Verdict<Answer> {
+        self.answer_within(PATIENCE)
+    }
+
+    pub fn answer_within(&mut self, patience: Duration) -> Verdict<Answer> {
+        self.read_answer(true, patience)
+    }
+
+    /// An answer, or a close without one.
+    pub fn answer_or_close(&mut self, within: Duration) -> Verdict<Option<Answer>> {
+        self.read(true, within)
+    }
+
+    /// An answer to HEAD: its Content-Length announces a body that does not come.
+    pub fn answer_to_head(&mut self) -> Verdict<Answer> {
+        self.read_answer(false, PATIENCE)
+    }
+
+    /// The server closes the connection, and sends nothing before it does.
+    pub fn closes(&mut self, within: Duration) -> Verdict {
+        let expected = format!("the connection is closed within {within:?}");
+        match self.receive(Instant::now() + within) {
+            Ok(0) if self.received.is_empty() => Ok(()),
+            Ok(_) => broken(expected, format!("{} more bytes: {}", self.received.len(), self.shown())),
+            Err(error) if is_timeout(&error) => broken(expected, "it stays open"),
+            // A reset is a close by a server that had not read everything.
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Leaves with a reset instead of a close (SO_LINGER of zero, socket(7)).
+    pub fn reset(self) {
+        let lingerless = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+        lingerless.expect("a TCP socket takes SO_LINGER");
+    }
+
+    /// Waits until every byte we sent has arrived and the server has taken it out of its socket.
+    pub fn was_read(&self) -> Verdict {
+        let (Ok(SocketAddr::V4(ours)), Ok(SocketAddr::V4(theirs))) =
+            (self.stream.local_addr(), self.stream.peer_addr())
+        else {
+            return not_applicable("the queues of an IPv6 connection are not looked at");
+        };
+        let read = poll_until(PATIENCE, || match (queues(ours, theirs), queues(theirs, ours)) {
+            (Err(errno), _) | (_, Err(errno)) => Some(not_applicable(format!("sock_diag(7): {errno}"))),
+            (Ok(Some(near)), Ok(Some(far))) => (near.sent == 0 && far.received == 0).then_some(Ok(())),
+            _ => None,
+        });
+        read.unwrap_or_else(|| broken("the request is read", "it is not read"))
+    }
+
+    /// Waits until an answer has begun to arrive and, since we do not read it, no more of it comes: the sockets
+    /// are full, or the server has nothing left to say.
+    pub fn lets_answers_pile_up(&self) -> Verdict {
+        let (Ok(SocketAddr::V4(ours)), Ok(SocketAddr::V4(theirs))) =
+            (self.stream.local_addr(), self.stream.peer_addr())
+        else {
+            return not_applicable("the queues of an IPv6 connection are not looked at");
+        };
+        // A server that has an answer ready does not pause for so long in the middle of sending.
+        let standstill = Duration::from_millis(50);
+        let mut last = (0, Instant::now());
+        let piled_up = poll_until(PATIENCE, || match queues(ours, theirs) {
+            Err(errno) => Some(not_applicable(format!("sock_diag(7): {errno}"))),
+            Ok(Some(near)) if near.received != last.0 => {
+                last = (near.received, Instant::now());
+                None
+            }
+            Ok(_) => (last.0 > 0 && last.1.elapsed() >= standstill).then_some(Ok(())),
+        });
+        piled_up.unwrap_or_else(|| broken("an answer begins to arrive", format!("{} bytes came", last.0)))
+    }
+
+    fn read_answer(&mut self, with_body: bool, patience: Duration) -> Verdict<Answer> {
+        match self.read(with_body, patience)? {
+            Some(answer) => Ok(answer),
+            None => broken("an answer", "the connection is closed without one"),
+        }
+    }
+
+    /// An answer, or nothing where the connection was closed before its first byte.
+    fn read(&mut self, with_body: bool, patience: Duration) -> Verdict<Option<Answer>> {
+        let deadline = Instant::now() + patience;
+        loop {
+            if let Some(answer) = self.take_answer(with_body)? {
+                return Ok(Some(answer));
+            }
+            match self.receive(deadline) {
+                Ok(count) if count > 0 => {}
+                Err(error) if is_timeout(&error) => {
+                    return broken("an answer or a close", format!("{} in {patience:?}", self.shown()));
+                }
+                _ if self.received.is_empty() => return Ok(None),
+                _ => {
+                    return broken(
+                        "a whole answer",
+                        format!("the connection is closed after {}", self.shown()),
+                    );
+                }
+            }
+        }
+    }
+
+    /// Takes one answer off what was received, if it is there in full.
+    fn take_answer(&mut self, with_body: bool) -> Verdict<Option<Answer>> {
+        let mut headers = [httparse::EMPTY_HEADER; 32];
+        let mut head = httparse::Response::new(&mut headers);
+        let head_length = match head.parse(&self.received) {
+            Ok(httparse::Status::Complete(length)) => length,
+            Ok(httparse::Status::Partial) => return Ok(None),
+            Err(error) => return broken("an HTTP response", format!("{error}: {}", self.shown())),
+        };
+        let mut answer = Answer {
+            status: head.code.expect("a complete head has a status"),
+            headers: head.headers.iter().map(owned).collect(),
+            body: Vec::new(),
+        };
+        let body_length = if with_body { answer.content_length()? } else { 0 };
+        if self.received.len() < head_length + body_length {
+            return Ok(None);
+        }
+        answer.body = self.received[head_length..head_length + body_length].to_vec();
+        self.received.drain(..head_length + body_length);
+        Ok(Some(answer))
+    }
+
+    fn receive(&mut self, deadline: Instant) -> std::io::Result<usize> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(Some(left))?;
+        let mut buffer = [0; 65536];
+        let count = self.stream.read(&mut buffer)?;
+        self.received.extend_from_slice(&buffer[..count]);
+        Ok(count)
+    }
+
+    fn shown(&self) -> String {
+        if self.received.is_empty() {
+            return "no byte".into();
+        }
+        let start = &self.received[..self.received.len().min(120)];
+        format!("{:?}", String::from_utf8_lossy(start))
+    }
+}
+
+impl Answer {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let found = self.headers.iter().find(|(other, _)| other.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.as_str())
+    }
+
+    pub fn content_length(&self) -> Verdict<usize> {
+        let value = self.header("content-length");
+        let number = value.and_then(|value| value.parse().ok());
+        number.map_or_else(|| broken("a Content-Length", format!("{value:?} in {:?}", self.headers)), Ok)
+    }
+
+    pub fn expect(&self, status: u16) -> Verdict {
+        if self.status == status {
+            return Ok(());
+        }
+        broken(format!("status {status}"), format!("status {}", self.status))
+    }
+
+    /// The connection option it carries is `option` (`close`, `keep-alive`), in any case.
+    pub fn expect_connection(&self, option: &str) -> Verdict {
+        match self.header("connection") {
+            Some(value) if value.eq_ignore_ascii_case(option) => Ok(()),
+            Some(value) => broken(format!("`Connection: {option}`"), format!("`Connection: {value}`")),
+            None => broken(format!("`Connection: {option}`"), "no Connection header"),
+        }
+    }
+
+    /// The number in `X-Worker`.
+    pub fn worker(&self) -> Verdict<usize> {
+        let value = self.header("x-worker");
+        let number = value.and_then(|value| value.parse().ok());
+        number.map_or_else(|| broken("`X-Worker: I`", format!("{value:?} in {:?}", self.headers)), Ok)
+    }
+
+    /// Worker and process as the body names them: `handled by worker I, pid P`.
+    pub fn signature(&self) -> Verdict<(usize, i32)> {
+        let body = String::from_utf8_lossy(&self.body);
+        let named = body.strip_prefix("handled by worker ").and_then(|rest| {
+            let (worker, rest) = rest.split_once(", pid ")?;
+            let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+            Some((worker.parse().ok()?, rest[..digits].parse().ok()?))
+        });
+        named.map_or_else(
+            || broken("a body that begins `handled by worker I, pid P`", format!("{body:?}")),
+            Ok,
+        )
+    }
+}
+
+fn owned(header: &httparse::Header) -> (String, String) {
+    (header.name.to_string(), String::from_utf8_lossy(header.value).into_owned())
+}
+
+fn is_timeout(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+}

@@ -1,0 +1,129 @@
+//! Points about clients that do nothing, or not what one expects of them: the server lets go of them in time and
+//! goes on serving the others.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use super::client::{Client, GET, PATIENCE, served, served_within};
+use super::server::{Program, Server};
+use super::{Point, Verdict, broken, own};
+
+/// Short enough to wait for, long enough not to hit a client that is only slow to be scheduled.
+const IDLE: (&str, Duration) = ("300ms", Duration::from_millis(300));
+
+pub const POINTS: &[Point] = &[
+    own("idle-silent", "a connection that sends nothing is closed after --idle-timeout", |program| {
+        let_go(program, b"")
+    }),
+    own("idle-half-request", "half a request and silence: 408 or a close after --idle-timeout", |program| {
+        let_go(program, b"GET / HTTP/1.1\r\nHo")
+    }),
+    own("idle-half-body", "half a body and silence: 408 or a close after --idle-timeout", |program| {
+        let_go(program, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc")
+    }),
+    own("idle-keep-alive", "an idle keep-alive connection is closed after --idle-timeout", idle_keep_alive),
+    own("idle-cpu", "waiting for a client costs no CPU time", idle_cpu),
+    own(
+        "never-reads",
+        "a client that never reads holds nobody up for longer than --idle-timeout",
+        never_reads,
+    ),
+    own("reset", "a reset in mid-request harms nobody else", reset),
+    own("silent-crowd", "100 connections that send nothing: the next client is served", silent_crowd),
+];
+
+fn impatient(program: &Program) -> Verdict<Server> {
+    program.start(&["--idle-timeout", IDLE.0])
+}
+
+fn let_go(program: &Program, half: &[u8]) -> Verdict {
+    let server = impatient(program)?;
+    let mut client = Client::connect(server.addr)?;
+    client.send(half)?;
+    let since = Instant::now();
+    closes_when_idle(&mut client, since)?;
+    drop(client);
+    served(server.addr).map(drop)
+}
+
+/// A close, or 408 and a close, not before the time-out and within patience. The server may have started its
+/// clock when it read the last byte, a little before we could look at ours.
+fn closes_when_idle(client: &mut Client, since: Instant) -> Verdict {
+    if let Some(answer) = client.answer_or_close(PATIENCE)? {
+        answer.expect(408)?;
+    }
+    client.closes(PATIENCE)?;
+    let waited = since.elapsed();
+    if waited < IDLE.1 * 4 / 5 {
+        return broken(format!("408 or a close after {:?}", IDLE.1), format!("a close after {waited:?}"));
+    }
+    Ok(())
+}
+
+fn idle_keep_alive(program: &Program) -> Verdict {
+    let server = impatient(program)?;
+    let mut client = Client::connect(server.addr)?;
+    client.ask(GET)?.expect(200)?;
+    closes_when_idle(&mut client, Instant::now())?;
+    drop(client);
+    served(server.addr).map(drop)
+}
+
+/// A loop that asks a socket with nothing to say burns all of a CPU that the other examiners leave to it; a tenth
+/// of one tells it from ten ticks of rounding.
+fn idle_cpu(program: &Program) -> Verdict {
+    let server = program.start(&[])?;
+    served(server.addr)?;
+    let mut half = Client::connect(server.addr)?;
+    half.send(b"GET / HTTP/1.1\r\nHo")?;
+    half.was_read()?;
+    let _silent = Client::connect(server.addr)?;
+    let (watched, allowed) = (Duration::from_secs(1), Duration::from_millis(100));
+    let before = server.cpu_time();
+    // A time span to measure over: nothing is ordered by it.
+    std::thread::sleep(watched);
+    let used = server.cpu_time().saturating_sub(before);
+    if used > allowed {
+        return broken(format!("at most {allowed:?} CPU time in {watched:?}"), format!("{used:?}"));
+    }
+    Ok(())
+}
+
+/// Sends requests until the server, whose answers nobody reads, takes no more; then others are served while the
+/// client is still there, and after it has left.
+fn never_reads(program: &Program) -> Verdict {
+    let server = program.start(&["--body", "1000000", "--idle-timeout", IDLE.0])?;
+    let mut client = Client::connect(server.addr)?;
+    let no_room_within = Duration::from_millis(100);
+    client.stream.set_write_timeout(Some(no_room_within)).expect("the time is not zero");
+    // Each answer is a megabyte: a hundred fill every socket buffer long before the requests fill theirs.
+    for _ in 0..100 {
+        if client.stream.write_all(GET).is_err() {
+            break;
+        }
+    }
+    served(server.addr)?;
+    drop(client);
+    served(server.addr).map(drop)
+}
+
+fn reset(program: &Program) -> Verdict {
+    let server = program.start(&[])?;
+    for request in [&GET[..10], GET, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc", b""] {
+        for _ in 0..5 {
+            let mut client = Client::connect(server.addr)?;
+            client.send(request)?;
+            client.reset();
+        }
+    }
+    served(server.addr).map(drop)
+}
+
+/// A server that takes one connection at a time reaches the next client after a hundred time-outs.
+fn silent_crowd(program: &Program) -> Verdict {
+    let server = program.start(&["--idle-timeout", "50ms"])?;
+    let crowd: Vec<Client> = (0..100).map(|_| Client::connect(server.addr)).collect::<Verdict<_>>()?;
+    served_within(server.addr, Duration::from_millis(50) * 100 + 2 * PATIENCE)?;
+    drop(crowd);
+    served(server.addr).map(drop)
+}

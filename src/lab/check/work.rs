@@ -1,0 +1,51 @@
+//! Points about what one request costs.
+
+use std::time::{Duration, Instant};
+
+use super::client::{Client, GET};
+use super::server::Program;
+use super::{Point, Verdict, broken, own, start};
+
+pub const POINTS: &[Point] = &[
+    own("work-wait", "--work wait:DUR takes at least so long", |program| takes(program, "wait:80ms", 80)),
+    own("work-block", "--work block:DUR takes at least so long", |program| takes(program, "block:80ms", 80)),
+    own("work-spin", "--work spin:DUR takes at least so long", |program| takes(program, "spin:80ms", 80)),
+    own("work-fraction", "a duration may have a fraction", |program| takes(program, "block:1.8ms", 1)),
+    own("work-mixture", "a mixture makes some requests cheap and some dear", mixture),
+    own("wrong-work", "wrong work is a wrong flag", |program| {
+        for work in ["dance:1s", "block", "block:1", "50%none,20%block:1ms"] {
+            start::refused(program, &["--work", work])?;
+        }
+        Ok(())
+    }),
+];
+
+fn takes(program: &Program, work: &str, at_least_ms: u64) -> Verdict {
+    let server = program.start(&["--work", work])?;
+    let mut client = Client::connect(server.addr)?;
+    for _ in 0..2 {
+        let took = timed(&mut client)?;
+        if took < Duration::from_millis(at_least_ms) {
+            return broken(format!("at least {at_least_ms}ms with --work {work}"), format!("{took:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// Of 40 requests all are of one kind once in 2³⁹ times. Each has a connection of its own: whoever serves it must
+/// not begin the same draws anew.
+fn mixture(program: &Program) -> Verdict {
+    let server = program.start(&["--work", "50%none,50%wait:50ms"])?;
+    let times = (0..40).map(|_| timed(&mut Client::connect(server.addr)?)).collect::<Verdict<Vec<_>>>()?;
+    let dear = times.iter().filter(|took| **took >= Duration::from_millis(50)).count();
+    if dear == 0 || dear == times.len() {
+        return broken("some of 40 requests take 50ms and some do not", format!("{dear} of them do"));
+    }
+    Ok(())
+}
+
+fn timed(client: &mut Client) -> Verdict<Duration> {
+    let sent = Instant::now();
+    client.ask(GET)?.expect(200)?;
+    Ok(sent.elapsed())
+}

@@ -1,0 +1,503 @@
+//! The one dictionary of columns: what a header means, in which unit, and how it comes out of a row. Whatever a
+//! table prints is defined here; `lab explain` and the notes below each table print the definitions.
+
+use crate::lab::kernel_counts::Counts;
+use crate::lab::laws::Law;
+use crate::lab::record::Row;
+use crate::lab::timeline::Look;
+use crate::report::{Evenness, Latency, LoadReport, WorkerReport};
+
+/// A row, and the row it is compared with, which ran directly beside it.
+#[derive(Clone, Copy)]
+pub struct Sample<'a> {
+    pub row: &'a Row,
+    pub baseline: Option<&'a Row>,
+}
+
+pub struct Column {
+    /// As the matrix writes it.
+    pub name: &'static str,
+    /// As the table prints it, with the unit.
+    pub header: &'static str,
+    /// One sentence: definition or formula.
+    pub definition: &'static str,
+    pub value: Value,
+}
+
+/// How a cell comes out of a row; `None` prints as –.
+pub enum Value {
+    /// Whole numbers.
+    Count(fn(Sample) -> Option<f64>),
+    Real(fn(Sample) -> Option<f64>),
+    /// Never printed as 0: what was measured cannot be impossible.
+    Probability(fn(Sample) -> Option<f64>),
+    /// One run's picture: that of the run with the median of the number.
+    Picture {
+        of: fn(&Row) -> Option<String>,
+        median_by: fn(Sample) -> Option<f64>,
+    },
+}
+
+pub fn find(name: &str) -> Option<&'static Column> {
+    COLUMNS.iter().find(|column| column.name == name)
+}
+
+use Value::{Count, Picture, Probability, Real};
+
+const fn column(name: &'static str, header: &'static str, value: Value, definition: &'static str) -> Column {
+    Column { name, header, definition, value }
+}
+
+// A dictionary is read entry by entry, two lines each.
+#[rustfmt::skip]
+pub static COLUMNS: &[Column] = &[
+    // How much.
+    column("qps", "requests/s", Count(qps),
+        "requests answered in the measured window over its length"),
+    column("law_qps", "law requests/s", Count(law_qps),
+        "what the law promises (`lab explain`), with the N, M, C and P of the command lines"),
+    column("deviation", "deviation %", Real(deviation),
+        "100 · (requests/s − law) / law"),
+    column("share_of_baseline", "share of baseline", Real(share_of_baseline),
+        "requests/s over those of the baseline's run directly before or after"),
+    column("connections_per_s", "connections/s", Count(connections_per_s),
+        "requests/s times connections opened per answered request"),
+    // How long.
+    column("p50", "p50 µs", Count(|s| latency(s, |l| l.p50)),
+        "median response time; in open loop from the moment the request was due"),
+    column("p90", "p90 µs", Count(|s| latency(s, |l| l.p90)),
+        "90 % of the response times are no longer; a request that failed or was given up is in it at its age then"),
+    column("p99", "p99 µs", Count(|s| latency(s, |l| l.p99)),
+        "99 % of the response times are no longer; a request that failed or was given up is in it at its age then"),
+    column("max", "max µs", Count(|s| latency(s, |l| l.max)),
+        "longest response time, or wait of a request that failed or was given up"),
+    column("mean", "mean µs", Count(|s| latency(s, |l| l.mean)),
+        "mean response time; a request that failed or was given up is in it at its age then"),
+    column("stdev", "stdev µs", Count(|s| latency(s, |l| l.stdev)),
+        "standard deviation of the response times"),
+    column("mean_over_baseline", "mean over baseline", Real(|s| latency_over_baseline(s, |l| l.mean)),
+        "mean response time over that of the baseline's run"),
+    column("stdev_over_baseline", "stdev over baseline", Real(|s| latency_over_baseline(s, |l| l.stdev)),
+        "standard deviation of the response times over that of the baseline's run"),
+    column("connect_p99", "connect p99 µs", Count(|s| connect(s, |l| l.p99)),
+        "99 % of the connections were established no later"),
+    // What went wrong.
+    column("timeouts", "timeouts", Count(timeouts),
+        "requests that never got an answer"),
+    column("served", "connections served", Count(served),
+        "connections that got at least one answer"),
+    column("stuck", "stuck %", Real(stuck),
+        "100 · requests that got no answer within the client's time-out, over those that were due since the measurement began"),
+    column("lost", "lost %", Real(lost),
+        "100 · requests without an answer for whatever reason (reset, refused, timed out), over those that were due since the measurement began"),
+    column("resets", "resets", Count(resets),
+        "connections that ended with an error of the network or without an answer, before the time-out"),
+    // What it cost.
+    column("server_cpu_per_request", "server CPU µs/request", Real(server_cpu_per_request),
+        "CPU time of all workers and the master, user and system, over the requests they answered; from ready to the client's end, or over whole lives as for switches"),
+    column("client_cpu_per_request", "client CPU µs/request", Real(client_cpu_per_request),
+        "CPU time of the client over its requests, both of the measured window"),
+    column("server_cpu_per_connection", "server CPU µs/connection", Real(server_cpu_per_connection),
+        "CPU time of all workers and the master over the connections they accepted; from ready to the client's end, or over whole lives as for switches"),
+    column("client_cpu_per_connection", "client CPU µs/connection", Real(client_cpu_per_connection),
+        "client CPU per request times answered requests per connection opened"),
+    column("client_cpu_share", "client CPU share", Real(client_cpu_share),
+        "CPU time of the client over the time its threads had: 1.0 is a client that could not do more"),
+    // Who got the connections.
+    column("dispersion", "D", Real(|s| evenness(s, |e| e.dispersion)),
+        "dispersion index of connections per worker, X²/(k − 1): about 0 for round robin, about 1 for chance, far above 1 for a pile-up"),
+    column("p_value", "p", Probability(|s| evenness(s, |e| e.p_value)),
+        "probability, both tails, of a D at least as far off if every worker were equally likely"),
+    column("max_over_mean", "max/mean", Real(|s| evenness(s, |e| e.max_over_mean)),
+        "connections of the busiest worker over the mean"),
+    column("expected_max_over_mean", "max/mean by chance", Real(|s| evenness(s, |e| e.expected_max_over_mean_if_random)),
+        "what max/mean would be if every worker were equally likely"),
+    column("top_two", "two busiest %", Real(top_two),
+        "100 · connections of the two busiest workers over those of all"),
+    column("max_minus_min", "max − min", Count(max_minus_min),
+        "connections of the busiest worker less those of the idlest"),
+    column("bars", "connections per worker", Picture { of: bars, median_by: |s| evenness(s, |e| e.dispersion) },
+        "connections that were answered, by the worker that answered (client's book), of the run with the median D, workers 0, 1, 2, …; a bar's height is the share of the busiest"),
+    column("live", "live connections over time", Picture { of: live, median_by: live_max_over_mean },
+        "live connections of each worker at up to eight moments, from left to right, of the run with the median live max/mean; heights are shares of the largest"),
+    column("live_max_over_mean", "live max/mean", Real(live_max_over_mean),
+        "the worst moment: live connections of the busiest worker over the mean, while at least half of the most connections were open"),
+    // What the kernel did for it.
+    column("wakeups", "wake-ups/connection", Real(|s| per_connection(s, |w| w.wakeups)),
+        "returns to user space about the listening socket, over connections accepted"),
+    column("empty_wakeups", "empty wake-ups/connection", Real(|s| per_connection(s, |w| w.empty_wakeups)),
+        "those that found nothing to accept, over connections accepted"),
+    column("accept_eagain", "EAGAIN/connection", Real(accept_eagain),
+        "accepts that returned EAGAIN, of the workers and of a master that accepts for them, over connections accepted: empty wake-ups, and the last look of who takes all there is"),
+    column("switches", "switches/connection", Real(switches),
+        "voluntary context switches of all tasks of the server, over connections accepted; counted from ready to the client's end, or over whole lives where a task ended between (and in records older than this count)"),
+    column("kernel_wakeups", "kernel wake-ups/connection", Real(|s| observed(s, |c| c.wakeups)),
+        "passages of the tracepoint sched:sched_wakeup for any task of the server, over connections accepted: what the kernel woke, whether or not it came back to user space"),
+    column("kernel_switches", "kernel switches/connection", Real(|s| observed(s, |c| c.switches)),
+        "passages of sched:sched_switch away from any task of the server, voluntary or not, over connections accepted; the filters take CPU time while the tracepoints are counted"),
+    // What it occupies.
+    column("processes", "processes", Count(|s| Some(s.row.footprint.as_ref()?.processes as f64)),
+        "processes of the server while the connections are open"),
+    column("threads", "threads", Count(|s| Some(s.row.footprint.as_ref()?.threads as f64)),
+        "threads of the server while the connections are open, one per process included"),
+    column("fds", "descriptors", Count(|s| Some(s.row.footprint.as_ref()?.fds as f64)),
+        "open file descriptors of all its processes"),
+    column("pss", "PSS KiB", Count(|s| Some(s.row.footprint.as_ref()?.pss_kib as f64)),
+        "proportional set size of all its processes: user memory, shared pages divided among their users; kernel memory is not in it"),
+    column("pss_per_connection", "added PSS KiB/connection", Real(pss_per_connection),
+        "PSS beyond the baseline's over connections open beyond the baseline's"),
+];
+
+fn load<'a>(sample: Sample<'a>) -> Option<&'a LoadReport> {
+    sample.row.load.as_ref()
+}
+
+pub fn qps(sample: Sample) -> Option<f64> {
+    load(sample).map(|report| report.qps).or(sample.row.wrk.as_ref().map(|wrk| wrk.qps))
+}
+
+fn law_qps(sample: Sample) -> Option<f64> {
+    let row = sample.row;
+    let law = Law::parse(row.law.as_ref()?).ok()?;
+    law.predict(&row.server_command, &row.client_command, row.server_cpus.len())
+}
+
+fn deviation(sample: Sample) -> Option<f64> {
+    let law = law_qps(sample)?;
+    Some(100.0 * (qps(sample)? - law) / law)
+}
+
+fn share_of_baseline(sample: Sample) -> Option<f64> {
+    ratio(qps(sample)?, qps(Sample { row: sample.baseline?, baseline: None })?)
+}
+
+/// Connections are counted over the whole run, so the requests beside them must be too.
+fn connections_per_request(report: &LoadReport) -> Option<f64> {
+    let requests = report.requests + report.outside_window.warmup + report.outside_window.late;
+    ratio(report.connections.established as f64, requests as f64)
+}
+
+fn connections_per_s(sample: Sample) -> Option<f64> {
+    Some(load(sample)?.qps * connections_per_request(load(sample)?)?)
+}
+
+fn latency(sample: Sample, of: fn(&Latency) -> f64) -> Option<f64> {
+    if let Some(wrk) = &sample.row.wrk {
+        let known = Latency {
+            p50: wrk.p50_us.unwrap_or(f64::NAN),
+            p90: wrk.p90_us.unwrap_or(f64::NAN),
+            p99: wrk.p99_us.unwrap_or(f64::NAN),
+            p99_9: f64::NAN,
+            max: f64::NAN,
+            mean: f64::NAN,
+            stdev: f64::NAN,
+        };
+        return Some(of(&known)).filter(|value| !value.is_nan());
+    }
+    measured(&load(sample)?.latency_us, of)
+}
+
+fn latency_over_baseline(sample: Sample, of: fn(&Latency) -> f64) -> Option<f64> {
+    ratio(latency(sample, of)?, latency(Sample { row: sample.baseline?, baseline: None }, of)?)
+}
+
+fn connect(sample: Sample, of: fn(&Latency) -> f64) -> Option<f64> {
+    measured(&load(sample)?.connect_us, of)
+}
+
+/// A distribution without a single value is all zero; that is no measurement.
+fn measured(latency: &Latency, of: fn(&Latency) -> f64) -> Option<f64> {
+    (latency.max > 0.0).then(|| of(latency))
+}
+
+fn timeouts(sample: Sample) -> Option<f64> {
+    let by_wrk = sample.row.wrk.as_ref().map(|wrk| wrk.timeouts);
+    load(sample).map(|report| report.errors.timeout).or(by_wrk).map(|count| count as f64)
+}
+
+/// Errors that left a request without an answer. A status outside 2xx is an answer.
+fn unanswered(report: &LoadReport) -> u64 {
+    report.errors.total() - report.errors.status.values().sum::<u64>()
+}
+
+/// Requests that were due since the measurement began: answered, or not.
+fn due(report: &LoadReport) -> f64 {
+    (report.requests + report.outside_window.late + unanswered(report)) as f64
+}
+
+fn stuck(sample: Sample) -> Option<f64> {
+    ratio(100.0 * load(sample)?.errors.timeout as f64, due(load(sample)?))
+}
+
+fn lost(sample: Sample) -> Option<f64> {
+    ratio(100.0 * unanswered(load(sample)?) as f64, due(load(sample)?))
+}
+
+fn resets(sample: Sample) -> Option<f64> {
+    let errors = &load(sample)?.errors;
+    let count =
+        [&errors.connect, &errors.write, &errors.read].iter().flat_map(|names| names.values()).sum::<u64>();
+    Some(count as f64)
+}
+
+fn served(sample: Sample) -> Option<f64> {
+    Some(load(sample)?.connections.answered as f64)
+}
+
+/// A total over all workers of the server's book.
+pub fn sum(row: &Row, of: fn(&WorkerReport) -> u64) -> Option<u64> {
+    Some(row.server.as_ref()?.workers.iter().map(of).sum())
+}
+
+/// Without births and ends where they could be left out.
+fn server_cpu_us(row: &Row) -> Option<f64> {
+    if let Some(cpu_us) = row.observed.as_ref().and_then(|observed| observed.total(|counts| counts.cpu_us)) {
+        return Some(cpu_us as f64);
+    }
+    let master = row.server.as_ref()?.master.as_ref().map_or(0, |m| m.cpu_user_us + m.cpu_system_us);
+    Some((sum(row, |w| w.cpu_user_us + w.cpu_system_us)? + master) as f64)
+}
+
+fn server_cpu_per_request(sample: Sample) -> Option<f64> {
+    ratio(server_cpu_us(sample.row)?, sum(sample.row, |w| w.requests)? as f64)
+}
+
+fn server_cpu_per_connection(sample: Sample) -> Option<f64> {
+    ratio(server_cpu_us(sample.row)?, sum(sample.row, |w| w.accepted)? as f64)
+}
+
+fn client_cpu_per_request(sample: Sample) -> Option<f64> {
+    if let Some(wrk) = &sample.row.wrk {
+        return ratio(wrk.cpu_us as f64, wrk.requests as f64);
+    }
+    let report = load(sample)?;
+    ratio((report.client.cpu_user_us + report.client.cpu_system_us) as f64, report.requests as f64)
+}
+
+fn client_cpu_per_connection(sample: Sample) -> Option<f64> {
+    ratio(client_cpu_per_request(sample)?, connections_per_request(load(sample)?)?)
+}
+
+fn client_cpu_share(sample: Sample) -> Option<f64> {
+    // wrk's threads are one here: the tables start it with -t1, like loadgen.
+    let by_wrk = sample.row.wrk.as_ref().and_then(|wrk| ratio(wrk.cpu_us as f64 / 1e6, wrk.duration_s));
+    load(sample).map(|report| report.client.cpu_share).or(by_wrk)
+}
+
+fn evenness(sample: Sample, of: fn(&Evenness) -> f64) -> Option<f64> {
+    load(sample)?.evenness.as_ref().map(|pair| of(&pair.connections))
+}
+
+/// The client's book: worker and connections, those it never met included.
+fn connections_per_worker(row: &Row) -> Option<Vec<(usize, u64)>> {
+    if row.workers_folded.is_some() {
+        return None;
+    }
+    let report = row.load.as_ref()?;
+    let mut counts: Vec<(usize, u64)> = Vec::new();
+    for (worker, share) in &report.workers {
+        counts.push((worker.parse().ok()?, share.connections));
+    }
+    // A worker the client never met is in the server's book only.
+    let silent = row.server.iter().flat_map(|server| &server.workers).map(|worker| worker.id);
+    for id in silent {
+        if counts.iter().all(|(known, _)| *known != id) {
+            counts.push((id, 0));
+        }
+    }
+    counts.sort();
+    Some(counts)
+}
+
+fn max_minus_min(sample: Sample) -> Option<f64> {
+    let counts = connections_per_worker(sample.row)?;
+    let of = |pick: fn(u64, u64) -> u64| counts.iter().map(|(_, count)| *count).reduce(pick);
+    Some((of(u64::max)? - of(u64::min)?) as f64)
+}
+
+fn top_two(sample: Sample) -> Option<f64> {
+    let mut counts: Vec<u64> = connections_per_worker(sample.row)?.iter().map(|(_, count)| *count).collect();
+    counts.sort_by(|a, b| b.cmp(a));
+    ratio(100.0 * counts.iter().take(2).sum::<u64>() as f64, counts.iter().sum::<u64>() as f64)
+}
+
+/// `█▇▅ 2503 2417 1580`: eighths of the busiest worker's count, then the counts.
+fn bars(row: &Row) -> Option<String> {
+    let counts = connections_per_worker(row)?;
+    let most = counts.iter().map(|(_, count)| *count).max().filter(|most| *most > 0)?;
+    let picture: String = counts.iter().map(|(_, count)| bar(*count, most)).collect();
+    let numbers: Vec<String> = counts.iter().map(|(_, count)| count.to_string()).collect();
+    Some(format!("{picture} {}", numbers.join(" ")))
+}
+
+/// `▃▄▅▆ ▃▃▃▂`: a group for each worker, a bar for each look.
+fn live(row: &Row) -> Option<String> {
+    let most = row.timeline.iter().flat_map(|look| &look.active).copied().max().filter(|most| *most > 0)?;
+    let workers = row.timeline.first()?.active.len();
+    let of =
+        |worker: usize| row.timeline.iter().map(move |look| look.active.get(worker).copied().unwrap_or(0));
+    let line = |worker: usize| of(worker).map(|active| bar(active, most)).collect::<String>();
+    Some((0..workers).map(line).collect::<Vec<_>>().join(" "))
+}
+
+fn live_max_over_mean(sample: Sample) -> Option<f64> {
+    let worst = |active: &[u64]| {
+        let mean = active.iter().sum::<u64>() as f64 / active.len() as f64;
+        ratio(active.iter().copied().max()? as f64, mean)
+    };
+    // While connections come or go, whoever is first or last has all.
+    let total = |look: &Look| look.active.iter().sum::<u64>();
+    let most = sample.row.timeline.iter().map(total).max()?;
+    let settled = sample.row.timeline.iter().filter(|look| 2 * total(look) >= most);
+    settled.filter_map(|look| worst(&look.active)).max_by(f64::total_cmp)
+}
+
+/// Eighths of the largest.
+fn bar(count: u64, most: u64) -> char {
+    ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'][(count * 7).div_ceil(most) as usize]
+}
+
+fn per_connection(sample: Sample, of: fn(&WorkerReport) -> u64) -> Option<f64> {
+    ratio(sum(sample.row, of)? as f64, sum(sample.row, |w| w.accepted)? as f64)
+}
+
+fn accept_eagain(sample: Sample) -> Option<f64> {
+    let master = sample.row.server.as_ref()?.master.as_ref().and_then(|master| master.accepts);
+    let master = master.map_or(0, |accepts| accepts.accept_eagain);
+    ratio((sum(sample.row, |w| w.accept_eagain)? + master) as f64, sum(sample.row, |w| w.accepted)? as f64)
+}
+
+/// What the kernel counted while the client ran.
+fn observed(sample: Sample, of: fn(&Counts) -> Option<u64>) -> Option<f64> {
+    let total = sample.row.observed.as_ref()?.total(of)?;
+    ratio(total as f64, sum(sample.row, |w| w.accepted)? as f64)
+}
+
+fn switches(sample: Sample) -> Option<f64> {
+    observed(sample, |c| Some(c.voluntary_switches)).or_else(|| switches_of_whole_lives(sample))
+}
+
+fn switches_of_whole_lives(sample: Sample) -> Option<f64> {
+    let master = sample.row.server.as_ref()?.master.as_ref().map_or(0, |m| m.voluntary_switches);
+    let workers = sum(sample.row, |w| w.voluntary_switches)?;
+    ratio((workers + master) as f64, sum(sample.row, |w| w.accepted)? as f64)
+}
+
+fn pss_per_connection(sample: Sample) -> Option<f64> {
+    let occupied = |row: &Row| {
+        let open = row.load.as_ref()?.connections.peak_open;
+        Some((row.footprint.as_ref()?.pss_kib as f64, open as f64))
+    };
+    let (pss, open) = occupied(sample.row)?;
+    let (pss_before, open_before) = occupied(sample.baseline?)?;
+    ratio(pss - pss_before, open - open_before)
+}
+
+fn ratio(a: f64, b: f64) -> Option<f64> {
+    (b > 0.0).then(|| a / b)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::report::{AcceptBook, ConnectionBook, MasterReport, OutsideWindow, ServerReport, WorkerShare};
+
+    /// A row as a connection-per-request run leaves it: 90 of 100 requests in the window.
+    pub(crate) fn row() -> Row {
+        let worker = |id, accepted| WorkerReport {
+            id,
+            accepted,
+            requests: accepted,
+            wakeups: accepted + 1,
+            cpu_user_us: 10 * accepted,
+            voluntary_switches: 2 * accepted,
+            ..WorkerReport::default()
+        };
+        let share = |n| WorkerShare { connections: n, requests: n };
+        let report = LoadReport {
+            requests: 90,
+            qps: 90.0,
+            duration_s: 1.0,
+            workers: [("0".to_string(), share(80)), ("1".to_string(), share(20))].into(),
+            connections: ConnectionBook {
+                requested: 8,
+                peak_open: 8,
+                established: 100,
+                answered: 100,
+                ..ConnectionBook::default()
+            },
+            outside_window: OutsideWindow { warmup: 6, late: 4 },
+            ..LoadReport::default()
+        };
+        Row {
+            label: "prefork --workers 3".to_string(),
+            server_command: "prefork --workers 3 --work block:20ms --listen 127.0.0.1:0".to_string(),
+            client_command: "loadgen --connections 8".to_string(),
+            law: Some("min(M,C)/N".to_string()),
+            server_cpus: vec![0, 1],
+            server: Some(ServerReport {
+                workers: vec![worker(0, 80), worker(1, 20), worker(2, 0)],
+                ..ServerReport::default()
+            }),
+            load: Some(report),
+            ..Row::default()
+        }
+    }
+
+    fn number(name: &str, row: &Row) -> Option<f64> {
+        match find(name).unwrap().value {
+            Count(of) | Real(of) | Probability(of) => of(Sample { row, baseline: Some(row) }),
+            Picture { .. } => panic!("{name} is a picture"),
+        }
+    }
+
+    #[test]
+    fn numbers_come_out_of_both_books() {
+        let row = row();
+        for (name, value) in [
+            ("qps", 90.0),
+            ("law_qps", 150.0),
+            ("deviation", -40.0),
+            ("share_of_baseline", 1.0),
+            ("connections_per_s", 90.0),
+            ("server_cpu_per_connection", 10.0),
+            ("wakeups", 1.03),
+            ("switches", 2.0),
+            ("timeouts", 0.0),
+        ] {
+            assert!((number(name, &row).unwrap() - value).abs() < 1e-9, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_was_not_measured_has_no_number() {
+        for name in ["p50", "dispersion", "pss", "pss_per_connection", "connect_p99"] {
+            assert_eq!(number(name, &row()), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_master_that_accepts_adds_its_eagain_to_the_workers() {
+        let mut row = row();
+        assert_eq!(number("accept_eagain", &row), Some(0.0));
+        let accepts = AcceptBook { accept_eagain: 50, ..AcceptBook::default() };
+        let master = MasterReport { accepts: Some(accepts), ..MasterReport::default() };
+        row.server.as_mut().unwrap().master = Some(master);
+        assert_eq!(number("accept_eagain", &row), Some(0.5));
+    }
+
+    #[test]
+    fn a_worker_without_connections_still_has_its_bar() {
+        assert_eq!(bars(&row()).unwrap(), "█▃▁ 80 20 0");
+    }
+
+    #[test]
+    fn every_column_has_a_name_of_its_own_and_a_definition() {
+        for (i, column) in COLUMNS.iter().enumerate() {
+            assert!(
+                COLUMNS[..i].iter().all(|other| other.name != column.name && other.header != column.header)
+            );
+            assert!(column.definition.len() > 15, "{}", column.name);
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! The machine behind a record: what it is, how it is set, and what else happened on it meanwhile. Whatever cannot
+//! be read is left out rather than guessed.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nix::sys::resource::{Resource, getrlimit};
+use nix::unistd::geteuid;
+use serde::{Deserialize, Serialize};
+
+use crate::cpu;
+
+const SYSCTLS: [&str; 7] = [
+    "net.core.somaxconn",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.tcp_congestion_control",
+    "net.ipv4.tcp_max_syn_backlog",
+    "net.ipv4.tcp_migrate_req",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.tcp_tw_reuse",
+];
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    pub kernel: String,
+    pub cpu: String,
+    pub allowed_cpus: Vec<usize>,
+    pub memory_mib: u64,
+    /// By the vulnerability's name; those that do not affect this CPU are left out.
+    pub mitigations: BTreeMap<String, String>,
+    pub sysctls: BTreeMap<String, String>,
+    /// RLIMIT_NOFILE, the soft limit.
+    pub open_files: u64,
+    pub user: String,
+    pub rustc: String,
+    pub profile: String,
+    pub commit: String,
+}
+
+/// Looks at the machine; `root` is the repository.
+pub fn take(root: &Path) -> Fingerprint {
+    Fingerprint {
+        kernel: read("/proc/sys/kernel/osrelease"),
+        cpu: field_of("/proc/cpuinfo", "model name"),
+        allowed_cpus: cpu::allowed(),
+        memory_mib: number(&field_of("/proc/meminfo", "MemTotal")) / 1024,
+        mitigations: mitigations(),
+        sysctls: SYSCTLS.iter().filter_map(|name| Some((name.to_string(), sysctl(name)?))).collect(),
+        open_files: getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft),
+        user: if geteuid().is_root() { "root" } else { "not root" }.to_string(),
+        rustc: output(root, "rustc", &["-V"]),
+        profile: if cfg!(debug_assertions) { "debug" } else { "release" }.to_string(),
+        commit: output(root, "git", &["describe", "--always", "--dirty"]),
+    }
+}
+
+/// Kernel counters whose growth during a run says that the run was disturbed, or that the server was.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Connections refused or delayed because an accept queue was full (TcpExt in /proc/net/netstat).
+    pub listen_overflows: u64,
+    pub listen_drops: u64,
+    /// Time the hypervisor gave to somebody else, all CPUs, in clock ticks (/proc/stat).
+    pub steal_ticks: u64,
+}
+
+impl Counters {
+    pub fn now() -> Counters {
+        let netstat = fs::read_to_string("/proc/net/netstat").unwrap_or_default();
+        let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+        Counters {
+            listen_overflows: tcp_ext(&netstat, "ListenOverflows"),
+            listen_drops: tcp_ext(&netstat, "ListenDrops"),
+            steal_ticks: number(stat.split_whitespace().nth(8).unwrap_or_default()),
+        }
+    }
+
+    pub fn since(&self, before: &Counters) -> Counters {
+        Counters {
+            listen_overflows: self.listen_overflows.saturating_sub(before.listen_overflows),
+            listen_drops: self.listen_drops.saturating_sub(before.listen_drops),
+            steal_ticks: self.steal_ticks.saturating_sub(before.steal_ticks),
+        }
+    }
+}
+
+/// `2026-11-20T18:53:52Z`, in the proleptic Gregorian calendar (Hinnant, "chrono-compatible low-level date
+/// algorithms", civil_from_days).
+pub fn utc_now() -> String {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    utc(seconds)
+}
+
+fn utc(seconds: u64) -> String {
+    let (days, second_of_day) = (seconds / 86_400 + 719_468, seconds % 86_400);
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (hour, minute, second) = (second_of_day / 3600, second_of_day / 60 % 60, second_of_day % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default().trim().to_string()
+}
+
+fn sysctl(name: &str) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/sys/{}", name.replace('.', "/"))).ok()?;
+    Some(text.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+/// The value behind `name :` in a file of such lines.
+fn field_of(path: &str, name: &str) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let mut fields = text.lines().filter_map(|line| line.split_once(':'));
+    fields.find(|(key, _)| key.trim() == name).map_or(String::new(), |(_, value)| value.trim().to_string())
+}
+
+fn number(text: &str) -> u64 {
+    text.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(0)
+}
+
+fn mitigations() -> BTreeMap<String, String> {
+    let folder = fs::read_dir("/sys/devices/system/cpu/vulnerabilities").into_iter().flatten().flatten();
+    let state = |entry: fs::DirEntry| {
+        let text = read(&entry.path().to_string_lossy());
+        (text != "Not affected").then(|| (entry.file_name().to_string_lossy().into_owned(), text))
+    };
+    folder.filter_map(state).collect()
+}
+
+/// The first line a tool prints, or nothing when there is no such tool.
+fn output(folder: &Path, program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).current_dir(folder).output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    text.lines().next().unwrap_or_default().to_string()
+}
+
+/// One counter of the `TcpExt:` pair of lines, names above values.
+fn tcp_ext(netstat: &str, name: &str) -> u64 {
+    let mut lines = netstat.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (Some(names), Some(values)) = (lines.next(), lines.next()) else { return 0 };
+    let mut pairs = names.split_whitespace().zip(values.split_whitespace());
+    pairs.find(|(key, _)| *key == name).map_or(0, |(_, value)| number(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_is_found_below_its_name() {
+        let netstat = "TcpExt: A ListenOverflows ListenDrops\nTcpExt: 1 22 333\nIpExt: A\nIpExt: 4\n";
+        assert_eq!(tcp_ext(netstat, "ListenOverflows"), 22);
+        assert_eq!(tcp_ext(netstat, "Missing"), 0);
+        assert_eq!(tcp_ext("", "ListenDrops"), 0);
+    }
+
+    #[test]
+    fn seconds_become_dates_across_leap_days_and_years() {
+        assert_eq!(utc(0), "1970-01-01T00:00:00Z");
+        assert_eq!(utc(951_782_400), "2000-02-29T00:00:00Z");
+        assert_eq!(utc(1_798_761_599), "2026-12-31T23:59:59Z");
+    }
+
+    #[test]
+    fn the_machine_has_a_kernel_and_a_cpu_we_may_use() {
+        let machine = take(Path::new("."));
+        assert!(!machine.kernel.is_empty() && !machine.allowed_cpus.is_empty() && machine.open_files > 0);
+    }
+}

@@ -1,0 +1,123 @@
+//! What a server occupies while it runs: processes, threads, descriptors and proportional memory of everything
+//! in its process group, from /proc.
+
+use std::fs;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Footprint {
+    pub processes: u64,
+    pub threads: u64,
+    pub fds: u64,
+    /// Proportional set size: a page shared by n processes counts 1/n in each (proc_pid_smaps_rollup in
+    /// proc(5)). The kernel's own memory, socket buffers above all, is not in it.
+    pub pss_kib: u64,
+    /// How long looking took; with thousands of processes it is noticeable.
+    pub took_ms: f64,
+}
+
+/// Looks until the server holds at least `fds` descriptors and two looks agree. The client's connections are
+/// established long before they are accepted, so `fds` is what the server held before the client came, and one for
+/// each connection: a crowd of workers holds more descriptors than there are connections before the first. `None`
+/// when that has not happened by the deadline: a look that lasted into the measured window would take CPU from it.
+pub fn settled(group: i32, fds: u64, deadline: Instant) -> Option<Footprint> {
+    let start = Instant::now();
+    let mut last = of_group(group);
+    while Instant::now() < deadline {
+        let next = of_group(group);
+        let agree = (last.threads, last.fds) == (next.threads, next.fds);
+        if agree && last.fds >= fds && Instant::now() < deadline {
+            return Some(Footprint { took_ms: start.elapsed().as_secs_f64() * 1e3, ..next });
+        }
+        last = next;
+    }
+    None
+}
+
+/// Looks at every process of the group once.
+pub fn of_group(group: i32) -> Footprint {
+    let mut footprint = Footprint::default();
+    for (pid, threads) in members_and_threads(group) {
+        footprint.processes += 1;
+        footprint.threads += threads;
+        footprint.fds += fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |fds| fds.count() as u64);
+        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+        footprint.pss_kib += pss_kib(&rollup).unwrap_or(0);
+    }
+    footprint
+}
+
+/// The processes of the group.
+pub fn members(group: i32) -> impl Iterator<Item = i32> {
+    members_and_threads(group).map(|(pid, _)| pid)
+}
+
+fn members_and_threads(group: i32) -> impl Iterator<Item = (i32, u64)> {
+    let numbered = |entry: fs::DirEntry| entry.file_name().to_str()?.parse::<i32>().ok();
+    let everybody = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(numbered);
+    everybody.filter_map(move |pid| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let (its_group, threads) = group_and_threads(&stat)?;
+        (its_group == group).then_some((pid, threads))
+    })
+}
+
+/// Fields 5 and 20 of /proc/PID/stat, counted from behind the name, which may hold blanks and brackets.
+fn group_and_threads(stat: &str) -> Option<(i32, u64)> {
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    Some((fields.get(2)?.parse().ok()?, fields.get(17)?.parse().ok()?))
+}
+
+fn pss_kib(rollup: &str) -> Option<u64> {
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::unistd::getpgrp;
+    use std::os::unix::process::CommandExt;
+    use std::process::{Command, Stdio};
+    use std::time::Duration;
+
+    #[test]
+    fn group_and_threads_are_read_behind_a_name_with_brackets() {
+        let stat = "12 (a) b) S 1 77 12 0 -1 0 0 0 0 0 1 2 0 0 20 0 3 0 100";
+        assert_eq!(group_and_threads(stat), Some((77, 3)));
+    }
+
+    #[test]
+    fn our_own_group_occupies_something() {
+        let footprint = of_group(getpgrp().as_raw());
+        assert!(footprint.processes >= 1 && footprint.threads >= 1, "{footprint:?}");
+        assert!(footprint.fds >= 3 && footprint.pss_kib > 0, "{footprint:?}");
+    }
+
+    #[test]
+    fn a_server_that_does_not_hold_its_connections_in_time_is_not_seen() {
+        let soon = Instant::now() + Duration::from_millis(50);
+        assert_eq!(settled(getpgrp().as_raw(), u64::MAX, soon), None);
+    }
+
+    #[test]
+    fn a_group_is_seen_when_it_holds_what_it_held_and_the_connections() {
+        let child = Command::new("sleep").arg("60").process_group(0).stdin(Stdio::piped()).spawn();
+        let mut child = child.expect("sleep starts");
+        let group = child.id() as i32;
+        let before = of_group(group).fds;
+        let soon = || Instant::now() + Duration::from_millis(50);
+        let (held, more) = (settled(group, before, soon()), settled(group, before + 1, soon()));
+        child.kill().and_then(|()| child.wait()).expect("sleep ends");
+        assert_eq!(held.map(|footprint| footprint.fds), Some(before));
+        assert_eq!(more, None);
+    }
+
+    #[test]
+    fn the_proportional_size_is_the_pss_line_alone() {
+        assert_eq!(pss_kib("Rss:  9 kB\nPss:          1234 kB\nPss_Anon: 5 kB\n"), Some(1234));
+        assert_eq!(pss_kib(""), None);
+    }
+}

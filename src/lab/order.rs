@@ -1,0 +1,280 @@
+//! `lab order`: connections come one after another to workers that are all idle. Who takes each, and what is the
+//! rule behind it?
+
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::cpu;
+use crate::lab::check::client::served;
+use crate::lab::processes::{Process, family};
+use crate::lab::program::{Interrupt, Program, Stop, within};
+use crate::lab::runner::await_ready;
+use crate::report::{LoadReport, ServerReport};
+
+/// Share of the connections from which on a rule is called the rule.
+const NEARLY_ALL: f64 = 0.95;
+
+/// Standard deviations beyond which chance is no explanation: two sides of a normal, one in a thousand.
+const SURPRISE: f64 = 3.3;
+
+/// Agreements that chance should give, lest the normal approximation be no approximation.
+const EXPECTED_AGREEMENTS: f64 = 10.0;
+
+/// How often another worker is put to sleep after the favourite, to see whether the favourite stays one.
+const PROBES: usize = 5;
+
+/// Lines of sixteen rounds that are printed.
+const LINES: usize = 8;
+
+/// Starts and stops may take this long; the run itself is known.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Who took the connections, in the order in which they came.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Order {
+    pub takers: Vec<u32>,
+    /// Workers of the server, those that took nothing included.
+    pub workers: usize,
+    /// Where one worker takes nearly everything: for each time that another was made the last to fall asleep, whether
+    /// that one took the next connection.
+    pub last_to_sleep_took: Vec<bool>,
+}
+
+/// The rule behind an order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Pattern {
+    /// Every worker in turn, in this cycle.
+    RoundRobin(Vec<u32>),
+    /// One worker takes everything while it is idle, even after another has fallen asleep later.
+    Priority(u32),
+    /// Whoever fell asleep last is woken first; while nothing else happens that is always the same worker.
+    LastInFirstOut(u32),
+    /// One worker takes everything, and the rule behind it could not be told: the workers are one process, or now it was
+    /// the last to fall asleep that took over and now it was not.
+    Favourite(u32),
+    /// Each connection as if nothing had happened before it.
+    Random,
+    /// Any rule could look like this.
+    TooFew,
+    Unnamed,
+}
+
+/// Starts the server, sends it so many connections at this rate, and reads who answered.
+pub fn observe(command: &str, connections: u32, rate: u32, interrupt: &Interrupt) -> Result<Order, Stop> {
+    let cpus = cpu::allowed();
+    let mut server = Program::start(command, &["--listen", "127.0.0.1:0"], &cpus)?;
+    let address = await_ready(&mut server, interrupt)?;
+    let client = format!(
+        "loadgen --connections 1 --requests-per-connection 1 --requests {connections} --rate {rate} \
+         --trace {connections} --format json http://{address}/"
+    );
+    let mut client = Program::start(&client, &[], &cpus)?;
+    let length = Duration::from_secs(u64::from(connections / rate.max(1)));
+    let document = client.finish(within(length + PATIENCE), interrupt, |_| ())?;
+    let load: LoadReport = read(&document).map_err(|why| Stop::Failed(client.failure(&why)))?;
+    if load.errors.total() > 0 {
+        return Err(Stop::Failed(format!("{} of {connections} connections failed", load.errors.total())));
+    }
+    let takers: Option<Vec<u32>> = load.trace.iter().map(|answer| answer.worker).collect();
+    let takers = takers.ok_or(Stop::Failed("the answers do not name their worker (X-Worker)".to_string()))?;
+    let last_to_sleep_took = match favourite(&takers) {
+        Some(_) => rouse_the_others(server.pid(), &address)?,
+        None => Vec::new(),
+    };
+    server.terminate();
+    let document = server.finish(within(PATIENCE), interrupt, |_| ())?;
+    let report: ServerReport = read(&document).map_err(|why| Stop::Failed(server.failure(&why)))?;
+    Ok(Order { takers, workers: report.workers.len(), last_to_sleep_took })
+}
+
+/// Who took nearly all.
+fn favourite(takers: &[u32]) -> Option<u32> {
+    let nearly_all = (NEARLY_ALL * takers.len() as f64).ceil() as usize;
+    let share = |worker: u32| takers.iter().filter(|&&taker| taker == worker).count();
+    takers.iter().copied().find(|&worker| share(worker) >= nearly_all)
+}
+
+/// Priority and last-in-first-out look alike while the favourite is always the last to have fallen asleep, because it
+/// is the only one who ever wakes. So another one is stopped and resumed, which takes it out of its wait and puts it
+/// back (signal(7)), and then one connection tells. Nothing is learnt where the workers are one process.
+fn rouse_the_others(server: i32, address: &str) -> Result<Vec<bool>, Stop> {
+    let failed = |what: String| Stop::Failed(format!("rouse a worker of {address}: {what}"));
+    let address: SocketAddr = address.parse().map_err(|error| failed(format!("{error}")))?;
+    let taker = || {
+        let answer = served(address).map_err(|why| failed(format!("{why:?}")))?;
+        let (_, pid) = answer.signature().map_err(|why| failed(format!("{why:?}")))?;
+        Ok(pid)
+    };
+    let favourite = taker()?;
+    let others: Vec<Process> =
+        family(server).into_iter().filter(|process| ![server, favourite].contains(&process.pid)).collect();
+    let mut took = Vec::new();
+    for other in others.iter().cycle().take(if others.is_empty() { 0 } else { PROBES }) {
+        if !(other.stop(PATIENCE) && other.resume(PATIENCE)) {
+            return Err(failed(format!("pid {} does not stop and resume", other.pid)));
+        }
+        took.push(taker()? == other.pid);
+    }
+    Ok(took)
+}
+
+fn read<T: serde::de::DeserializeOwned>(document: &str) -> Result<T, String> {
+    serde_json::from_str(document).map_err(|error| format!("printed no report ({error})"))
+}
+
+impl Order {
+    /// Connections of each worker.
+    pub fn counts(&self) -> Vec<usize> {
+        let mut counts = vec![0; self.workers];
+        for &taker in &self.takers {
+            if let Some(count) = counts.get_mut(taker as usize) {
+                *count += 1;
+            }
+        }
+        counts
+    }
+
+    /// The share of connections that went to the same worker as the one `lag` before.
+    pub fn agreement(&self, lag: usize) -> f64 {
+        let pairs = self.takers.len().saturating_sub(lag);
+        let same = self.takers.iter().zip(self.takers.iter().skip(lag)).filter(|(a, b)| a == b).count();
+        if pairs == 0 { 0.0 } else { same as f64 / pairs as f64 }
+    }
+
+    /// What [`Order::agreement`] would be if connections fell independently, with the workers' own shares: Σ pᵢ².
+    pub fn agreement_by_chance(&self) -> f64 {
+        let n = self.takers.len().max(1) as f64;
+        self.counts().iter().map(|&count| (count as f64 / n).powi(2)).sum()
+    }
+
+    /// How many standard deviations the agreement is away from chance (normal approximation of the binomial).
+    pub fn surprise(&self, lag: usize) -> f64 {
+        let chance = self.agreement_by_chance();
+        let pairs = self.takers.len().saturating_sub(lag).max(1) as f64;
+        let deviation = (chance * (1.0 - chance) / pairs).sqrt();
+        if deviation == 0.0 { 0.0 } else { (self.agreement(lag) - chance) / deviation }
+    }
+
+    pub fn pattern(&self) -> Pattern {
+        if let Some(worker) = favourite(&self.takers).filter(|_| self.workers > 1) {
+            let stacked = self.last_to_sleep_took.iter().filter(|&&took| took).count();
+            return match self.last_to_sleep_took.len() {
+                0 => Pattern::Favourite(worker),
+                probes if stacked + 1 >= probes => Pattern::LastInFirstOut(worker),
+                _ if stacked <= 1 => Pattern::Priority(worker),
+                _ => Pattern::Favourite(worker),
+            };
+        }
+        if self.agreement(self.workers) >= NEARLY_ALL && self.agreement(1) <= 1.0 - NEARLY_ALL {
+            return Pattern::RoundRobin(self.takers[self.takers.len() - self.workers..].to_vec());
+        }
+        if self.agreement_by_chance() * (self.takers.len() as f64) < EXPECTED_AGREEMENTS {
+            return Pattern::TooFew;
+        }
+        let independent = [1, self.workers].iter().all(|&lag| self.surprise(lag).abs() < SURPRISE);
+        if independent { Pattern::Random } else { Pattern::Unnamed }
+    }
+
+    /// For people: the order, the rule, and what speaks for it.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        let separator = if self.workers > 10 { " " } else { "" };
+        for line in self.takers.chunks(16 * self.workers.max(1)).take(LINES) {
+            let rounds: Vec<String> = line
+                .chunks(self.workers.max(1))
+                .map(|round| round.iter().map(u32::to_string).collect::<Vec<_>>().join(separator))
+                .collect();
+            let _ = writeln!(text, "{}", rounds.join(if separator.is_empty() { " " } else { "  " }));
+        }
+        let unseen = self.takers.len().saturating_sub(LINES * 16 * self.workers.max(1));
+        if unseen > 0 {
+            let _ = writeln!(text, "and {unseen} more");
+        }
+        let counts = self.counts();
+        let spread = counts.iter().max().unwrap_or(&0) - counts.iter().min().unwrap_or(&0);
+        let counts: Vec<String> = counts.iter().map(usize::to_string).collect();
+        let _ = writeln!(text, "\npattern      {}", self.pattern().describe());
+        let _ = writeln!(text, "connections  {} (max − min {spread})", counts.join(" "));
+        if !self.last_to_sleep_took.is_empty() {
+            let took = self.last_to_sleep_took.iter().filter(|&&took| took).count();
+            let of = self.last_to_sleep_took.len();
+            let _ = writeln!(
+                text,
+                "put to sleep after the favourite, another took the next connection {took} of {of} times"
+            );
+        }
+        for (lag, what) in [(1, "the one before"), (self.workers, "the one a round before")] {
+            let _ = writeln!(
+                text,
+                "same worker as {what}: {:.3} of the connections; by chance {:.3} (z = {:+.1})",
+                self.agreement(lag),
+                self.agreement_by_chance(),
+                self.surprise(lag),
+            );
+        }
+        text
+    }
+}
+
+impl Pattern {
+    fn describe(&self) -> String {
+        match self {
+            Pattern::RoundRobin(cycle) => {
+                let cycle: Vec<String> = cycle.iter().map(u32::to_string).collect();
+                format!("round robin: {}", cycle.join(" → "))
+            }
+            Pattern::Priority(worker) => {
+                format!(
+                    "priority: worker {worker} takes all while it is idle, whoever has slept longer (at a shared \
+                     socket: who registered first)"
+                )
+            }
+            Pattern::LastInFirstOut(worker) => {
+                format!("last in, first out: worker {worker} was always the last to fall asleep")
+            }
+            Pattern::Favourite(worker) => {
+                format!("one favourite: worker {worker}, by a rule that could not be told")
+            }
+            Pattern::Random => {
+                "random: no connection depends on the one before or a round before".to_string()
+            }
+            Pattern::TooFew => "too few connections to tell; raise --connections".to_string(),
+            Pattern::Unnamed => "none of those known here: not random, and no simple rule".to_string(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order(takers: impl IntoIterator<Item = u32>) -> Order {
+        Order { takers: takers.into_iter().collect(), workers: 4, last_to_sleep_took: Vec::new() }
+    }
+
+    #[test]
+    fn a_rotation_is_round_robin_whichever_way_it_turns() {
+        let down = order((0..400).map(|i| 3 - i % 4));
+        assert_eq!(down.pattern(), Pattern::RoundRobin(vec![3, 2, 1, 0]));
+        assert_eq!((down.agreement(4), down.agreement(1)), (1.0, 0.0));
+    }
+
+    #[test]
+    fn one_taker_is_a_priority_if_it_stays_one_and_a_stack_if_the_last_to_sleep_takes_over() {
+        let after = |took: &[bool]| Order { last_to_sleep_took: took.to_vec(), ..order([3; 200]) }.pattern();
+        assert_eq!(after(&[false; 5]), Pattern::Priority(3));
+        assert_eq!(after(&[true; 5]), Pattern::LastInFirstOut(3));
+        assert_eq!(after(&[true, false, true, false, false]), Pattern::Favourite(3));
+        assert_eq!(after(&[]), Pattern::Favourite(3));
+    }
+
+    #[test]
+    fn dice_are_random_and_loaded_dice_too_but_runs_are_not() {
+        let mut dice = fastrand::Rng::with_seed(7);
+        assert_eq!(order((0..1000).map(|_| dice.u32(0..4))).pattern(), Pattern::Random);
+        assert_eq!(order((0..1000).map(|_| dice.u32(0..8).saturating_sub(4))).pattern(), Pattern::Random);
+        assert_eq!(order((0..1000).map(|i| i / 10 % 4)).pattern(), Pattern::Unnamed);
+        assert_eq!(order((0..20).map(|_| dice.u32(0..4))).pattern(), Pattern::TooFew);
+    }
+}

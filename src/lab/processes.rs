@@ -1,0 +1,171 @@
+//! What a server is made of, as the kernel tells it in proc(5): its processes, their descriptors, their CPU time.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
+
+/// A process, told apart from a later one that was given the same number.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Process {
+    pub pid: i32,
+    started: u64,
+}
+
+/// What we read of `/proc/PID/stat`.
+struct Stat {
+    state: char,
+    parent: i32,
+    cpu_ticks: u64,
+    started: u64,
+}
+
+impl Process {
+    /// The process with this number, if there is one that has not ended.
+    pub fn find(pid: i32) -> Option<Process> {
+        let stat = stat(pid).filter(|stat| pid > 0 && stat.is_alive())?;
+        Some(Process { pid, started: stat.started })
+    }
+
+    /// How long ago it was started, in seconds, to the kernel's tick of 10 ms. Time asleep with the machine counts.
+    pub fn age_s(&self) -> f64 {
+        let now = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("the clock exists since Linux 2.6.39");
+        now.tv_sec() as f64 + now.tv_nsec() as f64 / 1e9 - self.started as f64 / 100.0
+    }
+
+    /// It has been stopped by a signal, and does nothing until it is told to go on.
+    pub fn is_stopped(&self) -> bool {
+        stat(self.pid).is_some_and(|stat| matches!(stat.state, 'T' | 't') && stat.started == self.started)
+    }
+
+    /// A zombie has ended: it only waits for whoever inherited it.
+    pub fn is_alive(&self) -> bool {
+        Process::find(self.pid) == Some(*self)
+    }
+
+    pub fn kill(&self) {
+        self.signal(Signal::SIGKILL);
+    }
+
+    /// Sends a signal to this process, and to no later one of the same number.
+    pub fn signal(&self, signal: Signal) {
+        if self.is_alive() {
+            // It may end on its own between the two lines, and is then a zombie: nobody else has its number yet.
+            let _ = kill(Pid::from_raw(self.pid), signal);
+        }
+    }
+
+    /// Stops it, so that it sleeps for nothing but SIGCONT. False when it did not stop within `within`.
+    pub fn stop(&self, within: Duration) -> bool {
+        self.signal_and_await(Signal::SIGSTOP, within, |state| state == 'T')
+    }
+
+    /// Lets it go on, and waits until it sleeps for something again. False when that took longer than `within`.
+    pub fn resume(&self, within: Duration) -> bool {
+        self.signal_and_await(Signal::SIGCONT, within, |state| state == 'S')
+    }
+
+    fn signal_and_await(&self, signal: Signal, within: Duration, is_there: impl Fn(char) -> bool) -> bool {
+        let is_there = || stat(self.pid).filter(|stat| is_there(stat.state)).map(drop);
+        self.signal(signal);
+        self.is_alive() && poll_until(within, is_there).is_some()
+    }
+
+    pub fn open_descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid)).map_or(0, Iterator::count)
+    }
+
+    /// CPU time used so far, in the kernel's ticks of 10 ms.
+    pub fn cpu_time(&self) -> Duration {
+        Duration::from_millis(10 * stat(self.pid).map_or(0, |stat| stat.cpu_ticks))
+    }
+}
+
+/// The process `root` and all that descend from it, root first.
+pub fn family(root: i32) -> Vec<Process> {
+    let everyone: Vec<(i32, Stat)> = fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter_map(|pid| Some((pid, stat(pid).filter(Stat::is_alive)?)))
+        .collect();
+    let mut family: Vec<Process> = Process::find(root).into_iter().collect();
+    let mut next = 0;
+    while let Some(parent) = family.get(next).copied() {
+        let children = everyone.iter().filter(|(_, stat)| stat.parent == parent.pid);
+        family.extend(children.map(|(pid, stat)| Process { pid: *pid, started: stat.started }));
+        next += 1;
+    }
+    family
+}
+
+/// Asks `probe` again and again until it has something to say or the time is up. For states that the kernel
+/// shows but does not announce.
+pub fn poll_until<T>(within: Duration, mut probe: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + within;
+    loop {
+        if let Some(found) = probe() {
+            return Some(found);
+        }
+        if Instant::now() >= deadline {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+impl Stat {
+    fn is_alive(&self) -> bool {
+        !matches!(self.state, 'Z' | 'X')
+    }
+}
+
+/// Fields are numbered from the state on, because the command name before it may contain anything (proc(5)).
+fn stat(pid: i32) -> Option<Stat> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+    let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
+    Some(Stat {
+        state: fields.first()?.chars().next()?,
+        parent: number(1)? as i32,
+        cpu_ticks: number(11)? + number(12)?,
+        started: number(19)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn a_process_can_be_stopped_and_resumed() {
+        let mut sleeper = Command::new("sleep").arg("60").spawn().expect("every Linux has sleep");
+        let process = Process::find(sleeper.id() as i32).unwrap();
+        let within = Duration::from_secs(5);
+        assert!(process.stop(within) && process.resume(within));
+        process.kill();
+        sleeper.wait().unwrap();
+        assert!(!process.stop(within));
+    }
+
+    #[test]
+    fn a_family_is_the_process_and_its_descendants() {
+        let mut shell = Command::new("sh")
+            .args(["-c", "cat & cat"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("every Linux has sh and cat");
+        let pid = shell.id() as i32;
+        // The first cat is in the background and reads /dev/null, so it may be gone again.
+        let grown = poll_until(Duration::from_secs(5), || (family(pid).len() >= 2).then_some(()));
+        let members = family(pid);
+        drop(shell.stdin.take());
+        shell.wait().unwrap();
+        assert_eq!(grown, Some(()));
+        assert_eq!(members[0].pid, pid);
+        assert!(!members[0].is_alive());
+    }
+}

@@ -1,0 +1,103 @@
+//! All workers side by side, for crowds: a column for each, a strip for each rate and for the active connections.
+
+use ratatui::style::{Color, Modifier, Style};
+use ratatui::text::Line;
+
+use crate::lab::watch::sample::State;
+use crate::lab::watch::view::{RATES, View, Worker, number};
+
+const STRIPS: usize = RATES.len() + 1;
+
+/// The strips of the workers that are shown, on so many lines: each a title and bars above one another.
+pub fn lines(view: &View, shown: &[Worker], height: usize) -> Vec<Line<'static>> {
+    let bar_height = (height / STRIPS).saturating_sub(1).max(1);
+    let (most, sums) = (view.most(), view.sums());
+    let mut lines = Vec::new();
+    for (i, (name, colour)) in RATES.into_iter().enumerate() {
+        let of = |worker: &Worker| worker.rates.map(|rates| rates[i]);
+        let title = match sums {
+            Some(sums) => format!("{name}: {} in all, a full column is {}", number(sums[i]), number(most[i])),
+            None => format!("{name}: –"),
+        };
+        lines.extend(strip(title, view.has_colour.then_some(colour), shown, of, most[i], bar_height));
+    }
+    let active = |worker: &Worker| worker.active.map(|active| active as f64);
+    let most = view.workers.iter().filter_map(active).fold(0.0, f64::max);
+    let sum = view.active().map_or("–".to_string(), |sum| number(sum as f64));
+    let title = format!("active: {sum} in all, a full column is {}{}", number(most), odd_ones(view));
+    lines.extend(strip(title, None, shown, active, most, bar_height));
+    lines
+}
+
+fn strip(
+    title: String,
+    colour: Option<Color>,
+    shown: &[Worker],
+    of: impl Fn(&Worker) -> Option<f64>,
+    most: f64,
+    height: usize,
+) -> Vec<Line<'static>> {
+    let style = colour.map_or(Style::new(), |colour| Style::new().fg(colour));
+    let mut lines = vec![Line::styled(title, Style::new().add_modifier(Modifier::DIM))];
+    for floor in (0..height).rev() {
+        let column = |worker: &Worker| match of(worker) {
+            Some(value) => piece(value, most, height, floor),
+            None if floor == 0 => '–',
+            None => ' ',
+        };
+        lines.push(Line::styled(shown.iter().map(column).collect::<String>(), style));
+    }
+    lines
+}
+
+/// The part of a column that is on this floor, in eighths. Whatever is not nothing is at least visible.
+fn piece(value: f64, most: f64, height: usize, floor: usize) -> char {
+    const EIGHTHS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let full = if most > 0.0 { value / most * 8.0 * height as f64 } else { 0.0 };
+    let eighths = (full.round() as usize).max(usize::from(value > 0.0));
+    EIGHTHS[eighths.saturating_sub(8 * floor).min(8)]
+}
+
+/// Who does not run.
+fn odd_ones(view: &View) -> String {
+    let mut text = String::new();
+    for (state, name) in [(State::Starting, "starting"), (State::Stopped, "stopped"), (State::Ended, "ended")]
+    {
+        let ids: Vec<usize> =
+            view.workers.iter().filter(|worker| worker.state == state).map(|worker| worker.id).collect();
+        match ids[..] {
+            [] => {}
+            [id] => text += &format!(" · {name}: worker {id}"),
+            _ => text += &format!(" · {name}: {} workers", ids.len()),
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::view::tests::{screen, view};
+
+    #[test]
+    fn sixty_four_workers_are_seen_at_once_at_80_by_24() {
+        let mut crowd = view(64, |id| Some([id as f64, 63.0, 10.0, if id == 5 { 5.0 } else { 0.0 }]));
+        crowd.is_overview = true;
+        let lines = screen(&crowd, 80, 24);
+        assert_eq!(lines[3], "connections/s: 2,016 in all, a full column is 63");
+        assert!(lines[6].starts_with(" ▁▁▁▂▂▂▃▃") && lines[6].ends_with('█'), "{lines:#?}");
+        assert_eq!(lines[8..11], ["█".repeat(64), "█".repeat(64), "█".repeat(64)]);
+        // Half of the wake-ups of one worker: one and a half of three lines.
+        assert_eq!(lines[15], "of them empty/s: 5.0 in all, a full column is 10");
+        assert_eq!(lines[16..19], ["", "     ▄", "     █"]);
+        assert!(lines[19].starts_with("active: 2,016 in all"), "{lines:#?}");
+        assert_eq!(lines[23], "q quits · Tab a line each · all 64 workers");
+    }
+
+    #[test]
+    fn what_is_unknown_is_no_empty_column() {
+        let mut crowd = view(3, |_| None);
+        crowd.is_overview = true;
+        let lines = screen(&crowd, 80, 24);
+        assert_eq!(lines[3..7], ["connections/s: –", "", "", "–––"]);
+    }
+}

@@ -1,0 +1,230 @@
+//! What there is to be seen of a running server: its scoreboard, opened, looked at, opened anew when another server
+//! has taken its name. The server notices nothing: its memory is mapped for reading, and the rest is in /proc.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::failure::Failure;
+use crate::lab::processes::Process;
+use crate::scoreboard::{Count, Row, Scoreboard};
+use crate::units::monotonic_ns;
+
+/// A server that runs, or ran when we looked last.
+pub struct Target {
+    path: PathBuf,
+    board: Scoreboard,
+    /// Which file the name meant when it was opened.
+    file: (u64, u64),
+    process: Process,
+    /// As it was started, without the folder of the program.
+    pub command: String,
+    /// The sockets it listens on, where we may see them.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// The counters at one moment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sample {
+    pub at_ns: u64,
+    pub uptime_s: f64,
+    /// The server's first process lives.
+    pub is_running: bool,
+    pub workers: Vec<WorkerSample>,
+}
+
+/// One row of the scoreboard, as one line of `--once`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct WorkerSample {
+    pub worker: usize,
+    pub pid: i32,
+    pub state: State,
+    pub accepted: u64,
+    pub requests: u64,
+    pub active: u64,
+    pub wakeups: u64,
+    pub empty_wakeups: u64,
+    pub accept_eagain: u64,
+    pub client_errors: u64,
+}
+
+/// What a worker's process does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    #[default]
+    Running,
+    /// Forked at most; it has not written its name into its row.
+    Starting,
+    /// By SIGSTOP or a debugger.
+    Stopped,
+    /// Its counters are its last ones.
+    Ended,
+}
+
+/// What became of a server between two looks.
+pub enum Look {
+    Seen(Sample),
+    /// Another server has taken the name, and this is its first sample.
+    Replaced(Sample),
+}
+
+impl Target {
+    /// # Errors
+    /// When there is no scoreboard under this name, or its server has ended.
+    pub fn open(path: &Path) -> Result<Target, Failure> {
+        let tried = || format!("scoreboard {}", path.display());
+        let odd = |what: String| Failure::new(tried(), std::io::Error::other(what));
+        let advice = "start a server with --scoreboard PATH and give the same path here";
+        let file = identity(path).map_err(|error| Failure::new(tried(), error).advise(advice))?;
+        let board = Scoreboard::open(path)?;
+        if identity(path).ok() != Some(file) {
+            return Err(odd("another server has just taken this name; try again".to_string()));
+        }
+        let ended = || odd(format!("its server, pid {}, has ended", board.pid())).advise(advice);
+        let process = Process::find(board.pid()).ok_or_else(ended)?;
+        // Whoever is younger than the scoreboard has only got the number of the process that made it. Ticks round.
+        if board.is_from_an_earlier_boot() || process.age_s() + 0.05 < board.uptime_s() {
+            return Err(ended());
+        }
+        let workers = (0..board.rows()).map(|id| board.row(id).get(Count::Pid) as i32);
+        let processes: BTreeSet<i32> = workers.chain([process.pid]).collect();
+        Ok(Target {
+            path: path.to_owned(),
+            board,
+            file,
+            process,
+            command: command(process.pid).unwrap_or_else(|| board.model()),
+            addresses: listening(&processes),
+        })
+    }
+
+    /// Reads all counters.
+    ///
+    /// # Errors
+    /// When the file has been cut short: to touch the missing part would be the end of us.
+    pub fn look(&mut self) -> Result<Look, Failure> {
+        let named = fs::metadata(&self.path).ok();
+        let is_ours = |named: &fs::Metadata| (named.dev(), named.ino()) == self.file;
+        if named.as_ref().filter(|named| is_ours(named)).is_some_and(|named| named.len() < self.board.bytes())
+        {
+            let tried = format!("scoreboard {}", self.path.display());
+            return Err(Failure::new(tried, std::io::Error::other("it has been cut short while we watched")));
+        }
+        // A new server that has not finished its scoreboard is opened at the next look.
+        if let Some(new) = named.filter(|named| !is_ours(named)).and_then(|_| Target::open(&self.path).ok()) {
+            *self = new;
+            return Ok(Look::Replaced(self.sample()));
+        }
+        Ok(Look::Seen(self.sample()))
+    }
+
+    pub fn sample(&self) -> Sample {
+        let workers = (0..self.board.rows()).map(|id| worker(id, self.board.row(id))).collect();
+        // Looked at last: a server that lives now lived when its counters were read.
+        let (at_ns, uptime_s) = (monotonic_ns(), self.board.uptime_s());
+        Sample { at_ns, uptime_s, is_running: self.process.is_alive(), workers }
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.process.pid
+    }
+}
+
+fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
+    fs::metadata(path).map(|file| (file.dev(), file.ino()))
+}
+
+fn worker(id: usize, row: Row) -> WorkerSample {
+    let pid = row.get(Count::Pid) as i32;
+    WorkerSample {
+        worker: id,
+        pid,
+        state: match Process::find(pid) {
+            None if pid == 0 => State::Starting,
+            None => State::Ended,
+            Some(process) if process.is_stopped() => State::Stopped,
+            Some(_) => State::Running,
+        },
+        accepted: row.get(Count::Accepted),
+        requests: row.get(Count::Requests),
+        active: row.get(Count::Active),
+        wakeups: row.get(Count::Wakeups),
+        empty_wakeups: row.get(Count::EmptyWakeups),
+        accept_eagain: row.get(Count::AcceptEagain),
+        client_errors: row.get(Count::ClientErrors),
+    }
+}
+
+/// The words a process was started with.
+fn command(pid: i32) -> Option<String> {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let mut words: Vec<&str> = text.split('\0').filter(|word| !word.is_empty()).collect();
+    *words.first_mut()? = words.first()?.rsplit('/').next()?;
+    Some(words.join(" "))
+}
+
+/// The TCP sockets on which one of these processes listens.
+fn listening(processes: &BTreeSet<i32>) -> Vec<SocketAddr> {
+    let folders = processes.iter().filter_map(|pid| fs::read_dir(format!("/proc/{pid}/fd")).ok());
+    let links = folders.flatten().flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
+    let sockets: BTreeSet<String> = links
+        .filter_map(|link| Some(link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_string()))
+        .collect();
+    let mut found = BTreeSet::new();
+    for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
+        let Ok(file) = File::open(table) else { continue };
+        // The kernel lists the listening sockets before all others, of which there may be thousands.
+        let lines = BufReader::new(file).lines().skip(1).map_while(Result::ok);
+        let listening = lines.map_while(|line| parse_listening(&line));
+        found.extend(listening.filter(|(_, inode)| sockets.contains(inode)).map(|(address, _)| address));
+    }
+    found.into_iter().collect()
+}
+
+/// The local address and the inode of a line of /proc/net/tcp, if it is a listening socket's (proc_pid_net(5)).
+fn parse_listening(line: &str) -> Option<(SocketAddr, String)> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let (address, port) = fields.get(1)?.split_once(':')?;
+    // The address is printed as 32-bit words of the machine's own byte order.
+    let word = |i: usize| u32::from_str_radix(address.get(8 * i..8 * i + 8)?, 16).ok().map(u32::to_ne_bytes);
+    let address = match address.len() {
+        8 => IpAddr::V4(Ipv4Addr::from(word(0)?)),
+        _ => {
+            let mut octets = [0; 16];
+            for i in 0..4 {
+                octets[4 * i..4 * i + 4].copy_from_slice(&word(i)?);
+            }
+            IpAddr::V6(Ipv6Addr::from(octets))
+        }
+    };
+    let port = u16::from_str_radix(port, 16).ok()?;
+    (*fields.get(3)? == "0A").then_some((SocketAddr::new(address, port), fields.get(9)?.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listening_socket_is_read_with_address_and_inode() {
+        let line = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 x";
+        let six = "   0: 00000000000000000000000001000000:0050 00000000000000000000000000000000:0000 0A 0:0 0:0 0 0 0 9 1";
+        assert_eq!(parse_listening(line), Some(("127.0.0.1:8080".parse().unwrap(), "4711".to_string())));
+        assert_eq!(parse_listening(six), Some(("[::1]:80".parse().unwrap(), "9".to_string())));
+        assert_eq!(parse_listening(&line.replace(" 0A ", " 01 ")), None);
+    }
+
+    #[test]
+    fn our_own_listener_is_found() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let found = listening(&[std::process::id() as i32].into());
+        assert!(found.contains(&listener.local_addr().unwrap()), "{found:?}");
+    }
+}

@@ -1,0 +1,32 @@
+//! acceptlab: who accepts the connection, who serves it, and what does that cost?
+//!
+//! The programs in `bins/` are the architectures; this library is what they share. It does not know which
+//! architectures exist. In reading order:
+//!
+//! - [`http`] and [`work`]: what one request is, and what it costs;
+//! - [`server`]: listener, blocking handler, non-blocking connection, event loop, forking; passing connections and
+//!   relaying bytes, choosing among sockets, locks, being told to stop;
+//! - [`load`]: when to send, how to send, what came back, how evenly;
+//! - [`lab`]: experiment file → cases → rows → record → report;
+//! - [`report`] and [`scoreboard`]: the two JSON documents and the live counters in which these three meet;
+//! - [`failure`]: how a program that cannot go on says so;
+//! - [`units`], [`cpu`], [`sys`]: durations, the CPUs we may use, and the system calls as thin safe lines.
+//!
+//! `server`, `load` and `lab` do not import each other: they meet through the command line, the `ready` line
+//! and JSON, like the programs made of them.
+
+pub mod http;
+pub mod work;
+
+pub mod server;
+
+pub mod load;
+
+pub mod lab;
+
+pub mod cpu;
+pub mod failure;
+pub mod report;
+pub mod scoreboard;
+pub mod sys;
+pub mod units;

@@ -1,0 +1,325 @@
+//! How evenly n items fell on k workers, and whether chance alone would have done that.
+//!
+//! Chi-square, the coefficient of variation and Jain's index are one statistic: X² = n·CV², J = 1 / (1 +
+//! CV²). The headline is D = X² / (k − 1), which does not change its meaning with n: about 0 for round robin,
+//! about 1 for hashing, far above 1 for a pile-up. The p-value asks both questions at once: is this less even
+//! than chance (a pile-up), or more even than chance (somebody takes turns)?
+
+use fastrand::Rng;
+
+use crate::report::Evenness;
+
+/// The seed of the simulation for small samples: the same counts always get the same p-value.
+const SIMULATION_SEED: u64 = 20_170_523;
+/// Balls thrown and boxes looked into, which bounds the time, and repetitions, which bound the resolution.
+const SIMULATION_STEPS: u64 = 20_000_000;
+const SIMULATIONS: std::ops::RangeInclusive<u64> = 200..=10_000;
+/// Below this many items per worker chi-square is no good approximation (Cochran 1954).
+const MIN_ITEMS_PER_WORKER: f64 = 5.0;
+
+/// Measures the counts of k workers; workers that got nothing must be in it, as zeros.
+pub fn measure(counts: &[u64]) -> Evenness {
+    let (k, n) = (counts.len(), counts.iter().sum::<u64>());
+    if n == 0 || k < 2 {
+        // One worker, or nothing to share: perfectly even, and no surprise.
+        let mean_exists = if n == 0 { 0.0 } else { 1.0 };
+        return Evenness {
+            workers: k,
+            n,
+            p_value: 1.0,
+            max_over_mean: mean_exists,
+            jain: 1.0,
+            expected_max_over_mean_if_random: 1.0,
+            ..Evenness::default()
+        };
+    }
+    let mean = n as f64 / k as f64;
+    let chi_square = chi_square(counts, mean);
+    let cv_square = chi_square / n as f64;
+    Evenness {
+        workers: k,
+        n,
+        dispersion: chi_square / (k - 1) as f64,
+        p_value: p_value(chi_square, k, n),
+        max_over_mean: counts.iter().copied().max().unwrap_or(0) as f64 / mean,
+        jain: 1.0 / (1.0 + cv_square),
+        cv: cv_square.sqrt(),
+        expected_max_over_mean_if_random: 1.0 + expected_max_of_normals(k) * (1.0 / mean).sqrt(),
+    }
+}
+
+fn chi_square(counts: &[u64], mean: f64) -> f64 {
+    counts.iter().map(|&count| (count as f64 - mean).powi(2)).sum::<f64>() / mean
+}
+
+/// Two-sided: twice the smaller tail.
+fn p_value(chi_square: f64, k: usize, n: u64) -> f64 {
+    let (lower, upper) = if (n as f64) < MIN_ITEMS_PER_WORKER * k as f64 {
+        simulated_tails(chi_square, k, n)
+    } else {
+        let upper = chi_square_upper_tail(chi_square, (k - 1) as f64);
+        (1.0 - upper, upper)
+    };
+    (2.0 * lower.min(upper)).min(1.0)
+}
+
+/// The shares of uniform multinomial draws with X² at most and at least as large as the observed one. Each
+/// counts the observation itself as one more draw, so that no p-value is zero (Davison & Hinkley 1997,
+/// equation 4.11).
+fn simulated_tails(observed: f64, k: usize, n: u64) -> (f64, f64) {
+    let mut rng = Rng::with_seed(SIMULATION_SEED);
+    let draws = (SIMULATION_STEPS / (n + k as u64)).clamp(*SIMULATIONS.start(), *SIMULATIONS.end());
+    let mean = n as f64 / k as f64;
+    let mut counts = vec![0; k];
+    let (mut lower, mut upper) = (1u64, 1u64);
+    for _ in 0..draws {
+        counts.fill(0);
+        (0..n).for_each(|_| counts[rng.usize(..k)] += 1);
+        let drawn = chi_square(&counts, mean);
+        // X² takes few values in small samples: equal ones must compare equal whatever the order of
+        // summation.
+        let tolerance = 1e-9 * (1.0 + observed);
+        lower += u64::from(drawn <= observed + tolerance);
+        upper += u64::from(drawn >= observed - tolerance);
+    }
+    let total = (draws + 1) as f64;
+    (lower as f64 / total, upper as f64 / total)
+}
+
+/// P(X² ≥ x) of the chi-square distribution (Abramowitz & Stegun 26.4.2 and 26.4.19).
+fn chi_square_upper_tail(x: f64, degrees_of_freedom: f64) -> f64 {
+    upper_incomplete_gamma(degrees_of_freedom / 2.0, x / 2.0)
+}
+
+/// The regularised upper incomplete gamma function Q(a, x): the series for x < a + 1, Lentz's continued
+/// fraction beyond (Press et al., Numerical Recipes, 3rd ed., section 6.2).
+fn upper_incomplete_gamma(a: f64, x: f64) -> f64 {
+    if x <= 0.0 {
+        return 1.0;
+    }
+    let front = (a * x.ln() - x - ln_gamma(a)).exp();
+    let value = if x < a + 1.0 { 1.0 - front * series(a, x) } else { front * continued_fraction(a, x) };
+    value.clamp(0.0, 1.0)
+}
+
+/// Both expansions converge in about √a steps near x = a; the limit only guards against an endless loop.
+const MAX_STEPS: usize = 100_000;
+
+fn series(a: f64, x: f64) -> f64 {
+    let (mut term, mut sum) = (1.0 / a, 1.0 / a);
+    for i in 1..MAX_STEPS {
+        term *= x / (a + i as f64);
+        sum += term;
+        if term < sum * f64::EPSILON {
+            break;
+        }
+    }
+    sum
+}
+
+fn continued_fraction(a: f64, x: f64) -> f64 {
+    const TINY: f64 = f64::MIN_POSITIVE / f64::EPSILON;
+    let away_from_zero = |value: f64| if value.abs() < TINY { TINY } else { value };
+    let mut b = x + 1.0 - a;
+    let mut c = 1.0 / TINY;
+    let mut d = 1.0 / b;
+    let mut fraction = d;
+    for i in 1..MAX_STEPS {
+        let i = i as f64;
+        let numerator = -i * (i - a);
+        b += 2.0;
+        d = 1.0 / away_from_zero(numerator * d + b);
+        c = away_from_zero(b + numerator / c);
+        let factor = c * d;
+        fraction *= factor;
+        if (factor - 1.0).abs() <= f64::EPSILON {
+            break;
+        }
+    }
+    fraction
+}
+
+/// ln Γ(x) for x ≥ ½ (no smaller one occurs here): Lanczos 1964 with Godfrey's coefficients for g = 7, n = 9;
+/// error below 10⁻¹³.
+fn ln_gamma(x: f64) -> f64 {
+    const G: f64 = 7.0;
+    const FIRST: f64 = 0.999_999_999_999_809_9;
+    const COEFFICIENTS: [f64; 8] = [
+        676.520_368_121_885_1,
+        -1_259.139_216_722_402_8,
+        771.323_428_777_653_1,
+        -176.615_029_162_140_6,
+        12.507_343_278_686_905,
+        -0.138_571_095_265_720_12,
+        9.984_369_578_019_572e-6,
+        1.505_632_735_149_311_6e-7,
+    ];
+    let x = x - 1.0;
+    let terms = COEFFICIENTS.iter().enumerate().map(|(i, coefficient)| coefficient / (x + i as f64 + 1.0));
+    let sum = FIRST + terms.sum::<f64>();
+    let t = x + G + 0.5;
+    0.5 * (2.0 * std::f64::consts::PI).ln() + (x + 0.5) * t.ln() - t + sum.ln()
+}
+
+/// E_k, the expected maximum of k independent standard normals (Harter 1961 tabulates it: 1.03, 1.42, 1.77
+/// for k = 4, 8, 16): ∫ over the positive axis of (1 − Φᵏ) minus ∫ over the negative one of Φᵏ.
+///
+/// No correction for "the counts add up to n" belongs here. The deviations (Nᵢ − n/k) / √(n/k) have variance
+/// 1 − 1/k and covariance −1/k: in the limit exactly those of Zᵢ − Z̄ for independent Zᵢ. And
+/// E max (Zᵢ − Z̄) = E max Zᵢ, since Z̄ has mean 0: the factor √(1 − 1/k) of the variance and the negative
+/// correlation cancel.
+fn expected_max_of_normals(k: usize) -> f64 {
+    // The integrand is even, smooth and vanishes: there the trapezoid rule converges exponentially. Beyond 9
+    // it is below 10⁻¹⁴ for every k up to the largest number of workers.
+    const STEP: f64 = 0.01;
+    const STEPS: usize = 900;
+    let k = k as f64;
+    let integrand = |x: f64| {
+        let upper = 0.5 * upper_incomplete_gamma(0.5, x * x / 2.0);
+        // 1 − Φ(x)ᵏ − Φ(−x)ᵏ, without the loss of digits where Φ(x) is near 1.
+        -(k * (-upper).ln_1p()).exp_m1() - upper.powf(k)
+    };
+    let inner: f64 = (1..STEPS).map(|i| integrand(i as f64 * STEP)).sum();
+    STEP * (inner + 0.5 * (integrand(0.0) + integrand(STEP * STEPS as f64)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assert_near(actual: f64, expected: f64, tolerance: f64) {
+        assert!((actual - expected).abs() <= tolerance, "{actual} is not {expected} ± {tolerance}");
+    }
+
+    #[test]
+    fn upper_tails_match_the_published_critical_values_of_chi_square() {
+        // NIST/SEMATECH e-Handbook, section 1.3.6.7.4: (degrees of freedom, upper tail, critical value).
+        for (degrees_of_freedom, tail, critical) in [
+            (1.0, 0.05, 3.841),
+            (3.0, 0.10, 6.251),
+            (3.0, 0.05, 7.815),
+            (3.0, 0.001, 16.266),
+            (7.0, 0.05, 14.067),
+            (7.0, 0.95, 2.167),
+            (10.0, 0.99, 2.558),
+            (15.0, 0.01, 30.578),
+            (100.0, 0.05, 124.342),
+            (100.0, 0.99, 70.065),
+        ] {
+            assert_near(chi_square_upper_tail(critical, degrees_of_freedom), tail, tail * 2e-3);
+        }
+    }
+
+    #[test]
+    fn two_degrees_of_freedom_are_the_exponential_distribution() {
+        for x in [1e-6, 0.1, 1.0, 5.0, 50.0] {
+            assert_near(chi_square_upper_tail(x, 2.0), (-x / 2.0).exp(), 1e-13);
+        }
+    }
+
+    #[test]
+    fn the_gamma_function_is_right_where_it_is_known() {
+        assert_near(ln_gamma(0.5), std::f64::consts::PI.sqrt().ln(), 1e-13);
+        assert_near(ln_gamma(1.0), 0.0, 1e-13);
+        assert_near(ln_gamma(11.0), 3_628_800f64.ln(), 1e-12);
+    }
+
+    #[test]
+    fn round_robin_has_dispersion_zero_and_is_too_even_for_chance() {
+        let even = measure(&[500, 500, 500, 500]);
+        assert_eq!((even.workers, even.n), (4, 2000));
+        assert_eq!((even.dispersion, even.max_over_mean, even.jain, even.cv), (0.0, 1.0, 1.0, 0.0));
+        assert_eq!(even.p_value, 0.0);
+    }
+
+    #[test]
+    fn a_worked_example_comes_out_as_by_hand() {
+        // Mean 100; X² = (20² + 10² + 10² + 20²) / 100 = 10; CV² = 10 / 400.
+        let measured = measure(&[120, 110, 90, 80]);
+        assert_near(measured.dispersion, 10.0 / 3.0, 1e-12);
+        assert_near(measured.cv, 0.025f64.sqrt(), 1e-12);
+        assert_near(measured.jain, 1.0 / 1.025, 1e-12);
+        assert_near(measured.max_over_mean, 1.2, 1e-12);
+        // P(X² ≥ 10) with 3 degrees of freedom is 0.018566.
+        assert_near(measured.p_value, 2.0 * 0.018566, 1e-5);
+        assert_near(measured.expected_max_over_mean_if_random, 1.10294, 1e-5);
+    }
+
+    #[test]
+    fn a_pile_up_is_seen_even_in_a_small_sample() {
+        let pile = measure(&[9, 0, 0, 0]);
+        assert_near(pile.dispersion, 9.0, 1e-12);
+        assert!(pile.p_value < 0.001, "{}", pile.p_value);
+    }
+
+    #[test]
+    fn small_samples_get_the_exact_probability_by_simulation() {
+        // Two items on two workers: X² is 0 or 2, each with probability one half; both tails reach 1.
+        assert_eq!(measure(&[1, 1]).p_value, 1.0);
+        // Four items on four workers all different: probability 4!/4⁴ = 0.09375, and nothing is more even.
+        assert_near(measure(&[1, 1, 1, 1]).p_value, 2.0 * 0.09375, 0.02);
+        // Three items on one of three workers: probability 3/27.
+        assert_near(measure(&[3, 0, 0]).p_value, 2.0 / 9.0, 0.02);
+    }
+
+    #[test]
+    fn the_p_value_of_the_simulation_agrees_with_chi_square_where_both_hold() {
+        for chi_square in [2.0, 7.0, 12.0] {
+            let (_, simulated) = simulated_tails(chi_square, 8, 2000);
+            assert_near(simulated, chi_square_upper_tail(chi_square, 7.0), 0.02);
+        }
+    }
+
+    #[test]
+    fn random_counts_have_uniform_p_values_and_dispersion_one() {
+        let mut rng = Rng::with_seed(7);
+        let (mut rejected, mut dispersion) = (0, 0.0);
+        for _ in 0..2000 {
+            let measured = measure(&random_counts(&mut rng, 8, 1000));
+            rejected += u32::from(measured.p_value < 0.05);
+            dispersion += measured.dispersion / 2000.0;
+        }
+        // Five standard deviations of the binomial around 100, and of the mean of D around 1.
+        assert!((51..=149).contains(&rejected), "{rejected} of 2000 rejected at 5 %");
+        assert_near(dispersion, 1.0, 5.0 * (2.0f64 / 7.0 / 2000.0).sqrt());
+    }
+
+    #[test]
+    fn the_expected_maximum_of_normals_matches_the_tables() {
+        // Harter, Biometrika 48 (1961), table 1; k = 2 is 1/√π.
+        for (k, expected) in
+            [(1, 0.0), (2, 0.56419), (4, 1.02938), (8, 1.42360), (16, 1.76599), (100, 2.50759)]
+        {
+            assert_near(expected_max_of_normals(k), expected, 1e-5);
+        }
+    }
+
+    #[test]
+    fn max_over_mean_of_random_counts_is_what_the_formula_expects() {
+        let mut rng = Rng::with_seed(11);
+        for k in [2, 4] {
+            let (n, runs) = (2_000, 4_000);
+            let mean: f64 = (0..runs)
+                .map(|_| measure(&random_counts(&mut rng, k, n)).max_over_mean / f64::from(runs))
+                .sum();
+            let expected = measure(&vec![n / k as u64; k]).expected_max_over_mean_if_random;
+            // Five standard errors; a factor √(1 − 1/k) too many would be 29 % and 13 %.
+            assert_near((mean - 1.0) / (expected - 1.0), 1.0, 0.06);
+        }
+    }
+
+    #[test]
+    fn one_worker_or_nothing_at_all_is_no_surprise() {
+        let alone = measure(&[42]);
+        assert_eq!((alone.dispersion, alone.p_value, alone.max_over_mean), (0.0, 1.0, 1.0));
+        let nothing = measure(&[0, 0]);
+        assert_eq!((nothing.n, nothing.p_value, nothing.max_over_mean), (0, 1.0, 0.0));
+        assert_eq!(measure(&[]).workers, 0);
+    }
+
+    fn random_counts(rng: &mut Rng, k: usize, n: u64) -> Vec<u64> {
+        let mut counts = vec![0; k];
+        (0..n).for_each(|_| counts[rng.usize(..k)] += 1);
+        counts
+    }
+}

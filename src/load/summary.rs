@@ -1,0 +1,133 @@
+//! From what the threads counted to the document that other programs read: [`LoadReport`] and the `.hlog`.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::time::{Duration, SystemTime};
+
+use hdrhistogram::serialization::V2DeflateSerializer;
+use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
+
+use crate::load::args::LoadArgs;
+use crate::load::crowd::Crowd;
+use crate::load::evenness;
+use crate::load::histogram::Times;
+use crate::load::tally::{Tally, Window};
+use crate::load::watch::Cpu;
+use crate::report::{ClientCost, ConnectionBook, EvennessPair, LoadReport, OutsideWindow, WorkerShare};
+
+/// The version of the document.
+const SCHEMA: u32 = 1;
+
+/// All that a run brought.
+pub struct Measured<'a> {
+    /// Of all threads together.
+    pub tally: Tally,
+    pub window: Window,
+    /// Spent in the window.
+    pub cpu: Cpu,
+    pub crowd: &'a Crowd,
+    pub max_rss_kib: u64,
+}
+
+pub fn report(args: &LoadArgs, measured: &Measured) -> LoadReport {
+    let Measured { tally, window, crowd, .. } = measured;
+    let duration_s = window.duration_ns() as f64 / 1e9;
+    let workers = workers(tally, args.workers.unwrap_or(0) as usize);
+    let mut failures = tally.failures.clone();
+    failures.add(crowd.failures.clone());
+    LoadReport {
+        schema: SCHEMA,
+        requests: tally.answered_in_window,
+        qps: over(tally.answered_in_window as f64, duration_s),
+        duration_s,
+        errors: failures.named(),
+        latency_us: latency(tally, args.rate.is_some()).latency(),
+        service_us: tally.service.latency(),
+        connect_us: tally.connect.latency(),
+        evenness: evenness(&workers),
+        workers: (0..)
+            .zip(workers)
+            .map(|(worker, share): (usize, _)| (worker.to_string(), share))
+            .collect::<BTreeMap<_, _>>(),
+        connections: ConnectionBook {
+            requested: u64::from(args.connections) + u64::from(args.idle),
+            peak_open: tally.peak_open + crowd.established(),
+            established: tally.established + crowd.established(),
+            answered: tally.answered_connections,
+            crowd_lost: crowd.lost(),
+        },
+        outside_window: OutsideWindow { warmup: tally.answered_before, late: tally.answered_late },
+        trace: tally.trace.clone(),
+        client: ClientCost {
+            threads: args.threads as usize,
+            cpu_user_us: measured.cpu.user_us,
+            cpu_system_us: measured.cpu.system_us,
+            cpu_share: over(
+                (measured.cpu.user_us + measured.cpu.system_us) as f64 / 1e6,
+                duration_s * f64::from(args.threads),
+            ),
+            max_rss_kib: measured.max_rss_kib,
+        },
+    }
+}
+
+fn over(amount: f64, span: f64) -> f64 {
+    if span > 0.0 { amount / span } else { 0.0 }
+}
+
+/// In closed loop a request is due when it is sent.
+fn latency(tally: &Tally, open_loop: bool) -> &Times {
+    if open_loop { &tally.latency } else { &tally.service }
+}
+
+/// One row for each worker there is: those that got nothing, too. Empty when no answer named its worker.
+fn workers(tally: &Tally, expected: usize) -> Vec<WorkerShare> {
+    let mut workers = tally.workers.clone();
+    if !workers.is_empty() {
+        workers.resize(workers.len().max(expected), WorkerShare::default());
+    }
+    workers
+}
+
+fn evenness(workers: &[WorkerShare]) -> Option<EvennessPair> {
+    if workers.is_empty() {
+        return None;
+    }
+    let measure =
+        |count: fn(&WorkerShare) -> u64| evenness::measure(&workers.iter().map(count).collect::<Vec<_>>());
+    Some(EvennessPair {
+        connections: measure(|share| share.connections),
+        requests: measure(|share| share.requests),
+    })
+}
+
+/// Writes the histograms as an HdrHistogram V2 interval log: one interval, the measured window; values in
+/// nanoseconds.
+pub fn write_hlog(
+    file: File,
+    tally: &Tally,
+    window: &Window,
+    open_loop: bool,
+    began: SystemTime,
+) -> io::Result<()> {
+    let mut out = BufWriter::new(file);
+    // The compressed form is the one that the Java reader accepts in a log.
+    let mut serializer = V2DeflateSerializer::new();
+    let mut log = IntervalLogWriterBuilder::new()
+        .add_comment("[acceptlab loadgen: one interval, the measured window; values in nanoseconds]")
+        .with_start_time(began)
+        .with_base_time(began)
+        // The column "max" is in milliseconds, as the standard tools expect it.
+        .with_max_value_divisor(1e6)
+        .begin_log_with(&mut out, &mut serializer)?;
+    let start = Duration::from_nanos(window.open_ns - window.start_ns);
+    let duration = Duration::from_nanos(window.duration_ns());
+    let tagged =
+        [("latency", latency(tally, open_loop)), ("service", &tally.service), ("connect", &tally.connect)];
+    for (tag, times) in tagged {
+        log.write_histogram(times.histogram(), start, duration, Tag::new(tag))
+            .map_err(|error| io::Error::other(format!("{error:?}")))?;
+    }
+    out.flush()
+}

@@ -1,0 +1,320 @@
+//! The scoreboard: one row of counters per worker, in memory that all processes of a server share and, with
+//! `--scoreboard PATH`, other programs too.
+//!
+//! Rules of use: a row is written by its worker alone (or by whoever reaps it, afterwards), each row has cache
+//! lines of its own, and readers need no lock: each counter is exact by itself, two of them may be a moment apart.
+//!
+//! Layout, in 64-bit words of the machine's byte order: a header of [`ROW_WORDS`] (magic, version, rows, start in
+//! nanoseconds of CLOCK_MONOTONIC, pid of the first process, eight words of program name), then the rows, each in
+//! the order of [`Count`].
+
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Read};
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+
+use crate::failure::Failure;
+use crate::report::{MasterReport, ServerReport, WorkerReport};
+use crate::sys::memory::{Access, shared_words};
+use crate::sys::process::Usage;
+use crate::units::monotonic_ns;
+
+/// Two cache lines: processors fetch lines in pairs, and a neighbour's counter must not come along.
+pub const ROW_WORDS: usize = 16;
+
+const MAGIC: u64 = u64::from_be_bytes(*b"acceptlb");
+const VERSION: u64 = 2;
+const NAME_WORDS: usize = 8;
+const HEADER_NAME: usize = 5;
+
+/// The counters of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Count {
+    Pid,
+    Accepted,
+    Requests,
+    Active,
+    Wakeups,
+    EmptyWakeups,
+    /// Accepts that returned EAGAIN: empty wake-ups, and the last look of those who take all there is.
+    AcceptEagain,
+    ClientErrors,
+    CpuUserUs,
+    CpuSystemUs,
+    VoluntarySwitches,
+    InvoluntarySwitches,
+    MaxRssKib,
+    /// When the worker last showed that it is alive, in nanoseconds of CLOCK_MONOTONIC; zero where nobody asks.
+    AliveNs,
+}
+
+/// A worker's row.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    words: &'static [AtomicU64],
+}
+
+impl Row {
+    /// Who sees the new count sees what this worker has done before (see [`Row::get`]): some readers rely on the
+    /// order of two counts.
+    pub fn add(self, count: Count, n: u64) {
+        self.words[count as usize].fetch_add(n, Release);
+    }
+
+    /// As [`Row::add`].
+    pub fn subtract(self, count: Count, n: u64) {
+        self.words[count as usize].fetch_sub(n, Release);
+    }
+
+    pub fn get(self, count: Count) -> u64 {
+        self.words[count as usize].load(Acquire)
+    }
+
+    /// The kernel has closed the connections of a worker that was killed, and it cannot say so.
+    pub fn lose_open_connections(self) {
+        self.words[Count::Active as usize].store(0, Release);
+    }
+
+    pub fn set_pid(self, pid: u32) {
+        self.words[Count::Pid as usize].store(pid.into(), Relaxed);
+    }
+
+    /// The worker shows that it is alive at this time of CLOCK_MONOTONIC.
+    pub fn set_alive(self, now_ns: u64) {
+        self.words[Count::AliveNs as usize].store(now_ns, Relaxed);
+    }
+
+    /// Enters what the kernel accounted to the worker.
+    pub fn set_usage(self, usage: Usage) {
+        for (count, value) in [
+            (Count::CpuUserUs, usage.cpu_user_us),
+            (Count::CpuSystemUs, usage.cpu_system_us),
+            (Count::VoluntarySwitches, usage.voluntary_switches),
+            (Count::InvoluntarySwitches, usage.involuntary_switches),
+            (Count::MaxRssKib, usage.max_rss_kib),
+        ] {
+            self.words[count as usize].store(value, Relaxed);
+        }
+    }
+
+    fn report(self, id: usize) -> WorkerReport {
+        WorkerReport {
+            id,
+            pid: self.get(Count::Pid) as i32,
+            accepted: self.get(Count::Accepted),
+            requests: self.get(Count::Requests),
+            active: self.get(Count::Active),
+            wakeups: self.get(Count::Wakeups),
+            empty_wakeups: self.get(Count::EmptyWakeups),
+            accept_eagain: self.get(Count::AcceptEagain),
+            client_errors: self.get(Count::ClientErrors),
+            cpu_user_us: self.get(Count::CpuUserUs),
+            cpu_system_us: self.get(Count::CpuSystemUs),
+            voluntary_switches: self.get(Count::VoluntarySwitches),
+            involuntary_switches: self.get(Count::InvoluntarySwitches),
+            max_rss_kib: self.get(Count::MaxRssKib),
+        }
+    }
+}
+
+/// All rows of a server, and who it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Scoreboard {
+    words: &'static [AtomicU64],
+}
+
+impl Scoreboard {
+    /// Makes the scoreboard of a server that starts now. Before the first fork: children inherit the mapping.
+    pub fn create(model: &str, rows: usize, file: Option<&Path>) -> Result<Scoreboard, Failure> {
+        let words = ROW_WORDS * (1 + rows);
+        let words = NonZeroUsize::new(words).expect("a header is never empty");
+        let mapped = match file {
+            None => shared_words(words, None).map_err(|errno| Failure::new("map the scoreboard", errno))?,
+            Some(path) => Scoreboard::map_file(path, words)?,
+        };
+        let board = Scoreboard { words: mapped };
+        for (i, chunk) in model.as_bytes().chunks(8).take(NAME_WORDS).enumerate() {
+            let mut bytes = [0; 8];
+            bytes[..chunk.len()].copy_from_slice(chunk);
+            board.words[HEADER_NAME + i].store(u64::from_ne_bytes(bytes), Relaxed);
+        }
+        let header = [MAGIC, VERSION, rows as u64, monotonic_ns(), std::process::id().into()];
+        // The magic number last: a reader that finds it finds the rest.
+        for (word, value) in board.words.iter().zip(header).rev() {
+            word.store(value, Release);
+        }
+        Ok(board)
+    }
+
+    fn map_file(path: &Path, words: NonZeroUsize) -> Result<&'static [AtomicU64], Failure> {
+        let tried = || format!("scoreboard {}", path.display());
+        let advice = "choose a file you may write, such as one under /dev/shm";
+        let create = || {
+            remove_stale(path)?;
+            let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+            allocate(&file, 8 * words.get() as u64)?;
+            Ok::<_, std::io::Error>(file)
+        };
+        let file = create().map_err(|error| Failure::new(tried(), error).advise(advice))?;
+        shared_words(words, Some((&file, Access::Write)))
+            .map_err(|errno| Failure::new(tried(), errno).advise(advice))
+    }
+
+    /// Opens the scoreboard of a running server from another process, for reading.
+    ///
+    /// # Errors
+    /// When the file is missing, too short, of another version, or no scoreboard at all.
+    pub fn open(path: &Path) -> Result<Scoreboard, Failure> {
+        let tried = || format!("scoreboard {}", path.display());
+        let odd = |what: &str| Failure::new(tried(), std::io::Error::other(what.to_owned()));
+        let file = File::open(path).map_err(|error| Failure::new(tried(), error))?;
+        let length = file.metadata().map_err(|error| Failure::new(tried(), error))?.len() as usize / 8;
+        let words = NonZeroUsize::new(length).filter(|words| words.get() >= ROW_WORDS);
+        let words = words.ok_or_else(|| odd("too short for a scoreboard"))?;
+        let words =
+            shared_words(words, Some((&file, Access::Read))).map_err(|errno| Failure::new(tried(), errno))?;
+        let header = |i: usize| words[i].load(Acquire);
+        if header(0) != MAGIC {
+            return Err(odd("not a scoreboard (yet)"));
+        }
+        if header(1) != VERSION {
+            return Err(odd("a scoreboard of another version of acceptlab"));
+        }
+        if header(2) as usize != length / ROW_WORDS - 1 {
+            return Err(odd("a scoreboard with rows missing"));
+        }
+        Ok(Scoreboard { words })
+    }
+
+    pub fn rows(&self) -> usize {
+        self.words.len() / ROW_WORDS - 1
+    }
+
+    /// The length of the file behind it.
+    pub fn bytes(&self) -> u64 {
+        8 * self.words.len() as u64
+    }
+
+    /// The row of worker `id`.
+    pub fn row(&self, id: usize) -> Row {
+        let start = ROW_WORDS * (1 + id);
+        Row { words: &self.words[start..start + ROW_WORDS] }
+    }
+
+    /// The program that owns the scoreboard.
+    pub fn model(&self) -> String {
+        let name = &self.words[HEADER_NAME..HEADER_NAME + NAME_WORDS];
+        let bytes: Vec<u8> = name.iter().flat_map(|word| word.load(Relaxed).to_ne_bytes()).collect();
+        String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned()
+    }
+
+    /// The first process of the server, which the others descend from.
+    pub fn pid(&self) -> i32 {
+        self.words[4].load(Relaxed) as i32
+    }
+
+    pub fn uptime_s(&self) -> f64 {
+        monotonic_ns().saturating_sub(self.words[3].load(Relaxed)) as f64 / 1e9
+    }
+
+    /// Made before this machine was booted: CLOCK_MONOTONIC, which begins at the boot, has not come so far yet.
+    pub fn is_from_an_earlier_boot(&self) -> bool {
+        self.words[3].load(Relaxed) > monotonic_ns()
+    }
+
+    /// The document for standard output; `master` when a process beside the workers did part of the work.
+    pub fn report(&self, address: SocketAddr, master: Option<Usage>) -> ServerReport {
+        ServerReport {
+            model: self.model(),
+            listen: address.to_string(),
+            uptime_s: self.uptime_s(),
+            workers: (0..self.rows()).map(|id| self.row(id).report(id)).collect(),
+            master: master.map(|usage| MasterReport {
+                pid: std::process::id() as i32,
+                cpu_user_us: usage.cpu_user_us,
+                cpu_system_us: usage.cpu_system_us,
+                voluntary_switches: usage.voluntary_switches,
+                involuntary_switches: usage.involuntary_switches,
+                max_rss_kib: usage.max_rss_kib,
+                accepts: None,
+            }),
+        }
+    }
+}
+
+/// Gives the file its length, and the blocks for it now: to store into a page for which there is no block left, as on a
+/// full /dev/shm, would be SIGBUS (mmap(2)).
+fn allocate(file: &File, bytes: u64) -> std::io::Result<()> {
+    loop {
+        match fallocate(file, FallocateFlags::empty(), 0, bytes as i64) {
+            Err(Errno::EINTR) => {}
+            // A file system that cannot promise (fallocate(2)).
+            Err(Errno::EOPNOTSUPP) => return file.set_len(bytes),
+            other => return other.map_err(std::io::Error::from),
+        }
+    }
+}
+
+/// Makes room for a new scoreboard. The file of a server that still runs loses its name, not its contents: that
+/// server goes on counting in the memory it has mapped. What is no scoreboard is not ours to remove.
+fn remove_stale(path: &Path) -> std::io::Result<()> {
+    let mut magic = [0; 8];
+    match File::open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+        Ok(file) if file.metadata()?.len() == 0 && file.metadata()?.is_file() => {}
+        Ok(mut file) => {
+            if file.read_exact(&mut magic).is_err() || u64::from_ne_bytes(magic) != MAGIC {
+                return Err(std::io::Error::other("there is a file of another kind in its place"));
+            }
+        }
+    }
+    std::fs::remove_file(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    struct BoardFile(std::path::PathBuf);
+
+    impl BoardFile {
+        fn new(name: &str) -> BoardFile {
+            BoardFile(std::env::temp_dir().join(format!("acceptlab-{name}-{}", std::process::id())))
+        }
+    }
+
+    impl Drop for BoardFile {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    #[test]
+    fn a_scoreboard_has_its_blocks_before_anybody_counts() {
+        let file = BoardFile::new("blocks");
+        let board = Scoreboard::create("test", 1000, Some(&file.0)).unwrap();
+        let metadata = std::fs::metadata(&file.0).unwrap();
+        assert_eq!(metadata.len(), board.bytes());
+        assert!(512 * metadata.blocks() >= board.bytes(), "{} blocks", metadata.blocks());
+    }
+
+    #[test]
+    fn a_scoreboard_from_before_the_boot_has_no_uptime_and_says_so() {
+        let board = Scoreboard::create("test", 1, None).unwrap();
+        assert!(!board.is_from_an_earlier_boot());
+        board.words[3].store(monotonic_ns() + 3_600_000_000_000, Relaxed);
+        assert!(board.is_from_an_earlier_boot());
+        assert_eq!(board.uptime_s(), 0.0);
+    }
+}

@@ -1,0 +1,211 @@
+//! The blocking handler: take a connection, serve it to its end, and do nothing else meanwhile.
+//!
+//! Its system calls are the plain ones: accept, recv, send, close. Time-outs are the socket's own (SO_RCVTIMEO,
+//! SO_SNDTIMEO), and a worker that is to stop finds its sockets shut ([`crate::sys::signal`]), so nothing here
+//! polls or races.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Once;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::socket::sockopt::{ReceiveTimeout, SendTimeout};
+use nix::sys::socket::{MsgFlags, Shutdown, recv, send, setsockopt, shutdown};
+use nix::sys::time::TimeVal;
+
+use super::connection::{LINGER, receive};
+use super::listener::{BACK_OFF, Listener, NoConnection, say_exhausted};
+use super::worker::Worker;
+use crate::failure::Failure;
+use crate::http::{CONTINUE, MAX_HEAD_BYTES, Next, Persistence, Reader, Request, Status};
+use crate::report::AcceptBook;
+use crate::scoreboard::Count;
+use crate::sys::signal::{has_given_up, is_stopping, note_socket};
+
+/// Room for most requests; a longer head makes the buffer grow.
+const FIRST_BUFFER_BYTES: usize = 2048;
+
+/// Blocks until there is a connection for this worker; `None` when the server is to stop.
+pub fn accept(listener: &Listener, worker: &Worker) -> Result<Option<OwnedFd>, Failure> {
+    let accepted = next_connection(listener, || listener.accept(), |count| worker.count(count))?;
+    accepted.iter().for_each(note_socket);
+    Ok(accepted)
+}
+
+/// As [`accept`], for a worker that waits in another call until the listener is ready. Others may be woken as well
+/// and be faster, so the listener must be non-blocking.
+pub fn accept_after(
+    mut wait: impl FnMut() -> nix::Result<()>,
+    listener: &Listener,
+    worker: &Worker,
+) -> Result<Option<OwnedFd>, Failure> {
+    let wait_and_accept = || wait().and_then(|()| listener.accept());
+    let accepted = next_connection(listener, wait_and_accept, |count| worker.count(count))?;
+    accepted.iter().for_each(note_socket);
+    Ok(accepted)
+}
+
+/// As [`accept`], for another thread of this process to serve; the acceptor has a book of its own.
+pub fn accept_for_a_thread(listener: &Listener, book: &mut AcceptBook) -> Result<Option<OwnedFd>, Failure> {
+    let accepted = next_connection(listener, || listener.accept(), |count| book.count(count))?;
+    accepted.iter().for_each(note_socket);
+    accepted.iter().for_each(|_| book.count(Count::Accepted));
+    Ok(accepted)
+}
+
+fn next_connection(
+    listener: &Listener,
+    mut accept: impl FnMut() -> nix::Result<OwnedFd>,
+    mut count: impl FnMut(Count),
+) -> Result<Option<OwnedFd>, Failure> {
+    while !is_stopping() {
+        let accepted = accept();
+        match accepted {
+            // A signal, not the listening socket: no wake-up.
+            Err(Errno::EINTR) => continue,
+            Err(Errno::EAGAIN) => count(Count::AcceptEagain),
+            _ => {}
+        }
+        match accepted.map_err(NoConnection::from) {
+            // It was the end that woke us, not a connection.
+            Err(NoConnection::Shut) => break,
+            Err(_) if is_stopping() => break,
+            Ok(connection) => {
+                count(Count::Wakeups);
+                return Ok(Some(connection));
+            }
+            Err(NoConnection::Nobody) => {
+                count(Count::Wakeups);
+                count(Count::EmptyWakeups);
+            }
+            Err(NoConnection::Exhausted) => {
+                say_exhausted();
+                std::thread::sleep(BACK_OFF);
+            }
+            Err(NoConnection::Fatal(errno)) => {
+                return Err(Failure::new(format_args!("accept on {}", listener.address()), errno));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// For a thread that could not be spawned: says so once, and gives others time to end.
+pub fn back_off_from_spawning(error: &std::io::Error) {
+    static SAID: Once = Once::new();
+    SAID.call_once(|| eprintln!("spawn a thread: {error}; its connection is closed (raise ulimit -u)"));
+    std::thread::sleep(BACK_OFF);
+}
+
+/// Serves a connection until either side is done with it.
+pub fn serve(connection: OwnedFd, worker: &mut Worker) {
+    worker.opened();
+    // The worker's own buffer goes from connection to connection: taking one costs no allocation.
+    let buffer = std::mem::take(&mut worker.buffer);
+    let mut conversation = Conversation { socket: &connection, reader: Reader::default(), buffer, filled: 0 };
+    if conversation.run(worker).is_err() {
+        worker.count(Count::ClientErrors);
+    }
+    worker.buffer = conversation.buffer;
+    worker.closed();
+}
+
+/// A connection whose client reset it, sent nonsense, or stopped in the middle.
+struct Lost;
+
+struct Conversation<'a> {
+    socket: &'a OwnedFd,
+    reader: Reader,
+    /// The bytes not yet consumed are the first `filled` of it.
+    buffer: Vec<u8>,
+    filled: usize,
+}
+
+impl Conversation<'_> {
+    fn run(&mut self, worker: &mut Worker) -> Result<(), Lost> {
+        if self.buffer.is_empty() {
+            self.buffer.resize(FIRST_BUFFER_BYTES, 0);
+        }
+        self.set_timeouts(worker.idle_timeout)?;
+        loop {
+            let (used, next) = self.reader.next(&self.buffer[..self.filled]);
+            self.buffer.copy_within(used..self.filled, 0);
+            self.filled -= used;
+            match next {
+                Next::Request(request) => {
+                    if self.answer(request, worker)? == Persistence::Close {
+                        return Ok(());
+                    }
+                }
+                Next::Bad(status) => return self.refuse(status, worker),
+                Next::MoreAfterContinue => self.send_all(CONTINUE)?,
+                Next::More => match self.receive() {
+                    Ok(0) if self.is_between_requests() => return Ok(()),
+                    Ok(0) => return Err(Lost),
+                    Ok(received) => self.filled += received,
+                    // SO_RCVTIMEO is over. A client that has said nothing is let go; one that stopped in the
+                    // middle is told.
+                    Err(Errno::EAGAIN) if self.is_between_requests() => return Ok(()),
+                    Err(Errno::EAGAIN) => return self.refuse(Status::RequestTimeout, worker),
+                    Err(_) => return Err(Lost),
+                },
+            }
+        }
+    }
+
+    /// Spends what the request costs and sends the answer. Returns what the client was told about the connection.
+    fn answer(&self, mut request: Request, worker: &mut Worker) -> Result<Persistence, Lost> {
+        worker.draw_cost().spend(has_given_up);
+        if is_stopping() {
+            request.persistence = Persistence::Close;
+        }
+        // Counted first: a client that has its answer finds it in the scoreboard.
+        worker.count(Count::Requests);
+        self.send_all(worker.responses.ok(request))?;
+        Ok(request.persistence)
+    }
+
+    /// Says why, ends our side, and reads on for a moment so that the answer is not lost to a reset.
+    fn refuse(&self, status: Status, worker: &Worker) -> Result<(), Lost> {
+        worker.count(Count::Requests);
+        self.send_all(&worker.responses.refusal(status))?;
+        let until = Instant::now() + LINGER;
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Write);
+        self.set_timeouts(LINGER)?;
+        let mut rest = [0; 4096];
+        while Instant::now() < until
+            && matches!(recv(self.socket.as_raw_fd(), &mut rest, MsgFlags::empty()), Ok(1..))
+        {}
+        Err(Lost)
+    }
+
+    fn is_between_requests(&self) -> bool {
+        self.filled == 0 && !self.reader.is_inside_body()
+    }
+
+    fn receive(&mut self) -> nix::Result<usize> {
+        if self.filled == self.buffer.len() {
+            // The reader refuses a head that fills MAX_HEAD_BYTES, so the buffer never outgrows that.
+            self.buffer.resize((2 * self.filled).min(MAX_HEAD_BYTES), 0);
+        }
+        receive(self.socket, &mut self.buffer[self.filled..])
+    }
+
+    fn send_all(&self, mut bytes: &[u8]) -> Result<(), Lost> {
+        while !bytes.is_empty() {
+            match send(self.socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL) {
+                Ok(sent) => bytes = &bytes[sent..],
+                Err(Errno::EINTR) => {}
+                // EAGAIN is SO_SNDTIMEO: a client that does not read.
+                Err(_) => return Err(Lost),
+            }
+        }
+        Ok(())
+    }
+
+    fn set_timeouts(&self, timeout: Duration) -> Result<(), Lost> {
+        let timeout = TimeVal::new(timeout.as_secs() as i64, timeout.subsec_micros().into());
+        setsockopt(self.socket, ReceiveTimeout, &timeout).map_err(|_| Lost)?;
+        setsockopt(self.socket, SendTimeout, &timeout).map_err(|_| Lost)
+    }
+}

@@ -1,0 +1,263 @@
+//! The crew: forked workers, from the fork to the last reaped child.
+//!
+//! The parent forks all of them, waits until each has said that it can take connections, and then only watches.
+//! A child that dies is reported and the others go on; a parent that dies takes its children along.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::exit;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, pipe2};
+
+use crate::failure::Failure;
+use crate::report::ServerReport;
+use crate::scoreboard::Scoreboard;
+use crate::sys::process::{Ending, Fork, Usage, fork, reap};
+use crate::sys::signal::{GRACE, SignalQueue, has_given_up};
+
+/// The forked workers of this process.
+pub struct Crew {
+    scoreboard: Scoreboard,
+    signals: SignalQueue,
+    /// A worker writes one line into it: `ready`, or why it failed.
+    said: OwnedFd,
+    say: Option<OwnedFd>,
+    /// By worker; `None` once it has been reaped.
+    pids: Vec<Option<Pid>>,
+    /// When to kill those who have been asked to stop.
+    deadline: Option<Instant>,
+}
+
+/// A worker's means to say that it can take connections. The pipe's end goes with the word: when all have spoken
+/// or died, the parent reads the end of the file.
+#[derive(Clone)]
+pub struct Ready {
+    say: Rc<RefCell<Option<File>>>,
+}
+
+impl Ready {
+    pub fn say(self) {
+        if let Some(mut say) = self.say.take() {
+            // A pipe takes a line this short whole or not at all (pipe(7), PIPE_BUF); a parent that is gone has
+            // already had us killed.
+            let _ = say.write_all(b"ready\n");
+        }
+    }
+
+    /// To the parent while it still listens, to standard error afterwards.
+    fn say_failed(self, failure: Failure) {
+        let line = format!("{failure}\n");
+        let _ = match self.say.take() {
+            Some(mut say) => say.write_all(line.as_bytes()),
+            None => std::io::stderr().write_all(line.as_bytes()),
+        };
+    }
+}
+
+impl Crew {
+    /// Nobody yet. From now on SIGTERM, SIGINT and SIGCHLD wait for [`Crew::supervise`].
+    pub fn new(scoreboard: Scoreboard) -> Result<Crew, Failure> {
+        let signals = SignalQueue::open().map_err(|errno| Failure::new("open a signalfd", errno))?;
+        let (said, say) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| Failure::new("open a pipe", errno))?;
+        Ok(Crew { scoreboard, signals, said, say: Some(say), pids: Vec::new(), deadline: None })
+    }
+
+    /// Forks the next worker. `serve` runs in the child, which ends with it.
+    pub fn fork(&mut self, serve: impl FnOnce(Ready) -> Result<(), Failure>) -> Result<(), Failure> {
+        match fork() {
+            Ok(Fork::Parent { child }) => self.pids.push(Some(child)),
+            Ok(Fork::Child) => {
+                // The others are no children of ours: should we panic, they are not ours to kill.
+                self.pids.clear();
+                let ready = Ready { say: Rc::new(RefCell::new(self.say.take().map(File::from))) };
+                let outcome = serve(ready.clone());
+                exit(match outcome {
+                    Ok(()) => 0,
+                    Err(failure) => {
+                        ready.say_failed(failure);
+                        1
+                    }
+                });
+            }
+            Err(errno) => {
+                let failure = Failure::new(format_args!("fork worker {}", self.pids.len()), errno)
+                    .advise("start fewer with --workers, or raise ulimit -u");
+                return Err(failure);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until every worker can take connections, or the first says why it cannot.
+    pub fn await_ready(&mut self) -> Result<(), Failure> {
+        self.say = None;
+        let said = self.said.try_clone().map_err(|error| Failure::new("copy a pipe", error))?;
+        let mut ready = 0;
+        for line in BufReader::new(File::from(said)).lines() {
+            match line {
+                Ok(line) if line == "ready" => ready += 1,
+                Ok(line) => return Err(Failure::relay(line)),
+                Err(error) => return Err(Failure::new("hear from the workers", error)),
+            }
+            if ready == self.pids.len() {
+                return Ok(());
+            }
+        }
+        Err(Failure::relay(format!("start {} workers: only {ready} became ready", self.pids.len())))
+    }
+
+    /// Watches over the workers until SIGTERM or SIGINT, then stops them: `stop_accepting` first, so that no
+    /// worker can take another connection; then SIGTERM to each; after [`GRACE`] the kill.
+    ///
+    /// # Errors
+    /// When the last worker has died without being asked to.
+    pub fn supervise(&mut self, stop_accepting: impl FnOnce()) -> Result<(), Failure> {
+        while !self.is_told_to_stop(None)? {}
+        stop_accepting();
+        self.stop();
+        Ok(())
+    }
+
+    /// Waits for the next signal, or at most for a time. True: it was SIGTERM or SIGINT. Workers that have died are
+    /// reaped.
+    ///
+    /// # Errors
+    /// As for [`Crew::supervise`].
+    pub fn is_told_to_stop(&mut self, at_most: Option<Duration>) -> Result<bool, Failure> {
+        let signal = self.signals.wait(at_most).map_err(|errno| Failure::new("wait for signals", errno))?;
+        if matches!(signal, Some(Signal::SIGTERM | Signal::SIGINT)) {
+            return Ok(true);
+        }
+        match self.reap_dead() {
+            0 => Err(Failure::relay("serve: the last worker has died".to_owned())),
+            _ => Ok(false),
+        }
+    }
+
+    /// Readable while a signal waits for [`Crew::is_told_to_stop`]: for a parent that waits for more than signals.
+    pub fn signals(&self) -> BorrowedFd<'_> {
+        self.signals.as_fd()
+    }
+
+    /// Worker `id` has not been reaped.
+    pub fn lives(&self, id: usize) -> bool {
+        self.pids[id].is_some()
+    }
+
+    pub fn scoreboard(&self) -> &Scoreboard {
+        &self.scoreboard
+    }
+
+    /// Reaps the workers that have died on their own, says so, and returns how many are left.
+    pub fn reap_dead(&mut self) -> usize {
+        while let Some((id, pid, ending)) = self.reap_one() {
+            let left = self.pids.iter().flatten().count();
+            eprintln!("worker {id} (pid {pid}) {}; {left} left", describe(ending));
+        }
+        self.pids.iter().flatten().count()
+    }
+
+    /// Asks every worker to stop, waits for [`GRACE`], kills the rest, reaps all.
+    pub fn stop(&mut self) {
+        let deadline = self.begin_stop();
+        self.reap_all_until(Some(deadline));
+        self.kill();
+    }
+
+    /// Asks every worker to stop and leaves the reaping to a master that still has something to do meanwhile. What
+    /// they do not do until the time returned, they will not do any more; to ask again gives no more time.
+    pub fn begin_stop(&mut self) -> Instant {
+        self.tell_all(Signal::SIGTERM);
+        *self.deadline.get_or_insert_with(|| Instant::now() + GRACE)
+    }
+
+    /// After a signal while they stop: reaps who has ended.
+    pub fn reap_ended(&mut self) {
+        // Whatever it was, it must not stay readable; being told to stop once more changes nothing.
+        let _ = self.signals.wait(Some(Duration::ZERO));
+        while self.reap_one().is_some() {}
+    }
+
+    /// True when everybody has been reaped.
+    pub fn is_gone(&self) -> bool {
+        self.pids.iter().all(Option::is_none)
+    }
+
+    /// Kills whoever is left and reaps all.
+    pub fn kill(&mut self) {
+        self.tell_all(Signal::SIGKILL);
+        self.reap_all_until(None);
+    }
+
+    /// The document for standard output, with this process as the master.
+    pub fn report(&self, address: SocketAddr) -> ServerReport {
+        self.scoreboard.report(address, Some(Usage::of_process()))
+    }
+
+    /// Reaps until nobody is left or the time is up. Several SIGCHLD may merge into one, so each is followed by
+    /// reaping all there are; one that comes between the look and the wait is waiting in the queue.
+    fn reap_all_until(&mut self, deadline: Option<Instant>) {
+        loop {
+            while self.reap_one().is_some() {}
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            // A master that serves may have heard of the end before it could ask the workers; its time counts.
+            let is_over = left.is_some_and(|left| left.is_zero() || has_given_up());
+            if self.is_gone() || is_over {
+                return;
+            }
+            let _ = self.signals.wait(left);
+        }
+    }
+
+    fn tell_all(&self, signal: Signal) {
+        for pid in self.pids.iter().flatten() {
+            // It may have died and not been reaped yet; then there is nobody to tell.
+            let _ = kill(*pid, signal);
+        }
+    }
+
+    /// Reaps one worker and enters its account in its row.
+    fn reap_one(&mut self) -> Option<(usize, Pid, Ending)> {
+        let (pid, ending, usage) = match reap() {
+            Ok(found) => found?,
+            Err(Errno::ECHILD) => {
+                // Nobody is left to wait for, whatever our list says.
+                self.pids.fill(None);
+                return None;
+            }
+            Err(_) => return None,
+        };
+        let id = self.pids.iter().position(|&known| known == Some(pid))?;
+        self.pids[id] = None;
+        self.scoreboard.row(id).set_usage(usage);
+        if let Ending::KilledBy(_) = ending {
+            self.scoreboard.row(id).lose_open_connections();
+        }
+        Some((id, pid, ending))
+    }
+}
+
+impl Drop for Crew {
+    /// Whatever went wrong: no worker outlives its crew.
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn describe(ending: Ending) -> String {
+    match ending {
+        Ending::Exited(status) => format!("exited with status {status}"),
+        Ending::KilledBy(signal) => match Signal::try_from(signal) {
+            Ok(signal) => format!("was killed by {signal}"),
+            Err(_) => format!("was killed by signal {signal}"),
+        },
+    }
+}

@@ -1,0 +1,395 @@
+//! The master's hand: accepts what is ready, keeps the books of who has how many, and passes connections on, those
+//! for one worker in one message. Which worker is to have a connection is not decided here.
+//!
+//! A worker is *free* while it lives and has room in its channel; where workers acknowledge, only while it has
+//! answered for what it was given last. While nobody is free nothing is accepted, and connections wait in the kernel's
+//! accept queue. A connection that its worker could not be given, or has refused, is the next to be given to another.
+//!
+//! The listener is registered edge-triggered: told once that it is ready, we accept until it is empty, and a master
+//! that cannot accept for the moment needs no system call to look away.
+//!
+//! What passing costs beside accepting and serving, when connections come one at a time: sendmsg and close here,
+//! epoll_wait and recvmsg there. Of those that are ready together up to sixteen share these calls. To acknowledge
+//! costs a send there, and a wait and a receive here, and then nothing is shared.
+
+use std::collections::VecDeque;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use socket2::SockRef;
+
+use super::channel::{Answer, Channel, connections_per_message};
+use super::crew::Crew;
+use super::event_loop::EventLoop;
+use super::listener::{BACK_OFF, Listener, NoConnection, say_exhausted};
+use crate::failure::Failure;
+use crate::report::AcceptBook;
+use crate::scoreboard::{Count, Scoreboard};
+use crate::sys::epoll::{Epoll, Interest, Ready};
+use crate::sys::fd::close_all;
+use crate::units::monotonic_ns;
+
+const LISTENER: u64 = u64::MAX;
+const SIGNALS: u64 = u64::MAX - 1;
+
+/// Reports taken per wait; the rest comes with the next.
+const REPORTS_PER_WAIT: usize = 64;
+
+/// Accepts for others.
+pub struct Dispatcher {
+    listener: Listener,
+    scoreboard: Scoreboard,
+    epoll: Epoll,
+    seats: Vec<Seat>,
+    /// In the order in which they became free.
+    free: Vec<usize>,
+    /// Accepted, and to be given again.
+    returned: VecDeque<OwnedFd>,
+    /// Passed on; our copies are to be closed.
+    passed: Vec<OwnedFd>,
+    workers_acknowledge: bool,
+    /// The listener may have more.
+    is_ready: bool,
+    /// A connection has been accepted since the last report about the listener, so that wake-up was not empty.
+    has_taken: bool,
+    accepts: AcceptBook,
+    /// Connections given since the last [`Dispatcher::pass`], and the most there may be.
+    given: usize,
+    batch: usize,
+    /// Until then nothing is done: there was no descriptor or kernel memory left.
+    rests_until_ns: Option<u64>,
+}
+
+/// What the master knows of a worker.
+struct Seat {
+    /// `None` once it has died, or takes no more.
+    channel: Option<Channel>,
+    /// Connections given to it since the start.
+    given: u64,
+    /// Those that go with the next message.
+    outbox: Vec<OwnedFd>,
+    /// Passed, but the worker has not answered: should it refuse or die, the connection is still ours.
+    unanswered: Option<OwnedFd>,
+    /// It has refused; until then it is not asked again, as after an accept for which there was no descriptor.
+    full_until_ns: Option<u64>,
+}
+
+impl Dispatcher {
+    /// Accepts from `listener` and passes to `channels`, one per worker.
+    pub fn new(
+        listener: Listener,
+        channels: Vec<Channel>,
+        scoreboard: Scoreboard,
+        crew: &Crew,
+    ) -> Result<Dispatcher, Failure> {
+        let workers_acknowledge = channels.iter().any(Channel::acknowledges);
+        let open = || {
+            let epoll = Epoll::new(REPORTS_PER_WAIT)?;
+            epoll.add(&listener, LISTENER, Interest::EPOLLIN | Interest::EPOLLET)?;
+            epoll.add(crew.signals(), SIGNALS, Interest::EPOLLIN)?;
+            for (i, channel) in channels.iter().enumerate() {
+                epoll.add(channel, i as u64, interest(workers_acknowledge))?;
+            }
+            Ok(epoll)
+        };
+        let epoll = open().map_err(|errno: Errno| Failure::new("open an epoll instance", errno))?;
+        let batch = connections_per_message(channels.len());
+        Ok(Dispatcher {
+            listener,
+            scoreboard,
+            epoll,
+            free: (0..channels.len()).collect(),
+            seats: channels.into_iter().map(|channel| Seat::new(channel, batch)).collect(),
+            returned: VecDeque::new(),
+            passed: Vec::with_capacity(batch),
+            workers_acknowledge,
+            is_ready: false,
+            has_taken: false,
+            accepts: AcceptBook::default(),
+            given: 0,
+            batch,
+            rests_until_ns: None,
+        })
+    }
+
+    /// Waits until there is a connection and somebody free to have it. False: the server is to stop.
+    ///
+    /// # Errors
+    /// When the last worker has died.
+    pub fn wait(&mut self, crew: &mut Crew) -> Result<bool, Failure> {
+        loop {
+            // A look without waiting, lest a flood of connections hide a signal or an answer.
+            let timeout = if self.can_go_on() { Some(Duration::ZERO) } else { self.until_rest_is_over() };
+            let reports =
+                self.epoll.wait(timeout).map_err(|errno| Failure::new("wait for connections", errno))?;
+            for i in 0..reports {
+                match self.epoll.report(i) {
+                    Ready { token: LISTENER, .. } => {
+                        self.is_ready = true;
+                        self.has_taken = false;
+                        self.accepts.count(Count::Wakeups);
+                    }
+                    Ready { token: SIGNALS, .. } => {
+                        if crew.is_told_to_stop(None)? {
+                            return Ok(false);
+                        }
+                    }
+                    Ready { token, flags } => self.hear(token as usize, flags),
+                }
+            }
+            self.end_rests();
+            if self.can_go_on() {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// The next connection to be given to somebody. `None`: nobody is free, nothing is left, or enough is gathered.
+    pub fn next_connection(&mut self) -> Result<Option<OwnedFd>, Failure> {
+        while self.can_go_on() && self.given < self.batch {
+            if let Some(connection) = self.returned.pop_front() {
+                return Ok(Some(connection));
+            }
+            match self.listener.accept_nonblocking() {
+                Ok(connection) => {
+                    self.has_taken = true;
+                    self.accepts.count(Count::Accepted);
+                    return Ok(Some(connection));
+                }
+                Err(Errno::EAGAIN) => {
+                    self.is_ready = false;
+                    self.accepts.count(Count::AcceptEagain);
+                    if !self.has_taken {
+                        self.accepts.count(Count::EmptyWakeups);
+                    }
+                }
+                Err(errno) => match NoConnection::from(errno) {
+                    NoConnection::Nobody => {}
+                    // What has been gathered gives descriptors back when it is passed.
+                    NoConnection::Exhausted if self.given > 0 => break,
+                    NoConnection::Exhausted => {
+                        say_exhausted();
+                        self.rest();
+                    }
+                    NoConnection::Shut | NoConnection::Fatal(_) => {
+                        let tried = format!("accept on {}", self.listener.address());
+                        return Err(Failure::new(tried, errno));
+                    }
+                },
+            }
+        }
+        Ok(None)
+    }
+
+    /// What has been accepted so far, and in how many wake-ups.
+    pub fn accepts(&self) -> AcceptBook {
+        self.accepts
+    }
+
+    pub fn workers(&self) -> usize {
+        self.seats.len()
+    }
+
+    /// The workers that can be given a connection, in the order in which they became free. Never empty between
+    /// [`Dispatcher::next_connection`] and [`Dispatcher::give`].
+    pub fn free(&self) -> &[usize] {
+        &self.free
+    }
+
+    /// How many connections worker `i` has: those it has open, and those on their way to it. One too many for each that
+    /// was lost on arrival, because the worker's table of descriptors was full; it says so only where it acknowledges.
+    pub fn load(&self, i: usize) -> u64 {
+        let row = self.scoreboard.row(i);
+        // In this order: a worker enters a connection as open before it enters it as accepted, so that one which
+        // arrives while we look is counted twice rather than not at all.
+        let accepted = row.get(Count::Accepted);
+        let closed = accepted.saturating_sub(row.get(Count::Active));
+        self.seats[i].given.saturating_sub(closed)
+    }
+
+    /// Worker `i` is to have the connection. It travels with the next [`Dispatcher::pass`].
+    pub fn give(&mut self, connection: OwnedFd, i: usize) {
+        self.seats[i].outbox.push(connection);
+        self.seats[i].given += 1;
+        self.given += 1;
+        if self.workers_acknowledge {
+            // One at a time: not free again before it has answered.
+            self.free.retain(|&free| free != i);
+        }
+    }
+
+    /// Passes on what has been given: one message per worker, and our copies are closed together.
+    pub fn pass(&mut self) {
+        for i in 0..self.seats.len() {
+            let seat = &mut self.seats[i];
+            if seat.outbox.is_empty() {
+                continue;
+            }
+            let Some(channel) = &seat.channel else { continue };
+            match channel.pass(&seat.outbox) {
+                Ok(()) if self.workers_acknowledge => seat.unanswered = seat.outbox.pop(),
+                Ok(()) => self.passed.append(&mut seat.outbox),
+                Err(errno) => self.take_back(i, errno),
+            }
+        }
+        close_all(&mut self.passed);
+        self.given = 0;
+    }
+
+    /// What could not be passed goes to another.
+    fn take_back(&mut self, i: usize, errno: Errno) {
+        let seat = &mut self.seats[i];
+        seat.given -= seat.outbox.len() as u64;
+        self.returned.extend(seat.outbox.drain(..));
+        match errno {
+            Errno::EAGAIN => {
+                self.free.retain(|&free| free != i);
+                self.watch(i, Interest::EPOLLOUT);
+            }
+            // Too many are on their way to all workers together (unix(7)), and nobody tells when they have arrived.
+            Errno::ETOOMANYREFS | Errno::ENOBUFS | Errno::ENOMEM => {
+                self.set_free(i);
+                self.rest();
+            }
+            _ => self.bury(i),
+        }
+    }
+
+    /// Worker `i` has answered, has room again, or is gone.
+    fn hear(&mut self, i: usize, flags: Interest) {
+        let Some(channel) = &self.seats[i].channel else { return };
+        if flags.contains(Interest::EPOLLIN) {
+            match channel.next_answer() {
+                Ok(Some(answer)) => self.note(i, answer),
+                Err(Errno::EAGAIN) => {}
+                Ok(None) | Err(_) => self.bury(i),
+            }
+        } else if flags.intersects(Interest::EPOLLHUP | Interest::EPOLLERR) {
+            self.bury(i);
+        } else if flags.contains(Interest::EPOLLOUT) {
+            self.watch(i, Interest::empty());
+            self.set_free(i);
+        }
+    }
+
+    fn note(&mut self, i: usize, answer: Answer) {
+        let connection = self.seats[i].unanswered.take();
+        match answer {
+            Answer::Taken => self.set_free(i),
+            Answer::Refused => {
+                self.seats[i].given -= 1;
+                self.seats[i].full_until_ns = Some(back_off_from_now());
+                self.returned.extend(connection);
+            }
+        }
+    }
+
+    /// It takes no more; its process is reaped when the kernel says that it has ended.
+    fn bury(&mut self, i: usize) {
+        if let Some(channel) = self.seats[i].channel.take() {
+            let _ = self.epoll.delete(&channel);
+        }
+        self.free.retain(|&free| free != i);
+        self.seats[i].full_until_ns = None;
+        self.returned.extend(self.seats[i].unanswered.take());
+    }
+
+    fn set_free(&mut self, i: usize) {
+        if !self.free.contains(&i) {
+            self.free.push(i);
+        }
+    }
+
+    fn watch(&mut self, i: usize, also: Interest) {
+        let Some(channel) = &self.seats[i].channel else { return };
+        if self.epoll.modify(channel, i as u64, interest(self.workers_acknowledge) | also).is_err() {
+            // A registration is changed without allocating, so this is a worker we cannot hear of again.
+            self.bury(i);
+        }
+    }
+
+    fn can_go_on(&self) -> bool {
+        let is_able = self.rests_until_ns.is_none() && !self.free.is_empty();
+        is_able && (self.is_ready || !self.returned.is_empty())
+    }
+
+    fn rest(&mut self) {
+        self.rests_until_ns = Some(back_off_from_now());
+    }
+
+    fn end_rests(&mut self) {
+        if self.next_rest_over_ns().is_none() {
+            return;
+        }
+        let now_ns = monotonic_ns();
+        let is_over = |until_ns: &mut u64| *until_ns <= now_ns;
+        self.rests_until_ns.take_if(is_over);
+        for i in 0..self.seats.len() {
+            if self.seats[i].full_until_ns.take_if(is_over).is_some() {
+                self.set_free(i);
+            }
+        }
+    }
+
+    fn until_rest_is_over(&self) -> Option<Duration> {
+        let until_ns = self.next_rest_over_ns()?;
+        Some(Duration::from_nanos(until_ns.saturating_sub(monotonic_ns())))
+    }
+
+    fn next_rest_over_ns(&self) -> Option<u64> {
+        let rests = self.seats.iter().map(|seat| seat.full_until_ns).chain([self.rests_until_ns]);
+        rests.flatten().min()
+    }
+}
+
+impl Seat {
+    fn new(channel: Channel, batch: usize) -> Seat {
+        let outbox = Vec::with_capacity(batch);
+        Seat { channel: Some(channel), given: 0, outbox, unanswered: None, full_until_ns: None }
+    }
+}
+
+/// Only answers are to be received. That the other end was closed is reported in any case (epoll_ctl(2), EPOLLHUP).
+fn interest(workers_acknowledge: bool) -> Interest {
+    if workers_acknowledge { Interest::EPOLLIN } else { Interest::empty() }
+}
+
+fn back_off_from_now() -> u64 {
+    monotonic_ns() + BACK_OFF.as_nanos() as u64
+}
+
+/// A number for the address, without the port, of a connection's client. The same in every run: a client that comes
+/// back after a restart finds its worker again. Of clients that have left already all have the same.
+pub fn hash_of_client_address(connection: impl AsFd) -> usize {
+    let peer = SockRef::from(&connection).peer_addr().ok().and_then(|peer| peer.as_socket());
+    let mut hasher = DefaultHasher::new();
+    peer.map(|address| address.ip()).hash(&mut hasher);
+    hasher.finish() as usize
+}
+
+/// A worker takes the connections that have come in one message. Where it acknowledges and is full, it gives the
+/// connection back: that needs a descriptor to receive it with, so the last free one is kept for this.
+pub fn take_message(events: &mut EventLoop<Channel>) -> Result<(), Failure> {
+    if events.acceptor.acknowledges() && !events.has_room_for(2) {
+        let refused = events.acceptor.refuse();
+        return refused.or_else(|errno| events.adopt(Err(errno)).map(drop));
+    }
+    let first = events.acceptor.receive();
+    events.adopt(first)?;
+    while let Some(another) = events.acceptor.more_of_message() {
+        events.adopt(another)?;
+    }
+    Ok(())
+}
+
+/// A worker that is to stop takes what is still in its channel, or gives it back to a master that waits to hear.
+pub fn take_or_refuse_rest(events: &mut EventLoop<Channel>) -> Result<(), Failure> {
+    events.acceptor.shut();
+    while events.acceptor.acknowledges() && events.acceptor.refuse().is_ok() {}
+    while let Ok(connection) = events.acceptor.receive() {
+        events.adopt(Ok(connection))?;
+    }
+    Ok(())
+}

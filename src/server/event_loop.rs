@@ -1,0 +1,225 @@
+//! The event loop: one thread, one epoll, many connections.
+//!
+//! [`EventLoop::wait_for_connection`] serves whoever is ready and returns when somebody waits at the acceptor.
+//! The caller then does the one thing that differs between architectures: it takes the connection, from a
+//! listening socket or from a master, and hands it to [`EventLoop::adopt`].
+//!
+//! The acceptor is level-triggered, and one connection is taken per wake-up: a burst is shared among all who wait
+//! for it, and the listener's reports do not push the connections' aside.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit};
+
+use super::listener::{BACK_OFF, NoConnection, say_exhausted};
+use super::lock::AcceptMutex;
+use super::reactor::{ACCEPTOR, Reactor};
+use super::worker::Worker;
+use crate::failure::Failure;
+use crate::scoreboard::Count;
+use crate::sys::epoll::{Interest, Ready};
+use crate::sys::signal::{forget_listener, is_stopping};
+use crate::units::monotonic_ns;
+
+/// An event loop that takes its connections from an `A`: a [`super::Listener`] or a [`super::Channel`].
+pub struct EventLoop<A> {
+    pub acceptor: A,
+    /// How the acceptor is registered.
+    interest: Interest,
+    reactor: Reactor,
+    /// A connection has been taken since the last wake-up, so that wake-up was not empty.
+    has_taken: bool,
+    /// Connections that our table of descriptors has room for.
+    room: usize,
+    /// Until then the acceptor is not looked at: there was no descriptor left.
+    muted_until_ns: Option<u64>,
+    /// The acceptor is registered.
+    is_watching: bool,
+    /// It was shut. It stays ready, and there is nothing to accept from it any more.
+    is_shut: bool,
+    /// So many times an accept mutex is left to the others.
+    turns_to_leave: usize,
+}
+
+impl<A: AsFd> EventLoop<A> {
+    pub fn new(acceptor: A, worker: Worker) -> Result<EventLoop<A>, Failure> {
+        EventLoop::watching(acceptor, Interest::EPOLLIN, worker)
+    }
+
+    /// As [`EventLoop::new`], with another registration of the acceptor than the level-triggered one.
+    pub fn watching(acceptor: A, interest: Interest, worker: Worker) -> Result<EventLoop<A>, Failure> {
+        let open = || {
+            let reactor = Reactor::new(worker)?;
+            reactor.epoll.add(&acceptor, ACCEPTOR, interest)?;
+            Ok(reactor)
+        };
+        let reactor = open().map_err(|errno: nix::Error| Failure::new("open an epoll instance", errno))?;
+        Ok(EventLoop {
+            acceptor,
+            interest,
+            reactor,
+            has_taken: false,
+            room: free_descriptors(),
+            muted_until_ns: None,
+            is_watching: true,
+            is_shut: false,
+            turns_to_leave: 0,
+        })
+    }
+
+    /// The acceptor brings up to so many connections at once. Unlike those of an accept queue, those of a message that
+    /// find no room are lost, so there must be room for all of them before it is looked at.
+    pub fn taking_at_once(mut self, connections: usize) -> EventLoop<A> {
+        self.room = self.room.saturating_sub(connections - 1).max(1);
+        self
+    }
+
+    /// So many more connections could be taken now.
+    pub fn has_room_for(&self, connections: usize) -> bool {
+        self.reactor.open() + connections <= self.room
+    }
+
+    /// Serves whoever is ready. True: somebody waits at the acceptor. False: the server is to stop.
+    pub fn wait_for_connection(&mut self) -> Result<bool, Failure> {
+        while !is_stopping() {
+            match self.reactor.next_report(self.muted_until_ns)? {
+                // Asked beforehand: accept(2) would leave the connection in its queue, but a channel would drop it.
+                Some(Ready { token: ACCEPTOR, .. }) if self.reactor.open() >= self.room => self.mute()?,
+                Some(Ready { token: ACCEPTOR, .. }) => {
+                    self.reactor.worker.count(Count::Wakeups);
+                    self.has_taken = false;
+                    return Ok(true);
+                }
+                Some(ready) => self.reactor.serve(ready),
+                None => self.unmute_when_due()?,
+            }
+        }
+        Ok(false)
+    }
+
+    /// As [`EventLoop::wait_for_connection`], for workers of whom one at a time waits for the acceptor: who has the
+    /// mutex. True: somebody waits there, and the caller has the mutex; it is to accept, give the mutex back and only
+    /// then go on with the connection.
+    ///
+    /// Those who have not got it wait for their connections, and for the time to try again. That is not about the
+    /// listening socket, so it is no wake-up. The rules are nginx's (`src/event/ngx_event.c`).
+    pub fn wait_for_turn(&mut self, mutex: &AcceptMutex) -> Result<bool, Failure> {
+        while !is_stopping() {
+            if !self.reactor.is_about_to_wait() {
+                // Without the mutex. The acceptor's report has had its turn before all others.
+                match self.reactor.next_report(None)? {
+                    Some(ready) if ready.token != ACCEPTOR => self.reactor.serve(ready),
+                    _ => {}
+                }
+                continue;
+            }
+            let has_turn = self.may_try() && mutex.try_take()?;
+            match (has_turn, self.is_watching) {
+                // Who had the mutex last has left the acceptor registered: it is often the next, too.
+                (true, false) => self.watch_acceptor()?,
+                (false, true) => self.ignore_acceptor()?,
+                _ => {}
+            }
+            let retry_ns = (!has_turn).then(|| monotonic_ns() + mutex.retry.as_nanos() as u64);
+            self.reactor.next_report([retry_ns, self.muted_until_ns].into_iter().flatten().min())?;
+            if has_turn && self.reactor.has_report_about(ACCEPTOR) {
+                self.reactor.worker.count(Count::Wakeups);
+                self.has_taken = false;
+                return Ok(true);
+            }
+            if has_turn {
+                mutex.give()?;
+            }
+        }
+        Ok(false)
+    }
+
+    /// A worker that has connections in more than 7/8 of its room leaves one turn to the others for each above that.
+    fn may_try(&mut self) -> bool {
+        let is_mine = self.turns_to_leave == 0;
+        self.turns_to_leave = self.turns_to_leave.saturating_sub(1);
+        self.muted_until_ns = self.muted_until_ns.filter(|&until_ns| self.reactor.now_ns < until_ns);
+        is_mine && self.muted_until_ns.is_none() && !self.is_shut
+    }
+
+    /// Takes over what an accept returned, whatever that was. True when it was a connection.
+    pub fn adopt(&mut self, accepted: nix::Result<OwnedFd>) -> Result<bool, Failure> {
+        if accepted.as_ref().is_err_and(|&errno| errno == Errno::EAGAIN) {
+            self.reactor.worker.count(Count::AcceptEagain);
+        }
+        match accepted.map_err(NoConnection::from) {
+            Ok(socket) => {
+                self.reactor.adopt(socket);
+                self.has_taken = true;
+                self.turns_to_leave = self.reactor.open().saturating_sub(self.room - self.room / 8);
+                return Ok(true);
+            }
+            // Another worker was faster, unless we have just taken the last.
+            Err(NoConnection::Nobody) if self.has_taken => {}
+            Err(NoConnection::Nobody) => self.reactor.worker.count(Count::EmptyWakeups),
+            Err(NoConnection::Exhausted) => self.mute()?,
+            Err(NoConnection::Shut) => {
+                // It was the end that woke us, unless we have taken connections before we came to it. What we have, we
+                // still serve.
+                if !self.has_taken {
+                    self.reactor.worker.row.subtract(Count::Wakeups, 1);
+                }
+                self.is_shut = true;
+                self.ignore_acceptor()?;
+            }
+            Err(NoConnection::Fatal(errno)) => return Err(Failure::new("accept a connection", errno)),
+        }
+        Ok(false)
+    }
+
+    /// Registers the acceptor anew, behind everybody else who waits for it.
+    pub fn rearm(&mut self) -> Result<(), Failure> {
+        self.ignore_acceptor()?;
+        self.watch_acceptor()
+    }
+
+    /// Closes the acceptor, answers what has been read, closes the rest.
+    pub fn finish(self) -> Result<Worker, Failure> {
+        if self.is_watching {
+            // Before the close: in another process the socket may live on, and with it the registration.
+            let _ = self.reactor.epoll.delete(&self.acceptor);
+        }
+        forget_listener();
+        drop(self.acceptor);
+        self.reactor.finish()
+    }
+
+    fn mute(&mut self) -> Result<(), Failure> {
+        say_exhausted();
+        self.muted_until_ns = Some(self.reactor.now_ns + BACK_OFF.as_nanos() as u64);
+        self.ignore_acceptor()
+    }
+
+    fn ignore_acceptor(&mut self) -> Result<(), Failure> {
+        self.is_watching = false;
+        self.reactor.epoll.delete(&self.acceptor).map_err(|errno| Failure::new("leave the acceptor", errno))
+    }
+
+    fn unmute_when_due(&mut self) -> Result<(), Failure> {
+        if self.muted_until_ns.is_some_and(|until_ns| self.reactor.now_ns >= until_ns) {
+            self.muted_until_ns = None;
+            self.watch_acceptor()?;
+        }
+        Ok(())
+    }
+
+    fn watch_acceptor(&mut self) -> Result<(), Failure> {
+        self.is_watching = true;
+        let watched = self.reactor.epoll.add(&self.acceptor, ACCEPTOR, self.interest);
+        watched.map_err(|errno| Failure::new("return to the acceptor", errno))
+    }
+}
+
+/// How many descriptors this process may still open. Nothing but connections is opened after the start.
+pub(super) fn free_descriptors() -> usize {
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(usize::MAX, |(soft, _)| soft as usize);
+    // One of those counted is the folder's own.
+    let open = std::fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count().saturating_sub(1));
+    limit.saturating_sub(open)
+}

@@ -1,0 +1,174 @@
+//! The listening socket: bind, accept, and the one policy for an accept that failed.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Once;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::SockFlag;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::args::ServerArgs;
+use crate::failure::Failure;
+use crate::sys;
+
+/// A bound TCP socket that queues connections until somebody accepts them.
+#[derive(Debug)]
+pub struct Listener {
+    socket: Socket,
+    address: SocketAddr,
+}
+
+impl Listener {
+    /// Binds and listens. `accept` on it blocks.
+    pub fn bind(args: &ServerArgs) -> Result<Listener, Failure> {
+        Listener::bind_with(args.listen, args.backlog, |_| Ok(()))
+    }
+
+    /// A group of non-blocking sockets on one port; the kernel hashes each connection to one of them (socket(7),
+    /// SO_REUSEPORT). With port 0 the first takes any free port and the others follow.
+    pub fn bind_group(sockets: usize, args: &ServerArgs) -> Result<Vec<Listener>, Failure> {
+        let mut address = args.listen;
+        if address.port() != 0 {
+            // A group of another server of ours would let us join and take half of its connections. A socket
+            // without the option finds the port taken.
+            drop(Listener::bind(args)?);
+        }
+        let mut group = Vec::with_capacity(sockets);
+        for _ in 0..sockets {
+            let bound = Listener::bind_with(address, args.backlog, |socket| socket.set_reuse_port(true))?;
+            address = bound.address;
+            group.push(bound.nonblocking()?);
+        }
+        Ok(group)
+    }
+
+    /// The listening socket that another process has bound and passed to us.
+    pub fn from_passed(socket: OwnedFd) -> Result<Listener, Failure> {
+        let socket = Socket::from(socket);
+        let bound = socket
+            .local_addr()
+            .map_err(|error| Failure::new("ask a listening socket for its address", error))?;
+        let address = bound.as_socket().expect("a TCP socket has an IP address");
+        Ok(Listener { socket, address })
+    }
+
+    fn bind_with(
+        address: SocketAddr,
+        backlog: i32,
+        set_options: impl FnOnce(&Socket) -> std::io::Result<()>,
+    ) -> Result<Listener, Failure> {
+        let open = || {
+            let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+            // Connections of an earlier run in TIME_WAIT must not keep us from the port (socket(7)).
+            socket.set_reuse_address(true)?;
+            // Inherited by every accepted connection; a second small answer is not to wait for an ACK (tcp(7)).
+            socket.set_tcp_nodelay(true)?;
+            set_options(&socket)?;
+            Ok::<_, std::io::Error>(socket)
+        };
+        let socket =
+            open().map_err(|error| Failure::new(format_args!("open a socket for {address}"), error))?;
+        let started = socket.bind(&address.into()).and_then(|()| socket.listen(backlog));
+        started.map_err(|error| explain_bind(address, error))?;
+        warn_once_if_clamped(backlog);
+        Listener::from_passed(socket.into())
+    }
+
+    /// The address in use, with the port the kernel chose.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Lets `accept` return EAGAIN instead of blocking. A property of the socket, not of our descriptor:
+    /// processes that share the socket share it (open(2), O_NONBLOCK).
+    pub fn nonblocking(self) -> Result<Listener, Failure> {
+        let result = self.socket.set_nonblocking(true);
+        result.map_err(|error| Failure::new(format_args!("make {} non-blocking", self.address), error))?;
+        Ok(self)
+    }
+
+    /// Shuts it in every process that holds it: nobody new is taken, and blocked and later accepts return EINVAL.
+    pub fn shut(&self) {
+        sys::signal::shut_listener(self);
+    }
+
+    /// The next connection, for a worker that blocks in recv(2) and send(2).
+    pub fn accept(&self) -> nix::Result<OwnedFd> {
+        sys::fd::accept(self, SockFlag::empty())
+    }
+
+    /// The next connection, for an event loop.
+    pub fn accept_nonblocking(&self) -> nix::Result<OwnedFd> {
+        sys::fd::accept(self, SockFlag::SOCK_NONBLOCK)
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn explain_bind(address: SocketAddr, error: std::io::Error) -> Failure {
+    let advice = match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            "stop the program that has it (ss -ltnp shows which), or take any free port with --listen 127.0.0.1:0"
+        }
+        std::io::ErrorKind::PermissionDenied => "take a port from 1024 up",
+        std::io::ErrorKind::AddrNotAvailable => "take an address of this machine (ip addr shows them)",
+        _ => "try --listen 127.0.0.1:0",
+    };
+    Failure::new(format_args!("bind {address}"), error).advise(advice)
+}
+
+fn warn_once_if_clamped(backlog: i32) {
+    static SAID: Once = Once::new();
+    let somaxconn = std::fs::read_to_string("/proc/sys/net/core/somaxconn");
+    if let Some(limit) =
+        somaxconn.ok().and_then(|text| text.trim().parse::<i32>().ok()).filter(|&limit| backlog > limit)
+    {
+        SAID.call_once(|| {
+            eprintln!(
+                "backlog {backlog}: the kernel clamps it to {limit}; raise net.core.somaxconn to have more"
+            );
+        });
+    }
+}
+
+/// How long to wait before the next accept when no descriptor was left for this one.
+pub const BACK_OFF: Duration = Duration::from_millis(50);
+
+/// Said once per process: the limit does not go away by being repeated.
+pub fn say_exhausted() {
+    static SAID: Once = Once::new();
+    SAID.call_once(|| {
+        eprintln!("accept: no descriptor left; connections wait until others end (raise ulimit -n)");
+    });
+}
+
+/// What an accept that returned no connection means. Decided here for every server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoConnection {
+    /// Nothing there (any more): another worker was faster, or the client left again.
+    Nobody,
+    /// No descriptor or memory left. The connection stays in the queue; try again in a while.
+    Exhausted,
+    /// The listening socket was shut: we are to stop.
+    Shut,
+    /// A programming error or a broken kernel.
+    Fatal(Errno),
+}
+
+impl From<Errno> for NoConnection {
+    fn from(errno: Errno) -> NoConnection {
+        match errno {
+            Errno::EINVAL => NoConnection::Shut,
+            Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM => NoConnection::Exhausted,
+            Errno::EBADF | Errno::ENOTSOCK | Errno::EOPNOTSUPP | Errno::EFAULT => NoConnection::Fatal(errno),
+            // accept(2): errors of the new connection's network are to be treated like EAGAIN.
+            _ => NoConnection::Nobody,
+        }
+    }
+}

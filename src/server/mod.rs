@@ -1,0 +1,75 @@
+//! What all servers share. In reading order:
+//!
+//! - [`args`]: the command line, the same for every server; [`listener`]: the listening socket;
+//! - [`worker`]: what one worker carries with it;
+//! - [`blocking`]: serve a connection and do nothing else meanwhile;
+//! - [`connection`], [`table`], [`reactor`] and [`event_loop`]: serve many connections, each a step at a time;
+//! - [`crew`]: fork workers, wait until they are ready, stop and reap them;
+//! - [`selector`]: programs in the kernel that choose among the sockets of a group;
+//! - [`channel`]: pass connections to another process; [`dispatch`]: accept for others, and who has how many;
+//! - [`lock`]: locks that let one worker at a time accept;
+//! - [`relay`]: copy bytes between clients and workers that have ports of their own;
+//! - [`waiting`]: other calls to wait in than accept and an epoll of one's own;
+//! - [`termination`]: being told to stop.
+//!
+//! The beginning and the end of every program are here: [`ready`] and [`finish`].
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use crate::report::ServerReport;
+
+pub mod args;
+pub mod blocking;
+pub mod channel;
+pub mod connection;
+pub mod crew;
+pub mod dispatch;
+pub mod event_loop;
+pub mod listener;
+pub mod lock;
+pub mod reactor;
+pub mod relay;
+pub mod selector;
+pub mod table;
+pub mod termination;
+pub mod waiting;
+pub mod worker;
+
+pub use args::{ServerArgs, WorkersArgs};
+pub use channel::Channel;
+pub use crew::Crew;
+pub use dispatch::Dispatcher;
+pub use event_loop::EventLoop;
+pub use listener::Listener;
+pub use lock::{AcceptMutex, Lock};
+pub use relay::Relay;
+pub use worker::Worker;
+
+pub use crate::failure::Failure;
+pub use crate::scoreboard::Scoreboard;
+pub use crate::sys::signal::{GRACE, is_stopping};
+
+/// Prints the line that everybody waits for. Call it when every worker can take a connection.
+pub fn ready(address: SocketAddr) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "ready {address}")
+        .and_then(|()| out.flush())
+        .map_err(|error| Failure::new("write the ready line to standard output", error))
+}
+
+/// Prints the report, or the one line that says what went wrong, and gives the exit status: 0 or 1.
+pub fn finish(outcome: Result<ServerReport, Failure>) -> ExitCode {
+    let report = match outcome {
+        Ok(report) => report,
+        Err(failure) => {
+            eprintln!("{failure}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let document = serde_json::to_string(&report).expect("a report has only numbers and strings");
+    // Who asked us to stop may have closed our output already; that is no failure of the server.
+    let _ = writeln!(std::io::stdout(), "{document}");
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,286 @@
+//! The reactor: waits for many connections at once and takes a step with each that is ready or due.
+//!
+//! Connections are registered edge-triggered, once, and only when they have to be waited for: a step goes on until
+//! the socket has nothing more (epoll(7)).
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use super::connection::{Connection, LINGER, Scratch, Step};
+use super::selector::pulse::Pulse;
+use super::table::{Number, Table};
+use super::worker::Worker;
+use crate::failure::Failure;
+use crate::scoreboard::Count;
+use crate::sys::epoll::{Epoll, Interest, Ready};
+use crate::sys::signal::{has_given_up, wake_on_termination};
+use crate::units::monotonic_ns;
+
+/// The tokens that are no connection's number.
+pub const ACCEPTOR: u64 = u64::MAX;
+const TERMINATION: u64 = u64::MAX - 1;
+
+/// Reports taken per wait: enough to spread its cost, few enough that no connection waits long for its turn.
+const REPORTS_PER_WAIT: usize = 256;
+
+/// The connections of one thread and what it waits for.
+pub struct Reactor {
+    pub worker: Worker,
+    pub epoll: Epoll,
+    /// When the last wait ended.
+    pub now_ns: u64,
+    /// Readable once the server is to stop.
+    termination: BorrowedFd<'static>,
+    table: Table,
+    scratch: Scratch,
+    timers: BinaryHeap<Reverse<Timer>>,
+    reports: usize,
+    reports_taken: usize,
+}
+
+/// When to go on with a connection whose request waits for I/O or that gave way to others, or to close one that
+/// lingers.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Timer {
+    due_ns: u64,
+    number: Number,
+    /// Whom it is for: the number may belong to somebody else by then.
+    generation: u32,
+    purpose: Purpose,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Purpose {
+    /// The connection gave way to others.
+    GoOn,
+    /// The I/O that a request waited for is done.
+    Answer,
+    /// It has lingered long enough.
+    Close,
+}
+
+impl Reactor {
+    pub fn new(worker: Worker) -> nix::Result<Reactor> {
+        let epoll = Epoll::new(REPORTS_PER_WAIT)?;
+        let termination = wake_on_termination()?;
+        epoll.add(termination, TERMINATION, Interest::EPOLLIN)?;
+        Ok(Reactor {
+            worker,
+            epoll,
+            termination,
+            now_ns: monotonic_ns(),
+            table: Table::new(),
+            scratch: Scratch::new(),
+            timers: BinaryHeap::new(),
+            reports: 0,
+            reports_taken: 0,
+        })
+    }
+
+    /// The next report of the last wait. When all are taken: does what is due or, if nothing is, waits for more (at
+    /// most until `wake_ns`, given while the acceptor is not watched). Either way it then returns `None` once, so that
+    /// the caller can look around: what was due may have ended the last connection, and then there is nothing to wait
+    /// for.
+    pub fn next_report(&mut self, wake_ns: Option<u64>) -> Result<Option<Ready>, Failure> {
+        if self.reports_taken < self.reports {
+            self.reports_taken += 1;
+            return Ok(Some(self.epoll.report(self.reports_taken - 1)));
+        }
+        if self.run_timers() | self.close_silent() {
+            return Ok(None);
+        }
+        let beat_ns = self.worker.pulse.as_mut().map(Pulse::pause);
+        let due_ns = [self.next_due_ns(wake_ns), beat_ns].into_iter().flatten().min();
+        let timeout = due_ns.map(|due_ns| due_ns.saturating_sub(monotonic_ns()));
+        self.reports = self
+            .epoll
+            .wait(timeout.map(Duration::from_nanos))
+            .map_err(|errno| Failure::new("wait for events", errno))?;
+        self.reports_taken = 0;
+        self.now_ns = monotonic_ns();
+        self.beat(wake_ns.is_none());
+        Ok(None)
+    }
+
+    /// True when everything reported and everything due has been dealt with, so that [`Reactor::next_report`] waits.
+    pub fn is_about_to_wait(&self) -> bool {
+        self.reports_taken == self.reports && self.next_due_ns(None).is_none_or(|due_ns| due_ns > self.now_ns)
+    }
+
+    /// True when one of the reports not yet taken is about `token`.
+    pub fn has_report_about(&self, token: u64) -> bool {
+        (self.reports_taken..self.reports).any(|i| self.epoll.report(i).token == token)
+    }
+
+    /// Shows that the worker is alive, where somebody looks. A wait that could have reported the acceptor and did not
+    /// has seen an empty queue; one that was full of reports has not seen all.
+    fn beat(&mut self, is_acceptor_watched: bool) {
+        let Some(pulse) = &mut self.worker.pulse else { return };
+        let has_seen_all = is_acceptor_watched && self.reports < REPORTS_PER_WAIT;
+        let somebody_queues = || (0..self.reports).any(|i| self.epoll.report(i).token == ACCEPTOR);
+        pulse.beat(self.now_ns, has_seen_all && !somebody_queues());
+    }
+
+    /// A new connection. Its first request is often there already, and then it is never registered at all.
+    pub fn adopt(&mut self, socket: OwnedFd) {
+        self.worker.opened();
+        let number = self.table.insert(Connection::new(socket), self.now_ns);
+        self.take_step(number, Connection::step);
+    }
+
+    /// Goes on with the connection a report is about.
+    pub fn serve(&mut self, ready: Ready) {
+        let number = ready.token as Number;
+        let Some(connection) = self.table.get_mut(number) else { return };
+        let is_gone = ready.flags.intersects(Interest::EPOLLERR | Interest::EPOLLHUP);
+        if is_gone && connection.is_waiting() {
+            // Nobody is left to answer.
+            return self.close(number, true);
+        }
+        if ready.flags.intersects(Interest::EPOLLIN | Interest::EPOLLRDHUP) || is_gone {
+            connection.mark_readable(is_gone || ready.flags.contains(Interest::EPOLLRDHUP));
+        }
+        self.table.touch(number, self.now_ns);
+        self.take_step(number, Connection::step);
+    }
+
+    /// Answers what has arrived, closes the rest, and goes on until nothing is open or it is time to give up.
+    pub fn finish(mut self) -> Result<Worker, Failure> {
+        for number in self.table.numbers() {
+            if let Some(connection) = self.table.get_mut(number) {
+                connection.mark_readable(false);
+            }
+            self.take_step(number, Connection::step);
+            self.close_if_nothing_is_owed(number);
+        }
+        // It stays readable, and a wait that includes it would not wait. The end of the grace period interrupts
+        // the wait instead.
+        let _ = self.epoll.delete(self.termination);
+        while !self.table.is_empty() && !has_given_up() {
+            if let Some(ready) = self.next_report(None)? {
+                self.serve(ready);
+                self.close_if_nothing_is_owed(ready.token as Number);
+            }
+        }
+        Ok(self.worker)
+    }
+
+    /// How many connections are open.
+    pub fn open(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Half a request is not one that has been read.
+    fn close_if_nothing_is_owed(&mut self, number: Number) {
+        let Some(connection) = self.table.get_mut(number) else { return };
+        if connection.is_between_requests() || connection.has_half_a_request() {
+            let lost = connection.has_half_a_request();
+            self.close(number, lost);
+        }
+    }
+
+    fn take_step(&mut self, number: Number, step: fn(&mut Connection, &mut Worker, &mut Scratch) -> Step) {
+        let Some(connection) = self.table.get_mut(number) else { return };
+        match step(connection, &mut self.worker, &mut self.scratch) {
+            Step::AwaitInput => self.watch(number, Interest::empty()),
+            Step::AwaitOutput => self.watch(number, Interest::EPOLLOUT),
+            Step::AwaitWork(duration) => self.set_timer(number, duration, Purpose::Answer),
+            Step::Yield => self.set_timer(number, Duration::ZERO, Purpose::GoOn),
+            Step::Linger => self.set_timer(number, LINGER, Purpose::Close),
+            Step::Close { lost } => self.close(number, lost),
+        }
+    }
+
+    fn set_timer(&mut self, number: Number, after: Duration, purpose: Purpose) {
+        self.watch(number, Interest::empty());
+        let due_ns = monotonic_ns() + after.as_nanos() as u64;
+        self.timers.push(Reverse(Timer {
+            due_ns,
+            number,
+            generation: self.table.generation(number),
+            purpose,
+        }));
+    }
+
+    /// Registers a connection, or asks again with something added. Registering reports what is ready already.
+    fn watch(&mut self, number: Number, also: Interest) {
+        let is_new = self.table.set_watched(number);
+        let Some(connection) = self.table.get_mut(number) else { return };
+        let interest = Interest::EPOLLIN | Interest::EPOLLRDHUP | Interest::EPOLLET | also;
+        let watched = if is_new {
+            self.epoll.add(&*connection, number.into(), interest)
+        } else if also.is_empty() {
+            Ok(())
+        } else {
+            self.epoll.modify(&*connection, number.into(), interest)
+        };
+        if watched.is_err() {
+            // No memory or no watch left (epoll_ctl(2)): a connection we cannot wait for cannot be served.
+            self.close(number, true);
+        }
+    }
+
+    fn close(&mut self, number: Number, lost: bool) {
+        let Some(connection) = self.table.remove(number) else { return };
+        // Counted first: a client that sees the end finds it in the scoreboard.
+        self.worker.closed();
+        if lost {
+            self.worker.count(Count::ClientErrors);
+        }
+        // This closes the socket, which also ends its registration: nobody else holds it.
+        drop(connection);
+    }
+
+    /// True when any was due.
+    fn run_timers(&mut self) -> bool {
+        let mut any = false;
+        while self.timers.peek().is_some_and(|Reverse(timer)| timer.due_ns <= self.now_ns) {
+            let Some(Reverse(timer)) = self.timers.pop() else { break };
+            any = true;
+            let is_gone = self.table.get_mut(timer.number).is_none();
+            if is_gone || self.table.generation(timer.number) != timer.generation {
+                continue;
+            }
+            self.table.touch(timer.number, self.now_ns);
+            match timer.purpose {
+                Purpose::GoOn => self.take_step(timer.number, Connection::step),
+                Purpose::Answer => self.take_step(timer.number, Connection::finish_wait),
+                Purpose::Close => self.close(timer.number, true),
+            }
+        }
+        any
+    }
+
+    /// Ends the connections that have been silent for the idle time-out. True when there was one.
+    fn close_silent(&mut self) -> bool {
+        let mut any = false;
+        let idle_ns = self.worker.idle_timeout.as_nanos() as u64;
+        while let Some((number, since_ns)) = self.table.most_silent() {
+            if since_ns + idle_ns > self.now_ns {
+                break;
+            }
+            let Some(connection) = self.table.get_mut(number) else { break };
+            any = true;
+            if (connection.is_waiting() && !connection.has_unsent()) || connection.is_lingering() {
+                // Its silence is our doing; the timer will come back to it.
+                self.table.touch(number, self.now_ns);
+            } else if connection.has_half_a_request() {
+                self.table.touch(number, self.now_ns);
+                self.take_step(number, Connection::time_out);
+            } else {
+                let does_not_read = connection.has_unsent();
+                self.close(number, does_not_read);
+            }
+        }
+        any
+    }
+
+    fn next_due_ns(&self, wake_ns: Option<u64>) -> Option<u64> {
+        let timer_ns = self.timers.peek().map(|Reverse(timer)| timer.due_ns);
+        let idle_ns = self.worker.idle_timeout.as_nanos() as u64;
+        let silent_ns = self.table.most_silent().map(|(_, since_ns)| since_ns + idle_ns);
+        [timer_ns, silent_ns, wake_ns].into_iter().flatten().min()
+    }
+}

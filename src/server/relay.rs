@@ -1,0 +1,586 @@
+//! The relay of a master that stands between its clients and its workers and copies the bytes of both.
+//!
+//! A pair is two sockets, the client's and one of our own to a worker, and two directions. A direction receives
+//! into the relay's one buffer and sends on at once; what the other side would not take is kept, and until it is
+//! gone nothing more is received: a slow reader fills one buffer and then the sender's socket, never our memory.
+//! The end of a stream travels as what it is (shutdown(2), SHUT_WR), and so does a client's reset.
+//!
+//! splice(2) would keep the bytes in the kernel, for the price of a pipe: two more descriptors per direction.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{Shutdown, shutdown};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
+use super::connection::{LINGER, receive, send_some};
+use super::crew::Crew;
+use super::event_loop::free_descriptors;
+use super::listener::{BACK_OFF, Listener, NoConnection, say_exhausted};
+use crate::failure::Failure;
+use crate::report::AcceptBook;
+use crate::scoreboard::Count;
+use crate::sys::epoll::{Epoll, Interest};
+use crate::sys::signal::GRACE;
+use crate::units::monotonic_ns;
+
+/// What one receive brings at most, and so the most that is kept of one direction.
+const BUFFER_BYTES: usize = 64 * 1024;
+
+/// A side that sends without end gets this many receives, and then it is the others' turn.
+const RECEIVES_PER_STEP: usize = 16;
+
+const REPORTS_PER_WAIT: usize = 256;
+
+/// A pair costs the client's descriptor and our own to the worker.
+const DESCRIPTORS_PER_CONNECTION: usize = 2;
+
+/// The tokens that are no pair's.
+const LISTENER: u64 = u64::MAX;
+const SIGNALS: u64 = u64::MAX - 1;
+
+/// What the master has to decide about; everything else the relay does by itself.
+pub enum Event {
+    /// A client waits at the listener: [`Relay::accept`].
+    Knock,
+    /// The worker would not be connected to. The client has not been listened to yet, so another worker can have it.
+    Refused(Client),
+    /// A signal waits for [`Crew::is_told_to_stop`].
+    Signal,
+}
+
+/// A client on its way to a worker, and the socket that will be connected to one.
+pub struct Client {
+    /// How many workers have refused it.
+    pub refusals: usize,
+    socket: OwnedFd,
+    to_worker: Socket,
+}
+
+/// Pairs of sockets, and all that the master waits for.
+pub struct Relay {
+    /// `None` once the server is to stop.
+    listener: Option<Listener>,
+    epoll: Epoll,
+    places: Vec<Place>,
+    free: Vec<u32>,
+    /// Refused before we could begin to wait for an answer.
+    refused: Vec<Client>,
+    /// Pairs that gave way to others, by token.
+    yielded: Vec<u64>,
+    /// When to look at a pair again, and its token. A pair that has done something since gets another.
+    timers: BinaryHeap<Reverse<(u64, u64)>>,
+    buffer: Box<[u8]>,
+    idle_timeout: Duration,
+    /// Descriptors that our table had room for before the first pair.
+    room: usize,
+    /// Until then the listener is not looked at: there was no descriptor left.
+    muted_until_ns: Option<u64>,
+    reports: usize,
+    reports_taken: usize,
+    accepts: AcceptBook,
+    /// When the last wait ended.
+    now_ns: u64,
+}
+
+struct Place {
+    pair: Option<Pair>,
+    /// Counts the pairs that have been here: a report that was taken before the last one left is not the next one's.
+    generation: u32,
+}
+
+impl Relay {
+    /// Watches the listener, which nobody else may hold, and the crew's signals. `idle_timeout` is for a client that
+    /// does not take what its worker has said; one that says nothing is the worker's to end.
+    pub fn new(listener: Listener, crew: &Crew, idle_timeout: Duration) -> Result<Relay, Failure> {
+        let open = || {
+            let epoll = Epoll::new(REPORTS_PER_WAIT)?;
+            epoll.add(&listener, LISTENER, Interest::EPOLLIN)?;
+            epoll.add(crew.signals(), SIGNALS, Interest::EPOLLIN)?;
+            Ok(epoll)
+        };
+        let epoll = open().map_err(|errno: nix::Error| Failure::new("open an epoll instance", errno))?;
+        Ok(Relay {
+            listener: Some(listener),
+            epoll,
+            places: Vec::new(),
+            free: Vec::new(),
+            refused: Vec::new(),
+            yielded: Vec::new(),
+            timers: BinaryHeap::new(),
+            buffer: vec![0; BUFFER_BYTES].into(),
+            idle_timeout,
+            room: free_descriptors(),
+            muted_until_ns: None,
+            reports: 0,
+            reports_taken: 0,
+            accepts: AcceptBook::default(),
+            now_ns: monotonic_ns(),
+        })
+    }
+
+    /// Relays until there is something to decide.
+    pub fn next_event(&mut self) -> Result<Event, Failure> {
+        loop {
+            if let Some(event) = self.relay_once(None)? {
+                return Ok(event);
+            }
+        }
+    }
+
+    /// Takes the client that knocked. `None` when it has left again, or when there is no descriptor for it.
+    pub fn accept(&mut self) -> Result<Option<Client>, Failure> {
+        let Some(listener) = &self.listener else { return Ok(None) };
+        self.accepts.count(Count::Wakeups);
+        // The socket to the worker first: a client that was accepted and cannot be passed on would be lost, in the
+        // accept queue it can wait.
+        let accepted = open_socket().and_then(|to_worker| {
+            let socket = listener.accept_nonblocking()?;
+            Ok(Client { refusals: 0, socket, to_worker })
+        });
+        match accepted.map_err(|errno| (errno, NoConnection::from(errno))) {
+            Ok(client) => {
+                self.accepts.count(Count::Accepted);
+                return Ok(Some(client));
+            }
+            Err((errno, NoConnection::Nobody)) => {
+                self.accepts.count(Count::EmptyWakeups);
+                if errno == Errno::EAGAIN {
+                    self.accepts.count(Count::AcceptEagain);
+                }
+            }
+            Err((_, NoConnection::Exhausted)) => self.mute()?,
+            Err((errno, NoConnection::Shut | NoConnection::Fatal(_))) => {
+                return Err(Failure::new("accept a connection", errno));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Connects the client to the worker at `address` and relays from then on what either says.
+    pub fn connect(&mut self, client: Client, address: SocketAddr) {
+        match client.to_worker.connect(&address.into()) {
+            Ok(()) => {}
+            // On loopback, too: the answer is processed when the call has let go of the socket.
+            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+            // Refused, or no local port left for this address; another worker has another address.
+            Err(_) => {
+                drop(client.to_worker);
+                return self.refuse(client.socket, client.refusals);
+            }
+        }
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.places.push(Place { pair: None, generation: 0 });
+            self.places.len() as u32 - 1
+        });
+        let place = &mut self.places[number as usize];
+        place.generation = place.generation.wrapping_add(1);
+        let token = token(number, place.generation);
+        let pair = place.pair.insert(Pair::new(client, self.now_ns));
+        // Writable means connected (connect(2), EINPROGRESS).
+        let interest = Interest::EPOLLIN | Interest::EPOLLOUT | Interest::EPOLLRDHUP | Interest::EPOLLET;
+        if self.epoll.add(&pair.worker, token | WORKER_SIDE, interest).is_err() {
+            // No memory or no watch left (epoll_ctl(2)).
+            self.close(token);
+        }
+    }
+
+    /// Stops the crew: no client is accepted or listened to any more, and what workers still say to those they have
+    /// heard is relayed until all have been reaped, for at most [`GRACE`]. In this order: a request that we had taken
+    /// from a client has gone to its worker before the worker is told. Returns what was accepted in all.
+    pub fn finish(mut self, crew: &mut Crew) -> Result<AcceptBook, Failure> {
+        let deadline_ns = monotonic_ns() + GRACE.as_nanos() as u64;
+        self.listener = None;
+        self.refused.clear();
+        for number in 0..self.places.len() as u32 {
+            let token = token(number, self.places[number as usize].generation);
+            match self.pair(token) {
+                Some(pair) if pair.is_connected => self.step(token),
+                _ => self.close(token),
+            }
+        }
+        crew.begin_stop();
+        while self.open() > 0 || !crew.is_gone() {
+            if monotonic_ns() >= deadline_ns {
+                break;
+            }
+            if let Some(Event::Signal) = self.relay_once(Some(deadline_ns))? {
+                crew.reap_ended();
+            }
+        }
+        crew.kill();
+        Ok(self.accepts)
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.listener.is_none()
+    }
+
+    fn open(&self) -> usize {
+        self.places.len() - self.free.len()
+    }
+
+    fn has_room(&self) -> bool {
+        DESCRIPTORS_PER_CONNECTION * (self.open() + 1) <= self.room
+    }
+
+    /// Waits (at most until `until_ns`) and takes the reports up to one that the master must decide about. `None` when
+    /// all are taken, so that the caller can look around: the last of them may have been all there was to wait for.
+    fn relay_once(&mut self, until_ns: Option<u64>) -> Result<Option<Event>, Failure> {
+        if self.reports_taken == self.reports {
+            self.wait(until_ns)?;
+        }
+        while self.reports_taken < self.reports {
+            let ready = self.epoll.report(self.reports_taken);
+            self.reports_taken += 1;
+            match ready.token {
+                LISTENER if self.is_stopping() => {}
+                LISTENER if !self.has_room() => self.mute()?,
+                LISTENER => return Ok(Some(Event::Knock)),
+                SIGNALS => return Ok(Some(Event::Signal)),
+                token => self.serve(token, ready.flags),
+            }
+        }
+        if let Some(client) = self.refused.pop() {
+            return Ok(Some(Event::Refused(client)));
+        }
+        for token in std::mem::take(&mut self.yielded) {
+            self.step(token);
+        }
+        self.close_overdue();
+        self.unmute_when_due()?;
+        Ok(None)
+    }
+
+    fn wait(&mut self, until_ns: Option<u64>) -> Result<(), Failure> {
+        let timer_ns = self.timers.peek().map(|Reverse((due_ns, _))| *due_ns);
+        let go_on_ns = (!self.yielded.is_empty() || !self.refused.is_empty()).then_some(0);
+        let wake_ns = [until_ns, timer_ns, self.muted_until_ns, go_on_ns].into_iter().flatten().min();
+        let timeout = wake_ns.map(|wake_ns| Duration::from_nanos(wake_ns.saturating_sub(monotonic_ns())));
+        self.reports = self.epoll.wait(timeout).map_err(|errno| Failure::new("wait for events", errno))?;
+        self.reports_taken = 0;
+        self.now_ns = monotonic_ns();
+        Ok(())
+    }
+
+    /// Goes on with the pair that a report is about.
+    fn serve(&mut self, token: u64, flags: Interest) {
+        let now_ns = self.now_ns;
+        let Some(place) = self.places.get_mut(number(token) as usize) else { return };
+        let Some(pair) = place.pair.as_mut().filter(|_| place.generation == generation(token)) else {
+            return;
+        };
+        let is_gone = flags.intersects(Interest::EPOLLERR | Interest::EPOLLHUP);
+        if !pair.is_connected {
+            if is_gone {
+                return self.pass_on(token);
+            }
+            // Now the client can be listened to. Its first request is often there already.
+            pair.is_connected = true;
+            pair.up.readable = true;
+            if self.epoll.add(&pair.client, token & !WORKER_SIDE, client_interest()).is_err() {
+                // No memory or no watch left (epoll_ctl(2)).
+                return self.close(token);
+            }
+        }
+        if !pair.down.has_ended {
+            pair.active_ns = now_ns;
+        }
+        let source = if token & WORKER_SIDE != 0 { &mut pair.down } else { &mut pair.up };
+        if is_gone && source.has_ended {
+            // It had said its last word, and now it does not listen any more either.
+            return self.reset(token);
+        }
+        if is_gone || flags.intersects(Interest::EPOLLIN | Interest::EPOLLRDHUP) {
+            source.readable = true;
+            source.end_announced |= is_gone || flags.contains(Interest::EPOLLRDHUP);
+        }
+        self.step(token);
+    }
+
+    /// Copies what can be copied and sees what is left to wait for.
+    fn step(&mut self, token: u64) {
+        let (is_stopping, idle_timeout) = (self.is_stopping(), self.idle_timeout);
+        let Some(place) = self.places.get_mut(number(token) as usize) else { return };
+        let Some(pair) = place.pair.as_mut().filter(|_| place.generation == generation(token)) else {
+            return;
+        };
+        if is_stopping {
+            pair.up.discards = true;
+        }
+        match pair.copy(&mut self.buffer) {
+            Step::Reset => return self.reset(token),
+            Step::Done => return self.close(token),
+            // The worker has ended it, and what it said is with the kernel.
+            _ if is_stopping && pair.down.has_ended => return self.close(token),
+            Step::Yield => self.yielded.push(token),
+            Step::Wait => {}
+        }
+        let begins_to_wait_for_output = !pair.down.unsent.is_empty() && !pair.watches_output;
+        let patience = match (pair.down.has_ended, pair.down.unsent.is_empty()) {
+            // Both sides have time for their last bytes, but a client that stays is no longer the worker's to end.
+            (true, _) => Some(LINGER),
+            (false, false) => Some(idle_timeout),
+            (false, true) => None,
+        };
+        pair.due_ns = patience.map(|patience| pair.active_ns + patience.as_nanos() as u64);
+        if let Some(due_ns) = pair.due_ns
+            && pair.timer_ns.is_none_or(|timer_ns| due_ns < timer_ns)
+        {
+            pair.timer_ns = Some(due_ns);
+            self.timers.push(Reverse((due_ns, token)));
+        }
+        if begins_to_wait_for_output {
+            pair.watches_output = true;
+            let interest = client_interest() | Interest::EPOLLOUT;
+            // Asking anew reports what is ready already, so no edge is missed.
+            if self.epoll.modify(&pair.client, token & !WORKER_SIDE, interest).is_err() {
+                self.close(token);
+            }
+        }
+    }
+
+    fn pair(&mut self, token: u64) -> Option<&mut Pair> {
+        let place = self.places.get_mut(number(token) as usize)?;
+        place.pair.as_mut().filter(|_| place.generation == generation(token))
+    }
+
+    fn take(&mut self, token: u64) -> Option<Pair> {
+        self.pair(token)?;
+        self.free.push(number(token));
+        self.places[number(token) as usize].pair.take()
+    }
+
+    fn close(&mut self, token: u64) {
+        // Dropping the sockets closes them and ends their registrations: nobody else holds them.
+        drop(self.take(token));
+    }
+
+    /// A client's reset travels on: the worker need not finish what nobody waits for. (The other way round there is
+    /// nothing to gain: a reset would take away from the client what it has not read yet.)
+    fn reset(&mut self, token: u64) {
+        if let Some(pair) = self.take(token) {
+            let _ = SockRef::from(&pair.worker).set_linger(Some(Duration::ZERO));
+        }
+    }
+
+    /// Its worker cannot be connected to.
+    fn pass_on(&mut self, token: u64) {
+        if let Some(pair) = self.take(token) {
+            drop(pair.worker);
+            self.refuse(pair.client, pair.refusals);
+        }
+    }
+
+    /// The socket that was refused is of no more use (connect(2), NOTES). A client for whom there is no other is let
+    /// go.
+    fn refuse(&mut self, client: OwnedFd, refusals: usize) {
+        if let Ok(to_worker) = open_socket() {
+            self.refused.push(Client { refusals: refusals + 1, socket: client, to_worker });
+        }
+    }
+
+    fn close_overdue(&mut self) {
+        let now_ns = self.now_ns;
+        while let Some(&Reverse((timer_ns, token))) = self.timers.peek()
+            && timer_ns <= now_ns
+        {
+            self.timers.pop();
+            let Some(pair) = self.pair(token) else { continue };
+            if pair.due_ns.is_some_and(|due_ns| due_ns <= now_ns) {
+                self.close(token);
+            } else if pair.timer_ns == Some(timer_ns) {
+                pair.timer_ns = pair.due_ns;
+                let timer = pair.due_ns.map(|due_ns| Reverse((due_ns, token)));
+                self.timers.extend(timer);
+            }
+        }
+    }
+
+    fn mute(&mut self) -> Result<(), Failure> {
+        say_exhausted();
+        self.muted_until_ns = Some(self.now_ns + BACK_OFF.as_nanos() as u64);
+        let Some(listener) = &self.listener else { return Ok(()) };
+        self.epoll.delete(listener).map_err(|errno| Failure::new("leave the listener", errno))
+    }
+
+    fn unmute_when_due(&mut self) -> Result<(), Failure> {
+        if self.muted_until_ns.is_some_and(|until_ns| self.now_ns >= until_ns) {
+            self.muted_until_ns = None;
+            let Some(listener) = &self.listener else { return Ok(()) };
+            let watched = self.epoll.add(listener, LISTENER, Interest::EPOLLIN);
+            return watched.map_err(|errno| Failure::new("return to the listener", errno));
+        }
+        Ok(())
+    }
+}
+
+/// A token is a generation, a number and a side.
+const WORKER_SIDE: u64 = 1;
+
+fn token(number: u32, generation: u32) -> u64 {
+    u64::from(generation) << 32 | u64::from(number) << 1
+}
+
+fn number(token: u64) -> u32 {
+    (token as u32) >> 1
+}
+
+fn generation(token: u64) -> u32 {
+    (token >> 32) as u32
+}
+
+fn client_interest() -> Interest {
+    Interest::EPOLLIN | Interest::EPOLLRDHUP | Interest::EPOLLET
+}
+
+fn open_socket() -> nix::Result<Socket> {
+    let open = || {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+        // The second half of a request is not to wait for the ACK of the first (tcp(7)).
+        socket.set_tcp_nodelay(true)?;
+        Ok::<_, std::io::Error>(socket)
+    };
+    open().map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))
+}
+
+struct Pair {
+    client: OwnedFd,
+    worker: Socket,
+    refusals: usize,
+    /// Before that nothing is received from the client.
+    is_connected: bool,
+    /// From the client to the worker.
+    up: Direction,
+    /// From the worker to the client.
+    down: Direction,
+    /// We have had to wait for the client to read, and asked to be told.
+    watches_output: bool,
+    /// When either side last moved.
+    active_ns: u64,
+    /// When to close it, if neither side moves until then.
+    due_ns: Option<u64>,
+    /// Its next timer, which is not later than that.
+    timer_ns: Option<u64>,
+}
+
+/// What a step left to be done.
+enum Step {
+    Wait,
+    /// It could go on, but others wait.
+    Yield,
+    /// Both streams have ended; closing tells the last who does not know.
+    Done,
+    /// The client has gone in the middle.
+    Reset,
+}
+
+impl Pair {
+    fn new(client: Client, now_ns: u64) -> Pair {
+        Pair {
+            client: client.socket,
+            worker: client.to_worker,
+            refusals: client.refusals,
+            is_connected: false,
+            up: Direction::default(),
+            down: Direction::default(),
+            watches_output: false,
+            active_ns: now_ns,
+            due_ns: None,
+            timer_ns: None,
+        }
+    }
+
+    fn copy(&mut self, buffer: &mut [u8]) -> Step {
+        let had_ended = (self.up.has_ended, self.down.has_ended);
+        let mut up = self.up.copy(&self.client, &self.worker, buffer);
+        if let Err(Broken::Sink) = up {
+            // The worker is done with this client, and may have said so: that still goes down. What the client says
+            // meanwhile is received for nobody, since closing over it would be a reset (RFC 9112, section 9.6).
+            self.up.discards = true;
+            self.up.unsent = Vec::new();
+            up = self.up.copy(&self.client, &self.worker, buffer);
+        }
+        let mut down = self.down.copy(&self.worker, &self.client, buffer);
+        if let Err(Broken::Source) = down {
+            // The worker was killed, or closed over something it had not read. What it had said before has been
+            // received before the error; for the client it is an end.
+            self.down.has_ended = true;
+            down = Ok(Copied::All);
+        }
+        let (Ok(up), Ok(down)) = (up, down) else { return Step::Reset };
+        match (self.up.has_ended, self.down.has_ended) {
+            (true, true) => return Step::Done,
+            ends if ends == had_ended => {}
+            // It fails only on a connection that is gone already.
+            (true, false) => drop(shutdown(self.worker.as_raw_fd(), Shutdown::Write)),
+            (false, _) => drop(shutdown(self.client.as_raw_fd(), Shutdown::Write)),
+        }
+        if matches!((up, down), (Copied::All, Copied::All)) { Step::Wait } else { Step::Yield }
+    }
+}
+
+/// One of the two streams of a pair.
+#[derive(Default)]
+struct Direction {
+    /// Received but not taken by the sink; at most [`BUFFER_BYTES`], and none while all goes well.
+    unsent: Vec<u8>,
+    /// False when the last receive emptied the source: the next edge will tell.
+    readable: bool,
+    /// The source has said that it will send no more; behind its last byte stands the end of the stream.
+    end_announced: bool,
+    /// The end has been received, and all before it has been sent.
+    has_ended: bool,
+    /// Nobody wants what is still to be received.
+    discards: bool,
+}
+
+enum Copied {
+    /// All there was, or all that the sink takes for now.
+    All,
+    Some,
+}
+
+/// Which end of a direction has failed.
+enum Broken {
+    Source,
+    Sink,
+}
+
+impl Direction {
+    fn copy(
+        &mut self,
+        source: &impl AsRawFd,
+        sink: &impl AsRawFd,
+        buffer: &mut [u8],
+    ) -> Result<Copied, Broken> {
+        for _ in 0..RECEIVES_PER_STEP {
+            let sent = send_some(sink, &self.unsent).map_err(|_| Broken::Sink)?;
+            self.unsent.drain(..sent);
+            if !self.unsent.is_empty() || !self.readable || self.has_ended {
+                return Ok(Copied::All);
+            }
+            // Gives the memory back: a pair that waits for nobody owns no buffer.
+            self.unsent = Vec::new();
+            match receive(source, buffer) {
+                Ok(0) => self.has_ended = true,
+                Ok(received) => {
+                    // A short receive has emptied a stream socket (epoll(7), question 9), unless the end of the
+                    // stream stands behind the bytes.
+                    self.readable = self.end_announced || received == buffer.len();
+                    if !self.discards {
+                        let sent = send_some(sink, &buffer[..received]).map_err(|_| Broken::Sink)?;
+                        self.unsent.extend_from_slice(&buffer[sent..received]);
+                    }
+                }
+                Err(Errno::EAGAIN) => self.readable = false,
+                Err(_) => return Err(Broken::Source),
+            }
+        }
+        Ok(Copied::Some)
+    }
+}

@@ -1,0 +1,46 @@
+//! How a server is told to stop, in the words of the architectures; the mechanism is [`crate::sys::signal`].
+
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+use crossbeam_channel::Receiver;
+
+use super::listener::Listener;
+use crate::failure::Failure;
+use crate::sys::signal::{
+    GRACE, has_given_up, note_socket, shut_listener_on_termination, shut_sockets_on_termination,
+};
+
+/// SIGTERM shuts the listener and every connection of this process: nobody stays blocked in accept or recv.
+pub fn shuts_sockets(listener: &Listener) -> Result<(), Failure> {
+    note_socket(listener);
+    shut_sockets_on_termination(None).map_err(|errno| Failure::new("handle SIGTERM", errno))
+}
+
+/// As [`shuts_sockets`], but the listener belongs to other workers, too, and is left to the parent.
+pub fn shuts_connections(listener: &Listener) -> Result<(), Failure> {
+    shut_sockets_on_termination(Some(listener.as_fd())).map_err(|errno| Failure::new("handle SIGTERM", errno))
+}
+
+/// SIGTERM shuts the listener of an event loop that has it for itself, or whose end is the end of all who share it. The
+/// signal does it by itself: a loop in the middle of a request does not look up.
+pub fn shuts_listener(listener: &Listener) -> Result<(), Failure> {
+    shut_listener_on_termination(listener, false).map_err(|errno| Failure::new("handle SIGTERM", errno))
+}
+
+/// As [`shuts_listener`], where the parent has no copy to shut: its SIGTERM tells all workers to stop, so the first who
+/// hears of it shuts the listener for all of them. A SIGTERM from anybody else ends this worker and nobody's listener.
+pub fn shuts_listener_of_all(listener: &Listener) -> Result<(), Failure> {
+    shut_listener_on_termination(listener, true).map_err(|errno| Failure::new("handle SIGTERM", errno))
+}
+
+/// Waits until every thread that holds the sending side has ended, or the grace period is over.
+pub fn wait_for_threads(all_gone: &Receiver<()>) {
+    let deadline = Instant::now() + GRACE;
+    while !has_given_up() && Instant::now() < deadline {
+        // A message never comes; the end of the channel does.
+        if let Err(crossbeam_channel::RecvTimeoutError::Disconnected) = all_gone.recv_deadline(deadline) {
+            return;
+        }
+    }
+}

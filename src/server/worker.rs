@@ -1,0 +1,117 @@
+//! What one worker carries with it: its number, its row of the scoreboard, its answers and its work.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::args::ServerArgs;
+use super::selector::pulse::Pulse;
+use crate::cpu;
+use crate::failure::Failure;
+use crate::http::Responses;
+use crate::scoreboard::{Count, Row, Scoreboard};
+use crate::sys::process::Usage;
+use crate::units::monotonic_ns;
+use crate::work::{Cost, Work};
+
+/// One worker, process or thread.
+#[derive(Debug)]
+pub struct Worker {
+    pub row: Row,
+    pub responses: Arc<Responses>,
+    pub idle_timeout: Duration,
+    /// Where the blocking handler receives; empty until the first connection.
+    pub buffer: Vec<u8>,
+    /// What it shows of itself, where somebody chooses by that.
+    pub pulse: Option<Pulse>,
+    work: Arc<Work>,
+    random: fastrand::Rng,
+}
+
+impl Worker {
+    pub fn new(id: usize, args: &ServerArgs, scoreboard: &Scoreboard) -> Worker {
+        let pid = std::process::id();
+        let worker = Worker {
+            row: scoreboard.row(id),
+            responses: Arc::new(Responses::new(id, pid, args.body)),
+            idle_timeout: args.idle_timeout,
+            buffer: Vec::new(),
+            pulse: None,
+            work: Arc::new(args.work.clone()),
+            // Another seed for every worker and every run: repeated runs are to show how much chance does.
+            random: fastrand::Rng::with_seed(monotonic_ns() ^ u64::from(pid) << 32 ^ id as u64),
+        };
+        worker.row.set_pid(pid);
+        worker
+    }
+
+    /// Somebody who serves a single connection under the same number and in the same row, with draws of its own.
+    pub fn for_one_connection(&mut self) -> Worker {
+        Worker {
+            row: self.row,
+            responses: self.responses.clone(),
+            idle_timeout: self.idle_timeout,
+            buffer: Vec::new(),
+            pulse: None,
+            work: self.work.clone(),
+            random: self.random.fork(),
+        }
+    }
+
+    /// Makes the calling thread worker `id`.
+    pub fn start(id: usize, args: &ServerArgs, scoreboard: &Scoreboard) -> Result<Worker, Failure> {
+        settle_in(args.pin.then_some(id))?;
+        Ok(Worker::new(id, args, scoreboard))
+    }
+
+    pub fn draw_cost(&mut self) -> Cost {
+        self.work.draw(&mut self.random)
+    }
+
+    pub fn count(&self, count: Count) {
+        self.row.add(count, 1);
+    }
+
+    /// A connection is this worker's from now on.
+    pub fn opened(&self) {
+        // In this order: whoever reads them the other way round never takes a connection for one that has ended.
+        self.row.add(Count::Active, 1);
+        self.row.add(Count::Accepted, 1);
+    }
+
+    pub fn closed(&self) {
+        // Before the row: who reads there that the connection is closed may rely on the load being less.
+        self.pulse.iter().for_each(Pulse::closed);
+        self.row.subtract(Count::Active, 1);
+    }
+
+    /// Enters the calling thread's account in the scoreboard; a worker thread's last act.
+    pub fn settle_thread(&self) {
+        self.row.set_usage(Usage::of_thread());
+    }
+
+    /// Enters this process's account in the scoreboard, where the process is the worker.
+    pub fn settle_process(&self) {
+        self.row.set_usage(Usage::of_process());
+    }
+}
+
+/// Prepares the calling thread for a worker's life: pins it to CPU `pin` mod CPUs (of those it was started with),
+/// and sets its timer slack to 1 ns, because `block:1.8ms` is to be 1.8 ms and not the default 50 µs more.
+pub fn settle_in(pin: Option<usize>) -> Result<(), Failure> {
+    if let Some(i) = pin {
+        let cpus = cpu::allowed();
+        let cpu = cpus[i % cpus.len()];
+        cpu::pin_to(&[cpu])
+            .map_err(|errno| Failure::new(format_args!("pin worker {i} to CPU {cpu}"), errno))?;
+    }
+    // It fails only on a kernel without the option (prctl(2), PR_SET_TIMERSLACK), where sleeps are a little longer.
+    let _ = nix::sys::prctl::set_timerslack(1);
+    Ok(())
+}
+
+/// As [`settle_in`], for a thread that serves all the same when it cannot be pinned.
+pub fn settle_in_or_say(pin: Option<usize>) {
+    if let Err(failure) = settle_in(pin) {
+        eprintln!("{failure}");
+    }
+}

@@ -1,0 +1,122 @@
+//! epoll(7): one instance, tokens instead of pointers, and waiting with nanosecond time-outs.
+
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll as Instance, EpollCreateFlags, EpollEvent, EpollFlags};
+
+/// What to be told about.
+pub use nix::sys::epoll::EpollFlags as Interest;
+
+/// One readiness report: the token given at registration, and what the descriptor is ready for.
+#[derive(Clone, Copy, Debug)]
+pub struct Ready {
+    pub token: u64,
+    pub flags: EpollFlags,
+}
+
+/// An epoll instance with room for the reports of one wait.
+pub struct Epoll {
+    instance: Instance,
+    events: Vec<EpollEvent>,
+}
+
+impl Epoll {
+    /// `capacity` is the most reports one wait returns; the rest comes with the next.
+    pub fn new(capacity: usize) -> nix::Result<Epoll> {
+        Ok(Epoll {
+            instance: Instance::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
+            events: vec![EpollEvent::empty(); capacity],
+        })
+    }
+
+    pub fn add(&self, fd: impl AsFd, token: u64, interest: Interest) -> nix::Result<()> {
+        self.instance.add(fd, EpollEvent::new(interest, token))
+    }
+
+    pub fn modify(&self, fd: impl AsFd, token: u64, interest: Interest) -> nix::Result<()> {
+        self.instance.modify(fd, &mut EpollEvent::new(interest, token))
+    }
+
+    /// Needed before closing a descriptor that another process holds too: the registration belongs to the open
+    /// file description and outlives our descriptor (epoll(7), "Questions and answers", 6).
+    pub fn delete(&self, fd: impl AsFd) -> nix::Result<()> {
+        self.instance.delete(fd)
+    }
+
+    /// Waits until something is ready or the time is up, and returns how many reports [`Epoll::report`] holds.
+    /// An interrupting signal counts as "nothing yet". `None` waits for ever.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> nix::Result<usize> {
+        match self.wait_once(timeout) {
+            Err(Errno::EINTR) => Ok(0),
+            other => other,
+        }
+    }
+
+    /// Waits for ever, for a caller to whom "nothing yet" would look like a wake-up that found nothing.
+    ///
+    /// # Errors
+    /// EINTR when a signal came instead.
+    pub fn sleep(&mut self) -> nix::Result<()> {
+        self.wait_once(None).map(drop)
+    }
+
+    /// Report `i` of the last wait.
+    pub fn report(&self, i: usize) -> Ready {
+        Ready { token: self.events[i].data(), flags: self.events[i].events() }
+    }
+
+    fn wait_once(&mut self, timeout: Option<Duration>) -> nix::Result<usize> {
+        /// Set once a kernel before 5.11 has refused epoll_pwait2; milliseconds must do there.
+        static NO_PWAIT2: AtomicBool = AtomicBool::new(false);
+
+        let Some(timeout) = timeout.filter(|timeout| !timeout.is_zero()) else {
+            return self.wait_ms(if timeout.is_some() { 0 } else { -1 });
+        };
+        if !NO_PWAIT2.load(Ordering::Relaxed) {
+            match self.wait_ns(timeout) {
+                Err(Errno::ENOSYS) => NO_PWAIT2.store(true, Ordering::Relaxed),
+                other => return other,
+            }
+        }
+        // Rounded up: waking before the due time would spin until it.
+        self.wait_ms(timeout.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as i32)
+    }
+
+    fn wait_ms(&mut self, milliseconds: i32) -> nix::Result<usize> {
+        // SAFETY: EpollEvent is a transparent epoll_event; the kernel writes at most `events.len()` of them into
+        // the vector, which lives and is borrowed mutably for the whole call.
+        let result = unsafe {
+            libc::epoll_wait(
+                self.instance.0.as_raw_fd(),
+                self.events.as_mut_ptr().cast(),
+                self.events.len() as i32,
+                milliseconds,
+            )
+        };
+        Errno::result(result).map(|count| count as usize)
+    }
+
+    fn wait_ns(&mut self, timeout: Duration) -> nix::Result<usize> {
+        let timeout = libc::timespec {
+            tv_sec: timeout.as_secs() as libc::time_t,
+            tv_nsec: timeout.subsec_nanos() as libc::c_long,
+        };
+        // SAFETY: as in wait_ms; the timespec outlives the call, and a null signal mask means "leave it alone"
+        // (epoll_pwait2(2)).
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_epoll_pwait2,
+                self.instance.0.as_raw_fd(),
+                self.events.as_mut_ptr(),
+                self.events.len() as libc::c_int,
+                &timeout as *const libc::timespec,
+                std::ptr::null::<libc::sigset_t>(),
+                0usize,
+            )
+        };
+        Errno::result(result).map(|count| count as usize)
+    }
+}

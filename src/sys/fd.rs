@@ -1,0 +1,172 @@
+//! Descriptors that the kernel hands us: by accept4(2), and as SCM_RIGHTS over a Unix socket (unix(7)). How to give
+//! many back at once, and how to call until no signal comes between.
+
+use std::io::IoSlice;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{ControlMessage, MsgFlags, SockFlag, UnixAddr, accept4, sendmsg};
+
+/// Descriptors in one message. The kernel takes up to 253 (unix(7), SCM_RIGHTS); who is sent sixteen has been sent
+/// most of what batching can save, and the first of them has not waited long for the last.
+pub const MOST_PER_MESSAGE: usize = 16;
+
+/// Makes a call again as long as a signal interrupts it (signal(7), EINTR).
+pub fn until_uninterrupted<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            other => return other,
+        }
+    }
+}
+
+/// The next connection of a listening socket. Its peer's address is not asked for: hardly anybody needs it.
+pub fn accept(listener: impl AsFd, flags: SockFlag) -> nix::Result<OwnedFd> {
+    let fd = accept4(listener.as_fd().as_raw_fd(), flags | SockFlag::SOCK_CLOEXEC)?;
+    // SAFETY: accept4(2) returned this descriptor as new, so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Passes copies of 1 to [`MOST_PER_MESSAGE`] descriptors to the process at the other end, in one message whose only
+/// byte says how many they are.
+pub fn send_fds(channel: impl AsFd, fds: &[impl AsFd]) -> nix::Result<()> {
+    assert!(
+        (1..=MOST_PER_MESSAGE).contains(&fds.len()),
+        "a message carries 1 to {MOST_PER_MESSAGE} descriptors"
+    );
+    let mut raw: [RawFd; MOST_PER_MESSAGE] = [-1; MOST_PER_MESSAGE];
+    for (raw, fd) in raw.iter_mut().zip(fds) {
+        *raw = fd.as_fd().as_raw_fd();
+    }
+    let rights = [ControlMessage::ScmRights(&raw[..fds.len()])];
+    let count = [fds.len() as u8];
+    let bytes = [IoSlice::new(&count)];
+    sendmsg::<UnixAddr>(channel.as_fd().as_raw_fd(), &bytes, &rights, MsgFlags::MSG_NOSIGNAL, None)?;
+    Ok(())
+}
+
+/// Room for one control message with [`MOST_PER_MESSAGE`] descriptors, aligned as cmsg(3) demands.
+#[repr(C)]
+union Control {
+    _alignment: libc::cmsghdr,
+    bytes: [u8; CONTROL_BYTES],
+}
+
+// SAFETY: CMSG_SPACE only computes (cmsg(3)).
+const CONTROL_BYTES: usize =
+    unsafe { libc::CMSG_SPACE(size_of::<[RawFd; MOST_PER_MESSAGE]>() as u32) } as usize;
+
+/// Takes the next message from a channel and hands over each of its descriptors; behind them ENOBUFS if some could not
+/// be installed because our table is full. The message is consumed and these are gone, unlike a connection that
+/// accept(2) refuses with EMFILE. False: the other end is closed.
+pub fn receive_fds(channel: impl AsFd, mut take: impl FnMut(nix::Result<OwnedFd>)) -> nix::Result<bool> {
+    let mut announced = 0u8;
+    let mut control = Control { bytes: [0; CONTROL_BYTES] };
+    let mut data = libc::iovec { iov_base: (&raw mut announced).cast(), iov_len: 1 };
+    // SAFETY: msghdr is a plain struct of integers and pointers, for which all zeros is a value.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut data;
+    message.msg_iovlen = 1;
+    message.msg_control = (&raw mut control).cast();
+    message.msg_controllen = CONTROL_BYTES as _;
+    // SAFETY: the message points to one byte and to CONTROL_BYTES of control data, each of the size it states; both
+    // live and are ours alone for the call.
+    let received =
+        unsafe { libc::recvmsg(channel.as_fd().as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+    if Errno::result(received)? == 0 {
+        return Ok(false);
+    }
+    let mut installed = 0;
+    // SAFETY: recvmsg(2) has set msg_controllen to what it wrote, and the header is null or within it (cmsg(3)).
+    let first = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    // SAFETY: as above; a reference for the header alone.
+    if let Some(header) = unsafe { first.as_ref() }.filter(|header| is_rights(header)) {
+        // SAFETY: computes only. The length of a message that was truncated counts what was installed (unix(7)).
+        let empty = unsafe { libc::CMSG_LEN(0) } as usize;
+        installed = (header.cmsg_len - empty) / size_of::<RawFd>();
+        for i in 0..installed {
+            // SAFETY: the header lies in `control`, and its length covers `installed` numbers behind it; they are
+            // reached by the pointer into all of `control`, not by the reference to the header.
+            let fd = unsafe { libc::CMSG_DATA(first).cast::<RawFd>().add(i).read_unaligned() };
+            // SAFETY: the kernel has just installed this descriptor in our table, and each is taken exactly once.
+            take(Ok(unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    if installed < announced.into() {
+        take(Err(Errno::ENOBUFS));
+    }
+    Ok(true)
+}
+
+fn is_rights(header: &libc::cmsghdr) -> bool {
+    header.cmsg_level == libc::SOL_SOCKET && header.cmsg_type == libc::SCM_RIGHTS
+}
+
+/// Closes all of them. The kernel gives out the lowest free number, so what was opened in a row has numbers in a
+/// row, and these go with one system call (close_range(2), since Linux 5.9).
+pub fn close_all(fds: &mut Vec<OwnedFd>) {
+    fds.sort_unstable_by_key(AsRawFd::as_raw_fd);
+    let mut fds = fds.drain(..).map(IntoRawFd::into_raw_fd).peekable();
+    while let Some(first) = fds.next() {
+        let mut last = first;
+        while let Some(next) = fds.next_if_eq(&(last + 1)) {
+            last = next;
+        }
+        close_from_to(first, last);
+    }
+}
+
+/// `first` to `last` are ours: each comes from an `OwnedFd` that has given it up.
+fn close_from_to(first: RawFd, last: RawFd) {
+    // SAFETY: close_range(2) touches no memory, and every descriptor in the range is ours to close.
+    let closed = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    if closed != 0 {
+        // An older kernel: one by one.
+        for fd in first..=last {
+            // SAFETY: it is ours, and the call above has closed none when it fails (close_range(2), "Errors").
+            drop(unsafe { OwnedFd::from_raw_fd(fd) });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::socket::{AddressFamily, SockType, socketpair};
+    use std::fs::File;
+
+    fn open() -> OwnedFd {
+        File::open("/dev/null").unwrap().into()
+    }
+
+    fn is_open(fd: RawFd) -> bool {
+        std::fs::exists(format!("/proc/self/fd/{fd}")).unwrap()
+    }
+
+    #[test]
+    fn a_message_carries_several_descriptors_and_says_how_many() {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let (one, other) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+        for count in [1, 2, MOST_PER_MESSAGE] {
+            let fds: Vec<OwnedFd> = (0..count).map(|_| open()).collect();
+            send_fds(&one, &fds).unwrap();
+            let mut received = Vec::new();
+            assert!(receive_fds(&other, |fd| received.push(fd.unwrap())).unwrap());
+            assert_eq!(received.len(), count);
+            assert!(received.iter().all(|fd| is_open(fd.as_raw_fd())));
+        }
+        drop(one);
+        assert!(!receive_fds(&other, |_| panic!("nothing was sent")).unwrap());
+    }
+
+    /// Other tests of this process open descriptors too, so only numbers that are still ours can be looked at.
+    #[test]
+    fn closing_all_closes_runs_and_single_ones_and_nothing_between_them() {
+        let mut fds: Vec<OwnedFd> = (0..8).map(|_| open()).collect();
+        let kept = [fds.remove(5), fds.remove(2)];
+        close_all(&mut fds);
+        assert!(fds.is_empty());
+        assert!(kept.iter().all(|fd| is_open(fd.as_raw_fd())));
+    }
+}

@@ -1,0 +1,113 @@
+//! fork(2), die-with-parent, and waiting for children with their accounts (wait4(2)).
+
+use nix::errno::Errno;
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nix::unistd::{ForkResult, Pid, getpid, getppid};
+
+/// Who we are after a fork.
+pub enum Fork {
+    Parent { child: Pid },
+    Child,
+}
+
+/// Forks. The child is killed by the kernel when its parent dies, however the parent dies.
+///
+/// # Panics
+/// When a second thread exists: the child would inherit the locks of threads it does not have (fork(2)).
+pub fn fork() -> nix::Result<Fork> {
+    assert_eq!(thread_count(), Some(1), "a process with several threads must not fork");
+    let parent = getpid();
+    // SAFETY: this process has exactly one thread, as asserted above, so every lock, the allocator's included, is
+    // in a state the child can go on from (fork(2), signal-safety(7)).
+    match unsafe { nix::unistd::fork()? } {
+        ForkResult::Parent { child } => Ok(Fork::Parent { child }),
+        ForkResult::Child => {
+            // Without the promise to die with its parent a child must not live at all, and it must not return to
+            // code that takes it for the parent. The parent may also have died before the promise was given.
+            if prctl::set_pdeathsig(Signal::SIGKILL).is_err() || getppid() != parent {
+                std::process::exit(1);
+            }
+            Ok(Fork::Child)
+        }
+    }
+}
+
+fn thread_count() -> Option<usize> {
+    Some(std::fs::read_dir("/proc/self/task").ok()?.count())
+}
+
+/// What the kernel accounted to a process or thread (getrusage(2)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub cpu_user_us: u64,
+    pub cpu_system_us: u64,
+    pub voluntary_switches: u64,
+    pub involuntary_switches: u64,
+    pub max_rss_kib: u64,
+}
+
+impl Usage {
+    /// Of this process and all its threads.
+    pub fn of_process() -> Usage {
+        Usage::of(libc::RUSAGE_SELF)
+    }
+
+    /// Of the calling thread; `max_rss_kib` is the process's.
+    pub fn of_thread() -> Usage {
+        Usage::of(libc::RUSAGE_THREAD)
+    }
+
+    fn of(who: libc::c_int) -> Usage {
+        let mut raw = zeroed_rusage();
+        // SAFETY: getrusage(2) writes one rusage to a place that is one.
+        let result = unsafe { libc::getrusage(who, &mut raw) };
+        assert_eq!(result, 0, "getrusage(2) fails only for a bad argument");
+        Usage::from(raw)
+    }
+}
+
+impl From<libc::rusage> for Usage {
+    fn from(raw: libc::rusage) -> Usage {
+        let microseconds = |time: libc::timeval| time.tv_sec as u64 * 1_000_000 + time.tv_usec as u64;
+        Usage {
+            cpu_user_us: microseconds(raw.ru_utime),
+            cpu_system_us: microseconds(raw.ru_stime),
+            voluntary_switches: raw.ru_nvcsw as u64,
+            involuntary_switches: raw.ru_nivcsw as u64,
+            max_rss_kib: raw.ru_maxrss as u64,
+        }
+    }
+}
+
+/// How a child ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    Exited(i32),
+    KilledBy(i32),
+}
+
+/// Reaps one child that has ended, if there is one: who, how, and its account.
+///
+/// # Errors
+/// ECHILD when there is no child left, ended or not.
+pub fn reap() -> nix::Result<Option<(Pid, Ending, Usage)>> {
+    let mut status = 0;
+    let mut raw = zeroed_rusage();
+    // SAFETY: wait4(2) writes one int and one rusage to places that are that; WNOHANG never blocks.
+    let pid = Errno::result(unsafe { libc::wait4(-1, &mut status, libc::WNOHANG, &mut raw) })?;
+    if pid == 0 {
+        return Ok(None);
+    }
+    let ending = if libc::WIFSIGNALED(status) {
+        Ending::KilledBy(libc::WTERMSIG(status))
+    } else {
+        Ending::Exited(libc::WEXITSTATUS(status))
+    };
+    Ok(Some((Pid::from_raw(pid), ending, Usage::from(raw))))
+}
+
+fn zeroed_rusage() -> libc::rusage {
+    // SAFETY: rusage is a plain struct of integers, for which all zeros is a value.
+    unsafe { std::mem::zeroed() }
+}

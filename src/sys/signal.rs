@@ -1,0 +1,226 @@
+//! Being told to stop, without a race.
+//!
+//! A worker that looks at a flag and then blocks may be told between the look and the sleep, and then sleeps on.
+//! So the handler leaves more than a flag: it changes the state of something the worker is about to wait for.
+//!
+//! - A worker that blocks in `accept` or `recv` finds its sockets shut ([`shut_sockets_on_termination`]):
+//!   `shutdown(2)` for reading makes a blocked or later `accept` return EINVAL, and a blocked or later `recv`
+//!   return what has arrived already, then 0.
+//! - An event loop finds a descriptor of its epoll set readable ([`wake_on_termination`]). In the middle of a request it
+//!   looks at nothing, so the handler shuts its listener for it ([`shut_listener_on_termination`]).
+//! - A parent that only watches keeps the signals blocked and reads them from a [`SignalQueue`] (signalfd(2)).
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::SeqCst};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::getppid;
+
+/// A stopping server gives up what is not done after this long (section 1 of the contract).
+pub const GRACE: Duration = Duration::from_secs(5);
+
+static STOPPING: AtomicBool = AtomicBool::new(false);
+static GAVE_UP: AtomicBool = AtomicBool::new(false);
+/// The highest descriptor that is a socket to be shut; 2 while there is none.
+static HIGHEST: AtomicI32 = AtomicI32::new(2);
+/// A listening socket that other processes accept from too; shutting it would stop them as well.
+static SHARED: AtomicI32 = AtomicI32::new(-1);
+
+/// The listening socket of an event loop, which the handler shuts; -1 while there is none.
+static LISTENER: AtomicI32 = AtomicI32::new(-1);
+/// The process whose signal shuts it; 0 when anybody's does.
+static SENDER: AtomicI32 = AtomicI32::new(0);
+
+/// An eventfd that the handler makes readable; -1 while there is none.
+static WAKE: AtomicI32 = AtomicI32::new(-1);
+
+/// True once a termination signal has arrived.
+pub fn is_stopping() -> bool {
+    STOPPING.load(SeqCst)
+}
+
+/// True when [`GRACE`] is over: leave what you are doing.
+pub fn has_given_up() -> bool {
+    GAVE_UP.load(SeqCst)
+}
+
+/// From now on SIGTERM and SIGINT shut this process's noted sockets for reading, and after [`GRACE`] for writing
+/// too. A listener that other processes accept from is passed as `shared` and left alone.
+pub fn shut_sockets_on_termination(shared: Option<BorrowedFd>) -> nix::Result<()> {
+    SHARED.store(shared.map_or(-1, |fd| fd.as_raw_fd()), SeqCst);
+    handle_termination()
+}
+
+/// From now on SIGTERM and SIGINT make the returned descriptor readable for good, and once more after [`GRACE`].
+/// It belongs to the process until its end, because the handler may write to it until then.
+pub fn wake_on_termination() -> nix::Result<BorrowedFd<'static>> {
+    let wake: &'static EventFd =
+        Box::leak(Box::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?));
+    WAKE.store(wake.as_fd().as_raw_fd(), SeqCst);
+    handle_termination()?;
+    Ok(wake.as_fd())
+}
+
+/// From now on SIGTERM and SIGINT shut this listening socket too, until [`forget_listener`]. Of a socket that other
+/// processes accept from only the parent's signal says that all of them are to stop (`of_parent`).
+pub fn shut_listener_on_termination(listener: impl AsFd, of_parent: bool) -> nix::Result<()> {
+    // The parent cannot change: its death is ours (`super::process::fork`).
+    SENDER.store(if of_parent { getppid().as_raw() } else { 0 }, SeqCst);
+    LISTENER.store(listener.as_fd().as_raw_fd(), SeqCst);
+    // A signal that came before has found no handler, or waits: it is blocked until now.
+    handle_termination()
+}
+
+/// Before the listener is closed: its number may be a connection's afterwards.
+pub fn forget_listener() {
+    LISTENER.store(-1, SeqCst);
+}
+
+fn handle_termination() -> nix::Result<()> {
+    // Without SA_RESTART: a worker blocked in accept on a shared listener is to come back and look.
+    for (signal, handler) in [
+        (Signal::SIGTERM, SigHandler::SigAction(terminate)),
+        (Signal::SIGINT, SigHandler::SigAction(terminate)),
+        (Signal::SIGALRM, SigHandler::Handler(give_up)),
+    ] {
+        // (nix adds SA_SIGINFO for the first two, who ask where the signal came from.)
+        let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
+        // SAFETY: both handlers only use atomics, shutdown(2), write(2) and alarm(2), all async-signal-safe
+        // (signal-safety(7)), and restore errno.
+        unsafe { sigaction(signal, &action)? };
+    }
+    termination_signals().thread_unblock()
+}
+
+/// Tells the handler about a socket. A connection accepted while the signal arrived is shut here: either the
+/// handler sees the descriptor, or we see that it has run; both sides use one total order.
+pub fn note_socket(socket: impl AsFd) {
+    let fd = socket.as_fd().as_raw_fd();
+    HIGHEST.fetch_max(fd, SeqCst);
+    if is_stopping() {
+        shut(fd, libc::SHUT_RD);
+    }
+}
+
+extern "C" fn terminate(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: with SA_SIGINFO the kernel passes a siginfo that lives for the call, and where it has no sender's pid
+    // (a terminal's Ctrl-C) that field is zero (sigaction(2)).
+    let sender = unsafe { (*info).si_pid() };
+    let is_first = !STOPPING.swap(true, SeqCst);
+    keep_errno(|| {
+        shut_all(libc::SHUT_RD);
+        // On no listener, number -1, shutdown(2) fails.
+        if [0, sender].contains(&SENDER.load(SeqCst)) {
+            shut(LISTENER.load(SeqCst), libc::SHUT_RD);
+        }
+        wake();
+        // A second signal must not begin the grace period anew.
+        if is_first {
+            set_alarm(GRACE.as_secs() as u32);
+        }
+    });
+}
+
+extern "C" fn give_up(_: libc::c_int) {
+    GAVE_UP.store(true, SeqCst);
+    keep_errno(|| {
+        shut_all(libc::SHUT_RDWR);
+        wake();
+        // Again in a second: a sleep that began just before this signal has not been interrupted by it.
+        set_alarm(1);
+    });
+}
+
+fn shut_all(how: libc::c_int) {
+    let shared = SHARED.load(SeqCst);
+    for fd in (3..=HIGHEST.load(SeqCst)).filter(|&fd| fd != shared) {
+        shut(fd, how);
+    }
+}
+
+fn shut(fd: i32, how: libc::c_int) {
+    // SAFETY: shutdown(2) touches no memory. On a number that is no socket it fails, which is as good.
+    unsafe { libc::shutdown(fd, how) };
+}
+
+fn wake() {
+    let wake = WAKE.load(SeqCst);
+    if wake >= 0 {
+        let one = 1u64.to_ne_bytes();
+        // SAFETY: write(2) reads eight bytes that live for the call. A counter that is full is readable already.
+        unsafe { libc::write(wake, one.as_ptr().cast(), one.len()) };
+    }
+}
+
+fn set_alarm(seconds: u32) {
+    // SAFETY: alarm(2) touches no memory and cannot fail.
+    unsafe { libc::alarm(seconds) };
+}
+
+fn keep_errno(action: impl FnOnce()) {
+    let saved = nix::errno::Errno::last_raw();
+    action();
+    nix::errno::Errno::set_raw(saved);
+}
+
+/// Shuts a listening socket for reading in every process that holds it: blocked accepts return EINVAL.
+pub fn shut_listener(listener: impl AsFd) {
+    shut(listener.as_fd().as_raw_fd(), libc::SHUT_RD);
+}
+
+fn termination_signals() -> SigSet {
+    SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT])
+}
+
+/// SIGTERM, SIGINT and SIGCHLD, one after another.
+pub struct SignalQueue {
+    queue: SignalFd,
+}
+
+impl SignalQueue {
+    /// Blocks the signals, so that from now on they wait here. What is forked later inherits the blocking and
+    /// calls one of the other two.
+    pub fn open() -> nix::Result<SignalQueue> {
+        let mut signals = termination_signals();
+        signals.add(Signal::SIGCHLD);
+        signals.thread_block()?;
+        // Who started us may ignore SIGCHLD, and exec leaves it at that. Then the kernel reaps by itself: no signal
+        // would come, and the children's accounts would be lost (sigaction(2), wait(2)).
+        let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+        // SAFETY: the default handler runs no code of ours.
+        unsafe { sigaction(Signal::SIGCHLD, &default)? };
+        Ok(SignalQueue {
+            queue: SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?,
+        })
+    }
+
+    fn take(&self) -> nix::Result<Option<Signal>> {
+        let Some(info) = self.queue.read_signal()? else { return Ok(None) };
+        Ok(Signal::try_from(info.ssi_signo as i32).ok())
+    }
+
+    /// The next signal; `None` when the time is up.
+    pub fn wait(&self, timeout: Option<Duration>) -> nix::Result<Option<Signal>> {
+        let timeout = match timeout {
+            None => PollTimeout::NONE,
+            Some(timeout) => {
+                PollTimeout::try_from(timeout.as_millis().min(60_000) as i32 + 1).expect("at most a minute")
+            }
+        };
+        match poll(&mut [PollFd::new(self.queue.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(0) | Err(nix::errno::Errno::EINTR) => Ok(None),
+            Ok(_) => self.take(),
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
+impl AsFd for SignalQueue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.queue.as_fd()
+    }
+}

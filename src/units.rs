@@ -1,0 +1,86 @@
+//! Durations as people write them (`250us`, `1.8ms`, `3s`) and the clock all programs read.
+
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+
+/// Reads `250us`, `1.8ms`, `3s`, `2m`, `1h`; also `ns`. A bare number has no unit and is refused.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let unit_at = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit_at);
+    let nanoseconds_per_unit = match unit {
+        "ns" => 1.0,
+        "us" | "µs" => 1e3,
+        "ms" => 1e6,
+        "s" => 1e9,
+        "m" => 60e9,
+        "h" => 3600e9,
+        _ => return Err(format!("{text:?} is not a duration; write it like 250us, 1.8ms or 3s")),
+    };
+    let value: f64 = number
+        .parse()
+        .map_err(|_| format!("{text:?} is not a duration; write it like 250us, 1.8ms or 3s"))?;
+    let nanoseconds = (value * nanoseconds_per_unit).round();
+    // A century: longer than any experiment, far below what u64 nanoseconds can hold.
+    if nanoseconds > 100.0 * 365.25 * 24.0 * 3600e9 {
+        return Err(format!("{text:?} is longer than a century"));
+    }
+    Ok(Duration::from_nanos(nanoseconds as u64))
+}
+
+/// Writes a duration with the largest unit that keeps it readable; the inverse of [`parse_duration`] for whole
+/// nanoseconds.
+pub fn format_duration(duration: Duration) -> String {
+    let nanoseconds = duration.as_nanos();
+    let (divisor, unit) = match nanoseconds {
+        0..1_000 => (1.0, "ns"),
+        1_000..1_000_000 => (1e3, "us"),
+        1_000_000..1_000_000_000 => (1e6, "ms"),
+        _ => (1e9, "s"),
+    };
+    format!("{}{unit}", nanoseconds as f64 / divisor)
+}
+
+/// Nanoseconds of CLOCK_MONOTONIC: the same clock in every process of the machine (clock_gettime(2)).
+pub fn monotonic_ns() -> u64 {
+    clock_ns(ClockId::CLOCK_MONOTONIC)
+}
+
+/// Nanoseconds of CPU the calling thread has burnt.
+pub fn thread_cpu_ns() -> u64 {
+    clock_ns(ClockId::CLOCK_THREAD_CPUTIME_ID)
+}
+
+fn clock_ns(clock: ClockId) -> u64 {
+    let now = clock_gettime(clock).expect("both clocks exist on every Linux since 2.6.12");
+    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_as_people_write_them() {
+        assert_eq!(parse_duration("250us"), Ok(Duration::from_micros(250)));
+        assert_eq!(parse_duration("1.8ms"), Ok(Duration::from_micros(1800)));
+        assert_eq!(parse_duration("1.823ms"), Ok(Duration::from_nanos(1_823_000)));
+        assert_eq!(parse_duration("3s"), Ok(Duration::from_secs(3)));
+        assert_eq!(parse_duration("0s"), Ok(Duration::ZERO));
+    }
+
+    #[test]
+    fn what_is_no_duration_is_refused() {
+        for bad in ["", "3", "s", "-1s", "1.2.3s", "1 s", "1e9s", "9999999999999h", "NaNs"] {
+            assert!(parse_duration(bad).is_err(), "{bad:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn a_written_duration_reads_back_the_same() {
+        for nanoseconds in [0, 1, 250_000, 1_823_000, 3_000_000_000] {
+            let duration = Duration::from_nanos(nanoseconds);
+            assert_eq!(parse_duration(&format_duration(duration)), Ok(duration));
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! How the architectures behave and differ. Durations are lower bounds wherever the work itself gives one; an
+//! upper bound is twice what is needed.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use acceptlab::lab::check::client::{GET, served};
+
+use crate::support::{SERVERS, answer, ask_together, connect, held, start};
+
+/// How long `count` requests that are all there at once take together.
+fn together(name: &str, flags: &[&str], count: usize) -> Duration {
+    let server = start(name, flags);
+    let since = Instant::now();
+    // A connection that was answered is closed at once: who serves one at a time goes on to the next.
+    for mut client in ask_together(&server, count) {
+        answer(&mut client);
+    }
+    since.elapsed()
+}
+
+#[test]
+fn sync_serialises_two_clients_and_prefork_does_not() {
+    let (one, two) = (Duration::from_millis(500), Duration::from_millis(1000));
+    let stone = together("sync", &["--work", "block:500ms"], 2);
+    assert!(stone >= two, "two requests of {one:?} took {stone:?}");
+    let bronze = together("prefork", &["--work", "block:500ms", "--workers", "2"], 2);
+    assert!((one..two).contains(&bronze), "two requests of {one:?} took {bronze:?}");
+}
+
+#[test]
+fn a_thread_per_connection_serves_all_at_once_and_a_pool_as_many_as_it_has_threads() {
+    let silver = together("threaded", &["--work", "block:500ms"], 10);
+    assert!(silver < Duration::from_millis(1000), "ten threads took {silver:?}");
+    let pool = together("thread-pool", &["--work", "block:100ms", "--workers", "2"], 10);
+    assert!(pool >= Duration::from_millis(500), "ten requests by two threads took {pool:?}");
+}
+
+#[test]
+fn block_work_holds_up_the_whole_event_loop() {
+    let gold = together("event-driven", &["--work", "block:100ms"], 10);
+    assert!(gold >= Duration::from_millis(1000), "ten requests of 100ms took {gold:?}");
+}
+
+#[test]
+fn wait_work_holds_up_nobody_in_an_event_loop() {
+    for server in SERVERS.iter().filter(|server| server.is_event_loop) {
+        let gold = together(server.name, &["--work", "wait:500ms"], 20);
+        assert!(gold < Duration::from_millis(1000), "{}: twenty waits of 500ms took {gold:?}", server.name);
+    }
+}
+
+/// Half the requests wait for a minute. Of clients who ask one after another, those who drew nothing to wait for
+/// are answered, although one who came first is still waiting.
+#[test]
+fn one_slow_wait_request_does_not_hold_up_the_others_in_an_event_loop() {
+    let server = start("event-driven", &["--work", "50%none,50%wait:60s"]);
+    let soon = Duration::from_millis(500);
+    let mut waiting = Vec::new();
+    let mut answered_while_one_waits = false;
+    for _ in 0..40 {
+        let mut client = connect(&server);
+        held(client.send(GET));
+        match client.answer_within(soon) {
+            Ok(_) => answered_while_one_waits |= !waiting.is_empty(),
+            Err(_) => waiting.push(client),
+        }
+        if answered_while_one_waits {
+            return;
+        }
+    }
+    panic!("of 40 clients {} were left waiting, and none was answered behind one", waiting.len());
+}
+
+#[test]
+fn the_master_deals_connections_to_its_workers_in_turn() {
+    let server = start("master-dispatch", &["--workers", "3"]);
+    let dealt: Vec<usize> = (0..9).map(|_| held(held(served(server.addr)).worker())).collect();
+    assert!(dealt.windows(2).all(|pair| pair[1] == (pair[0] + 1) % 3), "{dealt:?}");
+}
+
+/// The queue between acceptor and workers is bounded: connections beyond it stay in the kernel's accept queue and
+/// cost the server neither memory nor descriptors.
+#[test]
+fn a_pooled_servers_full_queue_is_back_pressure_not_memory() {
+    let server = start("thread-pool", &["--workers", "2", "--queue", "8", "--work", "block:20ms"]);
+    held(served(server.addr));
+    let idle = server.open_descriptors();
+    let mut clients = ask_together(&server, 400);
+    answer(&mut clients[0]);
+    let busy = server.open_descriptors() - idle;
+    // Two being served, eight in the queue, one in the acceptor's hand.
+    assert!(busy <= 11, "{busy} descriptors for 400 clients of two workers");
+    let answered: BTreeSet<usize> =
+        clients.drain(..).skip(1).map(|mut client| held(answer(&mut client).worker())).collect();
+    assert_eq!(answered, BTreeSet::from([0, 1]));
+}
+
+/// One request per connection: whoever draws the cost must not begin the same draws with each of them.
+#[test]
+fn every_connection_of_a_mixture_draws_its_own_cost() {
+    for name in ["threaded", "event-driven"] {
+        let server = start(name, &["--work", "50%none,50%block:20ms"]);
+        let is_dear = |_: &u32| {
+            let since = Instant::now();
+            held(served(server.addr));
+            since.elapsed() >= Duration::from_millis(20)
+        };
+        let dear = (0..40).filter(is_dear).count();
+        // Binomial(40, 1/2) leaves this range once in 100 million times.
+        assert!((5..=35).contains(&dear), "{name}: {dear} of 40 requests took 20ms");
+    }
+}

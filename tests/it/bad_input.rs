@@ -1,0 +1,127 @@
+//! Clients by the hundred that do nothing, too few descriptors for them, and clients that leave or read late.
+
+use std::io::Read;
+use std::time::{Duration, Instant};
+
+use acceptlab::lab::check::client::{Client, GET, GET_AND_CLOSE, PATIENCE, served, served_within};
+use acceptlab::lab::processes::poll_until;
+
+use crate::support::{
+    FOREVER, SERVERS, ask_together, connect, held, raise_descriptor_limit, start, start_after,
+};
+
+#[test]
+fn a_thousand_silent_connections_do_not_stop_an_event_loop() {
+    raise_descriptor_limit();
+    for kind in SERVERS.iter().filter(|kind| kind.is_event_loop) {
+        let server = start(kind.name, &[]);
+        let crowd: Vec<Client> = (0..1000).map(|_| connect(&server)).collect();
+        held(served(server.addr));
+        drop(crowd);
+        held(served(server.addr));
+    }
+}
+
+/// With 32 descriptors a server can hold at most 32 of 100 clients. It takes no more for the moment, does not
+/// spin about it, says so once per process, and serves again when they are gone.
+#[test]
+fn a_server_without_descriptors_backs_off_says_so_once_and_serves_again() {
+    std::thread::scope(|scope| {
+        for kind in &SERVERS {
+            scope.spawn(|| is_out_of_descriptors(kind.name));
+        }
+    });
+}
+
+fn is_out_of_descriptors(name: &str) {
+    let mut server = start_after("ulimit -n 32", name, &[]);
+    held(served(server.addr));
+    let crowd: Vec<Client> = (0..100).map(|_| connect(&server)).collect();
+    let mut said = String::new();
+    // Who takes one connection at a time leaves the others in the accept queue.
+    let runs_out = !["sync", "prefork"].contains(&name);
+    if runs_out {
+        let complaint = poll_until(Duration::from_secs(5), || {
+            said += &server.said();
+            said.contains("descriptor").then_some(())
+        });
+        assert!(complaint.is_some(), "{name} said {said:?}");
+    }
+    let (since, cpu) = (Instant::now(), server.cpu_time());
+    std::thread::sleep(Duration::from_secs(1));
+    let share = (server.cpu_time() - cpu).as_secs_f64() / since.elapsed().as_secs_f64();
+    assert!(share < 0.2, "{name} uses {share} of a CPU while nothing can be done");
+    drop(crowd);
+    held(served_within(server.addr, FOREVER));
+    let processes = server.processes().len();
+    held(server.stop());
+    said += &server.said();
+    let complaints = said.lines().filter(|line| line.contains("descriptor")).count();
+    assert!(complaints <= processes, "{name} said {said:?}");
+    assert!(complaints == 1 || !runs_out || processes > 1, "{name} said {said:?}");
+}
+
+/// A worker that receives a connection it has no descriptor for must not drop it: each of 80 clients is answered,
+/// if only when others have left.
+#[test]
+fn a_server_at_its_descriptor_limit_loses_no_connection() {
+    std::thread::scope(|scope| {
+        scope.spawn(|| loses_nobody("master-dispatch", &["--workers", "2"]));
+        scope.spawn(|| loses_nobody("proxy", &["--workers", "2"]));
+        scope.spawn(|| loses_nobody("event-driven", &[]));
+    });
+}
+
+fn loses_nobody(name: &str, flags: &[&str]) {
+    let server = start_after("ulimit -n 32", name, flags);
+    let mut waiting = ask_together(&server, 80);
+    let mut lost = 0;
+    let all_heard = poll_until(Duration::from_secs(20), || {
+        waiting.retain_mut(|client| match client.answer_or_close(Duration::from_millis(1)) {
+            // Its connection is closed here, which makes room for another.
+            Ok(answer) => {
+                lost += usize::from(answer.is_none());
+                false
+            }
+            Err(_) => true,
+        });
+        waiting.is_empty().then_some(())
+    });
+    assert_eq!((lost, waiting.len()), (0, 0), "{name}: connections (lost, not answered) of 80");
+    assert_eq!(all_heard, Some(()), "{name}");
+}
+
+/// Answers are gathered in a buffer that all connections of an event loop share.
+#[test]
+fn an_answer_that_cannot_be_sent_does_not_go_to_the_next_client() {
+    for kind in SERVERS.iter().filter(|kind| kind.is_event_loop) {
+        let one_loop: &[&str] = if kind.is_forked { &["--workers", "1"] } else { &[] };
+        let server = start(kind.name, &[one_loop, &["--work", "spin:50ms"]].concat());
+        for _ in 0..3 {
+            let mut leaving = connect(&server);
+            held(leaving.send(GET));
+            held(leaving.was_read());
+            leaving.reset();
+            let mut next = connect(&server);
+            held(next.send(GET_AND_CLOSE));
+            next.stream.set_read_timeout(Some(PATIENCE)).expect("the time is not zero");
+            let mut received = String::new();
+            next.stream.read_to_string(&mut received).expect("text, then a close");
+            assert_eq!(received.matches("HTTP/1.1 ").count(), 1, "{}: {received:?}", kind.name);
+        }
+    }
+}
+
+/// The client's requests have all been read when it begins to read: no further request will come to remind the
+/// server of those it has set aside.
+#[test]
+fn pipelined_waiting_requests_are_all_answered_even_if_the_client_reads_late() {
+    let flags = ["--work", "wait:10us", "--body", "20000", "--idle-timeout", "5s"];
+    let server = start("event-driven", &flags);
+    let mut client = connect(&server);
+    held(client.send(&GET.repeat(1000)));
+    held(client.lets_answers_pile_up());
+    for _ in 0..1000 {
+        assert_eq!(held(client.answer()).body.len(), 20_000);
+    }
+}

@@ -1,0 +1,142 @@
+//! The client's book against the servers': both count every connection and request per worker, neither knows of
+//! the other.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use acceptlab::lab::check::client::{GET, PATIENCE, served};
+use acceptlab::lab::check::server::Server;
+use acceptlab::lab::processes::poll_until;
+use acceptlab::report::{AcceptBook, WorkerShare};
+use acceptlab::scoreboard::Count;
+use acceptlab::scoreboard::Scoreboard;
+
+use crate::support::{connect, held, load, start};
+
+/// Runs `loadgen` with `flags` against a fresh server and compares the books worker by worker.
+fn the_books_agree(name: &str, server_flags: &[&str], flags: &[&str]) {
+    let mut server = start(name, server_flags);
+    let load = load(server.addr, &[&["--requests", "2000"], flags].concat());
+    assert_eq!(load.errors.total(), 0, "{name}: {:?}", load.errors);
+    // Workers that got nothing are told by their absence: a client cannot know all of them.
+    let mut clients: BTreeMap<usize, WorkerShare> =
+        load.workers.iter().map(|(id, share)| (id.parse().expect("X-Worker is a number"), *share)).collect();
+    clients.retain(|_, share| share.connections > 0);
+    let report = held(server.stop());
+    let mut servers: BTreeMap<usize, WorkerShare> = report
+        .workers
+        .iter()
+        .map(|worker| (worker.id, WorkerShare { connections: worker.accepted, requests: worker.requests }))
+        .collect();
+    servers.retain(|_, share| share.connections > 0);
+    assert_eq!(clients, servers, "{name} {flags:?}");
+    assert_eq!(clients.values().map(|share| share.requests).sum::<u64>(), 2000, "{name} {flags:?}");
+}
+
+fn both_ways(name: &str) {
+    // A blocking worker belongs to its connection for as long as that is open, so the others need their own.
+    let (connections, server_flags): (_, &[&str]) = match name {
+        "sync" => ("1", &[]),
+        "prefork" | "thread-pool" => ("8", &["--workers", "8"]),
+        _ => ("8", &[]),
+    };
+    the_books_agree(name, server_flags, &["--connections", connections]);
+    the_books_agree(name, &[], &["--connections", "8", "--requests-per-connection", "1"]);
+}
+
+macro_rules! the_clients_book_equals_the_servers_book {
+    ($($test:ident $server:literal)*) => {
+        $(#[test] fn $test() { both_ways($server); })*
+    };
+}
+
+the_clients_book_equals_the_servers_book! {
+    the_clients_book_equals_that_of_sync "sync"
+    the_clients_book_equals_that_of_prefork "prefork"
+    the_clients_book_equals_that_of_threaded "threaded"
+    the_clients_book_equals_that_of_thread_pool "thread-pool"
+    the_clients_book_equals_that_of_event_driven "event-driven"
+    the_clients_book_equals_that_of_shared_accept "shared-accept"
+    the_clients_book_equals_that_of_reuseport "reuseport"
+    the_clients_book_equals_that_of_master_dispatch "master-dispatch"
+    the_clients_book_equals_that_of_proxy "proxy"
+}
+
+/// A file for a scoreboard, gone when the test is.
+struct BoardFile(PathBuf);
+
+impl BoardFile {
+    fn new(name: &str) -> BoardFile {
+        BoardFile(std::env::temp_dir().join(format!("acceptlab-{name}-{}", std::process::id())))
+    }
+
+    fn start_server(&self) -> Server {
+        start("event-driven", &["--scoreboard", self.0.to_str().expect("made of ASCII")])
+    }
+}
+
+impl Drop for BoardFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[test]
+fn a_scoreboard_is_readable_while_the_server_runs() {
+    let file = BoardFile::new("readable");
+    let server = file.start_server();
+    let board = Scoreboard::open(&file.0).expect("the server has made it");
+    assert_eq!((board.model().as_str(), board.rows()), ("event-driven", 1));
+    let mut clients = [connect(&server), connect(&server)];
+    for client in &mut clients {
+        for _ in 0..3 {
+            held(held(client.ask(GET)).expect(200));
+        }
+    }
+    // An answer may arrive a moment before it is counted.
+    let row = board.row(0);
+    let counts = || [Count::Accepted, Count::Active, Count::Requests].map(|count| row.get(count));
+    let counted = poll_until(PATIENCE, || (counts() == [2, 2, 6]).then_some(()));
+    assert_eq!(counted, Some(()), "accepted, active, requests: {:?}", counts());
+}
+
+#[test]
+fn a_second_server_does_not_disturb_the_scoreboard_of_the_first() {
+    let file = BoardFile::new("disputed");
+    let mut first = file.start_server();
+    held(served(first.addr));
+    let mut second = file.start_server();
+    for asked in [&first, &second, &second, &first] {
+        held(served(asked.addr));
+    }
+    for (server, requests) in [(&mut first, 3), (&mut second, 2)] {
+        let worker = held(server.stop()).workers.remove(0);
+        assert_eq!((worker.accepted, worker.requests), (requests, requests), "{worker:?}");
+    }
+}
+
+/// Connections that come one after another, each in a wake-up of its own unless the master is still at the last one.
+#[test]
+fn a_master_that_accepts_keeps_a_book_of_it_and_one_that_only_watches_has_none() {
+    let book_of = |name| {
+        let mut server = start(name, &["--workers", "2"]);
+        for _ in 0..50 {
+            held(served(server.addr));
+        }
+        held(server.stop()).master.expect("there is one").accepts
+    };
+    assert_eq!(book_of("prefork"), None);
+    for name in ["master-dispatch", "proxy", "thread-pool"] {
+        let book = book_of(name).unwrap_or_else(|| panic!("{name} has no book"));
+        let AcceptBook { accepted, wakeups, empty_wakeups, accept_eagain } = book;
+        assert_eq!(accepted, 50, "{name}: {book:?}");
+        match name {
+            // Told once for all that are there, it takes them and looks once more.
+            "master-dispatch" => {
+                assert!((1..=wakeups).contains(&accept_eagain) && wakeups <= 50, "{name}: {book:?}")
+            }
+            // One connection for each wake-up, and no second look.
+            _ => assert_eq!((wakeups, empty_wakeups, accept_eagain), (50, 0, 0), "{name}: {book:?}"),
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Every server × section 1 of the contract, point by point as `lab check` judges it.
+
+use acceptlab::lab::check::{self, Unheld};
+
+use crate::support::{SERVERS, kind};
+
+pub fn keeps_the_contract(name: &str, flags: &[&str]) {
+    let points = check::points();
+    let mut broken = Vec::new();
+    let command: Vec<String> = [&[kind(name).path], flags].concat().into_iter().map(String::from).collect();
+    let judged = check::judge(&command, &points, |point, verdict| {
+        if matches!(verdict, Err(Unheld::Broken { .. })) {
+            broken.push(check::line(point, verdict, false));
+        }
+    });
+    judged.expect("cargo has built it");
+    assert!(broken.is_empty(), "{name} {flags:?}:\n{}", broken.join("\n"));
+}
+
+macro_rules! each_keeps_the_contract {
+    ($($test:ident $server:literal)*) => {
+        $(#[test] fn $test() { keeps_the_contract($server, &[]); })*
+    };
+}
+
+each_keeps_the_contract! {
+    sync_keeps_the_contract "sync"
+    prefork_keeps_the_contract "prefork"
+    threaded_keeps_the_contract "threaded"
+    thread_pool_keeps_the_contract "thread-pool"
+    event_driven_keeps_the_contract "event-driven"
+    shared_accept_keeps_the_contract "shared-accept"
+    reuseport_keeps_the_contract "reuseport"
+    master_dispatch_keeps_the_contract "master-dispatch"
+    proxy_keeps_the_contract "proxy"
+}
+
+#[test]
+fn every_server_of_the_syllabus_is_tested() {
+    let manifest: toml::Table = include_str!("../../Cargo.toml").parse().expect("cargo reads it too");
+    let programs = manifest["bin"].as_array().expect("[[bin]] entries").iter();
+    let names = programs.map(|bin| bin["name"].as_str().expect("a bin has a name"));
+    // The yardstick parses nothing; the demonstration and the instruments serve nobody.
+    let servers: Vec<&str> =
+        names.filter(|name| !["ports", "null-server", "loadgen", "lab"].contains(name)).collect();
+    assert_eq!(servers, SERVERS.map(|kind| kind.name));
+}

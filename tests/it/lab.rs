@@ -1,0 +1,370 @@
+//! The lab: what it says to broken lessons, that its tables are what its records give, that it leaves nothing behind,
+//! and that no program of the syllabus is without its lesson.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Lines};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use acceptlab::lab::processes::poll_until;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const LAB: &str = env!("CARGO_BIN_EXE_lab");
+const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
+
+/// Sixty rows of a third of a second: nobody waits for its end.
+const LESSON: &str = r#"# A lesson
+
+Does it run?
+
+```toml
+repeats = 60
+duration = "100ms"
+warmup = "0s"
+quick = { repeats = 1 }
+[[table]]
+id = "t"
+title = "A table"
+server = [{ run = "sync", law = "1/N" }]
+server_flags = "--work block:1ms"
+load = "loadgen --connections 2 --requests-per-connection 1 --duration {duration} --warmup {warmup}"
+columns = ["qps", "law_qps", "deviation", "timeouts"]
+```
+"#;
+
+/// A folder with one lesson, as `lab --root` wants it; gone when dropped.
+pub struct Scratch {
+    pub root: PathBuf,
+}
+
+impl Scratch {
+    pub fn new(name: &str, lesson: &str) -> Scratch {
+        let root = std::env::temp_dir().join(format!("acceptlab-{name}-{}", std::process::id()));
+        fs::create_dir_all(root.join("experiments")).unwrap();
+        fs::write(root.join("experiments/01-lesson.md"), lesson).unwrap();
+        Scratch { root }
+    }
+
+    pub fn lab(&self, arguments: &[&str]) -> Output {
+        Command::new(LAB).arg("--root").arg(&self.root).args(arguments).output().unwrap()
+    }
+
+    fn results(&self) -> PathBuf {
+        self.root.join("RESULTS.md")
+    }
+
+    /// Starts a full run and returns when its first row is recorded; the lab goes on talking to the second value.
+    fn run_until_the_first_row(&self) -> (Child, Lines<BufReader<ChildStderr>>) {
+        let mut lab = Command::new(LAB)
+            .arg("--root")
+            .arg(&self.root)
+            .args(["run", "--seed", "1"])
+            .env("ACCEPTLAB_TEST", &self.root)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(lab.stderr.take().unwrap()).lines();
+        let is_row = |line: std::io::Result<String>| line.unwrap().contains("01-lesson t: sync");
+        assert!(lines.any(is_row), "the lab ended before its first row");
+        (lab, lines)
+    }
+
+    /// Rows on disk, over all records.
+    fn rows(&self) -> usize {
+        let folder = fs::read_dir(self.root.join("experiments/record")).unwrap();
+        let lines = |path: PathBuf| fs::read_to_string(path).unwrap().lines().count() - 1;
+        folder.map(|entry| lines(entry.unwrap().path())).sum()
+    }
+
+    /// Whether something lives that was started with this folder in its environment.
+    fn lives(&self) -> bool {
+        let marker = format!("ACCEPTLAB_TEST={}", self.root.display());
+        let environments = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path().join("environ"));
+        environments
+            .filter_map(|path| fs::read(path).ok())
+            .any(|bytes| bytes.split(|byte| *byte == 0).any(|variable| variable == marker.as_bytes()))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.root);
+    }
+}
+
+fn signal(child: &Child, signal: Signal) {
+    kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+}
+
+#[test]
+fn a_broken_lesson_is_one_line_with_file_line_and_remedy() {
+    for (i, (from, to, place, told)) in [
+        ("```toml", "```text", "", "add one ```toml block"),
+        ("repeats = 60", "repeats = sixty", "01-lesson.md:6:", "mend the matrix"),
+        ("title =", "titel =", "01-lesson.md:12:", "unknown field `titel`"),
+        ("\"1/N\"", "\"1/Q\"", "01-lesson.md:13:", "is no law"),
+        ("{warmup}", "{worm}", "01-lesson.md:15:", "{worm} is no placeholder"),
+        ("\"qps\"", "\"gps\"", "01-lesson.md:16:", "`lab explain` lists them"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let scratch = Scratch::new(&format!("broken-{i}"), &LESSON.replacen(from, to, 1));
+        for command in ["list", "run", "report", "verify"] {
+            let output = scratch.lab(&[command]);
+            let error = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(1), "{error}");
+            assert_eq!(error.lines().count(), 1, "{error}");
+            assert!(error.contains(place) && error.contains(told), "{error}");
+        }
+    }
+}
+
+#[test]
+fn an_unknown_experiment_is_answered_with_the_known_ones() {
+    let output = Scratch::new("unknown", LESSON).lab(&["run", "7"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "lab: no experiment \"7\"; there are 01-lesson\n");
+}
+
+#[test]
+fn the_tables_are_what_the_record_gives_and_a_typed_number_is_found() {
+    let scratch = Scratch::new("tamper", LESSON);
+    let run = scratch.lab(&["run", "1", "--quick"]);
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    assert_eq!(scratch.rows(), 1);
+    let honest = fs::read_to_string(scratch.results()).unwrap();
+    assert!(honest.contains("| sync | 1/N | "), "{honest}");
+    assert!(scratch.lab(&["report", "--check"]).status.success());
+
+    fs::write(scratch.results(), honest.replace("| sync | 1/N | ", "| sync | 1/N | 9")).unwrap();
+    assert_eq!(scratch.lab(&["report", "--check"]).status.code(), Some(1));
+    assert!(scratch.lab(&["report"]).status.success());
+    assert_eq!(fs::read_to_string(scratch.results()).unwrap(), honest);
+}
+
+#[test]
+fn a_run_into_another_folder_leaves_the_repository_alone() {
+    let scratch = Scratch::new("out", LESSON);
+    let out = scratch.root.join("elsewhere");
+    let run = scratch.lab(&["run", "--quick", "--out", out.to_str().unwrap()]);
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    assert!(out.join("RESULTS.md").is_file() && out.join("record").is_dir());
+    assert!(!scratch.results().exists() && !scratch.root.join("experiments/record").exists());
+}
+
+#[test]
+fn ctrl_c_keeps_the_finished_rows_and_leaves_no_process() {
+    let scratch = Scratch::new("interrupt", LESSON);
+    let (mut lab, _lines) = scratch.run_until_the_first_row();
+    signal(&lab, Signal::SIGINT);
+    assert_eq!(lab.wait().unwrap().code(), Some(130));
+    assert!((1..60).contains(&scratch.rows()));
+    assert!(!scratch.lives(), "something the lab started outlives it");
+    let results = fs::read_to_string(scratch.results()).unwrap();
+    assert!(results.contains("of 60 rows"), "{results}");
+    let check = scratch.lab(&["report", "--check"]);
+    let complaint = String::from_utf8(check.stderr).unwrap();
+    assert_eq!(check.status.code(), Some(1), "{complaint}");
+    assert!(complaint.contains("of 60 rows") && complaint.contains("of 60 runs"), "{complaint}");
+}
+
+#[test]
+fn a_killed_lab_takes_its_programs_with_it() {
+    let scratch = Scratch::new("kill", LESSON);
+    let (mut lab, _lines) = scratch.run_until_the_first_row();
+    signal(&lab, Signal::SIGKILL);
+    lab.wait().unwrap();
+    // Nobody can tell us: the kernel has sent them SIGTERM, and they are no children of ours.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while scratch.lives() {
+        assert!(Instant::now() < deadline, "something the lab started outlives it");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn the_experiments_of_the_repository_are_sound() {
+    let output = Command::new(LAB).args(["--root", REPOSITORY, "list"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn every_server_of_the_syllabus_has_a_lesson_and_a_row_in_the_readme() {
+    let read = |path: PathBuf| {
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    };
+    let root = Path::new(REPOSITORY);
+    let manifest = read(root.join("Cargo.toml"));
+    let (servers, _) = manifest.split_once("# The instruments.").unwrap();
+    let names: Vec<&str> =
+        servers.split("[[bin]]").skip(1).map(|section| section.split('"').nth(1).unwrap()).collect();
+    assert!(names.len() >= 9, "{names:?}");
+    let lessons = fs::read_dir(root.join("experiments")).unwrap().map(|entry| entry.unwrap().path());
+    let lessons: String =
+        lessons.filter(|path| path.extension().is_some_and(|e| e == "md")).map(read).collect();
+    let readme = read(root.join("README.md"));
+    for name in names {
+        // The demonstration serves nobody: it has nothing that could be measured.
+        let is_server = name != "ports";
+        assert!(!is_server || lessons.contains(&format!("run = \"{name}")), "no experiment runs {name}");
+        assert!(readme.contains(&format!("`{name}`")), "README.md does not name {name}");
+    }
+}
+
+#[test]
+fn the_committed_results_are_what_the_committed_records_give() {
+    let output = Command::new(LAB).args(["--root", REPOSITORY, "report", "--check"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Rows of the newest record, parsed.
+fn recorded(scratch: &Scratch) -> Vec<serde_json::Value> {
+    let mut files: Vec<PathBuf> = fs::read_dir(scratch.root.join("experiments/record"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    files.sort();
+    let text = fs::read_to_string(files.last().unwrap()).unwrap();
+    text.lines().skip(1).map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn a_stopped_worker_keeps_the_connections_of_its_own_queue_and_goes_on_afterwards() {
+    let lesson = LESSON
+        .replace("repeats = 60", "repeats = 1")
+        .replace(
+            "[{ run = \"sync\", law = \"1/N\" }]",
+            "[{ run = \"prefork --workers 2\" }, { run = \"reuseport --workers 2\" }]",
+        )
+        .replace("--connections 2", "--connections 100 --rate 200 --timeout 200ms")
+        .replace("duration = \"100ms\"", "duration = \"400ms\"")
+        .replace(
+            "columns = [\"qps\", \"law_qps\", \"deviation\", \"timeouts\"]",
+            "columns = [\"stuck\"]\ndisturb = \"stop 1\"",
+        );
+    let scratch = Scratch::new("disturbed", &lesson);
+    let output = scratch.lab(&["run", "--seed", "1"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for row in recorded(&scratch) {
+        assert!(row["failure"].is_null(), "{row}");
+        let (shared, label) = (row["label"].as_str().unwrap().starts_with("prefork"), &row["label"]);
+        let timeouts = row["load"]["errors"]["timeout"].as_u64().unwrap();
+        // One connection may have been in the stopped worker's hands; a queue of its own takes about half of all.
+        assert!(if shared { timeouts <= 1 } else { timeouts > 10 }, "{label}: {timeouts} of 80 stuck");
+        // It was let go in the end: the server ended well, and its report is there.
+        assert_eq!(row["server"]["workers"].as_array().unwrap().len(), 2, "{label}");
+    }
+    let table = fs::read_to_string(scratch.results()).unwrap();
+    assert!(table.contains("Once the client measured: `stop 1`"), "{table}");
+}
+
+#[test]
+fn a_server_that_lacks_a_privilege_is_skipped_and_says_which() {
+    let scratch = Scratch::new("unprivileged", "");
+    let server = scratch.root.join("server.sh");
+    fs::write(
+        &server,
+        "#!/bin/sh\necho 'load a program: operation not permitted; needs CAP_BPF' >&2\nexit 1\n",
+    )
+    .unwrap();
+    fs::set_permissions(&server, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let lesson = LESSON.replace("run = \"sync\"", &format!("run = \"{}\"", server.display()));
+    fs::write(scratch.root.join("experiments/01-lesson.md"), lesson).unwrap();
+    let output = scratch.lab(&["run", "--quick", "--seed", "1"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let table = fs::read_to_string(scratch.results()).unwrap();
+    assert!(table.contains("| skipped: needs CAP_BPF |"), "{table}");
+    assert!(scratch.lab(&["report", "--check"]).status.success());
+}
+
+#[test]
+fn a_killed_worker_is_a_disturbance_and_no_failed_run() {
+    let lesson = LESSON
+        .replace("repeats = 60", "repeats = 1")
+        .replace("run = \"sync\", law = \"1/N\"", "run = \"reuseport --workers 2\"")
+        .replace("--connections 2", "--connections 100 --rate 200 --timeout 1s")
+        .replace("duration = \"100ms\"", "duration = \"400ms\"")
+        .replace(
+            "[\"qps\", \"law_qps\", \"deviation\", \"timeouts\"]",
+            "[\"lost\", \"resets\"]\ndisturb = \"stop 0; after 200ms; kill 0\"",
+        );
+    let scratch = Scratch::new("killed", &lesson);
+    let output = scratch.lab(&["run", "--seed", "1"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let row = &recorded(&scratch)[0];
+    assert!(row["failure"].is_null(), "{row}");
+    // About half of the connections of 200 ms stood in its queue, and went down with it.
+    let resets: u64 =
+        row["load"]["errors"]["read"].as_object().unwrap().values().filter_map(|n| n.as_u64()).sum();
+    assert!(resets > 3, "{row}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("stop 0; after 200ms; kill 0"));
+}
+
+/// net.ipv4.tcp_migrate_req, if we may change it.
+fn migration() -> Option<String> {
+    let file = "/proc/sys/net/ipv4/tcp_migrate_req";
+    let value = fs::read_to_string(file).ok()?;
+    fs::write(file, &value).ok()?;
+    Some(value.trim().to_string())
+}
+
+#[test]
+fn an_interrupted_and_a_killed_lab_put_kernel_settings_back_and_let_stopped_workers_go() {
+    let Some(before) = migration() else {
+        println!("skipped: tcp_migrate_req is not ours to change");
+        return;
+    };
+    let other = if before == "0" { "1" } else { "0" };
+    let settings = format!(
+        "columns = [\"qps\"]\ndisturb = \"stop 0\"\nsysctl = {{ \"net.ipv4.tcp_migrate_req\" = \"{other}\" }}"
+    );
+    let lesson = LESSON
+        .replace("run = \"sync\", law = \"1/N\"", "run = \"prefork --workers 2\"")
+        .replace("columns = [\"qps\", \"law_qps\", \"deviation\", \"timeouts\"]", &settings);
+    let set_during_the_run = |lab: &mut Child, with: Signal| {
+        let changed = poll_until(Duration::from_secs(30), || (migration()? == other).then_some(()));
+        signal(lab, with);
+        lab.wait().unwrap();
+        let restored = poll_until(Duration::from_secs(30), || (migration()? == before).then_some(()));
+        (changed, restored)
+    };
+    for with in [Signal::SIGINT, Signal::SIGKILL] {
+        let scratch = Scratch::new(&format!("settings-{}", with as i32), &lesson);
+        let mut lab = Command::new(LAB)
+            .arg("--root")
+            .arg(&scratch.root)
+            .args(["run", "--seed", "1"])
+            .env("ACCEPTLAB_TEST", &scratch.root)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        assert_eq!(set_during_the_run(&mut lab, with), (Some(()), Some(())), "{with}");
+        let gone = poll_until(Duration::from_secs(30), || (!scratch.lives()).then_some(()));
+        assert_eq!(gone, Some(()), "something lives after {with}");
+    }
+}
+
+#[test]
+fn live_connections_are_looked_at_over_the_time_of_a_run() {
+    let lesson = LESSON
+        .replace("repeats = 60", "repeats = 1")
+        .replace("run = \"sync\", law = \"1/N\"", "run = \"event-driven\"")
+        .replace("--connections 2 --requests-per-connection 1", "--connections 6")
+        .replace("duration = \"100ms\"", "duration = \"400ms\"")
+        .replace(
+            "[\"qps\", \"law_qps\", \"deviation\", \"timeouts\"]",
+            "[\"live\", \"live_max_over_mean\"]\ntimeline = true",
+        );
+    let scratch = Scratch::new("timeline", &lesson);
+    let output = scratch.lab(&["run", "--seed", "1"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let row = &recorded(&scratch)[0];
+    let looks = row["timeline"].as_array().unwrap();
+    assert!(looks.iter().any(|look| look["active"][0] == 6), "{looks:?}");
+    assert!(scratch.lab(&["report", "--check"]).status.success());
+}

@@ -1,0 +1,27 @@
+//! The specification: every test runs the real programs, and its name is the sentence it holds them to.
+
+mod support;
+
+mod architectures;
+mod bad_input;
+mod books;
+mod check;
+mod contract;
+mod counting;
+mod dispatch;
+mod endings;
+mod foreign_clients;
+mod house;
+mod lab;
+mod loadgen;
+mod locks;
+mod order;
+mod ordinary_user;
+mod passing;
+mod ports;
+mod proxy;
+mod select;
+mod stopping;
+mod theory;
+mod waiting;
+mod watch;

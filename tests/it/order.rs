@@ -1,0 +1,142 @@
+//! Who takes connections that come one after another to idle workers: the order that this kernel, and our own code,
+//! give to each strategy. Conformance tests: on another kernel they may say that it differs.
+
+use std::process::Command;
+
+use acceptlab::lab::check::client::served;
+use acceptlab::lab::processes::{Process, poll_until};
+
+use crate::support::{FOREVER, held, kind, start};
+
+/// The line `pattern …` of `lab order`, or why there is none.
+fn pattern(name: &str, flags: &str) -> Result<String, String> {
+    let server = format!("{} --workers 4 {flags}", kind(name).path);
+    let output = Command::new(env!("CARGO_BIN_EXE_lab"))
+        .args(["order", "--connections", "200", "--rate", "200", "--"])
+        .args(server.split_whitespace())
+        .output()
+        .unwrap();
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).trim().to_string());
+    }
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(text.lines().find_map(|line| line.strip_prefix("pattern")).unwrap_or_default().trim().to_string())
+}
+
+/// On a busy machine a worker may not be back asleep when the next connection comes, and the order blurs. It is the
+/// rule that is pinned here, so one undisturbed run of six is enough.
+#[track_caller]
+fn these_show(rule: &str, strategies: &[(&str, &str)]) {
+    for (name, flags) in strategies {
+        let mut found = Vec::new();
+        for _ in 0..6 {
+            match pattern(name, flags) {
+                Ok(pattern) if pattern.starts_with(rule) => break,
+                Ok(pattern) => found.push(pattern),
+                Err(why) if why.ends_with("needs CAP_BPF") => {
+                    println!("skipped: {name} {flags}: {why}");
+                    break;
+                }
+                Err(why) => panic!("{name} {flags}: {why}"),
+            }
+        }
+        assert!(
+            found.len() < 6,
+            "{name} {flags} is {rule:?} on Linux 6.18; this kernel differs, or is too busy to tell: {found:?}"
+        );
+    }
+}
+
+#[test]
+fn who_sleeps_in_accept_or_at_a_semaphore_is_woken_in_rotation() {
+    these_show(
+        "round robin",
+        &[("prefork", ""), ("shared-accept", "--wait blocking"), ("shared-accept", "--lock semaphore")],
+    );
+}
+
+#[test]
+fn an_exclusive_epoll_wakes_the_worker_that_registered_first() {
+    these_show("priority", &[("shared-accept", "--wait epoll-exclusive")]);
+}
+
+#[test]
+fn registering_anew_after_every_connection_makes_a_rotation() {
+    these_show("round robin", &[("shared-accept", "--wait epoll-exclusive-rearm")]);
+}
+
+#[test]
+fn a_hash_and_dice_know_nothing_of_the_connection_before() {
+    these_show(
+        "random",
+        &[
+            ("reuseport", ""),
+            ("reuseport", "--select random"),
+            ("reuseport", "--select live-set"),
+            ("master-dispatch", "--policy random"),
+        ],
+    );
+}
+
+#[test]
+fn who_counts_deals_in_turns() {
+    these_show(
+        "round robin",
+        &[
+            ("reuseport", "--select round-robin"),
+            ("reuseport", "--select least-loaded"),
+            ("master-dispatch", ""),
+            ("master-dispatch", "--policy least-connections"),
+            ("master-dispatch", "--policy acknowledged"),
+            ("proxy", ""),
+        ],
+    );
+}
+
+#[test]
+fn the_first_free_and_the_client_s_home_are_always_the_same_worker() {
+    these_show(
+        "priority",
+        &[("master-dispatch", "--policy first-free"), ("master-dispatch", "--policy sticky")],
+    );
+}
+
+/// The bar of the issue, where `these_show` allows the order to blur. The pause between two connections is as long as
+/// it takes until all are back asleep: of a thousand pauses of 2 ms a few are too short, and on a busy machine many.
+#[test]
+fn a_rotation_gives_four_idle_workers_a_quarter_of_a_thousand_connections_each_exactly() {
+    for (name, flags) in [
+        ("shared-accept", &["--wait", "blocking"][..]),
+        ("shared-accept", &["--wait", "epoll-exclusive-rearm"]),
+        ("shared-accept", &["--lock", "semaphore"]),
+        ("proxy", &[]),
+    ] {
+        let mut found = Vec::new();
+        // Where the loopback hands a close to ksoftirqd, the worker that it wakes looks asleep for a moment.
+        let is_exact = (0..5).any(|_| {
+            found.push(a_thousand_one_after_another(name, flags));
+            let shares = &found[found.len() - 1];
+            shares.iter().max().unwrap() - shares.iter().min().unwrap() <= 1
+        });
+        assert!(is_exact, "{name} {flags:?}: this kernel differs, or is too busy to tell: {found:?}");
+    }
+}
+
+/// What each of four workers has accepted, by its own report.
+fn a_thousand_one_after_another(name: &str, flags: &[&str]) -> Vec<u64> {
+    let mut server = start(name, &[&["--workers", "4"], flags].concat());
+    let all = server.processes();
+    for _ in 0..1000 {
+        let idle = poll_until(FOREVER, || all.iter().all(sleeps).then_some(()));
+        assert!(idle.is_some(), "{name} {flags:?} is busy with nothing");
+        held(served(server.addr));
+    }
+    let accepted: Vec<u64> = held(server.stop()).workers.iter().map(|worker| worker.accepted).collect();
+    assert_eq!(accepted.iter().sum::<u64>(), 1000, "{name} {flags:?}");
+    accepted
+}
+
+fn sleeps(process: &Process) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.pid)).expect("it runs");
+    stat.rsplit_once(") ").expect("proc_pid_stat(5)").1.starts_with('S')
+}

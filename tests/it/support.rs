@@ -1,0 +1,176 @@
+//! The programs under test, and clients for them. Starting, signalling and reading a server is what `lab check`
+//! does to anybody's server; the tests do it to ours.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use acceptlab::lab::check::Verdict;
+use acceptlab::lab::check::client::{Answer, Client, GET};
+use acceptlab::lab::check::server::{Program, Server};
+use acceptlab::report::LoadReport;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::geteuid;
+
+/// One server of the syllabus.
+pub struct Kind {
+    pub name: &'static str,
+    pub path: &'static str,
+    /// It takes `--workers` and forks: it is more than one process.
+    pub is_forked: bool,
+    /// One worker serves many connections at a time.
+    pub is_event_loop: bool,
+}
+
+/// In teaching order.
+pub const SERVERS: [Kind; 9] = [
+    one_process("sync", env!("CARGO_BIN_EXE_sync")),
+    Kind { is_forked: true, ..one_process("prefork", env!("CARGO_BIN_EXE_prefork")) },
+    one_process("threaded", env!("CARGO_BIN_EXE_threaded")),
+    one_process("thread-pool", env!("CARGO_BIN_EXE_thread-pool")),
+    Kind { is_event_loop: true, ..one_process("event-driven", env!("CARGO_BIN_EXE_event-driven")) },
+    event_loops("shared-accept", env!("CARGO_BIN_EXE_shared-accept")),
+    event_loops("reuseport", env!("CARGO_BIN_EXE_reuseport")),
+    event_loops("master-dispatch", env!("CARGO_BIN_EXE_master-dispatch")),
+    event_loops("proxy", env!("CARGO_BIN_EXE_proxy")),
+];
+
+const fn one_process(name: &'static str, path: &'static str) -> Kind {
+    Kind { name, path, is_forked: false, is_event_loop: false }
+}
+
+const fn event_loops(name: &'static str, path: &'static str) -> Kind {
+    Kind { name, path, is_forked: true, is_event_loop: true }
+}
+
+pub fn kind(name: &str) -> &'static Kind {
+    SERVERS.iter().find(|kind| kind.name == name).expect("a server of the syllabus")
+}
+
+/// Starts a server on a free port and awaits its ready line; it is killed when it is dropped.
+pub fn start(name: &str, flags: &[&str]) -> Server {
+    held(Program::new(&[kind(name).path.into()]).start(flags))
+}
+
+/// The same from a shell that runs `preparation` first, as in `ulimit -n 32`.
+pub fn start_after(preparation: &str, name: &str, flags: &[&str]) -> Server {
+    let command = ["sh", "-c", &format!("{preparation}; exec \"$0\" \"$@\""), kind(name).path];
+    held(Program::new(&command.map(String::from)).start(flags))
+}
+
+/// The value, or a panic with what was expected and found.
+#[track_caller]
+pub fn held<T>(verdict: Verdict<T>) -> T {
+    verdict.unwrap_or_else(|why| panic!("{why:?}"))
+}
+
+#[track_caller]
+pub fn connect(server: &Server) -> Client {
+    held(Client::connect(server.addr))
+}
+
+/// Connects `count` clients that have all sent a request before the first is answered.
+pub fn ask_together(server: &Server, count: usize) -> Vec<Client> {
+    let mut clients: Vec<Client> = (0..count).map(|_| connect(server)).collect();
+    for client in &mut clients {
+        held(client.send(GET));
+    }
+    clients
+}
+
+/// So many connections with a request each, and between them a pause in which idle workers fall asleep.
+pub fn one_after_another(server: &Server, connections: u64) {
+    let requests = connections.to_string();
+    load(
+        server.addr,
+        &["--connections", "1", "--requests-per-connection", "1", "--rate", "500", "--requests", &requests],
+    );
+}
+
+/// A run of `loadgen` without a warm-up: what it reports.
+pub fn load(addr: SocketAddr, flags: &[&str]) -> LoadReport {
+    let output = Command::new(env!("CARGO_BIN_EXE_loadgen"))
+        .args(["--warmup", "0s", "--format", "json"])
+        .args(flags)
+        .arg(format!("http://{addr}/"))
+        .output()
+        .expect("cargo has built it");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}; loadgen said: {stderr}"))
+}
+
+/// A program as a user without any privilege runs it, and without a way to gain one: as we do or, where we are root,
+/// as nobody in particular. He may not be able to reach the folder cargo builds in, so he has a copy.
+pub struct Ordinary {
+    command: Vec<String>,
+    copy: Option<PathBuf>,
+}
+
+impl Ordinary {
+    /// `None`, and a line that says so, where we are root and may not or cannot become anybody else.
+    pub fn new(program: &str) -> Option<Ordinary> {
+        if !geteuid().is_root() {
+            return Some(Ordinary { command: vec![program.into()], copy: None });
+        }
+        // Several tests want one at the same time.
+        let name = format!("acceptlab-ordinary-{}-{:?}", std::process::id(), std::thread::current().id());
+        let copy = std::env::temp_dir().join(name);
+        // Not fs::copy: a child that another test forks meanwhile would have our copy open for writing until it
+        // execs, and who execs the copy before that gets ETXTBSY.
+        let installed = Command::new("install").args(["-m", "755", program]).arg(&copy).status();
+        assert!(installed.is_ok_and(|status| status.success()), "no room for {}", copy.display());
+        // 65534, whom everybody calls nobody, is who `ports` takes for another user.
+        let drop_to =
+            "setpriv --reuid=65533 --regid=65533 --clear-groups --inh-caps=-all --bounding-set=-all";
+        let command: Vec<String> =
+            drop_to.split(' ').map(String::from).chain([copy.display().to_string()]).collect();
+        let ordinary = Ordinary { command, copy: Some(copy) };
+        match ordinary.command().arg("--version").output() {
+            Ok(output) if output.status.success() => Some(ordinary),
+            Ok(output) => {
+                println!("skipped: {}", String::from_utf8_lossy(&output.stderr).trim());
+                None
+            }
+            Err(error) => {
+                println!("skipped: setpriv (util-linux): {error}");
+                None
+            }
+        }
+    }
+
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.command[0]);
+        command.args(&self.command[1..]);
+        command
+    }
+
+    /// As a server.
+    pub fn program(&self) -> Program {
+        Program::new(&self.command)
+    }
+}
+
+impl Drop for Ordinary {
+    fn drop(&mut self) {
+        if let Some(copy) = &self.copy {
+            let _ = std::fs::remove_file(copy);
+        }
+    }
+}
+
+/// Room for a thousand clients: ours and, since limits are inherited, the servers'.
+pub fn raise_descriptor_limit() {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit can be read");
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("the soft limit may rise to the hard one");
+}
+
+/// Long enough for any machine: who waits so long is stuck.
+pub const FOREVER: Duration = Duration::from_secs(30);
+
+#[track_caller]
+pub fn answer(client: &mut Client) -> Answer {
+    let answer = held(client.answer_within(FOREVER));
+    held(answer.expect(200));
+    answer
+}
