@@ -257,10 +257,13 @@ fn measure(
     let plan = Plan { root, records: &place.records, experiments: &chosen, quick, seed };
     let outcome = session::run(&plan, interrupt)?;
     report(&place, &all, &chosen, false)?;
-    eprintln!("{} rows, {} failed; tables in {}", outcome.rows, outcome.failures, place.results.display());
+    // Again, where it is not lost above the tables.
+    outcome.failures.iter().for_each(|failure| eprintln!("{failure}"));
+    let failed = outcome.failures.len();
+    eprintln!("{} rows, {failed} failed; tables in {}", outcome.rows, place.results.display());
     Ok(match outcome {
         session::Outcome { interrupted: true, .. } => End::Interrupted,
-        session::Outcome { failures: 0, .. } => End::Well,
+        _ if failed == 0 => End::Well,
         _ => End::Badly,
     })
 }

@@ -54,6 +54,20 @@ pub struct Case {
     pub estimate: Duration,
 }
 
+impl Case {
+    /// The same case with another value behind the client's `--warmup`.
+    pub fn with_warmup(&self, warmup: Duration) -> Case {
+        let mut words: Vec<String> = self.client.split_whitespace().map(str::to_string).collect();
+        if let Some(place) = words.iter().position(|word| word == "--warmup")
+            && let Some(value) = words.get_mut(place + 1)
+        {
+            *value = format!("{}ms", warmup.as_millis());
+        }
+        let client = words.join(" ");
+        Case { estimate: OVERHEAD + declared(&client), client, ..self.clone() }
+    }
+}
+
 /// All cases of an experiment, or the first thing in its matrix that makes no sense.
 pub fn expand(experiment: &str, matrix: &Matrix, quick: bool) -> Result<Vec<Case>, Fault> {
     let mut cases: Vec<Case> = Vec::new();
@@ -349,6 +363,13 @@ quick = { axes = { connections = [8] } }"#;
         assert_eq!(cases.len(), 2);
         assert_eq!(cases[0].client, "loadgen --connections 8 --duration 300ms --warmup 200ms");
         assert_eq!(cases[0].repeats, 1);
+    }
+
+    #[test]
+    fn a_longer_warmup_changes_the_command_line_and_the_estimate() {
+        let case = parse_lesson(TABLE).unwrap().cases(false)[0].with_warmup(Duration::from_millis(2500));
+        assert_eq!(case.client, "loadgen --connections 1 --duration 1s --warmup 2500ms");
+        assert_eq!(case.estimate, Duration::from_millis(3800));
     }
 
     #[test]

@@ -30,7 +30,8 @@ pub struct Plan<'a> {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Outcome {
     pub rows: usize,
-    pub failures: usize,
+    /// What failed and why, a line each.
+    pub failures: Vec<String>,
     pub interrupted: bool,
 }
 
@@ -51,7 +52,7 @@ pub fn run(plan: &Plan, interrupt: &Interrupt) -> Result<Outcome, String> {
     };
     let mut record = Writer::create(plan.records, &header)?;
     let progress = Progress::new(&runs);
-    let mut outcome = Outcome { rows: 0, failures: 0, interrupted: false };
+    let mut outcome = Outcome { rows: 0, failures: Vec::new(), interrupted: false };
     for Run { case, block, group } in &runs {
         progress.begin(case);
         let mut row = match runner::run(case, *block, interrupt) {
@@ -65,8 +66,9 @@ pub fn run(plan: &Plan, interrupt: &Interrupt) -> Result<Outcome, String> {
         row.group = *group;
         record.line(&row)?;
         outcome.rows += 1;
-        outcome.failures += usize::from(row.failure.is_some());
-        progress.end(case, row.failure.as_deref());
+        let failure = row.failure.map(|why| format!("{}: FAILED: {why}", describe(case)));
+        progress.end(case, failure.as_deref());
+        outcome.failures.extend(failure);
     }
     Ok(outcome)
 }
@@ -170,14 +172,10 @@ impl Progress {
 
     fn end(&self, case: &Case, failure: Option<&str>) {
         self.bar.inc(case.estimate.as_millis() as u64);
-        let told = match failure {
-            Some(why) => format!("{}: FAILED: {why}", describe(case)),
-            None => describe(case),
-        };
         if self.plain {
-            eprintln!("{told}");
-        } else if failure.is_some() {
-            self.bar.println(told);
+            eprintln!("{}", failure.map_or(describe(case), str::to_string));
+        } else if let Some(failure) = failure {
+            self.bar.println(failure);
         }
     }
 }
