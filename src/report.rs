@@ -117,6 +117,24 @@ pub struct LoadReport {
     pub service_us: Latency,
     /// From `connect(2)` to an established connection, over the whole run, without the idle crowd.
     pub connect_us: Latency,
+    /// From the moment the request was sent to the first byte of its answer.
+    #[serde(default)]
+    pub first_byte_us: Latency,
+    /// How late a request was sent: from the moment it was due. In closed loop without think time all zero.
+    #[serde(default)]
+    pub slip_us: Latency,
+    /// Requests in the histograms at their age, since no answer came: each of them would have been longer.
+    #[serde(default)]
+    pub censored: u64,
+    /// Requests due in the measured window over its length; open loop alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offered_per_s: Option<f64>,
+    /// What `--deadline` ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<DeadlineBook>,
+    /// Requests under way on one connection at a time, when it was more than one (`--pipeline`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pipeline: Option<u32>,
     /// The client's book, by the worker's number in `X-Worker`. Connections of the whole run (warm-up included:
     /// a connection keeps its worker for life), requests of the measured window.
     pub workers: BTreeMap<String, WorkerShare>,
@@ -130,7 +148,118 @@ pub struct LoadReport {
     /// The first answers one by one, when `--trace` asked for them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trace: Vec<Traced>,
+    /// The workers that took the first connections, in the order of the first answers (`--order`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub order: Vec<u32>,
+    /// Deliberately slow clients, a book for each kind that was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub slow: Vec<SlowBook>,
     pub client: ClientCost,
+    /// Whether these numbers can be trusted, and why (not).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust: Option<Trust>,
+    /// What was asked for, where and when, so that results can be put together or told apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<RunInfo>,
+}
+
+/// Requests that a user gave up before the answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct DeadlineBook {
+    /// Stale before they could be sent, and never sent.
+    pub shed: u64,
+    /// Under way when their time was up.
+    pub abandoned: u64,
+}
+
+/// What became of the deliberately slow clients of one kind.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SlowBook {
+    /// `send`, `read` or `half-open`.
+    pub kind: String,
+    pub requested: u64,
+    pub established: u64,
+    /// Complete answers, however slow.
+    pub answered: u64,
+    /// Ended by the server before they were done.
+    pub closed_by_server: u64,
+    /// Median time until the server ended them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closed_after_ms: Option<f64>,
+}
+
+/// How far a result can be trusted.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Trust {
+    pub verdict: Verdict,
+    /// Every check that was made, those that passed too.
+    pub checks: Vec<Check>,
+}
+
+/// The worst of its checks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    #[default]
+    Valid,
+    /// Look closer before you quote it.
+    Suspect,
+    /// The run did not measure what was asked for.
+    Invalid,
+}
+
+/// One reason to trust a result, or not to.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Check {
+    pub name: String,
+    pub verdict: Verdict,
+    /// A sentence with the number that was found and the bar it was held to.
+    pub reason: String,
+}
+
+/// The origin of a result.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RunInfo {
+    pub host: String,
+    /// Nanoseconds since 1970 when the warm-up began, by this machine's clock.
+    pub started_unix_ns: u64,
+    /// When it should have begun (`--start-at`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_at_unix_ns: Option<u64>,
+    pub seed: u64,
+    /// The flags that decide what is measured, in a fixed order; equal texts are equal configurations.
+    pub configuration: String,
+    /// Ended early, by Ctrl-C or because the server was gone.
+    #[serde(default)]
+    pub interrupted: bool,
+    /// How many results were added up to this one (`loadgen merge`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merged_from: Option<u64>,
+}
+
+/// One interval of a run, as `--ndjson` writes it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct IntervalReport {
+    /// Seconds from the start of the warm-up.
+    pub from_s: f64,
+    pub to_s: f64,
+    /// The interval lies in the measured window.
+    pub measured: bool,
+    pub requests: u64,
+    pub qps: f64,
+    pub errors: u64,
+    /// Requests due in it, open loop alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub due: Option<u64>,
+    pub connections_open: u64,
+    pub connections_requested: u64,
+    pub connections_established: u64,
+    /// Response time of the requests that ended in it; two digits.
+    pub latency_us: Latency,
+    pub slip_us: Latency,
+    pub workers: BTreeMap<String, WorkerShare>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evenness: Option<EvennessPair>,
 }
 
 /// Everything that went wrong, by the phase it happened in and the name of the errno (or `eof`, `malformed`, …).
@@ -153,7 +282,7 @@ impl Errors {
 }
 
 /// A distribution of times in microseconds; all zero when there was nothing to measure.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Latency {
     pub p50: f64,
     pub p90: f64,
@@ -168,6 +297,9 @@ pub struct Latency {
 pub struct WorkerShare {
     pub connections: u64,
     pub requests: u64,
+    /// Response time of its answers; for the first workers alone, and absent where none was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency_us: Option<Latency>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

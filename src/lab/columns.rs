@@ -413,7 +413,7 @@ pub(crate) mod tests {
             voluntary_switches: 2 * accepted,
             ..WorkerReport::default()
         };
-        let share = |n| WorkerShare { connections: n, requests: n };
+        let share = |n| WorkerShare { connections: n, requests: n, ..WorkerShare::default() };
         let report = LoadReport {
             requests: 90,
             qps: 90.0,

@@ -9,7 +9,11 @@
 //! - [`evenness`], [`summary`], [`text`]: what it means, for programs and for people.
 
 pub mod args;
+pub mod gate;
 pub mod schedule;
+pub mod search;
+pub mod source;
+pub mod target;
 
 pub mod client;
 pub mod connection;

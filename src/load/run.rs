@@ -43,7 +43,7 @@ pub fn run(args: &LoadArgs) -> Result<Outcome, String> {
     make_room_for_descriptors(args)?;
     let unreachable = |errno| {
         let address =
-            plan.address.as_socket().map_or_else(|| args.target.authority.clone(), |a| a.to_string());
+            plan.address.as_socket().map_or_else(|| args.target().authority.clone(), |a| a.to_string());
         format!("connect {address}: {}; is the server running?", words(errno))
     };
 
@@ -71,11 +71,11 @@ fn words(errno: Errno) -> String {
 
 fn plan(args: &LoadArgs) -> Result<Plan, String> {
     Ok(Plan {
-        address: args.target.resolve()?.into(),
+        address: args.target().resolve()?.into(),
         request: request(args, ""),
         last_request: request(args, "Connection: close\r\n"),
         no_body: args.method == Method::Head,
-        open_loop: args.rate.is_some(),
+        open_loop: args.is_open_loop(),
         requests_per_connection: args.requests_per_connection,
         timeout_ns: args.timeout.as_nanos() as u64,
         ends_by_count: args.requests.is_some(),
@@ -89,7 +89,7 @@ fn request(args: &LoadArgs, more_headers: &str) -> Vec<u8> {
         Method::Post => format!("Content-Length: {}\r\n", args.body_bytes),
         Method::Get | Method::Head => String::new(),
     };
-    let (method, path, authority) = (args.method.name(), &args.target.path, &args.target.authority);
+    let (method, path, authority) = (args.method.name(), &args.target().path, &args.target().authority);
     let head = format!("{method} {path} HTTP/1.1\r\nHost: {authority}\r\n{length}{more_headers}\r\n");
     let mut bytes = head.into_bytes();
     bytes.resize(bytes.len() + args.body_bytes as usize, b'x');

@@ -42,7 +42,7 @@ pub fn report(args: &LoadArgs, measured: &Measured) -> LoadReport {
         qps: over(tally.answered_in_window as f64, duration_s),
         duration_s,
         errors: failures.named(),
-        latency_us: latency(tally, args.rate.is_some()).latency(),
+        latency_us: latency(tally, args.is_open_loop()).latency(),
         service_us: tally.service.latency(),
         connect_us: tally.connect.latency(),
         evenness: evenness(&workers),
@@ -69,6 +69,7 @@ pub fn report(args: &LoadArgs, measured: &Measured) -> LoadReport {
             ),
             max_rss_kib: measured.max_rss_kib,
         },
+        ..LoadReport::default()
     }
 }
 

@@ -255,7 +255,7 @@ mod tests {
         tally.answer(&WINDOW, true, moments(1_900, 1_900, 2_500), &ANSWER, false);
         assert_eq!((tally.answered_before, tally.answered_in_window, tally.answered_late), (1, 2, 1));
         assert_eq!((tally.latency.count(), tally.service.count()), (2, 2));
-        assert_eq!(tally.workers[1], WorkerShare { connections: 1, requests: 2 });
+        assert_eq!(tally.workers[1], WorkerShare { connections: 1, requests: 2, latency_us: None });
         assert_eq!(tally.latency.latency().max, 0.6);
         assert_eq!(tally.service.latency().max, 0.6);
     }

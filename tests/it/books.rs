@@ -19,18 +19,16 @@ fn the_books_agree(name: &str, server_flags: &[&str], flags: &[&str]) {
     let load = load(server.addr, &[&["--requests", "2000"], flags].concat());
     assert_eq!(load.errors.total(), 0, "{name}: {:?}", load.errors);
     // Workers that got nothing are told by their absence: a client cannot know all of them.
-    let mut clients: BTreeMap<usize, WorkerShare> =
-        load.workers.iter().map(|(id, share)| (id.parse().expect("X-Worker is a number"), *share)).collect();
-    clients.retain(|_, share| share.connections > 0);
+    let number = |id: &String| id.parse().expect("X-Worker is a number");
+    let mut clients: BTreeMap<usize, (u64, u64)> =
+        load.workers.iter().map(|(id, share)| (number(id), (share.connections, share.requests))).collect();
+    clients.retain(|_, (connections, _)| *connections > 0);
     let report = held(server.stop());
-    let mut servers: BTreeMap<usize, WorkerShare> = report
-        .workers
-        .iter()
-        .map(|worker| (worker.id, WorkerShare { connections: worker.accepted, requests: worker.requests }))
-        .collect();
+    let mut servers: BTreeMap<usize, WorkerShare> =
+        report.workers.iter().map(|worker| (worker.id, share(worker))).collect();
     servers.retain(|_, share| share.connections > 0);
     assert_eq!(clients, servers, "{name} {flags:?}");
-    assert_eq!(clients.values().map(|share| share.requests).sum::<u64>(), 2000, "{name} {flags:?}");
+    assert_eq!(clients.values().map(|(_, requests)| requests).sum::<u64>(), 2000, "{name} {flags:?}");
 }
 
 fn both_ways(name: &str) {

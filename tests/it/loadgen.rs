@@ -139,7 +139,8 @@ fn a_number_of_requests_is_sent_exactly_and_both_books_agree() {
         assert_eq!(requests.load(Ordering::SeqCst), 301, "{flags}");
         assert_eq!(report.connections.established, connections.load(Ordering::SeqCst), "{flags}");
         assert_eq!(report.errors.total(), 0, "{flags}: {:?}", report.errors);
-        let share = WorkerShare { connections: report.connections.answered, requests: 301 };
+        let share =
+            WorkerShare { connections: report.connections.answered, requests: 301, ..WorkerShare::default() };
         assert_eq!(report.workers["0"], share, "{flags}");
         assert!(report.latency_us.max > 0.0 && report.latency_us.p50 <= report.latency_us.max);
     }
