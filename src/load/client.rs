@@ -24,7 +24,7 @@ use socket2::SockAddr;
 
 use crate::load::connection::{Connection, State, connect, errno};
 use crate::load::control::Control;
-use crate::load::response::{Answer, Progress};
+use crate::load::response::{Answer, Progress, Template};
 use crate::load::schedule::Schedule;
 use crate::load::tally::{Cause, Moments, Tally, Window, count};
 use crate::sys::epoll::{Epoll, Interest, Ready};
@@ -79,6 +79,7 @@ pub struct Client<'a> {
     drained_by_ns: u64,
     tally: Tally,
     buffer: Box<[u8]>,
+    template: Template,
     /// The clock when it was last read.
     now_ns: u64,
     /// Connections with a request in hand.
@@ -108,6 +109,7 @@ impl<'a> Client<'a> {
             window: Window { start_ns: 0, open_ns: u64::MAX, close_ns: u64::MAX },
             drained_by_ns: u64::MAX,
             tally: Tally::new(plan.trace),
+            template: Template::new(plan.no_body),
             buffer: vec![0; RECEIVE_BUFFER_BYTES].into_boxed_slice(),
             now_ns: monotonic_ns(),
             busy: 0,
@@ -393,11 +395,18 @@ impl<'a> Client<'a> {
             match connection.state {
                 State::Closing => {}
                 State::Idle => return self.on_failed_read(slot, Cause::Malformed),
-                _ => match connection.reader.feed(&self.buffer[..bytes], self.plan.no_body) {
-                    Progress::Done(answer) => return self.on_answer(slot, &answer, ends),
-                    Progress::Malformed => return self.on_failed_read(slot, Cause::Malformed),
-                    Progress::More => {}
-                },
+                _ => {
+                    let fed = connection.reader.feed(&self.buffer[..bytes], &mut self.template);
+                    match fed.progress {
+                        // Nothing was asked for beyond this answer.
+                        Progress::Done(_) if fed.consumed < bytes => {
+                            return self.on_failed_read(slot, Cause::Malformed);
+                        }
+                        Progress::Done(answer) => return self.on_answer(slot, &answer, ends),
+                        Progress::Malformed => return self.on_failed_read(slot, Cause::Malformed),
+                        Progress::More => {}
+                    }
+                }
             }
             if bytes < self.buffer.len() && !ends {
                 return;
