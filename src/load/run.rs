@@ -14,7 +14,7 @@ use crate::load::args::{LoadArgs, Method};
 use crate::load::client::{Client, Plan};
 use crate::load::control::{Control, Voice};
 use crate::load::crowd::Crowd;
-use crate::load::schedule::{Extent, Schedule, share};
+use crate::load::schedule::{Arrivals, Extent, Schedule, share};
 use crate::load::summary::{Measured, report, write_hlog};
 use crate::load::tally::{Tally, Window};
 use crate::load::watch::{Cpu, Watch, max_rss_kib};
@@ -39,6 +39,7 @@ pub fn run(args: &LoadArgs) -> Result<Outcome, String> {
     let control = Control::new().map_err(setup)?;
     let mut watch = Watch::new(&control, args).map_err(setup)?;
     let hlog = args.hlog.as_deref().map(create).transpose()?;
+    let arrivals = args.arrivals()?;
     let plan = plan(args)?;
     make_room_for_descriptors(args)?;
     let unreachable = |errno| {
@@ -49,7 +50,7 @@ pub fn run(args: &LoadArgs) -> Result<Outcome, String> {
 
     let crowd = open_crowd(args, &plan, &watch).map_err(unreachable)?;
     let began = SystemTime::now();
-    let (tally, window, cpu) = measure(args, &plan, &control, &mut watch).map_err(unreachable)?;
+    let (tally, window, cpu) = measure(args, &arrivals, &plan, &control, &mut watch).map_err(unreachable)?;
     let hlog = hlog.map_or(Ok(()), |(file, path)| {
         write_hlog(file, &tally, &window, plan.open_loop, began)
             .map_err(|error| format!("write {}: {error}", path.display()))
@@ -125,6 +126,7 @@ fn open_crowd(args: &LoadArgs, plan: &Plan, watch: &Watch) -> nix::Result<Crowd>
 /// the server cannot be reached.
 fn measure(
     args: &LoadArgs,
+    arrivals: &Arrivals,
     plan: &Plan,
     control: &Control,
     watch: &mut Watch,
@@ -143,7 +145,7 @@ fn measure(
         watch.until_ready(threads)?;
         let window = window(args, monotonic_ns() + LEAD_NS);
         for (thread, starter) in (0..).zip(starters) {
-            let schedule = Schedule::new(args.arrivals(), extent(args), thread, threads);
+            let schedule = Schedule::new(arrivals.clone(), extent(args), thread, threads);
             // A thread that does not listen has panicked; joining it says so.
             let _ = starter.send((window, schedule));
         }
