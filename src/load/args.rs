@@ -109,7 +109,7 @@ pub struct LoadArgs {
     pub ramp_to: Option<Rate>,
 
     /// Open loop: requests are due when this file says; a line each, in seconds from the start of the warm-up (0.25,
-    /// 1.5, …), `#` begins a comment. Without a --duration the run ends with the last of them
+    /// 1.5, …), `#` begins a comment. Without a --duration the run ends a mean gap after the last of them
     #[arg(long, value_name = "FILE", conflicts_with_all = ["rate", "requests"], help_heading = WHEN)]
     pub replay: Option<PathBuf>,
 
@@ -372,12 +372,13 @@ impl LoadArgs {
         Ok(Arrivals::Open { profile, spacing: self.arrivals, seed: self.seed })
     }
 
-    /// The last request is due within the duration, and nothing follows. A file that cannot be read changes nothing
-    /// here: whoever asks for the arrivals is told.
+    /// The measurement ends a mean gap after the last request was due, so that n requests are n gaps long and the last
+    /// can be answered in time. A file that cannot be read changes nothing here: whoever asks for the arrivals is told.
     fn end_with_the_replay(&mut self) {
         let due_ns = self.replay.as_deref().and_then(|path| read_replay(path, self.warmup).ok());
-        if let Some(&last) = due_ns.as_deref().and_then(<[u64]>::last) {
-            self.duration = Duration::from_nanos(last + 1) - self.warmup;
+        if let Some((&last, before)) = due_ns.as_deref().and_then(<[u64]>::split_last) {
+            let gap_ns = last / (before.len() as u64 + 1);
+            self.duration = Duration::from_nanos(last + gap_ns.max(1)) - self.warmup;
         }
     }
 
@@ -599,7 +600,7 @@ mod tests {
         };
         let mut args = with("0.5\n1.5 # the last\n", &["--warmup", "1s"]);
         args.end_with_the_replay();
-        assert_eq!(args.duration, Duration::from_nanos(500_000_001));
+        assert_eq!(args.duration, Duration::from_millis(500 + 750));
         assert_eq!(args.arrivals(), Ok(Arrivals::Replay([500_000_000, 1_500_000_000].into())));
         let error = with("0.5\n0.4\n", &[]).arrivals().unwrap_err();
         assert!(error.contains("line 2: 0.4 is earlier") && !error.contains('\n'), "{error}");
