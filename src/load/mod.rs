@@ -3,7 +3,8 @@
 //! - [`args`]: the command line;
 //! - [`schedule`]: WHEN: closed loop, open loop at fixed or Poisson moments; pure arithmetic;
 //! - [`client`]: HOW: one epoll loop per thread; [`connection`] is one of its connections, [`response`] reads
-//!   what comes back, [`crowd`] is those that only want to be there;
+//!   what comes back, [`crowd`] is those that only want to be there, [`slow`] those that
+//!   are slow on purpose;
 //! - [`tally`] and [`histogram`]: what one thread counted;
 //! - [`run`], [`control`], [`watch`]: the threads' beginning and end, phases, signals;
 //! - [`evenness`], [`summary`], [`text`]: what it means, for programs and for people.
@@ -19,6 +20,7 @@ pub mod client;
 pub mod connection;
 pub mod crowd;
 pub mod response;
+pub mod slow;
 
 pub mod histogram;
 pub mod interval;

@@ -19,7 +19,8 @@ use crate::load::connection::Route;
 use crate::load::control::{Control, Voice};
 use crate::load::crowd::Crowd;
 use crate::load::interval::{self, Listener, Teller};
-use crate::load::schedule::{Extent, Schedule, Thinker, share};
+use crate::load::schedule::{Arrivals, Extent, Schedule, Thinker, share};
+use crate::load::slow::{Kinds, SlowCrowd};
 use crate::load::summary::{Measured, report, write_hlog};
 use crate::load::tally::{Measures, Tally, Window};
 use crate::load::watch::{Cpu, Watch, max_rss_kib};
@@ -50,6 +51,7 @@ pub fn run(args: &LoadArgs) -> Result<Outcome, String> {
     let control = Control::new().map_err(setup)?;
     let mut watch = Watch::new(&control, args).map_err(setup)?;
     let hlog = args.hlog.as_deref().map(create).transpose()?;
+    let arrivals = args.arrivals()?;
     let plan = plan(args)?;
     make_room_for_descriptors(args)?;
     let unreachable = |errno| {
@@ -60,8 +62,9 @@ pub fn run(args: &LoadArgs) -> Result<Outcome, String> {
     };
 
     let crowd = open_crowd(args, &plan, &watch).map_err(unreachable)?;
+    let slow = open_slow(args, &plan).map_err(setup)?;
     let audience = Audience::new(args)?;
-    let run = measure(args, &plan, &control, &mut watch, audience).map_err(unreachable)?;
+    let run = measure(args, &arrivals, &plan, &control, &mut watch, audience).map_err(unreachable)?;
     let hlog = hlog.map_or(Ok(()), |(file, path)| {
         write_hlog(file, &run.tally, &run.window, plan.open_loop, run.began)
             .map_err(|error| format!("write {}: {error}", path.display()))
@@ -69,6 +72,7 @@ pub fn run(args: &LoadArgs) -> Result<Outcome, String> {
     let measured = Measured {
         run,
         crowd: &crowd,
+        slow: slow.map_or(Vec::new(), SlowCrowd::stop),
         max_rss_kib: max_rss_kib(),
         interrupted: control.stopped_at_ns().is_some(),
     };
@@ -168,6 +172,15 @@ fn open_crowd(args: &LoadArgs, plan: &Plan, watch: &Watch) -> nix::Result<Crowd>
     Crowd::open(&plan.route, args.idle as usize, args.timeout, &|| watch.is_interrupted())
 }
 
+fn open_slow(args: &LoadArgs, plan: &Plan) -> nix::Result<Option<SlowCrowd>> {
+    let kinds = Kinds::of(args);
+    if kinds.total() == 0 {
+        return Ok(None);
+    }
+    let one = plan.requests[..plan.request_bytes].to_vec();
+    SlowCrowd::start(plan.route.address.clone(), one, kinds, args.slow_gap).map(Some)
+}
+
 /// What the threads brought home.
 pub struct Run {
     /// Of all threads together.
@@ -185,6 +198,7 @@ pub struct Run {
 /// the server cannot be reached.
 fn measure(
     args: &LoadArgs,
+    arrivals: &Arrivals,
     plan: &Plan,
     control: &Control,
     watch: &mut Watch,
@@ -208,7 +222,7 @@ fn measure(
         let window = window(args, start_ns);
         for (thread, starter) in (0..).zip(starters) {
             let share = Share {
-                schedule: Schedule::new(args.arrivals(), extent(args), thread, threads),
+                schedule: Schedule::new(arrivals.clone(), extent(args), thread, threads),
                 thinker: Thinker::new(args.think, args.seed, thread),
                 teller: tellers.pop(),
             };

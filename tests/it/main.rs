@@ -17,6 +17,7 @@ mod house;
 mod lab;
 mod loadgen;
 mod loadgen_models;
+mod loadgen_slow;
 mod locks;
 mod order;
 mod ordinary_user;
