@@ -6,7 +6,8 @@
 //!   what comes back, [`crowd`] is those that only want to be there;
 //! - [`tally`] and [`histogram`]: what one thread counted;
 //! - [`run`], [`control`], [`watch`]: the threads' beginning and end, phases, signals;
-//! - [`evenness`], [`summary`], [`text`]: what it means, for programs and for people.
+//! - [`evenness`], [`summary`], [`export`], [`text`]: what it means, for programs and for people;
+//! - [`merge`]: one result from those of many client machines.
 
 pub mod args;
 pub mod gate;
@@ -28,5 +29,7 @@ pub mod run;
 pub mod watch;
 
 pub mod evenness;
+pub mod export;
+pub mod merge;
 pub mod summary;
 pub mod text;

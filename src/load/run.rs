@@ -1,11 +1,9 @@
 //! One run from the command line to the report: open the crowd, start the threads, hand out the schedule,
 //! collect what was counted.
 
-use std::fs::File;
-use std::path::Path;
 use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, ScopedJoinHandle};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -14,8 +12,10 @@ use crate::load::args::{LoadArgs, Method};
 use crate::load::client::{Client, Plan};
 use crate::load::control::{Control, Voice};
 use crate::load::crowd::Crowd;
+use crate::load::export::{Distributions, Files, Span};
+use crate::load::histogram::Times;
 use crate::load::schedule::{Extent, Schedule, share};
-use crate::load::summary::{Measured, report, write_hlog};
+use crate::load::summary::{Measured, latency, report};
 use crate::load::tally::{Tally, Window};
 use crate::load::watch::{Cpu, Watch, max_rss_kib};
 use crate::report::LoadReport;
@@ -30,7 +30,7 @@ const OTHER_DESCRIPTORS: u64 = 32;
 pub struct Outcome {
     pub report: LoadReport,
     /// A full disk must not cost the report.
-    pub hlog: Result<(), String>,
+    pub files: Result<(), String>,
 }
 
 /// Does what the command line asks for. An error is one line that says what was tried and what to do.
@@ -38,7 +38,7 @@ pub fn run(args: &LoadArgs) -> Result<Outcome, String> {
     let setup = |errno: Errno| format!("set up the run: {}", words(errno));
     let control = Control::new().map_err(setup)?;
     let mut watch = Watch::new(&control, args).map_err(setup)?;
-    let hlog = args.hlog.as_deref().map(create).transpose()?;
+    let files = Files::create(args.hlog.as_deref(), args.hgrm.as_deref(), args.csv.as_deref())?;
     let plan = plan(args)?;
     make_room_for_descriptors(args)?;
     let unreachable = |errno| {
@@ -50,17 +50,24 @@ pub fn run(args: &LoadArgs) -> Result<Outcome, String> {
     let crowd = open_crowd(args, &plan, &watch).map_err(unreachable)?;
     let began = SystemTime::now();
     let (tally, window, cpu) = measure(args, &plan, &control, &mut watch).map_err(unreachable)?;
-    let hlog = hlog.map_or(Ok(()), |(file, path)| {
-        write_hlog(file, &tally, &window, plan.open_loop, began)
-            .map_err(|error| format!("write {}: {error}", path.display()))
-    });
     let measured = Measured { tally, window, cpu, crowd: &crowd, max_rss_kib: max_rss_kib() };
-    Ok(Outcome { report: report(args, &measured), hlog })
-}
-
-/// Before the run: a path that cannot be written should not cost a measurement.
-fn create(path: &Path) -> Result<(File, &Path), String> {
-    File::create(path).map(|file| (file, path)).map_err(|error| format!("create {}: {error}", path.display()))
+    let report = report(args, &measured);
+    let tally = &measured.tally;
+    let nothing = Times::new();
+    let distributions = Distributions {
+        connect: &tally.connect,
+        first_byte: &nothing,
+        service: &tally.service,
+        response: latency(tally, plan.open_loop),
+        slip: &nothing,
+    };
+    let span = Span {
+        began,
+        start: Duration::from_nanos(window.open_ns - window.start_ns),
+        duration: Duration::from_nanos(window.duration_ns()),
+    };
+    let files = files.write(&distributions, &span, &report);
+    Ok(Outcome { report, files })
 }
 
 /// An errno as it stands in the middle of a sentence.
