@@ -48,32 +48,10 @@ pub fn run(args: &LoadArgs) -> Result<Outcome, String> {
     };
 
     let crowd = open_crowd(args, &plan, &watch).map_err(unreachable)?;
-    if let Some(at) = args.start_at {
-        thread::sleep(at.duration_since(SystemTime::now()).unwrap_or_default());
-    }
     let began = SystemTime::now();
     let (tally, window, cpu) = measure(args, &plan, &control, &mut watch).map_err(unreachable)?;
     let measured = Measured { tally, window, cpu, crowd: &crowd, max_rss_kib: max_rss_kib() };
-    let mut report = report(args, &measured);
-    report.run = Some(crate::report::RunInfo {
-        host: std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().into(),
-        started_unix_ns: began.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64,
-        start_at_unix_ns: args
-            .start_at
-            .map(|at| at.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64),
-        seed: args.seed,
-        configuration: format!(
-            "--connections {} --duration {} --rate {:?} --arrivals {:?} --requests-per-connection {:?}",
-            args.connections,
-            args.duration.as_millis(),
-            args.rate,
-            args.arrivals,
-            args.requests_per_connection
-        )
-        .to_lowercase(),
-        interrupted: false,
-        merged_from: None,
-    });
+    let report = report(args, &measured);
     let tally = &measured.tally;
     let nothing = Times::new();
     let distributions = Distributions {
