@@ -18,6 +18,7 @@ use hdrhistogram::serialization::V2DeflateSerializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, IntervalLogWriterError, Tag};
 use serde_json::Value;
 
+use crate::load::audience::Spectator;
 use crate::load::histogram::Times;
 use crate::report::{IntervalReport, LoadReport};
 
@@ -217,23 +218,22 @@ impl Ndjson {
         Ok(Ndjson { destination: Destination::create(path)?, outcome: Ok(()) })
     }
 
-    /// Writes a line; after a failure nothing more, and the failure is what every later call returns.
-    pub fn line(&mut self, interval: &IntervalReport) -> Result<(), String> {
-        if self.outcome.is_ok() {
-            self.outcome = self.write(interval).map_err(|error| self.destination.failed(&error));
-        }
-        self.outcome.clone()
-    }
-
     fn write(&mut self, interval: &IntervalReport) -> io::Result<()> {
         let mut line = serde_json::to_vec(interval).map_err(io::Error::other)?;
         line.push(b'\n');
         // One write(2) for a line, so that who follows the file sees whole ones.
         self.destination.file.write_all(&line)
     }
+}
 
-    /// What became of the file.
-    pub fn finish(self) -> Result<(), String> {
+impl Spectator for Ndjson {
+    fn see(&mut self, interval: &IntervalReport) {
+        if self.outcome.is_ok() {
+            self.outcome = self.write(interval).map_err(|error| self.destination.failed(&error));
+        }
+    }
+
+    fn leave(self: Box<Self>) -> Result<(), String> {
         self.outcome
     }
 }
@@ -324,9 +324,9 @@ mod tests {
         let line = files.write(&all, &span, &LoadReport::default()).unwrap_err();
         assert_eq!(line.matches("write /dev/full: ").count(), 3, "{line}");
 
-        let mut ndjson = Ndjson::create(full).unwrap();
-        let first = ndjson.line(&IntervalReport::default()).unwrap_err();
-        assert_eq!(ndjson.line(&IntervalReport::default()).unwrap_err(), first);
-        assert_eq!(ndjson.finish().unwrap_err(), first);
+        let mut ndjson = Box::new(Ndjson::create(full).unwrap());
+        ndjson.see(&IntervalReport::default());
+        ndjson.see(&IntervalReport::default());
+        assert!(ndjson.leave().unwrap_err().starts_with("write /dev/full: "));
     }
 }
