@@ -14,12 +14,13 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use acceptlab::load::args::{Format, LoadArgs};
-use acceptlab::load::{run, text};
+use acceptlab::load::merge::{self, MergeArgs};
+use acceptlab::load::run;
+use acceptlab::load::text::{self, Heading};
 use acceptlab::report::LoadReport;
 
 fn main() -> ExitCode {
-    let args = LoadArgs::from_command_line();
-    match run::run(&args).and_then(|outcome| print(&args, &outcome.report).and(outcome.hlog)) {
+    match measure_or_merge() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("loadgen: {error}");
@@ -28,10 +29,21 @@ fn main() -> ExitCode {
     }
 }
 
-fn print(args: &LoadArgs, report: &LoadReport) -> Result<(), String> {
-    let out = match args.format {
+fn measure_or_merge() -> Result<(), String> {
+    let colour = io::stdout().is_terminal();
+    if let Some(args) = MergeArgs::from_command_line() {
+        let merged = merge::merge(&args)?;
+        return print(args.format, &merged.report, &merged.heading(colour)).and(merged.files);
+    }
+    let args = LoadArgs::from_command_line();
+    let outcome = run::run(&args)?;
+    print(args.format, &outcome.report, &args.heading(colour)).and(outcome.files)
+}
+
+fn print(format: Format, report: &LoadReport, heading: &Heading) -> Result<(), String> {
+    let out = match format {
         Format::Json => serde_json::to_string(report).map_err(|error| error.to_string())? + "\n",
-        Format::Text => text::render(report, &args.heading(io::stdout().is_terminal())),
+        Format::Text => text::render(report, heading),
     };
     io::stdout().write_all(out.as_bytes()).map_err(|error| format!("write standard output: {error}"))
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::load::args::LoadArgs;
+use crate::load::export::Ndjson;
 use crate::load::interval::Listener;
 use crate::load::tally::Window;
 use crate::report::IntervalReport;
@@ -30,7 +31,11 @@ pub struct Audience {
 
 impl Audience {
     pub fn new(args: &LoadArgs) -> Result<Audience, String> {
-        Ok(Audience { spectators: Vec::new(), every: args.interval })
+        let mut spectators: Vec<Box<dyn Spectator>> = Vec::new();
+        if let Some(path) = &args.ndjson {
+            spectators.push(Box::new(Ndjson::create(path)?));
+        }
+        Ok(Audience { spectators, every: args.interval })
     }
 
     pub fn is_empty(&self) -> bool {

@@ -7,7 +7,8 @@
 //!   are slow on purpose;
 //! - [`tally`] and [`histogram`]: what one thread counted;
 //! - [`run`], [`control`], [`watch`]: the threads' beginning and end, phases, signals;
-//! - [`evenness`], [`summary`], [`text`]: what it means, for programs and for people.
+//! - [`evenness`], [`summary`], [`export`], [`text`]: what it means, for programs and for people;
+//! - [`merge`]: one result from those of many client machines.
 
 pub mod args;
 pub mod gate;
@@ -32,5 +33,7 @@ pub mod run;
 pub mod watch;
 
 pub mod evenness;
+pub mod export;
+pub mod merge;
 pub mod summary;
 pub mod text;

@@ -1,8 +1,6 @@
 //! One run from the command line to the report: open the crowd, start the threads, hand out the schedule,
 //! collect what was counted.
 
-use std::fs::File;
-use std::path::Path;
 use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, SystemTime};
@@ -18,10 +16,11 @@ use crate::load::client::{Client, Plan, Share};
 use crate::load::connection::Route;
 use crate::load::control::{Control, Voice};
 use crate::load::crowd::Crowd;
+use crate::load::export::{Distributions, Files, Span, both};
 use crate::load::interval::{self, Listener, Teller};
 use crate::load::schedule::{Arrivals, Extent, Schedule, Thinker, share};
 use crate::load::slow::{Kinds, SlowCrowd};
-use crate::load::summary::{Measured, report, write_hlog};
+use crate::load::summary::{Measured, latency, report};
 use crate::load::tally::{Measures, Tally, Window};
 use crate::load::watch::{Cpu, Watch, max_rss_kib};
 use crate::report::LoadReport;
@@ -42,7 +41,7 @@ const SLICES: usize = 60;
 pub struct Outcome {
     pub report: LoadReport,
     /// A full disk must not cost the report.
-    pub hlog: Result<(), String>,
+    pub files: Result<(), String>,
 }
 
 /// Does what the command line asks for. An error is one line that says what was tried and what to do.
@@ -50,8 +49,9 @@ pub fn run(args: &LoadArgs) -> Result<Outcome, String> {
     let setup = |errno: Errno| format!("set up the run: {}", words(errno));
     let control = Control::new().map_err(setup)?;
     let mut watch = Watch::new(&control, args).map_err(setup)?;
-    let hlog = args.hlog.as_deref().map(create).transpose()?;
     let arrivals = args.arrivals()?;
+    let files = Files::create(args.hlog.as_deref(), args.hgrm.as_deref(), args.csv.as_deref())?;
+    let audience = Audience::new(args)?;
     let plan = plan(args)?;
     make_room_for_descriptors(args)?;
     let unreachable = |errno| {
@@ -63,12 +63,7 @@ pub fn run(args: &LoadArgs) -> Result<Outcome, String> {
 
     let crowd = open_crowd(args, &plan, &watch).map_err(unreachable)?;
     let slow = open_slow(args, &plan).map_err(setup)?;
-    let audience = Audience::new(args)?;
     let run = measure(args, &arrivals, &plan, &control, &mut watch, audience).map_err(unreachable)?;
-    let hlog = hlog.map_or(Ok(()), |(file, path)| {
-        write_hlog(file, &run.tally, &run.window, plan.open_loop, run.began)
-            .map_err(|error| format!("write {}: {error}", path.display()))
-    });
     let measured = Measured {
         run,
         crowd: &crowd,
@@ -76,12 +71,21 @@ pub fn run(args: &LoadArgs) -> Result<Outcome, String> {
         max_rss_kib: max_rss_kib(),
         interrupted: control.stopped_at_ns().is_some(),
     };
-    Ok(Outcome { report: report(args, &measured), hlog })
-}
-
-/// Before the run: a path that cannot be written should not cost a measurement.
-fn create(path: &Path) -> Result<(File, &Path), String> {
-    File::create(path).map(|file| (file, path)).map_err(|error| format!("create {}: {error}", path.display()))
+    let report = report(args, &measured);
+    let Run { tally, window, began, told, .. } = measured.run;
+    let distributions = Distributions {
+        connect: &tally.connect,
+        first_byte: &tally.first_byte,
+        service: &tally.service,
+        response: latency(&tally, plan.open_loop),
+        slip: &tally.slip,
+    };
+    let span = Span {
+        began,
+        start: Duration::from_nanos(window.open_ns - window.start_ns),
+        duration: Duration::from_nanos(window.duration_ns()),
+    };
+    Ok(Outcome { files: both(files.write(&distributions, &span, &report), told), report })
 }
 
 /// An errno as it stands in the middle of a sentence.
