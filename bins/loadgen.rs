@@ -17,15 +17,28 @@ use acceptlab::load::args::{Format, LoadArgs};
 use acceptlab::load::{run, text};
 use acceptlab::report::LoadReport;
 
+/// Measured, and a --fail-if holds.
+const GATE_FAILED: u8 = 3;
+
 fn main() -> ExitCode {
     let args = LoadArgs::from_command_line();
-    match run::run(&args).and_then(|outcome| print(&args, &outcome.report).and(outcome.hlog)) {
-        Ok(()) => ExitCode::SUCCESS,
+    match measure(&args) {
+        Ok(exit) => exit,
         Err(error) => {
             eprintln!("loadgen: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// One run, its report, and what the gates say about it.
+fn measure(args: &LoadArgs) -> Result<ExitCode, String> {
+    let outcome = run::run(args)?;
+    print(args, &outcome.report)?;
+    let failed: Vec<String> = args.fail_if.iter().filter_map(|gate| gate.fails(&outcome.report)).collect();
+    failed.iter().for_each(|line| eprintln!("loadgen: {line}"));
+    outcome.hlog?;
+    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(GATE_FAILED) })
 }
 
 fn print(args: &LoadArgs, report: &LoadReport) -> Result<(), String> {
