@@ -6,6 +6,7 @@
 //!   what comes back, [`crowd`] is those that only want to be there;
 //! - [`tally`] and [`histogram`]: what one thread counted;
 //! - [`run`], [`control`], [`watch`]: the threads' beginning and end, phases, signals;
+//! - [`verdict`], [`gate`]: whether to trust it, and whether it is good enough;
 //! - [`evenness`], [`summary`], [`text`]: what it means, for programs and for people.
 
 pub mod args;
@@ -30,3 +31,4 @@ pub mod watch;
 pub mod evenness;
 pub mod summary;
 pub mod text;
+pub mod verdict;
