@@ -5,7 +5,8 @@
 //! - [`client`]: HOW: one epoll loop per thread; [`connection`] is one of its connections, [`response`] reads
 //!   what comes back, [`crowd`] is those that only want to be there;
 //! - [`tally`] and [`histogram`]: what one thread counted;
-//! - [`run`], [`control`], [`watch`]: the threads' beginning and end, phases, signals;
+//! - [`preflight`], [`run`], [`control`], [`watch`]: whether it can fit, the threads' beginning and end, phases,
+//!   signals;
 //! - [`verdict`], [`gate`]: whether to trust it, and whether it is good enough;
 //! - [`evenness`], [`summary`], [`text`]: what it means, for programs and for people.
 
@@ -25,6 +26,7 @@ pub mod histogram;
 pub mod tally;
 
 pub mod control;
+pub mod preflight;
 pub mod run;
 pub mod watch;
 

@@ -8,12 +8,12 @@ use std::thread::{self, ScopedJoinHandle};
 use std::time::SystemTime;
 
 use nix::errno::Errno;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::load::args::{LoadArgs, Method};
 use crate::load::client::{Client, Plan};
 use crate::load::control::{Control, Voice};
 use crate::load::crowd::Crowd;
+use crate::load::preflight;
 use crate::load::schedule::{Extent, Schedule, share};
 use crate::load::summary::{Measured, report, write_hlog};
 use crate::load::tally::{Tally, Window};
@@ -23,8 +23,6 @@ use crate::units::monotonic_ns;
 
 /// The schedule begins this much after the threads are told, so that they have heard it by then.
 const LEAD_NS: u64 = 1_000_000;
-/// Descriptors beside the connections: standard streams, epoll instances, the files of the run.
-const OTHER_DESCRIPTORS: u64 = 32;
 
 /// What a run leaves behind.
 pub struct Outcome {
@@ -40,7 +38,9 @@ pub fn run(args: &LoadArgs) -> Result<Outcome, String> {
     let mut watch = Watch::new(&control, args).map_err(setup)?;
     let hlog = args.hlog.as_deref().map(create).transpose()?;
     let plan = plan(args)?;
-    make_room_for_descriptors(args)?;
+    for line in preflight::prepare(args)? {
+        eprintln!("loadgen: {line}");
+    }
     let unreachable = |errno| {
         let address =
             plan.address.as_socket().map_or_else(|| args.target().authority.clone(), |a| a.to_string());
@@ -94,24 +94,6 @@ fn request(args: &LoadArgs, more_headers: &str) -> Vec<u8> {
     let mut bytes = head.into_bytes();
     bytes.resize(bytes.len() + args.body_bytes as usize, b'x');
     bytes
-}
-
-/// Raises the soft limit to the hard one, and refuses a run that does not fit below that.
-fn make_room_for_descriptors(args: &LoadArgs) -> Result<(), String> {
-    let connections = u64::from(args.connections) + u64::from(args.idle);
-    let needed = connections + u64::from(args.threads) + OTHER_DESCRIPTORS;
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit(2) fails only on bad arguments");
-    if needed > hard {
-        return Err(format!(
-            "open {connections} connections: they need {needed} descriptors, the limit is {hard}; \
-             raise `ulimit -Hn` or ask for fewer"
-        ));
-    }
-    if soft < hard {
-        // If this fails, a run that needs more counts EMFILE among its connect errors.
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
-    Ok(())
 }
 
 fn open_crowd(args: &LoadArgs, plan: &Plan, watch: &Watch) -> nix::Result<Crowd> {
