@@ -6,7 +6,10 @@
 //!   what comes back, [`crowd`] is those that only want to be there, [`slow`] those that
 //!   are slow on purpose;
 //! - [`tally`] and [`histogram`]: what one thread counted;
-//! - [`run`], [`control`], [`watch`]: the threads' beginning and end, phases, signals;
+//! - [`preflight`], [`run`], [`control`], [`watch`]: whether it can fit, the threads' beginning and end, phases,
+//!   signals;
+//! - [`interval`], [`audience`]: what is told while it goes on;
+//! - [`verdict`], [`gate`]: whether to trust it, and whether it is good enough;
 //! - [`evenness`], [`summary`], [`export`], [`text`]: what it means, for programs and for people;
 //! - [`merge`]: one result from those of many client machines.
 
@@ -29,6 +32,7 @@ pub mod tally;
 
 pub mod audience;
 pub mod control;
+pub mod preflight;
 pub mod run;
 pub mod watch;
 
@@ -37,3 +41,4 @@ pub mod export;
 pub mod merge;
 pub mod summary;
 pub mod text;
+pub mod verdict;

@@ -6,7 +6,6 @@ use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::SockAddr;
 
 use crate::cpu;
@@ -18,6 +17,7 @@ use crate::load::control::{Control, Voice};
 use crate::load::crowd::Crowd;
 use crate::load::export::{Distributions, Files, Span, both};
 use crate::load::interval::{self, Listener, Teller};
+use crate::load::preflight;
 use crate::load::schedule::{Arrivals, Extent, Schedule, Thinker, share};
 use crate::load::slow::{Kinds, SlowCrowd};
 use crate::load::summary::{Measured, latency, report};
@@ -28,8 +28,6 @@ use crate::units::monotonic_ns;
 
 /// The schedule begins this much after the threads are told, so that they have heard it by then.
 const LEAD_NS: u64 = 1_000_000;
-/// Descriptors beside the connections: standard streams, epoll instances, the files of the run.
-const OTHER_DESCRIPTORS: u64 = 32;
 /// Fits into one segment on every path (RFC 9293, section 3.7.1).
 const ONE_SEGMENT_BYTES: usize = 536;
 /// Sends whose moments are kept to judge the schedule by.
@@ -53,7 +51,9 @@ pub fn run(args: &LoadArgs) -> Result<Outcome, String> {
     let files = Files::create(args.hlog.as_deref(), args.hgrm.as_deref(), args.csv.as_deref())?;
     let audience = Audience::new(args)?;
     let plan = plan(args)?;
-    make_room_for_descriptors(args)?;
+    for line in preflight::prepare(args)? {
+        eprintln!("loadgen: {line}");
+    }
     let unreachable = |errno| {
         let unix = args.unix.as_ref().map(|path| path.display().to_string());
         let inet = plan.route.address.as_socket().map(|address| address.to_string());
@@ -149,24 +149,6 @@ fn request(args: &LoadArgs, more_headers: &str) -> Vec<u8> {
     let mut bytes = head.into_bytes();
     bytes.resize(bytes.len() + args.body_bytes as usize, b'x');
     bytes
-}
-
-/// Raises the soft limit to the hard one, and refuses a run that does not fit below that.
-fn make_room_for_descriptors(args: &LoadArgs) -> Result<(), String> {
-    let connections = u64::from(args.connections) + u64::from(args.idle);
-    let needed = connections + u64::from(args.threads) + OTHER_DESCRIPTORS;
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit(2) fails only on bad arguments");
-    if needed > hard {
-        return Err(format!(
-            "open {connections} connections: they need {needed} descriptors, the limit is {hard}; \
-             raise `ulimit -Hn` or ask for fewer"
-        ));
-    }
-    if soft < hard {
-        // If this fails, a run that needs more counts EMFILE among its connect errors.
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
-    Ok(())
 }
 
 fn open_crowd(args: &LoadArgs, plan: &Plan, watch: &Watch) -> nix::Result<Crowd> {
