@@ -121,7 +121,7 @@ pub static COLUMNS: &[Column] = &[
     column("client_cpu_share", "client CPU share", Real(client_cpu_share),
         "CPU time of the client over the time its threads had: 1.0 is a client that could not do more"),
     column("client_max_rss", "client max RSS KiB", Count(|s| Some(load(s)?.client.max_rss_kib as f64)),
-        "the most memory the client had resident at one time, pages it shares with others included (getrusage(2), ru_maxrss)"),
+        "the most memory the client had resident at one time (ru_maxrss, which outlives execve(2): the few MiB of the lab that became the client are the least it can show)"),
     // Who got the connections.
     column("dispersion", "D", Real(|s| evenness(s, |e| e.dispersion)),
         "dispersion index of connections per worker, X²/(k − 1): about 0 for round robin, about 1 for chance, far above 1 for a pile-up"),

@@ -220,6 +220,7 @@ fn run_loadgen(
     let acts = case.disturb.as_deref().map(disturb::parse).transpose().map_err(Stop::Failed)?;
     let mut sight: Option<Footprint> = None;
     let mut disturbance = None;
+    let mut fell_back = None;
     let look = |line: &str| match (line.trim(), &acts, scoreboard) {
         ("phase warmup", ..) if case.probe => {
             sight = footprint::settled(group, expected, within(warmup(&case.client)));
@@ -227,6 +228,7 @@ fn run_loadgen(
         ("phase measure", Some(acts), Some(scoreboard)) => {
             disturbance = Some(Disturbance::begin(acts, scoreboard));
         }
+        (line, ..) if line.contains("io_uring") => fell_back = Some(line.to_string()),
         _ => {}
     };
     let document = client.finish(within(case.estimate + CLIENT_GRACE), interrupt, look)?;
@@ -243,6 +245,8 @@ fn run_loadgen(
     // A worker the client never met is known from the server's book.
     report.workers.retain(|_, share| share.connections > 0 || share.requests > 0);
     row.load = Some(report);
+    // Numbers of the other engine must not stand in the line of this one.
+    row.skipped = fell_back;
     row.footprint = sight;
     Ok(())
 }
