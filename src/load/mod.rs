@@ -21,8 +21,10 @@ pub mod crowd;
 pub mod response;
 
 pub mod histogram;
+pub mod interval;
 pub mod tally;
 
+pub mod audience;
 pub mod control;
 pub mod run;
 pub mod watch;

@@ -13,6 +13,8 @@ use std::str::FromStr;
 
 use fastrand::Rng;
 
+use crate::load::args::Think;
+
 /// Requests per second, in millionths, so that due times follow from integers and do not drift.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
@@ -178,6 +180,31 @@ fn poisson_stream(rate: Rate, seed: u64, thread: u64, threads: u64) -> Stream {
 fn exponential(rng: &mut Rng) -> f64 {
     // 1 − u lies in (0, 1], so the logarithm is finite.
     -(1.0 - rng.f64()).ln()
+}
+
+/// Draws the pauses of users who think.
+pub struct Thinker {
+    think: Option<Think>,
+    rng: Rng,
+}
+
+impl Thinker {
+    pub fn new(think: Option<Think>, seed: u64, thread: u64) -> Thinker {
+        Thinker { think, rng: Rng::with_seed(seed ^ (thread << 32 | 0x7468_696e)) }
+    }
+
+    /// Nobody thinks.
+    pub fn nothing() -> Thinker {
+        Thinker::new(None, 0, 0)
+    }
+
+    pub fn pause_ns(&mut self) -> u64 {
+        match self.think {
+            None => 0,
+            Some(Think::Fixed(pause)) => pause.as_nanos() as u64,
+            Some(Think::Exponential(mean)) => (mean.as_nanos() as f64 * exponential(&mut self.rng)) as u64,
+        }
+    }
 }
 
 /// What part number `i` gets when `total` is dealt out one by one to `parts`.

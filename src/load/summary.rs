@@ -8,30 +8,33 @@ use std::time::{Duration, SystemTime};
 use hdrhistogram::serialization::V2DeflateSerializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
 
+use nix::unistd::gethostname;
+
 use crate::load::args::LoadArgs;
 use crate::load::crowd::Crowd;
 use crate::load::evenness;
 use crate::load::histogram::Times;
-use crate::load::tally::{Tally, Window};
-use crate::load::watch::Cpu;
-use crate::report::{ClientCost, ConnectionBook, EvennessPair, LoadReport, OutsideWindow, WorkerShare};
+use crate::load::run::Run;
+use crate::load::tally::{Share, Tally, Window};
+use crate::report::{
+    ClientCost, ConnectionBook, DeadlineBook, EvennessPair, LoadReport, OutsideWindow, RunInfo, WorkerShare,
+};
 
 /// The version of the document.
 const SCHEMA: u32 = 1;
 
 /// All that a run brought.
 pub struct Measured<'a> {
-    /// Of all threads together.
-    pub tally: Tally,
-    pub window: Window,
-    /// Spent in the window.
-    pub cpu: Cpu,
+    pub run: Run,
     pub crowd: &'a Crowd,
     pub max_rss_kib: u64,
+    /// Ended early.
+    pub interrupted: bool,
 }
 
 pub fn report(args: &LoadArgs, measured: &Measured) -> LoadReport {
-    let Measured { tally, window, crowd, .. } = measured;
+    let Measured { run, crowd, .. } = measured;
+    let Run { tally, window, cpu, .. } = run;
     let duration_s = window.duration_ns() as f64 / 1e9;
     let workers = workers(tally, args.workers.unwrap_or(0) as usize);
     let mut failures = tally.failures.clone();
@@ -45,6 +48,12 @@ pub fn report(args: &LoadArgs, measured: &Measured) -> LoadReport {
         latency_us: latency(tally, args.is_open_loop()).latency(),
         service_us: tally.service.latency(),
         connect_us: tally.connect.latency(),
+        first_byte_us: tally.first_byte.latency(),
+        slip_us: tally.slip.latency(),
+        censored: tally.censored,
+        offered_per_s: args.is_open_loop().then(|| over(tally.due_in_window as f64, duration_s)),
+        deadline: args.deadline.map(|_| DeadlineBook { shed: tally.shed, abandoned: tally.abandoned }),
+        pipeline: (args.pipeline > 1).then_some(args.pipeline),
         evenness: evenness(&workers),
         workers: (0..)
             .zip(workers)
@@ -59,17 +68,31 @@ pub fn report(args: &LoadArgs, measured: &Measured) -> LoadReport {
         },
         outside_window: OutsideWindow { warmup: tally.answered_before, late: tally.answered_late },
         trace: tally.trace.clone(),
+        order: tally.order.iter().map(|&(_, worker)| worker).collect(),
         client: ClientCost {
             threads: args.threads as usize,
-            cpu_user_us: measured.cpu.user_us,
-            cpu_system_us: measured.cpu.system_us,
-            cpu_share: over(
-                (measured.cpu.user_us + measured.cpu.system_us) as f64 / 1e6,
-                duration_s * f64::from(args.threads),
-            ),
+            cpu_user_us: cpu.user_us,
+            cpu_system_us: cpu.system_us,
+            cpu_share: over((cpu.user_us + cpu.system_us) as f64 / 1e6, duration_s * f64::from(args.threads)),
             max_rss_kib: measured.max_rss_kib,
         },
+        run: Some(run_info(args, measured)),
         ..LoadReport::default()
+    }
+}
+
+fn run_info(args: &LoadArgs, measured: &Measured) -> RunInfo {
+    let unix_ns = |time: SystemTime| {
+        time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+    };
+    RunInfo {
+        host: gethostname().map_or_else(|_| String::new(), |name| name.to_string_lossy().into_owned()),
+        started_unix_ns: unix_ns(measured.run.began),
+        start_at_unix_ns: args.start_at.map(unix_ns),
+        seed: args.seed,
+        configuration: args.configuration(),
+        interrupted: measured.interrupted,
+        merged_from: None,
     }
 }
 
@@ -84,10 +107,17 @@ fn latency(tally: &Tally, open_loop: bool) -> &Times {
 
 /// One row for each worker there is: those that got nothing, too. Empty when no answer named its worker.
 fn workers(tally: &Tally, expected: usize) -> Vec<WorkerShare> {
-    let mut workers = tally.workers.clone();
-    if !workers.is_empty() {
-        workers.resize(workers.len().max(expected), WorkerShare::default());
+    let report = |share: &Share| WorkerShare {
+        connections: share.connections,
+        requests: share.requests,
+        latency_us: share.latency.as_ref().filter(|times| times.count() > 0).map(|times| times.latency()),
+    };
+    let mut workers: Vec<WorkerShare> = tally.workers.iter().map(report).collect();
+    // Room was made beforehand; only answers tell that there are workers.
+    if workers.iter().all(|share| share.connections == 0) {
+        return Vec::new();
     }
+    workers.resize(workers.len().max(expected), WorkerShare::default());
     workers
 }
 
