@@ -14,12 +14,17 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use acceptlab::load::args::{Format, LoadArgs};
-use acceptlab::load::{run, text};
+use acceptlab::load::{demo, run, text};
 use acceptlab::report::LoadReport;
 
 fn main() -> ExitCode {
     let args = LoadArgs::from_command_line();
-    match run::run(&args).and_then(|outcome| print(&args, &outcome.report).and(outcome.hlog)) {
+    let done = if args.demo_coordinated_omission {
+        demo::run(&args).and_then(|page| write(&page))
+    } else {
+        run::run(&args).and_then(|outcome| print(&args, &outcome.report).and(outcome.hlog))
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("loadgen: {error}");
@@ -33,5 +38,9 @@ fn print(args: &LoadArgs, report: &LoadReport) -> Result<(), String> {
         Format::Json => serde_json::to_string(report).map_err(|error| error.to_string())? + "\n",
         Format::Text => text::render(report, &args.heading(io::stdout().is_terminal())),
     };
-    io::stdout().write_all(out.as_bytes()).map_err(|error| format!("write standard output: {error}"))
+    write(&out)
+}
+
+fn write(text: &str) -> Result<(), String> {
+    io::stdout().write_all(text.as_bytes()).map_err(|error| format!("write standard output: {error}"))
 }

@@ -1,13 +1,14 @@
 //! What the load generator is made of. *When* to send and *how* to send know nothing of each other:
 //!
 //! - [`args`]: the command line;
-//! - [`schedule`]: WHEN: closed loop, open loop at fixed or Poisson moments; pure arithmetic;
+//! - [`schedule`]: WHEN: closed loop, open loop at moments of its own, replay; pure arithmetic;
 //! - [`client`]: HOW: one epoll loop per thread; [`connection`] is one of its connections, [`response`] reads
 //!   what comes back, [`crowd`] is those that only want to be there, [`slow`] those that
 //!   are slow on purpose;
 //! - [`tally`] and [`histogram`]: what one thread counted;
 //! - [`run`], [`control`], [`watch`]: the threads' beginning and end, phases, signals;
-//! - [`evenness`], [`summary`], [`text`]: what it means, for programs and for people.
+//! - [`evenness`], [`summary`], [`text`]: what it means, for programs and for people;
+//! - [`demo`]: what a closed loop leaves out, shown.
 
 pub mod args;
 pub mod gate;
@@ -29,6 +30,7 @@ pub mod control;
 pub mod run;
 pub mod watch;
 
+pub mod demo;
 pub mod evenness;
 pub mod summary;
 pub mod text;
