@@ -15,6 +15,7 @@ use crate::load::client::{Client, Plan, Share};
 use crate::load::connection::Route;
 use crate::load::control::{Control, Voice};
 use crate::load::crowd::Crowd;
+use crate::load::evidence::{Surroundings, trust};
 use crate::load::export::{Distributions, Files, Span, both};
 use crate::load::interval::{self, Listener, Teller};
 use crate::load::preflight;
@@ -23,6 +24,7 @@ use crate::load::slow::{Kinds, SlowCrowd};
 use crate::load::summary::{Measured, latency, report};
 use crate::load::tally::{Measures, Tally, Window};
 use crate::load::watch::{Cpu, Watch, max_rss_kib};
+use crate::machine::Counters;
 use crate::report::LoadReport;
 use crate::units::monotonic_ns;
 
@@ -63,6 +65,7 @@ pub fn run(args: &LoadArgs) -> Result<Outcome, String> {
 
     let crowd = open_crowd(args, &plan, &watch).map_err(unreachable)?;
     let slow = open_slow(args, &plan).map_err(setup)?;
+    let (counters, since_ns) = (Counters::now(), monotonic_ns());
     let run = measure(args, &arrivals, &plan, &control, &mut watch, audience).map_err(unreachable)?;
     let measured = Measured {
         run,
@@ -71,7 +74,13 @@ pub fn run(args: &LoadArgs) -> Result<Outcome, String> {
         max_rss_kib: max_rss_kib(),
         interrupted: control.stopped_at_ns().is_some(),
     };
-    let report = report(args, &measured);
+    let mut report = report(args, &measured);
+    let around = Surroundings {
+        counters: Counters::now().since(&counters),
+        seconds: (monotonic_ns() - since_ns) as f64 / 1e9,
+        crowd: crowd.established(),
+    };
+    report.trust = Some(trust(args, &measured.run, &report, around));
     let Run { tally, window, began, told, .. } = measured.run;
     let distributions = Distributions {
         connect: &tally.connect,
