@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use acceptlab::load::args::{Format, LoadArgs};
 use acceptlab::load::merge::{self, MergeArgs};
 use acceptlab::load::text::{self, Heading};
-use acceptlab::load::{demo, run};
+use acceptlab::load::{demo, engine, run};
 use acceptlab::report::LoadReport;
 
 /// Measured, and a --fail-if holds.
@@ -39,7 +39,10 @@ fn do_what_is_asked() -> Result<ExitCode, String> {
         print(args.format, &merged.report, &merged.heading(colour)).and(merged.files)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let args = LoadArgs::from_command_line();
+    let mut args = LoadArgs::from_command_line();
+    let (engine, instead) = engine::choose(args.engine);
+    instead.iter().for_each(|why| eprintln!("loadgen: {why}"));
+    args.engine = engine;
     if args.demo_coordinated_omission {
         return demo::run(&args).and_then(|page| write(&page)).map(|()| ExitCode::SUCCESS);
     }

@@ -52,18 +52,17 @@ impl Uring {
     /// started by the thread that uses it.
     ///
     /// # Errors
-    /// One line that says why the kernel does not give us such a ring.
-    pub fn new(buffers: u16, buffer_bytes: usize, messages: Vec<Box<[u8]>>) -> Result<Uring, String> {
+    /// What the kernel says when it does not give us such a ring; [`Uring::probe`] says it in words.
+    pub fn new(buffers: u16, buffer_bytes: usize, messages: Vec<Box<[u8]>>) -> nix::Result<Uring> {
         let mut builder = IoUring::builder();
         builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_submit_all();
         builder.setup_r_disabled().setup_cqsize(8 * QUEUED).setup_clamp();
-        let ring: IoUring = builder.build(QUEUED).map_err(|error| explain(&error))?;
-        let buffers =
-            Buffers::map(buffers, buffer_bytes).map_err(|errno| format!("no memory for buffers: {errno}"))?;
+        let ring: IoUring = builder.build(QUEUED).map_err(|error| errno(&error))?;
+        let buffers = Buffers::map(buffers, buffer_bytes)?;
         // SAFETY: the address is the beginning of a page-aligned mapping with room for that many entries. It stays
         // until `Drop`, which unmaps it only when no request is left that could take a buffer.
         unsafe { ring.submitter().register_buf_ring_with_flags(buffers.address(), buffers.count, GROUP, 0) }
-            .map_err(|error| explain(&error))?;
+            .map_err(|error| errno(&error))?;
         Ok(Uring { ring, buffers, messages, held: None, is_started: false, submissions: 0 })
     }
 
@@ -73,7 +72,7 @@ impl Uring {
     /// # Errors
     /// One line that says why not.
     pub fn probe() -> Result<(), String> {
-        Uring::new(1, 4096, Vec::new()).map(drop)
+        Uring::new(1, 4096, Vec::new()).map(drop).map_err(explain)
     }
 
     /// From now on the ring belongs to the calling thread.
@@ -293,8 +292,8 @@ fn errno(error: &io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
-fn explain(error: &io::Error) -> String {
-    match errno(error) {
+fn explain(errno: Errno) -> String {
+    match errno {
         Errno::ENOSYS => "this kernel has no io_uring".into(),
         Errno::EPERM | Errno::EACCES => {
             "io_uring is not allowed here (sysctl kernel.io_uring_disabled, or a seccomp filter)".into()

@@ -16,6 +16,7 @@ mod foreign_clients;
 mod house;
 mod lab;
 mod loadgen;
+mod loadgen_engine;
 mod loadgen_models;
 mod loadgen_slow;
 mod locks;
