@@ -40,6 +40,8 @@ pub struct Uring {
     ring: IoUring,
     buffers: Buffers,
     messages: Vec<Box<[u8]>>,
+    /// A completion that was looked at before its turn.
+    ahead: Option<cqueue::Entry>,
     /// The buffer of the last completion and its filled part.
     held: Option<(u16, usize)>,
     is_started: bool,
@@ -63,7 +65,7 @@ impl Uring {
         // until `Drop`, which unmaps it only when no request is left that could take a buffer.
         unsafe { ring.submitter().register_buf_ring_with_flags(buffers.address(), buffers.count, GROUP, 0) }
             .map_err(|error| errno(&error))?;
-        Ok(Uring { ring, buffers, messages, held: None, is_started: false, submissions: 0 })
+        Ok(Uring { ring, buffers, messages, ahead: None, held: None, is_started: false, submissions: 0 })
     }
 
     /// Whether this kernel gives us such a ring. One that does (DEFER_TASKRUN, Linux 6.1) has multishot receive and
@@ -169,13 +171,18 @@ impl Uring {
         if let Some((buffer, _)) = self.held.take() {
             self.buffers.give_back(buffer);
         }
-        let entry = self.ring.completion().next()?;
-        let result = match entry.result() {
-            result @ 0.. => Ok(result as u32),
-            error => Err(Errno::from_raw(-error)),
-        };
-        self.held = cqueue::buffer_select(entry.flags()).map(|buffer| (buffer, result.unwrap_or(0) as usize));
-        Some(Completion { token: entry.user_data(), result, more: cqueue::more(entry.flags()) })
+        let entry = self.ahead.take().or_else(|| self.ring.completion().next())?;
+        let completion = read(&entry);
+        self.held = cqueue::buffer_select(entry.flags())
+            .map(|buffer| (buffer, completion.result.unwrap_or(0) as usize));
+        Some(completion)
+    }
+
+    /// The completion behind the last one; it keeps its turn.
+    #[inline]
+    pub fn peek(&mut self) -> Option<Completion> {
+        self.ahead = self.ahead.take().or_else(|| self.ring.completion().next());
+        self.ahead.as_ref().map(read)
     }
 
     /// What the last completion received.
@@ -286,6 +293,14 @@ impl Drop for Buffers {
             let _ = unsafe { munmap(self.start, self.length.get()) };
         }
     }
+}
+
+fn read(entry: &cqueue::Entry) -> Completion {
+    let result = match entry.result() {
+        result @ 0.. => Ok(result as u32),
+        error => Err(Errno::from_raw(-error)),
+    };
+    Completion { token: entry.user_data(), result, more: cqueue::more(entry.flags()) }
 }
 
 fn errno(error: &io::Error) -> Errno {

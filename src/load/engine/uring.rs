@@ -67,6 +67,20 @@ impl UringEngine {
         self.queued(token, RECEIVE);
     }
 
+    /// What a server sends together with its FIN is received in two completions, the second right behind the first.
+    #[inline]
+    fn end_is_next(&mut self, completion: Completion) -> bool {
+        if !completion.more {
+            return false;
+        }
+        let end = |next: &Completion| {
+            next.token == completion.token
+                && !next.more
+                && !matches!(next.result, Ok(1..) | Err(Errno::ENOBUFS))
+        };
+        self.ring.peek().is_some_and(|next| end(&next))
+    }
+
     /// What a completion means to the client; `None` for nothing.
     #[inline]
     fn interpret(&mut self, completion: Completion) -> Option<Ready> {
@@ -89,7 +103,14 @@ impl UringEngine {
                     Err(Errno::ENOBUFS | Errno::EINTR) => None,
                     result => Some(result.map(|bytes| bytes as usize)),
                 };
-                Some(Ready { data: true, ..ready })
+                // Whoever is writing finds out first, by trying.
+                let room = matches!(self.arrived, Some(Err(_)));
+                let ends = self.end_is_next(completion);
+                if ends {
+                    // Nothing to cancel, then.
+                    self.slots[slot(token).0].kinds &= !bit(RECEIVE);
+                }
+                Some(Ready { data: true, room, ends, ..ready })
             }
             (ROOM, _) => Some(Ready { room: true, ..ready }),
             (_, Err(errno)) => Some(Ready { failed_send: Some(errno), ..ready }),
