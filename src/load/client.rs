@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::prctl;
+use socket2::Socket;
 
 use crate::load::connection::{Connection, Route, State, errno};
 use crate::load::control::Control;
@@ -92,6 +93,9 @@ pub struct Client<'a, E> {
     /// Before the connections, because it is dropped first: what it has under way needs their sockets.
     engine: E,
     connections: Vec<Connection>,
+    /// Sockets that are closed as soon as the next request is on its way: closing one takes as long as sending, and
+    /// nobody has to wait for it.
+    leaving: Vec<Socket>,
     /// Connections without a request in hand, longest free first: an open loop uses all of them in turn.
     free: VecDeque<u32>,
     /// Connections whose user thinks, and until when.
@@ -131,6 +135,7 @@ impl<'a, E: Engine> Client<'a, E> {
             control,
             engine,
             connections: (0..connections).map(connection).collect(),
+            leaving: Vec::with_capacity(connections as usize + 1),
             free: (0..connections as u32).collect(),
             thinking: BinaryHeap::with_capacity(connections as usize),
             share: Share { schedule: Schedule::nothing(), thinker: Thinker::nothing(), teller: None },
@@ -224,8 +229,10 @@ impl<'a, E: Engine> Client<'a, E> {
         while let Some(ready) = self.engine.next() {
             self.on_report(ready);
             self.dispatch();
+            self.leaving.clear();
         }
         self.look_at_the_clock();
+        self.leaving.clear();
     }
 
     fn next_wake_ns(&self) -> u64 {
@@ -696,6 +703,7 @@ impl<'a, E: Engine> Client<'a, E> {
         let token = connection.token(slot);
         if let Some(socket) = connection.socket.take() {
             self.engine.close(token, &socket);
+            self.leaving.push(socket);
         }
         connection.state = State::Closed;
         connection.deadline_ns = u64::MAX;
