@@ -9,6 +9,8 @@ use crate::report::{Evenness, Latency, LoadReport, SlowBook, Traced, Verdict, Wo
 const COLUMNS: usize = 80;
 /// Columns of the name that a line begins with.
 const NAME_COLUMNS: usize = 13;
+/// Where the figures of evenness stand: behind `connections per worker`.
+const JUDGED_AT: usize = 25;
 /// Columns of the longest bar.
 const BAR_COLUMNS: usize = 40;
 /// Columns of the spectrum, so that the unit of its last decade still fits into the line.
@@ -249,9 +251,9 @@ fn workers(text: &mut String, report: &LoadReport, paint: &Paint) {
         return;
     };
     let shares = by_number(report);
-    let _ = writeln!(text, "\n{} per worker{}", paint.bold("connections"), judged(&evenness.connections));
+    let _ = writeln!(text, "\n{} per worker   {}", paint.bold("connections"), judged(&evenness.connections));
     bars(text, &shares, |share| share.connections, |_| None, paint);
-    let _ = writeln!(text, "\n{} per worker{}", paint.bold("requests"), judged(&evenness.requests));
+    let _ = writeln!(text, "\n{} per worker      {}", paint.bold("requests"), judged(&evenness.requests));
     bars(text, &shares, |share| share.requests, |share| share.latency_us.as_ref(), paint);
 }
 
@@ -265,7 +267,7 @@ fn judged(evenness: &Evenness) -> String {
         return String::new();
     }
     format!(
-        "   D = {:.2} (0 in turns, 1 by chance), p = {:.3}\n{:18} max/mean = {:.3} (by chance {:.3})",
+        "D = {:.2} (0 in turns, 1 by chance), p = {:.3}\n{:JUDGED_AT$}max/mean = {:.3} (by chance {:.3})",
         evenness.dispersion,
         evenness.p_value,
         "",
