@@ -188,7 +188,8 @@ impl Part {
     }
 
     /// Where the document and the histograms are not of the same run. All seven numbers of all five distributions
-    /// are compared, the mean and the deviation to nine digits: two runs that agree in them agree in their counts.
+    /// are compared, the mean and the deviation to nine digits: two runs that agree in them agree in their counts. It also
+    /// finds the damage that deflate lets through: a few bits in a thousand, for nobody reads its checksum.
     fn contradiction(&self) -> Option<String> {
         let told = [
             &self.report.connect_us,

@@ -149,7 +149,7 @@ fn assert_is_sum(folder: &Path, parts: &[&str], sum: &str) {
             added.get_mut(&tag).unwrap().add(histogram).unwrap();
         }
     }
-    assert!(added["response"].len() > 0 && added["connect"].len() > 0);
+    assert!(!added["response"].is_empty() && !added["connect"].is_empty());
     assert!(added == histograms(&file(sum, "hlog")), "the buckets differ");
     let blocks = [
         ("connect", merged.connect_us),
