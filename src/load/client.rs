@@ -25,7 +25,7 @@ use nix::sys::prctl;
 use crate::load::connection::{Connection, Route, State, errno};
 use crate::load::control::Control;
 use crate::load::interval::{Teller, Totals};
-use crate::load::response::{Answer, Progress};
+use crate::load::response::{Answer, Progress, Template};
 use crate::load::schedule::{Schedule, Thinker};
 use crate::load::tally::{Cause, Measures, Moments, Tally, Window, count};
 use crate::sys::epoll::{Epoll, Interest, Ready};
@@ -114,6 +114,7 @@ pub struct Client<'a> {
     drained_by_ns: u64,
     tally: Tally,
     buffer: Box<[u8]>,
+    template: Template,
     /// The clock when it was last read.
     now_ns: u64,
     /// Requests in hand.
@@ -148,6 +149,7 @@ impl<'a> Client<'a> {
             window: Window { start_ns: 0, open_ns: u64::MAX, close_ns: u64::MAX },
             drained_by_ns: u64::MAX,
             tally: Tally::new(plan.measures),
+            template: Template::new(plan.no_body),
             buffer: vec![0; RECEIVE_BUFFER_BYTES].into_boxed_slice(),
             now_ns: monotonic_ns(),
             busy: 0,
@@ -548,9 +550,9 @@ impl<'a> Client<'a> {
             if connection.first_byte_ns == 0 {
                 connection.first_byte_ns = self.now_ns;
             }
-            let progress = connection.reader.feed(&self.buffer[taken..bytes], self.plan.no_body);
-            taken = bytes;
-            match progress {
+            let fed = connection.reader.feed(&self.buffer[taken..bytes], &mut self.template);
+            taken += fed.consumed;
+            match fed.progress {
                 Progress::More => return Reading::GoesOn,
                 // Nothing was asked for beyond the last answer.
                 Progress::Done(_) if taken < bytes && connection.due_ns.len() <= 1 => break,

@@ -12,7 +12,8 @@ use crate::load::histogram::Times;
 use crate::load::run::Run;
 use crate::load::tally::{Share, Tally};
 use crate::report::{
-    ClientCost, ConnectionBook, DeadlineBook, EvennessPair, LoadReport, OutsideWindow, RunInfo, WorkerShare,
+    ClientCost, ConnectionBook, DeadlineBook, EvennessPair, LoadReport, OutsideWindow, RunInfo, SlowBook,
+    WorkerShare,
 };
 
 /// The version of the document.
@@ -22,6 +23,7 @@ pub const SCHEMA: u32 = 1;
 pub struct Measured<'a> {
     pub run: Run,
     pub crowd: &'a Crowd,
+    pub slow: Vec<SlowBook>,
     pub max_rss_kib: u64,
     /// Ended early.
     pub interrupted: bool,
@@ -64,6 +66,7 @@ pub fn report(args: &LoadArgs, measured: &Measured) -> LoadReport {
         outside_window: OutsideWindow { warmup: tally.answered_before, late: tally.answered_late },
         trace: tally.trace.clone(),
         order: tally.order.iter().map(|&(_, worker)| worker).collect(),
+        slow: measured.slow.clone(),
         client: ClientCost {
             threads: args.threads as usize,
             cpu_user_us: cpu.user_us,
