@@ -12,7 +12,6 @@ mod counting;
 mod dispatch;
 mod endings;
 mod foreign_clients;
-
 mod house;
 mod lab;
 mod loadgen;
