@@ -35,7 +35,11 @@ pub fn render(report: &LoadReport, heading: &Heading) -> String {
     let mut text = String::new();
     let paint = Paint { colour: heading.colour };
     trace(&mut text, &report.trace, heading);
-    let _ = writeln!(text, "{}\n{}\n", paint.bold(&heading.url), heading.load);
+    let _ = writeln!(text, "{}", paint.bold(&heading.url));
+    heading.load.lines().flat_map(wrapped).for_each(|line| {
+        let _ = writeln!(text, "{line}");
+    });
+    text.push('\n');
     rate(&mut text, report, &paint);
     let rows = rows(report, heading.open_loop);
     latencies(&mut text, &rows);
@@ -96,8 +100,11 @@ fn trace(text: &mut String, trace: &[Traced], heading: &Heading) {
 }
 
 fn rate(text: &mut String, report: &LoadReport, paint: &Paint) {
-    let qps = paint.bold(&format!("{:.1} requests/s", report.qps));
-    let _ = writeln!(text, "{qps}   {} answers in {:.3} s", report.requests, report.duration_s);
+    // What was answered without a first byte is a connection that had no request (--connect-only).
+    let connects_only = report.requests > 0 && report.first_byte_us.max == 0.0;
+    let (asked, got) = if connects_only { ("connections", "connections") } else { ("requests", "answers") };
+    let qps = paint.bold(&format!("{:.1} {asked}/s", report.qps));
+    let _ = writeln!(text, "{qps}   {} {got} in {:.3} s", report.requests, report.duration_s);
     if let Some(offered) = report.offered_per_s.filter(|&offered| offered > 0.0) {
         let achieved = report.qps / offered * 100.0;
         let _ = writeln!(text, "{offered:.1} were due per second; {achieved:.2} % of that was answered");
@@ -121,7 +128,10 @@ fn rows(report: &LoadReport, open_loop: bool) -> Vec<(&'static str, &Latency)> {
         // From due, and from sent: the difference is what the client's own waiting would have hidden.
         rows = vec![("response", &report.latency_us), ("service", &report.service_us)];
     }
-    rows.extend([("first byte", &report.first_byte_us), ("connect", &report.connect_us)]);
+    if report.first_byte_us.max > 0.0 {
+        rows.push(("first byte", &report.first_byte_us));
+    }
+    rows.push(("connect", &report.connect_us));
     if open_loop || report.slip_us.max > 0.0 {
         rows.push(("slip", &report.slip_us));
     }
@@ -251,9 +261,10 @@ fn workers(text: &mut String, report: &LoadReport, paint: &Paint) {
         return;
     };
     let shares = by_number(report);
-    let _ = writeln!(text, "\n{} per worker   {}", paint.bold("connections"), judged(&evenness.connections));
+    let _ =
+        writeln!(text, "\n{} per worker{}", paint.bold("connections"), judged("   ", &evenness.connections));
     bars(text, &shares, |share| share.connections, |_| None, paint);
-    let _ = writeln!(text, "\n{} per worker      {}", paint.bold("requests"), judged(&evenness.requests));
+    let _ = writeln!(text, "\n{} per worker{}", paint.bold("requests"), judged("      ", &evenness.requests));
     bars(text, &shares, |share| share.requests, |share| share.latency_us.as_ref(), paint);
 }
 
@@ -262,12 +273,12 @@ fn by_number(report: &LoadReport) -> BTreeMap<u32, &WorkerShare> {
     report.workers.iter().filter_map(|(worker, share)| Some((worker.parse().ok()?, share))).collect()
 }
 
-fn judged(evenness: &Evenness) -> String {
+fn judged(gap: &str, evenness: &Evenness) -> String {
     if evenness.workers < 2 || evenness.n == 0 {
         return String::new();
     }
     format!(
-        "D = {:.2} (0 in turns, 1 by chance), p = {:.3}\n{:JUDGED_AT$}max/mean = {:.3} (by chance {:.3})",
+        "{gap}D = {:.2} (0 in turns, 1 by chance), p = {:.3}\n{:JUDGED_AT$}max/mean = {:.3} (by chance {:.3})",
         evenness.dispersion,
         evenness.p_value,
         "",
@@ -413,7 +424,7 @@ mod tests {
     fn heading(colour: bool, open_loop: bool) -> Heading<'static> {
         Heading {
             url: "http://127.0.0.1/".into(),
-            load: String::new(),
+            load: "open loop, 2000/s by Poisson, ".repeat(4),
             method: "GET",
             path: "/",
             open_loop,
@@ -445,6 +456,7 @@ mod tests {
             latency_us: spread(1000.0),
             service_us: spread(100.0),
             connect_us: spread(12.0),
+            first_byte_us: spread(90.0),
             slip_us: spread(0.1),
             offered_per_s: Some(2469.0),
             censored: 3,
