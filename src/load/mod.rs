@@ -26,6 +26,7 @@ pub mod tally;
 
 pub mod audience;
 pub mod control;
+pub mod live;
 pub mod run;
 pub mod watch;
 

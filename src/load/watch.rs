@@ -50,7 +50,8 @@ impl<'a> Watch<'a> {
         let epoll = Epoll::new(2)?;
         epoll.add(&signals, SIGNAL, Interest::EPOLLIN)?;
         epoll.add(control.news(), NEWS, Interest::EPOLLIN)?;
-        let shows_progress = std::io::stderr().is_terminal();
+        // The audience of --live has a picture, or lines of its own.
+        let shows_progress = std::io::stderr().is_terminal() && !args.live;
         Ok(Watch { control, signals, epoll, announces_phases: args.phases, shows_progress, heard: 0 })
     }
 
