@@ -191,7 +191,7 @@ impl Spectator for Progress {
 /// The run in one line, without control characters: `measuring 3 s of 10 s · 81,234/s · p50 251us · p99 612us · 64 open`.
 pub fn progress_line(interval: &IntervalReport, phase: Phase, of_s: Option<f64>) -> String {
     let mut line = format!("{} {:.0} s", phase.in_words(), interval.to_s);
-    line += &of_s.map_or(String::new(), |of_s| format!(" of {of_s:.0} s"));
+    line += &of_s.map_or(String::new(), |of_s| format!(" of {} s", (of_s * 10.0).round() / 10.0));
     line += &format!(" · {}/s", grouped(interval.qps.round() as u64));
     if interval.latency_us.max > 0.0 {
         let latency = &interval.latency_us;

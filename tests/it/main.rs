@@ -2,6 +2,7 @@
 
 mod generator;
 mod support;
+mod terminal;
 
 mod architectures;
 mod bad_input;
@@ -15,6 +16,7 @@ mod foreign_clients;
 
 mod house;
 mod lab;
+mod live;
 mod loadgen;
 mod loadgen_models;
 mod locks;

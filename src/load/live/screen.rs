@@ -11,6 +11,8 @@ use crate::report::Latency;
 
 /// From this height on there is room for empty lines.
 const ROOMY: u16 = 20;
+/// Below this, the numbers need all there is.
+const TINY: u16 = 12;
 /// Lines of the curve, at most.
 const CURVE_LINES: usize = 8;
 const KEYS: &str = "q or Ctrl-C ends the run and prints the report";
@@ -44,7 +46,9 @@ impl Brush {
 
 fn picture(state: &State, brush: &Brush, width: usize, height: u16) -> Vec<Line<'static>> {
     let mut top = vec![Line::from(brush.bold(state.goal.url.clone()))];
-    top.extend(wrapped(&state.goal.load, width).into_iter().map(Line::raw));
+    if height >= TINY {
+        top.extend(wrapped(&state.goal.load, width).into_iter().map(Line::raw));
+    }
     top.push(progress(state, width));
     if height >= ROOMY {
         top.push(Line::default());
@@ -115,7 +119,7 @@ fn progress(state: &State, width: usize) -> Line<'static> {
 fn rate(state: &State, brush: &Brush) -> Line<'static> {
     let now = brush.bold(format!("{} requests/s", grouped(state.now.qps.round() as u64)));
     let length_s = state.now.to_s - state.now.from_s;
-    let due = state.now.due.filter(|_| length_s > 0.0);
+    let due = state.now.due.filter(|_| state.goal.is_open_loop && length_s > 0.0);
     let due = due
         .map_or(String::new(), |due| format!(" · {} due", grouped((due as f64 / length_s).round() as u64)));
     let rest = format!(
@@ -173,7 +177,10 @@ fn workers(state: &State, brush: &Brush, width: usize) -> Vec<Line<'static>> {
     if state.workers.is_empty() {
         return Vec::new();
     }
-    let told = |what: &str, d: Option<f64>| d.map_or(String::new(), |d| format!(" · D of {what} {d:.2}"));
+    let told = |what: &str, d: Option<f64>| {
+        let d = d.map(|d| if d < 99.5 { format!("{d:.2}") } else { grouped(d.round() as u64) });
+        d.map_or(String::new(), |d| format!(" · D of {what} {d}"))
+    };
     let d = told("connections", state.dispersion(|share| share.connections))
         + &told("requests", state.dispersion(|share| share.requests));
     let heading = match d.is_empty() {
@@ -227,6 +234,7 @@ mod tests {
         let mut state = State::new(Goal {
             url: "http://127.0.0.1:8080/".into(),
             load: "open loop, 8000/s at fixed gaps, 64 connections, 1 thread".into(),
+            is_open_loop: true,
             seconds: Some(10.0),
             workers,
             ..Goal::default()
@@ -282,6 +290,14 @@ mod tests {
         let last = lines[22].clone();
         let shown = lines.iter().filter(|line| line.ends_with("  0") || line.contains("██")).count();
         assert!(last.ends_with(" more workers") && lines[23] == KEYS && shown > 3, "{lines:#?}");
+    }
+
+    #[test]
+    fn a_tiny_screen_has_the_numbers_and_a_long_load_is_broken_between_words() {
+        let lines = screen(&running(2), 30, 8);
+        assert!(lines[1].starts_with("measuring") && lines[6].starts_with("so far"), "{lines:#?}");
+        let lines = screen(&running(2), 30, 12);
+        assert_eq!(lines[1..4], ["open loop, 8000/s at fixed", "gaps, 64 connections, 1", "thread"]);
     }
 
     #[test]

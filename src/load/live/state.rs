@@ -14,6 +14,7 @@ pub struct Goal {
     pub url: String,
     /// The load in words.
     pub load: String,
+    pub is_open_loop: bool,
     /// Warm-up and measurement together; unknown where a number of requests ends the run.
     pub seconds: Option<f64>,
     /// Requests after the warm-up, where their number ends the run.
@@ -29,6 +30,7 @@ impl Goal {
         Goal {
             url: heading.url,
             load: heading.load,
+            is_open_loop: heading.open_loop,
             seconds: args.requests.is_none().then_some(seconds),
             requests: args.requests,
             workers: args.workers.unwrap_or(0),
