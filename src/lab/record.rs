@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::lab::fingerprint::{Counters, Fingerprint};
+use crate::lab::fingerprint::Fingerprint;
 use crate::lab::footprint::Footprint;
 use crate::lab::foreign::ForeignReport;
 use crate::lab::kernel_counts::Observed;
 use crate::lab::timeline::Look;
+use crate::machine::Counters;
 use crate::report::{LoadReport, ServerReport, WorkerReport};
 
 /// Beyond this, the workers of a server are folded into one entry of sums: ten thousand of them per row would

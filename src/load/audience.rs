@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::load::args::LoadArgs;
+use crate::load::export::Ndjson;
 use crate::load::interval::Listener;
 use crate::load::live::{Progress, View};
 use crate::load::tally::Window;
@@ -35,6 +36,10 @@ pub struct Audience {
 impl Audience {
     pub fn new(args: &LoadArgs) -> Result<Audience, String> {
         let mut spectators: Vec<Box<dyn Spectator>> = Vec::new();
+        if let Some(path) = &args.ndjson {
+            spectators.push(Box::new(Ndjson::create(path)?));
+        }
+        // Last: what fails before is said on a terminal that is not ours yet.
         if args.live {
             match View::open(args) {
                 Ok(view) => spectators.push(Box::new(view)),

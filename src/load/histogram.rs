@@ -44,6 +44,12 @@ impl Times {
         self.0.len()
     }
 
+    /// One that was read from a file; `None` unless it has our bounds, since adding another would move its counts.
+    pub fn from_histogram(histogram: Histogram<u64>) -> Option<Times> {
+        let bounds = (histogram.low(), histogram.high(), histogram.sigfig());
+        (bounds == (1, Times::MAX_NS, Times::DIGITS)).then_some(Times(histogram))
+    }
+
     /// In nanoseconds, as the standard tools read them.
     pub fn histogram(&self) -> &Histogram<u64> {
         &self.0

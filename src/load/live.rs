@@ -31,39 +31,42 @@ use screen::grouped;
 pub use state::Phase;
 use state::{Goal, State};
 
-/// The picture on the terminal.
+/// The picture on the terminal, from the first interval on: what is to be said before, and a Ctrl-C before, find the
+/// terminal as it was.
 pub struct View {
-    terminal: Terminal<CrosstermBackend<Stderr>>,
+    terminal: Option<Terminal<CrosstermBackend<Stderr>>>,
     state: State,
     has_colour: bool,
 }
 
 impl View {
-    /// Takes over the terminal behind standard error.
+    /// For the terminal behind standard error.
     ///
     /// # Errors
-    /// One line, when there is none or it does not obey; then it is as it was.
+    /// One line, when there is none.
     pub fn open(args: &LoadArgs) -> Result<View, String> {
         if !stderr().is_terminal() {
             return Err("--live: standard error is no terminal, so there is a line every 2 s instead".into());
         }
-        let failed = |error| format!("--live: take over the terminal: {error}; there are lines instead");
-        take_over().map_err(failed)?;
-        let terminal = Terminal::new(CrosstermBackend::new(stderr())).inspect_err(|_| give_back());
         // no-color.org: any value but the empty one.
         let has_colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Ok(View { terminal: terminal.map_err(failed)?, state: State::new(Goal::of(args)), has_colour })
+        Ok(View { terminal: None, state: State::new(Goal::of(args)), has_colour })
     }
 
+    /// A terminal that is gone or does not obey costs the picture, not the run.
     fn draw(&mut self) {
-        // A terminal that is gone costs the picture, not the run.
-        let _ = self.terminal.draw(|frame| screen::draw(frame, &self.state, self.has_colour));
+        if self.terminal.is_none() {
+            self.terminal = take_over().ok();
+        }
+        if let Some(terminal) = &mut self.terminal {
+            let _ = terminal.draw(|frame| screen::draw(frame, &self.state, self.has_colour));
+        }
     }
 
     /// Reads what was typed; true when it asks to end the run.
     fn poll_keys(&mut self) -> bool {
         let mut asks_to_stop = false;
-        while event::poll(Duration::ZERO).unwrap_or(false) {
+        while self.terminal.is_some() && event::poll(Duration::ZERO).unwrap_or(false) {
             match event::read() {
                 Ok(event) => asks_to_stop |= is_stop(&event),
                 Err(_) => return asks_to_stop,
@@ -105,7 +108,7 @@ fn is_stop(event: &Event) -> bool {
 /// Whether the terminal is ours now. A panic on any thread gives it back, once, before its message is printed.
 static IS_OURS: AtomicBool = AtomicBool::new(false);
 
-fn take_over() -> std::io::Result<()> {
+fn take_over() -> std::io::Result<Terminal<CrosstermBackend<Stderr>>> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let next = std::panic::take_hook();
@@ -116,7 +119,9 @@ fn take_over() -> std::io::Result<()> {
     });
     enable_raw_mode()?;
     IS_OURS.store(true, Ordering::Relaxed);
-    execute!(stderr(), EnterAlternateScreen, Hide).inspect_err(|_| give_back())
+    execute!(stderr(), EnterAlternateScreen, Hide)
+        .and_then(|()| Terminal::new(CrosstermBackend::new(stderr())))
+        .inspect_err(|_| give_back())
 }
 
 fn give_back() {

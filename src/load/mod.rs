@@ -1,12 +1,18 @@
 //! What the load generator is made of. *When* to send and *how* to send know nothing of each other:
 //!
 //! - [`args`]: the command line;
-//! - [`schedule`]: WHEN: closed loop, open loop at fixed or Poisson moments; pure arithmetic;
+//! - [`schedule`]: WHEN: closed loop, open loop at moments of its own, replay; pure arithmetic;
 //! - [`client`]: HOW: one epoll loop per thread; [`connection`] is one of its connections, [`response`] reads
-//!   what comes back, [`crowd`] is those that only want to be there;
+//!   what comes back, [`crowd`] is those that only want to be there, [`slow`] those that
+//!   are slow on purpose;
 //! - [`tally`] and [`histogram`]: what one thread counted;
-//! - [`run`], [`control`], [`watch`]: the threads' beginning and end, phases, signals;
-//! - [`evenness`], [`summary`], [`text`]: what it means, for programs and for people.
+//! - [`preflight`], [`run`], [`control`], [`watch`]: whether it can fit, the threads' beginning and end, phases,
+//!   signals;
+//! - [`interval`], [`audience`], [`live`]: what is told, and shown, while it goes on;
+//! - [`evidence`], [`verdict`], [`gate`]: whether to trust it, and whether it is good enough;
+//! - [`evenness`], [`summary`], [`export`], [`text`]: what it means, for programs and for people;
+//! - [`merge`]: one result from those of many client machines;
+//! - [`demo`]: what a closed loop leaves out, shown.
 
 pub mod args;
 pub mod gate;
@@ -19,6 +25,7 @@ pub mod client;
 pub mod connection;
 pub mod crowd;
 pub mod response;
+pub mod slow;
 
 pub mod histogram;
 pub mod interval;
@@ -27,9 +34,15 @@ pub mod tally;
 pub mod audience;
 pub mod control;
 pub mod live;
+pub mod preflight;
 pub mod run;
 pub mod watch;
 
+pub mod demo;
 pub mod evenness;
+pub mod evidence;
+pub mod export;
+pub mod merge;
 pub mod summary;
 pub mod text;
+pub mod verdict;

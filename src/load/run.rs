@@ -1,14 +1,11 @@
 //! One run from the command line to the report: open the crowd, start the threads, hand out the schedule,
 //! collect what was counted.
 
-use std::fs::File;
-use std::path::Path;
 use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::SockAddr;
 
 use crate::cpu;
@@ -18,18 +15,21 @@ use crate::load::client::{Client, Plan, Share};
 use crate::load::connection::Route;
 use crate::load::control::{Control, Voice};
 use crate::load::crowd::Crowd;
+use crate::load::evidence::{Surroundings, trust};
+use crate::load::export::{Distributions, Files, Span, both};
 use crate::load::interval::{self, Listener, Teller};
-use crate::load::schedule::{Extent, Schedule, Thinker, share};
-use crate::load::summary::{Measured, report, write_hlog};
+use crate::load::preflight;
+use crate::load::schedule::{Arrivals, Extent, Schedule, Thinker, share};
+use crate::load::slow::{Kinds, SlowCrowd};
+use crate::load::summary::{Measured, latency, report};
 use crate::load::tally::{Measures, Tally, Window};
 use crate::load::watch::{Cpu, Watch, max_rss_kib};
+use crate::machine::Counters;
 use crate::report::LoadReport;
 use crate::units::monotonic_ns;
 
 /// The schedule begins this much after the threads are told, so that they have heard it by then.
 const LEAD_NS: u64 = 1_000_000;
-/// Descriptors beside the connections: standard streams, epoll instances, the files of the run.
-const OTHER_DESCRIPTORS: u64 = 32;
 /// Fits into one segment on every path (RFC 9293, section 3.7.1).
 const ONE_SEGMENT_BYTES: usize = 536;
 /// Sends whose moments are kept to judge the schedule by.
@@ -41,7 +41,7 @@ const SLICES: usize = 60;
 pub struct Outcome {
     pub report: LoadReport,
     /// A full disk must not cost the report.
-    pub hlog: Result<(), String>,
+    pub files: Result<(), String>,
 }
 
 /// Does what the command line asks for. An error is one line that says what was tried and what to do.
@@ -49,9 +49,13 @@ pub fn run(args: &LoadArgs) -> Result<Outcome, String> {
     let setup = |errno: Errno| format!("set up the run: {}", words(errno));
     let control = Control::new().map_err(setup)?;
     let mut watch = Watch::new(&control, args).map_err(setup)?;
-    let hlog = args.hlog.as_deref().map(create).transpose()?;
+    let arrivals = args.arrivals()?;
+    let files = Files::create(args.hlog.as_deref(), args.hgrm.as_deref(), args.csv.as_deref())?;
+    let audience = Audience::new(args)?;
     let plan = plan(args)?;
-    make_room_for_descriptors(args)?;
+    for line in preflight::prepare(args)? {
+        eprintln!("loadgen: {line}");
+    }
     let unreachable = |errno| {
         let unix = args.unix.as_ref().map(|path| path.display().to_string());
         let inet = plan.route.address.as_socket().map(|address| address.to_string());
@@ -60,24 +64,37 @@ pub fn run(args: &LoadArgs) -> Result<Outcome, String> {
     };
 
     let crowd = open_crowd(args, &plan, &watch).map_err(unreachable)?;
-    let audience = Audience::new(args)?;
-    let run = measure(args, &plan, &control, &mut watch, audience).map_err(unreachable)?;
-    let hlog = hlog.map_or(Ok(()), |(file, path)| {
-        write_hlog(file, &run.tally, &run.window, plan.open_loop, run.began)
-            .map_err(|error| format!("write {}: {error}", path.display()))
-    });
+    let slow = open_slow(args, &plan).map_err(setup)?;
+    let (counters, since_ns) = (Counters::now(), monotonic_ns());
+    let run = measure(args, &arrivals, &plan, &control, &mut watch, audience).map_err(unreachable)?;
     let measured = Measured {
         run,
         crowd: &crowd,
+        slow: slow.map_or(Vec::new(), SlowCrowd::stop),
         max_rss_kib: max_rss_kib(),
         interrupted: control.stopped_at_ns().is_some(),
     };
-    Ok(Outcome { report: report(args, &measured), hlog })
-}
-
-/// Before the run: a path that cannot be written should not cost a measurement.
-fn create(path: &Path) -> Result<(File, &Path), String> {
-    File::create(path).map(|file| (file, path)).map_err(|error| format!("create {}: {error}", path.display()))
+    let mut report = report(args, &measured);
+    let around = Surroundings {
+        counters: Counters::now().since(&counters),
+        seconds: (monotonic_ns() - since_ns) as f64 / 1e9,
+        crowd: crowd.established(),
+    };
+    report.trust = Some(trust(args, &measured.run, &report, around));
+    let Run { tally, window, began, told, .. } = measured.run;
+    let distributions = Distributions {
+        connect: &tally.connect,
+        first_byte: &tally.first_byte,
+        service: &tally.service,
+        response: latency(&tally, plan.open_loop),
+        slip: &tally.slip,
+    };
+    let span = Span {
+        began,
+        start: Duration::from_nanos(window.open_ns - window.start_ns),
+        duration: Duration::from_nanos(window.duration_ns()),
+    };
+    Ok(Outcome { files: both(files.write(&distributions, &span, &report), told), report })
 }
 
 /// An errno as it stands in the middle of a sentence.
@@ -143,29 +160,20 @@ fn request(args: &LoadArgs, more_headers: &str) -> Vec<u8> {
     bytes
 }
 
-/// Raises the soft limit to the hard one, and refuses a run that does not fit below that.
-fn make_room_for_descriptors(args: &LoadArgs) -> Result<(), String> {
-    let connections = u64::from(args.connections) + u64::from(args.idle);
-    let needed = connections + u64::from(args.threads) + OTHER_DESCRIPTORS;
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit(2) fails only on bad arguments");
-    if needed > hard {
-        return Err(format!(
-            "open {connections} connections: they need {needed} descriptors, the limit is {hard}; \
-             raise `ulimit -Hn` or ask for fewer"
-        ));
-    }
-    if soft < hard {
-        // If this fails, a run that needs more counts EMFILE among its connect errors.
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
-    Ok(())
-}
-
 fn open_crowd(args: &LoadArgs, plan: &Plan, watch: &Watch) -> nix::Result<Crowd> {
     if args.idle > 0 {
         watch.announce("crowd");
     }
     Crowd::open(&plan.route, args.idle as usize, args.timeout, &|| watch.is_interrupted())
+}
+
+fn open_slow(args: &LoadArgs, plan: &Plan) -> nix::Result<Option<SlowCrowd>> {
+    let kinds = Kinds::of(args);
+    if kinds.total() == 0 {
+        return Ok(None);
+    }
+    let one = plan.requests[..plan.request_bytes].to_vec();
+    SlowCrowd::start(plan.route.address.clone(), one, kinds, args.slow_gap).map(Some)
 }
 
 /// What the threads brought home.
@@ -185,6 +193,7 @@ pub struct Run {
 /// the server cannot be reached.
 fn measure(
     args: &LoadArgs,
+    arrivals: &Arrivals,
     plan: &Plan,
     control: &Control,
     watch: &mut Watch,
@@ -208,7 +217,7 @@ fn measure(
         let window = window(args, start_ns);
         for (thread, starter) in (0..).zip(starters) {
             let share = Share {
-                schedule: Schedule::new(args.arrivals(), extent(args), thread, threads),
+                schedule: Schedule::new(arrivals.clone(), extent(args), thread, threads),
                 thinker: Thinker::new(args.think, args.seed, thread),
                 teller: tellers.pop(),
             };

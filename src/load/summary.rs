@@ -1,12 +1,7 @@
-//! From what the threads counted to the document that other programs read: [`LoadReport`] and the `.hlog`.
+//! From what the threads counted to the document that other programs read: [`LoadReport`].
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
-use std::time::{Duration, SystemTime};
-
-use hdrhistogram::serialization::V2DeflateSerializer;
-use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
+use std::time::SystemTime;
 
 use nix::unistd::gethostname;
 
@@ -15,18 +10,20 @@ use crate::load::crowd::Crowd;
 use crate::load::evenness;
 use crate::load::histogram::Times;
 use crate::load::run::Run;
-use crate::load::tally::{Share, Tally, Window};
+use crate::load::tally::{Share, Tally};
 use crate::report::{
-    ClientCost, ConnectionBook, DeadlineBook, EvennessPair, LoadReport, OutsideWindow, RunInfo, WorkerShare,
+    ClientCost, ConnectionBook, DeadlineBook, EvennessPair, LoadReport, OutsideWindow, RunInfo, SlowBook,
+    WorkerShare,
 };
 
 /// The version of the document.
-const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 1;
 
 /// All that a run brought.
 pub struct Measured<'a> {
     pub run: Run,
     pub crowd: &'a Crowd,
+    pub slow: Vec<SlowBook>,
     pub max_rss_kib: u64,
     /// Ended early.
     pub interrupted: bool,
@@ -69,6 +66,7 @@ pub fn report(args: &LoadArgs, measured: &Measured) -> LoadReport {
         outside_window: OutsideWindow { warmup: tally.answered_before, late: tally.answered_late },
         trace: tally.trace.clone(),
         order: tally.order.iter().map(|&(_, worker)| worker).collect(),
+        slow: measured.slow.clone(),
         client: ClientCost {
             threads: args.threads as usize,
             cpu_user_us: cpu.user_us,
@@ -101,7 +99,7 @@ fn over(amount: f64, span: f64) -> f64 {
 }
 
 /// In closed loop a request is due when it is sent.
-fn latency(tally: &Tally, open_loop: bool) -> &Times {
+pub fn latency(tally: &Tally, open_loop: bool) -> &Times {
     if open_loop { &tally.latency } else { &tally.service }
 }
 
@@ -131,34 +129,4 @@ fn evenness(workers: &[WorkerShare]) -> Option<EvennessPair> {
         connections: measure(|share| share.connections),
         requests: measure(|share| share.requests),
     })
-}
-
-/// Writes the histograms as an HdrHistogram V2 interval log: one interval, the measured window; values in
-/// nanoseconds.
-pub fn write_hlog(
-    file: File,
-    tally: &Tally,
-    window: &Window,
-    open_loop: bool,
-    began: SystemTime,
-) -> io::Result<()> {
-    let mut out = BufWriter::new(file);
-    // The compressed form is the one that the Java reader accepts in a log.
-    let mut serializer = V2DeflateSerializer::new();
-    let mut log = IntervalLogWriterBuilder::new()
-        .add_comment("[acceptlab loadgen: one interval, the measured window; values in nanoseconds]")
-        .with_start_time(began)
-        .with_base_time(began)
-        // The column "max" is in milliseconds, as the standard tools expect it.
-        .with_max_value_divisor(1e6)
-        .begin_log_with(&mut out, &mut serializer)?;
-    let start = Duration::from_nanos(window.open_ns - window.start_ns);
-    let duration = Duration::from_nanos(window.duration_ns());
-    let tagged =
-        [("latency", latency(tally, open_loop)), ("service", &tally.service), ("connect", &tally.connect)];
-    for (tag, times) in tagged {
-        log.write_histogram(times.histogram(), start, duration, Tag::new(tag))
-            .map_err(|error| io::Error::other(format!("{error:?}")))?;
-    }
-    out.flush()
 }

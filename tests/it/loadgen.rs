@@ -599,15 +599,17 @@ fn the_interval_log_holds_the_same_histograms() {
             Deserializer::new().deserialize(&mut decoded.as_slice()).unwrap();
         let tag = interval.tag().unwrap().as_str();
         let (latency, count) = match tag {
-            "latency" => (&report.latency_us, 200),
+            "response" => (&report.latency_us, 200),
             "service" => (&report.service_us, 200),
-            _ => (&report.connect_us, 2),
+            "connect" => (&report.connect_us, 2),
+            "first_byte" => (&report.first_byte_us, 200),
+            _ => (&report.slip_us, 200),
         };
         assert_eq!(histogram.len(), count, "{tag}");
         assert_eq!(histogram.value_at_quantile(0.99) as f64 / 1e3, latency.p99, "{tag}");
         tags.push(tag.to_string());
     }
-    assert_eq!(tags, ["latency", "service", "connect"]);
+    assert_eq!(tags, ["connect", "first_byte", "service", "response", "slip"]);
 }
 
 #[test]

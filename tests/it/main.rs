@@ -19,6 +19,7 @@ mod lab;
 mod live;
 mod loadgen;
 mod loadgen_models;
+mod loadgen_slow;
 mod locks;
 mod order;
 mod ordinary_user;
