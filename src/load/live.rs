@@ -132,13 +132,27 @@ fn give_back() {
     }
 }
 
-/// Moves the calling thread off the CPUs that so many pinned threads measure on, if there are others. To be called when
-/// they run already, since they would inherit it. Without `--pin` the kernel wakes a thread where nobody works.
-pub fn keep_off(threads: usize) {
-    let cpus = cpu::allowed();
-    if let Some(others) = cpus.get(threads..).filter(|others| !others.is_empty()) {
-        // It was a courtesy.
-        let _ = cpu::pin_to(others);
+/// The calling thread, off the CPUs that pinned threads measure on; it returns to them when this is dropped.
+pub struct Aside {
+    allowed: Vec<usize>,
+}
+
+impl Aside {
+    /// Moves it, if there are more CPUs than so many threads. They must run already, since they would inherit it. (Without
+    /// `--pin` there is no need: the kernel wakes a thread where nobody works.)
+    pub fn step(threads: usize) -> Aside {
+        let allowed = cpu::allowed();
+        if let Some(others) = allowed.get(threads..).filter(|others| !others.is_empty()) {
+            // It was a courtesy.
+            let _ = cpu::pin_to(others);
+        }
+        Aside { allowed }
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        let _ = cpu::pin_to(&self.allowed);
     }
 }
 
@@ -237,6 +251,17 @@ mod tests {
         let line = progress.after(&failing, 30).unwrap();
         assert_eq!(line, "\r\x1b[Kwarming up 2 s of 9 s · 10/s ");
         assert_eq!(progress.after(&interval(21, false, 1), 30), None);
+    }
+
+    #[test]
+    fn who_draws_steps_aside_where_there_is_room_and_comes_back() {
+        let all = cpu::allowed();
+        let aside = Aside::step(1);
+        assert_eq!(cpu::allowed(), if all.len() > 1 { &all[1..] } else { &all });
+        drop(aside);
+        assert_eq!(cpu::allowed(), all);
+        let _nowhere = Aside::step(all.len());
+        assert_eq!(cpu::allowed(), all);
     }
 
     #[test]
