@@ -226,7 +226,7 @@ pub struct LoadArgs {
     pub format: Format,
 
     /// Watch the run in a terminal view
-    #[arg(long, help_heading = OUTPUT)]
+    #[arg(long, conflicts_with = "phases", help_heading = OUTPUT)]
     pub live: bool,
 
     /// Show the first N answers one by one, like siege

@@ -8,7 +8,7 @@
 //! - [`tally`] and [`histogram`]: what one thread counted;
 //! - [`preflight`], [`run`], [`control`], [`watch`]: whether it can fit, the threads' beginning and end, phases,
 //!   signals;
-//! - [`interval`], [`audience`]: what is told while it goes on;
+//! - [`interval`], [`audience`], [`live`]: what is told, and shown, while it goes on;
 //! - [`evidence`], [`verdict`], [`gate`]: whether to trust it, and whether it is good enough;
 //! - [`evenness`], [`summary`], [`export`], [`text`]: what it means, for programs and for people;
 //! - [`merge`]: one result from those of many client machines;
@@ -33,6 +33,7 @@ pub mod tally;
 
 pub mod audience;
 pub mod control;
+pub mod live;
 pub mod preflight;
 pub mod run;
 pub mod watch;

@@ -191,7 +191,7 @@ fn mark(exponent: f64) -> String {
 }
 
 /// Three digits and the unit that makes them readable.
-fn time(us: f64) -> String {
+pub(crate) fn time(us: f64) -> String {
     let (value, unit) = match us {
         us if us < 999.5 => (us, "us"),
         us if us < 999.5e3 => (us / 1e3, "ms"),
@@ -308,7 +308,7 @@ fn bars(
 }
 
 /// A bar in eighths of a column (Unicode block elements).
-fn bar(columns: f64) -> String {
+pub(crate) fn bar(columns: f64) -> String {
     const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
     let eighths = (columns * 8.0).round() as usize;
     "█".repeat(eighths / 8) + EIGHTHS[eighths % 8]

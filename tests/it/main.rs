@@ -2,6 +2,7 @@
 
 mod generator;
 mod support;
+mod terminal;
 
 mod architectures;
 mod bad_input;
@@ -14,6 +15,7 @@ mod endings;
 mod foreign_clients;
 mod house;
 mod lab;
+mod live;
 mod loadgen;
 mod loadgen_models;
 mod loadgen_output;
