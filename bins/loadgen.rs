@@ -14,15 +14,24 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use acceptlab::load::args::{Format, LoadArgs};
+use acceptlab::load::search::{self, Curve, Found};
 use acceptlab::load::{run, text};
 use acceptlab::report::LoadReport;
+use serde::Serialize;
 
 /// Measured, and a --fail-if holds.
 const GATE_FAILED: u8 = 3;
 
 fn main() -> ExitCode {
     let args = LoadArgs::from_command_line();
-    match measure(&args) {
+    let done = if args.find_max.is_some() {
+        find_max(&args)
+    } else if args.sweep.is_some() {
+        sweep(&args)
+    } else {
+        measure(&args)
+    };
+    match done {
         Ok(exit) => exit,
         Err(error) => {
             eprintln!("loadgen: {error}");
@@ -41,10 +50,33 @@ fn measure(args: &LoadArgs) -> Result<ExitCode, String> {
     Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(GATE_FAILED) })
 }
 
-fn print(args: &LoadArgs, report: &LoadReport) -> Result<(), String> {
-    let out = match args.format {
-        Format::Json => serde_json::to_string(report).map_err(|error| error.to_string())? + "\n",
-        Format::Text => text::render(report, &args.heading(io::stdout().is_terminal())),
+/// The highest rate that holds, or status 1 when none does.
+fn find_max(args: &LoadArgs) -> Result<ExitCode, String> {
+    let found = search::find_max(args)?;
+    write(args.format, &found, Found::render)?;
+    match (found.highest_held_per_s, &found.ended_by) {
+        (Some(_), None) => Ok(ExitCode::SUCCESS),
+        _ => Err(found.answer()),
+    }
+}
+
+/// The throughput-latency curve.
+fn sweep(args: &LoadArgs) -> Result<ExitCode, String> {
+    let curve = search::sweep(args)?;
+    write(args.format, &curve, Curve::render)?;
+    curve.ended_by.map_or(Ok(ExitCode::SUCCESS), |why| Err(format!("the sweep is not complete: {why}")))
+}
+
+/// A result in the format that was asked for.
+fn write<T: Serialize>(format: Format, result: &T, render: impl Fn(&T) -> String) -> Result<(), String> {
+    let out = match format {
+        Format::Json => serde_json::to_string(result).map_err(|error| error.to_string())? + "\n",
+        Format::Text => render(result),
     };
     io::stdout().write_all(out.as_bytes()).map_err(|error| format!("write standard output: {error}"))
+}
+
+fn print(args: &LoadArgs, report: &LoadReport) -> Result<(), String> {
+    let text = |report: &LoadReport| text::render(report, &args.heading(io::stdout().is_terminal()));
+    write(args.format, report, text)
 }
