@@ -10,26 +10,28 @@
 
 #![forbid(unsafe_code)]
 
+use std::env;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use acceptlab::load::args::{Format, LoadArgs};
+use acceptlab::load::calibrate::{self, CalibrateArgs, Calibration};
 use acceptlab::load::search::{self, Curve, Found};
 use acceptlab::load::{run, text};
 use acceptlab::report::LoadReport;
+use clap::Parser;
 use serde::Serialize;
 
 /// Measured, and a --fail-if holds.
 const GATE_FAILED: u8 = 3;
 
 fn main() -> ExitCode {
-    let args = LoadArgs::from_command_line();
-    let done = if args.find_max.is_some() {
-        find_max(&args)
-    } else if args.sweep.is_some() {
-        sweep(&args)
-    } else {
-        measure(&args)
+    let arguments: Vec<String> =
+        env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let done = match arguments.first().map(String::as_str) {
+        Some("calibrate") => calibrate(&CalibrateArgs::parse_from(&arguments)),
+        Some(calibrate::NULL_SERVER) => calibrate::serve(&arguments[1..]).map(|()| ExitCode::SUCCESS),
+        _ => load(&LoadArgs::from_command_line()),
     };
     match done {
         Ok(exit) => exit,
@@ -37,6 +39,17 @@ fn main() -> ExitCode {
             eprintln!("loadgen: {error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// One run, or the many of a search.
+fn load(args: &LoadArgs) -> Result<ExitCode, String> {
+    if args.find_max.is_some() {
+        find_max(args)
+    } else if args.sweep.is_some() {
+        sweep(args)
+    } else {
+        measure(args)
     }
 }
 
@@ -65,6 +78,12 @@ fn sweep(args: &LoadArgs) -> Result<ExitCode, String> {
     let curve = search::sweep(args)?;
     write(args.format, &curve, Curve::render)?;
     curve.ended_by.map_or(Ok(ExitCode::SUCCESS), |why| Err(format!("the sweep is not complete: {why}")))
+}
+
+/// What this client can do on this machine.
+fn calibrate(args: &CalibrateArgs) -> Result<ExitCode, String> {
+    let calibration = calibrate::calibrate(args)?;
+    write(args.format, &calibration, Calibration::render).map(|()| ExitCode::SUCCESS)
 }
 
 /// A result in the format that was asked for.

@@ -484,7 +484,8 @@ fn parse_moment(text: &str) -> Result<SystemTime, String> {
     SystemTime::UNIX_EPOCH.checked_add(since).ok_or_else(|| format!("{text}: too far in the future"))
 }
 
-fn parse_positive_duration(text: &str) -> Result<Duration, String> {
+/// A duration that is not zero.
+pub(crate) fn parse_positive_duration(text: &str) -> Result<Duration, String> {
     match parse_duration(text)? {
         Duration::ZERO => Err("it must be longer than nothing".into()),
         duration => Ok(duration),

@@ -1,6 +1,7 @@
 //! What the load generator is made of. *When* to send and *how* to send know nothing of each other:
 //!
 //! - [`args`]: the command line;
+//! - [`search`], [`calibrate`]: many runs for one answer;
 //! - [`schedule`]: WHEN: closed loop, open loop at fixed or Poisson moments; pure arithmetic;
 //! - [`client`]: HOW: one epoll loop per thread; [`connection`] is one of its connections, [`response`] reads
 //!   what comes back, [`crowd`] is those that only want to be there;
@@ -11,6 +12,7 @@
 //! - [`evenness`], [`summary`], [`text`]: what it means, for programs and for people.
 
 pub mod args;
+pub mod calibrate;
 pub mod gate;
 pub mod schedule;
 pub mod search;
