@@ -17,8 +17,7 @@ use std::process::ExitCode;
 use acceptlab::load::args::{Format, LoadArgs};
 use acceptlab::load::calibrate::{self, CalibrateArgs, Calibration};
 use acceptlab::load::search::{self, Curve, Found};
-use acceptlab::load::{run, text};
-use acceptlab::report::LoadReport;
+use acceptlab::load::{explain, run, text};
 use clap::Parser;
 use serde::Serialize;
 
@@ -42,9 +41,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// One run, or the many of a search.
+/// One run, the many of a search, or none.
 fn load(args: &LoadArgs) -> Result<ExitCode, String> {
-    if args.find_max.is_some() {
+    if args.explain {
+        print(&explain::explain()).map(|()| ExitCode::SUCCESS)
+    } else if args.find_max.is_some() {
         find_max(args)
     } else if args.sweep.is_some() {
         sweep(args)
@@ -56,7 +57,9 @@ fn load(args: &LoadArgs) -> Result<ExitCode, String> {
 /// One run, its report, and what the gates say about it.
 fn measure(args: &LoadArgs) -> Result<ExitCode, String> {
     let outcome = run::run(args)?;
-    print(args, &outcome.report)?;
+    write(args.format, &outcome.report, |report| {
+        text::render(report, &args.heading(io::stdout().is_terminal()))
+    })?;
     let failed: Vec<String> = args.fail_if.iter().filter_map(|gate| gate.fails(&outcome.report)).collect();
     failed.iter().for_each(|line| eprintln!("loadgen: {line}"));
     outcome.hlog?;
@@ -88,14 +91,12 @@ fn calibrate(args: &CalibrateArgs) -> Result<ExitCode, String> {
 
 /// A result in the format that was asked for.
 fn write<T: Serialize>(format: Format, result: &T, render: impl Fn(&T) -> String) -> Result<(), String> {
-    let out = match format {
-        Format::Json => serde_json::to_string(result).map_err(|error| error.to_string())? + "\n",
-        Format::Text => render(result),
-    };
-    io::stdout().write_all(out.as_bytes()).map_err(|error| format!("write standard output: {error}"))
+    match format {
+        Format::Json => print(&(serde_json::to_string(result).map_err(|error| error.to_string())? + "\n")),
+        Format::Text => print(&render(result)),
+    }
 }
 
-fn print(args: &LoadArgs, report: &LoadReport) -> Result<(), String> {
-    let text = |report: &LoadReport| text::render(report, &args.heading(io::stdout().is_terminal()));
-    write(args.format, report, text)
+fn print(text: &str) -> Result<(), String> {
+    io::stdout().write_all(text.as_bytes()).map_err(|error| format!("write standard output: {error}"))
 }

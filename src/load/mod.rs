@@ -9,7 +9,7 @@
 //! - [`preflight`], [`run`], [`control`], [`watch`]: whether it can fit, the threads' beginning and end, phases,
 //!   signals;
 //! - [`verdict`], [`gate`]: whether to trust it, and whether it is good enough;
-//! - [`evenness`], [`summary`], [`text`]: what it means, for programs and for people.
+//! - [`evenness`], [`summary`], [`text`]: what it means, for programs and for people; [`explain`] defines it.
 
 pub mod args;
 pub mod calibrate;
@@ -33,6 +33,7 @@ pub mod run;
 pub mod watch;
 
 pub mod evenness;
+pub mod explain;
 pub mod summary;
 pub mod text;
 pub mod verdict;

@@ -14,6 +14,7 @@ mod foreign_clients;
 mod house;
 mod lab;
 mod loadgen;
+mod loadgen_trust;
 mod locks;
 mod order;
 mod ordinary_user;
