@@ -28,6 +28,14 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_nanos(nanoseconds as u64))
 }
 
+/// The same for a duration that would make no sense if it were zero.
+pub fn parse_positive_duration(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        Duration::ZERO => Err("it must be longer than nothing".into()),
+        duration => Ok(duration),
+    }
+}
+
 /// Writes a duration with the largest unit that keeps it readable; the inverse of [`parse_duration`] for whole
 /// nanoseconds.
 pub fn format_duration(duration: Duration) -> String {

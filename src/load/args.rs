@@ -1,19 +1,23 @@
 //! The command line, read once into plain values; what contradicts itself is refused here.
 
-use std::path::PathBuf;
-use std::str::FromStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use clap::builder::ArgPredicate;
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser, ValueEnum, value_parser};
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum, value_parser};
 
 use crate::load::gate::Gate;
-use crate::load::schedule::{Arrivals, Rate};
+use crate::load::schedule::{Arrivals, Profile, Rate, parse_replay};
+pub use crate::load::schedule::{Spacing, Think};
 use crate::load::search::Sweep;
 use crate::load::source::Sources;
 use crate::load::target::Target;
 use crate::load::text::Heading;
-use crate::units::{format_duration, parse_duration};
+use crate::units::{format_duration, parse_duration, parse_positive_duration};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -112,15 +116,18 @@ pub struct LoadArgs {
     #[arg(long, value_name = "R", group = RATES, help_heading = WHEN)]
     pub rate: Option<Rate>,
 
-    /// Open loop: gaps all equal (fixed), random as if from many independent users (poisson), or N at once (burst:N)
-    #[arg(long, value_name = "HOW", default_value = "fixed", requires = RATES, help_heading = WHEN)]
+    /// Open loop: gaps all equal (fixed), random as if from many independent users (poisson; what --sessions take unless
+    /// told otherwise), or N at once (burst:N)
+    #[arg(long, value_name = "HOW", default_value = "fixed",
+          default_value_if("sessions", ArgPredicate::IsPresent, "poisson"), requires = RATES, help_heading = WHEN)]
     pub arrivals: Spacing,
 
     /// Open loop: from --rate the rate rises or falls in a straight line to R at the end of the --duration
     #[arg(long, value_name = "R", requires = "rate", conflicts_with = "requests", help_heading = WHEN)]
     pub ramp_to: Option<Rate>,
 
-    /// Open loop: requests are due when this file says; a line each, in seconds from the start (0.25, 1.5, …)
+    /// Open loop: requests are due when this file says; a line each, in seconds from the start of the warm-up (0.25,
+    /// 1.5, …), `#` begins a comment. Without a --duration the run ends a mean gap after the last of them
     #[arg(long, value_name = "FILE", conflicts_with_all = ["rate", "requests"], help_heading = WHEN)]
     pub replay: Option<PathBuf>,
 
@@ -284,47 +291,6 @@ pub struct LoadArgs {
     pub demo_coordinated_omission: bool,
 }
 
-/// The gaps of an open loop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Spacing {
-    Fixed,
-    Poisson,
-    /// So many at once.
-    Burst(u32),
-}
-
-impl FromStr for Spacing {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Spacing, String> {
-        match (text, text.strip_prefix("burst:").map(str::parse)) {
-            ("fixed", _) => Ok(Spacing::Fixed),
-            ("poisson", _) => Ok(Spacing::Poisson),
-            (_, Some(Ok(size @ 1..))) => Ok(Spacing::Burst(size)),
-            _ => Err("arrivals are fixed, poisson, or burst:N with N at least 1".into()),
-        }
-    }
-}
-
-/// The pause of a user between an answer and the next request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Think {
-    Fixed(Duration),
-    /// With this mean.
-    Exponential(Duration),
-}
-
-impl FromStr for Think {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Think, String> {
-        match text.strip_prefix("exp:") {
-            Some(mean) => Ok(Think::Exponential(parse_positive_duration(mean)?)),
-            None => Ok(Think::Fixed(parse_positive_duration(text)?)),
-        }
-    }
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Close {
     Fin,
@@ -356,7 +322,11 @@ pub enum Format {
 impl LoadArgs {
     /// The command line of this process. Explains and exits with status 2 when it makes no sense.
     pub fn from_command_line() -> LoadArgs {
-        let args = LoadArgs::parse();
+        let matches = LoadArgs::command().get_matches();
+        let mut args = LoadArgs::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+        if matches.value_source("duration") != Some(ValueSource::CommandLine) {
+            args.end_with_the_replay();
+        }
         if let Some(contradiction) = args.contradiction() {
             LoadArgs::command().error(ErrorKind::ArgumentConflict, contradiction).exit();
         }
@@ -412,12 +382,74 @@ impl LoadArgs {
         self.rate.is_some() || self.replay.is_some()
     }
 
-    pub fn arrivals(&self) -> Arrivals {
-        match (self.rate, self.arrivals) {
-            (None, _) => Arrivals::Closed,
-            (Some(rate), Spacing::Fixed | Spacing::Burst(_)) => Arrivals::Fixed(rate),
-            (Some(rate), Spacing::Poisson) => Arrivals::Poisson(rate, self.seed),
+    /// When requests are due. An error is a file for --replay that cannot be read or makes no sense.
+    pub fn arrivals(&self) -> Result<Arrivals, String> {
+        if let Some(path) = &self.replay {
+            return read_replay(path, self.warmup).map(Arrivals::Replay);
         }
+        let Some(from) = self.rate else { return Ok(Arrivals::Closed) };
+        let profile = match self.ramp_to {
+            None => Profile::Constant(from),
+            Some(to) => {
+                let begin_ns = self.warmup.as_nanos() as u64;
+                Profile::Ramp { from, to, begin_ns, end_ns: begin_ns + self.duration.as_nanos() as u64 }
+            }
+        };
+        Ok(Arrivals::Open { profile, spacing: self.arrivals, seed: self.seed })
+    }
+
+    /// The measurement ends a mean gap after the last request was due, so that n requests are n gaps long and the last
+    /// can be answered in time. A file that cannot be read changes nothing here: whoever asks for the arrivals is told.
+    fn end_with_the_replay(&mut self) {
+        let due_ns = self.replay.as_deref().and_then(|path| read_replay(path, self.warmup).ok());
+        if let Some((&last, before)) = due_ns.as_deref().and_then(<[u64]>::split_last) {
+            let gap_ns = last / (before.len() as u64 + 1);
+            self.duration = Duration::from_nanos(last + gap_ns.max(1)) - self.warmup;
+        }
+    }
+
+    /// What decides the result, in a fixed order: equal texts are equal configurations. Neither the seed nor where the
+    /// result is written belongs to it.
+    pub fn configuration(&self) -> String {
+        let target = self.target();
+        let per_s = |rate: Option<Rate>| rate.map(Rate::per_s);
+        let sources = self.source.as_ref().map(|sources| sources.addresses.len());
+        format!(
+            "url=http://{}{} unix={:?} method={} body_bytes={} connections={} threads={} rate={:?} ramp_to={:?} \
+             arrivals={:?} replay={:?} think={:?} sessions={} connect_only={} idle={} slow={}/{}/{}@{:?} duration={:?} \
+             requests={:?} warmup={:?} timeout={:?} deadline={:?} requests_per_connection={:?} close={:?} pipeline={} \
+             sources={sources:?} engine={:?} busy_poll={} pin={}",
+            target.authority,
+            target.path,
+            self.unix,
+            self.method.name(),
+            self.body_bytes,
+            self.connections,
+            self.threads,
+            per_s(self.rate),
+            per_s(self.ramp_to),
+            self.arrivals,
+            self.replay,
+            self.think,
+            self.sessions,
+            self.connect_only,
+            self.idle,
+            self.slow_send,
+            self.slow_read,
+            self.half_open,
+            self.slow_gap,
+            self.duration,
+            self.requests,
+            self.warmup,
+            self.timeout,
+            self.deadline,
+            self.requests_per_connection,
+            self.close,
+            self.pipeline,
+            self.engine,
+            self.busy_poll,
+            self.pin,
+        )
     }
 
     /// What stands above the text report.
@@ -434,37 +466,99 @@ impl LoadArgs {
 
     /// The load in words.
     fn describe(&self) -> String {
-        let pace = match (self.rate, self.arrivals) {
-            (None, _) => "closed loop".into(),
-            (Some(rate), Spacing::Fixed) => format!("open loop, {}/s at fixed gaps", rate.per_s()),
-            (Some(rate), Spacing::Poisson) => {
-                format!("open loop, {}/s by Poisson (seed {})", rate.per_s(), self.seed)
-            }
-            (Some(rate), Spacing::Burst(size)) => {
-                format!("open loop, {}/s, {size} at once", rate.per_s())
-            }
-        };
-        let churn = match self.requests_per_connection {
+        let mut parts = vec![self.pace()];
+        if let Some(deadline) = self.deadline {
+            parts.push(format!("given up {} after they were due", format_duration(deadline)));
+        }
+        parts.push(counted(self.connections, "connection"));
+        if self.pipeline > 1 {
+            parts.push(format!("{} requests under way on each", self.pipeline));
+        }
+        match self.requests_per_connection {
+            None if self.connect_only => parts.push("connecting and closing, no request".into()),
+            None => {}
+            Some(1) if !self.sessions => parts.push("a new connection for every request".into()),
+            Some(k) => parts.push(format!("{} per connection", counted(k, "request"))),
+        }
+        if self.close == Close::Rst {
+            parts.push("closed with a reset".into());
+        }
+        let beside = [
+            (self.idle, "idle"),
+            (self.slow_send, "sending slowly"),
+            (self.slow_read, "reading slowly"),
+            (self.half_open, "half open"),
+        ];
+        parts.extend(beside.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} more {what}")));
+        if let Some(sources) = &self.source {
+            parts.push(format!("from {}", counted(sources.addresses.len(), "source address")));
+        }
+        if let Some(path) = &self.unix {
+            parts.push(format!("by the Unix socket {}", path.display()));
+        }
+        parts.push(counted(self.threads, "thread"));
+        if self.engine == EngineName::IoUring {
+            parts.push("io_uring".into());
+        }
+        if self.busy_poll {
+            parts.push("never sleeping".into());
+        }
+        if !self.warmup.is_zero() {
+            parts.push(format!("after {} of warm-up", format_duration(self.warmup)));
+        }
+        parts.join(", ")
+    }
+
+    /// When requests are due, in words.
+    fn pace(&self) -> String {
+        if let Some(path) = &self.replay {
+            return format!("open loop, replay of {}", path.display());
+        }
+        let think = match self.think {
             None => String::new(),
-            Some(1) => ", a new connection for every request".into(),
-            Some(k) => format!(", {k} requests per connection"),
+            Some(Think::Fixed(pause)) => format!(", thinking {}", format_duration(pause)),
+            Some(Think::Exponential(mean)) => {
+                format!(", thinking {} on average (seed {})", format_duration(mean), self.seed)
+            }
         };
-        let crowd = if self.idle > 0 { format!(", {} more idle", self.idle) } else { String::new() };
-        let warmup = match self.warmup {
-            Duration::ZERO => String::new(),
-            warmup => format!(", after {} of warm-up", format_duration(warmup)),
+        let Some(rate) = self.rate else { return format!("closed loop{think}") };
+        let (model, users) = if self.sessions { ("partly open", " users") } else { ("open loop", "") };
+        let rates = match self.ramp_to {
+            None => format!("{}{users}/s", rate.per_s()),
+            Some(to) => format!("{} to {}{users}/s", rate.per_s(), to.per_s()),
         };
-        format!(
-            "{pace}, {}{crowd}{churn}, {}{warmup}",
-            counted(self.connections, "connection"),
-            counted(self.threads, "thread")
-        )
+        let gaps = match self.arrivals {
+            Spacing::Fixed => " at fixed gaps".into(),
+            Spacing::Poisson => format!(" by Poisson (seed {})", self.seed),
+            Spacing::Burst(size) => format!(", {size} at once"),
+        };
+        format!("{model}, {rates}{gaps}{think}")
     }
 }
 
-/// `1 thread`, `2 threads`.
-fn counted(count: u32, noun: &str) -> String {
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+/// The due times in a file, of which at least one is to be measured.
+fn read_replay(path: &Path, warmup: Duration) -> Result<Arc<[u64]>, String> {
+    let text = fs::read_to_string(path).map_err(|error| format!("read {}: {error}", path.display()))?;
+    let due_ns = parse_replay(&text).map_err(|why| format!("replay {}: {why}", path.display()))?;
+    if due_ns.last().is_some_and(|&last| u128::from(last) < warmup.as_nanos()) {
+        return Err(format!(
+            "replay {}: all of it lies in the warm-up of {}; take a shorter --warmup",
+            path.display(),
+            format_duration(warmup)
+        ));
+    }
+    Ok(due_ns)
+}
+
+/// `1 thread`, `2 threads`, `3 addresses`.
+fn counted(count: impl TryInto<u64>, noun: &str) -> String {
+    let count = count.try_into().unwrap_or(u64::MAX);
+    let ending = match count {
+        1 => "",
+        _ if noun.ends_with('s') => "es",
+        _ => "s",
+    };
+    format!("{count} {noun}{ending}")
 }
 
 impl Method {
@@ -482,14 +576,6 @@ fn parse_moment(text: &str) -> Result<SystemTime, String> {
     let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is no number of seconds since 1970"))?;
     let since = Duration::try_from_secs_f64(seconds).map_err(|error| format!("{text}: {error}"))?;
     SystemTime::UNIX_EPOCH.checked_add(since).ok_or_else(|| format!("{text}: too far in the future"))
-}
-
-/// A duration that is not zero.
-pub(crate) fn parse_positive_duration(text: &str) -> Result<Duration, String> {
-    match parse_duration(text)? {
-        Duration::ZERO => Err("it must be longer than nothing".into()),
-        duration => Ok(duration),
-    }
 }
 
 #[cfg(test)]
@@ -534,5 +620,68 @@ mod tests {
         assert!(parse(&["--body-bytes", "3"]).unwrap().contradiction().is_some());
         assert!(parse(&["--body-bytes", "3", "--method", "post"]).unwrap().contradiction().is_none());
         assert!(parse(&["--requests", "5"]).unwrap().contradiction().is_none());
+    }
+
+    #[test]
+    fn the_load_is_told_in_words() {
+        let told = |flags: &str| {
+            let flags: Vec<&str> = flags.split_whitespace().collect();
+            parse(&flags).unwrap().describe()
+        };
+        assert_eq!(told(""), "closed loop, 64 connections, 1 thread");
+        assert_eq!(
+            told("--think exp:20ms --connections 1 --pipeline 1 --close rst --warmup 2s"),
+            "closed loop, thinking 20ms on average (seed 1), 1 connection, closed with a reset, 1 thread, after 2s \
+             of warm-up"
+        );
+        assert_eq!(
+            told("--rate 200 --sessions --requests-per-connection 1 --think 5ms"),
+            "partly open, 200 users/s by Poisson (seed 1), thinking 5ms, 64 connections, 1 request per connection, \
+             1 thread"
+        );
+        assert_eq!(
+            told("--rate 100 --ramp-to 900 --arrivals burst:8 --deadline 50ms --slow-send 3 --half-open 2"),
+            "open loop, 100 to 900/s, 8 at once, given up 50ms after they were due, 64 connections, 3 more sending \
+             slowly, 2 more half open, 1 thread"
+        );
+        assert_eq!(
+            told("--replay a.txt --source 127.0.0.1,127.0.0.2 --threads 2 --engine io-uring --busy-poll"),
+            "open loop, replay of a.txt, 64 connections, from 2 source addresses, 2 threads, io_uring, never \
+             sleeping"
+        );
+        assert_eq!(
+            told("--connect-only --unix /tmp/s --idle 9"),
+            "closed loop, 64 connections, connecting and closing, no request, 9 more idle, by the Unix socket \
+             /tmp/s, 1 thread"
+        );
+    }
+
+    #[test]
+    fn sessions_come_by_poisson_unless_told_otherwise() {
+        let sessions = ["--rate", "5", "--sessions", "--requests-per-connection", "3"];
+        assert_eq!(parse(&sessions).unwrap().arrivals, Spacing::Poisson);
+        let fixed = parse(&[&sessions[..], &["--arrivals", "fixed"]].concat()).unwrap();
+        assert_eq!(fixed.arrivals, Spacing::Fixed);
+        assert_eq!(parse(&["--rate", "5"]).unwrap().arrivals, Spacing::Fixed);
+    }
+
+    #[test]
+    fn a_replay_is_read_and_ends_the_run_and_a_bad_one_is_named() {
+        let path = std::env::temp_dir().join(format!("acceptlab-replay-{}", std::process::id()));
+        let with = |text: &str, more: &[&str]| {
+            fs::write(&path, text).unwrap();
+            parse(&[&["--replay", path.to_str().unwrap()], more].concat()).unwrap()
+        };
+        let mut args = with("0.5\n1.5 # the last\n", &["--warmup", "1s"]);
+        args.end_with_the_replay();
+        assert_eq!(args.duration, Duration::from_millis(500 + 750));
+        assert_eq!(args.arrivals(), Ok(Arrivals::Replay([500_000_000, 1_500_000_000].into())));
+        let error = with("0.5\n0.4\n", &[]).arrivals().unwrap_err();
+        assert!(error.contains("line 2: 0.4 is earlier") && !error.contains('\n'), "{error}");
+        let error = with("0.5\n", &["--warmup", "1s"]).arrivals().unwrap_err();
+        assert!(error.contains("all of it lies in the warm-up of 1s"), "{error}");
+        fs::remove_file(&path).unwrap();
+        let error = parse(&["--replay", path.to_str().unwrap()]).unwrap().arrivals().unwrap_err();
+        assert!(error.starts_with("read /") && error.contains("No such file"), "{error}");
     }
 }

@@ -20,12 +20,12 @@ use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
 
 use crate::cpu;
-use crate::load::args::{Format, LoadArgs, parse_positive_duration};
+use crate::load::args::{Format, LoadArgs};
 use crate::load::gate::time;
 use crate::load::run;
 use crate::report::{Latency, LoadReport};
 use crate::sys::epoll::{Epoll, Interest};
-use crate::units::format_duration;
+use crate::units::{format_duration, parse_positive_duration};
 
 /// Show how much faster than any server this client is, on this machine: against a server that does nothing
 #[derive(Debug, Parser)]
@@ -42,6 +42,14 @@ pub struct CalibrateArgs {
     /// How to print the result
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
+}
+
+impl CalibrateArgs {
+    /// The command line of this process, if it is `loadgen calibrate`.
+    pub fn from_command_line() -> Option<CalibrateArgs> {
+        let mut arguments = env::args_os().skip(1).peekable();
+        (arguments.peek()? == "calibrate").then(|| CalibrateArgs::parse_from(arguments))
+    }
 }
 
 /// What one thread of this client can do here.
@@ -170,7 +178,7 @@ impl Calibration {
 }
 
 /// The first argument of the process that is the null server.
-pub const NULL_SERVER: &str = "null-server";
+const NULL_SERVER: &str = "null-server";
 const CLOSES: &str = "close";
 
 /// The null server's process; killed when dropped, and by the kernel when we die first.
@@ -212,6 +220,13 @@ impl Drop for NullServer {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// What the null server is told, if this process is one.
+pub fn server_arguments() -> Option<Vec<String>> {
+    // Not env::args(), which panics on what is no UTF-8.
+    let mut arguments = env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
+    (arguments.next()? == NULL_SERVER).then(|| arguments.collect())
 }
 
 /// The null server itself: `loadgen null-server PARENT CPU|any [close]`. Prints its address and serves until killed.

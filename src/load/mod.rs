@@ -2,14 +2,19 @@
 //!
 //! - [`args`]: the command line;
 //! - [`search`], [`calibrate`]: many runs for one answer;
-//! - [`schedule`]: WHEN: closed loop, open loop at fixed or Poisson moments; pure arithmetic;
+//! - [`schedule`]: WHEN: closed loop, open loop at moments of its own, replay; pure arithmetic;
 //! - [`client`]: HOW: one epoll loop per thread; [`connection`] is one of its connections, [`response`] reads
-//!   what comes back, [`crowd`] is those that only want to be there;
+//!   what comes back, [`crowd`] is those that only want to be there, [`slow`] those that
+//!   are slow on purpose;
 //! - [`tally`] and [`histogram`]: what one thread counted;
 //! - [`preflight`], [`run`], [`control`], [`watch`]: whether it can fit, the threads' beginning and end, phases,
 //!   signals;
-//! - [`verdict`], [`gate`]: whether to trust it, and whether it is good enough;
-//! - [`evenness`], [`summary`], [`text`]: what it means, for programs and for people; [`explain`] defines it.
+//! - [`interval`], [`audience`]: what is told while it goes on;
+//! - [`evidence`], [`verdict`], [`gate`]: whether to trust it, and whether it is good enough;
+//! - [`evenness`], [`summary`], [`export`], [`text`]: what it means, for programs and for people; [`explain`]
+//!   defines it;
+//! - [`merge`]: one result from those of many client machines;
+//! - [`demo`]: what a closed loop leaves out, shown.
 
 pub mod args;
 pub mod calibrate;
@@ -23,17 +28,24 @@ pub mod client;
 pub mod connection;
 pub mod crowd;
 pub mod response;
+pub mod slow;
 
 pub mod histogram;
+pub mod interval;
 pub mod tally;
 
+pub mod audience;
 pub mod control;
 pub mod preflight;
 pub mod run;
 pub mod watch;
 
+pub mod demo;
 pub mod evenness;
+pub mod evidence;
 pub mod explain;
+pub mod export;
+pub mod merge;
 pub mod summary;
 pub mod text;
 pub mod verdict;

@@ -1,0 +1,35 @@
+//! Deliberately slow clients against a real server.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use acceptlab::load::slow::{Kinds, SlowCrowd};
+
+use crate::support::{FOREVER, start};
+
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+#[test]
+fn a_server_with_an_idle_time_out_rids_itself_of_silent_clients_but_not_of_slow_ones() {
+    let server = start("event-driven", &["--idle-timeout", "500ms"]);
+    let kinds = |send, read, half_open| Kinds { send, read, half_open };
+    let crowd = |kinds, gap_ms| {
+        SlowCrowd::start(server.addr.into(), REQUEST.into(), kinds, Duration::from_millis(gap_ms)).unwrap()
+    };
+    let silent = crowd(kinds(4, 0, 7), 60_000);
+    // The server ends its connections in the order of their silence: ours is the last.
+    let mut ours = TcpStream::connect(server.addr).unwrap();
+    ours.write_all(&REQUEST[..5]).unwrap();
+    ours.set_read_timeout(Some(FOREVER)).unwrap();
+    // Meanwhile these are never silent for long.
+    let slow = crowd(kinds(3, 0, 0), 1);
+    ours.read_to_end(&mut Vec::new()).unwrap();
+    for (book, (kind, count)) in silent.stop().iter().zip([("send", 4), ("half-open", 7)]) {
+        let told = (&*book.kind, book.established, book.answered, book.closed_by_server);
+        assert_eq!(told, (kind, count, 0, count));
+        assert!(book.closed_after_ms.unwrap() >= 500.0, "{book:?}");
+    }
+    let book = &slow.stop()[0];
+    assert!(book.established == 3 && book.answered >= 1 && book.closed_by_server == 0, "{book:?}");
+}
