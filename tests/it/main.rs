@@ -15,6 +15,7 @@ mod house;
 mod lab;
 mod loadgen;
 mod loadgen_slow;
+mod loadgen_theory;
 mod locks;
 mod order;
 mod ordinary_user;
