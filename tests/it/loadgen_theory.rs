@@ -443,6 +443,34 @@ fn a_poisson_load_on_one_exponential_worker_is_m_m_1() {
     }
 }
 
+// ---- replay -----------------------------------------------------------------------------------------------
+
+#[test]
+fn a_replay_asks_once_for_each_line_of_its_file_and_ends_by_itself() {
+    let file = std::env::temp_dir().join(format!("acceptlab-replay-it-{}", std::process::id()));
+    let flags = format!("--replay {} --connections 4 --threads 2", file.display());
+    let (listener, address) = listen();
+    let server = serve(listener, 5, |_| {});
+    std::fs::write(&file, "# five\n0\n\n0.1 # two at once\n0.1\n0.25\n0.4\n").unwrap();
+    let report = load_first(address, &flags);
+    let served = server.join().unwrap();
+    assert_eq!(report.requests + report.outside_window.late, 5);
+    // To the last one and a mean gap further.
+    assert_eq!(report.duration_s, 0.48);
+    // No request is sent before its time, and the first is not a fifth of a second late.
+    let last_s = (served[4].begin_ns - served[0].begin_ns) as f64 / S;
+    assert!(last_s > 0.2, "{last_s} s between the first and the last");
+
+    std::fs::write(&file, "0.1\n0.4\n0.3\n").unwrap();
+    let url = format!("http://{address}/");
+    let loadgen = || Command::new(env!("CARGO_BIN_EXE_loadgen"));
+    let output = loadgen().args(flags.split_whitespace()).arg(&url).output().unwrap();
+    std::fs::remove_file(&file).unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), stderr.lines().count()), (Some(1), 1), "{stderr}");
+    assert!(stderr.contains("line 3: 0.3 is earlier than the time before it"), "{stderr}");
+}
+
 // ---- the lecture ------------------------------------------------------------------------------------------
 
 #[test]
