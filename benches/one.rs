@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use acceptlab::cpu;
 use acceptlab::http::{Next, Reader};
 use acceptlab::lab::check::server::Program;
+use acceptlab::load::response as load;
 use acceptlab::server::Channel;
 use acceptlab::sys::epoll::{Epoll, Interest};
 use acceptlab::sys::process::{Fork, fork, reap};
@@ -25,7 +26,7 @@ criterion_group! {
     name = one;
     config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
     targets = fork_and_wait, thread_spawn_and_join, accept, descriptor_pass, epoll_wakeup, channel_hand_over,
-        request_parse, connection_round_trip
+        request_parse, answer_parse, connection_round_trip
 }
 criterion_main!(one);
 
@@ -151,6 +152,29 @@ fn request_parse(criterion: &mut Criterion) {
             assert!(matches!(next, Next::Request(_)));
             used
         });
+    });
+}
+
+/// The answer of our servers, as the load generator sees it the first time and from then on.
+fn answer_parse(criterion: &mut Criterion) {
+    let answer = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 64\r\nX-Worker: 3\r\n\r\n\
+        handled by worker 3, pid 4711                                   ";
+    let mut read = |reader: &mut load::Reader, template: &mut load::Template| {
+        let fed = reader.feed(black_box(answer), template);
+        assert_eq!(fed.consumed, answer.len());
+        fed
+    };
+    let mut reader = load::Reader::default();
+    criterion.bench_function("answer parse, unknown head", |bencher| {
+        let mut template = load::Template::new(false);
+        bencher.iter(|| {
+            template.forget();
+            read(&mut reader, &mut template)
+        });
+    });
+    criterion.bench_function("answer parse, known head", |bencher| {
+        let mut template = load::Template::new(false);
+        bencher.iter(|| read(&mut reader, &mut template));
     });
 }
 

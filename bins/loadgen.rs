@@ -14,18 +14,17 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use acceptlab::load::args::{Format, LoadArgs};
-use acceptlab::load::{demo, run, text};
+use acceptlab::load::merge::{self, MergeArgs};
+use acceptlab::load::text::{self, Heading};
+use acceptlab::load::{demo, run};
 use acceptlab::report::LoadReport;
 
+/// Measured, and a --fail-if holds.
+const GATE_FAILED: u8 = 3;
+
 fn main() -> ExitCode {
-    let args = LoadArgs::from_command_line();
-    let done = if args.demo_coordinated_omission {
-        demo::run(&args).and_then(|page| write(&page))
-    } else {
-        run::run(&args).and_then(|outcome| print(&args, &outcome.report).and(outcome.hlog))
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
+    match do_what_is_asked() {
+        Ok(exit) => exit,
         Err(error) => {
             eprintln!("loadgen: {error}");
             ExitCode::FAILURE
@@ -33,10 +32,34 @@ fn main() -> ExitCode {
     }
 }
 
-fn print(args: &LoadArgs, report: &LoadReport) -> Result<(), String> {
-    let out = match args.format {
+fn do_what_is_asked() -> Result<ExitCode, String> {
+    let colour = io::stdout().is_terminal();
+    if let Some(args) = MergeArgs::from_command_line() {
+        let merged = merge::merge(&args)?;
+        print(args.format, &merged.report, &merged.heading(colour)).and(merged.files)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let args = LoadArgs::from_command_line();
+    if args.demo_coordinated_omission {
+        return demo::run(&args).and_then(|page| write(&page)).map(|()| ExitCode::SUCCESS);
+    }
+    measure(&args, colour)
+}
+
+/// One run, its report, and what the gates say about it.
+fn measure(args: &LoadArgs, colour: bool) -> Result<ExitCode, String> {
+    let outcome = run::run(args)?;
+    print(args.format, &outcome.report, &args.heading(colour))?;
+    let failed: Vec<String> = args.fail_if.iter().filter_map(|gate| gate.fails(&outcome.report)).collect();
+    failed.iter().for_each(|line| eprintln!("loadgen: {line}"));
+    outcome.files?;
+    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(GATE_FAILED) })
+}
+
+fn print(format: Format, report: &LoadReport, heading: &Heading) -> Result<(), String> {
+    let out = match format {
         Format::Json => serde_json::to_string(report).map_err(|error| error.to_string())? + "\n",
-        Format::Text => text::render(report, &args.heading(io::stdout().is_terminal())),
+        Format::Text => text::render(report, heading),
     };
     write(&out)
 }

@@ -11,7 +11,8 @@ use toml::Spanned;
 
 use crate::lab::columns;
 use crate::lab::disturb;
-use crate::lab::experiment::{AxisValue, Contender, Fault, Kind, Matrix, Overrides, TableSpec};
+use crate::lab::experiment::{AxisValue, Client, Contender, Fault, Kind, Matrix, Overrides, TableSpec};
+use crate::lab::foreign;
 use crate::lab::kernel_counts;
 use crate::lab::laws::Law;
 use crate::units::parse_duration;
@@ -80,8 +81,13 @@ pub fn expand(experiment: &str, matrix: &Matrix, quick: bool) -> Result<Vec<Case
         let first = cases.len();
         for combination in combinations(&settings.axes) {
             for contender in &table.server {
-                for line in table.load.get_ref().lines() {
-                    let mut case = one(table, &settings, &combination, contender, line)?;
+                for client in table.load.get_ref().clients() {
+                    let mut case = one(table, &settings, &combination, contender, client)?;
+                    if cases[first..].iter().any(|other| other.coordinates == case.coordinates) {
+                        let what =
+                            format!("two lines are called {:?}; give a client a name", case.coordinates);
+                        return Err(Fault::at(table.load.span(), what));
+                    }
                     case.experiment = experiment.to_string();
                     case.index = cases.len();
                     cases.push(case);
@@ -162,7 +168,7 @@ fn one(
     settings: &Settings,
     combination: &[(String, String)],
     contender: &Contender,
-    load: &str,
+    load: &Client,
 ) -> Result<Case, Fault> {
     let values = settings.values(combination);
     let label = fill(contender.run.get_ref(), &values, contender.run.span())?;
@@ -170,13 +176,15 @@ fn one(
         Some(flags) => format!(" {}", fill(flags.get_ref(), &values, flags.span())?),
         None => String::new(),
     };
-    let client = fill(load, &values, table.load.span())?;
+    let client = fill(load.run(), &values, table.load.span())?;
     if let Some(law) = &contender.law {
         Law::parse(law.get_ref()).map_err(|what| Fault::at(law.span(), what))?;
     }
     let program = program_of(&client);
-    if !["loadgen", "wrk"].contains(&program) {
-        let what = format!("{program:?} is no client the lab can read; use loadgen or wrk");
+    if program != "loadgen" && foreign::find(program).is_none() {
+        let others: Vec<&str> = foreign::CLIENTS.iter().map(|client| client.name).collect();
+        let others = others.join(", ");
+        let what = format!("{program:?} is no client the lab can read; use loadgen or one of {others}");
         return Err(Fault::at(table.load.span(), what));
     }
     let disturb =
@@ -194,7 +202,7 @@ fn one(
     }
     let mut coordinates = combination.to_vec();
     coordinates.push(("server".to_string(), contender.run.get_ref().clone()));
-    coordinates.push(("client".to_string(), program.to_string()));
+    coordinates.push(("client".to_string(), load.name().unwrap_or(program).to_string()));
     Ok(Case {
         experiment: String::new(),
         table: table.id.clone(),
@@ -234,7 +242,7 @@ pub fn flag<'a>(command: &'a str, name: &str) -> Option<&'a str> {
     words.next()
 }
 
-/// Warm-up plus duration as the client's command line says (wrk calls it `-d`). A count of requests says how long it
+/// Warm-up plus duration as the client's command line says (wrk calls it `-d`, oha `-z`). A count of requests says how long it
 /// takes only where there is a rate.
 fn declared(client: &str) -> Duration {
     let number = |name| flag(client, name).and_then(|text| text.parse::<f64>().ok());
@@ -243,7 +251,7 @@ fn declared(client: &str) -> Duration {
         _ => Duration::ZERO,
     };
     counted
-        + ["--warmup", "--duration", "-d"]
+        + ["--warmup", "--duration", "-d", "-z"]
             .iter()
             .filter_map(|name| parse_duration(flag(client, name)?).ok())
             .sum::<Duration>()
@@ -358,6 +366,16 @@ quick = { axes = { connections = [8] } }"#;
     }
 
     #[test]
+    fn two_clients_of_one_program_are_told_apart_by_name() {
+        let clients = "load = [\"loadgen\", { name = \"in a hurry\", run = \"loadgen --busy-poll\" }] #";
+        let table = TABLE.replace("load =", clients).replace("server = \"sync\"", "client = \"loadgen\"");
+        let cases = parse_lesson(&table).unwrap().cases(true);
+        assert_eq!(cases.len(), 4);
+        assert_eq!(cases[1].coordinates.last().unwrap().1, "in a hurry");
+        assert_eq!((cases[1].client.as_str(), cases[1].baseline), ("loadgen --busy-poll", Some(0)));
+    }
+
+    #[test]
     fn quick_replaces_axes_repeats_and_times() {
         let cases = parse_lesson(TABLE).unwrap().cases(true);
         assert_eq!(cases.len(), 2);
@@ -379,11 +397,12 @@ quick = { axes = { connections = [8] } }"#;
             ("{connections+1}", "{work+1}", "reckons with what is no number"),
             ("{connections+1}", "{connections", "never closes"),
             ("\"1/N\"", "\"2/N\"", "no law"),
-            ("\"loadgen", "\"siege", "use loadgen or wrk"),
+            ("\"loadgen", "\"siege", "use loadgen or one of wrk, oha"),
             ("server = \"sync\"", "server = \"snyc\"", "is no row of table"),
             ("[8] } }", "[] , cores = [2] } }", "does not exist"),
             ("[1, 8]", "[]", "has no value"),
             ("\"p50\"", "\"p51\"", "lab explain"),
+            ("load = \"loadgen", "load = [\"loadgen\", \"loadgen --pin\"] #", "give a client a name"),
         ] {
             let broken = TABLE.replace(from, to);
             assert_ne!(broken, TABLE);

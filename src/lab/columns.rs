@@ -1,6 +1,7 @@
 //! The one dictionary of columns: what a header means, in which unit, and how it comes out of a row. Whatever a
 //! table prints is defined here; `lab explain` and the notes below each table print the definitions.
 
+use crate::lab::foreign::ForeignReport;
 use crate::lab::kernel_counts::Counts;
 use crate::lab::laws::Law;
 use crate::lab::record::Row;
@@ -69,6 +70,8 @@ pub static COLUMNS: &[Column] = &[
         "90 % of the response times are no longer; a request that failed or was given up is in it at its age then"),
     column("p99", "p99 µs", Count(|s| latency(s, |l| l.p99)),
         "99 % of the response times are no longer; a request that failed or was given up is in it at its age then"),
+    column("p99_9", "p99.9 µs", Count(|s| latency(s, |l| l.p99_9)),
+        "99.9 % of the response times are no longer; a request that failed or was given up is in it at its age then"),
     column("max", "max µs", Count(|s| latency(s, |l| l.max)),
         "longest response time, or wait of a request that failed or was given up"),
     column("mean", "mean µs", Count(|s| latency(s, |l| l.mean)),
@@ -79,9 +82,21 @@ pub static COLUMNS: &[Column] = &[
         "mean response time over that of the baseline's run"),
     column("stdev_over_baseline", "stdev over baseline", Real(|s| latency_over_baseline(s, |l| l.stdev)),
         "standard deviation of the response times over that of the baseline's run"),
-    column("connect_p99", "connect p99 µs", Count(|s| connect(s, |l| l.p99)),
+    column("connect_p99", "connect p99 µs", Count(|s| of_load(s, |r| &r.connect_us, |l| l.p99)),
         "99 % of the connections were established no later"),
+    column("first_byte_p50", "first byte p50 µs", Real(|s| of_load(s, |r| &r.first_byte_us, |l| l.p50)),
+        "median time from the moment a request was sent to the first byte of its answer"),
+    column("first_byte_p99", "first byte p99 µs", Real(|s| of_load(s, |r| &r.first_byte_us, |l| l.p99)),
+        "99 % of the times to the first byte are no longer"),
+    column("slip_p50", "slip p50 µs", Real(|s| of_load(s, |r| &r.slip_us, |l| l.p50)),
+        "median send slip: how much later than due the client sent a request"),
+    column("slip_p99", "slip p99 µs", Real(|s| of_load(s, |r| &r.slip_us, |l| l.p99)),
+        "99 % of the requests were sent no later after they were due"),
+    column("slip_p99_9", "slip p99.9 µs", Real(|s| of_load(s, |r| &r.slip_us, |l| l.p99_9)),
+        "99.9 % of the requests were sent no later after they were due"),
     // What went wrong.
+    column("peak_open", "connections open", Count(|s| Some(load(s)?.connections.peak_open as f64)),
+        "the most connections the client had open at one time"),
     column("timeouts", "timeouts", Count(timeouts),
         "requests that never got an answer"),
     column("served", "connections served", Count(served),
@@ -96,13 +111,17 @@ pub static COLUMNS: &[Column] = &[
     column("server_cpu_per_request", "server CPU µs/request", Real(server_cpu_per_request),
         "CPU time of all workers and the master, user and system, over the requests they answered; from ready to the client's end, or over whole lives as for switches"),
     column("client_cpu_per_request", "client CPU µs/request", Real(client_cpu_per_request),
-        "CPU time of the client over its requests, both of the measured window"),
+        "CPU time of the client over its requests, both of the measured window (of `wrk` and `oha`, which have no warm-up: of the whole run)"),
+    column("client_cpu_over_baseline", "client CPU over baseline", Real(client_cpu_over_baseline),
+        "client CPU per request over that of the baseline's run directly before or after"),
     column("server_cpu_per_connection", "server CPU µs/connection", Real(server_cpu_per_connection),
         "CPU time of all workers and the master over the connections they accepted; from ready to the client's end, or over whole lives as for switches"),
     column("client_cpu_per_connection", "client CPU µs/connection", Real(client_cpu_per_connection),
         "client CPU per request times answered requests per connection opened"),
     column("client_cpu_share", "client CPU share", Real(client_cpu_share),
         "CPU time of the client over the time its threads had: 1.0 is a client that could not do more"),
+    column("client_max_rss", "client max RSS KiB", Count(|s| Some(load(s)?.client.max_rss_kib as f64)),
+        "the most memory the client had resident at one time (ru_maxrss, which outlives execve(2): the few MiB of the lab that became the client are the least it can show)"),
     // Who got the connections.
     column("dispersion", "D", Real(|s| evenness(s, |e| e.dispersion)),
         "dispersion index of connections per worker, X²/(k − 1): about 0 for round robin, about 1 for chance, far above 1 for a pile-up"),
@@ -153,7 +172,7 @@ fn load<'a>(sample: Sample<'a>) -> Option<&'a LoadReport> {
 }
 
 pub fn qps(sample: Sample) -> Option<f64> {
-    load(sample).map(|report| report.qps).or(sample.row.wrk.as_ref().map(|wrk| wrk.qps))
+    load(sample).map(|report| report.qps).or(sample.row.foreign.as_ref().map(|foreign| foreign.qps))
 }
 
 fn law_qps(sample: Sample) -> Option<f64> {
@@ -182,14 +201,14 @@ fn connections_per_s(sample: Sample) -> Option<f64> {
 }
 
 fn latency(sample: Sample, of: fn(&Latency) -> f64) -> Option<f64> {
-    if let Some(wrk) = &sample.row.wrk {
+    if let Some(foreign) = &sample.row.foreign {
         let known = Latency {
-            p50: wrk.p50_us.unwrap_or(f64::NAN),
-            p90: wrk.p90_us.unwrap_or(f64::NAN),
-            p99: wrk.p99_us.unwrap_or(f64::NAN),
-            p99_9: f64::NAN,
-            max: f64::NAN,
-            mean: f64::NAN,
+            p50: foreign.p50_us.unwrap_or(f64::NAN),
+            p90: foreign.p90_us.unwrap_or(f64::NAN),
+            p99: foreign.p99_us.unwrap_or(f64::NAN),
+            p99_9: foreign.p99_9_us.unwrap_or(f64::NAN),
+            max: foreign.max_us.unwrap_or(f64::NAN),
+            mean: foreign.mean_us.unwrap_or(f64::NAN),
             stdev: f64::NAN,
         };
         return Some(of(&known)).filter(|value| !value.is_nan());
@@ -201,8 +220,9 @@ fn latency_over_baseline(sample: Sample, of: fn(&Latency) -> f64) -> Option<f64>
     ratio(latency(sample, of)?, latency(Sample { row: sample.baseline?, baseline: None }, of)?)
 }
 
-fn connect(sample: Sample, of: fn(&Latency) -> f64) -> Option<f64> {
-    measured(&load(sample)?.connect_us, of)
+/// One of the distributions that only loadgen has.
+fn of_load(sample: Sample, which: fn(&LoadReport) -> &Latency, of: fn(&Latency) -> f64) -> Option<f64> {
+    measured(which(load(sample)?), of)
 }
 
 /// A distribution without a single value is all zero; that is no measurement.
@@ -211,8 +231,8 @@ fn measured(latency: &Latency, of: fn(&Latency) -> f64) -> Option<f64> {
 }
 
 fn timeouts(sample: Sample) -> Option<f64> {
-    let by_wrk = sample.row.wrk.as_ref().map(|wrk| wrk.timeouts);
-    load(sample).map(|report| report.errors.timeout).or(by_wrk).map(|count| count as f64)
+    let foreign = sample.row.foreign.as_ref().map(|foreign| foreign.timeouts);
+    load(sample).map(|report| report.errors.timeout).or(foreign).map(|count| count as f64)
 }
 
 /// Errors that left a request without an answer. A status outside 2xx is an answer.
@@ -267,11 +287,16 @@ fn server_cpu_per_connection(sample: Sample) -> Option<f64> {
 }
 
 fn client_cpu_per_request(sample: Sample) -> Option<f64> {
-    if let Some(wrk) = &sample.row.wrk {
-        return ratio(wrk.cpu_us as f64, wrk.requests as f64);
+    if let Some(foreign) = &sample.row.foreign {
+        return ratio(foreign.cpu_us as f64, foreign.requests as f64);
     }
     let report = load(sample)?;
     ratio((report.client.cpu_user_us + report.client.cpu_system_us) as f64, report.requests as f64)
+}
+
+fn client_cpu_over_baseline(sample: Sample) -> Option<f64> {
+    let baseline = Sample { row: sample.baseline?, baseline: None };
+    ratio(client_cpu_per_request(sample)?, client_cpu_per_request(baseline)?)
 }
 
 fn client_cpu_per_connection(sample: Sample) -> Option<f64> {
@@ -279,9 +304,9 @@ fn client_cpu_per_connection(sample: Sample) -> Option<f64> {
 }
 
 fn client_cpu_share(sample: Sample) -> Option<f64> {
-    // wrk's threads are one here: the tables start it with -t1, like loadgen.
-    let by_wrk = sample.row.wrk.as_ref().and_then(|wrk| ratio(wrk.cpu_us as f64 / 1e6, wrk.duration_s));
-    load(sample).map(|report| report.client.cpu_share).or(by_wrk)
+    // A foreign client's threads are one here: the tables start it so, like loadgen.
+    let share = |foreign: &ForeignReport| ratio(foreign.cpu_us as f64 / 1e6, foreign.duration_s);
+    load(sample).map(|report| report.client.cpu_share).or(sample.row.foreign.as_ref().and_then(share))
 }
 
 fn evenness(sample: Sample, of: fn(&Evenness) -> f64) -> Option<f64> {
@@ -471,7 +496,7 @@ pub(crate) mod tests {
 
     #[test]
     fn what_was_not_measured_has_no_number() {
-        for name in ["p50", "dispersion", "pss", "pss_per_connection", "connect_p99"] {
+        for name in ["p50", "dispersion", "pss", "pss_per_connection", "connect_p99", "slip_p99"] {
             assert_eq!(number(name, &row()), None, "{name}");
         }
     }

@@ -32,9 +32,8 @@ impl Experiment {
     /// Whether `word` names this experiment: `2`, `02` or `02-keep-alive-throughput`.
     fn answers_to(&self, word: &str) -> bool {
         let number = self.name.split('-').next().unwrap_or_default();
-        self.name == word
-            || (word.bytes().all(|b| b.is_ascii_digit())
-                && word.trim_start_matches('0') == number.trim_start_matches('0'))
+        let is_number = word.parse::<u32>().is_ok_and(|word| number.parse() == Ok(word));
+        self.name == word || is_number
     }
 }
 
@@ -133,15 +132,38 @@ pub struct Contender {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 pub enum Load {
-    One(String),
-    Several(Vec<String>),
+    One(Client),
+    Several(Vec<Client>),
 }
 
 impl Load {
-    pub fn lines(&self) -> &[String] {
+    pub fn clients(&self) -> &[Client] {
         match self {
-            Load::One(line) => std::slice::from_ref(line),
-            Load::Several(lines) => lines,
+            Load::One(client) => std::slice::from_ref(client),
+            Load::Several(clients) => clients,
+        }
+    }
+}
+
+/// One client of a table: its command line, and its name there where the program's own would not tell it apart.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum Client {
+    Plain(String),
+    Named { name: String, run: String },
+}
+
+impl Client {
+    pub fn run(&self) -> &str {
+        match self {
+            Client::Plain(run) | Client::Named { run, .. } => run,
+        }
+    }
+
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Client::Plain(_) => None,
+            Client::Named { name, .. } => Some(name),
         }
     }
 }
@@ -307,6 +329,8 @@ pub(crate) mod tests {
         for word in ["2", "02", "02-keep-alive"] {
             assert!(experiment.answers_to(word), "{word}");
         }
+        let first = parse("00-first", &lesson(GOOD)).unwrap();
+        assert!(first.answers_to("0") && first.answers_to("00") && !first.answers_to(""));
         for word in ["", "3", "keep-alive", "2x"] {
             assert!(!experiment.answers_to(word), "{word}");
         }

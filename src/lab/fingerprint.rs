@@ -1,5 +1,4 @@
-//! The machine behind a record: what it is, how it is set, and what else happened on it meanwhile. Whatever cannot
-//! be read is left out rather than guessed.
+//! The machine behind a record: what it is and how it is set. Whatever cannot be read is left out rather than guessed.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,6 +11,7 @@ use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 use crate::cpu;
+use crate::machine::number;
 
 const SYSCTLS: [&str; 7] = [
     "net.core.somaxconn",
@@ -57,36 +57,6 @@ pub fn take(root: &Path) -> Fingerprint {
     }
 }
 
-/// Kernel counters whose growth during a run says that the run was disturbed, or that the server was.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Counters {
-    /// Connections refused or delayed because an accept queue was full (TcpExt in /proc/net/netstat).
-    pub listen_overflows: u64,
-    pub listen_drops: u64,
-    /// Time the hypervisor gave to somebody else, all CPUs, in clock ticks (/proc/stat).
-    pub steal_ticks: u64,
-}
-
-impl Counters {
-    pub fn now() -> Counters {
-        let netstat = fs::read_to_string("/proc/net/netstat").unwrap_or_default();
-        let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
-        Counters {
-            listen_overflows: tcp_ext(&netstat, "ListenOverflows"),
-            listen_drops: tcp_ext(&netstat, "ListenDrops"),
-            steal_ticks: number(stat.split_whitespace().nth(8).unwrap_or_default()),
-        }
-    }
-
-    pub fn since(&self, before: &Counters) -> Counters {
-        Counters {
-            listen_overflows: self.listen_overflows.saturating_sub(before.listen_overflows),
-            listen_drops: self.listen_drops.saturating_sub(before.listen_drops),
-            steal_ticks: self.steal_ticks.saturating_sub(before.steal_ticks),
-        }
-    }
-}
-
 /// `2026-11-20T18:53:52Z`, in the proleptic Gregorian calendar (Hinnant, "chrono-compatible low-level date
 /// algorithms", civil_from_days).
 pub fn utc_now() -> String {
@@ -123,10 +93,6 @@ fn field_of(path: &str, name: &str) -> String {
     fields.find(|(key, _)| key.trim() == name).map_or(String::new(), |(_, value)| value.trim().to_string())
 }
 
-fn number(text: &str) -> u64 {
-    text.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(0)
-}
-
 fn mitigations() -> BTreeMap<String, String> {
     let folder = fs::read_dir("/sys/devices/system/cpu/vulnerabilities").into_iter().flatten().flatten();
     let state = |entry: fs::DirEntry| {
@@ -143,25 +109,9 @@ fn output(folder: &Path, program: &str, arguments: &[&str]) -> String {
     text.lines().next().unwrap_or_default().to_string()
 }
 
-/// One counter of the `TcpExt:` pair of lines, names above values.
-fn tcp_ext(netstat: &str, name: &str) -> u64 {
-    let mut lines = netstat.lines().filter(|line| line.starts_with("TcpExt:"));
-    let (Some(names), Some(values)) = (lines.next(), lines.next()) else { return 0 };
-    let mut pairs = names.split_whitespace().zip(values.split_whitespace());
-    pairs.find(|(key, _)| *key == name).map_or(0, |(_, value)| number(value))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_counter_is_found_below_its_name() {
-        let netstat = "TcpExt: A ListenOverflows ListenDrops\nTcpExt: 1 22 333\nIpExt: A\nIpExt: 4\n";
-        assert_eq!(tcp_ext(netstat, "ListenOverflows"), 22);
-        assert_eq!(tcp_ext(netstat, "Missing"), 0);
-        assert_eq!(tcp_ext("", "ListenDrops"), 0);
-    }
 
     #[test]
     fn seconds_become_dates_across_leap_days_and_years() {

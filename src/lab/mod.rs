@@ -5,7 +5,7 @@
 //! - [`program`]: one started program, its lines, its end; [`processes`]: what the kernel tells of them;
 //! - [`footprint`] and [`timeline`]: what a server occupies and holds; [`kernel_counts`] and [`tracepoints`]: what the
 //!   kernel counted meanwhile; [`disturb`] and [`sysctl`]: what is done to it, and around it;
-//! - [`runner`]: one case, run once, becomes one row; [`wrk`]: what a foreign client printed;
+//! - [`runner`]: one case, run once, becomes one row; [`foreign`]: clients that are not ours, and what they print;
 //! - [`fingerprint`]: the machine; [`record`]: rows on disk, append-only; [`session`]: a whole `lab run`;
 //! - [`books`]: the client's against the server's; [`stats`], [`columns`], [`table`]: rows → cells; [`report`]: cells →
 //!   terminal and RESULTS.md;
@@ -21,6 +21,7 @@ pub mod laws;
 
 pub mod disturb;
 pub mod footprint;
+pub mod foreign;
 pub mod kernel_counts;
 pub mod processes;
 pub mod program;
@@ -28,7 +29,6 @@ pub mod runner;
 pub mod sysctl;
 pub mod timeline;
 pub mod tracepoints;
-pub mod wrk;
 
 pub mod fingerprint;
 pub mod record;

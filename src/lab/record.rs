@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::lab::fingerprint::{Counters, Fingerprint};
+use crate::lab::fingerprint::Fingerprint;
 use crate::lab::footprint::Footprint;
+use crate::lab::foreign::ForeignReport;
 use crate::lab::kernel_counts::Observed;
 use crate::lab::timeline::Look;
-use crate::lab::wrk::WrkReport;
+use crate::machine::Counters;
 use crate::report::{LoadReport, ServerReport, WorkerReport};
 
 /// Beyond this, the workers of a server are folded into one entry of sums: ten thousand of them per row would
@@ -67,8 +68,9 @@ pub struct Row {
     pub workers_folded: Option<usize>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load: Option<LoadReport>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub wrk: Option<WrkReport>,
+    /// Of a client that is not loadgen; older records call it by the only one there was.
+    #[serde(default, alias = "wrk", skip_serializing_if = "Option::is_none")]
+    pub foreign: Option<ForeignReport>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub footprint: Option<Footprint>,
     /// Live connections over time.
@@ -194,6 +196,15 @@ pub fn newest<'a>(records: &'a [Record], experiment: &str) -> Option<&'a Record>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_record_from_before_there_was_a_second_foreign_client_is_read() {
+        let mut row = serde_json::to_value(Row::default()).unwrap();
+        row["wrk"] = serde_json::json!({"requests": 7, "qps": 7.0, "duration_s": 1.0, "p50_us": 5.0, "p90_us": null,
+            "p99_us": null, "errors": 0, "timeouts": 0, "cpu_us": 9});
+        let row: Row = serde_json::from_value(row).unwrap();
+        assert_eq!(row.foreign.unwrap().requests, 7);
+    }
 
     #[test]
     fn a_crowd_of_workers_is_folded_and_a_few_are_kept() {

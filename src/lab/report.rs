@@ -24,9 +24,11 @@ pub fn render(document: &str, experiments: &[Experiment], records: &[Record], re
     let start = if document.is_empty() { SKELETON } else { document };
     let shown: Vec<Option<&Record>> =
         experiments.iter().map(|experiment| newest(records, &experiment.name)).collect();
-    let mut document = splice(start, MACHINES, &machines(&shown, records_link));
-    for (experiment, record) in experiments.iter().zip(&shown) {
-        document = splice(&document, &experiment.name, &section(experiment, *record, records_link));
+    let names: Vec<&str> = experiments.iter().map(|experiment| experiment.name.as_str()).collect();
+    let mut document = splice(start, MACHINES, &machines(&shown, records_link), &names);
+    for (i, (experiment, record)) in experiments.iter().zip(&shown).enumerate() {
+        let section = section(experiment, *record, records_link);
+        document = splice(&document, &experiment.name, &section, &names[i + 1..]);
     }
     document
 }
@@ -38,17 +40,21 @@ pub fn for_terminal(experiment: &Experiment, record: &Record) -> String {
     heading + &drawn + &incomplete(experiment, record)
 }
 
-/// Replaces what stands between X's markers, or adds both at the end.
-pub fn splice(document: &str, name: &str, body: &str) -> String {
-    let (begin, end) = (format!("<!-- lab:begin {name} -->"), format!("<!-- lab:end {name} -->"));
+/// Replaces what stands between X's markers; or adds both, before the first of the `later` sections that is there,
+/// else at the end.
+fn splice(document: &str, name: &str, body: &str, later: &[&str]) -> String {
+    let begin_of = |name: &str| format!("<!-- lab:begin {name} -->");
+    let (begin, end) = (begin_of(name), format!("<!-- lab:end {name} -->"));
     let section = format!("{begin}\n{}\n{end}", body.trim_end());
     let found = document.find(&begin).and_then(|from| {
         let to = from + document[from..].find(&end)? + end.len();
         Some((from, to))
     });
-    match found {
-        Some((from, to)) => format!("{}{section}{}", &document[..from], &document[to..]),
-        None => format!("{}\n\n{section}\n", document.trim_end()),
+    let next = later.iter().find_map(|name| document.find(&begin_of(name)));
+    match (found, next) {
+        (Some((from, to)), _) => format!("{}{section}{}", &document[..from], &document[to..]),
+        (None, Some(next)) => format!("{}{section}\n\n{}", &document[..next], &document[next..]),
+        (None, None) => format!("{}\n\n{section}\n", document.trim_end()),
     }
 }
 
@@ -270,6 +276,18 @@ mod tests {
         let twice = render(&annotated, &[experiment()], &[record(1)], "record");
         assert_eq!(twice, annotated);
         assert!(once.contains("| prefork --workers 3 | 90 |"), "{once}");
+    }
+
+    #[test]
+    fn a_new_lesson_comes_before_those_that_follow_it() {
+        let later = render("", &[experiment()], &[record(1)], "record");
+        let first = Experiment { name: "00-first".to_string(), ..experiment() };
+        let both = render(&later, &[first, experiment()], &[record(1)], "record");
+        let place = |name: &str| both.find(&format!("<!-- lab:begin {name} -->")).unwrap();
+        assert!(
+            place("machines") < place("00-first") && place("00-first") < place("02-keep-alive"),
+            "{both}"
+        );
     }
 
     #[test]

@@ -9,14 +9,14 @@ use nix::sys::resource::{UsageWho, getrusage};
 use crate::cpu;
 use crate::lab::case::{Case, flag, program_of};
 use crate::lab::disturb::{self, Disturbance};
-use crate::lab::fingerprint::Counters;
 use crate::lab::footprint::{self, Footprint};
+use crate::lab::foreign::{self, ForeignClient};
 use crate::lab::kernel_counts::Counting;
 use crate::lab::program::{Event, Interrupt, Program, Stop, on_path, within};
 use crate::lab::record::Row;
 use crate::lab::sysctl::{Sysctl, Unset};
 use crate::lab::timeline::Observer;
-use crate::lab::wrk;
+use crate::machine::Counters;
 use crate::report::LoadReport;
 use crate::scoreboard::Scoreboard;
 use crate::units::parse_duration;
@@ -47,10 +47,9 @@ pub fn run(case: &Case, block: usize, interrupt: &Interrupt) -> Result<Row, Stop
         client_cpus: choose(&allowed, &case.client_cpus),
         ..Row::default()
     };
-    for (program, package) in FOREIGN {
-        let is_used = [&case.client, &case.server].iter().any(|command| program_of(command) == program);
-        if is_used && on_path(program).is_none() {
-            row.skipped = Some(format!("{program} is not installed (Debian: apt-get install {package})"));
+    for program in [&case.client, &case.server].map(|command| program_of(command)) {
+        if let Some(how) = how_to_install(program).filter(|_| on_path(program).is_none()) {
+            row.skipped = Some(format!("{program} is not installed ({how})"));
             return Ok(row);
         }
     }
@@ -79,8 +78,11 @@ pub fn run(case: &Case, block: usize, interrupt: &Interrupt) -> Result<Row, Stop
     Ok(row)
 }
 
-/// Programs that are not ours, and the Debian packages they come in.
-const FOREIGN: [(&str, &str); 2] = [("wrk", "wrk"), ("node", "nodejs")];
+/// For programs that are not ours.
+fn how_to_install(program: &str) -> Option<&'static str> {
+    let client = foreign::find(program).and_then(|client| client.install);
+    client.or((program == "node").then_some("Debian: apt-get install nodejs"))
+}
 
 /// `needs CAP_BPF`, where a start ended with these words: nothing is broken, we are just not allowed. A server that has
 /// started and fails then has failed, whatever it says.
@@ -134,8 +136,8 @@ fn measure(case: &Case, row: &mut Row, interrupt: &Interrupt) -> Result<(), Stop
     let url = format!("http://{address}/");
     row.client_command = format!("{} {url}", case.client);
     let counting = Counting::begin(server.pid(), case.tracepoints);
-    if program_of(&case.client) == "wrk" {
-        run_wrk(case, row, &url, interrupt)?;
+    if let Some(client) = foreign::find(program_of(&case.client)) {
+        run_foreign(client, case, row, &url, interrupt)?;
     } else {
         let observer = scoreboard.filter(|_| case.timeline).map(Observer::start);
         run_loadgen(case, row, &url, &server, scoreboard, interrupt)?;
@@ -218,6 +220,7 @@ fn run_loadgen(
     let acts = case.disturb.as_deref().map(disturb::parse).transpose().map_err(Stop::Failed)?;
     let mut sight: Option<Footprint> = None;
     let mut disturbance = None;
+    let mut fell_back = None;
     let look = |line: &str| match (line.trim(), &acts, scoreboard) {
         ("phase warmup", ..) if case.probe => {
             sight = footprint::settled(group, expected, within(warmup(&case.client)));
@@ -225,6 +228,7 @@ fn run_loadgen(
         ("phase measure", Some(acts), Some(scoreboard)) => {
             disturbance = Some(Disturbance::begin(acts, scoreboard));
         }
+        (line, ..) if line.contains("io_uring") => fell_back = Some(line.to_string()),
         _ => {}
     };
     let document = client.finish(within(case.estimate + CLIENT_GRACE), interrupt, look)?;
@@ -241,6 +245,8 @@ fn run_loadgen(
     // A worker the client never met is known from the server's book.
     report.workers.retain(|_, share| share.connections > 0 || share.requests > 0);
     row.load = Some(report);
+    // Numbers of the other engine must not stand in the line of this one.
+    row.skipped = fell_back;
     row.footprint = sight;
     Ok(())
 }
@@ -254,15 +260,23 @@ fn warmup(client: &str) -> Duration {
     flag(client, "--warmup").and_then(|text| parse_duration(text).ok()).unwrap_or_default()
 }
 
-fn run_wrk(case: &Case, row: &mut Row, url: &str, interrupt: &Interrupt) -> Result<(), Stop> {
+fn run_foreign(
+    foreign: &ForeignClient,
+    case: &Case,
+    row: &mut Row,
+    url: &str,
+    interrupt: &Interrupt,
+) -> Result<(), Stop> {
     let before = children_cpu_us();
     let mut client = Program::start(&case.client, &[url], &row.client_cpus)?;
     let text = client.finish(within(case.estimate + CLIENT_GRACE), interrupt, |_| ())?;
     let mut report =
-        wrk::parse(&text).ok_or_else(|| Stop::Failed(client.failure("printed no `requests in` line")))?;
-    // The server has not been reaped yet, so what the children's account gained is the client's.
-    report.cpu_us = children_cpu_us() - before;
-    row.wrk = Some(report);
+        (foreign.parse)(&text).ok_or_else(|| Stop::Failed(client.failure("printed no result")))?;
+    if report.cpu_us == 0 {
+        // The server has not been reaped yet, so what the children's account gained is the client's.
+        report.cpu_us = children_cpu_us() - before;
+    }
+    row.foreign = Some(report);
     Ok(())
 }
 

@@ -55,7 +55,7 @@ pub fn of(spec: &TableSpec, rows: &[&Row]) -> Table {
 fn summarize(table: &mut Table, spec: &TableSpec, rows: &[&Row], cases: &[Vec<&Row>]) {
     let columns: Vec<&Column> =
         spec.columns.iter().filter_map(|name| columns::find(name.get_ref())).collect();
-    let several_clients = spec.load.get_ref().lines().len() > 1;
+    let several_clients = spec.load.get_ref().clients().len() > 1;
     let has_law = spec.server.iter().any(|contender| contender.law.is_some());
     table.headers = spec.axes.keys().cloned().collect();
     table.headers.push("server".to_string());
@@ -194,11 +194,9 @@ fn conditions(spec: &TableSpec, cases: &[Vec<&Row>]) -> Vec<String> {
         // Each trace stands below its own commands.
         return notes;
     }
-    let programs: BTreeSet<&str> =
-        cases.iter().flatten().map(|row| program_of(&row.client_command)).collect();
-    for program in programs {
-        let of_program = |row: &&&Row| program_of(&row.client_command) == program;
-        if let Some(row) = cases.iter().flatten().find(of_program) {
+    let clients: BTreeSet<&str> = cases.iter().flatten().map(|row| client_name(row)).collect();
+    for name in clients {
+        if let Some(row) = cases.iter().flatten().find(|row| client_name(row) == name) {
             notes.push(format!(
                 "The first line's commands: `{}` and `{}`.",
                 row.server_command, row.client_command
@@ -221,23 +219,26 @@ fn compared(spec: &TableSpec, grouped: bool, runs: usize) -> String {
     }
 }
 
-/// The warm-up as the clients' command lines declare it; wrk has none, and a table with both must not claim one.
+/// What the matrix calls a row's client.
+fn client_name(row: &Row) -> &str {
+    row.coordinate("client").unwrap_or(program_of(&row.client_command))
+}
+
+/// The warm-up as the clients' command lines declare it; some have none, and a table with both must not claim one.
 fn warmups(cases: &[Vec<&Row>]) -> String {
     let of = |row: &&Row| match flag(&row.client_command, "--warmup") {
         Some(time) => format!("{time} of warm-up"),
         None => "no warm-up".to_string(),
     };
-    let mut by_program: BTreeMap<&str, String> = BTreeMap::new();
+    let mut by_client: BTreeMap<&str, String> = BTreeMap::new();
     for row in cases.iter().flatten() {
-        by_program.insert(program_of(&row.client_command), of(row));
+        by_client.insert(client_name(row), of(row));
     }
-    match by_program.values().collect::<BTreeSet<_>>().len() {
-        1 => by_program.into_values().next().unwrap_or_default(),
-        _ => by_program
-            .iter()
-            .map(|(program, text)| format!("{program}: {text}"))
-            .collect::<Vec<_>>()
-            .join(", "),
+    match by_client.values().collect::<BTreeSet<_>>().len() {
+        1 => by_client.into_values().next().unwrap_or_default(),
+        _ => {
+            by_client.iter().map(|(client, text)| format!("{client}: {text}")).collect::<Vec<_>>().join(", ")
+        }
     }
 }
 
@@ -314,11 +315,11 @@ pub fn unexpected_errors(row: &Row) -> Vec<(String, u64)> {
             found.push(("requests without an answer".to_string(), errors.timeout));
         }
     }
-    if let Some(wrk) = &row.wrk {
-        let counts = [("errors by wrk", wrk.errors), ("time-outs by wrk", wrk.timeouts)];
-        found.extend(
-            counts.iter().filter(|(_, count)| *count > 0).map(|(what, count)| (what.to_string(), *count)),
-        );
+    if let Some(foreign) = &row.foreign {
+        let client = program_of(&row.client_command);
+        let counts = [("errors", foreign.errors), ("time-outs", foreign.timeouts)];
+        let counts = counts.into_iter().filter(|(_, count)| *count > 0);
+        found.extend(counts.map(|(what, count)| (format!("{what} by {client}"), count)));
     }
     found
 }

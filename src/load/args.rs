@@ -382,6 +382,50 @@ impl LoadArgs {
         }
     }
 
+    /// What decides the result, in a fixed order: equal texts are equal configurations. Neither the seed nor where the
+    /// result is written belongs to it.
+    pub fn configuration(&self) -> String {
+        let target = self.target();
+        let per_s = |rate: Option<Rate>| rate.map(Rate::per_s);
+        let sources = self.source.as_ref().map(|sources| sources.addresses.len());
+        format!(
+            "url=http://{}{} unix={:?} method={} body_bytes={} connections={} threads={} rate={:?} ramp_to={:?} \
+             arrivals={:?} replay={:?} think={:?} sessions={} connect_only={} idle={} slow={}/{}/{}@{:?} duration={:?} \
+             requests={:?} warmup={:?} timeout={:?} deadline={:?} requests_per_connection={:?} close={:?} pipeline={} \
+             sources={sources:?} engine={:?} busy_poll={} pin={}",
+            target.authority,
+            target.path,
+            self.unix,
+            self.method.name(),
+            self.body_bytes,
+            self.connections,
+            self.threads,
+            per_s(self.rate),
+            per_s(self.ramp_to),
+            self.arrivals,
+            self.replay,
+            self.think,
+            self.sessions,
+            self.connect_only,
+            self.idle,
+            self.slow_send,
+            self.slow_read,
+            self.half_open,
+            self.slow_gap,
+            self.duration,
+            self.requests,
+            self.warmup,
+            self.timeout,
+            self.deadline,
+            self.requests_per_connection,
+            self.close,
+            self.pipeline,
+            self.engine,
+            self.busy_poll,
+            self.pin,
+        )
+    }
+
     /// What stands above the text report.
     pub fn heading(&self, colour: bool) -> Heading<'_> {
         Heading {

@@ -15,18 +15,19 @@
 //!
 //! Memory is allocated before the start: counting and sending take none.
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::prctl;
-use socket2::SockAddr;
 
-use crate::load::connection::{Connection, State, connect, errno};
+use crate::load::connection::{Connection, Route, State, errno};
 use crate::load::control::Control;
-use crate::load::response::{Answer, Progress};
-use crate::load::schedule::Schedule;
-use crate::load::tally::{Cause, Moments, Tally, Window, count};
+use crate::load::interval::{Teller, Totals};
+use crate::load::response::{Answer, Progress, Template};
+use crate::load::schedule::{Schedule, Thinker};
+use crate::load::tally::{Cause, Measures, Moments, Tally, Window, count};
 use crate::sys::epoll::{Epoll, Interest, Ready};
 use crate::units::monotonic_ns;
 
@@ -34,8 +35,6 @@ use crate::units::monotonic_ns;
 const MAX_REPORTS: usize = 256;
 /// Larger than most answers, so that one recv(2) takes all; one per thread, so that it stays in the cache.
 const RECEIVE_BUFFER_BYTES: usize = 64 * 1024;
-/// Fits into one segment on every path (RFC 9293, section 3.7.1).
-const ONE_SEGMENT_BYTES: usize = 536;
 /// Pauses after failed connects double from the first to the last.
 const FIRST_BACK_OFF_NS: u64 = 10_000_000;
 const LAST_BACK_OFF_NS: u64 = 1_000_000_000;
@@ -50,19 +49,49 @@ const WAKE: u64 = u64::MAX;
 
 /// What all threads of a run have in common; read-only.
 pub struct Plan {
-    pub address: SockAddr,
-    pub request: Vec<u8>,
-    /// The same with `Connection: close`.
+    pub route: Route,
+    /// As many requests as may be under way on a connection, one behind the other.
+    pub requests: Vec<u8>,
+    /// Bytes of one of them.
+    pub request_bytes: usize,
+    pub pipeline: usize,
+    /// One with `Connection: close`.
     pub last_request: Vec<u8>,
     /// The method is HEAD.
     pub no_body: bool,
     pub open_loop: bool,
+    /// What is due is a user, who comes with a connection, asks several times and goes.
+    pub sessions: bool,
+    /// There is a pause between an answer and the next request on its connection.
+    pub thinks: bool,
+    /// Being connected is the answer.
+    pub connect_only: bool,
     pub requests_per_connection: Option<u64>,
     pub timeout_ns: u64,
+    /// From the moment a request is due until nobody wants its answer any more; `u64::MAX` for never.
+    pub deadline_ns: u64,
     /// A number of requests ends the run, not a moment.
     pub ends_by_count: bool,
-    /// Answers to keep one by one.
-    pub trace: usize,
+    /// Never sleep.
+    pub busy_poll: bool,
+    pub measures: Measures,
+}
+
+/// What one thread takes along beside its connections.
+pub struct Share {
+    pub schedule: Schedule,
+    pub thinker: Thinker,
+    /// Where somebody watches.
+    pub teller: Option<Teller>,
+}
+
+/// A connection that only was to come about counts as answered.
+const CONNECTED: Answer = Answer { status: 200, worker: None, body_bytes: 0, close: false };
+
+/// Whether the answers in hand are complete.
+enum Reading {
+    GoesOn,
+    Over,
 }
 
 /// One thread's connections.
@@ -73,15 +102,22 @@ pub struct Client<'a> {
     connections: Vec<Connection>,
     /// Connections without a request in hand, longest free first: an open loop uses all of them in turn.
     free: VecDeque<u32>,
-    schedule: Schedule,
+    /// Connections whose user thinks, and until when.
+    thinking: BinaryHeap<Reverse<(u64, u32)>>,
+    share: Share,
+    /// Requests taken from the schedule.
+    taken: u64,
+    /// Connections begun; chooses the source address.
+    connects: u64,
     window: Window,
     /// When the wait for the last answers ends.
     drained_by_ns: u64,
     tally: Tally,
     buffer: Box<[u8]>,
+    template: Template,
     /// The clock when it was last read.
     now_ns: u64,
-    /// Connections with a request in hand.
+    /// Requests in hand.
     busy: usize,
     /// No deadline is earlier.
     scan_at_ns: u64,
@@ -98,16 +134,22 @@ impl<'a> Client<'a> {
         let epoll = Epoll::new(MAX_REPORTS.min(connections as usize + 1))?;
         // Edge-triggered, because nobody reads it: each ring is one report for each thread.
         epoll.add(control.bell(), WAKE, Interest::EPOLLIN | Interest::EPOLLET)?;
+        let connection =
+            |_| Connection { due_ns: VecDeque::with_capacity(plan.pipeline), ..Connection::default() };
         Ok(Client {
             plan,
             control,
             epoll,
-            connections: (0..connections).map(|_| Connection::default()).collect(),
+            connections: (0..connections).map(connection).collect(),
             free: (0..connections as u32).collect(),
-            schedule: Schedule::nothing(),
+            thinking: BinaryHeap::with_capacity(connections as usize),
+            share: Share { schedule: Schedule::nothing(), thinker: Thinker::nothing(), teller: None },
+            taken: 0,
+            connects: 0,
             window: Window { start_ns: 0, open_ns: u64::MAX, close_ns: u64::MAX },
             drained_by_ns: u64::MAX,
-            tally: Tally::new(plan.trace),
+            tally: Tally::new(plan.measures),
+            template: Template::new(plan.no_body),
             buffer: vec![0; RECEIVE_BUFFER_BYTES].into_boxed_slice(),
             now_ns: monotonic_ns(),
             busy: 0,
@@ -130,12 +172,18 @@ impl<'a> Client<'a> {
 
     /// Runs the schedule to its end, waits for the last answers, and returns what was counted; or the errno,
     /// when not even the first connection came about.
-    pub fn run(mut self, window: Window, schedule: Schedule) -> Result<Tally, Errno> {
+    pub fn run(mut self, window: Window, share: Share) -> Result<Tally, Errno> {
         // 50 µs of default slack would be added to every due time (prctl(2), PR_SET_TIMERSLACK).
         let _ = prctl::set_timerslack(1);
         self.window = window;
-        self.schedule = schedule;
+        self.share = share;
         self.drained_by_ns = window.close_ns.saturating_add(self.plan.timeout_ns);
+        if let Some(teller) = &mut self.share.teller {
+            teller.begin(window.start_ns);
+        }
+        if self.plan.thinks && !self.plan.sessions {
+            self.begin_with_thinking();
+        }
         // A signal may have come before the window existed.
         self.heed_control();
         self.now_ns = monotonic_ns();
@@ -145,20 +193,36 @@ impl<'a> Client<'a> {
             self.turn();
         }
         self.give_up_the_rest();
+        let totals = self.totals();
+        if let Some(teller) = self.share.teller.take() {
+            teller.finish(self.now_ns, totals);
+        }
         match self.unreachable {
             Some(errno) => Err(errno),
             None => Ok(self.tally),
         }
     }
 
+    /// Users who have come at different times are not all of one mind at the beginning.
+    fn begin_with_thinking(&mut self) {
+        let users = self.free.len() as u64;
+        for (user, slot) in (0u64..).zip(std::mem::take(&mut self.free)) {
+            let pause_ns =
+                u128::from(self.share.thinker.pause_ns()) * u128::from(user + 1) / u128::from(users);
+            self.thinking.push(Reverse((self.window.start_ns + pause_ns as u64, slot)));
+        }
+    }
+
     fn is_over(&self) -> bool {
-        let nothing_left = self.busy == 0 && self.next_due_ns().is_none();
+        // A user who thinks will ask again; without sessions the schedule has to agree.
+        let thinks = self.plan.sessions && !self.thinking.is_empty();
+        let nothing_left = self.busy == 0 && !thinks && self.next_due_ns().is_none();
         nothing_left || self.gave_up || self.unreachable.is_some() || self.now_ns >= self.drained_by_ns
     }
 
     /// Waits once, deals with all that is ready, and then with the time.
     fn turn(&mut self) {
-        let wake_ns = self.next_wake_ns();
+        let wake_ns = if self.plan.busy_poll { self.now_ns } else { self.next_wake_ns() };
         let timeout =
             (wake_ns != u64::MAX).then(|| Duration::from_nanos(wake_ns.saturating_sub(self.now_ns)));
         let reports = self.epoll.wait(timeout).expect("epoll_wait(2) fails only on bad arguments");
@@ -174,28 +238,63 @@ impl<'a> Client<'a> {
     fn next_wake_ns(&self) -> u64 {
         let phase_ns = if self.window_closed { self.drained_by_ns } else { self.window.close_ns };
         let due_ns = if self.free.is_empty() { None } else { self.next_due_ns() };
-        phase_ns.min(self.scan_at_ns).min(due_ns.unwrap_or(u64::MAX))
+        let thought_ns = self.thinking.peek().map_or(u64::MAX, |Reverse((due_ns, _))| *due_ns);
+        let told_ns = self.share.teller.as_ref().map_or(u64::MAX, Teller::ends_ns);
+        phase_ns.min(self.scan_at_ns).min(due_ns.unwrap_or(u64::MAX)).min(thought_ns).min(told_ns)
     }
 
     /// When the schedule has something to send; `None` when never again.
     fn next_due_ns(&self) -> Option<u64> {
-        let due_ns = self.schedule.next_due_ns(self.now_ns.saturating_sub(self.window.start_ns))?;
+        let due_ns = self.share.schedule.next_due_ns(self.now_ns.saturating_sub(self.window.start_ns))?;
         Some(self.window.start_ns + due_ns)
     }
 
     /// Hands requests that are due to connections that are free.
     fn dispatch(&mut self) {
+        if !self.thinking.is_empty() {
+            self.wake_thinkers();
+        }
         while let Some(&slot) = self.free.front() {
-            let due_ns = self
-                .now_ns
-                .checked_sub(self.window.start_ns)
-                .and_then(|elapsed_ns| self.schedule.take(elapsed_ns));
-            let Some(due_ns) = due_ns else { return };
+            let Some(due_ns) = self.take_due() else { return };
             self.free.pop_front();
-            self.begin(slot as usize, self.window.start_ns + due_ns);
+            self.begin(slot as usize, due_ns);
             if !self.free.is_empty() {
                 // A backlog is sent in one go: each request has its own moment.
                 self.now_ns = monotonic_ns();
+            }
+        }
+    }
+
+    /// Takes the next request that is due and still wanted.
+    fn take_due(&mut self) -> Option<u64> {
+        let elapsed_ns = self.now_ns.checked_sub(self.window.start_ns)?;
+        loop {
+            let due_ns = self.window.start_ns + self.share.schedule.take(elapsed_ns)?;
+            self.taken += 1;
+            if due_ns.saturating_add(self.plan.deadline_ns) > self.now_ns {
+                return Some(due_ns);
+            }
+            self.shed(due_ns);
+        }
+    }
+
+    /// Nobody wants this answer any more, and nobody was asked for it: its user left when the deadline passed.
+    fn shed(&mut self, due_ns: u64) {
+        self.tally.shed += 1;
+        let end_ns = due_ns + self.plan.deadline_ns;
+        let moments = Moments { due_ns, sent_ns: None, first_byte_ns: None, end_ns };
+        self.tally.record(&self.window, moments, false);
+    }
+
+    /// Those who have thought long enough ask again.
+    fn wake_thinkers(&mut self) {
+        while let Some(&Reverse((due_ns, slot))) = self.thinking.peek()
+            && due_ns <= self.now_ns
+        {
+            self.thinking.pop();
+            // In a session each user is due once, with the first request; in a closed loop each request is.
+            if self.plan.sessions || self.take_due().is_some() {
+                self.begin(slot as usize, due_ns);
             }
         }
     }
@@ -205,13 +304,33 @@ impl<'a> Client<'a> {
             self.alive_ns = self.now_ns;
         }
         self.busy += 1;
-        self.connections[slot].due_ns = Some(due_ns);
+        self.connections[slot].due_ns.push_back(due_ns);
+        while self.connections[slot].due_ns.len() < self.plan.pipeline
+            && let Some(due_ns) = self.take_due()
+        {
+            self.busy += 1;
+            self.connections[slot].due_ns.push_back(due_ns);
+        }
         match self.connections[slot].state {
             State::Idle => self.send_request(slot),
             State::Closed => self.connect(slot),
             // It sends when it is established.
             _ => {}
         }
+    }
+
+    /// The connection has nothing more to do for now.
+    fn release(&mut self, slot: usize) {
+        if self.plan.thinks && !self.plan.sessions {
+            self.think(slot);
+        } else {
+            self.free.push_back(slot as u32);
+        }
+    }
+
+    fn think(&mut self, slot: usize) {
+        let due_ns = self.now_ns.saturating_add(self.share.thinker.pause_ns());
+        self.thinking.push(Reverse((due_ns, slot as u32)));
     }
 
     fn connect(&mut self, slot: usize) {
@@ -221,9 +340,8 @@ impl<'a> Client<'a> {
         connection.began_ns = self.now_ns;
         connection.answers = 0;
         connection.reader.reset();
-        // Nagle's algorithm never holds back a request in one segment: nothing unacknowledged is before it.
-        let no_delay = self.plan.request.len() > ONE_SEGMENT_BYTES;
-        match connect(&self.plan.address, no_delay) {
+        self.connects += 1;
+        match self.plan.route.connect(self.connects) {
             Ok(socket) => connection.socket = Some(socket),
             Err(errno) => return self.connect_failed(slot, errno),
         }
@@ -237,7 +355,7 @@ impl<'a> Client<'a> {
 
     /// Tries to send on a socket that is perhaps established already, and says what to wait for.
     fn send_at_once(&mut self, slot: usize) -> Result<Interest, Errno> {
-        if self.connections[slot].due_ns.is_none() {
+        if !self.connections[slot].has_request() || self.plan.connect_only {
             return Ok(Interest::EPOLLIN | Interest::EPOLLOUT);
         }
         self.now_ns = monotonic_ns();
@@ -278,7 +396,7 @@ impl<'a> Client<'a> {
             self.control.abort(self.now_ns);
         }
         // Without a request in hand it is free already, and connects again when it gets one.
-        if self.connections[slot].due_ns.is_some() {
+        if self.connections[slot].has_request() {
             self.back_off(slot);
         }
     }
@@ -308,14 +426,23 @@ impl<'a> Client<'a> {
     fn write(&mut self, slot: usize) -> Result<bool, Errno> {
         let connection = &mut self.connections[slot];
         let is_last = self.plan.requests_per_connection == Some(connection.answers + 1);
-        connection.write(if is_last { &self.plan.last_request } else { &self.plan.request })
+        if is_last {
+            connection.write(&self.plan.last_request, self.plan.last_request.len())
+        } else {
+            let length = connection.due_ns.len() * self.plan.request_bytes;
+            connection.write(&self.plan.requests, length)
+        }
     }
 
-    /// The request has begun its way: its service time counts from now.
+    /// The requests have begun their way: their service time counts from now.
     fn sending(&mut self, slot: usize, all: bool) {
         let connection = &mut self.connections[slot];
         connection.sent_ns = self.now_ns;
+        connection.first_byte_ns = 0;
         connection.state = if all { State::Reading } else { State::Writing };
+        for &due_ns in &connection.due_ns {
+            self.tally.sent(&self.window, due_ns, self.now_ns);
+        }
         self.set_deadline(slot, self.plan.timeout_ns);
     }
 
@@ -330,7 +457,7 @@ impl<'a> Client<'a> {
 
     fn write_failed(&mut self, slot: usize, errno: Errno) {
         count(&mut self.tally.failures.write, errno);
-        self.request_failed(slot);
+        self.requests_failed(slot);
         self.close(slot);
         self.back_off(slot);
     }
@@ -359,13 +486,24 @@ impl<'a> Client<'a> {
         match error {
             Some(Ok(None)) => {
                 self.established(slot);
-                if self.connections[slot].due_ns.is_some() {
-                    self.send_request(slot);
+                match self.connections[slot].has_request() {
+                    true if self.plan.connect_only => self.on_connected_only(slot),
+                    true => self.send_request(slot),
+                    false => {}
                 }
             }
             Some(Ok(Some(error)) | Err(error)) => self.connect_failed(slot, errno(error)),
             None => {}
         }
+    }
+
+    fn on_connected_only(&mut self, slot: usize) {
+        let began_ns = self.connections[slot].began_ns;
+        if let Some(moments) = self.take_request(slot) {
+            let moments = Moments { sent_ns: Some(began_ns), ..moments };
+            self.count_answer(moments, &CONNECTED, true);
+        }
+        self.close_and_free(slot);
     }
 
     fn on_room(&mut self, slot: usize) {
@@ -393,10 +531,9 @@ impl<'a> Client<'a> {
             match connection.state {
                 State::Closing => {}
                 State::Idle => return self.on_failed_read(slot, Cause::Malformed),
-                _ => match connection.reader.feed(&self.buffer[..bytes], self.plan.no_body) {
-                    Progress::Done(answer) => return self.on_answer(slot, &answer, ends),
-                    Progress::Malformed => return self.on_failed_read(slot, Cause::Malformed),
-                    Progress::More => {}
+                _ => match self.read_answers(slot, bytes, ends) {
+                    Reading::GoesOn => {}
+                    Reading::Over => return,
                 },
             }
             if bytes < self.buffer.len() && !ends {
@@ -405,26 +542,88 @@ impl<'a> Client<'a> {
         }
     }
 
+    /// Takes all answers out of the first `bytes` of the buffer.
+    fn read_answers(&mut self, slot: usize, bytes: usize, server_closed: bool) -> Reading {
+        let mut taken = 0;
+        loop {
+            let connection = &mut self.connections[slot];
+            if connection.first_byte_ns == 0 {
+                connection.first_byte_ns = self.now_ns;
+            }
+            let fed = connection.reader.feed(&self.buffer[taken..bytes], &mut self.template);
+            taken += fed.consumed;
+            match fed.progress {
+                Progress::More => return Reading::GoesOn,
+                // Nothing was asked for beyond the last answer.
+                Progress::Done(_) if taken < bytes && connection.due_ns.len() <= 1 => break,
+                Progress::Malformed => break,
+                Progress::Done(answer) => self.on_answer(slot, &answer, server_closed),
+            }
+            if !self.connections[slot].has_request() || !self.connections[slot].has_sent() {
+                return Reading::Over;
+            }
+            if taken == bytes {
+                return Reading::GoesOn;
+            }
+        }
+        self.on_failed_read(slot, Cause::Malformed);
+        Reading::Over
+    }
+
     fn on_answer(&mut self, slot: usize, answer: &Answer, server_closed: bool) {
         let Some(moments) = self.take_request(slot) else { return };
         let connection = &mut self.connections[slot];
         connection.answers += 1;
         connection.failures = 0;
+        connection.first_byte_ns = 0;
         let first = connection.answers == 1;
         let half_sent = connection.state == State::Writing;
         let last = self.plan.requests_per_connection == Some(connection.answers);
-        self.tally.answer(&self.window, self.plan.open_loop, moments, answer, first);
+        self.count_answer(moments, answer, first);
+        if self.connections[slot].has_request() {
+            if !answer.close {
+                return;
+            }
+            // It said that it will not answer the others.
+            count(&mut self.tally.failures.read, Cause::Eof);
+            self.requests_failed(slot);
+        }
         if answer.close && !server_closed && !half_sent {
             self.connections[slot].state = State::Closing;
+            self.connections[slot].deadline_ns = u64::MAX;
             self.set_deadline(slot, CLOSING_GRACE_NS.min(self.plan.timeout_ns));
             return;
         }
-        if server_closed || half_sent || last {
+        let ends = server_closed || half_sent || last;
+        if ends {
             self.close(slot);
         } else {
             self.connections[slot].state = State::Idle;
+            self.connections[slot].deadline_ns = u64::MAX;
         }
-        self.free.push_back(slot as u32);
+        match self.plan.sessions && !ends {
+            true => self.go_on_with_session(slot),
+            false => self.release(slot),
+        }
+    }
+
+    /// The user thinks, and then asks again; after the end of the window nobody does.
+    fn go_on_with_session(&mut self, slot: usize) {
+        if self.now_ns >= self.window.close_ns {
+            self.close_and_free(slot);
+        } else if self.plan.thinks {
+            self.think(slot);
+        } else {
+            self.begin(slot, self.now_ns);
+        }
+    }
+
+    fn count_answer(&mut self, moments: Moments, answer: &Answer, first: bool) {
+        self.tally.answer(&self.window, moments, answer, first);
+        if let Some(teller) = &mut self.share.teller {
+            let slip_ns = moments.sent_ns.map(|sent_ns| sent_ns.saturating_sub(moments.due_ns));
+            teller.now().answered(self.tally.latency_ns(moments), slip_ns, answer.worker, first);
+        }
     }
 
     /// The server closed its side.
@@ -451,27 +650,30 @@ impl<'a> Client<'a> {
             }
             _ => {
                 count(&mut self.tally.failures.read, cause);
-                self.request_failed(slot);
+                self.requests_failed(slot);
                 self.close_and_free(slot);
             }
         }
     }
 
-    /// Takes the request in hand off the connection.
+    /// Takes the first of the requests in hand off the connection.
     fn take_request(&mut self, slot: usize) -> Option<Moments> {
         let connection = &mut self.connections[slot];
-        let due_ns = connection.due_ns.take()?;
+        let due_ns = connection.due_ns.pop_front()?;
         let sent_ns = connection.has_sent().then_some(connection.sent_ns);
-        connection.deadline_ns = u64::MAX;
+        let first_byte_ns = (connection.first_byte_ns > 0).then_some(connection.first_byte_ns);
         self.busy -= 1;
-        Some(Moments { due_ns, sent_ns, end_ns: self.now_ns })
+        Some(Moments { due_ns, sent_ns, first_byte_ns, end_ns: self.now_ns })
     }
 
-    /// No answer will come: the request enters the histograms at its age.
-    fn request_failed(&mut self, slot: usize) {
-        if let Some(moments) = self.take_request(slot) {
-            self.tally.record(&self.window, self.plan.open_loop, moments);
+    /// No answer will come: the requests in hand enter the histograms at their age. Returns how many there were.
+    fn requests_failed(&mut self, slot: usize) -> u64 {
+        let mut failed = 0;
+        while let Some(moments) = self.take_request(slot) {
+            self.tally.record(&self.window, moments, false);
+            failed += 1;
         }
+        failed
     }
 
     fn close(&mut self, slot: usize) {
@@ -488,13 +690,20 @@ impl<'a> Client<'a> {
 
     fn close_and_free(&mut self, slot: usize) {
         self.close(slot);
-        self.free.push_back(slot as u32);
+        self.release(slot);
     }
 
     fn set_deadline(&mut self, slot: usize, from_now_ns: u64) {
-        let deadline_ns = self.now_ns.saturating_add(from_now_ns);
+        let patience_ns = self.stale_ns(slot);
+        let deadline_ns = self.now_ns.saturating_add(from_now_ns).min(patience_ns);
         self.connections[slot].deadline_ns = deadline_ns;
         self.scan_at_ns = self.scan_at_ns.min(deadline_ns);
+    }
+
+    /// When nobody wants the answer to the first request in hand any more.
+    fn stale_ns(&self, slot: usize) -> u64 {
+        let due_ns = self.connections[slot].due_ns.front().copied();
+        due_ns.map_or(u64::MAX, |due_ns| due_ns.saturating_add(self.plan.deadline_ns))
     }
 
     /// Once per wait: what time alone makes happen.
@@ -505,6 +714,11 @@ impl<'a> Client<'a> {
         if self.now_ns >= self.window.close_ns && !self.window_closed {
             self.window_closed = true;
             self.forget_unsent();
+            self.end_thinking();
+        }
+        if self.share.teller.as_ref().is_some_and(|teller| teller.ends_ns() <= self.now_ns) {
+            let totals = self.totals();
+            self.share.teller.iter_mut().for_each(|teller| teller.look_at_the_clock(self.now_ns, totals));
         }
         let dead_ns = self.now_ns.saturating_sub(self.alive_ns);
         if self.plan.ends_by_count && self.tally.open == 0 && dead_ns > self.plan.timeout_ns {
@@ -528,16 +742,42 @@ impl<'a> Client<'a> {
     }
 
     fn on_deadline(&mut self, slot: usize) {
+        if self.stale_ns(slot) <= self.now_ns {
+            return self.abandon(slot);
+        }
         match self.connections[slot].state {
             State::Connecting => self.connect_failed(slot, Errno::ETIMEDOUT),
             State::Writing | State::Reading => {
-                self.tally.failures.timeout += 1;
-                self.request_failed(slot);
+                self.tally.failures.timeout += self.requests_failed(slot);
                 self.close_and_free(slot);
             }
-            State::BackingOff if self.connections[slot].due_ns.is_some() => self.connect(slot),
+            State::BackingOff if self.connections[slot].has_request() => self.connect(slot),
             State::BackingOff | State::Closing => self.close_and_free(slot),
             State::Closed | State::Idle => {}
+        }
+    }
+
+    /// The user has left; so does the connection, since the answer to this request would come before the next.
+    fn abandon(&mut self, slot: usize) {
+        let was_sent = self.connections[slot].has_sent();
+        let requests = self.requests_failed(slot);
+        *if was_sent { &mut self.tally.abandoned } else { &mut self.tally.shed } += requests;
+        self.close_and_free(slot);
+    }
+
+    /// The window is over: nobody asks again.
+    fn end_thinking(&mut self) {
+        for Reverse((_, slot)) in std::mem::take(&mut self.thinking) {
+            self.close(slot as usize);
+        }
+    }
+
+    fn totals(&self) -> Totals {
+        Totals {
+            open: self.tally.open,
+            established: self.tally.established,
+            errors: self.tally.failures.total(),
+            due: self.taken,
         }
     }
 
@@ -548,8 +788,8 @@ impl<'a> Client<'a> {
             return;
         }
         for slot in 0..self.connections.len() {
-            if self.connections[slot].due_ns.is_some() && !self.connections[slot].has_sent() {
-                self.take_request(slot);
+            if !self.connections[slot].has_sent() {
+                while self.take_request(slot).is_some() {}
             }
         }
     }
@@ -557,7 +797,7 @@ impl<'a> Client<'a> {
     fn heed_control(&mut self) {
         let Some(stopped_at_ns) = self.control.stopped_at_ns() else { return };
         self.window.close_ns = self.window.close_ns.min(stopped_at_ns);
-        self.schedule.end_at(stopped_at_ns.saturating_sub(self.window.start_ns));
+        self.share.schedule.end_at(stopped_at_ns.saturating_sub(self.window.start_ns));
         let patience_ns = INTERRUPTED_DRAIN_NS.min(self.plan.timeout_ns);
         let drain_ns = if self.control.is_aborted() { 0 } else { patience_ns };
         self.drained_by_ns = self.drained_by_ns.min(stopped_at_ns.saturating_add(drain_ns));
@@ -571,19 +811,14 @@ impl<'a> Client<'a> {
             if self.connections[slot].state == State::Connecting {
                 self.settle(slot);
             }
-            if self.connections[slot].due_ns.is_some() {
-                self.tally.failures.timeout += 1;
-                self.request_failed(slot);
-            }
+            self.tally.failures.timeout += self.requests_failed(slot);
         }
-        let elapsed_ns = self.now_ns.saturating_sub(self.window.start_ns);
         while self.plan.open_loop
-            && let Some(due_ns) = self.schedule.take(elapsed_ns)
+            && let Some(due_ns) = self.take_due()
         {
-            let due_ns = self.window.start_ns + due_ns;
             self.tally.failures.timeout += 1;
-            let never_sent = Moments { due_ns, sent_ns: None, end_ns: self.now_ns };
-            self.tally.record(&self.window, true, never_sent);
+            let never_sent = Moments { due_ns, sent_ns: None, first_byte_ns: None, end_ns: self.now_ns };
+            self.tally.record(&self.window, never_sent, false);
         }
     }
 

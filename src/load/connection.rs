@@ -1,12 +1,16 @@
 //! One connection of the client: what it is doing, for which request, and until when that may take.
 
+use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv, send};
+use nix::sys::socket::{MsgFlags, recv, send, setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::load::response::Reader;
+use crate::load::source::Sources;
 
 /// What a connection is doing:
 ///
@@ -37,9 +41,12 @@ pub struct Connection {
     pub state: State,
     /// Counts the sockets of this slot; a report for an earlier one is stale.
     pub generation: u32,
-    /// When the request in hand was due; it is in hand until it is answered, failed or given up.
-    pub due_ns: Option<u64>,
+    /// When the requests in hand were due, the next to be answered first. They went out in one piece; each is in hand
+    /// until it is answered, failed or given up.
+    pub due_ns: VecDeque<u64>,
     pub sent_ns: u64,
+    /// Of the answer that is coming in; 0 before its first byte.
+    pub first_byte_ns: u64,
     /// When connect(2) was called.
     pub began_ns: u64,
     /// When the present state has lasted too long; `u64::MAX` for never.
@@ -59,8 +66,9 @@ impl Default for Connection {
             socket: None,
             state: State::Closed,
             generation: 0,
-            due_ns: None,
+            due_ns: VecDeque::new(),
             sent_ns: 0,
+            first_byte_ns: 0,
             began_ns: 0,
             deadline_ns: u64::MAX,
             written: 0,
@@ -77,22 +85,26 @@ impl Connection {
         matches!(self.state, State::Idle | State::Writing | State::Reading | State::Closing)
     }
 
-    /// Whether the request in hand has begun its way to the server.
+    pub fn has_request(&self) -> bool {
+        !self.due_ns.is_empty()
+    }
+
+    /// Whether the requests in hand have begun their way to the server.
     pub fn has_sent(&self) -> bool {
         matches!(self.state, State::Writing | State::Reading)
     }
 
-    /// Writes what the kernel takes of the rest of the request; EAGAIN is no failure. True when all of it is
-    /// gone.
-    pub fn write(&mut self, request: &[u8]) -> Result<bool, Errno> {
+    /// Writes what the kernel takes of the first `length` bytes of `requests`; EAGAIN is no failure. True when all of
+    /// them are gone.
+    pub fn write(&mut self, requests: &[u8], length: usize) -> Result<bool, Errno> {
         let Some(socket) = &self.socket else { return Err(Errno::ENOTCONN) };
         // MSG_NOSIGNAL: a closed peer is an EPIPE to count, not a SIGPIPE to die of (send(2)).
-        match send(socket.as_raw_fd(), &request[self.written..], MsgFlags::MSG_NOSIGNAL) {
+        match send(socket.as_raw_fd(), &requests[self.written..length], MsgFlags::MSG_NOSIGNAL) {
             Ok(written) => self.written += written,
             Err(Errno::EAGAIN | Errno::EINTR) => {}
             Err(errno) => return Err(errno),
         }
-        Ok(self.written == request.len())
+        Ok(self.written == length)
     }
 
     /// What the kernel holds for us: the number of bytes, 0 at the end of the stream, EAGAIN for nothing yet.
@@ -102,23 +114,46 @@ impl Connection {
     }
 }
 
-/// A non-blocking socket on its way to `address`.
-pub fn connect(address: &SockAddr, no_delay: bool) -> Result<Socket, Errno> {
-    let open = || {
-        let socket = Socket::new(
-            Domain::from(i32::from(address.family())),
-            Type::STREAM.nonblocking().cloexec(),
-            Some(Protocol::TCP),
-        )?;
-        if no_delay {
+/// Where connections go, and how they begin and end; the same for all of a run.
+pub struct Route {
+    pub address: SockAddr,
+    /// Where they come from.
+    pub sources: Option<Sources>,
+    /// The first request does not fit into one segment; otherwise Nagle's algorithm never holds it back, since nothing
+    /// unacknowledged is before it.
+    pub no_delay: bool,
+    /// They end with a reset.
+    pub reset: bool,
+}
+
+impl Route {
+    /// A non-blocking socket on its way; `number` chooses the source address.
+    pub fn connect(&self, number: u64) -> Result<Socket, Errno> {
+        let socket = self.open(number).map_err(errno)?;
+        match socket.connect(&self.address).map_err(errno) {
+            Ok(()) | Err(Errno::EINPROGRESS) => Ok(socket),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn open(&self, number: u64) -> std::io::Result<Socket> {
+        let domain = Domain::from(i32::from(self.address.family()));
+        let protocol = (domain != Domain::UNIX).then_some(Protocol::TCP);
+        let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), protocol)?;
+        if self.no_delay && domain != Domain::UNIX {
             socket.set_tcp_nodelay(true)?;
         }
+        if self.reset && domain != Domain::UNIX {
+            // Closing then sends RST, and nobody keeps a TIME_WAIT (socket(7), SO_LINGER).
+            socket.set_linger(Some(Duration::ZERO))?;
+        }
+        if let Some(sources) = &self.sources {
+            // The port is chosen in connect(2), where the peer is known: the same port may then serve connections to
+            // several peers (ip(7)).
+            setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+            socket.bind(&SocketAddr::new(sources.turn(number), 0).into())?;
+        }
         Ok(socket)
-    };
-    let socket: Socket = open().map_err(errno)?;
-    match socket.connect(address).map_err(errno) {
-        Ok(()) | Err(Errno::EINPROGRESS) => Ok(socket),
-        Err(errno) => Err(errno),
     }
 }
 

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
-use socket2::{SockAddr, Socket};
+use socket2::Socket;
 
-use crate::load::connection::{connect, errno};
+use crate::load::connection::{Route, errno};
 use crate::load::tally::{Failures, count};
 use crate::sys::epoll::{Epoll, Interest};
 
@@ -27,7 +27,7 @@ impl Crowd {
     /// Opens `size` connections, in batches. One that fails is counted and not tried again; when the first
     /// batch fails altogether, its errno is the result. `interrupted` ends the opening early.
     pub fn open(
-        address: &SockAddr,
+        route: &Route,
         size: usize,
         timeout: Duration,
         interrupted: &dyn Fn() -> bool,
@@ -36,7 +36,7 @@ impl Crowd {
         let mut asked = 0;
         while asked < size && !interrupted() {
             let batch = MAX_IN_FLIGHT.min(size - asked);
-            let last_error = crowd.open_batch(address, batch, timeout, interrupted)?;
+            let last_error = crowd.open_batch(route, batch, timeout, interrupted)?;
             if let Some(errno) = last_error.filter(|_| crowd.members.is_empty()) {
                 return Err(errno);
             }
@@ -62,7 +62,7 @@ impl Crowd {
     /// Returns the errno of the last failure, if there was one.
     fn open_batch(
         &mut self,
-        address: &SockAddr,
+        route: &Route,
         size: usize,
         timeout: Duration,
         interrupted: &dyn Fn() -> bool,
@@ -71,7 +71,7 @@ impl Crowd {
         let mut last_error = None;
         let mut pending: Vec<Option<Socket>> = Vec::with_capacity(size);
         for token in 0..size as u64 {
-            let socket = connect(address, false).and_then(|socket| {
+            let socket = route.connect(token).and_then(|socket| {
                 epoll.add(&socket, token, Interest::EPOLLOUT | Interest::EPOLLET)?;
                 Ok(socket)
             });

@@ -93,7 +93,7 @@ fn chi_square_upper_tail(x: f64, degrees_of_freedom: f64) -> f64 {
 
 /// The regularised upper incomplete gamma function Q(a, x): the series for x < a + 1, Lentz's continued
 /// fraction beyond (Press et al., Numerical Recipes, 3rd ed., section 6.2).
-fn upper_incomplete_gamma(a: f64, x: f64) -> f64 {
+pub(crate) fn upper_incomplete_gamma(a: f64, x: f64) -> f64 {
     if x <= 0.0 {
         return 1.0;
     }

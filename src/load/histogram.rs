@@ -18,6 +18,20 @@ impl Times {
         Times(Histogram::new_with_bounds(1, Times::MAX_NS, Times::DIGITS).expect("constant bounds are valid"))
     }
 
+    /// Three digits from 1 µs to a minute: half the size, for one of many.
+    pub fn of_a_worker() -> Times {
+        Times(Histogram::new_with_bounds(1_000, 60_000_000_000, 3).expect("constant bounds are valid"))
+    }
+
+    /// Two digits from 1 µs to a minute: small enough to be sent off ten times a second.
+    pub fn of_an_interval() -> Times {
+        Times(Histogram::new_with_bounds(1_000, 60_000_000_000, 2).expect("constant bounds are valid"))
+    }
+
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
     pub fn record(&mut self, ns: u64) {
         self.0.saturating_record(ns);
     }
@@ -28,6 +42,12 @@ impl Times {
 
     pub fn count(&self) -> u64 {
         self.0.len()
+    }
+
+    /// One that was read from a file; `None` unless it has our bounds, since adding another would move its counts.
+    pub fn from_histogram(histogram: Histogram<u64>) -> Option<Times> {
+        let bounds = (histogram.low(), histogram.high(), histogram.sigfig());
+        (bounds == (1, Times::MAX_NS, Times::DIGITS)).then_some(Times(histogram))
     }
 
     /// In nanoseconds, as the standard tools read them.

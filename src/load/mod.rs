@@ -6,8 +6,12 @@
 //!   what comes back, [`crowd`] is those that only want to be there, [`slow`] those that
 //!   are slow on purpose;
 //! - [`tally`] and [`histogram`]: what one thread counted;
-//! - [`run`], [`control`], [`watch`]: the threads' beginning and end, phases, signals;
-//! - [`evenness`], [`summary`], [`text`]: what it means, for programs and for people;
+//! - [`preflight`], [`run`], [`control`], [`watch`]: whether it can fit, the threads' beginning and end, phases,
+//!   signals;
+//! - [`interval`], [`audience`]: what is told while it goes on;
+//! - [`evidence`], [`verdict`], [`gate`]: whether to trust it, and whether it is good enough;
+//! - [`evenness`], [`summary`], [`export`], [`text`]: what it means, for programs and for people;
+//! - [`merge`]: one result from those of many client machines;
 //! - [`demo`]: what a closed loop leaves out, shown.
 
 pub mod args;
@@ -24,13 +28,20 @@ pub mod response;
 pub mod slow;
 
 pub mod histogram;
+pub mod interval;
 pub mod tally;
 
+pub mod audience;
 pub mod control;
+pub mod preflight;
 pub mod run;
 pub mod watch;
 
 pub mod demo;
 pub mod evenness;
+pub mod evidence;
+pub mod export;
+pub mod merge;
 pub mod summary;
 pub mod text;
+pub mod verdict;

@@ -1,36 +1,47 @@
 //! One run from the command line to the report: open the crowd, start the threads, hand out the schedule,
 //! collect what was counted.
 
-use std::fs::File;
-use std::path::Path;
 use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, ScopedJoinHandle};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use socket2::SockAddr;
 
-use crate::load::args::{LoadArgs, Method};
-use crate::load::client::{Client, Plan};
+use crate::cpu;
+use crate::load::args::{Close, LoadArgs, Method};
+use crate::load::audience::Audience;
+use crate::load::client::{Client, Plan, Share};
+use crate::load::connection::Route;
 use crate::load::control::{Control, Voice};
 use crate::load::crowd::Crowd;
-use crate::load::schedule::{Arrivals, Extent, Schedule, share};
-use crate::load::summary::{Measured, report, write_hlog};
-use crate::load::tally::{Tally, Window};
+use crate::load::evidence::{Surroundings, trust};
+use crate::load::export::{Distributions, Files, Span, both};
+use crate::load::interval::{self, Listener, Teller};
+use crate::load::preflight;
+use crate::load::schedule::{Arrivals, Extent, Schedule, Thinker, share};
+use crate::load::slow::{Kinds, SlowCrowd};
+use crate::load::summary::{Measured, latency, report};
+use crate::load::tally::{Measures, Tally, Window};
 use crate::load::watch::{Cpu, Watch, max_rss_kib};
+use crate::machine::Counters;
 use crate::report::LoadReport;
 use crate::units::monotonic_ns;
 
 /// The schedule begins this much after the threads are told, so that they have heard it by then.
 const LEAD_NS: u64 = 1_000_000;
-/// Descriptors beside the connections: standard streams, epoll instances, the files of the run.
-const OTHER_DESCRIPTORS: u64 = 32;
+/// Fits into one segment on every path (RFC 9293, section 3.7.1).
+const ONE_SEGMENT_BYTES: usize = 536;
+/// Sends whose moments are kept to judge the schedule by.
+const SENDS_KEPT: usize = 20_000;
+/// Parts of the window that are compared to see a drift.
+const SLICES: usize = 60;
 
 /// What a run leaves behind.
 pub struct Outcome {
     pub report: LoadReport,
     /// A full disk must not cost the report.
-    pub hlog: Result<(), String>,
+    pub files: Result<(), String>,
 }
 
 /// Does what the command line asks for. An error is one line that says what was tried and what to do.
@@ -38,30 +49,52 @@ pub fn run(args: &LoadArgs) -> Result<Outcome, String> {
     let setup = |errno: Errno| format!("set up the run: {}", words(errno));
     let control = Control::new().map_err(setup)?;
     let mut watch = Watch::new(&control, args).map_err(setup)?;
-    let hlog = args.hlog.as_deref().map(create).transpose()?;
     let arrivals = args.arrivals()?;
+    let files = Files::create(args.hlog.as_deref(), args.hgrm.as_deref(), args.csv.as_deref())?;
+    let audience = Audience::new(args)?;
     let plan = plan(args)?;
-    make_room_for_descriptors(args)?;
+    for line in preflight::prepare(args)? {
+        eprintln!("loadgen: {line}");
+    }
     let unreachable = |errno| {
-        let address =
-            plan.address.as_socket().map_or_else(|| args.target().authority.clone(), |a| a.to_string());
+        let unix = args.unix.as_ref().map(|path| path.display().to_string());
+        let inet = plan.route.address.as_socket().map(|address| address.to_string());
+        let address = unix.or(inet).unwrap_or_else(|| args.target().authority.clone());
         format!("connect {address}: {}; is the server running?", words(errno))
     };
 
     let crowd = open_crowd(args, &plan, &watch).map_err(unreachable)?;
-    let began = SystemTime::now();
-    let (tally, window, cpu) = measure(args, &arrivals, &plan, &control, &mut watch).map_err(unreachable)?;
-    let hlog = hlog.map_or(Ok(()), |(file, path)| {
-        write_hlog(file, &tally, &window, plan.open_loop, began)
-            .map_err(|error| format!("write {}: {error}", path.display()))
-    });
-    let measured = Measured { tally, window, cpu, crowd: &crowd, max_rss_kib: max_rss_kib() };
-    Ok(Outcome { report: report(args, &measured), hlog })
-}
-
-/// Before the run: a path that cannot be written should not cost a measurement.
-fn create(path: &Path) -> Result<(File, &Path), String> {
-    File::create(path).map(|file| (file, path)).map_err(|error| format!("create {}: {error}", path.display()))
+    let slow = open_slow(args, &plan).map_err(setup)?;
+    let (counters, since_ns) = (Counters::now(), monotonic_ns());
+    let run = measure(args, &arrivals, &plan, &control, &mut watch, audience).map_err(unreachable)?;
+    let measured = Measured {
+        run,
+        crowd: &crowd,
+        slow: slow.map_or(Vec::new(), SlowCrowd::stop),
+        max_rss_kib: max_rss_kib(),
+        interrupted: control.stopped_at_ns().is_some(),
+    };
+    let mut report = report(args, &measured);
+    let around = Surroundings {
+        counters: Counters::now().since(&counters),
+        seconds: (monotonic_ns() - since_ns) as f64 / 1e9,
+        crowd: crowd.established(),
+    };
+    report.trust = Some(trust(args, &measured.run, &report, around));
+    let Run { tally, window, began, told, .. } = measured.run;
+    let distributions = Distributions {
+        connect: &tally.connect,
+        first_byte: &tally.first_byte,
+        service: &tally.service,
+        response: latency(&tally, plan.open_loop),
+        slip: &tally.slip,
+    };
+    let span = Span {
+        began,
+        start: Duration::from_nanos(window.open_ns - window.start_ns),
+        duration: Duration::from_nanos(window.duration_ns()),
+    };
+    Ok(Outcome { files: both(files.write(&distributions, &span, &report), told), report })
 }
 
 /// An errno as it stands in the middle of a sentence.
@@ -71,17 +104,47 @@ fn words(errno: Errno) -> String {
 }
 
 fn plan(args: &LoadArgs) -> Result<Plan, String> {
+    let one = request(args, "");
+    let reset = args.close == Close::Rst;
     Ok(Plan {
-        address: args.target().resolve()?.into(),
-        request: request(args, ""),
-        last_request: request(args, "Connection: close\r\n"),
+        route: Route {
+            address: address(args)?,
+            sources: args.source.clone(),
+            no_delay: one.len() > ONE_SEGMENT_BYTES,
+            reset,
+        },
+        requests: one.repeat(args.pipeline as usize),
+        request_bytes: one.len(),
+        pipeline: args.pipeline as usize,
+        // Who resets is first to close, and need not ask for it.
+        last_request: request(args, if reset { "" } else { "Connection: close\r\n" }),
         no_body: args.method == Method::Head,
         open_loop: args.is_open_loop(),
+        sessions: args.sessions,
+        thinks: args.think.is_some(),
+        connect_only: args.connect_only,
         requests_per_connection: args.requests_per_connection,
         timeout_ns: args.timeout.as_nanos() as u64,
+        deadline_ns: args.deadline.map_or(u64::MAX, |deadline| deadline.as_nanos() as u64),
         ends_by_count: args.requests.is_some(),
-        trace: args.trace as usize,
+        busy_poll: args.busy_poll,
+        measures: Measures {
+            from_due: args.is_open_loop(),
+            slip: args.is_open_loop() || args.think.is_some(),
+            workers: args.workers.unwrap_or(0) as usize,
+            trace: args.trace as usize,
+            order: args.order as usize,
+            sends: if args.is_open_loop() { SENDS_KEPT / args.threads as usize } else { 0 },
+            slices: SLICES,
+        },
     })
+}
+
+fn address(args: &LoadArgs) -> Result<SockAddr, String> {
+    match &args.unix {
+        None => Ok(args.target().resolve()?.into()),
+        Some(path) => SockAddr::unix(path).map_err(|error| format!("connect {}: {error}", path.display())),
+    }
 }
 
 /// The bytes of a request: as few headers as HTTP/1.1 allows.
@@ -97,29 +160,33 @@ fn request(args: &LoadArgs, more_headers: &str) -> Vec<u8> {
     bytes
 }
 
-/// Raises the soft limit to the hard one, and refuses a run that does not fit below that.
-fn make_room_for_descriptors(args: &LoadArgs) -> Result<(), String> {
-    let connections = u64::from(args.connections) + u64::from(args.idle);
-    let needed = connections + u64::from(args.threads) + OTHER_DESCRIPTORS;
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit(2) fails only on bad arguments");
-    if needed > hard {
-        return Err(format!(
-            "open {connections} connections: they need {needed} descriptors, the limit is {hard}; \
-             raise `ulimit -Hn` or ask for fewer"
-        ));
-    }
-    if soft < hard {
-        // If this fails, a run that needs more counts EMFILE among its connect errors.
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
-    Ok(())
-}
-
 fn open_crowd(args: &LoadArgs, plan: &Plan, watch: &Watch) -> nix::Result<Crowd> {
     if args.idle > 0 {
         watch.announce("crowd");
     }
-    Crowd::open(&plan.address, args.idle as usize, args.timeout, &|| watch.is_interrupted())
+    Crowd::open(&plan.route, args.idle as usize, args.timeout, &|| watch.is_interrupted())
+}
+
+fn open_slow(args: &LoadArgs, plan: &Plan) -> nix::Result<Option<SlowCrowd>> {
+    let kinds = Kinds::of(args);
+    if kinds.total() == 0 {
+        return Ok(None);
+    }
+    let one = plan.requests[..plan.request_bytes].to_vec();
+    SlowCrowd::start(plan.route.address.clone(), one, kinds, args.slow_gap).map(Some)
+}
+
+/// What the threads brought home.
+pub struct Run {
+    /// Of all threads together.
+    pub tally: Tally,
+    pub window: Window,
+    /// Spent in the window.
+    pub cpu: Cpu,
+    /// When the warm-up began.
+    pub began: SystemTime,
+    /// What hindered those who watched.
+    pub told: Result<(), String>,
 }
 
 /// Starts the threads, gives them the schedule, waits for them and adds up their books; or the errno, when
@@ -130,33 +197,62 @@ fn measure(
     plan: &Plan,
     control: &Control,
     watch: &mut Watch,
-) -> nix::Result<(Tally, Window, Cpu)> {
+    mut audience: Audience,
+) -> nix::Result<Run> {
     let threads = u64::from(args.threads);
     let clients = (0..threads)
         .map(|thread| Client::new(plan, control, share(u64::from(args.connections), thread, threads)))
         .collect::<nix::Result<Vec<_>>>()?;
+    let (mut tellers, mut listener) = tellers(args, &audience);
     thread::scope(|scope| {
         let (mut starters, mut handles) = (Vec::new(), Vec::new());
-        for client in clients {
+        for (thread, client) in (0..).zip(clients) {
             let (starter, start) = mpsc::channel();
             starters.push(starter);
-            handles.push(scope.spawn(move || measure_thread(plan, control, client, &start)));
+            let cpu = args.pin.then_some(thread);
+            handles.push(scope.spawn(move || measure_thread(plan, control, client, cpu, &start)));
         }
         watch.until_ready(threads)?;
-        let window = window(args, monotonic_ns() + LEAD_NS);
+        let (start_ns, began) = start(args.start_at);
+        let window = window(args, start_ns);
         for (thread, starter) in (0..).zip(starters) {
-            let schedule = Schedule::new(arrivals.clone(), extent(args), thread, threads);
+            let share = Share {
+                schedule: Schedule::new(arrivals.clone(), extent(args), thread, threads),
+                thinker: Thinker::new(args.think, args.seed, thread),
+                teller: tellers.pop(),
+            };
             // A thread that does not listen has panicked; joining it says so.
-            let _ = starter.send((window, schedule));
+            let _ = starter.send((window, share));
         }
-        let (mut window, cpu) = watch.until_done(threads, window)?;
-        let tally = add_up(handles)?;
+        let (mut window, cpu) = watch.until_done(threads, window, listener.as_mut(), &mut audience)?;
+        let tally = add_up(handles, plan.measures)?;
         if window.close_ns == u64::MAX {
             // The number of requests ended it: with the last of them.
             window.close_ns = tally.last_end_ns.max(window.open_ns);
         }
-        Ok((tally, window, cpu))
+        let told = audience.leave(listener, &window);
+        Ok(Run { tally, window, cpu, began, told })
     })
+}
+
+/// Somebody who watches needs the threads to tell.
+fn tellers(args: &LoadArgs, audience: &Audience) -> (Vec<Teller>, Option<Listener>) {
+    if audience.is_empty() {
+        return (Vec::new(), None);
+    }
+    let workers = args.workers.unwrap_or(0) as usize;
+    let (tellers, listener) =
+        interval::pair(args.threads as usize, args.interval, u64::from(args.connections), workers);
+    (tellers, Some(listener))
+}
+
+/// When the schedule begins: by the monotonic clock, and by the clock on the wall.
+fn start(start_at: Option<SystemTime>) -> (u64, SystemTime) {
+    let (soon_ns, now) = (monotonic_ns() + LEAD_NS, SystemTime::now());
+    let soon = now + Duration::from_nanos(LEAD_NS);
+    // Too late is too late: the report says by how much.
+    let wait = start_at.and_then(|at| at.duration_since(soon).ok()).unwrap_or_default();
+    (soon_ns + wait.as_nanos() as u64, soon + wait)
 }
 
 /// What one measuring thread does.
@@ -164,17 +260,22 @@ fn measure_thread(
     plan: &Plan,
     control: &Control,
     mut client: Client,
-    start: &Receiver<(Window, Schedule)>,
+    cpu: Option<usize>,
+    start: &Receiver<(Window, Share)>,
 ) -> nix::Result<Tally> {
     let mut voice = Voice::new(control);
+    if let Some(number) = cpu {
+        let allowed = cpu::allowed();
+        cpu::pin_to(&[allowed[number % allowed.len()]])?;
+    }
     // Handshakes belong to a closed loop, and to a connection per request, but not to an open loop whose
     // connections are kept: there they would only make its first requests late.
-    if plan.open_loop && plan.requests_per_connection.is_none() {
+    if plan.open_loop && plan.requests_per_connection.is_none() && !plan.connect_only {
         client.open_all();
     }
     voice.say_ready();
     match start.recv() {
-        Ok((window, schedule)) => client.run(window, schedule),
+        Ok((window, share)) => client.run(window, share),
         // The main thread gave up before the start.
         Err(_) => Err(Errno::ECANCELED),
     }
@@ -198,8 +299,8 @@ fn extent(args: &LoadArgs) -> Extent {
     }
 }
 
-fn add_up(handles: Vec<ScopedJoinHandle<nix::Result<Tally>>>) -> nix::Result<Tally> {
-    let mut sum = Tally::new(0);
+fn add_up(handles: Vec<ScopedJoinHandle<nix::Result<Tally>>>, measures: Measures) -> nix::Result<Tally> {
+    let mut sum = Tally::new(measures);
     for handle in handles {
         match handle.join() {
             Ok(tally) => sum.add(tally?),

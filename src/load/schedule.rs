@@ -372,6 +372,11 @@ impl Thinker {
         Thinker { think, rng: nth_fork(!seed, thread) }
     }
 
+    /// Nobody thinks.
+    pub fn nothing() -> Thinker {
+        Thinker::new(None, 0, 0)
+    }
+
     /// The next pause.
     pub fn pause_ns(&mut self) -> u64 {
         match self.think {

@@ -24,7 +24,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::load::args::LoadArgs;
 use crate::load::connection::errno;
-use crate::load::response::{Progress, Reader};
+use crate::load::response::{Progress, Reader, Template};
 use crate::report::SlowBook;
 use crate::sys::epoll::{Epoll, Interest};
 use crate::units::monotonic_ns;
@@ -90,7 +90,7 @@ impl SlowCrowd {
         let members = kinds.each().into_iter().flat_map(|(kind, count)| (0..count).map(move |_| kind));
         let slow = Slow {
             address,
-            no_body: request.starts_with(b"HEAD "),
+            template: Template::new(request.starts_with(b"HEAD ")),
             request,
             gap_ns: gap.as_nanos() as u64,
             epoll,
@@ -179,7 +179,7 @@ struct Slow {
     address: SockAddr,
     request: Vec<u8>,
     /// The method is HEAD.
-    no_body: bool,
+    template: Template,
     gap_ns: u64,
     epoll: Epoll,
     members: Vec<Member>,
@@ -337,7 +337,7 @@ impl Slow {
             // An answer to half a request says only that the server will close.
             return true;
         }
-        match member.reader.feed(bytes, self.no_body) {
+        match member.reader.feed(bytes, &mut self.template).progress {
             Progress::More => return true,
             Progress::Done(answer) => {
                 member.answered += 1;
@@ -358,8 +358,8 @@ impl Slow {
         let asked = member.kind != Kind::HalfOpen && member.written == self.request.len();
         let mut complete = false;
         while let Ok(bytes @ 1..) = member.receive(&mut self.buffer) {
-            complete =
-                asked && matches!(member.reader.feed(&self.buffer[..bytes], self.no_body), Progress::Done(_));
+            let fed = member.reader.feed(&self.buffer[..bytes], &mut self.template);
+            complete = asked && matches!(fed.progress, Progress::Done(_));
         }
         if complete || (asked && member.reader.end().is_some()) {
             member.answered += 1;

@@ -1,37 +1,37 @@
-//! From what the threads counted to the document that other programs read: [`LoadReport`] and the `.hlog`.
+//! From what the threads counted to the document that other programs read: [`LoadReport`].
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use hdrhistogram::serialization::V2DeflateSerializer;
-use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
+use nix::unistd::gethostname;
 
 use crate::load::args::LoadArgs;
 use crate::load::crowd::Crowd;
 use crate::load::evenness;
 use crate::load::histogram::Times;
-use crate::load::tally::{Tally, Window};
-use crate::load::watch::Cpu;
-use crate::report::{ClientCost, ConnectionBook, EvennessPair, LoadReport, OutsideWindow, WorkerShare};
+use crate::load::run::Run;
+use crate::load::tally::{Share, Tally};
+use crate::report::{
+    ClientCost, ConnectionBook, DeadlineBook, EvennessPair, LoadReport, OutsideWindow, RunInfo, SlowBook,
+    WorkerShare,
+};
 
 /// The version of the document.
-const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 1;
 
 /// All that a run brought.
 pub struct Measured<'a> {
-    /// Of all threads together.
-    pub tally: Tally,
-    pub window: Window,
-    /// Spent in the window.
-    pub cpu: Cpu,
+    pub run: Run,
     pub crowd: &'a Crowd,
+    pub slow: Vec<SlowBook>,
     pub max_rss_kib: u64,
+    /// Ended early.
+    pub interrupted: bool,
 }
 
 pub fn report(args: &LoadArgs, measured: &Measured) -> LoadReport {
-    let Measured { tally, window, crowd, .. } = measured;
+    let Measured { run, crowd, .. } = measured;
+    let Run { tally, window, cpu, .. } = run;
     let duration_s = window.duration_ns() as f64 / 1e9;
     let workers = workers(tally, args.workers.unwrap_or(0) as usize);
     let mut failures = tally.failures.clone();
@@ -45,6 +45,12 @@ pub fn report(args: &LoadArgs, measured: &Measured) -> LoadReport {
         latency_us: latency(tally, args.is_open_loop()).latency(),
         service_us: tally.service.latency(),
         connect_us: tally.connect.latency(),
+        first_byte_us: tally.first_byte.latency(),
+        slip_us: tally.slip.latency(),
+        censored: tally.censored,
+        offered_per_s: args.is_open_loop().then(|| over(tally.due_in_window as f64, duration_s)),
+        deadline: args.deadline.map(|_| DeadlineBook { shed: tally.shed, abandoned: tally.abandoned }),
+        pipeline: (args.pipeline > 1).then_some(args.pipeline),
         evenness: evenness(&workers),
         workers: (0..)
             .zip(workers)
@@ -59,17 +65,32 @@ pub fn report(args: &LoadArgs, measured: &Measured) -> LoadReport {
         },
         outside_window: OutsideWindow { warmup: tally.answered_before, late: tally.answered_late },
         trace: tally.trace.clone(),
+        order: tally.order.iter().map(|&(_, worker)| worker).collect(),
+        slow: measured.slow.clone(),
         client: ClientCost {
             threads: args.threads as usize,
-            cpu_user_us: measured.cpu.user_us,
-            cpu_system_us: measured.cpu.system_us,
-            cpu_share: over(
-                (measured.cpu.user_us + measured.cpu.system_us) as f64 / 1e6,
-                duration_s * f64::from(args.threads),
-            ),
+            cpu_user_us: cpu.user_us,
+            cpu_system_us: cpu.system_us,
+            cpu_share: over((cpu.user_us + cpu.system_us) as f64 / 1e6, duration_s * f64::from(args.threads)),
             max_rss_kib: measured.max_rss_kib,
         },
+        run: Some(run_info(args, measured)),
         ..LoadReport::default()
+    }
+}
+
+fn run_info(args: &LoadArgs, measured: &Measured) -> RunInfo {
+    let unix_ns = |time: SystemTime| {
+        time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+    };
+    RunInfo {
+        host: gethostname().map_or_else(|_| String::new(), |name| name.to_string_lossy().into_owned()),
+        started_unix_ns: unix_ns(measured.run.began),
+        start_at_unix_ns: args.start_at.map(unix_ns),
+        seed: args.seed,
+        configuration: args.configuration(),
+        interrupted: measured.interrupted,
+        merged_from: None,
     }
 }
 
@@ -78,16 +99,23 @@ fn over(amount: f64, span: f64) -> f64 {
 }
 
 /// In closed loop a request is due when it is sent.
-fn latency(tally: &Tally, open_loop: bool) -> &Times {
+pub fn latency(tally: &Tally, open_loop: bool) -> &Times {
     if open_loop { &tally.latency } else { &tally.service }
 }
 
 /// One row for each worker there is: those that got nothing, too. Empty when no answer named its worker.
 fn workers(tally: &Tally, expected: usize) -> Vec<WorkerShare> {
-    let mut workers = tally.workers.clone();
-    if !workers.is_empty() {
-        workers.resize(workers.len().max(expected), WorkerShare::default());
+    let report = |share: &Share| WorkerShare {
+        connections: share.connections,
+        requests: share.requests,
+        latency_us: share.latency.as_ref().filter(|times| times.count() > 0).map(|times| times.latency()),
+    };
+    let mut workers: Vec<WorkerShare> = tally.workers.iter().map(report).collect();
+    // Room was made beforehand; only answers tell that there are workers.
+    if workers.iter().all(|share| share.connections == 0) {
+        return Vec::new();
     }
+    workers.resize(workers.len().max(expected), WorkerShare::default());
     workers
 }
 
@@ -101,34 +129,4 @@ fn evenness(workers: &[WorkerShare]) -> Option<EvennessPair> {
         connections: measure(|share| share.connections),
         requests: measure(|share| share.requests),
     })
-}
-
-/// Writes the histograms as an HdrHistogram V2 interval log: one interval, the measured window; values in
-/// nanoseconds.
-pub fn write_hlog(
-    file: File,
-    tally: &Tally,
-    window: &Window,
-    open_loop: bool,
-    began: SystemTime,
-) -> io::Result<()> {
-    let mut out = BufWriter::new(file);
-    // The compressed form is the one that the Java reader accepts in a log.
-    let mut serializer = V2DeflateSerializer::new();
-    let mut log = IntervalLogWriterBuilder::new()
-        .add_comment("[acceptlab loadgen: one interval, the measured window; values in nanoseconds]")
-        .with_start_time(began)
-        .with_base_time(began)
-        // The column "max" is in milliseconds, as the standard tools expect it.
-        .with_max_value_divisor(1e6)
-        .begin_log_with(&mut out, &mut serializer)?;
-    let start = Duration::from_nanos(window.open_ns - window.start_ns);
-    let duration = Duration::from_nanos(window.duration_ns());
-    let tagged =
-        [("latency", latency(tally, open_loop)), ("service", &tally.service), ("connect", &tally.connect)];
-    for (tag, times) in tagged {
-        log.write_histogram(times.histogram(), start, duration, Tag::new(tag))
-            .map_err(|error| io::Error::other(format!("{error:?}")))?;
-    }
-    out.flush()
 }

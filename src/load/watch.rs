@@ -10,7 +10,9 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::time::TimeValLike;
 
 use crate::load::args::LoadArgs;
+use crate::load::audience::Audience;
 use crate::load::control::{Control, Voice};
+use crate::load::interval::Listener;
 use crate::load::tally::Window;
 use crate::sys::epoll::{Epoll, Interest};
 use crate::units::monotonic_ns;
@@ -79,12 +81,20 @@ impl<'a> Watch<'a> {
     }
 
     /// Waits until all threads are done. Returns the window as it became, and the CPU time spent in it.
-    pub fn until_done(&mut self, threads: u64, mut window: Window) -> nix::Result<(Window, Cpu)> {
+    pub fn until_done(
+        &mut self,
+        threads: u64,
+        mut window: Window,
+        mut listener: Option<&mut Listener>,
+        audience: &mut Audience,
+    ) -> nix::Result<(Window, Cpu)> {
         let mut ends = Ends::default();
         if window.open_ns > window.start_ns {
             self.announce("warmup");
         }
         let mut progress_ns = window.start_ns + PROGRESS_EVERY_NS;
+        let every_ns = audience.every.as_nanos() as u64;
+        let mut audience_ns = if listener.is_some() { window.start_ns + every_ns } else { u64::MAX };
         loop {
             let now_ns = monotonic_ns();
             window.close_ns = window.close_ns.min(self.control.stopped_at_ns().unwrap_or(u64::MAX));
@@ -97,7 +107,15 @@ impl<'a> Watch<'a> {
                 self.show_progress(now_ns, &window);
                 progress_ns += PROGRESS_EVERY_NS;
             }
-            let ahead = [window.open_ns, window.close_ns, progress_ns].into_iter().filter(|&at| at > now_ns);
+            if let Some(listener) = listener.as_mut().filter(|_| now_ns >= audience_ns) {
+                if audience.hear(listener, &window) {
+                    self.control.stop(now_ns);
+                }
+                audience_ns = now_ns + every_ns;
+            }
+            let ahead = [window.open_ns, window.close_ns, progress_ns, audience_ns]
+                .into_iter()
+                .filter(|&at| at > now_ns);
             self.wait(ahead.min().map_or(u64::MAX, |at_ns| at_ns - now_ns))?;
         }
         if ends.cpu_at_close.is_none() {

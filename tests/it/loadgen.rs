@@ -1,120 +1,21 @@
-//! `loadgen` against servers that are good, slow, rude and wrong. The servers are a few lines each, in this file,
-//! so that a test says both sides of the conversation.
+//! `loadgen` against servers that are good, slow, rude and wrong. The servers are a few lines each, so that a test says
+//! both sides of the conversation.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use acceptlab::report::{LoadReport, WorkerShare};
+use acceptlab::report::LoadReport;
 use hdrhistogram::serialization::Deserializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use socket2::{Domain, SockRef, Socket, Type};
 
-const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Worker: 0\r\n\r\nok";
-const OK_AND_CLOSE: &str =
-    "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Worker: 0\r\nConnection: close\r\n\r\nok";
-
-// ---- the servers ------------------------------------------------------------------------------------------
-
-/// Runs `handler` in a thread per connection, with the connection's number.
-fn serve(handler: impl Fn(u64, TcpStream) + Send + Sync + 'static) -> SocketAddr {
-    serve_on(TcpListener::bind("127.0.0.1:0").unwrap(), handler)
-}
-
-fn serve_on(listener: TcpListener, handler: impl Fn(u64, TcpStream) + Send + Sync + 'static) -> SocketAddr {
-    let address = listener.local_addr().unwrap();
-    let handler = Arc::new(handler);
-    thread::spawn(move || {
-        for (number, stream) in (0..).zip(listener.incoming().map_while(Result::ok)) {
-            let handler = handler.clone();
-            thread::spawn(move || handler(number, stream));
-        }
-    });
-    address
-}
-
-/// Reads one request head; `None` when the client has closed.
-fn read_request(stream: &mut TcpStream) -> Option<String> {
-    let mut head = Vec::new();
-    let mut byte = [0];
-    while !head.ends_with(b"\r\n\r\n") {
-        match stream.read(&mut byte) {
-            Ok(1) => head.push(byte[0]),
-            _ => return None,
-        }
-    }
-    Some(String::from_utf8(head).unwrap())
-}
-
-/// Answers every request, and closes after the one that asks for it.
-fn answer_all(mut stream: TcpStream) {
-    while let Some(request) = read_request(&mut stream) {
-        let last = request.contains("Connection: close\r\n");
-        let sent = stream.write_all(if last { OK_AND_CLOSE } else { OK }.as_bytes());
-        if last || sent.is_err() {
-            return;
-        }
-    }
-}
-
-/// Waits for the client to go, so that the server's close is never the event.
-fn wait_for_close(mut stream: TcpStream) {
-    while matches!(stream.read(&mut [0; 1024]), Ok(1..)) {}
-}
-
-/// Closes with RST instead of FIN (socket(7), SO_LINGER).
-fn reset(stream: TcpStream) {
-    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
-}
-
-// ---- running the program ----------------------------------------------------------------------------------
-
-fn loadgen(flags: &str, url: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_loadgen"));
-    command.args(flags.split_whitespace()).arg(url).stdin(Stdio::null());
-    command
-}
-
-fn url(address: SocketAddr) -> String {
-    format!("http://{address}/")
-}
-
-fn run(flags: &str, address: SocketAddr) -> LoadReport {
-    let output = loadgen(flags, &url(address)).args(["--format", "json"]).output().unwrap();
-    report(&output)
-}
-
-fn report(output: &Output) -> LoadReport {
-    assert!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-fn start(flags: &str, address: SocketAddr) -> Child {
-    loadgen(flags, &url(address))
-        .args(["--format", "json"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
-}
-
-fn send_signal(child: &Child, signal: Signal) {
-    kill(Pid::from_raw(child.id() as i32), signal).unwrap();
-}
-
-/// The one line on standard error, and the exit status, of a run that fails.
-fn failure(flags: &str, url: &str) -> (String, Option<i32>) {
-    let output = loadgen(flags, url).output().unwrap();
-    assert!(output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
-    (String::from_utf8(output.stderr).unwrap(), output.status.code())
-}
+use crate::generator::*;
 
 // ---- the book ---------------------------------------------------------------------------------------------
 
@@ -139,9 +40,8 @@ fn a_number_of_requests_is_sent_exactly_and_both_books_agree() {
         assert_eq!(requests.load(Ordering::SeqCst), 301, "{flags}");
         assert_eq!(report.connections.established, connections.load(Ordering::SeqCst), "{flags}");
         assert_eq!(report.errors.total(), 0, "{flags}: {:?}", report.errors);
-        let share =
-            WorkerShare { connections: report.connections.answered, requests: 301, ..WorkerShare::default() };
-        assert_eq!(report.workers["0"], share, "{flags}");
+        let share = &report.workers["0"];
+        assert_eq!((share.connections, share.requests), (report.connections.answered, 301), "{flags}");
         assert!(report.latency_us.max > 0.0 && report.latency_us.p50 <= report.latency_us.max);
     }
 }
@@ -699,15 +599,17 @@ fn the_interval_log_holds_the_same_histograms() {
             Deserializer::new().deserialize(&mut decoded.as_slice()).unwrap();
         let tag = interval.tag().unwrap().as_str();
         let (latency, count) = match tag {
-            "latency" => (&report.latency_us, 200),
+            "response" => (&report.latency_us, 200),
             "service" => (&report.service_us, 200),
-            _ => (&report.connect_us, 2),
+            "connect" => (&report.connect_us, 2),
+            "first_byte" => (&report.first_byte_us, 200),
+            _ => (&report.slip_us, 200),
         };
         assert_eq!(histogram.len(), count, "{tag}");
         assert_eq!(histogram.value_at_quantile(0.99) as f64 / 1e3, latency.p99, "{tag}");
         tags.push(tag.to_string());
     }
-    assert_eq!(tags, ["latency", "service", "connect"]);
+    assert_eq!(tags, ["connect", "first_byte", "service", "response", "slip"]);
 }
 
 #[test]

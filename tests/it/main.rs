@@ -1,5 +1,6 @@
 //! The specification: every test runs the real programs, and its name is the sentence it holds them to.
 
+mod generator;
 mod support;
 
 mod architectures;
@@ -11,9 +12,11 @@ mod counting;
 mod dispatch;
 mod endings;
 mod foreign_clients;
+
 mod house;
 mod lab;
 mod loadgen;
+mod loadgen_models;
 mod loadgen_slow;
 mod loadgen_theory;
 mod locks;

@@ -1,0 +1,185 @@
+//! Clients that are not `loadgen`: where they come from, and what they print, as far as a table can use it. None of
+//! them has connect times, a count per worker or an errno.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::units::parse_duration;
+
+/// A client the lab can start and read. Its command line stands in the matrix, complete but for the URL.
+pub struct ForeignClient {
+    pub name: &'static str,
+    /// How to get it; a program of this toolkit is built with the lab.
+    pub install: Option<&'static str>,
+    /// `None` when it is not this client's text.
+    pub parse: fn(&str) -> Option<ForeignReport>,
+}
+
+pub static CLIENTS: [ForeignClient; 3] = [
+    ForeignClient { name: "wrk", install: Some("Debian: apt-get install wrk"), parse: parse_wrk },
+    ForeignClient { name: "oha", install: Some("cargo install oha"), parse: parse_oha },
+    ForeignClient { name: "bare-client", install: None, parse: parse_bare_client },
+];
+
+pub fn find(program: &str) -> Option<&'static ForeignClient> {
+    CLIENTS.iter().find(|client| client.name == program)
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ForeignReport {
+    pub requests: u64,
+    pub qps: f64,
+    pub duration_s: f64,
+    /// What a client does not tell is absent. From the moment a request was sent, or was due with
+    /// `oha --latency-correction`.
+    pub p50_us: Option<f64>,
+    pub p90_us: Option<f64>,
+    pub p99_us: Option<f64>,
+    #[serde(default)]
+    pub p99_9_us: Option<f64>,
+    #[serde(default)]
+    pub max_us: Option<f64>,
+    #[serde(default)]
+    pub mean_us: Option<f64>,
+    /// Socket errors and answers outside 2xx and 3xx.
+    pub errors: u64,
+    pub timeouts: u64,
+    /// All its threads, its whole life, measured by the lab; where it tells itself, of `requests` alone.
+    pub cpu_us: u64,
+}
+
+/// wrk's text; percentiles exist with `--latency` only.
+fn parse_wrk(text: &str) -> Option<ForeignReport> {
+    let totals = text.lines().find(|line| line.contains(" requests in "))?;
+    let (requests, rest) = totals.trim().split_once(" requests in ")?;
+    let percentile = |name: &str| {
+        let line = text.lines().find_map(|line| line.trim().strip_prefix(name))?;
+        Some(parse_duration(line.trim()).ok()?.as_nanos() as f64 / 1e3)
+    };
+    let socket_errors = after(text, "Socket errors:").map_or(Vec::new(), counts);
+    let (timeouts, others) = socket_errors.split_last().unwrap_or((&0, &[]));
+    let bad_answers = after(text, "Non-2xx or 3xx responses:").and_then(|n| n.parse().ok()).unwrap_or(0);
+    Some(ForeignReport {
+        requests: requests.parse().ok()?,
+        qps: after(text, "Requests/sec:")?.parse().ok()?,
+        duration_s: parse_duration(rest.split(',').next()?).ok()?.as_secs_f64(),
+        p50_us: percentile("50%"),
+        p90_us: percentile("90%"),
+        p99_us: percentile("99%"),
+        errors: others.iter().sum::<u64>() + bad_answers,
+        timeouts: *timeouts,
+        ..ForeignReport::default()
+    })
+}
+
+/// What `oha --output-format json` prints; times are seconds.
+fn parse_oha(text: &str) -> Option<ForeignReport> {
+    let report: Value = serde_json::from_str(text).ok()?;
+    let (summary, percentiles) = (&report["summary"], &report["latencyPercentiles"]);
+    let us = |value: &Value| Some(value.as_f64()? * 1e6);
+    let statuses = report["statusCodeDistribution"].as_object()?;
+    let of_status = |is_wanted: fn(&str) -> bool| {
+        let wanted = statuses.iter().filter(|(status, _)| is_wanted(status));
+        wanted.filter_map(|(_, count)| count.as_u64()).sum::<u64>()
+    };
+    // Those under way when its time is up are no errors.
+    let failures = report["errorDistribution"].as_object()?.iter();
+    let failures = failures.filter(|(what, _)| *what != "aborted due to deadline");
+    let (late, others): (Vec<_>, Vec<_>) = failures.partition(|(what, _)| what.contains("timeout"));
+    let sum = |counts: Vec<(&String, &Value)>| counts.iter().filter_map(|(_, n)| n.as_u64()).sum::<u64>();
+    let (requests, duration_s) = (of_status(|_| true), summary["total"].as_f64()?);
+    Some(ForeignReport {
+        requests,
+        // Its own `requestsPerSec` counts the aborted ones as well.
+        qps: requests as f64 / duration_s,
+        duration_s,
+        p50_us: us(&percentiles["p50"]),
+        p90_us: us(&percentiles["p90"]),
+        p99_us: us(&percentiles["p99"]),
+        p99_9_us: us(&percentiles["p99.9"]),
+        max_us: us(&summary["slowest"]),
+        mean_us: us(&summary["average"]),
+        errors: of_status(|status| !status.starts_with(['2', '3'])) + sum(others),
+        timeouts: sum(late),
+        ..ForeignReport::default()
+    })
+}
+
+/// The one line of `bare-client`.
+fn parse_bare_client(text: &str) -> Option<ForeignReport> {
+    let report: Value = serde_json::from_str(text).ok()?;
+    Some(ForeignReport {
+        requests: report["requests"].as_u64()?,
+        qps: report["qps"].as_f64()?,
+        duration_s: report["duration_s"].as_f64()?,
+        cpu_us: report["cpu_us"].as_u64()?,
+        ..ForeignReport::default()
+    })
+}
+
+fn after<'a>(text: &'a str, label: &str) -> Option<&'a str> {
+    Some(text.lines().find_map(|line| line.trim().strip_prefix(label))?.trim())
+}
+
+/// The numbers of `connect 0, read 3, write 0, timeout 64`.
+fn counts(text: &str) -> Vec<u64> {
+    text.split(',').filter_map(|part| part.trim().rsplit(' ').next()?.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "Running 1s test @ http://127.0.0.1:8080/
+  1 threads and 64 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency   257.50us   24.10us   1.19ms   92.23%
+    Req/Sec   248.90k     2.10k  251.00k    72.73%
+  Latency Distribution
+     50%  251.00us
+     75%  262.00us
+     90%  1.27ms
+     99%  2.33ms
+  273344 requests in 1.10s, 33.89MB read
+  Socket errors: connect 0, read 3, write 1, timeout 64
+Requests/sec: 248494.57
+Transfer/sec:     30.81MB
+";
+
+    #[test]
+    fn wrk_is_read_with_percentiles_and_errors() {
+        let report = parse_wrk(TEXT).unwrap();
+        assert_eq!((report.requests, report.qps), (273_344, 248_494.57));
+        assert_eq!((report.p50_us, report.p90_us), (Some(251.0), Some(1270.0)));
+        assert_eq!((report.errors, report.timeouts), (4, 64));
+        assert!((report.duration_s - 1.1).abs() < 1e-9);
+    }
+
+    #[test]
+    fn without_errors_and_percentiles_there_are_none() {
+        let text = "  10 requests in 1.00s, 1KB read\nRequests/sec: 10.00\n";
+        let report = parse_wrk(text).unwrap();
+        assert_eq!((report.errors, report.timeouts, report.p99_us), (0, 0, None));
+        assert_eq!(parse_wrk("unable to connect"), None);
+    }
+
+    #[test]
+    fn oha_is_read_without_the_requests_it_gave_up_at_its_end() {
+        let text = r#"{"summary": {"total": 2.0, "slowest": 0.004, "fastest": 0.00004, "average": 0.0001,
+            "requestsPerSec": 45.0}, "latencyPercentiles": {"p50": 0.00008, "p90": 0.0001, "p99": 0.0004, "p99.9": null},
+            "statusCodeDistribution": {"200": 80, "503": 4}, "errorDistribution": {"aborted due to deadline": 6,
+            "timeout": 2, "Connection refused (os error 111)": 3}}"#;
+        let report = parse_oha(text).unwrap();
+        assert_eq!((report.requests, report.qps, report.duration_s), (84, 42.0, 2.0));
+        assert_eq!((report.errors, report.timeouts), (7, 2));
+        assert_eq!(report.p99_9_us, None);
+        assert!((report.p99_us.unwrap() - 400.0).abs() < 1e-6);
+        assert_eq!(parse_oha("oha 1.16.0"), None);
+    }
+
+    #[test]
+    fn the_bare_client_tells_its_own_cpu_time() {
+        let report = parse_bare_client(r#"{"requests":10,"duration_s":2.0,"qps":5.0,"cpu_us":30}"#).unwrap();
+        assert_eq!((report.requests, report.qps, report.duration_s, report.cpu_us), (10, 5.0, 2.0, 30));
+    }
+}

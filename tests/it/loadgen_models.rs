@@ -1,0 +1,278 @@
+//! The load models of `loadgen`: who asks when, on which connection, and how a connection ends.
+
+use std::collections::BTreeSet;
+use std::io::{ErrorKind, Read, Write};
+use std::net::IpAddr;
+use std::os::unix::net::UnixListener;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use crate::generator::*;
+
+#[test]
+fn a_user_who_thinks_asks_once_in_a_think_time() {
+    for think in ["20ms", "exp:20ms"] {
+        let report =
+            run(&format!("--connections 10 --duration 1s --think {think}"), serve(|_, s| answer_all(s)));
+        assert_eq!(report.errors.total(), 0, "{think}: {:?}", report.errors);
+        // N users, each at most once per pause: N·T/Z = 500, with room for the chance in exp (σ = √500).
+        assert!((10..620).contains(&report.requests), "{think}: {}", report.requests);
+        assert_eq!(report.latency_us, report.service_us, "{think}: a closed loop has one response time");
+    }
+}
+
+#[test]
+fn a_session_has_a_connection_of_its_own_and_asks_k_times() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let book = seen.clone();
+    let address = serve(move |number, mut stream| {
+        let mut requests = 0;
+        while let Some(request) = read_request(&mut stream) {
+            requests += 1;
+            let last = request.contains("Connection: close\r\n");
+            stream.write_all(if last { OK_AND_CLOSE } else { OK }.as_bytes()).unwrap();
+            if last {
+                break;
+            }
+        }
+        book.lock().unwrap().push((number, requests));
+    });
+    let flags =
+        "--rate 200 --sessions --requests-per-connection 3 --think exp:2ms --requests 40 --connections 20";
+    let report = run(flags, address);
+    assert_eq!((report.requests, report.connections.established), (120, 40));
+    assert_eq!(report.errors.total(), 0, "{:?}", report.errors);
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen.len(), 40);
+    assert!(seen.iter().all(|&(_, requests)| requests == 3), "{seen:?}");
+}
+
+#[test]
+fn connect_only_opens_and_closes_and_says_nothing() {
+    for close in ["fin", "rst"] {
+        let (connections, bytes) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let books = (connections.clone(), bytes.clone());
+        let address = serve(move |_, mut stream| {
+            books.0.fetch_add(1, Ordering::SeqCst);
+            let mut all = Vec::new();
+            let _ = stream.read_to_end(&mut all);
+            books.1.fetch_add(all.len() as u64, Ordering::SeqCst);
+        });
+        let report = run(&format!("--connect-only --connections 4 --requests 50 --close {close}"), address);
+        assert_eq!((report.requests, report.connections.established), (50, 50), "{close}");
+        assert_eq!(report.errors.total(), 0, "{close}: {:?}", report.errors);
+        assert_eq!(bytes.load(Ordering::SeqCst), 0, "{close}");
+        assert!(report.connect_us.p50 > 0.0 && report.evenness.is_none(), "{close}");
+    }
+}
+
+#[test]
+fn a_deadline_sheds_what_is_stale_and_abandons_what_is_under_way() {
+    // One connection, and a server that answers nobody: until the first request is given up, hundreds have grown stale,
+    // and each that still goes out is given up in turn.
+    let address = serve(|_, stream| wait_for_close(stream));
+    let report = run("--connections 1 --rate 4000 --duration 250ms --deadline 60ms --timeout 10s", address);
+    let book = report.deadline.unwrap();
+    assert!(book.abandoned >= 1 && book.shed >= 1, "{book:?}");
+    assert_eq!(book.abandoned + book.shed + report.errors.timeout, 1000, "{:?}", report.errors);
+    assert_eq!((report.censored, report.requests), (1000, 0));
+    assert!(report.latency_us.p50 >= 60e3 * 0.999, "each is counted at its age: {:?}", report.latency_us);
+}
+
+#[test]
+fn a_reset_ends_a_connection_without_time_wait() {
+    let (told, ends) = mpsc::channel();
+    let told = Mutex::new(told);
+    let address = serve(move |_, mut stream| {
+        let request = read_request(&mut stream).unwrap();
+        stream.write_all(OK.as_bytes()).unwrap();
+        let end = stream.read(&mut [0; 16]).map_err(|error| error.kind());
+        told.lock().unwrap().send((request.contains("Connection: close"), end)).unwrap();
+    });
+    let report = run("--requests 5 --connections 1 --requests-per-connection 1 --close rst", address);
+    assert_eq!((report.requests, report.errors.total()), (5, 0));
+    for _ in 0..5 {
+        assert_eq!(
+            ends.recv_timeout(Duration::from_secs(10)).unwrap(),
+            (false, Err(ErrorKind::ConnectionReset))
+        );
+    }
+}
+
+#[test]
+fn source_addresses_take_turns() {
+    let peers = Arc::new(Mutex::new(Vec::new()));
+    let book = peers.clone();
+    let address = serve(move |_, stream| {
+        book.lock().unwrap().push(stream.peer_addr().unwrap().ip());
+        answer_all(stream);
+    });
+    let report = run(
+        "--requests 12 --connections 3 --requests-per-connection 1 --source 127.0.3.0/30,127.0.9.9",
+        address,
+    );
+    assert_eq!((report.requests, report.errors.total()), (12, 0));
+    let seen: BTreeSet<IpAddr> = peers.lock().unwrap().iter().copied().collect();
+    let expected = ["127.0.3.0", "127.0.3.1", "127.0.3.2", "127.0.3.3", "127.0.9.9"];
+    assert_eq!(seen, expected.iter().map(|text| text.parse().unwrap()).collect());
+}
+
+#[test]
+fn a_source_address_that_is_not_ours_is_one_line_and_status_1() {
+    let address = serve(|_, stream| answer_all(stream));
+    let (line, status) = failure("--requests 1 --connections 1 --source 192.0.2.1", &url(address));
+    assert_eq!(status, Some(1));
+    assert!(line.contains("cannot assign requested address") && line.lines().count() == 1, "{line}");
+}
+
+#[test]
+fn a_server_on_a_unix_socket_is_reached() {
+    let folder = std::env::temp_dir().join(format!("acceptlab-unix-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            thread::spawn(move || {
+                let mut buffer = [0; 1024];
+                while matches!(stream.read(&mut buffer), Ok(1..)) && stream.write_all(OK.as_bytes()).is_ok() {
+                }
+            });
+        }
+    });
+    let flags = format!("--requests 20 --connections 2 --format json --unix {}", path.display());
+    let report = report(&loadgen(&flags, "http://localhost/").output().unwrap());
+    assert_eq!((report.requests, report.errors.total()), (20, 0));
+    std::fs::remove_dir_all(folder).unwrap();
+    let (line, status) =
+        failure(&format!("--requests 1 --connections 1 --unix {}", path.display()), "http://x/");
+    assert_eq!(status, Some(1));
+    assert!(line.contains(&path.display().to_string()), "{line}");
+}
+
+#[test]
+fn pipelined_requests_are_all_under_way_before_the_first_answer() {
+    let address = serve(|_, mut stream| {
+        // Who waits for an answer before the fourth request waits for ever.
+        while (0..4).all(|_| read_request(&mut stream).is_some()) {
+            // In pieces that end in the middle of an answer.
+            let answers = OK.repeat(4);
+            for piece in answers.as_bytes().chunks(50) {
+                stream.write_all(piece).unwrap();
+            }
+        }
+    });
+    let report = run("--connections 2 --requests 40 --pipeline 4", address);
+    assert_eq!((report.requests, report.errors.total(), report.pipeline), (40, 0, Some(4)));
+    assert_eq!(report.workers["0"].requests, 40);
+}
+
+#[test]
+fn answers_nobody_asked_for_are_malformed_even_in_a_pipeline() {
+    let address = serve(|_, mut stream| {
+        while (0..2).all(|_| read_request(&mut stream).is_some()) {
+            stream.write_all(OK.repeat(3).as_bytes()).unwrap();
+        }
+    });
+    let report = run("--connections 1 --requests 4 --pipeline 2", address);
+    assert_eq!(report.errors.read["malformed"], 2, "{:?}", report.errors);
+    // The first of the two was in order.
+    assert_eq!((report.requests, report.censored), (2, 2));
+}
+
+#[test]
+fn a_server_that_closes_in_mid_pipeline_leaves_the_others_unanswered() {
+    let address = serve(|_, mut stream| {
+        if (0..4).all(|_| read_request(&mut stream).is_some()) {
+            stream.write_all(OK_AND_CLOSE.as_bytes()).unwrap();
+        }
+    });
+    let report = run("--connections 1 --requests 8 --pipeline 4", address);
+    assert_eq!((report.requests, report.censored), (2, 6), "{:?}", report.errors);
+    assert_eq!(report.errors.read["eof"], 2);
+}
+
+#[test]
+fn the_first_byte_and_the_whole_answer_have_times_of_their_own() {
+    let address = serve(|_, mut stream| {
+        while read_request(&mut stream).is_some() {
+            let (begin, end) = OK.split_at(20);
+            stream.write_all(begin.as_bytes()).unwrap();
+            thread::sleep(Duration::from_millis(30));
+            if stream.write_all(end.as_bytes()).is_err() {
+                return;
+            }
+        }
+    });
+    let report = run("--connections 1 --requests 5", address);
+    assert!(report.service_us.p50 >= 30e3 * 0.999, "{:?}", report.service_us);
+    assert!(report.first_byte_us.p50 <= report.service_us.p50 - 29e3, "{:?}", report.first_byte_us);
+}
+
+#[test]
+fn a_request_that_found_no_connection_in_time_slipped() {
+    // One connection and 20 ms of service: of 100 requests a second every second one is late, ever later.
+    let address = serve(|_, mut stream| {
+        while read_request(&mut stream).is_some() {
+            thread::sleep(Duration::from_millis(20));
+            if stream.write_all(OK.as_bytes()).is_err() {
+                return;
+            }
+        }
+    });
+    let report = run("--connections 1 --rate 100 --requests 30", address);
+    assert!(report.slip_us.max >= 250e3, "{:?}", report.slip_us);
+    assert!(report.latency_us.max >= report.slip_us.max + 20e3 * 0.999);
+    assert_eq!(report.offered_per_s.map(|rate| rate > 0.0), Some(true));
+}
+
+#[test]
+fn each_worker_has_its_own_times_and_the_order_of_the_workers_is_told() {
+    let address = serve(|number, mut stream| {
+        while let Some(request) = read_request(&mut stream) {
+            let worker = number % 2;
+            thread::sleep(Duration::from_millis(20 * worker));
+            assert!(request.contains("Connection: close"));
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Worker: {worker}\r\nConnection: close\r\n\r\n"
+            );
+            return stream.write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    let report = run("--connections 1 --requests 12 --requests-per-connection 1 --order 8", address);
+    assert_eq!(report.order, [0, 1, 0, 1, 0, 1, 0, 1]);
+    let p50 = |worker: &str| report.workers[worker].latency_us.unwrap().p50;
+    assert!(p50("1") >= 20e3 * 0.999 && p50("0") < p50("1"), "{} {}", p50("0"), p50("1"));
+}
+
+#[test]
+fn a_run_begins_at_the_moment_it_is_told() {
+    let address = serve(|_, stream| answer_all(stream));
+    let moment = SystemTime::now() + Duration::from_millis(700);
+    let since = moment.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let report = run(&format!("--connections 1 --requests 5 --start-at {:.3}", since.as_secs_f64()), address);
+    let info = report.run.unwrap();
+    let (asked, began) = (info.start_at_unix_ns.unwrap(), info.started_unix_ns);
+    assert!(asked.abs_diff(since.as_nanos() as u64) < 1_000_000);
+    assert!(began + 1_000_000 >= asked, "began {} ns early", asked - began);
+    assert!(SystemTime::now() >= moment);
+}
+
+#[test]
+fn a_full_backlog_of_a_unix_socket_is_asked_again_ever_more_rarely() {
+    let folder = std::env::temp_dir().join(format!("acceptlab-backlog-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("socket");
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&socket2::SockAddr::unix(&path).unwrap()).unwrap();
+    socket.listen(0).unwrap();
+    let flags =
+        format!("--connections 8 --duration 300ms --timeout 200ms --format json --unix {}", path.display());
+    let report = report(&loadgen(&flags, "http://localhost/").output().unwrap());
+    // A refusal each 10, 20, 40, … ms, not a hundred thousand.
+    let refused = report.errors.connect["EAGAIN"];
+    assert!((1..200).contains(&refused), "{refused}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
