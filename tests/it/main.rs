@@ -20,6 +20,7 @@ mod loadgen;
 mod loadgen_models;
 mod loadgen_output;
 mod loadgen_slow;
+mod loadgen_theory;
 mod loadgen_trust;
 mod locks;
 mod merge;
