@@ -344,6 +344,11 @@ impl LoadArgs {
         if self.body_bytes > 0 && self.method != Method::Post {
             return Some("--body-bytes needs --method POST: the other methods have no body".into());
         }
+        if let Some(gate) = self.find_max.as_ref().filter(|gate| !gate.bounds_the_load()) {
+            return Some(format!(
+                "--find-max {gate} does not fail at high rates; write it like 'p99<5ms' or 'errors==0'"
+            ));
+        }
         let open_loop = self.is_open_loop() || self.find_max.is_some() || self.sweep.is_some();
         if self.think.is_some() && open_loop && !self.sessions {
             return Some("--think is for a closed loop or --sessions: in an open loop nobody waits".into());

@@ -164,9 +164,13 @@ fn a_server_that_dies_in_mid_search_costs_nothing_of_what_is_known() {
 
 #[test]
 fn flags_of_one_run_do_not_go_with_many() {
-    for flags in
-        ["--sweep 1..5 --rate 5", "--sweep 1..5 --find-max p99<1s", "--sweep 1..5 --hlog x", "--sweep 5..1"]
-    {
+    for flags in [
+        "--sweep 1..5 --rate 5",
+        "--sweep 1..5 --find-max p99<1s",
+        "--sweep 1..5 --hlog x",
+        "--sweep 5..1",
+        "--find-max p99>1s",
+    ] {
         assert_eq!(run(flags, ([127, 0, 0, 1], 1).into()).status.code(), Some(2), "{flags}");
     }
 }
