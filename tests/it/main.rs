@@ -31,3 +31,4 @@ mod stopping;
 mod theory;
 mod waiting;
 mod watch;
+mod yardsticks;
