@@ -34,3 +34,4 @@ mod stopping;
 mod theory;
 mod waiting;
 mod watch;
+mod yardsticks;
