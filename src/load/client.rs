@@ -777,7 +777,7 @@ impl<'a> Client<'a> {
             open: self.tally.open,
             established: self.tally.established,
             errors: self.tally.failures.total(),
-            due: self.taken,
+            due: if self.plan.open_loop { self.taken } else { 0 },
         }
     }
 

@@ -208,7 +208,10 @@ fn cpu_used() -> Cpu {
     }
 }
 
-/// The most memory this process has had resident.
+/// The most memory this program has had resident. `ru_maxrss` would be at least what its parent had when it forked,
+/// since it survives execve(2); `VmHWM` belongs to the address space (proc_pid_status(5)).
 pub fn max_rss_kib() -> u64 {
-    getrusage(UsageWho::RUSAGE_SELF).map_or(0, |usage| usage.max_rss() as u64)
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    peak.and_then(|peak| peak.trim().strip_suffix(" kB")?.trim().parse().ok()).unwrap_or(0)
 }
