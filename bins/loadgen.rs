@@ -17,7 +17,7 @@ use acceptlab::load::args::{Format, LoadArgs};
 use acceptlab::load::calibrate::{self, CalibrateArgs, Calibration};
 use acceptlab::load::merge::{self, MergeArgs};
 use acceptlab::load::search::{self, Curve, Found};
-use acceptlab::load::{demo, explain, run, text};
+use acceptlab::load::{demo, engine, explain, run, text};
 use serde::Serialize;
 
 /// Measured, and a --fail-if holds.
@@ -48,10 +48,13 @@ fn do_what_is_asked() -> Result<ExitCode, String> {
     if let Some(arguments) = calibrate::server_arguments() {
         return calibrate::serve(&arguments).map(|()| ExitCode::SUCCESS);
     }
-    let args = LoadArgs::from_command_line();
+    let mut args = LoadArgs::from_command_line();
     if args.explain {
         return write(&explain::explain()).map(|()| ExitCode::SUCCESS);
     }
+    let (engine, instead) = engine::choose(args.engine);
+    instead.iter().for_each(|why| eprintln!("loadgen: {why}"));
+    args.engine = engine;
     if args.demo_coordinated_omission {
         return demo::run(&args).and_then(|page| write(&page)).map(|()| ExitCode::SUCCESS);
     }

@@ -1,12 +1,9 @@
-//! HOW: one thread, one epoll instance, its connections, and nothing shared with the other threads.
+//! HOW: one thread, its connections, an engine that carries their bytes, and nothing shared with the other threads.
 //!
 //! The schedule says when; this loop sends what is due on a connection that is free and reads what comes
-//! back. Two system calls per request are the aim, one send and one recv, so:
+//! back. What the system calls for it are is the [`engine`](crate::load::engine)'s affair. What is the loop's:
 //!
-//! - the next request is written straight after the parsed answer. The socket buffer is empty then, and waiting
-//!   for EPOLLOUT first would only cost a call; EPOLLOUT is waited for after EAGAIN alone;
-//! - registration is edge-triggered: no epoll_ctl(2) after the one that adds the socket. A recv(2) that returns
-//!   less than was asked for has emptied the socket (epoll(7), question 9): no second one has to say EAGAIN;
+//! - the next request is written straight after the parsed answer;
 //! - after connect(2) the request is sent at once. On loopback the handshake is over by then, although the
 //!   call returned EINPROGRESS: the SYN-ACK is processed when connect(2) releases the socket;
 //! - the clock is read once per answer: the end of one request is the beginning of the next. The ~0.3 µs of
@@ -24,17 +21,13 @@ use nix::sys::prctl;
 
 use crate::load::connection::{Connection, Route, State, errno};
 use crate::load::control::Control;
+use crate::load::engine::{self, Engine, Ready, Standing, WAKE};
 use crate::load::interval::{Teller, Totals};
 use crate::load::response::{Answer, Progress, Template};
 use crate::load::schedule::{Schedule, Thinker};
 use crate::load::tally::{Cause, Measures, Moments, Tally, Window, count};
-use crate::sys::epoll::{Epoll, Interest, Ready};
 use crate::units::monotonic_ns;
 
-/// Reports per wait: enough to spread the cost of the call, few enough that none is old when its turn comes.
-const MAX_REPORTS: usize = 256;
-/// Larger than most answers, so that one recv(2) takes all; one per thread, so that it stays in the cache.
-const RECEIVE_BUFFER_BYTES: usize = 64 * 1024;
 /// Pauses after failed connects double from the first to the last.
 const FIRST_BACK_OFF_NS: u64 = 10_000_000;
 const LAST_BACK_OFF_NS: u64 = 1_000_000_000;
@@ -44,8 +37,6 @@ const CLOSING_GRACE_NS: u64 = 1_000_000_000;
 const SCAN_GAP_NS: u64 = 1_000_000;
 /// Who pressed Ctrl-C wants the result, not the last answer.
 const INTERRUPTED_DRAIN_NS: u64 = 1_000_000_000;
-/// The token of the control's bell; no connection has it, since slots stay far below 2³².
-const WAKE: u64 = u64::MAX;
 
 /// What all threads of a run have in common; read-only.
 pub struct Plan {
@@ -95,10 +86,11 @@ enum Reading {
 }
 
 /// One thread's connections.
-pub struct Client<'a> {
+pub struct Client<'a, E> {
     plan: &'a Plan,
     control: &'a Control,
-    epoll: Epoll,
+    /// Before the connections, because it is dropped first: what it has under way needs their sockets.
+    engine: E,
     connections: Vec<Connection>,
     /// Connections without a request in hand, longest free first: an open loop uses all of them in turn.
     free: VecDeque<u32>,
@@ -113,7 +105,6 @@ pub struct Client<'a> {
     /// When the wait for the last answers ends.
     drained_by_ns: u64,
     tally: Tally,
-    buffer: Box<[u8]>,
     template: Template,
     /// The clock when it was last read.
     now_ns: u64,
@@ -129,17 +120,16 @@ pub struct Client<'a> {
     unreachable: Option<Errno>,
 }
 
-impl<'a> Client<'a> {
-    pub fn new(plan: &'a Plan, control: &'a Control, connections: u64) -> nix::Result<Client<'a>> {
-        let epoll = Epoll::new(MAX_REPORTS.min(connections as usize + 1))?;
-        // Edge-triggered, because nobody reads it: each ring is one report for each thread.
-        epoll.add(control.bell(), WAKE, Interest::EPOLLIN | Interest::EPOLLET)?;
+impl<'a, E: Engine> Client<'a, E> {
+    pub fn new(plan: &'a Plan, control: &'a Control, connections: u64) -> nix::Result<Client<'a, E>> {
+        let engine =
+            E::new(connections as usize, control.bell(), [plan.requests.as_slice(), &plan.last_request])?;
         let connection =
             |_| Connection { due_ns: VecDeque::with_capacity(plan.pipeline), ..Connection::default() };
         Ok(Client {
             plan,
             control,
-            epoll,
+            engine,
             connections: (0..connections).map(connection).collect(),
             free: (0..connections as u32).collect(),
             thinking: BinaryHeap::with_capacity(connections as usize),
@@ -150,7 +140,6 @@ impl<'a> Client<'a> {
             drained_by_ns: u64::MAX,
             tally: Tally::new(plan.measures),
             template: Template::new(plan.no_body),
-            buffer: vec![0; RECEIVE_BUFFER_BYTES].into_boxed_slice(),
             now_ns: monotonic_ns(),
             busy: 0,
             scan_at_ns: u64::MAX,
@@ -161,10 +150,15 @@ impl<'a> Client<'a> {
         })
     }
 
+    /// To be called by the thread that calls everything below.
+    pub fn start(&mut self) -> nix::Result<()> {
+        self.engine.start()
+    }
+
     /// Connects all connections and waits for it: an open loop should not begin with a storm of handshakes.
     pub fn open_all(&mut self) {
         (0..self.connections.len()).for_each(|slot| self.connect(slot));
-        let connecting = |client: &Client| client.connections.iter().any(|c| c.state == State::Connecting);
+        let connecting = |client: &Client<E>| client.connections.iter().any(|c| c.state == State::Connecting);
         while connecting(self) && self.unreachable.is_none() && self.drained_by_ns == u64::MAX {
             self.turn();
         }
@@ -225,10 +219,9 @@ impl<'a> Client<'a> {
         let wake_ns = if self.plan.busy_poll { self.now_ns } else { self.next_wake_ns() };
         let timeout =
             (wake_ns != u64::MAX).then(|| Duration::from_nanos(wake_ns.saturating_sub(self.now_ns)));
-        let reports = self.epoll.wait(timeout).expect("epoll_wait(2) fails only on bad arguments");
+        self.engine.wait(timeout).expect("waiting fails only on bad arguments");
         self.now_ns = monotonic_ns();
-        for i in 0..reports {
-            let ready = self.epoll.report(i);
+        while let Some(ready) = self.engine.next() {
             self.on_report(ready);
             self.dispatch();
         }
@@ -347,36 +340,32 @@ impl<'a> Client<'a> {
         }
         connection.state = State::Connecting;
         self.set_deadline(slot, self.plan.timeout_ns);
-        match self.send_at_once(slot).and_then(|interest| self.register(slot, interest)) {
+        match self.send_at_once(slot).and_then(|standing| self.hand_over(slot, standing)) {
             Ok(()) => {}
             Err(errno) => self.connect_failed(slot, errno),
         }
     }
 
-    /// Tries to send on a socket that is perhaps established already, and says what to wait for.
-    fn send_at_once(&mut self, slot: usize) -> Result<Interest, Errno> {
+    /// Tries to send on a socket that is perhaps established already.
+    fn send_at_once(&mut self, slot: usize) -> Result<Standing, Errno> {
         if !self.connections[slot].has_request() || self.plan.connect_only {
-            return Ok(Interest::EPOLLIN | Interest::EPOLLOUT);
+            return Ok(Standing::Connecting);
         }
         self.now_ns = monotonic_ns();
         self.connections[slot].written = 0;
         let all = self.write(slot)?;
         if self.connections[slot].written == 0 {
-            return Ok(Interest::EPOLLIN | Interest::EPOLLOUT);
+            return Ok(Standing::Connecting);
         }
         self.established(slot);
         self.sending(slot, all);
-        Ok(if all { Interest::EPOLLIN } else { Interest::EPOLLIN | Interest::EPOLLOUT })
+        Ok(if all { Standing::Sent } else { Standing::HalfSent })
     }
 
-    fn register(&self, slot: usize, interest: Interest) -> Result<(), Errno> {
-        let Some(socket) = &self.connections[slot].socket else { return Err(Errno::ENOTCONN) };
-        self.epoll.add(socket, self.token(slot), interest | Interest::EPOLLRDHUP | Interest::EPOLLET)
-    }
-
-    /// The slot and its generation: a report for a socket that this slot has closed is recognised as stale.
-    fn token(&self, slot: usize) -> u64 {
-        u64::from(self.connections[slot].generation) << 32 | slot as u64
+    fn hand_over(&mut self, slot: usize, standing: Standing) -> Result<(), Errno> {
+        let connection = &self.connections[slot];
+        let Some(socket) = &connection.socket else { return Err(Errno::ENOTCONN) };
+        self.engine.begin(connection.token(slot), socket, standing)
     }
 
     fn established(&mut self, slot: usize) {
@@ -423,15 +412,18 @@ impl<'a> Client<'a> {
         }
     }
 
+    /// Writes what the kernel takes of the requests in hand. True when all of it is gone.
     fn write(&mut self, slot: usize) -> Result<bool, Errno> {
         let connection = &mut self.connections[slot];
+        let Some(socket) = &connection.socket else { return Err(Errno::ENOTCONN) };
         let is_last = self.plan.requests_per_connection == Some(connection.answers + 1);
-        if is_last {
-            connection.write(&self.plan.last_request, self.plan.last_request.len())
-        } else {
-            let length = connection.due_ns.len() * self.plan.request_bytes;
-            connection.write(&self.plan.requests, length)
-        }
+        let (message, bytes, end) = match is_last {
+            true => (1, &self.plan.last_request, self.plan.last_request.len()),
+            false => (0, &self.plan.requests, connection.due_ns.len() * self.plan.request_bytes),
+        };
+        let token = connection.token(slot);
+        connection.written += self.engine.send(token, socket, message, bytes, connection.written..end)?;
+        Ok(connection.written == end)
     }
 
     /// The requests have begun their way: their service time counts from now.
@@ -447,10 +439,10 @@ impl<'a> Client<'a> {
     }
 
     fn wait_for_room(&mut self, slot: usize) {
-        let interest = Interest::EPOLLIN | Interest::EPOLLOUT | Interest::EPOLLRDHUP | Interest::EPOLLET;
-        let socket = self.connections[slot].socket.as_ref();
-        let modified = socket.map(|socket| self.epoll.modify(socket, self.token(slot), interest));
-        if let Some(Err(errno)) = modified {
+        let connection = &self.connections[slot];
+        let socket = connection.socket.as_ref();
+        if let Some(Err(errno)) = socket.map(|socket| self.engine.await_room(connection.token(slot), socket))
+        {
             self.write_failed(slot, errno);
         }
     }
@@ -466,18 +458,23 @@ impl<'a> Client<'a> {
         if ready.token == WAKE {
             return self.heed_control();
         }
-        let slot = (ready.token & u64::from(u32::MAX)) as usize;
-        if self.connections[slot].generation != (ready.token >> 32) as u32 {
+        let (slot, generation) = engine::slot(ready.token);
+        if self.connections[slot].generation != generation {
             return;
         }
         match self.connections[slot].state {
-            State::Connecting => self.on_connected(slot),
-            State::Writing => self.on_room(slot),
+            State::Connecting if ready.room => self.on_connected(slot),
+            State::Writing if ready.room => self.on_room(slot),
+            State::Writing | State::Reading => {
+                if let Some(errno) = ready.failed_send {
+                    return self.write_failed(slot, errno);
+                }
+            }
             _ => {}
         }
         // Also while writing: a server may answer or close before it has read everything.
-        if self.connections[slot].is_established() && ready.flags != Interest::EPOLLOUT {
-            self.receive(slot, ready.flags);
+        if self.connections[slot].is_established() && ready.data {
+            self.receive(slot, ready.ends);
         }
     }
 
@@ -486,6 +483,9 @@ impl<'a> Client<'a> {
         match error {
             Some(Ok(None)) => {
                 self.established(slot);
+                if !self.plan.connect_only {
+                    self.begin_receiving(slot);
+                }
                 match self.connections[slot].has_request() {
                     true if self.plan.connect_only => self.on_connected_only(slot),
                     true => self.send_request(slot),
@@ -494,6 +494,13 @@ impl<'a> Client<'a> {
             }
             Some(Ok(Some(error)) | Err(error)) => self.connect_failed(slot, errno(error)),
             None => {}
+        }
+    }
+
+    fn begin_receiving(&mut self, slot: usize) {
+        let connection = &self.connections[slot];
+        if let Some(socket) = &connection.socket {
+            self.engine.established(connection.token(slot), socket);
         }
     }
 
@@ -509,22 +516,26 @@ impl<'a> Client<'a> {
     fn on_room(&mut self, slot: usize) {
         match self.write(slot) {
             Ok(true) => self.connections[slot].state = State::Reading,
-            Ok(false) => {}
+            Ok(false) => {
+                let connection = &self.connections[slot];
+                let Some(socket) = &connection.socket else { return };
+                if let Err(errno) = self.engine.await_more_room(connection.token(slot), socket) {
+                    self.write_failed(slot, errno);
+                }
+            }
             Err(errno) => self.write_failed(slot, errno),
         }
     }
 
     /// Reads until the socket is empty or the answer complete.
-    fn receive(&mut self, slot: usize, flags: Interest) {
-        // Then the end of the stream, or an error, waits behind the data and is not reported a second time.
-        let ends = flags.intersects(Interest::EPOLLRDHUP | Interest::EPOLLHUP | Interest::EPOLLERR);
+    fn receive(&mut self, slot: usize, ends: bool) {
         loop {
-            let connection = &mut self.connections[slot];
-            let bytes = match connection.read(&mut self.buffer) {
+            let connection = &self.connections[slot];
+            let Some(socket) = &connection.socket else { return };
+            let bytes = match self.engine.receive(connection.token(slot), socket) {
                 Ok(0) => return self.on_end(slot),
                 Ok(bytes) => bytes,
                 Err(Errno::EAGAIN) => return,
-                Err(Errno::EINTR) => continue,
                 Err(errno) => return self.on_failed_read(slot, errno.into()),
             };
             self.now_ns = monotonic_ns();
@@ -536,13 +547,13 @@ impl<'a> Client<'a> {
                     Reading::Over => return,
                 },
             }
-            if bytes < self.buffer.len() && !ends {
+            if bytes < self.engine.capacity() && !ends {
                 return;
             }
         }
     }
 
-    /// Takes all answers out of the first `bytes` of the buffer.
+    /// Takes all answers out of the first `bytes` received.
     fn read_answers(&mut self, slot: usize, bytes: usize, server_closed: bool) -> Reading {
         let mut taken = 0;
         loop {
@@ -550,7 +561,7 @@ impl<'a> Client<'a> {
             if connection.first_byte_ns == 0 {
                 connection.first_byte_ns = self.now_ns;
             }
-            let fed = connection.reader.feed(&self.buffer[taken..bytes], &mut self.template);
+            let fed = connection.reader.feed(&self.engine.data()[taken..bytes], &mut self.template);
             taken += fed.consumed;
             match fed.progress {
                 Progress::More => return Reading::GoesOn,
@@ -682,8 +693,10 @@ impl<'a> Client<'a> {
             self.tally.open -= 1;
             self.alive_ns = self.now_ns;
         }
-        // Nobody else holds the descriptor, so closing also ends its registration (epoll(7), question 6).
-        connection.socket = None;
+        let token = connection.token(slot);
+        if let Some(socket) = connection.socket.take() {
+            self.engine.close(token, &socket);
+        }
         connection.state = State::Closed;
         connection.deadline_ns = u64::MAX;
     }

@@ -2,13 +2,13 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv, send, setsockopt, sockopt};
+use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
+use crate::load::engine::token;
 use crate::load::response::Reader;
 use crate::load::source::Sources;
 
@@ -94,23 +94,9 @@ impl Connection {
         matches!(self.state, State::Writing | State::Reading)
     }
 
-    /// Writes what the kernel takes of the first `length` bytes of `requests`; EAGAIN is no failure. True when all of
-    /// them are gone.
-    pub fn write(&mut self, requests: &[u8], length: usize) -> Result<bool, Errno> {
-        let Some(socket) = &self.socket else { return Err(Errno::ENOTCONN) };
-        // MSG_NOSIGNAL: a closed peer is an EPIPE to count, not a SIGPIPE to die of (send(2)).
-        match send(socket.as_raw_fd(), &requests[self.written..length], MsgFlags::MSG_NOSIGNAL) {
-            Ok(written) => self.written += written,
-            Err(Errno::EAGAIN | Errno::EINTR) => {}
-            Err(errno) => return Err(errno),
-        }
-        Ok(self.written == length)
-    }
-
-    /// What the kernel holds for us: the number of bytes, 0 at the end of the stream, EAGAIN for nothing yet.
-    pub fn read(&self, buffer: &mut [u8]) -> Result<usize, Errno> {
-        let Some(socket) = &self.socket else { return Err(Errno::ENOTCONN) };
-        recv(socket.as_raw_fd(), buffer, MsgFlags::empty())
+    /// What the engine knows its socket by.
+    pub fn token(&self, slot: usize) -> u64 {
+        token(slot, self.generation)
     }
 }
 

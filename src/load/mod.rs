@@ -3,8 +3,8 @@
 //! - [`args`]: the command line;
 //! - [`search`], [`calibrate`]: many runs for one answer;
 //! - [`schedule`]: WHEN: closed loop, open loop at moments of its own, replay; pure arithmetic;
-//! - [`client`]: HOW: one epoll loop per thread; [`connection`] is one of its connections, [`response`] reads
-//!   what comes back, [`crowd`] is those that only want to be there, [`slow`] those that
+//! - [`client`]: HOW: one loop per thread; [`engine`] carries its bytes, by epoll or io_uring; [`connection`] is one
+//!   of its connections, [`response`] reads what comes back, [`crowd`] is those that only want to be there, [`slow`] those that
 //!   are slow on purpose;
 //! - [`tally`] and [`histogram`]: what one thread counted;
 //! - [`preflight`], [`run`], [`control`], [`watch`]: whether it can fit, the threads' beginning and end, phases,
@@ -27,6 +27,7 @@ pub mod target;
 pub mod client;
 pub mod connection;
 pub mod crowd;
+pub mod engine;
 pub mod response;
 pub mod slow;
 

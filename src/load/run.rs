@@ -9,12 +9,15 @@ use nix::errno::Errno;
 use socket2::SockAddr;
 
 use crate::cpu;
-use crate::load::args::{Close, LoadArgs, Method};
+use crate::load::args::{Close, EngineName, LoadArgs, Method};
 use crate::load::audience::Audience;
 use crate::load::client::{Client, Plan, Share};
 use crate::load::connection::Route;
 use crate::load::control::{Control, Voice};
 use crate::load::crowd::Crowd;
+use crate::load::engine::Engine;
+use crate::load::engine::epoll::EpollEngine;
+use crate::load::engine::uring::UringEngine;
 use crate::load::evidence::{Surroundings, trust};
 use crate::load::export::{Distributions, Files, Span, both};
 use crate::load::interval::{self, Listener, Teller};
@@ -67,6 +70,10 @@ pub fn run(args: &LoadArgs) -> Result<Outcome, String> {
     let crowd = open_crowd(args, &plan, &watch).map_err(unreachable)?;
     let slow = open_slow(args, &plan).map_err(setup)?;
     let (counters, since_ns) = (Counters::now(), monotonic_ns());
+    let measure = match args.engine {
+        EngineName::Epoll => measure::<EpollEngine>,
+        EngineName::IoUring => measure::<UringEngine>,
+    };
     let run = measure(args, &arrivals, &plan, &control, &mut watch, audience).map_err(unreachable)?;
     let measured = Measured {
         run,
@@ -192,7 +199,7 @@ pub struct Run {
 
 /// Starts the threads, gives them the schedule, waits for them and adds up their books; or the errno, when
 /// the server cannot be reached.
-fn measure(
+fn measure<E: Engine>(
     args: &LoadArgs,
     arrivals: &Arrivals,
     plan: &Plan,
@@ -202,7 +209,7 @@ fn measure(
 ) -> nix::Result<Run> {
     let threads = u64::from(args.threads);
     let clients = (0..threads)
-        .map(|thread| Client::new(plan, control, share(u64::from(args.connections), thread, threads)))
+        .map(|thread| Client::<E>::new(plan, control, share(u64::from(args.connections), thread, threads)))
         .collect::<nix::Result<Vec<_>>>()?;
     let (mut tellers, mut listener) = tellers(args, &audience);
     thread::scope(|scope| {
@@ -258,10 +265,10 @@ fn start(start_at: Option<SystemTime>) -> (u64, SystemTime) {
 }
 
 /// What one measuring thread does.
-fn measure_thread(
+fn measure_thread<E: Engine>(
     plan: &Plan,
     control: &Control,
-    mut client: Client,
+    mut client: Client<E>,
     cpu: Option<usize>,
     start: &Receiver<(Window, Share)>,
 ) -> nix::Result<Tally> {
@@ -270,6 +277,7 @@ fn measure_thread(
         let allowed = cpu::allowed();
         cpu::pin_to(&[allowed[number % allowed.len()]])?;
     }
+    client.start()?;
     // Handshakes belong to a closed loop, and to a connection per request, but not to an open loop whose
     // connections are kept: there they would only make its first requests late.
     if plan.open_loop && plan.requests_per_connection.is_none() && !plan.connect_only {

@@ -28,6 +28,14 @@ pub fn accept(listener: impl AsFd, flags: SockFlag) -> nix::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// From now on calls on this descriptor wait, unless they are told not to.
+pub fn set_blocking(fd: impl AsFd) -> nix::Result<()> {
+    let mut nonblocking: libc::c_int = 0;
+    // SAFETY: FIONBIO reads one int (ioctl_fs(2)), which lives for the call. One call, where fcntl(2) takes two.
+    let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::FIONBIO, &raw mut nonblocking) };
+    Errno::result(result).map(drop)
+}
+
 /// Passes copies of 1 to [`MOST_PER_MESSAGE`] descriptors to the process at the other end, in one message whose only
 /// byte says how many they are.
 pub fn send_fds(channel: impl AsFd, fds: &[impl AsFd]) -> nix::Result<()> {

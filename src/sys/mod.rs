@@ -9,3 +9,4 @@ pub mod memory;
 pub mod perf;
 pub mod process;
 pub mod signal;
+pub mod uring;

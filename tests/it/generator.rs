@@ -72,11 +72,18 @@ pub fn reset(stream: TcpStream) {
     SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
 }
 
+/// The environment variable that says which `--engine` to test.
+pub const ENGINE: &str = "ACCEPTLAB_TEST_ENGINE";
+
 // ---- running the program ----------------------------------------------------------------------------------
 
 pub fn loadgen(flags: &str, url: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_loadgen"));
     command.args(flags.split_whitespace()).arg(url).stdin(Stdio::null());
+    // The tests of the engines run the other tests again with another engine.
+    if let Ok(engine) = std::env::var(ENGINE) {
+        command.args(["--engine", &engine]);
+    }
     command
 }
 

@@ -17,6 +17,7 @@ mod house;
 mod lab;
 mod live;
 mod loadgen;
+mod loadgen_engine;
 mod loadgen_models;
 mod loadgen_output;
 mod loadgen_slow;

@@ -1,0 +1,426 @@
+//! io_uring(7): one thread's ring with the few operations a client needs. Requests are queued in memory and go to the
+//! kernel all together with the next wait; what became of them comes back as completions.
+//!
+//! A ring of this kind belongs to one thread (SINGLE_ISSUER), and the kernel does its part only while this thread
+//! waits (DEFER_TASKRUN): no interrupt between two answers, no other thread. Bytes received lie in buffers that the
+//! kernel chooses when they arrive, from a ring of free ones, so idle connections hold none.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use io_uring::squeue::{Entry, Flags};
+use io_uring::types::{BufRingEntry, CancelBuilder, Fd, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode};
+use nix::errno::Errno;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+
+/// Requests that may be queued before the kernel has to take them.
+const QUEUED: u32 = 512;
+/// The only group of buffers.
+const GROUP: u16 = 0;
+
+/// What became of a request.
+#[derive(Debug, Clone, Copy)]
+pub struct Completion {
+    /// As given with the request.
+    pub token: u64,
+    /// Bytes, or events.
+    pub result: Result<u32, Errno>,
+    /// The request goes on, and more completions will come.
+    pub more: bool,
+}
+
+/// A ring, the buffers it receives into, and the messages it sends.
+pub struct Uring {
+    ring: IoUring,
+    buffers: Buffers,
+    messages: Vec<Box<[u8]>>,
+    /// A completion that was looked at before its turn.
+    ahead: Option<cqueue::Entry>,
+    /// The buffer of the last completion and its filled part.
+    held: Option<(u16, usize)>,
+    is_started: bool,
+    /// Times that the kernel has taken requests.
+    submissions: u64,
+}
+
+impl Uring {
+    /// A ring with `buffers` (a power of two) buffers of `buffer_bytes`, that can send parts of `messages`. It must be
+    /// started by the thread that uses it.
+    ///
+    /// # Errors
+    /// What the kernel says when it does not give us such a ring; [`Uring::probe`] says it in words.
+    pub fn new(buffers: u16, buffer_bytes: usize, messages: Vec<Box<[u8]>>) -> nix::Result<Uring> {
+        let mut builder = IoUring::builder();
+        builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_submit_all();
+        builder.setup_r_disabled().setup_cqsize(8 * QUEUED).setup_clamp();
+        let ring: IoUring = builder.build(QUEUED).map_err(|error| errno(&error))?;
+        let buffers = Buffers::map(buffers, buffer_bytes)?;
+        // SAFETY: the address is the beginning of a page-aligned mapping with room for that many entries. It stays
+        // until `Drop`, which unmaps it only when no request is left that could take a buffer.
+        unsafe { ring.submitter().register_buf_ring_with_flags(buffers.address(), buffers.count, GROUP, 0) }
+            .map_err(|error| errno(&error))?;
+        Ok(Uring { ring, buffers, messages, ahead: None, held: None, is_started: false, submissions: 0 })
+    }
+
+    /// Whether this kernel gives us such a ring. One that does (DEFER_TASKRUN, Linux 6.1) has multishot receive and
+    /// rings of buffers too.
+    ///
+    /// # Errors
+    /// One line that says why not.
+    pub fn probe() -> Result<(), String> {
+        Uring::new(1, 4096, Vec::new()).map(drop).map_err(explain)
+    }
+
+    /// From now on the ring belongs to the calling thread.
+    pub fn start(&mut self) -> nix::Result<()> {
+        if !self.is_started {
+            self.ring.submitter().register_enable_rings().map_err(|error| errno(&error))?;
+            self.is_started = true;
+        }
+        Ok(())
+    }
+
+    /// Reports what arrives, again and again: until a completion has no `more`.
+    pub fn receive(&mut self, socket: impl AsFd, token: u64) {
+        let entry = opcode::RecvMulti::new(Fd(socket.as_fd().as_raw_fd()), GROUP).build();
+        self.push(entry.user_data(token));
+    }
+
+    /// Reports once that one of `events` (poll(2)) is there.
+    pub fn poll(&mut self, fd: impl AsFd, events: i16, token: u64) {
+        let entry = opcode::PollAdd::new(Fd(fd.as_fd().as_raw_fd()), events as u32).build();
+        self.push(entry.user_data(token));
+    }
+
+    /// Reports now whether, and from then on each time that, the descriptor becomes readable.
+    pub fn watch(&mut self, fd: impl AsFd, token: u64) {
+        let events = libc::POLLIN as u32;
+        let entry = opcode::PollAdd::new(Fd(fd.as_fd().as_raw_fd()), events).multi(true).build();
+        self.push(entry.user_data(token));
+    }
+
+    /// Sends that part of a message, all of it; only failure is reported.
+    pub fn send(&mut self, socket: impl AsFd, message: usize, part: Range<usize>, token: u64) {
+        let bytes = &self.messages[message][part];
+        let entry = opcode::Send::new(Fd(socket.as_fd().as_raw_fd()), bytes.as_ptr(), bytes.len() as u32)
+            .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
+            .build();
+        self.push(entry.flags(Flags::SKIP_SUCCESS).user_data(token));
+    }
+
+    /// Ends the request with this token, which completes with ECANCELED, if it is there. The completion of the
+    /// cancelling itself has the token `of_this` and comes only when it failed.
+    pub fn cancel(&mut self, token: u64, of_this: u64) {
+        let entry = opcode::AsyncCancel::new(token).build();
+        self.push(entry.flags(Flags::SKIP_SUCCESS).user_data(of_this));
+    }
+
+    /// Counts how often the kernel has taken what was queued. Until the next time, a descriptor in a queued request is
+    /// only a number, and must not be closed.
+    pub fn submissions(&self) -> u64 {
+        self.submissions
+    }
+
+    /// Hands the queued requests to the kernel.
+    pub fn submit(&mut self) {
+        // What fails here (EBUSY, EAGAIN: too much is under way) stays queued for the next time.
+        let _ = self.ring.submit();
+        self.submissions += 1;
+    }
+
+    /// Hands the queued requests to the kernel and waits until something is completed or the time is up. `None` waits
+    /// for ever. An interrupting signal counts as "nothing yet".
+    pub fn wait(&mut self, timeout: Option<Duration>) -> nix::Result<()> {
+        self.submissions += 1;
+        let waited = match timeout {
+            Some(Duration::ZERO) => self.look(),
+            None => self.ring.submit_and_wait(1),
+            Some(timeout) => {
+                let timespec = Timespec::from(timeout);
+                self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&timespec))
+            }
+        };
+        match waited.map_err(|error| errno(&error)) {
+            // ETIME: the time is up. EBUSY: completions must be taken first. EAGAIN: not enough memory now.
+            Ok(_) | Err(Errno::EINTR | Errno::ETIME | Errno::EBUSY | Errno::EAGAIN) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Without a system call when nothing is queued and the kernel has nothing to do for us.
+    fn look(&mut self) -> io::Result<usize> {
+        let queue = self.ring.submission();
+        match queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
+            true => Ok(0),
+            false => {
+                drop(queue);
+                self.ring.submit()
+            }
+        }
+    }
+
+    /// The next completion. The buffer of the one before goes back to the kernel.
+    #[inline]
+    pub fn next_completion(&mut self) -> Option<Completion> {
+        if let Some((buffer, _)) = self.held.take() {
+            self.buffers.give_back(buffer);
+        }
+        let entry = self.ahead.take().or_else(|| self.ring.completion().next())?;
+        let completion = read(&entry);
+        self.held = cqueue::buffer_select(entry.flags())
+            .map(|buffer| (buffer, completion.result.unwrap_or(0) as usize));
+        Some(completion)
+    }
+
+    /// The completion behind the last one; it keeps its turn.
+    #[inline]
+    pub fn peek(&mut self) -> Option<Completion> {
+        self.ahead = self.ahead.take().or_else(|| self.ring.completion().next());
+        self.ahead.as_ref().map(read)
+    }
+
+    /// What the last completion received.
+    #[inline]
+    pub fn data(&self) -> &[u8] {
+        self.held.map_or(&[], |(buffer, length)| self.buffers.bytes(buffer, length))
+    }
+
+    fn push(&mut self, entry: Entry) {
+        loop {
+            // SAFETY: the only pointer in an entry of ours is into a message (`send`). Messages are never changed, and
+            // dropped only when no request is left (`Drop`). Descriptors need not be valid: EBADF.
+            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+                return;
+            }
+            self.submit();
+        }
+    }
+}
+
+impl Drop for Uring {
+    fn drop(&mut self) {
+        if !self.is_started {
+            return;
+        }
+        // Closing the ring cancels too, but later and out of our sight. After this call no request reads a message or
+        // takes a buffer; ENOENT: there was none.
+        let _ = self.ring.submit();
+        let cancelled = self.ring.submitter().register_sync_cancel(None, CancelBuilder::any());
+        let is_quiet = cancelled.map_or_else(|error| error.raw_os_error() == Some(libc::ENOENT), |()| true);
+        if !is_quiet {
+            // Better lost than written to by the kernel when somebody else has it.
+            std::mem::forget(std::mem::take(&mut self.messages));
+            self.buffers.is_lost = true;
+        }
+    }
+}
+
+/// Buffers, and the ring of free ones in front of them, in one mapping.
+struct Buffers {
+    start: NonNull<libc::c_void>,
+    length: NonZeroUsize,
+    /// A power of two.
+    count: u16,
+    bytes_each: usize,
+    tail: u16,
+    is_lost: bool,
+}
+
+// SAFETY: the mapping belongs to this value alone, and no thread matters to it.
+unsafe impl Send for Buffers {}
+
+impl Buffers {
+    fn map(count: u16, bytes_each: usize) -> nix::Result<Buffers> {
+        assert!(count.is_power_of_two());
+        let length = usize::from(count) * (size_of::<BufRingEntry>() + bytes_each);
+        let length = NonZeroUsize::new(length).ok_or(Errno::EINVAL)?;
+        // SAFETY: the kernel chooses the address, so nothing that exists is mapped over (mmap(2)).
+        let start = unsafe {
+            mmap_anonymous(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE)?
+        };
+        let mut buffers = Buffers { start, length, count, bytes_each, tail: 0, is_lost: false };
+        (0..count).for_each(|buffer| buffers.give_back(buffer));
+        Ok(buffers)
+    }
+
+    fn address(&self) -> u64 {
+        self.start.as_ptr().addr() as u64
+    }
+
+    fn buffer(&self, buffer: u16) -> *mut u8 {
+        let offset =
+            usize::from(self.count) * size_of::<BufRingEntry>() + usize::from(buffer) * self.bytes_each;
+        assert!(buffer < self.count);
+        self.start.as_ptr().cast::<u8>().wrapping_add(offset)
+    }
+
+    fn bytes(&self, buffer: u16, length: usize) -> &[u8] {
+        assert!(length <= self.bytes_each);
+        // SAFETY: it lies in the mapping (two assertions), which was zeroed and has been filled this far by the kernel,
+        // and the kernel leaves it alone until it is given back, for which the ring has to be borrowed mutably.
+        unsafe { std::slice::from_raw_parts(self.buffer(buffer), length) }
+    }
+
+    /// The kernel may fill it again.
+    fn give_back(&mut self, buffer: u16) {
+        let address = self.buffer(buffer).addr() as u64;
+        let entries = self.start.as_ptr().cast::<BufRingEntry>();
+        // SAFETY: the mapping begins with `count` entries, zeroed or written here; the index is below `count`, and the
+        // kernel only reads entries that the tail has passed.
+        let entry = unsafe { &mut *entries.add(usize::from(self.tail & (self.count - 1))) };
+        entry.set_addr(address);
+        entry.set_len(self.bytes_each as u32);
+        entry.set_bid(buffer);
+        self.tail = self.tail.wrapping_add(1);
+        // SAFETY: the tail lies in the first entry, in the mapping, aligned, and is only ever stored here; the kernel
+        // loads it with acquire (io_uring_register_buf_ring(3)).
+        let tail = unsafe { AtomicU16::from_ptr(BufRingEntry::tail(entries).cast_mut()) };
+        tail.store(self.tail, Ordering::Release);
+    }
+}
+
+impl Drop for Buffers {
+    fn drop(&mut self) {
+        if !self.is_lost {
+            // SAFETY: nobody has a pointer into the mapping any more: the ring's user has dropped it, and the kernel
+            // has no request left that could take a buffer (`Uring::drop`, or none was ever made).
+            let _ = unsafe { munmap(self.start, self.length.get()) };
+        }
+    }
+}
+
+fn read(entry: &cqueue::Entry) -> Completion {
+    let result = match entry.result() {
+        result @ 0.. => Ok(result as u32),
+        error => Err(Errno::from_raw(-error)),
+    };
+    Completion { token: entry.user_data(), result, more: cqueue::more(entry.flags()) }
+}
+
+fn errno(error: &io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
+fn explain(errno: Errno) -> String {
+    match errno {
+        Errno::ENOSYS => "this kernel has no io_uring".into(),
+        Errno::EPERM | Errno::EACCES => {
+            "io_uring is not allowed here (sysctl kernel.io_uring_disabled, or a seccomp filter)".into()
+        }
+        Errno::EINVAL => "this kernel's io_uring is too old, it takes Linux 6.1".into(),
+        Errno::ENOMEM => "no memory may be locked for io_uring; raise `ulimit -l`".into(),
+        errno => format!("io_uring_setup: {errno}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    /// `None`, and a line that says so, where the kernel has no such ring for us.
+    fn ring(messages: &[&[u8]]) -> Option<Uring> {
+        let messages = messages.iter().map(|&message| message.into()).collect();
+        match Uring::new(2, 16, messages) {
+            Ok(mut ring) => {
+                ring.start().unwrap();
+                Some(ring)
+            }
+            Err(why) => {
+                println!("skipped: {why}");
+                None
+            }
+        }
+    }
+
+    fn next(ring: &mut Uring) -> Completion {
+        loop {
+            if let Some(completion) = ring.next_completion() {
+                return completion;
+            }
+            ring.wait(None).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_sent_is_received_again_and_again_with_fewer_buffers_than_messages() {
+        let Some(mut ring) = ring(&[b"hello, world"]) else { return };
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ring.receive(&ours, 7);
+        for _ in 0..5 {
+            ring.send(&ours, 0, 7..12, 8);
+            ring.submit();
+            let mut bytes = [0; 5];
+            theirs.read_exact(&mut bytes).unwrap();
+            theirs.write_all(&bytes).unwrap();
+            let completion = next(&mut ring);
+            assert_eq!((completion.token, completion.result, completion.more), (7, Ok(5), true));
+            assert_eq!(ring.data(), b"world");
+        }
+        drop(theirs);
+        let completion = next(&mut ring);
+        assert_eq!((completion.result, completion.more), (Ok(0), false));
+        assert_eq!(ring.data(), b"");
+    }
+
+    #[test]
+    fn without_a_free_buffer_receiving_ends_and_nothing_is_lost() {
+        let Some(mut ring) = ring(&[]) else { return };
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(&[1; 40]).unwrap();
+        ring.receive(&ours, 1);
+        ring.wait(None).unwrap();
+        let mut received = 0;
+        while received < 40 {
+            let completion = next(&mut ring);
+            match completion.result {
+                Ok(bytes) => received += bytes as usize,
+                Err(errno) => assert_eq!(errno, Errno::ENOBUFS),
+            }
+            if !completion.more {
+                ring.receive(&ours, 1);
+            }
+        }
+    }
+
+    #[test]
+    fn a_cancelled_request_says_so_and_then_lets_go_of_the_socket() {
+        let Some(mut ring) = ring(&[]) else { return };
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ring.receive(&ours, 1);
+        ring.wait(Some(Duration::ZERO)).unwrap();
+        ring.cancel(1, 2);
+        drop(ours);
+        let completion = next(&mut ring);
+        assert_eq!((completion.token, completion.result, completion.more), (1, Err(Errno::ECANCELED), false));
+        assert_eq!(theirs.read(&mut [0]).unwrap(), 0);
+        ring.cancel(1, 2);
+        let completion = next(&mut ring);
+        assert_eq!((completion.token, completion.result), (2, Err(Errno::ENOENT)));
+    }
+
+    #[test]
+    fn a_wait_ends_with_its_time() {
+        let Some(mut ring) = ring(&[]) else { return };
+        ring.wait(Some(Duration::ZERO)).unwrap();
+        ring.wait(Some(Duration::from_micros(100))).unwrap();
+        assert!(ring.next_completion().is_none());
+    }
+
+    #[test]
+    fn a_send_that_fails_is_reported() {
+        let Some(mut ring) = ring(&[b"x"]) else { return };
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        ring.send(&ours, 0, 0..1, 3);
+        let completion = next(&mut ring);
+        assert_eq!((completion.token, completion.result), (3, Err(Errno::EPIPE)));
+    }
+}

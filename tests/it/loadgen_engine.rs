@@ -1,0 +1,132 @@
+//! What carries the bytes must not show in what is measured: every scenario again with the other engine, and what
+//! only one of them can do wrong.
+
+use std::io::{Read, Write};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use acceptlab::sys::uring::Uring;
+
+use crate::generator::*;
+
+const BOTH: [&str; 2] = ["--engine epoll", "--engine io-uring"];
+
+/// The engines that this machine has; a line for the one that it has not.
+fn engines() -> impl Iterator<Item = &'static str> {
+    let probed = Uring::probe();
+    if let Err(why) = &probed {
+        println!("skipped: --engine io-uring: {why}");
+    }
+    BOTH.into_iter().take(if probed.is_ok() { 2 } else { 1 })
+}
+
+#[test]
+fn every_scenario_holds_with_io_uring_too() {
+    if engines().count() == 1 {
+        return;
+    }
+    for scenarios in ["loadgen::", "loadgen_models::"] {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args([scenarios, "--test-threads", "4"])
+            .env(ENGINE, "io-uring")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{said}");
+        assert!(!said.contains("running 0 tests"), "{said}");
+    }
+}
+
+#[test]
+fn never_sleeping_changes_nothing_but_the_cpu_time() {
+    for engine in engines() {
+        let address = serve(|_, stream| answer_all(stream));
+        let report =
+            run(&format!("{engine} --busy-poll --connections 4 --requests 200 --rate 2000"), address);
+        assert_eq!((report.requests, report.errors.total()), (200, 0), "{engine}");
+        let cpu_us = report.client.cpu_user_us + report.client.cpu_system_us;
+        assert!(cpu_us > 0, "{engine}");
+    }
+}
+
+/// The ring has 16 buffers for so few connections, each of 8 KiB.
+#[test]
+fn answers_larger_than_all_receive_buffers_arrive_whole() {
+    let body = "x".repeat(1_000_000);
+    for engine in engines() {
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        let address = serve(move |_, mut stream| {
+            while read_request(&mut stream).is_some() {
+                stream.write_all(answer.as_bytes()).unwrap();
+            }
+        });
+        let report = run(&format!("{engine} --connections 3 --requests 30"), address);
+        assert_eq!((report.requests, report.errors.total()), (30, 0), "{engine}");
+    }
+}
+
+/// More than the socket buffers on both sides hold, so that the client has to wait for room in the middle.
+#[test]
+fn a_request_larger_than_the_socket_buffer_goes_out_whole() {
+    const BODY: usize = 1 << 20;
+    for engine in engines() {
+        let address = serve(|_, mut stream| {
+            while read_request(&mut stream).is_some() {
+                // The body stays away from us until the client has filled every buffer between.
+                std::thread::sleep(Duration::from_millis(5));
+                let mut body = vec![0; BODY];
+                stream.read_exact(&mut body).unwrap();
+                assert!(body.iter().all(|&byte| byte == b'x'));
+                stream.write_all(OK.as_bytes()).unwrap();
+            }
+        });
+        let flags = format!("{engine} --connections 2 --requests 6 --method POST --body-bytes {BODY}");
+        let report = run(&flags, address);
+        assert_eq!((report.requests, report.errors.total()), (6, 0), "{engine}");
+    }
+}
+
+/// Whatever the kernel still does for a connection keeps it open: the server must see its end all the same.
+#[test]
+fn a_connection_that_is_given_up_is_closed_for_the_server_too() {
+    for engine in engines() {
+        let closed = Arc::new(AtomicU64::new(0));
+        let seen = closed.clone();
+        let address = serve(move |_, mut stream| {
+            read_request(&mut stream);
+            // No answer: the end of the stream can only come from the client.
+            if matches!(stream.read(&mut [0]), Ok(0)) {
+                seen.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        let report = run(&format!("{engine} --connections 2 --requests 4 --timeout 50ms"), address);
+        assert_eq!(report.errors.timeout, 4, "{engine}: {:?}", report.errors);
+        while closed.load(Ordering::SeqCst) < 4 {
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[test]
+fn more_connections_than_receive_buffers_are_all_served() {
+    for engine in engines() {
+        let address = serve(|_, stream| answer_all(stream));
+        let report =
+            run(&format!("{engine} --connections 300 --requests 3000 --requests-per-connection 5"), address);
+        assert_eq!((report.requests, report.errors.total()), (3000, 0), "{engine}: {:?}", report.errors);
+        assert!((600..=900).contains(&report.connections.established), "{engine}");
+    }
+}
+
+#[test]
+fn the_report_says_which_engine_it_was() {
+    let address = serve(|_, stream| answer_all(stream));
+    for engine in engines() {
+        let report = run(&format!("{engine} --requests 2 --connections 1"), address);
+        let name = if engine.ends_with("epoll") { "engine=Epoll" } else { "engine=IoUring" };
+        let configuration = report.run.expect("a report of this version").configuration;
+        assert!(configuration.contains(name), "{configuration}");
+    }
+}
