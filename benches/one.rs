@@ -159,7 +159,7 @@ fn request_parse(criterion: &mut Criterion) {
 fn answer_parse(criterion: &mut Criterion) {
     let answer = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 64\r\nX-Worker: 3\r\n\r\n\
         handled by worker 3, pid 4711                                   ";
-    let mut read = |reader: &mut load::Reader, template: &mut load::Template| {
+    let read = |reader: &mut load::Reader, template: &mut load::Template| {
         let fed = reader.feed(black_box(answer), template);
         assert_eq!(fed.consumed, answer.len());
         fed

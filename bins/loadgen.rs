@@ -14,10 +14,11 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use acceptlab::load::args::{Format, LoadArgs};
+use acceptlab::load::calibrate::{self, CalibrateArgs, Calibration};
 use acceptlab::load::merge::{self, MergeArgs};
-use acceptlab::load::text::{self, Heading};
-use acceptlab::load::{demo, engine, run};
-use acceptlab::report::LoadReport;
+use acceptlab::load::search::{self, Curve, Found};
+use acceptlab::load::{demo, engine, explain, run, text};
+use serde::Serialize;
 
 /// Measured, and a --fail-if holds.
 const GATE_FAILED: u8 = 3;
@@ -36,15 +37,32 @@ fn do_what_is_asked() -> Result<ExitCode, String> {
     let colour = io::stdout().is_terminal();
     if let Some(args) = MergeArgs::from_command_line() {
         let merged = merge::merge(&args)?;
-        print(args.format, &merged.report, &merged.heading(colour)).and(merged.files)?;
+        print(args.format, &merged.report, |report| text::render(report, &merged.heading(colour)))
+            .and(merged.files)?;
         return Ok(ExitCode::SUCCESS);
     }
+    if let Some(args) = CalibrateArgs::from_command_line() {
+        let calibration = calibrate::calibrate(&args)?;
+        return print(args.format, &calibration, Calibration::render).map(|()| ExitCode::SUCCESS);
+    }
+    if let Some(arguments) = calibrate::server_arguments() {
+        return calibrate::serve(&arguments).map(|()| ExitCode::SUCCESS);
+    }
     let mut args = LoadArgs::from_command_line();
+    if args.explain {
+        return write(&explain::explain()).map(|()| ExitCode::SUCCESS);
+    }
     let (engine, instead) = engine::choose(args.engine);
     instead.iter().for_each(|why| eprintln!("loadgen: {why}"));
     args.engine = engine;
     if args.demo_coordinated_omission {
         return demo::run(&args).and_then(|page| write(&page)).map(|()| ExitCode::SUCCESS);
+    }
+    if args.find_max.is_some() {
+        return find_max(&args);
+    }
+    if args.sweep.is_some() {
+        return sweep(&args);
     }
     measure(&args, colour)
 }
@@ -52,17 +70,35 @@ fn do_what_is_asked() -> Result<ExitCode, String> {
 /// One run, its report, and what the gates say about it.
 fn measure(args: &LoadArgs, colour: bool) -> Result<ExitCode, String> {
     let outcome = run::run(args)?;
-    print(args.format, &outcome.report, &args.heading(colour))?;
+    print(args.format, &outcome.report, |report| text::render(report, &args.heading(colour)))?;
     let failed: Vec<String> = args.fail_if.iter().filter_map(|gate| gate.fails(&outcome.report)).collect();
     failed.iter().for_each(|line| eprintln!("loadgen: {line}"));
     outcome.files?;
     Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(GATE_FAILED) })
 }
 
-fn print(format: Format, report: &LoadReport, heading: &Heading) -> Result<(), String> {
+/// The highest rate that holds, or status 1 when none does.
+fn find_max(args: &LoadArgs) -> Result<ExitCode, String> {
+    let found = search::find_max(args)?;
+    print(args.format, &found, Found::render)?;
+    match (found.highest_held_per_s, &found.ended_by) {
+        (Some(_), None) => Ok(ExitCode::SUCCESS),
+        _ => Err(found.answer()),
+    }
+}
+
+/// The throughput-latency curve.
+fn sweep(args: &LoadArgs) -> Result<ExitCode, String> {
+    let curve = search::sweep(args)?;
+    print(args.format, &curve, Curve::render)?;
+    curve.ended_by.map_or(Ok(ExitCode::SUCCESS), |why| Err(format!("the sweep is not complete: {why}")))
+}
+
+/// A result in the format that was asked for.
+fn print<T: Serialize>(format: Format, result: &T, render: impl Fn(&T) -> String) -> Result<(), String> {
     let out = match format {
-        Format::Json => serde_json::to_string(report).map_err(|error| error.to_string())? + "\n",
-        Format::Text => text::render(report, heading),
+        Format::Json => serde_json::to_string(result).map_err(|error| error.to_string())? + "\n",
+        Format::Text => render(result),
     };
     write(&out)
 }

@@ -1,12 +1,20 @@
 #!/usr/bin/env bash
-# Installs the clients of other projects that the tests and experiments compare with: Debian, as root.
+# Installs what others wrote and the tests and experiments use: clients to compare with, what starts loadgen on many
+# machines, and the standard reader of .hlog files. Debian, as root.
 set -euo pipefail
 missing=()
-for pair in wrk:wrk ab:apache2-utils siege:siege h2load:nghttp2-client curl:curl; do
-  command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
+for pair in wrk:wrk ab:apache2-utils siege:siege h2load:nghttp2-client curl:curl \
+  sshd:openssh-server ssh:openssh-client parallel:parallel ip:iproute2; do
+  command -v "${pair%%:*}" >/dev/null || command -v "/usr/sbin/${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 done
-[ ${#missing[@]} -eq 0 ] && { echo "wrk, ab, siege, h2load and curl are there"; exit 0; }
-command -v apt-get >/dev/null && [ "$(id -u)" -eq 0 ] || { echo "missing: ${missing[*]}"; exit 1; }
-apt-get update -qq >/dev/null
-apt-get install -y -qq "${missing[@]}" >/dev/null
-echo "installed: ${missing[*]}"
+reader() { python3 -c 'import hdrh.log' 2>/dev/null; }
+reader || command -v pip3 >/dev/null || missing+=(python3-pip)
+[ ${#missing[@]} -eq 0 ] && reader && { echo "all clients are there"; exit 0; }
+if [ ${#missing[@]} -gt 0 ]; then
+  command -v apt-get >/dev/null && [ "$(id -u)" -eq 0 ] || { echo "missing: ${missing[*]}"; exit 1; }
+  apt-get update -qq >/dev/null
+  apt-get install -y -qq "${missing[@]}" >/dev/null
+fi
+# Debian keeps pip out of its own Python unless told otherwise, and an older pip does not know the flag.
+reader || pip3 install --quiet --break-system-packages hdrhistogram 2>/dev/null || pip3 install --quiet hdrhistogram
+echo "installed: ${missing[*]} hdrhistogram"

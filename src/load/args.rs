@@ -59,6 +59,24 @@ const ENGINE: &str = "Engine";
 const OUTPUT: &str = "Output";
 const TRUST: &str = "Trust";
 
+/// What makes an open loop with a rate, one run or many: --rate, --find-max, --sweep.
+const RATES: &str = "rates";
+/// What belongs to one run and cannot be shared by many.
+const ONE_RUN: [&str; 12] = [
+    "replay",
+    "requests",
+    "start_at",
+    "fail_if",
+    "live",
+    "trace",
+    "order",
+    "ndjson",
+    "hlog",
+    "hgrm",
+    "csv",
+    "demo_coordinated_omission",
+];
+
 /// Sends HTTP requests, measures the answers, and tells how evenly the workers behind the port shared them.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "loadgen", version, after_help = EXAMPLES)]
@@ -95,13 +113,13 @@ pub struct LoadArgs {
     pub workers: Option<u32>,
 
     /// Open loop: this many requests per second are due, whatever the server does; without it, closed loop
-    #[arg(long, value_name = "R", help_heading = WHEN)]
+    #[arg(long, value_name = "R", group = RATES, help_heading = WHEN)]
     pub rate: Option<Rate>,
 
     /// Open loop: gaps all equal (fixed), random as if from many independent users (poisson; what --sessions take unless
     /// told otherwise), or N at once (burst:N)
     #[arg(long, value_name = "HOW", default_value = "fixed",
-          default_value_if("sessions", ArgPredicate::IsPresent, "poisson"), requires = "rate", help_heading = WHEN)]
+          default_value_if("sessions", ArgPredicate::IsPresent, "poisson"), requires = RATES, help_heading = WHEN)]
     pub arrivals: Spacing,
 
     /// Open loop: from --rate the rate rises or falls in a straight line to R at the end of the --duration
@@ -120,7 +138,7 @@ pub struct LoadArgs {
 
     /// --rate counts users: each comes with a connection of its own, asks --requests-per-connection times, and goes
     /// (partly open: arrivals do not wait for the server, the requests of one user do)
-    #[arg(long, requires_all = ["rate", "requests_per_connection"], help_heading = WHEN)]
+    #[arg(long, requires_all = [RATES, "requests_per_connection"], help_heading = WHEN)]
     pub sessions: bool,
 
     /// Connect and close, and send nothing: what does a connection alone cost?
@@ -214,11 +232,11 @@ pub struct LoadArgs {
     pub fail_if: Vec<Gate>,
 
     /// Search the highest rate at which this holds: p99<5ms. Each step measures for --duration
-    #[arg(long, value_name = "EXPR", conflicts_with_all = ["rate", "replay", "sweep", "requests"], help_heading = TRUST)]
+    #[arg(long, value_name = "EXPR", group = RATES, conflicts_with_all = ONE_RUN, help_heading = TRUST)]
     pub find_max: Option<Gate>,
 
     /// Measure one rate after the other: 1000..20000 (ten steps) or 1000..20000:5
-    #[arg(long, value_name = "A..B", conflicts_with_all = ["rate", "replay", "requests"], help_heading = TRUST)]
+    #[arg(long, value_name = "A..B", group = RATES, conflicts_with_all = ONE_RUN, help_heading = TRUST)]
     pub sweep: Option<Sweep>,
 
     /// How to print the result
@@ -226,7 +244,7 @@ pub struct LoadArgs {
     pub format: Format,
 
     /// Watch the run in a terminal view
-    #[arg(long, help_heading = OUTPUT)]
+    #[arg(long, conflicts_with = "phases", help_heading = OUTPUT)]
     pub live: bool,
 
     /// Show the first N answers one by one, like siege
@@ -326,10 +344,16 @@ impl LoadArgs {
         if self.body_bytes > 0 && self.method != Method::Post {
             return Some("--body-bytes needs --method POST: the other methods have no body".into());
         }
-        if self.think.is_some() && self.is_open_loop() && !self.sessions {
+        if let Some(gate) = self.find_max.as_ref().filter(|gate| !gate.bounds_the_load()) {
+            return Some(format!(
+                "--find-max {gate} does not fail at high rates; write it like 'p99<5ms' or 'errors==0'"
+            ));
+        }
+        let open_loop = self.is_open_loop() || self.find_max.is_some() || self.sweep.is_some();
+        if self.think.is_some() && open_loop && !self.sessions {
             return Some("--think is for a closed loop or --sessions: in an open loop nobody waits".into());
         }
-        if self.deadline.is_some() && !self.is_open_loop() {
+        if self.deadline.is_some() && !open_loop {
             return Some(
                 "--deadline needs --rate or --replay: in a closed loop nothing is due before it is sent"
                     .into(),
@@ -349,6 +373,13 @@ impl LoadArgs {
     /// The URL; only `--explain` and the demonstration go without.
     pub fn target(&self) -> &Target {
         self.target.as_ref().expect("clap requires a URL")
+    }
+
+    /// The same load at another rate, or as a closed loop (in which nothing is due), as one run.
+    pub fn with_rate(&self, rate: Option<Rate>) -> LoadArgs {
+        let deadline = self.deadline.filter(|_| rate.is_some());
+        let sessions = self.sessions && rate.is_some();
+        LoadArgs { rate, deadline, sessions, find_max: None, sweep: None, ..self.clone() }
     }
 
     /// Due times come from a schedule of their own, not from the answers.
@@ -586,6 +617,10 @@ mod tests {
     fn flags_that_contradict_each_other_are_refused() {
         assert!(parse(&["--duration", "1s", "--requests", "5"]).is_err());
         assert!(parse(&["--arrivals", "poisson"]).is_err());
+        assert!(parse(&["--arrivals", "poisson", "--sweep", "1..5"]).is_ok());
+        assert!(parse(&["--rate", "5", "--sweep", "1..5"]).is_err());
+        assert!(parse(&["--find-max", "p99<1ms", "--sweep", "1..5"]).is_err());
+        assert!(parse(&["--find-max", "p99<1ms", "--hlog", "x"]).is_err());
         assert!(parse(&["--threads", "3", "--connections", "2"]).unwrap().contradiction().is_some());
         assert!(parse(&["--body-bytes", "3"]).unwrap().contradiction().is_some());
         assert!(parse(&["--body-bytes", "3", "--method", "post"]).unwrap().contradiction().is_none());

@@ -5,12 +5,16 @@ use std::time::Duration;
 use crate::load::args::LoadArgs;
 use crate::load::export::Ndjson;
 use crate::load::interval::Listener;
+use crate::load::live::{Progress, View};
 use crate::load::tally::Window;
-use crate::report::IntervalReport;
+use crate::report::{IntervalReport, Latency};
 
 /// One of them. It lives on the main thread, and never costs the measuring ones anything.
 pub trait Spectator {
     fn see(&mut self, interval: &IntervalReport);
+
+    /// Response times since the measurement began, just before an interval is shown.
+    fn so_far(&mut self, _latency_us: &Latency) {}
 
     /// Has the person in front of it asked to end the run?
     fn asks_to_stop(&mut self) -> bool {
@@ -35,6 +39,16 @@ impl Audience {
         if let Some(path) = &args.ndjson {
             spectators.push(Box::new(Ndjson::create(path)?));
         }
+        // Last: what fails before is said on a terminal that is not ours yet.
+        if args.live {
+            match View::open(args) {
+                Ok(view) => spectators.push(Box::new(view)),
+                Err(why) => {
+                    eprintln!("loadgen: {why}");
+                    spectators.push(Box::new(Progress::new(args)));
+                }
+            }
+        }
         Ok(Audience { spectators, every: args.interval })
     }
 
@@ -44,8 +58,13 @@ impl Audience {
 
     /// Tells what the threads have told; true when somebody asks to end the run.
     pub fn hear(&mut self, listener: &mut Listener, window: &Window) -> bool {
-        for interval in listener.hear(window) {
-            self.spectators.iter_mut().for_each(|spectator| spectator.see(&interval));
+        let heard = listener.hear(window);
+        let so_far = listener.so_far();
+        for interval in heard {
+            for spectator in &mut self.spectators {
+                spectator.so_far(&so_far);
+                spectator.see(&interval);
+            }
         }
         self.spectators.iter_mut().any(|spectator| spectator.asks_to_stop())
     }

@@ -798,7 +798,7 @@ impl<'a, E: Engine> Client<'a, E> {
             open: self.tally.open,
             established: self.tally.established,
             errors: self.tally.failures.total(),
-            due: self.taken,
+            due: if self.plan.open_loop { self.taken } else { 0 },
         }
     }
 

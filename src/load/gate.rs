@@ -27,6 +27,12 @@ impl Gate {
         self.measure.of(report).map(|found| self.comparison.holds(found, self.bar))
     }
 
+    /// Whether it asks a number that grows with the load to stay small: what holds at low rates and fails at high ones.
+    pub fn bounds_the_load(&self) -> bool {
+        let falls = matches!(self.measure, Measure::Qps | Measure::PValue);
+        !falls && matches!(self.comparison, Comparison::Less | Comparison::AtMost | Comparison::Equal)
+    }
+
     /// Why a `--fail-if` fails this result, in words; `None` when it does not. What cannot be decided fails: a gate
     /// that nobody can see closed is no gate.
     pub fn fails(&self, report: &LoadReport) -> Option<String> {
@@ -346,6 +352,16 @@ mod tests {
         assert_eq!(gate("p99>5ms").fails(&measured()).unwrap(), "fail-if p99>5ms holds: p99 is 7.20ms");
         assert_eq!(gate("qps < 1e3").fails(&measured()).unwrap(), "fail-if qps < 1e3 holds: qps is 999.5");
         assert_eq!(gate("p99>8ms").fails(&measured()), None);
+    }
+
+    #[test]
+    fn a_search_needs_a_condition_that_high_rates_break() {
+        for good in ["p99<5ms", "errors==0", "slip.p50<=1ms", "cpu_share<0.8"] {
+            assert!(gate(good).bounds_the_load(), "{good}");
+        }
+        for bad in ["p99>5ms", "errors!=0", "qps<1000", "p_value<0.1"] {
+            assert!(!gate(bad).bounds_the_load(), "{bad}");
+        }
     }
 
     #[test]

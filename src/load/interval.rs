@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::load::evenness;
 use crate::load::histogram::Times;
 use crate::load::tally::Window;
-use crate::report::{EvennessPair, IntervalReport, WorkerShare};
+use crate::report::{EvennessPair, IntervalReport, Latency, WorkerShare};
 
 /// Stretches of each thread that are under way at a time.
 const ROUND: usize = 8;
@@ -175,6 +175,8 @@ pub struct Listener {
     next: u64,
     connections_requested: u64,
     expected_workers: usize,
+    /// Response times of the measured intervals.
+    so_far: Times,
 }
 
 /// Both ends, for so many threads.
@@ -212,6 +214,7 @@ pub fn pair(
         next: 0,
         connections_requested,
         expected_workers,
+        so_far: Times::of_an_interval(),
     };
     (tellers, listener)
 }
@@ -237,6 +240,11 @@ impl Listener {
         self.report(complete, window)
     }
 
+    /// Response times of all measured intervals that were reported.
+    pub fn so_far(&self) -> Latency {
+        self.so_far.latency()
+    }
+
     /// What is left when all threads have ended.
     pub fn rest(&mut self, window: &Window) -> VecDeque<IntervalReport> {
         let mut reports = self.hear(window);
@@ -249,7 +257,11 @@ impl Listener {
         let mut reports = VecDeque::new();
         while let Some(entry) = self.pending.first_entry().filter(|entry| Some(*entry.key()) <= until) {
             let (index, stretch) = entry.remove_entry();
-            reports.push_back(self.one(index, &stretch, window));
+            let report = self.one(index, &stretch, window);
+            if report.measured {
+                self.so_far.add(&stretch.latency);
+            }
+            reports.push_back(report);
             self.next = self.next.max(index + 1);
         }
         reports

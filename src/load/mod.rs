@@ -1,6 +1,7 @@
 //! What the load generator is made of. *When* to send and *how* to send know nothing of each other:
 //!
 //! - [`args`]: the command line;
+//! - [`search`], [`calibrate`]: many runs for one answer;
 //! - [`schedule`]: WHEN: closed loop, open loop at moments of its own, replay; pure arithmetic;
 //! - [`client`]: HOW: one loop per thread; [`engine`] carries its bytes, by epoll or io_uring; [`connection`] is one
 //!   of its connections, [`response`] reads what comes back, [`crowd`] is those that only want to be there, [`slow`] those that
@@ -8,13 +9,15 @@
 //! - [`tally`] and [`histogram`]: what one thread counted;
 //! - [`preflight`], [`run`], [`control`], [`watch`]: whether it can fit, the threads' beginning and end, phases,
 //!   signals;
-//! - [`interval`], [`audience`]: what is told while it goes on;
+//! - [`interval`], [`audience`], [`live`]: what is told, and shown, while it goes on;
 //! - [`evidence`], [`verdict`], [`gate`]: whether to trust it, and whether it is good enough;
-//! - [`evenness`], [`summary`], [`export`], [`text`]: what it means, for programs and for people;
+//! - [`evenness`], [`summary`], [`export`], [`text`]: what it means, for programs and for people; [`explain`]
+//!   defines it;
 //! - [`merge`]: one result from those of many client machines;
 //! - [`demo`]: what a closed loop leaves out, shown.
 
 pub mod args;
+pub mod calibrate;
 pub mod gate;
 pub mod schedule;
 pub mod search;
@@ -34,6 +37,7 @@ pub mod tally;
 
 pub mod audience;
 pub mod control;
+pub mod live;
 pub mod preflight;
 pub mod run;
 pub mod watch;
@@ -41,6 +45,7 @@ pub mod watch;
 pub mod demo;
 pub mod evenness;
 pub mod evidence;
+pub mod explain;
 pub mod export;
 pub mod merge;
 pub mod summary;

@@ -161,9 +161,8 @@ fn time_wait(run: &Demand, limits: &Limits) -> Option<String> {
         return None;
     }
     Some(format!(
-        "each connection that we close holds its port for {held_s} s (TIME_WAIT): {ports} ports last for {:.0} \
-         connections/s, then connect fails with EADDRNOTAVAIL; --close rst leaves no TIME_WAIT, --source{} has more \
-         ports",
+        "each connection that we close holds its port for {held_s} s (TIME_WAIT): with {ports} ports, connect fails \
+         with EADDRNOTAVAIL beyond {:.0} connections/s; --close rst leaves no TIME_WAIT, --source{} has more ports",
         ports / held_s,
         if run.on_loopback { " 127.1.0.0/24" } else { "" },
     ))

@@ -21,6 +21,7 @@ use crate::load::engine::uring::UringEngine;
 use crate::load::evidence::{Surroundings, trust};
 use crate::load::export::{Distributions, Files, Span, both};
 use crate::load::interval::{self, Listener, Teller};
+use crate::load::live::Aside;
 use crate::load::preflight;
 use crate::load::schedule::{Arrivals, Extent, Schedule, Thinker, share};
 use crate::load::slow::{Kinds, SlowCrowd};
@@ -220,6 +221,7 @@ fn measure<E: Engine>(
             handles.push(scope.spawn(move || measure_thread(plan, control, client, cpu, &start)));
         }
         watch.until_ready(threads)?;
+        let _aside = (args.live && args.pin).then(|| Aside::step(args.threads as usize));
         let (start_ns, began) = start(args.start_at);
         let window = window(args, start_ns);
         for (thread, starter) in (0..).zip(starters) {

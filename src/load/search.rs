@@ -1,10 +1,21 @@
 //! Many runs for one answer: the highest rate that holds, and the throughput-latency curve.
+//!
+//! Every point is a whole run of its own with everything that belongs to one. Where the answer is a rate, chance must
+//! not decide: two runs of three that agree do.
 
+use std::fmt::Write;
 use std::str::FromStr;
 
-use crate::load::schedule::Rate;
+use serde::{Deserialize, Serialize};
 
-/// Rates from `from` to `to`.
+use crate::load::args::LoadArgs;
+use crate::load::gate::{Gate, time};
+use crate::load::run;
+use crate::load::schedule::Rate;
+use crate::report::{LoadReport, Verdict};
+
+/// Rates from `from` to `to`, both included, in equal steps: what bends near the capacity shows as a bend. (In equal
+/// ratios half of the points would lie far below it, where nothing happens.)
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sweep {
     pub from: Rate,
@@ -12,10 +23,472 @@ pub struct Sweep {
     pub steps: u32,
 }
 
+const STEPS: u32 = 10;
+
+impl Sweep {
+    fn rates(self) -> impl Iterator<Item = f64> {
+        let (from, to) = (self.from.per_s(), self.to.per_s());
+        (0..self.steps).map(move |i| from + (to - from) * f64::from(i) / f64::from(self.steps - 1))
+    }
+}
+
 impl FromStr for Sweep {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Sweep, String> {
-        Err(format!("{text}: a sweep is 1000..20000 or 1000..20000:5"))
+        let shape = || format!("{text:?} is no sweep; write it like 1000..20000 or 1000..20000:5");
+        let (range, steps) = match text.split_once(':') {
+            Some((range, steps)) => (range, steps.parse().map_err(|_| shape())?),
+            None => (text, STEPS),
+        };
+        let (from, to) = range.split_once("..").ok_or_else(shape)?;
+        let sweep = Sweep { from: from.parse()?, to: to.parse()?, steps };
+        if !(2..=1000).contains(&steps) {
+            return Err(format!("{text}: a sweep has from 2 to 1000 steps"));
+        }
+        if sweep.from.per_s() >= sweep.to.per_s() {
+            return Err(format!("{text}: a sweep goes up, from the lower rate to the higher"));
+        }
+        Ok(sweep)
+    }
+}
+
+/// One run at one rate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Point {
+    /// The rate that was asked for.
+    pub rate_per_s: f64,
+    /// Of what was due, the share that was answered in time.
+    pub achieved_share: f64,
+    /// Whether the condition held at it; absent in a sweep, which has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holds: Option<bool>,
+    /// What decided that, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finding: Option<String>,
+    pub report: LoadReport,
+}
+
+/// The throughput-latency curve.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Curve {
+    /// In ascending order of the rates.
+    pub sweep: Vec<Point>,
+    /// Index of the knee: where throughput over mean response time, the *power*, is largest (Kleinrock, "Power and
+    /// deterministic rules of thumb", ICC 1979).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub knee: Option<usize>,
+    /// Why it is not complete, if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_by: Option<String>,
+}
+
+/// The highest rate that holds.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Found {
+    pub condition: String,
+    /// The highest rate at which it held in two runs of three, and the lowest above at which it did not: the answer
+    /// lies between them.
+    pub highest_held_per_s: Option<f64>,
+    pub lowest_failed_per_s: Option<f64>,
+    /// What failed was the client: the server may be able to do more.
+    pub client_is_limit: bool,
+    /// All runs in the order they were made.
+    pub runs: Vec<Point>,
+    /// Why the search is not complete, if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_by: Option<String>,
+}
+
+/// How one run comes about; `None` is a closed loop.
+type Measure<'a> = &'a mut dyn FnMut(Option<Rate>) -> Result<LoadReport, String>;
+
+/// Measures one rate after the other, with a line on standard error for each.
+///
+/// # Errors
+/// One line, when not even the first rate could be measured.
+pub fn sweep(args: &LoadArgs) -> Result<Curve, String> {
+    let sweep = args.sweep.expect("called with --sweep");
+    sweep_with(sweep, &mut |rate| measure(args, rate), &|line| eprintln!("loadgen: {line}"))
+}
+
+/// Searches the highest rate at which the condition of `--find-max` holds, with a line on standard error per run.
+///
+/// # Errors
+/// One line, when nothing could be measured.
+pub fn find_max(args: &LoadArgs) -> Result<Found, String> {
+    let gate = args.find_max.as_ref().expect("called with --find-max");
+    let least_per_s = LEAST_REQUESTS / args.duration.as_secs_f64();
+    find_max_with(gate, least_per_s, &mut |rate| measure(args, rate), &|line| eprintln!("loadgen: {line}"))
+}
+
+fn measure(args: &LoadArgs, rate: Option<Rate>) -> Result<LoadReport, String> {
+    let report = run::run(&args.with_rate(rate))?.report;
+    // A run that was ended early is one that nobody wants the next of.
+    let interrupted = report.run.as_ref().is_some_and(|run| run.interrupted);
+    if interrupted || report.duration_s < 0.99 * args.duration.as_secs_f64() {
+        return Err(INTERRUPTED.into());
+    }
+    Ok(report)
+}
+
+const INTERRUPTED: &str = "ended early";
+/// Below this share of what was due the rate was not served.
+const ACHIEVED: f64 = 0.99;
+/// The answer is known to this share of itself.
+const PRECISION: f64 = 0.05;
+/// The fewest requests a run may have to say anything at all.
+const LEAST_REQUESTS: f64 = 20.0;
+/// From here on the client may be the limit.
+const BUSY_CLIENT: f64 = 0.9;
+
+fn sweep_with(sweep: Sweep, measure: Measure, say: &dyn Fn(&str)) -> Result<Curve, String> {
+    let mut curve = Curve::default();
+    for per_s in sweep.rates() {
+        match measure(Some(rate(per_s)?)) {
+            Ok(report) => {
+                let point = Point::of(per_s, report, None);
+                say(&format!("{:.0}/s: {}", per_s, point.summary()));
+                curve.sweep.push(point);
+            }
+            Err(error) if curve.sweep.is_empty() => return Err(error),
+            Err(error) => {
+                curve.ended_by = Some(error);
+                break;
+            }
+        }
+    }
+    let power = |point: &Point| point.report.qps / point.report.latency_us.mean.max(1e-3);
+    let best = curve.sweep.iter().enumerate().max_by(|(_, a), (_, b)| power(a).total_cmp(&power(b)));
+    // At the edge it may lie beyond.
+    curve.knee = best.map(|(i, _)| i).filter(|&i| i > 0 && i + 1 < curve.sweep.len());
+    Ok(curve)
+}
+
+/// From half of what a closed loop reaches up or down by factors of two until the answer is enclosed, then by halves
+/// of the interval.
+fn find_max_with(
+    gate: &Gate,
+    least_per_s: f64,
+    measure: Measure,
+    say: &dyn Fn(&str),
+) -> Result<Found, String> {
+    say("closed loop, to know where to begin");
+    let closed_loop = measure(None)?;
+    if closed_loop.requests == 0 {
+        return Err("find a rate that holds: the server answered nothing".into());
+    }
+    let mut search =
+        Search { gate, measure, say, found: Found { condition: gate.to_string(), ..Found::default() } };
+    if let Err(error) = search.run((closed_loop.qps / 2.0).max(least_per_s), least_per_s) {
+        search.found.ended_by = Some(error);
+    }
+    Ok(search.found)
+}
+
+struct Search<'a> {
+    gate: &'a Gate,
+    measure: Measure<'a>,
+    say: &'a dyn Fn(&str),
+    found: Found,
+}
+
+impl Search<'_> {
+    fn run(&mut self, first_per_s: f64, least_per_s: f64) -> Result<(), String> {
+        let mut next_per_s = first_per_s;
+        loop {
+            match (self.found.highest_held_per_s, self.found.lowest_failed_per_s) {
+                (Some(held), Some(failed)) if failed - held <= PRECISION * held => return Ok(()),
+                (Some(held), Some(failed)) => next_per_s = (held + failed) / 2.0,
+                // Faster than anything sends.
+                (Some(held), None) if rate(2.0 * held).is_err() => {
+                    self.found.client_is_limit = true;
+                    return Ok(());
+                }
+                (Some(held), None) => next_per_s = 2.0 * held,
+                (None, Some(failed)) if failed <= least_per_s => return Ok(()),
+                (None, Some(failed)) => next_per_s = (failed / 2.0).max(least_per_s),
+                (None, None) => {}
+            }
+            if self.holds(next_per_s)? {
+                self.found.highest_held_per_s = Some(next_per_s);
+            } else {
+                self.found.lowest_failed_per_s = Some(next_per_s);
+            }
+        }
+    }
+
+    /// The majority of up to three runs.
+    fn holds(&mut self, per_s: f64) -> Result<bool, String> {
+        let (mut held, mut failed, mut client_failed) = (0, 0, 0);
+        while held < 2 && failed < 2 {
+            let point = Point::of(per_s, (self.measure)(Some(rate(per_s)?))?, Some(self.gate));
+            let holds = point.holds == Some(true);
+            (self.say)(&format!(
+                "{per_s:.1}/s {}: {}",
+                if holds { "holds" } else { "fails" },
+                point.summary()
+            ));
+            held += u32::from(holds);
+            failed += u32::from(!holds);
+            client_failed += u32::from(!holds && point.client_is_limit());
+            self.found.runs.push(point);
+        }
+        if failed >= 2 {
+            self.found.client_is_limit = client_failed >= 2;
+        }
+        Ok(held >= 2)
+    }
+}
+
+impl Point {
+    fn of(per_s: f64, report: LoadReport, gate: Option<&Gate>) -> Point {
+        let achieved_share = achieved_share(per_s, &report);
+        let (holds, finding) = gate.map_or((None, None), |gate| {
+            let served = achieved_share >= ACHIEVED;
+            let finding = if served {
+                gate.finding(&report)
+            } else {
+                format!("only {:.1} % answered in time", achieved_share * 100.0)
+            };
+            (Some(served && gate.holds(&report) == Some(true)), Some(finding))
+        });
+        Point { rate_per_s: per_s, achieved_share, holds, finding, report }
+    }
+
+    fn client_is_limit(&self) -> bool {
+        let invalid = self.report.trust.as_ref().is_some_and(|trust| trust.verdict == Verdict::Invalid);
+        invalid || self.report.client.cpu_share > BUSY_CLIENT
+    }
+
+    fn summary(&self) -> String {
+        let report = &self.report;
+        let finding = self.finding.as_ref().map_or(String::new(), |finding| format!("{finding}; "));
+        format!(
+            "{finding}{:.1}/s answered, p50 {}, p99 {}, {} errors",
+            report.qps,
+            time(report.latency_us.p50),
+            time(report.latency_us.p99),
+            report.errors.total()
+        )
+    }
+}
+
+/// Of what was due, the share that was answered in time: in the window, or rightly still under way at its end
+/// (Little's law: rate times mean response time, of which more than a twentieth of the run is no steady state).
+fn achieved_share(per_s: f64, report: &LoadReport) -> f64 {
+    let offered_per_s = report.offered_per_s.unwrap_or(per_s);
+    let due = offered_per_s * report.duration_s;
+    let under_way = offered_per_s * (report.latency_us.mean / 1e6).min(0.05 * report.duration_s);
+    // One more, since the window may begin and end between two due times.
+    if due > 0.0 { ((report.requests as f64 + under_way + 1.0) / due).min(1.0) } else { 0.0 }
+}
+
+fn rate(per_s: f64) -> Result<Rate, String> {
+    format!("{per_s:.6}").parse()
+}
+
+impl Curve {
+    /// A table for people.
+    pub fn render(&self) -> String {
+        let mut text = table(&self.sweep, |i| if Some(i) == self.knee { "knee" } else { "" });
+        let _ = match self.knee.map(|i| self.sweep[i].rate_per_s) {
+            Some(per_s) => writeln!(
+                text,
+                "\nThe knee, where throughput over mean response time is largest: {per_s:.0}/s."
+            ),
+            None => writeln!(
+                text,
+                "\nNo knee: throughput over mean response time is largest at an end of the sweep."
+            ),
+        };
+        if let Some(why) = &self.ended_by {
+            let _ = writeln!(text, "The sweep is not complete: {why}.");
+        }
+        text
+    }
+}
+
+impl Found {
+    /// A table for people, and the answer.
+    pub fn render(&self) -> String {
+        let held = |i: usize| if self.runs[i].holds == Some(true) { "holds" } else { "fails" };
+        format!("{}\n{}\n", table(&self.runs, held), self.answer())
+    }
+
+    /// The answer in a sentence or two.
+    pub fn answer(&self) -> String {
+        let condition = &self.condition;
+        let client =
+            if self.client_is_limit { " There the client is the limit, not the server." } else { "" };
+        let end = self
+            .ended_by
+            .as_ref()
+            .map_or(String::new(), |why| format!(" The search is not complete: {why}."));
+        let answer = match (self.highest_held_per_s, self.lowest_failed_per_s) {
+            (Some(held), Some(failed)) => {
+                format!("{condition} holds up to {held:.1}/s; at {failed:.1}/s it does not any more.")
+            }
+            (Some(held), None) => {
+                format!("{condition} holds at {held:.1}/s, and no rate was found at which it does not.")
+            }
+            (None, Some(failed)) => format!("{condition} never holds, not even at {failed:.1}/s."),
+            (None, None) => format!("Nothing is known of {condition}."),
+        };
+        format!("{answer}{client}{end}")
+    }
+}
+
+fn table(points: &[Point], remark: impl Fn(usize) -> &'static str) -> String {
+    let mut text = format!(
+        "{:>12}{:>12}{:>10}{:>10}{:>10}{:>10}  {:8} {}\n",
+        "offered/s", "answered/s", "p50", "p99", "p99.9", "errors", "verdict", ""
+    );
+    for (i, point) in points.iter().enumerate() {
+        let report = &point.report;
+        let verdict = report.trust.as_ref().map_or("", |trust| match trust.verdict {
+            Verdict::Valid => "valid",
+            Verdict::Suspect => "suspect",
+            Verdict::Invalid => "invalid",
+        });
+        let latency = &report.latency_us;
+        let row = format!(
+            "{:>12.1}{:>12.1}{:>10}{:>10}{:>10}{:>10}  {verdict:8} {}",
+            point.rate_per_s,
+            report.qps,
+            time(latency.p50),
+            time(latency.p99),
+            time(latency.p99_9),
+            report.errors.total(),
+            remark(i)
+        );
+        let _ = writeln!(text, "{}", row.trim_end());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::Latency;
+
+    /// A server with this capacity, whose response time grows like 1/(1 − ρ), and a client that can send this much.
+    fn answered(rate: Option<Rate>, capacity: f64, client: f64) -> LoadReport {
+        let offered = rate.map_or(f64::INFINITY, Rate::per_s);
+        let qps = offered.min(capacity).min(client);
+        let p99 = if offered >= capacity.min(client) { 1e6 } else { 1000.0 / (1.0 - offered / capacity) };
+        let mut report = LoadReport {
+            qps,
+            requests: qps as u64,
+            duration_s: 1.0,
+            offered_per_s: rate.map(Rate::per_s),
+            latency_us: Latency { p50: p99 / 3.0, p99, mean: p99 / 3.0, max: p99, ..Latency::default() },
+            ..LoadReport::default()
+        };
+        report.client.cpu_share = if offered >= client { 1.0 } else { 0.5 };
+        report
+    }
+
+    fn found(gate: &str, measure: Measure) -> Found {
+        find_max_with(&gate.parse().unwrap(), 20.0, measure, &|_| {}).unwrap()
+    }
+
+    #[test]
+    fn the_highest_rate_is_enclosed_within_five_per_cent() {
+        // 1000/(1 − ρ) < 5000 up to ρ = 0.8.
+        for capacity in [100.0, 1000.0, 77_777.0] {
+            let found = found("p99<5ms", &mut |rate| Ok(answered(rate, capacity, 1e9)));
+            let (held, failed) = (found.highest_held_per_s.unwrap(), found.lowest_failed_per_s.unwrap());
+            assert!(
+                held < 0.8 * capacity && 0.8 * capacity <= failed && failed - held <= 0.05 * held,
+                "{found:?}"
+            );
+            assert!(!found.client_is_limit && found.ended_by.is_none());
+            assert!(found.runs.len() <= 18, "{} runs", found.runs.len());
+            assert!(found.render().contains("holds up to"));
+        }
+    }
+
+    #[test]
+    fn one_bad_run_in_three_decides_nothing() {
+        let mut runs = 0;
+        let found = found("p99<5ms", &mut |rate| {
+            runs += 1;
+            // Every third is disturbed.
+            Ok(answered(rate, if runs % 3 == 0 { 100.0 } else { 1000.0 }, 1e9))
+        });
+        assert!(
+            found.highest_held_per_s.unwrap() < 800.0 && found.lowest_failed_per_s.unwrap() >= 800.0,
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn a_condition_that_never_holds_is_said_to() {
+        let found = found("p99<10us", &mut |rate| Ok(answered(rate, 1000.0, 1e9)));
+        assert_eq!((found.highest_held_per_s, found.lowest_failed_per_s), (None, Some(20.0)));
+        assert!(found.answer().contains("never holds, not even at 20.0/s"), "{}", found.answer());
+    }
+
+    #[test]
+    fn where_the_client_gives_up_first_it_says_so() {
+        let found = found("p99<5ms", &mut |rate| Ok(answered(rate, 1e6, 5000.0)));
+        assert!(found.highest_held_per_s.unwrap() < 5000.0 && found.client_is_limit);
+        assert!(found.answer().contains("client is the limit"));
+    }
+
+    #[test]
+    fn a_rate_that_is_not_served_does_not_hold_whatever_its_latency() {
+        let found = found("errors==0", &mut |rate| Ok(answered(rate, 1000.0, 1e9)));
+        let held = found.highest_held_per_s.unwrap();
+        assert!((940.0..1100.0).contains(&held), "{held}");
+    }
+
+    #[test]
+    fn a_server_that_dies_leaves_what_is_known() {
+        let mut runs = 0;
+        let dies = |rate| {
+            runs += 1;
+            if runs > 6 {
+                Err("connect 127.0.0.1:1: connection refused".into())
+            } else {
+                Ok(answered(rate, 1000.0, 1e9))
+            }
+        };
+        let found = found("p99<5ms", &mut { dies });
+        assert_eq!(found.runs.len(), 5);
+        assert!(found.highest_held_per_s.is_some() && found.answer().contains("not complete: connect"));
+        assert!(
+            find_max_with(&"p99<5ms".parse().unwrap(), 20.0, &mut |_| Err("gone".into()), &|_| {}).is_err()
+        );
+    }
+
+    #[test]
+    fn a_sweep_finds_the_knee_and_survives_its_end() {
+        let sweep: Sweep = "100..1000".parse().unwrap();
+        let curve = sweep_with(sweep, &mut |rate| Ok(answered(rate, 1000.0, 1e9)), &|_| {}).unwrap();
+        assert_eq!(curve.sweep.len(), 10);
+        // ρ(1 − ρ) is largest at one half (Kleinrock's result for M/M/1).
+        assert_eq!(curve.knee, Some(4));
+        assert!(curve.render().lines().nth(5).unwrap().ends_with("knee"), "{}", curve.render());
+        let mut runs = 0;
+        let mut two = |rate| {
+            runs += 1;
+            if runs > 2 { Err(INTERRUPTED.to_string()) } else { Ok(answered(rate, 1000.0, 1e9)) }
+        };
+        let curve = sweep_with(sweep, &mut two, &|_| {}).unwrap();
+        assert!(curve.sweep.len() == 2 && curve.render().contains("not complete: ended early"));
+    }
+
+    #[test]
+    fn sweeps_are_read_as_they_are_written() {
+        let rates = |text: &str| text.parse::<Sweep>().unwrap().rates().collect::<Vec<_>>();
+        assert_eq!(rates("1000..2000:5"), [1000.0, 1250.0, 1500.0, 1750.0, 2000.0]);
+        assert_eq!(rates("1..10").len(), 10);
+        for bad in
+            ["", "5", "5..", "..5", "5..1", "5..5", "1..5:1", "1..5:0", "1..5:x", "1..5:1001", "a..b", "0..5"]
+        {
+            assert!(bad.parse::<Sweep>().is_err(), "{bad:?} was accepted");
+        }
     }
 }

@@ -136,7 +136,9 @@ struct Member {
     kind: Kind,
     /// `None` before its life and after it.
     socket: Option<Socket>,
-    established_ns: Option<u64>,
+    /// When connect(2) was called: its age counts from here, since the server may know of it before us.
+    began_ns: u64,
+    is_established: bool,
     /// Bytes of the request that the kernel has taken.
     written: usize,
     reader: Reader,
@@ -150,7 +152,8 @@ impl Member {
         Member {
             kind,
             socket: None,
-            established_ns: None,
+            began_ns: 0,
+            is_established: false,
             written: 0,
             reader: Reader::default(),
             answered: 0,
@@ -220,6 +223,7 @@ impl Slow {
         while self.begun < self.members.len() && self.connecting < MAX_IN_FLIGHT {
             let slot = self.begun;
             self.begun += 1;
+            self.members[slot].began_ns = monotonic_ns();
             let connected = connect(&self.address, self.members[slot].kind).and_then(|socket| {
                 let interest =
                     Interest::EPOLLIN | Interest::EPOLLOUT | Interest::EPOLLRDHUP | Interest::EPOLLET;
@@ -239,13 +243,13 @@ impl Slow {
     fn on_report(&mut self, slot: usize, flags: Interest) {
         let member = &mut self.members[slot];
         let Some(socket) = &member.socket else { return };
-        if member.established_ns.is_none() {
+        if !member.is_established {
             self.connecting -= 1;
             if !matches!(socket.take_error(), Ok(None)) {
                 member.socket = None;
                 return;
             }
-            member.established_ns = Some(monotonic_ns());
+            member.is_established = true;
             self.ask(slot);
         }
         if flags.intersects(Interest::EPOLLRDHUP | Interest::EPOLLHUP | Interest::EPOLLERR) {
@@ -363,8 +367,8 @@ impl Slow {
         }
         if complete || (asked && member.reader.end().is_some()) {
             member.answered += 1;
-        } else if let Some(established_ns) = member.established_ns {
-            member.closed_after_ns = Some(monotonic_ns() - established_ns);
+        } else {
+            member.closed_after_ns = Some(monotonic_ns() - member.began_ns);
         }
         member.socket = None;
     }
@@ -386,7 +390,7 @@ impl Slow {
             }
             .into(),
             requested,
-            established: members().filter(|member| member.established_ns.is_some()).count() as u64,
+            established: members().filter(|member| member.is_established).count() as u64,
             answered: members().map(|member| member.answered).sum(),
             closed_by_server: closed_after_ns.len() as u64,
             closed_after_ms: closed_after_ns.get(closed_after_ns.len() / 2).map(|&ns| ns as f64 / 1e6),

@@ -3,10 +3,20 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use crate::report::{Evenness, Latency, LoadReport, Traced};
+use crate::report::{Evenness, Latency, LoadReport, SlowBook, Traced, Verdict, WorkerShare};
 
+/// What every terminal has.
+const COLUMNS: usize = 80;
+/// Columns of the name that a line begins with.
+const NAME_COLUMNS: usize = 13;
+/// Where the figures of evenness stand: behind `connections per worker`.
+const JUDGED_AT: usize = 25;
 /// Columns of the longest bar.
-const BAR_COLUMNS: f64 = 40.0;
+const BAR_COLUMNS: usize = 40;
+/// Columns of the spectrum, so that the unit of its last decade still fits into the line.
+const SPECTRUM_COLUMNS: usize = 60;
+/// Lines of the order of workers that are printed.
+const ORDER_LINES: usize = 8;
 /// From this share of its threads' time on the client may be what limits the figures.
 const BUSY_CLIENT: f64 = 0.9;
 
@@ -25,13 +35,22 @@ pub fn render(report: &LoadReport, heading: &Heading) -> String {
     let mut text = String::new();
     let paint = Paint { colour: heading.colour };
     trace(&mut text, &report.trace, heading);
-    let _ = writeln!(text, "{}\n{}\n", paint.bold(&heading.url), heading.load);
+    let _ = writeln!(text, "{}", paint.bold(&heading.url));
+    heading.load.lines().flat_map(wrapped).for_each(|line| {
+        let _ = writeln!(text, "{line}");
+    });
+    text.push('\n');
     rate(&mut text, report, &paint);
-    latencies(&mut text, report, heading.open_loop);
+    let rows = rows(report, heading.open_loop);
+    latencies(&mut text, &rows);
+    spectrum(&mut text, &rows, &paint);
     errors(&mut text, report, &paint);
     connections(&mut text, report);
+    report.slow.iter().for_each(|book| slow(&mut text, book));
     workers(&mut text, report, &paint);
+    order(&mut text, report);
     client(&mut text, report, &paint);
+    trust(&mut text, report, &paint);
     text
 }
 
@@ -46,6 +65,10 @@ impl Paint {
 
     fn red(&self, text: &str) -> String {
         self.sgr("31", text)
+    }
+
+    fn yellow(&self, text: &str) -> String {
+        self.sgr("33", text)
     }
 
     fn cyan(&self, text: &str) -> String {
@@ -77,42 +100,98 @@ fn trace(text: &mut String, trace: &[Traced], heading: &Heading) {
 }
 
 fn rate(text: &mut String, report: &LoadReport, paint: &Paint) {
-    let qps = paint.bold(&format!("{:.1} requests/s", report.qps));
-    let _ = writeln!(text, "{qps}   {} answers in {:.3} s", report.requests, report.duration_s);
+    // What was answered without a first byte is a connection that had no request (--connect-only).
+    let connects_only = report.requests > 0 && report.first_byte_us.max == 0.0;
+    let (asked, got) = if connects_only { ("connections", "connections") } else { ("requests", "answers") };
+    let qps = paint.bold(&format!("{:.1} {asked}/s", report.qps));
+    let _ = writeln!(text, "{qps}   {} {got} in {:.3} s", report.requests, report.duration_s);
+    if let Some(offered) = report.offered_per_s.filter(|&offered| offered > 0.0) {
+        let achieved = report.qps / offered * 100.0;
+        let _ = writeln!(text, "{offered:.1} were due per second; {achieved:.2} % of that was answered");
+    }
     let outside = &report.outside_window;
     if outside.warmup + outside.late > 0 {
         let _ =
             writeln!(text, "beside them {} in the warm-up, {} after the end", outside.warmup, outside.late);
     }
+    if let Some(depth) = report.pipeline {
+        let line = format!("pipelined {depth} deep: not to be compared with the rest");
+        let _ = writeln!(text, "{}", paint.yellow(&line));
+    }
     text.push('\n');
 }
 
-fn latencies(text: &mut String, report: &LoadReport, open_loop: bool) {
+/// The distributions, each with its name.
+fn rows(report: &LoadReport, open_loop: bool) -> Vec<(&'static str, &Latency)> {
+    let mut rows = vec![("latency", &report.latency_us)];
+    if open_loop {
+        // From due, and from sent: the difference is what the client's own waiting would have hidden.
+        rows = vec![("response", &report.latency_us), ("service", &report.service_us)];
+    }
+    if report.first_byte_us.max > 0.0 {
+        rows.push(("first byte", &report.first_byte_us));
+    }
+    rows.push(("connect", &report.connect_us));
+    if open_loop || report.slip_us.max > 0.0 {
+        rows.push(("slip", &report.slip_us));
+    }
+    rows
+}
+
+fn latencies(text: &mut String, rows: &[(&str, &Latency)]) {
     let _ = writeln!(
         text,
         "{:10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}",
         "", "p50", "p90", "p99", "p99.9", "max", "mean", "stdev"
     );
-    if open_loop {
-        // From due, and from sent: the difference is what the client's own waiting would have hidden.
-        row(text, "response", &report.latency_us);
-        row(text, "service", &report.service_us);
-    } else {
-        row(text, "latency", &report.latency_us);
+    for (name, latency) in rows {
+        let Latency { p50, p90, p99, p99_9, max, mean, stdev } = **latency;
+        let cells: String =
+            [p50, p90, p99, p99_9, max, mean, stdev].map(|us| format!("{:>10}", time(us))).concat();
+        let _ = writeln!(text, "{name:10}{cells}");
     }
-    row(text, "connect", &report.connect_us);
     text.push('\n');
 }
 
-fn row(text: &mut String, name: &str, latency: &Latency) {
-    let columns =
-        [latency.p50, latency.p90, latency.p99, latency.p99_9, latency.max, latency.mean, latency.stdev];
-    let cells: String = columns.iter().map(|&us| format!("{:>10}", time(us))).collect();
-    let _ = writeln!(text, "{name:10}{cells}");
+/// The same from the median to the maximum as a picture: a decade is as wide as any other.
+fn spectrum(text: &mut String, rows: &[(&str, &Latency)], paint: &Paint) {
+    const SHADES: [char; 4] = ['█', '▓', '▒', '░'];
+    let rows: Vec<_> = rows.iter().filter(|(_, latency)| latency.max > 0.0).collect();
+    // Below a microsecond nothing is worth a decade of its own.
+    let exponent = |us: f64| us.max(1.0).log10();
+    let first = rows.iter().map(|(_, latency)| exponent(latency.p50)).fold(f64::INFINITY, f64::min).floor();
+    let last = rows.iter().map(|(_, latency)| exponent(latency.max)).fold(0.0, f64::max).ceil();
+    if rows.is_empty() {
+        return;
+    }
+    let decades = ((last - first) as usize).max(1);
+    let width = SPECTRUM_COLUMNS / decades;
+    let column = |us: f64| ((exponent(us) - first) * width as f64) as usize;
+    let axis: String =
+        (0..=decades).map(|decade| format!("{:width$}", mark(first + decade as f64))).collect();
+    let _ = writeln!(text, "{:NAME_COLUMNS$}{}", "", axis.trim_end());
+    for (name, latency) in rows {
+        let ends = [latency.p90, latency.p99, latency.p99_9, latency.max].map(column);
+        let from = column(latency.p50);
+        let shade = |at: usize| SHADES[ends.iter().position(|&end| at <= end).unwrap_or(3)];
+        let bar: String = (from..=ends[3]).map(shade).collect();
+        let _ = writeln!(text, "{name:NAME_COLUMNS$}{:from$}{}", "", paint.cyan(&bar));
+    }
+    let _ = writeln!(text, "{:NAME_COLUMNS$}█ p50 to p90   ▓ to p99   ▒ to p99.9   ░ to max\n", "");
+}
+
+/// A power of ten of microseconds on the axis: |100us.
+fn mark(exponent: f64) -> String {
+    let (divisor, unit) = match exponent {
+        exponent if exponent < 3.0 => (0.0, "us"),
+        exponent if exponent < 6.0 => (3.0, "ms"),
+        _ => (6.0, "s"),
+    };
+    format!("|{:.0}{unit}", 10f64.powf(exponent - divisor))
 }
 
 /// Three digits and the unit that makes them readable.
-fn time(us: f64) -> String {
+pub(crate) fn time(us: f64) -> String {
     let (value, unit) = match us {
         us if us < 999.5 => (us, "us"),
         us if us < 999.5e3 => (us / 1e3, "ms"),
@@ -143,19 +222,37 @@ fn errors(text: &mut String, report: &LoadReport, paint: &Paint) {
     }
     let line = if parts.is_empty() { "none".into() } else { paint.red(&parts.join(", ")) };
     let _ = writeln!(text, "errors       {line}");
+    if report.censored > 0 {
+        let line = format!("{} without an answer count at their age: they took longer", report.censored);
+        let _ = writeln!(text, "censored     {line}");
+    }
+    if let Some(deadline) = report.deadline.filter(|deadline| deadline.shed + deadline.abandoned > 0) {
+        let (shed, abandoned) = (deadline.shed, deadline.abandoned);
+        let _ = writeln!(text, "deadline     {shed} shed before they were sent, {abandoned} abandoned after");
+    }
 }
 
 fn connections(text: &mut String, report: &LoadReport) {
     let book = &report.connections;
-    let _ = write!(
+    let _ = writeln!(
         text,
         "connections  {} asked for, {} open at most, {} established, {} answered",
         book.requested, book.peak_open, book.established, book.answered
     );
     if book.crowd_lost > 0 {
-        let _ = write!(text, "; the server closed {} of the idle crowd", book.crowd_lost);
+        let _ = writeln!(text, "{:NAME_COLUMNS$}the server closed {} of the idle crowd", "", book.crowd_lost);
     }
-    text.push('\n');
+}
+
+fn slow(text: &mut String, book: &SlowBook) {
+    let SlowBook { kind, requested, established, answered, closed_by_server, closed_after_ms } = book;
+    let name = if kind == "half-open" { kind.clone() } else { format!("slow {kind}") };
+    let after = closed_after_ms.map_or(String::new(), |ms| format!(" after {}", time(ms * 1e3)));
+    let _ = writeln!(
+        text,
+        "{name:NAME_COLUMNS$}{requested} asked for, {established} established, {answered} answered, \
+         {closed_by_server} closed{after}"
+    );
 }
 
 fn workers(text: &mut String, report: &LoadReport, paint: &Paint) {
@@ -163,47 +260,84 @@ fn workers(text: &mut String, report: &LoadReport, paint: &Paint) {
         text.push_str("workers      unknown: the answers carry no X-Worker\n");
         return;
     };
-    let connections: BTreeMap<u32, u64> = by_number(report, |share| share.connections);
-    let requests: BTreeMap<u32, u64> = by_number(report, |share| share.requests);
-    for (name, counts, evenness) in
-        [("connections", &connections, &evenness.connections), ("requests", &requests, &evenness.requests)]
-    {
-        let _ = writeln!(text, "\n{} per worker{}", paint.bold(name), judged(evenness));
-        bars(text, counts, paint);
-    }
+    let shares = by_number(report);
+    let _ =
+        writeln!(text, "\n{} per worker{}", paint.bold("connections"), judged("   ", &evenness.connections));
+    bars(text, &shares, |share| share.connections, |_| None, paint);
+    let _ = writeln!(text, "\n{} per worker{}", paint.bold("requests"), judged("      ", &evenness.requests));
+    bars(text, &shares, |share| share.requests, |share| share.latency_us.as_ref(), paint);
 }
 
 /// The JSON's keys are text, and "10" would come before "2".
-fn by_number(report: &LoadReport, count: fn(&crate::report::WorkerShare) -> u64) -> BTreeMap<u32, u64> {
-    report.workers.iter().filter_map(|(worker, share)| Some((worker.parse().ok()?, count(share)))).collect()
+fn by_number(report: &LoadReport) -> BTreeMap<u32, &WorkerShare> {
+    report.workers.iter().filter_map(|(worker, share)| Some((worker.parse().ok()?, share))).collect()
 }
 
-fn judged(evenness: &Evenness) -> String {
+fn judged(gap: &str, evenness: &Evenness) -> String {
     if evenness.workers < 2 || evenness.n == 0 {
         return String::new();
     }
     format!(
-        "   D = {:.2} (0 in turns, 1 by chance), p = {:.3}, max/mean = {:.3} (by chance {:.3})",
+        "{gap}D = {:.2} (0 in turns, 1 by chance), p = {:.3}\n{:JUDGED_AT$}max/mean = {:.3} (by chance {:.3})",
         evenness.dispersion,
         evenness.p_value,
+        "",
         evenness.max_over_mean,
         evenness.expected_max_over_mean_if_random
     )
 }
 
-fn bars(text: &mut String, counts: &BTreeMap<u32, u64>, paint: &Paint) {
-    let most = counts.values().copied().max().unwrap_or(0).max(1);
-    for (worker, &count) in counts {
-        let bar = bar(count as f64 / most as f64 * BAR_COLUMNS);
-        let _ = writeln!(text, "{worker:>6} {count:>10} {}", paint.cyan(&bar));
+/// A bar for each worker, and its p99 where it is known.
+fn bars(
+    text: &mut String,
+    shares: &BTreeMap<u32, &WorkerShare>,
+    count: fn(&WorkerShare) -> u64,
+    latency: fn(&WorkerShare) -> Option<&Latency>,
+    paint: &Paint,
+) {
+    let most = shares.values().map(|share| count(share)).max().unwrap_or(0).max(1);
+    for (worker, share) in shares {
+        let bar = bar(count(share) as f64 / most as f64 * BAR_COLUMNS as f64);
+        let _ = write!(text, "{worker:>6} {:>10} {}", count(share), paint.cyan(&bar));
+        if let Some(latency) = latency(share) {
+            let rest = BAR_COLUMNS.saturating_sub(bar.chars().count());
+            let _ = write!(text, "{:rest$}  p99 {:>6}", "", time(latency.p99));
+        }
+        text.push('\n');
     }
 }
 
 /// A bar in eighths of a column (Unicode block elements).
-fn bar(columns: f64) -> String {
+pub(crate) fn bar(columns: f64) -> String {
     const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
     let eighths = (columns * 8.0).round() as usize;
     "█".repeat(eighths / 8) + EIGHTHS[eighths % 8]
+}
+
+/// Who took the first connections: a group is as long as there are workers, so that turns look like turns.
+fn order(text: &mut String, report: &LoadReport) {
+    let takers = &report.order;
+    if takers.is_empty() {
+        return;
+    }
+    let highest = takers.iter().max().map_or(0, |&worker| worker as usize);
+    let workers = report.workers.len().max(highest + 1);
+    // 10 must not look like 1 0.
+    let (within, between) = if workers > 10 { (" ", "  ") } else { ("", " ") };
+    let groups: Vec<String> = takers
+        .chunks(workers)
+        .map(|group| group.iter().map(u32::to_string).collect::<Vec<_>>().join(within))
+        .collect();
+    let per_line = ((COLUMNS - NAME_COLUMNS) / (groups[0].len() + between.len())).max(1);
+    text.push('\n');
+    for (line, groups) in groups.chunks(per_line).take(ORDER_LINES).enumerate() {
+        let name = if line == 0 { "order" } else { "" };
+        let _ = writeln!(text, "{name:NAME_COLUMNS$}{}", groups.join(between));
+    }
+    let unseen = takers.len().saturating_sub(ORDER_LINES * per_line * workers);
+    if unseen > 0 {
+        let _ = writeln!(text, "{:NAME_COLUMNS$}and {unseen} more", "");
+    }
 }
 
 fn client(text: &mut String, report: &LoadReport, paint: &Paint) {
@@ -218,15 +352,51 @@ fn client(text: &mut String, report: &LoadReport, paint: &Paint) {
         if client.threads == 1 { "" } else { "s" },
         client.max_rss_kib as f64 / 1024.0
     );
-    if client.cpu_share > BUSY_CLIENT {
+    // A verdict says so itself.
+    if report.trust.is_none() && client.cpu_share > BUSY_CLIENT {
         let advice = "the client is busy: it may be the limit, not the server; try more --threads";
-        let _ = writeln!(text, "             {}", paint.red(advice));
+        let _ = writeln!(text, "{:NAME_COLUMNS$}{}", "", paint.red(advice));
     }
+}
+
+/// The verdict, and the reason of every check that failed.
+fn trust(text: &mut String, report: &LoadReport, paint: &Paint) {
+    let Some(trust) = &report.trust else { return };
+    text.push('\n');
+    if trust.verdict == Verdict::Valid {
+        let _ = writeln!(text, "{}: all {} checks hold", paint.bold("valid"), trust.checks.len());
+    }
+    let mut failed: Vec<_> = trust.checks.iter().filter(|check| check.verdict > Verdict::Valid).collect();
+    // The worst first: it is the verdict.
+    failed.sort_by_key(|check| std::cmp::Reverse(check.verdict));
+    for check in failed {
+        let is_invalid = check.verdict == Verdict::Invalid;
+        let name = if is_invalid { "invalid" } else { "suspect" };
+        for line in wrapped(&format!("{name}: {} ({})", check.reason, check.name)) {
+            let _ = writeln!(text, "{}", if is_invalid { paint.red(&line) } else { paint.yellow(&line) });
+        }
+    }
+}
+
+/// In lines of the terminal's width, the second and later ones indented.
+fn wrapped(sentence: &str) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in sentence.split(' ') {
+        let line = lines.last_mut().expect("one is there from the start");
+        if !line.trim().is_empty() && line.chars().count() + 1 + word.chars().count() > COLUMNS {
+            lines.push(format!("  {word}"));
+        } else {
+            let blank = if line.is_empty() { "" } else { " " };
+            *line += &format!("{blank}{word}");
+        }
+    }
+    lines
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::{Check, DeadlineBook, EvennessPair, Trust};
 
     #[test]
     fn times_have_three_digits_and_the_unit_that_suits_them() {
@@ -251,19 +421,145 @@ mod tests {
         assert_eq!(bar(2.0), "██");
     }
 
+    fn heading(colour: bool, open_loop: bool) -> Heading<'static> {
+        Heading {
+            url: "http://127.0.0.1/".into(),
+            load: "open loop, 2000/s by Poisson, ".repeat(4),
+            method: "GET",
+            path: "/",
+            open_loop,
+            colour,
+        }
+    }
+
+    fn plain(report: &LoadReport) -> String {
+        render(report, &heading(false, true))
+    }
+
+    /// With something in every block.
+    fn full() -> LoadReport {
+        let spread = |us: f64| Latency {
+            p50: us,
+            p90: us * 2.0,
+            p99: us * 20.0,
+            p99_9: us * 50.0,
+            max: us * 100.0,
+            mean: us,
+            stdev: us,
+        };
+        let share = |requests| WorkerShare { connections: 5, requests, latency_us: Some(spread(100.0)) };
+        let workers: BTreeMap<_, _> =
+            (0..12).map(|worker| (worker.to_string(), share(10 + worker))).collect();
+        let evenness = Evenness { workers: 12, n: 60, dispersion: 12345.67, ..Evenness::default() };
+        LoadReport {
+            qps: 1234.5,
+            latency_us: spread(1000.0),
+            service_us: spread(100.0),
+            connect_us: spread(12.0),
+            first_byte_us: spread(90.0),
+            slip_us: spread(0.1),
+            offered_per_s: Some(2469.0),
+            censored: 3,
+            deadline: Some(DeadlineBook { shed: 4, abandoned: 5 }),
+            pipeline: Some(16),
+            workers,
+            evenness: Some(EvennessPair { connections: evenness.clone(), requests: evenness }),
+            order: (0..24).map(|i| i % 12).collect(),
+            slow: vec![SlowBook {
+                kind: "send".into(),
+                requested: 100,
+                established: 100,
+                closed_by_server: 99,
+                closed_after_ms: Some(30_001.0),
+                ..SlowBook::default()
+            }],
+            trust: Some(Trust {
+                verdict: Verdict::Invalid,
+                checks: [("slip", Verdict::Suspect), ("gaps", Verdict::Valid), ("rate", Verdict::Invalid)]
+                    .map(|(name, verdict)| Check {
+                        name: name.into(),
+                        verdict,
+                        reason: format!(
+                            "a reason of {name} with so many words that a line cannot hold all {}",
+                            "of them ".repeat(5)
+                        ),
+                    })
+                    .into(),
+            }),
+            ..LoadReport::default()
+        }
+    }
+
+    #[test]
+    fn every_line_fits_into_80_columns() {
+        for line in plain(&full()).lines() {
+            assert!(line.chars().count() <= COLUMNS, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_a_reader_must_not_overlook_is_said() {
+        let text = plain(&full());
+        for said in [
+            "2469.0 were due per second; 50.00 % of that was answered",
+            "pipelined 16 deep: not to be compared with the rest",
+            "censored     3 without an answer",
+            "deadline     4 shed before they were sent, 5 abandoned after",
+            "slow send    100 asked for, 100 established, 0 answered, 99 closed after 30.0s",
+            "first byte",
+            "p99 2.00ms",
+            "order        0 1 2 3 4 5 6 7 8 9 10 11  0 1 2",
+        ] {
+            assert!(text.contains(said), "{said:?} is not in\n{text}");
+        }
+        let nothing = plain(&LoadReport::default());
+        for unsaid in ["censored", "deadline", "pipelined", "slow", "order", "due per second", "valid"] {
+            assert!(!nothing.contains(unsaid), "{unsaid:?} is in\n{nothing}");
+        }
+        assert!(nothing.contains("unknown: the answers carry no X-Worker"));
+    }
+
+    #[test]
+    fn turns_look_like_turns() {
+        let mut report = full();
+        report.workers.retain(|worker, _| worker.parse::<u32>().unwrap() < 4);
+        report.order = (0..12).map(|i| i % 4).collect();
+        assert!(plain(&report).contains("order        0123 0123 0123\n"));
+        report.order = vec![2; 1000];
+        assert!(plain(&report).contains("and "));
+    }
+
+    #[test]
+    fn a_spectrum_runs_from_the_median_to_the_maximum_on_a_logarithmic_axis() {
+        let mut text = String::new();
+        let latency =
+            Latency { p50: 10.0, p90: 100.0, p99: 1000.0, p99_9: 1e4, max: 1e5, ..Latency::default() };
+        spectrum(&mut text, &[("response", &latency)], &Paint { colour: false });
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].ends_with("|10us          |100us         |1ms           |10ms          |100ms"));
+        let count = |shade| lines[1].chars().filter(|&c| c == shade).count();
+        assert_eq!(['█', '▓', '▒', '░'].map(count), [16, 15, 15, 15]);
+        spectrum(&mut text, &[("nothing", &Latency::default())], &Paint { colour: false });
+        assert!(!text.contains("nothing"));
+    }
+
+    #[test]
+    fn the_verdict_comes_last_and_its_worst_reason_first() {
+        let text = render(&full(), &heading(true, true));
+        let end = text.split("MiB\n\n").nth(1).unwrap();
+        assert!(end.starts_with("\x1b[31minvalid: a reason of rate"), "{end}");
+        assert!(end.contains("\x1b[33msuspect: a reason of slip") && !end.contains("gaps"), "{end}");
+        let checks = vec![Check::default(); 7];
+        let trust = Some(Trust { verdict: Verdict::Valid, checks });
+        let text = plain(&LoadReport { trust, ..LoadReport::default() });
+        assert!(text.ends_with("valid: all 7 checks hold\n"), "{text}");
+    }
+
     #[test]
     fn colour_only_where_it_is_asked_for() {
         let mut report = LoadReport::default();
         report.errors.timeout = 3;
-        let heading = |colour| Heading {
-            url: "http://127.0.0.1/".into(),
-            load: String::new(),
-            method: "GET",
-            path: "/",
-            open_loop: false,
-            colour,
-        };
-        assert!(render(&report, &heading(true)).contains("\x1b[31munanswered 3\x1b[0m"));
-        assert!(!render(&report, &heading(false)).contains('\x1b'));
+        assert!(render(&report, &heading(true, false)).contains("\x1b[31munanswered 3\x1b[0m"));
+        assert!(!render(&report, &heading(false, false)).contains('\x1b'));
     }
 }

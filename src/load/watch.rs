@@ -50,7 +50,8 @@ impl<'a> Watch<'a> {
         let epoll = Epoll::new(2)?;
         epoll.add(&signals, SIGNAL, Interest::EPOLLIN)?;
         epoll.add(control.news(), NEWS, Interest::EPOLLIN)?;
-        let shows_progress = std::io::stderr().is_terminal();
+        // The audience of --live has a picture, or lines of its own.
+        let shows_progress = std::io::stderr().is_terminal() && !args.live;
         Ok(Watch { control, signals, epoll, announces_phases: args.phases, shows_progress, heard: 0 })
     }
 
@@ -64,12 +65,17 @@ impl<'a> Watch<'a> {
     /// Whether somebody wants the run to end. The first signal ends the measurement, the second everything.
     pub fn is_interrupted(&self) -> bool {
         while let Ok(Some(_)) = self.signals.read_signal() {
-            match self.control.stopped_at_ns() {
-                None => self.control.stop(monotonic_ns()),
-                Some(_) => self.control.abort(monotonic_ns()),
-            }
+            self.interrupt(monotonic_ns());
         }
         self.control.stopped_at_ns().is_some()
+    }
+
+    /// A signal, or somebody in the audience.
+    fn interrupt(&self, now_ns: u64) {
+        match self.control.stopped_at_ns() {
+            None => self.control.stop(now_ns),
+            Some(_) => self.control.abort(now_ns),
+        }
     }
 
     /// Waits until all threads are ready for the schedule.
@@ -109,7 +115,7 @@ impl<'a> Watch<'a> {
             }
             if let Some(listener) = listener.as_mut().filter(|_| now_ns >= audience_ns) {
                 if audience.hear(listener, &window) {
-                    self.control.stop(now_ns);
+                    self.interrupt(now_ns);
                 }
                 audience_ns = now_ns + every_ns;
             }
@@ -202,7 +208,10 @@ fn cpu_used() -> Cpu {
     }
 }
 
-/// The most memory this process has had resident.
+/// The most memory this program has had resident. `ru_maxrss` would be at least what its parent had when it forked,
+/// since it survives execve(2); `VmHWM` belongs to the address space (proc_pid_status(5)).
 pub fn max_rss_kib() -> u64 {
-    getrusage(UsageWho::RUSAGE_SELF).map_or(0, |usage| usage.max_rss() as u64)
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    peak.and_then(|peak| peak.trim().strip_suffix(" kB")?.trim().parse().ok()).unwrap_or(0)
 }

@@ -282,6 +282,32 @@ fn a_server_that_lacks_a_privilege_is_skipped_and_says_which() {
 }
 
 #[test]
+fn a_client_that_is_not_installed_is_a_skipped_row_and_the_bare_client_is_always_there() {
+    let clients = r#"load = ["oha -c 2 -z 1s", "bare-client --connections 2 --duration 100ms",
+        { name = "another", run = "bare-client --connections 1 --duration 100ms" }] #"#;
+    let lesson = LESSON
+        .replace("load =", clients)
+        .replace(
+            "[\"qps\", \"law_qps\", \"deviation\", \"timeouts\"]",
+            "[\"qps\", \"client_cpu_per_request\"]",
+        )
+        .replace("run = \"sync\", law = \"1/N\"", "run = \"event-driven\"");
+    let scratch = Scratch::new("foreign", &lesson);
+    let run = Command::new(LAB)
+        .env("PATH", "/nowhere")
+        .arg("--root")
+        .arg(&scratch.root)
+        .args(["run", "--quick", "--seed", "1"])
+        .output()
+        .unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let table = fs::read_to_string(scratch.results()).unwrap();
+    assert!(table.contains("| oha | skipped: oha is not installed (cargo install oha) |"), "{table}");
+    assert!(table.contains("| bare-client | ") && table.contains("| another | "), "{table}");
+    assert!(scratch.lab(&["report", "--check"]).status.success());
+}
+
+#[test]
 fn a_killed_worker_is_a_disturbance_and_no_failed_run() {
     let lesson = LESSON
         .replace("repeats = 60", "repeats = 1")

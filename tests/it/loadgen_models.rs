@@ -231,14 +231,14 @@ fn a_request_that_found_no_connection_in_time_slipped() {
 #[test]
 fn each_worker_has_its_own_times_and_the_order_of_the_workers_is_told() {
     let address = serve(|number, mut stream| {
-        while let Some(request) = read_request(&mut stream) {
+        if let Some(request) = read_request(&mut stream) {
             let worker = number % 2;
             thread::sleep(Duration::from_millis(20 * worker));
             assert!(request.contains("Connection: close"));
             let answer = format!(
                 "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Worker: {worker}\r\nConnection: close\r\n\r\n"
             );
-            return stream.write_all(answer.as_bytes()).unwrap();
+            stream.write_all(answer.as_bytes()).unwrap();
         }
     });
     let report = run("--connections 1 --requests 12 --requests-per-connection 1 --order 8", address);

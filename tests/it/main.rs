@@ -2,6 +2,7 @@
 
 mod generator;
 mod support;
+mod terminal;
 
 mod architectures;
 mod bad_input;
@@ -12,14 +13,18 @@ mod counting;
 mod dispatch;
 mod endings;
 mod foreign_clients;
-
 mod house;
 mod lab;
+mod live;
 mod loadgen;
 mod loadgen_engine;
 mod loadgen_models;
+mod loadgen_output;
 mod loadgen_slow;
+mod loadgen_theory;
+mod loadgen_trust;
 mod locks;
+mod merge;
 mod order;
 mod ordinary_user;
 mod passing;
@@ -30,3 +35,4 @@ mod stopping;
 mod theory;
 mod waiting;
 mod watch;
+mod yardsticks;

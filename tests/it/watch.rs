@@ -1,4 +1,4 @@
-//! `lab watch` in a real terminal: tmux holds the other end of it, types the keys and reads the screen.
+//! `lab watch` in a real terminal.
 
 use std::fs;
 use std::path::PathBuf;
@@ -6,12 +6,13 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use acceptlab::lab::check::server::Server;
-use acceptlab::lab::processes::{family, poll_until};
+use acceptlab::lab::processes::poll_until;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::support::{FOREVER, answer, connect, held, start};
+use crate::terminal::Terminal;
 
 const LAB: &str = env!("CARGO_BIN_EXE_lab");
 
@@ -64,72 +65,8 @@ impl Drop for Watched {
     }
 }
 
-/// A terminal of 80 × 24 with a shell in it; gone when dropped.
-struct Terminal {
-    socket: String,
-}
-
-impl Terminal {
-    /// `None`, and a line, where there is no tmux.
-    fn open(name: &str) -> Option<Terminal> {
-        let terminal = Terminal { socket: format!("acceptlab-{name}-{}", std::process::id()) };
-        let shell = ["env", "PS1=prompt> ", "ENV=", "sh"];
-        let size = ["-f", "/dev/null", "new-session", "-d", "-x", "80", "-y", "24"];
-        let opened = Command::new("tmux").args(["-L", &terminal.socket]).args(size).args(shell).status();
-        if !opened.is_ok_and(|status| status.success()) {
-            println!("skipped: tmux is not installed (Debian: apt-get install tmux)");
-            return None;
-        }
-        Some(terminal)
-    }
-
-    fn tmux(&self, arguments: &[&str]) -> String {
-        let output = Command::new("tmux").args(["-L", &self.socket]).args(arguments).output().unwrap();
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-
-    fn keys(&self, keys: &[&str]) {
-        self.tmux(&[&["send-keys"], keys].concat());
-    }
-
-    fn screen(&self) -> String {
-        self.tmux(&["capture-pane", "-p"])
-    }
-
-    /// The screen, once it is as it should be.
-    #[track_caller]
-    fn shows(&self, what: impl Fn(&str) -> bool) -> String {
-        let seen = poll_until(FOREVER, || Some(self.screen()).filter(|screen| what(screen)));
-        seen.unwrap_or_else(|| panic!("the screen never came to show it:\n{}", self.screen()))
-    }
-
-    /// The terminal is the shell's again: on its first screen, with a cursor, echoing what is typed.
-    #[track_caller]
-    fn is_given_back(&self) {
-        self.keys(&["stty -a | grep -o ' echo '; echo $((40 + 2)) is back", "Enter"]);
-        let screen = self.shows(|screen| screen.lines().any(|line| line == "42 is back"));
-        assert!(screen.lines().any(|line| line == " echo"), "{screen}");
-        assert!(screen.contains("prompt> stty"), "what is typed is not echoed:\n{screen}");
-        let state = self.tmux(&["display-message", "-p", "#{alternate_on} #{cursor_flag}"]);
-        assert_eq!(state.trim(), "0 1", "second screen, cursor");
-    }
-
-    /// Signals what the shell has started.
-    fn signal(&self, signal: Signal) {
-        let shell = self.tmux(&["display-message", "-p", "#{pane_pid}"]).trim().parse().unwrap();
-        let program = family(shell)[1];
-        kill(Pid::from_raw(program.pid), signal).unwrap();
-    }
-
-    fn watch(&self, board: &Board, flags: &str) {
-        self.keys(&[&format!("{LAB} watch {flags} {}; echo status $?", board.path()), "Enter"]);
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        self.tmux(&["kill-server"]);
-    }
+fn watch(terminal: &Terminal, board: &Board, flags: &str) {
+    terminal.keys(&[&format!("{LAB} watch {flags} {}; echo status $?", board.path()), "Enter"]);
 }
 
 #[test]
@@ -138,7 +75,7 @@ fn every_way_out_gives_the_terminal_back() {
     let watched = Watched::start("ways-out", "4");
     for (way_out, status) in [("q", 0), ("Escape", 0), ("C-c", 0), ("TERM", 130), ("HUP", 130), ("INT", 130)]
     {
-        terminal.watch(&watched.board, "--interval 100ms");
+        watch(&terminal, &watched.board, "--interval 100ms");
         terminal.shows(|screen| screen.starts_with("shared-accept ") && screen.contains("all 4 workers"));
         match format!("SIG{way_out}").parse::<Signal>() {
             Ok(signal) => terminal.signal(signal),
@@ -156,7 +93,7 @@ fn bars_and_rates_come_with_the_load_and_go_with_it() {
     let Some(terminal) = Terminal::open("bars") else { return };
     let watched = Watched::start("bars", "4");
     let address = watched.server.addr.to_string();
-    terminal.watch(&watched.board, "--interval 200ms");
+    watch(&terminal, &watched.board, "--interval 200ms");
     let idle = terminal.shows(|screen| screen.contains("\nall              0"));
     assert!(idle.contains(&address) && !idle.contains('█'), "{idle}");
     let loaded = poll_until(FOREVER, || {
@@ -173,7 +110,7 @@ fn bars_and_rates_come_with_the_load_and_go_with_it() {
 fn a_crowd_of_workers_is_seen_side_by_side_or_a_page_at_a_time() {
     let Some(terminal) = Terminal::open("crowd") else { return };
     let watched = Watched::start("crowd", "64");
-    terminal.watch(&watched.board, "--interval 100ms");
+    watch(&terminal, &watched.board, "--interval 100ms");
     terminal.shows(|screen| screen.contains("all 64 workers") && screen.contains("active: "));
     for (key, shown) in [
         ("Tab", "workers 0–17 of"),
@@ -191,7 +128,7 @@ fn who_stops_or_ends_is_marked_and_its_last_numbers_are_not_told_again() {
     let Some(terminal) = Terminal::open("ends") else { return };
     let mut watched = Watched::start("ends", "2");
     let _held = connect(&watched.server);
-    terminal.watch(&watched.board, "--interval 100ms");
+    watch(&terminal, &watched.board, "--interval 100ms");
     terminal.shows(|screen| screen.contains("all 2 workers"));
     let worker = watched.server.processes()[1];
     kill(Pid::from_raw(worker.pid), Signal::SIGSTOP).unwrap();
@@ -208,7 +145,7 @@ fn who_stops_or_ends_is_marked_and_its_last_numbers_are_not_told_again() {
 fn a_new_server_under_the_same_name_is_followed() {
     let Some(terminal) = Terminal::open("replaced") else { return };
     let mut watched = Watched::start("replaced", "2");
-    terminal.watch(&watched.board, "--interval 100ms");
+    watch(&terminal, &watched.board, "--interval 100ms");
     terminal.shows(|screen| screen.contains("all 2 workers"));
     let second = watched.board.start(&["--workers", "3"]);
     let screen = terminal.shows(|screen| screen.contains("all 3 workers"));
@@ -223,7 +160,7 @@ fn a_new_server_under_the_same_name_is_followed() {
 fn a_scoreboard_that_is_cut_short_is_one_line_and_gives_the_terminal_back() {
     let Some(terminal) = Terminal::open("short") else { return };
     let watched = Watched::start("short", "2");
-    terminal.watch(&watched.board, "--interval 100ms");
+    watch(&terminal, &watched.board, "--interval 100ms");
     terminal.shows(|screen| screen.contains("all 2 workers"));
     // Nobody connects, so the server does not touch what it has lost.
     fs::OpenOptions::new().write(true).open(&watched.board.0).unwrap().set_len(8).unwrap();
