@@ -12,8 +12,9 @@ use std::time::Duration;
 use nix::errno::Errno;
 use socket2::Socket;
 
-use crate::load::engine::{Engine, Ready, Standing, WAKE, send_now, slot};
+use crate::load::engine::{Engine, Ready, Standing, WAKE, slot};
 use crate::sys::fd::set_blocking;
+use crate::sys::socket::send_now;
 use crate::sys::uring::{Completion, Uring};
 
 /// As many buffers as connections may all answer at once, within these limits.
