@@ -155,11 +155,6 @@ impl<'a, E: Engine> Client<'a, E> {
         })
     }
 
-    /// To be called by the thread that calls everything below.
-    pub fn start(&mut self) -> nix::Result<()> {
-        self.engine.start()
-    }
-
     /// Connects all connections and waits for it: an open loop should not begin with a storm of handshakes.
     pub fn open_all(&mut self) {
         (0..self.connections.len()).for_each(|slot| self.connect(slot));

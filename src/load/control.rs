@@ -52,6 +52,11 @@ impl Control {
         self.bell.as_fd()
     }
 
+    /// All that a measuring thread needs of what was open before it.
+    pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
+        [self.bell.as_fd(), self.news.as_fd()]
+    }
+
     /// Readable when a thread has something to say.
     pub fn news(&self) -> BorrowedFd<'_> {
         self.news.as_fd()

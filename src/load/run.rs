@@ -30,6 +30,7 @@ use crate::load::tally::{Measures, Tally, Window};
 use crate::load::watch::{Cpu, Watch, max_rss_kib};
 use crate::machine::Counters;
 use crate::report::LoadReport;
+use crate::sys::fd::leave_shared_table;
 use crate::units::monotonic_ns;
 
 /// The schedule begins this much after the threads are told, so that they have heard it by then.
@@ -208,17 +209,15 @@ fn measure<E: Engine>(
     mut audience: Audience,
 ) -> nix::Result<Run> {
     let threads = u64::from(args.threads);
-    let clients = (0..threads)
-        .map(|thread| Client::<E>::new(plan, control, share(u64::from(args.connections), thread, threads)))
-        .collect::<nix::Result<Vec<_>>>()?;
     let (mut tellers, mut listener) = tellers(args, &audience);
     thread::scope(|scope| {
         let (mut starters, mut handles) = (Vec::new(), Vec::new());
-        for (thread, client) in (0..).zip(clients) {
+        for thread in 0..threads {
             let (starter, start) = mpsc::channel();
             starters.push(starter);
-            let cpu = args.pin.then_some(thread);
-            handles.push(scope.spawn(move || measure_thread(plan, control, client, cpu, &start)));
+            let cpu = args.pin.then_some(thread as usize);
+            let connections = share(u64::from(args.connections), thread, threads);
+            handles.push(scope.spawn(move || measure_thread::<E>(plan, control, connections, cpu, &start)));
         }
         watch.until_ready(threads)?;
         let _aside = (args.live && args.pin).then(|| Aside::step(args.threads as usize));
@@ -268,7 +267,7 @@ fn start(start_at: Option<SystemTime>) -> (u64, SystemTime) {
 fn measure_thread<E: Engine>(
     plan: &Plan,
     control: &Control,
-    mut client: Client<E>,
+    connections: u64,
     cpu: Option<usize>,
     start: &Receiver<(Window, Share)>,
 ) -> nix::Result<Tally> {
@@ -277,7 +276,8 @@ fn measure_thread<E: Engine>(
         let allowed = cpu::allowed();
         cpu::pin_to(&[allowed[number % allowed.len()]])?;
     }
-    client.start()?;
+    leave_shared_table(&control.descriptors());
+    let mut client = Client::<E>::new(plan, control, connections)?;
     // Handshakes belong to a closed loop, and to a connection per request, but not to an open loop whose
     // connections are kept: there they would only make its first requests late.
     if plan.open_loop && plan.requests_per_connection.is_none() && !plan.connect_only {

@@ -38,10 +38,6 @@ impl Engine for EpollEngine {
         Ok(EpollEngine { epoll, buffer, reports: 0, next: 0 })
     }
 
-    fn start(&mut self) -> nix::Result<()> {
-        Ok(())
-    }
-
     fn begin(&mut self, token: u64, socket: &Socket, standing: Standing) -> nix::Result<()> {
         let room = match standing {
             Standing::Connecting | Standing::HalfSent => Interest::EPOLLOUT,

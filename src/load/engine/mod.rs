@@ -57,12 +57,10 @@ pub struct Ready {
 
 /// Sockets are named by their [`token`]. Each is handed over with [`Engine::begin`] and taken back with
 /// [`Engine::close`] before it is closed.
-pub trait Engine: Sized + Send {
-    /// `messages` is what will be sent; the bell is reported with [`WAKE`] each time that it rings.
+pub trait Engine: Sized {
+    /// To be called by the thread that calls everything below. `messages` is what will be sent; the bell is reported
+    /// with [`WAKE`] each time that it rings.
     fn new(connections: usize, bell: BorrowedFd, messages: [&[u8]; 2]) -> nix::Result<Self>;
-
-    /// To be called by the thread that calls everything below.
-    fn start(&mut self) -> nix::Result<()>;
 
     fn begin(&mut self, token: u64, socket: &Socket, standing: Standing) -> nix::Result<()>;
 

@@ -125,19 +125,15 @@ impl Engine for UringEngine {
         let buffers = connections.clamp(*BUFFERS.start(), *BUFFERS.end()).next_power_of_two();
         let messages = messages.iter().map(|&message| message.into()).collect();
         let bell = bell.try_clone_to_owned().map_err(|_| Errno::EMFILE)?;
+        let mut ring = Uring::new(buffers as u16, BUFFER_BYTES, messages)?;
+        ring.watch(&bell, WAKE);
         Ok(UringEngine {
-            ring: Uring::new(buffers as u16, BUFFER_BYTES, messages)?,
+            ring,
             slots: vec![UnderWay::default(); connections],
             bell,
             arrived: None,
             has_stopped: false,
         })
-    }
-
-    fn start(&mut self) -> nix::Result<()> {
-        self.ring.start()?;
-        self.ring.watch(&self.bell, WAKE);
-        Ok(())
     }
 
     fn begin(&mut self, token: u64, socket: &Socket, standing: Standing) -> nix::Result<()> {
