@@ -10,6 +10,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 pub struct Control {
     stopped_at_ns: AtomicU64,
     aborted: AtomicBool,
+    reached: AtomicBool,
     bell: EventFd,
     news: EventFd,
 }
@@ -20,6 +21,7 @@ impl Control {
         Ok(Control {
             stopped_at_ns: AtomicU64::new(u64::MAX),
             aborted: AtomicBool::new(false),
+            reached: AtomicBool::new(false),
             bell: eventfd()?,
             news: eventfd()?,
         })
@@ -35,6 +37,15 @@ impl Control {
     pub fn abort(&self, now_ns: u64) {
         self.aborted.store(true, Ordering::Relaxed);
         self.stop(now_ns);
+    }
+
+    /// A first connection came about: the server is there, and whatever fails from now on is a part of the result.
+    pub fn say_reached(&self) {
+        self.reached.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_reached(&self) -> bool {
+        self.reached.load(Ordering::Relaxed)
     }
 
     /// When the run was stopped, if it was.

@@ -76,12 +76,13 @@ pub fn run(args: &LoadArgs) -> Result<Outcome, String> {
         EngineName::IoUring => measure::<UringEngine>,
     };
     let run = measure(args, &arrivals, &plan, &control, &mut watch, audience).map_err(unreachable)?;
+    let gave_up = run.tally.gave_up;
     let measured = Measured {
         run,
         crowd: &crowd,
         slow: slow.map_or(Vec::new(), SlowCrowd::stop),
         max_rss_kib: max_rss_kib(),
-        interrupted: control.stopped_at_ns().is_some(),
+        interrupted: control.stopped_at_ns().is_some() || gave_up,
     };
     let mut report = report(args, &measured);
     let around = Surroundings {
@@ -235,8 +236,9 @@ fn measure<E: Engine>(
         let (mut window, cpu) = watch.until_done(threads, window, listener.as_mut(), &mut audience)?;
         let tally = add_up(handles, plan.measures)?;
         if window.close_ns == u64::MAX {
-            // The number of requests ended it: with the last of them.
-            window.close_ns = tally.last_end_ns.max(window.open_ns);
+            // The number of requests ended it, with the last answer; the wait for one that never came is no part of it.
+            let last_ns = if tally.last_answer_ns > 0 { tally.last_answer_ns } else { tally.last_end_ns };
+            window.close_ns = last_ns.max(window.open_ns);
         }
         let told = audience.leave(listener, &window);
         Ok(Run { tally, window, cpu, began, told })
@@ -285,7 +287,7 @@ fn measure_thread<E: Engine>(
     }
     voice.say_ready();
     match start.recv() {
-        Ok((window, share)) => client.run(window, share),
+        Ok((window, share)) => Ok(client.run(window, share)),
         // The main thread gave up before the start.
         Err(_) => Err(Errno::ECANCELED),
     }
@@ -317,5 +319,9 @@ fn add_up(handles: Vec<ScopedJoinHandle<nix::Result<Tally>>>, measures: Measures
             Err(panic) => std::panic::resume_unwind(panic),
         }
     }
-    Ok(sum)
+    // One thread may have found nobody while another was served.
+    match sum.unreachable {
+        Some(errno) if sum.established == 0 => Err(errno),
+        _ => Ok(sum),
+    }
 }
