@@ -19,6 +19,7 @@ use clap::Parser;
 use flate2::read::ZlibDecoder;
 use hdrhistogram::serialization::Deserializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogHistogram, IntervalLogIterator, LogEntry};
+use serde_json::Value;
 
 use crate::load::args::Format;
 use crate::load::evenness;
@@ -28,7 +29,7 @@ use crate::load::summary::SCHEMA;
 use crate::load::text::Heading;
 use crate::report::{
     Check, ClientCost, ConnectionBook, DeadlineBook, Errors, EvennessPair, Latency, LoadReport,
-    OutsideWindow, RunInfo, SlowBook, Trust, Verdict, WorkerShare,
+    OutsideWindow, RunInfo, RunPart, SlowBook, Trust, Verdict, WorkerShare,
 };
 
 /// From this much on a client began too late to be part of the same load.
@@ -39,6 +40,8 @@ const MIN_OVERLAP: f64 = 0.9;
 const MAX_DIFFERENCE: f64 = 0.01;
 /// Decimal fractions come back from JSON with an error in the last bit or two.
 const ROUNDING: f64 = 1e-9;
+/// No number of a report is larger, in years of microseconds; so many can be added without an overflow.
+const LARGEST: f64 = 1e15;
 /// A cookie and a length, before what zlib has compressed.
 const V2_COMPRESSED_HEAD_BYTES: usize = 8;
 /// The check of a part's own verdict that says whether its requests went out when they were due.
@@ -53,7 +56,8 @@ Latency per worker, traces and the order of workers cannot be added and are left
 scripts/many_clients.sh does all of it by ssh.
 
 Refused, unless --force: another configuration, a client that started late, whose
-window differs, that slipped, was interrupted, or has the same seed where gaps are random.
+window differs, that slipped or was interrupted; a run that would count twice; and the same
+seed where anything is random (--arrivals poisson, --think exp:).
 
 Exit status: 0 merged; 1 refused, and standard error says why; 2 wrong flags.";
 
@@ -187,8 +191,20 @@ impl Part {
             .run
             .take()
             .ok_or_else(|| format!("read {name}: it does not say where and when it was measured (`run`)"))?;
+        if let Some(number) = impossible(&report) {
+            return Err(format!("read {name}: damaged: no run has {number}; copy it from its machine again"));
+        }
         let (histograms, window_start) = read_hlog(&path.with_extension("hlog"))?;
         Ok(Part { path: path.into(), report, run, histograms, window_start })
+    }
+
+    /// The runs that are in it: more than one when it is a sum itself.
+    fn runs(&self) -> Vec<RunPart> {
+        if !self.run.parts.is_empty() {
+            return self.run.parts.clone();
+        }
+        let RunInfo { host, started_unix_ns, seed, .. } = &self.run;
+        vec![RunPart { host: host.clone(), started_unix_ns: *started_unix_ns, seed: *seed }]
     }
 
     /// Where the document and the histograms are not of the same run. All seven numbers of all five distributions
@@ -214,6 +230,22 @@ impl Part {
         }
         None
     }
+}
+
+/// The first number that is negative or larger than any run makes it, with its name.
+fn impossible(report: &LoadReport) -> Option<String> {
+    fn search(value: &Value, name: &str) -> Option<String> {
+        match value {
+            Value::Object(members) => members.iter().find_map(|(name, value)| search(value, name)),
+            Value::Array(items) => items.iter().find_map(|item| search(item, name)),
+            Value::Number(number) => {
+                let possible = number.as_f64().is_some_and(|number| (0.0..=LARGEST).contains(&number));
+                (!possible).then(|| format!("{name} = {number}"))
+            }
+            _ => None,
+        }
+    }
+    search(&serde_json::to_value(report).ok()?, "")
 }
 
 fn numbers(latency: &Latency) -> [(&'static str, f64); 7] {
@@ -336,16 +368,19 @@ fn incompatible(one: &Part, other: &Part) -> Option<String> {
             "{name}: another configuration than {first}: `{here}` where that has `{there}`"
         ));
     }
-    let identity = |run: &RunInfo| (run.host.clone(), run.started_unix_ns, run.seed);
-    if identity(&one.run) == identity(&other.run) {
-        return Some(format!("{name}: the same run as {first}"));
+    let (theirs, ours) = (one.runs(), other.runs());
+    if let Some(run) = ours.iter().find(|run| theirs.contains(run)) {
+        let host = &run.host;
+        return Some(format!("{name}: it has the same run as {first} ({host}), which would count twice"));
     }
     // Equal seeds give equal due times: all machines would send in the same moments, and that is no Poisson process.
-    let is_random = one.run.configuration.to_ascii_lowercase().contains("arrivals=poisson");
-    if is_random && one.run.seed == other.run.seed {
-        let seed = one.run.seed;
+    let configuration = &one.run.configuration;
+    let is_random =
+        ["arrivals=Poisson", "think=Some(Exponential"].iter().any(|random| configuration.contains(random));
+    let seed = ours.iter().map(|run| run.seed).find(|&seed| theirs.iter().any(|run| run.seed == seed));
+    if let Some(seed) = seed.filter(|_| is_random) {
         return Some(format!(
-            "{name}: the same --seed {seed} as {first}, so that both sent at the same moments; give each its own"
+            "{name}: the same --seed {seed} as {first}, so that both drew the same gaps; give each its own"
         ));
     }
     None
@@ -560,10 +595,12 @@ fn evenness(workers: &BTreeMap<String, WorkerShare>) -> Option<EvennessPair> {
 /// Where and when the first of them began; and who they were.
 fn origin(parts: &[Part]) -> RunInfo {
     let first = parts.iter().min_by_key(|part| part.run.started_unix_ns).expect("clap requires a file");
+    let runs: Vec<RunPart> = parts.iter().flat_map(Part::runs).collect();
     RunInfo {
         host: parts.iter().map(|part| part.run.host.as_str()).collect::<Vec<_>>().join(" "),
         interrupted: parts.iter().any(|part| part.run.interrupted),
-        merged_from: Some(parts.iter().map(|part| part.run.merged_from.unwrap_or(1)).sum()),
+        merged_from: Some(runs.len() as u64),
+        parts: runs,
         ..first.run.clone()
     }
 }

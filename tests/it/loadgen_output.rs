@@ -8,7 +8,7 @@ use std::process::Command;
 
 use acceptlab::report::{
     Check, ClientCost, ConnectionBook, DeadlineBook, Errors, Evenness, EvennessPair, IntervalReport, Latency,
-    LoadReport, OutsideWindow, RunInfo, SlowBook, Traced, Trust, Verdict, WorkerShare,
+    LoadReport, OutsideWindow, RunInfo, RunPart, SlowBook, Traced, Trust, Verdict, WorkerShare,
 };
 use serde_json::{Value, json};
 
@@ -234,6 +234,7 @@ fn everything() -> (LoadReport, IntervalReport) {
             configuration: "connections=1".into(),
             interrupted: false,
             merged_from: Some(2),
+            parts: vec![RunPart { host: "here".into(), started_unix_ns: 1, seed: 1 }],
         }),
     };
     let interval = IntervalReport {
