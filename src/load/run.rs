@@ -181,7 +181,7 @@ fn open_slow(args: &LoadArgs, plan: &Plan) -> nix::Result<Option<SlowCrowd>> {
         return Ok(None);
     }
     let one = plan.requests[..plan.request_bytes].to_vec();
-    SlowCrowd::start(plan.route.address.clone(), one, kinds, args.slow_gap).map(Some)
+    SlowCrowd::start(plan.route.clone(), one, kinds, args.slow_gap).map(Some)
 }
 
 /// What the threads brought home.
