@@ -9,7 +9,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -469,6 +469,33 @@ fn a_replay_asks_once_for_each_line_of_its_file_and_ends_by_itself() {
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!((output.status.code(), stderr.lines().count()), (Some(1), 1), "{stderr}");
     assert!(stderr.contains("line 3: 0.3 is earlier than the time before it"), "{stderr}");
+}
+
+#[test]
+fn a_replay_may_come_out_of_a_pipe() {
+    let (listener, address) = listen();
+    let server = serve(listener, 3, |_| {});
+    let mut loadgen = Command::new(env!("CARGO_BIN_EXE_loadgen"))
+        .args([
+            "--replay",
+            "/dev/stdin",
+            "--connections",
+            "1",
+            "--format",
+            "json",
+            &format!("http://{address}/"),
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    loadgen.stdin.take().unwrap().write_all(b"0\n0.01\n0.02\n").unwrap();
+    let output = loadgen.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let report: LoadReport = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{stderr}"));
+    assert_eq!(report.requests + report.outside_window.late, 3);
+    server.join().unwrap();
 }
 
 // ---- the lecture ------------------------------------------------------------------------------------------
