@@ -475,6 +475,7 @@ impl LoadArgs {
             method: self.method.name(),
             path: &self.target().path,
             open_loop: self.is_open_loop(),
+            workers: self.workers.unwrap_or(0),
             colour,
         }
     }

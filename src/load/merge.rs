@@ -109,6 +109,7 @@ impl Merged {
             method: "",
             path: "",
             open_loop: self.report.offered_per_s.is_some(),
+            workers: 0,
             colour,
         }
     }
