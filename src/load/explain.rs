@@ -281,8 +281,8 @@ fn define(text: &mut String, name: &str, definition: &str) {
 mod tests {
     use super::*;
     use crate::report::{
-        Check, DeadlineBook, Evenness, EvennessPair, Latency, LoadReport, RunInfo, RunPart, SlowBook, Traced, Trust,
-        WorkerShare,
+        Check, DeadlineBook, Evenness, EvennessPair, Latency, LoadReport, RunInfo, RunPart, SlowBook, Traced,
+        Trust, WorkerShare,
     };
     use serde_json::Value;
 

@@ -6,7 +6,6 @@
 //!
 //! A sum only means something when its parts belong together, so that is what most of this file is about.
 
-use std::collections::BTreeMap;
 use std::env;
 use std::fs;
 use std::io;
@@ -27,20 +26,20 @@ use crate::load::export::{Distributions, Files, Span};
 use crate::load::histogram::Times;
 use crate::load::summary::SCHEMA;
 use crate::load::text::Heading;
+use crate::load::verdict::LATE_START_NS;
 use crate::report::{
-    Check, ClientCost, ConnectionBook, DeadlineBook, Errors, EvennessPair, Latency, LoadReport,
-    OutsideWindow, RunInfo, RunPart, SlowBook, Trust, Verdict, WorkerShare,
+    Check, ClientCost, ConnectionBook, DeadlineBook, Errors, Latency, LoadReport, OutsideWindow, RunInfo,
+    RunPart, SlowBook, Trust, Verdict, WorkerShare,
 };
+use crate::units::over;
 
-/// From this much on a client began too late to be part of the same load.
-const LATE: Duration = Duration::from_millis(100);
 /// Share of the window that all clients must have in common.
 const MIN_OVERLAP: f64 = 0.9;
 /// Windows that differ by more than this share have no rate in common.
 const MAX_DIFFERENCE: f64 = 0.01;
 /// Decimal fractions come back from JSON with an error in the last bit or two.
 const ROUNDING: f64 = 1e-9;
-/// No number of a report is larger, in years of microseconds; so many can be added without an overflow.
+/// No number of a report is larger: it is thirty years in microseconds. Thousands of them add up without an overflow.
 const LARGEST: f64 = 1e15;
 /// A cookie and a length, before what zlib has compressed.
 const V2_COMPRESSED_HEAD_BYTES: usize = 8;
@@ -400,13 +399,13 @@ fn difference<'a>(one: &'a str, other: &'a str) -> (&'a str, &'a str) {
 
 fn late(part: &Part) -> Option<String> {
     let late_ns = part.run.started_unix_ns.saturating_sub(part.run.start_at_unix_ns?);
-    (u128::from(late_ns) > LATE.as_nanos()).then(|| {
+    (late_ns > LATE_START_NS).then(|| {
         format!(
             "{}: {} started {} ms late, and {} are bearable; give all a later --start-at",
             part.path.display(),
             part.run.host,
             late_ns / 1_000_000,
-            LATE.as_millis()
+            LATE_START_NS / 1_000_000
         )
     })
 }
@@ -474,7 +473,7 @@ fn sum(parts: Vec<Part>, histograms: &Histograms, objections: Vec<String>) -> Lo
     sum.service_us = histograms.service.latency();
     sum.latency_us = histograms.response.latency();
     sum.slip_us = histograms.slip.latency();
-    sum.evenness = evenness(&sum.workers);
+    sum.evenness = evenness::pair(sum.workers.values().map(|share| (share.connections, share.requests)));
     let client = &mut sum.client;
     let cpu_s = (client.cpu_user_us + client.cpu_system_us) as f64 / 1e6;
     client.cpu_share = over(cpu_s, duration_s * client.threads as f64);
@@ -584,15 +583,6 @@ fn add_slow(sum: &mut Vec<SlowBook>, part: SlowBook) {
     book.closed_by_server += closed_by_server;
 }
 
-fn evenness(workers: &BTreeMap<String, WorkerShare>) -> Option<EvennessPair> {
-    let measure =
-        |count: fn(&WorkerShare) -> u64| evenness::measure(&workers.values().map(count).collect::<Vec<_>>());
-    (!workers.is_empty()).then(|| EvennessPair {
-        connections: measure(|share| share.connections),
-        requests: measure(|share| share.requests),
-    })
-}
-
 /// Where and when the first of them began; and who they were.
 fn origin(parts: &[Part]) -> RunInfo {
     let first = parts.iter().min_by_key(|part| part.run.started_unix_ns).expect("clap requires a file");
@@ -618,10 +608,6 @@ fn trust(parts: &[Part], objections: Vec<String>) -> Option<Trust> {
     checks.extend(objections.into_iter().map(forced));
     let verdict = checks.iter().map(|check| check.verdict).max()?;
     Some(Trust { verdict, checks })
-}
-
-fn over(amount: f64, span: f64) -> f64 {
-    if span > 0.0 { amount / span } else { 0.0 }
 }
 
 #[cfg(test)]

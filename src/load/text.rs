@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
+use crate::load::verdict::BUSY_CLIENT;
 use crate::report::{Evenness, Latency, LoadReport, SlowBook, Traced, Verdict, WorkerShare};
 
 /// What every terminal has.
@@ -17,8 +18,6 @@ const BAR_COLUMNS: usize = 40;
 const SPECTRUM_COLUMNS: usize = 60;
 /// Lines of the order of workers that are printed.
 const ORDER_LINES: usize = 8;
-/// From this share of its threads' time on the client may be what limits the figures.
-const BUSY_CLIENT: f64 = 0.9;
 
 /// What the report itself does not say.
 pub struct Heading<'a> {
