@@ -235,6 +235,18 @@ pub struct RunInfo {
     /// How many results were added up to this one (`loadgen merge`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merged_from: Option<u64>,
+    /// Of a sum: those results, so that none is added twice.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<RunPart>,
+}
+
+/// Which run a part of a sum was.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunPart {
+    pub host: String,
+    /// Nanoseconds since 1970 when its warm-up began, by that machine's clock.
+    pub started_unix_ns: u64,
+    pub seed: u64,
 }
 
 /// One interval of a run, as `--ndjson` writes it.
@@ -328,7 +340,7 @@ pub struct Evenness {
 pub struct ConnectionBook {
     /// Asked for on the command line: the active ones and the idle crowd.
     pub requested: u64,
-    /// The most that were open at one time.
+    /// The most that were open at one time on each thread, added up; in a sum, of each client.
     pub peak_open: u64,
     /// `connect(2)` calls that ended in an established connection.
     pub established: u64,

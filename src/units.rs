@@ -1,4 +1,4 @@
-//! Durations as people write them (`250us`, `1.8ms`, `3s`) and the clock all programs read.
+//! Durations as people write them (`250us`, `1.8ms`, `3s`), a division, and the clock all programs read.
 
 use std::time::Duration;
 
@@ -47,6 +47,11 @@ pub fn format_duration(duration: Duration) -> String {
         _ => (1e9, "s"),
     };
     format!("{}{unit}", nanoseconds as f64 / divisor)
+}
+
+/// `amount / of`, and 0 where there is nothing to divide by.
+pub fn over(amount: f64, of: f64) -> f64 {
+    if of > 0.0 { amount / of } else { 0.0 }
 }
 
 /// Nanoseconds of CLOCK_MONOTONIC: the same clock in every process of the machine (clock_gettime(2)).

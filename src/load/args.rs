@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use clap::builder::ArgPredicate;
@@ -99,7 +99,8 @@ pub struct LoadArgs {
     #[arg(long, value_name = "DUR", default_value = "10s", value_parser = parse_positive_duration)]
     pub duration: Duration,
 
-    /// Send exactly this many requests after the warm-up, instead of measuring for a --duration
+    /// Send exactly this many requests after the warm-up, instead of measuring for a --duration; with --sessions so
+    /// many users come, and each sends --requests-per-connection
     #[arg(long, value_name = "N", conflicts_with = "duration",
           value_parser = value_parser!(u64).range(1..u64::MAX))]
     pub requests: Option<u64>,
@@ -130,6 +131,10 @@ pub struct LoadArgs {
     /// 1.5, …), `#` begins a comment. Without a --duration the run ends a mean gap after the last of them
     #[arg(long, value_name = "FILE", conflicts_with_all = ["rate", "requests"], help_heading = WHEN)]
     pub replay: Option<PathBuf>,
+
+    /// What is in it, or why not. Read once: a pipe says nothing a second time.
+    #[arg(skip)]
+    replayed: OnceLock<Result<Arc<[u64]>, String>>,
 
     /// Closed loop and sessions: a user thinks between an answer and the next request; 20ms always, or exp:20ms
     /// on average (exponentially distributed)
@@ -177,7 +182,8 @@ pub struct LoadArgs {
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = WHEN)]
     pub seed: u64,
 
-    /// Begin the warm-up at this moment, on all client machines: seconds since 1970, as `date +%s` prints them
+    /// Begin the warm-up at this moment, on all client machines: seconds since 1970, as `date +%s` prints them, and
+    /// not more than a day ahead
     #[arg(long, value_name = "TIME", value_parser = parse_moment, help_heading = WHEN)]
     pub start_at: Option<SystemTime>,
 
@@ -261,7 +267,7 @@ pub struct LoadArgs {
     #[arg(long, help_heading = OUTPUT)]
     pub phases: bool,
 
-    /// How long an interval of --ndjson, of the live view and of the drift is
+    /// How long an interval of --ndjson and of the live view is
     #[arg(long, value_name = "DUR", default_value = "100ms", value_parser = parse_positive_duration, help_heading = OUTPUT)]
     pub interval: Duration,
 
@@ -390,7 +396,7 @@ impl LoadArgs {
     /// When requests are due. An error is a file for --replay that cannot be read or makes no sense.
     pub fn arrivals(&self) -> Result<Arrivals, String> {
         if let Some(path) = &self.replay {
-            return read_replay(path, self.warmup).map(Arrivals::Replay);
+            return self.replayed(path).map(Arrivals::Replay);
         }
         let Some(from) = self.rate else { return Ok(Arrivals::Closed) };
         let profile = match self.ramp_to {
@@ -406,11 +412,15 @@ impl LoadArgs {
     /// The measurement ends a mean gap after the last request was due, so that n requests are n gaps long and the last
     /// can be answered in time. A file that cannot be read changes nothing here: whoever asks for the arrivals is told.
     fn end_with_the_replay(&mut self) {
-        let due_ns = self.replay.as_deref().and_then(|path| read_replay(path, self.warmup).ok());
+        let due_ns = self.replay.as_deref().and_then(|path| self.replayed(path).ok());
         if let Some((&last, before)) = due_ns.as_deref().and_then(<[u64]>::split_last) {
             let gap_ns = last / (before.len() as u64 + 1);
             self.duration = Duration::from_nanos(last + gap_ns.max(1)) - self.warmup;
         }
+    }
+
+    fn replayed(&self, path: &Path) -> Result<Arc<[u64]>, String> {
+        self.replayed.get_or_init(|| read_replay(path, self.warmup)).clone()
     }
 
     /// What decides the result, in a fixed order: equal texts are equal configurations. Neither the seed nor where the
@@ -465,6 +475,7 @@ impl LoadArgs {
             method: self.method.name(),
             path: &self.target().path,
             open_loop: self.is_open_loop(),
+            workers: self.workers.unwrap_or(0),
             colour,
         }
     }
@@ -576,11 +587,17 @@ impl Method {
     }
 }
 
-/// Seconds since 1970, with a fraction if need be.
+/// Whoever means a later moment has written milliseconds.
+const FURTHEST_START: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Seconds since 1970, with a fraction if need be; not more than a day ahead.
 fn parse_moment(text: &str) -> Result<SystemTime, String> {
     let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is no number of seconds since 1970"))?;
     let since = Duration::try_from_secs_f64(seconds).map_err(|error| format!("{text}: {error}"))?;
-    SystemTime::UNIX_EPOCH.checked_add(since).ok_or_else(|| format!("{text}: too far in the future"))
+    let is_soon = |moment: &SystemTime| *moment <= SystemTime::now() + FURTHEST_START;
+    SystemTime::UNIX_EPOCH.checked_add(since).filter(is_soon).ok_or_else(|| {
+        format!("{text} is more than a day ahead; write it in seconds, like $(($(date +%s) + 5))")
+    })
 }
 
 #[cfg(test)]
@@ -608,6 +625,9 @@ mod tests {
             ["--requests-per-connection", "0"],
             ["--idle", "-1"],
             ["--workers", "0"],
+            // In milliseconds, and beyond what a clock can say.
+            ["--start-at", "1700000000000"],
+            ["--start-at", "1e300"],
         ] {
             assert!(parse(&bad).is_err(), "{bad:?} was accepted");
         }

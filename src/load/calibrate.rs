@@ -21,8 +21,8 @@ use socket2::{Domain, Socket, Type};
 
 use crate::cpu;
 use crate::load::args::{Format, LoadArgs};
-use crate::load::gate::time;
 use crate::load::run;
+use crate::load::text::time;
 use crate::report::{Latency, LoadReport};
 use crate::sys::epoll::{Epoll, Interest};
 use crate::units::{format_duration, parse_positive_duration};

@@ -113,6 +113,7 @@ impl Connection {
 }
 
 /// Where connections go, and how they begin and end; the same for all of a run.
+#[derive(Clone)]
 pub struct Route {
     pub address: SockAddr,
     /// Where they come from.
@@ -134,7 +135,8 @@ impl Route {
         }
     }
 
-    fn open(&self, number: u64) -> std::io::Result<Socket> {
+    /// The socket before connect(2).
+    pub fn open(&self, number: u64) -> std::io::Result<Socket> {
         let domain = Domain::from(i32::from(self.address.family()));
         let protocol = (domain != Domain::UNIX).then_some(Protocol::TCP);
         let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), protocol)?;

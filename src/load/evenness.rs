@@ -7,7 +7,7 @@
 
 use fastrand::Rng;
 
-use crate::report::Evenness;
+use crate::report::{Evenness, EvennessPair};
 
 /// The seed of the simulation for small samples: the same counts always get the same p-value.
 const SIMULATION_SEED: u64 = 20_170_523;
@@ -16,6 +16,13 @@ const SIMULATION_STEPS: u64 = 20_000_000;
 const SIMULATIONS: std::ops::RangeInclusive<u64> = 200..=10_000;
 /// Below this many items per worker chi-square is no good approximation (Cochran 1954).
 const MIN_ITEMS_PER_WORKER: f64 = 5.0;
+
+/// The evenness of connections and of requests, from both counts of each worker; `None` when no worker is known.
+pub fn pair(counts: impl IntoIterator<Item = (u64, u64)>) -> Option<EvennessPair> {
+    let (connections, requests): (Vec<_>, Vec<_>) = counts.into_iter().unzip();
+    (!connections.is_empty())
+        .then(|| EvennessPair { connections: measure(&connections), requests: measure(&requests) })
+}
 
 /// Measures the counts of k workers; workers that got nothing must be in it, as zeros.
 pub fn measure(counts: &[u64]) -> Evenness {

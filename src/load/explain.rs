@@ -114,7 +114,10 @@ const SECTIONS: &[Section] = &[
         title: "Connections, of the whole run",
         numbers: &[
             ("connections.requested", "Asked for: --connections and --idle."),
-            ("connections.peak_open", "The most that were open at one time."),
+            (
+                "connections.peak_open",
+                "The most that were open at one time on each thread, added up (and of each client, in a sum).",
+            ),
             ("connections.established", "connect(2) calls that ended in a connection."),
             (
                 "connections.answered",
@@ -235,6 +238,9 @@ const SECTIONS: &[Section] = &[
             ),
             ("run.interrupted", "Ended early, by Ctrl-C or since the server was gone."),
             ("run.merged_from", "How many results loadgen merge added up to this one."),
+            ("run.parts[].host", "The machine of one of those results,"),
+            ("run.parts[].started_unix_ns", "when it began,"),
+            ("run.parts[].seed", "and its seed: none is added twice."),
         ],
     },
 ];
@@ -275,8 +281,8 @@ fn define(text: &mut String, name: &str, definition: &str) {
 mod tests {
     use super::*;
     use crate::report::{
-        Check, DeadlineBook, Evenness, EvennessPair, Latency, LoadReport, RunInfo, SlowBook, Traced, Trust,
-        WorkerShare,
+        Check, DeadlineBook, Evenness, EvennessPair, Latency, LoadReport, RunInfo, RunPart, SlowBook, Traced,
+        Trust, WorkerShare,
     };
     use serde_json::Value;
 
@@ -291,7 +297,12 @@ mod tests {
             order: vec![1],
             slow: vec![SlowBook { closed_after_ms: Some(1.0), ..SlowBook::default() }],
             trust: Some(Trust { checks: vec![Check::default()], ..Trust::default() }),
-            run: Some(RunInfo { start_at_unix_ns: Some(1), merged_from: Some(2), ..RunInfo::default() }),
+            run: Some(RunInfo {
+                start_at_unix_ns: Some(1),
+                merged_from: Some(2),
+                parts: vec![RunPart::default()],
+                ..RunInfo::default()
+            }),
             ..LoadReport::default()
         };
         let share = WorkerShare { latency_us: Some(Latency::default()), ..WorkerShare::default() };

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::load::text::time;
 use crate::report::{Evenness, Latency, LoadReport};
 use crate::units::parse_duration;
 
@@ -257,21 +258,6 @@ impl Statistic {
             Statistic::Mean => latency.mean,
         }
     }
-}
-
-/// Three digits and the unit that makes them readable.
-pub(crate) fn time(us: f64) -> String {
-    let (value, unit) = match us {
-        us if us < 999.5 => (us, "us"),
-        us if us < 999.5e3 => (us / 1e3, "ms"),
-        us => (us / 1e6, "s"),
-    };
-    let decimals = match value {
-        value if value < 9.995 => 2,
-        value if value < 99.95 => 1,
-        _ => 0,
-    };
-    format!("{value:.decimals$}{unit}")
 }
 
 /// Whole numbers as they are, others to three digits.

@@ -6,7 +6,6 @@
 //!
 //! A sum only means something when its parts belong together, so that is what most of this file is about.
 
-use std::collections::BTreeMap;
 use std::env;
 use std::fs;
 use std::io;
@@ -19,6 +18,7 @@ use clap::Parser;
 use flate2::read::ZlibDecoder;
 use hdrhistogram::serialization::Deserializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogHistogram, IntervalLogIterator, LogEntry};
+use serde_json::Value;
 
 use crate::load::args::Format;
 use crate::load::evenness;
@@ -26,19 +26,21 @@ use crate::load::export::{Distributions, Files, Span};
 use crate::load::histogram::Times;
 use crate::load::summary::SCHEMA;
 use crate::load::text::Heading;
+use crate::load::verdict::LATE_START_NS;
 use crate::report::{
-    Check, ClientCost, ConnectionBook, DeadlineBook, Errors, EvennessPair, Latency, LoadReport,
-    OutsideWindow, RunInfo, SlowBook, Trust, Verdict, WorkerShare,
+    Check, ClientCost, ConnectionBook, DeadlineBook, Errors, Latency, LoadReport, OutsideWindow, RunInfo,
+    RunPart, SlowBook, Trust, Verdict, WorkerShare,
 };
+use crate::units::over;
 
-/// From this much on a client began too late to be part of the same load.
-const LATE: Duration = Duration::from_millis(100);
 /// Share of the window that all clients must have in common.
 const MIN_OVERLAP: f64 = 0.9;
 /// Windows that differ by more than this share have no rate in common.
 const MAX_DIFFERENCE: f64 = 0.01;
 /// Decimal fractions come back from JSON with an error in the last bit or two.
 const ROUNDING: f64 = 1e-9;
+/// No number of a report is larger: it is thirty years in microseconds. Thousands of them add up without an overflow.
+const LARGEST: f64 = 1e15;
 /// A cookie and a length, before what zlib has compressed.
 const V2_COMPRESSED_HEAD_BYTES: usize = 8;
 /// The check of a part's own verdict that says whether its requests went out when they were due.
@@ -53,7 +55,8 @@ Latency per worker, traces and the order of workers cannot be added and are left
 scripts/many_clients.sh does all of it by ssh.
 
 Refused, unless --force: another configuration, a client that started late, whose
-window differs, that slipped, was interrupted, or has the same seed where gaps are random.
+window differs, that slipped or was interrupted; a run that would count twice; and the same
+seed where anything is random (--arrivals poisson, --think exp:).
 
 Exit status: 0 merged; 1 refused, and standard error says why; 2 wrong flags.";
 
@@ -105,6 +108,7 @@ impl Merged {
             method: "",
             path: "",
             open_loop: self.report.offered_per_s.is_some(),
+            workers: 0,
             colour,
         }
     }
@@ -187,8 +191,20 @@ impl Part {
             .run
             .take()
             .ok_or_else(|| format!("read {name}: it does not say where and when it was measured (`run`)"))?;
+        if let Some(number) = impossible(&report) {
+            return Err(format!("read {name}: damaged: no run has {number}; copy it from its machine again"));
+        }
         let (histograms, window_start) = read_hlog(&path.with_extension("hlog"))?;
         Ok(Part { path: path.into(), report, run, histograms, window_start })
+    }
+
+    /// The runs that are in it: more than one when it is a sum itself.
+    fn runs(&self) -> Vec<RunPart> {
+        if !self.run.parts.is_empty() {
+            return self.run.parts.clone();
+        }
+        let RunInfo { host, started_unix_ns, seed, .. } = &self.run;
+        vec![RunPart { host: host.clone(), started_unix_ns: *started_unix_ns, seed: *seed }]
     }
 
     /// Where the document and the histograms are not of the same run. All seven numbers of all five distributions
@@ -214,6 +230,22 @@ impl Part {
         }
         None
     }
+}
+
+/// The first number that is negative or larger than any run makes it, with its name.
+fn impossible(report: &LoadReport) -> Option<String> {
+    fn search(value: &Value, name: &str) -> Option<String> {
+        match value {
+            Value::Object(members) => members.iter().find_map(|(name, value)| search(value, name)),
+            Value::Array(items) => items.iter().find_map(|item| search(item, name)),
+            Value::Number(number) => {
+                let possible = number.as_f64().is_some_and(|number| (0.0..=LARGEST).contains(&number));
+                (!possible).then(|| format!("{name} = {number}"))
+            }
+            _ => None,
+        }
+    }
+    search(&serde_json::to_value(report).ok()?, "")
 }
 
 fn numbers(latency: &Latency) -> [(&'static str, f64); 7] {
@@ -336,16 +368,19 @@ fn incompatible(one: &Part, other: &Part) -> Option<String> {
             "{name}: another configuration than {first}: `{here}` where that has `{there}`"
         ));
     }
-    let identity = |run: &RunInfo| (run.host.clone(), run.started_unix_ns, run.seed);
-    if identity(&one.run) == identity(&other.run) {
-        return Some(format!("{name}: the same run as {first}"));
+    let (theirs, ours) = (one.runs(), other.runs());
+    if let Some(run) = ours.iter().find(|run| theirs.contains(run)) {
+        let host = &run.host;
+        return Some(format!("{name}: it has the same run as {first} ({host}), which would count twice"));
     }
     // Equal seeds give equal due times: all machines would send in the same moments, and that is no Poisson process.
-    let is_random = one.run.configuration.to_ascii_lowercase().contains("arrivals=poisson");
-    if is_random && one.run.seed == other.run.seed {
-        let seed = one.run.seed;
+    let configuration = &one.run.configuration;
+    let is_random =
+        ["arrivals=Poisson", "think=Some(Exponential"].iter().any(|random| configuration.contains(random));
+    let seed = ours.iter().map(|run| run.seed).find(|&seed| theirs.iter().any(|run| run.seed == seed));
+    if let Some(seed) = seed.filter(|_| is_random) {
         return Some(format!(
-            "{name}: the same --seed {seed} as {first}, so that both sent at the same moments; give each its own"
+            "{name}: the same --seed {seed} as {first}, so that both drew the same gaps; give each its own"
         ));
     }
     None
@@ -364,13 +399,13 @@ fn difference<'a>(one: &'a str, other: &'a str) -> (&'a str, &'a str) {
 
 fn late(part: &Part) -> Option<String> {
     let late_ns = part.run.started_unix_ns.saturating_sub(part.run.start_at_unix_ns?);
-    (u128::from(late_ns) > LATE.as_nanos()).then(|| {
+    (late_ns > LATE_START_NS).then(|| {
         format!(
             "{}: {} started {} ms late, and {} are bearable; give all a later --start-at",
             part.path.display(),
             part.run.host,
             late_ns / 1_000_000,
-            LATE.as_millis()
+            LATE_START_NS / 1_000_000
         )
     })
 }
@@ -438,7 +473,7 @@ fn sum(parts: Vec<Part>, histograms: &Histograms, objections: Vec<String>) -> Lo
     sum.service_us = histograms.service.latency();
     sum.latency_us = histograms.response.latency();
     sum.slip_us = histograms.slip.latency();
-    sum.evenness = evenness(&sum.workers);
+    sum.evenness = evenness::pair(sum.workers.values().map(|share| (share.connections, share.requests)));
     let client = &mut sum.client;
     let cpu_s = (client.cpu_user_us + client.cpu_system_us) as f64 / 1e6;
     client.cpu_share = over(cpu_s, duration_s * client.threads as f64);
@@ -548,22 +583,15 @@ fn add_slow(sum: &mut Vec<SlowBook>, part: SlowBook) {
     book.closed_by_server += closed_by_server;
 }
 
-fn evenness(workers: &BTreeMap<String, WorkerShare>) -> Option<EvennessPair> {
-    let measure =
-        |count: fn(&WorkerShare) -> u64| evenness::measure(&workers.values().map(count).collect::<Vec<_>>());
-    (!workers.is_empty()).then(|| EvennessPair {
-        connections: measure(|share| share.connections),
-        requests: measure(|share| share.requests),
-    })
-}
-
 /// Where and when the first of them began; and who they were.
 fn origin(parts: &[Part]) -> RunInfo {
     let first = parts.iter().min_by_key(|part| part.run.started_unix_ns).expect("clap requires a file");
+    let runs: Vec<RunPart> = parts.iter().flat_map(Part::runs).collect();
     RunInfo {
         host: parts.iter().map(|part| part.run.host.as_str()).collect::<Vec<_>>().join(" "),
         interrupted: parts.iter().any(|part| part.run.interrupted),
-        merged_from: Some(parts.iter().map(|part| part.run.merged_from.unwrap_or(1)).sum()),
+        merged_from: Some(runs.len() as u64),
+        parts: runs,
         ..first.run.clone()
     }
 }
@@ -580,10 +608,6 @@ fn trust(parts: &[Part], objections: Vec<String>) -> Option<Trust> {
     checks.extend(objections.into_iter().map(forced));
     let verdict = checks.iter().map(|check| check.verdict).max()?;
     Some(Trust { verdict, checks })
-}
-
-fn over(amount: f64, span: f64) -> f64 {
-    if span > 0.0 { amount / span } else { 0.0 }
 }
 
 #[cfg(test)]

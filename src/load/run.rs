@@ -35,6 +35,8 @@ use crate::units::monotonic_ns;
 
 /// The schedule begins this much after the threads are told, so that they have heard it by then.
 const LEAD_NS: u64 = 1_000_000;
+/// Whoever waits longer for --start-at is told.
+const SILENT_WAIT: Duration = Duration::from_secs(2);
 /// Fits into one segment on every path (RFC 9293, section 3.7.1).
 const ONE_SEGMENT_BYTES: usize = 536;
 /// Sends whose moments are kept to judge the schedule by.
@@ -52,12 +54,14 @@ pub struct Outcome {
 /// Does what the command line asks for. An error is one line that says what was tried and what to do.
 pub fn run(args: &LoadArgs) -> Result<Outcome, String> {
     let setup = |errno: Errno| format!("set up the run: {}", words(errno));
+    // What may wait for somebody else, a name server or the other end of a pipe, comes before the signals are ours:
+    // until then Ctrl-C ends the program.
+    let arrivals = args.arrivals()?;
+    let plan = plan(args)?;
+    let files = Files::create(args.hlog.as_deref(), args.hgrm.as_deref(), args.csv.as_deref())?;
     let control = Control::new().map_err(setup)?;
     let mut watch = Watch::new(&control, args).map_err(setup)?;
-    let arrivals = args.arrivals()?;
-    let files = Files::create(args.hlog.as_deref(), args.hgrm.as_deref(), args.csv.as_deref())?;
     let audience = Audience::new(args)?;
-    let plan = plan(args)?;
     for line in preflight::prepare(args)? {
         eprintln!("loadgen: {line}");
     }
@@ -183,7 +187,7 @@ fn open_slow(args: &LoadArgs, plan: &Plan) -> nix::Result<Option<SlowCrowd>> {
         return Ok(None);
     }
     let one = plan.requests[..plan.request_bytes].to_vec();
-    SlowCrowd::start(plan.route.address.clone(), one, kinds, args.slow_gap).map(Some)
+    SlowCrowd::start(plan.route.clone(), one, kinds, args.slow_gap).map(Some)
 }
 
 /// What the threads brought home.
@@ -222,7 +226,7 @@ fn measure<E: Engine>(
         }
         watch.until_ready(threads)?;
         let _aside = (args.live && args.pin).then(|| Aside::step(args.threads as usize));
-        let (start_ns, began) = start(args.start_at);
+        let (start_ns, began) = start(args);
         let window = window(args, start_ns);
         for (thread, starter) in (0..).zip(starters) {
             let share = Share {
@@ -257,11 +261,15 @@ fn tellers(args: &LoadArgs, audience: &Audience) -> (Vec<Teller>, Option<Listene
 }
 
 /// When the schedule begins: by the monotonic clock, and by the clock on the wall.
-fn start(start_at: Option<SystemTime>) -> (u64, SystemTime) {
+fn start(args: &LoadArgs) -> (u64, SystemTime) {
     let (soon_ns, now) = (monotonic_ns() + LEAD_NS, SystemTime::now());
     let soon = now + Duration::from_nanos(LEAD_NS);
     // Too late is too late: the report says by how much.
-    let wait = start_at.and_then(|at| at.duration_since(soon).ok()).unwrap_or_default();
+    let wait = args.start_at.and_then(|at| at.duration_since(soon).ok()).unwrap_or_default();
+    // With --live the terminal is not ours to write on.
+    if wait > SILENT_WAIT && !args.live {
+        eprintln!("loadgen: waiting {:.0} s for --start-at", wait.as_secs_f64());
+    }
     (soon_ns + wait.as_nanos() as u64, soon + wait)
 }
 

@@ -9,10 +9,13 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::load::args::LoadArgs;
-use crate::load::gate::{Gate, time};
+use crate::load::gate::Gate;
 use crate::load::run;
 use crate::load::schedule::Rate;
+use crate::load::text::time;
+use crate::load::verdict::{ACHIEVED, BUSY_CLIENT, rightly_under_way};
 use crate::report::{LoadReport, Verdict};
+use crate::units::over;
 
 /// Rates from `from` to `to`, both included, in equal steps: what bends near the capacity shows as a bend. (In equal
 /// ratios half of the points would lie far below it, where nothing happens.)
@@ -133,14 +136,10 @@ fn measure(args: &LoadArgs, rate: Option<Rate>) -> Result<LoadReport, String> {
 }
 
 const INTERRUPTED: &str = "ended early";
-/// Below this share of what was due the rate was not served.
-const ACHIEVED: f64 = 0.99;
 /// The answer is known to this share of itself.
 const PRECISION: f64 = 0.05;
 /// The fewest requests a run may have to say anything at all.
 const LEAST_REQUESTS: f64 = 20.0;
-/// From here on the client may be the limit.
-const BUSY_CLIENT: f64 = 0.9;
 
 fn sweep_with(sweep: Sweep, measure: Measure, say: &dyn Fn(&str)) -> Result<Curve, String> {
     let mut curve = Curve::default();
@@ -274,14 +273,13 @@ impl Point {
     }
 }
 
-/// Of what was due, the share that was answered in time: in the window, or rightly still under way at its end
-/// (Little's law: rate times mean response time, of which more than a twentieth of the run is no steady state).
+/// Of what was due, the share that was answered in time: in the window, or rightly still under way at its end.
 fn achieved_share(per_s: f64, report: &LoadReport) -> f64 {
     let offered_per_s = report.offered_per_s.unwrap_or(per_s);
     let due = offered_per_s * report.duration_s;
-    let under_way = offered_per_s * (report.latency_us.mean / 1e6).min(0.05 * report.duration_s);
+    let under_way = rightly_under_way(offered_per_s, report.latency_us.mean, report.duration_s);
     // One more, since the window may begin and end between two due times.
-    if due > 0.0 { ((report.requests as f64 + under_way + 1.0) / due).min(1.0) } else { 0.0 }
+    over(report.requests as f64 + under_way + 1.0, due).min(1.0)
 }
 
 fn rate(per_s: f64) -> Result<Rate, String> {

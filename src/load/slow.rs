@@ -20,10 +20,10 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{MsgFlags, recv, send};
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, Socket};
 
 use crate::load::args::LoadArgs;
-use crate::load::connection::errno;
+use crate::load::connection::{Route, errno};
 use crate::load::response::{Progress, Reader, Template};
 use crate::report::SlowBook;
 use crate::sys::epoll::{Epoll, Interest};
@@ -82,14 +82,14 @@ impl SlowCrowd {
     ///
     /// # Errors
     /// When there is no descriptor or no thread left for it.
-    pub fn start(address: SockAddr, request: Vec<u8>, kinds: Kinds, gap: Duration) -> nix::Result<SlowCrowd> {
+    pub fn start(route: Route, request: Vec<u8>, kinds: Kinds, gap: Duration) -> nix::Result<SlowCrowd> {
         let bell = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let epoll = Epoll::new(MAX_REPORTS)?;
         epoll.add(&*bell, BELL, Interest::EPOLLIN)?;
         let (opened, is_open) = mpsc::channel();
         let members = kinds.each().into_iter().flat_map(|(kind, count)| (0..count).map(move |_| kind));
         let slow = Slow {
-            address,
+            route,
             template: Template::new(request.starts_with(b"HEAD ")),
             request,
             gap_ns: gap.as_nanos() as u64,
@@ -179,7 +179,7 @@ impl Member {
 
 /// What the thread knows.
 struct Slow {
-    address: SockAddr,
+    route: Route,
     request: Vec<u8>,
     /// The method is HEAD.
     template: Template,
@@ -224,7 +224,7 @@ impl Slow {
             let slot = self.begun;
             self.begun += 1;
             self.members[slot].began_ns = monotonic_ns();
-            let connected = connect(&self.address, self.members[slot].kind).and_then(|socket| {
+            let connected = connect(&self.route, slot as u64, self.members[slot].kind).and_then(|socket| {
                 let interest =
                     Interest::EPOLLIN | Interest::EPOLLOUT | Interest::EPOLLRDHUP | Interest::EPOLLET;
                 self.epoll.add(&socket, slot as u64, interest)?;
@@ -398,23 +398,22 @@ impl Slow {
     }
 }
 
-/// A non-blocking socket on its way to `address`.
-fn connect(address: &SockAddr, kind: Kind) -> nix::Result<Socket> {
+/// A non-blocking socket on its way; `number` chooses the source address.
+fn connect(route: &Route, number: u64, kind: Kind) -> nix::Result<Socket> {
     let open = || {
-        let domain = Domain::from(i32::from(address.family()));
-        let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), None)?;
+        let socket = route.open(number)?;
         if kind == Kind::Read {
             // Before connect(2): the first window is offered in the handshake, and none is taken back.
             socket.set_recv_buffer_size(SMALL_BUFFER_BYTES)?;
         }
-        if kind == Kind::Send && domain != Domain::UNIX {
+        if kind == Kind::Send && Domain::from(i32::from(route.address.family())) != Domain::UNIX {
             // Each byte a segment: Nagle's algorithm would put several into one when acknowledgements are late.
             socket.set_tcp_nodelay(true)?;
         }
         Ok(socket)
     };
     let socket: Socket = open().map_err(errno)?;
-    match socket.connect(address).map_err(errno) {
+    match socket.connect(&route.address).map_err(errno) {
         Ok(()) | Err(Errno::EINPROGRESS) => Ok(socket),
         Err(errno) => Err(errno),
     }
@@ -432,7 +431,7 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::sync::mpsc::Receiver;
 
-    use socket2::SockRef;
+    use socket2::{SockAddr, SockRef};
 
     use super::*;
 
@@ -459,6 +458,10 @@ mod tests {
         (address, is_done)
     }
 
+    fn to(address: SockAddr) -> Route {
+        Route { address, sources: None, no_delay: false, reset: false }
+    }
+
     fn read_request(stream: &mut TcpStream) {
         let mut request = [0; REQUEST.len()];
         stream.read_exact(&mut request).unwrap();
@@ -468,7 +471,7 @@ mod tests {
     /// Starts them, waits until the server has dealt with as many, and stops them.
     fn books(handler: fn(&mut TcpStream), kinds: Kinds) -> Vec<SlowBook> {
         let (address, is_done) = serve(handler);
-        let crowd = SlowCrowd::start(address, REQUEST.into(), kinds, GAP).unwrap();
+        let crowd = SlowCrowd::start(to(address), REQUEST.into(), kinds, GAP).unwrap();
         for _ in 0..kinds.total() {
             is_done.recv_timeout(Duration::from_secs(30)).unwrap();
         }
@@ -547,10 +550,29 @@ mod tests {
     }
 
     #[test]
+    fn slow_clients_come_from_their_sources_in_turn_and_reset_where_others_do() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let sources = Some("127.0.0.2,127.0.0.3".parse().unwrap());
+        let address = listener.local_addr().unwrap().into();
+        let kinds = Kinds { send: 1, read: 1, half_open: 2 };
+        let route = Route { sources, reset: true, ..to(address) };
+        let crowd = SlowCrowd::start(route, REQUEST.into(), kinds, Duration::from_secs(3600)).unwrap();
+        let mut streams: Vec<_> = (0..kinds.total()).map(|_| listener.accept().unwrap()).collect();
+        let mut hosts: Vec<_> = streams.iter().map(|(_, peer)| peer.ip().to_string()).collect();
+        hosts.sort();
+        assert_eq!(hosts, ["127.0.0.2", "127.0.0.2", "127.0.0.3", "127.0.0.3"]);
+        crowd.stop();
+        for (stream, _) in &mut streams {
+            let error = stream.read_to_end(&mut Vec::new()).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        }
+    }
+
+    #[test]
     fn nobody_is_established_where_nobody_listens() {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let kinds = Kinds { send: 300, read: 1, half_open: 1 };
-        let books = SlowCrowd::start(address.into(), REQUEST.into(), kinds, GAP).unwrap().stop();
+        let books = SlowCrowd::start(to(address.into()), REQUEST.into(), kinds, GAP).unwrap().stop();
         assert_eq!(books.iter().map(|book| book.requested).collect::<Vec<_>>(), [300, 1, 1]);
         assert!(books.iter().all(|book| book.established == 0));
     }
@@ -561,7 +583,7 @@ mod tests {
             assert_eq!(stream.read_to_end(&mut Vec::new()).unwrap(), half_of_the_head(REQUEST))
         });
         let kinds = Kinds { half_open: 20, ..Kinds::default() };
-        drop(SlowCrowd::start(address, REQUEST.into(), kinds, GAP).unwrap());
+        drop(SlowCrowd::start(to(address), REQUEST.into(), kinds, GAP).unwrap());
         for _ in 0..20 {
             is_done.recv_timeout(Duration::from_secs(30)).unwrap();
         }

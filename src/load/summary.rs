@@ -100,6 +100,7 @@ fn run_info(args: &LoadArgs, measured: &Measured) -> RunInfo {
         configuration: args.configuration(),
         interrupted: measured.interrupted,
         merged_from: None,
+        parts: Vec::new(),
     }
 }
 

@@ -1,8 +1,9 @@
 //! The report for people: the same numbers, in shapes. Pure: a report in, a text out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
+use crate::load::verdict::BUSY_CLIENT;
 use crate::report::{Evenness, Latency, LoadReport, SlowBook, Traced, Verdict, WorkerShare};
 
 /// What every terminal has.
@@ -17,8 +18,6 @@ const BAR_COLUMNS: usize = 40;
 const SPECTRUM_COLUMNS: usize = 60;
 /// Lines of the order of workers that are printed.
 const ORDER_LINES: usize = 8;
-/// From this share of its threads' time on the client may be what limits the figures.
-const BUSY_CLIENT: f64 = 0.9;
 
 /// What the report itself does not say.
 pub struct Heading<'a> {
@@ -27,6 +26,8 @@ pub struct Heading<'a> {
     pub method: &'a str,
     pub path: &'a str,
     pub open_loop: bool,
+    /// Workers that the server is known to have; those beyond are shown when they did something.
+    pub workers: u32,
     /// Standard output is a terminal.
     pub colour: bool,
 }
@@ -47,8 +48,9 @@ pub fn render(report: &LoadReport, heading: &Heading) -> String {
     errors(&mut text, report, &paint);
     connections(&mut text, report);
     report.slow.iter().for_each(|book| slow(&mut text, book));
-    workers(&mut text, report, &paint);
-    order(&mut text, report);
+    let shares = shares(report, heading.workers);
+    workers(&mut text, report, &shares, &paint);
+    order(&mut text, report, shares.len());
     client(&mut text, report, &paint);
     trust(&mut text, report, &paint);
     text
@@ -255,22 +257,27 @@ fn slow(text: &mut String, book: &SlowBook) {
     );
 }
 
-fn workers(text: &mut String, report: &LoadReport, paint: &Paint) {
+/// Of the workers that did something or are known to be there, by number: the JSON's keys are text, and "10" would come
+/// before "2". A server may number its workers as it likes, and one that calls its only worker 65000 has no others.
+fn shares(report: &LoadReport, known: u32) -> BTreeMap<u32, &WorkerShare> {
+    let numbered = report.workers.iter().filter_map(|(worker, share)| Some((worker.parse().ok()?, share)));
+    numbered.filter(|&(worker, share)| worker < known || share.connections + share.requests > 0).collect()
+}
+
+fn workers(text: &mut String, report: &LoadReport, shares: &BTreeMap<u32, &WorkerShare>, paint: &Paint) {
     let Some(evenness) = &report.evenness else {
         text.push_str("workers      unknown: the answers carry no X-Worker\n");
         return;
     };
-    let shares = by_number(report);
     let _ =
         writeln!(text, "\n{} per worker{}", paint.bold("connections"), judged("   ", &evenness.connections));
-    bars(text, &shares, |share| share.connections, |_| None, paint);
+    bars(text, shares, |share| share.connections, |_| None, paint);
     let _ = writeln!(text, "\n{} per worker{}", paint.bold("requests"), judged("      ", &evenness.requests));
-    bars(text, &shares, |share| share.requests, |share| share.latency_us.as_ref(), paint);
-}
-
-/// The JSON's keys are text, and "10" would come before "2".
-fn by_number(report: &LoadReport) -> BTreeMap<u32, &WorkerShare> {
-    report.workers.iter().filter_map(|(worker, share)| Some((worker.parse().ok()?, share))).collect()
+    bars(text, shares, |share| share.requests, |share| share.latency_us.as_ref(), paint);
+    let idle = report.workers.len() - shares.len();
+    if idle > 0 {
+        let _ = writeln!(text, "{idle:>6} more worker{} got nothing", if idle == 1 { "" } else { "s" });
+    }
 }
 
 fn judged(gap: &str, evenness: &Evenness) -> String {
@@ -315,26 +322,29 @@ pub(crate) fn bar(columns: f64) -> String {
 }
 
 /// Who took the first connections: a group is as long as there are workers, so that turns look like turns.
-fn order(text: &mut String, report: &LoadReport) {
+fn order(text: &mut String, report: &LoadReport, workers: usize) {
     let takers = &report.order;
     if takers.is_empty() {
         return;
     }
-    let highest = takers.iter().max().map_or(0, |&worker| worker as usize);
-    let workers = report.workers.len().max(highest + 1);
+    let columns = COLUMNS - NAME_COLUMNS;
+    let digits = takers.iter().max().map_or(1, |worker| worker.to_string().len());
     // 10 must not look like 1 0.
-    let (within, between) = if workers > 10 { (" ", "  ") } else { ("", " ") };
+    let (within, between) = if digits > 1 { (" ", "  ") } else { ("", " ") };
+    let workers = workers.max(takers.iter().collect::<BTreeSet<_>>().len());
+    let group = workers.min(columns / (digits + within.len()));
     let groups: Vec<String> = takers
-        .chunks(workers)
+        .chunks(group)
         .map(|group| group.iter().map(u32::to_string).collect::<Vec<_>>().join(within))
         .collect();
-    let per_line = ((COLUMNS - NAME_COLUMNS) / (groups[0].len() + between.len())).max(1);
+    let longest = groups.iter().map(String::len).max().unwrap_or(0);
+    let per_line = ((columns + between.len()) / (longest + between.len())).max(1);
     text.push('\n');
     for (line, groups) in groups.chunks(per_line).take(ORDER_LINES).enumerate() {
         let name = if line == 0 { "order" } else { "" };
         let _ = writeln!(text, "{name:NAME_COLUMNS$}{}", groups.join(between));
     }
-    let unseen = takers.len().saturating_sub(ORDER_LINES * per_line * workers);
+    let unseen = takers.len().saturating_sub(ORDER_LINES * per_line * group);
     if unseen > 0 {
         let _ = writeln!(text, "{:NAME_COLUMNS$}and {unseen} more", "");
     }
@@ -428,6 +438,7 @@ mod tests {
             method: "GET",
             path: "/",
             open_loop,
+            workers: 12,
             colour,
         }
     }
@@ -517,6 +528,24 @@ mod tests {
             assert!(!nothing.contains(unsaid), "{unsaid:?} is in\n{nothing}");
         }
         assert!(nothing.contains("unknown: the answers carry no X-Worker"));
+    }
+
+    #[test]
+    fn a_worker_with_a_high_number_does_not_bring_empty_lines_for_all_below_it() {
+        let mut report = full();
+        let busy = report.workers["3"].clone();
+        report.workers =
+            (0..=65_000).map(|worker: u32| (worker.to_string(), WorkerShare::default())).collect();
+        report.workers.insert("65000".into(), busy);
+        report.order = vec![65_000; 24];
+        let text = plain(&report);
+        assert!(
+            text.lines().count() < 100 && text.lines().all(|line| line.chars().count() <= COLUMNS),
+            "{text}"
+        );
+        // Twelve are known to be there.
+        assert!(text.contains("\n    11          0 \n") && text.contains("\n 65000          5 "), "{text}");
+        assert!(text.contains("\n 64988 more workers got nothing\n"), "{text}");
     }
 
     #[test]

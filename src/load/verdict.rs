@@ -5,9 +5,11 @@
 //! `invalid` is kept for runs that did not measure what was asked for; a server that is too slow is a finding.
 
 use crate::load::evenness::upper_incomplete_gamma;
-use crate::load::gate::{number, time};
+use crate::load::gate::number;
+use crate::load::text::time;
 use crate::machine::Counters;
 use crate::report::{Check, IntervalReport, Latency, Trust, Verdict};
+use crate::units::over;
 
 /// What decides the moments at which requests are due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -72,7 +74,7 @@ const Z_BAR: f64 = 3.29;
 /// The same where a check is made of every run and costs nothing to make strict (p < 10⁻⁵).
 const Z_STRICT: f64 = 4.4;
 /// Of what was due, this share must be answered.
-const ACHIEVED: f64 = 0.99;
+pub(crate) const ACHIEVED: f64 = 0.99;
 /// Below this share, and with the client to blame, the run measured the client.
 const ACHIEVED_AT_ALL: f64 = 0.95;
 /// Gaps are summed up to this length before they are judged. A client that sleeps wakes up to 100 us late (timer slack,
@@ -93,7 +95,8 @@ const DRIFT_LATENCY: f64 = 0.25;
 const DRIFT_LATENCY_US: f64 = 50.0;
 /// Intervals are averaged into this many stretches, each long enough to be nearly independent of the next.
 const STRETCHES: usize = 20;
-const CPU_SHARE: f64 = 0.9;
+/// From this share of its threads' time on the client may be what limits the figures.
+pub(crate) const BUSY_CLIENT: f64 = 0.9;
 /// The part of a response time that may be the client's own slip, at the median and in the tail, and the slip that
 /// never matters.
 const SLIP_OF_MEDIAN: f64 = 0.2;
@@ -109,7 +112,8 @@ const CENSORED_SHARE: f64 = 0.001;
 /// A percentile rests on the answers beyond it.
 const ANSWERS_BEYOND: f64 = 10.0;
 const CONNECTIONS_OPEN: f64 = 0.9;
-const LATE_START_NS: u64 = 100_000_000;
+/// From this much on a client began too late to be part of the same load.
+pub(crate) const LATE_START_NS: u64 = 100_000_000;
 /// Fewer values are no sample.
 const MIN_GAPS: usize = 100;
 
@@ -159,7 +163,7 @@ pub fn bars() -> Vec<(&'static str, String)> {
             "cpu",
             format!(
                 "the client used at most {} of its threads' time (not with --busy-poll)",
-                percent(CPU_SHARE)
+                percent(BUSY_CLIENT)
             ),
         ),
         (
@@ -230,20 +234,19 @@ impl Evidence<'_> {
 
     /// The share of their time that the connections were waiting for answers (Little's law: L = λW).
     fn connections_busy(&self) -> f64 {
-        let per_s = share(self.requests as f64, self.duration_s);
-        share(per_s * self.service_us.mean / 1e6, self.connections_asked as f64)
-    }
-
-    /// Requests that a server which keeps up has under way at the end of the window (Little's law). A mean beyond
-    /// a twentieth of the run is no steady state and excuses nothing.
-    fn rightly_under_way(&self) -> f64 {
-        let offered_per_s = share(self.due_in_window as f64, self.duration_s);
-        offered_per_s * (self.response_us.mean / 1e6).min(0.05 * self.duration_s)
+        let per_s = over(self.requests as f64, self.duration_s);
+        over(per_s * self.service_us.mean / 1e6, self.connections_asked as f64)
     }
 
     fn client_is_busy(&self) -> bool {
-        !self.busy_poll && self.cpu_share > CPU_SHARE
+        !self.busy_poll && self.cpu_share > BUSY_CLIENT
     }
+}
+
+/// Requests that a server which keeps up has under way at the end of the window (Little's law). A mean beyond
+/// a twentieth of the run is no steady state and excuses nothing.
+pub(crate) fn rightly_under_way(offered_per_s: f64, mean_response_us: f64, duration_s: f64) -> f64 {
+    offered_per_s * (mean_response_us / 1e6).min(0.05 * duration_s)
 }
 
 fn requests(evidence: &Evidence) -> Option<Check> {
@@ -276,7 +279,12 @@ fn achieved(evidence: &Evidence) -> Option<Check> {
         return None;
     }
     let due = evidence.due_in_window as f64;
-    let under_way = if evidence.ends_by_count { due } else { evidence.rightly_under_way() };
+    let due_per_s = over(due, evidence.duration_s);
+    let under_way = if evidence.ends_by_count {
+        due
+    } else {
+        rightly_under_way(due_per_s, evidence.response_us.mean, evidence.duration_s)
+    };
     // What was answered at all, and what was answered in time not to pile up.
     let answered = (evidence.answered_of_due as f64).min(evidence.requests as f64 + under_way);
     let achieved = (answered / due).min(1.0);
@@ -440,8 +448,8 @@ fn stretches(intervals: &[IntervalReport]) -> Vec<(f64, f64)> {
         let sum = |of: fn(&IntervalReport) -> f64| part.iter().map(|interval| of(interval)).sum::<f64>();
         let requests = sum(|interval| interval.requests as f64);
         (
-            share(requests, sum(|interval| interval.to_s - interval.from_s)),
-            share(sum(|interval| interval.requests as f64 * interval.latency_us.mean), requests),
+            over(requests, sum(|interval| interval.to_s - interval.from_s)),
+            over(sum(|interval| interval.requests as f64 * interval.latency_us.mean), requests),
         )
     });
     summed.take(STRETCHES).collect()
@@ -475,7 +483,7 @@ impl Trend {
     }
 
     fn size(&self) -> f64 {
-        share((self.last - self.first).abs(), self.median)
+        over((self.last - self.first).abs(), self.median)
     }
 }
 
@@ -485,7 +493,7 @@ fn cpu(evidence: &Evidence) -> Option<Check> {
         return Some(check("cpu", Verdict::Valid, format!("not judged: {used}, as --busy-poll always does")));
     }
     let advice = if evidence.client_is_busy() { "; the client may be the limit: more --threads" } else { "" };
-    let bar = CPU_SHARE * 100.0;
+    let bar = BUSY_CLIENT * 100.0;
     Some(suspect_if("cpu", evidence.client_is_busy(), format!("{used} (bar {bar} %){advice}")))
 }
 
@@ -648,10 +656,6 @@ fn suspect_if(name: &str, is_suspect: bool, reason: String) -> Check {
     check(name, if is_suspect { Verdict::Suspect } else { Verdict::Valid }, reason)
 }
 
-fn share(amount: f64, of: f64) -> f64 {
-    if of > 0.0 { amount / of } else { 0.0 }
-}
-
 fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -699,7 +703,7 @@ fn spearman(xs: &[f64], ys: &[f64]) -> f64 {
         xx += (x - mean).powi(2);
         yy += (y - mean).powi(2);
     }
-    share(xy, (xx * yy).sqrt())
+    over(xy, (xx * yy).sqrt())
 }
 
 fn ranks(values: &[f64]) -> Vec<f64> {

@@ -351,11 +351,12 @@ fn serve_once() -> SocketAddr {
 
 #[test]
 fn a_server_that_dies_in_mid_run_is_asked_again_ever_more_rarely() {
-    let report = run("--duration 400ms --connections 1", serve_once());
+    let report = run("--duration 3s --connections 1", serve_once());
     assert_eq!(report.requests, 1);
-    // 0, 10, 30, 70, 150 and 310 ms after the first refusal.
+    // 0, 10, 30, 70, 150, 310, 630 and 1270 ms after the first refusal, then every second; a busy machine adds to the
+    // pauses and takes nothing from them.
     let refused = report.errors.connect["ECONNREFUSED"];
-    assert!((1..=6).contains(&refused), "{refused}");
+    assert!((1..=10).contains(&refused), "{refused}");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use acceptlab::load::connection::Route;
 use acceptlab::load::slow::{Kinds, SlowCrowd};
 
 use crate::support::{FOREVER, start};
@@ -15,7 +16,8 @@ fn a_server_with_an_idle_time_out_rids_itself_of_silent_clients_but_not_of_slow_
     let server = start("event-driven", &["--idle-timeout", "500ms"]);
     let kinds = |send, read, half_open| Kinds { send, read, half_open };
     let crowd = |kinds, gap_ms| {
-        SlowCrowd::start(server.addr.into(), REQUEST.into(), kinds, Duration::from_millis(gap_ms)).unwrap()
+        let route = Route { address: server.addr.into(), sources: None, no_delay: false, reset: false };
+        SlowCrowd::start(route, REQUEST.into(), kinds, Duration::from_millis(gap_ms)).unwrap()
     };
     let silent = crowd(kinds(4, 0, 7), 60_000);
     // The server ends its connections in the order of their silence: ours is the last.

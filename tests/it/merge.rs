@@ -182,6 +182,12 @@ fn a_sum_equals_its_parts_to_the_last_bucket_and_can_be_part_of_another() {
     assert_eq!((twice.latency_us, twice.workers), (once.latency_us, once.workers));
     assert_eq!(twice.run.unwrap().merged_from, Some(3));
 
+    let again = "pair.json: it has the same run as 2.json (host2), which would count twice";
+    assert_refused(&merge(&folder, &["2.json", "pair.json"], &[]), again);
+    edit(&folder, 3, |report| report.run.as_mut().unwrap().seed = 2);
+    assert_refused(&merge(&folder, &["pair.json", "3.json"], &[]), "3.json: the same --seed 2 as pair.json");
+    edit(&folder, 3, |report| report.run.as_mut().unwrap().seed = 3);
+
     let text = merge(&folder, &["1.json", "2.json", "3.json"], &[]).stdout;
     let text = String::from_utf8(text).unwrap();
     assert!(text.contains("the sum of 3 clients: host1 host2 host3"), "{text}");
@@ -240,13 +246,32 @@ fn what_does_not_belong_together_is_refused_in_one_line_and_forced_only_as_suspe
         assert!(trust.checks.iter().any(|check| check.reason.contains(complaint)), "{:?}", trust.checks);
         fs::write(folder.file("2.json"), &original).unwrap();
     }
-    assert_refused(&merge(&folder, &["1.json", "1.json"], &[]), "1.json: the same run as 1.json");
+    let twice = merge(&folder, &["1.json", "1.json"], &[]);
+    assert_refused(&twice, "1.json: it has the same run as 1.json (host1)");
+
+    // Thinking is random, too.
+    for part in 1..=3 {
+        edit(&folder, part, |report| {
+            let run = report.run.as_mut().unwrap();
+            run.seed = 1;
+            run.configuration = run.configuration.replace("arrivals=Poisson", "arrivals=Fixed");
+        });
+    }
+    assert!(merge(&folder, &files, &[]).status.success());
+    for part in 1..=3 {
+        edit(&folder, part, |report| {
+            let run = report.run.as_mut().unwrap();
+            run.configuration = run.configuration.replace("think=None", "think=Some(Exponential(20ms))");
+        });
+    }
+    assert_refused(&merge(&folder, &files, &[]), "2.json: the same --seed 1 as 1.json");
 }
 
 #[test]
 fn what_cannot_be_read_is_refused_even_by_force() {
     let folder = three_parts("merge-unreadable");
-    let log = fs::read(folder.file("2.hlog")).unwrap();
+    let (original, log) =
+        (fs::read(folder.file("2.json")).unwrap(), fs::read(folder.file("2.hlog")).unwrap());
     let refused = |complaint: &str| {
         for flags in [&[][..], &["--force"]] {
             assert_refused(&merge(&folder, &["1.json", "2.json"], flags), complaint);
@@ -268,6 +293,21 @@ fn what_cannot_be_read_is_refused_even_by_force() {
     fs::write(folder.file("2.hlog"), &log).unwrap();
     edit(&folder, 2, |report| report.schema = 2);
     refused("read 2.json: it has schema 2, and this loadgen knows 1");
+    type Change<'a> = &'a dyn Fn(&mut LoadReport);
+    let impossible: [Change; 4] = [
+        &|report| report.duration_s = 1e300,
+        &|report| report.duration_s = -1.0,
+        &|report| report.requests = u64::MAX,
+        &|report| report.workers.values_mut().for_each(|share| share.connections = u64::MAX),
+    ];
+    for change in impossible {
+        edit(&folder, 2, |report| {
+            report.schema = 1;
+            change(report);
+        });
+        refused("read 2.json: damaged: no run has ");
+        fs::write(folder.file("2.json"), &original).unwrap();
+    }
     fs::write(folder.file("2.json"), "{\"model\":\"prefork\"}").unwrap();
     refused("read 2.json: not what `loadgen --format json` prints");
     fs::remove_file(folder.file("2.json")).unwrap();
