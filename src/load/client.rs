@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::prctl;
+use socket2::Socket;
 
 use crate::load::connection::{Connection, Route, State, errno};
 use crate::load::control::Control;
@@ -92,6 +93,9 @@ pub struct Client<'a, E> {
     /// Before the connections, because it is dropped first: what it has under way needs their sockets.
     engine: E,
     connections: Vec<Connection>,
+    /// Sockets that are closed as soon as the next request is on its way: closing one takes as long as sending, and
+    /// nobody has to wait for it.
+    leaving: Vec<Socket>,
     /// Connections without a request in hand, longest free first: an open loop uses all of them in turn.
     free: VecDeque<u32>,
     /// Connections whose user thinks, and until when.
@@ -116,7 +120,7 @@ pub struct Client<'a, E> {
     alive_ns: u64,
     window_closed: bool,
     gave_up: bool,
-    /// The very first connect(2) failed: there is nothing to measure.
+    /// connect(2) failed before any connection came about: there is nothing to measure.
     unreachable: Option<Errno>,
 }
 
@@ -131,6 +135,7 @@ impl<'a, E: Engine> Client<'a, E> {
             control,
             engine,
             connections: (0..connections).map(connection).collect(),
+            leaving: Vec::with_capacity(connections as usize + 1),
             free: (0..connections as u32).collect(),
             thinking: BinaryHeap::with_capacity(connections as usize),
             share: Share { schedule: Schedule::nothing(), thinker: Thinker::nothing(), teller: None },
@@ -150,11 +155,6 @@ impl<'a, E: Engine> Client<'a, E> {
         })
     }
 
-    /// To be called by the thread that calls everything below.
-    pub fn start(&mut self) -> nix::Result<()> {
-        self.engine.start()
-    }
-
     /// Connects all connections and waits for it: an open loop should not begin with a storm of handshakes.
     pub fn open_all(&mut self) {
         (0..self.connections.len()).for_each(|slot| self.connect(slot));
@@ -164,9 +164,8 @@ impl<'a, E: Engine> Client<'a, E> {
         }
     }
 
-    /// Runs the schedule to its end, waits for the last answers, and returns what was counted; or the errno,
-    /// when not even the first connection came about.
-    pub fn run(mut self, window: Window, share: Share) -> Result<Tally, Errno> {
+    /// Runs the schedule to its end, waits for the last answers, and returns what was counted.
+    pub fn run(mut self, window: Window, share: Share) -> Tally {
         // 50 µs of default slack would be added to every due time (prctl(2), PR_SET_TIMERSLACK).
         let _ = prctl::set_timerslack(1);
         self.window = window;
@@ -191,10 +190,9 @@ impl<'a, E: Engine> Client<'a, E> {
         if let Some(teller) = self.share.teller.take() {
             teller.finish(self.now_ns, totals);
         }
-        match self.unreachable {
-            Some(errno) => Err(errno),
-            None => Ok(self.tally),
-        }
+        self.tally.unreachable = self.unreachable;
+        self.tally.gave_up = self.gave_up;
+        self.tally
     }
 
     /// Users who have come at different times are not all of one mind at the beginning.
@@ -224,8 +222,10 @@ impl<'a, E: Engine> Client<'a, E> {
         while let Some(ready) = self.engine.next() {
             self.on_report(ready);
             self.dispatch();
+            self.leaving.clear();
         }
         self.look_at_the_clock();
+        self.leaving.clear();
     }
 
     fn next_wake_ns(&self) -> u64 {
@@ -247,9 +247,15 @@ impl<'a, E: Engine> Client<'a, E> {
         if !self.thinking.is_empty() {
             self.wake_thinkers();
         }
-        while let Some(&slot) = self.free.front() {
+        // Each at most once: what is over at once, like a connection that was all that was wanted, must not keep the rest
+        // waiting.
+        for _ in 0..self.free.len() {
+            let Some(&slot) = self.free.front() else { return };
             let Some(due_ns) = self.take_due() else { return };
             self.free.pop_front();
+            if self.plan.sessions {
+                self.connections[slot as usize].of_session = 0;
+            }
             self.begin(slot as usize, due_ns);
             if !self.free.is_empty() {
                 // A backlog is sent in one go: each request has its own moment.
@@ -275,8 +281,7 @@ impl<'a, E: Engine> Client<'a, E> {
     fn shed(&mut self, due_ns: u64) {
         self.tally.shed += 1;
         let end_ns = due_ns + self.plan.deadline_ns;
-        let moments = Moments { due_ns, sent_ns: None, first_byte_ns: None, end_ns };
-        self.tally.record(&self.window, moments, false);
+        self.record_unanswered(Moments { due_ns, sent_ns: None, first_byte_ns: None, end_ns });
     }
 
     /// Those who have thought long enough ask again.
@@ -332,6 +337,9 @@ impl<'a, E: Engine> Client<'a, E> {
         connection.generation = connection.generation.wrapping_add(1);
         connection.began_ns = self.now_ns;
         connection.answers = 0;
+        if !self.plan.sessions {
+            connection.of_session = 0;
+        }
         connection.reader.reset();
         self.connects += 1;
         match self.plan.route.connect(self.connects) {
@@ -340,20 +348,27 @@ impl<'a, E: Engine> Client<'a, E> {
         }
         connection.state = State::Connecting;
         self.set_deadline(slot, self.plan.timeout_ns);
-        match self.send_at_once(slot).and_then(|standing| self.hand_over(slot, standing)) {
-            Ok(()) => {}
-            Err(errno) => self.connect_failed(slot, errno),
+        let done = match self.send_at_once(slot) {
+            Ok(Standing::Sent) if self.plan.connect_only => return self.on_connected_only(slot),
+            Ok(standing) => self.hand_over(slot, standing),
+            Err(errno) => Err(errno),
+        };
+        if let Err(errno) = done {
+            self.connect_failed(slot, errno);
         }
     }
 
-    /// Tries to send on a socket that is perhaps established already.
+    /// On loopback the socket is perhaps established already: then sends, if there is something to send.
     fn send_at_once(&mut self, slot: usize) -> Result<Standing, Errno> {
-        if !self.connections[slot].has_request() || self.plan.connect_only {
-            return Ok(Standing::Connecting);
-        }
         self.now_ns = monotonic_ns();
-        self.connections[slot].written = 0;
-        let all = self.write(slot)?;
+        if !self.connections[slot].has_request() || self.plan.connect_only {
+            if !self.connections[slot].is_connected() {
+                return Ok(Standing::Connecting);
+            }
+            self.established(slot);
+            return Ok(Standing::Sent);
+        }
+        let all = self.begin_writing(slot)?;
         if self.connections[slot].written == 0 {
             return Ok(Standing::Connecting);
         }
@@ -375,18 +390,37 @@ impl<'a, E: Engine> Client<'a, E> {
         self.tally.connect.record(self.now_ns - connection.began_ns);
         self.tally.established += 1;
         self.tally.opened();
+        if self.tally.established == 1 {
+            self.control.say_reached();
+        }
     }
 
     fn connect_failed(&mut self, slot: usize, errno: Errno) {
-        count(&mut self.tally.failures.connect, errno);
+        count(&mut self.tally.failures.connect, errno, 1);
+        let began_ns = self.connections[slot].began_ns;
+        if errno == Errno::ETIMEDOUT {
+            // Nobody answered: it would have been longer still.
+            self.tally.connect.record(self.now_ns.saturating_sub(began_ns));
+        }
         self.close(slot);
-        if self.tally.established == 0 {
+        if !self.control.is_reached() {
             self.unreachable = Some(errno);
             self.control.abort(self.now_ns);
         }
         // Without a request in hand it is free already, and connects again when it gets one.
         if self.connections[slot].has_request() {
+            if self.plan.connect_only {
+                self.give_up_connecting(slot);
+            }
             self.back_off(slot);
+        }
+    }
+
+    /// Where the connection is the request, it has failed now.
+    fn give_up_connecting(&mut self, slot: usize) {
+        let began_ns = self.connections[slot].began_ns;
+        while let Some(moments) = self.take_request(slot) {
+            self.record_unanswered(Moments { sent_ns: Some(began_ns), ..moments });
         }
     }
 
@@ -400,8 +434,7 @@ impl<'a, E: Engine> Client<'a, E> {
 
     /// Sends the request in hand on an idle connection.
     fn send_request(&mut self, slot: usize) {
-        self.connections[slot].written = 0;
-        match self.write(slot) {
+        match self.begin_writing(slot) {
             Ok(all) => {
                 self.sending(slot, all);
                 if !all {
@@ -413,17 +446,30 @@ impl<'a, E: Engine> Client<'a, E> {
     }
 
     /// Writes what the kernel takes of the requests in hand. True when all of it is gone.
+    fn begin_writing(&mut self, slot: usize) -> Result<bool, Errno> {
+        let is_last = self.is_last(slot);
+        let connection = &mut self.connections[slot];
+        connection.written = 0;
+        connection.to_write = match is_last {
+            true => self.plan.last_request.len(),
+            false => connection.due_ns.len() * self.plan.request_bytes,
+        };
+        self.write(slot)
+    }
+
+    /// Writes more of them; how much there was to write was settled at the beginning, some may be answered meanwhile.
     fn write(&mut self, slot: usize) -> Result<bool, Errno> {
+        let is_last = self.is_last(slot);
         let connection = &mut self.connections[slot];
         let Some(socket) = &connection.socket else { return Err(Errno::ENOTCONN) };
-        let is_last = self.plan.requests_per_connection == Some(connection.answers + 1);
-        let (message, bytes, end) = match is_last {
-            true => (1, &self.plan.last_request, self.plan.last_request.len()),
-            false => (0, &self.plan.requests, connection.due_ns.len() * self.plan.request_bytes),
-        };
-        let token = connection.token(slot);
-        connection.written += self.engine.send(token, socket, message, bytes, connection.written..end)?;
-        Ok(connection.written == end)
+        let (message, bytes) = if is_last { (1, &self.plan.last_request) } else { (0, &self.plan.requests) };
+        let part = connection.written..connection.to_write;
+        connection.written += self.engine.send(connection.token(slot), socket, message, bytes, part)?;
+        Ok(connection.written == connection.to_write)
+    }
+
+    fn is_last(&self, slot: usize) -> bool {
+        self.plan.requests_per_connection == Some(self.connections[slot].of_session + 1)
     }
 
     /// The requests have begun their way: their service time counts from now.
@@ -448,8 +494,8 @@ impl<'a, E: Engine> Client<'a, E> {
     }
 
     fn write_failed(&mut self, slot: usize, errno: Errno) {
-        count(&mut self.tally.failures.write, errno);
-        self.requests_failed(slot);
+        let lost = self.requests_failed(slot);
+        count(&mut self.tally.failures.write, errno, lost);
         self.close(slot);
         self.back_off(slot);
     }
@@ -585,19 +631,20 @@ impl<'a, E: Engine> Client<'a, E> {
         let Some(moments) = self.take_request(slot) else { return };
         let connection = &mut self.connections[slot];
         connection.answers += 1;
+        connection.of_session += 1;
         connection.failures = 0;
         connection.first_byte_ns = 0;
         let first = connection.answers == 1;
         let half_sent = connection.state == State::Writing;
-        let last = self.plan.requests_per_connection == Some(connection.answers);
+        let last = self.plan.requests_per_connection == Some(connection.of_session);
         self.count_answer(moments, answer, first);
         if self.connections[slot].has_request() {
             if !answer.close {
                 return;
             }
             // It said that it will not answer the others.
-            count(&mut self.tally.failures.read, Cause::Eof);
-            self.requests_failed(slot);
+            let lost = self.requests_failed(slot);
+            count(&mut self.tally.failures.read, Cause::Eof, lost);
         }
         if answer.close && !server_closed && !half_sent {
             self.connections[slot].state = State::Closing;
@@ -612,10 +659,21 @@ impl<'a, E: Engine> Client<'a, E> {
             self.connections[slot].state = State::Idle;
             self.connections[slot].deadline_ns = u64::MAX;
         }
-        match self.plan.sessions && !ends {
+        self.go_on(slot);
+    }
+
+    /// What comes after an answer: the next request of the session, over a new connection if need be, or whatever is due.
+    fn go_on(&mut self, slot: usize) {
+        let is_over = self.plan.requests_per_connection == Some(self.connections[slot].of_session);
+        match self.plan.sessions && !is_over {
             true => self.go_on_with_session(slot),
             false => self.release(slot),
         }
+    }
+
+    fn close_and_go_on(&mut self, slot: usize) {
+        self.close(slot);
+        self.go_on(slot);
     }
 
     /// The user thinks, and then asks again; after the end of the window nobody does.
@@ -643,7 +701,7 @@ impl<'a, E: Engine> Client<'a, E> {
         match self.connections[slot].state {
             // Between two requests a server may close as it likes.
             State::Idle => self.close(slot),
-            State::Closing => self.close_and_free(slot),
+            State::Closing => self.close_and_go_on(slot),
             _ => match self.connections[slot].reader.end() {
                 Some(answer) => self.on_answer(slot, &answer, true),
                 None => self.on_failed_read(slot, Cause::Eof),
@@ -654,14 +712,14 @@ impl<'a, E: Engine> Client<'a, E> {
     fn on_failed_read(&mut self, slot: usize, cause: Cause) {
         match self.connections[slot].state {
             // The answer is complete; how the server then leaves is its own affair.
-            State::Closing => self.close_and_free(slot),
+            State::Closing => self.close_and_go_on(slot),
             State::Idle => {
-                count(&mut self.tally.failures.read, cause);
+                count(&mut self.tally.failures.read, cause, 1);
                 self.close(slot);
             }
             _ => {
-                count(&mut self.tally.failures.read, cause);
-                self.requests_failed(slot);
+                let lost = self.requests_failed(slot);
+                count(&mut self.tally.failures.read, cause, lost);
                 self.close_and_free(slot);
             }
         }
@@ -681,10 +739,17 @@ impl<'a, E: Engine> Client<'a, E> {
     fn requests_failed(&mut self, slot: usize) -> u64 {
         let mut failed = 0;
         while let Some(moments) = self.take_request(slot) {
-            self.tally.record(&self.window, moments, false);
+            self.record_unanswered(moments);
             failed += 1;
         }
         failed
+    }
+
+    fn record_unanswered(&mut self, moments: Moments) {
+        self.tally.record(&self.window, moments, false);
+        if let Some(teller) = &mut self.share.teller {
+            teller.now().unanswered(self.tally.latency_ns(moments));
+        }
     }
 
     fn close(&mut self, slot: usize) {
@@ -696,6 +761,7 @@ impl<'a, E: Engine> Client<'a, E> {
         let token = connection.token(slot);
         if let Some(socket) = connection.socket.take() {
             self.engine.close(token, &socket);
+            self.leaving.push(socket);
         }
         connection.state = State::Closed;
         connection.deadline_ns = u64::MAX;
@@ -765,7 +831,7 @@ impl<'a, E: Engine> Client<'a, E> {
                 self.close_and_free(slot);
             }
             State::BackingOff if self.connections[slot].has_request() => self.connect(slot),
-            State::BackingOff | State::Closing => self.close_and_free(slot),
+            State::BackingOff | State::Closing => self.close_and_go_on(slot),
             State::Closed | State::Idle => {}
         }
     }
@@ -782,6 +848,7 @@ impl<'a, E: Engine> Client<'a, E> {
     fn end_thinking(&mut self) {
         for Reverse((_, slot)) in std::mem::take(&mut self.thinking) {
             self.close(slot as usize);
+            self.free.push_back(slot);
         }
     }
 
@@ -830,18 +897,19 @@ impl<'a, E: Engine> Client<'a, E> {
             && let Some(due_ns) = self.take_due()
         {
             self.tally.failures.timeout += 1;
-            let never_sent = Moments { due_ns, sent_ns: None, first_byte_ns: None, end_ns: self.now_ns };
-            self.tally.record(&self.window, never_sent, false);
+            let end_ns = self.now_ns;
+            self.record_unanswered(Moments { due_ns, sent_ns: None, first_byte_ns: None, end_ns });
         }
     }
 
     /// Decides what a handshake was that the end of the run cut short.
     fn settle(&mut self, slot: usize) {
-        let socket = self.connections[slot].socket.as_ref();
-        if socket.is_some_and(|socket| socket.peer_addr().is_ok()) {
+        if self.connections[slot].is_connected() {
             // Established after our last look: the server's book may have it, so ours must.
-            self.established(slot);
-        } else if self.tally.established == 0 {
+            return self.established(slot);
+        }
+        self.tally.connect.record(self.now_ns - self.connections[slot].began_ns);
+        if !self.control.is_reached() {
             self.unreachable = Some(Errno::ETIMEDOUT);
         }
     }

@@ -53,8 +53,13 @@ pub struct Connection {
     pub deadline_ns: u64,
     /// Bytes of the request that the kernel has taken.
     pub written: usize,
+    /// Bytes of the requests in hand when they set out.
+    pub to_write: usize,
     /// Answers on this connection.
     pub answers: u64,
+    /// Answers that count for `--requests-per-connection`: those of a session, whose user comes back when the server
+    /// closed in between, and otherwise those on this connection.
+    pub of_session: u64,
     /// Failures since the last answer.
     pub failures: u32,
     pub reader: Reader,
@@ -72,7 +77,9 @@ impl Default for Connection {
             began_ns: 0,
             deadline_ns: u64::MAX,
             written: 0,
+            to_write: 0,
             answers: 0,
+            of_session: 0,
             failures: 0,
             reader: Reader::default(),
         }
@@ -83,6 +90,11 @@ impl Connection {
     /// Whether the three-way handshake is behind it.
     pub fn is_established(&self) -> bool {
         matches!(self.state, State::Idle | State::Writing | State::Reading | State::Closing)
+    }
+
+    /// Whether the kernel has finished the handshake, seen or not: getpeername(2) knows no peer before.
+    pub fn is_connected(&self) -> bool {
+        self.socket.as_ref().is_some_and(|socket| socket.peer_addr().is_ok())
     }
 
     pub fn has_request(&self) -> bool {

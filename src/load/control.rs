@@ -10,6 +10,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 pub struct Control {
     stopped_at_ns: AtomicU64,
     aborted: AtomicBool,
+    reached: AtomicBool,
     bell: EventFd,
     news: EventFd,
 }
@@ -20,6 +21,7 @@ impl Control {
         Ok(Control {
             stopped_at_ns: AtomicU64::new(u64::MAX),
             aborted: AtomicBool::new(false),
+            reached: AtomicBool::new(false),
             bell: eventfd()?,
             news: eventfd()?,
         })
@@ -37,6 +39,15 @@ impl Control {
         self.stop(now_ns);
     }
 
+    /// A first connection came about: the server is there, and whatever fails from now on is a part of the result.
+    pub fn say_reached(&self) {
+        self.reached.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_reached(&self) -> bool {
+        self.reached.load(Ordering::Relaxed)
+    }
+
     /// When the run was stopped, if it was.
     pub fn stopped_at_ns(&self) -> Option<u64> {
         let stopped_at_ns = self.stopped_at_ns.load(Ordering::Relaxed);
@@ -50,6 +61,11 @@ impl Control {
     /// Readable when [`Control::stop`] or [`Control::abort`] was called.
     pub fn bell(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
+    }
+
+    /// All that a measuring thread needs of what was open before it.
+    pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
+        [self.bell.as_fd(), self.news.as_fd()]
     }
 
     /// Readable when a thread has something to say.

@@ -104,7 +104,7 @@ impl Crowd {
     }
 
     fn failed(&mut self, errno: Errno) -> Errno {
-        count(&mut self.failures.connect, errno);
+        count(&mut self.failures.connect, errno, 1);
         errno
     }
 }

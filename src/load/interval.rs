@@ -67,6 +67,11 @@ impl Stretch {
         }
     }
 
+    /// One that will get none enters at its age.
+    pub fn unanswered(&mut self, age_ns: u64) {
+        self.latency.record(age_ns);
+    }
+
     fn answered_by(&mut self, worker: u32, first: bool) {
         let index = worker as usize;
         if index >= self.workers.len() {

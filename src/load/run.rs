@@ -30,6 +30,7 @@ use crate::load::tally::{Measures, Tally, Window};
 use crate::load::watch::{Cpu, Watch, max_rss_kib};
 use crate::machine::Counters;
 use crate::report::LoadReport;
+use crate::sys::fd::leave_shared_table;
 use crate::units::monotonic_ns;
 
 /// The schedule begins this much after the threads are told, so that they have heard it by then.
@@ -79,12 +80,13 @@ pub fn run(args: &LoadArgs) -> Result<Outcome, String> {
         EngineName::IoUring => measure::<UringEngine>,
     };
     let run = measure(args, &arrivals, &plan, &control, &mut watch, audience).map_err(unreachable)?;
+    let gave_up = run.tally.gave_up;
     let measured = Measured {
         run,
         crowd: &crowd,
         slow: slow.map_or(Vec::new(), SlowCrowd::stop),
         max_rss_kib: max_rss_kib(),
-        interrupted: control.stopped_at_ns().is_some(),
+        interrupted: control.stopped_at_ns().is_some() || gave_up,
     };
     let mut report = report(args, &measured);
     let around = Surroundings {
@@ -212,17 +214,15 @@ fn measure<E: Engine>(
     mut audience: Audience,
 ) -> nix::Result<Run> {
     let threads = u64::from(args.threads);
-    let clients = (0..threads)
-        .map(|thread| Client::<E>::new(plan, control, share(u64::from(args.connections), thread, threads)))
-        .collect::<nix::Result<Vec<_>>>()?;
     let (mut tellers, mut listener) = tellers(args, &audience);
     thread::scope(|scope| {
         let (mut starters, mut handles) = (Vec::new(), Vec::new());
-        for (thread, client) in (0..).zip(clients) {
+        for thread in 0..threads {
             let (starter, start) = mpsc::channel();
             starters.push(starter);
-            let cpu = args.pin.then_some(thread);
-            handles.push(scope.spawn(move || measure_thread(plan, control, client, cpu, &start)));
+            let cpu = args.pin.then_some(thread as usize);
+            let connections = share(u64::from(args.connections), thread, threads);
+            handles.push(scope.spawn(move || measure_thread::<E>(plan, control, connections, cpu, &start)));
         }
         watch.until_ready(threads)?;
         let _aside = (args.live && args.pin).then(|| Aside::step(args.threads as usize));
@@ -240,8 +240,9 @@ fn measure<E: Engine>(
         let (mut window, cpu) = watch.until_done(threads, window, listener.as_mut(), &mut audience)?;
         let tally = add_up(handles, plan.measures)?;
         if window.close_ns == u64::MAX {
-            // The number of requests ended it: with the last of them.
-            window.close_ns = tally.last_end_ns.max(window.open_ns);
+            // The number of requests ended it, with the last answer; the wait for one that never came is no part of it.
+            let last_ns = if tally.last_answer_ns > 0 { tally.last_answer_ns } else { tally.last_end_ns };
+            window.close_ns = last_ns.max(window.open_ns);
         }
         let told = audience.leave(listener, &window);
         Ok(Run { tally, window, cpu, began, told })
@@ -276,7 +277,7 @@ fn start(args: &LoadArgs) -> (u64, SystemTime) {
 fn measure_thread<E: Engine>(
     plan: &Plan,
     control: &Control,
-    mut client: Client<E>,
+    connections: u64,
     cpu: Option<usize>,
     start: &Receiver<(Window, Share)>,
 ) -> nix::Result<Tally> {
@@ -285,7 +286,8 @@ fn measure_thread<E: Engine>(
         let allowed = cpu::allowed();
         cpu::pin_to(&[allowed[number % allowed.len()]])?;
     }
-    client.start()?;
+    leave_shared_table(&control.descriptors());
+    let mut client = Client::<E>::new(plan, control, connections)?;
     // Handshakes belong to a closed loop, and to a connection per request, but not to an open loop whose
     // connections are kept: there they would only make its first requests late.
     if plan.open_loop && plan.requests_per_connection.is_none() && !plan.connect_only {
@@ -293,7 +295,7 @@ fn measure_thread<E: Engine>(
     }
     voice.say_ready();
     match start.recv() {
-        Ok((window, share)) => client.run(window, share),
+        Ok((window, share)) => Ok(client.run(window, share)),
         // The main thread gave up before the start.
         Err(_) => Err(Errno::ECANCELED),
     }
@@ -325,5 +327,9 @@ fn add_up(handles: Vec<ScopedJoinHandle<nix::Result<Tally>>>, measures: Measures
             Err(panic) => std::panic::resume_unwind(panic),
         }
     }
-    Ok(sum)
+    // One thread may have found nobody while another was served.
+    match sum.unreachable {
+        Some(errno) if sum.established == 0 => Err(errno),
+        _ => Ok(sum),
+    }
 }

@@ -10,7 +10,7 @@ use crate::load::crowd::Crowd;
 use crate::load::evenness;
 use crate::load::histogram::Times;
 use crate::load::run::Run;
-use crate::load::tally::{Share, Tally};
+use crate::load::tally::{Share, Tally, Window};
 use crate::report::{
     ClientCost, ConnectionBook, DeadlineBook, LoadReport, OutsideWindow, RunInfo, SlowBook, WorkerShare,
 };
@@ -48,7 +48,7 @@ pub fn report(args: &LoadArgs, measured: &Measured) -> LoadReport {
         first_byte_us: tally.first_byte.latency(),
         slip_us: tally.slip.latency(),
         censored: tally.censored,
-        offered_per_s: args.is_open_loop().then(|| over(tally.due_in_window as f64, duration_s)),
+        offered_per_s: args.is_open_loop().then(|| offered(args, tally, window)),
         deadline: args.deadline.map(|_| DeadlineBook { shed: tally.shed, abandoned: tally.abandoned }),
         pipeline: (args.pipeline > 1).then_some(args.pipeline),
         evenness: evenness::pair(workers.iter().map(|share| (share.connections, share.requests))),
@@ -77,6 +77,15 @@ pub fn report(args: &LoadArgs, measured: &Measured) -> LoadReport {
         run: Some(run_info(args, measured)),
         ..LoadReport::default()
     }
+}
+
+/// Of a number of requests only the moments tell how long they should have taken: n of them are n − 1 gaps.
+fn offered(args: &LoadArgs, tally: &Tally, window: &Window) -> f64 {
+    let (due, span_ns) = match args.requests {
+        None => (tally.due_in_window, window.duration_ns()),
+        Some(_) => (tally.due_in_window.saturating_sub(1), tally.last_due_ns.saturating_sub(window.open_ns)),
+    };
+    over(due as f64, span_ns as f64 / 1e9)
 }
 
 fn run_info(args: &LoadArgs, measured: &Measured) -> RunInfo {

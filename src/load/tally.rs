@@ -143,8 +143,15 @@ pub struct Tally {
     pub answered_in_window: u64,
     pub answered_before: u64,
     pub answered_late: u64,
-    /// When the last request was answered, failed or given up.
+    /// When the last request was answered, failed or given up; when the last was answered; and when the last of the
+    /// window was due.
     pub last_end_ns: u64,
+    pub last_answer_ns: u64,
+    pub last_due_ns: u64,
+    /// The errno of the first connect(2), when no thread had a connection yet.
+    pub unreachable: Option<Errno>,
+    /// The server stayed away, and the rest of the requests was not waited for.
+    pub gave_up: bool,
     /// Index = worker.
     pub workers: Vec<Share>,
     pub failures: Failures,
@@ -182,6 +189,7 @@ impl Tally {
             return;
         }
         self.due_in_window += 1;
+        self.last_due_ns = self.last_due_ns.max(moments.due_ns);
         self.censored += u64::from(!answered);
         if let Some(sent_ns) = moments.sent_ns {
             self.service.record(moments.end_ns.saturating_sub(sent_ns));
@@ -200,6 +208,7 @@ impl Tally {
     /// Counts an answer for the rate, the worker, the status and the trace.
     pub fn answer(&mut self, window: &Window, moments: Moments, answer: &Answer, first: bool) {
         self.record(window, moments, true);
+        self.last_answer_ns = moments.end_ns;
         let in_window = window.contains(moments.end_ns);
         let latency_ns = self.latency_ns(moments);
         if in_window {
@@ -286,6 +295,10 @@ impl Tally {
         self.answered_before += other.answered_before;
         self.answered_late += other.answered_late;
         self.last_end_ns = self.last_end_ns.max(other.last_end_ns);
+        self.last_answer_ns = self.last_answer_ns.max(other.last_answer_ns);
+        self.last_due_ns = self.last_due_ns.max(other.last_due_ns);
+        self.unreachable = self.unreachable.or(other.unreachable);
+        self.gave_up |= other.gave_up;
         for (worker, share) in (0..).zip(other.workers) {
             let sum = self.worker(worker);
             sum.connections += share.connections;
@@ -375,9 +388,9 @@ fn merge<K: Ord>(into: &mut BTreeMap<K, u64>, from: BTreeMap<K, u64>) {
     }
 }
 
-/// One more failure of this cause.
-pub fn count(failures: &mut BTreeMap<Cause, u64>, cause: impl Into<Cause>) {
-    *failures.entry(cause.into()).or_default() += 1;
+/// So many more failures of this cause.
+pub fn count(failures: &mut BTreeMap<Cause, u64>, cause: impl Into<Cause>, failed: u64) {
+    *failures.entry(cause.into()).or_default() += failed;
 }
 
 #[cfg(test)]
@@ -429,9 +442,9 @@ mod tests {
         a.answer(&WINDOW, moments(1_000, 1_000, 1_300), &ANSWER, true);
         a.answer(&WINDOW, moments(1_000, 1_000, 1_500), &ANSWER, true);
         b.answer(&WINDOW, moments(1_000, 1_000, 1_400), &Answer { worker: Some(3), ..ANSWER }, true);
-        count(&mut a.failures.connect, Errno::ECONNREFUSED);
-        count(&mut b.failures.connect, Errno::ECONNREFUSED);
-        count(&mut b.failures.read, Cause::Eof);
+        count(&mut a.failures.connect, Errno::ECONNREFUSED, 1);
+        count(&mut b.failures.connect, Errno::ECONNREFUSED, 1);
+        count(&mut b.failures.read, Cause::Eof, 1);
         a.add(b);
         assert_eq!(a.answered_in_window, 3);
         assert_eq!(a.workers.iter().map(|share| share.connections).collect::<Vec<_>>(), [0, 2, 0, 1]);

@@ -2,9 +2,10 @@
 //! many back at once, and how to call until no signal comes between.
 
 use std::io::IoSlice;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{ControlMessage, MsgFlags, SockFlag, UnixAddr, accept4, sendmsg};
 
 /// Descriptors in one message. The kernel takes up to 253 (unix(7), SCM_RIGHTS); who is sent sixteen has been sent
@@ -111,6 +112,31 @@ fn is_rights(header: &libc::cmsghdr) -> bool {
     header.cmsg_level == libc::SOL_SOCKET && header.cmsg_type == libc::SCM_RIGHTS
 }
 
+/// Gives the calling thread a table of descriptors of its own, with copies of the standard streams and of `kept` alone.
+/// While threads share one table, each system call counts the references of the file that it works on, with atomic
+/// operations; the only user of a table need not (fdget in the kernel's `fs/file.c`).
+///
+/// What was opened before and is not kept does not exist for this thread: it must not use it. What it opens from now on
+/// exists for it alone, and is closed when it ends. Where the kernel refuses, everything stays as it was.
+pub fn leave_shared_table(kept: &[BorrowedFd]) {
+    if unshare(CloneFlags::CLONE_FILES).is_err() {
+        return;
+    }
+    // Otherwise our copies would keep open what other threads close.
+    let mut kept: Vec<libc::c_uint> = kept.iter().map(|fd| fd.as_raw_fd() as libc::c_uint).collect();
+    kept.sort_unstable();
+    let mut first = libc::STDERR_FILENO as libc::c_uint + 1;
+    for last in kept.into_iter().chain([libc::c_uint::MAX]) {
+        if first < last {
+            // SAFETY: close_range(2) touches no memory. The table is this thread's alone (above), so no descriptor of
+            // anybody else is closed; the thread itself uses none of these (see above). Where the call does not exist
+            // they stay, to no harm but that.
+            let _ = unsafe { libc::syscall(libc::SYS_close_range, first, last - 1, 0) };
+        }
+        first = last.saturating_add(1);
+    }
+}
+
 /// Closes all of them. The kernel gives out the lowest free number, so what was opened in a row has numbers in a
 /// row, and these go with one system call (close_range(2), since Linux 5.9).
 pub fn close_all(fds: &mut Vec<OwnedFd>) {
@@ -166,6 +192,21 @@ mod tests {
         }
         drop(one);
         assert!(!receive_fds(&other, |_| panic!("nothing was sent")).unwrap());
+    }
+
+    #[test]
+    fn a_thread_with_a_table_of_its_own_keeps_what_it_asks_for_and_disturbs_nobody() {
+        let (kept, other) = (open(), open());
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                leave_shared_table(&[kept.as_fd()]);
+                let copies = |fd: RawFd| std::fs::exists(format!("/proc/thread-self/fd/{fd}")).unwrap();
+                assert!(copies(2) && copies(kept.as_raw_fd()));
+                assert!(!copies(other.as_raw_fd()));
+            });
+            thread.join().unwrap();
+        });
+        assert!(is_open(kept.as_raw_fd()) && is_open(other.as_raw_fd()));
     }
 
     /// Other tests of this process open descriptors too, so only numbers that are still ours can be looked at.

@@ -9,4 +9,5 @@ pub mod memory;
 pub mod perf;
 pub mod process;
 pub mod signal;
+pub mod socket;
 pub mod uring;

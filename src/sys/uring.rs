@@ -44,28 +44,27 @@ pub struct Uring {
     ahead: Option<cqueue::Entry>,
     /// The buffer of the last completion and its filled part.
     held: Option<(u16, usize)>,
-    is_started: bool,
     /// Times that the kernel has taken requests.
     submissions: u64,
 }
 
 impl Uring {
-    /// A ring with `buffers` (a power of two) buffers of `buffer_bytes`, that can send parts of `messages`. It must be
-    /// started by the thread that uses it.
+    /// A ring with `buffers` (a power of two) buffers of `buffer_bytes`, that can send parts of `messages`. It
+    /// belongs to the calling thread.
     ///
     /// # Errors
     /// What the kernel says when it does not give us such a ring; [`Uring::probe`] says it in words.
     pub fn new(buffers: u16, buffer_bytes: usize, messages: Vec<Box<[u8]>>) -> nix::Result<Uring> {
         let mut builder = IoUring::builder();
         builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_submit_all();
-        builder.setup_r_disabled().setup_cqsize(8 * QUEUED).setup_clamp();
+        builder.setup_cqsize(8 * QUEUED).setup_clamp();
         let ring: IoUring = builder.build(QUEUED).map_err(|error| errno(&error))?;
         let buffers = Buffers::map(buffers, buffer_bytes)?;
         // SAFETY: the address is the beginning of a page-aligned mapping with room for that many entries. It stays
         // until `Drop`, which unmaps it only when no request is left that could take a buffer.
         unsafe { ring.submitter().register_buf_ring_with_flags(buffers.address(), buffers.count, GROUP, 0) }
             .map_err(|error| errno(&error))?;
-        Ok(Uring { ring, buffers, messages, ahead: None, held: None, is_started: false, submissions: 0 })
+        Ok(Uring { ring, buffers, messages, ahead: None, held: None, submissions: 0 })
     }
 
     /// Whether this kernel gives us such a ring. One that does (DEFER_TASKRUN, Linux 6.1) has multishot receive and
@@ -75,15 +74,6 @@ impl Uring {
     /// One line that says why not.
     pub fn probe() -> Result<(), String> {
         Uring::new(1, 4096, Vec::new()).map(drop).map_err(explain)
-    }
-
-    /// From now on the ring belongs to the calling thread.
-    pub fn start(&mut self) -> nix::Result<()> {
-        if !self.is_started {
-            self.ring.submitter().register_enable_rings().map_err(|error| errno(&error))?;
-            self.is_started = true;
-        }
-        Ok(())
     }
 
     /// Reports what arrives, again and again: until a completion has no `more`.
@@ -205,9 +195,6 @@ impl Uring {
 
 impl Drop for Uring {
     fn drop(&mut self) {
-        if !self.is_started {
-            return;
-        }
         // Closing the ring cancels too, but later and out of our sight. After this call no request reads a message or
         // takes a buffer; ENOENT: there was none.
         let _ = self.ring.submit();
@@ -231,9 +218,6 @@ struct Buffers {
     tail: u16,
     is_lost: bool,
 }
-
-// SAFETY: the mapping belongs to this value alone, and no thread matters to it.
-unsafe impl Send for Buffers {}
 
 impl Buffers {
     fn map(count: u16, bytes_each: usize) -> nix::Result<Buffers> {
@@ -329,10 +313,7 @@ mod tests {
     fn ring(messages: &[&[u8]]) -> Option<Uring> {
         let messages = messages.iter().map(|&message| message.into()).collect();
         match Uring::new(2, 16, messages) {
-            Ok(mut ring) => {
-                ring.start().unwrap();
-                Some(ring)
-            }
+            Ok(ring) => Some(ring),
             Err(why) => {
                 println!("skipped: {why}");
                 None

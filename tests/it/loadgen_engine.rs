@@ -120,6 +120,33 @@ fn more_connections_than_receive_buffers_are_all_served() {
     }
 }
 
+/// strace plays the kernel that does not allow it.
+#[test]
+fn a_kernel_without_io_uring_is_one_line_and_a_run_with_epoll() {
+    let address = serve(|_, stream| answer_all(stream));
+    let flags = ["--engine", "io-uring", "--requests", "2", "--connections", "1", "--format", "json"];
+    for (errno, words) in
+        [("ENOSYS", "has no io_uring"), ("EPERM", "is not allowed"), ("EINVAL", "Linux 6.1")]
+    {
+        let command = Command::new("strace")
+            .args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=io_uring_setup"])
+            .args(["-e", &format!("inject=io_uring_setup:error={errno}"), env!("CARGO_BIN_EXE_loadgen")])
+            .args(flags)
+            .arg(url(address))
+            .output();
+        let Ok(output) = command else { return println!("skipped: no strace") };
+        let said = String::from_utf8_lossy(&output.stderr);
+        if said.contains("ptrace") {
+            return println!("skipped: {said}");
+        }
+        assert!(said.starts_with("loadgen: --engine io-uring: ") && said.lines().count() == 1, "{said}");
+        assert!(said.contains(words) && said.ends_with("; epoll is used instead\n"), "{said}");
+        let report = report(&output);
+        assert_eq!(report.requests, 2);
+        assert!(report.run.expect("a report of this version").configuration.contains("engine=Epoll"));
+    }
+}
+
 #[test]
 fn the_report_says_which_engine_it_was() {
     let address = serve(|_, stream| answer_all(stream));

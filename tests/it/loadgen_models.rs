@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -191,7 +191,7 @@ fn a_server_that_closes_in_mid_pipeline_leaves_the_others_unanswered() {
     });
     let report = run("--connections 1 --requests 8 --pipeline 4", address);
     assert_eq!((report.requests, report.censored), (2, 6), "{:?}", report.errors);
-    assert_eq!(report.errors.read["eof"], 2);
+    assert_eq!(report.errors.read["eof"], 6);
 }
 
 #[test]
@@ -275,4 +275,114 @@ fn a_full_backlog_of_a_unix_socket_is_asked_again_ever_more_rarely() {
     let refused = report.errors.connect["EAGAIN"];
     assert!((1..200).contains(&refused), "{refused}");
     std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// Reads a head and so many bytes of body.
+fn read_post(stream: &mut std::net::TcpStream, body: usize) -> bool {
+    read_request(stream).is_some() && stream.read_exact(&mut vec![0; body]).is_ok()
+}
+
+#[test]
+fn a_pipeline_larger_than_the_socket_buffer_is_answered_while_it_is_written() {
+    const BODY: usize = 700_000;
+    let address = serve(|_, mut stream| {
+        while read_post(&mut stream, BODY) {
+            if stream.write_all(OK.as_bytes()).is_err() {
+                return;
+            }
+        }
+    });
+    let report = run(
+        &format!("--pipeline 12 --method POST --body-bytes {BODY} --connections 2 --requests 48"),
+        address,
+    );
+    assert_eq!((report.requests, report.errors.total()), (48, 0), "{:?}", report.errors);
+}
+
+#[test]
+fn what_was_measured_before_the_server_died_is_reported_by_every_thread() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    // It takes two connections, the third is refused, and two of four threads never had one.
+    thread::spawn(move || {
+        for _ in 0..2 {
+            answer_all(listener.accept().unwrap().0);
+        }
+    });
+    let flags =
+        "--rate 10 --requests-per-connection 1 --threads 4 --connections 4 --duration 800ms --timeout 300ms";
+    let report = run(flags, address);
+    assert_eq!(report.requests, 2, "{:?}", report.errors);
+    assert!(report.errors.connect["ECONNREFUSED"] >= 1, "{:?}", report.errors);
+}
+
+#[test]
+fn the_time_of_a_handshake_does_not_depend_on_how_many_others_there_are() {
+    let address = serve(|_, stream| answer_all(stream));
+    let many = run("--rate 50 --connections 400 --duration 300ms", address);
+    let alone = run("--rate 50 --connections 1 --duration 300ms", address);
+    // Waiting for all 400 before looking at the first made it a thousand times as long.
+    assert!(
+        many.connect_us.p50 < 50.0 * alone.connect_us.max,
+        "{:?} {:?}",
+        many.connect_us,
+        alone.connect_us
+    );
+}
+
+#[test]
+fn a_session_goes_on_over_a_new_connection_when_the_server_closed_the_old_one() {
+    let address = serve(|_, mut stream| {
+        // It closes after each answer and does not say so.
+        if read_request(&mut stream).is_some() {
+            stream.write_all(OK.as_bytes()).unwrap();
+        }
+    });
+    let flags =
+        "--rate 50 --arrivals fixed --sessions --requests-per-connection 3 --think 30ms --requests 10";
+    let report = run(&format!("{flags} --connections 10"), address);
+    assert_eq!((report.requests, report.connections.established), (30, 30), "{:?}", report.errors);
+}
+
+#[test]
+fn the_end_of_the_window_leaves_room_for_the_sessions_that_are_still_due() {
+    let address = serve(|_, stream| answer_all(stream));
+    let flags =
+        "--rate 40 --arrivals fixed --sessions --requests-per-connection 3 --think 300ms --duration 1s";
+    let report = run(&format!("{flags} --connections 4 --timeout 5s"), address);
+    // Four connections cannot hold all 40 users, but those who waited are served when the others have gone.
+    assert_eq!((report.errors.timeout, report.censored), (0, 0), "{:?}", report.errors);
+}
+
+#[test]
+fn a_server_that_stays_away_cuts_a_run_of_n_requests_short_and_the_report_says_so() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || answer_all(listener.accept().unwrap().0));
+    let report = run("--connections 1 --requests 100 --requests-per-connection 10 --timeout 300ms", address);
+    assert_eq!(report.requests, 10);
+    assert!(report.run.unwrap().interrupted);
+}
+
+#[test]
+fn a_connection_that_never_came_about_is_counted_at_its_age() {
+    // A backlog of one, and nobody who accepts.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+    socket.listen(0).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    let report = run("--connect-only --connections 8 --duration 700ms --timeout 200ms", address);
+    assert!(report.errors.connect["ETIMEDOUT"] >= 1, "{:?}", report.errors);
+    assert!(report.censored >= 1 && report.latency_us.max >= 200e3 * 0.999, "{:?}", report.latency_us);
+    assert!(report.connect_us.max >= 200e3 * 0.999, "{:?}", report.connect_us);
+}
+
+#[test]
+fn one_lost_answer_of_a_number_of_requests_does_not_change_the_rate() {
+    let address =
+        serve(|number, stream| if number == 1 { wait_for_close(stream) } else { answer_all(stream) });
+    let report = run("--connections 2 --rate 200 --requests 100 --timeout 2s", address);
+    assert_eq!(report.errors.timeout, 1, "{:?}", report.errors);
+    let offered = report.offered_per_s.unwrap();
+    assert!((offered - 200.0).abs() < 10.0, "{offered}");
 }

@@ -6,15 +6,14 @@
 //!   than was asked for has emptied the socket (epoll(7), question 9): no second one has to say EAGAIN.
 
 use std::ops::Range;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv};
 use socket2::Socket;
 
-use crate::load::engine::{Engine, Ready, Standing, WAKE, send_now};
+use crate::load::engine::{Engine, Ready, Standing, WAKE};
 use crate::sys::epoll::{Epoll, Interest};
+use crate::sys::socket::{receive_now, send_now};
 
 /// Reports per wait: enough to spread the cost of the call, few enough that none is old when its turn comes.
 const MAX_REPORTS: usize = 256;
@@ -37,10 +36,6 @@ impl Engine for EpollEngine {
         epoll.add(bell, WAKE, Interest::EPOLLIN | Interest::EPOLLET)?;
         let buffer = vec![0; RECEIVE_BUFFER_BYTES].into_boxed_slice();
         Ok(EpollEngine { epoll, buffer, reports: 0, next: 0 })
-    }
-
-    fn start(&mut self) -> nix::Result<()> {
-        Ok(())
     }
 
     fn begin(&mut self, token: u64, socket: &Socket, standing: Standing) -> nix::Result<()> {
@@ -102,12 +97,7 @@ impl Engine for EpollEngine {
 
     #[inline]
     fn receive(&mut self, _token: u64, socket: &Socket) -> nix::Result<usize> {
-        loop {
-            match recv(socket.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
-                Err(Errno::EINTR) => {}
-                other => return other,
-            }
-        }
+        receive_now(socket, &mut self.buffer)
     }
 
     #[inline]

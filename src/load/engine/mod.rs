@@ -8,11 +8,10 @@ pub mod epoll;
 pub mod uring;
 
 use std::ops::Range;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, send};
 use socket2::Socket;
 
 use crate::load::args::EngineName;
@@ -58,12 +57,10 @@ pub struct Ready {
 
 /// Sockets are named by their [`token`]. Each is handed over with [`Engine::begin`] and taken back with
 /// [`Engine::close`] before it is closed.
-pub trait Engine: Sized + Send {
-    /// `messages` is what will be sent; the bell is reported with [`WAKE`] each time that it rings.
+pub trait Engine: Sized {
+    /// To be called by the thread that calls everything below. `messages` is what will be sent; the bell is reported
+    /// with [`WAKE`] each time that it rings.
     fn new(connections: usize, bell: BorrowedFd, messages: [&[u8]; 2]) -> nix::Result<Self>;
-
-    /// To be called by the thread that calls everything below.
-    fn start(&mut self) -> nix::Result<()>;
 
     fn begin(&mut self, token: u64, socket: &Socket, standing: Standing) -> nix::Result<()>;
 
@@ -117,14 +114,5 @@ pub fn choose(asked: EngineName) -> (EngineName, Option<String>) {
             Ok(()) => (EngineName::IoUring, None),
             Err(why) => (EngineName::Epoll, Some(format!("--engine io-uring: {why}; epoll is used instead"))),
         },
-    }
-}
-
-/// Sends what the kernel takes without waiting; no room is no failure.
-fn send_now(socket: &Socket, bytes: &[u8]) -> nix::Result<usize> {
-    // MSG_NOSIGNAL: a closed peer is an EPIPE to count, not a SIGPIPE to die of (send(2)).
-    match send(socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT) {
-        Err(Errno::EAGAIN | Errno::EINTR) => Ok(0),
-        other => other,
     }
 }
