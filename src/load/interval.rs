@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::load::evenness;
 use crate::load::histogram::Times;
 use crate::load::tally::Window;
-use crate::report::{EvennessPair, IntervalReport, Latency, WorkerShare};
+use crate::report::{IntervalReport, Latency, WorkerShare};
 
 /// Stretches of each thread that are under way at a time.
 const ROUND: usize = 8;
@@ -294,21 +294,15 @@ impl Listener {
             connections_established: stretch.established,
             latency_us: stretch.latency.latency(),
             slip_us: stretch.slip.latency(),
-            evenness: evenness_of(&workers),
+            evenness: evenness::pair(workers.iter().copied()),
             workers: (0..)
                 .zip(&workers)
+                // Beyond those that are known to be there only workers that did something: a number may be high.
+                .filter(|&(worker, &counts)| worker < self.expected_workers || counts != (0, 0))
                 .map(|(worker, counts): (usize, _)| (worker.to_string(), share(counts)))
                 .collect(),
         }
     }
-}
-
-fn evenness_of(workers: &[(u64, u64)]) -> Option<EvennessPair> {
-    let measure = |of: fn(&(u64, u64)) -> u64| evenness::measure(&workers.iter().map(of).collect::<Vec<_>>());
-    (!workers.is_empty()).then(|| EvennessPair {
-        connections: measure(|counts| counts.0),
-        requests: measure(|counts| counts.1),
-    })
 }
 
 #[cfg(test)]
@@ -362,6 +356,16 @@ mod tests {
         let reports = listener.rest(&WINDOW);
         assert_eq!((reports[0].from_s, reports[0].to_s, reports[0].requests), (0.3, 0.5, 1));
         assert!(reports[0].measured);
+    }
+
+    #[test]
+    fn a_high_number_of_a_worker_brings_no_empty_ones_below_it() {
+        let (mut tellers, mut listener) = begun(1);
+        answer(&mut tellers[0], 65_000);
+        tellers.remove(0).finish(50 * MS, open(0));
+        let report = &listener.rest(&WINDOW)[0];
+        assert_eq!(report.workers.keys().collect::<Vec<_>>(), ["0", "1", "65000"]);
+        assert_eq!(report.evenness.as_ref().unwrap().connections.workers, 65_001);
     }
 
     #[test]

@@ -12,9 +12,9 @@ use crate::load::histogram::Times;
 use crate::load::run::Run;
 use crate::load::tally::{Share, Tally, Window};
 use crate::report::{
-    ClientCost, ConnectionBook, DeadlineBook, EvennessPair, LoadReport, OutsideWindow, RunInfo, SlowBook,
-    WorkerShare,
+    ClientCost, ConnectionBook, DeadlineBook, LoadReport, OutsideWindow, RunInfo, SlowBook, WorkerShare,
 };
+use crate::units::over;
 
 /// The version of the document.
 pub const SCHEMA: u32 = 1;
@@ -51,7 +51,7 @@ pub fn report(args: &LoadArgs, measured: &Measured) -> LoadReport {
         offered_per_s: args.is_open_loop().then(|| offered(args, tally, window)),
         deadline: args.deadline.map(|_| DeadlineBook { shed: tally.shed, abandoned: tally.abandoned }),
         pipeline: (args.pipeline > 1).then_some(args.pipeline),
-        evenness: evenness(&workers),
+        evenness: evenness::pair(workers.iter().map(|share| (share.connections, share.requests))),
         workers: (0..)
             .zip(workers)
             .map(|(worker, share): (usize, _)| (worker.to_string(), share))
@@ -104,10 +104,6 @@ fn run_info(args: &LoadArgs, measured: &Measured) -> RunInfo {
     }
 }
 
-fn over(amount: f64, span: f64) -> f64 {
-    if span > 0.0 { amount / span } else { 0.0 }
-}
-
 /// In closed loop a request is due when it is sent.
 pub fn latency(tally: &Tally, open_loop: bool) -> &Times {
     if open_loop { &tally.latency } else { &tally.service }
@@ -127,16 +123,4 @@ fn workers(tally: &Tally, expected: usize) -> Vec<WorkerShare> {
     }
     workers.resize(workers.len().max(expected), WorkerShare::default());
     workers
-}
-
-fn evenness(workers: &[WorkerShare]) -> Option<EvennessPair> {
-    if workers.is_empty() {
-        return None;
-    }
-    let measure =
-        |count: fn(&WorkerShare) -> u64| evenness::measure(&workers.iter().map(count).collect::<Vec<_>>());
-    Some(EvennessPair {
-        connections: measure(|share| share.connections),
-        requests: measure(|share| share.requests),
-    })
 }

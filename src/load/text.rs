@@ -533,7 +533,7 @@ mod tests {
     #[test]
     fn a_worker_with_a_high_number_does_not_bring_empty_lines_for_all_below_it() {
         let mut report = full();
-        let busy = report.workers["3"].clone();
+        let busy = report.workers["3"];
         report.workers =
             (0..=65_000).map(|worker: u32| (worker.to_string(), WorkerShare::default())).collect();
         report.workers.insert("65000".into(), busy);
