@@ -79,29 +79,29 @@ const ONE_RUN: [&str; 12] = [
 
 /// Sends HTTP requests, measures the answers, and tells how evenly the workers behind the port shared them.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "loadgen", version, after_help = EXAMPLES)]
+#[command(name = "loadgen", version, allow_negative_numbers = true, after_help = EXAMPLES)]
 pub struct LoadArgs {
     /// What to ask for: http://HOST:PORT/PATH; an IPv6 address stands in brackets
     #[arg(value_name = "URL", required_unless_present_any = ["explain", "demo_coordinated_omission"])]
     target: Option<Target>,
 
     /// Connections that send requests, all threads together
-    #[arg(long, value_name = "N", default_value_t = 64,
+    #[arg(short = 'c', long, value_name = "N", default_value_t = 64,
           value_parser = value_parser!(u32).range(1..=1_000_000))]
     pub connections: u32,
 
     /// Threads, which divide connections and schedule among them; one saturates most servers
-    #[arg(long, value_name = "N", default_value_t = 1,
+    #[arg(short = 't', long, value_name = "N", default_value_t = 1,
           value_parser = value_parser!(u32).range(1..=1024))]
     pub threads: u32,
 
     /// How long to measure, after the warm-up: 250ms, 10s, 2m
-    #[arg(long, value_name = "DUR", default_value = "10s", value_parser = parse_positive_duration)]
+    #[arg(short = 'd', long, value_name = "DUR", default_value = "10s", value_parser = parse_positive_duration)]
     pub duration: Duration,
 
     /// Send exactly this many requests after the warm-up, instead of measuring for a --duration; with --sessions so
     /// many users come, and each sends --requests-per-connection
-    #[arg(long, value_name = "N", conflicts_with = "duration",
+    #[arg(short = 'n', long, value_name = "N", conflicts_with = "duration",
           value_parser = value_parser!(u64).range(1..u64::MAX))]
     pub requests: Option<u64>,
 
@@ -114,7 +114,7 @@ pub struct LoadArgs {
     pub workers: Option<u32>,
 
     /// Open loop: this many requests per second are due, whatever the server does; without it, closed loop
-    #[arg(long, value_name = "R", group = RATES, help_heading = WHEN)]
+    #[arg(short = 'R', long, value_name = "R", group = RATES, help_heading = WHEN)]
     pub rate: Option<Rate>,
 
     /// Open loop: gaps all equal (fixed), random as if from many independent users (poisson; what --sessions take unless
@@ -216,7 +216,11 @@ pub struct LoadArgs {
     #[arg(long, value_enum, ignore_case = true, default_value_t = Method::Get, help_heading = HOW)]
     pub method: Method,
 
-    /// Bytes in the body of each POST
+    /// One more header of every request: 'Authorization: Bearer abc' (may be given several times)
+    #[arg(short = 'H', long, value_name = "NAME: VALUE", value_parser = parse_header, help_heading = HOW)]
+    pub header: Vec<String>,
+
+    /// Bytes in the body of each POST, PUT or PATCH
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = HOW,
           value_parser = value_parser!(u32).range(0..=16_777_216))]
     pub body_bytes: u32,
@@ -317,6 +321,14 @@ pub enum Method {
     Head,
     #[value(name = "POST")]
     Post,
+    #[value(name = "PUT")]
+    Put,
+    #[value(name = "PATCH")]
+    Patch,
+    #[value(name = "DELETE")]
+    Delete,
+    #[value(name = "OPTIONS")]
+    Options,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -347,8 +359,10 @@ impl LoadArgs {
                 self.threads, self.connections
             ));
         }
-        if self.body_bytes > 0 && self.method != Method::Post {
-            return Some("--body-bytes needs --method POST: the other methods have no body".into());
+        if self.body_bytes > 0 && !self.method.has_body() {
+            return Some(
+                "--body-bytes needs --method POST, PUT or PATCH: the other methods have no body".into(),
+            );
         }
         if let Some(gate) = self.find_max.as_ref().filter(|gate| !gate.bounds_the_load()) {
             return Some(format!(
@@ -430,7 +444,7 @@ impl LoadArgs {
         let per_s = |rate: Option<Rate>| rate.map(Rate::per_s);
         let sources = self.source.as_ref().map(|sources| sources.addresses.len());
         format!(
-            "url=http://{}{} unix={:?} method={} body_bytes={} connections={} threads={} rate={:?} ramp_to={:?} \
+            "url=http://{}{} unix={:?} method={} headers={:?} body_bytes={} connections={} threads={} rate={:?} ramp_to={:?} \
              arrivals={:?} replay={:?} think={:?} sessions={} connect_only={} idle={} slow={}/{}/{}@{:?} duration={:?} \
              requests={:?} warmup={:?} timeout={:?} deadline={:?} requests_per_connection={:?} close={:?} pipeline={} \
              sources={sources:?} engine={:?} busy_poll={} pin={}",
@@ -438,6 +452,7 @@ impl LoadArgs {
             target.path,
             self.unix,
             self.method.name(),
+            self.header,
             self.body_bytes,
             self.connections,
             self.threads,
@@ -583,12 +598,38 @@ impl Method {
             Method::Get => "GET",
             Method::Head => "HEAD",
             Method::Post => "POST",
+            Method::Put => "PUT",
+            Method::Patch => "PATCH",
+            Method::Delete => "DELETE",
+            Method::Options => "OPTIONS",
         }
+    }
+
+    /// Says with Content-Length how much it brings, even if that is nothing (RFC 9110, section 8.6).
+    pub fn has_body(self) -> bool {
+        matches!(self, Method::Post | Method::Put | Method::Patch)
     }
 }
 
 /// Whoever means a later moment has written milliseconds.
 const FURTHEST_START: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A header line that cannot smuggle in a second one, nor the fields that decide where a request ends.
+fn parse_header(text: &str) -> Result<String, String> {
+    let (name, value) = text.split_once(':').ok_or("a header looks like 'Name: value'")?;
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    if name.is_empty() || !name.bytes().all(is_token) || value.bytes().any(|byte| byte.is_ascii_control()) {
+        return Err(format!(
+            "{text:?} is no header: a name of letters, digits and dashes, a colon, one line of value"
+        ));
+    }
+    if ["host", "content-length", "transfer-encoding", "connection"]
+        .contains(&name.to_ascii_lowercase().as_str())
+    {
+        return Err(format!("{name} is written by loadgen itself"));
+    }
+    Ok(format!("{name}: {}", value.trim()))
+}
 
 /// Seconds since 1970, with a fraction if need be; not more than a day ahead.
 fn parse_moment(text: &str) -> Result<SystemTime, String> {
@@ -630,6 +671,28 @@ mod tests {
             ["--start-at", "1e300"],
         ] {
             assert!(parse(&bad).is_err(), "{bad:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn a_number_below_nought_is_told_its_range() {
+        let error = parse(&["--connections", "-1"]).unwrap_err().to_string();
+        assert!(error.contains("1..=1000000"), "{error}");
+    }
+
+    #[test]
+    fn the_short_flags_are_those_of_other_generators() {
+        let args = parse(&["-c", "8", "-t", "2", "-d", "3s", "-R", "100", "-H", "Accept:*/*"]).unwrap();
+        assert_eq!((args.connections, args.threads, args.duration.as_secs()), (8, 2, 3));
+        assert_eq!(args.header, ["Accept: */*"]);
+    }
+
+    #[test]
+    fn a_header_that_would_be_a_second_one_or_end_the_request_is_refused() {
+        for bad in
+            ["", "X", ": x", "a b: c", "X: y\r\nZ: z", "Host: b", "content-length: 3", "Connection: close"]
+        {
+            assert!(parse(&["-H", bad]).is_err(), "{bad:?} was accepted");
         }
     }
 

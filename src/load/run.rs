@@ -69,7 +69,7 @@ pub fn run(args: &LoadArgs) -> Result<Outcome, String> {
         let unix = args.unix.as_ref().map(|path| path.display().to_string());
         let inet = plan.route.address.as_socket().map(|address| address.to_string());
         let address = unix.or(inet).unwrap_or_else(|| args.target().authority.clone());
-        format!("connect {address}: {}; is the server running?", words(errno))
+        format!("connect {address}: {}; {}", words(errno), advice(errno))
     };
 
     let crowd = open_crowd(args, &plan, &watch).map_err(unreachable)?;
@@ -109,6 +109,18 @@ pub fn run(args: &LoadArgs) -> Result<Outcome, String> {
         duration: Duration::from_nanos(window.duration_ns()),
     };
     Ok(Outcome { files: both(files.write(&distributions, &span, &report), told), report })
+}
+
+/// What to do about a connection that does not come about.
+fn advice(errno: Errno) -> &'static str {
+    match errno {
+        Errno::ECONNREFUSED | Errno::ETIMEDOUT | Errno::ENOENT => "is the server running?",
+        Errno::EADDRNOTAVAIL => "is each --source an address of this machine, with a port to spare?",
+        Errno::ENETUNREACH | Errno::EHOSTUNREACH => "there is no way to this address; is it right?",
+        Errno::EMFILE | Errno::ENFILE => "raise `ulimit -n`, or ask for fewer connections",
+        Errno::EACCES | Errno::EPERM => "may this user, and does no firewall forbid it?",
+        _ => "is the address right?",
+    }
 }
 
 /// An errno as it stands in the middle of a sentence.
@@ -163,12 +175,14 @@ fn address(args: &LoadArgs) -> Result<SockAddr, String> {
 
 /// The bytes of a request: as few headers as HTTP/1.1 allows.
 fn request(args: &LoadArgs, more_headers: &str) -> Vec<u8> {
-    let length = match args.method {
-        Method::Post => format!("Content-Length: {}\r\n", args.body_bytes),
-        Method::Get | Method::Head => String::new(),
+    let length = match args.method.has_body() {
+        true => format!("Content-Length: {}\r\n", args.body_bytes),
+        false => String::new(),
     };
+    let headers: String = args.header.iter().map(|header| format!("{header}\r\n")).collect();
     let (method, path, authority) = (args.method.name(), &args.target().path, &args.target().authority);
-    let head = format!("{method} {path} HTTP/1.1\r\nHost: {authority}\r\n{length}{more_headers}\r\n");
+    let head =
+        format!("{method} {path} HTTP/1.1\r\nHost: {authority}\r\n{headers}{length}{more_headers}\r\n");
     let mut bytes = head.into_bytes();
     bytes.resize(bytes.len() + args.body_bytes as usize, b'x');
     bytes

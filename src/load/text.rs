@@ -88,12 +88,13 @@ fn trace(text: &mut String, trace: &[Traced], heading: &Heading) {
     for answer in trace {
         let _ = writeln!(
             text,
-            "HTTP/1.1 {} {:6.2} secs: {:7} bytes ==> {:4} {}",
+            "HTTP/1.1 {} {:6.2} secs: {:7} bytes ==> {:4} {}{}",
             answer.status,
             answer.latency_us / 1e6,
             answer.bytes,
             heading.method,
-            heading.path
+            heading.path,
+            answer.worker.map_or(String::new(), |worker| format!("   worker {worker}"))
         );
     }
     if !trace.is_empty() {
@@ -148,8 +149,9 @@ fn latencies(text: &mut String, rows: &[(&str, &Latency)]) {
     );
     for (name, latency) in rows {
         let Latency { p50, p90, p99, p99_9, max, mean, stdev } = **latency;
-        let cells: String =
-            [p50, p90, p99, p99_9, max, mean, stdev].map(|us| format!("{:>10}", time(us))).concat();
+        // Nothing was measured, which is not the same as nought.
+        let cell = |us| format!("{:>10}", if max > 0.0 { time(us) } else { "–".into() });
+        let cells = [p50, p90, p99, p99_9, max, mean, stdev].map(cell).concat();
         let _ = writeln!(text, "{name:10}{cells}");
     }
     text.push('\n');
@@ -353,10 +355,13 @@ fn order(text: &mut String, report: &LoadReport, workers: usize) {
 fn client(text: &mut String, report: &LoadReport, paint: &Paint) {
     let client = &report.client;
     let cpu_us = (client.cpu_user_us + client.cpu_system_us) as f64;
-    let per_request_us = cpu_us / report.requests.max(1) as f64;
+    let per_request = match report.requests {
+        0 => "nothing answered".into(),
+        requests => format!("{:.2}us per request", cpu_us / requests as f64),
+    };
     let _ = writeln!(
         text,
-        "\nclient       {:.0} % of {} CPU{}, {per_request_us:.2}us per request, {:.1} MiB",
+        "\nclient       {:.0} % of {} CPU{}, {per_request}, {:.1} MiB",
         client.cpu_share * 100.0,
         client.threads,
         if client.threads == 1 { "" } else { "s" },

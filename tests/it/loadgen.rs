@@ -200,13 +200,14 @@ fn head_and_post_are_sent_as_they_should_be() {
     const BODY_BYTES: usize = 12_000_000;
     let post = serve(|_, mut stream| {
         while let Some(request) = read_request(&mut stream) {
-            assert!(request.contains(&format!("\r\nContent-Length: {BODY_BYTES}\r\n")));
+            assert!(request.contains(&format!("\r\nX-A: b\r\nContent-Length: {BODY_BYTES}\r\n")));
             let mut body = vec![0; BODY_BYTES];
             stream.read_exact(&mut body).unwrap();
             stream.write_all(OK.as_bytes()).unwrap();
         }
     });
-    let report = run(&format!("--requests 3 --connections 1 --method POST --body-bytes {BODY_BYTES}"), post);
+    let report =
+        run(&format!("--requests 3 --connections 1 --method POST -H X-A:b --body-bytes {BODY_BYTES}"), post);
     assert_eq!((report.requests, report.errors.total()), (3, 0), "{:?}", report.errors);
 }
 
