@@ -1,0 +1,208 @@
+//! What ends: a request, a connection, a patience, the window, the run.
+
+use std::cmp::Reverse;
+
+use nix::errno::Errno;
+
+use super::Client;
+use crate::load::connection::State;
+use crate::load::engine::Engine;
+use crate::load::interval::Totals;
+use crate::load::tally::Moments;
+use crate::units::monotonic_ns;
+
+/// Deadlines are looked at no more often than this.
+const SCAN_GAP_NS: u64 = 1_000_000;
+/// Who pressed Ctrl-C wants the result, not the last answer.
+const INTERRUPTED_DRAIN_NS: u64 = 1_000_000_000;
+
+impl<E: Engine> Client<'_, E> {
+    /// Takes the first of the requests in hand off the connection.
+    pub(super) fn take_request(&mut self, slot: usize) -> Option<Moments> {
+        let connection = &mut self.connections[slot];
+        let due_ns = connection.due_ns.pop_front()?;
+        let sent_ns = connection.has_sent().then_some(connection.sent_ns);
+        let first_byte_ns = (connection.first_byte_ns > 0).then_some(connection.first_byte_ns);
+        self.busy -= 1;
+        Some(Moments { due_ns, sent_ns, first_byte_ns, end_ns: self.now_ns })
+    }
+
+    /// No answer will come: the requests in hand enter the histograms at their age. Returns how many there were.
+    pub(super) fn requests_failed(&mut self, slot: usize) -> u64 {
+        let mut failed = 0;
+        while let Some(moments) = self.take_request(slot) {
+            self.record_unanswered(moments);
+            failed += 1;
+        }
+        failed
+    }
+
+    pub(super) fn record_unanswered(&mut self, moments: Moments) {
+        self.tally.record(&self.window, moments, false);
+        if let Some(teller) = &mut self.share.teller {
+            teller.now().unanswered(self.tally.latency_ns(moments));
+        }
+    }
+
+    pub(super) fn close(&mut self, slot: usize) {
+        let connection = &mut self.connections[slot];
+        if connection.is_established() {
+            self.tally.open -= 1;
+            self.alive_ns = self.now_ns;
+        }
+        let token = connection.token(slot);
+        if let Some(socket) = connection.socket.take() {
+            self.engine.close(token, &socket);
+            self.leaving.push(socket);
+        }
+        connection.state = State::Closed;
+        connection.deadline_ns = u64::MAX;
+    }
+
+    pub(super) fn close_and_free(&mut self, slot: usize) {
+        self.close(slot);
+        self.release(slot);
+    }
+
+    pub(super) fn set_deadline(&mut self, slot: usize, from_now_ns: u64) {
+        let patience_ns = self.stale_ns(slot);
+        let deadline_ns = self.now_ns.saturating_add(from_now_ns).min(patience_ns);
+        self.connections[slot].deadline_ns = deadline_ns;
+        self.scan_at_ns = self.scan_at_ns.min(deadline_ns);
+    }
+
+    /// When nobody wants the answer to the first request in hand any more.
+    fn stale_ns(&self, slot: usize) -> u64 {
+        let due_ns = self.connections[slot].due_ns.front().copied();
+        due_ns.map_or(u64::MAX, |due_ns| due_ns.saturating_add(self.plan.deadline_ns))
+    }
+
+    /// Once per wait: what time alone makes happen.
+    pub(super) fn look_at_the_clock(&mut self) {
+        if self.now_ns >= self.scan_at_ns {
+            self.scan();
+        }
+        if self.now_ns >= self.window.close_ns && !self.window_closed {
+            self.window_closed = true;
+            self.forget_unsent();
+            self.end_thinking();
+        }
+        if self.share.teller.as_ref().is_some_and(|teller| teller.ends_ns() <= self.now_ns) {
+            let totals = self.totals();
+            self.share.teller.iter_mut().for_each(|teller| teller.look_at_the_clock(self.now_ns, totals));
+        }
+        let dead_ns = self.now_ns.saturating_sub(self.alive_ns);
+        if self.plan.ends_by_count && self.tally.open == 0 && dead_ns > self.plan.timeout_ns {
+            // Otherwise a run of N requests against a server that died would never end.
+            self.gave_up = self.busy > 0;
+        }
+        self.dispatch();
+    }
+
+    /// Looks for deadlines that have passed. Requests only ever get later deadlines, so a scan is needed once
+    /// per time-out, not once per request.
+    fn scan(&mut self) {
+        let mut earliest_ns = u64::MAX;
+        for slot in 0..self.connections.len() {
+            if self.connections[slot].deadline_ns <= self.now_ns {
+                self.on_deadline(slot);
+            }
+            earliest_ns = earliest_ns.min(self.connections[slot].deadline_ns);
+        }
+        self.scan_at_ns = earliest_ns.max(self.now_ns + SCAN_GAP_NS);
+    }
+
+    fn on_deadline(&mut self, slot: usize) {
+        if self.stale_ns(slot) <= self.now_ns {
+            return self.abandon(slot);
+        }
+        match self.connections[slot].state {
+            State::Connecting => self.connect_failed(slot, Errno::ETIMEDOUT),
+            State::Writing | State::Reading => {
+                self.tally.failures.timeout += self.requests_failed(slot);
+                self.close_and_free(slot);
+            }
+            State::BackingOff if self.connections[slot].has_request() => self.connect(slot),
+            State::BackingOff | State::Closing => self.close_and_go_on(slot),
+            State::Closed | State::Idle => {}
+        }
+    }
+
+    /// The user has left; so does the connection, since the answer to this request would come before the next.
+    fn abandon(&mut self, slot: usize) {
+        let was_sent = self.connections[slot].has_sent();
+        let requests = self.requests_failed(slot);
+        *if was_sent { &mut self.tally.abandoned } else { &mut self.tally.shed } += requests;
+        self.close_and_free(slot);
+    }
+
+    /// The window is over: nobody asks again.
+    fn end_thinking(&mut self) {
+        for Reverse((_, slot)) in std::mem::take(&mut self.thinking) {
+            self.close(slot as usize);
+            self.free.push_back(slot);
+        }
+    }
+
+    pub(super) fn totals(&self) -> Totals {
+        Totals {
+            open: self.tally.open,
+            established: self.tally.established,
+            errors: self.tally.failures.total(),
+            due: if self.plan.open_loop { self.taken } else { 0 },
+        }
+    }
+
+    /// In closed loop a request exists only once it is sent: those still looking for a connection are
+    /// forgotten. In open loop they were due, and stay.
+    fn forget_unsent(&mut self) {
+        if self.plan.open_loop {
+            return;
+        }
+        for slot in 0..self.connections.len() {
+            if !self.connections[slot].has_sent() {
+                while self.take_request(slot).is_some() {}
+            }
+        }
+    }
+
+    pub(super) fn heed_control(&mut self) {
+        let Some(stopped_at_ns) = self.control.stopped_at_ns() else { return };
+        self.window.close_ns = self.window.close_ns.min(stopped_at_ns);
+        self.share.schedule.end_at(stopped_at_ns.saturating_sub(self.window.start_ns));
+        let patience_ns = INTERRUPTED_DRAIN_NS.min(self.plan.timeout_ns);
+        let drain_ns = if self.control.is_aborted() { 0 } else { patience_ns };
+        self.drained_by_ns = self.drained_by_ns.min(stopped_at_ns.saturating_add(drain_ns));
+    }
+
+    /// What has no answer by now will get none: it is counted, at its age.
+    pub(super) fn give_up_the_rest(&mut self) {
+        self.now_ns = monotonic_ns();
+        self.forget_unsent();
+        for slot in 0..self.connections.len() {
+            if self.connections[slot].state == State::Connecting {
+                self.settle(slot);
+            }
+            self.tally.failures.timeout += self.requests_failed(slot);
+        }
+        while self.plan.open_loop
+            && let Some(due_ns) = self.take_due()
+        {
+            self.tally.failures.timeout += 1;
+            let end_ns = self.now_ns;
+            self.record_unanswered(Moments { due_ns, sent_ns: None, first_byte_ns: None, end_ns });
+        }
+    }
+
+    /// Decides what a handshake was that the end of the run cut short.
+    fn settle(&mut self, slot: usize) {
+        if self.connections[slot].is_connected() {
+            // Established after our last look: the server's book may have it, so ours must.
+            return self.established(slot);
+        }
+        self.tally.connect.record(self.now_ns - self.connections[slot].began_ns);
+        if !self.control.is_reached() {
+            self.unreachable = Some(Errno::ETIMEDOUT);
+        }
+    }
+}

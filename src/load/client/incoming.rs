@@ -1,0 +1,248 @@
+//! The way in: what the engine reports, and the answers that are in it.
+
+use nix::errno::Errno;
+
+use super::Client;
+use crate::load::connection::{State, errno};
+use crate::load::engine::{self, Engine, Ready, WAKE};
+use crate::load::response::{Answer, Progress};
+use crate::load::tally::{Cause, Moments, count};
+use crate::units::monotonic_ns;
+
+/// How long a server that announced its close may take before we close first.
+const CLOSING_GRACE_NS: u64 = 1_000_000_000;
+/// A connection that only was to come about counts as answered.
+const CONNECTED: Answer = Answer { status: 200, worker: None, body_bytes: 0, close: false };
+
+/// Whether the answers in hand are complete.
+enum Reading {
+    GoesOn,
+    Over,
+}
+
+impl<E: Engine> Client<'_, E> {
+    pub(super) fn on_report(&mut self, ready: Ready) {
+        if ready.token == WAKE {
+            return self.heed_control();
+        }
+        let (slot, generation) = engine::slot(ready.token);
+        if self.connections[slot].generation != generation {
+            return;
+        }
+        match self.connections[slot].state {
+            State::Connecting if ready.room => self.on_connected(slot),
+            State::Writing if ready.room => self.on_room(slot),
+            State::Writing | State::Reading => {
+                if let Some(errno) = ready.failed_send {
+                    return self.write_failed(slot, errno);
+                }
+            }
+            _ => {}
+        }
+        // Also while writing: a server may answer or close before it has read everything.
+        if self.connections[slot].is_established() && ready.data {
+            self.receive(slot, ready.ends);
+        }
+    }
+
+    fn on_connected(&mut self, slot: usize) {
+        let error = self.connections[slot].socket.as_ref().map(|socket| socket.take_error());
+        match error {
+            Some(Ok(None)) => {
+                self.established(slot);
+                if !self.plan.connect_only {
+                    self.begin_receiving(slot);
+                }
+                match self.connections[slot].has_request() {
+                    true if self.plan.connect_only => self.on_connected_only(slot),
+                    true => self.send_request(slot),
+                    false => {}
+                }
+            }
+            Some(Ok(Some(error)) | Err(error)) => self.connect_failed(slot, errno(error)),
+            None => {}
+        }
+    }
+
+    fn begin_receiving(&mut self, slot: usize) {
+        let connection = &self.connections[slot];
+        if let Some(socket) = &connection.socket {
+            self.engine.established(connection.token(slot), socket);
+        }
+    }
+
+    pub(super) fn on_connected_only(&mut self, slot: usize) {
+        let began_ns = self.connections[slot].began_ns;
+        if let Some(moments) = self.take_request(slot) {
+            let moments = Moments { sent_ns: Some(began_ns), ..moments };
+            self.count_answer(moments, &CONNECTED, true);
+        }
+        self.close_and_free(slot);
+    }
+
+    fn on_room(&mut self, slot: usize) {
+        match self.write(slot) {
+            Ok(true) => self.connections[slot].state = State::Reading,
+            Ok(false) => {
+                let connection = &self.connections[slot];
+                let Some(socket) = &connection.socket else { return };
+                if let Err(errno) = self.engine.await_more_room(connection.token(slot), socket) {
+                    self.write_failed(slot, errno);
+                }
+            }
+            Err(errno) => self.write_failed(slot, errno),
+        }
+    }
+
+    /// Reads until the socket is empty or the answer complete.
+    fn receive(&mut self, slot: usize, ends: bool) {
+        loop {
+            let connection = &self.connections[slot];
+            let Some(socket) = &connection.socket else { return };
+            let bytes = match self.engine.receive(connection.token(slot), socket) {
+                Ok(0) => return self.on_end(slot),
+                Ok(bytes) => bytes,
+                Err(Errno::EAGAIN) => return,
+                Err(errno) => return self.on_failed_read(slot, errno.into()),
+            };
+            self.now_ns = monotonic_ns();
+            match connection.state {
+                State::Closing => {}
+                State::Idle => return self.on_failed_read(slot, Cause::Malformed),
+                _ => match self.read_answers(slot, bytes, ends) {
+                    Reading::GoesOn => {}
+                    Reading::Over => return,
+                },
+            }
+            if bytes < self.engine.capacity() && !ends {
+                return;
+            }
+        }
+    }
+
+    /// Takes all answers out of the first `bytes` received.
+    fn read_answers(&mut self, slot: usize, bytes: usize, server_closed: bool) -> Reading {
+        let mut taken = 0;
+        loop {
+            let connection = &mut self.connections[slot];
+            if connection.first_byte_ns == 0 {
+                connection.first_byte_ns = self.now_ns;
+            }
+            let fed = connection.reader.feed(&self.engine.data()[taken..bytes], &mut self.template);
+            taken += fed.consumed;
+            match fed.progress {
+                Progress::More => return Reading::GoesOn,
+                // Nothing was asked for beyond the last answer.
+                Progress::Done(_) if taken < bytes && connection.due_ns.len() <= 1 => break,
+                Progress::Malformed => break,
+                Progress::Done(answer) => self.on_answer(slot, &answer, server_closed),
+            }
+            if !self.connections[slot].has_request() || !self.connections[slot].has_sent() {
+                return Reading::Over;
+            }
+            if taken == bytes {
+                return Reading::GoesOn;
+            }
+        }
+        self.on_failed_read(slot, Cause::Malformed);
+        Reading::Over
+    }
+
+    fn on_answer(&mut self, slot: usize, answer: &Answer, server_closed: bool) {
+        let Some(moments) = self.take_request(slot) else { return };
+        let connection = &mut self.connections[slot];
+        connection.answers += 1;
+        connection.of_session += 1;
+        connection.failures = 0;
+        connection.first_byte_ns = 0;
+        let first = connection.answers == 1;
+        let half_sent = connection.state == State::Writing;
+        let last = self.plan.requests_per_connection == Some(connection.of_session);
+        self.count_answer(moments, answer, first);
+        if self.connections[slot].has_request() {
+            if !answer.close {
+                return;
+            }
+            // It said that it will not answer the others.
+            let lost = self.requests_failed(slot);
+            count(&mut self.tally.failures.read, Cause::Eof, lost);
+        }
+        if answer.close && !server_closed && !half_sent {
+            self.connections[slot].state = State::Closing;
+            self.connections[slot].deadline_ns = u64::MAX;
+            self.set_deadline(slot, CLOSING_GRACE_NS.min(self.plan.timeout_ns));
+            return;
+        }
+        let ends = server_closed || half_sent || last;
+        if ends {
+            self.close(slot);
+        } else {
+            self.connections[slot].state = State::Idle;
+            self.connections[slot].deadline_ns = u64::MAX;
+        }
+        self.go_on(slot);
+    }
+
+    /// What comes after an answer: the next request of the session, over a new connection if need be, or whatever is due.
+    fn go_on(&mut self, slot: usize) {
+        let is_over = self.plan.requests_per_connection == Some(self.connections[slot].of_session);
+        match self.plan.sessions && !is_over {
+            true => self.go_on_with_session(slot),
+            false => self.release(slot),
+        }
+    }
+
+    pub(super) fn close_and_go_on(&mut self, slot: usize) {
+        self.close(slot);
+        self.go_on(slot);
+    }
+
+    /// The user thinks, and then asks again; after the end of the window nobody does.
+    fn go_on_with_session(&mut self, slot: usize) {
+        if self.now_ns >= self.window.close_ns {
+            self.close_and_free(slot);
+        } else if self.plan.thinks {
+            self.think(slot);
+        } else {
+            self.begin(slot, self.now_ns);
+        }
+    }
+
+    fn count_answer(&mut self, moments: Moments, answer: &Answer, first: bool) {
+        self.tally.answer(&self.window, moments, answer, first);
+        if let Some(teller) = &mut self.share.teller {
+            let slip_ns = moments.sent_ns.map(|sent_ns| sent_ns.saturating_sub(moments.due_ns));
+            teller.now().answered(self.tally.latency_ns(moments), slip_ns, answer.worker, first);
+        }
+    }
+
+    /// The server closed its side.
+    fn on_end(&mut self, slot: usize) {
+        self.now_ns = monotonic_ns();
+        match self.connections[slot].state {
+            // Between two requests a server may close as it likes.
+            State::Idle => self.close(slot),
+            State::Closing => self.close_and_go_on(slot),
+            _ => match self.connections[slot].reader.end() {
+                Some(answer) => self.on_answer(slot, &answer, true),
+                None => self.on_failed_read(slot, Cause::Eof),
+            },
+        }
+    }
+
+    fn on_failed_read(&mut self, slot: usize, cause: Cause) {
+        match self.connections[slot].state {
+            // The answer is complete; how the server then leaves is its own affair.
+            State::Closing => self.close_and_go_on(slot),
+            State::Idle => {
+                count(&mut self.tally.failures.read, cause, 1);
+                self.close(slot);
+            }
+            _ => {
+                let lost = self.requests_failed(slot);
+                count(&mut self.tally.failures.read, cause, lost);
+                self.close_and_free(slot);
+            }
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! The way out: connect, send, and what a failure of either leads to.
+
+use nix::errno::Errno;
+
+use super::Client;
+use crate::load::connection::State;
+use crate::load::engine::{Engine, Standing};
+use crate::load::tally::{Moments, count};
+use crate::units::monotonic_ns;
+
+/// Pauses after failed connects double from the first to the last.
+const FIRST_BACK_OFF_NS: u64 = 10_000_000;
+const LAST_BACK_OFF_NS: u64 = 1_000_000_000;
+
+impl<E: Engine> Client<'_, E> {
+    pub(super) fn connect(&mut self, slot: usize) {
+        self.now_ns = monotonic_ns();
+        let connection = &mut self.connections[slot];
+        connection.generation = connection.generation.wrapping_add(1);
+        connection.began_ns = self.now_ns;
+        connection.answers = 0;
+        if !self.plan.sessions {
+            connection.of_session = 0;
+        }
+        connection.reader.reset();
+        self.connects += 1;
+        match self.plan.route.connect(self.connects) {
+            Ok(socket) => connection.socket = Some(socket),
+            Err(errno) => return self.connect_failed(slot, errno),
+        }
+        connection.state = State::Connecting;
+        self.set_deadline(slot, self.plan.timeout_ns);
+        let done = match self.send_at_once(slot) {
+            Ok(Standing::Sent) if self.plan.connect_only => return self.on_connected_only(slot),
+            Ok(standing) => self.hand_over(slot, standing),
+            Err(errno) => Err(errno),
+        };
+        if let Err(errno) = done {
+            self.connect_failed(slot, errno);
+        }
+    }
+
+    /// On loopback the socket is perhaps established already: then sends, if there is something to send.
+    fn send_at_once(&mut self, slot: usize) -> Result<Standing, Errno> {
+        self.now_ns = monotonic_ns();
+        if !self.connections[slot].has_request() || self.plan.connect_only {
+            if !self.connections[slot].is_connected() {
+                return Ok(Standing::Connecting);
+            }
+            self.established(slot);
+            return Ok(Standing::Sent);
+        }
+        let all = self.begin_writing(slot)?;
+        if self.connections[slot].written == 0 {
+            return Ok(Standing::Connecting);
+        }
+        self.established(slot);
+        self.sending(slot, all);
+        Ok(if all { Standing::Sent } else { Standing::HalfSent })
+    }
+
+    fn hand_over(&mut self, slot: usize, standing: Standing) -> Result<(), Errno> {
+        let connection = &self.connections[slot];
+        let Some(socket) = &connection.socket else { return Err(Errno::ENOTCONN) };
+        self.engine.begin(connection.token(slot), socket, standing)
+    }
+
+    pub(super) fn established(&mut self, slot: usize) {
+        let connection = &mut self.connections[slot];
+        connection.state = State::Idle;
+        connection.deadline_ns = u64::MAX;
+        self.tally.connect.record(self.now_ns - connection.began_ns);
+        self.tally.established += 1;
+        self.tally.opened();
+        if self.tally.established == 1 {
+            self.control.say_reached();
+        }
+    }
+
+    pub(super) fn connect_failed(&mut self, slot: usize, errno: Errno) {
+        count(&mut self.tally.failures.connect, errno, 1);
+        let began_ns = self.connections[slot].began_ns;
+        if errno == Errno::ETIMEDOUT {
+            // Nobody answered: it would have been longer still.
+            self.tally.connect.record(self.now_ns.saturating_sub(began_ns));
+        }
+        self.close(slot);
+        if !self.control.is_reached() {
+            self.unreachable = Some(errno);
+            self.control.abort(self.now_ns);
+        }
+        // Without a request in hand it is free already, and connects again when it gets one.
+        if self.connections[slot].has_request() {
+            if self.plan.connect_only {
+                self.give_up_connecting(slot);
+            }
+            self.back_off(slot);
+        }
+    }
+
+    /// Where the connection is the request, it has failed now.
+    fn give_up_connecting(&mut self, slot: usize) {
+        let began_ns = self.connections[slot].began_ns;
+        while let Some(moments) = self.take_request(slot) {
+            self.record_unanswered(Moments { sent_ns: Some(began_ns), ..moments });
+        }
+    }
+
+    fn back_off(&mut self, slot: usize) {
+        let connection = &mut self.connections[slot];
+        connection.state = State::BackingOff;
+        let pause_ns = FIRST_BACK_OFF_NS << connection.failures.min(10);
+        connection.failures += 1;
+        self.set_deadline(slot, pause_ns.min(LAST_BACK_OFF_NS));
+    }
+
+    /// Sends the request in hand on an idle connection.
+    pub(super) fn send_request(&mut self, slot: usize) {
+        match self.begin_writing(slot) {
+            Ok(all) => {
+                self.sending(slot, all);
+                if !all {
+                    self.wait_for_room(slot);
+                }
+            }
+            Err(errno) => self.write_failed(slot, errno),
+        }
+    }
+
+    /// Writes what the kernel takes of the requests in hand. True when all of it is gone.
+    fn begin_writing(&mut self, slot: usize) -> Result<bool, Errno> {
+        let is_last = self.is_last(slot);
+        let connection = &mut self.connections[slot];
+        connection.written = 0;
+        connection.to_write = match is_last {
+            true => self.plan.last_request.len(),
+            false => connection.due_ns.len() * self.plan.request_bytes,
+        };
+        self.write(slot)
+    }
+
+    /// Writes more of them; how much there was to write was settled at the beginning, some may be answered meanwhile.
+    pub(super) fn write(&mut self, slot: usize) -> Result<bool, Errno> {
+        let is_last = self.is_last(slot);
+        let connection = &mut self.connections[slot];
+        let Some(socket) = &connection.socket else { return Err(Errno::ENOTCONN) };
+        let (message, bytes) = if is_last { (1, &self.plan.last_request) } else { (0, &self.plan.requests) };
+        let part = connection.written..connection.to_write;
+        connection.written += self.engine.send(connection.token(slot), socket, message, bytes, part)?;
+        Ok(connection.written == connection.to_write)
+    }
+
+    fn is_last(&self, slot: usize) -> bool {
+        self.plan.requests_per_connection == Some(self.connections[slot].of_session + 1)
+    }
+
+    /// The requests have begun their way: their service time counts from now.
+    fn sending(&mut self, slot: usize, all: bool) {
+        let connection = &mut self.connections[slot];
+        connection.sent_ns = self.now_ns;
+        connection.first_byte_ns = 0;
+        connection.state = if all { State::Reading } else { State::Writing };
+        for &due_ns in &connection.due_ns {
+            self.tally.sent(&self.window, due_ns, self.now_ns);
+        }
+        self.set_deadline(slot, self.plan.timeout_ns);
+    }
+
+    fn wait_for_room(&mut self, slot: usize) {
+        let connection = &self.connections[slot];
+        let socket = connection.socket.as_ref();
+        if let Some(Err(errno)) = socket.map(|socket| self.engine.await_room(connection.token(slot), socket))
+        {
+            self.write_failed(slot, errno);
+        }
+    }
+
+    pub(super) fn write_failed(&mut self, slot: usize, errno: Errno) {
+        let lost = self.requests_failed(slot);
+        count(&mut self.tally.failures.write, errno, lost);
+        self.close(slot);
+        self.back_off(slot);
+    }
+}
