@@ -54,7 +54,7 @@ pub fn trust(args: &LoadArgs, run: &Run, report: &LoadReport, around: Surroundin
         connections_asked: u64::from(args.connections),
         connections_peak: report.connections.peak_open.saturating_sub(around.crowd),
         connections_opened: tally.established,
-        ports_per_s: preflight::ports_per_s(args, &Limits::now()),
+        ports_per_s: preflight::ports_per_s(args, &Limits::now(), tally.established),
         errors: report.errors.total(),
         censored: report.censored,
         interrupted: report.run.as_ref().is_some_and(|run| run.interrupted),

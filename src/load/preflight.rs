@@ -166,11 +166,13 @@ fn fits_ports(run: &Demand, limits: &Limits) -> Result<(), String> {
     ))
 }
 
-/// Connections per second beyond which source ports become rare, where we close first and leave each in TIME_WAIT.
-pub(crate) fn ports_per_s(args: &LoadArgs, limits: &Limits) -> Option<f64> {
+/// Connections per second that find a source port at once where we close first and leave each in TIME_WAIT; `None` for
+/// a run of so few that each has its own.
+pub(crate) fn ports_per_s(args: &LoadArgs, limits: &Limits, connections: u64) -> Option<f64> {
     let run = Demand::of(args);
-    (args.unix.is_none() && run.closed_by_us.is_some())
-        .then(|| run.ports(limits) / PORTS_AT_HAND / run.port_held_s(limits))
+    let at_hand = run.ports(limits) / PORTS_AT_HAND;
+    let is_bound = args.unix.is_none() && run.closed_by_us.is_some() && connections as f64 > at_hand;
+    is_bound.then(|| at_hand / run.port_held_s(limits))
 }
 
 fn time_wait(run: &Demand, limits: &Limits) -> Option<String> {
