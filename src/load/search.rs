@@ -130,9 +130,14 @@ pub fn sweep(args: &LoadArgs) -> Result<Curve, String> {
 pub fn find_max(args: &LoadArgs) -> Result<Found, String> {
     let gate = args.find_max.as_ref().expect("called with --find-max");
     let least_per_s = LEAST_REQUESTS / args.duration.as_secs_f64();
-    find_max_with(gate, least_per_s, &mut |rate, times| measure(args, rate, times), &|line| {
-        eprintln!("loadgen: {line}")
-    })
+    let mut args = args.clone();
+    let mut measure_next = |rate, times| {
+        let report = measure(&args, rate, times);
+        // The same due times again would be no second opinion.
+        args.seed = args.seed.wrapping_add(1);
+        report
+    };
+    find_max_with(gate, least_per_s, &mut measure_next, &|line| eprintln!("loadgen: {line}"))
 }
 
 fn measure(args: &LoadArgs, rate: Option<Rate>, times: u32) -> Result<LoadReport, String> {
@@ -293,7 +298,7 @@ impl Point {
             let finding = if !served {
                 format!("only {:.1} % answered in time", achieved_share * 100.0)
             } else if !steady {
-                format!("{}, but not steady: see drift", gate.finding(&report))
+                format!("{}, but its rate or response time drifts", gate.finding(&report))
             } else {
                 gate.finding(&report)
             };

@@ -763,18 +763,19 @@ fn percentiles(evidence: &Evidence) -> Option<Check> {
         return None;
     }
     let (p99, p99_9) = (evidence.responses / 100, evidence.responses / 1000);
-    let rests = |name, count| match count {
-        0 => format!("{name} is the maximum"),
-        1 => format!("{name} rests on 1 answer"),
-        _ => format!("{name} rests on {count} answers"),
+    let rests_on = |count: u64| match count {
+        0 => "is the maximum".into(),
+        1 => "rests on 1 answer".into(),
+        _ => format!("rests on {count} answers"),
     };
     let few = |count: u64| (count as f64) < ANSWERS_BEYOND;
-    let remark = match (few(p99), few(p99_9)) {
-        (true, _) => format!(", {}: do not quote them", rests("p99.9", p99_9)),
-        (_, true) => format!(", {}: do not quote it", rests("p99.9", p99_9)),
-        _ => String::new(),
+    let reason = match (few(p99), few(p99_9)) {
+        _ if p99 == 0 => format!("of {} answers p99 is the maximum: do not quote it", evidence.responses),
+        (true, _) => format!("p99 {}, p99.9 {}: do not quote them", rests_on(p99), rests_on(p99_9)),
+        (_, true) => format!("p99 {}, p99.9 {}: do not quote it", rests_on(p99), rests_on(p99_9)),
+        _ => format!("p99 {}", rests_on(p99)),
     };
-    Some(suspect_if("percentiles", p99 == 0, format!("{}{remark}", rests("p99", p99))))
+    Some(suspect_if("percentiles", p99 == 0, reason))
 }
 
 fn connections(evidence: &Evidence) -> Option<Check> {
@@ -1231,7 +1232,7 @@ mod tests {
             run.evidence.responses = responses;
             percentiles(&run.evidence).unwrap().reason
         };
-        assert_eq!(reason(99), "p99 is the maximum, p99.9 is the maximum: do not quote them");
+        assert_eq!(reason(99), "of 99 answers p99 is the maximum: do not quote it");
         assert_eq!(reason(780), "p99 rests on 7 answers, p99.9 is the maximum: do not quote them");
         assert_eq!(reason(1_999), "p99 rests on 19 answers, p99.9 rests on 1 answer: do not quote it");
         assert_eq!(reason(50_000), "p99 rests on 500 answers");
