@@ -281,7 +281,11 @@ impl Evidence<'_> {
 
     /// The share of their time that the connections were waiting for answers (Little's law: L = λW).
     /// Requests that failed or were given up kept theirs busy as well.
+    /// A burst larger than they are many waits for them however idle they are otherwise.
     fn connections_busy(&self) -> f64 {
+        if matches!(self.pattern, Pattern::Burst(size) if u64::from(size) > self.connections_asked) {
+            return 1.0;
+        }
         let per_s = over(self.sent as f64, self.duration_s);
         over(per_s * self.service_us.mean / 1e6, self.connections_asked as f64)
     }
@@ -770,7 +774,7 @@ fn percentiles(evidence: &Evidence) -> Option<Check> {
     };
     let few = |count: u64| (count as f64) < ANSWERS_BEYOND;
     let reason = match (few(p99), few(p99_9)) {
-        _ if p99 == 0 => format!("of {} answers p99 is the maximum: do not quote it", evidence.responses),
+        _ if p99 == 0 => format!("of {} times p99 is the maximum: do not quote it", evidence.responses),
         (true, _) => format!("p99 {}, p99.9 {}: do not quote them", rests_on(p99), rests_on(p99_9)),
         (_, true) => format!("p99 {}, p99.9 {}: do not quote it", rests_on(p99), rests_on(p99_9)),
         _ => format!("p99 {}", rests_on(p99)),
@@ -1226,13 +1230,22 @@ mod tests {
     }
 
     #[test]
+    fn a_burst_larger_than_the_connections_waits_for_them_not_for_the_client() {
+        let mut run = good(Pattern::Burst(100), 3);
+        run.evidence.slip_us.p50 = 140.0;
+        assert!(slip(&run.evidence).unwrap().reason.contains("more --connections"));
+        run.evidence.pattern = Pattern::Burst(10);
+        assert!(slip(&run.evidence).unwrap().reason.contains("client's own"));
+    }
+
+    #[test]
     fn few_answers_are_counted_and_not_accused() {
         let reason = |responses| {
             let mut run = good(Pattern::Closed, 3);
             run.evidence.responses = responses;
             percentiles(&run.evidence).unwrap().reason
         };
-        assert_eq!(reason(99), "of 99 answers p99 is the maximum: do not quote it");
+        assert_eq!(reason(99), "of 99 times p99 is the maximum: do not quote it");
         assert_eq!(reason(780), "p99 rests on 7 answers, p99.9 is the maximum: do not quote them");
         assert_eq!(reason(1_999), "p99 rests on 19 answers, p99.9 rests on 1 answer: do not quote it");
         assert_eq!(reason(50_000), "p99 rests on 500 answers");
