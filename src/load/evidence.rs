@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use crate::load::args::{LoadArgs, Spacing};
+use crate::load::preflight::{self, Limits};
 use crate::load::run::Run;
 use crate::load::tally::{Slice, Tally, Window};
 use crate::load::verdict::{Evidence, Pattern, judge};
@@ -33,6 +34,10 @@ pub fn trust(args: &LoadArgs, run: &Run, report: &LoadReport, around: Surroundin
         due_in_window: tally.due_in_window,
         answered_of_due: tally.due_in_window - tally.censored,
         requests: report.requests,
+        sent: tally.service.count(),
+        answered_late: tally.answered_late,
+        given_up: tally.shed + tally.abandoned,
+        deadline_s: args.deadline.map(|deadline| deadline.as_secs_f64()),
         sends: &sends,
         dues: &dues,
         intervals: &intervals,
@@ -40,6 +45,7 @@ pub fn trust(args: &LoadArgs, run: &Run, report: &LoadReport, around: Surroundin
         responses: responses(tally, args.is_open_loop()),
         service_us: report.service_us,
         slip_us: report.slip_us,
+        connect_us: report.connect_us,
         handshake_us: connects_each_time.then_some(report.connect_us),
         cpu_share: report.client.cpu_share,
         busy_poll: args.busy_poll,
@@ -47,6 +53,8 @@ pub fn trust(args: &LoadArgs, run: &Run, report: &LoadReport, around: Surroundin
         machine_s: around.seconds,
         connections_asked: u64::from(args.connections),
         connections_peak: report.connections.peak_open.saturating_sub(around.crowd),
+        connections_opened: tally.established,
+        ports_per_s: preflight::ports_per_s(args, &Limits::now(), tally.established),
         errors: report.errors.total(),
         censored: report.censored,
         interrupted: report.run.as_ref().is_some_and(|run| run.interrupted),

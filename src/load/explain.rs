@@ -53,15 +53,19 @@ const SECTIONS: &[Section] = &[
                 "latency_us",
                 "Response time: from the moment a request was due to the last byte of its answer. Open loop: due when \
                  the schedule says, however late it was sent, so that a stall is felt by all who would have come \
-                 (coordinated omission accounted for: Tene). Closed loop: due when it is sent. A request that failed \
-                 or was given up is in it with its age then. response = slip + service.",
+                 (coordinated omission accounted for: Tene); response = slip + service. Closed loop, with --think too: \
+                 the service time; slip is not in it. A request that failed or was given up is in it with its age then.",
             ),
             (
                 "service_us",
                 "Service time: from the moment the request was sent. What a client sees that waits for each answer \
                  before it asks again. A request that was never sent has none.",
             ),
-            ("first_byte_us", "From the moment the request was sent to the first byte of its answer."),
+            (
+                "first_byte_us",
+                "From the moment the request was sent to the moment the first bytes of its answer were read. Of an \
+                 answer that comes in one piece it is the service time; a request of which no byte came has none.",
+            ),
             (
                 "connect_us",
                 "From connect(2) to the established connection, over the whole run, without the idle crowd. The \
@@ -77,8 +81,14 @@ const SECTIONS: &[Section] = &[
                 "Median: half of the times are at most this. HDR histogram, three digits: 0.1 % high at most.",
             ),
             ("*_us.p90", "90 of 100 are at most this."),
-            ("*_us.p99", "99 of 100 are at most this. It rests on requests / 100 answers."),
-            ("*_us.p99_9", "999 of 1000 are at most this. It rests on requests / 1000 answers."),
+            (
+                "*_us.p99",
+                "99 of 100 are at most this. It rests on that hundredth of the answers that took longer.",
+            ),
+            (
+                "*_us.p99_9",
+                "999 of 1000 are at most this. It rests on that thousandth of the answers that took longer.",
+            ),
             ("*_us.max", "The longest."),
             ("*_us.mean", "Sum / n."),
             (
@@ -154,7 +164,8 @@ const SECTIONS: &[Section] = &[
             (
                 "evenness.*.p_value",
                 "Twice the smaller tail of chi-square with k - 1 degrees of freedom, and at most 1 (up to 10^4 simulations \
-                 where n/k < 5): how often chance is as uneven, or as even.",
+                 where n/k < 5). Small: more uneven than chance, or more even than chance; D tells which (above or \
+                 below 1).",
             ),
             ("evenness.*.max_over_mean", "The busiest worker's count / (n/k)."),
             (
@@ -170,7 +181,7 @@ const SECTIONS: &[Section] = &[
                 "What chance gives: 1 + E_k * sqrt(k/n), E_k the expected maximum of k standard normals (1.03, 1.42, \
                  1.77 for k = 4, 8, 16: Harter 1961).",
             ),
-            ("evenness.*.workers", "k: workers that answered, or --workers if that is more."),
+            ("evenness.*.workers", "k: the highest worker number seen + 1, or --workers if that is more."),
             ("evenness.*.n", "What was shared: connections, or requests."),
             (
                 "order[]",

@@ -4,13 +4,13 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::load::text::time;
-use crate::report::{Evenness, Latency, LoadReport};
+use crate::report::{Evenness, Latency, LoadReport, Verdict};
 use crate::units::parse_duration;
 
 /// What can be asked for, as the error tells it.
 const NAMES: &str = "p50 p90 p99 p99.9 max mean, of response time or with service. connect. first_byte. slip. before \
                      them, against a duration like 5ms; or errors timeouts qps censored shed dispersion max_over_mean \
-                     cpu_share p_value, against a number";
+                     cpu_share p_value, against a number; or verdict, against valid, suspect or invalid (from good to bad)";
 
 /// One comparison.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,7 +18,7 @@ pub struct Gate {
     text: String,
     measure: Measure,
     comparison: Comparison,
-    /// Microseconds, for a time.
+    /// Microseconds, for a time; the place among them, for a verdict.
     bar: f64,
 }
 
@@ -48,6 +48,11 @@ impl Gate {
     pub fn finding(&self, report: &LoadReport) -> String {
         let name = self.measure.name();
         match self.measure.of(report) {
+            Some(place) if self.measure == Measure::Verdict => {
+                let (word, _) =
+                    VERDICTS.into_iter().find(|(_, verdict)| rank(*verdict) == place).unwrap_or_default();
+                format!("{name} is {word}")
+            }
             Some(us) if self.measure.is_time() => format!("{name} is {}", time(us)),
             Some(found) => format!("{name} is {}", number(found)),
             None => format!("{name} was not measured"),
@@ -128,6 +133,7 @@ enum Measure {
     MaxOverMean,
     CpuShare,
     PValue,
+    Verdict,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,7 +171,7 @@ const STATISTICS: [(&str, Statistic); 6] = [
     ("max", Statistic::Max),
     ("mean", Statistic::Mean),
 ];
-const NUMBERS: [(&str, Measure); 9] = [
+const NUMBERS: [(&str, Measure); 10] = [
     ("errors", Measure::Errors),
     ("timeouts", Measure::Timeouts),
     ("qps", Measure::Qps),
@@ -175,7 +181,16 @@ const NUMBERS: [(&str, Measure); 9] = [
     ("max_over_mean", Measure::MaxOverMean),
     ("cpu_share", Measure::CpuShare),
     ("p_value", Measure::PValue),
+    ("verdict", Measure::Verdict),
 ];
+/// As the report writes them.
+const VERDICTS: [(&str, Verdict); 3] =
+    [("valid", Verdict::Valid), ("suspect", Verdict::Suspect), ("invalid", Verdict::Invalid)];
+
+/// The worse, the more.
+fn rank(verdict: Verdict) -> f64 {
+    f64::from(verdict as u8)
+}
 
 impl Measure {
     fn named(name: &str) -> Option<Measure> {
@@ -201,6 +216,11 @@ impl Measure {
         if self.is_time() {
             return parse_duration(value).map(|bar| bar.as_nanos() as f64 / 1e3);
         }
+        if self == Measure::Verdict {
+            let known = VERDICTS.into_iter().find(|(word, _)| *word == value);
+            let unknown = || format!("{value:?} is no verdict; they are valid, suspect and invalid");
+            return known.map(|(_, verdict)| rank(verdict)).ok_or_else(unknown);
+        }
         let number = value.parse().ok().filter(|number: &f64| number.is_finite());
         number.ok_or_else(|| format!("{value:?} is not a number; only times carry a unit"))
     }
@@ -223,6 +243,7 @@ impl Measure {
             Measure::MaxOverMean => shared(|evenness| evenness.max_over_mean),
             Measure::CpuShare => Some(report.client.cpu_share),
             Measure::PValue => shared(|evenness| evenness.p_value),
+            Measure::Verdict => report.trust.as_ref().map(|trust| rank(trust.verdict)),
         }
     }
 }
@@ -275,7 +296,7 @@ pub(crate) fn number(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{DeadlineBook, EvennessPair};
+    use crate::report::{DeadlineBook, EvennessPair, Trust};
 
     fn gate(text: &str) -> Gate {
         text.parse().unwrap()
@@ -331,6 +352,29 @@ mod tests {
         let evenness = Evenness { workers: 4, n: 100, dispersion: 3.5, ..Evenness::default() };
         report.evenness = Some(EvennessPair { connections: evenness.clone(), requests: evenness });
         assert_eq!(gate("dispersion>2").holds(&report), Some(true));
+    }
+
+    #[test]
+    fn a_verdict_is_a_condition_too() {
+        let mut report = measured();
+        assert!(gate("verdict!=valid").fails(&report).unwrap().contains("verdict was not measured"));
+        for (verdict, holding) in [
+            (Verdict::Valid, ["verdict==valid", "verdict<suspect", "verdict<=valid"]),
+            (Verdict::Suspect, ["verdict!=valid", "verdict<invalid", "verdict == suspect"]),
+            (Verdict::Invalid, ["verdict!=valid", "verdict==invalid", "verdict>=suspect"]),
+        ] {
+            report.trust = Some(Trust { verdict, ..Trust::default() });
+            for text in holding {
+                assert_eq!(gate(text).holds(&report), Some(true), "{text} of {verdict:?}");
+            }
+        }
+        assert_eq!(
+            gate("verdict!=valid").fails(&report).unwrap(),
+            "fail-if verdict!=valid holds: verdict is invalid"
+        );
+        assert!(gate("verdict<suspect").bounds_the_load() && !gate("verdict!=valid").bounds_the_load());
+        assert!("verdict==good".parse::<Gate>().unwrap_err().contains("valid, suspect and invalid"));
+        assert!("verdict>1".parse::<Gate>().is_err() && "errors==valid".parse::<Gate>().is_err());
     }
 
     #[test]

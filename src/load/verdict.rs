@@ -40,6 +40,13 @@ pub struct Evidence<'a> {
     pub answered_of_due: u64,
     /// Answered within the window; with --connect-only the connections.
     pub requests: u64,
+    /// Requests of the window that were sent, whatever became of them; those answered after its end; those that were
+    /// never answered since --deadline was over, in the whole run.
+    pub sent: u64,
+    pub answered_late: u64,
+    pub given_up: u64,
+    /// --deadline, after which nothing is sent any more.
+    pub deadline_s: Option<f64>,
     /// When requests were sent and due, in nanoseconds, one pair per request in the order of the due times: the
     /// first ones of the window, of all threads.
     pub sends: &'a [u64],
@@ -50,6 +57,7 @@ pub struct Evidence<'a> {
     pub responses: u64,
     pub service_us: Latency,
     pub slip_us: Latency,
+    pub connect_us: Latency,
     /// Connect time, when every request opens a connection of its own and is sent once that is established.
     pub handshake_us: Option<Latency>,
     pub cpu_share: f64,
@@ -60,6 +68,9 @@ pub struct Evidence<'a> {
     /// Connections, without the crowd.
     pub connections_asked: u64,
     pub connections_peak: u64,
+    pub connections_opened: u64,
+    /// Connections per second beyond which source ports become rare, where we close first.
+    pub ports_per_s: Option<f64>,
     pub errors: u64,
     pub censored: u64,
     pub interrupted: bool,
@@ -114,6 +125,17 @@ const ANSWERS_BEYOND: f64 = 10.0;
 const CONNECTIONS_OPEN: f64 = 0.9;
 /// From this much on a client began too late to be part of the same load.
 pub(crate) const LATE_START_NS: u64 = 100_000_000;
+/// From this share of the window on, silence at its end is no chance; it must have cost so many answers, too.
+const SILENCE: f64 = 0.1;
+const ANSWERS_MISSED: f64 = 10.0;
+/// What was lost to an accept queue is sent again after this time at the earliest (TCP_RTO_MIN, include/net/tcp.h).
+const RETRANSMISSION_US: f64 = 200_000.0;
+/// No listener has a smaller backlog: the largest that 4.2BSD knew (Stevens, UNP vol. 1, section 4.5).
+const SMALL_BACKLOG: u64 = 5;
+/// From this share of the rate on that the source ports allow, they and not the server may set it; then a handshake
+/// takes longer than this at p99.9 (on one machine 20 us otherwise).
+const PORTS_SHARE: f64 = 0.9;
+const SLOW_CONNECT_US: f64 = 1000.0;
 /// Fewer values are no sample.
 const MIN_GAPS: usize = 100;
 
@@ -123,6 +145,13 @@ pub fn bars() -> Vec<(&'static str, String)> {
     vec![
         ("requests", "something was answered (else invalid)".into()),
         (
+            "served",
+            format!(
+                "the end of the window, {} of it or more and longer than p99.9, was not without an answer to {ANSWERS_MISSED} requests or more (else invalid; if --deadline ended them: suspect)",
+                percent(SILENCE)
+            ),
+        ),
+        (
             "rate",
             format!(
                 "open loop: as many were due as were asked for, within chance ({Z_STRICT} standard deviations of the Poisson count; one in 1000 otherwise)"
@@ -131,7 +160,7 @@ pub fn bars() -> Vec<(&'static str, String)> {
         (
             "achieved",
             format!(
-                "open loop: at least {} of what was due was answered, apart from what is rightly under way at the end (Little's law: rate x mean response); below {} because of the client: invalid",
+                "open loop: at least {} of what was due was answered, apart from what is rightly under way at the end (Little's law: rate x mean response); below {} because of the client (its CPU, or a slip as long while connections were free): invalid",
                 percent(ACHIEVED),
                 percent(ACHIEVED_AT_ALL)
             ),
@@ -176,7 +205,21 @@ pub fn bars() -> Vec<(&'static str, String)> {
             ),
         ),
         ("steal", format!("the hypervisor took at most {} of the machine's time", percent(STEAL_SHARE))),
-        ("accept_queue", "no accept queue of this machine overflowed".into()),
+        (
+            "accept_queue",
+            format!(
+                "no accept queue of this machine overflowed, or it was another's: this run opened at most {SMALL_BACKLOG} connections, or none of its requests waited as long as a retransmission takes ({})",
+                time(RETRANSMISSION_US)
+            ),
+        ),
+        (
+            "ports",
+            format!(
+                "--connect-only --close fin: at most {} of the connections/s that the source ports allow, or connect(2) takes at most {} at p99.9",
+                percent(PORTS_SHARE),
+                time(SLOW_CONNECT_US)
+            ),
+        ),
         ("errors", format!("at most {} of the requests failed", percent(ERROR_SHARE))),
         (
             "censored",
@@ -187,7 +230,9 @@ pub fn bars() -> Vec<(&'static str, String)> {
         ),
         (
             "percentiles",
-            format!("p99 rests on at least {ANSWERS_BEYOND} longer answers; p99.9 is only remarked upon"),
+            format!(
+                "p99 rests on one answer at least; fewer than {ANSWERS_BEYOND} beyond it, or beyond p99.9, are remarked upon"
+            ),
         ),
         (
             "connections",
@@ -205,6 +250,7 @@ pub fn bars() -> Vec<(&'static str, String)> {
 pub fn judge(evidence: &Evidence) -> Trust {
     let checks: Vec<Check> = [
         requests(evidence),
+        served(evidence),
         rate(evidence),
         achieved(evidence),
         gaps(evidence),
@@ -214,6 +260,7 @@ pub fn judge(evidence: &Evidence) -> Trust {
         slip(evidence),
         steal(evidence),
         accept_queue(evidence),
+        ports(evidence),
         errors(evidence),
         censored(evidence),
         percentiles(evidence),
@@ -233,8 +280,13 @@ impl Evidence<'_> {
     }
 
     /// The share of their time that the connections were waiting for answers (Little's law: L = λW).
+    /// Requests that failed or were given up kept theirs busy as well.
+    /// A burst larger than they are many waits for them however idle they are otherwise.
     fn connections_busy(&self) -> f64 {
-        let per_s = over(self.requests as f64, self.duration_s);
+        if matches!(self.pattern, Pattern::Burst(size) if u64::from(size) > self.connections_asked) {
+            return 1.0;
+        }
+        let per_s = over(self.sent as f64, self.duration_s);
         over(per_s * self.service_us.mean / 1e6, self.connections_asked as f64)
     }
 
@@ -254,6 +306,62 @@ fn requests(evidence: &Evidence) -> Option<Check> {
         0 => check("requests", Verdict::Invalid, "nothing was answered in the measured window".into()),
         n => check("requests", Verdict::Valid, format!("{n} answers in {} s", number(evidence.duration_s))),
     })
+}
+
+/// Half of a run is no run: a server that dies in mid-window leaves figures that look sound, since what is never
+/// answered has no rate, and little weight among all that was.
+fn served(evidence: &Evidence) -> Option<Check> {
+    let valid = |reason: String| Some(check("served", Verdict::Valid, reason));
+    let measured: Vec<&IntervalReport> =
+        evidence.intervals.iter().filter(|interval| interval.measured).collect();
+    if evidence.interrupted || measured.is_empty() || evidence.requests == 0 {
+        return valid("not judged: the window has no parts to compare".into());
+    }
+    let silent = measured.iter().rev().take_while(|interval| interval.requests == 0);
+    let silent_s: f64 = silent.map(|interval| interval.to_s - interval.from_s).sum();
+    let missed = if evidence.is_open_loop() {
+        evidence.due_in_window.saturating_sub(evidence.requests) as f64
+    } else {
+        over(evidence.requests as f64, evidence.duration_s - silent_s) * silent_s
+    };
+    // A burst at the very end, or the last line of a log, may be answered after it.
+    let ends_busy = matches!(evidence.pattern, Pattern::Burst(_) | Pattern::Replay);
+    let late = if ends_busy { 0 } else { evidence.answered_late };
+    let lost = evidence.errors + evidence.censored + evidence.given_up + late;
+    let is_silent = silent_s >= SILENCE * evidence.duration_s
+        && silent_s > usual_response_s(evidence, &measured)
+        && missed >= ANSWERS_MISSED
+        && lost > 0;
+    if !is_silent {
+        return valid("answers came until the end of the window".into());
+    }
+    // A queue of stale requests, each given up just before its answer, looks the same from here; it is a finding.
+    let (verdict, why) = if evidence.given_up > evidence.errors {
+        (Verdict::Suspect, "--deadline ended each request before: a collapse, or the server hangs")
+    } else {
+        (Verdict::Invalid, "is the server still there?")
+    };
+    Some(check(
+        "served",
+        verdict,
+        format!(
+            "nothing was answered in the last {} of {} (bar {} %): {why}",
+            time(silent_s * 1e6),
+            time(evidence.duration_s * 1e6),
+            SILENCE * 100.0
+        ),
+    ))
+}
+
+/// The p99.9 of what was answered. Where more than that share never was, it is the age of those; of an exponential
+/// distribution ten means are more.
+fn usual_response_s(evidence: &Evidence, measured: &[&IntervalReport]) -> f64 {
+    if (evidence.censored as f64) < 0.001 * evidence.responses as f64 {
+        return evidence.response_us.p99_9 / 1e6;
+    }
+    let total_us: f64 =
+        measured.iter().map(|interval| interval.requests as f64 * interval.latency_us.mean).sum();
+    10.0 * over(total_us, evidence.requests as f64) / 1e6
 }
 
 fn rate(evidence: &Evidence) -> Option<Check> {
@@ -288,12 +396,13 @@ fn achieved(evidence: &Evidence) -> Option<Check> {
     // What was answered at all, and what was answered in time not to pile up.
     let answered = (evidence.answered_of_due as f64).min(evidence.requests as f64 + under_way);
     let achieved = (answered / due).min(1.0);
-    let slow_client = evidence.client_is_busy()
-        || (slip_matters(evidence).is_some() && evidence.connections_busy() < CONNECTIONS_BUSY);
     let (verdict, why) = match achieved {
         share if share >= ACHIEVED => (Verdict::Valid, ""),
-        share if share < ACHIEVED_AT_ALL && slow_client => {
+        share if share < ACHIEVED_AT_ALL && client_was_late(evidence) => {
             (Verdict::Invalid, "; the client could not send them in time: more --threads, or a lower --rate")
+        }
+        _ if evidence.errors as f64 > 0.5 * (due - answered) => {
+            (Verdict::Suspect, "; most of the others failed: see the errors")
         }
         _ => (
             Verdict::Suspect,
@@ -309,6 +418,21 @@ fn achieved(evidence: &Evidence) -> Option<Check> {
             ACHIEVED * 100.0
         ),
     ))
+}
+
+/// Whether it is the client that is to blame for what was not answered: it had no CPU time left, or it let connections
+/// lie idle while it was as late as it takes to lose so much. A slip of a millisecond loses nothing; a connection that
+/// waits, backs off or is broken is not the client's.
+fn client_was_late(evidence: &Evidence) -> bool {
+    let lost_s = (1.0 - ACHIEVED_AT_ALL) * evidence.duration_s;
+    // With --deadline what is later than that is never sent, and its slip not known.
+    let late_s = evidence.deadline_s.map_or(lost_s, |deadline_s| lost_s.min(0.5 * deadline_s));
+    let missing = evidence.due_in_window.saturating_sub(evidence.requests);
+    let is_broken = (evidence.errors + evidence.given_up) * 2 > missing;
+    evidence.client_is_busy()
+        || (evidence.slip_us.p50 > late_s * 1e6
+            && evidence.connections_busy() < CONNECTIONS_BUSY
+            && !is_broken)
 }
 
 fn gaps(evidence: &Evidence) -> Option<Check> {
@@ -410,6 +534,9 @@ fn drift(evidence: &Evidence) -> Option<Check> {
     if matches!(evidence.pattern, Pattern::Ramp | Pattern::Replay | Pattern::Burst(_)) {
         return Some(check("drift", Verdict::Valid, "not judged: the load itself changes".into()));
     }
+    if evidence.interrupted {
+        return Some(check("drift", Verdict::Valid, "not judged: the run was ended early".into()));
+    }
     if stretches.len() < STRETCHES {
         return Some(check(
             "drift",
@@ -420,7 +547,10 @@ fn drift(evidence: &Evidence) -> Option<Check> {
     let qps: Vec<f64> = stretches.iter().map(|&(qps, _)| qps).collect();
     let latency: Vec<f64> = stretches.iter().map(|&(_, us)| us).collect();
     let (qps, latency) = (Trend::of(&qps), Trend::of(&latency));
-    let is_drift = qps.is_real() && qps.size() > DRIFT_QPS
+    // Steps are no trends: ranks see little of a fall in the last third, and the `served` check only its end.
+    let is_over = qps.first > 0.0 && qps.last == 0.0 && evidence.requests as f64 > STRETCHES as f64;
+    let is_drift = is_over
+        || qps.is_real() && qps.size() > DRIFT_QPS
         || latency.is_real()
             && latency.size() > DRIFT_LATENCY
             && (latency.last - latency.first).abs() > DRIFT_LATENCY_US;
@@ -461,7 +591,6 @@ struct Trend {
     /// Medians of the first and the last third.
     first: f64,
     last: f64,
-    median: f64,
 }
 
 impl Trend {
@@ -474,7 +603,6 @@ impl Trend {
             z: spearman(&times, values) * (values.len() as f64 - 1.0).sqrt(),
             first: median(&values[..third]),
             last: median(&values[values.len() - third..]),
-            median: median(values),
         }
     }
 
@@ -482,8 +610,9 @@ impl Trend {
         self.z.abs() > Z_BAR
     }
 
+    /// Against the middle of the two: the median of all is 0 when nothing was answered half of the time.
     fn size(&self) -> f64 {
-        over((self.last - self.first).abs(), self.median)
+        over((self.last - self.first).abs(), (self.first + self.last) / 2.0)
     }
 }
 
@@ -500,6 +629,10 @@ fn cpu(evidence: &Evidence) -> Option<Check> {
 fn slip(evidence: &Evidence) -> Option<Check> {
     if !evidence.is_open_loop() {
         return None;
+    }
+    if evidence.errors > evidence.requests {
+        // Their ages are no response times to hold a slip against.
+        return Some(check("slip", Verdict::Valid, "not judged: most requests failed".into()));
     }
     let found = slip_matters(evidence);
     let why = match found {
@@ -558,15 +691,45 @@ fn steal(evidence: &Evidence) -> Option<Check> {
     ))
 }
 
+/// The kernel counts the overflows of all listeners of this machine. Ours were among them only if we opened more
+/// connections than the smallest backlog holds, and then someone has waited for a retransmission.
 fn accept_queue(evidence: &Evidence) -> Option<Check> {
     // An overflow counts as a drop too (tcp_conn_request, tcp_v4_syn_recv_sock).
     let lost = evidence.machine.listen_overflows.max(evidence.machine.listen_drops);
-    let advice =
-        if lost > 0 { "; if it was the server's: a larger --backlog and net.core.somaxconn" } else { "" };
+    let waited_us = evidence.connect_us.max.max(evidence.response_us.max);
+    let perhaps_ours = evidence.connections_opened > SMALL_BACKLOG && waited_us >= RETRANSMISSION_US;
+    let whose = match lost {
+        0 => "",
+        _ if perhaps_ours => "; if it was the server's: a larger --backlog and net.core.somaxconn",
+        _ => "; others', since nothing here waited for it",
+    };
     Some(suspect_if(
         "accept_queue",
-        lost > 0,
-        format!("accept queues of this machine overflowed {lost} times (bar 0){advice}"),
+        lost > 0 && perhaps_ours,
+        format!("accept queues of this machine overflowed {lost} times (bar 0){whose}"),
+    ))
+}
+
+/// Linux gives connect(2) the ports of one parity first, and searches when they are in use: the median stays, the tail
+/// grows to milliseconds, and the rate cannot.
+fn ports(evidence: &Evidence) -> Option<Check> {
+    let bar_per_s = evidence.ports_per_s?;
+    let per_s = over(evidence.requests as f64, evidence.duration_s);
+    let slowest_us = evidence.connect_us.mean.max(evidence.connect_us.p99_9);
+    let rare = per_s > PORTS_SHARE * bar_per_s && slowest_us > SLOW_CONNECT_US;
+    let why = if rare {
+        "; it searches for a free port, and that is what was measured: --close rst, or more --source addresses"
+    } else {
+        ""
+    };
+    Some(suspect_if(
+        "ports",
+        rare,
+        format!(
+            "{per_s:.0} connections/s where ports for {bar_per_s:.0} are at hand; connect(2) takes {} at p99.9, {} in the mean{why}",
+            time(evidence.connect_us.p99_9),
+            time(evidence.connect_us.mean)
+        ),
     ))
 }
 
@@ -597,24 +760,26 @@ fn censored(evidence: &Evidence) -> Option<Check> {
     ))
 }
 
-/// A p99 from a handful of answers is a guess, and it is the number that is quoted. p99.9 would condemn every run
-/// below 10,000 requests for a column nobody may be looking at: there a remark must do.
+/// Few answers make a percentile uncertain, not wrong, and the reader can be told how few. To call every short run
+/// suspect teaches to ignore the word. Only below 100 answers is it one: what stands under p99 is the maximum then.
 fn percentiles(evidence: &Evidence) -> Option<Check> {
     if evidence.responses == 0 {
         return None;
     }
-    let beyond = |quantile: f64| evidence.responses as f64 * (1.0 - quantile);
-    let (p99, p99_9) = (beyond(0.99), beyond(0.999));
-    let remark = if p99_9 < ANSWERS_BEYOND {
-        format!("; p99.9 on {}: do not quote it", number(p99_9))
-    } else {
-        String::new()
+    let (p99, p99_9) = (evidence.responses / 100, evidence.responses / 1000);
+    let rests_on = |count: u64| match count {
+        0 => "is the maximum".into(),
+        1 => "rests on 1 answer".into(),
+        _ => format!("rests on {count} answers"),
     };
-    Some(suspect_if(
-        "percentiles",
-        p99 < ANSWERS_BEYOND,
-        format!("p99 rests on {} longer times (bar {ANSWERS_BEYOND}){remark}", number(p99.floor())),
-    ))
+    let few = |count: u64| (count as f64) < ANSWERS_BEYOND;
+    let reason = match (few(p99), few(p99_9)) {
+        _ if p99 == 0 => format!("of {} times p99 is the maximum: do not quote it", evidence.responses),
+        (true, _) => format!("p99 {}, p99.9 {}: do not quote them", rests_on(p99), rests_on(p99_9)),
+        (_, true) => format!("p99 {}, p99.9 {}: do not quote it", rests_on(p99), rests_on(p99_9)),
+        _ => format!("p99 {}", rests_on(p99)),
+    };
+    Some(suspect_if("percentiles", p99 == 0, reason))
 }
 
 fn connections(evidence: &Evidence) -> Option<Check> {
@@ -806,6 +971,7 @@ mod tests {
             due_in_window: if open { requests } else { 0 },
             answered_of_due: if open { requests } else { 0 },
             requests,
+            sent: requests,
             response_us: times,
             responses: requests,
             service_us: Latency { p50: 270.0, mean: 290.0, ..times },
@@ -822,6 +988,7 @@ mod tests {
             machine_s: seconds,
             connections_asked: 64,
             connections_peak: 64,
+            connections_opened: 64,
             ..Evidence::default()
         };
         Run { evidence, sends, dues, intervals }
@@ -950,10 +1117,17 @@ mod tests {
         fails(Fixed, "slip", Suspect, |run| run.evidence.slip_us.p50 = 140.0);
         fails(Fixed, "slip", Suspect, |run| run.evidence.slip_us.p99 = 700.0);
         fails(Closed, "steal", Suspect, |run| run.evidence.machine.steal_ticks = 1_000_000);
-        fails(Closed, "accept_queue", Suspect, |run| run.evidence.machine.listen_overflows = 1);
+        fails(Closed, "accept_queue", Suspect, |run| {
+            run.evidence.machine.listen_overflows = 1;
+            run.evidence.connect_us.max = 1_003_000.0;
+        });
+        fails(Closed, "ports", Suspect, |run| {
+            run.evidence.ports_per_s = Some(RATE);
+            run.evidence.connect_us.p99_9 = 6_400.0;
+        });
         fails(Closed, "errors", Suspect, |run| run.evidence.errors = 30);
         fails(Closed, "censored", Suspect, |run| run.evidence.censored = 30);
-        fails(Closed, "percentiles", Suspect, |run| run.evidence.responses = 999);
+        fails(Closed, "percentiles", Suspect, |run| run.evidence.responses = 99);
         fails(Closed, "connections", Suspect, |run| run.evidence.connections_peak = 63);
         fails(Closed, "connections", Invalid, |run| run.evidence.connections_peak = 40);
         fails(Closed, "complete", Suspect, |run| run.evidence.interrupted = true);
@@ -972,11 +1146,109 @@ mod tests {
         run.evidence.busy_poll = true;
         assert_eq!(run.judge().verdict, Verdict::Suspect);
         // Late, and the connections had room.
-        run.evidence.slip_us.p50 = 200_000.0;
+        run.evidence.slip_us.p50 = 2e6;
         assert_eq!(run.judge().verdict, Verdict::Invalid);
         // Late since every connection was waiting for the server.
         run.evidence.service_us.mean = 64.0 / RATE * 1e6;
         assert_eq!(run.judge().verdict, Verdict::Suspect);
+    }
+
+    #[test]
+    fn a_server_that_dies_in_mid_window_makes_the_run_invalid() {
+        for pattern in [Pattern::Closed, Pattern::Fixed, Pattern::Poisson, Pattern::Replay] {
+            for dies_at in [35, 65, 85] {
+                let mut run = good(pattern, 3);
+                run.intervals[dies_at..].iter_mut().for_each(|interval| {
+                    (interval.requests, interval.latency_us) = (0, Latency::default());
+                });
+                run.evidence.requests = run.evidence.requests * dies_at as u64 / 100;
+                run.evidence.errors = 40;
+                let defects = run.defects();
+                assert!(defects.contains(&("served".into(), Verdict::Invalid)), "{pattern:?} {defects:?}");
+                let drifts = defects.iter().any(|(name, _)| name == "drift");
+                assert!(drifts || dies_at > 67 || pattern == Pattern::Replay, "{pattern:?} {defects:?}");
+                assert!(run.judge().checks.iter().any(|check| check.reason.contains("nothing was answered")));
+            }
+        }
+    }
+
+    #[test]
+    fn silence_is_no_defect_when_nobody_asked_or_answers_take_so_long() {
+        let silent = |run: &mut Run| {
+            run.intervals[85..].iter_mut().for_each(|interval| interval.requests = 0);
+            run.evidence.errors = 1;
+        };
+        let served = |run: &Run| run.defects().iter().all(|(name, _)| name != "served");
+        // A replay whose log ends, or a thinking user.
+        let mut run = good(Pattern::Replay, 3);
+        silent(&mut run);
+        assert!(served(&run));
+        let mut run = good(Pattern::Closed, 3);
+        silent(&mut run);
+        run.evidence.requests = 20;
+        assert!(served(&run));
+        let mut run = good(Pattern::Closed, 3);
+        silent(&mut run);
+        assert!(!served(&run));
+        run.evidence.response_us.p99_9 = 2e6;
+        assert!(served(&run));
+        run.evidence.response_us.p99_9 = 1e3;
+        run.evidence.interrupted = true;
+        assert!(served(&run));
+    }
+
+    #[test]
+    fn an_early_end_leaves_no_drift_to_judge() {
+        let mut run = good(Pattern::Closed, 3);
+        run.intervals[10..].iter_mut().for_each(|interval| interval.requests = 0);
+        run.evidence.interrupted = true;
+        let trust = run.judge();
+        let drift = trust.checks.iter().find(|check| check.name == "drift").unwrap();
+        assert!(drift.reason.starts_with("not judged"), "{}", drift.reason);
+    }
+
+    #[test]
+    fn a_server_that_breaks_or_wastes_connections_is_not_blamed_on_the_client() {
+        let verdict = |run: &Run| {
+            let trust = run.judge();
+            trust.checks.into_iter().find(|check| check.name == "achieved").unwrap()
+        };
+        // Everything is reset at once, and the client is 0.2 ms late.
+        let mut run = good(Pattern::Fixed, 3);
+        (run.evidence.requests, run.evidence.answered_of_due, run.evidence.errors) = (0, 0, 20_000);
+        run.evidence.slip_us.p50 = 200.0;
+        run.evidence.service_us.mean = 50.0;
+        assert_eq!(verdict(&run).verdict, Verdict::Suspect);
+        assert!(verdict(&run).reason.contains("failed"), "{}", verdict(&run).reason);
+        // Most are abandoned after 50 ms, on connections that are never free.
+        let mut run = good(Pattern::Fixed, 3);
+        (run.evidence.requests, run.evidence.answered_of_due) = (8_000, 8_000);
+        run.evidence.slip_us.p50 = 40_000.0;
+        run.evidence.deadline_s = Some(0.05);
+        run.evidence.given_up = 12_000;
+        assert_eq!(verdict(&run).verdict, Verdict::Suspect);
+    }
+
+    #[test]
+    fn a_burst_larger_than_the_connections_waits_for_them_not_for_the_client() {
+        let mut run = good(Pattern::Burst(100), 3);
+        run.evidence.slip_us.p50 = 140.0;
+        assert!(slip(&run.evidence).unwrap().reason.contains("more --connections"));
+        run.evidence.pattern = Pattern::Burst(10);
+        assert!(slip(&run.evidence).unwrap().reason.contains("client's own"));
+    }
+
+    #[test]
+    fn few_answers_are_counted_and_not_accused() {
+        let reason = |responses| {
+            let mut run = good(Pattern::Closed, 3);
+            run.evidence.responses = responses;
+            percentiles(&run.evidence).unwrap().reason
+        };
+        assert_eq!(reason(99), "of 99 times p99 is the maximum: do not quote it");
+        assert_eq!(reason(780), "p99 rests on 7 answers, p99.9 is the maximum: do not quote them");
+        assert_eq!(reason(1_999), "p99 rests on 19 answers, p99.9 rests on 1 answer: do not quote it");
+        assert_eq!(reason(50_000), "p99 rests on 500 answers");
     }
 
     #[test]
@@ -986,7 +1258,14 @@ mod tests {
             spoil(&mut run);
             assert_eq!(run.defects(), [], "{pattern:?}");
         };
-        passes(Pattern::Closed, |run| run.evidence.responses = 2000);
+        passes(Pattern::Closed, |run| run.evidence.responses = 100);
+        // Four kept connections overflow no queue, and nobody here waited for one.
+        passes(Pattern::Closed, |run| run.evidence.machine.listen_overflows = 9);
+        passes(Pattern::Closed, |run| {
+            run.evidence.machine.listen_overflows = 9;
+            run.evidence.connections_opened = 4;
+            run.evidence.response_us.max = 1e6;
+        });
         // Two requests need no more than two connections, a connection per request opens as many as it needs.
         passes(Pattern::Closed, |run| (run.evidence.requests, run.evidence.connections_peak) = (2, 2));
         passes(Pattern::Fixed, |run| {

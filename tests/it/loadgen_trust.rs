@@ -1,14 +1,15 @@
 //! What `loadgen` says beyond one result: gates and their exit status, the search for a rate, sweeps, its own
 //! calibration, and what its numbers mean.
 
-use std::io::{BufRead, BufReader, Read};
-use std::net::SocketAddr;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Output, Stdio};
+use std::thread;
 use std::time::Instant;
 
 use acceptlab::load::calibrate::Calibration;
 use acceptlab::load::search::{Curve, Found};
-use acceptlab::report::LoadReport;
+use acceptlab::report::{LoadReport, Verdict};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::de::DeserializeOwned;
@@ -80,6 +81,94 @@ fn what_is_no_gate_is_refused_with_the_names_there_are() {
     }
 }
 
+#[test]
+fn the_verdict_can_be_a_gate() {
+    let server = start("event-driven", &[]);
+    // Twenty answers have no p99.
+    let output = run("--requests 20 --connections 1 --fail-if verdict!=valid", server.addr);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(said(&output).contains("verdict is suspect"), "{}", said(&output));
+    let output = run("--requests 20 --connections 1 --fail-if verdict==invalid", server.addr);
+    assert_eq!((output.status.code(), said(&output)), (Some(0), String::new()));
+}
+
+// ---- servers that fail ------------------------------------------------------------------------------------
+
+/// Answers so many requests on its first connection, and is gone.
+fn mortal(answers: usize) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        for _ in 0..answers {
+            if !matches!(stream.read(&mut [0; 1024]), Ok(1..)) {
+                return;
+            }
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap();
+        }
+    });
+    address
+}
+
+/// Answers nothing, and breaks every connection.
+fn rude() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read(&mut [0; 1024]);
+        }
+    });
+    address
+}
+
+#[track_caller]
+fn check(report: &LoadReport, name: &str) -> (Verdict, String) {
+    let trust = report.trust.as_ref().unwrap();
+    let check = trust.checks.iter().find(|check| check.name == name).unwrap();
+    (check.verdict, check.reason.clone())
+}
+
+#[test]
+fn a_server_that_dies_in_mid_window_makes_the_run_invalid() {
+    for flags in ["", "--rate 200"] {
+        let flags = format!("{flags} --connections 1 --duration 1s --timeout 1s --format json");
+        let report: LoadReport = json(&run(&flags, mortal(50)));
+        assert_eq!(report.requests, 50, "{flags}");
+        let (verdict, reason) = check(&report, "served");
+        assert_eq!(verdict, Verdict::Invalid, "{reason}");
+        assert!(reason.starts_with("nothing was answered in the last"), "{reason}");
+    }
+}
+
+#[test]
+fn a_server_that_breaks_every_connection_is_not_the_client_s_fault() {
+    let flags = "--rate 50 --connections 2 --duration 300ms --timeout 1s --format json";
+    let report: LoadReport = json(&run(flags, rude()));
+    let (verdict, reason) = check(&report, "achieved");
+    assert_eq!(verdict, Verdict::Suspect, "{reason}");
+    assert!(reason.contains("failed") && !reason.contains("client"), "{reason}");
+}
+
+#[test]
+fn a_run_that_was_ended_early_has_no_drift() {
+    let server = start("event-driven", &[]);
+    let mut command = loadgen("--connections 1 --duration 1m --format json", Some(server.addr));
+    let child = command.stdout(Stdio::piped()).spawn().unwrap();
+    // It has begun when the server has answered it.
+    let status = format!("/proc/{}/net/tcp", child.id());
+    let port = format!(":{:04X} 01", server.addr.port());
+    let deadline = Instant::now() + FOREVER;
+    while !std::fs::read_to_string(&status).unwrap().contains(&port) {
+        assert!(Instant::now() < deadline, "it never connected");
+        thread::yield_now();
+    }
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
+    let report: LoadReport = json(&child.wait_with_output().unwrap());
+    assert!(check(&report, "drift").1.starts_with("not judged"), "{:?}", report.trust);
+    assert_eq!(check(&report, "complete").0, Verdict::Suspect);
+}
+
 // ---- many runs --------------------------------------------------------------------------------------------
 
 #[test]
@@ -90,10 +179,11 @@ fn the_highest_rate_of_four_workers_that_sleep_five_milliseconds_is_below_800_pe
     let found: Found = json(&output);
     assert!(output.status.success(), "{}", said(&output));
     let (held, failed) = (found.highest_held_per_s.unwrap(), found.lowest_failed_per_s.unwrap());
-    // The law bounds what can hold: 4 / 5 ms, and what may be under way at the end. How far below a busy machine
-    // stays is its own affair.
-    assert!(held < 800.0 * 1.1 && held > 80.0, "{}", found.render());
-    assert!(failed > held && failed <= held * 1.05 + 1e-6, "{}", found.render());
+    // The law bounds what can hold: 4 / 5 ms, and a queue that does not show in three times the length. How far below
+    // a busy machine stays is its own affair.
+    assert!(held < 800.0 * 1.05 && held > 80.0, "{}", found.render());
+    assert!(failed > held && found.answer().contains("fails at"), "{}", found.render());
+    assert!(found.runs.last().is_some_and(|run| run.confirms && run.holds == Some(true)));
     assert!(found.runs.iter().all(|run| run.report.requests > 0));
     assert_eq!(said(&output).lines().count(), found.runs.len() + 1);
 }
