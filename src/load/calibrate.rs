@@ -21,11 +21,12 @@ use socket2::{Domain, Socket, Type};
 
 use crate::cpu;
 use crate::load::args::{Format, LoadArgs};
+use crate::load::histogram::Times;
 use crate::load::run;
 use crate::load::text::time;
 use crate::report::{Latency, LoadReport};
 use crate::sys::epoll::{Epoll, Interest};
-use crate::units::{format_duration, parse_positive_duration};
+use crate::units::{format_duration, monotonic_ns, parse_positive_duration};
 
 /// Show how much faster than any server this client is, on this machine: against a server that does nothing
 #[derive(Debug, Parser)]
@@ -71,6 +72,8 @@ pub struct Calibration {
     /// Open loop at [`OPEN_RATE`]: how late requests were sent. `None`: busy polling needs a CPU of its own.
     pub slip_us: Latency,
     pub slip_busy_poll_us: Option<Latency>,
+    /// The same of a client that only reads the clock: what the machine takes from anybody.
+    pub slip_clock_us: Latency,
 }
 
 /// The rate at which the slip is measured.
@@ -111,7 +114,23 @@ pub fn calibrate(args: &CalibrateArgs) -> Result<Calibration, String> {
         cpu_us_per_connection: cpu_us_each(&churn),
         slip_us: open.slip_us,
         slip_busy_poll_us: spinning.map(|report| report.slip_us),
+        slip_clock_us: clock_alone(OPEN_RATE, args.duration),
     })
+}
+
+/// How late a thread is that does nothing but look whether the next request would be due. What it shows are interrupts,
+/// other threads on its CPU, and the pauses of the host below: no client can be earlier.
+fn clock_alone(per_s: u32, duration: Duration) -> Latency {
+    let (start_ns, gap_ns) = (monotonic_ns(), 1_000_000_000 / u64::from(per_s));
+    let mut late = Times::new();
+    for due_ns in (start_ns..start_ns + duration.as_nanos() as u64).step_by(gap_ns as usize) {
+        let mut now_ns = monotonic_ns();
+        while now_ns < due_ns {
+            now_ns = monotonic_ns();
+        }
+        late.record(now_ns - due_ns);
+    }
+    late.latency()
 }
 
 fn measure(args: &CalibrateArgs, flags: &[&str], server: SocketAddr) -> Result<LoadReport, String> {
@@ -160,15 +179,17 @@ impl Calibration {
         );
         let _ = writeln!(text, "{:28}{:>10}{:>10}{:>10}{:>10}", "slip", "p50", "p99", "p99.9", "max");
         let polling = self.slip_busy_poll_us.as_ref().map(|slip| ("with --busy-poll", slip));
-        for (name, slip) in [("sleeping", &self.slip_us)].into_iter().chain(polling) {
+        let clock = [("the clock alone", &self.slip_clock_us)];
+        for (name, slip) in [("sleeping", &self.slip_us)].into_iter().chain(polling).chain(clock) {
             let cells: String =
                 [slip.p50, slip.p99, slip.p99_9, slip.max].map(|us| format!("{:>10}", time(us))).concat();
             let _ = writeln!(text, "{:28}{cells}", format!("{OPEN_RATE}/s, {name}"));
         }
         let _ = writeln!(
             text,
-            "\nThis client can do {:.0} requests/s per thread here: a server measured at more than {:.0}/s ({:.0} %) \
-             with one thread is limited by the client; give it more --threads.",
+            "\nThis client can do {:.0} requests/s per thread here: a server measured at more than\n\
+             {:.0}/s ({:.0} %) with one thread is limited by the client; give it more --threads.\n\
+             No client is more punctual than the clock alone: the rest of a slip is its own.",
             self.ceiling_per_s,
             self.ceiling_per_s * HEADROOM,
             HEADROOM * 100.0
