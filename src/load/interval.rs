@@ -16,6 +16,9 @@ use crate::report::{IntervalReport, Latency, WorkerShare};
 /// Stretches of each thread that are under way at a time.
 const ROUND: usize = 8;
 
+/// The evenness of more workers is judged for the whole run alone.
+const JUDGED_WORKERS: usize = 256;
+
 /// What one thread saw in one interval.
 pub struct Stretch {
     thread: usize,
@@ -294,7 +297,10 @@ impl Listener {
             connections_established: stretch.established,
             latency_us: stretch.latency.latency(),
             slip_us: stretch.slip.latency(),
-            evenness: evenness::pair(workers.iter().copied()),
+            // Of so many workers the p-values would be simulated for longer than an interval lasts.
+            evenness: (workers.len() <= JUDGED_WORKERS)
+                .then(|| evenness::pair(workers.iter().copied()))
+                .flatten(),
             workers: (0..)
                 .zip(&workers)
                 // Beyond those that are known to be there only workers that did something: a number may be high.

@@ -16,7 +16,7 @@ use crate::load::run;
 use crate::load::schedule::Rate;
 use crate::load::text::time;
 use crate::load::verdict::{ACHIEVED, BUSY_CLIENT, rightly_under_way};
-use crate::report::{LoadReport, Verdict};
+use crate::report::{Check, LoadReport, Verdict};
 use crate::units::over;
 
 /// Rates from `from` to `to`, both included, in equal steps: what bends near the capacity shows as a bend. (In equal
@@ -319,8 +319,10 @@ impl Point {
     }
 
     fn client_is_limit(&self) -> bool {
-        let invalid = self.report.trust.as_ref().is_some_and(|trust| trust.verdict == Verdict::Invalid);
-        invalid || self.report.client.cpu_share > BUSY_CLIENT
+        let Some(trust) = &self.report.trust else { return self.report.client.cpu_share > BUSY_CLIENT };
+        // A client that polls is always busy, and its verdict knows that.
+        let is_busy = |check: &Check| check.name == "cpu" && check.verdict != Verdict::Valid;
+        trust.verdict == Verdict::Invalid || trust.checks.iter().any(is_busy)
     }
 
     fn summary(&self) -> String {
@@ -453,7 +455,7 @@ fn table(points: &[Point], remark: impl Fn(usize) -> String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{Check, Latency, Trust};
+    use crate::report::{Latency, Trust};
 
     /// A server with this capacity, whose response time grows like 1/(1 − ρ), and a client that can send this much.
     fn answered(rate: Option<Rate>, capacity: f64, client: f64) -> LoadReport {
