@@ -567,7 +567,8 @@ fn the_text_report_has_the_trace_the_percentiles_and_a_bar_per_worker() {
     assert_eq!(traced.len(), 2, "{text}");
     for line in traced {
         assert!(
-            line.starts_with("HTTP/1.1 200   0.") && line.ends_with(" secs:       2 bytes ==> GET  /"),
+            line.starts_with("HTTP/1.1 200   0.")
+                && line.contains(" secs:       2 bytes ==> GET  /   worker "),
             "{line}"
         );
     }
