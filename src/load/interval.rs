@@ -371,7 +371,7 @@ mod tests {
         tellers.remove(0).finish(50 * MS, open(0));
         let report = &listener.rest(&WINDOW)[0];
         assert_eq!(report.workers.keys().collect::<Vec<_>>(), ["0", "1", "65000"]);
-        assert_eq!(report.evenness.as_ref().unwrap().connections.workers, 65_001);
+        assert_eq!(report.evenness, None, "so many are judged for the whole run alone");
     }
 
     #[test]
