@@ -91,11 +91,11 @@ fn serve(args: Args) -> Result<ServerReport, Failure> {
     let Args { workers, schedule, kill_timeout, program, .. } = args;
     let mut restarts = Restarts::new(args.max_restarts, args.within);
     let mut master = Master::start("cluster", Settings { command_line: program, workers, kill_timeout })?;
-    while let Some(happening) = master.next()? {
+    while let Some(happening) = master.next_happening()? {
         match happening {
             Happening::Query(worker, query) => match schedule {
-                Schedule::Rr => master.keep(worker, query),
-                Schedule::None => master.share(worker, query),
+                Schedule::Rr => master.keep(worker, &query),
+                Schedule::None => master.share(worker, &query),
             },
             Happening::Connection(handle, connection) => {
                 let longest_free = master.free(handle)[0];

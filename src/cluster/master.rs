@@ -62,7 +62,7 @@ pub struct Settings {
 /// What the master has to decide about; everything else it does by itself.
 pub enum Happening {
     /// A worker has called `listen()`: [`Master::keep`] the socket or [`Master::share`] it.
-    Query(usize, Query),
+    Query(usize, Box<Query>),
     /// A connection, and at least one worker is [`Master::free`] to [`Master::pass`] it to.
     Connection(u64, Rc<OwnedFd>),
     /// For the first time all workers take connections.
@@ -97,7 +97,7 @@ pub struct Master {
 }
 
 impl Master {
-    /// Starts all workers. From now on SIGTERM, SIGINT and SIGCHLD wait for [`Master::next`].
+    /// Starts all workers. From now on SIGTERM, SIGINT and SIGCHLD wait for [`Master::next_happening`].
     pub fn start(model: &str, settings: Settings) -> Result<Master, Failure> {
         let open = || {
             let (epoll, signals) = (Epoll::new(REPORTS_PER_WAIT)?, SignalQueue::open()?);
@@ -137,7 +137,7 @@ impl Master {
     ///
     /// # Errors
     /// When it has given up and the last worker is dead.
-    pub fn next(&mut self) -> Result<Option<Happening>, Failure> {
+    pub fn next_happening(&mut self) -> Result<Option<Happening>, Failure> {
         loop {
             if self.is_told_to_stop {
                 return Ok(None);
@@ -175,12 +175,12 @@ impl Master {
     }
 
     /// The master listens and accepts; the worker waits to be passed connections.
-    pub fn keep(&mut self, id: usize, query: Query) {
+    pub fn keep(&mut self, id: usize, query: &Query) {
         self.answer_query(id, query, true);
     }
 
     /// The socket itself goes to the worker, which listens and accepts.
-    pub fn share(&mut self, id: usize, query: Query) {
+    pub fn share(&mut self, id: usize, query: &Query) {
         self.answer_query(id, query, false);
     }
 
@@ -363,10 +363,10 @@ impl Master {
         }
     }
 
-    fn answer_query(&mut self, id: usize, query: Query, keep: bool) {
+    fn answer_query(&mut self, id: usize, query: &Query, keep: bool) {
         let seq = self.next_seq();
         let key = query.key();
-        let found = self.find_or_bind(id, &query, &key, keep);
+        let found = self.find_or_bind(id, query, &key, keep);
         let Some(ipc) = self.workers[id].as_mut().and_then(|worker| worker.ipc.as_mut()) else { return };
         match found {
             Ok(token) => {
@@ -376,15 +376,15 @@ impl Master {
                 }
                 handle.add_member(id);
                 if keep {
-                    ipc.send(&protocol::kept(&query, &key, handle.address, &handle.data, seq));
+                    ipc.send(&protocol::kept(query, &key, handle.address, &handle.data, seq));
                     handle.set_free(id);
                 } else {
-                    let reply = protocol::shared(&query, &key, &handle.data, seq);
+                    let reply = protocol::shared(query, &key, &handle.data, seq);
                     ipc.send_handle(&reply, Rc::clone(&handle.socket));
                 }
             }
             Err(errno) => {
-                ipc.send(&protocol::failed(&query, &key, errno, seq));
+                ipc.send(&protocol::failed(query, &key, errno, seq));
                 let tried = format!("listen {}:{}", query.address.as_str().unwrap_or("*"), query.port);
                 let what = Failure::new(tried, errno).to_string();
                 self.tell("failure", id, json!({ "what": what }));

@@ -12,7 +12,7 @@ pub enum Message {
     /// It runs.
     Online,
     /// Its program has called `listen()`: what socket is it to have?
-    Query(Query),
+    Query(Box<Query>),
     /// It takes connections.
     Listening,
     /// It takes no more connections of this handle.
@@ -107,7 +107,7 @@ impl Message {
                 Err("a queryServer without seq".to_owned())
             }
             Some("queryServer") => serde_json::from_value(message)
-                .map(Message::Query)
+                .map(|query| Message::Query(Box::new(query)))
                 .map_err(|error| format!("a queryServer that cannot be read: {error}")),
             Some("listening") => Ok(Message::Listening),
             Some("close") => match message.get("key").and_then(Value::as_str) {
@@ -161,7 +161,7 @@ mod tests {
             json!({"cmd": "NODE_CLUSTER", "act": "queryServer", "seq": 1, "index": 0, "data": null});
         message.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         match Message::parse(message) {
-            Ok(Message::Query(query)) => query,
+            Ok(Message::Query(query)) => *query,
             other => panic!("{other:?}"),
         }
     }
