@@ -6,6 +6,7 @@
 //! - [`http`] and [`work`]: what one request is, and what it costs;
 //! - [`server`]: listener, blocking handler, non-blocking connection, event loop, forking; passing connections and
 //!   relaying bytes, choosing among sockets, locks, being told to stop;
+//! - [`cluster`]: workers of any program, in the protocol of Node's cluster: kept alive, and given connections;
 //! - [`load`]: when to send, how to send, what came back, how evenly;
 //! - [`lab`]: experiment file → cases → rows → record → report;
 //! - [`report`] and [`scoreboard`]: the two JSON documents and the live counters in which these three meet;
@@ -20,6 +21,8 @@ pub mod http;
 pub mod work;
 
 pub mod server;
+
+pub mod cluster;
 
 pub mod load;
 

@@ -70,42 +70,72 @@ const CONTROL_BYTES: usize =
 /// be installed because our table is full. The message is consumed and these are gone, unlike a connection that
 /// accept(2) refuses with EMFILE. False: the other end is closed.
 pub fn receive_fds(channel: impl AsFd, mut take: impl FnMut(nix::Result<OwnedFd>)) -> nix::Result<bool> {
-    let mut announced = 0u8;
+    let mut announced = [0];
+    let mut installed = 0;
+    let install = |fd| {
+        installed += 1;
+        take(Ok(fd));
+    };
+    if receive_with_fds(channel, &mut announced, install)? == 0 {
+        return Ok(false);
+    }
+    if installed < announced[0] {
+        take(Err(Errno::ENOBUFS));
+    }
+    Ok(true)
+}
+
+/// Sends what the kernel takes of these bytes without waiting, and with the first of them a copy of the descriptor: if
+/// any byte was sent, so was the copy.
+pub fn send_with_fd(channel: impl AsFd, bytes: &[u8], fd: Option<BorrowedFd>) -> nix::Result<usize> {
+    let raw = [fd.map_or(-1, |fd| fd.as_raw_fd())];
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let rights = if fd.is_some() { &rights[..] } else { &[] };
+    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+    let bytes = [IoSlice::new(bytes)];
+    until_uninterrupted(|| sendmsg::<UnixAddr>(channel.as_fd().as_raw_fd(), &bytes, rights, flags, None))
+}
+
+/// Receives what is there without waiting, at most `buffer`, and hands over each descriptor that came with it, of those
+/// that could be installed. A receive never goes beyond the bytes that a descriptor was sent with, so those it brings
+/// belong to the last of them (unix(7)). Returns the number of bytes, 0 at the end of the stream.
+///
+/// # Errors
+/// EAGAIN when there is nothing yet.
+pub fn receive_with_fds(
+    channel: impl AsFd,
+    buffer: &mut [u8],
+    mut take: impl FnMut(OwnedFd),
+) -> nix::Result<usize> {
     let mut control = Control { bytes: [0; CONTROL_BYTES] };
-    let mut data = libc::iovec { iov_base: (&raw mut announced).cast(), iov_len: 1 };
+    let mut data = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: msghdr is a plain struct of integers and pointers, for which all zeros is a value.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = &raw mut data;
     message.msg_iovlen = 1;
     message.msg_control = (&raw mut control).cast();
     message.msg_controllen = CONTROL_BYTES as _;
-    // SAFETY: the message points to one byte and to CONTROL_BYTES of control data, each of the size it states; both
+    let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
+    // SAFETY: the message points to the buffer and to CONTROL_BYTES of control data, each of the size it states; both
     // live and are ours alone for the call.
-    let received =
-        unsafe { libc::recvmsg(channel.as_fd().as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
-    if Errno::result(received)? == 0 {
-        return Ok(false);
-    }
-    let mut installed = 0;
+    let received = unsafe { libc::recvmsg(channel.as_fd().as_raw_fd(), &raw mut message, flags) };
+    let received = Errno::result(received)? as usize;
     // SAFETY: recvmsg(2) has set msg_controllen to what it wrote, and the header is null or within it (cmsg(3)).
     let first = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
     // SAFETY: as above; a reference for the header alone.
     if let Some(header) = unsafe { first.as_ref() }.filter(|header| is_rights(header)) {
         // SAFETY: computes only. The length of a message that was truncated counts what was installed (unix(7)).
         let empty = unsafe { libc::CMSG_LEN(0) } as usize;
-        installed = (header.cmsg_len - empty) / size_of::<RawFd>();
+        let installed = (header.cmsg_len - empty) / size_of::<RawFd>();
         for i in 0..installed {
             // SAFETY: the header lies in `control`, and its length covers `installed` numbers behind it; they are
             // reached by the pointer into all of `control`, not by the reference to the header.
             let fd = unsafe { libc::CMSG_DATA(first).cast::<RawFd>().add(i).read_unaligned() };
             // SAFETY: the kernel has just installed this descriptor in our table, and each is taken exactly once.
-            take(Ok(unsafe { OwnedFd::from_raw_fd(fd) }));
+            take(unsafe { OwnedFd::from_raw_fd(fd) });
         }
     }
-    if installed < announced.into() {
-        take(Err(Errno::ENOBUFS));
-    }
-    Ok(true)
+    Ok(received)
 }
 
 fn is_rights(header: &libc::cmsghdr) -> bool {

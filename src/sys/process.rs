@@ -1,8 +1,12 @@
-//! fork(2), die-with-parent, and waiting for children with their accounts (wait4(2)).
+//! fork(2), starting programs, die-with-parent, and waiting for children with their accounts (wait4(2)).
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use nix::errno::Errno;
 use nix::sys::prctl;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{ForkResult, Pid, getpid, getppid};
 
 /// Who we are after a fork.
@@ -31,6 +35,26 @@ pub fn fork() -> nix::Result<Fork> {
             Ok(Fork::Child)
         }
     }
+}
+
+/// Starts a program that the kernel kills when this thread dies, with no signal blocked, and with `kept` open under the
+/// number it has here. It leads a process group of its own: a terminal's Ctrl-C is ours to pass on, and a signal to the
+/// group reaches what the program has started.
+pub fn spawn(command: &mut Command, kept: BorrowedFd) -> std::io::Result<Pid> {
+    let (parent, kept) = (getpid(), kept.as_raw_fd());
+    let prepare = move || {
+        prctl::set_pdeathsig(Signal::SIGKILL)?;
+        if getppid() != parent {
+            return Err(Errno::ESRCH.into());
+        }
+        // SAFETY: fcntl(2) with F_SETFD touches no memory.
+        Errno::result(unsafe { libc::fcntl(kept, libc::F_SETFD, 0) })?;
+        SigSet::empty().thread_set_mask()?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes four system calls and allocates nothing (signal-safety(7)).
+    let child = unsafe { command.process_group(0).pre_exec(prepare) }.spawn()?;
+    Ok(Pid::from_raw(child.id() as i32))
 }
 
 fn thread_count() -> Option<usize> {

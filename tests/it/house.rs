@@ -70,8 +70,16 @@ fn every_architecture_says_who_accepts_who_serves_and_who_balances() {
 
 #[test]
 fn the_library_does_not_know_which_architectures_exist() {
-    let names =
-        ["prefork", "threaded", "thread-pool", "event-driven", "shared-accept", "master-dispatch", "proxy"];
+    let names = [
+        "prefork",
+        "threaded",
+        "thread-pool",
+        "event-driven",
+        "shared-accept",
+        "master-dispatch",
+        "proxy",
+        "cluster",
+    ];
     for (path, text) in sources("src") {
         let code = text.lines().filter(is_code).collect::<Vec<_>>().join("\n");
         let code = code.split("#[cfg(test)]").next().unwrap();

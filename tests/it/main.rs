@@ -8,6 +8,7 @@ mod architectures;
 mod bad_input;
 mod books;
 mod check;
+mod cluster;
 mod contract;
 mod counting;
 mod dispatch;

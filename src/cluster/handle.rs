@@ -1,0 +1,106 @@
+//! One listening socket of the program, and the workers that are to have its connections.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+
+use nix::errno::Errno;
+use serde_json::Value;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::protocol::Query;
+
+/// What all calls of `listen()` with the same key share.
+pub struct Handle {
+    pub key: String,
+    pub socket: Rc<OwnedFd>,
+    /// With the port that the kernel chose.
+    pub address: SocketAddr,
+    pub data: Value,
+    /// The workers that have called.
+    pub members: Vec<usize>,
+    /// Those that can be given a connection, in the order in which they became free.
+    pub free: VecDeque<usize>,
+    /// Those that have refused one, and when they are asked again.
+    pub resting: Vec<(u64, usize)>,
+    /// Accepted, and to be given again.
+    pub returned: VecDeque<Rc<OwnedFd>>,
+    /// The listening socket may have more.
+    pub is_ready: bool,
+    /// Since when it has no member, and what it has accepted waits for a successor.
+    pub orphaned_ns: Option<u64>,
+}
+
+impl Handle {
+    /// Binds what the program asks for, with the options that Node sets.
+    pub fn bind(query: &Query, key: String) -> nix::Result<Handle> {
+        let mut failed = Errno::EINVAL;
+        for address in query.addresses()? {
+            match bind(address, query.is_ipv6_only()) {
+                Ok((socket, address)) => {
+                    return Ok(Handle {
+                        key,
+                        socket: Rc::new(socket.into()),
+                        address,
+                        data: Value::Null,
+                        members: Vec::new(),
+                        free: VecDeque::new(),
+                        resting: Vec::new(),
+                        returned: VecDeque::new(),
+                        is_ready: false,
+                        orphaned_ns: None,
+                    });
+                }
+                Err(error) => failed = error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw),
+            }
+        }
+        Err(failed)
+    }
+
+    pub fn add_member(&mut self, worker: usize) {
+        if !self.members.contains(&worker) {
+            self.members.push(worker);
+        }
+        self.orphaned_ns = None;
+    }
+
+    pub fn set_free(&mut self, worker: usize) {
+        if self.members.contains(&worker) && !self.free.contains(&worker) {
+            self.free.push_back(worker);
+        }
+    }
+
+    pub fn remove_member(&mut self, worker: usize, now_ns: u64) {
+        let before = self.members.len();
+        self.members.retain(|&member| member != worker);
+        self.free.retain(|&free| free != worker);
+        self.resting.retain(|&(_, resting)| resting != worker);
+        if self.members.is_empty() && before > 0 {
+            self.orphaned_ns = Some(now_ns);
+        }
+    }
+
+    /// There may be a connection, and somebody is free to have it.
+    pub fn can_give(&self) -> bool {
+        !self.free.is_empty() && (self.is_ready || !self.returned.is_empty())
+    }
+}
+
+impl AsFd for Handle {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn bind(address: SocketAddr, is_ipv6_only: bool) -> std::io::Result<(Socket, SocketAddr)> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(is_ipv6_only)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    let bound = socket.local_addr()?.as_socket().expect("a TCP socket has an IP address");
+    Ok((socket, bound))
+}

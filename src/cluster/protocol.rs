@@ -1,0 +1,207 @@
+//! The messages of Node's cluster, as `lib/internal/cluster/{primary,child}.js` of Node 20 send them.
+
+use std::net::{IpAddr, SocketAddr};
+
+use nix::errno::Errno;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// What a worker says to its master.
+#[derive(Debug)]
+pub enum Message {
+    /// It runs.
+    Online,
+    /// Its program has called `listen()`: what socket is it to have?
+    Query(Box<Query>),
+    /// It takes connections.
+    Listening,
+    /// It takes no more connections of this handle.
+    Close(String),
+    /// It is about to disconnect on its own, and wants an answer first.
+    ExitedAfterDisconnect { seq: u64 },
+    /// The answer to a connection that it was given.
+    Answer { ack: u64, accepted: bool },
+    /// A message of the program's own; nobody listens to it.
+    Other,
+}
+
+/// A call of `listen()`. Node passes on what the program and its own library have given, which is not always what it
+/// should be (`"backlog": false` stands for none); a field of another type counts as missing.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Query {
+    /// What the answer refers to.
+    pub seq: Value,
+    /// An IP address; without one any.
+    pub address: Value,
+    pub port: Value,
+    /// 4 or 6 for TCP, -1 for a Unix socket, `"udp4"` or `"udp6"`.
+    pub address_type: Value,
+    pub fd: Value,
+    /// Tells calls of the same program with the same address apart.
+    pub index: Value,
+    pub flags: Value,
+    pub backlog: Value,
+    /// What the workers share of a server, as the keys of TLS tickets: the first worker's is everybody's.
+    pub data: Value,
+}
+
+/// `UV_TCP_IPV6ONLY` of libuv's `uv.h`.
+const IPV6_ONLY: u64 = 1;
+
+/// How many listen(2) lets wait where the program does not say (Node's default).
+const BACKLOG: i32 = 511;
+
+impl Query {
+    /// Calls with the same key, from whatever workers, share a handle.
+    pub fn key(&self) -> String {
+        let Query { address, port, address_type, fd, index, .. } = self;
+        format!("{}:{port}:{address_type}:{fd}:{index}", address.as_str().unwrap_or("null"))
+    }
+
+    /// Where to bind, in the order of preference.
+    ///
+    /// # Errors
+    /// EINVAL for what is no address and ENOTSUP for a Unix socket, UDP or a descriptor: these are not handled here.
+    pub fn addresses(&self) -> nix::Result<Vec<SocketAddr>> {
+        if self.fd.as_i64().is_some_and(|fd| fd >= 0) || !matches!(self.address_type.as_i64(), Some(4 | 6)) {
+            return Err(Errno::ENOTSUP);
+        }
+        let port = self.port.as_u64().and_then(|port| u16::try_from(port).ok()).ok_or(Errno::EINVAL)?;
+        // Any address: IPv6 takes both kinds, where it exists (`createServerHandle` in Node's `lib/net.js`).
+        let candidates = self.address.as_str().map_or(vec!["::", "0.0.0.0"], |address| vec![address]);
+        let addresses = candidates.into_iter().map(|address| {
+            address.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, port)).map_err(|_| Errno::EINVAL)
+        });
+        addresses.collect()
+    }
+
+    pub fn is_ipv6_only(&self) -> bool {
+        self.flags.as_u64().unwrap_or(0) & IPV6_ONLY != 0
+    }
+
+    /// For listen(2).
+    pub fn backlog(&self) -> i32 {
+        let backlog = self.backlog.as_i64().and_then(|backlog| i32::try_from(backlog).ok());
+        backlog.filter(|&backlog| backlog > 0).unwrap_or(BACKLOG)
+    }
+}
+
+impl Message {
+    /// # Errors
+    /// Why a message that claims to be of the cluster is none.
+    pub fn parse(message: Value) -> Result<Message, String> {
+        if message.get("cmd").and_then(Value::as_str) != Some("NODE_CLUSTER") {
+            return Ok(Message::Other);
+        }
+        let number = |field: &str| {
+            message.get(field).and_then(Value::as_u64).ok_or_else(|| format!("a message without {field}"))
+        };
+        if message.get("ack").is_some() {
+            let accepted = message.get("accepted").and_then(Value::as_bool);
+            return Ok(Message::Answer { ack: number("ack")?, accepted: accepted.unwrap_or(false) });
+        }
+        match message.get("act").and_then(Value::as_str) {
+            Some("online") => Ok(Message::Online),
+            Some("queryServer") if message.get("seq").is_none() => {
+                Err("a queryServer without seq".to_owned())
+            }
+            Some("queryServer") => serde_json::from_value(message)
+                .map(|query| Message::Query(Box::new(query)))
+                .map_err(|error| format!("a queryServer that cannot be read: {error}")),
+            Some("listening") => Ok(Message::Listening),
+            Some("close") => match message.get("key").and_then(Value::as_str) {
+                Some(key) => Ok(Message::Close(key.to_owned())),
+                None => Err("a close without a key".to_owned()),
+            },
+            Some("exitedAfterDisconnect") => Ok(Message::ExitedAfterDisconnect { seq: number("seq")? }),
+            _ => Err("an act that nobody knows".to_owned()),
+        }
+    }
+}
+
+/// The socket is the master's: the worker is to wait for connections of `key`.
+pub fn kept(query: &Query, key: &str, address: SocketAddr, data: &Value, seq: u64) -> Value {
+    let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+    let sockname = json!({"family": family, "address": address.ip().to_string(), "port": address.port()});
+    json!({"cmd": "NODE_CLUSTER", "key": key, "sockname": sockname, "data": data, "ack": query.seq, "seq": seq})
+}
+
+/// The socket comes with this message: the worker is to listen and accept.
+pub fn shared(query: &Query, key: &str, data: &Value, seq: u64) -> Value {
+    json!({"cmd": "NODE_CLUSTER", "key": key, "data": data, "ack": query.seq, "seq": seq})
+}
+
+/// `listen()` fails, with the number in Node's sign.
+pub fn failed(query: &Query, key: &str, errno: Errno, seq: u64) -> Value {
+    json!({"cmd": "NODE_CLUSTER", "errno": -(errno as i32), "key": key, "data": null, "ack": query.seq, "seq": seq})
+}
+
+/// A connection of `key` comes with this message.
+pub fn new_connection(key: &str, seq: u64) -> Value {
+    json!({"cmd": "NODE_CLUSTER", "act": "newconn", "key": key, "seq": seq})
+}
+
+/// The worker is to close its servers, answer what is open, and leave.
+pub fn disconnect(seq: u64) -> Value {
+    json!({"cmd": "NODE_CLUSTER", "act": "disconnect", "seq": seq})
+}
+
+/// What was said has been heard.
+pub fn acknowledge(heard: u64, seq: u64) -> Value {
+    json!({"cmd": "NODE_CLUSTER", "ack": heard, "seq": seq})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn query(fields: Value) -> Query {
+        let mut message =
+            json!({"cmd": "NODE_CLUSTER", "act": "queryServer", "seq": 1, "index": 0, "data": null});
+        message.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        match Message::parse(message) {
+            Ok(Message::Query(query)) => *query,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_listen_without_an_address_is_for_both_kinds_of_it() {
+        let any = query(json!({"address": null, "port": 80, "addressType": 4, "flags": 0}));
+        assert_eq!(any.addresses(), Ok(vec!["[::]:80".parse().unwrap(), "0.0.0.0:80".parse().unwrap()]));
+        let one = query(json!({"address": "127.0.0.1", "port": 0, "addressType": 4, "backlog": false}));
+        assert_eq!(one.addresses(), Ok(vec!["127.0.0.1:0".parse().unwrap()]));
+        assert_ne!(any.key(), one.key());
+    }
+
+    #[test]
+    fn what_is_no_tcp_address_is_refused() {
+        for (fields, errno) in [
+            (json!({"address": "/tmp/socket", "port": -1, "addressType": -1}), Errno::ENOTSUP),
+            (json!({"address": "127.0.0.1", "port": 1, "addressType": "udp4"}), Errno::ENOTSUP),
+            (json!({"address": null, "port": 1, "addressType": 4, "fd": 5}), Errno::ENOTSUP),
+            (json!({"address": "nowhere", "port": 1, "addressType": 4}), Errno::EINVAL),
+            (json!({"address": null, "port": "80", "addressType": 4}), Errno::EINVAL),
+            (json!({"address": null, "port": 70000, "addressType": 4}), Errno::EINVAL),
+        ] {
+            assert_eq!(query(fields).addresses(), Err(errno));
+        }
+    }
+
+    #[test]
+    fn a_message_that_only_claims_to_be_of_the_cluster_is_refused() {
+        for message in [
+            json!({"cmd": "NODE_CLUSTER"}),
+            json!({"cmd": "NODE_CLUSTER", "act": 7}),
+            json!({"cmd": "NODE_CLUSTER", "act": "queryServer", "port": 1}),
+            json!({"cmd": "NODE_CLUSTER", "act": "close", "key": {}}),
+            json!({"cmd": "NODE_CLUSTER", "ack": -1}),
+        ] {
+            assert!(Message::parse(message.clone()).is_err(), "{message}");
+        }
+        for message in [json!(null), json!({"cmd": 5}), json!(["NODE_CLUSTER"]), json!({"act": "online"})] {
+            assert!(matches!(Message::parse(message), Ok(Message::Other)));
+        }
+    }
+}

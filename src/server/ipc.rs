@@ -1,0 +1,389 @@
+//! The channel between Node's cluster and its workers: a Unix stream socket, one JSON value a line, and a descriptor as
+//! SCM_RIGHTS with its line (unix(7)). The master's end.
+//!
+//! A line that carries a descriptor is wrapped as `{"cmd":"NODE_HANDLE","type":…,"msg":…}` and answered with
+//! `NODE_HANDLE_ACK`, or `NODE_HANDLE_NACK` where the descriptor did not arrive; until then nothing else is sent, so that
+//! the order stays. See `lib/internal/child_process.js` of Node 20.
+//!
+//! Nothing blocks: what the socket does not take waits here, and what it brings may end in the middle of a line. Whatever
+//! does not follow the protocol is reported and passed over.
+
+use std::collections::VecDeque;
+use std::mem;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+
+use memchr::memchr;
+use nix::errno::Errno;
+use serde_json::{Value, json};
+
+use crate::failure::Failure;
+use crate::sys::epoll::Interest;
+use crate::sys::fd::{receive_with_fds, send_with_fd};
+
+/// No line may be longer. Node has no bound; this one is far above what is sent between processes in one piece.
+pub const LONGEST_LINE: usize = 16 << 20;
+
+/// Who does not take what we answer is not listened to while this much of it waits.
+const MOST_UNSENT_BYTES: usize = 256 * 1024;
+
+/// How often a descriptor that did not arrive is sent again, as in Node.
+const MOST_RETRANSMISSIONS: u32 = 3;
+
+/// What one receive may bring.
+pub const BUFFER_BYTES: usize = 64 * 1024;
+
+/// What the other end has sent.
+#[derive(Debug)]
+pub enum Incoming {
+    /// A message, unwrapped and acknowledged where it came with a descriptor.
+    Message(Value, Option<OwnedFd>),
+    /// Something that the protocol does not know; it has been passed over.
+    Violation(String),
+}
+
+/// Our end of a channel.
+pub struct Ipc {
+    socket: OwnedFd,
+    /// The beginning of a line, whose end has not arrived.
+    line: Vec<u8>,
+    /// That line is too long, and is passed over up to its end.
+    is_skipping: bool,
+    /// It came with a line that has no end yet.
+    handle: Option<OwnedFd>,
+    outbox: VecDeque<Parcel>,
+    /// Bytes of the first parcel that have been sent.
+    sent: usize,
+    unsent_bytes: usize,
+    /// Sent with its descriptor, and not acknowledged.
+    unacknowledged: Option<Parcel>,
+    /// The socket takes no more for now.
+    is_full: bool,
+    /// The kernel has too many descriptors on their way (unix(7), ETOOMANYREFS), and does not say when that ends.
+    is_starved: bool,
+}
+
+struct Parcel {
+    line: Vec<u8>,
+    handle: Option<Rc<OwnedFd>>,
+    /// It says what has become of a descriptor, and does not wait for what we hear of ours.
+    is_acknowledgement: bool,
+    retransmissions: u32,
+}
+
+impl Ipc {
+    /// Our end, and the one to be inherited by the other process.
+    pub fn pair() -> Result<(Ipc, OwnedFd), Failure> {
+        let (ours, theirs) = UnixStream::pair()
+            .map_err(|error| Failure::new("open a Unix socket pair", error).advise("raise ulimit -n"))?;
+        let ipc = Ipc {
+            socket: ours.into(),
+            line: Vec::new(),
+            is_skipping: false,
+            handle: None,
+            outbox: VecDeque::new(),
+            sent: 0,
+            unsent_bytes: 0,
+            unacknowledged: None,
+            is_full: false,
+            is_starved: false,
+        };
+        Ok((ipc, theirs.into()))
+    }
+
+    /// Sends a message, or keeps it until it can be sent.
+    pub fn send(&mut self, message: &Value) {
+        self.post(message, None, false);
+    }
+
+    /// Sends a message with a copy of a descriptor.
+    pub fn send_handle(&mut self, message: &Value, handle: Rc<OwnedFd>) {
+        let wrapped = json!({"cmd": "NODE_HANDLE", "type": "net.Native", "msg": message});
+        self.post(&wrapped, Some(handle), false);
+    }
+
+    /// Sends what waits, as far as the other end takes it. That the other end is closed is found by receiving.
+    pub fn flush(&mut self) {
+        (self.is_full, self.is_starved) = (false, false);
+        while let Some(parcel) = self.outbox.front() {
+            if self.unacknowledged.is_some() && !parcel.is_acknowledgement {
+                return;
+            }
+            let handle = parcel.handle.as_ref().filter(|_| self.sent == 0).map(|handle| handle.as_fd());
+            match send_with_fd(&self.socket, &parcel.line[self.sent..], handle) {
+                Ok(sent) => {
+                    self.sent += sent;
+                    self.unsent_bytes -= sent;
+                    if self.sent == parcel.line.len() {
+                        self.sent = 0;
+                        self.unacknowledged = self
+                            .outbox
+                            .pop_front()
+                            .filter(|parcel| parcel.handle.is_some())
+                            .or(self.unacknowledged.take());
+                    }
+                }
+                Err(Errno::EAGAIN) => return self.is_full = true,
+                Err(Errno::ETOOMANYREFS | Errno::ENOBUFS | Errno::ENOMEM) => return self.is_starved = true,
+                Err(_) => {
+                    self.outbox.clear();
+                    (self.sent, self.unsent_bytes) = (0, 0);
+                }
+            }
+        }
+    }
+
+    /// What to wait for.
+    pub fn interest(&self) -> Interest {
+        let mut interest = Interest::empty();
+        interest.set(Interest::EPOLLOUT, self.is_full);
+        interest.set(Interest::EPOLLIN, self.unsent_bytes < MOST_UNSENT_BYTES);
+        interest
+    }
+
+    /// No readiness will be reported: [`Ipc::flush`] again in a while.
+    pub fn is_starved(&self) -> bool {
+        self.is_starved
+    }
+
+    /// Receives once into `buffer`, and adds what that completes to `incoming`. False: the other end is closed.
+    pub fn receive(&mut self, buffer: &mut [u8], incoming: &mut VecDeque<Incoming>) -> bool {
+        let (handle, mut surplus) = (&mut self.handle, 0);
+        let received = receive_with_fds(&self.socket, buffer, |fd| match handle {
+            None => *handle = Some(fd),
+            Some(_) => surplus += 1,
+        });
+        if surplus > 0 {
+            incoming.push_back(violation(format_args!("{surplus} descriptors where none belongs")));
+        }
+        match received {
+            Ok(0) => return false,
+            Ok(length) => self.take_bytes(&buffer[..length], incoming),
+            Err(Errno::EAGAIN) => {}
+            // ECONNRESET when it has not read all that we sent.
+            Err(_) => return false,
+        }
+        if self.line.is_empty() && !self.is_skipping && self.handle.take().is_some() {
+            incoming.push_back(violation("a descriptor where none belongs"));
+        }
+        self.flush();
+        true
+    }
+
+    fn post(&mut self, message: &Value, handle: Option<Rc<OwnedFd>>, is_acknowledgement: bool) {
+        let mut line = serde_json::to_vec(message).expect("a value has string keys");
+        line.push(b'\n');
+        self.post_parcel(Parcel { line, handle, is_acknowledgement, retransmissions: 0 }, is_acknowledgement);
+        self.flush();
+    }
+
+    fn post_parcel(&mut self, parcel: Parcel, is_first: bool) {
+        self.unsent_bytes += parcel.line.len();
+        match is_first {
+            // Not into the middle of a line.
+            true => self.outbox.insert(usize::from(self.sent > 0), parcel),
+            false => self.outbox.push_back(parcel),
+        }
+    }
+
+    fn take_bytes(&mut self, mut bytes: &[u8], incoming: &mut VecDeque<Incoming>) {
+        while let Some(end) = memchr(b'\n', bytes) {
+            let head = &bytes[..end];
+            bytes = &bytes[end + 1..];
+            if mem::take(&mut self.is_skipping) {
+                self.handle = None;
+            } else if self.line.is_empty() {
+                self.take_line(head, incoming);
+            } else {
+                let mut line = mem::take(&mut self.line);
+                line.extend_from_slice(head);
+                self.take_line(&line, incoming);
+            }
+        }
+        if !self.is_skipping && self.line.len() + bytes.len() > LONGEST_LINE {
+            incoming.push_back(violation(format_args!("a line of more than {LONGEST_LINE} bytes")));
+            self.line = Vec::new();
+            self.is_skipping = true;
+        }
+        if !self.is_skipping {
+            self.line.extend_from_slice(bytes);
+        }
+    }
+
+    fn take_line(&mut self, line: &[u8], incoming: &mut VecDeque<Incoming>) {
+        let mut message: Value = match serde_json::from_slice(line) {
+            Ok(message) => message,
+            Err(error) => {
+                let begin = String::from_utf8_lossy(&line[..line.len().min(40)]);
+                return incoming
+                    .push_back(violation(format_args!("a line {begin:?} that is no JSON: {error}")));
+            }
+        };
+        match message.get("cmd").and_then(Value::as_str) {
+            Some("NODE_HANDLE") => {
+                let handle = self.handle.take();
+                let answer = if handle.is_some() { "NODE_HANDLE_ACK" } else { "NODE_HANDLE_NACK" };
+                self.post(&json!({ "cmd": answer }), None, true);
+                incoming.push_back(match handle {
+                    Some(_) => Incoming::Message(message["msg"].take(), handle),
+                    None => violation("a message whose descriptor has not arrived"),
+                });
+            }
+            Some(answer @ ("NODE_HANDLE_ACK" | "NODE_HANDLE_NACK")) => match self.unacknowledged.take() {
+                Some(mut parcel) if answer == "NODE_HANDLE_NACK" => {
+                    parcel.retransmissions += 1;
+                    if parcel.retransmissions <= MOST_RETRANSMISSIONS {
+                        self.post_parcel(parcel, true);
+                    } else {
+                        incoming.push_back(violation("a descriptor did not arrive"));
+                    }
+                }
+                Some(_) => {}
+                None => incoming.push_back(violation(format_args!("{answer} where nothing was sent"))),
+            },
+            _ => incoming.push_back(Incoming::Message(message, None)),
+        }
+    }
+}
+
+impl AsFd for Ipc {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn violation(what: impl ToString) -> Incoming {
+    Incoming::Violation(what.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Ends {
+        ipc: Ipc,
+        theirs: OwnedFd,
+    }
+
+    impl Ends {
+        fn new() -> Ends {
+            let (ipc, theirs) = Ipc::pair().unwrap();
+            Ends { ipc, theirs }
+        }
+
+        /// What the other end sends, as it is understood.
+        fn hear(&mut self, bytes: &[u8], handle: Option<&OwnedFd>) -> Vec<String> {
+            assert_eq!(send_with_fd(&self.theirs, bytes, handle.map(AsFd::as_fd)), Ok(bytes.len()));
+            let mut incoming = VecDeque::new();
+            assert!(self.ipc.receive(&mut [0; BUFFER_BYTES], &mut incoming));
+            let tell = |incoming| match incoming {
+                Incoming::Message(message, None) => message.to_string(),
+                Incoming::Message(message, Some(_)) => format!("{message} with a descriptor"),
+                Incoming::Violation(what) => format!("violation: {what}"),
+            };
+            incoming.into_iter().map(tell).collect()
+        }
+
+        /// What the other end can receive, and how many descriptors with it.
+        fn sent(&self) -> (String, usize) {
+            let (mut all, mut handles, mut buffer) = (Vec::new(), 0, [0; BUFFER_BYTES]);
+            while let Ok(length @ 1..) = receive_with_fds(&self.theirs, &mut buffer, |_| handles += 1) {
+                all.extend_from_slice(&buffer[..length]);
+            }
+            (String::from_utf8(all).unwrap(), handles)
+        }
+    }
+
+    fn open() -> OwnedFd {
+        std::fs::File::open("/dev/null").unwrap().into()
+    }
+
+    const ACK: &[u8] = b"{\"cmd\":\"NODE_HANDLE_ACK\"}\n";
+    const NACK: &[u8] = b"{\"cmd\":\"NODE_HANDLE_NACK\"}\n";
+    const HANDLE: &[u8] = b"{\"cmd\":\"NODE_HANDLE\",\"type\":\"net.Native\",\"msg\":7}\n";
+
+    #[test]
+    fn lines_are_messages_however_they_are_cut() {
+        let mut ends = Ends::new();
+        assert_eq!(ends.hear(b"1\n{\"a\":", None), ["1"]);
+        assert!(ends.hear(b"\"b", None).is_empty());
+        assert_eq!(ends.hear(b"\"}\n\"c\"\n", None), ["{\"a\":\"b\"}", "\"c\""]);
+    }
+
+    #[test]
+    fn what_is_no_json_is_reported_and_the_next_line_is_heard() {
+        let mut ends = Ends::new();
+        for garbage in [&b"\n2\n"[..], b"no\n2\n", b"{\"a\":1\n2\n", b"\"\xff\"\n2\n", b"\0\0\n2\n"] {
+            let heard = ends.hear(garbage, None);
+            assert!(heard[0].starts_with("violation: a line "), "{heard:?}");
+            assert_eq!(heard[1], "2");
+        }
+    }
+
+    #[test]
+    fn a_line_beyond_the_bound_is_reported_once_and_passed_over() {
+        let mut ends = Ends::new();
+        let piece = [b'x'; BUFFER_BYTES];
+        let mut told = Vec::new();
+        for _ in 0..LONGEST_LINE / BUFFER_BYTES + 5 {
+            told.extend(ends.hear(&piece, None));
+        }
+        assert_eq!(told, [format!("violation: a line of more than {LONGEST_LINE} bytes")]);
+        assert_eq!(ends.hear(b"x\n3\n", None), ["3"]);
+    }
+
+    #[test]
+    fn a_descriptor_arrives_with_its_line_and_is_acknowledged_and_elsewhere_it_is_a_violation() {
+        let mut ends = Ends::new();
+        assert_eq!(ends.hear(HANDLE, Some(&open())), ["7 with a descriptor"]);
+        assert_eq!(ends.sent(), (String::from_utf8_lossy(ACK).into_owned(), 0));
+        assert_eq!(ends.hear(b"4\n", Some(&open())), ["4", "violation: a descriptor where none belongs"]);
+        assert_eq!(ends.hear(HANDLE, None), ["violation: a message whose descriptor has not arrived"]);
+        assert_eq!(ends.sent(), (String::from_utf8_lossy(NACK).into_owned(), 0));
+        assert!(ends.hear(&HANDLE[..9], Some(&open())).is_empty());
+        assert_eq!(ends.hear(&HANDLE[9..], None), ["7 with a descriptor"]);
+        assert_eq!(ends.hear(ACK, None), ["violation: NODE_HANDLE_ACK where nothing was sent"]);
+    }
+
+    #[test]
+    fn behind_a_descriptor_everything_waits_for_its_acknowledgement_but_an_acknowledgement() {
+        let mut ends = Ends::new();
+        ends.ipc.send_handle(&json!(1), Rc::new(open()));
+        ends.ipc.send(&json!("later"));
+        let (line, handles) = ends.sent();
+        assert!(line.contains("\"msg\":1") && !line.contains("later") && handles == 1, "{line}");
+        ends.hear(HANDLE, Some(&open()));
+        assert_eq!(ends.sent(), (String::from_utf8_lossy(ACK).into_owned(), 0));
+        assert!(ends.hear(NACK, None).is_empty());
+        let (line, handles) = ends.sent();
+        assert!(line.contains("\"msg\":1") && handles == 1, "{line}");
+        assert!(ends.hear(ACK, None).is_empty());
+        assert_eq!(ends.sent(), ("\"later\"\n".to_owned(), 0));
+    }
+
+    #[test]
+    fn who_reads_nothing_blocks_nobody_and_is_not_listened_to() {
+        let mut ends = Ends::new();
+        let message = json!("m".repeat(100_000));
+        while ends.ipc.interest().contains(Interest::EPOLLIN) {
+            ends.ipc.send(&message);
+        }
+        assert_eq!(ends.ipc.interest(), Interest::EPOLLOUT);
+        let mut sent = ends.sent().0.len();
+        while !ends.ipc.outbox.is_empty() {
+            ends.ipc.flush();
+            sent += ends.sent().0.len();
+        }
+        assert_eq!(sent % 100_003, 0);
+        assert_eq!(ends.ipc.interest(), Interest::EPOLLIN);
+    }
+
+    #[test]
+    fn the_end_is_seen_by_receiving_and_sending_to_it_is_no_failure() {
+        let mut ends = Ends::new();
+        drop(ends.theirs);
+        ends.ipc.send(&json!(1));
+        assert!(!ends.ipc.receive(&mut [0; 16], &mut VecDeque::new()));
+    }
+}
