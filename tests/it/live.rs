@@ -19,7 +19,11 @@ fn is_drawn(screen: &str) -> bool {
 
 /// The shell has printed the exit status.
 fn has_ended(screen: &str) -> bool {
-    screen.lines().any(|line| line.starts_with("status "))
+    // The line that was typed may be broken in front of its own "status $?".
+    let status = |line: &str| {
+        line.strip_prefix("status ").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    screen.lines().any(status)
 }
 
 #[test]
