@@ -36,7 +36,8 @@ cluster: its TCP listen() goes to the master. Unix sockets and UDP are refused (
 The first line on standard output is `ready ADDR:PORT`, when every worker listens. Standard error
 has an event a line, as JSON, and what the workers write. SIGTERM or Ctrl-C disconnects the workers,
 lets them finish, and prints one JSON document, in which what only the program knows (requests,
-errors, and with `none` connections) is 0. The status is 1 when the program was given up.";
+errors, and with `none` connections) is 0. The status is 1 when the program was given up and its
+last worker is gone.";
 
 /// Keeps N workers of a Node program alive, and gives them connections or their listening socket
 #[derive(Parser)]
