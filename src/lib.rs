@@ -11,8 +11,8 @@
 //! - [`lab`]: experiment file → cases → rows → record → report;
 //! - [`report`] and [`scoreboard`]: the two JSON documents and the live counters in which these three meet;
 //! - [`failure`]: how a program that cannot go on says so;
-//! - [`units`], [`cpu`], [`machine`], [`sys`]: durations, the CPUs we may use, what the kernel counted, and the system
-//!   calls as thin safe lines.
+//! - [`units`], [`stats`], [`cpu`], [`machine`], [`sys`]: durations, statistics, the CPUs we may use, what the kernel
+//!   counted, and the system calls as thin safe lines.
 //!
 //! `server`, `load` and `lab` do not import each other: they meet through the command line, the `ready` line
 //! and JSON, like the programs made of them.
@@ -33,5 +33,6 @@ pub mod failure;
 pub mod machine;
 pub mod report;
 pub mod scoreboard;
+pub mod stats;
 pub mod sys;
 pub mod units;

@@ -115,7 +115,8 @@ pub struct LoadReport {
     /// Service time, from the moment the request was sent; in closed loop the same as `latency_us`. A request
     /// that was never sent has none.
     pub service_us: Latency,
-    /// From `connect(2)` to an established connection, over the whole run, without the idle crowd.
+    /// From `connect(2)` to an established connection, over the whole run, without the idle crowd. A handshake that timed
+    /// out, or that the end of the run cut short, is in it with its age then.
     pub connect_us: Latency,
     /// From the moment the request was sent to the first byte of its answer.
     #[serde(default)]
@@ -126,7 +127,8 @@ pub struct LoadReport {
     /// Requests in the histograms at their age, since no answer came: each of them would have been longer.
     #[serde(default)]
     pub censored: u64,
-    /// Requests due in the measured window over its length; open loop alone.
+    /// Requests due in the measured window over its length, or of a number of requests over the span of their due times;
+    /// open loop alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offered_per_s: Option<f64>,
     /// What `--deadline` ended.

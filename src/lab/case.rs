@@ -94,6 +94,7 @@ pub fn expand(experiment: &str, matrix: &Matrix, quick: bool) -> Result<Vec<Case
                 }
             }
         }
+        check_pipelining(table, &cases[first..])?;
         check_baseline(table, &cases)?;
         compare(table, &mut cases[first..]);
     }
@@ -314,6 +315,16 @@ fn check_axes(matrix: &Matrix, table: &TableSpec) -> Result<(), Fault> {
     }
 }
 
+/// Requests sent in bundles share their system calls, so that they are another unit.
+fn check_pipelining(table: &TableSpec, cases: &[Case]) -> Result<(), Fault> {
+    let is_pipelined = |case: &Case| flag(&case.client, "--pipeline").is_some();
+    if cases.iter().any(is_pipelined) && !cases.iter().all(is_pipelined) {
+        let what = "pipelined requests stand in a table of their own, not beside others";
+        return Err(Fault::at(table.load.span(), what.to_string()));
+    }
+    Ok(())
+}
+
 fn check_baseline(table: &TableSpec, cases: &[Case]) -> Result<(), Fault> {
     let mut rows = cases.iter().filter(|case| case.table == table.id);
     for (name, value) in &table.baseline {
@@ -401,6 +412,11 @@ quick = { axes = { connections = [8] } }"#;
             ("server = \"sync\"", "server = \"snyc\"", "is no row of table"),
             ("[8] } }", "[] , cores = [2] } }", "does not exist"),
             ("[1, 8]", "[]", "has no value"),
+            (
+                "\"loadgen --connections {connections} --duration {duration} --warmup {warmup}\"",
+                "[\"loadgen\", { name = \"piped\", run = \"loadgen --pipeline 4\" }]",
+                "a table of their own",
+            ),
             ("\"p50\"", "\"p51\"", "lab explain"),
             ("load = \"loadgen", "load = [\"loadgen\", \"loadgen --pin\"] #", "give a client a name"),
         ] {

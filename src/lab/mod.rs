@@ -7,7 +7,7 @@
 //!   kernel counted meanwhile; [`disturb`] and [`sysctl`]: what is done to it, and around it;
 //! - [`runner`]: one case, run once, becomes one row; [`foreign`]: clients that are not ours, and what they print;
 //! - [`fingerprint`]: the machine; [`record`]: rows on disk, append-only; [`session`]: a whole `lab run`;
-//! - [`books`]: the client's against the server's; [`stats`], [`columns`], [`table`]: rows → cells; [`report`]: cells →
+//! - [`books`]: the client's against the server's; [`columns`], [`table`]: rows → cells; [`report`]: cells →
 //!   terminal and RESULTS.md;
 //! - [`verify`]: the same cases as tests; [`check`]: any server against the contract; [`order`]: who takes connections
 //!   that come one after another; [`watch`]: a running server's counters on the terminal.
@@ -37,7 +37,6 @@ pub mod session;
 pub mod books;
 pub mod columns;
 pub mod report;
-pub mod stats;
 pub mod table;
 
 pub mod check;

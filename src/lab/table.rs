@@ -12,7 +12,7 @@ use crate::lab::columns::{self, Column, Sample, Value};
 use crate::lab::experiment::{Kind, TableSpec};
 use crate::lab::kernel_counts;
 use crate::lab::record::Row;
-use crate::lab::stats::{self, RUNS_FOR_INTERVAL, Summary};
+use crate::stats::{self, RUNS_FOR_INTERVAL, Summary};
 
 /// A table ready to be printed.
 #[derive(Debug, Clone, PartialEq)]

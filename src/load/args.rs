@@ -49,9 +49,10 @@ Other commands, each with a --help of its own:
   loadgen calibrate      how much faster than any server this client is, on this machine
   loadgen merge FILE…    one result from the results of many client machines
 
-Exit status: 0 measured; 1 nothing could be measured, and standard error says why;
-2 wrong flags; 3 measured, and a --fail-if holds. Ctrl-C ends the run early and still
-prints what was measured.";
+Exit status: 0 a report was printed, whatever the server did; 1 there is none, or a file
+of it could not be written, and standard error says why; 2 wrong flags; 3 a --fail-if
+holds ('verdict!=valid' is one). Ctrl-C ends the run early and still prints what was
+measured.";
 
 const WHEN: &str = "When (load model)";
 const HOW: &str = "How (connections and requests)";
@@ -272,7 +273,7 @@ pub struct LoadArgs {
     pub phases: bool,
 
     /// How long an interval of --ndjson and of the live view is
-    #[arg(long, value_name = "DUR", default_value = "100ms", value_parser = parse_positive_duration, help_heading = OUTPUT)]
+    #[arg(long, value_name = "DUR", default_value = "100ms", value_parser = parse_interval, help_heading = OUTPUT)]
     pub interval: Duration,
 
     /// Write a line of JSON for every interval here while the run goes on
@@ -613,6 +614,8 @@ impl Method {
 
 /// Whoever means a later moment has written milliseconds.
 const FURTHEST_START: Duration = Duration::from_secs(24 * 60 * 60);
+/// How late may still be told by the verdict; beyond, it is a slip of the pen.
+const LATEST_START: Duration = Duration::from_secs(10);
 
 /// A header line that cannot smuggle in a second one, nor the fields that decide where a request ends.
 fn parse_header(text: &str) -> Result<String, String> {
@@ -631,13 +634,22 @@ fn parse_header(text: &str) -> Result<String, String> {
     Ok(format!("{name}: {}", value.trim()))
 }
 
+/// Shorter ones would be more work to tell than to measure.
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        interval if interval >= Duration::from_millis(1) => Ok(interval),
+        _ => Err("an interval has a millisecond at least".into()),
+    }
+}
+
 /// Seconds since 1970, with a fraction if need be; not more than a day ahead.
 fn parse_moment(text: &str) -> Result<SystemTime, String> {
     let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is no number of seconds since 1970"))?;
     let since = Duration::try_from_secs_f64(seconds).map_err(|error| format!("{text}: {error}"))?;
-    let is_soon = |moment: &SystemTime| *moment <= SystemTime::now() + FURTHEST_START;
+    let now = SystemTime::now();
+    let is_soon = |moment: &SystemTime| (now - LATEST_START..=now + FURTHEST_START).contains(moment);
     SystemTime::UNIX_EPOCH.checked_add(since).filter(is_soon).ok_or_else(|| {
-        format!("{text} is more than a day ahead; write it in seconds, like $(($(date +%s) + 5))")
+        format!("{text} is over, or more than a day ahead; write it in seconds, like $(($(date +%s) + 5))")
     })
 }
 
@@ -664,6 +676,8 @@ mod tests {
             ["--rate=-5", "--phases"],
             ["--timeout", "0s"],
             ["--requests-per-connection", "0"],
+            ["--interval", "1us"],
+            ["--start-at", "1"],
             ["--idle", "-1"],
             ["--workers", "0"],
             // In milliseconds, and beyond what a clock can say.

@@ -16,6 +16,7 @@ use nix::sys::prctl;
 
 use crate::load::args::{Format, LoadArgs};
 use crate::load::run;
+use crate::load::text::wrapped;
 use crate::report::{Latency, LoadReport, Traced};
 
 /// What the work for a request takes; the worker sleeps meanwhile.
@@ -164,10 +165,10 @@ fn render(closed: &LoadReport, open: &LoadReport) -> String {
     let expected = Expected::open(service_s);
     let n = closed.requests;
     let mut text = String::from(
-        "One server, one worker, 1 ms of work for a request. From 1 s to 2 s of each run it stands still.\n\n",
+        "One server, one worker, 1 ms of work for a request.\nFrom 1 s to 2 s of each run it stands still.\n\n",
     );
-    let columns = ["requests", "p50", "p90", "p99", "p99.9", "max"].map(|name| format!("{name:>10}"));
-    let _ = writeln!(text, "{:22}{}   ms", "", columns.concat());
+    let columns = ["requests", "p50", "p90", "p99", "p99.9", "max"].map(|name| format!("{name:>9}"));
+    let _ = writeln!(text, "{:20}{} ms", "", columns.concat());
     row(&mut text, "closed loop", Some(n), &closed.latency_us);
     row(&mut text, "  expected", None, &expected_of_closed(n, service_s));
     row(&mut text, &format!("open loop, {RATE_PER_S}/s"), Some(open.requests), &open.latency_us);
@@ -175,7 +176,7 @@ fn render(closed: &LoadReport, open: &LoadReport) -> String {
 
     let _ = write!(
         text,
-        "\nThe longest response time, by the tenth of a second in which the request was due (·: there was none)\n\n\
+        "\nThe longest response time, by the tenth of a second in which the request was\ndue (·: there was none)\n\n\
          closed loop  {}\n\
          open loop    {}\n             \
          0 s       1 s       2 s       3 s\n",
@@ -184,45 +185,50 @@ fn render(closed: &LoadReport, open: &LoadReport) -> String {
     );
 
     let share = |share: f64| format!("{:.3} %", share * 100.0);
-    let _ = write!(
-        text,
-        "\nClosed loop: the only connection waits, and nothing else is sent. 1 request of {n} is delayed, {},\n\
-         and no percentile below {} sees it.\n\
-         \n\
-         Open loop: {RATE_PER_S} requests are due in each second of the stall S = {} s too. When it is over, new ones\n\
-         go on taking ρ = rate x service time = {RATE_PER_S}/s x {:.2} ms = {:.2} of the server, so the backlog is gone\n\
-         S / (1 - ρ) = {:.2} s after the stall began. Who was due in that time is delayed: {:.2} s of {} s, {}.\n\
-         The first waits for S, the last for nothing, those between evenly less:\n\
-         p99 = S x (1 - 1 % / {}) + {:.2} ms = {:.0} ms.\n",
-        share(1.0 / n.max(1) as f64),
-        share(1.0 - 1.0 / n.max(1) as f64),
-        STALL.as_secs(),
-        service_s * 1e3,
-        expected.utilization,
-        expected.delayed_for_s,
-        expected.delayed_for_s,
-        RUN.as_secs(),
-        share(expected.delayed),
-        share(expected.delayed),
-        service_s * 1e3,
-        expected.quantile_s(0.99) * 1e3,
-    );
-    let _ = write!(
-        text,
-        "\nTo be read aloud: Both clients met the same server and the same lost second. The closed loop fell silent\n\
-         while it waited, left out all who would have suffered, and so reports one unlucky request in {n}. Users do\n\
-         not agree with the server on when to come: the open loop asks when they do, and of every 100 of them {:.0}\n\
-         had to wait.\n",
-        expected.delayed * 100.0
-    );
+    let (delayed_one, seen_by_none) = (1.0 / n.max(1) as f64, 1.0 - 1.0 / n.max(1) as f64);
+    let (service_ms, stall_s) = (service_s * 1e3, STALL.as_secs());
+    let paragraphs = [
+        format!(
+            "Closed loop: the only connection waits, and nothing else is sent. 1 request of {n} is delayed, {}, and no \
+             percentile below {} sees it.",
+            share(delayed_one),
+            share(seen_by_none)
+        ),
+        format!(
+            "Open loop: {RATE_PER_S} requests are due in each second of the stall S = {stall_s} s too. When it is over, \
+             new ones go on taking ρ = rate x service time = {RATE_PER_S}/s x {service_ms:.2} ms = {:.2} of the server, so \
+             the backlog is gone S / (1 - ρ) = {:.2} s after the stall began. Who was due in that time is delayed: \
+             {:.2} s of {} s, {}. The first waits for S, the last for nothing, those between evenly less:",
+            expected.utilization,
+            expected.delayed_for_s,
+            expected.delayed_for_s,
+            RUN.as_secs(),
+            share(expected.delayed)
+        ),
+        format!(
+            "p99 = S x (1 - 1 % / {}) + {service_ms:.2} ms = {:.0} ms.",
+            share(expected.delayed),
+            expected.quantile_s(0.99) * 1e3
+        ),
+        format!(
+            "To be read aloud: Both clients met the same server and the same lost second. The closed loop fell silent \
+             while it waited, left out all who would have suffered, and so reports one unlucky request in {n}. Users do \
+             not agree with the server on when to come: the open loop asks when they do, and of every 100 of them {:.0} \
+             had to wait.",
+            expected.delayed * 100.0
+        ),
+    ];
+    for paragraph in &paragraphs {
+        let _ = write!(text, "\n{}\n", wrapped(paragraph).join("\n"));
+    }
     text
 }
 
 fn row(text: &mut String, name: &str, requests: Option<u64>, latency: &Latency) {
     let requests = requests.map_or(String::new(), |requests| requests.to_string());
-    let _ = write!(text, "{name:22}{requests:>10}");
+    let _ = write!(text, "{name:20}{requests:>9}");
     for us in [latency.p50, latency.p90, latency.p99, latency.p99_9, latency.max] {
-        let _ = write!(text, "{:>10.2}", us / 1e3);
+        let _ = write!(text, "{:>9.2}", us / 1e3);
     }
     text.push('\n');
 }
@@ -303,11 +309,13 @@ mod tests {
         let latency_us = Latency { p50: 1000.0, ..Latency::default() };
         let closed = LoadReport { requests: 2000, latency_us, ..LoadReport::default() };
         let page = render(&closed, &LoadReport { requests: 600, ..LoadReport::default() });
+        // Wherever the lines break.
+        let words = page.split_whitespace().collect::<Vec<_>>().join(" ");
         for part in
             ["1 request of 2000 is delayed, 0.050 %", "1.25 s of 3 s, 41.667 %", "= 977 ms", "100 of them 42"]
         {
-            assert!(page.contains(part), "{part} is not in\n{page}");
+            assert!(words.contains(part), "{part} is not in\n{page}");
         }
-        assert!(page.lines().all(|line| line.chars().count() <= 120), "{page}");
+        assert!(page.lines().all(|line| line.chars().count() <= 80), "{page}");
     }
 }

@@ -32,7 +32,8 @@ const SECTIONS: &[Section] = &[
             ),
             (
                 "offered_per_s",
-                "Open loop: requests due in the measured window / duration_s. Above qps, the rest failed, was given up, \
+                "Open loop: requests due in the measured window / duration_s; of a number of requests n: (n - 1) / the \
+                 time from the window's beginning to the last due time. Above qps, the rest failed, was given up, \
                  or is behind.",
             ),
             ("outside_window.warmup", "Answers before the measured window; in no other number."),
@@ -68,8 +69,9 @@ const SECTIONS: &[Section] = &[
             ),
             (
                 "connect_us",
-                "From connect(2) to the established connection, over the whole run, without the idle crowd. The \
-                 kernel answers for the server: it does not tell when somebody accepts.",
+                "From connect(2) to the established connection, over the whole run, without the idle crowd; a \
+                 handshake that timed out, or that the end of the run cut short, with its age then. The kernel \
+                 answers for the server: it does not tell when somebody accepts.",
             ),
             (
                 "slip_us",

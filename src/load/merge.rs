@@ -9,6 +9,7 @@
 use std::env;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -149,7 +150,14 @@ pub fn merge(args: &MergeArgs) -> Result<Merged, String> {
     if let Some(objection) = objections.first().filter(|_| !args.force) {
         return Err(format!("{objection} (--force merges nonetheless)"));
     }
-    // Only now: it might be the .hlog of a part.
+    if let Some(part) =
+        parts.iter().find(|part| is_same_file(args.hlog.as_deref(), &part.path.with_extension("hlog")))
+    {
+        return Err(format!(
+            "write {}: it is a part of the sum; choose another name",
+            part.path.with_extension("hlog").display()
+        ));
+    }
     let files = Files::create(args.hlog.as_deref(), None, None)?;
 
     let mut histograms = Histograms::default();
@@ -163,6 +171,11 @@ pub fn merge(args: &MergeArgs) -> Result<Merged, String> {
     let report = sum(parts, &histograms, objections);
     let files = files.write(&histograms.distributions(), &span, &report);
     Ok(Merged { report, files })
+}
+
+fn is_same_file(out: Option<&Path>, part: &Path) -> bool {
+    let place = |path: &Path| fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+    out.and_then(place).is_some_and(|out| Some(out) == place(part))
 }
 
 // ---- reading ----------------------------------------------------------------------------------------------

@@ -268,7 +268,10 @@ fn shares(report: &LoadReport, known: u32) -> BTreeMap<u32, &WorkerShare> {
 
 fn workers(text: &mut String, report: &LoadReport, shares: &BTreeMap<u32, &WorkerShare>, paint: &Paint) {
     let Some(evenness) = &report.evenness else {
-        text.push_str("workers      unknown: the answers carry no X-Worker\n");
+        // Who only connects asks nobody for a name.
+        if report.requests == 0 || report.first_byte_us.max > 0.0 {
+            text.push_str("workers      unknown: no answer names its worker (X-Worker: 0 to 65535)\n");
+        }
         return;
     };
     let _ =
@@ -394,7 +397,7 @@ fn trust(text: &mut String, report: &LoadReport, paint: &Paint) {
 }
 
 /// In lines of the terminal's width, the second and later ones indented.
-fn wrapped(sentence: &str) -> Vec<String> {
+pub(crate) fn wrapped(sentence: &str) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in sentence.split(' ') {
         let line = lines.last_mut().expect("one is there from the start");
@@ -532,7 +535,7 @@ mod tests {
         for unsaid in ["censored", "deadline", "pipelined", "slow", "order", "due per second", "valid"] {
             assert!(!nothing.contains(unsaid), "{unsaid:?} is in\n{nothing}");
         }
-        assert!(nothing.contains("unknown: the answers carry no X-Worker"));
+        assert!(nothing.contains("unknown: no answer names its worker"));
     }
 
     #[test]

@@ -317,6 +317,12 @@ fn what_cannot_be_read_is_refused_even_by_force() {
 #[test]
 fn a_full_disk_under_the_sum_does_not_cost_the_report() {
     let folder = three_parts("merge-full");
+    // Nor may the sum replace what it was made from.
+    let part = fs::read(folder.file("1.hlog")).unwrap();
+    let output = merge(&folder, &["1.json", "2.json"], &["--hlog", "1.hlog"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("it is a part of the sum"));
+    assert!(part == fs::read(folder.file("1.hlog")).unwrap());
     let output = merge(&folder, &["1.json", "2.json"], &["--format", "json", "--hlog", "/dev/full"]);
     let report: LoadReport = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((report.run.unwrap().merged_from, output.status.code()), (Some(2), Some(1)));

@@ -123,7 +123,9 @@ impl<E: Engine> Client<'_, E> {
                 self.close_and_free(slot);
             }
             State::BackingOff if self.connections[slot].has_request() => self.connect(slot),
-            State::BackingOff | State::Closing => self.close_and_go_on(slot),
+            // Whose request failed is gone.
+            State::BackingOff => self.close_and_free(slot),
+            State::Closing => self.close_and_go_on(slot),
             State::Closed | State::Idle => {}
         }
     }

@@ -1,0 +1,385 @@
+use super::*;
+use fastrand::Rng;
+
+const RATE: f64 = 2000.0;
+const SECONDS: f64 = 10.0;
+
+/// A run and what its evidence borrows.
+struct Run {
+    evidence: Evidence<'static>,
+    sends: Vec<u64>,
+    dues: Vec<u64>,
+    intervals: Vec<IntervalReport>,
+}
+
+impl Run {
+    fn judge(&self) -> Trust {
+        let (sends, dues, intervals) = (&self.sends[..], &self.dues[..], &self.intervals[..]);
+        super::judge(&Evidence { sends, dues, intervals, ..self.evidence })
+    }
+
+    /// The checks that did not pass.
+    fn defects(&self) -> Vec<(String, Verdict)> {
+        let checks = self.judge().checks.into_iter();
+        let failed = checks.filter(|check| check.verdict != Verdict::Valid);
+        failed.map(|check| (check.name, check.verdict)).collect()
+    }
+}
+
+fn exponential_ns(rng: &mut Rng, mean_ns: f64) -> f64 {
+    -mean_ns * (1.0 - rng.f64()).ln()
+}
+
+fn good(pattern: Pattern, seed: u64) -> Run {
+    good_for(SECONDS, pattern, seed)
+}
+
+/// An idle server, and an idle client that is a few wake-ups late.
+fn good_for(seconds: f64, pattern: Pattern, seed: u64) -> Run {
+    let mut rng = Rng::with_seed(seed);
+    let times =
+        Latency { p50: 300.0, p90: 450.0, p99: 900.0, p99_9: 2500.0, max: 4000.0, mean: 320.0, stdev: 90.0 };
+    let n = (RATE * seconds) as u64;
+    let mut due_ns = 0.0;
+    let mut dues: Vec<u64> = (0..n)
+        .map(|k| {
+            due_ns = match pattern {
+                Pattern::Poisson => due_ns + exponential_ns(&mut rng, 1e9 / RATE),
+                Pattern::Burst(size) => (k / u64::from(size) * u64::from(size)) as f64 * 1e9 / RATE,
+                Pattern::Ramp => (k as f64 / n as f64).sqrt() * seconds * 1e9,
+                _ => k as f64 * 1e9 / RATE,
+            };
+            due_ns as u64
+        })
+        .collect();
+    if pattern == Pattern::Poisson {
+        dues.retain(|&due| due < (seconds * 1e9) as u64);
+    }
+    let sends = dues.iter().map(|due| due + 5_000 + exponential_ns(&mut rng, 15_000.0) as u64).collect();
+    let intervals = (0..100)
+        .map(|i| IntervalReport {
+            from_s: f64::from(i) / 10.0,
+            to_s: f64::from(i + 1) / 10.0,
+            measured: true,
+            requests: 180 + rng.u64(0..40),
+            latency_us: Latency { mean: 300.0 + 40.0 * rng.f64(), ..times },
+            ..IntervalReport::default()
+        })
+        .collect();
+    let requests = dues.len() as u64;
+    let open = pattern != Pattern::Closed;
+    let evidence = Evidence {
+        pattern,
+        rate_asked: (open && pattern != Pattern::Replay).then_some(RATE),
+        duration_s: seconds,
+        due_in_window: if open { requests } else { 0 },
+        answered_of_due: if open { requests } else { 0 },
+        requests,
+        sent: requests,
+        response_us: times,
+        responses: requests,
+        service_us: Latency { p50: 270.0, mean: 290.0, ..times },
+        slip_us: Latency {
+            p50: 15.0,
+            p90: 40.0,
+            p99: 75.0,
+            p99_9: 110.0,
+            max: 200.0,
+            mean: 20.0,
+            stdev: 15.0,
+        },
+        cpu_share: 0.2,
+        machine_s: seconds,
+        connections_asked: 64,
+        connections_peak: 64,
+        connections_opened: 64,
+        ..Evidence::default()
+    };
+    Run { evidence, sends, dues, intervals }
+}
+
+const PATTERNS: [Pattern; 6] =
+    [Pattern::Closed, Pattern::Fixed, Pattern::Poisson, Pattern::Burst(10), Pattern::Ramp, Pattern::Replay];
+
+#[test]
+fn a_good_run_of_every_kind_is_valid_and_says_why() {
+    for pattern in PATTERNS.into_iter().chain([Pattern::Sessions]) {
+        let trust = good(pattern, 1).judge();
+        assert_eq!(trust.verdict, Verdict::Valid, "{pattern:?}: {:?}", good(pattern, 1).defects());
+        assert!(trust.checks.len() > 8);
+        assert!(trust.checks.iter().all(|check| !check.reason.is_empty() && !check.reason.contains('\n')));
+        let known: Vec<&str> = bars().into_iter().map(|(name, _)| name).collect();
+        assert!(trust.checks.iter().all(|check| known.contains(&check.name.as_str())));
+    }
+}
+
+#[test]
+fn a_good_poisson_run_is_accused_less_than_once_in_a_hundred() {
+    let accused =
+        (0..1000).filter(|&seed| !good_for(1.0, Pattern::Poisson, seed).defects().is_empty()).count();
+    assert!(accused <= 10, "{accused} of 1000");
+}
+
+/// Each defect alone fails its check, and no other.
+#[track_caller]
+fn fails(pattern: Pattern, name: &str, verdict: Verdict, spoil: impl Fn(&mut Run)) {
+    let mut run = good(pattern, 3);
+    spoil(&mut run);
+    assert_eq!(run.defects(), [(name.to_string(), verdict)], "{:#?}", run.judge());
+    assert_eq!(run.judge().verdict, verdict);
+}
+
+#[test]
+fn uniform_gaps_are_not_poisson() {
+    fails(Pattern::Poisson, "gaps", Verdict::Suspect, |run| {
+        let mut rng = Rng::with_seed(5);
+        let mut at_ns = 0;
+        for send in &mut run.sends {
+            at_ns += rng.u64(0..(2e9 / RATE) as u64);
+            *send = at_ns;
+        }
+    });
+}
+
+#[test]
+fn poisson_arrivals_sent_in_batches_are_neither_poisson_nor_independent() {
+    let mut run = good(Pattern::Poisson, 3);
+    // A client that looks at the clock once a millisecond.
+    run.sends.iter_mut().for_each(|send| *send = send.div_ceil(1_000_000) * 1_000_000);
+    let suspect = |name: &str| (name.to_string(), Verdict::Suspect);
+    assert_eq!(run.defects(), [suspect("gaps"), suspect("independence")]);
+}
+
+#[test]
+fn gaps_in_a_certain_order_are_not_independent() {
+    fails(Pattern::Poisson, "independence", Verdict::Suspect, |run| {
+        // The same gaps by twos, as they are judged at this rate; each eight in ascending order: long follows long.
+        let gaps: Vec<u64> = run.sends.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).collect();
+        let mut twos: Vec<&[u64]> = gaps.chunks(2).collect();
+        twos.chunks_mut(8).for_each(|part| part.sort_unstable_by_key(|two| two.iter().sum::<u64>()));
+        let mut at_ns = run.sends[0];
+        for (send, gap) in run.sends[1..].iter_mut().zip(twos.concat()) {
+            at_ns += gap;
+            *send = at_ns;
+        }
+    });
+}
+
+#[test]
+fn a_fixed_schedule_that_was_not_kept_is_seen() {
+    for pattern in [Pattern::Fixed, Pattern::Burst(10), Pattern::Ramp, Pattern::Replay] {
+        fails(pattern, "gaps", Verdict::Suspect, |run| {
+            run.sends.iter_mut().step_by(10).for_each(|send| *send += 2_000_000);
+        });
+    }
+}
+
+#[test]
+fn a_run_that_grows_slower_or_loses_pace_drifts() {
+    fails(Pattern::Poisson, "drift", Verdict::Suspect, |run| {
+        for (i, interval) in run.intervals.iter_mut().enumerate() {
+            interval.latency_us.mean *= 1.0 + i as f64 / 100.0;
+        }
+    });
+    fails(Pattern::Closed, "drift", Verdict::Suspect, |run| {
+        for (i, interval) in run.intervals.iter_mut().enumerate() {
+            interval.requests = 300 - i as u64;
+        }
+    });
+}
+
+#[test]
+fn a_long_run_is_not_accused_of_trifles() {
+    let mut run = good(Pattern::Closed, 3);
+    let hours = (0..100_000).map(|i| {
+        let interval = run.intervals[i % 100].clone();
+        // Three per cent slower at the end: certain, and no matter.
+        let mean = interval.latency_us.mean * (1.0 + 0.03 * i as f64 / 1e5);
+        IntervalReport { latency_us: Latency { mean, ..interval.latency_us }, ..interval }
+    });
+    run.intervals = hours.collect();
+    assert_eq!(run.defects(), []);
+}
+
+#[test]
+fn each_number_beyond_its_bar_fails_its_own_check() {
+    use Pattern::{Closed, Fixed, Poisson};
+    use Verdict::{Invalid, Suspect};
+    fails(Fixed, "rate", Suspect, |run| run.evidence.rate_asked = Some(RATE * 1.02));
+    fails(Poisson, "achieved", Suspect, |run| run.evidence.answered_of_due -= 1000);
+    fails(Fixed, "achieved", Suspect, |run| run.evidence.requests -= 1000);
+    fails(Closed, "cpu", Suspect, |run| run.evidence.cpu_share = 0.97);
+    fails(Fixed, "cpu", Suspect, |run| run.evidence.cpu_share = 0.97);
+    fails(Fixed, "slip", Suspect, |run| run.evidence.slip_us.p50 = 140.0);
+    fails(Fixed, "slip", Suspect, |run| run.evidence.slip_us.p99 = 700.0);
+    fails(Closed, "steal", Suspect, |run| run.evidence.machine.steal_ticks = 1_000_000);
+    fails(Closed, "accept_queue", Suspect, |run| {
+        run.evidence.machine.listen_overflows = 1;
+        run.evidence.connect_us.max = 1_003_000.0;
+    });
+    fails(Closed, "ports", Suspect, |run| {
+        run.evidence.ports_per_s = Some(RATE);
+        run.evidence.connect_us.p99_9 = 6_400.0;
+    });
+    fails(Closed, "errors", Suspect, |run| run.evidence.errors = 30);
+    fails(Closed, "censored", Suspect, |run| run.evidence.censored = 30);
+    fails(Closed, "percentiles", Suspect, |run| run.evidence.responses = 99);
+    fails(Closed, "connections", Suspect, |run| run.evidence.connections_peak = 63);
+    fails(Closed, "connections", Invalid, |run| run.evidence.connections_peak = 40);
+    fails(Closed, "complete", Suspect, |run| run.evidence.interrupted = true);
+    fails(Closed, "start", Invalid, |run| run.evidence.late_start_ns = Some(150_000_000));
+    fails(Closed, "requests", Invalid, |run| run.evidence.requests = 0);
+}
+
+#[test]
+fn a_rate_that_the_client_could_not_send_makes_the_run_invalid_a_slow_server_does_not() {
+    let mut run = good(Pattern::Fixed, 3);
+    run.evidence.answered_of_due /= 2;
+    assert_eq!(run.judge().verdict, Verdict::Suspect);
+    run.evidence.cpu_share = 0.99;
+    assert_eq!(run.judge().verdict, Verdict::Invalid);
+    // A client that spins is always busy, and that says nothing.
+    run.evidence.busy_poll = true;
+    assert_eq!(run.judge().verdict, Verdict::Suspect);
+    // Late, and the connections had room.
+    run.evidence.slip_us.p50 = 2e6;
+    assert_eq!(run.judge().verdict, Verdict::Invalid);
+    // Late since every connection was waiting for the server.
+    run.evidence.service_us.mean = 64.0 / RATE * 1e6;
+    assert_eq!(run.judge().verdict, Verdict::Suspect);
+}
+
+#[test]
+fn a_server_that_dies_in_mid_window_makes_the_run_invalid() {
+    for pattern in [Pattern::Closed, Pattern::Fixed, Pattern::Poisson, Pattern::Replay] {
+        for dies_at in [35, 65, 85] {
+            let mut run = good(pattern, 3);
+            run.intervals[dies_at..].iter_mut().for_each(|interval| {
+                (interval.requests, interval.latency_us) = (0, Latency::default());
+            });
+            run.evidence.requests = run.evidence.requests * dies_at as u64 / 100;
+            run.evidence.errors = 40;
+            let defects = run.defects();
+            assert!(defects.contains(&("served".into(), Verdict::Invalid)), "{pattern:?} {defects:?}");
+            let drifts = defects.iter().any(|(name, _)| name == "drift");
+            assert!(drifts || dies_at > 67 || pattern == Pattern::Replay, "{pattern:?} {defects:?}");
+            assert!(run.judge().checks.iter().any(|check| check.reason.contains("nothing was answered")));
+        }
+    }
+}
+
+#[test]
+fn silence_is_no_defect_when_nobody_asked_or_answers_take_so_long() {
+    let silent = |run: &mut Run| {
+        run.intervals[85..].iter_mut().for_each(|interval| interval.requests = 0);
+        run.evidence.errors = 1;
+    };
+    let served = |run: &Run| run.defects().iter().all(|(name, _)| name != "served");
+    // A replay whose log ends, or a thinking user.
+    let mut run = good(Pattern::Replay, 3);
+    silent(&mut run);
+    assert!(served(&run));
+    let mut run = good(Pattern::Closed, 3);
+    silent(&mut run);
+    run.evidence.requests = 20;
+    assert!(served(&run));
+    let mut run = good(Pattern::Closed, 3);
+    silent(&mut run);
+    assert!(!served(&run));
+    run.evidence.response_us.p99_9 = 2e6;
+    assert!(served(&run));
+    run.evidence.response_us.p99_9 = 1e3;
+    run.evidence.interrupted = true;
+    assert!(served(&run));
+}
+
+#[test]
+fn an_early_end_leaves_no_drift_to_judge() {
+    let mut run = good(Pattern::Closed, 3);
+    run.intervals[10..].iter_mut().for_each(|interval| interval.requests = 0);
+    run.evidence.interrupted = true;
+    let trust = run.judge();
+    let drift = trust.checks.iter().find(|check| check.name == "drift").unwrap();
+    assert!(drift.reason.starts_with("not judged"), "{}", drift.reason);
+}
+
+#[test]
+fn a_server_that_breaks_or_wastes_connections_is_not_blamed_on_the_client() {
+    let verdict = |run: &Run| {
+        let trust = run.judge();
+        trust.checks.into_iter().find(|check| check.name == "achieved").unwrap()
+    };
+    // Everything is reset at once, and the client is 0.2 ms late.
+    let mut run = good(Pattern::Fixed, 3);
+    (run.evidence.requests, run.evidence.answered_of_due, run.evidence.errors) = (0, 0, 20_000);
+    run.evidence.slip_us.p50 = 200.0;
+    run.evidence.service_us.mean = 50.0;
+    assert_eq!(verdict(&run).verdict, Verdict::Suspect);
+    assert!(verdict(&run).reason.contains("failed"), "{}", verdict(&run).reason);
+    // Most are abandoned after 50 ms, on connections that are never free.
+    let mut run = good(Pattern::Fixed, 3);
+    (run.evidence.requests, run.evidence.answered_of_due) = (8_000, 8_000);
+    run.evidence.slip_us.p50 = 40_000.0;
+    run.evidence.deadline_s = Some(0.05);
+    run.evidence.given_up = 12_000;
+    assert_eq!(verdict(&run).verdict, Verdict::Suspect);
+}
+
+#[test]
+fn a_burst_larger_than_the_connections_waits_for_them_not_for_the_client() {
+    let mut run = good(Pattern::Burst(100), 3);
+    run.evidence.slip_us.p50 = 140.0;
+    assert!(pace::slip(&run.evidence).unwrap().reason.contains("more --connections"));
+    run.evidence.pattern = Pattern::Burst(10);
+    assert!(pace::slip(&run.evidence).unwrap().reason.contains("client's own"));
+}
+
+#[test]
+fn few_answers_are_counted_and_not_accused() {
+    let reason = |responses| {
+        let mut run = good(Pattern::Closed, 3);
+        run.evidence.responses = responses;
+        course::percentiles(&run.evidence).unwrap().reason
+    };
+    assert_eq!(reason(99), "of 99 times p99 is the maximum: do not quote it");
+    assert_eq!(reason(780), "p99 rests on 7 answers, p99.9 is the maximum: do not quote them");
+    assert_eq!(reason(1_999), "p99 rests on 19 answers, p99.9 rests on 1 answer: do not quote it");
+    assert_eq!(reason(50_000), "p99 rests on 500 answers");
+}
+
+#[test]
+fn what_is_no_defect_passes() {
+    let passes = |pattern, spoil: fn(&mut Run)| {
+        let mut run = good(pattern, 3);
+        spoil(&mut run);
+        assert_eq!(run.defects(), [], "{pattern:?}");
+    };
+    passes(Pattern::Closed, |run| run.evidence.responses = 100);
+    // Four kept connections overflow no queue, and nobody here waited for one.
+    passes(Pattern::Closed, |run| run.evidence.machine.listen_overflows = 9);
+    passes(Pattern::Closed, |run| {
+        run.evidence.machine.listen_overflows = 9;
+        run.evidence.connections_opened = 4;
+        run.evidence.response_us.max = 1e6;
+    });
+    // Two requests need no more than two connections, a connection per request opens as many as it needs.
+    passes(Pattern::Closed, |run| (run.evidence.requests, run.evidence.connections_peak) = (2, 2));
+    passes(Pattern::Fixed, |run| {
+        run.evidence.handshake_us =
+            Some(Latency { p50: 900.0, p99: 1500.0, p99_9: 2000.0, ..Latency::default() });
+        run.evidence.slip_us = Latency { p50: 920.0, p99: 1550.0, p99_9: 2090.0, ..run.evidence.slip_us };
+        run.evidence.connections_peak = 3;
+    });
+    // A slip of microseconds beside a response of microseconds.
+    passes(Pattern::Fixed, |run| run.evidence.response_us.p50 = 40.0);
+    // What is under way at the end of a short run is not missing.
+    passes(Pattern::Fixed, |run| {
+        run.evidence.response_us.mean = 400_000.0;
+        run.evidence.requests -= 800;
+    });
+    // The end was a number of requests: the last answer decides how long it took.
+    passes(Pattern::Fixed, |run| {
+        run.evidence.ends_by_count = true;
+        run.evidence.duration_s = SECONDS * 1.4;
+    });
+}
