@@ -20,7 +20,7 @@ use socket2::SockRef;
 
 use super::events::Events;
 use super::handle::Handle;
-use super::protocol::{self, Message, Query};
+use super::protocol::{self, Message, NewConnection, Query};
 use super::worker::{Unanswered, Worker};
 use crate::failure::Failure;
 use crate::report::ServerReport;
@@ -169,7 +169,7 @@ impl Master {
         found.free.retain(|&free| free != id);
         let Some(worker) = &mut self.workers[id] else { return found.returned.push_back(connection) };
         let Some(ipc) = &mut worker.ipc else { return found.returned.push_back(connection) };
-        ipc.send_handle(&protocol::new_connection(&found.key, seq), Rc::clone(&connection));
+        ipc.send_handle(&NewConnection::of(&found.key, seq), Rc::clone(&connection));
         worker.unanswered.push(Unanswered { seq, handle, connection });
         self.watch(id);
     }
@@ -296,6 +296,8 @@ impl Master {
         for incoming in incoming {
             let message = match incoming {
                 Incoming::Message(message, _unwanted) => Message::parse(message),
+                Incoming::Answer { ack, accepted } => Ok(Message::Answer { ack, accepted }),
+                Incoming::Large(_) => Ok(Message::Other),
                 Incoming::Violation(what) => Err(what),
             };
             match message {

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use nix::errno::Errno;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 /// What a worker says to its master.
@@ -137,9 +137,19 @@ pub fn failed(query: &Query, key: &str, errno: Errno, seq: u64) -> Value {
     json!({"cmd": "NODE_CLUSTER", "errno": -(errno as i32), "key": key, "data": null, "ack": query.seq, "seq": seq})
 }
 
-/// A connection of `key` comes with this message.
-pub fn new_connection(key: &str, seq: u64) -> Value {
-    json!({"cmd": "NODE_CLUSTER", "act": "newconn", "key": key, "seq": seq})
+/// A connection of `key` comes with this message. One is written for each, so no [`Value`] is made for it.
+#[derive(Serialize)]
+pub struct NewConnection<'a> {
+    cmd: &'static str,
+    act: &'static str,
+    key: &'a str,
+    seq: u64,
+}
+
+impl NewConnection<'_> {
+    pub fn of(key: &str, seq: u64) -> NewConnection<'_> {
+        NewConnection { cmd: "NODE_CLUSTER", act: "newconn", key, seq }
+    }
 }
 
 /// The worker is to close its servers, answer what is open, and leave.

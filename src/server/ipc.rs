@@ -7,6 +7,9 @@
 //!
 //! Nothing blocks: what the socket does not take waits here, and what it brings may end in the middle of a line. Whatever
 //! does not follow the protocol is reported and passed over.
+//!
+//! What comes with every connection is cheap: its message is written as text into a line that was used before, and its
+//! acknowledgement and its answer are read without making a [`Value`] of them.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -16,14 +19,24 @@ use std::rc::Rc;
 
 use memchr::memchr;
 use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
 use crate::sys::epoll::Interest;
 use crate::sys::fd::{receive_with_fds, send_with_fd};
 
-/// No line may be longer. Node has no bound; this one is far above what is sent between processes in one piece.
-pub const LONGEST_LINE: usize = 16 << 20;
+/// No message of the protocol is nearly as long. A longer line is a message of the program's own, of whatever size;
+/// nobody looks into it, so it is not kept either, and only counted.
+pub const LONGEST_LINE: usize = 1 << 20;
+
+/// What the line of a message with a descriptor begins with, as Node writes it.
+const WITH_HANDLE: &[u8] = b"{\"cmd\":\"NODE_HANDLE\",";
+
+const ACKNOWLEDGEMENT: &[u8] = b"{\"cmd\":\"NODE_HANDLE_ACK\"}";
+
+/// A buffer for a line is used again unless one message has made it larger than this.
+const MOST_SPARE_BYTES: usize = 4096;
 
 /// Who does not take what we answer is not listened to while this much of it waits.
 const MOST_UNSENT_BYTES: usize = 256 * 1024;
@@ -39,6 +52,10 @@ pub const BUFFER_BYTES: usize = 64 * 1024;
 pub enum Incoming {
     /// A message, unwrapped and acknowledged where it came with a descriptor.
     Message(Value, Option<OwnedFd>),
+    /// What has become of the connection that was passed with this number: the only message there is one of for each.
+    Answer { ack: u64, accepted: bool },
+    /// A message of so many bytes, more than [`LONGEST_LINE`].
+    Large(usize),
     /// Something that the protocol does not know; it has been passed over.
     Violation(String),
 }
@@ -48,8 +65,8 @@ pub struct Ipc {
     socket: OwnedFd,
     /// The beginning of a line, whose end has not arrived.
     line: Vec<u8>,
-    /// That line is too long, and is passed over up to its end.
-    is_skipping: bool,
+    /// That line is too long to be kept: so many bytes of it have come besides.
+    skipped: Option<usize>,
     /// It came with a line that has no end yet.
     handle: Option<OwnedFd>,
     outbox: VecDeque<Parcel>,
@@ -58,6 +75,8 @@ pub struct Ipc {
     unsent_bytes: usize,
     /// Sent with its descriptor, and not acknowledged.
     unacknowledged: Option<Parcel>,
+    /// The buffer of a line that is done with.
+    spare: Vec<u8>,
     /// The socket takes no more for now.
     is_full: bool,
     /// The kernel has too many descriptors on their way (unix(7), ETOOMANYREFS), and does not say when that ends.
@@ -72,6 +91,22 @@ struct Parcel {
     retransmissions: u32,
 }
 
+/// A message that a descriptor comes with.
+#[derive(Serialize)]
+struct WithHandle<'a, M> {
+    cmd: &'static str,
+    r#type: &'static str,
+    msg: &'a M,
+}
+
+/// In whatever order its fields come; others do not matter.
+#[derive(Deserialize)]
+struct Answer<'a> {
+    cmd: &'a str,
+    ack: u64,
+    accepted: bool,
+}
+
 impl Ipc {
     /// Our end, and the one to be inherited by the other process.
     pub fn pair() -> Result<(Ipc, OwnedFd), Failure> {
@@ -80,12 +115,13 @@ impl Ipc {
         let ipc = Ipc {
             socket: ours.into(),
             line: Vec::new(),
-            is_skipping: false,
+            skipped: None,
             handle: None,
             outbox: VecDeque::new(),
             sent: 0,
             unsent_bytes: 0,
             unacknowledged: None,
+            spare: Vec::new(),
             is_full: false,
             is_starved: false,
         };
@@ -93,14 +129,20 @@ impl Ipc {
     }
 
     /// Sends a message, or keeps it until it can be sent.
-    pub fn send(&mut self, message: &Value) {
+    pub fn send(&mut self, message: &impl Serialize) {
         self.post(message, None, false);
     }
 
-    /// Sends a message with a copy of a descriptor.
-    pub fn send_handle(&mut self, message: &Value, handle: Rc<OwnedFd>) {
-        let wrapped = json!({"cmd": "NODE_HANDLE", "type": "net.Native", "msg": message});
-        self.post(&wrapped, Some(handle), false);
+    /// Sends a message with a copy of a stream socket, listening or connected.
+    pub fn send_handle(&mut self, message: &impl Serialize, handle: Rc<OwnedFd>) {
+        let message = WithHandle { cmd: "NODE_HANDLE", r#type: "net.Native", msg: message };
+        self.post(&message, Some(handle), false);
+    }
+
+    /// Sends a message with a copy of a datagram socket.
+    pub fn send_datagram_handle(&mut self, message: &impl Serialize, handle: Rc<OwnedFd>) {
+        let message = WithHandle { cmd: "NODE_HANDLE", r#type: "dgram.Native", msg: message };
+        self.post(&message, Some(handle), false);
     }
 
     /// Sends what waits, as far as the other end takes it. That the other end is closed is found by receiving.
@@ -117,11 +159,11 @@ impl Ipc {
                     self.unsent_bytes -= sent;
                     if self.sent == parcel.line.len() {
                         self.sent = 0;
-                        self.unacknowledged = self
-                            .outbox
-                            .pop_front()
-                            .filter(|parcel| parcel.handle.is_some())
-                            .or(self.unacknowledged.take());
+                        let parcel = self.outbox.pop_front().expect("it was just looked at");
+                        match parcel.handle {
+                            Some(_) => self.unacknowledged = Some(parcel),
+                            None => self.recycle(parcel),
+                        }
                     }
                 }
                 Err(Errno::EAGAIN) => return self.is_full = true,
@@ -164,15 +206,17 @@ impl Ipc {
             // ECONNRESET when it has not read all that we sent.
             Err(_) => return false,
         }
-        if self.line.is_empty() && !self.is_skipping && self.handle.take().is_some() {
+        if self.line.is_empty() && self.handle.take().is_some() {
             incoming.push_back(violation("a descriptor where none belongs"));
         }
         self.flush();
         true
     }
 
-    fn post(&mut self, message: &Value, handle: Option<Rc<OwnedFd>>, is_acknowledgement: bool) {
-        let mut line = serde_json::to_vec(message).expect("a value has string keys");
+    fn post(&mut self, message: &impl Serialize, handle: Option<Rc<OwnedFd>>, is_acknowledgement: bool) {
+        let mut line = mem::take(&mut self.spare);
+        line.clear();
+        serde_json::to_writer(&mut line, message).expect("memory takes it, and its keys are strings");
         line.push(b'\n');
         self.post_parcel(Parcel { line, handle, is_acknowledgement, retransmissions: 0 }, is_acknowledgement);
         self.flush();
@@ -187,31 +231,51 @@ impl Ipc {
         }
     }
 
+    fn recycle(&mut self, parcel: Parcel) {
+        if parcel.line.capacity() <= MOST_SPARE_BYTES {
+            self.spare = parcel.line;
+        }
+    }
+
     fn take_bytes(&mut self, mut bytes: &[u8], incoming: &mut VecDeque<Incoming>) {
         while let Some(end) = memchr(b'\n', bytes) {
             let head = &bytes[..end];
             bytes = &bytes[end + 1..];
-            if mem::take(&mut self.is_skipping) {
-                self.handle = None;
-            } else if self.line.is_empty() {
-                self.take_line(head, incoming);
-            } else {
-                let mut line = mem::take(&mut self.line);
-                line.extend_from_slice(head);
-                self.take_line(&line, incoming);
+            let line = mem::take(&mut self.line);
+            match self.skipped.take() {
+                Some(skipped) => self.take_large(&line, skipped + end, incoming),
+                None if line.is_empty() => self.take_line(head, incoming),
+                None => self.take_line(&[&line, head].concat(), incoming),
             }
         }
-        if !self.is_skipping && self.line.len() + bytes.len() > LONGEST_LINE {
-            incoming.push_back(violation(format_args!("a line of more than {LONGEST_LINE} bytes")));
-            self.line = Vec::new();
-            self.is_skipping = true;
-        }
-        if !self.is_skipping {
-            self.line.extend_from_slice(bytes);
+        match &mut self.skipped {
+            Some(skipped) => *skipped += bytes.len(),
+            None if self.line.len() + bytes.len() > LONGEST_LINE => {
+                // Its beginning says whether somebody waits to hear of a descriptor.
+                self.line.extend_from_slice(bytes);
+                self.skipped = Some(self.line.len() - WITH_HANDLE.len());
+                self.line.truncate(WITH_HANDLE.len());
+                self.line.shrink_to_fit();
+            }
+            None => self.line.extend_from_slice(bytes),
         }
     }
 
+    fn take_large(&mut self, beginning: &[u8], skipped: usize, incoming: &mut VecDeque<Incoming>) {
+        if beginning == WITH_HANDLE {
+            self.acknowledge();
+        }
+        self.handle = None;
+        incoming.push_back(Incoming::Large(beginning.len() + skipped));
+    }
+
     fn take_line(&mut self, line: &[u8], incoming: &mut VecDeque<Incoming>) {
+        if line == ACKNOWLEDGEMENT {
+            return self.take_acknowledgement(true, incoming);
+        }
+        if let Ok(Answer { cmd: "NODE_CLUSTER", ack, accepted }) = serde_json::from_slice(line) {
+            return incoming.push_back(Incoming::Answer { ack, accepted });
+        }
         let mut message: Value = match serde_json::from_slice(line) {
             Ok(message) => message,
             Err(error) => {
@@ -222,27 +286,36 @@ impl Ipc {
         };
         match message.get("cmd").and_then(Value::as_str) {
             Some("NODE_HANDLE") => {
-                let handle = self.handle.take();
-                let answer = if handle.is_some() { "NODE_HANDLE_ACK" } else { "NODE_HANDLE_NACK" };
-                self.post(&json!({ "cmd": answer }), None, true);
-                incoming.push_back(match handle {
-                    Some(_) => Incoming::Message(message["msg"].take(), handle),
+                self.acknowledge();
+                incoming.push_back(match self.handle.take() {
                     None => violation("a message whose descriptor has not arrived"),
+                    handle => Incoming::Message(message["msg"].take(), handle),
                 });
             }
-            Some(answer @ ("NODE_HANDLE_ACK" | "NODE_HANDLE_NACK")) => match self.unacknowledged.take() {
-                Some(mut parcel) if answer == "NODE_HANDLE_NACK" => {
-                    parcel.retransmissions += 1;
-                    if parcel.retransmissions <= MOST_RETRANSMISSIONS {
-                        self.post_parcel(parcel, true);
-                    } else {
-                        incoming.push_back(violation("a descriptor did not arrive"));
-                    }
-                }
-                Some(_) => {}
-                None => incoming.push_back(violation(format_args!("{answer} where nothing was sent"))),
-            },
+            Some("NODE_HANDLE_ACK") => self.take_acknowledgement(true, incoming),
+            Some("NODE_HANDLE_NACK") => self.take_acknowledgement(false, incoming),
             _ => incoming.push_back(Incoming::Message(message, None)),
+        }
+    }
+
+    /// Says whether the descriptor of a message has arrived.
+    fn acknowledge(&mut self) {
+        let answer = if self.handle.is_some() { "NODE_HANDLE_ACK" } else { "NODE_HANDLE_NACK" };
+        self.post(&json!({ "cmd": answer }), None, true);
+    }
+
+    fn take_acknowledgement(&mut self, has_arrived: bool, incoming: &mut VecDeque<Incoming>) {
+        let Some(mut parcel) = self.unacknowledged.take() else {
+            return incoming.push_back(violation("an acknowledgement where nothing was sent"));
+        };
+        if has_arrived {
+            return self.recycle(parcel);
+        }
+        parcel.retransmissions += 1;
+        if parcel.retransmissions <= MOST_RETRANSMISSIONS {
+            self.post_parcel(parcel, true);
+        } else {
+            incoming.push_back(violation("a descriptor did not arrive"));
         }
     }
 }
@@ -280,6 +353,8 @@ mod tests {
             let tell = |incoming| match incoming {
                 Incoming::Message(message, None) => message.to_string(),
                 Incoming::Message(message, Some(_)) => format!("{message} with a descriptor"),
+                Incoming::Answer { ack, accepted } => format!("answer {ack} {accepted}"),
+                Incoming::Large(bytes) => format!("{bytes} bytes"),
                 Incoming::Violation(what) => format!("violation: {what}"),
             };
             incoming.into_iter().map(tell).collect()
@@ -322,15 +397,48 @@ mod tests {
     }
 
     #[test]
-    fn a_line_beyond_the_bound_is_reported_once_and_passed_over() {
+    fn an_answer_is_one_in_any_order_of_its_fields_and_only_with_all_of_them() {
         let mut ends = Ends::new();
-        let piece = [b'x'; BUFFER_BYTES];
-        let mut told = Vec::new();
-        for _ in 0..LONGEST_LINE / BUFFER_BYTES + 5 {
-            told.extend(ends.hear(&piece, None));
+        for (line, heard) in [
+            (r#"{"cmd":"NODE_CLUSTER","ack":7,"accepted":true,"seq":3}"#, "answer 7 true"),
+            (r#"{ "seq": 3, "accepted": false, "ack": 7, "cmd": "NODE_CLUSTER" }"#, "answer 7 false"),
+            (r#"{"ack":7,"cmd":"NODE_CLUSTER"}"#, r#"{"ack":7,"cmd":"NODE_CLUSTER"}"#),
+            (
+                r#"{"accepted":1,"ack":7,"cmd":"NODE_CLUSTER"}"#,
+                r#"{"accepted":1,"ack":7,"cmd":"NODE_CLUSTER"}"#,
+            ),
+            (r#"{"accepted":true,"ack":7,"cmd":"mine"}"#, r#"{"accepted":true,"ack":7,"cmd":"mine"}"#),
+        ] {
+            assert_eq!(ends.hear(format!("{line}\n").as_bytes(), None), [heard]);
         }
-        assert_eq!(told, [format!("violation: a line of more than {LONGEST_LINE} bytes")]);
-        assert_eq!(ends.hear(b"x\n3\n", None), ["3"]);
+    }
+
+    #[test]
+    fn a_message_of_any_size_is_heard_of_and_beyond_a_bound_not_kept() {
+        let mut ends = Ends::new();
+        let (piece, mut told) = ([b'x'; BUFFER_BYTES], Vec::new());
+        for pieces in [LONGEST_LINE / BUFFER_BYTES + 1, 5 * LONGEST_LINE / BUFFER_BYTES] {
+            for _ in 0..pieces {
+                told.extend(ends.hear(&piece, None));
+                assert!(ends.ipc.line.len() <= LONGEST_LINE);
+            }
+            told.extend(ends.hear(b"end\n3\n", None));
+            assert_eq!(told, [format!("{} bytes", pieces * BUFFER_BYTES + 3), "3".to_owned()]);
+            told.clear();
+        }
+        assert_eq!(ends.sent().0, "");
+    }
+
+    #[test]
+    fn the_descriptor_of_a_message_too_large_to_keep_is_acknowledged_and_closed() {
+        let mut ends = Ends::new();
+        assert!(ends.hear(&HANDLE[..HANDLE.len() - 3], Some(&open())).is_empty());
+        for _ in 0..=LONGEST_LINE / BUFFER_BYTES {
+            assert!(ends.hear(&[b'0'; BUFFER_BYTES], None).is_empty());
+        }
+        assert_eq!(ends.hear(b"}\n", None).len(), 1);
+        assert_eq!(ends.sent().0.as_bytes(), ACK);
+        assert!(ends.ipc.handle.is_none());
     }
 
     #[test]
@@ -343,7 +451,7 @@ mod tests {
         assert_eq!(ends.sent(), (String::from_utf8_lossy(NACK).into_owned(), 0));
         assert!(ends.hear(&HANDLE[..9], Some(&open())).is_empty());
         assert_eq!(ends.hear(&HANDLE[9..], None), ["7 with a descriptor"]);
-        assert_eq!(ends.hear(ACK, None), ["violation: NODE_HANDLE_ACK where nothing was sent"]);
+        assert_eq!(ends.hear(ACK, None), ["violation: an acknowledgement where nothing was sent"]);
     }
 
     #[test]
