@@ -103,7 +103,7 @@ fn serve(args: Args) -> Result<ServerReport, Failure> {
                 master.pass(handle, connection, longest_free);
             }
             Happening::Ready(address) => server::ready(address)?,
-            Happening::Exit(worker) if restarts.allow(monotonic_ns()) => master.restart(worker),
+            Happening::Exit(number) if restarts.allow(monotonic_ns()) => master.restart(number),
             Happening::Exit(_) => master.give_up(),
         }
     }

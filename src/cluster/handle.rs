@@ -10,6 +10,7 @@ use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::protocol::Query;
+use super::token::Uid;
 
 /// What all calls of `listen()` with the same key share.
 pub struct Handle {
@@ -19,11 +20,9 @@ pub struct Handle {
     pub address: SocketAddr,
     pub data: Value,
     /// The workers that have called.
-    pub members: Vec<usize>,
+    pub members: Vec<Uid>,
     /// Those that can be given a connection, in the order in which they became free.
-    pub free: VecDeque<usize>,
-    /// Those that have refused one, and when they are asked again.
-    pub resting: Vec<(u64, usize)>,
+    pub free: VecDeque<Uid>,
     /// Accepted, and to be given again.
     pub returned: VecDeque<Rc<OwnedFd>>,
     /// The listening socket may have more.
@@ -46,7 +45,6 @@ impl Handle {
                         data: Value::Null,
                         members: Vec::new(),
                         free: VecDeque::new(),
-                        resting: Vec::new(),
                         returned: VecDeque::new(),
                         is_ready: false,
                         orphaned_ns: None,
@@ -58,24 +56,23 @@ impl Handle {
         Err(failed)
     }
 
-    pub fn add_member(&mut self, worker: usize) {
+    pub fn add_member(&mut self, worker: Uid) {
         if !self.members.contains(&worker) {
             self.members.push(worker);
         }
         self.orphaned_ns = None;
     }
 
-    pub fn set_free(&mut self, worker: usize) {
+    pub fn set_free(&mut self, worker: Uid) {
         if self.members.contains(&worker) && !self.free.contains(&worker) {
             self.free.push_back(worker);
         }
     }
 
-    pub fn remove_member(&mut self, worker: usize, now_ns: u64) {
+    pub fn remove_member(&mut self, worker: Uid, now_ns: u64) {
         let before = self.members.len();
         self.members.retain(|&member| member != worker);
         self.free.retain(|&free| free != worker);
-        self.resting.retain(|&(_, resting)| resting != worker);
         if self.members.is_empty() && before > 0 {
             self.orphaned_ns = Some(now_ns);
         }

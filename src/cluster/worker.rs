@@ -8,21 +8,37 @@ use std::rc::Rc;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use super::token::Uid;
 use crate::failure::Failure;
 use crate::server::Ipc;
 use crate::sys::epoll::Interest;
 use crate::sys::process;
 
-/// A running worker.
+/// How far a worker has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Forked, and not listening. It may be the candidate to take the place of another.
+    Starting {
+        candidate_for: Option<Uid>,
+    },
+    Serving,
+    /// It was asked to go, or has said that it will.
+    Leaving,
+}
+
+/// A process that has not been reaped.
 pub struct Worker {
-    /// Counts all that were ever started, from 1, as Node does: `NODE_UNIQUE_ID`.
-    pub unique_id: u64,
+    pub uid: Uid,
+    /// `WORKER_ID`: what it is to its clients.
+    pub number: usize,
     pub pid: Pid,
+    pub state: State,
     /// `None` once it has disconnected.
     pub ipc: Option<Ipc>,
     /// What its channel is registered for.
     pub interest: Interest,
-    pub is_listening: bool,
+    /// Its channel takes no descriptors, and is to be tried again.
+    pub is_flush_due: bool,
     /// Connections that it was given and has not answered for.
     pub unanswered: Vec<Unanswered>,
     /// When to kill it; `None` while it may live.
@@ -40,9 +56,9 @@ pub struct Unanswered {
 }
 
 impl Worker {
-    /// Starts worker `id`. What it writes to its standard output goes to our standard error: ours is for the ready line
+    /// Starts a process as worker `number`. What it writes to its standard output goes to our standard error: ours is for the ready line
     /// and the report.
-    pub fn start(command_line: &[OsString], id: usize, unique_id: u64) -> Result<Worker, Failure> {
+    pub fn start(command_line: &[OsString], number: usize, uid: Uid) -> Result<Worker, Failure> {
         let (ipc, theirs) = Ipc::pair()?;
         let output = std::io::stderr()
             .as_fd()
@@ -54,8 +70,8 @@ impl Worker {
             .args(&command_line[1..])
             .env("NODE_CHANNEL_FD", theirs.as_raw_fd().to_string())
             .env("NODE_CHANNEL_SERIALIZATION_MODE", "json")
-            .env("NODE_UNIQUE_ID", unique_id.to_string())
-            .env("WORKER_ID", id.to_string())
+            .env("NODE_UNIQUE_ID", uid.to_string())
+            .env("WORKER_ID", number.to_string())
             .stdin(Stdio::null())
             .stdout(output);
         let pid = process::spawn(&mut command, theirs.as_fd()).map_err(|error| {
@@ -67,11 +83,13 @@ impl Worker {
             Failure::new(format_args!("start {}", program.display()), error).advise(advice)
         })?;
         Ok(Worker {
-            unique_id,
+            uid,
+            number,
             pid,
+            state: State::Starting { candidate_for: None },
             ipc: Some(ipc),
             interest: Interest::empty(),
-            is_listening: false,
+            is_flush_due: false,
             unanswered: Vec::new(),
             deadline_ns: None,
             violations: 0,

@@ -1,0 +1,120 @@
+//! What the workers say, and what of it the master answers by itself.
+
+use std::collections::VecDeque;
+
+use serde_json::json;
+
+use super::{Happening, Master};
+use crate::cluster::protocol::{self, Message};
+use crate::cluster::timers::Due;
+use crate::cluster::token::{Token, Uid};
+use crate::cluster::worker::State;
+use crate::server::ipc::Incoming;
+use crate::server::listener::BACK_OFF;
+use crate::sys::epoll::Interest;
+use crate::units::monotonic_ns;
+
+/// What else a worker sends against the protocol is only counted.
+const MOST_VIOLATIONS_TOLD: u64 = 10;
+
+impl Master {
+    pub(super) fn hear_worker(&mut self, uid: Uid, flags: Interest) {
+        if flags.intersects(Interest::EPOLLIN | Interest::EPOLLHUP | Interest::EPOLLERR) {
+            self.receive(uid);
+        }
+        if let Some(ipc) = self.roster.ipc(uid) {
+            ipc.flush();
+        }
+        self.watch(uid);
+    }
+
+    /// One receive, so that a worker that talks without end leaves the others their turn. True: there may be more.
+    pub(super) fn receive(&mut self, uid: Uid) -> bool {
+        let mut incoming = VecDeque::new();
+        let Some(ipc) = self.roster.ipc(uid) else { return false };
+        let is_open = ipc.receive(&mut self.buffer, &mut incoming);
+        let any = !incoming.is_empty();
+        for incoming in incoming {
+            let message = match incoming {
+                Incoming::Message(message, _unwanted) => Message::parse(message),
+                Incoming::Violation(what) => Err(what),
+            };
+            match message {
+                Ok(message) => self.hear(uid, message),
+                Err(what) => self.note_violation(uid, &what),
+            }
+        }
+        if !is_open {
+            self.disconnected(uid);
+        }
+        is_open && any
+    }
+
+    fn hear(&mut self, uid: Uid, message: Message) {
+        match message {
+            Message::Online => self.tell("online", uid, json!({})),
+            Message::Query(query) if !self.is_told_to_stop => {
+                self.happenings.push_back(Happening::Query(uid, query));
+            }
+            Message::Query(_) | Message::Other => {}
+            Message::Listening => self.hear_listening(uid),
+            Message::Close(key) => self.leave_handles(uid, |handle| handle.key == key),
+            Message::ExitedAfterDisconnect { seq: heard } => {
+                let seq = self.next_seq();
+                if let Some(ipc) = self.roster.ipc(uid) {
+                    ipc.send(&protocol::acknowledge(heard, seq));
+                }
+            }
+            Message::Answer { ack, accepted } => self.hear_answer(uid, ack, accepted),
+        }
+    }
+
+    fn hear_listening(&mut self, uid: Uid) {
+        let address =
+            self.handles.values().find(|handle| handle.members.contains(&uid)).map(|handle| handle.address);
+        self.tell("listening", uid, json!({"address": address}));
+        let (Some(worker), Some(address)) = (self.roster.get_mut(uid), address) else { return };
+        if matches!(worker.state, State::Starting { .. }) {
+            worker.state = State::Serving;
+        }
+        if self.address.is_none() && self.roster.is_at_full_strength(self.settings.workers) {
+            let first = self.handles.values().next().map_or(address, |handle| handle.address);
+            self.address = Some(first);
+            self.happenings.push_back(Happening::Ready(first));
+        }
+    }
+
+    /// Waits for what the channel of a worker needs now.
+    pub(super) fn watch(&mut self, uid: Uid) {
+        let Some(worker) = self.roster.get_mut(uid) else { return };
+        let Some(ipc) = &worker.ipc else { return };
+        let interest = ipc.interest();
+        if interest != worker.interest {
+            // A registration is changed without allocating, so this cannot fail (epoll_ctl(2)).
+            let _ = self.epoll.modify(ipc, Token::Worker(uid).encode(), interest);
+            worker.interest = interest;
+        }
+        if ipc.is_starved() && !worker.is_flush_due {
+            worker.is_flush_due = true;
+            self.timers.at(monotonic_ns() + BACK_OFF.as_nanos() as u64, Due::Flush(uid));
+        }
+    }
+
+    pub(super) fn flush_again(&mut self, uid: Uid) {
+        let Some(worker) = self.roster.get_mut(uid) else { return };
+        worker.is_flush_due = false;
+        if let Some(ipc) = &mut worker.ipc {
+            ipc.flush();
+        }
+        self.watch(uid);
+    }
+
+    pub(super) fn note_violation(&mut self, uid: Uid, what: &str) {
+        let Some(worker) = self.roster.get_mut(uid) else { return };
+        worker.violations += 1;
+        let is_last = worker.violations == MOST_VIOLATIONS_TOLD;
+        if worker.violations <= MOST_VIOLATIONS_TOLD {
+            self.tell("violation", uid, json!({"what": what, "is_last_told": is_last}));
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! The program's listening sockets, and the way of a connection to a worker and, where that does not want it, back.
+
+use std::collections::VecDeque;
+use std::mem;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use nix::errno::Errno;
+use nix::sys::socket::SockFlag;
+use serde_json::json;
+use socket2::SockRef;
+
+use super::Master;
+use crate::cluster::handle::Handle;
+use crate::cluster::protocol::{self, Query};
+use crate::cluster::timers::Due;
+use crate::cluster::token::{Token, Uid};
+use crate::cluster::worker::Unanswered;
+use crate::failure::Failure;
+use crate::scoreboard::Count;
+use crate::server::listener::{BACK_OFF, NoConnection, say_exhausted};
+use crate::sys::epoll::Interest;
+use crate::sys::fd::accept;
+use crate::units::monotonic_ns;
+
+/// How long what a socket has accepted waits for the successor of its last worker.
+const ORPHAN_WAITS_NS: u64 = 5_000_000_000;
+
+/// Listening sockets that one worker may have: it must not use up everybody's descriptors.
+const MOST_HANDLES: usize = 64;
+
+impl Master {
+    /// The workers that can be given a connection of this handle, in the order in which they became free.
+    pub fn free(&self, handle: u64) -> &VecDeque<Uid> {
+        &self.handles[&handle].free
+    }
+
+    /// Passes a connection to a free worker, and keeps a copy until it is answered for.
+    pub fn pass(&mut self, handle: u64, connection: Rc<OwnedFd>, uid: Uid) {
+        let seq = self.next_seq();
+        let Some(found) = self.handles.get_mut(&handle) else { return };
+        found.free.retain(|&free| free != uid);
+        let Some(worker) = self.roster.get_mut(uid) else { return found.returned.push_back(connection) };
+        let Some(ipc) = &mut worker.ipc else { return found.returned.push_back(connection) };
+        ipc.send_handle(&protocol::new_connection(&found.key, seq), Rc::clone(&connection));
+        worker.unanswered.push(Unanswered { seq, handle, connection });
+        self.watch(uid);
+    }
+
+    /// The master listens and accepts; the worker waits to be passed connections.
+    pub fn keep(&mut self, uid: Uid, query: &Query) {
+        self.answer_query(uid, query, true);
+    }
+
+    /// The socket itself goes to the worker, which listens and accepts.
+    pub fn share(&mut self, uid: Uid, query: &Query) {
+        self.answer_query(uid, query, false);
+    }
+
+    pub(super) fn hear_answer(&mut self, uid: Uid, ack: u64, accepted: bool) {
+        let Some(worker) = self.roster.get_mut(uid) else { return };
+        let Some(at) = worker.unanswered.iter().position(|given| given.seq == ack) else {
+            return self.note_violation(uid, "an answer to what was not asked");
+        };
+        let Unanswered { handle, connection, .. } = worker.unanswered.swap_remove(at);
+        let found = self.handles.get_mut(&handle);
+        if accepted {
+            self.scoreboard.row(worker.number).add(Count::Accepted, 1);
+            found.into_iter().for_each(|found| found.set_free(uid));
+        } else if let Some(found) = found {
+            found.returned.push_back(connection);
+            // It has no room, or is about to leave: at once it would say no again.
+            self.timers.at(monotonic_ns() + BACK_OFF.as_nanos() as u64, Due::Rested(handle, uid));
+        }
+    }
+
+    pub(super) fn end_rest(&mut self, handle: u64, uid: Uid) {
+        if let Some(found) = self.handles.get_mut(&handle) {
+            found.set_free(uid);
+        }
+    }
+
+    fn answer_query(&mut self, uid: Uid, query: &Query, keep: bool) {
+        let seq = self.next_seq();
+        let key = query.key();
+        let found = self.find_or_bind(uid, query, &key, keep);
+        let Some(ipc) = self.roster.ipc(uid) else { return };
+        match found {
+            Ok(token) => {
+                let Some(handle) = self.handles.get_mut(&token) else { return };
+                if handle.data.is_null() {
+                    handle.data = query.data.clone();
+                }
+                handle.add_member(uid);
+                if keep {
+                    ipc.send(&protocol::kept(query, &key, handle.address, &handle.data, seq));
+                    handle.set_free(uid);
+                } else {
+                    let reply = protocol::shared(query, &key, &handle.data, seq);
+                    ipc.send_handle(&reply, Rc::clone(&handle.socket));
+                }
+            }
+            Err(errno) => {
+                ipc.send(&protocol::failed(query, &key, errno, seq));
+                let tried = format!("listen {}:{}", query.address.as_str().unwrap_or("*"), query.port);
+                let what = Failure::new(tried, errno).to_string();
+                self.tell("failure", uid, json!({ "what": what }));
+            }
+        }
+        self.watch(uid);
+    }
+
+    fn find_or_bind(&mut self, uid: Uid, query: &Query, key: &str, listen: bool) -> nix::Result<u64> {
+        if let Some((&token, _)) = self.handles.iter().find(|(_, handle)| handle.key == key) {
+            return Ok(token);
+        }
+        // Orphans count for everybody.
+        let is_its = |handle: &&Handle| handle.members.is_empty() || handle.members.contains(&uid);
+        if self.handles.values().filter(is_its).count() >= MOST_HANDLES {
+            return Err(Errno::EMFILE);
+        }
+        let handle = Handle::bind(query, key.to_owned())?;
+        let token = self.next_handle;
+        self.next_handle += 1;
+        if listen {
+            let listening = SockRef::from(&handle).listen(query.backlog());
+            listening.map_err(|error| error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw))?;
+            self.epoll.add(&handle, Token::Handle(token).encode(), Interest::EPOLLIN | Interest::EPOLLET)?;
+        }
+        self.handles.insert(token, handle);
+        Ok(token)
+    }
+
+    /// Of all handles in turn: what was given back, then what the kernel has.
+    pub(super) fn next_connection(&mut self) -> Result<Option<(u64, Rc<OwnedFd>)>, Failure> {
+        if self.is_exhausted {
+            return Ok(None);
+        }
+        for (&token, handle) in &mut self.handles {
+            while handle.can_give() {
+                if let Some(connection) = handle.returned.pop_front() {
+                    return Ok(Some((token, connection)));
+                }
+                // What a worker gets does not wait: libuv expects that of it.
+                let failed = match accept(&*handle, SockFlag::SOCK_NONBLOCK) {
+                    Ok(connection) => return Ok(Some((token, Rc::new(connection)))),
+                    Err(errno) => errno,
+                };
+                match NoConnection::from(failed) {
+                    NoConnection::Nobody if failed == Errno::EAGAIN => handle.is_ready = false,
+                    NoConnection::Nobody => {}
+                    NoConnection::Exhausted => {
+                        say_exhausted();
+                        self.is_exhausted = true;
+                        self.timers.at(monotonic_ns() + BACK_OFF.as_nanos() as u64, Due::AcceptAgain);
+                        return Ok(None);
+                    }
+                    NoConnection::Shut | NoConnection::Fatal(_) => {
+                        return Err(Failure::new(format_args!("accept on {}", handle.address), failed));
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// A worker that is closed can answer for nothing: what it was given is ours to give again.
+    pub(super) fn take_back(&mut self, uid: Uid) {
+        let Some(worker) = self.roster.get_mut(uid) else { return };
+        for given in mem::take(&mut worker.unanswered) {
+            if let Some(handle) = self.handles.get_mut(&given.handle) {
+                handle.returned.push_back(given.connection);
+            }
+        }
+        self.leave_handles(uid, |_| true);
+    }
+
+    /// A worker takes no more connections of these handles.
+    pub(super) fn leave_handles(&mut self, uid: Uid, which: impl Fn(&Handle) -> bool) {
+        let now_ns = monotonic_ns();
+        for (&token, handle) in self.handles.iter_mut().filter(|(_, handle)| which(handle)) {
+            let was_orphaned = handle.orphaned_ns.is_some();
+            handle.remove_member(uid, now_ns);
+            if handle.orphaned_ns.is_some() && !was_orphaned {
+                self.timers.at(now_ns + ORPHAN_WAITS_NS, Due::Orphan(token));
+            }
+        }
+    }
+
+    pub(super) fn close_orphan(&mut self, handle: u64, now_ns: u64) {
+        let is_over = |since_ns: u64| since_ns + ORPHAN_WAITS_NS <= now_ns;
+        if self.handles.get(&handle).is_some_and(|handle| handle.orphaned_ns.is_some_and(is_over)) {
+            self.handles.remove(&handle);
+        }
+    }
+}
