@@ -134,6 +134,23 @@ pub struct LoadReport {
     /// What `--deadline` ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<DeadlineBook>,
+    /// Requests that went out once more (`--retry`): before any byte of the answer the server had closed a connection
+    /// that had answered before. No errors, unless the second try failed too.
+    #[serde(default)]
+    pub retried: u64,
+    /// Each request of the whole run that was sent or due and got no answer, in the order of the failures: the first
+    /// [`LoadReport::MOST_LOST`] of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost: Vec<Lost>,
+    /// How many more there were.
+    #[serde(default)]
+    pub lost_more: u64,
+    /// The second of the measured window with the highest p99; absent when nothing was answered in it, and in a sum.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worst_second: Option<WorstSecond>,
+    /// The longest part of the window in which no answer was complete, to the millisecond; absent in a sum.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub longest_silence_ms: Option<u64>,
     /// Requests under way on one connection at a time, when it was more than one (`--pipeline`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pipeline: Option<u32>,
@@ -163,6 +180,36 @@ pub struct LoadReport {
     /// What was asked for, where and when, so that results can be put together or told apart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<RunInfo>,
+}
+
+impl LoadReport {
+    pub const MOST_LOST: usize = 10_000;
+}
+
+/// A request without an answer.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Lost {
+    /// When that was clear, from the start of the run.
+    pub at_s: f64,
+    /// The address of the connection at our end, by which the server knows it; absent where there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
+    /// The phase and the cause, as the errors have them: `read ECONNRESET`, `write EPIPE`, `timeout`.
+    pub cause: String,
+    /// Who answered last on this connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<u32>,
+}
+
+/// One second of the measured window.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct WorstSecond {
+    /// From the start of the window to the start of this second.
+    pub from_s: f64,
+    /// Requests that ended in it.
+    pub requests: u64,
+    /// Their response times, to one digit (6 % high at most).
+    pub latency_us: Latency,
 }
 
 /// Requests that a user gave up before the answer.
@@ -262,6 +309,9 @@ pub struct IntervalReport {
     pub requests: u64,
     pub qps: f64,
     pub errors: u64,
+    /// Requests that went out once more (`--retry`).
+    #[serde(default)]
+    pub retried: u64,
     /// Requests due in it, open loop alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub due: Option<u64>,

@@ -213,6 +213,11 @@ pub struct LoadArgs {
     #[arg(long, value_name = "DUR", default_value = "10s", value_parser = parse_positive_duration, help_heading = HOW)]
     pub timeout: Duration,
 
+    /// Send a request once more when the server had closed its kept connection before any byte of the answer, as HTTP
+    /// allows (RFC 9112, section 9.3.1); counted apart, and no error unless the second try fails too
+    #[arg(long, conflicts_with = "connect_only", help_heading = HOW)]
+    pub retry: bool,
+
     /// The method of the requests
     #[arg(long, value_enum, ignore_case = true, default_value_t = Method::Get, help_heading = HOW)]
     pub method: Method,
@@ -380,6 +385,15 @@ impl LoadArgs {
                     .into(),
             );
         }
+        if self.retry && matches!(self.method, Method::Post | Method::Patch) {
+            return Some(
+                "--retry needs a method that may be asked twice (RFC 9110, section 9.2.2): not POST or PATCH"
+                    .into(),
+            );
+        }
+        if self.retry && self.pipeline > 1 {
+            return Some("--retry needs one request at a time: leave out --pipeline".into());
+        }
         if self.pipeline > 1 && (self.sessions || self.think.is_some()) {
             return Some("--pipeline sends before the answer is there: no user thinks like that".into());
         }
@@ -448,7 +462,7 @@ impl LoadArgs {
             "url=http://{}{} unix={:?} method={} headers={:?} body_bytes={} connections={} threads={} rate={:?} ramp_to={:?} \
              arrivals={:?} replay={:?} think={:?} sessions={} connect_only={} idle={} slow={}/{}/{}@{:?} duration={:?} \
              requests={:?} warmup={:?} timeout={:?} deadline={:?} requests_per_connection={:?} close={:?} pipeline={} \
-             sources={sources:?} engine={:?} busy_poll={} pin={}",
+             sources={sources:?} engine={:?} busy_poll={} pin={} retry={}",
             target.authority,
             target.path,
             self.unix,
@@ -480,6 +494,7 @@ impl LoadArgs {
             self.engine,
             self.busy_poll,
             self.pin,
+            self.retry,
         )
     }
 
@@ -511,6 +526,9 @@ impl LoadArgs {
             None => {}
             Some(1) if !self.sessions => parts.push("a new connection for every request".into()),
             Some(k) => parts.push(format!("{} per connection", counted(k, "request"))),
+        }
+        if self.retry {
+            parts.push("sent once more where a kept connection had been closed".into());
         }
         if self.close == Close::Rst {
             parts.push("closed with a reset".into());

@@ -55,6 +55,8 @@ pub struct Plan {
     pub thinks: bool,
     /// Being connected is the answer.
     pub connect_only: bool,
+    /// A request that a kept connection did not live to see answered goes out once more.
+    pub retry: bool,
     pub requests_per_connection: Option<u64>,
     pub timeout_ns: u64,
     /// From the moment a request is due until nobody wants its answer any more; `u64::MAX` for never.

@@ -45,6 +45,9 @@ pub struct Connection {
     /// until it is answered, failed or given up.
     pub due_ns: VecDeque<u64>,
     pub sent_ns: u64,
+    /// The request in hand was sent before, on a connection that the server closed; [`sent_ns`](Self::sent_ns) is the
+    /// first time.
+    pub retried: bool,
     /// Of the answer that is coming in; 0 before its first byte.
     pub first_byte_ns: u64,
     /// When connect(2) was called.
@@ -57,6 +60,8 @@ pub struct Connection {
     pub to_write: usize,
     /// Answers on this connection.
     pub answers: u64,
+    /// Who gave the last of them.
+    pub worker: Option<u32>,
     /// Answers that count for `--requests-per-connection`: those of a session, whose user comes back when the server
     /// closed in between, and otherwise those on this connection.
     pub of_session: u64,
@@ -73,12 +78,14 @@ impl Default for Connection {
             generation: 0,
             due_ns: VecDeque::new(),
             sent_ns: 0,
+            retried: false,
             first_byte_ns: 0,
             began_ns: 0,
             deadline_ns: u64::MAX,
             written: 0,
             to_write: 0,
             answers: 0,
+            worker: None,
             of_session: 0,
             failures: 0,
             reader: Reader::default(),
@@ -103,7 +110,12 @@ impl Connection {
 
     /// Whether the requests in hand have begun their way to the server.
     pub fn has_sent(&self) -> bool {
-        matches!(self.state, State::Writing | State::Reading)
+        self.retried || matches!(self.state, State::Writing | State::Reading)
+    }
+
+    /// Where the server sees it come from; the kernel knows it still after a reset.
+    pub fn client(&self) -> Option<SocketAddr> {
+        self.socket.as_ref()?.local_addr().ok()?.as_socket()
     }
 
     /// What the engine knows its socket by.

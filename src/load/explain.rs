@@ -98,6 +98,19 @@ const SECTIONS: &[Section] = &[
                 "sqrt(sum of (x - mean)^2 / n). Latencies are skewed: no percentile follows from it.",
             ),
             (
+                "worst_second.from_s",
+                "The second of the window with the highest p99 (of the first hour), as it ended: when it began.",
+            ),
+            ("worst_second.requests", "How many requests ended in it."),
+            (
+                "worst_second.latency_us",
+                "Their response times; one that failed at its age. To one digit: 6 % high at most.",
+            ),
+            (
+                "longest_silence_ms",
+                "The longest part of the window (of its first hour) without any complete answer, in whole milliseconds.",
+            ),
+            (
                 "censored",
                 "Times that are ages: no answer came, and it would have taken longer than this. Percentiles beyond \
                  their share are lower bounds.",
@@ -120,6 +133,21 @@ const SECTIONS: &[Section] = &[
                 "Older than --deadline before they could be sent, and never sent: the user has gone.",
             ),
             ("deadline.abandoned", "Under way when --deadline was over: sent, and given up."),
+            (
+                "retried",
+                "Requests that went out once more (--retry): before any byte of the answer the server had closed a \
+                 connection that had answered before (RFC 9112, 9.3.1). No errors, unless the second try failed: that \
+                 is one. Their time counts from the first try.",
+            ),
+            (
+                "lost[].at_s",
+                "A request without an answer (those in errors.write, errors.read and errors.timeout): when that was \
+                 clear, in seconds from the start of the run. The first 10,000.",
+            ),
+            ("lost[].client", "The address of its connection at our end, by which the server knows it."),
+            ("lost[].cause", "The phase and the cause."),
+            ("lost[].worker", "The X-Worker of the last answer on its connection."),
+            ("lost_more", "How many more were lost."),
         ],
     },
     Section {
@@ -294,8 +322,8 @@ fn define(text: &mut String, name: &str, definition: &str) {
 mod tests {
     use super::*;
     use crate::report::{
-        Check, DeadlineBook, Evenness, EvennessPair, Latency, LoadReport, RunInfo, RunPart, SlowBook, Traced,
-        Trust, WorkerShare,
+        Check, DeadlineBook, Evenness, EvennessPair, Latency, LoadReport, Lost, RunInfo, RunPart, SlowBook,
+        Traced, Trust, WorkerShare, WorstSecond,
     };
     use serde_json::Value;
 
@@ -308,6 +336,9 @@ mod tests {
             evenness: Some(EvennessPair { connections: Evenness::default(), requests: Evenness::default() }),
             trace: vec![Traced { worker: Some(1), ..Traced::default() }],
             order: vec![1],
+            lost: vec![Lost { client: Some("x".into()), worker: Some(1), ..Lost::default() }],
+            worst_second: Some(WorstSecond::default()),
+            longest_silence_ms: Some(1),
             slow: vec![SlowBook { closed_after_ms: Some(1.0), ..SlowBook::default() }],
             trust: Some(Trust { checks: vec![Check::default()], ..Trust::default() }),
             run: Some(RunInfo {

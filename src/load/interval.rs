@@ -26,6 +26,7 @@ pub struct Stretch {
     index: u64,
     answers: u64,
     errors: u64,
+    retried: u64,
     due: u64,
     established: u64,
     open: u64,
@@ -42,6 +43,7 @@ impl Stretch {
             index: 0,
             answers: 0,
             errors: 0,
+            retried: 0,
             due: 0,
             established: 0,
             open: 0,
@@ -52,7 +54,7 @@ impl Stretch {
     }
 
     fn clear(&mut self) {
-        (self.answers, self.errors, self.due, self.established) = (0, 0, 0, 0);
+        (self.answers, self.errors, self.retried, self.due, self.established) = (0, 0, 0, 0, 0);
         self.latency.clear();
         self.slip.clear();
         self.workers.fill((0, 0));
@@ -87,6 +89,7 @@ impl Stretch {
     fn add(&mut self, other: &Stretch) {
         self.answers += other.answers;
         self.errors += other.errors;
+        self.retried += other.retried;
         self.due += other.due;
         self.established += other.established;
         self.open += other.open;
@@ -106,6 +109,7 @@ pub struct Totals {
     pub open: u64,
     pub established: u64,
     pub errors: u64,
+    pub retried: u64,
     /// Requests taken from the schedule.
     pub due: u64,
 }
@@ -165,6 +169,7 @@ impl Teller {
         self.now.open = totals.open;
         self.now.established = totals.established - self.before.established;
         self.now.errors = totals.errors - self.before.errors;
+        self.now.retried = totals.retried - self.before.retried;
         self.now.due = totals.due - self.before.due;
         self.before = totals;
     }
@@ -291,6 +296,7 @@ impl Listener {
             requests: stretch.answers,
             qps: stretch.answers as f64 / ((to_ns - from_ns) as f64 / 1e9),
             errors: stretch.errors,
+            retried: stretch.retried,
             due: (stretch.due > 0).then_some(stretch.due),
             connections_open: stretch.open,
             connections_requested: self.connections_requested,

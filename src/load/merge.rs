@@ -2,7 +2,8 @@
 //!
 //! Counts are added, distributions are added bucket by bucket, and what is computed from them is computed again: the
 //! result is what one client would have reported that had seen it all. What cannot be added exactly is left out: percentiles
-//! per worker, traces, and the order of the workers (no two machines agree on the time well enough to sort them).
+//! per worker, the worst second and the longest silence, traces, and the order of the workers (no two machines agree on
+//! the time well enough to sort them).
 //!
 //! A sum only means something when its parts belong together, so that is what most of this file is about.
 
@@ -52,7 +53,8 @@ Each client machine leaves two files of the same name:
   loadgen --start-at TIME --seed N --format json --hlog host1.hlog … URL > host1.json
 and the .hlog is looked for beside each FILE.json. Distributions are added bucket by
 bucket, books number by number; evenness and percentiles are computed from the sums.
-Latency per worker, traces and the order of workers cannot be added and are left out.
+Latency per worker, the worst second, the longest silence, traces and the order of workers
+cannot be added and are left out.
 scripts/many_clients.sh does all of it by ssh.
 
 Refused, unless --force: another configuration, a client that started late, whose
@@ -494,6 +496,7 @@ fn sum(parts: Vec<Part>, histograms: &Histograms, objections: Vec<String>) -> Lo
     sum.workers.values_mut().for_each(|share| share.latency_us = None);
     sum.slow.iter_mut().for_each(|book| book.closed_after_ms = None);
     (sum.trace, sum.order) = (Vec::new(), Vec::new());
+    (sum.worst_second, sum.longest_silence_ms) = (None, None);
     sum.trust = trust;
     sum.run = Some(run);
     sum
@@ -515,6 +518,11 @@ fn add(sum: &mut LoadReport, part: LoadReport) {
         censored,
         offered_per_s,
         deadline,
+        retried,
+        lost,
+        lost_more,
+        worst_second: _,
+        longest_silence_ms: _,
         pipeline: _,
         workers,
         evenness: _,
@@ -535,6 +543,11 @@ fn add(sum: &mut LoadReport, part: LoadReport) {
         shed: a.shed + b.shed,
         abandoned: a.abandoned + b.abandoned,
     });
+    sum.retried += retried;
+    sum.lost.extend(lost);
+    sum.lost.sort_by(|a, b| a.at_s.total_cmp(&b.at_s));
+    sum.lost_more += lost_more + sum.lost.len().saturating_sub(LoadReport::MOST_LOST) as u64;
+    sum.lost.truncate(LoadReport::MOST_LOST);
     for (worker, share) in workers {
         let WorkerShare { connections, requests, latency_us: _ } = share;
         let sum = sum.workers.entry(worker).or_default();

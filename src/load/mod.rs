@@ -6,7 +6,7 @@
 //! - [`client`]: HOW: one loop per thread; [`engine`] carries its bytes, by epoll or io_uring; [`connection`] is one
 //!   of its connections, [`response`] reads what comes back, [`crowd`] is those that only want to be there, [`slow`] those that
 //!   are slow on purpose;
-//! - [`tally`] and [`histogram`]: what one thread counted;
+//! - [`tally`], [`histogram`] and [`seconds`]: what one thread counted;
 //! - [`preflight`], [`run`], [`control`], [`watch`]: whether it can fit, the threads' beginning and end, phases,
 //!   signals;
 //! - [`interval`], [`audience`], [`live`]: what is told, and shown, while it goes on;
@@ -33,6 +33,7 @@ pub mod slow;
 
 pub mod histogram;
 pub mod interval;
+pub mod seconds;
 pub mod tally;
 
 pub mod audience;

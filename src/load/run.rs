@@ -149,6 +149,7 @@ fn plan(args: &LoadArgs) -> Result<Plan, String> {
         sessions: args.sessions,
         thinks: args.think.is_some(),
         connect_only: args.connect_only,
+        retry: args.retry,
         requests_per_connection: args.requests_per_connection,
         timeout_ns: args.timeout.as_nanos() as u64,
         deadline_ns: args.deadline.map_or(u64::MAX, |deadline| deadline.as_nanos() as u64),

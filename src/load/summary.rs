@@ -50,6 +50,11 @@ pub fn report(args: &LoadArgs, measured: &Measured) -> LoadReport {
         censored: tally.censored,
         offered_per_s: args.is_open_loop().then(|| offered(args, tally, window)),
         deadline: args.deadline.map(|_| DeadlineBook { shed: tally.shed, abandoned: tally.abandoned }),
+        retried: tally.retried,
+        lost: tally.lost_by_name(window),
+        lost_more: tally.lost_more,
+        worst_second: tally.seconds.worst(),
+        longest_silence_ms: tally.seconds.longest_silence_ms(window.duration_ns()),
         pipeline: (args.pipeline > 1).then_some(args.pipeline),
         evenness: evenness::pair(workers.iter().map(|share| (share.connections, share.requests))),
         workers: (0..)

@@ -1,14 +1,16 @@
 //! What one thread counted. Each thread has its own, nothing in it is shared, and counting allocates only
-//! when a name (an errno, a status, a worker) appears for the first time. Its size does not depend on the number of
-//! requests.
+//! when a name (an errno, a status, a worker) appears for the first time, when a second begins and when a request is
+//! lost. Its size does not depend on the number of requests.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use nix::errno::Errno;
 
 use crate::load::histogram::Times;
 use crate::load::response::{Answer, MAX_WORKERS};
-use crate::report::{Errors, Traced};
+use crate::load::seconds::Seconds;
+use crate::report::{Errors, LoadReport, Lost, Traced};
 
 /// The measured window, in nanoseconds of the monotonic clock.
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +56,33 @@ impl Cause {
             Cause::Malformed => "malformed".into(),
         }
     }
+}
+
+/// How a request that was sent or due ended without an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    Write(Cause),
+    Read(Cause),
+    Timeout,
+}
+
+impl Loss {
+    fn name(self) -> String {
+        match self {
+            Loss::Write(cause) => format!("write {}", cause.name()),
+            Loss::Read(cause) => format!("read {}", cause.name()),
+            Loss::Timeout => "timeout".into(),
+        }
+    }
+}
+
+/// A request that was lost, before its cause gets its name.
+#[derive(Debug, Clone, Copy)]
+pub struct Casualty {
+    pub at_ns: u64,
+    pub client: Option<SocketAddr>,
+    pub loss: Loss,
+    pub worker: Option<u32>,
 }
 
 /// One request's moments.
@@ -155,6 +184,12 @@ pub struct Tally {
     /// Index = worker.
     pub workers: Vec<Share>,
     pub failures: Failures,
+    /// Requests sent a second time.
+    pub retried: u64,
+    /// The first requests that were lost, and how many more.
+    pub lost: Vec<Casualty>,
+    pub lost_more: u64,
+    pub seconds: Seconds,
     pub established: u64,
     pub answered_connections: u64,
     pub open: u64,
@@ -203,6 +238,9 @@ impl Tally {
         if self.measures.from_due {
             self.latency.record(moments.end_ns.saturating_sub(moments.due_ns));
         }
+        if !answered && window.contains(moments.end_ns) {
+            self.seconds.unanswered(moments.end_ns - window.open_ns, self.latency_ns(moments));
+        }
     }
 
     /// Counts an answer for the rate, the worker, the status and the trace.
@@ -213,6 +251,7 @@ impl Tally {
         let latency_ns = self.latency_ns(moments);
         if in_window {
             self.answered_in_window += 1;
+            self.seconds.answered(moments.end_ns - window.open_ns, latency_ns);
             self.count_slice(window, moments.end_ns, latency_ns);
         } else if moments.end_ns < window.open_ns {
             self.answered_before += 1;
@@ -238,6 +277,30 @@ impl Tally {
         if self.trace.len() < self.measures.trace {
             self.trace.push(self.traced(window, moments, answer));
         }
+    }
+
+    /// These requests will get no answer.
+    pub fn lose(&mut self, casualty: Casualty, requests: u64) {
+        let failures = &mut self.failures;
+        match casualty.loss {
+            Loss::Write(cause) => count(&mut failures.write, cause, requests),
+            Loss::Read(cause) => count(&mut failures.read, cause, requests),
+            Loss::Timeout => failures.timeout += requests,
+        }
+        let named = requests.min((LoadReport::MOST_LOST - self.lost.len()) as u64);
+        self.lost.extend((0..named).map(|_| casualty));
+        self.lost_more += requests - named;
+    }
+
+    /// The lost requests as the report has them.
+    pub fn lost_by_name(&self, window: &Window) -> Vec<Lost> {
+        let lost = |casualty: &Casualty| Lost {
+            at_s: casualty.at_ns.saturating_sub(window.start_ns) as f64 / 1e9,
+            client: casualty.client.map(|client| client.to_string()),
+            cause: casualty.loss.name(),
+            worker: casualty.worker,
+        };
+        self.lost.iter().map(lost).collect()
     }
 
     /// Response time of an answered request; what its histogram counts.
@@ -308,6 +371,12 @@ impl Tally {
             }
         }
         self.failures.add(other.failures);
+        self.retried += other.retried;
+        self.lost.extend(other.lost);
+        self.lost.sort_by_key(|casualty| casualty.at_ns);
+        self.lost_more += other.lost_more + self.lost.len().saturating_sub(LoadReport::MOST_LOST) as u64;
+        self.lost.truncate(LoadReport::MOST_LOST);
+        self.seconds.add(other.seconds);
         self.established += other.established;
         self.answered_connections += other.answered_connections;
         // Threads hold their connections at the same time, so the sum of the peaks is the peak.

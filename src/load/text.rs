@@ -18,6 +18,8 @@ const BAR_COLUMNS: usize = 40;
 const SPECTRUM_COLUMNS: usize = 60;
 /// Lines of the order of workers that are printed.
 const ORDER_LINES: usize = 8;
+/// Lost requests that are printed.
+const LOST_LINES: usize = 4;
 
 /// What the report itself does not say.
 pub struct Heading<'a> {
@@ -43,7 +45,7 @@ pub fn render(report: &LoadReport, heading: &Heading) -> String {
     text.push('\n');
     rate(&mut text, report, &paint);
     let rows = rows(report, heading.open_loop);
-    latencies(&mut text, &rows);
+    latencies(&mut text, &rows, report);
     spectrum(&mut text, &rows, &paint);
     errors(&mut text, report, &paint);
     connections(&mut text, report);
@@ -141,7 +143,7 @@ fn rows(report: &LoadReport, open_loop: bool) -> Vec<(&'static str, &Latency)> {
     rows
 }
 
-fn latencies(text: &mut String, rows: &[(&str, &Latency)]) {
+fn latencies(text: &mut String, rows: &[(&str, &Latency)], report: &LoadReport) {
     let _ = writeln!(
         text,
         "{:10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}",
@@ -153,6 +155,11 @@ fn latencies(text: &mut String, rows: &[(&str, &Latency)]) {
         let cell = |us| format!("{:>10}", if max > 0.0 { time(us) } else { "–".into() });
         let cells = [p50, p90, p99, p99_9, max, mean, stdev].map(cell).concat();
         let _ = writeln!(text, "{name:10}{cells}");
+    }
+    if let (Some(worst), Some(silence_ms)) = (report.worst_second, report.longest_silence_ms) {
+        let (p99, from_s) = (time(worst.latency_us.p99), worst.from_s);
+        let silence = time(silence_ms as f64 * 1e3);
+        let _ = writeln!(text, "worst second: p99 {p99}, from {from_s:.0} s on; longest silence: {silence}");
     }
     text.push('\n');
 }
@@ -226,6 +233,11 @@ fn errors(text: &mut String, report: &LoadReport, paint: &Paint) {
     }
     let line = if parts.is_empty() { "none".into() } else { paint.red(&parts.join(", ")) };
     let _ = writeln!(text, "errors       {line}");
+    if report.retried > 0 {
+        let line = format!("{} sent once more: the server had closed their kept connection", report.retried);
+        let _ = writeln!(text, "retried      {line}");
+    }
+    lost(text, report);
     if report.censored > 0 {
         let line = format!("{} without an answer count at their age: they took longer", report.censored);
         let _ = writeln!(text, "censored     {line}");
@@ -233,6 +245,23 @@ fn errors(text: &mut String, report: &LoadReport, paint: &Paint) {
     if let Some(deadline) = report.deadline.filter(|deadline| deadline.shed + deadline.abandoned > 0) {
         let (shed, abandoned) = (deadline.shed, deadline.abandoned);
         let _ = writeln!(text, "deadline     {shed} shed before they were sent, {abandoned} abandoned after");
+    }
+}
+
+/// The first requests that got no answer, one by one.
+fn lost(text: &mut String, report: &LoadReport) {
+    for (number, lost) in report.lost.iter().take(LOST_LINES).enumerate() {
+        let name = if number == 0 { "lost" } else { "" };
+        let client = lost.client.as_ref().map_or(String::new(), |client| format!(" from {client}"));
+        let worker = lost.worker.map_or(String::new(), |worker| format!(", last answered by {worker}"));
+        let line = format!("{name:NAME_COLUMNS$}{:.3} s{client}: {}{worker}", lost.at_s, lost.cause);
+        wrapped(&line).iter().for_each(|line| {
+            let _ = writeln!(text, "{line}");
+        });
+    }
+    let unseen = report.lost.len().saturating_sub(LOST_LINES) as u64 + report.lost_more;
+    if unseen > 0 {
+        let _ = writeln!(text, "{:NAME_COLUMNS$}and {unseen} more (--format json names them)", "");
     }
 }
 
@@ -414,7 +443,7 @@ pub(crate) fn wrapped(sentence: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{Check, DeadlineBook, EvennessPair, Trust};
+    use crate::report::{Check, DeadlineBook, EvennessPair, Lost, Trust, WorstSecond};
 
     #[test]
     fn times_have_three_digits_and_the_unit_that_suits_them() {
@@ -479,6 +508,19 @@ mod tests {
             slip_us: spread(0.1),
             offered_per_s: Some(2469.0),
             censored: 3,
+            retried: 7,
+            lost: vec![
+                Lost {
+                    at_s: 123.456,
+                    client: Some("[fe80::1234:5678:9abc]:54321".into()),
+                    cause: "read ECONNRESET".into(),
+                    worker: Some(65_000)
+                };
+                6
+            ],
+            lost_more: 11,
+            worst_second: Some(WorstSecond { from_s: 3.0, requests: 5, latency_us: spread(100.0) }),
+            longest_silence_ms: Some(52),
             deadline: Some(DeadlineBook { shed: 4, abandoned: 5 }),
             pipeline: Some(16),
             workers,
@@ -522,6 +564,10 @@ mod tests {
         for said in [
             "2469.0 were due per second; 50.00 % of that was answered",
             "pipelined 16 deep: not to be compared with the rest",
+            "worst second: p99 2.00ms, from 3 s on; longest silence: 52.0ms",
+            "retried      7 sent once more",
+            "lost         123.456 s from [fe80::1234:5678:9abc]:54321: read ECONNRESET",
+            "and 13 more (--format json names them)",
             "censored     3 without an answer",
             "deadline     4 shed before they were sent, 5 abandoned after",
             "slow send    100 asked for, 100 established, 0 answered, 99 closed after 30.0s",
@@ -532,7 +578,18 @@ mod tests {
             assert!(text.contains(said), "{said:?} is not in\n{text}");
         }
         let nothing = plain(&LoadReport::default());
-        for unsaid in ["censored", "deadline", "pipelined", "slow", "order", "due per second", "valid"] {
+        for unsaid in [
+            "censored",
+            "retried",
+            "lost",
+            "worst",
+            "deadline",
+            "pipelined",
+            "slow",
+            "order",
+            "due per second",
+            "valid",
+        ] {
             assert!(!nothing.contains(unsaid), "{unsaid:?} is in\n{nothing}");
         }
         assert!(nothing.contains("unknown: no answer names its worker"));

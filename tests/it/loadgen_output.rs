@@ -8,7 +8,8 @@ use std::process::Command;
 
 use acceptlab::report::{
     Check, ClientCost, ConnectionBook, DeadlineBook, Errors, Evenness, EvennessPair, IntervalReport, Latency,
-    LoadReport, OutsideWindow, RunInfo, RunPart, SlowBook, Traced, Trust, Verdict, WorkerShare,
+    LoadReport, Lost, OutsideWindow, RunInfo, RunPart, SlowBook, Traced, Trust, Verdict, WorkerShare,
+    WorstSecond,
 };
 use serde_json::{Value, json};
 
@@ -194,6 +195,16 @@ fn everything() -> (LoadReport, IntervalReport) {
         censored: 1,
         offered_per_s: Some(8.0),
         deadline: Some(DeadlineBook { shed: 1, abandoned: 1 }),
+        retried: 1,
+        lost: vec![Lost {
+            at_s: 0.5,
+            client: Some("127.0.0.1:40123".into()),
+            cause: "read ECONNRESET".into(),
+            worker: Some(0),
+        }],
+        lost_more: 1,
+        worst_second: Some(WorstSecond { from_s: 0.0, requests: 7, latency_us }),
+        longest_silence_ms: Some(52),
         pipeline: Some(2),
         workers: workers.clone(),
         evenness: pair(),
@@ -242,6 +253,7 @@ fn everything() -> (LoadReport, IntervalReport) {
         requests: 7,
         qps: 70.0,
         errors: 0,
+        retried: 1,
         due: Some(7),
         connections_open: 1,
         connections_requested: 1,

@@ -21,6 +21,7 @@ mod loadgen;
 mod loadgen_engine;
 mod loadgen_models;
 mod loadgen_output;
+mod loadgen_retry;
 mod loadgen_slow;
 mod loadgen_theory;
 mod loadgen_trust;

@@ -8,7 +8,7 @@ use super::Client;
 use crate::load::connection::State;
 use crate::load::engine::Engine;
 use crate::load::interval::Totals;
-use crate::load::tally::Moments;
+use crate::load::tally::{Casualty, Loss, Moments};
 use crate::units::monotonic_ns;
 
 /// Deadlines are looked at no more often than this.
@@ -23,6 +23,7 @@ impl<E: Engine> Client<'_, E> {
         let due_ns = connection.due_ns.pop_front()?;
         let sent_ns = connection.has_sent().then_some(connection.sent_ns);
         let first_byte_ns = (connection.first_byte_ns > 0).then_some(connection.first_byte_ns);
+        connection.retried = false;
         self.busy -= 1;
         Some(Moments { due_ns, sent_ns, first_byte_ns, end_ns: self.now_ns })
     }
@@ -35,6 +36,16 @@ impl<E: Engine> Client<'_, E> {
             failed += 1;
         }
         failed
+    }
+
+    /// The same, and nobody wanted it so: they are errors, and named.
+    pub(super) fn requests_lost(&mut self, slot: usize, loss: Loss) {
+        let connection = &self.connections[slot];
+        if connection.has_request() {
+            let (client, worker) = (connection.client(), connection.worker);
+            let requests = self.requests_failed(slot);
+            self.tally.lose(Casualty { at_ns: self.now_ns, client, loss, worker }, requests);
+        }
     }
 
     pub(super) fn record_unanswered(&mut self, moments: Moments) {
@@ -119,7 +130,7 @@ impl<E: Engine> Client<'_, E> {
         match self.connections[slot].state {
             State::Connecting => self.connect_failed(slot, Errno::ETIMEDOUT),
             State::Writing | State::Reading => {
-                self.tally.failures.timeout += self.requests_failed(slot);
+                self.requests_lost(slot, Loss::Timeout);
                 self.close_and_free(slot);
             }
             State::BackingOff if self.connections[slot].has_request() => self.connect(slot),
@@ -151,6 +162,7 @@ impl<E: Engine> Client<'_, E> {
             open: self.tally.open,
             established: self.tally.established,
             errors: self.tally.failures.total(),
+            retried: self.tally.retried,
             due: if self.plan.open_loop { self.taken } else { 0 },
         }
     }
@@ -185,13 +197,14 @@ impl<E: Engine> Client<'_, E> {
             if self.connections[slot].state == State::Connecting {
                 self.settle(slot);
             }
-            self.tally.failures.timeout += self.requests_failed(slot);
+            self.requests_lost(slot, Loss::Timeout);
         }
         while self.plan.open_loop
             && let Some(due_ns) = self.take_due()
         {
-            self.tally.failures.timeout += 1;
             let end_ns = self.now_ns;
+            let casualty = Casualty { at_ns: end_ns, client: None, loss: Loss::Timeout, worker: None };
+            self.tally.lose(casualty, 1);
             self.record_unanswered(Moments { due_ns, sent_ns: None, first_byte_ns: None, end_ns });
         }
     }

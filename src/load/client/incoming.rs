@@ -6,7 +6,7 @@ use super::Client;
 use crate::load::connection::{State, errno};
 use crate::load::engine::{self, Engine, Ready, WAKE};
 use crate::load::response::{Answer, Progress};
-use crate::load::tally::{Cause, Moments, count};
+use crate::load::tally::{Cause, Loss, Moments, count};
 use crate::units::monotonic_ns;
 
 /// How long a server that announced its close may take before we close first.
@@ -155,6 +155,7 @@ impl<E: Engine> Client<'_, E> {
         connection.of_session += 1;
         connection.failures = 0;
         connection.first_byte_ns = 0;
+        connection.worker = answer.worker;
         let first = connection.answers == 1;
         let half_sent = connection.state == State::Writing;
         let last = self.plan.requests_per_connection == Some(connection.of_session);
@@ -164,8 +165,7 @@ impl<E: Engine> Client<'_, E> {
                 return;
             }
             // It said that it will not answer the others.
-            let lost = self.requests_failed(slot);
-            count(&mut self.tally.failures.read, Cause::Eof, lost);
+            self.requests_lost(slot, Loss::Read(Cause::Eof));
         }
         if answer.close && !server_closed && !half_sent {
             self.connections[slot].state = State::Closing;
@@ -238,9 +238,9 @@ impl<E: Engine> Client<'_, E> {
                 count(&mut self.tally.failures.read, cause, 1);
                 self.close(slot);
             }
+            _ if cause != Cause::Malformed && self.may_retry(slot) => self.retry(slot),
             _ => {
-                let lost = self.requests_failed(slot);
-                count(&mut self.tally.failures.read, cause, lost);
+                self.requests_lost(slot, Loss::Read(cause));
                 self.close_and_free(slot);
             }
         }

@@ -5,7 +5,7 @@ use nix::errno::Errno;
 use super::Client;
 use crate::load::connection::State;
 use crate::load::engine::{Engine, Standing};
-use crate::load::tally::{Moments, count};
+use crate::load::tally::{Loss, Moments, count};
 use crate::units::monotonic_ns;
 
 /// Pauses after failed connects double from the first to the last.
@@ -19,6 +19,7 @@ impl<E: Engine> Client<'_, E> {
         connection.generation = connection.generation.wrapping_add(1);
         connection.began_ns = self.now_ns;
         connection.answers = 0;
+        connection.worker = None;
         if !self.plan.sessions {
             connection.of_session = 0;
         }
@@ -157,11 +158,13 @@ impl<E: Engine> Client<'_, E> {
     /// The requests have begun their way: their service time counts from now.
     fn sending(&mut self, slot: usize, all: bool) {
         let connection = &mut self.connections[slot];
-        connection.sent_ns = self.now_ns;
         connection.first_byte_ns = 0;
         connection.state = if all { State::Reading } else { State::Writing };
-        for &due_ns in &connection.due_ns {
-            self.tally.sent(&self.window, due_ns, self.now_ns);
+        if !connection.retried {
+            connection.sent_ns = self.now_ns;
+            for &due_ns in &connection.due_ns {
+                self.tally.sent(&self.window, due_ns, self.now_ns);
+            }
         }
         self.set_deadline(slot, self.plan.timeout_ns);
     }
@@ -176,9 +179,31 @@ impl<E: Engine> Client<'_, E> {
     }
 
     pub(super) fn write_failed(&mut self, slot: usize, errno: Errno) {
-        let lost = self.requests_failed(slot);
-        count(&mut self.tally.failures.write, errno, lost);
+        if self.may_retry(slot) {
+            return self.retry(slot);
+        }
+        self.requests_lost(slot, Loss::Write(errno.into()));
         self.close(slot);
         self.back_off(slot);
+    }
+
+    /// A server may close a kept connection at any moment, also in the one in which we send. Who has seen no byte of
+    /// the answer may then ask again, once, and must not call it an error (RFC 9112, section 9.3.1). On a fresh
+    /// connection the server has no such excuse, and the second try is on one.
+    pub(super) fn may_retry(&self, slot: usize) -> bool {
+        let connection = &self.connections[slot];
+        let is_untouched = connection.has_request() && connection.first_byte_ns == 0;
+        self.plan.retry && connection.answers > 0 && is_untouched
+    }
+
+    pub(super) fn retry(&mut self, slot: usize) {
+        self.tally.retried += 1;
+        let connection = &mut self.connections[slot];
+        if !connection.has_sent() {
+            connection.sent_ns = self.now_ns;
+        }
+        connection.retried = true;
+        self.close(slot);
+        self.connect(slot);
     }
 }
