@@ -19,6 +19,43 @@ pub struct ServerReport {
     /// The process (or thread) that only accepts or supervises, where there is one beside the workers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub master: Option<MasterReport>,
+    /// Where the master keeps its workers alive: what that took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterReport>,
+}
+
+/// What a master that keeps its workers alive has counted.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ClusterReport {
+    /// Processes started, the first ones included.
+    pub forks: u64,
+    /// Those that ended though nobody had asked them to and they had not said that they would.
+    pub deaths: u64,
+    /// Those that said they would end.
+    pub suicides: u64,
+    /// Times that a worker was found not to answer.
+    pub hangs: u64,
+    /// Reloads that replaced every worker, and those that were abandoned.
+    pub reloads: u64,
+    pub reloads_failed: u64,
+    pub gave_up: bool,
+    /// Times from a death or a suicide to the moment a successor listened; absent where there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery_ms: Option<Recovery>,
+    /// Connections passed to workers, and those that came back (refused, or their worker died) and were passed again.
+    pub passed: u64,
+    pub returned: u64,
+    /// What the workers counted themselves, by name, added up: the fields of their messages `{"act":"count",NAME:N}`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub counts: BTreeMap<String, f64>,
+}
+
+/// How long the places of workers were vacant.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Recovery {
+    pub count: u64,
+    pub p50: f64,
+    pub max: f64,
 }
 
 /// One worker's row of the scoreboard and what the kernel accounted to it.

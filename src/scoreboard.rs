@@ -247,6 +247,7 @@ impl Scoreboard {
                 max_rss_kib: usage.max_rss_kib,
                 accepts: None,
             }),
+            cluster: None,
         }
     }
 }
