@@ -3,15 +3,17 @@
 //!
 //! Rules of use: a row is written by its worker alone (or by whoever reaps it, afterwards), each row has cache
 //! lines of its own, and readers need no lock: each counter is exact by itself, two of them may be a moment apart.
+//! In a cluster a worker and its successor may write to one row at the same time: they add, and nothing gets lost.
 //!
 //! Layout, in 64-bit words of the machine's byte order: a header of [`ROW_WORDS`] (magic, version, rows, start in
 //! nanoseconds of CLOCK_MONOTONIC, pid of the first process, eight words of program name), then the rows, each in
-//! the order of [`Count`].
+//! the order of [`Count`], and behind them room for more.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read};
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{
     AtomicU64,
@@ -20,6 +22,7 @@ use std::sync::atomic::{
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::failure::Failure;
 use crate::report::{MasterReport, ServerReport, WorkerReport};
@@ -135,13 +138,42 @@ pub struct Scoreboard {
 impl Scoreboard {
     /// Makes the scoreboard of a server that starts now. Before the first fork: children inherit the mapping.
     pub fn create(model: &str, rows: usize, file: Option<&Path>) -> Result<Scoreboard, Failure> {
-        let words = ROW_WORDS * (1 + rows);
-        let words = NonZeroUsize::new(words).expect("a header is never empty");
+        let words = words_for(rows);
         let mapped = match file {
-            None => shared_words(words, None).map_err(|errno| Failure::new("map the scoreboard", errno))?,
-            Some(path) => Scoreboard::map_file(path, words)?,
+            None => shared_words(words, None).map_err(cannot_map)?,
+            Some(path) => map_file(&create_file(path, words)?, path, words)?,
         };
-        let board = Scoreboard { words: mapped };
+        Ok(Scoreboard::begin(mapped, model, rows))
+    }
+
+    /// As [`Scoreboard::create`], for workers that are programs of their own, with room for `capacity` rows in all: they
+    /// inherit the file (memfd_create(2), where it has no name).
+    pub fn create_shared(
+        model: &str,
+        rows: usize,
+        capacity: usize,
+        file: Option<&Path>,
+    ) -> Result<(Scoreboard, OwnedFd), Failure> {
+        let words = words_for(capacity.max(rows));
+        let (mapped, file) = match file {
+            None => {
+                let memory = memfd_create(c"scoreboard", MFdFlags::MFD_CLOEXEC).map_err(cannot_map)?;
+                let memory = File::from(memory);
+                allocate(&memory, 8 * words.get() as u64)
+                    .map_err(|error| Failure::new("map the scoreboard", error))?;
+                let mapped = shared_words(words, Some((&memory, Access::Write))).map_err(cannot_map)?;
+                (mapped, memory)
+            }
+            Some(path) => {
+                let file = create_file(path, words)?;
+                (map_file(&file, path, words)?, file)
+            }
+        };
+        Ok((Scoreboard::begin(mapped, model, rows), file.into()))
+    }
+
+    fn begin(words: &'static [AtomicU64], model: &str, rows: usize) -> Scoreboard {
+        let board = Scoreboard { words };
         for (i, chunk) in model.as_bytes().chunks(8).take(NAME_WORDS).enumerate() {
             let mut bytes = [0; 8];
             bytes[..chunk.len()].copy_from_slice(chunk);
@@ -152,21 +184,18 @@ impl Scoreboard {
         for (word, value) in board.words.iter().zip(header).rev() {
             word.store(value, Release);
         }
-        Ok(board)
+        board
     }
 
-    fn map_file(path: &Path, words: NonZeroUsize) -> Result<&'static [AtomicU64], Failure> {
-        let tried = || format!("scoreboard {}", path.display());
-        let advice = "choose a file you may write, such as one under /dev/shm";
-        let create = || {
-            remove_stale(path)?;
-            let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
-            allocate(&file, 8 * words.get() as u64)?;
-            Ok::<_, std::io::Error>(file)
-        };
-        let file = create().map_err(|error| Failure::new(tried(), error).advise(advice))?;
-        shared_words(words, Some((&file, Access::Write)))
-            .map_err(|errno| Failure::new(tried(), errno).advise(advice))
+    /// From now on so many rows count, of those there is room for.
+    pub fn set_rows(&self, rows: usize) {
+        assert!(rows <= self.capacity(), "there is room for {} rows", self.capacity());
+        self.words[2].store(rows as u64, Release);
+    }
+
+    /// Rows that there is room for.
+    fn capacity(&self) -> usize {
+        self.words.len() / ROW_WORDS - 1
     }
 
     /// Opens the scoreboard of a running server from another process, for reading.
@@ -189,14 +218,15 @@ impl Scoreboard {
         if header(1) != VERSION {
             return Err(odd("a scoreboard of another version of acceptlab"));
         }
-        if header(2) as usize != length / ROW_WORDS - 1 {
+        if header(2) as usize > length / ROW_WORDS - 1 {
             return Err(odd("a scoreboard with rows missing"));
         }
         Ok(Scoreboard { words })
     }
 
     pub fn rows(&self) -> usize {
-        self.words.len() / ROW_WORDS - 1
+        // Of our own we know it, and a foreign one must not make us read beyond its end.
+        (self.words[2].load(Acquire) as usize).min(self.capacity())
     }
 
     /// The length of the file behind it.
@@ -250,6 +280,32 @@ impl Scoreboard {
             cluster: None,
         }
     }
+}
+
+fn words_for(rows: usize) -> NonZeroUsize {
+    NonZeroUsize::new(ROW_WORDS * (1 + rows)).expect("a header is never empty")
+}
+
+fn cannot_map(errno: Errno) -> Failure {
+    Failure::new("map the scoreboard", errno)
+}
+
+const ADVICE: &str = "choose a file you may write, such as one under /dev/shm";
+
+fn create_file(path: &Path, words: NonZeroUsize) -> Result<File, Failure> {
+    let create = || {
+        remove_stale(path)?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+        allocate(&file, 8 * words.get() as u64)?;
+        Ok::<_, std::io::Error>(file)
+    };
+    create()
+        .map_err(|error| Failure::new(format_args!("scoreboard {}", path.display()), error).advise(ADVICE))
+}
+
+fn map_file(file: &File, path: &Path, words: NonZeroUsize) -> Result<&'static [AtomicU64], Failure> {
+    shared_words(words, Some((file, Access::Write)))
+        .map_err(|errno| Failure::new(format_args!("scoreboard {}", path.display()), errno).advise(ADVICE))
 }
 
 /// Gives the file its length, and the blocks for it now: to store into a page for which there is no block left, as on a
@@ -308,6 +364,18 @@ mod tests {
         let metadata = std::fs::metadata(&file.0).unwrap();
         assert_eq!(metadata.len(), board.bytes());
         assert!(512 * metadata.blocks() >= board.bytes(), "{} blocks", metadata.blocks());
+    }
+
+    #[test]
+    fn rows_are_added_where_there_is_room_and_readers_see_them() {
+        let file = BoardFile::new("rows");
+        let (board, _inherited) = Scoreboard::create_shared("test", 2, 4, Some(&file.0)).unwrap();
+        let reader = Scoreboard::open(&file.0).unwrap();
+        assert_eq!((board.rows(), reader.rows()), (2, 2));
+        board.set_rows(4);
+        board.row(3).add(Count::Requests, 7);
+        assert_eq!((reader.rows(), reader.row(3).get(Count::Requests)), (4, 7));
+        assert_eq!(board.report(([0; 4], 0).into(), None).workers.len(), 4);
     }
 
     #[test]
