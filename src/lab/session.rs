@@ -15,6 +15,7 @@ use crate::lab::fingerprint;
 use crate::lab::program::{Interrupt, Stop};
 use crate::lab::record::{Header, Writer};
 use crate::lab::runner;
+use crate::units::utc_now;
 
 /// What `lab run` was asked for.
 pub struct Plan<'a> {
@@ -44,7 +45,7 @@ pub fn run(plan: &Plan, interrupt: &Interrupt) -> Result<Outcome, String> {
         *planned.entry(run.case.experiment.clone()).or_insert(0) += 1;
     }
     let header = Header {
-        date: fingerprint::utc_now(),
+        date: utc_now(),
         scale: if plan.quick { "quick" } else { "full" }.to_string(),
         seed: plan.seed,
         planned,
