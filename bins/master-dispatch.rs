@@ -1,7 +1,7 @@
 //! 黄金 gold × N: the master accepts and passes every connection to a worker of its choice.
 //!
 //! Who accepts: the master. Who serves: the event loop of the worker that was given the connection. Who balances:
-//! the master, by `--policy`: the `match` in `choose` has the policies side by side. What is inherited: one end of a
+//! the master, by `--policy` (`src/server/policy.rs` has the policies side by side). What is inherited: one end of a
 //! Unix socket pair; the workers give the listening socket up at once. A connection travels as SCM_RIGHTS: the worker
 //! gets a descriptor of its own, the master closes its copy. Node's cluster works like `--policy acknowledged`.
 //!
@@ -15,14 +15,13 @@
 
 #![forbid(unsafe_code)]
 
-use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
 use acceptlab::report::ServerReport;
 use acceptlab::server::channel::connections_per_message;
 use acceptlab::server::{
-    self, Channel, Crew, Dispatcher, EventLoop, Failure, Listener, Scoreboard, Worker, WorkersArgs, dispatch,
-    termination,
+    self, Channel, Choice, Crew, Dispatcher, EventLoop, Failure, Listener, Policy, Scoreboard, Worker,
+    WorkersArgs, dispatch, termination,
 };
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, ValueEnum};
@@ -45,22 +44,6 @@ struct Args {
 
     #[command(flatten)]
     workers: WorkersArgs,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Policy {
-    /// Each in turn
-    RoundRobin,
-    /// Any
-    Random,
-    /// The one with the fewest connections, open or on their way to it
-    LeastConnections,
-    /// The first that has none; if all have some, the first of those with the fewest
-    FirstFree,
-    /// Whoever has waited longest since it acknowledged its last one
-    Acknowledged,
-    /// The same worker for the same client address
-    Sticky,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -131,12 +114,16 @@ fn pass_connections(args: &Args) -> Result<ServerReport, Failure> {
     let mut dispatcher = Dispatcher::new(listener, channels, scoreboard, &crew)?;
     server::ready(address)?;
 
-    let (mut last, mut random) = (0, fastrand::Rng::new());
+    let mut choice = Choice::by(policy);
     while dispatcher.wait(&mut crew)? {
         // All that are ready now, those for one worker in one message.
         while let Some(connection) = dispatcher.next_connection()? {
-            last = choose(policy, &dispatcher, &connection, last, &mut random);
-            dispatcher.give(connection, last);
+            // Of those who are alive, with room in their channel and, where they acknowledge, with nothing to
+            // acknowledge. So a worker that hangs is passed over once its channel is full.
+            let free = dispatcher.free();
+            let load = |i| dispatcher.load(i);
+            let next = free[choice.next(free.iter().copied(), workers, load, &connection)];
+            dispatcher.give(connection, next);
         }
         dispatcher.pass();
     }
@@ -145,41 +132,6 @@ fn pass_connections(args: &Args) -> Result<ServerReport, Failure> {
     drop(dispatcher);
     crew.stop();
     Ok(crew.report(address).with_accepts(accepts))
-}
-
-/// Who is next, of those who are free: alive, with room in their channel and, where they acknowledge, with nothing to
-/// acknowledge. So a worker that hangs is passed over once its channel is full.
-fn choose(
-    policy: Policy,
-    dispatcher: &Dispatcher,
-    connection: &OwnedFd,
-    last: usize,
-    random: &mut fastrand::Rng,
-) -> usize {
-    let (free, n) = (dispatcher.free(), dispatcher.workers());
-    // How many come before worker i in the round that begins with `first`.
-    let turn = |i: usize, first: usize| (i + n - first) % n;
-    let next = match policy {
-        // Everybody gets the same number of connections, whatever they cost.
-        Policy::RoundRobin => free.iter().min_by_key(|&&i| turn(i, last + 1)),
-        // Needs no memory, so several masters could do it side by side; the price is the spread of chance.
-        Policy::Random => free.get(random.usize(..free.len())),
-        // Who is slow, or hangs, keeps what it has and so gets less. Among equals by turns.
-        Policy::LeastConnections => free.iter().min_by_key(|&&i| (dispatcher.load(i), turn(i, last + 1))),
-        // Among equals the first of the list, so that as few as possible are at work. Stevens' master waits when
-        // nobody is idle, since his children serve one client at a time; an event loop serves one more.
-        Policy::FirstFree => free.iter().min_by_key(|&&i| (dispatcher.load(i), i)),
-        // Who was first to show that it is awake. A worker that hangs holds the one it has not acknowledged.
-        Policy::Acknowledged => free.first(),
-        // What a worker remembers of a client is there when it comes again. The clients of one that is dead or full
-        // go to the next: an affinity lost costs less than a master that waits. To know the client costs a getpeername
-        // for each connection, which no other policy needs.
-        Policy::Sticky => {
-            let home = dispatch::hash_of_client_address(connection) % n;
-            free.iter().min_by_key(|&&i| turn(i, home))
-        }
-    };
-    *next.expect("a connection is given out only while somebody is free")
 }
 
 fn pass_listener(args: &Args) -> Result<ServerReport, Failure> {

@@ -13,12 +13,10 @@
 //! costs a send there, and a wait and a receive here, and then nothing is shared.
 
 use std::collections::VecDeque;
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use socket2::SockRef;
 
 use super::channel::{Answer, Channel, connections_per_message};
 use super::crew::Crew;
@@ -358,15 +356,6 @@ fn interest(workers_acknowledge: bool) -> Interest {
 
 fn back_off_from_now() -> u64 {
     monotonic_ns() + BACK_OFF.as_nanos() as u64
-}
-
-/// A number for the address, without the port, of a connection's client. The same in every run: a client that comes
-/// back after a restart finds its worker again. Of clients that have left already all have the same.
-pub fn hash_of_client_address(connection: impl AsFd) -> usize {
-    let peer = SockRef::from(&connection).peer_addr().ok().and_then(|peer| peer.as_socket());
-    let mut hasher = DefaultHasher::new();
-    peer.map(|address| address.ip()).hash(&mut hasher);
-    hasher.finish() as usize
 }
 
 /// A worker takes the connections that have come in one message. Where it acknowledges and is full, it gives the

@@ -7,6 +7,7 @@
 //! - [`crew`]: fork workers, wait until they are ready, stop and reap them;
 //! - [`selector`]: programs in the kernel that choose among the sockets of a group;
 //! - [`channel`]: pass connections to another process; [`dispatch`]: accept for others, and who has how many;
+//!   [`policy`]: who is next;
 //! - [`ipc`]: the same in Node's way, with JSON messages;
 //! - [`lock`]: locks that let one worker at a time accept;
 //! - [`relay`]: copy bytes between clients and workers that have ports of their own;
@@ -31,6 +32,7 @@ pub mod event_loop;
 pub mod ipc;
 pub mod listener;
 pub mod lock;
+pub mod policy;
 pub mod reactor;
 pub mod relay;
 pub mod selector;
@@ -47,6 +49,7 @@ pub use event_loop::EventLoop;
 pub use ipc::Ipc;
 pub use listener::Listener;
 pub use lock::{AcceptMutex, Lock};
+pub use policy::{Choice, Policy};
 pub use relay::Relay;
 pub use worker::Worker;
 
