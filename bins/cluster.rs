@@ -1,56 +1,64 @@
-//! Node's cluster, without Node: a master that keeps N workers of any program alive that speaks its protocol, an
-//! unmodified Node program above all.
+//! Node's cluster, without Node: a master that keeps N workers of any program alive that speaks its protocol: one of our
+//! servers, or an unmodified Node program.
 //!
 //! Who accepts: with `--schedule rr` the master, with `--schedule none` the workers, from the listening socket that it
-//! has sent them. Who serves: the program. Who balances: the master, which gives a connection to whoever has been free
-//! the longest, free being who has answered for its last one; or, with `none`, the kernel. What is inherited: one end of a
-//! Unix socket pair, `NODE_CHANNEL_FD`, for JSON messages and descriptors. What to bind is the program's affair: it calls
-//! `listen()`, and Node's library asks the master.
+//! has sent them. Who serves: the program. Who balances: the master, by `--policy` (src/server/policy.rs), among those who
+//! are free, which is who has answered for its last connection; or, with `none`, the kernel. What is inherited: one end of
+//! a Unix socket pair, `NODE_CHANNEL_FD`, for JSON messages and descriptors. What to bind is the program's affair: it calls
+//! `listen()`, and its library asks the master.
 //!
-//! A dead worker is replaced at once, and what it was given and has not answered for goes to another; a program that
-//! dies again and again is given up.
+//! A worker that dies, hangs, or says that it will end has a successor at once, and what it was given and has not answered
+//! for goes to another; a reload replaces all of them, one by one; a program that dies again and again is given up.
 //!
 //! Compare with `master-dispatch.rs` (`--policy acknowledged`: the same with workers of our own, forked and for ever).
 //!
-//! See it: `cluster --workers 2 -- node experiments/node-cluster.js`, `curl localhost:8080` twice, then `kill -9` the pid
-//! in the answer, and `curl` again.
+//! See it: `cluster --workers 2 -- event-driven`, `curl localhost:8080` twice, then `kill -9` the pid in the answer and
+//! `curl` again; `kill -USR2` one (it says that it ends); `kill -HUP` the master (a reload). The same with
+//! `-- node experiments/node-cluster.js`.
 
 #![forbid(unsafe_code)]
 
-use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use acceptlab::cluster::{Happening, Master, Restarts, Settings};
-use acceptlab::cpu;
+use acceptlab::cluster::{CtlArgs, Happening, Master, MasterArgs, Restarts, ctl};
 use acceptlab::report::ServerReport;
-use acceptlab::server::{self, Failure};
+use acceptlab::server::{self, Choice, Failure, Policy};
 use acceptlab::units::{monotonic_ns, parse_duration, parse_positive_duration};
-use clap::{Parser, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 
 const AFTER_HELP: &str = "\
 PROGRAM is started N times with NODE_CHANNEL_FD, NODE_UNIQUE_ID (counts all that were ever
-started) and WORKER_ID (0 to N-1) in its environment. For Node that makes it a worker of a
-cluster: its TCP listen() goes to the master. Unix sockets and UDP are refused (ENOTSUP).
+started) and WORKER_ID (0 to N-1) in its environment. For Node, and for our servers that are one
+process, that makes it a worker of a cluster: its TCP listen() goes to the master. Unix sockets
+and UDP are refused (ENOTSUP).
 
 The first line on standard output is `ready ADDR:PORT`, when every worker listens. Standard error
-has an event a line, as JSON, and what the workers write. SIGTERM or Ctrl-C disconnects the workers,
-lets them finish, and prints one JSON document, in which what only the program knows (requests,
-errors, and with `none` connections) is 0. The status is 1 when the program was given up and its
-last worker is gone.";
+has an event a line, as JSON, and what the workers write, with their number and the time. SIGHUP
+replaces all workers, one by one. SIGTERM or Ctrl-C disconnects the workers, lets them finish, and
+prints one JSON document, in which what only the program knows is 0 for a Node program. The status
+is 1 when the program was given up and its last worker is gone.
 
-/// Keeps N workers of a Node program alive, and gives them connections or their listening socket
+Messages of a Node program: process.send({act: 'suicide'}) asks for a successor before it ends;
+{act: 'count', queries: 1} is added up in the document; others are told as events. With --notify
+it hears {act: 'notify', path, value}.";
+
+/// Keeps N workers of a program alive, and gives them connections or their listening socket
 #[derive(Parser)]
-#[command(name = "cluster", version, after_help = AFTER_HELP)]
+#[command(name = "cluster", version, after_help = AFTER_HELP, args_conflicts_with_subcommands = true)]
+#[command(subcommand_negates_reqs = true)]
 struct Args {
-    /// Worker processes [default: the CPUs this process may use]
-    #[arg(long, value_name = "N", default_value_t = cpu::allowed().len(), hide_default_value = true,
-          value_parser = parse_workers)]
-    workers: usize,
+    #[command(subcommand)]
+    command: Option<Command>,
 
     /// Who accepts
     #[arg(long, value_enum, default_value_t = Schedule::Rr)]
     schedule: Schedule,
+
+    /// With rr: which of the free workers gets the next connection [default: acknowledged]
+    #[arg(long, value_enum)]
+    policy: Option<Policy>,
 
     /// Give up when more restarts than this would be needed...
     #[arg(long, value_name = "N", default_value_t = 10)]
@@ -60,51 +68,68 @@ struct Args {
     #[arg(long, value_name = "DUR", default_value = "60s", value_parser = parse_positive_duration)]
     within: Duration,
 
-    /// Kill a worker that has not left this long after it was disconnected
-    #[arg(long, value_name = "DUR", default_value = "5s", value_parser = parse_duration)]
-    kill_timeout: Duration,
+    /// Wait so long before a restart, and twice as long before each that follows within that time
+    #[arg(long, value_name = "DUR", default_value = "0s", value_parser = parse_duration)]
+    backoff: Duration,
 
-    /// The program and its arguments, after `--`
-    #[arg(last = true, required = true, value_name = "PROGRAM")]
-    program: Vec<OsString>,
+    #[command(flatten)]
+    master: Option<MasterArgs>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Subcommand)]
+enum Command {
+    /// Ask a running master to do something
+    Ctl(CtlArgs),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Schedule {
-    /// The master, which passes each connection to the worker that has been free the longest
+    /// The master, which passes each connection to a free worker
     Rr,
     /// The workers: they share the listening socket
     None,
 }
 
-fn parse_workers(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(workers) if (1..=1 << 20).contains(&workers) => Ok(workers),
-        _ => Err("a cluster has 1 to 1048576 workers".to_owned()),
+fn main() -> ExitCode {
+    let mut args = Args::parse();
+    match (args.command.take(), args.master.take()) {
+        (Some(Command::Ctl(order)), _) => match ctl::order(&order) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => {
+                eprintln!("{failure}");
+                ExitCode::FAILURE
+            }
+        },
+        (None, Some(master)) if args.schedule == Schedule::Rr || args.policy.is_none() => {
+            server::finish(serve(args, master))
+        }
+        _ => {
+            let misfit = "--policy goes with --schedule rr: of a shared socket the kernel chooses";
+            Args::command().error(ErrorKind::ArgumentConflict, misfit).exit()
+        }
     }
 }
 
-fn main() -> ExitCode {
-    server::finish(serve(Args::parse()))
-}
-
-fn serve(args: Args) -> Result<ServerReport, Failure> {
-    let Args { workers, schedule, kill_timeout, program, .. } = args;
-    let mut restarts = Restarts::new(args.max_restarts, args.within);
-    let mut master = Master::start("cluster", Settings { command_line: program, workers, kill_timeout })?;
+fn serve(args: Args, master: MasterArgs) -> Result<ServerReport, Failure> {
+    let mut choice = Choice::by(args.policy.unwrap_or(Policy::Acknowledged));
+    let mut restarts = Restarts::new(args.max_restarts, args.within, args.backoff);
+    let mut master = Master::start("cluster", master)?;
     while let Some(happening) = master.next_happening()? {
         match happening {
-            Happening::Query(worker, query) => match schedule {
+            Happening::Query(worker, query) => match args.schedule {
                 Schedule::Rr => master.keep(worker, &query),
                 Schedule::None => master.share(worker, &query),
             },
             Happening::Connection(handle, connection) => {
-                let longest_free = master.free(handle)[0];
-                master.pass(handle, connection, longest_free);
+                let load = |number| master.load(number);
+                let next = choice.next(master.free(handle), master.workers(), load, &connection);
+                master.pass(handle, connection, next);
             }
             Happening::Ready(address) => server::ready(address)?,
-            Happening::Exit(number) if restarts.allow(monotonic_ns()) => master.restart(number),
-            Happening::Exit(_) => master.give_up(),
+            Happening::Vacant(number) => match restarts.allow(monotonic_ns()) {
+                Some(pause) => master.restart(number, pause),
+                None => master.give_up(),
+            },
         }
     }
     master.stop()

@@ -1,32 +1,42 @@
-//! What happens to the workers, as lines of JSON on standard error.
+//! What happens to the workers, as lines of JSON: on standard error and, where one is given, in a file.
 
 use std::io::Write;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::units::monotonic_ns;
+use super::journal::Journal;
+use crate::failure::Failure;
+use crate::units::{monotonic_ns, utc_now_ms};
 
 /// Tells events with their time since the start.
 pub struct Events {
     start_ns: u64,
+    file: Option<Journal>,
 }
 
 impl Events {
-    pub fn new() -> Events {
-        Events { start_ns: monotonic_ns() }
+    pub fn new(file: Option<&Path>) -> Result<Events, Failure> {
+        Ok(Events { start_ns: monotonic_ns(), file: file.map(Journal::open).transpose()? })
     }
 
-    /// `fields` is an object, to which the event's name and time are added.
-    pub fn tell(&self, event: &str, mut fields: Value) {
-        fields["event"] = json!(event);
-        fields["at_s"] = json!((monotonic_ns() - self.start_ns) as f64 / 1e9);
+    /// `fields` is an object. The event's name and time come first in the line.
+    pub fn tell(&mut self, event: &str, fields: Value) {
+        let line = self.line(event, fields);
         // In one write, so that no worker's output comes between. Who has closed our standard error wants no events.
-        let _ = std::io::stderr().write_all(format!("{fields}\n").as_bytes());
+        let _ = std::io::stderr().write_all(line.as_bytes());
+        if let Some(trouble) = self.file.as_mut().and_then(|file| file.write(line.as_bytes())) {
+            let line = self.line("failure", json!({"what": trouble}));
+            let _ = std::io::stderr().write_all(line.as_bytes());
+        }
     }
-}
 
-impl Default for Events {
-    fn default() -> Events {
-        Events::new()
+    fn line(&self, event: &str, fields: Value) -> String {
+        let at_s = (monotonic_ns() - self.start_ns) as f64 / 1e9;
+        let head = format!("{{\"event\":\"{event}\",\"at_s\":{at_s:.6},\"time\":\"{}\"", utc_now_ms());
+        match fields.to_string().strip_prefix('{') {
+            Some("}") | None => format!("{head}}}\n"),
+            Some(rest) => format!("{head},{rest}\n"),
+        }
     }
 }

@@ -19,10 +19,10 @@ pub struct Handle {
     /// With the port that the kernel chose.
     pub address: SocketAddr,
     pub data: Value,
-    /// The workers that have called.
-    pub members: Vec<Uid>,
+    /// The workers that have called, with their numbers.
+    pub members: Vec<(Uid, usize)>,
     /// Those that can be given a connection, in the order in which they became free.
-    pub free: VecDeque<Uid>,
+    pub free: Vec<(Uid, usize)>,
     /// Accepted, and to be given again.
     pub returned: VecDeque<Rc<OwnedFd>>,
     /// The listening socket may have more.
@@ -44,7 +44,7 @@ impl Handle {
                         address,
                         data: Value::Null,
                         members: Vec::new(),
-                        free: VecDeque::new(),
+                        free: Vec::new(),
                         returned: VecDeque::new(),
                         is_ready: false,
                         orphaned_ns: None,
@@ -56,23 +56,32 @@ impl Handle {
         Err(failed)
     }
 
-    pub fn add_member(&mut self, worker: Uid) {
-        if !self.members.contains(&worker) {
-            self.members.push(worker);
+    pub fn add_member(&mut self, worker: Uid, number: usize) {
+        if !self.has_member(worker) {
+            self.members.push((worker, number));
         }
         self.orphaned_ns = None;
     }
 
+    pub fn has_member(&self, worker: Uid) -> bool {
+        self.members.iter().any(|&(member, _)| member == worker)
+    }
+
     pub fn set_free(&mut self, worker: Uid) {
-        if self.members.contains(&worker) && !self.free.contains(&worker) {
-            self.free.push_back(worker);
+        let member = self.members.iter().find(|&&(member, _)| member == worker);
+        if let Some(&member) = member.filter(|member| !self.free.contains(member)) {
+            self.free.push(member);
         }
+    }
+
+    pub fn set_busy(&mut self, worker: Uid) {
+        self.free.retain(|&(free, _)| free != worker);
     }
 
     pub fn remove_member(&mut self, worker: Uid, now_ns: u64) {
         let before = self.members.len();
-        self.members.retain(|&member| member != worker);
-        self.free.retain(|&free| free != worker);
+        self.members.retain(|&(member, _)| member != worker);
+        self.set_busy(worker);
         if self.members.is_empty() && before > 0 {
             self.orphaned_ns = Some(now_ns);
         }

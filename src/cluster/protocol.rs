@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 /// What a worker says to its master.
 #[derive(Debug)]
 pub enum Message {
-    /// It runs.
-    Online,
+    /// It runs. `counts`: what it does is in the scoreboard, as one of our own servers says.
+    Online { counts: bool },
     /// Its program has called `listen()`: what socket is it to have?
     Query(Box<Query>),
     /// It takes connections.
@@ -21,8 +21,15 @@ pub enum Message {
     ExitedAfterDisconnect { seq: u64 },
     /// The answer to a connection that it was given.
     Answer { ack: u64, accepted: bool },
-    /// A message of the program's own; nobody listens to it.
-    Other,
+    /// It has met a fatal error and will end: the seed texts' `process.send({act: 'suicide'})`, a message of the
+    /// program's own.
+    Suicide,
+    /// It has counted something, by name: `process.send({act: 'count', queries: 1})`.
+    Count(Vec<(String, f64)>),
+    /// Another message of the program's own.
+    Said(Value),
+    /// The same, too large to be kept: so many bytes.
+    SaidMuch(usize),
 }
 
 /// A call of `listen()`. Node passes on what the program and its own library have given, which is not always what it
@@ -92,7 +99,7 @@ impl Message {
     /// Why a message that claims to be of the cluster is none.
     pub fn parse(message: Value) -> Result<Message, String> {
         if message.get("cmd").and_then(Value::as_str) != Some("NODE_CLUSTER") {
-            return Ok(Message::Other);
+            return Ok(Message::of_program(message));
         }
         let number = |field: &str| {
             message.get(field).and_then(Value::as_u64).ok_or_else(|| format!("a message without {field}"))
@@ -102,7 +109,7 @@ impl Message {
             return Ok(Message::Answer { ack: number("ack")?, accepted: accepted.unwrap_or(false) });
         }
         match message.get("act").and_then(Value::as_str) {
-            Some("online") => Ok(Message::Online),
+            Some("online") => Ok(Message::Online { counts: message["counts"] == json!(true) }),
             Some("queryServer") if message.get("seq").is_none() => {
                 Err("a queryServer without seq".to_owned())
             }
@@ -116,6 +123,17 @@ impl Message {
             },
             Some("exitedAfterDisconnect") => Ok(Message::ExitedAfterDisconnect { seq: number("seq")? }),
             _ => Err("an act that nobody knows".to_owned()),
+        }
+    }
+
+    fn of_program(message: Value) -> Message {
+        match message.get("act").and_then(Value::as_str) {
+            Some("suicide") => Message::Suicide,
+            Some("count") => {
+                let fields = message.as_object().into_iter().flatten();
+                Message::Count(fields.filter_map(|(name, n)| Some((name.clone(), n.as_f64()?))).collect())
+            }
+            _ => Message::Said(message),
         }
     }
 }
@@ -155,6 +173,11 @@ impl NewConnection<'_> {
 /// The worker is to close its servers, answer what is open, and leave.
 pub fn disconnect(seq: u64) -> Value {
     json!({"cmd": "NODE_CLUSTER", "act": "disconnect", "seq": seq})
+}
+
+/// The watched file says this now. A message of the master's own, which programs hear as `process.on('message')`.
+pub fn notify(path: &str, value: Option<&str>) -> Value {
+    json!({"act": "notify", "path": path, "value": value})
 }
 
 /// What was said has been heard.
@@ -200,6 +223,18 @@ mod tests {
     }
 
     #[test]
+    fn of_the_programs_own_messages_two_mean_something() {
+        assert!(matches!(Message::parse(json!({"act": "suicide"})), Ok(Message::Suicide)));
+        match Message::parse(json!({"act": "count", "queries": 2, "of": "what", "late_us": 0.5})) {
+            Ok(Message::Count(mut counts)) => {
+                counts.sort_by(|a, b| a.0.cmp(&b.0));
+                assert_eq!(counts, [("late_us".to_owned(), 0.5), ("queries".to_owned(), 2.0)]);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
     fn a_message_that_only_claims_to_be_of_the_cluster_is_refused() {
         for message in [
             json!({"cmd": "NODE_CLUSTER"}),
@@ -211,7 +246,7 @@ mod tests {
             assert!(Message::parse(message.clone()).is_err(), "{message}");
         }
         for message in [json!(null), json!({"cmd": 5}), json!(["NODE_CLUSTER"]), json!({"act": "online"})] {
-            assert!(matches!(Message::parse(message), Ok(Message::Other)));
+            assert!(matches!(Message::parse(message), Ok(Message::Said(_))));
         }
     }
 }

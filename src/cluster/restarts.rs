@@ -1,31 +1,37 @@
-//! How many restarts are too many: a program that cannot run must not be started for ever.
+//! How many restarts are too many, and how soon the next may be: a program that cannot run must not be started for ever.
 
 use std::collections::VecDeque;
 use std::time::Duration;
+
+/// The pauses do not grow beyond this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// The restarts of the last while, of all workers together.
 pub struct Restarts {
     most: usize,
     within_ns: u64,
+    /// Before the first of several restarts; each further one waits twice as long.
+    pause: Duration,
     at_ns: VecDeque<u64>,
 }
 
 impl Restarts {
     /// At most `most` within any time of this length.
-    pub fn new(most: usize, within: Duration) -> Restarts {
-        Restarts { most, within_ns: within.as_nanos() as u64, at_ns: VecDeque::new() }
+    pub fn new(most: usize, within: Duration, pause: Duration) -> Restarts {
+        Restarts { most, within_ns: within.as_nanos() as u64, pause, at_ns: VecDeque::new() }
     }
 
-    /// One more, at this time of CLOCK_MONOTONIC. False: it would be one too many.
-    pub fn allow(&mut self, now_ns: u64) -> bool {
+    /// One more, at this time of CLOCK_MONOTONIC: after which pause. `None`: it would be one too many.
+    pub fn allow(&mut self, now_ns: u64) -> Option<Duration> {
         while self.at_ns.front().is_some_and(|&at_ns| at_ns + self.within_ns <= now_ns) {
             self.at_ns.pop_front();
         }
-        let is_allowed = self.at_ns.len() < self.most;
-        if is_allowed {
-            self.at_ns.push_back(now_ns);
+        if self.at_ns.len() >= self.most {
+            return None;
         }
-        is_allowed
+        let doublings = self.at_ns.len().min(20) as u32;
+        self.at_ns.push_back(now_ns);
+        Some((self.pause * 2u32.pow(doublings)).min(LONGEST_PAUSE))
     }
 }
 
@@ -35,11 +41,18 @@ mod tests {
 
     #[test]
     fn so_many_are_allowed_within_the_time_and_others_later() {
-        let mut restarts = Restarts::new(2, Duration::from_nanos(10));
+        let mut restarts = Restarts::new(2, Duration::from_nanos(10), Duration::ZERO);
         assert_eq!(
-            [0, 5, 9, 10, 11, 15].map(|at_ns| restarts.allow(at_ns)),
+            [0, 5, 9, 10, 11, 15].map(|at_ns| restarts.allow(at_ns).is_some()),
             [true, true, false, true, false, true]
         );
-        assert!(!Restarts::new(0, Duration::from_secs(1)).allow(0));
+        assert_eq!(Restarts::new(0, Duration::from_secs(1), Duration::ZERO).allow(0), None);
+    }
+
+    #[test]
+    fn the_pauses_double_up_to_a_bound_and_begin_anew_after_a_quiet_while() {
+        let mut restarts = Restarts::new(100, Duration::from_nanos(10), Duration::from_secs(1));
+        let pauses = [0, 0, 0, 0, 0, 0, 0, 20].map(|at_ns| restarts.allow(at_ns).unwrap().as_secs());
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30, 1]);
     }
 }

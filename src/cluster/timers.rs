@@ -21,6 +21,12 @@ pub enum Due {
     Kill(Uid),
     /// This number is to have a worker.
     Start(usize),
+    /// This worker should listen by now.
+    Listen(Uid),
+    /// Time to look for signs of life.
+    Heartbeat,
+    /// Time to look at the watched file.
+    Look,
 }
 
 /// Due times, of CLOCK_MONOTONIC.

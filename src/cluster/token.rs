@@ -32,8 +32,8 @@ pub enum Token {
     Output(Uid, Stream),
     /// The control socket (0), or one of its clients.
     Control(u64),
-    /// A watched source.
-    Notifier(u64),
+    /// The watched file's inotify instance.
+    Notifier,
 }
 
 const KIND_SHIFT: u32 = 56;
@@ -47,7 +47,7 @@ impl Token {
             Token::Handle(handle) => (2, handle),
             Token::Output(uid, stream) => (3, uid.0 << 1 | u64::from(stream == Stream::Error)),
             Token::Control(client) => (4, client),
-            Token::Notifier(source) => (5, source),
+            Token::Notifier => (5, 0),
         };
         debug_assert!(who < 1 << KIND_SHIFT);
         kind << KIND_SHIFT | who
@@ -62,7 +62,7 @@ impl Token {
             2 => Token::Handle(who),
             3 => Token::Output(Uid(who >> 1), if who & 1 == 0 { Stream::Output } else { Stream::Error }),
             4 => Token::Control(who),
-            5 => Token::Notifier(who),
+            5 => Token::Notifier,
             _ => return None,
         })
     }
@@ -83,7 +83,7 @@ mod tests {
             Token::Output(Uid(7), Stream::Output),
             Token::Output(Uid(most), Stream::Error),
             Token::Control(0),
-            Token::Notifier(most),
+            Token::Notifier,
         ] {
             assert_eq!(Token::decode(token.encode()), Some(token));
         }

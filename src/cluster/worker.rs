@@ -1,18 +1,20 @@
 //! One worker process and what the master knows of it.
 
-use std::ffi::OsString;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::rc::Rc;
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use super::args::MasterArgs;
 use super::token::Uid;
 use crate::failure::Failure;
 use crate::server::Ipc;
 use crate::sys::epoll::Interest;
 use crate::sys::process;
+use crate::units::monotonic_ns;
 
 /// How far a worker has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +28,16 @@ pub enum State {
     Leaving,
 }
 
+impl State {
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Starting { .. } => "starting",
+            State::Serving => "serving",
+            State::Leaving => "leaving",
+        }
+    }
+}
+
 /// A process that has not been reaped.
 pub struct Worker {
     pub uid: Uid,
@@ -33,6 +45,7 @@ pub struct Worker {
     pub number: usize,
     pub pid: Pid,
     pub state: State,
+    pub started_ns: u64,
     /// `None` once it has disconnected.
     pub ipc: Option<Ipc>,
     /// What its channel is registered for.
@@ -45,6 +58,15 @@ pub struct Worker {
     pub deadline_ns: Option<u64>,
     /// What it has sent against the protocol.
     pub violations: u64,
+    /// It has said something, so its library looks at the channel.
+    pub is_online: bool,
+    /// It counts in the scoreboard by itself.
+    pub counts: bool,
+    pub heard_ns: u64,
+    /// Since when it owes a sign of life.
+    pub silent_since_ns: Option<u64>,
+    /// That it gives none has been told.
+    pub is_hung: bool,
 }
 
 /// Should the worker refuse or die, the connection is still ours.
@@ -56,43 +78,67 @@ pub struct Unanswered {
 }
 
 impl Worker {
-    /// Starts a process as worker `number`. What it writes to its standard output goes to our standard error: ours is for the ready line
-    /// and the report.
-    pub fn start(command_line: &[OsString], number: usize, uid: Uid) -> Result<Worker, Failure> {
+    /// Starts a process as worker `number`, which writes to these two pipes and counts in this scoreboard.
+    pub fn start(
+        args: &MasterArgs,
+        number: usize,
+        uid: Uid,
+        candidate_for: Option<Uid>,
+        output: [OwnedFd; 2],
+        scoreboard: BorrowedFd,
+    ) -> Result<Worker, Failure> {
         let (ipc, theirs) = Ipc::pair()?;
-        let output = std::io::stderr()
-            .as_fd()
-            .try_clone_to_owned()
-            .map_err(|error| Failure::new("copy standard error", error).advise("raise ulimit -n"))?;
-        let program = &command_line[0];
+        let program = &args.program[0];
         let mut command = Command::new(program);
+        let [stdout, stderr] = output;
         command
-            .args(&command_line[1..])
+            .args(&args.program[1..])
+            .envs(args.env.iter().map(|(name, value)| (name, value)))
             .env("NODE_CHANNEL_FD", theirs.as_raw_fd().to_string())
             .env("NODE_CHANNEL_SERIALIZATION_MODE", "json")
             .env("NODE_UNIQUE_ID", uid.to_string())
             .env("WORKER_ID", number.to_string())
+            .env("ACCEPTLAB_SCOREBOARD_FD", scoreboard.as_raw_fd().to_string())
             .stdin(Stdio::null())
-            .stdout(output);
-        let pid = process::spawn(&mut command, theirs.as_fd()).map_err(|error| {
+            .stdout(stdout)
+            .stderr(stderr);
+        if let Some(gid) = args.gid {
+            command.gid(gid);
+        }
+        if let Some(uid) = args.uid {
+            command.uid(uid);
+        }
+        let pid = process::spawn(&mut command, &[theirs.as_fd(), scoreboard]).map_err(|error| {
             let advice = match error.kind() {
                 std::io::ErrorKind::NotFound => "install it, or give its path",
-                std::io::ErrorKind::PermissionDenied => "make it executable: chmod +x",
+                std::io::ErrorKind::PermissionDenied if args.uid.is_none() && args.gid.is_none() => {
+                    "make it executable: chmod +x"
+                }
+                std::io::ErrorKind::PermissionDenied => {
+                    "only root may choose --uid and --gid, and that user must be able to reach the program"
+                }
                 _ => "start fewer with --workers, or raise ulimit -u",
             };
             Failure::new(format_args!("start {}", program.display()), error).advise(advice)
         })?;
+        let now_ns = monotonic_ns();
         Ok(Worker {
             uid,
             number,
             pid,
-            state: State::Starting { candidate_for: None },
+            state: State::Starting { candidate_for },
+            started_ns: now_ns,
             ipc: Some(ipc),
             interest: Interest::empty(),
             is_flush_due: false,
             unanswered: Vec::new(),
             deadline_ns: None,
             violations: 0,
+            is_online: false,
+            counts: false,
+            heard_ns: now_ns,
+            silent_since_ns: None,
+            is_hung: false,
         })
     }
 

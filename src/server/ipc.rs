@@ -88,6 +88,8 @@ struct Parcel {
     handle: Option<Rc<OwnedFd>>,
     /// It says what has become of a descriptor, and does not wait for what we hear of ours.
     is_acknowledgement: bool,
+    /// It speaks of a descriptor that it does not have.
+    is_ping: bool,
     retransmissions: u32,
 }
 
@@ -145,6 +147,32 @@ impl Ipc {
         self.post(&message, Some(handle), false);
     }
 
+    /// Asks for a sign of life: a message that speaks of a descriptor and has none. The other end's library says that it
+    /// did not arrive (`NODE_HANDLE_NACK`), without asking its program.
+    pub fn ping(&mut self) {
+        let message = json!({"cmd": "NODE_CLUSTER", "act": "heartbeat"});
+        let line = format!("{}\n", json!({"cmd": "NODE_HANDLE", "type": "net.Native", "msg": message}));
+        let parcel = Parcel {
+            line: line.into_bytes(),
+            handle: None,
+            is_acknowledgement: false,
+            is_ping: true,
+            retransmissions: 0,
+        };
+        self.post_parcel(parcel, false);
+        self.flush();
+    }
+
+    /// What waits to be sent.
+    pub fn unsent_bytes(&self) -> usize {
+        self.unsent_bytes
+    }
+
+    /// Something was sent that the other end's library answers as soon as it looks.
+    pub fn awaits_acknowledgement(&self) -> bool {
+        self.unacknowledged.is_some()
+    }
+
     /// Sends what waits, as far as the other end takes it. That the other end is closed is found by receiving.
     pub fn flush(&mut self) {
         (self.is_full, self.is_starved) = (false, false);
@@ -160,9 +188,9 @@ impl Ipc {
                     if self.sent == parcel.line.len() {
                         self.sent = 0;
                         let parcel = self.outbox.pop_front().expect("it was just looked at");
-                        match parcel.handle {
-                            Some(_) => self.unacknowledged = Some(parcel),
-                            None => self.recycle(parcel),
+                        match parcel.handle.is_some() || parcel.is_ping {
+                            true => self.unacknowledged = Some(parcel),
+                            false => self.recycle(parcel),
                         }
                     }
                 }
@@ -218,7 +246,8 @@ impl Ipc {
         line.clear();
         serde_json::to_writer(&mut line, message).expect("memory takes it, and its keys are strings");
         line.push(b'\n');
-        self.post_parcel(Parcel { line, handle, is_acknowledgement, retransmissions: 0 }, is_acknowledgement);
+        let parcel = Parcel { line, handle, is_acknowledgement, is_ping: false, retransmissions: 0 };
+        self.post_parcel(parcel, is_acknowledgement);
         self.flush();
     }
 
@@ -308,7 +337,7 @@ impl Ipc {
         let Some(mut parcel) = self.unacknowledged.take() else {
             return incoming.push_back(violation("an acknowledgement where nothing was sent"));
         };
-        if has_arrived {
+        if has_arrived || parcel.is_ping {
             return self.recycle(parcel);
         }
         parcel.retransmissions += 1;

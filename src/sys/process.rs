@@ -37,22 +37,30 @@ pub fn fork() -> nix::Result<Fork> {
     }
 }
 
-/// Starts a program that the kernel kills when this thread dies, with no signal blocked, and with `kept` open under the
-/// number it has here. It leads a process group of its own: a terminal's Ctrl-C is ours to pass on, and a signal to the
+/// What a started program inherits beside the standard streams.
+pub const MOST_KEPT: usize = 2;
+
+/// Starts a program that the kernel kills when this thread dies, with no signal blocked, and with `kept`, [`MOST_KEPT`] at
+/// most, open under the numbers they have here. It leads a process group of its own: a terminal's Ctrl-C is ours to pass on, and a signal to the
 /// group reaches what the program has started.
-pub fn spawn(command: &mut Command, kept: BorrowedFd) -> std::io::Result<Pid> {
-    let (parent, kept) = (getpid(), kept.as_raw_fd());
+pub fn spawn(command: &mut Command, kept: &[BorrowedFd]) -> std::io::Result<Pid> {
+    let parent = getpid();
+    let mut numbers = [-1; MOST_KEPT];
+    numbers[..kept.len()].iter_mut().zip(kept).for_each(|(number, fd)| *number = fd.as_raw_fd());
+    let count = kept.len();
     let prepare = move || {
         prctl::set_pdeathsig(Signal::SIGKILL)?;
         if getppid() != parent {
             return Err(Errno::ESRCH.into());
         }
-        // SAFETY: fcntl(2) with F_SETFD touches no memory.
-        Errno::result(unsafe { libc::fcntl(kept, libc::F_SETFD, 0) })?;
+        for &number in &numbers[..count] {
+            // SAFETY: fcntl(2) with F_SETFD touches no memory.
+            Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, 0) })?;
+        }
         SigSet::empty().thread_set_mask()?;
         Ok(())
     };
-    // SAFETY: between fork and exec the closure makes four system calls and allocates nothing (signal-safety(7)).
+    // SAFETY: between fork and exec the closure makes a few system calls and allocates nothing (signal-safety(7)).
     let child = unsafe { command.process_group(0).pre_exec(prepare) }.spawn()?;
     Ok(Pid::from_raw(child.id() as i32))
 }

@@ -185,8 +185,14 @@ impl SignalQueue {
     /// Blocks the signals, so that from now on they wait here. What is forked later inherits the blocking and
     /// calls one of the other two.
     pub fn open() -> nix::Result<SignalQueue> {
+        SignalQueue::open_for(&[])
+    }
+
+    /// The same with these besides.
+    pub fn open_for(others: &[Signal]) -> nix::Result<SignalQueue> {
         let mut signals = termination_signals();
         signals.add(Signal::SIGCHLD);
+        others.iter().for_each(|&signal| signals.add(signal));
         signals.thread_block()?;
         // Who started us may ignore SIGCHLD, and exec leaves it at that. Then the kernel reaps by itself: no signal
         // would come, and the children's accounts would be lost (sigaction(2), wait(2)).

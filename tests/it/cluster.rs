@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::dispatch::Stopped;
 use crate::support::{FOREVER, answer, connect, held, load};
 
-const CLUSTER: &str = env!("CARGO_BIN_EXE_cluster");
+pub const CLUSTER: &str = env!("CARGO_BIN_EXE_cluster");
 const PROGRAM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/experiments/node-cluster.js");
 
 /// Answers like the others; but once it listens, worker 0 does its worst to the channel.
@@ -41,7 +41,7 @@ const server = http.createServer(answer).listen(0, '127.0.0.1', () => {
 });
 "#;
 
-fn has_node() -> bool {
+pub fn has_node() -> bool {
     let found = Command::new("node").arg("--version").output().is_ok_and(|output| output.status.success());
     if !found {
         println!("skipped: node is not installed (Debian: apt-get install nodejs)");
@@ -52,26 +52,32 @@ fn has_node() -> bool {
 /// The cluster of these flags with this Node program, ready.
 #[track_caller]
 fn start(flags: &[&str], node: &[&str]) -> Server {
-    let command = [&[CLUSTER], flags, &["--", "node"], node].concat();
+    start_with(flags, &[&["node"], node].concat())
+}
+
+/// The same with any program, which is given `--listen` at the end.
+#[track_caller]
+pub fn start_with(flags: &[&str], program: &[&str]) -> Server {
+    let command = [&[CLUSTER], flags, &["--"], program].concat();
     held(Program::new(&command.into_iter().map(String::from).collect::<Vec<_>>()).start(&[]))
 }
 
 /// A cluster that ends by itself.
-fn run(args: &[&str]) -> Output {
+pub fn run(args: &[&str]) -> Output {
     Command::new(CLUSTER).args(args).output().expect("cargo has built it")
 }
 
-fn events_in(said: &str) -> Vec<Value> {
+pub fn events_in(said: &str) -> Vec<Value> {
     said.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
-fn count(events: &[Value], event: &str) -> usize {
+pub fn count(events: &[Value], event: &str) -> usize {
     events.iter().filter(|found| found["event"] == event).count()
 }
 
 /// Waits until such an event was told so often; all events told meanwhile.
 #[track_caller]
-fn await_events(server: &Server, event: &str, times: usize) -> Vec<Value> {
+pub fn await_events(server: &Server, event: &str, times: usize) -> Vec<Value> {
     let mut events = Vec::new();
     let arrived = poll_until(FOREVER, || {
         events.extend(events_in(&server.said()));
@@ -83,7 +89,7 @@ fn await_events(server: &Server, event: &str, times: usize) -> Vec<Value> {
 
 /// Waits until each of so many workers has answered.
 #[track_caller]
-fn all_answer(server: &Server, workers: usize) {
+pub fn all_answer(server: &Server, workers: usize) {
     let all = poll_until(FOREVER, || {
         let load = load(
             server.addr,

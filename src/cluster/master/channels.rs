@@ -1,8 +1,8 @@
 //! What the workers say, and what of it the master answers by itself.
 
-use std::collections::VecDeque;
+use std::mem;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Happening, Master};
 use crate::cluster::protocol::{self, Message};
@@ -17,6 +17,9 @@ use crate::units::monotonic_ns;
 /// What else a worker sends against the protocol is only counted.
 const MOST_VIOLATIONS_TOLD: u64 = 10;
 
+/// A longer message is told by its size.
+const LONGEST_TOLD: usize = 4096;
+
 impl Master {
     pub(super) fn hear_worker(&mut self, uid: Uid, flags: Interest) {
         if flags.intersects(Interest::EPOLLIN | Interest::EPOLLHUP | Interest::EPOLLERR) {
@@ -30,15 +33,19 @@ impl Master {
 
     /// One receive, so that a worker that talks without end leaves the others their turn. True: there may be more.
     pub(super) fn receive(&mut self, uid: Uid) -> bool {
-        let mut incoming = VecDeque::new();
+        let mut incoming = mem::take(&mut self.incoming);
         let Some(ipc) = self.roster.ipc(uid) else { return false };
         let is_open = ipc.receive(&mut self.buffer, &mut incoming);
+        // An acknowledgement is a sign of life that comes without a message.
+        if is_open {
+            self.note_life(uid);
+        }
         let any = !incoming.is_empty();
-        for incoming in incoming {
+        for incoming in incoming.drain(..) {
             let message = match incoming {
                 Incoming::Message(message, _unwanted) => Message::parse(message),
                 Incoming::Answer { ack, accepted } => Ok(Message::Answer { ack, accepted }),
-                Incoming::Large(_) => Ok(Message::Other),
+                Incoming::Large(bytes) => Ok(Message::SaidMuch(bytes)),
                 Incoming::Violation(what) => Err(what),
             };
             match message {
@@ -46,6 +53,7 @@ impl Master {
                 Err(what) => self.note_violation(uid, &what),
             }
         }
+        self.incoming = incoming;
         if !is_open {
             self.disconnected(uid);
         }
@@ -54,11 +62,11 @@ impl Master {
 
     fn hear(&mut self, uid: Uid, message: Message) {
         match message {
-            Message::Online => self.tell("online", uid, json!({})),
+            Message::Online { counts } => self.hear_online(uid, counts),
             Message::Query(query) if !self.is_told_to_stop => {
                 self.happenings.push_back(Happening::Query(uid, query));
             }
-            Message::Query(_) | Message::Other => {}
+            Message::Query(_) => {}
             Message::Listening => self.hear_listening(uid),
             Message::Close(key) => self.leave_handles(uid, |handle| handle.key == key),
             Message::ExitedAfterDisconnect { seq: heard } => {
@@ -68,18 +76,35 @@ impl Master {
                 }
             }
             Message::Answer { ack, accepted } => self.hear_answer(uid, ack, accepted),
+            Message::Suicide => self.hear_suicide(uid),
+            Message::Count(counts) => counts.iter().for_each(|(name, n)| self.lives.count(name, *n)),
+            Message::Said(message) => self.tell("message", uid, tellable(message)),
+            Message::SaidMuch(bytes) => self.tell("message", uid, json!({"bytes": bytes})),
+        }
+    }
+
+    fn hear_online(&mut self, uid: Uid, counts: bool) {
+        if let Some(worker) = self.roster.get_mut(uid) {
+            (worker.is_online, worker.counts) = (true, counts);
+        }
+        self.tell("online", uid, json!({}));
+        if self.notifier.as_ref().is_some_and(|notifier| notifier.value().is_some()) {
+            self.notify(uid);
         }
     }
 
     fn hear_listening(&mut self, uid: Uid) {
         let address =
-            self.handles.values().find(|handle| handle.members.contains(&uid)).map(|handle| handle.address);
+            self.handles.values().find(|handle| handle.has_member(uid)).map(|handle| handle.address);
         self.tell("listening", uid, json!({"address": address}));
         let (Some(worker), Some(address)) = (self.roster.get_mut(uid), address) else { return };
         if matches!(worker.state, State::Starting { .. }) {
             worker.state = State::Serving;
+            let number = worker.number;
+            self.end_vacancy(number);
+            self.reload_with(uid);
         }
-        if self.address.is_none() && self.roster.is_at_full_strength(self.settings.workers) {
+        if self.address.is_none() && self.roster.is_at_full_strength(self.workers) {
             let first = self.handles.values().next().map_or(address, |handle| handle.address);
             self.address = Some(first);
             self.happenings.push_back(Happening::Ready(first));
@@ -118,5 +143,12 @@ impl Master {
         if worker.violations <= MOST_VIOLATIONS_TOLD {
             self.tell("violation", uid, json!({"what": what, "is_last_told": is_last}));
         }
+    }
+}
+
+fn tellable(message: Value) -> Value {
+    match message.to_string().len() {
+        bytes if bytes > LONGEST_TOLD => json!({"bytes": bytes}),
+        _ => json!({"message": message}),
     }
 }

@@ -1,15 +1,16 @@
 //! How workers begin and end.
 
 use std::mem;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Happening, Master};
 use crate::cluster::protocol;
 use crate::cluster::timers::Due;
-use crate::cluster::token::{Token, Uid};
+use crate::cluster::token::{Stream, Token, Uid};
 use crate::cluster::worker::{State, Worker};
 use crate::failure::Failure;
 use crate::report::ServerReport;
@@ -22,23 +23,27 @@ use crate::units::monotonic_ns;
 const RETRY_NS: u64 = 1_000_000_000;
 
 impl Master {
-    /// Starts the successor of a dead worker at once; where that fails, in a while the number is free once more.
-    pub fn restart(&mut self, number: usize) {
-        if let Err(failure) = self.fork(number) {
-            self.events.tell("failure", json!({"worker": number, "what": failure.to_string()}));
-            self.timers.at(monotonic_ns() + RETRY_NS, Due::Start(number));
+    /// Starts a successor after this pause; where that fails, in a while once more.
+    pub fn restart(&mut self, number: usize, after: Duration) {
+        if after.is_zero() {
+            self.start_if_vacant(number);
+        } else {
+            self.timers.at(monotonic_ns() + after.as_nanos() as u64, Due::Start(number));
         }
     }
 
     /// No worker is started any more. Those who live go on.
     pub fn give_up(&mut self) {
         if !mem::replace(&mut self.has_given_up, true) {
+            self.lives.report.gave_up = true;
             self.events.tell("giveup", json!({"workers_left": self.roster.len()}));
         }
     }
 
     /// Asks all workers to disconnect and lets them finish, kills who is left after the time-out, reaps all.
     pub fn stop(mut self) -> Result<ServerReport, Failure> {
+        self.is_told_to_stop = true;
+        self.abandon_reload("the cluster stops");
         // Nobody new is taken: in `rr` this closes the listening sockets, in `none` our copies of them.
         let handles = mem::take(&mut self.handles);
         for uid in self.roster.uids() {
@@ -51,12 +56,21 @@ impl Master {
         }
         // A program that has never listened has no address.
         let address = self.address.unwrap_or_else(|| ([0, 0, 0, 0], 0).into());
-        Ok(self.scoreboard.report(address, Some(Usage::of_process())))
+        let mut report = self.scoreboard.report(address, Some(Usage::of_process()));
+        report.cluster = Some(self.lives.report());
+        Ok(report)
     }
 
-    pub(super) fn fork(&mut self, number: usize) -> Result<(), Failure> {
+    /// Starts a process as this number, perhaps to take the place of another.
+    pub(super) fn fork(&mut self, number: usize, candidate_for: Option<Uid>) -> Result<Uid, Failure> {
         let uid = self.roster.next_uid();
-        let worker = Worker::start(&self.settings.command_line, number, uid)?;
+        let mut pipe = |stream| {
+            let opened = self.outputs.open(&self.epoll, uid, stream, number);
+            opened.map_err(|errno| Failure::new("open a pipe", errno).advise("raise ulimit -n"))
+        };
+        let output = [pipe(Stream::Output)?, pipe(Stream::Error)?];
+        let board = self.scoreboard_fd.as_fd();
+        let worker = Worker::start(&self.args, number, uid, candidate_for, output, board)?;
         if let Some(ipc) = &worker.ipc {
             let watched = self.epoll.add(ipc, Token::Worker(uid).encode(), Interest::empty());
             if let Err(errno) = watched {
@@ -66,15 +80,31 @@ impl Master {
         }
         if uid == Uid(1) {
             // Not before: a program that cannot be started is one line and no event.
-            let words: Vec<_> =
-                self.settings.command_line.iter().map(|word| word.to_string_lossy()).collect();
-            self.events.tell("setup", json!({"workers": self.settings.workers, "command_line": words}));
+            let words: Vec<_> = self.args.program.iter().map(|word| word.to_string_lossy()).collect();
+            let setup = json!({"workers": self.workers, "command_line": words, "silent": self.args.silent});
+            self.events.tell("setup", setup);
         }
+        self.lives.report.forks += 1;
         self.scoreboard.row(number).set_pid(worker.pid.as_raw() as u32);
+        self.timers.at(worker.started_ns + self.args.listen_timeout.as_nanos() as u64, Due::Listen(uid));
         self.roster.insert(worker);
         self.tell("fork", uid, json!({}));
         self.watch(uid);
-        Ok(())
+        Ok(uid)
+    }
+
+    pub(super) fn start_if_vacant(&mut self, number: usize) {
+        if self.has_given_up || !self.is_vacant(number) {
+            return;
+        }
+        if let Err(failure) = self.fork(number, None) {
+            self.events.tell("failure", json!({"worker": number, "what": failure.to_string()}));
+            self.timers.at(monotonic_ns() + RETRY_NS, Due::Start(number));
+        }
+    }
+
+    pub(super) fn is_vacant(&self, number: usize) -> bool {
+        number < self.workers && self.roster.holder(number).is_none()
     }
 
     /// Asks it to leave, and kills it should it not have left after the time-out.
@@ -85,8 +115,39 @@ impl Master {
         if let Some(ipc) = &mut worker.ipc {
             ipc.send(&protocol::disconnect(seq));
         }
-        self.expect_to_leave_within(uid, self.settings.kill_timeout);
+        // What it was given before it hears of this, it takes or gives back.
+        self.leave_handles(uid, |_| true);
+        self.expect_to_leave_within(uid, self.args.kill_timeout);
         self.watch(uid);
+    }
+
+    /// It has said that it will end: its successor is started while it still answers what it has.
+    pub(super) fn hear_suicide(&mut self, uid: Uid) {
+        let Some(worker) = self.roster.get_mut(uid) else { return };
+        if worker.state == State::Leaving {
+            return;
+        }
+        worker.state = State::Leaving;
+        let number = worker.number;
+        self.lives.report.suicides += 1;
+        self.tell("suicide", uid, json!({}));
+        self.leave_handles(uid, |_| true);
+        self.expect_to_leave_within(uid, self.args.kill_timeout);
+        self.note_vacancy(number);
+        self.reload_without(uid, "it has met a fatal error");
+    }
+
+    fn note_vacancy(&mut self, number: usize) {
+        if self.is_vacant(number) && !self.is_told_to_stop {
+            self.vacant_since_ns[number].get_or_insert(monotonic_ns());
+            self.happenings.push_back(Happening::Vacant(number));
+        }
+    }
+
+    pub(super) fn end_vacancy(&mut self, number: usize) {
+        if let Some(since_ns) = self.vacant_since_ns[number].take() {
+            self.lives.recovered(monotonic_ns() - since_ns);
+        }
     }
 
     fn expect_to_leave_within(&mut self, uid: Uid, within: Duration) {
@@ -107,6 +168,15 @@ impl Master {
         }
     }
 
+    pub(super) fn kill_if_not_listening(&mut self, uid: Uid) {
+        let is_late = |worker: &Worker| matches!(worker.state, State::Starting { .. });
+        if self.roster.get(uid).is_some_and(is_late) {
+            let what = format!("it does not listen after {:?}", self.args.listen_timeout);
+            self.tell("failure", uid, json!({"what": what}));
+            self.expect_to_leave_within(uid, Duration::ZERO);
+        }
+    }
+
     /// Its channel is closed. It may still answer what it has.
     pub(super) fn disconnected(&mut self, uid: Uid) {
         let Some(worker) = self.roster.get_mut(uid) else { return };
@@ -114,7 +184,7 @@ impl Master {
         // Before the close: what the worker has started may hold the other end, but not this one; it cannot fail.
         let _ = self.epoll.delete(&ipc);
         self.take_back(uid);
-        self.expect_to_leave_within(uid, self.settings.kill_timeout);
+        self.expect_to_leave_within(uid, self.args.kill_timeout);
         self.happenings.retain(|happening| !matches!(happening, Happening::Query(asker, _) if *asker == uid));
         self.tell("disconnect", uid, json!({}));
     }
@@ -126,20 +196,33 @@ impl Master {
         // What it said before it died counts.
         while self.receive(uid) {}
         self.disconnected(uid);
-        let (status, signal) = match ending {
-            Ending::Exited(status) => (Some(status), None),
-            Ending::KilledBy(signal) => (None, Some(signal)),
-        };
-        let signal = signal.and_then(|signal| Signal::try_from(signal).ok()).map(Signal::as_str);
-        self.tell("exit", uid, json!({"status": status, "signal": signal}));
+        self.tell("exit", uid, describe(ending));
         let Some(worker) = self.roster.remove(uid) else { return true };
         let number = worker.number;
-        self.usages[number] = sum(self.usages[number], usage);
-        self.scoreboard.row(number).set_usage(self.usages[number]);
-        if self.roster.holder(number).is_none() {
-            self.happenings.push_back(Happening::Exit(number));
+        if worker.state != State::Leaving {
+            self.lives.report.deaths += 1;
         }
+        self.usages[number] = sum(self.usages[number], usage);
+        let row = self.scoreboard.row(number);
+        row.set_usage(self.usages[number]);
+        // The kernel has closed its connections. A successor that counts in the same row has opened some of its own
+        // already; these are the next to be counted.
+        if matches!(ending, Ending::KilledBy(_)) && self.roster.holder(number).is_none() {
+            row.lose_open_connections();
+        }
+        self.note_vacancy(number);
+        self.reload_without(uid, "it has ended");
         true
+    }
+}
+
+fn describe(ending: Ending) -> Value {
+    match ending {
+        Ending::Exited(status) => json!({"status": status, "signal": null}),
+        Ending::KilledBy(signal) => {
+            let name = Signal::try_from(signal).map(Signal::as_str).ok();
+            json!({"status": null, "signal": name})
+        }
     }
 }
 

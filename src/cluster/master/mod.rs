@@ -5,14 +5,17 @@
 //! refuses, dies or closes gives it back, and the next who is free gets it. So what has been accepted is never lost.
 //!
 //! Here is what it waits for. [`life`] starts and ends the workers, [`channels`] hears what they say, [`sockets`] has the
-//! listening sockets and gives connections.
+//! listening sockets and gives connections, [`reload`] replaces the workers one by one, [`health`] looks who is alive,
+//! [`orders`] does what `cluster ctl` asks for.
 
 mod channels;
+mod health;
 mod life;
+mod orders;
+mod reload;
 mod sockets;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -22,8 +25,14 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use self::reload::Roll;
+use super::args::MasterArgs;
+use super::control::Control;
 use super::events::Events;
 use super::handle::Handle;
+use super::lives::Lives;
+use super::notifier::Notifier;
+use super::output::Outputs;
 use super::protocol::Query;
 use super::roster::Roster;
 use super::timers::{Due, Timers};
@@ -31,7 +40,7 @@ use super::token::{Token, Uid};
 use super::worker::Worker;
 use crate::failure::Failure;
 use crate::scoreboard::Scoreboard;
-use crate::server::ipc::BUFFER_BYTES;
+use crate::server::ipc::{BUFFER_BYTES, Incoming};
 use crate::sys::epoll::{Epoll, Interest, Ready};
 use crate::sys::process::Usage;
 use crate::sys::signal::SignalQueue;
@@ -39,15 +48,7 @@ use crate::units::monotonic_ns;
 
 const REPORTS_PER_WAIT: usize = 64;
 
-/// What the program wants.
-pub struct Settings {
-    pub command_line: Vec<OsString>,
-    pub workers: usize,
-    /// From the request to leave to the kill.
-    pub kill_timeout: Duration,
-}
-
-/// What the master has to decide about; everything else it does by itself.
+/// What the program has to decide about; everything else the master does by itself.
 pub enum Happening {
     /// A worker has called `listen()`: [`Master::keep`] the socket or [`Master::share`] it.
     Query(Uid, Box<Query>),
@@ -55,21 +56,31 @@ pub enum Happening {
     Connection(u64, Rc<OwnedFd>),
     /// For the first time all workers take connections.
     Ready(SocketAddr),
-    /// This number has no worker any more: [`Master::restart`] it or [`Master::give_up`].
-    Exit(usize),
+    /// This number has no worker that serves, or is about to: [`Master::restart`] it or [`Master::give_up`].
+    Vacant(usize),
 }
 
 /// The workers and everything that the master holds for them.
 pub struct Master {
-    settings: Settings,
+    args: MasterArgs,
+    /// How many workers there are to be.
+    workers: usize,
     epoll: Epoll,
     signals: SignalQueue,
     timers: Timers,
     events: Events,
+    outputs: Outputs,
+    control: Option<Control>,
+    notifier: Option<Notifier>,
     scoreboard: Scoreboard,
-    /// What the kernel accounted to all processes that were worker `i`.
+    /// What the workers inherit of it.
+    scoreboard_fd: OwnedFd,
+    lives: Lives,
+    /// By number: what the kernel accounted to all processes that were it, and since when its place is vacant.
     usages: Vec<Usage>,
+    vacant_since_ns: Vec<Option<u64>>,
     roster: Roster,
+    roll: Option<Roll>,
     handles: BTreeMap<u64, Handle>,
     next_handle: u64,
     seq: u64,
@@ -79,28 +90,46 @@ pub struct Master {
     has_given_up: bool,
     /// There was no descriptor left: nothing is accepted until [`Due::AcceptAgain`].
     is_exhausted: bool,
+    /// When the last wait ended.
+    now_ns: u64,
     buffer: Vec<u8>,
+    incoming: VecDeque<Incoming>,
 }
 
 impl Master {
-    /// Starts all workers. From now on SIGTERM, SIGINT and SIGCHLD wait for [`Master::next_happening`].
-    pub fn start(model: &str, settings: Settings) -> Result<Master, Failure> {
+    /// Starts all workers. From now on SIGTERM, SIGINT, SIGHUP and SIGCHLD wait for [`Master::next_happening`].
+    pub fn start(model: &str, args: MasterArgs) -> Result<Master, Failure> {
         let open = || {
-            let (epoll, signals) = (Epoll::new(REPORTS_PER_WAIT)?, SignalQueue::open()?);
+            let epoll = Epoll::new(REPORTS_PER_WAIT)?;
+            let signals = SignalQueue::open_for(&[Signal::SIGHUP])?;
             epoll.add(&signals, Token::Signals.encode(), Interest::EPOLLIN)?;
             Ok((epoll, signals))
         };
         let (epoll, signals) =
             open().map_err(|errno: Errno| Failure::new("open an epoll instance", errno))?;
-        let workers = settings.workers;
+        let (workers, capacity) = (args.workers, args.capacity());
+        let (scoreboard, scoreboard_fd) =
+            Scoreboard::create_shared(model, workers, capacity, args.scoreboard.as_deref())?;
         let mut master = Master {
-            epoll,
+            workers,
             signals,
             timers: Timers::default(),
-            events: Events::new(),
-            scoreboard: Scoreboard::create(model, workers, None)?,
-            usages: vec![Usage::default(); workers],
+            events: Events::new(args.events.as_deref())?,
+            outputs: Outputs::new(args.log.as_deref(), args.silent)?,
+            control: args.control.as_deref().map(|path| Control::open(path, &epoll)).transpose()?,
+            notifier: args
+                .notify
+                .as_deref()
+                .map(|path| Notifier::new(path, args.notify_every))
+                .transpose()?,
+            epoll,
+            scoreboard,
+            scoreboard_fd,
+            lives: Lives::new(),
+            usages: vec![Usage::default(); capacity],
+            vacant_since_ns: vec![None; capacity],
             roster: Roster::default(),
+            roll: None,
             handles: BTreeMap::new(),
             next_handle: 0,
             seq: 0,
@@ -109,13 +138,28 @@ impl Master {
             is_told_to_stop: false,
             has_given_up: false,
             is_exhausted: false,
+            now_ns: monotonic_ns(),
             buffer: vec![0; BUFFER_BYTES],
-            settings,
+            incoming: VecDeque::new(),
+            args,
         };
+        master.begin_watching()?;
         for number in 0..workers {
-            master.fork(number)?;
+            master.fork(number, None)?;
         }
         Ok(master)
+    }
+
+    fn begin_watching(&mut self) -> Result<(), Failure> {
+        if let Some(inotify) = self.notifier.as_ref().and_then(Notifier::inotify) {
+            let watched = self.epoll.add(inotify, Token::Notifier.encode(), Interest::EPOLLIN);
+            watched.map_err(|errno| Failure::new("watch a file", errno))?;
+        }
+        if let Some(next_ns) = self.notifier.as_ref().and_then(Notifier::next_look_ns) {
+            self.timers.at(next_ns, Due::Look);
+        }
+        self.timers.at(monotonic_ns() + self.heartbeat_ns(), Due::Heartbeat);
+        Ok(())
     }
 
     /// What happens next. `None`: the master is to stop.
@@ -145,6 +189,7 @@ impl Master {
     fn wait(&mut self) -> Result<(), Failure> {
         let reports =
             self.epoll.wait(self.until_due()).map_err(|errno| Failure::new("wait for the workers", errno))?;
+        self.now_ns = monotonic_ns();
         for i in 0..reports {
             let Ready { token, flags } = self.epoll.report(i);
             if let Some(token) = Token::decode(token) {
@@ -163,7 +208,14 @@ impl Master {
             Token::Handle(handle) => {
                 self.handles.entry(handle).and_modify(|handle| handle.is_ready = true);
             }
-            Token::Output(..) | Token::Control(_) | Token::Notifier(_) => {}
+            Token::Output(uid, stream) => {
+                if let Some(trouble) = self.outputs.read(uid, stream, &mut self.buffer) {
+                    self.events.tell("failure", json!({"what": trouble}));
+                }
+            }
+            Token::Control(0) => self.control.iter_mut().for_each(|control| control.accept(&self.epoll)),
+            Token::Control(client) => self.hear_client(client),
+            Token::Notifier => self.look_at_source(),
         }
         Ok(())
     }
@@ -172,6 +224,7 @@ impl Master {
         let signal = self.signals.wait(Some(Duration::ZERO));
         match signal.map_err(|errno| Failure::new("wait for signals", errno))? {
             Some(Signal::SIGTERM | Signal::SIGINT) => self.is_told_to_stop = true,
+            Some(Signal::SIGHUP) => self.reload(None),
             // Several SIGCHLD may merge into one.
             _ => while self.reap_one() {},
         }
@@ -187,7 +240,10 @@ impl Master {
                 Due::Orphan(handle) => self.close_orphan(handle, now_ns),
                 Due::Flush(uid) => self.flush_again(uid),
                 Due::Kill(uid) => self.kill_overdue(uid, now_ns),
-                Due::Start(number) => self.happenings.push_back(Happening::Exit(number)),
+                Due::Start(number) => self.start_if_vacant(number),
+                Due::Listen(uid) => self.kill_if_not_listening(uid),
+                Due::Heartbeat => self.look_for_life(now_ns),
+                Due::Look => self.look_at_source(),
             }
         }
     }
@@ -197,7 +253,7 @@ impl Master {
         Some(Duration::from_nanos(due_ns.saturating_sub(monotonic_ns())))
     }
 
-    fn tell(&self, event: &str, uid: Uid, mut fields: Value) {
+    fn tell(&mut self, event: &str, uid: Uid, mut fields: Value) {
         if let Some(worker) = self.roster.get(uid) {
             fields["worker"] = json!(worker.number);
             fields["unique_id"] = json!(uid.0);
@@ -220,6 +276,10 @@ impl Drop for Master {
             if !self.reap_one() {
                 let _ = self.signals.wait(Some(Duration::from_millis(10)));
             }
+        }
+        // What they said last may say why.
+        for trouble in self.outputs.drain(&mut self.buffer) {
+            self.events.tell("failure", json!({"what": trouble}));
         }
     }
 }

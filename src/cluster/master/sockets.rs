@@ -1,6 +1,5 @@
 //! The program's listening sockets, and the way of a connection to a worker and, where that does not want it, back.
 
-use std::collections::VecDeque;
 use std::mem;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -15,7 +14,7 @@ use crate::cluster::handle::Handle;
 use crate::cluster::protocol::{self, NewConnection, Query};
 use crate::cluster::timers::Due;
 use crate::cluster::token::{Token, Uid};
-use crate::cluster::worker::Unanswered;
+use crate::cluster::worker::{State, Unanswered};
 use crate::failure::Failure;
 use crate::scoreboard::Count;
 use crate::server::listener::{BACK_OFF, NoConnection, say_exhausted};
@@ -30,20 +29,34 @@ const ORPHAN_WAITS_NS: u64 = 5_000_000_000;
 const MOST_HANDLES: usize = 64;
 
 impl Master {
-    /// The workers that can be given a connection of this handle, in the order in which they became free.
-    pub fn free(&self, handle: u64) -> &VecDeque<Uid> {
-        &self.handles[&handle].free
+    /// The numbers of the workers that can be given a connection of this handle, in the order in which they became free.
+    pub fn free(&self, handle: u64) -> impl Iterator<Item = usize> + Clone {
+        self.handles[&handle].free.iter().map(|&(_, number)| number)
     }
 
-    /// Passes a connection to a free worker, and keeps a copy until it is answered for.
-    pub fn pass(&mut self, handle: u64, connection: Rc<OwnedFd>, uid: Uid) {
+    /// How many connections worker `number` has: those it has not answered for, and those that it counts as open, if it is
+    /// a program that counts in the scoreboard.
+    pub fn load(&self, number: usize) -> u64 {
+        let unanswered = self.roster.iter().filter(|worker| worker.number == number);
+        let unanswered: usize = unanswered.map(|worker| worker.unanswered.len()).sum();
+        self.scoreboard.row(number).get(Count::Active) + unanswered as u64
+    }
+
+    /// Numbers are below this.
+    pub fn workers(&self) -> usize {
+        self.args.capacity()
+    }
+
+    /// Passes a connection to the free worker at this position, and keeps a copy until it is answered for.
+    pub fn pass(&mut self, handle: u64, connection: Rc<OwnedFd>, position: usize) {
         let seq = self.next_seq();
         let Some(found) = self.handles.get_mut(&handle) else { return };
-        found.free.retain(|&free| free != uid);
+        let (uid, _) = found.free.remove(position);
         let Some(worker) = self.roster.get_mut(uid) else { return found.returned.push_back(connection) };
         let Some(ipc) = &mut worker.ipc else { return found.returned.push_back(connection) };
         ipc.send_handle(&NewConnection::of(&found.key, seq), Rc::clone(&connection));
         worker.unanswered.push(Unanswered { seq, handle, connection });
+        self.lives.report.passed += 1;
         self.watch(uid);
     }
 
@@ -65,10 +78,13 @@ impl Master {
         let Unanswered { handle, connection, .. } = worker.unanswered.swap_remove(at);
         let found = self.handles.get_mut(&handle);
         if accepted {
-            self.scoreboard.row(worker.number).add(Count::Accepted, 1);
+            if !worker.counts {
+                self.scoreboard.row(worker.number).add(Count::Accepted, 1);
+            }
             found.into_iter().for_each(|found| found.set_free(uid));
         } else if let Some(found) = found {
             found.returned.push_back(connection);
+            self.lives.report.returned += 1;
             // It has no room, or is about to leave: at once it would say no again.
             self.timers.at(monotonic_ns() + BACK_OFF.as_nanos() as u64, Due::Rested(handle, uid));
         }
@@ -84,14 +100,19 @@ impl Master {
         let seq = self.next_seq();
         let key = query.key();
         let found = self.find_or_bind(uid, query, &key, keep);
-        let Some(ipc) = self.roster.ipc(uid) else { return };
+        let Some(worker) = self.roster.get_mut(uid) else { return };
+        let (number, is_leaving) = (worker.number, worker.state == State::Leaving);
+        let Some(ipc) = &mut worker.ipc else { return };
         match found {
             Ok(token) => {
                 let Some(handle) = self.handles.get_mut(&token) else { return };
                 if handle.data.is_null() {
                     handle.data = query.data.clone();
                 }
-                handle.add_member(uid);
+                // Who has been told to go hears of that soon; it is given nothing until then.
+                if !is_leaving {
+                    handle.add_member(uid, number);
+                }
                 if keep {
                     ipc.send(&protocol::kept(query, &key, handle.address, &handle.data, seq));
                     handle.set_free(uid);
@@ -115,7 +136,7 @@ impl Master {
             return Ok(token);
         }
         // Orphans count for everybody.
-        let is_its = |handle: &&Handle| handle.members.is_empty() || handle.members.contains(&uid);
+        let is_its = |handle: &&Handle| handle.members.is_empty() || handle.has_member(uid);
         if self.handles.values().filter(is_its).count() >= MOST_HANDLES {
             return Err(Errno::EMFILE);
         }
@@ -170,6 +191,7 @@ impl Master {
         for given in mem::take(&mut worker.unanswered) {
             if let Some(handle) = self.handles.get_mut(&given.handle) {
                 handle.returned.push_back(given.connection);
+                self.lives.report.returned += 1;
             }
         }
         self.leave_handles(uid, |_| true);
@@ -185,6 +207,19 @@ impl Master {
                 self.timers.at(now_ns + ORPHAN_WAITS_NS, Due::Orphan(token));
             }
         }
+    }
+
+    /// A worker that hangs is given nothing until it shows that it lives.
+    pub(super) fn leave_free_lists(&mut self, uid: Uid) {
+        self.handles.values_mut().for_each(|handle| handle.set_busy(uid));
+    }
+
+    /// It is free for every handle, but for one whose connection it still has to answer for.
+    pub(super) fn return_to_free_lists(&mut self, uid: Uid) {
+        let Some(worker) = self.roster.get(uid) else { return };
+        let owes = |handle: u64| worker.unanswered.iter().any(|given| given.handle == handle);
+        let free = self.handles.iter_mut().filter(|(token, _)| !owes(**token));
+        free.for_each(|(_, handle)| handle.set_free(uid));
     }
 
     pub(super) fn close_orphan(&mut self, handle: u64, now_ns: u64) {

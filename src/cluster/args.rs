@@ -1,0 +1,110 @@
+//! The master's command line, but for what the program decides by itself: who accepts, who is chosen, and when it is
+//! enough.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::cpu;
+use crate::units::{parse_duration, parse_positive_duration};
+
+/// What the master does for its workers.
+#[derive(Args, Clone, Debug)]
+pub struct MasterArgs {
+    /// Worker processes [default: the CPUs this process may use]
+    #[arg(long, value_name = "N", default_value_t = cpu::allowed().len(), hide_default_value = true,
+          value_parser = parse_workers)]
+    pub workers: usize,
+
+    /// The most that `ctl scale` may ask for
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = parse_workers)]
+    pub most_workers: usize,
+
+    /// A worker that does not listen this long after its start is killed; nobody is replaced by it
+    #[arg(long, value_name = "DUR", default_value = "10s", value_parser = parse_positive_duration)]
+    pub listen_timeout: Duration,
+
+    /// Kill a worker that has not left this long after it was asked to, or said that it would
+    #[arg(long, value_name = "DUR", default_value = "5s", value_parser = parse_duration)]
+    pub kill_timeout: Duration,
+
+    /// How often a worker that says nothing is asked for a sign of life; who gives none till the next is reported
+    #[arg(long, value_name = "DUR", default_value = "1s", value_parser = parse_positive_duration)]
+    pub heartbeat: Duration,
+
+    /// Kill, and so replace, a worker that gives no sign of life for this long [default: never]
+    #[arg(long, value_name = "DUR", value_parser = parse_positive_duration)]
+    pub hang_timeout: Option<Duration>,
+
+    /// Where `cluster ctl` finds this master: a Unix socket for its own user and root
+    #[arg(long, value_name = "SOCKET")]
+    pub control: Option<PathBuf>,
+
+    /// Add the events to this file as well
+    #[arg(long, value_name = "FILE")]
+    pub events: Option<PathBuf>,
+
+    /// Add what the workers write to this file instead of standard error
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+
+    /// Show nothing of what the workers write (a --log still gets it)
+    #[arg(long)]
+    pub silent: bool,
+
+    /// Set a variable in the workers' environment; may be given several times
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_variable)]
+    pub env: Vec<(String, String)>,
+
+    /// Run the workers as this user, by number
+    #[arg(long, value_name = "UID")]
+    pub uid: Option<u32>,
+
+    /// Run the workers in this group, by number
+    #[arg(long, value_name = "GID")]
+    pub gid: Option<u32>,
+
+    /// Keep the live counters in this file, so that another program can watch them
+    #[arg(long, value_name = "PATH")]
+    pub scoreboard: Option<PathBuf>,
+
+    /// Watch this file, and send its contents to all workers whenever it changes
+    #[arg(long, value_name = "FILE")]
+    pub notify: Option<PathBuf>,
+
+    /// Look at it this often instead of being told by the kernel
+    #[arg(long, value_name = "DUR", requires = "notify", value_parser = parse_positive_duration)]
+    pub notify_every: Option<Duration>,
+
+    /// The program and its arguments, after `--`
+    #[arg(last = true, required = true, value_name = "PROGRAM")]
+    pub program: Vec<OsString>,
+}
+
+impl MasterArgs {
+    /// Rows of the scoreboard: whoever may ever work.
+    pub fn capacity(&self) -> usize {
+        self.workers.max(self.most_workers)
+    }
+}
+
+pub(super) fn parse_workers(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(workers) if (1..=MOST_WORKERS).contains(&workers) => Ok(workers),
+        _ => Err(format!("a cluster has 1 to {MOST_WORKERS} workers")),
+    }
+}
+
+/// The kernel could run no more (pid_max is at most 2^22).
+const MOST_WORKERS: usize = 1 << 20;
+
+fn parse_variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() && !text.contains('\0') => {
+            Ok((name.to_owned(), value.to_owned()))
+        }
+        _ => Err("write it like PORT=8080".to_owned()),
+    }
+}

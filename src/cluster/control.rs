@@ -1,0 +1,221 @@
+//! The master's control socket: one request a client, as a line of JSON; the answer is lines of JSON, of which the last
+//! says `"ok"`. Only the master's own user and root are heard (unix(7), SO_PEERCRED), and nobody is waited for.
+
+use std::collections::BTreeMap;
+use std::fs::{self, Permissions};
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use nix::sys::socket::{getsockopt, sockopt};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::geteuid;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::token::Token;
+use crate::failure::Failure;
+use crate::sys::epoll::{Epoll, Interest};
+
+/// What a client may want.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "kebab-case")]
+pub enum Request {
+    Status,
+    /// Replace all workers, one after another.
+    Reload,
+    /// From now on so many workers.
+    Scale {
+        workers: usize,
+    },
+    /// Pass a message to one worker, or to all.
+    Send {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        worker: Option<usize>,
+        message: Value,
+    },
+    Stop,
+}
+
+/// A client that comes when so many are there takes the place of the oldest: who hangs does not keep others out.
+const MOST_CLIENTS: usize = 16;
+
+/// The longest request, a message for the workers included.
+const LONGEST_REQUEST: usize = 1 << 20;
+
+/// A client that does not read is left when so much waits for it.
+const MOST_UNREAD: usize = 1 << 20;
+
+/// The socket and who is connected to it. The file goes with it.
+pub struct Control {
+    listener: UnixListener,
+    path: PathBuf,
+    clients: BTreeMap<u64, Client>,
+    last: u64,
+}
+
+struct Client {
+    stream: UnixStream,
+    request: Vec<u8>,
+    /// It has asked; what else it sends does not matter.
+    has_asked: bool,
+    unsent: Vec<u8>,
+    /// All has been said.
+    is_done: bool,
+}
+
+impl Control {
+    /// Takes the place of a socket that a dead master has left, and of nothing else.
+    pub fn open(path: &Path, epoll: &Epoll) -> Result<Control, Failure> {
+        let tried = || format!("control socket {}", path.display());
+        let odd = |error: std::io::Error| {
+            Failure::new(tried(), error).advise("choose a new file in a folder that you may write")
+        };
+        match fs::symlink_metadata(path) {
+            Ok(metadata) if !metadata.file_type().is_socket() => {
+                let why = std::io::Error::other("there is a file of another kind in its place");
+                return Err(Failure::new(tried(), why).advise("choose another"));
+            }
+            Ok(_) if UnixStream::connect(path).is_ok() => {
+                let why = std::io::Error::other("another cluster listens there");
+                return Err(
+                    Failure::new(tried(), why).advise("stop it with `cluster ctl stop`, or choose another")
+                );
+            }
+            Ok(_) => fs::remove_file(path).map_err(odd)?,
+            Err(_) => {}
+        }
+        // Never open to others, not for a moment: it is made with the rights that it will have.
+        let before = umask(Mode::from_bits_truncate(0o177));
+        let bound = UnixListener::bind(path);
+        umask(before);
+        let listener = bound.map_err(odd)?;
+        fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(odd)?;
+        listener.set_nonblocking(true).map_err(odd)?;
+        epoll
+            .add(&listener, Token::Control(0).encode(), Interest::EPOLLIN)
+            .map_err(|errno| Failure::new(tried(), errno))?;
+        Ok(Control { listener, path: path.to_owned(), clients: BTreeMap::new(), last: 0 })
+    }
+
+    /// Takes the next client, if there is one.
+    pub fn accept(&mut self, epoll: &Epoll) {
+        let Ok((stream, _)) = self.listener.accept() else { return };
+        self.last += 1;
+        if self.clients.len() >= MOST_CLIENTS
+            && let Some(oldest) = self.clients.keys().next().copied()
+        {
+            self.clients.remove(&oldest);
+        }
+        let interest = Interest::EPOLLIN | Interest::EPOLLOUT | Interest::EPOLLRDHUP | Interest::EPOLLET;
+        let watched = stream.set_nonblocking(true).is_ok()
+            && epoll.add(&stream, Token::Control(self.last).encode(), interest).is_ok();
+        if !watched {
+            return;
+        }
+        let is_known = is_our_user(&stream);
+        let client =
+            Client { stream, request: Vec::new(), has_asked: false, unsent: Vec::new(), is_done: false };
+        self.clients.insert(self.last, client);
+        if !is_known {
+            self.refuse(self.last, "this cluster belongs to another user");
+        }
+    }
+
+    /// A client can be read from or written to. Its request, once it is complete.
+    pub fn hear(&mut self, id: u64) -> Option<Request> {
+        let client = self.clients.get_mut(&id)?;
+        if !client.flush() || !client.receive() {
+            self.clients.remove(&id);
+            return None;
+        }
+        if client.has_asked {
+            return None;
+        }
+        if let Some(end) = client.request.iter().position(|&byte| byte == b'\n') {
+            client.has_asked = true;
+            let request = serde_json::from_slice(&client.request[..end]);
+            client.request = Vec::new();
+            match request {
+                Ok(request) => return Some(request),
+                Err(error) => self.refuse(id, &format!("that is no request: {error}")),
+            }
+        } else if client.request.len() > LONGEST_REQUEST {
+            self.refuse(id, "a request has at most a mebibyte");
+        }
+        None
+    }
+
+    /// One line more of an answer that goes on.
+    pub fn tell(&mut self, id: u64, line: &Value) {
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        client.unsent.extend_from_slice(format!("{line}\n").as_bytes());
+        if !client.flush() || client.unsent.len() > MOST_UNREAD {
+            self.clients.remove(&id);
+        }
+    }
+
+    /// The last line of an answer.
+    pub fn answer(&mut self, id: u64, mut line: Value) {
+        line["ok"] = json!(true);
+        self.finish(id, &line);
+    }
+
+    /// The last line of an answer that is a no.
+    pub fn refuse(&mut self, id: u64, why: &str) {
+        self.finish(id, &json!({"ok": false, "error": why}));
+    }
+
+    fn finish(&mut self, id: u64, line: &Value) {
+        self.tell(id, line);
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        (client.is_done, client.has_asked) = (true, true);
+        if client.unsent.is_empty() {
+            self.clients.remove(&id);
+        }
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        // Somebody may have removed it.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+impl Client {
+    /// False: it is gone, or has been told everything.
+    fn flush(&mut self) -> bool {
+        while !self.unsent.is_empty() {
+            match self.stream.write(&self.unsent) {
+                Ok(sent) => drop(self.unsent.drain(..sent)),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return error.kind() == ErrorKind::WouldBlock,
+            }
+        }
+        !self.is_done
+    }
+
+    /// False: it is gone.
+    fn receive(&mut self) -> bool {
+        let mut buffer = [0; 4096];
+        while self.request.len() <= LONGEST_REQUEST {
+            match self.stream.read(&mut buffer) {
+                // Who has asked may have shut its side, and waits.
+                Ok(0) => return self.has_asked || self.request.contains(&b'\n'),
+                Ok(_) if self.has_asked => {}
+                Ok(length) => self.request.extend_from_slice(&buffer[..length]),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return error.kind() == ErrorKind::WouldBlock,
+            }
+        }
+        true
+    }
+}
+
+fn is_our_user(stream: &UnixStream) -> bool {
+    let peer = getsockopt(&stream.as_fd(), sockopt::PeerCredentials);
+    peer.is_ok_and(|peer| peer.uid() == 0 || peer.uid() == geteuid().as_raw())
+}

@@ -1,0 +1,148 @@
+//! The other end of the control socket: `cluster ctl`.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand, ValueEnum};
+use comfy_table::Table;
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use serde_json::Value;
+
+use super::args::parse_workers;
+use super::control::Request;
+use crate::failure::Failure;
+
+/// Asks a running master to do something, and waits until it is done.
+#[derive(Args, Clone, Debug)]
+pub struct CtlArgs {
+    /// The socket that the master was given with --control
+    #[arg(long, value_name = "SOCKET", env = "CLUSTER_CONTROL", global = true)]
+    control: Option<PathBuf>,
+
+    /// Tables for people, or the lines of JSON as they come
+    #[arg(long, value_enum, default_value_t = Format::Text, global = true)]
+    format: Format,
+
+    #[command(subcommand)]
+    order: Order,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+#[derive(Subcommand, Clone, Debug)]
+enum Order {
+    /// Who works, and what has happened to them
+    Status,
+    /// Replace all workers, one after another, each when its successor listens
+    Reload,
+    /// From now on so many workers
+    Scale {
+        #[arg(value_name = "N", value_parser = parse_workers)]
+        workers: usize,
+    },
+    /// Pass a JSON message to the program, as process.on('message') hears it
+    Send {
+        /// To this worker alone
+        #[arg(long, value_name = "I")]
+        worker: Option<usize>,
+        #[arg(value_name = "JSON", value_parser = parse_json)]
+        message: Value,
+    },
+    /// Stop the master and all workers
+    Stop,
+}
+
+fn parse_json(text: &str) -> Result<Value, String> {
+    serde_json::from_str(text).map_err(|error| format!("no JSON: {error}; a text is written '\"like this\"'"))
+}
+
+/// Prints what the master says.
+///
+/// # Errors
+/// When it cannot be reached, when it says no, and when it ends before it has answered.
+pub fn order(args: &CtlArgs) -> Result<(), Failure> {
+    let request = match &args.order {
+        Order::Status => Request::Status,
+        Order::Reload => Request::Reload,
+        Order::Scale { workers } => Request::Scale { workers: *workers },
+        Order::Send { worker, message } => Request::Send { worker: *worker, message: message.clone() },
+        Order::Stop => Request::Stop,
+    };
+    let lost = |error| Failure::new("hear from the cluster", error).advise("see why it ended");
+    let mut stream = connect(args.control.as_deref())?;
+    let line = serde_json::to_string(&request).expect("its keys are strings");
+    stream.write_all(format!("{line}\n").as_bytes()).map_err(lost)?;
+    for line in BufReader::new(stream).lines() {
+        let line = line.map_err(lost)?;
+        let answer: Value = serde_json::from_str(&line).map_err(|error| lost(error.into()))?;
+        if args.format == Format::Json {
+            println!("{line}");
+        }
+        match answer["ok"].as_bool() {
+            None if args.format == Format::Text => eprintln!("{}", text(&answer["step"])),
+            None => {}
+            Some(true) if args.format == Format::Text => {
+                print!("{}", render(&answer));
+                return Ok(());
+            }
+            Some(true) => return Ok(()),
+            Some(false) => return Err(Failure::relay(format!("cluster: {}", text(&answer["error"])))),
+        }
+    }
+    match args.order {
+        // Its end is the answer.
+        Order::Stop => Ok(()),
+        _ => Err(lost(std::io::ErrorKind::UnexpectedEof.into())),
+    }
+}
+
+fn connect(path: Option<&Path>) -> Result<UnixStream, Failure> {
+    let Some(path) = path else {
+        let line =
+            "find the cluster: say where with --control SOCKET, as the master was told, or CLUSTER_CONTROL";
+        return Err(Failure::relay(line.to_owned()));
+    };
+    UnixStream::connect(path).map_err(|error| {
+        Failure::new(format_args!("connect to {}", path.display()), error)
+            .advise("is a cluster running with this --control, and are you its user?")
+    })
+}
+
+/// A status is a table; another answer is what was done.
+fn render(answer: &Value) -> String {
+    let Some(workers) = answer["workers"].as_array() else {
+        return answer["done"].as_str().map_or(String::new(), |done| format!("{done}\n"));
+    };
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED);
+    let columns =
+        ["worker", "unique_id", "pid", "state", "age_s", "accepted", "requests", "active", "rss_kib"];
+    table.set_header(columns);
+    for worker in workers {
+        table.add_row(columns.map(|column| text(&worker[column])));
+    }
+    let lives = &answer["cluster"];
+    let counts = ["forks", "deaths", "suicides", "hangs", "reloads", "reloads_failed"];
+    let counts = counts.map(|name| format!("{} {}", name.replace('_', " "), text(&lives[name]))).join(", ");
+    let head = format!(
+        "{} on {}, up {} s; {counts}",
+        text(&answer["program"]),
+        text(&answer["listen"]),
+        text(&answer["uptime_s"])
+    );
+    format!("{head}\n{table}\n")
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Number(number) if number.is_f64() => format!("{:.1}", number.as_f64().unwrap_or(0.0)),
+        Value::Null => "–".to_owned(),
+        other => other.to_string(),
+    }
+}

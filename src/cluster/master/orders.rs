@@ -1,0 +1,154 @@
+//! What `cluster ctl` asks for, and the file that all workers want to know.
+
+use serde_json::{Value, json};
+
+use super::Master;
+use crate::cluster::control::Request;
+use crate::cluster::protocol;
+use crate::cluster::timers::Due;
+use crate::cluster::token::Uid;
+use crate::cluster::worker::{State, Worker};
+use crate::scoreboard::Count;
+use crate::units::monotonic_ns;
+
+/// A worker that does not read is sent no more messages while so many bytes wait for it.
+const MOST_UNREAD: usize = 64 << 20;
+
+impl Master {
+    pub(super) fn hear_client(&mut self, client: u64) {
+        let Some(request) = self.control.as_mut().and_then(|control| control.hear(client)) else { return };
+        if self.is_told_to_stop {
+            return self.refuse(client, "the cluster stops");
+        }
+        match request {
+            Request::Status => self.answer(client, self.status()),
+            Request::Reload => self.reload(Some(client)),
+            Request::Scale { workers } => self.scale(client, workers),
+            Request::Send { worker, message } => self.send_message(client, worker, &message),
+            Request::Stop => {
+                self.is_told_to_stop = true;
+                self.answer(client, json!({"done": "the cluster stops"}));
+            }
+        }
+    }
+
+    pub(super) fn answer(&mut self, client: u64, line: Value) {
+        self.control.iter_mut().for_each(|control| control.answer(client, line.clone()));
+    }
+
+    pub(super) fn refuse(&mut self, client: u64, why: &str) {
+        self.control.iter_mut().for_each(|control| control.refuse(client, why));
+    }
+
+    pub(super) fn tell_client(&mut self, client: u64, line: &Value) {
+        self.control.iter_mut().for_each(|control| control.tell(client, line));
+    }
+
+    fn status(&self) -> Value {
+        let words: Vec<_> = self.args.program.iter().map(|word| word.to_string_lossy()).collect();
+        json!({
+            "program": words.join(" "),
+            "listen": self.address.map(|address| address.to_string()),
+            "uptime_s": self.scoreboard.uptime_s(),
+            "wanted": self.workers,
+            "reloading": self.roll.is_some(),
+            "gave_up": self.has_given_up,
+            "cluster": self.lives.report(),
+            "workers": self.roster.iter().map(|worker| self.status_of(worker)).collect::<Vec<_>>(),
+        })
+    }
+
+    /// What the program alone knows (requests, open connections) is there where it counts in the scoreboard.
+    fn status_of(&self, worker: &Worker) -> Value {
+        let row = self.scoreboard.row(worker.number);
+        json!({
+            "worker": worker.number,
+            "unique_id": worker.uid.0,
+            "pid": worker.pid.as_raw(),
+            "state": if worker.is_hung { "hung" } else { worker.state.name() },
+            "age_s": (monotonic_ns() - worker.started_ns) as f64 / 1e9,
+            "accepted": row.get(Count::Accepted),
+            "requests": row.get(Count::Requests),
+            "active": row.get(Count::Active),
+            "unanswered": worker.unanswered.len(),
+            "rss_kib": resident_kib(worker.pid.as_raw()),
+        })
+    }
+
+    fn scale(&mut self, client: u64, workers: usize) {
+        let (before, most) = (self.workers, self.args.capacity());
+        if !(1..=most).contains(&workers) {
+            let why = format!("there can be 1 to {most} workers here; --most-workers allows more");
+            return self.refuse(client, &why);
+        }
+        self.events.tell("scale", json!({"from": before, "to": workers}));
+        self.workers = workers;
+        self.scoreboard.set_rows(workers.max(self.scoreboard.rows()));
+        let surplus = |worker: &&Worker| worker.number >= workers && worker.state != State::Leaving;
+        let surplus: Vec<Uid> = self.roster.iter().filter(surplus).map(|worker| worker.uid).collect();
+        surplus.into_iter().for_each(|uid| self.dismiss(uid));
+        self.shorten_reload(workers);
+        (before..workers).for_each(|number| self.start_if_vacant(number));
+        let done = format!("from {before} to {workers} workers");
+        self.answer(client, json!({"done": done, "wanted": workers}));
+    }
+
+    fn send_message(&mut self, client: u64, to: Option<usize>, message: &Value) {
+        let is_meant = |worker: &Worker| to.is_none_or(|number| number == worker.number);
+        let is_able = |worker: &&Worker| {
+            let has_room = worker.ipc.as_ref().is_some_and(|ipc| ipc.unsent_bytes() < MOST_UNREAD);
+            is_meant(worker) && worker.state != State::Leaving && has_room
+        };
+        let able: Vec<Uid> = self.roster.iter().filter(is_able).map(|worker| worker.uid).collect();
+        for &uid in &able {
+            self.send(uid, message);
+        }
+        match able.len() {
+            0 => self.refuse(client, "there is no such worker, or it does not read what it is sent"),
+            sent => self.answer(client, json!({"done": format!("sent to {sent} workers"), "sent": sent})),
+        }
+    }
+
+    fn send(&mut self, uid: Uid, message: &Value) {
+        if let Some(ipc) = self.roster.ipc(uid) {
+            ipc.send(message);
+        }
+        self.watch(uid);
+    }
+
+    /// The watched file may have changed.
+    pub(super) fn look_at_source(&mut self) {
+        let Some(notifier) = &mut self.notifier else { return };
+        let before = notifier.looks;
+        let has_changed = notifier.has_changed(monotonic_ns());
+        let looks = notifier.looks - before;
+        if let Some(next_ns) = notifier.next_look_ns() {
+            self.timers.at(next_ns, Due::Look);
+        }
+        self.lives.count("notifier_looks", looks as f64);
+        if has_changed {
+            for uid in self.roster.uids() {
+                self.notify(uid);
+            }
+        }
+    }
+
+    /// Tells a worker what the watched file says.
+    pub(super) fn notify(&mut self, uid: Uid) {
+        let Some(notifier) = &self.notifier else { return };
+        let message = protocol::notify(&notifier.path().to_string_lossy(), notifier.value());
+        let has_room = |worker: &Worker| worker.ipc.as_ref().is_some_and(|i| i.unsent_bytes() < MOST_UNREAD);
+        if self.roster.get(uid).is_some_and(|worker| worker.is_online && has_room(worker)) {
+            self.lives.count("notifier_pushes", 1.0);
+            self.send(uid, &message);
+        }
+    }
+}
+
+/// Second field of `/proc/PID/statm`, in pages (proc(5)).
+fn resident_kib(pid: i32) -> Option<u64> {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    let page_size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten()?;
+    Some(pages * page_size as u64 / 1024)
+}

@@ -1,0 +1,135 @@
+//! A rolling reload: one worker after another is replaced, the new one listening before the old one is asked to go, and
+//! the next not touched before the old one has left. So there is never one too few, and never more than one too many.
+//!
+//! A successor that ends, or does not listen in time, replaces nobody: then the reload is abandoned, and who works goes on.
+
+use std::collections::VecDeque;
+
+use serde_json::json;
+
+use super::Master;
+use crate::cluster::token::Uid;
+
+/// A reload under way.
+pub(super) struct Roll {
+    /// Numbers still to be replaced.
+    left: VecDeque<usize>,
+    /// Who is being replaced, and by whom.
+    old: Option<Uid>,
+    candidate: Option<Uid>,
+    replaced: usize,
+    /// Clients of the control socket that wait for its end.
+    clients: Vec<u64>,
+    /// It was asked for once more meanwhile, perhaps for yet another version.
+    again: bool,
+}
+
+impl Master {
+    /// Begins to replace all workers; this client of the control socket waits for it.
+    pub(super) fn reload(&mut self, client: Option<u64>) {
+        if let Some(roll) = &mut self.roll {
+            roll.again = true;
+            roll.clients.extend(client);
+            return;
+        }
+        self.events.tell("reload", json!({"workers": self.workers}));
+        self.roll = Some(Roll {
+            left: (0..self.workers).collect(),
+            old: None,
+            candidate: None,
+            replaced: 0,
+            clients: client.into_iter().collect(),
+            again: false,
+        });
+        self.replace_next();
+    }
+
+    /// A worker listens. If it is the candidate, the old one may go.
+    pub(super) fn reload_with(&mut self, uid: Uid) {
+        let Some(roll) = &mut self.roll else { return };
+        if roll.candidate != Some(uid) {
+            return;
+        }
+        roll.candidate = None;
+        roll.replaced += 1;
+        match roll.old {
+            Some(old) if self.roster.get(old).is_some() => self.dismiss(old),
+            // It was faster.
+            _ => self.replace_next(),
+        }
+    }
+
+    /// This worker serves no more, or not for long.
+    pub(super) fn reload_without(&mut self, uid: Uid, why: &str) {
+        let Some(roll) = &self.roll else { return };
+        if roll.candidate == Some(uid) {
+            self.abandon_reload(&format!("the new worker does not serve: {why}"));
+        } else if roll.old == Some(uid) && roll.candidate.is_none() && self.roster.get(uid).is_none() {
+            self.replace_next();
+        }
+    }
+
+    pub(super) fn abandon_reload(&mut self, why: &str) {
+        let Some(roll) = self.roll.take() else { return };
+        self.lives.report.reloads_failed += 1;
+        let outcome = json!({"replaced": roll.replaced, "of": self.workers, "why": why});
+        self.events.tell("reload-failed", outcome);
+        for client in roll.clients {
+            self.refuse(client, &format!("the reload was abandoned: {why}; the others go on as they were"));
+        }
+    }
+
+    fn replace_next(&mut self) {
+        loop {
+            let Some(roll) = &mut self.roll else { return };
+            let Some(number) = roll.left.pop_front() else { return self.finish_reload() };
+            let (clients, total) = (roll.clients.clone(), self.workers);
+            // Who is about to be started anyway will be new.
+            let Some(old) = self.roster.holder(number).map(|worker| worker.uid) else { continue };
+            match self.fork(number, Some(old)) {
+                Ok(candidate) => {
+                    if let Some(roll) = &mut self.roll {
+                        (roll.old, roll.candidate) = (Some(old), Some(candidate));
+                    }
+                    let step = json!({"step": format!("worker {number} of {total}: a successor is started")});
+                    clients.iter().for_each(|&client| self.tell_client(client, &step));
+                }
+                Err(failure) => self.abandon_reload(&failure.to_string()),
+            }
+            return;
+        }
+    }
+
+    fn finish_reload(&mut self) {
+        let Some(roll) = self.roll.take() else { return };
+        self.lives.report.reloads += 1;
+        self.events.tell("reloaded", json!({"replaced": roll.replaced}));
+        if roll.again {
+            self.reload(None);
+            if let Some(next) = &mut self.roll {
+                next.clients = roll.clients;
+            }
+            return;
+        }
+        for client in roll.clients {
+            let done = format!("{} workers replaced", roll.replaced);
+            self.answer(client, json!({"done": done, "replaced": roll.replaced}));
+        }
+    }
+
+    /// Numbers from here on are no longer wanted.
+    pub(super) fn shorten_reload(&mut self, workers: usize) {
+        let Some(roll) = &mut self.roll else { return };
+        roll.left.retain(|&number| number < workers);
+        let candidate = roll.candidate.and_then(|uid| self.roster.get(uid));
+        if let Some(worker) = candidate.filter(|worker| worker.number >= workers) {
+            let uid = worker.uid;
+            // Its place is gone, and so is whom it was to replace.
+            if let Some(roll) = &mut self.roll {
+                (roll.candidate, roll.old) = (None, None);
+            }
+            self.dismiss(uid);
+            self.replace_next();
+        }
+    }
+}

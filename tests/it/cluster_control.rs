@@ -1,0 +1,254 @@
+//! `cluster ctl` and the control socket: what it does, and who cannot disturb it.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use acceptlab::lab::check::client::served_within;
+use acceptlab::lab::check::server::{STOP_WITHIN, Server};
+use acceptlab::lab::processes::poll_until;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::cluster::{CLUSTER, await_events, has_node, run, start_with};
+use crate::support::{FOREVER, held, load};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_event-driven");
+
+/// Tells what it hears, and says as much as it is asked to.
+const TALKER: &str = r#"
+require('node:http').createServer((request, response) => response.end('')).listen(0, '127.0.0.1');
+process.on('message', (message) => {
+  if (message.say) process.send('s'.repeat(message.say));
+  else process.send({ id: Number(process.env.WORKER_ID), heard: message.text.length });
+});
+"#;
+
+/// Where a cluster is controlled.
+struct Socket(PathBuf);
+
+impl Socket {
+    fn new(name: &str) -> Socket {
+        Socket(std::env::temp_dir().join(format!("acceptlab-{name}-{}.sock", std::process::id())))
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+
+    fn ctl(&self, order: &[&str]) -> Output {
+        let args = [&["ctl", "--control", self.path()], order].concat();
+        Command::new(CLUSTER).args(args).output().expect("cargo has built it")
+    }
+
+    #[track_caller]
+    fn done(&self, order: &[&str]) -> String {
+        let output = self.ctl(order);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[track_caller]
+    fn status(&self) -> Value {
+        serde_json::from_str(&self.done(&["status", "--format", "json"])).unwrap()
+    }
+
+    /// A client that sends these bytes: what it is told until the end.
+    fn say(&self, bytes: &[u8]) -> String {
+        let mut stream = UnixStream::connect(&self.0).unwrap();
+        stream.set_read_timeout(Some(FOREVER)).unwrap();
+        // It may have been left before it has sent all.
+        let _ = stream.write_all(bytes);
+        let mut said = Vec::new();
+        let _ = stream.read_to_end(&mut said);
+        String::from_utf8(said).unwrap()
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+#[track_caller]
+fn start(socket: &Socket, flags: &[&str]) -> Server {
+    start_with(&[&["--workers", "2", "--control", socket.path()], flags].concat(), &[PROGRAM])
+}
+
+#[test]
+fn a_cluster_is_asked_for_its_status_reloaded_scaled_and_stopped() {
+    let socket = Socket::new("orders");
+    let mut server = start(&socket, &[]);
+    let mode = fs::metadata(&socket.0).unwrap();
+    assert!(mode.file_type().is_socket() && mode.permissions().mode() & 0o777 == 0o600);
+    let table = socket.done(&["status"]);
+    assert_eq!(table.matches("serving").count(), 2, "{table}");
+    assert!(table.contains(&server.addr.to_string()), "{table}");
+
+    socket.done(&["reload"]);
+    let status = socket.status();
+    let ids: Vec<u64> = status["workers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|worker| worker["unique_id"].as_u64().unwrap())
+        .collect();
+    assert_eq!((ids, status["cluster"]["reloads"].as_u64()), (vec![3, 4], Some(1)));
+
+    socket.done(&["scale", "4"]);
+    let serving = |wanted: usize| {
+        poll_until(FOREVER, || {
+            let status = socket.status();
+            let workers = status["workers"].as_array().unwrap().clone();
+            let serving = workers.iter().filter(|worker| worker["state"] == "serving").count();
+            (serving == wanted && workers.len() == wanted).then_some(())
+        })
+    };
+    assert!(serving(4).is_some(), "{}", socket.status());
+    let report =
+        load(server.addr, &["--connections", "8", "--requests-per-connection", "1", "--requests", "200"]);
+    assert_eq!((report.workers.len(), report.errors.total()), (4, 0));
+    socket.done(&["scale", "1"]);
+    assert!(serving(1).is_some(), "{}", socket.status());
+
+    socket.done(&["stop"]);
+    let report = held(held(server.ended(STOP_WITHIN)).report());
+    assert_eq!(report.workers.len(), 4);
+    assert!(!socket.0.exists());
+}
+
+#[test]
+fn a_reload_that_is_abandoned_is_a_failure_with_its_reason() {
+    let socket = Socket::new("abandoned");
+    let program = std::env::temp_dir().join(format!("acceptlab-abandoned-{}.sh", std::process::id()));
+    fs::write(&program, format!("exec {PROGRAM} \"$@\"\n")).unwrap();
+    let server =
+        start_with(&["--workers", "1", "--control", socket.path()], &["sh", program.to_str().unwrap()]);
+    fs::write(&program, "exit 1\n").unwrap();
+    let output = socket.ctl(&["reload"]);
+    fs::remove_file(&program).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("abandoned: the new worker does not serve"), "{said}");
+    held(served_within(server.addr, FOREVER));
+}
+
+#[test]
+fn garbage_and_silence_on_the_control_socket_disturb_nobody() {
+    let socket = Socket::new("hostile");
+    let server = start(&socket, &[]);
+    let silent: Vec<UnixStream> = (0..40).map(|_| UnixStream::connect(&socket.0).unwrap()).collect();
+    for garbage in [
+        &b"no json\n"[..],
+        b"{\"do\":\"nothing\"}\n",
+        b"{\"do\":\"scale\",\"workers\":-1}\n",
+        b"{\"do\":\"scale\",\"workers\":0}\n",
+        b"{\"do\":\"scale\",\"workers\":1000000}\n",
+        b"\xff\xfe\n",
+        b"\n",
+    ] {
+        let said = socket.say(garbage);
+        assert!(said.starts_with("{\"error\":") && said.ends_with("\"ok\":false}\n"), "{said}");
+    }
+    let endless = vec![b'x'; 4 << 20];
+    assert!(socket.say(&endless).len() < 1000);
+    assert_eq!(socket.status()["workers"].as_array().unwrap().len(), 2);
+    held(served_within(server.addr, FOREVER));
+    drop(silent);
+}
+
+#[test]
+fn who_asks_for_a_reload_and_leaves_does_not_stop_it() {
+    let socket = Socket::new("leaves");
+    let server = start(&socket, &[]);
+    let mut client = UnixStream::connect(&socket.0).unwrap();
+    client.write_all(b"{\"do\":\"reload\"}\n").unwrap();
+    await_events(&server, "reload", 1);
+    drop(client);
+    await_events(&server, "reloaded", 1);
+}
+
+#[test]
+fn a_stale_socket_is_replaced_and_a_living_one_or_another_file_is_not() {
+    let socket = Socket::new("stale");
+    drop(UnixListener::bind(&socket.0).unwrap());
+    let mut server = start(&socket, &[]);
+    let refused = |why: &str| {
+        let output = run(&["--control", socket.path(), "--", "true"]);
+        assert_eq!(output.status.code(), Some(1));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains(why), "{said}");
+    };
+    refused("another cluster listens there");
+    held(server.stop());
+    fs::write(&socket.0, "precious").unwrap();
+    refused("a file of another kind");
+    assert_eq!(fs::read(&socket.0).unwrap(), b"precious");
+    let nowhere = run(&["--control", "/no/such/folder/socket", "--", "true"]);
+    assert_eq!(nowhere.status.code(), Some(1));
+}
+
+#[test]
+fn ctl_without_a_cluster_says_what_to_do() {
+    let output = Socket::new("nobody").ctl(&["status"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("is a cluster running with this --control"));
+}
+
+#[test]
+fn messages_of_any_size_go_both_ways_and_block_nobody() {
+    if !has_node() {
+        return;
+    }
+    let socket = Socket::new("messages");
+    let flags = ["--workers", "2", "--control", socket.path()];
+    let server = start_with(&flags, &["node", "-e", TALKER, "--"]);
+    let text = "t".repeat(900_000);
+    socket.done(&["send", &format!("{{\"say\":{}}}", 5 << 20)]);
+    let request = format!("{{\"do\":\"send\",\"worker\":1,\"message\":{{\"text\":\"{text}\"}}}}\n");
+    assert!(socket.say(request.as_bytes()).contains("\"ok\":true"));
+    let events = await_events(&server, "message", 3);
+    let messages: Vec<&Value> = events.iter().filter(|event| event["event"] == "message").collect();
+    let bytes = |event: &&&Value| event["bytes"].as_u64() == Some((5 << 20) + 2);
+    assert_eq!(messages.iter().filter(bytes).count(), 2, "{messages:?}");
+    let heard = messages.iter().find(|event| event["message"]["heard"] == 900_000).expect("it was heard");
+    assert_eq!(heard["worker"], 1);
+}
+
+#[test]
+fn a_worker_that_does_not_read_is_sent_no_more_than_a_bound_and_the_others_go_on() {
+    let socket = Socket::new("unread");
+    let server = start(&socket, &["--heartbeat", "60s"]);
+    let worker = socket.status()["workers"][0]["pid"].as_i64().unwrap() as i32;
+    let hung = crate::dispatch::Stopped::new(worker);
+    let text = "t".repeat(900_000);
+    let request = format!("{{\"do\":\"send\",\"worker\":0,\"message\":\"{text}\"}}\n");
+    let refused = (0..200).find(|_| socket.say(request.as_bytes()).contains("does not read"));
+    assert!(refused.is_some_and(|sent| sent > 10), "{refused:?}");
+    assert_eq!(held(held(served_within(server.addr, FOREVER)).worker()), 1);
+    drop(hung);
+}
+
+#[test]
+fn a_master_that_stops_answers_who_waits_for_a_reload() {
+    let socket = Socket::new("stops");
+    let mut server = start(&socket, &[]);
+    let pid = socket.status()["workers"][0]["pid"].as_i64().unwrap() as i32;
+    let hung = crate::dispatch::Stopped::new(pid);
+    let mut client = UnixStream::connect(&socket.0).unwrap();
+    client.set_read_timeout(Some(FOREVER)).unwrap();
+    client.write_all(b"{\"do\":\"reload\"}\n").unwrap();
+    // The successor listens, and the old one does not hear that it is to go.
+    await_events(&server, "listening", 3);
+    server.signal(Signal::SIGTERM);
+    let mut said = String::new();
+    client.read_to_string(&mut said).unwrap();
+    assert!(said.contains("the cluster stops"), "{said}");
+    drop(hung);
+    held(server.ended(STOP_WITHIN + Duration::from_secs(1)));
+}

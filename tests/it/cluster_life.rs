@@ -1,0 +1,348 @@
+//! Life and death under `cluster`, with our own event loop as the program: who is replaced, when, by whom, and what of it
+//! the clients see.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use acceptlab::lab::check::client::{GET, GET_AND_CLOSE, served_within};
+use acceptlab::lab::check::server::Server;
+use acceptlab::lab::processes::poll_until;
+use acceptlab::report::ClusterReport;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::cluster::{await_events, count, events_in, run, start_with};
+use crate::dispatch::Stopped;
+use crate::support::{FOREVER, answer, connect, held, load};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_event-driven");
+
+#[track_caller]
+fn start(flags: &[&str]) -> Server {
+    start_with(flags, &[PROGRAM])
+}
+
+#[track_caller]
+fn stopped(server: &mut Server) -> ClusterReport {
+    held(server.stop()).cluster.expect("a cluster's report")
+}
+
+/// The workers' pids, by number.
+fn pids(server: &Server, workers: usize) -> Vec<i32> {
+    let mut found = vec![None; workers];
+    let all = poll_until(FOREVER, || {
+        let (worker, pid) = held(held(served_within(server.addr, FOREVER)).signature());
+        found[worker] = Some(pid);
+        found.iter().copied().collect::<Option<Vec<i32>>>()
+    });
+    all.expect("every worker answers")
+}
+
+/// A program whose next version can be anything.
+struct Deployed {
+    path: PathBuf,
+}
+
+impl Deployed {
+    fn new(name: &str) -> Deployed {
+        let path = std::env::temp_dir().join(format!("acceptlab-{name}-{}.sh", std::process::id()));
+        let deployed = Deployed { path };
+        deployed.publish(&format!("exec {PROGRAM} \"$@\""));
+        deployed
+    }
+
+    fn publish(&self, line: &str) {
+        fs::write(&self.path, format!("{line}\n")).unwrap();
+    }
+
+    fn path(&self) -> &str {
+        self.path.to_str().unwrap()
+    }
+}
+
+impl Drop for Deployed {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Loads the server while something is done to it: nothing may fail.
+#[track_caller]
+fn nothing_is_lost_while(server: &Server, per_connection: &str, act: impl FnOnce()) {
+    let addr = server.addr;
+    let flags =
+        ["--retry", "--connections", "16", "--duration", "3s", "--requests-per-connection", per_connection];
+    let report = std::thread::scope(|scope| {
+        let loaded = scope.spawn(move || load(addr, &flags));
+        act();
+        loaded.join().unwrap()
+    });
+    assert_eq!(report.errors.total(), 0, "{:?} {:?}", report.errors, report.lost);
+    assert!(report.requests > 0);
+}
+
+#[test]
+fn a_worker_that_says_it_will_end_has_a_successor_and_no_request_is_lost() {
+    for (schedule, per_connection) in [("rr", "1"), ("rr", "1000000"), ("none", "1"), ("none", "1000000")] {
+        let mut server = start(&["--workers", "2", "--schedule", schedule]);
+        nothing_is_lost_while(&server, per_connection, || {
+            for _ in 0..3 {
+                let pid = pids(&server, 2)[0];
+                kill(Pid::from_raw(pid), Signal::SIGUSR2).unwrap();
+                await_events(&server, "listening", 1);
+            }
+        });
+        let report = stopped(&mut server);
+        assert_eq!((report.suicides, report.deaths, report.forks), (3, 0, 5), "{schedule}");
+        assert_eq!(report.recovery_ms.unwrap().count, 3);
+    }
+}
+
+#[test]
+fn all_workers_may_end_at_once_and_every_client_waits_for_a_successor() {
+    let mut server = start(&["--workers", "2"]);
+    let pids = pids(&server, 2);
+    nothing_is_lost_while(&server, "1", || {
+        pids.iter().for_each(|&pid| kill(Pid::from_raw(pid), Signal::SIGUSR2).unwrap());
+        await_events(&server, "listening", 2);
+    });
+    assert_eq!(stopped(&mut server).suicides, 2);
+}
+
+#[test]
+fn a_reload_replaces_every_worker_and_no_request_is_lost() {
+    for (schedule, per_connection) in [("rr", "1"), ("rr", "1000000"), ("none", "1"), ("none", "1000000")] {
+        let mut server = start(&["--workers", "2", "--schedule", schedule]);
+        let before = pids(&server, 2);
+        nothing_is_lost_while(&server, per_connection, || {
+            server.signal(Signal::SIGHUP);
+            await_events(&server, "reloaded", 1);
+        });
+        assert!(pids(&server, 2).iter().all(|pid| !before.contains(pid)));
+        let report = stopped(&mut server);
+        assert_eq!((report.reloads, report.deaths, report.forks), (1, 0, 4), "{schedule}");
+    }
+}
+
+#[test]
+fn there_is_never_one_too_few_and_never_more_than_one_too_many_in_a_reload() {
+    let server = start(&["--workers", "3"]);
+    server.signal(Signal::SIGHUP);
+    let (mut serving, mut alive) = (3, 3);
+    let events = await_events(&server, "reloaded", 1);
+    for event in events.iter().skip_while(|event| event["event"] != "reload") {
+        match event["event"].as_str().unwrap() {
+            "fork" => alive += 1,
+            "listening" => serving += 1,
+            "disconnect" => serving -= 1,
+            "exit" => alive -= 1,
+            _ => {}
+        }
+        assert!(serving >= 3 && alive <= 4, "{events:?}");
+    }
+}
+
+#[test]
+fn a_new_version_that_ends_or_never_listens_replaces_nobody() {
+    let program = Deployed::new("new-version");
+    let flags = ["--workers", "2", "--listen-timeout", "500ms"];
+    let mut server = start_with(&flags, &["sh", program.path()]);
+    let before = pids(&server, 2);
+    for broken in ["exit 3", "exec sleep 60"] {
+        program.publish(broken);
+        nothing_is_lost_while(&server, "1", || {
+            server.signal(Signal::SIGHUP);
+            await_events(&server, "reload-failed", 1);
+        });
+        assert_eq!(pids(&server, 2), before);
+    }
+    let report = stopped(&mut server);
+    assert_eq!((report.reloads, report.reloads_failed, report.gave_up), (0, 2, false));
+}
+
+#[test]
+fn a_worker_that_dies_in_a_reload_is_replaced_by_the_new_version() {
+    let program = Deployed::new("dies-in-reload");
+    let server = start_with(&["--workers", "1"], &["sh", program.path()]);
+    let old = pids(&server, 1)[0];
+    program.publish(&format!("sleep 0.3; exec {PROGRAM} \"$@\""));
+    server.signal(Signal::SIGHUP);
+    await_events(&server, "fork", 2);
+    kill(Pid::from_raw(old), Signal::SIGKILL).unwrap();
+    let events = await_events(&server, "reloaded", 1);
+    assert_eq!(count(&events, "fork"), 1, "{events:?}");
+    held(served_within(server.addr, FOREVER));
+}
+
+#[test]
+fn a_program_that_never_listens_is_given_up() {
+    let output =
+        run(&["--workers", "1", "--listen-timeout", "50ms", "--max-restarts", "2", "--", "sleep", "60"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    let events = events_in(&said);
+    assert_eq!(
+        (count(&events, "fork"), count(&events, "failure"), count(&events, "giveup")),
+        (3, 3, 1),
+        "{said}"
+    );
+    assert!(said.contains("it does not listen after 50ms"), "{said}");
+}
+
+#[test]
+fn a_hung_worker_is_reported_given_nothing_and_back_when_it_lives_again() {
+    let server = start(&["--workers", "2", "--heartbeat", "50ms"]);
+    let worker = pids(&server, 2)[0];
+    let hung = Stopped::new(worker);
+    let events = await_events(&server, "hang", 1);
+    let hang = events.iter().find(|event| event["event"] == "hang").unwrap();
+    assert_eq!((hang["worker"].as_u64(), hang["pid"].as_i64()), (Some(0), Some(worker.into())));
+    for _ in 0..10 {
+        assert_eq!(held(held(served_within(server.addr, FOREVER)).worker()), 1);
+    }
+    drop(hung);
+    await_events(&server, "recovered", 1);
+    assert_eq!(pids(&server, 2)[0], worker);
+}
+
+#[test]
+fn a_hung_worker_is_replaced_after_the_time_out_and_its_connection_is_answered() {
+    let mut server = start(&["--workers", "1", "--hang-timeout", "300ms"]);
+    let worker = pids(&server, 1)[0];
+    let _hung = Stopped::new(worker);
+    let mut client = connect(&server);
+    held(client.send(GET_AND_CLOSE));
+    let (_, pid) = held(answer(&mut client).signature());
+    assert_ne!(pid, worker);
+    let report = stopped(&mut server);
+    assert_eq!((report.hangs, report.deaths, report.forks), (1, 1, 2));
+}
+
+#[test]
+fn a_busy_worker_is_not_taken_for_a_hung_one() {
+    let mut server =
+        start_with(&["--workers", "1", "--heartbeat", "20ms"], &[PROGRAM, "--work", "wait:300ms"]);
+    let mut client = connect(&server);
+    held(client.ask(GET));
+    assert_eq!(stopped(&mut server).hangs, 0);
+}
+
+#[test]
+fn with_backoff_each_restart_waits_twice_as_long_as_the_one_before() {
+    let output = run(&["--workers", "1", "--max-restarts", "3", "--backoff", "100ms", "--", "false"]);
+    assert_eq!(output.status.code(), Some(1));
+    let events = events_in(&String::from_utf8_lossy(&output.stderr));
+    let at = |name: &str| -> Vec<f64> {
+        let found = events.iter().filter(|event| event["event"] == name);
+        found.map(|event| event["at_s"].as_f64().unwrap()).collect()
+    };
+    let (forks, exits) = (at("fork"), at("exit"));
+    assert_eq!((forks.len(), exits.len()), (4, 4), "{events:?}");
+    for (i, pause_s) in [0.1, 0.2, 0.4].into_iter().enumerate() {
+        assert!(forks[i + 1] - exits[i] >= pause_s, "{events:?}");
+    }
+}
+
+#[test]
+fn what_a_killed_worker_was_given_and_had_not_answered_for_goes_to_its_successor() {
+    let server = start(&["--workers", "1"]);
+    let worker = pids(&server, 1)[0];
+    let _hung = Stopped::new(worker);
+    let mut clients: Vec<_> = (0..5).map(|_| connect(&server)).collect();
+    clients.iter_mut().for_each(|client| held(client.send(GET_AND_CLOSE)));
+    kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
+    for client in &mut clients {
+        assert_ne!(held(answer(client).signature()).1, worker);
+    }
+}
+
+#[test]
+fn every_policy_of_a_master_that_accepts_is_there() {
+    for policy in ["acknowledged", "round-robin", "random", "least-connections", "first-free", "sticky"] {
+        let mut server = start(&["--workers", "3", "--policy", policy]);
+        let report =
+            load(server.addr, &["--connections", "1", "--requests-per-connection", "1", "--requests", "60"]);
+        let shares: Vec<u64> = report.workers.values().map(|share| share.connections).collect();
+        match policy {
+            "acknowledged" | "round-robin" => assert_eq!(shares, [20, 20, 20], "{policy}"),
+            "sticky" => assert_eq!(shares.iter().filter(|&&n| n > 0).count(), 1, "{shares:?}"),
+            _ => assert_eq!(shares.iter().sum::<u64>(), 60, "{policy}"),
+        }
+        let server_report = held(server.stop());
+        let accepted: u64 = server_report.workers.iter().map(|worker| worker.accepted).sum();
+        assert_eq!(accepted, 60, "{policy}");
+        assert_eq!(server_report.cluster.unwrap().passed, 60);
+    }
+    let output = run(&["--schedule", "none", "--policy", "random", "--", "true"]);
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn workers_run_as_another_user_with_the_environment_they_are_given() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: only root may choose another user");
+        return;
+    }
+    let flags =
+        ["--workers", "1", "--uid", "65533", "--gid", "65532", "--env", "WHO=me", "--max-restarts", "0"];
+    let output = run(&[&flags[..], &["--", "sh", "-c", "id -u; id -g; echo $WHO"]].concat());
+    let said = String::from_utf8_lossy(&output.stderr);
+    for line in ["worker 0: 65533", "worker 0: 65532", "worker 0: me"] {
+        assert!(said.contains(line), "{said}");
+    }
+}
+
+#[test]
+fn the_cluster_keeps_no_descriptor_and_no_zombie_of_the_dead() {
+    let server = start(&["--workers", "2", "--max-restarts", "1000"]);
+    let master = server.processes()[0];
+    let before = master.open_descriptors();
+    for _ in 0..20 {
+        kill(Pid::from_raw(pids(&server, 2)[0]), Signal::SIGKILL).unwrap();
+        await_events(&server, "listening", 1);
+    }
+    held(served_within(server.addr, FOREVER));
+    let settled = poll_until(FOREVER, || (master.open_descriptors() == before).then_some(()));
+    assert!(settled.is_some(), "{} descriptors, then {}", before, master.open_descriptors());
+    assert_eq!(children_of(master.pid).len(), 2);
+}
+
+/// Zombies included.
+fn children_of(pid: i32) -> Vec<String> {
+    let children =
+        Path::new("/proc").join(pid.to_string()).join("task").join(pid.to_string()).join("children");
+    let text = fs::read_to_string(children).unwrap();
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+fn the_books_of_workers_that_were_replaced_are_in_the_report() {
+    let mut server = start(&["--workers", "2"]);
+    let loads = || {
+        let report =
+            load(server.addr, &["--connections", "4", "--requests-per-connection", "1", "--requests", "100"]);
+        assert_eq!(report.errors.total(), 0);
+    };
+    loads();
+    server.signal(Signal::SIGHUP);
+    await_events(&server, "reloaded", 1);
+    loads();
+    let report = held(server.stop());
+    assert_eq!(report.workers.iter().map(|worker| worker.requests).sum::<u64>(), 200);
+    assert_eq!(report.workers.iter().map(|worker| worker.active).sum::<u64>(), 0);
+}
+
+#[test]
+fn an_event_has_its_time_and_its_worker() {
+    let server = start(&["--workers", "1"]);
+    let events = await_events(&server, "listening", 1);
+    let first = &events[0];
+    assert_eq!(first["event"], Value::from("setup"));
+    let listening = events.iter().find(|event| event["event"] == "listening").unwrap();
+    assert_eq!((listening["worker"].as_u64(), listening["unique_id"].as_u64()), (Some(0), Some(1)));
+    assert_eq!(listening["address"], Value::from(server.addr.to_string()));
+    assert!(listening["at_s"].as_f64().unwrap() < Duration::from_secs(60).as_secs_f64());
+    assert!(listening["time"].as_str().unwrap().ends_with('Z'));
+}

@@ -1,0 +1,136 @@
+//! What `cluster` gathers of its workers and writes: output, events, a watched file; and a disk that is full.
+
+use std::fs;
+use std::path::PathBuf;
+
+use acceptlab::lab::check::client::served_within;
+use acceptlab::lab::processes::poll_until;
+use serde_json::Value;
+
+use crate::cluster::{await_events, count, events_in, has_node, run, start_with};
+use crate::support::{FOREVER, held};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_event-driven");
+
+/// Tells what it is told of the watched file, and counts.
+const LISTENER: &str = r#"
+require('node:http').createServer((request, response) => response.end('')).listen(0, '127.0.0.1');
+process.on('message', (message) => {
+  process.send({ act: 'count', updates: 1 });
+  process.send({ told: message });
+});
+"#;
+
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Scratch {
+        let folder = std::env::temp_dir().join(format!("acceptlab-{name}-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        Scratch(folder)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Says a line on each stream, in pieces, and ends.
+const TALKER: &str = "printf 'one '; sleep 0.05; echo two; echo three >&2; printf unended";
+
+#[test]
+fn what_workers_write_is_told_line_by_line_with_their_number_and_the_time() {
+    let output = run(&["--workers", "2", "--max-restarts", "0", "--", "sh", "-c", TALKER]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    for number in 0..2 {
+        for line in ["one two", "three", "unended"] {
+            let tail = format!("Z worker {number}: {line}");
+            let found = said.lines().filter(|told| told.ends_with(&tail)).count();
+            assert_eq!(found, 1, "{tail}: {said}");
+        }
+    }
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn silent_workers_are_not_heard_and_a_log_has_their_lines_instead() {
+    let scratch = Scratch::new("log");
+    let log = scratch.path("log");
+    let flags = ["--workers", "1", "--max-restarts", "0", "--silent"];
+    let silent = run(&[&flags[..], &["--", "sh", "-c", TALKER]].concat());
+    assert!(!String::from_utf8_lossy(&silent.stderr).contains("worker 0: three"));
+    let logged = run(&[&flags[..], &["--log", &log, "--", "sh", "-c", TALKER]].concat());
+    assert!(!String::from_utf8_lossy(&logged.stderr).contains("worker 0: three"));
+    assert_eq!(fs::read_to_string(&log).unwrap().lines().count(), 3);
+}
+
+#[test]
+fn the_events_are_in_their_file_too() {
+    let scratch = Scratch::new("events");
+    let file = scratch.path("events");
+    let output = run(&["--workers", "1", "--max-restarts", "0", "--events", &file, "--", "false"]);
+    let (told, kept) = (String::from_utf8_lossy(&output.stderr), fs::read_to_string(&file).unwrap());
+    assert_eq!(events_in(&told), events_in(&kept));
+    assert_eq!(count(&events_in(&kept), "giveup"), 1);
+}
+
+#[test]
+fn a_full_disk_under_the_logs_is_told_once_and_the_workers_go_on() {
+    let flags = ["--workers", "2", "--log", "/dev/full", "--events", "/dev/full"];
+    let program = format!("echo hello; echo again; exec {PROGRAM} \"$@\"");
+    let server = start_with(&flags, &["sh", "-c", &program, "sh"]);
+    let events = await_events(&server, "failure", 2);
+    let failures: Vec<&str> = events.iter().filter_map(|event| event["what"].as_str()).collect();
+    assert_eq!(failures.len(), 2, "{failures:?}");
+    assert!(failures.iter().all(|what| what.contains("/dev/full: no space left on device")), "{failures:?}");
+    for _ in 0..4 {
+        held(served_within(server.addr, FOREVER));
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_written_or_watched_is_one_line_and_a_failure() {
+    for flags in [["--log", "/no/such/file"], ["--events", "/no/such/file"], ["--notify", "/no/such/file"]] {
+        let output = run(&[&flags[..], &["--", "true"]].concat());
+        assert_eq!(output.status.code(), Some(1));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(said.contains("/no/such/file"), "{said}");
+    }
+}
+
+#[test]
+fn a_change_of_the_watched_file_is_pushed_to_every_worker_and_to_those_who_come_later() {
+    if !has_node() {
+        return;
+    }
+    for looking in [&[][..], &["--notify-every", "10ms"]] {
+        let scratch = Scratch::new("notify");
+        let file = scratch.path("value");
+        fs::write(&file, "first").unwrap();
+        let flags = [&["--workers", "2", "--notify", &file], looking].concat();
+        let mut server = start_with(&flags, &["node", "-e", LISTENER, "--"]);
+        let told = |events: &[Value], value: &str| -> usize {
+            let messages = events.iter().map(|event| &event["message"]["told"]);
+            messages.filter(|told| told["act"] == "notify" && told["value"] == value).count()
+        };
+        let mut events = await_events(&server, "message", 2);
+        assert_eq!(told(&events, "first"), 2, "{events:?}");
+        fs::write(scratch.path("new"), "second").unwrap();
+        fs::rename(scratch.path("new"), &file).unwrap();
+        let all = poll_until(FOREVER, || {
+            events.extend(events_in(&server.said()));
+            (told(&events, "second") == 2).then_some(())
+        });
+        assert!(all.is_some(), "{events:?}");
+        let counts = held(server.stop()).cluster.unwrap().counts;
+        assert_eq!((counts["notifier_pushes"], counts["updates"]), (4.0, 4.0));
+        assert!(counts["notifier_looks"] >= 1.0);
+    }
+}
