@@ -31,6 +31,7 @@ pub mod lab;
 pub mod cpu;
 pub mod failure;
 pub mod machine;
+pub mod membership;
 pub mod report;
 pub mod scoreboard;
 pub mod stats;

@@ -25,7 +25,9 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::failure::Failure;
+use crate::membership::{self, Membership};
 use crate::report::{MasterReport, ServerReport, WorkerReport};
+use crate::sys::fd::take_inherited;
 use crate::sys::memory::{Access, shared_words};
 use crate::sys::process::Usage;
 use crate::units::monotonic_ns;
@@ -133,11 +135,16 @@ impl Row {
 #[derive(Clone, Copy, Debug)]
 pub struct Scoreboard {
     words: &'static [AtomicU64],
+    /// In a worker of a cluster, the one row that is ours, whatever number we give ourselves.
+    own: Option<usize>,
 }
 
 impl Scoreboard {
     /// Makes the scoreboard of a server that starts now. Before the first fork: children inherit the mapping.
     pub fn create(model: &str, rows: usize, file: Option<&Path>) -> Result<Scoreboard, Failure> {
+        if let (None, Some(membership)) = (file, membership::of_this_process().ok().flatten()) {
+            return Scoreboard::join(model, membership);
+        }
         let words = words_for(rows);
         let mapped = match file {
             None => shared_words(words, None).map_err(cannot_map)?,
@@ -172,8 +179,24 @@ impl Scoreboard {
         Ok((Scoreboard::begin(mapped, model, rows), file.into()))
     }
 
+    /// The master's scoreboard, in a worker of a cluster; one of its own where the master has none.
+    fn join(model: &str, membership: Membership) -> Result<Scoreboard, Failure> {
+        let Some(number) = membership.scoreboard else {
+            let words = shared_words(words_for(1), None).map_err(cannot_map)?;
+            return Ok(Scoreboard { own: Some(0), ..Scoreboard::begin(words, model, 1) });
+        };
+        let tried = || format!("scoreboard of the master, descriptor {number}");
+        let file = take_inherited(number).map_err(|errno| Failure::new(tried(), errno))?;
+        let board = Scoreboard::map_existing(&File::from(file), Access::Write, tried)?;
+        if membership.number >= board.capacity() {
+            let why = format!("it has no row {}", membership.number);
+            return Err(Failure::new(tried(), std::io::Error::other(why)));
+        }
+        Ok(Scoreboard { own: Some(membership.number), ..board })
+    }
+
     fn begin(words: &'static [AtomicU64], model: &str, rows: usize) -> Scoreboard {
-        let board = Scoreboard { words };
+        let board = Scoreboard { words, own: None };
         for (i, chunk) in model.as_bytes().chunks(8).take(NAME_WORDS).enumerate() {
             let mut bytes = [0; 8];
             bytes[..chunk.len()].copy_from_slice(chunk);
@@ -204,13 +227,17 @@ impl Scoreboard {
     /// When the file is missing, too short, of another version, or no scoreboard at all.
     pub fn open(path: &Path) -> Result<Scoreboard, Failure> {
         let tried = || format!("scoreboard {}", path.display());
-        let odd = |what: &str| Failure::new(tried(), std::io::Error::other(what.to_owned()));
         let file = File::open(path).map_err(|error| Failure::new(tried(), error))?;
+        Scoreboard::map_existing(&file, Access::Read, tried)
+    }
+
+    fn map_existing(file: &File, access: Access, tried: impl Fn() -> String) -> Result<Scoreboard, Failure> {
+        let odd = |what: &str| Failure::new(tried(), std::io::Error::other(what.to_owned()));
         let length = file.metadata().map_err(|error| Failure::new(tried(), error))?.len() as usize / 8;
         let words = NonZeroUsize::new(length).filter(|words| words.get() >= ROW_WORDS);
         let words = words.ok_or_else(|| odd("too short for a scoreboard"))?;
         let words =
-            shared_words(words, Some((&file, Access::Read))).map_err(|errno| Failure::new(tried(), errno))?;
+            shared_words(words, Some((file, access))).map_err(|errno| Failure::new(tried(), errno))?;
         let header = |i: usize| words[i].load(Acquire);
         if header(0) != MAGIC {
             return Err(odd("not a scoreboard (yet)"));
@@ -221,7 +248,7 @@ impl Scoreboard {
         if header(2) as usize > length / ROW_WORDS - 1 {
             return Err(odd("a scoreboard with rows missing"));
         }
-        Ok(Scoreboard { words })
+        Ok(Scoreboard { words, own: None })
     }
 
     pub fn rows(&self) -> usize {
@@ -236,6 +263,7 @@ impl Scoreboard {
 
     /// The row of worker `id`.
     pub fn row(&self, id: usize) -> Row {
+        let id = self.own.unwrap_or(id);
         let start = ROW_WORDS * (1 + id);
         Row { words: &self.words[start..start + ROW_WORDS] }
     }

@@ -36,7 +36,7 @@ impl Handle {
     pub fn bind(query: &Query, key: String) -> nix::Result<Handle> {
         let mut failed = Errno::EINVAL;
         for address in query.addresses()? {
-            match bind(address, query.is_ipv6_only()) {
+            match bind(address, query) {
                 Ok((socket, address)) => {
                     return Ok(Handle {
                         key,
@@ -99,13 +99,15 @@ impl AsFd for Handle {
     }
 }
 
-fn bind(address: SocketAddr, is_ipv6_only: bool) -> std::io::Result<(Socket, SocketAddr)> {
+fn bind(address: SocketAddr, query: &Query) -> std::io::Result<(Socket, SocketAddr)> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
-        socket.set_only_v6(is_ipv6_only)?;
+        socket.set_only_v6(query.is_ipv6_only())?;
     }
     socket.set_nonblocking(true)?;
+    // Inherited by every connection; one of our own servers asks for it, and Node sets it itself (tcp(7)).
+    socket.set_tcp_nodelay(query.no_delay == true)?;
     socket.bind(&address.into())?;
     let bound = socket.local_addr()?.as_socket().expect("a TCP socket has an IP address");
     Ok((socket, bound))

@@ -49,6 +49,8 @@ pub struct Query {
     pub index: Value,
     pub flags: Value,
     pub backlog: Value,
+    /// The connections are to send small answers at once. Not Node's word: ours say it.
+    pub no_delay: Value,
     /// What the workers share of a server, as the keys of TLS tickets: the first worker's is everybody's.
     pub data: Value,
 }

@@ -13,7 +13,7 @@ use super::worker::Worker;
 use crate::http::{CONTINUE, MAX_HEAD_BYTES, Next, Persistence, Reader, Request, Status};
 use crate::scoreboard::Count;
 use crate::sys::fd::until_uninterrupted;
-use crate::sys::signal::{has_given_up, is_stopping};
+use crate::sys::signal::{has_given_up, is_leaving, is_stopping};
 use crate::work::Cost;
 
 /// Room for what one receive brings, after what may be left over from the one before.
@@ -258,7 +258,7 @@ impl Connection {
     }
 
     fn answer(&mut self, mut request: Request, worker: &Worker, scratch: &mut Scratch) {
-        if is_stopping() {
+        if is_stopping() || is_leaving() {
             request.persistence = Persistence::Close;
         }
         if request.persistence == Persistence::Close {

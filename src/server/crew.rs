@@ -18,6 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, pipe2};
 
 use crate::failure::Failure;
+use crate::membership::is_member;
 use crate::report::ServerReport;
 use crate::scoreboard::Scoreboard;
 use crate::sys::process::{Ending, Fork, Usage, fork, reap};
@@ -64,7 +65,15 @@ impl Ready {
 
 impl Crew {
     /// Nobody yet. From now on SIGTERM, SIGINT and SIGCHLD wait for [`Crew::supervise`].
+    ///
+    /// # Errors
+    /// In a worker of a cluster, too: who forks workers is a cluster by itself, and their numbers are not the master's.
     pub fn new(scoreboard: Scoreboard) -> Result<Crew, Failure> {
+        if is_member() {
+            let line = "fork workers: this is a worker of a cluster, which has one process; give `cluster` a server that \
+                        is one, such as event-driven, threaded or sync";
+            return Err(Failure::relay(line.to_owned()));
+        }
         let signals = SignalQueue::open().map_err(|errno| Failure::new("open a signalfd", errno))?;
         let (said, say) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| Failure::new("open a pipe", errno))?;
         Ok(Crew { scoreboard, signals, said, say: Some(say), pids: Vec::new(), deadline: None })

@@ -8,21 +8,47 @@
 //! for it, and the listener's reports do not push the connections' aside.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
 
-use super::listener::{BACK_OFF, NoConnection, say_exhausted};
+use super::channel::Channel;
+use super::listener::{BACK_OFF, Listener, NoConnection, say_exhausted};
 use super::lock::AcceptMutex;
 use super::reactor::{ACCEPTOR, Reactor};
 use super::worker::Worker;
 use crate::failure::Failure;
 use crate::scoreboard::Count;
 use crate::sys::epoll::{Interest, Ready};
-use crate::sys::signal::{forget_listener, is_stopping};
+use crate::sys::signal::{forget_listener, is_leaving, is_stopping};
 use crate::units::monotonic_ns;
 
-/// An event loop that takes its connections from an `A`: a [`super::Listener`] or a [`super::Channel`].
+/// A worker that leaves closes a connection that has been silent for so long. A client under load asks far sooner; one that
+/// does not keeps nobody until the master's kill.
+const LEAVE_IDLE: Duration = Duration::from_secs(1);
+
+/// Where connections come from: readable when there may be one.
+pub trait Acceptor: AsFd {
+    /// It may have something to say besides, even to a worker that has no room.
+    fn hear(&self) {}
+}
+
+impl Acceptor for Channel {}
+
+impl Acceptor for Listener {
+    fn hear(&self) {
+        Listener::hear(self);
+    }
+}
+
+impl Acceptor for &Listener {
+    fn hear(&self) {
+        Listener::hear(self);
+    }
+}
+
+/// An event loop that takes its connections from an `A`: a [`Listener`] or a [`Channel`].
 pub struct EventLoop<A> {
     pub acceptor: A,
     /// How the acceptor is registered.
@@ -42,7 +68,7 @@ pub struct EventLoop<A> {
     turns_to_leave: usize,
 }
 
-impl<A: AsFd> EventLoop<A> {
+impl<A: Acceptor> EventLoop<A> {
     pub fn new(acceptor: A, worker: Worker) -> Result<EventLoop<A>, Failure> {
         EventLoop::watching(acceptor, Interest::EPOLLIN, worker)
     }
@@ -82,10 +108,13 @@ impl<A: AsFd> EventLoop<A> {
 
     /// Serves whoever is ready. True: somebody waits at the acceptor. False: the server is to stop.
     pub fn wait_for_connection(&mut self) -> Result<bool, Failure> {
-        while !is_stopping() {
+        while !is_stopping() && !self.has_left() {
             match self.reactor.next_report(self.muted_until_ns)? {
                 // Asked beforehand: accept(2) would leave the connection in its queue, but a channel would drop it.
-                Some(Ready { token: ACCEPTOR, .. }) if self.reactor.open() >= self.room => self.mute()?,
+                Some(Ready { token: ACCEPTOR, .. }) if self.reactor.open() >= self.room => {
+                    self.acceptor.hear();
+                    self.mute()?;
+                }
                 Some(Ready { token: ACCEPTOR, .. }) => {
                     self.reactor.worker.count(Count::Wakeups);
                     self.has_taken = false;
@@ -96,6 +125,17 @@ impl<A: AsFd> EventLoop<A> {
             }
         }
         Ok(false)
+    }
+
+    /// A worker of a cluster that leaves, and has nothing open any more. Until then a connection between two requests is
+    /// not closed at once: its next request may be on its way, and is answered with `Connection: close`.
+    fn has_left(&mut self) -> bool {
+        if !is_leaving() {
+            return false;
+        }
+        let idle_timeout = &mut self.reactor.worker.idle_timeout;
+        *idle_timeout = LEAVE_IDLE.min(*idle_timeout);
+        self.reactor.open() == 0
     }
 
     /// As [`EventLoop::wait_for_connection`], for workers of whom one at a time waits for the acceptor: who has the

@@ -1,5 +1,5 @@
 //! The channel between Node's cluster and its workers: a Unix stream socket, one JSON value a line, and a descriptor as
-//! SCM_RIGHTS with its line (unix(7)). The master's end.
+//! SCM_RIGHTS with its line (unix(7)). Both ends of it.
 //!
 //! A line that carries a descriptor is wrapped as `{"cmd":"NODE_HANDLE","type":…,"msg":…}` and answered with
 //! `NODE_HANDLE_ACK`, or `NODE_HANDLE_NACK` where the descriptor did not arrive; until then nothing else is sent, so that
@@ -11,7 +11,9 @@
 //! What comes with every connection is cheap: its message is written as text into a line that was used before, and its
 //! acknowledgement and its answer are read without making a [`Value`] of them.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
+use std::io::Write;
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -54,6 +56,9 @@ pub enum Incoming {
     Message(Value, Option<OwnedFd>),
     /// What has become of the connection that was passed with this number: the only message there is one of for each.
     Answer { ack: u64, accepted: bool },
+    /// A connection of the handle that connections are expected of ([`Ipc::expect_connections`]), or of another; it is
+    /// to be answered with [`Ipc::answer_connection`].
+    Connection { seq: u64, is_expected: bool, connection: OwnedFd },
     /// A message of so many bytes, more than [`LONGEST_LINE`].
     Large(usize),
     /// Something that the protocol does not know; it has been passed over.
@@ -75,6 +80,8 @@ pub struct Ipc {
     unsent_bytes: usize,
     /// Sent with its descriptor, and not acknowledged.
     unacknowledged: Option<Parcel>,
+    /// The handle that this end is given connections of.
+    expected_key: Option<String>,
     /// The buffer of a line that is done with.
     spare: Vec<u8>,
     /// The socket takes no more for now.
@@ -109,13 +116,34 @@ struct Answer<'a> {
     accepted: bool,
 }
 
+/// As [`Answer`].
+#[derive(Deserialize)]
+struct Passed<'a> {
+    #[serde(borrow)]
+    msg: NewConnection<'a>,
+}
+
+#[derive(Deserialize)]
+struct NewConnection<'a> {
+    act: &'a str,
+    // Borrowed unless there is something in it that JSON writes in another way.
+    #[serde(borrow)]
+    key: Cow<'a, str>,
+    seq: u64,
+}
+
 impl Ipc {
     /// Our end, and the one to be inherited by the other process.
     pub fn pair() -> Result<(Ipc, OwnedFd), Failure> {
         let (ours, theirs) = UnixStream::pair()
             .map_err(|error| Failure::new("open a Unix socket pair", error).advise("raise ulimit -n"))?;
-        let ipc = Ipc {
-            socket: ours.into(),
+        Ok((Ipc::over(ours.into()), theirs.into()))
+    }
+
+    /// The end that this process has inherited.
+    pub fn over(socket: OwnedFd) -> Ipc {
+        Ipc {
+            socket,
             line: Vec::new(),
             skipped: None,
             handle: None,
@@ -123,11 +151,31 @@ impl Ipc {
             sent: 0,
             unsent_bytes: 0,
             unacknowledged: None,
+            expected_key: None,
             spare: Vec::new(),
             is_full: false,
             is_starved: false,
-        };
-        Ok((ipc, theirs.into()))
+        }
+    }
+
+    /// From now on connections of this handle are expected.
+    pub fn expect_connections(&mut self, key: String) {
+        self.expected_key = Some(key);
+    }
+
+    /// Says that a connection has arrived, and what has become of it, in one message: both lines wait for nothing.
+    pub fn answer_connection(&mut self, seq: u64, accepted: bool, our_seq: u64) {
+        let mut line = mem::take(&mut self.spare);
+        line.clear();
+        line.extend_from_slice(ACKNOWLEDGEMENT);
+        let answer = format_args!(
+            "\n{{\"cmd\":\"NODE_CLUSTER\",\"ack\":{seq},\"accepted\":{accepted},\"seq\":{our_seq}}}\n"
+        );
+        line.write_fmt(answer).expect("memory takes it");
+        let parcel =
+            Parcel { line, handle: None, is_acknowledgement: true, is_ping: false, retransmissions: 0 };
+        self.post_parcel(parcel, true);
+        self.flush();
     }
 
     /// Sends a message, or keeps it until it can be sent.
@@ -305,6 +353,12 @@ impl Ipc {
         if let Ok(Answer { cmd: "NODE_CLUSTER", ack, accepted }) = serde_json::from_slice(line) {
             return incoming.push_back(Incoming::Answer { ack, accepted });
         }
+        if self.expected_key.is_some()
+            && line.starts_with(WITH_HANDLE)
+            && self.take_connection(line, incoming)
+        {
+            return;
+        }
         let mut message: Value = match serde_json::from_slice(line) {
             Ok(message) => message,
             Err(error) => {
@@ -325,6 +379,18 @@ impl Ipc {
             Some("NODE_HANDLE_NACK") => self.take_acknowledgement(false, incoming),
             _ => incoming.push_back(Incoming::Message(message, None)),
         }
+    }
+
+    /// False: that is no connection, or it has not arrived.
+    fn take_connection(&mut self, line: &[u8], incoming: &mut VecDeque<Incoming>) -> bool {
+        let Ok(Passed { msg: NewConnection { act: "newconn", key, seq } }) = serde_json::from_slice(line)
+        else {
+            return false;
+        };
+        let Some(connection) = self.handle.take() else { return false };
+        let is_expected = self.expected_key.as_deref() == Some(&*key);
+        incoming.push_back(Incoming::Connection { seq, is_expected, connection });
+        true
     }
 
     /// Says whether the descriptor of a message has arrived.
@@ -383,6 +449,7 @@ mod tests {
                 Incoming::Message(message, None) => message.to_string(),
                 Incoming::Message(message, Some(_)) => format!("{message} with a descriptor"),
                 Incoming::Answer { ack, accepted } => format!("answer {ack} {accepted}"),
+                Incoming::Connection { seq, is_expected, .. } => format!("connection {seq} {is_expected}"),
                 Incoming::Large(bytes) => format!("{bytes} bytes"),
                 Incoming::Violation(what) => format!("violation: {what}"),
             };
@@ -481,6 +548,44 @@ mod tests {
         assert!(ends.hear(&HANDLE[..9], Some(&open())).is_empty());
         assert_eq!(ends.hear(&HANDLE[9..], None), ["7 with a descriptor"]);
         assert_eq!(ends.hear(ACK, None), ["violation: an acknowledgement where nothing was sent"]);
+    }
+
+    #[test]
+    fn a_connection_is_told_from_other_descriptors_and_answered_in_one_message() {
+        let mut ends = Ends::new();
+        let passed = |key: &str| {
+            let message = json!({"cmd": "NODE_CLUSTER", "act": "newconn", "key": key, "seq": 5});
+            let line = WithHandle { cmd: "NODE_HANDLE", r#type: "net.Native", msg: &message };
+            format!("{}\n", serde_json::to_string(&line).unwrap())
+        };
+        // Who expects none takes it for any other message.
+        assert!(ends.hear(passed("a").as_bytes(), Some(&open()))[0].ends_with("with a descriptor"));
+        assert_eq!(ends.sent().0.as_bytes(), ACK);
+        ends.ipc.expect_connections("a\"b".to_owned());
+        assert_eq!(ends.hear(passed("a\"b").as_bytes(), Some(&open())), ["connection 5 true"]);
+        assert_eq!(ends.hear(passed("other").as_bytes(), Some(&open())), ["connection 5 false"]);
+        assert_eq!(ends.sent().0, "");
+        ends.ipc.answer_connection(5, true, 9);
+        let answer = "{\"cmd\":\"NODE_CLUSTER\",\"ack\":5,\"accepted\":true,\"seq\":9}\n";
+        assert_eq!(ends.sent().0, format!("{}{answer}", String::from_utf8_lossy(ACK)));
+        // One that did not arrive is asked for again.
+        assert_eq!(ends.hear(passed("a").as_bytes(), None).len(), 1);
+        assert_eq!(ends.sent().0.as_bytes(), NACK);
+    }
+
+    #[test]
+    fn a_ping_is_answered_by_the_library_of_the_other_end_and_holds_back_what_follows_it() {
+        let mut master = Ends::new();
+        master.ipc.ping();
+        master.ipc.send(&json!("later"));
+        let (line, handles) = master.sent();
+        assert!(handles == 0 && !line.contains("later") && master.ipc.awaits_acknowledgement(), "{line}");
+        let mut worker = Ends::new();
+        worker.hear(line.as_bytes(), None);
+        assert_eq!(worker.sent().0.as_bytes(), NACK);
+        assert!(master.hear(NACK, None).is_empty());
+        assert_eq!(master.sent().0, "\"later\"\n");
+        assert!(!master.ipc.awaits_acknowledgement());
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! The listening socket: bind, accept, and the one policy for an accept that failed.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::sync::Once;
 use std::time::Duration;
 
@@ -10,19 +12,34 @@ use nix::sys::socket::SockFlag;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::args::ServerArgs;
+use super::member::Member;
 use crate::failure::Failure;
+use crate::membership;
 use crate::sys;
 
-/// A bound TCP socket that queues connections until somebody accepts them.
-#[derive(Debug)]
+/// A bound TCP socket that queues connections until somebody accepts them; or, in a worker of a cluster, what the master
+/// gives in its stead.
 pub struct Listener {
-    socket: Socket,
+    source: Source,
     address: SocketAddr,
 }
 
+enum Source {
+    Socket(Socket),
+    /// With copies of its descriptors: what to wait for, and what a signal shuts.
+    Cluster {
+        member: Rc<RefCell<Member>>,
+        wait: OwnedFd,
+        channel: OwnedFd,
+    },
+}
+
 impl Listener {
-    /// Binds and listens. `accept` on it blocks.
+    /// Binds and listens, or asks the master to. `accept` on it blocks.
     pub fn bind(args: &ServerArgs) -> Result<Listener, Failure> {
+        if let Some(membership) = membership::of_this_process().map_err(Failure::relay)? {
+            return Listener::of_cluster(Member::join(membership, args)?);
+        }
         Listener::bind_with(args.listen, args.backlog, |_| Ok(()))
     }
 
@@ -51,7 +68,17 @@ impl Listener {
             .local_addr()
             .map_err(|error| Failure::new("ask a listening socket for its address", error))?;
         let address = bound.as_socket().expect("a TCP socket has an IP address");
-        Ok(Listener { socket, address })
+        Ok(Listener { source: Source::Socket(socket), address })
+    }
+
+    fn of_cluster(member: Rc<RefCell<Member>>) -> Result<Listener, Failure> {
+        let copy = |fd: BorrowedFd| {
+            fd.try_clone_to_owned().map_err(|error| Failure::new("copy a descriptor", error))
+        };
+        let wait = copy(member.borrow().descriptor())?;
+        let channel = copy(member.borrow().channel())?;
+        let address = member.borrow().address();
+        Ok(Listener { source: Source::Cluster { member, wait, channel }, address })
     }
 
     fn bind_with(
@@ -84,7 +111,10 @@ impl Listener {
     /// Lets `accept` return EAGAIN instead of blocking. A property of the socket, not of our descriptor:
     /// processes that share the socket share it (open(2), O_NONBLOCK).
     pub fn nonblocking(self) -> Result<Listener, Failure> {
-        let result = self.socket.set_nonblocking(true);
+        let result = match &self.source {
+            Source::Socket(socket) => socket.set_nonblocking(true),
+            Source::Cluster { .. } => Ok(()),
+        };
         result.map_err(|error| Failure::new(format_args!("make {} non-blocking", self.address), error))?;
         Ok(self)
     }
@@ -96,18 +126,50 @@ impl Listener {
 
     /// The next connection, for a worker that blocks in recv(2) and send(2).
     pub fn accept(&self) -> nix::Result<OwnedFd> {
-        sys::fd::accept(self, SockFlag::empty())
+        match &self.source {
+            Source::Socket(socket) => sys::fd::accept(socket, SockFlag::empty()),
+            Source::Cluster { member, .. } => member.borrow_mut().accept_blocking(),
+        }
     }
 
     /// The next connection, for an event loop.
     pub fn accept_nonblocking(&self) -> nix::Result<OwnedFd> {
-        sys::fd::accept(self, SockFlag::SOCK_NONBLOCK)
+        match &self.source {
+            Source::Socket(socket) => sys::fd::accept(socket, SockFlag::SOCK_NONBLOCK),
+            Source::Cluster { member, .. } => member.borrow_mut().accept(),
+        }
+    }
+
+    /// Hears what a master says, for a worker that has no room for a connection.
+    pub fn hear(&self) {
+        if let Source::Cluster { member, .. } = &self.source {
+            member.borrow_mut().hear();
+        }
+    }
+
+    /// The socket, if it belongs to other workers, too.
+    pub fn with_shared_socket<T>(&self, call: impl FnOnce(Option<BorrowedFd>) -> T) -> T {
+        match &self.source {
+            Source::Socket(_) => call(None),
+            Source::Cluster { member, .. } => call(member.borrow().shared_socket()),
+        }
+    }
+
+    /// What a signal shuts so that this process accepts no more.
+    pub fn end(&self) -> BorrowedFd<'_> {
+        match &self.source {
+            Source::Socket(socket) => socket.as_fd(),
+            Source::Cluster { channel, .. } => channel.as_fd(),
+        }
     }
 }
 
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        match &self.source {
+            Source::Socket(socket) => socket.as_fd(),
+            Source::Cluster { wait, .. } => wait.as_fd(),
+        }
     }
 }
 

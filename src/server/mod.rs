@@ -8,7 +8,7 @@
 //! - [`selector`]: programs in the kernel that choose among the sockets of a group;
 //! - [`channel`]: pass connections to another process; [`dispatch`]: accept for others, and who has how many;
 //!   [`policy`]: who is next;
-//! - [`ipc`]: the same in Node's way, with JSON messages;
+//! - [`ipc`]: the same in Node's way, with JSON messages; [`member`]: a server as a worker of a cluster;
 //! - [`lock`]: locks that let one worker at a time accept;
 //! - [`relay`]: copy bytes between clients and workers that have ports of their own;
 //! - [`waiting`]: other calls to wait in than accept and an epoll of one's own;
@@ -20,6 +20,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
+use crate::membership::is_member;
 use crate::report::ServerReport;
 
 pub mod args;
@@ -32,6 +33,7 @@ pub mod event_loop;
 pub mod ipc;
 pub mod listener;
 pub mod lock;
+pub mod member;
 pub mod policy;
 pub mod reactor;
 pub mod relay;
@@ -57,15 +59,20 @@ pub use crate::failure::Failure;
 pub use crate::scoreboard::Scoreboard;
 pub use crate::sys::signal::{GRACE, is_stopping};
 
-/// Prints the line that everybody waits for. Call it when every worker can take a connection.
+/// Prints the line that everybody waits for, or in a cluster tells the master. Call it when every worker can take a
+/// connection.
 pub fn ready(address: SocketAddr) -> Result<(), Failure> {
+    if member::say_listening(address) {
+        return Ok(());
+    }
     let mut out = std::io::stdout().lock();
     writeln!(out, "ready {address}")
         .and_then(|()| out.flush())
         .map_err(|error| Failure::new("write the ready line to standard output", error))
 }
 
-/// Prints the report, or the one line that says what went wrong, and gives the exit status: 0 or 1.
+/// Prints the report, or the one line that says what went wrong, and gives the exit status: 0 or 1. A worker of a cluster
+/// prints no report: its counts are in the master's.
 pub fn finish(outcome: Result<ServerReport, Failure>) -> ExitCode {
     let report = match outcome {
         Ok(report) => report,
@@ -74,6 +81,9 @@ pub fn finish(outcome: Result<ServerReport, Failure>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    if is_member() {
+        return if member::has_failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+    }
     let document = serde_json::to_string(&report).expect("a report has only numbers and strings");
     // Who asked us to stop may have closed our output already; that is no failure of the server.
     let _ = writeln!(std::io::stdout(), "{document}");

@@ -13,8 +13,10 @@ use crate::sys::signal::{
 
 /// SIGTERM shuts the listener and every connection of this process: nobody stays blocked in accept or recv.
 pub fn shuts_sockets(listener: &Listener) -> Result<(), Failure> {
-    note_socket(listener);
-    shut_sockets_on_termination(None).map_err(|errno| Failure::new("handle SIGTERM", errno))
+    note_socket(listener.end());
+    listener
+        .with_shared_socket(shut_sockets_on_termination)
+        .map_err(|errno| Failure::new("handle SIGTERM", errno))
 }
 
 /// As [`shuts_sockets`], but the listener belongs to other workers, too, and is left to the parent.
@@ -25,7 +27,7 @@ pub fn shuts_connections(listener: &Listener) -> Result<(), Failure> {
 /// SIGTERM shuts the listener of an event loop that has it for itself, or whose end is the end of all who share it. The
 /// signal does it by itself: a loop in the middle of a request does not look up.
 pub fn shuts_listener(listener: &Listener) -> Result<(), Failure> {
-    shut_listener_on_termination(listener, false).map_err(|errno| Failure::new("handle SIGTERM", errno))
+    shut_listener_on_termination(listener.end(), false).map_err(|errno| Failure::new("handle SIGTERM", errno))
 }
 
 /// As [`shuts_listener`], where the parent has no copy to shut: its SIGTERM tells all workers to stop, so the first who

@@ -8,6 +8,7 @@ use super::selector::pulse::Pulse;
 use crate::cpu;
 use crate::failure::Failure;
 use crate::http::Responses;
+use crate::membership;
 use crate::scoreboard::{Count, Row, Scoreboard};
 use crate::sys::process::Usage;
 use crate::units::monotonic_ns;
@@ -28,11 +29,13 @@ pub struct Worker {
 }
 
 impl Worker {
+    /// Worker `id`, which in a cluster is whom the master says.
     pub fn new(id: usize, args: &ServerArgs, scoreboard: &Scoreboard) -> Worker {
         let pid = std::process::id();
+        let number = membership::of_this_process().ok().flatten().map_or(id, |membership| membership.number);
         let worker = Worker {
             row: scoreboard.row(id),
-            responses: Arc::new(Responses::new(id, pid, args.body)),
+            responses: Arc::new(Responses::new(number, pid, args.body)),
             idle_timeout: args.idle_timeout,
             buffer: Vec::new(),
             pulse: None,

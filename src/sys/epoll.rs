@@ -1,6 +1,6 @@
 //! epoll(7): one instance, tokens instead of pointers, and waiting with nanosecond time-outs.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -118,5 +118,12 @@ impl Epoll {
             )
         };
         Errno::result(result).map(|count| count as usize)
+    }
+}
+
+/// Readable while anything in it is ready (epoll(7)): one instance can wait for another.
+impl AsFd for Epoll {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.instance.0.as_fd()
     }
 }

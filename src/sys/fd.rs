@@ -3,6 +3,7 @@
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::sync::Mutex;
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
@@ -11,6 +12,24 @@ use nix::sys::socket::{ControlMessage, MsgFlags, SockFlag, UnixAddr, accept4, se
 /// Descriptors in one message. The kernel takes up to 253 (unix(7), SCM_RIGHTS); who is sent sixteen has been sent
 /// most of what batching can save, and the first of them has not waited long for the last.
 pub const MOST_PER_MESSAGE: usize = 16;
+
+/// Takes over a descriptor that whoever started this program has left open for it, and told it the number of.
+///
+/// # Errors
+/// EBADF when it is not open, or not ours to take: a standard stream, or one that was taken before.
+pub fn take_inherited(number: RawFd) -> nix::Result<OwnedFd> {
+    static TAKEN: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
+    let mut taken = TAKEN.lock().expect("nobody panics while holding it");
+    if number <= libc::STDERR_FILENO || taken.contains(&number) {
+        return Err(Errno::EBADF);
+    }
+    // SAFETY: fcntl(2) with F_SETFD touches no memory; on a number that is not open it fails.
+    Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    taken.push(number);
+    // SAFETY: it is open (above), was open before the program began, since our own are opened as OwnedFds whose numbers
+    // nobody tells us, and is taken once only.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
 
 /// Makes a call again as long as a signal interrupts it (signal(7), EINTR).
 pub fn until_uninterrupted<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {

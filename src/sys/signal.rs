@@ -24,6 +24,7 @@ use nix::unistd::getppid;
 pub const GRACE: Duration = Duration::from_secs(5);
 
 static STOPPING: AtomicBool = AtomicBool::new(false);
+static LEAVING: AtomicBool = AtomicBool::new(false);
 static GAVE_UP: AtomicBool = AtomicBool::new(false);
 /// The highest descriptor that is a socket to be shut; 2 while there is none.
 static HIGHEST: AtomicI32 = AtomicI32::new(2);
@@ -41,6 +42,16 @@ static WAKE: AtomicI32 = AtomicI32::new(-1);
 /// True once a termination signal has arrived.
 pub fn is_stopping() -> bool {
     STOPPING.load(SeqCst)
+}
+
+/// True once this worker of a cluster has been asked to go, or has said that it will: it answers what it has.
+pub fn is_leaving() -> bool {
+    LEAVING.load(SeqCst)
+}
+
+/// From now on this worker leaves.
+pub fn leave() {
+    LEAVING.store(true, SeqCst);
 }
 
 /// True when [`GRACE`] is over: leave what you are doing.
@@ -222,6 +233,31 @@ impl SignalQueue {
             Ok(_) => self.take(),
             Err(errno) => Err(errno),
         }
+    }
+}
+
+/// SIGUSR2, which tells a worker of a cluster to behave as if it had met a fatal error.
+pub struct FatalError {
+    queue: SignalFd,
+}
+
+impl FatalError {
+    /// Blocks the signal, for this thread and those that it starts: from now on it waits here.
+    pub fn open() -> nix::Result<FatalError> {
+        let signals = SigSet::from_iter([Signal::SIGUSR2]);
+        signals.thread_block()?;
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        Ok(FatalError { queue: SignalFd::with_flags(&signals, flags)? })
+    }
+
+    pub fn has_happened(&self) -> bool {
+        matches!(self.queue.read_signal(), Ok(Some(_)))
+    }
+}
+
+impl AsFd for FatalError {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.queue.as_fd()
     }
 }
 

@@ -8,14 +8,14 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use acceptlab::lab::check::client::served_within;
+use acceptlab::lab::check::client::{GET, served_within};
 use acceptlab::lab::check::server::{STOP_WITHIN, Server};
 use acceptlab::lab::processes::poll_until;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::cluster::{CLUSTER, await_events, has_node, run, start_with};
-use crate::support::{FOREVER, held, load};
+use crate::support::{FOREVER, answer, connect, held, load};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_event-driven");
 
@@ -230,8 +230,12 @@ fn a_worker_that_does_not_read_is_sent_no_more_than_a_bound_and_the_others_go_on
     let request = format!("{{\"do\":\"send\",\"worker\":0,\"message\":\"{text}\"}}\n");
     let refused = (0..200).find(|_| socket.say(request.as_bytes()).contains("does not read"));
     assert!(refused.is_some_and(|sent| sent > 10), "{refused:?}");
+    // Whoever has been free the longest is next, and that is the one that hangs: it holds one.
+    let mut stuck = connect(&server);
+    held(stuck.send(GET));
     assert_eq!(held(held(served_within(server.addr, FOREVER)).worker()), 1);
     drop(hung);
+    answer(&mut stuck);
 }
 
 #[test]

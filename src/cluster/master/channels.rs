@@ -46,6 +46,7 @@ impl Master {
                 Incoming::Message(message, _unwanted) => Message::parse(message),
                 Incoming::Answer { ack, accepted } => Ok(Message::Answer { ack, accepted }),
                 Incoming::Large(bytes) => Ok(Message::SaidMuch(bytes)),
+                Incoming::Connection { .. } => Err("a connection where none belongs".to_owned()),
                 Incoming::Violation(what) => Err(what),
             };
             match message {

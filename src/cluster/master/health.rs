@@ -6,6 +6,7 @@ use serde_json::json;
 use super::Master;
 use crate::cluster::timers::Due;
 use crate::cluster::token::Uid;
+use crate::cluster::worker::State;
 
 impl Master {
     /// How often to look. A hang is to be known in time, so at least twice until the time-out.
@@ -26,7 +27,9 @@ impl Master {
     fn look_at(&mut self, uid: Uid, now_ns: u64, beat_ns: u64) {
         let hang_ns = self.args.hang_timeout.map(|timeout| timeout.as_nanos() as u64);
         let Some(worker) = self.roster.get_mut(uid) else { return };
-        let Some(ipc) = worker.ipc.as_mut().filter(|_| worker.is_online) else { return };
+        // Who leaves has its time for that.
+        let is_watched = worker.is_online && worker.state != State::Leaving;
+        let Some(ipc) = worker.ipc.as_mut().filter(|_| is_watched) else { return };
         if ipc.awaits_acknowledgement() || !worker.unanswered.is_empty() {
             let since_ns = *worker.silent_since_ns.get_or_insert(now_ns);
             let silent_ns = now_ns - since_ns;

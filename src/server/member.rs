@@ -1,0 +1,350 @@
+//! A server as a worker of a cluster: what Node's `lib/internal/cluster/child.js` does for its programs, for ours. Instead
+//! of binding, it asks its master, and is given the listening socket, or connections one by one.
+//!
+//! A member is one descriptor to wait for, an epoll instance around the channel, the shared listening socket where there is
+//! one, and SIGUSR2; and one call, [`Member::accept`], which takes a connection if there is one and hears the master besides.
+//! So a server that accepts from a `Listener` does not know the difference.
+//!
+//! Leaving, because the master says so or after a fatal error (SIGUSR2 plays one): nothing new is taken, and what is open is
+//! answered with `Connection: close`.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::signal::{Signal, raise};
+use nix::sys::socket::SockFlag;
+use serde_json::{Value, json};
+use socket2::Socket;
+
+use super::args::ServerArgs;
+use super::ipc::{BUFFER_BYTES, Incoming, Ipc};
+use crate::failure::Failure;
+use crate::membership::Membership;
+use crate::sys::epoll::{Epoll, Interest};
+use crate::sys::fd::{accept, set_blocking, take_inherited};
+use crate::sys::signal::{FatalError, is_leaving, leave};
+use crate::units::monotonic_ns;
+
+/// A worker that accepts by itself looks at its channel this often at least, however many connections there are: it has to
+/// give signs of life.
+const HEAR_EVERY_NS: u64 = 10_000_000;
+
+/// Descriptors kept free: to be given a connection, and so to be able to refuse it.
+const SPARE: u64 = 4;
+
+thread_local! {
+    /// The channel is the process's, and the thread that listens has it.
+    static MEMBER: RefCell<Option<Rc<RefCell<Member>>>> = const { RefCell::new(None) };
+}
+
+/// Our end of the channel, and what has come over it.
+pub struct Member {
+    ipc: Ipc,
+    epoll: Epoll,
+    fatal_error: FatalError,
+    key: String,
+    /// Where to accept from; `None` where the master does.
+    socket: Option<Socket>,
+    address: SocketAddr,
+    seq: u64,
+    /// Received, and not answered. A master passes the next when the last has been answered, so there is one at most.
+    waiting: VecDeque<(u64, OwnedFd)>,
+    incoming: VecDeque<Incoming>,
+    buffer: Vec<u8>,
+    /// What the channel is registered for.
+    interest: Interest,
+    heard_ns: u64,
+    /// A received descriptor with a number from here on is one too many.
+    most_fd: i32,
+    is_shut: bool,
+    has_failed: bool,
+}
+
+impl Member {
+    /// Joins the cluster: asks for the socket to listen on, and waits for the answer.
+    pub fn join(membership: Membership, args: &ServerArgs) -> Result<Rc<RefCell<Member>>, Failure> {
+        let channel =
+            |errno| Failure::new(format_args!("channel {} to the master", membership.channel), errno);
+        let socket = take_inherited(membership.channel).map_err(channel)?;
+        let open = || {
+            let (epoll, fatal_error) = (Epoll::new(1)?, FatalError::open()?);
+            epoll.add(&socket, 0, Interest::EPOLLIN)?;
+            epoll.add(&fatal_error, 0, Interest::EPOLLIN)?;
+            Ok((epoll, fatal_error))
+        };
+        let (epoll, fatal_error) = open().map_err(channel)?;
+        let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+        let mut member = Member {
+            ipc: Ipc::over(socket),
+            epoll,
+            fatal_error,
+            key: String::new(),
+            socket: None,
+            address: args.listen,
+            seq: 0,
+            waiting: VecDeque::new(),
+            incoming: VecDeque::new(),
+            buffer: vec![0; BUFFER_BYTES],
+            interest: Interest::EPOLLIN,
+            heard_ns: 0,
+            most_fd: limit.saturating_sub(SPARE).min(i32::MAX as u64) as i32,
+            is_shut: false,
+            has_failed: false,
+        };
+        // That it counts by itself is nothing that Node would say, or mind.
+        member.say(json!({"act": "online", "counts": true}));
+        member.ask(args)?;
+        let member = Rc::new(RefCell::new(member));
+        MEMBER.set(Some(member.clone()));
+        Ok(member)
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What a signal has to shut so that nothing more is accepted: the listening socket is everybody's.
+    pub fn channel(&self) -> BorrowedFd<'_> {
+        self.ipc.as_fd()
+    }
+
+    /// The listening socket that other processes accept from too.
+    pub fn shared_socket(&self) -> Option<BorrowedFd<'_>> {
+        self.socket.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Readable when there may be a connection, or something to hear.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+
+    /// The next connection, non-blocking.
+    ///
+    /// # Errors
+    /// EAGAIN when there is none, EINVAL when no more will come, otherwise those of accept(2).
+    pub fn accept(&mut self) -> nix::Result<OwnedFd> {
+        if let Some(connection) = self.next_passed() {
+            return Ok(connection);
+        }
+        if let Some(socket) = &self.socket {
+            let accepted = accept(socket, SockFlag::SOCK_NONBLOCK);
+            let is_empty = matches!(accepted, Err(Errno::EAGAIN));
+            if is_empty || monotonic_ns() >= self.heard_ns + HEAR_EVERY_NS {
+                self.hear();
+            }
+            if !is_empty {
+                return accepted;
+            }
+        } else {
+            self.hear();
+        }
+        match self.next_passed() {
+            Some(connection) => Ok(connection),
+            None if self.is_shut => Err(Errno::EINVAL),
+            None => Err(Errno::EAGAIN),
+        }
+    }
+
+    /// As [`Member::accept`], waiting for it; the connection blocks. A server that serves one at a time leaves at once,
+    /// the way SIGTERM ends it.
+    ///
+    /// # Errors
+    /// Also EINTR.
+    pub fn accept_blocking(&mut self) -> nix::Result<OwnedFd> {
+        loop {
+            match self.accept() {
+                Err(Errno::EAGAIN) if is_leaving() => {
+                    raise(Signal::SIGTERM)?;
+                    return Err(Errno::EINVAL);
+                }
+                Err(Errno::EAGAIN) => {
+                    poll(&mut [PollFd::new(self.epoll.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?;
+                }
+                accepted => return accepted.and_then(|fd| set_blocking(&fd).map(|()| fd)),
+            }
+        }
+    }
+
+    /// Hears what the master says, and nothing else.
+    pub fn hear(&mut self) {
+        self.heard_ns = monotonic_ns();
+        if self.fatal_error.has_happened() {
+            self.end_after_a_fatal_error();
+        }
+        let mut incoming = std::mem::take(&mut self.incoming);
+        self.is_shut |= !self.ipc.receive(&mut self.buffer, &mut incoming);
+        for said in incoming.drain(..) {
+            match said {
+                Incoming::Connection { seq, is_expected, connection } => {
+                    if is_expected && connection.as_raw_fd() < self.most_fd {
+                        self.waiting.push_back((seq, connection));
+                    } else {
+                        drop(connection);
+                        self.answer(seq, false);
+                    }
+                }
+                Incoming::Message(message, _) if message["act"] == "disconnect" => self.begin_to_leave(),
+                // Messages for a program that has ears, which ours have not.
+                _ => {}
+            }
+        }
+        self.incoming = incoming;
+        if self.is_shut {
+            // It stays readable, and there is nothing to hear any more.
+            let _ = self.epoll.delete(&self.ipc);
+        } else {
+            self.watch();
+        }
+    }
+
+    fn next_passed(&mut self) -> Option<OwnedFd> {
+        let (seq, connection) = self.waiting.pop_front()?;
+        self.answer(seq, true);
+        Some(connection)
+    }
+
+    fn answer(&mut self, seq: u64, accepted: bool) {
+        self.seq += 1;
+        self.ipc.answer_connection(seq, accepted, self.seq);
+    }
+
+    fn say(&mut self, mut message: Value) {
+        message["cmd"] = json!("NODE_CLUSTER");
+        message["seq"] = json!(self.seq);
+        self.seq += 1;
+        self.ipc.send(&message);
+        self.watch();
+    }
+
+    fn watch(&mut self) {
+        let interest = self.ipc.interest() | Interest::EPOLLIN;
+        if interest != self.interest {
+            // A registration is changed without allocating, so this cannot fail (epoll_ctl(2)).
+            let _ = self.epoll.modify(&self.ipc, 0, interest);
+            self.interest = interest;
+        }
+    }
+
+    /// `listen()`, as Node's child asks for it.
+    fn ask(&mut self, args: &ServerArgs) -> Result<(), Failure> {
+        let asked = self.seq;
+        let listen = args.listen;
+        self.say(json!({
+            "act": "queryServer", "index": 0, "data": null, "fd": -1, "flags": 0, "backlog": args.backlog,
+            "address": listen.ip().to_string(), "port": listen.port(), "addressType": address_type(listen.ip()),
+            "noDelay": true,
+        }));
+        let mut incoming = VecDeque::new();
+        loop {
+            for said in incoming.drain(..) {
+                match said {
+                    Incoming::Message(reply, socket) if reply["ack"] == json!(asked) => {
+                        return self.take_reply(&reply, socket, args);
+                    }
+                    _ => {}
+                }
+            }
+            let mut ready = [PollFd::new(self.ipc.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut ready, PollTimeout::NONE) {
+                // A byte at a time: the first connection may stand right behind the answer, and is to stay where who
+                // waits for it will see it.
+                Ok(_) if self.ipc.receive(&mut [0], &mut incoming) => {}
+                Err(Errno::EINTR) => {}
+                Ok(_) | Err(_) => {
+                    let line = format!("ask the master to listen on {listen}: it is gone");
+                    return Err(Failure::relay(line));
+                }
+            }
+        }
+    }
+
+    fn take_reply(
+        &mut self,
+        reply: &Value,
+        socket: Option<OwnedFd>,
+        args: &ServerArgs,
+    ) -> Result<(), Failure> {
+        let tried = || format!("bind {}", args.listen);
+        if let Some(errno) = reply["errno"].as_i64().filter(|&errno| errno != 0) {
+            let errno = Errno::from_raw(-errno as i32);
+            return Err(Failure::new(tried(), errno)
+                .advise("the master has tried; give the program another --listen"));
+        }
+        self.key = reply["key"].as_str().unwrap_or_default().to_owned();
+        match socket {
+            Some(socket) => self.share(socket.into(), args).map_err(|error| Failure::new(tried(), error)),
+            None => {
+                let sockname = &reply["sockname"];
+                let ip = sockname["address"].as_str().and_then(|ip| ip.parse::<IpAddr>().ok());
+                let port = sockname["port"].as_u64().and_then(|port| u16::try_from(port).ok());
+                let (Some(ip), Some(port)) = (ip, port) else {
+                    return Err(Failure::relay(format!("{}: the master's answer has no address", tried())));
+                };
+                self.address = SocketAddr::new(ip, port);
+                self.ipc.expect_connections(self.key.clone());
+                Ok(())
+            }
+        }
+    }
+
+    fn share(&mut self, socket: Socket, args: &ServerArgs) -> std::io::Result<()> {
+        socket.set_nonblocking(true)?;
+        socket.set_tcp_nodelay(true)?;
+        socket.listen(args.backlog)?;
+        self.address = socket.local_addr()?.as_socket().expect("a TCP socket has an IP address");
+        self.epoll.add(&socket, 0, Interest::EPOLLIN)?;
+        self.socket = Some(socket);
+        Ok(())
+    }
+
+    fn end_after_a_fatal_error(&mut self) {
+        if !is_leaving() {
+            self.has_failed = true;
+            // A message of the program's own, as the seed's `process.send({act: 'suicide'})`.
+            self.ipc.send(&json!({"act": "suicide"}));
+            self.begin_to_leave();
+        }
+    }
+
+    /// What the master has passed before it hears of this is still taken; it passes no more then.
+    fn begin_to_leave(&mut self) {
+        if is_leaving() {
+            return;
+        }
+        leave();
+        if let Some(socket) = self.socket.take() {
+            // Before the close: other processes hold the socket, and with it the registration (epoll(7)).
+            let _ = self.epoll.delete(&socket);
+        }
+        let key = self.key.clone();
+        self.say(json!({"act": "close", "key": key}));
+    }
+}
+
+/// As Node writes it.
+fn address_type(ip: IpAddr) -> u8 {
+    if ip.is_ipv4() { 4 } else { 6 }
+}
+
+/// Tells the master that this worker takes connections. False: this process is no worker.
+pub fn say_listening(address: SocketAddr) -> bool {
+    MEMBER.with_borrow(|member| {
+        let Some(member) = member else { return false };
+        member.borrow_mut().say(json!({
+            "act": "listening", "address": address.ip().to_string(), "port": address.port(),
+            "addressType": address_type(address.ip()), "fd": -1,
+        }));
+        true
+    })
+}
+
+/// This worker ends because of a fatal error.
+pub fn has_failed() -> bool {
+    MEMBER.with_borrow(|member| member.as_ref().is_some_and(|member| member.borrow().has_failed))
+}
