@@ -69,6 +69,13 @@ pub struct Member {
 impl Member {
     /// Joins the cluster: asks for the socket to listen on, and waits for the answer.
     pub fn join(membership: Membership, args: &ServerArgs) -> Result<Rc<RefCell<Member>>, Failure> {
+        if MEMBER.with_borrow(Option::is_some) {
+            let line = format!(
+                "bind {}: this is a worker of a cluster, which has one listener; give `cluster` a server that has one",
+                args.listen
+            );
+            return Err(Failure::relay(line));
+        }
         let channel =
             |errno| Failure::new(format_args!("channel {} to the master", membership.channel), errno);
         let socket = take_inherited(membership.channel).map_err(channel)?;
@@ -151,8 +158,8 @@ impl Member {
         }
     }
 
-    /// As [`Member::accept`], waiting for it; the connection blocks. A server that serves one at a time leaves at once,
-    /// the way SIGTERM ends it.
+    /// As [`Member::accept`], waiting for it; the connection blocks. A server that blocks leaves the way SIGTERM ends it,
+    /// and as soon as it comes back here: one that serves a connection at a time hears its master only between two.
     ///
     /// # Errors
     /// Also EINTR.

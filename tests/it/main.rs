@@ -29,6 +29,7 @@ mod loadgen_slow;
 mod loadgen_theory;
 mod loadgen_trust;
 mod locks;
+mod member;
 mod merge;
 mod order;
 mod ordinary_user;

@@ -1,0 +1,331 @@
+//! Our servers as workers of a cluster: of ours, of Node's own primary, and of a master made of a socket and a test.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use acceptlab::lab::check::client::{Client, GET, GET_AND_CLOSE, served_within};
+use acceptlab::lab::check::server::{Program, STOP_WITHIN, Server};
+use acceptlab::lab::processes::{Process, poll_until};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::cluster::{await_events, count, events_in, has_node, run, start_with};
+use crate::support::{FOREVER, SERVERS, answer, connect, held, kind, load};
+
+const EVENT_DRIVEN: &str = env!("CARGO_BIN_EXE_event-driven");
+
+/// Node's own primary with two of our processes: `exec` is a flag of theirs, since Node calls its own path with it.
+const NODE_PRIMARY: &str = r#"
+const cluster = require('node:cluster');
+const [, program, policy, flag, listen] = process.argv;
+process.execPath = program;
+cluster.schedulingPolicy = policy === 'rr' ? cluster.SCHED_RR : cluster.SCHED_NONE;
+cluster.setupPrimary({ exec: flag, args: [listen], execArgv: [] });
+let listening = 0;
+cluster.on('listening', (_, at) => { if (++listening === 2) console.log(`ready ${at.address}:${at.port}`); });
+cluster.on('exit', (worker, status) => console.error(`exit ${status} ${worker.exitedAfterDisconnect}`));
+process.on('SIGTERM', () => cluster.disconnect());
+cluster.fork();
+cluster.fork();
+"#;
+
+/// The servers of the syllabus that are one process.
+fn single_processes() -> impl Iterator<Item = &'static str> {
+    SERVERS.iter().filter(|kind| !kind.is_forked).map(|kind| kind.path)
+}
+
+#[track_caller]
+fn all_workers_answer(server: &Server, workers: usize) {
+    let mut seen = BTreeSet::new();
+    let all = poll_until(FOREVER, || {
+        seen.insert(held(held(served_within(server.addr, FOREVER)).worker()));
+        (seen.len() == workers).then_some(())
+    });
+    assert!(all.is_some() && seen.iter().all(|&worker| worker < workers), "{seen:?}");
+}
+
+#[test]
+fn every_server_of_one_process_works_in_a_cluster_in_both_schedules_and_its_books_are_the_masters() {
+    for program in single_processes() {
+        for schedule in ["rr", "none"] {
+            let mut server = start_with(&["--workers", "3", "--schedule", schedule], &[program]);
+            all_workers_answer(&server, 3);
+            let report = load(
+                server.addr,
+                &["--connections", "6", "--requests-per-connection", "1", "--requests", "60"],
+            );
+            assert_eq!((report.requests, report.errors.total()), (60, 0), "{program} {schedule}");
+            let processes = server.processes();
+            let report = held(server.stop());
+            assert!(Server::left_behind(&processes, Duration::ZERO).is_empty());
+            let workers = &report.workers;
+            assert!(workers.iter().all(|worker| worker.requests > 0 && worker.active == 0), "{workers:?}");
+            let sum = |of: fn(&acceptlab::report::WorkerReport) -> u64| workers.iter().map(of).sum::<u64>();
+            assert_eq!(sum(|worker| worker.accepted), sum(|worker| worker.requests), "{program} {schedule}");
+            let passed = report.cluster.unwrap().passed;
+            assert_eq!(passed, if schedule == "rr" { sum(|worker| worker.accepted) } else { 0 });
+        }
+    }
+}
+
+#[test]
+fn our_event_loop_works_under_nodes_own_primary_in_both_schedules() {
+    if !has_node() {
+        return;
+    }
+    for policy in ["rr", "none"] {
+        let command = ["node", "-e", NODE_PRIMARY, "--", EVENT_DRIVEN, policy].map(String::from);
+        let mut server = held(Program::new(&command).start(&[]));
+        all_workers_answer(&server, 2);
+        let report =
+            load(server.addr, &["--connections", "6", "--requests-per-connection", "1", "--requests", "200"]);
+        assert_eq!((report.requests, report.errors.total()), (200, 0), "{policy}");
+        server.signal(Signal::SIGTERM);
+        let ended = held(server.ended(STOP_WITHIN));
+        assert_eq!(ended.stderr.matches("exit 0 true").count(), 2, "{policy}: {}", ended.stderr);
+    }
+}
+
+#[test]
+fn a_server_that_forks_workers_of_its_own_says_that_it_cannot_be_one() {
+    for program in SERVERS.iter().filter(|kind| kind.is_forked) {
+        let output =
+            run(&["--workers", "1", "--max-restarts", "0", "--", program.path, "--listen", "127.0.0.1:0"]);
+        assert_eq!(output.status.code(), Some(1), "{}", program.name);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("this is a worker of a cluster, which has one"), "{said}");
+        assert_eq!(count(&events_in(&said), "giveup"), 1);
+    }
+}
+
+#[test]
+fn a_taken_port_is_one_line_of_the_worker_and_a_failure() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for schedule in ["rr", "none"] {
+        let flags = ["--workers", "1", "--max-restarts", "0", "--schedule", schedule];
+        let output = run(&[&flags[..], &["--", EVENT_DRIVEN, "--listen", &address]].concat());
+        assert_eq!(output.status.code(), Some(1));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains(&format!("worker 0: bind {address}: address already in use")), "{said}");
+    }
+}
+
+#[test]
+fn a_connection_that_is_open_when_a_worker_leaves_is_answered_once_more_and_told_to_close() {
+    for (schedule, leave) in [("rr", Signal::SIGUSR2), ("none", Signal::SIGUSR2), ("rr", Signal::SIGHUP)] {
+        let server = start_with(&["--workers", "1", "--schedule", schedule], &[EVENT_DRIVEN]);
+        let mut client = connect(&server);
+        let (_, pid) = held(held(client.ask(GET)).signature());
+        match leave {
+            Signal::SIGHUP => server.signal(leave),
+            _ => kill(Pid::from_raw(pid), leave).unwrap(),
+        }
+        await_events(&server, "listening", 2);
+        held(client.send(GET));
+        let last = answer(&mut client);
+        held(last.expect_connection("close"));
+        assert_eq!(held(last.signature()).1, pid);
+        assert_ne!(held(held(served_within(server.addr, FOREVER)).signature()).1, pid);
+    }
+}
+
+#[test]
+fn a_client_that_says_nothing_does_not_keep_a_worker_that_leaves() {
+    let server = start_with(&["--workers", "1"], &[EVENT_DRIVEN]);
+    let mut client = connect(&server);
+    held(client.ask(GET));
+    server.signal(Signal::SIGHUP);
+    held(client.closes(FOREVER));
+    let events = await_events(&server, "reloaded", 1);
+    let exit = events.iter().find(|event| event["event"] == "exit").unwrap();
+    assert_eq!(exit["status"], 0);
+}
+
+#[test]
+fn a_request_that_waits_for_its_work_is_answered_before_its_worker_leaves() {
+    for program in single_processes() {
+        for schedule in ["rr", "none"] {
+            let flags = ["--workers", "1", "--schedule", schedule];
+            let server = start_with(&flags, &[program, "--work", "wait:500ms"]);
+            let mut client = connect(&server);
+            held(client.send(GET));
+            held(client.was_read());
+            server.signal(Signal::SIGHUP);
+            let last = answer(&mut client);
+            // Who serves a connection at a time hears of it when that is over.
+            if program != kind("sync").path {
+                held(last.expect_connection("close"));
+            }
+            drop(client);
+            let events = await_events(&server, "reloaded", 1);
+            let exit = events.iter().find(|event| event["event"] == "exit").unwrap();
+            assert_eq!(exit["status"], 0, "{program} {schedule}");
+        }
+    }
+}
+
+#[test]
+fn a_fatal_error_ends_with_status_1_and_sigterm_with_0() {
+    for (signal, status) in [(Signal::SIGUSR2, 1), (Signal::SIGTERM, 0)] {
+        let server = start_with(&["--workers", "1"], &[EVENT_DRIVEN]);
+        let (_, pid) = held(held(served_within(server.addr, FOREVER)).signature());
+        kill(Pid::from_raw(pid), signal).unwrap();
+        let events = await_events(&server, "exit", 1);
+        let exit = events.iter().find(|event| event["event"] == "exit").unwrap();
+        assert_eq!((exit["status"].as_i64(), exit["pid"].as_i64()), (Some(status), Some(pid.into())));
+        held(served_within(server.addr, FOREVER));
+    }
+}
+
+#[test]
+fn a_worker_without_a_descriptor_left_gives_the_connection_to_another() {
+    for schedule in ["rr", "none"] {
+        // Worker 0 has room for few.
+        let limited = format!("[ $WORKER_ID = 0 ] && ulimit -n 24; exec {EVENT_DRIVEN} \"$@\"");
+        let flags = ["--workers", "2", "--schedule", schedule, "--heartbeat", "100ms"];
+        let mut server = start_with(&flags, &["sh", "-c", &limited, "sh"]);
+        let mut clients: Vec<Client> = (0..60).map(|_| connect(&server)).collect();
+        for client in &mut clients {
+            held(client.send(GET));
+            answer(client);
+        }
+        drop(clients);
+        all_workers_answer(&server, 2);
+        let report = held(server.stop()).cluster.unwrap();
+        assert_eq!((report.deaths, report.hangs), (0, 0), "{schedule}");
+        assert_eq!(report.returned > 0, schedule == "rr");
+    }
+}
+
+/// A worker whose master is this test.
+struct Worker {
+    child: Child,
+    channel: UnixStream,
+}
+
+impl Worker {
+    fn start() -> Worker {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let child = with_channel(theirs.into()).args(["--listen", "127.0.0.1:0"]).spawn().unwrap();
+        ours.set_read_timeout(Some(FOREVER)).unwrap();
+        Worker { child, channel: ours }
+    }
+
+    fn say(&mut self, line: &str) {
+        self.channel.write_all(format!("{line}\n").as_bytes()).unwrap();
+    }
+
+    /// What it says, until this act.
+    #[track_caller]
+    fn hear(&mut self, act: &str) -> Value {
+        for line in BufReader::new(self.channel.try_clone().unwrap()).lines() {
+            let message: Value = serde_json::from_str(&line.unwrap()).unwrap();
+            if message["act"] == act {
+                return message;
+            }
+        }
+        panic!("it never says {act}");
+    }
+
+    fn ended(&mut self) -> Option<i32> {
+        poll_until(FOREVER, || self.child.try_wait().unwrap()).expect("it ends").code()
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Our event loop with this end of a channel.
+fn with_channel(channel: OwnedFd) -> Command {
+    fcntl(channel.as_fd(), FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+    let mut command = Command::new(EVENT_DRIVEN);
+    command
+        .env("NODE_CHANNEL_FD", channel.as_raw_fd().to_string())
+        .env("NODE_UNIQUE_ID", "1")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    // It stays open here until the command is gone: the child inherits it when it is spawned.
+    std::mem::forget(channel);
+    command
+}
+
+#[test]
+fn a_worker_asks_as_node_does_and_answers_a_sign_of_life_it_is_asked_for() {
+    let mut worker = Worker::start();
+    let query = worker.hear("queryServer");
+    assert_eq!(
+        (&query["cmd"], &query["address"], &query["port"], &query["addressType"], &query["index"]),
+        (&json!("NODE_CLUSTER"), &json!("127.0.0.1"), &json!(0), &json!(4), &json!(0))
+    );
+    let sockname = r#"{"family":"IPv4","address":"127.0.0.1","port":4711}"#;
+    let seq = &query["seq"];
+    worker.say(&format!(r#"{{"cmd":"NODE_CLUSTER","key":"k","sockname":{sockname},"ack":{seq},"seq":1}}"#));
+    assert_eq!(worker.hear("listening")["port"], 4711);
+    // Garbage, strangers' messages and descriptors that never came do it no harm.
+    worker.say("garbage\n7\n{\"cmd\":\"NODE_CLUSTER\",\"act\":\"newconn\",\"key\":\"k\",\"seq\":3}");
+    worker.say(r#"{"cmd":"NODE_HANDLE","type":"net.Native","msg":{"cmd":"NODE_CLUSTER","act":"heartbeat"}}"#);
+    let mut line = String::new();
+    BufReader::new(&worker.channel).read_line(&mut line).unwrap();
+    assert_eq!(line, "{\"cmd\":\"NODE_HANDLE_NACK\"}\n");
+    worker.say(r#"{"cmd":"NODE_CLUSTER","act":"disconnect","seq":4}"#);
+    assert_eq!(worker.hear("close")["key"], "k");
+    assert_eq!(worker.ended(), Some(0));
+}
+
+#[test]
+fn a_master_that_is_gone_ends_its_worker() {
+    let mut worker = Worker::start();
+    worker.hear("queryServer");
+    worker.channel.shutdown(std::net::Shutdown::Both).unwrap();
+    assert_eq!(worker.ended(), Some(1));
+}
+
+#[test]
+fn a_channel_that_is_none_is_one_line_and_a_failure() {
+    let file: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
+    let output =
+        |mut command: Command| -> Output { command.args(["--listen", "127.0.0.1:0"]).output().unwrap() };
+    let mut absent = with_channel(file);
+    absent.env("NODE_CHANNEL_FD", "250");
+    let mut odd = Command::new(EVENT_DRIVEN);
+    odd.env("NODE_CHANNEL_FD", "three").env("NODE_UNIQUE_ID", "1");
+    let mut standard = Command::new(EVENT_DRIVEN);
+    standard.env("NODE_CHANNEL_FD", "0").env("NODE_UNIQUE_ID", "1");
+    let no_socket = with_channel(std::fs::File::open("/dev/null").unwrap().into());
+    for command in [absent, odd, standard, no_socket] {
+        let output = output(command);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), said.lines().count()), (Some(1), 1), "{said}");
+    }
+}
+
+#[test]
+fn a_killed_master_takes_our_servers_along() {
+    let mut server = start_with(&["--workers", "3"], &[kind("threaded").path]);
+    let mut client = connect(&server);
+    held(client.ask(GET));
+    let processes = server.processes();
+    server.signal(Signal::SIGKILL);
+    held(server.ended(FOREVER));
+    assert_eq!(Server::left_behind(&processes, FOREVER), Vec::<Process>::new());
+}
+
+#[test]
+fn outside_a_cluster_nothing_has_changed() {
+    let mut server = crate::support::start("event-driven", &[]);
+    let mut client = connect(&server);
+    held(client.send(GET_AND_CLOSE));
+    assert_eq!(held(answer(&mut client).worker()), 0);
+    assert_eq!(held(server.stop()).workers[0].requests, 1);
+}
