@@ -13,8 +13,9 @@ use nix::sys::socket::sockopt::{ReceiveTimeout, SendTimeout};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, setsockopt, shutdown};
 use nix::sys::time::TimeVal;
 
-use super::connection::{LINGER, receive};
+use super::connection::{LINGER, end, receive};
 use super::listener::{BACK_OFF, Listener, NoConnection, say_exhausted};
+use super::member::is_passed_connections;
 use super::worker::Worker;
 use crate::failure::Failure;
 use crate::http::{CONTINUE, MAX_HEAD_BYTES, Next, Persistence, Reader, Request, Status};
@@ -107,6 +108,9 @@ pub fn serve(connection: OwnedFd, worker: &mut Worker) {
         worker.count(Count::ClientErrors);
     }
     worker.buffer = conversation.buffer;
+    if is_passed_connections() {
+        end(&connection);
+    }
     worker.closed();
 }
 

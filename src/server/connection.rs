@@ -316,6 +316,13 @@ impl AsFd for Connection {
     }
 }
 
+/// Ends the conversation for the client, whoever else holds a copy of the socket: until the last copy is closed, a close
+/// says nothing (close(2), shutdown(2)).
+pub(super) fn end(socket: impl AsFd) {
+    // It fails only on a connection that is gone already.
+    let _ = shutdown(socket.as_fd().as_raw_fd(), Shutdown::Both);
+}
+
 pub(super) fn receive(socket: &impl AsRawFd, buffer: &mut [u8]) -> nix::Result<usize> {
     until_uninterrupted(|| recv(socket.as_raw_fd(), buffer, MsgFlags::empty()))
 }

@@ -16,6 +16,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use super::channel::Channel;
 use super::listener::{BACK_OFF, Listener, NoConnection, say_exhausted};
 use super::lock::AcceptMutex;
+use super::member;
 use super::reactor::{ACCEPTOR, Reactor};
 use super::worker::Worker;
 use crate::failure::Failure;
@@ -32,21 +33,31 @@ const LEAVE_IDLE: Duration = Duration::from_secs(1);
 pub trait Acceptor: AsFd {
     /// It may have something to say besides, even to a worker that has no room.
     fn hear(&self) {}
+
+    /// Connections are passed to us by somebody who keeps copies until we have answered.
+    fn has_copies(&self) -> bool {
+        false
+    }
 }
 
-impl Acceptor for Channel {}
+impl Acceptor for Channel {
+    fn has_copies(&self) -> bool {
+        self.acknowledges()
+    }
+}
 
 impl Acceptor for Listener {
     fn hear(&self) {
         Listener::hear(self);
     }
-}
 
-impl Acceptor for &Listener {
-    fn hear(&self) {
-        Listener::hear(self);
+    fn has_copies(&self) -> bool {
+        member::is_passed_connections()
     }
 }
+
+/// A listener that a worker shares with others is its own: nothing is passed.
+impl Acceptor for &Listener {}
 
 /// An event loop that takes its connections from an `A`: a [`Listener`] or a [`Channel`].
 pub struct EventLoop<A> {
@@ -76,7 +87,8 @@ impl<A: Acceptor> EventLoop<A> {
     /// As [`EventLoop::new`], with another registration of the acceptor than the level-triggered one.
     pub fn watching(acceptor: A, interest: Interest, worker: Worker) -> Result<EventLoop<A>, Failure> {
         let open = || {
-            let reactor = Reactor::new(worker)?;
+            let mut reactor = Reactor::new(worker)?;
+            reactor.have_copies = acceptor.has_copies();
             reactor.epoll.add(&acceptor, ACCEPTOR, interest)?;
             Ok(reactor)
         };

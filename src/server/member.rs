@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -42,6 +43,9 @@ thread_local! {
     /// The channel is the process's, and the thread that listens has it.
     static MEMBER: RefCell<Option<Rc<RefCell<Member>>>> = const { RefCell::new(None) };
 }
+
+/// Asked by all threads that serve.
+static IS_PASSED_CONNECTIONS: AtomicBool = AtomicBool::new(false);
 
 /// Our end of the channel, and what has come over it.
 pub struct Member {
@@ -295,6 +299,7 @@ impl Member {
                 };
                 self.address = SocketAddr::new(ip, port);
                 self.ipc.expect_connections(self.key.clone());
+                IS_PASSED_CONNECTIONS.store(true, Ordering::Relaxed);
                 Ok(())
             }
         }
@@ -349,6 +354,11 @@ pub fn say_listening(address: SocketAddr) -> bool {
         }));
         true
     })
+}
+
+/// In a worker of a cluster: the master accepts, and keeps a copy of each connection until it has our answer.
+pub fn is_passed_connections() -> bool {
+    IS_PASSED_CONNECTIONS.load(Ordering::Relaxed)
 }
 
 /// This worker ends because of a fatal error.

@@ -8,7 +8,7 @@ use std::collections::BinaryHeap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use super::connection::{Connection, LINGER, Scratch, Step};
+use super::connection::{Connection, LINGER, Scratch, Step, end};
 use super::selector::pulse::Pulse;
 use super::table::{Number, Table};
 use super::worker::Worker;
@@ -33,6 +33,8 @@ pub struct Reactor {
     pub now_ns: u64,
     /// Readable once the server is to stop.
     termination: BorrowedFd<'static>,
+    /// Who has passed a connection to us may hold a copy of it until it has heard our answer.
+    pub have_copies: bool,
     table: Table,
     scratch: Scratch,
     timers: BinaryHeap<Reverse<Timer>>,
@@ -71,6 +73,7 @@ impl Reactor {
             epoll,
             termination,
             now_ns: monotonic_ns(),
+            have_copies: false,
             table: Table::new(),
             scratch: Scratch::new(),
             timers: BinaryHeap::new(),
@@ -229,7 +232,14 @@ impl Reactor {
         if lost {
             self.worker.count(Count::ClientErrors);
         }
-        // This closes the socket, which also ends its registration: nobody else holds it.
+        if self.have_copies {
+            // Otherwise the registration would go on, and report to whoever has the number next (epoll(7), question 6).
+            if self.table.is_watched(number) {
+                let _ = self.epoll.delete(&connection);
+            }
+            end(&connection);
+        }
+        // This closes the socket, which also ends its registration where nobody else holds it.
         drop(connection);
     }
 

@@ -91,6 +91,10 @@ impl Table {
         !std::mem::replace(&mut self.places[number as usize].watched, true)
     }
 
+    pub fn is_watched(&self, number: Number) -> bool {
+        self.places[number as usize].watched
+    }
+
     /// The connection has done something: it goes to the end of the line.
     pub fn touch(&mut self, number: Number, now_ns: u64) {
         self.places[number as usize].last_active_ns = now_ns;
