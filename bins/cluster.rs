@@ -111,7 +111,8 @@ fn main() -> ExitCode {
 }
 
 fn serve(args: Args, master: MasterArgs) -> Result<ServerReport, Failure> {
-    let mut choice = Choice::by(args.policy.unwrap_or(Policy::Acknowledged));
+    let policy = args.policy.unwrap_or(Policy::Acknowledged);
+    let (mut choice, is_sticky) = (Choice::by(policy), policy == Policy::Sticky);
     let mut restarts = Restarts::new(args.max_restarts, args.within, args.backoff);
     let mut master = Master::start("cluster", master)?;
     while let Some(happening) = master.next_happening()? {
@@ -121,8 +122,12 @@ fn serve(args: Args, master: MasterArgs) -> Result<ServerReport, Failure> {
                 Schedule::None => master.share(worker, &query),
             },
             Happening::Connection(handle, connection) => {
+                // A client is sent to the worker that knows it, even if that has to finish something first.
+                let living = is_sticky.then(|| master.living(handle));
+                let eligible = living.as_deref().unwrap_or(master.free(handle));
+                let numbers = eligible.iter().map(|&(_, number)| number);
                 let load = |number| master.load(number);
-                let next = choice.next(master.free(handle), master.workers(), load, &connection);
+                let (next, _) = eligible[choice.next(numbers, master.workers(), load, &connection)];
                 master.pass(handle, connection, next);
             }
             Happening::Ready(address) => server::ready(address)?,

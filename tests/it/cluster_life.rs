@@ -287,6 +287,15 @@ fn every_policy_of_a_master_that_accepts_is_there() {
 }
 
 #[test]
+fn sticky_clients_of_many_addresses_are_spread_over_all_workers() {
+    let server = start(&["--workers", "3", "--policy", "sticky"]);
+    let flags = ["--connections", "8", "--requests-per-connection", "1", "--requests", "300"];
+    let report = load(server.addr, &[&flags[..], &["--source", "127.1.0.0/16"]].concat());
+    let shares: Vec<u64> = report.workers.values().map(|share| share.connections).collect();
+    assert!(shares.len() == 3 && shares.iter().all(|&n| n > 30), "{shares:?}");
+}
+
+#[test]
 fn workers_run_as_another_user_with_the_environment_they_are_given() {
     if !nix::unistd::geteuid().is_root() {
         println!("skipped: only root may choose another user");

@@ -29,9 +29,16 @@ const ORPHAN_WAITS_NS: u64 = 5_000_000_000;
 const MOST_HANDLES: usize = 64;
 
 impl Master {
-    /// The numbers of the workers that can be given a connection of this handle, in the order in which they became free.
-    pub fn free(&self, handle: u64) -> impl Iterator<Item = usize> + Clone {
-        self.handles[&handle].free.iter().map(|&(_, number)| number)
+    /// The workers that can be given a connection of this handle, with their numbers, in the order in which they became
+    /// free.
+    pub fn free(&self, handle: u64) -> &[(Uid, usize)] {
+        &self.handles[&handle].free
+    }
+
+    /// All that live, whether or not they still have to answer for one: what such a worker is passed waits for it.
+    pub fn living(&self, handle: u64) -> Vec<(Uid, usize)> {
+        let lives = |&&(uid, _): &&(Uid, usize)| self.roster.get(uid).is_some_and(|worker| !worker.is_hung);
+        self.handles[&handle].members.iter().filter(lives).copied().collect()
     }
 
     /// How many connections worker `number` has: those it has not answered for, and those that it counts as open, if it is
@@ -42,16 +49,16 @@ impl Master {
         self.scoreboard.row(number).get(Count::Active) + unanswered as u64
     }
 
-    /// Numbers are below this.
+    /// How many there are to be; their numbers are below this.
     pub fn workers(&self) -> usize {
-        self.args.capacity()
+        self.workers
     }
 
-    /// Passes a connection to the free worker at this position, and keeps a copy until it is answered for.
-    pub fn pass(&mut self, handle: u64, connection: Rc<OwnedFd>, position: usize) {
+    /// Passes a connection to a worker, and keeps a copy until it is answered for.
+    pub fn pass(&mut self, handle: u64, connection: Rc<OwnedFd>, uid: Uid) {
         let seq = self.next_seq();
         let Some(found) = self.handles.get_mut(&handle) else { return };
-        let (uid, _) = found.free.remove(position);
+        found.set_busy(uid);
         let Some(worker) = self.roster.get_mut(uid) else { return found.returned.push_back(connection) };
         let Some(ipc) = &mut worker.ipc else { return found.returned.push_back(connection) };
         ipc.send_handle(&NewConnection::of(&found.key, seq), Rc::clone(&connection));
