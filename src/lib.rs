@@ -10,6 +10,7 @@
 //! - [`load`]: when to send, how to send, what came back, how evenly;
 //! - [`lab`]: experiment file → cases → rows → record → report;
 //! - [`report`] and [`scoreboard`]: the two JSON documents and the live counters in which these three meet;
+//! - [`membership`]: whether this process is a worker of a cluster;
 //! - [`failure`]: how a program that cannot go on says so;
 //! - [`units`], [`stats`], [`cpu`], [`machine`], [`sys`]: durations, statistics, the CPUs we may use, what the kernel
 //!   counted, and the system calls as thin safe lines.
