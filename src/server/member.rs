@@ -29,7 +29,7 @@ use crate::failure::Failure;
 use crate::membership::Membership;
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::fd::{accept, set_blocking, take_inherited};
-use crate::sys::signal::{FatalError, is_leaving, leave};
+use crate::sys::signal::{FatalError, is_leaving, is_stopping, leave};
 use crate::units::monotonic_ns;
 
 /// A worker that accepts by itself looks at its channel this often at least, however many connections there are: it has to
@@ -209,6 +209,10 @@ impl Member {
         if self.is_shut {
             // It stays readable, and there is nothing to hear any more.
             let _ = self.epoll.delete(&self.ipc);
+            if !is_stopping() {
+                // The master is gone, and nobody would ask us to go. It cannot fail for a signal that exists.
+                let _ = raise(Signal::SIGTERM);
+            }
         } else {
             self.watch();
         }

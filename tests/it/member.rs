@@ -234,6 +234,17 @@ impl Worker {
         panic!("it never says {act}");
     }
 
+    /// Tells it that it is to be passed connections: what it had asked.
+    #[track_caller]
+    fn serve(&mut self) -> Value {
+        let query = self.hear("queryServer");
+        let sockname = r#"{"family":"IPv4","address":"127.0.0.1","port":4711}"#;
+        let seq = &query["seq"];
+        self.say(&format!(r#"{{"cmd":"NODE_CLUSTER","key":"k","sockname":{sockname},"ack":{seq},"seq":1}}"#));
+        assert_eq!(self.hear("listening")["port"], 4711);
+        query
+    }
+
     fn ended(&mut self) -> Option<i32> {
         poll_until(FOREVER, || self.child.try_wait().unwrap()).expect("it ends").code()
     }
@@ -263,15 +274,11 @@ fn with_channel(channel: OwnedFd) -> Command {
 #[test]
 fn a_worker_asks_as_node_does_and_answers_a_sign_of_life_it_is_asked_for() {
     let mut worker = Worker::start();
-    let query = worker.hear("queryServer");
+    let query = worker.serve();
     assert_eq!(
         (&query["cmd"], &query["address"], &query["port"], &query["addressType"], &query["index"]),
         (&json!("NODE_CLUSTER"), &json!("127.0.0.1"), &json!(0), &json!(4), &json!(0))
     );
-    let sockname = r#"{"family":"IPv4","address":"127.0.0.1","port":4711}"#;
-    let seq = &query["seq"];
-    worker.say(&format!(r#"{{"cmd":"NODE_CLUSTER","key":"k","sockname":{sockname},"ack":{seq},"seq":1}}"#));
-    assert_eq!(worker.hear("listening")["port"], 4711);
     // Garbage, strangers' messages and descriptors that never came do it no harm.
     worker.say("garbage\n7\n{\"cmd\":\"NODE_CLUSTER\",\"act\":\"newconn\",\"key\":\"k\",\"seq\":3}");
     worker.say(r#"{"cmd":"NODE_HANDLE","type":"net.Native","msg":{"cmd":"NODE_CLUSTER","act":"heartbeat"}}"#);
@@ -285,10 +292,14 @@ fn a_worker_asks_as_node_does_and_answers_a_sign_of_life_it_is_asked_for() {
 
 #[test]
 fn a_master_that_is_gone_ends_its_worker() {
-    let mut worker = Worker::start();
-    worker.hear("queryServer");
-    worker.channel.shutdown(std::net::Shutdown::Both).unwrap();
-    assert_eq!(worker.ended(), Some(1));
+    let mut asks = Worker::start();
+    asks.hear("queryServer");
+    asks.channel.shutdown(std::net::Shutdown::Both).unwrap();
+    assert_eq!(asks.ended(), Some(1));
+    let mut serves = Worker::start();
+    serves.serve();
+    serves.channel.shutdown(std::net::Shutdown::Both).unwrap();
+    assert_eq!(serves.ended(), Some(0));
 }
 
 #[test]

@@ -44,6 +44,7 @@ impl Master {
     pub fn stop(mut self) -> Result<ServerReport, Failure> {
         self.is_told_to_stop = true;
         self.abandon_reload("the cluster stops");
+        self.give_what_was_returned();
         // Nobody new is taken: in `rr` this closes the listening sockets, in `none` our copies of them.
         let handles = mem::take(&mut self.handles);
         for uid in self.roster.uids() {
@@ -85,6 +86,7 @@ impl Master {
             self.events.tell("setup", setup);
         }
         self.lives.report.forks += 1;
+        self.is_start_due[number] = false;
         self.scoreboard.row(number).set_pid(worker.pid.as_raw() as u32);
         self.timers.at(worker.started_ns + self.args.listen_timeout.as_nanos() as u64, Due::Listen(uid));
         self.roster.insert(worker);
@@ -140,7 +142,10 @@ impl Master {
     fn note_vacancy(&mut self, number: usize) {
         if self.is_vacant(number) && !self.is_told_to_stop {
             self.vacant_since_ns[number].get_or_insert(monotonic_ns());
-            self.happenings.push_back(Happening::Vacant(number));
+            // A worker that has said that it ends, and then does, leaves its place once.
+            if !mem::replace(&mut self.is_start_due[number], true) {
+                self.happenings.push_back(Happening::Vacant(number));
+            }
         }
     }
 

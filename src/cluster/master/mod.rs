@@ -16,6 +16,7 @@ mod reload;
 mod sockets;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -79,6 +80,8 @@ pub struct Master {
     /// By number: what the kernel accounted to all processes that were it, and since when its place is vacant.
     usages: Vec<Usage>,
     vacant_since_ns: Vec<Option<u64>>,
+    /// By number: the program has been told that it is vacant, and nobody has been started since.
+    is_start_due: Vec<bool>,
     roster: Roster,
     roll: Option<Roll>,
     handles: BTreeMap<u64, Handle>,
@@ -86,6 +89,8 @@ pub struct Master {
     seq: u64,
     happenings: VecDeque<Happening>,
     address: Option<SocketAddr>,
+    /// Our standard error was a terminal when we began.
+    had_terminal: bool,
     is_told_to_stop: bool,
     has_given_up: bool,
     /// There was no descriptor left: nothing is accepted until [`Due::AcceptAgain`].
@@ -128,6 +133,7 @@ impl Master {
             lives: Lives::new(),
             usages: vec![Usage::default(); capacity],
             vacant_since_ns: vec![None; capacity],
+            is_start_due: vec![false; capacity],
             roster: Roster::default(),
             roll: None,
             handles: BTreeMap::new(),
@@ -135,6 +141,7 @@ impl Master {
             seq: 0,
             happenings: VecDeque::new(),
             address: None,
+            had_terminal: std::io::stderr().is_terminal(),
             is_told_to_stop: false,
             has_given_up: false,
             is_exhausted: false,
@@ -224,6 +231,10 @@ impl Master {
         let signal = self.signals.wait(Some(Duration::ZERO));
         match signal.map_err(|errno| Failure::new("wait for signals", errno))? {
             Some(Signal::SIGTERM | Signal::SIGINT) => self.is_told_to_stop = true,
+            // Of a terminal that was closed it says what it always has.
+            Some(Signal::SIGHUP) if self.had_terminal && !std::io::stderr().is_terminal() => {
+                self.is_told_to_stop = true;
+            }
             Some(Signal::SIGHUP) => self.reload(None),
             // Several SIGCHLD may merge into one.
             _ => while self.reap_one() {},

@@ -22,6 +22,9 @@ impl Master {
         }
         match request {
             Request::Status => self.answer(client, self.status()),
+            Request::Reload | Request::Scale { .. } if self.has_given_up => {
+                self.refuse(client, "the program was given up: no worker is started any more");
+            }
             Request::Reload => self.reload(Some(client)),
             Request::Scale { workers } => self.scale(client, workers),
             Request::Send { worker, message } => self.send_message(client, worker, &message),

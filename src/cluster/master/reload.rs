@@ -27,6 +27,9 @@ pub(super) struct Roll {
 impl Master {
     /// Begins to replace all workers; this client of the control socket waits for it.
     pub(super) fn reload(&mut self, client: Option<u64>) {
+        if self.has_given_up {
+            return;
+        }
         if let Some(roll) = &mut self.roll {
             roll.again = true;
             roll.clients.extend(client);

@@ -22,7 +22,7 @@ use crate::sys::epoll::Interest;
 use crate::sys::fd::accept;
 use crate::units::monotonic_ns;
 
-/// How long what a socket has accepted waits for the successor of its last worker.
+/// How long what a socket has accepted waits for another worker when the last has closed it.
 const ORPHAN_WAITS_NS: u64 = 5_000_000_000;
 
 /// Listening sockets that one worker may have: it must not use up everybody's descriptors.
@@ -204,6 +204,17 @@ impl Master {
         self.leave_handles(uid, |_| true);
     }
 
+    /// Before all workers are asked to go: what was accepted is somebody's.
+    pub(super) fn give_what_was_returned(&mut self) {
+        let tokens: Vec<u64> = self.handles.keys().copied().collect();
+        for token in tokens {
+            let Some((uid, _)) = self.living(token).first().copied() else { continue };
+            while let Some(connection) = self.handles.get_mut(&token).and_then(|h| h.returned.pop_front()) {
+                self.pass(token, connection, uid);
+            }
+        }
+    }
+
     /// A worker takes no more connections of these handles.
     pub(super) fn leave_handles(&mut self, uid: Uid, which: impl Fn(&Handle) -> bool) {
         let now_ns = monotonic_ns();
@@ -231,6 +242,10 @@ impl Master {
 
     pub(super) fn close_orphan(&mut self, handle: u64, now_ns: u64) {
         let is_over = |since_ns: u64| since_ns + ORPHAN_WAITS_NS <= now_ns;
+        if !self.has_given_up && !self.roster.is_at_full_strength(self.workers) {
+            // Its successor is yet to come: those who are connected wait for it.
+            return self.timers.at(now_ns + ORPHAN_WAITS_NS, Due::Orphan(handle));
+        }
         if self.handles.get(&handle).is_some_and(|handle| handle.orphaned_ns.is_some_and(is_over)) {
             self.handles.remove(&handle);
         }
