@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::rc::Rc;
 
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 use super::args::MasterArgs;
@@ -140,6 +140,11 @@ impl Worker {
             silent_since_ns: None,
             is_hung: false,
         })
+    }
+
+    pub fn terminate(&self) {
+        // As below.
+        let _ = kill(self.pid, Signal::SIGTERM);
     }
 
     /// With all that it has started and that has stayed in its group.

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
+use acceptlab::lab::check;
 use acceptlab::lab::check::client::{Client, GET, GET_AND_CLOSE, served_within};
 use acceptlab::lab::check::server::{Program, STOP_WITHIN, Server};
 use acceptlab::lab::processes::{Process, poll_until};
@@ -15,7 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::cluster::{await_events, count, events_in, has_node, run, start_with};
+use crate::cluster::{CLUSTER, await_events, count, events_in, has_node, run, start_with};
 use crate::support::{FOREVER, SERVERS, answer, connect, held, kind, load};
 
 const EVENT_DRIVEN: &str = env!("CARGO_BIN_EXE_event-driven");
@@ -339,4 +340,19 @@ fn outside_a_cluster_nothing_has_changed() {
     held(client.send(GET_AND_CLOSE));
     assert_eq!(held(answer(&mut client).worker()), 0);
     assert_eq!(held(server.stop()).workers[0].requests, 1);
+}
+
+/// But for those points that are about flags, which are the program's behind `--` and the master's before it.
+#[test]
+fn a_cluster_of_our_servers_keeps_the_contract_of_a_server() {
+    let of_flags = ["workers", "scoreboard", "taken-port", "wrong-flag", "wrong-duration", "wrong-work"];
+    let points: Vec<_> = check::points().into_iter().filter(|point| !of_flags.contains(&point.id)).collect();
+    for schedule in ["rr", "none"] {
+        let command =
+            [CLUSTER, "--workers", "2", "--schedule", schedule, "--", EVENT_DRIVEN].map(String::from);
+        let verdicts = check::judge(&command, &points, |_, _| {}).expect("it can be started");
+        for (point, verdict) in points.iter().zip(verdicts) {
+            assert!(verdict.is_ok(), "{schedule}: {}: {verdict:?}", point.id);
+        }
+    }
 }

@@ -49,6 +49,10 @@ impl Master {
         let handles = mem::take(&mut self.handles);
         for uid in self.roster.uids() {
             self.dismiss(uid);
+            // One of our own hears a signal even in the middle of a request, and knows what it means (section 1 of the
+            // contract). Of a Node program it would be the end.
+            let own = self.roster.get(uid).filter(|worker| worker.counts);
+            own.into_iter().for_each(Worker::terminate);
         }
         drop(handles);
         while !self.roster.is_empty() {
