@@ -283,6 +283,9 @@ fn mishaps(case: &[&Row]) -> Vec<String> {
         for (what, why) in reasons.iter().filter_map(|(what, why)| Some((what, why.as_ref()?))) {
             *told.entry(format!("{what}: {why}; runs")).or_default() += 1;
         }
+        if let Some(how) = &row.death {
+            *told.entry(format!("the server had ended by itself ({how}); runs")).or_default() += 1;
+        }
         // What the clients of a disturbed server lose is in the columns.
         for (what, count) in unexpected_errors(row).into_iter().filter(|_| row.disturb.is_none()) {
             *told.entry(what).or_default() += count;
