@@ -108,17 +108,19 @@ function worker(flags, program) {
   process.on('SIGINT', () => {});
   // Node counts none of these; the contract asks for the fields, and no table of Node shows them.
   const unknown = { wakeups: 0, empty_wakeups: 0, client_errors: 0 };
-  process.on('message', (message) => {
-    if (message.act === 'stop') {
-      process.send({ act: 'account', account: { id, ...books, ...unknown, ...account() } });
-    }
-  });
-  setInterval(() => {
+  const report = () => {
     if (process.connected && Object.keys(counted).length > 0) {
       process.send({ act: 'count', ...counted });
       counted = {};
     }
-  }, REPORT_EVERY_MS).unref();
+  };
+  setInterval(report, REPORT_EVERY_MS).unref();
+  process.on('message', (message) => {
+    if (message.act === 'stop') {
+      report();
+      process.send({ act: 'account', account: { id, ...books, ...unknown, ...account() } });
+    }
+  });
   if (serve !== undefined) {
     const [host, port] = flags.listen.split(':');
     server.listen(Number(port), host);
