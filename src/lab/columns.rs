@@ -1,6 +1,7 @@
 //! The one dictionary of columns: what a header means, in which unit, and how it comes out of a row. Whatever a
 //! table prints is defined here; `lab explain` and the notes below each table print the definitions.
 
+use crate::lab::books;
 use crate::lab::foreign::ForeignReport;
 use crate::lab::kernel_counts::Counts;
 use crate::lab::laws::Law;
@@ -119,13 +120,13 @@ pub static COLUMNS: &[Column] = &[
         "the longest part of the measured window in which no answer was complete"),
     // What it cost.
     column("server_cpu_per_request", "server CPU µs/request", Real(server_cpu_per_request),
-        "CPU time of all workers and the master, user and system, over the requests they answered; from ready to the client's end, or over whole lives as for switches"),
+        "CPU time of all workers and the master, user and system, over the requests they answered (where they do not count them: that the client read); from ready to the client's end, or over whole lives as for switches"),
     column("client_cpu_per_request", "client CPU µs/request", Real(client_cpu_per_request),
         "CPU time of the client over its requests, both of the measured window (of `wrk` and `oha`, which have no warm-up: of the whole run)"),
     column("client_cpu_over_baseline", "client CPU over baseline", Real(client_cpu_over_baseline),
         "client CPU per request over that of the baseline's run directly before or after"),
     column("server_cpu_per_connection", "server CPU µs/connection", Real(server_cpu_per_connection),
-        "CPU time of all workers and the master over the connections they accepted; from ready to the client's end, or over whole lives as for switches"),
+        "CPU time of all workers and the master over the connections they accepted (where they do not count them: that the client established); from ready to the client's end, or over whole lives as for switches"),
     column("master_cpu_per_connection", "master CPU µs/connection", Real(master_cpu_per_connection),
         "CPU time of the process that only accepts, passes or supervises, over the connections the client established; from ready to the client's end, or over its whole life where a task of the server ended between"),
     column("client_cpu_per_connection", "client CPU µs/connection", Real(client_cpu_per_connection),
@@ -365,11 +366,14 @@ fn server_cpu_us(row: &Row) -> Option<f64> {
 }
 
 fn server_cpu_per_request(sample: Sample) -> Option<f64> {
-    ratio(server_cpu_us(sample.row)?, sum(sample.row, |w| w.requests)? as f64)
+    let (_, requests) = books::of_server(sample.row)?;
+    ratio(server_cpu_us(sample.row)?, requests.or_else(|| books::read(sample.row))? as f64)
 }
 
 fn server_cpu_per_connection(sample: Sample) -> Option<f64> {
-    ratio(server_cpu_us(sample.row)?, sum(sample.row, |w| w.accepted)? as f64)
+    let (accepted, _) = books::of_server(sample.row)?;
+    let established = || Some(load(sample)?.connections.established);
+    ratio(server_cpu_us(sample.row)?, accepted.or_else(established)? as f64)
 }
 
 /// Of the master alone.

@@ -1,12 +1,14 @@
 //! What a matrix does to a server while the client measures: `disturb = "stop 0; after 300ms; kill 0"`, or
 //! `disturb = "every 1s: kill any"`.
 //!
-//! The acts begin when the client says that it measures. Workers are found by their rows in the scoreboard at the moment
+//! The acts begin when the client says that it measures, and none is begun after the measured window. Workers are found by their rows in the scoreboard at the moment
 //! of the act, because a master may have replaced them; who is dead then is left alone. Signals and a file are all that is
 //! used, so every server that keeps the contract can be disturbed, and by an ordinary user.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -56,6 +58,11 @@ pub fn parse(text: &str) -> Result<Vec<Act>, String> {
         }
         _ => Ok(acts),
     }
+}
+
+/// Whether the acts of this text have numbers of workers in them.
+pub fn names_a_worker(text: &str) -> bool {
+    parse(text).is_ok_and(|acts| acts.iter().any(|act| act.worker().is_some()))
 }
 
 fn parse_one(act: &str) -> Result<Act, String> {
@@ -112,6 +119,7 @@ impl Act {
 
 /// The acts as they are done, beside the measurement. Ending it lets every worker it stopped go on.
 pub struct Disturbance {
+    window_is_over: Arc<AtomicBool>,
     end: Option<Sender<()>>,
     hand: Option<JoinHandle<Result<(), String>>>,
 }
@@ -128,17 +136,24 @@ impl Disturbance {
         }
         let (end, ended) = bounded(0);
         let acts = acts.to_vec();
+        let window_is_over = Arc::new(AtomicBool::new(false));
+        let is_over = Arc::clone(&window_is_over);
         let hand = std::thread::spawn(move || {
-            let mut hand = Hand { scoreboard, ended, stopped: Vec::new() };
+            let mut hand = Hand { scoreboard, window_is_over: is_over, ended, stopped: Vec::new() };
             let done = hand.act_out(&acts);
             // Blocks until the measurement has ended.
             let _ = hand.ended.recv();
             done
         });
-        Ok(Disturbance { end: Some(end), hand: Some(hand) })
+        Ok(Disturbance { window_is_over, end: Some(end), hand: Some(hand) })
     }
 
-    /// Ends with the measurement.
+    /// The client waits for its last answers: nothing more is done, and what is stopped stays stopped.
+    pub fn end_window(&self) {
+        self.window_is_over.store(true, Relaxed);
+    }
+
+    /// Ends with the client.
     ///
     /// # Errors
     /// When something could not be done: one line.
@@ -161,6 +176,7 @@ impl Drop for Disturbance {
 
 struct Hand {
     scoreboard: Scoreboard,
+    window_is_over: Arc<AtomicBool>,
     /// Never sent to, only closed.
     ended: Receiver<()>,
     stopped: Vec<Process>,
@@ -193,6 +209,9 @@ impl Hand {
 
     /// What is done in a moment.
     fn strike(&mut self, act: &Act) -> Result<(), String> {
+        if self.window_is_over.load(Relaxed) {
+            return Ok(());
+        }
         match act {
             Act::Signal(signal, whom) => {
                 let Some(process) = self.find(*whom) else { return Ok(()) };

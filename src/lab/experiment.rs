@@ -127,7 +127,7 @@ pub struct Contender {
     /// Requests left unanswered are this server's nature, not a failure of the run.
     #[serde(default)]
     pub expect_timeouts: bool,
-    /// What is done to its workers may leave it without any, so that it ends by itself.
+    /// Its workers die, of what is done to them or of themselves; with the last one it may end by itself.
     #[serde(default)]
     pub expect_death: bool,
 }

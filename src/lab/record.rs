@@ -52,6 +52,8 @@ pub struct Row {
     pub law: Option<String>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub expect_timeouts: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub expect_death: bool,
     /// What was done to the server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disturb: Option<String>,
@@ -98,6 +100,11 @@ impl Row {
     /// The value of an axis, of `server` or of `client`.
     pub fn coordinate(&self, name: &str) -> Option<&str> {
         self.coordinates.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// What its clients lose is what such a run measures, and what the dead had counted is lost with them.
+    pub fn expects_losses(&self) -> bool {
+        self.disturb.is_some() || self.expect_death
     }
 
     /// Takes the server's document, folding a crowd of workers.

@@ -40,6 +40,7 @@ pub fn run(case: &Case, block: usize, interrupt: &Interrupt) -> Result<Row, Stop
         label: case.label.clone(),
         law: case.law.clone(),
         expect_timeouts: case.expect_timeouts,
+        expect_death: case.expect_death,
         disturb: case.disturb.clone(),
         sysctl: case.sysctl.clone(),
         server_command: case.server.clone(),
@@ -227,22 +228,28 @@ fn run_loadgen(
     let needs_phases = case.probe || case.growth || case.disturb.is_some();
     let phases = if needs_phases { &["--phases"][..] } else { &[] };
     let extra = [phases, &["--format", "json", url]].concat();
-    let before = if case.probe { footprint::of_group(group).fds } else { 0 };
-    let expected = before + connections_asked(&case.client);
+    let held = if case.probe { footprint::of_group(group).fds } else { 0 };
+    let expected = held + connections_asked(&case.client);
     let mut client = Program::start(&case.client, &extra, &row.client_cpus)?;
     let acts = case.disturb.as_deref().map(disturb::parse).transpose().map_err(Stop::Failed)?;
     let mut sight: Option<Footprint> = None;
     let mut disturbance = None;
-    let mut size = None;
+    let (mut before, mut after) = (None, None);
     let mut fell_back = None;
     let look = |line: &str| match (line.trim(), &acts, scoreboard) {
         ("phase warmup", ..) if case.probe => {
             sight = footprint::settled(group, expected, within(warmup(&case.client)));
         }
         ("phase measure", ..) => {
-            size = if case.growth { Size::of(group) } else { None };
+            before = Size::of(group).filter(|_| case.growth);
             let board = acts.as_ref().zip(scoreboard);
             disturbance = board.map(|(acts, scoreboard)| Disturbance::begin(acts, scoreboard));
+        }
+        ("phase drain", ..) => {
+            after = Size::of(group).filter(|_| case.growth);
+            if let Some(Ok(disturbance)) = &disturbance {
+                disturbance.end_window();
+            }
         }
         (line, ..) if line.contains("io_uring") => fell_back = Some(line.to_string()),
         _ => {}
@@ -253,7 +260,7 @@ fn run_loadgen(
         Ok(done) => done.map_or(Ok(()), Disturbance::finish).map_err(Stop::Failed)?,
         Err(why) => return Err(Stop::Failed(why)),
     }
-    row.growth = size.zip(Size::of(group)).map(|(before, after)| after.since(before));
+    row.growth = before.zip(after).map(|(before, after)| after.since(before));
     let mut report: LoadReport = serde_json::from_str(&document)
         .map_err(|error| Stop::Failed(client.failure(&format!("printed no report ({error})"))))?;
     if !case.trace {
