@@ -530,6 +530,7 @@ fn ratio(a: f64, b: f64) -> Option<f64> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::lab::kernel_counts::Observed;
     use crate::report::{AcceptBook, ConnectionBook, MasterReport, OutsideWindow, ServerReport, WorkerShare};
 
     /// A row as a connection-per-request run leaves it: 90 of 100 requests in the window.
@@ -614,6 +615,48 @@ pub(crate) mod tests {
         let master = MasterReport { accepts: Some(accepts), ..MasterReport::default() };
         row.server.as_mut().unwrap().master = Some(master);
         assert_eq!(number("accept_eagain", &row), Some(0.5));
+    }
+
+    /// The row of a master, 600 µs of CPU, whose workers counted these.
+    fn of_master(counts: &[(&str, f64)]) -> Row {
+        let mut row = row();
+        let server = row.server.as_mut().unwrap();
+        server.uptime_s = 2.0;
+        server.master = Some(MasterReport { pid: 7, cpu_user_us: 600, ..MasterReport::default() });
+        let counts = counts.iter().map(|(name, n)| (name.to_string(), *n)).collect();
+        server.cluster = Some(ClusterReport { forks: 3, counts, ..ClusterReport::default() });
+        row
+    }
+
+    #[test]
+    fn a_masters_cpu_is_that_of_the_run_where_it_is_known() {
+        let mut row = of_master(&[]);
+        assert_eq!(number("master_cpu_per_connection", &row), Some(6.0));
+        let meanwhile = Counts { pid: 7, cpu_us: Some(200), ..Counts::default() };
+        let worker = Counts { pid: 8, cpu_us: Some(999), ..Counts::default() };
+        row.observed = Some(Observed { processes: vec![worker, meanwhile], ..Observed::default() });
+        assert_eq!(number("master_cpu_per_connection", &row), Some(2.0));
+        row.observed.as_mut().unwrap().missing = Some("somebody ended".to_string());
+        assert_eq!(number("master_cpu_per_connection", &row), Some(6.0));
+    }
+
+    #[test]
+    fn what_workers_counted_becomes_rates_and_means_and_nothing_where_nobody_did() {
+        let names = ["polls", "idle_polls", "notifier_looks", "updates", "stale_us", "expiries", "queries"];
+        let row = of_master(&std::array::from_fn::<_, 7, _>(|i| (names[i], 10.0 * (i + 1) as f64)));
+        for (name, value) in [
+            ("looks", 20.0),
+            ("idle_looks", 200.0),
+            ("stale", 0.00125),
+            ("queries_per_expiry", 70.0 / 60.0),
+            ("forks", 3.0),
+        ] {
+            assert_eq!(number(name, &row), Some(value), "{name}");
+        }
+        for name in ["looks", "idle_looks", "pushes", "stale", "queries_per_expiry"] {
+            assert_eq!(number(name, &of_master(&[])), None, "{name}");
+        }
+        assert_eq!((gave_up(&of_master(&[])), gave_up(&self::row())), (Some("no".to_string()), None));
     }
 
     #[test]

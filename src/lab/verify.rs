@@ -40,6 +40,7 @@ pub fn complaint(row: &Row) -> Option<String> {
 mod tests {
     use super::*;
     use crate::lab::columns::tests::row;
+    use crate::report::ClusterReport;
 
     #[test]
     fn balanced_books_pass() {
@@ -58,6 +59,28 @@ mod tests {
         let load = silent.load.as_mut().unwrap();
         (load.requests, load.outside_window) = (0, Default::default());
         assert!(complaint(&silent).unwrap().contains("no request"));
+    }
+
+    #[test]
+    fn a_program_that_counts_nothing_is_believed_under_a_master_alone() {
+        let mut row = row();
+        let server = row.server.as_mut().unwrap();
+        server.workers.iter_mut().for_each(|worker| worker.requests = 0);
+        assert!(complaint(&row).unwrap().contains("read 100"));
+        row.server.as_mut().unwrap().cluster = Some(ClusterReport::default());
+        assert_eq!(complaint(&row), None);
+        // What the master has passed it knows.
+        row.server.as_mut().unwrap().workers[0].accepted += 1;
+        assert!(complaint(&row).unwrap().contains("accepted 101"));
+    }
+
+    #[test]
+    fn what_the_clients_lose_where_workers_die_is_no_complaint() {
+        let mut row = row();
+        row.load.as_mut().unwrap().errors.timeout = 3;
+        assert!(complaint(&row).is_some());
+        row.expect_death = true;
+        assert_eq!(complaint(&row), None);
     }
 
     #[test]
