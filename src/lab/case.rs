@@ -13,6 +13,7 @@ use crate::lab::columns;
 use crate::lab::disturb;
 use crate::lab::experiment::{AxisValue, Client, Contender, Fault, Kind, Matrix, Overrides, TableSpec};
 use crate::lab::foreign;
+use crate::lab::growth;
 use crate::lab::kernel_counts;
 use crate::lab::laws::Law;
 use crate::units::parse_duration;
@@ -45,7 +46,10 @@ pub struct Case {
     pub tracepoints: bool,
     pub trace: bool,
     pub expect_timeouts: bool,
-    /// What is done to the workers, as written.
+    pub expect_death: bool,
+    /// The table has a column that compares the master with itself.
+    pub growth: bool,
+    /// What is done to the server, as written.
     pub disturb: Option<String>,
     /// Kernel settings: name, value.
     pub sysctl: Vec<(String, String)>,
@@ -197,8 +201,10 @@ fn one(
         Ok((name.clone(), fill(value.get_ref(), &values, value.span())?))
     };
     let sysctl = table.sysctl.iter().map(setting).collect::<Result<_, Fault>>()?;
-    if program != "loadgen" && (disturb.is_some() || table.timeline) {
-        let what = format!("{program} does not say when it measures; disturb and timeline need loadgen");
+    let needs_phases = disturb.is_some() || table.timeline || has_column_of(table, &growth::COLUMNS);
+    if program != "loadgen" && needs_phases {
+        let what =
+            format!("{program} does not say when it measures; disturb, timeline and growth need loadgen");
         return Err(Fault::at(table.load.span(), what));
     }
     let mut coordinates = combination.to_vec();
@@ -210,18 +216,18 @@ fn one(
         index: 0,
         coordinates,
         baseline: None,
+        // Behind ` -- ` it is the program's, like `server_flags`.
         server: format!("{label}{flags} --listen 127.0.0.1:0"),
         label,
         law: contender.law.as_ref().map(|law| law.get_ref().clone()),
         server_cpus: table.server_cpus.clone(),
         client_cpus: table.client_cpus.clone(),
         probe: table.probe,
-        tracepoints: table
-            .columns
-            .iter()
-            .any(|name| kernel_counts::TRACED.contains(&name.get_ref().as_str())),
+        tracepoints: has_column_of(table, &kernel_counts::TRACED),
+        growth: has_column_of(table, &growth::COLUMNS),
         trace: table.kind == Kind::Trace,
         expect_timeouts: contender.expect_timeouts,
+        expect_death: contender.expect_death,
         disturb,
         sysctl,
         timeline: table.timeline,
@@ -229,6 +235,19 @@ fn one(
         estimate: OVERHEAD + declared(&client),
         client,
     })
+}
+
+fn has_column_of(table: &TableSpec, names: &[&str]) -> bool {
+    table.columns.iter().any(|name| names.contains(&name.get_ref().as_str()))
+}
+
+/// A server's command line with one more flag of its own: where it starts another program, that one's begins behind
+/// `--`.
+pub fn with_own_flag(server: &str, flag: &str) -> String {
+    match server.split_once(" -- ") {
+        Some((own, program)) => format!("{own} {flag} -- {program}"),
+        None => format!("{server} {flag}"),
+    }
 }
 
 /// The first word of a command line.
@@ -399,6 +418,15 @@ quick = { axes = { connections = [8] } }"#;
         let case = parse_lesson(TABLE).unwrap().cases(false)[0].with_warmup(Duration::from_millis(2500));
         assert_eq!(case.client, "loadgen --connections 1 --duration 1s --warmup 2500ms");
         assert_eq!(case.estimate, Duration::from_millis(3800));
+    }
+
+    #[test]
+    fn a_flag_of_the_master_stands_before_the_program_it_starts() {
+        assert_eq!(
+            with_own_flag("cluster -- node x.js --listen a", "--b c"),
+            "cluster --b c -- node x.js --listen a"
+        );
+        assert_eq!(with_own_flag("sync --listen a", "--b c"), "sync --listen a --b c");
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! The one dictionary of columns: what a header means, in which unit, and how it comes out of a row. Whatever a
 //! table prints is defined here; `lab explain` and the notes below each table print the definitions.
 
+use crate::lab::books;
 use crate::lab::foreign::ForeignReport;
 use crate::lab::kernel_counts::Counts;
 use crate::lab::laws::Law;
 use crate::lab::record::Row;
 use crate::lab::timeline::Look;
-use crate::report::{Evenness, Latency, LoadReport, WorkerReport};
+use crate::report::{ClusterReport, Evenness, Latency, LoadReport, WorkerReport};
 
 /// A row, and the row it is compared with, which ran directly beside it.
 #[derive(Clone, Copy)]
@@ -107,15 +108,27 @@ pub static COLUMNS: &[Column] = &[
         "100 · requests without an answer for whatever reason (reset, refused, timed out), over those that were due since the measurement began"),
     column("resets", "resets", Count(resets),
         "connections that ended with an error of the network or without an answer, before the time-out"),
+    column("answered", "answered", Count(|s| Some(load(s)?.requests as f64)),
+        "requests answered in the measured window"),
+    column("lost_requests", "lost requests", Count(lost_requests),
+        "requests of the whole run that were due or sent and never answered, for whatever reason; the row names each (`lost`), the first ten thousand of them"),
+    column("retried", "retried", Count(|s| Some(load(s)?.retried as f64)),
+        "requests sent once more on a new connection (`--retry`), because the server had closed the old one before any byte of the answer, as a server may between two requests (RFC 9112, 9.3.1)"),
+    column("worst_second_p99", "worst second p99 µs", Count(|s| Some(load(s)?.worst_second?.latency_us.p99)),
+        "the p99 of the response times within the second of the measured window in which it was highest"),
+    column("longest_silence", "longest silence ms", Count(|s| Some(load(s)?.longest_silence_ms? as f64)),
+        "the longest part of the measured window in which no answer was complete"),
     // What it cost.
     column("server_cpu_per_request", "server CPU µs/request", Real(server_cpu_per_request),
-        "CPU time of all workers and the master, user and system, over the requests they answered; from ready to the client's end, or over whole lives as for switches"),
+        "CPU time of all workers and the master, user and system, over the requests they answered (where they do not count them: that the client read); from ready to the client's end, or over whole lives as for switches"),
     column("client_cpu_per_request", "client CPU µs/request", Real(client_cpu_per_request),
         "CPU time of the client over its requests, both of the measured window (of `wrk` and `oha`, which have no warm-up: of the whole run)"),
     column("client_cpu_over_baseline", "client CPU over baseline", Real(client_cpu_over_baseline),
         "client CPU per request over that of the baseline's run directly before or after"),
     column("server_cpu_per_connection", "server CPU µs/connection", Real(server_cpu_per_connection),
-        "CPU time of all workers and the master over the connections they accepted; from ready to the client's end, or over whole lives as for switches"),
+        "CPU time of all workers and the master over the connections they accepted (where they do not count them: that the client established); from ready to the client's end, or over whole lives as for switches"),
+    column("master_cpu_per_connection", "master CPU µs/connection", Real(master_cpu_per_connection),
+        "CPU time of the process that only accepts, passes or supervises, over the connections the client established; from ready to the client's end, or over its whole life where a task of the server ended between"),
     column("client_cpu_per_connection", "client CPU µs/connection", Real(client_cpu_per_connection),
         "client CPU per request times answered requests per connection opened"),
     column("client_cpu_share", "client CPU share", Real(client_cpu_share),
@@ -161,10 +174,54 @@ pub static COLUMNS: &[Column] = &[
         "threads of the server while the connections are open, one per process included"),
     column("fds", "descriptors", Count(|s| Some(s.row.footprint.as_ref()?.fds as f64)),
         "open file descriptors of all its processes"),
+    column("master_fds", "master's descriptors", Count(master_fds),
+        "open file descriptors of the process that only accepts, passes or supervises, while the connections are open"),
     column("pss", "PSS KiB", Count(|s| Some(s.row.footprint.as_ref()?.pss_kib as f64)),
         "proportional set size of all its processes: user memory, shared pages divided among their users; kernel memory is not in it"),
     column("pss_per_connection", "added PSS KiB/connection", Real(pss_per_connection),
         "PSS beyond the baseline's over connections open beyond the baseline's"),
+    column("growth_rss", "growth KiB", Count(|s| Some(s.row.growth?.rss_kib as f64)),
+        "resident memory of the server's first process at the end of the measurement, less that at the beginning"),
+    column("growth_fds", "growth descriptors", Count(|s| Some(s.row.growth?.fds as f64)),
+        "its open file descriptors at the end, less those at the beginning; workers in the act of being replaced are in both"),
+    column("zombies", "growth zombies", Count(|s| Some(s.row.growth?.zombies as f64)),
+        "its children that have ended and were not reaped at the end, less those at the beginning"),
+    // What a master did to keep its workers alive.
+    column("forks", "started", Count(|s| Some(cluster(s)?.forks as f64)),
+        "worker processes started, the first ones included"),
+    column("deaths", "deaths", Count(|s| Some(cluster(s)?.deaths as f64)),
+        "workers that ended though nobody had asked them to and they had not said that they would"),
+    column("suicides", "suicides", Count(|s| Some(cluster(s)?.suicides as f64)),
+        "workers that said they would end"),
+    column("hangs", "hangs", Count(|s| Some(cluster(s)?.hangs as f64)),
+        "times that a worker was found to give no sign of life"),
+    column("reloads", "reloads", Count(|s| Some(cluster(s)?.reloads as f64)),
+        "reloads that replaced every worker"),
+    column("reloads_failed", "failed reloads", Count(|s| Some(cluster(s)?.reloads_failed as f64)),
+        "reloads that were abandoned, because a new worker did not serve"),
+    column("recovery_p50", "recovery p50 ms", Real(|s| Some(cluster(s)?.recovery_ms?.p50)),
+        "median time from a death, or from the word that one would end, to the moment its successor listened"),
+    column("recovery_max", "recovery max ms", Real(|s| Some(cluster(s)?.recovery_ms?.max)),
+        "the longest of these times"),
+    column("gave_up", "gave up", Picture { of: gave_up, median_by: |s| cluster(s).map(|c| c.gave_up.into()) },
+        "the master started no more workers in the end, since too many had died"),
+    column("returned", "returned", Count(|s| Some(cluster(s)?.returned as f64)),
+        "connections that a worker refused or left unanswered at its death, and that were passed again"),
+    // What the workers counted themselves, or the master for them.
+    column("looks", "looks/s", Real(|s| per_second(s, counted_of(s, &["polls", "notifier_looks"])?)),
+        "times per second that anybody looked at the source of the value: workers for themselves, the notifier for all"),
+    column("idle_looks", "looks in vain %", Real(idle_looks),
+        "100 · looks of workers that found the value they had, over all of theirs"),
+    column("pushes", "pushes/s", Real(|s| per_second(s, counted(s, "notifier_pushes")?)),
+        "messages per second with the value, from the notifier to a worker"),
+    column("updates", "updates", Count(|s| counted(s, "updates")),
+        "new values heard of, by all workers together"),
+    column("stale", "stale ms", Real(|s| Some(ratio(counted(s, "stale_us")?, counted(s, "updates")?)? / 1e3)),
+        "mean time from the moment a new value was written to the moment a worker had it"),
+    column("queries", "queries", Count(|s| counted(s, "queries")),
+        "queries that reached the database"),
+    column("queries_per_expiry", "queries/expiry", Real(|s| ratio(counted(s, "queries")?, counted(s, "expiries")?)),
+        "queries that reached the database, over the times that the entry of a worker's cache was asked for and had expired"),
 ];
 
 fn load<'a>(sample: Sample<'a>) -> Option<&'a LoadReport> {
@@ -264,6 +321,36 @@ fn served(sample: Sample) -> Option<f64> {
     Some(load(sample)?.connections.answered as f64)
 }
 
+fn lost_requests(sample: Sample) -> Option<f64> {
+    load(sample).map(|report| (report.lost.len() as u64 + report.lost_more) as f64)
+}
+
+fn cluster(sample: Sample<'_>) -> Option<&ClusterReport> {
+    sample.row.server.as_ref()?.cluster.as_ref()
+}
+
+fn gave_up(row: &Row) -> Option<String> {
+    let cluster = row.server.as_ref()?.cluster.as_ref()?;
+    Some(if cluster.gave_up { "yes" } else { "no" }.to_string())
+}
+
+/// What workers have counted by this name; nobody may have.
+fn counted(sample: Sample, name: &str) -> Option<f64> {
+    cluster(sample)?.counts.get(name).copied()
+}
+
+fn counted_of(sample: Sample, names: &[&str]) -> Option<f64> {
+    names.iter().filter_map(|name| counted(sample, name)).reduce(|a, b| a + b)
+}
+
+fn per_second(sample: Sample, count: f64) -> Option<f64> {
+    ratio(count, sample.row.server.as_ref()?.uptime_s)
+}
+
+fn idle_looks(sample: Sample) -> Option<f64> {
+    ratio(100.0 * counted(sample, "idle_polls")?, counted(sample, "polls")?)
+}
+
 /// A total over all workers of the server's book.
 pub fn sum(row: &Row, of: fn(&WorkerReport) -> u64) -> Option<u64> {
     Some(row.server.as_ref()?.workers.iter().map(of).sum())
@@ -279,11 +366,29 @@ fn server_cpu_us(row: &Row) -> Option<f64> {
 }
 
 fn server_cpu_per_request(sample: Sample) -> Option<f64> {
-    ratio(server_cpu_us(sample.row)?, sum(sample.row, |w| w.requests)? as f64)
+    let (_, requests) = books::of_server(sample.row)?;
+    ratio(server_cpu_us(sample.row)?, requests.or_else(|| books::read(sample.row))? as f64)
 }
 
 fn server_cpu_per_connection(sample: Sample) -> Option<f64> {
-    ratio(server_cpu_us(sample.row)?, sum(sample.row, |w| w.accepted)? as f64)
+    let (accepted, _) = books::of_server(sample.row)?;
+    let established = || Some(load(sample)?.connections.established);
+    ratio(server_cpu_us(sample.row)?, accepted.or_else(established)? as f64)
+}
+
+/// Of the master alone.
+fn master_cpu_per_connection(sample: Sample) -> Option<f64> {
+    let master = sample.row.server.as_ref()?.master.as_ref()?;
+    let observed = sample.row.observed.as_ref().filter(|observed| observed.missing.is_none());
+    let its = |counts: &&Counts| counts.pid == master.pid;
+    let meanwhile = observed.and_then(|observed| observed.processes.iter().find(its)?.cpu_us);
+    let cpu_us = meanwhile.unwrap_or(master.cpu_user_us + master.cpu_system_us);
+    ratio(cpu_us as f64, load(sample)?.connections.established as f64)
+}
+
+fn master_fds(sample: Sample) -> Option<f64> {
+    sample.row.server.as_ref()?.master.as_ref()?;
+    Some(sample.row.footprint.as_ref()?.master_fds? as f64)
 }
 
 fn client_cpu_per_request(sample: Sample) -> Option<f64> {

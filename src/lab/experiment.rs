@@ -80,7 +80,7 @@ pub struct TableSpec {
     /// Look at threads, descriptors and memory during the warm-up, which must be long enough for it.
     #[serde(default)]
     pub probe: bool,
-    /// What is done to workers once the client measures, see [`crate::lab::disturb`].
+    /// What is done to the server once the client measures, see [`crate::lab::disturb`].
     #[serde(default)]
     pub disturb: Option<Spanned<String>>,
     /// Kernel settings for the time of a run, see [`crate::lab::sysctl`].
@@ -127,6 +127,9 @@ pub struct Contender {
     /// Requests left unanswered are this server's nature, not a failure of the run.
     #[serde(default)]
     pub expect_timeouts: bool,
+    /// Its workers die, of what is done to them or of themselves; with the last one it may end by itself.
+    #[serde(default)]
+    pub expect_death: bool,
 }
 
 #[derive(Debug, Clone, Deserialize)]

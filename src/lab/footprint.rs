@@ -1,6 +1,7 @@
-//! What a server occupies while it runs: processes, threads, descriptors and proportional memory of everything
-//! in its process group, from /proc.
+//! What a server occupies while it runs: processes, threads, descriptors and proportional memory of its process group and
+//! of everything that descends from it, from /proc. (A master may give each worker a group of its own.)
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::time::Instant;
 
@@ -11,6 +12,9 @@ pub struct Footprint {
     pub processes: u64,
     pub threads: u64,
     pub fds: u64,
+    /// Those of the server's first process, which is the master where there is one. Absent in older records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub master_fds: Option<u64>,
     /// Proportional set size: a page shared by n processes counts 1/n in each (proc_pid_smaps_rollup in
     /// proc(5)). The kernel's own memory, socket buffers above all, is not in it.
     pub pss_kib: u64,
@@ -36,38 +40,64 @@ pub fn settled(group: i32, fds: u64, deadline: Instant) -> Option<Footprint> {
     None
 }
 
-/// Looks at every process of the group once.
+/// Looks at every process of the server once; `group` is also the number of its first process.
 pub fn of_group(group: i32) -> Footprint {
     let mut footprint = Footprint::default();
-    for (pid, threads) in members_and_threads(group) {
+    for Member { pid, threads, .. } in members_of(group) {
         footprint.processes += 1;
         footprint.threads += threads;
-        footprint.fds += fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |fds| fds.count() as u64);
+        let fds = fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |fds| fds.count() as u64);
+        footprint.fds += fds;
+        footprint.master_fds = footprint.master_fds.or((pid == group).then_some(fds));
         let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
         footprint.pss_kib += pss_kib(&rollup).unwrap_or(0);
     }
     footprint
 }
 
-/// The processes of the group.
+/// The processes of the group, and all that descend from them.
 pub fn members(group: i32) -> impl Iterator<Item = i32> {
-    members_and_threads(group).map(|(pid, _)| pid)
+    members_of(group).into_iter().map(|member| member.pid)
 }
 
-fn members_and_threads(group: i32) -> impl Iterator<Item = (i32, u64)> {
+#[derive(Debug, PartialEq)]
+struct Member {
+    pid: i32,
+    parent: i32,
+    group: i32,
+    threads: u64,
+}
+
+fn members_of(group: i32) -> Vec<Member> {
     let numbered = |entry: fs::DirEntry| entry.file_name().to_str()?.parse::<i32>().ok();
-    let everybody = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(numbered);
-    everybody.filter_map(move |pid| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let (its_group, threads) = group_and_threads(&stat)?;
-        (its_group == group).then_some((pid, threads))
-    })
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(numbered);
+    let read = |pid| Member::parse(pid, &fs::read_to_string(format!("/proc/{pid}/stat")).ok()?);
+    let everybody: Vec<Member> = pids.filter_map(read).collect();
+    let mut found = BTreeSet::from([group]);
+    loop {
+        let is_new = |member: &&Member| {
+            (member.group == group || found.contains(&member.parent)) && !found.contains(&member.pid)
+        };
+        let new: Vec<i32> = everybody.iter().filter(is_new).map(|member| member.pid).collect();
+        if new.is_empty() {
+            break;
+        }
+        found.extend(new);
+    }
+    everybody.into_iter().filter(|member| found.contains(&member.pid)).collect()
 }
 
-/// Fields 5 and 20 of /proc/PID/stat, counted from behind the name, which may hold blanks and brackets.
-fn group_and_threads(stat: &str) -> Option<(i32, u64)> {
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    Some((fields.get(2)?.parse().ok()?, fields.get(17)?.parse().ok()?))
+impl Member {
+    /// Fields 4, 5 and 20 of /proc/PID/stat, counted from behind the name, which may hold blanks and brackets.
+    fn parse(pid: i32, stat: &str) -> Option<Member> {
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        Some(Member {
+            pid,
+            parent: fields.get(1)?.parse().ok()?,
+            group: fields.get(2)?.parse().ok()?,
+            threads: fields.get(17)?.parse().ok()?,
+        })
+    }
 }
 
 fn pss_kib(rollup: &str) -> Option<u64> {
@@ -78,15 +108,29 @@ fn pss_kib(rollup: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lab::processes::poll_until;
     use nix::unistd::getpgrp;
     use std::os::unix::process::CommandExt;
     use std::process::{Command, Stdio};
     use std::time::Duration;
 
     #[test]
-    fn group_and_threads_are_read_behind_a_name_with_brackets() {
+    fn a_process_is_read_behind_a_name_with_brackets() {
         let stat = "12 (a) b) S 1 77 12 0 -1 0 0 0 0 0 1 2 0 0 20 0 3 0 100";
-        assert_eq!(group_and_threads(stat), Some((77, 3)));
+        assert_eq!(Member::parse(12, stat), Some(Member { pid: 12, parent: 1, group: 77, threads: 3 }));
+    }
+
+    #[test]
+    fn a_child_in_a_group_of_its_own_belongs_to_the_server() {
+        // A shell with job control gives each job its group.
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "set -m; cat & read line; kill $!"]).stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut shell = shell.stderr(Stdio::null()).process_group(0).spawn().expect("sh starts");
+        let grown =
+            poll_until(Duration::from_secs(5), || (members(shell.id() as i32).count() == 2).then_some(()));
+        drop(shell.stdin.take());
+        shell.wait().expect("sh ends");
+        assert_eq!(grown, Some(()));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Every wait is for a value: a line, the exit, or the interrupt, each on a channel, with a deadline.
 
 use std::env;
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::{CommandExt, parent_id};
 use std::path::{Path, PathBuf};
@@ -80,6 +81,7 @@ impl Program {
             .arg(path)
             .args(words)
             .args(extra)
+            .env("PATH", search_path())
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -141,6 +143,10 @@ impl Program {
         let _ = kill(self.group, Signal::SIGTERM);
     }
 
+    pub fn has_ended(&self) -> bool {
+        self.exited
+    }
+
     /// After its exit: whether some descendant is still there.
     pub fn left_something_behind(&self) -> bool {
         killpg(self.group, None).is_ok()
@@ -187,22 +193,27 @@ fn forward(stream: impl Read, to: &Sender<Event>, event: fn(String) -> Event) {
     }
 }
 
-/// A program of the toolkit beside the lab's own file, or any other on the path.
-/// A name is looked for beside the lab and on the PATH, a path is taken as it is.
+/// A program of the toolkit beside the lab's own file, or any other on the path; a path is taken as it is.
 fn find(name: &str) -> Result<PathBuf, String> {
     if name.contains('/') {
         return Ok(PathBuf::from(name));
     }
-    let beside = env::current_exe().ok().and_then(|lab| Some(lab.parent()?.join(name)));
-    match beside.filter(|path| path.is_file()).or_else(|| on_path(name)) {
-        Some(path) => Ok(path),
-        None => Err(format!("{name} is neither beside lab nor on the PATH; cargo build --release --bins")),
-    }
+    on_path(name)
+        .ok_or_else(|| format!("{name} is neither beside lab nor on the PATH; cargo build --release --bins"))
 }
 
-/// Where the shell would find it.
+/// Where we find it, and whatever we start, too.
 pub fn on_path(name: &str) -> Option<PathBuf> {
-    env::split_paths(&env::var_os("PATH")?).map(|folder| folder.join(name)).find(|path| path.is_file())
+    env::split_paths(&search_path()).map(|folder| folder.join(name)).find(|path| path.is_file())
+}
+
+/// The folder of the lab's own file, then the PATH.
+fn search_path() -> OsString {
+    let beside = env::current_exe().ok().and_then(|lab| Some(lab.parent()?.to_path_buf()));
+    let path = env::var_os("PATH");
+    let folders = beside.into_iter().chain(path.iter().flat_map(env::split_paths));
+    // A folder whose name holds the separator cannot be in a PATH.
+    env::join_paths(folders).unwrap_or(path.unwrap_or_default())
 }
 
 /// Becomes `command`: restricted to `cpus`, with no signal blocked, and terminated when the lab dies, however it

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::lab::fingerprint::Fingerprint;
 use crate::lab::footprint::Footprint;
 use crate::lab::foreign::ForeignReport;
+use crate::lab::growth::Growth;
 use crate::lab::kernel_counts::Observed;
 use crate::lab::timeline::Look;
 use crate::machine::Counters;
@@ -51,7 +52,9 @@ pub struct Row {
     pub law: Option<String>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub expect_timeouts: bool,
-    /// What was done to the workers.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub expect_death: bool,
+    /// What was done to the server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disturb: Option<String>,
     /// Kernel settings of this run.
@@ -76,6 +79,12 @@ pub struct Row {
     /// Live connections over time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub timeline: Vec<Look>,
+    /// What the server's first process gained while the client measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub growth: Option<Growth>,
+    /// How the server ended by itself, before it was told to, where the matrix expects that; then it has no document.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub death: Option<String>,
     /// What the kernel counted for the server from `ready` to the client's end. Absent in older records.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed: Option<Observed>,
@@ -91,6 +100,11 @@ impl Row {
     /// The value of an axis, of `server` or of `client`.
     pub fn coordinate(&self, name: &str) -> Option<&str> {
         self.coordinates.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// What its clients lose is what such a run measures, and what the dead had counted is lost with them.
+    pub fn expects_losses(&self) -> bool {
+        self.disturb.is_some() || self.expect_death
     }
 
     /// Takes the server's document, folding a crowd of workers.

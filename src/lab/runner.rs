@@ -7,10 +7,11 @@ use std::time::Duration;
 use nix::sys::resource::{UsageWho, getrusage};
 
 use crate::cpu;
-use crate::lab::case::{Case, flag, program_of};
+use crate::lab::case::{Case, flag, program_of, with_own_flag};
 use crate::lab::disturb::{self, Disturbance};
 use crate::lab::footprint::{self, Footprint};
 use crate::lab::foreign::{self, ForeignClient};
+use crate::lab::growth::Size;
 use crate::lab::kernel_counts::Counting;
 use crate::lab::program::{Event, Interrupt, Program, Stop, on_path, within};
 use crate::lab::record::Row;
@@ -39,6 +40,7 @@ pub fn run(case: &Case, block: usize, interrupt: &Interrupt) -> Result<Row, Stop
         label: case.label.clone(),
         law: case.law.clone(),
         expect_timeouts: case.expect_timeouts,
+        expect_death: case.expect_death,
         disturb: case.disturb.clone(),
         sysctl: case.sysctl.clone(),
         server_command: case.server.clone(),
@@ -47,7 +49,9 @@ pub fn run(case: &Case, block: usize, interrupt: &Interrupt) -> Result<Row, Stop
         client_cpus: choose(&allowed, &case.client_cpus),
         ..Row::default()
     };
-    for program in [&case.client, &case.server].map(|command| program_of(command)) {
+    // The program that a server starts is needed as well.
+    let programs = [&case.client, &case.server].into_iter().flat_map(|command| command.split_whitespace());
+    for program in programs {
         if let Some(how) = how_to_install(program).filter(|_| on_path(program).is_none()) {
             row.skipped = Some(format!("{program} is not installed ({how})"));
             return Ok(row);
@@ -129,8 +133,11 @@ const LOOKS: usize = 4;
 
 fn measure(case: &Case, row: &mut Row, interrupt: &Interrupt) -> Result<(), Stop> {
     let board = (case.disturb.is_some() || case.timeline).then(Board::new);
-    let flags = board.as_ref().map_or(Vec::new(), |board| vec!["--scoreboard", board.path()]);
-    let mut server = Program::start(&case.server, &flags, &row.server_cpus)?;
+    let command = match &board {
+        Some(board) => with_own_flag(&case.server, &format!("--scoreboard {}", board.path())),
+        None => case.server.clone(),
+    };
+    let mut server = Program::start(&command, &[], &row.server_cpus)?;
     let address = await_ready(&mut server, interrupt)?;
     let scoreboard = board.map(Board::open).transpose()?;
     let url = format!("http://{address}/");
@@ -145,7 +152,13 @@ fn measure(case: &Case, row: &mut Row, interrupt: &Interrupt) -> Result<(), Stop
     }
     row.observed = Some(counting.end());
     server.terminate();
-    let document = server.finish(within(STOP_DEADLINE), interrupt, |_| ())?;
+    let document = match server.finish(within(STOP_DEADLINE), interrupt, |_| ()) {
+        Err(Stop::Failed(why)) if case.expect_death && server.has_ended() => {
+            row.death = Some(why);
+            return Ok(());
+        }
+        finished => finished?,
+    };
     let report = serde_json::from_str(&document).map_err(|error| {
         Stop::Failed(server.failure(&format!("printed no report when it stopped ({error})")))
     })?;
@@ -212,21 +225,31 @@ fn run_loadgen(
     interrupt: &Interrupt,
 ) -> Result<(), Stop> {
     let group = server.pid();
-    let phases = if case.probe || case.disturb.is_some() { &["--phases"][..] } else { &[] };
+    let needs_phases = case.probe || case.growth || case.disturb.is_some();
+    let phases = if needs_phases { &["--phases"][..] } else { &[] };
     let extra = [phases, &["--format", "json", url]].concat();
-    let before = if case.probe { footprint::of_group(group).fds } else { 0 };
-    let expected = before + connections_asked(&case.client);
+    let held = if case.probe { footprint::of_group(group).fds } else { 0 };
+    let expected = held + connections_asked(&case.client);
     let mut client = Program::start(&case.client, &extra, &row.client_cpus)?;
     let acts = case.disturb.as_deref().map(disturb::parse).transpose().map_err(Stop::Failed)?;
     let mut sight: Option<Footprint> = None;
     let mut disturbance = None;
+    let (mut before, mut after) = (None, None);
     let mut fell_back = None;
     let look = |line: &str| match (line.trim(), &acts, scoreboard) {
         ("phase warmup", ..) if case.probe => {
             sight = footprint::settled(group, expected, within(warmup(&case.client)));
         }
-        ("phase measure", Some(acts), Some(scoreboard)) => {
-            disturbance = Some(Disturbance::begin(acts, scoreboard));
+        ("phase measure", ..) => {
+            before = Size::of(group).filter(|_| case.growth);
+            let board = acts.as_ref().zip(scoreboard);
+            disturbance = board.map(|(acts, scoreboard)| Disturbance::begin(acts, scoreboard));
+        }
+        ("phase drain", ..) => {
+            after = Size::of(group).filter(|_| case.growth);
+            if let Some(Ok(disturbance)) = &disturbance {
+                disturbance.end_window();
+            }
         }
         (line, ..) if line.contains("io_uring") => fell_back = Some(line.to_string()),
         _ => {}
@@ -234,9 +257,10 @@ fn run_loadgen(
     let document = client.finish(within(case.estimate + CLIENT_GRACE), interrupt, look)?;
     match disturbance.transpose() {
         Ok(None) if acts.is_some() => return Err(Stop::Failed(client.failure("never began to measure"))),
-        Ok(done) => drop(done),
+        Ok(done) => done.map_or(Ok(()), Disturbance::finish).map_err(Stop::Failed)?,
         Err(why) => return Err(Stop::Failed(why)),
     }
+    row.growth = before.zip(after).map(|(before, after)| after.since(before));
     let mut report: LoadReport = serde_json::from_str(&document)
         .map_err(|error| Stop::Failed(client.failure(&format!("printed no report ({error})"))))?;
     if !case.trace {

@@ -9,6 +9,7 @@ use comfy_table::{CellAlignment, ContentArrangement};
 use crate::lab::books;
 use crate::lab::case::{flag, program_of};
 use crate::lab::columns::{self, Column, Sample, Value};
+use crate::lab::disturb;
 use crate::lab::experiment::{Kind, TableSpec};
 use crate::lab::kernel_counts;
 use crate::lab::record::Row;
@@ -184,7 +185,8 @@ fn conditions(spec: &TableSpec, cases: &[Vec<&Row>]) -> Vec<String> {
     };
     let mut notes = vec![format!("{repeats}; {model}, {warmup}; {pinned}.")];
     if let Some(acts) = &example.disturb {
-        notes.push(format!("Once the client measured: `{acts}` (numbers are workers)."));
+        let hint = if disturb::names_a_worker(acts) { " (numbers are workers)" } else { "" };
+        notes.push(format!("Once the client measured: `{acts}`{hint}."));
     }
     if !spec.baseline.is_empty() {
         let baseline_runs = cases.iter().filter(is_baseline).map(Vec::len).max().unwrap_or(0);
@@ -283,11 +285,14 @@ fn mishaps(case: &[&Row]) -> Vec<String> {
         for (what, why) in reasons.iter().filter_map(|(what, why)| Some((what, why.as_ref()?))) {
             *told.entry(format!("{what}: {why}; runs")).or_default() += 1;
         }
-        // What the clients of a disturbed server lose is in the columns.
-        for (what, count) in unexpected_errors(row).into_iter().filter(|_| row.disturb.is_none()) {
+        if let Some(how) = &row.death {
+            *told.entry(format!("the server had ended by itself ({how}); runs")).or_default() += 1;
+        }
+        // What the clients of such a server lose is in the columns.
+        for (what, count) in unexpected_errors(row).into_iter().filter(|_| !row.expects_losses()) {
             *told.entry(what).or_default() += count;
         }
-        if let Some(what) = books::imbalance(row).filter(|_| row.disturb.is_none()) {
+        if let Some(what) = books::imbalance(row).filter(|_| !row.expects_losses()) {
             *told.entry(format!("{what}; runs")).or_default() += 1;
         }
         if row.machine.listen_overflows > 0 {

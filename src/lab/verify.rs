@@ -29,8 +29,7 @@ pub fn run(experiments: &[Experiment], interrupt: &Interrupt) -> Result<bool, St
 
 /// The first thing that is wrong with a row.
 pub fn complaint(row: &Row) -> Option<String> {
-    if row.disturb.is_some() {
-        // What its clients lose is what such a run measures.
+    if row.expects_losses() {
         return row.failure.clone().or_else(|| books::silence(row));
     }
     let error = || table::unexpected_errors(row).first().map(|(what, count)| format!("{what}: {count}"));

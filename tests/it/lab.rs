@@ -11,6 +11,8 @@ use acceptlab::lab::processes::poll_until;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::cluster::has_node;
+
 const LAB: &str = env!("CARGO_BIN_EXE_lab");
 const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -208,8 +210,8 @@ fn every_server_of_the_syllabus_has_a_lesson_and_a_row_in_the_readme() {
         lessons.filter(|path| path.extension().is_some_and(|e| e == "md")).map(read).collect();
     let readme = read(root.join("README.md"));
     for name in names {
-        // The demonstration serves nobody: it has nothing that could be measured. The cluster has no lesson yet.
-        let is_server = !["ports", "cluster"].contains(&name);
+        // The demonstration serves nobody: it has nothing that could be measured.
+        let is_server = name != "ports";
         assert!(!is_server || lessons.contains(&format!("run = \"{name}")), "no experiment runs {name}");
         assert!(readme.contains(&format!("`{name}`")), "README.md does not name {name}");
     }
@@ -328,6 +330,91 @@ fn a_killed_worker_is_a_disturbance_and_no_failed_run() {
         row["load"]["errors"]["read"].as_object().unwrap().values().filter_map(|n| n.as_u64()).sum();
     assert!(resets > 3, "{row}");
     assert!(String::from_utf8_lossy(&output.stdout).contains("stop 0; after 200ms; kill 0"));
+}
+
+const COLUMNS: &str = "[\"qps\", \"law_qps\", \"deviation\", \"timeouts\"]";
+
+#[test]
+fn workers_that_are_replaced_are_killed_asked_and_reloaded_again_and_again() {
+    let lesson = LESSON
+        .replace("repeats = 60", "repeats = 1")
+        .replace("run = \"sync\", law = \"1/N\"", "run = \"cluster --workers 2 --max-restarts 1000 -- event-driven\"")
+        .replace("server_flags = \"--work block:1ms\"\n", "")
+        .replace("--connections 2", "--connections 8 --rate 200")
+        .replace("duration = \"100ms\"", "duration = \"1500ms\"")
+        .replace(
+            COLUMNS,
+            "[\"answered\", \"lost_requests\", \"longest_silence\", \"forks\", \"deaths\", \"suicides\", \"reloads\", \
+              \"recovery_max\", \"gave_up\", \"master_cpu_per_connection\", \"growth_rss\", \"growth_fds\", \"zombies\"]\n\
+              disturb = \"every 150ms: kill any, usr2 any, hup\"",
+        );
+    let scratch = Scratch::new("again", &lesson);
+    let output = scratch.lab(&["run", "--seed", "1"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let row = &recorded(&scratch)[0];
+    assert!(row["failure"].is_null() && row["growth"].is_object(), "{row}");
+    // Three acts of each kind; whom one meets at his end or at his start is dead or alive by chance.
+    let cluster = &row["server"]["cluster"];
+    for (name, least) in [("deaths", 1), ("suicides", 1), ("reloads", 1), ("forks", 5)] {
+        assert!(cluster[name].as_u64().unwrap() >= least, "{name}: {cluster}");
+    }
+    let table = fs::read_to_string(scratch.results()).unwrap();
+    assert!(table.contains("`every 150ms: kill any, usr2 any, hup`."), "{table}");
+    assert!(scratch.lab(&["report", "--check"]).status.success());
+}
+
+#[test]
+fn a_server_that_loses_its_last_worker_is_a_row_where_that_is_expected_and_a_failure_elsewhere() {
+    for (expected, status) in [(", expect_death = true", 0), ("", 1)] {
+        let lesson = LESSON
+            .replace("repeats = 60", "repeats = 1")
+            .replace("run = \"sync\", law = \"1/N\"", &format!("run = \"prefork --workers 2\"{expected}"))
+            .replace("duration = \"100ms\"", "duration = \"800ms\"")
+            .replace(COLUMNS, "[\"answered\", \"lost_requests\"]\ndisturb = \"every 100ms: kill any\"");
+        let scratch = Scratch::new(&format!("death-{status}"), &lesson);
+        let output = scratch.lab(&["run", "--seed", "1"]);
+        assert_eq!(output.status.code(), Some(status), "{}", String::from_utf8_lossy(&output.stderr));
+        let row = &recorded(&scratch)[0];
+        let told = if status == 0 { &row["death"] } else { &row["failure"] };
+        assert!(told.as_str().unwrap().contains("the last worker has died"), "{row}");
+        let table = fs::read_to_string(scratch.results()).unwrap();
+        assert_eq!(table.contains("the server had ended by itself"), status == 0, "{table}");
+    }
+}
+
+#[test]
+fn what_the_workers_count_and_the_master_holds_are_in_the_table() {
+    if !has_node() {
+        return;
+    }
+    let scratch = Scratch::new("counts", "");
+    let value = scratch.root.join("value");
+    let server =
+        format!("cluster --workers 2 --notify {} -- node {REPOSITORY}/experiments/state.js", value.display());
+    let lesson = LESSON
+        .replace("repeats = 60", "repeats = 1")
+        .replace("run = \"sync\", law = \"1/N\"", &format!("run = \"{server}\""))
+        .replace("server_flags = \"--work block:1ms\"\n", "probe = true\n")
+        .replace("duration = \"100ms\"", "duration = \"800ms\"")
+        .replace("warmup = \"0s\"", "warmup = \"200ms\"")
+        .replace(
+            COLUMNS,
+            &format!(
+                "[\"looks\", \"pushes\", \"updates\", \"stale\", \"master_fds\", \"server_cpu_per_request\"]\n\
+                 disturb = \"every 200ms: write {}\"",
+                value.display()
+            ),
+        );
+    fs::write(scratch.root.join("experiments/01-lesson.md"), lesson).unwrap();
+    let output = scratch.lab(&["run", "--seed", "1"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let row = &recorded(&scratch)[0];
+    assert!(row["failure"].is_null(), "{row}");
+    assert!(row["server"]["cluster"]["counts"]["updates"].as_f64().unwrap() >= 2.0, "{row}");
+    assert_eq!(row["footprint"]["processes"], 3, "workers have groups of their own: {row}");
+    let table = fs::read_to_string(scratch.results()).unwrap();
+    let line = table.lines().find(|line| line.starts_with("| cluster")).unwrap();
+    assert!(!line.contains('–'), "{line}");
 }
 
 /// net.ipv4.tcp_migrate_req, if we may change it.

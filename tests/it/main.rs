@@ -31,6 +31,7 @@ mod loadgen_trust;
 mod locks;
 mod member;
 mod merge;
+mod node_programs;
 mod order;
 mod ordinary_user;
 mod passing;
