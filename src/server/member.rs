@@ -185,11 +185,12 @@ impl Member {
     /// Hears what the master says, and nothing else.
     pub fn hear(&mut self) {
         self.heard_ns = monotonic_ns();
-        if self.fatal_error.has_happened() {
-            self.end_after_a_fatal_error();
-        }
         let mut incoming = std::mem::take(&mut self.incoming);
         self.is_shut |= !self.ipc.receive(&mut self.buffer, &mut incoming);
+        // The signal stays where it is, and so does the reason to look: no need to ask while there is something to hear.
+        if incoming.is_empty() && self.fatal_error.has_happened() {
+            self.end_after_a_fatal_error();
+        }
         for said in incoming.drain(..) {
             match said {
                 Incoming::Connection { seq, is_expected, connection } => {
