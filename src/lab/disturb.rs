@@ -5,6 +5,7 @@
 //! of the act, because a master may have replaced them; who is dead then is left alone. Signals and a file are all that is
 //! used, so every server that keeps the contract can be disturbed, and by an ordinary user.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,7 +36,7 @@ pub enum Act {
         worker: usize,
         factor: u32,
     },
-    /// The file has a new content at once: the time, in nanoseconds of CLOCK_MONOTONIC.
+    /// The file has a new content at once: the time, in nanoseconds of CLOCK_MONOTONIC. In the end it is removed.
     Write(PathBuf),
     After(Duration),
     /// One of these each time, in turn, to the end. The last act.
@@ -117,7 +118,8 @@ impl Act {
     }
 }
 
-/// The acts as they are done, beside the measurement. Ending it lets every worker it stopped go on.
+/// The acts as they are done, beside the measurement. Ending it lets every worker it stopped go on, and removes what it
+/// has written.
 pub struct Disturbance {
     window_is_over: Arc<AtomicBool>,
     end: Option<Sender<()>>,
@@ -139,7 +141,8 @@ impl Disturbance {
         let window_is_over = Arc::new(AtomicBool::new(false));
         let is_over = Arc::clone(&window_is_over);
         let hand = std::thread::spawn(move || {
-            let mut hand = Hand { scoreboard, window_is_over: is_over, ended, stopped: Vec::new() };
+            let (stopped, written) = (Vec::new(), BTreeSet::new());
+            let mut hand = Hand { scoreboard, window_is_over: is_over, ended, stopped, written };
             let done = hand.act_out(&acts);
             // Blocks until the measurement has ended.
             let _ = hand.ended.recv();
@@ -180,6 +183,7 @@ struct Hand {
     /// Never sent to, only closed.
     ended: Receiver<()>,
     stopped: Vec<Process>,
+    written: BTreeSet<PathBuf>,
 }
 
 impl Hand {
@@ -222,7 +226,10 @@ impl Hand {
                 // A server that has ended is left alone, too.
                 Process::find(self.scoreboard.pid()).iter().for_each(|server| server.signal(Signal::SIGHUP));
             }
-            Act::Write(path) => write_time(path)?,
+            Act::Write(path) => {
+                write_time(path)?;
+                self.written.insert(path.clone());
+            }
             Act::After(_) | Act::Slow { .. } | Act::Every(..) => unreachable!("these take their time"),
         }
         Ok(())
@@ -263,6 +270,8 @@ impl Hand {
 impl Drop for Hand {
     fn drop(&mut self) {
         self.stopped.iter().for_each(|process| process.signal(Signal::SIGCONT));
+        // It may be gone already.
+        self.written.iter().for_each(|path| drop(fs::remove_file(path)));
     }
 }
 

@@ -411,6 +411,7 @@ fn what_the_workers_count_and_the_master_holds_are_in_the_table() {
     let row = &recorded(&scratch)[0];
     assert!(row["failure"].is_null(), "{row}");
     assert!(row["server"]["cluster"]["counts"]["updates"].as_f64().unwrap() >= 2.0, "{row}");
+    assert!(!value.exists(), "the lab leaves its file behind");
     assert_eq!(row["footprint"]["processes"], 3, "workers have groups of their own: {row}");
     let table = fs::read_to_string(scratch.results()).unwrap();
     let line = table.lines().find(|line| line.starts_with("| cluster")).unwrap();
