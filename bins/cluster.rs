@@ -37,8 +37,8 @@ and UDP are refused (ENOTSUP).
 The first line on standard output is `ready ADDR:PORT`, when every worker listens. Standard error
 has an event a line, as JSON, and what the workers write, with their number and the time. SIGHUP
 replaces all workers, one by one. SIGTERM or Ctrl-C disconnects the workers, lets them finish, and
-prints one JSON document, in which what only the program knows is 0 for a Node program. The status
-is 1 when the program was given up and its last worker is gone.
+prints one JSON document, in which what only the program knows is 0 for a Node program. A program
+that was given up ends it when its last worker is gone, with status 1.
 
 Messages of a Node program: process.send({act: 'suicide'}) asks for a successor before it ends;
 {act: 'count', queries: 1} is added up in the document; others are told as events. With --notify
@@ -101,7 +101,11 @@ fn main() -> ExitCode {
             }
         },
         (None, Some(master)) if args.schedule == Schedule::Rr || args.policy.is_none() => {
-            server::finish(serve(args, master))
+            let outcome = serve(args, master);
+            let lives = outcome.as_ref().ok().and_then(|report| report.cluster.as_ref());
+            let has_given_up = lives.is_some_and(|lives| lives.gave_up);
+            let status = server::finish(outcome);
+            if has_given_up { ExitCode::FAILURE } else { status }
         }
         _ => {
             let misfit = "--policy goes with --schedule rr: of a shared socket the kernel chooses";

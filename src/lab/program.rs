@@ -64,6 +64,8 @@ pub struct Program {
     exited: bool,
     /// The last lines of standard error, for the message when it fails.
     complaints: Vec<String>,
+    /// What it had printed when it ended with a failure.
+    last_output: String,
 }
 
 impl Program {
@@ -90,7 +92,14 @@ impl Program {
             .map_err(|error| Stop::Failed(format!("start {command}: {error}")))?;
         let group = Pid::from_raw(child.id() as i32);
         let name = name.to_string();
-        Ok(Program { name, group, events: watch(child), exited: false, complaints: Vec::new() })
+        Ok(Program {
+            name,
+            group,
+            events: watch(child),
+            exited: false,
+            complaints: Vec::new(),
+            last_output: String::new(),
+        })
     }
 
     pub fn pid(&self) -> i32 {
@@ -133,9 +142,17 @@ impl Program {
                 Event::Stdout(line) => output = output + &line + "\n",
                 Event::Stderr(line) => on_stderr(&line),
                 Event::Exited(exit) if exit.success() => return Ok(output),
-                Event::Exited(exit) => return Err(Stop::Failed(self.failure(&format!("ended with {exit}")))),
+                Event::Exited(exit) => {
+                    self.last_output = output;
+                    return Err(Stop::Failed(self.failure(&format!("ended with {exit}"))));
+                }
             }
         }
+    }
+
+    /// What it had printed, where [`Program::finish`] was a failure: even that may be a document.
+    pub fn last_output(&self) -> &str {
+        &self.last_output
     }
 
     pub fn terminate(&self) {

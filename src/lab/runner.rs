@@ -155,6 +155,9 @@ fn measure(case: &Case, row: &mut Row, interrupt: &Interrupt) -> Result<(), Stop
     let document = match server.finish(within(STOP_DEADLINE), interrupt, |_| ()) {
         Err(Stop::Failed(why)) if case.expect_death && server.has_ended() => {
             row.death = Some(why);
+            if let Ok(report) = serde_json::from_str(server.last_output()) {
+                row.keep_server(report);
+            }
             return Ok(());
         }
         finished => finished?,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use acceptlab::lab::check::client::{GET, GET_AND_CLOSE, served_within};
 use acceptlab::lab::check::server::Server;
 use acceptlab::lab::processes::poll_until;
-use acceptlab::report::ClusterReport;
+use acceptlab::report::{ClusterReport, ServerReport};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -196,6 +196,21 @@ fn a_program_that_never_listens_is_given_up() {
         "{said}"
     );
     assert!(said.contains("it does not listen after 50ms"), "{said}");
+}
+
+#[test]
+fn a_program_that_is_given_up_after_it_has_served_leaves_a_report_and_a_failure() {
+    let mut server = start(&["--workers", "1", "--max-restarts", "1"]);
+    for _ in 0..2 {
+        let pid = new_pid(&await_events(&server, "listening", 1));
+        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    }
+    let ended = held(server.ended(FOREVER));
+    assert_eq!(ended.status.code(), Some(1));
+    let report: ServerReport = serde_json::from_str(&ended.stdout).unwrap();
+    let lives = report.cluster.unwrap();
+    assert_eq!((lives.gave_up, lives.forks, lives.deaths), (true, 2, 2));
+    assert!(ended.stderr.lines().last().unwrap().starts_with("serve: the last worker has died"));
 }
 
 #[test]

@@ -169,10 +169,10 @@ impl Master {
         Ok(())
     }
 
-    /// What happens next. `None`: the master is to stop.
+    /// What happens next. `None`: the master is to stop, or has given up and the last worker is dead.
     ///
     /// # Errors
-    /// When it has given up and the last worker is dead.
+    /// The same when the program never served.
     pub fn next_happening(&mut self) -> Result<Option<Happening>, Failure> {
         loop {
             if self.is_told_to_stop {
@@ -182,15 +182,24 @@ impl Master {
                 return Ok(Some(happening));
             }
             if self.has_given_up && self.roster.is_empty() {
-                let line =
-                    "serve: the last worker has died, and no more are started; see why the program ends";
-                return Err(Failure::relay(line.to_owned()));
+                return self.end_by_itself();
             }
             if let Some((handle, connection)) = self.next_connection()? {
                 return Ok(Some(Happening::Connection(handle, connection)));
             }
             self.wait()?;
         }
+    }
+
+    fn end_by_itself(&mut self) -> Result<Option<Happening>, Failure> {
+        let line = "serve: the last worker has died, and no more are started; see why the program ends";
+        let failure = Failure::relay(line.to_owned());
+        if self.address.is_none() {
+            return Err(failure);
+        }
+        // It has served, so there is something to report.
+        eprintln!("{failure}");
+        Ok(None)
     }
 
     fn wait(&mut self) -> Result<(), Failure> {
