@@ -5,7 +5,6 @@
 //! of the act, because a master may have replaced them; who is dead then is left alone. Signals and a file are all that is
 //! used, so every server that keeps the contract can be disturbed, and by an ordinary user.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -36,7 +35,7 @@ pub enum Act {
         worker: usize,
         factor: u32,
     },
-    /// The file has a new content at once: the time, in nanoseconds of CLOCK_MONOTONIC. In the end it is removed.
+    /// The file has a new content at once: the time, in nanoseconds of CLOCK_MONOTONIC.
     Write(PathBuf),
     After(Duration),
     /// One of these each time, in turn, to the end. The last act.
@@ -64,6 +63,14 @@ pub fn parse(text: &str) -> Result<Vec<Act>, String> {
 /// Whether the acts of this text have numbers of workers in them.
 pub fn names_a_worker(text: &str) -> bool {
     parse(text).is_ok_and(|acts| acts.iter().any(|act| act.worker().is_some()))
+}
+
+/// Removes the files that these acts have written. After the server has ended: to who watches one, its end is news.
+pub fn clean_up(text: &str) {
+    for act in parse(text).iter().flatten() {
+        // It may never have been written.
+        act.files().into_iter().for_each(|path| drop(fs::remove_file(path)));
+    }
 }
 
 fn parse_one(act: &str) -> Result<Act, String> {
@@ -108,6 +115,14 @@ impl Act {
         matches!(self, Act::Slow { .. } | Act::Every(..))
     }
 
+    fn files(&self) -> Vec<&Path> {
+        match self {
+            Act::Write(path) => vec![path],
+            Act::Every(_, acts) => acts.iter().flat_map(Act::files).collect(),
+            _ => Vec::new(),
+        }
+    }
+
     /// The largest number of a worker that it names.
     fn worker(&self) -> Option<usize> {
         match self {
@@ -118,8 +133,7 @@ impl Act {
     }
 }
 
-/// The acts as they are done, beside the measurement. Ending it lets every worker it stopped go on, and removes what it
-/// has written.
+/// The acts as they are done, beside the measurement. Ending it lets every worker it stopped go on.
 pub struct Disturbance {
     window_is_over: Arc<AtomicBool>,
     end: Option<Sender<()>>,
@@ -141,8 +155,7 @@ impl Disturbance {
         let window_is_over = Arc::new(AtomicBool::new(false));
         let is_over = Arc::clone(&window_is_over);
         let hand = std::thread::spawn(move || {
-            let (stopped, written) = (Vec::new(), BTreeSet::new());
-            let mut hand = Hand { scoreboard, window_is_over: is_over, ended, stopped, written };
+            let mut hand = Hand { scoreboard, window_is_over: is_over, ended, stopped: Vec::new() };
             let done = hand.act_out(&acts);
             // Blocks until the measurement has ended.
             let _ = hand.ended.recv();
@@ -183,7 +196,6 @@ struct Hand {
     /// Never sent to, only closed.
     ended: Receiver<()>,
     stopped: Vec<Process>,
-    written: BTreeSet<PathBuf>,
 }
 
 impl Hand {
@@ -226,10 +238,7 @@ impl Hand {
                 // A server that has ended is left alone, too.
                 Process::find(self.scoreboard.pid()).iter().for_each(|server| server.signal(Signal::SIGHUP));
             }
-            Act::Write(path) => {
-                write_time(path)?;
-                self.written.insert(path.clone());
-            }
+            Act::Write(path) => write_time(path)?,
             Act::After(_) | Act::Slow { .. } | Act::Every(..) => unreachable!("these take their time"),
         }
         Ok(())
@@ -270,8 +279,6 @@ impl Hand {
 impl Drop for Hand {
     fn drop(&mut self) {
         self.stopped.iter().for_each(|process| process.signal(Signal::SIGCONT));
-        // It may be gone already.
-        self.written.iter().for_each(|path| drop(fs::remove_file(path)));
     }
 }
 
@@ -333,12 +340,13 @@ mod tests {
     }
 
     #[test]
-    fn a_written_file_holds_the_time() {
+    fn a_written_file_holds_the_time_until_it_is_removed() {
         let path = std::env::temp_dir().join(format!("acceptlab-write-{}", std::process::id()));
         let before = monotonic_ns();
         write_time(&path).unwrap();
         let written: u64 = fs::read_to_string(&path).unwrap().trim().parse().unwrap();
-        fs::remove_file(&path).unwrap();
+        clean_up(&format!("after 1s; every 1s: kill any, write {}", path.display()));
+        assert!(!path.exists());
         assert!((before..=monotonic_ns()).contains(&written));
         assert!(write_time(Path::new("/nowhere/x")).unwrap_err().contains("/nowhere/x"));
     }

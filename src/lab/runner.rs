@@ -70,7 +70,9 @@ pub fn run(case: &Case, block: usize, interrupt: &Interrupt) -> Result<Row, Stop
         }
     };
     let before = Counters::now();
-    match measure_seen(case, &mut row, interrupt) {
+    let measured = measure_seen(case, &mut row, interrupt);
+    case.disturb.iter().for_each(|acts| disturb::clean_up(acts));
+    match measured {
         Ok(()) => {}
         Err(Stop::Interrupted) => return Err(Stop::Interrupted),
         Err(Stop::Failed(why)) => match missing(&why) {
