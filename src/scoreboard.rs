@@ -21,7 +21,7 @@ use std::sync::atomic::{
 };
 
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
+use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::failure::Failure;
@@ -164,10 +164,14 @@ impl Scoreboard {
         let words = words_for(capacity.max(rows));
         let (mapped, file) = match file {
             None => {
-                let memory = memfd_create(c"scoreboard", MFdFlags::MFD_CLOEXEC).map_err(cannot_map)?;
-                let memory = File::from(memory);
+                let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+                let memory = File::from(memfd_create(c"scoreboard", flags).map_err(cannot_map)?);
                 allocate(&memory, 8 * words.get() as u64)
                     .map_err(|error| Failure::new("map the scoreboard", error))?;
+                // A worker that made it shorter would be our SIGBUS (mmap(2)). A file with a name cannot be sealed, so with
+                // one the workers are trusted.
+                let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+                fcntl(&memory, FcntlArg::F_ADD_SEALS(seals)).map_err(cannot_map)?;
                 let mapped = shared_words(words, Some((&memory, Access::Write))).map_err(cannot_map)?;
                 (mapped, memory)
             }

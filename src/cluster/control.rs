@@ -14,6 +14,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::token::Token;
 use crate::failure::Failure;
@@ -54,6 +55,7 @@ pub struct Control {
     path: PathBuf,
     clients: BTreeMap<u64, Client>,
     last: u64,
+    is_muted: bool,
 }
 
 struct Client {
@@ -78,13 +80,13 @@ impl Control {
                 let why = std::io::Error::other("there is a file of another kind in its place");
                 return Err(Failure::new(tried(), why).advise("choose another"));
             }
-            Ok(_) if UnixStream::connect(path).is_ok() => {
+            Ok(_) if is_stale(path) => fs::remove_file(path).map_err(odd)?,
+            Ok(_) => {
                 let why = std::io::Error::other("another cluster listens there");
                 return Err(
                     Failure::new(tried(), why).advise("stop it with `cluster ctl stop`, or choose another")
                 );
             }
-            Ok(_) => fs::remove_file(path).map_err(odd)?,
             Err(_) => {}
         }
         // Never open to others, not for a moment: it is made with the rights that it will have.
@@ -97,12 +99,17 @@ impl Control {
         epoll
             .add(&listener, Token::Control(0).encode(), Interest::EPOLLIN)
             .map_err(|errno| Failure::new(tried(), errno))?;
-        Ok(Control { listener, path: path.to_owned(), clients: BTreeMap::new(), last: 0 })
+        Ok(Control { listener, path: path.to_owned(), clients: BTreeMap::new(), last: 0, is_muted: false })
     }
 
     /// Takes the next client, if there is one.
     pub fn accept(&mut self, epoll: &Epoll) {
-        let Ok((stream, _)) = self.listener.accept() else { return };
+        let stream = match self.listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) if [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind()) => return,
+            // No descriptor left. The socket would be reported again at once, so it is not looked at for a while.
+            Err(_) => return self.mute(epoll),
+        };
         self.last += 1;
         if self.clients.len() >= MOST_CLIENTS
             && let Some(oldest) = self.clients.keys().next().copied()
@@ -121,6 +128,17 @@ impl Control {
         self.clients.insert(self.last, client);
         if !is_known {
             self.refuse(self.last, "this cluster belongs to another user");
+        }
+    }
+
+    fn mute(&mut self, epoll: &Epoll) {
+        self.is_muted = epoll.delete(&self.listener).is_ok();
+    }
+
+    /// Looks at the socket again, where that was left.
+    pub fn unmute(&mut self, epoll: &Epoll) {
+        if self.is_muted {
+            self.is_muted = epoll.add(&self.listener, Token::Control(0).encode(), Interest::EPOLLIN).is_err();
         }
     }
 
@@ -205,7 +223,8 @@ impl Client {
             match self.stream.read(&mut buffer) {
                 // Who has asked may have shut its side, and waits.
                 Ok(0) => return self.has_asked || self.request.contains(&b'\n'),
-                Ok(_) if self.has_asked => {}
+                // One request a client; who sends more is not waited for.
+                Ok(_) if self.has_asked => return false,
                 Ok(length) => self.request.extend_from_slice(&buffer[..length]),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return error.kind() == ErrorKind::WouldBlock,
@@ -213,6 +232,16 @@ impl Client {
         }
         true
     }
+}
+
+/// Nobody listens there any more. Whatever else keeps us from connecting says that somebody does.
+fn is_stale(path: &Path) -> bool {
+    let connect = || {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        socket.connect(&SockAddr::unix(path)?)
+    };
+    matches!(connect(), Err(error) if error.kind() == ErrorKind::ConnectionRefused)
 }
 
 fn is_our_user(stream: &UnixStream) -> bool {

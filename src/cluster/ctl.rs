@@ -13,7 +13,7 @@ use super::args::parse_workers;
 use super::control::Request;
 use crate::failure::Failure;
 
-/// Asks a running master to do something, and waits until it is done.
+/// Asks a running master to do something, and waits for the answer: after a reload and at a stop until it is done.
 #[derive(Args, Clone, Debug)]
 pub struct CtlArgs {
     /// The socket that the master was given with --control
@@ -73,7 +73,7 @@ pub fn order(args: &CtlArgs) -> Result<(), Failure> {
         Order::Send { worker, message } => Request::Send { worker: *worker, message: message.clone() },
         Order::Stop => Request::Stop,
     };
-    let lost = |error| Failure::new("hear from the cluster", error).advise("see why it ended");
+    let lost = |error| Failure::new("hear from the master", error).advise("see why it ended");
     let mut stream = connect(args.control.as_deref())?;
     let line = serde_json::to_string(&request).expect("its keys are strings");
     stream.write_all(format!("{line}\n").as_bytes()).map_err(lost)?;
@@ -94,11 +94,7 @@ pub fn order(args: &CtlArgs) -> Result<(), Failure> {
             Some(false) => return Err(Failure::relay(format!("cluster: {}", text(&answer["error"])))),
         }
     }
-    match args.order {
-        // Its end is the answer.
-        Order::Stop => Ok(()),
-        _ => Err(lost(std::io::ErrorKind::UnexpectedEof.into())),
-    }
+    Err(lost(std::io::ErrorKind::UnexpectedEof.into()))
 }
 
 fn connect(path: Option<&Path>) -> Result<UnixStream, Failure> {
@@ -126,7 +122,7 @@ fn render(answer: &Value) -> String {
     for worker in workers {
         table.add_row(columns.map(|column| text(&worker[column])));
     }
-    let lives = &answer["cluster"];
+    let lives = &answer["lives"];
     let counts = ["forks", "deaths", "suicides", "hangs", "reloads", "reloads_failed"];
     let counts = counts.map(|name| format!("{} {}", name.replace('_', " "), text(&lives[name]))).join(", ");
     let head = format!(

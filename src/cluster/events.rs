@@ -1,10 +1,12 @@
 //! What happens to the workers, as lines of JSON: on standard error and, where one is given, in a file.
 
-use std::io::Write;
+use std::cell::RefCell;
 use std::path::Path;
+use std::rc::Rc;
 
 use serde_json::{Value, json};
 
+use super::console::Console;
 use super::journal::Journal;
 use crate::failure::Failure;
 use crate::units::{monotonic_ns, utc_now_ms};
@@ -12,22 +14,22 @@ use crate::units::{monotonic_ns, utc_now_ms};
 /// Tells events with their time since the start.
 pub struct Events {
     start_ns: u64,
+    console: Rc<RefCell<Console>>,
     file: Option<Journal>,
 }
 
 impl Events {
-    pub fn new(file: Option<&Path>) -> Result<Events, Failure> {
-        Ok(Events { start_ns: monotonic_ns(), file: file.map(Journal::open).transpose()? })
+    pub fn new(console: Rc<RefCell<Console>>, file: Option<&Path>) -> Result<Events, Failure> {
+        Ok(Events { start_ns: monotonic_ns(), console, file: file.map(Journal::open).transpose()? })
     }
 
     /// `fields` is an object. The event's name and time come first in the line.
     pub fn tell(&mut self, event: &str, fields: Value) {
         let line = self.line(event, fields);
-        // In one write, so that no worker's output comes between. Who has closed our standard error wants no events.
-        let _ = std::io::stderr().write_all(line.as_bytes());
+        self.console.borrow_mut().write(line.as_bytes());
         if let Some(trouble) = self.file.as_mut().and_then(|file| file.write(line.as_bytes())) {
             let line = self.line("failure", json!({"what": trouble}));
-            let _ = std::io::stderr().write_all(line.as_bytes());
+            self.console.borrow_mut().write(line.as_bytes());
         }
     }
 

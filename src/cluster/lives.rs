@@ -6,6 +6,7 @@ use crate::report::{ClusterReport, Recovery};
 
 /// Names that workers may count by; what else they name is not kept.
 const MOST_NAMES: usize = 256;
+const LONGEST_NAME: usize = 64;
 
 /// An hour: whose place is vacant for longer is in the books with that.
 const LONGEST_US: u64 = 3_600_000_000;
@@ -28,7 +29,7 @@ impl Lives {
 
     pub fn count(&mut self, name: &str, n: f64) {
         let counts = &mut self.report.counts;
-        if counts.len() < MOST_NAMES || counts.contains_key(name) {
+        if counts.contains_key(name) || (counts.len() < MOST_NAMES && name.len() <= LONGEST_NAME) {
             *counts.entry(name.to_owned()).or_default() += n;
         }
     }

@@ -1,16 +1,19 @@
 //! What the workers write: read from their pipes as it comes, and told line by line with who wrote it and when, so that
 //! lines of several workers never mix.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read};
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::rc::Rc;
 
 use memchr::memchr;
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
+use super::console::Console;
 use super::journal::Journal;
 use super::token::{Stream, Token, Uid};
 use crate::failure::Failure;
@@ -23,6 +26,7 @@ const LONGEST_LINE: usize = 64 * 1024;
 /// All pipes that somebody may still write to: a worker that is dead may have left more to be read.
 pub struct Outputs {
     pipes: BTreeMap<(Uid, Stream), Pipe>,
+    console: Rc<RefCell<Console>>,
     log: Option<Journal>,
     silent: bool,
 }
@@ -35,8 +39,8 @@ struct Pipe {
 }
 
 impl Outputs {
-    pub fn new(log: Option<&Path>, silent: bool) -> Result<Outputs, Failure> {
-        Ok(Outputs { pipes: BTreeMap::new(), log: log.map(Journal::open).transpose()?, silent })
+    pub fn new(console: Rc<RefCell<Console>>, log: Option<&Path>, silent: bool) -> Result<Outputs, Failure> {
+        Ok(Outputs { pipes: BTreeMap::new(), console, log: log.map(Journal::open).transpose()?, silent })
     }
 
     /// A pipe for worker `number`: the end that it writes to. Ours is watched.
@@ -92,8 +96,7 @@ impl Outputs {
         match &mut self.log {
             Some(log) if !lines.is_empty() => log.write(lines),
             None if !self.silent => {
-                // Who has closed our standard error wants none of it.
-                let _ = std::io::stderr().write_all(lines);
+                self.console.borrow_mut().write(lines);
                 None
             }
             _ => None,

@@ -54,6 +54,8 @@ pub struct Worker {
     pub is_flush_due: bool,
     /// Connections that it was given and has not answered for.
     pub unanswered: Vec<Unanswered>,
+    /// That it ends is no surprise: it was asked to, or has said that it will.
+    pub was_expected: bool,
     /// When to kill it; `None` while it may live.
     pub deadline_ns: Option<u64>,
     /// What it has sent against the protocol.
@@ -132,6 +134,7 @@ impl Worker {
             interest: Interest::empty(),
             is_flush_due: false,
             unanswered: Vec::new(),
+            was_expected: false,
             deadline_ns: None,
             violations: 0,
             is_online: false,

@@ -145,8 +145,7 @@ impl<A: Acceptor> EventLoop<A> {
         if !is_leaving() {
             return false;
         }
-        let idle_timeout = &mut self.reactor.worker.idle_timeout;
-        *idle_timeout = LEAVE_IDLE.min(*idle_timeout);
+        self.reactor.hurry_idle(LEAVE_IDLE);
         self.reactor.open() == 0
     }
 

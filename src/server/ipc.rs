@@ -61,8 +61,19 @@ pub enum Incoming {
     Connection { seq: u64, is_expected: bool, connection: OwnedFd },
     /// A message of so many bytes, more than [`LONGEST_LINE`].
     Large(usize),
+    /// The descriptor that was sent with this tag did not arrive, however often it was sent.
+    Undelivered(u64),
     /// Something that the protocol does not know; it has been passed over.
     Violation(String),
+}
+
+/// What one receive has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Received {
+    Something,
+    Nothing,
+    /// The other end is closed.
+    End,
 }
 
 /// Our end of a channel.
@@ -86,13 +97,14 @@ pub struct Ipc {
     spare: Vec<u8>,
     /// The socket takes no more for now.
     is_full: bool,
+    is_broken: bool,
     /// The kernel has too many descriptors on their way (unix(7), ETOOMANYREFS), and does not say when that ends.
     is_starved: bool,
 }
 
 struct Parcel {
     line: Vec<u8>,
-    handle: Option<Rc<OwnedFd>>,
+    handle: Option<(Rc<OwnedFd>, u64)>,
     /// It says what has become of a descriptor, and does not wait for what we hear of ours.
     is_acknowledgement: bool,
     /// It speaks of a descriptor that it does not have.
@@ -154,6 +166,7 @@ impl Ipc {
             expected_key: None,
             spare: Vec::new(),
             is_full: false,
+            is_broken: false,
             is_starved: false,
         }
     }
@@ -183,16 +196,34 @@ impl Ipc {
         self.post(message, None, false);
     }
 
-    /// Sends a message with a copy of a stream socket, listening or connected.
-    pub fn send_handle(&mut self, message: &impl Serialize, handle: Rc<OwnedFd>) {
+    /// Sends a message with a copy of a stream socket, listening or connected. The tag names it to us.
+    pub fn send_handle(&mut self, message: &impl Serialize, handle: Rc<OwnedFd>, tag: u64) {
         let message = WithHandle { cmd: "NODE_HANDLE", r#type: "net.Native", msg: message };
-        self.post(&message, Some(handle), false);
+        self.post(&message, Some((handle, tag)), false);
     }
 
-    /// Sends a message with a copy of a datagram socket.
-    pub fn send_datagram_handle(&mut self, message: &impl Serialize, handle: Rc<OwnedFd>) {
-        let message = WithHandle { cmd: "NODE_HANDLE", r#type: "dgram.Native", msg: message };
-        self.post(&message, Some(handle), false);
+    /// The tags of those descriptors that nothing has been sent of yet. They are not sent any more.
+    pub fn recall(&mut self) -> Vec<u64> {
+        let (mut recalled, mut place) = (Vec::new(), 0);
+        let (is_begun, unsent_bytes) = (self.sent > 0, &mut self.unsent_bytes);
+        self.outbox.retain(|parcel| {
+            let is_sent = place == 0 && is_begun;
+            place += 1;
+            match &parcel.handle {
+                Some((_, tag)) if !is_sent => {
+                    *unsent_bytes -= parcel.line.len();
+                    recalled.push(*tag);
+                    false
+                }
+                _ => true,
+            }
+        });
+        recalled
+    }
+
+    /// The other end takes nothing any more: it has shut or closed it.
+    pub fn is_broken(&self) -> bool {
+        self.is_broken
     }
 
     /// Asks for a sign of life: a message that speaks of a descriptor and has none. The other end's library says that it
@@ -221,14 +252,14 @@ impl Ipc {
         self.unacknowledged.is_some()
     }
 
-    /// Sends what waits, as far as the other end takes it. That the other end is closed is found by receiving.
+    /// Sends what waits, as far as the other end takes it.
     pub fn flush(&mut self) {
         (self.is_full, self.is_starved) = (false, false);
         while let Some(parcel) = self.outbox.front() {
             if self.unacknowledged.is_some() && !parcel.is_acknowledgement {
                 return;
             }
-            let handle = parcel.handle.as_ref().filter(|_| self.sent == 0).map(|handle| handle.as_fd());
+            let handle = parcel.handle.as_ref().filter(|_| self.sent == 0).map(|(handle, _)| handle.as_fd());
             match send_with_fd(&self.socket, &parcel.line[self.sent..], handle) {
                 Ok(sent) => {
                     self.sent += sent;
@@ -245,6 +276,7 @@ impl Ipc {
                 Err(Errno::EAGAIN) => return self.is_full = true,
                 Err(Errno::ETOOMANYREFS | Errno::ENOBUFS | Errno::ENOMEM) => return self.is_starved = true,
                 Err(_) => {
+                    self.is_broken = true;
                     self.outbox.clear();
                     (self.sent, self.unsent_bytes) = (0, 0);
                 }
@@ -256,7 +288,9 @@ impl Ipc {
     pub fn interest(&self) -> Interest {
         let mut interest = Interest::empty();
         interest.set(Interest::EPOLLOUT, self.is_full);
-        interest.set(Interest::EPOLLIN, self.unsent_bytes < MOST_UNSENT_BYTES);
+        // What waits behind a descriptor or a ping waits for an acknowledgement, which is to be heard.
+        let is_listened_to = self.unsent_bytes < MOST_UNSENT_BYTES || self.unacknowledged.is_some();
+        interest.set(Interest::EPOLLIN, is_listened_to);
         interest
     }
 
@@ -265,8 +299,8 @@ impl Ipc {
         self.is_starved
     }
 
-    /// Receives once into `buffer`, and adds what that completes to `incoming`. False: the other end is closed.
-    pub fn receive(&mut self, buffer: &mut [u8], incoming: &mut VecDeque<Incoming>) -> bool {
+    /// Receives once into `buffer`, and adds what that completes to `incoming`.
+    pub fn receive(&mut self, buffer: &mut [u8], incoming: &mut VecDeque<Incoming>) -> Received {
         let (handle, mut surplus) = (&mut self.handle, 0);
         let received = receive_with_fds(&self.socket, buffer, |fd| match handle {
             None => *handle = Some(fd),
@@ -275,21 +309,28 @@ impl Ipc {
         if surplus > 0 {
             incoming.push_back(violation(format_args!("{surplus} descriptors where none belongs")));
         }
-        match received {
-            Ok(0) => return false,
-            Ok(length) => self.take_bytes(&buffer[..length], incoming),
-            Err(Errno::EAGAIN) => {}
+        let received = match received {
+            Ok(length @ 1..) => {
+                self.take_bytes(&buffer[..length], incoming);
+                Received::Something
+            }
+            Err(Errno::EAGAIN) => Received::Nothing,
             // ECONNRESET when it has not read all that we sent.
-            Err(_) => return false,
-        }
+            Ok(0) | Err(_) => return Received::End,
+        };
         if self.line.is_empty() && self.handle.take().is_some() {
             incoming.push_back(violation("a descriptor where none belongs"));
         }
         self.flush();
-        true
+        received
     }
 
-    fn post(&mut self, message: &impl Serialize, handle: Option<Rc<OwnedFd>>, is_acknowledgement: bool) {
+    fn post(
+        &mut self,
+        message: &impl Serialize,
+        handle: Option<(Rc<OwnedFd>, u64)>,
+        is_acknowledgement: bool,
+    ) {
         let mut line = mem::take(&mut self.spare);
         line.clear();
         serde_json::to_writer(&mut line, message).expect("memory takes it, and its keys are strings");
@@ -410,7 +451,7 @@ impl Ipc {
         if parcel.retransmissions <= MOST_RETRANSMISSIONS {
             self.post_parcel(parcel, true);
         } else {
-            incoming.push_back(violation("a descriptor did not arrive"));
+            incoming.extend(parcel.handle.map(|(_, tag)| Incoming::Undelivered(tag)));
         }
     }
 }
@@ -444,13 +485,14 @@ mod tests {
         fn hear(&mut self, bytes: &[u8], handle: Option<&OwnedFd>) -> Vec<String> {
             assert_eq!(send_with_fd(&self.theirs, bytes, handle.map(AsFd::as_fd)), Ok(bytes.len()));
             let mut incoming = VecDeque::new();
-            assert!(self.ipc.receive(&mut [0; BUFFER_BYTES], &mut incoming));
+            assert_ne!(self.ipc.receive(&mut [0; BUFFER_BYTES], &mut incoming), Received::End);
             let tell = |incoming| match incoming {
                 Incoming::Message(message, None) => message.to_string(),
                 Incoming::Message(message, Some(_)) => format!("{message} with a descriptor"),
                 Incoming::Answer { ack, accepted } => format!("answer {ack} {accepted}"),
                 Incoming::Connection { seq, is_expected, .. } => format!("connection {seq} {is_expected}"),
                 Incoming::Large(bytes) => format!("{bytes} bytes"),
+                Incoming::Undelivered(tag) => format!("undelivered {tag}"),
                 Incoming::Violation(what) => format!("violation: {what}"),
             };
             incoming.into_iter().map(tell).collect()
@@ -591,7 +633,7 @@ mod tests {
     #[test]
     fn behind_a_descriptor_everything_waits_for_its_acknowledgement_but_an_acknowledgement() {
         let mut ends = Ends::new();
-        ends.ipc.send_handle(&json!(1), Rc::new(open()));
+        ends.ipc.send_handle(&json!(1), Rc::new(open()), 8);
         ends.ipc.send(&json!("later"));
         let (line, handles) = ends.sent();
         assert!(line.contains("\"msg\":1") && !line.contains("later") && handles == 1, "{line}");
@@ -602,6 +644,43 @@ mod tests {
         assert!(line.contains("\"msg\":1") && handles == 1, "{line}");
         assert!(ends.hear(ACK, None).is_empty());
         assert_eq!(ends.sent(), ("\"later\"\n".to_owned(), 0));
+    }
+
+    #[test]
+    fn who_owes_an_acknowledgement_is_listened_to_however_much_waits_behind_it() {
+        let mut ends = Ends::new();
+        ends.ipc.ping();
+        ends.ipc.send(&json!("m".repeat(2 * MOST_UNSENT_BYTES)));
+        assert_eq!(ends.ipc.interest(), Interest::EPOLLIN);
+        ends.sent();
+        assert!(ends.hear(NACK, None).is_empty());
+        assert!(!ends.ipc.awaits_acknowledgement() && ends.ipc.interest().contains(Interest::EPOLLOUT));
+    }
+
+    #[test]
+    fn a_descriptor_that_never_arrives_is_given_up_and_named() {
+        let mut ends = Ends::new();
+        ends.ipc.send_handle(&json!(1), Rc::new(open()), 8);
+        for _ in 0..MOST_RETRANSMISSIONS {
+            assert_eq!(ends.sent().1, 1);
+            assert!(ends.hear(NACK, None).is_empty());
+        }
+        assert_eq!(ends.hear(NACK, None), ["undelivered 8"]);
+        assert!(!ends.ipc.awaits_acknowledgement());
+    }
+
+    #[test]
+    fn what_nothing_was_sent_of_can_be_recalled() {
+        let mut ends = Ends::new();
+        for tag in 1..=3 {
+            ends.ipc.send_handle(&json!(tag), Rc::new(open()), tag);
+        }
+        ends.ipc.send(&json!("other"));
+        assert_eq!(ends.ipc.recall(), [2, 3]);
+        assert_eq!(ends.sent().1, 1);
+        ends.hear(ACK, None);
+        assert_eq!(ends.sent(), ("\"other\"\n".to_owned(), 0));
+        assert_eq!(ends.ipc.unsent_bytes(), 0);
     }
 
     #[test]
@@ -626,6 +705,7 @@ mod tests {
         let mut ends = Ends::new();
         drop(ends.theirs);
         ends.ipc.send(&json!(1));
-        assert!(!ends.ipc.receive(&mut [0; 16], &mut VecDeque::new()));
+        assert_eq!(ends.ipc.receive(&mut [0; 16], &mut VecDeque::new()), Received::End);
+        assert!(ends.ipc.is_broken());
     }
 }

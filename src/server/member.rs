@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use socket2::Socket;
 
 use super::args::ServerArgs;
-use super::ipc::{BUFFER_BYTES, Incoming, Ipc};
+use super::ipc::{BUFFER_BYTES, Incoming, Ipc, Received};
 use crate::failure::Failure;
 use crate::membership::Membership;
 use crate::sys::epoll::{Epoll, Interest};
@@ -57,7 +57,8 @@ pub struct Member {
     socket: Option<Socket>,
     address: SocketAddr,
     seq: u64,
-    /// Received, and not answered. A master passes the next when the last has been answered, so there is one at most.
+    /// Received, and not answered. A master sends the next when it has heard that the last has arrived, so there is one at
+    /// most.
     waiting: VecDeque<(u64, OwnedFd)>,
     incoming: VecDeque<Incoming>,
     buffer: Vec<u8>,
@@ -186,7 +187,7 @@ impl Member {
     pub fn hear(&mut self) {
         self.heard_ns = monotonic_ns();
         let mut incoming = std::mem::take(&mut self.incoming);
-        self.is_shut |= !self.ipc.receive(&mut self.buffer, &mut incoming);
+        self.is_shut |= self.ipc.receive(&mut self.buffer, &mut incoming) == Received::End;
         // The signal stays where it is, and so does the reason to look: no need to ask while there is something to hear.
         if incoming.is_empty() && self.fatal_error.has_happened() {
             self.end_after_a_fatal_error();
@@ -201,7 +202,11 @@ impl Member {
                         self.answer(seq, false);
                     }
                 }
-                Incoming::Message(message, _) if message["act"] == "disconnect" => self.begin_to_leave(),
+                Incoming::Message(message, _)
+                    if message["cmd"] == "NODE_CLUSTER" && message["act"] == "disconnect" =>
+                {
+                    self.begin_to_leave();
+                }
                 // Messages for a program that has ears, which ours have not.
                 _ => {}
             }
@@ -270,7 +275,7 @@ impl Member {
             match poll(&mut ready, PollTimeout::NONE) {
                 // A byte at a time: the first connection may stand right behind the answer, and is to stay where who
                 // waits for it will see it.
-                Ok(_) if self.ipc.receive(&mut [0], &mut incoming) => {}
+                Ok(_) if self.ipc.receive(&mut [0], &mut incoming) != Received::End => {}
                 Err(Errno::EINTR) => {}
                 Ok(_) | Err(_) => {
                     let line = format!("ask the master to listen on {listen}: it is gone");

@@ -35,6 +35,7 @@ pub struct Reactor {
     termination: BorrowedFd<'static>,
     /// Who has passed a connection to us may hold a copy of it until it has heard our answer.
     pub have_copies: bool,
+    is_hurried: bool,
     table: Table,
     scratch: Scratch,
     timers: BinaryHeap<Reverse<Timer>>,
@@ -74,6 +75,7 @@ impl Reactor {
             termination,
             now_ns: monotonic_ns(),
             have_copies: false,
+            is_hurried: false,
             table: Table::new(),
             scratch: Scratch::new(),
             timers: BinaryHeap::new(),
@@ -168,6 +170,13 @@ impl Reactor {
             }
         }
         Ok(self.worker)
+    }
+
+    /// From now on a connection between two requests may be silent for so long at most. The others have their time: what
+    /// has begun is finished.
+    pub fn hurry_idle(&mut self, patience: Duration) {
+        self.is_hurried = true;
+        self.worker.idle_timeout = patience.min(self.worker.idle_timeout);
     }
 
     /// How many connections are open.
@@ -273,8 +282,10 @@ impl Reactor {
             }
             let Some(connection) = self.table.get_mut(number) else { break };
             any = true;
-            if (connection.is_waiting() && !connection.has_unsent()) || connection.is_lingering() {
-                // Its silence is our doing; the timer will come back to it.
+            let is_ours = (connection.is_waiting() && !connection.has_unsent()) || connection.is_lingering();
+            if is_ours || (self.is_hurried && !connection.is_between_requests()) {
+                // Its silence is our doing, and the timer will come back to it; or it is not for us to end it, but for who
+                // waits for our end.
                 self.table.touch(number, self.now_ns);
             } else if connection.has_half_a_request() {
                 self.table.touch(number, self.now_ns);

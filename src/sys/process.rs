@@ -7,6 +7,7 @@ use std::process::Command;
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{ForkResult, Pid, getpid, getppid};
 
 /// Who we are after a fork.
@@ -117,6 +118,13 @@ impl From<libc::rusage> for Usage {
 pub enum Ending {
     Exited(i32),
     KilledBy(i32),
+}
+
+/// A child that has ended and is still to be reaped, if there is one: until then its number, which may be its process
+/// group's, is not given to anybody else (waitid(2), WNOWAIT).
+pub fn ended() -> Option<Pid> {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    waitid(Id::All, flags).ok()?.pid()
 }
 
 /// Reaps one child that has ended, if there is one: who, how, and its account.

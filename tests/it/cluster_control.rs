@@ -98,7 +98,7 @@ fn a_cluster_is_asked_for_its_status_reloaded_scaled_and_stopped() {
         .iter()
         .map(|worker| worker["unique_id"].as_u64().unwrap())
         .collect();
-    assert_eq!((ids, status["cluster"]["reloads"].as_u64()), (vec![3, 4], Some(1)));
+    assert_eq!((ids, status["lives"]["reloads"].as_u64()), (vec![3, 4], Some(1)));
 
     socket.done(&["scale", "4"]);
     let serving = |wanted: usize| {

@@ -9,7 +9,7 @@ use crate::cluster::protocol::{self, Message};
 use crate::cluster::timers::Due;
 use crate::cluster::token::{Token, Uid};
 use crate::cluster::worker::State;
-use crate::server::ipc::Incoming;
+use crate::server::ipc::{Incoming, Received};
 use crate::server::listener::BACK_OFF;
 use crate::sys::epoll::Interest;
 use crate::units::monotonic_ns;
@@ -35,17 +35,18 @@ impl Master {
     pub(super) fn receive(&mut self, uid: Uid) -> bool {
         let mut incoming = mem::take(&mut self.incoming);
         let Some(ipc) = self.roster.ipc(uid) else { return false };
-        let is_open = ipc.receive(&mut self.buffer, &mut incoming);
+        let received = ipc.receive(&mut self.buffer, &mut incoming);
         // An acknowledgement is a sign of life that comes without a message.
-        if is_open {
+        if received == Received::Something {
             self.note_life(uid);
         }
-        let any = !incoming.is_empty();
         for incoming in incoming.drain(..) {
             let message = match incoming {
                 Incoming::Message(message, _unwanted) => Message::parse(message),
                 Incoming::Answer { ack, accepted } => Ok(Message::Answer { ack, accepted }),
                 Incoming::Large(bytes) => Ok(Message::SaidMuch(bytes)),
+                // It has no descriptor left: as if it had refused.
+                Incoming::Undelivered(seq) => Ok(Message::Answer { ack: seq, accepted: false }),
                 Incoming::Connection { .. } => Err("a connection where none belongs".to_owned()),
                 Incoming::Violation(what) => Err(what),
             };
@@ -55,10 +56,10 @@ impl Master {
             }
         }
         self.incoming = incoming;
-        if !is_open {
+        if received == Received::End {
             self.disconnected(uid);
         }
-        is_open && any
+        received == Received::Something
     }
 
     fn hear(&mut self, uid: Uid, message: Message) {
@@ -69,8 +70,9 @@ impl Master {
             }
             Message::Query(_) => {}
             Message::Listening => self.hear_listening(uid),
-            Message::Close(key) => self.leave_handles(uid, |handle| handle.key == key),
+            Message::Close(key) => self.hear_close(uid, &key),
             Message::ExitedAfterDisconnect { seq: heard } => {
+                self.note_leaving(uid);
                 let seq = self.next_seq();
                 if let Some(ipc) = self.roster.ipc(uid) {
                     ipc.send(&protocol::acknowledge(heard, seq));
@@ -91,6 +93,16 @@ impl Master {
         self.tell("online", uid, json!({}));
         if self.notifier.as_ref().is_some_and(|notifier| notifier.value().is_some()) {
             self.notify(uid);
+        }
+    }
+
+    /// The program has closed one of its servers. One that goes on wants the port to be closed, as with Node; what one that
+    /// leaves has closed is its successor's.
+    fn hear_close(&mut self, uid: Uid, key: &str) {
+        let is_leaving = self.roster.get(uid).is_none_or(|worker| worker.state == State::Leaving);
+        self.leave_handles(uid, |handle| handle.key == key);
+        if !is_leaving {
+            self.handles.retain(|_, handle| handle.key != key || !handle.members.is_empty());
         }
     }
 
@@ -116,6 +128,9 @@ impl Master {
     pub(super) fn watch(&mut self, uid: Uid) {
         let Some(worker) = self.roster.get_mut(uid) else { return };
         let Some(ipc) = &worker.ipc else { return };
+        if ipc.is_broken() {
+            return self.disconnected(uid);
+        }
         let interest = ipc.interest();
         if interest != worker.interest {
             // A registration is changed without allocating, so this cannot fail (epoll_ctl(2)).

@@ -1,6 +1,8 @@
 //! Who is alive. A worker that was given something answers for it; one that has nothing to answer for is asked for a sign
 //! of life, which its library gives without asking the program (`Ipc::ping`): only a process whose event loop turns.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use super::Master;
@@ -21,6 +23,9 @@ impl Master {
         for uid in self.roster.uids() {
             self.look_at(uid, now_ns, beat_ns);
         }
+        self.control.iter_mut().for_each(|control| control.unmute(&self.epoll));
+        // What its reader did not take before.
+        self.console.borrow_mut().flush(Duration::ZERO);
         self.timers.at(now_ns + beat_ns, Due::Heartbeat);
     }
 

@@ -15,7 +15,7 @@ use crate::cluster::worker::{State, Worker};
 use crate::failure::Failure;
 use crate::report::ServerReport;
 use crate::sys::epoll::Interest;
-use crate::sys::process::{Ending, Usage, reap};
+use crate::sys::process::{Ending, Usage, ended, reap};
 use crate::units::monotonic_ns;
 
 /// A worker that could not be started is tried again after this long; and one that was killed is killed again, should
@@ -49,10 +49,7 @@ impl Master {
         let handles = mem::take(&mut self.handles);
         for uid in self.roster.uids() {
             self.dismiss(uid);
-            // One of our own hears a signal even in the middle of a request, and knows what it means (section 1 of the
-            // contract). Of a Node program it would be the end.
-            let own = self.roster.get(uid).filter(|worker| worker.counts);
-            own.into_iter().for_each(Worker::terminate);
+            self.terminate_if_own(uid);
         }
         drop(handles);
         while !self.roster.is_empty() {
@@ -63,7 +60,17 @@ impl Master {
         let address = self.address.unwrap_or_else(|| ([0, 0, 0, 0], 0).into());
         let mut report = self.scoreboard.report(address, Some(Usage::of_process()));
         report.cluster = Some(self.lives.report());
+        for client in mem::take(&mut self.stop_clients) {
+            self.answer(client, json!({"done": "the cluster has stopped"}));
+        }
         Ok(report)
+    }
+
+    /// One of our own hears a signal even in the middle of a request, and knows what it means (section 1 of the contract):
+    /// once it has taken what it was given, lest it end before. Of a Node program it would be the end.
+    pub(super) fn terminate_if_own(&self, uid: Uid) {
+        let is_ready = |worker: &&Worker| worker.counts && worker.unanswered.is_empty();
+        self.roster.get(uid).filter(is_ready).into_iter().for_each(Worker::terminate);
     }
 
     /// Starts a process as this number, perhaps to take the place of another.
@@ -117,7 +124,7 @@ impl Master {
     pub(super) fn dismiss(&mut self, uid: Uid) {
         let seq = self.next_seq();
         let Some(worker) = self.roster.get_mut(uid) else { return };
-        worker.state = State::Leaving;
+        (worker.state, worker.was_expected) = (State::Leaving, true);
         if let Some(ipc) = &mut worker.ipc {
             ipc.send(&protocol::disconnect(seq));
         }
@@ -127,20 +134,37 @@ impl Master {
         self.watch(uid);
     }
 
-    /// It has said that it will end: its successor is started while it still answers what it has.
+    /// It has met a fatal error, and will end.
     pub(super) fn hear_suicide(&mut self, uid: Uid) {
+        let Some(worker) = self.roster.get_mut(uid) else { return };
+        if worker.state == State::Leaving {
+            return;
+        }
+        self.lives.report.suicides += 1;
+        self.tell("suicide", uid, json!({}));
+        self.note_leaving(uid);
+    }
+
+    /// It has said that it will leave.
+    pub(super) fn note_leaving(&mut self, uid: Uid) {
+        if let Some(worker) = self.roster.get_mut(uid) {
+            worker.was_expected = true;
+            self.begin_to_do_without(uid, "it leaves by itself");
+        }
+    }
+
+    /// This worker serves no more, or not for long: its successor is started while it still answers what it has.
+    fn begin_to_do_without(&mut self, uid: Uid, why: &str) {
         let Some(worker) = self.roster.get_mut(uid) else { return };
         if worker.state == State::Leaving {
             return;
         }
         worker.state = State::Leaving;
         let number = worker.number;
-        self.lives.report.suicides += 1;
-        self.tell("suicide", uid, json!({}));
         self.leave_handles(uid, |_| true);
         self.expect_to_leave_within(uid, self.args.kill_timeout);
         self.note_vacancy(number);
-        self.reload_without(uid, "it has met a fatal error");
+        self.reload_without(uid, why);
     }
 
     fn note_vacancy(&mut self, number: usize) {
@@ -196,10 +220,17 @@ impl Master {
         self.expect_to_leave_within(uid, self.args.kill_timeout);
         self.happenings.retain(|happening| !matches!(happening, Happening::Query(asker, _) if *asker == uid));
         self.tell("disconnect", uid, json!({}));
+        self.begin_to_do_without(uid, "it has disconnected");
     }
 
     /// True: somebody has ended.
     pub(super) fn reap_one(&mut self) -> bool {
+        // While it is a zombie its number is nobody else's: what it has started and left in its group goes with it.
+        if let Some(worker) =
+            ended().and_then(|pid| self.roster.find(pid)).and_then(|uid| self.roster.get(uid))
+        {
+            worker.kill();
+        }
         let Ok(Some((pid, ending, usage))) = reap() else { return false };
         let Some(uid) = self.roster.find(pid) else { return true };
         // What it said before it died counts.
@@ -208,15 +239,15 @@ impl Master {
         self.tell("exit", uid, describe(ending));
         let Some(worker) = self.roster.remove(uid) else { return true };
         let number = worker.number;
-        if worker.state != State::Leaving {
+        if !worker.was_expected {
             self.lives.report.deaths += 1;
         }
         self.usages[number] = sum(self.usages[number], usage);
         let row = self.scoreboard.row(number);
         row.set_usage(self.usages[number]);
-        // The kernel has closed its connections. A successor that counts in the same row has opened some of its own
-        // already; these are the next to be counted.
-        if matches!(ending, Ending::KilledBy(_)) && self.roster.holder(number).is_none() {
+        // The kernel has closed the connections of one that was killed. Where another process counts in the same row, it
+        // is not known which are whose, and they stay in it until that one is gone too.
+        if self.roster.iter().all(|other| other.number != number) {
             row.lose_open_connections();
         }
         self.note_vacancy(number);

@@ -1,8 +1,8 @@
 //! The master's loop: channels, listening sockets, signals and deadlines, one after another, and nothing waits for a
 //! worker that does not answer.
 //!
-//! A connection is accepted only while a worker is free to have it, and kept until that worker has answered for it: who
-//! refuses, dies or closes gives it back, and the next who is free gets it. So what has been accepted is never lost.
+//! A connection is accepted only while some worker is free, and kept until the worker that was given it has answered for
+//! it: who refuses, dies or closes gives it back, and another gets it. So what has been accepted is never lost.
 //!
 //! Here is what it waits for. [`life`] starts and ends the workers, [`channels`] hears what they say, [`sockets`] has the
 //! listening sockets and gives connections, [`reload`] replaces the workers one by one, [`health`] looks who is alive,
@@ -15,6 +15,7 @@ mod orders;
 mod reload;
 mod sockets;
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::io::IsTerminal;
 use std::net::SocketAddr;
@@ -28,6 +29,7 @@ use serde_json::{Value, json};
 
 use self::reload::Roll;
 use super::args::MasterArgs;
+use super::console::Console;
 use super::control::Control;
 use super::events::Events;
 use super::handle::Handle;
@@ -71,6 +73,7 @@ pub struct Master {
     timers: Timers,
     events: Events,
     outputs: Outputs,
+    console: Rc<RefCell<Console>>,
     control: Option<Control>,
     notifier: Option<Notifier>,
     scoreboard: Scoreboard,
@@ -89,6 +92,8 @@ pub struct Master {
     seq: u64,
     happenings: VecDeque<Happening>,
     address: Option<SocketAddr>,
+    /// Clients of the control socket that wait for the end.
+    stop_clients: Vec<u64>,
     /// Our standard error was a terminal when we began.
     had_terminal: bool,
     is_told_to_stop: bool,
@@ -113,14 +118,16 @@ impl Master {
         let (epoll, signals) =
             open().map_err(|errno: Errno| Failure::new("open an epoll instance", errno))?;
         let (workers, capacity) = (args.workers, args.capacity());
+        let console = Rc::new(RefCell::new(Console::default()));
         let (scoreboard, scoreboard_fd) =
             Scoreboard::create_shared(model, workers, capacity, args.scoreboard.as_deref())?;
         let mut master = Master {
             workers,
             signals,
             timers: Timers::default(),
-            events: Events::new(args.events.as_deref())?,
-            outputs: Outputs::new(args.log.as_deref(), args.silent)?,
+            events: Events::new(Rc::clone(&console), args.events.as_deref())?,
+            outputs: Outputs::new(Rc::clone(&console), args.log.as_deref(), args.silent)?,
+            console,
             control: args.control.as_deref().map(|path| Control::open(path, &epoll)).transpose()?,
             notifier: args
                 .notify
@@ -141,6 +148,7 @@ impl Master {
             seq: 0,
             happenings: VecDeque::new(),
             address: None,
+            stop_clients: Vec::new(),
             had_terminal: std::io::stderr().is_terminal(),
             is_told_to_stop: false,
             has_given_up: false,
@@ -198,7 +206,7 @@ impl Master {
             return Err(failure);
         }
         // It has served, so there is something to report.
-        eprintln!("{failure}");
+        self.console.borrow_mut().write(format!("{failure}\n").as_bytes());
         Ok(None)
     }
 
@@ -256,7 +264,7 @@ impl Master {
         while let Some(due) = self.timers.take_due(now_ns) {
             match due {
                 Due::AcceptAgain => self.is_exhausted = false,
-                Due::Rested(handle, uid) => self.end_rest(handle, uid),
+                Due::Rested(handle, uid) => self.set_free(handle, uid),
                 Due::Orphan(handle) => self.close_orphan(handle, now_ns),
                 Due::Flush(uid) => self.flush_again(uid),
                 Due::Kill(uid) => self.kill_overdue(uid, now_ns),

@@ -30,7 +30,7 @@ impl Master {
             Request::Send { worker, message } => self.send_message(client, worker, &message),
             Request::Stop => {
                 self.is_told_to_stop = true;
-                self.answer(client, json!({"done": "the cluster stops"}));
+                self.stop_clients.push(client);
             }
         }
     }
@@ -56,7 +56,7 @@ impl Master {
             "wanted": self.workers,
             "reloading": self.roll.is_some(),
             "gave_up": self.has_given_up,
-            "cluster": self.lives.report(),
+            "lives": self.lives.report(),
             "workers": self.roster.iter().map(|worker| self.status_of(worker)).collect::<Vec<_>>(),
         })
     }
@@ -90,6 +90,9 @@ impl Master {
         let surplus = |worker: &&Worker| worker.number >= workers && worker.state != State::Leaving;
         let surplus: Vec<Uid> = self.roster.iter().filter(surplus).map(|worker| worker.uid).collect();
         surplus.into_iter().for_each(|uid| self.dismiss(uid));
+        // Nobody misses them.
+        self.vacant_since_ns[workers..].fill(None);
+        self.is_start_due[workers..].fill(false);
         self.shorten_reload(workers);
         (before..workers).for_each(|number| self.start_if_vacant(number));
         let done = format!("from {before} to {workers} workers");
@@ -97,6 +100,9 @@ impl Master {
     }
 
     fn send_message(&mut self, client: u64, to: Option<usize>, message: &Value) {
+        if message["cmd"].as_str().is_some_and(|cmd| cmd.starts_with("NODE_")) {
+            return self.refuse(client, "messages with a cmd that begins with NODE_ are the library's own");
+        }
         let is_meant = |worker: &Worker| to.is_none_or(|number| number == worker.number);
         let is_able = |worker: &&Worker| {
             let has_room = worker.ipc.as_ref().is_some_and(|ipc| ipc.unsent_bytes() < MOST_UNREAD);

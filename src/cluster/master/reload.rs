@@ -84,6 +84,9 @@ impl Master {
 
     fn replace_next(&mut self) {
         loop {
+            if self.has_given_up {
+                return self.abandon_reload("the program was given up");
+            }
             let Some(roll) = &mut self.roll else { return };
             let Some(number) = roll.left.pop_front() else { return self.finish_reload() };
             let (clients, total) = (roll.clients.clone(), self.workers);

@@ -17,6 +17,7 @@ use crate::cluster::token::{Token, Uid};
 use crate::cluster::worker::{State, Unanswered};
 use crate::failure::Failure;
 use crate::scoreboard::Count;
+use crate::server::Ipc;
 use crate::server::listener::{BACK_OFF, NoConnection, say_exhausted};
 use crate::sys::epoll::Interest;
 use crate::sys::fd::accept;
@@ -24,6 +25,9 @@ use crate::units::monotonic_ns;
 
 /// How long what a socket has accepted waits for another worker when the last has closed it.
 const ORPHAN_WAITS_NS: u64 = 5_000_000_000;
+
+/// Connections that a worker may have to answer for, where it is given some before it has answered for the last.
+const MOST_UNANSWERED: usize = 16;
 
 /// Listening sockets that one worker may have: it must not use up everybody's descriptors.
 const MOST_HANDLES: usize = 64;
@@ -35,9 +39,13 @@ impl Master {
         &self.handles[&handle].free
     }
 
-    /// All that live, whether or not they still have to answer for one: what such a worker is passed waits for it.
+    /// All that live, whether or not they still have to answer for some: what such a worker is passed waits for it, up to
+    /// a bound.
     pub fn living(&self, handle: u64) -> Vec<(Uid, usize)> {
-        let lives = |&&(uid, _): &&(Uid, usize)| self.roster.get(uid).is_some_and(|worker| !worker.is_hung);
+        let lives = |&&(uid, _): &&(Uid, usize)| {
+            let worker = self.roster.get(uid);
+            worker.is_some_and(|worker| !worker.is_hung && worker.unanswered.len() < MOST_UNANSWERED)
+        };
         self.handles[&handle].members.iter().filter(lives).copied().collect()
     }
 
@@ -61,7 +69,7 @@ impl Master {
         found.set_busy(uid);
         let Some(worker) = self.roster.get_mut(uid) else { return found.returned.push_back(connection) };
         let Some(ipc) = &mut worker.ipc else { return found.returned.push_back(connection) };
-        ipc.send_handle(&NewConnection::of(&found.key, seq), Rc::clone(&connection));
+        ipc.send_handle(&NewConnection::of(&found.key, seq), Rc::clone(&connection), seq);
         worker.unanswered.push(Unanswered { seq, handle, connection });
         self.lives.report.passed += 1;
         self.watch(uid);
@@ -83,23 +91,33 @@ impl Master {
             return self.note_violation(uid, "an answer to what was not asked");
         };
         let Unanswered { handle, connection, .. } = worker.unanswered.swap_remove(at);
-        let found = self.handles.get_mut(&handle);
         if accepted {
             if !worker.counts {
                 self.scoreboard.row(worker.number).add(Count::Accepted, 1);
             }
-            found.into_iter().for_each(|found| found.set_free(uid));
-        } else if let Some(found) = found {
-            found.returned.push_back(connection);
-            self.lives.report.returned += 1;
+            self.set_free(handle, uid);
+        } else {
+            self.give_back(handle, connection);
             // It has no room, or is about to leave: at once it would say no again.
-            self.timers.at(monotonic_ns() + BACK_OFF.as_nanos() as u64, Due::Rested(handle, uid));
+            self.timers.at(self.now_ns + BACK_OFF.as_nanos() as u64, Due::Rested(handle, uid));
+        }
+        if self.is_told_to_stop {
+            self.terminate_if_own(uid);
         }
     }
 
-    pub(super) fn end_rest(&mut self, handle: u64, uid: Uid) {
-        if let Some(found) = self.handles.get_mut(&handle) {
+    /// Who hangs is not free, whatever else it is.
+    pub(super) fn set_free(&mut self, handle: u64, uid: Uid) {
+        let is_able = self.roster.get(uid).is_some_and(|worker| !worker.is_hung);
+        if let Some(found) = self.handles.get_mut(&handle).filter(|_| is_able) {
             found.set_free(uid);
+        }
+    }
+
+    fn give_back(&mut self, handle: u64, connection: Rc<OwnedFd>) {
+        if let Some(found) = self.handles.get_mut(&handle) {
+            found.returned.push_back(connection);
+            self.lives.report.returned += 1;
         }
     }
 
@@ -122,10 +140,10 @@ impl Master {
                 }
                 if keep {
                     ipc.send(&protocol::kept(query, &key, handle.address, &handle.data, seq));
-                    handle.set_free(uid);
+                    self.set_free(token, uid);
                 } else {
                     let reply = protocol::shared(query, &key, &handle.data, seq);
-                    ipc.send_handle(&reply, Rc::clone(&handle.socket));
+                    ipc.send_handle(&reply, Rc::clone(&handle.socket), seq);
                 }
             }
             Err(errno) => {
@@ -196,10 +214,7 @@ impl Master {
     pub(super) fn take_back(&mut self, uid: Uid) {
         let Some(worker) = self.roster.get_mut(uid) else { return };
         for given in mem::take(&mut worker.unanswered) {
-            if let Some(handle) = self.handles.get_mut(&given.handle) {
-                handle.returned.push_back(given.connection);
-                self.lives.report.returned += 1;
-            }
+            self.give_back(given.handle, given.connection);
         }
         self.leave_handles(uid, |_| true);
     }
@@ -227,9 +242,16 @@ impl Master {
         }
     }
 
-    /// A worker that hangs is given nothing until it shows that it lives.
+    /// A worker that hangs is given nothing until it shows that it lives, and what it was not even sent goes to others.
     pub(super) fn leave_free_lists(&mut self, uid: Uid) {
         self.handles.values_mut().for_each(|handle| handle.set_busy(uid));
+        let Some(worker) = self.roster.get_mut(uid) else { return };
+        let recalled = worker.ipc.as_mut().map_or(Vec::new(), Ipc::recall);
+        let is_recalled = |given: &mut Unanswered| recalled.contains(&given.seq);
+        let given: Vec<Unanswered> = worker.unanswered.extract_if(.., is_recalled).collect();
+        for given in given {
+            self.give_back(given.handle, given.connection);
+        }
     }
 
     /// It is free for every handle, but for one whose connection it still has to answer for.
