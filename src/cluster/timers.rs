@@ -15,6 +15,8 @@ pub enum Due {
     Rested(u64, Uid),
     /// This handle has had no worker for long enough.
     Orphan(u64),
+    /// This worker has closed this handle: is it still there, and does nobody else have it?
+    Closed(u64, Uid),
     /// The channel to this worker may take descriptors again.
     Flush(Uid),
     /// This worker should have left.

@@ -169,6 +169,58 @@ fn in_both_schedules_the_cluster_comes_back_to_full_strength_after_each_kill() {
 }
 
 #[test]
+fn a_node_program_without_a_descriptor_left_gives_the_connection_back_and_gets_it_later() {
+    if !has_node() {
+        return;
+    }
+    let limited = format!("ulimit -n 40; exec node {PROGRAM} \"$@\"");
+    let server = start_with(&["--workers", "1"], &["sh", "-c", &limited, "sh"]);
+    let mut clients: Vec<Client> = (0..40).map(|_| connect(&server)).collect();
+    // Those that have asked are answered, and make room.
+    clients.iter_mut().for_each(|client| held(client.send(GET_AND_CLOSE)));
+    clients.iter_mut().for_each(|client| drop(answer(client)));
+}
+
+/// A server that does this after each answer.
+fn serving_and(act: &str) -> String {
+    format!(
+        "const server = require('node:http').createServer((_, response) => response.end('', () => {act}));
+         server.listen(0, '127.0.0.1'); setInterval(() => {{}}, 1000);"
+    )
+}
+
+#[test]
+fn a_node_worker_that_disconnects_by_itself_has_a_successor_and_the_port_stays_open() {
+    if !has_node() {
+        return;
+    }
+    let program = serving_and("require('node:cluster').worker.disconnect()");
+    let server = start_with(&["--workers", "1"], &["node", "-e", &program, "--"]);
+    await_events(&server, "listening", 1);
+    for _ in 0..3 {
+        let mut client = connect(&server);
+        held(client.send(GET_AND_CLOSE));
+        answer(&mut client);
+        await_events(&server, "listening", 1);
+    }
+}
+
+#[test]
+fn a_node_program_that_closes_its_server_and_goes_on_has_closed_the_port() {
+    if !has_node() {
+        return;
+    }
+    let program = serving_and("server.close()");
+    let server = start_with(&["--workers", "1"], &["node", "-e", &program, "--"]);
+    let mut client = connect(&server);
+    held(client.send(GET_AND_CLOSE));
+    answer(&mut client);
+    let refused = poll_until(FOREVER, || std::net::TcpStream::connect(server.addr).is_err().then_some(()));
+    assert!(refused.is_some());
+    assert_eq!(server.processes().len(), 2);
+}
+
+#[test]
 fn a_program_that_exits_at_once_is_given_up_with_a_failure() {
     let output = run(&["--workers", "2", "--max-restarts", "5", "--", "false"]);
     assert_eq!(output.status.code(), Some(1));

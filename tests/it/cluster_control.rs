@@ -238,6 +238,34 @@ fn a_worker_that_does_not_read_is_sent_no_more_than_a_bound_and_the_others_go_on
     answer(&mut stuck);
 }
 
+/// What waits behind something that the worker has to acknowledge must not keep its acknowledgement from being heard.
+#[test]
+fn a_worker_that_was_sent_much_while_it_hung_is_well_again_when_it_lives() {
+    let socket = Socket::new("much");
+    let server =
+        start_with(&["--workers", "1", "--control", socket.path(), "--heartbeat", "50ms"], &[PROGRAM]);
+    let worker = socket.status()["workers"][0]["pid"].as_i64().unwrap() as i32;
+    let hung = crate::dispatch::Stopped::new(worker);
+    await_events(&server, "hang", 1);
+    let request = format!("{{\"do\":\"send\",\"message\":\"{}\"}}\n", "t".repeat(900_000));
+    assert!(socket.say(request.as_bytes()).contains("\"ok\":true"));
+    drop(hung);
+    held(served_within(server.addr, FOREVER));
+}
+
+#[test]
+fn a_message_in_the_librarys_own_words_is_refused() {
+    let socket = Socket::new("words");
+    let server = start(&socket, &[]);
+    for cmd in ["NODE_HANDLE_ACK", "NODE_CLUSTER"] {
+        let output = socket.ctl(&["send", &format!("{{\"cmd\":\"{cmd}\",\"act\":\"disconnect\"}}")]);
+        assert_eq!(output.status.code(), Some(1));
+    }
+    socket.done(&["send", "{\"act\":\"disconnect\"}"]);
+    held(served_within(server.addr, FOREVER));
+    assert_eq!(socket.status()["lives"]["forks"], 2);
+}
+
 #[test]
 fn a_master_that_stops_answers_who_waits_for_a_reload() {
     let socket = Socket::new("stops");

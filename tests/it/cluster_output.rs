@@ -1,13 +1,17 @@
 //! What `cluster` gathers of its workers and writes: output, events, a watched file; and a disk that is full.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use acceptlab::lab::check::client::served_within;
 use acceptlab::lab::processes::poll_until;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::cluster::{await_events, count, events_in, has_node, run, start_with};
+use crate::cluster::{CLUSTER, await_events, count, events_in, has_node, run, start_with};
 use crate::support::{FOREVER, held};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_event-driven");
@@ -92,6 +96,40 @@ fn a_full_disk_under_the_logs_is_told_once_and_the_workers_go_on() {
     for _ in 0..4 {
         held(served_within(server.addr, FOREVER));
     }
+}
+
+#[test]
+fn a_master_whose_standard_error_nobody_reads_goes_on() {
+    let chatty = format!("while :; do echo {}; done & exec {PROGRAM} \"$@\"", "x".repeat(1000));
+    let mut child = Command::new(CLUSTER)
+        .args(["--workers", "2", "--", "sh", "-c", &chatty, "sh", "--listen", "127.0.0.1:0"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("cargo has built it");
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let ready = lines.next().unwrap().unwrap();
+    let addr = ready.strip_prefix("ready ").unwrap().parse().unwrap();
+    for _ in 0..20 {
+        held(served_within(addr, FOREVER));
+    }
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+    let ended = poll_until(FOREVER, || child.try_wait().unwrap());
+    let _ = child.kill();
+    assert!(ended.is_some_and(|status| status.success()), "{ended:?}");
+}
+
+#[test]
+fn a_worker_cannot_break_the_masters_scoreboard() {
+    if !has_node() {
+        return;
+    }
+    let vandal = "try { require('node:fs').ftruncateSync(+process.env.ACCEPTLAB_SCOREBOARD_FD, 0); }
+        catch (error) { console.log(error.code); }
+        require('node:http').createServer((_, response) => response.end('')).listen(0, '127.0.0.1');";
+    let mut server = start_with(&["--workers", "1"], &["node", "-e", vandal, "--"]);
+    assert!(server.said().contains("worker 0: EPERM"));
+    held(server.stop());
 }
 
 #[test]

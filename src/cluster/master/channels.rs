@@ -17,6 +17,9 @@ use crate::units::monotonic_ns;
 /// What else a worker sends against the protocol is only counted.
 const MOST_VIOLATIONS_TOLD: u64 = 10;
 
+/// How long to wait for the word that a worker leaves, behind the one that it has closed a server.
+const CLOSE_WAITS_NS: u64 = 100_000_000;
+
 /// A longer message is told by its size.
 const LONGEST_TOLD: usize = 4096;
 
@@ -97,12 +100,11 @@ impl Master {
     }
 
     /// The program has closed one of its servers. One that goes on wants the port to be closed, as with Node; what one that
-    /// leaves has closed is its successor's.
+    /// leaves has closed is its successor's. Node's library says that it leaves in the message behind this one.
     fn hear_close(&mut self, uid: Uid, key: &str) {
-        let is_leaving = self.roster.get(uid).is_none_or(|worker| worker.state == State::Leaving);
         self.leave_handles(uid, |handle| handle.key == key);
-        if !is_leaving {
-            self.handles.retain(|_, handle| handle.key != key || !handle.members.is_empty());
+        if let Some((&token, _)) = self.handles.iter().find(|(_, handle)| handle.key == key) {
+            self.timers.at(monotonic_ns() + CLOSE_WAITS_NS, Due::Closed(token, uid));
         }
     }
 
@@ -129,6 +131,8 @@ impl Master {
         let Some(worker) = self.roster.get_mut(uid) else { return };
         let Some(ipc) = &worker.ipc else { return };
         if ipc.is_broken() {
+            // It takes nothing more. What it has said still counts.
+            while self.receive(uid) {}
             return self.disconnected(uid);
         }
         let interest = ipc.interest();

@@ -266,6 +266,7 @@ impl Master {
                 Due::AcceptAgain => self.is_exhausted = false,
                 Due::Rested(handle, uid) => self.set_free(handle, uid),
                 Due::Orphan(handle) => self.close_orphan(handle, now_ns),
+                Due::Closed(handle, uid) => self.close_for_good(handle, uid),
                 Due::Flush(uid) => self.flush_again(uid),
                 Due::Kill(uid) => self.kill_overdue(uid, now_ns),
                 Due::Start(number) => self.start_if_vacant(number),

@@ -262,6 +262,13 @@ impl Master {
         free.for_each(|(_, handle)| handle.set_free(uid));
     }
 
+    pub(super) fn close_for_good(&mut self, handle: u64, uid: Uid) {
+        let goes_on = self.roster.get(uid).is_some_and(|worker| worker.state == State::Serving);
+        if goes_on && self.handles.get(&handle).is_some_and(|handle| handle.members.is_empty()) {
+            self.handles.remove(&handle);
+        }
+    }
+
     pub(super) fn close_orphan(&mut self, handle: u64, now_ns: u64) {
         let is_over = |since_ns: u64| since_ns + ORPHAN_WAITS_NS <= now_ns;
         if !self.has_given_up && !self.roster.is_at_full_strength(self.workers) {
