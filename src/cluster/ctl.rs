@@ -91,7 +91,9 @@ pub fn order(args: &CtlArgs) -> Result<(), Failure> {
                 return Ok(());
             }
             Some(true) => return Ok(()),
-            Some(false) => return Err(Failure::relay(format!("cluster: {}", text(&answer["error"])))),
+            Some(false) => {
+                return Err(Failure::relay(format!("the master says: {}", text(&answer["error"]))));
+            }
         }
     }
     Err(lost(std::io::ErrorKind::UnexpectedEof.into()))

@@ -7,7 +7,7 @@
 //! The acceptor is level-triggered, and one connection is taken per wake-up: a burst is shared among all who wait
 //! for it, and the listener's reports do not push the connections' aside.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -21,7 +21,7 @@ use super::reactor::{ACCEPTOR, Reactor};
 use super::worker::Worker;
 use crate::failure::Failure;
 use crate::scoreboard::Count;
-use crate::sys::epoll::{Interest, Ready};
+use crate::sys::epoll::{Epoll, Interest, Ready};
 use crate::sys::signal::{forget_listener, is_leaving, is_stopping};
 use crate::units::monotonic_ns;
 
@@ -33,6 +33,11 @@ const LEAVE_IDLE: Duration = Duration::from_secs(1);
 pub trait Acceptor: AsFd {
     /// It may have something to say besides, even to a worker that has no room.
     fn hear(&self) {}
+
+    /// What else to wait for, as if it were the acceptor itself.
+    fn also(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 
     /// Connections are passed to us by somebody who keeps copies until we have answered.
     fn has_copies(&self) -> bool {
@@ -49,6 +54,10 @@ impl Acceptor for Channel {
 impl Acceptor for Listener {
     fn hear(&self) {
         Listener::hear(self);
+    }
+
+    fn also(&self) -> Option<BorrowedFd<'_>> {
+        Listener::also(self)
     }
 
     fn has_copies(&self) -> bool {
@@ -89,7 +98,7 @@ impl<A: Acceptor> EventLoop<A> {
         let open = || {
             let mut reactor = Reactor::new(worker)?;
             reactor.have_copies = acceptor.has_copies();
-            reactor.epoll.add(&acceptor, ACCEPTOR, interest)?;
+            watch(&reactor.epoll, &acceptor, interest)?;
             Ok(reactor)
         };
         let reactor = open().map_err(|errno: nix::Error| Failure::new("open an epoll instance", errno))?;
@@ -234,7 +243,7 @@ impl<A: Acceptor> EventLoop<A> {
     pub fn finish(self) -> Result<Worker, Failure> {
         if self.is_watching {
             // Before the close: in another process the socket may live on, and with it the registration.
-            let _ = self.reactor.epoll.delete(&self.acceptor);
+            let _ = leave(&self.reactor.epoll, &self.acceptor);
         }
         forget_listener();
         drop(self.acceptor);
@@ -249,7 +258,7 @@ impl<A: Acceptor> EventLoop<A> {
 
     fn ignore_acceptor(&mut self) -> Result<(), Failure> {
         self.is_watching = false;
-        self.reactor.epoll.delete(&self.acceptor).map_err(|errno| Failure::new("leave the acceptor", errno))
+        leave(&self.reactor.epoll, &self.acceptor).map_err(|errno| Failure::new("leave the acceptor", errno))
     }
 
     fn unmute_when_due(&mut self) -> Result<(), Failure> {
@@ -262,9 +271,19 @@ impl<A: Acceptor> EventLoop<A> {
 
     fn watch_acceptor(&mut self) -> Result<(), Failure> {
         self.is_watching = true;
-        let watched = self.reactor.epoll.add(&self.acceptor, ACCEPTOR, self.interest);
+        let watched = watch(&self.reactor.epoll, &self.acceptor, self.interest);
         watched.map_err(|errno| Failure::new("return to the acceptor", errno))
     }
+}
+
+fn watch(epoll: &Epoll, acceptor: &impl Acceptor, interest: Interest) -> nix::Result<()> {
+    epoll.add(acceptor, ACCEPTOR, interest)?;
+    acceptor.also().map_or(Ok(()), |also| epoll.add(also, ACCEPTOR, Interest::EPOLLIN))
+}
+
+fn leave(epoll: &Epoll, acceptor: &impl Acceptor) -> nix::Result<()> {
+    epoll.delete(acceptor)?;
+    acceptor.also().map_or(Ok(()), |also| epoll.delete(also))
 }
 
 /// How many descriptors this process may still open. Nothing but connections is opened after the start.

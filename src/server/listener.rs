@@ -30,6 +30,7 @@ enum Source {
     Cluster {
         member: Rc<RefCell<Member>>,
         wait: OwnedFd,
+        also: Option<OwnedFd>,
         channel: OwnedFd,
     },
 }
@@ -75,10 +76,11 @@ impl Listener {
         let copy = |fd: BorrowedFd| {
             fd.try_clone_to_owned().map_err(|error| Failure::new("copy a descriptor", error))
         };
-        let wait = copy(member.borrow().descriptor())?;
+        let wait = copy(member.borrow().descriptors().0)?;
+        let also = member.borrow().descriptors().1.map(copy).transpose()?;
         let channel = copy(member.borrow().channel())?;
         let address = member.borrow().address();
-        Ok(Listener { source: Source::Cluster { member, wait, channel }, address })
+        Ok(Listener { source: Source::Cluster { member, wait, also, channel }, address })
     }
 
     fn bind_with(
@@ -137,6 +139,14 @@ impl Listener {
         match &self.source {
             Source::Socket(socket) => sys::fd::accept(socket, SockFlag::SOCK_NONBLOCK),
             Source::Cluster { member, .. } => member.borrow_mut().accept(),
+        }
+    }
+
+    /// What else to wait for, as if it were the listener.
+    pub fn also(&self) -> Option<BorrowedFd<'_>> {
+        match &self.source {
+            Source::Socket(_) => None,
+            Source::Cluster { also, .. } => also.as_ref().map(OwnedFd::as_fd),
         }
     }
 

@@ -1,9 +1,9 @@
 //! A server as a worker of a cluster: what Node's `lib/internal/cluster/child.js` does for its programs, for ours. Instead
 //! of binding, it asks its master, and is given the listening socket, or connections one by one.
 //!
-//! A member is one descriptor to wait for, an epoll instance around the channel, the shared listening socket where there is
-//! one, and SIGUSR2; and one call, [`Member::accept`], which takes a connection if there is one and hears the master besides.
-//! So a server that accepts from a `Listener` does not know the difference.
+//! A member is something to wait for, the channel, the shared listening socket where there is one, and SIGUSR2; and one call,
+//! [`Member::accept`], which takes a connection if there is one and hears the master besides. So a server that accepts from
+//! a `Listener` does not know the difference.
 //!
 //! Leaving, because the master says so or after a fatal error (SIGUSR2 plays one): nothing new is taken, and what is open is
 //! answered with `Connection: close`.
@@ -131,9 +131,13 @@ impl Member {
         self.socket.as_ref().map(AsFd::as_fd)
     }
 
-    /// Readable when there may be a connection, or something to hear.
-    pub fn descriptor(&self) -> BorrowedFd<'_> {
-        self.epoll.as_fd()
+    /// Readable when there may be a connection, or something to hear; and one more to wait for besides. Where connections
+    /// come over the channel that is the channel itself, since a wake-up through two epoll instances costs both ends of it.
+    pub fn descriptors(&self) -> (BorrowedFd<'_>, Option<BorrowedFd<'_>>) {
+        match self.socket {
+            Some(_) => (self.epoll.as_fd(), None),
+            None => (self.ipc.as_fd(), Some(self.fatal_error.as_fd())),
+        }
     }
 
     /// The next connection, non-blocking.

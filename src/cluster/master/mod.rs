@@ -45,6 +45,7 @@ use crate::failure::Failure;
 use crate::scoreboard::Scoreboard;
 use crate::server::ipc::{BUFFER_BYTES, Incoming};
 use crate::sys::epoll::{Epoll, Interest, Ready};
+use crate::sys::fd::close_all;
 use crate::sys::process::Usage;
 use crate::sys::signal::SignalQueue;
 use crate::units::monotonic_ns;
@@ -91,6 +92,8 @@ pub struct Master {
     next_handle: u64,
     seq: u64,
     happenings: VecDeque<Happening>,
+    /// A worker's now; our copies are to be closed.
+    passed: Vec<OwnedFd>,
     address: Option<SocketAddr>,
     /// Clients of the control socket that wait for the end.
     stop_clients: Vec<u64>,
@@ -147,6 +150,7 @@ impl Master {
             next_handle: 0,
             seq: 0,
             happenings: VecDeque::new(),
+            passed: Vec::new(),
             address: None,
             stop_clients: Vec::new(),
             had_terminal: std::io::stderr().is_terminal(),
@@ -211,6 +215,7 @@ impl Master {
     }
 
     fn wait(&mut self) -> Result<(), Failure> {
+        close_all(&mut self.passed);
         let reports =
             self.epoll.wait(self.until_due()).map_err(|errno| Failure::new("wait for the workers", errno))?;
         self.now_ns = monotonic_ns();

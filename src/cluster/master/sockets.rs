@@ -96,6 +96,8 @@ impl Master {
                 self.scoreboard.row(worker.number).add(Count::Accepted, 1);
             }
             self.set_free(handle, uid);
+            // Nobody waits for our copy to be closed: first the worker is to have its next.
+            self.passed.extend(Rc::try_unwrap(connection));
         } else {
             self.give_back(handle, connection);
             // It has no room, or is about to leave: at once it would say no again.
