@@ -1,6 +1,7 @@
 //! The cluster with unmodified Node programs: who is answered, what becomes of the dead, and what the hostile can do.
 //! Without Node these tests are skipped with a line.
 
+use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::dispatch::Stopped;
-use crate::support::{FOREVER, answer, connect, held, load};
+use crate::support::{FOREVER, Ordinary, answer, connect, held, load};
 
 pub const CLUSTER: &str = env!("CARGO_BIN_EXE_cluster");
 const PROGRAM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/experiments/node-cluster.js");
@@ -218,6 +219,42 @@ fn a_node_program_that_closes_its_server_and_goes_on_has_closed_the_port() {
     let refused = poll_until(FOREVER, || std::net::TcpStream::connect(server.addr).is_err().then_some(()));
     assert!(refused.is_some());
     assert_eq!(server.processes().len(), 2);
+}
+
+#[test]
+fn a_program_may_have_two_listeners() {
+    if !has_node() {
+        return;
+    }
+    let program = "const http = require('node:http');
+        const server = (name) => http.createServer((_, response) => response.end(name)).listen(0, '127.0.0.1');
+        const second = server('second').on('listening', () => console.log(`second ${second.address().port}`));
+        server('first');";
+    let server = start_with(&["--workers", "2"], &["node", "-e", program, "--"]);
+    let mut said = String::new();
+    let port = poll_until(FOREVER, || {
+        said += &server.said();
+        said.lines().find_map(|line| line.split_once("second ")?.1.parse::<u16>().ok())
+    });
+    let second = ([127, 0, 0, 1], port.expect("it says")).into();
+    let bodies = [server.addr, second].map(|addr| held(served_within(addr, FOREVER)).body);
+    assert_eq!(bodies.map(|body| String::from_utf8(body).unwrap()).iter().collect::<BTreeSet<_>>().len(), 2);
+}
+
+#[test]
+fn a_forbidden_port_is_told_with_its_reason() {
+    let first_allowed = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
+    let is_forbidden = first_allowed.is_ok_and(|port| port.trim().parse::<u16>().is_ok_and(|port| port > 80));
+    let ordinary = Ordinary::new(CLUSTER).filter(|_| is_forbidden && has_node());
+    let Some(ordinary) = ordinary else {
+        return println!("skipped: everybody may have port 80 here, or node is missing");
+    };
+    let program = "require('node:http').createServer(() => {}).listen(80, '127.0.0.1')";
+    let flags = ["--workers", "1", "--max-restarts", "0", "--", "node", "-e", program];
+    let output = ordinary.command().current_dir("/").args(flags).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("listen 127.0.0.1:80: permission denied"), "{said}");
 }
 
 #[test]

@@ -12,10 +12,11 @@ use acceptlab::lab::check::client::{GET, served_within};
 use acceptlab::lab::check::server::{STOP_WITHIN, Server};
 use acceptlab::lab::processes::poll_until;
 use nix::sys::signal::Signal;
+use nix::unistd::geteuid;
 use serde_json::Value;
 
 use crate::cluster::{CLUSTER, await_events, has_node, run, start_with};
-use crate::support::{FOREVER, answer, connect, held, load};
+use crate::support::{FOREVER, Ordinary, answer, connect, held, load};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_event-driven");
 
@@ -160,6 +161,22 @@ fn garbage_and_silence_on_the_control_socket_disturb_nobody() {
     assert_eq!(socket.status()["workers"].as_array().unwrap().len(), 2);
     held(served_within(server.addr, FOREVER));
     drop(silent);
+}
+
+#[test]
+fn a_cluster_obeys_its_own_user_and_root_alone() {
+    let Some(other) = Ordinary::new(CLUSTER).filter(|_| geteuid().is_root()) else {
+        return println!("skipped: it takes root to be somebody else");
+    };
+    let socket = Socket::new("owner");
+    let server = start(&socket, &[]);
+    // Even where the file lets him in.
+    fs::set_permissions(&socket.0, fs::Permissions::from_mode(0o666)).unwrap();
+    let output = other.command().args(["ctl", "--control", socket.path(), "stop"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("belongs to another user"), "{said}");
+    held(served_within(server.addr, FOREVER));
 }
 
 #[test]

@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use acceptlab::lab::check::client::{GET, GET_AND_CLOSE, served_within};
-use acceptlab::lab::check::server::Server;
-use acceptlab::lab::processes::poll_until;
+use acceptlab::lab::check::server::{Program, Server};
+use acceptlab::lab::processes::{Process, poll_until};
 use acceptlab::report::{ClusterReport, ServerReport};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::cluster::{await_events, count, events_in, run, start_with};
+use crate::cluster::{CLUSTER, await_events, count, events_in, run, start_with};
 use crate::dispatch::Stopped;
 use crate::support::{FOREVER, answer, connect, held, load};
 
@@ -131,6 +131,44 @@ fn a_reload_replaces_every_worker_and_no_request_is_lost() {
         let report = stopped(&mut server);
         assert_eq!((report.reloads, report.deaths, report.forks), (1, 0, 4), "{schedule}");
     }
+}
+
+#[test]
+fn of_a_killed_worker_only_what_was_in_its_hands_is_lost_and_each_is_named() {
+    for schedule in ["rr", "none"] {
+        let server = start(&["--workers", "2", "--schedule", schedule]);
+        let pid = pids(&server, 2)[0];
+        let addr = server.addr;
+        let flags = ["--retry", "--connections", "16", "--duration", "2s"];
+        let report = std::thread::scope(|scope| {
+            let loaded = scope.spawn(move || load(addr, &flags));
+            let is_loaded = poll_until(FOREVER, || {
+                (Process::find(pid)?.cpu_time() > Duration::from_millis(100)).then_some(())
+            });
+            assert!(is_loaded.is_some());
+            kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+            loaded.join().unwrap()
+        });
+        assert_eq!(report.lost.len() as u64, report.errors.total(), "{schedule}");
+        assert!(report.lost.len() <= 16, "{schedule}: {:?}", report.lost);
+        // Who had answered last on that connection, and would have answered this.
+        let of_the_dead = report.lost.iter().all(|lost| lost.worker == Some(0) && lost.client.is_some());
+        assert!(of_the_dead, "{schedule}: {:?}", report.lost);
+    }
+}
+
+#[test]
+fn a_master_without_descriptors_for_a_successor_says_so_and_the_others_go_on() {
+    let command = ["sh", "-c", "ulimit -n 21; exec \"$0\" \"$@\"", CLUSTER, "--workers", "2", "--", PROGRAM];
+    let server = held(Program::new(&command.map(String::from)).start(&[]));
+    server.signal(Signal::SIGHUP);
+    let events = await_events(&server, "reload-failed", 1);
+    let failed = events.iter().find(|event| event["event"] == "reload-failed").unwrap();
+    assert!(failed["why"].as_str().unwrap().contains("too many open files"), "{failed}");
+    // More clients than it can accept at once.
+    let mut clients: Vec<_> = (0..40).map(|_| connect(&server)).collect();
+    clients.iter_mut().for_each(|client| held(client.send(GET_AND_CLOSE)));
+    clients.iter_mut().for_each(|client| drop(answer(client)));
 }
 
 #[test]
