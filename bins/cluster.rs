@@ -36,7 +36,7 @@ and UDP are refused (ENOTSUP).
 
 The first line on standard output is `ready ADDR:PORT`, when every worker listens. Standard error
 has an event a line, as JSON, and what the workers write, with their number and the time. SIGHUP
-replaces all workers, one by one. SIGTERM or Ctrl-C disconnects the workers, lets them finish, and
+replaces all workers, one by one (but of a terminal that is closed it ends the cluster). SIGTERM or Ctrl-C disconnects the workers, lets them finish, and
 prints one JSON document, in which what only the program knows is 0 for a Node program. A program
 that was given up ends it when its last worker is gone, with status 1.
 
@@ -60,7 +60,7 @@ struct Args {
     #[arg(long, value_enum)]
     policy: Option<Policy>,
 
-    /// Give up when more restarts than this would be needed...
+    /// Give up when more restarts than this would be needed, or as many in a row have never listened...
     #[arg(long, value_name = "N", default_value_t = 10)]
     max_restarts: usize,
 
@@ -68,7 +68,7 @@ struct Args {
     #[arg(long, value_name = "DUR", default_value = "60s", value_parser = parse_positive_duration)]
     within: Duration,
 
-    /// Wait so long before a restart, and twice as long before each that follows within that time
+    /// Wait so long before a restart, and twice as long, up to 30 s, before each that follows within that time
     #[arg(long, value_name = "DUR", default_value = "0s", value_parser = parse_duration)]
     backoff: Duration,
 
@@ -135,7 +135,7 @@ fn serve(args: Args, master: MasterArgs) -> Result<ServerReport, Failure> {
                 master.pass(handle, connection, next);
             }
             Happening::Ready(address) => server::ready(address)?,
-            Happening::Vacant(number) => match restarts.allow(monotonic_ns()) {
+            Happening::Vacant { number, has_served } => match restarts.allow(monotonic_ns(), has_served) {
                 Some(pause) => master.restart(number, pause),
                 None => master.give_up(),
             },

@@ -34,7 +34,8 @@ pub struct MasterArgs {
     #[arg(long, value_name = "DUR", default_value = "1s", value_parser = parse_positive_duration)]
     pub heartbeat: Duration,
 
-    /// Kill, and so replace, a worker that gives no sign of life for this long [default: never]
+    /// Kill, and so replace, a worker that gives no sign of life for this long [default: never]. A program that serves one
+    /// connection at a time gives none meanwhile
     #[arg(long, value_name = "DUR", value_parser = parse_positive_duration)]
     pub hang_timeout: Option<Duration>,
 
@@ -50,7 +51,7 @@ pub struct MasterArgs {
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
 
-    /// Show nothing of what the workers write (a --log still gets it)
+    /// Show nothing of what the workers write, only the events (a --log still gets it)
     #[arg(long)]
     pub silent: bool,
 
@@ -58,7 +59,7 @@ pub struct MasterArgs {
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_variable)]
     pub env: Vec<(String, String)>,
 
-    /// Run the workers as this user, by number
+    /// Run the workers as this user, by number (`id -u NAME` tells it)
     #[arg(long, value_name = "UID")]
     pub uid: Option<u32>,
 

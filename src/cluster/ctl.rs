@@ -1,8 +1,9 @@
 //! The other end of the control socket: `cluster ctl`.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use comfy_table::Table;
@@ -12,6 +13,9 @@ use serde_json::Value;
 use super::args::parse_workers;
 use super::control::Request;
 use crate::failure::Failure;
+
+/// What a master does at once it answers in far less.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Asks a running master to do something, and waits for the answer: after a reload and at a stop until it is done.
 #[derive(Args, Clone, Debug)]
@@ -50,6 +54,7 @@ enum Order {
         /// To this worker alone
         #[arg(long, value_name = "I")]
         worker: Option<usize>,
+        /// Such as '{"act": "shout"}'
         #[arg(value_name = "JSON", value_parser = parse_json)]
         message: Value,
     },
@@ -73,8 +78,17 @@ pub fn order(args: &CtlArgs) -> Result<(), Failure> {
         Order::Send { worker, message } => Request::Send { worker: *worker, message: message.clone() },
         Order::Stop => Request::Stop,
     };
-    let lost = |error| Failure::new("hear from the master", error).advise("see why it ended");
+    let lost = |error: std::io::Error| {
+        let advice = match error.kind() {
+            ErrorKind::WouldBlock => "it is there and does not answer; is it stopped?",
+            _ => "see why it ended",
+        };
+        Failure::new("hear from the master", error).advise(advice)
+    };
     let mut stream = connect(args.control.as_deref())?;
+    if !matches!(args.order, Order::Reload | Order::Stop) {
+        stream.set_read_timeout(Some(PATIENCE)).map_err(lost)?;
+    }
     let line = serde_json::to_string(&request).expect("its keys are strings");
     stream.write_all(format!("{line}\n").as_bytes()).map_err(lost)?;
     for line in BufReader::new(stream).lines() {
@@ -133,7 +147,15 @@ fn render(answer: &Value) -> String {
         text(&answer["listen"]),
         text(&answer["uptime_s"])
     );
-    format!("{head}\n{table}\n")
+    let state = match (answer["gave_up"].as_bool(), answer["reloading"].as_bool()) {
+        (Some(true), _) => {
+            format!("GIVEN UP: {} of {} workers are left\n", workers.len(), text(&answer["wanted"]))
+        }
+        (_, Some(true)) => "a reload is under way\n".to_owned(),
+        _ => String::new(),
+    };
+    let foot = "accepted, requests, active: of all who were this worker since the start";
+    format!("{state}{head}\n{table}\n{foot}\n")
 }
 
 fn text(value: &Value) -> String {

@@ -13,8 +13,8 @@ pub enum Message {
     Online { counts: bool },
     /// Its program has called `listen()`: what socket is it to have?
     Query(Box<Query>),
-    /// It takes connections.
-    Listening,
+    /// It takes connections on this port.
+    Listening { port: Option<u64> },
     /// It takes no more connections of this handle.
     Close(String),
     /// It is about to disconnect on its own, and wants an answer first.
@@ -118,7 +118,7 @@ impl Message {
             Some("queryServer") => serde_json::from_value(message)
                 .map(|query| Message::Query(Box::new(query)))
                 .map_err(|error| format!("a queryServer that cannot be read: {error}")),
-            Some("listening") => Ok(Message::Listening),
+            Some("listening") => Ok(Message::Listening { port: message["port"].as_u64() }),
             Some("close") => match message.get("key").and_then(Value::as_str) {
                 Some(key) => Ok(Message::Close(key.to_owned())),
                 None => Err("a close without a key".to_owned()),

@@ -13,20 +13,24 @@ pub struct Restarts {
     /// Before the first of several restarts; each further one waits twice as long.
     pause: Duration,
     at_ns: VecDeque<u64>,
+    /// How many in a row have ended before they served: however slowly that goes, it leads nowhere.
+    failures: usize,
 }
 
 impl Restarts {
-    /// At most `most` within any time of this length.
+    /// At most `most` within any time of this length, and at most so many in a row for workers that have never served.
     pub fn new(most: usize, within: Duration, pause: Duration) -> Restarts {
-        Restarts { most, within_ns: within.as_nanos() as u64, pause, at_ns: VecDeque::new() }
+        Restarts { most, within_ns: within.as_nanos() as u64, pause, at_ns: VecDeque::new(), failures: 0 }
     }
 
-    /// One more, at this time of CLOCK_MONOTONIC: after which pause. `None`: it would be one too many.
-    pub fn allow(&mut self, now_ns: u64) -> Option<Duration> {
+    /// One more, at this time of CLOCK_MONOTONIC, for a worker that has served or not: after which pause. `None`: it would
+    /// be one too many.
+    pub fn allow(&mut self, now_ns: u64, has_served: bool) -> Option<Duration> {
+        self.failures = if has_served { 0 } else { self.failures + 1 };
         while self.at_ns.front().is_some_and(|&at_ns| at_ns + self.within_ns <= now_ns) {
             self.at_ns.pop_front();
         }
-        if self.at_ns.len() >= self.most {
+        if self.at_ns.len() >= self.most || self.failures > self.most {
             return None;
         }
         let doublings = self.at_ns.len().min(20) as u32;
@@ -43,16 +47,24 @@ mod tests {
     fn so_many_are_allowed_within_the_time_and_others_later() {
         let mut restarts = Restarts::new(2, Duration::from_nanos(10), Duration::ZERO);
         assert_eq!(
-            [0, 5, 9, 10, 11, 15].map(|at_ns| restarts.allow(at_ns).is_some()),
+            [0, 5, 9, 10, 11, 15].map(|at_ns| restarts.allow(at_ns, true).is_some()),
             [true, true, false, true, false, true]
         );
-        assert_eq!(Restarts::new(0, Duration::from_secs(1), Duration::ZERO).allow(0), None);
+        assert_eq!(Restarts::new(0, Duration::from_secs(1), Duration::ZERO).allow(0, true), None);
+    }
+
+    #[test]
+    fn workers_that_never_serve_are_given_up_however_slowly_they_fail() {
+        let mut restarts = Restarts::new(2, Duration::from_nanos(10), Duration::ZERO);
+        let allowed = [(0, false), (100, false), (200, true), (300, false), (400, false), (500, false)]
+            .map(|(at_ns, has_served)| restarts.allow(at_ns, has_served).is_some());
+        assert_eq!(allowed, [true, true, true, true, true, false]);
     }
 
     #[test]
     fn the_pauses_double_up_to_a_bound_and_begin_anew_after_a_quiet_while() {
         let mut restarts = Restarts::new(100, Duration::from_nanos(10), Duration::from_secs(1));
-        let pauses = [0, 0, 0, 0, 0, 0, 0, 20].map(|at_ns| restarts.allow(at_ns).unwrap().as_secs());
+        let pauses = [0, 0, 0, 0, 0, 0, 0, 20].map(|at_ns| restarts.allow(at_ns, true).unwrap().as_secs());
         assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30, 1]);
     }
 }

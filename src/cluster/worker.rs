@@ -54,6 +54,10 @@ pub struct Worker {
     pub is_flush_due: bool,
     /// Connections that it was given and has not answered for.
     pub unanswered: Vec<Unanswered>,
+    /// Why it could not listen.
+    pub trouble: Option<String>,
+    /// It has listened.
+    pub has_served: bool,
     /// That it ends is no surprise: it was asked to, or has said that it will.
     pub was_expected: bool,
     /// When to kill it; `None` while it may live.
@@ -134,6 +138,8 @@ impl Worker {
             interest: Interest::empty(),
             is_flush_due: false,
             unanswered: Vec::new(),
+            trouble: None,
+            has_served: false,
             was_expected: false,
             deadline_ns: None,
             violations: 0,

@@ -71,7 +71,7 @@ impl Crew {
     pub fn new(scoreboard: Scoreboard) -> Result<Crew, Failure> {
         if is_member() {
             let line = "fork workers: this is a worker of a cluster, which has one process; give `cluster` a server that \
-                        is one, such as event-driven, threaded or sync";
+                        is one, such as event-driven or threaded";
             return Err(Failure::relay(line.to_owned()));
         }
         let signals = SignalQueue::open().map_err(|errno| Failure::new("open a signalfd", errno))?;

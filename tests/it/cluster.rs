@@ -2,7 +2,7 @@
 //! Without Node these tests are skipped with a line.
 
 use std::collections::BTreeSet;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::process::{Command, Output};
 use std::time::Duration;
 
@@ -130,7 +130,7 @@ fn the_life_of_a_worker_is_told_in_events() {
     let ended = held(server.ended(STOP_WITHIN));
     let names: Vec<String> =
         events_in(&ended.stderr).iter().map(|event| event["event"].as_str().unwrap().to_owned()).collect();
-    assert_eq!(names, ["setup", "fork", "online", "listening", "disconnect", "exit"]);
+    assert_eq!(names, ["setup", "fork", "online", "listening", "disconnect", "exit", "stopped"]);
 }
 
 /// The only worker hangs with a connection that it was given; others wait behind it. Its successor answers them all.
@@ -228,8 +228,8 @@ fn a_program_may_have_two_listeners() {
     }
     let program = "const http = require('node:http');
         const server = (name) => http.createServer((_, response) => response.end(name)).listen(0, '127.0.0.1');
-        const second = server('second').on('listening', () => console.log(`second ${second.address().port}`));
-        server('first');";
+        server('first');
+        const second = server('second').on('listening', () => console.log(`second ${second.address().port}`));";
     let server = start_with(&["--workers", "2"], &["node", "-e", program, "--"]);
     let mut said = String::new();
     let port = poll_until(FOREVER, || {
@@ -237,6 +237,16 @@ fn a_program_may_have_two_listeners() {
         said.lines().find_map(|line| line.split_once("second ")?.1.parse::<u16>().ok())
     });
     let second = ([127, 0, 0, 1], port.expect("it says")).into();
+    let told = poll_until(FOREVER, || {
+        said += &server.said();
+        let events = events_in(&said);
+        let addresses =
+            events.iter().filter(|event| event["event"] == "listening").map(|event| &event["address"]);
+        let addresses: Vec<&str> = addresses.filter_map(Value::as_str).collect();
+        let is_told = |addr: SocketAddr| addresses.contains(&addr.to_string().as_str());
+        (is_told(server.addr) && is_told(second)).then_some(())
+    });
+    assert!(told.is_some(), "{said}");
     let bodies = [server.addr, second].map(|addr| held(served_within(addr, FOREVER)).body);
     assert_eq!(bodies.map(|body| String::from_utf8(body).unwrap()).iter().collect::<BTreeSet<_>>().len(), 2);
 }
@@ -290,6 +300,8 @@ fn a_program_whose_port_is_taken_hears_it_from_listen_and_is_given_up() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(said.contains(&format!("listen {address}: address already in use")), "{said}");
         assert!(said.contains("EADDRINUSE"), "{said}");
+        let last = format!("last: worker 0: listen {address}: address already in use");
+        assert!(said.lines().last().unwrap().ends_with(&last), "{said}");
     }
 }
 

@@ -252,6 +252,29 @@ fn a_program_that_is_given_up_after_it_has_served_leaves_a_report_and_a_failure(
 }
 
 #[test]
+fn a_program_that_fails_slowly_is_given_up_too() {
+    let slow = ["--workers", "1", "--within", "10ms", "--listen-timeout", "50ms", "--max-restarts", "2"];
+    let output = run(&[&slow[..], &["--", "sleep", "60"]].concat());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), count(&events_in(&said), "fork")), (Some(1), 3), "{said}");
+    assert!(
+        said.lines().last().unwrap().ends_with("last: worker 0: it does not listen after 50ms"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_reload_takes_up_a_program_that_was_given_up() {
+    let mut server = start(&["--workers", "2", "--max-restarts", "0"]);
+    kill(Pid::from_raw(pids(&server, 2)[0]), Signal::SIGKILL).unwrap();
+    await_events(&server, "giveup", 1);
+    server.signal(Signal::SIGHUP);
+    await_events(&server, "reloaded", 1);
+    assert_eq!(pids(&server, 2).len(), 2);
+    assert!(!stopped(&mut server).gave_up);
+}
+
+#[test]
 fn a_hung_worker_is_reported_given_nothing_and_back_when_it_lives_again() {
     let server = start(&["--workers", "2", "--heartbeat", "50ms"]);
     let worker = pids(&server, 2)[0];

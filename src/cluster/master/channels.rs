@@ -1,6 +1,7 @@
 //! What the workers say, and what of it the master answers by itself.
 
 use std::mem;
+use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 
@@ -72,7 +73,7 @@ impl Master {
                 self.happenings.push_back(Happening::Query(uid, query));
             }
             Message::Query(_) => {}
-            Message::Listening => self.hear_listening(uid),
+            Message::Listening { port } => self.hear_listening(uid, port),
             Message::Close(key) => self.hear_close(uid, &key),
             Message::ExitedAfterDisconnect { seq: heard } => {
                 self.note_leaving(uid);
@@ -108,13 +109,15 @@ impl Master {
         }
     }
 
-    fn hear_listening(&mut self, uid: Uid) {
-        let address =
-            self.handles.values().find(|handle| handle.has_member(uid)).map(|handle| handle.address);
+    fn hear_listening(&mut self, uid: Uid, port: Option<u64>) {
+        let mut addresses = self.handles.values().filter(|handle| handle.has_member(uid)).map(|h| h.address);
+        let is_meant = |address: &SocketAddr| port == Some(address.port().into());
+        let first = addresses.clone().next();
+        let address = addresses.find(is_meant).or(first);
         self.tell("listening", uid, json!({"address": address}));
         let (Some(worker), Some(address)) = (self.roster.get_mut(uid), address) else { return };
         if matches!(worker.state, State::Starting { .. }) {
-            worker.state = State::Serving;
+            (worker.state, worker.has_served) = (State::Serving, true);
             let number = worker.number;
             self.end_vacancy(number);
             self.reload_with(uid);

@@ -36,7 +36,8 @@ impl Master {
     pub fn give_up(&mut self) {
         if !mem::replace(&mut self.has_given_up, true) {
             self.lives.report.gave_up = true;
-            self.events.tell("giveup", json!({"workers_left": self.roster.len()}));
+            let last = self.last_trouble.as_str();
+            self.events.tell("giveup", json!({"workers_left": self.roster.len(), "last": last}));
         }
     }
 
@@ -60,6 +61,10 @@ impl Master {
         let address = self.address.unwrap_or_else(|| ([0, 0, 0, 0], 0).into());
         let mut report = self.scoreboard.report(address, Some(Usage::of_process()));
         report.cluster = Some(self.lives.report());
+        self.events.tell("stopped", json!({"uptime_s": report.uptime_s}));
+        if let Some(line) = self.last_words.take() {
+            self.console.borrow_mut().write(format!("{line}\n").as_bytes());
+        }
         for client in mem::take(&mut self.stop_clients) {
             self.answer(client, json!({"done": "the cluster has stopped"}));
         }
@@ -149,30 +154,30 @@ impl Master {
     pub(super) fn note_leaving(&mut self, uid: Uid) {
         if let Some(worker) = self.roster.get_mut(uid) {
             worker.was_expected = true;
-            self.begin_to_do_without(uid, "it leaves by itself");
+            self.begin_to_do_without(uid);
+            self.reload_without(uid, "it leaves by itself");
         }
     }
 
     /// This worker serves no more, or not for long: its successor is started while it still answers what it has.
-    fn begin_to_do_without(&mut self, uid: Uid, why: &str) {
+    fn begin_to_do_without(&mut self, uid: Uid) {
         let Some(worker) = self.roster.get_mut(uid) else { return };
         if worker.state == State::Leaving {
             return;
         }
         worker.state = State::Leaving;
-        let number = worker.number;
+        let (number, has_served) = (worker.number, worker.has_served);
         self.leave_handles(uid, |_| true);
         self.expect_to_leave_within(uid, self.args.kill_timeout);
-        self.note_vacancy(number);
-        self.reload_without(uid, why);
+        self.note_vacancy(number, has_served);
     }
 
-    fn note_vacancy(&mut self, number: usize) {
+    fn note_vacancy(&mut self, number: usize, has_served: bool) {
         if self.is_vacant(number) && !self.is_told_to_stop {
             self.vacant_since_ns[number].get_or_insert(monotonic_ns());
             // A worker that has said that it ends, and then does, leaves its place once.
             if !mem::replace(&mut self.is_start_due[number], true) {
-                self.happenings.push_back(Happening::Vacant(number));
+                self.happenings.push_back(Happening::Vacant { number, has_served });
             }
         }
     }
@@ -198,6 +203,7 @@ impl Master {
             worker.kill();
             worker.deadline_ns = Some(now_ns + RETRY_NS);
             self.timers.at(now_ns + RETRY_NS, Due::Kill(uid));
+            self.tell("killed", uid, json!({"why": "it has not left in time"}));
         }
     }
 
@@ -205,8 +211,16 @@ impl Master {
         let is_late = |worker: &Worker| matches!(worker.state, State::Starting { .. });
         if self.roster.get(uid).is_some_and(is_late) {
             let what = format!("it does not listen after {:?}", self.args.listen_timeout);
+            self.note_trouble(uid, &what);
             self.tell("failure", uid, json!({"what": what}));
             self.expect_to_leave_within(uid, Duration::ZERO);
+        }
+    }
+
+    /// Why it will not serve: what it ends with says less.
+    pub(super) fn note_trouble(&mut self, uid: Uid, what: &str) {
+        if let Some(worker) = self.roster.get_mut(uid) {
+            worker.trouble = Some(format!("worker {}: {what}", worker.number));
         }
     }
 
@@ -220,7 +234,7 @@ impl Master {
         self.expect_to_leave_within(uid, self.args.kill_timeout);
         self.happenings.retain(|happening| !matches!(happening, Happening::Query(asker, _) if *asker == uid));
         self.tell("disconnect", uid, json!({}));
-        self.begin_to_do_without(uid, "it has disconnected");
+        self.begin_to_do_without(uid);
     }
 
     /// True: somebody has ended.
@@ -237,6 +251,7 @@ impl Master {
         while self.receive(uid) {}
         self.disconnected(uid);
         self.tell("exit", uid, describe(ending));
+        let why = in_words(ending);
         let Some(worker) = self.roster.remove(uid) else { return true };
         let number = worker.number;
         if !worker.was_expected {
@@ -250,8 +265,13 @@ impl Master {
         if self.roster.iter().all(|other| other.number != number) {
             row.lose_open_connections();
         }
-        self.note_vacancy(number);
-        self.reload_without(uid, "it has ended");
+        match worker.trouble {
+            Some(trouble) => self.last_trouble = trouble,
+            None if !worker.was_expected => self.last_trouble = format!("worker {number} {why}"),
+            None => {}
+        }
+        self.note_vacancy(number, worker.has_served);
+        self.reload_without(uid, &format!("it {why}"));
         true
     }
 }
@@ -262,6 +282,16 @@ fn describe(ending: Ending) -> Value {
         Ending::KilledBy(signal) => {
             let name = Signal::try_from(signal).map(Signal::as_str).ok();
             json!({"status": null, "signal": name})
+        }
+    }
+}
+
+fn in_words(ending: Ending) -> String {
+    match ending {
+        Ending::Exited(status) => format!("ended with status {status}"),
+        Ending::KilledBy(signal) => {
+            let name = Signal::try_from(signal).map_or("a signal", Signal::as_str);
+            format!("was killed by {name}")
         }
     }
 }

@@ -60,8 +60,9 @@ pub enum Happening {
     Connection(u64, Rc<OwnedFd>),
     /// For the first time all workers take connections.
     Ready(SocketAddr),
-    /// This number has no worker that serves, or is about to: [`Master::restart`] it or [`Master::give_up`].
-    Vacant(usize),
+    /// This number has no worker that serves, or is about to: [`Master::restart`] it or [`Master::give_up`]. The last may
+    /// never have listened.
+    Vacant { number: usize, has_served: bool },
 }
 
 /// The workers and everything that the master holds for them.
@@ -100,6 +101,10 @@ pub struct Master {
     /// Our standard error was a terminal when we began.
     had_terminal: bool,
     is_told_to_stop: bool,
+    /// Why a worker could not serve, or ended.
+    last_trouble: String,
+    /// Why we end, though nobody has asked us to.
+    last_words: Option<String>,
     has_given_up: bool,
     /// There was no descriptor left: nothing is accepted until [`Due::AcceptAgain`].
     is_exhausted: bool,
@@ -155,6 +160,8 @@ impl Master {
             stop_clients: Vec::new(),
             had_terminal: std::io::stderr().is_terminal(),
             is_told_to_stop: false,
+            last_trouble: String::new(),
+            last_words: None,
             has_given_up: false,
             is_exhausted: false,
             now_ns: monotonic_ns(),
@@ -204,13 +211,14 @@ impl Master {
     }
 
     fn end_by_itself(&mut self) -> Result<Option<Happening>, Failure> {
-        let line = "serve: the last worker has died, and no more are started; see why the program ends";
-        let failure = Failure::relay(line.to_owned());
+        let line =
+            format!("serve: the last worker has died, and no more are started; last: {}", self.last_trouble);
+        let failure = Failure::relay(line);
         if self.address.is_none() {
             return Err(failure);
         }
-        // It has served, so there is something to report.
-        self.console.borrow_mut().write(format!("{failure}\n").as_bytes());
+        // It has served, so there is something to report first.
+        self.last_words = Some(failure.to_string());
         Ok(None)
     }
 

@@ -22,8 +22,11 @@ impl Master {
         }
         match request {
             Request::Status => self.answer(client, self.status()),
-            Request::Reload | Request::Scale { .. } if self.has_given_up => {
-                self.refuse(client, "the program was given up: no worker is started any more");
+            Request::Scale { .. } if self.has_given_up => {
+                self.refuse(
+                    client,
+                    "the program was given up; mend it, and `cluster ctl reload` tries it once more",
+                );
             }
             Request::Reload => self.reload(Some(client)),
             Request::Scale { workers } => self.scale(client, workers),
@@ -49,6 +52,8 @@ impl Master {
 
     fn status(&self) -> Value {
         let words: Vec<_> = self.args.program.iter().map(|word| word.to_string_lossy()).collect();
+        let mut workers: Vec<&Worker> = self.roster.iter().collect();
+        workers.sort_by_key(|worker| (worker.number, worker.uid));
         json!({
             "program": words.join(" "),
             "listen": self.address.map(|address| address.to_string()),
@@ -57,11 +62,12 @@ impl Master {
             "reloading": self.roll.is_some(),
             "gave_up": self.has_given_up,
             "lives": self.lives.report(),
-            "workers": self.roster.iter().map(|worker| self.status_of(worker)).collect::<Vec<_>>(),
+            "workers": workers.into_iter().map(|worker| self.status_of(worker)).collect::<Vec<_>>(),
         })
     }
 
-    /// What the program alone knows (requests, open connections) is there where it counts in the scoreboard.
+    /// What the program alone knows (requests, open connections) is there where it counts in the scoreboard. Counts are of
+    /// all who were this number.
     fn status_of(&self, worker: &Worker) -> Value {
         let row = self.scoreboard.row(worker.number);
         json!({
@@ -71,8 +77,8 @@ impl Master {
             "state": if worker.is_hung { "hung" } else { worker.state.name() },
             "age_s": (monotonic_ns() - worker.started_ns) as f64 / 1e9,
             "accepted": row.get(Count::Accepted),
-            "requests": row.get(Count::Requests),
-            "active": row.get(Count::Active),
+            "requests": worker.counts.then(|| row.get(Count::Requests)),
+            "active": worker.counts.then(|| row.get(Count::Active)),
             "unanswered": worker.unanswered.len(),
             "rss_kib": resident_kib(worker.pid.as_raw()),
         })
@@ -113,8 +119,10 @@ impl Master {
             self.send(uid, message);
         }
         match able.len() {
-            0 => self.refuse(client, "there is no such worker, or it does not read what it is sent"),
-            sent => self.answer(client, json!({"done": format!("sent to {sent} workers"), "sent": sent})),
+            0 => self.refuse(client, "no such worker is there, or it does not read what it is sent"),
+            sent => {
+                self.answer(client, json!({"done": format!("workers it was sent to: {sent}"), "sent": sent}))
+            }
         }
     }
 

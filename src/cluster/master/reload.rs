@@ -9,9 +9,12 @@ use serde_json::json;
 
 use super::Master;
 use crate::cluster::token::Uid;
+use crate::units::monotonic_ns;
 
 /// A reload under way.
 pub(super) struct Roll {
+    /// Who was started later is new already.
+    since_ns: u64,
     /// Numbers still to be replaced.
     left: VecDeque<usize>,
     /// Who is being replaced, and by whom.
@@ -27,16 +30,17 @@ pub(super) struct Roll {
 impl Master {
     /// Begins to replace all workers; this client of the control socket waits for it.
     pub(super) fn reload(&mut self, client: Option<u64>) {
-        if self.has_given_up {
-            return;
-        }
         if let Some(roll) = &mut self.roll {
             roll.again = true;
             roll.clients.extend(client);
-            return;
+            let step = json!({"step": "a reload is under way; another follows it"});
+            return client.into_iter().for_each(|client| self.tell_client(client, &step));
         }
+        // Somebody has taken the matter in hand: a program that was given up is tried once more.
+        (self.has_given_up, self.lives.report.gave_up) = (false, false);
         self.events.tell("reload", json!({"workers": self.workers}));
         self.roll = Some(Roll {
+            since_ns: monotonic_ns(),
             left: (0..self.workers).collect(),
             old: None,
             candidate: None,
@@ -44,6 +48,7 @@ impl Master {
             clients: client.into_iter().collect(),
             again: false,
         });
+        (0..self.workers).for_each(|number| self.start_if_vacant(number));
         self.replace_next();
     }
 
@@ -91,7 +96,8 @@ impl Master {
             let Some(number) = roll.left.pop_front() else { return self.finish_reload() };
             let (clients, total) = (roll.clients.clone(), self.workers);
             // Who is about to be started anyway will be new.
-            let Some(old) = self.roster.holder(number).map(|worker| worker.uid) else { continue };
+            let holder = self.roster.holder(number).filter(|worker| worker.started_ns < roll.since_ns);
+            let Some(old) = holder.map(|worker| worker.uid) else { continue };
             match self.fork(number, Some(old)) {
                 Ok(candidate) => {
                     if let Some(roll) = &mut self.roll {
@@ -118,7 +124,7 @@ impl Master {
             return;
         }
         for client in roll.clients {
-            let done = format!("{} workers replaced", roll.replaced);
+            let done = format!("workers replaced: {}", roll.replaced);
             self.answer(client, json!({"done": done, "replaced": roll.replaced}));
         }
     }

@@ -152,6 +152,7 @@ impl Master {
                 ipc.send(&protocol::failed(query, &key, errno, seq));
                 let tried = format!("listen {}:{}", query.address.as_str().unwrap_or("*"), query.port);
                 let what = Failure::new(tried, errno).to_string();
+                self.note_trouble(uid, &what);
                 self.tell("failure", uid, json!({ "what": what }));
             }
         }
