@@ -90,7 +90,8 @@ pub fn order(args: &CtlArgs) -> Result<(), Failure> {
         stream.set_read_timeout(Some(PATIENCE)).map_err(lost)?;
     }
     let line = serde_json::to_string(&request).expect("its keys are strings");
-    stream.write_all(format!("{line}\n").as_bytes()).map_err(lost)?;
+    // A master that refuses us at once has closed its end already, but not without a word.
+    let written = stream.write_all(format!("{line}\n").as_bytes());
     for line in BufReader::new(stream).lines() {
         let line = line.map_err(lost)?;
         let answer: Value = serde_json::from_str(&line).map_err(|error| lost(error.into()))?;
@@ -110,7 +111,7 @@ pub fn order(args: &CtlArgs) -> Result<(), Failure> {
             }
         }
     }
-    Err(lost(std::io::ErrorKind::UnexpectedEof.into()))
+    Err(lost(written.err().unwrap_or(ErrorKind::UnexpectedEof.into())))
 }
 
 fn connect(path: Option<&Path>) -> Result<UnixStream, Failure> {

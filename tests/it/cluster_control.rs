@@ -240,14 +240,14 @@ fn messages_of_any_size_go_both_ways_and_block_nobody() {
 #[test]
 fn a_worker_that_does_not_read_is_sent_no_more_than_a_bound_and_the_others_go_on() {
     let socket = Socket::new("unread");
-    let server = start(&socket, &["--heartbeat", "60s"]);
+    let server = start(&socket, &["--heartbeat", "60s", "--policy", "first-free"]);
     let worker = socket.status()["workers"][0]["pid"].as_i64().unwrap() as i32;
     let hung = crate::dispatch::Stopped::new(worker);
     let text = "t".repeat(900_000);
     let request = format!("{{\"do\":\"send\",\"worker\":0,\"message\":\"{text}\"}}\n");
     let refused = (0..200).find(|_| socket.say(request.as_bytes()).contains("does not read"));
     assert!(refused.is_some_and(|sent| sent > 10), "{refused:?}");
-    // Whoever has been free the longest is next, and that is the one that hangs: it holds one.
+    // The first is the one that hangs; it holds one, and so the next is not for it.
     let mut stuck = connect(&server);
     held(stuck.send(GET));
     assert_eq!(held(held(served_within(server.addr, FOREVER)).worker()), 1);
