@@ -1,4 +1,4 @@
-//! Node's cluster, without Node: a master that keeps N workers of any program alive that speaks its protocol: one of our
+//! 黄金 gold × N: Node's cluster, without Node: a master that keeps N workers of any program alive that speaks its protocol: one of our
 //! servers, or an unmodified Node program.
 //!
 //! Who accepts: with `--schedule rr` the master, with `--schedule none` the workers, from the listening socket that it
@@ -7,8 +7,9 @@
 //! a Unix socket pair, `NODE_CHANNEL_FD`, for JSON messages and descriptors. What to bind is the program's affair: it calls
 //! `listen()`, and its library asks the master.
 //!
-//! A worker that dies, hangs, or says that it will end has a successor at once, and what it was given and has not answered
-//! for goes to another; a reload replaces all of them, one by one; a program that dies again and again is given up.
+//! A worker that dies or says that it will end has a successor at once, one that hangs if asked for (`--hang-timeout`), and
+//! what it was given and has not answered for goes to another; a reload replaces all, one by one; a program that dies again
+//! and again is given up.
 //!
 //! Compare with `master-dispatch.rs` (`--policy acknowledged`: the same with workers of our own, forked and for ever).
 //!
@@ -60,7 +61,7 @@ struct Args {
     #[arg(long, value_enum)]
     policy: Option<Policy>,
 
-    /// Give up when more restarts than this would be needed, or as many in a row have never listened...
+    /// Give up when more restarts than this would be needed, or more in a row have never listened...
     #[arg(long, value_name = "N", default_value_t = 10)]
     max_restarts: usize,
 
@@ -101,11 +102,7 @@ fn main() -> ExitCode {
             }
         },
         (None, Some(master)) if args.schedule == Schedule::Rr || args.policy.is_none() => {
-            let outcome = serve(args, master);
-            let lives = outcome.as_ref().ok().and_then(|report| report.cluster.as_ref());
-            let has_given_up = lives.is_some_and(|lives| lives.gave_up);
-            let status = server::finish(outcome);
-            if has_given_up { ExitCode::FAILURE } else { status }
+            server::finish(serve(args, master))
         }
         _ => {
             let misfit = "--policy goes with --schedule rr: of a shared socket the kernel chooses";

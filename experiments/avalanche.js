@@ -1,4 +1,4 @@
-// The avalanche (雪崩) of the seed texts: a cache entry expires, and everybody who wants it asks the database.
+// The avalanche (雪崩, cache stampede) of the seed texts: a cache entry expires, and everybody who wants it asks the database.
 //
 // Who accepts, serves and balances: as in node-cluster.js. The entry is good for `--ttl`; who finds it expired queries the
 // database, which is the worker's own and does one query at a time, for `--query` each. So the queries queue, and the last

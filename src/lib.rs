@@ -15,7 +15,7 @@
 //! - [`units`], [`stats`], [`cpu`], [`machine`], [`sys`]: durations, statistics, the CPUs we may use, what the kernel
 //!   counted, and the system calls as thin safe lines.
 //!
-//! `server`, `load` and `lab` do not import each other: they meet through the command line, the `ready` line
+//! `cluster` stands on `server`'s channel. `server`, `load` and `lab` do not import each other: they meet through the command line, the `ready` line
 //! and JSON, like the programs made of them.
 
 pub mod http;

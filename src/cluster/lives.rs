@@ -44,9 +44,3 @@ impl Lives {
         ClusterReport { recovery_ms: Some(recovery).filter(|r| r.count > 0), ..self.report.clone() }
     }
 }
-
-impl Default for Lives {
-    fn default() -> Lives {
-        Lives::new()
-    }
-}

@@ -1,9 +1,10 @@
 //! What a matrix does to a server while the client measures: `disturb = "stop 0; after 300ms; kill 0"`, or
 //! `disturb = "every 1s: kill any"`.
 //!
-//! The acts begin when the client says that it measures, and none is begun after the measured window. Workers are found by their rows in the scoreboard at the moment
-//! of the act, because a master may have replaced them; who is dead then is left alone. Signals and a file are all that is
-//! used, so every server that keeps the contract can be disturbed, and by an ordinary user.
+//! The acts begin when the client says that it measures, and none is begun after the measured window (what is slowed stays
+//! slow to the end). Workers are found by their rows in the scoreboard at the moment of the act, because a master may have
+//! replaced them; who is dead then is left alone. Signals and a file are all that is used, so every server that keeps the
+//! contract can be disturbed, and by an ordinary user.
 
 use std::fs;
 use std::path::{Path, PathBuf};

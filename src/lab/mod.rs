@@ -3,8 +3,8 @@
 //! - [`experiment`]: `experiments/NN-name.md`, a lesson and its matrix; [`case`]: every combination the matrix names;
 //! - [`laws`]: what the theory promises a case;
 //! - [`program`]: one started program, its lines, its end; [`processes`]: what the kernel tells of them;
-//! - [`footprint`], [`growth`] and [`timeline`]: what a server occupies, gains and holds; [`kernel_counts`] and [`tracepoints`]: what the
-//!   kernel counted meanwhile; [`disturb`] and [`sysctl`]: what is done to it, and around it;
+//! - [`footprint`], [`growth`] and [`timeline`]: what a server occupies, gains and holds; [`kernel_counts`] and
+//!   [`tracepoints`]: what the kernel counted meanwhile; [`disturb`] and [`sysctl`]: what is done to it, and around it;
 //! - [`runner`]: one case, run once, becomes one row; [`foreign`]: clients that are not ours, and what they print;
 //! - [`fingerprint`]: the machine; [`record`]: rows on disk, append-only; [`session`]: a whole `lab run`;
 //! - [`books`]: the client's against the server's; [`columns`], [`table`]: rows → cells; [`report`]: cells →

@@ -186,10 +186,6 @@ impl Dispatcher {
         self.accepts
     }
 
-    pub fn workers(&self) -> usize {
-        self.seats.len()
-    }
-
     /// The workers that can be given a connection, in the order in which they became free. Never empty between
     /// [`Dispatcher::next_connection`] and [`Dispatcher::give`].
     pub fn free(&self) -> &[usize] {

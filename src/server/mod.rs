@@ -71,8 +71,8 @@ pub fn ready(address: SocketAddr) -> Result<(), Failure> {
         .map_err(|error| Failure::new("write the ready line to standard output", error))
 }
 
-/// Prints the report, or the one line that says what went wrong, and gives the exit status: 0 or 1. A worker of a cluster
-/// prints no report: its counts are in the master's.
+/// Prints the report, or the one line that says what went wrong, and gives the exit status: 0 or 1, which is also that of a
+/// master that had to give up. A worker of a cluster prints no report: its counts are in the master's.
 pub fn finish(outcome: Result<ServerReport, Failure>) -> ExitCode {
     let report = match outcome {
         Ok(report) => report,
@@ -87,5 +87,6 @@ pub fn finish(outcome: Result<ServerReport, Failure>) -> ExitCode {
     let document = serde_json::to_string(&report).expect("a report has only numbers and strings");
     // Who asked us to stop may have closed our output already; that is no failure of the server.
     let _ = writeln!(std::io::stdout(), "{document}");
-    ExitCode::SUCCESS
+    let has_given_up = report.cluster.is_some_and(|cluster| cluster.gave_up);
+    if has_given_up { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

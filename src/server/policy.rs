@@ -79,7 +79,7 @@ impl Choice {
 }
 
 /// A number for the address, without the port, of a connection's client. The same in every run: a client that comes
-/// back after a restart finds its worker again. Of clients that have left already all have the same.
+/// back after a restart finds its worker again. Clients that have left already all hash alike.
 fn hash_of_client_address(connection: impl AsFd) -> usize {
     let peer = SockRef::from(&connection).peer_addr().ok().and_then(|peer| peer.as_socket());
     let mut hasher = DefaultHasher::new();

@@ -3,7 +3,6 @@
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
-use std::sync::Mutex;
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
@@ -16,18 +15,20 @@ pub const MOST_PER_MESSAGE: usize = 16;
 /// Takes over a descriptor that whoever started this program has left open for it, and told it the number of.
 ///
 /// # Errors
-/// EBADF when it is not open, or not ours to take: a standard stream, or one that was taken before.
+/// EBADF when it is not open, or not ours to take: a standard stream, one that was taken before, or one of our own.
 pub fn take_inherited(number: RawFd) -> nix::Result<OwnedFd> {
-    static TAKEN: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
-    let mut taken = TAKEN.lock().expect("nobody panics while holding it");
-    if number <= libc::STDERR_FILENO || taken.contains(&number) {
+    if number <= libc::STDERR_FILENO {
         return Err(Errno::EBADF);
     }
-    // SAFETY: fcntl(2) with F_SETFD touches no memory; on a number that is not open it fails.
+    // SAFETY: fcntl(2) with F_GETFD touches no memory; on a number that is not open it fails.
+    let flags = Errno::result(unsafe { libc::fcntl(number, libc::F_GETFD) })?;
+    if flags & libc::FD_CLOEXEC != 0 {
+        return Err(Errno::EBADF);
+    }
+    // SAFETY: fcntl(2) with F_SETFD touches no memory.
     Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
-    taken.push(number);
-    // SAFETY: it is open (above), was open before the program began, since our own are opened as OwnedFds whose numbers
-    // nobody tells us, and is taken once only.
+    // SAFETY: it is open, and was without FD_CLOEXEC (above): so it has come through execve(2), and nobody here owns it, since
+    // whatever we open or take has that flag.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 

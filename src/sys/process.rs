@@ -42,8 +42,8 @@ pub fn fork() -> nix::Result<Fork> {
 pub const MOST_KEPT: usize = 2;
 
 /// Starts a program that the kernel kills when this thread dies, with no signal blocked, and with `kept`, [`MOST_KEPT`] at
-/// most, open under the numbers they have here. It leads a process group of its own: a terminal's Ctrl-C is ours to pass on, and a signal to the
-/// group reaches what the program has started.
+/// most, open under the numbers they have here. It leads a process group of its own: a terminal's Ctrl-C is ours to pass
+/// on, and a signal to the group reaches what the program has started.
 pub fn spawn(command: &mut Command, kept: &[BorrowedFd]) -> std::io::Result<Pid> {
     let parent = getpid();
     let mut numbers = [-1; MOST_KEPT];
@@ -61,7 +61,7 @@ pub fn spawn(command: &mut Command, kept: &[BorrowedFd]) -> std::io::Result<Pid>
         SigSet::empty().thread_set_mask()?;
         Ok(())
     };
-    // SAFETY: between fork and exec the closure makes a few system calls and allocates nothing (signal-safety(7)).
+    // SAFETY: between fork and exec the closure makes system calls alone and allocates nothing (signal-safety(7)).
     let child = unsafe { command.process_group(0).pre_exec(prepare) }.spawn()?;
     Ok(Pid::from_raw(child.id() as i32))
 }

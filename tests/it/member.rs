@@ -334,7 +334,7 @@ fn a_killed_master_takes_our_servers_along() {
 }
 
 #[test]
-fn outside_a_cluster_nothing_has_changed() {
+fn outside_a_cluster_a_server_binds_by_itself() {
     let mut server = crate::support::start("event-driven", &[]);
     let mut client = connect(&server);
     held(client.send(GET_AND_CLOSE));

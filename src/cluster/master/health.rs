@@ -1,5 +1,6 @@
 //! Who is alive. A worker that was given something answers for it; one that has nothing to answer for is asked for a sign
-//! of life, which its library gives without asking the program (`Ipc::ping`): only a process whose event loop turns.
+//! of life, which its library gives without asking the program (`Ipc::ping`): so it shows that the process's event loop turns,
+//! and no more.
 
 use std::time::Duration;
 
