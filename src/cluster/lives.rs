@@ -16,12 +16,14 @@ pub struct Lives {
     recovery_us: Histogram<u64>,
 }
 
-impl Lives {
-    pub fn new() -> Lives {
+impl Default for Lives {
+    fn default() -> Lives {
         let recovery_us = Histogram::new_with_max(LONGEST_US, 3).expect("three digits of an hour fit");
         Lives { report: ClusterReport::default(), recovery_us }
     }
+}
 
+impl Lives {
     /// A place that was vacant is taken again.
     pub fn recovered(&mut self, after_ns: u64) {
         self.recovery_us.saturating_record(after_ns / 1000);

@@ -146,7 +146,7 @@ impl Master {
             epoll,
             scoreboard,
             scoreboard_fd,
-            lives: Lives::new(),
+            lives: Lives::default(),
             usages: vec![Usage::default(); capacity],
             vacant_since_ns: vec![None; capacity],
             is_start_due: vec![false; capacity],
