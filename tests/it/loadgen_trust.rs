@@ -3,7 +3,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::thread;
 use std::time::Instant;
 
@@ -213,7 +213,7 @@ fn a_sweep_measures_every_rate_from_the_first_to_the_last() {
 }
 
 /// Starts it, and waits until it has said a line with this in it.
-fn until_it_says(what: &str, flags: &str, address: Option<SocketAddr>) -> (Child, BufReader<impl Read>) {
+fn until_it_says(what: &str, flags: &str, address: Option<SocketAddr>) -> (Child, BufReader<ChildStderr>) {
     let mut command = loadgen(flags, address);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
@@ -244,9 +244,15 @@ fn a_server_that_dies_in_mid_search_costs_nothing_of_what_is_known() {
     let flags = "--find-max p99<10s --connections 2 --duration 300ms --timeout 1s --format json";
     let (child, mut stderr) = until_it_says("/s holds", flags, Some(server.addr));
     drop(server);
-    let mut rest = String::new();
-    stderr.read_to_string(&mut rest).unwrap();
-    let output = child.wait_with_output().unwrap();
+    // Both at once: what was lost is a long list, and a pipe that nobody reads would hold up the other.
+    let (rest, output) = std::thread::scope(|scope| {
+        let rest = scope.spawn(move || {
+            let mut rest = String::new();
+            stderr.read_to_string(&mut rest).map(|_| rest).unwrap()
+        });
+        let output = child.wait_with_output().unwrap();
+        (rest.join().unwrap(), output)
+    });
     let found: Found = json(&output);
     assert_eq!(output.status.code(), Some(1), "{rest}");
     assert!(!found.runs.is_empty() && found.ended_by.is_some(), "{}", found.render());

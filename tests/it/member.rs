@@ -190,7 +190,7 @@ fn a_worker_without_a_descriptor_left_gives_the_connection_to_another() {
     for schedule in ["rr", "none"] {
         // Worker 0 has room for few.
         let limited = format!("[ $WORKER_ID = 0 ] && ulimit -n 24; exec {EVENT_DRIVEN} \"$@\"");
-        let flags = ["--workers", "2", "--schedule", schedule, "--heartbeat", "100ms"];
+        let flags = ["--workers", "2", "--schedule", schedule];
         let mut server = start_with(&flags, &["sh", "-c", &limited, "sh"]);
         let mut clients: Vec<Client> = (0..60).map(|_| connect(&server)).collect();
         for client in &mut clients {
@@ -200,7 +200,7 @@ fn a_worker_without_a_descriptor_left_gives_the_connection_to_another() {
         drop(clients);
         all_workers_answer(&server, 2);
         let report = held(server.stop()).cluster.unwrap();
-        assert_eq!((report.deaths, report.hangs), (0, 0), "{schedule}");
+        assert_eq!(report.deaths, 0, "{schedule}");
         assert_eq!(report.returned > 0, schedule == "rr");
     }
 }
