@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -11,7 +11,6 @@ use acceptlab::lab::check;
 use acceptlab::lab::check::client::{Client, GET, GET_AND_CLOSE, served_within};
 use acceptlab::lab::check::server::{Program, STOP_WITHIN, Server};
 use acceptlab::lab::processes::{Process, poll_until};
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -258,17 +257,17 @@ impl Drop for Worker {
     }
 }
 
-/// Our event loop with this end of a channel.
+/// Our event loop with this end of a channel, as descriptor 3: a shell puts it there, so that it is inheritable in that
+/// process alone, and not in whatever other tests start meanwhile.
 fn with_channel(channel: OwnedFd) -> Command {
-    fcntl(channel.as_fd(), FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
-    let mut command = Command::new(EVENT_DRIVEN);
+    let mut command = Command::new("sh");
     command
-        .env("NODE_CHANNEL_FD", channel.as_raw_fd().to_string())
+        .args(["-c", "exec 3<&0 </dev/null; exec \"$0\" \"$@\"", EVENT_DRIVEN])
+        .env("NODE_CHANNEL_FD", "3")
         .env("NODE_UNIQUE_ID", "1")
+        .stdin(Stdio::from(channel))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    // It stays open here until the command is gone: the child inherits it when it is spawned.
-    std::mem::forget(channel);
     command
 }
 
