@@ -153,7 +153,7 @@ impl Listener {
     /// Hears what a master says, for a worker that has no room for a connection.
     pub fn hear(&self) {
         if let Source::Cluster { member, .. } = &self.source {
-            member.borrow_mut().hear();
+            member.borrow_mut().refuse();
         }
     }
 

@@ -187,8 +187,17 @@ impl Member {
         }
     }
 
-    /// Hears what the master says, and nothing else.
-    pub fn hear(&mut self) {
+    /// Hears what the master says, for a worker that has no room: what it is passed is for another.
+    pub fn refuse(&mut self) {
+        self.hear();
+        while let Some((seq, connection)) = self.waiting.pop_front() {
+            drop(connection);
+            self.answer(seq, false);
+        }
+    }
+
+    /// Hears what the master says.
+    fn hear(&mut self) {
         self.heard_ns = monotonic_ns();
         let mut incoming = std::mem::take(&mut self.incoming);
         self.is_shut |= self.ipc.receive(&mut self.buffer, &mut incoming) == Received::End;
