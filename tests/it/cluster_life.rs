@@ -378,7 +378,8 @@ fn what_a_worker_has_started_does_not_outlive_it() {
     assert!(settled.is_some(), "{:?}, {} descriptors", server.processes(), master.open_descriptors());
     let processes = server.processes();
     held(server.stop());
-    assert!(Server::left_behind(&processes, Duration::ZERO).is_empty());
+    // They have been killed; the kernel may take a moment.
+    assert!(Server::left_behind(&processes, FOREVER).is_empty());
 }
 
 #[test]
