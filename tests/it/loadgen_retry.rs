@@ -118,14 +118,20 @@ fn what_is_lost_is_named_by_its_address_its_cause_and_who_answered_last() {
     let address = serve(move |_, mut stream| {
         read_request(&mut stream);
         stream.write_all(OK.replace("X-Worker: 0", "X-Worker: 3").as_bytes()).unwrap();
-        read_request(&mut stream);
+        if read_request(&mut stream).is_none() {
+            return;
+        }
         book.lock().unwrap().push(stream.peer_addr().unwrap().to_string());
         if connections.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) {
             reset(stream);
         }
     });
     let report = run("--connections 2 --requests 12", address);
-    assert_eq!((report.requests, report.lost.len(), report.lost_more), (6, 6, 0));
+    // Each connection has its first request answered and its second dropped; which of the two the last one is depends on
+    // how many fell to either user.
+    let lost = report.lost.len() as u64;
+    assert_eq!((report.requests + lost, report.lost_more), (12, 0));
+    assert!([5, 6].contains(&lost), "{lost}");
     let mut named: Vec<String> = report.lost.iter().map(|lost| lost.client.clone().unwrap()).collect();
     named.sort();
     let mut dropped = dropped.lock().unwrap().clone();
