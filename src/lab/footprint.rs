@@ -2,10 +2,11 @@
 //! of everything that descends from it, from /proc. (A master may give each worker a group of its own.)
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+
+use crate::sys::procfs::{Stat, descriptors, proportional_kib};
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Footprint {
@@ -43,14 +44,13 @@ pub fn settled(group: i32, fds: u64, deadline: Instant) -> Option<Footprint> {
 /// Looks at every process of the server once; `group` is also the number of its first process.
 pub fn of_group(group: i32) -> Footprint {
     let mut footprint = Footprint::default();
-    for Member { pid, threads, .. } in members_of(group) {
+    for Stat { pid, threads, .. } in members_of(group) {
         footprint.processes += 1;
         footprint.threads += threads;
-        let fds = fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |fds| fds.count() as u64);
+        let fds = descriptors(pid).unwrap_or(0);
         footprint.fds += fds;
         footprint.master_fds = footprint.master_fds.or((pid == group).then_some(fds));
-        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-        footprint.pss_kib += pss_kib(&rollup).unwrap_or(0);
+        footprint.pss_kib += proportional_kib(pid).unwrap_or(0);
     }
     footprint
 }
@@ -60,22 +60,11 @@ pub fn members(group: i32) -> impl Iterator<Item = i32> {
     members_of(group).into_iter().map(|member| member.pid)
 }
 
-#[derive(Debug, PartialEq)]
-struct Member {
-    pid: i32,
-    parent: i32,
-    group: i32,
-    threads: u64,
-}
-
-fn members_of(group: i32) -> Vec<Member> {
-    let numbered = |entry: fs::DirEntry| entry.file_name().to_str()?.parse::<i32>().ok();
-    let pids = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(numbered);
-    let read = |pid| Member::parse(pid, &fs::read_to_string(format!("/proc/{pid}/stat")).ok()?);
-    let everybody: Vec<Member> = pids.filter_map(read).collect();
+fn members_of(group: i32) -> Vec<Stat> {
+    let everybody: Vec<Stat> = Stat::everybody().collect();
     let mut found = BTreeSet::from([group]);
     loop {
-        let is_new = |member: &&Member| {
+        let is_new = |member: &&Stat| {
             (member.group == group || found.contains(&member.parent)) && !found.contains(&member.pid)
         };
         let new: Vec<i32> = everybody.iter().filter(is_new).map(|member| member.pid).collect();
@@ -87,24 +76,6 @@ fn members_of(group: i32) -> Vec<Member> {
     everybody.into_iter().filter(|member| found.contains(&member.pid)).collect()
 }
 
-impl Member {
-    /// Fields 4, 5 and 20 of /proc/PID/stat, counted from behind the name, which may hold blanks and brackets.
-    fn parse(pid: i32, stat: &str) -> Option<Member> {
-        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-        Some(Member {
-            pid,
-            parent: fields.get(1)?.parse().ok()?,
-            group: fields.get(2)?.parse().ok()?,
-            threads: fields.get(17)?.parse().ok()?,
-        })
-    }
-}
-
-fn pss_kib(rollup: &str) -> Option<u64> {
-    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
-    line.trim().strip_suffix(" kB")?.trim().parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,12 +84,6 @@ mod tests {
     use std::os::unix::process::CommandExt;
     use std::process::{Command, Stdio};
     use std::time::Duration;
-
-    #[test]
-    fn a_process_is_read_behind_a_name_with_brackets() {
-        let stat = "12 (a) b) S 1 77 12 0 -1 0 0 0 0 0 1 2 0 0 20 0 3 0 100";
-        assert_eq!(Member::parse(12, stat), Some(Member { pid: 12, parent: 1, group: 77, threads: 3 }));
-    }
 
     #[test]
     fn a_child_in_a_group_of_its_own_belongs_to_the_server() {
@@ -157,11 +122,5 @@ mod tests {
         child.kill().and_then(|()| child.wait()).expect("sleep ends");
         assert_eq!(held.map(|footprint| footprint.fds), Some(before));
         assert_eq!(more, None);
-    }
-
-    #[test]
-    fn the_proportional_size_is_the_pss_line_alone() {
-        assert_eq!(pss_kib("Rss:  9 kB\nPss:          1234 kB\nPss_Anon: 5 kB\n"), Some(1234));
-        assert_eq!(pss_kib(""), None);
     }
 }

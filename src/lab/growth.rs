@@ -1,9 +1,9 @@
 //! What a master gains while it works: memory, descriptors and children that nobody has reaped. A server that runs for
 //! years must gain nothing.
 
-use std::fs;
-
 use serde::{Deserialize, Serialize};
+
+use crate::sys::procfs::{Stat, descriptors, resident_kib};
 
 /// The columns that need it.
 pub const COLUMNS: [&str; 3] = ["growth_rss", "growth_fds", "zombies"];
@@ -27,11 +27,10 @@ pub struct Size {
 impl Size {
     /// `None` when there is no such process.
     pub fn of(pid: i32) -> Option<Size> {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         Some(Size {
-            rss_kib: rss_kib(&status)?,
-            fds: fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count() as i64,
-            zombies: zombies_of(pid),
+            rss_kib: resident_kib(pid)? as i64,
+            fds: descriptors(pid)? as i64,
+            zombies: Stat::everybody().filter(|stat| stat.parent == pid && stat.is_zombie()).count() as i64,
         })
     }
 
@@ -42,22 +41,6 @@ impl Size {
             zombies: self.zombies - before.zombies,
         }
     }
-}
-
-/// `VmRSS` of proc_pid_status(5).
-fn rss_kib(status: &str) -> Option<i64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.trim().strip_suffix(" kB")?.trim().parse().ok()
-}
-
-fn zombies_of(parent: i32) -> i64 {
-    let is_its = |stat: &String| {
-        let mut fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
-        fields.next() == Some("Z") && fields.next().and_then(|pid| pid.parse().ok()) == Some(parent)
-    };
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let stats = entries.filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok());
-    stats.filter(is_its).count() as i64
 }
 
 #[cfg(test)]

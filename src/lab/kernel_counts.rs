@@ -17,6 +17,7 @@ use crate::lab::footprint;
 use crate::lab::processes::poll_until;
 use crate::lab::tracepoints::Tracepoints;
 use crate::report::ServerReport;
+use crate::sys::procfs::Stat;
 
 /// The columns that need tracepoints. Only a table that asks for one pays for them: every filter is tried at every
 /// wake-up and every switch of the whole machine.
@@ -212,7 +213,8 @@ impl Reading {
         for pid in footprint::members(group) {
             // The process first: a thread that runs on meanwhile must not look like one that has ended. Who has just
             // ended is missing, like everybody who has.
-            let (Some(of_process), Some(child_faults)) = (process_cpu_ns(pid), child_faults(pid)) else {
+            let (Some(of_process), Some(Stat { child_faults, .. })) = (process_cpu_ns(pid), Stat::of(pid))
+            else {
                 continue;
             };
             let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { continue };
@@ -273,12 +275,6 @@ fn process_cpu_ns(pid: i32) -> Option<u64> {
     let clock = clock_getcpuclockid(Pid::from_raw(pid)).ok()?;
     let time: TimeSpec = clock_gettime(clock).ok()?;
     Some(time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
-}
-
-fn child_faults(pid: i32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Field 11, counted from behind the name; the state is field 3.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(8)?.parse().ok()
 }
 
 #[cfg(test)]

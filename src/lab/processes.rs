@@ -1,11 +1,12 @@
 //! What a server is made of, as the kernel tells it in proc(5): its processes, their descriptors, their CPU time.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
+
+use crate::sys::procfs::{Stat, descriptors};
 
 /// A process, told apart from a later one that was given the same number.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -14,18 +15,10 @@ pub struct Process {
     started: u64,
 }
 
-/// What we read of `/proc/PID/stat`.
-struct Stat {
-    state: char,
-    parent: i32,
-    cpu_ticks: u64,
-    started: u64,
-}
-
 impl Process {
     /// The process with this number, if there is one that has not ended.
     pub fn find(pid: i32) -> Option<Process> {
-        let stat = stat(pid).filter(|stat| pid > 0 && stat.is_alive())?;
+        let stat = Stat::of(pid).filter(|stat| pid > 0 && stat.is_alive())?;
         Some(Process { pid, started: stat.started })
     }
 
@@ -37,7 +30,7 @@ impl Process {
 
     /// It has been stopped by a signal, and does nothing until it is told to go on.
     pub fn is_stopped(&self) -> bool {
-        stat(self.pid).is_some_and(|stat| matches!(stat.state, 'T' | 't') && stat.started == self.started)
+        Stat::of(self.pid).is_some_and(|stat| matches!(stat.state, 'T' | 't') && stat.started == self.started)
     }
 
     /// A zombie has ended: it only waits for whoever inherited it.
@@ -68,34 +61,29 @@ impl Process {
     }
 
     fn signal_and_await(&self, signal: Signal, within: Duration, is_there: impl Fn(char) -> bool) -> bool {
-        let is_there = || stat(self.pid).filter(|stat| is_there(stat.state)).map(drop);
+        let is_there = || Stat::of(self.pid).filter(|stat| is_there(stat.state)).map(drop);
         self.signal(signal);
         self.is_alive() && poll_until(within, is_there).is_some()
     }
 
     pub fn open_descriptors(&self) -> usize {
-        fs::read_dir(format!("/proc/{}/fd", self.pid)).map_or(0, Iterator::count)
+        descriptors(self.pid).unwrap_or(0) as usize
     }
 
     /// CPU time used so far, in the kernel's ticks of 10 ms.
     pub fn cpu_time(&self) -> Duration {
-        Duration::from_millis(10 * stat(self.pid).map_or(0, |stat| stat.cpu_ticks))
+        Duration::from_millis(10 * Stat::of(self.pid).map_or(0, |stat| stat.cpu_ticks))
     }
 }
 
 /// The process `root` and all that descend from it, root first.
 pub fn family(root: i32) -> Vec<Process> {
-    let everyone: Vec<(i32, Stat)> = fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter_map(|pid| Some((pid, stat(pid).filter(Stat::is_alive)?)))
-        .collect();
+    let everyone: Vec<Stat> = Stat::everybody().filter(Stat::is_alive).collect();
     let mut family: Vec<Process> = Process::find(root).into_iter().collect();
     let mut next = 0;
     while let Some(parent) = family.get(next).copied() {
-        let children = everyone.iter().filter(|(_, stat)| stat.parent == parent.pid);
-        family.extend(children.map(|(pid, stat)| Process { pid: *pid, started: stat.started }));
+        let children = everyone.iter().filter(|stat| stat.parent == parent.pid);
+        family.extend(children.map(|stat| Process { pid: stat.pid, started: stat.started }));
         next += 1;
     }
     family
@@ -114,25 +102,6 @@ pub fn poll_until<T>(within: Duration, mut probe: impl FnMut() -> Option<T>) -> 
         }
         std::thread::sleep(Duration::from_millis(2));
     }
-}
-
-impl Stat {
-    fn is_alive(&self) -> bool {
-        !matches!(self.state, 'Z' | 'X')
-    }
-}
-
-/// Fields are numbered from the state on, because the command name before it may contain anything (proc(5)).
-fn stat(pid: i32) -> Option<Stat> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_ascii_whitespace().collect();
-    let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
-    Some(Stat {
-        state: fields.first()?.chars().next()?,
-        parent: number(1)? as i32,
-        cpu_ticks: number(11)? + number(12)?,
-        started: number(19)?,
-    })
 }
 
 #[cfg(test)]

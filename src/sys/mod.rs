@@ -8,6 +8,7 @@ pub mod lock;
 pub mod memory;
 pub mod perf;
 pub mod process;
+pub mod procfs;
 pub mod signal;
 pub mod socket;
 pub mod uring;

@@ -9,6 +9,7 @@ use crate::cluster::timers::Due;
 use crate::cluster::token::Uid;
 use crate::cluster::worker::{State, Worker};
 use crate::scoreboard::Count;
+use crate::sys::procfs::resident_kib;
 use crate::units::monotonic_ns;
 
 /// A worker that does not read is sent no more messages while so many bytes wait for it.
@@ -160,12 +161,4 @@ impl Master {
             self.send(uid, &message);
         }
     }
-}
-
-/// Second field of `/proc/PID/statm`, in pages (proc(5)).
-fn resident_kib(pid: i32) -> Option<u64> {
-    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
-    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
-    let page_size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten()?;
-    Some(pages * page_size as u64 / 1024)
 }

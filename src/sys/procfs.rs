@@ -1,0 +1,116 @@
+//! What the kernel tells of a process in files: proc(5).
+
+use std::fs;
+
+/// What we read of `/proc/PID/stat` (proc_pid_stat(5)).
+#[derive(Debug, PartialEq)]
+pub struct Stat {
+    pub pid: i32,
+    pub state: char,
+    pub parent: i32,
+    pub group: i32,
+    pub threads: u64,
+    /// Minor page faults of children that have ended and were waited for.
+    pub child_faults: u64,
+    /// CPU time in the kernel's ticks of 10 ms.
+    pub cpu_ticks: u64,
+    /// In ticks since the machine was started.
+    pub started: u64,
+}
+
+impl Stat {
+    /// `None` when there is no such process.
+    pub fn of(pid: i32) -> Option<Stat> {
+        Stat::parse(pid, &fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    /// Every process that we may see.
+    pub fn everybody() -> impl Iterator<Item = Stat> {
+        let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
+        fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(number).filter_map(Stat::of)
+    }
+
+    /// Fields are counted from the state on, because the name before it may contain anything.
+    fn parse(pid: i32, text: &str) -> Option<Stat> {
+        let fields: Vec<&str> = text.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+        let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
+        Some(Stat {
+            pid,
+            state: fields.first()?.chars().next()?,
+            parent: number(1)? as i32,
+            group: number(2)? as i32,
+            child_faults: number(8)?,
+            cpu_ticks: number(11)? + number(12)?,
+            threads: number(17)?,
+            started: number(19)?,
+        })
+    }
+
+    /// It has ended, and waits for its parent to ask how.
+    pub fn is_zombie(&self) -> bool {
+        self.state == 'Z'
+    }
+
+    pub fn is_alive(&self) -> bool {
+        !matches!(self.state, 'Z' | 'X')
+    }
+}
+
+/// Open descriptors. `None` when there is no such process, or it is another user's.
+pub fn descriptors(pid: i32) -> Option<u64> {
+    Some(fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count() as u64)
+}
+
+/// `VmRSS` of proc_pid_status(5).
+pub fn resident_kib(pid: i32) -> Option<u64> {
+    kib(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?, "VmRSS:")
+}
+
+/// Proportional set size: a page shared by n processes counts 1/n in each (proc_pid_smaps_rollup in proc(5)).
+pub fn proportional_kib(pid: i32) -> Option<u64> {
+    kib(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?, "Pss:")
+}
+
+fn kib(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.trim().strip_suffix(" kB")?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_read_behind_a_name_with_brackets() {
+        let stat = "12 (a) b) S 1 77 12 0 -1 0 0 5 0 0 1 2 0 0 20 0 3 0 100 0";
+        let read = Stat {
+            pid: 12,
+            state: 'S',
+            parent: 1,
+            group: 77,
+            threads: 3,
+            child_faults: 5,
+            cpu_ticks: 3,
+            started: 100,
+        };
+        assert_eq!(Stat::parse(12, stat), Some(read));
+        assert_eq!(Stat::parse(12, "12 (a) S 1 77"), None);
+    }
+
+    #[test]
+    fn a_size_is_a_line_of_its_name() {
+        let rollup = "55d0 [rollup]\nRss:    1864 kB\nPss:     121 kB\nPss_Dirty:  80 kB\n";
+        assert_eq!(
+            (kib(rollup, "Pss:"), kib(rollup, "Rss:"), kib("", "Pss:")),
+            (Some(121), Some(1864), None)
+        );
+    }
+
+    #[test]
+    fn we_are_somebody_and_nobody_is_number_0() {
+        let we = std::process::id() as i32;
+        assert!(Stat::everybody().any(|stat| stat.pid == we && stat.is_alive()));
+        assert!(descriptors(we) >= Some(3) && resident_kib(we) > Some(0) && proportional_kib(we) > Some(0));
+        assert!(Stat::of(0).is_none() && descriptors(0).is_none() && resident_kib(0).is_none());
+    }
+}
