@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use comfy_table::Table;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::args::parse_workers;
 use super::control::Request;
@@ -66,11 +66,27 @@ fn parse_json(text: &str) -> Result<Value, String> {
     serde_json::from_str(text).map_err(|error| format!("no JSON: {error}; a text is written '\"like this\"'"))
 }
 
-/// Prints what the master says.
+/// Prints what the master says; for machines a failure too is a line of JSON, whoever has found it.
 ///
 /// # Errors
 /// When it cannot be reached, when it says no, and when it ends before it has answered.
 pub fn order(args: &CtlArgs) -> Result<(), Failure> {
+    let answer = ask(args).inspect_err(|failure| {
+        if args.format == Format::Json {
+            println!("{}", json!({"ok": false, "error": failure.to_string()}));
+        }
+    })?;
+    if answer["ok"] == false {
+        return Err(Failure::relay(format!("the master says: {}", text(&answer["error"]))));
+    }
+    if args.format == Format::Text {
+        print!("{}", render(&answer));
+    }
+    Ok(())
+}
+
+/// The last line that the master says. Those before it are steps, told at once.
+fn ask(args: &CtlArgs) -> Result<Value, Failure> {
     let request = match &args.order {
         Order::Status => Request::Status,
         Order::Reload => Request::Reload,
@@ -98,17 +114,11 @@ pub fn order(args: &CtlArgs) -> Result<(), Failure> {
         if args.format == Format::Json {
             println!("{line}");
         }
-        match answer["ok"].as_bool() {
-            None if args.format == Format::Text => eprintln!("{}", text(&answer["step"])),
-            None => {}
-            Some(true) if args.format == Format::Text => {
-                print!("{}", render(&answer));
-                return Ok(());
-            }
-            Some(true) => return Ok(()),
-            Some(false) => {
-                return Err(Failure::relay(format!("the master says: {}", text(&answer["error"]))));
-            }
+        if answer["ok"].is_boolean() {
+            return Ok(answer);
+        }
+        if args.format == Format::Text {
+            eprintln!("{}", text(&answer["step"]));
         }
     }
     Err(lost(written.err().unwrap_or(ErrorKind::UnexpectedEof.into())))

@@ -16,6 +16,9 @@ use crate::sys::epoll::Interest;
 use crate::sys::process;
 use crate::units::monotonic_ns;
 
+/// A worker that does not read is sent no more messages while so many bytes wait for it.
+const MOST_UNREAD: usize = 64 << 20;
+
 /// How far a worker has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
@@ -149,6 +152,11 @@ impl Worker {
             silent_since_ns: None,
             is_hung: false,
         })
+    }
+
+    /// It reads what it is sent, or has not been sent much.
+    pub fn has_room(&self) -> bool {
+        self.ipc.as_ref().is_some_and(|ipc| ipc.unsent_bytes() < MOST_UNREAD)
     }
 
     pub fn terminate(&self) {

@@ -391,10 +391,11 @@ fn with_backoff_each_restart_waits_twice_as_long_as_the_one_before() {
         let found = events.iter().filter(|event| event["event"] == name);
         found.map(|event| event["at_s"].as_f64().unwrap()).collect()
     };
-    let (forks, exits) = (at("fork"), at("exit"));
-    assert_eq!((forks.len(), exits.len()), (4, 4), "{events:?}");
+    // A worker is missed from the end of its channel on; how it has ended may be known a little later.
+    let (forks, ends) = (at("fork"), at("disconnect"));
+    assert_eq!((forks.len(), ends.len()), (4, 4), "{events:?}");
     for (i, pause_s) in [0.1, 0.2, 0.4].into_iter().enumerate() {
-        assert!(forks[i + 1] - exits[i] >= pause_s, "{events:?}");
+        assert!(forks[i + 1] - ends[i] >= pause_s, "{events:?}");
     }
 }
 

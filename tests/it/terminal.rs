@@ -24,6 +24,8 @@ impl Terminal {
             println!("skipped: tmux is not installed (Debian: apt-get install tmux)");
             return None;
         }
+        // What is typed before the shell asks for it is echoed where it does not belong.
+        terminal.shows(|screen| screen.starts_with("prompt>"));
         Some(terminal)
     }
 

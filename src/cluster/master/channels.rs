@@ -104,7 +104,7 @@ impl Master {
     /// leaves has closed is its successor's. Node's library says that it leaves in the message behind this one.
     fn hear_close(&mut self, uid: Uid, key: &str) {
         self.leave_handles(uid, |handle| handle.key == key);
-        if let Some((&token, _)) = self.handles.iter().find(|(_, handle)| handle.key == key) {
+        if let Some(token) = self.find_handle(key) {
             self.timers.at(monotonic_ns() + CLOSE_WAITS_NS, Due::Closed(token, uid));
         }
     }

@@ -204,6 +204,7 @@ impl Master {
             worker.deadline_ns = Some(now_ns + RETRY_NS);
             self.timers.at(now_ns + RETRY_NS, Due::Kill(uid));
             self.tell("killed", uid, json!({"why": "it has not left in time"}));
+            self.reload_by_force(uid);
         }
     }
 

@@ -7,11 +7,12 @@
 //!
 //! Here is what it waits for. [`life`] starts and ends the workers, [`channels`] hears what they say, [`sockets`] has the
 //! listening sockets and gives connections, [`reload`] replaces the workers one by one, [`health`] looks who is alive,
-//! [`orders`] does what `cluster ctl` asks for.
+//! [`orders`] does what `cluster ctl` asks for, [`notices`] tells the workers of a file.
 
 mod channels;
 mod health;
 mod life;
+mod notices;
 mod orders;
 mod reload;
 mod sockets;

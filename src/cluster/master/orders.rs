@@ -1,19 +1,14 @@
-//! What `cluster ctl` asks for, and the file that all workers want to know.
+//! What `cluster ctl` asks for.
 
 use serde_json::{Value, json};
 
 use super::Master;
 use crate::cluster::control::Request;
-use crate::cluster::protocol;
-use crate::cluster::timers::Due;
 use crate::cluster::token::Uid;
 use crate::cluster::worker::{State, Worker};
 use crate::scoreboard::Count;
 use crate::sys::procfs::resident_kib;
 use crate::units::monotonic_ns;
-
-/// A worker that does not read is sent no more messages while so many bytes wait for it.
-const MOST_UNREAD: usize = 64 << 20;
 
 impl Master {
     pub(super) fn hear_client(&mut self, client: u64) {
@@ -55,6 +50,9 @@ impl Master {
         let words: Vec<_> = self.args.program.iter().map(|word| word.to_string_lossy()).collect();
         let mut workers: Vec<&Worker> = self.roster.iter().collect();
         workers.sort_by_key(|worker| (worker.number, worker.uid));
+        let mut rows: Vec<Value> = workers.into_iter().map(|worker| self.status_of(worker)).collect();
+        let vacant = (0..self.workers).filter(|&number| self.is_vacant(number));
+        rows.extend(vacant.map(|number| json!({"worker": number, "state": "vacant"})));
         json!({
             "program": words.join(" "),
             "listen": self.address.map(|address| address.to_string()),
@@ -63,7 +61,7 @@ impl Master {
             "reloading": self.roll.is_some(),
             "gave_up": self.has_given_up,
             "lives": self.lives.report(),
-            "workers": workers.into_iter().map(|worker| self.status_of(worker)).collect::<Vec<_>>(),
+            "workers": rows,
         })
     }
 
@@ -111,10 +109,8 @@ impl Master {
             return self.refuse(client, "messages with a cmd that begins with NODE_ are the library's own");
         }
         let is_meant = |worker: &Worker| to.is_none_or(|number| number == worker.number);
-        let is_able = |worker: &&Worker| {
-            let has_room = worker.ipc.as_ref().is_some_and(|ipc| ipc.unsent_bytes() < MOST_UNREAD);
-            is_meant(worker) && worker.state != State::Leaving && has_room
-        };
+        let is_able =
+            |worker: &&Worker| is_meant(worker) && worker.state != State::Leaving && worker.has_room();
         let able: Vec<Uid> = self.roster.iter().filter(is_able).map(|worker| worker.uid).collect();
         for &uid in &able {
             self.send(uid, message);
@@ -127,38 +123,10 @@ impl Master {
         }
     }
 
-    fn send(&mut self, uid: Uid, message: &Value) {
+    pub(super) fn send(&mut self, uid: Uid, message: &Value) {
         if let Some(ipc) = self.roster.ipc(uid) {
             ipc.send(message);
         }
         self.watch(uid);
-    }
-
-    /// The watched file may have changed.
-    pub(super) fn look_at_source(&mut self) {
-        let Some(notifier) = &mut self.notifier else { return };
-        let before = notifier.looks;
-        let has_changed = notifier.has_changed(monotonic_ns());
-        let looks = notifier.looks - before;
-        if let Some(next_ns) = notifier.next_look_ns() {
-            self.timers.at(next_ns, Due::Look);
-        }
-        self.lives.count("notifier_looks", looks as f64);
-        if has_changed {
-            for uid in self.roster.uids() {
-                self.notify(uid);
-            }
-        }
-    }
-
-    /// Tells a worker what the watched file says.
-    pub(super) fn notify(&mut self, uid: Uid) {
-        let Some(notifier) = &self.notifier else { return };
-        let message = protocol::notify(&notifier.path().to_string_lossy(), notifier.value());
-        let has_room = |worker: &Worker| worker.ipc.as_ref().is_some_and(|i| i.unsent_bytes() < MOST_UNREAD);
-        if self.roster.get(uid).is_some_and(|worker| worker.is_online && has_room(worker)) {
-            self.lives.count("notifier_pushes", 1.0);
-            self.send(uid, &message);
-        }
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! A successor that ends, or does not listen in time, replaces nobody: then the reload is abandoned, and who works goes on.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use serde_json::json;
 
@@ -21,6 +21,8 @@ pub(super) struct Roll {
     old: Option<Uid>,
     candidate: Option<Uid>,
     replaced: usize,
+    /// Who did not leave in time.
+    killed: BTreeSet<Uid>,
     /// Clients of the control socket that wait for its end.
     clients: Vec<u64>,
     /// It was asked for once more meanwhile, perhaps for yet another version.
@@ -45,6 +47,7 @@ impl Master {
             old: None,
             candidate: None,
             replaced: 0,
+            killed: BTreeSet::new(),
             clients: client.into_iter().collect(),
             again: false,
         });
@@ -74,6 +77,17 @@ impl Master {
             self.abandon_reload(&format!("the new worker does not serve: {why}"));
         } else if roll.old == Some(uid) && roll.candidate.is_none() && self.roster.get(uid).is_none() {
             self.replace_next();
+        }
+    }
+
+    /// The old worker had to be killed: who waits for the reload is to know that clients may have noticed.
+    pub(super) fn reload_by_force(&mut self, uid: Uid) {
+        let Some(worker) = self.roster.get(uid) else { return };
+        let step = format!("worker {}: the old one has not left in time, and is killed", worker.number);
+        let Some(roll) = self.roll.as_mut().filter(|roll| roll.old == Some(uid)) else { return };
+        if roll.killed.insert(uid) {
+            let clients = roll.clients.clone();
+            clients.into_iter().for_each(|client| self.tell_client(client, &json!({"step": step})));
         }
     }
 
@@ -115,7 +129,8 @@ impl Master {
     fn finish_reload(&mut self) {
         let Some(roll) = self.roll.take() else { return };
         self.lives.report.reloads += 1;
-        self.events.tell("reloaded", json!({"replaced": roll.replaced}));
+        let killed = roll.killed.len();
+        self.events.tell("reloaded", json!({"replaced": roll.replaced, "killed": killed}));
         if roll.again {
             self.reload(None);
             if let Some(next) = &mut self.roll {
@@ -124,8 +139,9 @@ impl Master {
             return;
         }
         for client in roll.clients {
-            let done = format!("workers replaced: {}", roll.replaced);
-            self.answer(client, json!({"done": done, "replaced": roll.replaced}));
+            let by_force = if killed > 0 { format!(", killed: {killed}") } else { String::new() };
+            let done = format!("workers replaced: {}{by_force}", roll.replaced);
+            self.answer(client, json!({"done": done, "replaced": roll.replaced, "killed": killed}));
         }
     }
 

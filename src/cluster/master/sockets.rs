@@ -159,8 +159,12 @@ impl Master {
         self.watch(uid);
     }
 
+    pub(super) fn find_handle(&self, key: &str) -> Option<u64> {
+        self.handles.iter().find(|(_, handle)| handle.key == key).map(|(&token, _)| token)
+    }
+
     fn find_or_bind(&mut self, uid: Uid, query: &Query, key: &str, listen: bool) -> nix::Result<u64> {
-        if let Some((&token, _)) = self.handles.iter().find(|(_, handle)| handle.key == key) {
+        if let Some(token) = self.find_handle(key) {
             return Ok(token);
         }
         // Orphans count for everybody.
