@@ -394,10 +394,7 @@ impl Ipc {
         if let Ok(Answer { cmd: "NODE_CLUSTER", ack, accepted }) = serde_json::from_slice(line) {
             return incoming.push_back(Incoming::Answer { ack, accepted });
         }
-        if self.expected_key.is_some()
-            && line.starts_with(WITH_HANDLE)
-            && self.take_connection(line, incoming)
-        {
+        if self.expected_key.is_some() && self.handle.is_some() && self.take_connection(line, incoming) {
             return;
         }
         let mut message: Value = match serde_json::from_slice(line) {
@@ -422,7 +419,7 @@ impl Ipc {
         }
     }
 
-    /// False: that is no connection, or it has not arrived.
+    /// False: that is no connection.
     fn take_connection(&mut self, line: &[u8], incoming: &mut VecDeque<Incoming>) -> bool {
         let Ok(Passed { msg: NewConnection { act: "newconn", key, seq } }) = serde_json::from_slice(line)
         else {

@@ -1,8 +1,9 @@
 //! Our servers as workers of a cluster: of ours, of Node's own primary, and of a master made of a socket and a test.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Write};
-use std::os::fd::OwnedFd;
+use std::io::{BufRead, BufReader, IoSlice, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -12,6 +13,7 @@ use acceptlab::lab::check::client::{Answer, Client, GET, GET_AND_CLOSE, served_w
 use acceptlab::lab::check::server::{Program, STOP_WITHIN, Server};
 use acceptlab::lab::processes::{Process, poll_until};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
@@ -225,8 +227,14 @@ struct Worker {
 
 impl Worker {
     fn start() -> Worker {
+        Worker::start_after("true")
+    }
+
+    /// From a shell that runs `preparation` first.
+    fn start_after(preparation: &str) -> Worker {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let child = with_channel(theirs.into()).args(["--listen", "127.0.0.1:0"]).spawn().unwrap();
+        let mut command = with_channel(theirs.into(), preparation);
+        let child = command.args(["--listen", "127.0.0.1:0"]).spawn().unwrap();
         ours.set_read_timeout(Some(FOREVER)).unwrap();
         Worker { child, channel: ours }
     }
@@ -258,6 +266,23 @@ impl Worker {
         query
     }
 
+    /// Passes it a connection: whether it takes it.
+    #[track_caller]
+    fn takes(&mut self, connection: &TcpStream, seq: u64) -> bool {
+        let message = json!({"cmd": "NODE_CLUSTER", "act": "newconn", "key": "k", "seq": seq});
+        let line = format!("{}\n", json!({"cmd": "NODE_HANDLE", "type": "net.Native", "msg": message}));
+        let (parts, fds) = ([IoSlice::new(line.as_bytes())], [connection.as_raw_fd()]);
+        let rights = [ControlMessage::ScmRights(&fds)];
+        sendmsg::<()>(self.channel.as_raw_fd(), &parts, &rights, MsgFlags::empty(), None).unwrap();
+        for line in BufReader::new(self.channel.try_clone().unwrap()).lines() {
+            let said: Value = serde_json::from_str(&line.unwrap()).unwrap();
+            if said["ack"] == seq {
+                return said["accepted"].as_bool().unwrap();
+            }
+        }
+        panic!("it never answers for connection {seq}");
+    }
+
     fn ended(&mut self) -> Option<i32> {
         poll_until(FOREVER, || self.child.try_wait().unwrap()).expect("it ends").code()
     }
@@ -272,10 +297,11 @@ impl Drop for Worker {
 
 /// Our event loop with this end of a channel, as descriptor 3: a shell puts it there, so that it is inheritable in that
 /// process alone, and not in whatever other tests start meanwhile.
-fn with_channel(channel: OwnedFd) -> Command {
+fn with_channel(channel: OwnedFd, preparation: &str) -> Command {
+    let script = format!("{preparation}; exec 3<&0 </dev/null; exec \"$0\" \"$@\"");
     let mut command = Command::new("sh");
     command
-        .args(["-c", "exec 3<&0 </dev/null; exec \"$0\" \"$@\"", EVENT_DRIVEN])
+        .args(["-c", &script, EVENT_DRIVEN])
         .env("NODE_CHANNEL_FD", "3")
         .env("NODE_UNIQUE_ID", "1")
         .stdin(Stdio::from(channel))
@@ -304,6 +330,32 @@ fn a_worker_asks_as_node_does_and_answers_a_sign_of_life_it_is_asked_for() {
 }
 
 #[test]
+fn a_worker_that_has_no_room_refuses_each_connection_and_takes_one_when_another_has_ended() {
+    let mut worker = Worker::start_after("ulimit -n 24");
+    worker.serve();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut clients = Vec::new();
+    let pass = |worker: &mut Worker, clients: &mut Vec<TcpStream>, seq| {
+        clients.push(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+        let connection = listener.accept().unwrap().0;
+        // As libuv's are, and our masters'.
+        connection.set_nonblocking(true).unwrap();
+        worker.takes(&connection, seq)
+    };
+    let taken = (1..24).take_while(|&seq| pass(&mut worker, &mut clients, seq)).count();
+    assert!((1..23).contains(&taken), "{taken}");
+    assert!((24..27).all(|seq| !pass(&mut worker, &mut clients, seq)));
+    let mut first = clients.swap_remove(0);
+    first.write_all(GET_AND_CLOSE).unwrap();
+    first.read_to_end(&mut Vec::new()).unwrap();
+    drop(first);
+    // It may hear of the end a little later.
+    let mut seqs = 27..;
+    let takes = || pass(&mut worker, &mut clients, seqs.next().unwrap()).then_some(());
+    assert!(poll_until(FOREVER, takes).is_some());
+}
+
+#[test]
 fn a_master_that_is_gone_ends_its_worker() {
     let mut asks = Worker::start();
     asks.hear("queryServer");
@@ -320,13 +372,13 @@ fn a_channel_that_is_none_is_one_line_and_a_failure() {
     let file: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
     let output =
         |mut command: Command| -> Output { command.args(["--listen", "127.0.0.1:0"]).output().unwrap() };
-    let mut absent = with_channel(file);
+    let mut absent = with_channel(file, "true");
     absent.env("NODE_CHANNEL_FD", "250");
     let mut odd = Command::new(EVENT_DRIVEN);
     odd.env("NODE_CHANNEL_FD", "three").env("NODE_UNIQUE_ID", "1");
     let mut standard = Command::new(EVENT_DRIVEN);
     standard.env("NODE_CHANNEL_FD", "0").env("NODE_UNIQUE_ID", "1");
-    let no_socket = with_channel(std::fs::File::open("/dev/null").unwrap().into());
+    let no_socket = with_channel(std::fs::File::open("/dev/null").unwrap().into(), "true");
     for command in [absent, odd, standard, no_socket] {
         let output = output(command);
         let said = String::from_utf8_lossy(&output.stderr);
