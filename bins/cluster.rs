@@ -32,14 +32,15 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 const AFTER_HELP: &str = "\
 PROGRAM is started N times with NODE_CHANNEL_FD, NODE_UNIQUE_ID (counts all that were ever
 started) and WORKER_ID (0 to N-1) in its environment. For Node, and for our servers that are one
-process, that makes it a worker of a cluster: its TCP listen() goes to the master. Unix sockets
-and UDP are refused (ENOTSUP).
+process, that makes it a worker of a cluster: its listen() goes to the master, be it on a port, a
+Unix socket or a descriptor that the master was started with. UDP is refused (ENOTSUP).
 
-The first line on standard output is `ready ADDR:PORT`, when every worker listens. Standard error
-has an event a line, as JSON, and what the workers write, with their number and the time. SIGHUP
-replaces all workers, one by one (but of a terminal that is closed it ends the cluster). SIGTERM or Ctrl-C disconnects the workers, lets them finish, and
-prints one JSON document, in which what only the program knows is 0 for a Node program. A program
-that was given up ends it when its last worker is gone, with status 1.
+The first line on standard output is `ready ADDR:PORT` (`ready unix:PATH` where the program has no
+port), when every worker listens. Standard error has an event a line, as JSON, and what the workers write, with their number and the time. SIGHUP
+replaces all workers, one by one (but of a terminal that is closed it ends the cluster). SIGTERM or
+Ctrl-C disconnects the workers, lets them finish, and prints one JSON document, in which what only
+the program knows is 0 for a Node program. A program that was given up ends it when its last worker
+is gone, with status 1.
 
 Messages of a Node program: process.send({act: 'suicide'}) asks for a successor before it ends;
 {act: 'count', queries: 1} is added up in the document; others are told as events. With --notify
@@ -131,7 +132,7 @@ fn serve(args: Args, master: MasterArgs) -> Result<ServerReport, Failure> {
                 let (next, _) = eligible[choice.next(numbers, master.workers(), load, &connection)];
                 master.pass(handle, connection, next);
             }
-            Happening::Ready(address) => server::ready(address)?,
+            Happening::Ready(address) => server::print_ready(address)?,
             Happening::Vacant { number, has_served } => match restarts.allow(monotonic_ns(), has_served) {
                 Some(pause) => master.restart(number, pause),
                 None => master.give_up(),

@@ -1,23 +1,49 @@
 //! One listening socket of the program, and the workers that are to have its connections.
 
 use std::collections::VecDeque;
+use std::fmt;
+use std::fs;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use nix::errno::Errno;
 use serde_json::Value;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::protocol::Query;
+use super::protocol::{Query, Target};
 use super::token::Uid;
+use crate::sys::fd::take_inherited;
+
+/// Where a socket listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    Ip(SocketAddr),
+    /// A Unix socket.
+    Path(PathBuf),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Address::Ip(address) => address.fmt(formatter),
+            // An abstract one begins with a NUL, which is written `@` (unix(7), ss(8)).
+            Address::Path(path) => {
+                write!(formatter, "unix:{}", path.display().to_string().replace('\0', "@"))
+            }
+        }
+    }
+}
 
 /// What all calls of `listen()` with the same key share.
 pub struct Handle {
     pub key: String,
     pub socket: Rc<OwnedFd>,
     /// With the port that the kernel chose.
-    pub address: SocketAddr,
+    pub address: Address,
+    /// The file of a Unix socket, which goes with it.
+    file: Option<PathBuf>,
     pub data: Value,
     /// The workers that have called, with their numbers.
     pub members: Vec<(Uid, usize)>,
@@ -32,28 +58,41 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Binds what the program asks for, with the options that Node sets.
+    /// Binds what the program asks for, with the options that Node sets; or takes what we were started with.
     pub fn bind(query: &Query, key: String) -> nix::Result<Handle> {
-        let mut failed = Errno::EINVAL;
-        for address in query.addresses()? {
-            match bind(address, query) {
-                Ok((socket, address)) => {
-                    return Ok(Handle {
-                        key,
-                        socket: Rc::new(socket.into()),
-                        address,
-                        data: Value::Null,
-                        members: Vec::new(),
-                        free: Vec::new(),
-                        returned: VecDeque::new(),
-                        is_ready: false,
-                        orphaned_ns: None,
-                    });
+        let (socket, address) = match query.target()? {
+            Target::Ip(candidates) => {
+                let mut bound = Err(Errno::EINVAL);
+                for address in candidates {
+                    bound = bind(address, query).map_err(errno_of);
+                    if bound.is_ok() {
+                        break;
+                    }
                 }
-                Err(error) => failed = error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw),
+                bound?
             }
-        }
-        Err(failed)
+            Target::Path(path) => {
+                let socket = bind_unix(&path).map_err(errno_of)?;
+                (socket, Address::Path(path))
+            }
+            Target::Inherited(fd) => take(take_inherited(fd)?)?,
+        };
+        let file = match &address {
+            Address::Path(path) if query.fd().is_none() && !is_abstract(path) => Some(path.clone()),
+            _ => None,
+        };
+        Ok(Handle {
+            key,
+            socket: Rc::new(socket.into()),
+            address,
+            file,
+            data: Value::Null,
+            members: Vec::new(),
+            free: Vec::new(),
+            returned: VecDeque::new(),
+            is_ready: false,
+            orphaned_ns: None,
+        })
     }
 
     pub fn add_member(&mut self, worker: Uid, number: usize) {
@@ -99,7 +138,16 @@ impl AsFd for Handle {
     }
 }
 
-fn bind(address: SocketAddr, query: &Query) -> std::io::Result<(Socket, SocketAddr)> {
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if let Some(file) = &self.file {
+            // Somebody may have removed it.
+            let _ = fs::remove_file(file);
+        }
+    }
+}
+
+fn bind(address: SocketAddr, query: &Query) -> std::io::Result<(Socket, Address)> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
@@ -110,5 +158,40 @@ fn bind(address: SocketAddr, query: &Query) -> std::io::Result<(Socket, SocketAd
     socket.set_tcp_nodelay(query.no_delay == true)?;
     socket.bind(&address.into())?;
     let bound = socket.local_addr()?.as_socket().expect("a TCP socket has an IP address");
-    Ok((socket, bound))
+    Ok((socket, Address::Ip(bound)))
+}
+
+/// As with Node, a file that is there already is a taken address, whoever has left it.
+fn bind_unix(path: &Path) -> std::io::Result<Socket> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    Ok(socket)
+}
+
+fn is_abstract(path: &Path) -> bool {
+    path.as_os_str().as_encoded_bytes().first() == Some(&0)
+}
+
+/// A socket that we were started with, as systemd's socket activation does.
+fn take(fd: OwnedFd) -> nix::Result<(Socket, Address)> {
+    let socket = Socket::from(fd);
+    let prepare = || {
+        if socket.r#type()? != Type::STREAM {
+            return Err(Errno::ENOTSUP.into());
+        }
+        socket.set_nonblocking(true)?;
+        let address = socket.local_addr()?;
+        let unix = || {
+            address.as_unix().map(|_| Address::Path(address.as_pathname().unwrap_or(Path::new("?")).into()))
+        };
+        let address = address.as_socket().map(Address::Ip).or_else(unix);
+        address.ok_or_else(|| std::io::Error::from(Errno::ENOTSUP))
+    };
+    let address = prepare().map_err(errno_of)?;
+    Ok((socket, address))
+}
+
+pub(super) fn errno_of(error: std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw)
 }

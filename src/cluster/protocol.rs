@@ -1,10 +1,14 @@
 //! The messages of Node's cluster, as `lib/internal/cluster/{primary,child}.js` of Node 20 send them.
 
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::RawFd;
+use std::path::PathBuf;
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+
+use super::handle::Address;
 
 /// What a worker says to its master.
 #[derive(Debug)]
@@ -39,7 +43,7 @@ pub enum Message {
 pub struct Query {
     /// What the answer refers to.
     pub seq: Value,
-    /// An IP address; without one any.
+    /// An IP address, without one any; or the file of a Unix socket.
     pub address: Value,
     pub port: Value,
     /// 4 or 6 for TCP, -1 for a Unix socket, `"udp4"` or `"udp6"`.
@@ -55,6 +59,17 @@ pub struct Query {
     pub data: Value,
 }
 
+/// What a program wants to listen on.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Target {
+    /// In the order of preference.
+    Ip(Vec<SocketAddr>),
+    /// A Unix socket.
+    Path(PathBuf),
+    /// What the master was started with, by number.
+    Inherited(RawFd),
+}
+
 /// `UV_TCP_IPV6ONLY` of libuv's `uv.h`.
 const IPV6_ONLY: u64 = 1;
 
@@ -68,14 +83,36 @@ impl Query {
         format!("{}:{port}:{address_type}:{fd}:{index}", address.as_str().unwrap_or("null"))
     }
 
-    /// Where to bind, in the order of preference.
+    /// What to listen on.
     ///
     /// # Errors
-    /// EINVAL for what is no address and ENOTSUP for a Unix socket, UDP or a descriptor: these are not handled here.
-    pub fn addresses(&self) -> nix::Result<Vec<SocketAddr>> {
-        if self.fd.as_i64().is_some_and(|fd| fd >= 0) || !matches!(self.address_type.as_i64(), Some(4 | 6)) {
-            return Err(Errno::ENOTSUP);
+    /// EINVAL for what is no address, and ENOTSUP for UDP, where nobody is accepted.
+    pub fn target(&self) -> nix::Result<Target> {
+        match (self.fd(), self.address_type.as_i64()) {
+            (Some(fd), _) => Ok(Target::Inherited(fd)),
+            (None, Some(4 | 6)) => self.addresses().map(Target::Ip),
+            (None, Some(-1)) => {
+                self.address.as_str().map(|path| Target::Path(path.into())).ok_or(Errno::EINVAL)
+            }
+            _ => Err(Errno::ENOTSUP),
         }
+    }
+
+    /// For people: what it wants, as far as that can be read.
+    pub fn in_words(&self) -> String {
+        match self.target() {
+            Ok(Target::Path(path)) => path.display().to_string(),
+            Ok(Target::Inherited(fd)) => format!("on descriptor {fd}"),
+            _ => format!("{}:{}", self.address.as_str().unwrap_or("*"), self.port),
+        }
+    }
+
+    /// A descriptor of the master's that it was started with.
+    pub fn fd(&self) -> Option<RawFd> {
+        self.fd.as_i64().filter(|&fd| fd >= 0).and_then(|fd| RawFd::try_from(fd).ok())
+    }
+
+    fn addresses(&self) -> nix::Result<Vec<SocketAddr>> {
         let port = self.port.as_u64().and_then(|port| u16::try_from(port).ok()).ok_or(Errno::EINVAL)?;
         // Any address: IPv6 takes both kinds, where it exists (`createServerHandle` in Node's `lib/net.js`).
         let candidates = self.address.as_str().map_or(vec!["::", "0.0.0.0"], |address| vec![address]);
@@ -141,10 +178,14 @@ impl Message {
 }
 
 /// The socket is the master's: the worker is to wait for connections of `key`.
-pub fn kept(query: &Query, key: &str, address: SocketAddr, data: &Value, seq: u64) -> Value {
-    let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
-    let sockname = json!({"family": family, "address": address.ip().to_string(), "port": address.port()});
-    json!({"cmd": "NODE_CLUSTER", "key": key, "sockname": sockname, "data": data, "ack": query.seq, "seq": seq})
+pub fn kept(query: &Query, key: &str, address: &Address, data: &Value, seq: u64) -> Value {
+    let mut reply = json!({"cmd": "NODE_CLUSTER", "key": key, "data": data, "ack": query.seq, "seq": seq});
+    if let Address::Ip(address) = address {
+        let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+        let (ip, port) = (address.ip().to_string(), address.port());
+        reply["sockname"] = json!({"family": family, "address": ip, "port": port});
+    }
+    reply
 }
 
 /// The socket comes with this message: the worker is to listen and accept.
@@ -204,23 +245,31 @@ mod tests {
     #[test]
     fn a_listen_without_an_address_is_for_both_kinds_of_it() {
         let any = query(json!({"address": null, "port": 80, "addressType": 4, "flags": 0}));
-        assert_eq!(any.addresses(), Ok(vec!["[::]:80".parse().unwrap(), "0.0.0.0:80".parse().unwrap()]));
+        let ip = |address: &str| address.parse::<SocketAddr>().unwrap();
+        assert_eq!(any.target(), Ok(Target::Ip(vec![ip("[::]:80"), ip("0.0.0.0:80")])));
         let one = query(json!({"address": "127.0.0.1", "port": 0, "addressType": 4, "backlog": false}));
-        assert_eq!(one.addresses(), Ok(vec!["127.0.0.1:0".parse().unwrap()]));
+        assert_eq!(one.target(), Ok(Target::Ip(vec![ip("127.0.0.1:0")])));
         assert_ne!(any.key(), one.key());
     }
 
     #[test]
-    fn what_is_no_tcp_address_is_refused() {
+    fn a_unix_socket_and_a_descriptor_are_as_good_as_a_port() {
+        let path = query(json!({"address": "/tmp/socket", "port": -1, "addressType": -1, "fd": null}));
+        assert_eq!(path.target(), Ok(Target::Path("/tmp/socket".into())));
+        let fd = query(json!({"address": null, "port": null, "addressType": null, "fd": 5}));
+        assert_eq!(fd.target(), Ok(Target::Inherited(5)));
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused() {
         for (fields, errno) in [
-            (json!({"address": "/tmp/socket", "port": -1, "addressType": -1}), Errno::ENOTSUP),
             (json!({"address": "127.0.0.1", "port": 1, "addressType": "udp4"}), Errno::ENOTSUP),
-            (json!({"address": null, "port": 1, "addressType": 4, "fd": 5}), Errno::ENOTSUP),
+            (json!({"address": null, "port": -1, "addressType": -1}), Errno::EINVAL),
             (json!({"address": "nowhere", "port": 1, "addressType": 4}), Errno::EINVAL),
             (json!({"address": null, "port": "80", "addressType": 4}), Errno::EINVAL),
             (json!({"address": null, "port": 70000, "addressType": 4}), Errno::EINVAL),
         ] {
-            assert_eq!(query(fields).addresses(), Err(errno));
+            assert_eq!(query(fields).target(), Err(errno));
         }
     }
 

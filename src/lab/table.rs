@@ -196,13 +196,13 @@ fn conditions(spec: &TableSpec, cases: &[Vec<&Row>]) -> Vec<String> {
         // Each trace stands below its own commands.
         return notes;
     }
-    let clients: BTreeSet<&str> = cases.iter().flatten().map(|row| client_name(row)).collect();
-    for name in clients {
-        if let Some(row) = cases.iter().flatten().find(|row| client_name(row) == name) {
-            notes.push(format!(
-                "The first line's commands: `{}` and `{}`.",
-                row.server_command, row.client_command
-            ));
+    let mut clients = BTreeSet::new();
+    for row in cases.iter().flatten() {
+        let (is_first, client) = (clients.is_empty(), client_name(row));
+        if clients.insert(client) {
+            let whose = if is_first { String::new() } else { format!(" with client `{client}`") };
+            let commands = format!("`{}` and `{}`", row.server_command, row.client_command);
+            notes.push(format!("The first line's commands{whose}: {commands}."));
         }
     }
     notes

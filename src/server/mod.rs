@@ -16,6 +16,7 @@
 //!
 //! The beginning and the end of every program are here: [`ready`] and [`finish`].
 
+use std::fmt;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -62,9 +63,11 @@ pub use crate::sys::signal::{GRACE, is_stopping};
 /// Prints the line that everybody waits for, or in a cluster tells the master. Call it when every worker can take a
 /// connection.
 pub fn ready(address: SocketAddr) -> Result<(), Failure> {
-    if member::say_listening(address) {
-        return Ok(());
-    }
+    if member::say_listening(address) { Ok(()) } else { print_ready(address) }
+}
+
+/// Prints it: for a master too, whose workers may listen on a Unix socket.
+pub fn print_ready(address: impl fmt::Display) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "ready {address}")
         .and_then(|()| out.flush())

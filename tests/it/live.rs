@@ -58,6 +58,8 @@ fn rate_percentiles_slip_and_workers_are_seen_while_the_run_goes_on() {
             && screen.contains("measuring")
             && !screen.contains('–')
             && screen.contains("slip p99 ")
+            // Of a tenth of a second: a thread that came late to its clock sees one request fewer or more.
+            && screen.contains("300 due")
             && screen.matches('█').count() > 10
     });
     for what in
@@ -65,7 +67,7 @@ fn rate_percentiles_slip_and_workers_are_seen_while_the_run_goes_on() {
     {
         assert!(told(&screen, what), "{what}: {screen}");
     }
-    assert!(screen.contains("300 due") && screen.contains("D of connections"), "{screen}");
+    assert!(screen.contains("D of connections"), "{screen}");
     terminal.tmux(&["resize-window", "-x", "120", "-y", "30"]);
     terminal.shows(|screen| screen.lines().nth(29).is_some_and(|line| line.starts_with("q or Ctrl-C")));
     terminal.tmux(&["resize-window", "-x", "30", "-y", "8"]);

@@ -12,6 +12,7 @@ mod cluster;
 mod cluster_control;
 mod cluster_life;
 mod cluster_output;
+mod cluster_sockets;
 mod contract;
 mod counting;
 mod dispatch;

@@ -1,11 +1,11 @@
 //! What the workers say, and what of it the master answers by itself.
 
 use std::mem;
-use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 
 use super::{Happening, Master};
+use crate::cluster::handle::Address;
 use crate::cluster::protocol::{self, Message};
 use crate::cluster::timers::Due;
 use crate::cluster::token::{Token, Uid};
@@ -110,11 +110,15 @@ impl Master {
     }
 
     fn hear_listening(&mut self, uid: Uid, port: Option<u64>) {
-        let mut addresses = self.handles.values().filter(|handle| handle.has_member(uid)).map(|h| h.address);
-        let is_meant = |address: &SocketAddr| port == Some(address.port().into());
+        let its = self.handles.values().filter(|handle| handle.has_member(uid));
+        let mut addresses = its.map(|handle| &handle.address);
+        let is_meant = |address: &&Address| match address {
+            Address::Ip(address) => port == Some(address.port().into()),
+            Address::Path(_) => port.is_none(),
+        };
         let first = addresses.clone().next();
-        let address = addresses.find(is_meant).or(first);
-        self.tell("listening", uid, json!({"address": address}));
+        let address = addresses.find(is_meant).or(first).cloned();
+        self.tell("listening", uid, json!({"address": address.as_ref().map(Address::to_string)}));
         let (Some(worker), Some(address)) = (self.roster.get_mut(uid), address) else { return };
         if matches!(worker.state, State::Starting { .. }) {
             (worker.state, worker.has_served) = (State::Serving, true);
@@ -123,8 +127,8 @@ impl Master {
             self.reload_with(uid);
         }
         if self.address.is_none() && self.roster.is_at_full_strength(self.workers) {
-            let first = self.handles.values().next().map_or(address, |handle| handle.address);
-            self.address = Some(first);
+            let first = self.handles.values().next().map_or(address, |handle| handle.address.clone());
+            self.address = Some(first.clone());
             self.happenings.push_back(Happening::Ready(first));
         }
     }

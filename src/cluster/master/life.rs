@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::{Happening, Master};
+use crate::cluster::handle::Address;
 use crate::cluster::protocol;
 use crate::cluster::timers::Due;
 use crate::cluster::token::{Stream, Token, Uid};
@@ -58,8 +59,9 @@ impl Master {
             self.wait()?;
         }
         // A program that has never listened has no address.
-        let address = self.address.unwrap_or_else(|| ([0, 0, 0, 0], 0).into());
-        let mut report = self.scoreboard.report(address, Some(Usage::of_process()));
+        let nowhere = || Address::Ip(([0, 0, 0, 0], 0).into());
+        let mut report =
+            self.scoreboard.report(self.address.take().unwrap_or_else(nowhere), Some(Usage::of_process()));
         report.cluster = Some(self.lives.report());
         self.events.tell("stopped", json!({"uptime_s": report.uptime_s}));
         if let Some(line) = self.last_words.take() {

@@ -20,7 +20,6 @@ mod sockets;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::io::IsTerminal;
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
@@ -34,7 +33,7 @@ use super::args::MasterArgs;
 use super::console::Console;
 use super::control::Control;
 use super::events::Events;
-use super::handle::Handle;
+use super::handle::{Address, Handle};
 use super::lives::Lives;
 use super::notifier::Notifier;
 use super::output::Outputs;
@@ -61,7 +60,7 @@ pub enum Happening {
     /// A connection, and at least one worker is [`Master::free`] to [`Master::pass`] it to.
     Connection(u64, Rc<OwnedFd>),
     /// For the first time all workers take connections.
-    Ready(SocketAddr),
+    Ready(Address),
     /// This number has no worker that serves, or is about to: [`Master::restart`] it or [`Master::give_up`]. The last may
     /// never have listened.
     Vacant { number: usize, has_served: bool },
@@ -97,7 +96,7 @@ pub struct Master {
     happenings: VecDeque<Happening>,
     /// A worker's now; our copies are to be closed.
     passed: Vec<OwnedFd>,
-    address: Option<SocketAddr>,
+    address: Option<Address>,
     /// Clients of the control socket that wait for the end.
     stop_clients: Vec<u64>,
     /// Our standard error was a terminal when we began.

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::Master;
 use crate::cluster::control::Request;
+use crate::cluster::handle::Address;
 use crate::cluster::token::Uid;
 use crate::cluster::worker::{State, Worker};
 use crate::scoreboard::Count;
@@ -55,7 +56,7 @@ impl Master {
         rows.extend(vacant.map(|number| json!({"worker": number, "state": "vacant"})));
         json!({
             "program": words.join(" "),
-            "listen": self.address.map(|address| address.to_string()),
+            "listen": self.address.as_ref().map(Address::to_string),
             "uptime_s": self.scoreboard.uptime_s(),
             "wanted": self.workers,
             "reloading": self.roll.is_some(),

@@ -10,7 +10,7 @@ use serde_json::json;
 use socket2::SockRef;
 
 use super::Master;
-use crate::cluster::handle::Handle;
+use crate::cluster::handle::{Handle, errno_of};
 use crate::cluster::protocol::{self, NewConnection, Query};
 use crate::cluster::timers::Due;
 use crate::cluster::token::{Token, Uid};
@@ -141,7 +141,7 @@ impl Master {
                     handle.add_member(uid, number);
                 }
                 if keep {
-                    ipc.send(&protocol::kept(query, &key, handle.address, &handle.data, seq));
+                    ipc.send(&protocol::kept(query, &key, &handle.address, &handle.data, seq));
                     self.set_free(token, uid);
                 } else {
                     let reply = protocol::shared(query, &key, &handle.data, seq);
@@ -150,7 +150,7 @@ impl Master {
             }
             Err(errno) => {
                 ipc.send(&protocol::failed(query, &key, errno, seq));
-                let tried = format!("listen {}:{}", query.address.as_str().unwrap_or("*"), query.port);
+                let tried = format!("listen {}", query.in_words());
                 let what = Failure::new(tried, errno).to_string();
                 self.note_trouble(uid, &what);
                 self.tell("failure", uid, json!({ "what": what }));
@@ -176,8 +176,7 @@ impl Master {
         let token = self.next_handle;
         self.next_handle += 1;
         if listen {
-            let listening = SockRef::from(&handle).listen(query.backlog());
-            listening.map_err(|error| error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw))?;
+            SockRef::from(&handle).listen(query.backlog()).map_err(errno_of)?;
             self.epoll.add(&handle, Token::Handle(token).encode(), Interest::EPOLLIN | Interest::EPOLLET)?;
         }
         self.handles.insert(token, handle);

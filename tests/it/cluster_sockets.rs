@@ -1,0 +1,170 @@
+//! What else than a port a Node program may listen on under `cluster`: a Unix socket, and a descriptor that the master was
+//! started with. Without Node these tests are skipped with a line.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use acceptlab::lab::check::client::GET_AND_CLOSE;
+use acceptlab::lab::processes::poll_until;
+use acceptlab::report::ServerReport;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::cluster::{CLUSTER, has_node, run};
+use crate::support::FOREVER;
+
+/// Says who it is on whatever it was told to listen on: `{"path": …}` or `{"fd": …}`.
+const PROGRAM: &str = r#"
+const answer = (request, response) => response.end(`worker ${process.env.WORKER_ID} pid ${process.pid}\n`);
+require('node:http').createServer(answer).listen(JSON.parse(process.argv[1]));
+"#;
+
+/// A cluster of two, killed when dropped.
+struct Cluster {
+    child: Child,
+    out: BufReader<ChildStdout>,
+    /// What it said when it was ready.
+    ready: String,
+}
+
+impl Cluster {
+    /// With this as descriptor 3.
+    fn start(schedule: &str, listen: &str, inherited: Stdio) -> Cluster {
+        let script = "exec 3<&0 </dev/null; exec \"$0\" \"$@\"";
+        let flags = ["--workers", "2", "--schedule", schedule, "--", "node", "-e", PROGRAM, "--", listen];
+        let mut command = Command::new("sh");
+        command.args(["-c", script, CLUSTER]).args(flags).stdin(inherited);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let mut ready = String::new();
+        out.read_line(&mut ready).unwrap();
+        Cluster { child, out, ready: ready.trim_end().to_owned() }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+
+    fn stop(mut self) -> ServerReport {
+        self.signal(Signal::SIGTERM);
+        serde_json::from_reader(&mut self.out).unwrap()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A file for a socket, which is not there yet.
+struct Place(PathBuf);
+
+impl Place {
+    fn new(name: &str) -> Place {
+        Place(std::env::temp_dir().join(format!("acceptlab-{name}-{}.sock", std::process::id())))
+    }
+
+    fn listen(&self) -> String {
+        format!("{{\"path\":{:?}}}", self.0)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// What is answered on this connection: the last line is who it was.
+#[track_caller]
+fn ask(mut stream: impl Read + Write) -> String {
+    stream.write_all(GET_AND_CLOSE).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer:?}");
+    answer.lines().find(|line| line.starts_with("worker ")).expect("it says who it is").to_owned()
+}
+
+#[track_caller]
+fn ask_at(path: &Path) -> String {
+    ask(UnixStream::connect(path).unwrap())
+}
+
+#[test]
+fn a_unix_socket_is_served_by_all_workers_survives_a_reload_and_goes_with_the_master() {
+    if !has_node() {
+        return;
+    }
+    for schedule in ["rr", "none"] {
+        let place = Place::new(&format!("served-{schedule}"));
+        let cluster = Cluster::start(schedule, &place.listen(), Stdio::null());
+        assert_eq!(cluster.ready, format!("ready unix:{}", place.0.display()));
+        let before = [ask_at(&place.0), ask_at(&place.0)];
+        assert!(schedule == "none" || before[0] != before[1], "{before:?}");
+        cluster.signal(Signal::SIGHUP);
+        let replaced = poll_until(FOREVER, || {
+            let now = [ask_at(&place.0), ask_at(&place.0)];
+            now.iter().all(|who| !before.contains(who)).then_some(())
+        });
+        assert!(replaced.is_some(), "{schedule}");
+        let report = cluster.stop();
+        assert_eq!((report.listen, place.0.exists()), (format!("unix:{}", place.0.display()), false));
+    }
+}
+
+#[test]
+fn a_unix_socket_that_is_somebody_elses_is_a_taken_address_and_stays() {
+    if !has_node() {
+        return;
+    }
+    let place = Place::new("taken");
+    let _theirs = std::os::unix::net::UnixListener::bind(&place.0).unwrap();
+    let listen = place.listen();
+    let output = run(&["--workers", "1", "--max-restarts", "0", "--", "node", "-e", PROGRAM, "--", &listen]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let line = format!("worker 0: listen {}: address already in use", place.0.display());
+    assert!(said.contains(&line) && place.0.exists(), "{said}");
+}
+
+#[test]
+fn a_descriptor_that_the_master_was_started_with_is_what_its_workers_serve() {
+    if !has_node() {
+        return;
+    }
+    for schedule in ["rr", "none"] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        // Who comes before the cluster does is not lost.
+        let early = TcpStream::connect(address).unwrap();
+        let cluster = Cluster::start(schedule, r#"{"fd":3}"#, OwnedFd::from(listener).into());
+        assert_eq!(cluster.ready, format!("ready {address}"));
+        ask(early);
+        ask(TcpStream::connect(address).unwrap());
+        assert_eq!(cluster.stop().listen, address.to_string());
+    }
+}
+
+#[test]
+fn a_descriptor_that_is_no_socket_fails_listen_and_nothing_else() {
+    if !has_node() {
+        return;
+    }
+    for fd in ["3", "250"] {
+        // Descriptor 3 is a file here, and 250 is none.
+        let command = format!(
+            "exec {CLUSTER} --workers 1 --max-restarts 0 -- node -e \"$0\" -- '{{\"fd\":{fd}}}' 3</dev/null"
+        );
+        let output = Command::new("sh").args(["-c", &command, PROGRAM]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(&format!("worker 0: listen on descriptor {fd}: ")), "{said}");
+    }
+}
