@@ -22,7 +22,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use acceptlab::cluster::{CtlArgs, Happening, Master, MasterArgs, Restarts, ctl};
+use acceptlab::cluster::{CtlArgs, Happening, Master, MasterArgs, Restarts, ctl, remind_of_dashes};
 use acceptlab::report::ServerReport;
 use acceptlab::server::{self, Choice, Failure, Policy};
 use acceptlab::units::{monotonic_ns, parse_duration, parse_positive_duration};
@@ -93,7 +93,7 @@ enum Schedule {
 }
 
 fn main() -> ExitCode {
-    let mut args = Args::parse();
+    let mut args = Args::try_parse().unwrap_or_else(|error| remind_of_dashes(error).exit());
     match (args.command.take(), args.master.take()) {
         (Some(Command::Ctl(order)), _) => match ctl::order(&order) {
             Ok(()) => ExitCode::SUCCESS,

@@ -15,8 +15,11 @@
 //! - [`units`], [`stats`], [`cpu`], [`machine`], [`sys`]: durations, statistics, the CPUs we may use, what the kernel
 //!   counted, and the system calls as thin safe lines.
 //!
-//! `cluster` stands on `server`'s channel. `server`, `load` and `lab` do not import each other: they meet through the command line, the `ready` line
-//! and JSON, like the programs made of them.
+//! `cluster` stands on `server`'s channel. `server`, `load` and `lab` do not import each other: they meet through the
+//! command line, the `ready` line and JSON, like the programs made of them.
+
+// A module's introduction names its parts, public or not: read it with `cargo doc --document-private-items`.
+#![allow(rustdoc::private_intra_doc_links)]
 
 pub mod http;
 pub mod work;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use clap::error::{ContextKind, ContextValue};
 
 use crate::cpu;
 use crate::units::{parse_duration, parse_positive_duration};
@@ -96,6 +97,17 @@ pub(super) fn parse_workers(text: &str) -> Result<usize, String> {
         Ok(workers) if (1..=MOST_WORKERS).contains(&workers) => Ok(workers),
         _ => Err(format!("a cluster has 1 to {MOST_WORKERS} workers")),
     }
+}
+
+/// Adds what a user has forgotten who wrote the program where an option could stand.
+pub fn remind_of_dashes(mut error: clap::Error) -> clap::Error {
+    let misplaced = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(word)) if !word.starts_with('-') => word,
+        _ => return error,
+    };
+    let tip = format!("the program and its arguments come after `--`: cluster -- {misplaced}");
+    error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    error
 }
 
 /// The kernel could run no more (pid_max is at most 2^22).

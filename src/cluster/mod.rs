@@ -28,7 +28,7 @@ pub mod timers;
 pub mod token;
 pub mod worker;
 
-pub use args::MasterArgs;
+pub use args::{MasterArgs, remind_of_dashes};
 pub use ctl::CtlArgs;
 pub use master::{Happening, Master};
 pub use restarts::Restarts;

@@ -11,8 +11,8 @@ use std::time::Duration;
 use acceptlab::lab::check::client::{GET, served_within};
 use acceptlab::lab::check::server::{STOP_WITHIN, Server};
 use acceptlab::lab::processes::poll_until;
-use nix::sys::signal::Signal;
-use nix::unistd::geteuid;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, geteuid};
 use serde_json::Value;
 
 use crate::cluster::{CLUSTER, await_events, has_node, run, start_with};
@@ -211,10 +211,48 @@ fn a_stale_socket_is_replaced_and_a_living_one_or_another_file_is_not() {
 }
 
 #[test]
-fn ctl_without_a_cluster_says_what_to_do() {
-    let output = Socket::new("nobody").ctl(&["status"]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("is a cluster running with this --control"));
+fn ctl_without_a_cluster_says_what_to_do_to_machines_too() {
+    let socket = Socket::new("nobody");
+    for (format, told) in [("text", false), ("json", true)] {
+        let output = socket.ctl(&["status", "--format", format]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("is a cluster running with this --control"));
+        let line = serde_json::from_slice::<Value>(&output.stdout).ok();
+        assert_eq!(line.map(|line| line["ok"].clone()), told.then_some(Value::Bool(false)), "{format}");
+    }
+}
+
+#[test]
+fn a_place_that_waits_for_its_next_worker_is_vacant_in_the_status() {
+    let socket = Socket::new("vacant");
+    let server = start(&socket, &["--backoff", "30s"]);
+    let pid = socket.status()["workers"][1]["pid"].as_i64().unwrap() as i32;
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    await_events(&server, "exit", 1);
+    let status = socket.status();
+    let states: Vec<&Value> = (0..2).map(|worker| &status["workers"][worker]["state"]).collect();
+    assert_eq!(states, ["serving", "vacant"], "{status}");
+    assert!(socket.done(&["status"]).contains("vacant"));
+}
+
+#[test]
+fn who_waits_for_a_reload_learns_whom_it_had_to_kill() {
+    let socket = Socket::new("forced");
+    let _server = start(&socket, &["--kill-timeout", "300ms"]);
+    let pid = socket.status()["workers"][0]["pid"].as_i64().unwrap() as i32;
+    let _hung = crate::dispatch::Stopped::new(pid);
+    let output = socket.ctl(&["reload"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("worker 0: the old one has not left in time, and is killed"), "{said}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "workers replaced: 2, killed: 1\n");
+}
+
+#[test]
+fn a_program_without_its_dashes_is_reminded_of_them() {
+    let output = run(&["--workers", "2", "event-driven"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("come after `--`: cluster -- event-driven"), "{said}");
 }
 
 #[test]

@@ -54,6 +54,7 @@ impl Master {
         let mut rows: Vec<Value> = workers.into_iter().map(|worker| self.status_of(worker)).collect();
         let vacant = (0..self.workers).filter(|&number| self.is_vacant(number));
         rows.extend(vacant.map(|number| json!({"worker": number, "state": "vacant"})));
+        rows.sort_by_key(|row| row["worker"].as_u64());
         json!({
             "program": words.join(" "),
             "listen": self.address.as_ref().map(Address::to_string),
