@@ -14,6 +14,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::protocol::{Query, Target};
 use super::token::Uid;
+use crate::server::ipc::connection_head;
 use crate::sys::fd::take_inherited;
 
 /// Where a socket listens.
@@ -39,6 +40,8 @@ impl fmt::Display for Address {
 /// What all calls of `listen()` with the same key share.
 pub struct Handle {
     pub key: String,
+    /// What is said with each of its connections.
+    pub connection_head: String,
     pub socket: Rc<OwnedFd>,
     /// With the port that the kernel chose.
     pub address: Address,
@@ -82,6 +85,7 @@ impl Handle {
             _ => None,
         };
         Ok(Handle {
+            connection_head: connection_head(&key),
             key,
             socket: Rc::new(socket.into()),
             address,

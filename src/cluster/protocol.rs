@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use nix::errno::Errno;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::handle::Address;
@@ -196,21 +196,6 @@ pub fn shared(query: &Query, key: &str, data: &Value, seq: u64) -> Value {
 /// `listen()` fails, with the number in Node's sign.
 pub fn failed(query: &Query, key: &str, errno: Errno, seq: u64) -> Value {
     json!({"cmd": "NODE_CLUSTER", "errno": -(errno as i32), "key": key, "data": null, "ack": query.seq, "seq": seq})
-}
-
-/// A connection of `key` comes with this message. One is written for each, so no [`Value`] is made for it.
-#[derive(Serialize)]
-pub struct NewConnection<'a> {
-    cmd: &'static str,
-    act: &'static str,
-    key: &'a str,
-    seq: u64,
-}
-
-impl NewConnection<'_> {
-    pub fn of(key: &str, seq: u64) -> NewConnection<'_> {
-        NewConnection { cmd: "NODE_CLUSTER", act: "newconn", key, seq }
-    }
 }
 
 /// The worker is to close its servers, answer what is open, and leave.

@@ -144,6 +144,12 @@ struct NewConnection<'a> {
     seq: u64,
 }
 
+/// The message that a connection of this key comes with, up to its number.
+pub fn connection_head(key: &str) -> String {
+    let (key, msg) = (Value::from(key), r#"{"cmd":"NODE_CLUSTER","act":"newconn","key":"#);
+    format!(r#"{{"cmd":"NODE_HANDLE","type":"net.Native","msg":{msg}{key},"seq":"#)
+}
+
 impl Ipc {
     /// Our end, and the one to be inherited by the other process.
     pub fn pair() -> Result<(Ipc, OwnedFd), Failure> {
@@ -200,6 +206,19 @@ impl Ipc {
     pub fn send_handle(&mut self, message: &impl Serialize, handle: Rc<OwnedFd>, tag: u64) {
         let message = WithHandle { cmd: "NODE_HANDLE", r#type: "net.Native", msg: message };
         self.post(&message, Some((handle, tag)), false);
+    }
+
+    /// Passes a connection of a handle, of which all that is the same each time has been written once
+    /// ([`connection_head`]); the number is its tag.
+    pub fn send_connection(&mut self, head: &str, seq: u64, connection: Rc<OwnedFd>) {
+        let mut line = mem::take(&mut self.spare);
+        line.clear();
+        line.extend_from_slice(head.as_bytes());
+        line.write_fmt(format_args!("{seq}}}}}\n")).expect("memory takes it");
+        let handle = Some((connection, seq));
+        let parcel = Parcel { line, handle, is_acknowledgement: false, is_ping: false, retransmissions: 0 };
+        self.post_parcel(parcel, false);
+        self.flush();
     }
 
     /// The tags of those descriptors that nothing has been sent of yet. They are not sent any more.

@@ -11,7 +11,7 @@ use socket2::SockRef;
 
 use super::Master;
 use crate::cluster::handle::{Handle, errno_of};
-use crate::cluster::protocol::{self, NewConnection, Query};
+use crate::cluster::protocol::{self, Query};
 use crate::cluster::timers::Due;
 use crate::cluster::token::{Token, Uid};
 use crate::cluster::worker::{State, Unanswered};
@@ -69,7 +69,7 @@ impl Master {
         found.set_busy(uid);
         let Some(worker) = self.roster.get_mut(uid) else { return found.returned.push_back(connection) };
         let Some(ipc) = &mut worker.ipc else { return found.returned.push_back(connection) };
-        ipc.send_handle(&NewConnection::of(&found.key, seq), Rc::clone(&connection), seq);
+        ipc.send_connection(&found.connection_head, seq, Rc::clone(&connection));
         worker.unanswered.push(Unanswered { seq, handle, connection });
         self.lives.report.passed += 1;
         self.watch(uid);

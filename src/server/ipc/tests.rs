@@ -123,10 +123,15 @@ fn a_descriptor_arrives_with_its_line_and_is_acknowledged_and_elsewhere_it_is_a_
 fn a_connection_is_told_from_other_descriptors_and_answered_in_one_message() {
     let mut ends = Ends::new();
     let passed = |key: &str| {
-        let message = json!({"cmd": "NODE_CLUSTER", "act": "newconn", "key": key, "seq": 5});
-        let line = WithHandle { cmd: "NODE_HANDLE", r#type: "net.Native", msg: &message };
-        format!("{}\n", serde_json::to_string(&line).unwrap())
+        let mut master = Ends::new();
+        master.ipc.send_connection(&connection_head(key), 5, Rc::new(open()));
+        let (line, handles) = master.sent();
+        assert_eq!(handles, 1);
+        line
     };
+    let message = json!({"cmd": "NODE_CLUSTER", "act": "newconn", "key": "a", "seq": 5});
+    let whole: Value = serde_json::from_str(&passed("a")).unwrap();
+    assert_eq!(whole, json!({"cmd": "NODE_HANDLE", "type": "net.Native", "msg": message}));
     // Who expects none takes it for any other message.
     assert!(ends.hear(passed("a").as_bytes(), Some(&open()))[0].ends_with("with a descriptor"));
     assert_eq!(ends.sent().0.as_bytes(), ACK);
