@@ -117,8 +117,9 @@ mod tests {
         let mut child = child.expect("sleep starts");
         let group = child.id() as i32;
         let before = of_group(group).fds;
-        let soon = || Instant::now() + Duration::from_millis(50);
-        let (held, more) = (settled(group, before, soon()), settled(group, before + 1, soon()));
+        let within = |ms| Instant::now() + Duration::from_millis(ms);
+        // It is waited for as long as a busy machine takes; that one more never comes is not.
+        let (held, more) = (settled(group, before, within(30_000)), settled(group, before + 1, within(50)));
         child.kill().and_then(|()| child.wait()).expect("sleep ends");
         assert_eq!(held.map(|footprint| footprint.fds), Some(before));
         assert_eq!(more, None);
