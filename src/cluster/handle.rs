@@ -1,7 +1,6 @@
 //! One listening socket of the program, and the workers that are to have its connections.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::fs;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,30 +11,10 @@ use nix::errno::Errno;
 use serde_json::Value;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::protocol::{Query, Target};
+use super::protocol::{Address, Query, Target};
 use super::token::Uid;
 use crate::server::ipc::connection_head;
 use crate::sys::fd::take_inherited;
-
-/// Where a socket listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Address {
-    Ip(SocketAddr),
-    /// A Unix socket.
-    Path(PathBuf),
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-        match self {
-            Address::Ip(address) => address.fmt(formatter),
-            // An abstract one begins with a NUL, which is written `@` (unix(7), ss(8)).
-            Address::Path(path) => {
-                write!(formatter, "unix:{}", path.display().to_string().replace('\0', "@"))
-            }
-        }
-    }
-}
 
 /// What all calls of `listen()` with the same key share.
 pub struct Handle {

@@ -1,5 +1,6 @@
 //! The messages of Node's cluster, as `lib/internal/cluster/{primary,child}.js` of Node 20 send them.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
@@ -7,8 +8,6 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 use serde::Deserialize;
 use serde_json::{Value, json};
-
-use super::handle::Address;
 
 /// What a worker says to its master.
 #[derive(Debug)]
@@ -68,6 +67,26 @@ pub enum Target {
     Path(PathBuf),
     /// What the master was started with, by number.
     Inherited(RawFd),
+}
+
+/// Where a socket listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    Ip(SocketAddr),
+    /// A Unix socket.
+    Path(PathBuf),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Address::Ip(address) => address.fmt(formatter),
+            // An abstract one begins with a NUL, which is written `@` (unix(7), ss(8)).
+            Address::Path(path) => {
+                write!(formatter, "unix:{}", path.display().to_string().replace('\0', "@"))
+            }
+        }
+    }
 }
 
 /// `UV_TCP_IPV6ONLY` of libuv's `uv.h`.

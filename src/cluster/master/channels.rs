@@ -5,8 +5,7 @@ use std::mem;
 use serde_json::{Value, json};
 
 use super::{Happening, Master};
-use crate::cluster::handle::Address;
-use crate::cluster::protocol::{self, Message};
+use crate::cluster::protocol::{self, Address, Message};
 use crate::cluster::timers::Due;
 use crate::cluster::token::{Token, Uid};
 use crate::cluster::worker::State;

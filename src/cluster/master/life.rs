@@ -8,8 +8,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::{Happening, Master};
-use crate::cluster::handle::Address;
-use crate::cluster::protocol;
+use crate::cluster::protocol::{self, Address};
 use crate::cluster::timers::Due;
 use crate::cluster::token::{Stream, Token, Uid};
 use crate::cluster::worker::{State, Worker};

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::Master;
 use crate::cluster::control::Request;
-use crate::cluster::handle::Address;
+use crate::cluster::protocol::Address;
 use crate::cluster::token::Uid;
 use crate::cluster::worker::{State, Worker};
 use crate::scoreboard::Count;
