@@ -32,8 +32,9 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 const AFTER_HELP: &str = "\
 PROGRAM is started N times with NODE_CHANNEL_FD, NODE_UNIQUE_ID (counts all that were ever
 started) and WORKER_ID (0 to N-1) in its environment. For Node, and for our servers that are one
-process, that makes it a worker of a cluster: its listen() goes to the master, be it on a port, a
-Unix socket or a descriptor that the master was started with. UDP is refused (ENOTSUP).
+process, that makes it a worker of a cluster: its listen() goes to the master. A Node program may
+listen on a port, a Unix socket or a descriptor that the master was started with; UDP is refused
+(ENOTSUP).
 
 The first line on standard output is `ready ADDR:PORT` (`ready unix:PATH` where the program has no
 port), when every worker listens. Standard error has an event a line, as JSON, and what the workers write, with their number and the time. SIGHUP

@@ -66,7 +66,7 @@ fn parse_json(text: &str) -> Result<Value, String> {
     serde_json::from_str(text).map_err(|error| format!("no JSON: {error}; a text is written '\"like this\"'"))
 }
 
-/// Prints what the master says; for machines a failure too is a line of JSON, whoever has found it.
+/// Prints what the master says; for machines a failure too is a line of JSON, but for a wrong command line.
 ///
 /// # Errors
 /// When it cannot be reached, when it says no, and when it ends before it has answered.
@@ -160,7 +160,8 @@ fn render(answer: &Value) -> String {
     );
     let state = match (answer["gave_up"].as_bool(), answer["reloading"].as_bool()) {
         (Some(true), _) => {
-            format!("GIVEN UP: {} of {} workers are left\n", workers.len(), text(&answer["wanted"]))
+            let left = workers.iter().filter(|worker| worker["state"] != "vacant").count();
+            format!("GIVEN UP: {left} of {} workers are left\n", text(&answer["wanted"]))
         }
         (_, Some(true)) => "a reload is under way\n".to_owned(),
         _ => String::new(),

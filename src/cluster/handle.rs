@@ -1,15 +1,17 @@
 //! One listening socket of the program, and the workers that are to have its connections.
 
-use std::collections::VecDeque;
-use std::fs;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::{self, Permissions};
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use nix::errno::Errno;
 use serde_json::Value;
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 use super::protocol::{Address, Query, Target};
 use super::token::Uid;
@@ -24,8 +26,8 @@ pub struct Handle {
     pub socket: Rc<OwnedFd>,
     /// With the port that the kernel chose.
     pub address: Address,
-    /// The file of a Unix socket, which goes with it.
-    file: Option<PathBuf>,
+    /// The file of a Unix socket, which goes with it; and which file that is.
+    file: Option<(PathBuf, Option<(u64, u64)>)>,
     pub data: Value,
     /// The workers that have called, with their numbers.
     pub members: Vec<(Uid, usize)>,
@@ -41,8 +43,9 @@ pub struct Handle {
 
 impl Handle {
     /// Binds what the program asks for, with the options that Node sets; or takes what we were started with.
-    pub fn bind(query: &Query, key: String) -> nix::Result<Handle> {
-        let (socket, address) = match query.target()? {
+    pub fn bind(query: &Query, key: String, inherited: &mut Inherited) -> nix::Result<Handle> {
+        let mut file = None;
+        let (socket, address): (Rc<OwnedFd>, Address) = match query.target()? {
             Target::Ip(candidates) => {
                 let mut bound = Err(Errno::EINVAL);
                 for address in candidates {
@@ -51,22 +54,20 @@ impl Handle {
                         break;
                     }
                 }
-                bound?
+                let (socket, address) = bound?;
+                (Rc::new(socket), address)
             }
             Target::Path(path) => {
-                let socket = bind_unix(&path).map_err(errno_of)?;
-                (socket, Address::Path(path))
+                let socket = bind_unix(&path, query).map_err(errno_of)?;
+                file = Some((path.clone(), identity(&path)));
+                (Rc::new(socket), Address::Path(path))
             }
-            Target::Inherited(fd) => take(take_inherited(fd)?)?,
-        };
-        let file = match &address {
-            Address::Path(path) if query.fd().is_none() && !is_abstract(path) => Some(path.clone()),
-            _ => None,
+            Target::Inherited(fd) => inherited.take(fd)?,
         };
         Ok(Handle {
             connection_head: connection_head(&key),
             key,
-            socket: Rc::new(socket.into()),
+            socket,
             address,
             file,
             data: Value::Null,
@@ -123,14 +124,16 @@ impl AsFd for Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        if let Some(file) = &self.file {
-            // Somebody may have removed it.
+        // Somebody may have removed it, and put another in its place: that is not ours.
+        if let Some((file, ours @ Some(_))) = &self.file
+            && identity(file) == *ours
+        {
             let _ = fs::remove_file(file);
         }
     }
 }
 
-fn bind(address: SocketAddr, query: &Query) -> std::io::Result<(Socket, Address)> {
+fn bind(address: SocketAddr, query: &Query) -> std::io::Result<(OwnedFd, Address)> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
@@ -141,38 +144,53 @@ fn bind(address: SocketAddr, query: &Query) -> std::io::Result<(Socket, Address)
     socket.set_tcp_nodelay(query.no_delay == true)?;
     socket.bind(&address.into())?;
     let bound = socket.local_addr()?.as_socket().expect("a TCP socket has an IP address");
-    Ok((socket, Address::Ip(bound)))
+    Ok((socket.into(), Address::Ip(bound)))
 }
 
 /// As with Node, a file that is there already is a taken address, whoever has left it.
-fn bind_unix(path: &Path) -> std::io::Result<Socket> {
+fn bind_unix(path: &Path, query: &Query) -> std::io::Result<OwnedFd> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     socket.bind(&SockAddr::unix(path)?)?;
-    Ok(socket)
+    let for_all = query.mode_for_all();
+    if for_all != 0 {
+        let mode = fs::symlink_metadata(path)?.permissions().mode();
+        fs::set_permissions(path, Permissions::from_mode(mode | for_all))?;
+    }
+    Ok(socket.into())
 }
 
-fn is_abstract(path: &Path) -> bool {
-    path.as_os_str().as_encoded_bytes().first() == Some(&0)
+/// Device and inode of a socket's file, and of nothing else.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path).ok().filter(|metadata| metadata.file_type().is_socket())?;
+    Some((metadata.dev(), metadata.ino()))
 }
 
-/// A socket that we were started with, as systemd's socket activation does.
-fn take(fd: OwnedFd) -> nix::Result<(Socket, Address)> {
-    let socket = Socket::from(fd);
-    let prepare = || {
-        if socket.r#type()? != Type::STREAM {
-            return Err(Errno::ENOTSUP.into());
-        }
-        socket.set_nonblocking(true)?;
-        let address = socket.local_addr()?;
-        let unix = || {
-            address.as_unix().map(|_| Address::Path(address.as_pathname().unwrap_or(Path::new("?")).into()))
+/// Sockets that we were started with, as systemd's socket activation does. They are kept: a program that has closed one
+/// may want it again, and nobody could open it for us.
+#[derive(Default)]
+pub struct Inherited(BTreeMap<RawFd, Rc<OwnedFd>>);
+
+impl Inherited {
+    fn take(&mut self, number: RawFd) -> nix::Result<(Rc<OwnedFd>, Address)> {
+        let fd = match self.0.entry(number) {
+            Entry::Occupied(taken) => Rc::clone(taken.get()),
+            Entry::Vacant(place) => Rc::clone(place.insert(Rc::new(take_inherited(number)?))),
         };
-        let address = address.as_socket().map(Address::Ip).or_else(unix);
-        address.ok_or_else(|| std::io::Error::from(Errno::ENOTSUP))
-    };
-    let address = prepare().map_err(errno_of)?;
-    Ok((socket, address))
+        let socket = SockRef::from(&fd);
+        let prepare = || {
+            if socket.r#type()? != Type::STREAM {
+                return Err(Errno::ENOTSUP.into());
+            }
+            socket.set_nonblocking(true)?;
+            let address = socket.local_addr()?;
+            let ip = address.as_socket().map(Address::Ip);
+            let path = || address.as_pathname().map(|path| Address::Path(path.into()));
+            ip.or_else(path).ok_or_else(|| std::io::Error::from(Errno::ENOTSUP))
+        };
+        let address = prepare().map_err(errno_of)?;
+        Ok((Rc::clone(&fd), address))
+    }
 }
 
 pub(super) fn errno_of(error: std::io::Error) -> Errno {

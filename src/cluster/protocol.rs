@@ -52,6 +52,9 @@ pub struct Query {
     pub index: Value,
     pub flags: Value,
     pub backlog: Value,
+    /// Of a Unix socket: everybody may read from it, or write to it.
+    pub readable_all: Value,
+    pub writable_all: Value,
     /// The connections are to send small answers at once. Not Node's word: ours say it.
     pub no_delay: Value,
     /// What the workers share of a server, as the keys of TLS tickets: the first worker's is everybody's.
@@ -81,10 +84,7 @@ impl fmt::Display for Address {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Address::Ip(address) => address.fmt(formatter),
-            // An abstract one begins with a NUL, which is written `@` (unix(7), ss(8)).
-            Address::Path(path) => {
-                write!(formatter, "unix:{}", path.display().to_string().replace('\0', "@"))
-            }
+            Address::Path(path) => write!(formatter, "unix:{}", path.display()),
         }
     }
 }
@@ -111,16 +111,24 @@ impl Query {
             (Some(fd), _) => Ok(Target::Inherited(fd)),
             (None, Some(4 | 6)) => self.addresses().map(Target::Ip),
             (None, Some(-1)) => {
-                self.address.as_str().map(|path| Target::Path(path.into())).ok_or(Errno::EINVAL)
+                // A NUL would end it for the kernel, and begin an abstract name, which Node cannot ask for.
+                let path = self.address.as_str().filter(|path| !path.is_empty() && !path.contains('\0'));
+                path.map(|path| Target::Path(path.into())).ok_or(Errno::EINVAL)
             }
             _ => Err(Errno::ENOTSUP),
         }
     }
 
+    /// What everybody may do with a Unix socket, as bits of a file's mode.
+    pub fn mode_for_all(&self) -> u32 {
+        let bits = |flag: &Value, bits| if *flag == json!(true) { bits } else { 0 };
+        bits(&self.readable_all, 0o444) | bits(&self.writable_all, 0o222)
+    }
+
     /// For people: what it wants, as far as that can be read.
     pub fn in_words(&self) -> String {
         match self.target() {
-            Ok(Target::Path(path)) => path.display().to_string(),
+            Ok(Target::Path(path)) => format!("{path:?}"),
             Ok(Target::Inherited(fd)) => format!("on descriptor {fd}"),
             _ => format!("{}:{}", self.address.as_str().unwrap_or("*"), self.port),
         }
@@ -269,6 +277,8 @@ mod tests {
         for (fields, errno) in [
             (json!({"address": "127.0.0.1", "port": 1, "addressType": "udp4"}), Errno::ENOTSUP),
             (json!({"address": null, "port": -1, "addressType": -1}), Errno::EINVAL),
+            (json!({"address": "", "port": -1, "addressType": -1}), Errno::EINVAL),
+            (json!({"address": "/tmp/a\0b", "port": -1, "addressType": -1}), Errno::EINVAL),
             (json!({"address": "nowhere", "port": 1, "addressType": 4}), Errno::EINVAL),
             (json!({"address": null, "port": "80", "addressType": 4}), Errno::EINVAL),
             (json!({"address": null, "port": 70000, "addressType": 4}), Errno::EINVAL),

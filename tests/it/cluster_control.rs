@@ -158,7 +158,9 @@ fn garbage_and_silence_on_the_control_socket_disturb_nobody() {
     }
     let endless = vec![b'x'; 4 << 20];
     assert!(socket.say(&endless).len() < 1000);
-    assert_eq!(socket.status()["workers"].as_array().unwrap().len(), 2);
+    let status = socket.status();
+    let workers = status["workers"].as_array().unwrap();
+    assert!(workers.len() == 2 && workers.iter().all(|worker| worker["state"] == "serving"), "{status}");
     held(served_within(server.addr, FOREVER));
     drop(silent);
 }
@@ -236,15 +238,30 @@ fn a_place_that_waits_for_its_next_worker_is_vacant_in_the_status() {
 }
 
 #[test]
+fn the_status_of_a_program_that_was_given_up_counts_who_is_left() {
+    let socket = Socket::new("left");
+    let server = start(&socket, &["--max-restarts", "0"]);
+    let pid = socket.status()["workers"][1]["pid"].as_i64().unwrap() as i32;
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    await_events(&server, "giveup", 1);
+    let exited =
+        poll_until(FOREVER, || (!socket.status().to_string().contains(&pid.to_string())).then_some(()));
+    assert!(exited.is_some());
+    let said = socket.done(&["status"]);
+    assert!(said.starts_with("GIVEN UP: 1 of 2 workers are left"), "{said}");
+}
+
+#[test]
 fn who_waits_for_a_reload_learns_whom_it_had_to_kill() {
     let socket = Socket::new("forced");
-    let _server = start(&socket, &["--kill-timeout", "300ms"]);
+    let flags = ["--workers", "1", "--control", socket.path(), "--kill-timeout", "300ms"];
+    let _server = start_with(&flags, &[PROGRAM]);
     let pid = socket.status()["workers"][0]["pid"].as_i64().unwrap() as i32;
     let _hung = crate::dispatch::Stopped::new(pid);
     let output = socket.ctl(&["reload"]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("worker 0: the old one has not left in time, and is killed"), "{said}");
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "workers replaced: 2, killed: 1\n");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "workers replaced: 1, killed: 1\n");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -35,8 +36,12 @@ struct Cluster {
 impl Cluster {
     /// With this as descriptor 3.
     fn start(schedule: &str, listen: &str, inherited: Stdio) -> Cluster {
+        Cluster::start_program(schedule, PROGRAM, listen, inherited)
+    }
+
+    fn start_program(schedule: &str, program: &str, listen: &str, inherited: Stdio) -> Cluster {
         let script = "exec 3<&0 </dev/null; exec \"$0\" \"$@\"";
-        let flags = ["--workers", "2", "--schedule", schedule, "--", "node", "-e", PROGRAM, "--", listen];
+        let flags = ["--workers", "2", "--schedule", schedule, "--", "node", "-e", program, "--", listen];
         let mut command = Command::new("sh");
         command.args(["-c", script, CLUSTER]).args(flags).stdin(inherited);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
@@ -94,7 +99,9 @@ fn ask(mut stream: impl Read + Write) -> String {
 
 #[track_caller]
 fn ask_at(path: &Path) -> String {
-    ask(UnixStream::connect(path).unwrap())
+    let stream = UnixStream::connect(path).unwrap();
+    stream.set_read_timeout(Some(FOREVER)).unwrap();
+    ask(stream)
 }
 
 #[test]
@@ -130,7 +137,7 @@ fn a_unix_socket_that_is_somebody_elses_is_a_taken_address_and_stays() {
     let output = run(&["--workers", "1", "--max-restarts", "0", "--", "node", "-e", PROGRAM, "--", &listen]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    let line = format!("worker 0: listen {}: address already in use", place.0.display());
+    let line = format!("worker 0: listen {:?}: address already in use", place.0);
     assert!(said.contains(&line) && place.0.exists(), "{said}");
 }
 
@@ -143,13 +150,69 @@ fn a_descriptor_that_the_master_was_started_with_is_what_its_workers_serve() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         // Who comes before the cluster does is not lost.
-        let early = TcpStream::connect(address).unwrap();
+        let connect = || {
+            let stream = TcpStream::connect(address).unwrap();
+            stream.set_read_timeout(Some(FOREVER)).unwrap();
+            stream
+        };
+        let early = connect();
         let cluster = Cluster::start(schedule, r#"{"fd":3}"#, OwnedFd::from(listener).into());
         assert_eq!(cluster.ready, format!("ready {address}"));
-        ask(early);
-        ask(TcpStream::connect(address).unwrap());
+        let before = [ask(early), ask(connect())];
+        cluster.signal(Signal::SIGHUP);
+        let replaced = poll_until(FOREVER, || (!before.contains(&ask(connect()))).then_some(()));
+        assert!(replaced.is_some(), "{schedule}");
         assert_eq!(cluster.stop().listen, address.to_string());
     }
+}
+
+#[test]
+fn a_file_that_somebody_has_put_in_the_place_of_the_socket_is_left_alone() {
+    if !has_node() {
+        return;
+    }
+    let place = Place::new("replaced");
+    let cluster = Cluster::start("rr", &place.listen(), Stdio::null());
+    fs::remove_file(&place.0).unwrap();
+    fs::write(&place.0, "theirs").unwrap();
+    cluster.stop();
+    assert_eq!(fs::read(&place.0).unwrap(), b"theirs");
+}
+
+#[test]
+fn a_unix_socket_is_for_everybody_where_the_program_says_so() {
+    if !has_node() {
+        return;
+    }
+    let place = Place::new("mode");
+    let listen = format!("{{\"path\":{:?},\"readableAll\":true,\"writableAll\":true}}", place.0);
+    let cluster = Cluster::start("rr", &listen, Stdio::null());
+    assert_eq!(fs::metadata(&place.0).unwrap().permissions().mode() & 0o666, 0o666);
+    ask_at(&place.0);
+    drop(cluster);
+}
+
+/// It may be asked for again, by a program that has closed it: nobody could open it anew.
+#[test]
+fn a_descriptor_that_was_closed_may_be_listened_on_again() {
+    if !has_node() {
+        return;
+    }
+    let again = r#"
+const http = require('node:http');
+const answer = (request, response) => response.end('worker again');
+const first = http.createServer().listen({ fd: 3 }, () => {
+  first.close();
+  // The master closes what its workers have closed a tenth of a second later.
+  setTimeout(() => http.createServer(answer).listen({ fd: 3 }), 400);
+});
+"#;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let _cluster = Cluster::start_program("rr", again, "null", OwnedFd::from(listener).into());
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(FOREVER)).unwrap();
+    assert_eq!(ask(stream), "worker again");
 }
 
 #[test]

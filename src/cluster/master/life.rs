@@ -52,7 +52,7 @@ impl Master {
             self.dismiss(uid);
             self.terminate_if_own(uid);
         }
-        drop(handles);
+        drop((handles, mem::take(&mut self.inherited)));
         while !self.roster.is_empty() {
             self.happenings.clear();
             self.wait()?;

@@ -33,7 +33,7 @@ use super::args::MasterArgs;
 use super::console::Console;
 use super::control::Control;
 use super::events::Events;
-use super::handle::Handle;
+use super::handle::{Handle, Inherited};
 use super::lives::Lives;
 use super::notifier::Notifier;
 use super::output::Outputs;
@@ -91,6 +91,7 @@ pub struct Master {
     roster: Roster,
     roll: Option<Roll>,
     handles: BTreeMap<u64, Handle>,
+    inherited: Inherited,
     next_handle: u64,
     seq: u64,
     happenings: VecDeque<Happening>,
@@ -153,6 +154,7 @@ impl Master {
             roster: Roster::default(),
             roll: None,
             handles: BTreeMap::new(),
+            inherited: Inherited::default(),
             next_handle: 0,
             seq: 0,
             happenings: VecDeque::new(),

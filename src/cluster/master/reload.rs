@@ -38,6 +38,10 @@ impl Master {
             let step = json!({"step": "a reload is under way; another follows it"});
             return client.into_iter().for_each(|client| self.tell_client(client, &step));
         }
+        self.begin_reload(client.into_iter().collect());
+    }
+
+    fn begin_reload(&mut self, clients: Vec<u64>) {
         // Somebody has taken the matter in hand: a program that was given up is tried once more.
         (self.has_given_up, self.lives.report.gave_up) = (false, false);
         self.events.tell("reload", json!({"workers": self.workers}));
@@ -48,7 +52,7 @@ impl Master {
             candidate: None,
             replaced: 0,
             killed: BTreeSet::new(),
-            clients: client.into_iter().collect(),
+            clients,
             again: false,
         });
         (0..self.workers).for_each(|number| self.start_if_vacant(number));
@@ -84,7 +88,10 @@ impl Master {
     pub(super) fn reload_by_force(&mut self, uid: Uid) {
         let Some(worker) = self.roster.get(uid) else { return };
         let step = format!("worker {}: the old one has not left in time, and is killed", worker.number);
-        let Some(roll) = self.roll.as_mut().filter(|roll| roll.old == Some(uid)) else { return };
+        let Some(roll) = self.roll.as_mut().filter(|roll| roll.old == Some(uid) && roll.candidate.is_none())
+        else {
+            return;
+        };
         if roll.killed.insert(uid) {
             let clients = roll.clients.clone();
             clients.into_iter().for_each(|client| self.tell_client(client, &json!({"step": step})));
@@ -132,11 +139,7 @@ impl Master {
         let killed = roll.killed.len();
         self.events.tell("reloaded", json!({"replaced": roll.replaced, "killed": killed}));
         if roll.again {
-            self.reload(None);
-            if let Some(next) = &mut self.roll {
-                next.clients = roll.clients;
-            }
-            return;
+            return self.begin_reload(roll.clients);
         }
         for client in roll.clients {
             let by_force = if killed > 0 { format!(", killed: {killed}") } else { String::new() };

@@ -172,7 +172,7 @@ impl Master {
         if self.handles.values().filter(is_its).count() >= MOST_HANDLES {
             return Err(Errno::EMFILE);
         }
-        let handle = Handle::bind(query, key.to_owned())?;
+        let handle = Handle::bind(query, key.to_owned(), &mut self.inherited)?;
         let token = self.next_handle;
         self.next_handle += 1;
         if listen {
