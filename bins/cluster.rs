@@ -1,5 +1,5 @@
-//! 黄金 gold × N: Node's cluster, without Node: a master that keeps N workers of any program alive that speaks its protocol: one of our
-//! servers, or an unmodified Node program.
+//! 黄金 gold × N: Node's cluster, without Node: a master that keeps N workers alive, of any program that speaks its
+//! protocol: one of our servers, or an unmodified Node program.
 //!
 //! Who accepts: with `--schedule rr` the master, with `--schedule none` the workers, from the listening socket that it
 //! has sent them. Who serves: the program. Who balances: the master, by `--policy` (src/server/policy.rs), among those who
@@ -37,11 +37,11 @@ listen on a port, a Unix socket or a descriptor that the master was started with
 (ENOTSUP).
 
 The first line on standard output is `ready ADDR:PORT` (`ready unix:PATH` where the program has no
-port), when every worker listens. Standard error has an event a line, as JSON, and what the workers write, with their number and the time. SIGHUP
-replaces all workers, one by one (but of a terminal that is closed it ends the cluster). SIGTERM or
-Ctrl-C disconnects the workers, lets them finish, and prints one JSON document, in which what only
-the program knows is 0 for a Node program. A program that was given up ends it when its last worker
-is gone, with status 1.
+port), when every worker listens. Standard error has an event a line, as JSON, and what the
+workers write, with their number and the time. SIGHUP replaces all workers, one by one (but of a
+terminal that is closed it ends the cluster). SIGTERM or Ctrl-C disconnects the workers, lets them
+finish, and prints one JSON document, in which what only the program knows is 0 for a Node program.
+A program that was given up ends it when its last worker is gone, with status 1.
 
 Messages of a Node program: process.send({act: 'suicide'}) asks for a successor before it ends;
 {act: 'count', queries: 1} is added up in the document; others are told as events. With --notify

@@ -102,13 +102,13 @@ pub(super) fn parse_workers(text: &str) -> Result<usize, String> {
 /// Adds what a user has forgotten who wrote the program where an option could stand.
 pub fn remind_of_dashes(mut error: clap::Error) -> clap::Error {
     let is_order = std::env::args_os().any(|word| word == "ctl");
-    let misplaced = match error.get(ContextKind::InvalidArg) {
-        Some(ContextValue::String(word)) if !word.starts_with('-') && !is_order => word,
-        _ => return error,
-    };
-    if error.kind() != ErrorKind::UnknownArgument {
+    if is_order || error.kind() != ErrorKind::UnknownArgument {
         return error;
     }
+    let misplaced = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(word)) if !word.starts_with('-') => word,
+        _ => return error,
+    };
     let tip = format!("the program and its arguments come after `--`: cluster -- {misplaced}");
     error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
     error

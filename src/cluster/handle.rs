@@ -27,7 +27,7 @@ pub struct Handle {
     /// With the port that the kernel chose.
     pub address: Address,
     /// The file of a Unix socket, which goes with it; and which file that is.
-    file: Option<(PathBuf, Option<(u64, u64)>)>,
+    file: Option<(PathBuf, (u64, u64))>,
     pub data: Value,
     /// The workers that have called, with their numbers.
     pub members: Vec<(Uid, usize)>,
@@ -59,7 +59,7 @@ impl Handle {
             }
             Target::Path(path) => {
                 let socket = bind_unix(&path, query).map_err(errno_of)?;
-                file = Some((path.clone(), identity(&path)));
+                file = identity(&path).map(|ours| (path.clone(), ours));
                 (Rc::new(socket), Address::Path(path))
             }
             Target::Inherited(fd) => inherited.take(fd)?,
@@ -125,8 +125,8 @@ impl AsFd for Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         // Somebody may have removed it, and put another in its place: that is not ours.
-        if let Some((file, ours @ Some(_))) = &self.file
-            && identity(file) == *ours
+        if let Some((file, ours)) = &self.file
+            && identity(file) == Some(*ours)
         {
             let _ = fs::remove_file(file);
         }

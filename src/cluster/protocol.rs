@@ -130,13 +130,13 @@ impl Query {
         match self.target() {
             Ok(Target::Path(path)) => format!("{path:?}"),
             Ok(Target::Inherited(fd)) => format!("on descriptor {fd}"),
-            _ => format!("{}:{}", self.address.as_str().unwrap_or("*"), self.port),
+            _ => format!("{}:{}", self.address.as_str().unwrap_or("*").escape_debug(), self.port),
         }
     }
 
-    /// A descriptor of the master's that it was started with.
-    pub fn fd(&self) -> Option<RawFd> {
-        self.fd.as_i64().filter(|&fd| fd >= 0).and_then(|fd| RawFd::try_from(fd).ok())
+    /// A number that is too large is no open descriptor's either.
+    fn fd(&self) -> Option<RawFd> {
+        self.fd.as_i64().filter(|&fd| fd >= 0).map(|fd| RawFd::try_from(fd).unwrap_or(RawFd::MAX))
     }
 
     fn addresses(&self) -> nix::Result<Vec<SocketAddr>> {

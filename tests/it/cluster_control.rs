@@ -58,6 +58,12 @@ impl Socket {
         serde_json::from_str(&self.done(&["status", "--format", "json"])).unwrap()
     }
 
+    /// The process that is this worker.
+    #[track_caller]
+    fn pid(&self, worker: usize) -> i32 {
+        self.status()["workers"][worker]["pid"].as_i64().expect("it is there") as i32
+    }
+
     /// A client that sends these bytes: what it is told until the end.
     fn say(&self, bytes: &[u8]) -> String {
         let mut stream = UnixStream::connect(&self.0).unwrap();
@@ -228,7 +234,7 @@ fn ctl_without_a_cluster_says_what_to_do_to_machines_too() {
 fn a_place_that_waits_for_its_next_worker_is_vacant_in_the_status() {
     let socket = Socket::new("vacant");
     let server = start(&socket, &["--backoff", "30s"]);
-    let pid = socket.status()["workers"][1]["pid"].as_i64().unwrap() as i32;
+    let pid = socket.pid(1);
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
     await_events(&server, "exit", 1);
     let status = socket.status();
@@ -241,7 +247,7 @@ fn a_place_that_waits_for_its_next_worker_is_vacant_in_the_status() {
 fn the_status_of_a_program_that_was_given_up_counts_who_is_left() {
     let socket = Socket::new("left");
     let server = start(&socket, &["--max-restarts", "0"]);
-    let pid = socket.status()["workers"][1]["pid"].as_i64().unwrap() as i32;
+    let pid = socket.pid(1);
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
     await_events(&server, "giveup", 1);
     let exited =
@@ -256,7 +262,7 @@ fn who_waits_for_a_reload_learns_whom_it_had_to_kill() {
     let socket = Socket::new("forced");
     let flags = ["--workers", "1", "--control", socket.path(), "--kill-timeout", "300ms"];
     let _server = start_with(&flags, &[PROGRAM]);
-    let pid = socket.status()["workers"][0]["pid"].as_i64().unwrap() as i32;
+    let pid = socket.pid(0);
     let _hung = crate::dispatch::Stopped::new(pid);
     let output = socket.ctl(&["reload"]);
     let said = String::from_utf8_lossy(&output.stderr);
@@ -296,7 +302,7 @@ fn messages_of_any_size_go_both_ways_and_block_nobody() {
 fn a_worker_that_does_not_read_is_sent_no_more_than_a_bound_and_the_others_go_on() {
     let socket = Socket::new("unread");
     let server = start(&socket, &["--heartbeat", "60s", "--policy", "first-free"]);
-    let worker = socket.status()["workers"][0]["pid"].as_i64().unwrap() as i32;
+    let worker = socket.pid(0);
     let hung = crate::dispatch::Stopped::new(worker);
     let text = "t".repeat(900_000);
     let request = format!("{{\"do\":\"send\",\"worker\":0,\"message\":\"{text}\"}}\n");
@@ -316,7 +322,7 @@ fn a_worker_that_was_sent_much_while_it_hung_is_well_again_when_it_lives() {
     let socket = Socket::new("much");
     let server =
         start_with(&["--workers", "1", "--control", socket.path(), "--heartbeat", "50ms"], &[PROGRAM]);
-    let worker = socket.status()["workers"][0]["pid"].as_i64().unwrap() as i32;
+    let worker = socket.pid(0);
     let hung = crate::dispatch::Stopped::new(worker);
     await_events(&server, "hang", 1);
     let request = format!("{{\"do\":\"send\",\"message\":\"{}\"}}\n", "t".repeat(900_000));
@@ -342,7 +348,7 @@ fn a_message_in_the_librarys_own_words_is_refused() {
 fn a_master_that_stops_answers_who_waits_for_a_reload() {
     let socket = Socket::new("stops");
     let mut server = start(&socket, &[]);
-    let pid = socket.status()["workers"][0]["pid"].as_i64().unwrap() as i32;
+    let pid = socket.pid(0);
     let hung = crate::dispatch::Stopped::new(pid);
     let mut client = UnixStream::connect(&socket.0).unwrap();
     client.set_read_timeout(Some(FOREVER)).unwrap();

@@ -2,8 +2,8 @@
 //! worker that does not answer.
 //!
 //! A connection is accepted only while some worker is free, and kept until the worker that was given it has answered for
-//! it: who refuses, dies or closes gives it back, and another gets it. So what no worker has answered
-//! for is not lost with a worker.
+//! it: who refuses, dies or closes gives it back, and another gets it. So what no worker has answered for is not lost with
+//! a worker.
 //!
 //! Here is what it waits for. [`life`] starts and ends the workers, [`channels`] hears what they say, [`sockets`] has the
 //! listening sockets and gives connections, [`reload`] replaces the workers one by one, [`health`] looks who is alive,
