@@ -112,5 +112,7 @@ fn without_a_terminal_it_is_declined_in_one_line_and_the_run_goes_on_with_plain_
     assert!(lines[1].starts_with("measuring 2 s of 2.5 s · "), "{told}");
     assert!(lines.len() == 2 && told.chars().all(|c| c == '\n' || !c.is_control()), "{told:?}");
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(report["requests"], 250);
+    // Every one that was due is in the books; on a busy machine the end may come before the last answer.
+    let [answered, censored] = ["requests", "censored"].map(|field| report[field].as_u64().unwrap());
+    assert!(answered + censored == 250 && answered > 200, "{answered} {censored}");
 }
