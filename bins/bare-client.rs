@@ -17,7 +17,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use acceptlab::load::target::Target;
+use acceptlab::load::options::target::Target;
 use acceptlab::sys::epoll::{Epoll, Interest};
 use acceptlab::units::{monotonic_ns, parse_duration};
 use clap::Parser;

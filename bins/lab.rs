@@ -12,13 +12,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use acceptlab::lab::columns::{self, Column};
-use acceptlab::lab::experiment::{self, Experiment};
-use acceptlab::lab::program::{Interrupt, Stop, leash, watch_for_interrupt};
-use acceptlab::lab::report::{Place, for_terminal, gaps};
-use acceptlab::lab::session::{self, Plan};
-use acceptlab::lab::tracepoints::mount_for_ourselves;
-use acceptlab::lab::{check, laws, order, record, verify, watch};
+use acceptlab::lab::evidence::columns::{self, Column};
+use acceptlab::lab::evidence::report::{Place, for_terminal, gaps};
+use acceptlab::lab::observe::tracepoints::mount_for_ourselves;
+use acceptlab::lab::plan::experiment::{self, Experiment};
+use acceptlab::lab::plan::laws;
+use acceptlab::lab::run::program::{Interrupt, Stop, leash, watch_for_interrupt};
+use acceptlab::lab::run::session::{self, Plan};
+use acceptlab::lab::{check, order, record, verify, watch};
 use clap::{Parser, Subcommand, ValueEnum};
 
 /// The laboratory: experiments in, tables out.

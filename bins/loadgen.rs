@@ -13,11 +13,14 @@
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
-use acceptlab::load::args::{Format, LoadArgs};
-use acceptlab::load::calibrate::{self, CalibrateArgs, Calibration};
-use acceptlab::load::merge::{self, MergeArgs};
-use acceptlab::load::search::{self, Curve, Found};
-use acceptlab::load::{demo, engine, explain, run, text};
+use acceptlab::load::client::engine;
+use acceptlab::load::commands::calibrate::{self, CalibrateArgs, Calibration};
+use acceptlab::load::commands::demo;
+use acceptlab::load::commands::merge::{self, MergeArgs};
+use acceptlab::load::commands::search::{self, Curve, Found};
+use acceptlab::load::options::args::{Format, LoadArgs};
+use acceptlab::load::output::{explain, text};
+use acceptlab::load::run;
 use serde::Serialize;
 
 /// Measured, and a --fail-if holds.

@@ -1,9 +1,10 @@
 //! The experiments as tests: every case once, briefly; the answers must be right and the two books must balance.
 
-use crate::lab::experiment::Experiment;
-use crate::lab::program::{Interrupt, Stop};
+use crate::lab::evidence::{books, table};
+use crate::lab::plan::experiment::Experiment;
 use crate::lab::record::Row;
-use crate::lab::{books, runner, session, table};
+use crate::lab::run::program::{Interrupt, Stop};
+use crate::lab::run::{runner, session};
 
 /// Runs every case and prints a line for each; true when all of them passed.
 pub fn run(experiments: &[Experiment], interrupt: &Interrupt) -> Result<bool, Stop> {
@@ -39,7 +40,7 @@ pub fn complaint(row: &Row) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::columns::tests::row;
+    use crate::lab::evidence::columns::tests::row;
     use crate::report::ClusterReport;
 
     #[test]

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::time::{Duration, Instant};
 
 use acceptlab::lab::check::client::{Client, GET, GET_AND_CLOSE, PATIENCE, served, served_within};
-use acceptlab::lab::processes::poll_until;
+use acceptlab::lab::observe::processes::poll_until;
 
 use crate::support::{
     FOREVER, SERVERS, ask_together, connect, held, raise_descriptor_limit, start, start_after,

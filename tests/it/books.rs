@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use acceptlab::lab::check::client::{GET, PATIENCE, served};
 use acceptlab::lab::check::server::Server;
-use acceptlab::lab::processes::poll_until;
+use acceptlab::lab::observe::processes::poll_until;
 use acceptlab::report::AcceptBook;
 use acceptlab::scoreboard::Count;
 use acceptlab::scoreboard::Scoreboard;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use acceptlab::lab::check::client::{Client, GET_AND_CLOSE, served_within};
 use acceptlab::lab::check::server::{Program, STOP_WITHIN, Server};
-use acceptlab::lab::processes::{Process, poll_until};
+use acceptlab::lab::observe::processes::{Process, poll_until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use acceptlab::lab::check::client::{GET, served_within};
 use acceptlab::lab::check::server::{STOP_WITHIN, Server};
-use acceptlab::lab::processes::poll_until;
+use acceptlab::lab::observe::processes::poll_until;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 use serde_json::Value;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use acceptlab::lab::check::client::{GET, GET_AND_CLOSE, served_within};
 use acceptlab::lab::check::server::{Program, Server};
-use acceptlab::lab::processes::{Process, poll_until};
+use acceptlab::lab::observe::processes::{Process, poll_until};
 use acceptlab::report::{ClusterReport, ServerReport};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

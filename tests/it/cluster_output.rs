@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use acceptlab::lab::check::client::served_within;
-use acceptlab::lab::processes::poll_until;
+use acceptlab::lab::observe::processes::poll_until;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;

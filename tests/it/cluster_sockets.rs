@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use acceptlab::lab::check::client::GET_AND_CLOSE;
-use acceptlab::lab::processes::{family, poll_until};
+use acceptlab::lab::observe::processes::{family, poll_until};
 use acceptlab::report::ServerReport;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

@@ -1,6 +1,6 @@
 //! The counts behind the columns: what they hold, what they leave out, and that two independent books agree.
 
-use acceptlab::lab::columns::{self, Sample, Value};
+use acceptlab::lab::evidence::columns::{self, Sample, Value};
 use acceptlab::lab::record::{self, Row};
 use acceptlab::report::WorkerReport;
 

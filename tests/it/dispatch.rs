@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use acceptlab::lab::check::client::{Answer, Client, GET, GET_AND_CLOSE, PATIENCE, served};
 use acceptlab::lab::check::server::Server;
-use acceptlab::lab::processes::{Process, poll_until};
+use acceptlab::lab::observe::processes::{Process, poll_until};
 use acceptlab::report::ServerReport;
 use acceptlab::scoreboard::{Count, Scoreboard};
 use nix::sys::signal::{Signal, kill};

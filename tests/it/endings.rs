@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use acceptlab::lab::check::client::{Client, GET, PATIENCE, served};
 use acceptlab::lab::check::server::{NotReady, Program, STOP_WITHIN, Server};
-use acceptlab::lab::processes::{Process, poll_until};
+use acceptlab::lab::observe::processes::{Process, poll_until};
 use nix::sys::signal::Signal;
 
 use crate::support::{

@@ -4,8 +4,8 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use acceptlab::load::connection::Route;
-use acceptlab::load::slow::{Kinds, SlowCrowd};
+use acceptlab::load::background::slow::{Kinds, SlowCrowd};
+use acceptlab::load::client::connection::Route;
 
 use crate::support::{FOREVER, start};
 

@@ -7,8 +7,8 @@ use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::thread;
 use std::time::Instant;
 
-use acceptlab::load::calibrate::Calibration;
-use acceptlab::load::search::{Curve, Found};
+use acceptlab::load::commands::calibrate::Calibration;
+use acceptlab::load::commands::search::{Curve, Found};
 use acceptlab::report::{LoadReport, Verdict};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use acceptlab::lab::check::client::{Client, GET, PATIENCE, served_within};
 use acceptlab::lab::check::server::{NotReady, Program, STOP_WITHIN, Server};
-use acceptlab::lab::processes::{Process, poll_until};
+use acceptlab::lab::observe::processes::{Process, poll_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use acceptlab::lab::check;
 use acceptlab::lab::check::client::{Answer, Client, GET, GET_AND_CLOSE, served_within};
 use acceptlab::lab::check::server::{Program, STOP_WITHIN, Server};
-use acceptlab::lab::processes::{Process, poll_until};
+use acceptlab::lab::observe::processes::{Process, poll_until};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::Pid;

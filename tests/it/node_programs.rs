@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use acceptlab::lab::check::client::{GET, served_within};
 use acceptlab::lab::check::server::{Program, Server};
-use acceptlab::lab::processes::poll_until;
+use acceptlab::lab::observe::processes::poll_until;
 use acceptlab::report::{ClusterReport, LoadReport};
 use acceptlab::scoreboard::{Count, Scoreboard};
 use acceptlab::units::monotonic_ns;

@@ -4,7 +4,7 @@
 use std::process::Command;
 
 use acceptlab::lab::check::client::served;
-use acceptlab::lab::processes::{Process, poll_until};
+use acceptlab::lab::observe::processes::{Process, poll_until};
 
 use crate::support::{FOREVER, held, kind, start};
 

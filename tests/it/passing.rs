@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use acceptlab::lab::check::client::{Client, PATIENCE, served, served_within};
 use acceptlab::lab::check::server::{Program, STOP_WITHIN, Server};
-use acceptlab::lab::processes::poll_until;
+use acceptlab::lab::observe::processes::poll_until;
 use nix::sys::signal::Signal;
 
 use crate::dispatch::{Stopped, accepted, await_answers, stop};

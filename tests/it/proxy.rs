@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use acceptlab::lab::check::client::{Client, GET, GET_AND_CLOSE, PATIENCE, served};
 use acceptlab::lab::check::server::{STOP_WITHIN, Server};
-use acceptlab::lab::processes::{Process, poll_until};
+use acceptlab::lab::observe::processes::{Process, poll_until};
 use acceptlab::report::WorkerReport;
 use nix::sys::signal::Signal;
 

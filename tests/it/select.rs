@@ -9,7 +9,7 @@ use std::time::Duration;
 use acceptlab::cpu;
 use acceptlab::lab::check::client::{Client, GET, PATIENCE, served, served_within};
 use acceptlab::lab::check::server::{NotReady, Program, Server};
-use acceptlab::lab::processes::{Process, poll_until};
+use acceptlab::lab::observe::processes::{Process, poll_until};
 use acceptlab::report::LoadReport;
 use acceptlab::scoreboard::{Count, Scoreboard};
 use nix::sys::signal::{Signal, kill};

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use acceptlab::lab::check::client::{GET, PATIENCE, served};
 use acceptlab::lab::check::server::{Program, Server};
-use acceptlab::lab::processes::{Process, poll_until};
+use acceptlab::lab::observe::processes::{Process, poll_until};
 use nix::sys::signal::Signal;
 
 use crate::support::{FOREVER, ask_together, connect, held, kind, start};

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use acceptlab::lab::processes::{family, poll_until};
+use acceptlab::lab::observe::processes::{family, poll_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use acceptlab::lab::check::server::Server;
-use acceptlab::lab::processes::poll_until;
+use acceptlab::lab::observe::processes::poll_until;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;

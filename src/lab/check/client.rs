@@ -9,7 +9,7 @@ use socket2::SockRef;
 
 use super::queues::queues;
 use super::{Verdict, broken, not_applicable};
-use crate::lab::processes::poll_until;
+use crate::lab::observe::processes::poll_until;
 
 /// How long an answer may take that has no reason to take any time at all.
 pub const PATIENCE: Duration = Duration::from_secs(5);

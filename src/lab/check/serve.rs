@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::client::{Client, GET, GET_AND_CLOSE, PATIENCE, served};
 use super::server::{Program, Server};
 use super::{Point, Verdict, broken, own, shared};
-use crate::lab::processes::poll_until;
+use crate::lab::observe::processes::poll_until;
 
 const HEAD: &[u8] = b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n";
 

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::{Unheld, Verdict, broken};
-use crate::lab::processes::{Process, family, poll_until};
+use crate::lab::observe::processes::{Process, family, poll_until};
 use crate::report::ServerReport;
 
 /// From the start to the ready line. An interpreter may need a while to come up on a busy machine.

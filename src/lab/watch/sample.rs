@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::failure::Failure;
-use crate::lab::processes::Process;
+use crate::lab::observe::processes::Process;
 use crate::scoreboard::{Count, Row, Scoreboard};
 use crate::units::monotonic_ns;
 

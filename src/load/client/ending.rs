@@ -5,10 +5,10 @@ use std::cmp::Reverse;
 use nix::errno::Errno;
 
 use super::Client;
-use crate::load::connection::State;
-use crate::load::engine::Engine;
-use crate::load::interval::Totals;
-use crate::load::tally::{Casualty, Loss, Moments};
+use crate::load::client::connection::State;
+use crate::load::client::engine::Engine;
+use crate::load::counts::interval::Totals;
+use crate::load::counts::tally::{Casualty, Loss, Moments};
 use crate::units::monotonic_ns;
 
 /// Deadlines are looked at no more often than this.

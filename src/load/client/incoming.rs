@@ -3,10 +3,10 @@
 use nix::errno::Errno;
 
 use super::Client;
-use crate::load::connection::{State, errno};
-use crate::load::engine::{self, Engine, Ready, WAKE};
+use crate::load::client::connection::{State, errno};
+use crate::load::client::engine::{self, Engine, Ready, WAKE};
+use crate::load::counts::tally::{Cause, Loss, Moments, count};
 use crate::load::response::{Answer, Progress};
-use crate::load::tally::{Cause, Loss, Moments, count};
 use crate::units::monotonic_ns;
 
 /// How long a server that announced its close may take before we close first.

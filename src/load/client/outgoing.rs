@@ -3,9 +3,9 @@
 use nix::errno::Errno;
 
 use super::Client;
-use crate::load::connection::State;
-use crate::load::engine::{Engine, Standing};
-use crate::load::tally::{Loss, Moments, count};
+use crate::load::client::connection::State;
+use crate::load::client::engine::{Engine, Standing};
+use crate::load::counts::tally::{Loss, Moments, count};
 use crate::units::monotonic_ns;
 
 /// Pauses after failed connects double from the first to the last.

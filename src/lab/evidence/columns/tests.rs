@@ -1,0 +1,142 @@
+use super::*;
+use crate::lab::observe::kernel_counts::Observed;
+use crate::report::{AcceptBook, ConnectionBook, MasterReport, OutsideWindow, ServerReport, WorkerShare};
+
+/// A row as a connection-per-request run leaves it: 90 of 100 requests in the window.
+pub(crate) fn row() -> Row {
+    let worker = |id, accepted| WorkerReport {
+        id,
+        accepted,
+        requests: accepted,
+        wakeups: accepted + 1,
+        cpu_user_us: 10 * accepted,
+        voluntary_switches: 2 * accepted,
+        ..WorkerReport::default()
+    };
+    let share = |n| WorkerShare { connections: n, requests: n, ..WorkerShare::default() };
+    let report = LoadReport {
+        requests: 90,
+        qps: 90.0,
+        duration_s: 1.0,
+        workers: [("0".to_string(), share(80)), ("1".to_string(), share(20))].into(),
+        connections: ConnectionBook {
+            requested: 8,
+            peak_open: 8,
+            established: 100,
+            answered: 100,
+            ..ConnectionBook::default()
+        },
+        outside_window: OutsideWindow { warmup: 6, late: 4 },
+        ..LoadReport::default()
+    };
+    Row {
+        label: "prefork --workers 3".to_string(),
+        server_command: "prefork --workers 3 --work block:20ms --listen 127.0.0.1:0".to_string(),
+        client_command: "loadgen --connections 8".to_string(),
+        law: Some("min(M,C)/N".to_string()),
+        server_cpus: vec![0, 1],
+        server: Some(ServerReport {
+            workers: vec![worker(0, 80), worker(1, 20), worker(2, 0)],
+            ..ServerReport::default()
+        }),
+        load: Some(report),
+        ..Row::default()
+    }
+}
+
+fn number(name: &str, row: &Row) -> Option<f64> {
+    match find(name).unwrap().value {
+        Count(of) | Real(of) | Probability(of) => of(Sample { row, baseline: Some(row) }),
+        Picture { .. } => panic!("{name} is a picture"),
+    }
+}
+
+#[test]
+fn numbers_come_out_of_both_books() {
+    let row = row();
+    for (name, value) in [
+        ("qps", 90.0),
+        ("law_qps", 150.0),
+        ("deviation", -40.0),
+        ("share_of_baseline", 1.0),
+        ("connections_per_s", 90.0),
+        ("server_cpu_per_connection", 10.0),
+        ("wakeups", 1.03),
+        ("switches", 2.0),
+        ("timeouts", 0.0),
+    ] {
+        assert!((number(name, &row).unwrap() - value).abs() < 1e-9, "{name}");
+    }
+}
+
+#[test]
+fn what_was_not_measured_has_no_number() {
+    for name in ["p50", "dispersion", "pss", "pss_per_connection", "connect_p99", "slip_p99"] {
+        assert_eq!(number(name, &row()), None, "{name}");
+    }
+}
+
+#[test]
+fn a_master_that_accepts_adds_its_eagain_to_the_workers() {
+    let mut row = row();
+    assert_eq!(number("accept_eagain", &row), Some(0.0));
+    let accepts = AcceptBook { accept_eagain: 50, ..AcceptBook::default() };
+    let master = MasterReport { accepts: Some(accepts), ..MasterReport::default() };
+    row.server.as_mut().unwrap().master = Some(master);
+    assert_eq!(number("accept_eagain", &row), Some(0.5));
+}
+
+/// The row of a master, 600 µs of CPU, whose workers counted these.
+fn of_master(counts: &[(&str, f64)]) -> Row {
+    let mut row = row();
+    let server = row.server.as_mut().unwrap();
+    server.uptime_s = 2.0;
+    server.master = Some(MasterReport { pid: 7, cpu_user_us: 600, ..MasterReport::default() });
+    let counts = counts.iter().map(|(name, n)| (name.to_string(), *n)).collect();
+    server.cluster = Some(ClusterReport { forks: 3, counts, ..ClusterReport::default() });
+    row
+}
+
+#[test]
+fn a_masters_cpu_is_that_of_the_run_where_it_is_known() {
+    let mut row = of_master(&[]);
+    assert_eq!(number("master_cpu_per_connection", &row), Some(6.0));
+    let meanwhile = Counts { pid: 7, cpu_us: Some(200), ..Counts::default() };
+    let worker = Counts { pid: 8, cpu_us: Some(999), ..Counts::default() };
+    row.observed = Some(Observed { processes: vec![worker, meanwhile], ..Observed::default() });
+    assert_eq!(number("master_cpu_per_connection", &row), Some(2.0));
+    row.observed.as_mut().unwrap().missing = Some("somebody ended".to_string());
+    assert_eq!(number("master_cpu_per_connection", &row), Some(6.0));
+}
+
+#[test]
+fn what_workers_counted_becomes_rates_and_means_and_nothing_where_nobody_did() {
+    let names = ["polls", "idle_polls", "notifier_looks", "updates", "stale_us", "expiries", "queries"];
+    let row = of_master(&std::array::from_fn::<_, 7, _>(|i| (names[i], 10.0 * (i + 1) as f64)));
+    for (name, value) in [
+        ("looks", 20.0),
+        ("idle_looks", 200.0),
+        ("stale", 0.00125),
+        ("queries_per_expiry", 70.0 / 60.0),
+        ("forks", 3.0),
+    ] {
+        assert_eq!(number(name, &row), Some(value), "{name}");
+    }
+    for name in ["looks", "idle_looks", "pushes", "stale", "queries_per_expiry"] {
+        assert_eq!(number(name, &of_master(&[])), None, "{name}");
+    }
+    assert_eq!((gave_up(&of_master(&[])), gave_up(&self::row())), (Some("no".to_string()), None));
+}
+
+#[test]
+fn a_worker_without_connections_still_has_its_bar() {
+    assert_eq!(bars(&row()).unwrap(), "█▃▁ 80 20 0");
+}
+
+#[test]
+fn every_column_has_a_name_of_its_own_and_a_definition() {
+    for (i, column) in COLUMNS.iter().enumerate() {
+        assert!(COLUMNS[..i].iter().all(|other| other.name != column.name && other.header != column.header));
+        assert!(column.definition.len() > 15, "{}", column.name);
+    }
+}

@@ -1,0 +1,500 @@
+//! Rows → tables of finished cells, and tables → text. Nothing here reads a file or a clock: the same rows give
+//! the same text.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::{CellAlignment, ContentArrangement};
+
+use crate::lab::evidence::books;
+use crate::lab::evidence::columns::{self, Column, Sample, Value};
+use crate::lab::observe::kernel_counts;
+use crate::lab::plan::case::{flag, program_of};
+use crate::lab::plan::experiment::{Kind, TableSpec};
+use crate::lab::record::Row;
+use crate::lab::run::disturb;
+use crate::stats::{self, RUNS_FOR_INTERVAL, Summary};
+
+/// A table ready to be printed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Table {
+    pub title: String,
+    pub headers: Vec<String>,
+    pub cells: Vec<Vec<String>>,
+    /// How the numbers were made, and what went wrong; one sentence each.
+    pub notes: Vec<String>,
+    /// The printed columns: header, definition.
+    pub definitions: Vec<(String, String)>,
+    /// Answer-by-answer texts: command lines, lines.
+    pub traces: Vec<(String, Vec<String>)>,
+}
+
+/// Makes a table of the rows that were recorded for it.
+pub fn of(spec: &TableSpec, rows: &[&Row]) -> Table {
+    let mut cases: Vec<Vec<&Row>> = Vec::new();
+    let numbers: BTreeSet<usize> = rows.iter().map(|row| row.case).collect();
+    for number in numbers {
+        cases.push(rows.iter().copied().filter(|row| row.case == number).collect());
+    }
+    let mut table = Table {
+        title: spec.title.clone(),
+        headers: Vec::new(),
+        cells: Vec::new(),
+        notes: conditions(spec, &cases),
+        definitions: Vec::new(),
+        traces: Vec::new(),
+    };
+    match spec.kind {
+        Kind::Summary => summarize(&mut table, spec, rows, &cases),
+        Kind::Trace => table.traces = cases.iter().filter_map(|case| trace(case.last()?)).collect(),
+    }
+    table.notes.extend(uncounted(spec, rows));
+    table.notes.extend(cases.iter().flat_map(|case| mishaps(case)));
+    table
+}
+
+fn summarize(table: &mut Table, spec: &TableSpec, rows: &[&Row], cases: &[Vec<&Row>]) {
+    let columns: Vec<&Column> =
+        spec.columns.iter().filter_map(|name| columns::find(name.get_ref())).collect();
+    let several_clients = spec.load.get_ref().clients().len() > 1;
+    let has_law = spec.server.iter().any(|contender| contender.law.is_some());
+    table.headers = spec.axes.keys().cloned().collect();
+    table.headers.push("server".to_string());
+    table.headers.extend(several_clients.then(|| "client".to_string()));
+    table.headers.extend(has_law.then(|| "law".to_string()));
+    table.headers.extend(columns.iter().map(|column| column.header.to_string()));
+    let define = |column: &&Column| (column.header.to_string(), column.definition.to_string());
+    table.definitions = columns.iter().map(define).collect();
+    for case in cases {
+        let Some(first) = case.first() else { continue };
+        let axis = |name: &String| first.coordinate(name).unwrap_or("–").to_string();
+        let mut line: Vec<String> = spec.axes.keys().map(axis).collect();
+        line.push(first.label.clone());
+        line.extend(several_clients.then(|| first.coordinate("client").unwrap_or("–").to_string()));
+        line.extend(has_law.then(|| first.law.clone().unwrap_or("–".to_string())));
+        let samples: Vec<Sample> = case
+            .iter()
+            .filter(|row| row.failure.is_none() && row.skipped.is_none())
+            .map(|row| Sample { row, baseline: baseline(spec, rows, row) })
+            .collect();
+        let first_cell = line.len();
+        line.extend(columns.iter().map(|column| cell(column, &samples)));
+        if let (true, Some(why), Some(cell)) = (samples.is_empty(), &first.skipped, line.get_mut(first_cell))
+        {
+            *cell = format!("skipped: {why}");
+        }
+        table.cells.push(line);
+    }
+}
+
+/// The row of the same group that differs from this one in the baseline's coordinates. A record from before the
+/// groups has none anywhere, and its rows are paired by their block.
+fn baseline<'a>(spec: &TableSpec, rows: &[&'a Row], row: &Row) -> Option<&'a Row> {
+    if spec.baseline.is_empty() {
+        return None;
+    }
+    let wanted = spec.baseline_of(&row.coordinates);
+    let beside = |other: &&Row| (other.block, other.group) == (row.block, row.group);
+    rows.iter().copied().filter(beside).find(|other| other.failure.is_none() && other.coordinates == wanted)
+}
+
+fn cell(column: &Column, samples: &[Sample]) -> String {
+    let numbers = |of: fn(Sample) -> Option<f64>| {
+        stats::summarize(&samples.iter().filter_map(|sample| of(*sample)).collect::<Vec<f64>>())
+    };
+    let text = match column.value {
+        Value::Count(of) => numbers(of).map(|summary| spread(&summary, count)),
+        Value::Real(of) => numbers(of).map(|summary| spread(&summary, real)),
+        Value::Probability(of) => numbers(of).map(|summary| spread(&summary, probability)),
+        Value::Picture { of, median_by } => picture(samples, of, median_by),
+    };
+    text.unwrap_or("–".to_string())
+}
+
+/// The picture of the run whose number is the (lower) median.
+fn picture(
+    samples: &[Sample],
+    of: fn(&Row) -> Option<String>,
+    median_by: fn(Sample) -> Option<f64>,
+) -> Option<String> {
+    let mut ranked: Vec<(f64, &Row)> =
+        samples.iter().filter_map(|sample| Some((median_by(*sample)?, sample.row))).collect();
+    ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (_, row) = ranked.get(ranked.len().checked_sub(1)? / 2)?;
+    of(row)
+}
+
+/// `median [low, high]`, or one number when all three print the same.
+fn spread(summary: &Summary, print: fn(f64) -> String) -> String {
+    let (median, low, high) = (print(summary.median), print(summary.low), print(summary.high));
+    if low == median && high == median { median } else { format!("{median} [{low}, {high}]") }
+}
+
+/// Whole numbers with thousands separated.
+fn count(value: f64) -> String {
+    let digits = format!("{:.0}", value.abs());
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    if value.round() < 0.0 { format!("−{text}") } else { text }
+}
+
+/// Three significant digits as far as they matter.
+fn real(value: f64) -> String {
+    let magnitude = value.abs();
+    let text = match magnitude {
+        _ if magnitude >= 100.0 => return count(value),
+        _ if magnitude >= 10.0 => format!("{magnitude:.1}"),
+        _ if magnitude >= 1.0 || magnitude == 0.0 => format!("{magnitude:.2}"),
+        _ if magnitude >= 0.001 => format!("{magnitude:.3}"),
+        _ => return "<0.001".to_string(),
+    };
+    if value < 0.0 { format!("−{text}") } else { text }
+}
+
+fn probability(value: f64) -> String {
+    if value < 0.001 { "<0.001".to_string() } else { real(value) }
+}
+
+/// What a reader must know before comparing: repeats, spread, loop model, warm-up, pinning, command lines.
+fn conditions(spec: &TableSpec, cases: &[Vec<&Row>]) -> Vec<String> {
+    let Some(example) = cases.first().and_then(|case| case.first()) else { return Vec::new() };
+    let is_baseline = |case: &&Vec<&Row>| {
+        !spec.baseline.is_empty() && spec.baseline_of(&case[0].coordinates) == case[0].coordinates
+    };
+    let runs = cases.iter().filter(|case| !is_baseline(case)).map(Vec::len).max().unwrap_or(0);
+    let repeats = match runs {
+        1 => "one run of fresh processes per line, so no spread is known".to_string(),
+        2..RUNS_FOR_INTERVAL => format!(
+            "median [smallest, largest] of {runs} runs of fresh processes; too few for a confidence interval"
+        ),
+        _ => format!(
+            "median [95 % interval of the median, order statistics] of {runs} runs of fresh processes"
+        ),
+    };
+    let client = &example.client_command;
+    let model = if flag(client, "--rate").is_some() { "open loop" } else { "closed loop" };
+    let warmup = warmups(cases);
+    let pinned = match (&example.server_cpus, &example.client_cpus) {
+        (server, client) if server == client => format!("server and client share CPUs {}", list(server)),
+        (server, client) => format!("server on CPU {}, client on CPU {}", list(server), list(client)),
+    };
+    let mut notes = vec![format!("{repeats}; {model}, {warmup}; {pinned}.")];
+    if let Some(acts) = &example.disturb {
+        let hint = if disturb::names_a_worker(acts) { " (numbers are workers)" } else { "" };
+        notes.push(format!("Once the client measured: `{acts}`{hint}."));
+    }
+    if !spec.baseline.is_empty() {
+        let baseline_runs = cases.iter().filter(is_baseline).map(Vec::len).max().unwrap_or(0);
+        notes.push(compared(spec, example.group.is_some(), baseline_runs));
+    }
+    if spec.kind == Kind::Trace {
+        // Each trace stands below its own commands.
+        return notes;
+    }
+    let mut clients = BTreeSet::new();
+    for row in cases.iter().flatten() {
+        let (is_first, client) = (clients.is_empty(), client_name(row));
+        if clients.insert(client) {
+            let whose = if is_first { String::new() } else { format!(" with client `{client}`") };
+            let commands = format!("`{}` and `{}`", row.server_command, row.client_command);
+            notes.push(format!("The first line's commands{whose}: {commands}."));
+        }
+    }
+    notes
+}
+
+/// What the ratios are ratios to.
+fn compared(spec: &TableSpec, grouped: bool, runs: usize) -> String {
+    let coordinates: Vec<String> =
+        spec.baseline.iter().map(|(name, value)| format!("{name} is `{}`", value.get_ref())).collect();
+    let line = format!("Baseline: the line whose {} and which is otherwise the same", coordinates.join(", "));
+    if grouped {
+        let runs = if runs == 1 { "1 run".to_string() } else { format!("{runs} runs") };
+        format!("{line}, {runs}; each run is compared with the baseline's run directly before or after it.")
+    } else {
+        format!("{line}; each run is compared with the baseline's run of the same block.")
+    }
+}
+
+/// What the matrix calls a row's client.
+fn client_name(row: &Row) -> &str {
+    row.coordinate("client").unwrap_or(program_of(&row.client_command))
+}
+
+/// The warm-up as the clients' command lines declare it; some have none, and a table with both must not claim one.
+fn warmups(cases: &[Vec<&Row>]) -> String {
+    let of = |row: &&Row| match flag(&row.client_command, "--warmup") {
+        Some(time) => format!("{time} of warm-up"),
+        None => "no warm-up".to_string(),
+    };
+    let mut by_client: BTreeMap<&str, String> = BTreeMap::new();
+    for row in cases.iter().flatten() {
+        by_client.insert(client_name(row), of(row));
+    }
+    match by_client.values().collect::<BTreeSet<_>>().len() {
+        1 => by_client.into_values().next().unwrap_or_default(),
+        _ => {
+            by_client.iter().map(|(client, text)| format!("{client}: {text}")).collect::<Vec<_>>().join(", ")
+        }
+    }
+}
+
+fn list(cpus: &[usize]) -> String {
+    cpus.iter().map(usize::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// What the kernel did not count, or not as the column says it does, each reason once for the whole table.
+fn uncounted(spec: &TableSpec, rows: &[&Row]) -> Vec<String> {
+    let shown = |name: &&str| spec.columns.iter().any(|column| column.get_ref() == *name);
+    let mut told: BTreeMap<String, u64> = BTreeMap::new();
+    let observed = rows.iter().filter_map(|row| row.observed.as_ref());
+    for why in observed.filter(|_| shown(&"switches")).filter_map(|observed| observed.missing.as_ref()) {
+        *told.entry(format!("switches of whole lives: {why}")).or_default() += 1;
+    }
+    if kernel_counts::TRACED.iter().any(shown) {
+        for why in rows.iter().filter_map(|row| untraced(row)) {
+            *told.entry(why.to_string()).or_default() += 1;
+        }
+    }
+    told.into_iter().map(|(why, runs)| format!("{why}; runs: {}.", count(runs as f64))).collect()
+}
+
+/// Why a row lacks the counts of tracepoints that its table asked for.
+pub fn untraced(row: &Row) -> Option<&str> {
+    row.observed.as_ref()?.tracepoints_missing.as_deref()
+}
+
+/// What went wrong in a case's runs, each kind once.
+fn mishaps(case: &[&Row]) -> Vec<String> {
+    let Some(first) = case.first() else { return Vec::new() };
+    let axes: Vec<String> = first
+        .coordinates
+        .iter()
+        .filter(|(name, _)| !["server", "client"].contains(&name.as_str()))
+        .map(|(name, value)| format!("{name} {value}"))
+        .collect();
+    let place = [axes, vec![first.label.clone()]].concat().join(", ");
+    let mut told: BTreeMap<String, u64> = BTreeMap::new();
+    for row in case {
+        let reasons = [("skipped", &row.skipped), ("failed", &row.failure)];
+        for (what, why) in reasons.iter().filter_map(|(what, why)| Some((what, why.as_ref()?))) {
+            *told.entry(format!("{what}: {why}; runs")).or_default() += 1;
+        }
+        if let Some(how) = &row.death {
+            *told.entry(format!("the server had ended by itself ({how}); runs")).or_default() += 1;
+        }
+        // What the clients of such a server lose is in the columns.
+        for (what, count) in unexpected_errors(row).into_iter().filter(|_| !row.expects_losses()) {
+            *told.entry(what).or_default() += count;
+        }
+        if let Some(what) = books::imbalance(row).filter(|_| !row.expects_losses()) {
+            *told.entry(format!("{what}; runs")).or_default() += 1;
+        }
+        if row.machine.listen_overflows > 0 {
+            *told.entry("overflows of accept queues, on the whole machine".to_string()).or_default() +=
+                row.machine.listen_overflows;
+        }
+    }
+    told.into_iter().map(|(what, count)| format!("{place}: {what}: {}.", self::count(count as f64))).collect()
+}
+
+/// Errors the matrix did not announce: phase and name, count.
+pub fn unexpected_errors(row: &Row) -> Vec<(String, u64)> {
+    let mut found = Vec::new();
+    if let Some(report) = &row.load {
+        let errors = &report.errors;
+        for (phase, names) in [
+            ("connect", &errors.connect),
+            ("write", &errors.write),
+            ("read", &errors.read),
+            ("status", &errors.status),
+        ] {
+            found.extend(names.iter().map(|(name, count)| (format!("{phase} {name}"), *count)));
+        }
+        if errors.timeout > 0 && !row.expect_timeouts {
+            found.push(("requests without an answer".to_string(), errors.timeout));
+        }
+    }
+    if let Some(foreign) = &row.foreign {
+        let client = program_of(&row.client_command);
+        let counts = [("errors", foreign.errors), ("time-outs", foreign.timeouts)];
+        let counts = counts.into_iter().filter(|(_, count)| *count > 0);
+        found.extend(counts.map(|(what, count)| (format!("{what} by {client}"), count)));
+    }
+    found
+}
+
+/// The answers of one run as siege prints them.
+fn trace(row: &Row) -> Option<(String, Vec<String>)> {
+    let commands = format!("{}   under   {}", row.server_command, row.client_command);
+    let line = |answer: &crate::report::Traced| {
+        let worker = answer.worker.map_or(String::new(), |worker| format!(" ==> worker {worker}"));
+        let seconds = answer.latency_us / 1e6;
+        format!("HTTP/1.1 {} {seconds:6.2} secs: {:5} bytes{worker}", answer.status, answer.bytes)
+    };
+    Some((commands, row.load.as_ref()?.trace.iter().map(line).collect()))
+}
+
+/// Words and pictures stand at the left of their column, numbers at the right.
+fn is_text(header: &str) -> bool {
+    let is_picture =
+        |column: &Column| column.header == header && matches!(column.value, Value::Picture { .. });
+    ["server", "client", "law"].contains(&header) || columns::COLUMNS.iter().any(is_picture)
+}
+
+pub fn markdown(table: &Table) -> String {
+    let mut text = format!("### {}\n\n", table.title);
+    for (commands, lines) in &table.traces {
+        text += &format!("`{commands}`\n\n```text\n{}\n```\n\n", lines.join("\n"));
+    }
+    if !table.headers.is_empty() {
+        let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+        let dash = |header: &String| if is_text(header) { "---" } else { "---:" }.to_string();
+        let dashes: Vec<String> = table.headers.iter().map(dash).collect();
+        text += &line(&table.headers);
+        text += &line(&dashes);
+        table.cells.iter().for_each(|cells| text += &line(cells));
+        text.push('\n');
+    }
+    table.notes.iter().for_each(|note| text += &format!("- {note}\n"));
+    text
+}
+
+pub fn terminal(table: &Table) -> String {
+    let mut text = format!("{}\n", table.title);
+    for (commands, lines) in &table.traces {
+        text += &format!("  {commands}\n    {}\n", lines.join("\n    "));
+    }
+    if !table.headers.is_empty() {
+        let mut drawn = comfy_table::Table::new();
+        drawn.load_style(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
+        drawn.set_header(&table.headers);
+        drawn.add_rows(&table.cells);
+        for (column, header) in drawn.column_iter_mut().zip(&table.headers) {
+            if !is_text(header) {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        text += &format!("{drawn}\n");
+    }
+    table.notes.iter().for_each(|note| text += &format!("  {note}\n"));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::evidence::columns::tests::row;
+    use crate::lab::plan::experiment::tests::parse_lesson;
+
+    fn spec(more: &str) -> TableSpec {
+        let table = "server = [{ run = \"sync\" }, { run = \"prefork\" }]\nload = \"loadgen\"\n";
+        parse_lesson(&format!("{table}{more}")).unwrap().matrix.tables.remove(0)
+    }
+
+    fn runs(case: usize, server: &str, rates: &[f64]) -> Vec<Row> {
+        let one = |(block, rate): (usize, &f64)| {
+            let mut row = row();
+            (row.case, row.block, row.label) = (case, block, server.to_string());
+            row.coordinates = vec![("server".to_string(), server.to_string())];
+            row.load.as_mut().unwrap().qps = *rate;
+            row
+        };
+        rates.iter().enumerate().map(one).collect()
+    }
+
+    #[test]
+    fn numbers_are_printed_as_far_as_they_matter() {
+        assert_eq!([count(0.0), count(999.6), count(1234567.0)], ["0", "1,000", "1,234,567"]);
+        assert_eq!(
+            [real(0.98765), real(1.0), real(12.34), real(-1234.5)],
+            ["0.988", "1.00", "12.3", "−1,234"]
+        );
+        assert_eq!(real(1e-9), "<0.001");
+    }
+
+    #[test]
+    fn ratios_are_taken_within_a_block_and_not_between_medians() {
+        let spec = spec("columns = [\"qps\", \"share_of_baseline\"]\nbaseline = { server = \"sync\" }");
+        let rows =
+            [runs(0, "sync", &[100.0, 200.0, 400.0]), runs(1, "prefork", &[50.0, 100.0, 200.0])].concat();
+        let table = of(&spec, &rows.iter().collect::<Vec<_>>());
+        assert_eq!(table.headers, ["server", "requests/s", "share of baseline"]);
+        assert_eq!(table.cells[1], ["prefork", "100 [50, 200]", "0.500"]);
+        assert_eq!(table.cells[0][2], "1.00");
+    }
+
+    #[test]
+    fn a_run_is_compared_with_the_baseline_of_its_group() {
+        let spec = spec("columns = [\"share_of_baseline\"]\nbaseline = { server = \"sync\" }");
+        let mut rows = [runs(0, "sync", &[100.0, 400.0]), runs(1, "prefork", &[100.0])].concat();
+        // The machine was four times as fast when the second group ran.
+        for (row, group) in rows.iter_mut().zip([0, 1, 1]) {
+            (row.block, row.group) = (0, Some(group));
+        }
+        let table = of(&spec, &rows.iter().collect::<Vec<_>>());
+        assert_eq!(table.cells[1], ["prefork", "0.250"]);
+        assert!(table.notes[0].starts_with("one run"), "{:?}", table.notes);
+        assert!(table.notes[1].contains("2 runs; each run is compared"), "{:?}", table.notes);
+    }
+
+    #[test]
+    fn a_client_without_a_warm_up_is_not_given_one() {
+        let mut rows = [runs(0, "sync", &[1.0]), runs(1, "sync", &[1.0])].concat();
+        rows[0].client_command = "loadgen --warmup 200ms".to_string();
+        rows[1].client_command = "wrk -t 1".to_string();
+        let note = &of(&spec("columns = []"), &rows.iter().collect::<Vec<_>>()).notes[0];
+        assert!(note.contains("loadgen: 200ms of warm-up, wrk: no warm-up"), "{note}");
+    }
+
+    #[test]
+    fn a_failed_run_is_told_and_leaves_the_numbers() {
+        let mut rows = runs(0, "sync", &[100.0, 900.0]);
+        rows[1].failure = Some("sync ended".to_string());
+        rows[0].load.as_mut().unwrap().errors.timeout = 3;
+        let table = of(&spec("columns = [\"qps\"]"), &rows.iter().collect::<Vec<_>>());
+        assert_eq!(table.cells, [["sync", "100"]]);
+        let notes = table.notes.join("\n");
+        assert!(
+            notes.contains("sync: failed: sync ended; runs: 1.")
+                && notes.contains("sync: requests without an answer: 3."),
+            "{notes}"
+        );
+    }
+
+    #[test]
+    fn a_picture_is_that_of_the_median_run() {
+        let spec = spec("columns = [\"bars\"]");
+        let mut rows = runs(0, "sync", &[1.0, 2.0, 3.0]);
+        for (row, dispersion) in rows.iter_mut().zip([9.0, 0.0, 1.0]) {
+            let load = row.load.as_mut().unwrap();
+            load.workers.get_mut("1").unwrap().connections = dispersion as u64;
+            let evenness = Evenness { dispersion, ..Evenness::default() };
+            load.evenness = Some(EvennessPair { connections: evenness.clone(), requests: evenness });
+        }
+        let table = of(&spec, &rows.iter().collect::<Vec<_>>());
+        assert_eq!(table.cells[0][1], "█▂▁ 80 1 0");
+    }
+
+    use crate::report::{Evenness, EvennessPair};
+
+    #[test]
+    fn a_trace_reads_like_siege() {
+        let spec = spec("kind = \"trace\"\ncolumns = []");
+        let mut rows = runs(0, "sync", &[1.0]);
+        rows[0].load.as_mut().unwrap().trace = vec![crate::report::Traced {
+            at_us: 3e6,
+            latency_us: 3_004_000.0,
+            status: 200,
+            bytes: 64,
+            worker: Some(0),
+        }];
+        let text = markdown(&of(&spec, &rows.iter().collect::<Vec<_>>()));
+        assert!(text.contains("HTTP/1.1 200   3.00 secs:    64 bytes ==> worker 0"), "{text}");
+    }
+}

@@ -1,0 +1,127 @@
+//! What a server occupies while it runs: processes, threads, descriptors and proportional memory of its process group and
+//! of everything that descends from it, from /proc. (A master may give each worker a group of its own.)
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use crate::sys::procfs::{Stat, descriptors, proportional_kib};
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Footprint {
+    pub processes: u64,
+    pub threads: u64,
+    pub fds: u64,
+    /// Those of the server's first process, which is the master where there is one. Absent in older records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub master_fds: Option<u64>,
+    /// Proportional set size: a page shared by n processes counts 1/n in each (proc_pid_smaps_rollup in
+    /// proc(5)). The kernel's own memory, socket buffers above all, is not in it.
+    pub pss_kib: u64,
+    /// How long looking took; with thousands of processes it is noticeable.
+    pub took_ms: f64,
+}
+
+/// Looks until the server holds at least `fds` descriptors and two looks agree. The client's connections are
+/// established long before they are accepted, so `fds` is what the server held before the client came, and one for
+/// each connection: a crowd of workers holds more descriptors than there are connections before the first. `None`
+/// when that has not happened by the deadline: a look that lasted into the measured window would take CPU from it.
+pub fn settled(group: i32, fds: u64, deadline: Instant) -> Option<Footprint> {
+    let start = Instant::now();
+    let mut last = of_group(group);
+    while Instant::now() < deadline {
+        let next = of_group(group);
+        let agree = (last.threads, last.fds) == (next.threads, next.fds);
+        if agree && last.fds >= fds && Instant::now() < deadline {
+            return Some(Footprint { took_ms: start.elapsed().as_secs_f64() * 1e3, ..next });
+        }
+        last = next;
+    }
+    None
+}
+
+/// Looks at every process of the server once; `group` is also the number of its first process.
+pub fn of_group(group: i32) -> Footprint {
+    let mut footprint = Footprint::default();
+    for Stat { pid, threads, .. } in members_of(group) {
+        footprint.processes += 1;
+        footprint.threads += threads;
+        let fds = descriptors(pid).unwrap_or(0);
+        footprint.fds += fds;
+        footprint.master_fds = footprint.master_fds.or((pid == group).then_some(fds));
+        footprint.pss_kib += proportional_kib(pid).unwrap_or(0);
+    }
+    footprint
+}
+
+/// The processes of the group, and all that descend from them.
+pub fn members(group: i32) -> impl Iterator<Item = i32> {
+    members_of(group).into_iter().map(|member| member.pid)
+}
+
+fn members_of(group: i32) -> Vec<Stat> {
+    let everybody: Vec<Stat> = Stat::everybody().collect();
+    let mut found = BTreeSet::from([group]);
+    loop {
+        let is_new = |member: &&Stat| {
+            (member.group == group || found.contains(&member.parent)) && !found.contains(&member.pid)
+        };
+        let new: Vec<i32> = everybody.iter().filter(is_new).map(|member| member.pid).collect();
+        if new.is_empty() {
+            break;
+        }
+        found.extend(new);
+    }
+    everybody.into_iter().filter(|member| found.contains(&member.pid)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::observe::processes::poll_until;
+    use nix::unistd::getpgrp;
+    use std::os::unix::process::CommandExt;
+    use std::process::{Command, Stdio};
+    use std::time::Duration;
+
+    #[test]
+    fn a_child_in_a_group_of_its_own_belongs_to_the_server() {
+        // A shell with job control gives each job its group.
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "set -m; cat & read line; kill $!"]).stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut shell = shell.stderr(Stdio::null()).process_group(0).spawn().expect("sh starts");
+        let grown =
+            poll_until(Duration::from_secs(5), || (members(shell.id() as i32).count() == 2).then_some(()));
+        drop(shell.stdin.take());
+        shell.wait().expect("sh ends");
+        assert_eq!(grown, Some(()));
+    }
+
+    #[test]
+    fn our_own_group_occupies_something() {
+        let footprint = of_group(getpgrp().as_raw());
+        assert!(footprint.processes >= 1 && footprint.threads >= 1, "{footprint:?}");
+        assert!(footprint.fds >= 3 && footprint.pss_kib > 0, "{footprint:?}");
+    }
+
+    #[test]
+    fn a_server_that_does_not_hold_its_connections_in_time_is_not_seen() {
+        let soon = Instant::now() + Duration::from_millis(50);
+        assert_eq!(settled(getpgrp().as_raw(), u64::MAX, soon), None);
+    }
+
+    #[test]
+    fn a_group_is_seen_when_it_holds_what_it_held_and_the_connections() {
+        let child = Command::new("sleep").arg("60").process_group(0).stdin(Stdio::piped()).spawn();
+        let mut child = child.expect("sleep starts");
+        let group = child.id() as i32;
+        let before = of_group(group).fds;
+        let within = |ms| Instant::now() + Duration::from_millis(ms);
+        // It is waited for as long as a busy machine takes; that one more never comes is not.
+        let (held, more) = (settled(group, before, within(30_000)), settled(group, before + 1, within(50)));
+        child.kill().and_then(|()| child.wait()).expect("sleep ends");
+        assert_eq!(held.map(|footprint| footprint.fds), Some(before));
+        assert_eq!(more, None);
+    }
+}

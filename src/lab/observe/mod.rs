@@ -1,0 +1,8 @@
+//! What the kernel and /proc counted meanwhile.
+
+pub mod footprint;
+pub mod growth;
+pub mod kernel_counts;
+pub mod processes;
+pub mod timeline;
+pub mod tracepoints;

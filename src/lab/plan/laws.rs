@@ -1,0 +1,94 @@
+//! The laws the seed texts state, as formulas over four letters; [`EXPLANATION`] is what the lab tells about them.
+
+use crate::lab::plan::case::flag;
+use crate::work::Work;
+
+pub const EXPLANATION: &str = "\
+Laws (written in a matrix as `law = \"min(M,C)/N\"`)
+
+  A law is X/N, where X is how many requests can be worked on at once: 1, M, C, P, or the smallest of several.
+  It bounds the answers per second from above, and is met when no worker idles while a request waits.
+
+  N: seconds of work per request (the mean of a mixture), from --work
+  M: workers, from --workers, else the number of CPUs
+  C: clients, from --connections
+  P: CPUs the server may use";
+
+/// A parsed law: the letters whose smallest value is X.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Law {
+    terms: Vec<char>,
+}
+
+impl Law {
+    pub fn parse(text: &str) -> Result<Law, String> {
+        let numerator = text.strip_suffix("/N").unwrap_or_default();
+        let letters =
+            numerator.strip_prefix("min(").and_then(|rest| rest.strip_suffix(')')).unwrap_or(numerator);
+        let terms: Vec<char> = letters.split(',').filter_map(one_letter).collect();
+        if terms.is_empty() || terms.len() != letters.split(',').count() {
+            return Err(format!(
+                "{text:?} is no law; write 1/N, M/N, C/N, P/N or the smallest, like min(M,C)/N"
+            ));
+        }
+        Ok(Law { terms })
+    }
+
+    /// Answers per second by the law, for these command lines; `None` when a letter has no value in them.
+    pub fn predict(&self, server: &str, client: &str, server_cpus: usize) -> Option<f64> {
+        let count = |term: &char| match term {
+            'M' => flag(server, "--workers").map_or(Some(server_cpus as f64), |m| m.parse().ok()),
+            'C' => flag(client, "--connections")?.parse().ok(),
+            'P' => Some(server_cpus as f64),
+            _ => Some(1.0),
+        };
+        let at_once: Option<Vec<f64>> = self.terms.iter().map(count).collect();
+        let seconds = flag(server, "--work")?.parse::<Work>().ok()?.mean_s();
+        (seconds > 0.0).then_some(at_once?.into_iter().fold(f64::INFINITY, f64::min) / seconds)
+    }
+}
+
+fn one_letter(term: &str) -> Option<char> {
+    let mut letters = term.chars();
+    let letter = letters.next().filter(|letter| "1MCP".contains(*letter))?;
+    letters.next().is_none().then_some(letter)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PREFORK: &str = "prefork --workers 3 --work block:10ms";
+    const EIGHT: &str = "loadgen --connections 8";
+
+    #[test]
+    fn each_law_takes_its_letters_from_the_command_lines() {
+        let law = |text: &str| Law::parse(text).unwrap().predict(PREFORK, EIGHT, 2).unwrap();
+        assert_eq!(law("1/N"), 100.0);
+        assert_eq!(law("M/N"), 300.0);
+        assert_eq!(law("C/N"), 800.0);
+        assert_eq!(law("min(M,C)/N"), 300.0);
+        assert_eq!(law("min(M,C,P)/N"), 200.0);
+    }
+
+    #[test]
+    fn an_unknown_law_is_refused() {
+        for bad in ["", "N", "2/N", "1/M", "min()/N", "min(M/N", "MC/N", "min(M,Q)/N"] {
+            assert!(Law::parse(bad).is_err(), "{bad:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn a_mixture_costs_its_mean() {
+        let law = Law::parse("1/N").unwrap();
+        let promised = law.predict("event-driven --work 90%none,10%block:5ms", EIGHT, 2).unwrap();
+        assert!((promised - 2000.0).abs() < 1e-6, "{promised}");
+    }
+
+    #[test]
+    fn work_that_costs_nothing_has_no_law() {
+        let law = Law::parse("1/N").unwrap();
+        assert_eq!(law.predict("sync --work none", EIGHT, 2), None);
+        assert_eq!(law.predict("sync", EIGHT, 2), None);
+    }
+}

@@ -1,0 +1,240 @@
+//! The record: one file per `lab run`, `<UTC time>-<full|quick>.jsonl`. The first line says which machine, seed
+//! and command; every other line is one row, written when it was finished. Files are never rewritten.
+
+pub mod fingerprint;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::lab::observe::footprint::Footprint;
+use crate::lab::observe::growth::Growth;
+use crate::lab::observe::kernel_counts::Observed;
+use crate::lab::observe::timeline::Look;
+use crate::lab::record::fingerprint::Fingerprint;
+use crate::lab::run::foreign::ForeignReport;
+use crate::machine::Counters;
+use crate::report::{LoadReport, ServerReport, WorkerReport};
+
+/// Beyond this, the workers of a server are folded into one entry of sums: ten thousand of them per row would
+/// make the record unreadable, and no table shows them.
+const WORKERS_KEPT: usize = 16;
+
+/// The first line of a record.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Header {
+    /// When the run began, UTC.
+    pub date: String,
+    /// `full` or `quick`.
+    pub scale: String,
+    pub seed: u64,
+    /// The rows that were to be measured, by experiment.
+    pub planned: BTreeMap<String, usize>,
+    pub machine: Fingerprint,
+}
+
+/// One run of one case with fresh processes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    pub experiment: String,
+    pub table: String,
+    /// The case's position in the experiment.
+    pub case: usize,
+    /// The repeat: block r holds one run of every case, and a baseline as often as it is needed.
+    pub block: usize,
+    /// Rows of a block with the same number ran directly one after another: a baseline and what is compared with
+    /// it. Absent without a baseline, and in records older than the number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<usize>,
+    pub coordinates: Vec<(String, String)>,
+    pub label: String,
+    pub law: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub expect_timeouts: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub expect_death: bool,
+    /// What was done to the server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disturb: Option<String>,
+    /// Kernel settings of this run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sysctl: Vec<(String, String)>,
+    pub server_command: String,
+    pub client_command: String,
+    pub server_cpus: Vec<usize>,
+    pub client_cpus: Vec<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<ServerReport>,
+    /// The number of workers when they were folded into one entry of sums.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workers_folded: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load: Option<LoadReport>,
+    /// Of a client that is not loadgen; older records call it by the only one there was.
+    #[serde(default, alias = "wrk", skip_serializing_if = "Option::is_none")]
+    pub foreign: Option<ForeignReport>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub footprint: Option<Footprint>,
+    /// Live connections over time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub timeline: Vec<Look>,
+    /// What the server's first process gained while the client measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub growth: Option<Growth>,
+    /// How the server ended by itself, before it was told to, where the matrix expects that; then it has no document.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub death: Option<String>,
+    /// What the kernel counted for the server from `ready` to the client's end. Absent in older records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed: Option<Observed>,
+    /// What the kernel's counters gained meanwhile.
+    pub machine: Counters,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<String>,
+}
+
+impl Row {
+    /// The value of an axis, of `server` or of `client`.
+    pub fn coordinate(&self, name: &str) -> Option<&str> {
+        self.coordinates.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// What its clients lose is what such a run measures, and what the dead had counted is lost with them.
+    pub fn expects_losses(&self) -> bool {
+        self.disturb.is_some() || self.expect_death
+    }
+
+    /// Takes the server's document, folding a crowd of workers.
+    pub fn keep_server(&mut self, mut report: ServerReport) {
+        if let Some(observed) = &mut self.observed {
+            observed.name_workers(&report, WORKERS_KEPT);
+        }
+        if report.workers.len() > WORKERS_KEPT {
+            self.workers_folded = Some(report.workers.len());
+            report.workers = vec![sum(&report.workers)];
+        }
+        self.server = Some(report);
+    }
+}
+
+/// All workers as one: counts and times added, the largest resident size.
+fn sum(workers: &[WorkerReport]) -> WorkerReport {
+    workers.iter().fold(WorkerReport::default(), |a, b| WorkerReport {
+        id: 0,
+        pid: 0,
+        accepted: a.accepted + b.accepted,
+        requests: a.requests + b.requests,
+        active: a.active + b.active,
+        wakeups: a.wakeups + b.wakeups,
+        empty_wakeups: a.empty_wakeups + b.empty_wakeups,
+        accept_eagain: a.accept_eagain + b.accept_eagain,
+        client_errors: a.client_errors + b.client_errors,
+        cpu_user_us: a.cpu_user_us + b.cpu_user_us,
+        cpu_system_us: a.cpu_system_us + b.cpu_system_us,
+        voluntary_switches: a.voluntary_switches + b.voluntary_switches,
+        involuntary_switches: a.involuntary_switches + b.involuntary_switches,
+        max_rss_kib: a.max_rss_kib.max(b.max_rss_kib),
+    })
+}
+
+/// A record that has been read.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// The file's name, without its folder.
+    pub file: String,
+    pub header: Header,
+    pub rows: Vec<Row>,
+}
+
+/// A record being written.
+pub struct Writer {
+    file: File,
+    path: PathBuf,
+}
+
+impl Writer {
+    /// Makes a new file in `folder` and writes the header.
+    pub fn create(folder: &Path, header: &Header) -> Result<Writer, String> {
+        let stamp = header.date.replace([':', '-'], "");
+        let path = folder.join(format!("{stamp}-{}.jsonl", header.scale));
+        fs::create_dir_all(folder).map_err(|error| format!("create {}: {error}", folder.display()))?;
+        let file = OpenOptions::new().append(true).create_new(true).open(&path);
+        let file = file.map_err(|error| format!("create {}: {error}; never overwritten", path.display()))?;
+        let mut writer = Writer { file, path };
+        writer.line(header)?;
+        Ok(writer)
+    }
+
+    /// One line, on disk when this returns as far as the kernel is concerned: a killed lab loses at most the
+    /// row it was measuring.
+    pub fn line(&mut self, value: &impl Serialize) -> Result<(), String> {
+        let text = serde_json::to_string(value).expect("plain structs with string keys serialize") + "\n";
+        let written = self.file.write_all(text.as_bytes());
+        written.map_err(|error| format!("write {}: {error}", self.path.display()))
+    }
+}
+
+/// All records of a folder, the oldest first; a folder that is not there has none.
+pub fn read_all(folder: &Path) -> Result<Vec<Record>, String> {
+    let mut paths: Vec<PathBuf> =
+        fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "jsonl"));
+    // The name begins with the time, so the order of the names is the order of the runs.
+    paths.sort();
+    paths.iter().map(|path| read(path)).collect()
+}
+
+fn read(path: &Path) -> Result<Record, String> {
+    let text = fs::read_to_string(path).map_err(|error| format!("read {}: {error}", path.display()))?;
+    let broken = |line: usize, error: serde_json::Error| {
+        format!("{}:{}: {error}; a record is never edited: restore or remove it", path.display(), line + 1)
+    };
+    let mut lines = text.lines().enumerate();
+    let (_, first) = lines.next().unwrap_or((0, ""));
+    let header = serde_json::from_str(first).map_err(|error| broken(0, error))?;
+    let rows = lines
+        .map(|(number, line)| serde_json::from_str(line).map_err(|error| broken(number, error)))
+        .collect::<Result<Vec<Row>, String>>()?;
+    let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Ok(Record { file, header, rows })
+}
+
+/// The newest record that holds rows of this experiment.
+pub fn newest<'a>(records: &'a [Record], experiment: &str) -> Option<&'a Record> {
+    records.iter().rev().find(|record| record.rows.iter().any(|row| row.experiment == experiment))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_from_before_there_was_a_second_foreign_client_is_read() {
+        let mut row = serde_json::to_value(Row::default()).unwrap();
+        row["wrk"] = serde_json::json!({"requests": 7, "qps": 7.0, "duration_s": 1.0, "p50_us": 5.0, "p90_us": null,
+            "p99_us": null, "errors": 0, "timeouts": 0, "cpu_us": 9});
+        let row: Row = serde_json::from_value(row).unwrap();
+        assert_eq!(row.foreign.unwrap().requests, 7);
+    }
+
+    #[test]
+    fn a_crowd_of_workers_is_folded_and_a_few_are_kept() {
+        let worker = WorkerReport { accepted: 2, requests: 5, max_rss_kib: 7, ..WorkerReport::default() };
+        let report = |count| ServerReport { workers: vec![worker.clone(); count], ..ServerReport::default() };
+        let mut row = Row::default();
+        row.keep_server(report(16));
+        assert_eq!(row.server.as_ref().unwrap().workers.len(), 16);
+        row.keep_server(report(17));
+        let folded = &row.server.unwrap().workers;
+        assert_eq!(
+            (folded.len(), folded[0].accepted, folded[0].requests, folded[0].max_rss_kib),
+            (1, 34, 85, 7)
+        );
+        assert_eq!(row.workers_folded, Some(17));
+    }
+}

@@ -1,0 +1,343 @@
+//! One case, run once: start a fresh server, await `ready`, run the client, stop the server, and put both
+//! documents into one row. Whatever goes wrong becomes the row's `failure`, so that no run is lost silently.
+
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::resource::{UsageWho, getrusage};
+
+use crate::cpu;
+use crate::lab::observe::footprint::{self, Footprint};
+use crate::lab::observe::growth::Size;
+use crate::lab::observe::kernel_counts::Counting;
+use crate::lab::observe::timeline::Observer;
+use crate::lab::plan::case::{Case, flag, program_of, with_own_flag};
+use crate::lab::record::Row;
+use crate::lab::run::disturb::{self, Disturbance};
+use crate::lab::run::foreign::{self, ForeignClient};
+use crate::lab::run::program::{Event, Interrupt, Program, Stop, on_path, within};
+use crate::lab::run::sysctl::{Sysctl, Unset};
+use crate::machine::Counters;
+use crate::report::LoadReport;
+use crate::scoreboard::Scoreboard;
+use crate::units::parse_duration;
+
+/// Ten thousand processes need seconds to be forked, and to be reaped.
+const START_DEADLINE: Duration = Duration::from_secs(60);
+const STOP_DEADLINE: Duration = Duration::from_secs(60);
+/// Beyond what the command line declares: time-outs, late answers, counted requests.
+const CLIENT_GRACE: Duration = Duration::from_secs(120);
+
+/// Runs one case. The error is the interrupt alone; a failure is a row too.
+pub fn run(case: &Case, block: usize, interrupt: &Interrupt) -> Result<Row, Stop> {
+    let allowed = cpu::allowed();
+    let mut row = Row {
+        experiment: case.experiment.clone(),
+        table: case.table.clone(),
+        case: case.index,
+        block,
+        coordinates: case.coordinates.clone(),
+        label: case.label.clone(),
+        law: case.law.clone(),
+        expect_timeouts: case.expect_timeouts,
+        expect_death: case.expect_death,
+        disturb: case.disturb.clone(),
+        sysctl: case.sysctl.clone(),
+        server_command: case.server.clone(),
+        client_command: case.client.clone(),
+        server_cpus: choose(&allowed, &case.server_cpus),
+        client_cpus: choose(&allowed, &case.client_cpus),
+        ..Row::default()
+    };
+    // The program that a server starts is needed as well.
+    let programs = [&case.client, &case.server].into_iter().flat_map(|command| command.split_whitespace());
+    for program in programs {
+        if let Some(how) = how_to_install(program).filter(|_| on_path(program).is_none()) {
+            row.skipped = Some(format!("{program} is not installed ({how})"));
+            return Ok(row);
+        }
+    }
+    let set = |(name, value): &(String, String)| Sysctl::set(name, value);
+    let _settings = match case.sysctl.iter().map(set).collect::<Result<Vec<_>, _>>() {
+        Ok(settings) => settings,
+        Err(Unset::Missing(why)) => {
+            row.skipped = Some(why);
+            return Ok(row);
+        }
+        Err(Unset::Failed(why)) => {
+            row.failure = Some(why);
+            return Ok(row);
+        }
+    };
+    let before = Counters::now();
+    let measured = measure_seen(case, &mut row, interrupt);
+    case.disturb.iter().for_each(|acts| disturb::clean_up(acts));
+    match measured {
+        Ok(()) => {}
+        Err(Stop::Interrupted) => return Err(Stop::Interrupted),
+        Err(Stop::Failed(why)) => match missing(&why) {
+            Some(privilege) => row.skipped = Some(privilege.to_string()),
+            None => row.failure = Some(why),
+        },
+    }
+    row.machine = Counters::now().since(&before);
+    Ok(row)
+}
+
+/// For programs that are not ours.
+fn how_to_install(program: &str) -> Option<&'static str> {
+    let client = foreign::find(program).and_then(|client| client.install);
+    client.or((program == "node").then_some("Debian: apt-get install nodejs"))
+}
+
+/// `needs CAP_BPF`, where a start ended with these words: nothing is broken, we are just not allowed. A server that has
+/// started and fails then has failed, whatever it says.
+fn missing(failure: &str) -> Option<&str> {
+    let (_, why) = failure.split_once(UNREADY)?;
+    let (_, capability) = why.rsplit_once("needs CAP_")?;
+    let is_name = capability.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
+    is_name.then(|| &why[why.len() - capability.len() - "needs CAP_".len()..])
+}
+
+/// How a failed start is told.
+const UNREADY: &str = "before it was ready";
+
+/// The CPUs at these indices of the allowed ones, all of them when none is named. On a smaller machine the
+/// indices wrap around: sides that should be apart then share, and the row's CPUs say so.
+fn choose(allowed: &[usize], indices: &[usize]) -> Vec<usize> {
+    if indices.is_empty() {
+        return allowed.to_vec();
+    }
+    let mut cpus: Vec<usize> = indices.iter().map(|index| allowed[index % allowed.len()]).collect();
+    cpus.sort();
+    cpus.dedup();
+    cpus
+}
+
+/// Looking at a thousand processes takes as long as it takes: where the warm-up was too short for it, fresh processes
+/// get twice as much, and the row's command says so.
+fn measure_seen(case: &Case, row: &mut Row, interrupt: &Interrupt) -> Result<(), Stop> {
+    let mut longer = case.clone();
+    for _ in 0..LOOKS {
+        measure(&longer, row, interrupt)?;
+        if !case.probe || row.footprint.is_some() {
+            return Ok(());
+        }
+        longer = longer.with_warmup(2 * warmup(&longer.client));
+    }
+    let why =
+        format!("the server's footprint had not settled in {LOOKS} runs, the warm-up doubled each time");
+    Err(Stop::Failed(why))
+}
+
+/// How often a footprint is looked for.
+const LOOKS: usize = 4;
+
+fn measure(case: &Case, row: &mut Row, interrupt: &Interrupt) -> Result<(), Stop> {
+    let board = (case.disturb.is_some() || case.timeline).then(Board::new);
+    let command = match &board {
+        Some(board) => with_own_flag(&case.server, &format!("--scoreboard {}", board.path())),
+        None => case.server.clone(),
+    };
+    let mut server = Program::start(&command, &[], &row.server_cpus)?;
+    let address = await_ready(&mut server, interrupt)?;
+    let scoreboard = board.map(Board::open).transpose()?;
+    let url = format!("http://{address}/");
+    row.client_command = format!("{} {url}", case.client);
+    let counting = Counting::begin(server.pid(), case.tracepoints);
+    if let Some(client) = foreign::find(program_of(&case.client)) {
+        run_foreign(client, case, row, &url, interrupt)?;
+    } else {
+        let observer = scoreboard.filter(|_| case.timeline).map(Observer::start);
+        run_loadgen(case, row, &url, &server, scoreboard, interrupt)?;
+        row.timeline = observer.map_or(Vec::new(), Observer::finish);
+    }
+    row.observed = Some(counting.end());
+    server.terminate();
+    let document = match server.finish(within(STOP_DEADLINE), interrupt, |_| ()) {
+        Err(Stop::Failed(why)) if case.expect_death && server.has_ended() => {
+            row.death = Some(why);
+            if let Ok(report) = serde_json::from_str(server.last_output()) {
+                row.keep_server(report);
+            }
+            return Ok(());
+        }
+        finished => finished?,
+    };
+    let report = serde_json::from_str(&document).map_err(|error| {
+        Stop::Failed(server.failure(&format!("printed no report when it stopped ({error})")))
+    })?;
+    row.keep_server(report);
+    if server.left_something_behind() {
+        return Err(Stop::Failed(server.failure("ended and left a process behind")));
+    }
+    Ok(())
+}
+
+/// A file for the server's scoreboard. Its name is needed until the server is ready, the mapping stays.
+struct Board {
+    path: String,
+}
+
+impl Board {
+    fn new() -> Board {
+        let memory = Path::new("/dev/shm");
+        let folder = if memory.is_dir() { memory.to_path_buf() } else { std::env::temp_dir() };
+        Board {
+            path: folder.join(format!("acceptlab-{}", std::process::id())).to_string_lossy().into_owned(),
+        }
+    }
+
+    fn path(&self) -> &str {
+        &self.path
+    }
+
+    fn open(self) -> Result<Scoreboard, Stop> {
+        Scoreboard::open(Path::new(&self.path)).map_err(|failure| Stop::Failed(failure.to_string()))
+    }
+}
+
+impl Drop for Board {
+    fn drop(&mut self) {
+        // A server that never started has made none.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// The address of the `ready` line.
+pub fn await_ready(server: &mut Program, interrupt: &Interrupt) -> Result<String, Stop> {
+    let deadline = within(START_DEADLINE);
+    loop {
+        match server.next(deadline, interrupt)? {
+            Event::Stdout(line) => match line.strip_prefix("ready ") {
+                Some(address) => return Ok(address.to_string()),
+                None => return Err(Stop::Failed(server.failure(&format!("said {line:?} instead of ready")))),
+            },
+            Event::Stderr(_) => {}
+            Event::Exited(status) => {
+                return Err(Stop::Failed(server.failure(&format!("ended with {status} {UNREADY}"))));
+            }
+        }
+    }
+}
+
+fn run_loadgen(
+    case: &Case,
+    row: &mut Row,
+    url: &str,
+    server: &Program,
+    scoreboard: Option<Scoreboard>,
+    interrupt: &Interrupt,
+) -> Result<(), Stop> {
+    let group = server.pid();
+    let needs_phases = case.probe || case.growth || case.disturb.is_some();
+    let phases = if needs_phases { &["--phases"][..] } else { &[] };
+    let extra = [phases, &["--format", "json", url]].concat();
+    let held = if case.probe { footprint::of_group(group).fds } else { 0 };
+    let expected = held + connections_asked(&case.client);
+    let mut client = Program::start(&case.client, &extra, &row.client_cpus)?;
+    let acts = case.disturb.as_deref().map(disturb::parse).transpose().map_err(Stop::Failed)?;
+    let mut sight: Option<Footprint> = None;
+    let mut disturbance = None;
+    let (mut before, mut after) = (None, None);
+    let mut fell_back = None;
+    let look = |line: &str| match (line.trim(), &acts, scoreboard) {
+        ("phase warmup", ..) if case.probe => {
+            sight = footprint::settled(group, expected, within(warmup(&case.client)));
+        }
+        ("phase measure", ..) => {
+            before = Size::of(group).filter(|_| case.growth);
+            let board = acts.as_ref().zip(scoreboard);
+            disturbance = board.map(|(acts, scoreboard)| Disturbance::begin(acts, scoreboard));
+        }
+        ("phase drain", ..) => {
+            after = Size::of(group).filter(|_| case.growth);
+            if let Some(Ok(disturbance)) = &disturbance {
+                disturbance.end_window();
+            }
+        }
+        (line, ..) if line.contains("io_uring") => fell_back = Some(line.to_string()),
+        _ => {}
+    };
+    let document = client.finish(within(case.estimate + CLIENT_GRACE), interrupt, look)?;
+    match disturbance.transpose() {
+        Ok(None) if acts.is_some() => return Err(Stop::Failed(client.failure("never began to measure"))),
+        Ok(done) => done.map_or(Ok(()), Disturbance::finish).map_err(Stop::Failed)?,
+        Err(why) => return Err(Stop::Failed(why)),
+    }
+    row.growth = before.zip(after).map(|(before, after)| after.since(before));
+    let mut report: LoadReport = serde_json::from_str(&document)
+        .map_err(|error| Stop::Failed(client.failure(&format!("printed no report ({error})"))))?;
+    if !case.trace {
+        report.trace.clear();
+    }
+    // A worker the client never met is known from the server's book.
+    report.workers.retain(|_, share| share.connections > 0 || share.requests > 0);
+    row.load = Some(report);
+    // Numbers of the other engine must not stand in the line of this one.
+    row.skipped = fell_back;
+    row.footprint = sight;
+    Ok(())
+}
+
+/// The active connections and the idle crowd.
+fn connections_asked(client: &str) -> u64 {
+    ["--connections", "--idle"].iter().filter_map(|name| flag(client, name)?.parse::<u64>().ok()).sum()
+}
+
+fn warmup(client: &str) -> Duration {
+    flag(client, "--warmup").and_then(|text| parse_duration(text).ok()).unwrap_or_default()
+}
+
+fn run_foreign(
+    foreign: &ForeignClient,
+    case: &Case,
+    row: &mut Row,
+    url: &str,
+    interrupt: &Interrupt,
+) -> Result<(), Stop> {
+    let before = children_cpu_us();
+    let mut client = Program::start(&case.client, &[url], &row.client_cpus)?;
+    let text = client.finish(within(case.estimate + CLIENT_GRACE), interrupt, |_| ())?;
+    let mut report =
+        (foreign.parse)(&text).ok_or_else(|| Stop::Failed(client.failure("printed no result")))?;
+    if report.cpu_us == 0 {
+        // The server has not been reaped yet, so what the children's account gained is the client's.
+        report.cpu_us = children_cpu_us() - before;
+    }
+    row.foreign = Some(report);
+    Ok(())
+}
+
+fn children_cpu_us() -> u64 {
+    let usage =
+        getrusage(UsageWho::RUSAGE_CHILDREN).expect("RUSAGE_CHILDREN exists everywhere (getrusage(2))");
+    let micros = |time: nix::sys::time::TimeVal| time.tv_sec() as u64 * 1_000_000 + time.tv_usec() as u64;
+    micros(usage.user_time()) + micros(usage.system_time())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_privilege_is_told_apart_from_a_failure() {
+        let why = "load a program: operation not permitted; needs CAP_BPF";
+        let refused = format!("reuseport ended with exit status: 1 before it was ready: {why}");
+        assert_eq!(missing(&refused), Some("needs CAP_BPF"));
+        for failure in [
+            "reuseport ended with exit status: 1 before it was ready: out of memory".to_string(),
+            format!("{refused}, or so it seems"),
+            format!("reuseport ended with exit status: 1: {why}"),
+        ] {
+            assert_eq!(missing(&failure), None, "{failure}");
+        }
+    }
+
+    #[test]
+    fn indices_choose_among_the_allowed_cpus_and_wrap_around() {
+        assert_eq!(choose(&[4, 6], &[1]), [6]);
+        assert_eq!(choose(&[4, 6], &[]), [4, 6]);
+        assert_eq!(choose(&[4], &[0, 1]), [4]);
+    }
+}

@@ -1,0 +1,188 @@
+//! `lab watch`: a running server's counters on the terminal, a bar per worker.
+//!
+//! [`sample`] is what can be seen of the server, [`view`] and [`overview`] what is drawn of it; here are the terminal,
+//! the keys and the clock between them. The terminal is given back however this ends: a key, a signal, an error, a
+//! panic.
+
+mod overview;
+mod sample;
+mod view;
+
+use std::io::{IsTerminal, Write, stdout};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, after, select, unbounded};
+use ratatui::DefaultTerminal;
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+use serde_json::json;
+
+use crate::failure::Failure;
+use crate::lab::run::program::{Interrupt, Stop};
+use crate::units::parse_duration;
+use sample::{Look, Target};
+use view::View;
+
+/// Below this, the eye sees nothing more and the terminal has nothing but work.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(50);
+
+pub fn parse_interval(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        interval if interval < SHORTEST_INTERVAL => Err("the shortest interval is 50ms".to_string()),
+        interval => Ok(interval),
+    }
+}
+
+/// Prints the counters as they are now: a line about the server, a line for each worker.
+pub fn print_once(path: &Path) -> Result<(), String> {
+    let target = Target::open(path).map_err(|failure| failure.to_string())?;
+    let now = target.sample();
+    let server = json!({
+        "server": target.command,
+        "pid": target.pid(),
+        "listen": target.addresses,
+        "uptime_s": now.uptime_s,
+        "workers": now.workers.len(),
+    });
+    let mut text = format!("{server}\n");
+    for worker in &now.workers {
+        text += &(serde_json::to_string(worker).expect("a plain struct serializes") + "\n");
+    }
+    // Whoever closes the pipe has seen enough.
+    let _ = stdout().write_all(text.as_bytes());
+    Ok(())
+}
+
+/// Shows the counters until a key or a signal ends it.
+pub fn run(path: &Path, interval: Duration, interrupt: &Interrupt) -> Result<(), Stop> {
+    let failed = |failure: Failure| Stop::Failed(failure.to_string());
+    if !stdout().is_terminal() {
+        let why = "show the bars: standard output is no terminal; `--once` prints the counters as JSON lines";
+        return Err(Stop::Failed(why.to_string()));
+    }
+    let mut target = Target::open(path).map_err(failed)?;
+    // no-color.org: any value but the empty one.
+    let has_colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let mut screen = Screen::take().map_err(failed)?;
+    let keys = keys();
+    let (mut earlier, mut now) = (None, target.sample());
+    let (mut first, mut notice) = (0, None);
+    let mut is_overview = now.workers.len() > View::room(screen.size().1);
+    let mut due = Instant::now() + interval;
+    loop {
+        let (width, height) = screen.size();
+        let mut view = View::of(&target, earlier.as_ref(), &now, interval);
+        (view.notice, view.has_colour, view.is_overview) = (notice, has_colour, is_overview);
+        let page = view.page(width, height);
+        view.scroll(first, page);
+        first = view.first;
+        screen.draw(&view).map_err(failed)?;
+
+        select! {
+            recv(interrupt) -> _ => return Err(Stop::Interrupted),
+            recv(keys) -> key => match key {
+                Ok(Key::Quit) | Err(_) => return Ok(()),
+                Ok(Key::Up) => first = first.saturating_sub(1),
+                Ok(Key::Down) => first += 1,
+                Ok(Key::PageUp) => first = first.saturating_sub(page),
+                Ok(Key::PageDown) => first += page,
+                Ok(Key::Home) => first = 0,
+                Ok(Key::End) => first = usize::MAX / 2,
+                Ok(Key::Overview) => is_overview = !is_overview,
+                Ok(Key::Redraw) => {}
+            },
+            recv(after(due.saturating_duration_since(Instant::now()))) -> _ => {
+                (earlier, now, notice) = match target.look().map_err(failed)? {
+                    Look::Seen(sample) => (Some(now), sample, notice),
+                    Look::Replaced(sample) => (None, sample, Some("a new server has taken the scoreboard's name")),
+                };
+                due = Instant::now() + interval;
+            }
+        }
+    }
+}
+
+/// What somebody at the keyboard wants.
+enum Key {
+    Quit,
+    Up,
+    Down,
+    PageUp,
+    PageDown,
+    Home,
+    End,
+    /// All workers side by side, or a line each.
+    Overview,
+    /// The window has another size.
+    Redraw,
+}
+
+/// A thread reads the keyboard; it ends with the process, or with the terminal.
+fn keys() -> Receiver<Key> {
+    let (sender, receiver) = unbounded();
+    thread::spawn(move || {
+        while let Ok(event) = event::read() {
+            if key(&event).is_some_and(|key| sender.send(key).is_err()) {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+fn key(event: &Event) -> Option<Key> {
+    let key = match event {
+        Event::Resize(..) => return Some(Key::Redraw),
+        Event::Key(key) if key.kind != KeyEventKind::Release => key,
+        _ => return None,
+    };
+    Some(match key.code {
+        KeyCode::Char('q' | 'Q') | KeyCode::Esc => Key::Quit,
+        // In raw mode it is a key like others, and no signal.
+        KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => Key::Quit,
+        KeyCode::Up | KeyCode::Char('k') => Key::Up,
+        KeyCode::Down | KeyCode::Char('j') => Key::Down,
+        KeyCode::PageUp => Key::PageUp,
+        KeyCode::PageDown | KeyCode::Char(' ') => Key::PageDown,
+        KeyCode::Home => Key::Home,
+        KeyCode::End => Key::End,
+        KeyCode::Tab => Key::Overview,
+        _ => return None,
+    })
+}
+
+/// The terminal while it is ours: raw, on its second screen. Dropping gives it back; a panic gives it back before
+/// its message is printed.
+struct Screen {
+    terminal: DefaultTerminal,
+}
+
+impl Screen {
+    fn take() -> Result<Screen, Failure> {
+        let taken = ratatui::try_init().inspect_err(|_| ratatui::restore());
+        Ok(Screen { terminal: taken.map_err(|error| Failure::new("take over the terminal", error))? })
+    }
+
+    /// Columns and lines.
+    fn size(&self) -> (u16, u16) {
+        self.terminal.size().map_or((80, 24), |size| (size.width, size.height))
+    }
+
+    fn draw(&mut self, view: &View) -> Result<(), Failure> {
+        let drawn = self.terminal.draw(|frame| view::draw(frame, view));
+        drawn.map(drop).map_err(|error| Failure::new("draw on the terminal", error))
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        // ratatui's panic hook has done it already; once more would move the cursor into the panic's message.
+        if thread::panicking() {
+            return;
+        }
+        // Where the terminal is gone there is nothing to give back.
+        let _ = self.terminal.show_cursor();
+        let _ = ratatui::try_restore();
+    }
+}

@@ -1,0 +1,175 @@
+//! One connection of the client: what it is doing, for which request, and until when that may take.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use crate::load::client::engine::token;
+use crate::load::options::source::Sources;
+use crate::load::response::Reader;
+
+/// What a connection is doing:
+///
+/// ```text
+///            connect                 established            sent              answered
+/// Closed ──────────────► Connecting ─────────────► Writing ───────► Reading ───────────► Idle ──► Writing …
+///    ▲                       │ refused                                 │ `Connection: close`
+///    │        later          ▼                                         ▼            FIN
+///    └─────────────────── BackingOff                                Closing ───────────────► Closed
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    Closed,
+    Connecting,
+    /// Established, with nothing outstanding.
+    Idle,
+    /// The socket buffer took only a part of the request, or nothing yet.
+    Writing,
+    Reading,
+    /// The server said that it closes; it goes first, so that the TIME_WAIT stays at its side.
+    Closing,
+    /// After a failed connect(2) or send(2): a dead server is not asked a hundred thousand times a second.
+    BackingOff,
+}
+
+pub struct Connection {
+    pub socket: Option<Socket>,
+    pub state: State,
+    /// Counts the sockets of this slot; a report for an earlier one is stale.
+    pub generation: u32,
+    /// When the requests in hand were due, the next to be answered first. They went out in one piece; each is in hand
+    /// until it is answered, failed or given up.
+    pub due_ns: VecDeque<u64>,
+    pub sent_ns: u64,
+    /// The request in hand was sent before, on a connection that the server closed; [`sent_ns`](Self::sent_ns) is the
+    /// first time.
+    pub retried: bool,
+    /// Of the answer that is coming in; 0 before its first byte.
+    pub first_byte_ns: u64,
+    /// When connect(2) was called.
+    pub began_ns: u64,
+    /// When the present state has lasted too long; `u64::MAX` for never.
+    pub deadline_ns: u64,
+    /// Bytes of the request that the kernel has taken.
+    pub written: usize,
+    /// Bytes of the requests in hand when they set out.
+    pub to_write: usize,
+    /// Answers on this connection.
+    pub answers: u64,
+    /// Who gave the last of them.
+    pub worker: Option<u32>,
+    /// Answers that count for `--requests-per-connection`: those of a session, whose user comes back when the server
+    /// closed in between, and otherwise those on this connection.
+    pub of_session: u64,
+    /// Failures since the last answer.
+    pub failures: u32,
+    pub reader: Reader,
+}
+
+impl Default for Connection {
+    fn default() -> Connection {
+        Connection {
+            socket: None,
+            state: State::Closed,
+            generation: 0,
+            due_ns: VecDeque::new(),
+            sent_ns: 0,
+            retried: false,
+            first_byte_ns: 0,
+            began_ns: 0,
+            deadline_ns: u64::MAX,
+            written: 0,
+            to_write: 0,
+            answers: 0,
+            worker: None,
+            of_session: 0,
+            failures: 0,
+            reader: Reader::default(),
+        }
+    }
+}
+
+impl Connection {
+    /// Whether the three-way handshake is behind it.
+    pub fn is_established(&self) -> bool {
+        matches!(self.state, State::Idle | State::Writing | State::Reading | State::Closing)
+    }
+
+    /// Whether the kernel has finished the handshake, seen or not: getpeername(2) knows no peer before.
+    pub fn is_connected(&self) -> bool {
+        self.socket.as_ref().is_some_and(|socket| socket.peer_addr().is_ok())
+    }
+
+    pub fn has_request(&self) -> bool {
+        !self.due_ns.is_empty()
+    }
+
+    /// Whether the requests in hand have begun their way to the server.
+    pub fn has_sent(&self) -> bool {
+        self.retried || matches!(self.state, State::Writing | State::Reading)
+    }
+
+    /// Where the server sees it come from; the kernel knows it still after a reset.
+    pub fn client(&self) -> Option<SocketAddr> {
+        self.socket.as_ref()?.local_addr().ok()?.as_socket()
+    }
+
+    /// What the engine knows its socket by.
+    pub fn token(&self, slot: usize) -> u64 {
+        token(slot, self.generation)
+    }
+}
+
+/// Where connections go, and how they begin and end; the same for all of a run.
+#[derive(Clone)]
+pub struct Route {
+    pub address: SockAddr,
+    /// Where they come from.
+    pub sources: Option<Sources>,
+    /// The first request does not fit into one segment; otherwise Nagle's algorithm never holds it back, since nothing
+    /// unacknowledged is before it.
+    pub no_delay: bool,
+    /// They end with a reset.
+    pub reset: bool,
+}
+
+impl Route {
+    /// A non-blocking socket on its way; `number` chooses the source address.
+    pub fn connect(&self, number: u64) -> Result<Socket, Errno> {
+        let socket = self.open(number).map_err(errno)?;
+        match socket.connect(&self.address).map_err(errno) {
+            Ok(()) | Err(Errno::EINPROGRESS) => Ok(socket),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// The socket before connect(2).
+    pub fn open(&self, number: u64) -> std::io::Result<Socket> {
+        let domain = Domain::from(i32::from(self.address.family()));
+        let protocol = (domain != Domain::UNIX).then_some(Protocol::TCP);
+        let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), protocol)?;
+        if self.no_delay && domain != Domain::UNIX {
+            socket.set_tcp_nodelay(true)?;
+        }
+        if self.reset && domain != Domain::UNIX {
+            // Closing then sends RST, and nobody keeps a TIME_WAIT (socket(7), SO_LINGER).
+            socket.set_linger(Some(Duration::ZERO))?;
+        }
+        if let Some(sources) = &self.sources {
+            // The port is chosen in connect(2), where the peer is known: the same port may then serve connections to
+            // several peers (ip(7)).
+            setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+            socket.bind(&SocketAddr::new(sources.turn(number), 0).into())?;
+        }
+        Ok(socket)
+    }
+}
+
+/// The errno behind an error of socket2.
+pub fn errno(error: std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}

@@ -1,0 +1,116 @@
+//! Two system calls per request: one send, one recv.
+//!
+//! - The next request is written straight after the parsed answer. The socket buffer is empty then, and waiting for
+//!   EPOLLOUT first would only cost a call; EPOLLOUT is waited for after EAGAIN alone.
+//! - Registration is edge-triggered: no epoll_ctl(2) after the one that adds the socket. A recv(2) that returns less
+//!   than was asked for has emptied the socket (epoll(7), question 9): no second one has to say EAGAIN.
+
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use socket2::Socket;
+
+use crate::load::client::engine::{Engine, Ready, Standing, WAKE};
+use crate::sys::epoll::{Epoll, Interest};
+use crate::sys::socket::{receive_now, send_now};
+
+/// Reports per wait: enough to spread the cost of the call, few enough that none is old when its turn comes.
+const MAX_REPORTS: usize = 256;
+/// Larger than most answers, so that one recv(2) takes all; one per thread, so that it stays in the cache.
+const RECEIVE_BUFFER_BYTES: usize = 64 * 1024;
+
+/// The readiness engine.
+pub struct EpollEngine {
+    epoll: Epoll,
+    buffer: Box<[u8]>,
+    /// Reports of the last wait, and which of them is next.
+    reports: usize,
+    next: usize,
+}
+
+impl Engine for EpollEngine {
+    fn new(connections: usize, bell: BorrowedFd, _messages: [&[u8]; 2]) -> nix::Result<EpollEngine> {
+        let epoll = Epoll::new(MAX_REPORTS.min(connections + 1))?;
+        // Edge-triggered, because nobody reads it: each ring is one report for each thread.
+        epoll.add(bell, WAKE, Interest::EPOLLIN | Interest::EPOLLET)?;
+        let buffer = vec![0; RECEIVE_BUFFER_BYTES].into_boxed_slice();
+        Ok(EpollEngine { epoll, buffer, reports: 0, next: 0 })
+    }
+
+    fn begin(&mut self, token: u64, socket: &Socket, standing: Standing) -> nix::Result<()> {
+        let room = match standing {
+            Standing::Connecting | Standing::HalfSent => Interest::EPOLLOUT,
+            Standing::Sent => Interest::empty(),
+        };
+        self.epoll.add(socket, token, data() | room)
+    }
+
+    fn established(&mut self, _token: u64, _socket: &Socket) {}
+
+    #[inline]
+    fn send(
+        &mut self,
+        _token: u64,
+        socket: &Socket,
+        _message: usize,
+        bytes: &[u8],
+        part: Range<usize>,
+    ) -> nix::Result<usize> {
+        send_now(socket, &bytes[part])
+    }
+
+    fn await_room(&mut self, token: u64, socket: &Socket) -> nix::Result<()> {
+        self.epoll.modify(socket, token, data() | Interest::EPOLLOUT)
+    }
+
+    /// Each edge is reported.
+    fn await_more_room(&mut self, _token: u64, _socket: &Socket) -> nix::Result<()> {
+        Ok(())
+    }
+
+    /// Nobody else holds the descriptor, so closing it also ends its registration (epoll(7), question 6).
+    fn close(&mut self, _token: u64, _socket: &Socket) {}
+
+    fn wait(&mut self, timeout: Option<Duration>) -> nix::Result<()> {
+        self.reports = self.epoll.wait(timeout)?;
+        self.next = 0;
+        Ok(())
+    }
+
+    #[inline]
+    fn next(&mut self) -> Option<Ready> {
+        if self.next == self.reports {
+            return None;
+        }
+        let report = self.epoll.report(self.next);
+        self.next += 1;
+        Some(Ready {
+            token: report.token,
+            // An error too is found out by trying.
+            room: true,
+            data: report.flags != Interest::EPOLLOUT,
+            ends: report.flags.intersects(Interest::EPOLLRDHUP | Interest::EPOLLHUP | Interest::EPOLLERR),
+            failed_send: None,
+        })
+    }
+
+    #[inline]
+    fn receive(&mut self, _token: u64, socket: &Socket) -> nix::Result<usize> {
+        receive_now(socket, &mut self.buffer)
+    }
+
+    #[inline]
+    fn capacity(&self) -> usize {
+        self.buffer.len()
+    }
+
+    #[inline]
+    fn data(&self) -> &[u8] {
+        &self.buffer
+    }
+}
+
+fn data() -> Interest {
+    Interest::EPOLLIN | Interest::EPOLLRDHUP | Interest::EPOLLET
+}

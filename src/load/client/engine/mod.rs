@@ -1,0 +1,118 @@
+//! What carries the bytes: the mechanism under the client's loop, which decides what is sent and what an answer means.
+//! [`epoll`] asks the kernel what is ready and then calls it for each connection; [`uring`] hands it all requests at
+//! once and finds what arrived in memory.
+//!
+//! The loop is compiled once for each, so that neither pays for the other.
+
+pub mod epoll;
+pub mod uring;
+
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use socket2::Socket;
+
+use crate::load::options::args::EngineName;
+use crate::sys::uring::Uring;
+
+/// The token of the bell; no connection has it, since slots stay far below 2³⁰.
+pub const WAKE: u64 = u64::MAX;
+
+/// Names a socket: the slot of its connection, and in the upper half the slot's generation, by which a report for a
+/// socket that the slot has closed is recognised as stale.
+pub fn token(slot: usize, generation: u32) -> u64 {
+    u64::from(generation) << 32 | slot as u64
+}
+
+/// The slot and the generation of a token.
+pub fn slot(token: u64) -> (usize, u32) {
+    ((token & u64::from(u32::MAX)) as usize, (token >> 32) as u32)
+}
+
+/// How far a socket is when the engine gets it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// In the handshake, as far as we know.
+    Connecting,
+    /// A part of the first request is on its way.
+    HalfSent,
+    Sent,
+}
+
+/// Something to look at.
+#[derive(Debug, Clone, Copy)]
+pub struct Ready {
+    pub token: u64,
+    /// The handshake is over, or there is room for more of a request.
+    pub room: bool,
+    /// [`Engine::receive`] has something.
+    pub data: bool,
+    /// The end of the stream, or an error, waits behind the data and is not reported a second time.
+    pub ends: bool,
+    /// What was taken by [`Engine::send`] failed after all.
+    pub failed_send: Option<Errno>,
+}
+
+/// Sockets are named by their [`token`]. Each is handed over with [`Engine::begin`] and taken back with
+/// [`Engine::close`] before it is closed.
+pub trait Engine: Sized {
+    /// To be called by the thread that calls everything below. `messages` is what will be sent; the bell is reported
+    /// with [`WAKE`] each time that it rings.
+    fn new(connections: usize, bell: BorrowedFd, messages: [&[u8]; 2]) -> nix::Result<Self>;
+
+    fn begin(&mut self, token: u64, socket: &Socket, standing: Standing) -> nix::Result<()>;
+
+    /// The handshake is over, successfully.
+    fn established(&mut self, token: u64, socket: &Socket);
+
+    /// Sends `part` of message number `message`, whose bytes are `bytes`, and returns how many bytes were taken: none
+    /// when there is no room. A socket that is not yet handed over may be sent on too.
+    fn send(
+        &mut self,
+        token: u64,
+        socket: &Socket,
+        message: usize,
+        bytes: &[u8],
+        part: Range<usize>,
+    ) -> nix::Result<usize>;
+
+    /// Reports when there is room again.
+    fn await_room(&mut self, token: u64, socket: &Socket) -> nix::Result<()>;
+
+    /// The same when the last report of room was not enough.
+    fn await_more_room(&mut self, token: u64, socket: &Socket) -> nix::Result<()>;
+
+    fn close(&mut self, token: u64, socket: &Socket);
+
+    /// Waits until something is ready or the time is up; `None` waits for ever.
+    fn wait(&mut self, timeout: Option<Duration>) -> nix::Result<()>;
+
+    /// The next of what the last wait found.
+    fn next(&mut self) -> Option<Ready>;
+
+    /// Takes what has arrived for the socket last reported: the number of bytes now in [`Engine::data`], 0 at the end of
+    /// the stream.
+    ///
+    /// # Errors
+    /// EAGAIN when there is nothing more; otherwise what became of the connection.
+    fn receive(&mut self, token: u64, socket: &Socket) -> nix::Result<usize>;
+
+    /// So many bytes received at once may not be all; fewer are.
+    fn capacity(&self) -> usize;
+
+    /// What was received last, and perhaps more behind it.
+    fn data(&self) -> &[u8];
+}
+
+/// The engine that a run can have: what was asked for, or epoll and why.
+pub fn choose(asked: EngineName) -> (EngineName, Option<String>) {
+    match asked {
+        EngineName::Epoll => (EngineName::Epoll, None),
+        EngineName::IoUring => match Uring::probe() {
+            Ok(()) => (EngineName::IoUring, None),
+            Err(why) => (EngineName::Epoll, Some(format!("--engine io-uring: {why}; epoll is used instead"))),
+        },
+    }
+}

@@ -1,0 +1,296 @@
+//! One system call for many requests: the sends of a whole round go to the kernel with the next wait, and each
+//! connection has one receive that goes on until it ends (multishot). Not every byte goes this way: what is sent before
+//! the handshake is known to be over, and what may not fit into the socket buffer, is sent at once, as with epoll.
+//!
+//! Of each socket it is remembered what the kernel still does with it, because that keeps it open: closing the
+//! descriptor says nothing to the server until all of it is cancelled.
+
+use std::ops::Range;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use socket2::Socket;
+
+use crate::load::client::engine::{Engine, Ready, Standing, WAKE, slot};
+use crate::sys::fd::set_blocking;
+use crate::sys::socket::send_now;
+use crate::sys::uring::{Completion, Uring};
+
+/// As many buffers as connections may all answer at once, within these limits.
+const BUFFERS: std::ops::RangeInclusive<usize> = 16..=1024;
+/// Larger than most answers.
+const BUFFER_BYTES: usize = 8 * 1024;
+/// The socket buffer has room for so much when all that went before was answered (tcp(7), tcp_wmem).
+const FITS_BYTES: usize = 2048;
+/// Slots that are cleared together at the end.
+const BATCH: usize = 256;
+/// The token of what nobody wants to know.
+const IGNORED: u64 = u64::MAX - 1;
+
+/// What a completion is about, in bits of the token that no slot reaches.
+const KIND_SHIFT: u32 = 30;
+const KIND_MASK: u64 = 3 << KIND_SHIFT;
+const RECEIVE: u64 = 0;
+const ROOM: u64 = 1 << KIND_SHIFT;
+const SEND: u64 = 2 << KIND_SHIFT;
+const KINDS: [u64; 3] = [RECEIVE, ROOM, SEND];
+
+/// What the kernel does for one slot.
+#[derive(Clone, Default)]
+struct UnderWay {
+    /// Of the socket that is there now.
+    token: Option<u64>,
+    /// A bit for each kind.
+    kinds: u8,
+    /// The number of the submission that the last request waits for.
+    queued_for: u64,
+}
+
+/// The completion engine.
+pub struct UringEngine {
+    ring: Uring,
+    slots: Vec<UnderWay>,
+    bell: OwnedFd,
+    /// Of the last report, until it is taken.
+    arrived: Option<nix::Result<usize>>,
+    /// The receive that it came from has ended before the stream did.
+    has_stopped: bool,
+}
+
+impl UringEngine {
+    fn queued(&mut self, token: u64, kind: u64) {
+        let under_way = &mut self.slots[slot(token).0];
+        under_way.kinds |= bit(kind);
+        under_way.queued_for = self.ring.submissions();
+    }
+
+    fn receive_from(&mut self, token: u64, socket: &Socket) {
+        self.ring.receive(socket, token | RECEIVE);
+        self.queued(token, RECEIVE);
+    }
+
+    /// What a server sends together with its FIN is received in two completions, the second right behind the first.
+    #[inline]
+    fn end_is_next(&mut self, completion: Completion) -> bool {
+        if !completion.more {
+            return false;
+        }
+        let end = |next: &Completion| {
+            next.token == completion.token
+                && !next.more
+                && !matches!(next.result, Ok(1..) | Err(Errno::ENOBUFS))
+        };
+        self.ring.peek().is_some_and(|next| end(&next))
+    }
+
+    /// What a completion means to the client; `None` for nothing.
+    #[inline]
+    fn interpret(&mut self, completion: Completion) -> Option<Ready> {
+        let (token, kind) = (completion.token & !KIND_MASK, completion.token & KIND_MASK);
+        let ready = Ready { token, room: false, data: false, ends: false, failed_send: None };
+        let under_way = &mut self.slots[slot(token).0];
+        if under_way.token != Some(token) {
+            return None;
+        }
+        if !completion.more {
+            under_way.kinds &= !bit(kind);
+        }
+        match (kind, completion.result) {
+            (RECEIVE, result) => {
+                // The answer says that the request has left.
+                under_way.kinds &= !bit(SEND);
+                self.has_stopped =
+                    !completion.more && matches!(result, Ok(1..) | Err(Errno::ENOBUFS | Errno::EINTR));
+                self.arrived = match result {
+                    Err(Errno::ENOBUFS | Errno::EINTR) => None,
+                    result => Some(result.map(|bytes| bytes as usize)),
+                };
+                // Whoever is writing finds out first, by trying.
+                let room = matches!(self.arrived, Some(Err(_)));
+                let ends = self.end_is_next(completion);
+                if ends {
+                    // Nothing to cancel, then.
+                    self.slots[slot(token).0].kinds &= !bit(RECEIVE);
+                }
+                Some(Ready { data: true, room, ends, ..ready })
+            }
+            (ROOM, _) => Some(Ready { room: true, ..ready }),
+            (_, Err(errno)) => Some(Ready { failed_send: Some(errno), ..ready }),
+            (_, Ok(_)) => None,
+        }
+    }
+}
+
+impl Engine for UringEngine {
+    fn new(connections: usize, bell: BorrowedFd, messages: [&[u8]; 2]) -> nix::Result<UringEngine> {
+        let buffers = connections.clamp(*BUFFERS.start(), *BUFFERS.end()).next_power_of_two();
+        let messages = messages.iter().map(|&message| message.into()).collect();
+        let bell = bell.try_clone_to_owned().map_err(|_| Errno::EMFILE)?;
+        let mut ring = Uring::new(buffers as u16, BUFFER_BYTES, messages)?;
+        ring.watch(&bell, WAKE);
+        Ok(UringEngine {
+            ring,
+            slots: vec![UnderWay::default(); connections],
+            bell,
+            arrived: None,
+            has_stopped: false,
+        })
+    }
+
+    fn begin(&mut self, token: u64, socket: &Socket, standing: Standing) -> nix::Result<()> {
+        // A socket that does not block is one whose receives io_uring does not wait for either.
+        set_blocking(socket)?;
+        self.slots[slot(token).0] = UnderWay { token: Some(token), kinds: 0, queued_for: 0 };
+        if standing != Standing::Connecting {
+            self.receive_from(token, socket);
+        }
+        if standing != Standing::Sent {
+            self.await_room(token, socket)?;
+        }
+        Ok(())
+    }
+
+    fn established(&mut self, token: u64, socket: &Socket) {
+        self.receive_from(token, socket);
+    }
+
+    #[inline]
+    fn send(
+        &mut self,
+        token: u64,
+        socket: &Socket,
+        message: usize,
+        bytes: &[u8],
+        part: Range<usize>,
+    ) -> nix::Result<usize> {
+        let is_ours = self.slots[slot(token).0].token == Some(token);
+        if !is_ours || part.len() > FITS_BYTES {
+            return send_now(socket, &bytes[part]);
+        }
+        let length = part.len();
+        self.ring.send(socket, message, part, token | SEND);
+        self.queued(token, SEND);
+        Ok(length)
+    }
+
+    fn await_room(&mut self, token: u64, socket: &Socket) -> nix::Result<()> {
+        self.ring.poll(socket, libc::POLLOUT, token | ROOM);
+        self.queued(token, ROOM);
+        Ok(())
+    }
+
+    fn await_more_room(&mut self, token: u64, socket: &Socket) -> nix::Result<()> {
+        self.await_room(token, socket)
+    }
+
+    fn close(&mut self, token: u64, _socket: &Socket) {
+        let under_way = std::mem::take(&mut self.slots[slot(token).0]);
+        if under_way.token != Some(token) || under_way.kinds == 0 {
+            return;
+        }
+        if under_way.queued_for == self.ring.submissions() {
+            // The next socket may get this descriptor's number, and what is queued for this one.
+            self.ring.submit();
+        }
+        for kind in KINDS.into_iter().filter(|&kind| under_way.kinds & bit(kind) != 0) {
+            self.ring.cancel(token | kind, IGNORED);
+        }
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) -> nix::Result<()> {
+        self.ring.wait(timeout)
+    }
+
+    #[inline]
+    fn next(&mut self) -> Option<Ready> {
+        loop {
+            let completion = self.ring.next_completion()?;
+            match completion.token {
+                IGNORED => {}
+                WAKE => {
+                    if !completion.more {
+                        self.ring.watch(&self.bell, WAKE);
+                    }
+                    return Some(Ready {
+                        token: WAKE,
+                        room: false,
+                        data: false,
+                        ends: false,
+                        failed_send: None,
+                    });
+                }
+                _ => {
+                    if let Some(ready) = self.interpret(completion) {
+                        return Some(ready);
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline]
+    fn receive(&mut self, token: u64, socket: &Socket) -> nix::Result<usize> {
+        if std::mem::take(&mut self.has_stopped) {
+            self.receive_from(token, socket);
+        }
+        self.arrived.take().unwrap_or(Err(Errno::EAGAIN))
+    }
+
+    /// What comes later is reported anew.
+    #[inline]
+    fn capacity(&self) -> usize {
+        usize::MAX
+    }
+
+    #[inline]
+    fn data(&self) -> &[u8] {
+        self.ring.data()
+    }
+}
+
+/// The ring cancels what is left when it is dropped, but searches it by looking at everything each time: with fifteen
+/// thousand connections that takes seconds. By token each is found at once.
+impl Drop for UringEngine {
+    fn drop(&mut self) {
+        for slots in self.slots.chunks(BATCH) {
+            for under_way in slots {
+                let Some(token) = under_way.token else { continue };
+                for kind in KINDS.into_iter().filter(|&kind| under_way.kinds & bit(kind) != 0) {
+                    self.ring.cancel(token | kind, IGNORED);
+                }
+            }
+            // The first wait hands them over, the next let the kernel do what this makes necessary, a few at a time;
+            // not for ever, since a server may go on sending to the others.
+            let mut in_vain = 0;
+            for _ in 0..BATCH {
+                in_vain += 1;
+                let _ = self.ring.wait(Some(Duration::ZERO));
+                while self.ring.next_completion().is_some() {
+                    in_vain = 0;
+                }
+                if in_vain == 2 {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+fn bit(kind: u64) -> u8 {
+    1 << (kind >> KIND_SHIFT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_kind_hides_a_slot_or_a_generation() {
+        let token = crate::load::client::engine::token(65_535, u32::MAX);
+        for kind in KINDS {
+            assert_eq!((token | kind) & !KIND_MASK, token);
+            assert!(token | kind < IGNORED);
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! HOW: one thread, its connections, an engine that carries their bytes, and nothing shared with the other threads.
+//!
+//! The schedule says when; this loop sends what is due on a connection that is free and reads what comes
+//! back. What the system calls for it are is the [`engine`](crate::load::client::engine)'s affair. What is the loop's:
+//!
+//! - the next request is written straight after the parsed answer;
+//! - after connect(2) the request is sent at once. On loopback the handshake is over by then, although the
+//!   call returned EINPROGRESS: the SYN-ACK is processed when connect(2) releases the socket;
+//! - the clock is read once per answer: the end of one request is the beginning of the next. The ~0.3 µs of
+//!   parsing between them belong to the client and count against the server, which is the honest direction;
+//! - time-outs are not timers but one comparison per wait (see [`Client::scan`]).
+//!
+//! Memory is allocated before the start: counting and sending take none.
+//!
+//! Here is what is due, and to whom it goes; [`outgoing`] connects and sends, [`incoming`] reads and judges,
+//! [`ending`] is what time, failure and the end of the run do.
+
+pub mod connection;
+pub mod engine;
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::prctl;
+use socket2::Socket;
+
+use crate::load::client::connection::{Connection, Route, State};
+use crate::load::client::engine::Engine;
+use crate::load::counts::interval::Teller;
+use crate::load::counts::tally::{Measures, Moments, Tally, Window};
+use crate::load::response::Template;
+use crate::load::run::control::Control;
+use crate::load::schedule::{Schedule, Thinker};
+use crate::units::monotonic_ns;
+
+mod ending;
+mod incoming;
+mod outgoing;
+
+/// What all threads of a run have in common; read-only.
+pub struct Plan {
+    pub route: Route,
+    /// As many requests as may be under way on a connection, one behind the other.
+    pub requests: Vec<u8>,
+    /// Bytes of one of them.
+    pub request_bytes: usize,
+    pub pipeline: usize,
+    /// One with `Connection: close`.
+    pub last_request: Vec<u8>,
+    /// The method is HEAD.
+    pub no_body: bool,
+    pub open_loop: bool,
+    /// What is due is a user, who comes with a connection, asks several times and goes.
+    pub sessions: bool,
+    /// There is a pause between an answer and the next request on its connection.
+    pub thinks: bool,
+    /// Being connected is the answer.
+    pub connect_only: bool,
+    /// A request that a kept connection did not live to see answered goes out once more.
+    pub retry: bool,
+    pub requests_per_connection: Option<u64>,
+    pub timeout_ns: u64,
+    /// From the moment a request is due until nobody wants its answer any more; `u64::MAX` for never.
+    pub deadline_ns: u64,
+    /// A number of requests ends the run, not a moment.
+    pub ends_by_count: bool,
+    /// Never sleep.
+    pub busy_poll: bool,
+    pub measures: Measures,
+}
+
+/// What one thread takes along beside its connections.
+pub struct Share {
+    pub schedule: Schedule,
+    pub thinker: Thinker,
+    /// Where somebody watches.
+    pub teller: Option<Teller>,
+}
+
+/// One thread's connections.
+pub struct Client<'a, E> {
+    plan: &'a Plan,
+    control: &'a Control,
+    /// Before the connections, because it is dropped first: what it has under way needs their sockets.
+    engine: E,
+    connections: Vec<Connection>,
+    /// Sockets that are closed as soon as the next request is on its way: closing one takes as long as sending, and
+    /// nobody has to wait for it.
+    leaving: Vec<Socket>,
+    /// Connections without a request in hand, longest free first: an open loop uses all of them in turn.
+    free: VecDeque<u32>,
+    /// Connections whose user thinks, and until when.
+    thinking: BinaryHeap<Reverse<(u64, u32)>>,
+    share: Share,
+    /// Requests taken from the schedule.
+    taken: u64,
+    /// Connections begun; chooses the source address.
+    connects: u64,
+    window: Window,
+    /// When the wait for the last answers ends.
+    drained_by_ns: u64,
+    tally: Tally,
+    template: Template,
+    /// The clock when it was last read.
+    now_ns: u64,
+    /// Requests in hand.
+    busy: usize,
+    /// No deadline is earlier.
+    scan_at_ns: u64,
+    /// The last moment with an open connection, or without a wish for one.
+    alive_ns: u64,
+    window_closed: bool,
+    gave_up: bool,
+    /// connect(2) failed before any connection came about: there is nothing to measure.
+    unreachable: Option<Errno>,
+}
+
+impl<'a, E: Engine> Client<'a, E> {
+    pub fn new(plan: &'a Plan, control: &'a Control, connections: u64) -> nix::Result<Client<'a, E>> {
+        let engine =
+            E::new(connections as usize, control.bell(), [plan.requests.as_slice(), &plan.last_request])?;
+        let connection =
+            |_| Connection { due_ns: VecDeque::with_capacity(plan.pipeline), ..Connection::default() };
+        Ok(Client {
+            plan,
+            control,
+            engine,
+            connections: (0..connections).map(connection).collect(),
+            leaving: Vec::with_capacity(connections as usize + 1),
+            free: (0..connections as u32).collect(),
+            thinking: BinaryHeap::with_capacity(connections as usize),
+            share: Share { schedule: Schedule::nothing(), thinker: Thinker::nothing(), teller: None },
+            taken: 0,
+            connects: 0,
+            window: Window { start_ns: 0, open_ns: u64::MAX, close_ns: u64::MAX },
+            drained_by_ns: u64::MAX,
+            tally: Tally::new(plan.measures),
+            template: Template::new(plan.no_body),
+            now_ns: monotonic_ns(),
+            busy: 0,
+            scan_at_ns: u64::MAX,
+            alive_ns: 0,
+            window_closed: false,
+            gave_up: false,
+            unreachable: None,
+        })
+    }
+
+    /// Connects all connections and waits for it: an open loop should not begin with a storm of handshakes.
+    pub fn open_all(&mut self) {
+        (0..self.connections.len()).for_each(|slot| self.connect(slot));
+        let connecting = |client: &Client<E>| client.connections.iter().any(|c| c.state == State::Connecting);
+        while connecting(self) && self.unreachable.is_none() && self.drained_by_ns == u64::MAX {
+            self.turn();
+        }
+    }
+
+    /// Runs the schedule to its end, waits for the last answers, and returns what was counted.
+    pub fn run(mut self, window: Window, share: Share) -> Tally {
+        // 50 µs of default slack would be added to every due time (prctl(2), PR_SET_TIMERSLACK).
+        let _ = prctl::set_timerslack(1);
+        self.window = window;
+        self.share = share;
+        self.drained_by_ns = window.close_ns.saturating_add(self.plan.timeout_ns);
+        if let Some(teller) = &mut self.share.teller {
+            teller.begin(window.start_ns);
+        }
+        if self.plan.thinks && !self.plan.sessions {
+            self.begin_with_thinking();
+        }
+        // A signal may have come before the window existed.
+        self.heed_control();
+        self.now_ns = monotonic_ns();
+        self.alive_ns = self.now_ns;
+        self.dispatch();
+        while !self.is_over() {
+            self.turn();
+        }
+        self.give_up_the_rest();
+        let totals = self.totals();
+        if let Some(teller) = self.share.teller.take() {
+            teller.finish(self.now_ns, totals);
+        }
+        self.tally.unreachable = self.unreachable;
+        self.tally.gave_up = self.gave_up;
+        self.tally
+    }
+
+    /// Users who have come at different times are not all of one mind at the beginning.
+    fn begin_with_thinking(&mut self) {
+        let users = self.free.len() as u64;
+        for (user, slot) in (0u64..).zip(std::mem::take(&mut self.free)) {
+            let pause_ns =
+                u128::from(self.share.thinker.pause_ns()) * u128::from(user + 1) / u128::from(users);
+            self.thinking.push(Reverse((self.window.start_ns + pause_ns as u64, slot)));
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        // A user who thinks will ask again; without sessions the schedule has to agree.
+        let thinks = self.plan.sessions && !self.thinking.is_empty();
+        let nothing_left = self.busy == 0 && !thinks && self.next_due_ns().is_none();
+        nothing_left || self.gave_up || self.unreachable.is_some() || self.now_ns >= self.drained_by_ns
+    }
+
+    /// Waits once, deals with all that is ready, and then with the time.
+    fn turn(&mut self) {
+        let wake_ns = if self.plan.busy_poll { self.now_ns } else { self.next_wake_ns() };
+        let timeout =
+            (wake_ns != u64::MAX).then(|| Duration::from_nanos(wake_ns.saturating_sub(self.now_ns)));
+        self.engine.wait(timeout).expect("waiting fails only on bad arguments");
+        self.now_ns = monotonic_ns();
+        while let Some(ready) = self.engine.next() {
+            self.on_report(ready);
+            self.dispatch();
+            self.leaving.clear();
+        }
+        self.look_at_the_clock();
+        self.leaving.clear();
+    }
+
+    fn next_wake_ns(&self) -> u64 {
+        let phase_ns = if self.window_closed { self.drained_by_ns } else { self.window.close_ns };
+        let due_ns = if self.free.is_empty() { None } else { self.next_due_ns() };
+        let thought_ns = self.thinking.peek().map_or(u64::MAX, |Reverse((due_ns, _))| *due_ns);
+        let told_ns = self.share.teller.as_ref().map_or(u64::MAX, Teller::ends_ns);
+        phase_ns.min(self.scan_at_ns).min(due_ns.unwrap_or(u64::MAX)).min(thought_ns).min(told_ns)
+    }
+
+    /// When the schedule has something to send; `None` when never again.
+    fn next_due_ns(&self) -> Option<u64> {
+        let due_ns = self.share.schedule.next_due_ns(self.now_ns.saturating_sub(self.window.start_ns))?;
+        Some(self.window.start_ns + due_ns)
+    }
+
+    /// Hands requests that are due to connections that are free.
+    fn dispatch(&mut self) {
+        if !self.thinking.is_empty() {
+            self.wake_thinkers();
+        }
+        // Each at most once: what is over at once, like a connection that was all that was wanted, must not keep the rest
+        // waiting.
+        for _ in 0..self.free.len() {
+            let Some(&slot) = self.free.front() else { return };
+            let Some(due_ns) = self.take_due() else { return };
+            self.free.pop_front();
+            if self.plan.sessions {
+                self.connections[slot as usize].of_session = 0;
+            }
+            self.begin(slot as usize, due_ns);
+            if !self.free.is_empty() {
+                // A backlog is sent in one go: each request has its own moment.
+                self.now_ns = monotonic_ns();
+            }
+        }
+    }
+
+    /// Takes the next request that is due and still wanted.
+    fn take_due(&mut self) -> Option<u64> {
+        let elapsed_ns = self.now_ns.checked_sub(self.window.start_ns)?;
+        loop {
+            let due_ns = self.window.start_ns + self.share.schedule.take(elapsed_ns)?;
+            self.taken += 1;
+            if due_ns.saturating_add(self.plan.deadline_ns) > self.now_ns {
+                return Some(due_ns);
+            }
+            self.shed(due_ns);
+        }
+    }
+
+    /// Nobody wants this answer any more, and nobody was asked for it: its user left when the deadline passed.
+    fn shed(&mut self, due_ns: u64) {
+        self.tally.shed += 1;
+        let end_ns = due_ns + self.plan.deadline_ns;
+        self.record_unanswered(Moments { due_ns, sent_ns: None, first_byte_ns: None, end_ns });
+    }
+
+    /// Those who have thought long enough ask again.
+    fn wake_thinkers(&mut self) {
+        while let Some(&Reverse((due_ns, slot))) = self.thinking.peek()
+            && due_ns <= self.now_ns
+        {
+            self.thinking.pop();
+            // In a session each user is due once, with the first request; in a closed loop each request is.
+            if self.plan.sessions || self.take_due().is_some() {
+                self.begin(slot as usize, due_ns);
+            }
+        }
+    }
+
+    fn begin(&mut self, slot: usize, due_ns: u64) {
+        if self.busy == 0 {
+            self.alive_ns = self.now_ns;
+        }
+        self.busy += 1;
+        self.connections[slot].due_ns.push_back(due_ns);
+        while self.connections[slot].due_ns.len() < self.plan.pipeline
+            && let Some(due_ns) = self.take_due()
+        {
+            self.busy += 1;
+            self.connections[slot].due_ns.push_back(due_ns);
+        }
+        match self.connections[slot].state {
+            State::Idle => self.send_request(slot),
+            State::Closed => self.connect(slot),
+            // It sends when it is established.
+            _ => {}
+        }
+    }
+
+    /// The connection has nothing more to do for now.
+    fn release(&mut self, slot: usize) {
+        if self.plan.thinks && !self.plan.sessions {
+            self.think(slot);
+        } else {
+            self.free.push_back(slot as u32);
+        }
+    }
+
+    fn think(&mut self, slot: usize) {
+        let due_ns = self.now_ns.saturating_add(self.share.thinker.pause_ns());
+        self.thinking.push(Reverse((due_ns, slot as u32)));
+    }
+}

@@ -1,0 +1,321 @@
+//! Coordinated omission, a lecture in one command: the same server with the same stall, as a closed loop and as an
+//! open loop see it (Tene 2013, "How NOT to Measure Latency").
+//!
+//! The server is a thread of this process with one worker: a millisecond of work for each request, and a second in
+//! which it does nothing. Each loop has one connection, so what waits for the stall to end waits in the client's
+//! schedule, and response times count it.
+
+use std::fmt::Write as _;
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use nix::sys::prctl;
+
+use crate::load::options::args::{Format, LoadArgs};
+use crate::load::output::text::wrapped;
+use crate::load::run;
+use crate::report::{Latency, LoadReport, Traced};
+
+/// What the work for a request takes; the worker sleeps meanwhile.
+const SERVICE: Duration = Duration::from_millis(1);
+/// From this moment of a run on the server stands still, and for so long.
+const STALL_FROM: Duration = Duration::from_secs(1);
+const STALL: Duration = Duration::from_secs(1);
+/// Long enough to work the backlog off.
+const RUN: Duration = Duration::from_secs(3);
+/// Of the open loop, a fifth of what the server can do.
+const RATE_PER_S: f64 = 200.0;
+/// More answers than a run has.
+const TRACE: &str = "100000";
+
+/// A mark of the picture.
+const BIN: Duration = Duration::from_millis(100);
+
+/// Runs both loops and returns what to print.
+///
+/// # Errors
+/// One line, when there is no port for the server or a run cannot be set up.
+pub fn run(args: &LoadArgs) -> Result<String, String> {
+    let server = start_server().map_err(|error| format!("start a server on 127.0.0.1: {error}"))?;
+    let closed = measure("closed loop", server, &[])?;
+    let open = measure("open loop", server, &["--rate", &RATE_PER_S.to_string()])?;
+    match args.format {
+        Format::Text => Ok(render(&closed, &open)),
+        Format::Json => {
+            let without_trace = |report: LoadReport| LoadReport { trace: Vec::new(), ..report };
+            let both = serde_json::json!({"closed": without_trace(closed), "open": without_trace(open)});
+            Ok(format!("{both}\n"))
+        }
+    }
+}
+
+fn measure(name: &str, server: SocketAddr, flags: &[&str]) -> Result<LoadReport, String> {
+    // Nobody has to listen.
+    let _ = writeln!(io::stderr(), "{name}: {} s …", RUN.as_secs());
+    let duration = format!("{}s", RUN.as_secs());
+    let common = ["loadgen", "--connections", "1", "--duration", &duration, "--trace", TRACE];
+    let url = format!("http://{server}/");
+    let args =
+        LoadArgs::try_parse_from([&common, flags, &[&url]].concat()).map_err(|error| error.to_string())?;
+    Ok(run::run(&args)?.report)
+}
+
+// ---- the server -------------------------------------------------------------------------------------------
+
+/// It ends with the process.
+fn start_server() -> io::Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    thread::Builder::new().spawn(move || {
+        for connection in listener.incoming().map_while(Result::ok) {
+            thread::spawn(move || serve(connection));
+        }
+    })?;
+    Ok(address)
+}
+
+/// A client that goes away ends its connection, and that is all.
+fn serve(mut connection: TcpStream) -> io::Result<()> {
+    // A millisecond is to be one, without 50 µs of slack (prctl(2), PR_SET_TIMERSLACK).
+    let _ = prctl::set_timerslack(1);
+    let mut requests = BufReader::new(connection.try_clone()?);
+    let mut first = None;
+    let mut line = String::new();
+    while requests.read_line(&mut line)? > 0 {
+        if line == "\r\n" {
+            let age = first.get_or_insert_with(Instant::now).elapsed();
+            if (STALL_FROM..STALL_FROM + STALL).contains(&age) {
+                thread::sleep(STALL_FROM + STALL - age);
+            }
+            thread::sleep(SERVICE);
+            connection.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Worker: 0\r\n\r\n")?;
+        }
+        line.clear();
+    }
+    Ok(())
+}
+
+// ---- the arithmetic ---------------------------------------------------------------------------------------
+
+/// What a stall does to requests that are due at a constant rate. In a fluid of them: who is due u into the stall
+/// waits for the rest of it, S − u, and for those before him, ρ·u; so the delay falls in a straight line from S to
+/// nothing at u = S / (1 − ρ), and over all who are delayed it is uniform between 0 and S.
+struct Expected {
+    service_s: f64,
+    /// ρ = rate · service time: the share of the server that goes on being needed.
+    utilization: f64,
+    /// S / (1 − ρ).
+    delayed_for_s: f64,
+    /// Share of all requests.
+    delayed: f64,
+}
+
+impl Expected {
+    fn open(service_s: f64) -> Expected {
+        let utilization = RATE_PER_S * service_s;
+        // A machine that is too slow for the rate does not catch up within the run.
+        let rest_s = (RUN - STALL_FROM).as_secs_f64();
+        let delayed_for_s = (STALL.as_secs_f64() / (1.0 - utilization).max(f64::EPSILON)).min(rest_s);
+        Expected { service_s, utilization, delayed_for_s, delayed: delayed_for_s / RUN.as_secs_f64() }
+    }
+
+    /// The response time that a share `quantile` of the requests does not exceed.
+    fn quantile_s(&self, quantile: f64) -> f64 {
+        let from_the_top = ((1.0 - quantile) / self.delayed).min(1.0);
+        STALL.as_secs_f64() * (1.0 - from_the_top) + self.service_s
+    }
+
+    fn latency(&self) -> Latency {
+        let us = |quantile| self.quantile_s(quantile) * 1e6;
+        Latency {
+            p50: us(0.5),
+            p90: us(0.9),
+            p99: us(0.99),
+            p99_9: us(0.999),
+            max: us(1.0),
+            ..Latency::default()
+        }
+    }
+}
+
+/// Of n requests on one connection one waits.
+fn expected_of_closed(n: u64, service_s: f64) -> Latency {
+    let us = |quantile: f64| {
+        let sees_it = (1.0 - quantile) * n as f64 <= 1.0;
+        (service_s + if sees_it { STALL.as_secs_f64() } else { 0.0 }) * 1e6
+    };
+    Latency {
+        p50: us(0.5),
+        p90: us(0.9),
+        p99: us(0.99),
+        p99_9: us(0.999),
+        max: us(1.0),
+        ..Latency::default()
+    }
+}
+
+// ---- the page ---------------------------------------------------------------------------------------------
+
+fn render(closed: &LoadReport, open: &LoadReport) -> String {
+    // The closed loop's typical request waited for nobody.
+    let service_s = closed.latency_us.p50 / 1e6;
+    let expected = Expected::open(service_s);
+    let n = closed.requests;
+    let mut text = String::from(
+        "One server, one worker, 1 ms of work for a request.\nFrom 1 s to 2 s of each run it stands still.\n\n",
+    );
+    let columns = ["requests", "p50", "p90", "p99", "p99.9", "max"].map(|name| format!("{name:>9}"));
+    let _ = writeln!(text, "{:20}{} ms", "", columns.concat());
+    row(&mut text, "closed loop", Some(n), &closed.latency_us);
+    row(&mut text, "  expected", None, &expected_of_closed(n, service_s));
+    row(&mut text, &format!("open loop, {RATE_PER_S}/s"), Some(open.requests), &open.latency_us);
+    row(&mut text, "  expected", None, &expected.latency());
+
+    let _ = write!(
+        text,
+        "\nThe longest response time, by the tenth of a second in which the request was\ndue (·: there was none)\n\n\
+         closed loop  {}\n\
+         open loop    {}\n             \
+         0 s       1 s       2 s       3 s\n",
+        picture(&closed.trace),
+        picture(&open.trace)
+    );
+
+    let share = |share: f64| format!("{:.3} %", share * 100.0);
+    let (delayed_one, seen_by_none) = (1.0 / n.max(1) as f64, 1.0 - 1.0 / n.max(1) as f64);
+    let (service_ms, stall_s) = (service_s * 1e3, STALL.as_secs());
+    let paragraphs = [
+        format!(
+            "Closed loop: the only connection waits, and nothing else is sent. 1 request of {n} is delayed, {}, and no \
+             percentile below {} sees it.",
+            share(delayed_one),
+            share(seen_by_none)
+        ),
+        format!(
+            "Open loop: {RATE_PER_S} requests are due in each second of the stall S = {stall_s} s too. When it is over, \
+             new ones go on taking ρ = rate x service time = {RATE_PER_S}/s x {service_ms:.2} ms = {:.2} of the server, so \
+             the backlog is gone S / (1 - ρ) = {:.2} s after the stall began. Who was due in that time is delayed: \
+             {:.2} s of {} s, {}. The first waits for S, the last for nothing, those between evenly less:",
+            expected.utilization,
+            expected.delayed_for_s,
+            expected.delayed_for_s,
+            RUN.as_secs(),
+            share(expected.delayed)
+        ),
+        format!(
+            "p99 = S x (1 - 1 % / {}) + {service_ms:.2} ms = {:.0} ms.",
+            share(expected.delayed),
+            expected.quantile_s(0.99) * 1e3
+        ),
+        format!(
+            "To be read aloud: Both clients met the same server and the same lost second. The closed loop fell silent \
+             while it waited, left out all who would have suffered, and so reports one unlucky request in {n}. Users do \
+             not agree with the server on when to come: the open loop asks when they do, and of every 100 of them {:.0} \
+             had to wait.",
+            expected.delayed * 100.0
+        ),
+    ];
+    for paragraph in &paragraphs {
+        let _ = write!(text, "\n{}\n", wrapped(paragraph).join("\n"));
+    }
+    text
+}
+
+fn row(text: &mut String, name: &str, requests: Option<u64>, latency: &Latency) {
+    let requests = requests.map_or(String::new(), |requests| requests.to_string());
+    let _ = write!(text, "{name:20}{requests:>9}");
+    for us in [latency.p50, latency.p90, latency.p99, latency.p99_9, latency.max] {
+        let _ = write!(text, "{:>9.2}", us / 1e3);
+    }
+    text.push('\n');
+}
+
+/// The longest response time of each bin, in eighths of the stall (Unicode block elements).
+fn picture(trace: &[Traced]) -> String {
+    const EIGHTHS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let bins = (RUN.as_micros() / BIN.as_micros()) as usize;
+    let mut longest_us: Vec<Option<f64>> = vec![None; bins];
+    for answer in trace {
+        let due_us = (answer.at_us - answer.latency_us).max(0.0);
+        if let Some(longest) = longest_us.get_mut((due_us / BIN.as_micros() as f64) as usize) {
+            *longest = Some(longest.unwrap_or(0.0).max(answer.latency_us));
+        }
+    }
+    let eighth_us = STALL.as_micros() as f64 / 8.0;
+    let mark = |longest: &Option<f64>| match longest {
+        None => '·',
+        Some(us) => EIGHTHS[((us / eighth_us) as usize).min(7)],
+    };
+    longest_us.iter().map(mark).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Response times, request by request: each begins when it is due, when the one before is done, and not within
+    /// the stall (Lindley 1952, with a break).
+    fn simulated_s(service_s: f64) -> Vec<f64> {
+        let (from_s, until_s) = (STALL_FROM.as_secs_f64(), (STALL_FROM + STALL).as_secs_f64());
+        let mut free_s = 0.0_f64;
+        let n = (RATE_PER_S * RUN.as_secs_f64()) as u32;
+        let due_s = (0..n).map(|k| f64::from(k) / RATE_PER_S);
+        let mut times: Vec<f64> = due_s
+            .map(|due_s| {
+                let ready_s = free_s.max(due_s);
+                let begin_s = if (from_s..until_s).contains(&ready_s) { until_s } else { ready_s };
+                free_s = begin_s + service_s;
+                free_s - due_s
+            })
+            .collect();
+        times.sort_by(f64::total_cmp);
+        times
+    }
+
+    #[test]
+    fn the_closed_form_is_what_a_simulation_of_the_stall_gives() {
+        for service_s in [0.0001, 0.001, 0.0025] {
+            let times = simulated_s(service_s);
+            let expected = Expected::open(service_s);
+            for quantile in [0.3, 0.5, 0.6, 0.75, 0.9, 0.99, 0.999] {
+                let simulated = times[(quantile * times.len() as f64) as usize];
+                let difference = (expected.quantile_s(quantile) - simulated).abs();
+                // One request more or less is a gap, and the requests of a gap take a little of their own.
+                assert!(difference < 2.0 / RATE_PER_S, "{service_s} s, {quantile}: {difference} s");
+            }
+            let delayed = times.iter().filter(|&&time| time > service_s * 1.5).count();
+            let share = delayed as f64 / times.len() as f64;
+            assert!((share - expected.delayed).abs() < 0.01, "{share} of {}", expected.delayed);
+        }
+    }
+
+    #[test]
+    fn the_picture_shows_the_worst_by_due_time_and_where_nobody_asked() {
+        let answer = |due_ms: f64, latency_ms: f64| Traced {
+            at_us: (due_ms + latency_ms) * 1e3,
+            latency_us: latency_ms * 1e3,
+            ..Traced::default()
+        };
+        let trace = [answer(0.0, 1.0), answer(50.0, 600.0), answer(60.0, 1.0), answer(250.0, 1000.0)];
+        let picture = picture(&trace);
+        assert!(picture.starts_with("▅·█·") && picture.chars().count() == 30, "{picture}");
+    }
+
+    #[test]
+    fn the_page_names_the_share_and_the_percentile_that_the_formula_gives() {
+        let latency_us = Latency { p50: 1000.0, ..Latency::default() };
+        let closed = LoadReport { requests: 2000, latency_us, ..LoadReport::default() };
+        let page = render(&closed, &LoadReport { requests: 600, ..LoadReport::default() });
+        // Wherever the lines break.
+        let words = page.split_whitespace().collect::<Vec<_>>().join(" ");
+        for part in
+            ["1 request of 2000 is delayed, 0.050 %", "1.25 s of 3 s, 41.667 %", "= 977 ms", "100 of them 42"]
+        {
+            assert!(words.contains(part), "{part} is not in\n{page}");
+        }
+        assert!(page.lines().all(|line| line.chars().count() <= 80), "{page}");
+    }
+}

@@ -1,0 +1,712 @@
+//! `loadgen merge`: one result from those of many client machines.
+//!
+//! Counts are added, distributions are added bucket by bucket, and what is computed from them is computed again: the
+//! result is what one client would have reported that had seen it all. What cannot be added exactly is left out: percentiles
+//! per worker, the worst second and the longest silence, traces, and the order of the workers (no two machines agree on
+//! the time well enough to sort them).
+//!
+//! A sum only means something when its parts belong together, so that is what most of this file is about.
+
+use std::env;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use clap::Parser;
+use flate2::read::ZlibDecoder;
+use hdrhistogram::serialization::Deserializer;
+use hdrhistogram::serialization::interval_log::{IntervalLogHistogram, IntervalLogIterator, LogEntry};
+use serde_json::Value;
+
+use crate::load::counts::evenness;
+use crate::load::counts::histogram::Times;
+use crate::load::options::args::Format;
+use crate::load::output::export::{Distributions, Files, Span};
+use crate::load::output::text::Heading;
+use crate::load::run::summary::SCHEMA;
+use crate::load::verdict::LATE_START_NS;
+use crate::report::{
+    Check, ClientCost, ConnectionBook, DeadlineBook, Errors, Latency, LoadReport, OutsideWindow, RunInfo,
+    RunPart, SlowBook, Trust, Verdict, WorkerShare,
+};
+use crate::units::over;
+
+/// Share of the window that all clients must have in common.
+const MIN_OVERLAP: f64 = 0.9;
+/// Windows that differ by more than this share have no rate in common.
+const MAX_DIFFERENCE: f64 = 0.01;
+/// Decimal fractions come back from JSON with an error in the last bit or two.
+const ROUNDING: f64 = 1e-9;
+/// No number of a report is larger: it is thirty years in microseconds. Thousands of them add up without an overflow.
+const LARGEST: f64 = 1e15;
+/// A cookie and a length, before what zlib has compressed.
+const V2_COMPRESSED_HEAD_BYTES: usize = 8;
+/// The check of a part's own verdict that says whether its requests went out when they were due.
+const SLIP_CHECK: &str = "slip";
+
+const NOTES: &str = "\
+Each client machine leaves two files of the same name:
+  loadgen --start-at TIME --seed N --format json --hlog host1.hlog … URL > host1.json
+and the .hlog is looked for beside each FILE.json. Distributions are added bucket by
+bucket, books number by number; evenness and percentiles are computed from the sums.
+Latency per worker, the worst second, the longest silence, traces and the order of workers
+cannot be added and are left out.
+scripts/many_clients.sh does all of it by ssh.
+
+Refused, unless --force: another configuration, a client that started late, whose
+window differs, that slipped or was interrupted; a run that would count twice; and the same
+seed where anything is random (--arrivals poisson, --think exp:).
+
+Exit status: 0 merged; 1 refused, and standard error says why; 2 wrong flags.";
+
+/// Adds the results of many client machines to one.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "loadgen merge", bin_name = "loadgen merge", no_binary_name = true, version, after_help = NOTES)]
+pub struct MergeArgs {
+    /// What `loadgen --format json` printed on each machine
+    #[arg(value_name = "FILE.json", required = true)]
+    files: Vec<PathBuf>,
+
+    /// How to print the result
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+
+    /// Write the sums of the histograms here, in the format of the parts
+    #[arg(long, value_name = "FILE")]
+    hlog: Option<PathBuf>,
+
+    /// Merge what does not belong together, and call the result suspect
+    #[arg(long)]
+    force: bool,
+}
+
+impl MergeArgs {
+    /// `None` when the command line does not say `loadgen merge …`. Explains and exits with status 2 when it makes
+    /// no sense.
+    pub fn from_command_line() -> Option<MergeArgs> {
+        let mut arguments = env::args_os().skip(1);
+        (arguments.next()? == "merge").then(|| MergeArgs::parse_from(arguments))
+    }
+}
+
+/// The sum.
+pub struct Merged {
+    pub report: LoadReport,
+    /// A full disk must not cost the report.
+    pub files: Result<(), String>,
+}
+
+impl Merged {
+    /// What stands above the text report.
+    pub fn heading(&self, colour: bool) -> Heading<'_> {
+        let run = self.report.run.as_ref().expect("a sum says what it was made from");
+        let clients = run.merged_from.unwrap_or(0);
+        Heading {
+            url: value(&run.configuration, "url").unwrap_or("").into(),
+            load: format!("the sum of {clients} clients: {}\n{}", run.host, in_lines(&run.configuration)),
+            method: "",
+            path: "",
+            open_loop: self.report.offered_per_s.is_some(),
+            workers: 0,
+            colour,
+        }
+    }
+}
+
+/// What a configuration says of this name.
+fn value<'a>(configuration: &'a str, name: &str) -> Option<&'a str> {
+    configuration.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+}
+
+/// A configuration without what was not asked for, in lines that fit a terminal.
+fn in_lines(configuration: &str) -> String {
+    let said = configuration.split_whitespace().filter(|word| {
+        !word.starts_with("url=") && !["=None", "=false", "=0"].iter().any(|nothing| word.ends_with(nothing))
+    });
+    let mut lines = String::new();
+    let mut columns = 0;
+    for word in said {
+        let word = match word.split_once("=Some(") {
+            Some((name, value)) => format!("{name}={}", value.strip_suffix(')').unwrap_or(value)),
+            None => word.into(),
+        };
+        if columns > 0 {
+            let breaks = columns + 1 + word.len() > 79;
+            lines.push(if breaks { '\n' } else { ' ' });
+            columns = if breaks { 0 } else { columns + 1 };
+        }
+        columns += word.len();
+        lines += &word;
+    }
+    lines
+}
+
+/// Reads, compares and adds. An error is one line that says which file does not belong, and why.
+pub fn merge(args: &MergeArgs) -> Result<Merged, String> {
+    let parts = args.files.iter().map(|path| Part::read(path)).collect::<Result<Vec<_>, _>>()?;
+    let objections = objections(&parts);
+    if let Some(objection) = objections.first().filter(|_| !args.force) {
+        return Err(format!("{objection} (--force merges nonetheless)"));
+    }
+    if let Some(part) =
+        parts.iter().find(|part| is_same_file(args.hlog.as_deref(), &part.path.with_extension("hlog")))
+    {
+        return Err(format!(
+            "write {}: it is a part of the sum; choose another name",
+            part.path.with_extension("hlog").display()
+        ));
+    }
+    let files = Files::create(args.hlog.as_deref(), None, None)?;
+
+    let mut histograms = Histograms::default();
+    parts.iter().for_each(|part| histograms.add(&part.histograms));
+    let span = Span {
+        began: SystemTime::UNIX_EPOCH
+            + Duration::from_nanos(parts.iter().map(|part| part.run.started_unix_ns).min().unwrap_or(0)),
+        start: parts[0].window_start,
+        duration: Duration::from_secs_f64(longest_s(&parts)),
+    };
+    let report = sum(parts, &histograms, objections);
+    let files = files.write(&histograms.distributions(), &span, &report);
+    Ok(Merged { report, files })
+}
+
+fn is_same_file(out: Option<&Path>, part: &Path) -> bool {
+    let place = |path: &Path| fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+    out.and_then(place).is_some_and(|out| Some(out) == place(part))
+}
+
+// ---- reading ----------------------------------------------------------------------------------------------
+
+/// What one client left.
+struct Part {
+    path: PathBuf,
+    report: LoadReport,
+    run: RunInfo,
+    histograms: Histograms,
+    /// From the start of the run to the measured window.
+    window_start: Duration,
+}
+
+impl Part {
+    fn read(path: &Path) -> Result<Part, String> {
+        let name = path.display();
+        let document = fs::read(path).map_err(|error| format!("read {name}: {error}"))?;
+        let mut report: LoadReport = serde_json::from_slice(&document)
+            .map_err(|error| format!("read {name}: not what `loadgen --format json` prints: {error}"))?;
+        if report.schema != SCHEMA {
+            let theirs = report.schema;
+            return Err(format!("read {name}: it has schema {theirs}, and this loadgen knows {SCHEMA}"));
+        }
+        let run = report
+            .run
+            .take()
+            .ok_or_else(|| format!("read {name}: it does not say where and when it was measured (`run`)"))?;
+        if let Some(number) = impossible(&report) {
+            return Err(format!("read {name}: damaged: no run has {number}; copy it from its machine again"));
+        }
+        let (histograms, window_start) = read_hlog(&path.with_extension("hlog"))?;
+        Ok(Part { path: path.into(), report, run, histograms, window_start })
+    }
+
+    /// The runs that are in it: more than one when it is a sum itself.
+    fn runs(&self) -> Vec<RunPart> {
+        if !self.run.parts.is_empty() {
+            return self.run.parts.clone();
+        }
+        let RunInfo { host, started_unix_ns, seed, .. } = &self.run;
+        vec![RunPart { host: host.clone(), started_unix_ns: *started_unix_ns, seed: *seed }]
+    }
+
+    /// Where the document and the histograms are not of the same run. All seven numbers of all five distributions
+    /// are compared, the mean and the deviation to nine digits: two runs that agree in them agree in their counts.
+    fn contradiction(&self) -> Option<String> {
+        let told = [
+            &self.report.connect_us,
+            &self.report.first_byte_us,
+            &self.report.service_us,
+            &self.report.latency_us,
+            &self.report.slip_us,
+        ];
+        for ((tag, times), told) in self.histograms.distributions().tagged().into_iter().zip(told) {
+            for ((name, logged), (_, told)) in numbers(&times.latency()).into_iter().zip(numbers(told)) {
+                if (logged - told).abs() > ROUNDING * logged.abs().max(told.abs()) {
+                    let path = self.path.display();
+                    return Some(format!(
+                        "{path} and its .hlog are not of the same run: {name} of {tag} is {told} us in one, \
+                         {logged} us in the other"
+                    ));
+                }
+            }
+        }
+        None
+    }
+}
+
+/// The first number that is negative or larger than any run makes it, with its name.
+fn impossible(report: &LoadReport) -> Option<String> {
+    fn search(value: &Value, name: &str) -> Option<String> {
+        match value {
+            Value::Object(members) => members.iter().find_map(|(name, value)| search(value, name)),
+            Value::Array(items) => items.iter().find_map(|item| search(item, name)),
+            Value::Number(number) => {
+                let possible = number.as_f64().is_some_and(|number| (0.0..=LARGEST).contains(&number));
+                (!possible).then(|| format!("{name} = {number}"))
+            }
+            _ => None,
+        }
+    }
+    search(&serde_json::to_value(report).ok()?, "")
+}
+
+fn numbers(latency: &Latency) -> [(&'static str, f64); 7] {
+    let Latency { p50, p90, p99, p99_9, max, mean, stdev } = *latency;
+    [
+        ("p50", p50),
+        ("p90", p90),
+        ("p99", p99),
+        ("p99.9", p99_9),
+        ("the maximum", max),
+        ("the mean", mean),
+        ("the deviation", stdev),
+    ]
+}
+
+/// The five distributions, owned.
+#[derive(Clone, Default)]
+struct Histograms {
+    connect: Times,
+    first_byte: Times,
+    service: Times,
+    response: Times,
+    slip: Times,
+}
+
+impl Histograms {
+    fn distributions(&self) -> Distributions<'_> {
+        let Histograms { connect, first_byte, service, response, slip } = self;
+        Distributions { connect, first_byte, service, response, slip }
+    }
+
+    fn by_tag(&mut self, tag: &str) -> Option<&mut Times> {
+        match tag {
+            "connect" => Some(&mut self.connect),
+            "first_byte" => Some(&mut self.first_byte),
+            "service" => Some(&mut self.service),
+            "response" => Some(&mut self.response),
+            "slip" => Some(&mut self.slip),
+            _ => None,
+        }
+    }
+
+    fn add(&mut self, other: &Histograms) {
+        for (tag, times) in other.distributions().tagged() {
+            self.by_tag(tag).expect("both have the same tags").add(times);
+        }
+    }
+}
+
+/// The distributions, and where in the run their window begins.
+fn read_hlog(path: &Path) -> Result<(Histograms, Duration), String> {
+    let name = path.display();
+    let bytes = fs::read(path).map_err(|error| {
+        format!("read {name}: {error}; every client needs --hlog, with the name of its JSON")
+    })?;
+    parse_hlog(&bytes).map_err(|why| format!("read {name}: {why}; copy it from its machine again"))
+}
+
+fn parse_hlog(bytes: &[u8]) -> Result<(Histograms, Duration), String> {
+    let mut histograms = Histograms::default();
+    let mut missing: Vec<&str> = histograms.distributions().tagged().map(|(tag, _)| tag).into();
+    let mut start = Duration::ZERO;
+    for entry in IntervalLogIterator::new(bytes) {
+        let LogEntry::Interval(interval) = entry.map_err(|_| "corrupt: a line is no interval".to_string())?
+        else {
+            continue;
+        };
+        let tag = interval.tag().ok_or("an interval without a tag is not loadgen's")?;
+        let times = decode(&interval).ok_or_else(|| format!("corrupt: no histogram in {}", tag.as_str()))?;
+        let sum = histograms.by_tag(tag.as_str()).ok_or("a tag in it is not loadgen's")?;
+        sum.add(&times);
+        start = interval.start_timestamp();
+        missing.retain(|&missing| missing != tag.as_str());
+    }
+    match missing.first() {
+        None => Ok((histograms, start)),
+        Some(tag) => Err(format!("corrupt: it has no distribution of {tag}")),
+    }
+}
+
+fn decode(interval: &IntervalLogHistogram) -> Option<Times> {
+    let encoded = STANDARD.decode(interval.encoded_histogram()).ok()?;
+    // The deserializer stops at the last count; the end and its checksum (RFC 1950, section 2.2) come after that.
+    let (head, compressed) = encoded.split_at_checked(V2_COMPRESSED_HEAD_BYTES)?;
+    let length = u32::from_be_bytes(head.last_chunk().copied()?);
+    io::copy(&mut ZlibDecoder::new(compressed), &mut io::sink()).ok()?;
+    if length as usize != compressed.len() {
+        return None;
+    }
+    Times::from_histogram(Deserializer::new().deserialize(&mut encoded.as_slice()).ok()?)
+}
+
+// ---- comparing --------------------------------------------------------------------------------------------
+
+/// What speaks against adding these up, the plainest first.
+fn objections(parts: &[Part]) -> Vec<String> {
+    let mut found = Vec::new();
+    for (number, part) in parts.iter().enumerate() {
+        let name = part.path.display();
+        for earlier in &parts[..number] {
+            found.extend(incompatible(earlier, part));
+        }
+        found.extend(part.contradiction());
+        if part.run.interrupted {
+            found.push(format!("{name}: its run ended early"));
+        }
+        found.extend(late(part));
+        found.extend(untrusted(part));
+    }
+    found.extend(apart(parts));
+    found
+}
+
+/// Why these two are not parts of one load.
+fn incompatible(one: &Part, other: &Part) -> Option<String> {
+    let (name, first) = (other.path.display(), one.path.display());
+    if one.run.configuration != other.run.configuration {
+        let (here, there) = difference(&other.run.configuration, &one.run.configuration);
+        return Some(format!(
+            "{name}: another configuration than {first}: `{here}` where that has `{there}`"
+        ));
+    }
+    let (theirs, ours) = (one.runs(), other.runs());
+    if let Some(run) = ours.iter().find(|run| theirs.contains(run)) {
+        let host = &run.host;
+        return Some(format!("{name}: it has the same run as {first} ({host}), which would count twice"));
+    }
+    // Equal seeds give equal due times: all machines would send in the same moments, and that is no Poisson process.
+    let configuration = &one.run.configuration;
+    let is_random =
+        ["arrivals=Poisson", "think=Some(Exponential"].iter().any(|random| configuration.contains(random));
+    let seed = ours.iter().map(|run| run.seed).find(|&seed| theirs.iter().any(|run| run.seed == seed));
+    if let Some(seed) = seed.filter(|_| is_random) {
+        return Some(format!(
+            "{name}: the same --seed {seed} as {first}, so that both drew the same gaps; give each its own"
+        ));
+    }
+    None
+}
+
+/// The first words in which two configurations differ.
+fn difference<'a>(one: &'a str, other: &'a str) -> (&'a str, &'a str) {
+    let (mut one, mut other) = (one.split_whitespace(), other.split_whitespace());
+    loop {
+        match (one.next(), other.next()) {
+            (a, b) if a == b && a.is_some() => {}
+            (a, b) => return (a.unwrap_or("nothing"), b.unwrap_or("nothing")),
+        }
+    }
+}
+
+fn late(part: &Part) -> Option<String> {
+    let late_ns = part.run.started_unix_ns.saturating_sub(part.run.start_at_unix_ns?);
+    (late_ns > LATE_START_NS).then(|| {
+        format!(
+            "{}: {} started {} ms late, and {} are bearable; give all a later --start-at",
+            part.path.display(),
+            part.run.host,
+            late_ns / 1_000_000,
+            LATE_START_NS / 1_000_000
+        )
+    })
+}
+
+/// A client that was not in time with its own requests measured something else than was asked for.
+fn untrusted(part: &Part) -> Option<String> {
+    let trust = part.report.trust.as_ref()?;
+    let slipped =
+        trust.checks.iter().find(|check| check.name == SLIP_CHECK && check.verdict != Verdict::Valid);
+    let invalid = trust.checks.iter().find(|check| check.verdict == Verdict::Invalid);
+    let (what, check) = match (slipped, invalid) {
+        (Some(check), _) => ("slipped", check),
+        (None, Some(check)) => ("has no valid result", check),
+        (None, None) => return None,
+    };
+    Some(format!("{}: {} {what}: {}", part.path.display(), part.run.host, check.reason))
+}
+
+/// Windows that do not lie on each other. Equal configurations have equal warm-ups, so the starts tell.
+fn apart(parts: &[Part]) -> Option<String> {
+    let shortest = parts.iter().min_by(|a, b| a.report.duration_s.total_cmp(&b.report.duration_s))?;
+    let longest_s = longest_s(parts);
+    let shortest_s = shortest.report.duration_s;
+    if longest_s - shortest_s > MAX_DIFFERENCE * longest_s {
+        return Some(format!(
+            "{}: it measured for {shortest_s:.3} s, another for {longest_s:.3} s: no common rate; \
+             use --duration, not --requests",
+            shortest.path.display()
+        ));
+    }
+    let first = parts.iter().map(|part| part.run.started_unix_ns).min()?;
+    let last = parts.iter().max_by_key(|part| part.run.started_unix_ns)?;
+    let apart_s = (last.run.started_unix_ns - first) as f64 / 1e9;
+    let overlap = 1.0 - apart_s / shortest_s;
+    (overlap < MIN_OVERLAP).then(|| {
+        format!(
+            "{}: it began {apart_s:.3} s after the first: all clients together measured {:.0} % of the window, \
+             and {:.0} % are needed; give all the same --start-at",
+            last.path.display(),
+            overlap.max(0.0) * 100.0,
+            MIN_OVERLAP * 100.0
+        )
+    })
+}
+
+fn longest_s(parts: &[Part]) -> f64 {
+    parts.iter().map(|part| part.report.duration_s).fold(0.0, f64::max)
+}
+
+// ---- adding -----------------------------------------------------------------------------------------------
+
+/// The report of all of them.
+fn sum(parts: Vec<Part>, histograms: &Histograms, objections: Vec<String>) -> LoadReport {
+    let duration_s = longest_s(&parts);
+    let run = origin(&parts);
+    let trust = trust(&parts, objections);
+    let mut parts = parts.into_iter().map(|part| part.report);
+    let mut sum = parts.next().expect("clap requires a file");
+    parts.for_each(|part| add(&mut sum, part));
+    // What follows from the sums.
+    sum.duration_s = duration_s;
+    sum.qps = over(sum.requests as f64, duration_s);
+    sum.connect_us = histograms.connect.latency();
+    sum.first_byte_us = histograms.first_byte.latency();
+    sum.service_us = histograms.service.latency();
+    sum.latency_us = histograms.response.latency();
+    sum.slip_us = histograms.slip.latency();
+    sum.evenness = evenness::pair(sum.workers.values().map(|share| (share.connections, share.requests)));
+    let client = &mut sum.client;
+    let cpu_s = (client.cpu_user_us + client.cpu_system_us) as f64 / 1e6;
+    client.cpu_share = over(cpu_s, duration_s * client.threads as f64);
+    // What no sum can know.
+    sum.workers.values_mut().for_each(|share| share.latency_us = None);
+    sum.slow.iter_mut().for_each(|book| book.closed_after_ms = None);
+    (sum.trace, sum.order) = (Vec::new(), Vec::new());
+    (sum.worst_second, sum.longest_silence_ms) = (None, None);
+    sum.trust = trust;
+    sum.run = Some(run);
+    sum
+}
+
+/// Adds the counts. Every field is named, so that a new one cannot be forgotten here.
+fn add(sum: &mut LoadReport, part: LoadReport) {
+    let LoadReport {
+        schema: _,
+        requests,
+        qps: _,
+        duration_s: _,
+        errors,
+        latency_us: _,
+        service_us: _,
+        connect_us: _,
+        first_byte_us: _,
+        slip_us: _,
+        censored,
+        offered_per_s,
+        deadline,
+        retried,
+        lost,
+        lost_more,
+        worst_second: _,
+        longest_silence_ms: _,
+        pipeline: _,
+        workers,
+        evenness: _,
+        connections,
+        outside_window,
+        trace: _,
+        order: _,
+        slow,
+        client,
+        trust: _,
+        run: _,
+    } = part;
+    sum.requests += requests;
+    add_errors(&mut sum.errors, errors);
+    sum.censored += censored;
+    sum.offered_per_s = either(sum.offered_per_s, offered_per_s, |a, b| a + b);
+    sum.deadline = either(sum.deadline, deadline, |a, b| DeadlineBook {
+        shed: a.shed + b.shed,
+        abandoned: a.abandoned + b.abandoned,
+    });
+    sum.retried += retried;
+    sum.lost.extend(lost);
+    sum.lost.sort_by(|a, b| a.at_s.total_cmp(&b.at_s));
+    sum.lost_more += lost_more + sum.lost.len().saturating_sub(LoadReport::MOST_LOST) as u64;
+    sum.lost.truncate(LoadReport::MOST_LOST);
+    for (worker, share) in workers {
+        let WorkerShare { connections, requests, latency_us: _ } = share;
+        let sum = sum.workers.entry(worker).or_default();
+        sum.connections += connections;
+        sum.requests += requests;
+    }
+    add_connections(&mut sum.connections, connections);
+    let OutsideWindow { warmup, late } = outside_window;
+    sum.outside_window.warmup += warmup;
+    sum.outside_window.late += late;
+    slow.into_iter().for_each(|book| add_slow(&mut sum.slow, book));
+    let ClientCost { threads, cpu_user_us, cpu_system_us, cpu_share: _, max_rss_kib } = client;
+    sum.client.threads += threads;
+    sum.client.cpu_user_us += cpu_user_us;
+    sum.client.cpu_system_us += cpu_system_us;
+    // A machine has to have room for one of them.
+    sum.client.max_rss_kib = sum.client.max_rss_kib.max(max_rss_kib);
+}
+
+fn either<T>(a: Option<T>, b: Option<T>, add: impl Fn(T, T) -> T) -> Option<T> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(add(a, b)),
+        (a, b) => a.or(b),
+    }
+}
+
+fn add_errors(sum: &mut Errors, part: Errors) {
+    let Errors { connect, write, read, status, timeout } = part;
+    let pairs = [
+        (&mut sum.connect, connect),
+        (&mut sum.write, write),
+        (&mut sum.read, read),
+        (&mut sum.status, status),
+    ];
+    for (sum, part) in pairs {
+        for (cause, count) in part {
+            *sum.entry(cause).or_default() += count;
+        }
+    }
+    sum.timeout += timeout;
+}
+
+fn add_connections(sum: &mut ConnectionBook, part: ConnectionBook) {
+    let ConnectionBook { requested, peak_open, established, answered, crowd_lost } = part;
+    sum.requested += requested;
+    // They ran at the same time, so the sum of the peaks is the peak, or a little more.
+    sum.peak_open += peak_open;
+    sum.established += established;
+    sum.answered += answered;
+    sum.crowd_lost += crowd_lost;
+}
+
+fn add_slow(sum: &mut Vec<SlowBook>, part: SlowBook) {
+    let Some(book) = sum.iter_mut().find(|book| book.kind == part.kind) else { return sum.push(part) };
+    let SlowBook { kind: _, requested, established, answered, closed_by_server, closed_after_ms: _ } = part;
+    book.requested += requested;
+    book.established += established;
+    book.answered += answered;
+    book.closed_by_server += closed_by_server;
+}
+
+/// Where and when the first of them began; and who they were.
+fn origin(parts: &[Part]) -> RunInfo {
+    let first = parts.iter().min_by_key(|part| part.run.started_unix_ns).expect("clap requires a file");
+    let runs: Vec<RunPart> = parts.iter().flat_map(Part::runs).collect();
+    RunInfo {
+        host: parts.iter().map(|part| part.run.host.as_str()).collect::<Vec<_>>().join(" "),
+        interrupted: parts.iter().any(|part| part.run.interrupted),
+        merged_from: Some(runs.len() as u64),
+        parts: runs,
+        ..first.run.clone()
+    }
+}
+
+/// All checks of all parts, with the host before each reason; and what --force overruled.
+fn trust(parts: &[Part], objections: Vec<String>) -> Option<Trust> {
+    let mut checks = Vec::new();
+    for part in parts {
+        for check in part.report.trust.iter().flat_map(|trust| &trust.checks) {
+            checks.push(Check { reason: format!("{}: {}", part.run.host, check.reason), ..check.clone() });
+        }
+    }
+    let forced = |reason| Check { name: "merge".into(), verdict: Verdict::Suspect, reason };
+    checks.extend(objections.into_iter().map(forced));
+    let verdict = checks.iter().map(|check| check.verdict).max()?;
+    Some(Trust { verdict, checks })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::output::export;
+
+    #[test]
+    fn the_difference_of_two_configurations_is_the_first_that_differs() {
+        let base = "connections=4 rate=Some(100) pipeline=1";
+        assert_eq!(
+            difference("connections=4 rate=Some(200) pipeline=2", base),
+            ("rate=Some(200)", "rate=Some(100)")
+        );
+        assert_eq!(difference(base, "connections=4 rate=Some(100)"), ("pipeline=1", "nothing"));
+        assert_eq!(difference("", base), ("nothing", "connections=4"));
+    }
+
+    #[test]
+    fn a_log_comes_back_bucket_by_bucket() {
+        let (log, histograms) = log();
+        let (read, start) = parse_hlog(&log).unwrap();
+        assert_eq!(start, Duration::from_secs(2));
+        for ((tag, ours), (_, read)) in
+            histograms.distributions().tagged().into_iter().zip(read.distributions().tagged())
+        {
+            assert_eq!(ours.histogram(), read.histogram(), "{tag}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_log_is_refused_and_never_a_panic() {
+        let (log, _) = log();
+        assert!(parse_hlog(&[]).is_err());
+        assert!(parse_hlog(&[0xff; 64]).is_err());
+        for end in (0..log.len()).step_by(101) {
+            // A cut within the last histogram's digits may fall where base64 allows it, but not deflate.
+            assert!(parse_hlog(&log[..end]).is_err() || end >= log.len() - 1, "cut at {end}");
+        }
+        let mut rng = fastrand::Rng::with_seed(5);
+        for _ in 0..100 {
+            let mut damaged = log.clone();
+            damaged[rng.usize(..log.len())] = rng.u8(..);
+            // A comment or a time may change without harm; what counts is that nothing panics.
+            let _ = parse_hlog(&damaged);
+        }
+    }
+
+    #[test]
+    fn no_wrong_digit_in_a_histogram_goes_unnoticed() {
+        let (log, _) = log();
+        let last = log.trim_ascii_end().iter().rposition(|&byte| byte == b',').unwrap() + 1;
+        for at in last..log.len() - 1 {
+            let mut damaged = log.clone();
+            damaged[at] = if log[at] == b'A' { b'B' } else { b'A' };
+            assert!(parse_hlog(&damaged).is_err(), "digit {at} of {}", log.len());
+        }
+    }
+
+    fn log() -> (Vec<u8>, Histograms) {
+        let mut histograms = Histograms::default();
+        let mut rng = fastrand::Rng::with_seed(4);
+        for tag in ["connect", "first_byte", "service", "response", "slip"] {
+            let times = histograms.by_tag(tag).unwrap();
+            (0..500).for_each(|_| times.record(10u64.pow(rng.u32(0..11)) * rng.u64(0..100)));
+        }
+        let span = Span {
+            began: SystemTime::now(),
+            start: Duration::from_secs(2),
+            duration: Duration::from_secs(1),
+        };
+        let mut log = Vec::new();
+        export::hlog(&mut log, &histograms.distributions(), &span).unwrap();
+        (log, histograms)
+    }
+}

@@ -1,0 +1,6 @@
+//! Many runs for one answer.
+
+pub mod calibrate;
+pub mod demo;
+pub mod merge;
+pub mod search;

@@ -1,0 +1,612 @@
+//! Many runs for one answer: the highest rate that holds, and the throughput-latency curve.
+//!
+//! Every point is a whole run of its own with everything that belongs to one. Where the answer is a rate, chance must
+//! not decide: two runs of three that agree do. Nor may the length of a run: a rate a little beyond the capacity needs
+//! time to build the queue that shows it, so a run in which response times grow does not hold, and the winner has to
+//! hold for three times as long.
+
+use std::fmt::Write;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::load::options::args::LoadArgs;
+use crate::load::options::gate::Gate;
+use crate::load::output::text::time;
+use crate::load::run;
+use crate::load::schedule::Rate;
+use crate::load::verdict::{ACHIEVED, BUSY_CLIENT, rightly_under_way};
+use crate::report::{Check, LoadReport, Verdict};
+use crate::units::over;
+
+/// Rates from `from` to `to`, both included, in equal steps: what bends near the capacity shows as a bend. (In equal
+/// ratios half of the points would lie far below it, where nothing happens.)
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sweep {
+    pub from: Rate,
+    pub to: Rate,
+    pub steps: u32,
+}
+
+const STEPS: u32 = 10;
+
+impl Sweep {
+    fn rates(self) -> impl Iterator<Item = f64> {
+        let (from, to) = (self.from.per_s(), self.to.per_s());
+        (0..self.steps).map(move |i| from + (to - from) * f64::from(i) / f64::from(self.steps - 1))
+    }
+}
+
+impl FromStr for Sweep {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Sweep, String> {
+        let shape = || format!("{text:?} is no sweep; write it like 1000..20000 or 1000..20000:5");
+        let (range, steps) = match text.split_once(':') {
+            Some((range, steps)) => (range, steps.parse().map_err(|_| shape())?),
+            None => (text, STEPS),
+        };
+        let (from, to) = range.split_once("..").ok_or_else(shape)?;
+        let sweep = Sweep { from: from.parse()?, to: to.parse()?, steps };
+        if !(2..=1000).contains(&steps) {
+            return Err(format!("{text}: a sweep has from 2 to 1000 steps"));
+        }
+        if sweep.from.per_s() >= sweep.to.per_s() {
+            return Err(format!("{text}: a sweep goes up, from the lower rate to the higher"));
+        }
+        Ok(sweep)
+    }
+}
+
+/// One run at one rate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Point {
+    /// The rate that was asked for.
+    pub rate_per_s: f64,
+    /// Of what was due, the share that was answered in time.
+    pub achieved_share: f64,
+    /// Whether the condition held at it; absent in a sweep, which has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holds: Option<bool>,
+    /// It took three times as long, to confirm the answer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub confirms: bool,
+    /// What decided that, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finding: Option<String>,
+    pub report: LoadReport,
+}
+
+/// The throughput-latency curve.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Curve {
+    /// In ascending order of the rates.
+    pub sweep: Vec<Point>,
+    /// Index of the knee: where throughput over mean response time, the *power*, is largest (Kleinrock, "Power and
+    /// deterministic rules of thumb", ICC 1979).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub knee: Option<usize>,
+    /// Why it is not complete, if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_by: Option<String>,
+}
+
+/// The highest rate that holds.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Found {
+    pub condition: String,
+    /// The highest rate at which it held in two runs of three and in a longer one, and the lowest above at which it did
+    /// not: the answer lies between them.
+    pub highest_held_per_s: Option<f64>,
+    pub lowest_failed_per_s: Option<f64>,
+    /// Rates at which one run of three was of another mind.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disagreed_at_per_s: Vec<f64>,
+    /// What failed was the client: the server may be able to do more.
+    pub client_is_limit: bool,
+    /// All runs in the order they were made.
+    pub runs: Vec<Point>,
+    /// Why the search is not complete, if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_by: Option<String>,
+}
+
+/// How one run comes about, so many times as long as was asked for; without a rate in closed loop.
+type Measure<'a> = &'a mut dyn FnMut(Option<Rate>, u32) -> Result<LoadReport, String>;
+
+/// Measures one rate after the other, with a line on standard error for each.
+///
+/// # Errors
+/// One line, when not even the first rate could be measured.
+pub fn sweep(args: &LoadArgs) -> Result<Curve, String> {
+    let sweep = args.sweep.expect("called with --sweep");
+    sweep_with(sweep, &mut |rate, times| measure(args, rate, times), &|line| eprintln!("loadgen: {line}"))
+}
+
+/// Searches the highest rate at which the condition of `--find-max` holds, with a line on standard error per run.
+///
+/// # Errors
+/// One line, when nothing could be measured.
+pub fn find_max(args: &LoadArgs) -> Result<Found, String> {
+    let gate = args.find_max.as_ref().expect("called with --find-max");
+    let least_per_s = LEAST_REQUESTS / args.duration.as_secs_f64();
+    let mut args = args.clone();
+    let mut measure_next = |rate, times| {
+        let report = measure(&args, rate, times);
+        // The same due times again would be no second opinion.
+        args.seed = args.seed.wrapping_add(1);
+        report
+    };
+    find_max_with(gate, least_per_s, &mut measure_next, &|line| eprintln!("loadgen: {line}"))
+}
+
+fn measure(args: &LoadArgs, rate: Option<Rate>, times: u32) -> Result<LoadReport, String> {
+    let mut args = args.with_rate(rate);
+    args.duration *= times;
+    let report = run::run(&args)?.report;
+    // A run that was ended early is one that nobody wants the next of.
+    let interrupted = report.run.as_ref().is_some_and(|run| run.interrupted);
+    if interrupted || report.duration_s < 0.99 * args.duration.as_secs_f64() {
+        return Err(INTERRUPTED.into());
+    }
+    Ok(report)
+}
+
+const INTERRUPTED: &str = "ended early";
+/// The answer is known to this share of itself.
+const PRECISION: f64 = 0.05;
+/// The run that confirms the answer is so many times as long; when it fails, the next rate is lower by this share, and
+/// by twice as much each time.
+const CONFIRM_TIMES: u32 = 3;
+const STEP_DOWN: f64 = PRECISION;
+/// The fewest requests a run may have to say anything at all.
+const LEAST_REQUESTS: f64 = 20.0;
+
+fn sweep_with(sweep: Sweep, measure: Measure, say: &dyn Fn(&str)) -> Result<Curve, String> {
+    let mut curve = Curve::default();
+    for per_s in sweep.rates() {
+        match measure(Some(rate(per_s)?), 1) {
+            Ok(report) => {
+                let point = Point::of(per_s, report, None);
+                say(&format!("{:.0}/s: {}", per_s, point.summary()));
+                curve.sweep.push(point);
+            }
+            Err(error) if curve.sweep.is_empty() => return Err(error),
+            Err(error) => {
+                curve.ended_by = Some(error);
+                break;
+            }
+        }
+    }
+    let power = |point: &Point| point.report.qps / point.report.latency_us.mean.max(1e-3);
+    let best = curve.sweep.iter().enumerate().max_by(|(_, a), (_, b)| power(a).total_cmp(&power(b)));
+    // At the edge it may lie beyond.
+    curve.knee = best.map(|(i, _)| i).filter(|&i| i > 0 && i + 1 < curve.sweep.len());
+    Ok(curve)
+}
+
+/// From half of what a closed loop reaches up or down by factors of two until the answer is enclosed, then by halves
+/// of the interval.
+fn find_max_with(
+    gate: &Gate,
+    least_per_s: f64,
+    measure: Measure,
+    say: &dyn Fn(&str),
+) -> Result<Found, String> {
+    say("closed loop, to know where to begin");
+    let closed_loop = measure(None, 1)?;
+    if closed_loop.requests == 0 {
+        return Err("find a rate that holds: the server answered nothing".into());
+    }
+    let mut search =
+        Search { gate, measure, say, found: Found { condition: gate.to_string(), ..Found::default() } };
+    let first_per_s = (closed_loop.qps / 2.0).max(least_per_s);
+    let done = search.run(first_per_s, least_per_s).and_then(|()| search.confirm(least_per_s));
+    if let Err(error) = done {
+        search.found.ended_by = Some(error);
+    }
+    Ok(search.found)
+}
+
+struct Search<'a> {
+    gate: &'a Gate,
+    measure: Measure<'a>,
+    say: &'a dyn Fn(&str),
+    found: Found,
+}
+
+impl Search<'_> {
+    fn run(&mut self, first_per_s: f64, least_per_s: f64) -> Result<(), String> {
+        let mut next_per_s = first_per_s;
+        loop {
+            match (self.found.highest_held_per_s, self.found.lowest_failed_per_s) {
+                (Some(held), Some(failed)) if failed - held <= PRECISION * held => return Ok(()),
+                (Some(held), Some(failed)) => next_per_s = (held + failed) / 2.0,
+                // Faster than anything sends.
+                (Some(held), None) if rate(2.0 * held).is_err() => {
+                    self.found.client_is_limit = true;
+                    return Ok(());
+                }
+                (Some(held), None) => next_per_s = 2.0 * held,
+                (None, Some(failed)) if failed <= least_per_s => return Ok(()),
+                (None, Some(failed)) => next_per_s = (failed / 2.0).max(least_per_s),
+                (None, None) => {}
+            }
+            if self.holds(next_per_s)? {
+                self.found.highest_held_per_s = Some(next_per_s);
+            } else {
+                self.found.lowest_failed_per_s = Some(next_per_s);
+            }
+        }
+    }
+
+    /// Goes down from the answer until it holds for longer than a queue can hide.
+    fn confirm(&mut self, least_per_s: f64) -> Result<(), String> {
+        let mut step = STEP_DOWN;
+        while let Some(per_s) = self.found.highest_held_per_s {
+            let point = self.measure_at(per_s, CONFIRM_TIMES)?;
+            if point.holds == Some(true) {
+                return Ok(());
+            }
+            self.found.client_is_limit = point.client_is_limit();
+            self.found.lowest_failed_per_s = Some(per_s);
+            let next_per_s = per_s * (1.0 - step);
+            self.found.highest_held_per_s = (step < 1.0 && next_per_s >= least_per_s).then_some(next_per_s);
+            step *= 2.0;
+        }
+        Ok(())
+    }
+
+    /// The majority of up to three runs.
+    fn holds(&mut self, per_s: f64) -> Result<bool, String> {
+        let (mut held, mut failed, mut client_failed) = (0, 0, 0);
+        while held < 2 && failed < 2 {
+            let point = self.measure_at(per_s, 1)?;
+            let holds = point.holds == Some(true);
+            held += u32::from(holds);
+            failed += u32::from(!holds);
+            client_failed += u32::from(!holds && point.client_is_limit());
+        }
+        if held > 0 && failed > 0 {
+            self.found.disagreed_at_per_s.push(per_s);
+        }
+        if failed >= 2 {
+            self.found.client_is_limit = client_failed >= 2;
+        }
+        Ok(held >= 2)
+    }
+
+    fn measure_at(&mut self, per_s: f64, times: u32) -> Result<&Point, String> {
+        let report = (self.measure)(Some(rate(per_s)?), times)?;
+        let point = Point { confirms: times > 1, ..Point::of(per_s, report, Some(self.gate)) };
+        (self.say)(&format!(
+            "{per_s:.1}/s {}{}: {}",
+            if point.holds == Some(true) { "holds" } else { "fails" },
+            if point.confirms { format!(" for {times} times as long") } else { String::new() },
+            point.summary()
+        ));
+        self.found.runs.push(point);
+        Ok(&self.found.runs[self.found.runs.len() - 1])
+    }
+}
+
+impl Point {
+    fn of(per_s: f64, report: LoadReport, gate: Option<&Gate>) -> Point {
+        let achieved_share = achieved_share(per_s, &report);
+        let (holds, finding) = gate.map_or((None, None), |gate| {
+            let (served, steady) = (achieved_share >= ACHIEVED, check_passed(&report, "drift"));
+            let finding = if !served {
+                format!("only {:.1} % answered in time", achieved_share * 100.0)
+            } else if !steady {
+                format!("{}, but its rate or response time drifts", gate.finding(&report))
+            } else {
+                gate.finding(&report)
+            };
+            (Some(served && steady && gate.holds(&report) == Some(true)), Some(finding))
+        });
+        Point { rate_per_s: per_s, achieved_share, holds, finding, confirms: false, report }
+    }
+
+    /// The checks that it did not pass, in the words of the verdict: `suspect: slip, steal`.
+    fn doubts(&self) -> String {
+        let Some(trust) = self.report.trust.as_ref().filter(|trust| trust.verdict != Verdict::Valid) else {
+            return String::new();
+        };
+        let word = if trust.verdict == Verdict::Invalid { "invalid" } else { "suspect" };
+        let failed = trust.checks.iter().filter(|check| check.verdict != Verdict::Valid);
+        let names: Vec<&str> = failed.map(|check| check.name.as_str()).collect();
+        format!("{word}: {}", names.join(", "))
+    }
+
+    fn client_is_limit(&self) -> bool {
+        let Some(trust) = &self.report.trust else { return self.report.client.cpu_share > BUSY_CLIENT };
+        // A client that polls is always busy, and its verdict knows that.
+        let is_busy = |check: &Check| check.name == "cpu" && check.verdict != Verdict::Valid;
+        trust.verdict == Verdict::Invalid || trust.checks.iter().any(is_busy)
+    }
+
+    fn summary(&self) -> String {
+        let report = &self.report;
+        let finding = self.finding.as_ref().map_or(String::new(), |finding| format!("{finding}; "));
+        format!(
+            "{finding}{:.1}/s answered, p50 {}, p99 {}, {} errors",
+            report.qps,
+            time(report.latency_us.p50),
+            time(report.latency_us.p99),
+            report.errors.total()
+        )
+    }
+}
+
+/// A check that was not made has not failed.
+fn check_passed(report: &LoadReport, name: &str) -> bool {
+    let mut checks = report.trust.iter().flat_map(|trust| &trust.checks);
+    checks.find(|check| check.name == name).is_none_or(|check| check.verdict == Verdict::Valid)
+}
+
+/// Of what was due, the share that was answered in the window, or was rightly under way at its end: the median, since a
+/// queue that grows has a mean as long as it likes.
+fn achieved_share(per_s: f64, report: &LoadReport) -> f64 {
+    let offered_per_s = report.offered_per_s.unwrap_or(per_s);
+    let due = offered_per_s * report.duration_s;
+    let under_way = rightly_under_way(offered_per_s, report.latency_us.p50, report.duration_s);
+    // One more, since the window may begin and end between two due times.
+    over(report.requests as f64 + under_way + 1.0, due).min(1.0)
+}
+
+fn rate(per_s: f64) -> Result<Rate, String> {
+    format!("{per_s:.6}").parse()
+}
+
+impl Curve {
+    /// A table for people.
+    pub fn render(&self) -> String {
+        let remark = |i| if Some(i) == self.knee { "knee".into() } else { String::new() };
+        let mut text = table(&self.sweep, remark);
+        let _ = match self.knee.map(|i| self.sweep[i].rate_per_s) {
+            Some(per_s) => writeln!(
+                text,
+                "\nThe knee, where throughput over mean response time is largest: {per_s:.0}/s."
+            ),
+            None => writeln!(
+                text,
+                "\nNo knee: throughput over mean response time is largest at an end of the sweep."
+            ),
+        };
+        if let Some(why) = &self.ended_by {
+            let _ = writeln!(text, "The sweep is not complete: {why}.");
+        }
+        text
+    }
+}
+
+impl Found {
+    /// A table for people, and the answer.
+    pub fn render(&self) -> String {
+        let held = |i: usize| {
+            let run = &self.runs[i];
+            let longer = if run.confirms { ", for longer" } else { "" };
+            match (run.holds, &run.finding) {
+                (Some(true), _) => format!("holds{longer}"),
+                (_, Some(finding)) => format!("fails{longer}: {finding}"),
+                _ => format!("fails{longer}"),
+            }
+        };
+        format!("{}\n{}\n", table(&self.runs, held), self.answer())
+    }
+
+    /// The answer in a sentence or two.
+    pub fn answer(&self) -> String {
+        let condition = &self.condition;
+        let client =
+            if self.client_is_limit { " There the client is the limit, not the server." } else { "" };
+        let end = self
+            .ended_by
+            .as_ref()
+            .map_or(String::new(), |why| format!(" The search is not complete: {why}."));
+        let answer = match (self.highest_held_per_s, self.lowest_failed_per_s) {
+            (Some(held), Some(failed)) => {
+                format!(
+                    "{condition} holds at {held:.1}/s and fails at {failed:.1}/s: the highest rate lies between."
+                )
+            }
+            (Some(held), None) => {
+                format!("{condition} holds at {held:.1}/s, and no rate was found at which it does not.")
+            }
+            (None, Some(failed)) => format!("{condition} never holds, not even at {failed:.1}/s."),
+            (None, None) => format!("Nothing is known of {condition}."),
+        };
+        let rates: Vec<String> =
+            self.disagreed_at_per_s.iter().map(|per_s| format!("{per_s:.1}/s")).collect();
+        let noise = if rates.is_empty() {
+            String::new()
+        } else {
+            format!(" At {} one run of three was of another mind: noise.", rates.join(", "))
+        };
+        format!("{answer}{client}{noise}{end}")
+    }
+}
+
+fn table(points: &[Point], remark: impl Fn(usize) -> String) -> String {
+    let mut text = format!(
+        "{:>12}{:>12}{:>10}{:>10}{:>10}{:>10}\n",
+        "offered/s", "answered/s", "p50", "p99", "p99.9", "errors"
+    );
+    for (i, point) in points.iter().enumerate() {
+        let report = &point.report;
+        let latency = &report.latency_us;
+        let remarks =
+            [remark(i), point.doubts()].map(|text| if text.is_empty() { text } else { format!("  {text}") });
+        let _ = writeln!(
+            text,
+            "{:>12.1}{:>12.1}{:>10}{:>10}{:>10}{:>10}{}",
+            point.rate_per_s,
+            report.qps,
+            time(latency.p50),
+            time(latency.p99),
+            time(latency.p99_9),
+            report.errors.total(),
+            remarks.concat()
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::{Latency, Trust};
+
+    /// A server with this capacity, whose response time grows like 1/(1 − ρ), and a client that can send this much.
+    fn answered(rate: Option<Rate>, capacity: f64, client: f64) -> LoadReport {
+        let offered = rate.map_or(f64::INFINITY, Rate::per_s);
+        let qps = offered.min(capacity).min(client);
+        let p99 = if offered >= capacity.min(client) { 1e6 } else { 1000.0 / (1.0 - offered / capacity) };
+        let mut report = LoadReport {
+            qps,
+            requests: qps as u64,
+            duration_s: 1.0,
+            offered_per_s: rate.map(Rate::per_s),
+            latency_us: Latency { p50: p99 / 3.0, p99, mean: p99 / 3.0, max: p99, ..Latency::default() },
+            ..LoadReport::default()
+        };
+        report.client.cpu_share = if offered >= client { 1.0 } else { 0.5 };
+        report
+    }
+
+    fn found(gate: &str, measure: Measure) -> Found {
+        find_max_with(&gate.parse().unwrap(), 20.0, measure, &|_| {}).unwrap()
+    }
+
+    #[test]
+    fn the_highest_rate_is_enclosed_within_five_per_cent() {
+        // 1000/(1 − ρ) < 5000 up to ρ = 0.8.
+        for capacity in [100.0, 1000.0, 77_777.0] {
+            let found = found("p99<5ms", &mut |rate, _| Ok(answered(rate, capacity, 1e9)));
+            let (held, failed) = (found.highest_held_per_s.unwrap(), found.lowest_failed_per_s.unwrap());
+            assert!(
+                held < 0.8 * capacity && 0.8 * capacity <= failed && failed - held <= 0.05 * held,
+                "{found:?}"
+            );
+            assert!(!found.client_is_limit && found.ended_by.is_none());
+            assert!(found.runs.len() <= 18, "{} runs", found.runs.len());
+            assert!(found.render().contains("fails at"));
+        }
+    }
+
+    #[test]
+    fn a_rate_that_holds_only_for_a_moment_is_stepped_down_from() {
+        // In a short run the queue beyond 1000/s does not show; in a long one it does.
+        let found = found("p99<5ms", &mut |rate, times| {
+            Ok(answered(rate, if times > 1 { 1000.0 } else { 1300.0 }, 1e9))
+        });
+        let (held, failed) = (found.highest_held_per_s.unwrap(), found.lowest_failed_per_s.unwrap());
+        assert!(held < 800.0 && failed >= 800.0, "{}", found.render());
+        assert!(found.runs.iter().filter(|run| run.confirms).count() > 1);
+        assert!(
+            found.render().contains("holds, for longer\n") && found.render().contains("fails, for longer: ")
+        );
+        // And one that never holds for long never holds.
+        let found = self::found("p99<5ms", &mut |rate, times| {
+            Ok(answered(rate, if times > 1 { 1.0 } else { 1000.0 }, 1e9))
+        });
+        assert_eq!(found.highest_held_per_s, None);
+        assert!(found.answer().contains("never holds"));
+    }
+
+    #[test]
+    fn a_run_whose_response_times_grow_does_not_hold() {
+        let gate: Gate = "p99<5ms".parse().unwrap();
+        let mut report = answered(Some(rate(500.0).unwrap()), 1000.0, 1e9);
+        assert_eq!(Point::of(500.0, report.clone(), Some(&gate)).holds, Some(true));
+        let drift = Check { name: "drift".into(), verdict: Verdict::Suspect, reason: String::new() };
+        report.trust = Some(Trust { verdict: Verdict::Suspect, checks: vec![drift] });
+        let point = Point::of(500.0, report, Some(&gate));
+        assert_eq!((point.holds, point.doubts().as_str()), (Some(false), "suspect: drift"));
+    }
+
+    #[test]
+    fn one_bad_run_in_three_decides_nothing() {
+        let mut runs = 0;
+        let found = found("p99<5ms", &mut |rate, _| {
+            runs += 1;
+            // Every third is disturbed.
+            Ok(answered(rate, if runs % 3 == 0 { 100.0 } else { 1000.0 }, 1e9))
+        });
+        assert!(
+            found.highest_held_per_s.unwrap() < 800.0 && found.lowest_failed_per_s.unwrap() > 600.0,
+            "{found:?}"
+        );
+        assert!(!found.disagreed_at_per_s.is_empty() && found.answer().contains("of another mind"));
+    }
+
+    #[test]
+    fn a_condition_that_never_holds_is_said_to() {
+        let found = found("p99<10us", &mut |rate, _| Ok(answered(rate, 1000.0, 1e9)));
+        assert_eq!((found.highest_held_per_s, found.lowest_failed_per_s), (None, Some(20.0)));
+        assert!(found.answer().contains("never holds, not even at 20.0/s"), "{}", found.answer());
+    }
+
+    #[test]
+    fn where_the_client_gives_up_first_it_says_so() {
+        let found = found("p99<5ms", &mut |rate, _| Ok(answered(rate, 1e6, 5000.0)));
+        assert!(found.highest_held_per_s.unwrap() < 5000.0 && found.client_is_limit);
+        assert!(found.answer().contains("client is the limit"));
+    }
+
+    #[test]
+    fn a_rate_that_is_not_served_does_not_hold_whatever_its_latency() {
+        let found = found("errors==0", &mut |rate, _| Ok(answered(rate, 1000.0, 1e9)));
+        let held = found.highest_held_per_s.unwrap();
+        assert!((940.0..1100.0).contains(&held), "{held}");
+    }
+
+    #[test]
+    fn a_server_that_dies_leaves_what_is_known() {
+        let mut runs = 0;
+        let dies = |rate, _: u32| {
+            runs += 1;
+            if runs > 6 {
+                Err("connect 127.0.0.1:1: connection refused".into())
+            } else {
+                Ok(answered(rate, 1000.0, 1e9))
+            }
+        };
+        let found = found("p99<5ms", &mut { dies });
+        assert_eq!(found.runs.len(), 5);
+        assert!(found.highest_held_per_s.is_some() && found.answer().contains("not complete: connect"));
+        assert!(
+            find_max_with(&"p99<5ms".parse().unwrap(), 20.0, &mut |_, _| Err("gone".into()), &|_| {})
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn a_sweep_finds_the_knee_and_survives_its_end() {
+        let sweep: Sweep = "100..1000".parse().unwrap();
+        let curve = sweep_with(sweep, &mut |rate, _| Ok(answered(rate, 1000.0, 1e9)), &|_| {}).unwrap();
+        assert_eq!(curve.sweep.len(), 10);
+        // ρ(1 − ρ) is largest at one half (Kleinrock's result for M/M/1).
+        assert_eq!(curve.knee, Some(4));
+        assert!(curve.render().lines().nth(5).unwrap().ends_with("knee"), "{}", curve.render());
+        let mut runs = 0;
+        let mut two = |rate, _: u32| {
+            runs += 1;
+            if runs > 2 { Err(INTERRUPTED.to_string()) } else { Ok(answered(rate, 1000.0, 1e9)) }
+        };
+        let curve = sweep_with(sweep, &mut two, &|_| {}).unwrap();
+        assert!(curve.sweep.len() == 2 && curve.render().contains("not complete: ended early"));
+    }
+
+    #[test]
+    fn sweeps_are_read_as_they_are_written() {
+        let rates = |text: &str| text.parse::<Sweep>().unwrap().rates().collect::<Vec<_>>();
+        assert_eq!(rates("1000..2000:5"), [1000.0, 1250.0, 1500.0, 1750.0, 2000.0]);
+        assert_eq!(rates("1..10").len(), 10);
+        for bad in
+            ["", "5", "5..", "..5", "5..1", "5..5", "1..5:1", "1..5:0", "1..5:x", "1..5:1001", "a..b", "0..5"]
+        {
+            assert!(bad.parse::<Sweep>().is_err(), "{bad:?} was accepted");
+        }
+    }
+}

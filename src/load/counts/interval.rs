@@ -1,0 +1,395 @@
+//! What happens now: short stretches of the run, told while it goes on. Only for those who watch.
+//!
+//! A measuring thread fills a [`Stretch`], and at its end hands it to the main thread and takes an empty one. The
+//! stretches go round, so that nothing is allocated after the start; when the main thread has not returned one in time,
+//! the thread goes on with the one it has, and the next to be told is longer.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::time::Duration;
+
+use crate::load::counts::evenness;
+use crate::load::counts::histogram::Times;
+use crate::load::counts::tally::Window;
+use crate::report::{IntervalReport, Latency, WorkerShare};
+
+/// Stretches of each thread that are under way at a time.
+const ROUND: usize = 8;
+
+/// The evenness of more workers is judged for the whole run alone.
+const JUDGED_WORKERS: usize = 256;
+
+/// What one thread saw in one interval.
+pub struct Stretch {
+    thread: usize,
+    /// Number of the interval that it ends with.
+    index: u64,
+    answers: u64,
+    errors: u64,
+    retried: u64,
+    due: u64,
+    established: u64,
+    open: u64,
+    latency: Times,
+    slip: Times,
+    /// Connections and requests; index = worker.
+    workers: Vec<(u64, u64)>,
+}
+
+impl Stretch {
+    fn new(thread: usize) -> Stretch {
+        Stretch {
+            thread,
+            index: 0,
+            answers: 0,
+            errors: 0,
+            retried: 0,
+            due: 0,
+            established: 0,
+            open: 0,
+            latency: Times::of_an_interval(),
+            slip: Times::of_an_interval(),
+            workers: Vec::new(),
+        }
+    }
+
+    fn clear(&mut self) {
+        (self.answers, self.errors, self.retried, self.due, self.established) = (0, 0, 0, 0, 0);
+        self.latency.clear();
+        self.slip.clear();
+        self.workers.fill((0, 0));
+    }
+
+    /// One more answer; `first` on its connection.
+    pub fn answered(&mut self, latency_ns: u64, slip_ns: Option<u64>, worker: Option<u32>, first: bool) {
+        self.answers += 1;
+        self.latency.record(latency_ns);
+        if let Some(slip_ns) = slip_ns {
+            self.slip.record(slip_ns);
+        }
+        if let Some(worker) = worker {
+            self.answered_by(worker, first);
+        }
+    }
+
+    /// One that will get none enters at its age.
+    pub fn unanswered(&mut self, age_ns: u64) {
+        self.latency.record(age_ns);
+    }
+
+    fn answered_by(&mut self, worker: u32, first: bool) {
+        let index = worker as usize;
+        if index >= self.workers.len() {
+            self.workers.resize(index + 1, (0, 0));
+        }
+        self.workers[index].0 += u64::from(first);
+        self.workers[index].1 += 1;
+    }
+
+    fn add(&mut self, other: &Stretch) {
+        self.answers += other.answers;
+        self.errors += other.errors;
+        self.retried += other.retried;
+        self.due += other.due;
+        self.established += other.established;
+        self.open += other.open;
+        self.latency.add(&other.latency);
+        self.slip.add(&other.slip);
+        self.workers.resize(self.workers.len().max(other.workers.len()), (0, 0));
+        for (sum, share) in self.workers.iter_mut().zip(&other.workers) {
+            *sum = (sum.0 + share.0, sum.1 + share.1);
+        }
+    }
+}
+
+/// What a thread has counted since its start; a stretch tells the difference.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Totals {
+    /// Connections open now.
+    pub open: u64,
+    pub established: u64,
+    pub errors: u64,
+    pub retried: u64,
+    /// Requests taken from the schedule.
+    pub due: u64,
+}
+
+/// A measuring thread's end.
+pub struct Teller {
+    now: Box<Stretch>,
+    /// When the present stretch began.
+    before: Totals,
+    length_ns: u64,
+    start_ns: u64,
+    ends_ns: u64,
+    told: SyncSender<Box<Stretch>>,
+    empty: Receiver<Box<Stretch>>,
+}
+
+impl Teller {
+    /// The run has begun.
+    pub fn begin(&mut self, start_ns: u64) {
+        self.start_ns = start_ns;
+        self.ends_ns = start_ns + self.length_ns;
+    }
+
+    /// The stretch to count in.
+    pub fn now(&mut self) -> &mut Stretch {
+        &mut self.now
+    }
+
+    /// When the present stretch should be told.
+    pub fn ends_ns(&self) -> u64 {
+        self.ends_ns
+    }
+
+    /// Tells what has been counted if its time is up.
+    pub fn look_at_the_clock(&mut self, now_ns: u64, totals: Totals) {
+        let begun = now_ns.saturating_sub(self.start_ns) / self.length_ns;
+        self.ends_ns = self.start_ns + (begun + 1) * self.length_ns;
+        self.tell(begun.saturating_sub(1), totals);
+    }
+
+    /// Tells the rest.
+    pub fn finish(mut self, now_ns: u64, totals: Totals) {
+        self.close(now_ns.saturating_sub(self.start_ns) / self.length_ns, totals);
+        // Nobody listens any more at the end of a run that failed.
+        let _ = self.told.try_send(self.now);
+    }
+
+    fn tell(&mut self, index: u64, totals: Totals) {
+        let Ok(mut next) = self.empty.try_recv() else { return };
+        self.close(index, totals);
+        next.clear();
+        let _ = self.told.try_send(std::mem::replace(&mut self.now, next));
+    }
+
+    fn close(&mut self, index: u64, totals: Totals) {
+        self.now.index = index;
+        self.now.open = totals.open;
+        self.now.established = totals.established - self.before.established;
+        self.now.errors = totals.errors - self.before.errors;
+        self.now.retried = totals.retried - self.before.retried;
+        self.now.due = totals.due - self.before.due;
+        self.before = totals;
+    }
+}
+
+/// The main thread's end: puts the threads' stretches together.
+pub struct Listener {
+    length_ns: u64,
+    told: Receiver<Box<Stretch>>,
+    returned: Vec<SyncSender<Box<Stretch>>>,
+    /// The interval that each thread told last; `None` when it has told nothing.
+    last: Vec<Option<u64>>,
+    /// Intervals that some thread has not told yet.
+    pending: BTreeMap<u64, Box<Stretch>>,
+    /// The next interval to report.
+    next: u64,
+    connections_requested: u64,
+    expected_workers: usize,
+    /// Response times of the measured intervals.
+    so_far: Times,
+}
+
+/// Both ends, for so many threads.
+pub fn pair(
+    threads: usize,
+    length: Duration,
+    connections_requested: u64,
+    expected_workers: usize,
+) -> (Vec<Teller>, Listener) {
+    let length_ns = length.as_nanos() as u64;
+    let (told, listens) = mpsc::sync_channel(threads * (ROUND + 1));
+    let (mut tellers, mut returned) = (Vec::new(), Vec::new());
+    for thread in 0..threads {
+        let (returns, empty) = mpsc::sync_channel(ROUND + 1);
+        for _ in 0..ROUND {
+            returns.try_send(Box::new(Stretch::new(thread))).expect("the channel has room for the round");
+        }
+        returned.push(returns);
+        tellers.push(Teller {
+            now: Box::new(Stretch::new(thread)),
+            before: Totals::default(),
+            length_ns,
+            start_ns: 0,
+            ends_ns: u64::MAX,
+            told: told.clone(),
+            empty,
+        });
+    }
+    let listener = Listener {
+        length_ns,
+        told: listens,
+        returned,
+        last: vec![None; threads],
+        pending: BTreeMap::new(),
+        next: 0,
+        connections_requested,
+        expected_workers,
+        so_far: Times::of_an_interval(),
+    };
+    (tellers, listener)
+}
+
+impl Listener {
+    /// Every interval that all threads have told by now, oldest first.
+    pub fn hear(&mut self, window: &Window) -> VecDeque<IntervalReport> {
+        while let Ok(stretch) = self.told.try_recv() {
+            let thread = stretch.thread;
+            self.last[thread] = Some(stretch.index);
+            match self.pending.get_mut(&stretch.index) {
+                Some(sum) => sum.add(&stretch),
+                None => {
+                    let mut sum = Box::new(Stretch::new(thread));
+                    sum.add(&stretch);
+                    self.pending.insert(stretch.index, sum);
+                }
+            }
+            // The thread may have ended, and then nobody wants it back.
+            let _ = self.returned[thread].try_send(stretch);
+        }
+        let complete = self.last.iter().min().copied().flatten();
+        self.report(complete, window)
+    }
+
+    /// Response times of all measured intervals that were reported.
+    pub fn so_far(&self) -> Latency {
+        self.so_far.latency()
+    }
+
+    /// What is left when all threads have ended.
+    pub fn rest(&mut self, window: &Window) -> VecDeque<IntervalReport> {
+        let mut reports = self.hear(window);
+        let last = self.pending.keys().next_back().copied();
+        reports.extend(self.report(last, window));
+        reports
+    }
+
+    fn report(&mut self, until: Option<u64>, window: &Window) -> VecDeque<IntervalReport> {
+        let mut reports = VecDeque::new();
+        while let Some(entry) = self.pending.first_entry().filter(|entry| Some(*entry.key()) <= until) {
+            let (index, stretch) = entry.remove_entry();
+            let report = self.one(index, &stretch, window);
+            if report.measured {
+                self.so_far.add(&stretch.latency);
+            }
+            reports.push_back(report);
+            self.next = self.next.max(index + 1);
+        }
+        reports
+    }
+
+    fn one(&self, index: u64, stretch: &Stretch, window: &Window) -> IntervalReport {
+        let (from_ns, to_ns) = (self.next.min(index) * self.length_ns, (index + 1) * self.length_ns);
+        let mut workers = stretch.workers.clone();
+        if !workers.is_empty() {
+            workers.resize(workers.len().max(self.expected_workers), (0, 0));
+        }
+        let share =
+            |&(connections, requests): &(u64, u64)| WorkerShare { connections, requests, latency_us: None };
+        let begins_ns = window.start_ns + from_ns;
+        IntervalReport {
+            from_s: from_ns as f64 / 1e9,
+            to_s: to_ns as f64 / 1e9,
+            measured: window.contains(begins_ns),
+            requests: stretch.answers,
+            qps: stretch.answers as f64 / ((to_ns - from_ns) as f64 / 1e9),
+            errors: stretch.errors,
+            retried: stretch.retried,
+            due: (stretch.due > 0).then_some(stretch.due),
+            connections_open: stretch.open,
+            connections_requested: self.connections_requested,
+            connections_established: stretch.established,
+            latency_us: stretch.latency.latency(),
+            slip_us: stretch.slip.latency(),
+            // Of so many workers the p-values would be simulated for longer than an interval lasts.
+            evenness: (workers.len() <= JUDGED_WORKERS)
+                .then(|| evenness::pair(workers.iter().copied()))
+                .flatten(),
+            workers: (0..)
+                .zip(&workers)
+                // Beyond those that are known to be there only workers that did something: a number may be high.
+                .filter(|&(worker, &counts)| worker < self.expected_workers || counts != (0, 0))
+                .map(|(worker, counts): (usize, _)| (worker.to_string(), share(counts)))
+                .collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+    const WINDOW: Window = Window { start_ns: 0, open_ns: 100 * MS, close_ns: 1_000 * MS };
+
+    fn open(open: u64) -> Totals {
+        Totals { open, ..Totals::default() }
+    }
+
+    fn begun(threads: usize) -> (Vec<Teller>, Listener) {
+        let (mut tellers, listener) = pair(threads, Duration::from_millis(100), 8, 2);
+        tellers.iter_mut().for_each(|teller| teller.begin(0));
+        (tellers, listener)
+    }
+
+    fn answer(teller: &mut Teller, worker: u32) {
+        teller.now().answered(2 * MS, None, Some(worker), true);
+    }
+
+    #[test]
+    fn an_interval_is_reported_when_every_thread_has_told_it() {
+        let (mut tellers, mut listener) = begun(2);
+        answer(&mut tellers[0], 0);
+        tellers[0].look_at_the_clock(101 * MS, open(3));
+        assert!(listener.hear(&WINDOW).is_empty());
+        answer(&mut tellers[1], 1);
+        answer(&mut tellers[1], 1);
+        tellers[1].look_at_the_clock(102 * MS, open(4));
+        let reports = listener.hear(&WINDOW);
+        assert_eq!(reports.len(), 1);
+        let report = &reports[0];
+        assert_eq!((report.requests, report.qps, report.connections_open), (3, 30.0, 7));
+        assert_eq!((report.from_s, report.to_s, report.measured), (0.0, 0.1, false));
+        assert_eq!((report.workers["0"].requests, report.workers["1"].requests), (1, 2));
+        assert!((report.latency_us.p50 - 2000.0).abs() < 20.0);
+    }
+
+    #[test]
+    fn a_silent_stretch_belongs_to_the_interval_that_ends_it() {
+        let (mut tellers, mut listener) = begun(1);
+        answer(&mut tellers[0], 0);
+        tellers[0].look_at_the_clock(350 * MS, open(0));
+        let reports = listener.hear(&WINDOW);
+        assert_eq!((reports[0].from_s, reports[0].to_s, reports[0].requests), (0.0, 0.3, 1));
+        answer(&mut tellers[0], 0);
+        tellers.remove(0).finish(420 * MS, open(0));
+        let reports = listener.rest(&WINDOW);
+        assert_eq!((reports[0].from_s, reports[0].to_s, reports[0].requests), (0.3, 0.5, 1));
+        assert!(reports[0].measured);
+    }
+
+    #[test]
+    fn a_high_number_of_a_worker_brings_no_empty_ones_below_it() {
+        let (mut tellers, mut listener) = begun(1);
+        answer(&mut tellers[0], 65_000);
+        tellers.remove(0).finish(50 * MS, open(0));
+        let report = &listener.rest(&WINDOW)[0];
+        assert_eq!(report.workers.keys().collect::<Vec<_>>(), ["0", "1", "65000"]);
+        assert_eq!(report.evenness, None, "so many are judged for the whole run alone");
+    }
+
+    #[test]
+    fn nothing_is_lost_when_nobody_listens_for_a_while() {
+        let (mut tellers, mut listener) = begun(1);
+        for interval in 1..=20 {
+            answer(&mut tellers[0], 0);
+            tellers[0].look_at_the_clock(interval * 100 * MS, open(0));
+        }
+        tellers.remove(0).finish(2_050 * MS, open(0));
+        let reports = listener.rest(&WINDOW);
+        assert_eq!(reports.iter().map(|report| report.requests).sum::<u64>(), 20);
+        assert_eq!(reports.len(), ROUND + 1);
+    }
+}

@@ -1,0 +1,7 @@
+//! What was counted: histograms, tallies, intervals, evenness.
+
+pub mod evenness;
+pub mod histogram;
+pub mod interval;
+pub mod seconds;
+pub mod tally;

@@ -1,0 +1,6 @@
+//! The command line, turned into plain values once.
+
+pub mod args;
+pub mod gate;
+pub mod source;
+pub mod target;

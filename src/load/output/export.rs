@@ -1,0 +1,332 @@
+//! A result in the formats of other people's tools. Pure: numbers in, bytes out.
+//!
+//! - `.hlog`: all distributions as an HdrHistogram V2 interval log, in nanoseconds; nothing is lost, and
+//!   [`merge`](crate::load::commands::merge) adds them up exactly;
+//! - `.hgrm`: the percentiles of the response time, in milliseconds, as the HdrHistogram plotter reads them;
+//! - CSV: every number of the report as a `name,value` line;
+//! - NDJSON: a line of JSON for every interval, while the run goes on.
+//!
+//! A file is created before the run, since a path that cannot be written should not cost a measurement; and a disk
+//! that is full afterwards costs that file alone.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use hdrhistogram::serialization::V2DeflateSerializer;
+use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, IntervalLogWriterError, Tag};
+use serde_json::Value;
+
+use crate::load::counts::histogram::Times;
+use crate::load::run::audience::Spectator;
+use crate::report::{IntervalReport, LoadReport};
+
+/// Lines of an `.hgrm` between a percentile and the one half as far from 100 %; what the standard tools use.
+const TICKS_PER_HALF_DISTANCE: u32 = 5;
+
+/// All that was timed, of the measured window; `connect` of the whole run.
+#[derive(Clone, Copy)]
+pub struct Distributions<'a> {
+    pub connect: &'a Times,
+    pub first_byte: &'a Times,
+    pub service: &'a Times,
+    pub response: &'a Times,
+    pub slip: &'a Times,
+}
+
+impl<'a> Distributions<'a> {
+    /// With their tags in the `.hlog`, in the order of a request's life.
+    pub fn tagged(&self) -> [(&'static str, &'a Times); 5] {
+        [
+            ("connect", self.connect),
+            ("first_byte", self.first_byte),
+            ("service", self.service),
+            ("response", self.response),
+            ("slip", self.slip),
+        ]
+    }
+}
+
+/// When it was measured.
+#[derive(Debug, Clone, Copy)]
+pub struct Span {
+    /// The run began, by the clock on the wall.
+    pub began: SystemTime,
+    /// From there to the measured window.
+    pub start: Duration,
+    /// Of the measured window.
+    pub duration: Duration,
+}
+
+/// Writes one interval, the measured window, for each distribution.
+pub fn hlog(mut out: impl Write, distributions: &Distributions, span: &Span) -> io::Result<()> {
+    // The compressed form is the one that the Java reader accepts in a log.
+    let mut serializer = V2DeflateSerializer::new();
+    let mut log = IntervalLogWriterBuilder::new()
+        .add_comment("[acceptlab loadgen: one interval, the measured window; values in nanoseconds]")
+        .with_start_time(span.began)
+        .with_base_time(span.began)
+        // The column "max" is in milliseconds, as the standard tools expect it.
+        .with_max_value_divisor(1e6)
+        .begin_log_with(&mut out, &mut serializer)?;
+    for (tag, times) in distributions.tagged() {
+        log.write_histogram(times.histogram(), span.start, span.duration, Tag::new(tag)).map_err(
+            |error| match error {
+                IntervalLogWriterError::IoError(error) => error,
+                IntervalLogWriterError::SerializeError(error) => io::Error::other(format!("{error:?}")),
+            },
+        )?;
+    }
+    out.flush()
+}
+
+/// Writes the percentiles in the layout of HdrHistogram's `outputPercentileDistribution`.
+pub fn hgrm(mut out: impl Write, times: &Times) -> io::Result<()> {
+    let histogram = times.histogram();
+    let ms = |ns: f64| ns / 1e6;
+    writeln!(out, "{:>12} {:>14} {:>10} {:>14}\n", "Value", "Percentile", "TotalCount", "1/(1-Percentile)")?;
+    let mut count = 0;
+    for step in histogram.iter_quantiles(TICKS_PER_HALF_DISTANCE) {
+        count += step.count_since_last_iteration();
+        let (value, quantile) = (ms(step.value_iterated_to() as f64), step.quantile_iterated_to());
+        write!(out, "{value:12.3} {quantile:14.12} {count:10}")?;
+        // At the maximum the last column would be infinite, and is left out.
+        if quantile < 1.0 {
+            write!(out, " {:14.2}", 1.0 / (1.0 - quantile))?;
+        }
+        writeln!(out)?;
+    }
+    let (mean, deviation) = (ms(histogram.mean()), ms(histogram.stdev()));
+    writeln!(out, "#[Mean    = {mean:12.3}, StdDeviation   = {deviation:12.3}]")?;
+    let (max, total) = (ms(histogram.max() as f64), histogram.len());
+    writeln!(out, "#[Max     = {max:12.3}, Total count    = {total:12}]")?;
+    // A bucket has room for twice as many values as the digits tell apart.
+    let sub_buckets = (2 * 10u64.pow(u32::from(histogram.sigfig()))).next_power_of_two();
+    writeln!(out, "#[Buckets = {:12}, SubBuckets     = {sub_buckets:12}]", histogram.buckets())?;
+    out.flush()
+}
+
+/// Writes every leaf of the report, named by the way to it: `latency_us.p99,123.4`.
+pub fn csv(mut out: impl Write, report: &LoadReport) -> io::Result<()> {
+    writeln!(out, "name,value")?;
+    let document = serde_json::to_value(report).map_err(io::Error::other)?;
+    leaves(&mut out, "", &document)?;
+    out.flush()
+}
+
+fn leaves(out: &mut impl Write, name: &str, value: &Value) -> io::Result<()> {
+    let inner = |key: &str| if name.is_empty() { key.to_string() } else { format!("{name}.{key}") };
+    match value {
+        Value::Object(members) => {
+            members.iter().try_for_each(|(key, member)| leaves(out, &inner(key), member))
+        }
+        Value::Array(items) => (0..)
+            .zip(items)
+            .try_for_each(|(index, item): (usize, _)| leaves(out, &inner(&index.to_string()), item)),
+        Value::Null => writeln!(out, "{},", quoted(name)),
+        Value::String(text) => writeln!(out, "{},{}", quoted(name), quoted(text)),
+        number_or_bool => writeln!(out, "{},{number_or_bool}", quoted(name)),
+    }
+}
+
+/// RFC 4180, section 2.
+fn quoted(text: &str) -> String {
+    if text.contains(['"', ',', '\n', '\r']) {
+        format!("\"{}\"", text.replace('"', "\"\""))
+    } else {
+        text.into()
+    }
+}
+
+/// The files that a run writes at its end; see [`Ndjson`] for the one that grows meanwhile.
+#[derive(Debug, Default)]
+pub struct Files {
+    hlog: Option<Destination>,
+    hgrm: Option<Destination>,
+    csv: Option<Destination>,
+}
+
+impl Files {
+    /// Creates those that have a path.
+    pub fn create(hlog: Option<&Path>, hgrm: Option<&Path>, csv: Option<&Path>) -> Result<Files, String> {
+        let create = |path: Option<&Path>| path.map(Destination::create).transpose();
+        Ok(Files { hlog: create(hlog)?, hgrm: create(hgrm)?, csv: create(csv)? })
+    }
+
+    /// Writes them all, whatever becomes of one; an error names each that is not complete.
+    pub fn write(
+        self,
+        distributions: &Distributions,
+        span: &Span,
+        report: &LoadReport,
+    ) -> Result<(), String> {
+        both(
+            write_to(self.hlog, |out| hlog(out, distributions, span)),
+            both(
+                write_to(self.hgrm, |out| hgrm(out, distributions.response)),
+                write_to(self.csv, |out| csv(out, report)),
+            ),
+        )
+    }
+}
+
+/// Two things that were done side by side, and what failed of them in one line.
+pub fn both(one: Result<(), String>, other: Result<(), String>) -> Result<(), String> {
+    match (one, other) {
+        (Err(one), Err(other)) => Err(format!("{one}; {other}")),
+        (one, other) => one.and(other),
+    }
+}
+
+/// An open file that knows its name.
+#[derive(Debug)]
+struct Destination {
+    file: File,
+    path: PathBuf,
+}
+
+impl Destination {
+    fn create(path: &Path) -> Result<Destination, String> {
+        let file = File::create(path).map_err(|error| format!("create {}: {error}", path.display()))?;
+        Ok(Destination { file, path: path.into() })
+    }
+
+    fn failed(&self, error: &io::Error) -> String {
+        format!("write {}: {error}", self.path.display())
+    }
+}
+
+fn write_to(
+    destination: Option<Destination>,
+    write: impl FnOnce(BufWriter<&File>) -> io::Result<()>,
+) -> Result<(), String> {
+    let Some(destination) = destination else { return Ok(()) };
+    write(BufWriter::new(&destination.file)).map_err(|error| destination.failed(&error))
+}
+
+/// A line of JSON for every interval, each on the disk before the next begins.
+#[derive(Debug)]
+pub struct Ndjson {
+    destination: Destination,
+    /// The first failure ends the file, not the run.
+    outcome: Result<(), String>,
+}
+
+impl Ndjson {
+    pub fn create(path: &Path) -> Result<Ndjson, String> {
+        Ok(Ndjson { destination: Destination::create(path)?, outcome: Ok(()) })
+    }
+
+    fn write(&mut self, interval: &IntervalReport) -> io::Result<()> {
+        let mut line = serde_json::to_vec(interval).map_err(io::Error::other)?;
+        line.push(b'\n');
+        // One write(2) for a line, so that who follows the file sees whole ones.
+        self.destination.file.write_all(&line)
+    }
+}
+
+impl Spectator for Ndjson {
+    fn see(&mut self, interval: &IntervalReport) {
+        if self.outcome.is_ok() {
+            self.outcome = self.write(interval).map_err(|error| self.destination.failed(&error));
+        }
+    }
+
+    fn leave(self: Box<Self>) -> Result<(), String> {
+        self.outcome
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn times(values_ns: impl IntoIterator<Item = u64>) -> Times {
+        let mut times = Times::new();
+        values_ns.into_iter().for_each(|ns| times.record(ns));
+        times
+    }
+
+    #[test]
+    fn an_hgrm_has_the_columns_the_plotter_reads_and_ends_at_the_maximum() {
+        let mut text = Vec::new();
+        hgrm(&mut text, &times((1..=1000).map(|i| i * 1_000_000))).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines[0].split_whitespace().collect::<Vec<_>>(),
+            ["Value", "Percentile", "TotalCount", "1/(1-Percentile)"]
+        );
+        assert_eq!(lines[1], "");
+        let rows: Vec<Vec<f64>> = lines[2..]
+            .iter()
+            .take_while(|line| !line.starts_with('#'))
+            .map(|line| line.split_whitespace().map(|cell| cell.parse().unwrap()).collect())
+            .collect();
+        assert_eq!((rows[0][1], rows[0][3]), (0.0, 1.0));
+        let median = rows.iter().find(|row| row[1] == 0.5).unwrap();
+        assert!((median[0] - 500.0).abs() <= 0.5 && median[2] == 500.0 && median[3] == 2.0, "{median:?}");
+        let last = rows.last().unwrap();
+        assert_eq!((last.len(), last[1], last[2]), (3, 1.0, 1000.0));
+        assert!(rows.windows(2).all(|pair| pair[0][0] <= pair[1][0] && pair[0][2] <= pair[1][2]));
+        let footer = &lines[lines.len() - 3..];
+        assert!(footer[0].starts_with("#[Mean    =      500."), "{}", footer[0]);
+        assert!(
+            footer[1].starts_with("#[Max     =     1000.") && footer[1].ends_with("        1000]"),
+            "{}",
+            footer[1]
+        );
+        assert!(
+            footer[2].starts_with("#[Buckets = ") && footer[2].ends_with("        2048]"),
+            "{}",
+            footer[2]
+        );
+    }
+
+    #[test]
+    fn an_hgrm_of_nothing_has_its_head_and_foot() {
+        let mut text = Vec::new();
+        hgrm(&mut text, &times([])).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert_eq!(text.lines().filter(|line| line.starts_with("#[")).count(), 3, "{text}");
+    }
+
+    #[test]
+    fn every_leaf_is_a_line_and_what_contains_a_comma_is_quoted() {
+        let mut report = LoadReport { requests: 7, order: vec![2, 0], ..LoadReport::default() };
+        report.latency_us.p99 = 123.4;
+        report.run = Some(crate::report::RunInfo { configuration: "a, \"b\"".into(), ..Default::default() });
+        let mut text = Vec::new();
+        csv(&mut text, &report).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        let has = |line: &str| assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        assert!(text.starts_with("name,value\n"));
+        for line in ["requests,7", "latency_us.p99,123.4", "order.0,2", "order.1,0"] {
+            has(line);
+        }
+        has("run.configuration,\"a, \"\"b\"\"\"");
+    }
+
+    #[test]
+    fn a_full_disk_costs_the_file_and_is_told_once_for_each() {
+        let full = Path::new("/dev/full");
+        let empty = times([]);
+        let all = Distributions {
+            connect: &empty,
+            first_byte: &empty,
+            service: &empty,
+            response: &empty,
+            slip: &empty,
+        };
+        let span = Span { began: SystemTime::now(), start: Duration::ZERO, duration: Duration::from_secs(1) };
+        let files = Files::create(Some(full), Some(full), Some(full)).unwrap();
+        let line = files.write(&all, &span, &LoadReport::default()).unwrap_err();
+        assert_eq!(line.matches("write /dev/full: ").count(), 3, "{line}");
+
+        let mut ndjson = Box::new(Ndjson::create(full).unwrap());
+        ndjson.see(&IntervalReport::default());
+        ndjson.see(&IntervalReport::default());
+        assert!(ndjson.leave().unwrap_err().starts_with("write /dev/full: "));
+    }
+}

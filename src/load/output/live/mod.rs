@@ -1,0 +1,281 @@
+//! The run as it goes on, for whoever waits in front of it: `--live` draws a picture, and where there is no screen to
+//! draw on, a line from time to time must do.
+//!
+//! Both are drawn by the main thread, which measures nothing, from what the measuring threads hand over at the end of
+//! an interval. They go to standard error: standard output belongs to the report. The terminal is given back however
+//! the run ends: a key, a signal, an error, a panic.
+
+mod screen;
+mod state;
+
+use std::io::{IsTerminal, Stderr, Write, stderr};
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use ratatui::Terminal;
+use ratatui::backend::CrosstermBackend;
+use ratatui::crossterm::cursor::{Hide, Show};
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+use ratatui::crossterm::execute;
+use ratatui::crossterm::terminal::{
+    EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode, size,
+};
+
+use crate::cpu;
+use crate::load::options::args::LoadArgs;
+use crate::load::output::text::time;
+use crate::load::run::audience::Spectator;
+use crate::report::{IntervalReport, Latency};
+use screen::grouped;
+pub use state::Phase;
+use state::{Goal, State};
+
+/// The picture on the terminal, from the first interval on: what is to be said before, and a Ctrl-C before, find the
+/// terminal as it was.
+pub struct View {
+    terminal: Option<Terminal<CrosstermBackend<Stderr>>>,
+    state: State,
+    has_colour: bool,
+}
+
+impl View {
+    /// For the terminal behind standard error.
+    ///
+    /// # Errors
+    /// One line, when there is none.
+    pub fn open(args: &LoadArgs) -> Result<View, String> {
+        if !stderr().is_terminal() {
+            return Err("--live: standard error is no terminal, so there is a line every 2 s instead".into());
+        }
+        // no-color.org: any value but the empty one.
+        let has_colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        Ok(View { terminal: None, state: State::new(Goal::of(args)), has_colour })
+    }
+
+    /// A terminal that is gone or does not obey costs the picture, not the run.
+    fn draw(&mut self) {
+        if self.terminal.is_none() {
+            self.terminal = take_over().ok();
+        }
+        if let Some(terminal) = &mut self.terminal {
+            let _ = terminal.draw(|frame| screen::draw(frame, &self.state, self.has_colour));
+        }
+    }
+
+    /// Reads what was typed; true when it asks to end the run.
+    fn poll_keys(&mut self) -> bool {
+        let mut asks_to_stop = false;
+        while self.terminal.is_some() && event::poll(Duration::ZERO).unwrap_or(false) {
+            match event::read() {
+                Ok(event) => asks_to_stop |= is_stop(&event),
+                Err(_) => return asks_to_stop,
+            }
+        }
+        asks_to_stop
+    }
+}
+
+impl Spectator for View {
+    fn so_far(&mut self, latency_us: &Latency) {
+        self.state.so_far = *latency_us;
+    }
+
+    fn see(&mut self, interval: &IntervalReport) {
+        self.state.add(interval);
+        self.draw();
+    }
+
+    fn asks_to_stop(&mut self) -> bool {
+        self.poll_keys()
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        give_back();
+    }
+}
+
+fn is_stop(event: &Event) -> bool {
+    let Event::Key(key) = event else { return false };
+    let is_pressed = key.kind != KeyEventKind::Release;
+    // In raw mode Ctrl-C is a key like others, and no signal.
+    let is_interrupt = key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL);
+    is_pressed && (is_interrupt || matches!(key.code, KeyCode::Char('q' | 'Q') | KeyCode::Esc))
+}
+
+/// Whether the terminal is ours now. A panic on any thread gives it back, once, before its message is printed.
+static IS_OURS: AtomicBool = AtomicBool::new(false);
+
+fn take_over() -> std::io::Result<Terminal<CrosstermBackend<Stderr>>> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let next = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            give_back();
+            next(panic);
+        }));
+    });
+    enable_raw_mode()?;
+    IS_OURS.store(true, Ordering::Relaxed);
+    execute!(stderr(), EnterAlternateScreen, Hide)
+        .and_then(|()| Terminal::new(CrosstermBackend::new(stderr())))
+        .inspect_err(|_| give_back())
+}
+
+fn give_back() {
+    if IS_OURS.swap(false, Ordering::Relaxed) {
+        // Where the terminal is gone there is nothing to give back.
+        let _ = disable_raw_mode();
+        let _ = execute!(stderr(), LeaveAlternateScreen, Show);
+    }
+}
+
+/// The calling thread, off the CPUs that pinned threads measure on; it returns to them when this is dropped.
+pub struct Aside {
+    allowed: Vec<usize>,
+}
+
+impl Aside {
+    /// Moves it, if there are more CPUs than so many threads. They must run already, since they would inherit it. (Without
+    /// `--pin` there is no need: the kernel wakes a thread where nobody works.)
+    pub fn step(threads: usize) -> Aside {
+        let allowed = cpu::allowed();
+        if let Some(others) = allowed.get(threads..).filter(|others| !others.is_empty()) {
+            // It was a courtesy.
+            let _ = cpu::pin_to(others);
+        }
+        Aside { allowed }
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        let _ = cpu::pin_to(&self.allowed);
+    }
+}
+
+/// A line about the run: one that replaces itself on a terminal, and one every two seconds elsewhere.
+pub struct Progress {
+    goal: Goal,
+    phase: Phase,
+    is_terminal: bool,
+    due_s: f64,
+}
+
+impl Progress {
+    pub fn new(args: &LoadArgs) -> Progress {
+        let is_terminal = stderr().is_terminal();
+        Progress { goal: Goal::of(args), phase: Phase::default(), is_terminal, due_s: pause_s(is_terminal) }
+    }
+
+    /// What to write after this interval, if anything.
+    fn after(&mut self, interval: &IntervalReport, columns: usize) -> Option<String> {
+        self.phase = self.phase.then(interval);
+        if interval.to_s < self.due_s {
+            return None;
+        }
+        self.due_s = interval.to_s + pause_s(self.is_terminal);
+        let line = progress_line(interval, self.phase, self.goal.seconds);
+        if !self.is_terminal {
+            return Some(line + "\n");
+        }
+        // A line that is broken does not go away with a carriage return. "Erase to the end": ECMA-48, EL.
+        let line: String = line.chars().take(columns.saturating_sub(1)).collect();
+        Some(format!("\r\x1b[K{line}"))
+    }
+}
+
+fn pause_s(is_terminal: bool) -> f64 {
+    if is_terminal { 0.5 } else { 2.0 }
+}
+
+impl Spectator for Progress {
+    fn see(&mut self, interval: &IntervalReport) {
+        let columns = if self.is_terminal { size().map_or(80, |(columns, _)| columns.into()) } else { 0 };
+        if let Some(text) = self.after(interval, columns) {
+            let _ = stderr().write_all(text.as_bytes());
+        }
+    }
+
+    fn leave(self: Box<Self>) -> Result<(), String> {
+        if self.is_terminal {
+            let _ = stderr().write_all(b"\r\x1b[K");
+        }
+        Ok(())
+    }
+}
+
+/// The run in one line, without control characters: `measuring 3 s of 10 s · 81,234/s · p50 251us · p99 612us · 64 open`.
+pub fn progress_line(interval: &IntervalReport, phase: Phase, of_s: Option<f64>) -> String {
+    let mut line = format!("{} {:.0} s", phase.in_words(), interval.to_s);
+    line += &of_s.map_or(String::new(), |of_s| format!(" of {} s", (of_s * 10.0).round() / 10.0));
+    line += &format!(" · {}/s", grouped(interval.qps.round() as u64));
+    if interval.latency_us.max > 0.0 {
+        let latency = &interval.latency_us;
+        line += &format!(" · p50 {} · p99 {}", time(latency.p50), time(latency.p99));
+    }
+    line += &format!(" · {} open", grouped(interval.connections_open));
+    if interval.errors > 0 {
+        line += &format!(" · {} errors", grouped(interval.errors));
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::state::tests::interval;
+    use super::*;
+
+    fn progress(is_terminal: bool) -> Progress {
+        let goal = Goal { seconds: Some(9.0), ..Goal::default() };
+        Progress { goal, phase: Phase::default(), is_terminal, due_s: pause_s(is_terminal) }
+    }
+
+    #[test]
+    fn a_line_every_two_seconds_without_control_characters_where_there_is_no_terminal() {
+        let mut progress = progress(false);
+        let said: Vec<String> =
+            (0..90).filter_map(|number| progress.after(&interval(number, number >= 10, 8_123), 0)).collect();
+        assert_eq!(said.len(), 4, "{said:?}");
+        assert_eq!(said[0], "measuring 2 s of 9 s · 81,230/s · p50 251us · p99 612us · 64 open\n");
+        assert!(said.iter().all(|line| line.trim_end().chars().all(|c| !c.is_control())));
+    }
+
+    #[test]
+    fn on_a_terminal_the_line_replaces_itself_and_is_never_broken() {
+        let mut progress = progress(true);
+        let mut failing = interval(20, false, 1);
+        failing.errors = 12;
+        let line = progress.after(&failing, 30).unwrap();
+        assert_eq!(line, "\r\x1b[Kwarming up 2 s of 9 s · 10/s ");
+        assert_eq!(progress.after(&interval(21, false, 1), 30), None);
+    }
+
+    #[test]
+    fn who_draws_steps_aside_where_there_is_room_and_comes_back() {
+        let all = cpu::allowed();
+        let aside = Aside::step(1);
+        assert_eq!(cpu::allowed(), if all.len() > 1 { &all[1..] } else { &all });
+        drop(aside);
+        assert_eq!(cpu::allowed(), all);
+        let _nowhere = Aside::step(all.len());
+        assert_eq!(cpu::allowed(), all);
+    }
+
+    #[test]
+    fn q_escape_and_ctrl_c_end_the_run() {
+        let key = |code, modifiers| Event::Key(event::KeyEvent::new(code, modifiers));
+        for (code, modifiers, stops) in [
+            (KeyCode::Char('q'), KeyModifiers::NONE, true),
+            (KeyCode::Esc, KeyModifiers::NONE, true),
+            (KeyCode::Char('c'), KeyModifiers::CONTROL, true),
+            (KeyCode::Char('c'), KeyModifiers::NONE, false),
+            (KeyCode::Enter, KeyModifiers::NONE, false),
+        ] {
+            assert_eq!(is_stop(&key(code, modifiers)), stops, "{code:?}");
+        }
+        assert!(!is_stop(&Event::Resize(80, 24)));
+    }
+}

@@ -1,0 +1,328 @@
+//! The picture of a [`State`]. Nothing here looks at a clock or at a terminal.
+
+use ratatui::Frame;
+use ratatui::layout::Rect;
+use ratatui::style::{Color, Modifier, Style};
+use ratatui::text::{Line, Span};
+
+use crate::load::output::live::state::State;
+use crate::load::output::text::time;
+use crate::report::Latency;
+
+/// From this height on there is room for empty lines.
+const ROOMY: u16 = 20;
+/// Below this, the numbers need all there is.
+const TINY: u16 = 12;
+/// Lines of the curve, at most.
+const CURVE_LINES: usize = 8;
+const KEYS: &str = "q or Ctrl-C ends the run and prints the report";
+
+/// Draws it; a screen too small for it shows its upper left corner and the keys.
+pub fn draw(frame: &mut Frame, state: &State, has_colour: bool) {
+    let area = frame.area();
+    let (width, height) = (usize::from(area.width), usize::from(area.height));
+    let mut lines = picture(state, &Brush { has_colour }, width, area.height);
+    lines.resize(height.saturating_sub(1), Line::default());
+    lines.push(Line::styled(KEYS, Style::new().add_modifier(Modifier::DIM)));
+    for (y, line) in lines.into_iter().take(height).enumerate() {
+        frame.render_widget(line, Rect { x: area.x, y: area.y + y as u16, width: area.width, height: 1 });
+    }
+}
+
+struct Brush {
+    has_colour: bool,
+}
+
+impl Brush {
+    fn colour(&self, text: String, colour: Color) -> Span<'static> {
+        let style = if self.has_colour { Style::new().fg(colour) } else { Style::new() };
+        Span::styled(text, style)
+    }
+
+    fn bold(&self, text: String) -> Span<'static> {
+        Span::styled(text, Style::new().add_modifier(Modifier::BOLD))
+    }
+}
+
+fn picture(state: &State, brush: &Brush, width: usize, height: u16) -> Vec<Line<'static>> {
+    let mut top = vec![Line::from(brush.bold(state.goal.url.clone()))];
+    if height >= TINY {
+        top.extend(wrapped(&state.goal.load, width).into_iter().map(Line::raw));
+    }
+    top.push(progress(state, width));
+    if height >= ROOMY {
+        top.push(Line::default());
+    }
+    top.push(rate(state, brush));
+
+    let mut bottom = times(state);
+    if height >= ROOMY {
+        bottom.insert(0, Line::default());
+        bottom.push(Line::default());
+    }
+    bottom.push(connections(state, brush));
+    let mut workers = workers(state, brush, width);
+    if height >= ROOMY && !workers.is_empty() {
+        workers.insert(0, Line::default());
+    }
+
+    // The curve takes what nobody else needs.
+    let fixed = top.len() + bottom.len() + 1;
+    let free = usize::from(height).saturating_sub(fixed + workers.len());
+    let mut lines = top;
+    lines.extend(curve(&state.rates.columns(width), free.clamp(1, CURVE_LINES), brush));
+    lines.extend(bottom);
+    let room = usize::from(height).saturating_sub(lines.len() + 1);
+    if workers.len() > room {
+        workers.truncate(room.saturating_sub(1));
+        let told = workers.iter().filter(|line| is_worker(line)).count();
+        workers.push(Line::raw(format!("{:>6} more workers", state.workers.len() - told)));
+    }
+    lines.extend(workers);
+    lines
+}
+
+/// Broken between words.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let line = lines.last_mut().expect("there is always one");
+        if line.is_empty() {
+            line.push_str(word);
+        } else if line.chars().count() + 1 + word.chars().count() <= width {
+            line.push(' ');
+            line.push_str(word);
+        } else {
+            lines.push(word.to_string());
+        }
+    }
+    lines
+}
+
+/// The phase, the time, and how far it has come.
+fn progress(state: &State, width: usize) -> Line<'static> {
+    let elapsed = state.now.to_s;
+    let of = match (state.goal.seconds, state.goal.requests) {
+        (Some(seconds), _) => format!(" of {seconds:.1} s"),
+        (None, Some(requests)) => format!(" · {} of {} requests", grouped(state.requests), grouped(requests)),
+        (None, None) => String::new(),
+    };
+    let said = format!("{} · {elapsed:.1} s{of} ", state.phase.in_words());
+    let room = width.saturating_sub(said.chars().count() + 2).min(40);
+    let bar = state.progress().filter(|_| room >= 10).map_or(String::new(), |share| {
+        let full = (share * room as f64).round() as usize;
+        format!(" {}{}", "━".repeat(full), "┄".repeat(room - full))
+    });
+    Line::raw(said + &bar)
+}
+
+fn rate(state: &State, brush: &Brush) -> Line<'static> {
+    let now = brush.bold(format!("{} requests/s", grouped(state.now.qps.round() as u64)));
+    let length_s = state.now.to_s - state.now.from_s;
+    let due = state.now.due.filter(|_| state.goal.is_open_loop && length_s > 0.0);
+    let due = due
+        .map_or(String::new(), |due| format!(" · {} due", grouped((due as f64 / length_s).round() as u64)));
+    let rest = format!(
+        "{due} · {} on average · {} at most",
+        grouped(state.average_rate().round() as u64),
+        grouped(state.highest_rate.round() as u64)
+    );
+    Line::from(vec![now, Span::raw(rest)])
+}
+
+/// The rates as columns in eighths of a line, the latest at the right; the highest fills all lines.
+fn curve(rates: &[f64], lines: usize, brush: &Brush) -> Vec<Line<'static>> {
+    const EIGHTHS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let most = rates.iter().copied().fold(0.0, f64::max);
+    let eighths = |rate: f64| match most {
+        0.0 => 0,
+        // Whatever is not nothing is visible.
+        _ => ((rate / most * 8.0 * lines as f64).round() as usize).max(usize::from(rate > 0.0)),
+    };
+    let line = |from_bottom: usize| {
+        rates.iter().map(|&rate| EIGHTHS[eighths(rate).saturating_sub(8 * from_bottom).min(8)]).collect()
+    };
+    (0..lines).rev().map(|i| Line::from(brush.colour(line(i), Color::Cyan))).collect()
+}
+
+fn times(state: &State) -> Vec<Line<'static>> {
+    let row = |name: &str, latency: &Latency| {
+        let all = [latency.p50, latency.p90, latency.p99, latency.p99_9, latency.max];
+        let cell = |&us: &f64| match latency.max {
+            0.0 => format!("{:>9}", "–"),
+            _ => format!("{:>9}", time(us)),
+        };
+        Line::raw(format!("{name:10}{}", all.iter().map(cell).collect::<String>()))
+    };
+    let names = ["p50", "p90", "p99", "p99.9", "max"].map(|name| format!("{name:>9}")).concat();
+    vec![
+        Line::styled(format!("{:10}{names}", "response"), Style::new().add_modifier(Modifier::DIM)),
+        row("now", &state.now.latency_us),
+        row("so far", &state.so_far),
+    ]
+}
+
+fn connections(state: &State, brush: &Brush) -> Line<'static> {
+    let (open, asked) = (state.now.connections_open, state.now.connections_requested);
+    let open = format!("{} of {} connections open", grouped(open), grouped(asked));
+    let errors = format!("{} errors", grouped(state.errors));
+    let errors = if state.errors > 0 { brush.colour(errors, Color::Red) } else { Span::raw(errors) };
+    let slip = &state.now.slip_us;
+    let slip = if slip.max > 0.0 { format!(" · slip p99 {}", time(slip.p99)) } else { String::new() };
+    Line::from(vec![errors, Span::raw(format!(" · {open}{slip}"))])
+}
+
+/// A heading with D, and a line for each worker.
+fn workers(state: &State, brush: &Brush, width: usize) -> Vec<Line<'static>> {
+    if state.workers.is_empty() {
+        return Vec::new();
+    }
+    let told = |what: &str, d: Option<f64>| {
+        let d = d.map(|d| if d < 99.5 { format!("{d:.2}") } else { grouped(d.round() as u64) });
+        d.map_or(String::new(), |d| format!(" · D of {what} {d}"))
+    };
+    let d = told("connections", state.dispersion(|share| share.connections))
+        + &told("requests", state.dispersion(|share| share.requests));
+    let heading = match d.is_empty() {
+        true => "worker, connections, requests".to_string(),
+        false => format!("worker, connections, requests{d}"),
+    };
+    let mut lines = vec![Line::styled(heading, Style::new().add_modifier(Modifier::DIM))];
+    let most = state.workers.values().map(|share| share.requests).max().unwrap_or(0);
+    let room = width.saturating_sub(LABEL).min(40);
+    for (worker, share) in &state.workers {
+        let numbers =
+            format!("{worker:>6} {:>8} {:>12} ", grouped(share.connections), grouped(share.requests));
+        let columns = share.requests as f64 / most.max(1) as f64 * room as f64;
+        let bar = brush.colour(crate::load::output::text::bar(columns), Color::Green);
+        lines.push(Line::from(vec![Span::raw(numbers), bar]));
+    }
+    lines
+}
+
+/// Columns of a worker's numbers.
+const LABEL: usize = 6 + 1 + 8 + 1 + 12 + 1;
+
+/// A worker's line has its numbers and its bar.
+fn is_worker(line: &Line) -> bool {
+    line.spans.len() == 2
+}
+
+/// Thousands apart: 1,234,567.
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+
+    use super::*;
+    use crate::load::output::live::state::Goal;
+    use crate::load::output::live::state::tests::interval;
+
+    fn running(workers: u32) -> State {
+        let mut state = State::new(Goal {
+            url: "http://127.0.0.1:8080/".into(),
+            load: "open loop, 8000/s at fixed gaps, 64 connections, 1 thread".into(),
+            is_open_loop: true,
+            seconds: Some(10.0),
+            workers,
+            ..Goal::default()
+        });
+        for number in 0..40 {
+            state.add(&interval(number, number >= 10, 400 + 10 * u64::from(number)));
+        }
+        state.now.due = Some(800);
+        state.now.slip_us = Latency { p99: 61.0, max: 80.0, ..Latency::default() };
+        state.so_far = Latency { p50: 249.0, max: 8_000.0, ..state.now.latency_us };
+        state
+    }
+
+    fn screen(state: &State, width: u16, height: u16) -> Vec<String> {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+        terminal.draw(|frame| draw(frame, state, true)).unwrap();
+        let cells = terminal.backend().buffer().content();
+        let line =
+            |cells: &[ratatui::buffer::Cell]| cells.iter().map(|cell| cell.symbol()).collect::<String>();
+        cells.chunks(width.into()).map(|cells| line(cells).trim_end().to_string()).collect()
+    }
+
+    #[test]
+    fn a_run_is_seen_at_80_by_24() {
+        let lines = screen(&running(0), 80, 24);
+        let expected = [
+            "http://127.0.0.1:8080/",
+            "open loop, 8000/s at fixed gaps, 64 connections, 1 thread",
+            "measuring · 4.0 s of 10.0 s  ━━━━━━━━━━━━━━━━┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄",
+            "",
+            "7,900 requests/s · 8,000 due · 6,450 on average · 7,900 at most",
+        ];
+        assert_eq!(lines[..5], expected, "{lines:#?}");
+        let after = lines.iter().position(|line| line.starts_with("response")).unwrap();
+        let expected = [
+            "response        p50      p90      p99    p99.9      max",
+            "now           251us    280us    612us   1.27ms   4.31ms",
+            "so far        249us    280us    612us   1.27ms   8.00ms",
+            "",
+            "0 errors · 64 of 64 connections open · slip p99 61.0us",
+            "",
+        ];
+        assert_eq!(lines[after..after + 6], expected, "{lines:#?}");
+        assert!(lines[after + 6].starts_with("worker, connections, requests · D of connections 40.00"));
+        assert!(lines[after + 8].ends_with(&"█".repeat(40)), "{lines:#?}");
+        assert_eq!(lines[23], KEYS);
+        assert!(lines[after - 2].contains('█') && lines[5].ends_with('█'), "{lines:#?}");
+    }
+
+    #[test]
+    fn more_workers_than_lines_are_counted() {
+        let lines = screen(&running(64), 80, 24);
+        let last = lines[22].clone();
+        let shown = lines.iter().filter(|line| line.ends_with("  0") || line.contains("██")).count();
+        assert!(last.ends_with(" more workers") && lines[23] == KEYS && shown > 3, "{lines:#?}");
+    }
+
+    #[test]
+    fn a_tiny_screen_has_the_numbers_and_a_long_load_is_broken_between_words() {
+        let lines = screen(&running(2), 30, 8);
+        assert!(lines[1].starts_with("measuring") && lines[6].starts_with("so far"), "{lines:#?}");
+        let lines = screen(&running(2), 30, 12);
+        assert_eq!(lines[1..3], ["open loop, 8000/s at fixed", "gaps, 64 connections, 1 thread"]);
+    }
+
+    #[test]
+    fn what_is_unknown_is_no_zero() {
+        let lines = screen(&State::new(Goal::default()), 80, 24);
+        assert_eq!(lines.concat().matches('–').count(), 10, "{lines:#?}");
+        assert!(!lines.concat().contains("worker, "));
+    }
+
+    #[test]
+    fn every_size_of_screen_is_drawn_on() {
+        for (width, height) in [(1, 1), (2, 3), (30, 8), (80, 24), (120, 40), (400, 120)] {
+            for workers in [0, 2, 300] {
+                let lines = screen(&running(workers), width, height);
+                let keys: String = KEYS.chars().take(width.into()).collect();
+                assert_eq!(lines.last().unwrap(), keys.trim_end());
+            }
+        }
+    }
+
+    #[test]
+    fn a_count_that_ends_the_run_is_its_progress() {
+        let mut state = running(0);
+        (state.goal.seconds, state.goal.requests) = (None, Some(20_000));
+        let lines = screen(&state, 80, 24);
+        assert!(lines[2].starts_with("measuring · 4.0 s · 19,350 of 20,000 requests  ━"), "{lines:#?}");
+    }
+}

@@ -1,0 +1,256 @@
+//! What has been seen of a run so far: intervals go in, and what stays is bounded however long it lasts.
+
+use std::collections::BTreeMap;
+
+use crate::load::options::args::LoadArgs;
+use crate::report::{IntervalReport, Latency};
+
+/// Workers told apart; the rest are left out.
+const MOST_WORKERS: u32 = 4096;
+
+/// What the command line asks for.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Goal {
+    pub url: String,
+    /// The load in words.
+    pub load: String,
+    pub is_open_loop: bool,
+    /// Warm-up and measurement together; unknown where a number of requests ends the run.
+    pub seconds: Option<f64>,
+    /// Requests after the warm-up, where their number ends the run.
+    pub requests: Option<u64>,
+    /// Workers the server is said to have.
+    pub workers: u32,
+}
+
+impl Goal {
+    pub fn of(args: &LoadArgs) -> Goal {
+        let heading = args.heading(false);
+        let seconds = (args.warmup + args.duration).as_secs_f64();
+        Goal {
+            url: heading.url,
+            load: heading.load,
+            is_open_loop: heading.open_loop,
+            seconds: args.requests.is_none().then_some(seconds),
+            requests: args.requests,
+            workers: args.workers.unwrap_or(0),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Phase {
+    #[default]
+    WarmUp,
+    Measurement,
+    LastAnswers,
+}
+
+impl Phase {
+    /// The phase after this one, or the same.
+    pub fn then(self, interval: &IntervalReport) -> Phase {
+        match (self, interval.measured) {
+            (_, true) => Phase::Measurement,
+            (Phase::WarmUp, false) => Phase::WarmUp,
+            (_, false) => Phase::LastAnswers,
+        }
+    }
+
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Phase::WarmUp => "warming up",
+            Phase::Measurement => "measuring",
+            Phase::LastAnswers => "last answers",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Share {
+    pub connections: u64,
+    pub requests: u64,
+}
+
+/// Everything the picture shows.
+#[derive(Debug, Default)]
+pub struct State {
+    pub goal: Goal,
+    pub phase: Phase,
+    /// The last interval.
+    pub now: IntervalReport,
+    /// Response times since the measurement began; all zero until they are known.
+    pub so_far: Latency,
+    /// Of the measurement, and of the warm-up while that lasts.
+    pub requests: u64,
+    pub seconds: f64,
+    pub highest_rate: f64,
+    /// Of the whole run.
+    pub errors: u64,
+    pub rates: Rates,
+    /// By the worker's number. Connections of the whole run, requests like `requests`.
+    pub workers: BTreeMap<u32, Share>,
+}
+
+impl State {
+    pub fn new(goal: Goal) -> State {
+        let workers = (0..goal.workers).map(|worker| (worker, Share::default())).collect();
+        State { goal, workers, ..State::default() }
+    }
+
+    /// Adds what happened in one more interval.
+    pub fn add(&mut self, interval: &IntervalReport) {
+        let (before, phase) = (self.phase, self.phase.then(interval));
+        self.phase = phase;
+        if before != phase && phase == Phase::Measurement {
+            (self.requests, self.seconds, self.highest_rate) = (0, 0.0, 0.0);
+            self.workers.values_mut().for_each(|share| share.requests = 0);
+        }
+        if phase != Phase::LastAnswers {
+            self.requests += interval.requests;
+            self.seconds += interval.to_s - interval.from_s;
+            self.highest_rate = self.highest_rate.max(interval.qps);
+        }
+        self.errors += interval.errors;
+        self.rates.push(interval.qps);
+        for (worker, gained) in &interval.workers {
+            let Some(worker) = worker.parse().ok().filter(|&worker| worker < MOST_WORKERS) else { continue };
+            let share: &mut Share = self.workers.entry(worker).or_default();
+            share.connections += gained.connections;
+            share.requests += gained.requests;
+        }
+        self.now = interval.clone();
+    }
+
+    /// Requests/s since the measurement (or the run) began.
+    pub fn average_rate(&self) -> f64 {
+        if self.seconds > 0.0 { self.requests as f64 / self.seconds } else { 0.0 }
+    }
+
+    /// Share of the run that is over, where its end is known.
+    pub fn progress(&self) -> Option<f64> {
+        let by_time = self.goal.seconds.map(|seconds| self.now.to_s / seconds);
+        let measured = if self.phase == Phase::WarmUp { 0 } else { self.requests };
+        let by_count = self.goal.requests.map(|goal| measured as f64 / goal as f64);
+        by_time.or(by_count).map(|share| share.clamp(0.0, 1.0))
+    }
+
+    /// X² / (k − 1) of what the workers have, see [`crate::load::counts::evenness`]; its p-value is for the report.
+    pub fn dispersion(&self, of: fn(&Share) -> u64) -> Option<f64> {
+        let (k, n) = (self.workers.len() as f64, self.workers.values().map(of).sum::<u64>() as f64);
+        let mean = n / k;
+        let squares: f64 = self.workers.values().map(|share| (of(share) as f64 - mean).powi(2)).sum();
+        (k > 1.0 && n > 0.0).then(|| squares / mean / (k - 1.0))
+    }
+}
+
+/// The rate from the first interval to the last, in at most [`Rates::MOST`] values: when they are full, two become one.
+#[derive(Debug)]
+pub struct Rates {
+    values: Vec<f64>,
+    /// Intervals that one value stands for.
+    per_value: u32,
+    /// Sum and number of those that are no value yet.
+    begun: (f64, u32),
+}
+
+impl Default for Rates {
+    fn default() -> Rates {
+        Rates { values: Vec::new(), per_value: 1, begun: (0.0, 0) }
+    }
+}
+
+impl Rates {
+    const MOST: usize = 512;
+
+    pub fn push(&mut self, rate: f64) {
+        self.begun = (self.begun.0 + rate, self.begun.1 + 1);
+        if self.begun.1 < self.per_value {
+            return;
+        }
+        self.values.push(self.begun.0 / f64::from(self.begun.1));
+        self.begun = (0.0, 0);
+        if self.values.len() == Rates::MOST {
+            self.values = self.values.chunks(2).map(mean).collect();
+            self.per_value = self.per_value.saturating_mul(2);
+        }
+    }
+
+    /// All of it in at most so many columns.
+    pub fn columns(&self, width: usize) -> Vec<f64> {
+        let n = self.values.len();
+        if n <= width {
+            return self.values.clone();
+        }
+        (0..width).map(|i| mean(&self.values[i * n / width..(i + 1) * n / width])).collect()
+    }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::report::WorkerShare;
+
+    pub(crate) fn interval(number: u32, measured: bool, requests: u64) -> IntervalReport {
+        let share = |connections, requests| WorkerShare { connections, requests, latency_us: None };
+        let latency_us = Latency {
+            p50: 251.0,
+            p90: 280.0,
+            p99: 612.0,
+            p99_9: 1_270.0,
+            max: 4_310.0,
+            ..Latency::default()
+        };
+        IntervalReport {
+            from_s: f64::from(number) / 10.0,
+            to_s: f64::from(number + 1) / 10.0,
+            measured,
+            requests,
+            qps: requests as f64 * 10.0,
+            connections_open: 64,
+            connections_requested: 64,
+            latency_us,
+            workers: [("0".into(), share(1, requests / 4)), ("10".into(), share(0, 3 * requests / 4))].into(),
+            ..IntervalReport::default()
+        }
+    }
+
+    #[test]
+    fn the_measurement_begins_with_new_sums_and_the_last_answers_do_not_count() {
+        let mut state = State::new(Goal { seconds: Some(0.4), workers: 2, ..Goal::default() });
+        for (number, measured, requests) in [(0, false, 400), (1, true, 800), (2, true, 400), (3, false, 4)] {
+            state.add(&interval(number, measured, requests));
+        }
+        assert_eq!((state.phase, state.requests, state.highest_rate), (Phase::LastAnswers, 1200, 8000.0));
+        assert!((state.average_rate() - 6000.0).abs() < 1e-6);
+        // Worker 1 was announced and never met.
+        let connections: Vec<u64> = state.workers.values().map(|share| share.connections).collect();
+        assert_eq!(connections, [4, 0, 0]);
+        assert_eq!(state.workers[&10].requests, 900 + 3);
+        assert_eq!(state.progress(), Some(1.0));
+    }
+
+    #[test]
+    fn dispersion_is_that_of_the_report() {
+        let mut state = State::new(Goal::default());
+        assert_eq!(state.dispersion(|share| share.requests), None);
+        state.add(&interval(0, true, 400));
+        let expected = crate::load::counts::evenness::measure(&[100, 300]).dispersion;
+        assert!((state.dispersion(|share| share.requests).unwrap() - expected).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_day_of_intervals_needs_no_more_room_than_a_minute() {
+        let mut rates = Rates::default();
+        for i in 0..864_000 {
+            rates.push(f64::from(i));
+        }
+        assert!(rates.values.len() < Rates::MOST);
+        let columns = rates.columns(80);
+        assert_eq!(columns.len(), 80);
+        assert!(columns.is_sorted() && columns[0] < 10_000.0 && columns[79] > 850_000.0, "{columns:?}");
+    }
+}

@@ -1,0 +1,343 @@
+//! Arithmetic before the start: would this run out of descriptors, source ports or room in the accept queue? Then
+//! which knob helps? Pure but for [`prepare`] and [`Limits::now`], which ask the kernel.
+
+use std::fs;
+use std::net::IpAddr;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::load::options::args::{Close, LoadArgs};
+
+/// Descriptors beside the connections: standard streams, epoll instances, the files of the run.
+const OTHER_DESCRIPTORS: u64 = 32;
+/// What one thread connects and closes per second on a loopback, at the very most (117,000 were seen, half of them
+/// by the server): the bound for a closed loop, whose rate nobody knows beforehand.
+const MAX_CONNECTIONS_PER_S: f64 = 50_000.0;
+/// TCP_TIMEWAIT_LEN, a constant of the kernel (include/net/tcp.h).
+const TIME_WAIT_S: f64 = 60.0;
+
+/// connect(2) tries the ports of one parity first, so that bind(2) finds the others free; only when all of them are in
+/// use does it go through the rest (__inet_hash_connect, net/ipv4/inet_hashtables.c). So one of two is at hand.
+const PORTS_AT_HAND: f64 = 2.0;
+
+/// What the machine allows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Limits {
+    /// RLIMIT_NOFILE, the hard limit.
+    pub descriptors: u64,
+    /// Source ports of one address: net.ipv4.ip_local_port_range without ip_local_reserved_ports.
+    pub ports: u64,
+    /// net.ipv4.tcp_tw_reuse: 0 never, 1 always, 2 on the loopback.
+    pub time_wait_reuse: u64,
+    /// net.ipv4.tcp_tw_reuse_delay: how long a port in TIME_WAIT is held even so.
+    pub time_wait_reuse_delay_s: f64,
+    /// net.core.somaxconn, which caps every listen(2) backlog of this machine.
+    pub somaxconn: u64,
+}
+
+impl Limits {
+    /// Of this machine and process; what cannot be read has the kernel's default.
+    pub fn now() -> Limits {
+        let (_, descriptors) = descriptor_limits();
+        let range = sysctl("net/ipv4/ip_local_port_range").unwrap_or_default();
+        let reserved = sysctl("net/ipv4/ip_local_reserved_ports").unwrap_or_default();
+        let value = |name, default| sysctl(name).and_then(|text| text.parse().ok()).unwrap_or(default);
+        Limits {
+            descriptors,
+            ports: ports(&range, &reserved),
+            time_wait_reuse: value("net/ipv4/tcp_tw_reuse", 2),
+            time_wait_reuse_delay_s: value("net/ipv4/tcp_tw_reuse_delay", 1000) as f64 / 1e3,
+            somaxconn: value("net/core/somaxconn", 4096),
+        }
+    }
+}
+
+/// Raises the soft limit of descriptors to the hard one, and gives advice on this run.
+///
+/// # Errors
+/// One line, when the run cannot fit on this machine at all.
+pub fn prepare(args: &LoadArgs) -> Result<Vec<String>, String> {
+    let (soft, hard) = descriptor_limits();
+    if soft < hard {
+        // If this fails, a run that needs more counts EMFILE among its connect errors.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+    advise(args, &Limits::now())
+}
+
+/// What may go wrong with this run, a line each with the knob that helps.
+///
+/// # Errors
+/// One line, when it cannot fit at all.
+pub fn advise(args: &LoadArgs, limits: &Limits) -> Result<Vec<String>, String> {
+    let run = Demand::of(args);
+    fits_descriptors(&run, limits)?;
+    if args.unix.is_some() {
+        // No ports; the backlog of the socket is the server's own.
+        return Ok(Vec::new());
+    }
+    fits_ports(&run, limits)?;
+    Ok([time_wait(&run, limits), accept_queue(&run, limits)].into_iter().flatten().collect())
+}
+
+/// What a run asks of the machine.
+struct Demand {
+    threads: u64,
+    /// Open at the same time, those that send nothing or slowly too.
+    connections: u64,
+    /// Of them, those that connect all at once.
+    at_once: u64,
+    sources: u64,
+    on_loopback: bool,
+    /// Connections that we close first, in good order, in each second and in all.
+    closed_by_us: Option<(f64, f64)>,
+}
+
+impl Demand {
+    fn of(args: &LoadArgs) -> Demand {
+        let others = [args.idle, args.slow_send, args.slow_read, args.half_open].map(u64::from);
+        let host = &args.target().host;
+        let loopback_address = host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
+        Demand {
+            threads: u64::from(args.threads),
+            connections: u64::from(args.connections) + others.iter().sum::<u64>(),
+            at_once: u64::from(args.connections),
+            sources: args.source.as_ref().map_or(1, |sources| sources.addresses.len() as u64),
+            on_loopback: loopback_address || host.eq_ignore_ascii_case("localhost"),
+            closed_by_us: closed_by_us(args),
+        }
+    }
+
+    fn ports(&self, limits: &Limits) -> f64 {
+        (limits.ports * self.sources) as f64
+    }
+
+    /// How long a port is held that we closed first.
+    fn port_held_s(&self, limits: &Limits) -> f64 {
+        let reused = match limits.time_wait_reuse {
+            0 => false,
+            2 => self.on_loopback,
+            _ => true,
+        };
+        if reused { limits.time_wait_reuse_delay_s } else { TIME_WAIT_S }
+    }
+}
+
+/// Who closes first keeps the port in TIME_WAIT. With --requests-per-connection that is the server, and then the
+/// client's port is free at once (tried: 500 connections through 100 ports, tcp_tw_reuse 0); a reset leaves none.
+fn closed_by_us(args: &LoadArgs) -> Option<(f64, f64)> {
+    if !args.connect_only || args.close == Close::Rst {
+        return None;
+    }
+    let ramp_mean = |rate: f64| args.ramp_to.map_or(rate, |to| (rate + to.per_s()) / 2.0);
+    let per_s = match args.rate {
+        Some(rate) => ramp_mean(rate.per_s()),
+        None => MAX_CONNECTIONS_PER_S * f64::from(args.threads),
+    };
+    let in_all = match args.requests {
+        Some(requests) => requests as f64 + per_s * args.warmup.as_secs_f64(),
+        None => per_s * (args.warmup + args.duration).as_secs_f64(),
+    };
+    Some((per_s, in_all))
+}
+
+fn fits_descriptors(run: &Demand, limits: &Limits) -> Result<(), String> {
+    let needed = run.connections + run.threads + OTHER_DESCRIPTORS;
+    if needed <= limits.descriptors {
+        return Ok(());
+    }
+    Err(format!(
+        "open {} connections: they need {needed} descriptors, the limit is {}; raise `ulimit -Hn` or ask for fewer",
+        run.connections, limits.descriptors
+    ))
+}
+
+fn fits_ports(run: &Demand, limits: &Limits) -> Result<(), String> {
+    let ports = limits.ports * run.sources;
+    if run.connections <= ports {
+        return Ok(());
+    }
+    Err(format!(
+        "open {} connections to one server: {} have {ports} ports (net.ipv4.ip_local_port_range); connect from more \
+         with --source{}, or widen the range",
+        run.connections,
+        addresses(run.sources),
+        if run.on_loopback { " 127.1.0.0/24" } else { "" },
+    ))
+}
+
+/// Connections per second that find a source port at once where we close first and leave each in TIME_WAIT; `None` for
+/// a run of so few that each has its own.
+pub(crate) fn ports_per_s(args: &LoadArgs, limits: &Limits, connections: u64) -> Option<f64> {
+    let run = Demand::of(args);
+    let at_hand = run.ports(limits) / PORTS_AT_HAND;
+    let is_bound = args.unix.is_none() && run.closed_by_us.is_some() && connections as f64 > at_hand;
+    is_bound.then(|| at_hand / run.port_held_s(limits))
+}
+
+fn time_wait(run: &Demand, limits: &Limits) -> Option<String> {
+    let (per_s, in_all) = run.closed_by_us?;
+    let (held_s, ports) = (run.port_held_s(limits), run.ports(limits));
+    let at_hand = ports / PORTS_AT_HAND;
+    if in_all.min(per_s * held_s) <= at_hand {
+        return None;
+    }
+    Some(format!(
+        "each connection that we close holds its port for {held_s} s (TIME_WAIT), and connect(2) takes every second of \
+         {ports} ports first: beyond {:.0} connections/s it has to search and gets slow, and fails with EADDRNOTAVAIL \
+         when none is left; --close rst leaves no TIME_WAIT, --source{} has more ports",
+        at_hand / held_s,
+        if run.on_loopback { " 127.1.0.0/24" } else { "" },
+    ))
+}
+
+/// Of a server on this machine: another's limits nobody here can know.
+fn accept_queue(run: &Demand, limits: &Limits) -> Option<String> {
+    (run.on_loopback && run.at_once > limits.somaxconn).then(|| {
+        format!(
+            "{} connections are opened at once, an accept queue holds {} (net.core.somaxconn): a server that accepts \
+             more slowly lets some wait for a second or more; raise somaxconn and the server's --backlog",
+            run.at_once, limits.somaxconn
+        )
+    })
+}
+
+fn addresses(count: u64) -> String {
+    if count == 1 { "one source address".into() } else { format!("{count} source addresses") }
+}
+
+/// Soft and hard.
+fn descriptor_limits() -> (u64, u64) {
+    getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit(2) fails only on bad arguments")
+}
+
+fn sysctl(name: &str) -> Option<String> {
+    Some(fs::read_to_string(format!("/proc/sys/{name}")).ok()?.trim().to_string())
+}
+
+/// How many ports `first last` holds beside those of `8080,9148-9150`.
+fn ports(range: &str, reserved: &str) -> u64 {
+    // The default of ip_local_port_range (ip(7)).
+    const DEFAULT: (u64, u64) = (32_768, 60_999);
+    let pair = |text: &str, separator: fn(char) -> bool| {
+        let mut ends = text.split(separator).filter_map(|end| end.trim().parse::<u64>().ok());
+        let first = ends.next()?;
+        Some((first, ends.next().unwrap_or(first)))
+    };
+    let (first, last) = pair(range, char::is_whitespace).unwrap_or(DEFAULT);
+    let reserved = reserved.split(',').filter_map(|part| pair(part, |c| c == '-'));
+    let taken: u64 = reserved.map(|(from, to)| (to.min(last) + 1).saturating_sub(from.max(first))).sum();
+    (last + 1).saturating_sub(first).saturating_sub(taken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    const DEFAULTS: Limits = Limits {
+        descriptors: 20_000,
+        ports: 28_232,
+        time_wait_reuse: 2,
+        time_wait_reuse_delay_s: 1.0,
+        somaxconn: 4096,
+    };
+    const ROOMY: Limits = Limits { descriptors: 1_000_000, ..DEFAULTS };
+
+    fn advice_at(host: &str, flags: &str, limits: &Limits) -> Result<Vec<String>, String> {
+        let url = format!("http://{host}/");
+        let args = ["loadgen"].into_iter().chain(flags.split_whitespace()).chain([url.as_str()]);
+        advise(&LoadArgs::try_parse_from(args).unwrap(), limits)
+    }
+
+    fn advice(flags: &str, limits: &Limits) -> Result<Vec<String>, String> {
+        advice_at("127.0.0.1:8080", flags, limits)
+    }
+
+    #[test]
+    fn a_common_run_is_started_without_a_word() {
+        for flags in [
+            "",
+            "--duration 300ms --connections 4000 --threads 2",
+            "--duration 250ms --connect-only",
+            "--requests-per-connection 1 --duration 1h",
+            "--connect-only --rate 14000 --duration 1h",
+            "--connect-only --close rst --duration 1h",
+            "--connect-only --requests 14000",
+            "--idle 15000",
+        ] {
+            assert_eq!(advice(flags, &DEFAULTS), Ok(vec![]), "{flags}");
+        }
+    }
+
+    #[test]
+    fn what_needs_more_descriptors_than_there_are_is_refused() {
+        let error = advice("--connections 15000 --half-open 4000 --slow-read 1000", &DEFAULTS).unwrap_err();
+        assert!(
+            error.contains("20000 connections") && error.contains("20033") && error.contains("ulimit"),
+            "{error}"
+        );
+        assert!(advice("--connections 19967", &DEFAULTS).is_ok());
+        assert!(advice("--connections 19968", &DEFAULTS).is_err());
+    }
+
+    #[test]
+    fn more_connections_than_ports_are_refused_unless_there_are_more_sources() {
+        assert!(advice("--idle 28168", &ROOMY).is_ok());
+        let error = advice("--idle 28169", &ROOMY).unwrap_err();
+        assert!(error.contains("--source 127.1.0.0/24") && error.contains("28232 ports"), "{error}");
+        assert!(advice("--idle 28169 --source 127.0.0.2,127.0.0.3", &ROOMY).is_ok());
+        assert!(advice("--idle 40000 --unix /tmp/socket", &ROOMY).is_ok());
+    }
+
+    #[test]
+    fn ports_in_time_wait_are_counted_by_how_long_they_are_held() {
+        // Half of 28,232 ports: 235 connections a second for a minute, 14,116 where they are reused after a second.
+        let warned = |flags: &str, host: &str, limits: &Limits| advice_at(host, flags, limits).unwrap().len();
+        let never = Limits { time_wait_reuse: 0, ..DEFAULTS };
+        let flags = "--connect-only --duration 2m --rate 236";
+        assert_eq!(warned(flags, "127.0.0.1", &never), 1);
+        assert_eq!(warned("--connect-only --duration 2m --rate 235", "127.0.0.1", &never), 0);
+        assert_eq!(warned(flags, "localhost:80", &DEFAULTS), 0);
+        assert_eq!(warned(flags, "[::1]:80", &DEFAULTS), 0);
+        assert_eq!(warned(flags, "192.0.2.1", &DEFAULTS), 1);
+        assert_eq!(warned(flags, "192.0.2.1", &Limits { time_wait_reuse: 1, ..DEFAULTS }), 0);
+        assert_eq!(
+            warned(
+                "--connect-only --duration 2m --rate 236 --source 127.0.0.2,127.0.0.3",
+                "127.0.0.1",
+                &never
+            ),
+            0
+        );
+        // A run that ends before the ports do.
+        assert_eq!(warned("--connect-only --duration 30s --rate 450", "127.0.0.1", &never), 0);
+        // A closed loop may be fast enough.
+        let line = advice("--connect-only --duration 10s", &DEFAULTS).unwrap().remove(0);
+        assert!(
+            line.contains("14116 connections/s") && line.contains("slow") && line.contains("--close rst"),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn a_crowd_that_knocks_at_once_is_held_against_the_accept_queue() {
+        assert_eq!(advice("--connections 4096", &DEFAULTS), Ok(vec![]));
+        assert!(advice("--connections 4097", &DEFAULTS).unwrap()[0].contains("somaxconn"));
+        assert_eq!(advice_at("192.0.2.1", "--connections 4097", &DEFAULTS), Ok(vec![]));
+    }
+
+    #[test]
+    fn reserved_ports_are_not_there() {
+        assert_eq!(ports("32768\t60999", ""), 28_232);
+        assert_eq!(ports("40000 40099", "8080,40010,40090-40200"), 100 - 1 - 10);
+        assert_eq!(ports("", ""), 28_232);
+        assert_eq!(ports("5 4", "1-9"), 0);
+    }
+
+    #[test]
+    fn this_machine_has_limits() {
+        let limits = Limits::now();
+        assert!(limits.descriptors > 0 && limits.ports > 0 && limits.somaxconn > 0);
+    }
+}

@@ -1,0 +1,217 @@
+//! The main thread while the others measure: it watches the clock, the signals and the threads, announces the
+//! phases, and takes the CPU time at both ends of the measured window.
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::time::TimeValLike;
+
+use crate::load::counts::interval::Listener;
+use crate::load::counts::tally::Window;
+use crate::load::options::args::LoadArgs;
+use crate::load::run::audience::Audience;
+use crate::load::run::control::{Control, Voice};
+use crate::sys::epoll::{Epoll, Interest};
+use crate::units::monotonic_ns;
+
+/// A shorter run is over before one looks for its progress.
+const PROGRESS_FROM_NS: u64 = 2_000_000_000;
+const PROGRESS_EVERY_NS: u64 = 1_000_000_000;
+const SIGNAL: u64 = 0;
+const NEWS: u64 = 1;
+
+/// CPU time of this process.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Cpu {
+    pub user_us: u64,
+    pub system_us: u64,
+}
+
+pub struct Watch<'a> {
+    control: &'a Control,
+    signals: SignalFd,
+    epoll: Epoll,
+    announces_phases: bool,
+    /// Standard error is a terminal, so somebody may be waiting in front of it.
+    shows_progress: bool,
+    /// What the threads have said so far, in words.
+    heard: u64,
+}
+
+impl<'a> Watch<'a> {
+    /// Blocks SIGINT and SIGTERM for this thread and all it starts: from here on they are read, not suffered.
+    pub fn new(control: &'a Control, args: &LoadArgs) -> nix::Result<Watch<'a>> {
+        let ends: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
+        ends.thread_block()?;
+        let signals = SignalFd::with_flags(&ends, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        let epoll = Epoll::new(2)?;
+        epoll.add(&signals, SIGNAL, Interest::EPOLLIN)?;
+        epoll.add(control.news(), NEWS, Interest::EPOLLIN)?;
+        // The audience of --live has a picture, or lines of its own.
+        let shows_progress = std::io::stderr().is_terminal() && !args.live;
+        Ok(Watch { control, signals, epoll, announces_phases: args.phases, shows_progress, heard: 0 })
+    }
+
+    pub fn announce(&self, phase: &str) {
+        if self.announces_phases {
+            // Whoever started us may have closed the other end; the measurement goes on without a listener.
+            let _ = writeln!(std::io::stderr(), "phase {phase}");
+        }
+    }
+
+    /// Whether somebody wants the run to end. The first signal ends the measurement, the second everything.
+    pub fn is_interrupted(&self) -> bool {
+        while let Ok(Some(_)) = self.signals.read_signal() {
+            self.interrupt(monotonic_ns());
+        }
+        self.control.stopped_at_ns().is_some()
+    }
+
+    /// A signal, or somebody in the audience.
+    fn interrupt(&self, now_ns: u64) {
+        match self.control.stopped_at_ns() {
+            None => self.control.stop(now_ns),
+            Some(_) => self.control.abort(now_ns),
+        }
+    }
+
+    /// Waits until all threads are ready for the schedule.
+    pub fn until_ready(&mut self, threads: u64) -> nix::Result<()> {
+        while self.heard < threads {
+            self.wait(u64::MAX)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until all threads are done. Returns the window as it became, and the CPU time spent in it.
+    pub fn until_done(
+        &mut self,
+        threads: u64,
+        mut window: Window,
+        mut listener: Option<&mut Listener>,
+        audience: &mut Audience,
+    ) -> nix::Result<(Window, Cpu)> {
+        let mut ends = Ends::default();
+        if window.open_ns > window.start_ns {
+            self.announce("warmup");
+        }
+        let mut progress_ns = window.start_ns + PROGRESS_EVERY_NS;
+        let every_ns = audience.every.as_nanos() as u64;
+        let mut audience_ns = if listener.is_some() { window.start_ns + every_ns } else { u64::MAX };
+        loop {
+            let now_ns = monotonic_ns();
+            window.close_ns = window.close_ns.min(self.control.stopped_at_ns().unwrap_or(u64::MAX));
+            self.pass(&mut ends, &window, now_ns);
+            // Only now: a short run may be done before this thread first looks, and had its phases too.
+            if self.heard == Voice::WORDS * threads {
+                break;
+            }
+            if now_ns >= progress_ns {
+                self.show_progress(now_ns, &window);
+                progress_ns += PROGRESS_EVERY_NS;
+            }
+            if let Some(listener) = listener.as_mut().filter(|_| now_ns >= audience_ns) {
+                if audience.hear(listener, &window) {
+                    self.interrupt(now_ns);
+                }
+                audience_ns = now_ns + every_ns;
+            }
+            let ahead = [window.open_ns, window.close_ns, progress_ns, audience_ns]
+                .into_iter()
+                .filter(|&at| at > now_ns);
+            self.wait(ahead.min().map_or(u64::MAX, |at_ns| at_ns - now_ns))?;
+        }
+        if ends.cpu_at_close.is_none() {
+            // A number of requests ended the window, and the threads with it.
+            self.announce("drain");
+        }
+        self.clear_progress();
+        Ok((window, ends.cpu_between()))
+    }
+
+    /// Takes note when an end of the window is passed.
+    fn pass(&self, ends: &mut Ends, window: &Window, now_ns: u64) {
+        if ends.cpu_at_open.is_none() && now_ns >= window.open_ns && window.open_ns < window.close_ns {
+            ends.cpu_at_open = Some(cpu_used());
+            self.announce("measure");
+        }
+        if ends.cpu_at_close.is_none() && now_ns >= window.close_ns {
+            ends.cpu_at_close = Some(cpu_used());
+            self.announce("drain");
+        }
+    }
+
+    fn wait(&mut self, timeout_ns: u64) -> nix::Result<()> {
+        let timeout = (timeout_ns != u64::MAX).then(|| Duration::from_nanos(timeout_ns));
+        for i in 0..self.epoll.wait(timeout)? {
+            match self.epoll.report(i).token {
+                NEWS => self.heard += self.control.hear(),
+                _ => _ = self.is_interrupted(),
+            }
+        }
+        Ok(())
+    }
+
+    fn show_progress(&self, now_ns: u64, window: &Window) {
+        let end_ns = window.close_ns;
+        if !self.shows_progress || end_ns.saturating_sub(window.start_ns) <= PROGRESS_FROM_NS {
+            return;
+        }
+        let seconds = |ns: u64| (ns as f64 / 1e9).round();
+        let elapsed_s = seconds(now_ns - window.start_ns);
+        let what = match now_ns {
+            now_ns if now_ns < window.open_ns => "warming up",
+            now_ns if now_ns < end_ns => "measuring",
+            _ => "waiting for the last answers",
+        };
+        let of = match end_ns {
+            u64::MAX => String::new(),
+            end_ns => format!(" of {} s", seconds(end_ns - window.start_ns)),
+        };
+        // Carriage return and "erase to the end of the line" (ECMA-48, EL): the line replaces itself.
+        let _ = write!(std::io::stderr(), "\r\x1b[K{what}: {elapsed_s} s{of}");
+    }
+
+    fn clear_progress(&self) {
+        if self.shows_progress {
+            let _ = write!(std::io::stderr(), "\r\x1b[K");
+        }
+    }
+}
+
+/// CPU time at the two ends of the measured window, as far as they have been passed.
+#[derive(Default)]
+struct Ends {
+    cpu_at_open: Option<Cpu>,
+    cpu_at_close: Option<Cpu>,
+}
+
+impl Ends {
+    fn cpu_between(&self) -> Cpu {
+        let now = cpu_used();
+        let (from, to) = (self.cpu_at_open.unwrap_or(now), self.cpu_at_close.unwrap_or(now));
+        Cpu {
+            user_us: to.user_us.saturating_sub(from.user_us),
+            system_us: to.system_us.saturating_sub(from.system_us),
+        }
+    }
+}
+
+fn cpu_used() -> Cpu {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).expect("getrusage(2) fails only on bad arguments");
+    Cpu {
+        user_us: usage.user_time().num_microseconds() as u64,
+        system_us: usage.system_time().num_microseconds() as u64,
+    }
+}
+
+/// The most memory this program has had resident. `ru_maxrss` would be at least what its parent had when it forked,
+/// since it survives execve(2); `VmHWM` belongs to the address space (proc_pid_status(5)).
+pub fn max_rss_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    peak.and_then(|peak| peak.trim().strip_suffix(" kB")?.trim().parse().ok()).unwrap_or(0)
+}

@@ -1,0 +1,315 @@
+//! Can these numbers be trusted? Pure: evidence in, a verdict with its reasons out.
+//!
+//! A check asks two things where chance plays a part: is this more than chance would do, and is it large enough to
+//! matter? The first alone would condemn every long run, since no machine is exact; the second alone every short one.
+//! `invalid` is kept for runs that did not measure what was asked for; a server that is too slow is a finding.
+
+use crate::load::options::gate::number;
+use crate::load::output::text::time;
+use crate::machine::Counters;
+use crate::report::{Check, IntervalReport, Latency, Trust, Verdict};
+use crate::units::over;
+
+mod course;
+mod pace;
+
+/// What decides the moments at which requests are due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Pattern {
+    #[default]
+    Closed,
+    Fixed,
+    Poisson,
+    /// So many at once.
+    Burst(u32),
+    Ramp,
+    Replay,
+    /// Users arrive by Poisson; what they ask next is due when they have thought.
+    Sessions,
+}
+
+/// What a run knows about itself, in plain numbers.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Evidence<'a> {
+    pub pattern: Pattern,
+    /// Requests per second asked for, the mean over the window; `None` in closed loop and with --replay.
+    pub rate_asked: Option<f64>,
+    /// A number of requests ended the window, with the last answer: its length then says nothing about the rate.
+    pub ends_by_count: bool,
+    pub duration_s: f64,
+    /// Open loop: requests due in the window, and those of them that got an answer, however late.
+    pub due_in_window: u64,
+    pub answered_of_due: u64,
+    /// Answered within the window; with --connect-only the connections.
+    pub requests: u64,
+    /// Requests of the window that were sent, whatever became of them; those answered after its end; those that were
+    /// never answered since --deadline was over, in the whole run.
+    pub sent: u64,
+    pub answered_late: u64,
+    pub given_up: u64,
+    /// --deadline, after which nothing is sent any more.
+    pub deadline_s: Option<f64>,
+    /// When requests were sent and due, in nanoseconds, one pair per request in the order of the due times: the
+    /// first ones of the window, of all threads.
+    pub sends: &'a [u64],
+    pub dues: &'a [u64],
+    pub intervals: &'a [IntervalReport],
+    /// Response time, and how many times are in it; then the same of service time and slip.
+    pub response_us: Latency,
+    pub responses: u64,
+    pub service_us: Latency,
+    pub slip_us: Latency,
+    pub connect_us: Latency,
+    /// Connect time, when every request opens a connection of its own and is sent once that is established.
+    pub handshake_us: Option<Latency>,
+    pub cpu_share: f64,
+    pub busy_poll: bool,
+    /// What the machine counted meanwhile, and in how many seconds (warm-up and drain included).
+    pub machine: Counters,
+    pub machine_s: f64,
+    /// Connections, without the crowd.
+    pub connections_asked: u64,
+    pub connections_peak: u64,
+    pub connections_opened: u64,
+    /// Connections per second beyond which source ports become rare, where we close first.
+    pub ports_per_s: Option<f64>,
+    pub errors: u64,
+    pub censored: u64,
+    pub interrupted: bool,
+    /// How much later than --start-at it began.
+    pub late_start_ns: Option<u64>,
+}
+
+/// Below this p-value chance is no explanation: of a thousand good runs one is accused. z is the same in standard
+/// deviations of the normal distribution, two-sided.
+const P_BAR: f64 = 0.001;
+const Z_BAR: f64 = 3.29;
+/// The same where a check is made of every run and costs nothing to make strict (p < 10⁻⁵).
+const Z_STRICT: f64 = 4.4;
+/// Of what was due, this share must be answered.
+pub(crate) const ACHIEVED: f64 = 0.99;
+/// Below this share, and with the client to blame, the run measured the client.
+const ACHIEVED_AT_ALL: f64 = 0.95;
+/// Gaps are summed up to this length before they are judged. A client that sleeps wakes up to 100 us late (timer slack,
+/// scheduling), so gaps shorter than that collapse into one moment: at ten times that it moves the distribution function
+/// by less than the bar, and nothing is lost for a queue, which feels how many come in a millisecond.
+const GAP_SCALE_NS: f64 = 1_000_000.0;
+/// What a fixed schedule may always be late.
+const LATE_FLOOR_NS: f64 = 200_000.0;
+/// The largest distance between two distribution functions that is still no matter.
+const KS_SIZE: f64 = 0.1;
+/// Of the requests of a fixed schedule, this share may be sent later than a gap after their time.
+const LATE_SHARE: f64 = 0.05;
+/// A rank correlation of neighbouring gaps that is still no matter.
+const CORRELATION_SIZE: f64 = 0.1;
+/// What the last third of a run may differ from the first.
+const DRIFT_QPS: f64 = 0.1;
+const DRIFT_LATENCY: f64 = 0.25;
+const DRIFT_LATENCY_US: f64 = 50.0;
+/// Intervals are averaged into this many stretches, each long enough to be nearly independent of the next.
+const STRETCHES: usize = 20;
+/// From this share of its threads' time on the client may be what limits the figures.
+pub(crate) const BUSY_CLIENT: f64 = 0.9;
+/// The part of a response time that may be the client's own slip, at the median and in the tail, and the slip that
+/// never matters.
+const SLIP_OF_MEDIAN: f64 = 0.2;
+const SLIP_OF_TAIL: f64 = 0.5;
+const SLIP_FLOOR_US: f64 = 100.0;
+/// From this share of their time on, by Little's law, the connections and not the clock decide when to send.
+const CONNECTIONS_BUSY: f64 = 0.9;
+const STEAL_SHARE: f64 = 0.02;
+/// The kernel counts steal in ticks: fewer are rounding.
+const STEAL_TICKS: u64 = 3;
+const ERROR_SHARE: f64 = 0.001;
+const CENSORED_SHARE: f64 = 0.001;
+/// A percentile rests on the answers beyond it.
+const ANSWERS_BEYOND: f64 = 10.0;
+const CONNECTIONS_OPEN: f64 = 0.9;
+/// From this much on a client began too late to be part of the same load.
+pub(crate) const LATE_START_NS: u64 = 100_000_000;
+/// From this share of the window on, silence at its end is no chance; it must have cost so many answers, too.
+const SILENCE: f64 = 0.1;
+const ANSWERS_MISSED: f64 = 10.0;
+/// What was lost to an accept queue is sent again after this time at the earliest (TCP_RTO_MIN, include/net/tcp.h).
+const RETRANSMISSION_US: f64 = 200_000.0;
+/// No listener has a smaller backlog: the largest that 4.2BSD knew (Stevens, UNP vol. 1, section 4.5).
+const SMALL_BACKLOG: u64 = 5;
+/// From this share of the rate on that the source ports allow, they and not the server may set it; then a handshake
+/// takes longer than this at p99.9 (on one machine 20 us otherwise).
+const PORTS_SHARE: f64 = 0.9;
+const SLOW_CONNECT_US: f64 = 1000.0;
+/// Fewer values are no sample.
+const MIN_GAPS: usize = 100;
+
+/// Every check by its name, with the bar it holds a run to.
+pub fn bars() -> Vec<(&'static str, String)> {
+    let percent = |share: f64| format!("{} %", number(share * 100.0));
+    vec![
+        ("requests", "something was answered (else invalid)".into()),
+        (
+            "served",
+            format!(
+                "the end of the window, {} of it or more and longer than p99.9, was not without an answer to {ANSWERS_MISSED} requests or more (else invalid; if --deadline ended them: suspect)",
+                percent(SILENCE)
+            ),
+        ),
+        (
+            "rate",
+            format!(
+                "open loop: as many were due as were asked for, within chance ({Z_STRICT} standard deviations of the Poisson count; one in 1000 otherwise)"
+            ),
+        ),
+        (
+            "achieved",
+            format!(
+                "open loop: at least {} of what was due was answered, apart from what is rightly under way at the end (Little's law: rate x mean response); below {} because of the client (its CPU, or a slip as long while connections were free): invalid",
+                percent(ACHIEVED),
+                percent(ACHIEVED_AT_ALL)
+            ),
+        ),
+        (
+            "gaps",
+            format!(
+                "Poisson: sums of gaps, at least {} long, against the gamma distribution; Kolmogorov-Smirnov p >= {P_BAR}, or D <= {KS_SIZE}. Otherwise: at most {} sent later than one gap (at least {}) after they were due",
+                time(GAP_SCALE_NS / 1e3),
+                percent(LATE_SHARE),
+                time(LATE_FLOOR_NS / 1e3)
+            ),
+        ),
+        (
+            "independence",
+            format!(
+                "Poisson: Spearman's rank correlation of neighbouring gaps within {Z_BAR}/sqrt(n), or below {CORRELATION_SIZE}"
+            ),
+        ),
+        (
+            "drift",
+            format!(
+                "rate and mean response time do not rise or fall with time (Spearman, {STRETCHES} stretches, p >= {P_BAR}), or the last third differs from the first by less than {} in rate, {} in time",
+                percent(DRIFT_QPS),
+                percent(DRIFT_LATENCY)
+            ),
+        ),
+        (
+            "cpu",
+            format!(
+                "the client used at most {} of its threads' time (not with --busy-poll)",
+                percent(BUSY_CLIENT)
+            ),
+        ),
+        (
+            "slip",
+            format!(
+                "open loop: the slip is at most {} of the median response time and {} of p99 and p99.9, or below {}",
+                percent(SLIP_OF_MEDIAN),
+                percent(SLIP_OF_TAIL),
+                time(SLIP_FLOOR_US)
+            ),
+        ),
+        ("steal", format!("the hypervisor took at most {} of the machine's time", percent(STEAL_SHARE))),
+        (
+            "accept_queue",
+            format!(
+                "no accept queue of this machine overflowed, or it was another's: this run opened at most {SMALL_BACKLOG} connections, or none of its requests waited as long as a retransmission takes ({})",
+                time(RETRANSMISSION_US)
+            ),
+        ),
+        (
+            "ports",
+            format!(
+                "--connect-only --close fin: at most {} of the connections/s that the source ports allow, or connect(2) takes at most {} at p99.9",
+                percent(PORTS_SHARE),
+                time(SLOW_CONNECT_US)
+            ),
+        ),
+        ("errors", format!("at most {} of the requests failed", percent(ERROR_SHARE))),
+        (
+            "censored",
+            format!(
+                "at most {} of the times are ages of requests that were never answered",
+                percent(CENSORED_SHARE)
+            ),
+        ),
+        (
+            "percentiles",
+            format!(
+                "p99 rests on one answer at least; fewer than {ANSWERS_BEYOND} beyond it, or beyond p99.9, are remarked upon"
+            ),
+        ),
+        (
+            "connections",
+            format!(
+                "as many were open as were asked for; below {} of them: invalid",
+                percent(CONNECTIONS_OPEN)
+            ),
+        ),
+        ("complete", "the run was not ended early".into()),
+        ("start", format!("--start-at was kept to {} (else invalid)", time(LATE_START_NS as f64 / 1e3))),
+    ]
+}
+
+/// All checks that apply to this run; the verdict is the worst of them.
+pub fn judge(evidence: &Evidence) -> Trust {
+    let checks: Vec<Check> = [
+        course::requests(evidence),
+        course::served(evidence),
+        pace::rate(evidence),
+        pace::achieved(evidence),
+        pace::gaps(evidence),
+        pace::independence(evidence),
+        course::drift(evidence),
+        course::cpu(evidence),
+        pace::slip(evidence),
+        course::steal(evidence),
+        course::accept_queue(evidence),
+        course::ports(evidence),
+        course::errors(evidence),
+        course::censored(evidence),
+        course::percentiles(evidence),
+        course::connections(evidence),
+        course::complete(evidence),
+        course::start(evidence),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    Trust { verdict: checks.iter().map(|check| check.verdict).max().unwrap_or_default(), checks }
+}
+
+impl Evidence<'_> {
+    fn is_open_loop(&self) -> bool {
+        self.pattern != Pattern::Closed
+    }
+
+    /// The share of their time that the connections were waiting for answers (Little's law: L = λW).
+    /// Requests that failed or were given up kept theirs busy as well.
+    /// A burst larger than they are many waits for them however idle they are otherwise.
+    fn connections_busy(&self) -> f64 {
+        if matches!(self.pattern, Pattern::Burst(size) if u64::from(size) > self.connections_asked) {
+            return 1.0;
+        }
+        let per_s = over(self.sent as f64, self.duration_s);
+        over(per_s * self.service_us.mean / 1e6, self.connections_asked as f64)
+    }
+
+    fn client_is_busy(&self) -> bool {
+        !self.busy_poll && self.cpu_share > BUSY_CLIENT
+    }
+}
+
+/// Requests that a server which keeps up has under way at the end of the window (Little's law). A mean beyond
+/// a twentieth of the run is no steady state and excuses nothing.
+pub(crate) fn rightly_under_way(offered_per_s: f64, mean_response_us: f64, duration_s: f64) -> f64 {
+    offered_per_s * (mean_response_us / 1e6).min(0.05 * duration_s)
+}
+
+fn check(name: &str, verdict: Verdict, reason: String) -> Check {
+    Check { name: name.into(), verdict, reason }
+}
+
+fn suspect_if(name: &str, is_suspect: bool, reason: String) -> Check {
+    check(name, if is_suspect { Verdict::Suspect } else { Verdict::Valid }, reason)
+}
+
+#[cfg(test)]
+mod tests;
