@@ -1,0 +1,118 @@
+//! The connections of `--background`: beside those that are measured, only there or slow on purpose.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::units::{format_duration, parse_positive_duration};
+
+/// How many connections of each kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Background {
+    /// Send nothing.
+    pub idle: u32,
+    /// Send their request a byte at a time.
+    pub slow_send: u32,
+    /// Read their answer a byte at a time.
+    pub slow_read: u32,
+    /// Send half a request, and then nothing.
+    pub half_open: u32,
+    /// The pause between two bytes of the slow ones.
+    pub gap: Duration,
+}
+
+const MAX_CONNECTIONS: u32 = 1_000_000;
+const DEFAULT_GAP: Duration = Duration::from_millis(100);
+
+impl Background {
+    /// The connections of all kinds together.
+    pub fn total(&self) -> u64 {
+        [self.idle, self.slow_send, self.slow_read, self.half_open].into_iter().map(u64::from).sum()
+    }
+}
+
+impl Default for Background {
+    fn default() -> Background {
+        Background { idle: 0, slow_send: 0, slow_read: 0, half_open: 0, gap: DEFAULT_GAP }
+    }
+}
+
+impl FromStr for Background {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Background, String> {
+        let mut background = Background::default();
+        for part in text.split(',') {
+            let (kind, value) = part.split_once(':').ok_or_else(|| {
+                format!(
+                    "{part:?} is not KIND:N; kinds are idle, slow-send, slow-read, half-open, and gap:DUR"
+                )
+            })?;
+            let count = match kind {
+                "idle" => &mut background.idle,
+                "slow-send" => &mut background.slow_send,
+                "slow-read" => &mut background.slow_read,
+                "half-open" => &mut background.half_open,
+                "gap" => {
+                    background.gap = parse_positive_duration(value).map_err(|why| format!("gap: {why}"))?;
+                    continue;
+                }
+                _ => {
+                    return Err(format!(
+                        "{kind:?} is not a kind; there are idle, slow-send, slow-read, half-open, and gap"
+                    ));
+                }
+            };
+            *count = value.parse().ok().filter(|&count| count <= MAX_CONNECTIONS).ok_or_else(|| {
+                format!("{kind}: {value:?} is not a number of connections from 0 to {MAX_CONNECTIONS}")
+            })?;
+        }
+        Ok(background)
+    }
+}
+
+/// As it is written on the command line; empty when there are no such connections.
+impl fmt::Display for Background {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        let counts = [
+            ("idle", self.idle),
+            ("slow-send", self.slow_send),
+            ("slow-read", self.slow_read),
+            ("half-open", self.half_open),
+        ];
+        let mut parts: Vec<String> = counts
+            .iter()
+            .filter(|(_, count)| *count > 0)
+            .map(|(kind, count)| format!("{kind}:{count}"))
+            .collect();
+        if self.slow_send + self.slow_read > 0 {
+            parts.push(format!("gap:{}", format_duration(self.gap)));
+        }
+        formatter.write_str(&parts.join(","))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_has_its_number_and_what_is_written_reads_back_the_same() {
+        let text = "idle:1000,slow-send:10,slow-read:5,half-open:3,gap:250ms";
+        let background: Background = text.parse().unwrap();
+        let gap = Duration::from_millis(250);
+        assert_eq!(background, Background { idle: 1000, slow_send: 10, slow_read: 5, half_open: 3, gap });
+        assert_eq!((background.total(), background.to_string().as_str()), (1018, text));
+        let idle: Background = "idle:7".parse().unwrap();
+        assert_eq!((idle.gap, idle.to_string().as_str()), (DEFAULT_GAP, "idle:7"));
+    }
+
+    #[test]
+    fn an_unknown_kind_and_a_number_out_of_range_are_refused() {
+        for bad in
+            ["", "5", "idle", "idle:", "idle:-1", "idle:1000001", "busy:3", "gap:0s", "idle:3,", "gap:5"]
+        {
+            assert!(bad.parse::<Background>().is_err(), "{bad:?} was accepted");
+        }
+    }
+}
