@@ -12,6 +12,7 @@
 //! - [`report`] and [`scoreboard`]: the two JSON documents and the live counters in which these three meet;
 //! - [`membership`]: whether this process is a worker of a cluster;
 //! - [`failure`]: how a program that cannot go on says so;
+//! - [`terminal`]: what is drawn in a terminal;
 //! - [`units`], [`stats`], [`cpu`], [`machine`], [`sys`]: durations, statistics, the CPUs we may use, what the kernel
 //!   counted, and the system calls as thin safe lines.
 //!
@@ -40,4 +41,5 @@ pub mod report;
 pub mod scoreboard;
 pub mod stats;
 pub mod sys;
+pub mod terminal;
 pub mod units;

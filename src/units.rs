@@ -1,4 +1,5 @@
-//! Durations as people write them (`250us`, `1.8ms`, `3s`), a division, dates, and the clock all programs read.
+//! Durations as people write them (`250us`, `1.8ms`, `3s`), numbers as people read them, dates, and the clock all
+//! programs read.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -47,6 +48,46 @@ pub fn format_duration(duration: Duration) -> String {
         _ => (1e9, "s"),
     };
     format!("{}{unit}", nanoseconds as f64 / divisor)
+}
+
+/// A time in microseconds with three digits and the unit that makes them readable: `30.4ms`.
+pub fn time(us: f64) -> String {
+    let (value, unit) = match us {
+        us if us < 999.5 => (us, "us"),
+        us if us < 999.5e3 => (us / 1e3, "ms"),
+        us => (us / 1e6, "s"),
+    };
+    let decimals = match value {
+        value if value < 9.995 => 2,
+        value if value < 99.95 => 1,
+        _ => 0,
+    };
+    format!("{value:.decimals$}{unit}")
+}
+
+/// A number with three digits: `3`, `0.951`, `12.3`, `80311`.
+pub fn number(value: f64) -> String {
+    if value.fract() == 0.0 || value.abs() >= 1000.0 {
+        return format!("{value:.0}");
+    }
+    let digits_before = if value.abs() < 1.0 { 0 } else { value.abs().log10() as usize + 1 };
+    match value.abs() {
+        tiny if tiny < 1e-3 => format!("{value:.1e}"),
+        _ => format!("{value:.*}", 3usize.saturating_sub(digits_before).max(1)),
+    }
+}
+
+/// A count with its thousands separated: `1,234,567`.
+pub fn grouped(count: u64) -> String {
+    let digits = count.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
 }
 
 /// `amount / of`, and 0 where there is nothing to divide by.
@@ -131,5 +172,40 @@ mod tests {
         assert_eq!(utc(0), "1970-01-01T00:00:00Z");
         assert_eq!(utc(951_782_400), "2000-02-29T00:00:00Z");
         assert_eq!(utc(1_798_761_599), "2026-12-31T23:59:59Z");
+    }
+
+    #[test]
+    fn times_have_three_digits_and_the_unit_that_suits_them() {
+        for (us, expected) in [
+            (0.0, "0.00us"),
+            (9.994, "9.99us"),
+            (9.996, "10.0us"),
+            (99.96, "100us"),
+            (999.6, "1.00ms"),
+            (30_390.0, "30.4ms"),
+            (3_010_000.0, "3.01s"),
+            (3_600_000_000.0, "3600s"),
+        ] {
+            assert_eq!(time(us), expected);
+        }
+    }
+
+    #[test]
+    fn numbers_have_three_digits() {
+        for (value, expected) in [
+            (3.0, "3"),
+            (0.9512, "0.951"),
+            (12.345, "12.3"),
+            (123.45, "123.5"),
+            (0.00012, "1.2e-4"),
+            (80_311.2, "80311"),
+        ] {
+            assert_eq!(number(value), expected);
+        }
+    }
+
+    #[test]
+    fn thousands_are_separated() {
+        assert_eq!([0, 999, 1_000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
     }
 }

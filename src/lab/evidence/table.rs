@@ -14,6 +14,7 @@ use crate::lab::plan::experiment::{Kind, TableSpec};
 use crate::lab::record::Row;
 use crate::lab::run::disturb;
 use crate::stats::{self, RUNS_FOR_INTERVAL, Summary};
+use crate::units::grouped;
 
 /// A table ready to be printed.
 #[derive(Debug, Clone, PartialEq)]
@@ -132,14 +133,7 @@ fn spread(summary: &Summary, print: fn(f64) -> String) -> String {
 
 /// Whole numbers with thousands separated.
 fn count(value: f64) -> String {
-    let digits = format!("{:.0}", value.abs());
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
+    let text = grouped(value.abs().round_ties_even() as u64);
     if value.round() < 0.0 { format!("−{text}") } else { text }
 }
 

@@ -20,6 +20,7 @@ use serde_json::json;
 
 use crate::failure::Failure;
 use crate::lab::run::program::{Interrupt, Stop};
+use crate::terminal::has_colour;
 use crate::units::parse_duration;
 use sample::{Look, Target};
 use view::View;
@@ -62,8 +63,7 @@ pub fn run(path: &Path, interval: Duration, interrupt: &Interrupt) -> Result<(),
         return Err(Stop::Failed(why.to_string()));
     }
     let mut target = Target::open(path).map_err(failed)?;
-    // no-color.org: any value but the empty one.
-    let has_colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let has_colour = has_colour(&stdout());
     let mut screen = Screen::take().map_err(failed)?;
     let keys = keys();
     let (mut earlier, mut now) = (None, target.sample());

@@ -5,6 +5,7 @@ use ratatui::text::Line;
 
 use crate::lab::watch::sample::State;
 use crate::lab::watch::view::{RATES, View, Worker, number};
+use crate::terminal::columns;
 
 const STRIPS: usize = RATES.len() + 1;
 
@@ -39,23 +40,9 @@ fn strip(
 ) -> Vec<Line<'static>> {
     let style = colour.map_or(Style::new(), |colour| Style::new().fg(colour));
     let mut lines = vec![Line::styled(title, Style::new().add_modifier(Modifier::DIM))];
-    for floor in (0..height).rev() {
-        let column = |worker: &Worker| match of(worker) {
-            Some(value) => piece(value, most, height, floor),
-            None if floor == 0 => '–',
-            None => ' ',
-        };
-        lines.push(Line::styled(shown.iter().map(column).collect::<String>(), style));
-    }
+    let values: Vec<Option<f64>> = shown.iter().map(of).collect();
+    lines.extend(columns(&values, most, height).into_iter().map(|line| Line::styled(line, style)));
     lines
-}
-
-/// The part of a column that is on this floor, in eighths. Whatever is not nothing is at least visible.
-fn piece(value: f64, most: f64, height: usize, floor: usize) -> char {
-    const EIGHTHS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
-    let full = if most > 0.0 { value / most * 8.0 * height as f64 } else { 0.0 };
-    let eighths = (full.round() as usize).max(usize::from(value > 0.0));
-    EIGHTHS[eighths.saturating_sub(8 * floor).min(8)]
 }
 
 /// Who does not run.

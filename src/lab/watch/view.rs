@@ -9,6 +9,7 @@ use ratatui::text::{Line, Span};
 
 use crate::lab::watch::overview;
 use crate::lab::watch::sample::{Sample, State, Target};
+use crate::terminal::bar;
 use crate::units::format_duration;
 
 /// Lines that are not a worker's: three of heading, the columns' names, the total, the keys.
@@ -195,7 +196,8 @@ fn line(worker: &Worker, label: usize, bar_width: usize, most: &[f64; 4], has_co
     for (i, (_, colour)) in RATES.iter().enumerate() {
         let rate = worker.rates.map(|rates| rates[i]);
         let style = if has_colour { Style::new().fg(*colour) } else { Style::new() };
-        spans.push(Span::styled(bar(rate.unwrap_or(0.0), most[i], bar_width), style));
+        let bar = bar(rate.unwrap_or(0.0), most[i], bar_width);
+        spans.push(Span::styled(format!("{bar:<bar_width$}"), style));
         spans.push(Span::raw(format!(" {:>NUMBER$} ", rate.map_or("–".to_string(), number))));
     }
     spans.push(Span::raw(format!(
@@ -235,15 +237,6 @@ fn keys(view: &View, last: usize) -> Line<'static> {
         ),
     };
     Line::styled(text, Style::new().add_modifier(Modifier::DIM))
-}
-
-/// A bar of at most `width` columns, in eighths. Whatever is not nothing is at least visible.
-fn bar(value: f64, most: f64, width: usize) -> String {
-    const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
-    let full = if most > 0.0 { value / most * 8.0 * width as f64 } else { 0.0 };
-    let eighths = (full.round() as usize).max(usize::from(value > 0.0));
-    let bar = "█".repeat(eighths / 8) + EIGHTHS[eighths % 8];
-    format!("{bar:<width$}")
 }
 
 /// At most six characters.

@@ -22,11 +22,10 @@ use socket2::{Domain, Socket, Type};
 use crate::cpu;
 use crate::load::counts::histogram::Times;
 use crate::load::options::args::{Format, LoadArgs};
-use crate::load::output::text::time;
 use crate::load::run;
 use crate::report::{Latency, LoadReport};
 use crate::sys::epoll::{Epoll, Interest};
-use crate::units::{format_duration, monotonic_ns, parse_positive_duration};
+use crate::units::{format_duration, monotonic_ns, parse_positive_duration, time};
 
 /// Show how much faster than any server this client is, on this machine: against a server that does nothing
 #[derive(Debug, Parser)]

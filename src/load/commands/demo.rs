@@ -15,9 +15,9 @@ use clap::Parser;
 use nix::sys::prctl;
 
 use crate::load::options::args::{Format, LoadArgs};
-use crate::load::output::text::wrapped;
 use crate::load::run;
 use crate::report::{Latency, LoadReport, Traced};
+use crate::terminal::{step, wrapped};
 
 /// What the work for a request takes; the worker sleeps meanwhile.
 const SERVICE: Duration = Duration::from_millis(1);
@@ -219,7 +219,7 @@ fn render(closed: &LoadReport, open: &LoadReport) -> String {
         ),
     ];
     for paragraph in &paragraphs {
-        let _ = write!(text, "\n{}\n", wrapped(paragraph).join("\n"));
+        let _ = write!(text, "\n{}\n", wrapped(paragraph, 80, 2).join("\n"));
     }
     text
 }
@@ -235,7 +235,6 @@ fn row(text: &mut String, name: &str, requests: Option<u64>, latency: &Latency) 
 
 /// The longest response time of each bin, in eighths of the stall (Unicode block elements).
 fn picture(trace: &[Traced]) -> String {
-    const EIGHTHS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let bins = (RUN.as_micros() / BIN.as_micros()) as usize;
     let mut longest_us: Vec<Option<f64>> = vec![None; bins];
     for answer in trace {
@@ -244,10 +243,9 @@ fn picture(trace: &[Traced]) -> String {
             *longest = Some(longest.unwrap_or(0.0).max(answer.latency_us));
         }
     }
-    let eighth_us = STALL.as_micros() as f64 / 8.0;
     let mark = |longest: &Option<f64>| match longest {
         None => '·',
-        Some(us) => EIGHTHS[((us / eighth_us) as usize).min(7)],
+        Some(us) => step(*us, STALL.as_micros() as f64),
     };
     longest_us.iter().map(mark).collect()
 }
@@ -301,7 +299,7 @@ mod tests {
         };
         let trace = [answer(0.0, 1.0), answer(50.0, 600.0), answer(60.0, 1.0), answer(250.0, 1000.0)];
         let picture = picture(&trace);
-        assert!(picture.starts_with("▅·█·") && picture.chars().count() == 30, "{picture}");
+        assert!(picture.starts_with("▆·█·") && picture.chars().count() == 30, "{picture}");
     }
 
     #[test]

@@ -12,12 +12,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::load::options::args::LoadArgs;
 use crate::load::options::gate::Gate;
-use crate::load::output::text::time;
 use crate::load::run;
 use crate::load::schedule::Rate;
 use crate::load::verdict::{ACHIEVED, BUSY_CLIENT, rightly_under_way};
 use crate::report::{Check, LoadReport, Verdict};
-use crate::units::over;
+use crate::units::{over, time};
 
 /// Rates from `from` to `to`, both included, in equal steps: what bends near the capacity shows as a bend. (In equal
 /// ratios half of the points would lie far below it, where nothing happens.)

@@ -3,9 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::load::output::text::time;
 use crate::report::{Evenness, Latency, LoadReport, Verdict};
-use crate::units::parse_duration;
+use crate::units::{number, parse_duration, time};
 
 /// What can be asked for, as the error tells it.
 const NAMES: &str = "p50 p90 p99 p99.9 max mean, of response time or with service. connect. first_byte. slip. before \
@@ -282,17 +281,6 @@ impl Statistic {
 }
 
 /// Whole numbers as they are, others to three digits.
-pub(crate) fn number(value: f64) -> String {
-    if value.fract() == 0.0 || value.abs() >= 1000.0 {
-        return format!("{value:.0}");
-    }
-    let digits_before = if value.abs() < 1.0 { 0 } else { value.abs().log10() as usize + 1 };
-    match value.abs() {
-        tiny if tiny < 1e-3 => format!("{value:.1e}"),
-        _ => format!("{value:.*}", 3usize.saturating_sub(digits_before).max(1)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -414,20 +402,6 @@ mod tests {
         }
         for bad in ["p99>5", "p99<5 ms", "errors>5ms", "qps<x", "qps<inf", "cpu_share>NaN", "p99>-1ms"] {
             assert!(bad.parse::<Gate>().is_err(), "{bad:?} was accepted");
-        }
-    }
-
-    #[test]
-    fn numbers_have_three_digits() {
-        for (value, expected) in [
-            (3.0, "3"),
-            (0.9512, "0.951"),
-            (12.345, "12.3"),
-            (123.45, "123.5"),
-            (0.00012, "1.2e-4"),
-            (80_311.2, "80311"),
-        ] {
-            assert_eq!(number(value), expected);
         }
     }
 }

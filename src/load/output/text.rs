@@ -5,6 +5,8 @@ use std::fmt::Write;
 
 use crate::load::verdict::BUSY_CLIENT;
 use crate::report::{Evenness, Latency, LoadReport, SlowBook, Traced, Verdict, WorkerShare};
+use crate::terminal::{Paint, bar, wrapped};
+use crate::units::time;
 
 /// What every terminal has.
 const COLUMNS: usize = 80;
@@ -36,53 +38,26 @@ pub struct Heading<'a> {
 
 pub fn render(report: &LoadReport, heading: &Heading) -> String {
     let mut text = String::new();
-    let paint = Paint { colour: heading.colour };
+    let paint = Paint { has_colour: heading.colour };
     trace(&mut text, &report.trace, heading);
     let _ = writeln!(text, "{}", paint.bold(&heading.url));
-    heading.load.lines().flat_map(wrapped).for_each(|line| {
+    heading.load.lines().flat_map(|line| wrapped(line, COLUMNS, 2)).for_each(|line| {
         let _ = writeln!(text, "{line}");
     });
     text.push('\n');
-    rate(&mut text, report, &paint);
+    rate(&mut text, report, paint);
     let rows = rows(report, heading.open_loop);
     latencies(&mut text, &rows, report);
-    spectrum(&mut text, &rows, &paint);
-    errors(&mut text, report, &paint);
+    spectrum(&mut text, &rows, paint);
+    errors(&mut text, report, paint);
     connections(&mut text, report);
     report.slow.iter().for_each(|book| slow(&mut text, book));
     let shares = shares(report, heading.workers);
-    workers(&mut text, report, &shares, &paint);
+    workers(&mut text, report, &shares, paint);
     order(&mut text, report, shares.len());
-    client(&mut text, report, &paint);
-    trust(&mut text, report, &paint);
+    client(&mut text, report, paint);
+    trust(&mut text, report, paint);
     text
-}
-
-struct Paint {
-    colour: bool,
-}
-
-impl Paint {
-    fn bold(&self, text: &str) -> String {
-        self.sgr("1", text)
-    }
-
-    fn red(&self, text: &str) -> String {
-        self.sgr("31", text)
-    }
-
-    fn yellow(&self, text: &str) -> String {
-        self.sgr("33", text)
-    }
-
-    fn cyan(&self, text: &str) -> String {
-        self.sgr("36", text)
-    }
-
-    /// Select Graphic Rendition (ECMA-48, 8.3.117).
-    fn sgr(&self, code: &str, text: &str) -> String {
-        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.into() }
-    }
 }
 
 /// As siege prints it.
@@ -104,7 +79,7 @@ fn trace(text: &mut String, trace: &[Traced], heading: &Heading) {
     }
 }
 
-fn rate(text: &mut String, report: &LoadReport, paint: &Paint) {
+fn rate(text: &mut String, report: &LoadReport, paint: Paint) {
     // What was answered without a first byte is a connection that had no request (--connect-only).
     let connects_only = report.requests > 0 && report.first_byte_us.max == 0.0;
     let (asked, got) = if connects_only { ("connections", "connections") } else { ("requests", "answers") };
@@ -165,7 +140,7 @@ fn latencies(text: &mut String, rows: &[(&str, &Latency)], report: &LoadReport) 
 }
 
 /// The same from the median to the maximum as a picture: a decade is as wide as any other.
-fn spectrum(text: &mut String, rows: &[(&str, &Latency)], paint: &Paint) {
+fn spectrum(text: &mut String, rows: &[(&str, &Latency)], paint: Paint) {
     const SHADES: [char; 4] = ['█', '▓', '▒', '░'];
     let rows: Vec<_> = rows.iter().filter(|(_, latency)| latency.max > 0.0).collect();
     // Below a microsecond nothing is worth a decade of its own.
@@ -201,22 +176,7 @@ fn mark(exponent: f64) -> String {
     format!("|{:.0}{unit}", 10f64.powf(exponent - divisor))
 }
 
-/// Three digits and the unit that makes them readable.
-pub(crate) fn time(us: f64) -> String {
-    let (value, unit) = match us {
-        us if us < 999.5 => (us, "us"),
-        us if us < 999.5e3 => (us / 1e3, "ms"),
-        us => (us / 1e6, "s"),
-    };
-    let decimals = match value {
-        value if value < 9.995 => 2,
-        value if value < 99.95 => 1,
-        _ => 0,
-    };
-    format!("{value:.decimals$}{unit}")
-}
-
-fn errors(text: &mut String, report: &LoadReport, paint: &Paint) {
+fn errors(text: &mut String, report: &LoadReport, paint: Paint) {
     let errors = &report.errors;
     let mut parts = Vec::new();
     let phases = [
@@ -255,7 +215,7 @@ fn lost(text: &mut String, report: &LoadReport) {
         let client = lost.client.as_ref().map_or(String::new(), |client| format!(" from {client}"));
         let worker = lost.worker.map_or(String::new(), |worker| format!(", last answered by {worker}"));
         let line = format!("{name:NAME_COLUMNS$}{:.3} s{client}: {}{worker}", lost.at_s, lost.cause);
-        wrapped(&line).iter().for_each(|line| {
+        wrapped(&line, COLUMNS, 2).iter().for_each(|line| {
             let _ = writeln!(text, "{line}");
         });
     }
@@ -295,7 +255,7 @@ fn shares(report: &LoadReport, known: u32) -> BTreeMap<u32, &WorkerShare> {
     numbered.filter(|&(worker, share)| worker < known || share.connections + share.requests > 0).collect()
 }
 
-fn workers(text: &mut String, report: &LoadReport, shares: &BTreeMap<u32, &WorkerShare>, paint: &Paint) {
+fn workers(text: &mut String, report: &LoadReport, shares: &BTreeMap<u32, &WorkerShare>, paint: Paint) {
     let Some(evenness) = &report.evenness else {
         // Who only connects asks nobody for a name.
         if report.requests == 0 || report.first_byte_us.max > 0.0 {
@@ -334,11 +294,11 @@ fn bars(
     shares: &BTreeMap<u32, &WorkerShare>,
     count: fn(&WorkerShare) -> u64,
     latency: fn(&WorkerShare) -> Option<&Latency>,
-    paint: &Paint,
+    paint: Paint,
 ) {
     let most = shares.values().map(|share| count(share)).max().unwrap_or(0).max(1);
     for (worker, share) in shares {
-        let bar = bar(count(share) as f64 / most as f64 * BAR_COLUMNS as f64);
+        let bar = bar(count(share) as f64, most as f64, BAR_COLUMNS);
         let _ = write!(text, "{worker:>6} {:>10} {}", count(share), paint.cyan(&bar));
         if let Some(latency) = latency(share) {
             let rest = BAR_COLUMNS.saturating_sub(bar.chars().count());
@@ -346,13 +306,6 @@ fn bars(
         }
         text.push('\n');
     }
-}
-
-/// A bar in eighths of a column (Unicode block elements).
-pub(crate) fn bar(columns: f64) -> String {
-    const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
-    let eighths = (columns * 8.0).round() as usize;
-    "█".repeat(eighths / 8) + EIGHTHS[eighths % 8]
 }
 
 /// Who took the first connections: a group is as long as there are workers, so that turns look like turns.
@@ -384,7 +337,7 @@ fn order(text: &mut String, report: &LoadReport, workers: usize) {
     }
 }
 
-fn client(text: &mut String, report: &LoadReport, paint: &Paint) {
+fn client(text: &mut String, report: &LoadReport, paint: Paint) {
     let client = &report.client;
     let cpu_us = (client.cpu_user_us + client.cpu_system_us) as f64;
     let per_request = match report.requests {
@@ -407,7 +360,7 @@ fn client(text: &mut String, report: &LoadReport, paint: &Paint) {
 }
 
 /// The verdict, and the reason of every check that failed.
-fn trust(text: &mut String, report: &LoadReport, paint: &Paint) {
+fn trust(text: &mut String, report: &LoadReport, paint: Paint) {
     let Some(trust) = &report.trust else { return };
     text.push('\n');
     if trust.verdict == Verdict::Valid {
@@ -419,54 +372,16 @@ fn trust(text: &mut String, report: &LoadReport, paint: &Paint) {
     for check in failed {
         let is_invalid = check.verdict == Verdict::Invalid;
         let name = if is_invalid { "invalid" } else { "suspect" };
-        for line in wrapped(&format!("{name}: {} ({})", check.reason, check.name)) {
+        for line in wrapped(&format!("{name}: {} ({})", check.reason, check.name), COLUMNS, 2) {
             let _ = writeln!(text, "{}", if is_invalid { paint.red(&line) } else { paint.yellow(&line) });
         }
     }
-}
-
-/// In lines of the terminal's width, the second and later ones indented.
-pub(crate) fn wrapped(sentence: &str) -> Vec<String> {
-    let mut lines = vec![String::new()];
-    for word in sentence.split(' ') {
-        let line = lines.last_mut().expect("one is there from the start");
-        if !line.trim().is_empty() && line.chars().count() + 1 + word.chars().count() > COLUMNS {
-            lines.push(format!("  {word}"));
-        } else {
-            let blank = if line.is_empty() { "" } else { " " };
-            *line += &format!("{blank}{word}");
-        }
-    }
-    lines
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::report::{Check, DeadlineBook, EvennessPair, Lost, Trust, WorstSecond};
-
-    #[test]
-    fn times_have_three_digits_and_the_unit_that_suits_them() {
-        for (us, expected) in [
-            (0.0, "0.00us"),
-            (9.994, "9.99us"),
-            (9.996, "10.0us"),
-            (99.96, "100us"),
-            (999.6, "1.00ms"),
-            (30_390.0, "30.4ms"),
-            (3_010_000.0, "3.01s"),
-            (3_600_000_000.0, "3600s"),
-        ] {
-            assert_eq!(time(us), expected);
-        }
-    }
-
-    #[test]
-    fn bars_are_drawn_in_eighths_of_a_column() {
-        assert_eq!(bar(0.0), "");
-        assert_eq!(bar(1.5), "█▌");
-        assert_eq!(bar(2.0), "██");
-    }
 
     fn heading(colour: bool, open_loop: bool) -> Heading<'static> {
         Heading {
@@ -628,12 +543,12 @@ mod tests {
         let mut text = String::new();
         let latency =
             Latency { p50: 10.0, p90: 100.0, p99: 1000.0, p99_9: 1e4, max: 1e5, ..Latency::default() };
-        spectrum(&mut text, &[("response", &latency)], &Paint { colour: false });
+        spectrum(&mut text, &[("response", &latency)], Paint { has_colour: false });
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].ends_with("|10us          |100us         |1ms           |10ms          |100ms"));
         let count = |shade| lines[1].chars().filter(|&c| c == shade).count();
         assert_eq!(['█', '▓', '▒', '░'].map(count), [16, 15, 15, 15]);
-        spectrum(&mut text, &[("nothing", &Latency::default())], &Paint { colour: false });
+        spectrum(&mut text, &[("nothing", &Latency::default())], Paint { has_colour: false });
         assert!(!text.contains("nothing"));
     }
 

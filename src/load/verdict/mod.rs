@@ -4,11 +4,9 @@
 //! matter? The first alone would condemn every long run, since no machine is exact; the second alone every short one.
 //! `invalid` is kept for runs that did not measure what was asked for; a server that is too slow is a finding.
 
-use crate::load::options::gate::number;
-use crate::load::output::text::time;
 use crate::machine::Counters;
 use crate::report::{Check, IntervalReport, Latency, Trust, Verdict};
-use crate::units::over;
+use crate::units::{number, over, time};
 
 mod course;
 mod pace;

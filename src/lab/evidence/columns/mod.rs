@@ -8,6 +8,7 @@ use crate::lab::plan::laws::Law;
 use crate::lab::record::Row;
 use crate::lab::run::foreign::ForeignReport;
 use crate::report::{ClusterReport, Evenness, Latency, LoadReport, WorkerReport};
+use crate::terminal::step;
 
 /// A row, and the row it is compared with, which ran directly beside it.
 #[derive(Clone, Copy)]
@@ -455,7 +456,7 @@ fn top_two(sample: Sample) -> Option<f64> {
 fn bars(row: &Row) -> Option<String> {
     let counts = connections_per_worker(row)?;
     let most = counts.iter().map(|(_, count)| *count).max().filter(|most| *most > 0)?;
-    let picture: String = counts.iter().map(|(_, count)| bar(*count, most)).collect();
+    let picture: String = counts.iter().map(|(_, count)| step(*count as f64, most as f64)).collect();
     let numbers: Vec<String> = counts.iter().map(|(_, count)| count.to_string()).collect();
     Some(format!("{picture} {}", numbers.join(" ")))
 }
@@ -466,7 +467,7 @@ fn live(row: &Row) -> Option<String> {
     let workers = row.timeline.first()?.active.len();
     let of =
         |worker: usize| row.timeline.iter().map(move |look| look.active.get(worker).copied().unwrap_or(0));
-    let line = |worker: usize| of(worker).map(|active| bar(active, most)).collect::<String>();
+    let line = |worker: usize| of(worker).map(|active| step(active as f64, most as f64)).collect::<String>();
     Some((0..workers).map(line).collect::<Vec<_>>().join(" "))
 }
 
@@ -480,11 +481,6 @@ fn live_max_over_mean(sample: Sample) -> Option<f64> {
     let most = sample.row.timeline.iter().map(total).max()?;
     let settled = sample.row.timeline.iter().filter(|look| 2 * total(look) >= most);
     settled.filter_map(|look| worst(&look.active)).max_by(f64::total_cmp)
-}
-
-/// Eighths of the largest.
-fn bar(count: u64, most: u64) -> char {
-    ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'][(count * 7).div_ceil(most) as usize]
 }
 
 fn per_connection(sample: Sample, of: fn(&WorkerReport) -> u64) -> Option<f64> {

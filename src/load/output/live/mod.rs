@@ -24,10 +24,10 @@ use ratatui::crossterm::terminal::{
 
 use crate::cpu;
 use crate::load::options::args::LoadArgs;
-use crate::load::output::text::time;
 use crate::load::run::audience::Spectator;
 use crate::report::{IntervalReport, Latency};
-use screen::grouped;
+use crate::terminal::has_colour;
+use crate::units::{grouped, time};
 pub use state::Phase;
 use state::{Goal, State};
 
@@ -48,9 +48,7 @@ impl View {
         if !stderr().is_terminal() {
             return Err("--live: standard error is no terminal, so there is a line every 2 s instead".into());
         }
-        // no-color.org: any value but the empty one.
-        let has_colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Ok(View { terminal: None, state: State::new(Goal::of(args)), has_colour })
+        Ok(View { terminal: None, state: State::new(Goal::of(args)), has_colour: has_colour(&stderr()) })
     }
 
     /// A terminal that is gone or does not obey costs the picture, not the run.

@@ -6,8 +6,9 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 
 use crate::load::output::live::state::State;
-use crate::load::output::text::time;
 use crate::report::Latency;
+use crate::terminal::{bar, columns, wrapped};
+use crate::units::{grouped, time};
 
 /// From this height on there is room for empty lines.
 const ROOMY: u16 = 20;
@@ -47,7 +48,7 @@ impl Brush {
 fn picture(state: &State, brush: &Brush, width: usize, height: u16) -> Vec<Line<'static>> {
     let mut top = vec![Line::from(brush.bold(state.goal.url.clone()))];
     if height >= TINY {
-        top.extend(wrapped(&state.goal.load, width).into_iter().map(Line::raw));
+        top.extend(wrapped(&state.goal.load, width, 0).into_iter().map(Line::raw));
     }
     top.push(progress(state, width));
     if height >= ROOMY {
@@ -79,23 +80,6 @@ fn picture(state: &State, brush: &Brush, width: usize, height: u16) -> Vec<Line<
         workers.push(Line::raw(format!("{:>6} more workers", state.workers.len() - told)));
     }
     lines.extend(workers);
-    lines
-}
-
-/// Broken between words.
-fn wrapped(text: &str, width: usize) -> Vec<String> {
-    let mut lines = vec![String::new()];
-    for word in text.split(' ') {
-        let line = lines.last_mut().expect("there is always one");
-        if line.is_empty() {
-            line.push_str(word);
-        } else if line.chars().count() + 1 + word.chars().count() <= width {
-            line.push(' ');
-            line.push_str(word);
-        } else {
-            lines.push(word.to_string());
-        }
-    }
     lines
 }
 
@@ -132,17 +116,10 @@ fn rate(state: &State, brush: &Brush) -> Line<'static> {
 
 /// The rates as columns in eighths of a line, the latest at the right; the highest fills all lines.
 fn curve(rates: &[f64], lines: usize, brush: &Brush) -> Vec<Line<'static>> {
-    const EIGHTHS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let most = rates.iter().copied().fold(0.0, f64::max);
-    let eighths = |rate: f64| match most {
-        0.0 => 0,
-        // Whatever is not nothing is visible.
-        _ => ((rate / most * 8.0 * lines as f64).round() as usize).max(usize::from(rate > 0.0)),
-    };
-    let line = |from_bottom: usize| {
-        rates.iter().map(|&rate| EIGHTHS[eighths(rate).saturating_sub(8 * from_bottom).min(8)]).collect()
-    };
-    (0..lines).rev().map(|i| Line::from(brush.colour(line(i), Color::Cyan))).collect()
+    let rates: Vec<Option<f64>> = rates.iter().copied().map(Some).collect();
+    let line = |line| Line::from(brush.colour(line, Color::Cyan));
+    columns(&rates, most, lines).into_iter().map(line).collect()
 }
 
 fn times(state: &State) -> Vec<Line<'static>> {
@@ -193,8 +170,7 @@ fn workers(state: &State, brush: &Brush, width: usize) -> Vec<Line<'static>> {
     for (worker, share) in &state.workers {
         let numbers =
             format!("{worker:>6} {:>8} {:>12} ", grouped(share.connections), grouped(share.requests));
-        let columns = share.requests as f64 / most.max(1) as f64 * room as f64;
-        let bar = brush.colour(crate::load::output::text::bar(columns), Color::Green);
+        let bar = brush.colour(bar(share.requests as f64, most as f64, room), Color::Green);
         lines.push(Line::from(vec![Span::raw(numbers), bar]));
     }
     lines
@@ -206,19 +182,6 @@ const LABEL: usize = 6 + 1 + 8 + 1 + 12 + 1;
 /// A worker's line has its numbers and its bar.
 fn is_worker(line: &Line) -> bool {
     line.spans.len() == 2
-}
-
-/// Thousands apart: 1,234,567.
-pub fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 #[cfg(test)]
