@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what others wrote and the tests and experiments use: clients to compare with, what starts loadgen on many
-# machines, and the standard reader of .hlog files. Debian, as root.
+# Installs the programs of other projects that the tests and experiments use: clients to compare with, what starts
+# loadgen on many machines, and the standard reader of .hlog files. Debian, as root.
 set -euo pipefail
 missing=()
 for pair in wrk:wrk ab:apache2-utils siege:siege h2load:nghttp2-client curl:curl \
@@ -15,6 +15,6 @@ if [ ${#missing[@]} -gt 0 ]; then
   apt-get update -qq >/dev/null
   apt-get install -y -qq "${missing[@]}" >/dev/null
 fi
-# Debian keeps pip out of its own Python unless told otherwise, and an older pip does not know the flag.
+# Debian's Python refuses pip without this flag, and an older pip does not know the flag.
 reader || pip3 install --quiet --break-system-packages hdrhistogram 2>/dev/null || pip3 install --quiet hdrhistogram
 echo "installed: ${missing[*]} hdrhistogram"

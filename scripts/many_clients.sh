@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# One load from many client machines: GNU parallel starts a loadgen on each of them by ssh, all begin at the same
-# moment, and `loadgen merge` adds up what they bring. The clocks of the machines have to agree (NTP or PTP).
+# One load from many client machines: GNU parallel starts a loadgen on each of them over ssh, all start at the same
+# moment, and `loadgen merge` adds their results. The clocks of the machines have to agree (NTP or PTP).
 #
 #   scripts/many_clients.sh HOSTS OUT FLAGS… URL
 #   scripts/many_clients.sh hosts.txt results --rate 5000 --arrivals poisson --warmup 2s http://10.0.0.1:8080/
 #
-# HOSTS is a file with a host a line, as ssh takes it; a host that stands there twice runs two clients. OUT gets N.json
-# and N.hlog from the client of line N, and sum.json and sum.hlog. From the environment: LOADGEN (its path, here and
-# there), SSH and SCP (with options of yours), LEAD (seconds until the start).
+# HOSTS is a file with one host per line, as ssh takes it; a host in two lines runs two clients. OUT gets N.json and
+# N.hlog from the client of line N, and sum.json and sum.hlog. Environment variables: LOADGEN (its path, here and on the
+# hosts), SSH and SCP (with your own options), LEAD (seconds until the start).
 set -euo pipefail
 [ $# -ge 3 ] || { sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2; }
 hosts=$1 out=$2

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Builds everything, runs all experiments and ends with the tables, on the terminal and in RESULTS.md.
-# scripts/run_all.sh [--quick] [--out DIR] [EXPERIMENT…]: whatever `lab run` takes.
+# Builds everything, runs all experiments, prints the tables and writes RESULTS.md.
+# scripts/run_all.sh [--quick] [--out DIR] [EXPERIMENT…]: the options are those of `lab run`.
 set -e
 cd "$(dirname "$0")/.."
 cargo build --release --bins
