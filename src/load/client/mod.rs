@@ -16,6 +16,7 @@
 //! [`ending`] is what time, failure and the end of the run do.
 
 pub mod connection;
+pub mod control;
 pub mod engine;
 
 use std::cmp::Reverse;
@@ -27,11 +28,11 @@ use nix::sys::prctl;
 use socket2::Socket;
 
 use crate::load::client::connection::{Connection, Route, State};
+use crate::load::client::control::Control;
 use crate::load::client::engine::Engine;
 use crate::load::counts::interval::Teller;
 use crate::load::counts::tally::{Measures, Moments, Tally, Window};
 use crate::load::response::Template;
-use crate::load::run::control::Control;
 use crate::load::schedule::{Schedule, Thinker};
 use crate::units::monotonic_ns;
 

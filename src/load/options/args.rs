@@ -11,6 +11,7 @@ use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum, value_parser};
 
 use crate::load::commands::search::Sweep;
+use crate::load::options::engine::EngineName;
 use crate::load::options::gate::Gate;
 use crate::load::options::source::Sources;
 use crate::load::options::target::Target;
@@ -311,12 +312,6 @@ pub struct LoadArgs {
 pub enum Close {
     Fin,
     Rst,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum EngineName {
-    Epoll,
-    IoUring,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -2,6 +2,7 @@
 
 pub mod args;
 pub mod background;
+pub mod engine;
 pub mod gate;
 pub mod source;
 pub mod target;

@@ -2,7 +2,6 @@
 //! collect what was counted.
 
 pub mod audience;
-pub mod control;
 pub mod evidence;
 pub mod preflight;
 pub mod summary;
@@ -19,17 +18,18 @@ use crate::cpu;
 use crate::load::background::crowd::Crowd;
 use crate::load::background::slow::{Kinds, SlowCrowd};
 use crate::load::client::connection::Route;
+use crate::load::client::control::{Control, Voice};
 use crate::load::client::engine::Engine;
 use crate::load::client::engine::epoll::EpollEngine;
 use crate::load::client::engine::uring::UringEngine;
 use crate::load::client::{Client, Plan, Share};
 use crate::load::counts::interval::{self, Listener, Teller};
 use crate::load::counts::tally::{Measures, Tally, Window};
-use crate::load::options::args::{Close, EngineName, LoadArgs, Method};
+use crate::load::options::args::{Close, LoadArgs, Method};
+use crate::load::options::engine::EngineName;
 use crate::load::output::export::{Distributions, Files, Span, both};
 use crate::load::output::live::Aside;
 use crate::load::run::audience::Audience;
-use crate::load::run::control::{Control, Voice};
 use crate::load::run::evidence::{Surroundings, trust};
 use crate::load::run::summary::{Measured, latency, report};
 use crate::load::run::watch::{Cpu, Watch, max_rss_kib};

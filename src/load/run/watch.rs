@@ -9,11 +9,11 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::time::TimeValLike;
 
+use crate::load::client::control::{Control, Voice};
 use crate::load::counts::interval::Listener;
 use crate::load::counts::tally::Window;
 use crate::load::options::args::LoadArgs;
 use crate::load::run::audience::Audience;
-use crate::load::run::control::{Control, Voice};
 use crate::sys::epoll::{Epoll, Interest};
 use crate::units::monotonic_ns;
 
