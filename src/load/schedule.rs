@@ -266,7 +266,8 @@ impl Schedule {
             }
             Stream::Closed | Stream::Poisson { .. } => thread,
         };
-        let left = if extent.requests == u64::MAX { u64::MAX } else { share(extent.requests, turn, threads) };
+        let left =
+            if extent.requests == u64::MAX { u64::MAX } else { nth_part(extent.requests, turn, threads) };
         Schedule { stream, measured_from_ns: extent.measured_from_ns, end_ns: extent.end_ns, left }
     }
 
@@ -406,7 +407,7 @@ fn exponential(rng: &mut Rng) -> f64 {
 }
 
 /// What part number `i` gets when `total` is dealt out one by one to `parts`.
-pub fn share(total: u64, i: u64, parts: u64) -> u64 {
+pub fn nth_part(total: u64, i: u64, parts: u64) -> u64 {
     total / parts + u64::from(i < total % parts)
 }
 

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use acceptlab::load::background::slow::{Kinds, SlowCrowd};
-use acceptlab::load::client::connection::Route;
+use acceptlab::load::client::route::Route;
 
 use crate::support::{FOREVER, start};
 

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 use socket2::Socket;
 
-use crate::load::client::connection::{Route, errno};
+use crate::load::client::route::{Route, errno};
 use crate::load::counts::tally::{Failures, count};
 use crate::sys::epoll::{Epoll, Interest};
 

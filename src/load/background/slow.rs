@@ -22,7 +22,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{MsgFlags, recv, send};
 use socket2::{Domain, Socket};
 
-use crate::load::client::connection::{Route, errno};
+use crate::load::client::route::{Route, errno};
 use crate::load::options::args::LoadArgs;
 use crate::load::response::{Progress, Reader, Template};
 use crate::report::SlowBook;

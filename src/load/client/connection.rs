@@ -2,14 +2,10 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::sys::socket::{setsockopt, sockopt};
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::Socket;
 
 use crate::load::client::engine::token;
-use crate::load::options::source::Sources;
 use crate::load::response::Reader;
 
 /// What a connection is doing:
@@ -22,7 +18,7 @@ use crate::load::response::Reader;
 ///    └─────────────────── BackingOff                                Closing ───────────────► Closed
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
+pub enum ConnectionState {
     Closed,
     Connecting,
     /// Established, with nothing outstanding.
@@ -38,7 +34,7 @@ pub enum State {
 
 pub struct Connection {
     pub socket: Option<Socket>,
-    pub state: State,
+    pub state: ConnectionState,
     /// Counts the sockets of this slot; a report for an earlier one is stale.
     pub generation: u32,
     /// When the requests in hand were due, the next to be answered first. They went out in one piece; each is in hand
@@ -74,7 +70,7 @@ impl Default for Connection {
     fn default() -> Connection {
         Connection {
             socket: None,
-            state: State::Closed,
+            state: ConnectionState::Closed,
             generation: 0,
             due_ns: VecDeque::new(),
             sent_ns: 0,
@@ -96,7 +92,13 @@ impl Default for Connection {
 impl Connection {
     /// Whether the three-way handshake is behind it.
     pub fn is_established(&self) -> bool {
-        matches!(self.state, State::Idle | State::Writing | State::Reading | State::Closing)
+        matches!(
+            self.state,
+            ConnectionState::Idle
+                | ConnectionState::Writing
+                | ConnectionState::Reading
+                | ConnectionState::Closing
+        )
     }
 
     /// Whether the kernel has finished the handshake, seen or not: getpeername(2) knows no peer before.
@@ -110,7 +112,7 @@ impl Connection {
 
     /// Whether the requests in hand have begun their way to the server.
     pub fn has_sent(&self) -> bool {
-        self.retried || matches!(self.state, State::Writing | State::Reading)
+        self.retried || matches!(self.state, ConnectionState::Writing | ConnectionState::Reading)
     }
 
     /// Where the server sees it come from; the kernel knows it still after a reset.
@@ -122,54 +124,4 @@ impl Connection {
     pub fn token(&self, slot: usize) -> u64 {
         token(slot, self.generation)
     }
-}
-
-/// Where connections go, and how they begin and end; the same for all of a run.
-#[derive(Clone)]
-pub struct Route {
-    pub address: SockAddr,
-    /// Where they come from.
-    pub sources: Option<Sources>,
-    /// The first request does not fit into one segment; otherwise Nagle's algorithm never holds it back, since nothing
-    /// unacknowledged is before it.
-    pub no_delay: bool,
-    /// They end with a reset.
-    pub reset: bool,
-}
-
-impl Route {
-    /// A non-blocking socket on its way; `number` chooses the source address.
-    pub fn connect(&self, number: u64) -> Result<Socket, Errno> {
-        let socket = self.open(number).map_err(errno)?;
-        match socket.connect(&self.address).map_err(errno) {
-            Ok(()) | Err(Errno::EINPROGRESS) => Ok(socket),
-            Err(errno) => Err(errno),
-        }
-    }
-
-    /// The socket before connect(2).
-    pub fn open(&self, number: u64) -> std::io::Result<Socket> {
-        let domain = Domain::from(i32::from(self.address.family()));
-        let protocol = (domain != Domain::UNIX).then_some(Protocol::TCP);
-        let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), protocol)?;
-        if self.no_delay && domain != Domain::UNIX {
-            socket.set_tcp_nodelay(true)?;
-        }
-        if self.reset && domain != Domain::UNIX {
-            // Closing then sends RST, and nobody keeps a TIME_WAIT (socket(7), SO_LINGER).
-            socket.set_linger(Some(Duration::ZERO))?;
-        }
-        if let Some(sources) = &self.sources {
-            // The port is chosen in connect(2), where the peer is known: the same port may then serve connections to
-            // several peers (ip(7)).
-            setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
-            socket.bind(&SocketAddr::new(sources.turn(number), 0).into())?;
-        }
-        Ok(socket)
-    }
-}
-
-/// The errno behind an error of socket2.
-pub fn errno(error: std::io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }

@@ -4,11 +4,11 @@ use std::cmp::Reverse;
 
 use nix::errno::Errno;
 
-use super::Client;
-use crate::load::client::connection::State;
+use super::ClientLoop;
+use crate::load::client::connection::ConnectionState;
 use crate::load::client::engine::Engine;
 use crate::load::counts::interval::Totals;
-use crate::load::counts::tally::{Casualty, Loss, Moments};
+use crate::load::counts::tally::{LostCause, LostRequest, Timestamps};
 use crate::units::monotonic_ns;
 
 /// Deadlines are looked at no more often than this.
@@ -16,42 +16,42 @@ const SCAN_GAP_NS: u64 = 1_000_000;
 /// Who pressed Ctrl-C wants the result, not the last answer.
 const INTERRUPTED_DRAIN_NS: u64 = 1_000_000_000;
 
-impl<E: Engine> Client<'_, E> {
+impl<E: Engine> ClientLoop<'_, E> {
     /// Takes the first of the requests in hand off the connection.
-    pub(super) fn take_request(&mut self, slot: usize) -> Option<Moments> {
+    pub(super) fn take_request(&mut self, slot: usize) -> Option<Timestamps> {
         let connection = &mut self.connections[slot];
         let due_ns = connection.due_ns.pop_front()?;
         let sent_ns = connection.has_sent().then_some(connection.sent_ns);
         let first_byte_ns = (connection.first_byte_ns > 0).then_some(connection.first_byte_ns);
         connection.retried = false;
         self.busy -= 1;
-        Some(Moments { due_ns, sent_ns, first_byte_ns, end_ns: self.now_ns })
+        Some(Timestamps { due_ns, sent_ns, first_byte_ns, end_ns: self.now_ns })
     }
 
     /// No answer will come: the requests in hand enter the histograms at their age. Returns how many there were.
     pub(super) fn requests_failed(&mut self, slot: usize) -> u64 {
         let mut failed = 0;
-        while let Some(moments) = self.take_request(slot) {
-            self.record_unanswered(moments);
+        while let Some(timestamps) = self.take_request(slot) {
+            self.record_unanswered(timestamps);
             failed += 1;
         }
         failed
     }
 
     /// The same, and nobody wanted it so: they are errors, and named.
-    pub(super) fn requests_lost(&mut self, slot: usize, loss: Loss) {
+    pub(super) fn requests_lost(&mut self, slot: usize, loss: LostCause) {
         let connection = &self.connections[slot];
         if connection.has_request() {
             let (client, worker) = (connection.client(), connection.worker);
             let requests = self.requests_failed(slot);
-            self.tally.lose(Casualty { at_ns: self.now_ns, client, loss, worker }, requests);
+            self.tally.lose(LostRequest { at_ns: self.now_ns, client, loss, worker }, requests);
         }
     }
 
-    pub(super) fn record_unanswered(&mut self, moments: Moments) {
-        self.tally.record(&self.window, moments, false);
-        if let Some(teller) = &mut self.share.teller {
-            teller.now().unanswered(self.tally.latency_ns(moments));
+    pub(super) fn record_unanswered(&mut self, timestamps: Timestamps) {
+        self.tally.record(&self.window, timestamps, false);
+        if let Some(intervals) = &mut self.assignment.intervals {
+            intervals.now().unanswered(self.tally.latency_ns(timestamps));
         }
     }
 
@@ -66,7 +66,7 @@ impl<E: Engine> Client<'_, E> {
             self.engine.close(token, &socket);
             self.leaving.push(socket);
         }
-        connection.state = State::Closed;
+        connection.state = ConnectionState::Closed;
         connection.deadline_ns = u64::MAX;
     }
 
@@ -85,7 +85,7 @@ impl<E: Engine> Client<'_, E> {
     /// When nobody wants the answer to the first request in hand any more.
     fn stale_ns(&self, slot: usize) -> u64 {
         let due_ns = self.connections[slot].due_ns.front().copied();
-        due_ns.map_or(u64::MAX, |due_ns| due_ns.saturating_add(self.plan.deadline_ns))
+        due_ns.map_or(u64::MAX, |due_ns| due_ns.saturating_add(self.settings.deadline_ns))
     }
 
     /// Once per wait: what time alone makes happen.
@@ -98,12 +98,15 @@ impl<E: Engine> Client<'_, E> {
             self.forget_unsent();
             self.end_thinking();
         }
-        if self.share.teller.as_ref().is_some_and(|teller| teller.ends_ns() <= self.now_ns) {
+        if self.assignment.intervals.as_ref().is_some_and(|intervals| intervals.ends_ns() <= self.now_ns) {
             let totals = self.totals();
-            self.share.teller.iter_mut().for_each(|teller| teller.look_at_the_clock(self.now_ns, totals));
+            self.assignment
+                .intervals
+                .iter_mut()
+                .for_each(|intervals| intervals.look_at_the_clock(self.now_ns, totals));
         }
         let dead_ns = self.now_ns.saturating_sub(self.alive_ns);
-        if self.plan.ends_by_count && self.tally.open == 0 && dead_ns > self.plan.timeout_ns {
+        if self.settings.ends_by_count && self.tally.open == 0 && dead_ns > self.settings.timeout_ns {
             // Otherwise a run of N requests against a server that died would never end.
             self.gave_up = self.busy > 0;
         }
@@ -128,16 +131,16 @@ impl<E: Engine> Client<'_, E> {
             return self.abandon(slot);
         }
         match self.connections[slot].state {
-            State::Connecting => self.connect_failed(slot, Errno::ETIMEDOUT),
-            State::Writing | State::Reading => {
-                self.requests_lost(slot, Loss::Timeout);
+            ConnectionState::Connecting => self.connect_failed(slot, Errno::ETIMEDOUT),
+            ConnectionState::Writing | ConnectionState::Reading => {
+                self.requests_lost(slot, LostCause::Timeout);
                 self.close_and_free(slot);
             }
-            State::BackingOff if self.connections[slot].has_request() => self.connect(slot),
+            ConnectionState::BackingOff if self.connections[slot].has_request() => self.connect(slot),
             // Whose request failed is gone.
-            State::BackingOff => self.close_and_free(slot),
-            State::Closing => self.close_and_go_on(slot),
-            State::Closed | State::Idle => {}
+            ConnectionState::BackingOff => self.close_and_free(slot),
+            ConnectionState::Closing => self.close_and_go_on(slot),
+            ConnectionState::Closed | ConnectionState::Idle => {}
         }
     }
 
@@ -163,14 +166,14 @@ impl<E: Engine> Client<'_, E> {
             established: self.tally.established,
             errors: self.tally.failures.total(),
             retried: self.tally.retried,
-            due: if self.plan.open_loop { self.taken } else { 0 },
+            due: if self.settings.open_loop { self.taken } else { 0 },
         }
     }
 
     /// In closed loop a request exists only once it is sent: those still looking for a connection are
     /// forgotten. In open loop they were due, and stay.
     fn forget_unsent(&mut self) {
-        if self.plan.open_loop {
+        if self.settings.open_loop {
             return;
         }
         for slot in 0..self.connections.len() {
@@ -183,8 +186,8 @@ impl<E: Engine> Client<'_, E> {
     pub(super) fn heed_control(&mut self) {
         let Some(stopped_at_ns) = self.control.stopped_at_ns() else { return };
         self.window.close_ns = self.window.close_ns.min(stopped_at_ns);
-        self.share.schedule.end_at(stopped_at_ns.saturating_sub(self.window.start_ns));
-        let patience_ns = INTERRUPTED_DRAIN_NS.min(self.plan.timeout_ns);
+        self.assignment.schedule.end_at(stopped_at_ns.saturating_sub(self.window.start_ns));
+        let patience_ns = INTERRUPTED_DRAIN_NS.min(self.settings.timeout_ns);
         let drain_ns = if self.control.is_aborted() { 0 } else { patience_ns };
         self.drained_by_ns = self.drained_by_ns.min(stopped_at_ns.saturating_add(drain_ns));
     }
@@ -194,18 +197,18 @@ impl<E: Engine> Client<'_, E> {
         self.now_ns = monotonic_ns();
         self.forget_unsent();
         for slot in 0..self.connections.len() {
-            if self.connections[slot].state == State::Connecting {
+            if self.connections[slot].state == ConnectionState::Connecting {
                 self.settle(slot);
             }
-            self.requests_lost(slot, Loss::Timeout);
+            self.requests_lost(slot, LostCause::Timeout);
         }
-        while self.plan.open_loop
+        while self.settings.open_loop
             && let Some(due_ns) = self.take_due()
         {
             let end_ns = self.now_ns;
-            let casualty = Casualty { at_ns: end_ns, client: None, loss: Loss::Timeout, worker: None };
-            self.tally.lose(casualty, 1);
-            self.record_unanswered(Moments { due_ns, sent_ns: None, first_byte_ns: None, end_ns });
+            let lost = LostRequest { at_ns: end_ns, client: None, loss: LostCause::Timeout, worker: None };
+            self.tally.lose(lost, 1);
+            self.record_unanswered(Timestamps { due_ns, sent_ns: None, first_byte_ns: None, end_ns });
         }
     }
 

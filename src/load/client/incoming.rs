@@ -2,10 +2,11 @@
 
 use nix::errno::Errno;
 
-use super::Client;
-use crate::load::client::connection::{State, errno};
-use crate::load::client::engine::{self, Engine, Ready, WAKE};
-use crate::load::counts::tally::{Cause, Loss, Moments, count};
+use super::ClientLoop;
+use crate::load::client::connection::ConnectionState;
+use crate::load::client::engine::{self, Engine, Ready, STOP};
+use crate::load::client::route::errno;
+use crate::load::counts::tally::{Cause, LostCause, Timestamps, count};
 use crate::load::response::{Answer, Progress};
 use crate::units::monotonic_ns;
 
@@ -20,9 +21,9 @@ enum Reading {
     Over,
 }
 
-impl<E: Engine> Client<'_, E> {
+impl<E: Engine> ClientLoop<'_, E> {
     pub(super) fn on_report(&mut self, ready: Ready) {
-        if ready.token == WAKE {
+        if ready.token == STOP {
             return self.heed_control();
         }
         let (slot, generation) = engine::slot(ready.token);
@@ -30,9 +31,9 @@ impl<E: Engine> Client<'_, E> {
             return;
         }
         match self.connections[slot].state {
-            State::Connecting if ready.room => self.on_connected(slot),
-            State::Writing if ready.room => self.on_room(slot),
-            State::Writing | State::Reading => {
+            ConnectionState::Connecting if ready.room => self.on_connected(slot),
+            ConnectionState::Writing if ready.room => self.on_room(slot),
+            ConnectionState::Writing | ConnectionState::Reading => {
                 if let Some(errno) = ready.failed_send {
                     return self.write_failed(slot, errno);
                 }
@@ -50,11 +51,11 @@ impl<E: Engine> Client<'_, E> {
         match error {
             Some(Ok(None)) => {
                 self.established(slot);
-                if !self.plan.connect_only {
+                if !self.settings.connect_only {
                     self.begin_receiving(slot);
                 }
                 match self.connections[slot].has_request() {
-                    true if self.plan.connect_only => self.on_connected_only(slot),
+                    true if self.settings.connect_only => self.on_connected_only(slot),
                     true => self.send_request(slot),
                     false => {}
                 }
@@ -73,16 +74,16 @@ impl<E: Engine> Client<'_, E> {
 
     pub(super) fn on_connected_only(&mut self, slot: usize) {
         let began_ns = self.connections[slot].began_ns;
-        if let Some(moments) = self.take_request(slot) {
-            let moments = Moments { sent_ns: Some(began_ns), ..moments };
-            self.count_answer(moments, &CONNECTED, true);
+        if let Some(timestamps) = self.take_request(slot) {
+            let timestamps = Timestamps { sent_ns: Some(began_ns), ..timestamps };
+            self.count_answer(timestamps, &CONNECTED, true);
         }
         self.close_and_free(slot);
     }
 
     fn on_room(&mut self, slot: usize) {
         match self.write(slot) {
-            Ok(true) => self.connections[slot].state = State::Reading,
+            Ok(true) => self.connections[slot].state = ConnectionState::Reading,
             Ok(false) => {
                 let connection = &self.connections[slot];
                 let Some(socket) = &connection.socket else { return };
@@ -107,8 +108,8 @@ impl<E: Engine> Client<'_, E> {
             };
             self.now_ns = monotonic_ns();
             match connection.state {
-                State::Closing => {}
-                State::Idle => return self.on_failed_read(slot, Cause::Malformed),
+                ConnectionState::Closing => {}
+                ConnectionState::Idle => return self.on_failed_read(slot, Cause::Malformed),
                 _ => match self.read_answers(slot, bytes, ends) {
                     Reading::GoesOn => {}
                     Reading::Over => return,
@@ -149,7 +150,7 @@ impl<E: Engine> Client<'_, E> {
     }
 
     fn on_answer(&mut self, slot: usize, answer: &Answer, server_closed: bool) {
-        let Some(moments) = self.take_request(slot) else { return };
+        let Some(timestamps) = self.take_request(slot) else { return };
         let connection = &mut self.connections[slot];
         connection.answers += 1;
         connection.of_session += 1;
@@ -157,27 +158,27 @@ impl<E: Engine> Client<'_, E> {
         connection.first_byte_ns = 0;
         connection.worker = answer.worker;
         let first = connection.answers == 1;
-        let half_sent = connection.state == State::Writing;
-        let last = self.plan.requests_per_connection == Some(connection.of_session);
-        self.count_answer(moments, answer, first);
+        let half_sent = connection.state == ConnectionState::Writing;
+        let last = self.settings.requests_per_connection == Some(connection.of_session);
+        self.count_answer(timestamps, answer, first);
         if self.connections[slot].has_request() {
             if !answer.close {
                 return;
             }
             // It said that it will not answer the others.
-            self.requests_lost(slot, Loss::Read(Cause::Eof));
+            self.requests_lost(slot, LostCause::Read(Cause::Eof));
         }
         if answer.close && !server_closed && !half_sent {
-            self.connections[slot].state = State::Closing;
+            self.connections[slot].state = ConnectionState::Closing;
             self.connections[slot].deadline_ns = u64::MAX;
-            self.set_deadline(slot, CLOSING_GRACE_NS.min(self.plan.timeout_ns));
+            self.set_deadline(slot, CLOSING_GRACE_NS.min(self.settings.timeout_ns));
             return;
         }
         let ends = server_closed || half_sent || last;
         if ends {
             self.close(slot);
         } else {
-            self.connections[slot].state = State::Idle;
+            self.connections[slot].state = ConnectionState::Idle;
             self.connections[slot].deadline_ns = u64::MAX;
         }
         self.go_on(slot);
@@ -185,8 +186,8 @@ impl<E: Engine> Client<'_, E> {
 
     /// What comes after an answer: the next request of the session, over a new connection if need be, or whatever is due.
     fn go_on(&mut self, slot: usize) {
-        let is_over = self.plan.requests_per_connection == Some(self.connections[slot].of_session);
-        match self.plan.sessions && !is_over {
+        let is_over = self.settings.requests_per_connection == Some(self.connections[slot].of_session);
+        match self.settings.sessions && !is_over {
             true => self.go_on_with_session(slot),
             false => self.release(slot),
         }
@@ -201,18 +202,18 @@ impl<E: Engine> Client<'_, E> {
     fn go_on_with_session(&mut self, slot: usize) {
         if self.now_ns >= self.window.close_ns {
             self.close_and_free(slot);
-        } else if self.plan.thinks {
+        } else if self.settings.thinks {
             self.think(slot);
         } else {
             self.begin(slot, self.now_ns);
         }
     }
 
-    fn count_answer(&mut self, moments: Moments, answer: &Answer, first: bool) {
-        self.tally.answer(&self.window, moments, answer, first);
-        if let Some(teller) = &mut self.share.teller {
-            let slip_ns = moments.sent_ns.map(|sent_ns| sent_ns.saturating_sub(moments.due_ns));
-            teller.now().answered(self.tally.latency_ns(moments), slip_ns, answer.worker, first);
+    fn count_answer(&mut self, timestamps: Timestamps, answer: &Answer, first: bool) {
+        self.tally.answer(&self.window, timestamps, answer, first);
+        if let Some(intervals) = &mut self.assignment.intervals {
+            let slip_ns = timestamps.sent_ns.map(|sent_ns| sent_ns.saturating_sub(timestamps.due_ns));
+            intervals.now().answered(self.tally.latency_ns(timestamps), slip_ns, answer.worker, first);
         }
     }
 
@@ -221,8 +222,8 @@ impl<E: Engine> Client<'_, E> {
         self.now_ns = monotonic_ns();
         match self.connections[slot].state {
             // Between two requests a server may close as it likes.
-            State::Idle => self.close(slot),
-            State::Closing => self.close_and_go_on(slot),
+            ConnectionState::Idle => self.close(slot),
+            ConnectionState::Closing => self.close_and_go_on(slot),
             _ => match self.connections[slot].reader.end() {
                 Some(answer) => self.on_answer(slot, &answer, true),
                 None => self.on_failed_read(slot, Cause::Eof),
@@ -233,14 +234,14 @@ impl<E: Engine> Client<'_, E> {
     fn on_failed_read(&mut self, slot: usize, cause: Cause) {
         match self.connections[slot].state {
             // The answer is complete; how the server then leaves is its own affair.
-            State::Closing => self.close_and_go_on(slot),
-            State::Idle => {
+            ConnectionState::Closing => self.close_and_go_on(slot),
+            ConnectionState::Idle => {
                 count(&mut self.tally.failures.read, cause, 1);
                 self.close(slot);
             }
             _ if cause != Cause::Malformed && self.may_retry(slot) => self.retry(slot),
             _ => {
-                self.requests_lost(slot, Loss::Read(cause));
+                self.requests_lost(slot, LostCause::Read(cause));
                 self.close_and_free(slot);
             }
         }

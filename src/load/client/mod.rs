@@ -8,7 +8,7 @@
 //!   call returned EINPROGRESS: the SYN-ACK is processed when connect(2) releases the socket;
 //! - the clock is read once per answer: the end of one request is the beginning of the next. The ~0.3 µs of
 //!   parsing between them belong to the client and count against the server, which is the honest direction;
-//! - time-outs are not timers but one comparison per wait (see [`Client::scan`]).
+//! - time-outs are not timers but one comparison per wait (see [`ClientLoop::scan`]).
 //!
 //! Memory is allocated before the start: counting and sending take none.
 //!
@@ -18,6 +18,7 @@
 pub mod connection;
 pub mod control;
 pub mod engine;
+pub mod route;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -27,11 +28,12 @@ use nix::errno::Errno;
 use nix::sys::prctl;
 use socket2::Socket;
 
-use crate::load::client::connection::{Connection, Route, State};
+use crate::load::client::connection::{Connection, ConnectionState};
 use crate::load::client::control::Control;
 use crate::load::client::engine::Engine;
-use crate::load::counts::interval::Teller;
-use crate::load::counts::tally::{Measures, Moments, Tally, Window};
+use crate::load::client::route::Route;
+use crate::load::counts::interval::IntervalSender;
+use crate::load::counts::tally::{Measures, Tally, Timestamps, Window};
 use crate::load::response::Template;
 use crate::load::schedule::{Schedule, Thinker};
 use crate::units::monotonic_ns;
@@ -41,7 +43,7 @@ mod incoming;
 mod outgoing;
 
 /// What all threads of a run have in common; read-only.
-pub struct Plan {
+pub struct Settings {
     pub route: Route,
     /// As many requests as may be under way on a connection, one behind the other.
     pub requests: Vec<u8>,
@@ -73,16 +75,16 @@ pub struct Plan {
 }
 
 /// What one thread takes along beside its connections.
-pub struct Share {
+pub struct Assignment {
     pub schedule: Schedule,
     pub thinker: Thinker,
     /// Where somebody watches.
-    pub teller: Option<Teller>,
+    pub intervals: Option<IntervalSender>,
 }
 
 /// One thread's connections.
-pub struct Client<'a, E> {
-    plan: &'a Plan,
+pub struct ClientLoop<'a, E> {
+    settings: &'a Settings,
     control: &'a Control,
     /// Before the connections, because it is dropped first: what it has under way needs their sockets.
     engine: E,
@@ -94,7 +96,7 @@ pub struct Client<'a, E> {
     free: VecDeque<u32>,
     /// Connections whose user thinks, and until when.
     thinking: BinaryHeap<Reverse<(u64, u32)>>,
-    share: Share,
+    assignment: Assignment,
     /// Requests taken from the schedule.
     taken: u64,
     /// Connections begun; chooses the source address.
@@ -118,27 +120,38 @@ pub struct Client<'a, E> {
     unreachable: Option<Errno>,
 }
 
-impl<'a, E: Engine> Client<'a, E> {
-    pub fn new(plan: &'a Plan, control: &'a Control, connections: u64) -> nix::Result<Client<'a, E>> {
-        let engine =
-            E::new(connections as usize, control.bell(), [plan.requests.as_slice(), &plan.last_request])?;
+impl<'a, E: Engine> ClientLoop<'a, E> {
+    pub fn new(
+        settings: &'a Settings,
+        control: &'a Control,
+        connections: u64,
+    ) -> nix::Result<ClientLoop<'a, E>> {
+        let engine = E::new(
+            connections as usize,
+            control.bell(),
+            [settings.requests.as_slice(), &settings.last_request],
+        )?;
         let connection =
-            |_| Connection { due_ns: VecDeque::with_capacity(plan.pipeline), ..Connection::default() };
-        Ok(Client {
-            plan,
+            |_| Connection { due_ns: VecDeque::with_capacity(settings.pipeline), ..Connection::default() };
+        Ok(ClientLoop {
+            settings,
             control,
             engine,
             connections: (0..connections).map(connection).collect(),
             leaving: Vec::with_capacity(connections as usize + 1),
             free: (0..connections as u32).collect(),
             thinking: BinaryHeap::with_capacity(connections as usize),
-            share: Share { schedule: Schedule::nothing(), thinker: Thinker::nothing(), teller: None },
+            assignment: Assignment {
+                schedule: Schedule::nothing(),
+                thinker: Thinker::nothing(),
+                intervals: None,
+            },
             taken: 0,
             connects: 0,
             window: Window { start_ns: 0, open_ns: u64::MAX, close_ns: u64::MAX },
             drained_by_ns: u64::MAX,
-            tally: Tally::new(plan.measures),
-            template: Template::new(plan.no_body),
+            tally: Tally::new(settings.measures),
+            template: Template::new(settings.no_body),
             now_ns: monotonic_ns(),
             busy: 0,
             scan_at_ns: u64::MAX,
@@ -152,23 +165,25 @@ impl<'a, E: Engine> Client<'a, E> {
     /// Connects all connections and waits for it: an open loop should not begin with a storm of handshakes.
     pub fn open_all(&mut self) {
         (0..self.connections.len()).for_each(|slot| self.connect(slot));
-        let connecting = |client: &Client<E>| client.connections.iter().any(|c| c.state == State::Connecting);
+        let connecting = |client: &ClientLoop<E>| {
+            client.connections.iter().any(|c| c.state == ConnectionState::Connecting)
+        };
         while connecting(self) && self.unreachable.is_none() && self.drained_by_ns == u64::MAX {
             self.turn();
         }
     }
 
     /// Runs the schedule to its end, waits for the last answers, and returns what was counted.
-    pub fn run(mut self, window: Window, share: Share) -> Tally {
+    pub fn run(mut self, window: Window, assignment: Assignment) -> Tally {
         // 50 µs of default slack would be added to every due time (prctl(2), PR_SET_TIMERSLACK).
         let _ = prctl::set_timerslack(1);
         self.window = window;
-        self.share = share;
-        self.drained_by_ns = window.close_ns.saturating_add(self.plan.timeout_ns);
-        if let Some(teller) = &mut self.share.teller {
-            teller.begin(window.start_ns);
+        self.assignment = assignment;
+        self.drained_by_ns = window.close_ns.saturating_add(self.settings.timeout_ns);
+        if let Some(intervals) = &mut self.assignment.intervals {
+            intervals.begin(window.start_ns);
         }
-        if self.plan.thinks && !self.plan.sessions {
+        if self.settings.thinks && !self.settings.sessions {
             self.begin_with_thinking();
         }
         // A signal may have come before the window existed.
@@ -181,8 +196,8 @@ impl<'a, E: Engine> Client<'a, E> {
         }
         self.give_up_the_rest();
         let totals = self.totals();
-        if let Some(teller) = self.share.teller.take() {
-            teller.finish(self.now_ns, totals);
+        if let Some(intervals) = self.assignment.intervals.take() {
+            intervals.finish(self.now_ns, totals);
         }
         self.tally.unreachable = self.unreachable;
         self.tally.gave_up = self.gave_up;
@@ -194,21 +209,21 @@ impl<'a, E: Engine> Client<'a, E> {
         let users = self.free.len() as u64;
         for (user, slot) in (0u64..).zip(std::mem::take(&mut self.free)) {
             let pause_ns =
-                u128::from(self.share.thinker.pause_ns()) * u128::from(user + 1) / u128::from(users);
+                u128::from(self.assignment.thinker.pause_ns()) * u128::from(user + 1) / u128::from(users);
             self.thinking.push(Reverse((self.window.start_ns + pause_ns as u64, slot)));
         }
     }
 
     fn is_over(&self) -> bool {
         // A user who thinks will ask again; without sessions the schedule has to agree.
-        let thinks = self.plan.sessions && !self.thinking.is_empty();
+        let thinks = self.settings.sessions && !self.thinking.is_empty();
         let nothing_left = self.busy == 0 && !thinks && self.next_due_ns().is_none();
         nothing_left || self.gave_up || self.unreachable.is_some() || self.now_ns >= self.drained_by_ns
     }
 
     /// Waits once, deals with all that is ready, and then with the time.
     fn turn(&mut self) {
-        let wake_ns = if self.plan.busy_poll { self.now_ns } else { self.next_wake_ns() };
+        let wake_ns = if self.settings.busy_poll { self.now_ns } else { self.next_wake_ns() };
         let timeout =
             (wake_ns != u64::MAX).then(|| Duration::from_nanos(wake_ns.saturating_sub(self.now_ns)));
         self.engine.wait(timeout).expect("waiting fails only on bad arguments");
@@ -226,13 +241,14 @@ impl<'a, E: Engine> Client<'a, E> {
         let phase_ns = if self.window_closed { self.drained_by_ns } else { self.window.close_ns };
         let due_ns = if self.free.is_empty() { None } else { self.next_due_ns() };
         let thought_ns = self.thinking.peek().map_or(u64::MAX, |Reverse((due_ns, _))| *due_ns);
-        let told_ns = self.share.teller.as_ref().map_or(u64::MAX, Teller::ends_ns);
+        let told_ns = self.assignment.intervals.as_ref().map_or(u64::MAX, IntervalSender::ends_ns);
         phase_ns.min(self.scan_at_ns).min(due_ns.unwrap_or(u64::MAX)).min(thought_ns).min(told_ns)
     }
 
     /// When the schedule has something to send; `None` when never again.
     fn next_due_ns(&self) -> Option<u64> {
-        let due_ns = self.share.schedule.next_due_ns(self.now_ns.saturating_sub(self.window.start_ns))?;
+        let due_ns =
+            self.assignment.schedule.next_due_ns(self.now_ns.saturating_sub(self.window.start_ns))?;
         Some(self.window.start_ns + due_ns)
     }
 
@@ -247,7 +263,7 @@ impl<'a, E: Engine> Client<'a, E> {
             let Some(&slot) = self.free.front() else { return };
             let Some(due_ns) = self.take_due() else { return };
             self.free.pop_front();
-            if self.plan.sessions {
+            if self.settings.sessions {
                 self.connections[slot as usize].of_session = 0;
             }
             self.begin(slot as usize, due_ns);
@@ -262,9 +278,9 @@ impl<'a, E: Engine> Client<'a, E> {
     fn take_due(&mut self) -> Option<u64> {
         let elapsed_ns = self.now_ns.checked_sub(self.window.start_ns)?;
         loop {
-            let due_ns = self.window.start_ns + self.share.schedule.take(elapsed_ns)?;
+            let due_ns = self.window.start_ns + self.assignment.schedule.take(elapsed_ns)?;
             self.taken += 1;
-            if due_ns.saturating_add(self.plan.deadline_ns) > self.now_ns {
+            if due_ns.saturating_add(self.settings.deadline_ns) > self.now_ns {
                 return Some(due_ns);
             }
             self.shed(due_ns);
@@ -274,8 +290,8 @@ impl<'a, E: Engine> Client<'a, E> {
     /// Nobody wants this answer any more, and nobody was asked for it: its user left when the deadline passed.
     fn shed(&mut self, due_ns: u64) {
         self.tally.shed += 1;
-        let end_ns = due_ns + self.plan.deadline_ns;
-        self.record_unanswered(Moments { due_ns, sent_ns: None, first_byte_ns: None, end_ns });
+        let end_ns = due_ns + self.settings.deadline_ns;
+        self.record_unanswered(Timestamps { due_ns, sent_ns: None, first_byte_ns: None, end_ns });
     }
 
     /// Those who have thought long enough ask again.
@@ -285,7 +301,7 @@ impl<'a, E: Engine> Client<'a, E> {
         {
             self.thinking.pop();
             // In a session each user is due once, with the first request; in a closed loop each request is.
-            if self.plan.sessions || self.take_due().is_some() {
+            if self.settings.sessions || self.take_due().is_some() {
                 self.begin(slot as usize, due_ns);
             }
         }
@@ -297,15 +313,15 @@ impl<'a, E: Engine> Client<'a, E> {
         }
         self.busy += 1;
         self.connections[slot].due_ns.push_back(due_ns);
-        while self.connections[slot].due_ns.len() < self.plan.pipeline
+        while self.connections[slot].due_ns.len() < self.settings.pipeline
             && let Some(due_ns) = self.take_due()
         {
             self.busy += 1;
             self.connections[slot].due_ns.push_back(due_ns);
         }
         match self.connections[slot].state {
-            State::Idle => self.send_request(slot),
-            State::Closed => self.connect(slot),
+            ConnectionState::Idle => self.send_request(slot),
+            ConnectionState::Closed => self.connect(slot),
             // It sends when it is established.
             _ => {}
         }
@@ -313,7 +329,7 @@ impl<'a, E: Engine> Client<'a, E> {
 
     /// The connection has nothing more to do for now.
     fn release(&mut self, slot: usize) {
-        if self.plan.thinks && !self.plan.sessions {
+        if self.settings.thinks && !self.settings.sessions {
             self.think(slot);
         } else {
             self.free.push_back(slot as u32);
@@ -321,7 +337,7 @@ impl<'a, E: Engine> Client<'a, E> {
     }
 
     fn think(&mut self, slot: usize) {
-        let due_ns = self.now_ns.saturating_add(self.share.thinker.pause_ns());
+        let due_ns = self.now_ns.saturating_add(self.assignment.thinker.pause_ns());
         self.thinking.push(Reverse((due_ns, slot as u32)));
     }
 }

@@ -2,17 +2,17 @@
 
 use nix::errno::Errno;
 
-use super::Client;
-use crate::load::client::connection::State;
+use super::ClientLoop;
+use crate::load::client::connection::ConnectionState;
 use crate::load::client::engine::{Engine, Standing};
-use crate::load::counts::tally::{Loss, Moments, count};
+use crate::load::counts::tally::{LostCause, Timestamps, count};
 use crate::units::monotonic_ns;
 
 /// Pauses after failed connects double from the first to the last.
 const FIRST_BACK_OFF_NS: u64 = 10_000_000;
 const LAST_BACK_OFF_NS: u64 = 1_000_000_000;
 
-impl<E: Engine> Client<'_, E> {
+impl<E: Engine> ClientLoop<'_, E> {
     pub(super) fn connect(&mut self, slot: usize) {
         self.now_ns = monotonic_ns();
         let connection = &mut self.connections[slot];
@@ -20,19 +20,19 @@ impl<E: Engine> Client<'_, E> {
         connection.began_ns = self.now_ns;
         connection.answers = 0;
         connection.worker = None;
-        if !self.plan.sessions {
+        if !self.settings.sessions {
             connection.of_session = 0;
         }
         connection.reader.reset();
         self.connects += 1;
-        match self.plan.route.connect(self.connects) {
+        match self.settings.route.connect(self.connects) {
             Ok(socket) => connection.socket = Some(socket),
             Err(errno) => return self.connect_failed(slot, errno),
         }
-        connection.state = State::Connecting;
-        self.set_deadline(slot, self.plan.timeout_ns);
+        connection.state = ConnectionState::Connecting;
+        self.set_deadline(slot, self.settings.timeout_ns);
         let done = match self.send_at_once(slot) {
-            Ok(Standing::Sent) if self.plan.connect_only => return self.on_connected_only(slot),
+            Ok(Standing::Sent) if self.settings.connect_only => return self.on_connected_only(slot),
             Ok(standing) => self.hand_over(slot, standing),
             Err(errno) => Err(errno),
         };
@@ -44,7 +44,7 @@ impl<E: Engine> Client<'_, E> {
     /// On loopback the socket is perhaps established already: then sends, if there is something to send.
     fn send_at_once(&mut self, slot: usize) -> Result<Standing, Errno> {
         self.now_ns = monotonic_ns();
-        if !self.connections[slot].has_request() || self.plan.connect_only {
+        if !self.connections[slot].has_request() || self.settings.connect_only {
             if !self.connections[slot].is_connected() {
                 return Ok(Standing::Connecting);
             }
@@ -68,7 +68,7 @@ impl<E: Engine> Client<'_, E> {
 
     pub(super) fn established(&mut self, slot: usize) {
         let connection = &mut self.connections[slot];
-        connection.state = State::Idle;
+        connection.state = ConnectionState::Idle;
         connection.deadline_ns = u64::MAX;
         self.tally.connect.record(self.now_ns - connection.began_ns);
         self.tally.established += 1;
@@ -92,7 +92,7 @@ impl<E: Engine> Client<'_, E> {
         }
         // Without a request in hand it is free already, and connects again when it gets one.
         if self.connections[slot].has_request() {
-            if self.plan.connect_only {
+            if self.settings.connect_only {
                 self.give_up_connecting(slot);
             }
             self.back_off(slot);
@@ -102,14 +102,14 @@ impl<E: Engine> Client<'_, E> {
     /// Where the connection is the request, it has failed now.
     fn give_up_connecting(&mut self, slot: usize) {
         let began_ns = self.connections[slot].began_ns;
-        while let Some(moments) = self.take_request(slot) {
-            self.record_unanswered(Moments { sent_ns: Some(began_ns), ..moments });
+        while let Some(timestamps) = self.take_request(slot) {
+            self.record_unanswered(Timestamps { sent_ns: Some(began_ns), ..timestamps });
         }
     }
 
     fn back_off(&mut self, slot: usize) {
         let connection = &mut self.connections[slot];
-        connection.state = State::BackingOff;
+        connection.state = ConnectionState::BackingOff;
         let pause_ns = FIRST_BACK_OFF_NS << connection.failures.min(10);
         connection.failures += 1;
         self.set_deadline(slot, pause_ns.min(LAST_BACK_OFF_NS));
@@ -134,8 +134,8 @@ impl<E: Engine> Client<'_, E> {
         let connection = &mut self.connections[slot];
         connection.written = 0;
         connection.to_write = match is_last {
-            true => self.plan.last_request.len(),
-            false => connection.due_ns.len() * self.plan.request_bytes,
+            true => self.settings.last_request.len(),
+            false => connection.due_ns.len() * self.settings.request_bytes,
         };
         self.write(slot)
     }
@@ -145,28 +145,29 @@ impl<E: Engine> Client<'_, E> {
         let is_last = self.is_last(slot);
         let connection = &mut self.connections[slot];
         let Some(socket) = &connection.socket else { return Err(Errno::ENOTCONN) };
-        let (message, bytes) = if is_last { (1, &self.plan.last_request) } else { (0, &self.plan.requests) };
+        let (message, bytes) =
+            if is_last { (1, &self.settings.last_request) } else { (0, &self.settings.requests) };
         let part = connection.written..connection.to_write;
         connection.written += self.engine.send(connection.token(slot), socket, message, bytes, part)?;
         Ok(connection.written == connection.to_write)
     }
 
     fn is_last(&self, slot: usize) -> bool {
-        self.plan.requests_per_connection == Some(self.connections[slot].of_session + 1)
+        self.settings.requests_per_connection == Some(self.connections[slot].of_session + 1)
     }
 
     /// The requests have begun their way: their service time counts from now.
     fn sending(&mut self, slot: usize, all: bool) {
         let connection = &mut self.connections[slot];
         connection.first_byte_ns = 0;
-        connection.state = if all { State::Reading } else { State::Writing };
+        connection.state = if all { ConnectionState::Reading } else { ConnectionState::Writing };
         if !connection.retried {
             connection.sent_ns = self.now_ns;
             for &due_ns in &connection.due_ns {
                 self.tally.sent(&self.window, due_ns, self.now_ns);
             }
         }
-        self.set_deadline(slot, self.plan.timeout_ns);
+        self.set_deadline(slot, self.settings.timeout_ns);
     }
 
     fn wait_for_room(&mut self, slot: usize) {
@@ -182,7 +183,7 @@ impl<E: Engine> Client<'_, E> {
         if self.may_retry(slot) {
             return self.retry(slot);
         }
-        self.requests_lost(slot, Loss::Write(errno.into()));
+        self.requests_lost(slot, LostCause::Write(errno.into()));
         self.close(slot);
         self.back_off(slot);
     }
@@ -193,7 +194,7 @@ impl<E: Engine> Client<'_, E> {
     pub(super) fn may_retry(&self, slot: usize) -> bool {
         let connection = &self.connections[slot];
         let is_untouched = connection.has_request() && connection.first_byte_ns == 0;
-        self.plan.retry && connection.answers > 0 && is_untouched
+        self.settings.retry && connection.answers > 0 && is_untouched
     }
 
     pub(super) fn retry(&mut self, slot: usize) {

@@ -1,7 +1,7 @@
-//! What happens now: short stretches of the run, told while it goes on. Only for those who watch.
+//! What happens now: short intervals of the run, told while it goes on. Only for those who watch.
 //!
-//! A measuring thread fills a [`Stretch`], and at its end hands it to the main thread and takes an empty one. The
-//! stretches go round, so that nothing is allocated after the start; when the main thread has not returned one in time,
+//! A measuring thread fills a [`IntervalCounts`], and at its end hands it to the main thread and takes an empty one. The
+//! intervals go round, so that nothing is allocated after the start; when the main thread has not returned one in time,
 //! the thread goes on with the one it has, and the next to be told is longer.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -20,7 +20,7 @@ const ROUND: usize = 8;
 const JUDGED_WORKERS: usize = 256;
 
 /// What one thread saw in one interval.
-pub struct Stretch {
+pub struct IntervalCounts {
     thread: usize,
     /// Number of the interval that it ends with.
     index: u64,
@@ -36,9 +36,9 @@ pub struct Stretch {
     workers: Vec<(u64, u64)>,
 }
 
-impl Stretch {
-    fn new(thread: usize) -> Stretch {
-        Stretch {
+impl IntervalCounts {
+    fn new(thread: usize) -> IntervalCounts {
+        IntervalCounts {
             thread,
             index: 0,
             answers: 0,
@@ -86,7 +86,7 @@ impl Stretch {
         self.workers[index].1 += 1;
     }
 
-    fn add(&mut self, other: &Stretch) {
+    fn add(&mut self, other: &IntervalCounts) {
         self.answers += other.answers;
         self.errors += other.errors;
         self.retried += other.retried;
@@ -102,7 +102,7 @@ impl Stretch {
     }
 }
 
-/// What a thread has counted since its start; a stretch tells the difference.
+/// What a thread has counted since its start; a counts tells the difference.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Totals {
     /// Connections open now.
@@ -115,30 +115,30 @@ pub struct Totals {
 }
 
 /// A measuring thread's end.
-pub struct Teller {
-    now: Box<Stretch>,
-    /// When the present stretch began.
+pub struct IntervalSender {
+    now: Box<IntervalCounts>,
+    /// When the present counts began.
     before: Totals,
     length_ns: u64,
     start_ns: u64,
     ends_ns: u64,
-    told: SyncSender<Box<Stretch>>,
-    empty: Receiver<Box<Stretch>>,
+    sent: SyncSender<Box<IntervalCounts>>,
+    empty: Receiver<Box<IntervalCounts>>,
 }
 
-impl Teller {
+impl IntervalSender {
     /// The run has begun.
     pub fn begin(&mut self, start_ns: u64) {
         self.start_ns = start_ns;
         self.ends_ns = start_ns + self.length_ns;
     }
 
-    /// The stretch to count in.
-    pub fn now(&mut self) -> &mut Stretch {
+    /// The counts to count in.
+    pub fn now(&mut self) -> &mut IntervalCounts {
         &mut self.now
     }
 
-    /// When the present stretch should be told.
+    /// When the present counts should be told.
     pub fn ends_ns(&self) -> u64 {
         self.ends_ns
     }
@@ -147,21 +147,21 @@ impl Teller {
     pub fn look_at_the_clock(&mut self, now_ns: u64, totals: Totals) {
         let begun = now_ns.saturating_sub(self.start_ns) / self.length_ns;
         self.ends_ns = self.start_ns + (begun + 1) * self.length_ns;
-        self.tell(begun.saturating_sub(1), totals);
+        self.send(begun.saturating_sub(1), totals);
     }
 
     /// Tells the rest.
     pub fn finish(mut self, now_ns: u64, totals: Totals) {
         self.close(now_ns.saturating_sub(self.start_ns) / self.length_ns, totals);
         // Nobody listens any more at the end of a run that failed.
-        let _ = self.told.try_send(self.now);
+        let _ = self.sent.try_send(self.now);
     }
 
-    fn tell(&mut self, index: u64, totals: Totals) {
+    fn send(&mut self, index: u64, totals: Totals) {
         let Ok(mut next) = self.empty.try_recv() else { return };
         self.close(index, totals);
         next.clear();
-        let _ = self.told.try_send(std::mem::replace(&mut self.now, next));
+        let _ = self.sent.try_send(std::mem::replace(&mut self.now, next));
     }
 
     fn close(&mut self, index: u64, totals: Totals) {
@@ -175,15 +175,15 @@ impl Teller {
     }
 }
 
-/// The main thread's end: puts the threads' stretches together.
-pub struct Listener {
+/// The main thread's end: puts the threads' intervals together.
+pub struct IntervalMerger {
     length_ns: u64,
-    told: Receiver<Box<Stretch>>,
-    returned: Vec<SyncSender<Box<Stretch>>>,
+    sent: Receiver<Box<IntervalCounts>>,
+    returned: Vec<SyncSender<Box<IntervalCounts>>>,
     /// The interval that each thread told last; `None` when it has told nothing.
     last: Vec<Option<u64>>,
     /// Intervals that some thread has not told yet.
-    pending: BTreeMap<u64, Box<Stretch>>,
+    pending: BTreeMap<u64, Box<IntervalCounts>>,
     /// The next interval to report.
     next: u64,
     connections_requested: u64,
@@ -193,34 +193,36 @@ pub struct Listener {
 }
 
 /// Both ends, for so many threads.
-pub fn pair(
+pub fn channel(
     threads: usize,
     length: Duration,
     connections_requested: u64,
     expected_workers: usize,
-) -> (Vec<Teller>, Listener) {
+) -> (Vec<IntervalSender>, IntervalMerger) {
     let length_ns = length.as_nanos() as u64;
-    let (told, listens) = mpsc::sync_channel(threads * (ROUND + 1));
-    let (mut tellers, mut returned) = (Vec::new(), Vec::new());
+    let (sent, receives) = mpsc::sync_channel(threads * (ROUND + 1));
+    let (mut senders, mut returned) = (Vec::new(), Vec::new());
     for thread in 0..threads {
         let (returns, empty) = mpsc::sync_channel(ROUND + 1);
         for _ in 0..ROUND {
-            returns.try_send(Box::new(Stretch::new(thread))).expect("the channel has room for the round");
+            returns
+                .try_send(Box::new(IntervalCounts::new(thread)))
+                .expect("the channel has room for the round");
         }
         returned.push(returns);
-        tellers.push(Teller {
-            now: Box::new(Stretch::new(thread)),
+        senders.push(IntervalSender {
+            now: Box::new(IntervalCounts::new(thread)),
             before: Totals::default(),
             length_ns,
             start_ns: 0,
             ends_ns: u64::MAX,
-            told: told.clone(),
+            sent: sent.clone(),
             empty,
         });
     }
-    let listener = Listener {
+    let merger = IntervalMerger {
         length_ns,
-        told: listens,
+        sent: receives,
         returned,
         last: vec![None; threads],
         pending: BTreeMap::new(),
@@ -229,25 +231,25 @@ pub fn pair(
         expected_workers,
         so_far: Times::of_an_interval(),
     };
-    (tellers, listener)
+    (senders, merger)
 }
 
-impl Listener {
+impl IntervalMerger {
     /// Every interval that all threads have told by now, oldest first.
-    pub fn hear(&mut self, window: &Window) -> VecDeque<IntervalReport> {
-        while let Ok(stretch) = self.told.try_recv() {
-            let thread = stretch.thread;
-            self.last[thread] = Some(stretch.index);
-            match self.pending.get_mut(&stretch.index) {
-                Some(sum) => sum.add(&stretch),
+    pub fn receive(&mut self, window: &Window) -> VecDeque<IntervalReport> {
+        while let Ok(counts) = self.sent.try_recv() {
+            let thread = counts.thread;
+            self.last[thread] = Some(counts.index);
+            match self.pending.get_mut(&counts.index) {
+                Some(sum) => sum.add(&counts),
                 None => {
-                    let mut sum = Box::new(Stretch::new(thread));
-                    sum.add(&stretch);
-                    self.pending.insert(stretch.index, sum);
+                    let mut sum = Box::new(IntervalCounts::new(thread));
+                    sum.add(&counts);
+                    self.pending.insert(counts.index, sum);
                 }
             }
             // The thread may have ended, and then nobody wants it back.
-            let _ = self.returned[thread].try_send(stretch);
+            let _ = self.returned[thread].try_send(counts);
         }
         let complete = self.last.iter().min().copied().flatten();
         self.report(complete, window)
@@ -259,8 +261,8 @@ impl Listener {
     }
 
     /// What is left when all threads have ended.
-    pub fn rest(&mut self, window: &Window) -> VecDeque<IntervalReport> {
-        let mut reports = self.hear(window);
+    pub fn receive_rest(&mut self, window: &Window) -> VecDeque<IntervalReport> {
+        let mut reports = self.receive(window);
         let last = self.pending.keys().next_back().copied();
         reports.extend(self.report(last, window));
         reports
@@ -269,10 +271,10 @@ impl Listener {
     fn report(&mut self, until: Option<u64>, window: &Window) -> VecDeque<IntervalReport> {
         let mut reports = VecDeque::new();
         while let Some(entry) = self.pending.first_entry().filter(|entry| Some(*entry.key()) <= until) {
-            let (index, stretch) = entry.remove_entry();
-            let report = self.one(index, &stretch, window);
+            let (index, counts) = entry.remove_entry();
+            let report = self.one(index, &counts, window);
             if report.measured {
-                self.so_far.add(&stretch.latency);
+                self.so_far.add(&counts.latency);
             }
             reports.push_back(report);
             self.next = self.next.max(index + 1);
@@ -280,9 +282,9 @@ impl Listener {
         reports
     }
 
-    fn one(&self, index: u64, stretch: &Stretch, window: &Window) -> IntervalReport {
+    fn one(&self, index: u64, counts: &IntervalCounts, window: &Window) -> IntervalReport {
         let (from_ns, to_ns) = (self.next.min(index) * self.length_ns, (index + 1) * self.length_ns);
-        let mut workers = stretch.workers.clone();
+        let mut workers = counts.workers.clone();
         if !workers.is_empty() {
             workers.resize(workers.len().max(self.expected_workers), (0, 0));
         }
@@ -293,16 +295,16 @@ impl Listener {
             from_s: from_ns as f64 / 1e9,
             to_s: to_ns as f64 / 1e9,
             measured: window.contains(begins_ns),
-            requests: stretch.answers,
-            qps: stretch.answers as f64 / ((to_ns - from_ns) as f64 / 1e9),
-            errors: stretch.errors,
-            retried: stretch.retried,
-            due: (stretch.due > 0).then_some(stretch.due),
-            connections_open: stretch.open,
+            requests: counts.answers,
+            qps: counts.answers as f64 / ((to_ns - from_ns) as f64 / 1e9),
+            errors: counts.errors,
+            retried: counts.retried,
+            due: (counts.due > 0).then_some(counts.due),
+            connections_open: counts.open,
             connections_requested: self.connections_requested,
-            connections_established: stretch.established,
-            latency_us: stretch.latency.latency(),
-            slip_us: stretch.slip.latency(),
+            connections_established: counts.established,
+            latency_us: counts.latency.latency(),
+            slip_us: counts.slip.latency(),
             // Of so many workers the p-values would be simulated for longer than an interval lasts.
             evenness: (workers.len() <= JUDGED_WORKERS)
                 .then(|| evenness::pair(workers.iter().copied()))
@@ -328,26 +330,26 @@ mod tests {
         Totals { open, ..Totals::default() }
     }
 
-    fn begun(threads: usize) -> (Vec<Teller>, Listener) {
-        let (mut tellers, listener) = pair(threads, Duration::from_millis(100), 8, 2);
-        tellers.iter_mut().for_each(|teller| teller.begin(0));
-        (tellers, listener)
+    fn begun(threads: usize) -> (Vec<IntervalSender>, IntervalMerger) {
+        let (mut senders, merger) = channel(threads, Duration::from_millis(100), 8, 2);
+        senders.iter_mut().for_each(|sender| sender.begin(0));
+        (senders, merger)
     }
 
-    fn answer(teller: &mut Teller, worker: u32) {
-        teller.now().answered(2 * MS, None, Some(worker), true);
+    fn answer(sender: &mut IntervalSender, worker: u32) {
+        sender.now().answered(2 * MS, None, Some(worker), true);
     }
 
     #[test]
     fn an_interval_is_reported_when_every_thread_has_told_it() {
-        let (mut tellers, mut listener) = begun(2);
-        answer(&mut tellers[0], 0);
-        tellers[0].look_at_the_clock(101 * MS, open(3));
-        assert!(listener.hear(&WINDOW).is_empty());
-        answer(&mut tellers[1], 1);
-        answer(&mut tellers[1], 1);
-        tellers[1].look_at_the_clock(102 * MS, open(4));
-        let reports = listener.hear(&WINDOW);
+        let (mut senders, mut merger) = begun(2);
+        answer(&mut senders[0], 0);
+        senders[0].look_at_the_clock(101 * MS, open(3));
+        assert!(merger.receive(&WINDOW).is_empty());
+        answer(&mut senders[1], 1);
+        answer(&mut senders[1], 1);
+        senders[1].look_at_the_clock(102 * MS, open(4));
+        let reports = merger.receive(&WINDOW);
         assert_eq!(reports.len(), 1);
         let report = &reports[0];
         assert_eq!((report.requests, report.qps, report.connections_open), (3, 30.0, 7));
@@ -358,37 +360,37 @@ mod tests {
 
     #[test]
     fn a_silent_stretch_belongs_to_the_interval_that_ends_it() {
-        let (mut tellers, mut listener) = begun(1);
-        answer(&mut tellers[0], 0);
-        tellers[0].look_at_the_clock(350 * MS, open(0));
-        let reports = listener.hear(&WINDOW);
+        let (mut senders, mut merger) = begun(1);
+        answer(&mut senders[0], 0);
+        senders[0].look_at_the_clock(350 * MS, open(0));
+        let reports = merger.receive(&WINDOW);
         assert_eq!((reports[0].from_s, reports[0].to_s, reports[0].requests), (0.0, 0.3, 1));
-        answer(&mut tellers[0], 0);
-        tellers.remove(0).finish(420 * MS, open(0));
-        let reports = listener.rest(&WINDOW);
+        answer(&mut senders[0], 0);
+        senders.remove(0).finish(420 * MS, open(0));
+        let reports = merger.receive_rest(&WINDOW);
         assert_eq!((reports[0].from_s, reports[0].to_s, reports[0].requests), (0.3, 0.5, 1));
         assert!(reports[0].measured);
     }
 
     #[test]
     fn a_high_number_of_a_worker_brings_no_empty_ones_below_it() {
-        let (mut tellers, mut listener) = begun(1);
-        answer(&mut tellers[0], 65_000);
-        tellers.remove(0).finish(50 * MS, open(0));
-        let report = &listener.rest(&WINDOW)[0];
+        let (mut senders, mut merger) = begun(1);
+        answer(&mut senders[0], 65_000);
+        senders.remove(0).finish(50 * MS, open(0));
+        let report = &merger.receive_rest(&WINDOW)[0];
         assert_eq!(report.workers.keys().collect::<Vec<_>>(), ["0", "1", "65000"]);
         assert_eq!(report.evenness, None, "so many are judged for the whole run alone");
     }
 
     #[test]
     fn nothing_is_lost_when_nobody_listens_for_a_while() {
-        let (mut tellers, mut listener) = begun(1);
+        let (mut senders, mut merger) = begun(1);
         for interval in 1..=20 {
-            answer(&mut tellers[0], 0);
-            tellers[0].look_at_the_clock(interval * 100 * MS, open(0));
+            answer(&mut senders[0], 0);
+            senders[0].look_at_the_clock(interval * 100 * MS, open(0));
         }
-        tellers.remove(0).finish(2_050 * MS, open(0));
-        let reports = listener.rest(&WINDOW);
+        senders.remove(0).finish(2_050 * MS, open(0));
+        let reports = merger.receive_rest(&WINDOW);
         assert_eq!(reports.iter().map(|report| report.requests).sum::<u64>(), 20);
         assert_eq!(reports.len(), ROUND + 1);
     }

@@ -60,34 +60,34 @@ impl Cause {
 
 /// How a request that was sent or due ended without an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Loss {
+pub enum LostCause {
     Write(Cause),
     Read(Cause),
     Timeout,
 }
 
-impl Loss {
+impl LostCause {
     fn name(self) -> String {
         match self {
-            Loss::Write(cause) => format!("write {}", cause.name()),
-            Loss::Read(cause) => format!("read {}", cause.name()),
-            Loss::Timeout => "timeout".into(),
+            LostCause::Write(cause) => format!("write {}", cause.name()),
+            LostCause::Read(cause) => format!("read {}", cause.name()),
+            LostCause::Timeout => "timeout".into(),
         }
     }
 }
 
 /// A request that was lost, before its cause gets its name.
 #[derive(Debug, Clone, Copy)]
-pub struct Casualty {
+pub struct LostRequest {
     pub at_ns: u64,
     pub client: Option<SocketAddr>,
-    pub loss: Loss,
+    pub loss: LostCause,
     pub worker: Option<u32>,
 }
 
-/// One request's moments.
+/// One request's timestamps.
 #[derive(Debug, Clone, Copy)]
-pub struct Moments {
+pub struct Timestamps {
     pub due_ns: u64,
     /// `None` when it never was.
     pub sent_ns: Option<u64>,
@@ -128,7 +128,7 @@ pub struct Failures {
 
 /// What one worker gave, as this client saw it.
 #[derive(Clone, Default)]
-pub struct Share {
+pub struct WorkerTally {
     pub connections: u64,
     pub requests: u64,
     /// Response times; kept for the first [`TIMED_WORKERS`] alone.
@@ -182,12 +182,12 @@ pub struct Tally {
     /// The server stayed away, and the rest of the requests was not waited for.
     pub gave_up: bool,
     /// Index = worker.
-    pub workers: Vec<Share>,
+    pub workers: Vec<WorkerTally>,
     pub failures: Failures,
     /// Requests sent a second time.
     pub retried: u64,
     /// The first requests that were lost, and how many more.
-    pub lost: Vec<Casualty>,
+    pub lost: Vec<LostRequest>,
     pub lost_more: u64,
     pub seconds: Seconds,
     pub established: u64,
@@ -204,7 +204,7 @@ pub struct Tally {
 
 impl Tally {
     pub fn new(measures: Measures) -> Tally {
-        let timed = |worker| Share { latency: times_of(worker), ..Share::default() };
+        let timed = |worker| WorkerTally { latency: times_of(worker), ..WorkerTally::default() };
         Tally {
             measures,
             workers: (0..measures.workers).map(timed).collect(),
@@ -218,49 +218,49 @@ impl Tally {
 
     /// A request of the measured window enters the histograms once, whatever became of it: at its response
     /// time, or at its age when it became clear that no answer would come.
-    pub fn record(&mut self, window: &Window, moments: Moments, answered: bool) {
-        self.last_end_ns = moments.end_ns;
-        if !window.contains(moments.due_ns) {
+    pub fn record(&mut self, window: &Window, timestamps: Timestamps, answered: bool) {
+        self.last_end_ns = timestamps.end_ns;
+        if !window.contains(timestamps.due_ns) {
             return;
         }
         self.due_in_window += 1;
-        self.last_due_ns = self.last_due_ns.max(moments.due_ns);
+        self.last_due_ns = self.last_due_ns.max(timestamps.due_ns);
         self.censored += u64::from(!answered);
-        if let Some(sent_ns) = moments.sent_ns {
-            self.service.record(moments.end_ns.saturating_sub(sent_ns));
-            if let Some(first_byte_ns) = moments.first_byte_ns {
+        if let Some(sent_ns) = timestamps.sent_ns {
+            self.service.record(timestamps.end_ns.saturating_sub(sent_ns));
+            if let Some(first_byte_ns) = timestamps.first_byte_ns {
                 self.first_byte.record(first_byte_ns.saturating_sub(sent_ns));
             }
             if self.measures.slip {
-                self.slip.record(sent_ns.saturating_sub(moments.due_ns));
+                self.slip.record(sent_ns.saturating_sub(timestamps.due_ns));
             }
         }
         if self.measures.from_due {
-            self.latency.record(moments.end_ns.saturating_sub(moments.due_ns));
+            self.latency.record(timestamps.end_ns.saturating_sub(timestamps.due_ns));
         }
-        if !answered && window.contains(moments.end_ns) {
-            self.seconds.unanswered(moments.end_ns - window.open_ns, self.latency_ns(moments));
+        if !answered && window.contains(timestamps.end_ns) {
+            self.seconds.unanswered(timestamps.end_ns - window.open_ns, self.latency_ns(timestamps));
         }
     }
 
     /// Counts an answer for the rate, the worker, the status and the trace.
-    pub fn answer(&mut self, window: &Window, moments: Moments, answer: &Answer, first: bool) {
-        self.record(window, moments, true);
-        self.last_answer_ns = moments.end_ns;
-        let in_window = window.contains(moments.end_ns);
-        let latency_ns = self.latency_ns(moments);
+    pub fn answer(&mut self, window: &Window, timestamps: Timestamps, answer: &Answer, first: bool) {
+        self.record(window, timestamps, true);
+        self.last_answer_ns = timestamps.end_ns;
+        let in_window = window.contains(timestamps.end_ns);
+        let latency_ns = self.latency_ns(timestamps);
         if in_window {
             self.answered_in_window += 1;
-            self.seconds.answered(moments.end_ns - window.open_ns, latency_ns);
-            self.count_slice(window, moments.end_ns, latency_ns);
-        } else if moments.end_ns < window.open_ns {
+            self.seconds.answered(timestamps.end_ns - window.open_ns, latency_ns);
+            self.count_slice(window, timestamps.end_ns, latency_ns);
+        } else if timestamps.end_ns < window.open_ns {
             self.answered_before += 1;
         } else {
             self.answered_late += 1;
         }
         self.answered_connections += u64::from(first);
         if let Some(worker) = answer.worker {
-            let is_due_in_window = window.contains(moments.due_ns);
+            let is_due_in_window = window.contains(timestamps.due_ns);
             let share = self.worker(worker);
             share.connections += u64::from(first);
             share.requests += u64::from(in_window);
@@ -268,24 +268,24 @@ impl Tally {
                 times.record(latency_ns);
             }
             if first && self.order.len() < self.measures.order {
-                self.order.push((moments.end_ns, worker));
+                self.order.push((timestamps.end_ns, worker));
             }
         }
         if !(200..300).contains(&answer.status) {
             *self.failures.status.entry(answer.status).or_default() += 1;
         }
         if self.trace.len() < self.measures.trace {
-            self.trace.push(self.traced(window, moments, answer));
+            self.trace.push(self.traced(window, timestamps, answer));
         }
     }
 
     /// These requests will get no answer.
-    pub fn lose(&mut self, casualty: Casualty, requests: u64) {
+    pub fn lose(&mut self, casualty: LostRequest, requests: u64) {
         let failures = &mut self.failures;
         match casualty.loss {
-            Loss::Write(cause) => count(&mut failures.write, cause, requests),
-            Loss::Read(cause) => count(&mut failures.read, cause, requests),
-            Loss::Timeout => failures.timeout += requests,
+            LostCause::Write(cause) => count(&mut failures.write, cause, requests),
+            LostCause::Read(cause) => count(&mut failures.read, cause, requests),
+            LostCause::Timeout => failures.timeout += requests,
         }
         let named = requests.min((LoadReport::MOST_LOST - self.lost.len()) as u64);
         self.lost.extend((0..named).map(|_| casualty));
@@ -294,7 +294,7 @@ impl Tally {
 
     /// The lost requests as the report has them.
     pub fn lost_by_name(&self, window: &Window) -> Vec<Lost> {
-        let lost = |casualty: &Casualty| Lost {
+        let lost = |casualty: &LostRequest| Lost {
             at_s: casualty.at_ns.saturating_sub(window.start_ns) as f64 / 1e9,
             client: casualty.client.map(|client| client.to_string()),
             cause: casualty.loss.name(),
@@ -304,9 +304,9 @@ impl Tally {
     }
 
     /// Response time of an answered request; what its histogram counts.
-    pub fn latency_ns(&self, moments: Moments) -> u64 {
-        let sent_ns = moments.sent_ns.filter(|_| !self.measures.from_due);
-        moments.end_ns.saturating_sub(sent_ns.unwrap_or(moments.due_ns))
+    pub fn latency_ns(&self, timestamps: Timestamps) -> u64 {
+        let sent_ns = timestamps.sent_ns.filter(|_| !self.measures.from_due);
+        timestamps.end_ns.saturating_sub(sent_ns.unwrap_or(timestamps.due_ns))
     }
 
     fn count_slice(&mut self, window: &Window, end_ns: u64, latency_ns: u64) {
@@ -333,12 +333,12 @@ impl Tally {
         self.peak_open = self.peak_open.max(self.open);
     }
 
-    fn worker(&mut self, worker: u32) -> &mut Share {
+    fn worker(&mut self, worker: u32) -> &mut WorkerTally {
         debug_assert!(worker < MAX_WORKERS);
         let index = worker as usize;
         while index >= self.workers.len() {
             let latency = times_of(self.workers.len());
-            self.workers.push(Share { latency, ..Share::default() });
+            self.workers.push(WorkerTally { latency, ..WorkerTally::default() });
         }
         &mut self.workers[index]
     }
@@ -394,10 +394,10 @@ impl Tally {
         }
     }
 
-    fn traced(&self, window: &Window, moments: Moments, answer: &Answer) -> Traced {
+    fn traced(&self, window: &Window, timestamps: Timestamps, answer: &Answer) -> Traced {
         Traced {
-            at_us: moments.end_ns.saturating_sub(window.start_ns) as f64 / 1e3,
-            latency_us: self.latency_ns(moments) as f64 / 1e3,
+            at_us: timestamps.end_ns.saturating_sub(window.start_ns) as f64 / 1e3,
+            latency_us: self.latency_ns(timestamps) as f64 / 1e3,
             status: answer.status,
             bytes: answer.body_bytes,
             worker: answer.worker,
@@ -469,8 +469,8 @@ mod tests {
     const WINDOW: Window = Window { start_ns: 0, open_ns: 1_000, close_ns: 2_000 };
     const ANSWER: Answer = Answer { status: 200, worker: Some(1), body_bytes: 64, close: false };
 
-    fn moments(due_ns: u64, sent_ns: u64, end_ns: u64) -> Moments {
-        Moments { due_ns, sent_ns: Some(sent_ns), first_byte_ns: Some(end_ns), end_ns }
+    fn timestamps(due_ns: u64, sent_ns: u64, end_ns: u64) -> Timestamps {
+        Timestamps { due_ns, sent_ns: Some(sent_ns), first_byte_ns: Some(end_ns), end_ns }
     }
 
     fn tally(from_due: bool, trace: usize) -> Tally {
@@ -480,10 +480,10 @@ mod tests {
     #[test]
     fn answers_count_where_they_end_and_times_count_where_they_were_due() {
         let mut tally = tally(true, 0);
-        tally.answer(&WINDOW, moments(500, 500, 900), &ANSWER, true);
-        tally.answer(&WINDOW, moments(900, 900, 1_100), &ANSWER, false);
-        tally.answer(&WINDOW, moments(1_200, 1_500, 1_600), &ANSWER, false);
-        tally.answer(&WINDOW, moments(1_900, 1_900, 2_500), &ANSWER, false);
+        tally.answer(&WINDOW, timestamps(500, 500, 900), &ANSWER, true);
+        tally.answer(&WINDOW, timestamps(900, 900, 1_100), &ANSWER, false);
+        tally.answer(&WINDOW, timestamps(1_200, 1_500, 1_600), &ANSWER, false);
+        tally.answer(&WINDOW, timestamps(1_900, 1_900, 2_500), &ANSWER, false);
         assert_eq!((tally.answered_before, tally.answered_in_window, tally.answered_late), (1, 2, 1));
         assert_eq!((tally.latency.count(), tally.service.count()), (2, 2));
         assert_eq!((tally.workers[1].connections, tally.workers[1].requests), (1, 2));
@@ -497,7 +497,7 @@ mod tests {
         let mut tally = tally(false, 0);
         for status in [200, 204, 301, 404, 503, 503] {
             let answer = Answer { status, ..ANSWER };
-            tally.answer(&WINDOW, moments(1_000, 1_000, 1_001), &answer, false);
+            tally.answer(&WINDOW, timestamps(1_000, 1_000, 1_001), &answer, false);
         }
         assert_eq!(tally.answered_in_window, 6);
         let errors = tally.failures.named();
@@ -508,9 +508,9 @@ mod tests {
     #[test]
     fn two_threads_books_add_up() {
         let (mut a, mut b) = (tally(false, 2), tally(false, 2));
-        a.answer(&WINDOW, moments(1_000, 1_000, 1_300), &ANSWER, true);
-        a.answer(&WINDOW, moments(1_000, 1_000, 1_500), &ANSWER, true);
-        b.answer(&WINDOW, moments(1_000, 1_000, 1_400), &Answer { worker: Some(3), ..ANSWER }, true);
+        a.answer(&WINDOW, timestamps(1_000, 1_000, 1_300), &ANSWER, true);
+        a.answer(&WINDOW, timestamps(1_000, 1_000, 1_500), &ANSWER, true);
+        b.answer(&WINDOW, timestamps(1_000, 1_000, 1_400), &Answer { worker: Some(3), ..ANSWER }, true);
         count(&mut a.failures.connect, Errno::ECONNREFUSED, 1);
         count(&mut b.failures.connect, Errno::ECONNREFUSED, 1);
         count(&mut b.failures.read, Cause::Eof, 1);

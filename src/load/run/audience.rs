@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::load::counts::interval::Listener;
+use crate::load::counts::interval::IntervalMerger;
 use crate::load::counts::tally::Window;
 use crate::load::options::args::LoadArgs;
 use crate::load::output::export::Ndjson;
@@ -57,9 +57,9 @@ impl Audience {
     }
 
     /// Tells what the threads have told; true when somebody asks to end the run.
-    pub fn hear(&mut self, listener: &mut Listener, window: &Window) -> bool {
-        let heard = listener.hear(window);
-        let so_far = listener.so_far();
+    pub fn hear(&mut self, merger: &mut IntervalMerger, window: &Window) -> bool {
+        let heard = merger.receive(window);
+        let so_far = merger.so_far();
         for interval in heard {
             for spectator in &mut self.spectators {
                 spectator.so_far(&so_far);
@@ -70,8 +70,8 @@ impl Audience {
     }
 
     /// Tells the rest, and sends everybody home.
-    pub fn leave(self, listener: Option<Listener>, window: &Window) -> Result<(), String> {
-        let rest = listener.map(|mut listener| listener.rest(window)).unwrap_or_default();
+    pub fn leave(self, merger: Option<IntervalMerger>, window: &Window) -> Result<(), String> {
+        let rest = merger.map(|mut merger| merger.receive_rest(window)).unwrap_or_default();
         let mut outcome = Ok(());
         for mut spectator in self.spectators {
             rest.iter().for_each(|interval| spectator.see(interval));

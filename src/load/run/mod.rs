@@ -17,13 +17,13 @@ use socket2::SockAddr;
 use crate::cpu;
 use crate::load::background::crowd::Crowd;
 use crate::load::background::slow::{Kinds, SlowCrowd};
-use crate::load::client::connection::Route;
 use crate::load::client::control::{Control, Voice};
 use crate::load::client::engine::Engine;
 use crate::load::client::engine::epoll::EpollEngine;
 use crate::load::client::engine::uring::UringEngine;
-use crate::load::client::{Client, Plan, Share};
-use crate::load::counts::interval::{self, Listener, Teller};
+use crate::load::client::route::Route;
+use crate::load::client::{Assignment, ClientLoop, Settings};
+use crate::load::counts::interval::{self, IntervalMerger, IntervalSender};
 use crate::load::counts::tally::{Measures, Tally, Window};
 use crate::load::options::args::{Close, LoadArgs, Method};
 use crate::load::options::engine::EngineName;
@@ -33,7 +33,7 @@ use crate::load::run::audience::Audience;
 use crate::load::run::evidence::{Surroundings, trust};
 use crate::load::run::summary::{Measured, latency, report};
 use crate::load::run::watch::{Cpu, Watch, max_rss_kib};
-use crate::load::schedule::{Arrivals, Extent, Schedule, Thinker, share};
+use crate::load::schedule::{Arrivals, Extent, Schedule, Thinker, nth_part};
 use crate::machine::Counters;
 use crate::report::LoadReport;
 use crate::sys::fd::leave_shared_table;
@@ -63,7 +63,7 @@ pub fn run(args: &LoadArgs) -> Result<Outcome, String> {
     // What may wait for somebody else, a name server or the other end of a pipe, comes before the signals are ours:
     // until then Ctrl-C ends the program.
     let arrivals = args.arrivals()?;
-    let plan = plan(args)?;
+    let settings = settings(args)?;
     let files = Files::create(args.hlog.as_deref(), args.hgrm.as_deref(), args.csv.as_deref())?;
     let control = Control::new().map_err(setup)?;
     let mut watch = Watch::new(&control, args).map_err(setup)?;
@@ -73,19 +73,19 @@ pub fn run(args: &LoadArgs) -> Result<Outcome, String> {
     }
     let unreachable = |errno| {
         let unix = args.unix.as_ref().map(|path| path.display().to_string());
-        let inet = plan.route.address.as_socket().map(|address| address.to_string());
+        let inet = settings.route.address.as_socket().map(|address| address.to_string());
         let address = unix.or(inet).unwrap_or_else(|| args.target().authority.clone());
         format!("connect {address}: {}; {}", words(errno), advice(errno))
     };
 
-    let crowd = open_crowd(args, &plan, &watch).map_err(unreachable)?;
-    let slow = open_slow(args, &plan).map_err(setup)?;
+    let crowd = open_crowd(args, &settings, &watch).map_err(unreachable)?;
+    let slow = open_slow(args, &settings).map_err(setup)?;
     let (counters, since_ns) = (Counters::now(), monotonic_ns());
     let measure = match args.engine {
         EngineName::Epoll => measure::<EpollEngine>,
         EngineName::IoUring => measure::<UringEngine>,
     };
-    let run = measure(args, &arrivals, &plan, &control, &mut watch, audience).map_err(unreachable)?;
+    let run = measure(args, &arrivals, &settings, &control, &mut watch, audience).map_err(unreachable)?;
     let gave_up = run.tally.gave_up;
     let measured = Measured {
         run,
@@ -106,7 +106,7 @@ pub fn run(args: &LoadArgs) -> Result<Outcome, String> {
         connect: &tally.connect,
         first_byte: &tally.first_byte,
         service: &tally.service,
-        response: latency(&tally, plan.open_loop),
+        response: latency(&tally, settings.open_loop),
         slip: &tally.slip,
     };
     let span = Span {
@@ -135,10 +135,10 @@ fn words(errno: Errno) -> String {
     text[..1].to_ascii_lowercase() + &text[1..]
 }
 
-fn plan(args: &LoadArgs) -> Result<Plan, String> {
+fn settings(args: &LoadArgs) -> Result<Settings, String> {
     let one = request(args, "");
     let reset = args.close == Close::Rst;
-    Ok(Plan {
+    Ok(Settings {
         route: Route {
             address: address(args)?,
             sources: args.source.clone(),
@@ -195,20 +195,20 @@ fn request(args: &LoadArgs, more_headers: &str) -> Vec<u8> {
     bytes
 }
 
-fn open_crowd(args: &LoadArgs, plan: &Plan, watch: &Watch) -> nix::Result<Crowd> {
+fn open_crowd(args: &LoadArgs, settings: &Settings, watch: &Watch) -> nix::Result<Crowd> {
     if args.idle > 0 {
         watch.announce("crowd");
     }
-    Crowd::open(&plan.route, args.idle as usize, args.timeout, &|| watch.is_interrupted())
+    Crowd::open(&settings.route, args.idle as usize, args.timeout, &|| watch.is_interrupted())
 }
 
-fn open_slow(args: &LoadArgs, plan: &Plan) -> nix::Result<Option<SlowCrowd>> {
+fn open_slow(args: &LoadArgs, settings: &Settings) -> nix::Result<Option<SlowCrowd>> {
     let kinds = Kinds::of(args);
     if kinds.total() == 0 {
         return Ok(None);
     }
-    let one = plan.requests[..plan.request_bytes].to_vec();
-    SlowCrowd::start(plan.route.clone(), one, kinds, args.slow_gap).map(Some)
+    let one = settings.requests[..settings.request_bytes].to_vec();
+    SlowCrowd::start(settings.route.clone(), one, kinds, args.slow_gap).map(Some)
 }
 
 /// What the threads brought home.
@@ -229,56 +229,57 @@ pub struct Run {
 fn measure<E: Engine>(
     args: &LoadArgs,
     arrivals: &Arrivals,
-    plan: &Plan,
+    settings: &Settings,
     control: &Control,
     watch: &mut Watch,
     mut audience: Audience,
 ) -> nix::Result<Run> {
     let threads = u64::from(args.threads);
-    let (mut tellers, mut listener) = tellers(args, &audience);
+    let (mut senders, mut merger) = senders(args, &audience);
     thread::scope(|scope| {
         let (mut starters, mut handles) = (Vec::new(), Vec::new());
         for thread in 0..threads {
             let (starter, start) = mpsc::channel();
             starters.push(starter);
             let cpu = args.pin.then_some(thread as usize);
-            let connections = share(u64::from(args.connections), thread, threads);
-            handles.push(scope.spawn(move || measure_thread::<E>(plan, control, connections, cpu, &start)));
+            let connections = nth_part(u64::from(args.connections), thread, threads);
+            handles
+                .push(scope.spawn(move || measure_thread::<E>(settings, control, connections, cpu, &start)));
         }
         watch.until_ready(threads)?;
         let _aside = (args.live && args.pin).then(|| Aside::step(args.threads as usize));
         let (start_ns, began) = start(args);
         let window = window(args, start_ns);
         for (thread, starter) in (0..).zip(starters) {
-            let share = Share {
+            let assignment = Assignment {
                 schedule: Schedule::new(arrivals.clone(), extent(args), thread, threads),
                 thinker: Thinker::new(args.think, args.seed, thread),
-                teller: tellers.pop(),
+                intervals: senders.pop(),
             };
             // A thread that does not listen has panicked; joining it says so.
-            let _ = starter.send((window, share));
+            let _ = starter.send((window, assignment));
         }
-        let (mut window, cpu) = watch.until_done(threads, window, listener.as_mut(), &mut audience)?;
-        let tally = add_up(handles, plan.measures)?;
+        let (mut window, cpu) = watch.until_done(threads, window, merger.as_mut(), &mut audience)?;
+        let tally = add_up(handles, settings.measures)?;
         if window.close_ns == u64::MAX {
             // The number of requests ended it, with the last answer; the wait for one that never came is no part of it.
             let last_ns = if tally.last_answer_ns > 0 { tally.last_answer_ns } else { tally.last_end_ns };
             window.close_ns = last_ns.max(window.open_ns);
         }
-        let told = audience.leave(listener, &window);
+        let told = audience.leave(merger, &window);
         Ok(Run { tally, window, cpu, began, told })
     })
 }
 
 /// Somebody who watches needs the threads to tell.
-fn tellers(args: &LoadArgs, audience: &Audience) -> (Vec<Teller>, Option<Listener>) {
+fn senders(args: &LoadArgs, audience: &Audience) -> (Vec<IntervalSender>, Option<IntervalMerger>) {
     if audience.is_empty() {
         return (Vec::new(), None);
     }
     let workers = args.workers.unwrap_or(0) as usize;
-    let (tellers, listener) =
-        interval::pair(args.threads as usize, args.interval, u64::from(args.connections), workers);
-    (tellers, Some(listener))
+    let (senders, merger) =
+        interval::channel(args.threads as usize, args.interval, u64::from(args.connections), workers);
+    (senders, Some(merger))
 }
 
 /// When the schedule begins: by the monotonic clock, and by the clock on the wall.
@@ -296,11 +297,11 @@ fn start(args: &LoadArgs) -> (u64, SystemTime) {
 
 /// What one measuring thread does.
 fn measure_thread<E: Engine>(
-    plan: &Plan,
+    settings: &Settings,
     control: &Control,
     connections: u64,
     cpu: Option<usize>,
-    start: &Receiver<(Window, Share)>,
+    start: &Receiver<(Window, Assignment)>,
 ) -> nix::Result<Tally> {
     let mut voice = Voice::new(control);
     if let Some(number) = cpu {
@@ -308,15 +309,15 @@ fn measure_thread<E: Engine>(
         cpu::pin_to(&[allowed[number % allowed.len()]])?;
     }
     leave_shared_table(&control.descriptors());
-    let mut client = Client::<E>::new(plan, control, connections)?;
+    let mut client = ClientLoop::<E>::new(settings, control, connections)?;
     // Handshakes belong to a closed loop, and to a connection per request, but not to an open loop whose
     // connections are kept: there they would only make its first requests late.
-    if plan.open_loop && plan.requests_per_connection.is_none() && !plan.connect_only {
+    if settings.open_loop && settings.requests_per_connection.is_none() && !settings.connect_only {
         client.open_all();
     }
     voice.say_ready();
     match start.recv() {
-        Ok((window, share)) => Ok(client.run(window, share)),
+        Ok((window, assignment)) => Ok(client.run(window, assignment)),
         // The main thread gave up before the start.
         Err(_) => Err(Errno::ECANCELED),
     }

@@ -8,7 +8,7 @@ use nix::unistd::gethostname;
 use crate::load::background::crowd::Crowd;
 use crate::load::counts::evenness;
 use crate::load::counts::histogram::Times;
-use crate::load::counts::tally::{Share, Tally, Window};
+use crate::load::counts::tally::{Tally, Window, WorkerTally};
 use crate::load::options::args::LoadArgs;
 use crate::load::run::Run;
 use crate::report::{
@@ -116,7 +116,7 @@ pub fn latency(tally: &Tally, open_loop: bool) -> &Times {
 
 /// One row for each worker there is: those that got nothing, too. Empty when no answer named its worker.
 fn workers(tally: &Tally, expected: usize) -> Vec<WorkerShare> {
-    let report = |share: &Share| WorkerShare {
+    let report = |share: &WorkerTally| WorkerShare {
         connections: share.connections,
         requests: share.requests,
         latency_us: share.latency.as_ref().filter(|times| times.count() > 0).map(|times| times.latency()),

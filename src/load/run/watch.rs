@@ -10,7 +10,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::time::TimeValLike;
 
 use crate::load::client::control::{Control, Voice};
-use crate::load::counts::interval::Listener;
+use crate::load::counts::interval::IntervalMerger;
 use crate::load::counts::tally::Window;
 use crate::load::options::args::LoadArgs;
 use crate::load::run::audience::Audience;
@@ -57,7 +57,7 @@ impl<'a> Watch<'a> {
 
     pub fn announce(&self, phase: &str) {
         if self.announces_phases {
-            // Whoever started us may have closed the other end; the measurement goes on without a listener.
+            // Whoever started us may have closed the other end; the measurement goes on without a merger.
             let _ = writeln!(std::io::stderr(), "phase {phase}");
         }
     }
@@ -91,7 +91,7 @@ impl<'a> Watch<'a> {
         &mut self,
         threads: u64,
         mut window: Window,
-        mut listener: Option<&mut Listener>,
+        mut merger: Option<&mut IntervalMerger>,
         audience: &mut Audience,
     ) -> nix::Result<(Window, Cpu)> {
         let mut ends = Ends::default();
@@ -100,7 +100,7 @@ impl<'a> Watch<'a> {
         }
         let mut progress_ns = window.start_ns + PROGRESS_EVERY_NS;
         let every_ns = audience.every.as_nanos() as u64;
-        let mut audience_ns = if listener.is_some() { window.start_ns + every_ns } else { u64::MAX };
+        let mut audience_ns = if merger.is_some() { window.start_ns + every_ns } else { u64::MAX };
         loop {
             let now_ns = monotonic_ns();
             window.close_ns = window.close_ns.min(self.control.stopped_at_ns().unwrap_or(u64::MAX));
@@ -113,8 +113,8 @@ impl<'a> Watch<'a> {
                 self.show_progress(now_ns, &window);
                 progress_ns += PROGRESS_EVERY_NS;
             }
-            if let Some(listener) = listener.as_mut().filter(|_| now_ns >= audience_ns) {
-                if audience.hear(listener, &window) {
+            if let Some(merger) = merger.as_mut().filter(|_| now_ns >= audience_ns) {
+                if audience.hear(merger, &window) {
                     self.interrupt(now_ns);
                 }
                 audience_ns = now_ns + every_ns;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use socket2::Socket;
 
-use crate::load::client::engine::{Engine, Ready, Standing, WAKE};
+use crate::load::client::engine::{Engine, Ready, STOP, Standing};
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::socket::{receive_now, send_now};
 
@@ -30,10 +30,10 @@ pub struct EpollEngine {
 }
 
 impl Engine for EpollEngine {
-    fn new(connections: usize, bell: BorrowedFd, _messages: [&[u8]; 2]) -> nix::Result<EpollEngine> {
+    fn new(connections: usize, stop_event: BorrowedFd, _messages: [&[u8]; 2]) -> nix::Result<EpollEngine> {
         let epoll = Epoll::new(MAX_REPORTS.min(connections + 1))?;
-        // Edge-triggered, because nobody reads it: each ring is one report for each thread.
-        epoll.add(bell, WAKE, Interest::EPOLLIN | Interest::EPOLLET)?;
+        // Edge-triggered, because nobody reads it: each signal is one report for each thread.
+        epoll.add(stop_event, STOP, Interest::EPOLLIN | Interest::EPOLLET)?;
         let buffer = vec![0; RECEIVE_BUFFER_BYTES].into_boxed_slice();
         Ok(EpollEngine { epoll, buffer, reports: 0, next: 0 })
     }

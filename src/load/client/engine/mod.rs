@@ -17,8 +17,8 @@ use socket2::Socket;
 use crate::load::options::engine::EngineName;
 use crate::sys::uring::Uring;
 
-/// The token of the bell; no connection has it, since slots stay far below 2³⁰.
-pub const WAKE: u64 = u64::MAX;
+/// The token of the stop event; no connection has it, since slots stay far below 2³⁰.
+pub const STOP: u64 = u64::MAX;
 
 /// Names a socket: the slot of its connection, and in the upper half the slot's generation, by which a report for a
 /// socket that the slot has closed is recognised as stale.
@@ -58,9 +58,9 @@ pub struct Ready {
 /// Sockets are named by their [`token`]. Each is handed over with [`Engine::begin`] and taken back with
 /// [`Engine::close`] before it is closed.
 pub trait Engine: Sized {
-    /// To be called by the thread that calls everything below. `messages` is what will be sent; the bell is reported
-    /// with [`WAKE`] each time that it rings.
-    fn new(connections: usize, bell: BorrowedFd, messages: [&[u8]; 2]) -> nix::Result<Self>;
+    /// To be called by the thread that calls everything below. `messages` is what will be sent; the stop event is
+    /// reported with [`STOP`] each time that it is signalled.
+    fn new(connections: usize, stop_event: BorrowedFd, messages: [&[u8]; 2]) -> nix::Result<Self>;
 
     fn begin(&mut self, token: u64, socket: &Socket, standing: Standing) -> nix::Result<()>;
 

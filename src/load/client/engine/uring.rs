@@ -12,7 +12,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use socket2::Socket;
 
-use crate::load::client::engine::{Engine, Ready, Standing, WAKE, slot};
+use crate::load::client::engine::{Engine, Ready, STOP, Standing, slot};
 use crate::sys::fd::set_blocking;
 use crate::sys::socket::send_now;
 use crate::sys::uring::{Completion, Uring};
@@ -51,7 +51,7 @@ struct UnderWay {
 pub struct UringEngine {
     ring: Uring,
     slots: Vec<UnderWay>,
-    bell: OwnedFd,
+    stop_event: OwnedFd,
     /// Of the last report, until it is taken.
     arrived: Option<nix::Result<usize>>,
     /// The receive that it came from has ended before the stream did.
@@ -123,16 +123,16 @@ impl UringEngine {
 }
 
 impl Engine for UringEngine {
-    fn new(connections: usize, bell: BorrowedFd, messages: [&[u8]; 2]) -> nix::Result<UringEngine> {
+    fn new(connections: usize, stop_event: BorrowedFd, messages: [&[u8]; 2]) -> nix::Result<UringEngine> {
         let buffers = connections.clamp(*BUFFERS.start(), *BUFFERS.end()).next_power_of_two();
         let messages = messages.iter().map(|&message| message.into()).collect();
-        let bell = bell.try_clone_to_owned().map_err(|_| Errno::EMFILE)?;
+        let stop_event = stop_event.try_clone_to_owned().map_err(|_| Errno::EMFILE)?;
         let mut ring = Uring::new(buffers as u16, BUFFER_BYTES, messages)?;
-        ring.watch(&bell, WAKE);
+        ring.watch(&stop_event, STOP);
         Ok(UringEngine {
             ring,
             slots: vec![UnderWay::default(); connections],
-            bell,
+            stop_event,
             arrived: None,
             has_stopped: false,
         })
@@ -208,12 +208,12 @@ impl Engine for UringEngine {
             let completion = self.ring.next_completion()?;
             match completion.token {
                 IGNORED => {}
-                WAKE => {
+                STOP => {
                     if !completion.more {
-                        self.ring.watch(&self.bell, WAKE);
+                        self.ring.watch(&self.stop_event, STOP);
                     }
                     return Some(Ready {
-                        token: WAKE,
+                        token: STOP,
                         room: false,
                         data: false,
                         ends: false,

@@ -1,0 +1,60 @@
+//! Where connections go, where they come from, and how they begin and end.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use crate::load::options::source::Sources;
+
+/// The same for all connections of a run.
+#[derive(Clone)]
+pub struct Route {
+    pub address: SockAddr,
+    /// Where they come from.
+    pub sources: Option<Sources>,
+    /// The first request does not fit into one segment; otherwise Nagle's algorithm never holds it back, since nothing
+    /// unacknowledged is before it.
+    pub no_delay: bool,
+    /// They end with a reset.
+    pub reset: bool,
+}
+
+impl Route {
+    /// A non-blocking socket on its way; `number` chooses the source address.
+    pub fn connect(&self, number: u64) -> Result<Socket, Errno> {
+        let socket = self.open(number).map_err(errno)?;
+        match socket.connect(&self.address).map_err(errno) {
+            Ok(()) | Err(Errno::EINPROGRESS) => Ok(socket),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// The socket before connect(2).
+    pub fn open(&self, number: u64) -> std::io::Result<Socket> {
+        let domain = Domain::from(i32::from(self.address.family()));
+        let protocol = (domain != Domain::UNIX).then_some(Protocol::TCP);
+        let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), protocol)?;
+        if self.no_delay && domain != Domain::UNIX {
+            socket.set_tcp_nodelay(true)?;
+        }
+        if self.reset && domain != Domain::UNIX {
+            // Closing then sends RST, and nobody keeps a TIME_WAIT (socket(7), SO_LINGER).
+            socket.set_linger(Some(Duration::ZERO))?;
+        }
+        if let Some(sources) = &self.sources {
+            // The port is chosen in connect(2), where the peer is known: the same port may then serve connections to
+            // several peers (ip(7)).
+            setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+            socket.bind(&SocketAddr::new(sources.turn(number), 0).into())?;
+        }
+        Ok(socket)
+    }
+}
+
+/// The errno behind an error of socket2.
+pub fn errno(error: std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
