@@ -66,6 +66,13 @@ pub fn spawn(command: &mut Command, kept: &[BorrowedFd]) -> std::io::Result<Pid>
     Ok(Pid::from_raw(child.id() as i32))
 }
 
+/// Runs `last` when the process exits, after main has returned or exit(3) was called; not when a signal kills it.
+pub fn at_exit(last: extern "C" fn()) {
+    // SAFETY: atexit(3) keeps a pointer to a function that lives as long as the program and takes no argument.
+    let result = unsafe { libc::atexit(last) };
+    assert_eq!(result, 0, "atexit(3) fails only without memory");
+}
+
 fn thread_count() -> Option<usize> {
     Some(std::fs::read_dir("/proc/self/task").ok()?.count())
 }

@@ -1,5 +1,5 @@
 //! The cluster with unmodified Node programs: who is answered, what becomes of the dead, and what the hostile can do.
-//! Without Node these tests are skipped with a line.
+//! Without Node these tests are inconclusive.
 
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::dispatch::Stopped;
-use crate::support::{FOREVER, Ordinary, answer, connect, held, load};
+use crate::support::{FOREVER, Needs, Ordinary, answer, connect, held, inconclusive, load};
 
 pub const CLUSTER: &str = env!("CARGO_BIN_EXE_cluster");
 const PROGRAM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/experiments/node-cluster.js");
@@ -45,7 +45,7 @@ const server = http.createServer(answer).listen(0, '127.0.0.1', () => {
 pub fn has_node() -> bool {
     let found = Command::new("node").arg("--version").output().is_ok_and(|output| output.status.success());
     if !found {
-        println!("skipped: node is not installed (Debian: apt-get install nodejs)");
+        inconclusive(Needs::Tool("node"), "not installed");
     }
     found
 }
@@ -255,10 +255,10 @@ fn a_program_may_have_two_listeners() {
 fn a_forbidden_port_is_told_with_its_reason() {
     let first_allowed = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
     let is_forbidden = first_allowed.is_ok_and(|port| port.trim().parse::<u16>().is_ok_and(|port| port > 80));
-    let ordinary = Ordinary::new(CLUSTER).filter(|_| is_forbidden && has_node());
-    let Some(ordinary) = ordinary else {
-        return println!("skipped: everybody may have port 80 here, or node is missing");
-    };
+    if !is_forbidden {
+        return inconclusive(Needs::Kernel("with privileged ports"), "everybody may listen on port 80 here");
+    }
+    let Some(ordinary) = Ordinary::new(CLUSTER).filter(|_| has_node()) else { return };
     let program = "require('node:http').createServer(() => {}).listen(80, '127.0.0.1')";
     let flags = ["--workers", "1", "--max-restarts", "0", "--", "node", "-e", program];
     let output = ordinary.command().current_dir("/").args(flags).output().unwrap();

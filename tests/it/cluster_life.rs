@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::cluster::{CLUSTER, await_events, count, events_in, run, start_with};
 use crate::dispatch::Stopped;
-use crate::support::{FOREVER, answer, connect, held, load};
+use crate::support::{FOREVER, Needs, answer, connect, held, inconclusive, load};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_event-driven");
 
@@ -451,8 +451,7 @@ fn sticky_clients_of_many_addresses_are_spread_over_all_workers() {
 #[test]
 fn workers_run_as_another_user_with_the_environment_they_are_given() {
     if !nix::unistd::geteuid().is_root() {
-        println!("skipped: only root may choose another user");
-        return;
+        return inconclusive(Needs::Privilege("root"), "only root may choose another user");
     }
     let flags =
         ["--workers", "1", "--uid", "65533", "--gid", "65532", "--env", "WHO=me", "--max-restarts", "0"];

@@ -5,7 +5,7 @@ use acceptlab::lab::record::{self, Row};
 use acceptlab::report::WorkerReport;
 
 use crate::lab::Scratch;
-use crate::support::{held, one_after_another, start};
+use crate::support::{Needs, held, inconclusive, one_after_another, start};
 
 /// Runs one server under connections that come one after another to sleeping workers; the row, and what the table
 /// says below it.
@@ -111,8 +111,7 @@ fn the_kernels_wake_ups_and_the_voluntary_switches_agree_within_five_percent() {
         let (row, table) = observe(&format!("agree-{wait}"), &server, 500, columns);
         if let Some(why) = &row.observed.as_ref().unwrap().tracepoints_missing {
             assert_eq!(table.matches("tracepoints: ").count(), 1, "{table}");
-            println!("skipped: {why}");
-            return;
+            return inconclusive(Needs::Privilege("CAP_PERFMON"), why);
         }
         let [switches, wakeups, left] =
             ["switches", "kernel_wakeups", "kernel_switches"].map(|column| number(column, &row));

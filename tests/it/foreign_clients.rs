@@ -1,12 +1,12 @@
-//! Other people's clients against our servers. Each comes from a Debian package; without it its test is skipped
-//! with a line, and `scripts/install_clients.sh` installs all of them.
+//! Other people's clients against our servers. Each comes from a Debian package; without it its test is
+//! inconclusive, and `scripts/install_clients.sh` installs all of them.
 
 use std::process::Command;
 
-use crate::support::{Kind, SERVERS, start};
+use crate::support::{Kind, Needs, SERVERS, inconclusive, start};
 
 /// Runs a client and returns what it said on both outputs; `None` when it is not installed.
-fn run(client: &str, args: &[&str]) -> Option<String> {
+fn run(client: &'static str, args: &[&str]) -> Option<String> {
     match Command::new(client).args(args).output() {
         Ok(output) => {
             let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
@@ -14,7 +14,7 @@ fn run(client: &str, args: &[&str]) -> Option<String> {
             Some(said.into_owned())
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            println!("skipped: {client} is not installed (scripts/install_clients.sh)");
+            inconclusive(Needs::Tool(client), "not installed");
             None
         }
         Err(error) => panic!("{client}: {error}"),

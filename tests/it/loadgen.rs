@@ -16,6 +16,7 @@ use nix::sys::signal::Signal;
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::generator::*;
+use crate::support::{Needs, inconclusive};
 
 // ---- the book ---------------------------------------------------------------------------------------------
 
@@ -214,8 +215,7 @@ fn head_and_post_are_sent_as_they_should_be() {
 #[test]
 fn a_server_on_ipv6_is_reached() {
     let Ok(listener) = TcpListener::bind("[::1]:0") else {
-        eprintln!("skipped: this machine has no IPv6 loopback");
-        return;
+        return inconclusive(Needs::Kernel("IPv6"), "::1 cannot be bound");
     };
     let address = serve_on(listener, |_, stream| answer_all(stream));
     assert_eq!(run("--requests 10 --connections 2", address).requests, 10);

@@ -13,7 +13,7 @@ use acceptlab::report::{
 };
 use serde_json::{Value, json};
 
-use crate::support::start;
+use crate::support::{Needs, inconclusive, start};
 
 const LOADGEN: &str = env!("CARGO_BIN_EXE_loadgen");
 
@@ -344,9 +344,7 @@ while (histogram := reader.get_next_interval_histogram()) is not None:
 fn the_standard_python_reader_finds_all_five_distributions_in_an_hlog() {
     let python = |arguments: &[&str]| Command::new("python3").args(arguments).output();
     if !python(&["-c", "import hdrh.log"]).is_ok_and(|output| output.status.success()) {
-        return println!(
-            "skipped: python3 or its package hdrhistogram is missing (scripts/install_clients.sh)"
-        );
+        return inconclusive(Needs::Tool("python3"), "its package hdrhistogram is not installed");
     }
     let path = scratch("hlog");
     let file = path.display().to_string();

@@ -5,7 +5,7 @@
 //! uses too. So a machine that was busy with something else can be told from a client that is wrong: the requests
 //! that found the server idle, and the client's own slip, say by how much somebody overslept. If that is more than the
 //! resolution, the run is repeated, twice at most; if it still is, the report is held to the record of that very run,
-//! with this much more room, and a line says that the theory was not tested.
+//! with this much more room, and the test is inconclusive.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -22,7 +22,7 @@ use nix::sys::prctl;
 use nix::unistd::gettid;
 use socket2::{Domain, Socket, Type};
 
-use crate::support::{FOREVER, raise_descriptor_limit};
+use crate::support::{FOREVER, Needs, inconclusive, raise_descriptor_limit};
 
 const S: f64 = 1e9;
 const ATTEMPTS: u32 = 3;
@@ -188,7 +188,8 @@ fn client_slip_s(report: &LoadReport, _: &Record) -> f64 {
 fn is_undisturbed(run: &Run, resolution_s: f64) -> bool {
     let is = run.disturbance_s <= resolution_s;
     if !is {
-        println!("skipped: the machine was {} s late, theory needs {resolution_s} s", run.disturbance_s);
+        let why = format!("the machine was {} s late, theory needs {resolution_s} s", run.disturbance_s);
+        inconclusive(Needs::QuietMachine, why);
     }
     is
 }
@@ -310,7 +311,8 @@ fn stalled(connections: &str, slip_is_the_machines: bool) -> Option<LoadReport> 
     let service_s = mean_beside_the_stalls(&run.record.service_times_s());
     let utilization = RATE_PER_S * service_s;
     if utilization > 0.4 {
-        println!("skipped: a request took {service_s} s, and one stall's backlog lasted into the next");
+        let why = format!("a request took {service_s} s, and one stall's backlog lasted into the next");
+        inconclusive(Needs::QuietMachine, why);
         return None;
     }
     let Latency { p50, p90, p99, p99_9, max, mean, .. } = run.report.latency_us;

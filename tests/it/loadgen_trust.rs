@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::de::DeserializeOwned;
 
-use crate::support::{FOREVER, start};
+use crate::support::{FOREVER, Needs, inconclusive, start};
 
 fn loadgen(flags: &str, address: Option<SocketAddr>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_loadgen"));
@@ -304,10 +304,9 @@ fn the_null_server_dies_with_the_client_that_started_it() {
     let deadline = Instant::now() + FOREVER;
     let server = loop {
         let Ok(pids) = std::fs::read_to_string(&children) else {
-            println!("skipped: this kernel does not tell a process's children");
             client.kill().unwrap();
             client.wait().unwrap();
-            return;
+            return inconclusive(Needs::Kernel("CONFIG_PROC_CHILDREN"), format!("no {children}"));
         };
         // It is the server once it has told its address: then the client connects to it.
         let pid = pids.split_whitespace().next().map(String::from);

@@ -16,7 +16,7 @@ use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 
-use crate::support::{kind, start};
+use crate::support::{Needs, inconclusive, kind, start};
 
 const LOADGEN: &str = env!("CARGO_BIN_EXE_loadgen");
 
@@ -440,7 +440,7 @@ fn await_line(stream: impl Read, wanted: &str) -> String {
 #[test]
 fn two_machines_reached_by_ssh_bring_a_result_that_equals_its_parts_and_the_servers_book() {
     if !geteuid().is_root() {
-        return println!("skipped: only root may make network namespaces");
+        return inconclusive(Needs::Privilege("root"), "only root may make network namespaces");
     }
     let is_there = |program: &str| {
         ["/usr/sbin", "/usr/bin", "/sbin", "/bin"]
@@ -449,13 +449,13 @@ fn two_machines_reached_by_ssh_bring_a_result_that_equals_its_parts_and_the_serv
     };
     for program in ["ip", "sshd", "ssh", "scp", "ssh-keygen", "parallel"] {
         if !is_there(program) {
-            return println!("skipped: {program} is not installed (scripts/install_clients.sh)");
+            return inconclusive(Needs::Tool(program), "not installed");
         }
     }
     let folder = Folder::new("many-clients");
     let mut machines = match TwoMachines::new() {
         Ok(machines) => machines,
-        Err(why) => return println!("skipped: {why}"),
+        Err(why) => return inconclusive(Needs::Privilege("CAP_NET_ADMIN"), why),
     };
     prepare_ssh(&folder).unwrap();
     let mut sshd = TwoMachines::command(&machines.clients, "/usr/sbin/sshd");

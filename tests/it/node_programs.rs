@@ -1,5 +1,5 @@
 //! The Node programs of the experiments: the same file under Node's own primary and under `cluster`. Without Node these
-//! tests are skipped with a line.
+//! tests are inconclusive.
 
 use std::fs;
 use std::path::PathBuf;

@@ -6,7 +6,7 @@ use std::process::Command;
 use acceptlab::lab::check::client::served;
 use acceptlab::lab::observe::processes::{Process, poll_until};
 
-use crate::support::{FOREVER, held, kind, start};
+use crate::support::{FOREVER, Needs, held, inconclusive, kind, start};
 
 /// The line `pattern …` of `lab order`, or why there is none.
 fn pattern(name: &str, flags: &str) -> Result<String, String> {
@@ -34,7 +34,7 @@ fn these_show(rule: &str, strategies: &[(&str, &str)]) {
                 Ok(pattern) if pattern.starts_with(rule) => break,
                 Ok(pattern) => found.push(pattern),
                 Err(why) if why.ends_with("needs CAP_BPF") => {
-                    println!("skipped: {name} {flags}: {why}");
+                    inconclusive(Needs::Privilege("CAP_BPF"), format!("{name} {flags}: {why}"));
                     break;
                 }
                 Err(why) => panic!("{name} {flags}: {why}"),

@@ -8,7 +8,9 @@ use acceptlab::lab::observe::processes::poll_until;
 use nix::sys::signal::Signal;
 
 use crate::dispatch::{Stopped, accepted, await_answers, stop};
-use crate::support::{FOREVER, answer, ask_together, held, kind, load, raise_descriptor_limit, start};
+use crate::support::{
+    FOREVER, answer, ask_together, can_trace, held, kind, load, raise_descriptor_limit, start,
+};
 
 #[test]
 fn a_passed_listener_that_the_master_closes_is_served_by_the_workers_alone() {
@@ -96,7 +98,7 @@ fn connections_that_are_ready_together_travel_together() {
     assert!(wakeups <= 16, "{wakeups} messages for 64 connections");
 }
 
-/// Counted by strace(1), where it is installed and may trace.
+/// Counted by strace(1).
 #[test]
 fn passing_costs_at_most_two_system_calls_per_connection_on_each_side() {
     for connections in ["1", "64"] {
@@ -105,10 +107,10 @@ fn passing_costs_at_most_two_system_calls_per_connection_on_each_side() {
         let strace = ["strace", "-D", "-f", "-qq", "-e", "trace=sendmsg,recvmsg,close,close_range", "-o"];
         let mut command: Vec<String> = strace.iter().map(|&word| word.to_owned()).collect();
         command.extend([log.display().to_string(), kind("master-dispatch").path.to_owned()]);
-        let Ok(mut server) = Program::new(&command).start(&["--workers", "2"]) else {
-            eprintln!("skipped: strace is not installed, or may not trace");
+        if !can_trace() {
             return;
-        };
+        }
+        let mut server = held(Program::new(&command).start(&["--workers", "2"]));
         let before = std::fs::read_to_string(&log).unwrap().len();
         let load = load(
             server.addr,

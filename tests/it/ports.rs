@@ -5,7 +5,7 @@ use std::process::Command;
 use nix::unistd::geteuid;
 use serde_json::Value;
 
-use crate::support::Ordinary;
+use crate::support::{Needs, Ordinary, inconclusive};
 
 const PORTS: &str = env!("CARGO_BIN_EXE_ports");
 const ANOTHER_USER: &str = "skipped: needs CAP_SETUID";
@@ -26,13 +26,20 @@ fn skipped_rows(ports: &mut Command) -> Vec<String> {
         }
     }
     // After a minute with many thousand connections a kernel forgets TIME_WAIT at once, whoever asks.
-    skipped.retain(|said| !said.starts_with("skipped: needs room for one more TIME_WAIT"));
+    let (no_room, skipped): (Vec<_>, Vec<_>) =
+        skipped.into_iter().partition(|said| said.starts_with("skipped: needs room for one more TIME_WAIT"));
+    if let Some(why) = no_room.first() {
+        inconclusive(Needs::QuietMachine, why);
+    }
     skipped
 }
 
 #[test]
 fn two_sockets_collide_unless_both_consent_and_a_descriptor_never_does() {
     let expected = if geteuid().is_root() { &[][..] } else { &[ANOTHER_USER] };
+    if !expected.is_empty() {
+        inconclusive(Needs::Privilege("CAP_SETUID"), "the row with another user's socket was not tried");
+    }
     assert_eq!(skipped_rows(&mut Command::new(PORTS)), expected);
 }
 

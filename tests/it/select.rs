@@ -17,7 +17,9 @@ use nix::unistd::Pid;
 
 use crate::contract::keeps_the_contract;
 use crate::endings::ends_under_load;
-use crate::support::{FOREVER, Ordinary, answer, connect, held, kind, one_after_another, start};
+use crate::support::{
+    FOREVER, Needs, Ordinary, answer, connect, held, inconclusive, kind, one_after_another, start,
+};
 
 /// As anybody may run them.
 const UNPRIVILEGED: [&str; 4] = ["hash", "cpu", "random", "live-set"];
@@ -34,12 +36,13 @@ fn four(select: &str, flags: &[&str]) -> Option<Server> {
     started(&[&["--workers", "4", "--select", select], flags].concat())
 }
 
-/// `None`, and a line that says so, where the privilege for this is missing.
+/// `None`, and the test is inconclusive, where the privilege for this is missing.
+#[track_caller]
 fn started(flags: &[&str]) -> Option<Server> {
     match reuseport().start_on("127.0.0.1:0", flags) {
         Ok(server) => Some(server),
         Err(NotReady::Silent { stderr, .. }) if stderr.trim_end().ends_with("needs CAP_BPF") => {
-            println!("{flags:?} skipped: needs CAP_BPF");
+            inconclusive(Needs::Privilege("CAP_BPF"), format!("{flags:?}"));
             None
         }
         Err(not_ready) => panic!("{:?}", not_ready.into_broken(flags)),
@@ -344,8 +347,8 @@ fn who_loses_the_capability_in_mid_run_keeps_the_program_and_its_numbers() {
                 .output();
             let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid)).unwrap();
             if !status.contains("CapEff:\t0000000000000000") {
-                println!("skipped: gdb is not installed, or may not: {gdb:?}");
-                return;
+                let needs = if gdb.is_err() { Needs::Tool("gdb") } else { Needs::Privilege("ptrace") };
+                return inconclusive(needs, format!("{gdb:?}"));
             }
         }
         one_after_another(&server, 400);

@@ -13,6 +13,8 @@ use acceptlab::report::LoadReport;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::geteuid;
 
+pub use crate::inconclusive::{Needs, inconclusive};
+
 /// One server of the syllabus.
 pub struct Kind {
     pub name: &'static str,
@@ -108,7 +110,8 @@ pub struct Ordinary {
 }
 
 impl Ordinary {
-    /// `None`, and a line that says so, where we are root and may not or cannot become anybody else.
+    /// `None`, and the test is inconclusive, where we are root and may not become anybody else.
+    #[track_caller]
     pub fn new(program: &str) -> Option<Ordinary> {
         if !geteuid().is_root() {
             return Some(Ordinary { command: vec![program.into()], copy: None });
@@ -129,11 +132,11 @@ impl Ordinary {
         match ordinary.command().arg("--version").output() {
             Ok(output) if output.status.success() => Some(ordinary),
             Ok(output) => {
-                println!("skipped: {}", String::from_utf8_lossy(&output.stderr).trim());
+                inconclusive(Needs::Privilege("CAP_SETUID"), String::from_utf8_lossy(&output.stderr));
                 None
             }
             Err(error) => {
-                println!("skipped: setpriv (util-linux): {error}");
+                inconclusive(Needs::Tool("setpriv"), error);
                 None
             }
         }
@@ -157,6 +160,18 @@ impl Drop for Ordinary {
             let _ = std::fs::remove_file(copy);
         }
     }
+}
+
+/// Whether strace(1) is installed and may trace; the test is inconclusive where not.
+#[track_caller]
+pub fn can_trace() -> bool {
+    let tried = Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).output();
+    match &tried {
+        Ok(output) if output.status.success() => return true,
+        Ok(output) => inconclusive(Needs::Privilege("ptrace"), String::from_utf8_lossy(&output.stderr)),
+        Err(error) => inconclusive(Needs::Tool("strace"), error),
+    }
+    false
 }
 
 /// Room for a thousand clients: ours and, since limits are inherited, the servers'.

@@ -6,7 +6,7 @@ use acceptlab::lab::observe::processes::{family, poll_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::FOREVER;
+use crate::support::{FOREVER, Needs, inconclusive};
 
 /// A terminal of 80 × 24 with a shell in it; gone when dropped.
 pub struct Terminal {
@@ -14,14 +14,15 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// `None`, and a line, where there is no tmux.
+    /// `None`, and the test is inconclusive, where there is no tmux.
+    #[track_caller]
     pub fn open(name: &str) -> Option<Terminal> {
         let terminal = Terminal { socket: format!("acceptlab-{name}-{}", std::process::id()) };
         let shell = ["env", "PS1=prompt> ", "ENV=", "sh"];
         let size = ["-f", "/dev/null", "new-session", "-d", "-x", "80", "-y", "24"];
         let opened = Command::new("tmux").args(["-L", &terminal.socket]).args(size).args(shell).status();
         if !opened.is_ok_and(|status| status.success()) {
-            println!("skipped: tmux is not installed (Debian: apt-get install tmux)");
+            inconclusive(Needs::Tool("tmux"), "not installed");
             return None;
         }
         // What is typed before the shell asks for it is echoed where it does not belong.
