@@ -1,9 +1,9 @@
-// The avalanche (雪崩, cache stampede) of the seed texts: a cache entry expires, and everybody who wants it asks the database.
+// The avalanche (雪崩, cache stampede): a cache entry expires, and every request that needs it queries the database.
 //
-// Who accepts, serves and balances: as in node-cluster.js. The entry is good for `--ttl`; who finds it expired queries the
-// database, which is the worker's own and does one query at a time, for `--query` each. So the queries queue, and the last
-// of them waits for all. With `--once` who comes while a query is under way waits for that one, as with the `once` of the
-// texts' EventProxy.
+// Who accepts, serves and balances: as in node-cluster.js. The entry is valid for `--ttl`; a request that finds it expired
+// queries the database, which belongs to the worker and executes one query at a time, for `--query` each. So the queries
+// wait for one another, and the last waits for all. With `--once` a request that comes during a query waits for that query,
+// as with the `once` of the library EventProxy.
 //
 //     node experiments/avalanche.js --workers 1 --ttl 1s
 //     node experiments/avalanche.js --workers 1 --ttl 1s --once

@@ -1,10 +1,10 @@
-// What the Node programs of the experiments share: as much of section 1 of the contract as the lab needs, and the life
-// of a worker as the seed texts draw it.
+// What the Node programs of the experiments share: the flags, the `ready` line and the JSON document that the lab needs
+// from a server, and the life of a worker: it starts, serves, announces a fatal error, and ends.
 //
-// `node PROGRAM` is Node's own primary: it forks the workers, starts a successor for whoever dies or says that it will,
-// and adds up what they count. Under `cluster -- node PROGRAM` the program is a worker from its first line (Node sees
-// NODE_UNIQUE_ID), and nothing of the primary runs. The worker's half is the same line by line: that is what makes the
-// two comparable. See https://nodejs.org/api/cluster.html.
+// `node PROGRAM` is Node's own primary: it forks the workers, starts a successor for each worker that dies or announces its
+// end, and adds up what they count. Under `cluster -- node PROGRAM` the program is a worker from its first line (Node sees
+// NODE_UNIQUE_ID), and no code of the primary runs. The worker's code is the same in both, so the two are comparable.
+// See https://nodejs.org/api/cluster.html.
 
 'use strict';
 
@@ -24,7 +24,7 @@ const OPTIONS = {
 // How long a worker that ends waits for its connections.
 const LEAVE_WITHIN_MS = 5000;
 
-// How often what was counted is sent.
+// How often a worker sends its counts.
 const REPORT_EVERY_MS = 100;
 
 // `program({ flags, answer, count })` returns the listener of requests; one that returns nothing never listens.
@@ -77,7 +77,7 @@ function worker(flags, program) {
     const body = text === undefined ? plain : bodyOf(text);
     const headers = { 'Content-Type': 'text/plain', 'Content-Length': body.length, 'X-Worker': id };
     if (isEnding) {
-      // The client is not to send another request on a connection that is about to be closed.
+      // The client must not send another request on a connection that will be closed.
       headers.Connection = 'close';
     }
     response.writeHead(200, headers);
@@ -93,7 +93,7 @@ function worker(flags, program) {
     books.active += 1;
     socket.on('close', () => { books.active -= 1; });
   });
-  // The suicide signal of the seed texts: the master hears first, so that a successor starts while this one still answers.
+  // The worker tells the master before it ends, so that a successor starts while this worker still answers.
   process.on('uncaughtException', (error) => {
     console.error(error.message);
     if (!isEnding) {
@@ -186,7 +186,7 @@ function primary(flags) {
     }
   });
   const report = () => {
-    // What the dead had counted is lost with them.
+    // The counts of a dead worker are lost with it.
     accounts.sort((a, b) => a.id - b.id);
     vacantMs.sort((a, b) => a - b);
     const of = (share) => vacantMs[Math.ceil(share * vacantMs.length) - 1];
@@ -212,7 +212,7 @@ function primary(flags) {
   }
 }
 
-// The scoreboard of src/scoreboard.rs, for who wants to know the workers' pids; their counters stay 0.
+// The scoreboard of src/scoreboard.rs, for programs that need the workers' pids; the workers' counters stay 0.
 function scoreboard(path, rows, start) {
   const words = new BigUint64Array(16 * (1 + rows));
   words.set([BigInt(`0x${Buffer.from('acceptlb').toString('hex')}`), 2n, BigInt(rows), start, BigInt(process.pid)]);

@@ -1,10 +1,9 @@
-// A value that all workers want to know and somebody else changes: each looks for itself, or is told.
+// A value that all workers need and another process changes: each worker reads it itself, or a notifier sends it.
 //
-// Who accepts, serves and balances: as in node-cluster.js. With `--poll DUR` every worker reads the file that often: N
-// workers, N times the looks, and a new value is unknown for half of DUR on average. Without it a worker waits to be told,
-// by the message `{act: 'notify', path, value}` of a notifier: one process that looks for all (`cluster --notify FILE`).
-// The value is the time at which it was written, in nanoseconds of CLOCK_MONOTONIC, so that who hears of it knows how old
-// it is.
+// Who accepts, serves and balances: as in node-cluster.js. With `--poll DUR` every worker reads the file after each DUR: N
+// workers read N times as often, and learn of a new value after half of DUR on average. Without it a worker waits for the
+// message `{act: 'notify', path, value}` of a notifier: one process that reads for all (`cluster --notify FILE`). The value
+// is the time at which it was written, in nanoseconds of CLOCK_MONOTONIC, so a worker that gets it knows how old it is.
 //
 //     cluster --workers 8 -- node experiments/state.js --file /dev/shm/value --poll 100ms
 //     cluster --workers 8 --notify /dev/shm/value -- node experiments/state.js
@@ -24,7 +23,7 @@ run(options, ({ flags, answer, count }) => {
 
   const learn = (text) => {
     value = text;
-    // What was written before this process existed is no news.
+    // A value written before this process existed is not a change.
     const written = BigInt(text);
     if (written > born) {
       count({ updates: 1, stale_us: Number(process.hrtime.bigint() - written) / 1e3 });
@@ -32,9 +31,9 @@ run(options, ({ flags, answer, count }) => {
   };
 
   const poll = async (every) => {
-    // It is no reason to stay when the worker is to leave.
+    // The timer does not keep the worker alive when it has to end.
     for await (const _ of setInterval(every, undefined, { ref: false })) {
-      // No file is no value yet.
+      // Without a file there is no value yet.
       const text = await readFile(flags.file, 'utf8').catch(() => '');
       count({ polls: 1, idle_polls: Number(text === value) });
       if (text !== value) {
