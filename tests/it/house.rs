@@ -1,7 +1,12 @@
-//! The rules of the house that a program can check.
+//! The rules of ARCHITECTURE.md that a program can check on the text of the code.
 
+mod imports;
+
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use acceptlab::sys::process::fork;
 
 fn sources(folder: &str) -> Vec<(PathBuf, String)> {
     let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)];
@@ -68,25 +73,156 @@ fn every_architecture_says_who_accepts_who_serves_and_who_balances() {
     }
 }
 
+/// Without comments and what `#[cfg(test)]` covers at the end of a file.
+fn code(text: &str) -> String {
+    let code = text.lines().filter(is_code).collect::<Vec<_>>().join("\n");
+    code.split("#[cfg(test)]\nmod ").next().unwrap().to_string()
+}
+
+/// The programs of Cargo.toml above its line about the instruments.
+fn architectures() -> Vec<String> {
+    let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
+    let (syllabus, _) = manifest.split_once("# The instruments").expect("they are below the syllabus");
+    let (_, syllabus) = syllabus.split_once("# The syllabus").expect("a list of programs");
+    let names = syllabus.lines().filter_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"'));
+    names.map(String::from).collect()
+}
+
 #[test]
 fn the_library_does_not_know_which_architectures_exist() {
-    let names = [
-        "prefork",
-        "threaded",
-        "thread-pool",
-        "event-driven",
-        "shared-accept",
-        "master-dispatch",
-        "proxy",
-        "cluster",
-    ];
-    for (path, text) in sources("src") {
-        let code = text.lines().filter(is_code).collect::<Vec<_>>().join("\n");
-        let code = code.split("#[cfg(test)]").next().unwrap();
-        for name in names {
-            assert!(!code.contains(&format!("\"{name}\"")), "{} knows {name}", path.display());
+    // Loadgen's calibration starts its yardstick by name.
+    let known = [("src/load/commands/calibrate.rs", "null-server")];
+    let mut unused = known.to_vec();
+    let names = architectures();
+    assert!(names.len() >= 12, "{names:?}");
+    for (path, text) in sources("src").into_iter().filter(|(path, _)| !path.ends_with("tests.rs")) {
+        for name in &names {
+            // As a whole string, the last part of a path, or the first word of a command line.
+            let knows = |end: &str| {
+                ["\"", "/"].iter().any(|start| code(&text).contains(&format!("{start}{name}{end}")))
+            };
+            let is_known = |(file, of): &(&str, &str)| path.ends_with(file) && of == name;
+            unused.retain(|entry| !(is_known(entry) && knows("\"")));
+            let excused = known.iter().any(is_known) || name == "ports";
+            assert!(excused || !(knows("\"") || knows(" --")), "{} knows {name}", path.display());
         }
     }
+    assert!(unused.is_empty(), "no longer needed: {unused:?}");
+}
+
+#[test]
+fn no_thread_exists_when_a_process_forks_and_fork_asserts_it() {
+    for (path, text) in sources("src").into_iter().chain(sources("bins")) {
+        let forks = ["unistd::fork", "libc::fork", "libc::vfork", "libc::clone"];
+        let is_ours = path.ends_with("src/sys/process.rs");
+        assert!(
+            is_ours || !forks.iter().any(|fork| code(&text).contains(fork)),
+            "{} forks by itself",
+            path.display()
+        );
+    }
+    // A test has a thread beside the main one, and this one has a third.
+    let (hold, held) = std::sync::mpsc::channel::<()>();
+    let second = std::thread::spawn(move || held.recv().is_err());
+    let refused = std::panic::catch_unwind(|| fork().map(|_| ())).expect_err("several threads");
+    let why = refused.downcast_ref::<String>().map(String::as_str).unwrap_or_default();
+    assert!(why.contains("a process with several threads must not fork"), "{why}");
+    drop(hold);
+    assert!(second.join().unwrap());
+}
+
+/// Where code sleeps for a time, and why that orders nothing.
+const SLEEPS: [(&str, &str); 8] = [
+    (
+        "bins/null-server.rs",
+        "backs off after accept(2) found no descriptor left; it is tried again whatever happens",
+    ),
+    ("src/lab/check/patience.rs", "watches for a given time that something does not happen"),
+    ("src/lab/check/stop.rs", "gives a server time in which it must not do something"),
+    ("src/lab/observe/processes.rs", "the pause between two looks of poll_until, which waits for a state"),
+    ("src/load/background/slow.rs", "one of its tests plays a server that is slow"),
+    ("src/load/commands/demo.rs", "the stall that the demonstration is about"),
+    (
+        "src/server/blocking.rs",
+        "backs off after accept(2) found no descriptor left; it is tried again whatever happens",
+    ),
+    ("src/work.rs", "`--work block` and `wait`: the sleep is the work"),
+];
+
+#[test]
+fn nothing_is_ordered_by_sleeping() {
+    let mut reasons: BTreeMap<&str, &str> = BTreeMap::from(SLEEPS);
+    for (path, text) in sources("src").into_iter().chain(sources("bins")) {
+        let sleeps = text
+            .lines()
+            .filter(is_code)
+            .any(|line| line.contains("thread::sleep(") || line.contains("clock_nanosleep("));
+        if sleeps {
+            let reason = SLEEPS.iter().find(|(file, _)| path.ends_with(file));
+            let (file, _) = reason.unwrap_or_else(|| panic!("{} sleeps; wait for a state", path.display()));
+            reasons.remove(file);
+        }
+    }
+    assert!(reasons.is_empty(), "these no longer sleep: {reasons:?}");
+}
+
+/// Files of `src/` that still import in a circle. The list only gets shorter.
+const STILL_IN_A_CIRCLE: &[&str] = &[
+    "lab/evidence/books",
+    "lab/evidence/columns/mod",
+    "lab/plan/case",
+    "lab/plan/experiment",
+    "lab/plan/laws",
+    "lab/watch/overview",
+    "lab/watch/view",
+    "load/background/slow",
+    "load/commands/search",
+    "load/options/args",
+    "load/output/export",
+    "load/output/live/mod",
+    "load/output/live/screen",
+    "load/output/live/state",
+    "load/run/audience",
+    "load/run/evidence",
+    "load/run/mod",
+    "load/run/preflight",
+    "load/run/summary",
+    "load/run/watch",
+    "report",
+    "scoreboard",
+];
+
+#[test]
+fn no_file_of_src_imports_in_a_circle() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let name = |path: PathBuf| path.strip_prefix(&root).unwrap().with_extension("").display().to_string();
+    let files = sources("src").into_iter().map(|(path, text)| (name(path), text));
+    let imports = imports::imports(&files.filter(|(name, _)| !name.ends_with("/tests")).collect::<Vec<_>>());
+    // An empty graph has no circle either.
+    assert!(
+        imports["load/commands/search"].contains("load/schedule"),
+        "{:?}",
+        imports["load/commands/search"]
+    );
+    let circles = imports::circles(&imports);
+    let new: Vec<String> = circles
+        .iter()
+        .filter(|circle| circle.iter().any(|file| !STILL_IN_A_CIRCLE.contains(file)))
+        .map(|circle| {
+            let arrows = circle.iter().map(|&from| {
+                let to: Vec<&str> =
+                    imports[from].iter().map(String::as_str).filter(|to| circle.contains(to)).collect();
+                format!("  {from} imports {}\n", to.join(", "))
+            });
+            arrows.collect()
+        })
+        .collect();
+    assert!(new.is_empty(), "files that import one another in a circle:\n{}", new.join("and\n"));
+    let left: Vec<&&str> = STILL_IN_A_CIRCLE
+        .iter()
+        .filter(|file| !circles.iter().any(|circle| circle.contains(*file)))
+        .collect();
+    println!("no longer in a circle, to be taken off the list: {left:?}");
 }
 
 #[test]
