@@ -238,7 +238,7 @@ fn list(experiments: &[Experiment]) -> String {
 }
 
 fn explain() -> String {
-    let line = |column: &Column| format!("  {}: {}: {}\n", column.name, column.header, column.definition);
+    let line = |column: &Column| format!("  {}: {}: {}\n", column.name, column.header(), column.definition());
     let lines: String = columns::COLUMNS.iter().map(line).collect();
     format!("Columns (name in a matrix: header: definition)\n\n{lines}\n{}\n", laws::EXPLANATION)
 }

@@ -26,7 +26,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::failure::Failure;
 use crate::membership::{self, Membership};
-use crate::report::{MasterReport, ServerReport, WorkerReport};
+use crate::report::{AcceptBook, MasterReport, ServerReport, WorkerReport};
 use crate::sys::fd::take_inherited;
 use crate::sys::memory::{Access, shared_words};
 use crate::sys::process::Usage;
@@ -127,6 +127,20 @@ impl Row {
             voluntary_switches: self.get(Count::VoluntarySwitches),
             involuntary_switches: self.get(Count::InvoluntarySwitches),
             max_rss_kib: self.get(Count::MaxRssKib),
+        }
+    }
+}
+
+impl AcceptBook {
+    /// The same count of a master that accepts for its workers, which has no row.
+    pub fn count(&mut self, count: Count) {
+        match count {
+            Count::Accepted => self.accepted += 1,
+            Count::Wakeups => self.wakeups += 1,
+            Count::EmptyWakeups => self.empty_wakeups += 1,
+            Count::AcceptEagain => self.accept_eagain += 1,
+            // The worker that serves the connection counts the rest.
+            _ => {}
         }
     }
 }

@@ -151,7 +151,7 @@ fn empty_columns(experiment: &Experiment, record: &Record, rows: &[&Row]) -> Vec
         let is_untraced = rows.iter().any(|row| row.table == spec.id && untraced(row).is_some());
         let needs_traces = |header: &str| {
             let mut columns = kernel_counts::TRACED.iter().filter_map(|name| columns::find(name));
-            columns.any(|column| column.header == header)
+            columns.any(|column| column.header() == header)
         };
         let is_empty = |column: usize| lines.iter().all(|line| line[column] == "–");
         let headers = table.headers.iter().enumerate().filter(|(column, _)| is_empty(*column));

@@ -63,8 +63,8 @@ fn summarize(table: &mut Table, spec: &TableSpec, rows: &[&Row], cases: &[Vec<&R
     table.headers.push("server".to_string());
     table.headers.extend(several_clients.then(|| "client".to_string()));
     table.headers.extend(has_law.then(|| "law".to_string()));
-    table.headers.extend(columns.iter().map(|column| column.header.to_string()));
-    let define = |column: &&Column| (column.header.to_string(), column.definition.to_string());
+    table.headers.extend(columns.iter().map(|column| column.header()));
+    let define = |column: &&Column| (column.header(), column.definition());
     table.definitions = columns.iter().map(define).collect();
     for case in cases {
         let Some(first) = case.first() else { continue };
@@ -337,7 +337,7 @@ fn trace(row: &Row) -> Option<(String, Vec<String>)> {
 /// Words and pictures stand at the left of their column, numbers at the right.
 fn is_text(header: &str) -> bool {
     let is_picture =
-        |column: &Column| column.header == header && matches!(column.value, Value::Picture { .. });
+        |column: &Column| column.header() == header && matches!(column.value, Value::Picture { .. });
     ["server", "client", "law"].contains(&header) || columns::COLUMNS.iter().any(is_picture)
 }
 

@@ -1,5 +1,4 @@
-//! The one dictionary of columns: what a header means, in which unit, and how it comes out of a row. Whatever a
-//! table prints is defined here; `lab explain` and the notes below each table print the definitions.
+//! The columns a table may have: how each number comes out of a row. What it means stands in [`metrics`].
 
 use crate::lab::evidence::books;
 use crate::lab::observe::kernel_counts::Counts;
@@ -7,6 +6,7 @@ use crate::lab::observe::timeline::Look;
 use crate::lab::plan::laws::Law;
 use crate::lab::record::Row;
 use crate::lab::run::foreign::ForeignReport;
+use crate::metrics;
 use crate::report::{ClusterReport, Evenness, Latency, LoadReport, WorkerReport};
 use crate::terminal::step;
 
@@ -20,11 +20,20 @@ pub struct Sample<'a> {
 pub struct Column {
     /// As the matrix writes it.
     pub name: &'static str,
-    /// As the table prints it, with the unit.
-    pub header: &'static str,
-    /// One sentence: definition or formula.
-    pub definition: &'static str,
+    /// The key of what it shows in [`metrics`], which has its header and its definition.
+    metric: &'static str,
     pub value: Value,
+}
+
+impl Column {
+    /// As the table prints it, with the unit.
+    pub fn header(&self) -> String {
+        metrics::meaning(self.metric).header
+    }
+
+    pub fn definition(&self) -> String {
+        metrics::meaning(self.metric).definition
+    }
 }
 
 /// How a cell comes out of a row; `None` prints as –.
@@ -47,182 +56,108 @@ pub fn find(name: &str) -> Option<&'static Column> {
 
 use Value::{Count, Picture, Probability, Real};
 
-const fn column(name: &'static str, header: &'static str, value: Value, definition: &'static str) -> Column {
-    Column { name, header, definition, value }
+/// A number that only the lab computes: the column has its metric's key.
+const fn own(name: &'static str, value: Value) -> Column {
+    Column { name, metric: name, value }
 }
 
-// A dictionary is read entry by entry, two lines each.
+/// A number of loadgen's report.
+const fn report(name: &'static str, metric: &'static str, value: Value) -> Column {
+    Column { name, metric, value }
+}
+
+// One line each, however long.
 #[rustfmt::skip]
 pub static COLUMNS: &[Column] = &[
     // How much.
-    column("qps", "requests/s", Count(qps),
-        "requests answered in the measured window over its length"),
-    column("law_qps", "law requests/s", Count(law_qps),
-        "what the law promises (`lab explain`), with the N, M, C and P of the command lines"),
-    column("deviation", "deviation %", Real(deviation),
-        "100 · (requests/s − law) / law"),
-    column("share_of_baseline", "share of baseline", Real(share_of_baseline),
-        "requests/s over those of the baseline's run directly before or after"),
-    column("connections_per_s", "connections/s", Count(connections_per_s),
-        "requests/s times connections opened per answered request"),
+    report("qps", "qps", Count(qps)),
+    own("law_qps", Count(law_qps)),
+    own("deviation", Real(deviation)),
+    own("share_of_baseline", Real(share_of_baseline)),
+    own("connections_per_s", Count(connections_per_s)),
     // How long.
-    column("p50", "p50 µs", Count(|s| latency(s, |l| l.p50)),
-        "median response time; in open loop from the moment the request was due"),
-    column("p90", "p90 µs", Count(|s| latency(s, |l| l.p90)),
-        "90 % of the response times are no longer; a request that failed or was given up is in it at its age then"),
-    column("p99", "p99 µs", Count(|s| latency(s, |l| l.p99)),
-        "99 % of the response times are no longer; a request that failed or was given up is in it at its age then"),
-    column("p99_9", "p99.9 µs", Count(|s| latency(s, |l| l.p99_9)),
-        "99.9 % of the response times are no longer; a request that failed or was given up is in it at its age then"),
-    column("max", "max µs", Count(|s| latency(s, |l| l.max)),
-        "longest response time, or wait of a request that failed or was given up"),
-    column("mean", "mean µs", Count(|s| latency(s, |l| l.mean)),
-        "mean response time; a request that failed or was given up is in it at its age then"),
-    column("stdev", "stdev µs", Count(|s| latency(s, |l| l.stdev)),
-        "standard deviation of the response times"),
-    column("mean_over_baseline", "mean over baseline", Real(|s| latency_over_baseline(s, |l| l.mean)),
-        "mean response time over that of the baseline's run"),
-    column("stdev_over_baseline", "stdev over baseline", Real(|s| latency_over_baseline(s, |l| l.stdev)),
-        "standard deviation of the response times over that of the baseline's run"),
-    column("connect_p99", "connect p99 µs", Count(|s| of_load(s, |r| &r.connect_us, |l| l.p99)),
-        "99 % of the connections were established no later"),
-    column("first_byte_p50", "first byte p50 µs", Real(|s| of_load(s, |r| &r.first_byte_us, |l| l.p50)),
-        "median time from the moment a request was sent to the first byte of its answer"),
-    column("first_byte_p99", "first byte p99 µs", Real(|s| of_load(s, |r| &r.first_byte_us, |l| l.p99)),
-        "99 % of the times to the first byte are no longer"),
-    column("slip_p50", "slip p50 µs", Real(|s| of_load(s, |r| &r.slip_us, |l| l.p50)),
-        "median send slip: how much later than due the client sent a request"),
-    column("slip_p99", "slip p99 µs", Real(|s| of_load(s, |r| &r.slip_us, |l| l.p99)),
-        "99 % of the requests were sent no later after they were due"),
-    column("slip_p99_9", "slip p99.9 µs", Real(|s| of_load(s, |r| &r.slip_us, |l| l.p99_9)),
-        "99.9 % of the requests were sent no later after they were due"),
+    report("p50", "latency_us.p50", Count(|s| latency(s, |l| l.p50))),
+    report("p90", "latency_us.p90", Count(|s| latency(s, |l| l.p90))),
+    report("p99", "latency_us.p99", Count(|s| latency(s, |l| l.p99))),
+    report("p99_9", "latency_us.p99_9", Count(|s| latency(s, |l| l.p99_9))),
+    report("max", "latency_us.max", Count(|s| latency(s, |l| l.max))),
+    report("mean", "latency_us.mean", Count(|s| latency(s, |l| l.mean))),
+    report("stdev", "latency_us.stdev", Count(|s| latency(s, |l| l.stdev))),
+    own("mean_over_baseline", Real(|s| latency_over_baseline(s, |l| l.mean))),
+    own("stdev_over_baseline", Real(|s| latency_over_baseline(s, |l| l.stdev))),
+    report("connect_p99", "connect_us.p99", Count(|s| of_load(s, |r| &r.connect_us, |l| l.p99))),
+    report("first_byte_p50", "first_byte_us.p50", Real(|s| of_load(s, |r| &r.first_byte_us, |l| l.p50))),
+    report("first_byte_p99", "first_byte_us.p99", Real(|s| of_load(s, |r| &r.first_byte_us, |l| l.p99))),
+    report("slip_p50", "slip_us.p50", Real(|s| of_load(s, |r| &r.slip_us, |l| l.p50))),
+    report("slip_p99", "slip_us.p99", Real(|s| of_load(s, |r| &r.slip_us, |l| l.p99))),
+    report("slip_p99_9", "slip_us.p99_9", Real(|s| of_load(s, |r| &r.slip_us, |l| l.p99_9))),
     // What went wrong.
-    column("peak_open", "connections open", Count(|s| Some(load(s)?.connections.peak_open as f64)),
-        "the most connections the client had open at one time"),
-    column("timeouts", "timeouts", Count(timeouts),
-        "requests that never got an answer"),
-    column("served", "connections served", Count(served),
-        "connections that got at least one answer"),
-    column("stuck", "stuck %", Real(stuck),
-        "100 · requests that got no answer within the client's time-out, over those that were due since the measurement began"),
-    column("lost", "lost %", Real(lost),
-        "100 · requests without an answer for whatever reason (reset, refused, timed out), over those that were due since the measurement began"),
-    column("resets", "resets", Count(resets),
-        "connections that ended with an error of the network or without an answer, before the time-out"),
-    column("answered", "answered", Count(|s| Some(load(s)?.requests as f64)),
-        "requests answered in the measured window"),
-    column("lost_requests", "lost requests", Count(lost_requests),
-        "requests of the whole run that were due or sent and never answered, for whatever reason; the row names each (`lost`), the first ten thousand of them"),
-    column("retried", "retried", Count(|s| Some(load(s)?.retried as f64)),
-        "requests sent once more on a new connection (`--retry`), because the server had closed the old one before any byte of the answer, as a server may between two requests (RFC 9112, 9.3.1)"),
-    column("worst_second_p99", "worst second p99 µs", Count(|s| Some(load(s)?.worst_second?.latency_us.p99)),
-        "the p99 of the response times within the second of the measured window in which it was highest"),
-    column("longest_silence", "longest silence ms", Count(|s| Some(load(s)?.longest_silence_ms? as f64)),
-        "the longest part of the measured window in which no answer was complete"),
+    report("peak_open", "connections.peak_open", Count(|s| Some(load(s)?.connections.peak_open as f64))),
+    report("timeouts", "errors.timeout", Count(timeouts)),
+    report("served", "connections.answered", Count(served)),
+    own("stuck", Real(stuck)),
+    own("lost", Real(lost)),
+    own("resets", Count(resets)),
+    report("answered", "requests", Count(|s| Some(load(s)?.requests as f64))),
+    own("lost_requests", Count(lost_requests)),
+    report("retried", "retried", Count(|s| Some(load(s)?.retried as f64))),
+    report("worst_second_p99", "worst_second.latency_us.p99", Count(|s| Some(load(s)?.worst_second?.latency_us.p99))),
+    report("longest_silence", "longest_silence_ms", Count(|s| Some(load(s)?.longest_silence_ms? as f64))),
     // What it cost.
-    column("server_cpu_per_request", "server CPU µs/request", Real(server_cpu_per_request),
-        "CPU time of all workers and the master, user and system, over the requests they answered (where they do not count them: that the client read); from ready to the client's end, or over whole lives as for switches"),
-    column("client_cpu_per_request", "client CPU µs/request", Real(client_cpu_per_request),
-        "CPU time of the client over its requests, both of the measured window (of `wrk` and `oha`, which have no warm-up: of the whole run)"),
-    column("client_cpu_over_baseline", "client CPU over baseline", Real(client_cpu_over_baseline),
-        "client CPU per request over that of the baseline's run directly before or after"),
-    column("server_cpu_per_connection", "server CPU µs/connection", Real(server_cpu_per_connection),
-        "CPU time of all workers and the master over the connections they accepted (where they do not count them: that the client established); from ready to the client's end, or over whole lives as for switches"),
-    column("master_cpu_per_connection", "master CPU µs/connection", Real(master_cpu_per_connection),
-        "CPU time of the process that only accepts, passes or supervises, over the connections the client established; from ready to the client's end, or over its whole life where a task of the server ended between"),
-    column("client_cpu_per_connection", "client CPU µs/connection", Real(client_cpu_per_connection),
-        "client CPU per request times answered requests per connection opened"),
-    column("client_cpu_share", "client CPU share", Real(client_cpu_share),
-        "CPU time of the client over the time its threads had: 1.0 is a client that could not do more"),
-    column("client_max_rss", "client max RSS KiB", Count(|s| Some(load(s)?.client.max_rss_kib as f64)),
-        "the most memory the client had resident at one time (ru_maxrss, which outlives execve(2): the few MiB of the lab that became the client are the least it can show)"),
+    own("server_cpu_per_request", Real(server_cpu_per_request)),
+    own("client_cpu_per_request", Real(client_cpu_per_request)),
+    own("client_cpu_over_baseline", Real(client_cpu_over_baseline)),
+    own("server_cpu_per_connection", Real(server_cpu_per_connection)),
+    own("master_cpu_per_connection", Real(master_cpu_per_connection)),
+    own("client_cpu_per_connection", Real(client_cpu_per_connection)),
+    report("client_cpu_share", "client.cpu_share", Real(client_cpu_share)),
+    report("client_max_rss", "client.max_rss_kib", Count(|s| Some(load(s)?.client.max_rss_kib as f64))),
     // Who got the connections.
-    column("dispersion", "D", Real(|s| evenness(s, |e| e.dispersion)),
-        "dispersion index of connections per worker, X²/(k − 1): about 0 for round robin, about 1 for chance, far above 1 for a pile-up"),
-    column("p_value", "p", Probability(|s| evenness(s, |e| e.p_value)),
-        "probability, both tails, of a D at least as far off if every worker were equally likely"),
-    column("max_over_mean", "max/mean", Real(|s| evenness(s, |e| e.max_over_mean)),
-        "connections of the busiest worker over the mean"),
-    column("expected_max_over_mean", "max/mean by chance", Real(|s| evenness(s, |e| e.expected_max_over_mean_if_random)),
-        "what max/mean would be if every worker were equally likely"),
-    column("top_two", "two busiest %", Real(top_two),
-        "100 · connections of the two busiest workers over those of all"),
-    column("max_minus_min", "max − min", Count(max_minus_min),
-        "connections of the busiest worker less those of the idlest"),
-    column("bars", "connections per worker", Picture { of: bars, median_by: |s| evenness(s, |e| e.dispersion) },
-        "connections that were answered, by the worker that answered (client's book), of the run with the median D, workers 0, 1, 2, …; a bar's height is the share of the busiest"),
-    column("live", "live connections over time", Picture { of: live, median_by: live_max_over_mean },
-        "live connections of each worker at up to eight moments, from left to right, of the run with the median live max/mean; heights are shares of the largest"),
-    column("live_max_over_mean", "live max/mean", Real(live_max_over_mean),
-        "the worst moment: live connections of the busiest worker over the mean, while at least half of the most connections were open"),
+    report("dispersion", "evenness.*.dispersion", Real(|s| evenness(s, |e| e.dispersion))),
+    report("p_value", "evenness.*.p_value", Probability(|s| evenness(s, |e| e.p_value))),
+    report("max_over_mean", "evenness.*.max_over_mean", Real(|s| evenness(s, |e| e.max_over_mean))),
+    report("expected_max_over_mean", "evenness.*.expected_max_over_mean_if_random", Real(|s| evenness(s, |e| e.expected_max_over_mean_if_random))),
+    own("top_two", Real(top_two)),
+    own("max_minus_min", Count(max_minus_min)),
+    own("bars", Picture { of: bars, median_by: |s| evenness(s, |e| e.dispersion) }),
+    own("live", Picture { of: live, median_by: live_max_over_mean }),
+    own("live_max_over_mean", Real(live_max_over_mean)),
     // What the kernel did for it.
-    column("wakeups", "wake-ups/connection", Real(|s| per_connection(s, |w| w.wakeups)),
-        "returns to user space about the listening socket, over connections accepted"),
-    column("empty_wakeups", "empty wake-ups/connection", Real(|s| per_connection(s, |w| w.empty_wakeups)),
-        "those that found nothing to accept, over connections accepted"),
-    column("accept_eagain", "EAGAIN/connection", Real(accept_eagain),
-        "accepts that returned EAGAIN, of the workers and of a master that accepts for them, over connections accepted: empty wake-ups, and the last look of who takes all there is"),
-    column("switches", "switches/connection", Real(switches),
-        "voluntary context switches of all tasks of the server, over connections accepted; counted from ready to the client's end, or over whole lives where a task ended between (and in records older than this count)"),
-    column("kernel_wakeups", "kernel wake-ups/connection", Real(|s| observed(s, |c| c.wakeups)),
-        "passages of the tracepoint sched:sched_wakeup for any task of the server, over connections accepted: what the kernel woke, whether or not it came back to user space"),
-    column("kernel_switches", "kernel switches/connection", Real(|s| observed(s, |c| c.switches)),
-        "passages of sched:sched_switch away from any task of the server, voluntary or not, over connections accepted; the filters take CPU time while the tracepoints are counted"),
+    own("wakeups", Real(|s| per_connection(s, |w| w.wakeups))),
+    own("empty_wakeups", Real(|s| per_connection(s, |w| w.empty_wakeups))),
+    own("accept_eagain", Real(accept_eagain)),
+    own("switches", Real(switches)),
+    own("kernel_wakeups", Real(|s| observed(s, |c| c.wakeups))),
+    own("kernel_switches", Real(|s| observed(s, |c| c.switches))),
     // What it occupies.
-    column("processes", "processes", Count(|s| Some(s.row.footprint.as_ref()?.processes as f64)),
-        "processes of the server while the connections are open"),
-    column("threads", "threads", Count(|s| Some(s.row.footprint.as_ref()?.threads as f64)),
-        "threads of the server while the connections are open, one per process included"),
-    column("fds", "descriptors", Count(|s| Some(s.row.footprint.as_ref()?.fds as f64)),
-        "open file descriptors of all its processes"),
-    column("master_fds", "master's descriptors", Count(master_fds),
-        "open file descriptors of the process that only accepts, passes or supervises, while the connections are open"),
-    column("pss", "PSS KiB", Count(|s| Some(s.row.footprint.as_ref()?.pss_kib as f64)),
-        "proportional set size of all its processes: user memory, shared pages divided among their users; kernel memory is not in it"),
-    column("pss_per_connection", "added PSS KiB/connection", Real(pss_per_connection),
-        "PSS beyond the baseline's over connections open beyond the baseline's"),
-    column("growth_rss", "growth KiB", Count(|s| Some(s.row.growth?.rss_kib as f64)),
-        "resident memory of the server's first process at the end of the measurement, less that at the beginning"),
-    column("growth_fds", "growth descriptors", Count(|s| Some(s.row.growth?.fds as f64)),
-        "its open file descriptors at the end, less those at the beginning; workers in the act of being replaced are in both"),
-    column("zombies", "growth zombies", Count(|s| Some(s.row.growth?.zombies as f64)),
-        "its children that have ended and were not reaped at the end, less those at the beginning"),
+    own("processes", Count(|s| Some(s.row.footprint.as_ref()?.processes as f64))),
+    own("threads", Count(|s| Some(s.row.footprint.as_ref()?.threads as f64))),
+    own("fds", Count(|s| Some(s.row.footprint.as_ref()?.fds as f64))),
+    own("master_fds", Count(master_fds)),
+    own("pss", Count(|s| Some(s.row.footprint.as_ref()?.pss_kib as f64))),
+    own("pss_per_connection", Real(pss_per_connection)),
+    own("growth_rss", Count(|s| Some(s.row.growth?.rss_kib as f64))),
+    own("growth_fds", Count(|s| Some(s.row.growth?.fds as f64))),
+    own("zombies", Count(|s| Some(s.row.growth?.zombies as f64))),
     // What a master did to keep its workers alive.
-    column("forks", "started", Count(|s| Some(cluster(s)?.forks as f64)),
-        "worker processes started, the first ones included"),
-    column("deaths", "deaths", Count(|s| Some(cluster(s)?.deaths as f64)),
-        "workers that ended though nobody had asked them to and they had not said that they would"),
-    column("suicides", "suicides", Count(|s| Some(cluster(s)?.suicides as f64)),
-        "workers that said they would end"),
-    column("hangs", "hangs", Count(|s| Some(cluster(s)?.hangs as f64)),
-        "times that a worker was found to give no sign of life"),
-    column("reloads", "reloads", Count(|s| Some(cluster(s)?.reloads as f64)),
-        "reloads that replaced every worker"),
-    column("reloads_failed", "failed reloads", Count(|s| Some(cluster(s)?.reloads_failed as f64)),
-        "reloads that were abandoned, because a new worker did not serve"),
-    column("recovery_p50", "recovery p50 ms", Real(|s| Some(cluster(s)?.recovery_ms?.p50)),
-        "median time from a death, or from the word that one would end, to the moment its successor listened"),
-    column("recovery_max", "recovery max ms", Real(|s| Some(cluster(s)?.recovery_ms?.max)),
-        "the longest of these times"),
-    column("gave_up", "gave up", Picture { of: gave_up, median_by: |s| cluster(s).map(|c| c.gave_up.into()) },
-        "the master started no more workers in the end, since too many had died"),
-    column("returned", "returned", Count(|s| Some(cluster(s)?.returned as f64)),
-        "connections that a worker refused or left unanswered at its death, and that were passed again"),
+    own("forks", Count(|s| Some(cluster(s)?.forks as f64))),
+    own("deaths", Count(|s| Some(cluster(s)?.deaths as f64))),
+    own("suicides", Count(|s| Some(cluster(s)?.suicides as f64))),
+    own("hangs", Count(|s| Some(cluster(s)?.hangs as f64))),
+    own("reloads", Count(|s| Some(cluster(s)?.reloads as f64))),
+    own("reloads_failed", Count(|s| Some(cluster(s)?.reloads_failed as f64))),
+    own("recovery_p50", Real(|s| Some(cluster(s)?.recovery_ms?.p50))),
+    own("recovery_max", Real(|s| Some(cluster(s)?.recovery_ms?.max))),
+    own("gave_up", Picture { of: gave_up, median_by: |s| cluster(s).map(|c| c.gave_up.into()) }),
+    own("returned", Count(|s| Some(cluster(s)?.returned as f64))),
     // What the workers counted themselves, or the master for them.
-    column("looks", "looks/s", Real(|s| per_second(s, counted_of(s, &["polls", "notifier_looks"])?)),
-        "times per second that anybody looked at the source of the value: workers for themselves, the notifier for all"),
-    column("idle_looks", "looks in vain %", Real(idle_looks),
-        "100 · looks of workers that found the value they had, over all of theirs"),
-    column("pushes", "pushes/s", Real(|s| per_second(s, counted(s, "notifier_pushes")?)),
-        "messages per second with the value, from the notifier to a worker"),
-    column("updates", "updates", Count(|s| counted(s, "updates")),
-        "new values heard of, by all workers together"),
-    column("stale", "stale ms", Real(|s| Some(ratio(counted(s, "stale_us")?, counted(s, "updates")?)? / 1e3)),
-        "mean time from the moment a new value was written to the moment a worker had it"),
-    column("queries", "queries", Count(|s| counted(s, "queries")),
-        "queries that reached the database"),
-    column("queries_per_expiry", "queries/expiry", Real(|s| ratio(counted(s, "queries")?, counted(s, "expiries")?)),
-        "queries that reached the database, over the times that the entry of a worker's cache was asked for and had expired"),
+    own("looks", Real(|s| per_second(s, counted_of(s, &["polls", "notifier_looks"])?))),
+    own("idle_looks", Real(idle_looks)),
+    own("pushes", Real(|s| per_second(s, counted(s, "notifier_pushes")?))),
+    own("updates", Count(|s| counted(s, "updates"))),
+    own("stale", Real(|s| Some(ratio(counted(s, "stale_us")?, counted(s, "updates")?)? / 1e3))),
+    own("queries", Count(|s| counted(s, "queries"))),
+    own("queries_per_expiry", Real(|s| ratio(counted(s, "queries")?, counted(s, "expiries")?))),
 ];
 
 fn load<'a>(sample: Sample<'a>) -> Option<&'a LoadReport> {

@@ -1,0 +1,529 @@
+//! Every number that anything prints, defined once. The text report takes its names from here, `loadgen --explain` and
+//! `lab explain` print the definitions, a table of the lab takes its headers and the notes below it, and
+//! `schema/loadgen.schema.json` its descriptions (a test compares them).
+//!
+//! A number of a document is named by the way to it: `workers.*.requests`, where `*` is any name, and `lost[].at_s`,
+//! where `[]` is any element. A number that only the lab computes has the name that a matrix gives its column.
+
+/// One number, or one distribution.
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    pub key: &'static str,
+    /// As reports and tables print it, without the unit.
+    pub name: &'static str,
+    /// Empty for a count, a ratio or a text; `/connection` and the like are written directly behind the name.
+    pub unit: &'static str,
+    /// What it is, or its formula, in one sentence.
+    pub definition: &'static str,
+    /// What a reader must know to use it; only `--explain` prints it.
+    pub remark: &'static str,
+}
+
+/// Metrics that belong together.
+pub struct Section {
+    pub title: &'static str,
+    pub metrics: &'static [Metric],
+}
+
+const fn metric(
+    key: &'static str,
+    name: &'static str,
+    unit: &'static str,
+    definition: &'static str,
+) -> Metric {
+    Metric { key, name, unit, definition, remark: "" }
+}
+
+impl Metric {
+    const fn but(self, remark: &'static str) -> Metric {
+        Metric { remark, ..self }
+    }
+
+    /// The name with the unit, as the head of a column.
+    pub fn header(&self) -> String {
+        let blank = if self.unit.is_empty() || self.unit.starts_with('/') { "" } else { " " };
+        format!("{}{blank}{}", self.name, self.unit)
+    }
+}
+
+/// What a number means to a reader of a table.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Meaning {
+    pub header: String,
+    pub definition: String,
+}
+
+/// Of a metric by its key, or of one statistic of a distribution: `slip_us.p99`.
+///
+/// # Panics
+/// When there is no such metric: keys are constants of this program.
+pub fn meaning(key: &str) -> Meaning {
+    if let Some(metric) = find(key) {
+        return Meaning { header: metric.header(), definition: metric.definition.into() };
+    }
+    let parts = key
+        .rsplit_once('.')
+        .and_then(|(of, statistic)| Some((find(of)?, find(&format!("*_us.{statistic}"))?)));
+    let (of, statistic) = parts.unwrap_or_else(|| panic!("no metric is named {key}"));
+    // A table's times are response times where nothing else is said.
+    let of_what = if of.key == "latency_us" { String::new() } else { format!("{} ", of.name) };
+    Meaning {
+        header: format!("{of_what}{}", statistic.header()),
+        definition: format!("{} {}", of.definition, statistic.definition),
+    }
+}
+
+/// The metric with exactly this key.
+pub fn find(key: &str) -> Option<&'static Metric> {
+    [REPORT, INTERVAL, TABLES]
+        .into_iter()
+        .flatten()
+        .flat_map(|section| section.metrics)
+        .find(|m| m.key == key)
+}
+
+/// The name of a metric of the report.
+pub fn name(key: &str) -> &'static str {
+    find(key).unwrap_or_else(|| panic!("no metric is named {key}")).name
+}
+
+/// What `loadgen --format json` prints, in the order of the text report.
+#[rustfmt::skip]
+pub static REPORT: &[Section] = &[
+    Section { title: "Rate", metrics: &[
+        metric("qps", "requests", "/s",
+            "Requests answered in the measured window, per second of it: requests / duration_s."),
+        metric("requests", "answered", "",
+            "Requests that were answered completely in the measured window, whatever the status.")
+            .but("Where no request is sent, the connections established in it."),
+        metric("duration_s", "duration", "s",
+            "Length of the measured window, without the warm-up and without the wait for the last answers.")
+            .but("In a sum, the longest of its parts."),
+        metric("offered_per_s", "offered", "/s",
+            "Open loop: requests due in the measured window / duration_s.")
+            .but("If a number of requests n ends the run: (n - 1) / the time from the start of the window to the last due \
+                  time. What is offered and not in qps failed, was given up, or is late."),
+        metric("outside_window.warmup", "in the warm-up", "",
+            "Answers before the measured window; no other number contains them."),
+        metric("outside_window.late", "after the end", "",
+            "Answers after the window to requests that were due in it: the times contain them, qps does not."),
+        metric("pipeline", "pipeline", "",
+            "Requests under way on one connection at a time (--pipeline), where that is more than one.")
+            .but("Do not compare such a run with one that waits for each answer."),
+    ]},
+    Section { title: "Times, in microseconds", metrics: &[
+        metric("latency_us", "response", "µs",
+            "Response time: from the moment a request was due to the last byte of its answer; a request that failed or was \
+             given up counts with its age at that moment.")
+            .but("Open loop: due when the schedule says, even if it was sent later, so that a stall of the server counts \
+                  for all requests that were due in it (no coordinated omission: Tene); response = slip + service. Closed \
+                  loop, with --think too: the service time, without slip."),
+        metric("service_us", "service", "µs",
+            "Service time: from the moment a request was sent to the last byte of its answer.")
+            .but("What a client sees that waits for each answer before it sends the next request. A request that was \
+                  never sent has none."),
+        metric("first_byte_us", "first byte", "µs",
+            "From the moment a request was sent to the first bytes of its answer.")
+            .but("For an answer that arrives in one piece it is the service time. A request without any byte of an answer \
+                  has none."),
+        metric("connect_us", "connect", "µs",
+            "From connect(2) to the established connection, in the whole run, without the idle connections; a handshake \
+             that timed out or that the end of the run cut short counts with its age at that moment.")
+            .but("The kernel answers for the server: this does not show when a process accepts."),
+        metric("slip_us", "slip", "µs",
+            "How late a request was sent: sent - due.")
+            .but("The delay of the client itself and the wait for a free connection. Zero in a closed loop without \
+                  --think."),
+        metric("*_us.p50", "p50", "µs", "The median: half of the times are at most this.")
+            .but("From an HDR histogram with three digits: at most 0.1 % too high."),
+        metric("*_us.p90", "p90", "µs", "90 of 100 are at most this."),
+        metric("*_us.p99", "p99", "µs", "99 of 100 are at most this.")
+            .but("It depends on the hundredth of the answers that took longer."),
+        metric("*_us.p99_9", "p99.9", "µs", "999 of 1000 are at most this.")
+            .but("It depends on the thousandth of the answers that took longer."),
+        metric("*_us.max", "max", "µs", "The longest."),
+        metric("*_us.mean", "mean", "µs", "Their sum / n."),
+        metric("*_us.stdev", "stdev", "µs", "The standard deviation, sqrt(sum of (x - mean)^2 / n).")
+            .but("Latencies are skewed: no percentile follows from it."),
+        metric("worst_second.from_s", "worst second from", "s",
+            "The second of the window with the highest p99 (of the first hour): when it began, from the start of the window."),
+        metric("worst_second.requests", "worst second requests", "",
+            "How many requests ended in that second."),
+        metric("worst_second.latency_us", "worst second", "µs",
+            "The response times of the requests that ended in the second of the window with the highest p99.")
+            .but("To one digit: at most 6 % too high."),
+        metric("longest_silence_ms", "longest silence", "ms",
+            "The longest part of the measured window (of its first hour) in which no answer was complete, in whole \
+             milliseconds."),
+        metric("censored", "censored", "",
+            "Times that are ages: no answer came, and it would have taken longer than this.")
+            .but("A percentile beyond their share is a lower bound."),
+    ]},
+    Section { title: "Errors, of the whole run", metrics: &[
+        metric("errors.connect.*", "connect errors", "", "Connections that failed, by errno."),
+        metric("errors.write.*", "write errors", "", "Requests that could not be sent, by errno."),
+        metric("errors.read.*", "read errors", "",
+            "Requests without a valid answer, by cause: an errno, eof, malformed and what was, ..."),
+        metric("errors.status.*", "status errors", "",
+            "Complete answers with a status outside 2xx, by status; requests contains them too."),
+        metric("errors.timeout", "timeouts", "",
+            "Requests that were due or sent and not answered within --timeout or before the end of the run."),
+        metric("deadline.shed", "shed", "",
+            "Requests that were older than --deadline before they could be sent, and so were never sent."),
+        metric("deadline.abandoned", "abandoned", "",
+            "Requests that were sent and given up, because --deadline was over."),
+        metric("retried", "retried", "",
+            "Requests that were sent once more (--retry): the server had closed a connection that had answered before, \
+             and no byte of the answer had come (RFC 9112, 9.3.1).")
+            .but("They are no errors, unless the second attempt failed: that is one. Their time counts from the first \
+                  attempt."),
+        metric("lost[].at_s", "lost at", "s",
+            "A request without an answer (errors.write, errors.read, errors.timeout): when that was clear, from the start \
+             of the run; the first 10,000 are listed."),
+        metric("lost[].client", "lost by", "",
+            "The client's address of its connection, by which the server knows it; absent if there was none."),
+        metric("lost[].cause", "lost because of", "",
+            "The phase and the cause: read ECONNRESET, write EPIPE, timeout."),
+        metric("lost[].worker", "lost at worker", "", "The X-Worker of the last answer on its connection."),
+        metric("lost_more", "more lost", "", "How many more requests were lost."),
+    ]},
+    Section { title: "Connections, of the whole run", metrics: &[
+        metric("connections.requested", "connections asked for", "",
+            "Connections that the command line asks for, the idle ones included."),
+        metric("connections.peak_open", "connections open", "",
+            "The most connections that were open at one time, added up over threads (and over clients, in a sum)."),
+        metric("connections.established", "connections established", "",
+            "Calls of connect(2) that ended in a connection."),
+        metric("connections.answered", "connections served", "",
+            "Connections that got at least one answer: those that a worker can have counted.")
+            .but("The sum of workers.*.connections."),
+        metric("connections.crowd_lost", "idle connections lost", "",
+            "Idle connections that the server had closed before the end."),
+        metric("slow[].kind", "kind", "", "What slow connections do: send slowly, read slowly, or stay half-open."),
+        metric("slow[].requested", "slow asked for", "", "Slow connections that the command line asks for."),
+        metric("slow[].established", "slow established", "", "How many of them were established."),
+        metric("slow[].answered", "slow answered", "", "How many of them got a complete answer, however slowly."),
+        metric("slow[].closed_by_server", "slow closed", "", "How many the server closed before they were done."),
+        metric("slow[].closed_after_ms", "slow closed after", "ms",
+            "The median time until the server closed them; absent in a sum."),
+    ]},
+    Section { title: "Workers, by X-Worker", metrics: &[
+        metric("workers.*.connections", "connections per worker", "",
+            "Connections whose first answer named this worker, in the whole run: a connection keeps its worker."),
+        metric("workers.*.requests", "requests per worker", "", "Answers of this worker in the measured window."),
+        metric("workers.*.latency_us", "response per worker", "µs",
+            "The response times of this worker's answers, for the first workers; absent in a sum."),
+        metric("evenness.*.dispersion", "D", "",
+            "Dispersion of connections (requests) per worker: D = X^2 / (k - 1), X^2 = sum of (count - n/k)^2 / (n/k) over \
+             the k workers; about 0: in turns, about 1: by chance, far above 1: a pile-up.")
+            .but("It does not change its meaning with n. For connections; requests come in clusters and have no such \
+                  scale."),
+        metric("evenness.*.p_value", "p", "",
+            "The probability of a D at least as far from 1, in both directions, if chance chose the worker.")
+            .but("Twice the smaller tail of chi-square with k - 1 degrees of freedom, and at most 1 (up to 10^4 \
+                  simulations where n/k < 5). Small: more uneven than chance, or more even than chance; D tells which."),
+        metric("evenness.*.max_over_mean", "max/mean", "", "The count of the busiest worker / (n/k)."),
+        metric("evenness.*.jain", "Jain's index", "",
+            "(sum x)^2 / (k * sum x^2) = 1 / (1 + cv^2): 1 is even, 1/k is all on one worker.")
+            .but("Chance also gives values near 1."),
+        metric("evenness.*.cv", "cv", "",
+            "Coefficient of variation: standard deviation / mean of the counts; X^2 = n * cv^2."),
+        metric("evenness.*.expected_max_over_mean_if_random", "max/mean by chance", "",
+            "The max/mean to expect if chance chose the worker.")
+            .but("1 + E_k * sqrt(k/n), where E_k is the expected maximum of k standard normals (1.03, 1.42, 1.77 for \
+                  k = 4, 8, 16: Harter 1961)."),
+        metric("evenness.*.workers", "workers", "",
+            "k: the highest worker number seen + 1, or --workers if that is more."),
+        metric("evenness.*.n", "n", "", "How many connections (requests) the workers shared."),
+        metric("order[]", "order", "",
+            "The workers that took the first connections, in the order of their first answers; absent in a sum."),
+    ]},
+    Section { title: "Client", metrics: &[
+        metric("client.threads", "client threads", "", "Threads that send and measure."),
+        metric("client.cpu_user_us", "client CPU, user", "µs",
+            "CPU time of loadgen in the measured window, in user space."),
+        metric("client.cpu_system_us", "client CPU, kernel", "µs",
+            "CPU time of loadgen in the measured window, in the kernel.")
+            .but("On a loopback the sender also does the receiver's protocol work."),
+        metric("client.cpu_share", "client CPU share", "",
+            "CPU time of the client / the time of its threads: (cpu_user_us + cpu_system_us) / (duration_s * threads * \
+             10^6); near 1 it could not do more.")
+            .but("Then the client may be the limit: see loadgen calibrate. With --busy-poll it is always 1."),
+        metric("client.max_rss_kib", "client max RSS", "KiB",
+            "The most memory that the client had resident at one time (ru_maxrss, which survives execve(2): under the lab \
+             it is at least the few MiB of the lab itself); in a sum, of the largest client."),
+    ]},
+    Section { title: "Trust", metrics: &[
+        metric("trust.verdict", "verdict", "",
+            "The worst of the checks: valid; suspect, look closer before you quote it; invalid, the run did not measure \
+             what was asked for."),
+        metric("trust.checks[].name", "check", "",
+            "One of the checks listed by --explain; those that do not apply to a run are left out."),
+        metric("trust.checks[].verdict", "check's verdict", "", "Whether the run is within the limit of this check."),
+        metric("trust.checks[].reason", "check's reason", "", "The number that was found, and the limit."),
+    ]},
+    Section { title: "Single answers", metrics: &[
+        metric("trace[].at_us", "at", "µs", "When the answer was complete, from the start of the run."),
+        metric("trace[].status", "status", "", "Its status."),
+        metric("trace[].bytes", "bytes", "", "Bytes of its body."),
+        metric("trace[].worker", "worker", "", "Its X-Worker."),
+        metric("trace[].latency_us", "time", "µs", "Its response time."),
+    ]},
+    Section { title: "Origin", metrics: &[
+        metric("schema", "schema", "", "The version of this document."),
+        metric("run.host", "host", "", "The machine that the client ran on; in a sum all of them, separated by blanks."),
+        metric("run.started_unix_ns", "started", "ns",
+            "When the warm-up began: nanoseconds since 1970 by that machine's clock."),
+        metric("run.start_at_unix_ns", "start at", "ns", "When it should have begun (--start-at)."),
+        metric("run.seed", "seed", "", "The seed of everything random: the same seed gives the same due times."),
+        metric("run.configuration", "configuration", "",
+            "The options that decide what is measured; results with equal ones can be merged."),
+        metric("run.interrupted", "interrupted", "", "The run ended early, by Ctrl-C or because the server was gone."),
+        metric("run.merged_from", "merged from", "", "How many results loadgen merge added up to this one."),
+        metric("run.parts[].host", "part's host", "", "The machine of one of these results."),
+        metric("run.parts[].started_unix_ns", "part's start", "ns",
+            "When it began: nanoseconds since 1970 by that machine's clock."),
+        metric("run.parts[].seed", "part's seed", "", "Its seed; no result is added twice."),
+    ]},
+];
+
+/// A line of an `.ndjson` file.
+#[rustfmt::skip]
+pub static INTERVAL: &[Section] = &[Section { title: "One interval of a run (--out FILE.ndjson)", metrics: &[
+    metric("interval.from_s", "from", "s", "When the interval began, from the start of the warm-up."),
+    metric("interval.to_s", "to", "s", "When the interval ended, from the start of the warm-up."),
+    metric("interval.measured", "measured", "", "Whether the interval lies in the measured window."),
+    metric("interval.requests", "answered", "", "Requests answered in it."),
+    metric("interval.qps", "requests", "/s", "Requests answered in it / its length."),
+    metric("interval.errors", "errors", "", "Errors of all phases in it."),
+    metric("interval.retried", "retried", "", "Requests sent once more in it (--retry)."),
+    metric("interval.due", "due", "", "Open loop: requests due in it."),
+    metric("interval.connections_open", "open", "", "Connections open at its end."),
+    metric("interval.connections_requested", "asked for", "", "Connections that the command line asks for."),
+    metric("interval.connections_established", "established", "", "Connections established in it."),
+    metric("interval.latency_us", "response", "µs", "The response times of the requests that ended in it, to two digits."),
+    metric("interval.slip_us", "slip", "µs", "How late the requests of this interval were sent."),
+    metric("interval.workers", "workers", "", "The connections and requests of each worker in it, as in workers.*."),
+    metric("interval.evenness", "evenness", "", "How evenly they fell on the workers, as in evenness.*."),
+]}];
+
+/// What only the lab computes, from all that it recorded of a run.
+#[rustfmt::skip]
+pub static TABLES: &[Section] = &[
+    Section { title: "How much", metrics: &[
+        metric("law_qps", "law requests", "/s",
+            "What the law promises (`lab explain`), with the N, M, C and P of the command lines."),
+        metric("deviation", "deviation", "%", "100 · (requests/s − law) / law."),
+        metric("share_of_baseline", "share of baseline", "",
+            "Requests/s over those of the baseline's run directly before or after."),
+        metric("connections_per_s", "connections", "/s",
+            "Requests/s times connections opened per answered request."),
+    ]},
+    Section { title: "How long", metrics: &[
+        metric("mean_over_baseline", "mean over baseline", "",
+            "The mean response time over that of the baseline's run."),
+        metric("stdev_over_baseline", "stdev over baseline", "",
+            "The standard deviation of the response times over that of the baseline's run."),
+    ]},
+    Section { title: "What went wrong", metrics: &[
+        metric("stuck", "stuck", "%",
+            "100 · requests without an answer within the client's time-out, over those due since the measurement began."),
+        metric("lost", "lost", "%",
+            "100 · requests without an answer for any reason (reset, refused, timed out), over those due since the \
+             measurement began."),
+        metric("resets", "resets", "",
+            "Connections that ended with a network error or without an answer, before the time-out."),
+        metric("lost_requests", "lost requests", "",
+            "Requests of the whole run that were due or sent and never answered, for any reason; the row names each \
+             (`lost`), the first ten thousand of them."),
+    ]},
+    Section { title: "What it cost", metrics: &[
+        metric("server_cpu_per_request", "server CPU", "µs/request",
+            "CPU time of all workers and the master, user and system, over the requests they answered (if they do not \
+             count them: those the client counted); from ready to the client's end, or over whole lives as for switches."),
+        metric("client_cpu_per_request", "client CPU", "µs/request",
+            "CPU time of the client over its requests, both in the measured window (for `wrk` and `oha`, which have no \
+             warm-up: in the whole run)."),
+        metric("client_cpu_over_baseline", "client CPU over baseline", "",
+            "Client CPU per request over that of the baseline's run directly before or after."),
+        metric("server_cpu_per_connection", "server CPU", "µs/connection",
+            "CPU time of all workers and the master over the connections they accepted (if they do not count them: those \
+             the client established); from ready to the client's end, or over whole lives as for switches."),
+        metric("master_cpu_per_connection", "master CPU", "µs/connection",
+            "CPU time of the process that only accepts, passes or supervises, over the connections the client \
+             established; from ready to the client's end, or over its whole life if a task of the server ended between."),
+        metric("client_cpu_per_connection", "client CPU", "µs/connection",
+            "Client CPU per request times answered requests per connection opened."),
+    ]},
+    Section { title: "Who got the connections", metrics: &[
+        metric("top_two", "two busiest", "%", "100 · connections of the two busiest workers over those of all."),
+        metric("max_minus_min", "max − min", "",
+            "Connections of the busiest worker less those of the least busy one."),
+        metric("bars", "connections per worker", "",
+            "Connections that were answered, by worker 0, 1, 2, … (as the client counted), of the run with the median D; \
+             the height of a bar is the share of the busiest."),
+        metric("live", "live connections over time", "",
+            "Live connections of each worker at up to eight moments, from left to right, of the run with the median live \
+             max/mean; heights are shares of the largest."),
+        metric("live_max_over_mean", "live max/mean", "",
+            "The worst moment: live connections of the busiest worker over the mean, while at least half of the most \
+             connections were open."),
+    ]},
+    Section { title: "What the kernel did for it", metrics: &[
+        metric("wakeups", "wake-ups", "/connection",
+            "Returns to user space about the listening socket, over connections accepted."),
+        metric("empty_wakeups", "empty wake-ups", "/connection",
+            "Wake-ups that found nothing to accept, over connections accepted."),
+        metric("accept_eagain", "EAGAIN", "/connection",
+            "Accepts that returned EAGAIN, of the workers and of a master that accepts for them, over connections \
+             accepted: empty wake-ups, and the last call of a worker that accepts until nothing is left."),
+        metric("switches", "switches", "/connection",
+            "Voluntary context switches of all tasks of the server, over connections accepted; counted from ready to the \
+             client's end, or over whole lives if a task ended between (and in records older than this count)."),
+        metric("kernel_wakeups", "kernel wake-ups", "/connection",
+            "Events of the tracepoint sched:sched_wakeup for any task of the server, over connections accepted: what the \
+             kernel woke, whether or not it returned to user space."),
+        metric("kernel_switches", "kernel switches", "/connection",
+            "Events of sched:sched_switch away from any task of the server, voluntary or not, over connections accepted; \
+             the filters take CPU time while the tracepoints are counted."),
+    ]},
+    Section { title: "What it occupies", metrics: &[
+        metric("processes", "processes", "", "Processes of the server while the connections are open."),
+        metric("threads", "threads", "",
+            "Threads of the server while the connections are open, one per process included."),
+        metric("fds", "descriptors", "", "Open file descriptors of all its processes."),
+        metric("master_fds", "master's descriptors", "",
+            "Open file descriptors of the process that only accepts, passes or supervises, while the connections are open."),
+        metric("pss", "PSS", "KiB",
+            "Proportional set size of all its processes: user memory, shared pages divided among their users, without \
+             kernel memory."),
+        metric("pss_per_connection", "added PSS", "KiB/connection",
+            "PSS beyond the baseline's over connections open beyond the baseline's."),
+        metric("growth_rss", "growth", "KiB",
+            "Resident memory of the server's first process at the end of the measurement, less that at the beginning."),
+        metric("growth_fds", "growth descriptors", "",
+            "Its open file descriptors at the end, less those at the beginning; both contain workers that are just being \
+             replaced."),
+        metric("zombies", "growth zombies", "",
+            "Its children that have ended and were not reaped at the end, less those at the beginning."),
+    ]},
+    Section { title: "What a master did to keep its workers alive", metrics: &[
+        metric("forks", "started", "", "Worker processes started, the first ones included."),
+        metric("deaths", "deaths", "", "Workers that ended unasked and without having announced it."),
+        metric("suicides", "suicides", "", "Workers that announced their end."),
+        metric("hangs", "hangs", "", "Times that a worker gave no sign of life."),
+        metric("reloads", "reloads", "", "Reloads that replaced every worker."),
+        metric("reloads_failed", "failed reloads", "", "Reloads that were abandoned, because a new worker did not serve."),
+        metric("recovery_p50", "recovery p50", "ms",
+            "The median time from a death, or from the announcement of an end, to the moment the successor listened."),
+        metric("recovery_max", "recovery max", "ms", "The longest of these times."),
+        metric("gave_up", "gave up", "",
+            "Whether the master started no more workers in the end, because too many had died."),
+        metric("returned", "returned", "",
+            "Connections that a worker refused or left unanswered when it died, and that were passed again."),
+    ]},
+    Section { title: "What the workers counted themselves, or the master for them", metrics: &[
+        metric("looks", "looks", "/s",
+            "Reads of the value's source per second: by each worker for itself, or by the notifier for all."),
+        metric("idle_looks", "looks in vain", "%",
+            "100 · reads by workers that found the value they had, over all of theirs."),
+        metric("pushes", "pushes", "/s", "Messages per second with the value, from the notifier to a worker."),
+        metric("updates", "updates", "", "New values that arrived, at all workers together."),
+        metric("stale", "stale", "ms", "Mean time from the moment a new value was written to the moment a worker had it."),
+        metric("queries", "queries", "", "Queries that reached the database."),
+        metric("queries_per_expiry", "queries", "/expiry",
+            "Queries that reached the database, over the times that a worker's cache entry was asked for and had expired."),
+    ]},
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all() -> impl Iterator<Item = &'static Metric> {
+        [REPORT, INTERVAL, TABLES].into_iter().flatten().flat_map(|section| section.metrics)
+    }
+
+    #[test]
+    fn a_metric_is_defined_once_in_sentences() {
+        let keys: Vec<&str> = all().map(|metric| metric.key).collect();
+        for (i, metric) in all().enumerate() {
+            assert!(!keys[..i].contains(&metric.key), "{} is defined twice", metric.key);
+            for text in [metric.definition, metric.remark] {
+                assert!(text.is_empty() || text.ends_with(['.', ':']), "{}: {text}", metric.key);
+            }
+        }
+    }
+
+    #[test]
+    fn the_unit_of_a_key_is_the_unit_of_its_metric() {
+        let units =
+            [("_us", "µs"), ("_ms", "ms"), ("_kib", "KiB"), ("_ns", "ns"), ("_per_s", "/s"), ("_s", "s")];
+        for metric in all() {
+            let unit = units.iter().find(|(end, _)| metric.key.ends_with(end));
+            assert!(
+                unit.is_none_or(|(_, unit)| metric.unit == *unit),
+                "{} is in {}",
+                metric.key,
+                metric.unit
+            );
+        }
+    }
+
+    #[test]
+    fn a_statistic_of_a_distribution_has_the_meaning_of_both() {
+        let found = meaning("slip_us.p99");
+        assert_eq!(found.header, "slip p99 µs");
+        assert_eq!(found.definition, "How late a request was sent: sent - due. 99 of 100 are at most this.");
+        assert_eq!(meaning("latency_us.p99").header, "p99 µs");
+        assert_eq!(meaning("wakeups").header, "wake-ups/connection");
+    }
+
+    /// The definitions of the schema, and where in the document they stand.
+    const PLACES: [(&str, &str); 18] = [
+        ("report", ""),
+        ("distribution", "*_us."),
+        ("errors", "errors."),
+        ("deadline", "deadline."),
+        ("lost", "lost[]."),
+        ("worst_second", "worst_second."),
+        ("worker", "workers.*."),
+        ("evenness", "evenness.*."),
+        ("connections", "connections."),
+        ("outside_window", "outside_window."),
+        ("traced", "trace[]."),
+        ("slow", "slow[]."),
+        ("client", "client."),
+        ("trust", "trust."),
+        ("check", "trust.checks[]."),
+        ("run", "run."),
+        ("run_part", "run.parts[]."),
+        ("interval", "interval."),
+    ];
+
+    #[test]
+    fn the_schema_describes_every_number_of_the_documents_as_it_is_defined_here() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/schema/loadgen.schema.json");
+        let schema: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let documented = || [REPORT, INTERVAL].into_iter().flatten().flat_map(|section| section.metrics);
+        let mut missing: Vec<&Metric> = documented().collect();
+        let mut wrong = String::new();
+        for (definition, place) in PLACES {
+            for (member, rule) in schema["$defs"][definition]["properties"].as_object().unwrap() {
+                let names = ["", ".*", "[]"].map(|end| format!("{place}{member}{end}"));
+                let Some(metric) = documented().find(|metric| names.iter().any(|name| name == metric.key))
+                else {
+                    continue;
+                };
+                missing.retain(|other| other.key != metric.key);
+                if rule["description"] != metric.definition {
+                    wrong += &format!("$defs/{definition}: \"{member}\": \"{}\"\n", metric.definition);
+                }
+            }
+        }
+        let missing: Vec<&str> = missing.iter().map(|metric| metric.key).collect();
+        assert!(missing.is_empty(), "not in {path}: {missing:?}");
+        assert!(wrong.is_empty(), "write these descriptions into {path}:\n{wrong}");
+    }
+}
