@@ -113,8 +113,7 @@ pub static REPORT: &[Section] = &[
     ]},
     Section { title: "Times, in microseconds", metrics: &[
         metric("latency_us", "response", "µs",
-            "Response time: from the moment a request was due to the last byte of its answer; a request that failed or was \
-             given up counts with its age at that moment.")
+            "Response time: from the moment a request was due to the last byte of its answer, or until it failed or was given up.")
             .but("Open loop: due when the schedule says, even if it was sent later, so that a stall of the server counts \
                   for all requests that were due in it (no coordinated omission: Tene); response = slip + service. Closed \
                   loop, with --think too: the service time, without slip."),
@@ -127,8 +126,8 @@ pub static REPORT: &[Section] = &[
             .but("For an answer that arrives in one piece it is the service time. A request without any byte of an answer \
                   has none."),
         metric("connect_us", "connect", "µs",
-            "From connect(2) to the established connection, in the whole run, without the idle connections; a handshake \
-             that timed out or that the end of the run cut short counts with its age at that moment.")
+            "From connect(2) to the established connection, or until the handshake timed out or the run ended; in the whole run, \
+             without the idle connections.")
             .but("The kernel answers for the server: this does not show when a process accepts."),
         metric("slip_us", "slip", "µs",
             "How late a request was sent: sent - due.")
