@@ -36,14 +36,16 @@ fn eighths(value: f64, most: f64, length: usize) -> usize {
 
 /// In lines of at most `width` columns, broken between words; the second and later ones begin with `indent` blanks.
 pub fn wrapped(text: &str, width: usize, indent: usize) -> Vec<String> {
-    let mut lines = vec![String::new()];
-    for word in text.split(' ') {
+    let words = text.trim_start_matches(' ');
+    let mut lines = vec![" ".repeat(text.len() - words.len())];
+    for word in words.split(' ') {
         let line = lines.last_mut().expect("one is there from the start");
-        if !line.trim().is_empty() && line.chars().count() + 1 + word.chars().count() > width {
-            lines.push(format!("{:indent$}{word}", ""));
+        if line.trim().is_empty() {
+            line.push_str(word);
+        } else if line.chars().count() + 1 + word.chars().count() <= width {
+            *line += &format!(" {word}");
         } else {
-            let blank = if line.is_empty() { "" } else { " " };
-            *line += &format!("{blank}{word}");
+            lines.push(format!("{:indent$}{word}", ""));
         }
     }
     lines
@@ -107,6 +109,7 @@ mod tests {
     #[test]
     fn a_text_is_broken_between_words_and_only_a_word_alone_is_longer() {
         assert_eq!(wrapped("a bc def", 4, 2), ["a bc", "  def"]);
+        assert_eq!(wrapped("  a b c", 5, 2), ["  a b", "  c"]);
         assert_eq!(wrapped("a verylong b", 4, 0), ["a", "verylong", "b"]);
     }
 
