@@ -15,10 +15,11 @@ use std::time::Duration;
 use acceptlab::lab::evidence::columns::{self, Column};
 use acceptlab::lab::evidence::report::{Place, for_terminal, gaps};
 use acceptlab::lab::observe::tracepoints::mount_for_ourselves;
+use acceptlab::lab::plan::blocks::{estimate, schedule};
 use acceptlab::lab::plan::experiment::{self, Experiment};
-use acceptlab::lab::plan::laws;
+use acceptlab::lab::plan::law;
+use acceptlab::lab::run::all_cases::{self, Outcome, Plan};
 use acceptlab::lab::run::program::{Interrupt, Stop, leash, watch_for_interrupt};
-use acceptlab::lab::run::session::{self, Plan};
 use acceptlab::lab::{check, order, record, verify, watch};
 use clap::{Parser, Subcommand, ValueEnum};
 
@@ -218,7 +219,7 @@ fn load(root: Option<PathBuf>) -> Result<(PathBuf, Vec<Experiment>), String> {
     let here = std::env::current_dir().map_err(|error| format!("find the current folder: {error}"))?;
     let holding = here.ancestors().find(|folder| folder.join("experiments").is_dir());
     let root = root.or(holding.map(Path::to_path_buf)).unwrap_or(here);
-    let experiments = experiment::load_all(&root)?;
+    let experiments = experiment::load_all(&root, |name| columns::find(name).is_some())?;
     Ok((root, experiments))
 }
 
@@ -227,8 +228,8 @@ fn list(experiments: &[Experiment]) -> String {
     for experiment in experiments {
         text += &format!("{}  {}\n  {}\n", experiment.name, experiment.title, experiment.question);
         for (scale, quick) in [("full", false), ("--quick", true)] {
-            let (cases, runs) = (experiment.cases(quick).len(), session::schedule(experiment, quick, 0));
-            let (minutes, seconds) = session::minutes_and_seconds(session::estimate(&runs));
+            let (cases, runs) = (experiment.cases(quick).len(), schedule(experiment, quick, 0));
+            let (minutes, seconds) = all_cases::minutes_and_seconds(estimate(&runs));
             text +=
                 &format!("  {scale}: {cases} cases, {} runs, about {minutes}:{seconds:02} min\n", runs.len());
         }
@@ -240,7 +241,7 @@ fn list(experiments: &[Experiment]) -> String {
 fn explain() -> String {
     let line = |column: &Column| format!("  {}: {}: {}\n", column.name, column.header(), column.definition());
     let lines: String = columns::COLUMNS.iter().map(line).collect();
-    format!("Columns (name in a matrix: header: definition)\n\n{lines}\n{}\n", laws::EXPLANATION)
+    format!("Columns (name in a matrix: header: definition)\n\n{lines}\n{}\n", law::EXPLANATION)
 }
 
 fn measure(
@@ -256,14 +257,14 @@ fn measure(
     let place = Place::new(root, out);
     eprintln!("seed {seed}");
     let plan = Plan { root, records: &place.records, experiments: &chosen, quick, seed };
-    let outcome = session::run(&plan, interrupt)?;
+    let outcome = all_cases::run(&plan, interrupt)?;
     report(&place, &all, &chosen, false)?;
     // Again, where it is not lost above the tables.
     outcome.failures.iter().for_each(|failure| eprintln!("{failure}"));
     let failed = outcome.failures.len();
     eprintln!("{} rows, {failed} failed; tables in {}", outcome.rows, place.results.display());
     Ok(match outcome {
-        session::Outcome { interrupted: true, .. } => End::Interrupted,
+        Outcome { interrupted: true, .. } => End::Interrupted,
         _ if failed == 0 => End::Well,
         _ => End::Badly,
     })

@@ -8,8 +8,8 @@ use std::time::Duration;
 use crate::cpu;
 use crate::lab::check::client::served;
 use crate::lab::observe::processes::{Process, family};
+use crate::lab::run::one_case::await_ready;
 use crate::lab::run::program::{Interrupt, Program, Stop, within};
-use crate::lab::run::runner::await_ready;
 use crate::report::{LoadReport, ServerReport};
 
 /// Share of the connections from which on a rule is called the rule.

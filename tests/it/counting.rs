@@ -87,7 +87,7 @@ fn being_born_and_stopped_is_in_no_count_of_switches() {
     let (row, _) = observe("births", "shared-accept --workers 32 --wait blocking", 50, "\"switches\"");
     let observed: u64 =
         row.observed.as_ref().unwrap().total(|counts| Some(counts.voluntary_switches)).unwrap();
-    let whole_lives = columns::sum(&row, |worker| worker.voluntary_switches).unwrap();
+    let whole_lives = row.workers_total(|worker| worker.voluntary_switches).unwrap();
     // Each worker is at least woken once more, to be stopped.
     assert!(observed + 32 <= whole_lives, "{observed} of {whole_lives}");
     assert!(number("switches", &row) <= WITHOUT_A_HERD, "{observed} switches for 50 connections");
@@ -98,7 +98,7 @@ fn threads_that_come_and_go_take_their_counts_along_and_the_table_says_so() {
     let (row, table) = observe("threads", "threaded", 50, "\"switches\", \"kernel_wakeups\"");
     assert!(row.observed.as_ref().unwrap().missing.is_some(), "{row:?}");
     assert!(table.contains("switches of whole lives"), "{table}");
-    let whole_lives = columns::sum(&row, |worker| worker.voluntary_switches).unwrap();
+    let whole_lives = row.workers_total(|worker| worker.voluntary_switches).unwrap();
     assert_eq!(number("switches", &row), whole_lives as f64 / 50.0);
 }
 

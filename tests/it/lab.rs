@@ -106,10 +106,10 @@ fn signal(child: &Child, signal: Signal) {
 fn a_broken_lesson_is_one_line_with_file_line_and_remedy() {
     for (i, (from, to, place, told)) in [
         ("```toml", "```text", "", "add one ```toml block"),
-        ("repeats = 60", "repeats = sixty", "01-lesson.md:6:", "mend the matrix"),
+        ("repeats = 60", "repeats = sixty", "01-lesson.md:6:", "correct the matrix"),
         ("title =", "titel =", "01-lesson.md:12:", "unknown field `titel`"),
-        ("\"1/N\"", "\"1/Q\"", "01-lesson.md:13:", "is no law"),
-        ("{warmup}", "{worm}", "01-lesson.md:15:", "{worm} is no placeholder"),
+        ("\"1/N\"", "\"1/Q\"", "01-lesson.md:13:", "is not a law"),
+        ("{warmup}", "{worm}", "01-lesson.md:15:", "{worm} is not a placeholder"),
         ("\"qps\"", "\"gps\"", "01-lesson.md:16:", "`lab explain` lists them"),
     ]
     .into_iter()

@@ -1,6 +1,6 @@
 //! From rows to what a person reads.
 
-pub mod books;
+pub mod accounting;
 pub mod columns;
 pub mod report;
 pub mod table;

@@ -3,13 +3,12 @@
 
 use std::path::Path;
 
+use crate::lab::evidence::accounting;
 use crate::lab::evidence::columns;
 use crate::lab::evidence::table::{self, Table, untraced};
-use crate::lab::observe::kernel_counts;
+use crate::lab::plan::case::TRACED_COLUMNS;
 use crate::lab::plan::experiment::Experiment;
 use crate::lab::record::{Record, Row, newest};
-use crate::lab::run::session::describe;
-use crate::lab::verify;
 
 /// The marked section that describes the machines.
 const MACHINES: &str = "machines";
@@ -117,18 +116,18 @@ fn gaps_of(experiment: &Experiment, record: &Record) -> Vec<String> {
         let is_its = |row: &&&Row| row.table == case.table && row.coordinates == case.coordinates;
         let runs: Vec<&&Row> = rows.iter().filter(is_its).collect();
         if runs.len() < case.repeats {
-            gaps.push(format!("{}: {} of {} runs", describe(&case), runs.len(), case.repeats));
+            gaps.push(format!("{}: {} of {} runs", case, runs.len(), case.repeats));
         }
         if let (true, Some(why)) = (runs.iter().all(|row| row.failure.is_some()), runs.last()) {
             let why = why.failure.as_deref().unwrap_or_default();
-            gaps.push(format!("{}: every run failed: {why}", describe(&case)));
+            gaps.push(format!("{}: every run failed: {why}", case));
         }
     }
     if record.header.scale == "quick" {
         // A quick run is a test as well.
         let told = |row: &&&Row| row.failure.is_none() && row.skipped.is_none();
         let complaint =
-            |row: &&Row| Some(format!("{} {}: {}", row.table, row.label, verify::complaint(row)?));
+            |row: &&Row| Some(format!("{} {}: {}", row.table, row.label, accounting::complaint(row)?));
         gaps.extend(rows.iter().filter(told).filter_map(complaint));
     }
     gaps.extend(empty_columns(experiment, record, &rows));
@@ -150,7 +149,7 @@ fn empty_columns(experiment: &Experiment, record: &Record, rows: &[&Row]) -> Vec
         let place = format!("{} {}", experiment.name, spec.id);
         let is_untraced = rows.iter().any(|row| row.table == spec.id && untraced(row).is_some());
         let needs_traces = |header: &str| {
-            let mut columns = kernel_counts::TRACED.iter().filter_map(|name| columns::find(name));
+            let mut columns = TRACED_COLUMNS.iter().filter_map(|name| columns::find(name));
             columns.any(|column| column.header() == header)
         };
         let is_empty = |column: usize| lines.iter().all(|line| line[column] == "–");

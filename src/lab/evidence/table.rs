@@ -6,15 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, ContentArrangement};
 
-use crate::lab::evidence::books;
+use crate::lab::evidence::accounting;
 use crate::lab::evidence::columns::{self, Column, Sample, Value};
-use crate::lab::observe::kernel_counts;
-use crate::lab::plan::case::{flag, program_of};
-use crate::lab::plan::experiment::{Kind, TableSpec};
+use crate::lab::plan::case::TRACED_COLUMNS;
+use crate::lab::plan::events;
+use crate::lab::plan::matrix::{TableKind, TableSpec};
 use crate::lab::record::Row;
-use crate::lab::run::disturb;
 use crate::stats::{self, RUNS_FOR_INTERVAL, Summary};
-use crate::units::grouped;
+use crate::units::{format_duration, grouped};
 
 /// A table ready to be printed.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,8 +45,8 @@ pub fn of(spec: &TableSpec, rows: &[&Row]) -> Table {
         traces: Vec::new(),
     };
     match spec.kind {
-        Kind::Summary => summarize(&mut table, spec, rows, &cases),
-        Kind::Trace => table.traces = cases.iter().filter_map(|case| trace(case.last()?)).collect(),
+        TableKind::Summary => summarize(&mut table, spec, rows, &cases),
+        TableKind::Trace => table.traces = cases.iter().filter_map(|case| trace(case.last()?)).collect(),
     }
     table.notes.extend(uncounted(spec, rows));
     table.notes.extend(cases.iter().flat_map(|case| mishaps(case)));
@@ -58,7 +57,7 @@ fn summarize(table: &mut Table, spec: &TableSpec, rows: &[&Row], cases: &[Vec<&R
     let columns: Vec<&Column> =
         spec.columns.iter().filter_map(|name| columns::find(name.get_ref())).collect();
     let several_clients = spec.load.get_ref().clients().len() > 1;
-    let has_law = spec.server.iter().any(|contender| contender.law.is_some());
+    let has_law = spec.server.iter().any(|server| server.law.is_some());
     table.headers = spec.axes.keys().cloned().collect();
     table.headers.push("server".to_string());
     table.headers.extend(several_clients.then(|| "client".to_string()));
@@ -171,7 +170,7 @@ fn conditions(spec: &TableSpec, cases: &[Vec<&Row>]) -> Vec<String> {
         ),
     };
     let client = &example.client_command;
-    let model = if flag(client, "--rate").is_some() { "open loop" } else { "closed loop" };
+    let model = if client.rate.is_some() { "open loop" } else { "closed loop" };
     let warmup = warmups(cases);
     let pinned = match (&example.server_cpus, &example.client_cpus) {
         (server, client) if server == client => format!("server and client share CPUs {}", list(server)),
@@ -179,14 +178,16 @@ fn conditions(spec: &TableSpec, cases: &[Vec<&Row>]) -> Vec<String> {
     };
     let mut notes = vec![format!("{repeats}; {model}, {warmup}; {pinned}.")];
     if let Some(acts) = &example.disturb {
-        let hint = if disturb::names_a_worker(acts) { " (numbers are workers)" } else { "" };
+        let names_a_worker =
+            events::parse(acts.clone()).is_ok_and(|events| events.largest_worker().is_some());
+        let hint = if names_a_worker { " (numbers are workers)" } else { "" };
         notes.push(format!("Once the client measured: `{acts}`{hint}."));
     }
     if !spec.baseline.is_empty() {
         let baseline_runs = cases.iter().filter(is_baseline).map(Vec::len).max().unwrap_or(0);
         notes.push(compared(spec, example.group.is_some(), baseline_runs));
     }
-    if spec.kind == Kind::Trace {
+    if spec.kind == TableKind::Trace {
         // Each trace stands below its own commands.
         return notes;
     }
@@ -195,7 +196,7 @@ fn conditions(spec: &TableSpec, cases: &[Vec<&Row>]) -> Vec<String> {
         let (is_first, client) = (clients.is_empty(), client_name(row));
         if clients.insert(client) {
             let whose = if is_first { String::new() } else { format!(" with client `{client}`") };
-            let commands = format!("`{}` and `{}`", row.server_command, row.client_command);
+            let commands = format!("`{}` and `{}`", row.server_command.text(), row.client_command.text());
             notes.push(format!("The first line's commands{whose}: {commands}."));
         }
     }
@@ -217,13 +218,13 @@ fn compared(spec: &TableSpec, grouped: bool, runs: usize) -> String {
 
 /// What the matrix calls a row's client.
 fn client_name(row: &Row) -> &str {
-    row.coordinate("client").unwrap_or(program_of(&row.client_command))
+    row.coordinate("client").unwrap_or(row.client_command.program())
 }
 
 /// The warm-up as the clients' command lines declare it; some have none, and a table with both must not claim one.
 fn warmups(cases: &[Vec<&Row>]) -> String {
-    let of = |row: &&Row| match flag(&row.client_command, "--warmup") {
-        Some(time) => format!("{time} of warm-up"),
+    let of = |row: &&Row| match row.client_command.warmup {
+        Some(time) => format!("{} of warm-up", format_duration(time)),
         None => "no warm-up".to_string(),
     };
     let mut by_client: BTreeMap<&str, String> = BTreeMap::new();
@@ -250,7 +251,7 @@ fn uncounted(spec: &TableSpec, rows: &[&Row]) -> Vec<String> {
     for why in observed.filter(|_| shown(&"switches")).filter_map(|observed| observed.missing.as_ref()) {
         *told.entry(format!("switches of whole lives: {why}")).or_default() += 1;
     }
-    if kernel_counts::TRACED.iter().any(shown) {
+    if TRACED_COLUMNS.iter().any(shown) {
         for why in rows.iter().filter_map(|row| untraced(row)) {
             *told.entry(why.to_string()).or_default() += 1;
         }
@@ -283,10 +284,11 @@ fn mishaps(case: &[&Row]) -> Vec<String> {
             *told.entry(format!("the server had ended by itself ({how}); runs")).or_default() += 1;
         }
         // What the clients of such a server lose is in the columns.
-        for (what, count) in unexpected_errors(row).into_iter().filter(|_| !row.expects_losses()) {
+        for (what, count) in accounting::unexpected_errors(row).into_iter().filter(|_| !row.expects_losses())
+        {
             *told.entry(what).or_default() += count;
         }
-        if let Some(what) = books::imbalance(row).filter(|_| !row.expects_losses()) {
+        if let Some(what) = accounting::mismatch(row).filter(|_| !row.expects_losses()) {
             *told.entry(format!("{what}; runs")).or_default() += 1;
         }
         if row.machine.listen_overflows > 0 {
@@ -297,35 +299,9 @@ fn mishaps(case: &[&Row]) -> Vec<String> {
     told.into_iter().map(|(what, count)| format!("{place}: {what}: {}.", self::count(count as f64))).collect()
 }
 
-/// Errors the matrix did not announce: phase and name, count.
-pub fn unexpected_errors(row: &Row) -> Vec<(String, u64)> {
-    let mut found = Vec::new();
-    if let Some(report) = &row.load {
-        let errors = &report.errors;
-        for (phase, names) in [
-            ("connect", &errors.connect),
-            ("write", &errors.write),
-            ("read", &errors.read),
-            ("status", &errors.status),
-        ] {
-            found.extend(names.iter().map(|(name, count)| (format!("{phase} {name}"), *count)));
-        }
-        if errors.timeout > 0 && !row.expect_timeouts {
-            found.push(("requests without an answer".to_string(), errors.timeout));
-        }
-    }
-    if let Some(foreign) = &row.foreign {
-        let client = program_of(&row.client_command);
-        let counts = [("errors", foreign.errors), ("time-outs", foreign.timeouts)];
-        let counts = counts.into_iter().filter(|(_, count)| *count > 0);
-        found.extend(counts.map(|(what, count)| (format!("{what} by {client}"), count)));
-    }
-    found
-}
-
 /// The answers of one run as siege prints them.
 fn trace(row: &Row) -> Option<(String, Vec<String>)> {
-    let commands = format!("{}   under   {}", row.server_command, row.client_command);
+    let commands = format!("{}   under   {}", row.server_command.text(), row.client_command.text());
     let line = |answer: &crate::report::Traced| {
         let worker = answer.worker.map_or(String::new(), |worker| format!(" ==> worker {worker}"));
         let seconds = answer.latency_us / 1e6;
@@ -440,8 +416,8 @@ mod tests {
     #[test]
     fn a_client_without_a_warm_up_is_not_given_one() {
         let mut rows = [runs(0, "sync", &[1.0]), runs(1, "sync", &[1.0])].concat();
-        rows[0].client_command = "loadgen --warmup 200ms".to_string();
-        rows[1].client_command = "wrk -t 1".to_string();
+        rows[0].client_command = "loadgen --warmup 200ms".to_string().into();
+        rows[1].client_command = "wrk -t 1".to_string().into();
         let note = &of(&spec("columns = []"), &rows.iter().collect::<Vec<_>>()).notes[0];
         assert!(note.contains("loadgen: 200ms of warm-up, wrk: no warm-up"), "{note}");
     }

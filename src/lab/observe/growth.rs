@@ -1,12 +1,9 @@
-//! What a master gains while it works: memory, descriptors and children that nobody has reaped. A server that runs for
-//! years must gain nothing.
+//! By how much a server's first process grows while it works: memory, descriptors and children that were not reaped. A
+//! server that runs for years must not grow.
 
 use serde::{Deserialize, Serialize};
 
 use crate::sys::procfs::{Stat, descriptors, resident_kib};
-
-/// The columns that need it.
-pub const COLUMNS: [&str; 3] = ["growth_rss", "growth_fds", "zombies"];
 
 /// The server's first process at the end of the measurement, less what it was at the beginning.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

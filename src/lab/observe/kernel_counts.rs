@@ -19,10 +19,6 @@ use crate::lab::observe::tracepoints::Tracepoints;
 use crate::report::ServerReport;
 use crate::sys::procfs::Stat;
 
-/// The columns that need tracepoints. Only a table that asks for one pays for them: every filter is tried at every
-/// wake-up and every switch of the whole machine.
-pub const TRACED: [&str; 2] = ["kernel_wakeups", "kernel_switches"];
-
 /// Reading so many tasks twice takes a tenth of a second; above, tables go without.
 const MOST_TASKS: usize = 1024;
 
@@ -31,9 +27,9 @@ const ASLEEP_WITHIN: Duration = Duration::from_secs(1);
 
 /// What is kept in a row.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Observed {
+pub struct KernelCounts {
     /// The server's processes; a crowd of workers is folded into one entry of sums with the number 0.
-    pub processes: Vec<Counts>,
+    pub processes: Vec<ProcessCounts>,
     /// Why `processes` is empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missing: Option<String>,
@@ -44,7 +40,7 @@ pub struct Observed {
 
 /// What one process gained, all its threads together.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Counts {
+pub struct ProcessCounts {
     pub pid: i32,
     /// Its number, if one worker and no other is this process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -63,9 +59,9 @@ pub struct Counts {
     pub switches: Option<u64>,
 }
 
-impl Observed {
+impl KernelCounts {
     /// A total over all processes; `None` when one of them has no count.
-    pub fn total(&self, of: fn(&Counts) -> Option<u64>) -> Option<u64> {
+    pub fn total(&self, of: fn(&ProcessCounts) -> Option<u64>) -> Option<u64> {
         if self.missing.is_some() { None } else { self.processes.iter().map(of).sum() }
     }
 
@@ -75,7 +71,7 @@ impl Observed {
             let mut its = report.workers.iter().filter(|worker| worker.pid == counts.pid);
             counts.worker = its.next().map(|worker| worker.id).filter(|_| its.next().is_none());
         }
-        let (workers, mut rest): (Vec<Counts>, Vec<Counts>) =
+        let (workers, mut rest): (Vec<ProcessCounts>, Vec<ProcessCounts>) =
             self.processes.drain(..).partition(|counts| counts.worker.is_some());
         match workers.len() > most {
             true => rest.push(fold(&workers)),
@@ -85,8 +81,8 @@ impl Observed {
     }
 }
 
-fn fold(workers: &[Counts]) -> Counts {
-    Counts {
+fn fold(workers: &[ProcessCounts]) -> ProcessCounts {
+    ProcessCounts {
         pid: 0,
         worker: Some(0),
         voluntary_switches: workers.iter().map(|counts| counts.voluntary_switches).sum(),
@@ -98,27 +94,27 @@ fn fold(workers: &[Counts]) -> Counts {
 }
 
 /// A count that has begun.
-pub struct Counting {
+pub struct KernelCounter {
     group: i32,
     before: Option<Reading>,
     /// Absent when nobody asked for them.
     tracepoints: Option<Result<Tracepoints, String>>,
 }
 
-impl Counting {
+impl KernelCounter {
     /// Waits until the server sleeps, and begins. `group` is its process group.
-    pub fn begin(group: i32, with_tracepoints: bool) -> Counting {
+    pub fn begin(group: i32, with_tracepoints: bool) -> KernelCounter {
         let before = Reading::when_asleep(group);
         let tasks = |reading: &Reading| reading.tasks.keys().copied().collect::<Vec<i32>>();
         let tracepoints = with_tracepoints.then(|| match &before {
             Some(before) => Tracepoints::begin(&tasks(before)),
             None => Err(unseen()),
         });
-        Counting { group, before, tracepoints }
+        KernelCounter { group, before, tracepoints }
     }
 
     /// Looks again; `self` and its descriptors end here.
-    pub fn end(self) -> Observed {
+    pub fn end(self) -> KernelCounts {
         // First of all: what the lab does from here on is not the server's.
         let traced = self.tracepoints.map(|begun| begun.and_then(|tracepoints| tracepoints.read()));
         let looks = match (self.before, Reading::when_asleep(self.group)) {
@@ -130,7 +126,7 @@ impl Counting {
             Ok(looks) => looks,
             Err(why) => {
                 let tracepoints_missing = traced.map(|traced| traced.err().unwrap_or(why.clone()));
-                return Observed { missing: Some(why), tracepoints_missing, ..Observed::default() };
+                return KernelCounts { missing: Some(why), tracepoints_missing, ..KernelCounts::default() };
             }
         };
         let (traced, tracepoints_missing) = match traced {
@@ -141,7 +137,7 @@ impl Counting {
             }
             Some(Ok(traced)) => (Some(traced), None),
         };
-        let mut processes: BTreeMap<i32, Counts> = BTreeMap::new();
+        let mut processes: BTreeMap<i32, ProcessCounts> = BTreeMap::new();
         for (tid, task) in &after.tasks {
             let (voluntary, involuntary) =
                 before.tasks.get(tid).map_or((0, 0), |then| (then.voluntary, then.involuntary));
@@ -159,7 +155,7 @@ impl Counting {
                 |reading: &Reading| reading.accounts.get(pid).map_or(0, |account| account.process_ns);
             counts.cpu_us = Some(cpu_ns(&after).saturating_sub(cpu_ns(&before)) / 1000);
         }
-        Observed { processes: processes.into_values().collect(), missing: None, tracepoints_missing }
+        KernelCounts { processes: processes.into_values().collect(), missing: None, tracepoints_missing }
     }
 }
 
@@ -291,16 +287,16 @@ mod tests {
         assert!(Task::parse(3, "State:\tS (sleeping)\n").is_none());
     }
 
-    fn observed(wakeups: Option<u64>) -> Observed {
-        let process = |pid| Counts { pid, voluntary_switches: 5, wakeups, ..Counts::default() };
-        Observed { processes: (1..=4).map(process).collect(), ..Observed::default() }
+    fn observed(wakeups: Option<u64>) -> KernelCounts {
+        let process = |pid| ProcessCounts { pid, voluntary_switches: 5, wakeups, ..ProcessCounts::default() };
+        KernelCounts { processes: (1..=4).map(process).collect(), ..KernelCounts::default() }
     }
 
     #[test]
     fn a_total_without_all_its_parts_is_no_number() {
         assert_eq!(observed(Some(2)).total(|counts| counts.wakeups), Some(8));
         assert_eq!(observed(None).total(|counts| counts.wakeups), None);
-        let lost = Observed { missing: Some("somebody ended".to_string()), ..observed(Some(2)) };
+        let lost = KernelCounts { missing: Some("somebody ended".to_string()), ..observed(Some(2)) };
         assert_eq!(lost.total(|counts| counts.wakeups), None);
     }
 

@@ -1,15 +1,15 @@
 //! An experiment is one Markdown file, `experiments/NN-name.md`: the lesson for people and, in its only ```` ```toml ````
-//! block, the matrix for the lab. This module reads the file; [`crate::lab::plan::case`] expands the matrix.
+//! block, the matrix for the lab. This module reads the file and checks all of it, so that a mistake is found before
+//! anything is measured.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-use toml::Spanned;
-
 use crate::lab::plan::case::{self, Case};
+use crate::lab::plan::matrix::{Matrix, MatrixError};
+
+/// Whether a column of this name exists. The columns are defined behind the plan, where rows become tables.
+pub type IsColumn = fn(&str) -> bool;
 
 /// A lesson with its matrix.
 #[derive(Debug, Clone)]
@@ -37,186 +37,8 @@ impl Experiment {
     }
 }
 
-/// The ```` ```toml ```` block. What a table does not say is taken from the top.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Matrix {
-    /// Fresh processes for every case, this many times.
-    pub repeats: usize,
-    /// The values of `{duration}` and `{warmup}` in command lines.
-    pub duration: String,
-    pub warmup: String,
-    #[serde(default)]
-    pub quick: Overrides,
-    #[serde(rename = "table")]
-    pub tables: Vec<TableSpec>,
-}
-
-/// One table of the results: contenders × axes.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TableSpec {
-    pub id: String,
-    pub title: String,
-    #[serde(default)]
-    pub kind: Kind,
-    pub server: Vec<Contender>,
-    /// Appended to every server's command line.
-    #[serde(default)]
-    pub server_flags: Option<Spanned<String>>,
-    /// One client's command line, or several to be compared.
-    pub load: Spanned<Load>,
-    #[serde(default)]
-    pub axes: BTreeMap<String, Vec<AxisValue>>,
-    pub columns: Vec<Spanned<String>>,
-    /// What rows are compared with: the row that differs in exactly these coordinates (`server`, `client`, an axis).
-    #[serde(default)]
-    pub baseline: BTreeMap<String, Spanned<AxisValue>>,
-    /// Indices into the CPUs the lab may use; all of them when absent.
-    #[serde(default)]
-    pub server_cpus: Vec<usize>,
-    #[serde(default)]
-    pub client_cpus: Vec<usize>,
-    /// Look at threads, descriptors and memory during the warm-up, which must be long enough for it.
-    #[serde(default)]
-    pub probe: bool,
-    /// What is done to the server once the client measures, see [`crate::lab::run::disturb`].
-    #[serde(default)]
-    pub disturb: Option<Spanned<String>>,
-    /// Kernel settings for the time of a run, see [`crate::lab::run::sysctl`].
-    #[serde(default)]
-    pub sysctl: BTreeMap<String, Spanned<String>>,
-    /// Look at each worker's live connections all the time.
-    #[serde(default)]
-    pub timeline: bool,
-    pub repeats: Option<usize>,
-    pub duration: Option<String>,
-    pub warmup: Option<String>,
-    #[serde(default)]
-    pub quick: Overrides,
-}
-
-impl TableSpec {
-    /// The coordinates of what a row is compared with.
-    pub fn baseline_of(&self, coordinates: &[(String, String)]) -> Vec<(String, String)> {
-        let value = |name: &String, own: &String| {
-            self.baseline.get(name).map_or(own.clone(), |value| value.get_ref().to_string())
-        };
-        coordinates.iter().map(|(name, own)| (name.clone(), value(name, own))).collect()
-    }
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Kind {
-    /// A row per case, medians in the cells.
-    #[default]
-    Summary,
-    /// The first answers of one run, one by one, as siege prints them.
-    Trace,
-}
-
-/// One server of a table.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Contender {
-    /// Its command line, which is also its name in the table.
-    pub run: Spanned<String>,
-    /// The law it should follow, see [`crate::lab::plan::laws`].
-    pub law: Option<Spanned<String>>,
-    /// Requests left unanswered are this server's nature, not a failure of the run.
-    #[serde(default)]
-    pub expect_timeouts: bool,
-    /// Its workers die, of what is done to them or of themselves; with the last one it may end by itself.
-    #[serde(default)]
-    pub expect_death: bool,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
-pub enum Load {
-    One(Client),
-    Several(Vec<Client>),
-}
-
-impl Load {
-    pub fn clients(&self) -> &[Client] {
-        match self {
-            Load::One(client) => std::slice::from_ref(client),
-            Load::Several(clients) => clients,
-        }
-    }
-}
-
-/// One client of a table: its command line, and its name there where the program's own would not tell it apart.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
-pub enum Client {
-    Plain(String),
-    Named { name: String, run: String },
-}
-
-impl Client {
-    pub fn run(&self) -> &str {
-        match self {
-            Client::Plain(run) | Client::Named { run, .. } => run,
-        }
-    }
-
-    pub fn name(&self) -> Option<&str> {
-        match self {
-            Client::Plain(_) => None,
-            Client::Named { name, .. } => Some(name),
-        }
-    }
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
-pub enum AxisValue {
-    Integer(i64),
-    Text(String),
-}
-
-impl std::fmt::Display for AxisValue {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        match self {
-            AxisValue::Integer(value) => value.fmt(f),
-            AxisValue::Text(value) => value.fmt(f),
-        }
-    }
-}
-
-/// What `--quick` changes.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Overrides {
-    pub repeats: Option<usize>,
-    pub duration: Option<String>,
-    pub warmup: Option<String>,
-    #[serde(default)]
-    pub axes: BTreeMap<String, Vec<AxisValue>>,
-}
-
-/// What is wrong in a matrix, and where: a byte range of the block, if it has a place.
-#[derive(Debug)]
-pub struct Fault {
-    pub span: Option<Range<usize>>,
-    pub what: String,
-}
-
-impl Fault {
-    pub fn at(span: Range<usize>, what: String) -> Fault {
-        Fault { span: Some(span), what }
-    }
-
-    pub fn anywhere(what: String) -> Fault {
-        Fault { span: None, what }
-    }
-}
-
 /// All experiments below `root`, in the order of their numbers.
-pub fn load_all(root: &Path) -> Result<Vec<Experiment>, String> {
+pub fn load_all(root: &Path, is_column: IsColumn) -> Result<Vec<Experiment>, String> {
     let folder = root.join("experiments");
     let entries = fs::read_dir(&folder).map_err(|error| {
         format!("read {}: {error}; run lab inside the repository or pass --root", folder.display())
@@ -224,7 +46,7 @@ pub fn load_all(root: &Path) -> Result<Vec<Experiment>, String> {
     let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
     files.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
     files.sort();
-    files.iter().map(|path| load(path)).collect()
+    files.iter().map(|path| load(path, is_column)).collect()
 }
 
 /// The experiments the command line names, all of them when it names none.
@@ -240,27 +62,32 @@ pub fn select(all: Vec<Experiment>, words: &[String]) -> Result<Vec<Experiment>,
 }
 
 /// Reads and checks one file. An error is one line: file, line, what is wrong, what to do.
-fn load(path: &Path) -> Result<Experiment, String> {
+fn load(path: &Path, is_column: IsColumn) -> Result<Experiment, String> {
     let text = fs::read_to_string(path).map_err(|error| format!("read {}: {error}", path.display()))?;
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    parse(&name, &text).map_err(|(line, what)| format!("{}:{line}: {what}", path.display()))
+    parse(&name, &text, is_column).map_err(|(line, what)| format!("{}:{line}: {what}", path.display()))
 }
 
-fn parse(name: &str, text: &str) -> Result<Experiment, (usize, String)> {
+fn parse(name: &str, text: &str, is_column: IsColumn) -> Result<Experiment, (usize, String)> {
     let numbered = name.split('-').next().is_some_and(|head| head.parse::<u32>().is_ok());
     if !numbered {
         return Err((1, "the file's name has no number; call it NN-name.md".to_string()));
     }
     let (title, question) = heading(text)?;
     let (block, first_line) = matrix_block(text)?;
-    let place = |fault: Fault| {
+    let place = |fault: MatrixError| {
         let offset = fault.span.map_or(0, |span| span.start.min(block.len()));
         (first_line + block[..offset].matches('\n').count(), fault.what)
     };
     let matrix: Matrix = toml::from_str(&block).map_err(|error| {
-        let what = format!("{}; mend the matrix", error.message().replace('\n', " "));
-        place(Fault { span: error.span(), what })
+        let what = format!("{}; correct the matrix", error.message().replace('\n', " "));
+        place(MatrixError { span: error.span(), what })
     })?;
+    let columns = || matrix.tables.iter().flat_map(|table| &table.columns);
+    if let Some(unknown) = columns().find(|name| !is_column(name.get_ref())) {
+        let what = format!("no column {:?}; `lab explain` lists them", unknown.get_ref());
+        return Err(place(MatrixError::at(unknown.span(), what)));
+    }
     for quick in [false, true] {
         case::expand(name, &matrix, quick).map_err(place)?;
     }
@@ -312,7 +139,11 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn parse_lesson(table: &str) -> Result<Experiment, (usize, String)> {
-        parse("02-keep-alive", &lesson(table))
+        parse_text("02-keep-alive", &lesson(table))
+    }
+
+    fn parse_text(name: &str, text: &str) -> Result<Experiment, (usize, String)> {
+        parse(name, text, |column| !["speed", "p51"].contains(&column))
     }
 
     const GOOD: &str = "server = [{ run = \"sync\", law = \"1/N\" }]\nload = \"loadgen --duration {duration}\"\n\
@@ -332,7 +163,7 @@ pub(crate) mod tests {
         for word in ["2", "02", "02-keep-alive"] {
             assert!(experiment.answers_to(word), "{word}");
         }
-        let first = parse("00-first", &lesson(GOOD)).unwrap();
+        let first = parse_text("00-first", &lesson(GOOD)).unwrap();
         assert!(first.answers_to("0") && first.answers_to("00") && !first.answers_to(""));
         for word in ["", "3", "keep-alive", "2x"] {
             assert!(!experiment.answers_to(word), "{word}");
@@ -340,7 +171,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_fault_names_its_line() {
+    fn a_mistake_is_reported_with_its_line() {
         let bad_column = GOOD.replace("\"qps\"", "\"speed\"");
         let (line, what) = parse_lesson(&bad_column).unwrap_err();
         assert_eq!(line, 18, "{what}");
@@ -354,10 +185,10 @@ pub(crate) mod tests {
     #[test]
     fn one_block_is_needed_and_only_one() {
         let twice = format!("{}{}", lesson(GOOD), lesson(GOOD));
-        assert!(parse("02-x", &twice).unwrap_err().1.contains("second"));
-        assert!(parse("02-x", "# T\n").unwrap_err().1.contains("no matrix"));
-        assert!(parse("02-x", "# T\n```toml\nrepeats = 1\n").unwrap_err().1.contains("never ends"));
-        assert!(parse("02-x", "text\n").unwrap_err().1.contains("no heading"));
-        assert!(parse("notes", &lesson(GOOD)).unwrap_err().1.contains("number"));
+        assert!(parse_text("02-x", &twice).unwrap_err().1.contains("second"));
+        assert!(parse_text("02-x", "# T\n").unwrap_err().1.contains("no matrix"));
+        assert!(parse_text("02-x", "# T\n```toml\nrepeats = 1\n").unwrap_err().1.contains("never ends"));
+        assert!(parse_text("02-x", "text\n").unwrap_err().1.contains("no heading"));
+        assert!(parse_text("notes", &lesson(GOOD)).unwrap_err().1.contains("number"));
     }
 }

@@ -12,15 +12,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::lab::observe::footprint::Footprint;
 use crate::lab::observe::growth::Growth;
-use crate::lab::observe::kernel_counts::Observed;
-use crate::lab::observe::timeline::Look;
+use crate::lab::observe::kernel_counts::KernelCounts;
+use crate::lab::observe::timeline::Snapshot;
+use crate::lab::plan::case::Case;
+use crate::lab::plan::command::{ClientCommand, ServerCommand};
 use crate::lab::record::fingerprint::Fingerprint;
-use crate::lab::run::foreign::ForeignReport;
 use crate::machine::Counters;
 use crate::report::{LoadReport, ServerReport, WorkerReport};
 
-/// Beyond this, the workers of a server are folded into one entry of sums: ten thousand of them per row would
-/// make the record unreadable, and no table shows them.
+/// The workers of a server with more than these are added up into one entry: ten thousand of them per row would make
+/// the record unreadable, and no table shows them.
 const WORKERS_KEPT: usize = 16;
 
 /// The first line of a record.
@@ -62,13 +63,13 @@ pub struct Row {
     /// Kernel settings of this run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sysctl: Vec<(String, String)>,
-    pub server_command: String,
-    pub client_command: String,
+    pub server_command: ServerCommand,
+    pub client_command: ClientCommand,
     pub server_cpus: Vec<usize>,
     pub client_cpus: Vec<usize>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<ServerReport>,
-    /// The number of workers when they were folded into one entry of sums.
+    /// The number of workers where they were added up into one entry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workers_folded: Option<usize>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -78,19 +79,19 @@ pub struct Row {
     pub foreign: Option<ForeignReport>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub footprint: Option<Footprint>,
-    /// Live connections over time.
+    /// Open connections over time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub timeline: Vec<Look>,
-    /// What the server's first process gained while the client measured.
+    pub timeline: Vec<Snapshot>,
+    /// By how much the server's first process grew while the client measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub growth: Option<Growth>,
-    /// How the server ended by itself, before it was told to, where the matrix expects that; then it has no document.
+    /// How the server ended by itself, where the matrix expects that; it may have printed no document then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub death: Option<String>,
     /// What the kernel counted for the server from `ready` to the client's end. Absent in older records.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub observed: Option<Observed>,
-    /// What the kernel's counters gained meanwhile.
+    pub observed: Option<KernelCounts>,
+    /// By how much the kernel's counters of the whole machine grew meanwhile.
     pub machine: Counters,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
@@ -99,17 +100,42 @@ pub struct Row {
 }
 
 impl Row {
+    /// What is known of a row before its run.
+    pub fn planned(case: &Case, block: usize) -> Row {
+        Row {
+            experiment: case.experiment.clone(),
+            table: case.table.clone(),
+            case: case.index,
+            block,
+            coordinates: case.coordinates.clone(),
+            label: case.label.clone(),
+            law: case.law.clone(),
+            expect_timeouts: case.expect_timeouts,
+            expect_death: case.expect_death,
+            disturb: case.events.as_ref().map(|events| events.text.clone()),
+            sysctl: case.sysctl.clone(),
+            server_command: case.server.clone(),
+            client_command: case.client.clone(),
+            ..Row::default()
+        }
+    }
+
     /// The value of an axis, of `server` or of `client`.
     pub fn coordinate(&self, name: &str) -> Option<&str> {
         self.coordinates.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
-    /// What its clients lose is what such a run measures, and what the dead had counted is lost with them.
+    /// Lost requests are what such a run measures, and what a dead worker had counted is lost as well.
     pub fn expects_losses(&self) -> bool {
         self.disturb.is_some() || self.expect_death
     }
 
-    /// Takes the server's document, folding a crowd of workers.
+    /// A sum over the server's workers.
+    pub fn workers_total(&self, of: fn(&WorkerReport) -> u64) -> Option<u64> {
+        Some(self.server.as_ref()?.workers.iter().map(of).sum())
+    }
+
+    /// Takes the server's document, with many workers added up into one.
     pub fn keep_server(&mut self, mut report: ServerReport) {
         if let Some(observed) = &mut self.observed {
             observed.name_workers(&report, WORKERS_KEPT);
@@ -140,6 +166,31 @@ fn sum(workers: &[WorkerReport]) -> WorkerReport {
         involuntary_switches: a.involuntary_switches + b.involuntary_switches,
         max_rss_kib: a.max_rss_kib.max(b.max_rss_kib),
     })
+}
+
+/// What a client that is not `loadgen` has printed.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ForeignReport {
+    pub requests: u64,
+    pub qps: f64,
+    pub duration_s: f64,
+    /// From the moment a request was sent (with `oha --latency-correction`: was due). What a client does not print is
+    /// absent.
+    pub p50_us: Option<f64>,
+    pub p90_us: Option<f64>,
+    pub p99_us: Option<f64>,
+    #[serde(default)]
+    pub p99_9_us: Option<f64>,
+    #[serde(default)]
+    pub max_us: Option<f64>,
+    #[serde(default)]
+    pub mean_us: Option<f64>,
+    /// Socket errors and answers outside 2xx and 3xx.
+    pub errors: u64,
+    pub timeouts: u64,
+    /// CPU time of all its threads over its whole life, measured by the lab; of `requests` only where it prints that
+    /// itself.
+    pub cpu_us: u64,
 }
 
 /// A record that has been read.
@@ -223,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crowd_of_workers_is_folded_and_a_few_are_kept() {
+    fn many_workers_are_added_up_and_a_few_are_kept() {
         let worker = WorkerReport { accepted: 2, requests: 5, max_rss_kib: 7, ..WorkerReport::default() };
         let report = |count| ServerReport { workers: vec![worker.clone(); count], ..ServerReport::default() };
         let mut row = Row::default();

@@ -1,51 +1,20 @@
-//! Clients that are not `loadgen`: where they come from, and what they print, as far as a table can use it. None of
-//! them has connect times, a count per worker or an errno.
+//! Reports of clients that are not `loadgen`, as far as a table can use them. None of them has connect times, a count
+//! per worker or an errno.
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::lab::record::ForeignReport;
 use crate::units::parse_duration;
 
-/// A client the lab can start and read. Its command line stands in the matrix, complete but for the URL.
-pub struct ForeignClient {
-    pub name: &'static str,
-    /// How to get it; a program of this toolkit is built with the lab.
-    pub install: Option<&'static str>,
-    /// `None` when it is not this client's text.
-    pub parse: fn(&str) -> Option<ForeignReport>,
-}
-
-pub static CLIENTS: [ForeignClient; 3] = [
-    ForeignClient { name: "wrk", install: Some("Debian: apt-get install wrk"), parse: parse_wrk },
-    ForeignClient { name: "oha", install: Some("cargo install oha"), parse: parse_oha },
-    ForeignClient { name: "bare-client", install: None, parse: parse_bare_client },
-];
-
-pub fn find(program: &str) -> Option<&'static ForeignClient> {
-    CLIENTS.iter().find(|client| client.name == program)
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ForeignReport {
-    pub requests: u64,
-    pub qps: f64,
-    pub duration_s: f64,
-    /// What a client does not tell is absent. From the moment a request was sent, or was due with
-    /// `oha --latency-correction`.
-    pub p50_us: Option<f64>,
-    pub p90_us: Option<f64>,
-    pub p99_us: Option<f64>,
-    #[serde(default)]
-    pub p99_9_us: Option<f64>,
-    #[serde(default)]
-    pub max_us: Option<f64>,
-    #[serde(default)]
-    pub mean_us: Option<f64>,
-    /// Socket errors and answers outside 2xx and 3xx.
-    pub errors: u64,
-    pub timeouts: u64,
-    /// All its threads, its whole life, measured by the lab; where it tells itself, of `requests` alone.
-    pub cpu_us: u64,
+/// Reads what one of [`FOREIGN_CLIENTS`](crate::lab::plan::command::FOREIGN_CLIENTS) has printed; `None` when it is not
+/// this client's text.
+pub fn parse(program: &str, text: &str) -> Option<ForeignReport> {
+    match program {
+        "wrk" => parse_wrk(text),
+        "oha" => parse_oha(text),
+        "bare-client" => parse_bare_client(text),
+        _ => None,
+    }
 }
 
 /// wrk's text; percentiles exist with `--latency` only.
@@ -82,7 +51,7 @@ fn parse_oha(text: &str) -> Option<ForeignReport> {
         let wanted = statuses.iter().filter(|(status, _)| is_wanted(status));
         wanted.filter_map(|(_, count)| count.as_u64()).sum::<u64>()
     };
-    // Those under way when its time is up are no errors.
+    // Requests under way when its time is up are not errors.
     let failures = report["errorDistribution"].as_object()?.iter();
     let failures = failures.filter(|(what, _)| *what != "aborted due to deadline");
     let (late, others): (Vec<_>, Vec<_>) = failures.partition(|(what, _)| what.contains("timeout"));
@@ -178,7 +147,7 @@ Transfer/sec:     30.81MB
     }
 
     #[test]
-    fn the_bare_client_tells_its_own_cpu_time() {
+    fn the_bare_client_prints_its_own_cpu_time() {
         let report = parse_bare_client(r#"{"requests":10,"duration_s":2.0,"qps":5.0,"cpu_us":30}"#).unwrap();
         assert_eq!((report.requests, report.qps, report.duration_s, report.cpu_us), (10, 5.0, 2.0, 30));
     }

@@ -1,8 +1,8 @@
-//! One case after another: start the processes, disturb them, measure, stop.
+//! One case after another: start the processes, inject faults, measure, stop.
 
-pub mod disturb;
+pub mod all_cases;
+pub mod fault_injector;
 pub mod foreign;
+pub mod one_case;
 pub mod program;
-pub mod runner;
-pub mod session;
 pub mod sysctl;

@@ -1,11 +1,10 @@
 //! The columns a table may have: how each number comes out of a row. What it means stands in [`metrics`].
 
-use crate::lab::evidence::books;
-use crate::lab::observe::kernel_counts::Counts;
-use crate::lab::observe::timeline::Look;
-use crate::lab::plan::laws::Law;
-use crate::lab::record::Row;
-use crate::lab::run::foreign::ForeignReport;
+use crate::lab::evidence::accounting;
+use crate::lab::observe::kernel_counts::ProcessCounts;
+use crate::lab::observe::timeline::Snapshot;
+use crate::lab::plan::law::Law;
+use crate::lab::record::{ForeignReport, Row};
 use crate::metrics;
 use crate::report::{ClusterReport, Evenness, Latency, LoadReport, WorkerReport};
 use crate::terminal::step;
@@ -287,27 +286,22 @@ fn idle_looks(sample: Sample) -> Option<f64> {
     ratio(100.0 * counted(sample, "idle_polls")?, counted(sample, "polls")?)
 }
 
-/// A total over all workers of the server's book.
-pub fn sum(row: &Row, of: fn(&WorkerReport) -> u64) -> Option<u64> {
-    Some(row.server.as_ref()?.workers.iter().map(of).sum())
-}
-
 /// Without births and ends where they could be left out.
 fn server_cpu_us(row: &Row) -> Option<f64> {
     if let Some(cpu_us) = row.observed.as_ref().and_then(|observed| observed.total(|counts| counts.cpu_us)) {
         return Some(cpu_us as f64);
     }
     let master = row.server.as_ref()?.master.as_ref().map_or(0, |m| m.cpu_user_us + m.cpu_system_us);
-    Some((sum(row, |w| w.cpu_user_us + w.cpu_system_us)? + master) as f64)
+    Some((row.workers_total(|w| w.cpu_user_us + w.cpu_system_us)? + master) as f64)
 }
 
 fn server_cpu_per_request(sample: Sample) -> Option<f64> {
-    let (_, requests) = books::of_server(sample.row)?;
-    ratio(server_cpu_us(sample.row)?, requests.or_else(|| books::read(sample.row))? as f64)
+    let (_, requests) = accounting::counted_by_server(sample.row)?;
+    ratio(server_cpu_us(sample.row)?, requests.or_else(|| accounting::answers_read(sample.row))? as f64)
 }
 
 fn server_cpu_per_connection(sample: Sample) -> Option<f64> {
-    let (accepted, _) = books::of_server(sample.row)?;
+    let (accepted, _) = accounting::counted_by_server(sample.row)?;
     let established = || Some(load(sample)?.connections.established);
     ratio(server_cpu_us(sample.row)?, accepted.or_else(established)? as f64)
 }
@@ -316,7 +310,7 @@ fn server_cpu_per_connection(sample: Sample) -> Option<f64> {
 fn master_cpu_per_connection(sample: Sample) -> Option<f64> {
     let master = sample.row.server.as_ref()?.master.as_ref()?;
     let observed = sample.row.observed.as_ref().filter(|observed| observed.missing.is_none());
-    let its = |counts: &&Counts| counts.pid == master.pid;
+    let its = |counts: &&ProcessCounts| counts.pid == master.pid;
     let meanwhile = observed.and_then(|observed| observed.processes.iter().find(its)?.cpu_us);
     let cpu_us = meanwhile.unwrap_or(master.cpu_user_us + master.cpu_system_us);
     ratio(cpu_us as f64, load(sample)?.connections.established as f64)
@@ -412,26 +406,29 @@ fn live_max_over_mean(sample: Sample) -> Option<f64> {
         ratio(active.iter().copied().max()? as f64, mean)
     };
     // While connections come or go, whoever is first or last has all.
-    let total = |look: &Look| look.active.iter().sum::<u64>();
+    let total = |look: &Snapshot| look.active.iter().sum::<u64>();
     let most = sample.row.timeline.iter().map(total).max()?;
     let settled = sample.row.timeline.iter().filter(|look| 2 * total(look) >= most);
     settled.filter_map(|look| worst(&look.active)).max_by(f64::total_cmp)
 }
 
 fn per_connection(sample: Sample, of: fn(&WorkerReport) -> u64) -> Option<f64> {
-    ratio(sum(sample.row, of)? as f64, sum(sample.row, |w| w.accepted)? as f64)
+    ratio(sample.row.workers_total(of)? as f64, sample.row.workers_total(|w| w.accepted)? as f64)
 }
 
 fn accept_eagain(sample: Sample) -> Option<f64> {
     let master = sample.row.server.as_ref()?.master.as_ref().and_then(|master| master.accepts);
     let master = master.map_or(0, |accepts| accepts.accept_eagain);
-    ratio((sum(sample.row, |w| w.accept_eagain)? + master) as f64, sum(sample.row, |w| w.accepted)? as f64)
+    ratio(
+        (sample.row.workers_total(|w| w.accept_eagain)? + master) as f64,
+        sample.row.workers_total(|w| w.accepted)? as f64,
+    )
 }
 
 /// What the kernel counted while the client ran.
-fn observed(sample: Sample, of: fn(&Counts) -> Option<u64>) -> Option<f64> {
+fn observed(sample: Sample, of: fn(&ProcessCounts) -> Option<u64>) -> Option<f64> {
     let total = sample.row.observed.as_ref()?.total(of)?;
-    ratio(total as f64, sum(sample.row, |w| w.accepted)? as f64)
+    ratio(total as f64, sample.row.workers_total(|w| w.accepted)? as f64)
 }
 
 fn switches(sample: Sample) -> Option<f64> {
@@ -440,8 +437,8 @@ fn switches(sample: Sample) -> Option<f64> {
 
 fn switches_of_whole_lives(sample: Sample) -> Option<f64> {
     let master = sample.row.server.as_ref()?.master.as_ref().map_or(0, |m| m.voluntary_switches);
-    let workers = sum(sample.row, |w| w.voluntary_switches)?;
-    ratio((workers + master) as f64, sum(sample.row, |w| w.accepted)? as f64)
+    let workers = sample.row.workers_total(|w| w.voluntary_switches)?;
+    ratio((workers + master) as f64, sample.row.workers_total(|w| w.accepted)? as f64)
 }
 
 fn pss_per_connection(sample: Sample) -> Option<f64> {

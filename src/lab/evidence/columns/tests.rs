@@ -1,5 +1,5 @@
 use super::*;
-use crate::lab::observe::kernel_counts::Observed;
+use crate::lab::observe::kernel_counts::KernelCounts;
 use crate::report::{AcceptBook, ConnectionBook, MasterReport, OutsideWindow, ServerReport, WorkerShare};
 
 /// A row as a connection-per-request run leaves it: 90 of 100 requests in the window.
@@ -31,8 +31,8 @@ pub(crate) fn row() -> Row {
     };
     Row {
         label: "prefork --workers 3".to_string(),
-        server_command: "prefork --workers 3 --work block:20ms --listen 127.0.0.1:0".to_string(),
-        client_command: "loadgen --connections 8".to_string(),
+        server_command: "prefork --workers 3 --work block:20ms --listen 127.0.0.1:0".to_string().into(),
+        client_command: "loadgen --connections 8".to_string().into(),
         law: Some("min(M,C)/N".to_string()),
         server_cpus: vec![0, 1],
         server: Some(ServerReport {
@@ -101,9 +101,9 @@ fn of_master(counts: &[(&str, f64)]) -> Row {
 fn a_masters_cpu_is_that_of_the_run_where_it_is_known() {
     let mut row = of_master(&[]);
     assert_eq!(number("master_cpu_per_connection", &row), Some(6.0));
-    let meanwhile = Counts { pid: 7, cpu_us: Some(200), ..Counts::default() };
-    let worker = Counts { pid: 8, cpu_us: Some(999), ..Counts::default() };
-    row.observed = Some(Observed { processes: vec![worker, meanwhile], ..Observed::default() });
+    let meanwhile = ProcessCounts { pid: 7, cpu_us: Some(200), ..ProcessCounts::default() };
+    let worker = ProcessCounts { pid: 8, cpu_us: Some(999), ..ProcessCounts::default() };
+    row.observed = Some(KernelCounts { processes: vec![worker, meanwhile], ..KernelCounts::default() });
     assert_eq!(number("master_cpu_per_connection", &row), Some(2.0));
     row.observed.as_mut().unwrap().missing = Some("somebody ended".to_string());
     assert_eq!(number("master_cpu_per_connection", &row), Some(6.0));

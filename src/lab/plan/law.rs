@@ -1,7 +1,7 @@
-//! The laws the seed texts state, as formulas over four letters; [`EXPLANATION`] is what the lab tells about them.
+//! Laws: how many answers per second theory allows, as a formula over four letters. [`EXPLANATION`] is what
+//! `lab explain` prints about them.
 
-use crate::lab::plan::case::flag;
-use crate::work::Work;
+use crate::lab::plan::command::{ClientCommand, ServerCommand};
 
 pub const EXPLANATION: &str = "\
 Laws (written in a matrix as `law = \"min(M,C)/N\"`)
@@ -28,23 +28,23 @@ impl Law {
         let terms: Vec<char> = letters.split(',').filter_map(one_letter).collect();
         if terms.is_empty() || terms.len() != letters.split(',').count() {
             return Err(format!(
-                "{text:?} is no law; write 1/N, M/N, C/N, P/N or the smallest, like min(M,C)/N"
+                "{text:?} is not a law; write 1/N, M/N, C/N, P/N or the smallest of several, like min(M,C)/N"
             ));
         }
         Ok(Law { terms })
     }
 
     /// Answers per second by the law, for these command lines; `None` when a letter has no value in them.
-    pub fn predict(&self, server: &str, client: &str, server_cpus: usize) -> Option<f64> {
-        let count = |term: &char| match term {
-            'M' => flag(server, "--workers").map_or(Some(server_cpus as f64), |m| m.parse().ok()),
-            'C' => flag(client, "--connections")?.parse().ok(),
+    pub fn predict(&self, server: &ServerCommand, client: &ClientCommand, server_cpus: usize) -> Option<f64> {
+        let value = |letter: &char| match letter {
+            'M' => Some(server.workers.unwrap_or(server_cpus) as f64),
+            'C' => client.connections.map(|connections| connections as f64),
             'P' => Some(server_cpus as f64),
             _ => Some(1.0),
         };
-        let at_once: Option<Vec<f64>> = self.terms.iter().map(count).collect();
-        let seconds = flag(server, "--work")?.parse::<Work>().ok()?.mean_s();
-        (seconds > 0.0).then_some(at_once?.into_iter().fold(f64::INFINITY, f64::min) / seconds)
+        let values = self.terms.iter().map(value).collect::<Option<Vec<f64>>>()?;
+        let seconds = server.work.as_ref()?.mean_s();
+        (seconds > 0.0).then_some(values.into_iter().fold(f64::INFINITY, f64::min) / seconds)
     }
 }
 
@@ -61,9 +61,13 @@ mod tests {
     const PREFORK: &str = "prefork --workers 3 --work block:10ms";
     const EIGHT: &str = "loadgen --connections 8";
 
+    fn predict(law: &str, server: &str, client: &str) -> Option<f64> {
+        Law::parse(law).unwrap().predict(&server.to_string().into(), &client.to_string().into(), 2)
+    }
+
     #[test]
     fn each_law_takes_its_letters_from_the_command_lines() {
-        let law = |text: &str| Law::parse(text).unwrap().predict(PREFORK, EIGHT, 2).unwrap();
+        let law = |text: &str| predict(text, PREFORK, EIGHT).unwrap();
         assert_eq!(law("1/N"), 100.0);
         assert_eq!(law("M/N"), 300.0);
         assert_eq!(law("C/N"), 800.0);
@@ -80,15 +84,13 @@ mod tests {
 
     #[test]
     fn a_mixture_costs_its_mean() {
-        let law = Law::parse("1/N").unwrap();
-        let promised = law.predict("event-driven --work 90%none,10%block:5ms", EIGHT, 2).unwrap();
+        let promised = predict("1/N", "event-driven --work 90%none,10%block:5ms", EIGHT).unwrap();
         assert!((promised - 2000.0).abs() < 1e-6, "{promised}");
     }
 
     #[test]
     fn work_that_costs_nothing_has_no_law() {
-        let law = Law::parse("1/N").unwrap();
-        assert_eq!(law.predict("sync --work none", EIGHT, 2), None);
-        assert_eq!(law.predict("sync", EIGHT, 2), None);
+        assert_eq!(predict("1/N", "sync --work none", EIGHT), None);
+        assert_eq!(predict("1/N", "sync", EIGHT), None);
     }
 }

@@ -9,18 +9,17 @@ use nix::sys::resource::{UsageWho, getrusage};
 use crate::cpu;
 use crate::lab::observe::footprint::{self, Footprint};
 use crate::lab::observe::growth::Size;
-use crate::lab::observe::kernel_counts::Counting;
-use crate::lab::observe::timeline::Observer;
-use crate::lab::plan::case::{Case, flag, program_of, with_own_flag};
+use crate::lab::observe::kernel_counts::KernelCounter;
+use crate::lab::observe::timeline::Sampler;
+use crate::lab::plan::case::Case;
 use crate::lab::record::Row;
-use crate::lab::run::disturb::{self, Disturbance};
-use crate::lab::run::foreign::{self, ForeignClient};
+use crate::lab::run::fault_injector::{self, FaultInjector};
+use crate::lab::run::foreign;
 use crate::lab::run::program::{Event, Interrupt, Program, Stop, on_path, within};
 use crate::lab::run::sysctl::{Sysctl, Unset};
 use crate::machine::Counters;
 use crate::report::LoadReport;
 use crate::scoreboard::Scoreboard;
-use crate::units::parse_duration;
 
 /// Ten thousand processes need seconds to be forked, and to be reaped.
 const START_DEADLINE: Duration = Duration::from_secs(60);
@@ -32,25 +31,12 @@ const CLIENT_GRACE: Duration = Duration::from_secs(120);
 pub fn run(case: &Case, block: usize, interrupt: &Interrupt) -> Result<Row, Stop> {
     let allowed = cpu::allowed();
     let mut row = Row {
-        experiment: case.experiment.clone(),
-        table: case.table.clone(),
-        case: case.index,
-        block,
-        coordinates: case.coordinates.clone(),
-        label: case.label.clone(),
-        law: case.law.clone(),
-        expect_timeouts: case.expect_timeouts,
-        expect_death: case.expect_death,
-        disturb: case.disturb.clone(),
-        sysctl: case.sysctl.clone(),
-        server_command: case.server.clone(),
-        client_command: case.client.clone(),
         server_cpus: choose(&allowed, &case.server_cpus),
         client_cpus: choose(&allowed, &case.client_cpus),
-        ..Row::default()
+        ..Row::planned(case, block)
     };
     // The program that a server starts is needed as well.
-    let programs = [&case.client, &case.server].into_iter().flat_map(|command| command.split_whitespace());
+    let programs = [case.client.text(), case.server.text()].into_iter().flat_map(str::split_whitespace);
     for program in programs {
         if let Some(how) = how_to_install(program).filter(|_| on_path(program).is_none()) {
             row.skipped = Some(format!("{program} is not installed ({how})"));
@@ -70,8 +56,8 @@ pub fn run(case: &Case, block: usize, interrupt: &Interrupt) -> Result<Row, Stop
         }
     };
     let before = Counters::now();
-    let measured = measure_seen(case, &mut row, interrupt);
-    case.disturb.iter().for_each(|acts| disturb::clean_up(acts));
+    let measured = measure_with_footprint(case, &mut row, interrupt);
+    case.events.iter().for_each(fault_injector::remove_files);
     match measured {
         Ok(()) => {}
         Err(Stop::Interrupted) => return Err(Stop::Interrupted),
@@ -86,8 +72,12 @@ pub fn run(case: &Case, block: usize, interrupt: &Interrupt) -> Result<Row, Stop
 
 /// For programs that are not ours.
 fn how_to_install(program: &str) -> Option<&'static str> {
-    let client = foreign::find(program).and_then(|client| client.install);
-    client.or((program == "node").then_some("Debian: apt-get install nodejs"))
+    match program {
+        "wrk" => Some("Debian: apt-get install wrk"),
+        "oha" => Some("cargo install oha"),
+        "node" => Some("Debian: apt-get install nodejs"),
+        _ => None,
+    }
 }
 
 /// `needs CAP_BPF`, where a start ended with these words: nothing is broken, we are just not allowed. A server that has
@@ -114,16 +104,16 @@ fn choose(allowed: &[usize], indices: &[usize]) -> Vec<usize> {
     cpus
 }
 
-/// Looking at a thousand processes takes as long as it takes: where the warm-up was too short for it, fresh processes
-/// get twice as much, and the row's command says so.
-fn measure_seen(case: &Case, row: &mut Row, interrupt: &Interrupt) -> Result<(), Stop> {
+/// Where the warm-up was too short to take the footprint of a thousand processes, fresh processes get a warm-up twice as
+/// long, and the row's command says so.
+fn measure_with_footprint(case: &Case, row: &mut Row, interrupt: &Interrupt) -> Result<(), Stop> {
     let mut longer = case.clone();
     for _ in 0..LOOKS {
         measure(&longer, row, interrupt)?;
         if !case.probe || row.footprint.is_some() {
             return Ok(());
         }
-        longer = longer.with_warmup(2 * warmup(&longer.client));
+        longer = longer.with_warmup(2 * longer.client.warmup.unwrap_or_default());
     }
     let why =
         format!("the server's footprint had not settled in {LOOKS} runs, the warm-up doubled each time");
@@ -134,25 +124,25 @@ fn measure_seen(case: &Case, row: &mut Row, interrupt: &Interrupt) -> Result<(),
 const LOOKS: usize = 4;
 
 fn measure(case: &Case, row: &mut Row, interrupt: &Interrupt) -> Result<(), Stop> {
-    let board = (case.disturb.is_some() || case.timeline).then(Board::new);
+    let board = (case.events.is_some() || case.timeline).then(Board::new);
     let command = match &board {
-        Some(board) => with_own_flag(&case.server, &format!("--scoreboard {}", board.path())),
+        Some(board) => case.server.with(&format!("--scoreboard {}", board.path())),
         None => case.server.clone(),
     };
-    let mut server = Program::start(&command, &[], &row.server_cpus)?;
+    let mut server = Program::start(command.text(), &[], &row.server_cpus)?;
     let address = await_ready(&mut server, interrupt)?;
     let scoreboard = board.map(Board::open).transpose()?;
     let url = format!("http://{address}/");
-    row.client_command = format!("{} {url}", case.client);
-    let counting = Counting::begin(server.pid(), case.tracepoints);
-    if let Some(client) = foreign::find(program_of(&case.client)) {
-        run_foreign(client, case, row, &url, interrupt)?;
-    } else {
-        let observer = scoreboard.filter(|_| case.timeline).map(Observer::start);
+    row.client_command = case.client.with_url(&url);
+    let counter = KernelCounter::begin(server.pid(), case.tracepoints);
+    if case.client.program() == "loadgen" {
+        let sampler = scoreboard.filter(|_| case.timeline).map(Sampler::start);
         run_loadgen(case, row, &url, &server, scoreboard, interrupt)?;
-        row.timeline = observer.map_or(Vec::new(), Observer::finish);
+        row.timeline = sampler.map_or(Vec::new(), Sampler::finish);
+    } else {
+        run_foreign(case, row, &url, interrupt)?;
     }
-    row.observed = Some(counting.end());
+    row.observed = Some(counter.end());
     server.terminate();
     let document = match server.finish(within(STOP_DEADLINE), interrupt, |_| ()) {
         Err(Stop::Failed(why)) if case.expect_death && server.has_ended() => {
@@ -230,40 +220,40 @@ fn run_loadgen(
     interrupt: &Interrupt,
 ) -> Result<(), Stop> {
     let group = server.pid();
-    let needs_phases = case.probe || case.growth || case.disturb.is_some();
+    let needs_phases = case.probe || case.growth || case.events.is_some();
     let phases = if needs_phases { &["--phases"][..] } else { &[] };
     let extra = [phases, &["--format", "json", url]].concat();
     let held = if case.probe { footprint::of_group(group).fds } else { 0 };
-    let expected = held + connections_asked(&case.client);
-    let mut client = Program::start(&case.client, &extra, &row.client_cpus)?;
-    let acts = case.disturb.as_deref().map(disturb::parse).transpose().map_err(Stop::Failed)?;
-    let mut sight: Option<Footprint> = None;
-    let mut disturbance = None;
+    let expected = held + case.client.connections.unwrap_or(0) + case.client.idle;
+    let mut client = Program::start(case.client.text(), &extra, &row.client_cpus)?;
+    let mut seen: Option<Footprint> = None;
+    let mut injector = None;
     let (mut before, mut after) = (None, None);
     let mut fell_back = None;
-    let look = |line: &str| match (line.trim(), &acts, scoreboard) {
-        ("phase warmup", ..) if case.probe => {
-            sight = footprint::settled(group, expected, within(warmup(&case.client)));
+    let on_line = |line: &str| match line.trim() {
+        "phase warmup" if case.probe => {
+            let deadline = within(case.client.warmup.unwrap_or_default());
+            seen = footprint::settled(group, expected, deadline);
         }
-        ("phase measure", ..) => {
+        "phase measure" => {
             before = Size::of(group).filter(|_| case.growth);
-            let board = acts.as_ref().zip(scoreboard);
-            disturbance = board.map(|(acts, scoreboard)| Disturbance::begin(acts, scoreboard));
+            let events = case.events.as_ref().zip(scoreboard);
+            injector = events.map(|(events, scoreboard)| FaultInjector::begin(events, scoreboard));
         }
-        ("phase drain", ..) => {
+        "phase drain" => {
             after = Size::of(group).filter(|_| case.growth);
-            if let Some(Ok(disturbance)) = &disturbance {
-                disturbance.end_window();
+            if let Some(Ok(injector)) = &injector {
+                injector.end_window();
             }
         }
-        (line, ..) if line.contains("io_uring") => fell_back = Some(line.to_string()),
+        line if line.contains("io_uring") => fell_back = Some(line.to_string()),
         _ => {}
     };
-    let document = client.finish(within(case.estimate + CLIENT_GRACE), interrupt, look)?;
-    match disturbance.transpose() {
-        Ok(None) if acts.is_some() => return Err(Stop::Failed(client.failure("never began to measure"))),
-        Ok(done) => done.map_or(Ok(()), Disturbance::finish).map_err(Stop::Failed)?,
-        Err(why) => return Err(Stop::Failed(why)),
+    let document = client.finish(within(case.estimate + CLIENT_GRACE), interrupt, on_line)?;
+    match injector {
+        Some(injector) => injector.and_then(FaultInjector::finish).map_err(Stop::Failed)?,
+        None if case.events.is_some() => return Err(Stop::Failed(client.failure("never began to measure"))),
+        None => {}
     }
     row.growth = before.zip(after).map(|(before, after)| after.since(before));
     let mut report: LoadReport = serde_json::from_str(&document)
@@ -271,36 +261,21 @@ fn run_loadgen(
     if !case.trace {
         report.trace.clear();
     }
-    // A worker the client never met is known from the server's book.
+    // A worker that answered nothing is in the server's report.
     report.workers.retain(|_, share| share.connections > 0 || share.requests > 0);
     row.load = Some(report);
     // Numbers of the other engine must not stand in the line of this one.
     row.skipped = fell_back;
-    row.footprint = sight;
+    row.footprint = seen;
     Ok(())
 }
 
-/// The active connections and the idle crowd.
-fn connections_asked(client: &str) -> u64 {
-    ["--connections", "--idle"].iter().filter_map(|name| flag(client, name)?.parse::<u64>().ok()).sum()
-}
-
-fn warmup(client: &str) -> Duration {
-    flag(client, "--warmup").and_then(|text| parse_duration(text).ok()).unwrap_or_default()
-}
-
-fn run_foreign(
-    foreign: &ForeignClient,
-    case: &Case,
-    row: &mut Row,
-    url: &str,
-    interrupt: &Interrupt,
-) -> Result<(), Stop> {
+fn run_foreign(case: &Case, row: &mut Row, url: &str, interrupt: &Interrupt) -> Result<(), Stop> {
     let before = children_cpu_us();
-    let mut client = Program::start(&case.client, &[url], &row.client_cpus)?;
+    let mut client = Program::start(case.client.text(), &[url], &row.client_cpus)?;
     let text = client.finish(within(case.estimate + CLIENT_GRACE), interrupt, |_| ())?;
-    let mut report =
-        (foreign.parse)(&text).ok_or_else(|| Stop::Failed(client.failure("printed no result")))?;
+    let mut report = foreign::parse(case.client.program(), &text)
+        .ok_or_else(|| Stop::Failed(client.failure("printed no result")))?;
     if report.cpu_us == 0 {
         // The server has not been reaped yet, so what the children's account gained is the client's.
         report.cpu_us = children_cpu_us() - before;

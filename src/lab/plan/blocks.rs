@@ -1,0 +1,134 @@
+//! In which order the runs of an experiment are made: in blocks, each with a run of every case in seeded random order, so
+//! that a change of the machine's speed meets all servers alike. A machine can change its speed within a block, too;
+//! therefore a run that is compared with a baseline stands directly beside a run of it.
+
+use std::time::Duration;
+
+use crate::lab::plan::case::Case;
+use crate::lab::plan::experiment::Experiment;
+
+/// One run to be made.
+pub struct Run {
+    pub case: Case,
+    pub block: usize,
+    /// Runs of a block with the same number stand directly beside each other: a baseline and what is compared with it.
+    pub group: Option<usize>,
+}
+
+/// Every run of an experiment in order. The order depends only on the experiment and the seed, so that the command below
+/// a table repeats the order of that table, whatever other experiments ran in the same record.
+pub fn schedule(experiment: &Experiment, quick: bool, seed: u64) -> Vec<Run> {
+    let mut random = fastrand::Rng::with_seed(seed ^ fnv1a(&experiment.name));
+    let cases = experiment.cases(quick);
+    let blocks = cases.iter().map(|case| case.repeats).max().unwrap_or(0);
+    let mut runs = Vec::new();
+    for block in 0..blocks {
+        let of_block: Vec<&Case> = cases.iter().filter(|case| block < case.repeats).collect();
+        let mut groups = groups(&of_block, &mut random);
+        random.shuffle(&mut groups);
+        for (number, group) in groups.into_iter().enumerate() {
+            let number = (group.len() > 1).then_some(number);
+            runs.extend(group.into_iter().map(|case| Run { case: case.clone(), block, group: number }));
+        }
+    }
+    runs
+}
+
+/// Runs that follow each other directly: a case, a run of its baseline, and another case with the same baseline, so that
+/// each of the two is the baseline's neighbour. A case without a baseline is a group of its own.
+fn groups<'a>(cases: &[&'a Case], random: &mut fastrand::Rng) -> Vec<Vec<&'a Case>> {
+    let mut groups = Vec::new();
+    for case in cases {
+        if case.baseline.is_none() {
+            groups.push(vec![*case]);
+        } else if case.baseline == Some(case.index) {
+            groups.extend(around(case, cases, random));
+        }
+    }
+    groups
+}
+
+/// The groups of one baseline.
+fn around<'a>(baseline: &'a Case, cases: &[&'a Case], random: &mut fastrand::Rng) -> Vec<Vec<&'a Case>> {
+    let is_compared = |case: &&&Case| case.baseline == Some(baseline.index) && case.index != baseline.index;
+    let mut compared: Vec<&Case> = cases.iter().filter(is_compared).copied().collect();
+    if compared.is_empty() {
+        return vec![vec![baseline]];
+    }
+    random.shuffle(&mut compared);
+    let mut groups = Vec::new();
+    for pair in compared.chunks(2) {
+        let mut group = pair.to_vec();
+        // A single case runs on either side of the baseline, by chance.
+        group.insert(if pair.len() == 2 { 1 } else { random.usize(..=1) }, baseline);
+        groups.push(group);
+    }
+    groups
+}
+
+/// 64-bit FNV-1a, written out because the standard library's hashes may change with its version.
+fn fnv1a(text: &str) -> u64 {
+    text.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// How long all of it should take.
+pub fn estimate(runs: &[Run]) -> Duration {
+    runs.iter().map(|run| run.case.estimate).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::plan::experiment::tests::parse_lesson;
+
+    fn plan(name: &str, baseline: &str) -> Vec<Run> {
+        let table = format!(
+            "server = [{{ run = \"a\" }}, {{ run = \"b\" }}, {{ run = \"c\" }}, {{ run = \"d\" }}]\n\
+             load = \"loadgen -c {{c}}\"\naxes = {{ c = [1, 2] }}\ncolumns = []\nrepeats = 3\n{baseline}"
+        );
+        let experiment = Experiment { name: name.to_string(), ..parse_lesson(&table).unwrap() };
+        schedule(&experiment, false, 1)
+    }
+
+    fn order(runs: &[Run]) -> Vec<(usize, usize)> {
+        runs.iter().map(|run| (run.block, run.case.index)).collect()
+    }
+
+    #[test]
+    fn each_block_holds_one_run_of_every_case() {
+        let runs = order(&plan("01-x", ""));
+        for block in 0..3 {
+            let of_block = &runs[block * 8..][..8];
+            let mut cases: Vec<usize> = of_block.iter().map(|(_, case)| *case).collect();
+            assert!(of_block.iter().all(|(of, _)| *of == block));
+            cases.sort();
+            assert_eq!(cases, (0..8).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_run_that_is_compared_stands_directly_beside_its_baseline() {
+        let runs = plan("01-x", "baseline = { server = \"b\" }");
+        let is_baseline = |run: &Run| run.case.baseline == Some(run.case.index);
+        // Three of four servers in each of two lines: six runs, and two baselines for each line.
+        assert_eq!(runs.len(), 3 * (6 + 4));
+        for (i, run) in runs.iter().enumerate().filter(|(_, run)| !is_baseline(run)) {
+            let beside = [i.checked_sub(1), Some(i + 1)].into_iter().flatten();
+            let its_own = |other: &Run| {
+                let place = |run: &Run| (run.block, run.group, run.case.baseline);
+                is_baseline(other) && place(other) == place(run)
+            };
+            assert!(run.group.is_some());
+            assert_eq!(beside.filter_map(|i| runs.get(i)).filter(|other| its_own(other)).count(), 1);
+        }
+    }
+
+    #[test]
+    fn seed_and_experiment_decide_the_order() {
+        let here = order(&plan("01-x", ""));
+        assert_eq!(here, order(&plan("01-x", "")));
+        assert_ne!(here, order(&plan("02-x", "")));
+        assert_eq!(fnv1a("a"), 0xaf63_dc4c_8601_ec8c);
+    }
+}

@@ -1,0 +1,186 @@
+//! The matrix of a lesson as it is written: tables, their servers, clients, axes and columns.
+//! [`crate::lab::plan::case`] expands it.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use serde::Deserialize;
+use toml::Spanned;
+
+/// The ```` ```toml ```` block. What a table does not say is taken from the top.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Matrix {
+    /// Fresh processes for every case, this many times.
+    pub repeats: usize,
+    /// The values of `{duration}` and `{warmup}` in command lines.
+    pub duration: String,
+    pub warmup: String,
+    #[serde(default)]
+    pub quick: Overrides,
+    #[serde(rename = "table")]
+    pub tables: Vec<TableSpec>,
+}
+
+/// One table of the results: every server under every client, for every combination of the axes.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TableSpec {
+    pub id: String,
+    pub title: String,
+    #[serde(default)]
+    pub kind: TableKind,
+    pub server: Vec<ServerSpec>,
+    /// Appended to every server's command line.
+    #[serde(default)]
+    pub server_flags: Option<Spanned<String>>,
+    /// One client's command line, or several to be compared.
+    pub load: Spanned<Clients>,
+    #[serde(default)]
+    pub axes: BTreeMap<String, Vec<AxisValue>>,
+    pub columns: Vec<Spanned<String>>,
+    /// What rows are compared with: the row that differs in exactly these coordinates (`server`, `client`, an axis).
+    #[serde(default)]
+    pub baseline: BTreeMap<String, Spanned<AxisValue>>,
+    /// Indices into the CPUs the lab may use; all of them when absent.
+    #[serde(default)]
+    pub server_cpus: Vec<usize>,
+    #[serde(default)]
+    pub client_cpus: Vec<usize>,
+    /// Count threads, descriptors and memory during the warm-up, which must be long enough for it.
+    #[serde(default)]
+    pub probe: bool,
+    /// What is done to the server once the client measures, see [`crate::lab::plan::events`].
+    #[serde(default, rename = "disturb")]
+    pub events: Option<Spanned<String>>,
+    /// Kernel settings for the time of a run, see [`crate::lab::run::sysctl`].
+    #[serde(default)]
+    pub sysctl: BTreeMap<String, Spanned<String>>,
+    /// Record each worker's open connections over the time of the run.
+    #[serde(default)]
+    pub timeline: bool,
+    pub repeats: Option<usize>,
+    pub duration: Option<String>,
+    pub warmup: Option<String>,
+    #[serde(default)]
+    pub quick: Overrides,
+}
+
+impl TableSpec {
+    /// The coordinates of what a row is compared with.
+    pub fn baseline_of(&self, coordinates: &[(String, String)]) -> Vec<(String, String)> {
+        let value = |name: &String, own: &String| {
+            self.baseline.get(name).map_or(own.clone(), |value| value.get_ref().to_string())
+        };
+        coordinates.iter().map(|(name, own)| (name.clone(), value(name, own))).collect()
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TableKind {
+    /// A row per case, medians in the cells.
+    #[default]
+    Summary,
+    /// The first answers of one run, one by one, as siege prints them.
+    Trace,
+}
+
+/// One server of a table.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServerSpec {
+    /// Its command line, which is also its name in the table.
+    pub run: Spanned<String>,
+    /// The law it should follow, see [`crate::lab::plan::law`].
+    pub law: Option<Spanned<String>>,
+    /// Requests without an answer are normal for this server, and no failure of the run.
+    #[serde(default)]
+    pub expect_timeouts: bool,
+    /// Its workers die during the run. With the last of them the server may end by itself.
+    #[serde(default)]
+    pub expect_death: bool,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum Clients {
+    One(ClientSpec),
+    Several(Vec<ClientSpec>),
+}
+
+impl Clients {
+    pub fn clients(&self) -> &[ClientSpec] {
+        match self {
+            Clients::One(client) => std::slice::from_ref(client),
+            Clients::Several(clients) => clients,
+        }
+    }
+}
+
+/// One client of a table: its command line, and a name where the program's own name is not enough.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum ClientSpec {
+    Plain(String),
+    Named { name: String, run: String },
+}
+
+impl ClientSpec {
+    pub fn run(&self) -> &str {
+        match self {
+            ClientSpec::Plain(run) | ClientSpec::Named { run, .. } => run,
+        }
+    }
+
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            ClientSpec::Plain(_) => None,
+            ClientSpec::Named { name, .. } => Some(name),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum AxisValue {
+    Integer(i64),
+    Text(String),
+}
+
+impl std::fmt::Display for AxisValue {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            AxisValue::Integer(value) => value.fmt(f),
+            AxisValue::Text(value) => value.fmt(f),
+        }
+    }
+}
+
+/// What `--quick` changes.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Overrides {
+    pub repeats: Option<usize>,
+    pub duration: Option<String>,
+    pub warmup: Option<String>,
+    #[serde(default)]
+    pub axes: BTreeMap<String, Vec<AxisValue>>,
+}
+
+/// What is wrong in a matrix, and where: a byte range of the block, if it has a place.
+#[derive(Debug)]
+pub struct MatrixError {
+    pub span: Option<Range<usize>>,
+    pub what: String,
+}
+
+impl MatrixError {
+    pub fn at(span: Range<usize>, what: String) -> MatrixError {
+        MatrixError { span: Some(span), what }
+    }
+
+    pub fn anywhere(what: String) -> MatrixError {
+        MatrixError { span: None, what }
+    }
+}

@@ -1,0 +1,111 @@
+//! A whole `lab run`: all runs of the chosen experiments, one after another, each recorded as soon as it is finished.
+
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, stderr};
+use std::path::Path;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::lab::plan::blocks::{Run, estimate, schedule};
+use crate::lab::plan::case::Case;
+use crate::lab::plan::experiment::Experiment;
+use crate::lab::record::fingerprint;
+use crate::lab::record::{Header, Writer};
+use crate::lab::run::one_case;
+use crate::lab::run::program::{Interrupt, Stop};
+use crate::units::utc_now;
+
+/// What `lab run` was asked for.
+pub struct Plan<'a> {
+    pub root: &'a Path,
+    /// Where the record goes.
+    pub records: &'a Path,
+    pub experiments: &'a [Experiment],
+    pub quick: bool,
+    pub seed: u64,
+}
+
+/// How it ended.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub rows: usize,
+    /// What failed and why, a line each.
+    pub failures: Vec<String>,
+    pub interrupted: bool,
+}
+
+/// Measures everything and records each row when it is finished.
+pub fn run(plan: &Plan, interrupt: &Interrupt) -> Result<Outcome, String> {
+    let schedules = plan.experiments.iter().map(|experiment| schedule(experiment, plan.quick, plan.seed));
+    let runs: Vec<Run> = schedules.flatten().collect();
+    let mut planned = BTreeMap::new();
+    for run in &runs {
+        *planned.entry(run.case.experiment.clone()).or_insert(0) += 1;
+    }
+    let header = Header {
+        date: utc_now(),
+        scale: if plan.quick { "quick" } else { "full" }.to_string(),
+        seed: plan.seed,
+        planned,
+        machine: fingerprint::take(plan.root),
+    };
+    let mut record = Writer::create(plan.records, &header)?;
+    let progress = ProgressDisplay::new(&runs);
+    let mut outcome = Outcome { rows: 0, failures: Vec::new(), interrupted: false };
+    for Run { case, block, group } in &runs {
+        progress.begin(case);
+        let mut row = match one_case::run(case, *block, interrupt) {
+            Ok(row) => row,
+            Err(Stop::Interrupted) => {
+                outcome.interrupted = true;
+                break;
+            }
+            Err(Stop::Failed(why)) => return Err(why),
+        };
+        row.group = *group;
+        record.line(&row)?;
+        outcome.rows += 1;
+        let failure = row.failure.map(|why| format!("{case}: FAILED: {why}"));
+        progress.end(case, failure.as_deref());
+        outcome.failures.extend(failure);
+    }
+    Ok(outcome)
+}
+
+pub fn minutes_and_seconds(time: Duration) -> (u64, u64) {
+    (time.as_secs() / 60, time.as_secs() % 60)
+}
+
+/// A bar that advances by estimated time, so that its remaining time is the run's; plain lines without a terminal.
+struct ProgressDisplay {
+    bar: ProgressBar,
+    plain: bool,
+}
+
+impl ProgressDisplay {
+    fn new(runs: &[Run]) -> ProgressDisplay {
+        let total = estimate(runs);
+        let (minutes, seconds) = minutes_and_seconds(total);
+        eprintln!("{} runs, about {minutes}:{seconds:02} min", runs.len());
+        let plain = !stderr().is_terminal();
+        let target = if plain { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let bar = ProgressBar::with_draw_target(Some(total.as_millis() as u64), target);
+        let style = ProgressStyle::with_template("{bar:30} {eta} left  {wide_msg}");
+        bar.set_style(style.expect("the template names known fields only"));
+        ProgressDisplay { bar, plain }
+    }
+
+    fn begin(&self, case: &Case) {
+        self.bar.set_message(case.to_string());
+    }
+
+    fn end(&self, case: &Case, failure: Option<&str>) {
+        self.bar.inc(case.estimate.as_millis() as u64);
+        if self.plain {
+            eprintln!("{}", failure.map_or(case.to_string(), str::to_string));
+        } else if let Some(failure) = failure {
+            self.bar.println(failure);
+        }
+    }
+}

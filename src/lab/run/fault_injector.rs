@@ -1,0 +1,205 @@
+//! Carries out the events of a matrix while the client measures.
+//!
+//! The first event happens when the client says that it measures, and none after the measured window (a slowed worker
+//! stays slow to the end). Workers are found by their rows in the scoreboard at the moment of the event, because a master
+//! may have replaced them; a worker that is dead then is left alone.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use nix::sys::signal::Signal;
+
+use crate::lab::observe::processes::{Process, family};
+use crate::lab::plan::events::{Event, Events, Target};
+use crate::scoreboard::{Count, Scoreboard};
+use crate::units::monotonic_ns;
+
+/// A slowed worker runs for its share of each period, and is stopped for the rest.
+const PERIOD: Duration = Duration::from_millis(50);
+
+/// A thread that carries out events beside the measurement. Ending it lets every worker it stopped go on.
+pub struct FaultInjector {
+    window_is_over: Arc<AtomicBool>,
+    end: Option<Sender<()>>,
+    thread: Option<JoinHandle<Result<(), String>>>,
+}
+
+impl FaultInjector {
+    /// Begins at once.
+    ///
+    /// # Errors
+    /// When an event names a worker that the server does not have.
+    pub fn begin(events: &Events, scoreboard: Scoreboard) -> Result<FaultInjector, String> {
+        let rows = scoreboard.rows();
+        if let Some(worker) = events.largest_worker().filter(|&worker| worker >= rows) {
+            return Err(format!("disturb worker {worker}: the server has {rows} workers"));
+        }
+        let (end, ended) = bounded(0);
+        let list = events.list.clone();
+        let window_is_over = Arc::new(AtomicBool::new(false));
+        let is_over = Arc::clone(&window_is_over);
+        let thread = std::thread::spawn(move || {
+            let mut injection = Injection { scoreboard, window_is_over: is_over, ended, stopped: Vec::new() };
+            let result = injection.inject_all(&list);
+            // Blocks until the measurement has ended.
+            let _ = injection.ended.recv();
+            result
+        });
+        Ok(FaultInjector { window_is_over, end: Some(end), thread: Some(thread) })
+    }
+
+    /// The client waits for its last answers: no event happens from now on, and stopped workers stay stopped.
+    pub fn end_window(&self) {
+        self.window_is_over.store(true, Relaxed);
+    }
+
+    /// Ends with the client.
+    ///
+    /// # Errors
+    /// When an event could not be carried out: one line.
+    pub fn finish(mut self) -> Result<(), String> {
+        self.join()
+    }
+
+    fn join(&mut self) -> Result<(), String> {
+        self.end = None;
+        self.thread.take().map_or(Ok(()), |thread| thread.join().expect("the events do not panic"))
+    }
+}
+
+impl Drop for FaultInjector {
+    fn drop(&mut self) {
+        // The caller reports another failure.
+        let _ = self.join();
+    }
+}
+
+struct Injection {
+    scoreboard: Scoreboard,
+    window_is_over: Arc<AtomicBool>,
+    /// Never sent to, only closed.
+    ended: Receiver<()>,
+    stopped: Vec<Process>,
+}
+
+impl Injection {
+    fn inject_all(&mut self, events: &[Event]) -> Result<(), String> {
+        for event in events {
+            match event {
+                Event::After(time) if self.has_time_left_after(*time) => {}
+                Event::After(_) => break,
+                Event::Slow { worker, factor } => self.slow(*worker, *factor),
+                Event::Every(time, events) => {
+                    for event in events.iter().cycle() {
+                        if !self.has_time_left_after(*time) {
+                            break;
+                        }
+                        self.inject(event)?;
+                    }
+                }
+                event => self.inject(event)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for so long; false when the measurement ended meanwhile.
+    fn has_time_left_after(&self, time: Duration) -> bool {
+        self.ended.recv_timeout(time) == Err(RecvTimeoutError::Timeout)
+    }
+
+    /// An event that takes no time.
+    fn inject(&mut self, event: &Event) -> Result<(), String> {
+        if self.window_is_over.load(Relaxed) {
+            return Ok(());
+        }
+        match event {
+            Event::Signal(signal, target) => {
+                let Some(process) = self.find(*target) else { return Ok(()) };
+                process.signal(*signal);
+                self.stopped.extend((*signal == Signal::SIGSTOP).then_some(process));
+            }
+            Event::Reload => {
+                // A server that has ended is left alone, too.
+                Process::find(self.scoreboard.pid()).iter().for_each(|server| server.signal(Signal::SIGHUP));
+            }
+            Event::Write(path) => write_time(path)?,
+            Event::After(_) | Event::Slow { .. } | Event::Every(..) => unreachable!("these take time"),
+        }
+        Ok(())
+    }
+
+    /// A living worker: one that descends from the server. The number of a dead worker may belong to any other process
+    /// by now.
+    fn find(&self, target: Target) -> Option<Process> {
+        let family = family(self.scoreboard.pid());
+        let living = |worker: usize| {
+            let pid = self.scoreboard.row(worker).get(Count::Pid) as i32;
+            family.iter().copied().find(|process| process.pid == pid)
+        };
+        match target {
+            Target::Worker(worker) => living(worker),
+            Target::Any => {
+                let living: Vec<Process> = (0..self.scoreboard.rows()).filter_map(living).collect();
+                fastrand::choice(living)
+            }
+        }
+    }
+
+    fn slow(&mut self, worker: usize, factor: u32) {
+        let Some(process) = self.find(Target::Worker(worker)) else { return };
+        self.stopped.push(process);
+        loop {
+            process.signal(Signal::SIGSTOP);
+            if !self.has_time_left_after(PERIOD - PERIOD / factor) {
+                break;
+            }
+            process.signal(Signal::SIGCONT);
+            if !self.has_time_left_after(PERIOD / factor) {
+                break;
+            }
+        }
+    }
+}
+
+impl Drop for Injection {
+    fn drop(&mut self) {
+        self.stopped.iter().for_each(|process| process.signal(Signal::SIGCONT));
+    }
+}
+
+/// Removes the files that these events have written, or may have written. After the server has ended, because to a server
+/// that watches the file its end is an event, too.
+pub fn remove_files(events: &Events) {
+    events.files().into_iter().for_each(|path| drop(fs::remove_file(path)));
+}
+
+/// By rename(2), so that a reader never sees half a value.
+fn write_time(path: &Path) -> Result<(), String> {
+    let fresh = path.with_extension("fresh");
+    let written = fs::write(&fresh, format!("{}\n", monotonic_ns())).and_then(|()| fs::rename(&fresh, path));
+    written.map_err(|error| format!("write {}: {error}; name a file in a folder of yours", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::plan::events::parse;
+
+    #[test]
+    fn a_written_file_holds_the_time_until_it_is_removed() {
+        let path = std::env::temp_dir().join(format!("acceptlab-write-{}", std::process::id()));
+        let before = monotonic_ns();
+        write_time(&path).unwrap();
+        let written: u64 = fs::read_to_string(&path).unwrap().trim().parse().unwrap();
+        remove_files(&parse(format!("after 1s; every 1s: kill any, write {}", path.display())).unwrap());
+        assert!(!path.exists());
+        assert!((before..=monotonic_ns()).contains(&written));
+        assert!(write_time(Path::new("/nowhere/x")).unwrap_err().contains("/nowhere/x"));
+    }
+}
