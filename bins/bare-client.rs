@@ -17,6 +17,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use acceptlab::console;
 use acceptlab::load::options::target::Target;
 use acceptlab::sys::epoll::{Epoll, Interest};
 use acceptlab::units::{monotonic_ns, parse_duration};
@@ -49,17 +50,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
-        Ok(line) => {
-            // Whoever closes the pipe has seen enough.
-            let _ = writeln!(std::io::stdout(), "{line}");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("bare-client: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    console::end(run(&Args::parse()).map_err(|error| format!("bare-client: {error}")))
 }
 
 fn run(args: &Args) -> Result<String, String> {

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use acceptlab::http::{Persistence, Request};
 use acceptlab::report::ServerReport;
 use acceptlab::scoreboard::Count;
-use acceptlab::server::listener::{BACK_OFF, NoConnection, say_exhausted};
+use acceptlab::server::accept::{BACK_OFF, NoConnection, log_pause};
 use acceptlab::server::{self, Failure, Listener, Scoreboard, ServerArgs, Worker};
 use acceptlab::sys::epoll::{Epoll, Interest};
 use acceptlab::sys::signal::wake_on_termination;
@@ -105,15 +105,15 @@ fn serve(listener: &Listener, worker: &Worker, mut epoll: Epoll, closes: bool) -
 }
 
 fn explain_no_connection(errno: Errno, worker: &Worker) -> nix::Result<()> {
-    if errno == Errno::EAGAIN {
-        worker.count(Count::AcceptEagain);
-    }
     match NoConnection::from(errno) {
         // The client has left again.
-        NoConnection::Nobody => worker.count(Count::EmptyWakeups),
+        NoConnection::Nobody => {
+            worker.count(Count::AcceptEagain);
+            worker.count(Count::EmptyWakeups);
+        }
         // The listener would report again at once.
-        NoConnection::Exhausted => {
-            say_exhausted();
+        NoConnection::Pause(_) => {
+            log_pause(errno);
             std::thread::sleep(BACK_OFF);
         }
         NoConnection::Shut | NoConnection::Fatal(_) => return Err(errno),

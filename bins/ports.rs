@@ -13,11 +13,12 @@
 
 #![forbid(unsafe_code)]
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
+use acceptlab::console;
 use acceptlab::server::{Channel, Failure};
 use acceptlab::sys::process::{Fork, fork};
 use clap::{Parser, ValueEnum};
@@ -244,21 +245,10 @@ struct Row {
 fn main() -> ExitCode {
     let args = Args::parse();
     let rows: Result<Vec<Row>, Failure> = CASES.iter().map(try_case).collect();
-    match rows {
-        Ok(rows) => {
-            let text = match args.format {
-                Format::Json => serde_json::json!({ "schema": 1, "attempts": rows }).to_string(),
-                Format::Text => rows.iter().map(line).collect::<Vec<_>>().join("\n"),
-            };
-            // A reader that went away (`ports | head`) is no failure.
-            let _ = writeln!(io::stdout(), "{text}");
-            ExitCode::SUCCESS
-        }
-        Err(failure) => {
-            eprintln!("{failure}");
-            ExitCode::FAILURE
-        }
-    }
+    console::end(rows.map(|rows| match args.format {
+        Format::Json => serde_json::json!({ "schema": 1, "attempts": rows }).to_string(),
+        Format::Text => rows.iter().map(line).collect::<Vec<_>>().join("\n"),
+    }))
 }
 
 fn try_case(case: &Case) -> Result<Row, Failure> {

@@ -11,7 +11,7 @@
 //! - [`lab`]: experiment file → cases → rows → record → report;
 //! - [`report`] and [`scoreboard`]: the two JSON documents and the live counters in which these three meet;
 //! - [`membership`]: whether this process is a worker of a cluster;
-//! - [`failure`]: how a program that cannot go on says so;
+//! - [`failure`]: how a program that cannot go on says so; [`console`]: standard error and output, read or not;
 //! - [`metrics`]: every number that anything prints, defined once; [`terminal`]: what is drawn in a terminal;
 //! - [`units`], [`stats`], [`cpu`], [`machine`], [`sys`]: durations, statistics, the CPUs we may use, what the kernel
 //!   counted, and the system calls as thin safe lines.
@@ -33,6 +33,7 @@ pub mod load;
 
 pub mod lab;
 
+pub mod console;
 pub mod cpu;
 pub mod failure;
 pub mod machine;

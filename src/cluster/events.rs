@@ -6,8 +6,8 @@ use std::rc::Rc;
 
 use serde_json::{Value, json};
 
-use super::console::Console;
 use super::journal::Journal;
+use crate::console::Console;
 use crate::failure::Failure;
 use crate::units::{monotonic_ns, utc_now_ms};
 

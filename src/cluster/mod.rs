@@ -1,7 +1,7 @@
 //! What a master needs that keeps workers of any program alive, in the protocol of Node's cluster. In reading order:
 //!
 //! - [`protocol`]: what workers say and what they are answered; [`events`]: what is told of it, in a [`journal`] too;
-//! - [`worker`]: one worker process; [`roster`]: all of them; [`output`]: what they write; [`console`]: where it is told;
+//! - [`worker`]: one worker process; [`roster`]: all of them; [`output`]: what they write;
 //! - [`handle`]: one listening socket of the program, and who is free for it;
 //! - [`token`] and [`timers`]: what the master waits for, and until when;
 //! - [`master`]: waits for all of that; [`args`]: its command line; [`lives`]: its books;
@@ -11,7 +11,6 @@
 //! What is to be done about an event is decided by the program, as in every architecture.
 
 pub mod args;
-pub mod console;
 pub mod control;
 pub mod ctl;
 pub mod events;

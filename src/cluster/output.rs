@@ -13,9 +13,9 @@ use memchr::memchr;
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
-use super::console::Console;
 use super::journal::Journal;
 use super::token::{Stream, Token, Uid};
+use crate::console::Console;
 use crate::failure::Failure;
 use crate::sys::epoll::{Epoll, Interest};
 use crate::units::utc_now_ms;

@@ -13,10 +13,12 @@ use nix::sys::socket::sockopt::{ReceiveTimeout, SendTimeout};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, setsockopt, shutdown};
 use nix::sys::time::TimeVal;
 
+use super::accept::{BACK_OFF, NoConnection, log_pause};
 use super::connection::{LINGER, end, receive};
-use super::listener::{BACK_OFF, Listener, NoConnection, say_exhausted};
+use super::listener::Listener;
 use super::member::is_passed_connections;
 use super::worker::Worker;
+use crate::console;
 use crate::failure::Failure;
 use crate::http::{CONTINUE, MAX_HEAD_BYTES, Next, Persistence, Reader, Request, Status};
 use crate::report::AcceptBook;
@@ -61,11 +63,9 @@ fn next_connection(
 ) -> Result<Option<OwnedFd>, Failure> {
     while !is_stopping() {
         let accepted = accept();
-        match accepted {
+        if matches!(accepted, Err(Errno::EINTR)) {
             // A signal, not the listening socket: no wake-up.
-            Err(Errno::EINTR) => continue,
-            Err(Errno::EAGAIN) => count(Count::AcceptEagain),
-            _ => {}
+            continue;
         }
         match accepted.map_err(NoConnection::from) {
             // It was the end that woke us, not a connection.
@@ -76,11 +76,12 @@ fn next_connection(
                 return Ok(Some(connection));
             }
             Err(NoConnection::Nobody) => {
+                count(Count::AcceptEagain);
                 count(Count::Wakeups);
                 count(Count::EmptyWakeups);
             }
-            Err(NoConnection::Exhausted) => {
-                say_exhausted();
+            Err(NoConnection::Pause(errno)) => {
+                log_pause(errno);
                 std::thread::sleep(BACK_OFF);
             }
             Err(NoConnection::Fatal(errno)) => {
@@ -94,7 +95,9 @@ fn next_connection(
 /// For a thread that could not be spawned: says so once, and gives others time to end.
 pub fn back_off_from_spawning(error: &std::io::Error) {
     static SAID: Once = Once::new();
-    SAID.call_once(|| eprintln!("spawn a thread: {error}; its connection is closed (raise ulimit -u)"));
+    SAID.call_once(|| {
+        console::log(format_args!("spawn a thread: {error}; its connection is closed (raise ulimit -u)"));
+    });
     std::thread::sleep(BACK_OFF);
 }
 

@@ -84,7 +84,7 @@ impl Channel {
     ///
     /// # Errors
     /// EAGAIN when none is waiting; EINVAL, like an accept on a listener that was shut, when the sender is gone;
-    /// ENOBUFS when our table of descriptors was full and the connection is lost, or refused where receivers
+    /// EMFILE when our table of descriptors was full and the connection is lost, or refused where receivers
     /// acknowledge: see that there is room before.
     pub fn receive(&mut self) -> nix::Result<OwnedFd> {
         let connection = self.next()?;
@@ -115,7 +115,7 @@ impl Channel {
             until_uninterrupted(|| receive_fds(socket, |fd| inbox.push_back(fd)))?;
         }
         let next = self.inbox.pop_front().unwrap_or(Err(Errno::EINVAL));
-        if self.acknowledges && matches!(next, Err(Errno::ENOBUFS)) {
+        if self.acknowledges && matches!(next, Err(Errno::EMFILE)) {
             // Ours is lost, but the sender still has the connection, and waits to hear. If it is gone, so is the wait.
             let _ = self.answer(Answer::Refused);
         }
@@ -191,8 +191,8 @@ mod tests {
     fn a_connection_for_which_there_was_no_descriptor_is_refused() {
         let (master, mut worker) = Channel::pair(true).unwrap();
         for take in [|worker: &mut Channel| worker.receive().map(drop), Channel::refuse] {
-            worker.inbox.push_back(Err(Errno::ENOBUFS));
-            assert_eq!(take(&mut worker), Err(Errno::ENOBUFS));
+            worker.inbox.push_back(Err(Errno::EMFILE));
+            assert_eq!(take(&mut worker), Err(Errno::EMFILE));
             assert_eq!(master.next_answer(), Ok(Some(Answer::Refused)));
         }
     }

@@ -17,6 +17,7 @@ use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, pipe2};
 
+use crate::console;
 use crate::failure::Failure;
 use crate::membership::is_member;
 use crate::report::ServerReport;
@@ -55,11 +56,11 @@ impl Ready {
 
     /// To the parent while it still listens, to standard error afterwards.
     fn say_failed(self, failure: Failure) {
-        let line = format!("{failure}\n");
-        let _ = match self.say.take() {
-            Some(mut say) => say.write_all(line.as_bytes()),
-            None => std::io::stderr().write_all(line.as_bytes()),
-        };
+        match self.say.take() {
+            // A parent that is gone has already had us killed.
+            Some(mut say) => drop(writeln!(say, "{failure}")),
+            None => console::log_last(failure),
+        }
     }
 }
 
@@ -169,7 +170,7 @@ impl Crew {
     pub fn reap_dead(&mut self) -> usize {
         while let Some((id, pid, ending)) = self.reap_one() {
             let left = self.pids.iter().flatten().count();
-            eprintln!("worker {id} (pid {pid}) {}; {left} left", describe(ending));
+            console::log(format_args!("worker {id} (pid {pid}) {}; {left} left", describe(ending)));
         }
         self.pids.iter().flatten().count()
     }

@@ -18,10 +18,11 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
+use super::accept::{BACK_OFF, NoConnection, log_pause};
 use super::channel::{Answer, Channel, connections_per_message};
 use super::crew::Crew;
 use super::event_loop::EventLoop;
-use super::listener::{BACK_OFF, Listener, NoConnection, say_exhausted};
+use super::listener::Listener;
 use crate::failure::Failure;
 use crate::report::AcceptBook;
 use crate::scoreboard::{Count, Scoreboard};
@@ -156,19 +157,18 @@ impl Dispatcher {
                     self.accepts.count(Count::Accepted);
                     return Ok(Some(connection));
                 }
-                Err(Errno::EAGAIN) => {
-                    self.is_ready = false;
-                    self.accepts.count(Count::AcceptEagain);
-                    if !self.has_taken {
-                        self.accepts.count(Count::EmptyWakeups);
-                    }
-                }
                 Err(errno) => match NoConnection::from(errno) {
-                    NoConnection::Nobody => {}
+                    NoConnection::Nobody => {
+                        self.is_ready = false;
+                        self.accepts.count(Count::AcceptEagain);
+                        if !self.has_taken {
+                            self.accepts.count(Count::EmptyWakeups);
+                        }
+                    }
                     // What has been gathered gives descriptors back when it is passed.
-                    NoConnection::Exhausted if self.given > 0 => break,
-                    NoConnection::Exhausted => {
-                        say_exhausted();
+                    NoConnection::Pause(_) if self.given > 0 => break,
+                    NoConnection::Pause(_) => {
+                        log_pause(errno);
                         self.rest();
                     }
                     NoConnection::Shut | NoConnection::Fatal(_) => {

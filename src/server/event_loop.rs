@@ -13,8 +13,9 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
 
+use super::accept::{BACK_OFF, NoConnection, log_pause};
 use super::channel::Channel;
-use super::listener::{BACK_OFF, Listener, NoConnection, say_exhausted};
+use super::listener::Listener;
 use super::lock::AcceptMutex;
 use super::member;
 use super::reactor::{ACCEPTOR, Reactor};
@@ -134,7 +135,7 @@ impl<A: Acceptor> EventLoop<A> {
                 // Asked beforehand: accept(2) would leave the connection in its queue, but a channel would drop it.
                 Some(Ready { token: ACCEPTOR, .. }) if self.reactor.open() >= self.room => {
                     self.acceptor.hear();
-                    self.mute()?;
+                    self.mute(Errno::EMFILE)?;
                 }
                 Some(Ready { token: ACCEPTOR, .. }) => {
                     self.reactor.worker.count(Count::Wakeups);
@@ -205,9 +206,6 @@ impl<A: Acceptor> EventLoop<A> {
 
     /// Takes over what an accept returned, whatever that was. True when it was a connection.
     pub fn adopt(&mut self, accepted: nix::Result<OwnedFd>) -> Result<bool, Failure> {
-        if accepted.as_ref().is_err_and(|&errno| errno == Errno::EAGAIN) {
-            self.reactor.worker.count(Count::AcceptEagain);
-        }
         match accepted.map_err(NoConnection::from) {
             Ok(socket) => {
                 self.reactor.adopt(socket);
@@ -215,10 +213,14 @@ impl<A: Acceptor> EventLoop<A> {
                 self.turns_to_leave = self.reactor.open().saturating_sub(self.room - self.room / 8);
                 return Ok(true);
             }
-            // Another worker was faster, unless we have just taken the last.
-            Err(NoConnection::Nobody) if self.has_taken => {}
-            Err(NoConnection::Nobody) => self.reactor.worker.count(Count::EmptyWakeups),
-            Err(NoConnection::Exhausted) => self.mute()?,
+            Err(NoConnection::Nobody) => {
+                self.reactor.worker.count(Count::AcceptEagain);
+                // Another worker was faster, unless we have just taken the last.
+                if !self.has_taken {
+                    self.reactor.worker.count(Count::EmptyWakeups);
+                }
+            }
+            Err(NoConnection::Pause(errno)) => self.mute(errno)?,
             Err(NoConnection::Shut) => {
                 // It was the end that woke us, unless we have taken connections before we came to it. What we have, we
                 // still serve.
@@ -250,8 +252,8 @@ impl<A: Acceptor> EventLoop<A> {
         self.reactor.finish()
     }
 
-    fn mute(&mut self) -> Result<(), Failure> {
-        say_exhausted();
+    fn mute(&mut self, reason: Errno) -> Result<(), Failure> {
+        log_pause(reason);
         self.muted_until_ns = Some(self.reactor.now_ns + BACK_OFF.as_nanos() as u64);
         self.ignore_acceptor()
     }

@@ -1,18 +1,18 @@
-//! The listening socket: bind, accept, and the one policy for an accept that failed.
+//! The listening socket: bind, listen, accept.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Once;
-use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::sys::socket::SockFlag;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::accept::accept_next;
 use super::args::ServerArgs;
 use super::member::Member;
+use crate::console;
 use crate::failure::Failure;
 use crate::membership;
 use crate::sys;
@@ -129,7 +129,7 @@ impl Listener {
     /// The next connection, for a worker that blocks in recv(2) and send(2).
     pub fn accept(&self) -> nix::Result<OwnedFd> {
         match &self.source {
-            Source::Socket(socket) => sys::fd::accept(socket, SockFlag::empty()),
+            Source::Socket(socket) => accept_next(socket, SockFlag::empty()),
             Source::Cluster { member, .. } => member.borrow_mut().accept_blocking(),
         }
     }
@@ -137,7 +137,7 @@ impl Listener {
     /// The next connection, for an event loop.
     pub fn accept_nonblocking(&self) -> nix::Result<OwnedFd> {
         match &self.source {
-            Source::Socket(socket) => sys::fd::accept(socket, SockFlag::SOCK_NONBLOCK),
+            Source::Socket(socket) => accept_next(socket, SockFlag::SOCK_NONBLOCK),
             Source::Cluster { member, .. } => member.borrow_mut().accept(),
         }
     }
@@ -202,45 +202,9 @@ fn warn_once_if_clamped(backlog: i32) {
         somaxconn.ok().and_then(|text| text.trim().parse::<i32>().ok()).filter(|&limit| backlog > limit)
     {
         SAID.call_once(|| {
-            eprintln!(
+            console::log(format_args!(
                 "backlog {backlog}: the kernel clamps it to {limit}; raise net.core.somaxconn to have more"
-            );
+            ));
         });
-    }
-}
-
-/// How long to wait before the next accept when no descriptor was left for this one.
-pub const BACK_OFF: Duration = Duration::from_millis(50);
-
-/// Said once per process: the limit does not go away by being repeated.
-pub fn say_exhausted() {
-    static SAID: Once = Once::new();
-    SAID.call_once(|| {
-        eprintln!("accept: no descriptor left; connections wait until others end (raise ulimit -n)");
-    });
-}
-
-/// What an accept that returned no connection means. Decided here for every server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoConnection {
-    /// Nothing there (any more): another worker was faster, or the client left again.
-    Nobody,
-    /// No descriptor or memory left. The connection stays in the queue; try again in a while.
-    Exhausted,
-    /// The listening socket was shut: we are to stop.
-    Shut,
-    /// A programming error or a broken kernel.
-    Fatal(Errno),
-}
-
-impl From<Errno> for NoConnection {
-    fn from(errno: Errno) -> NoConnection {
-        match errno {
-            Errno::EINVAL => NoConnection::Shut,
-            Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM => NoConnection::Exhausted,
-            Errno::EBADF | Errno::ENOTSOCK | Errno::EOPNOTSUPP | Errno::EFAULT => NoConnection::Fatal(errno),
-            // accept(2): errors of the new connection's network are to be treated like EAGAIN.
-            _ => NoConnection::Nobody,
-        }
     }
 }

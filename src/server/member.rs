@@ -23,12 +23,13 @@ use nix::sys::socket::SockFlag;
 use serde_json::{Value, json};
 use socket2::Socket;
 
+use super::accept::accept_next;
 use super::args::ServerArgs;
 use super::ipc::{BUFFER_BYTES, Incoming, Ipc, Received};
 use crate::failure::Failure;
 use crate::membership::Membership;
 use crate::sys::epoll::{Epoll, Interest};
-use crate::sys::fd::{accept, set_blocking, take_inherited};
+use crate::sys::fd::{set_blocking, take_inherited};
 use crate::sys::signal::{FatalError, is_leaving, is_stopping, leave};
 use crate::units::monotonic_ns;
 
@@ -149,7 +150,7 @@ impl Member {
             return Ok(connection);
         }
         if let Some(socket) = &self.socket {
-            let accepted = accept(socket, SockFlag::SOCK_NONBLOCK);
+            let accepted = accept_next(socket, SockFlag::SOCK_NONBLOCK);
             let is_empty = matches!(accepted, Err(Errno::EAGAIN));
             if is_empty || monotonic_ns() >= self.heard_ns + HEAR_EVERY_NS {
                 self.hear();

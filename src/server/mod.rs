@@ -1,6 +1,7 @@
 //! What all servers share. In reading order:
 //!
-//! - [`args`]: the command line, the same for every server; [`listener`]: the listening socket;
+//! - [`args`]: the command line, the same for every server; [`listener`]: the listening socket; [`accept`]: what a failed
+//!   accept means;
 //! - [`worker`]: what one worker carries with it;
 //! - [`blocking`]: serve a connection and do nothing else meanwhile;
 //! - [`connection`], [`table`], [`reactor`] and [`event_loop`]: serve many connections, each a step at a time;
@@ -17,13 +18,14 @@
 //! The beginning and the end of every program are here: [`ready`] and [`finish`].
 
 use std::fmt;
-use std::io::Write;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
+use crate::console;
 use crate::membership::is_member;
 use crate::report::ServerReport;
 
+pub mod accept;
 pub mod args;
 pub mod blocking;
 pub mod channel;
@@ -68,28 +70,19 @@ pub fn ready(address: SocketAddr) -> Result<(), Failure> {
 
 /// Prints it: for a master too, whose workers may listen on a Unix socket.
 pub fn print_ready(address: impl fmt::Display) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "ready {address}")
-        .and_then(|()| out.flush())
-        .map_err(|error| Failure::new("write the ready line to standard output", error))
+    console::print_unless_stopping(&format!("ready {address}\n"))
 }
 
 /// Prints the report, or the one line that says what went wrong, and gives the exit status: 0 or 1, which is also that of a
 /// master that had to give up. A worker of a cluster prints no report: its counts are in the master's.
 pub fn finish(outcome: Result<ServerReport, Failure>) -> ExitCode {
-    let report = match outcome {
-        Ok(report) => report,
-        Err(failure) => {
-            eprintln!("{failure}");
-            return ExitCode::FAILURE;
-        }
-    };
-    if is_member() {
+    if outcome.is_ok() && is_member() {
         return if member::has_failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
     }
-    let document = serde_json::to_string(&report).expect("a report has only numbers and strings");
-    // Who asked us to stop may have closed our output already; that is no failure of the server.
-    let _ = writeln!(std::io::stdout(), "{document}");
-    let has_given_up = report.cluster.is_some_and(|cluster| cluster.gave_up);
-    if has_given_up { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    let has_given_up = |report: &ServerReport| report.cluster.as_ref().is_some_and(|cluster| cluster.gave_up);
+    let gave_up = outcome.as_ref().is_ok_and(has_given_up);
+    let printed = console::end(
+        outcome.map(|report| serde_json::to_string(&report).expect("a report has only numbers and strings")),
+    );
+    if gave_up { ExitCode::FAILURE } else { printed }
 }

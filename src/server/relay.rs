@@ -17,10 +17,11 @@ use nix::errno::Errno;
 use nix::sys::socket::{Shutdown, shutdown};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
+use super::accept::{BACK_OFF, NoConnection, log_pause};
 use super::connection::{LINGER, receive, send_some};
 use super::crew::Crew;
 use super::event_loop::free_descriptors;
-use super::listener::{BACK_OFF, Listener, NoConnection, say_exhausted};
+use super::listener::Listener;
 use crate::failure::Failure;
 use crate::report::AcceptBook;
 use crate::scoreboard::Count;
@@ -142,21 +143,18 @@ impl Relay {
             let socket = listener.accept_nonblocking()?;
             Ok(Client { refusals: 0, socket, to_worker })
         });
-        match accepted.map_err(|errno| (errno, NoConnection::from(errno))) {
+        match accepted.map_err(NoConnection::from) {
             Ok(client) => {
                 self.accepts.count(Count::Accepted);
                 return Ok(Some(client));
             }
-            Err((errno, NoConnection::Nobody)) => {
+            Err(NoConnection::Nobody) => {
                 self.accepts.count(Count::EmptyWakeups);
-                if errno == Errno::EAGAIN {
-                    self.accepts.count(Count::AcceptEagain);
-                }
+                self.accepts.count(Count::AcceptEagain);
             }
-            Err((_, NoConnection::Exhausted)) => self.mute()?,
-            Err((errno, NoConnection::Shut | NoConnection::Fatal(_))) => {
-                return Err(Failure::new("accept a connection", errno));
-            }
+            Err(NoConnection::Pause(errno)) => self.mute(errno)?,
+            Err(NoConnection::Shut) => return Err(Failure::new("accept a connection", Errno::EINVAL)),
+            Err(NoConnection::Fatal(errno)) => return Err(Failure::new("accept a connection", errno)),
         }
         Ok(None)
     }
@@ -239,7 +237,7 @@ impl Relay {
             self.reports_taken += 1;
             match ready.token {
                 LISTENER if self.is_stopping() => {}
-                LISTENER if !self.has_room() => self.mute()?,
+                LISTENER if !self.has_room() => self.mute(Errno::EMFILE)?,
                 LISTENER => return Ok(Some(Event::Knock)),
                 SIGNALS => return Ok(Some(Event::Signal)),
                 token => self.serve(token, ready.flags),
@@ -401,8 +399,8 @@ impl Relay {
         }
     }
 
-    fn mute(&mut self) -> Result<(), Failure> {
-        say_exhausted();
+    fn mute(&mut self, reason: Errno) -> Result<(), Failure> {
+        log_pause(reason);
         self.muted_until_ns = Some(self.now_ns + BACK_OFF.as_nanos() as u64);
         let Some(listener) = &self.listener else { return Ok(()) };
         self.epoll.delete(listener).map_err(|errno| Failure::new("leave the listener", errno))

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::args::ServerArgs;
 use super::selector::pulse::Pulse;
+use crate::console;
 use crate::cpu;
 use crate::failure::Failure;
 use crate::http::Responses;
@@ -115,6 +116,6 @@ pub fn settle_in(pin: Option<usize>) -> Result<(), Failure> {
 /// As [`settle_in`], for a thread that serves all the same when it cannot be pinned.
 pub fn settle_in_or_say(pin: Option<usize>) {
     if let Err(failure) = settle_in(pin) {
-        eprintln!("{failure}");
+        console::log(failure);
     }
 }

@@ -86,7 +86,7 @@ union Control {
 const CONTROL_BYTES: usize =
     unsafe { libc::CMSG_SPACE(size_of::<[RawFd; MOST_PER_MESSAGE]>() as u32) } as usize;
 
-/// Takes the next message from a channel and hands over each of its descriptors; behind them ENOBUFS if some could not
+/// Takes the next message from a channel and hands over each of its descriptors; behind them EMFILE if some could not
 /// be installed because our table is full. The message is consumed and these are gone, unlike a connection that
 /// accept(2) refuses with EMFILE. False: the other end is closed.
 pub fn receive_fds(channel: impl AsFd, mut take: impl FnMut(nix::Result<OwnedFd>)) -> nix::Result<bool> {
@@ -100,7 +100,7 @@ pub fn receive_fds(channel: impl AsFd, mut take: impl FnMut(nix::Result<OwnedFd>
         return Ok(false);
     }
     if installed < announced[0] {
-        take(Err(Errno::ENOBUFS));
+        take(Err(Errno::EMFILE));
     }
     Ok(true)
 }

@@ -187,6 +187,26 @@ fn termination_signals() -> SigSet {
     SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT])
 }
 
+/// From now on SIGTERM and SIGINT end this process at once, by their default action. Those that have arrived and are
+/// blocked are forgotten: ignoring a signal discards it (sigaction(2)).
+pub fn end_at_once_on_termination() {
+    for signal in &termination_signals() {
+        for handler in [SigHandler::SigIgn, SigHandler::SigDfl] {
+            // SAFETY: neither runs any code of ours. It cannot fail for these signals.
+            let _ = unsafe { sigaction(signal, &SigAction::new(handler, SaFlags::empty(), SigSet::empty())) };
+        }
+    }
+    let _ = termination_signals().thread_unblock();
+}
+
+/// True once SIGTERM or SIGINT has been handled, or waits because it is blocked.
+pub fn has_termination_arrived() -> bool {
+    let mut pending = SigSet::empty();
+    // SAFETY: sigpending(2) writes one signal set to a place that is one: SigSet is a transparent sigset_t.
+    unsafe { libc::sigpending((&raw mut pending).cast()) };
+    is_stopping() || termination_signals().iter().any(|signal| pending.contains(signal))
+}
+
 /// SIGTERM, SIGINT and SIGCHLD, one after another.
 pub struct SignalQueue {
     queue: SignalFd,

@@ -9,8 +9,8 @@ use crate::cluster::protocol::{self, Address, Message};
 use crate::cluster::timers::Due;
 use crate::cluster::token::{Token, Uid};
 use crate::cluster::worker::State;
+use crate::server::accept::BACK_OFF;
 use crate::server::ipc::{Incoming, Received};
-use crate::server::listener::BACK_OFF;
 use crate::sys::epoll::Interest;
 use crate::units::monotonic_ns;
 

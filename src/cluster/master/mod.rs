@@ -30,7 +30,6 @@ use serde_json::{Value, json};
 
 use self::reload::Roll;
 use super::args::MasterArgs;
-use super::console::Console;
 use super::control::Control;
 use super::events::Events;
 use super::handle::{Handle, Inherited};
@@ -42,6 +41,7 @@ use super::roster::Roster;
 use super::timers::{Due, Timers};
 use super::token::{Token, Uid};
 use super::worker::Worker;
+use crate::console::Console;
 use crate::failure::Failure;
 use crate::scoreboard::Scoreboard;
 use crate::server::ipc::{BUFFER_BYTES, Incoming};

@@ -18,9 +18,8 @@ use crate::cluster::worker::{State, Unanswered};
 use crate::failure::Failure;
 use crate::scoreboard::Count;
 use crate::server::Ipc;
-use crate::server::listener::{BACK_OFF, NoConnection, say_exhausted};
+use crate::server::accept::{BACK_OFF, NoConnection, accept_next, log_pause};
 use crate::sys::epoll::Interest;
-use crate::sys::fd::accept;
 use crate::units::monotonic_ns;
 
 /// How long what a socket has accepted waits for another worker when the last has closed it.
@@ -194,15 +193,14 @@ impl Master {
                     return Ok(Some((token, connection)));
                 }
                 // What a worker gets does not wait: libuv expects that of it.
-                let failed = match accept(&*handle, SockFlag::SOCK_NONBLOCK) {
+                let failed = match accept_next(&*handle, SockFlag::SOCK_NONBLOCK) {
                     Ok(connection) => return Ok(Some((token, Rc::new(connection)))),
                     Err(errno) => errno,
                 };
                 match NoConnection::from(failed) {
-                    NoConnection::Nobody if failed == Errno::EAGAIN => handle.is_ready = false,
-                    NoConnection::Nobody => {}
-                    NoConnection::Exhausted => {
-                        say_exhausted();
+                    NoConnection::Nobody => handle.is_ready = false,
+                    NoConnection::Pause(_) => {
+                        log_pause(failed);
                         self.is_exhausted = true;
                         self.timers.at(monotonic_ns() + BACK_OFF.as_nanos() as u64, Due::AcceptAgain);
                         return Ok(None);

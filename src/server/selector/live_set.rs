@@ -18,6 +18,7 @@ use super::super::crew::Crew;
 use super::super::listener::Listener;
 use super::classic;
 use super::pulse::BEAT_EVERY;
+use crate::console;
 use crate::failure::Failure;
 use crate::scoreboard::Count;
 use crate::units::monotonic_ns;
@@ -102,7 +103,7 @@ impl LiveSet {
     /// Said once: it will be tried again at every look.
     fn say_stuck(&mut self, failure: Failure) {
         if !self.is_stuck {
-            eprintln!("{failure}; connections go on by the last program");
+            console::log(format_args!("{failure}; connections go on by the last program"));
         }
         self.is_stuck = true;
     }
