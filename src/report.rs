@@ -43,12 +43,19 @@ pub struct ClusterReport {
     /// Connections passed to workers, and those that came back (refused, or their worker died) and were passed again.
     pub passed: u64,
     pub returned: u64,
+    /// Lines that standard error, --events or --log did not take.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub lines_dropped: u64,
     /// What the workers counted themselves, by name, added up: the fields of their messages `{"act":"count",NAME:N}`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub counts: BTreeMap<String, f64>,
 }
 
-/// How long the places of workers were vacant.
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+/// How long the numbers of workers were vacant.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Recovery {
     pub count: u64,

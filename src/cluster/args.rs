@@ -1,11 +1,13 @@
-//! The master's command line, but for what the program decides by itself: who accepts, who is chosen, and when it is
-//! enough.
+//! The master's command line, except for what the program decides by itself: who accepts, which worker is chosen, and
+//! after how many restarts it gives up.
 
 use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::cpu;
@@ -23,7 +25,8 @@ pub struct MasterArgs {
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = parse_workers)]
     pub most_workers: usize,
 
-    /// A worker that does not listen this long after its start is killed; nobody is replaced by it
+    /// A reload's new worker that does not listen this long after its start is killed, and replaces nobody. Any other
+    /// worker may listen later, or never
     #[arg(long, value_name = "DUR", default_value = "10s", value_parser = parse_positive_duration)]
     pub listen_timeout: Duration,
 
@@ -31,7 +34,7 @@ pub struct MasterArgs {
     #[arg(long, value_name = "DUR", default_value = "5s", value_parser = parse_duration)]
     pub kill_timeout: Duration,
 
-    /// How often a worker that says nothing is asked for a sign of life; who gives none till the next is reported
+    /// How often to ask a silent worker for a sign of life; one that gives none until the next is reported
     #[arg(long, value_name = "DUR", default_value = "1s", value_parser = parse_positive_duration)]
     pub heartbeat: Duration,
 
@@ -44,11 +47,11 @@ pub struct MasterArgs {
     #[arg(long, value_name = "SOCKET")]
     pub control: Option<PathBuf>,
 
-    /// Add the events to this file as well
+    /// Add the events to this file as well; a reload and SIGUSR1 open it anew
     #[arg(long, value_name = "FILE")]
     pub events: Option<PathBuf>,
 
-    /// Add what the workers write to this file instead of standard error
+    /// Add what the workers write to this file instead of standard error; a reload and SIGUSR1 open it anew
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
 
@@ -57,10 +60,10 @@ pub struct MasterArgs {
     pub silent: bool,
 
     /// Set a variable in the workers' environment; may be given several times
-    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_variable)]
-    pub env: Vec<(String, String)>,
+    #[arg(long, value_name = "NAME=VALUE", value_parser = OsStringValueParser::new().try_map(parse_variable))]
+    pub env: Vec<(OsString, OsString)>,
 
-    /// Run the workers as this user, by number (`id -u NAME` tells it)
+    /// Run the workers as this user, by number (`id -u NAME` shows it)
     #[arg(long, value_name = "UID")]
     pub uid: Option<u32>,
 
@@ -76,7 +79,7 @@ pub struct MasterArgs {
     #[arg(long, value_name = "FILE")]
     pub notify: Option<PathBuf>,
 
-    /// Look at it this often instead of being told by the kernel
+    /// Read it this often, instead of waiting for the kernel to report a change
     #[arg(long, value_name = "DUR", requires = "notify", value_parser = parse_positive_duration)]
     pub notify_every: Option<Duration>,
 
@@ -86,7 +89,7 @@ pub struct MasterArgs {
 }
 
 impl MasterArgs {
-    /// Rows of the scoreboard: whoever may ever work.
+    /// The most workers there may ever be: rows of the scoreboard.
     pub fn capacity(&self) -> usize {
         self.workers.max(self.most_workers)
     }
@@ -99,10 +102,10 @@ pub(super) fn parse_workers(text: &str) -> Result<usize, String> {
     }
 }
 
-/// Adds what a user has forgotten who wrote the program where an option could stand.
+/// Adds a hint for a user who wrote the program without `--` before it.
 pub fn remind_of_dashes(mut error: clap::Error) -> clap::Error {
-    let is_order = std::env::args_os().any(|word| word == "ctl");
-    if is_order || error.kind() != ErrorKind::UnknownArgument {
+    let is_ctl = std::env::args_os().any(|word| word == "ctl");
+    if is_ctl || error.kind() != ErrorKind::UnknownArgument {
         return error;
     }
     let misplaced = match error.get(ContextKind::InvalidArg) {
@@ -114,13 +117,16 @@ pub fn remind_of_dashes(mut error: clap::Error) -> clap::Error {
     error
 }
 
-/// The kernel could run no more (pid_max is at most 2^22).
+/// The kernel cannot run more (pid_max is at most 2^22).
 const MOST_WORKERS: usize = 1 << 20;
 
-fn parse_variable(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() && !text.contains('\0') => {
-            Ok((name.to_owned(), value.to_owned()))
+/// A value is any bytes without a NUL (environ(7)).
+fn parse_variable(text: OsString) -> Result<(OsString, OsString), String> {
+    let bytes = text.as_bytes();
+    match bytes.iter().position(|&byte| byte == b'=') {
+        Some(end @ 1..) if !bytes.contains(&0) => {
+            let (name, value) = (&bytes[..end], &bytes[end + 1..]);
+            Ok((OsString::from_vec(name.to_vec()), OsString::from_vec(value.to_vec())))
         }
         _ => Err("write it like PORT=8080".to_owned()),
     }

@@ -1,5 +1,5 @@
-//! The master's control socket: one request a client, as a line of JSON; the answer is lines of JSON, of which the last
-//! says `"ok"`. Only the master's own user and root are heard (unix(7), SO_PEERCRED), and nobody is waited for.
+//! The master's control socket: each client sends one request, a line of JSON; the answer is lines of JSON, of which the last
+//! has the key `"ok"`. Only the master's own user and root are served (unix(7), SO_PEERCRED). Nothing waits for a client.
 
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
@@ -9,6 +9,7 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::geteuid;
@@ -16,9 +17,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use super::listening_socket::identity;
+use super::poller::Poller;
 use super::token::Token;
 use crate::failure::Failure;
-use crate::sys::epoll::{Epoll, Interest};
+use crate::sys::epoll::Interest;
 
 /// What a client may want.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,19 +43,21 @@ pub enum Request {
     Stop,
 }
 
-/// A client that comes when so many are there takes the place of the oldest: who hangs does not keep others out.
+/// A client that comes when so many are there takes the place of the oldest: clients that hang do not keep others out.
 const MOST_CLIENTS: usize = 16;
 
 /// The longest request, a message for the workers included.
 const LONGEST_REQUEST: usize = 1 << 20;
 
-/// A client that does not read is left when so much waits for it.
+/// A client that does not read is disconnected when so many bytes wait for it.
 const MOST_UNREAD: usize = 1 << 20;
 
-/// The socket and who is connected to it. The file goes with it.
+/// The socket and its clients. Its file is removed with it.
 pub struct Control {
     listener: UnixListener,
     path: PathBuf,
+    /// Device and inode of its file.
+    file: Option<(u64, u64)>,
     clients: BTreeMap<u64, Client>,
     last: u64,
     is_muted: bool,
@@ -61,20 +66,24 @@ pub struct Control {
 struct Client {
     stream: UnixStream,
     request: Vec<u8>,
-    /// It has asked; what else it sends does not matter.
+    /// Its request is complete; further bytes do not matter.
     has_asked: bool,
     unsent: Vec<u8>,
-    /// All has been said.
+    /// The answer is complete.
     is_done: bool,
 }
 
 impl Control {
-    /// Takes the place of a socket that a dead master has left, and of nothing else.
-    pub fn open(path: &Path, epoll: &Epoll) -> Result<Control, Failure> {
+    /// Takes the place of a socket that a dead master has left, and of no other file.
+    pub fn open(path: &Path, poller: &Poller) -> Result<Control, Failure> {
         let tried = || format!("control socket {}", path.display());
         let odd = |error: std::io::Error| {
             Failure::new(tried(), error).advise("choose a new file in a folder that you may write")
         };
+        // Of two masters that start together, one looks, removes and binds before the other looks.
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = fs::File::open(folder).map_err(odd)?;
+        let _alone = Flock::lock(folder, FlockArg::LockExclusive).ok();
         match fs::symlink_metadata(path) {
             Ok(metadata) if !metadata.file_type().is_socket() => {
                 let why = std::io::Error::other("there is a file of another kind in its place");
@@ -89,26 +98,27 @@ impl Control {
             }
             Err(_) => {}
         }
-        // Never open to others, not for a moment: it is made with the rights that it will have.
+        // It is made with the rights that it will have, so that it is not open to others even for a moment.
         let before = umask(Mode::from_bits_truncate(0o177));
         let bound = UnixListener::bind(path);
         umask(before);
         let listener = bound.map_err(odd)?;
         fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(odd)?;
         listener.set_nonblocking(true).map_err(odd)?;
-        epoll
-            .add(&listener, Token::Control(0).encode(), Interest::EPOLLIN)
+        poller
+            .add(&listener, Token::Control(0), Interest::EPOLLIN)
             .map_err(|errno| Failure::new(tried(), errno))?;
-        Ok(Control { listener, path: path.to_owned(), clients: BTreeMap::new(), last: 0, is_muted: false })
+        let (path, file) = (path.to_owned(), identity(path));
+        Ok(Control { listener, path, file, clients: BTreeMap::new(), last: 0, is_muted: false })
     }
 
     /// Takes the next client, if there is one.
-    pub fn accept(&mut self, epoll: &Epoll) {
+    pub fn accept(&mut self, poller: &Poller) {
         let stream = match self.listener.accept() {
             Ok((stream, _)) => stream,
             Err(error) if [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind()) => return,
-            // No descriptor left. The socket would be reported again at once, so it is not looked at for a while.
-            Err(_) => return self.mute(epoll),
+            // No descriptor left, perhaps. The socket would be reported again at once, so it is not watched for a while.
+            Err(_) => return self.mute(poller),
         };
         self.last += 1;
         if self.clients.len() >= MOST_CLIENTS
@@ -118,7 +128,7 @@ impl Control {
         }
         let interest = Interest::EPOLLIN | Interest::EPOLLOUT | Interest::EPOLLRDHUP | Interest::EPOLLET;
         let watched = stream.set_nonblocking(true).is_ok()
-            && epoll.add(&stream, Token::Control(self.last).encode(), interest).is_ok();
+            && poller.add(&stream, Token::Control(self.last), interest).is_ok();
         if !watched {
             return;
         }
@@ -131,19 +141,19 @@ impl Control {
         }
     }
 
-    fn mute(&mut self, epoll: &Epoll) {
-        self.is_muted = epoll.delete(&self.listener).is_ok();
+    fn mute(&mut self, poller: &Poller) {
+        self.is_muted = poller.delete(&self.listener).is_ok();
     }
 
-    /// Looks at the socket again, where that was left.
-    pub fn unmute(&mut self, epoll: &Epoll) {
+    /// Watches the socket again, if it is not.
+    pub fn unmute(&mut self, poller: &Poller) {
         if self.is_muted {
-            self.is_muted = epoll.add(&self.listener, Token::Control(0).encode(), Interest::EPOLLIN).is_err();
+            self.is_muted = poller.add(&self.listener, Token::Control(0), Interest::EPOLLIN).is_err();
         }
     }
 
     /// A client can be read from or written to. Its request, once it is complete.
-    pub fn hear(&mut self, id: u64) -> Option<Request> {
+    pub fn receive(&mut self, id: u64) -> Option<Request> {
         let client = self.clients.get_mut(&id)?;
         if !client.flush() || !client.receive() {
             self.clients.remove(&id);
@@ -158,7 +168,7 @@ impl Control {
             client.request = Vec::new();
             match request {
                 Ok(request) => return Some(request),
-                Err(error) => self.refuse(id, &format!("that is no request: {error}")),
+                Err(error) => self.refuse(id, &format!("that is not a request: {error}")),
             }
         } else if client.request.len() > LONGEST_REQUEST {
             self.refuse(id, "a request has at most a mebibyte");
@@ -166,8 +176,8 @@ impl Control {
         None
     }
 
-    /// One line more of an answer that goes on.
-    pub fn tell(&mut self, id: u64, line: &Value) {
+    /// One more line of an answer that goes on.
+    pub fn send(&mut self, id: u64, line: &Value) {
         let Some(client) = self.clients.get_mut(&id) else { return };
         client.unsent.extend_from_slice(format!("{line}\n").as_bytes());
         if !client.flush() || client.unsent.len() > MOST_UNREAD {
@@ -181,13 +191,13 @@ impl Control {
         self.finish(id, &line);
     }
 
-    /// The last line of an answer that is a no.
+    /// The last line of the answer to a request that is not granted.
     pub fn refuse(&mut self, id: u64, why: &str) {
         self.finish(id, &json!({"ok": false, "error": why}));
     }
 
     fn finish(&mut self, id: u64, line: &Value) {
-        self.tell(id, line);
+        self.send(id, line);
         let Some(client) = self.clients.get_mut(&id) else { return };
         (client.is_done, client.has_asked) = (true, true);
         if client.unsent.is_empty() {
@@ -198,13 +208,15 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
-        // Somebody may have removed it.
-        let _ = fs::remove_file(&self.path);
+        // Another master may have its own socket there by now.
+        if self.file.is_some() && identity(&self.path) == self.file {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
 impl Client {
-    /// False: it is gone, or has been told everything.
+    /// False: it is gone, or has its whole answer.
     fn flush(&mut self) -> bool {
         while !self.unsent.is_empty() {
             match self.stream.write(&self.unsent) {
@@ -221,9 +233,9 @@ impl Client {
         let mut buffer = [0; 4096];
         while self.request.len() <= LONGEST_REQUEST {
             match self.stream.read(&mut buffer) {
-                // Who has asked may have shut its side, and waits.
+                // A client that has asked may have shut its side, and waits.
                 Ok(0) => return self.has_asked || self.request.contains(&b'\n'),
-                // One request a client; who sends more is not waited for.
+                // One request a client; one that sends more is disconnected.
                 Ok(_) if self.has_asked => return false,
                 Ok(length) => self.request.extend_from_slice(&buffer[..length]),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -234,7 +246,7 @@ impl Client {
     }
 }
 
-/// Nobody listens there any more. Whatever else keeps us from connecting says that somebody does.
+/// No process listens there any more. Any other error than a refusal says that one does.
 fn is_stale(path: &Path) -> bool {
     let connect = || {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;

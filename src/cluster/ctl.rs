@@ -14,7 +14,7 @@ use super::args::parse_workers;
 use super::control::Request;
 use crate::failure::Failure;
 
-/// What a master does at once it answers in far less.
+/// A master answers far sooner, except to a reload or a stop.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Asks a running master to do something, and waits for the answer: after a reload and at a stop until it is done.
@@ -40,7 +40,7 @@ enum Format {
 
 #[derive(Subcommand, Clone, Debug)]
 enum Order {
-    /// Who works, and what has happened to them
+    /// The workers, and what has happened to them
     Status,
     /// Replace all workers, one after another, each when its successor listens
     Reload,
@@ -51,7 +51,7 @@ enum Order {
     },
     /// Pass a JSON message to the program, as process.on('message') hears it
     Send {
-        /// To this worker alone
+        /// Only to this worker
         #[arg(long, value_name = "I")]
         worker: Option<usize>,
         /// Such as '{"act": "shout"}'
@@ -63,29 +63,30 @@ enum Order {
 }
 
 fn parse_json(text: &str) -> Result<Value, String> {
-    serde_json::from_str(text).map_err(|error| format!("no JSON: {error}; a text is written '\"like this\"'"))
+    serde_json::from_str(text)
+        .map_err(|error| format!("not JSON: {error}; a text is written '\"like this\"'"))
 }
 
-/// Prints what the master says; for machines a failure too is a line of JSON, but for a wrong command line.
+/// Prints what the master answers; with `--format json` a failure too is a line of JSON, except for a wrong command line.
 ///
 /// # Errors
 /// When it cannot be reached, when it says no, and when it ends before it has answered.
 pub fn order(args: &CtlArgs) -> Result<(), Failure> {
     let answer = ask(args).inspect_err(|failure| {
         if args.format == Format::Json {
-            println!("{}", json!({"ok": false, "error": failure.to_string()}));
+            print(&format!("{}\n", json!({"ok": false, "error": failure.to_string()})));
         }
     })?;
     if answer["ok"] == false {
-        return Err(Failure::relay(format!("the master says: {}", text(&answer["error"]))));
+        return Err(Failure::relay(format!("the master answers: {}", text(&answer["error"]))));
     }
     if args.format == Format::Text {
-        print!("{}", render(&answer));
+        print(&render(&answer));
     }
     Ok(())
 }
 
-/// The last line that the master says. Those before it are steps, told at once.
+/// The last line of the master's answer. Those before it are steps, printed as they come.
 fn ask(args: &CtlArgs) -> Result<Value, Failure> {
     let request = match &args.order {
         Order::Status => Request::Status,
@@ -99,35 +100,41 @@ fn ask(args: &CtlArgs) -> Result<Value, Failure> {
             ErrorKind::WouldBlock => "it is there and does not answer; is it stopped?",
             _ => "see why it ended",
         };
-        Failure::new("hear from the master", error).advise(advice)
+        Failure::new("read the master's answer", error).advise(advice)
     };
     let mut stream = connect(args.control.as_deref())?;
     if !matches!(args.order, Order::Reload | Order::Stop) {
         stream.set_read_timeout(Some(PATIENCE)).map_err(lost)?;
     }
     let line = serde_json::to_string(&request).expect("its keys are strings");
-    // A master that refuses us at once has closed its end already, but not without a word.
+    // A master that refuses us at once has closed its end already, and its answer is there.
     let written = stream.write_all(format!("{line}\n").as_bytes());
     for line in BufReader::new(stream).lines() {
         let line = line.map_err(lost)?;
         let answer: Value = serde_json::from_str(&line).map_err(|error| lost(error.into()))?;
         if args.format == Format::Json {
-            println!("{line}");
+            print(&format!("{line}\n"));
         }
         if answer["ok"].is_boolean() {
             return Ok(answer);
         }
         if args.format == Format::Text {
-            eprintln!("{}", text(&answer["step"]));
+            let _ = writeln!(std::io::stderr(), "{}", text(&answer["step"]));
         }
     }
     Err(lost(written.err().unwrap_or(ErrorKind::UnexpectedEof.into())))
 }
 
+/// A reader that has gone changes nothing of what the master does, nor our exit status.
+fn print(text: &str) {
+    let mut out = std::io::stdout();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
 fn connect(path: Option<&Path>) -> Result<UnixStream, Failure> {
     let Some(path) = path else {
         let line =
-            "find the cluster: say where with --control SOCKET, as the master was told, or CLUSTER_CONTROL";
+            "find the cluster: give the --control SOCKET that its master was given, or set CLUSTER_CONTROL";
         return Err(Failure::relay(line.to_owned()));
     };
     UnixStream::connect(path).map_err(|error| {

@@ -1,34 +1,42 @@
 //! What a master needs that keeps workers of any program alive, in the protocol of Node's cluster. In reading order:
 //!
-//! - [`protocol`]: what workers say and what they are answered; [`events`]: what is told of it, in a [`journal`] too;
-//! - [`worker`]: one worker process; [`roster`]: all of them; [`output`]: what they write;
-//! - [`handle`]: one listening socket of the program, and who is free for it;
-//! - [`token`] and [`timers`]: what the master waits for, and until when;
-//! - [`master`]: waits for all of that; [`args`]: its command line; [`lives`]: its books;
-//! - [`restarts`]: how many are too many;
-//! - [`control`] and [`ctl`]: the two ends of the control socket; [`notifier`]: a file that all workers want to know.
+//! - [`protocol`]: the messages of workers and the master's answers; [`node`]: what matters of Node's command line;
+//! - [`console`] and [`log_file`]: where lines go that may not be read; [`event_log`]: what happens, line by line;
+//! - [`token`] and [`poller`]: what the master waits for, and until when; [`signals`]: what signals ask for;
+//! - [`output`]: what the workers write; [`worker`]: one worker process; [`workers`]: all of them, by number, with
+//!   [`restart_counts`];
+//! - [`listening_socket`]: one listening socket of the program; [`sockets`]: all of them, and the way of a connection;
+//! - [`reload`]: how far a rolling reload has come; [`restarts`]: how many restarts are too many;
+//! - [`control`], [`status`] and [`ctl`]: the two ends of the control socket; [`notifier`]: a file that all workers need;
+//! - [`master`]: waits for all of that; [`args`]: its command line.
 //!
-//! What is to be done about an event is decided by the program, as in every architecture.
+//! What is to be done about an event is decided by the program in `bins/`, as in every architecture.
 
 pub mod args;
+pub mod console;
 pub mod control;
 pub mod ctl;
-pub mod events;
-pub mod handle;
-pub mod journal;
-pub mod lives;
+pub mod event_log;
+pub mod listening_socket;
+pub mod log_file;
 pub mod master;
+pub mod node;
 pub mod notifier;
 pub mod output;
+pub mod poller;
 pub mod protocol;
+pub mod reload;
+pub mod restart_counts;
 pub mod restarts;
-pub mod roster;
-pub mod timers;
+pub mod signals;
+pub mod sockets;
+pub mod status;
 pub mod token;
 pub mod worker;
+pub mod workers;
 
 pub use args::{MasterArgs, remind_of_dashes};
 pub use ctl::CtlArgs;
-pub use master::{Happening, Master};
+pub use master::{Event, Master};
 pub use restarts::Restarts;
-pub use token::Uid;
+pub use sockets::Acceptor;

@@ -1,34 +1,36 @@
-//! What the workers write: read from their pipes as it comes, and told line by line with who wrote it and when, so that
-//! lines of several workers never mix.
+//! What the workers write: read from their pipes as it comes, and written line by line with the worker's number and the
+//! time, so that lines of several workers never mix.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::rc::Rc;
 
 use memchr::memchr;
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
-use super::journal::Journal;
-use super::token::{Stream, Token, Uid};
-use crate::console::Console;
+use super::event_log::EventLog;
+use super::log_file::LogFile;
+use super::poller::Poller;
+use super::token::{Stream, Token, UniqueId};
 use crate::failure::Failure;
-use crate::sys::epoll::{Epoll, Interest};
+use crate::sys::epoll::Interest;
 use crate::units::utc_now_ms;
 
-/// A longer line is told in pieces: its writer must not make us keep any amount.
+/// A longer line is written in pieces: its writer must not make us keep any amount.
 const LONGEST_LINE: usize = 64 * 1024;
 
-/// All pipes that somebody may still write to: a worker that is dead may have left more to be read.
+const BUFFER_BYTES: usize = 64 * 1024;
+
+/// The pipes that some process may still write to: a dead worker may have left more to be read.
 pub struct Outputs {
-    pipes: BTreeMap<(Uid, Stream), Pipe>,
-    console: Rc<RefCell<Console>>,
-    log: Option<Journal>,
-    silent: bool,
+    pipes: BTreeMap<(UniqueId, Stream), Pipe>,
+    /// Instead of standard error.
+    file: Option<LogFile>,
+    is_silent: bool,
+    buffer: Vec<u8>,
 }
 
 struct Pipe {
@@ -39,67 +41,82 @@ struct Pipe {
 }
 
 impl Outputs {
-    pub fn new(console: Rc<RefCell<Console>>, log: Option<&Path>, silent: bool) -> Result<Outputs, Failure> {
-        Ok(Outputs { pipes: BTreeMap::new(), console, log: log.map(Journal::open).transpose()?, silent })
+    pub fn new(file: Option<&Path>, is_silent: bool) -> Result<Outputs, Failure> {
+        let file = file.map(LogFile::open).transpose()?;
+        Ok(Outputs { pipes: BTreeMap::new(), file, is_silent, buffer: vec![0; BUFFER_BYTES] })
     }
 
-    /// A pipe for worker `number`: the end that it writes to. Ours is watched.
-    pub fn open(&mut self, epoll: &Epoll, uid: Uid, stream: Stream, number: usize) -> nix::Result<OwnedFd> {
-        // Ours alone must not block; a worker that finds the pipe full waits, as at a terminal.
+    /// A pipe for worker `number`: the end that it writes to. The poller watches ours.
+    pub fn open(
+        &mut self,
+        poller: &Poller,
+        id: UniqueId,
+        stream: Stream,
+        number: usize,
+    ) -> nix::Result<OwnedFd> {
+        // Only our end must not block; a worker that finds the pipe full waits, as at a terminal.
         let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
         set_nonblocking(&ours)?;
-        epoll.add(&ours, Token::Output(uid, stream).encode(), Interest::EPOLLIN)?;
-        self.pipes.insert((uid, stream), Pipe { file: File::from(ours), number, line: Vec::new() });
+        poller.add(&ours, Token::Output(id, stream), Interest::EPOLLIN)?;
+        self.pipes.insert((id, stream), Pipe { file: File::from(ours), number, line: Vec::new() });
         Ok(theirs)
     }
 
-    /// Reads once, so that a worker that writes without end leaves the others their turn. What is returned is to be
-    /// told as an event.
-    #[must_use]
-    pub fn read(&mut self, uid: Uid, stream: Stream, buffer: &mut [u8]) -> Option<String> {
-        let pipe = self.pipes.get_mut(&(uid, stream))?;
-        match pipe.file.read(buffer) {
+    /// Reads once, so that a worker that writes without end leaves the others their turn.
+    pub fn read(&mut self, id: UniqueId, stream: Stream, log: &mut EventLog) {
+        let Some(pipe) = self.pipes.get_mut(&(id, stream)) else { return };
+        match pipe.file.read(&mut self.buffer) {
             Ok(length @ 1..) => {
-                let lines = pipe.take(&buffer[..length]);
-                self.tell(&lines)
+                let lines = pipe.take(&self.buffer[..length]);
+                self.write(&lines, log);
             }
-            Err(error) if [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind()) => None,
-            // The last who could write is gone. The pipe leaves the epoll set with its descriptor, which is ours alone.
-            Ok(0) | Err(_) => self.close(uid, stream),
+            Err(error) if [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind()) => {}
+            // No process can write to it any more. It leaves the epoll set with its descriptor, which only we hold.
+            Ok(0) | Err(_) => self.close(id, stream, log),
         }
     }
 
-    /// Takes what a dead worker has left, without waiting for whom it may have started.
-    #[must_use]
-    pub fn drain(&mut self, buffer: &mut [u8]) -> Vec<String> {
-        let mut troubles = Vec::new();
-        for (uid, stream) in self.pipes.keys().copied().collect::<Vec<_>>() {
-            while let Some(pipe) = self.pipes.get_mut(&(uid, stream)) {
-                let Ok(length @ 1..) = pipe.file.read(buffer) else {
-                    troubles.extend(self.close(uid, stream));
+    /// Reads what dead workers have left, without waiting for processes that they may have started.
+    pub fn drain(&mut self, log: &mut EventLog) {
+        for (id, stream) in self.pipes.keys().copied().collect::<Vec<_>>() {
+            while let Some(pipe) = self.pipes.get_mut(&(id, stream)) {
+                let Ok(length @ 1..) = pipe.file.read(&mut self.buffer) else {
+                    self.close(id, stream, log);
                     break;
                 };
-                let lines = pipe.take(&buffer[..length]);
-                troubles.extend(self.tell(&lines));
+                let lines = pipe.take(&self.buffer[..length]);
+                self.write(&lines, log);
             }
         }
-        troubles
     }
 
-    fn close(&mut self, uid: Uid, stream: Stream) -> Option<String> {
-        let mut pipe = self.pipes.remove(&(uid, stream))?;
+    /// After a rotation.
+    pub fn reopen(&mut self, log: &mut EventLog) {
+        if let Some(Err(failure)) = self.file.as_mut().map(LogFile::reopen) {
+            log.log_failure(&failure.to_string());
+        }
+    }
+
+    /// Lines that the file did not take.
+    pub fn lines_dropped(&self) -> u64 {
+        self.file.as_ref().map_or(0, |file| file.all_dropped)
+    }
+
+    fn close(&mut self, id: UniqueId, stream: Stream, log: &mut EventLog) {
+        let Some(mut pipe) = self.pipes.remove(&(id, stream)) else { return };
         let rest = if pipe.line.is_empty() { Vec::new() } else { pipe.take(b"\n") };
-        self.tell(&rest)
+        self.write(&rest, log);
     }
 
-    fn tell(&mut self, lines: &[u8]) -> Option<String> {
-        match &mut self.log {
-            Some(log) if !lines.is_empty() => log.write(lines),
-            None if !self.silent => {
-                self.console.borrow_mut().write(lines);
-                None
+    fn write(&mut self, lines: &[u8], log: &mut EventLog) {
+        match &mut self.file {
+            Some(file) if !lines.is_empty() => {
+                if let Some(problem) = file.write(lines) {
+                    log.log_failure(&problem);
+                }
             }
-            _ => None,
+            None if !self.is_silent => log.write(lines),
+            _ => {}
         }
     }
 }
@@ -137,12 +154,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_told_whole_with_their_writer_and_endless_ones_in_pieces() {
+    fn lines_are_written_whole_with_their_worker_and_endless_ones_in_pieces() {
         let file = File::open("/dev/null").unwrap();
         let mut pipe = Pipe { file, number: 3, line: Vec::new() };
         assert!(pipe.take(b"half").is_empty());
-        let told = String::from_utf8(pipe.take(b" and half\n\nrest")).unwrap();
-        let lines: Vec<&str> = told.lines().map(|line| line.split_once("Z ").unwrap().1).collect();
+        let written = String::from_utf8(pipe.take(b" and half\n\nrest")).unwrap();
+        let lines: Vec<&str> = written.lines().map(|line| line.split_once("Z ").unwrap().1).collect();
         assert_eq!(lines, ["worker 3: half and half", "worker 3: "]);
         assert_eq!(pipe.line, b"rest");
         assert!(pipe.take(&vec![b'x'; LONGEST_LINE]).len() > LONGEST_LINE);

@@ -3,16 +3,17 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// What a worker says to its master.
+/// What a worker sends to its master.
 #[derive(Debug)]
 pub enum Message {
-    /// It runs. `counts`: what it does is in the scoreboard, as one of our own servers says.
+    /// It runs. `counts`: it is one of our servers, and counts in the scoreboard.
     Online { counts: bool },
     /// Its program has called `listen()`: what socket is it to have?
     Query(Box<Query>),
@@ -24,15 +25,14 @@ pub enum Message {
     ExitedAfterDisconnect { seq: u64 },
     /// The answer to a connection that it was given.
     Answer { ack: u64, accepted: bool },
-    /// It has met a fatal error and will end: the seed texts' `process.send({act: 'suicide'})`, a message of the
-    /// program's own.
+    /// It has met a fatal error and will end: `process.send({act: 'suicide'})`, a message of the program's own.
     Suicide,
     /// It has counted something, by name: `process.send({act: 'count', queries: 1})`.
     Count(Vec<(String, f64)>),
     /// Another message of the program's own.
-    Said(Value),
+    Program(Value),
     /// The same, too large to be kept: so many bytes.
-    SaidMuch(usize),
+    Large(usize),
 }
 
 /// A call of `listen()`. Node passes on what the program and its own library have given, which is not always what it
@@ -66,9 +66,9 @@ pub struct Query {
 pub enum Target {
     /// In the order of preference.
     Ip(Vec<SocketAddr>),
-    /// A Unix socket.
+    /// A Unix socket; a name that begins with a NUL is abstract (unix(7)).
     Path(PathBuf),
-    /// What the master was started with, by number.
+    /// A descriptor that the master was started with, by number.
     Inherited(RawFd),
 }
 
@@ -84,9 +84,18 @@ impl fmt::Display for Address {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Address::Ip(address) => address.fmt(formatter),
+            // As ss(8) and systemd write it.
+            Address::Path(path) if is_abstract(path) => {
+                write!(formatter, "unix:{}", path.display().to_string().replace('\0', "@"))
+            }
             Address::Path(path) => write!(formatter, "unix:{}", path.display()),
         }
     }
+}
+
+/// No file: a name in the kernel alone (unix(7)).
+pub fn is_abstract(path: &Path) -> bool {
+    path.as_os_str().as_bytes().first() == Some(&0)
 }
 
 /// `UV_TCP_IPV6ONLY` of libuv's `uv.h`.
@@ -105,14 +114,18 @@ impl Query {
     /// What to listen on.
     ///
     /// # Errors
-    /// EINVAL for what is no address, and ENOTSUP for UDP, where nobody is accepted.
+    /// EINVAL for what is not an address, and ENOTSUP for UDP, where no connection is accepted.
     pub fn target(&self) -> nix::Result<Target> {
         match (self.fd(), self.address_type.as_i64()) {
             (Some(fd), _) => Ok(Target::Inherited(fd)),
             (None, Some(4 | 6)) => self.addresses().map(Target::Ip),
             (None, Some(-1)) => {
-                // A NUL would end it for the kernel, and begin an abstract name, which Node cannot ask for.
-                let path = self.address.as_str().filter(|path| !path.is_empty() && !path.contains('\0'));
+                // A NUL begins an abstract name; anywhere else it would end a path for the kernel.
+                let is_name = |path: &&str| match path.strip_prefix('\0') {
+                    Some(name) => !name.is_empty(),
+                    None => !path.is_empty() && !path.contains('\0'),
+                };
+                let path = self.address.as_str().filter(is_name);
                 path.map(|path| Target::Path(path.into())).ok_or(Errno::EINVAL)
             }
             _ => Err(Errno::ENOTSUP),
@@ -188,7 +201,7 @@ impl Message {
                 None => Err("a close without a key".to_owned()),
             },
             Some("exitedAfterDisconnect") => Ok(Message::ExitedAfterDisconnect { seq: number("seq")? }),
-            _ => Err("an act that nobody knows".to_owned()),
+            _ => Err("an unknown act".to_owned()),
         }
     }
 
@@ -199,7 +212,7 @@ impl Message {
                 let fields = message.as_object().into_iter().flatten();
                 Message::Count(fields.filter_map(|(name, n)| Some((name.clone(), n.as_f64()?))).collect())
             }
-            _ => Message::Said(message),
+            _ => Message::Program(message),
         }
     }
 }
@@ -230,14 +243,14 @@ pub fn disconnect(seq: u64) -> Value {
     json!({"cmd": "NODE_CLUSTER", "act": "disconnect", "seq": seq})
 }
 
-/// The watched file says this now. A message of the master's own, which programs hear as `process.on('message')`.
+/// The contents of the watched file. A message of the master's own, which programs receive by `process.on('message')`.
 pub fn notify(path: &str, value: Option<&str>) -> Value {
     json!({"act": "notify", "path": path, "value": value})
 }
 
-/// What was said has been heard.
-pub fn acknowledge(heard: u64, seq: u64) -> Value {
-    json!({"cmd": "NODE_CLUSTER", "ack": heard, "seq": seq})
+/// The message with this number was received.
+pub fn acknowledge(received: u64, seq: u64) -> Value {
+    json!({"cmd": "NODE_CLUSTER", "ack": received, "seq": seq})
 }
 
 #[cfg(test)]
@@ -311,7 +324,7 @@ mod tests {
             assert!(Message::parse(message.clone()).is_err(), "{message}");
         }
         for message in [json!(null), json!({"cmd": 5}), json!(["NODE_CLUSTER"]), json!({"act": "online"})] {
-            assert!(matches!(Message::parse(message), Ok(Message::Said(_))));
+            assert!(matches!(Message::parse(message), Ok(Message::Program(_))));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! How many restarts are too many, and how soon the next may be: a program that cannot run must not be started for ever.
+//! How many restarts are too many, and how soon the next may be: a program that cannot run is not started for ever.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -6,19 +6,19 @@ use std::time::Duration;
 /// The pauses do not grow beyond this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// The restarts of the last while, of all workers together.
+/// The recent restarts, of all workers together.
 pub struct Restarts {
     most: usize,
     within_ns: u64,
     /// Before the first of several restarts; each further one waits twice as long.
     pause: Duration,
     at_ns: VecDeque<u64>,
-    /// How many in a row have ended before they served: however slowly that goes, it leads nowhere.
+    /// How many in a row have ended before they served: such a program is given up however slowly it fails.
     failures: usize,
 }
 
 impl Restarts {
-    /// At most `most` within any time of this length, and at most so many in a row for workers that have never served.
+    /// At most `most` within any time of this length, and at most as many in a row for workers that have never served.
     pub fn new(most: usize, within: Duration, pause: Duration) -> Restarts {
         Restarts { most, within_ns: within.as_nanos() as u64, pause, at_ns: VecDeque::new(), failures: 0 }
     }

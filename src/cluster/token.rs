@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-/// A process that was started as a worker, counted from 1 over the master's life, as Node does: `NODE_UNIQUE_ID`. Its
-/// number (`WORKER_ID`) is its successor's too, this never.
+/// `NODE_UNIQUE_ID`: each process that is started as a worker has its own, counted from 1 over the master's life, as Node
+/// does. Its number (`WORKER_ID`) passes to its successor, this id never does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Uid(pub u64);
+pub struct UniqueId(pub u64);
 
-impl fmt::Display for Uid {
+impl fmt::Display for UniqueId {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         self.0.fmt(formatter)
     }
@@ -20,48 +20,49 @@ pub enum Stream {
     Error,
 }
 
-/// One descriptor that the master waits for. Each kind is answered in `Master::hear_of`.
+/// One descriptor that the master waits for. Each kind is handled in `Master::handle_ready`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Token {
     Signals,
     /// A worker's channel.
-    Worker(Uid),
+    Worker(UniqueId),
     /// A listening socket of the program.
-    Handle(u64),
+    Socket(u64),
     /// A pipe that a worker writes to.
-    Output(Uid, Stream),
+    Output(UniqueId, Stream),
     /// The control socket (0), or one of its clients.
     Control(u64),
-    /// The watched file's inotify instance.
+    /// The inotify instance that watches the --notify file.
     Notifier,
 }
 
 const KIND_SHIFT: u32 = 56;
 
 impl Token {
-    /// The kind is in the highest byte, who it is below.
+    /// The kind is in the highest byte, which one of them below.
     pub fn encode(self) -> u64 {
-        let (kind, who) = match self {
+        let (kind, which) = match self {
             Token::Signals => (0, 0),
-            Token::Worker(uid) => (1, uid.0),
-            Token::Handle(handle) => (2, handle),
-            Token::Output(uid, stream) => (3, uid.0 << 1 | u64::from(stream == Stream::Error)),
+            Token::Worker(id) => (1, id.0),
+            Token::Socket(socket) => (2, socket),
+            Token::Output(id, stream) => (3, id.0 << 1 | u64::from(stream == Stream::Error)),
             Token::Control(client) => (4, client),
             Token::Notifier => (5, 0),
         };
-        debug_assert!(who < 1 << KIND_SHIFT);
-        kind << KIND_SHIFT | who
+        debug_assert!(which < 1 << KIND_SHIFT);
+        kind << KIND_SHIFT | which
     }
 
-    /// `None` for what no token is written as.
+    /// `None` for a word that no token is encoded as.
     pub fn decode(word: u64) -> Option<Token> {
-        let who = word & ((1 << KIND_SHIFT) - 1);
+        let which = word & ((1 << KIND_SHIFT) - 1);
+        let stream = if which & 1 == 0 { Stream::Output } else { Stream::Error };
         Some(match word >> KIND_SHIFT {
             0 => Token::Signals,
-            1 => Token::Worker(Uid(who)),
-            2 => Token::Handle(who),
-            3 => Token::Output(Uid(who >> 1), if who & 1 == 0 { Stream::Output } else { Stream::Error }),
-            4 => Token::Control(who),
+            1 => Token::Worker(UniqueId(which)),
+            2 => Token::Socket(which),
+            3 => Token::Output(UniqueId(which >> 1), stream),
+            4 => Token::Control(which),
             5 => Token::Notifier,
             _ => return None,
         })
@@ -77,11 +78,11 @@ mod tests {
         let most = (1 << 55) - 1;
         for token in [
             Token::Signals,
-            Token::Worker(Uid(1)),
-            Token::Worker(Uid(most)),
-            Token::Handle(0),
-            Token::Output(Uid(7), Stream::Output),
-            Token::Output(Uid(most), Stream::Error),
+            Token::Worker(UniqueId(1)),
+            Token::Worker(UniqueId(most)),
+            Token::Socket(0),
+            Token::Output(UniqueId(7), Stream::Output),
+            Token::Output(UniqueId(most), Stream::Error),
             Token::Control(0),
             Token::Notifier,
         ] {

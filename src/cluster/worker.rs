@@ -9,25 +9,28 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 use super::args::MasterArgs;
-use super::token::Uid;
+use super::poller::{Due, Poller};
+use super::token::{Token, UniqueId};
 use crate::failure::Failure;
 use crate::server::Ipc;
+use crate::server::listener::BACK_OFF;
 use crate::sys::epoll::Interest;
 use crate::sys::process;
 use crate::units::monotonic_ns;
 
-/// A worker that does not read is sent no more messages while so many bytes wait for it.
+/// A worker is sent no more messages while so many bytes wait to be read by it.
 const MOST_UNREAD: usize = 64 << 20;
 
 /// How far a worker has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Forked, and not listening. It may be the candidate to take the place of another.
-    Starting {
-        candidate_for: Option<Uid>,
-    },
+    /// Started, and not listening. `must_listen`: it is to replace a worker that has listened.
+    Starting { must_listen: bool },
+    /// It listens.
     Serving,
-    /// It was asked to go, or has said that it will.
+    /// It has lived for `--listen-timeout` without listening: a consumer of a queue, say, or a program that listens by itself.
+    Running,
+    /// It was asked to leave, or has said that it will.
     Leaving,
 }
 
@@ -36,15 +39,31 @@ impl State {
         match self {
             State::Starting { .. } => "starting",
             State::Serving => "serving",
+            State::Running => "running",
             State::Leaving => "leaving",
         }
     }
+
+    /// It does what it is there for.
+    pub fn is_working(self) -> bool {
+        matches!(self, State::Serving | State::Running)
+    }
+}
+
+/// What a look at a worker has found.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Liveness {
+    Alive,
+    /// It is found to hang now, having been silent for so long.
+    HangsNow(f64),
+    /// It hangs for as long as `--hang-timeout` allows.
+    TooLong(f64),
 }
 
 /// A process that has not been reaped.
 pub struct Worker {
-    pub uid: Uid,
-    /// `WORKER_ID`: what it is to its clients.
+    pub id: UniqueId,
+    /// `WORKER_ID`, which its successor will have too.
     pub number: usize,
     pub pid: Pid,
     pub state: State,
@@ -52,65 +71,57 @@ pub struct Worker {
     /// `None` once it has disconnected.
     pub ipc: Option<Ipc>,
     /// What its channel is registered for.
-    pub interest: Interest,
+    interest: Interest,
     /// Its channel takes no descriptors, and is to be tried again.
-    pub is_flush_due: bool,
+    is_flush_due: bool,
     /// Connections that it was given and has not answered for.
     pub unanswered: Vec<Unanswered>,
     /// Why it could not listen.
-    pub trouble: Option<String>,
-    /// It has listened.
-    pub has_served: bool,
-    /// That it ends is no surprise: it was asked to, or has said that it will.
+    pub last_error: Option<String>,
+    pub has_listened: bool,
+    /// Its end is expected: it was asked to leave, or has said that it will.
     pub was_expected: bool,
     /// When to kill it; `None` while it may live.
     pub deadline_ns: Option<u64>,
-    /// What it has sent against the protocol.
+    /// Messages it has sent against the protocol.
     pub violations: u64,
-    /// It has said something, so its library looks at the channel.
+    /// It has sent something, so its library reads the channel.
     pub is_online: bool,
     /// It counts in the scoreboard by itself.
     pub counts: bool,
-    pub heard_ns: u64,
+    heard_ns: u64,
     /// Since when it owes a sign of life.
-    pub silent_since_ns: Option<u64>,
-    /// That it gives none has been told.
+    silent_since_ns: Option<u64>,
     pub is_hung: bool,
 }
 
-/// Should the worker refuse or die, the connection is still ours.
+/// A connection that a worker was given: should it refuse or die, another gets it.
 pub struct Unanswered {
     pub seq: u64,
-    /// The handle it came from.
-    pub handle: u64,
+    /// The listening socket it came from.
+    pub socket: u64,
     pub connection: Rc<OwnedFd>,
 }
 
 impl Worker {
-    /// Starts a process as worker `number`, which writes to these two pipes and counts in this scoreboard.
+    /// Starts `command` as worker `number`, which counts in this scoreboard.
     pub fn start(
+        mut command: Command,
         args: &MasterArgs,
         number: usize,
-        uid: Uid,
-        candidate_for: Option<Uid>,
-        output: [OwnedFd; 2],
+        id: UniqueId,
+        must_listen: bool,
         scoreboard: BorrowedFd,
     ) -> Result<Worker, Failure> {
         let (ipc, theirs) = Ipc::pair()?;
-        let program = &args.program[0];
-        let mut command = Command::new(program);
-        let [stdout, stderr] = output;
+        let program = args.program[0].display();
         command
-            .args(&args.program[1..])
-            .envs(args.env.iter().map(|(name, value)| (name, value)))
             .env("NODE_CHANNEL_FD", theirs.as_raw_fd().to_string())
             .env("NODE_CHANNEL_SERIALIZATION_MODE", "json")
-            .env("NODE_UNIQUE_ID", uid.to_string())
+            .env("NODE_UNIQUE_ID", id.to_string())
             .env("WORKER_ID", number.to_string())
             .env("ACCEPTLAB_SCOREBOARD_FD", scoreboard.as_raw_fd().to_string())
-            .stdin(Stdio::null())
-            .stdout(stdout)
-            .stderr(stderr);
+            .stdin(Stdio::null());
         if let Some(gid) = args.gid {
             command.gid(gid);
         }
@@ -128,21 +139,21 @@ impl Worker {
                 }
                 _ => "start fewer with --workers, or raise ulimit -u",
             };
-            Failure::new(format_args!("start {}", program.display()), error).advise(advice)
+            Failure::new(format_args!("start {program}"), error).advise(advice)
         })?;
         let now_ns = monotonic_ns();
         Ok(Worker {
-            uid,
+            id,
             number,
             pid,
-            state: State::Starting { candidate_for },
+            state: State::Starting { must_listen },
             started_ns: now_ns,
             ipc: Some(ipc),
             interest: Interest::empty(),
             is_flush_due: false,
             unanswered: Vec::new(),
-            trouble: None,
-            has_served: false,
+            last_error: None,
+            has_listened: false,
             was_expected: false,
             deadline_ns: None,
             violations: 0,
@@ -159,6 +170,62 @@ impl Worker {
         self.ipc.as_ref().is_some_and(|ipc| ipc.unsent_bytes() < MOST_UNREAD)
     }
 
+    /// Lets the poller wait for what the channel needs now. False: the channel takes nothing any more.
+    pub fn watch(&mut self, poller: &mut Poller) -> bool {
+        let Some(ipc) = &self.ipc else { return true };
+        if ipc.is_broken() {
+            return false;
+        }
+        let interest = ipc.interest();
+        if interest != self.interest {
+            poller.modify(ipc, Token::Worker(self.id), interest);
+            self.interest = interest;
+        }
+        if ipc.is_starved() && !self.is_flush_due {
+            self.is_flush_due = true;
+            poller.after(BACK_OFF, Due::Flush(self.id));
+        }
+        true
+    }
+
+    /// Sends what waits in the channel.
+    pub fn flush(&mut self) {
+        self.is_flush_due = false;
+        if let Some(ipc) = &mut self.ipc {
+            ipc.flush();
+        }
+    }
+
+    /// Whether it is alive. A worker that was given something answers for it; one that owes no answer is asked for a sign of
+    /// life, which its library gives without asking the program (`Ipc::ping`): so it shows that the process's event loop
+    /// turns, and no more.
+    pub fn check(&mut self, now_ns: u64, beat_ns: u64, hang_ns: Option<u64>) -> Liveness {
+        // A worker that leaves has its time for that.
+        let is_watched = self.is_online && self.state != State::Leaving;
+        let Some(ipc) = self.ipc.as_mut().filter(|_| is_watched) else { return Liveness::Alive };
+        if ipc.awaits_acknowledgement() || !self.unanswered.is_empty() {
+            let silent_ns = now_ns - *self.silent_since_ns.get_or_insert(now_ns);
+            let silent_s = silent_ns as f64 / 1e9;
+            if silent_ns >= beat_ns && !self.is_hung {
+                self.is_hung = true;
+                return Liveness::HangsNow(silent_s);
+            }
+            if self.is_hung && hang_ns.is_some_and(|hang_ns| silent_ns >= hang_ns) {
+                return Liveness::TooLong(silent_s);
+            }
+        } else if self.heard_ns + beat_ns <= now_ns {
+            ipc.ping();
+            self.silent_since_ns = Some(now_ns);
+        }
+        Liveness::Alive
+    }
+
+    /// Something has come from it. True: it was taken for hung.
+    pub fn shows_life(&mut self, now_ns: u64) -> bool {
+        (self.heard_ns, self.silent_since_ns) = (now_ns, None);
+        std::mem::take(&mut self.is_hung)
+    }
+
     pub fn terminate(&self) {
         // As below.
         let _ = kill(self.pid, Signal::SIGTERM);
@@ -166,7 +233,7 @@ impl Worker {
 
     /// With all that it has started and that has stayed in its group.
     pub fn kill(&self) {
-        // It may be gone; then there is nobody to kill.
+        // It may be gone; then there is nothing to kill.
         let _ = killpg(self.pid, Signal::SIGKILL);
     }
 }

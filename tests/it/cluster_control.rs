@@ -267,7 +267,10 @@ fn who_waits_for_a_reload_learns_whom_it_had_to_kill() {
     let _hung = crate::dispatch::Stopped::new(pid);
     let output = socket.ctl(&["reload"]);
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("worker 0: the old one has not left in time, and is killed"), "{said}");
+    assert!(
+        said.contains("worker 0: the old one has not left in time (--kill-timeout), and is killed"),
+        "{said}"
+    );
     assert_eq!(String::from_utf8_lossy(&output.stdout), "workers replaced: 1, killed: 1\n");
 }
 

@@ -1,4 +1,4 @@
-//! One listening socket of the program, and the workers that are to have its connections.
+//! One listening socket of the program, and the workers that get its connections.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
@@ -13,37 +13,40 @@ use nix::errno::Errno;
 use serde_json::Value;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
-use super::protocol::{Address, Query, Target};
-use super::token::Uid;
+use super::protocol::{Address, Query, Target, is_abstract};
+use super::token::UniqueId;
 use crate::server::ipc::connection_head;
 use crate::sys::fd::take_inherited;
 
 /// What all calls of `listen()` with the same key share.
-pub struct Handle {
+pub struct ListeningSocket {
     pub key: String,
-    /// What is said with each of its connections.
+    /// The message that each of its connections comes with, up to its number.
     pub connection_head: String,
     pub socket: Rc<OwnedFd>,
     /// With the port that the kernel chose.
     pub address: Address,
-    /// The file of a Unix socket, which goes with it; and which file that is.
+    /// The file of a Unix socket, which is removed with it; and its device and inode.
     file: Option<(PathBuf, (u64, u64))>,
     pub data: Value,
-    /// The workers that have called, with their numbers.
-    pub members: Vec<(Uid, usize)>,
+    /// The workers that have called `listen()`, with their numbers.
+    pub members: Vec<(UniqueId, usize)>,
     /// Those that can be given a connection, in the order in which they became free.
-    pub free: Vec<(Uid, usize)>,
+    pub free: Vec<(UniqueId, usize)>,
     /// Accepted, and to be given again.
     pub returned: VecDeque<Rc<OwnedFd>>,
     /// The listening socket may have more.
     pub is_ready: bool,
-    /// Since when it has no member, and what it has accepted waits for a successor.
+    /// Since when it has no member, and its connections wait for a successor.
     pub orphaned_ns: Option<u64>,
+    /// The last worker that has closed it.
+    pub closed_by: Option<UniqueId>,
 }
 
-impl Handle {
-    /// Binds what the program asks for, with the options that Node sets; or takes what we were started with.
-    pub fn bind(query: &Query, key: String, inherited: &mut Inherited) -> nix::Result<Handle> {
+impl ListeningSocket {
+    /// Binds the address that the program asks for, with the options that Node sets; or takes a socket that we were started
+    /// with.
+    pub fn bind(query: &Query, key: String, inherited: &mut Inherited) -> nix::Result<ListeningSocket> {
         let mut file = None;
         let (socket, address): (Rc<OwnedFd>, Address) = match query.target()? {
             Target::Ip(candidates) => {
@@ -64,7 +67,7 @@ impl Handle {
             }
             Target::Inherited(fd) => inherited.take(fd)?,
         };
-        Ok(Handle {
+        Ok(ListeningSocket {
             connection_head: connection_head(&key),
             key,
             socket,
@@ -76,32 +79,33 @@ impl Handle {
             returned: VecDeque::new(),
             is_ready: false,
             orphaned_ns: None,
+            closed_by: None,
         })
     }
 
-    pub fn add_member(&mut self, worker: Uid, number: usize) {
+    pub fn add_member(&mut self, worker: UniqueId, number: usize) {
         if !self.has_member(worker) {
             self.members.push((worker, number));
         }
-        self.orphaned_ns = None;
+        (self.orphaned_ns, self.closed_by) = (None, None);
     }
 
-    pub fn has_member(&self, worker: Uid) -> bool {
+    pub fn has_member(&self, worker: UniqueId) -> bool {
         self.members.iter().any(|&(member, _)| member == worker)
     }
 
-    pub fn set_free(&mut self, worker: Uid) {
+    pub fn set_free(&mut self, worker: UniqueId) {
         let member = self.members.iter().find(|&&(member, _)| member == worker);
         if let Some(&member) = member.filter(|member| !self.free.contains(member)) {
             self.free.push(member);
         }
     }
 
-    pub fn set_busy(&mut self, worker: Uid) {
+    pub fn set_busy(&mut self, worker: UniqueId) {
         self.free.retain(|&(free, _)| free != worker);
     }
 
-    pub fn remove_member(&mut self, worker: Uid, now_ns: u64) {
+    pub fn remove_member(&mut self, worker: UniqueId, now_ns: u64) {
         let before = self.members.len();
         self.members.retain(|&(member, _)| member != worker);
         self.set_busy(worker);
@@ -110,21 +114,21 @@ impl Handle {
         }
     }
 
-    /// There may be a connection, and somebody is free to have it.
+    /// There may be a connection, and a worker is free to get it.
     pub fn can_give(&self) -> bool {
         !self.free.is_empty() && (self.is_ready || !self.returned.is_empty())
     }
 }
 
-impl AsFd for Handle {
+impl AsFd for ListeningSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 }
 
-impl Drop for Handle {
+impl Drop for ListeningSocket {
     fn drop(&mut self) {
-        // Somebody may have removed it, and put another in its place: that is not ours.
+        // Another file may have taken its place: that is not ours.
         if let Some((file, ours)) = &self.file
             && identity(file) == Some(*ours)
         {
@@ -140,34 +144,35 @@ fn bind(address: SocketAddr, query: &Query) -> std::io::Result<(OwnedFd, Address
         socket.set_only_v6(query.is_ipv6_only())?;
     }
     socket.set_nonblocking(true)?;
-    // Inherited by every connection; one of our own servers asks for it, and Node sets it itself (tcp(7)).
+    // Every connection inherits it; our own servers ask for it, and Node sets it by itself (tcp(7)).
     socket.set_tcp_nodelay(query.no_delay == true)?;
     socket.bind(&address.into())?;
     let bound = socket.local_addr()?.as_socket().expect("a TCP socket has an IP address");
     Ok((socket.into(), Address::Ip(bound)))
 }
 
-/// As with Node, a file that is there already is a taken address, whoever has left it.
+/// As with Node, a file that exists already is a taken address, even if no process listens there.
 fn bind_unix(path: &Path, query: &Query) -> std::io::Result<OwnedFd> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     socket.bind(&SockAddr::unix(path)?)?;
     let for_all = query.mode_for_all();
-    if for_all != 0 {
+    if for_all != 0 && !is_abstract(path) {
         let mode = fs::symlink_metadata(path)?.permissions().mode();
         fs::set_permissions(path, Permissions::from_mode(mode | for_all))?;
     }
     Ok(socket.into())
 }
 
-/// Device and inode of a socket's file, and of nothing else.
-fn identity(path: &Path) -> Option<(u64, u64)> {
+/// Device and inode of a socket's file, and of no other file. While the socket is open the kernel gives the inode to no other
+/// file, so the same numbers are the same file.
+pub(super) fn identity(path: &Path) -> Option<(u64, u64)> {
     let metadata = fs::symlink_metadata(path).ok().filter(|metadata| metadata.file_type().is_socket())?;
     Some((metadata.dev(), metadata.ino()))
 }
 
-/// Sockets that we were started with, as systemd's socket activation does. They are kept: a program that has closed one
-/// may want it again, and nobody could open it for us.
+/// Sockets that we were started with, as systemd's socket activation does. They are kept: a program that has closed one may
+/// want it again, and it cannot be opened anew.
 #[derive(Default)]
 pub struct Inherited(BTreeMap<RawFd, Rc<OwnedFd>>);
 

@@ -1,0 +1,743 @@
+//! The master's loop: channels, listening sockets, signals and timers, one after another. Nothing waits for a worker that
+//! does not answer.
+//!
+//! Each part owns what belongs to it: [`Workers`] the processes, [`Sockets`] the connections, [`RollingReload`] the progress
+//! of a reload, [`Control`] the clients of `cluster ctl`, [`Notifier`] the watched file. Here is what one of them has to know
+//! of another.
+
+use std::collections::VecDeque;
+use std::mem;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use serde_json::{Value, json};
+
+use super::args::MasterArgs;
+use super::control::{self, Control};
+use super::event_log::EventLog;
+use super::notifier::Notifier;
+use super::poller::{Due, Poller};
+use super::protocol::{self, Address, Message, Query};
+use super::reload::{RollingReload, Without};
+use super::signals::{self, Signals};
+use super::sockets::{Acceptor, Sockets};
+use super::status;
+use super::token::{Token, UniqueId};
+use super::worker::{State, Worker};
+use super::workers::{Vacancy, Workers};
+use crate::failure::Failure;
+use crate::report::ServerReport;
+use crate::server::ipc::{Incoming, Received};
+use crate::sys::epoll::Interest;
+use crate::sys::process::Usage;
+
+/// A longer message of the program is logged by its size.
+const LONGEST_LOGGED: usize = 4096;
+
+/// What the program has to decide about; everything else the master does by itself.
+pub enum Event {
+    /// A worker has called `listen()`: [`Master::listen`] decides who accepts.
+    Listen(UniqueId, Box<Query>),
+    /// A connection of this socket, and at least one worker is [`Master::free`] to [`Master::pass`] it to.
+    Connection(u64, Rc<OwnedFd>),
+    /// For the first time all workers take connections.
+    Ready(Address),
+    /// A number has no worker that serves, or is about to: [`Master::restart`] it or [`Master::give_up`].
+    Vacant(Vacancy),
+}
+
+/// Why the master ends, or starts nothing more.
+#[derive(Default)]
+struct Ending {
+    was_asked_to_stop: bool,
+    has_given_up: bool,
+    /// Why it ends though it was not asked to.
+    exit_reason: Option<String>,
+    /// Clients of the control socket that wait for the end.
+    clients: Vec<u64>,
+}
+
+/// The workers and everything that the master holds for them.
+pub struct Master {
+    poller: Poller,
+    signals: Signals,
+    log: EventLog,
+    workers: Workers,
+    sockets: Sockets,
+    reload: Option<RollingReload>,
+    control: Option<Control>,
+    notifier: Option<Notifier>,
+    ending: Ending,
+    /// Where the program listened first, once all workers do.
+    address: Option<Address>,
+    /// For the program to decide about.
+    events: VecDeque<Event>,
+    incoming: VecDeque<Incoming>,
+}
+
+impl Master {
+    /// Starts all workers. A worker has at most `most_unanswered` connections to answer for before it is given no more.
+    pub fn start(model: &str, args: MasterArgs, most_unanswered: usize) -> Result<Master, Failure> {
+        let open = || {
+            let poller = Poller::new()?;
+            let signals = Signals::open(&poller)?;
+            Ok((poller, signals))
+        };
+        let (poller, signals) =
+            open().map_err(|errno: Errno| Failure::new("open an epoll instance", errno))?;
+        let notifier = args.notify.as_deref().map(|path| Notifier::new(path, args.notify_every));
+        let mut master = Master {
+            signals,
+            log: EventLog::open(args.events.as_deref())?,
+            control: args.control.as_deref().map(|path| Control::open(path, &poller)).transpose()?,
+            notifier: notifier.transpose()?,
+            poller,
+            workers: Workers::new(model, args)?,
+            sockets: Sockets::new(most_unanswered),
+            reload: None,
+            ending: Ending::default(),
+            address: None,
+            events: VecDeque::new(),
+            incoming: VecDeque::new(),
+        };
+        if let Some(inotify) = master.notifier.as_ref().and_then(Notifier::inotify) {
+            let watched = master.poller.add(inotify, Token::Notifier, Interest::EPOLLIN);
+            watched.map_err(|errno| Failure::new("watch a file", errno))?;
+        }
+        if let Some(next_ns) = master.notifier.as_ref().and_then(Notifier::next_read_ns) {
+            master.poller.at(next_ns, Due::ReadFile);
+        }
+        master.poller.after(master.workers.heartbeat(), Due::Heartbeat);
+        for number in 0..master.workers.wanted {
+            master.workers.start(number, false, &mut master.poller, &mut master.log)?;
+        }
+        Ok(master)
+    }
+
+    /// What happens next. `None`: the master is to stop, or has given up and the last worker is dead.
+    ///
+    /// # Errors
+    /// The same when the program never served.
+    pub fn next_event(&mut self) -> Result<Option<Event>, Failure> {
+        loop {
+            self.disconnect_broken();
+            if self.ending.was_asked_to_stop {
+                return Ok(None);
+            }
+            if let Some(event) = self.events.pop_front() {
+                return Ok(Some(event));
+            }
+            if let Some(vacancy) = self.workers.vacancies.pop_front() {
+                return Ok(Some(Event::Vacant(vacancy)));
+            }
+            if self.ending.has_given_up && self.workers.is_empty() {
+                return self.end_without_workers();
+            }
+            if let Some((socket, connection)) =
+                self.sockets.next_connection(&mut self.poller, &mut self.log)?
+            {
+                return Ok(Some(Event::Connection(socket, connection)));
+            }
+            self.wait()?;
+        }
+    }
+
+    fn end_without_workers(&mut self) -> Result<Option<Event>, Failure> {
+        let last = &self.workers.last_error;
+        let failure =
+            Failure::relay(format!("serve: the last worker has died, and no more are started; last: {last}"));
+        if self.address.is_none() {
+            return Err(failure);
+        }
+        // It has served, so there is something to report first.
+        self.ending.exit_reason = Some(failure.to_string());
+        Ok(None)
+    }
+
+    /// A worker that has called `listen()` gets connections from the master, or the socket itself.
+    pub fn listen(&mut self, id: UniqueId, query: &Query, acceptor: Acceptor) {
+        let result = self.sockets.listen(id, query, acceptor, &mut self.workers, &mut self.poller);
+        if let (Err(what), Some(worker)) = (result, self.workers.get(id)) {
+            self.log.log_of(worker, "failure", json!({ "what": what }));
+            self.workers.set_last_error(id, &what);
+        }
+    }
+
+    /// The workers that can be given a connection of this socket, with their numbers, in the order in which they became
+    /// free.
+    pub fn free(&self, socket: u64) -> &[(UniqueId, usize)] {
+        self.sockets.free(socket)
+    }
+
+    /// How many connections worker `number` has, as far as that is known.
+    pub fn load(&self, number: usize) -> u64 {
+        self.workers.load(number)
+    }
+
+    /// How many workers there are to be; their numbers are below this.
+    pub fn workers(&self) -> usize {
+        self.workers.wanted
+    }
+
+    /// Passes a connection to a worker, and keeps a copy until it is answered for.
+    pub fn pass(&mut self, socket: u64, connection: Rc<OwnedFd>, id: UniqueId) {
+        self.sockets.pass(socket, connection, id, &mut self.workers, &mut self.poller);
+    }
+
+    /// Starts a successor after this pause; where that fails, it is tried again in a while.
+    pub fn restart(&mut self, number: usize, after: Duration) {
+        if after.is_zero() {
+            self.workers.start_if_vacant(number, &mut self.poller, &mut self.log);
+        } else {
+            self.poller.after(after, Due::Start(number));
+        }
+    }
+
+    /// No worker is started any more. Those that live go on.
+    pub fn give_up(&mut self) {
+        if !mem::replace(&mut self.ending.has_given_up, true) {
+            self.workers.is_closed = true;
+            self.workers.counts.report.gave_up = true;
+            let last = self.workers.last_error.as_str();
+            self.log.log("giveup", json!({"workers_left": self.workers.len(), "last": last}));
+        }
+    }
+
+    /// Asks all workers to disconnect and lets them finish, kills those left after the time-out, reaps all.
+    pub fn stop(mut self) -> Result<ServerReport, Failure> {
+        self.ending.was_asked_to_stop = true;
+        self.workers.is_closed = true;
+        self.abandon_reload("the cluster stops");
+        self.sockets.give_returned(&mut self.workers, &mut self.poller);
+        for id in self.workers.ids() {
+            self.dismiss(id);
+            self.workers.terminate_if_own(id);
+        }
+        self.sockets.close();
+        while !self.workers.is_empty() {
+            self.events.clear();
+            self.wait()?;
+        }
+        // A program that has never listened has no address.
+        let address = self.address.take().unwrap_or_else(|| Address::Ip(([0, 0, 0, 0], 0).into()));
+        let mut report = self.workers.scoreboard.report(address, Some(Usage::of_process()));
+        self.workers.outputs.drain(&mut self.log);
+        self.log.log("stopped", json!({"uptime_s": report.uptime_s}));
+        let mut counts = self.workers.counts.report();
+        counts.lines_dropped = self.log.lines_dropped() + self.workers.outputs.lines_dropped();
+        report.cluster = Some(counts);
+        if let Some(line) = self.ending.exit_reason.take() {
+            self.log.write(format!("{line}\n").as_bytes());
+        }
+        for client in mem::take(&mut self.ending.clients) {
+            self.answer(client, json!({"done": "the cluster has stopped"}));
+        }
+        Ok(report)
+    }
+
+    fn wait(&mut self) -> Result<(), Failure> {
+        self.disconnect_broken();
+        self.sockets.close_passed();
+        let reports = self.poller.wait().map_err(|errno| Failure::new("wait for the workers", errno))?;
+        for i in 0..reports {
+            if let Some((token, flags)) = self.poller.report(i) {
+                self.handle_ready(token, flags)?;
+            }
+        }
+        while let Some(due) = self.poller.next_due() {
+            self.run_timer(due);
+        }
+        Ok(())
+    }
+
+    /// A descriptor is ready. It may be gone, since an earlier report of the same wait has ended it.
+    fn handle_ready(&mut self, token: Token, flags: Interest) -> Result<(), Failure> {
+        match token {
+            Token::Signals => self.handle_signal()?,
+            Token::Worker(id) => {
+                if flags.intersects(Interest::EPOLLIN | Interest::EPOLLHUP | Interest::EPOLLERR) {
+                    self.receive(id);
+                }
+                self.flush(id);
+            }
+            Token::Socket(socket) => self.sockets.set_ready(socket),
+            Token::Output(id, stream) => self.workers.outputs.read(id, stream, &mut self.log),
+            Token::Control(0) => self.control.iter_mut().for_each(|control| control.accept(&self.poller)),
+            Token::Control(client) => self.handle_client(client),
+            Token::Notifier => self.read_watched_file(),
+        }
+        Ok(())
+    }
+
+    fn handle_signal(&mut self) -> Result<(), Failure> {
+        match self.signals.next().map_err(|errno| Failure::new("wait for signals", errno))? {
+            signals::Request::Stop => self.ending.was_asked_to_stop = true,
+            signals::Request::Reload => self.start_reload(None),
+            signals::Request::ReopenFiles => self.reopen_files(),
+            // Several SIGCHLD may merge into one.
+            signals::Request::Reap => while self.reap_one() {},
+            signals::Request::Nothing => {}
+        }
+        Ok(())
+    }
+
+    fn run_timer(&mut self, due: Due) {
+        match due {
+            Due::AcceptAgain => self.sockets.accept_again(),
+            Due::Retry(socket, id) => self.sockets.set_free(socket, id, &self.workers),
+            Due::CloseOrphan(socket) => self.sockets.close_orphan(socket, &self.workers, &mut self.poller),
+            Due::CloseUnused(socket, id) => self.sockets.close_unused(socket, id, &self.workers),
+            Due::Flush(id) => self.flush(id),
+            Due::Kill(id) => {
+                if self.workers.kill_overdue(id, &mut self.poller, &mut self.log) {
+                    self.tell_of_killed_in_reload(id);
+                }
+            }
+            Due::Start(number) => self.workers.start_if_vacant(number, &mut self.poller, &mut self.log),
+            Due::Listen(id) => {
+                if self.workers.check_listening(id, &mut self.poller, &mut self.log) {
+                    self.note_working(id);
+                }
+            }
+            Due::Heartbeat => self.check_all(),
+            Due::ReadFile => self.read_watched_file(),
+        }
+    }
+
+    fn check_all(&mut self) {
+        for id in self.workers.ids() {
+            if self.workers.check(id, &mut self.poller, &mut self.log) {
+                self.sockets.suspend(id, &mut self.workers);
+            }
+        }
+        self.control.iter_mut().for_each(|control| control.unmute(&self.poller));
+        self.log.flush();
+        self.poller.after(self.workers.heartbeat(), Due::Heartbeat);
+    }
+
+    fn reopen_files(&mut self) {
+        self.log.reopen();
+        self.workers.outputs.reopen(&mut self.log);
+    }
+
+    // What the workers say.
+
+    fn flush(&mut self, id: UniqueId) {
+        self.workers.get_mut(id).into_iter().for_each(Worker::flush);
+        self.workers.watch(id, &mut self.poller);
+    }
+
+    /// Receives once. True: there may be more.
+    fn receive(&mut self, id: UniqueId) -> bool {
+        let mut incoming = mem::take(&mut self.incoming);
+        let received = self.workers.receive(id, &mut incoming);
+        // An acknowledgement is a sign of life that comes without a message.
+        if received == Received::Something {
+            self.note_life(id);
+        }
+        for incoming in incoming.drain(..) {
+            let message = match incoming {
+                Incoming::Message(message, _unwanted) => Message::parse(message),
+                Incoming::Answer { ack, accepted } => Ok(Message::Answer { ack, accepted }),
+                Incoming::Large(bytes) => Ok(Message::Large(bytes)),
+                // It has no descriptor left: as if it had refused.
+                Incoming::Undelivered(seq) => Ok(Message::Answer { ack: seq, accepted: false }),
+                Incoming::Connection { .. } => Err("a connection where none belongs".to_owned()),
+                Incoming::Violation(what) => Err(what),
+            };
+            match message {
+                Ok(message) => self.handle_message(id, message),
+                Err(what) => self.workers.log_violation(id, &what, &mut self.log),
+            }
+        }
+        self.incoming = incoming;
+        if received == Received::End {
+            self.disconnect(id);
+        }
+        received == Received::Something
+    }
+
+    fn handle_message(&mut self, id: UniqueId, message: Message) {
+        match message {
+            Message::Online { counts } => {
+                if let Some(worker) = self.workers.get_mut(id) {
+                    (worker.is_online, worker.counts) = (true, counts);
+                }
+                self.log_of(id, "online", json!({}));
+                if self.notifier.as_ref().is_some_and(|notifier| notifier.value().is_some()) {
+                    self.notify(id);
+                }
+            }
+            Message::Query(query) => self.events.push_back(Event::Listen(id, query)),
+            Message::Listening { port } => self.note_listening(id, port),
+            Message::Close(key) => self.sockets.close_of(id, &key, &mut self.poller),
+            Message::ExitedAfterDisconnect { seq } => {
+                self.note_leaving(id);
+                let acknowledgement = protocol::acknowledge(seq, self.workers.next_seq());
+                self.workers.send(id, &acknowledgement, &mut self.poller);
+            }
+            Message::Answer { ack, accepted } => {
+                if !self.sockets.take_answer(id, ack, accepted, &mut self.workers, &mut self.poller) {
+                    self.workers.log_violation(
+                        id,
+                        "an answer about a connection that it was not given",
+                        &mut self.log,
+                    );
+                }
+                if self.ending.was_asked_to_stop {
+                    self.workers.terminate_if_own(id);
+                }
+            }
+            Message::Suicide => {
+                if self.workers.get(id).is_some_and(|worker| worker.state != State::Leaving) {
+                    self.workers.counts.report.suicides += 1;
+                    self.log_of(id, "suicide", json!({}));
+                    self.note_leaving(id);
+                }
+            }
+            Message::Count(counts) => {
+                counts.iter().for_each(|(name, n)| self.workers.counts.count(name, *n));
+            }
+            Message::Program(message) => {
+                let fields = match message.to_string().len() {
+                    bytes if bytes > LONGEST_LOGGED => json!({"bytes": bytes}),
+                    _ => json!({"message": message}),
+                };
+                self.log_of(id, "message", fields);
+            }
+            Message::Large(bytes) => self.log_of(id, "message", json!({"bytes": bytes})),
+        }
+    }
+
+    fn log_of(&mut self, id: UniqueId, event: &str, fields: Value) {
+        if let Some(worker) = self.workers.get(id) {
+            self.log.log_of(worker, event, fields);
+        }
+    }
+
+    fn note_life(&mut self, id: UniqueId) {
+        let now_ns = self.poller.now_ns;
+        if self.workers.get_mut(id).is_some_and(|worker| worker.shows_life(now_ns)) {
+            self.log_of(id, "recovered", json!({}));
+            self.sockets.resume(id, &self.workers);
+        }
+    }
+
+    fn note_listening(&mut self, id: UniqueId, port: Option<u64>) {
+        let is_meant = |address: &&Address| match address {
+            Address::Ip(address) => port == Some(address.port().into()),
+            Address::Path(_) => port.is_none(),
+        };
+        let first = self.sockets.addresses_of(id).next();
+        let address = self.sockets.addresses_of(id).find(is_meant).or(first).map(Address::to_string);
+        self.log_of(id, "listening", json!({"address": address}));
+        if address.is_some() {
+            let is_first = self.workers.note_listening(id);
+            if is_first {
+                self.note_working(id);
+            } else {
+                self.note_ready();
+            }
+        }
+    }
+
+    /// A worker has begun to do what it is there for.
+    fn note_working(&mut self, id: UniqueId) {
+        if let Some(reload) = &mut self.reload
+            && let Some(old) = reload.with(id)
+        {
+            match self.workers.get(old) {
+                Some(_) => self.dismiss(old),
+                // It has left already.
+                None => self.replace_next(),
+            }
+        }
+        self.note_ready();
+    }
+
+    fn note_ready(&mut self) {
+        if self.address.is_none() && self.workers.all_work() {
+            self.address = self.sockets.first_address().cloned();
+            self.events.extend(self.address.clone().map(Event::Ready));
+        }
+    }
+
+    // How workers leave.
+
+    /// Asks it to leave.
+    fn dismiss(&mut self, id: UniqueId) {
+        self.workers.dismiss(id, &mut self.poller);
+        // What it was given before it reads this, it takes or gives back.
+        self.sockets.leave_all(id, &mut self.poller);
+    }
+
+    /// It has said that it will leave.
+    fn note_leaving(&mut self, id: UniqueId) {
+        let Some(worker) = self.workers.get_mut(id) else { return };
+        worker.was_expected = true;
+        self.do_without(id);
+        self.reload_without(id, "it leaves by itself");
+    }
+
+    fn do_without(&mut self, id: UniqueId) {
+        if self.workers.get(id).is_some_and(|worker| worker.state != State::Leaving) {
+            self.sockets.leave_all(id, &mut self.poller);
+            self.workers.note_leaving(id, &mut self.poller);
+        }
+    }
+
+    /// Its channel is closed. It may still answer what it has.
+    fn disconnect(&mut self, id: UniqueId) {
+        if self.workers.close_channel(id, &mut self.poller) {
+            self.sockets.take_back_all(id, &mut self.workers, &mut self.poller);
+            self.events.retain(|event| !matches!(event, Event::Listen(asker, _) if *asker == id));
+            self.log_of(id, "disconnect", json!({}));
+            self.do_without(id);
+        }
+    }
+
+    /// The channels that take nothing more. What came over them still counts.
+    fn disconnect_broken(&mut self) {
+        while let Some(id) = self.workers.next_broken() {
+            while self.receive(id) {}
+            self.disconnect(id);
+        }
+    }
+
+    /// True: a process has ended.
+    fn reap_one(&mut self) -> bool {
+        self.workers.kill_group_of_ended();
+        let Some((worker, ending, usage)) = self.workers.reap() else { return false };
+        let Some(id) = worker else { return true };
+        // What it sent before it died counts.
+        while self.receive(id) {}
+        self.disconnect(id);
+        if let Some(exit_reason) = self.workers.remove(id, ending, usage, &mut self.log) {
+            self.reload_without(id, &format!("it {exit_reason}"));
+        }
+        true
+    }
+
+    // The reload.
+
+    /// Begins to replace all workers; this client of the control socket waits for it.
+    fn start_reload(&mut self, client: Option<u64>) {
+        self.reopen_files();
+        if let Some(reload) = &mut self.reload {
+            reload.again = true;
+            reload.clients.extend(client);
+            let step = json!({"step": "a reload is under way; another follows it"});
+            return client.into_iter().for_each(|client| self.send_to(client, &step));
+        }
+        self.begin_reload(client.into_iter().collect());
+    }
+
+    fn begin_reload(&mut self, clients: Vec<u64>) {
+        // A program that was given up is tried once more.
+        (self.ending.has_given_up, self.workers.is_closed) = (false, false);
+        self.workers.counts.report.gave_up = false;
+        let wanted = self.workers.wanted;
+        self.log.log("reload", json!({"workers": wanted}));
+        self.reload = Some(RollingReload::of(wanted, clients));
+        (0..wanted).for_each(|number| self.restart(number, Duration::ZERO));
+        self.replace_next();
+    }
+
+    fn replace_next(&mut self) {
+        loop {
+            if self.ending.has_given_up {
+                return self.abandon_reload("the program was given up");
+            }
+            let Some(reload) = &mut self.reload else { return };
+            let Some(number) = reload.next_number() else { return self.finish_reload() };
+            // A worker that was started meanwhile is new already.
+            let since_ns = reload.since_ns;
+            let old = self.workers.holder(number).filter(|worker| worker.started_ns < since_ns);
+            let Some((old, must_listen)) = old.map(|worker| (worker.id, worker.has_listened)) else {
+                continue;
+            };
+            match self.workers.start(number, must_listen, &mut self.poller, &mut self.log) {
+                Ok(candidate) => {
+                    reload.begin(old, candidate);
+                    let clients = reload.clients.clone();
+                    let total = self.workers.wanted;
+                    let step = json!({"step": format!("worker {number} of {total}: a successor is started")});
+                    clients.iter().for_each(|&client| self.send_to(client, &step));
+                }
+                Err(failure) => self.abandon_reload(&failure.to_string()),
+            }
+            return;
+        }
+    }
+
+    /// This worker does not serve any more, or not for long.
+    fn reload_without(&mut self, id: UniqueId, why: &str) {
+        let is_gone = self.workers.get(id).is_none();
+        match self.reload.as_ref().map(|reload| reload.without(id, is_gone)) {
+            Some(Without::IsAbandoned) => {
+                self.abandon_reload(&format!("the new worker does not serve: {why}"));
+            }
+            Some(Without::ReplacesNext) => self.replace_next(),
+            Some(Without::GoesOn) | None => {}
+        }
+    }
+
+    /// An old worker had to be killed: clients that wait for the reload learn that requests may have failed.
+    fn tell_of_killed_in_reload(&mut self, id: UniqueId) {
+        let (Some(reload), Some(worker)) = (&mut self.reload, self.workers.get(id)) else { return };
+        if reload.kills(id) {
+            let number = worker.number;
+            let step =
+                format!("worker {number}: the old one has not left in time (--kill-timeout), and is killed");
+            let clients = reload.clients.clone();
+            clients.into_iter().for_each(|client| self.send_to(client, &json!({"step": step})));
+        }
+    }
+
+    fn finish_reload(&mut self) {
+        let Some(reload) = self.reload.take() else { return };
+        self.workers.counts.report.reloads += 1;
+        let (replaced, killed) = (reload.replaced, reload.killed());
+        self.log.log("reloaded", json!({"replaced": replaced, "killed": killed}));
+        if reload.again {
+            return self.begin_reload(reload.clients);
+        }
+        let by_force = if killed > 0 { format!(", killed: {killed}") } else { String::new() };
+        let done = format!("workers replaced: {replaced}{by_force}");
+        for client in reload.clients {
+            self.answer(client, json!({"done": done, "replaced": replaced, "killed": killed}));
+        }
+    }
+
+    fn abandon_reload(&mut self, why: &str) {
+        let Some(reload) = self.reload.take() else { return };
+        self.workers.counts.report.reloads_failed += 1;
+        let outcome = json!({"replaced": reload.replaced, "of": self.workers.wanted, "why": why});
+        self.log.log("reload-failed", outcome);
+        for client in reload.clients {
+            self.refuse(client, &format!("the reload was abandoned: {why}; the others go on as they were"));
+        }
+    }
+
+    // The watched file.
+
+    fn read_watched_file(&mut self) {
+        let Some(notifier) = &mut self.notifier else { return };
+        let before = notifier.looks;
+        let has_changed = notifier.has_changed(self.poller.now_ns);
+        self.workers.counts.count("notifier_looks", (notifier.looks - before) as f64);
+        if let Some(next_ns) = notifier.next_read_ns() {
+            self.poller.at(next_ns, Due::ReadFile);
+        }
+        if has_changed {
+            self.workers.ids().into_iter().for_each(|id| self.notify(id));
+        }
+    }
+
+    /// Sends a worker the contents of the watched file.
+    fn notify(&mut self, id: UniqueId) {
+        let Some(notifier) = &self.notifier else { return };
+        let message = protocol::notify(&notifier.path().to_string_lossy(), notifier.value());
+        if self.workers.get(id).is_some_and(|worker| worker.is_online && worker.has_room()) {
+            self.workers.counts.count("notifier_pushes", 1.0);
+            self.workers.send(id, &message, &mut self.poller);
+        }
+    }
+
+    // What `cluster ctl` asks for.
+
+    fn handle_client(&mut self, client: u64) {
+        let Some(request) = self.control.as_mut().and_then(|control| control.receive(client)) else { return };
+        if self.ending.was_asked_to_stop {
+            return self.refuse(client, "the cluster stops");
+        }
+        match request {
+            control::Request::Status => {
+                let mut answer = status::of(&self.workers);
+                answer["listen"] = json!(self.address.as_ref().map(Address::to_string));
+                answer["reloading"] = json!(self.reload.is_some());
+                answer["gave_up"] = json!(self.ending.has_given_up);
+                self.answer(client, answer);
+            }
+            control::Request::Scale { .. } if self.ending.has_given_up => {
+                let why = "the program was given up; mend it, and `cluster ctl reload` tries it once more";
+                self.refuse(client, why);
+            }
+            control::Request::Reload => self.start_reload(Some(client)),
+            control::Request::Scale { workers } => self.scale(client, workers),
+            control::Request::Send { worker, message } => self.send_message(client, worker, &message),
+            control::Request::Stop => {
+                self.ending.was_asked_to_stop = true;
+                self.ending.clients.push(client);
+            }
+        }
+    }
+
+    fn scale(&mut self, client: u64, wanted: usize) {
+        let (before, most) = (self.workers.wanted, self.workers.args.capacity());
+        if !(1..=most).contains(&wanted) {
+            let why = format!("there can be 1 to {most} workers here; --most-workers allows more");
+            return self.refuse(client, &why);
+        }
+        self.log.log("scale", json!({"from": before, "to": wanted}));
+        self.workers.set_wanted(wanted);
+        let is_surplus = |worker: &&Worker| worker.number >= wanted && worker.state != State::Leaving;
+        let surplus: Vec<UniqueId> = self.workers.iter().filter(is_surplus).map(|worker| worker.id).collect();
+        surplus.iter().for_each(|&id| self.dismiss(id));
+        if let Some(reload) = &mut self.reload {
+            reload.shorten(wanted);
+            if reload.take_candidate(|id| surplus.contains(&id)).is_some() {
+                self.replace_next();
+            }
+        }
+        (before..wanted).for_each(|number| self.restart(number, Duration::ZERO));
+        let done = format!("from {before} to {wanted} workers");
+        self.answer(client, json!({"done": done, "wanted": wanted}));
+    }
+
+    fn send_message(&mut self, client: u64, to: Option<usize>, message: &Value) {
+        if message["cmd"].as_str().is_some_and(|cmd| cmd.starts_with("NODE_")) {
+            return self
+                .refuse(client, "messages with a cmd that begins with NODE_ belong to Node's library");
+        }
+        let is_meant = |worker: &Worker| to.is_none_or(|number| number == worker.number);
+        let is_able =
+            |worker: &&Worker| is_meant(worker) && worker.state != State::Leaving && worker.has_room();
+        let able: Vec<UniqueId> = self.workers.iter().filter(is_able).map(|worker| worker.id).collect();
+        able.iter().for_each(|&id| self.workers.send(id, message, &mut self.poller));
+        match able.len() {
+            0 => self.refuse(client, "no such worker is there, or it does not read what it is sent"),
+            sent => {
+                self.answer(client, json!({"done": format!("workers it was sent to: {sent}"), "sent": sent}));
+            }
+        }
+    }
+
+    fn send_to(&mut self, client: u64, line: &Value) {
+        self.control.iter_mut().for_each(|control| control.send(client, line));
+    }
+
+    fn answer(&mut self, client: u64, line: Value) {
+        self.control.iter_mut().for_each(|control| control.answer(client, line.clone()));
+    }
+
+    fn refuse(&mut self, client: u64, why: &str) {
+        self.control.iter_mut().for_each(|control| control.refuse(client, why));
+    }
+}
+
+impl Drop for Master {
+    /// Whatever went wrong: no worker outlives its master.
+    fn drop(&mut self) {
+        self.workers.iter().for_each(Worker::kill);
+        while !self.workers.is_empty() {
+            if !self.reap_one() {
+                self.signals.pause();
+            }
+        }
+        // What they wrote last may say why.
+        self.workers.outputs.drain(&mut self.log);
+    }
+}

@@ -1,0 +1,82 @@
+//! What the signals of supervisors and people mean to a master. It reads them one after another (signalfd(2)); each worker
+//! starts with none of them blocked.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use nix::sys::signal::{SigSet, Signal};
+
+use super::poller::Poller;
+use super::token::Token;
+use crate::sys::epoll::Interest;
+use crate::sys::signal::SignalQueue;
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    Stop,
+    Reload,
+    ReopenFiles,
+    /// A child has ended.
+    Reap,
+    Nothing,
+}
+
+/// These would end the master, or stop it where a background process writes to its terminal (SIGTTOU): they are taken, and
+/// ignored. SIGTSTP and SIGCONT keep their meaning.
+const IGNORED: [Signal; 10] = [
+    Signal::SIGUSR2,
+    Signal::SIGPIPE,
+    Signal::SIGALRM,
+    Signal::SIGVTALRM,
+    Signal::SIGPROF,
+    Signal::SIGIO,
+    Signal::SIGTTIN,
+    Signal::SIGTTOU,
+    Signal::SIGWINCH,
+    // A log has reached `ulimit -f`: with the signal blocked, write(2) says so (setrlimit(2)).
+    Signal::SIGXFSZ,
+];
+
+pub struct Signals {
+    queue: SignalQueue,
+    /// Our standard error was a terminal when we began.
+    had_terminal: bool,
+}
+
+impl Signals {
+    /// From now on signals wait here.
+    pub fn open(poller: &Poller) -> nix::Result<Signals> {
+        let mut signals = vec![Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1];
+        signals.extend(IGNORED);
+        let queue = SignalQueue::open_for(&signals)?;
+        poller.add(&queue, Token::Signals, Interest::EPOLLIN)?;
+        Ok(Signals { queue, had_terminal: std::io::stderr().is_terminal() })
+    }
+
+    pub fn next(&self) -> nix::Result<Request> {
+        Ok(match self.queue.wait(Some(Duration::ZERO))? {
+            Some(Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT) => Request::Stop,
+            // Sent because the terminal was closed, it means what it always does: the end.
+            Some(Signal::SIGHUP) if self.had_terminal && !std::io::stderr().is_terminal() => Request::Stop,
+            Some(Signal::SIGHUP) => Request::Reload,
+            Some(Signal::SIGUSR1) => Request::ReopenFiles,
+            Some(Signal::SIGCHLD) => Request::Reap,
+            _ => Request::Nothing,
+        })
+    }
+
+    /// Waits a moment for any of them.
+    pub fn pause(&self) {
+        let _ = self.queue.wait(Some(Duration::from_millis(10)));
+    }
+}
+
+impl Drop for Signals {
+    /// The report may go to a reader that stalls: those that come from now on end us. Those that came before asked for what
+    /// is done.
+    fn drop(&mut self) {
+        while let Ok(Some(_)) = self.queue.wait(Some(Duration::ZERO)) {}
+        let _ = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT]).thread_unblock();
+    }
+}

@@ -1,0 +1,512 @@
+//! All worker processes, and the numbers they stand for. Several processes may have one number for a while: in a reload, or
+//! when a worker has said that it is about to leave, one leaves and another is its successor.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use super::args::MasterArgs;
+use super::event_log::EventLog;
+use super::node::{self, InspectorPorts};
+use super::output::Outputs;
+use super::poller::{Due, Poller};
+use super::protocol;
+use super::restart_counts::RestartCounts;
+use super::token::{Stream, Token, UniqueId};
+use super::worker::{Liveness, State, Worker};
+use crate::failure::Failure;
+use crate::scoreboard::{Count, Scoreboard};
+use crate::server::Ipc;
+use crate::server::ipc::{BUFFER_BYTES, Incoming, Received};
+use crate::sys::epoll::Interest;
+use crate::sys::process::{Ending, Usage, ended, reap};
+use crate::units::monotonic_ns;
+
+/// A worker that could not be started is tried again after this long; and one that was killed is killed again, should it
+/// be stuck in the kernel.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Further messages against the protocol are only counted.
+const MOST_VIOLATIONS_LOGGED: u64 = 10;
+
+/// What belongs to a number, whichever process has it.
+#[derive(Clone, Default)]
+struct WorkerSlot {
+    /// What the kernel accounted to all processes that had it.
+    usage: Usage,
+    vacant_since_ns: Option<u64>,
+    /// The program was asked what to do about the vacancy, and no process was started since.
+    is_start_due: bool,
+}
+
+/// A number that has no worker, or one that is about to leave. `has_served`: the last one did what it is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vacancy {
+    pub number: usize,
+    pub has_served: bool,
+}
+
+pub struct Workers {
+    pub args: MasterArgs,
+    processes: BTreeMap<UniqueId, Worker>,
+    /// How many there are to be: the numbers below this.
+    pub wanted: usize,
+    slots: Vec<WorkerSlot>,
+    /// For the program to decide about.
+    pub vacancies: VecDeque<Vacancy>,
+    /// No worker is started any more: the program was given up, or the cluster stops.
+    pub is_closed: bool,
+    pub counts: RestartCounts,
+    pub scoreboard: Scoreboard,
+    /// What the workers inherit of it.
+    scoreboard_fd: OwnedFd,
+    pub outputs: Outputs,
+    inspector: Option<InspectorPorts>,
+    last_id: u64,
+    /// Number of the last message to a worker.
+    last_seq: u64,
+    /// Their channels take nothing any more.
+    broken: Vec<UniqueId>,
+    /// Why a worker could not serve, or ended.
+    pub last_error: String,
+    buffer: Vec<u8>,
+}
+
+impl Workers {
+    /// None is started yet.
+    pub fn new(model: &str, args: MasterArgs) -> Result<Workers, Failure> {
+        let capacity = args.capacity();
+        let (scoreboard, scoreboard_fd) =
+            Scoreboard::create_shared(model, args.workers, capacity, args.scoreboard.as_deref())?;
+        let from_args = args.env.iter().rev().find(|(name, _)| name == "NODE_OPTIONS");
+        let node_options = from_args.map(|(_, value)| value.clone()).or(std::env::var_os("NODE_OPTIONS"));
+        Ok(Workers {
+            outputs: Outputs::new(args.log.as_deref(), args.silent)?,
+            inspector: InspectorPorts::of(&args.program, node_options.as_deref()),
+            processes: BTreeMap::new(),
+            wanted: args.workers,
+            slots: vec![WorkerSlot::default(); capacity],
+            vacancies: VecDeque::new(),
+            is_closed: false,
+            counts: RestartCounts::default(),
+            scoreboard,
+            scoreboard_fd,
+            last_id: 0,
+            last_seq: 0,
+            broken: Vec::new(),
+            last_error: String::new(),
+            buffer: vec![0; BUFFER_BYTES],
+            args,
+        })
+    }
+
+    pub fn get(&self, id: UniqueId) -> Option<&Worker> {
+        self.processes.get(&id)
+    }
+
+    pub fn get_mut(&mut self, id: UniqueId) -> Option<&mut Worker> {
+        self.processes.get_mut(&id)
+    }
+
+    /// Our end of its channel, while it has one.
+    pub fn ipc(&mut self, id: UniqueId) -> Option<&mut Ipc> {
+        self.get_mut(id)?.ipc.as_mut()
+    }
+
+    /// In the order in which they were started.
+    pub fn iter(&self) -> impl Iterator<Item = &Worker> {
+        self.processes.values()
+    }
+
+    pub fn ids(&self) -> Vec<UniqueId> {
+        self.processes.keys().copied().collect()
+    }
+
+    pub fn len(&self) -> usize {
+        self.processes.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.processes.is_empty()
+    }
+
+    /// The worker that serves as this number, or is about to.
+    pub fn holder(&self, number: usize) -> Option<&Worker> {
+        self.iter().find(|worker| worker.number == number && worker.state != State::Leaving)
+    }
+
+    pub fn is_vacant(&self, number: usize) -> bool {
+        number < self.wanted && self.holder(number).is_none()
+    }
+
+    /// Every number has a worker that does what it is there for.
+    pub fn all_work(&self) -> bool {
+        let mut works = vec![false; self.wanted];
+        let working = self.iter().filter(|worker| worker.state.is_working() && worker.number < self.wanted);
+        working.for_each(|worker| works[worker.number] = true);
+        works.into_iter().all(|works| works)
+    }
+
+    pub fn next_seq(&mut self) -> u64 {
+        self.last_seq += 1;
+        self.last_seq
+    }
+
+    /// Starts a process as this number. `must_listen`: it is to replace a worker that has listened.
+    pub fn start(
+        &mut self,
+        number: usize,
+        must_listen: bool,
+        poller: &mut Poller,
+        log: &mut EventLog,
+    ) -> Result<UniqueId, Failure> {
+        self.last_id += 1;
+        let id = UniqueId(self.last_id);
+        let command = self.command(number, id, poller)?;
+        let board = self.scoreboard_fd.as_fd();
+        let worker = Worker::start(command, &self.args, number, id, must_listen, board)?;
+        if let Some(ipc) = &worker.ipc
+            && let Err(errno) = poller.add(ipc, Token::Worker(id), Interest::empty())
+        {
+            worker.kill();
+            return Err(Failure::new("watch a worker", errno));
+        }
+        if self.counts.report.forks == 0 {
+            // Not before: a program that cannot be started is one line and no event.
+            let words: Vec<_> = self.args.program.iter().map(|word| word.to_string_lossy()).collect();
+            log.log(
+                "setup",
+                json!({"workers": self.wanted, "command_line": words, "silent": self.args.silent}),
+            );
+            node::advice(&self.args.program)
+                .into_iter()
+                .for_each(|what| log.log("advice", json!({"what": what})));
+        }
+        self.counts.report.forks += 1;
+        self.slots[number].is_start_due = false;
+        self.scoreboard.row(number).set_pid(worker.pid.as_raw() as u32);
+        poller.at(worker.started_ns + self.args.listen_timeout.as_nanos() as u64, Due::Listen(id));
+        log.log_of(&worker, "fork", json!({}));
+        self.processes.insert(id, worker);
+        self.watch(id, poller);
+        Ok(id)
+    }
+
+    /// With what differs from worker to worker: the pipes it writes to, and the inspector's port.
+    fn command(&mut self, number: usize, id: UniqueId, poller: &Poller) -> Result<Command, Failure> {
+        let mut pipe = |stream| {
+            let opened = self.outputs.open(poller, id, stream, number);
+            opened.map_err(|errno| Failure::new("open a pipe", errno).advise("raise ulimit -n"))
+        };
+        let (stdout, stderr) = (pipe(Stream::Output)?, pipe(Stream::Error)?);
+        let program = &self.args.program;
+        let inspected = self.inspector.as_mut().map(|inspector| inspector.next_command(program));
+        let (arguments, node_options) = inspected.unwrap_or_else(|| (program.clone(), None));
+        let mut command = Command::new(&arguments[0]);
+        command.args(&arguments[1..]).envs(self.args.env.iter().map(|(name, value)| (name, value)));
+        command.envs(node_options.map(|options| ("NODE_OPTIONS", options)));
+        command.stdout(stdout).stderr(stderr);
+        Ok(command)
+    }
+
+    /// Starts a worker where one is missing; where that fails, it is tried again in a while.
+    pub fn start_if_vacant(&mut self, number: usize, poller: &mut Poller, log: &mut EventLog) {
+        if self.is_closed || !self.is_vacant(number) {
+            return;
+        }
+        if let Err(failure) = self.start(number, false, poller, log) {
+            log.log("failure", json!({"worker": number, "what": failure.to_string()}));
+            poller.after(RETRY, Due::Start(number));
+        }
+    }
+
+    /// From now on so many are wanted.
+    pub fn set_wanted(&mut self, wanted: usize) {
+        self.wanted = wanted;
+        self.scoreboard.set_rows(wanted.max(self.scoreboard.rows()));
+        // The numbers above are not missed.
+        self.slots[wanted..]
+            .iter_mut()
+            .for_each(|slot| (slot.vacant_since_ns, slot.is_start_due) = (None, false));
+    }
+
+    /// Asks it to leave, and kills it should it not have left after the time-out.
+    pub fn dismiss(&mut self, id: UniqueId, poller: &mut Poller) {
+        let seq = self.next_seq();
+        let Some(worker) = self.get_mut(id) else { return };
+        (worker.state, worker.was_expected) = (State::Leaving, true);
+        if let Some(ipc) = &mut worker.ipc {
+            ipc.send(&protocol::disconnect(seq));
+        }
+        self.kill_after(id, self.args.kill_timeout, poller);
+        self.watch(id, poller);
+    }
+
+    /// It serves no more, or not for long: its successor is started while it still answers what it has.
+    pub fn note_leaving(&mut self, id: UniqueId, poller: &mut Poller) {
+        let Some(worker) = self.get_mut(id).filter(|worker| worker.state != State::Leaving) else { return };
+        let has_served = worker.state.is_working();
+        worker.state = State::Leaving;
+        let number = worker.number;
+        self.kill_after(id, self.args.kill_timeout, poller);
+        self.note_vacancy(number, has_served);
+    }
+
+    fn note_vacancy(&mut self, number: usize, has_served: bool) {
+        if !self.is_vacant(number) {
+            return;
+        }
+        let slot = &mut self.slots[number];
+        slot.vacant_since_ns.get_or_insert(monotonic_ns());
+        // A worker that has said that it ends, and then does, leaves its number once.
+        if !std::mem::replace(&mut slot.is_start_due, true) {
+            self.vacancies.push_back(Vacancy { number, has_served });
+        }
+    }
+
+    /// It listens. True: it is the first time.
+    pub fn note_listening(&mut self, id: UniqueId) -> bool {
+        let Some(worker) = self.get_mut(id) else { return false };
+        if !matches!(worker.state, State::Starting { .. } | State::Running) {
+            return false;
+        }
+        let is_new = worker.state != State::Running;
+        (worker.state, worker.has_listened) = (State::Serving, true);
+        let number = worker.number;
+        if let Some(since_ns) = self.slots[number].vacant_since_ns.take() {
+            self.counts.recovered(monotonic_ns() - since_ns);
+        }
+        is_new
+    }
+
+    /// `--listen-timeout` is over. True: it works without listening, as far as can be known.
+    pub fn check_listening(&mut self, id: UniqueId, poller: &mut Poller, log: &mut EventLog) -> bool {
+        let limit = format!("{:?} (--listen-timeout)", self.args.listen_timeout);
+        let Some(worker) = self.get_mut(id) else { return false };
+        match worker.state {
+            State::Starting { must_listen: true } => {
+                let what = format!("it does not listen after {limit}, and the one it is to replace has");
+                log.log_of(worker, "failure", json!({"what": what}));
+                self.set_last_error(id, &what);
+                self.kill_after(id, Duration::ZERO, poller);
+                false
+            }
+            State::Starting { must_listen: false } => {
+                worker.state = State::Running;
+                let what = format!("it does not listen after {limit}; it lives on");
+                log.log_of(worker, "not-listening", json!({"what": what}));
+                let number = worker.number;
+                self.slots[number].vacant_since_ns = None;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Why it will not serve: that says more than how it will end.
+    pub fn set_last_error(&mut self, id: UniqueId, what: &str) {
+        if let Some(worker) = self.get_mut(id) {
+            worker.last_error = Some(format!("worker {}: {what}", worker.number));
+        }
+    }
+
+    /// One of our servers notices a signal even in the middle of a request, and knows what it means (section 1 of the
+    /// contract): once it has taken what it was given, lest it end before. A Node program would end at once.
+    pub fn terminate_if_own(&self, id: UniqueId) {
+        let is_ready = |worker: &&Worker| worker.counts && worker.unanswered.is_empty();
+        self.get(id).filter(is_ready).into_iter().for_each(Worker::terminate);
+    }
+
+    pub fn kill_after(&mut self, id: UniqueId, pause: Duration, poller: &mut Poller) {
+        let Some(worker) = self.get_mut(id) else { return };
+        let deadline_ns = monotonic_ns() + pause.as_nanos() as u64;
+        if worker.deadline_ns.is_none_or(|earlier_ns| deadline_ns < earlier_ns) {
+            worker.deadline_ns = Some(deadline_ns);
+            poller.at(deadline_ns, Due::Kill(id));
+        }
+    }
+
+    /// True: its time was over, and it is killed.
+    pub fn kill_overdue(&mut self, id: UniqueId, poller: &mut Poller, log: &mut EventLog) -> bool {
+        let (now_ns, limit) = (poller.now_ns, self.args.kill_timeout);
+        let Some(worker) = self.get_mut(id) else { return false };
+        if worker.deadline_ns.is_none_or(|deadline_ns| deadline_ns > now_ns) {
+            return false;
+        }
+        worker.kill();
+        worker.deadline_ns = Some(now_ns + RETRY.as_nanos() as u64);
+        poller.after(RETRY, Due::Kill(id));
+        if worker.state == State::Leaving {
+            let why = format!("it has not left in time: {limit:?} (--kill-timeout)");
+            log.log_of(worker, "killed", json!({"why": why}));
+        }
+        true
+    }
+
+    /// How often to look for signs of life. A hang has to be noticed in time, so at least twice until the time-out.
+    pub fn heartbeat(&self) -> Duration {
+        let hang = self.args.hang_timeout;
+        hang.map_or(self.args.heartbeat, |hang| self.args.heartbeat.min(hang / 2))
+            .max(Duration::from_millis(1))
+    }
+
+    /// Looks whether it is alive; true: it is found to hang now. A worker that hangs for too long is killed.
+    pub fn check(&mut self, id: UniqueId, poller: &mut Poller, log: &mut EventLog) -> bool {
+        let beat_ns = self.heartbeat().as_nanos() as u64;
+        let hang_ns = self.args.hang_timeout.map(|timeout| timeout.as_nanos() as u64);
+        let Some(worker) = self.processes.get_mut(&id) else { return false };
+        let liveness = worker.check(poller.now_ns, beat_ns, hang_ns);
+        match liveness {
+            Liveness::Alive => {}
+            Liveness::HangsNow(silent_s) => {
+                self.counts.report.hangs += 1;
+                log.log_of(worker, "hang", json!({"silent_s": silent_s}));
+            }
+            Liveness::TooLong(silent_s) => {
+                let why = format!("it has given no sign of life for {silent_s:.3} s (--hang-timeout)");
+                log.log_of(worker, "killed", json!({"why": why}));
+                worker.kill();
+            }
+        }
+        self.watch(id, poller);
+        matches!(liveness, Liveness::HangsNow(_))
+    }
+
+    /// Sends a message, or keeps it until it can be sent.
+    pub fn send(&mut self, id: UniqueId, message: &Value, poller: &mut Poller) {
+        if let Some(ipc) = self.ipc(id) {
+            ipc.send(message);
+        }
+        self.watch(id, poller);
+    }
+
+    /// Lets the poller wait for what the channel of a worker needs now.
+    pub fn watch(&mut self, id: UniqueId, poller: &mut Poller) {
+        if self.get_mut(id).is_some_and(|worker| !worker.watch(poller)) && !self.broken.contains(&id) {
+            self.broken.push(id);
+        }
+    }
+
+    /// The next whose channel takes nothing any more.
+    pub fn next_broken(&mut self) -> Option<UniqueId> {
+        self.broken.pop()
+    }
+
+    /// Receives once, so that a worker that sends without end leaves the others their turn.
+    pub fn receive(&mut self, id: UniqueId, incoming: &mut VecDeque<Incoming>) -> Received {
+        match self.processes.get_mut(&id).and_then(|worker| worker.ipc.as_mut()) {
+            Some(ipc) => ipc.receive(&mut self.buffer, incoming),
+            None => Received::Nothing,
+        }
+    }
+
+    /// Its channel is closed; it may still answer what it has. False: it was closed before.
+    pub fn close_channel(&mut self, id: UniqueId, poller: &mut Poller) -> bool {
+        let Some(ipc) = self.get_mut(id).and_then(|worker| worker.ipc.take()) else { return false };
+        // What the worker has started may hold the other end, but not this one; so this cannot fail.
+        let _ = poller.delete(&ipc);
+        self.kill_after(id, self.args.kill_timeout, poller);
+        true
+    }
+
+    pub fn log_violation(&mut self, id: UniqueId, what: &str, log: &mut EventLog) {
+        let Some(worker) = self.get_mut(id) else { return };
+        worker.violations += 1;
+        if worker.violations <= MOST_VIOLATIONS_LOGGED {
+            let is_last = worker.violations == MOST_VIOLATIONS_LOGGED;
+            log.log_of(worker, "violation", json!({"what": what, "is_last_told": is_last}));
+        }
+    }
+
+    /// Kills what a worker that has ended has left in its group. Until it is reaped its number belongs to no other process.
+    pub fn kill_group_of_ended(&self) {
+        let worker = ended().and_then(|pid| self.find(pid)).and_then(|id| self.get(id));
+        worker.into_iter().for_each(Worker::kill);
+    }
+
+    /// Reaps one process that has ended; its worker, if it is one, is still there.
+    pub fn reap(&self) -> Option<(Option<UniqueId>, Ending, Usage)> {
+        let (pid, ending, usage) = reap().ok()??;
+        Some((self.find(pid), ending, usage))
+    }
+
+    /// Removes a process that was reaped, enters what it has used, and returns how it ended.
+    pub fn remove(
+        &mut self,
+        id: UniqueId,
+        ending: Ending,
+        usage: Usage,
+        log: &mut EventLog,
+    ) -> Option<String> {
+        let worker = self.processes.remove(&id)?;
+        log.log_of(&worker, "exit", describe(ending));
+        let number = worker.number;
+        if !worker.was_expected {
+            self.counts.report.deaths += 1;
+        }
+        let slot = &mut self.slots[number];
+        slot.usage = sum(slot.usage, usage);
+        let row = self.scoreboard.row(number);
+        row.set_usage(slot.usage);
+        // The kernel has closed the connections of one that was killed. Where another process counts in the same row, it is
+        // not known which are whose, and they stay in it until that one is gone too.
+        if self.iter().all(|other| other.number != number) {
+            row.lose_open_connections();
+        }
+        let exit_reason = in_words(ending);
+        match &worker.last_error {
+            Some(error) => self.last_error.clone_from(error),
+            None if !worker.was_expected => self.last_error = format!("worker {number} {exit_reason}"),
+            None => {}
+        }
+        self.note_vacancy(number, worker.has_listened);
+        Some(exit_reason)
+    }
+
+    /// How many connections worker `number` has: those it has not answered for, and those that it counts as open, if it is
+    /// a program that counts in the scoreboard.
+    pub fn load(&self, number: usize) -> u64 {
+        let unanswered = self.iter().filter(|worker| worker.number == number);
+        let unanswered: usize = unanswered.map(|worker| worker.unanswered.len()).sum();
+        self.scoreboard.row(number).get(Count::Active) + unanswered as u64
+    }
+
+    fn find(&self, pid: Pid) -> Option<UniqueId> {
+        self.iter().find(|worker| worker.pid == pid).map(|worker| worker.id)
+    }
+}
+
+fn describe(ending: Ending) -> Value {
+    match ending {
+        Ending::Exited(status) => json!({"status": status, "signal": null}),
+        Ending::KilledBy(signal) => {
+            let name = Signal::try_from(signal).map(Signal::as_str).ok();
+            json!({"status": null, "signal": name})
+        }
+    }
+}
+
+fn in_words(ending: Ending) -> String {
+    match ending {
+        Ending::Exited(status) => format!("ended with status {status}"),
+        Ending::KilledBy(signal) => {
+            let name = Signal::try_from(signal).map_or("a signal", Signal::as_str);
+            format!("was killed by {name}")
+        }
+    }
+}
+
+fn sum(one: Usage, other: Usage) -> Usage {
+    Usage {
+        cpu_user_us: one.cpu_user_us + other.cpu_user_us,
+        cpu_system_us: one.cpu_system_us + other.cpu_system_us,
+        voluntary_switches: one.voluntary_switches + other.voluntary_switches,
+        involuntary_switches: one.involuntary_switches + other.involuntary_switches,
+        max_rss_kib: one.max_rss_kib.max(other.max_rss_kib),
+    }
+}
