@@ -139,7 +139,11 @@ fn serve(args: Args, master: MasterArgs) -> Result<ServerReport, Failure> {
                 let (next, _) = free[choice.next(numbers, master.workers(), load, &connection)];
                 master.pass(socket, connection, next);
             }
-            Event::Ready(address) => server::print_ready(address)?,
+            Event::Ready(address) => {
+                if let Err(failure) = server::print_ready(address) {
+                    master.log(&failure);
+                }
+            }
             Event::Vacant(vacancy) => match restarts.allow(monotonic_ns(), vacancy.has_served) {
                 Some(pause) => master.restart(vacancy.number, pause),
                 None => master.give_up(),

@@ -1,10 +1,10 @@
 //! Whether this process is a worker of a cluster, as Node's `lib/child_process.js` and `lib/internal/cluster/child.js`
-//! decide it: by what its environment says. Read once.
+//! decide it: by its environment. Read once.
 
 use std::os::fd::RawFd;
 use std::sync::OnceLock;
 
-/// What a worker has been told.
+/// What the environment of a worker says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Membership {
     /// `NODE_CHANNEL_FD`: its end of the channel to the master.
@@ -16,10 +16,10 @@ pub struct Membership {
     pub scoreboard: Option<RawFd>,
 }
 
-/// `None` for a process of its own.
+/// `None` for a process that is not a worker.
 ///
 /// # Errors
-/// Which variable makes no sense.
+/// Which variable has a value that makes no sense.
 pub fn of_this_process() -> Result<Option<Membership>, String> {
     static FOUND: OnceLock<Result<Option<Membership>, String>> = OnceLock::new();
     FOUND.get_or_init(|| read(|name| std::env::var(name).ok())).clone()
@@ -35,7 +35,7 @@ fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Membership>,
         None => Ok(None),
         Some(text) => match text.parse::<u32>() {
             Ok(number) if number < 1 << 24 => Ok(Some(number)),
-            _ => Err(format!("{name}={text}: no number; a master sets it, nobody else should")),
+            _ => Err(format!("{name}={text}: not a number; only a master sets it")),
         },
     };
     let (Some(unique_id), Some(channel)) = (number("NODE_UNIQUE_ID")?, number("NODE_CHANNEL_FD")?) else {
@@ -50,17 +50,17 @@ fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Membership>,
 mod tests {
     use super::*;
 
-    fn told(variables: &[(&str, &str)]) -> Result<Option<Membership>, String> {
+    fn read_from(variables: &[(&str, &str)]) -> Result<Option<Membership>, String> {
         read(|name| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.to_string()))
     }
 
     #[test]
-    fn a_worker_is_who_has_a_channel_and_a_unique_id() {
-        assert_eq!(told(&[]), Ok(None));
-        assert_eq!(told(&[("NODE_CHANNEL_FD", "3")]), Ok(None));
-        let of_node = told(&[("NODE_CHANNEL_FD", "3"), ("NODE_UNIQUE_ID", "7")]);
+    fn a_worker_has_a_channel_and_a_unique_id() {
+        assert_eq!(read_from(&[]), Ok(None));
+        assert_eq!(read_from(&[("NODE_CHANNEL_FD", "3")]), Ok(None));
+        let of_node = read_from(&[("NODE_CHANNEL_FD", "3"), ("NODE_UNIQUE_ID", "7")]);
         assert_eq!(of_node, Ok(Some(Membership { channel: 3, number: 6, scoreboard: None })));
-        let ours = told(&[
+        let ours = read_from(&[
             ("NODE_CHANNEL_FD", "9"),
             ("NODE_UNIQUE_ID", "7"),
             ("WORKER_ID", "2"),
@@ -70,9 +70,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_is_refused() {
+    fn what_is_not_a_number_is_refused() {
         for odd in ["", "x", "-1", "99999999999"] {
-            let refused = told(&[("NODE_CHANNEL_FD", odd), ("NODE_UNIQUE_ID", "1")]).unwrap_err();
+            let refused = read_from(&[("NODE_CHANNEL_FD", odd), ("NODE_UNIQUE_ID", "1")]).unwrap_err();
             assert!(refused.starts_with("NODE_CHANNEL_FD="), "{refused}");
         }
     }

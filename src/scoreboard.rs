@@ -178,14 +178,13 @@ impl Scoreboard {
         let words = words_for(capacity.max(rows));
         let (mapped, file) = match file {
             None => {
-                let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-                let memory = File::from(memfd_create(c"scoreboard", flags).map_err(cannot_map)?);
+                let memory = anonymous_file().map_err(|error| Failure::new("map the scoreboard", error))?;
                 allocate(&memory, 8 * words.get() as u64)
                     .map_err(|error| Failure::new("map the scoreboard", error))?;
-                // A worker that made it shorter would be our SIGBUS (mmap(2)). A file with a name cannot be sealed, so with
-                // one the workers are trusted.
+                // A worker that made it shorter would be our SIGBUS (mmap(2)). Only a memfd can be sealed; with any other file
+                // the workers are trusted.
                 let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-                fcntl(&memory, FcntlArg::F_ADD_SEALS(seals)).map_err(cannot_map)?;
+                let _ = fcntl(&memory, FcntlArg::F_ADD_SEALS(seals));
                 let mapped = shared_words(words, Some((&memory, Access::Write))).map_err(cannot_map)?;
                 (mapped, memory)
             }
@@ -328,6 +327,18 @@ impl Scoreboard {
     }
 }
 
+/// A file without a name: memfd_create(2), or where a sandbox forbids that, a temporary one.
+fn anonymous_file() -> std::io::Result<File> {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    if let Ok(memory) = memfd_create(c"scoreboard", flags) {
+        return Ok(File::from(memory));
+    }
+    let path = std::env::temp_dir().join(format!("scoreboard-{}", std::process::id()));
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
+    std::fs::remove_file(path)?;
+    Ok(file)
+}
+
 fn words_for(rows: usize) -> NonZeroUsize {
     NonZeroUsize::new(ROW_WORDS * (1 + rows)).expect("a header is never empty")
 }
@@ -360,8 +371,8 @@ fn allocate(file: &File, bytes: u64) -> std::io::Result<()> {
     loop {
         match fallocate(file, FallocateFlags::empty(), 0, bytes as i64) {
             Err(Errno::EINTR) => {}
-            // A file system that cannot promise (fallocate(2)).
-            Err(Errno::EOPNOTSUPP) => return file.set_len(bytes),
+            // A file system that cannot promise (fallocate(2)), or a sandbox that forbids it.
+            Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EPERM) => return file.set_len(bytes),
             other => return other.map_err(std::io::Error::from),
         }
     }

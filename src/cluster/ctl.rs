@@ -49,7 +49,7 @@ enum Order {
         #[arg(value_name = "N", value_parser = parse_workers)]
         workers: usize,
     },
-    /// Pass a JSON message to the program, as process.on('message') hears it
+    /// Pass a JSON message to the program, received there by process.on('message')
     Send {
         /// Only to this worker
         #[arg(long, value_name = "I")]

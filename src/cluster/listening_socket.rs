@@ -2,9 +2,11 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
+use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -17,6 +19,9 @@ use super::protocol::{Address, Query, Target, is_abstract};
 use super::token::UniqueId;
 use crate::server::ipc::connection_head;
 use crate::sys::fd::take_inherited;
+
+/// Bytes of `sun_path` (unix(7)).
+const ABSTRACT_LENGTH: usize = 108;
 
 /// What all calls of `listen()` with the same key share.
 pub struct ListeningSocket {
@@ -155,7 +160,14 @@ fn bind(address: SocketAddr, query: &Query) -> std::io::Result<(OwnedFd, Address
 fn bind_unix(path: &Path, query: &Query) -> std::io::Result<OwnedFd> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
-    socket.bind(&SockAddr::unix(path)?)?;
+    // A path may be longer than an address; from our folder it is shorter, as in Node's primary.
+    let folder = std::env::current_dir().unwrap_or_default();
+    let mut name = path.strip_prefix(folder).unwrap_or(path).as_os_str().as_bytes().to_vec();
+    if is_abstract(path) {
+        // Node's library binds, and connects to, an abstract name with NULs up to the full length, and those count (unix(7)).
+        name.resize(ABSTRACT_LENGTH.max(name.len()), 0);
+    }
+    socket.bind(&SockAddr::unix(OsStr::from_bytes(&name))?)?;
     let for_all = query.mode_for_all();
     if for_all != 0 && !is_abstract(path) {
         let mode = fs::symlink_metadata(path)?.permissions().mode();

@@ -113,16 +113,16 @@ mod tests {
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let mut log = LogFile::open(&path).unwrap();
         let line = [&[b'x'; 999][..], b"\n"].concat();
-        let told: Vec<String> = (0..200).filter_map(|_| log.write(&line)).collect();
-        assert!(told.len() == 1 && told[0].contains("nobody reads it"), "{told:?}");
+        let problems: Vec<String> = (0..200).filter_map(|_| log.write(&line)).collect();
+        assert!(problems.len() == 1 && problems[0].contains("nobody reads it"), "{problems:?}");
         assert!(log.all_dropped > 100);
         let mut reader =
             OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&path).unwrap();
         let mut taken = vec![0; 1 << 20];
         let length = reader.read(&mut taken).unwrap();
         assert_eq!(length % 1000, 0);
-        let told = log.write(&line).unwrap();
-        assert!(told.ends_with(&format!("{} lines were dropped", log.all_dropped)), "{told}");
+        let problem = log.write(&line).unwrap();
+        assert!(problem.ends_with(&format!("{} lines were dropped", log.all_dropped)), "{problem}");
         fs::remove_file(path).unwrap();
     }
 

@@ -186,6 +186,11 @@ impl Master {
         self.sockets.pass(socket, connection, id, &mut self.workers, &mut self.poller);
     }
 
+    /// Logs a failure that does not end the master.
+    pub fn log(&mut self, failure: &Failure) {
+        self.log.log_failure(&failure.to_string());
+    }
+
     /// Starts a successor after this pause; where that fails, it is tried again in a while.
     pub fn restart(&mut self, number: usize, after: Duration) {
         if after.is_zero() {
@@ -292,7 +297,7 @@ impl Master {
             Due::Flush(id) => self.flush(id),
             Due::Kill(id) => {
                 if self.workers.kill_overdue(id, &mut self.poller, &mut self.log) {
-                    self.tell_of_killed_in_reload(id);
+                    self.report_killed_in_reload(id);
                 }
             }
             Due::Start(number) => self.workers.start_if_vacant(number, &mut self.poller, &mut self.log),
@@ -585,7 +590,7 @@ impl Master {
     }
 
     /// An old worker had to be killed: clients that wait for the reload learn that requests may have failed.
-    fn tell_of_killed_in_reload(&mut self, id: UniqueId) {
+    fn report_killed_in_reload(&mut self, id: UniqueId) {
         let (Some(reload), Some(worker)) = (&mut self.reload, self.workers.get(id)) else { return };
         if reload.kills(id) {
             let number = worker.number;

@@ -1,4 +1,4 @@
-//! What the master has to know about Node's command line: where an inspector is asked for, and when a program is no file.
+//! What the master has to know about Node's command line: where an inspector is asked for, and when the program is not a file.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;

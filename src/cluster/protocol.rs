@@ -52,12 +52,12 @@ pub struct Query {
     pub index: Value,
     pub flags: Value,
     pub backlog: Value,
-    /// Of a Unix socket: everybody may read from it, or write to it.
+    /// Of a Unix socket: all users may read from it, or write to it.
     pub readable_all: Value,
     pub writable_all: Value,
     /// The connections are to send small answers at once. Not Node's word: ours say it.
     pub no_delay: Value,
-    /// What the workers share of a server, as the keys of TLS tickets: the first worker's is everybody's.
+    /// What the workers share of a server, as the keys of TLS tickets: the first worker sends them for all.
     pub data: Value,
 }
 
@@ -120,19 +120,21 @@ impl Query {
             (Some(fd), _) => Ok(Target::Inherited(fd)),
             (None, Some(4 | 6)) => self.addresses().map(Target::Ip),
             (None, Some(-1)) => {
-                // A NUL begins an abstract name; anywhere else it would end a path for the kernel.
-                let is_name = |path: &&str| match path.strip_prefix('\0') {
-                    Some(name) => !name.is_empty(),
-                    None => !path.is_empty() && !path.contains('\0'),
-                };
-                let path = self.address.as_str().filter(is_name);
-                path.map(|path| Target::Path(path.into())).ok_or(Errno::EINVAL)
+                let address = self.address.as_str().filter(|address| !address.is_empty());
+                // Node's child puts its folder before every name, and its primary takes it off again. A NUL behind that begins an
+                // abstract name; anywhere else it would end a path for the kernel.
+                let path = address.and_then(|address| match address.find('\0') {
+                    None => Some(address),
+                    Some(at) if at == 0 || address[..at].ends_with('/') => Some(&address[at..]),
+                    Some(_) => None,
+                });
+                path.filter(|&path| path != "\0").map(|path| Target::Path(path.into())).ok_or(Errno::EINVAL)
             }
             _ => Err(Errno::ENOTSUP),
         }
     }
 
-    /// What everybody may do with a Unix socket, as bits of a file's mode.
+    /// What all users may do with a Unix socket, as bits of a file's mode.
     pub fn mode_for_all(&self) -> u32 {
         let bits = |flag: &Value, bits| if *flag == json!(true) { bits } else { 0 };
         bits(&self.readable_all, 0o444) | bits(&self.writable_all, 0o222)
@@ -147,7 +149,7 @@ impl Query {
         }
     }
 
-    /// A number that is too large is no open descriptor's either.
+    /// A number that is too large is not an open descriptor either.
     fn fd(&self) -> Option<RawFd> {
         self.fd.as_i64().filter(|&fd| fd >= 0).map(|fd| RawFd::try_from(fd).unwrap_or(RawFd::MAX))
     }
@@ -281,6 +283,11 @@ mod tests {
     fn a_unix_socket_and_a_descriptor_are_as_good_as_a_port() {
         let path = query(json!({"address": "/tmp/socket", "port": -1, "addressType": -1, "fd": null}));
         assert_eq!(path.target(), Ok(Target::Path("/tmp/socket".into())));
+        for name in ["\0name", "/some/folder/\0name"] {
+            let path = query(json!({"address": name, "port": -1, "addressType": -1}));
+            assert_eq!(path.target(), Ok(Target::Path("\0name".into())));
+        }
+        assert_eq!(Address::Path("\0name".into()).to_string(), "unix:@name");
         let fd = query(json!({"address": null, "port": null, "addressType": null, "fd": 5}));
         assert_eq!(fd.target(), Ok(Target::Inherited(5)));
     }

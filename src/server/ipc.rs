@@ -1,5 +1,5 @@
 //! The channel between Node's cluster and its workers: a Unix stream socket, one JSON value a line, and a descriptor as
-//! SCM_RIGHTS with its line (unix(7)). Both ends of it.
+//! SCM_RIGHTS with its line (unix(7)). Here are both ends.
 //!
 //! A line that carries a descriptor is wrapped as `{"cmd":"NODE_HANDLE","type":…,"msg":…}` and answered with
 //! `NODE_HANDLE_ACK`, or `NODE_HANDLE_NACK` where the descriptor did not arrive; until then nothing else is sent, so that
@@ -28,8 +28,8 @@ use crate::failure::Failure;
 use crate::sys::epoll::Interest;
 use crate::sys::fd::{receive_with_fds, send_with_fd};
 
-/// No message of the protocol is nearly as long. A longer line is a message of the program's own, of whatever size;
-/// nobody looks into it, so it is not kept either, and only counted.
+/// No message of the protocol is nearly as long. A longer line is a message of the program's own: only its bytes are
+/// counted, and it is not kept.
 pub const LONGEST_LINE: usize = 1 << 20;
 
 /// What the line of a message with a descriptor begins with, as Node writes it.
@@ -40,7 +40,7 @@ const ACKNOWLEDGEMENT: &[u8] = b"{\"cmd\":\"NODE_HANDLE_ACK\"}";
 /// A buffer for a line is used again unless one message has made it larger than this.
 const MOST_SPARE_BYTES: usize = 4096;
 
-/// Who does not take what we answer is not listened to while this much of it waits.
+/// While this much waits for the other end to take it, nothing is received from there.
 const MOST_UNSENT_BYTES: usize = 256 * 1024;
 
 /// How often a descriptor that did not arrive is sent again, as in Node.
@@ -54,10 +54,10 @@ pub const BUFFER_BYTES: usize = 64 * 1024;
 pub enum Incoming {
     /// A message, unwrapped and acknowledged where it came with a descriptor.
     Message(Value, Option<OwnedFd>),
-    /// What has become of the connection that was passed with this number: the only message there is one of for each.
+    /// What has become of the connection that was passed with this number: the only message that comes for each connection.
     Answer { ack: u64, accepted: bool },
-    /// A connection of the handle that connections are expected of ([`Ipc::expect_connections`]), or of another; it is
-    /// to be answered with [`Ipc::answer_connection`].
+    /// A connection, expected if its handle is that of [`Ipc::expect_connections`]. It is to be answered with
+    /// [`Ipc::answer_connection`].
     Connection { seq: u64, is_expected: bool, connection: OwnedFd },
     /// A message of so many bytes, more than [`LONGEST_LINE`].
     Large(usize),
@@ -91,7 +91,7 @@ pub struct Ipc {
     unsent_bytes: usize,
     /// Sent with its descriptor, and not acknowledged.
     unacknowledged: Option<Parcel>,
-    /// The handle that this end is given connections of.
+    /// Connections of this handle are expected.
     expected_key: Option<String>,
     /// The buffer of a line that is done with.
     spare: Vec<u8>,
@@ -105,7 +105,7 @@ pub struct Ipc {
 struct Parcel {
     line: Vec<u8>,
     handle: Option<(Rc<OwnedFd>, u64)>,
-    /// It says what has become of a descriptor, and does not wait for what we hear of ours.
+    /// It says what has become of a descriptor, and is not held back while ours are unacknowledged.
     is_acknowledgement: bool,
     /// It speaks of a descriptor that it does not have.
     is_ping: bool,
@@ -182,7 +182,7 @@ impl Ipc {
         self.expected_key = Some(key);
     }
 
-    /// Says that a connection has arrived, and what has become of it, in one message: both lines wait for nothing.
+    /// Says that a connection has arrived, and what has become of it, in one message, ahead of what waits.
     pub fn answer_connection(&mut self, seq: u64, accepted: bool, our_seq: u64) {
         let mut line = mem::take(&mut self.spare);
         line.clear();
@@ -240,7 +240,7 @@ impl Ipc {
         recalled
     }
 
-    /// The other end takes nothing any more: it has shut or closed it.
+    /// The other end takes nothing any more: it is shut or closed.
     pub fn is_broken(&self) -> bool {
         self.is_broken
     }
@@ -266,7 +266,7 @@ impl Ipc {
         self.unsent_bytes
     }
 
-    /// Something was sent that the other end's library answers as soon as it looks.
+    /// Something was sent that the other end's library acknowledges as soon as it reads it.
     pub fn awaits_acknowledgement(&self) -> bool {
         self.unacknowledged.is_some()
     }
@@ -307,9 +307,9 @@ impl Ipc {
     pub fn interest(&self) -> Interest {
         let mut interest = Interest::empty();
         interest.set(Interest::EPOLLOUT, self.is_full);
-        // What waits behind a descriptor or a ping waits for an acknowledgement, which is to be heard.
-        let is_listened_to = self.unsent_bytes < MOST_UNSENT_BYTES || self.unacknowledged.is_some();
-        interest.set(Interest::EPOLLIN, is_listened_to);
+        // What waits behind a descriptor or a ping waits for an acknowledgement, which has to be received.
+        let is_received_from = self.unsent_bytes < MOST_UNSENT_BYTES || self.unacknowledged.is_some();
+        interest.set(Interest::EPOLLIN, is_received_from);
         interest
     }
 
@@ -388,7 +388,7 @@ impl Ipc {
         match &mut self.skipped {
             Some(skipped) => *skipped += bytes.len(),
             None if self.line.len() + bytes.len() > LONGEST_LINE => {
-                // Its beginning says whether somebody waits to hear of a descriptor.
+                // Its beginning says whether the other end waits for an acknowledgement of a descriptor.
                 self.line.extend_from_slice(bytes);
                 self.skipped = Some(self.line.len() - WITH_HANDLE.len());
                 self.line.truncate(WITH_HANDLE.len());
@@ -421,7 +421,7 @@ impl Ipc {
             Err(error) => {
                 let begin = String::from_utf8_lossy(&line[..line.len().min(40)]);
                 return incoming
-                    .push_back(violation(format_args!("a line {begin:?} that is no JSON: {error}")));
+                    .push_back(violation(format_args!("a line {begin:?} that is not JSON: {error}")));
             }
         };
         match message.get("cmd").and_then(Value::as_str) {
@@ -438,7 +438,7 @@ impl Ipc {
         }
     }
 
-    /// False: that is no connection.
+    /// False: that is not a connection.
     fn take_connection(&mut self, line: &[u8], incoming: &mut VecDeque<Incoming>) -> bool {
         let Ok(Passed { msg: NewConnection { act: "newconn", key, seq } }) = serde_json::from_slice(line)
         else {

@@ -1,12 +1,12 @@
-//! A server as a worker of a cluster: what Node's `lib/internal/cluster/child.js` does for its programs, for ours. Instead
-//! of binding, it asks its master, and is given the listening socket, or connections one by one.
+//! A server as a worker of a cluster: it does for our programs what Node's `lib/internal/cluster/child.js` does for Node's.
+//! Instead of binding, it asks its master, and gets the listening socket, or connections one by one.
 //!
-//! A member is something to wait for, the channel, the shared listening socket where there is one, and SIGUSR2; and one call,
-//! [`Member::accept`], which takes a connection if there is one and hears the master besides. So a server that accepts from
-//! a `Listener` does not know the difference.
+//! A member has descriptors to wait for (the channel, the shared listening socket where there is one, and SIGUSR2), and one
+//! call, [`Member::accept`], which takes a connection if there is one and reads the master's messages. So a server that
+//! accepts from a `Listener` does not know the difference.
 //!
-//! Leaving, because the master says so or after a fatal error (SIGUSR2 plays one): nothing new is taken, and what is open is
-//! answered with `Connection: close`.
+//! A worker leaves when the master asks it to, or after a fatal error (SIGUSR2 simulates one): it takes nothing new, and
+//! answers open connections with `Connection: close`.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -33,11 +33,11 @@ use crate::sys::fd::{set_blocking, take_inherited};
 use crate::sys::signal::{FatalError, is_leaving, is_stopping, leave};
 use crate::units::monotonic_ns;
 
-/// A worker that accepts by itself looks at its channel this often at least, however many connections there are: it has to
-/// give signs of life.
-const HEAR_EVERY_NS: u64 = 10_000_000;
+/// A worker that accepts by itself reads its channel at least this often, however many connections there are: it has to give
+/// signs of life.
+const READ_EVERY_NS: u64 = 10_000_000;
 
-/// Descriptors kept free: to be given a connection, and so to be able to refuse it.
+/// Descriptors kept free: to receive a connection, even if only to refuse it.
 const SPARE: u64 = 4;
 
 thread_local! {
@@ -58,14 +58,13 @@ pub struct Member {
     socket: Option<Socket>,
     address: SocketAddr,
     seq: u64,
-    /// Received, and not answered. A master sends the next when it has heard that the last has arrived, so there is one at
-    /// most.
+    /// Received, and not answered. A master sends the next when the last was acknowledged, so there is at most one.
     waiting: VecDeque<(u64, OwnedFd)>,
     incoming: VecDeque<Incoming>,
     buffer: Vec<u8>,
     /// What the channel is registered for.
     interest: Interest,
-    heard_ns: u64,
+    read_ns: u64,
     /// A received descriptor with a number from here on is one too many.
     most_fd: i32,
     is_shut: bool,
@@ -105,13 +104,13 @@ impl Member {
             incoming: VecDeque::new(),
             buffer: vec![0; BUFFER_BYTES],
             interest: Interest::EPOLLIN,
-            heard_ns: 0,
+            read_ns: 0,
             most_fd: limit.saturating_sub(SPARE).min(i32::MAX as u64) as i32,
             is_shut: false,
             has_failed: false,
         };
-        // That it counts by itself is nothing that Node would say, or mind.
-        member.say(json!({"act": "online", "counts": true}));
+        // `counts`: in the master's scoreboard. Node's primary ignores it.
+        member.send(json!({"act": "online", "counts": true}));
         member.ask(args)?;
         let member = Rc::new(RefCell::new(member));
         MEMBER.set(Some(member.clone()));
@@ -122,7 +121,7 @@ impl Member {
         self.address
     }
 
-    /// What a signal has to shut so that nothing more is accepted: the listening socket is everybody's.
+    /// What a signal has to shut so that nothing more is accepted: the listening socket belongs to all workers.
     pub fn channel(&self) -> BorrowedFd<'_> {
         self.ipc.as_fd()
     }
@@ -132,8 +131,8 @@ impl Member {
         self.socket.as_ref().map(AsFd::as_fd)
     }
 
-    /// Readable when there may be a connection, or something to hear; and one more to wait for besides. Where connections
-    /// come over the channel that is the channel itself, since a wake-up through two epoll instances costs both ends of it.
+    /// Readable when there may be a connection or a message; and a second one to wait for. Where connections come over the
+    /// channel the first is the channel itself, since a wake-up through two epoll instances costs more.
     pub fn descriptors(&self) -> (BorrowedFd<'_>, Option<BorrowedFd<'_>>) {
         match self.socket {
             Some(_) => (self.epoll.as_fd(), None),
@@ -152,14 +151,14 @@ impl Member {
         if let Some(socket) = &self.socket {
             let accepted = accept_next(socket, SockFlag::SOCK_NONBLOCK);
             let is_empty = matches!(accepted, Err(Errno::EAGAIN));
-            if is_empty || monotonic_ns() >= self.heard_ns + HEAR_EVERY_NS {
-                self.hear();
+            if is_empty || monotonic_ns() >= self.read_ns + READ_EVERY_NS {
+                self.receive();
             }
             if !is_empty {
                 return accepted;
             }
         } else {
-            self.hear();
+            self.receive();
         }
         match self.next_passed() {
             Some(connection) => Ok(connection),
@@ -168,8 +167,8 @@ impl Member {
         }
     }
 
-    /// As [`Member::accept`], waiting for it; the connection blocks. A server that blocks leaves the way SIGTERM ends it,
-    /// and as soon as it comes back here: one that serves a connection at a time hears its master only between two.
+    /// As [`Member::accept`], but it waits, and the connection blocks. A server that blocks leaves as SIGTERM ends it, as soon as
+    /// it comes back here: one that serves a connection at a time reads its master's messages only between two.
     ///
     /// # Errors
     /// Also EINTR.
@@ -188,26 +187,26 @@ impl Member {
         }
     }
 
-    /// Hears what the master says, for a worker that has no room: what it is passed is for another.
+    /// Reads the master's messages for a worker that has no room: a connection that it is passed is for another.
     pub fn refuse(&mut self) {
-        self.hear();
+        self.receive();
         while let Some((seq, connection)) = self.waiting.pop_front() {
             drop(connection);
             self.answer(seq, false);
         }
     }
 
-    /// Hears what the master says.
-    fn hear(&mut self) {
-        self.heard_ns = monotonic_ns();
+    /// Reads the master's messages.
+    fn receive(&mut self) {
+        self.read_ns = monotonic_ns();
         let mut incoming = std::mem::take(&mut self.incoming);
         self.is_shut |= self.ipc.receive(&mut self.buffer, &mut incoming) == Received::End;
-        // The signal stays where it is, and so does the reason to look: no need to ask while there is something to hear.
+        // A signal that has come stays readable: it can wait while there are messages.
         if incoming.is_empty() && self.fatal_error.has_happened() {
             self.end_after_a_fatal_error();
         }
-        for said in incoming.drain(..) {
-            match said {
+        for message in incoming.drain(..) {
+            match message {
                 Incoming::Connection { seq, is_expected, connection } => {
                     if is_expected && connection.as_raw_fd() < self.most_fd {
                         self.waiting.push_back((seq, connection));
@@ -221,16 +220,16 @@ impl Member {
                 {
                     self.begin_to_leave();
                 }
-                // Messages for a program that has ears, which ours have not.
+                // Messages for the program: ours take none.
                 _ => {}
             }
         }
         self.incoming = incoming;
         if self.is_shut {
-            // It stays readable, and there is nothing to hear any more.
+            // It stays readable, and no message comes any more.
             let _ = self.epoll.delete(&self.ipc);
             if !is_stopping() {
-                // The master is gone, and nobody would ask us to go. It cannot fail for a signal that exists.
+                // The master is gone, and cannot ask us to leave. This cannot fail for a signal that exists.
                 let _ = raise(Signal::SIGTERM);
             }
         } else {
@@ -249,7 +248,7 @@ impl Member {
         self.ipc.answer_connection(seq, accepted, self.seq);
     }
 
-    fn say(&mut self, mut message: Value) {
+    fn send(&mut self, mut message: Value) {
         message["cmd"] = json!("NODE_CLUSTER");
         message["seq"] = json!(self.seq);
         self.seq += 1;
@@ -270,15 +269,15 @@ impl Member {
     fn ask(&mut self, args: &ServerArgs) -> Result<(), Failure> {
         let asked = self.seq;
         let listen = args.listen;
-        self.say(json!({
+        self.send(json!({
             "act": "queryServer", "index": 0, "data": null, "fd": -1, "flags": 0, "backlog": args.backlog,
             "address": listen.ip().to_string(), "port": listen.port(), "addressType": address_type(listen.ip()),
             "noDelay": true,
         }));
         let mut incoming = VecDeque::new();
         loop {
-            for said in incoming.drain(..) {
-                match said {
+            for message in incoming.drain(..) {
+                match message {
                     Incoming::Message(reply, socket) if reply["ack"] == json!(asked) => {
                         return self.take_reply(&reply, socket, args);
                     }
@@ -287,8 +286,8 @@ impl Member {
             }
             let mut ready = [PollFd::new(self.ipc.as_fd(), PollFlags::POLLIN)];
             match poll(&mut ready, PollTimeout::NONE) {
-                // A byte at a time: the first connection may stand right behind the answer, and is to stay where who
-                // waits for it will see it.
+                // A byte at a time: the first connection may come right behind the answer, and has to stay in the socket, where it
+                // is waited for.
                 Ok(_) if self.ipc.receive(&mut [0], &mut incoming) != Received::End => {}
                 Err(Errno::EINTR) => {}
                 Ok(_) | Err(_) => {
@@ -342,13 +341,13 @@ impl Member {
     fn end_after_a_fatal_error(&mut self) {
         if !is_leaving() {
             self.has_failed = true;
-            // A message of the program's own, as the seed's `process.send({act: 'suicide'})`.
+            // A message of the program's own, as `process.send({act: 'suicide'})`.
             self.ipc.send(&json!({"act": "suicide"}));
             self.begin_to_leave();
         }
     }
 
-    /// What the master has passed before it hears of this is still taken; it passes no more then.
+    /// A connection that the master has passed before it reads this is still taken; after that it passes no more.
     fn begin_to_leave(&mut self) {
         if is_leaving() {
             return;
@@ -359,7 +358,7 @@ impl Member {
             let _ = self.epoll.delete(&socket);
         }
         let key = self.key.clone();
-        self.say(json!({"act": "close", "key": key}));
+        self.send(json!({"act": "close", "key": key}));
     }
 }
 
@@ -368,11 +367,11 @@ fn address_type(ip: IpAddr) -> u8 {
     if ip.is_ipv4() { 4 } else { 6 }
 }
 
-/// Tells the master that this worker takes connections. False: this process is no worker.
+/// Tells the master that this worker takes connections. False: this process is not a worker.
 pub fn say_listening(address: SocketAddr) -> bool {
     MEMBER.with_borrow(|member| {
         let Some(member) = member else { return false };
-        member.borrow_mut().say(json!({
+        member.borrow_mut().send(json!({
             "act": "listening", "address": address.ip().to_string(), "port": address.port(),
             "addressType": address_type(address.ip()), "fd": -1,
         }));

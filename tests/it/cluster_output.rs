@@ -25,16 +25,17 @@ process.on('message', (message) => {
 });
 "#;
 
-struct Scratch(PathBuf);
+/// A folder that is removed with its contents.
+pub struct Scratch(pub PathBuf);
 
 impl Scratch {
-    fn new(name: &str) -> Scratch {
+    pub fn new(name: &str) -> Scratch {
         let folder = std::env::temp_dir().join(format!("acceptlab-{name}-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         Scratch(folder)
     }
 
-    fn path(&self, name: &str) -> String {
+    pub fn path(&self, name: &str) -> String {
         self.0.join(name).to_str().unwrap().to_owned()
     }
 }
