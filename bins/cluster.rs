@@ -20,11 +20,11 @@
 
 #![forbid(unsafe_code)]
 
-use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use acceptlab::cluster::{Acceptor, CtlArgs, Event, Master, MasterArgs, Restarts, ctl, remind_of_dashes};
+use acceptlab::console;
 use acceptlab::report::ServerReport;
 use acceptlab::server::{self, Choice, Failure, Policy};
 use acceptlab::units::{monotonic_ns, parse_duration, parse_positive_duration};
@@ -107,7 +107,7 @@ fn main() -> ExitCode {
         (Some(Command::Ctl(order)), _) => match ctl::order(&order) {
             Ok(()) => ExitCode::SUCCESS,
             Err(failure) => {
-                let _ = writeln!(std::io::stderr(), "{failure}");
+                console::log_last(failure);
                 ExitCode::FAILURE
             }
         },

@@ -148,6 +148,7 @@ fn write_if_room(out: BorrowedFd, bytes: &[u8], wait: Duration) -> nix::Result<u
 pub struct Console {
     waiting: VecDeque<u8>,
     dropped: u64,
+    all_dropped: u64,
 }
 
 /// What waits for a reader.
@@ -157,7 +158,7 @@ impl Console {
     /// Whole lines, which nobody else's come between.
     pub fn write(&mut self, lines: &[u8]) {
         if self.waiting.len() + lines.len() > MOST_WAITING {
-            self.dropped += lines.iter().filter(|&&byte| byte == b'\n').count() as u64;
+            self.count_dropped(lines.iter().filter(|&&byte| byte == b'\n').count());
         } else {
             self.waiting.extend(describe_loss(std::mem::take(&mut self.dropped)).as_bytes());
             self.waiting.extend(lines);
@@ -172,9 +173,23 @@ impl Console {
                 Ok(written) => drop(self.waiting.drain(..written)),
                 Err(Errno::EAGAIN) => return,
                 // A reader that is gone wants none of it.
-                Err(_) => self.waiting.clear(),
+                Err(_) => {
+                    let lines = self.waiting.iter().filter(|&&byte| byte == b'\n').count();
+                    self.all_dropped += lines as u64;
+                    self.waiting.clear();
+                }
             }
         }
+    }
+
+    /// Lines that no reader got.
+    pub fn all_dropped(&self) -> u64 {
+        self.all_dropped
+    }
+
+    fn count_dropped(&mut self, lines: usize) {
+        self.dropped += lines as u64;
+        self.all_dropped += lines as u64;
     }
 }
 

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::args::parse_workers;
 use super::control::Request;
+use crate::console;
 use crate::failure::Failure;
 
 /// A master answers far sooner, except to a reload or a stop.
@@ -74,14 +75,14 @@ fn parse_json(text: &str) -> Result<Value, String> {
 pub fn order(args: &CtlArgs) -> Result<(), Failure> {
     let answer = ask(args).inspect_err(|failure| {
         if args.format == Format::Json {
-            print(&format!("{}\n", json!({"ok": false, "error": failure.to_string()})));
+            let _ = console::print(&format!("{}\n", json!({"ok": false, "error": failure.to_string()})));
         }
     })?;
     if answer["ok"] == false {
         return Err(Failure::relay(format!("the master answers: {}", text(&answer["error"]))));
     }
     if args.format == Format::Text {
-        print(&render(&answer));
+        console::print(&render(&answer))?;
     }
     Ok(())
 }
@@ -113,22 +114,16 @@ fn ask(args: &CtlArgs) -> Result<Value, Failure> {
         let line = line.map_err(lost)?;
         let answer: Value = serde_json::from_str(&line).map_err(|error| lost(error.into()))?;
         if args.format == Format::Json {
-            print(&format!("{line}\n"));
+            console::print(&format!("{line}\n"))?;
         }
         if answer["ok"].is_boolean() {
             return Ok(answer);
         }
         if args.format == Format::Text {
-            let _ = writeln!(std::io::stderr(), "{}", text(&answer["step"]));
+            console::log(text(&answer["step"]));
         }
     }
     Err(lost(written.err().unwrap_or(ErrorKind::UnexpectedEof.into())))
-}
-
-/// A reader that has gone changes nothing of what the master does, nor our exit status.
-fn print(text: &str) {
-    let mut out = std::io::stdout();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
 fn connect(path: Option<&Path>) -> Result<UnixStream, Failure> {

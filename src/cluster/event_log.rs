@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::console::Console;
 use super::log_file::LogFile;
 use super::worker::Worker;
+use crate::console::Console;
 use crate::failure::Failure;
 use crate::units::{monotonic_ns, utc_now_ms};
 
@@ -64,7 +64,7 @@ impl EventLog {
 
     /// Lines that neither standard error nor the file took.
     pub fn lines_dropped(&self) -> u64 {
-        self.console.all_dropped + self.file.as_ref().map_or(0, |file| file.all_dropped)
+        self.console.all_dropped() + self.file.as_ref().map_or(0, |file| file.all_dropped)
     }
 
     fn line(&self, event: &str, fields: Value) -> String {

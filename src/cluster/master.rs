@@ -135,9 +135,7 @@ impl Master {
             if self.ending.has_given_up && self.workers.is_empty() {
                 return self.end_without_workers();
             }
-            if let Some((socket, connection)) =
-                self.sockets.next_connection(&mut self.poller, &mut self.log)?
-            {
+            if let Some((socket, connection)) = self.sockets.next_connection(&mut self.poller)? {
                 return Ok(Some(Event::Connection(socket, connection)));
             }
             self.wait()?;

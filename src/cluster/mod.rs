@@ -1,7 +1,7 @@
 //! What a master needs that keeps workers of any program alive, in the protocol of Node's cluster. In reading order:
 //!
 //! - [`protocol`]: the messages of workers and the master's answers; [`node`]: what matters of Node's command line;
-//! - [`console`] and [`log_file`]: where lines go that may not be read; [`event_log`]: what happens, line by line;
+//! - [`log_file`]: a file for lines that never waits; [`event_log`]: what happens, line by line;
 //! - [`token`] and [`poller`]: what the master waits for, and until when; [`signals`]: what signals ask for;
 //! - [`output`]: what the workers write; [`worker`]: one worker process; [`workers`]: all of them, by number, with
 //!   [`restart_counts`];
@@ -13,7 +13,6 @@
 //! What is to be done about an event is decided by the program in `bins/`, as in every architecture.
 
 pub mod args;
-pub mod console;
 pub mod control;
 pub mod ctl;
 pub mod event_log;

@@ -4,7 +4,7 @@
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::Signal;
 
 use super::poller::Poller;
 use super::token::Token;
@@ -69,14 +69,5 @@ impl Signals {
     /// Waits a moment for any of them.
     pub fn pause(&self) {
         let _ = self.queue.wait(Some(Duration::from_millis(10)));
-    }
-}
-
-impl Drop for Signals {
-    /// The report may go to a reader that stalls: those that come from now on end us. Those that came before asked for what
-    /// is done.
-    fn drop(&mut self) {
-        while let Ok(Some(_)) = self.queue.wait(Some(Duration::ZERO)) {}
-        let _ = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT]).thread_unblock();
     }
 }

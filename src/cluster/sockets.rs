@@ -13,7 +13,6 @@ use nix::errno::Errno;
 use nix::sys::socket::SockFlag;
 use socket2::SockRef;
 
-use super::event_log::EventLog;
 use super::listening_socket::{Inherited, ListeningSocket, errno_of};
 use super::poller::{Due, Poller};
 use super::protocol::{self, Address, Query};
@@ -23,9 +22,9 @@ use super::workers::Workers;
 use crate::failure::Failure;
 use crate::scoreboard::Count;
 use crate::server::Ipc;
-use crate::server::listener::{BACK_OFF, NoConnection};
+use crate::server::accept::{BACK_OFF, NoConnection, accept_next, log_pause};
 use crate::sys::epoll::Interest;
-use crate::sys::fd::{accept, close_all};
+use crate::sys::fd::close_all;
 use crate::units::monotonic_ns;
 
 /// How long the connections of a socket wait for another worker when the last has left it.
@@ -33,9 +32,6 @@ const ORPHAN_WAITS_NS: u64 = 5_000_000_000;
 
 /// How long to wait for the message that a worker leaves, after the one that it has closed a server.
 const CLOSE_WAITS_NS: u64 = 100_000_000;
-
-/// So many accepts in a row may fail before something else has its turn.
-const MOST_FAILURES: usize = 64;
 
 /// Listening sockets that one worker may have: it must not use up the descriptors of all.
 const MOST_SOCKETS: usize = 64;
@@ -53,9 +49,8 @@ pub struct Sockets {
     next: u64,
     /// Connections that a worker may have to answer for before it is given no more.
     most_unanswered: usize,
-    /// There was no descriptor left: nothing is accepted until [`Due::AcceptAgain`].
-    is_exhausted: bool,
-    was_exhaustion_logged: bool,
+    /// There was no descriptor left, say: nothing is accepted until [`Due::AcceptAgain`].
+    is_paused: bool,
     /// A worker has answered for them; our copies are to be closed.
     passed: Vec<OwnedFd>,
 }
@@ -67,8 +62,7 @@ impl Sockets {
             inherited: Inherited::default(),
             next: 0,
             most_unanswered,
-            is_exhausted: false,
-            was_exhaustion_logged: false,
+            is_paused: false,
             passed: Vec::new(),
         }
     }
@@ -96,47 +90,29 @@ impl Sockets {
 
     /// There may be a descriptor again.
     pub fn accept_again(&mut self) {
-        self.is_exhausted = false;
+        self.is_paused = false;
     }
 
     /// The next connection, of all sockets in turn: one that was given back, or one that the kernel has.
-    pub fn next_connection(
-        &mut self,
-        poller: &mut Poller,
-        log: &mut EventLog,
-    ) -> Result<Option<(u64, Rc<OwnedFd>)>, Failure> {
-        if self.is_exhausted {
+    pub fn next_connection(&mut self, poller: &mut Poller) -> Result<Option<(u64, Rc<OwnedFd>)>, Failure> {
+        if self.is_paused {
             return Ok(None);
         }
-        let mut failures = 0;
         for (&token, socket) in &mut self.sockets {
             while socket.can_give() {
                 if let Some(connection) = socket.returned.pop_front() {
                     return Ok(Some((token, connection)));
                 }
                 // What a worker gets is non-blocking: libuv expects that.
-                let failed = match accept(&*socket, SockFlag::SOCK_NONBLOCK) {
+                let failed = match accept_next(&*socket, SockFlag::SOCK_NONBLOCK) {
                     Ok(connection) => return Ok(Some((token, Rc::new(connection)))),
                     Err(errno) => errno,
                 };
                 match NoConnection::from(failed) {
-                    NoConnection::Nobody if failed == Errno::EAGAIN => socket.is_ready = false,
-                    // A connection that failed before it was accepted; the next may be there.
-                    NoConnection::Nobody if failures < MOST_FAILURES => failures += 1,
-                    NoConnection::Nobody => {
-                        self.is_exhausted = true;
-                        poller.after(BACK_OFF, Due::AcceptAgain);
-                        return Ok(None);
-                    }
-                    NoConnection::Exhausted => {
-                        if !mem::replace(&mut self.was_exhaustion_logged, true) {
-                            let what = Failure::new(format_args!("accept on {}", socket.address), failed)
-                                .advise(
-                                    "connections wait until others end; raise ulimit -n, or give more memory",
-                                );
-                            log.log_failure(&what.to_string());
-                        }
-                        self.is_exhausted = true;
+                    NoConnection::Nobody => socket.is_ready = false,
+                    NoConnection::Pause(_) => {
+                        log_pause(failed);
+                        self.is_paused = true;
                         poller.after(BACK_OFF, Due::AcceptAgain);
                         return Ok(None);
                     }

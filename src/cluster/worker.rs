@@ -13,7 +13,7 @@ use super::poller::{Due, Poller};
 use super::token::{Token, UniqueId};
 use crate::failure::Failure;
 use crate::server::Ipc;
-use crate::server::listener::BACK_OFF;
+use crate::server::accept::BACK_OFF;
 use crate::sys::epoll::Interest;
 use crate::sys::process;
 use crate::units::monotonic_ns;
