@@ -1,7 +1,8 @@
 //! loadgen: the client. It sends requests in a closed or an open loop, measures the answers, and is the only
 //! program that sees from outside which worker behind the port took which connection (`X-Worker`).
 //!
-//! When to send stands in `src/load/schedule.rs`, how to send in `src/load/client.rs`. Try:
+//! `src/load/options/` turns the command line into a plan, `src/load/schedule.rs` says when to send, `src/load/client/`
+//! how, `src/load/run/` makes one run of it. Try:
 //!
 //! ```text
 //! cargo run --release --bin prefork -- --workers 4 &
@@ -14,13 +15,16 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use acceptlab::load::client::engine;
-use acceptlab::load::commands::calibrate::{self, CalibrateArgs, Calibration};
-use acceptlab::load::commands::demo;
-use acceptlab::load::commands::merge::{self, MergeArgs};
+use acceptlab::load::commands::calibrate::{self, Calibration};
 use acceptlab::load::commands::search::{self, Curve, Found};
-use acceptlab::load::options::args::{Format, LoadArgs};
+use acceptlab::load::commands::{demo, measure, merge};
+use acceptlab::load::options::args::Command;
+use acceptlab::load::options::gate::Gate;
+use acceptlab::load::options::plan::{Format, Plan};
+use acceptlab::load::options::sweep::Sweep;
+use acceptlab::load::output::heading::heading;
 use acceptlab::load::output::{explain, text};
-use acceptlab::load::run;
+use acceptlab::report::LoadReport;
 use serde::Serialize;
 
 /// Measured, and a --fail-if holds.
@@ -37,64 +41,67 @@ fn main() -> ExitCode {
 }
 
 fn do_what_is_asked() -> Result<ExitCode, String> {
-    let colour = io::stdout().is_terminal();
-    if let Some(args) = MergeArgs::from_command_line() {
-        let merged = merge::merge(&args)?;
-        print(args.format, &merged.report, |report| text::render(report, &merged.heading(colour)))
-            .and(merged.files)?;
-        return Ok(ExitCode::SUCCESS);
+    let (command, format) = Command::from_command_line()?;
+    match command {
+        Command::Run(plan, fail_if) => return one_run(with_engine(plan), &fail_if, format),
+        Command::FindMax(plan, condition) => find_max(&with_engine(plan), &condition, format)?,
+        Command::Sweep(plan, rates) => sweep(&with_engine(plan), rates, format)?,
+        Command::Explain => write(&explain::explain())?,
+        Command::Demo => {
+            let demonstration = demo::run()?;
+            match format {
+                Format::Text => write(&demonstration.render())?,
+                Format::Json => write(&format!("{}\n", demonstration.reports()))?,
+            }
+        }
+        Command::Calibrate { duration, connections } => {
+            print(format, &calibrate::calibrate(duration, connections)?, Calibration::render)?;
+        }
+        Command::Merge { files, hlog, force } => {
+            let merged = merge::merge(&files, hlog.as_deref(), force)?;
+            print(format, &merged.report, render).and(merged.files)?;
+        }
     }
-    if let Some(args) = CalibrateArgs::from_command_line() {
-        let calibration = calibrate::calibrate(&args)?;
-        return print(args.format, &calibration, Calibration::render).map(|()| ExitCode::SUCCESS);
-    }
-    if let Some(arguments) = calibrate::server_arguments() {
-        return calibrate::serve(&arguments).map(|()| ExitCode::SUCCESS);
-    }
-    let mut args = LoadArgs::from_command_line();
-    if args.explain {
-        return write(&explain::explain()).map(|()| ExitCode::SUCCESS);
-    }
-    let (engine, instead) = engine::choose(args.engine);
-    instead.iter().for_each(|why| eprintln!("loadgen: {why}"));
-    args.engine = engine;
-    if args.demo_coordinated_omission {
-        return demo::run(&args).and_then(|page| write(&page)).map(|()| ExitCode::SUCCESS);
-    }
-    if args.find_max.is_some() {
-        return find_max(&args);
-    }
-    if args.sweep.is_some() {
-        return sweep(&args);
-    }
-    measure(&args, colour)
+    Ok(ExitCode::SUCCESS)
 }
 
-/// One run, its report, and what the gates say about it.
-fn measure(args: &LoadArgs, colour: bool) -> Result<ExitCode, String> {
-    let outcome = run::run(args)?;
-    print(args.format, &outcome.report, |report| text::render(report, &args.heading(colour)))?;
-    let failed: Vec<String> = args.fail_if.iter().filter_map(|gate| gate.fails(&outcome.report)).collect();
+/// With the engine that this kernel has.
+fn with_engine(mut plan: Plan) -> Plan {
+    let (engine, instead) = engine::choose(plan.threads.engine);
+    instead.iter().for_each(|why| eprintln!("loadgen: {why}"));
+    plan.threads.engine = engine;
+    plan
+}
+
+/// One run, its report, and what the conditions say about it.
+fn one_run(plan: Plan, fail_if: &[Gate], format: Format) -> Result<ExitCode, String> {
+    let measured = measure::measure(&plan)?;
+    print(format, &measured.report, render)?;
+    let failed: Vec<String> = fail_if.iter().filter_map(|gate| gate.fails(&measured.report)).collect();
     failed.iter().for_each(|line| eprintln!("loadgen: {line}"));
-    outcome.files?;
+    measured.files?;
     Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(GATE_FAILED) })
 }
 
 /// The highest rate that holds, or status 1 when none does.
-fn find_max(args: &LoadArgs) -> Result<ExitCode, String> {
-    let found = search::find_max(args)?;
-    print(args.format, &found, Found::render)?;
+fn find_max(plan: &Plan, condition: &Gate, format: Format) -> Result<(), String> {
+    let found = search::find_max(plan, condition)?;
+    print(format, &found, Found::render)?;
     match (found.highest_held_per_s, &found.ended_by) {
-        (Some(_), None) => Ok(ExitCode::SUCCESS),
+        (Some(_), None) => Ok(()),
         _ => Err(found.answer()),
     }
 }
 
 /// The throughput-latency curve.
-fn sweep(args: &LoadArgs) -> Result<ExitCode, String> {
-    let curve = search::sweep(args)?;
-    print(args.format, &curve, Curve::render)?;
-    curve.ended_by.map_or(Ok(ExitCode::SUCCESS), |why| Err(format!("the sweep is not complete: {why}")))
+fn sweep(plan: &Plan, rates: Sweep, format: Format) -> Result<(), String> {
+    let curve = search::sweep(plan, rates)?;
+    print(format, &curve, Curve::render)?;
+    curve.ended_by.map_or(Ok(()), |why| Err(format!("the sweep is not complete: {why}")))
+}
+
+fn render(report: &LoadReport) -> String {
+    text::render(report, &heading(report, io::stdout().is_terminal()))
 }
 
 /// A result in the format that was asked for.

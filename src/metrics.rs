@@ -275,7 +275,7 @@ pub static REPORT: &[Section] = &[
             "When the warm-up began: nanoseconds since 1970 by that machine's clock."),
         metric("run.start_at_unix_ns", "start at", "ns", "When it should have begun (--start-at)."),
         metric("run.seed", "seed", "", "The seed of everything random: the same seed gives the same due times."),
-        metric("run.configuration", "configuration", "",
+        metric("run.configuration.*", "configuration", "",
             "The options that decide what is measured; results with equal ones can be merged."),
         metric("run.interrupted", "interrupted", "", "The run ended early, by Ctrl-C or because the server was gone."),
         metric("run.merged_from", "merged from", "", "How many results loadgen merge added up to this one."),

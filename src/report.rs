@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// What a server prints on standard output when it has stopped (section 1 of the contract).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -253,13 +254,100 @@ pub struct RunInfo {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_at_unix_ns: Option<u64>,
     pub seed: u64,
-    pub configuration: String,
+    /// In records from before it had a type it is the default.
+    #[serde(deserialize_with = "configuration_or_text")]
+    pub configuration: Configuration,
     #[serde(default)]
     pub interrupted: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merged_from: Option<u64>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub parts: Vec<RunPart>,
+}
+
+/// What a run was asked to do, as far as it decides the result: neither the seed nor the start belongs to it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Configuration {
+    pub url: String,
+    pub method: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<String>,
+    pub body_bytes: u32,
+    pub connections: u32,
+    /// Absent when connections are kept; 0 when they carry no request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_per_connection: Option<u64>,
+    /// `fin` or `rst`.
+    pub close: String,
+    pub pipeline: u32,
+    pub timeout_s: f64,
+    pub retry: bool,
+    /// Addresses that connections came from; 0 when the kernel chose.
+    pub sources: usize,
+    pub threads: u32,
+    pub engine: String,
+    pub busy_poll: bool,
+    pub pin: bool,
+    pub arrivals: ArrivalsKind,
+    /// Requests per second, with `sessions` users; at the beginning of a ramp.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_per_s: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ramp_to_per_s: Option<f64>,
+    pub sessions: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub think_s: Option<f64>,
+    pub think_is_exponential: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_s: Option<f64>,
+    pub warmup_s: f64,
+    /// Absent when a number of requests ended the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration_s: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests: Option<u64>,
+    /// Workers that the server was said to have; 0 when nobody said so.
+    pub workers: u32,
+    /// As `--background` is written; empty when there was none.
+    pub background: String,
+}
+
+/// When requests are due.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ArrivalsKind {
+    #[default]
+    Closed,
+    Fixed,
+    Poisson,
+    /// So many at once.
+    Burst(u32),
+    /// From this file.
+    Replay(String),
+}
+
+impl Configuration {
+    /// The seed decides when requests are due.
+    pub fn is_random(&self) -> bool {
+        self.arrivals == ArrivalsKind::Poisson || self.think_is_exponential
+    }
+
+    pub fn is_open_loop(&self) -> bool {
+        self.arrivals != ArrivalsKind::Closed
+    }
+}
+
+fn configuration_or_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Configuration, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        Typed(Box<Configuration>),
+        Text(IgnoredAny),
+    }
+    Ok(match Either::deserialize(deserializer)? {
+        Either::Typed(configuration) => *configuration,
+        Either::Text(_) => Configuration::default(),
+    })
 }
 
 /// Which run a part of a sum was.
@@ -270,7 +358,7 @@ pub struct RunPart {
     pub seed: u64,
 }
 
-/// One interval of a run, as `--ndjson` writes it.
+/// One interval of a run, as a `.ndjson` file has it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct IntervalReport {
     pub from_s: f64,

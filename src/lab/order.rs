@@ -67,7 +67,7 @@ pub fn observe(command: &str, connections: u32, rate: u32, interrupt: &Interrupt
     let address = await_ready(&mut server, interrupt)?;
     let client = format!(
         "loadgen --connections 1 --requests-per-connection 1 --requests {connections} --rate {rate} \
-         --trace {connections} --format json http://{address}/"
+         --show answers:{connections} --format json http://{address}/"
     );
     let mut client = Program::start(&client, &[], &cpus)?;
     let length = Duration::from_secs(u64::from(connections / rate.max(1)));

@@ -348,6 +348,14 @@ pub enum Think {
     Exponential(Duration),
 }
 
+impl Think {
+    pub fn mean(self) -> Duration {
+        match self {
+            Think::Fixed(mean) | Think::Exponential(mean) => mean,
+        }
+    }
+}
+
 impl FromStr for Think {
     type Err = String;
 

@@ -1,4 +1,4 @@
-//! `loadgen --live`: the run in a real terminal, and what it does where there is none.
+//! `loadgen --progress live`: the run in a real terminal, and what it does where there is none.
 
 use std::process::Command;
 
@@ -10,7 +10,8 @@ use crate::terminal::Terminal;
 const LOADGEN: &str = env!("CARGO_BIN_EXE_loadgen");
 
 fn run(terminal: &Terminal, flags: &str, address: &str) {
-    terminal.keys(&[&format!("{LOADGEN} --live {flags} http://{address}/; echo status $?"), "Enter"]);
+    terminal
+        .keys(&[&format!("{LOADGEN} --progress live {flags} http://{address}/; echo status $?"), "Enter"]);
 }
 
 fn is_drawn(screen: &str) -> bool {
@@ -101,14 +102,25 @@ fn a_run_that_ends_by_itself_or_never_begins_leaves_the_shell_as_it_was() {
 fn without_a_terminal_it_is_declined_in_one_line_and_the_run_goes_on_with_plain_lines() {
     let server = start("event-driven", &[]);
     let output = Command::new(LOADGEN)
-        .args(["--live", "--connections", "2", "--rate", "100", "--duration", "2500ms", "--format", "json"])
+        .args([
+            "--progress",
+            "live",
+            "--connections",
+            "2",
+            "--rate",
+            "100",
+            "--duration",
+            "2500ms",
+            "--format",
+            "json",
+        ])
         .arg(format!("http://{}/", server.addr))
         .output()
         .unwrap();
     let told = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{told}");
     let lines: Vec<&str> = told.lines().collect();
-    assert!(lines[0].contains("--live: standard error is no terminal"), "{told}");
+    assert!(lines[0].contains("--progress live: standard error is no terminal"), "{told}");
     assert!(lines[1].starts_with("measuring 2 s of 2.5 s · "), "{told}");
     assert!(lines.len() == 2 && told.chars().all(|c| c == '\n' || !c.is_control()), "{told:?}");
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();

@@ -148,7 +148,7 @@ fn an_answer_in_one_byte_pieces_is_one_answer() {
             }
         }
     });
-    let report = run("--requests 20 --connections 2 --trace 1", address);
+    let report = run("--requests 20 --connections 2 --show answers:1", address);
     assert_eq!((report.requests, report.errors.total()), (20, 0));
     assert_eq!((report.trace[0].status, report.trace[0].bytes, report.trace[0].worker), (200, 2, Some(0)));
 }
@@ -166,7 +166,7 @@ fn chunked_and_close_delimited_answers_are_read() {
                 .unwrap();
         }
     });
-    let report = run("--requests 5 --connections 1 --trace 9", address);
+    let report = run("--requests 5 --connections 1 --show answers:9", address);
     assert_eq!((report.requests, report.errors.total()), (5, 0), "{:?}", report.errors);
     assert_eq!(report.connections.established, 4);
     assert!(report.trace.iter().all(|answer| answer.bytes == 5));
@@ -181,7 +181,7 @@ fn an_answer_larger_than_the_receive_buffer_arrives_whole() {
             stream.write_all(&vec![b'x'; BODY_BYTES]).unwrap();
         }
     });
-    let report = run("--requests 4 --connections 2 --trace 4", address);
+    let report = run("--requests 4 --connections 2 --show answers:4", address);
     assert_eq!((report.requests, report.errors.total()), (4, 0));
     assert!(report.trace.iter().all(|answer| answer.bytes == BODY_BYTES as u64));
 }
@@ -207,8 +207,7 @@ fn head_and_post_are_sent_as_they_should_be() {
             stream.write_all(OK.as_bytes()).unwrap();
         }
     });
-    let report =
-        run(&format!("--requests 3 --connections 1 --method POST -H X-A:b --body-bytes {BODY_BYTES}"), post);
+    let report = run(&format!("--requests 3 --connections 1 --method POST:{BODY_BYTES} -H X-A:b"), post);
     assert_eq!((report.requests, report.errors.total()), (3, 0), "{:?}", report.errors);
 }
 
@@ -332,7 +331,7 @@ fn a_reset_while_the_request_is_being_written_is_a_write_error() {
         stream.read_exact(&mut [0; 1024]).unwrap();
         reset(stream);
     });
-    let report = run("--requests 2 --connections 1 --method POST --body-bytes 16000000", address);
+    let report = run("--requests 2 --connections 1 --method POST:16000000", address);
     assert_eq!(report.errors.write.values().sum::<u64>(), 2, "{:?}", report.errors);
     assert_eq!((report.requests, report.errors.total()), (0, 2));
 }
@@ -404,7 +403,7 @@ fn an_idle_crowd_is_there_before_the_first_request_and_says_nothing() {
         books.1.fetch_add(u64::from(answered == 0), Ordering::SeqCst);
         tell.lock().unwrap().send(()).unwrap();
     });
-    let report = run("--idle 300 --requests 10 --connections 2", address);
+    let report = run("--background idle:300 --requests 10 --connections 2", address);
     (0..302).for_each(|_| hear.recv().unwrap());
     assert_eq!((accepted.load(Ordering::SeqCst), silent.load(Ordering::SeqCst)), (302, 300));
     let book = report.connections;
@@ -427,7 +426,7 @@ fn a_server_that_does_not_keep_the_crowd_is_found_out() {
         stream.write_all(OK.as_bytes()).unwrap();
         wait_for_close(stream);
     });
-    let report = run("--idle 5 --requests 1 --connections 1", address);
+    let report = run("--background idle:5 --requests 1 --connections 1", address);
     assert_eq!((report.requests, report.connections.crowd_lost), (1, 5));
 }
 
@@ -436,7 +435,9 @@ fn a_server_that_does_not_keep_the_crowd_is_found_out() {
 #[test]
 fn a_refused_connection_is_one_line_and_status_1() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    for flags in ["", "--threads 4", "--rate 10", "--idle 3", "--requests 5", "--requests-per-connection 1"] {
+    for flags in
+        ["", "--threads 4", "--rate 10", "--background idle:3", "--requests 5", "--requests-per-connection 1"]
+    {
         let expected = format!("loadgen: connect {free}: connection refused; is the server running?\n");
         assert_eq!(failure(flags, &url(free)), (expected, Some(1)), "{flags}");
     }
@@ -541,9 +542,12 @@ fn phases_are_announced_in_order() {
     for (flags, expected) in [
         ("--duration 50ms", "measure drain"),
         ("--requests 5", "measure drain"),
-        ("--duration 50ms --idle 2 --warmup 50ms", "crowd warmup measure drain"),
+        ("--duration 50ms --background idle:2 --warmup 50ms", "background warmup measure drain"),
     ] {
-        let output = loadgen(flags, &url(address)).args(["--phases", "--connections", "2"]).output().unwrap();
+        let output = loadgen(flags, &url(address))
+            .args(["--progress", "phases", "--connections", "2"])
+            .output()
+            .unwrap();
         let lines = String::from_utf8(output.stderr).unwrap();
         let phases: Vec<_> = lines.lines().map(|line| line.strip_prefix("phase ").unwrap()).collect();
         assert_eq!(phases.join(" "), expected, "{flags}");
@@ -560,7 +564,7 @@ fn the_text_report_has_the_trace_the_percentiles_and_a_bar_per_worker() {
             stream.write_all(answer.as_bytes()).unwrap();
         }
     });
-    let output = loadgen("--requests 60 --connections 12 --trace 2", &url(address)).output().unwrap();
+    let output = loadgen("--requests 60 --connections 12 --show answers:2", &url(address)).output().unwrap();
     assert!(output.status.success());
     let text = String::from_utf8(output.stdout).unwrap();
     let traced: Vec<_> = text.lines().take_while(|line| !line.is_empty()).collect();

@@ -90,7 +90,7 @@ fn a_request_larger_than_the_socket_buffer_goes_out_whole() {
                 stream.write_all(OK.as_bytes()).unwrap();
             }
         });
-        let flags = format!("{engine} --connections 2 --requests 6 --method POST --body-bytes {BODY}");
+        let flags = format!("{engine} --connections 2 --requests 6 --method POST:{BODY}");
         let report = run(&flags, address);
         assert_eq!((report.requests, report.errors.total()), (6, 0), "{engine}");
     }
@@ -151,7 +151,7 @@ fn a_kernel_without_io_uring_is_one_line_and_a_run_with_epoll() {
         assert!(said.contains(words) && said.ends_with("; epoll is used instead\n"), "{said}");
         let report = report(&output);
         assert_eq!(report.requests, 2);
-        assert!(report.run.expect("a report of this version").configuration.contains("engine=Epoll"));
+        assert!(report.run.expect("a report of this version").configuration.engine == "epoll");
     }
 }
 
@@ -160,8 +160,7 @@ fn the_report_says_which_engine_it_was() {
     let address = serve(|_, stream| answer_all(stream));
     for engine in engines() {
         let report = run(&format!("{engine} --requests 2 --connections 1"), address);
-        let name = if engine.ends_with("epoll") { "engine=Epoll" } else { "engine=IoUring" };
-        let configuration = report.run.expect("a report of this version").configuration;
-        assert!(configuration.contains(name), "{configuration}");
+        let name = if engine.ends_with("epoll") { "epoll" } else { "io-uring" };
+        assert_eq!(report.run.expect("a report of this version").configuration.engine, name);
     }
 }

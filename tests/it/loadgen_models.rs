@@ -60,7 +60,10 @@ fn connect_only_opens_and_closes_and_says_nothing() {
             let _ = stream.read_to_end(&mut all);
             books.1.fetch_add(all.len() as u64, Ordering::SeqCst);
         });
-        let report = run(&format!("--connect-only --connections 4 --requests 50 --close {close}"), address);
+        let report = run(
+            &format!("--requests-per-connection 0 --connections 4 --requests 50 --close {close}"),
+            address,
+        );
         assert_eq!((report.requests, report.connections.established), (50, 50), "{close}");
         assert_eq!(report.errors.total(), 0, "{close}: {:?}", report.errors);
         assert_eq!(bytes.load(Ordering::SeqCst), 0, "{close}");
@@ -142,12 +145,12 @@ fn a_server_on_a_unix_socket_is_reached() {
             });
         }
     });
-    let flags = format!("--requests 20 --connections 2 --format json --unix {}", path.display());
-    let report = report(&loadgen(&flags, "http://localhost/").output().unwrap());
+    let flags = "--requests 20 --connections 2 --format json";
+    let url = format!("http://unix:{}:/", path.display());
+    let report = report(&loadgen(flags, &url).output().unwrap());
     assert_eq!((report.requests, report.errors.total()), (20, 0));
     std::fs::remove_dir_all(folder).unwrap();
-    let (line, status) =
-        failure(&format!("--requests 1 --connections 1 --unix {}", path.display()), "http://x/");
+    let (line, status) = failure("--requests 1 --connections 1", &url);
     assert_eq!(status, Some(1));
     assert!(line.contains(&path.display().to_string()), "{line}");
 }
@@ -241,7 +244,7 @@ fn each_worker_has_its_own_times_and_the_order_of_the_workers_is_told() {
             stream.write_all(answer.as_bytes()).unwrap();
         }
     });
-    let report = run("--connections 1 --requests 12 --requests-per-connection 1 --order 8", address);
+    let report = run("--connections 1 --requests 12 --requests-per-connection 1 --show order:8", address);
     assert_eq!(report.order, [0, 1, 0, 1, 0, 1, 0, 1]);
     let p50 = |worker: &str| report.workers[worker].latency_us.unwrap().p50;
     assert!(p50("1") >= 20e3 * 0.999 && p50("0") < p50("1"), "{} {}", p50("0"), p50("1"));
@@ -268,9 +271,9 @@ fn a_full_backlog_of_a_unix_socket_is_asked_again_ever_more_rarely() {
     let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
     socket.bind(&socket2::SockAddr::unix(&path).unwrap()).unwrap();
     socket.listen(0).unwrap();
-    let flags =
-        format!("--connections 8 --duration 300ms --timeout 200ms --format json --unix {}", path.display());
-    let report = report(&loadgen(&flags, "http://localhost/").output().unwrap());
+    let flags = "--connections 8 --duration 300ms --timeout 200ms --format json";
+    let url = format!("http://unix:{}:/", path.display());
+    let report = report(&loadgen(flags, &url).output().unwrap());
     // A refusal each 10, 20, 40, … ms, not a hundred thousand.
     let refused = report.errors.connect["EAGAIN"];
     assert!((1..200).contains(&refused), "{refused}");
@@ -292,10 +295,7 @@ fn a_pipeline_larger_than_the_socket_buffer_is_answered_while_it_is_written() {
             }
         }
     });
-    let report = run(
-        &format!("--pipeline 12 --method POST --body-bytes {BODY} --connections 2 --requests 48"),
-        address,
-    );
+    let report = run(&format!("--pipeline 12 --method POST:{BODY} --connections 2 --requests 48"), address);
     assert_eq!((report.requests, report.errors.total()), (48, 0), "{:?}", report.errors);
 }
 
@@ -367,7 +367,7 @@ fn a_connection_that_never_came_about_is_counted_at_its_age() {
     socket.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
     socket.listen(0).unwrap();
     let address = socket.local_addr().unwrap().as_socket().unwrap();
-    let report = run("--connect-only --connections 8 --duration 700ms --timeout 200ms", address);
+    let report = run("--requests-per-connection 0 --connections 8 --duration 700ms --timeout 200ms", address);
     assert!(report.errors.connect["ETIMEDOUT"] >= 1, "{:?}", report.errors);
     assert!(report.censored >= 1 && report.latency_us.max >= 200e3 * 0.999, "{:?}", report.latency_us);
     assert!(report.connect_us.max >= 200e3 * 0.999, "{:?}", report.connect_us);

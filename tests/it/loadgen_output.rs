@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use acceptlab::report::{
-    Check, ClientCost, ConnectionBook, DeadlineBook, Errors, Evenness, EvennessPair, IntervalReport, Latency,
-    LoadReport, Lost, OutsideWindow, RunInfo, RunPart, SlowBook, Traced, Trust, Verdict, WorkerShare,
-    WorstSecond,
+    Check, ClientCost, Configuration, ConnectionBook, DeadlineBook, Errors, Evenness, EvennessPair,
+    IntervalReport, Latency, LoadReport, Lost, OutsideWindow, RunInfo, RunPart, SlowBook, Traced, Trust,
+    Verdict, WorkerShare, WorstSecond,
 };
 use serde_json::{Value, json};
 
@@ -115,9 +115,9 @@ fn reports_of_all_kinds_of_load_hold_to_the_schema() {
     let schema = Schema::published();
     let short = ["--duration", "200ms", "--connections", "4"];
     for flags in [
-        &["--trace", "3", "--order", "5"][..],
+        &["--show", "answers:3,order:5"][..],
         &["--rate", "500", "--arrivals", "poisson", "--requests-per-connection", "1"],
-        &["--rate", "500", "--deadline", "1ms", "--warmup", "50ms", "--idle", "3"],
+        &["--rate", "500", "--deadline", "1ms", "--warmup", "50ms", "--background", "idle:3"],
     ] {
         schema.check("report", &measure(&[&short, flags].concat()));
     }
@@ -143,7 +143,7 @@ fn every_line_of_ndjson_holds_to_the_schema_and_together_they_are_the_report() {
         "50ms",
         "--connections",
         "4",
-        "--ndjson",
+        "--out",
         &file,
     ]);
     let schema = Schema::published();
@@ -240,7 +240,7 @@ fn everything() -> (LoadReport, IntervalReport) {
             started_unix_ns: 1,
             start_at_unix_ns: Some(1),
             seed: 1,
-            configuration: "connections=1".into(),
+            configuration: Configuration::default(),
             interrupted: false,
             merged_from: Some(2),
             parts: vec![RunPart { host: "here".into(), started_unix_ns: 1, seed: 1 }],
@@ -293,7 +293,7 @@ fn csv_and_percentile_table_say_what_the_report_says() {
     let (csv, hgrm) = (scratch("csv"), scratch("hgrm"));
     let (csv_file, hgrm_file) = (csv.display().to_string(), hgrm.display().to_string());
     let report =
-        measure(&["--requests", "500", "--connections", "4", "--csv", &csv_file, "--hgrm", &hgrm_file]);
+        measure(&["--requests", "500", "--connections", "4", "--out", &csv_file, "--out", &hgrm_file]);
     let csv = take(&csv);
     for name in ["requests", "latency_us.p99", "workers.0.requests", "evenness.connections.dispersion"] {
         let value = name.split('.').fold(&report, |value, key| &value[key]);
@@ -309,25 +309,37 @@ fn csv_and_percentile_table_say_what_the_report_says() {
 
 #[test]
 fn a_full_disk_costs_the_file_and_not_the_report() {
-    for flag in ["--hlog", "--hgrm", "--csv", "--ndjson"] {
+    let folder = std::env::temp_dir().join(format!("acceptlab-full-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    for (flag, name) in [
+        ("--hlog", "hlog"),
+        ("--out", "a.hgrm"),
+        ("--out", "a.csv"),
+        ("--out", "a.json"),
+        ("--out", "a.ndjson"),
+    ] {
+        let full = folder.join(name);
+        std::os::unix::fs::symlink("/dev/full", &full).unwrap();
+        let full = full.to_str().unwrap();
         let server = start("reuseport", &["--workers", "1"]);
         let output = Command::new(LOADGEN)
-            .args(["--format", "json", "--connections", "1", "--duration", "150ms", flag, "/dev/full"])
+            .args(["--format", "json", "--connections", "1", "--duration", "150ms", flag, full])
             .arg(format!("http://{}/", server.addr))
             .output()
             .unwrap();
         let line = String::from_utf8_lossy(&output.stderr);
         let report: LoadReport = serde_json::from_slice(&output.stdout).unwrap();
         assert!(report.requests > 0);
-        assert_eq!(line, "loadgen: write /dev/full: No space left on device (os error 28)\n", "{flag}");
-        assert_eq!(output.status.code(), Some(1), "{flag}");
+        let expected = format!("loadgen: write {full}: No space left on device (os error 28)\n");
+        assert_eq!((&*line, output.status.code()), (&*expected, Some(1)));
         // A path that is no path is told before anything is measured.
-        let output =
-            Command::new(LOADGEN).args([flag, "/nonexistent/file", "http://127.0.0.1:9/"]).output().unwrap();
+        let nowhere = format!("/nonexistent/{name}");
+        let output = Command::new(LOADGEN).args([flag, &nowhere, "http://127.0.0.1:9/"]).output().unwrap();
         let line = String::from_utf8_lossy(&output.stderr);
-        assert!(line.starts_with("loadgen: create /nonexistent/file: "), "{flag}: {line}");
-        assert_eq!((line.lines().count(), output.status.code()), (1, Some(1)), "{flag}");
+        assert!(line.starts_with(&format!("loadgen: create {nowhere}: ")), "{line}");
+        assert_eq!((line.lines().count(), output.status.code()), (1, Some(1)), "{name}");
     }
+    std::fs::remove_dir_all(folder).unwrap();
 }
 
 /// Prints tag, count and 99th percentile of every interval.

@@ -157,7 +157,7 @@ fn intervals_tell_how_many_were_sent_again() {
     let address = close_instead_after(3);
     let output =
         loadgen("--retry --connections 1 --requests 10 --format json --interval 10ms", &url(address))
-            .arg("--ndjson")
+            .arg("--out")
             .arg(&path)
             .output()
             .unwrap();
@@ -173,7 +173,7 @@ fn only_what_may_be_asked_twice_is() {
     for (flags, said) in [
         ("--retry --method POST", "a method that may be asked twice"),
         ("--retry --pipeline 2", "one request at a time"),
-        ("--retry --connect-only", "cannot be used with"),
+        ("--retry --requests-per-connection 0", "without requests there is none to retry"),
     ] {
         let (error, status) = crate::generator::failure(flags, "http://127.0.0.1:9/");
         assert_eq!(status, Some(2), "{flags}");

@@ -450,7 +450,7 @@ fn a_poisson_load_on_one_exponential_worker_is_m_m_1() {
 #[test]
 fn a_replay_asks_once_for_each_line_of_its_file_and_ends_by_itself() {
     let file = std::env::temp_dir().join(format!("acceptlab-replay-it-{}", std::process::id()));
-    let flags = format!("--replay {} --connections 4 --threads 2", file.display());
+    let flags = format!("--arrivals replay:{} --connections 4 --threads 2", file.display());
     let (listener, address) = listen();
     let server = serve(listener, 5, |_| {});
     std::fs::write(&file, "# five\n0\n\n0.1 # two at once\n0.1\n0.25\n0.4\n").unwrap();
@@ -479,8 +479,8 @@ fn a_replay_may_come_out_of_a_pipe() {
     let server = serve(listener, 3, |_| {});
     let mut loadgen = Command::new(env!("CARGO_BIN_EXE_loadgen"))
         .args([
-            "--replay",
-            "/dev/stdin",
+            "--arrivals",
+            "replay:/dev/stdin",
             "--connections",
             "1",
             "--format",
@@ -505,7 +505,7 @@ fn a_replay_may_come_out_of_a_pipe() {
 #[test]
 fn the_demonstration_shows_a_stall_that_the_closed_loop_omits() {
     let output = Command::new(env!("CARGO_BIN_EXE_loadgen"))
-        .args(["--demo-coordinated-omission", "--format", "json"])
+        .args(["demo", "--format", "json"])
         .output()
         .expect("cargo has built it");
     let stderr = String::from_utf8_lossy(&output.stderr);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use acceptlab::load::counts::evenness;
-use acceptlab::report::{Check, LoadReport, ServerReport, Trust, Verdict, WorkerShare};
+use acceptlab::report::{ArrivalsKind, Check, LoadReport, ServerReport, Trust, Verdict, WorkerShare};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::Histogram;
@@ -206,9 +206,9 @@ fn what_does_not_belong_together_is_refused_in_one_line_and_forced_only_as_suspe
         (
             &|report| {
                 let run = report.run.as_mut().unwrap();
-                run.configuration = run.configuration.replace("connections=4", "connections=5");
+                run.configuration.connections = 5;
             },
-            "2.json: another configuration than 1.json: `connections=5` where that has `connections=4`",
+            "2.json: another configuration than 1.json: `connections` is 5 where that has 4",
         ),
         (
             &|report| {
@@ -254,14 +254,14 @@ fn what_does_not_belong_together_is_refused_in_one_line_and_forced_only_as_suspe
         edit(&folder, part, |report| {
             let run = report.run.as_mut().unwrap();
             run.seed = 1;
-            run.configuration = run.configuration.replace("arrivals=Poisson", "arrivals=Fixed");
+            run.configuration.arrivals = ArrivalsKind::Fixed;
         });
     }
     assert!(merge(&folder, &files, &[]).status.success());
     for part in 1..=3 {
         edit(&folder, part, |report| {
             let run = report.run.as_mut().unwrap();
-            run.configuration = run.configuration.replace("think=None", "think=Some(Exponential(20ms))");
+            (run.configuration.think_s, run.configuration.think_is_exponential) = (Some(0.02), true);
         });
     }
     assert_refused(&merge(&folder, &files, &[]), "2.json: the same --seed 1 as 1.json");

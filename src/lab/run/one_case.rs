@@ -221,7 +221,7 @@ fn run_loadgen(
 ) -> Result<(), Stop> {
     let group = server.pid();
     let needs_phases = case.probe || case.growth || case.events.is_some();
-    let phases = if needs_phases { &["--phases"][..] } else { &[] };
+    let phases = if needs_phases { &["--progress", "phases"][..] } else { &[] };
     let extra = [phases, &["--format", "json", url]].concat();
     let held = if case.probe { footprint::of_group(group).fds } else { 0 };
     let expected = held + case.client.connections.unwrap_or(0) + case.client.idle;

@@ -23,7 +23,6 @@ use nix::sys::socket::{MsgFlags, recv, send};
 use socket2::{Domain, Socket};
 
 use crate::load::client::route::{Route, errno};
-use crate::load::options::args::LoadArgs;
 use crate::load::response::{Progress, Reader, Template};
 use crate::report::SlowBook;
 use crate::sys::epoll::{Epoll, Interest};
@@ -48,11 +47,6 @@ pub struct Kinds {
 }
 
 impl Kinds {
-    /// Those that the command line asks for.
-    pub fn of(args: &LoadArgs) -> Kinds {
-        Kinds { send: args.slow_send, read: args.slow_read, half_open: args.half_open }
-    }
-
     /// The connections of all kinds together.
     pub fn total(self) -> u64 {
         u64::from(self.send) + u64::from(self.read) + u64::from(self.half_open)

@@ -1,6 +1,5 @@
-//! What the main thread and the measuring threads tell each other: stop, ready, done. Everybody waits in
-//! epoll, so everything is said through an eventfd; the values behind it are read once per ring, never in a
-//! loop.
+//! What the main thread and the measuring threads tell each other: stop, ready, done. All of them wait in epoll, so each
+//! message is an eventfd; the values behind it are read once per event, never in a loop.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,8 +10,8 @@ pub struct Control {
     stopped_at_ns: AtomicU64,
     aborted: AtomicBool,
     reached: AtomicBool,
-    bell: EventFd,
-    news: EventFd,
+    stop_event: EventFd,
+    thread_event: EventFd,
 }
 
 impl Control {
@@ -22,15 +21,15 @@ impl Control {
             stopped_at_ns: AtomicU64::new(u64::MAX),
             aborted: AtomicBool::new(false),
             reached: AtomicBool::new(false),
-            bell: eventfd()?,
-            news: eventfd()?,
+            stop_event: eventfd()?,
+            thread_event: eventfd()?,
         })
     }
 
     /// Ends the measured window now; outstanding answers are waited for a moment longer.
     pub fn stop(&self, now_ns: u64) {
         self.stopped_at_ns.fetch_min(now_ns, Ordering::Relaxed);
-        ring(&self.bell, 1);
+        add(&self.stop_event, 1);
     }
 
     /// Ends everything now.
@@ -39,8 +38,8 @@ impl Control {
         self.stop(now_ns);
     }
 
-    /// A first connection came about: the server is there, and whatever fails from now on is a part of the result.
-    pub fn say_reached(&self) {
+    /// A first connection is established: the server is there, and what fails from now on is a part of the result.
+    pub fn mark_reached(&self) {
         self.reached.store(true, Ordering::Relaxed);
     }
 
@@ -58,53 +57,54 @@ impl Control {
         self.aborted.load(Ordering::Relaxed)
     }
 
-    /// Readable when [`Control::stop`] or [`Control::abort`] was called.
-    pub fn bell(&self) -> BorrowedFd<'_> {
-        self.bell.as_fd()
+    /// Readable after [`Control::stop`] or [`Control::abort`].
+    pub fn stop_event(&self) -> BorrowedFd<'_> {
+        self.stop_event.as_fd()
+    }
+
+    /// Readable when a thread has marked its status.
+    pub fn thread_event(&self) -> BorrowedFd<'_> {
+        self.thread_event.as_fd()
     }
 
     /// All that a measuring thread needs of what was open before it.
     pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
-        [self.bell.as_fd(), self.news.as_fd()]
+        [self.stop_event.as_fd(), self.thread_event.as_fd()]
     }
 
-    /// Readable when a thread has something to say.
-    pub fn news(&self) -> BorrowedFd<'_> {
-        self.news.as_fd()
-    }
-
-    /// How often threads have said something since the last call.
-    pub fn hear(&self) -> u64 {
-        self.news.read().unwrap_or(0)
+    /// How many marks threads have set since the last call.
+    pub fn new_marks(&self) -> u64 {
+        self.thread_event.read().unwrap_or(0)
     }
 }
 
-/// A measuring thread's voice: it says "ready" once and "done" once, also if it panics.
-pub struct Voice<'a> {
+/// What the main thread knows of a measuring thread: each is marked ready once and done once, also if it panics.
+pub struct ThreadStatus<'a> {
     control: &'a Control,
-    words_left: u64,
+    marks_left: u64,
 }
 
-impl<'a> Voice<'a> {
-    pub const WORDS: u64 = 2;
+impl<'a> ThreadStatus<'a> {
+    /// Of each thread.
+    pub const MARKS: u64 = 2;
 
-    pub fn new(control: &'a Control) -> Voice<'a> {
-        Voice { control, words_left: Voice::WORDS }
+    pub fn new(control: &'a Control) -> ThreadStatus<'a> {
+        ThreadStatus { control, marks_left: ThreadStatus::MARKS }
     }
 
-    pub fn say_ready(&mut self) {
-        self.words_left -= 1;
-        ring(&self.control.news, 1);
+    pub fn mark_ready(&mut self) {
+        self.marks_left -= 1;
+        add(&self.control.thread_event, 1);
     }
 }
 
-impl Drop for Voice<'_> {
+impl Drop for ThreadStatus<'_> {
     fn drop(&mut self) {
-        ring(&self.control.news, self.words_left);
+        add(&self.control.thread_event, self.marks_left);
     }
 }
 
-fn ring(eventfd: &EventFd, times: u64) {
+fn add(eventfd: &EventFd, count: u64) {
     // Fails only when the counter would overflow, and then it is readable already (eventfd(2)).
-    let _ = eventfd.write(times);
+    let _ = eventfd.write(count);
 }

@@ -128,7 +128,7 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
     ) -> nix::Result<ClientLoop<'a, E>> {
         let engine = E::new(
             connections as usize,
-            control.bell(),
+            control.stop_event(),
             [settings.requests.as_slice(), &settings.last_request],
         )?;
         let connection =

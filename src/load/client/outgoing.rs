@@ -74,7 +74,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.tally.established += 1;
         self.tally.opened();
         if self.tally.established == 1 {
-            self.control.say_reached();
+            self.control.mark_reached();
         }
     }
 

@@ -11,11 +11,12 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
 use nix::sys::prctl;
 
-use crate::load::options::args::{Format, LoadArgs};
+use crate::load::options::plan::Plan;
+use crate::load::options::target::Target;
 use crate::load::run;
+use crate::load::run::observers::Observers;
 use crate::report::{Latency, LoadReport, Traced};
 use crate::terminal::{step, wrapped};
 
@@ -29,38 +30,50 @@ const RUN: Duration = Duration::from_secs(3);
 /// Of the open loop, a fifth of what the server can do.
 const RATE_PER_S: f64 = 200.0;
 /// More answers than a run has.
-const TRACE: &str = "100000";
+const MOST_ANSWERS: u32 = 100_000;
 
 /// A mark of the picture.
 const BIN: Duration = Duration::from_millis(100);
 
-/// Runs both loops and returns what to print.
+/// Both loops, and what they should have seen.
+pub struct Demonstration {
+    closed: LoadReport,
+    open: LoadReport,
+}
+
+/// Runs both loops.
 ///
 /// # Errors
 /// One line, when there is no port for the server or a run cannot be set up.
-pub fn run(args: &LoadArgs) -> Result<String, String> {
+pub fn run() -> Result<Demonstration, String> {
     let server = start_server().map_err(|error| format!("start a server on 127.0.0.1: {error}"))?;
-    let closed = measure("closed loop", server, &[])?;
-    let open = measure("open loop", server, &["--rate", &RATE_PER_S.to_string()])?;
-    match args.format {
-        Format::Text => Ok(render(&closed, &open)),
-        Format::Json => {
-            let without_trace = |report: LoadReport| LoadReport { trace: Vec::new(), ..report };
-            let both = serde_json::json!({"closed": without_trace(closed), "open": without_trace(open)});
-            Ok(format!("{both}\n"))
-        }
-    }
+    let mut plan = Plan::simple(RUN);
+    plan.target = Target::at(server);
+    plan.connections.count = 1;
+    plan.show.answers = MOST_ANSWERS;
+    let closed = measure("closed loop", &plan)?;
+    let rate = RATE_PER_S.to_string().parse().expect("it is a rate");
+    let open = measure("open loop", &plan.at_rate(Some(rate)))?;
+    Ok(Demonstration { closed, open })
 }
 
-fn measure(name: &str, server: SocketAddr, flags: &[&str]) -> Result<LoadReport, String> {
-    // Nobody has to listen.
+fn measure(name: &str, plan: &Plan) -> Result<LoadReport, String> {
+    // The reader of standard error may be gone.
     let _ = writeln!(io::stderr(), "{name}: {} s …", RUN.as_secs());
-    let duration = format!("{}s", RUN.as_secs());
-    let common = ["loadgen", "--connections", "1", "--duration", &duration, "--trace", TRACE];
-    let url = format!("http://{server}/");
-    let args =
-        LoadArgs::try_parse_from([&common, flags, &[&url]].concat()).map_err(|error| error.to_string())?;
-    Ok(run::run(&args)?.report)
+    Ok(run::run(plan, Observers::none())?.report)
+}
+
+impl Demonstration {
+    /// Both reports, without the single answers.
+    pub fn reports(self) -> serde_json::Value {
+        let without_trace = |report: LoadReport| LoadReport { trace: Vec::new(), ..report };
+        serde_json::json!({"closed": without_trace(self.closed), "open": without_trace(self.open)})
+    }
+
+    /// A page for people.
+    pub fn render(&self) -> String {
+        render(&self.closed, &self.open)
+    }
 }
 
 // ---- the server -------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@
 //!
 //! A sum only means something when its parts belong together, so that is what most of this file is about.
 
-use std::env;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -16,22 +15,21 @@ use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use clap::Parser;
 use flate2::read::ZlibDecoder;
 use hdrhistogram::serialization::Deserializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogHistogram, IntervalLogIterator, LogEntry};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+use crate::load::counts::distributions::{Distributions, Span};
 use crate::load::counts::evenness;
 use crate::load::counts::histogram::Times;
-use crate::load::options::args::Format;
-use crate::load::output::export::{Distributions, Files, Span};
-use crate::load::output::text::Heading;
+use crate::load::options::plan::FileFormat;
+use crate::load::output::export::Files;
 use crate::load::run::summary::SCHEMA;
-use crate::load::verdict::LATE_START_NS;
+use crate::load::verdict::{LATE_START_NS, pace};
 use crate::report::{
-    Check, ClientCost, ConnectionBook, DeadlineBook, Errors, Latency, LoadReport, OutsideWindow, RunInfo,
-    RunPart, SlowBook, Trust, Verdict, WorkerShare,
+    Check, ClientCost, Configuration, ConnectionBook, DeadlineBook, Errors, Latency, LoadReport,
+    OutsideWindow, RunInfo, RunPart, SlowBook, Trust, Verdict, WorkerShare,
 };
 use crate::units::over;
 
@@ -45,54 +43,6 @@ const ROUNDING: f64 = 1e-9;
 const LARGEST: f64 = 1e15;
 /// A cookie and a length, before what zlib has compressed.
 const V2_COMPRESSED_HEAD_BYTES: usize = 8;
-/// The check of a part's own verdict that says whether its requests went out when they were due.
-const SLIP_CHECK: &str = "slip";
-
-const NOTES: &str = "\
-Each client machine leaves two files of the same name:
-  loadgen --start-at TIME --seed N --format json --hlog host1.hlog … URL > host1.json
-and the .hlog is looked for beside each FILE.json. Distributions are added bucket by
-bucket, books number by number; evenness and percentiles are computed from the sums.
-Latency per worker, the worst second, the longest silence, traces and the order of workers
-cannot be added and are left out.
-scripts/many_clients.sh does all of it by ssh.
-
-Refused, unless --force: another configuration, a client that started late, whose
-window differs, that slipped or was interrupted; a run that would count twice; and the same
-seed where anything is random (--arrivals poisson, --think exp:).
-
-Exit status: 0 merged; 1 refused, and standard error says why; 2 wrong flags.";
-
-/// Adds the results of many client machines to one.
-#[derive(Debug, Clone, Parser)]
-#[command(name = "loadgen merge", bin_name = "loadgen merge", no_binary_name = true, version, after_help = NOTES)]
-pub struct MergeArgs {
-    /// What `loadgen --format json` printed on each machine
-    #[arg(value_name = "FILE.json", required = true)]
-    files: Vec<PathBuf>,
-
-    /// How to print the result
-    #[arg(long, value_enum, default_value_t = Format::Text)]
-    pub format: Format,
-
-    /// Write the sums of the histograms here, in the format of the parts
-    #[arg(long, value_name = "FILE")]
-    hlog: Option<PathBuf>,
-
-    /// Merge what does not belong together, and call the result suspect
-    #[arg(long)]
-    force: bool,
-}
-
-impl MergeArgs {
-    /// `None` when the command line does not say `loadgen merge …`. Explains and exits with status 2 when it makes
-    /// no sense.
-    pub fn from_command_line() -> Option<MergeArgs> {
-        let mut arguments = env::args_os().skip(1);
-        (arguments.next()? == "merge").then(|| MergeArgs::parse_from(arguments))
-    }
-}
-
 /// The sum.
 pub struct Merged {
     pub report: LoadReport,
@@ -100,78 +50,32 @@ pub struct Merged {
     pub files: Result<(), String>,
 }
 
-impl Merged {
-    /// What stands above the text report.
-    pub fn heading(&self, colour: bool) -> Heading<'_> {
-        let run = self.report.run.as_ref().expect("a sum says what it was made from");
-        let clients = run.merged_from.unwrap_or(0);
-        Heading {
-            url: value(&run.configuration, "url").unwrap_or("").into(),
-            load: format!("the sum of {clients} clients: {}\n{}", run.host, in_lines(&run.configuration)),
-            method: "",
-            path: "",
-            open_loop: self.report.offered_per_s.is_some(),
-            workers: 0,
-            colour,
-        }
-    }
-}
-
-/// What a configuration says of this name.
-fn value<'a>(configuration: &'a str, name: &str) -> Option<&'a str> {
-    configuration.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
-}
-
-/// A configuration without what was not asked for, in lines that fit a terminal.
-fn in_lines(configuration: &str) -> String {
-    let said = configuration.split_whitespace().filter(|word| {
-        !word.starts_with("url=") && !["=None", "=false", "=0"].iter().any(|nothing| word.ends_with(nothing))
-    });
-    let mut lines = String::new();
-    let mut columns = 0;
-    for word in said {
-        let word = match word.split_once("=Some(") {
-            Some((name, value)) => format!("{name}={}", value.strip_suffix(')').unwrap_or(value)),
-            None => word.into(),
-        };
-        if columns > 0 {
-            let breaks = columns + 1 + word.len() > 79;
-            lines.push(if breaks { '\n' } else { ' ' });
-            columns = if breaks { 0 } else { columns + 1 };
-        }
-        columns += word.len();
-        lines += &word;
-    }
-    lines
-}
-
 /// Reads, compares and adds. An error is one line that says which file does not belong, and why.
-pub fn merge(args: &MergeArgs) -> Result<Merged, String> {
-    let parts = args.files.iter().map(|path| Part::read(path)).collect::<Result<Vec<_>, _>>()?;
+pub fn merge(files: &[PathBuf], hlog: Option<&Path>, force: bool) -> Result<Merged, String> {
+    let parts = files.iter().map(|path| Part::read(path)).collect::<Result<Vec<_>, _>>()?;
     let objections = objections(&parts);
-    if let Some(objection) = objections.first().filter(|_| !args.force) {
+    if let Some(objection) = objections.first().filter(|_| !force) {
         return Err(format!("{objection} (--force merges nonetheless)"));
     }
-    if let Some(part) =
-        parts.iter().find(|part| is_same_file(args.hlog.as_deref(), &part.path.with_extension("hlog")))
-    {
+    if let Some(part) = parts.iter().find(|part| is_same_file(hlog, &part.path.with_extension("hlog"))) {
         return Err(format!(
             "write {}: it is a part of the sum; choose another name",
             part.path.with_extension("hlog").display()
         ));
     }
-    let files = Files::create(args.hlog.as_deref(), None, None)?;
+    let hlog: Vec<_> = hlog.map(|path| (FileFormat::Hlog, path.into())).into_iter().collect();
+    let files = Files::create(&hlog)?;
 
-    let mut histograms = Histograms::default();
-    parts.iter().for_each(|part| histograms.add(&part.histograms));
+    let mut distributions = Distributions::default();
+    parts.iter().for_each(|part| distributions.add(&part.distributions));
     let span = Span {
         began: SystemTime::UNIX_EPOCH
             + Duration::from_nanos(parts.iter().map(|part| part.run.started_unix_ns).min().unwrap_or(0)),
         start: parts[0].window_start,
         duration: Duration::from_secs_f64(longest_s(&parts)),
     };
-    let report = sum(parts, &histograms, objections);
-    let files = files.write(&histograms.distributions(), &span, &report);
+    let report = sum(parts, &distributions, objections);
+    let files = files.write(&distributions, &span, &report);
     Ok(Merged { report, files })
 }
 
@@ -187,7 +91,7 @@ struct Part {
     path: PathBuf,
     report: LoadReport,
     run: RunInfo,
-    histograms: Histograms,
+    distributions: Distributions,
     /// From the start of the run to the measured window.
     window_start: Duration,
 }
@@ -209,8 +113,8 @@ impl Part {
         if let Some(number) = impossible(&report) {
             return Err(format!("read {name}: damaged: no run has {number}; copy it from its machine again"));
         }
-        let (histograms, window_start) = read_hlog(&path.with_extension("hlog"))?;
-        Ok(Part { path: path.into(), report, run, histograms, window_start })
+        let (distributions, window_start) = read_hlog(&path.with_extension("hlog"))?;
+        Ok(Part { path: path.into(), report, run, distributions, window_start })
     }
 
     /// The runs that are in it: more than one when it is a sum itself.
@@ -232,7 +136,7 @@ impl Part {
             &self.report.latency_us,
             &self.report.slip_us,
         ];
-        for ((tag, times), told) in self.histograms.distributions().tagged().into_iter().zip(told) {
+        for ((tag, times), told) in self.distributions.tagged().into_iter().zip(told) {
             for ((name, logged), (_, told)) in numbers(&times.latency()).into_iter().zip(numbers(told)) {
                 if (logged - told).abs() > ROUNDING * logged.abs().max(told.abs()) {
                     let path = self.path.display();
@@ -276,42 +180,8 @@ fn numbers(latency: &Latency) -> [(&'static str, f64); 7] {
     ]
 }
 
-/// The five distributions, owned.
-#[derive(Clone, Default)]
-struct Histograms {
-    connect: Times,
-    first_byte: Times,
-    service: Times,
-    response: Times,
-    slip: Times,
-}
-
-impl Histograms {
-    fn distributions(&self) -> Distributions<'_> {
-        let Histograms { connect, first_byte, service, response, slip } = self;
-        Distributions { connect, first_byte, service, response, slip }
-    }
-
-    fn by_tag(&mut self, tag: &str) -> Option<&mut Times> {
-        match tag {
-            "connect" => Some(&mut self.connect),
-            "first_byte" => Some(&mut self.first_byte),
-            "service" => Some(&mut self.service),
-            "response" => Some(&mut self.response),
-            "slip" => Some(&mut self.slip),
-            _ => None,
-        }
-    }
-
-    fn add(&mut self, other: &Histograms) {
-        for (tag, times) in other.distributions().tagged() {
-            self.by_tag(tag).expect("both have the same tags").add(times);
-        }
-    }
-}
-
 /// The distributions, and where in the run their window begins.
-fn read_hlog(path: &Path) -> Result<(Histograms, Duration), String> {
+fn read_hlog(path: &Path) -> Result<(Distributions, Duration), String> {
     let name = path.display();
     let bytes = fs::read(path).map_err(|error| {
         format!("read {name}: {error}; every client needs --hlog, with the name of its JSON")
@@ -319,9 +189,9 @@ fn read_hlog(path: &Path) -> Result<(Histograms, Duration), String> {
     parse_hlog(&bytes).map_err(|why| format!("read {name}: {why}; copy it from its machine again"))
 }
 
-fn parse_hlog(bytes: &[u8]) -> Result<(Histograms, Duration), String> {
-    let mut histograms = Histograms::default();
-    let mut missing: Vec<&str> = histograms.distributions().tagged().map(|(tag, _)| tag).into();
+fn parse_hlog(bytes: &[u8]) -> Result<(Distributions, Duration), String> {
+    let mut distributions = Distributions::default();
+    let mut missing: Vec<&str> = distributions.tagged().map(|(tag, _)| tag).into();
     let mut start = Duration::ZERO;
     for entry in IntervalLogIterator::new(bytes) {
         let LogEntry::Interval(interval) = entry.map_err(|_| "corrupt: a line is no interval".to_string())?
@@ -330,13 +200,13 @@ fn parse_hlog(bytes: &[u8]) -> Result<(Histograms, Duration), String> {
         };
         let tag = interval.tag().ok_or("an interval without a tag is not loadgen's")?;
         let times = decode(&interval).ok_or_else(|| format!("corrupt: no histogram in {}", tag.as_str()))?;
-        let sum = histograms.by_tag(tag.as_str()).ok_or("a tag in it is not loadgen's")?;
+        let sum = distributions.by_tag(tag.as_str()).ok_or("a tag in it is not loadgen's")?;
         sum.add(&times);
         start = interval.start_timestamp();
         missing.retain(|&missing| missing != tag.as_str());
     }
     match missing.first() {
-        None => Ok((histograms, start)),
+        None => Ok((distributions, start)),
         Some(tag) => Err(format!("corrupt: it has no distribution of {tag}")),
     }
 }
@@ -377,11 +247,8 @@ fn objections(parts: &[Part]) -> Vec<String> {
 /// Why these two are not parts of one load.
 fn incompatible(one: &Part, other: &Part) -> Option<String> {
     let (name, first) = (other.path.display(), one.path.display());
-    if one.run.configuration != other.run.configuration {
-        let (here, there) = difference(&other.run.configuration, &one.run.configuration);
-        return Some(format!(
-            "{name}: another configuration than {first}: `{here}` where that has `{there}`"
-        ));
+    if let Some(difference) = difference(&other.run.configuration, &one.run.configuration) {
+        return Some(format!("{name}: another configuration than {first}: {difference}"));
     }
     let (theirs, ours) = (one.runs(), other.runs());
     if let Some(run) = ours.iter().find(|run| theirs.contains(run)) {
@@ -389,11 +256,8 @@ fn incompatible(one: &Part, other: &Part) -> Option<String> {
         return Some(format!("{name}: it has the same run as {first} ({host}), which would count twice"));
     }
     // Equal seeds give equal due times: all machines would send in the same moments, and that is no Poisson process.
-    let configuration = &one.run.configuration;
-    let is_random =
-        ["arrivals=Poisson", "think=Some(Exponential"].iter().any(|random| configuration.contains(random));
     let seed = ours.iter().map(|run| run.seed).find(|&seed| theirs.iter().any(|run| run.seed == seed));
-    if let Some(seed) = seed.filter(|_| is_random) {
+    if let Some(seed) = seed.filter(|_| one.run.configuration.is_random()) {
         return Some(format!(
             "{name}: the same --seed {seed} as {first}, so that both drew the same gaps; give each its own"
         ));
@@ -401,15 +265,16 @@ fn incompatible(one: &Part, other: &Part) -> Option<String> {
     None
 }
 
-/// The first words in which two configurations differ.
-fn difference<'a>(one: &'a str, other: &'a str) -> (&'a str, &'a str) {
-    let (mut one, mut other) = (one.split_whitespace(), other.split_whitespace());
-    loop {
-        match (one.next(), other.next()) {
-            (a, b) if a == b && a.is_some() => {}
-            (a, b) => return (a.unwrap_or("nothing"), b.unwrap_or("nothing")),
-        }
-    }
+/// The first value in which two configurations differ: its name, and both values.
+fn difference(one: &Configuration, other: &Configuration) -> Option<String> {
+    let values = |configuration| match serde_json::to_value(configuration) {
+        Ok(Value::Object(values)) => values,
+        _ => Map::new(),
+    };
+    let (one, other) = (values(one), values(other));
+    let name = one.keys().chain(other.keys()).find(|&name| one.get(name) != other.get(name))?;
+    let said = |values: &Map<String, Value>| values.get(name).map_or("nothing".into(), Value::to_string);
+    Some(format!("`{name}` is {} where that has {}", said(&one), said(&other)))
 }
 
 fn late(part: &Part) -> Option<String> {
@@ -428,8 +293,7 @@ fn late(part: &Part) -> Option<String> {
 /// A client that was not in time with its own requests measured something else than was asked for.
 fn untrusted(part: &Part) -> Option<String> {
     let trust = part.report.trust.as_ref()?;
-    let slipped =
-        trust.checks.iter().find(|check| check.name == SLIP_CHECK && check.verdict != Verdict::Valid);
+    let slipped = pace::SLIP.failed(&part.report);
     let invalid = trust.checks.iter().find(|check| check.verdict == Verdict::Invalid);
     let (what, check) = match (slipped, invalid) {
         (Some(check), _) => ("slipped", check),
@@ -473,7 +337,7 @@ fn longest_s(parts: &[Part]) -> f64 {
 // ---- adding -----------------------------------------------------------------------------------------------
 
 /// The report of all of them.
-fn sum(parts: Vec<Part>, histograms: &Histograms, objections: Vec<String>) -> LoadReport {
+fn sum(parts: Vec<Part>, distributions: &Distributions, objections: Vec<String>) -> LoadReport {
     let duration_s = longest_s(&parts);
     let run = origin(&parts);
     let trust = trust(&parts, objections);
@@ -483,11 +347,11 @@ fn sum(parts: Vec<Part>, histograms: &Histograms, objections: Vec<String>) -> Lo
     // What follows from the sums.
     sum.duration_s = duration_s;
     sum.qps = over(sum.requests as f64, duration_s);
-    sum.connect_us = histograms.connect.latency();
-    sum.first_byte_us = histograms.first_byte.latency();
-    sum.service_us = histograms.service.latency();
-    sum.latency_us = histograms.response.latency();
-    sum.slip_us = histograms.slip.latency();
+    sum.connect_us = distributions.connect.latency();
+    sum.first_byte_us = distributions.first_byte.latency();
+    sum.service_us = distributions.service.latency();
+    sum.latency_us = distributions.response.latency();
+    sum.slip_us = distributions.slip.latency();
     sum.evenness = evenness::pair(sum.workers.values().map(|share| (share.connections, share.requests)));
     let client = &mut sum.client;
     let cpu_s = (client.cpu_user_us + client.cpu_system_us) as f64 / 1e6;
@@ -643,23 +507,20 @@ mod tests {
 
     #[test]
     fn the_difference_of_two_configurations_is_the_first_that_differs() {
-        let base = "connections=4 rate=Some(100) pipeline=1";
-        assert_eq!(
-            difference("connections=4 rate=Some(200) pipeline=2", base),
-            ("rate=Some(200)", "rate=Some(100)")
-        );
-        assert_eq!(difference(base, "connections=4 rate=Some(100)"), ("pipeline=1", "nothing"));
-        assert_eq!(difference("", base), ("nothing", "connections=4"));
+        let base = Configuration { connections: 4, rate_per_s: Some(100.0), ..Configuration::default() };
+        assert_eq!(difference(&base, &base.clone()), None);
+        let other = Configuration { connections: 5, rate_per_s: None, ..base.clone() };
+        assert_eq!(difference(&other, &base).unwrap(), "`connections` is 5 where that has 4");
+        let other = Configuration { rate_per_s: None, ..base.clone() };
+        assert_eq!(difference(&other, &base).unwrap(), "`rate_per_s` is nothing where that has 100.0");
     }
 
     #[test]
     fn a_log_comes_back_bucket_by_bucket() {
-        let (log, histograms) = log();
+        let (log, distributions) = log();
         let (read, start) = parse_hlog(&log).unwrap();
         assert_eq!(start, Duration::from_secs(2));
-        for ((tag, ours), (_, read)) in
-            histograms.distributions().tagged().into_iter().zip(read.distributions().tagged())
-        {
+        for ((tag, ours), (_, read)) in distributions.tagged().into_iter().zip(read.tagged()) {
             assert_eq!(ours.histogram(), read.histogram(), "{tag}");
         }
     }
@@ -693,11 +554,11 @@ mod tests {
         }
     }
 
-    fn log() -> (Vec<u8>, Histograms) {
-        let mut histograms = Histograms::default();
+    fn log() -> (Vec<u8>, Distributions) {
+        let mut distributions = Distributions::default();
         let mut rng = fastrand::Rng::with_seed(4);
         for tag in ["connect", "first_byte", "service", "response", "slip"] {
-            let times = histograms.by_tag(tag).unwrap();
+            let times = distributions.by_tag(tag).unwrap();
             (0..500).for_each(|_| times.record(10u64.pow(rng.u32(0..11)) * rng.u64(0..100)));
         }
         let span = Span {
@@ -706,7 +567,7 @@ mod tests {
             duration: Duration::from_secs(1),
         };
         let mut log = Vec::new();
-        export::hlog(&mut log, &histograms.distributions(), &span).unwrap();
-        (log, histograms)
+        export::hlog(&mut log, &distributions, &span).unwrap();
+        (log, distributions)
     }
 }

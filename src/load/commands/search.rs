@@ -6,56 +6,18 @@
 //! hold for three times as long.
 
 use std::fmt::Write;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::load::options::args::LoadArgs;
 use crate::load::options::gate::Gate;
+use crate::load::options::plan::{End, Plan};
+use crate::load::options::sweep::Sweep;
 use crate::load::run;
+use crate::load::run::observers::Observers;
 use crate::load::schedule::Rate;
-use crate::load::verdict::{ACHIEVED, BUSY_CLIENT, rightly_under_way};
-use crate::report::{Check, LoadReport, Verdict};
+use crate::load::verdict::{ACHIEVED_SHARE, BUSY_CLIENT, course, rightly_under_way};
+use crate::report::{LoadReport, Verdict};
 use crate::units::{over, time};
-
-/// Rates from `from` to `to`, both included, in equal steps: what bends near the capacity shows as a bend. (In equal
-/// ratios half of the points would lie far below it, where nothing happens.)
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Sweep {
-    pub from: Rate,
-    pub to: Rate,
-    pub steps: u32,
-}
-
-const STEPS: u32 = 10;
-
-impl Sweep {
-    fn rates(self) -> impl Iterator<Item = f64> {
-        let (from, to) = (self.from.per_s(), self.to.per_s());
-        (0..self.steps).map(move |i| from + (to - from) * f64::from(i) / f64::from(self.steps - 1))
-    }
-}
-
-impl FromStr for Sweep {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Sweep, String> {
-        let shape = || format!("{text:?} is no sweep; write it like 1000..20000 or 1000..20000:5");
-        let (range, steps) = match text.split_once(':') {
-            Some((range, steps)) => (range, steps.parse().map_err(|_| shape())?),
-            None => (text, STEPS),
-        };
-        let (from, to) = range.split_once("..").ok_or_else(shape)?;
-        let sweep = Sweep { from: from.parse()?, to: to.parse()?, steps };
-        if !(2..=1000).contains(&steps) {
-            return Err(format!("{text}: a sweep has from 2 to 1000 steps"));
-        }
-        if sweep.from.per_s() >= sweep.to.per_s() {
-            return Err(format!("{text}: a sweep goes up, from the lower rate to the higher"));
-        }
-        Ok(sweep)
-    }
-}
 
 /// One run at one rate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -117,35 +79,35 @@ type Measure<'a> = &'a mut dyn FnMut(Option<Rate>, u32) -> Result<LoadReport, St
 ///
 /// # Errors
 /// One line, when not even the first rate could be measured.
-pub fn sweep(args: &LoadArgs) -> Result<Curve, String> {
-    let sweep = args.sweep.expect("called with --sweep");
-    sweep_with(sweep, &mut |rate, times| measure(args, rate, times), &|line| eprintln!("loadgen: {line}"))
+pub fn sweep(plan: &Plan, sweep: Sweep) -> Result<Curve, String> {
+    sweep_with(sweep, &mut |rate, times| measure(plan, rate, times), &|line| eprintln!("loadgen: {line}"))
 }
 
-/// Searches the highest rate at which the condition of `--find-max` holds, with a line on standard error per run.
+/// Searches the highest rate at which the condition holds, with a line on standard error per run.
 ///
 /// # Errors
 /// One line, when nothing could be measured.
-pub fn find_max(args: &LoadArgs) -> Result<Found, String> {
-    let gate = args.find_max.as_ref().expect("called with --find-max");
-    let least_per_s = LEAST_REQUESTS / args.duration.as_secs_f64();
-    let mut args = args.clone();
+pub fn find_max(plan: &Plan, condition: &Gate) -> Result<Found, String> {
+    let duration = plan.window.duration().expect("a search has no number of requests");
+    let least_per_s = LEAST_REQUESTS / duration.as_secs_f64();
+    let mut plan = plan.clone();
     let mut measure_next = |rate, times| {
-        let report = measure(&args, rate, times);
+        let report = measure(&plan, rate, times);
         // The same due times again would be no second opinion.
-        args.seed = args.seed.wrapping_add(1);
+        plan.pacing.seed = plan.pacing.seed.wrapping_add(1);
         report
     };
-    find_max_with(gate, least_per_s, &mut measure_next, &|line| eprintln!("loadgen: {line}"))
+    find_max_with(condition, least_per_s, &mut measure_next, &|line| eprintln!("loadgen: {line}"))
 }
 
-fn measure(args: &LoadArgs, rate: Option<Rate>, times: u32) -> Result<LoadReport, String> {
-    let mut args = args.with_rate(rate);
-    args.duration *= times;
-    let report = run::run(&args)?.report;
-    // A run that was ended early is one that nobody wants the next of.
+fn measure(plan: &Plan, rate: Option<Rate>, times: u32) -> Result<LoadReport, String> {
+    let mut plan = plan.at_rate(rate);
+    let duration = plan.window.duration().expect("a search has no number of requests") * times;
+    plan.window.end = End::After(duration);
+    let report = run::run(&plan, Observers::none())?.report;
+    // After a run that was ended early nobody wants the next.
     let interrupted = report.run.as_ref().is_some_and(|run| run.interrupted);
-    if interrupted || report.duration_s < 0.99 * args.duration.as_secs_f64() {
+    if interrupted || report.duration_s < 0.99 * duration.as_secs_f64() {
         return Err(INTERRUPTED.into());
     }
     Ok(report)
@@ -163,7 +125,7 @@ const LEAST_REQUESTS: f64 = 20.0;
 
 fn sweep_with(sweep: Sweep, measure: Measure, say: &dyn Fn(&str)) -> Result<Curve, String> {
     let mut curve = Curve::default();
-    for per_s in sweep.rates() {
+    for per_s in sweep.rates_per_s() {
         match measure(Some(rate(per_s)?), 1) {
             Ok(report) => {
                 let point = Point::of(per_s, report, None);
@@ -293,7 +255,8 @@ impl Point {
     fn of(per_s: f64, report: LoadReport, gate: Option<&Gate>) -> Point {
         let achieved_share = achieved_share(per_s, &report);
         let (holds, finding) = gate.map_or((None, None), |gate| {
-            let (served, steady) = (achieved_share >= ACHIEVED, check_passed(&report, "drift"));
+            let (served, steady) =
+                (achieved_share >= ACHIEVED_SHARE, course::DRIFT.failed(&report).is_none());
             let finding = if !served {
                 format!("only {:.1} % answered in time", achieved_share * 100.0)
             } else if !steady {
@@ -319,9 +282,8 @@ impl Point {
 
     fn client_is_limit(&self) -> bool {
         let Some(trust) = &self.report.trust else { return self.report.client.cpu_share > BUSY_CLIENT };
-        // A client that polls is always busy, and its verdict knows that.
-        let is_busy = |check: &Check| check.name == "cpu" && check.verdict != Verdict::Valid;
-        trust.verdict == Verdict::Invalid || trust.checks.iter().any(is_busy)
+        // A client that polls is always busy, and the rule knows that.
+        trust.verdict == Verdict::Invalid || course::CPU.failed(&self.report).is_some()
     }
 
     fn summary(&self) -> String {
@@ -335,12 +297,6 @@ impl Point {
             report.errors.total()
         )
     }
-}
-
-/// A check that was not made has not failed.
-fn check_passed(report: &LoadReport, name: &str) -> bool {
-    let mut checks = report.trust.iter().flat_map(|trust| &trust.checks);
-    checks.find(|check| check.name == name).is_none_or(|check| check.verdict == Verdict::Valid)
 }
 
 /// Of what was due, the share that was answered in the window, or was rightly under way at its end: the median, since a
@@ -454,7 +410,7 @@ fn table(points: &[Point], remark: impl Fn(usize) -> String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{Latency, Trust};
+    use crate::report::{Check, Latency, Trust};
 
     /// A server with this capacity, whose response time grows like 1/(1 − ρ), and a client that can send this much.
     fn answered(rate: Option<Rate>, capacity: f64, client: f64) -> LoadReport {
@@ -595,17 +551,5 @@ mod tests {
         };
         let curve = sweep_with(sweep, &mut two, &|_| {}).unwrap();
         assert!(curve.sweep.len() == 2 && curve.render().contains("not complete: ended early"));
-    }
-
-    #[test]
-    fn sweeps_are_read_as_they_are_written() {
-        let rates = |text: &str| text.parse::<Sweep>().unwrap().rates().collect::<Vec<_>>();
-        assert_eq!(rates("1000..2000:5"), [1000.0, 1250.0, 1500.0, 1750.0, 2000.0]);
-        assert_eq!(rates("1..10").len(), 10);
-        for bad in
-            ["", "5", "5..", "..5", "5..1", "5..5", "1..5:1", "1..5:0", "1..5:x", "1..5:1001", "a..b", "0..5"]
-        {
-            assert!(bad.parse::<Sweep>().is_err(), "{bad:?} was accepted");
-        }
     }
 }

@@ -1,59 +1,71 @@
-//! The command line, read once into plain values; what contradicts itself is refused here.
+//! The command line, read once: `clap` parses it, [`LoadArgs::plan`] turns it into plain values. What contradicts itself
+//! is refused here, and no file behind this folder knows an option.
 
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::str::FromStr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use clap::builder::ArgPredicate;
 use clap::error::ErrorKind;
-use clap::parser::ValueSource;
-use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum, value_parser};
+use clap::{Args, CommandFactory, Parser, Subcommand, value_parser};
 
-use crate::load::commands::search::Sweep;
+use crate::load::options::background::Background;
 use crate::load::options::engine::EngineName;
 use crate::load::options::gate::Gate;
+use crate::load::options::plan::{
+    Close, Connections, End, FileFormat, Format, Method, Output, Pacing, Plan, PlannedWindow, Progress,
+    Request, Show, Threads,
+};
 use crate::load::options::source::Sources;
+use crate::load::options::sweep::Sweep;
 use crate::load::options::target::Target;
-use crate::load::output::text::Heading;
-use crate::load::schedule::{Arrivals, Profile, Rate, parse_replay};
-pub use crate::load::schedule::{Spacing, Think};
+use crate::load::schedule::{Arrivals, Profile, Rate, Spacing, Think, parse_replay};
 use crate::units::{format_duration, parse_duration, parse_positive_duration};
 
 const EXAMPLES: &str = "\
 Examples:
   loadgen http://127.0.0.1:8080/
       Closed loop: 64 connections, each sends its next request when the last is answered.
-      What is the most that this server can do? It sets the pace: latency says little.
+      What is the most that this server can do? The server sets the pace, so latency says
+      little.
 
   loadgen --rate 10000 --arrivals poisson --warmup 2s http://127.0.0.1:8080/
-      Open loop: requests are due at moments of their own, like those of real users.
+      Open loop: requests are due at times of their own, like those of real users.
       How long do they wait? Latency counts from the moment a request was due, so a
       server that stalls cannot hide it.
 
   loadgen --requests-per-connection 1 --threads 2 http://127.0.0.1:8080/
-      A new connection for every request. What does accepting cost, and who gets them?
+      A new connection for every request. What does accepting cost, and which worker gets
+      them?
 
   loadgen --rate 200 --sessions --requests-per-connection 5 --think exp:20ms http://127.0.0.1:8080/
-      Users who come by Poisson, ask five times with a pause between, and leave.
+      Users arrive by Poisson, ask five times with a pause between, and leave.
 
   loadgen --find-max 'p99<5ms' http://127.0.0.1:8080/
       The highest rate at which 99 of 100 requests are answered within 5 ms.
 
-  loadgen --connections 2 --requests 6 --trace 6 http://127.0.0.1:8080/
-      Two clients, answer by answer.
-
-  loadgen --demo-coordinated-omission
-      The same stall as a closed and as an open loop sees it.
-
-Other commands, each with a --help of its own:
-  loadgen calibrate      how much faster than any server this client is, on this machine
-  loadgen merge FILE…    one result from the results of many client machines
+  loadgen --connections 2 --requests 6 --show answers:6 http://unix:/run/app.sock:/
+      Two clients of a server on a Unix socket, answer by answer.
 
 Exit status: 0 a report was printed, whatever the server did; 1 there is none, or a file
 of it could not be written, and standard error says why; 2 wrong flags; 3 a --fail-if
 holds ('verdict!=valid' is one). Ctrl-C ends the run early and still prints what was
 measured.";
+
+const MERGE_NOTES: &str = "\
+Each client machine leaves two files of the same name:
+  loadgen --start-at TIME --seed N --format json --hlog host1.hlog … URL > host1.json
+and the .hlog is looked for beside each FILE.json. Distributions are added bucket by
+bucket, counts number by number; evenness and percentiles are computed from the sums.
+Latency per worker, the worst second, the longest silence, single answers and the order of
+workers cannot be added and are left out.
+scripts/many_clients.sh does all of it by ssh.
+
+Refused, unless --force: another configuration, a client that started late, whose
+window differs, that sent late or was interrupted; a run that would count twice; and the
+same seed where anything is random (--arrivals poisson, --think exp:).
+
+Exit status: 0 merged; 1 refused, and standard error says why; 2 wrong flags.";
 
 const WHEN: &str = "When (load model)";
 const HOW: &str = "How (connections and requests)";
@@ -64,570 +76,547 @@ const TRUST: &str = "Trust";
 /// What makes an open loop with a rate, one run or many: --rate, --find-max, --sweep.
 const RATES: &str = "rates";
 /// What belongs to one run and cannot be shared by many.
-const ONE_RUN: [&str; 12] = [
-    "replay",
-    "requests",
-    "start_at",
-    "fail_if",
-    "live",
-    "trace",
-    "order",
-    "ndjson",
-    "hlog",
-    "hgrm",
-    "csv",
-    "demo_coordinated_omission",
-];
+const ONE_RUN: [&str; 6] = ["requests", "start_at", "fail_if", "show", "hlog", "out"];
 
-/// Sends HTTP requests, measures the answers, and tells how evenly the workers behind the port shared them.
-#[derive(Debug, Clone, Parser)]
+/// What `loadgen` is to do.
+#[derive(Debug)]
+pub enum Command {
+    /// One run, and the conditions that make it a failure.
+    Run(Plan, Vec<Gate>),
+    /// The highest rate at which the condition holds.
+    FindMax(Plan, Gate),
+    Sweep(Plan, Sweep),
+    Explain,
+    Demo,
+    Calibrate {
+        duration: Duration,
+        connections: u32,
+    },
+    Merge {
+        files: Vec<PathBuf>,
+        hlog: Option<PathBuf>,
+        force: bool,
+    },
+}
+
+impl Command {
+    /// From the command line of this process, with the format of the result. A command line that makes no sense is
+    /// explained, and the process exits with status 2.
+    ///
+    /// # Errors
+    /// One line: the file of a replay cannot be read or makes no sense.
+    pub fn from_command_line() -> Result<(Command, Format), String> {
+        let CommandLine { subcommand, load } = CommandLine::parse();
+        Ok(match subcommand {
+            Some(Other::Demo { format }) => (Command::Demo, format),
+            Some(Other::Calibrate { duration, connections, format }) => {
+                (Command::Calibrate { duration, connections }, format)
+            }
+            Some(Other::Merge { files, format, hlog, force }) => {
+                (Command::Merge { files, hlog, force }, format)
+            }
+            None if load.explain => (Command::Explain, load.format),
+            None => {
+                if let Some(contradiction) = load.contradiction() {
+                    CommandLine::command().error(ErrorKind::ArgumentConflict, contradiction).exit();
+                }
+                let plan = load.plan()?;
+                let command = match (load.find_max, load.sweep) {
+                    (Some(condition), _) => Command::FindMax(plan, condition),
+                    (None, Some(sweep)) => Command::Sweep(plan, sweep),
+                    (None, None) => Command::Run(plan, load.fail_if),
+                };
+                (command, load.format)
+            }
+        })
+    }
+}
+
+/// Sends HTTP requests, measures the answers, and shows how evenly the workers behind the port shared them.
+#[derive(Debug, Parser)]
 #[command(name = "loadgen", version, allow_negative_numbers = true, after_help = EXAMPLES)]
-pub struct LoadArgs {
-    /// What to ask for: http://HOST:PORT/PATH; an IPv6 address stands in brackets
-    #[arg(value_name = "URL", required_unless_present_any = ["explain", "demo_coordinated_omission"])]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    disable_help_subcommand = true
+)]
+struct CommandLine {
+    #[command(subcommand)]
+    subcommand: Option<Other>,
+
+    #[command(flatten)]
+    load: LoadArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Other {
+    /// Measure how much faster than any server this client is, on this machine: against a server that does nothing
+    Calibrate {
+        /// How long each of the four measurements takes
+        #[arg(long, value_name = "DUR", default_value = "1s", value_parser = parse_positive_duration)]
+        duration: Duration,
+
+        /// Connections
+        #[arg(long, value_name = "N", default_value_t = 64, value_parser = value_parser!(u32).range(1..=10_000))]
+        connections: u32,
+
+        /// How to print the result
+        #[arg(long, value_enum, default_value_t = Format::Text)]
+        format: Format,
+    },
+
+    /// Show the same one-second stall in a closed and in an open loop, side by side
+    Demo {
+        /// How to print the result
+        #[arg(long, value_enum, default_value_t = Format::Text)]
+        format: Format,
+    },
+
+    /// Add the results of many client machines to one
+    #[command(after_help = MERGE_NOTES)]
+    Merge {
+        /// What `loadgen --format json` printed on each machine
+        #[arg(value_name = "FILE.json", required = true)]
+        files: Vec<PathBuf>,
+
+        /// How to print the result
+        #[arg(long, value_enum, default_value_t = Format::Text)]
+        format: Format,
+
+        /// Write the sums of the histograms to this file, in the format of the parts
+        #[arg(long, value_name = "FILE")]
+        hlog: Option<PathBuf>,
+
+        /// Merge what does not belong together, and call the result suspect
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+struct LoadArgs {
+    /// What to ask for: http://HOST:PORT/PATH; an IPv6 address stands in brackets, a Unix socket like
+    /// http://unix:/path/to/socket:/PATH
+    #[arg(value_name = "URL", required_unless_present = "explain")]
     target: Option<Target>,
 
     /// Connections that send requests, all threads together
     #[arg(short = 'c', long, value_name = "N", default_value_t = 64,
           value_parser = value_parser!(u32).range(1..=1_000_000))]
-    pub connections: u32,
+    connections: u32,
 
     /// Threads, which divide connections and schedule among them; one saturates most servers
     #[arg(short = 't', long, value_name = "N", default_value_t = 1,
           value_parser = value_parser!(u32).range(1..=1024))]
-    pub threads: u32,
+    threads: u32,
 
-    /// How long to measure, after the warm-up: 250ms, 10s, 2m
-    #[arg(short = 'd', long, value_name = "DUR", default_value = "10s", value_parser = parse_positive_duration)]
-    pub duration: Duration,
+    /// How long to measure, after the warm-up: 250ms, 10s, 2m [default: 10s, or as long as a replay]
+    #[arg(short = 'd', long, value_name = "DUR", value_parser = parse_positive_duration)]
+    duration: Option<Duration>,
 
     /// Send exactly this many requests after the warm-up, instead of measuring for a --duration; with --sessions so
     /// many users come, and each sends --requests-per-connection
     #[arg(short = 'n', long, value_name = "N", conflicts_with = "duration",
           value_parser = value_parser!(u64).range(1..u64::MAX))]
-    pub requests: Option<u64>,
+    requests: Option<u64>,
 
     /// Send for this long before measuring: caches fill, connections open, threads start
     #[arg(long, value_name = "DUR", default_value = "0s", value_parser = parse_duration)]
-    pub warmup: Duration,
+    warmup: Duration,
 
     /// How many workers the server has, so that those that got nothing count too
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=65_536))]
-    pub workers: Option<u32>,
+    workers: Option<u32>,
 
-    /// Open loop: this many requests per second are due, whatever the server does; without it, closed loop
+    /// Open loop: this many requests per second are due, whatever the server does; A..B rises or falls in a straight
+    /// line from A to B at the end of the --duration. Without it, closed loop
     #[arg(short = 'R', long, value_name = "R", group = RATES, help_heading = WHEN)]
-    pub rate: Option<Rate>,
+    rate: Option<RateOption>,
 
-    /// Open loop: gaps all equal (fixed), random as if from many independent users (poisson; what --sessions take unless
-    /// told otherwise), or N at once (burst:N)
-    #[arg(long, value_name = "HOW", default_value = "fixed",
-          default_value_if("sessions", ArgPredicate::IsPresent, "poisson"), requires = RATES, help_heading = WHEN)]
-    pub arrivals: Spacing,
-
-    /// Open loop: from --rate the rate rises or falls in a straight line to R at the end of the --duration
-    #[arg(long, value_name = "R", requires = "rate", conflicts_with = "requests", help_heading = WHEN)]
-    pub ramp_to: Option<Rate>,
-
-    /// Open loop: requests are due when this file says; a line each, in seconds from the start of the warm-up (0.25,
-    /// 1.5, …), `#` begins a comment. Without a --duration the run ends a mean gap after the last of them
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["rate", "requests"], help_heading = WHEN)]
-    pub replay: Option<PathBuf>,
-
-    /// What is in it, or why not. Read once: a pipe says nothing a second time.
-    #[arg(skip)]
-    replayed: OnceLock<Result<Arc<[u64]>, String>>,
+    /// Open loop: gaps all equal (fixed), random as if from many independent users (poisson), or N at once (burst:N)
+    /// [default: fixed, with --sessions poisson]. Without a --rate replay:FILE, where a line is the time of one
+    /// request, in seconds from the start of the warm-up (0.25, 1.5, …), and `#` begins a comment; the run ends a
+    /// mean gap after the last
+    #[arg(long, value_name = "HOW", help_heading = WHEN)]
+    arrivals: Option<ArrivalsOption>,
 
     /// Closed loop and sessions: a user thinks between an answer and the next request; 20ms always, or exp:20ms
     /// on average (exponentially distributed)
     #[arg(long, value_name = "DUR", help_heading = WHEN)]
-    pub think: Option<Think>,
+    think: Option<Think>,
 
     /// --rate counts users: each comes with a connection of its own, asks --requests-per-connection times, and goes
     /// (partly open: arrivals do not wait for the server, the requests of one user do)
     #[arg(long, requires_all = [RATES, "requests_per_connection"], help_heading = WHEN)]
-    pub sessions: bool,
-
-    /// Connect and close, and send nothing: what does a connection alone cost?
-    #[arg(long, conflicts_with_all = ["sessions", "requests_per_connection", "pipeline", "trace"], help_heading = WHEN)]
-    pub connect_only: bool,
+    sessions: bool,
 
     /// Open loop: a user gives up this long after the request was due, sent or not
     #[arg(long, value_name = "DUR", value_parser = parse_positive_duration, help_heading = WHEN)]
-    pub deadline: Option<Duration>,
+    deadline: Option<Duration>,
 
-    /// An idle crowd: this many more connections, opened before the warm-up, that send nothing
-    #[arg(long, value_name = "N", default_value_t = 0, help_heading = WHEN,
-          value_parser = value_parser!(u32).range(0..=1_000_000))]
-    pub idle: u32,
-
-    /// This many more connections that send their request a byte at a time
-    #[arg(long, value_name = "N", default_value_t = 0, help_heading = WHEN,
-          value_parser = value_parser!(u32).range(0..=1_000_000))]
-    pub slow_send: u32,
-
-    /// This many more connections that read their answer a byte at a time
-    #[arg(long, value_name = "N", default_value_t = 0, help_heading = WHEN,
-          value_parser = value_parser!(u32).range(0..=1_000_000))]
-    pub slow_read: u32,
-
-    /// This many more connections that send half a request and are never heard of again
-    #[arg(long, value_name = "N", default_value_t = 0, help_heading = WHEN,
-          value_parser = value_parser!(u32).range(0..=1_000_000))]
-    pub half_open: u32,
-
-    /// What --slow-send and --slow-read wait between two bytes
-    #[arg(long, value_name = "DUR", default_value = "100ms", value_parser = parse_positive_duration, help_heading = WHEN)]
-    pub slow_gap: Duration,
+    /// More connections, opened before the warm-up and not measured: idle:1000 send nothing, slow-send:10 send their
+    /// request a byte at a time, slow-read:5 read their answer a byte at a time, half-open:3 send half a request and
+    /// then nothing; gap:100ms is the pause between two bytes
+    #[arg(long, value_name = "KIND:N,…", help_heading = WHEN)]
+    background: Option<Background>,
 
     /// Seed of everything random: the same seed gives the same due times
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = WHEN)]
-    pub seed: u64,
+    seed: u64,
 
     /// Begin the warm-up at this moment, on all client machines: seconds since 1970, as `date +%s` prints them, and
     /// not more than a day ahead
     #[arg(long, value_name = "TIME", value_parser = parse_moment, help_heading = WHEN)]
-    pub start_at: Option<SystemTime>,
+    start_at: Option<SystemTime>,
 
     /// Close a connection after K answers; the K-th request says `Connection: close`, so that the server
-    /// closes first and keeps the TIME_WAIT. Without it connections are kept for ever
-    #[arg(long, value_name = "K", value_parser = value_parser!(u64).range(1..), help_heading = HOW)]
-    pub requests_per_connection: Option<u64>,
+    /// closes first and keeps the TIME_WAIT. 0 connects and closes without a request. Without it connections are kept
+    #[arg(long, value_name = "K", help_heading = HOW)]
+    requests_per_connection: Option<u64>,
 
     /// How a connection ends that we end: in good order (fin), or with a reset (rst), which leaves no TIME_WAIT anywhere
     #[arg(long, value_enum, default_value_t = Close::Fin, help_heading = HOW)]
-    pub close: Close,
+    close: Close,
 
     /// Requests under way on one connection at a time (HTTP/1.1 pipelining)
     #[arg(long, value_name = "D", default_value_t = 1, value_parser = value_parser!(u32).range(1..=1024), help_heading = HOW)]
-    pub pipeline: u32,
+    pipeline: u32,
 
     /// Connect from these addresses in turn: 127.0.0.2,127.0.0.3 or 127.1.0.0/24; each has ports of its own
     #[arg(long, value_name = "ADDRS", help_heading = HOW)]
-    pub source: Option<Sources>,
-
-    /// Connect to this Unix socket; the URL still says what to ask for
-    #[arg(long, value_name = "PATH", conflicts_with = "source", help_heading = HOW)]
-    pub unix: Option<PathBuf>,
+    source: Option<Sources>,
 
     /// How long to wait for a connection, and for an answer from the moment its request was sent
     #[arg(long, value_name = "DUR", default_value = "10s", value_parser = parse_positive_duration, help_heading = HOW)]
-    pub timeout: Duration,
+    timeout: Duration,
 
     /// Send a request once more when the server had closed its kept connection before any byte of the answer, as HTTP
     /// allows (RFC 9112, section 9.3.1); counted apart, and no error unless the second try fails too
-    #[arg(long, conflicts_with = "connect_only", help_heading = HOW)]
-    pub retry: bool,
+    #[arg(long, help_heading = HOW)]
+    retry: bool,
 
-    /// The method of the requests
-    #[arg(long, value_enum, ignore_case = true, default_value_t = Method::Get, help_heading = HOW)]
-    pub method: Method,
+    /// The method of the requests: GET, HEAD, DELETE, OPTIONS, or with a body of so many bytes POST:1000, PUT:0,
+    /// PATCH:5
+    #[arg(long, value_name = "METHOD[:BYTES]", default_value = "GET", help_heading = HOW)]
+    method: MethodOption,
 
-    /// One more header of every request: 'Authorization: Bearer abc' (may be given several times)
+    /// One more header of every request: 'Authorization: Bearer abc' (may be given several times). 'Host: …' replaces
+    /// the header that the URL gives
     #[arg(short = 'H', long, value_name = "NAME: VALUE", value_parser = parse_header, help_heading = HOW)]
-    pub header: Vec<String>,
-
-    /// Bytes in the body of each POST, PUT or PATCH
-    #[arg(long, value_name = "N", default_value_t = 0, help_heading = HOW,
-          value_parser = value_parser!(u32).range(0..=16_777_216))]
-    pub body_bytes: u32,
+    header: Vec<String>,
 
     /// What carries the bytes
     #[arg(long, value_enum, default_value_t = EngineName::Epoll, help_heading = ENGINE)]
-    pub engine: EngineName,
+    engine: EngineName,
 
-    /// Never sleep: ask again and again whether something is ready. A CPU for each thread, and a smaller slip
+    /// Never sleep: ask again and again whether something is ready. A CPU for each thread, and requests are less late
     #[arg(long, help_heading = ENGINE)]
-    pub busy_poll: bool,
+    busy_poll: bool,
 
     /// Pin thread i to CPU i of those allowed
     #[arg(long, help_heading = ENGINE)]
-    pub pin: bool,
+    pin: bool,
 
     /// Leave with status 3 when this holds: p99>5ms, errors>0, qps<1000 (may be given several times)
     #[arg(long, value_name = "EXPR", help_heading = TRUST)]
-    pub fail_if: Vec<Gate>,
+    fail_if: Vec<Gate>,
 
     /// Search the highest rate at which this holds: p99<5ms. Each step measures for --duration
     #[arg(long, value_name = "EXPR", group = RATES, conflicts_with_all = ONE_RUN, help_heading = TRUST)]
-    pub find_max: Option<Gate>,
+    find_max: Option<Gate>,
 
     /// Measure one rate after the other: 1000..20000 (ten steps) or 1000..20000:5
     #[arg(long, value_name = "A..B", group = RATES, conflicts_with_all = ONE_RUN, help_heading = TRUST)]
-    pub sweep: Option<Sweep>,
+    sweep: Option<Sweep>,
 
     /// How to print the result
     #[arg(long, value_enum, default_value_t = Format::Text, help_heading = OUTPUT)]
-    pub format: Format,
+    format: Format,
 
-    /// Watch the run in a terminal view
-    #[arg(long, conflicts_with = "phases", help_heading = OUTPUT)]
-    pub live: bool,
+    /// Show the first answers one by one (answers:20), and which workers took the first connections, in their order
+    /// (order:100)
+    #[arg(long, value_name = "WHAT:N,…", help_heading = OUTPUT)]
+    show: Option<Show>,
 
-    /// Show the first N answers one by one, like siege
-    #[arg(long, value_name = "N", default_value_t = 0, help_heading = OUTPUT,
-          value_parser = value_parser!(u32).range(0..=1_000_000))]
-    pub trace: u32,
+    /// What standard error shows while the run goes on
+    #[arg(long, value_enum, default_value_t = Progress::Auto, help_heading = OUTPUT)]
+    progress: Progress,
 
-    /// Show which workers took the first N connections, in that order: 0123 0123
-    #[arg(long, value_name = "N", default_value_t = 0, help_heading = OUTPUT,
-          value_parser = value_parser!(u32).range(0..=1_000_000))]
-    pub order: u32,
-
-    /// Say on standard error when a phase begins: `phase crowd`, then warmup, measure, drain
-    #[arg(long, help_heading = OUTPUT)]
-    pub phases: bool,
-
-    /// How long an interval of --ndjson and of the live view is
+    /// How long an interval of a .ndjson file and of the live view is
     #[arg(long, value_name = "DUR", default_value = "100ms", value_parser = parse_interval, help_heading = OUTPUT)]
-    pub interval: Duration,
+    interval: Duration,
 
-    /// Write a line of JSON for every interval here while the run goes on
-    #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
-    pub ndjson: Option<PathBuf>,
-
-    /// Write the histograms here too: HdrHistogram V2 interval log, nanoseconds, tags connect, first_byte, service,
+    /// Write the histograms to this file: HdrHistogram V2 interval log, nanoseconds, tags connect, first_byte, service,
     /// response, slip
     #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
-    pub hlog: Option<PathBuf>,
+    hlog: Option<PathBuf>,
 
-    /// Write the percentiles of the response time here, as the HdrHistogram plotter reads them
-    #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
-    pub hgrm: Option<PathBuf>,
-
-    /// Write the result here as name,value lines
-    #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
-    pub csv: Option<PathBuf>,
+    /// Write a file, in the format that its ending says: .json the report, .csv the same as name,value lines, .hgrm the
+    /// percentiles of the response time as the HdrHistogram plotter reads them, .ndjson a line of JSON for every
+    /// interval while the run goes on (may be given several times)
+    #[arg(long, value_name = "FILE", value_parser = parse_out, help_heading = OUTPUT)]
+    out: Vec<(FileFormat, PathBuf)>,
 
     /// Print what each number of the report means, and its formula
     #[arg(long, help_heading = OUTPUT)]
-    pub explain: bool,
-
-    /// Show the same one-second stall in closed and in open loop, side by side
-    #[arg(long, help_heading = OUTPUT)]
-    pub demo_coordinated_omission: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Close {
-    Fin,
-    Rst,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Method {
-    #[value(name = "GET")]
-    Get,
-    #[value(name = "HEAD")]
-    Head,
-    #[value(name = "POST")]
-    Post,
-    #[value(name = "PUT")]
-    Put,
-    #[value(name = "PATCH")]
-    Patch,
-    #[value(name = "DELETE")]
-    Delete,
-    #[value(name = "OPTIONS")]
-    Options,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    Text,
-    Json,
+    explain: bool,
 }
 
 impl LoadArgs {
-    /// The command line of this process. Explains and exits with status 2 when it makes no sense.
-    pub fn from_command_line() -> LoadArgs {
-        let matches = LoadArgs::command().get_matches();
-        let mut args = LoadArgs::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-        if matches.value_source("duration") != Some(ValueSource::CommandLine) {
-            args.end_with_the_replay();
-        }
-        if let Some(contradiction) = args.contradiction() {
-            LoadArgs::command().error(ErrorKind::ArgumentConflict, contradiction).exit();
-        }
-        args
-    }
-
-    /// What no single flag can know.
+    /// What no option can know of itself.
     fn contradiction(&self) -> Option<String> {
+        let searches = self.find_max.is_some() || self.sweep.is_some();
+        let replays = matches!(self.arrivals, Some(ArrivalsOption::Replay(_)));
+        let is_open_loop = self.rate.is_some() || replays || searches;
+        let is_ramp = matches!(self.rate, Some(RateOption::Ramp(..)));
+        let pipelines = self.pipeline > 1;
+        let connects_only = self.requests_per_connection == Some(0);
+        let MethodOption(method, body_bytes) = self.method;
+        let hosts = self.header.iter().filter(|header| is_host(header)).count();
+        let connects_to_unix = self.target.as_ref().is_some_and(|target| target.unix.is_some());
+        let found: [(bool, &str); 18] = [
+            (body_bytes > 0 && !method.has_body(), "--method: only POST, PUT and PATCH have a body"),
+            (hosts > 1, "--header: a request has one Host"),
+            (
+                self.source.is_some() && connects_to_unix,
+                "--source: a Unix socket has no address to connect from",
+            ),
+            (
+                replays && (self.rate.is_some() || searches),
+                "--arrivals replay:FILE: it has its own times, and no rate",
+            ),
+            (
+                replays && self.requests.is_some(),
+                "--arrivals replay:FILE: it has its own number of --requests",
+            ),
+            (
+                self.arrivals.is_some() && !is_open_loop,
+                "--arrivals needs --rate, --find-max or --sweep: in a closed loop nothing is due before it is sent",
+            ),
+            (searches && self.progress == Progress::Live, "--progress live shows one run, not a search"),
+            (is_ramp && self.requests.is_some(), "--rate A..B ends with the --duration, not with --requests"),
+            (
+                self.think.is_some() && is_open_loop && !self.sessions,
+                "--think is for a closed loop or --sessions: in an open loop nobody waits",
+            ),
+            (
+                self.deadline.is_some() && !is_open_loop,
+                "--deadline needs an open loop, like --rate: in a closed loop nothing is due before it is sent",
+            ),
+            (
+                connects_only && self.sessions,
+                "--requests-per-connection 0: users of --sessions send requests",
+            ),
+            (
+                connects_only && pipelines,
+                "--requests-per-connection 0: without requests nothing is pipelined",
+            ),
+            (
+                connects_only && self.show.is_some_and(|show| show.answers > 0),
+                "--requests-per-connection 0: without requests there is no answer to show",
+            ),
+            (
+                connects_only && self.retry,
+                "--requests-per-connection 0: without requests there is none to retry",
+            ),
+            (
+                self.retry && matches!(method, Method::Post | Method::Patch),
+                "--retry needs a method that may be asked twice (RFC 9110, section 9.2.2): not POST or PATCH",
+            ),
+            (self.retry && pipelines, "--retry needs one request at a time: leave out --pipeline"),
+            (
+                pipelines && (self.sessions || self.think.is_some()),
+                "--pipeline sends before the answer is there: no user thinks like that",
+            ),
+            (
+                pipelines && self.requests_per_connection.is_some(),
+                "--pipeline needs connections that are kept: leave out --requests-per-connection",
+            ),
+        ];
         if self.threads > self.connections {
-            return Some(format!(
-                "{} threads cannot share {} connections: each needs one",
-                self.threads, self.connections
-            ));
-        }
-        if self.body_bytes > 0 && !self.method.has_body() {
-            return Some(
-                "--body-bytes needs --method POST, PUT or PATCH: the other methods have no body".into(),
-            );
+            let (threads, connections) = (self.threads, self.connections);
+            return Some(format!("{threads} threads cannot share {connections} connections: each needs one"));
         }
         if let Some(gate) = self.find_max.as_ref().filter(|gate| !gate.bounds_the_load()) {
             return Some(format!(
                 "--find-max {gate} does not fail at high rates; write it like 'p99<5ms' or 'errors==0'"
             ));
         }
-        let open_loop = self.is_open_loop() || self.find_max.is_some() || self.sweep.is_some();
-        if self.think.is_some() && open_loop && !self.sessions {
-            return Some("--think is for a closed loop or --sessions: in an open loop nobody waits".into());
-        }
-        if self.deadline.is_some() && !open_loop {
-            return Some(
-                "--deadline needs --rate or --replay: in a closed loop nothing is due before it is sent"
-                    .into(),
-            );
-        }
-        if self.retry && matches!(self.method, Method::Post | Method::Patch) {
-            return Some(
-                "--retry needs a method that may be asked twice (RFC 9110, section 9.2.2): not POST or PATCH"
-                    .into(),
-            );
-        }
-        if self.retry && self.pipeline > 1 {
-            return Some("--retry needs one request at a time: leave out --pipeline".into());
-        }
-        if self.pipeline > 1 && (self.sessions || self.think.is_some()) {
-            return Some("--pipeline sends before the answer is there: no user thinks like that".into());
-        }
-        if self.pipeline > 1 && self.requests_per_connection.is_some() {
-            return Some(
-                "--pipeline needs connections that are kept: leave out --requests-per-connection".into(),
-            );
-        }
-        None
+        found.into_iter().find(|(is_found, _)| *is_found).map(|(_, why)| why.into())
     }
 
-    /// The URL; only `--explain` and the demonstration go without.
-    pub fn target(&self) -> &Target {
-        self.target.as_ref().expect("clap requires a URL")
-    }
-
-    /// The same load at another rate, or as a closed loop (in which nothing is due), as one run.
-    pub fn with_rate(&self, rate: Option<Rate>) -> LoadArgs {
-        let deadline = self.deadline.filter(|_| rate.is_some());
-        let sessions = self.sessions && rate.is_some();
-        LoadArgs { rate, deadline, sessions, find_max: None, sweep: None, ..self.clone() }
-    }
-
-    /// Due times come from a schedule of their own, not from the answers.
-    pub fn is_open_loop(&self) -> bool {
-        self.rate.is_some() || self.replay.is_some()
-    }
-
-    /// When requests are due. An error is a file for --replay that cannot be read or makes no sense.
-    pub fn arrivals(&self) -> Result<Arrivals, String> {
-        if let Some(path) = &self.replay {
-            return self.replayed(path).map(Arrivals::Replay);
-        }
-        let Some(from) = self.rate else { return Ok(Arrivals::Closed) };
-        let profile = match self.ramp_to {
-            None => Profile::Constant(from),
-            Some(to) => {
+    /// The plain values of one run, or of each run of a search.
+    ///
+    /// # Errors
+    /// One line: the file of a replay cannot be read or makes no sense.
+    fn plan(&self) -> Result<Plan, String> {
+        let default_spacing = if self.sessions { Spacing::Poisson } else { Spacing::Fixed };
+        let (spacing, replay) = match &self.arrivals {
+            None => (default_spacing, None),
+            Some(ArrivalsOption::Gaps(spacing)) => (*spacing, None),
+            Some(ArrivalsOption::Replay(file)) => (default_spacing, Some(file)),
+        };
+        let replayed = replay.map(|file| read_replay(file, self.warmup)).transpose()?;
+        let duration = match (self.duration, &replayed) {
+            (Some(duration), _) => duration,
+            (None, Some(due_ns)) => replay_length(due_ns) - self.warmup,
+            (None, None) => DEFAULT_DURATION,
+        };
+        let open = |profile| Arrivals::Open { profile, spacing, seed: self.seed };
+        let arrivals = match (replayed, self.rate) {
+            (Some(due_ns), _) => Arrivals::Replay(due_ns),
+            (None, None) => Arrivals::Closed,
+            (None, Some(RateOption::Constant(rate))) => open(Profile::Constant(rate)),
+            (None, Some(RateOption::Ramp(from, to))) => {
                 let begin_ns = self.warmup.as_nanos() as u64;
-                Profile::Ramp { from, to, begin_ns, end_ns: begin_ns + self.duration.as_nanos() as u64 }
+                open(Profile::Ramp { from, to, begin_ns, end_ns: begin_ns + duration.as_nanos() as u64 })
             }
         };
-        Ok(Arrivals::Open { profile, spacing: self.arrivals, seed: self.seed })
-    }
-
-    /// The measurement ends a mean gap after the last request was due, so that n requests are n gaps long and the last
-    /// can be answered in time. A file that cannot be read changes nothing here: whoever asks for the arrivals is told.
-    fn end_with_the_replay(&mut self) {
-        let due_ns = self.replay.as_deref().and_then(|path| self.replayed(path).ok());
-        if let Some((&last, before)) = due_ns.as_deref().and_then(<[u64]>::split_last) {
-            let gap_ns = last / (before.len() as u64 + 1);
-            self.duration = Duration::from_nanos(last + gap_ns.max(1)) - self.warmup;
-        }
-    }
-
-    fn replayed(&self, path: &Path) -> Result<Arc<[u64]>, String> {
-        self.replayed.get_or_init(|| read_replay(path, self.warmup)).clone()
-    }
-
-    /// What decides the result, in a fixed order: equal texts are equal configurations. Neither the seed nor where the
-    /// result is written belongs to it.
-    pub fn configuration(&self) -> String {
-        let target = self.target();
-        let per_s = |rate: Option<Rate>| rate.map(Rate::per_s);
-        let sources = self.source.as_ref().map(|sources| sources.addresses.len());
-        format!(
-            "url=http://{}{} unix={:?} method={} headers={:?} body_bytes={} connections={} threads={} rate={:?} ramp_to={:?} \
-             arrivals={:?} replay={:?} think={:?} sessions={} connect_only={} idle={} slow={}/{}/{}@{:?} duration={:?} \
-             requests={:?} warmup={:?} timeout={:?} deadline={:?} requests_per_connection={:?} close={:?} pipeline={} \
-             sources={sources:?} engine={:?} busy_poll={} pin={} retry={}",
-            target.authority,
-            target.path,
-            self.unix,
-            self.method.name(),
-            self.header,
-            self.body_bytes,
-            self.connections,
-            self.threads,
-            per_s(self.rate),
-            per_s(self.ramp_to),
-            self.arrivals,
-            self.replay,
-            self.think,
-            self.sessions,
-            self.connect_only,
-            self.idle,
-            self.slow_send,
-            self.slow_read,
-            self.half_open,
-            self.slow_gap,
-            self.duration,
-            self.requests,
-            self.warmup,
-            self.timeout,
-            self.deadline,
-            self.requests_per_connection,
-            self.close,
-            self.pipeline,
-            self.engine,
-            self.busy_poll,
-            self.pin,
-            self.retry,
-        )
-    }
-
-    /// What stands above the text report.
-    pub fn heading(&self, colour: bool) -> Heading<'_> {
-        Heading {
-            url: format!("http://{}{}", self.target().authority, self.target().path),
-            load: self.describe(),
-            method: self.method.name(),
-            path: &self.target().path,
-            open_loop: self.is_open_loop(),
+        let MethodOption(method, body_bytes) = self.method;
+        let hlog = self.hlog.iter().map(|file| (FileFormat::Hlog, file.clone()));
+        Ok(Plan {
+            target: self.target.clone().expect("clap requires a URL"),
+            sources: self.source.clone(),
+            request: Request { method, body_bytes, headers: self.header.clone() },
+            connections: Connections {
+                count: self.connections,
+                requests_each: self.requests_per_connection,
+                close: self.close,
+                pipeline: self.pipeline,
+                timeout: self.timeout,
+                retry: self.retry,
+            },
+            threads: Threads {
+                count: self.threads,
+                engine: self.engine,
+                busy_poll: self.busy_poll,
+                pin: self.pin,
+            },
+            pacing: Pacing {
+                arrivals,
+                spacing,
+                replay: replay.cloned(),
+                sessions: self.sessions,
+                think: self.think,
+                deadline: self.deadline,
+                seed: self.seed,
+            },
+            window: PlannedWindow {
+                warmup: self.warmup,
+                end: self.requests.map_or(End::After(duration), End::Requests),
+                start_at: self.start_at,
+            },
+            background: self.background.unwrap_or_default(),
             workers: self.workers.unwrap_or(0),
-            colour,
-        }
-    }
-
-    /// The load in words.
-    fn describe(&self) -> String {
-        let mut parts = vec![self.pace()];
-        if let Some(deadline) = self.deadline {
-            parts.push(format!("given up {} after they were due", format_duration(deadline)));
-        }
-        parts.push(counted(self.connections, "connection"));
-        if self.pipeline > 1 {
-            parts.push(format!("{} requests under way on each", self.pipeline));
-        }
-        match self.requests_per_connection {
-            None if self.connect_only => parts.push("connecting and closing, no request".into()),
-            None => {}
-            Some(1) if !self.sessions => parts.push("a new connection for every request".into()),
-            Some(k) => parts.push(format!("{} per connection", counted(k, "request"))),
-        }
-        if self.retry {
-            parts.push("sent once more where a kept connection had been closed".into());
-        }
-        if self.close == Close::Rst {
-            parts.push("closed with a reset".into());
-        }
-        let beside = [
-            (self.idle, "idle"),
-            (self.slow_send, "sending slowly"),
-            (self.slow_read, "reading slowly"),
-            (self.half_open, "half open"),
-        ];
-        parts.extend(beside.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} more {what}")));
-        if let Some(sources) = &self.source {
-            parts.push(format!("from {}", counted(sources.addresses.len(), "source address")));
-        }
-        if let Some(path) = &self.unix {
-            parts.push(format!("by the Unix socket {}", path.display()));
-        }
-        parts.push(counted(self.threads, "thread"));
-        if self.engine == EngineName::IoUring {
-            parts.push("io_uring".into());
-        }
-        if self.busy_poll {
-            parts.push("never sleeping".into());
-        }
-        if !self.warmup.is_zero() {
-            parts.push(format!("after {} of warm-up", format_duration(self.warmup)));
-        }
-        parts.join(", ")
-    }
-
-    /// When requests are due, in words.
-    fn pace(&self) -> String {
-        if let Some(path) = &self.replay {
-            return format!("open loop, replay of {}", path.display());
-        }
-        let think = match self.think {
-            None => String::new(),
-            Some(Think::Fixed(pause)) => format!(", thinking {}", format_duration(pause)),
-            Some(Think::Exponential(mean)) => {
-                format!(", thinking {} on average (seed {})", format_duration(mean), self.seed)
-            }
-        };
-        let Some(rate) = self.rate else { return format!("closed loop{think}") };
-        let (model, users) = if self.sessions { ("partly open", " users") } else { ("open loop", "") };
-        let rates = match self.ramp_to {
-            None => format!("{}{users}/s", rate.per_s()),
-            Some(to) => format!("{} to {}{users}/s", rate.per_s(), to.per_s()),
-        };
-        let gaps = match self.arrivals {
-            Spacing::Fixed => " at fixed gaps".into(),
-            Spacing::Poisson => format!(" by Poisson (seed {})", self.seed),
-            Spacing::Burst(size) => format!(", {size} at once"),
-        };
-        format!("{model}, {rates}{gaps}{think}")
+            show: self.show.unwrap_or_default(),
+            output: Output {
+                files: hlog.chain(self.out.iter().cloned()).collect(),
+                interval: self.interval,
+                progress: self.progress,
+            },
+        })
     }
 }
 
+/// Without --duration, --requests and replay.
+const DEFAULT_DURATION: Duration = Duration::from_secs(10);
+
 /// The due times in a file, of which at least one is to be measured.
-fn read_replay(path: &Path, warmup: Duration) -> Result<Arc<[u64]>, String> {
-    let text = fs::read_to_string(path).map_err(|error| format!("read {}: {error}", path.display()))?;
-    let due_ns = parse_replay(&text).map_err(|why| format!("replay {}: {why}", path.display()))?;
+fn read_replay(file: &Path, warmup: Duration) -> Result<Arc<[u64]>, String> {
+    let name = file.display();
+    let text = std::fs::read_to_string(file).map_err(|error| format!("read {name}: {error}"))?;
+    let due_ns = parse_replay(&text).map_err(|why| format!("replay {name}: {why}"))?;
     if due_ns.last().is_some_and(|&last| u128::from(last) < warmup.as_nanos()) {
+        let warmup = format_duration(warmup);
         return Err(format!(
-            "replay {}: all of it lies in the warm-up of {}; take a shorter --warmup",
-            path.display(),
-            format_duration(warmup)
+            "replay {name}: all of it lies in the warm-up of {warmup}; take a shorter --warmup"
         ));
     }
     Ok(due_ns)
 }
 
-/// `1 thread`, `2 threads`, `3 addresses`.
-fn counted(count: impl TryInto<u64>, noun: &str) -> String {
-    let count = count.try_into().unwrap_or(u64::MAX);
-    let ending = match count {
-        1 => "",
-        _ if noun.ends_with('s') => "es",
-        _ => "s",
-    };
-    format!("{count} {noun}{ending}")
+/// Until a mean gap after the last request is due, so that n requests are n gaps long and the last can be answered in
+/// time.
+fn replay_length(due_ns: &[u64]) -> Duration {
+    let last = due_ns.last().copied().unwrap_or_default();
+    Duration::from_nanos(last + (last / due_ns.len().max(1) as u64).max(1))
 }
 
-impl Method {
-    pub fn name(self) -> &'static str {
-        match self {
-            Method::Get => "GET",
-            Method::Head => "HEAD",
-            Method::Post => "POST",
-            Method::Put => "PUT",
-            Method::Patch => "PATCH",
-            Method::Delete => "DELETE",
-            Method::Options => "OPTIONS",
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum RateOption {
+    Constant(Rate),
+    Ramp(Rate, Rate),
+}
+
+impl FromStr for RateOption {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<RateOption, String> {
+        match text.split_once("..") {
+            Some((from, to)) => Ok(RateOption::Ramp(from.parse()?, to.parse()?)),
+            None => text.parse().map(RateOption::Constant),
         }
     }
+}
 
-    /// Says with Content-Length how much it brings, even if that is nothing (RFC 9110, section 8.6).
-    pub fn has_body(self) -> bool {
-        matches!(self, Method::Post | Method::Put | Method::Patch)
+#[derive(Debug, Clone, PartialEq)]
+enum ArrivalsOption {
+    Gaps(Spacing),
+    Replay(PathBuf),
+}
+
+impl FromStr for ArrivalsOption {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<ArrivalsOption, String> {
+        match text.strip_prefix("replay:") {
+            Some("") => Err("replay:FILE needs the name of a file".into()),
+            Some(file) => Ok(ArrivalsOption::Replay(file.into())),
+            None => text.parse().map(ArrivalsOption::Gaps),
+        }
     }
 }
 
-/// Whoever means a later moment has written milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct MethodOption(Method, u32);
+
+impl FromStr for MethodOption {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<MethodOption, String> {
+        const MOST_BYTES: u32 = 16 * 1024 * 1024;
+        let Some((method, bytes)) = text.split_once(':') else { return Ok(MethodOption(text.parse()?, 0)) };
+        let bytes = bytes.parse().ok().filter(|&bytes| bytes <= MOST_BYTES);
+        let bytes =
+            bytes.ok_or_else(|| format!("a body has from 0 to {MOST_BYTES} bytes, like POST:1000"))?;
+        Ok(MethodOption(method.parse()?, bytes))
+    }
+}
+
+impl FromStr for Show {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Show, String> {
+        const MOST: u32 = 1_000_000;
+        let mut show = Show::default();
+        for part in text.split(',') {
+            let (what, count) = part.split_once(':').unwrap_or((part, ""));
+            let place = match what {
+                "answers" => &mut show.answers,
+                "order" => &mut show.order,
+                _ => return Err(format!("{part:?} is not answers:N or order:N")),
+            };
+            let count = count.parse().ok().filter(|&count| count <= MOST);
+            *place =
+                count.ok_or_else(|| format!("{part:?} is not a number from 0 to {MOST}, like {what}:20"))?;
+        }
+        Ok(show)
+    }
+}
+
+/// A moment further ahead was meant as milliseconds.
 const FURTHEST_START: Duration = Duration::from_secs(24 * 60 * 60);
-/// How late may still be told by the verdict; beyond, it is a slip of the pen.
+/// A start that is not later than this is judged by the verdict; a later one is a typing error.
 const LATEST_START: Duration = Duration::from_secs(10);
 
 /// A header line that cannot smuggle in a second one, nor the fields that decide where a request ends.
@@ -636,28 +625,44 @@ fn parse_header(text: &str) -> Result<String, String> {
     let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     if name.is_empty() || !name.bytes().all(is_token) || value.bytes().any(|byte| byte.is_ascii_control()) {
         return Err(format!(
-            "{text:?} is no header: a name of letters, digits and dashes, a colon, one line of value"
+            "{text:?} is not a header: a name of letters, digits and dashes, a colon, one line of value"
         ));
     }
-    if ["host", "content-length", "transfer-encoding", "connection"]
-        .contains(&name.to_ascii_lowercase().as_str())
-    {
+    if ["content-length", "transfer-encoding", "connection"].contains(&name.to_ascii_lowercase().as_str()) {
         return Err(format!("{name} is written by loadgen itself"));
     }
     Ok(format!("{name}: {}", value.trim()))
 }
 
-/// Shorter ones would be more work to tell than to measure.
+/// Whether a header names the host, and so replaces that of the URL.
+pub fn is_host(header: &str) -> bool {
+    header.split_once(':').is_some_and(|(name, _)| name.eq_ignore_ascii_case("host"))
+}
+
+/// To send shorter ones would be more work than to measure.
 fn parse_interval(text: &str) -> Result<Duration, String> {
     match parse_duration(text)? {
         interval if interval >= Duration::from_millis(1) => Ok(interval),
-        _ => Err("an interval has a millisecond at least".into()),
+        _ => Err("an interval has at least a millisecond".into()),
     }
+}
+
+/// The format of a file, by its ending.
+fn parse_out(text: &str) -> Result<(FileFormat, PathBuf), String> {
+    let file = PathBuf::from(text);
+    let format = match file.extension().and_then(|ending| ending.to_str()) {
+        Some("ndjson") => FileFormat::Ndjson,
+        Some("hgrm") => FileFormat::Hgrm,
+        Some("csv") => FileFormat::Csv,
+        Some("json") => FileFormat::Json,
+        _ => return Err("its name ends with .json, .csv, .hgrm or .ndjson, which says the format".into()),
+    };
+    Ok((format, file))
 }
 
 /// Seconds since 1970, with a fraction if need be; not more than a day ahead.
 fn parse_moment(text: &str) -> Result<SystemTime, String> {
-    let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is no number of seconds since 1970"))?;
+    let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of seconds since 1970"))?;
     let since = Duration::try_from_secs_f64(seconds).map_err(|error| format!("{text}: {error}"))?;
     let now = SystemTime::now();
     let is_soon = |moment: &SystemTime| (now - LATEST_START..=now + FURTHEST_START).contains(moment);
@@ -666,137 +671,171 @@ fn parse_moment(text: &str) -> Result<SystemTime, String> {
     })
 }
 
+/// A plan from the options of a command line, for tests of the stages behind it.
+#[cfg(test)]
+pub fn plan_of(options: &str, url: &str) -> Plan {
+    tests::parse_for(options, url).unwrap().plan().unwrap()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn parse(arguments: &[&str]) -> Result<LoadArgs, clap::Error> {
-        LoadArgs::try_parse_from([&["loadgen"], arguments, &["http://127.0.0.1:8080/"]].concat())
+    pub fn parse_for(options: &str, url: &str) -> Result<LoadArgs, clap::Error> {
+        let words = ["loadgen"].into_iter().chain(options.split_whitespace()).chain([url]);
+        CommandLine::try_parse_from(words).map(|line| line.load)
+    }
+
+    fn parse(options: &str) -> Result<LoadArgs, clap::Error> {
+        parse_for(options, "http://127.0.0.1:8080/")
+    }
+
+    #[test]
+    fn there_are_at_most_36_options() {
+        let command = CommandLine::command();
+        let options = command.get_arguments().filter(|argument| !argument.is_positional());
+        assert!(options.count() <= 36);
     }
 
     #[test]
     fn numbers_that_are_zero_negative_or_too_large_are_refused() {
         for bad in [
-            ["--connections", "0"],
-            ["--connections", "-1"],
-            ["--connections", "99999999999"],
-            ["--threads", "0"],
-            ["--duration", "0s"],
-            ["--duration", "10"],
-            ["--requests", "0"],
-            ["--requests", "18446744073709551615"],
-            ["--rate", "0"],
-            ["--rate=-5", "--phases"],
-            ["--timeout", "0s"],
-            ["--requests-per-connection", "0"],
-            ["--interval", "1us"],
-            ["--start-at", "1"],
-            ["--idle", "-1"],
-            ["--workers", "0"],
+            "--connections 0",
+            "--connections -1",
+            "--connections 99999999999",
+            "--threads 0",
+            "--duration 0s",
+            "--duration 10",
+            "--requests 0",
+            "--requests 18446744073709551615",
+            "--rate 0",
+            "--rate=-5",
+            "--rate 5..0",
+            "--rate ..5",
+            "--arrivals replay:",
+            "--timeout 0s",
+            "--requests-per-connection -1",
+            "--interval 1us",
+            "--start-at 1",
+            "--background idle:-1",
+            "--workers 0",
+            "--method POST:-1",
+            "--method POST:99999999",
+            "--method FETCH",
+            "--show answers",
+            "--show answers:x",
+            "--show nothing:3",
+            "--out result.txt",
+            "--out json",
             // In milliseconds, and beyond what a clock can say.
-            ["--start-at", "1700000000000"],
-            ["--start-at", "1e300"],
+            "--start-at 1700000000000",
+            "--start-at 1e300",
         ] {
-            assert!(parse(&bad).is_err(), "{bad:?} was accepted");
+            assert!(parse(bad).is_err(), "{bad:?} was accepted");
         }
     }
 
     #[test]
     fn a_number_below_nought_is_told_its_range() {
-        let error = parse(&["--connections", "-1"]).unwrap_err().to_string();
+        let error = parse("--connections -1").unwrap_err().to_string();
         assert!(error.contains("1..=1000000"), "{error}");
     }
 
     #[test]
     fn the_short_flags_are_those_of_other_generators() {
-        let args = parse(&["-c", "8", "-t", "2", "-d", "3s", "-R", "100", "-H", "Accept:*/*"]).unwrap();
-        assert_eq!((args.connections, args.threads, args.duration.as_secs()), (8, 2, 3));
-        assert_eq!(args.header, ["Accept: */*"]);
+        let plan = parse("-c 8 -t 2 -d 3s -R 100 -H Accept:*/*").unwrap().plan().unwrap();
+        assert_eq!((plan.connections.count, plan.threads.count), (8, 2));
+        assert_eq!(plan.window.end, End::After(Duration::from_secs(3)));
+        assert_eq!(plan.request.headers, ["Accept: */*"]);
     }
 
     #[test]
     fn a_header_that_would_be_a_second_one_or_end_the_request_is_refused() {
-        for bad in
-            ["", "X", ": x", "a b: c", "X: y\r\nZ: z", "Host: b", "content-length: 3", "Connection: close"]
-        {
-            assert!(parse(&["-H", bad]).is_err(), "{bad:?} was accepted");
+        for bad in ["", "X", ": x", "a b: c", "X: y\r\nZ: z", "content-length: 3", "Connection: close"] {
+            assert!(parse_header(bad).is_err(), "{bad:?} was accepted");
         }
+        assert_eq!(parse_header("host:b"), Ok("host: b".into()));
     }
 
     #[test]
     fn flags_that_contradict_each_other_are_refused() {
-        assert!(parse(&["--duration", "1s", "--requests", "5"]).is_err());
-        assert!(parse(&["--arrivals", "poisson"]).is_err());
-        assert!(parse(&["--arrivals", "poisson", "--sweep", "1..5"]).is_ok());
-        assert!(parse(&["--rate", "5", "--sweep", "1..5"]).is_err());
-        assert!(parse(&["--find-max", "p99<1ms", "--sweep", "1..5"]).is_err());
-        assert!(parse(&["--find-max", "p99<1ms", "--hlog", "x"]).is_err());
-        assert!(parse(&["--threads", "3", "--connections", "2"]).unwrap().contradiction().is_some());
-        assert!(parse(&["--body-bytes", "3"]).unwrap().contradiction().is_some());
-        assert!(parse(&["--body-bytes", "3", "--method", "post"]).unwrap().contradiction().is_none());
-        assert!(parse(&["--requests", "5"]).unwrap().contradiction().is_none());
+        for bad in [
+            "--duration 1s --requests 5",
+            "--rate 5 --sweep 1..5",
+            "--find-max p99<1ms --sweep 1..5",
+            "--find-max p99<1ms --hlog x",
+            "--find-max p99<1ms --out x.csv",
+            "--sessions --rate 5",
+        ] {
+            assert!(parse(bad).is_err(), "{bad:?} was accepted");
+        }
+        for bad in [
+            "--threads 3 --connections 2",
+            "--arrivals poisson",
+            "--arrivals replay:x --rate 5",
+            "--arrivals replay:x --requests 5",
+            "--rate 1..5 --requests 5",
+            "--method GET:3",
+            "-H Host:a -H host:b",
+            "--find-max qps<5",
+            "--find-max p99<5ms --progress live",
+            "--think 1ms --rate 5",
+            "--deadline 1ms",
+            "--retry --method POST",
+            "--retry --pipeline 2",
+            "--pipeline 2 --requests-per-connection 3",
+            "--requests-per-connection 0 --show answers:3",
+            "--requests-per-connection 0 --pipeline 2",
+        ] {
+            assert!(parse(bad).unwrap().contradiction().is_some(), "{bad:?} was accepted");
+        }
+        for good in [
+            "",
+            "--arrivals poisson --sweep 1..5",
+            "--arrivals replay:x",
+            "--method post:3",
+            "--requests 5",
+            "--deadline 1ms --rate 5",
+            "--requests-per-connection 0 --show order:3",
+        ] {
+            assert_eq!(parse(good).unwrap().contradiction(), None, "{good:?}");
+        }
+        let unix = parse_for("--source 127.0.0.1", "http://unix:/tmp/a:/").unwrap();
+        assert!(unix.contradiction().unwrap().contains("Unix"));
     }
 
     #[test]
-    fn the_load_is_told_in_words() {
-        let told = |flags: &str| {
-            let flags: Vec<&str> = flags.split_whitespace().collect();
-            parse(&flags).unwrap().describe()
-        };
-        assert_eq!(told(""), "closed loop, 64 connections, 1 thread");
-        assert_eq!(
-            told("--think exp:20ms --connections 1 --pipeline 1 --close rst --warmup 2s"),
-            "closed loop, thinking 20ms on average (seed 1), 1 connection, closed with a reset, 1 thread, after 2s \
-             of warm-up"
-        );
-        assert_eq!(
-            told("--rate 200 --sessions --requests-per-connection 1 --think 5ms"),
-            "partly open, 200 users/s by Poisson (seed 1), thinking 5ms, 64 connections, 1 request per connection, \
-             1 thread"
-        );
-        assert_eq!(
-            told("--rate 100 --ramp-to 900 --arrivals burst:8 --deadline 50ms --slow-send 3 --half-open 2"),
-            "open loop, 100 to 900/s, 8 at once, given up 50ms after they were due, 64 connections, 3 more sending \
-             slowly, 2 more half open, 1 thread"
-        );
-        assert_eq!(
-            told("--replay a.txt --source 127.0.0.1,127.0.0.2 --threads 2 --engine io-uring --busy-poll"),
-            "open loop, replay of a.txt, 64 connections, from 2 source addresses, 2 threads, io_uring, never \
-             sleeping"
-        );
-        assert_eq!(
-            told("--connect-only --unix /tmp/s --idle 9"),
-            "closed loop, 64 connections, connecting and closing, no request, 9 more idle, by the Unix socket \
-             /tmp/s, 1 thread"
-        );
+    fn a_file_has_the_format_that_its_ending_says() {
+        let plan = parse("--out a.csv --hlog b --out c.ndjson").unwrap().plan().unwrap();
+        let formats: Vec<FileFormat> = plan.output.files.iter().map(|(format, _)| *format).collect();
+        assert_eq!(formats, [FileFormat::Hlog, FileFormat::Csv, FileFormat::Ndjson]);
     }
 
     #[test]
     fn sessions_come_by_poisson_unless_told_otherwise() {
-        let sessions = ["--rate", "5", "--sessions", "--requests-per-connection", "3"];
-        assert_eq!(parse(&sessions).unwrap().arrivals, Spacing::Poisson);
-        let fixed = parse(&[&sessions[..], &["--arrivals", "fixed"]].concat()).unwrap();
-        assert_eq!(fixed.arrivals, Spacing::Fixed);
-        assert_eq!(parse(&["--rate", "5"]).unwrap().arrivals, Spacing::Fixed);
+        let spacing = |options: &str| parse(options).unwrap().plan().unwrap().pacing.spacing;
+        let sessions = "--rate 5 --sessions --requests-per-connection 3";
+        assert_eq!(spacing(sessions), Spacing::Poisson);
+        assert_eq!(spacing(&format!("{sessions} --arrivals fixed")), Spacing::Fixed);
+        assert_eq!(spacing("--rate 5"), Spacing::Fixed);
     }
 
     #[test]
     fn a_replay_is_read_and_ends_the_run_and_a_bad_one_is_named() {
-        let path = std::env::temp_dir().join(format!("acceptlab-replay-{}", std::process::id()));
-        let with = |text: &str, more: &[&str]| {
-            fs::write(&path, text).unwrap();
-            parse(&[&["--replay", path.to_str().unwrap()], more].concat()).unwrap()
+        let file = std::env::temp_dir().join(format!("acceptlab-replay-{}", std::process::id()));
+        let plan = |text: &str, more: &str| {
+            std::fs::write(&file, text).unwrap();
+            parse(&format!("--arrivals replay:{} {more}", file.display())).unwrap().plan()
         };
-        let mut args = with("0.5\n1.5 # the last\n", &["--warmup", "1s"]);
-        args.end_with_the_replay();
-        assert_eq!(args.duration, Duration::from_millis(500 + 750));
-        assert_eq!(args.arrivals(), Ok(Arrivals::Replay([500_000_000, 1_500_000_000].into())));
-        let error = with("0.5\n0.4\n", &[]).arrivals().unwrap_err();
+        let good = plan("0.5\n1.5 # the last\n", "--warmup 1s").unwrap();
+        assert_eq!(good.window.end, End::After(Duration::from_millis(500 + 750)));
+        assert_eq!(good.pacing.arrivals, Arrivals::Replay([500_000_000, 1_500_000_000].into()));
+        let error = plan("0.5\n0.4\n", "").unwrap_err();
         assert!(error.contains("line 2: 0.4 is earlier") && !error.contains('\n'), "{error}");
-        let error = with("0.5\n", &["--warmup", "1s"]).arrivals().unwrap_err();
+        let error = plan("0.5\n", "--warmup 1s").unwrap_err();
         assert!(error.contains("all of it lies in the warm-up of 1s"), "{error}");
-        fs::remove_file(&path).unwrap();
-        let error = parse(&["--replay", path.to_str().unwrap()]).unwrap().arrivals().unwrap_err();
+        std::fs::remove_file(&file).unwrap();
+        let error = parse(&format!("--arrivals replay:{}", file.display())).unwrap().plan().unwrap_err();
         assert!(error.starts_with("read /") && error.contains("No such file"), "{error}");
     }
 }

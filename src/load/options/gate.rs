@@ -280,7 +280,6 @@ impl Statistic {
     }
 }
 
-/// Whole numbers as they are, others to three digits.
 #[cfg(test)]
 mod tests {
     use super::*;

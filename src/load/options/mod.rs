@@ -1,8 +1,10 @@
-//! The command line, turned into plain values once.
+//! The command line, turned into plain values once: [`args`] reads it, [`plan`] is what the stages behind it see.
 
 pub mod args;
 pub mod background;
 pub mod engine;
 pub mod gate;
+pub mod plan;
 pub mod source;
+pub mod sweep;
 pub mod target;

@@ -1,6 +1,7 @@
 //! The URL, taken apart, and the address behind it.
 
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// The parts of the URL.
@@ -13,9 +14,30 @@ pub struct Target {
     pub authority: String,
     /// Path and query, at least `/`.
     pub path: String,
+    /// The Unix socket to connect to, instead of host and port.
+    pub unix: Option<PathBuf>,
 }
 
 impl Target {
+    /// The root of the server at this address.
+    pub fn at(address: SocketAddr) -> Target {
+        Target {
+            host: address.ip().to_string(),
+            port: address.port(),
+            authority: address.to_string(),
+            path: "/".into(),
+            unix: None,
+        }
+    }
+
+    /// The URL again, without its fragment.
+    pub fn url(&self) -> String {
+        match &self.unix {
+            Some(socket) => format!("http://unix:{}:{}", socket.display(), self.path),
+            None => format!("http://{}{}", self.authority, self.path),
+        }
+    }
+
     /// The address to connect to. Of several the first IPv4 one, since the servers listen on 127.0.0.1 by
     /// default and `localhost` is often ::1 first.
     pub fn resolve(&self) -> Result<SocketAddr, String> {
@@ -49,12 +71,31 @@ impl FromStr for Target {
             return Err("a URL holds no spaces, control or non-ASCII characters; write them as %20".into());
         }
         let rest = rest.split('#').next().unwrap_or(rest);
+        if let Some(rest) = rest.strip_prefix("unix:") {
+            return unix_target(rest);
+        }
         let path_at = rest.find(['/', '?']).unwrap_or(rest.len());
         let (authority, path) = rest.split_at(path_at);
         let (host, port) = split_authority(authority)?;
         let slash = if path.starts_with('/') { "" } else { "/" };
-        Ok(Target { host, port, authority: authority.into(), path: format!("{slash}{path}") })
+        Ok(Target { host, port, authority: authority.into(), path: format!("{slash}{path}"), unix: None })
     }
+}
+
+/// `/path/to/socket:/path?query`, as nginx writes it. The host is what curl sends for a socket without a name.
+fn unix_target(text: &str) -> Result<Target, String> {
+    let (socket, path) = text.split_once(':').unwrap_or((text, "/"));
+    if !Path::new(socket).is_absolute() {
+        return Err("a Unix socket stands in a URL like http://unix:/path/to/socket:/path".into());
+    }
+    let slash = if path.starts_with('/') { "" } else { "/" };
+    Ok(Target {
+        host: "localhost".into(),
+        port: 80,
+        authority: "localhost".into(),
+        path: format!("{slash}{path}"),
+        unix: Some(socket.into()),
+    })
 }
 
 fn split_authority(authority: &str) -> Result<(String, u16), String> {
@@ -93,6 +134,10 @@ mod tests {
         assert_eq!((target.host.as_str(), target.port, target.path.as_str()), ("localhost", 80, "/"));
         let target: Target = "http://[::1]:81?q".parse().unwrap();
         assert_eq!((target.host.as_str(), target.port, target.path.as_str()), ("::1", 81, "/?q"));
+        let target: Target = "http://unix:/tmp/a.sock:/b?c".parse().unwrap();
+        assert_eq!((target.unix.as_deref(), target.path.as_str()), (Some(Path::new("/tmp/a.sock")), "/b?c"));
+        assert_eq!(target.url(), "http://unix:/tmp/a.sock:/b?c");
+        assert_eq!("http://unix:/tmp/a".parse::<Target>().unwrap().path, "/");
     }
 
     #[test]
@@ -112,6 +157,7 @@ mod tests {
             "http://[::1]80/",
             "http://user@host/",
             "http://host/a b",
+            "http://unix:a.sock:/",
             "http://host/\r\nX: y",
         ] {
             assert!(bad.parse::<Target>().is_err(), "{bad:?} was accepted");

@@ -4,6 +4,7 @@
 //!   [`merge`](crate::load::commands::merge) adds them up exactly;
 //! - `.hgrm`: the percentiles of the response time, in milliseconds, as the HdrHistogram plotter reads them;
 //! - CSV: every number of the report as a `name,value` line;
+//! - JSON: the report itself;
 //! - NDJSON: a line of JSON for every interval, while the run goes on.
 //!
 //! A file is created before the run, since a path that cannot be written should not cost a measurement; and a disk
@@ -12,52 +13,19 @@
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use hdrhistogram::serialization::V2DeflateSerializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, IntervalLogWriterError, Tag};
 use serde_json::Value;
 
+use crate::load::counts::distributions::{Distributions, Span};
 use crate::load::counts::histogram::Times;
-use crate::load::run::audience::Spectator;
-use crate::report::{IntervalReport, LoadReport};
+use crate::load::options::plan::FileFormat;
+use crate::load::run::observers::Observer;
+use crate::report::{IntervalReport, Latency, LoadReport};
 
 /// Lines of an `.hgrm` between a percentile and the one half as far from 100 %; what the standard tools use.
 const TICKS_PER_HALF_DISTANCE: u32 = 5;
-
-/// All that was timed, of the measured window; `connect` of the whole run.
-#[derive(Clone, Copy)]
-pub struct Distributions<'a> {
-    pub connect: &'a Times,
-    pub first_byte: &'a Times,
-    pub service: &'a Times,
-    pub response: &'a Times,
-    pub slip: &'a Times,
-}
-
-impl<'a> Distributions<'a> {
-    /// With their tags in the `.hlog`, in the order of a request's life.
-    pub fn tagged(&self) -> [(&'static str, &'a Times); 5] {
-        [
-            ("connect", self.connect),
-            ("first_byte", self.first_byte),
-            ("service", self.service),
-            ("response", self.response),
-            ("slip", self.slip),
-        ]
-    }
-}
-
-/// When it was measured.
-#[derive(Debug, Clone, Copy)]
-pub struct Span {
-    /// The run began, by the clock on the wall.
-    pub began: SystemTime,
-    /// From there to the measured window.
-    pub start: Duration,
-    /// Of the measured window.
-    pub duration: Duration,
-}
 
 /// Writes one interval, the measured window, for each distribution.
 pub fn hlog(mut out: impl Write, distributions: &Distributions, span: &Span) -> io::Result<()> {
@@ -107,6 +75,13 @@ pub fn hgrm(mut out: impl Write, times: &Times) -> io::Result<()> {
     out.flush()
 }
 
+/// Writes what `--format json` prints.
+pub fn json(mut out: impl Write, report: &LoadReport) -> io::Result<()> {
+    serde_json::to_writer(&mut out, report).map_err(io::Error::other)?;
+    writeln!(out)?;
+    out.flush()
+}
+
 /// Writes every leaf of the report, named by the way to it: `latency_us.p99,123.4`.
 pub fn csv(mut out: impl Write, report: &LoadReport) -> io::Result<()> {
     writeln!(out, "name,value")?;
@@ -142,16 +117,15 @@ fn quoted(text: &str) -> String {
 /// The files that a run writes at its end; see [`Ndjson`] for the one that grows meanwhile.
 #[derive(Debug, Default)]
 pub struct Files {
-    hlog: Option<Destination>,
-    hgrm: Option<Destination>,
-    csv: Option<Destination>,
+    destinations: Vec<(FileFormat, Destination)>,
 }
 
 impl Files {
-    /// Creates those that have a path.
-    pub fn create(hlog: Option<&Path>, hgrm: Option<&Path>, csv: Option<&Path>) -> Result<Files, String> {
-        let create = |path: Option<&Path>| path.map(Destination::create).transpose();
-        Ok(Files { hlog: create(hlog)?, hgrm: create(hgrm)?, csv: create(csv)? })
+    /// Creates all but the NDJSON ones.
+    pub fn create(files: &[(FileFormat, PathBuf)]) -> Result<Files, String> {
+        let at_the_end = files.iter().filter(|(format, _)| *format != FileFormat::Ndjson);
+        let create = |(format, path): &(FileFormat, PathBuf)| Ok((*format, Destination::create(path)?));
+        Ok(Files { destinations: at_the_end.map(create).collect::<Result<_, String>>()? })
     }
 
     /// Writes them all, whatever becomes of one; an error names each that is not complete.
@@ -161,13 +135,19 @@ impl Files {
         span: &Span,
         report: &LoadReport,
     ) -> Result<(), String> {
-        both(
-            write_to(self.hlog, |out| hlog(out, distributions, span)),
-            both(
-                write_to(self.hgrm, |out| hgrm(out, distributions.response)),
-                write_to(self.csv, |out| csv(out, report)),
-            ),
-        )
+        let write = |format, out: BufWriter<&File>| match format {
+            FileFormat::Hlog => hlog(out, distributions, span),
+            FileFormat::Hgrm => hgrm(out, &distributions.response),
+            FileFormat::Csv => csv(out, report),
+            FileFormat::Json => json(out, report),
+            FileFormat::Ndjson => Ok(()),
+        };
+        let mut outcome = Ok(());
+        for (format, destination) in &self.destinations {
+            let written = write(*format, BufWriter::new(&destination.file));
+            outcome = both(outcome, written.map_err(|error| destination.failed(&error)));
+        }
+        outcome
     }
 }
 
@@ -197,14 +177,6 @@ impl Destination {
     }
 }
 
-fn write_to(
-    destination: Option<Destination>,
-    write: impl FnOnce(BufWriter<&File>) -> io::Result<()>,
-) -> Result<(), String> {
-    let Some(destination) = destination else { return Ok(()) };
-    write(BufWriter::new(&destination.file)).map_err(|error| destination.failed(&error))
-}
-
 /// A line of JSON for every interval, each on the disk before the next begins.
 #[derive(Debug)]
 pub struct Ndjson {
@@ -226,20 +198,22 @@ impl Ndjson {
     }
 }
 
-impl Spectator for Ndjson {
-    fn see(&mut self, interval: &IntervalReport) {
+impl Observer for Ndjson {
+    fn observe(&mut self, interval: &IntervalReport, _so_far: &Latency) {
         if self.outcome.is_ok() {
             self.outcome = self.write(interval).map_err(|error| self.destination.failed(&error));
         }
     }
 
-    fn leave(self: Box<Self>) -> Result<(), String> {
+    fn finish(self: Box<Self>) -> Result<(), String> {
         self.outcome
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, SystemTime};
+
     use super::*;
 
     fn times(values_ns: impl IntoIterator<Item = u64>) -> Times {
@@ -296,7 +270,7 @@ mod tests {
     fn every_leaf_is_a_line_and_what_contains_a_comma_is_quoted() {
         let mut report = LoadReport { requests: 7, order: vec![2, 0], ..LoadReport::default() };
         report.latency_us.p99 = 123.4;
-        report.run = Some(crate::report::RunInfo { configuration: "a, \"b\"".into(), ..Default::default() });
+        report.run = Some(crate::report::RunInfo { host: "a, \"b\"".into(), ..Default::default() });
         let mut text = Vec::new();
         csv(&mut text, &report).unwrap();
         let text = String::from_utf8(text).unwrap();
@@ -305,28 +279,21 @@ mod tests {
         for line in ["requests,7", "latency_us.p99,123.4", "order.0,2", "order.1,0"] {
             has(line);
         }
-        has("run.configuration,\"a, \"\"b\"\"\"");
+        has("run.host,\"a, \"\"b\"\"\"");
     }
 
     #[test]
     fn a_full_disk_costs_the_file_and_is_told_once_for_each() {
         let full = Path::new("/dev/full");
-        let empty = times([]);
-        let all = Distributions {
-            connect: &empty,
-            first_byte: &empty,
-            service: &empty,
-            response: &empty,
-            slip: &empty,
-        };
         let span = Span { began: SystemTime::now(), start: Duration::ZERO, duration: Duration::from_secs(1) };
-        let files = Files::create(Some(full), Some(full), Some(full)).unwrap();
-        let line = files.write(&all, &span, &LoadReport::default()).unwrap_err();
+        let formats = [FileFormat::Hlog, FileFormat::Hgrm, FileFormat::Csv];
+        let files = Files::create(&formats.map(|format| (format, full.into()))).unwrap();
+        let line = files.write(&Distributions::default(), &span, &LoadReport::default()).unwrap_err();
         assert_eq!(line.matches("write /dev/full: ").count(), 3, "{line}");
 
         let mut ndjson = Box::new(Ndjson::create(full).unwrap());
-        ndjson.see(&IntervalReport::default());
-        ndjson.see(&IntervalReport::default());
-        assert!(ndjson.leave().unwrap_err().starts_with("write /dev/full: "));
+        ndjson.observe(&IntervalReport::default(), &Latency::default());
+        ndjson.observe(&IntervalReport::default(), &Latency::default());
+        assert!(ndjson.finish().unwrap_err().starts_with("write /dev/full: "));
     }
 }

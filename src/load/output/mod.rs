@@ -2,5 +2,6 @@
 
 pub mod explain;
 pub mod export;
+pub mod heading;
 pub mod live;
 pub mod text;

@@ -24,23 +24,23 @@ const ORDER_LINES: usize = 8;
 const LOST_LINES: usize = 4;
 
 /// What the report itself does not say.
+#[derive(Default)]
 pub struct Heading<'a> {
-    pub url: String,
+    pub url: &'a str,
     pub load: String,
     pub method: &'a str,
-    pub path: &'a str,
+    pub path: String,
     pub open_loop: bool,
     /// Workers that the server is known to have; those beyond are shown when they did something.
     pub workers: u32,
-    /// Standard output is a terminal.
-    pub colour: bool,
+    pub has_colour: bool,
 }
 
 pub fn render(report: &LoadReport, heading: &Heading) -> String {
     let mut text = String::new();
-    let paint = Paint { has_colour: heading.colour };
+    let paint = Paint { has_colour: heading.has_colour };
     trace(&mut text, &report.trace, heading);
-    let _ = writeln!(text, "{}", paint.bold(&heading.url));
+    let _ = writeln!(text, "{}", paint.bold(heading.url));
     heading.load.lines().flat_map(|line| wrapped(line, COLUMNS, 2)).for_each(|line| {
         let _ = writeln!(text, "{line}");
     });
@@ -80,7 +80,7 @@ fn trace(text: &mut String, trace: &[Traced], heading: &Heading) {
 }
 
 fn rate(text: &mut String, report: &LoadReport, paint: Paint) {
-    // What was answered without a first byte is a connection that had no request (--connect-only).
+    // What was answered without a first byte is a connection that had no request (--requests-per-connection 0).
     let connects_only = report.requests > 0 && report.first_byte_us.max == 0.0;
     let (asked, got) = if connects_only { ("connections", "connections") } else { ("requests", "answers") };
     let qps = paint.bold(&format!("{:.1} {asked}/s", report.qps));
@@ -385,13 +385,13 @@ mod tests {
 
     fn heading(colour: bool, open_loop: bool) -> Heading<'static> {
         Heading {
-            url: "http://127.0.0.1/".into(),
+            url: "http://127.0.0.1/",
             load: "open loop, 2000/s by Poisson, ".repeat(4),
             method: "GET",
-            path: "/",
+            path: "/".into(),
             open_loop,
             workers: 12,
-            colour,
+            has_colour: colour,
         }
     }
 

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::load::options::args::{Close, LoadArgs};
+use crate::load::options::plan::{Close, End, Plan};
 
 /// Descriptors beside the connections: standard streams, epoll instances, the files of the run.
 const OTHER_DESCRIPTORS: u64 = 32;
@@ -56,23 +56,23 @@ impl Limits {
 ///
 /// # Errors
 /// One line, when the run cannot fit on this machine at all.
-pub fn prepare(args: &LoadArgs) -> Result<Vec<String>, String> {
+pub fn prepare(plan: &Plan) -> Result<Vec<String>, String> {
     let (soft, hard) = descriptor_limits();
     if soft < hard {
         // If this fails, a run that needs more counts EMFILE among its connect errors.
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
-    advise(args, &Limits::now())
+    advise(plan, &Limits::now())
 }
 
 /// What may go wrong with this run, a line each with the knob that helps.
 ///
 /// # Errors
 /// One line, when it cannot fit at all.
-pub fn advise(args: &LoadArgs, limits: &Limits) -> Result<Vec<String>, String> {
-    let run = Demand::of(args);
+pub fn advise(plan: &Plan, limits: &Limits) -> Result<Vec<String>, String> {
+    let run = Demand::of(plan);
     fits_descriptors(&run, limits)?;
-    if args.unix.is_some() {
+    if plan.target.unix.is_some() {
         // No ports; the backlog of the socket is the server's own.
         return Ok(Vec::new());
     }
@@ -94,17 +94,16 @@ struct Demand {
 }
 
 impl Demand {
-    fn of(args: &LoadArgs) -> Demand {
-        let others = [args.idle, args.slow_send, args.slow_read, args.half_open].map(u64::from);
-        let host = &args.target().host;
+    fn of(plan: &Plan) -> Demand {
+        let host = &plan.target.host;
         let loopback_address = host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
         Demand {
-            threads: u64::from(args.threads),
-            connections: u64::from(args.connections) + others.iter().sum::<u64>(),
-            at_once: u64::from(args.connections),
-            sources: args.source.as_ref().map_or(1, |sources| sources.addresses.len() as u64),
+            threads: u64::from(plan.threads.count),
+            connections: u64::from(plan.connections.count) + plan.background.total(),
+            at_once: u64::from(plan.connections.count),
+            sources: plan.sources.as_ref().map_or(1, |sources| sources.addresses.len() as u64),
             on_loopback: loopback_address || host.eq_ignore_ascii_case("localhost"),
-            closed_by_us: closed_by_us(args),
+            closed_by_us: closed_by_us(plan),
         }
     }
 
@@ -125,20 +124,16 @@ impl Demand {
 
 /// Who closes first keeps the port in TIME_WAIT. With --requests-per-connection that is the server, and then the
 /// client's port is free at once (tried: 500 connections through 100 ports, tcp_tw_reuse 0); a reset leaves none.
-fn closed_by_us(args: &LoadArgs) -> Option<(f64, f64)> {
-    if !args.connect_only || args.close == Close::Rst {
+fn closed_by_us(plan: &Plan) -> Option<(f64, f64)> {
+    if !plan.connections.connect_only() || plan.connections.close == Close::Rst {
         return None;
     }
-    let ramp_mean = |rate: f64| args.ramp_to.map_or(rate, |to| (rate + to.per_s()) / 2.0);
-    let per_s = match args.rate {
-        Some(rate) => ramp_mean(rate.per_s()),
-        None => MAX_CONNECTIONS_PER_S * f64::from(args.threads),
+    let per_s = plan.pacing.mean_rate().unwrap_or(MAX_CONNECTIONS_PER_S * f64::from(plan.threads.count));
+    let measured = match plan.window.end {
+        End::Requests(requests) => requests as f64,
+        End::After(duration) => per_s * duration.as_secs_f64(),
     };
-    let in_all = match args.requests {
-        Some(requests) => requests as f64 + per_s * args.warmup.as_secs_f64(),
-        None => per_s * (args.warmup + args.duration).as_secs_f64(),
-    };
-    Some((per_s, in_all))
+    Some((per_s, measured + per_s * plan.window.warmup.as_secs_f64()))
 }
 
 fn fits_descriptors(run: &Demand, limits: &Limits) -> Result<(), String> {
@@ -168,10 +163,10 @@ fn fits_ports(run: &Demand, limits: &Limits) -> Result<(), String> {
 
 /// Connections per second that find a source port at once where we close first and leave each in TIME_WAIT; `None` for
 /// a run of so few that each has its own.
-pub(crate) fn ports_per_s(args: &LoadArgs, limits: &Limits, connections: u64) -> Option<f64> {
-    let run = Demand::of(args);
+pub(crate) fn ports_per_s(plan: &Plan, limits: &Limits, connections: u64) -> Option<f64> {
+    let run = Demand::of(plan);
     let at_hand = run.ports(limits) / PORTS_AT_HAND;
-    let is_bound = args.unix.is_none() && run.closed_by_us.is_some() && connections as f64 > at_hand;
+    let is_bound = plan.target.unix.is_none() && run.closed_by_us.is_some() && connections as f64 > at_hand;
     is_bound.then(|| at_hand / run.port_held_s(limits))
 }
 
@@ -233,7 +228,7 @@ fn ports(range: &str, reserved: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
+    use crate::load::options::args::plan_of;
 
     const DEFAULTS: Limits = Limits {
         descriptors: 20_000,
@@ -245,9 +240,7 @@ mod tests {
     const ROOMY: Limits = Limits { descriptors: 1_000_000, ..DEFAULTS };
 
     fn advice_at(host: &str, flags: &str, limits: &Limits) -> Result<Vec<String>, String> {
-        let url = format!("http://{host}/");
-        let args = ["loadgen"].into_iter().chain(flags.split_whitespace()).chain([url.as_str()]);
-        advise(&LoadArgs::try_parse_from(args).unwrap(), limits)
+        advise(&plan_of(flags, &format!("http://{host}/")), limits)
     }
 
     fn advice(flags: &str, limits: &Limits) -> Result<Vec<String>, String> {
@@ -259,12 +252,12 @@ mod tests {
         for flags in [
             "",
             "--duration 300ms --connections 4000 --threads 2",
-            "--duration 250ms --connect-only",
+            "--duration 250ms --requests-per-connection 0",
             "--requests-per-connection 1 --duration 1h",
-            "--connect-only --rate 14000 --duration 1h",
-            "--connect-only --close rst --duration 1h",
-            "--connect-only --requests 14000",
-            "--idle 15000",
+            "--requests-per-connection 0 --rate 14000 --duration 1h",
+            "--requests-per-connection 0 --close rst --duration 1h",
+            "--requests-per-connection 0 --requests 14000",
+            "--background idle:15000",
         ] {
             assert_eq!(advice(flags, &DEFAULTS), Ok(vec![]), "{flags}");
         }
@@ -272,7 +265,8 @@ mod tests {
 
     #[test]
     fn what_needs_more_descriptors_than_there_are_is_refused() {
-        let error = advice("--connections 15000 --half-open 4000 --slow-read 1000", &DEFAULTS).unwrap_err();
+        let error =
+            advice("--connections 15000 --background half-open:4000,slow-read:1000", &DEFAULTS).unwrap_err();
         assert!(
             error.contains("20000 connections") && error.contains("20033") && error.contains("ulimit"),
             "{error}"
@@ -283,11 +277,11 @@ mod tests {
 
     #[test]
     fn more_connections_than_ports_are_refused_unless_there_are_more_sources() {
-        assert!(advice("--idle 28168", &ROOMY).is_ok());
-        let error = advice("--idle 28169", &ROOMY).unwrap_err();
+        assert!(advice("--background idle:28168", &ROOMY).is_ok());
+        let error = advice("--background idle:28169", &ROOMY).unwrap_err();
         assert!(error.contains("--source 127.1.0.0/24") && error.contains("28232 ports"), "{error}");
-        assert!(advice("--idle 28169 --source 127.0.0.2,127.0.0.3", &ROOMY).is_ok());
-        assert!(advice("--idle 40000 --unix /tmp/socket", &ROOMY).is_ok());
+        assert!(advice("--background idle:28169 --source 127.0.0.2,127.0.0.3", &ROOMY).is_ok());
+        assert!(advise(&plan_of("--background idle:40000", "http://unix:/tmp/socket"), &ROOMY).is_ok());
     }
 
     #[test]
@@ -295,25 +289,25 @@ mod tests {
         // Half of 28,232 ports: 235 connections a second for a minute, 14,116 where they are reused after a second.
         let warned = |flags: &str, host: &str, limits: &Limits| advice_at(host, flags, limits).unwrap().len();
         let never = Limits { time_wait_reuse: 0, ..DEFAULTS };
-        let flags = "--connect-only --duration 2m --rate 236";
+        let flags = "--requests-per-connection 0 --duration 2m --rate 236";
         assert_eq!(warned(flags, "127.0.0.1", &never), 1);
-        assert_eq!(warned("--connect-only --duration 2m --rate 235", "127.0.0.1", &never), 0);
+        assert_eq!(warned("--requests-per-connection 0 --duration 2m --rate 235", "127.0.0.1", &never), 0);
         assert_eq!(warned(flags, "localhost:80", &DEFAULTS), 0);
         assert_eq!(warned(flags, "[::1]:80", &DEFAULTS), 0);
         assert_eq!(warned(flags, "192.0.2.1", &DEFAULTS), 1);
         assert_eq!(warned(flags, "192.0.2.1", &Limits { time_wait_reuse: 1, ..DEFAULTS }), 0);
         assert_eq!(
             warned(
-                "--connect-only --duration 2m --rate 236 --source 127.0.0.2,127.0.0.3",
+                "--requests-per-connection 0 --duration 2m --rate 236 --source 127.0.0.2,127.0.0.3",
                 "127.0.0.1",
                 &never
             ),
             0
         );
         // A run that ends before the ports do.
-        assert_eq!(warned("--connect-only --duration 30s --rate 450", "127.0.0.1", &never), 0);
+        assert_eq!(warned("--requests-per-connection 0 --duration 30s --rate 450", "127.0.0.1", &never), 0);
         // A closed loop may be fast enough.
-        let line = advice("--connect-only --duration 10s", &DEFAULTS).unwrap().remove(0);
+        let line = advice("--requests-per-connection 0 --duration 10s", &DEFAULTS).unwrap().remove(0);
         assert!(
             line.contains("14116 connections/s") && line.contains("slow") && line.contains("--close rst"),
             "{line}"
@@ -321,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crowd_that_knocks_at_once_is_held_against_the_accept_queue() {
+    fn connections_that_open_at_once_are_compared_with_the_accept_queue() {
         assert_eq!(advice("--connections 4096", &DEFAULTS), Ok(vec![]));
         assert!(advice("--connections 4097", &DEFAULTS).unwrap()[0].contains("somaxconn"));
         assert_eq!(advice_at("192.0.2.1", "--connections 4097", &DEFAULTS), Ok(vec![]));

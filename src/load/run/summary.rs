@@ -9,8 +9,8 @@ use crate::load::background::crowd::Crowd;
 use crate::load::counts::evenness;
 use crate::load::counts::histogram::Times;
 use crate::load::counts::tally::{Tally, Window, WorkerTally};
-use crate::load::options::args::LoadArgs;
-use crate::load::run::Run;
+use crate::load::options::plan::Plan;
+use crate::load::run::threads::Counted;
 use crate::report::{
     ClientCost, ConnectionBook, DeadlineBook, LoadReport, OutsideWindow, RunInfo, SlowBook, WorkerShare,
 };
@@ -19,9 +19,9 @@ use crate::units::over;
 /// The version of the document.
 pub const SCHEMA: u32 = 1;
 
-/// All that a run brought.
+/// All that a run left.
 pub struct Measured<'a> {
-    pub run: Run,
+    pub counted: Counted,
     pub crowd: &'a Crowd,
     pub slow: Vec<SlowBook>,
     pub max_rss_kib: u64,
@@ -29,11 +29,12 @@ pub struct Measured<'a> {
     pub interrupted: bool,
 }
 
-pub fn report(args: &LoadArgs, measured: &Measured) -> LoadReport {
-    let Measured { run, crowd, .. } = measured;
-    let Run { tally, window, cpu, .. } = run;
+pub fn report(plan: &Plan, measured: &Measured) -> LoadReport {
+    let Measured { counted, crowd, .. } = measured;
+    let Counted { tally, window, cpu, .. } = counted;
+    let is_open_loop = plan.pacing.is_open_loop();
     let duration_s = window.duration_ns() as f64 / 1e9;
-    let workers = workers(tally, args.workers.unwrap_or(0) as usize);
+    let workers = workers(tally, plan.workers as usize);
     let mut failures = tally.failures.clone();
     failures.add(crowd.failures.clone());
     LoadReport {
@@ -42,27 +43,27 @@ pub fn report(args: &LoadArgs, measured: &Measured) -> LoadReport {
         qps: over(tally.answered_in_window as f64, duration_s),
         duration_s,
         errors: failures.named(),
-        latency_us: latency(tally, args.is_open_loop()).latency(),
+        latency_us: latency(tally, is_open_loop).latency(),
         service_us: tally.service.latency(),
         connect_us: tally.connect.latency(),
         first_byte_us: tally.first_byte.latency(),
         slip_us: tally.slip.latency(),
         censored: tally.censored,
-        offered_per_s: args.is_open_loop().then(|| offered(args, tally, window)),
-        deadline: args.deadline.map(|_| DeadlineBook { shed: tally.shed, abandoned: tally.abandoned }),
+        offered_per_s: is_open_loop.then(|| offered(plan, tally, window)),
+        deadline: plan.pacing.deadline.map(|_| DeadlineBook { shed: tally.shed, abandoned: tally.abandoned }),
         retried: tally.retried,
         lost: tally.lost_by_name(window),
         lost_more: tally.lost_more,
         worst_second: tally.seconds.worst(),
         longest_silence_ms: tally.seconds.longest_silence_ms(window.duration_ns()),
-        pipeline: (args.pipeline > 1).then_some(args.pipeline),
+        pipeline: (plan.connections.pipeline > 1).then_some(plan.connections.pipeline),
         evenness: evenness::pair(workers.iter().map(|share| (share.connections, share.requests))),
         workers: (0..)
             .zip(workers)
             .map(|(worker, share): (usize, _)| (worker.to_string(), share))
             .collect::<BTreeMap<_, _>>(),
         connections: ConnectionBook {
-            requested: u64::from(args.connections) + u64::from(args.idle),
+            requested: u64::from(plan.connections.count) + u64::from(plan.background.idle),
             peak_open: tally.peak_open + crowd.established(),
             established: tally.established + crowd.established(),
             answered: tally.answered_connections,
@@ -73,36 +74,39 @@ pub fn report(args: &LoadArgs, measured: &Measured) -> LoadReport {
         order: tally.order.iter().map(|&(_, worker)| worker).collect(),
         slow: measured.slow.clone(),
         client: ClientCost {
-            threads: args.threads as usize,
+            threads: plan.threads.count as usize,
             cpu_user_us: cpu.user_us,
             cpu_system_us: cpu.system_us,
-            cpu_share: over((cpu.user_us + cpu.system_us) as f64 / 1e6, duration_s * f64::from(args.threads)),
+            cpu_share: over(
+                (cpu.user_us + cpu.system_us) as f64 / 1e6,
+                duration_s * f64::from(plan.threads.count),
+            ),
             max_rss_kib: measured.max_rss_kib,
         },
-        run: Some(run_info(args, measured)),
+        run: Some(run_info(plan, measured)),
         ..LoadReport::default()
     }
 }
 
 /// Of a number of requests only the moments tell how long they should have taken: n of them are n − 1 gaps.
-fn offered(args: &LoadArgs, tally: &Tally, window: &Window) -> f64 {
-    let (due, span_ns) = match args.requests {
+fn offered(plan: &Plan, tally: &Tally, window: &Window) -> f64 {
+    let (due, span_ns) = match plan.window.requests() {
         None => (tally.due_in_window, window.duration_ns()),
         Some(_) => (tally.due_in_window.saturating_sub(1), tally.last_due_ns.saturating_sub(window.open_ns)),
     };
     over(due as f64, span_ns as f64 / 1e9)
 }
 
-fn run_info(args: &LoadArgs, measured: &Measured) -> RunInfo {
+fn run_info(plan: &Plan, measured: &Measured) -> RunInfo {
     let unix_ns = |time: SystemTime| {
         time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
     };
     RunInfo {
         host: gethostname().map_or_else(|_| String::new(), |name| name.to_string_lossy().into_owned()),
-        started_unix_ns: unix_ns(measured.run.began),
-        start_at_unix_ns: args.start_at.map(unix_ns),
-        seed: args.seed,
-        configuration: args.configuration(),
+        started_unix_ns: unix_ns(measured.counted.began),
+        start_at_unix_ns: plan.window.start_at.map(unix_ns),
+        seed: plan.pacing.seed,
+        configuration: plan.configuration(),
         interrupted: measured.interrupted,
         merged_from: None,
         parts: Vec::new(),

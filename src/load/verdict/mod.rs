@@ -1,15 +1,18 @@
-//! Can these numbers be trusted? Pure: evidence in, a verdict with its reasons out.
+//! Can these numbers be trusted? Pure: the facts of a run in, a verdict with its reasons out.
 //!
-//! A check asks two things where chance plays a part: is this more than chance would do, and is it large enough to
-//! matter? The first alone would condemn every long run, since no machine is exact; the second alone every short one.
-//! `invalid` is kept for runs that did not measure what was asked for; a server that is too slow is a finding.
+//! A [`Rule`] is one check: its name, its bar, and the function that holds a run to it. [`pace`] has those about when
+//! requests were due and sent, [`course`] those about how the run went.
+//!
+//! Where chance plays a part a rule asks two things: is this more than chance would do, and is it large enough to
+//! matter? The first alone would fail every long run, since no machine is exact; the second alone every short one.
+//! `invalid` is for runs that did not measure what was asked for; a server that is too slow is a finding.
 
 use crate::machine::Counters;
-use crate::report::{Check, IntervalReport, Latency, Trust, Verdict};
+use crate::report::{Check, IntervalReport, Latency, LoadReport, Trust, Verdict};
 use crate::units::{number, over, time};
 
-mod course;
-mod pace;
+pub mod course;
+pub mod pace;
 
 /// What decides the moments at which requests are due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -26,11 +29,11 @@ pub enum Pattern {
     Sessions,
 }
 
-/// What a run knows about itself, in plain numbers.
+/// What is known of a run, in plain numbers.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Evidence<'a> {
+pub struct RunFacts<'a> {
     pub pattern: Pattern,
-    /// Requests per second asked for, the mean over the window; `None` in closed loop and with --replay.
+    /// Requests per second asked for, the mean over the window; `None` in closed loop and in a replay.
     pub rate_asked: Option<f64>,
     /// A number of requests ended the window, with the last answer: its length then says nothing about the rate.
     pub ends_by_count: bool,
@@ -38,7 +41,7 @@ pub struct Evidence<'a> {
     /// Open loop: requests due in the window, and those of them that got an answer, however late.
     pub due_in_window: u64,
     pub answered_of_due: u64,
-    /// Answered within the window; with --connect-only the connections.
+    /// Answered within the window; without requests the connections.
     pub requests: u64,
     /// Requests of the window that were sent, whatever became of them; those answered after its end; those that were
     /// never answered since --deadline was over, in the whole run.
@@ -65,7 +68,7 @@ pub struct Evidence<'a> {
     /// What the machine counted meanwhile, and in how many seconds (warm-up and drain included).
     pub machine: Counters,
     pub machine_s: f64,
-    /// Connections, without the crowd.
+    /// Connections, without the background.
     pub connections_asked: u64,
     pub connections_peak: u64,
     pub connections_opened: u64,
@@ -85,7 +88,7 @@ const Z_BAR: f64 = 3.29;
 /// The same where a check is made of every run and costs nothing to make strict (p < 10⁻⁵).
 const Z_STRICT: f64 = 4.4;
 /// Of what was due, this share must be answered.
-pub(crate) const ACHIEVED: f64 = 0.99;
+pub(crate) const ACHIEVED_SHARE: f64 = 0.99;
 /// Below this share, and with the client to blame, the run measured the client.
 const ACHIEVED_AT_ALL: f64 = 0.95;
 /// Gaps are summed up to this length before they are judged. A client that sleeps wakes up to 100 us late (timer slack,
@@ -104,8 +107,8 @@ const CORRELATION_SIZE: f64 = 0.1;
 const DRIFT_QPS: f64 = 0.1;
 const DRIFT_LATENCY: f64 = 0.25;
 const DRIFT_LATENCY_US: f64 = 50.0;
-/// Intervals are averaged into this many stretches, each long enough to be nearly independent of the next.
-const STRETCHES: usize = 20;
+/// Intervals are averaged into this many parts, each long enough to be nearly independent of the next.
+const PARTS: usize = 20;
 /// From this share of its threads' time on the client may be what limits the figures.
 pub(crate) const BUSY_CLIENT: f64 = 0.9;
 /// The part of a response time that may be the client's own slip, at the median and in the tail, and the slip that
@@ -115,6 +118,8 @@ const SLIP_OF_TAIL: f64 = 0.5;
 const SLIP_FLOOR_US: f64 = 100.0;
 /// From this share of their time on, by Little's law, the connections and not the clock decide when to send.
 const CONNECTIONS_BUSY: f64 = 0.9;
+/// From this share of their time on, waiting for handshakes explains why requests are late.
+const CONNECTING: f64 = 0.1;
 const STEAL_SHARE: f64 = 0.02;
 /// The kernel counts steal in ticks: fewer are rounding.
 const STEAL_TICKS: u64 = 3;
@@ -139,155 +144,84 @@ const SLOW_CONNECT_US: f64 = 1000.0;
 /// Fewer values are no sample.
 const MIN_GAPS: usize = 100;
 
-/// Every check by its name, with the bar it holds a run to.
-pub fn bars() -> Vec<(&'static str, String)> {
-    let percent = |share: f64| format!("{} %", number(share * 100.0));
-    vec![
-        ("requests", "something was answered (else invalid)".into()),
-        (
-            "served",
-            format!(
-                "the end of the window, {} of it or more and longer than p99.9, was not without an answer to {ANSWERS_MISSED} requests or more (else invalid; if --deadline ended them: suspect)",
-                percent(SILENCE)
-            ),
-        ),
-        (
-            "rate",
-            format!(
-                "open loop: as many were due as were asked for, within chance ({Z_STRICT} standard deviations of the Poisson count; one in 1000 otherwise)"
-            ),
-        ),
-        (
-            "achieved",
-            format!(
-                "open loop: at least {} of what was due was answered, apart from what is rightly under way at the end (Little's law: rate x mean response); below {} because of the client (its CPU, or a slip as long while connections were free): invalid",
-                percent(ACHIEVED),
-                percent(ACHIEVED_AT_ALL)
-            ),
-        ),
-        (
-            "gaps",
-            format!(
-                "Poisson: sums of gaps, at least {} long, against the gamma distribution; Kolmogorov-Smirnov p >= {P_BAR}, or D <= {KS_SIZE}. Otherwise: at most {} sent later than one gap (at least {}) after they were due",
-                time(GAP_SCALE_NS / 1e3),
-                percent(LATE_SHARE),
-                time(LATE_FLOOR_NS / 1e3)
-            ),
-        ),
-        (
-            "independence",
-            format!(
-                "Poisson: Spearman's rank correlation of neighbouring gaps within {Z_BAR}/sqrt(n), or below {CORRELATION_SIZE}"
-            ),
-        ),
-        (
-            "drift",
-            format!(
-                "rate and mean response time do not rise or fall with time (Spearman, {STRETCHES} stretches, p >= {P_BAR}), or the last third differs from the first by less than {} in rate, {} in time",
-                percent(DRIFT_QPS),
-                percent(DRIFT_LATENCY)
-            ),
-        ),
-        (
-            "cpu",
-            format!(
-                "the client used at most {} of its threads' time (not with --busy-poll)",
-                percent(BUSY_CLIENT)
-            ),
-        ),
-        (
-            "slip",
-            format!(
-                "open loop: the slip is at most {} of the median response time and {} of p99 and p99.9, or below {}",
-                percent(SLIP_OF_MEDIAN),
-                percent(SLIP_OF_TAIL),
-                time(SLIP_FLOOR_US)
-            ),
-        ),
-        ("steal", format!("the hypervisor took at most {} of the machine's time", percent(STEAL_SHARE))),
-        (
-            "accept_queue",
-            format!(
-                "no accept queue of this machine overflowed, or it was another's: this run opened at most {SMALL_BACKLOG} connections, or none of its requests waited as long as a retransmission takes ({})",
-                time(RETRANSMISSION_US)
-            ),
-        ),
-        (
-            "ports",
-            format!(
-                "--connect-only --close fin: at most {} of the connections/s that the source ports allow, or connect(2) takes at most {} at p99.9",
-                percent(PORTS_SHARE),
-                time(SLOW_CONNECT_US)
-            ),
-        ),
-        ("errors", format!("at most {} of the requests failed", percent(ERROR_SHARE))),
-        (
-            "censored",
-            format!(
-                "at most {} of the times are ages of requests that were never answered",
-                percent(CENSORED_SHARE)
-            ),
-        ),
-        (
-            "percentiles",
-            format!(
-                "p99 rests on one answer at least; fewer than {ANSWERS_BEYOND} beyond it, or beyond p99.9, are remarked upon"
-            ),
-        ),
-        (
-            "connections",
-            format!(
-                "as many were open as were asked for; below {} of them: invalid",
-                percent(CONNECTIONS_OPEN)
-            ),
-        ),
-        ("complete", "the run was not ended early".into()),
-        ("start", format!("--start-at was kept to {} (else invalid)", time(LATE_START_NS as f64 / 1e3))),
-    ]
+/// One check.
+pub struct Rule {
+    /// As the report and `--explain` have it.
+    pub name: &'static str,
+    /// What a run is held to, in words.
+    pub bar: fn() -> String,
+    /// The verdict and its reason; `None` when the rule does not apply to such a run.
+    judge: fn(&RunFacts) -> Option<Finding>,
 }
 
-/// All checks that apply to this run; the verdict is the worst of them.
-pub fn judge(evidence: &Evidence) -> Trust {
-    let checks: Vec<Check> = [
-        course::requests(evidence),
-        course::served(evidence),
-        pace::rate(evidence),
-        pace::achieved(evidence),
-        pace::gaps(evidence),
-        pace::independence(evidence),
-        course::drift(evidence),
-        course::cpu(evidence),
-        pace::slip(evidence),
-        course::steal(evidence),
-        course::accept_queue(evidence),
-        course::ports(evidence),
-        course::errors(evidence),
-        course::censored(evidence),
-        course::percentiles(evidence),
-        course::connections(evidence),
-        course::complete(evidence),
-        course::start(evidence),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
+/// A verdict, and a sentence with the number that was found and the bar it was held to.
+type Finding = (Verdict, String);
+
+impl Rule {
+    /// What this rule found in a run; `None` when it was not applied.
+    pub fn check<'a>(&self, report: &'a LoadReport) -> Option<&'a Check> {
+        report.trust.iter().flat_map(|trust| &trust.checks).find(|check| check.name == self.name)
+    }
+
+    /// A rule that was not applied has not failed.
+    pub fn failed<'a>(&self, report: &'a LoadReport) -> Option<&'a Check> {
+        self.check(report).filter(|check| check.verdict != Verdict::Valid)
+    }
+}
+
+/// In the order in which they are reported.
+pub const RULES: [&Rule; 18] = [
+    &course::REQUESTS,
+    &course::SERVED,
+    &pace::RATE,
+    &pace::ACHIEVED,
+    &pace::GAPS,
+    &pace::INDEPENDENCE,
+    &course::DRIFT,
+    &course::CPU,
+    &pace::SLIP,
+    &course::STEAL,
+    &course::ACCEPT_QUEUE,
+    &course::PORTS,
+    &course::ERRORS,
+    &course::CENSORED,
+    &course::PERCENTILES,
+    &course::CONNECTIONS,
+    &course::COMPLETE,
+    &course::START,
+];
+
+/// The verdict is the worst of all rules that apply to this run.
+pub fn judge(facts: &RunFacts) -> Trust {
+    let apply = |rule: &&Rule| {
+        let (verdict, reason) = (rule.judge)(facts)?;
+        Some(Check { name: rule.name.into(), verdict, reason })
+    };
+    let checks: Vec<Check> = RULES.iter().filter_map(apply).collect();
     Trust { verdict: checks.iter().map(|check| check.verdict).max().unwrap_or_default(), checks }
 }
 
-impl Evidence<'_> {
+impl RunFacts<'_> {
     fn is_open_loop(&self) -> bool {
         self.pattern != Pattern::Closed
     }
 
-    /// The share of their time that the connections were waiting for answers (Little's law: L = λW).
+    /// The share of their time that the connections were waiting for answers or for handshakes (Little's law: L = λW).
     /// Requests that failed or were given up kept theirs busy as well.
-    /// A burst larger than they are many waits for them however idle they are otherwise.
+    /// A burst of more requests than connections waits for them however idle they are otherwise.
     fn connections_busy(&self) -> f64 {
         if matches!(self.pattern, Pattern::Burst(size) if u64::from(size) > self.connections_asked) {
             return 1.0;
         }
         let per_s = over(self.sent as f64, self.duration_s);
         over(per_s * self.service_us.mean / 1e6, self.connections_asked as f64)
+            + self.connections_in_handshake()
+    }
+
+    /// The share of their time that the connections were waiting for handshakes, over the whole run.
+    fn connections_in_handshake(&self) -> f64 {
+        let per_s = over(self.connections_opened as f64, self.machine_s);
+        over(per_s * self.connect_us.mean / 1e6, self.connections_asked as f64)
     }
 
     fn client_is_busy(&self) -> bool {
@@ -301,12 +235,21 @@ pub(crate) fn rightly_under_way(offered_per_s: f64, mean_response_us: f64, durat
     offered_per_s * (mean_response_us / 1e6).min(0.05 * duration_s)
 }
 
-fn check(name: &str, verdict: Verdict, reason: String) -> Check {
-    Check { name: name.into(), verdict, reason }
+fn valid(reason: String) -> Finding {
+    (Verdict::Valid, reason)
 }
 
-fn suspect_if(name: &str, is_suspect: bool, reason: String) -> Check {
-    check(name, if is_suspect { Verdict::Suspect } else { Verdict::Valid }, reason)
+/// The rule applies, but this run gives it nothing to judge.
+fn not_judged(why: &str) -> Finding {
+    (Verdict::Valid, format!("not judged: {why}"))
+}
+
+fn suspect_if(is_suspect: bool, reason: String) -> Finding {
+    (if is_suspect { Verdict::Suspect } else { Verdict::Valid }, reason)
+}
+
+fn percent(share: f64) -> String {
+    format!("{} %", number(share * 100.0))
 }
 
 #[cfg(test)]

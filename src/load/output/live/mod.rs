@@ -1,4 +1,4 @@
-//! The run as it goes on, for whoever waits in front of it: `--live` draws a picture, and where there is no screen to
+//! The run as it goes on, for whoever waits in front of it: `--progress live` draws a picture, and where there is no screen to
 //! draw on, a line from time to time must do.
 //!
 //! Both are drawn by the main thread, which measures nothing, from what the measuring threads hand over at the end of
@@ -22,9 +22,8 @@ use ratatui::crossterm::terminal::{
     EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode, size,
 };
 
-use crate::cpu;
-use crate::load::options::args::LoadArgs;
-use crate::load::run::audience::Spectator;
+use crate::load::options::plan::Plan;
+use crate::load::run::observers::Observer;
 use crate::report::{IntervalReport, Latency};
 use crate::terminal::has_colour;
 use crate::units::{grouped, time};
@@ -44,11 +43,13 @@ impl View {
     ///
     /// # Errors
     /// One line, when there is none.
-    pub fn open(args: &LoadArgs) -> Result<View, String> {
+    pub fn open(plan: &Plan) -> Result<View, String> {
         if !stderr().is_terminal() {
-            return Err("--live: standard error is no terminal, so there is a line every 2 s instead".into());
+            return Err(
+                "--progress live: standard error is no terminal, so there is a line every 2 s instead".into(),
+            );
         }
-        Ok(View { terminal: None, state: State::new(Goal::of(args)), has_colour: has_colour(&stderr()) })
+        Ok(View { terminal: None, state: State::new(Goal::of(plan)), has_colour: has_colour(&stderr()) })
     }
 
     /// A terminal that is gone or does not obey costs the picture, not the run.
@@ -74,12 +75,9 @@ impl View {
     }
 }
 
-impl Spectator for View {
-    fn so_far(&mut self, latency_us: &Latency) {
-        self.state.so_far = *latency_us;
-    }
-
-    fn see(&mut self, interval: &IntervalReport) {
+impl Observer for View {
+    fn observe(&mut self, interval: &IntervalReport, so_far: &Latency) {
+        self.state.so_far = *so_far;
         self.state.add(interval);
         self.draw();
     }
@@ -130,30 +128,6 @@ fn give_back() {
     }
 }
 
-/// The calling thread, off the CPUs that pinned threads measure on; it returns to them when this is dropped.
-pub struct Aside {
-    allowed: Vec<usize>,
-}
-
-impl Aside {
-    /// Moves it, if there are more CPUs than so many threads. They must run already, since they would inherit it. (Without
-    /// `--pin` there is no need: the kernel wakes a thread where nobody works.)
-    pub fn step(threads: usize) -> Aside {
-        let allowed = cpu::allowed();
-        if let Some(others) = allowed.get(threads..).filter(|others| !others.is_empty()) {
-            // It was a courtesy.
-            let _ = cpu::pin_to(others);
-        }
-        Aside { allowed }
-    }
-}
-
-impl Drop for Aside {
-    fn drop(&mut self) {
-        let _ = cpu::pin_to(&self.allowed);
-    }
-}
-
 /// A line about the run: one that replaces itself on a terminal, and one every two seconds elsewhere.
 pub struct Progress {
     goal: Goal,
@@ -163,9 +137,9 @@ pub struct Progress {
 }
 
 impl Progress {
-    pub fn new(args: &LoadArgs) -> Progress {
+    pub fn new(plan: &Plan) -> Progress {
         let is_terminal = stderr().is_terminal();
-        Progress { goal: Goal::of(args), phase: Phase::default(), is_terminal, due_s: pause_s(is_terminal) }
+        Progress { goal: Goal::of(plan), phase: Phase::default(), is_terminal, due_s: pause_s(is_terminal) }
     }
 
     /// What to write after this interval, if anything.
@@ -189,15 +163,15 @@ fn pause_s(is_terminal: bool) -> f64 {
     if is_terminal { 0.5 } else { 2.0 }
 }
 
-impl Spectator for Progress {
-    fn see(&mut self, interval: &IntervalReport) {
+impl Observer for Progress {
+    fn observe(&mut self, interval: &IntervalReport, _so_far: &Latency) {
         let columns = if self.is_terminal { size().map_or(80, |(columns, _)| columns.into()) } else { 0 };
         if let Some(text) = self.after(interval, columns) {
             let _ = stderr().write_all(text.as_bytes());
         }
     }
 
-    fn leave(self: Box<Self>) -> Result<(), String> {
+    fn finish(self: Box<Self>) -> Result<(), String> {
         if self.is_terminal {
             let _ = stderr().write_all(b"\r\x1b[K");
         }
@@ -249,17 +223,6 @@ mod tests {
         let line = progress.after(&failing, 30).unwrap();
         assert_eq!(line, "\r\x1b[Kwarming up 2 s of 9 s · 10/s ");
         assert_eq!(progress.after(&interval(21, false, 1), 30), None);
-    }
-
-    #[test]
-    fn who_draws_steps_aside_where_there_is_room_and_comes_back() {
-        let all = cpu::allowed();
-        let aside = Aside::step(1);
-        assert_eq!(cpu::allowed(), if all.len() > 1 { &all[1..] } else { &all });
-        drop(aside);
-        assert_eq!(cpu::allowed(), all);
-        let _nowhere = Aside::step(all.len());
-        assert_eq!(cpu::allowed(), all);
     }
 
     #[test]

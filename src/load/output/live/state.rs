@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::load::options::args::LoadArgs;
+use crate::load::options::plan::Plan;
+use crate::load::output::heading;
 use crate::report::{IntervalReport, Latency};
 
 /// Workers told apart; the rest are left out.
@@ -24,16 +25,14 @@ pub struct Goal {
 }
 
 impl Goal {
-    pub fn of(args: &LoadArgs) -> Goal {
-        let heading = args.heading(false);
-        let seconds = (args.warmup + args.duration).as_secs_f64();
+    pub fn of(plan: &Plan) -> Goal {
         Goal {
-            url: heading.url,
-            load: heading.load,
-            is_open_loop: heading.open_loop,
-            seconds: args.requests.is_none().then_some(seconds),
-            requests: args.requests,
-            workers: args.workers.unwrap_or(0),
+            url: plan.target.url(),
+            load: heading::in_words(&plan.configuration(), Some(plan.pacing.seed)),
+            is_open_loop: plan.pacing.is_open_loop(),
+            seconds: plan.window.duration().map(|duration| (plan.window.warmup + duration).as_secs_f64()),
+            requests: plan.window.requests(),
+            workers: plan.workers,
         }
     }
 }

@@ -9,60 +9,60 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::time::TimeValLike;
 
-use crate::load::client::control::{Control, Voice};
+use crate::load::client::control::{Control, ThreadStatus};
 use crate::load::counts::interval::IntervalMerger;
 use crate::load::counts::tally::Window;
-use crate::load::options::args::LoadArgs;
-use crate::load::run::audience::Audience;
+use crate::load::options::plan::Progress;
+use crate::load::run::observers::Observers;
 use crate::sys::epoll::{Epoll, Interest};
 use crate::units::monotonic_ns;
 
-/// A shorter run is over before one looks for its progress.
+/// A shorter run shows no progress: it is over too soon.
 const PROGRESS_FROM_NS: u64 = 2_000_000_000;
 const PROGRESS_EVERY_NS: u64 = 1_000_000_000;
 const SIGNAL: u64 = 0;
-const NEWS: u64 = 1;
+const THREAD: u64 = 1;
 
-/// CPU time of this process.
+/// Of this process.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Cpu {
+pub struct CpuTime {
     pub user_us: u64,
     pub system_us: u64,
 }
 
-pub struct Watch<'a> {
+pub struct Supervisor<'a> {
     control: &'a Control,
     signals: SignalFd,
     epoll: Epoll,
     announces_phases: bool,
-    /// Standard error is a terminal, so somebody may be waiting in front of it.
+    /// Standard error is a terminal, so a person may be waiting in front of it.
     shows_progress: bool,
-    /// What the threads have said so far, in words.
-    heard: u64,
+    /// Marks that the threads have set so far.
+    marks: u64,
 }
 
-impl<'a> Watch<'a> {
-    /// Blocks SIGINT and SIGTERM for this thread and all it starts: from here on they are read, not suffered.
-    pub fn new(control: &'a Control, args: &LoadArgs) -> nix::Result<Watch<'a>> {
+impl<'a> Supervisor<'a> {
+    /// Blocks SIGINT and SIGTERM for this thread and all it starts: from here on they are read from a descriptor.
+    pub fn new(control: &'a Control, progress: Progress) -> nix::Result<Supervisor<'a>> {
         let ends: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
         ends.thread_block()?;
         let signals = SignalFd::with_flags(&ends, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         let epoll = Epoll::new(2)?;
         epoll.add(&signals, SIGNAL, Interest::EPOLLIN)?;
-        epoll.add(control.news(), NEWS, Interest::EPOLLIN)?;
-        // The audience of --live has a picture, or lines of its own.
-        let shows_progress = std::io::stderr().is_terminal() && !args.live;
-        Ok(Watch { control, signals, epoll, announces_phases: args.phases, shows_progress, heard: 0 })
+        epoll.add(control.thread_event(), THREAD, Interest::EPOLLIN)?;
+        let shows_progress = progress == Progress::Auto && std::io::stderr().is_terminal();
+        let announces_phases = progress == Progress::Phases;
+        Ok(Supervisor { control, signals, epoll, announces_phases, shows_progress, marks: 0 })
     }
 
     pub fn announce(&self, phase: &str) {
         if self.announces_phases {
-            // Whoever started us may have closed the other end; the measurement goes on without a merger.
+            // The reader may have closed the other end; the measurement goes on.
             let _ = writeln!(std::io::stderr(), "phase {phase}");
         }
     }
 
-    /// Whether somebody wants the run to end. The first signal ends the measurement, the second everything.
+    /// Whether the run is to end. The first signal ends the measurement, the second everything.
     pub fn is_interrupted(&self) -> bool {
         while let Ok(Some(_)) = self.signals.read_signal() {
             self.interrupt(monotonic_ns());
@@ -70,7 +70,7 @@ impl<'a> Watch<'a> {
         self.control.stopped_at_ns().is_some()
     }
 
-    /// A signal, or somebody in the audience.
+    /// A signal came, or an observer asks to stop.
     fn interrupt(&self, now_ns: u64) {
         match self.control.stopped_at_ns() {
             None => self.control.stop(now_ns),
@@ -79,47 +79,47 @@ impl<'a> Watch<'a> {
     }
 
     /// Waits until all threads are ready for the schedule.
-    pub fn until_ready(&mut self, threads: u64) -> nix::Result<()> {
-        while self.heard < threads {
+    pub fn await_ready(&mut self, threads: u64) -> nix::Result<()> {
+        while self.marks < threads {
             self.wait(u64::MAX)?;
         }
         Ok(())
     }
 
     /// Waits until all threads are done. Returns the window as it became, and the CPU time spent in it.
-    pub fn until_done(
+    pub fn await_done(
         &mut self,
         threads: u64,
         mut window: Window,
         mut merger: Option<&mut IntervalMerger>,
-        audience: &mut Audience,
-    ) -> nix::Result<(Window, Cpu)> {
+        observers: &mut Observers,
+    ) -> nix::Result<(Window, CpuTime)> {
         let mut ends = Ends::default();
         if window.open_ns > window.start_ns {
             self.announce("warmup");
         }
         let mut progress_ns = window.start_ns + PROGRESS_EVERY_NS;
-        let every_ns = audience.every.as_nanos() as u64;
-        let mut audience_ns = if merger.is_some() { window.start_ns + every_ns } else { u64::MAX };
+        let every_ns = observers.every.as_nanos() as u64;
+        let mut observers_ns = if merger.is_some() { window.start_ns + every_ns } else { u64::MAX };
         loop {
             let now_ns = monotonic_ns();
             window.close_ns = window.close_ns.min(self.control.stopped_at_ns().unwrap_or(u64::MAX));
-            self.pass(&mut ends, &window, now_ns);
+            self.note_ends(&mut ends, &window, now_ns);
             // Only now: a short run may be done before this thread first looks, and had its phases too.
-            if self.heard == Voice::WORDS * threads {
+            if self.marks == ThreadStatus::MARKS * threads {
                 break;
             }
             if now_ns >= progress_ns {
                 self.show_progress(now_ns, &window);
                 progress_ns += PROGRESS_EVERY_NS;
             }
-            if let Some(merger) = merger.as_mut().filter(|_| now_ns >= audience_ns) {
-                if audience.hear(merger, &window) {
+            if let Some(merger) = merger.as_mut().filter(|_| now_ns >= observers_ns) {
+                if observers.observe(merger, &window) {
                     self.interrupt(now_ns);
                 }
-                audience_ns = now_ns + every_ns;
+                observers_ns = now_ns + every_ns;
             }
-            let ahead = [window.open_ns, window.close_ns, progress_ns, audience_ns]
+            let ahead = [window.open_ns, window.close_ns, progress_ns, observers_ns]
                 .into_iter()
                 .filter(|&at| at > now_ns);
             self.wait(ahead.min().map_or(u64::MAX, |at_ns| at_ns - now_ns))?;
@@ -132,8 +132,8 @@ impl<'a> Watch<'a> {
         Ok((window, ends.cpu_between()))
     }
 
-    /// Takes note when an end of the window is passed.
-    fn pass(&self, ends: &mut Ends, window: &Window, now_ns: u64) {
+    /// Reads the CPU time when an end of the window is passed, and announces the phase behind it.
+    fn note_ends(&self, ends: &mut Ends, window: &Window, now_ns: u64) {
         if ends.cpu_at_open.is_none() && now_ns >= window.open_ns && window.open_ns < window.close_ns {
             ends.cpu_at_open = Some(cpu_used());
             self.announce("measure");
@@ -148,7 +148,7 @@ impl<'a> Watch<'a> {
         let timeout = (timeout_ns != u64::MAX).then(|| Duration::from_nanos(timeout_ns));
         for i in 0..self.epoll.wait(timeout)? {
             match self.epoll.report(i).token {
-                NEWS => self.heard += self.control.hear(),
+                THREAD => self.marks += self.control.new_marks(),
                 _ => _ = self.is_interrupted(),
             }
         }
@@ -185,24 +185,24 @@ impl<'a> Watch<'a> {
 /// CPU time at the two ends of the measured window, as far as they have been passed.
 #[derive(Default)]
 struct Ends {
-    cpu_at_open: Option<Cpu>,
-    cpu_at_close: Option<Cpu>,
+    cpu_at_open: Option<CpuTime>,
+    cpu_at_close: Option<CpuTime>,
 }
 
 impl Ends {
-    fn cpu_between(&self) -> Cpu {
+    fn cpu_between(&self) -> CpuTime {
         let now = cpu_used();
         let (from, to) = (self.cpu_at_open.unwrap_or(now), self.cpu_at_close.unwrap_or(now));
-        Cpu {
+        CpuTime {
             user_us: to.user_us.saturating_sub(from.user_us),
             system_us: to.system_us.saturating_sub(from.system_us),
         }
     }
 }
 
-fn cpu_used() -> Cpu {
+fn cpu_used() -> CpuTime {
     let usage = getrusage(UsageWho::RUSAGE_SELF).expect("getrusage(2) fails only on bad arguments");
-    Cpu {
+    CpuTime {
         user_us: usage.user_time().num_microseconds() as u64,
         system_us: usage.system_time().num_microseconds() as u64,
     }

@@ -1,0 +1,43 @@
+//! One run with all that its plan asks for: its observers, its files, its report.
+
+use crate::load::options::plan::{FileFormat, Plan, Progress};
+use crate::load::output::export::{Files, Ndjson, both};
+use crate::load::output::live;
+use crate::load::run::observers::{Observer, Observers};
+use crate::load::run::{self, Outcome};
+use crate::report::LoadReport;
+
+/// A report, and the files beside it: a full disk must not cost the report.
+pub struct Measured {
+    pub report: LoadReport,
+    pub files: Result<(), String>,
+}
+
+/// Files are created before the run: a path that cannot be written must not cost a measurement, and a pipe may wait
+/// for its reader as long as Ctrl-C still ends the program.
+///
+/// # Errors
+/// One line: a file that cannot be created, or a run that cannot be made.
+pub fn measure(plan: &Plan) -> Result<Measured, String> {
+    let files = Files::create(&plan.output.files)?;
+    let Outcome { report, distributions, span, observed } = run::run(plan, observers(plan)?)?;
+    Ok(Measured { files: both(files.write(&distributions, &span, &report), observed), report })
+}
+
+fn observers(plan: &Plan) -> Result<Observers, String> {
+    let mut observers: Vec<Box<dyn Observer>> = Vec::new();
+    for (_, path) in plan.output.files.iter().filter(|(format, _)| *format == FileFormat::Ndjson) {
+        observers.push(Box::new(Ndjson::create(path)?));
+    }
+    // Last: what fails before is said on a terminal that is not taken yet.
+    if plan.output.progress == Progress::Live {
+        match live::View::open(plan) {
+            Ok(view) => observers.push(Box::new(view)),
+            Err(why) => {
+                eprintln!("loadgen: {why}");
+                observers.push(Box::new(live::Progress::new(plan)));
+            }
+        }
+    }
+    Ok(Observers { observers, every: plan.output.interval })
+}

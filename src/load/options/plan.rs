@@ -1,0 +1,352 @@
+//! What one run does, in plain values: made from the command line once, and read by everything behind it.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime};
+
+use clap::ValueEnum;
+
+use crate::load::options::background::Background;
+use crate::load::options::engine::EngineName;
+use crate::load::options::source::Sources;
+use crate::load::options::target::Target;
+use crate::load::schedule::{Arrivals, Profile, Rate, Spacing, Think};
+use crate::report::{ArrivalsKind, Configuration};
+
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub target: Target,
+    /// Where connections come from; `None` leaves it to the kernel.
+    pub sources: Option<Sources>,
+    pub request: Request,
+    pub connections: Connections,
+    pub threads: Threads,
+    pub pacing: Pacing,
+    pub window: PlannedWindow,
+    pub background: Background,
+    /// Workers that the server is said to have; 0 when nobody said so.
+    pub workers: u32,
+    pub show: Show,
+    pub output: Output,
+}
+
+#[derive(Debug, Clone)]
+pub struct Request {
+    pub method: Method,
+    pub body_bytes: u32,
+    /// `Name: value`.
+    pub headers: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    Get,
+    Head,
+    Post,
+    Put,
+    Patch,
+    Delete,
+    Options,
+}
+
+impl Method {
+    const ALL: [Method; 7] = [
+        Method::Get,
+        Method::Head,
+        Method::Post,
+        Method::Put,
+        Method::Patch,
+        Method::Delete,
+        Method::Options,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::Get => "GET",
+            Method::Head => "HEAD",
+            Method::Post => "POST",
+            Method::Put => "PUT",
+            Method::Patch => "PATCH",
+            Method::Delete => "DELETE",
+            Method::Options => "OPTIONS",
+        }
+    }
+
+    /// Its requests say with Content-Length how much they bring, even if that is nothing (RFC 9110, section 8.6).
+    pub fn has_body(self) -> bool {
+        matches!(self, Method::Post | Method::Put | Method::Patch)
+    }
+}
+
+impl FromStr for Method {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Method, String> {
+        let known = Method::ALL.into_iter().find(|method| method.name().eq_ignore_ascii_case(text));
+        known.ok_or_else(|| {
+            let names = Method::ALL.map(Method::name).join(", ");
+            format!("{text:?} is not a method that loadgen sends; there are {names}")
+        })
+    }
+}
+
+/// How a connection ends that we end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Close {
+    Fin,
+    Rst,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Connections {
+    pub count: u32,
+    /// Answers after which a connection ends; 0 for connections without a request, `None` for connections that are kept.
+    pub requests_each: Option<u64>,
+    pub close: Close,
+    /// Requests under way on one connection at a time.
+    pub pipeline: u32,
+    pub timeout: Duration,
+    pub retry: bool,
+}
+
+impl Connections {
+    /// Being connected is the answer.
+    pub fn connect_only(&self) -> bool {
+        self.requests_each == Some(0)
+    }
+
+    /// No connection has more than one request.
+    pub fn one_request_each(&self) -> bool {
+        self.requests_each.is_some_and(|requests| requests <= 1)
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Threads {
+    pub count: u32,
+    pub engine: EngineName,
+    pub busy_poll: bool,
+    pub pin: bool,
+}
+
+/// When requests are due.
+#[derive(Debug, Clone)]
+pub struct Pacing {
+    pub arrivals: Arrivals,
+    /// The gaps of an open loop, also of one whose rate a search decides.
+    pub spacing: Spacing,
+    /// The file that a replay was read from.
+    pub replay: Option<PathBuf>,
+    /// What is due is a user, who comes with a connection, asks several times and goes.
+    pub sessions: bool,
+    pub think: Option<Think>,
+    pub deadline: Option<Duration>,
+    pub seed: u64,
+}
+
+impl Pacing {
+    /// Due times come from a schedule of their own, not from the answers.
+    pub fn is_open_loop(&self) -> bool {
+        self.arrivals != Arrivals::Closed
+    }
+
+    /// Requests (with sessions: users) per second at the beginning and at the end of the window; `None` in a closed loop
+    /// and in a replay.
+    pub fn rates(&self) -> Option<(Rate, Rate)> {
+        match self.arrivals {
+            Arrivals::Open { profile: Profile::Constant(rate), .. } => Some((rate, rate)),
+            Arrivals::Open { profile: Profile::Ramp { from, to, .. }, .. } => Some((from, to)),
+            Arrivals::Closed | Arrivals::Replay(_) => None,
+        }
+    }
+
+    /// Requests (with sessions: users) per second, the mean over the window.
+    pub fn mean_rate(&self) -> Option<f64> {
+        self.rates().map(|(from, to)| (from.per_s() + to.per_s()) / 2.0)
+    }
+
+    pub fn is_ramp(&self) -> bool {
+        matches!(self.arrivals, Arrivals::Open { profile: Profile::Ramp { .. }, .. })
+    }
+}
+
+/// What is measured, and for how long.
+#[derive(Debug, Clone, Copy)]
+pub struct PlannedWindow {
+    pub warmup: Duration,
+    pub end: End,
+    /// When the warm-up begins, on all client machines.
+    pub start_at: Option<SystemTime>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    After(Duration),
+    /// With the last answer of so many requests.
+    Requests(u64),
+}
+
+impl PlannedWindow {
+    /// `None` when a number of requests ends it.
+    pub fn duration(&self) -> Option<Duration> {
+        match self.end {
+            End::After(duration) => Some(duration),
+            End::Requests(_) => None,
+        }
+    }
+
+    /// `None` when a moment ends it.
+    pub fn requests(&self) -> Option<u64> {
+        match self.end {
+            End::After(_) => None,
+            End::Requests(requests) => Some(requests),
+        }
+    }
+}
+
+/// What is shown one by one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Show {
+    /// The first answers.
+    pub answers: u32,
+    /// The workers that took the first connections.
+    pub order: u32,
+}
+
+/// What is written beside the report.
+#[derive(Debug, Clone)]
+pub struct Output {
+    pub files: Vec<(FileFormat, PathBuf)>,
+    /// How long an interval of a `.ndjson` file and of the live view is.
+    pub interval: Duration,
+    pub progress: Progress,
+}
+
+/// What standard error shows of a run that goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Progress {
+    /// On a terminal a line that replaces itself
+    Auto,
+    /// A picture of the run
+    Live,
+    /// A line when a phase begins: `phase background`, then warmup, measure, drain
+    Phases,
+    None,
+}
+
+/// How a result is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileFormat {
+    Hlog,
+    Ndjson,
+    Hgrm,
+    Csv,
+    Json,
+}
+
+impl Plan {
+    /// A closed loop on one thread and one connection, for the runs that loadgen makes of itself; its target is still to
+    /// be set.
+    pub fn simple(duration: Duration) -> Plan {
+        Plan {
+            target: Target::at(SocketAddr::from((Ipv4Addr::LOCALHOST, 80))),
+            sources: None,
+            request: Request { method: Method::Get, body_bytes: 0, headers: Vec::new() },
+            connections: Connections {
+                count: 1,
+                requests_each: None,
+                close: Close::Fin,
+                pipeline: 1,
+                timeout: Duration::from_secs(10),
+                retry: false,
+            },
+            threads: Threads { count: 1, engine: EngineName::Epoll, busy_poll: false, pin: false },
+            pacing: Pacing {
+                arrivals: Arrivals::Closed,
+                spacing: Spacing::Fixed,
+                replay: None,
+                sessions: false,
+                think: None,
+                deadline: None,
+                seed: 1,
+            },
+            window: PlannedWindow { warmup: Duration::ZERO, end: End::After(duration), start_at: None },
+            background: Background::default(),
+            workers: 0,
+            show: Show::default(),
+            output: Output {
+                files: Vec::new(),
+                interval: Duration::from_millis(100),
+                progress: Progress::None,
+            },
+        }
+    }
+
+    /// The same load at another rate, or as a closed loop, in which nothing is due.
+    pub fn at_rate(&self, rate: Option<Rate>) -> Plan {
+        let Pacing { spacing, seed, sessions, deadline, .. } = self.pacing;
+        let arrivals = rate.map_or(Arrivals::Closed, |rate| Arrivals::Open {
+            profile: Profile::Constant(rate),
+            spacing,
+            seed,
+        });
+        let pacing = Pacing {
+            arrivals,
+            sessions: sessions && rate.is_some(),
+            deadline: deadline.filter(|_| rate.is_some()),
+            ..self.pacing.clone()
+        };
+        Plan { pacing, ..self.clone() }
+    }
+
+    /// What decides the result: all of it but the seed, the start, and where the result is written.
+    pub fn configuration(&self) -> Configuration {
+        let Plan { request, connections, threads, pacing, window, .. } = self;
+        let rates = pacing.rates();
+        Configuration {
+            url: self.target.url(),
+            method: request.method.name().into(),
+            headers: request.headers.clone(),
+            body_bytes: request.body_bytes,
+            connections: connections.count,
+            requests_per_connection: connections.requests_each,
+            close: if connections.close == Close::Rst { "rst" } else { "fin" }.into(),
+            pipeline: connections.pipeline,
+            timeout_s: connections.timeout.as_secs_f64(),
+            retry: connections.retry,
+            sources: self.sources.as_ref().map_or(0, |sources| sources.addresses.len()),
+            threads: threads.count,
+            engine: if threads.engine == EngineName::IoUring { "io-uring" } else { "epoll" }.into(),
+            busy_poll: threads.busy_poll,
+            pin: threads.pin,
+            arrivals: match (&pacing.arrivals, &pacing.replay) {
+                (Arrivals::Closed, _) => ArrivalsKind::Closed,
+                (Arrivals::Replay(_), file) => {
+                    let file = file.as_ref().map_or(String::new(), |file| file.display().to_string());
+                    ArrivalsKind::Replay(file)
+                }
+                (Arrivals::Open { spacing: Spacing::Fixed, .. }, _) => ArrivalsKind::Fixed,
+                (Arrivals::Open { spacing: Spacing::Poisson, .. }, _) => ArrivalsKind::Poisson,
+                (Arrivals::Open { spacing: Spacing::Burst(size), .. }, _) => ArrivalsKind::Burst(*size),
+            },
+            rate_per_s: rates.map(|(from, _)| from.per_s()),
+            ramp_to_per_s: rates.filter(|_| pacing.is_ramp()).map(|(_, to)| to.per_s()),
+            sessions: pacing.sessions,
+            think_s: pacing.think.map(|think| think.mean().as_secs_f64()),
+            think_is_exponential: matches!(pacing.think, Some(Think::Exponential(_))),
+            deadline_s: pacing.deadline.map(|deadline| deadline.as_secs_f64()),
+            warmup_s: window.warmup.as_secs_f64(),
+            duration_s: window.duration().map(|duration| duration.as_secs_f64()),
+            requests: window.requests(),
+            workers: self.workers,
+            background: self.background.to_string(),
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! From the plan to what all measuring threads have in common: the address, and the bytes of the requests.
+
+use socket2::SockAddr;
+
+use crate::load::client::Settings;
+use crate::load::client::route::Route;
+use crate::load::counts::tally::Measures;
+use crate::load::options::args::is_host;
+use crate::load::options::plan::{Close, Method, Plan, Request};
+use crate::load::options::target::Target;
+
+/// Fits into one segment on every path (RFC 9293, section 3.7.1).
+const ONE_SEGMENT_BYTES: usize = 536;
+/// Sends that are kept with their due times to judge the schedule by.
+const SENDS_KEPT: usize = 20_000;
+/// Parts of the window that are compared to see a drift.
+const SLICES: usize = 60;
+
+/// # Errors
+/// One line, when the host has no address.
+pub fn settings(plan: &Plan) -> Result<Settings, String> {
+    let Plan { connections, pacing, .. } = plan;
+    let one = request_bytes(&plan.request, &plan.target, "");
+    let reset = connections.close == Close::Rst;
+    let is_open_loop = pacing.is_open_loop();
+    Ok(Settings {
+        route: Route {
+            address: address(&plan.target)?,
+            sources: plan.sources.clone(),
+            no_delay: one.len() > ONE_SEGMENT_BYTES,
+            reset,
+        },
+        requests: one.repeat(connections.pipeline as usize),
+        request_bytes: one.len(),
+        pipeline: connections.pipeline as usize,
+        // A client that resets is first to close, and need not ask for it.
+        last_request: request_bytes(
+            &plan.request,
+            &plan.target,
+            if reset { "" } else { "Connection: close\r\n" },
+        ),
+        no_body: plan.request.method == Method::Head,
+        open_loop: is_open_loop,
+        sessions: pacing.sessions,
+        thinks: pacing.think.is_some(),
+        connect_only: connections.connect_only(),
+        retry: connections.retry,
+        requests_per_connection: connections.requests_each.filter(|&requests| requests > 0),
+        timeout_ns: connections.timeout.as_nanos() as u64,
+        deadline_ns: pacing.deadline.map_or(u64::MAX, |deadline| deadline.as_nanos() as u64),
+        ends_by_count: plan.window.requests().is_some(),
+        busy_poll: plan.threads.busy_poll,
+        measures: Measures {
+            from_due: is_open_loop,
+            slip: is_open_loop || pacing.think.is_some(),
+            workers: plan.workers as usize,
+            trace: plan.show.answers as usize,
+            order: plan.show.order as usize,
+            sends: if is_open_loop { SENDS_KEPT / plan.threads.count as usize } else { 0 },
+            slices: SLICES,
+        },
+    })
+}
+
+fn address(target: &Target) -> Result<SockAddr, String> {
+    match &target.unix {
+        None => Ok(target.resolve()?.into()),
+        Some(path) => SockAddr::unix(path).map_err(|error| format!("connect {}: {error}", path.display())),
+    }
+}
+
+/// As few headers as HTTP/1.1 allows.
+fn request_bytes(request: &Request, target: &Target, more_headers: &str) -> Vec<u8> {
+    let mut head = format!("{} {} HTTP/1.1\r\n", request.method.name(), target.path);
+    if !request.headers.iter().any(|header| is_host(header)) {
+        head += &format!("Host: {}\r\n", target.authority);
+    }
+    request.headers.iter().for_each(|header| head += &format!("{header}\r\n"));
+    if request.method.has_body() {
+        head += &format!("Content-Length: {}\r\n", request.body_bytes);
+    }
+    let mut bytes = (head + more_headers + "\r\n").into_bytes();
+    bytes.resize(bytes.len() + request.body_bytes as usize, b'x');
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::options::args::plan_of;
+
+    #[test]
+    fn a_host_header_replaces_that_of_the_url() {
+        let bytes = |options: &str| settings(&plan_of(options, "http://127.0.0.1:80/a?b")).unwrap().requests;
+        assert_eq!(bytes(""), b"GET /a?b HTTP/1.1\r\nHost: 127.0.0.1:80\r\n\r\n");
+        assert_eq!(bytes("-H host:x.org"), b"GET /a?b HTTP/1.1\r\nhost: x.org\r\n\r\n");
+        let post = b"POST /a?b HTTP/1.1\r\nHost: 127.0.0.1:80\r\nContent-Length: 2\r\n\r\nxx";
+        assert_eq!(bytes("--method POST:2"), post);
+    }
+}

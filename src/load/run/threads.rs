@@ -1,0 +1,206 @@
+//! The measuring threads: started, given the schedule at the same moment, awaited, and what they counted added up.
+
+use std::sync::mpsc::{self, Receiver};
+use std::thread::{self, ScopedJoinHandle};
+use std::time::{Duration, SystemTime};
+
+use nix::errno::Errno;
+
+use crate::cpu;
+use crate::load::client::control::{Control, ThreadStatus};
+use crate::load::client::engine::Engine;
+use crate::load::client::{Assignment, ClientLoop, Settings};
+use crate::load::counts::interval::{self, IntervalMerger, IntervalSender};
+use crate::load::counts::tally::{Measures, Tally, Window};
+use crate::load::options::plan::{Plan, PlannedWindow, Progress};
+use crate::load::run::observers::Observers;
+use crate::load::run::supervisor::{CpuTime, Supervisor};
+use crate::load::schedule::{Extent, Schedule, Thinker, nth_part};
+use crate::sys::fd::leave_shared_table;
+use crate::units::monotonic_ns;
+
+/// The schedule begins this much after the threads have received it, so that none of them is late.
+const LEAD_NS: u64 = 1_000_000;
+/// A longer wait for --start-at is announced.
+const SILENT_WAIT: Duration = Duration::from_secs(2);
+
+/// What the threads counted.
+pub struct Counted {
+    /// Of all threads together.
+    pub tally: Tally,
+    pub window: Window,
+    /// Spent in the window.
+    pub cpu: CpuTime,
+    /// When the warm-up began.
+    pub began: SystemTime,
+    /// What hindered the observers.
+    pub observed: Result<(), String>,
+}
+
+/// Starts the threads, gives them the schedule, waits for them and adds up what they counted; or the errno, when the
+/// server cannot be reached.
+pub fn measure<E: Engine>(
+    plan: &Plan,
+    settings: &Settings,
+    control: &Control,
+    supervisor: &mut Supervisor,
+    mut observers: Observers,
+) -> nix::Result<Counted> {
+    let threads = u64::from(plan.threads.count);
+    let (mut senders, mut merger) = interval_channel(plan, &observers);
+    thread::scope(|scope| {
+        let (mut starters, mut handles) = (Vec::new(), Vec::new());
+        for thread in 0..threads {
+            let (starter, start) = mpsc::channel();
+            starters.push(starter);
+            let cpu = plan.threads.pin.then_some(thread as usize);
+            let connections = nth_part(u64::from(plan.connections.count), thread, threads);
+            handles
+                .push(scope.spawn(move || measure_thread::<E>(settings, control, connections, cpu, &start)));
+        }
+        supervisor.await_ready(threads)?;
+        let draws = plan.output.progress == Progress::Live;
+        let _apart = (draws && plan.threads.pin).then(|| ApartFromPinned::new(threads as usize));
+        let (start_ns, began) = start(plan);
+        let window = window(&plan.window, start_ns);
+        for (thread, starter) in (0..).zip(starters) {
+            let assignment = Assignment {
+                schedule: Schedule::new(plan.pacing.arrivals.clone(), extent(&plan.window), thread, threads),
+                thinker: Thinker::new(plan.pacing.think, plan.pacing.seed, thread),
+                intervals: senders.pop(),
+            };
+            // A thread that does not receive has panicked; joining it says so.
+            let _ = starter.send((window, assignment));
+        }
+        let (mut window, cpu) = supervisor.await_done(threads, window, merger.as_mut(), &mut observers)?;
+        let tally = add_up(handles, settings.measures)?;
+        if window.close_ns == u64::MAX {
+            // The number of requests ended it, with the last answer; the wait for one that never came is no part of it.
+            let last_ns = if tally.last_answer_ns > 0 { tally.last_answer_ns } else { tally.last_end_ns };
+            window.close_ns = last_ns.max(window.open_ns);
+        }
+        let observed = observers.finish(merger, &window);
+        Ok(Counted { tally, window, cpu, began, observed })
+    })
+}
+
+/// Observers need the threads to send their intervals.
+fn interval_channel(plan: &Plan, observers: &Observers) -> (Vec<IntervalSender>, Option<IntervalMerger>) {
+    if observers.is_empty() {
+        return (Vec::new(), None);
+    }
+    let connections = u64::from(plan.connections.count);
+    let (senders, merger) =
+        interval::channel(plan.threads.count as usize, observers.every, connections, plan.workers as usize);
+    (senders, Some(merger))
+}
+
+/// When the schedule begins: by the monotonic clock, and by the clock on the wall.
+fn start(plan: &Plan) -> (u64, SystemTime) {
+    let (soon_ns, now) = (monotonic_ns() + LEAD_NS, SystemTime::now());
+    let soon = now + Duration::from_nanos(LEAD_NS);
+    // Too late is too late: the report says by how much.
+    let wait = plan.window.start_at.and_then(|at| at.duration_since(soon).ok()).unwrap_or_default();
+    // The live view has the terminal for itself.
+    if wait > SILENT_WAIT && plan.output.progress != Progress::Live {
+        eprintln!("loadgen: waiting {:.0} s for --start-at", wait.as_secs_f64());
+    }
+    (soon_ns + wait.as_nanos() as u64, soon + wait)
+}
+
+fn measure_thread<E: Engine>(
+    settings: &Settings,
+    control: &Control,
+    connections: u64,
+    cpu: Option<usize>,
+    start: &Receiver<(Window, Assignment)>,
+) -> nix::Result<Tally> {
+    let mut status = ThreadStatus::new(control);
+    if let Some(number) = cpu {
+        let allowed = cpu::allowed();
+        cpu::pin_to(&[allowed[number % allowed.len()]])?;
+    }
+    leave_shared_table(&control.descriptors());
+    let mut client = ClientLoop::<E>::new(settings, control, connections)?;
+    // Handshakes belong to a closed loop, and to a connection per request, but not to an open loop whose
+    // connections are kept: there they would only make its first requests late.
+    if settings.open_loop && settings.requests_per_connection.is_none() && !settings.connect_only {
+        client.open_all();
+    }
+    status.mark_ready();
+    match start.recv() {
+        Ok((window, assignment)) => Ok(client.run(window, assignment)),
+        // The main thread gave up before the start.
+        Err(_) => Err(Errno::ECANCELED),
+    }
+}
+
+fn window(planned: &PlannedWindow, start_ns: u64) -> Window {
+    let open_ns = start_ns + planned.warmup.as_nanos() as u64;
+    let close_ns = planned.duration().map_or(u64::MAX, |duration| open_ns + duration.as_nanos() as u64);
+    Window { start_ns, open_ns, close_ns }
+}
+
+fn extent(planned: &PlannedWindow) -> Extent {
+    let relative = window(planned, 0);
+    Extent {
+        measured_from_ns: relative.open_ns,
+        end_ns: relative.close_ns,
+        requests: planned.requests().unwrap_or(u64::MAX),
+    }
+}
+
+fn add_up(handles: Vec<ScopedJoinHandle<nix::Result<Tally>>>, measures: Measures) -> nix::Result<Tally> {
+    let mut sum = Tally::new(measures);
+    for handle in handles {
+        match handle.join() {
+            Ok(tally) => sum.add(tally?),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+    // One thread may have found nobody while another was served.
+    match sum.unreachable {
+        Some(errno) if sum.established == 0 => Err(errno),
+        _ => Ok(sum),
+    }
+}
+
+/// The calling thread, off the CPUs that pinned threads measure on; it returns to them when this is dropped.
+struct ApartFromPinned {
+    allowed: Vec<usize>,
+}
+
+impl ApartFromPinned {
+    /// Moves it, if there are more CPUs than so many threads. They must run already, since they would inherit it.
+    /// (Without `--pin` there is no need: the kernel wakes a thread where a CPU is idle.)
+    fn new(threads: usize) -> ApartFromPinned {
+        let allowed = cpu::allowed();
+        if let Some(others) = allowed.get(threads..).filter(|others| !others.is_empty()) {
+            // A refusal costs nothing but a little accuracy.
+            let _ = cpu::pin_to(others);
+        }
+        ApartFromPinned { allowed }
+    }
+}
+
+impl Drop for ApartFromPinned {
+    fn drop(&mut self) {
+        let _ = cpu::pin_to(&self.allowed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_draws_leaves_the_pinned_cpus_where_there_are_others_and_comes_back() {
+        let all = cpu::allowed();
+        let apart = ApartFromPinned::new(1);
+        assert_eq!(cpu::allowed(), if all.len() > 1 { &all[1..] } else { &all });
+        drop(apart);
+        assert_eq!(cpu::allowed(), all);
+        let _nowhere = ApartFromPinned::new(all.len());
+        assert_eq!(cpu::allowed(), all);
+    }
+}
