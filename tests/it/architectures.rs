@@ -1,54 +1,11 @@
-//! How the architectures behave and differ. Durations are lower bounds wherever the work itself gives one; an
-//! upper bound is twice what is needed.
+//! How the architectures behave and differ. How long they take is in timing/servers.rs.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use acceptlab::lab::check::client::{GET, served};
 
-use crate::support::{SERVERS, answer, ask_together, connect, held, start};
-
-/// How long `count` requests that are all there at once take together.
-fn together(name: &str, flags: &[&str], count: usize) -> Duration {
-    let server = start(name, flags);
-    let since = Instant::now();
-    // A connection that was answered is closed at once: who serves one at a time goes on to the next.
-    for mut client in ask_together(&server, count) {
-        answer(&mut client);
-    }
-    since.elapsed()
-}
-
-#[test]
-fn sync_serialises_two_clients_and_prefork_does_not() {
-    let (one, two) = (Duration::from_millis(500), Duration::from_millis(1000));
-    let stone = together("sync", &["--work", "block:500ms"], 2);
-    assert!(stone >= two, "two requests of {one:?} took {stone:?}");
-    let bronze = together("prefork", &["--work", "block:500ms", "--workers", "2"], 2);
-    assert!((one..two).contains(&bronze), "two requests of {one:?} took {bronze:?}");
-}
-
-#[test]
-fn a_thread_per_connection_serves_all_at_once_and_a_pool_as_many_as_it_has_threads() {
-    let silver = together("threaded", &["--work", "block:500ms"], 10);
-    assert!(silver < Duration::from_millis(1000), "ten threads took {silver:?}");
-    let pool = together("thread-pool", &["--work", "block:100ms", "--workers", "2"], 10);
-    assert!(pool >= Duration::from_millis(500), "ten requests by two threads took {pool:?}");
-}
-
-#[test]
-fn block_work_holds_up_the_whole_event_loop() {
-    let gold = together("event-driven", &["--work", "block:100ms"], 10);
-    assert!(gold >= Duration::from_millis(1000), "ten requests of 100ms took {gold:?}");
-}
-
-#[test]
-fn wait_work_holds_up_nobody_in_an_event_loop() {
-    for server in SERVERS.iter().filter(|server| server.is_event_loop) {
-        let gold = together(server.name, &["--work", "wait:500ms"], 20);
-        assert!(gold < Duration::from_millis(1000), "{}: twenty waits of 500ms took {gold:?}", server.name);
-    }
-}
+use crate::support::{answer, ask_together, connect, held, start};
 
 /// Half the requests wait for a minute. Of clients who ask one after another, those who drew nothing to wait for
 /// are answered, although one who came first is still waiting.

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use acceptlab::lab::check::client::{Client, GET, PATIENCE, served};
 use acceptlab::lab::check::server::{NotReady, Program, STOP_WITHIN, Server};
@@ -131,7 +130,7 @@ fn ctrl_c_twice_ends_a_server_like_once() {
         held(client.was_read());
         server.signal(Signal::SIGINT);
         server.signal(Signal::SIGINT);
-        held(held(client.answer_within(Duration::from_secs(3))).expect_connection("close"));
+        held(held(client.answer_within(FOREVER)).expect_connection("close"));
         held(held(server.ended(STOP_WITHIN)).report());
     }
 }

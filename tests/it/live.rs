@@ -1,7 +1,5 @@
 //! `loadgen --progress live`: the run in a real terminal, and what it does where there is none.
 
-use std::process::Command;
-
 use nix::sys::signal::Signal;
 
 use crate::support::start;
@@ -53,14 +51,15 @@ fn rate_percentiles_slip_and_workers_are_seen_while_the_run_goes_on() {
     let load =
         "--connections 8 --rate 300 --requests-per-connection 5 --warmup 300ms --duration 60s --workers 2";
     run(&terminal, load, &server.addr.to_string());
+    // Of a tenth of a second: a thread that is 10 ms late to its clock counts a tenth more or fewer.
+    let rate_due = |screen: &str| screen.split_once(" due")?.0.rsplit(' ').next()?.parse::<u32>().ok();
     let told = |screen: &str, what: &str| screen.lines().any(|line| line.starts_with(what));
     let screen = terminal.shows(|screen| {
         is_drawn(screen)
             && screen.contains("measuring")
             && !screen.contains('–')
             && screen.contains("slip p99 ")
-            // Of a tenth of a second: a thread that came late to its clock sees one request fewer or more.
-            && screen.contains("300 due")
+            && rate_due(screen).is_some_and(|rate| (270..=330).contains(&rate))
             && screen.matches('█').count() > 10
     });
     for what in
@@ -96,35 +95,4 @@ fn a_run_that_ends_by_itself_or_never_begins_leaves_the_shell_as_it_was() {
     let screen = terminal.shows(has_ended);
     assert!(screen.contains("status 1") && screen.contains("is the server running?"), "{screen}");
     terminal.is_given_back();
-}
-
-#[test]
-fn without_a_terminal_it_is_declined_in_one_line_and_the_run_goes_on_with_plain_lines() {
-    let server = start("event-driven", &[]);
-    let output = Command::new(LOADGEN)
-        .args([
-            "--progress",
-            "live",
-            "--connections",
-            "2",
-            "--rate",
-            "100",
-            "--duration",
-            "2500ms",
-            "--format",
-            "json",
-        ])
-        .arg(format!("http://{}/", server.addr))
-        .output()
-        .unwrap();
-    let told = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success(), "{told}");
-    let lines: Vec<&str> = told.lines().collect();
-    assert!(lines[0].contains("--progress live: standard error is no terminal"), "{told}");
-    assert!(lines[1].starts_with("measuring 2 s of 2.5 s · "), "{told}");
-    assert!(lines.len() == 2 && told.chars().all(|c| c == '\n' || !c.is_control()), "{told:?}");
-    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    // Every one that was due is in the books; on a busy machine the end may come before the last answer.
-    let [answered, censored] = ["requests", "censored"].map(|field| report[field].as_u64().unwrap());
-    assert!(answered + censored == 250 && answered > 200, "{answered} {censored}");
 }

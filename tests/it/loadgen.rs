@@ -223,31 +223,6 @@ fn a_server_on_ipv6_is_reached() {
 // ---- the open loop ----------------------------------------------------------------------------------------
 
 #[test]
-fn a_stall_of_one_second_shows_in_the_response_time_and_not_in_the_service_time() {
-    const STALLS_AT: u64 = 100;
-    let requests = AtomicU64::new(0);
-    let address = serve(move |_, mut stream| {
-        while read_request(&mut stream).is_some() {
-            if requests.fetch_add(1, Ordering::SeqCst) == STALLS_AT {
-                thread::sleep(Duration::from_secs(1));
-            }
-            stream.write_all(OK.as_bytes()).unwrap();
-        }
-    });
-    let report = run("--rate 200 --requests 400 --connections 1", address);
-    assert_eq!((report.requests, report.errors.total()), (400, 0));
-    // One request of 400 met the stall after it was sent; 200 more were due while it lasted, and waited up to
-    // a second.
-    assert!(report.service_us.max >= 1e6);
-    assert!(report.latency_us.max >= 1e6);
-    assert!(report.latency_us.p90 >= 0.5e6, "{:?}", report.latency_us);
-    assert!(report.service_us.p90 < report.latency_us.p90 / 2.0, "{:?}", report.service_us);
-    // The schedule was kept: the last request was due at 399/200 s, and the run was not a second longer for
-    // the stall.
-    assert!((1.99..2.9).contains(&report.duration_s), "{}", report.duration_s);
-}
-
-#[test]
 fn requests_that_were_due_are_sent_after_the_end_of_the_window_too() {
     let requests = Arc::new(AtomicU64::new(0));
     let seen = requests.clone();
@@ -499,7 +474,8 @@ fn ctrl_c_prints_what_was_measured_so_far() {
         (0..100).for_each(|_| hear.recv().unwrap());
         send_signal(&child, signal);
         let report = report(&child.wait_with_output().unwrap());
-        assert!(report.requests >= 90, "{}", report.requests);
+        // Each of four connections has one request under way; whoever sent the next one had its answer before.
+        assert!(report.requests >= 96, "{}", report.requests);
         assert!(report.duration_s > 0.0 && report.duration_s < 600.0);
         assert_eq!(report.errors.total(), 0, "{:?}", report.errors);
     }

@@ -12,18 +12,6 @@ use std::time::{Duration, SystemTime};
 use crate::generator::*;
 
 #[test]
-fn a_user_who_thinks_asks_once_in_a_think_time() {
-    for think in ["20ms", "exp:20ms"] {
-        let report =
-            run(&format!("--connections 10 --duration 1s --think {think}"), serve(|_, s| answer_all(s)));
-        assert_eq!(report.errors.total(), 0, "{think}: {:?}", report.errors);
-        // N users, each at most once per pause: N·T/Z = 500, with room for the chance in exp (σ = √500).
-        assert!((10..620).contains(&report.requests), "{think}: {}", report.requests);
-        assert_eq!(report.latency_us, report.service_us, "{think}: a closed loop has one response time");
-    }
-}
-
-#[test]
 fn a_session_has_a_connection_of_its_own_and_asks_k_times() {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let book = seen.clone();
@@ -198,23 +186,6 @@ fn a_server_that_closes_in_mid_pipeline_leaves_the_others_unanswered() {
 }
 
 #[test]
-fn the_first_byte_and_the_whole_answer_have_times_of_their_own() {
-    let address = serve(|_, mut stream| {
-        while read_request(&mut stream).is_some() {
-            let (begin, end) = OK.split_at(20);
-            stream.write_all(begin.as_bytes()).unwrap();
-            thread::sleep(Duration::from_millis(30));
-            if stream.write_all(end.as_bytes()).is_err() {
-                return;
-            }
-        }
-    });
-    let report = run("--connections 1 --requests 5", address);
-    assert!(report.service_us.p50 >= 30e3 * 0.999, "{:?}", report.service_us);
-    assert!(report.first_byte_us.p50 <= report.service_us.p50 - 29e3, "{:?}", report.first_byte_us);
-}
-
-#[test]
 fn a_request_that_found_no_connection_in_time_slipped() {
     // One connection and 20 ms of service: of 100 requests a second every second one is late, ever later.
     let address = serve(|_, mut stream| {
@@ -314,16 +285,6 @@ fn what_was_measured_before_the_server_died_is_reported_by_every_thread() {
     let report = run(flags, address);
     assert_eq!(report.requests, 2, "{:?}", report.errors);
     assert!(report.errors.connect["ECONNREFUSED"] >= 1, "{:?}", report.errors);
-}
-
-#[test]
-fn a_handshake_that_nobody_waits_for_takes_no_longer_than_one_that_carries_a_request() {
-    // Fewer than the backlog of this server, or the kernel would drop some and try again after a second.
-    let address = serve(|_, stream| answer_all(stream));
-    let before_the_run = run("--rate 50 --connections 100 --duration 300ms", address).connect_us;
-    let with_a_request = run("--connections 100 --requests 100", address).connect_us;
-    // Waiting for all hundred before looking at the first made it fifty times as long.
-    assert!(before_the_run.p50 < 15.0 * with_a_request.p50, "{before_the_run:?} {with_a_request:?}");
 }
 
 #[test]

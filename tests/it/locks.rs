@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use acceptlab::lab::check::client::{Client, GET, PATIENCE, served_within};
 use acceptlab::lab::check::server::{NotReady, Program, STOP_WITHIN, Server};
 use acceptlab::lab::observe::processes::{Process, poll_until};
+use acceptlab::server::GRACE;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -125,7 +126,7 @@ fn a_worker_stopped_while_it_holds_the_lock_stops_all_until_it_goes_on() {
 }
 
 /// The parent shuts the listener, and the lock goes from hand to hand among workers who all find it shut. A server
-/// whose workers have to be killed takes the five seconds of grace.
+/// whose workers have to be killed takes at least the grace.
 #[test]
 fn eight_workers_at_the_lock_stop_at_once() {
     for lock in LOCKS {
@@ -135,7 +136,7 @@ fn eight_workers_at_the_lock_stop_at_once() {
             let since = Instant::now();
             server.signal(signal);
             let report = held(held(server.ended(STOP_WITHIN)).report());
-            assert!(since.elapsed() < Duration::from_secs(3), "{lock}: {:?}", since.elapsed());
+            assert!(since.elapsed() < GRACE, "{lock}: {:?}", since.elapsed());
             assert_eq!(report.workers.iter().map(|worker| worker.accepted).sum::<u64>(), 0, "{lock}");
         }
     }

@@ -4,12 +4,13 @@ use std::fs;
 use std::io::Write;
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use acceptlab::lab::check::client::{Client, GET, GET_AND_CLOSE, PATIENCE, served};
 use acceptlab::lab::check::server::{STOP_WITHIN, Server};
 use acceptlab::lab::observe::processes::{Process, poll_until};
 use acceptlab::report::WorkerReport;
+use acceptlab::server::GRACE;
 use nix::sys::signal::Signal;
 
 use crate::support::{FOREVER, answer, connect, held, start};
@@ -155,7 +156,7 @@ fn a_client_that_was_slow_and_stays_when_its_worker_has_ended_is_let_go() {
     drop(client);
 }
 
-/// The worker waits for a minute; without the reset it would keep the server from ending for five seconds.
+/// The worker waits for a minute; without the reset the server would end when the grace is over, and not before.
 #[test]
 fn a_clients_reset_reaches_its_worker() {
     let mut server = proxy(&["--workers", "1", "--work", "wait:60s"]);
@@ -165,8 +166,9 @@ fn a_clients_reset_reaches_its_worker() {
     held(client.was_read());
     client.reset();
     lets_go(&server, nobody);
-    server.signal(Signal::SIGTERM);
-    let report = held(held(server.ended(Duration::from_secs(3))).report());
+    let since = Instant::now();
+    let report = held(server.stop());
+    assert!(since.elapsed() < GRACE, "it waited for its worker: {:?}", since.elapsed());
     assert_eq!((report.workers[0].client_errors, report.workers[0].active), (1, 0));
 }
 

@@ -195,25 +195,29 @@ fn long_lived_connections_are_levelled_by_least_loaded() {
 /// It is not silent for long enough to be noticed; it is only sent less than the others, because it finishes nothing.
 #[test]
 fn a_hung_worker_keeps_few_connections_under_least_loaded_and_loses_none() {
-    let Some(server) = four("least-loaded", &[]) else { return };
+    let file = BoardFile::new("hung-least-loaded");
+    let Some(server) = four("least-loaded", &["--scoreboard", file.0.to_str().unwrap()]) else { return };
+    let board = Scoreboard::open(&file.0).expect("the server has made it");
+    let others_are_idle = || [0, 2, 3].iter().all(|&id| board.row(id).get(Count::Active) == 0).then_some(());
     let hung = pids(&server)[&1];
     tell(hung, Signal::SIGSTOP);
-    let mut stuck: Vec<Client> = Vec::new();
+    let mut waiting: Vec<Client> = Vec::new();
     for _ in 0..60 {
+        poll_until(FOREVER, others_are_idle).expect("closed connections are noticed");
         let mut client = connect(&server);
         held(client.send(GET));
         if client.answer_within(STUCK_AFTER).is_err() {
-            stuck.push(client);
+            waiting.push(client);
         }
     }
-    // One as soon as all loads are equal, and perhaps another while somebody's last close is under way.
-    assert!(stuck.len() <= 3, "{} of 60 were sent to a worker that hangs", stuck.len());
     tell(hung, Signal::SIGCONT);
-    for client in &mut stuck {
-        assert_eq!(held(answer(client).worker()), 1);
-    }
+    // On a slow machine an answer of the others may have been late, too.
+    let stuck =
+        waiting.iter_mut().map(|client| held(answer(client).worker())).filter(|&worker| worker == 1).count();
+    // One as soon as all loads are equal; then it has more to do than the others, who are idle.
+    assert!(stuck <= 1, "{stuck} of 60 were sent to a worker that hangs");
     // What it has open still counts, and what it has finished does no more.
-    drop(stuck);
+    drop(waiting);
     comes_back(&server, 1);
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use acceptlab::lab::check::client::{GET, PATIENCE, served};
 use acceptlab::lab::check::server::{Program, Server};
 use acceptlab::lab::observe::processes::{Process, poll_until};
+use acceptlab::server::GRACE;
 use nix::sys::signal::Signal;
 
 use crate::support::{FOREVER, ask_together, connect, held, kind, start};
@@ -33,8 +34,8 @@ fn is_not_connected_to(name: &str, flags: &[&str]) {
     let busy = ask_together(&server, 1);
     held(busy[0].was_read());
     server.signal(Signal::SIGTERM);
-    // After five seconds it gives up, and then nobody listens in any case.
-    let refused = poll_until(Duration::from_secs(3), || {
+    // When the grace is over it gives up, and then nobody listens in any case.
+    let refused = poll_until(GRACE, || {
         TcpStream::connect(server.addr)
             .is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
             .then_some(())
@@ -71,7 +72,8 @@ fn a_server_started_with_sigchld_ignored_stops_at_once_and_knows_what_its_worker
     held(served(server.addr));
     let since = Instant::now();
     let report = held(server.stop());
-    assert!(since.elapsed() < Duration::from_secs(3), "it took {:?} to stop", since.elapsed());
+    // A server that waits for children it never hears of ends when the grace is over, not before.
+    assert!(since.elapsed() < GRACE, "it took {:?} to stop", since.elapsed());
     assert!(report.workers.iter().all(|worker| worker.max_rss_kib > 0), "{:?}", report.workers);
 }
 

@@ -2,10 +2,12 @@
 //! give to each strategy. Conformance tests: on another kernel they may say that it differs.
 
 use std::process::Command;
+use std::time::Duration;
 
 use acceptlab::lab::check::client::served;
 use acceptlab::lab::observe::processes::{Process, poll_until};
 
+use super::{bar, judged};
 use crate::support::{FOREVER, Needs, held, inconclusive, kind, start};
 
 /// The line `pattern …` of `lab order`, or why there is none.
@@ -23,27 +25,24 @@ fn pattern(name: &str, flags: &str) -> Result<String, String> {
     Ok(text.lines().find_map(|line| line.strip_prefix("pattern")).unwrap_or_default().trim().to_string())
 }
 
-/// On a busy machine a worker may not be back asleep when the next connection comes, and the order blurs. It is the
-/// rule that is pinned here, so one undisturbed run of six is enough.
+/// Two hundred connections, 5 ms apart: where the machine makes the workers late they are not back asleep when the next
+/// one comes, and the order blurs. A fortieth of the second is tolerated.
+const TOLERATED: Duration = Duration::from_millis(25);
+
+/// Catches any change of the order that a strategy gives to idle workers.
 #[track_caller]
 fn these_show(rule: &str, strategies: &[(&str, &str)]) {
     for (name, flags) in strategies {
-        let mut found = Vec::new();
-        for _ in 0..6 {
-            match pattern(name, flags) {
-                Ok(pattern) if pattern.starts_with(rule) => break,
-                Ok(pattern) => found.push(pattern),
-                Err(why) if why.ends_with("needs CAP_BPF") => {
-                    inconclusive(Needs::Privilege("CAP_BPF"), format!("{name} {flags}: {why}"));
-                    break;
-                }
-                Err(why) => panic!("{name} {flags}: {why}"),
+        judged(TOLERATED, || match pattern(name, flags) {
+            Ok(pattern) => bar(pattern.starts_with(rule), || {
+                format!("{name} {flags} is {rule:?} on Linux 6.18; here it is {pattern:?}")
+            }),
+            Err(why) if why.ends_with("needs CAP_BPF") => {
+                inconclusive(Needs::Privilege("CAP_BPF"), format!("{name} {flags}: {why}"));
+                Ok(())
             }
-        }
-        assert!(
-            found.len() < 6,
-            "{name} {flags} is {rule:?} on Linux 6.18; this kernel differs, or is too busy to tell: {found:?}"
-        );
+            Err(why) => panic!("{name} {flags}: {why}"),
+        });
     }
 }
 
@@ -101,8 +100,8 @@ fn the_first_free_and_the_client_s_home_are_always_the_same_worker() {
     );
 }
 
-/// The bar of the issue, where `these_show` allows the order to blur. The pause between two connections is as long as
-/// it takes until all are back asleep: of a thousand pauses of 2 ms a few are too short, and on a busy machine many.
+/// The next connection comes when all are asleep again, so the order cannot blur; but where the loopback hands a close to
+/// ksoftirqd, the worker that it wakes looks asleep for a moment. Catches a worker that is left out or preferred.
 #[test]
 fn a_rotation_gives_four_idle_workers_a_quarter_of_a_thousand_connections_each_exactly() {
     for (name, flags) in [
@@ -111,14 +110,12 @@ fn a_rotation_gives_four_idle_workers_a_quarter_of_a_thousand_connections_each_e
         ("shared-accept", &["--lock", "semaphore"]),
         ("proxy", &[]),
     ] {
-        let mut found = Vec::new();
-        // Where the loopback hands a close to ksoftirqd, the worker that it wakes looks asleep for a moment.
-        let is_exact = (0..5).any(|_| {
-            found.push(a_thousand_one_after_another(name, flags));
-            let shares = &found[found.len() - 1];
-            shares.iter().max().unwrap() - shares.iter().min().unwrap() <= 1
+        judged(TOLERATED, || {
+            let shares = a_thousand_one_after_another(name, flags);
+            bar(shares.iter().max().unwrap() - shares.iter().min().unwrap() <= 1, || {
+                format!("{name} {flags:?}: {shares:?} on a kernel that is not Linux 6.18, or differs from it")
+            })
         });
-        assert!(is_exact, "{name} {flags:?}: this kernel differs, or is too busy to tell: {found:?}");
     }
 }
 

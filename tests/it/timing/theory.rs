@@ -22,6 +22,7 @@ use nix::sys::prctl;
 use nix::unistd::gettid;
 use socket2::{Domain, Socket, Type};
 
+use super::alone;
 use crate::support::{FOREVER, Needs, inconclusive, raise_descriptor_limit};
 
 const S: f64 = 1e9;
@@ -129,25 +130,29 @@ impl Record {
         ended.zip(&self.due_ns).map(|(end_ns, due_ns)| (end_ns - due_ns) as f64 / S).collect()
     }
 
-    /// From one answer to the next where there was somebody waiting, else from the begin.
+    /// From the answer before where this request was due by then, else from its own begin: what passes between two requests
+    /// of a backlog belongs to the service, and the server is idle only where nothing is due.
     fn service_times_s(&self) -> Vec<f64> {
-        /// From an answer to the next request in the same batch takes less.
-        const TURN_NS: u64 = 100_000;
         let service_ns = |k: usize| {
             let Served { begin_ns, end_ns } = self.served[k];
             let free_ns = if k > 0 { self.served[k - 1].end_ns } else { 0 };
-            end_ns - if begin_ns - free_ns < TURN_NS { free_ns } else { begin_ns }
+            end_ns - if self.due_at_ns(k) <= free_ns { free_ns } else { begin_ns }
         };
         (0..self.served.len()).map(|k| service_ns(k) as f64 / S).collect()
+    }
+
+    fn due_at_ns(&self, k: usize) -> u64 {
+        self.began_ns + self.due_ns[k]
     }
 
     /// The 99th percentile of how long a request that was due while nothing was to be done waited for the worker all
     /// the same: the client sent late, or the worker woke late.
     fn overslept_s(&self) -> f64 {
-        let due_at = |k: usize| self.began_ns + self.due_ns[k];
-        let found_idle = |k: &usize| self.served[k - 1].end_ns < due_at(*k);
-        let mut late_ns: Vec<u64> =
-            (1..self.served.len()).filter(found_idle).map(|k| self.served[k].begin_ns - due_at(k)).collect();
+        let found_idle = |k: &usize| self.served[k - 1].end_ns < self.due_at_ns(*k);
+        let mut late_ns: Vec<u64> = (1..self.served.len())
+            .filter(found_idle)
+            .map(|k| self.served[k].begin_ns - self.due_at_ns(k))
+            .collect();
         late_ns.sort_unstable();
         late_ns[late_ns.len() * 99 / 100] as f64 / S
     }
@@ -330,6 +335,7 @@ fn stalled(connections: &str, slip_is_the_machines: bool) -> Option<LoadReport> 
 
 #[test]
 fn response_times_of_a_server_that_stalls_are_those_of_the_closed_form() {
+    let _alone = alone();
     // More connections than ever wait: the queue is the server's, and nothing but the machine makes the client late.
     let Some(report) = stalled("1200", true) else { return };
     assert_near("service p90", report.service_us.p90, report.latency_us.p90 / 1e6, STALL_RESOLUTION_S);
@@ -337,6 +343,7 @@ fn response_times_of_a_server_that_stalls_are_those_of_the_closed_form() {
 
 #[test]
 fn response_times_count_from_the_due_time_when_the_queue_is_the_clients() {
+    let _alone = alone();
     // Of a stall only four requests are ever sent, and yet the closed form is the same.
     let Some(report) = stalled("4", false) else { return };
     assert!(report.service_us.p90 < report.latency_us.p90 / 10.0, "{:?}", report.service_us);
@@ -396,6 +403,7 @@ fn intervals(overhead_s: f64, seconds: f64) -> [(f64, f64); 4] {
 
 #[test]
 fn a_poisson_load_on_one_exponential_worker_is_m_m_1() {
+    let _alone = alone();
     const SECONDS: u64 = 10;
     let rate = ARRIVALS_PER_S.to_string();
     let due_ns = due_ns(&rate, Spacing::Poisson, SEED, SECONDS);
@@ -449,6 +457,7 @@ fn a_poisson_load_on_one_exponential_worker_is_m_m_1() {
 
 #[test]
 fn a_replay_asks_once_for_each_line_of_its_file_and_ends_by_itself() {
+    let _alone = alone();
     let file = std::env::temp_dir().join(format!("acceptlab-replay-it-{}", std::process::id()));
     let flags = format!("--arrivals replay:{} --connections 4 --threads 2", file.display());
     let (listener, address) = listen();
@@ -504,6 +513,7 @@ fn a_replay_may_come_out_of_a_pipe() {
 
 #[test]
 fn the_demonstration_shows_a_stall_that_the_closed_loop_omits() {
+    let _alone = alone();
     let output = Command::new(env!("CARGO_BIN_EXE_loadgen"))
         .args(["demo", "--format", "json"])
         .output()
