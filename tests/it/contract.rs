@@ -17,6 +17,17 @@ pub fn keeps_the_contract(name: &str, flags: &[&str]) {
     assert!(broken.is_empty(), "{name} {flags:?}:\n{}", broken.join("\n"));
 }
 
+/// One server with several strategies. A check mostly waits, so three at a time are as honest as one.
+pub fn all_keep_the_contract(name: &str, strategies: &[[&str; 2]]) {
+    for some in strategies.chunks(3) {
+        std::thread::scope(|scope| {
+            for flags in some {
+                scope.spawn(|| keeps_the_contract(name, flags));
+            }
+        });
+    }
+}
+
 macro_rules! each_keeps_the_contract {
     ($($test:ident $server:literal)*) => {
         $(#[test] fn $test() { keeps_the_contract($server, &[]); })*

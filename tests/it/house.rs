@@ -5,11 +5,19 @@ mod imports;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
+use acceptlab::metrics;
 use acceptlab::sys::process::fork;
 
+use crate::support::SERVERS;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
 fn sources(folder: &str) -> Vec<(PathBuf, String)> {
-    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)];
+    let mut folders = vec![root().join(folder)];
     let mut sources = Vec::new();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
@@ -81,7 +89,7 @@ fn code(text: &str) -> String {
 
 /// The programs of Cargo.toml above its line about the instruments.
 fn architectures() -> Vec<String> {
-    let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
     let (syllabus, _) = manifest.split_once("# The instruments").expect("they are below the syllabus");
     let (_, syllabus) = syllabus.split_once("# The syllabus").expect("a list of programs");
     let names = syllabus.lines().filter_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"'));
@@ -194,8 +202,8 @@ const STILL_IN_A_CIRCLE: &[&str] = &[
 
 #[test]
 fn no_file_of_src_imports_in_a_circle() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let name = |path: PathBuf| path.strip_prefix(&root).unwrap().with_extension("").display().to_string();
+    let src = root().join("src");
+    let name = |path: PathBuf| path.strip_prefix(&src).unwrap().with_extension("").display().to_string();
     let files = sources("src").into_iter().map(|(path, text)| (name(path), text));
     let imports = imports::imports(&files.filter(|(name, _)| !name.ends_with("/tests")).collect::<Vec<_>>());
     // An empty graph has no circle either.
@@ -223,6 +231,63 @@ fn no_file_of_src_imports_in_a_circle() {
         .filter(|file| !circles.iter().any(|circle| circle.contains(*file)))
         .collect();
     println!("no longer in a circle, to be taken off the list: {left:?}");
+}
+
+/// The servers' common flags with their help, as `--help` prints it.
+#[test]
+fn defaults_live_in_one_place_so_two_servers_in_one_table_differ_only_by_name() {
+    let mut first: BTreeMap<String, (String, &str)> = BTreeMap::new();
+    for server in &SERVERS {
+        let output = Command::new(server.path).arg("--help").env("COLUMNS", "100").output().unwrap();
+        let help = String::from_utf8(output.stdout).unwrap();
+        let (_, options) = help.split_once("Options:\n").expect("it has some");
+        let (options, _) = options.split_once("\n\n").expect("and an end");
+        for option in options.split("      --").skip(1) {
+            let (flag, says) = option.split_once("  ").unwrap_or((option.trim(), ""));
+            let says = says.split_whitespace().collect::<Vec<_>>().join(" ");
+            let (expected, of) = first.entry(flag.to_string()).or_insert_with(|| (says.clone(), server.name));
+            assert_eq!(&says, expected, "--{flag} of {} and of {of}", server.name);
+        }
+    }
+    assert!(first["backlog <N>"].0.contains("[default: 4096]"), "{first:?}");
+}
+
+#[test]
+fn a_metric_is_defined_once() {
+    let metrics = [metrics::REPORT, metrics::INTERVAL, metrics::TABLES].into_iter().flatten();
+    let metrics: Vec<_> = metrics.flat_map(|section| section.metrics).collect();
+    for (path, text) in sources("src").into_iter().filter(|(path, _)| !path.ends_with("src/metrics.rs")) {
+        for metric in metrics.iter().filter(|metric| metric.definition.len() > 20) {
+            let again = text.contains(metric.definition);
+            assert!(!again, "{} defines {} again", path.display(), metric.key);
+        }
+    }
+}
+
+/// Files that still see the command line's type. The list only gets shorter.
+const STILL_SEES_THE_COMMAND_LINE: &[&str] = &[
+    "load/background/slow",
+    "load/commands/calibrate",
+    "load/commands/demo",
+    "load/commands/search",
+    "load/output/live/mod",
+    "load/output/live/state",
+    "load/run/audience",
+    "load/run/evidence",
+    "load/run/mod",
+    "load/run/preflight",
+    "load/run/summary",
+    "load/run/watch",
+];
+
+#[test]
+fn no_stage_behind_options_sees_the_command_lines_type() {
+    for (path, text) in sources("src/load") {
+        let sees = code(&text).contains("LoadArgs");
+        let name = path.strip_prefix(root().join("src")).unwrap().with_extension("").display().to_string();
+        let may = name.starts_with("load/options/") || STILL_SEES_THE_COMMAND_LINE.contains(&name.as_str());
+        assert!(may || !sees, "{name} takes LoadArgs; a stage behind options/ takes plain values");
+    }
 }
 
 #[test]

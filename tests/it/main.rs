@@ -22,6 +22,7 @@ mod counting;
 mod dispatch;
 mod endings;
 mod foreign_clients;
+mod hot_path;
 mod house;
 mod lab;
 mod live;
