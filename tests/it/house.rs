@@ -241,7 +241,7 @@ fn defaults_live_in_one_place_so_two_servers_in_one_table_differ_only_by_name() 
         let output = Command::new(server.path).arg("--help").env("COLUMNS", "100").output().unwrap();
         let help = String::from_utf8(output.stdout).unwrap();
         let (_, options) = help.split_once("Options:\n").expect("it has some");
-        let (options, _) = options.split_once("\n\n").expect("and an end");
+        let (options, _) = options.split_once("  -h, --help").expect("and an end");
         for option in options.split("      --").skip(1) {
             let (flag, says) = option.split_once("  ").unwrap_or((option.trim(), ""));
             let says = says.split_whitespace().collect::<Vec<_>>().join(" ");
