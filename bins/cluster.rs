@@ -115,8 +115,8 @@ fn main() -> ExitCode {
             server::finish(serve(args, master))
         }
         _ => {
-            let misfit = "--policy goes with --schedule rr: of a shared socket the kernel chooses";
-            Args::command().error(ErrorKind::ArgumentConflict, misfit).exit()
+            let conflict = "--policy goes with --schedule rr: of a shared socket the kernel chooses";
+            Args::command().error(ErrorKind::ArgumentConflict, conflict).exit()
         }
     }
 }

@@ -41,9 +41,9 @@ fn run(args: &ServerArgs) -> Result<ServerReport, Failure> {
 
     while events.wait_for_connection()? {
         let connection = events.acceptor.accept_nonblocking();
-        events.adopt(connection)?;
+        events.add_accepted(connection)?;
     }
 
-    events.finish()?.settle_process();
+    events.finish()?.record_usage();
     Ok(scoreboard.report(address, None))
 }

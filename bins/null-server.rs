@@ -50,7 +50,7 @@ fn run(args: &Args) -> Result<ServerReport, Failure> {
 
     serve(&listener, &worker, epoll, closes).map_err(|errno| Failure::new("wait for events", errno))?;
 
-    worker.settle_process();
+    worker.record_usage();
     Ok(scoreboard.report(listener.address(), None))
 }
 

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use acceptlab::report::ServerReport;
 use acceptlab::server::{
-    self, Crew, Failure, Listener, Scoreboard, Worker, WorkersArgs, blocking, termination,
+    self, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs, blocking, termination,
 };
 use clap::Parser;
 
@@ -36,12 +36,12 @@ fn run(args: &WorkersArgs) -> Result<ServerReport, Failure> {
     let listener = Listener::bind(&args.server)?;
     let scoreboard = Scoreboard::create("prefork", args.workers, args.server.scoreboard.as_deref())?;
 
-    let mut crew = Crew::new(scoreboard)?;
+    let mut pool = WorkerPool::new(scoreboard)?;
     for id in 0..args.workers {
-        crew.fork(|ready| {
+        pool.fork(|ready| {
             let mut worker = Worker::start(id, &args.server, &scoreboard)?;
             termination::shuts_connections(&listener)?;
-            ready.say();
+            ready.announce();
 
             while let Some(connection) = blocking::accept(&listener, &worker)? {
                 blocking::serve(connection, &mut worker);
@@ -49,9 +49,9 @@ fn run(args: &WorkersArgs) -> Result<ServerReport, Failure> {
             Ok(())
         })?;
     }
-    crew.await_ready()?;
+    pool.await_ready()?;
     server::ready(listener.address())?;
 
-    crew.supervise(|| listener.shut())?;
-    Ok(crew.report(listener.address()))
+    pool.supervise(|| listener.shut())?;
+    Ok(pool.report(listener.address()))
 }

@@ -23,7 +23,7 @@ use std::process::ExitCode;
 use acceptlab::report::ServerReport;
 use acceptlab::server::relay::Event;
 use acceptlab::server::{
-    self, Crew, EventLoop, Failure, Listener, Relay, Scoreboard, ServerArgs, Worker, WorkersArgs,
+    self, EventLoop, Failure, Listener, Relay, Scoreboard, ServerArgs, Worker, WorkerPool, WorkersArgs,
 };
 use clap::Parser;
 
@@ -51,42 +51,42 @@ fn run(args: &WorkersArgs) -> Result<ServerReport, Failure> {
     let addresses: Vec<_> = listeners.iter().map(Listener::address).collect();
     let scoreboard = Scoreboard::create("proxy", args.workers, args.server.scoreboard.as_deref())?;
 
-    let mut crew = Crew::new(scoreboard)?;
+    let mut pool = WorkerPool::new(scoreboard)?;
     for id in 0..args.workers {
-        crew.fork(|ready| {
+        pool.fork(|ready| {
             listener = None;
             let ours = listeners.swap_remove(id);
             listeners.clear();
             let worker = Worker::start(id, &args.server, &scoreboard)?;
             let mut events = EventLoop::new(ours, worker)?;
-            ready.say();
+            ready.announce();
 
             while events.wait_for_connection()? {
                 let connection = events.acceptor.accept_nonblocking();
-                events.adopt(connection)?;
+                events.add_accepted(connection)?;
             }
             // The master has sent its request already, and nobody else can answer it.
             while let Ok(connection) = events.acceptor.accept_nonblocking() {
-                events.adopt(Ok(connection))?;
+                events.add_accepted(Ok(connection))?;
             }
             events.finish().map(drop)
         })?;
     }
     // With a copy kept open, a dead worker's port would go on taking connections.
     drop(listeners);
-    crew.await_ready()?;
+    pool.await_ready()?;
 
     let listener = listener.expect("only a worker gives it up");
-    let mut relay = Relay::new(listener, &crew, args.server.idle_timeout)?;
+    let mut relay = Relay::new(listener, &pool, args.server.idle_timeout)?;
     server::ready(address)?;
 
     let mut i = 0;
     loop {
         let client = match relay.next_event()? {
-            Event::Knock => relay.accept()?,
+            Event::Acceptable => relay.accept()?,
             // That worker is dead or has no room: the client goes to the next, unless all have refused it.
             Event::Refused(client) => Some(client).filter(|client| client.refusals < args.workers),
-            Event::Signal if crew.is_told_to_stop(None)? => break,
+            Event::Signal if pool.next_signal_stops(None)? => break,
             Event::Signal => None,
         };
         if let Some(client) = client {
@@ -94,6 +94,6 @@ fn run(args: &WorkersArgs) -> Result<ServerReport, Failure> {
             relay.connect(client, addresses[i]);
         }
     }
-    let accepts = relay.finish(&mut crew)?;
-    Ok(crew.report(address).with_accepts(accepts))
+    let accepts = relay.finish(&mut pool)?;
+    Ok(pool.report(address).with_accepts(accepts))
 }

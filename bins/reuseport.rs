@@ -23,7 +23,7 @@ use acceptlab::cpu;
 use acceptlab::report::ServerReport;
 use acceptlab::server::selector::{LiveSet, Signs, classic, extended};
 use acceptlab::server::{
-    self, Crew, EventLoop, Failure, Listener, Scoreboard, Worker, WorkersArgs, termination,
+    self, EventLoop, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs, termination,
 };
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, ValueEnum};
@@ -106,20 +106,20 @@ fn run(args: &Args) -> Result<ServerReport, Failure> {
         Select::LeastLoaded => Signs::Load(extended::weigh_loads(&listeners)?),
     };
 
-    let mut crew = Crew::new(scoreboard)?;
+    let mut pool = WorkerPool::new(scoreboard)?;
     for id in 0..workers {
-        crew.fork(|ready| {
+        pool.fork(|ready| {
             let mut worker = Worker::start(id, server, &scoreboard)?;
             worker.pulse = signs.of(id, worker.row);
             let ours = listeners.swap_remove(id);
             listeners.clear();
             termination::shuts_listener(&ours)?;
             let mut events = EventLoop::new(ours, worker)?;
-            ready.say();
+            ready.announce();
 
             while events.wait_for_connection()? {
                 let connection = events.acceptor.accept_nonblocking();
-                events.adopt(connection)?;
+                events.add_accepted(connection)?;
             }
             events.finish().map(drop)
         })?;
@@ -134,12 +134,12 @@ fn run(args: &Args) -> Result<ServerReport, Failure> {
             None
         }
     };
-    crew.await_ready()?;
+    pool.await_ready()?;
     server::ready(address)?;
 
     match live_set {
-        Some(live_set) => live_set.supervise(&mut crew)?,
-        None => crew.supervise(|| {})?,
+        Some(live_set) => live_set.supervise(&mut pool)?,
+        None => pool.supervise(|| {})?,
     }
-    Ok(crew.report(address))
+    Ok(pool.report(address))
 }

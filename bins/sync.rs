@@ -40,6 +40,6 @@ fn run(args: &ServerArgs) -> Result<ServerReport, Failure> {
         blocking::serve(connection, &mut worker);
     }
 
-    worker.settle_process();
+    worker.record_usage();
     Ok(scoreboard.report(listener.address(), None))
 }

@@ -93,10 +93,10 @@ fn hand_over(queue: &Sender<OwnedFd>, mut connection: OwnedFd) -> bool {
 }
 
 fn serve_from(waiting: &Receiver<OwnedFd>, mut worker: Worker, pin: Option<usize>) {
-    worker::settle_in_or_say(pin);
+    worker::pin_or_log(pin);
     for connection in waiting {
         worker.count(Count::Wakeups);
         blocking::serve(connection, &mut worker);
     }
-    worker.settle_thread();
+    worker.record_thread_usage();
 }

@@ -53,7 +53,7 @@ fn run(args: &ServerArgs) -> Result<ServerReport, Failure> {
             (all_threads.for_one_connection(), alive.clone(), args.pin.then_some(i));
         let spawned = thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
             let _held_until_the_end = alive;
-            worker::settle_in_or_say(pin);
+            worker::pin_or_log(pin);
             blocking::serve(connection, &mut worker);
         });
         if let Err(error) = spawned {
@@ -64,6 +64,6 @@ fn run(args: &ServerArgs) -> Result<ServerReport, Failure> {
 
     drop(alive);
     termination::wait_for_threads(&all_gone);
-    all_threads.settle_process();
+    all_threads.record_usage();
     Ok(scoreboard.report(listener.address(), None))
 }

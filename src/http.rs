@@ -145,9 +145,7 @@ fn parse_head(bytes: &[u8]) -> Head {
         }
         Ok(httparse::Status::Partial) => return Head::Partial,
         Err(httparse::Error::TooManyHeaders) => return Head::Bad(Status::HeaderFieldsTooLarge),
-        Err(httparse::Error::Version) if is_http_of_another_version(bytes) => {
-            return Head::Bad(Status::VersionNotSupported);
-        }
+        Err(httparse::Error::Version) => return judge_version(visible),
         Err(_) => return Head::Bad(Status::BadRequest),
     };
     // httparse takes a lone LF as the end of a line. A proxy in front might not, and then the two see different
@@ -253,13 +251,28 @@ fn has_bare_lf(head: &[u8]) -> bool {
     memchr_iter(b'\n', head).any(|at| at == 0 || head[at - 1] != b'\r')
 }
 
-/// httparse stops at the version before it has seen the line's end, so a garbled line and an honest `HTTP/2.0`
-/// look the same to it; they get different answers.
-fn is_http_of_another_version(bytes: &[u8]) -> bool {
-    let line = bytes.split(|&byte| byte == b'\r' || byte == b'\n').next().unwrap_or_default();
-    let version = line.rsplit(|&byte| byte == b' ').next().unwrap_or_default();
-    matches!(version, [b'H', b'T', b'T', b'P', b'/', major, rest @ ..]
-        if major.is_ascii_digit() && matches!(rest, [] | [b'.', b'0'..=b'9']))
+/// httparse refuses a version at its first odd byte, and to it a garbled line and an honest `HTTP/2.0` look the same. They
+/// get different answers, and the same one however the network cuts the line: what may still become a version waits for
+/// the line's end.
+fn judge_version(bytes: &[u8]) -> Head {
+    let is_end = |byte: &u8| matches!(byte, b'\r' | b'\n');
+    let start = bytes.iter().position(|byte| !is_end(byte)).unwrap_or(bytes.len());
+    let mut lines = bytes[start..].splitn(2, is_end);
+    let line = lines.next().unwrap_or_default();
+    let has_ended = lines.next().is_some();
+    let version = line.splitn(3, |&byte| byte == b' ').nth(2).unwrap_or_default();
+    let may_become_one = version.iter().enumerate().all(|(i, &byte)| match i {
+        0..=4 => byte == b"HTTP/"[i],
+        6 => byte == b'.',
+        _ => byte.is_ascii_digit() && i < 8,
+    });
+    match (may_become_one, has_ended) {
+        (false, _) => Head::Bad(Status::BadRequest),
+        (true, false) if bytes.len() >= MAX_HEAD_BYTES => Head::Bad(Status::HeaderFieldsTooLarge),
+        (true, false) => Head::Partial,
+        (true, true) if matches!(version.len(), 6 | 8) => Head::Bad(Status::VersionNotSupported),
+        (true, true) => Head::Bad(Status::BadRequest),
+    }
 }
 
 /// The answers of one worker, rendered once.
@@ -390,6 +403,8 @@ mod tests {
             ("GET / HTTP/2.0\r\nHost: a\r\n\r\n", Status::VersionNotSupported),
             ("GET / HTTP/9\r\n\r\n", Status::VersionNotSupported),
             ("GET / FTP/1.1\r\n\r\n", Status::BadRequest),
+            ("POST /x  HTTP/1.1\r\n\r\n", Status::BadRequest),
+            ("\r\nGET / HTTP/2\r\n\r\n", Status::VersionNotSupported),
             (long.as_str(), Status::HeaderFieldsTooLarge),
             (many.as_str(), Status::HeaderFieldsTooLarge),
         ] {
@@ -436,6 +451,43 @@ mod tests {
         }
     }
 
+    const DAMAGED: [&str; 6] = [
+        "POST /x  HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\nGET / HTTP/2.0\r\n\r\n",
+        "\r\nGET / HTTP/1.0\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabcBREW / HTTP/1.1\r\nHost: a\r\n\r\n",
+        "PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "HEAD /a?b HTTP/9\nHost: a\r\n\r\n",
+    ];
+
+    fn odd_byte() -> impl Strategy<Value = u8> {
+        prop_oneof![prop::sample::select(b" \r\n\t:/.0129HTP\0\x80".to_vec()), any::<u8>()]
+    }
+
+    /// What comes of a stream that arrives in pieces of these lengths, again and again, up to the first refusal.
+    fn outcomes(stream: &[u8], cuts: &[usize]) -> Vec<Next> {
+        let (mut reader, mut unread, mut found) = (Reader::default(), Vec::new(), Vec::new());
+        let (mut at, mut cuts) = (0, cuts.iter().cycle());
+        while at < stream.len() {
+            let end = (at + cuts.next().unwrap()).min(stream.len());
+            unread.extend_from_slice(&stream[at..end]);
+            at = end;
+            loop {
+                let (used, next) = reader.next(&unread);
+                unread.drain(..used);
+                match next {
+                    Next::Request(_) => found.push(next),
+                    Next::Bad(_) => {
+                        found.push(next);
+                        return found;
+                    }
+                    _ => break,
+                }
+            }
+        }
+        found
+    }
+
     proptest! {
         /// However the network cuts the stream, the same requests come out.
         #[test]
@@ -443,25 +495,32 @@ mod tests {
             let stream = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n\
                 POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 11\r\n\r\nhello\r\n\r\nyo\
                 HEAD / HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET / HTTP/1.0\r\n\r\n";
-            let mut reader = Reader::default();
-            let (mut unread, mut requests) = (Vec::new(), Vec::new());
-            let (mut at, mut cuts) = (0, cuts.into_iter().cycle());
-            while at < stream.len() {
-                let end = (at + cuts.next().unwrap()).min(stream.len());
-                unread.extend_from_slice(&stream[at..end]);
-                at = end;
-                loop {
-                    let (used, next) = reader.next(&unread);
-                    unread.drain(..used);
-                    match next {
-                        Next::Request(request) => requests.push(request),
-                        Next::Bad(status) => prop_assert!(false, "refused: {status:?}"),
-                        _ => break,
-                    }
+            let requests = outcomes(stream, &cuts);
+            prop_assert_eq!(requests.len(), 4);
+            let head = Next::Request(Request { persistence: Persistence::Announced, head_only: true });
+            prop_assert_eq!(requests[2], head);
+        }
+
+        /// However the network cuts a damaged request, it gets the same status.
+        #[test]
+        fn any_chunking_of_a_bad_request_gives_the_same_status(
+            template in 0usize..DAMAGED.len(),
+            edits in proptest::collection::vec((any::<prop::sample::Index>(), 0usize..3, odd_byte()), 0..4),
+            cuts in proptest::collection::vec(1usize..30, 1..20),
+        ) {
+            let mut stream = DAMAGED[template].as_bytes().to_vec();
+            for (at, edit, byte) in edits {
+                let at = at.index(stream.len());
+                match edit {
+                    0 => stream[at] = byte,
+                    1 => stream.insert(at, byte),
+                    _ => drop(stream.remove(at)),
                 }
             }
-            prop_assert_eq!(requests.len(), 4);
-            prop_assert!(requests[2].head_only && unread.is_empty());
+            let shown = String::from_utf8_lossy(&stream).into_owned();
+            let whole = outcomes(&stream, &[stream.len()]);
+            prop_assert_eq!(&whole, &outcomes(&stream, &[1]), "byte by byte: {:?}", shown);
+            prop_assert_eq!(&whole, &outcomes(&stream, &cuts), "{:?} in {:?}", shown, cuts);
         }
 
         /// Whatever arrives, the reader never panics and never claims more bytes than there are.

@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use nix::sys::socket::SockFlag;
 
 use crate::console;
+use crate::failure::Failure;
 use crate::sys;
 
 /// How long to wait before the next accept after one that the system had no means for.
@@ -88,6 +89,8 @@ pub fn log_pause(errno: Errno) {
         Errno::ENOBUFS | Errno::ENOMEM => {
             console::log("accept: the kernel has no memory left for sockets; connections wait until it has")
         }
-        _ => console::log(format_args!("accept: {}, again and again; connections wait", errno.desc())),
+        _ => console::log(
+            Failure::new("accept", errno).advise("connections wait, and it is tried again and again"),
+        ),
     });
 }

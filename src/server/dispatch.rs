@@ -1,5 +1,6 @@
-//! The master's hand: accepts what is ready, keeps the books of who has how many, and passes connections on, those
-//! for one worker in one message. Which worker is to have a connection is not decided here.
+//! What a master does that accepts for its workers: it accepts what is ready, counts how many connections each worker
+//! has, and passes connections on, those for one worker in one message. Which worker gets a connection is not decided
+//! here.
 //!
 //! A worker is *free* while it lives and has room in its channel; where workers acknowledge, only while it has
 //! answered for what it was given last. While nobody is free nothing is accepted, and connections wait in the kernel's
@@ -20,9 +21,9 @@ use nix::errno::Errno;
 
 use super::accept::{BACK_OFF, NoConnection, log_pause};
 use super::channel::{Answer, Channel, connections_per_message};
-use super::crew::Crew;
 use super::event_loop::EventLoop;
 use super::listener::Listener;
+use super::worker_pool::WorkerPool;
 use crate::failure::Failure;
 use crate::report::AcceptBook;
 use crate::scoreboard::{Count, Scoreboard};
@@ -41,7 +42,7 @@ pub struct Dispatcher {
     listener: Listener,
     scoreboard: Scoreboard,
     epoll: Epoll,
-    seats: Vec<Seat>,
+    slots: Vec<WorkerSlot>,
     /// In the order in which they became free.
     free: Vec<usize>,
     /// Accepted, and to be given again.
@@ -58,11 +59,11 @@ pub struct Dispatcher {
     given: usize,
     batch: usize,
     /// Until then nothing is done: there was no descriptor or kernel memory left.
-    rests_until_ns: Option<u64>,
+    paused_until_ns: Option<u64>,
 }
 
 /// What the master knows of a worker.
-struct Seat {
+struct WorkerSlot {
     /// `None` once it has died, or takes no more.
     channel: Option<Channel>,
     /// Connections given to it since the start.
@@ -81,13 +82,13 @@ impl Dispatcher {
         listener: Listener,
         channels: Vec<Channel>,
         scoreboard: Scoreboard,
-        crew: &Crew,
+        pool: &WorkerPool,
     ) -> Result<Dispatcher, Failure> {
         let workers_acknowledge = channels.iter().any(Channel::acknowledges);
         let open = || {
             let epoll = Epoll::new(REPORTS_PER_WAIT)?;
             epoll.add(&listener, LISTENER, Interest::EPOLLIN | Interest::EPOLLET)?;
-            epoll.add(crew.signals(), SIGNALS, Interest::EPOLLIN)?;
+            epoll.add(pool.signals(), SIGNALS, Interest::EPOLLIN)?;
             for (i, channel) in channels.iter().enumerate() {
                 epoll.add(channel, i as u64, interest(workers_acknowledge))?;
             }
@@ -100,7 +101,7 @@ impl Dispatcher {
             scoreboard,
             epoll,
             free: (0..channels.len()).collect(),
-            seats: channels.into_iter().map(|channel| Seat::new(channel, batch)).collect(),
+            slots: channels.into_iter().map(|channel| WorkerSlot::new(channel, batch)).collect(),
             returned: VecDeque::new(),
             passed: Vec::with_capacity(batch),
             workers_acknowledge,
@@ -109,7 +110,7 @@ impl Dispatcher {
             accepts: AcceptBook::default(),
             given: 0,
             batch,
-            rests_until_ns: None,
+            paused_until_ns: None,
         })
     }
 
@@ -117,10 +118,10 @@ impl Dispatcher {
     ///
     /// # Errors
     /// When the last worker has died.
-    pub fn wait(&mut self, crew: &mut Crew) -> Result<bool, Failure> {
+    pub fn wait(&mut self, pool: &mut WorkerPool) -> Result<bool, Failure> {
         loop {
             // A look without waiting, lest a flood of connections hide a signal or an answer.
-            let timeout = if self.can_go_on() { Some(Duration::ZERO) } else { self.until_rest_is_over() };
+            let timeout = if self.can_go_on() { Some(Duration::ZERO) } else { self.until_pause_is_over() };
             let reports =
                 self.epoll.wait(timeout).map_err(|errno| Failure::new("wait for connections", errno))?;
             for i in 0..reports {
@@ -131,14 +132,14 @@ impl Dispatcher {
                         self.accepts.count(Count::Wakeups);
                     }
                     Ready { token: SIGNALS, .. } => {
-                        if crew.is_told_to_stop(None)? {
+                        if pool.next_signal_stops(None)? {
                             return Ok(false);
                         }
                     }
-                    Ready { token, flags } => self.hear(token as usize, flags),
+                    Ready { token, flags } => self.handle_report(token as usize, flags),
                 }
             }
-            self.end_rests();
+            self.end_pauses();
             if self.can_go_on() {
                 return Ok(true);
             }
@@ -169,7 +170,7 @@ impl Dispatcher {
                     NoConnection::Pause(_) if self.given > 0 => break,
                     NoConnection::Pause(_) => {
                         log_pause(errno);
-                        self.rest();
+                        self.back_off();
                     }
                     NoConnection::Shut | NoConnection::Fatal(_) => {
                         let tried = format!("accept on {}", self.listener.address());
@@ -200,13 +201,13 @@ impl Dispatcher {
         // arrives while we look is counted twice rather than not at all.
         let accepted = row.get(Count::Accepted);
         let closed = accepted.saturating_sub(row.get(Count::Active));
-        self.seats[i].given.saturating_sub(closed)
+        self.slots[i].given.saturating_sub(closed)
     }
 
     /// Worker `i` is to have the connection. It travels with the next [`Dispatcher::pass`].
     pub fn give(&mut self, connection: OwnedFd, i: usize) {
-        self.seats[i].outbox.push(connection);
-        self.seats[i].given += 1;
+        self.slots[i].outbox.push(connection);
+        self.slots[i].given += 1;
         self.given += 1;
         if self.workers_acknowledge {
             // One at a time: not free again before it has answered.
@@ -216,15 +217,15 @@ impl Dispatcher {
 
     /// Passes on what has been given: one message per worker, and our copies are closed together.
     pub fn pass(&mut self) {
-        for i in 0..self.seats.len() {
-            let seat = &mut self.seats[i];
-            if seat.outbox.is_empty() {
+        for i in 0..self.slots.len() {
+            let slot = &mut self.slots[i];
+            if slot.outbox.is_empty() {
                 continue;
             }
-            let Some(channel) = &seat.channel else { continue };
-            match channel.pass(&seat.outbox) {
-                Ok(()) if self.workers_acknowledge => seat.unanswered = seat.outbox.pop(),
-                Ok(()) => self.passed.append(&mut seat.outbox),
+            let Some(channel) = &slot.channel else { continue };
+            match channel.pass(&slot.outbox) {
+                Ok(()) if self.workers_acknowledge => slot.unanswered = slot.outbox.pop(),
+                Ok(()) => self.passed.append(&mut slot.outbox),
                 Err(errno) => self.take_back(i, errno),
             }
         }
@@ -234,9 +235,9 @@ impl Dispatcher {
 
     /// What could not be passed goes to another.
     fn take_back(&mut self, i: usize, errno: Errno) {
-        let seat = &mut self.seats[i];
-        seat.given -= seat.outbox.len() as u64;
-        self.returned.extend(seat.outbox.drain(..));
+        let slot = &mut self.slots[i];
+        slot.given -= slot.outbox.len() as u64;
+        self.returned.extend(slot.outbox.drain(..));
         match errno {
             Errno::EAGAIN => {
                 self.free.retain(|&free| free != i);
@@ -245,49 +246,49 @@ impl Dispatcher {
             // Too many are on their way to all workers together (unix(7)), and nobody tells when they have arrived.
             Errno::ETOOMANYREFS | Errno::ENOBUFS | Errno::ENOMEM => {
                 self.set_free(i);
-                self.rest();
+                self.back_off();
             }
-            _ => self.bury(i),
+            _ => self.remove(i),
         }
     }
 
     /// Worker `i` has answered, has room again, or is gone.
-    fn hear(&mut self, i: usize, flags: Interest) {
-        let Some(channel) = &self.seats[i].channel else { return };
+    fn handle_report(&mut self, i: usize, flags: Interest) {
+        let Some(channel) = &self.slots[i].channel else { return };
         if flags.contains(Interest::EPOLLIN) {
             match channel.next_answer() {
-                Ok(Some(answer)) => self.note(i, answer),
+                Ok(Some(answer)) => self.handle_answer(i, answer),
                 Err(Errno::EAGAIN) => {}
-                Ok(None) | Err(_) => self.bury(i),
+                Ok(None) | Err(_) => self.remove(i),
             }
         } else if flags.intersects(Interest::EPOLLHUP | Interest::EPOLLERR) {
-            self.bury(i);
+            self.remove(i);
         } else if flags.contains(Interest::EPOLLOUT) {
             self.watch(i, Interest::empty());
             self.set_free(i);
         }
     }
 
-    fn note(&mut self, i: usize, answer: Answer) {
-        let connection = self.seats[i].unanswered.take();
+    fn handle_answer(&mut self, i: usize, answer: Answer) {
+        let connection = self.slots[i].unanswered.take();
         match answer {
             Answer::Taken => self.set_free(i),
             Answer::Refused => {
-                self.seats[i].given -= 1;
-                self.seats[i].full_until_ns = Some(back_off_from_now());
+                self.slots[i].given -= 1;
+                self.slots[i].full_until_ns = Some(back_off_from_now());
                 self.returned.extend(connection);
             }
         }
     }
 
-    /// It takes no more; its process is reaped when the kernel says that it has ended.
-    fn bury(&mut self, i: usize) {
-        if let Some(channel) = self.seats[i].channel.take() {
+    /// Worker `i` takes no more; its process is reaped when the kernel reports that it has ended.
+    fn remove(&mut self, i: usize) {
+        if let Some(channel) = self.slots[i].channel.take() {
             let _ = self.epoll.delete(&channel);
         }
         self.free.retain(|&free| free != i);
-        self.seats[i].full_until_ns = None;
-        self.returned.extend(self.seats[i].unanswered.take());
+        self.slots[i].full_until_ns = None;
+        self.returned.extend(self.slots[i].unanswered.take());
     }
 
     fn set_free(&mut self, i: usize) {
@@ -297,51 +298,51 @@ impl Dispatcher {
     }
 
     fn watch(&mut self, i: usize, also: Interest) {
-        let Some(channel) = &self.seats[i].channel else { return };
+        let Some(channel) = &self.slots[i].channel else { return };
         if self.epoll.modify(channel, i as u64, interest(self.workers_acknowledge) | also).is_err() {
-            // A registration is changed without allocating, so this is a worker we cannot hear of again.
-            self.bury(i);
+            // A registration is changed without allocating; where that fails, nothing more would be reported of this worker.
+            self.remove(i);
         }
     }
 
     fn can_go_on(&self) -> bool {
-        let is_able = self.rests_until_ns.is_none() && !self.free.is_empty();
+        let is_able = self.paused_until_ns.is_none() && !self.free.is_empty();
         is_able && (self.is_ready || !self.returned.is_empty())
     }
 
-    fn rest(&mut self) {
-        self.rests_until_ns = Some(back_off_from_now());
+    fn back_off(&mut self) {
+        self.paused_until_ns = Some(back_off_from_now());
     }
 
-    fn end_rests(&mut self) {
-        if self.next_rest_over_ns().is_none() {
+    fn end_pauses(&mut self) {
+        if self.next_pause_end_ns().is_none() {
             return;
         }
         let now_ns = monotonic_ns();
         let is_over = |until_ns: &mut u64| *until_ns <= now_ns;
-        self.rests_until_ns.take_if(is_over);
-        for i in 0..self.seats.len() {
-            if self.seats[i].full_until_ns.take_if(is_over).is_some() {
+        self.paused_until_ns.take_if(is_over);
+        for i in 0..self.slots.len() {
+            if self.slots[i].full_until_ns.take_if(is_over).is_some() {
                 self.set_free(i);
             }
         }
     }
 
-    fn until_rest_is_over(&self) -> Option<Duration> {
-        let until_ns = self.next_rest_over_ns()?;
+    fn until_pause_is_over(&self) -> Option<Duration> {
+        let until_ns = self.next_pause_end_ns()?;
         Some(Duration::from_nanos(until_ns.saturating_sub(monotonic_ns())))
     }
 
-    fn next_rest_over_ns(&self) -> Option<u64> {
-        let rests = self.seats.iter().map(|seat| seat.full_until_ns).chain([self.rests_until_ns]);
-        rests.flatten().min()
+    fn next_pause_end_ns(&self) -> Option<u64> {
+        let pauses = self.slots.iter().map(|slot| slot.full_until_ns).chain([self.paused_until_ns]);
+        pauses.flatten().min()
     }
 }
 
-impl Seat {
-    fn new(channel: Channel, batch: usize) -> Seat {
+impl WorkerSlot {
+    fn new(channel: Channel, batch: usize) -> WorkerSlot {
         let outbox = Vec::with_capacity(batch);
-        Seat { channel: Some(channel), given: 0, outbox, unanswered: None, full_until_ns: None }
+        WorkerSlot { channel: Some(channel), given: 0, outbox, unanswered: None, full_until_ns: None }
     }
 }
 
@@ -359,12 +360,12 @@ fn back_off_from_now() -> u64 {
 pub fn take_message(events: &mut EventLoop<Channel>) -> Result<(), Failure> {
     if events.acceptor.acknowledges() && !events.has_room_for(2) {
         let refused = events.acceptor.refuse();
-        return refused.or_else(|errno| events.adopt(Err(errno)).map(drop));
+        return refused.or_else(|errno| events.add_accepted(Err(errno)).map(drop));
     }
     let first = events.acceptor.receive();
-    events.adopt(first)?;
+    events.add_accepted(first)?;
     while let Some(another) = events.acceptor.more_of_message() {
-        events.adopt(another)?;
+        events.add_accepted(another)?;
     }
     Ok(())
 }
@@ -374,7 +375,7 @@ pub fn take_or_refuse_rest(events: &mut EventLoop<Channel>) -> Result<(), Failur
     events.acceptor.shut();
     while events.acceptor.acknowledges() && events.acceptor.refuse().is_ok() {}
     while let Ok(connection) = events.acceptor.receive() {
-        events.adopt(Ok(connection))?;
+        events.add_accepted(Ok(connection))?;
     }
     Ok(())
 }

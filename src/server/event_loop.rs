@@ -1,8 +1,8 @@
 //! The event loop: one thread, one epoll, many connections.
 //!
-//! [`EventLoop::wait_for_connection`] serves whoever is ready and returns when somebody waits at the acceptor.
-//! The caller then does the one thing that differs between architectures: it takes the connection, from a
-//! listening socket or from a master, and hands it to [`EventLoop::adopt`].
+//! [`EventLoop::wait_for_connection`] serves the connections that are ready, and returns when a new one waits at the
+//! acceptor. The caller then does the one thing that differs between architectures: it takes the connection, from a
+//! listening socket or from a master, and gives it to [`EventLoop::add_accepted`].
 //!
 //! The acceptor is level-triggered, and one connection is taken per wake-up: a burst is shared among all who wait
 //! for it, and the listener's reports do not push the connections' aside.
@@ -26,42 +26,42 @@ use crate::sys::epoll::{Epoll, Interest, Ready};
 use crate::sys::signal::{forget_listener, is_leaving, is_stopping};
 use crate::units::monotonic_ns;
 
-/// A worker that leaves closes a connection that has been silent for so long. A client under load asks far sooner; one that
-/// does not keeps nobody until the master's kill.
+/// A worker that leaves closes a connection that has been silent for so long. A client under load asks far sooner, and one
+/// that is silent does not hold the worker until the master kills it.
 const LEAVE_IDLE: Duration = Duration::from_secs(1);
 
 /// Where connections come from: readable when there may be one.
 pub trait Acceptor: AsFd {
-    /// It may have something to say besides, even to a worker that has no room.
-    fn hear(&self) {}
+    /// Its master may send messages too, even to a worker that has no room for a connection.
+    fn receive_messages(&self) {}
 
-    /// What else to wait for, as if it were the acceptor itself.
+    /// A second descriptor to wait for, as if it were the acceptor itself.
     fn also(&self) -> Option<BorrowedFd<'_>> {
         None
     }
 
-    /// Connections are passed to us by somebody who keeps copies until we have answered.
-    fn has_copies(&self) -> bool {
+    /// The sender of a passed connection keeps a copy of it until we have acknowledged it.
+    fn sender_keeps_copies(&self) -> bool {
         false
     }
 }
 
 impl Acceptor for Channel {
-    fn has_copies(&self) -> bool {
+    fn sender_keeps_copies(&self) -> bool {
         self.acknowledges()
     }
 }
 
 impl Acceptor for Listener {
-    fn hear(&self) {
-        Listener::hear(self);
+    fn receive_messages(&self) {
+        Listener::receive_messages(self);
     }
 
     fn also(&self) -> Option<BorrowedFd<'_>> {
         Listener::also(self)
     }
 
-    fn has_copies(&self) -> bool {
+    fn sender_keeps_copies(&self) -> bool {
         member::is_passed_connections()
     }
 }
@@ -79,13 +79,13 @@ pub struct EventLoop<A> {
     has_taken: bool,
     /// Connections that our table of descriptors has room for.
     room: usize,
-    /// Until then the acceptor is not looked at: there was no descriptor left.
-    muted_until_ns: Option<u64>,
+    /// Until then the acceptor is not watched: the system had no means for another connection.
+    paused_until_ns: Option<u64>,
     /// The acceptor is registered.
     is_watching: bool,
-    /// It was shut. It stays ready, and there is nothing to accept from it any more.
+    /// It was shut: it stays ready for ever, and no connection comes from it any more.
     is_shut: bool,
-    /// So many times an accept mutex is left to the others.
+    /// So many turns at the accept mutex are left to the other workers.
     turns_to_leave: usize,
 }
 
@@ -98,7 +98,7 @@ impl<A: Acceptor> EventLoop<A> {
     pub fn watching(acceptor: A, interest: Interest, worker: Worker) -> Result<EventLoop<A>, Failure> {
         let open = || {
             let mut reactor = Reactor::new(worker)?;
-            reactor.have_copies = acceptor.has_copies();
+            reactor.sender_keeps_copies = acceptor.sender_keeps_copies();
             watch(&reactor.epoll, &acceptor, interest)?;
             Ok(reactor)
         };
@@ -109,7 +109,7 @@ impl<A: Acceptor> EventLoop<A> {
             reactor,
             has_taken: false,
             room: free_descriptors(),
-            muted_until_ns: None,
+            paused_until_ns: None,
             is_watching: true,
             is_shut: false,
             turns_to_leave: 0,
@@ -128,14 +128,14 @@ impl<A: Acceptor> EventLoop<A> {
         self.reactor.open() + connections <= self.room
     }
 
-    /// Serves whoever is ready. True: somebody waits at the acceptor. False: the server is to stop.
+    /// Serves the connections that are ready. True: a new one waits at the acceptor. False: the server is to stop.
     pub fn wait_for_connection(&mut self) -> Result<bool, Failure> {
         while !is_stopping() && !self.has_left() {
-            match self.reactor.next_report(self.muted_until_ns)? {
+            match self.reactor.next_report(self.paused_until_ns)? {
                 // Asked beforehand: accept(2) would leave the connection in its queue, but a channel would drop it.
                 Some(Ready { token: ACCEPTOR, .. }) if self.reactor.open() >= self.room => {
-                    self.acceptor.hear();
-                    self.mute(Errno::EMFILE)?;
+                    self.acceptor.receive_messages();
+                    self.pause_accepting(Errno::EMFILE)?;
                 }
                 Some(Ready { token: ACCEPTOR, .. }) => {
                     self.reactor.worker.count(Count::Wakeups);
@@ -143,7 +143,7 @@ impl<A: Acceptor> EventLoop<A> {
                     return Ok(true);
                 }
                 Some(ready) => self.reactor.serve(ready),
-                None => self.unmute_when_due()?,
+                None => self.resume_when_due()?,
             }
         }
         Ok(false)
@@ -155,16 +155,16 @@ impl<A: Acceptor> EventLoop<A> {
         if !is_leaving() {
             return false;
         }
-        self.reactor.hurry_idle(LEAVE_IDLE);
+        self.reactor.shorten_idle_timeout(LEAVE_IDLE);
         self.reactor.open() == 0
     }
 
-    /// As [`EventLoop::wait_for_connection`], for workers of whom one at a time waits for the acceptor: who has the
-    /// mutex. True: somebody waits there, and the caller has the mutex; it is to accept, give the mutex back and only
-    /// then go on with the connection.
+    /// As [`EventLoop::wait_for_connection`], where one worker at a time waits for the acceptor: the holder of the mutex.
+    /// True: a connection waits there, and the caller has the mutex; it must accept, give the mutex back and only then
+    /// serve the connection.
     ///
-    /// Those who have not got it wait for their connections, and for the time to try again. That is not about the
-    /// listening socket, so it is no wake-up. The rules are nginx's (`src/event/ngx_event.c`).
+    /// The other workers wait for their connections, and for the time to try again. That is not about the listening
+    /// socket, so it does not count as a wake-up. The rules are nginx's (`src/event/ngx_event.c`).
     pub fn wait_for_turn(&mut self, mutex: &AcceptMutex) -> Result<bool, Failure> {
         while !is_stopping() {
             if !self.reactor.is_about_to_wait() {
@@ -177,13 +177,13 @@ impl<A: Acceptor> EventLoop<A> {
             }
             let has_turn = self.may_try() && mutex.try_take()?;
             match (has_turn, self.is_watching) {
-                // Who had the mutex last has left the acceptor registered: it is often the next, too.
+                // The last holder has left the acceptor registered: it is often the next one, too.
                 (true, false) => self.watch_acceptor()?,
-                (false, true) => self.ignore_acceptor()?,
+                (false, true) => self.stop_watching()?,
                 _ => {}
             }
             let retry_ns = (!has_turn).then(|| monotonic_ns() + mutex.retry.as_nanos() as u64);
-            self.reactor.next_report([retry_ns, self.muted_until_ns].into_iter().flatten().min())?;
+            self.reactor.next_report([retry_ns, self.paused_until_ns].into_iter().flatten().min())?;
             if has_turn && self.reactor.has_report_about(ACCEPTOR) {
                 self.reactor.worker.count(Count::Wakeups);
                 self.has_taken = false;
@@ -200,15 +200,15 @@ impl<A: Acceptor> EventLoop<A> {
     fn may_try(&mut self) -> bool {
         let is_mine = self.turns_to_leave == 0;
         self.turns_to_leave = self.turns_to_leave.saturating_sub(1);
-        self.muted_until_ns = self.muted_until_ns.filter(|&until_ns| self.reactor.now_ns < until_ns);
-        is_mine && self.muted_until_ns.is_none() && !self.is_shut
+        self.paused_until_ns = self.paused_until_ns.filter(|&until_ns| self.reactor.now_ns < until_ns);
+        is_mine && self.paused_until_ns.is_none() && !self.is_shut
     }
 
-    /// Takes over what an accept returned, whatever that was. True when it was a connection.
-    pub fn adopt(&mut self, accepted: nix::Result<OwnedFd>) -> Result<bool, Failure> {
+    /// Takes what an accept returned: a connection, or the reason why there is none. True when it was a connection.
+    pub fn add_accepted(&mut self, accepted: nix::Result<OwnedFd>) -> Result<bool, Failure> {
         match accepted.map_err(NoConnection::from) {
             Ok(socket) => {
-                self.reactor.adopt(socket);
+                self.reactor.add(socket);
                 self.has_taken = true;
                 self.turns_to_leave = self.reactor.open().saturating_sub(self.room - self.room / 8);
                 return Ok(true);
@@ -220,7 +220,7 @@ impl<A: Acceptor> EventLoop<A> {
                     self.reactor.worker.count(Count::EmptyWakeups);
                 }
             }
-            Err(NoConnection::Pause(errno)) => self.mute(errno)?,
+            Err(NoConnection::Pause(errno)) => self.pause_accepting(errno)?,
             Err(NoConnection::Shut) => {
                 // It was the end that woke us, unless we have taken connections before we came to it. What we have, we
                 // still serve.
@@ -228,16 +228,16 @@ impl<A: Acceptor> EventLoop<A> {
                     self.reactor.worker.row.subtract(Count::Wakeups, 1);
                 }
                 self.is_shut = true;
-                self.ignore_acceptor()?;
+                self.stop_watching()?;
             }
             Err(NoConnection::Fatal(errno)) => return Err(Failure::new("accept a connection", errno)),
         }
         Ok(false)
     }
 
-    /// Registers the acceptor anew, behind everybody else who waits for it.
+    /// Registers the acceptor anew, behind all others that wait for it.
     pub fn rearm(&mut self) -> Result<(), Failure> {
-        self.ignore_acceptor()?;
+        self.stop_watching()?;
         self.watch_acceptor()
     }
 
@@ -252,20 +252,20 @@ impl<A: Acceptor> EventLoop<A> {
         self.reactor.finish()
     }
 
-    fn mute(&mut self, reason: Errno) -> Result<(), Failure> {
+    fn pause_accepting(&mut self, reason: Errno) -> Result<(), Failure> {
         log_pause(reason);
-        self.muted_until_ns = Some(self.reactor.now_ns + BACK_OFF.as_nanos() as u64);
-        self.ignore_acceptor()
+        self.paused_until_ns = Some(self.reactor.now_ns + BACK_OFF.as_nanos() as u64);
+        self.stop_watching()
     }
 
-    fn ignore_acceptor(&mut self) -> Result<(), Failure> {
+    fn stop_watching(&mut self) -> Result<(), Failure> {
         self.is_watching = false;
         leave(&self.reactor.epoll, &self.acceptor).map_err(|errno| Failure::new("leave the acceptor", errno))
     }
 
-    fn unmute_when_due(&mut self) -> Result<(), Failure> {
-        if self.muted_until_ns.is_some_and(|until_ns| self.reactor.now_ns >= until_ns) {
-            self.muted_until_ns = None;
+    fn resume_when_due(&mut self) -> Result<(), Failure> {
+        if self.paused_until_ns.is_some_and(|until_ns| self.reactor.now_ns >= until_ns) {
+            self.paused_until_ns = None;
             self.watch_acceptor()?;
         }
         Ok(())
@@ -291,7 +291,7 @@ fn leave(epoll: &Epoll, acceptor: &impl Acceptor) -> nix::Result<()> {
 /// How many descriptors this process may still open. Nothing but connections is opened after the start.
 pub(super) fn free_descriptors() -> usize {
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(usize::MAX, |(soft, _)| soft as usize);
-    // One of those counted is the folder's own.
-    let open = std::fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count().saturating_sub(1));
+    // One of those counted is the folder's own. Where there is no /proc: more than a server has open at the start.
+    let open = std::fs::read_dir("/proc/self/fd").map_or(32, |entries| entries.count().saturating_sub(1));
     limit.saturating_sub(open)
 }

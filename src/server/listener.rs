@@ -1,4 +1,4 @@
-//! The listening socket: bind, listen, accept.
+//! The listening socket: bind, listen with a backlog, accept.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -17,8 +17,8 @@ use crate::failure::Failure;
 use crate::membership;
 use crate::sys;
 
-/// A bound TCP socket that queues connections until somebody accepts them; or, in a worker of a cluster, what the master
-/// gives in its stead.
+/// A bound TCP socket that queues connections until they are accepted; or, in a worker of a cluster, what the master
+/// gives instead.
 pub struct Listener {
     source: Source,
     address: SocketAddr,
@@ -121,7 +121,7 @@ impl Listener {
         Ok(self)
     }
 
-    /// Shuts it in every process that holds it: nobody new is taken, and blocked and later accepts return EINVAL.
+    /// Shuts it in every process that holds it: no new connection is taken, and blocked and later accepts return EINVAL.
     pub fn shut(&self) {
         sys::signal::shut_listener(self);
     }
@@ -142,7 +142,7 @@ impl Listener {
         }
     }
 
-    /// What else to wait for, as if it were the listener.
+    /// A second descriptor to wait for, as if it were the listener.
     pub fn also(&self) -> Option<BorrowedFd<'_>> {
         match &self.source {
             Source::Socket(_) => None,
@@ -150,8 +150,8 @@ impl Listener {
         }
     }
 
-    /// Hears what a master says, for a worker that has no room for a connection.
-    pub fn hear(&self) {
+    /// Receives what a master sends, for a worker that has no room for a connection.
+    pub fn receive_messages(&self) {
         if let Source::Cluster { member, .. } = &self.source {
             member.borrow_mut().refuse();
         }

@@ -20,8 +20,6 @@ use crate::sys::signal::is_stopping;
 /// A lock that workers sleep for. Made before the fork.
 #[derive(Debug)]
 pub enum Lock {
-    /// No lock: everybody may.
-    None,
     /// A record lock on the whole file.
     Fcntl(OwnedFd),
     /// A lock of the open file description.
@@ -87,7 +85,6 @@ impl Lock {
 
     fn take(&self) -> nix::Result<()> {
         match self {
-            Lock::None => Ok(()),
             Lock::Fcntl(file) => fcntl(file, FcntlArg::F_SETLKW(&whole_file(libc::F_WRLCK))).map(drop),
             Lock::Flock(file) => take_flock(file),
             Lock::Semaphore(semaphore) => semaphore.take(),
@@ -97,7 +94,6 @@ impl Lock {
 
     fn give(&self) -> nix::Result<()> {
         match self {
-            Lock::None => Ok(()),
             Lock::Fcntl(file) => fcntl(file, FcntlArg::F_SETLK(&whole_file(libc::F_UNLCK))).map(drop),
             Lock::Flock(file) => give_flock(file),
             Lock::Semaphore(semaphore) => semaphore.give(),
@@ -107,7 +103,6 @@ impl Lock {
 
     fn explain(&self, tried: &str, errno: Errno) -> Failure {
         let name = match self {
-            Lock::None => "no lock",
             Lock::Fcntl(_) => "record lock",
             Lock::Flock(_) => "flock",
             Lock::Semaphore(_) => "semaphore",

@@ -5,7 +5,7 @@
 //! - [`worker`]: what one worker carries with it;
 //! - [`blocking`]: serve a connection and do nothing else meanwhile;
 //! - [`connection`], [`table`], [`reactor`] and [`event_loop`]: serve many connections, each a step at a time;
-//! - [`crew`]: fork workers, wait until they are ready, stop and reap them;
+//! - [`worker_pool`]: fork workers, wait until they are ready, stop and reap them;
 //! - [`selector`]: programs in the kernel that choose among the sockets of a group;
 //! - [`channel`]: pass connections to another process; [`dispatch`]: accept for others, and who has how many;
 //!   [`policy`]: who is next;
@@ -13,6 +13,7 @@
 //! - [`lock`]: locks that let one worker at a time accept;
 //! - [`relay`]: copy bytes between clients and workers that have ports of their own;
 //! - [`waiting`]: other calls to wait in than accept and an epoll of one's own;
+//! - [`successor`]: a program that was split goes on under its old flags;
 //! - [`termination`]: being told to stop.
 //!
 //! The beginning and the end of every program are here: [`ready`] and [`finish`].
@@ -30,7 +31,6 @@ pub mod args;
 pub mod blocking;
 pub mod channel;
 pub mod connection;
-pub mod crew;
 pub mod dispatch;
 pub mod event_loop;
 pub mod ipc;
@@ -41,14 +41,15 @@ pub mod policy;
 pub mod reactor;
 pub mod relay;
 pub mod selector;
+pub mod successor;
 pub mod table;
 pub mod termination;
 pub mod waiting;
 pub mod worker;
+pub mod worker_pool;
 
 pub use args::{ServerArgs, WorkersArgs};
 pub use channel::Channel;
-pub use crew::Crew;
 pub use dispatch::Dispatcher;
 pub use event_loop::EventLoop;
 pub use ipc::Ipc;
@@ -57,6 +58,7 @@ pub use lock::{AcceptMutex, Lock};
 pub use policy::{Choice, Policy};
 pub use relay::Relay;
 pub use worker::Worker;
+pub use worker_pool::WorkerPool;
 
 pub use crate::failure::Failure;
 pub use crate::scoreboard::Scoreboard;

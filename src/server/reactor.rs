@@ -33,9 +33,9 @@ pub struct Reactor {
     pub now_ns: u64,
     /// Readable once the server is to stop.
     termination: BorrowedFd<'static>,
-    /// Who has passed a connection to us may hold a copy of it until it has heard our answer.
-    pub have_copies: bool,
-    is_hurried: bool,
+    /// The sender of a passed connection keeps a copy of it until we have acknowledged it.
+    pub sender_keeps_copies: bool,
+    has_short_idle_timeout: bool,
     table: Table,
     scratch: Scratch,
     timers: BinaryHeap<Reverse<Timer>>,
@@ -49,7 +49,7 @@ pub struct Reactor {
 struct Timer {
     due_ns: u64,
     number: Number,
-    /// Whom it is for: the number may belong to somebody else by then.
+    /// Of the connection it was set for: the number may belong to another by then.
     generation: u32,
     purpose: Purpose,
 }
@@ -74,8 +74,8 @@ impl Reactor {
             epoll,
             termination,
             now_ns: monotonic_ns(),
-            have_copies: false,
-            is_hurried: false,
+            sender_keeps_copies: false,
+            has_short_idle_timeout: false,
             table: Table::new(),
             scratch: Scratch::new(),
             timers: BinaryHeap::new(),
@@ -119,17 +119,17 @@ impl Reactor {
         (self.reports_taken..self.reports).any(|i| self.epoll.report(i).token == token)
     }
 
-    /// Shows that the worker is alive, where somebody looks. A wait that could have reported the acceptor and did not
+    /// Shows that the worker is alive, for a parent that watches. A wait that could have reported the acceptor and did not
     /// has seen an empty queue; one that was full of reports has not seen all.
     fn beat(&mut self, is_acceptor_watched: bool) {
         let Some(pulse) = &mut self.worker.pulse else { return };
         let has_seen_all = is_acceptor_watched && self.reports < REPORTS_PER_WAIT;
-        let somebody_queues = || (0..self.reports).any(|i| self.epoll.report(i).token == ACCEPTOR);
-        pulse.beat(self.now_ns, has_seen_all && !somebody_queues());
+        let is_someone_queued = || (0..self.reports).any(|i| self.epoll.report(i).token == ACCEPTOR);
+        pulse.beat(self.now_ns, has_seen_all && !is_someone_queued());
     }
 
     /// A new connection. Its first request is often there already, and then it is never registered at all.
-    pub fn adopt(&mut self, socket: OwnedFd) {
+    pub fn add(&mut self, socket: OwnedFd) {
         self.worker.opened();
         let number = self.table.insert(Connection::new(socket), self.now_ns);
         self.take_step(number, Connection::step);
@@ -141,7 +141,7 @@ impl Reactor {
         let Some(connection) = self.table.get_mut(number) else { return };
         let is_gone = ready.flags.intersects(Interest::EPOLLERR | Interest::EPOLLHUP);
         if is_gone && connection.is_waiting() {
-            // Nobody is left to answer.
+            // There is no client left to answer.
             return self.close(number, true);
         }
         if ready.flags.intersects(Interest::EPOLLIN | Interest::EPOLLRDHUP) || is_gone {
@@ -174,8 +174,8 @@ impl Reactor {
 
     /// From now on a connection between two requests may be silent for so long at most. The others have their time: what
     /// has begun is finished.
-    pub fn hurry_idle(&mut self, patience: Duration) {
-        self.is_hurried = true;
+    pub fn shorten_idle_timeout(&mut self, patience: Duration) {
+        self.has_short_idle_timeout = true;
         self.worker.idle_timeout = patience.min(self.worker.idle_timeout);
     }
 
@@ -241,8 +241,8 @@ impl Reactor {
         if lost {
             self.worker.count(Count::ClientErrors);
         }
-        if self.have_copies {
-            // Otherwise the registration would go on, and report to whoever has the number next (epoll(7), question 6).
+        if self.sender_keeps_copies {
+            // Otherwise the registration would live on, and report to the next connection of this number (epoll(7), question 6).
             if self.table.is_watched(number) {
                 let _ = self.epoll.delete(&connection);
             }
@@ -276,16 +276,16 @@ impl Reactor {
     fn close_silent(&mut self) -> bool {
         let mut any = false;
         let idle_ns = self.worker.idle_timeout.as_nanos() as u64;
-        while let Some((number, since_ns)) = self.table.most_silent() {
+        while let Some((number, since_ns)) = self.table.longest_idle() {
             if since_ns + idle_ns > self.now_ns {
                 break;
             }
             let Some(connection) = self.table.get_mut(number) else { break };
             any = true;
             let is_ours = (connection.is_waiting() && !connection.has_unsent()) || connection.is_lingering();
-            if is_ours || (self.is_hurried && !connection.is_between_requests()) {
-                // Its silence is our doing, and the timer will come back to it; or it is not for us to end it, but for who
-                // waits for our end.
+            if is_ours || (self.has_short_idle_timeout && !connection.is_between_requests()) {
+                // It is silent because we have not answered yet, and its timer will come; or this worker is leaving, and a
+                // request that has begun is still finished.
                 self.table.touch(number, self.now_ns);
             } else if connection.has_half_a_request() {
                 self.table.touch(number, self.now_ns);
@@ -301,7 +301,7 @@ impl Reactor {
     fn next_due_ns(&self, wake_ns: Option<u64>) -> Option<u64> {
         let timer_ns = self.timers.peek().map(|Reverse(timer)| timer.due_ns);
         let idle_ns = self.worker.idle_timeout.as_nanos() as u64;
-        let silent_ns = self.table.most_silent().map(|(_, since_ns)| since_ns + idle_ns);
+        let silent_ns = self.table.longest_idle().map(|(_, since_ns)| since_ns + idle_ns);
         [timer_ns, silent_ns, wake_ns].into_iter().flatten().min()
     }
 }

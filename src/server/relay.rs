@@ -19,9 +19,9 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::accept::{BACK_OFF, NoConnection, log_pause};
 use super::connection::{LINGER, receive, send_some};
-use super::crew::Crew;
 use super::event_loop::free_descriptors;
 use super::listener::Listener;
+use super::worker_pool::WorkerPool;
 use crate::failure::Failure;
 use crate::report::AcceptBook;
 use crate::scoreboard::Count;
@@ -47,10 +47,10 @@ const SIGNALS: u64 = u64::MAX - 1;
 /// What the master has to decide about; everything else the relay does by itself.
 pub enum Event {
     /// A client waits at the listener: [`Relay::accept`].
-    Knock,
+    Acceptable,
     /// The worker would not be connected to. The client has not been listened to yet, so another worker can have it.
     Refused(Client),
-    /// A signal waits for [`Crew::is_told_to_stop`].
+    /// A signal waits for [`WorkerPool::next_signal_stops`].
     Signal,
 }
 
@@ -79,8 +79,8 @@ pub struct Relay {
     idle_timeout: Duration,
     /// Descriptors that our table had room for before the first pair.
     room: usize,
-    /// Until then the listener is not looked at: there was no descriptor left.
-    muted_until_ns: Option<u64>,
+    /// Until then the listener is not watched: the system had no means for another connection.
+    paused_until_ns: Option<u64>,
     reports: usize,
     reports_taken: usize,
     accepts: AcceptBook,
@@ -95,13 +95,13 @@ struct Place {
 }
 
 impl Relay {
-    /// Watches the listener, which nobody else may hold, and the crew's signals. `idle_timeout` is for a client that
+    /// Watches the listener, which nobody else may hold, and the pool's signals. `idle_timeout` is for a client that
     /// does not take what its worker has said; one that says nothing is the worker's to end.
-    pub fn new(listener: Listener, crew: &Crew, idle_timeout: Duration) -> Result<Relay, Failure> {
+    pub fn new(listener: Listener, pool: &WorkerPool, idle_timeout: Duration) -> Result<Relay, Failure> {
         let open = || {
             let epoll = Epoll::new(REPORTS_PER_WAIT)?;
             epoll.add(&listener, LISTENER, Interest::EPOLLIN)?;
-            epoll.add(crew.signals(), SIGNALS, Interest::EPOLLIN)?;
+            epoll.add(pool.signals(), SIGNALS, Interest::EPOLLIN)?;
             Ok(epoll)
         };
         let epoll = open().map_err(|errno: nix::Error| Failure::new("open an epoll instance", errno))?;
@@ -116,7 +116,7 @@ impl Relay {
             buffer: vec![0; BUFFER_BYTES].into(),
             idle_timeout,
             room: free_descriptors(),
-            muted_until_ns: None,
+            paused_until_ns: None,
             reports: 0,
             reports_taken: 0,
             accepts: AcceptBook::default(),
@@ -133,7 +133,7 @@ impl Relay {
         }
     }
 
-    /// Takes the client that knocked. `None` when it has left again, or when there is no descriptor for it.
+    /// Accepts the client that waits. `None` when it has left again, or when there is no descriptor for it.
     pub fn accept(&mut self) -> Result<Option<Client>, Failure> {
         let Some(listener) = &self.listener else { return Ok(None) };
         self.accepts.count(Count::Wakeups);
@@ -152,7 +152,7 @@ impl Relay {
                 self.accepts.count(Count::EmptyWakeups);
                 self.accepts.count(Count::AcceptEagain);
             }
-            Err(NoConnection::Pause(errno)) => self.mute(errno)?,
+            Err(NoConnection::Pause(errno)) => self.pause_accepting(errno)?,
             Err(NoConnection::Shut) => return Err(Failure::new("accept a connection", Errno::EINVAL)),
             Err(NoConnection::Fatal(errno)) => return Err(Failure::new("accept a connection", errno)),
         }
@@ -187,10 +187,10 @@ impl Relay {
         }
     }
 
-    /// Stops the crew: no client is accepted or listened to any more, and what workers still say to those they have
+    /// Stops the pool: no client is accepted or listened to any more, and what workers still say to those they have
     /// heard is relayed until all have been reaped, for at most [`GRACE`]. In this order: a request that we had taken
     /// from a client has gone to its worker before the worker is told. Returns what was accepted in all.
-    pub fn finish(mut self, crew: &mut Crew) -> Result<AcceptBook, Failure> {
+    pub fn finish(mut self, pool: &mut WorkerPool) -> Result<AcceptBook, Failure> {
         let deadline_ns = monotonic_ns() + GRACE.as_nanos() as u64;
         self.listener = None;
         self.refused.clear();
@@ -201,16 +201,16 @@ impl Relay {
                 _ => self.close(token),
             }
         }
-        crew.begin_stop();
-        while self.open() > 0 || !crew.is_gone() {
+        pool.begin_stop();
+        while self.open() > 0 || !pool.is_empty() {
             if monotonic_ns() >= deadline_ns {
                 break;
             }
             if let Some(Event::Signal) = self.relay_once(Some(deadline_ns))? {
-                crew.reap_ended();
+                pool.reap_stopped();
             }
         }
-        crew.kill();
+        pool.kill();
         Ok(self.accepts)
     }
 
@@ -237,8 +237,8 @@ impl Relay {
             self.reports_taken += 1;
             match ready.token {
                 LISTENER if self.is_stopping() => {}
-                LISTENER if !self.has_room() => self.mute(Errno::EMFILE)?,
-                LISTENER => return Ok(Some(Event::Knock)),
+                LISTENER if !self.has_room() => self.pause_accepting(Errno::EMFILE)?,
+                LISTENER => return Ok(Some(Event::Acceptable)),
                 SIGNALS => return Ok(Some(Event::Signal)),
                 token => self.serve(token, ready.flags),
             }
@@ -250,14 +250,14 @@ impl Relay {
             self.step(token);
         }
         self.close_overdue();
-        self.unmute_when_due()?;
+        self.resume_when_due()?;
         Ok(None)
     }
 
     fn wait(&mut self, until_ns: Option<u64>) -> Result<(), Failure> {
         let timer_ns = self.timers.peek().map(|Reverse((due_ns, _))| *due_ns);
         let go_on_ns = (!self.yielded.is_empty() || !self.refused.is_empty()).then_some(0);
-        let wake_ns = [until_ns, timer_ns, self.muted_until_ns, go_on_ns].into_iter().flatten().min();
+        let wake_ns = [until_ns, timer_ns, self.paused_until_ns, go_on_ns].into_iter().flatten().min();
         let timeout = wake_ns.map(|wake_ns| Duration::from_nanos(wake_ns.saturating_sub(monotonic_ns())));
         self.reports = self.epoll.wait(timeout).map_err(|errno| Failure::new("wait for events", errno))?;
         self.reports_taken = 0;
@@ -399,16 +399,16 @@ impl Relay {
         }
     }
 
-    fn mute(&mut self, reason: Errno) -> Result<(), Failure> {
+    fn pause_accepting(&mut self, reason: Errno) -> Result<(), Failure> {
         log_pause(reason);
-        self.muted_until_ns = Some(self.now_ns + BACK_OFF.as_nanos() as u64);
+        self.paused_until_ns = Some(self.now_ns + BACK_OFF.as_nanos() as u64);
         let Some(listener) = &self.listener else { return Ok(()) };
         self.epoll.delete(listener).map_err(|errno| Failure::new("leave the listener", errno))
     }
 
-    fn unmute_when_due(&mut self) -> Result<(), Failure> {
-        if self.muted_until_ns.is_some_and(|until_ns| self.now_ns >= until_ns) {
-            self.muted_until_ns = None;
+    fn resume_when_due(&mut self) -> Result<(), Failure> {
+        if self.paused_until_ns.is_some_and(|until_ns| self.now_ns >= until_ns) {
+            self.paused_until_ns = None;
             let Some(listener) = &self.listener else { return Ok(()) };
             let watched = self.epoll.add(listener, LISTENER, Interest::EPOLLIN);
             return watched.map_err(|errno| Failure::new("return to the listener", errno));

@@ -1,11 +1,11 @@
-//! The open connections of an event loop: found by their number, and lined up by how long they have been silent.
+//! The open connections of an event loop: found by their number, and listed in the order in which they fell silent.
 //!
-//! All time-outs of a loop are equally long, so the line is kept in order by moving a connection to its end
-//! whenever it does something: no heap, no timer per connection, nothing to allocate.
+//! All time-outs of a loop are equally long, so the list stays in order when a connection moves to its end whenever it
+//! does something: no heap, no timer per connection, no allocation.
 
 use super::connection::Connection;
 
-const NOBODY: u32 = u32::MAX;
+const NONE: u32 = u32::MAX;
 
 /// The number of an open connection. Numbers are used again; [`Table::generation`] tells the users apart.
 pub type Number = u32;
@@ -15,7 +15,7 @@ struct Place {
     /// Counts the connections that have had this number.
     generation: u32,
     last_active_ns: u64,
-    /// The neighbours in the line; a free place has its successor in the list of free places in `later`.
+    /// The neighbours in the list; a free place has its successor in the list of free places in `later`.
     earlier: u32,
     later: u32,
     /// Registered with epoll; a connection that is served at once and closed never is.
@@ -34,7 +34,7 @@ pub struct Table {
 
 impl Table {
     pub fn new() -> Table {
-        Table { places: Vec::new(), first_free: NOBODY, first: NOBODY, last: NOBODY, open: 0 }
+        Table { places: Vec::new(), first_free: NONE, first: NONE, last: NONE, open: 0 }
     }
 
     pub fn len(&self) -> usize {
@@ -46,14 +46,14 @@ impl Table {
     }
 
     pub fn insert(&mut self, connection: Connection, now_ns: u64) -> Number {
-        if self.first_free == NOBODY {
+        if self.first_free == NONE {
             self.first_free = self.places.len() as u32;
             self.places.push(Place {
                 connection: None,
                 generation: 0,
                 last_active_ns: 0,
-                earlier: NOBODY,
-                later: NOBODY,
+                earlier: NONE,
+                later: NONE,
                 watched: false,
             });
         }
@@ -95,7 +95,7 @@ impl Table {
         self.places[number as usize].watched
     }
 
-    /// The connection has done something: it goes to the end of the line.
+    /// The connection has done something: it goes to the end of the list.
     pub fn touch(&mut self, number: Number, now_ns: u64) {
         self.places[number as usize].last_active_ns = now_ns;
         if self.last != number {
@@ -105,7 +105,7 @@ impl Table {
     }
 
     /// The connection that has been silent for longest, and since when.
-    pub fn most_silent(&self) -> Option<(Number, u64)> {
+    pub fn longest_idle(&self) -> Option<(Number, u64)> {
         self.places.get(self.first as usize).map(|place| (self.first, place.last_active_ns))
     }
 
@@ -118,7 +118,7 @@ impl Table {
     fn append(&mut self, number: Number) {
         let last = std::mem::replace(&mut self.last, number);
         let place = &mut self.places[number as usize];
-        (place.earlier, place.later) = (last, NOBODY);
+        (place.earlier, place.later) = (last, NONE);
         match self.places.get_mut(last as usize) {
             Some(before) => before.later = number,
             None => self.first = number,
@@ -154,20 +154,20 @@ mod tests {
     }
 
     #[test]
-    fn the_most_silent_connection_is_at_the_front() {
+    fn the_longest_idle_connection_is_at_the_front() {
         let mut table = Table::new();
         let numbers: Vec<_> = (0..4).map(|now_ns| table.insert(connection(), now_ns)).collect();
-        assert_eq!(table.most_silent(), Some((numbers[0], 0)));
+        assert_eq!(table.longest_idle(), Some((numbers[0], 0)));
         table.touch(numbers[0], 10);
         table.touch(numbers[2], 11);
-        assert_eq!(table.most_silent(), Some((numbers[1], 1)));
+        assert_eq!(table.longest_idle(), Some((numbers[1], 1)));
         table.remove(numbers[1]);
-        assert_eq!(table.most_silent(), Some((numbers[3], 3)));
+        assert_eq!(table.longest_idle(), Some((numbers[3], 3)));
         table.remove(numbers[3]);
-        assert_eq!(table.most_silent(), Some((numbers[0], 10)));
+        assert_eq!(table.longest_idle(), Some((numbers[0], 10)));
         table.remove(numbers[0]);
         table.remove(numbers[2]);
-        assert_eq!((table.most_silent(), table.len()), (None, 0));
+        assert_eq!((table.longest_idle(), table.len()), (None, 0));
     }
 
     #[test]

@@ -63,7 +63,7 @@ impl Worker {
 
     /// Makes the calling thread worker `id`.
     pub fn start(id: usize, args: &ServerArgs, scoreboard: &Scoreboard) -> Result<Worker, Failure> {
-        settle_in(args.pin.then_some(id))?;
+        pin_and_prepare(args.pin.then_some(id))?;
         Ok(Worker::new(id, args, scoreboard))
     }
 
@@ -89,19 +89,19 @@ impl Worker {
     }
 
     /// Enters the calling thread's account in the scoreboard; a worker thread's last act.
-    pub fn settle_thread(&self) {
+    pub fn record_thread_usage(&self) {
         self.row.set_usage(Usage::of_thread());
     }
 
     /// Enters this process's account in the scoreboard, where the process is the worker.
-    pub fn settle_process(&self) {
+    pub fn record_usage(&self) {
         self.row.set_usage(Usage::of_process());
     }
 }
 
 /// Prepares the calling thread for a worker's life: pins it to CPU `pin` mod CPUs (of those it was started with),
 /// and sets its timer slack to 1 ns, because `block:1.8ms` is to be 1.8 ms and not the default 50 µs more.
-pub fn settle_in(pin: Option<usize>) -> Result<(), Failure> {
+pub fn pin_and_prepare(pin: Option<usize>) -> Result<(), Failure> {
     if let Some(i) = pin {
         let cpus = cpu::allowed();
         let cpu = cpus[i % cpus.len()];
@@ -113,9 +113,9 @@ pub fn settle_in(pin: Option<usize>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// As [`settle_in`], for a thread that serves all the same when it cannot be pinned.
-pub fn settle_in_or_say(pin: Option<usize>) {
-    if let Err(failure) = settle_in(pin) {
+/// As [`pin_and_prepare`], for a thread that serves all the same when it cannot be pinned.
+pub fn pin_or_log(pin: Option<usize>) {
+    if let Err(failure) = pin_and_prepare(pin) {
         console::log(failure);
     }
 }

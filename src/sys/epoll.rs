@@ -69,7 +69,8 @@ impl Epoll {
     }
 
     fn wait_once(&mut self, timeout: Option<Duration>) -> nix::Result<usize> {
-        /// Set once a kernel before 5.11 has refused epoll_pwait2; milliseconds must do there.
+        /// Set once epoll_pwait2 was refused, by a kernel before 5.11 or by a sandbox whose list is older (seccomp(2) leaves
+        /// the errno to the filter, and many say EPERM). Milliseconds must do there.
         static NO_PWAIT2: AtomicBool = AtomicBool::new(false);
 
         let Some(timeout) = timeout.filter(|timeout| !timeout.is_zero()) else {
@@ -77,7 +78,7 @@ impl Epoll {
         };
         if !NO_PWAIT2.load(Ordering::Relaxed) {
             match self.wait_ns(timeout) {
-                Err(Errno::ENOSYS) => NO_PWAIT2.store(true, Ordering::Relaxed),
+                Err(Errno::ENOSYS | Errno::EPERM) => NO_PWAIT2.store(true, Ordering::Relaxed),
                 other => return other,
             }
         }

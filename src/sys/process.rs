@@ -5,6 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
@@ -21,7 +22,7 @@ pub enum Fork {
 /// # Panics
 /// When a second thread exists: the child would inherit the locks of threads it does not have (fork(2)).
 pub fn fork() -> nix::Result<Fork> {
-    assert_eq!(thread_count(), Some(1), "a process with several threads must not fork");
+    assert!(has_one_thread()?, "a process with several threads must not fork");
     let parent = getpid();
     // SAFETY: this process has exactly one thread, as asserted above, so every lock, the allocator's included, is
     // in a state the child can go on from (fork(2), signal-safety(7)).
@@ -30,7 +31,15 @@ pub fn fork() -> nix::Result<Fork> {
         ForkResult::Child => {
             // Without the promise to die with its parent a child must not live at all, and it must not return to
             // code that takes it for the parent. The parent may also have died before the promise was given.
-            if prctl::set_pdeathsig(Signal::SIGKILL).is_err() || getppid() != parent {
+            if let Err(errno) = prctl::set_pdeathsig(Signal::SIGKILL) {
+                let line = format!(
+                    "fork: PR_SET_PDEATHSIG: {}; a worker must not outlive its parent\n",
+                    errno.desc()
+                );
+                let _ = nix::unistd::write(std::io::stderr(), line.as_bytes());
+                std::process::exit(1);
+            }
+            if getppid() != parent {
                 std::process::exit(1);
             }
             Ok(Fork::Child)
@@ -73,8 +82,16 @@ pub fn at_exit(last: extern "C" fn()) {
     assert_eq!(result, 0, "atexit(3) fails only without memory");
 }
 
-fn thread_count() -> Option<usize> {
-    Some(std::fs::read_dir("/proc/self/task").ok()?.count())
+/// Where there is no /proc, the kernel still answers: to leave a group of threads that has others is an error
+/// (unshare(2), CLONE_THREAD), and to leave one that has none changes nothing.
+fn has_one_thread() -> nix::Result<bool> {
+    if let Ok(threads) = std::fs::read_dir("/proc/self/task") {
+        return Ok(threads.count() == 1);
+    }
+    match unshare(CloneFlags::CLONE_THREAD) {
+        Err(Errno::EINVAL) => Ok(false),
+        other => other.map(|()| true),
+    }
 }
 
 /// What the kernel accounted to a process or thread (getrusage(2)).

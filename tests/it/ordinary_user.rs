@@ -8,17 +8,17 @@ use crate::support::{Ordinary, SERVERS, connect, held, kind};
 /// Flags of the strategies that differ in what they ask of the kernel.
 const STRATEGIES: [(&str, &[&str]); 12] = [
     ("shared-accept", &["--wait", "epoll-exclusive-rearm"]),
-    ("shared-accept", &["--lock", "fcntl"]),
-    ("shared-accept", &["--lock", "flock"]),
-    ("shared-accept", &["--lock", "semaphore"]),
-    ("shared-accept", &["--lock", "mutex"]),
-    ("shared-accept", &["--lock", "accept-mutex"]),
+    ("prefork-lock", &["--lock", "fcntl"]),
+    ("prefork-lock", &["--lock", "flock"]),
+    ("prefork-lock", &["--lock", "semaphore"]),
+    ("prefork-lock", &["--lock", "mutex"]),
+    ("accept-mutex", &[]),
     ("reuseport", &["--select", "cpu"]),
     ("reuseport", &["--select", "random"]),
     ("reuseport", &["--select", "live-set"]),
     ("master-dispatch", &["--policy", "acknowledged"]),
     ("master-dispatch", &["--policy", "sticky"]),
-    ("master-dispatch", &["--pass", "listener"]),
+    ("pass-listener", &["--master", "serves", "--workers", "2"]),
 ];
 
 /// What only a capability opens: a `--select` of `reuseport`.

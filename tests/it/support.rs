@@ -26,15 +26,18 @@ pub struct Kind {
 }
 
 /// In teaching order.
-pub const SERVERS: [Kind; 9] = [
+pub const SERVERS: [Kind; 12] = [
     one_process("sync", env!("CARGO_BIN_EXE_sync")),
     Kind { is_forked: true, ..one_process("prefork", env!("CARGO_BIN_EXE_prefork")) },
+    Kind { is_forked: true, ..one_process("prefork-lock", env!("CARGO_BIN_EXE_prefork-lock")) },
     one_process("threaded", env!("CARGO_BIN_EXE_threaded")),
     one_process("thread-pool", env!("CARGO_BIN_EXE_thread-pool")),
     Kind { is_event_loop: true, ..one_process("event-driven", env!("CARGO_BIN_EXE_event-driven")) },
     event_loops("shared-accept", env!("CARGO_BIN_EXE_shared-accept")),
+    event_loops("accept-mutex", env!("CARGO_BIN_EXE_accept-mutex")),
     event_loops("reuseport", env!("CARGO_BIN_EXE_reuseport")),
     event_loops("master-dispatch", env!("CARGO_BIN_EXE_master-dispatch")),
+    event_loops("pass-listener", env!("CARGO_BIN_EXE_pass-listener")),
     event_loops("proxy", env!("CARGO_BIN_EXE_proxy")),
 ];
 

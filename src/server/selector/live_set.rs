@@ -14,8 +14,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::super::crew::Crew;
 use super::super::listener::Listener;
+use super::super::worker_pool::WorkerPool;
 use super::classic;
 use super::pulse::BEAT_EVERY;
 use crate::console;
@@ -49,29 +49,29 @@ impl LiveSet {
         LiveSet { members: listeners.into_iter().enumerate().collect(), attached, is_stuck: false }
     }
 
-    /// Watches over the crew as [`Crew::supervise`] does, and looks at the workers every now and then.
+    /// Watches over the pool as [`WorkerPool::supervise`] does, and looks at the workers every now and then.
     ///
     /// # Errors
     /// When the last worker has died without being asked to.
-    pub fn supervise(mut self, crew: &mut Crew) -> Result<(), Failure> {
-        while !crew.is_told_to_stop(Some(LOOK_EVERY))? {
-            self.follow(crew);
+    pub fn supervise(mut self, pool: &mut WorkerPool) -> Result<(), Failure> {
+        while !pool.next_signal_stops(Some(LOOK_EVERY))? {
+            self.follow(pool);
         }
         // With a copy open, connections would still be taken into queues that nobody serves any more.
         drop(self);
-        crew.stop();
+        pool.stop();
         Ok(())
     }
 
     /// Looks at the workers and attaches a new program if the set has changed. While nobody is live, the last
     /// program stays: a queue is better than none.
-    fn follow(&mut self, crew: &Crew) {
-        while let Some(number) = self.members.iter().position(|&(worker, _)| !crew.lives(worker)) {
+    fn follow(&mut self, pool: &WorkerPool) {
+        while let Some(number) = self.members.iter().position(|&(worker, _)| !pool.is_alive(worker)) {
             self.remove(number);
         }
         let now_ns = monotonic_ns();
         let is_silent = |worker| {
-            let alive_ns = crew.scoreboard().row(worker).get(Count::AliveNs);
+            let alive_ns = pool.scoreboard().row(worker).get(Count::AliveNs);
             now_ns.saturating_sub(alive_ns) > SILENT_AFTER.as_nanos() as u64
         };
         let numbered = self.members.iter().enumerate();

@@ -1,7 +1,7 @@
-//! The crew: forked workers, from the fork to the last reaped child.
+//! A pool of worker processes, from the first fork to the last reaped child.
 //!
-//! The parent forks all of them, waits until each has said that it can take connections, and then only watches.
-//! A child that dies is reported and the others go on; a parent that dies takes its children along.
+//! The parent forks all of them, waits until each has announced that it can take connections, and then only supervises.
+//! A worker that dies is logged and the others go on; when the parent dies, the kernel kills its workers.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -26,58 +26,66 @@ use crate::sys::process::{Ending, Fork, Usage, fork, reap};
 use crate::sys::signal::{GRACE, SignalQueue, has_given_up};
 
 /// The forked workers of this process.
-pub struct Crew {
+pub struct WorkerPool {
     scoreboard: Scoreboard,
     signals: SignalQueue,
-    /// A worker writes one line into it: `ready`, or why it failed.
-    said: OwnedFd,
-    say: Option<OwnedFd>,
+    /// Both ends of a pipe. A worker writes one line into it: `ready`, or why it failed.
+    announced: OwnedFd,
+    announce: Option<OwnedFd>,
     /// By worker; `None` once it has been reaped.
     pids: Vec<Option<Pid>>,
     /// When to kill those who have been asked to stop.
     deadline: Option<Instant>,
 }
 
-/// A worker's means to say that it can take connections. The pipe's end goes with the word: when all have spoken
-/// or died, the parent reads the end of the file.
+/// How a worker tells the parent that it can take connections. It closes its end of the pipe afterwards: when all have
+/// written or died, the parent reads the end of the file.
 #[derive(Clone)]
 pub struct Ready {
-    say: Rc<RefCell<Option<File>>>,
+    pipe: Rc<RefCell<Option<File>>>,
 }
 
 impl Ready {
-    pub fn say(self) {
-        if let Some(mut say) = self.say.take() {
+    pub fn announce(self) {
+        if let Some(mut pipe) = self.pipe.take() {
             // A pipe takes a line this short whole or not at all (pipe(7), PIPE_BUF); a parent that is gone has
             // already had us killed.
-            let _ = say.write_all(b"ready\n");
+            let _ = pipe.write_all(b"ready\n");
         }
     }
 
-    /// To the parent while it still listens, to standard error afterwards.
-    fn say_failed(self, failure: Failure) {
-        match self.say.take() {
+    /// To the parent while it still waits for this worker, to standard error afterwards.
+    fn report_failure(self, failure: Failure) {
+        match self.pipe.take() {
             // A parent that is gone has already had us killed.
-            Some(mut say) => drop(writeln!(say, "{failure}")),
+            Some(mut pipe) => drop(writeln!(pipe, "{failure}")),
             None => console::log_last(failure),
         }
     }
 }
 
-impl Crew {
-    /// Nobody yet. From now on SIGTERM, SIGINT and SIGCHLD wait for [`Crew::supervise`].
+impl WorkerPool {
+    /// A pool without workers. From now on SIGTERM, SIGINT and SIGCHLD wait for [`WorkerPool::supervise`].
     ///
     /// # Errors
-    /// In a worker of a cluster, too: who forks workers is a cluster by itself, and their numbers are not the master's.
-    pub fn new(scoreboard: Scoreboard) -> Result<Crew, Failure> {
+    /// In a worker of a cluster: a program that forks workers is a cluster by itself, and their numbers are not the master's.
+    pub fn new(scoreboard: Scoreboard) -> Result<WorkerPool, Failure> {
         if is_member() {
             let line = "fork workers: this is a worker of a cluster, which has one process; give `cluster` a server that \
                         is one, such as event-driven or threaded";
             return Err(Failure::relay(line.to_owned()));
         }
         let signals = SignalQueue::open().map_err(|errno| Failure::new("open a signalfd", errno))?;
-        let (said, say) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| Failure::new("open a pipe", errno))?;
-        Ok(Crew { scoreboard, signals, said, say: Some(say), pids: Vec::new(), deadline: None })
+        let (announced, announce) =
+            pipe2(OFlag::O_CLOEXEC).map_err(|errno| Failure::new("open a pipe", errno))?;
+        Ok(WorkerPool {
+            scoreboard,
+            signals,
+            announced,
+            announce: Some(announce),
+            pids: Vec::new(),
+            deadline: None,
+        })
     }
 
     /// Forks the next worker. `serve` runs in the child, which ends with it.
@@ -85,14 +93,14 @@ impl Crew {
         match fork() {
             Ok(Fork::Parent { child }) => self.pids.push(Some(child)),
             Ok(Fork::Child) => {
-                // The others are no children of ours: should we panic, they are not ours to kill.
+                // The other workers are not our children: should we panic, we must not kill them.
                 self.pids.clear();
-                let ready = Ready { say: Rc::new(RefCell::new(self.say.take().map(File::from))) };
+                let ready = Ready { pipe: Rc::new(RefCell::new(self.announce.take().map(File::from))) };
                 let outcome = serve(ready.clone());
                 exit(match outcome {
                     Ok(()) => 0,
                     Err(failure) => {
-                        ready.say_failed(failure);
+                        ready.report_failure(failure);
                         1
                     }
                 });
@@ -108,14 +116,14 @@ impl Crew {
 
     /// Waits until every worker can take connections, or the first says why it cannot.
     pub fn await_ready(&mut self) -> Result<(), Failure> {
-        self.say = None;
-        let said = self.said.try_clone().map_err(|error| Failure::new("copy a pipe", error))?;
+        self.announce = None;
+        let announced = self.announced.try_clone().map_err(|error| Failure::new("copy a pipe", error))?;
         let mut ready = 0;
-        for line in BufReader::new(File::from(said)).lines() {
+        for line in BufReader::new(File::from(announced)).lines() {
             match line {
                 Ok(line) if line == "ready" => ready += 1,
                 Ok(line) => return Err(Failure::relay(line)),
-                Err(error) => return Err(Failure::new("hear from the workers", error)),
+                Err(error) => return Err(Failure::new("read what the workers announce", error)),
             }
             if ready == self.pids.len() {
                 return Ok(());
@@ -124,13 +132,13 @@ impl Crew {
         Err(Failure::relay(format!("start {} workers: only {ready} became ready", self.pids.len())))
     }
 
-    /// Watches over the workers until SIGTERM or SIGINT, then stops them: `stop_accepting` first, so that no
-    /// worker can take another connection; then SIGTERM to each; after [`GRACE`] the kill.
+    /// Supervises the workers until SIGTERM or SIGINT, then stops them: `stop_accepting` first, so that no worker can
+    /// take another connection; then SIGTERM to each; after [`GRACE`] SIGKILL.
     ///
     /// # Errors
     /// When the last worker has died without being asked to.
     pub fn supervise(&mut self, stop_accepting: impl FnOnce()) -> Result<(), Failure> {
-        while !self.is_told_to_stop(None)? {}
+        while !self.next_signal_stops(None)? {}
         stop_accepting();
         self.stop();
         Ok(())
@@ -140,8 +148,8 @@ impl Crew {
     /// reaped.
     ///
     /// # Errors
-    /// As for [`Crew::supervise`].
-    pub fn is_told_to_stop(&mut self, at_most: Option<Duration>) -> Result<bool, Failure> {
+    /// As for [`WorkerPool::supervise`].
+    pub fn next_signal_stops(&mut self, at_most: Option<Duration>) -> Result<bool, Failure> {
         let signal = self.signals.wait(at_most).map_err(|errno| Failure::new("wait for signals", errno))?;
         if matches!(signal, Some(Signal::SIGTERM | Signal::SIGINT)) {
             return Ok(true);
@@ -152,13 +160,13 @@ impl Crew {
         }
     }
 
-    /// Readable while a signal waits for [`Crew::is_told_to_stop`]: for a parent that waits for more than signals.
+    /// Readable while a signal waits for [`WorkerPool::next_signal_stops`]: for a parent that waits for more than signals.
     pub fn signals(&self) -> BorrowedFd<'_> {
         self.signals.as_fd()
     }
 
     /// Worker `id` has not been reaped.
-    pub fn lives(&self, id: usize) -> bool {
+    pub fn is_alive(&self, id: usize) -> bool {
         self.pids[id].is_some()
     }
 
@@ -182,28 +190,28 @@ impl Crew {
         self.kill();
     }
 
-    /// Asks every worker to stop and leaves the reaping to a master that still has something to do meanwhile. What
-    /// they do not do until the time returned, they will not do any more; to ask again gives no more time.
+    /// Asks every worker to stop and leaves the reaping to a master that still has something to do meanwhile. Returns
+    /// when they will be killed; to ask again gives no more time.
     pub fn begin_stop(&mut self) -> Instant {
-        self.tell_all(Signal::SIGTERM);
+        self.signal_all(Signal::SIGTERM);
         *self.deadline.get_or_insert_with(|| Instant::now() + GRACE)
     }
 
-    /// After a signal while they stop: reaps who has ended.
-    pub fn reap_ended(&mut self) {
-        // Whatever it was, it must not stay readable; being told to stop once more changes nothing.
+    /// After a signal while they stop: reaps those that have ended.
+    pub fn reap_stopped(&mut self) {
+        // Whichever signal it was, it must not stay readable; a second SIGTERM changes nothing.
         let _ = self.signals.wait(Some(Duration::ZERO));
         while self.reap_one().is_some() {}
     }
 
-    /// True when everybody has been reaped.
-    pub fn is_gone(&self) -> bool {
+    /// True when every worker has been reaped.
+    pub fn is_empty(&self) -> bool {
         self.pids.iter().all(Option::is_none)
     }
 
-    /// Kills whoever is left and reaps all.
+    /// Kills the workers that are left and reaps all.
     pub fn kill(&mut self) {
-        self.tell_all(Signal::SIGKILL);
+        self.signal_all(Signal::SIGKILL);
         self.reap_all_until(None);
     }
 
@@ -212,24 +220,24 @@ impl Crew {
         self.scoreboard.report(address, Some(Usage::of_process()))
     }
 
-    /// Reaps until nobody is left or the time is up. Several SIGCHLD may merge into one, so each is followed by
+    /// Reaps until no worker is left or the time is up. Several SIGCHLD may merge into one, so each is followed by
     /// reaping all there are; one that comes between the look and the wait is waiting in the queue.
     fn reap_all_until(&mut self, deadline: Option<Instant>) {
         loop {
             while self.reap_one().is_some() {}
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            // A master that serves may have heard of the end before it could ask the workers; its time counts.
+            // A master that serves may have received SIGTERM before it could ask the workers; its time counts.
             let is_over = left.is_some_and(|left| left.is_zero() || has_given_up());
-            if self.is_gone() || is_over {
+            if self.is_empty() || is_over {
                 return;
             }
             let _ = self.signals.wait(left);
         }
     }
 
-    fn tell_all(&self, signal: Signal) {
+    fn signal_all(&self, signal: Signal) {
         for pid in self.pids.iter().flatten() {
-            // It may have died and not been reaped yet; then there is nobody to tell.
+            // It may have died and not been reaped yet; then the signal reaches nobody.
             let _ = kill(*pid, signal);
         }
     }
@@ -239,7 +247,7 @@ impl Crew {
         let (pid, ending, usage) = match reap() {
             Ok(found) => found?,
             Err(Errno::ECHILD) => {
-                // Nobody is left to wait for, whatever our list says.
+                // There is no child left, whatever our list says.
                 self.pids.fill(None);
                 return None;
             }
@@ -255,8 +263,8 @@ impl Crew {
     }
 }
 
-impl Drop for Crew {
-    /// Whatever went wrong: no worker outlives its crew.
+impl Drop for WorkerPool {
+    /// Whatever went wrong: no worker outlives the pool.
     fn drop(&mut self) {
         self.kill();
     }

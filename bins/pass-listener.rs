@@ -1,0 +1,122 @@
+//! 黄金 gold × N: the master passes its listening socket to every worker, once, and the workers accept.
+//!
+//! Who accepts: every worker, from the one accept queue; with `--master serves` the master as well. Who serves: the one
+//! that accepted. Who balances: the kernel, as in `shared-accept`. What is inherited: nothing of the listener: the
+//! workers close what the fork has copied, and receive a descriptor of the same socket over a Unix socket (SCM_RIGHTS,
+//! unix(7)). It could have gone to a process that is no child.
+//!
+//! Compare with `shared-accept.rs` (the socket is inherited) and `master-dispatch.rs` (each connection is passed).
+//!
+//! See it: `pass-listener --workers 4`, and `ss -ltnp sport = :8080` shows four processes and no master. With
+//! `--master serves`, `curl localhost:8080` again and again: sometimes the master answers, as the last worker.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use acceptlab::report::ServerReport;
+use acceptlab::server::{
+    self, Channel, EventLoop, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs, termination,
+};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, ValueEnum};
+
+/// Golden age times N: the master passes its listening socket to the workers, and they accept
+#[derive(Parser)]
+#[command(name = "pass-listener", version)]
+struct Args {
+    /// What the master does with its own copy
+    #[arg(long, value_enum, default_value_t = Master::Closes)]
+    master: Master,
+
+    #[command(flatten)]
+    workers: WorkersArgs,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Master {
+    /// Accepts and serves too, as the last of the workers
+    Serves,
+    /// Closes it, and only supervises
+    Closes,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if args.master == Master::Serves && args.workers.workers == 1 {
+        let conflict =
+            "--master serves makes the master one of the workers, so there must be another: --workers 2";
+        Args::command().error(ErrorKind::ArgumentConflict, conflict).exit();
+    }
+    server::finish(run(args.master, &args.workers))
+}
+
+fn run(master: Master, args: &WorkersArgs) -> Result<ServerReport, Failure> {
+    let listener = Listener::bind(&args.server)?.nonblocking()?;
+    let address = listener.address();
+    let mut listener = Some(listener);
+    let scoreboard = Scoreboard::create("pass-listener", args.workers, args.server.scoreboard.as_deref())?;
+
+    let mut pool = WorkerPool::new(scoreboard)?;
+    for id in 0..args.workers - usize::from(master == Master::Serves) {
+        let (ours, mut theirs) = Channel::pair(false)?;
+        ours.pass(listener.as_slice()).map_err(|errno| Failure::new("pass the listener", errno))?;
+        pool.fork(|ready| {
+            listener = None;
+            let passed = theirs.receive().map_err(|errno| Failure::new("receive the listener", errno))?;
+            drop((ours, theirs));
+            let worker = Worker::start(id, &args.server, &scoreboard)?;
+            let passed = Listener::from_passed(passed)?;
+            // A master that has closed its copy cannot shut the socket; its SIGTERM makes the workers do it.
+            termination::shuts_listener_of_all(&passed)?;
+            let mut events = EventLoop::new(passed, worker)?;
+            ready.announce();
+
+            while events.wait_for_connection()? {
+                let connection = events.acceptor.accept_nonblocking();
+                events.add_accepted(connection)?;
+            }
+            events.finish().map(drop)
+        })?;
+    }
+    pool.await_ready()?;
+
+    let listener = listener.expect("only a worker gives it up");
+    match master {
+        Master::Closes => {
+            drop(listener);
+            server::ready(address)?;
+            pool.supervise(|| {})?;
+            Ok(pool.report(address))
+        }
+        Master::Serves => {
+            serve_as_the_last(listener, args, scoreboard, &mut pool)?;
+            Ok(scoreboard.report(address, None))
+        }
+    }
+}
+
+/// One socket, one accept queue, and the master is one more that is woken for it.
+fn serve_as_the_last(
+    listener: Listener,
+    args: &WorkersArgs,
+    scoreboard: Scoreboard,
+    pool: &mut WorkerPool,
+) -> Result<(), Failure> {
+    let address = listener.address();
+    // The signal itself shuts the socket for all of them: a master in the middle of a request could not.
+    termination::shuts_listener(&listener)?;
+    let worker = Worker::start(args.workers - 1, &args.server, &scoreboard)?;
+    let mut events = EventLoop::new(listener, worker)?;
+    server::ready(address)?;
+    while events.wait_for_connection()? {
+        let connection = events.acceptor.accept_nonblocking();
+        events.add_accepted(connection)?;
+        // It still has children to look after; without them it is the last worker, and serves on.
+        pool.reap_dead();
+    }
+    pool.begin_stop();
+    events.finish()?.record_usage();
+    pool.stop();
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! 青铜 bronze, with a lock around accept: one worker sleeps in `accept`, the others at the lock.
+//!
+//! Who accepts: the worker that holds the lock. Who serves: the same one, after it has given the lock back. Who
+//! balances: the order in which the lock goes on. What is inherited: the listening socket, and the lock.
+//!
+//! Before kernels could wake one sleeper of many, every connection woke all who slept in `accept`, and servers put a
+//! lock before it (Stevens, Fenner, Rudoff, *UNIX Network Programming* 1, section 30.7 and figure 30.1). Linux wakes
+//! one, so today the lock costs its calls and buys nothing. All four are given back by the kernel when the holder dies.
+//!
+//! Compare with `prefork.rs`: the difference is the lock. `accept-mutex.rs` has a lock that is only tried.
+//!
+//! See it: `prefork-lock --workers 4 --lock semaphore`, and `lab order -- prefork-lock --workers 4 --lock mutex`.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use acceptlab::report::ServerReport;
+use acceptlab::server::{
+    self, Failure, Listener, Lock, Scoreboard, Worker, WorkerPool, WorkersArgs, blocking, termination,
+};
+use clap::{Parser, ValueEnum};
+
+/// Bronze age: N processes forked at the start, one of them at a time in accept
+#[derive(Parser)]
+#[command(name = "prefork-lock", version)]
+struct Args {
+    /// What lets one worker at a time wait for the shared socket
+    #[arg(long, value_enum, default_value_t = Kind::Fcntl)]
+    lock: Kind,
+
+    #[command(flatten)]
+    workers: WorkersArgs,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Kind {
+    /// A record lock on a file, fcntl(2): the process's
+    Fcntl,
+    /// A lock on a file, flock(2): the open file's, so that each worker opens it for itself
+    Flock,
+    /// A System V semaphore, taken and given with SEM_UNDO
+    Semaphore,
+    /// A pthread mutex in shared memory, robust: the next is told when its holder has died
+    Mutex,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    server::finish(run(args.lock, &args.workers))
+}
+
+fn run(lock: Kind, args: &WorkersArgs) -> Result<ServerReport, Failure> {
+    let listener = Listener::bind(&args.server)?;
+    let mut lock = match lock {
+        // The portable one: two system calls per connection. Now and then a release wakes more than the next worker,
+        // so with many of them the switches grow again.
+        Kind::Fcntl => Lock::fcntl(),
+        // The same in both. But workers with an inherited descriptor would all hold it at once (`Lock::join`).
+        Kind::Flock => Lock::flock(),
+        // First come, first served: the workers rotate, as in plain accept, for two more calls. What a killed server
+        // leaves, the next removes.
+        Kind::Semaphore => Lock::semaphore(),
+        // No system call unless somebody waits. The first worker that comes after the release has it, even one that
+        // never slept.
+        Kind::Mutex => Lock::mutex(),
+    }?;
+    let scoreboard = Scoreboard::create("prefork-lock", args.workers, args.server.scoreboard.as_deref())?;
+
+    let mut pool = WorkerPool::new(scoreboard)?;
+    for id in 0..args.workers {
+        pool.fork(|ready| {
+            let mut worker = Worker::start(id, &args.server, &scoreboard)?;
+            lock.join()?;
+            termination::shuts_connections(&listener)?;
+            ready.announce();
+
+            while let Some(connection) = lock.hold(|| blocking::accept(&listener, &worker))? {
+                blocking::serve(connection, &mut worker);
+            }
+            Ok(())
+        })?;
+    }
+    pool.await_ready()?;
+    server::ready(listener.address())?;
+
+    pool.supervise(|| listener.shut())?;
+    Ok(pool.report(listener.address()))
+}

@@ -1,0 +1,92 @@
+//! Errors that the network or a sandbox causes, put in the place of a system call's result by strace(1): a server serves
+//! on each time.
+
+use std::time::Duration;
+
+use acceptlab::lab::check::client::{served, served_within};
+use acceptlab::lab::check::server::{Program, Server};
+
+use crate::support::{FOREVER, SERVERS, can_trace, held, kind};
+
+/// A server in which `error` comes in the place of some of a system call's results. Strace is a detached grandchild: the
+/// server is our child, and has its signals.
+fn start_with(injected: &str, name: &str, flags: &[&str]) -> Server {
+    let calls = injected.split_once(':').expect("CALL:error=…").0;
+    let strace = ["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={calls}")];
+    let inject = ["-e", &format!("inject={injected}"), kind(name).path];
+    let command: Vec<String> = strace.iter().chain(&inject).map(|&word| word.to_owned()).collect();
+    held(Program::new(&command).start(&[&["--backlog", "128"], flags].concat()))
+}
+
+#[test]
+fn an_error_of_one_connections_network_leaves_the_others_to_be_served() {
+    if !can_trace() {
+        return;
+    }
+    let waits =
+        ["blocking", "poll", "epoll-shared", "epoll-edge", "epoll-exclusive", "epoll-exclusive-rearm"];
+    let ways = waits.iter().map(|&wait| ("shared-accept", vec!["--wait", wait]));
+    let ways = ways.chain(SERVERS.iter().map(|kind| (kind.name, Vec::new())));
+    for (name, flags) in ways {
+        for injected in ["accept4:error=EOPNOTSUPP:when=2..4", "accept4:error=ECONNABORTED:when=1"] {
+            let mut server = start_with(injected, name, &flags);
+            for _ in 0..8 {
+                held(served(server.addr).map_err(|why| server.explain(why)));
+            }
+            let report = held(server.stop());
+            let accepted: u64 = report.workers.iter().map(|worker| worker.accepted).sum();
+            assert_eq!(accepted, 8, "{name} {flags:?} {injected}");
+        }
+    }
+}
+
+/// As a sandbox or a security module may refuse every accept for a while.
+#[test]
+fn accepts_that_fail_again_and_again_are_logged_and_cost_next_to_nothing() {
+    if !can_trace() {
+        return;
+    }
+    for (name, flags) in
+        [("prefork", &["--workers", "1"][..]), ("shared-accept", &["--workers", "1", "--wait", "epoll-edge"])]
+    {
+        let mut server = start_with("accept4:error=EPERM:when=1..400", name, flags);
+        held(served_within(server.addr, FOREVER).map_err(|why| server.explain(why)));
+        let said = server.said();
+        assert_eq!(
+            said.trim_end(),
+            "accept: operation not permitted; connections wait, and it is tried again and again",
+            "{name}"
+        );
+        held(server.stop());
+    }
+}
+
+#[test]
+fn a_kernel_without_memory_for_a_connection_is_not_called_one_without_descriptors() {
+    if !can_trace() {
+        return;
+    }
+    for name in ["sync", "event-driven", "master-dispatch", "proxy"] {
+        let mut server = start_with("accept4:error=ENOBUFS:when=1", name, &[]);
+        held(served(server.addr).map_err(|why| server.explain(why)));
+        let said = server.said();
+        assert!(said.contains("no memory") && !said.contains("descriptor"), "{name}: {said}");
+        held(server.stop());
+    }
+}
+
+/// Waiting with nanoseconds came late (Linux 5.11), so the lists of many sandboxes do not have it.
+#[test]
+fn a_wait_that_a_sandbox_refuses_is_made_another_way() {
+    if !can_trace() {
+        return;
+    }
+    for error in ["EPERM", "ENOSYS"] {
+        let injected = format!("epoll_pwait2:error={error}");
+        let mut server = start_with(&injected, "event-driven", &["--work", "wait:3ms"]);
+        let start = std::time::Instant::now();
+        held(served(server.addr).map_err(|why| server.explain(why)));
+        assert!(start.elapsed() >= Duration::from_millis(3));
+        held(server.stop());
+    }
+}
