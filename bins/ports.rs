@@ -13,19 +13,15 @@
 
 #![forbid(unsafe_code)]
 
-use std::io::{self, Read};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::io;
+use std::net::{Ipv4Addr, TcpStream};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 use acceptlab::console;
+use acceptlab::server::port_cases::*;
 use acceptlab::server::{Channel, Failure};
-use acceptlab::sys::process::{Fork, fork};
-use clap::{Parser, ValueEnum};
-use nix::errno::Errno;
-use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{Uid, geteuid, seteuid};
-use serde::Serialize;
+use clap::Parser;
 use socket2::{Domain, Socket, Type};
 
 /// What may share a port and what collides, each case really tried
@@ -45,37 +41,11 @@ struct Args {
     format: Format,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Format {
-    Text,
-    Json,
+fn main() -> ExitCode {
+    let format = Args::parse().format;
+    let rows: Result<Vec<Row>, Failure> = CASES.iter().map(try_case).collect();
+    console::end(rows.map(|rows| render(&rows, format)))
 }
-
-/// One case: what is tried, what Linux 6.18 says to it, and why.
-struct Case {
-    attempt: &'static str,
-    expected: &'static str,
-    why: &'static str,
-    attempt_it: fn() -> Outcome,
-}
-
-/// What the kernel said to the last step, unless the steps before it have failed.
-type Outcome = Result<io::Result<()>, Unlearned>;
-
-enum Unlearned {
-    /// What is missing for it here.
-    Skipped(&'static str),
-    Failed(io::Error),
-}
-
-impl<E: Into<io::Error>> From<E> for Unlearned {
-    fn from(error: E) -> Unlearned {
-        Unlearned::Failed(error.into())
-    }
-}
-
-const TAKEN: &str = "EADDRINUSE";
-const OK: &str = "ok";
 
 /// From the collision to the ways around it.
 const CASES: [Case; 20] = [
@@ -230,164 +200,3 @@ const CASES: [Case; 20] = [
         },
     },
 ];
-
-/// A case and what came of it here.
-#[derive(Serialize)]
-struct Row {
-    attempt: &'static str,
-    /// `ok`, the name of the error, or `skipped: …`.
-    said: String,
-    why: &'static str,
-    /// What Linux 6.18 says; another answer is news, and `why` does not explain it.
-    expected: &'static str,
-}
-
-fn main() -> ExitCode {
-    let args = Args::parse();
-    let rows: Result<Vec<Row>, Failure> = CASES.iter().map(try_case).collect();
-    console::end(rows.map(|rows| match args.format {
-        Format::Json => serde_json::json!({ "schema": 1, "attempts": rows }).to_string(),
-        Format::Text => rows.iter().map(line).collect::<Vec<_>>().join("\n"),
-    }))
-}
-
-fn try_case(case: &Case) -> Result<Row, Failure> {
-    let said = match (case.attempt_it)() {
-        Ok(Ok(())) => OK.to_owned(),
-        Ok(Err(error)) => name(&error),
-        Err(Unlearned::Skipped(missing)) => format!("skipped: {missing}"),
-        Err(Unlearned::Failed(error)) => {
-            return Err(Failure::new(format_args!("prepare \"{}\"", case.attempt), error));
-        }
-    };
-    Ok(Row { attempt: case.attempt, said, why: case.why, expected: case.expected })
-}
-
-fn line(row: &Row) -> String {
-    let Row { attempt, said, why, expected } = row;
-    let (word, reason) = match said.split_once(": ") {
-        _ if said == expected => (said.as_str(), why.to_string()),
-        Some(("skipped", missing)) => ("skipped", missing.to_owned()),
-        _ => (said.as_str(), format!("this kernel differs: Linux 6.18 says {expected}, since {why}")),
-    };
-    format!("{word:<11} {attempt}\n            {reason}")
-}
-
-fn name(error: &io::Error) -> String {
-    match error.raw_os_error() {
-        Some(number) => format!("{:?}", Errno::from_raw(number)),
-        None => error.to_string(),
-    }
-}
-
-const ANY_PORT: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
-const BACKLOG: i32 = 8;
-
-#[derive(Clone, Copy)]
-enum Reuse {
-    ReuseAddr,
-    ReusePort,
-}
-use Reuse::{ReuseAddr, ReusePort};
-
-fn socket(options: &[Reuse]) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-    for option in options {
-        match option {
-            ReuseAddr => socket.set_reuse_address(true)?,
-            ReusePort => socket.set_reuse_port(true)?,
-        }
-    }
-    Ok(socket)
-}
-
-fn bound(address: SocketAddr, options: &[Reuse]) -> io::Result<Socket> {
-    let socket = socket(options)?;
-    socket.bind(&address.into())?;
-    Ok(socket)
-}
-
-fn listener(options: &[Reuse]) -> io::Result<Socket> {
-    let socket = bound(ANY_PORT, options)?;
-    socket.listen(BACKLOG)?;
-    Ok(socket)
-}
-
-fn address(socket: &Socket) -> io::Result<SocketAddr> {
-    socket.local_addr()?.as_socket().ok_or_else(|| Errno::EAFNOSUPPORT.into())
-}
-
-fn binds_beside(first: Socket, options: &[Reuse]) -> Outcome {
-    binds_at(Ipv4Addr::LOCALHOST, first, options)
-}
-
-/// A second socket is bound to the first one's port while that is open. It never listens, so it is never reachable.
-fn binds_at(ip: Ipv4Addr, first: Socket, options: &[Reuse]) -> Outcome {
-    let port = address(&first)?.port();
-    Ok(socket(options)?.bind(&SocketAddr::from((ip, port)).into()))
-}
-
-/// A listener takes one connection and ends; when that has come to the state that `age` brings it to, another takes
-/// its port.
-fn binds_after_a_listener<T>(
-    old: &[Reuse],
-    new: &[Reuse],
-    age: fn(Socket, TcpStream) -> Result<T, Unlearned>,
-) -> Outcome {
-    let listener = listener(old)?;
-    let address = address(&listener)?;
-    let client = TcpStream::connect(address)?;
-    let (connection, _) = listener.accept()?;
-    drop(listener);
-    let _aged = age(connection, client)?;
-    Ok(socket(new)?.bind(&address.into()))
-}
-
-fn served(connection: Socket, client: TcpStream) -> Result<(Socket, TcpStream), Unlearned> {
-    Ok((connection, client))
-}
-
-/// Our side closes first, so that TIME_WAIT is on it.
-fn in_time_wait(connection: Socket, mut client: TcpStream) -> Result<(), Unlearned> {
-    let here = format!(":{:04X} ", address(&connection)?.port());
-    drop(connection);
-    // The end of the stream has arrived: now the client's close is the second one.
-    client.read_exact(&mut [0]).expect_err("nothing was sent");
-    drop(client);
-    // A kernel that has enough of them forgets the next one at once (ip-sysctl.rst, tcp_max_tw_buckets).
-    let is_kept = |line: &str| line.split_once(": ").is_some_and(|(_, line)| line[8..].starts_with(&here));
-    match std::fs::read_to_string("/proc/net/tcp")?.lines().skip(1).any(is_kept) {
-        true => Ok(()),
-        false => Err(Unlearned::Skipped("needs room for one more TIME_WAIT (net.ipv4.tcp_max_tw_buckets)")),
-    }
-}
-
-/// The client is in the accept queue before the child is there, so the child does not have to wait.
-fn child_accepts() -> Outcome {
-    let listener = listener(&[])?;
-    let _client = TcpStream::connect(address(&listener)?)?;
-    match fork()? {
-        Fork::Child => {
-            let accepted = listener.accept();
-            std::process::exit(accepted.err().and_then(|error| error.raw_os_error()).unwrap_or(0));
-        }
-        Fork::Parent { child } => Ok(match waitpid(child, None)? {
-            WaitStatus::Exited(_, 0) => Ok(()),
-            WaitStatus::Exited(_, errno) => Err(io::Error::from_raw_os_error(errno)),
-            other => Err(io::Error::other(format!("{other:?}"))),
-        }),
-    }
-}
-
-/// A socket belongs to the effective user at its creation.
-fn as_another_user<T>(create: impl FnOnce() -> io::Result<T>) -> Result<T, Unlearned> {
-    const NOBODY: Uid = Uid::from_raw(65534);
-    let ourselves = geteuid();
-    // An ordinary user may "become" himself without a privilege, and would be no other user then.
-    if ourselves == NOBODY || seteuid(NOBODY).is_err() {
-        return Err(Unlearned::Skipped("needs CAP_SETUID"));
-    }
-    let created = create();
-    seteuid(ourselves)?;
-    Ok(created?)
-}

@@ -18,14 +18,16 @@
 
 #![forbid(unsafe_code)]
 
+use std::os::fd::BorrowedFd;
 use std::process::ExitCode;
 
 use acceptlab::report::ServerReport;
-use acceptlab::server::relay::Event;
+use acceptlab::server::relay::{Broken, Copied, Event, Stream, receive, send_some};
 use acceptlab::server::{
     self, EventLoop, Failure, Listener, Relay, Scoreboard, ServerArgs, Worker, WorkerPool, WorkersArgs,
 };
 use clap::Parser;
+use nix::errno::Errno;
 
 /// Golden age times N: the master forwards the bytes to workers that listen on ports of their own
 #[derive(Parser)]
@@ -77,7 +79,7 @@ fn run(args: &WorkersArgs) -> Result<ServerReport, Failure> {
     pool.await_ready()?;
 
     let listener = listener.expect("only a worker gives it up");
-    let mut relay = Relay::new(listener, &pool, args.server.idle_timeout)?;
+    let mut relay = Relay::new(listener, &pool, args.server.idle_timeout, copy)?;
     server::ready(address)?;
 
     let mut i = 0;
@@ -96,4 +98,42 @@ fn run(args: &WorkersArgs) -> Result<ServerReport, Failure> {
     }
     let accepts = relay.finish(&mut pool)?;
     Ok(pool.report(address).with_accepts(accepts))
+}
+
+/// A side that sends without end gets this many receives, and then it is the others' turn.
+const RECEIVES_PER_STEP: usize = 16;
+
+/// All there is to forwarding, one way: what the source has sent is received into the master's one buffer and sent on at
+/// once. What the sink does not take is kept, and until it is gone nothing more is received: a slow reader fills one
+/// buffer and then the sender's socket, never the master's memory.
+fn copy(
+    stream: &mut Stream,
+    source: BorrowedFd,
+    sink: BorrowedFd,
+    buffer: &mut [u8],
+) -> Result<Copied, Broken> {
+    for _ in 0..RECEIVES_PER_STEP {
+        let sent = send_some(&sink, &stream.unsent).map_err(|_| Broken::Sink)?;
+        stream.unsent.drain(..sent);
+        if !stream.unsent.is_empty() || !stream.readable || stream.has_ended {
+            return Ok(Copied::All);
+        }
+        // Gives the memory back: a pair that waits for nobody owns no buffer.
+        stream.unsent = Vec::new();
+        match receive(&source, buffer) {
+            Ok(0) => stream.has_ended = true,
+            Ok(received) => {
+                // A short receive has emptied a stream socket (epoll(7), question 9), unless the end of the stream
+                // stands behind the bytes.
+                stream.readable = stream.end_announced || received == buffer.len();
+                if !stream.discards {
+                    let sent = send_some(&sink, &buffer[..received]).map_err(|_| Broken::Sink)?;
+                    stream.unsent.extend_from_slice(&buffer[sent..received]);
+                }
+            }
+            Err(Errno::EAGAIN) => stream.readable = false,
+            Err(_) => return Err(Broken::Source),
+        }
+    }
+    Ok(Copied::Some)
 }

@@ -323,12 +323,13 @@ pub(super) fn end(socket: impl AsFd) {
     let _ = shutdown(socket.as_fd().as_raw_fd(), Shutdown::Both);
 }
 
-pub(super) fn receive(socket: &impl AsRawFd, buffer: &mut [u8]) -> nix::Result<usize> {
+/// Receives what is there, 0 bytes at the end of the stream; EAGAIN when there is nothing yet.
+pub fn receive(socket: &impl AsRawFd, buffer: &mut [u8]) -> nix::Result<usize> {
     until_uninterrupted(|| recv(socket.as_raw_fd(), buffer, MsgFlags::empty()))
 }
 
 /// How many of the bytes the socket took; fewer than all when it is full.
-pub(super) fn send_some(socket: &impl AsRawFd, bytes: &[u8]) -> nix::Result<usize> {
+pub fn send_some(socket: &impl AsRawFd, bytes: &[u8]) -> nix::Result<usize> {
     let mut sent = 0;
     while sent < bytes.len() {
         match send(socket.as_raw_fd(), &bytes[sent..], MsgFlags::MSG_NOSIGNAL) {

@@ -14,7 +14,8 @@
 //! - [`relay`]: copy bytes between clients and workers that have ports of their own;
 //! - [`waiting`]: other calls to wait in than accept and an epoll of one's own;
 //! - [`successor`]: a program that was split goes on under its old flags;
-//! - [`termination`]: being told to stop.
+//! - [`termination`]: being told to stop;
+//! - [`port_cases`]: what the cases of `ports` are made of.
 //!
 //! The beginning and the end of every program are here: [`ready`] and [`finish`].
 
@@ -38,6 +39,7 @@ pub mod listener;
 pub mod lock;
 pub mod member;
 pub mod policy;
+pub mod port_cases;
 pub mod reactor;
 pub mod relay;
 pub mod selector;

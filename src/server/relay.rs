@@ -1,16 +1,15 @@
-//! The relay of a master that stands between its clients and its workers and copies the bytes of both.
+//! The pairs of a master that stands between its clients and its workers, and what it waits for.
 //!
-//! A pair is two sockets, the client's and one of our own to a worker, and two directions. A direction receives
-//! into the relay's one buffer and sends on at once; what the other side would not take is kept, and until it is
-//! gone nothing more is received: a slow reader fills one buffer and then the sender's socket, never our memory.
-//! The end of a stream travels as what it is (shutdown(2), SHUT_WR), and so does a client's reset.
+//! A pair is two sockets, the client's and one of our own to a worker, and two streams. How a stream is copied is the
+//! caller's ([`Copy`]); here is which pair is ready, and what its ends mean: the end of a stream travels as what it is
+//! (shutdown(2), SHUT_WR), and so does a client's reset.
 //!
-//! splice(2) would keep the bytes in the kernel, for the price of a pipe: two more descriptors per direction.
+//! splice(2) would keep the bytes in the kernel, for the price of a pipe: two more descriptors per stream.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -18,7 +17,8 @@ use nix::sys::socket::{Shutdown, shutdown};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::accept::{BACK_OFF, NoConnection, log_pause};
-use super::connection::{LINGER, receive, send_some};
+use super::connection::LINGER;
+pub use super::connection::{receive, send_some};
 use super::event_loop::free_descriptors;
 use super::listener::Listener;
 use super::worker_pool::WorkerPool;
@@ -31,9 +31,6 @@ use crate::units::monotonic_ns;
 
 /// What one receive brings at most, and so the most that is kept of one direction.
 const BUFFER_BYTES: usize = 64 * 1024;
-
-/// A side that sends without end gets this many receives, and then it is the others' turn.
-const RECEIVES_PER_STEP: usize = 16;
 
 const REPORTS_PER_WAIT: usize = 256;
 
@@ -75,6 +72,7 @@ pub struct Relay {
     yielded: Vec<u64>,
     /// When to look at a pair again, and its token. A pair that has done something since gets another.
     timers: BinaryHeap<Reverse<(u64, u64)>>,
+    copy: Copy,
     buffer: Box<[u8]>,
     idle_timeout: Duration,
     /// Descriptors that our table had room for before the first pair.
@@ -97,7 +95,12 @@ struct Place {
 impl Relay {
     /// Watches the listener, which nobody else may hold, and the pool's signals. `idle_timeout` is for a client that
     /// does not take what its worker has said; one that says nothing is the worker's to end.
-    pub fn new(listener: Listener, pool: &WorkerPool, idle_timeout: Duration) -> Result<Relay, Failure> {
+    pub fn new(
+        listener: Listener,
+        pool: &WorkerPool,
+        idle_timeout: Duration,
+        copy: Copy,
+    ) -> Result<Relay, Failure> {
         let open = || {
             let epoll = Epoll::new(REPORTS_PER_WAIT)?;
             epoll.add(&listener, LISTENER, Interest::EPOLLIN)?;
@@ -113,6 +116,7 @@ impl Relay {
             refused: Vec::new(),
             yielded: Vec::new(),
             timers: BinaryHeap::new(),
+            copy,
             buffer: vec![0; BUFFER_BYTES].into(),
             idle_timeout,
             room: free_descriptors(),
@@ -310,7 +314,7 @@ impl Relay {
         if is_stopping {
             pair.up.discards = true;
         }
-        match pair.copy(&mut self.buffer) {
+        match pair.copy(self.copy, &mut self.buffer) {
             Step::Reset => return self.reset(token),
             Step::Done => return self.close(token),
             // The worker has ended it, and what it said is with the kernel.
@@ -453,9 +457,9 @@ struct Pair {
     /// Before that nothing is received from the client.
     is_connected: bool,
     /// From the client to the worker.
-    up: Direction,
+    up: Stream,
     /// From the worker to the client.
-    down: Direction,
+    down: Stream,
     /// We have had to wait for the client to read, and asked to be told.
     watches_output: bool,
     /// When either side last moved.
@@ -484,8 +488,8 @@ impl Pair {
             worker: client.to_worker,
             refusals: client.refusals,
             is_connected: false,
-            up: Direction::default(),
-            down: Direction::default(),
+            up: Stream::default(),
+            down: Stream::default(),
             watches_output: false,
             active_ns: now_ns,
             due_ns: None,
@@ -493,17 +497,19 @@ impl Pair {
         }
     }
 
-    fn copy(&mut self, buffer: &mut [u8]) -> Step {
+    /// A step with both streams, and what follows from their ends.
+    fn copy(&mut self, copy: Copy, buffer: &mut [u8]) -> Step {
+        let (client, worker) = (self.client.as_fd(), self.worker.as_fd());
         let had_ended = (self.up.has_ended, self.down.has_ended);
-        let mut up = self.up.copy(&self.client, &self.worker, buffer);
+        let mut up = copy(&mut self.up, client, worker, buffer);
         if let Err(Broken::Sink) = up {
             // The worker is done with this client, and may have said so: that still goes down. What the client says
             // meanwhile is received for nobody, since closing over it would be a reset (RFC 9112, section 9.6).
             self.up.discards = true;
             self.up.unsent = Vec::new();
-            up = self.up.copy(&self.client, &self.worker, buffer);
+            up = copy(&mut self.up, client, worker, buffer);
         }
-        let mut down = self.down.copy(&self.worker, &self.client, buffer);
+        let mut down = copy(&mut self.down, worker, client, buffer);
         if let Err(Broken::Source) = down {
             // The worker was killed, or closed over something it had not read. What it had said before has been
             // received before the error; for the client it is an end.
@@ -524,61 +530,32 @@ impl Pair {
 
 /// One of the two streams of a pair.
 #[derive(Default)]
-struct Direction {
+pub struct Stream {
     /// Received but not taken by the sink; at most [`BUFFER_BYTES`], and none while all goes well.
-    unsent: Vec<u8>,
+    pub unsent: Vec<u8>,
     /// False when the last receive emptied the source: the next edge will tell.
-    readable: bool,
+    pub readable: bool,
     /// The source has said that it will send no more; behind its last byte stands the end of the stream.
-    end_announced: bool,
+    pub end_announced: bool,
     /// The end has been received, and all before it has been sent.
-    has_ended: bool,
+    pub has_ended: bool,
     /// Nobody wants what is still to be received.
-    discards: bool,
+    pub discards: bool,
 }
 
-enum Copied {
-    /// All there was, or all that the sink takes for now.
+/// How a step with a stream ended.
+pub enum Copied {
+    /// All there was is copied, or all that the sink takes for now.
     All,
+    /// There may be more, but it is the others' turn.
     Some,
 }
 
-/// Which end of a direction has failed.
-enum Broken {
+/// Which end of a stream has failed.
+pub enum Broken {
     Source,
     Sink,
 }
 
-impl Direction {
-    fn copy(
-        &mut self,
-        source: &impl AsRawFd,
-        sink: &impl AsRawFd,
-        buffer: &mut [u8],
-    ) -> Result<Copied, Broken> {
-        for _ in 0..RECEIVES_PER_STEP {
-            let sent = send_some(sink, &self.unsent).map_err(|_| Broken::Sink)?;
-            self.unsent.drain(..sent);
-            if !self.unsent.is_empty() || !self.readable || self.has_ended {
-                return Ok(Copied::All);
-            }
-            // Gives the memory back: a pair that waits for nobody owns no buffer.
-            self.unsent = Vec::new();
-            match receive(source, buffer) {
-                Ok(0) => self.has_ended = true,
-                Ok(received) => {
-                    // A short receive has emptied a stream socket (epoll(7), question 9), unless the end of the
-                    // stream stands behind the bytes.
-                    self.readable = self.end_announced || received == buffer.len();
-                    if !self.discards {
-                        let sent = send_some(sink, &buffer[..received]).map_err(|_| Broken::Sink)?;
-                        self.unsent.extend_from_slice(&buffer[sent..received]);
-                    }
-                }
-                Err(Errno::EAGAIN) => self.readable = false,
-                Err(_) => return Err(Broken::Source),
-            }
-        }
-        Ok(Copied::Some)
-    }
-}
+/// A step with a stream: copies from a source to a sink what both have ready, through a buffer.
+pub type Copy = fn(&mut Stream, BorrowedFd, BorrowedFd, &mut [u8]) -> Result<Copied, Broken>;
