@@ -7,21 +7,22 @@
 
 #![forbid(unsafe_code)]
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use acceptlab::console;
 use acceptlab::lab::evidence::columns::{self, Column};
 use acceptlab::lab::evidence::report::{Place, for_terminal, gaps};
 use acceptlab::lab::observe::tracepoints::mount_for_ourselves;
 use acceptlab::lab::plan::blocks::{estimate, schedule};
 use acceptlab::lab::plan::experiment::{self, Experiment};
 use acceptlab::lab::plan::law;
+use acceptlab::lab::program::{Interrupt, Stop, print_until, watch_for_interrupt};
 use acceptlab::lab::run::all_cases::{self, Outcome, Plan};
-use acceptlab::lab::run::program::{Interrupt, Stop, leash, watch_for_interrupt};
 use acceptlab::lab::{check, order, record, verify, watch};
 use clap::{Parser, Subcommand, ValueEnum};
+use crossbeam_channel::never;
 
 /// The laboratory: experiments in, tables out.
 ///
@@ -114,16 +115,6 @@ enum Command {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
-    /// Become COMMAND, to die with the lab. How the lab starts everything it starts.
-    #[command(hide = true)]
-    Leash {
-        #[arg(long)]
-        parent: u32,
-        #[arg(long, value_delimiter = ',')]
-        cpus: Vec<usize>,
-        #[arg(last = true, required = true)]
-        command: Vec<String>,
-    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -132,27 +123,21 @@ enum Format {
     Json,
 }
 
-/// What a finished command tells the shell.
-enum End {
-    Well,
-    Badly,
-    Interrupted,
-}
-
 fn main() -> ExitCode {
     match run(Arguments::parse()) {
-        Ok(End::Well) => ExitCode::SUCCESS,
-        Ok(End::Badly) => ExitCode::from(1),
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
         // 128 + SIGINT, as shells report it.
-        Ok(End::Interrupted) => ExitCode::from(130),
-        Err(line) => {
-            eprintln!("lab: {line}");
+        Err(Stop::Interrupted) => ExitCode::from(130),
+        Err(Stop::Failed(line)) => {
+            console::log_last(format_args!("lab: {line}"));
             ExitCode::from(1)
         }
     }
 }
 
-fn run(arguments: Arguments) -> Result<End, String> {
+/// Whether all went well.
+fn run(arguments: Arguments) -> Result<bool, Stop> {
     let root = arguments.root;
     match arguments.command {
         Command::List => print(&list(&load(root)?.1)),
@@ -168,40 +153,26 @@ fn run(arguments: Arguments) -> Result<End, String> {
         }
         Command::Report { check, out } => {
             let (root, experiments) = load(root)?;
-            report(&Place::new(&root, out.as_deref()), &experiments, &experiments, check)
+            report(&Place::new(&root, out.as_deref()), &experiments, &experiments, check, &never())
         }
         Command::Verify { experiment } => {
             let interrupt = watch_for_interrupt();
             let (root, all) = load(root)?;
             enter(&root)?;
-            match verify::run(&experiment::select(all, &experiment)?, &interrupt) {
-                Ok(all_passed) => Ok(if all_passed { End::Well } else { End::Badly }),
-                Err(Stop::Interrupted) => Ok(End::Interrupted),
-                Err(Stop::Failed(why)) => Err(why),
-            }
+            verify::run(&experiment::select(all, &experiment)?, &interrupt)
         }
         Command::Order { connections, rate, command } => {
             let interrupt = watch_for_interrupt();
-            match order::observe(&command.join(" "), connections, rate, &interrupt) {
-                Ok(order) => print(&order.render()),
-                Err(Stop::Interrupted) => Ok(End::Interrupted),
-                Err(Stop::Failed(why)) => Err(why),
-            }
+            let order = order::observe(&command, connections, rate, &interrupt)?;
+            print_until(&interrupt, &order.render()).map(|()| true)
         }
-        Command::Watch { path, once: true, .. } => watch::print_once(&path).map(|()| End::Well),
+        Command::Watch { path, once: true, .. } => Ok(watch::print_once(&path).map(|()| true)?),
         Command::Watch { path, interval, .. } => {
-            let interrupt = watch_for_interrupt();
-            match watch::run(&path, interval, &interrupt) {
-                Ok(()) => Ok(End::Well),
-                Err(Stop::Interrupted) => Ok(End::Interrupted),
-                Err(Stop::Failed(why)) => Err(why),
-            }
+            watch::run(&path, interval, &watch_for_interrupt()).map(|()| true)
         }
         Command::Check { format, command } => {
-            let holds = check::run(&command, format == Format::Json)?;
-            Ok(if holds { End::Well } else { End::Badly })
+            check::run(&command, format == Format::Json, &watch_for_interrupt())
         }
-        Command::Leash { parent, cpus, command } => Err(leash(parent, &cpus, &command)),
     }
 }
 
@@ -252,51 +223,59 @@ fn measure(
     seed: u64,
     out: Option<&Path>,
     interrupt: &Interrupt,
-) -> Result<End, String> {
+) -> Result<bool, Stop> {
     let chosen = experiment::select(all.clone(), words)?;
     let place = Place::new(root, out);
-    eprintln!("seed {seed}");
+    console::log(format_args!("seed {seed}"));
     let plan = Plan { root, records: &place.records, experiments: &chosen, quick, seed };
     let outcome = all_cases::run(&plan, interrupt)?;
-    report(&place, &all, &chosen, false)?;
+    let reported = report(&place, &all, &chosen, false, interrupt);
     // Again, where it is not lost above the tables.
-    outcome.failures.iter().for_each(|failure| eprintln!("{failure}"));
+    outcome.failures.iter().for_each(console::log);
     let failed = outcome.failures.len();
-    eprintln!("{} rows, {failed} failed; tables in {}", outcome.rows, place.results.display());
-    Ok(match outcome {
-        Outcome { interrupted: true, .. } => End::Interrupted,
-        _ if failed == 0 => End::Well,
-        _ => End::Badly,
-    })
+    let Outcome { rows, planned, interrupted, .. } = outcome;
+    let end = if interrupted {
+        format!("interrupted after {rows} of {planned} rows")
+    } else {
+        format!("{rows} rows")
+    };
+    console::log_last(format_args!("{end}, {failed} failed; tables in {}", place.results.display()));
+    if interrupted {
+        return Err(Stop::Interrupted);
+    }
+    reported.map(|_| failed == 0)
 }
 
 /// Brings RESULTS.md up to date with the records and prints the tables of the chosen experiments.
-fn report(place: &Place, all: &[Experiment], chosen: &[Experiment], check: bool) -> Result<End, String> {
+fn report(
+    place: &Place,
+    all: &[Experiment],
+    chosen: &[Experiment],
+    check: bool,
+    interrupt: &Interrupt,
+) -> Result<bool, Stop> {
     let records = record::read_all(&place.records)?;
     let (now, then) = place.now_and_then(all, &records);
+    let results = place.results.display();
     if check {
         if now != then {
-            return Err(format!(
-                "{} is not what the records give; `lab report` rewrites it",
-                place.results.display()
-            ));
+            return Err(format!("{results} is not what the records give; `lab report` rewrites it").into());
         }
         let gaps = gaps(all, &records);
-        gaps.iter().for_each(|gap| eprintln!("{gap}"));
+        gaps.iter().for_each(console::log);
         return match gaps.len() {
-            0 => Ok(End::Well),
-            count => Err(format!("the tables are incomplete in {count} places; `lab run` measures again")),
+            0 => Ok(true),
+            count => {
+                Err(format!("the tables are incomplete in {count} places; `lab run` measures again").into())
+            }
         };
     }
-    std::fs::write(&place.results, then)
-        .map_err(|error| format!("write {}: {error}", place.results.display()))?;
+    std::fs::write(&place.results, then).map_err(|error| format!("write {results}: {error}"))?;
     let newest =
         |experiment: &Experiment| Some(for_terminal(experiment, record::newest(&records, &experiment.name)?));
-    print(&chosen.iter().filter_map(newest).collect::<String>())
+    print_until(interrupt, &chosen.iter().filter_map(newest).collect::<String>()).map(|()| true)
 }
 
-/// Whoever closes the pipe has seen enough.
-fn print(text: &str) -> Result<End, String> {
-    let _ = std::io::stdout().write_all(text.as_bytes());
-    Ok(End::Well)
+fn print(text: &str) -> Result<bool, Stop> {
+    print_until(&never(), text).map(|()| true)
 }

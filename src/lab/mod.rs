@@ -1,18 +1,20 @@
-//! The lab: experiments in, evidence out, as the data travels.
+//! The lab: experiments in, evidence out. In the order in which they import each other:
 //!
-//! - [`plan`]: experiment file → matrix → cases, and what theory promises each;
+//! - [`plan`]: experiment file → matrix → cases, typed command lines, events, laws, and the order of the runs;
+//! - [`observe`]: what /proc, the scoreboard and the kernel's tracepoints show of a server;
+//! - [`record`]: the row that a run fills, rows on disk, append-only, and the machine they were made on;
+//! - [`program`]: starting a program, awaiting its `ready` line, its output and its end;
 //! - [`run`]: one case after another: processes, faults, the clients of other projects;
-//! - [`observe`]: what the kernel and /proc counted meanwhile;
-//! - [`record`]: rows on disk, append-only, and the machine they were made on;
 //! - [`evidence`]: rows → columns → tables → pages;
 //! - [`verify`]: the same cases as tests; [`check`]: any server against the contract; [`order`]: who takes connections
 //!   that come one after another; [`watch`]: a running server's counters on the terminal.
 //!
-//! Errors are one line each, complete with file, argument and remedy, and are printed by `bins/lab.rs` alone.
+//! Errors are one line each, complete with file, argument and remedy, and are printed by `bins/lab.rs` only.
 
 pub mod evidence;
 pub mod observe;
 pub mod plan;
+pub mod program;
 pub mod record;
 pub mod run;
 

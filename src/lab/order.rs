@@ -5,11 +5,11 @@ use std::fmt::Write;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::cpu;
+use nix::sys::signal::Signal;
+
 use crate::lab::check::client::served;
 use crate::lab::observe::processes::{Process, family};
-use crate::lab::run::one_case::await_ready;
-use crate::lab::run::program::{Interrupt, Program, Stop, within};
+use crate::lab::program::{Interrupt, Program, Stop};
 use crate::report::{LoadReport, ServerReport};
 
 /// Share of the connections from which on a rule is called the rule.
@@ -61,17 +61,22 @@ pub enum Pattern {
 }
 
 /// Starts the server, sends it so many connections at this rate, and reads who answered.
-pub fn observe(command: &str, connections: u32, rate: u32, interrupt: &Interrupt) -> Result<Order, Stop> {
-    let cpus = cpu::allowed();
-    let mut server = Program::start(command, &["--listen", "127.0.0.1:0"], &cpus)?;
-    let address = await_ready(&mut server, interrupt)?;
+pub fn observe(
+    command: &[String],
+    connections: u32,
+    rate: u32,
+    interrupt: &Interrupt,
+) -> Result<Order, Stop> {
+    let program = Program::new(command).until(interrupt);
+    let mut server = program.launch(&["--listen", "127.0.0.1:0"])?;
+    let address = server.await_ready(PATIENCE).map_err(|why| why.stop(program.name()))?;
     let client = format!(
         "loadgen --connections 1 --requests-per-connection 1 --requests {connections} --rate {rate} \
          --show answers:{connections} --format json http://{address}/"
     );
-    let mut client = Program::start(&client, &[], &cpus)?;
+    let mut client = Program::of(&client).until(interrupt).launch(&[])?;
     let length = Duration::from_secs(u64::from(connections / rate.max(1)));
-    let document = client.finish(within(length + PATIENCE), interrupt, |_| ())?;
+    let document = client.finish(length + PATIENCE, |_| ())?;
     let load: LoadReport = read(&document).map_err(|why| Stop::Failed(client.failure(&why)))?;
     if load.errors.total() > 0 {
         return Err(Stop::Failed(format!("{} of {connections} connections failed", load.errors.total())));
@@ -82,8 +87,8 @@ pub fn observe(command: &str, connections: u32, rate: u32, interrupt: &Interrupt
         Some(_) => rouse_the_others(server.pid(), &address)?,
         None => Vec::new(),
     };
-    server.terminate();
-    let document = server.finish(within(PATIENCE), interrupt, |_| ())?;
+    server.signal(Signal::SIGTERM);
+    let document = server.finish(PATIENCE, |_| ())?;
     let report: ServerReport = read(&document).map_err(|why| Stop::Failed(server.failure(&why)))?;
     Ok(Order { takers, workers: report.workers.len(), last_to_sleep_took })
 }

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::process::{Child, Command};
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
@@ -50,16 +50,16 @@ pub fn fork() -> nix::Result<Fork> {
 /// What a started program inherits beside the standard streams.
 pub const MOST_KEPT: usize = 2;
 
-/// Starts a program that the kernel kills when this thread dies, with no signal blocked, and with `kept`, [`MOST_KEPT`] at
+/// Starts a program that gets `at_our_death` from the kernel when this thread dies, with no signal blocked, and with `kept`, [`MOST_KEPT`] at
 /// most, open under the numbers they have here. It leads a process group of its own: a terminal's Ctrl-C is ours to pass
 /// on, and a signal to the group reaches what the program has started.
-pub fn spawn(command: &mut Command, kept: &[BorrowedFd]) -> std::io::Result<Pid> {
+pub fn spawn(command: &mut Command, kept: &[BorrowedFd], at_our_death: Signal) -> std::io::Result<Child> {
     let parent = getpid();
     let mut numbers = [-1; MOST_KEPT];
     numbers[..kept.len()].iter_mut().zip(kept).for_each(|(number, fd)| *number = fd.as_raw_fd());
     let count = kept.len();
     let prepare = move || {
-        prctl::set_pdeathsig(Signal::SIGKILL)?;
+        prctl::set_pdeathsig(at_our_death)?;
         if getppid() != parent {
             return Err(Errno::ESRCH.into());
         }
@@ -71,8 +71,7 @@ pub fn spawn(command: &mut Command, kept: &[BorrowedFd]) -> std::io::Result<Pid>
         Ok(())
     };
     // SAFETY: between fork and exec the closure makes system calls alone and allocates nothing (signal-safety(7)).
-    let child = unsafe { command.process_group(0).pre_exec(prepare) }.spawn()?;
-    Ok(Pid::from_raw(child.id() as i32))
+    unsafe { command.process_group(0).pre_exec(prepare) }.spawn()
 }
 
 /// Runs `last` when the process exits, after main has returned or exit(3) was called; not when a signal kills it.

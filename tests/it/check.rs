@@ -3,6 +3,7 @@
 use std::process::{Command, Output};
 
 use acceptlab::lab::check::{self, Unheld, Verdict};
+use acceptlab::lab::program::Program;
 
 use crate::support::kind;
 
@@ -11,7 +12,8 @@ fn judge<const N: usize>(command: &[&str], ids: [&str; N]) -> [Verdict; N] {
     let all = check::points();
     let points = ids.map(|id| *all.iter().find(|point| point.id == id).expect("a point with this id"));
     let command: Vec<String> = command.iter().map(|word| word.to_string()).collect();
-    let verdicts = check::judge(&command, &points, |_, _| {}).expect("the command can be started");
+    let verdicts =
+        check::judge(&Program::new(&command), &points, |_, _| {}).expect("the command can be started");
     verdicts.try_into().expect("one verdict per point")
 }
 
@@ -54,7 +56,7 @@ fn a_server_that_says_ready_and_does_not_listen_is_found_out() {
 fn a_parent_that_leaves_its_child_behind_is_found_out() {
     let orphaning = ["sh", "-c", "\"$0\" \"$@\" & wait", kind("sync").path];
     let [sigterm, sigkill] = judge(&orphaning, ["sigterm", "sigkill-parent"]);
-    assert_found(&sigterm, "signal 15");
+    assert_found(&sigterm, "signal: 15");
     assert_found(&sigkill, "pid");
 }
 
@@ -62,8 +64,8 @@ fn a_parent_that_leaves_its_child_behind_is_found_out() {
 fn a_wrong_exit_status_is_found_out() {
     let script = "trap 'kill $!' TERM; \"$0\" \"$@\" & wait; wait; exit 3";
     let [sigterm, taken] = judge(&["sh", "-c", script, kind("sync").path], ["sigterm", "taken-port"]);
-    assert_found(&sigterm, "status 3");
-    assert_found(&taken, "status 3");
+    assert_found(&sigterm, "status: 3");
+    assert_found(&taken, "status: 3");
 }
 
 #[test]

@@ -5,15 +5,20 @@
 //! it holds the program to, and a probe. To see every point fail that needs a parser:
 //! `lab check -- target/release/null-server`.
 //!
-//! In reading order: [`server`] and [`processes`](crate::lab::observe::processes) (the program as a process), [`client`] and [`queues`] (the
-//! program as seen from the wire), then the tables: [`start`], [`serve`], [`bad_input`], [`patience`], [`work`],
-//! [`stop`].
+//! In reading order: [`server`] (the program as a process), [`client`] and [`queues`] (the program as seen from the
+//! network), then the tables: [`start`], [`serve`], [`bad_input`], [`patience`], [`work`], [`stop`].
 
 use std::collections::VecDeque;
-use std::io::{IsTerminal, Write};
-use std::sync::{Mutex, mpsc};
+use std::io::IsTerminal;
+use std::sync::Mutex;
+use std::time::Duration;
 
+use crossbeam_channel::{RecvTimeoutError, Sender, unbounded};
 use serde::Serialize;
+
+use crate::console;
+use crate::lab::observe::processes::{Process, family};
+use crate::lab::program::{Interrupt, Stop, print_until};
 
 pub mod client;
 pub mod server;
@@ -81,84 +86,100 @@ pub fn points() -> Vec<&'static Point> {
         .collect()
 }
 
-/// Judges `command` on every point, prints the verdicts as they come, and returns whether all hold. An error is
-/// a command that could not even be started.
-pub fn run(command: &[String], json: bool) -> Result<bool, String> {
+/// Judges `command` on every point, prints the verdicts as they come, and returns whether all hold.
+///
+/// # Errors
+/// When the command could not be started, or the interrupt came.
+pub fn run(command: &[String], json: bool, interrupt: &Interrupt) -> Result<bool, Stop> {
     let points = points();
     let colour = std::io::stdout().is_terminal();
-    let verdicts = judge(command, &points, |point, verdict| {
+    let program = Program::new(command).until(interrupt);
+    let mut judged = 0;
+    let verdicts = judge(&program, &points, |point, verdict| {
+        judged += 1;
         if !json {
-            print(&line(point, verdict, colour));
+            // An interrupt is reported below.
+            let _ = print_until(interrupt, &(line(point, verdict, colour) + "\n"));
         }
-    })?;
-    let tally = Tally::of(&verdicts);
-    if json {
-        print(&document(command, &points, &verdicts, &tally));
-    } else {
-        print(&format!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped));
+    });
+    if matches!(verdicts, Err(Stop::Interrupted)) {
+        console::log(format_args!("interrupted after {judged} of {} points", points.len()));
     }
+    let verdicts = verdicts?;
+    let tally = Tally::of(&verdicts);
+    let end = match json {
+        true => document(command, &points, &verdicts, &tally),
+        false => format!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped),
+    };
+    print_until(interrupt, &(end + "\n"))?;
     Ok(tally.failed == 0)
 }
 
-/// Judges `command` on `points`; `tell` hears each verdict once, in the order of `points`. A program that does
-/// not get as far as its ready line is broken in that one point and not asked any other.
+/// Judges `program` on `points`; `report` gets each verdict once, in the order of `points`. A program that does not get as
+/// far as its ready line fails that point, and no other is tried.
 pub fn judge(
-    command: &[String],
+    program: &Program,
     points: &[&'static Point],
-    mut tell: impl FnMut(&Point, &Verdict),
-) -> Result<Vec<Verdict>, String> {
-    let Some(name) = command.first() else {
-        return Err("lab check needs a command to start: lab check -- ./server …".into());
-    };
-    let program = Program::new(command);
+    mut report: impl FnMut(&Point, &Verdict),
+) -> Result<Vec<Verdict>, Stop> {
     let first_start = match program.start_on("127.0.0.1:0", &[]) {
-        Err(NotReady::NotRun(error)) => {
-            return Err(format!("start {name}: {error}; is the path right?"));
-        }
+        Err(NotReady::NotStarted(why)) => return Err(Stop::Failed(why)),
+        Err(NotReady::Interrupted) => return Err(Stop::Interrupted),
         Err(not_ready) => Err(not_ready.into_broken(&[])),
         Ok(server) => start::listens(&server),
     };
-    match first_start {
-        Ok(()) => Ok(judge_running(&program, points, tell)),
-        Err(why) => {
-            let verdicts: Vec<Verdict> = points
-                .iter()
-                .map(|point| match point.id {
-                    id if id == start::READY.id => Err(why.clone()),
-                    _ => not_applicable("it does not get ready"),
-                })
-                .collect();
-            std::iter::zip(points, &verdicts).for_each(|(point, verdict)| tell(point, verdict));
-            Ok(verdicts)
-        }
-    }
+    let Err(why) = first_start else { return judge_running(program, points, report) };
+    let verdict = |point: &&'static Point| match point.id {
+        id if id == start::READY.id => Err(why.clone()),
+        _ => not_applicable("it does not get ready"),
+    };
+    let verdicts: Vec<Verdict> = points.iter().map(verdict).collect();
+    std::iter::zip(points, &verdicts).for_each(|(point, verdict)| report(point, verdict));
+    Ok(verdicts)
 }
 
 /// Hands the points to the examiners and puts their verdicts back into the order of `points`.
 fn judge_running(
     program: &Program,
     points: &[&'static Point],
-    mut tell: impl FnMut(&Point, &Verdict),
-) -> Vec<Verdict> {
+    mut report: impl FnMut(&Point, &Verdict),
+) -> Result<Vec<Verdict>, Stop> {
     let jobs = Mutex::new(jobs(points));
     let mut verdicts: Vec<Option<Verdict>> = points.iter().map(|_| None).collect();
     std::thread::scope(|scope| {
-        let (sender, receiver) = mpsc::channel();
+        let (sender, receiver) = unbounded();
         for _ in 0..EXAMINERS {
             let (sender, jobs) = (sender.clone(), &jobs);
             scope.spawn(move || examine(program, points, jobs, &sender));
         }
         drop(sender);
-        let mut told = 0;
-        for (index, verdict) in receiver {
-            verdicts[index] = Some(verdict);
-            while let Some(Some(verdict)) = verdicts.get(told) {
-                tell(points[told], verdict);
-                told += 1;
+        let mut reported = 0;
+        loop {
+            let received = receiver.recv_timeout(INTERRUPT_WITHIN);
+            match received {
+                _ if program.is_interrupted() => kill_descendants(),
+                Ok((index, verdict)) => verdicts[index] = Some(verdict),
+                Err(_) => {}
+            }
+            if received == Err(RecvTimeoutError::Disconnected) {
+                break;
+            }
+            while let Some(Some(verdict)) = verdicts.get(reported) {
+                report(points[reported], verdict);
+                reported += 1;
             }
         }
     });
-    verdicts.into_iter().map(|verdict| verdict.expect("every point is in one job")).collect()
+    verdicts.into_iter().collect::<Option<Vec<Verdict>>>().ok_or(Stop::Interrupted)
+}
+
+/// How long an interrupt may go unnoticed.
+const INTERRUPT_WITHIN: Duration = Duration::from_millis(50);
+
+/// Every server that is running: whoever waits for an answer of one does not wait any longer.
+fn kill_descendants() {
+    let we = std::process::id() as i32;
+    family(we).iter().filter(|process| process.pid != we).for_each(Process::kill);
 }
 
 /// Points by index: those that share a server are one job, each other one is its own. The last points of the
@@ -173,12 +194,15 @@ fn examine(
     program: &Program,
     points: &[&'static Point],
     jobs: &Mutex<VecDeque<Vec<usize>>>,
-    verdicts: &mpsc::Sender<(usize, Verdict)>,
+    verdicts: &Sender<(usize, Verdict)>,
 ) {
     loop {
         let Some(job) = jobs.lock().expect("no examiner panics with the lock").pop_front() else { return };
         let mut server = None;
         for index in job {
+            if program.is_interrupted() {
+                return;
+            }
             let verdict = match points[index].probe {
                 Probe::Own(probe) => probe(program),
                 Probe::Shared(probe) => on_shared(program, &mut server, probe),
@@ -258,11 +282,6 @@ fn document(command: &[String], points: &[&'static Point], verdicts: &[Verdict],
         })
         .collect();
     serde_json::json!({ "schema": 1, "command": command, "tally": tally, "points": rows }).to_string()
-}
-
-/// A reader that went away (`lab check … | head`) is no reason to panic; the exit status still tells.
-fn print(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 #[cfg(test)]

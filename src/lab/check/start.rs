@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 
 use super::client::served;
-use super::server::{NotReady, Program, Server, describe, with_flags};
+use super::server::{NotReady, Program, Server, with_flags};
 use super::{Point, Verdict, broken, not_applicable, own, shared};
 
 pub const READY: Point =
@@ -107,7 +107,7 @@ fn taken_port(program: &Program) -> Verdict {
             Ok(())
         }
         Err(NotReady::Silent { status: Some(status), stderr, .. }) => {
-            broken(expected, format!("{}, and said {stderr:?}", describe(status)))
+            broken(expected, format!("{status}, and it said {stderr:?}"))
         }
         Err(_) => broken(expected, "it is still running and not ready"),
     }
@@ -121,7 +121,7 @@ pub fn refused(program: &Program, flags: &[&str]) -> Verdict {
             if status.code() == Some(2) && !stderr.trim().is_empty() {
                 return Ok(());
             }
-            broken(expected, format!("{}, and said {stderr:?}", describe(status)))
+            broken(expected, format!("{status}, and it said {stderr:?}"))
         }
         Err(_) => broken(expected, "it is still running and not ready"),
         Ok(_) => broken(expected, "it says that it is ready"),

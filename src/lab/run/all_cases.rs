@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::console;
 use crate::lab::plan::blocks::{Run, estimate, schedule};
 use crate::lab::plan::case::Case;
 use crate::lab::plan::experiment::Experiment;
+use crate::lab::program::{Interrupt, Stop};
 use crate::lab::record::fingerprint;
 use crate::lab::record::{Header, Writer};
 use crate::lab::run::one_case;
-use crate::lab::run::program::{Interrupt, Stop};
 use crate::units::utc_now;
 
 /// What `lab run` was asked for.
@@ -30,6 +31,7 @@ pub struct Plan<'a> {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Outcome {
     pub rows: usize,
+    pub planned: usize,
     /// What failed and why, a line each.
     pub failures: Vec<String>,
     pub interrupted: bool,
@@ -52,7 +54,7 @@ pub fn run(plan: &Plan, interrupt: &Interrupt) -> Result<Outcome, String> {
     };
     let mut record = Writer::create(plan.records, &header)?;
     let progress = ProgressDisplay::new(&runs);
-    let mut outcome = Outcome { rows: 0, failures: Vec::new(), interrupted: false };
+    let mut outcome = Outcome { rows: 0, planned: runs.len(), failures: Vec::new(), interrupted: false };
     for Run { case, block, group } in &runs {
         progress.begin(case);
         let mut row = match one_case::run(case, *block, interrupt) {
@@ -87,7 +89,7 @@ impl ProgressDisplay {
     fn new(runs: &[Run]) -> ProgressDisplay {
         let total = estimate(runs);
         let (minutes, seconds) = minutes_and_seconds(total);
-        eprintln!("{} runs, about {minutes}:{seconds:02} min", runs.len());
+        console::log(format_args!("{} runs, about {minutes}:{seconds:02} min", runs.len()));
         let plain = !stderr().is_terminal();
         let target = if plain { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let bar = ProgressBar::with_draw_target(Some(total.as_millis() as u64), target);
@@ -103,7 +105,7 @@ impl ProgressDisplay {
     fn end(&self, case: &Case, failure: Option<&str>) {
         self.bar.inc(case.estimate.as_millis() as u64);
         if self.plain {
-            eprintln!("{}", failure.map_or(case.to_string(), str::to_string));
+            console::log(failure.map_or(case.to_string(), str::to_string));
         } else if let Some(failure) = failure {
             self.bar.println(failure);
         }

@@ -4,5 +4,4 @@ pub mod all_cases;
 pub mod fault_injector;
 pub mod foreign;
 pub mod one_case;
-pub mod program;
 pub mod sysctl;

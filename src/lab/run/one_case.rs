@@ -2,9 +2,10 @@
 //! documents into one row. Whatever goes wrong becomes the row's `failure`, so that no run is lost silently.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::signal::Signal;
 
 use crate::cpu;
 use crate::lab::observe::footprint::{self, Footprint};
@@ -12,18 +13,18 @@ use crate::lab::observe::growth::Size;
 use crate::lab::observe::kernel_counts::KernelCounter;
 use crate::lab::observe::timeline::Sampler;
 use crate::lab::plan::case::Case;
+use crate::lab::program::{Interrupt, Program, Running, Stop, on_path};
 use crate::lab::record::Row;
 use crate::lab::run::fault_injector::{self, FaultInjector};
 use crate::lab::run::foreign;
-use crate::lab::run::program::{Event, Interrupt, Program, Stop, on_path, within};
 use crate::lab::run::sysctl::{Sysctl, Unset};
 use crate::machine::Counters;
 use crate::report::LoadReport;
 use crate::scoreboard::Scoreboard;
 
 /// Ten thousand processes need seconds to be forked, and to be reaped.
-const START_DEADLINE: Duration = Duration::from_secs(60);
-const STOP_DEADLINE: Duration = Duration::from_secs(60);
+const START_WITHIN: Duration = Duration::from_secs(60);
+const STOP_WITHIN: Duration = Duration::from_secs(60);
 /// Beyond what the command line declares: time-outs, late answers, counted requests.
 const CLIENT_GRACE: Duration = Duration::from_secs(120);
 
@@ -61,10 +62,7 @@ pub fn run(case: &Case, block: usize, interrupt: &Interrupt) -> Result<Row, Stop
     match measured {
         Ok(()) => {}
         Err(Stop::Interrupted) => return Err(Stop::Interrupted),
-        Err(Stop::Failed(why)) => match missing(&why) {
-            Some(privilege) => row.skipped = Some(privilege.to_string()),
-            None => row.failure = Some(why),
-        },
+        Err(Stop::Failed(why)) => row.failure = Some(why),
     }
     row.machine = Counters::now().since(&before);
     Ok(row)
@@ -79,18 +77,6 @@ fn how_to_install(program: &str) -> Option<&'static str> {
         _ => None,
     }
 }
-
-/// `needs CAP_BPF`, where a start ended with these words: nothing is broken, we are just not allowed. A server that has
-/// started and fails then has failed, whatever it says.
-fn missing(failure: &str) -> Option<&str> {
-    let (_, why) = failure.split_once(UNREADY)?;
-    let (_, capability) = why.rsplit_once("needs CAP_")?;
-    let is_name = capability.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
-    is_name.then(|| &why[why.len() - capability.len() - "needs CAP_".len()..])
-}
-
-/// How a failed start is told.
-const UNREADY: &str = "before it was ready";
 
 /// The CPUs at these indices of the allowed ones, all of them when none is named. On a smaller machine the
 /// indices wrap around: sides that should be apart then share, and the row's CPUs say so.
@@ -110,7 +96,7 @@ fn measure_with_footprint(case: &Case, row: &mut Row, interrupt: &Interrupt) -> 
     let mut longer = case.clone();
     for _ in 0..LOOKS {
         measure(&longer, row, interrupt)?;
-        if !case.probe || row.footprint.is_some() {
+        if !case.probe || row.footprint.is_some() || row.skipped.is_some() {
             return Ok(());
         }
         longer = longer.with_warmup(2 * longer.client.warmup.unwrap_or_default());
@@ -129,8 +115,15 @@ fn measure(case: &Case, row: &mut Row, interrupt: &Interrupt) -> Result<(), Stop
         Some(board) => case.server.with(&format!("--scoreboard {}", board.path())),
         None => case.server.clone(),
     };
-    let mut server = Program::start(command.text(), &[], &row.server_cpus)?;
-    let address = await_ready(&mut server, interrupt)?;
+    let program = Program::of(command.text()).on_cpus(&row.server_cpus).until(interrupt);
+    let mut server = program.launch(&[])?;
+    let address = match server.await_ready(START_WITHIN) {
+        Ok(address) => address,
+        Err(why) => {
+            row.skipped = why.missing_privilege().map(str::to_string);
+            return if row.skipped.is_some() { Ok(()) } else { Err(why.stop(program.name())) };
+        }
+    };
     let scoreboard = board.map(Board::open).transpose()?;
     let url = format!("http://{address}/");
     row.client_command = case.client.with_url(&url);
@@ -143,11 +136,11 @@ fn measure(case: &Case, row: &mut Row, interrupt: &Interrupt) -> Result<(), Stop
         run_foreign(case, row, &url, interrupt)?;
     }
     row.observed = Some(counter.end());
-    server.terminate();
-    let document = match server.finish(within(STOP_DEADLINE), interrupt, |_| ()) {
+    server.signal(Signal::SIGTERM);
+    let document = match server.finish(STOP_WITHIN, |_| ()) {
         Err(Stop::Failed(why)) if case.expect_death && server.has_ended() => {
             row.death = Some(why);
-            if let Ok(report) = serde_json::from_str(server.last_output()) {
+            if let Ok(report) = serde_json::from_str(server.output()) {
                 row.keep_server(report);
             }
             return Ok(());
@@ -194,28 +187,11 @@ impl Drop for Board {
     }
 }
 
-/// The address of the `ready` line.
-pub fn await_ready(server: &mut Program, interrupt: &Interrupt) -> Result<String, Stop> {
-    let deadline = within(START_DEADLINE);
-    loop {
-        match server.next(deadline, interrupt)? {
-            Event::Stdout(line) => match line.strip_prefix("ready ") {
-                Some(address) => return Ok(address.to_string()),
-                None => return Err(Stop::Failed(server.failure(&format!("said {line:?} instead of ready")))),
-            },
-            Event::Stderr(_) => {}
-            Event::Exited(status) => {
-                return Err(Stop::Failed(server.failure(&format!("ended with {status} {UNREADY}"))));
-            }
-        }
-    }
-}
-
 fn run_loadgen(
     case: &Case,
     row: &mut Row,
     url: &str,
-    server: &Program,
+    server: &Running,
     scoreboard: Option<Scoreboard>,
     interrupt: &Interrupt,
 ) -> Result<(), Stop> {
@@ -225,14 +201,15 @@ fn run_loadgen(
     let extra = [phases, &["--format", "json", url]].concat();
     let held = if case.probe { footprint::of_group(group).fds } else { 0 };
     let expected = held + case.client.connections.unwrap_or(0) + case.client.idle;
-    let mut client = Program::start(case.client.text(), &extra, &row.client_cpus)?;
+    let program = Program::of(case.client.text()).on_cpus(&row.client_cpus).until(interrupt);
+    let mut client = program.launch(&extra)?;
     let mut seen: Option<Footprint> = None;
     let mut injector = None;
     let (mut before, mut after) = (None, None);
     let mut fell_back = None;
     let on_line = |line: &str| match line.trim() {
         "phase warmup" if case.probe => {
-            let deadline = within(case.client.warmup.unwrap_or_default());
+            let deadline = Instant::now() + case.client.warmup.unwrap_or_default();
             seen = footprint::settled(group, expected, deadline);
         }
         "phase measure" => {
@@ -249,7 +226,7 @@ fn run_loadgen(
         line if line.contains("io_uring") => fell_back = Some(line.to_string()),
         _ => {}
     };
-    let document = client.finish(within(case.estimate + CLIENT_GRACE), interrupt, on_line)?;
+    let document = client.finish(case.estimate + CLIENT_GRACE, on_line)?;
     match injector {
         Some(injector) => injector.and_then(FaultInjector::finish).map_err(Stop::Failed)?,
         None if case.events.is_some() => return Err(Stop::Failed(client.failure("never began to measure"))),
@@ -272,8 +249,9 @@ fn run_loadgen(
 
 fn run_foreign(case: &Case, row: &mut Row, url: &str, interrupt: &Interrupt) -> Result<(), Stop> {
     let before = children_cpu_us();
-    let mut client = Program::start(case.client.text(), &[url], &row.client_cpus)?;
-    let text = client.finish(within(case.estimate + CLIENT_GRACE), interrupt, |_| ())?;
+    let program = Program::of(case.client.text()).on_cpus(&row.client_cpus).until(interrupt);
+    let mut client = program.launch(&[url])?;
+    let text = client.finish(case.estimate + CLIENT_GRACE, |_| ())?;
     let mut report = foreign::parse(case.client.program(), &text)
         .ok_or_else(|| Stop::Failed(client.failure("printed no result")))?;
     if report.cpu_us == 0 {
@@ -294,20 +272,6 @@ fn children_cpu_us() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_missing_privilege_is_told_apart_from_a_failure() {
-        let why = "load a program: operation not permitted; needs CAP_BPF";
-        let refused = format!("reuseport ended with exit status: 1 before it was ready: {why}");
-        assert_eq!(missing(&refused), Some("needs CAP_BPF"));
-        for failure in [
-            "reuseport ended with exit status: 1 before it was ready: out of memory".to_string(),
-            format!("{refused}, or so it seems"),
-            format!("reuseport ended with exit status: 1: {why}"),
-        ] {
-            assert_eq!(missing(&failure), None, "{failure}");
-        }
-    }
 
     #[test]
     fn indices_choose_among_the_allowed_cpus_and_wrap_around() {

@@ -19,7 +19,7 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers
 use serde_json::json;
 
 use crate::failure::Failure;
-use crate::lab::run::program::{Interrupt, Stop};
+use crate::lab::program::{Interrupt, Stop};
 use crate::terminal::has_colour;
 use crate::units::parse_duration;
 use sample::{Look, Target};

@@ -1,0 +1,417 @@
+//! Starting a program, awaiting its `ready` line, its output and its end. `lab run`, `lab order`, `lab check` and the
+//! tests start every program this way.
+//!
+//! A started program leads a process group of its own and gets SIGTERM from the kernel when the thread that started it
+//! ends, however it ends. Every wait is for a value with a deadline: a line, the exit, or the interrupt.
+
+use std::env;
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError, never, select, unbounded};
+use nix::sys::signal::{SigSet, Signal, kill, killpg};
+use nix::unistd::Pid;
+
+use crate::console;
+use crate::cpu;
+use crate::lab::observe::footprint;
+use crate::lab::observe::processes::Process;
+use crate::sys::process::spawn;
+
+/// How long the output of a program that has ended may still be on its way through a pipe. A process that it left behind
+/// may hold the pipe open for longer.
+const DRAIN_WITHIN: Duration = Duration::from_secs(1);
+
+/// Why a wait ended without what it waited for.
+#[derive(Debug)]
+pub enum Stop {
+    /// The lab is to end (SIGINT, SIGTERM, SIGHUP).
+    Interrupted,
+    /// Something went wrong: one line.
+    Failed(String),
+}
+
+impl From<String> for Stop {
+    fn from(line: String) -> Stop {
+        Stop::Failed(line)
+    }
+}
+
+/// Closed, and thereby readable for every thread from then on, when the lab is to end. Nothing is ever sent.
+pub type Interrupt = Receiver<()>;
+
+/// Takes over SIGINT, SIGTERM and SIGHUP. Call it before any other thread exists: threads inherit the mask, and a
+/// thread without it would still die of the signal.
+pub fn watch_for_interrupt() -> Interrupt {
+    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
+    signals.thread_block().expect("blocking valid signals cannot fail (pthread_sigmask(3))");
+    let (sender, receiver) = unbounded();
+    thread::spawn(move || {
+        let _ = signals.wait();
+        drop(sender);
+        // A second signal does not wait for the report. The kernel ends what we have started.
+        let _ = signals.wait();
+        std::process::exit(130);
+    });
+    receiver
+}
+
+/// A command line that can be started.
+pub struct Program {
+    words: Vec<String>,
+    cpus: Option<Vec<usize>>,
+    interrupt: Interrupt,
+}
+
+/// A program that did not become ready.
+#[derive(Debug)]
+pub enum NotReady {
+    /// There is no such program, or we may not run it.
+    NotStarted(String),
+    Interrupted,
+    /// It ran and did not print the ready line; the status is missing when it was still running.
+    Silent {
+        status: Option<ExitStatus>,
+        found: String,
+        stderr: String,
+    },
+}
+
+impl Program {
+    pub fn new(words: &[String]) -> Program {
+        Program { words: words.to_vec(), cpus: None, interrupt: never() }
+    }
+
+    /// A command line whose words are separated by blanks.
+    pub fn of(command: &str) -> Program {
+        Program::new(&command.split_whitespace().map(str::to_string).collect::<Vec<_>>())
+    }
+
+    /// Restricts it to these CPUs.
+    pub fn on_cpus(self, cpus: &[usize]) -> Program {
+        Program { cpus: Some(cpus.to_vec()), ..self }
+    }
+
+    /// Ends every wait for it when this interrupt comes.
+    pub fn until(self, interrupt: &Interrupt) -> Program {
+        Program { interrupt: interrupt.clone(), ..self }
+    }
+
+    pub fn name(&self) -> &str {
+        self.words.first().map_or("", String::as_str)
+    }
+
+    pub fn is_interrupted(&self) -> bool {
+        is_closed(&self.interrupt)
+    }
+
+    /// Starts it with more words behind its own.
+    ///
+    /// # Errors
+    /// One line, complete with the program's name.
+    pub fn launch(&self, more: &[&str]) -> Result<Running, String> {
+        let Some((name, words)) = self.words.split_first() else {
+            return Err("the command line is empty; name a program".to_string());
+        };
+        let path = find(name)?;
+        let mut command = Command::new(path);
+        command.args(words).args(more).env("PATH", search_path());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut start = || spawn(&mut command, &[], Signal::SIGTERM);
+        let child = match &self.cpus {
+            Some(cpus) => on_cpus(cpus, start),
+            None => start(),
+        };
+        let child = child.map_err(|error| format!("start {name}: {error}; is the path right?"))?;
+        Ok(Running::watch(name.clone(), child, self.interrupt.clone()))
+    }
+}
+
+impl NotReady {
+    /// One line that begins with the program's name.
+    pub fn stop(self, name: &str) -> Stop {
+        match self {
+            NotReady::NotStarted(why) => Stop::Failed(why),
+            NotReady::Interrupted => Stop::Interrupted,
+            NotReady::Silent { found, stderr, .. } => Stop::Failed(match stderr.trim_end().lines().last() {
+                Some(line) => format!("{name} {found}: {line}"),
+                None => format!("{name} {found}"),
+            }),
+        }
+    }
+
+    /// `needs CAP_BPF`, where the program ended with these words: nothing is broken, the privilege is missing.
+    pub fn missing_privilege(&self) -> Option<&str> {
+        let NotReady::Silent { status: Some(_), stderr, .. } = self else { return None };
+        let line = stderr.trim_end();
+        let (before, capability) = line.rsplit_once("needs CAP_")?;
+        let is_name = capability.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
+        is_name.then(|| &line[before.len()..])
+    }
+}
+
+/// A thread started on some CPUs inherits them (sched_setaffinity(2)): ours are changed for the moment of the start.
+fn on_cpus<T>(cpus: &[usize], start: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
+    let ours = cpu::allowed();
+    cpu::pin_to(cpus)?;
+    let started = start();
+    cpu::pin_to(&ours)?;
+    started
+}
+
+/// A started program. Dropping it kills whatever is left of its processes.
+pub struct Running {
+    name: String,
+    group: Pid,
+    interrupt: Interrupt,
+    /// Its lines as they come.
+    stdout: Receiver<String>,
+    stderr: Receiver<String>,
+    exit: Receiver<ExitStatus>,
+    status: Option<ExitStatus>,
+    /// What [`Running::finish`] has read.
+    output: String,
+    last_complaint: Option<String>,
+}
+
+impl Running {
+    /// Three threads turn a child's output and its end into messages. The exit comes last.
+    fn watch(name: String, mut child: Child, interrupt: Interrupt) -> Running {
+        let group = Pid::from_raw(child.id() as i32);
+        let (out, stdout) = unbounded();
+        let (err, stderr) = unbounded();
+        let (exited, exit) = unbounded();
+        let (open, both_ended) = unbounded();
+        forward(child.stdout.take().expect("stdout is piped"), out, open.clone());
+        forward(child.stderr.take().expect("stderr is piped"), err, open);
+        thread::spawn(move || {
+            let status = child.wait().expect("no other thread reaps this child");
+            let _ = both_ended.recv_timeout(DRAIN_WITHIN);
+            let _ = exited.send(status);
+        });
+        let (status, output, last_complaint) = (None, String::new(), None);
+        Running { name, group, interrupt, stdout, stderr, exit, status, output, last_complaint }
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.group.as_raw()
+    }
+
+    /// Signals the process we started, and no other: its children are its own business.
+    pub fn signal(&self, signal: Signal) {
+        // It may have ended already; whoever awaits its end will see that.
+        let _ = kill(self.group, signal);
+    }
+
+    /// The address in its ready line.
+    pub fn await_ready(&mut self, within: Duration) -> Result<String, NotReady> {
+        let line = select! {
+            recv(self.interrupt) -> _ => return Err(NotReady::Interrupted),
+            recv(self.stdout) -> line => line.ok(),
+            default(within) => return Err(self.not_ready(format!("printed nothing within {within:?}"))),
+        };
+        match line {
+            Some(line) => match line.strip_prefix("ready ") {
+                Some(address) => Ok(address.to_string()),
+                None => Err(self.not_ready(format!("printed {line:?} instead of `ready ADDR:PORT`"))),
+            },
+            None => Err(match self.await_exit(DRAIN_WITHIN) {
+                Ok(Some(status)) => self.not_ready(format!("ended with {status} before it was ready")),
+                _ => self.not_ready("closed its standard output before it was ready".to_string()),
+            }),
+        }
+    }
+
+    fn not_ready(&mut self, found: String) -> NotReady {
+        let status = self.await_exit(DRAIN_WITHIN).ok().flatten();
+        NotReady::Silent { status, found, stderr: self.unread_stderr() }
+    }
+
+    /// How it ended; `None` when it is still running then.
+    pub fn await_exit(&mut self, within: Duration) -> Result<Option<ExitStatus>, Stop> {
+        if self.status.is_none() {
+            self.status = select! {
+                recv(self.exit) -> status => status.ok(),
+                recv(self.interrupt) -> _ => return Err(Stop::Interrupted),
+                default(within) => None,
+            };
+        }
+        Ok(self.status)
+    }
+
+    /// Waits for the end and returns all of standard output. `on_stderr` sees every line of standard error when it comes.
+    pub fn finish(&mut self, within: Duration, mut on_stderr: impl FnMut(&str)) -> Result<String, Stop> {
+        let deadline = Instant::now() + within;
+        let (mut stdout, mut stderr) = (self.stdout.clone(), self.stderr.clone());
+        let status = loop {
+            let line = select! {
+                recv(self.interrupt) -> _ => return Err(Stop::Interrupted),
+                recv(stdout) -> line => {
+                    match line {
+                        Ok(line) => self.output += &(line + "\n"),
+                        Err(_) => stdout = never(),
+                    }
+                    continue;
+                }
+                recv(stderr) -> line => line,
+                recv(self.exit) -> status => break status.expect("an exit is always reported"),
+                default(deadline.saturating_duration_since(Instant::now())) => {
+                    return Err(Stop::Failed(self.failure(&format!("did not end within {within:?}"))));
+                }
+            };
+            match line {
+                Ok(line) => {
+                    on_stderr(&line);
+                    self.last_complaint = Some(line);
+                }
+                Err(_) => stderr = never(),
+            }
+        };
+        self.status = Some(status);
+        self.output += &self.unread_stdout();
+        self.stderr.try_iter().for_each(|line| on_stderr(&line));
+        if status.success() {
+            return Ok(std::mem::take(&mut self.output));
+        }
+        Err(Stop::Failed(self.failure(&format!("ended with {status}"))))
+    }
+
+    /// What it had printed where [`Running::finish`] failed: even that may be a document.
+    pub fn output(&self) -> &str {
+        &self.output
+    }
+
+    /// The lines of standard output that nobody has read yet.
+    pub fn unread_stdout(&self) -> String {
+        self.stdout.try_iter().map(|line| line + "\n").collect()
+    }
+
+    /// The same of standard error.
+    pub fn unread_stderr(&self) -> String {
+        self.stderr.try_iter().map(|line| line + "\n").collect()
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.status.is_some()
+    }
+
+    /// After its exit: whether a process of its group is still there.
+    pub fn left_something_behind(&self) -> bool {
+        killpg(self.group, None).is_ok()
+    }
+
+    /// `what` with the program's name and the last line of its standard error.
+    pub fn failure(&mut self, what: &str) -> String {
+        self.last_complaint = self.stderr.try_iter().last().or(self.last_complaint.take());
+        match &self.last_complaint {
+            Some(line) => format!("{} {what}: {line}", self.name),
+            None => format!("{} {what}", self.name),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.status.is_none() || self.left_something_behind() {
+            // Workers may lead groups of their own.
+            let all: Vec<Process> = footprint::members(self.pid()).filter_map(Process::find).collect();
+            all.iter().for_each(Process::kill);
+        }
+        if self.status.is_none() {
+            let _ = kill(self.group, Signal::SIGKILL);
+            // Comes: SIGKILL cannot be ignored, and the watching thread reports the exit.
+            let _ = self.exit.recv();
+        }
+    }
+}
+
+fn forward(pipe: impl Read + Send + 'static, to: Sender<String>, open: Sender<()>) {
+    thread::spawn(move || {
+        let _open = open;
+        // What is not UTF-8 is shown as well as it can be: the pipe must be read on, or the program blocks.
+        for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
+            let _ = to.send(String::from_utf8_lossy(&line).into_owned());
+        }
+    });
+}
+
+pub fn is_closed(interrupt: &Interrupt) -> bool {
+    interrupt.try_recv() == Err(TryRecvError::Disconnected)
+}
+
+/// Writes to standard output, as slowly as it is read, until the interrupt comes. A reader that is gone is no error.
+pub fn print_until(interrupt: &Interrupt, text: &str) -> Result<(), Stop> {
+    console::print_while(text, || !is_closed(interrupt)).map_err(|failure| Stop::Failed(failure.to_string()))
+}
+
+/// A program of the toolkit beside the lab's own file, or any other on the path; a path is taken as it is.
+fn find(name: &str) -> Result<PathBuf, String> {
+    if name.contains('/') {
+        return Ok(PathBuf::from(name));
+    }
+    on_path(name).ok_or_else(|| {
+        format!(
+            "{name} is neither beside lab nor on the PATH; give its path, or cargo build --release --bins"
+        )
+    })
+}
+
+/// Where a program of this name is found, by us and by what we start.
+pub fn on_path(name: &str) -> Option<PathBuf> {
+    env::split_paths(&search_path()).map(|folder| folder.join(name)).find(|path| path.is_file())
+}
+
+/// The folder of the lab's own file, then the PATH.
+fn search_path() -> OsString {
+    let beside = env::current_exe().ok().and_then(|lab| Some(lab.parent()?.to_path_buf()));
+    let path = env::var_os("PATH");
+    let folders = beside.into_iter().chain(path.iter().flat_map(env::split_paths));
+    // A folder whose name holds the separator cannot be in a PATH.
+    env::join_paths(folders).unwrap_or(path.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn a_missing_privilege_is_told_apart_from_a_failure() {
+        let ended = |stderr: &str| NotReady::Silent {
+            status: Some(ExitStatus::from_raw(256)),
+            found: "ended with exit status: 1 before it was ready".to_string(),
+            stderr: stderr.to_string(),
+        };
+        let refused = "one line\nload a program: operation not permitted; needs CAP_BPF";
+        assert_eq!(ended(&format!("{refused}\n")).missing_privilege(), Some("needs CAP_BPF"));
+        assert_eq!(ended("out of memory\n").missing_privilege(), None);
+        assert_eq!(ended(&format!("{refused}, or so it seems")).missing_privilege(), None);
+        let Stop::Failed(line) = ended(refused).stop("reuseport") else { panic!("not a failure") };
+        assert!(line.starts_with("reuseport ended with exit status: 1 before") && !line.contains("one line"));
+    }
+
+    #[test]
+    fn output_that_is_not_text_does_not_stop_the_reading() {
+        let program = Program::of("printf ready\\0401\\n\\377\\nend\\n");
+        let mut running = program.launch(&[]).unwrap();
+        assert_eq!(running.await_ready(Duration::from_secs(30)).unwrap(), "1");
+        assert_eq!(running.finish(Duration::from_secs(30), |_| ()).unwrap(), "\u{fffd}\nend\n");
+    }
+
+    #[test]
+    fn a_dropped_program_takes_its_descendants_with_it() {
+        let words = ["sh", "-c", "sleep 60 & echo ready $!; wait"].map(String::from);
+        let mut running = Program::new(&words).launch(&[]).unwrap();
+        let pid = running.await_ready(Duration::from_secs(30)).unwrap().parse().unwrap();
+        let sleeper = Process::find(pid).unwrap();
+        drop(running);
+        let gone = crate::lab::observe::processes::poll_until(Duration::from_secs(30), || {
+            (!sleeper.is_alive()).then_some(())
+        });
+        assert_eq!(gone, Some(()));
+    }
+}
