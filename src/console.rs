@@ -110,7 +110,11 @@ pub fn print_unless_stopping(line: &str) -> Result<(), Failure> {
     print_while(line, || !has_termination_arrived())
 }
 
-fn print_while(document: &str, goes_on: impl Fn() -> bool) -> Result<(), Failure> {
+/// As [`print`], for as long as `goes_on`.
+///
+/// # Errors
+/// As for [`print`].
+pub fn print_while(document: &str, goes_on: impl Fn() -> bool) -> Result<(), Failure> {
     /// Between two looks at whether a blocked signal has arrived; one that is handled interrupts the wait.
     const LOOK_EVERY: Duration = Duration::from_millis(100);
     let mut left = document.as_bytes();

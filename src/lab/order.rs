@@ -106,7 +106,7 @@ fn favourite(takers: &[u32]) -> Option<u32> {
 fn rouse_the_others(server: i32, address: &str) -> Result<Vec<bool>, Stop> {
     let failed = |what: String| Stop::Failed(format!("rouse a worker of {address}: {what}"));
     let address: SocketAddr = address.parse().map_err(|error| failed(format!("{error}")))?;
-    let taker = || {
+    let taker = || -> Result<i32, Stop> {
         let answer = served(address).map_err(|why| failed(format!("{why:?}")))?;
         let (_, pid) = answer.signature().map_err(|why| failed(format!("{why:?}")))?;
         Ok(pid)

@@ -1,6 +1,7 @@
 //! Every server × section 1 of the contract, point by point as `lab check` judges it.
 
 use acceptlab::lab::check::{self, Unheld};
+use acceptlab::lab::program::Program;
 
 use crate::support::{SERVERS, kind};
 
@@ -8,7 +9,7 @@ pub fn keeps_the_contract(name: &str, flags: &[&str]) {
     let points = check::points();
     let mut broken = Vec::new();
     let command: Vec<String> = [&[kind(name).path], flags].concat().into_iter().map(String::from).collect();
-    let judged = check::judge(&command, &points, |point, verdict| {
+    let judged = check::judge(&Program::new(&command), &points, |point, verdict| {
         if matches!(verdict, Err(Unheld::Broken { .. })) {
             broken.push(check::line(point, verdict, false));
         }

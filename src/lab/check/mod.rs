@@ -155,14 +155,11 @@ fn judge_running(
         drop(sender);
         let mut reported = 0;
         loop {
-            let received = receiver.recv_timeout(INTERRUPT_WITHIN);
-            match received {
+            match receiver.recv_timeout(INTERRUPT_WITHIN) {
+                Err(RecvTimeoutError::Disconnected) => break,
                 _ if program.is_interrupted() => kill_descendants(),
                 Ok((index, verdict)) => verdicts[index] = Some(verdict),
-                Err(_) => {}
-            }
-            if received == Err(RecvTimeoutError::Disconnected) {
-                break;
+                Err(RecvTimeoutError::Timeout) => {}
             }
             while let Some(Some(verdict)) = verdicts.get(reported) {
                 report(points[reported], verdict);
