@@ -14,6 +14,7 @@ use std::time::Duration;
 use acceptlab::console;
 use acceptlab::lab::evidence::columns::{self, Column};
 use acceptlab::lab::evidence::report::{Place, for_terminal, gaps};
+use acceptlab::lab::observe::processes::proc_is_mounted;
 use acceptlab::lab::observe::tracepoints::mount_for_ourselves;
 use acceptlab::lab::plan::blocks::{estimate, schedule};
 use acceptlab::lab::plan::experiment::{self, Experiment};
@@ -143,6 +144,7 @@ fn run(arguments: Arguments) -> Result<bool, Stop> {
         Command::List => print(&list(&load(root)?.1)),
         Command::Explain => print(&explain()),
         Command::Run { experiment, quick, seed, out } => {
+            proc_is_mounted()?;
             mount_for_ourselves();
             let interrupt = watch_for_interrupt();
             let (root, all) = load(root)?;
@@ -156,12 +158,14 @@ fn run(arguments: Arguments) -> Result<bool, Stop> {
             report(&Place::new(&root, out.as_deref()), &experiments, &experiments, check, &never())
         }
         Command::Verify { experiment } => {
+            proc_is_mounted()?;
             let interrupt = watch_for_interrupt();
             let (root, all) = load(root)?;
             enter(&root)?;
             verify::run(&experiment::select(all, &experiment)?, &interrupt)
         }
         Command::Order { connections, rate, command } => {
+            proc_is_mounted()?;
             let interrupt = watch_for_interrupt();
             let order = order::observe(&command, connections, rate, &interrupt)?;
             print_until(&interrupt, &order.render()).map(|()| true)
@@ -171,6 +175,7 @@ fn run(arguments: Arguments) -> Result<bool, Stop> {
             watch::run(&path, interval, &watch_for_interrupt()).map(|()| true)
         }
         Command::Check { format, command } => {
+            proc_is_mounted()?;
             check::run(&command, format == Format::Json, &watch_for_interrupt())
         }
     }

@@ -18,6 +18,7 @@ use nix::unistd::Pid;
 
 use crate::console;
 use crate::cpu;
+use crate::failure::Failure;
 use crate::lab::observe::footprint;
 use crate::lab::observe::processes::Process;
 use crate::sys::process::spawn;
@@ -121,12 +122,18 @@ impl Program {
         let mut command = Command::new(path);
         command.args(words).args(more).env("PATH", search_path());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut start = || spawn(&mut command, &[], Signal::SIGTERM);
+        let mut start = || {
+            spawn(&mut command, &[], Signal::SIGTERM).map_err(|error| {
+                let is_missing = error.kind() == std::io::ErrorKind::NotFound;
+                let failure = Failure::new(format_args!("start {name}"), error);
+                if is_missing { failure.advise("is the path right?") } else { failure }
+            })
+        };
         let child = match &self.cpus {
             Some(cpus) => on_cpus(cpus, start),
             None => start(),
         };
-        let child = child.map_err(|error| format!("start {name}: {error}; is the path right?"))?;
+        let child = child.map_err(|failure| failure.to_string())?;
         Ok(Running::watch(name.clone(), child, self.interrupt.clone()))
     }
 }
@@ -154,12 +161,20 @@ impl NotReady {
     }
 }
 
-/// A thread started on some CPUs inherits them (sched_setaffinity(2)): ours are changed for the moment of the start.
-fn on_cpus<T>(cpus: &[usize], start: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
+/// What a thread starts inherits its CPUs (sched_setaffinity(2)): ours are changed for the moment of the start. A sandbox
+/// may refuse that, so it is left out where nothing would change.
+fn on_cpus<T>(cpus: &[usize], start: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
     let ours = cpu::allowed();
-    cpu::pin_to(cpus)?;
+    if ours == cpus {
+        return start();
+    }
+    let pin = |cpus: &[usize]| {
+        cpu::pin_to(cpus)
+            .map_err(|errno| Failure::new(format_args!("sched_setaffinity to CPUs {cpus:?}"), errno))
+    };
+    pin(cpus)?;
     let started = start();
-    cpu::pin_to(&ours)?;
+    pin(&ours)?;
     started
 }
 

@@ -18,7 +18,7 @@ const LAB: &str = env!("CARGO_BIN_EXE_lab");
 const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Sixty rows of a third of a second: nobody waits for its end.
-const LESSON: &str = r#"# A lesson
+pub const LESSON: &str = r#"# A lesson
 
 Does it run?
 
@@ -83,7 +83,7 @@ impl Scratch {
     }
 
     /// Whether something lives that was started with this folder in its environment.
-    fn lives(&self) -> bool {
+    pub fn lives(&self) -> bool {
         let marker = format!("ACCEPTLAB_TEST={}", self.root.display());
         let environments = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path().join("environ"));
         environments

@@ -26,6 +26,7 @@ mod hot_path;
 mod house;
 mod injected_errors;
 mod lab;
+mod lab_endings;
 mod live;
 mod loadgen;
 mod loadgen_engine;

@@ -1,4 +1,4 @@
-//! What a server is made of, as the kernel tells it in proc(5): its processes, their descriptors, their CPU time.
+//! The processes of a server as proc(5) shows them: their descriptors, their CPU time, and signals to them.
 
 use std::time::{Duration, Instant};
 
@@ -28,12 +28,12 @@ impl Process {
         now.tv_sec() as f64 + now.tv_nsec() as f64 / 1e9 - self.started as f64 / 100.0
     }
 
-    /// It has been stopped by a signal, and does nothing until it is told to go on.
+    /// It has been stopped by a signal, and does nothing until SIGCONT.
     pub fn is_stopped(&self) -> bool {
         Stat::of(self.pid).is_some_and(|stat| matches!(stat.state, 'T' | 't') && stat.started == self.started)
     }
 
-    /// A zombie has ended: it only waits for whoever inherited it.
+    /// False for a zombie, too: it has ended and waits for its parent to ask how.
     pub fn is_alive(&self) -> bool {
         Process::find(self.pid) == Some(*self)
     }
@@ -50,12 +50,12 @@ impl Process {
         }
     }
 
-    /// Stops it, so that it sleeps for nothing but SIGCONT. False when it did not stop within `within`.
+    /// Stops it until SIGCONT. False when it did not stop within `within`.
     pub fn stop(&self, within: Duration) -> bool {
         self.signal_and_await(Signal::SIGSTOP, within, |state| state == 'T')
     }
 
-    /// Lets it go on, and waits until it sleeps for something again. False when that took longer than `within`.
+    /// Lets it go on, and waits until it sleeps again. False when that took longer than `within`.
     pub fn resume(&self, within: Duration) -> bool {
         self.signal_and_await(Signal::SIGCONT, within, |state| state == 'S')
     }
@@ -76,6 +76,17 @@ impl Process {
     }
 }
 
+/// Whether the kernel shows us processes at all. Without, a server's workers could not be found or counted.
+///
+/// # Errors
+/// One line for the user.
+pub fn proc_is_mounted() -> Result<(), String> {
+    match Process::find(std::process::id() as i32) {
+        Some(_) => Ok(()),
+        None => Err("/proc does not show our own process; mount it: mount -t proc proc /proc".to_string()),
+    }
+}
+
 /// The process `root` and all that descend from it, root first.
 pub fn family(root: i32) -> Vec<Process> {
     let everyone: Vec<Stat> = Stat::everybody().filter(Stat::is_alive).collect();
@@ -89,8 +100,8 @@ pub fn family(root: i32) -> Vec<Process> {
     family
 }
 
-/// Asks `probe` again and again until it has something to say or the time is up. For states that the kernel
-/// shows but does not announce.
+/// Calls `probe` again and again until it returns a value or the time is up. For states that the kernel shows but does
+/// not announce.
 pub fn poll_until<T>(within: Duration, mut probe: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + within;
     loop {
