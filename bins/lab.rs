@@ -1,5 +1,5 @@
-//! lab: experiments in, tables out. It starts the servers and the load generator of this toolkit (or any server
-//! that follows the contract), collects the two documents they print, and keeps every row.
+//! lab: experiments in, tables out. It starts the servers and the load generator of this toolkit (or any server that keeps
+//! the contract), collects the two documents they print, and records every run as a row.
 //!
 //!     cargo build --release --bins
 //!     target/release/lab list
@@ -22,13 +22,17 @@ use acceptlab::lab::plan::law;
 use acceptlab::lab::program::{Interrupt, Stop, print_until, watch_for_interrupt};
 use acceptlab::lab::run::all_cases::{self, Outcome, Plan};
 use acceptlab::lab::{check, order, record, verify, watch};
+use acceptlab::terminal::wrapped;
 use clap::{Parser, Subcommand, ValueEnum};
 use crossbeam_channel::never;
 
 /// The laboratory: experiments in, tables out.
 ///
-/// An experiment is a file `experiments/NN-name.md`: a lesson and the matrix of what it measures. Each run of a
-/// case uses fresh processes; each row is kept in `experiments/record/`; RESULTS.md is written from the rows.
+/// An experiment is a file `experiments/NN-name.md`: a lesson, and the matrix of what it measures. A matrix names
+/// servers, clients and values; each combination is a case, and each run of a case starts new processes. A finished
+/// run is a row in `experiments/record/`, and RESULTS.md is written from the rows.
+///
+/// Begin with `lab list`, then `lab run 2 --quick`.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
@@ -41,52 +45,55 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// The experiments, what they ask and how long they take.
+    /// List the experiments: what each asks and how long it takes.
     List,
-    /// The columns of the tables and the laws, with their definitions.
+    /// Define every column of the tables, and the laws.
     Explain,
-    /// Measure, record, and write the tables. Ctrl-C ends everything it started and keeps the finished rows.
+    /// Measure, record, and write the tables
+    ///
+    /// Every row is recorded as soon as it is finished. Ctrl-C ends all servers and clients, and the tables are written
+    /// from the rows that are there.
     Run {
-        /// `2`, `02` or `02-keep-alive-throughput`; all when none is named.
+        /// Experiments by number or name: `2`, `02` or `02-keep-alive-throughput`; all when none is named.
         experiment: Vec<String>,
-        /// Small values and one repeat: does everything work? The numbers are not for quoting.
+        /// Small values and one repeat: a test that everything works. Do not quote these numbers.
         #[arg(long)]
         quick: bool,
-        /// Decides the order of the runs; drawn and printed when absent.
+        /// The seed of the random order of the runs; when absent, one is chosen and printed.
         #[arg(long)]
         seed: Option<u64>,
-        /// Put the record and RESULTS.md here instead of into the repository.
+        /// Write the record and RESULTS.md into this folder instead of the repository.
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
     },
     /// Write RESULTS.md and print the tables from the newest record of each experiment.
     Report {
-        /// Change nothing; exit with 1 when RESULTS.md is not what the records give, or when a table lacks
-        /// something: rows that were planned, rows that did not fail, a number in each column.
+        /// Write nothing. Exit with 1 when RESULTS.md is not what the records give, or when a table is incomplete: a
+        /// planned row is missing, every run of a case has failed, or a column has no number.
         #[arg(long)]
         check: bool,
-        /// Where `lab run --out` put them.
+        /// The folder that was given to `lab run --out`.
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
     },
-    /// Run each case once, briefly, as a test: right answers, balanced books.
+    /// Run each case once, briefly, as a test: no error, and client and server counted the same.
     Verify {
-        /// `2`, `02` or `02-keep-alive-throughput`; all when none is named.
+        /// Experiments by number or name: `2`, `02` or `02-keep-alive-throughput`; all when none is named.
         experiment: Vec<String>,
     },
-    /// Who takes connections that come one after another to idle workers, and by which rule.
+    /// Find the rule by which idle workers take connections that come one after another.
     Order {
         /// Connections to send.
         #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(2..=100_000))]
         connections: u32,
-        /// Connections per second: slow enough that every worker has fallen asleep again.
+        /// Connections per second; between two of them every worker must have time to fall asleep again.
         #[arg(long, value_name = "R", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
         rate: u32,
         /// The server's command line, without --listen.
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
-    /// A running server's counters, live: a bar per worker. It costs the server nothing
+    /// Show the counters of a running server, a bar per worker; it costs the server nothing
     ///
     /// A server's workers keep their counters in memory that they share; --scoreboard gives that
     /// memory a name, and `lab watch` maps it too. In three terminals:
@@ -95,20 +102,20 @@ enum Command {
     ///     lab watch /dev/shm/herd
     ///     loadgen --requests-per-connection 1 --rate 500 --duration 60s http://127.0.0.1:8080/
     ///
-    /// Then the same with `--wait epoll-exclusive`: who gets the connections now? Stop a worker
-    /// with `kill -STOP`: what becomes of its connections, and who gets the new ones?
+    /// Then the same with `--wait epoll-exclusive`: which workers get the connections now? Stop a
+    /// worker with `kill -STOP`: what happens to its connections, and which worker gets new ones?
     #[command(verbatim_doc_comment)]
     Watch {
         /// The file the server was given with --scoreboard.
         path: PathBuf,
-        /// Time between two looks; all rates are those of the time between.
+        /// Time between two readings; every rate is the mean over this time.
         #[arg(long, value_name = "DUR", default_value = "500ms", value_parser = watch::parse_interval)]
         interval: Duration,
         /// Print the counters as JSON lines, one for the server and one for each worker, and end.
         #[arg(long)]
         once: bool,
     },
-    /// Judge any server, in any language, against section 1 of the contract.
+    /// Test any server, in any language, point by point against section 1 of the contract.
     Check {
         #[arg(long, value_enum, default_value = "text")]
         format: Format,
@@ -215,10 +222,16 @@ fn list(experiments: &[Experiment]) -> String {
 }
 
 fn explain() -> String {
-    let line = |column: &Column| format!("  {}: {}: {}\n", column.name, column.header(), column.definition());
+    let line = |column: &Column| {
+        let name = format!("  {}: {}\n", column.name, column.header());
+        name + &wrapped(&format!("      {}", column.definition()), WIDTH, 6).join("\n") + "\n"
+    };
     let lines: String = columns::COLUMNS.iter().map(line).collect();
-    format!("Columns (name in a matrix: header: definition)\n\n{lines}\n{}\n", law::EXPLANATION)
+    format!("Columns (the name in a matrix: the header in a table)\n\n{lines}\n{}\n", law::EXPLANATION)
 }
+
+/// Of explanations, in columns of a terminal.
+const WIDTH: usize = 100;
 
 fn measure(
     root: &Path,

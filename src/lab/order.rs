@@ -1,5 +1,5 @@
-//! `lab order`: connections come one after another to workers that are all idle. Who takes each, and what is the
-//! rule behind it?
+//! `lab order`: connections come one after another to workers that are all idle. Which worker takes each, and by which
+//! rule?
 
 use std::fmt::Write;
 use std::net::SocketAddr;
@@ -12,16 +12,16 @@ use crate::lab::observe::processes::{Process, family};
 use crate::lab::program::{Interrupt, Program, Stop};
 use crate::report::{LoadReport, ServerReport};
 
-/// Share of the connections from which on a rule is called the rule.
+/// A rule is accepted when at least this share of the connections follows it.
 const NEARLY_ALL: f64 = 0.95;
 
-/// Standard deviations beyond which chance is no explanation: two sides of a normal, one in a thousand.
+/// More standard deviations than these are not explained by chance: two sides of a normal, one in a thousand.
 const SURPRISE: f64 = 3.3;
 
-/// Agreements that chance should give, lest the normal approximation be no approximation.
+/// With fewer agreements to be expected by chance, the normal approximation does not hold.
 const EXPECTED_AGREEMENTS: f64 = 10.0;
 
-/// How often another worker is put to sleep after the favourite, to see whether the favourite stays one.
+/// How often another worker is made the last to fall asleep, to see whether the favourite stays the favourite.
 const PROBES: usize = 5;
 
 /// Lines of sixteen rounds that are printed.
@@ -36,8 +36,8 @@ pub struct Order {
     pub takers: Vec<u32>,
     /// Workers of the server, those that took nothing included.
     pub workers: usize,
-    /// Where one worker takes nearly everything: for each time that another was made the last to fall asleep, whether
-    /// that one took the next connection.
+    /// Where one worker takes nearly all: for each time that another was made the last to fall asleep, whether that other
+    /// one took the next connection.
     pub last_to_sleep_took: Vec<bool>,
 }
 
@@ -48,14 +48,14 @@ pub enum Pattern {
     RoundRobin(Vec<u32>),
     /// One worker takes everything while it is idle, even after another has fallen asleep later.
     Priority(u32),
-    /// Whoever fell asleep last is woken first; while nothing else happens that is always the same worker.
+    /// The worker that fell asleep last is woken first; while nothing else happens, that is always the same one.
     LastInFirstOut(u32),
-    /// One worker takes everything, and the rule behind it could not be told: the workers are one process, or now it was
-    /// the last to fall asleep that took over and now it was not.
+    /// One worker takes everything, by an unknown rule: the workers are one process, or the last to fall asleep took over
+    /// at some times and not at others.
     Favourite(u32),
-    /// Each connection as if nothing had happened before it.
+    /// Each connection is independent of those before it.
     Random,
-    /// Any rule could look like this.
+    /// Too few connections to know the rule.
     TooFew,
     Unnamed,
 }
@@ -82,9 +82,9 @@ pub fn observe(
         return Err(Stop::Failed(format!("{} of {connections} connections failed", load.errors.total())));
     }
     let takers: Option<Vec<u32>> = load.trace.iter().map(|answer| answer.worker).collect();
-    let takers = takers.ok_or(Stop::Failed("the answers do not name their worker (X-Worker)".to_string()))?;
+    let takers = takers.ok_or("the answers do not name their worker (X-Worker)".to_string())?;
     let last_to_sleep_took = match favourite(&takers) {
-        Some(_) => rouse_the_others(server.pid(), &address)?,
+        Some(_) => wake_the_others(server.pid(), &address)?,
         None => Vec::new(),
     };
     server.signal(Signal::SIGTERM);
@@ -93,18 +93,18 @@ pub fn observe(
     Ok(Order { takers, workers: report.workers.len(), last_to_sleep_took })
 }
 
-/// Who took nearly all.
+/// The worker that took nearly all.
 fn favourite(takers: &[u32]) -> Option<u32> {
     let nearly_all = (NEARLY_ALL * takers.len() as f64).ceil() as usize;
     let share = |worker: u32| takers.iter().filter(|&&taker| taker == worker).count();
     takers.iter().copied().find(|&worker| share(worker) >= nearly_all)
 }
 
-/// Priority and last-in-first-out look alike while the favourite is always the last to have fallen asleep, because it
-/// is the only one who ever wakes. So another one is stopped and resumed, which takes it out of its wait and puts it
-/// back (signal(7)), and then one connection tells. Nothing is learnt where the workers are one process.
-fn rouse_the_others(server: i32, address: &str) -> Result<Vec<bool>, Stop> {
-    let failed = |what: String| Stop::Failed(format!("rouse a worker of {address}: {what}"));
+/// Priority and last-in-first-out look alike while the favourite is always the last to have fallen asleep, because it is
+/// the only one that ever wakes. So another worker is stopped and resumed, which takes it out of its wait and puts it back
+/// (signal(7)); then the next connection shows the rule. Workers that are one process show nothing.
+fn wake_the_others(server: i32, address: &str) -> Result<Vec<bool>, Stop> {
+    let failed = |what: String| Stop::Failed(format!("wake a worker of {address}: {what}"));
     let address: SocketAddr = address.parse().map_err(|error| failed(format!("{error}")))?;
     let taker = || -> Result<i32, Stop> {
         let answer = served(address).map_err(|why| failed(format!("{why:?}")))?;
@@ -181,7 +181,7 @@ impl Order {
         if independent { Pattern::Random } else { Pattern::Unnamed }
     }
 
-    /// For people: the order, the rule, and what speaks for it.
+    /// As text: the order, the rule, and the numbers behind it.
     pub fn render(&self) -> String {
         let mut text = String::new();
         let separator = if self.workers > 10 { " " } else { "" };
@@ -206,7 +206,7 @@ impl Order {
             let of = self.last_to_sleep_took.len();
             let _ = writeln!(
                 text,
-                "put to sleep after the favourite, another took the next connection {took} of {of} times"
+                "as the last to fall asleep, another worker took the next connection {took} of {of} times"
             );
         }
         for (lag, what) in [(1, "the one before"), (self.workers, "the one a round before")] {
@@ -231,21 +231,21 @@ impl Pattern {
             }
             Pattern::Priority(worker) => {
                 format!(
-                    "priority: worker {worker} takes all while it is idle, whoever has slept longer (at a shared \
-                     socket: who registered first)"
+                    "priority: worker {worker} takes all while it is idle, however long the others have slept (at a \
+                     shared socket: the one that registered first)"
                 )
             }
             Pattern::LastInFirstOut(worker) => {
                 format!("last in, first out: worker {worker} was always the last to fall asleep")
             }
             Pattern::Favourite(worker) => {
-                format!("one favourite: worker {worker}, by a rule that could not be told")
+                format!("one favourite: worker {worker}, by an unknown rule")
             }
             Pattern::Random => {
                 "random: no connection depends on the one before or a round before".to_string()
             }
-            Pattern::TooFew => "too few connections to tell; raise --connections".to_string(),
-            Pattern::Unnamed => "none of those known here: not random, and no simple rule".to_string(),
+            Pattern::TooFew => "too few connections to find the rule; raise --connections".to_string(),
+            Pattern::Unnamed => "unknown: not random, and no simple rule".to_string(),
         }
     }
 }

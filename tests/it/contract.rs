@@ -2,6 +2,7 @@
 
 use acceptlab::lab::check::{self, Unheld};
 use acceptlab::lab::program::Program;
+use acceptlab::terminal::Paint;
 
 use crate::support::{SERVERS, kind};
 
@@ -11,7 +12,7 @@ pub fn keeps_the_contract(name: &str, flags: &[&str]) {
     let command: Vec<String> = [&[kind(name).path], flags].concat().into_iter().map(String::from).collect();
     let judged = check::judge(&Program::new(&command), &points, |point, verdict| {
         if matches!(verdict, Err(Unheld::Broken { .. })) {
-            broken.push(check::line(point, verdict, false));
+            broken.push(check::line(point, verdict, Paint { has_colour: false }));
         }
     });
     judged.expect("cargo has built it");

@@ -85,7 +85,7 @@ fn refused(server: &Server, request: &[u8], statuses: &[u16]) -> Verdict {
         return broken(format!("one of {statuses:?} to {start:?}"), status.to_string());
     }
     client.closes(PATIENCE)?;
-    // A server may go on listening for a moment, lest a reset overtake its answer; we have seen it.
+    // A server may go on reading for a moment, so that no reset overtakes its answer; we have read it.
     drop(client);
     served(server.addr).map(drop)
 }

@@ -1,5 +1,5 @@
-//! The program as seen from the wire: a blocking client on a raw socket that never waits without a deadline and
-//! sends exactly the bytes it is given.
+//! The program as seen from the network: a blocking client on a raw socket that never waits without a deadline and sends
+//! exactly the bytes it is given.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -11,13 +11,13 @@ use super::queues::queues;
 use super::{Verdict, broken, not_applicable};
 use crate::lab::observe::processes::poll_until;
 
-/// How long an answer may take that has no reason to take any time at all.
+/// How long an answer may take that needs no time at all.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The shortest request with nothing special about it.
 pub const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
-/// The same from a client that wants no second answer.
+/// The same from a client that sends no second request.
 pub const GET_AND_CLOSE: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
 
 /// One connection.
@@ -40,7 +40,7 @@ pub fn served(addr: SocketAddr) -> Verdict<Answer> {
     served_within(addr, PATIENCE)
 }
 
-/// The same, for servers that have a reason to let one wait.
+/// The same for a server that may keep us waiting for longer.
 pub fn served_within(addr: SocketAddr, patience: Duration) -> Verdict<Answer> {
     let mut client = Client::connect(addr)?;
     client.send(GET_AND_CLOSE)?;
@@ -52,7 +52,7 @@ pub fn served_within(addr: SocketAddr, patience: Duration) -> Verdict<Answer> {
 impl Client {
     pub fn connect(addr: SocketAddr) -> Verdict<Client> {
         let connected = TcpStream::connect_timeout(&addr, PATIENCE).and_then(|stream| {
-            // Each write is to leave as a segment of its own, or no request would ever arrive in pieces.
+            // Each write leaves as a segment of its own; otherwise no request would arrive in pieces.
             stream.set_nodelay(true)?;
             stream.set_write_timeout(Some(PATIENCE))?;
             Ok(stream)
@@ -63,8 +63,8 @@ impl Client {
         }
     }
 
-    /// Sends `bytes`. A server that has heard enough may answer and close before the last of them, so only the
-    /// answer tells whether that was right.
+    /// Sends `bytes`. A server may answer and close before it has read the last of them; only the answer shows whether
+    /// that was right.
     pub fn send(&mut self, bytes: &[u8]) -> Verdict {
         match self.stream.write_all(bytes) {
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
@@ -110,7 +110,7 @@ impl Client {
         }
     }
 
-    /// Leaves with a reset instead of a close (SO_LINGER of zero, socket(7)).
+    /// Closes with a reset (SO_LINGER of zero, socket(7)).
     pub fn reset(self) {
         let lingerless = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
         lingerless.expect("a TCP socket takes SO_LINGER");
@@ -131,8 +131,8 @@ impl Client {
         read.unwrap_or_else(|| broken("the request is read", "it is not read"))
     }
 
-    /// Waits until an answer has begun to arrive and, since we do not read it, no more of it comes: the sockets
-    /// are full, or the server has nothing left to say.
+    /// Waits until an answer has begun to arrive and, since we do not read it, no more of it comes: the sockets are full,
+    /// or the server has sent everything.
     pub fn lets_answers_pile_up(&self) -> Verdict {
         let (Ok(SocketAddr::V4(ours)), Ok(SocketAddr::V4(theirs))) =
             (self.stream.local_addr(), self.stream.peer_addr())

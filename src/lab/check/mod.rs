@@ -1,24 +1,24 @@
 //! `lab check -- COMMAND…`: does this program keep section 1 of the contract, point by point?
 //!
-//! The program may be written in any language. It is started with `--listen` and the flags a point needs,
-//! appended to COMMAND; nothing else is known about it. Each point is one entry of a table: an id, the sentence
-//! it holds the program to, and a probe. To see every point fail that needs a parser:
-//! `lab check -- target/release/null-server`.
+//! The program may be written in any language. It is started with `--listen` and the flags that a point needs, appended to
+//! COMMAND; nothing else is known about it. Each point is one entry of a table: an id, a sentence of the contract, and a
+//! probe. To see every point fail that needs a parser: `lab check -- target/release/null-server`.
 //!
 //! In reading order: [`server`] (the program as a process), [`client`] and [`queues`] (the program as seen from the
 //! network), then the tables: [`start`], [`serve`], [`bad_input`], [`patience`], [`work`], [`stop`].
 
 use std::collections::VecDeque;
-use std::io::IsTerminal;
 use std::sync::Mutex;
 use std::time::Duration;
 
 use crossbeam_channel::{RecvTimeoutError, Sender, unbounded};
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::console;
 use crate::lab::observe::processes::{Process, family};
 use crate::lab::program::{Interrupt, Stop, print_until};
+use crate::terminal::{Paint, has_colour};
 
 pub mod client;
 pub mod server;
@@ -34,8 +34,8 @@ mod work;
 
 use server::{NotReady, Program, Server};
 
-/// Points that start servers of their own mostly wait, so a few run at once; more would only make the waits of
-/// a two-CPU machine less honest.
+/// Points that start servers of their own mostly wait, so a few run at once. More would disturb each other on a machine
+/// with two CPUs.
 const EXAMINERS: usize = 4;
 
 /// Why a point does not hold.
@@ -63,8 +63,8 @@ pub struct Point {
 }
 
 enum Probe {
-    /// Asks the one server that all of these share. It closes its connections before it returns, because a
-    /// server that takes one connection at a time would keep the next probe waiting.
+    /// Asks a server that all of these share. The probe closes its connections before it returns, because a server that
+    /// takes one connection at a time would keep the next probe waiting.
     Shared(fn(&Server) -> Verdict),
     /// Starts servers of its own.
     Own(fn(&Program) -> Verdict),
@@ -92,14 +92,14 @@ pub fn points() -> Vec<&'static Point> {
 /// When the command could not be started, or the interrupt came.
 pub fn run(command: &[String], json: bool, interrupt: &Interrupt) -> Result<bool, Stop> {
     let points = points();
-    let colour = std::io::stdout().is_terminal();
+    let paint = Paint { has_colour: has_colour(&std::io::stdout()) };
     let program = Program::new(command).until(interrupt);
     let mut judged = 0;
     let verdicts = judge(&program, &points, |point, verdict| {
         judged += 1;
         if !json {
             // An interrupt is reported below.
-            let _ = print_until(interrupt, &(line(point, verdict, colour) + "\n"));
+            let _ = print_until(interrupt, &(line(point, verdict, paint) + "\n"));
         }
     });
     if matches!(verdicts, Err(Stop::Interrupted)) {
@@ -179,8 +179,8 @@ fn kill_descendants() {
     family(we).iter().filter(|process| process.pid != we).for_each(Process::kill);
 }
 
-/// Points by index: those that share a server are one job, each other one is its own. The last points of the
-/// table wait longest, so they are begun first.
+/// Points by index: those that share a server are one job, each other point is a job of its own. The last points of the
+/// table wait longest, so they begin first.
 fn jobs(points: &[&'static Point]) -> VecDeque<Vec<usize>> {
     let (shared, own): (Vec<usize>, Vec<usize>) =
         (0..points.len()).partition(|&index| matches!(points[index].probe, Probe::Shared(_)));
@@ -204,13 +204,13 @@ fn examine(
                 Probe::Own(probe) => probe(program),
                 Probe::Shared(probe) => on_shared(program, &mut server, probe),
             };
-            verdicts.send((index, verdict)).expect("the judge listens until all examiners are gone");
+            verdicts.send((index, verdict)).expect("the receiver lives until all examiners have ended");
         }
     }
 }
 
-/// Runs a probe on the shared server. A server that broke a point may be dead or stuck, and the next point is
-/// not to suffer for it: it gets a fresh one.
+/// Runs a probe on the shared server. After a broken point the server may be dead or stuck, so the next point gets a new
+/// one.
 fn on_shared(program: &Program, server: &mut Option<Server>, probe: fn(&Server) -> Verdict) -> Verdict {
     let asked = match server.take() {
         Some(server) => server,
@@ -243,42 +243,30 @@ impl Tally {
     }
 }
 
-/// One verdict for people: a word, the id, the sentence, and what was expected and found where it is broken.
-pub fn line(point: &Point, verdict: &Verdict, colour: bool) -> String {
-    let (word, ansi, more) = match verdict {
-        Ok(()) => ("ok", "32", String::new()),
+/// One verdict as text: a word, the id, the sentence, and what was expected and found where the point is broken.
+pub fn line(point: &Point, verdict: &Verdict, paint: Paint) -> String {
+    let (word, more) = match verdict {
+        Ok(()) => (paint.green("ok   "), String::new()),
         Err(Unheld::Broken { expected, found }) => {
-            ("FAIL", "31", format!("\n        expected  {expected}\n        found     {found}"))
+            (paint.red("FAIL "), format!("\n        expected  {expected}\n        found     {found}"))
         }
-        Err(Unheld::NotApplicable { why }) => ("n/a", "33", format!("\n        {why}")),
+        Err(Unheld::NotApplicable { why }) => (paint.yellow("n/a  "), format!("\n        {why}")),
     };
-    let word = if colour { format!("\x1b[{ansi}m{word:<5}\x1b[0m") } else { format!("{word:<5}") };
     format!("{word} {:<24} {}{more}", point.id, point.says)
 }
 
-/// The verdicts for machines.
+/// The verdicts as JSON.
 fn document(command: &[String], points: &[&'static Point], verdicts: &[Verdict], tally: &Tally) -> String {
-    #[derive(Serialize)]
-    struct Row<'a> {
-        id: &'a str,
-        says: &'a str,
-        #[serde(flatten)]
-        verdict: Outcome<'a>,
-    }
-    #[derive(Serialize)]
-    #[serde(untagged)]
-    enum Outcome<'a> {
-        Held { verdict: &'static str },
-        Unheld(&'a Unheld),
-    }
-    let rows: Vec<Row> = std::iter::zip(points, verdicts)
-        .map(|(point, verdict)| Row {
-            id: point.id,
-            says: point.says,
-            verdict: verdict.as_ref().map_or_else(Outcome::Unheld, |()| Outcome::Held { verdict: "held" }),
-        })
-        .collect();
-    serde_json::json!({ "schema": 1, "command": command, "tally": tally, "points": rows }).to_string()
+    let point = |(point, verdict): (&&Point, &Verdict)| {
+        let mut entry = match verdict {
+            Ok(()) => json!({ "verdict": "held" }),
+            Err(why) => json!(why),
+        };
+        (entry["id"], entry["says"]) = (json!(point.id), json!(point.says));
+        entry
+    };
+    let rows: Vec<Value> = std::iter::zip(points, verdicts).map(point).collect();
+    json!({ "schema": 1, "command": command, "tally": tally, "points": rows }).to_string()
 }
 
 #[cfg(test)]
@@ -296,13 +284,13 @@ mod tests {
 
     #[test]
     fn a_broken_point_shows_what_was_expected_and_what_was_found() {
-        let shown = line(&start::READY, &broken("200", "500"), false);
+        let shown = line(&start::READY, &broken("200", "500"), Paint { has_colour: false });
         assert!(shown.starts_with("FAIL  ready-line"), "{shown}");
         assert!(shown.ends_with("expected  200\n        found     500"), "{shown}");
     }
 
     #[test]
-    fn the_document_for_machines_names_each_verdict() {
+    fn the_json_document_names_each_verdict() {
         let points = [&start::READY; 3];
         let verdicts = [Ok(()), broken("200", "500"), not_applicable("one process")];
         let text = document(&["server".into()], &points, &verdicts, &Tally::of(&verdicts));

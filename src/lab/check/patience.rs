@@ -1,5 +1,5 @@
-//! Points about clients that do nothing, or not what one expects of them: the server lets go of them in time and
-//! goes on serving the others.
+//! Points about clients that send nothing, stop in the middle, never read or reset: the server closes their connections in
+//! time and goes on serving the others.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -25,19 +25,19 @@ pub const POINTS: &[Point] = &[
     own("idle-cpu", "waiting for a client costs no CPU time", idle_cpu),
     own(
         "never-reads",
-        "a client that never reads holds nobody up for longer than --idle-timeout",
+        "a client that never reads keeps others waiting for --idle-timeout at most",
         never_reads,
     ),
-    own("reset", "a reset in mid-request harms nobody else", reset),
+    own("reset", "a reset in the middle of a request harms no other client", reset),
     own("silent-crowd", "100 connections that send nothing: the next client is served", silent_crowd),
 ];
 
-fn impatient(program: &Program) -> Verdict<Server> {
+fn with_short_timeout(program: &Program) -> Verdict<Server> {
     program.start(&["--idle-timeout", IDLE.0])
 }
 
 fn let_go(program: &Program, half: &[u8]) -> Verdict {
-    let server = impatient(program)?;
+    let server = with_short_timeout(program)?;
     let mut client = Client::connect(server.addr)?;
     client.send(half)?;
     let since = Instant::now();
@@ -61,7 +61,7 @@ fn closes_when_idle(client: &mut Client, since: Instant) -> Verdict {
 }
 
 fn idle_keep_alive(program: &Program) -> Verdict {
-    let server = impatient(program)?;
+    let server = with_short_timeout(program)?;
     let mut client = Client::connect(server.addr)?;
     client.ask(GET)?.expect(200)?;
     closes_when_idle(&mut client, Instant::now())?;
@@ -69,8 +69,8 @@ fn idle_keep_alive(program: &Program) -> Verdict {
     served(server.addr).map(drop)
 }
 
-/// A loop that asks a socket with nothing to say burns all of a CPU that the other examiners leave to it; a tenth
-/// of one tells it from ten ticks of rounding.
+/// A busy loop uses all of a CPU that the other examiners leave to it; a tenth of a CPU is more than ten ticks of
+/// rounding.
 fn idle_cpu(program: &Program) -> Verdict {
     let server = program.start(&[])?;
     served(server.addr)?;
@@ -80,7 +80,7 @@ fn idle_cpu(program: &Program) -> Verdict {
     let _silent = Client::connect(server.addr)?;
     let (watched, allowed) = (Duration::from_secs(1), Duration::from_millis(100));
     let before = server.cpu_time();
-    // A time span to measure over: nothing is ordered by it.
+    // The time to measure over; nothing is ordered by it.
     std::thread::sleep(watched);
     let used = server.cpu_time().saturating_sub(before);
     if used > allowed {

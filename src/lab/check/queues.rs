@@ -1,6 +1,6 @@
-//! What a connection still has under way, as the kernel tells it (sock_diag(7)): sent and not acknowledged,
-//! received and not read. The same numbers are in `/proc/net/tcp`, but looking one up there takes longer the
-//! more connections the machine has had, half a second after a busy minute.
+//! The bytes in a connection's two queues, from the kernel (sock_diag(7)): sent and not acknowledged, received and not read.
+//! The same numbers are in `/proc/net/tcp`, but that takes longer the more connections the machine has had: half a second
+//! after a busy minute.
 
 use std::net::SocketAddrV4;
 use std::os::fd::AsRawFd;

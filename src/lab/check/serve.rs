@@ -10,7 +10,7 @@ use crate::lab::observe::processes::poll_until;
 
 const HEAD: &[u8] = b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n";
 
-/// The most a request body may have (issue 2 of the project: 1 MiB is read and discarded).
+/// The most a request body may have: 1 MiB is read and discarded.
 pub const LARGEST_BODY: usize = 1 << 20;
 
 pub const POINTS: &[Point] = &[
@@ -39,7 +39,7 @@ pub const POINTS: &[Point] = &[
 fn get(server: &Server) -> Verdict {
     let mut client = Client::connect(server.addr)?;
     client.ask(GET_AND_CLOSE)?.expect(200)?;
-    // Whatever Content-Length did not announce would come before the end.
+    // Bytes that Content-Length does not announce would come before the close.
     client.closes(PATIENCE)
 }
 
@@ -108,7 +108,7 @@ fn header_names(server: &Server) -> Verdict {
     client.closes(PATIENCE)
 }
 
-/// GET and HEAD by turns, so that an answer in the wrong place has or lacks a body; only the last one closes.
+/// GET and HEAD in turns, so that an answer in the wrong place has or lacks a body; only the last one closes.
 fn pipelining(server: &Server) -> Verdict {
     let mut client = Client::connect(server.addr)?;
     let mut requests = [GET, HEAD].concat().repeat(4);
@@ -157,7 +157,7 @@ fn head(server: &Server) -> Verdict {
     if answer.content_length()? != announced {
         return broken(format!("Content-Length {announced}, as for GET"), format!("{:?}", answer.headers));
     }
-    // Were a body under way, it would be in front of the next answer.
+    // A body would come before the next answer.
     client.ask(GET)?.expect(200)
 }
 

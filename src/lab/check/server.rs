@@ -1,5 +1,4 @@
-//! The program under examination as a process: started, ready, signalled, ended. Nothing of it is left behind,
-//! however it behaves.
+//! The program under test as a process: started, ready, signalled, ended. Whatever it does, nothing of it is left behind.
 
 use std::net::SocketAddr;
 use std::process::ExitStatus;

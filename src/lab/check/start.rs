@@ -24,7 +24,7 @@ pub const POINTS: &[Point] = &[
     }),
 ];
 
-/// Said when it is ready, so a client is answered at once.
+/// The line means that a client is answered at once.
 pub fn listens(server: &Server) -> Verdict {
     served(server.addr).map(drop)
 }
@@ -51,7 +51,7 @@ fn workers(program: &Program) -> Verdict {
     let mut server = match program.start_on("127.0.0.1:0", &flags) {
         Ok(server) => server,
         Err(NotReady::Silent { status: Some(status), .. }) if status.code() == Some(2) => {
-            return not_applicable("it has no several workers: --workers is a wrong flag to it");
+            return not_applicable("it has one worker only: --workers is a wrong flag to it");
         }
         Err(not_ready) => return Err(not_ready.into_broken(&flags)),
     };
@@ -113,9 +113,9 @@ fn taken_port(program: &Program) -> Verdict {
     }
 }
 
-/// A wrong flag is the caller's mistake, told apart from a failed start by its status.
+/// A wrong flag is the caller's mistake; its exit status is another than that of a failed start.
 pub fn refused(program: &Program, flags: &[&str]) -> Verdict {
-    let expected = with_flags("exit status 2 and a word about it on standard error", flags);
+    let expected = with_flags("exit status 2 and a line about it on standard error", flags);
     match program.start_on("127.0.0.1:0", flags) {
         Err(NotReady::Silent { status: Some(status), stderr, .. }) => {
             if status.code() == Some(2) && !stderr.trim().is_empty() {

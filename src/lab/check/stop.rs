@@ -1,4 +1,4 @@
-//! Points about the end: asked to stop, it answers what it has read, reports and leaves nothing behind.
+//! Points about the end: after SIGTERM a server answers what it has read, reports, and leaves nothing behind.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,10 +9,10 @@ use super::client::{Client, GET, PATIENCE, served};
 use super::server::{Ended, Program, STOP_WITHIN, Server};
 use super::{Point, Verdict, broken, not_applicable, own};
 
-/// How long a process may still be around when it has nothing left to do or nobody to do it for.
+/// How long a process may still exist when it has nothing left to do, or its parent has died.
 const GONE_WITHIN: Duration = Duration::from_secs(2);
 
-/// From the signal to the moment when every worker knows; only what is accepted later is held against it.
+/// From the signal to the moment when every worker must know of it; only what is accepted later is wrong.
 const GRACE: Duration = Duration::from_millis(500);
 
 pub const POINTS: &[Point] = &[
@@ -131,7 +131,7 @@ fn answers_what_it_read(program: &Program) -> Verdict {
     Ok(())
 }
 
-/// Five seconds are for what is not done; a server that sleeps through them has missed that all is done.
+/// The five seconds are for requests in work; a server that waits for their end has missed that all is done.
 fn ends_with_the_last_answer(program: &Program) -> Verdict {
     for work in ["block:500ms", "wait:500ms"] {
         answered_last(program, work)?.ended(GONE_WITHIN)?;
@@ -160,7 +160,7 @@ fn ends_beside_an_idle_client(program: &Program) -> Verdict {
     server.ended(Duration::from_secs(6))?.document().map(drop)
 }
 
-/// What the other half would be nobody knows, so nothing is owed for this one.
+/// Half a request needs no answer.
 fn ends_beside_half_a_request(program: &Program) -> Verdict {
     let mut server = program.start(&[])?;
     let mut client = Client::connect(server.addr)?;
@@ -189,8 +189,8 @@ fn sends_the_rest(program: &Program) -> Verdict {
     server.ended(GONE_WITHIN)?.document().map(drop)
 }
 
-/// The first client's request keeps the server from ending while the second knocks. The second may well be
-/// connected, because that is the kernel's doing; it must be neither accepted nor answered.
+/// The first client's request keeps the server from ending while the second connects. The kernel may establish the second
+/// connection; the server must neither accept nor answer it.
 fn takes_nobody_new(program: &Program) -> Verdict {
     let mut server = program.start(&["--work", "block:1200ms"])?;
     let mut first = in_work(&server)?;
@@ -212,7 +212,7 @@ fn takes_nobody_new(program: &Program) -> Verdict {
     }
 }
 
-/// A worker that sleeps and one that waits: both are told at once, because each costs five seconds.
+/// A worker that sleeps and one that waits: both get the signal at the same time, because each needs five seconds.
 fn gives_up(program: &Program) -> Verdict {
     let mut servers = [program.start(&["--work", "block:60s"])?, program.start(&["--work", "wait:60s"])?];
     let clients = [in_work(&servers[0])?, in_work(&servers[1])?];

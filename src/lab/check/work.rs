@@ -11,7 +11,7 @@ pub const POINTS: &[Point] = &[
     own("work-block", "--work block:DUR takes at least so long", |program| takes(program, "block:80ms", 80)),
     own("work-spin", "--work spin:DUR takes at least so long", |program| takes(program, "spin:80ms", 80)),
     own("work-fraction", "a duration may have a fraction", |program| takes(program, "block:1.8ms", 1)),
-    own("work-mixture", "a mixture makes some requests cheap and some dear", mixture),
+    own("work-mixture", "a mixture makes some requests cheap and some expensive", mixture),
     own("wrong-work", "wrong work is a wrong flag", |program| {
         for work in ["dance:1s", "block", "block:1", "50%none,20%block:1ms"] {
             start::refused(program, &["--work", work])?;
@@ -32,14 +32,14 @@ fn takes(program: &Program, work: &str, at_least_ms: u64) -> Verdict {
     Ok(())
 }
 
-/// Of 40 requests all are of one kind once in 2³⁹ times. Each has a connection of its own: whoever serves it must
-/// not begin the same draws anew.
+/// By chance, 40 requests are all of one kind once in 2³⁹ times. Each has a connection of its own, because a server must
+/// not begin with the same random numbers at every connection.
 fn mixture(program: &Program) -> Verdict {
     let server = program.start(&["--work", "50%none,50%wait:50ms"])?;
     let times = (0..40).map(|_| timed(&mut Client::connect(server.addr)?)).collect::<Verdict<Vec<_>>>()?;
-    let dear = times.iter().filter(|took| **took >= Duration::from_millis(50)).count();
-    if dear == 0 || dear == times.len() {
-        return broken("some of 40 requests take 50ms and some do not", format!("{dear} of them do"));
+    let expensive = times.iter().filter(|took| **took >= Duration::from_millis(50)).count();
+    if expensive == 0 || expensive == times.len() {
+        return broken("some of 40 requests take 50ms and some do not", format!("{expensive} of them do"));
     }
     Ok(())
 }

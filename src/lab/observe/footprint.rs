@@ -1,32 +1,34 @@
-//! What a server occupies while it runs: processes, threads, descriptors and proportional memory of its process group and
-//! of everything that descends from it, from /proc. (A master may give each worker a group of its own.)
+//! What a server occupies while it runs, from /proc: processes, threads, descriptors and proportional memory of its
+//! process group and of everything that descends from it (a master may give each worker a group of its own); and by how
+//! much its first process grows. A server that runs for years must not grow.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::sys::procfs::{Stat, descriptors, proportional_kib};
+use crate::sys::procfs::{Stat, descriptors, proportional_kib, resident_kib};
 
+/// A server while its connections are open.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Footprint {
     pub processes: u64,
     pub threads: u64,
     pub fds: u64,
-    /// Those of the server's first process, which is the master where there is one. Absent in older records.
+    /// Those of the server's first process: of the master where there is one. Absent in older records.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub master_fds: Option<u64>,
     /// Proportional set size: a page shared by n processes counts 1/n in each (proc_pid_smaps_rollup in
     /// proc(5)). The kernel's own memory, socket buffers above all, is not in it.
     pub pss_kib: u64,
-    /// How long looking took; with thousands of processes it is noticeable.
+    /// How long reading /proc took; with thousands of processes that is noticeable.
     pub took_ms: f64,
 }
 
-/// Looks until the server holds at least `fds` descriptors and two looks agree. The client's connections are
-/// established long before they are accepted, so `fds` is what the server held before the client came, and one for
-/// each connection: a crowd of workers holds more descriptors than there are connections before the first. `None`
-/// when that has not happened by the deadline: a look that lasted into the measured window would take CPU from it.
+/// Reads until the server holds at least `fds` descriptors and two readings agree. The client's connections are
+/// established long before they are accepted, so `fds` is what the server held before the client came, and one for each
+/// connection. `None` when that has not happened by the deadline: a reading in the measured window would take CPU time
+/// from the server.
 pub fn settled(group: i32, fds: u64, deadline: Instant) -> Option<Footprint> {
     let start = Instant::now();
     let mut last = of_group(group);
@@ -41,7 +43,7 @@ pub fn settled(group: i32, fds: u64, deadline: Instant) -> Option<Footprint> {
     None
 }
 
-/// Looks at every process of the server once; `group` is also the number of its first process.
+/// Reads every process of the server once; `group` is also the number of its first process.
 pub fn of_group(group: i32) -> Footprint {
     let mut footprint = Footprint::default();
     for Stat { pid, threads, .. } in members_of(group) {
@@ -76,6 +78,41 @@ fn members_of(group: i32) -> Vec<Stat> {
     everybody.into_iter().filter(|member| found.contains(&member.pid)).collect()
 }
 
+/// The server's first process at the end of the measurement, less the same at the beginning.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Growth {
+    pub rss_kib: i64,
+    pub fds: i64,
+    pub zombies: i64,
+}
+
+/// A process at one moment.
+#[derive(Debug, Clone, Copy)]
+pub struct Size {
+    rss_kib: i64,
+    fds: i64,
+    zombies: i64,
+}
+
+impl Size {
+    /// `None` when there is no such process.
+    pub fn of(pid: i32) -> Option<Size> {
+        Some(Size {
+            rss_kib: resident_kib(pid)? as i64,
+            fds: descriptors(pid)? as i64,
+            zombies: Stat::everybody().filter(|stat| stat.parent == pid && stat.is_zombie()).count() as i64,
+        })
+    }
+
+    pub fn since(self, before: Size) -> Growth {
+        Growth {
+            rss_kib: self.rss_kib - before.rss_kib,
+            fds: self.fds - before.fds,
+            zombies: self.zombies - before.zombies,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,22 +143,47 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_does_not_hold_its_connections_in_time_is_not_seen() {
+    fn a_server_that_does_not_hold_its_connections_in_time_has_no_footprint() {
         let soon = Instant::now() + Duration::from_millis(50);
         assert_eq!(settled(getpgrp().as_raw(), u64::MAX, soon), None);
     }
 
     #[test]
-    fn a_group_is_seen_when_it_holds_what_it_held_and_the_connections() {
+    fn a_footprint_is_complete_when_the_server_holds_its_own_descriptors_and_the_connections() {
         let child = Command::new("sleep").arg("60").process_group(0).stdin(Stdio::piped()).spawn();
         let mut child = child.expect("sleep starts");
         let group = child.id() as i32;
         let before = of_group(group).fds;
         let within = |ms| Instant::now() + Duration::from_millis(ms);
-        // It is waited for as long as a busy machine takes; that one more never comes is not.
+        // Long for what comes, on a busy machine; short for the one more that never comes.
         let (held, more) = (settled(group, before, within(30_000)), settled(group, before + 1, within(50)));
         child.kill().and_then(|()| child.wait()).expect("sleep ends");
         assert_eq!(held.map(|footprint| footprint.fds), Some(before));
         assert_eq!(more, None);
+    }
+
+    #[test]
+    fn descriptors_and_zombies_are_seen() {
+        let mut child = Command::new("sh")
+            .args(["-c", "exec 9</dev/null; true & exec cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("sh starts");
+        let pid = child.id() as i32;
+        // cat never waits for the child that the shell left to it.
+        let seen = poll_until(Duration::from_secs(5), || Size::of(pid).filter(|size| size.zombies == 1));
+        drop(child.stdin.take());
+        child.wait().expect("cat ends");
+        let size = seen.expect("a zombie");
+        assert!(size.fds >= 4 && size.rss_kib > 0, "{size:?}");
+        assert!(Size::of(pid).is_none());
+    }
+
+    #[test]
+    fn growth_is_a_difference() {
+        let before = Size { rss_kib: 100, fds: 7, zombies: 0 };
+        let growth = Size { rss_kib: 90, fds: 9, zombies: 1 }.since(before);
+        assert_eq!(growth, Growth { rss_kib: -10, fds: 2, zombies: 1 });
     }
 }

@@ -1,8 +1,8 @@
-//! What the kernel counted for a server while its client ran: context switches of every task, for everybody; and for
-//! who may, the tracepoints of waking and of leaving the CPU. Being born and stopped is in neither.
+//! What the kernel counted for a server while its client ran: context switches of every task, and, with the privilege for
+//! them, the tracepoints of waking and of leaving the CPU. The server's start and stop are in neither.
 //!
-//! The lab looks when the server is ready and asleep, and again when the client is done. In between it does nothing:
-//! whoever reads counters while others are measured takes CPU from them.
+//! The lab reads the counters when the server is ready and asleep, and again when the client is done. In between it reads
+//! nothing, because that would take CPU time from what is measured.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -19,7 +19,7 @@ use crate::lab::observe::tracepoints::Tracepoints;
 use crate::report::ServerReport;
 use crate::sys::procfs::Stat;
 
-/// Reading so many tasks twice takes a tenth of a second; above, tables go without.
+/// Reading so many tasks twice takes a tenth of a second. For a server with more, there are no counts.
 const MOST_TASKS: usize = 1024;
 
 /// How long a server may take to fall asleep.
@@ -28,21 +28,21 @@ const ASLEEP_WITHIN: Duration = Duration::from_secs(1);
 /// What is kept in a row.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct KernelCounts {
-    /// The server's processes; a crowd of workers is folded into one entry of sums with the number 0.
+    /// The server's processes; many workers are added up into one entry with the number 0.
     pub processes: Vec<ProcessCounts>,
     /// Why `processes` is empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missing: Option<String>,
-    /// Why they have no counts of tracepoints, where some were asked for.
+    /// Why they have no counts of tracepoints, where the table asks for them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tracepoints_missing: Option<String>,
 }
 
-/// What one process gained, all its threads together.
+/// By how much the counts of one process grew, all its threads together.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProcessCounts {
     pub pid: i32,
-    /// Its number, if one worker and no other is this process.
+    /// Its number as a worker; absent when it is none, or when several workers share the process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<usize>,
     /// `voluntary_ctxt_switches` and `nonvoluntary_ctxt_switches` of proc_pid_status(5).
@@ -51,10 +51,10 @@ pub struct ProcessCounts {
     /// CPU time, user and system. Absent in older records.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_us: Option<u64>,
-    /// `sched:sched_wakeup` of this process, whoever woke it.
+    /// `sched:sched_wakeup` of this process, by any waker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wakeups: Option<u64>,
-    /// `sched:sched_switch` away from this process, of its own will or not.
+    /// `sched:sched_switch` away from this process, voluntary or not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub switches: Option<u64>,
 }
@@ -65,7 +65,7 @@ impl KernelCounts {
         if self.missing.is_some() { None } else { self.processes.iter().map(of).sum() }
     }
 
-    /// Gives the workers their numbers, and folds them when they are more than `most`.
+    /// Gives the workers their numbers, and adds them up when they are more than `most`.
     pub fn name_workers(&mut self, report: &ServerReport, most: usize) {
         for counts in &mut self.processes {
             let mut its = report.workers.iter().filter(|worker| worker.pid == counts.pid);
@@ -93,11 +93,11 @@ fn fold(workers: &[ProcessCounts]) -> ProcessCounts {
     }
 }
 
-/// A count that has begun.
+/// The counters at the beginning of the measurement.
 pub struct KernelCounter {
     group: i32,
     before: Option<Reading>,
-    /// Absent when nobody asked for them.
+    /// Absent when the table does not ask for them.
     tracepoints: Option<Result<Tracepoints, String>>,
 }
 
@@ -113,17 +113,17 @@ impl KernelCounter {
         KernelCounter { group, before, tracepoints }
     }
 
-    /// Looks again; `self` and its descriptors end here.
+    /// Reads the counters again and takes the difference.
     pub fn end(self) -> KernelCounts {
-        // First of all: what the lab does from here on is not the server's.
+        // Before anything else: what the kernel does for the lab from here on is not the server's.
         let traced = self.tracepoints.map(|begun| begun.and_then(|tracepoints| tracepoints.read()));
-        let looks = match (self.before, Reading::when_asleep(self.group)) {
+        let readings = match (self.before, Reading::when_asleep(self.group)) {
             (Some(before), Some(after)) if after.holds_all_of(&before) => Ok((before, after)),
             (Some(_), Some(_)) => Err(ended()),
             _ => Err(unseen()),
         };
-        let (before, after) = match looks {
-            Ok(looks) => looks,
+        let (before, after) = match readings {
+            Ok(readings) => readings,
             Err(why) => {
                 let tracepoints_missing = traced.map(|traced| traced.err().unwrap_or(why.clone()));
                 return KernelCounts { missing: Some(why), tracepoints_missing, ..KernelCounts::default() };
@@ -181,19 +181,18 @@ struct Task {
     involuntary: u64,
 }
 
-/// What a process has used, with the traces of tasks that are there no more: between two looks they may have come and
-/// gone.
+/// What a process has used, with signs of tasks that have ended: they may have started and ended between two readings.
 struct Account {
     /// CPU time of the process, all its threads and those that have ended.
     process_ns: u64,
     /// CPU time of threads that have ended: that of the process less that of its living threads.
     thread_ns: u64,
-    /// Page faults of children that have been reaped (`cminflt` of proc_pid_stat(5)); nobody lives without.
+    /// Page faults of children that have been reaped (`cminflt` of proc_pid_stat(5)); every process has some.
     child_faults: u64,
 }
 
 impl Reading {
-    /// A look at a group that sleeps, or the last one before the time is up.
+    /// The counters while the whole group sleeps, or the last reading before the time is up.
     fn when_asleep(group: i32) -> Option<Reading> {
         let mut last = None;
         poll_until(ASLEEP_WITHIN, || {
@@ -207,8 +206,8 @@ impl Reading {
     fn of(group: i32) -> Option<Reading> {
         let mut reading = Reading { tasks: BTreeMap::new(), accounts: BTreeMap::new() };
         for pid in footprint::members(group) {
-            // The process first: a thread that runs on meanwhile must not look like one that has ended. Who has just
-            // ended is missing, like everybody who has.
+            // The process before its threads: a thread that runs on meanwhile must not look like one that has ended. A
+            // process that has just ended is left out, like all that have ended before.
             let (Some(of_process), Some(Stat { child_faults, .. })) = (process_cpu_ns(pid), Stat::of(pid))
             else {
                 continue;
@@ -231,15 +230,15 @@ impl Reading {
         (!reading.tasks.is_empty()).then_some(reading)
     }
 
-    /// Whether nobody ended between `before` and this: then no count is lost.
+    /// Whether no task ended between `before` and this: then no count is lost.
     fn holds_all_of(&self, before: &Reading) -> bool {
         let now: BTreeSet<_> = self.tasks.iter().map(|(tid, task)| (tid, task.pid)).collect();
-        let traceless = |(pid, account): (&i32, &Account)| {
+        let has_no_ended_task = |(pid, account): (&i32, &Account)| {
             let then = before.accounts.get(pid).map_or((0, 0), |then| (then.thread_ns, then.child_faults));
             account.thread_ns <= then.0 && account.child_faults <= then.1
         };
         before.tasks.iter().all(|(tid, task)| now.contains(&(tid, task.pid)))
-            && self.accounts.iter().all(traceless)
+            && self.accounts.iter().all(has_no_ended_task)
     }
 }
 
@@ -293,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_total_without_all_its_parts_is_no_number() {
+    fn a_total_that_lacks_a_part_has_no_value() {
         assert_eq!(observed(Some(2)).total(|counts| counts.wakeups), Some(8));
         assert_eq!(observed(None).total(|counts| counts.wakeups), None);
         let lost = KernelCounts { missing: Some("somebody ended".to_string()), ..observed(Some(2)) };
@@ -301,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn workers_get_their_numbers_and_a_crowd_is_folded() {
+    fn workers_get_their_numbers_and_many_are_added_up() {
         let worker = |id, pid| WorkerReport { id, pid, ..WorkerReport::default() };
         let report = ServerReport {
             workers: vec![worker(0, 2), worker(1, 3), worker(2, 4)],
@@ -311,10 +310,10 @@ mod tests {
         few.name_workers(&report, 16);
         let numbers: Vec<_> = few.processes.iter().map(|counts| (counts.pid, counts.worker)).collect();
         assert_eq!(numbers, [(1, None), (2, Some(0)), (3, Some(1)), (4, Some(2))]);
-        let mut crowd = observed(Some(2));
-        crowd.name_workers(&report, 2);
-        assert_eq!(crowd.processes.len(), 2);
-        assert_eq!(crowd.total(|counts| counts.wakeups), Some(8));
-        assert_eq!(crowd.total(|counts| Some(counts.voluntary_switches)), Some(20));
+        let mut many = observed(Some(2));
+        many.name_workers(&report, 2);
+        assert_eq!(many.processes.len(), 2);
+        assert_eq!(many.total(|counts| counts.wakeups), Some(8));
+        assert_eq!(many.total(|counts| Some(counts.voluntary_switches)), Some(20));
     }
 }

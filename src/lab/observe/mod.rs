@@ -1,7 +1,6 @@
 //! What the kernel and /proc counted meanwhile.
 
 pub mod footprint;
-pub mod growth;
 pub mod kernel_counts;
 pub mod processes;
 pub mod timeline;

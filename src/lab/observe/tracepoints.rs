@@ -16,26 +16,26 @@ use nix::unistd::geteuid;
 use crate::failure::Failure;
 use crate::sys::perf::Counter;
 
-/// More filters would cost more than what they count.
+/// With more filters, the filters would cost more than what they count.
 const MOST_TASKS: usize = 130;
 
 /// Where tracefs may be mounted (Linux, Documentation/trace/ftrace.rst).
 const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 
 /// Mounts tracefs where it is not mounted and we may, for this process and what it starts: the rest of the machine does
-/// not see it, and it goes with us (mount_namespaces(7)). Call it before any other thread exists.
+/// not see it, and it ends with us (mount_namespaces(7)). Call it before any other thread exists.
 pub fn mount_for_ourselves() {
     if Path::new(TRACEFS[0]).join("events").exists() || !geteuid().is_root() {
         return;
     }
     let nothing = None::<&str>;
-    // Where that is not allowed, what needs it will say that it is missing.
+    // Where that is not allowed, the tables that need it say that it is missing.
     let _ = unshare(CloneFlags::CLONE_NEWNS)
         .and_then(|()| mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing))
         .and_then(|()| mount(Some("tracefs"), TRACEFS[0], Some("tracefs"), MsFlags::empty(), nothing));
 }
 
-/// Counters that run: each with its task.
+/// Running counters, each with its task.
 pub struct Tracepoints {
     wakeups: Vec<(i32, Counter)>,
     switches: Vec<(i32, Counter)>,
@@ -44,11 +44,12 @@ pub struct Tracepoints {
 impl Tracepoints {
     /// Begins to count for these tasks, or says in one line why not.
     pub fn begin(tasks: &[i32]) -> Result<Tracepoints, String> {
-        // The filters compare numbers of the kernel's own namespace of processes; in another, ours are somebody else's.
+        // The filters compare numbers of the kernel's first PID namespace (pid_namespaces(7)); in another one, our numbers
+        // belong to other processes.
         let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
         if namespace != Path::new("pid:[4026531836]") {
             return Err(
-                "tracepoints: this is a namespace of processes of its own, where numbers differ".to_string()
+                "tracepoints: they need the machine's first PID namespace, and this is another".to_string()
             );
         }
         if tasks.len() > MOST_TASKS {
@@ -118,10 +119,10 @@ fn id(name: &str) -> Result<u64, String> {
         let tried = format!("tracepoints: read {}", path.display());
         Failure::new(tried, error).advise("needs CAP_PERFMON").to_string()
     })?;
-    text.trim().parse().map_err(|_| format!("tracepoints: {} holds no number", path.display()))
+    text.trim().parse().map_err(|_| format!("tracepoints: {} does not hold a number", path.display()))
 }
 
-/// Who is not root does not see what is inside the folder, mounted or not.
+/// Without root, the inside of the folder is hidden, mounted or not.
 fn unreadable() -> String {
     let [tracefs, _] = TRACEFS;
     match fs::read_dir(tracefs) {
@@ -134,11 +135,12 @@ fn unreadable() -> String {
     }
 }
 
-/// Wake-ups happen wherever the waker runs, so the server's own CPUs are not enough.
+/// A wake-up is counted on the CPU of the waker, so the server's own CPUs are not enough.
 fn online_cpus() -> Result<Vec<usize>, String> {
     let path = "/sys/devices/system/cpu/online";
     let text = fs::read_to_string(path).map_err(|error| format!("tracepoints: read {path}: {error}"))?;
-    parse_cpus(text.trim()).ok_or_else(|| format!("tracepoints: {path} holds no list of CPUs: {text:?}"))
+    parse_cpus(text.trim())
+        .ok_or_else(|| format!("tracepoints: {path} does not hold a list of CPUs: {text:?}"))
 }
 
 /// `0-3,8` as the kernel writes it.
@@ -163,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn more_tasks_than_filters_are_said_and_not_counted() {
+    fn more_tasks_than_filters_are_refused_with_their_number() {
         let tasks: Vec<i32> = (1..200).collect();
         assert!(Tracepoints::begin(&tasks).is_err_and(|why| why.contains("199 tasks")));
     }

@@ -6,13 +6,17 @@ use crate::lab::plan::command::{ClientCommand, ServerCommand};
 pub const EXPLANATION: &str = "\
 Laws (written in a matrix as `law = \"min(M,C)/N\"`)
 
-  A law is X/N, where X is how many requests can be worked on at once: 1, M, C, P, or the smallest of several.
-  It bounds the answers per second from above, and is met when no worker idles while a request waits.
+  A law is X/N: X requests are worked on at the same time, and each takes N seconds. No server with this
+  architecture can answer more requests per second. It answers exactly so many when no worker is ever
+  idle while a request waits.
 
-  N: seconds of work per request (the mean of a mixture), from --work
-  M: workers, from --workers, else the number of CPUs
-  C: clients, from --connections
-  P: CPUs the server may use";
+  N: seconds of work per request, from --work (of a mixture: the mean)
+  X: 1, M, C, P, or the smallest of several, such as min(M,C)
+     M: workers, from --workers, else the number of CPUs
+     C: clients, from --connections
+     P: CPUs the server may use
+
+  Example: 3 workers, 8 clients, 10 ms of work: min(3,8) / 0.010 s = 300 requests per second.";
 
 /// A parsed law: the letters whose smallest value is X.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -10,8 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::lab::observe::footprint::Footprint;
-use crate::lab::observe::growth::Growth;
+use crate::lab::observe::footprint::{Footprint, Growth};
 use crate::lab::observe::kernel_counts::KernelCounts;
 use crate::lab::observe::timeline::Snapshot;
 use crate::lab::plan::case::Case;

@@ -8,8 +8,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::Signal;
 
 use crate::cpu;
-use crate::lab::observe::footprint::{self, Footprint};
-use crate::lab::observe::growth::Size;
+use crate::lab::observe::footprint::{self, Footprint, Size};
 use crate::lab::observe::kernel_counts::KernelCounter;
 use crate::lab::observe::timeline::Sampler;
 use crate::lab::plan::case::Case;
