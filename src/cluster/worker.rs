@@ -128,8 +128,7 @@ impl Worker {
         if let Some(uid) = args.uid {
             command.uid(uid);
         }
-        let kept = [theirs.as_fd(), scoreboard];
-        let child = process::spawn(&mut command, &kept, Signal::SIGKILL).map_err(|error| {
+        let pid = process::spawn(&mut command, &[theirs.as_fd(), scoreboard]).map_err(|error| {
             let advice = match error.kind() {
                 std::io::ErrorKind::NotFound => "install it, or give its path",
                 std::io::ErrorKind::PermissionDenied if args.uid.is_none() && args.gid.is_none() => {
@@ -142,7 +141,6 @@ impl Worker {
             };
             Failure::new(format_args!("start {program}"), error).advise(advice)
         })?;
-        let pid = Pid::from_raw(child.id() as i32);
         let now_ns = monotonic_ns();
         Ok(Worker {
             id,

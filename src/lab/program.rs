@@ -21,7 +21,7 @@ use crate::cpu;
 use crate::failure::Failure;
 use crate::lab::observe::footprint;
 use crate::lab::observe::processes::Process;
-use crate::sys::process::spawn;
+use crate::sys::process::spawn_child;
 
 /// How long the output of a program that has ended may still be on its way through a pipe. A process that it left behind
 /// may hold the pipe open for longer.
@@ -123,7 +123,7 @@ impl Program {
         command.args(words).args(more).env("PATH", search_path());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut start = || {
-            spawn(&mut command, &[], Signal::SIGTERM).map_err(|error| {
+            spawn_child(&mut command, &[], Signal::SIGTERM).map_err(|error| {
                 let is_missing = error.kind() == std::io::ErrorKind::NotFound;
                 let failure = Failure::new(format_args!("start {name}"), error);
                 if is_missing { failure.advise("is the path right?") } else { failure }

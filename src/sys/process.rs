@@ -50,10 +50,21 @@ pub fn fork() -> nix::Result<Fork> {
 /// What a started program inherits beside the standard streams.
 pub const MOST_KEPT: usize = 2;
 
-/// Starts a program that gets `at_our_death` from the kernel when this thread dies, with no signal blocked, and with `kept`, [`MOST_KEPT`] at
-/// most, open under the numbers they have here. It leads a process group of its own: a terminal's Ctrl-C is ours to pass
-/// on, and a signal to the group reaches what the program has started.
-pub fn spawn(command: &mut Command, kept: &[BorrowedFd], at_our_death: Signal) -> std::io::Result<Child> {
+/// Starts a program that the kernel kills when this thread dies, with `kept`, [`MOST_KEPT`] at most, open under the numbers
+/// they have here; otherwise as [`spawn_child`].
+pub fn spawn(command: &mut Command, kept: &[BorrowedFd]) -> std::io::Result<Pid> {
+    let child = spawn_child(command, kept, Signal::SIGKILL)?;
+    Ok(Pid::from_raw(child.id() as i32))
+}
+
+/// Starts a program that gets `at_our_death` from the kernel when this thread dies, with no signal blocked. It leads a
+/// process group of its own: a terminal's Ctrl-C is ours to pass on, and a signal to the group reaches what the program
+/// has started.
+pub fn spawn_child(
+    command: &mut Command,
+    kept: &[BorrowedFd],
+    at_our_death: Signal,
+) -> std::io::Result<Child> {
     let parent = getpid();
     let mut numbers = [-1; MOST_KEPT];
     numbers[..kept.len()].iter_mut().zip(kept).for_each(|(number, fd)| *number = fd.as_raw_fd());
