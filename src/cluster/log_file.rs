@@ -108,7 +108,7 @@ mod tests {
     use std::io::Read;
 
     #[test]
-    fn a_fifo_without_a_reader_blocks_nobody_and_its_reader_gets_whole_lines_and_the_loss_is_counted() {
+    fn a_fifo_without_a_reader_blocks_nothing_and_its_reader_gets_whole_lines_and_the_loss_is_counted() {
         let path = std::env::temp_dir().join(format!("acceptlab-log-fifo-{}", std::process::id()));
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let mut log = LogFile::open(&path).unwrap();

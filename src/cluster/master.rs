@@ -26,7 +26,7 @@ use super::sockets::{Acceptor, Sockets};
 use super::status;
 use super::token::{Token, UniqueId};
 use super::worker::{State, Worker};
-use super::workers::{Vacancy, Workers};
+use super::workers::{AfterListenTimeout, Vacancy, Workers};
 use crate::failure::Failure;
 use crate::report::ServerReport;
 use crate::server::ipc::{Incoming, Received};
@@ -299,11 +299,11 @@ impl Master {
                 }
             }
             Due::Start(number) => self.workers.start_if_vacant(number, &mut self.poller, &mut self.log),
-            Due::Listen(id) => {
-                if self.workers.check_listening(id, &mut self.poller, &mut self.log) {
-                    self.note_working(id);
-                }
-            }
+            Due::Listen(id) => match self.workers.check_listening(id, &mut self.poller, &mut self.log) {
+                AfterListenTimeout::AsBefore => {}
+                AfterListenTimeout::Works => self.note_working(id),
+                AfterListenTimeout::IsKilled(why) => self.reload_without(id, &why),
+            },
             Due::Heartbeat => self.check_all(),
             Due::ReadFile => self.read_watched_file(),
         }

@@ -58,12 +58,15 @@ impl Notifier {
         let how = match every {
             Some(every) => reads(every),
             None => match Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK) {
-                Ok(inotify) => {
-                    watch(&inotify, folder_of(path)).map_err(cannot)?;
-                    How::Reported { inotify, names: BTreeMap::new() }
-                }
                 // A sandbox forbids it, or this user has no instance left.
                 Err(_) => reads(EVERY),
+                Ok(inotify) => match watch(&inotify, folder_of(path)) {
+                    Ok(_) => How::Reported { inotify, names: BTreeMap::new() },
+                    Err(errno @ (Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES)) => {
+                        return Err(cannot(errno));
+                    }
+                    Err(_) => reads(EVERY),
+                },
             },
         };
         let mut notifier = Notifier { path: path.to_owned(), how, value: None, looks: 0 };

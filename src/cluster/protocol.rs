@@ -93,7 +93,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// No file: a name in the kernel alone (unix(7)).
+/// Not a file: a name that only the kernel knows (unix(7)).
 pub fn is_abstract(path: &Path) -> bool {
     path.as_os_str().as_bytes().first() == Some(&0)
 }
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_refused() {
+    fn what_is_not_an_address_is_refused() {
         for (fields, errno) in [
             (json!({"address": "127.0.0.1", "port": 1, "addressType": "udp4"}), Errno::ENOTSUP),
             (json!({"address": null, "port": -1, "addressType": -1}), Errno::EINVAL),

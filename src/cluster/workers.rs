@@ -51,6 +51,15 @@ pub struct Vacancy {
     pub has_served: bool,
 }
 
+/// What a worker is once `--listen-timeout` is over.
+pub enum AfterListenTimeout {
+    AsBefore,
+    /// It works without listening, as far as can be known.
+    Works,
+    /// It should have listened.
+    IsKilled(String),
+}
+
 pub struct Workers {
     pub args: MasterArgs,
     processes: BTreeMap<UniqueId, Worker>,
@@ -284,17 +293,22 @@ impl Workers {
         is_new
     }
 
-    /// `--listen-timeout` is over. True: it works without listening, as far as can be known.
-    pub fn check_listening(&mut self, id: UniqueId, poller: &mut Poller, log: &mut EventLog) -> bool {
+    /// `--listen-timeout` is over.
+    pub fn check_listening(
+        &mut self,
+        id: UniqueId,
+        poller: &mut Poller,
+        log: &mut EventLog,
+    ) -> AfterListenTimeout {
         let limit = format!("{:?} (--listen-timeout)", self.args.listen_timeout);
-        let Some(worker) = self.get_mut(id) else { return false };
+        let Some(worker) = self.get_mut(id) else { return AfterListenTimeout::AsBefore };
         match worker.state {
             State::Starting { must_listen: true } => {
-                let what = format!("it does not listen after {limit}, and the one it is to replace has");
+                let what = format!("it does not listen after {limit}, and the one it is to replace does");
                 log.log_of(worker, "failure", json!({"what": what}));
                 self.set_last_error(id, &what);
                 self.kill_after(id, Duration::ZERO, poller);
-                false
+                AfterListenTimeout::IsKilled(what)
             }
             State::Starting { must_listen: false } => {
                 worker.state = State::Running;
@@ -302,9 +316,9 @@ impl Workers {
                 log.log_of(worker, "not-listening", json!({"what": what}));
                 let number = worker.number;
                 self.slots[number].vacant_since_ns = None;
-                true
+                AfterListenTimeout::Works
             }
-            _ => false,
+            _ => AfterListenTimeout::AsBefore,
         }
     }
 

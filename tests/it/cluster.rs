@@ -1,4 +1,4 @@
-//! The cluster with unmodified Node programs: who is answered, what becomes of the dead, and what the hostile can do.
+//! The cluster with unmodified Node programs: which requests are answered, what follows a death, and what a hostile worker can do.
 //! Without Node these tests are inconclusive.
 
 use std::collections::BTreeSet;
@@ -76,7 +76,7 @@ pub fn count(events: &[Value], event: &str) -> usize {
     events.iter().filter(|found| found["event"] == event).count()
 }
 
-/// Waits until such an event was told so often; all events told meanwhile.
+/// Waits until such an event was logged so often; all events logged meanwhile.
 #[track_caller]
 pub fn await_events(server: &Server, event: &str, times: usize) -> Vec<Value> {
     let mut events = Vec::new();
@@ -103,7 +103,7 @@ pub fn all_answer(server: &Server, workers: usize) {
 }
 
 #[test]
-fn requests_are_answered_by_all_workers_in_both_schedules_and_sigterm_leaves_nobody() {
+fn requests_are_answered_by_all_workers_in_both_schedules_and_sigterm_leaves_no_process() {
     if !has_node() {
         return;
     }
@@ -121,7 +121,7 @@ fn requests_are_answered_by_all_workers_in_both_schedules_and_sigterm_leaves_nob
 }
 
 #[test]
-fn the_life_of_a_worker_is_told_in_events() {
+fn the_life_of_a_worker_is_a_row_of_events() {
     if !has_node() {
         return;
     }
@@ -252,7 +252,7 @@ fn a_program_may_have_two_listeners() {
 }
 
 #[test]
-fn a_forbidden_port_is_told_with_its_reason() {
+fn a_forbidden_port_is_a_failure_with_its_reason() {
     let first_allowed = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
     let is_forbidden = first_allowed.is_ok_and(|port| port.trim().parse::<u16>().is_ok_and(|port| port > 80));
     if !is_forbidden {
@@ -287,7 +287,7 @@ fn a_program_that_does_not_exist_is_one_line_and_a_failure() {
 }
 
 #[test]
-fn a_program_whose_port_is_taken_hears_it_from_listen_and_is_given_up() {
+fn a_program_whose_port_is_taken_gets_the_error_from_listen_and_is_given_up() {
     if !has_node() {
         return;
     }
@@ -332,7 +332,7 @@ fn a_master_that_is_killed_takes_its_workers_along() {
 }
 
 #[test]
-fn a_worker_that_sends_garbage_huge_lines_and_descriptors_hurts_nobody() {
+fn a_worker_that_sends_garbage_huge_lines_and_descriptors_does_no_harm() {
     if !has_node() {
         return;
     }

@@ -1,4 +1,4 @@
-//! `cluster ctl` and the control socket: what it does, and who cannot disturb it.
+//! `cluster ctl` and the control socket: what it does, and which clients cannot disturb it.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -20,7 +20,7 @@ use crate::support::{FOREVER, Needs, Ordinary, answer, connect, held, inconclusi
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_event-driven");
 
-/// Tells what it hears, and says as much as it is asked to.
+/// Reports the messages it receives, and sends as many bytes as it is asked to.
 const TALKER: &str = r#"
 require('node:http').createServer((request, response) => response.end('')).listen(0, '127.0.0.1');
 process.on('message', (message) => {
@@ -64,7 +64,7 @@ impl Socket {
         self.status()["workers"][worker]["pid"].as_i64().expect("it is there") as i32
     }
 
-    /// A client that sends these bytes: what it is told until the end.
+    /// A client that sends these bytes: what it receives until the end.
     fn say(&self, bytes: &[u8]) -> String {
         let mut stream = UnixStream::connect(&self.0).unwrap();
         stream.set_read_timeout(Some(FOREVER)).unwrap();
@@ -146,7 +146,7 @@ fn a_reload_that_is_abandoned_is_a_failure_with_its_reason() {
 }
 
 #[test]
-fn garbage_and_silence_on_the_control_socket_disturb_nobody() {
+fn garbage_and_silence_on_the_control_socket_do_no_harm() {
     let socket = Socket::new("hostile");
     let server = start(&socket, &[]);
     let silent: Vec<UnixStream> = (0..40).map(|_| UnixStream::connect(&socket.0).unwrap()).collect();
@@ -189,7 +189,7 @@ fn a_cluster_obeys_its_own_user_and_root_alone() {
 }
 
 #[test]
-fn who_asks_for_a_reload_and_leaves_does_not_stop_it() {
+fn a_client_that_asks_for_a_reload_and_leaves_does_not_stop_it() {
     let socket = Socket::new("leaves");
     let server = start(&socket, &[]);
     let mut client = UnixStream::connect(&socket.0).unwrap();
@@ -245,7 +245,7 @@ fn a_place_that_waits_for_its_next_worker_is_vacant_in_the_status() {
 }
 
 #[test]
-fn the_status_of_a_program_that_was_given_up_counts_who_is_left() {
+fn the_status_of_a_program_that_was_given_up_counts_the_workers_left() {
     let socket = Socket::new("left");
     let server = start(&socket, &["--max-restarts", "0"]);
     let pid = socket.pid(1);
@@ -259,7 +259,7 @@ fn the_status_of_a_program_that_was_given_up_counts_who_is_left() {
 }
 
 #[test]
-fn who_waits_for_a_reload_learns_whom_it_had_to_kill() {
+fn a_client_that_waits_for_a_reload_learns_which_worker_was_killed() {
     let socket = Socket::new("forced");
     let flags = ["--workers", "1", "--control", socket.path(), "--kill-timeout", "300ms"];
     let _server = start_with(&flags, &[PROGRAM]);
@@ -283,7 +283,7 @@ fn a_program_without_its_dashes_is_reminded_of_them() {
 }
 
 #[test]
-fn messages_of_any_size_go_both_ways_and_block_nobody() {
+fn messages_of_any_size_go_both_ways_and_block_nothing() {
     if !has_node() {
         return;
     }
@@ -349,7 +349,7 @@ fn a_message_in_the_librarys_own_words_is_refused() {
 }
 
 #[test]
-fn a_master_that_stops_answers_who_waits_for_a_reload() {
+fn a_master_that_stops_answers_a_client_that_waits_for_a_reload() {
     let socket = Socket::new("stops");
     let mut server = start(&socket, &[]);
     let pid = socket.pid(0);

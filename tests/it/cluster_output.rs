@@ -16,7 +16,7 @@ use crate::support::{FOREVER, held};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_event-driven");
 
-/// Tells what it is told of the watched file, and counts.
+/// Reports the messages about the watched file, and counts them.
 const LISTENER: &str = r#"
 require('node:http').createServer((request, response) => response.end('')).listen(0, '127.0.0.1');
 process.on('message', (message) => {
@@ -50,7 +50,7 @@ impl Drop for Scratch {
 const TALKER: &str = "printf 'one '; sleep 0.05; echo two; echo three >&2; printf unended";
 
 #[test]
-fn what_workers_write_is_told_line_by_line_with_their_number_and_the_time() {
+fn what_workers_write_is_shown_line_by_line_with_their_number_and_the_time() {
     let output = run(&["--workers", "2", "--max-restarts", "0", "--", "sh", "-c", TALKER]);
     let said = String::from_utf8_lossy(&output.stderr);
     for number in 0..2 {
@@ -64,7 +64,7 @@ fn what_workers_write_is_told_line_by_line_with_their_number_and_the_time() {
 }
 
 #[test]
-fn silent_workers_are_not_heard_and_a_log_has_their_lines_instead() {
+fn silent_workers_are_not_shown_and_a_log_has_their_lines_instead() {
     let scratch = Scratch::new("log");
     let log = scratch.path("log");
     let flags = ["--workers", "1", "--max-restarts", "0", "--silent"];
@@ -86,7 +86,7 @@ fn the_events_are_in_their_file_too() {
 }
 
 #[test]
-fn a_full_disk_under_the_logs_is_told_once_and_the_workers_go_on() {
+fn a_full_disk_under_the_logs_is_reported_once_and_the_workers_go_on() {
     let flags = ["--workers", "2", "--log", "/dev/full", "--events", "/dev/full"];
     let program = format!("echo hello; echo again; exec {PROGRAM} \"$@\"");
     let server = start_with(&flags, &["sh", "-c", &program, "sh"]);
@@ -145,7 +145,7 @@ fn a_file_that_cannot_be_written_or_watched_is_one_line_and_a_failure() {
 }
 
 #[test]
-fn a_change_of_the_watched_file_is_pushed_to_every_worker_and_to_those_who_come_later() {
+fn a_change_of_the_watched_file_is_pushed_to_every_worker_and_to_later_ones() {
     if !has_node() {
         return;
     }

@@ -95,7 +95,7 @@ fn a_master_whose_standard_error_is_closed_by_its_reader_goes_on_and_counts_the_
 }
 
 #[test]
-fn a_fifo_that_nobody_reads_stalls_nobody_whether_it_gets_errors_events_or_logs() {
+fn a_fifo_that_nobody_reads_stalls_nothing_whether_it_gets_errors_events_or_logs() {
     for (name, script, flags) in [
         // 64 KiB fill it before the cluster starts.
         ("fifo-error", r#"mkfifo f; exec 9<>f; head -c 65536 /dev/zero >f; "$@" >out 2>f"#, &[][..]),
@@ -107,7 +107,7 @@ fn a_fifo_that_nobody_reads_stalls_nobody_whether_it_gets_errors_events_or_logs(
 }
 
 #[test]
-fn a_reader_of_the_ready_line_that_is_gone_ends_nobody() {
+fn a_reader_of_the_ready_line_that_is_gone_ends_nothing() {
     let cluster = Cluster::start("ready-gone", r#"{ "$@" 2>err; } | true"#, &["--control", "c"]);
     let events = poll_until(FOREVER, || {
         let events = events_in(&fs::read_to_string(cluster.scratch.path("err")).ok()?);
@@ -200,7 +200,7 @@ fn rotated_log_and_events_files_are_opened_anew_by_a_reload_and_by_sigusr1() {
 }
 
 #[test]
-fn a_log_that_reaches_the_limit_of_a_files_size_is_no_end() {
+fn a_log_that_reaches_the_limit_of_a_files_size_ends_nothing() {
     let script = r#"ulimit -f 16; "$@" >out 2>err"#;
     let mut cluster = Cluster::start("file-limit", script, &["--events", "events"]);
     cluster.address();

@@ -73,7 +73,7 @@ fn sigquit_is_a_stop_that_answers_what_is_open_and_leaves_no_socket() {
 }
 
 #[test]
-fn a_master_that_was_stopped_goes_on_and_takes_nobody_for_hung() {
+fn a_master_that_was_stopped_goes_on_and_takes_no_worker_for_hung() {
     let mut server = start_with(&["--workers", "2", "--heartbeat", "50ms"], &[PROGRAM]);
     server.signal(Signal::SIGTSTP);
     let is_stopped = poll_until(FOREVER, || {

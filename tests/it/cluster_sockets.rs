@@ -20,7 +20,7 @@ use nix::unistd::Pid;
 use crate::cluster::{CLUSTER, has_node, run};
 use crate::support::FOREVER;
 
-/// Says who it is on whatever it was told to listen on: `{"path": …}` or `{"fd": …}`.
+/// Says which worker it is, on whatever it is to listen on: `{"path": …}` or `{"fd": …}`.
 const PROGRAM: &str = r#"
 const answer = (request, response) => response.end(`worker ${process.env.WORKER_ID} pid ${process.pid}\n`);
 require('node:http').createServer(answer).listen(JSON.parse(process.argv[1]));
@@ -92,7 +92,7 @@ impl Drop for Place {
     }
 }
 
-/// What is answered on this connection: the last line is who it was.
+/// What is answered on this connection: the last line says which worker it was.
 #[track_caller]
 fn ask(mut stream: impl Read + Write) -> String {
     stream.write_all(GET_AND_CLOSE).unwrap();
@@ -139,7 +139,7 @@ fn a_unix_socket_is_served_by_all_workers_survives_a_reload_and_goes_with_the_ma
 }
 
 #[test]
-fn a_unix_socket_that_is_somebody_elses_is_a_taken_address_and_stays() {
+fn a_unix_socket_of_another_process_is_a_taken_address_and_stays() {
     if !has_node() {
         return;
     }
@@ -161,7 +161,7 @@ fn a_descriptor_that_the_master_was_started_with_is_what_its_workers_serve() {
     for schedule in ["rr", "none"] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        // Who comes before the cluster does is not lost.
+        // A client that comes before the cluster does is not lost.
         let connect = || {
             let stream = TcpStream::connect(address).unwrap();
             stream.set_read_timeout(Some(FOREVER)).unwrap();
@@ -179,7 +179,7 @@ fn a_descriptor_that_the_master_was_started_with_is_what_its_workers_serve() {
 }
 
 #[test]
-fn a_file_that_somebody_has_put_in_the_place_of_the_socket_is_left_alone() {
+fn another_file_in_the_place_of_the_socket_is_left_alone() {
     if !has_node() {
         return;
     }
@@ -204,7 +204,7 @@ fn a_unix_socket_is_for_everybody_where_the_program_says_so() {
     drop(cluster);
 }
 
-/// It may be asked for again, by a program that has closed it: nobody could open it anew.
+/// It may be asked for again, by a program that has closed it: it could not be opened anew.
 #[test]
 fn a_descriptor_that_was_closed_may_be_listened_on_again() {
     if !has_node() {
@@ -228,7 +228,7 @@ const first = http.createServer().listen({ fd: 3 }, () => {
 }
 
 #[test]
-fn a_descriptor_that_is_no_socket_is_a_listen_that_fails() {
+fn a_descriptor_that_is_not_a_socket_is_a_listen_that_fails() {
     if !has_node() {
         return;
     }

@@ -53,7 +53,7 @@ fn all_workers_answer(server: &Server, workers: usize) {
 }
 
 #[test]
-fn every_server_of_one_process_works_in_a_cluster_in_both_schedules_and_its_books_are_the_masters() {
+fn every_server_of_one_process_works_in_a_cluster_in_both_schedules_and_counts_in_the_masters_scoreboard() {
     for program in single_processes() {
         for schedule in ["rr", "none"] {
             let mut server = start_with(&["--workers", "3", "--schedule", schedule], &[program]);
@@ -119,7 +119,7 @@ fn a_taken_port_is_one_line_of_the_worker_and_a_failure() {
     }
 }
 
-/// Asks on until it is told to close: a worker that is to leave may not have heard of it yet, and answers as ever.
+/// Asks until an answer says that it closes: a worker that is to leave may not know yet, and answers as before.
 #[track_caller]
 fn last_answer(client: &mut Client) -> Answer {
     let last = poll_until(FOREVER, || {
@@ -134,7 +134,7 @@ fn last_answer(client: &mut Client) -> Answer {
 }
 
 #[test]
-fn a_connection_that_is_open_when_a_worker_leaves_is_answered_once_more_and_told_to_close() {
+fn a_connection_that_is_open_when_a_worker_leaves_is_answered_once_more_with_connection_close() {
     for (schedule, leave) in [("rr", Signal::SIGUSR2), ("none", Signal::SIGUSR2), ("rr", Signal::SIGHUP)] {
         let server = start_with(&["--workers", "1", "--schedule", schedule], &[EVENT_DRIVEN]);
         let mut client = connect(&server);
@@ -173,7 +173,7 @@ fn a_request_that_waits_for_its_work_is_answered_before_its_worker_leaves() {
             held(client.was_read());
             server.signal(Signal::SIGHUP);
             if program == kind("sync").path {
-                // Who serves a connection at a time hears of it when that is over.
+                // A server that serves one connection at a time reads the message when that is over.
                 answer(&mut client);
             } else {
                 last_answer(&mut client);
@@ -255,7 +255,7 @@ impl Worker {
         panic!("it never says {act}");
     }
 
-    /// Tells it that it is to be passed connections: what it had asked.
+    /// Answers that it will be passed connections: what it had asked.
     #[track_caller]
     fn serve(&mut self) -> Value {
         let query = self.hear("queryServer");

@@ -38,7 +38,7 @@ fn stopped(server: &mut Server) -> ClusterReport {
     held(server.stop()).cluster.expect("a book of what the master did")
 }
 
-/// One answer on a connection of its own: who gave it, and all it said.
+/// One answer on a connection of its own: which worker gave it, and its text.
 #[track_caller]
 fn ask(server: &Server) -> (usize, i32, String) {
     let mut client = connect(server);
@@ -59,7 +59,7 @@ fn load_while(server: &Server, act: impl FnOnce()) -> LoadReport {
     })
 }
 
-/// Waits until somebody else answers as this worker. Of the clients that ask meanwhile `cluster` leaves none alone.
+/// Waits until another process answers as this worker. `cluster` answers all clients that ask meanwhile.
 /// Node's own primary may: what it has passed to a worker that ends without an answer, it forgets. There another asks.
 #[track_caller]
 fn await_successor(master: &str, server: &Server, worker: usize, pid: i32) {
@@ -152,7 +152,7 @@ fn a_killed_worker_has_a_successor_under_either_master() {
 }
 
 #[test]
-fn who_wants_to_know_nodes_workers_finds_their_pids_in_the_scoreboard() {
+fn the_pids_of_nodes_workers_are_in_the_scoreboard() {
     if !has_node() {
         return;
     }
@@ -174,7 +174,7 @@ fn updates(control: &Source) -> f64 {
 }
 
 #[test]
-fn a_new_value_is_found_by_who_looks_and_heard_by_who_is_told() {
+fn a_new_value_reaches_workers_that_poll_and_workers_that_are_notified() {
     if !has_node() {
         return;
     }
@@ -198,7 +198,7 @@ fn a_new_value_is_found_by_who_looks_and_heard_by_who_is_told() {
         };
         assert!((0..2).all(|worker| knows(worker).is_some()), "{value} has not come to everybody");
         if command[0] == CLUSTER {
-            // Node's primary asks for what was counted last; ours is told in time.
+            // Node's primary asks for what was counted last; ours gets it in time.
             let told = poll_until(FOREVER, || (updates(&control) >= 2.0).then_some(()));
             assert!(told.is_some(), "the updates are not counted");
         }

@@ -55,7 +55,7 @@ fn lines_are_messages_however_they_are_cut() {
 }
 
 #[test]
-fn what_is_no_json_is_reported_and_the_next_line_is_heard() {
+fn a_line_that_is_not_json_is_reported_and_the_next_is_received() {
     let mut ends = Ends::new();
     for garbage in [&b"\n2\n"[..], b"no\n2\n", b"{\"a\":1\n2\n", b"\"\xff\"\n2\n", b"\0\0\n2\n"] {
         let heard = ends.hear(garbage, None);
@@ -79,7 +79,7 @@ fn an_answer_is_one_in_any_order_of_its_fields_and_only_with_all_of_them() {
 }
 
 #[test]
-fn a_message_of_any_size_is_heard_of_and_beyond_a_bound_not_kept() {
+fn a_message_of_any_size_is_reported_and_beyond_a_bound_not_kept() {
     let mut ends = Ends::new();
     let (piece, mut told) = ([b'x'; BUFFER_BYTES], Vec::new());
     for pieces in [LONGEST_LINE / BUFFER_BYTES + 1, 5 * LONGEST_LINE / BUFFER_BYTES] {
@@ -120,7 +120,7 @@ fn a_descriptor_arrives_with_its_line_and_is_acknowledged_and_elsewhere_it_is_a_
 }
 
 #[test]
-fn a_connection_is_told_from_other_descriptors_and_answered_in_one_message() {
+fn a_connection_is_distinguished_from_other_descriptors_and_answered_in_one_message() {
     let mut ends = Ends::new();
     let passed = |key: &str| {
         let mut master = Ends::new();
@@ -183,7 +183,7 @@ fn behind_a_descriptor_everything_waits_for_its_acknowledgement_but_an_acknowled
 }
 
 #[test]
-fn who_owes_an_acknowledgement_is_listened_to_however_much_waits_behind_it() {
+fn an_end_that_owes_an_acknowledgement_is_read_however_much_waits_behind_it() {
     let mut ends = Ends::new();
     ends.ipc.ping();
     ends.ipc.send(&json!("m".repeat(2 * MOST_UNSENT_BYTES)));
@@ -220,7 +220,7 @@ fn what_nothing_was_sent_of_can_be_recalled() {
 }
 
 #[test]
-fn who_reads_nothing_blocks_nobody_and_is_not_listened_to() {
+fn an_end_that_reads_nothing_blocks_nothing_and_is_not_read() {
     let mut ends = Ends::new();
     let message = json!("m".repeat(100_000));
     while ends.ipc.interest().contains(Interest::EPOLLIN) {
@@ -237,7 +237,7 @@ fn who_reads_nothing_blocks_nobody_and_is_not_listened_to() {
 }
 
 #[test]
-fn the_end_is_seen_by_receiving_and_sending_to_it_is_no_failure() {
+fn the_end_is_seen_by_receiving_and_sending_to_it_is_not_a_failure() {
     let mut ends = Ends::new();
     drop(ends.theirs);
     ends.ipc.send(&json!(1));
