@@ -9,6 +9,7 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::sys::stat::{Mode, umask};
@@ -80,10 +81,18 @@ impl Control {
         let odd = |error: std::io::Error| {
             Failure::new(tried(), error).advise("choose a new file in a folder that you may write")
         };
-        // Of two masters that start together, one looks, removes and binds before the other looks.
+        // Of two masters that start together, one looks, removes and binds before the other looks. A file system without such
+        // locks, or a folder that may not be read, leaves it at that.
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let folder = fs::File::open(folder).map_err(odd)?;
-        let _alone = Flock::lock(folder, FlockArg::LockExclusive).ok();
+        let folder =
+            fs::File::open(folder).map(|folder| Flock::lock(folder, FlockArg::LockExclusiveNonblock));
+        let _lock = match folder {
+            Ok(Err((_, errno @ Errno::EWOULDBLOCK))) => {
+                return Err(Failure::new(tried(), errno)
+                    .advise("another cluster starts there, or a program has locked its folder: try again"));
+            }
+            other => other,
+        };
         match fs::symlink_metadata(path) {
             Ok(metadata) if !metadata.file_type().is_socket() => {
                 let why = std::io::Error::other("there is a file of another kind in its place");

@@ -101,7 +101,10 @@ fn a_cluster_of_which_one_worker_listens_is_ready_and_keeps_the_others() {
     let some = "if (process.env.WORKER_ID === '1') require('node:http').createServer((_, response) => response.end(''))
         .listen(0, '127.0.0.1'); else setInterval(() => {}, 1000);";
     // Long enough for Node to start: the successor of the one that listens has to listen within it.
-    let server = start_with(&["--workers", "2", "--listen-timeout", "3s"], &["node", "-e", some, "--"]);
+    let server = start_with(
+        &["--workers", "2", "--listen-timeout", "3s", "--kill-timeout", "200ms"],
+        &["node", "-e", some, "--"],
+    );
     held(served_within(server.addr, FOREVER));
     server.signal(Signal::SIGHUP);
     let events = await_events(&server, "reloaded", 1);
