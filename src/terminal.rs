@@ -1,6 +1,23 @@
-//! What is drawn in a terminal: bars, colour, and lines of its width. Every view uses it.
+//! What is drawn in a terminal: bars, colour, lines of its width, and a screen of our own. Every view uses it.
+//!
+//! A [`Screen`] is given back on every way out: a key, a signal, an error, a panic. Writing to it never waits: while the
+//! terminal does not read, pictures are left out.
 
-use std::io::IsTerminal;
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use ratatui::backend::CrosstermBackend;
+use ratatui::crossterm::event::{Event, KeyCode, KeyEventKind, KeyModifiers};
+use ratatui::crossterm::terminal::{disable_raw_mode, enable_raw_mode};
+use ratatui::layout::Rect;
+use ratatui::{Frame, TerminalOptions, Viewport};
+
+use crate::sys::terminal::window_size;
 
 /// A bar that fills `width` columns when `value` is `most`, in eighths of a column (Unicode block elements). What is
 /// not zero is visible.
@@ -90,8 +107,187 @@ impl Paint {
     }
 }
 
+/// Columns of the terminal behind this stream, and 100 where there is none.
+pub fn width(stream: &impl AsFd) -> usize {
+    window_size(stream).ok().filter(|&(columns, _)| columns > 0).map_or(100, |(columns, _)| columns.into())
+}
+
+/// Whether a key asks to end: q, Escape or Ctrl-C, which is a key like others in raw mode, and no signal.
+pub fn is_quit(event: &Event) -> bool {
+    let Event::Key(key) = event else { return false };
+    let is_pressed = key.kind != KeyEventKind::Release;
+    let is_interrupt = key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL);
+    is_pressed && (is_interrupt || matches!(key.code, KeyCode::Char('q' | 'Q') | KeyCode::Esc))
+}
+
+/// No picture is larger, whatever the terminal claims: a window may be 65,535 columns wide (ioctl_tty(2)).
+const LARGEST: (u16, u16) = (512, 256);
+/// The size of a terminal that does not know it.
+const USUAL: (u16, u16) = (80, 24);
+/// Alternate screen, cursor hidden; and back (xterm, "Control Sequences", DECSET 1049 and 25).
+const TAKE: &[u8] = b"\x1b[?1049h\x1b[?25l\x1b[2J";
+const GIVE_BACK: &[u8] = b"\x1b[?1049l\x1b[?25h";
+const CLEAR: &[u8] = b"\x1b[2J";
+/// How long the end of a screen waits for a terminal that does not read.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// The terminal that is ours now.
+static OURS: Mutex<Option<Arc<File>>> = Mutex::new(None);
+
+/// A terminal in raw mode, on its second screen, until this is dropped.
+pub struct Screen {
+    terminal: ratatui::Terminal<CrosstermBackend<Waiting>>,
+    output: Waiting,
+    size: (u16, u16),
+}
+
+impl Screen {
+    /// Takes over the terminal behind this stream.
+    ///
+    /// # Errors
+    /// When it is no terminal, or gone.
+    pub fn take(stream: &impl AsFd) -> io::Result<Screen> {
+        static HOOK: Once = Once::new();
+        HOOK.call_once(|| {
+            let next = std::panic::take_hook();
+            std::panic::set_hook(Box::new(move |panic| {
+                give_back();
+                next(panic);
+            }));
+        });
+        let file = Arc::new(open_without_waiting(stream)?);
+        enable_raw_mode()?;
+        *ours() = Some(Arc::clone(&file));
+        let mut output = Waiting { file, bytes: Arc::default() };
+        let size = size_of(&output.file);
+        let taken = output.write_all(TAKE).and_then(|()| terminal(&output, size));
+        let terminal = taken.inspect_err(|_| give_back())?;
+        Ok(Screen { terminal, output, size })
+    }
+
+    /// Columns and lines of the next picture.
+    pub fn size(&self) -> (u16, u16) {
+        size_of(&self.output.file)
+    }
+
+    /// Draws a picture, or leaves it out while the terminal has not read the one before.
+    ///
+    /// # Errors
+    /// When the terminal is gone.
+    pub fn draw(&mut self, picture: impl FnOnce(&mut Frame)) -> io::Result<()> {
+        self.output.flush()?;
+        if self.output.is_waiting() {
+            return Ok(());
+        }
+        if self.size() != self.size {
+            self.size = self.size();
+            self.output.write_all(CLEAR)?;
+            self.terminal = terminal(&self.output, self.size)?;
+        }
+        self.terminal.draw(picture).map(drop)
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        give_back();
+    }
+}
+
+fn terminal(
+    output: &Waiting,
+    (width, height): (u16, u16),
+) -> io::Result<ratatui::Terminal<CrosstermBackend<Waiting>>> {
+    let viewport = Viewport::Fixed(Rect { x: 0, y: 0, width, height });
+    ratatui::Terminal::with_options(CrosstermBackend::new(output.clone()), TerminalOptions { viewport })
+}
+
+fn size_of(terminal: &File) -> (u16, u16) {
+    let known = window_size(terminal).ok().filter(|&(columns, lines)| columns > 0 && lines > 0);
+    let (columns, lines) = known.unwrap_or(USUAL);
+    (columns.min(LARGEST.0), lines.min(LARGEST.1))
+}
+
+/// The same terminal, opened once more: O_NONBLOCK belongs to the open file (open(2)), and the one behind a standard
+/// stream belongs to the shell, too. Where that is not allowed, writing may wait.
+fn open_without_waiting(stream: &impl AsFd) -> io::Result<File> {
+    let stream = stream.as_fd();
+    window_size(stream)?;
+    let path = format!("/proc/self/fd/{}", stream.as_raw_fd());
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let again = OpenOptions::new().write(true).custom_flags(flags).open(path);
+    again.or_else(|_| stream.try_clone_to_owned().map(File::from))
+}
+
+/// Gives the terminal back if it is ours: once, even if a panic and a drop both ask for it.
+fn give_back() {
+    let Some(file) = ours().take() else { return };
+    let _ = disable_raw_mode();
+    let (mut left, end) = (GIVE_BACK, Instant::now() + PATIENCE);
+    while !left.is_empty() {
+        match (&*file).write(left) {
+            Ok(written) => left = &left[written..],
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                let wait = end.saturating_duration_since(Instant::now());
+                if wait.is_zero() {
+                    return;
+                }
+                let wait = PollTimeout::try_from(wait).unwrap_or(PollTimeout::ZERO);
+                let _ = poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLOUT)], wait);
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            // Where the terminal is gone there is nothing to give back.
+            Err(_) => return,
+        }
+    }
+}
+
+fn ours() -> MutexGuard<'static, Option<Arc<File>>> {
+    OURS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A terminal, and the bytes that it has not taken yet.
+#[derive(Clone)]
+struct Waiting {
+    file: Arc<File>,
+    bytes: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Waiting {
+    fn bytes(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_waiting(&self) -> bool {
+        !self.bytes().is_empty()
+    }
+}
+
+impl Write for Waiting {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.bytes().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    /// Writes what the terminal takes now.
+    fn flush(&mut self) -> io::Result<()> {
+        let mut bytes = self.bytes();
+        while !bytes.is_empty() {
+            match (&*self.file).write(&bytes) {
+                Ok(written) => drop(bytes.drain(..written)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use ratatui::crossterm::event::KeyEvent;
+
     use super::*;
 
     #[test]
@@ -111,6 +307,21 @@ mod tests {
         assert_eq!(wrapped("a bc def", 4, 2), ["a bc", "  def"]);
         assert_eq!(wrapped("  a b c", 5, 2), ["  a b", "  c"]);
         assert_eq!(wrapped("a verylong b", 4, 0), ["a", "verylong", "b"]);
+    }
+
+    #[test]
+    fn q_escape_and_ctrl_c_ask_to_end() {
+        let key = |code, modifiers| Event::Key(KeyEvent::new(code, modifiers));
+        for (code, modifiers, quits) in [
+            (KeyCode::Char('q'), KeyModifiers::NONE, true),
+            (KeyCode::Esc, KeyModifiers::NONE, true),
+            (KeyCode::Char('c'), KeyModifiers::CONTROL, true),
+            (KeyCode::Char('c'), KeyModifiers::NONE, false),
+            (KeyCode::Enter, KeyModifiers::NONE, false),
+        ] {
+            assert_eq!(is_quit(&key(code, modifiers)), quits, "{code:?}");
+        }
+        assert!(!is_quit(&Event::Resize(80, 24)));
     }
 
     #[test]

@@ -11,4 +11,5 @@ pub mod process;
 pub mod procfs;
 pub mod signal;
 pub mod socket;
+pub mod terminal;
 pub mod uring;

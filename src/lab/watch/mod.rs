@@ -14,13 +14,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, after, select, unbounded};
-use ratatui::DefaultTerminal;
-use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind};
 use serde_json::json;
 
 use crate::failure::Failure;
 use crate::lab::program::{Interrupt, Stop};
-use crate::terminal::has_colour;
+use crate::terminal::{Screen, has_colour, is_quit};
 use crate::units::parse_duration;
 use sample::{Look, Target};
 use view::View;
@@ -64,7 +63,8 @@ pub fn run(path: &Path, interval: Duration, interrupt: &Interrupt) -> Result<(),
     }
     let mut target = Target::open(path).map_err(failed)?;
     let has_colour = has_colour(&stdout());
-    let mut screen = Screen::take().map_err(failed)?;
+    let mut screen =
+        Screen::take(&stdout()).map_err(|error| failed(Failure::new("take over the terminal", error)))?;
     let keys = keys();
     let (mut earlier, mut now) = (None, target.sample());
     let (mut first, mut notice) = (0, None);
@@ -77,7 +77,8 @@ pub fn run(path: &Path, interval: Duration, interrupt: &Interrupt) -> Result<(),
         let page = view.page(width, height);
         view.scroll(first, page);
         first = view.first;
-        screen.draw(&view).map_err(failed)?;
+        let drawn = screen.draw(|frame| view::draw(frame, &view));
+        drawn.map_err(|error| failed(Failure::new("draw on the terminal", error)))?;
 
         select! {
             recv(interrupt) -> _ => return Err(Stop::Interrupted),
@@ -138,9 +139,7 @@ fn key(event: &Event) -> Option<Key> {
         _ => return None,
     };
     Some(match key.code {
-        KeyCode::Char('q' | 'Q') | KeyCode::Esc => Key::Quit,
-        // In raw mode it is a key like others, and no signal.
-        KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => Key::Quit,
+        _ if is_quit(event) => Key::Quit,
         KeyCode::Up | KeyCode::Char('k') => Key::Up,
         KeyCode::Down | KeyCode::Char('j') => Key::Down,
         KeyCode::PageUp => Key::PageUp,
@@ -150,39 +149,4 @@ fn key(event: &Event) -> Option<Key> {
         KeyCode::Tab => Key::Overview,
         _ => return None,
     })
-}
-
-/// The terminal while it is ours: raw, on its second screen. Dropping gives it back; a panic gives it back before
-/// its message is printed.
-struct Screen {
-    terminal: DefaultTerminal,
-}
-
-impl Screen {
-    fn take() -> Result<Screen, Failure> {
-        let taken = ratatui::try_init().inspect_err(|_| ratatui::restore());
-        Ok(Screen { terminal: taken.map_err(|error| Failure::new("take over the terminal", error))? })
-    }
-
-    /// Columns and lines.
-    fn size(&self) -> (u16, u16) {
-        self.terminal.size().map_or((80, 24), |size| (size.width, size.height))
-    }
-
-    fn draw(&mut self, view: &View) -> Result<(), Failure> {
-        let drawn = self.terminal.draw(|frame| view::draw(frame, view));
-        drawn.map(drop).map_err(|error| Failure::new("draw on the terminal", error))
-    }
-}
-
-impl Drop for Screen {
-    fn drop(&mut self) {
-        // ratatui's panic hook has done it already; once more would move the cursor into the panic's message.
-        if thread::panicking() {
-            return;
-        }
-        // Where the terminal is gone there is nothing to give back.
-        let _ = self.terminal.show_cursor();
-        let _ = ratatui::try_restore();
-    }
 }

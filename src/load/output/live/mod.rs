@@ -8,24 +8,15 @@
 mod screen;
 mod state;
 
-use std::io::{IsTerminal, Stderr, Write, stderr};
-use std::sync::Once;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::io::{IsTerminal, Write, stderr};
 use std::time::Duration;
 
-use ratatui::Terminal;
-use ratatui::backend::CrosstermBackend;
-use ratatui::crossterm::cursor::{Hide, Show};
-use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
-use ratatui::crossterm::execute;
-use ratatui::crossterm::terminal::{
-    EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode, size,
-};
+use ratatui::crossterm::event;
 
 use crate::load::options::plan::Plan;
 use crate::load::run::observers::Observer;
 use crate::report::{IntervalReport, Latency};
-use crate::terminal::has_colour;
+use crate::terminal::{Screen, has_colour, is_quit, width};
 use crate::units::{grouped, time};
 pub use state::Phase;
 use state::{Goal, State};
@@ -33,7 +24,7 @@ use state::{Goal, State};
 /// The picture on the terminal, from the first interval on: what is to be said before, and a Ctrl-C before, find the
 /// terminal as it was.
 pub struct View {
-    terminal: Option<Terminal<CrosstermBackend<Stderr>>>,
+    screen: Option<Screen>,
     state: State,
     has_colour: bool,
 }
@@ -49,25 +40,25 @@ impl View {
                 "--progress live: standard error is no terminal, so there is a line every 2 s instead".into(),
             );
         }
-        Ok(View { terminal: None, state: State::new(Goal::of(plan)), has_colour: has_colour(&stderr()) })
+        Ok(View { screen: None, state: State::new(Goal::of(plan)), has_colour: has_colour(&stderr()) })
     }
 
     /// A terminal that is gone or does not obey costs the picture, not the run.
     fn draw(&mut self) {
-        if self.terminal.is_none() {
-            self.terminal = take_over().ok();
+        if self.screen.is_none() {
+            self.screen = Screen::take(&stderr()).ok();
         }
-        if let Some(terminal) = &mut self.terminal {
-            let _ = terminal.draw(|frame| screen::draw(frame, &self.state, self.has_colour));
+        if let Some(screen) = &mut self.screen {
+            let _ = screen.draw(|frame| screen::draw(frame, &self.state, self.has_colour));
         }
     }
 
     /// Reads what was typed; true when it asks to end the run.
     fn poll_keys(&mut self) -> bool {
         let mut asks_to_stop = false;
-        while self.terminal.is_some() && event::poll(Duration::ZERO).unwrap_or(false) {
+        while self.screen.is_some() && event::poll(Duration::ZERO).unwrap_or(false) {
             match event::read() {
-                Ok(event) => asks_to_stop |= is_stop(&event),
+                Ok(event) => asks_to_stop |= is_quit(&event),
                 Err(_) => return asks_to_stop,
             }
         }
@@ -84,47 +75,6 @@ impl Observer for View {
 
     fn asks_to_stop(&mut self) -> bool {
         self.poll_keys()
-    }
-}
-
-impl Drop for View {
-    fn drop(&mut self) {
-        give_back();
-    }
-}
-
-fn is_stop(event: &Event) -> bool {
-    let Event::Key(key) = event else { return false };
-    let is_pressed = key.kind != KeyEventKind::Release;
-    // In raw mode Ctrl-C is a key like others, and no signal.
-    let is_interrupt = key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL);
-    is_pressed && (is_interrupt || matches!(key.code, KeyCode::Char('q' | 'Q') | KeyCode::Esc))
-}
-
-/// Whether the terminal is ours now. A panic on any thread gives it back, once, before its message is printed.
-static IS_OURS: AtomicBool = AtomicBool::new(false);
-
-fn take_over() -> std::io::Result<Terminal<CrosstermBackend<Stderr>>> {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let next = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            give_back();
-            next(panic);
-        }));
-    });
-    enable_raw_mode()?;
-    IS_OURS.store(true, Ordering::Relaxed);
-    execute!(stderr(), EnterAlternateScreen, Hide)
-        .and_then(|()| Terminal::new(CrosstermBackend::new(stderr())))
-        .inspect_err(|_| give_back())
-}
-
-fn give_back() {
-    if IS_OURS.swap(false, Ordering::Relaxed) {
-        // Where the terminal is gone there is nothing to give back.
-        let _ = disable_raw_mode();
-        let _ = execute!(stderr(), LeaveAlternateScreen, Show);
     }
 }
 
@@ -165,7 +115,7 @@ fn pause_s(is_terminal: bool) -> f64 {
 
 impl Observer for Progress {
     fn observe(&mut self, interval: &IntervalReport, _so_far: &Latency) {
-        let columns = if self.is_terminal { size().map_or(80, |(columns, _)| columns.into()) } else { 0 };
+        let columns = if self.is_terminal { width(&stderr()) } else { 0 };
         if let Some(text) = self.after(interval, columns) {
             let _ = stderr().write_all(text.as_bytes());
         }
@@ -223,20 +173,5 @@ mod tests {
         let line = progress.after(&failing, 30).unwrap();
         assert_eq!(line, "\r\x1b[Kwarming up 2 s of 9 s · 10/s ");
         assert_eq!(progress.after(&interval(21, false, 1), 30), None);
-    }
-
-    #[test]
-    fn q_escape_and_ctrl_c_end_the_run() {
-        let key = |code, modifiers| Event::Key(event::KeyEvent::new(code, modifiers));
-        for (code, modifiers, stops) in [
-            (KeyCode::Char('q'), KeyModifiers::NONE, true),
-            (KeyCode::Esc, KeyModifiers::NONE, true),
-            (KeyCode::Char('c'), KeyModifiers::CONTROL, true),
-            (KeyCode::Char('c'), KeyModifiers::NONE, false),
-            (KeyCode::Enter, KeyModifiers::NONE, false),
-        ] {
-            assert_eq!(is_stop(&key(code, modifiers)), stops, "{code:?}");
-        }
-        assert!(!is_stop(&Event::Resize(80, 24)));
     }
 }
