@@ -44,6 +44,7 @@ mod passing;
 mod ports;
 mod proxy;
 mod readers;
+mod screen;
 mod select;
 mod stopping;
 mod theory;
