@@ -1,0 +1,172 @@
+//! A file or a pipe that a run writes to. Its reader may be slow, stalled, gone or not there yet: nothing here waits for
+//! it longer than a second, and what it did not take is reported as missing.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// What is kept in memory for a reader.
+const MOST_WAITING: usize = 1 << 20;
+/// How long the end of a run waits for a reader that takes nothing.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub struct Destination {
+    path: PathBuf,
+    /// Absent while nobody has opened a named pipe for reading.
+    file: Option<File>,
+    /// Written, and not taken yet.
+    waiting: Vec<u8>,
+    /// Writes for which there was no room.
+    dropped: u64,
+    outcome: Result<(), String>,
+}
+
+impl Destination {
+    /// Creates the file, or opens what is there.
+    ///
+    /// # Errors
+    /// One line with the path.
+    pub fn create(path: &Path) -> Result<Destination, String> {
+        let file = open(path).map_err(|error| format!("create {}: {error}", path.display()))?;
+        Ok(Destination { path: path.into(), file, waiting: Vec::new(), dropped: 0, outcome: Ok(()) })
+    }
+
+    /// Writes all of this, or none of it if the reader is too far behind. The first failure ends the file.
+    pub fn write(&mut self, bytes: &[u8]) {
+        if self.outcome.is_err() {
+            return;
+        }
+        if self.waiting.len() > MOST_WAITING {
+            self.dropped += 1;
+        } else {
+            self.waiting.extend_from_slice(bytes);
+        }
+        self.flush(Duration::ZERO);
+    }
+
+    /// Writes what is left.
+    ///
+    /// # Errors
+    /// One line with the path and what is missing.
+    pub fn finish(mut self) -> Result<(), String> {
+        self.flush(PATIENCE);
+        self.outcome?;
+        match (self.waiting.len(), self.dropped) {
+            (0, 0) => Ok(()),
+            (bytes, 0) => {
+                Err(format!("write {}: it is not read: {bytes} bytes are missing", self.path.display()))
+            }
+            (bytes, dropped) => Err(format!(
+                "write {}: it is not read: {dropped} parts and {bytes} bytes are missing",
+                self.path.display()
+            )),
+        }
+    }
+
+    fn flush(&mut self, patience: Duration) {
+        if let Err(error) = self.try_to_flush(patience) {
+            self.outcome = Err(format!("write {}: {error}", self.path.display()));
+        }
+    }
+
+    /// Until nothing is left, or nothing has been taken for so long.
+    fn try_to_flush(&mut self, patience: Duration) -> io::Result<()> {
+        if self.file.is_none() {
+            self.file = open(&self.path)?;
+        }
+        let Some(file) = &mut self.file else { return Ok(()) };
+        let mut end = Instant::now() + patience;
+        while !self.waiting.is_empty() {
+            match file.write(&self.waiting) {
+                Ok(taken) => {
+                    self.waiting.drain(..taken);
+                    end = Instant::now() + patience;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    let wait = end.saturating_duration_since(Instant::now());
+                    if wait.is_zero() {
+                        return Ok(());
+                    }
+                    let wait = PollTimeout::try_from(wait).unwrap_or(PollTimeout::ZERO);
+                    let _ = poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLOUT)], wait);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Opens a file so that nothing waits. `None`: a pipe that nobody reads yet (ENXIO: fifo(7)).
+fn open(path: &Path) -> io::Result<Option<File>> {
+    let mut options = OpenOptions::new();
+    let opened = options.write(true).create(true).truncate(true).custom_flags(libc::O_NONBLOCK).open(path);
+    match opened {
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+        opened => opened.map(Some),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
+    use super::*;
+
+    fn pipe(name: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("acceptlab-{name}-{}", std::process::id()));
+        mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_reads_costs_its_content_and_no_time() {
+        let path = pipe("unread");
+        let mut destination = Destination::create(&path).unwrap();
+        let kib = [b'x'; 1024];
+        (0..2000).for_each(|_| destination.write(&kib));
+        let line = destination.finish().unwrap_err();
+        assert!(line.ends_with(": it is not read: 975 parts and 1049600 bytes are missing"), "{line}");
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn a_reader_that_comes_late_gets_all_that_was_kept_for_it() {
+        let path = pipe("late");
+        let mut destination = Destination::create(&path).unwrap();
+        destination.write(b"early\n");
+        let reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path);
+        destination.write(b"late\n");
+        assert_eq!(destination.finish(), Ok(()));
+        let mut text = String::new();
+        reader.unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(text, "early\nlate\n");
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn a_reader_that_stalls_or_goes_costs_what_it_does_not_take() {
+        for goes in [false, true] {
+            let path = pipe(if goes { "gone" } else { "stalled" });
+            let reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+            let mut destination = Destination::create(&path).unwrap();
+            destination.write(&[b'x'; 100_000]);
+            let reader = (!goes).then_some(reader);
+            let line = destination.finish().unwrap_err();
+            let expected = if goes { ": Broken pipe (os error 32)" } else { "34464 bytes are missing" };
+            assert!(line.ends_with(expected), "{line}");
+            drop(reader);
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+}
