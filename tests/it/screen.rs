@@ -80,7 +80,18 @@ impl Pty {
 
 fn loadgen(server: &Server, pty: &Pty) -> Child {
     Command::new(LOADGEN)
-        .args(["--live", "--connections", "2", "--rate", "200", "--duration", "1s", "--interval", "20ms"])
+        .args([
+            "--progress",
+            "live",
+            "--connections",
+            "2",
+            "--rate",
+            "200",
+            "--duration",
+            "1s",
+            "--interval",
+            "20ms",
+        ])
         .arg(format!("http://{}/", server.addr))
         .stdin(pty.end())
         .stderr(pty.end())
