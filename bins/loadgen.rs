@@ -11,9 +11,10 @@
 
 #![forbid(unsafe_code)]
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
+use acceptlab::console;
 use acceptlab::load::client::engine;
 use acceptlab::load::commands::calibrate::{self, Calibration};
 use acceptlab::load::commands::search::{self, Curve, Found};
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
     match do_what_is_asked() {
         Ok(exit) => exit,
         Err(error) => {
-            eprintln!("loadgen: {error}");
+            console::log_last(format_args!("loadgen: {error}"));
             ExitCode::FAILURE
         }
     }
@@ -68,7 +69,7 @@ fn do_what_is_asked() -> Result<ExitCode, String> {
 /// With the engine that this kernel has.
 fn with_engine(mut plan: Plan) -> Plan {
     let (engine, instead) = engine::choose(plan.threads.engine);
-    instead.iter().for_each(|why| eprintln!("loadgen: {why}"));
+    instead.iter().for_each(|why| console::log(format_args!("loadgen: {why}")));
     plan.threads.engine = engine;
     plan
 }
@@ -78,7 +79,7 @@ fn one_run(plan: Plan, fail_if: &[Gate], format: Format) -> Result<ExitCode, Str
     let measured = measure::measure(&plan)?;
     print(format, &measured.report, render)?;
     let failed: Vec<String> = fail_if.iter().filter_map(|gate| gate.fails(&measured.report)).collect();
-    failed.iter().for_each(|line| eprintln!("loadgen: {line}"));
+    failed.iter().for_each(|line| console::log_last(format_args!("loadgen: {line}")));
     measured.files?;
     Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(GATE_FAILED) })
 }
@@ -114,5 +115,5 @@ fn print<T: Serialize>(format: Format, result: &T, render: impl Fn(&T) -> String
 }
 
 fn write(text: &str) -> Result<(), String> {
-    io::stdout().write_all(text.as_bytes()).map_err(|error| format!("write standard output: {error}"))
+    console::print_last(text).map_err(|failure| failure.to_string())
 }

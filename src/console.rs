@@ -38,6 +38,11 @@ pub fn log(line: impl fmt::Display) {
     log_within(line, Duration::ZERO);
 }
 
+/// Writes a line that replaces itself on a terminal, or drops it if there is no room: a stopped terminal stops nothing.
+pub fn redraw(text: &str) {
+    let _ = write_if_room(io::stderr().as_fd(), text.as_bytes(), Duration::ZERO);
+}
+
 /// As [`log`], for a program's last line: waits for room for a second.
 pub fn log_last(line: impl fmt::Display) {
     log_within(line, LAST_WAIT);

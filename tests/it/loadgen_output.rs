@@ -130,7 +130,7 @@ fn reports_of_all_kinds_of_load_hold_to_the_schema() {
 
 #[test]
 fn every_line_of_ndjson_holds_to_the_schema_and_together_they_are_the_report() {
-    let path = scratch("ndjson");
+    let path = scratch("a.ndjson");
     let file = path.display().to_string();
     let report = measure(&[
         "--rate",
@@ -290,7 +290,7 @@ fn a_document_that_breaks_the_schema_is_noticed() {
 
 #[test]
 fn csv_and_percentile_table_say_what_the_report_says() {
-    let (csv, hgrm) = (scratch("csv"), scratch("hgrm"));
+    let (csv, hgrm) = (scratch("a.csv"), scratch("a.hgrm"));
     let (csv_file, hgrm_file) = (csv.display().to_string(), hgrm.display().to_string());
     let report =
         measure(&["--requests", "500", "--connections", "4", "--out", &csv_file, "--out", &hgrm_file]);

@@ -293,6 +293,20 @@ fn calibration_shows_what_this_client_can_do() {
 }
 
 #[test]
+fn calibration_names_the_program_that_it_needs_and_does_not_find() {
+    let folder = std::env::temp_dir().join(format!("acceptlab-calibrate-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let alone = folder.join("loadgen");
+    std::fs::copy(env!("CARGO_BIN_EXE_loadgen"), &alone).unwrap();
+    let output = std::process::Command::new(&alone).arg("calibrate").output().unwrap();
+    let line = String::from_utf8(output.stderr).unwrap();
+    let expected = format!("loadgen: start {}/null-server: No such file", folder.display());
+    assert!(line.starts_with(&expected) && line.ends_with("beside loadgen\n"), "{line}");
+    assert_eq!((line.lines().count(), output.status.code()), (1, Some(1)));
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
 fn the_null_server_dies_with_the_client_that_started_it() {
     let (mut client, mut stdout) = {
         let mut command = loadgen("calibrate --duration 1m", None);

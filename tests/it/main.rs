@@ -29,6 +29,7 @@ mod lab;
 mod lab_endings;
 mod live;
 mod loadgen;
+mod loadgen_endings;
 mod loadgen_engine;
 mod loadgen_models;
 mod loadgen_output;

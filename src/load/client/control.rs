@@ -10,6 +10,7 @@ pub struct Control {
     stopped_at_ns: AtomicU64,
     aborted: AtomicBool,
     reached: AtomicBool,
+    interrupted: AtomicBool,
     stop_event: EventFd,
     thread_event: EventFd,
 }
@@ -21,6 +22,7 @@ impl Control {
             stopped_at_ns: AtomicU64::new(u64::MAX),
             aborted: AtomicBool::new(false),
             reached: AtomicBool::new(false),
+            interrupted: AtomicBool::new(false),
             stop_event: eventfd()?,
             thread_event: eventfd()?,
         })
@@ -36,6 +38,19 @@ impl Control {
     pub fn abort(&self, now_ns: u64) {
         self.aborted.store(true, Ordering::Relaxed);
         self.stop(now_ns);
+    }
+
+    /// A person wants the run to end: the first time the measurement, the second time everything.
+    pub fn interrupt(&self, now_ns: u64) {
+        self.interrupted.store(true, Ordering::Relaxed);
+        match self.stopped_at_ns() {
+            None => self.stop(now_ns),
+            Some(_) => self.abort(now_ns),
+        }
+    }
+
+    pub fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
     }
 
     /// A first connection is established: the server is there, and what fails from now on is a part of the result.

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::prctl;
 
+use crate::console;
 use crate::load::options::plan::Plan;
 use crate::load::options::target::Target;
 use crate::load::run;
@@ -58,8 +59,7 @@ pub fn run() -> Result<Demonstration, String> {
 }
 
 fn measure(name: &str, plan: &Plan) -> Result<LoadReport, String> {
-    // The reader of standard error may be gone.
-    let _ = writeln!(io::stderr(), "{name}: {} s …", RUN.as_secs());
+    console::log(format_args!("{name}: {} s …", RUN.as_secs()));
     Ok(run::run(plan, Observers::none())?.report)
 }
 

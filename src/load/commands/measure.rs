@@ -1,5 +1,6 @@
 //! One run with all that its plan asks for: its observers, its files, its report.
 
+use crate::console;
 use crate::load::options::plan::{FileFormat, Plan, Progress};
 use crate::load::output::export::{Files, Ndjson, both};
 use crate::load::output::live;
@@ -34,7 +35,7 @@ fn observers(plan: &Plan) -> Result<Observers, String> {
         match live::View::open(plan) {
             Ok(view) => observers.push(Box::new(view)),
             Err(why) => {
-                eprintln!("loadgen: {why}");
+                console::log(format_args!("loadgen: {why}"));
                 observers.push(Box::new(live::Progress::new(plan)));
             }
         }

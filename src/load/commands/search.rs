@@ -9,6 +9,7 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
+use crate::console;
 use crate::load::options::gate::Gate;
 use crate::load::options::plan::{End, Plan};
 use crate::load::options::sweep::Sweep;
@@ -80,7 +81,9 @@ type Measure<'a> = &'a mut dyn FnMut(Option<Rate>, u32) -> Result<LoadReport, St
 /// # Errors
 /// One line, when not even the first rate could be measured.
 pub fn sweep(plan: &Plan, sweep: Sweep) -> Result<Curve, String> {
-    sweep_with(sweep, &mut |rate, times| measure(plan, rate, times), &|line| eprintln!("loadgen: {line}"))
+    sweep_with(sweep, &mut |rate, times| measure(plan, rate, times), &|line| {
+        console::log(format_args!("loadgen: {line}"))
+    })
 }
 
 /// Searches the highest rate at which the condition holds, with a line on standard error per run.
@@ -97,7 +100,9 @@ pub fn find_max(plan: &Plan, condition: &Gate) -> Result<Found, String> {
         plan.pacing.seed = plan.pacing.seed.wrapping_add(1);
         report
     };
-    find_max_with(condition, least_per_s, &mut measure_next, &|line| eprintln!("loadgen: {line}"))
+    find_max_with(condition, least_per_s, &mut measure_next, &|line| {
+        console::log(format_args!("loadgen: {line}"))
+    })
 }
 
 fn measure(plan: &Plan, rate: Option<Rate>, times: u32) -> Result<LoadReport, String> {

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
+use crate::console;
 use crate::load::background::crowd::Crowd;
 use crate::load::background::slow::{Kinds, SlowCrowd};
 use crate::load::client::Settings;
@@ -49,7 +50,7 @@ pub fn run(plan: &Plan, observers: Observers) -> Result<Outcome, String> {
     let control = Control::new().map_err(setup)?;
     let mut supervisor = Supervisor::new(&control, plan.output.progress).map_err(setup)?;
     for line in preflight::prepare(plan)? {
-        eprintln!("loadgen: {line}");
+        console::log(format_args!("loadgen: {line}"));
     }
     let unreachable = |errno| {
         let unix = plan.target.unix.as_ref().map(|path| path.display().to_string());

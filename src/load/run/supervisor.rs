@@ -1,7 +1,7 @@
 //! The main thread while the others measure: it watches the clock, the signals and the threads, announces the
 //! phases, and takes the CPU time at both ends of the measured window.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::time::Duration;
 
 use nix::sys::resource::{UsageWho, getrusage};
@@ -9,6 +9,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::time::TimeValLike;
 
+use crate::console;
 use crate::load::client::control::{Control, ThreadStatus};
 use crate::load::counts::interval::IntervalMerger;
 use crate::load::counts::tally::Window;
@@ -57,25 +58,16 @@ impl<'a> Supervisor<'a> {
 
     pub fn announce(&self, phase: &str) {
         if self.announces_phases {
-            // The reader may have closed the other end; the measurement goes on.
-            let _ = writeln!(std::io::stderr(), "phase {phase}");
+            console::log(format_args!("phase {phase}"));
         }
     }
 
-    /// Whether the run is to end. The first signal ends the measurement, the second everything.
+    /// Whether the run is to end; reads the signals that came.
     pub fn is_interrupted(&self) -> bool {
         while let Ok(Some(_)) = self.signals.read_signal() {
-            self.interrupt(monotonic_ns());
+            self.control.interrupt(monotonic_ns());
         }
         self.control.stopped_at_ns().is_some()
-    }
-
-    /// A signal came, or an observer asks to stop.
-    fn interrupt(&self, now_ns: u64) {
-        match self.control.stopped_at_ns() {
-            None => self.control.stop(now_ns),
-            Some(_) => self.control.abort(now_ns),
-        }
     }
 
     /// Waits until all threads are ready for the schedule.
@@ -115,7 +107,7 @@ impl<'a> Supervisor<'a> {
             }
             if let Some(merger) = merger.as_mut().filter(|_| now_ns >= observers_ns) {
                 if observers.observe(merger, &window) {
-                    self.interrupt(now_ns);
+                    self.control.interrupt(now_ns);
                 }
                 observers_ns = now_ns + every_ns;
             }
@@ -172,12 +164,12 @@ impl<'a> Supervisor<'a> {
             end_ns => format!(" of {} s", seconds(end_ns - window.start_ns)),
         };
         // Carriage return and "erase to the end of the line" (ECMA-48, EL): the line replaces itself.
-        let _ = write!(std::io::stderr(), "\r\x1b[K{what}: {elapsed_s} s{of}");
+        console::redraw(&format!("\r\x1b[K{what}: {elapsed_s} s{of}"));
     }
 
     fn clear_progress(&self) {
         if self.shows_progress {
-            let _ = write!(std::io::stderr(), "\r\x1b[K");
+            console::redraw("\r\x1b[K");
         }
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 
+use crate::console;
 use crate::cpu;
 use crate::load::client::control::{Control, ThreadStatus};
 use crate::load::client::engine::Engine;
@@ -73,7 +74,7 @@ pub fn measure<E: Engine>(
             let _ = starter.send((window, assignment));
         }
         let (mut window, cpu) = supervisor.await_done(threads, window, merger.as_mut(), &mut observers)?;
-        let tally = add_up(handles, settings.measures)?;
+        let tally = add_up(handles, settings.measures, control.is_interrupted())?;
         if window.close_ns == u64::MAX {
             // The number of requests ended it, with the last answer; the wait for one that never came is no part of it.
             let last_ns = if tally.last_answer_ns > 0 { tally.last_answer_ns } else { tally.last_end_ns };
@@ -103,7 +104,7 @@ fn start(plan: &Plan) -> (u64, SystemTime) {
     let wait = plan.window.start_at.and_then(|at| at.duration_since(soon).ok()).unwrap_or_default();
     // The live view has the terminal for itself.
     if wait > SILENT_WAIT && plan.output.progress != Progress::Live {
-        eprintln!("loadgen: waiting {:.0} s for --start-at", wait.as_secs_f64());
+        console::log(format_args!("loadgen: waiting {:.0} s for --start-at", wait.as_secs_f64()));
     }
     (soon_ns + wait.as_nanos() as u64, soon + wait)
 }
@@ -150,7 +151,13 @@ fn extent(planned: &PlannedWindow) -> Extent {
     }
 }
 
-fn add_up(handles: Vec<ScopedJoinHandle<nix::Result<Tally>>>, measures: Measures) -> nix::Result<Tally> {
+/// The sum; or the errno of the first connect(2), when no connection was ever established and no one interrupted the wait
+/// for it.
+fn add_up(
+    handles: Vec<ScopedJoinHandle<nix::Result<Tally>>>,
+    measures: Measures,
+    is_interrupted: bool,
+) -> nix::Result<Tally> {
     let mut sum = Tally::new(measures);
     for handle in handles {
         match handle.join() {
@@ -158,9 +165,9 @@ fn add_up(handles: Vec<ScopedJoinHandle<nix::Result<Tally>>>, measures: Measures
             Err(panic) => std::panic::resume_unwind(panic),
         }
     }
-    // One thread may have found nobody while another was served.
     match sum.unreachable {
-        Some(errno) if sum.established == 0 => Err(errno),
+        // One thread may have found no server while another was served.
+        Some(errno) if sum.established == 0 && !is_interrupted => Err(errno),
         _ => Ok(sum),
     }
 }

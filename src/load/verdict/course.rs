@@ -8,6 +8,14 @@ pub const REQUESTS: Rule =
 
 fn requests(facts: &RunFacts) -> Option<Finding> {
     Some(match facts.requests {
+        0 if facts.connections_opened == 0 => (
+            Verdict::Invalid,
+            format!(
+                "no connection was established; the longest handshake had waited for {}: is the address right, and does \
+                 no firewall drop the packets?",
+                time(facts.connect_us.max)
+            ),
+        ),
         0 => (Verdict::Invalid, "nothing was answered in the measured window".into()),
         n => valid(format!("{n} answers in {} s", number(facts.duration_s))),
     })
