@@ -57,6 +57,17 @@ fn unsafe_code_is_in_sys_alone_and_each_has_its_argument() {
 }
 
 #[test]
+fn no_program_is_built_as_an_empty_test_or_bench() {
+    let manifest: toml::Table = fs::read_to_string(root().join("Cargo.toml")).unwrap().parse().unwrap();
+    for bin in manifest["bin"].as_array().unwrap() {
+        for harness in ["test", "bench"] {
+            let is_off = bin.get(harness).and_then(toml::Value::as_bool) == Some(false);
+            assert!(is_off, "{} lacks `{harness} = false` in Cargo.toml", bin["name"]);
+        }
+    }
+}
+
+#[test]
 fn every_program_forbids_unsafe_code_and_says_what_it_is() {
     for (path, text) in sources("bins") {
         assert!(text.contains("#![forbid(unsafe_code)]"), "{}", path.display());

@@ -50,6 +50,7 @@ mod select;
 mod stopping;
 mod theory;
 mod timing;
+mod uring;
 mod waiting;
 mod watch;
 mod yardsticks;

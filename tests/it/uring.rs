@@ -1,0 +1,107 @@
+//! `sys::uring`: receiving into shared buffers, sending, cancelling and waiting, each on a socket pair.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use acceptlab::sys::uring::{Completion, Uring};
+use nix::errno::Errno;
+
+use crate::support::{Needs, inconclusive};
+
+/// `None`, and the test is inconclusive, where the kernel has no such ring for us.
+#[track_caller]
+fn ring(messages: &[&[u8]]) -> Option<Uring> {
+    let messages = messages.iter().map(|&message| message.into()).collect();
+    match Uring::new(2, 16, messages) {
+        Ok(ring) => Some(ring),
+        Err(why) => {
+            inconclusive(Needs::Kernel("io_uring"), why);
+            None
+        }
+    }
+}
+
+fn next(ring: &mut Uring) -> Completion {
+    loop {
+        if let Some(completion) = ring.next_completion() {
+            return completion;
+        }
+        ring.wait(None).unwrap();
+    }
+}
+
+#[test]
+fn what_is_sent_is_received_again_and_again_with_fewer_buffers_than_messages() {
+    let Some(mut ring) = ring(&[b"hello, world"]) else { return };
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    ring.receive(&ours, 7);
+    for _ in 0..5 {
+        ring.send(&ours, 0, 7..12, 8);
+        ring.submit();
+        let mut bytes = [0; 5];
+        theirs.read_exact(&mut bytes).unwrap();
+        theirs.write_all(&bytes).unwrap();
+        let completion = next(&mut ring);
+        assert_eq!((completion.token, completion.result, completion.more), (7, Ok(5), true));
+        assert_eq!(ring.data(), b"world");
+    }
+    drop(theirs);
+    let completion = next(&mut ring);
+    assert_eq!((completion.result, completion.more), (Ok(0), false));
+    assert_eq!(ring.data(), b"");
+}
+
+#[test]
+fn without_a_free_buffer_receiving_ends_and_nothing_is_lost() {
+    let Some(mut ring) = ring(&[]) else { return };
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    theirs.write_all(&[1; 40]).unwrap();
+    ring.receive(&ours, 1);
+    ring.wait(None).unwrap();
+    let mut received = 0;
+    while received < 40 {
+        let completion = next(&mut ring);
+        match completion.result {
+            Ok(bytes) => received += bytes as usize,
+            Err(errno) => assert_eq!(errno, Errno::ENOBUFS),
+        }
+        if !completion.more {
+            ring.receive(&ours, 1);
+        }
+    }
+}
+
+#[test]
+fn a_cancelled_request_says_so_and_then_lets_go_of_the_socket() {
+    let Some(mut ring) = ring(&[]) else { return };
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    ring.receive(&ours, 1);
+    ring.wait(Some(Duration::ZERO)).unwrap();
+    ring.cancel(1, 2);
+    drop(ours);
+    let completion = next(&mut ring);
+    assert_eq!((completion.token, completion.result, completion.more), (1, Err(Errno::ECANCELED), false));
+    assert_eq!(theirs.read(&mut [0]).unwrap(), 0);
+    ring.cancel(1, 2);
+    let completion = next(&mut ring);
+    assert_eq!((completion.token, completion.result), (2, Err(Errno::ENOENT)));
+}
+
+#[test]
+fn a_wait_ends_with_its_time() {
+    let Some(mut ring) = ring(&[]) else { return };
+    ring.wait(Some(Duration::ZERO)).unwrap();
+    ring.wait(Some(Duration::from_micros(100))).unwrap();
+    assert!(ring.next_completion().is_none());
+}
+
+#[test]
+fn a_send_that_fails_is_reported() {
+    let Some(mut ring) = ring(&[b"x"]) else { return };
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    drop(theirs);
+    ring.send(&ours, 0, 0..1, 3);
+    let completion = next(&mut ring);
+    assert_eq!((completion.token, completion.result), (3, Err(Errno::EPIPE)));
+}
