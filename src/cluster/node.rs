@@ -8,21 +8,8 @@ const DEFAULT_PORT: u16 = 9229;
 const LOWEST_PORT: u16 = 1024;
 
 /// Options of Node whose value is the next argument.
-const WITH_VALUE: [&str; 13] = [
-    "-e",
-    "--eval",
-    "-p",
-    "--print",
-    "-pe",
-    "-r",
-    "--require",
-    "--import",
-    "-C",
-    "--conditions",
-    "--loader",
-    "--experimental-loader",
-    "--title",
-];
+const WITH_VALUE: &str =
+    "-e --eval -p --print -pe -r --require --import -C --conditions --loader --experimental-loader --title";
 
 /// `node -e` without an argument: Node's library takes part in a cluster only where `process.argv[1]` exists.
 pub fn advice(program: &[OsString]) -> Option<&'static str> {
@@ -105,7 +92,7 @@ fn script_index(program: &[OsString]) -> Option<usize> {
     while let Some(argument) = program.get(index) {
         match argument.to_string_lossy() {
             option if option == "--" => return Some(index + 1),
-            option if WITH_VALUE.contains(&&*option) => index += 2,
+            option if WITH_VALUE.split(' ').any(|known| option == known) => index += 2,
             option if option.starts_with('-') && option != "-" => index += 1,
             _ => return Some(index),
         }

@@ -112,6 +112,12 @@ struct Parcel {
     retransmissions: u32,
 }
 
+impl Parcel {
+    fn of(line: Vec<u8>) -> Parcel {
+        Parcel { line, handle: None, is_acknowledgement: false, is_ping: false, retransmissions: 0 }
+    }
+}
+
 /// A message that a descriptor comes with.
 #[derive(Serialize)]
 struct WithHandle<'a, M> {
@@ -191,9 +197,7 @@ impl Ipc {
             "\n{{\"cmd\":\"NODE_CLUSTER\",\"ack\":{seq},\"accepted\":{accepted},\"seq\":{our_seq}}}\n"
         );
         line.write_fmt(answer).expect("memory takes it");
-        let parcel =
-            Parcel { line, handle: None, is_acknowledgement: true, is_ping: false, retransmissions: 0 };
-        self.post_parcel(parcel, true);
+        self.post_parcel(Parcel { is_acknowledgement: true, ..Parcel::of(line) }, true);
         self.flush();
     }
 
@@ -215,9 +219,7 @@ impl Ipc {
         line.clear();
         line.extend_from_slice(head.as_bytes());
         line.write_fmt(format_args!("{seq}}}}}\n")).expect("memory takes it");
-        let handle = Some((connection, seq));
-        let parcel = Parcel { line, handle, is_acknowledgement: false, is_ping: false, retransmissions: 0 };
-        self.post_parcel(parcel, false);
+        self.post_parcel(Parcel { handle: Some((connection, seq)), ..Parcel::of(line) }, false);
         self.flush();
     }
 
@@ -250,14 +252,7 @@ impl Ipc {
     pub fn ping(&mut self) {
         let message = json!({"cmd": "NODE_CLUSTER", "act": "heartbeat"});
         let line = format!("{}\n", json!({"cmd": "NODE_HANDLE", "type": "net.Native", "msg": message}));
-        let parcel = Parcel {
-            line: line.into_bytes(),
-            handle: None,
-            is_acknowledgement: false,
-            is_ping: true,
-            retransmissions: 0,
-        };
-        self.post_parcel(parcel, false);
+        self.post_parcel(Parcel { is_ping: true, ..Parcel::of(line.into_bytes()) }, false);
         self.flush();
     }
 
@@ -354,8 +349,7 @@ impl Ipc {
         line.clear();
         serde_json::to_writer(&mut line, message).expect("memory takes it, and its keys are strings");
         line.push(b'\n');
-        let parcel = Parcel { line, handle, is_acknowledgement, is_ping: false, retransmissions: 0 };
-        self.post_parcel(parcel, is_acknowledgement);
+        self.post_parcel(Parcel { handle, is_acknowledgement, ..Parcel::of(line) }, is_acknowledgement);
         self.flush();
     }
 

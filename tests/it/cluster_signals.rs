@@ -186,7 +186,15 @@ fn calls_that_a_sandbox_forbids_are_done_without() {
     let scratch = Scratch::new("sandbox");
     let file = scratch.path("value");
     fs::write(&file, "1").unwrap();
-    for call in ["memfd_create", "inotify_init1", "close_range", "fallocate", "flock", "sched_getaffinity"] {
+    for call in [
+        "memfd_create",
+        "epoll_pwait2",
+        "inotify_init1",
+        "close_range",
+        "fallocate",
+        "flock",
+        "sched_getaffinity",
+    ] {
         let flags = ["--notify", &file, "--control", &scratch.path("c")];
         let Some(server) = under_strace(&format!("{call}:error=EPERM"), &flags) else { return };
         held(served_within(server.addr, FOREVER));
