@@ -161,7 +161,7 @@ fn answer_parse(criterion: &mut Criterion) {
         handled by worker 3, pid 4711                                   ";
     let read = |reader: &mut load::Reader, template: &mut load::Template| {
         let fed = reader.feed(black_box(answer), template);
-        assert_eq!(fed.consumed, answer.len());
+        assert!(matches!(fed, Ok(Some((_, consumed))) if consumed == answer.len()));
         fed
     };
     let mut reader = load::Reader::default();

@@ -381,7 +381,7 @@ pub struct IntervalReport {
     pub evenness: Option<EvennessPair>,
 }
 
-/// Everything that went wrong, by the phase it happened in and the name of the errno (or `eof`, `malformed`, …).
+/// Everything that went wrong, by the phase it happened in and the name of the errno (or `eof`, `malformed: WHERE`, …).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Errors {
     pub connect: BTreeMap<String, u64>,

@@ -30,6 +30,7 @@ mod lab_endings;
 mod live;
 mod loadgen;
 mod loadgen_endings;
+mod loadgen_answers;
 mod loadgen_engine;
 mod loadgen_models;
 mod loadgen_output;

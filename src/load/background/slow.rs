@@ -23,7 +23,7 @@ use nix::sys::socket::{MsgFlags, recv, send};
 use socket2::{Domain, Socket};
 
 use crate::load::client::route::{Route, errno};
-use crate::load::response::{Progress, Reader, Template};
+use crate::load::response::{Reader, Template};
 use crate::report::SlowBook;
 use crate::sys::epoll::{Epoll, Interest};
 use crate::units::monotonic_ns;
@@ -335,9 +335,9 @@ impl Slow {
             // An answer to half a request says only that the server will close.
             return true;
         }
-        match member.reader.feed(bytes, &mut self.template).progress {
-            Progress::More => return true,
-            Progress::Done(answer) => {
+        match member.reader.feed(bytes, &mut self.template) {
+            Ok(None) => return true,
+            Ok(Some((answer, _))) => {
                 member.answered += 1;
                 if answer.close {
                     member.socket = None;
@@ -345,7 +345,7 @@ impl Slow {
                     self.ask(slot);
                 }
             }
-            Progress::Malformed => member.socket = None,
+            Err(_) => member.socket = None,
         }
         false
     }
@@ -357,7 +357,7 @@ impl Slow {
         let mut complete = false;
         while let Ok(bytes @ 1..) = member.receive(&mut self.buffer) {
             let fed = member.reader.feed(&self.buffer[..bytes], &mut self.template);
-            complete = asked && matches!(fed.progress, Progress::Done(_));
+            complete = asked && matches!(fed, Ok(Some(_)));
         }
         if complete || (asked && member.reader.end().is_some()) {
             member.answered += 1;

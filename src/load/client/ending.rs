@@ -8,7 +8,7 @@ use super::ClientLoop;
 use crate::load::client::connection::ConnectionState;
 use crate::load::client::engine::Engine;
 use crate::load::counts::interval::Totals;
-use crate::load::counts::tally::{LostCause, LostRequest, Timestamps};
+use crate::load::counts::tally::{Cause, LostCause, LostRequest, Timestamps};
 use crate::units::monotonic_ns;
 
 /// Deadlines are looked at no more often than this.
@@ -133,7 +133,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         match self.connections[slot].state {
             ConnectionState::Connecting => self.connect_failed(slot, Errno::ETIMEDOUT),
             ConnectionState::Writing | ConnectionState::Reading => {
-                self.requests_lost(slot, LostCause::Timeout);
+                self.requests_lost(slot, self.overdue(slot));
                 self.close_and_free(slot);
             }
             ConnectionState::BackingOff if self.connections[slot].has_request() => self.connect(slot),
@@ -141,6 +141,14 @@ impl<E: Engine> ClientLoop<'_, E> {
             ConnectionState::BackingOff => self.close_and_free(slot),
             ConnectionState::Closing => self.close_and_go_on(slot),
             ConnectionState::Closed | ConnectionState::Idle => {}
+        }
+    }
+
+    /// Why a request has no answer although its time is up.
+    fn overdue(&self, slot: usize) -> LostCause {
+        match self.connections[slot].reader.ends_with_connection() {
+            true => LostCause::Read(Cause::NoLength),
+            false => LostCause::Timeout,
         }
     }
 
@@ -200,7 +208,7 @@ impl<E: Engine> ClientLoop<'_, E> {
             if self.connections[slot].state == ConnectionState::Connecting {
                 self.settle(slot);
             }
-            self.requests_lost(slot, LostCause::Timeout);
+            self.requests_lost(slot, self.overdue(slot));
         }
         while self.settings.open_loop
             && let Some(due_ns) = self.take_due()

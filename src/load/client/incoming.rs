@@ -7,7 +7,7 @@ use crate::load::client::connection::ConnectionState;
 use crate::load::client::engine::{self, Engine, Ready, STOP};
 use crate::load::client::route::errno;
 use crate::load::counts::tally::{Cause, LostCause, Timestamps, count};
-use crate::load::response::{Answer, Progress};
+use crate::load::response::Answer;
 use crate::units::monotonic_ns;
 
 /// How long a server that announced its close may take before we close first.
@@ -108,8 +108,9 @@ impl<E: Engine> ClientLoop<'_, E> {
             };
             self.now_ns = monotonic_ns();
             match connection.state {
-                ConnectionState::Closing => {}
-                ConnectionState::Idle => return self.on_failed_read(slot, Cause::Malformed),
+                ConnectionState::Closing | ConnectionState::Idle => {
+                    return self.on_failed_read(slot, Cause::Unasked);
+                }
                 _ => match self.read_answers(slot, bytes, ends) {
                     Reading::GoesOn => {}
                     Reading::Over => return,
@@ -129,14 +130,21 @@ impl<E: Engine> ClientLoop<'_, E> {
             if connection.first_byte_ns == 0 {
                 connection.first_byte_ns = self.now_ns;
             }
-            let fed = connection.reader.feed(&self.engine.data()[taken..bytes], &mut self.template);
-            taken += fed.consumed;
-            match fed.progress {
-                Progress::More => return Reading::GoesOn,
-                // Nothing was asked for beyond the last answer.
-                Progress::Done(_) if taken < bytes && connection.due_ns.len() <= 1 => break,
-                Progress::Malformed => break,
-                Progress::Done(answer) => self.on_answer(slot, &answer, server_closed),
+            match connection.reader.feed(&self.engine.data()[taken..bytes], &mut self.template) {
+                Ok(None) => return Reading::GoesOn,
+                Ok(Some((answer, consumed))) => {
+                    taken += consumed;
+                    // Nothing was asked for beyond the last answer; what follows on this connection cannot be trusted.
+                    let unasked = taken < bytes && connection.due_ns.len() <= 1;
+                    if unasked {
+                        count(&mut self.tally.failures.read, Cause::Unasked, 1);
+                    }
+                    self.on_answer(slot, &answer, server_closed || unasked);
+                }
+                Err(malformed) => {
+                    self.on_failed_read(slot, Cause::Malformed(malformed));
+                    return Reading::Over;
+                }
             }
             if !self.connections[slot].has_request() || !self.connections[slot].has_sent() {
                 return Reading::Over;
@@ -145,8 +153,6 @@ impl<E: Engine> ClientLoop<'_, E> {
                 return Reading::GoesOn;
             }
         }
-        self.on_failed_read(slot, Cause::Malformed);
-        Reading::Over
     }
 
     fn on_answer(&mut self, slot: usize, answer: &Answer, server_closed: bool) {
@@ -233,13 +239,18 @@ impl<E: Engine> ClientLoop<'_, E> {
 
     fn on_failed_read(&mut self, slot: usize, cause: Cause) {
         match self.connections[slot].state {
-            // The answer is complete; how the server then leaves is its own affair.
-            ConnectionState::Closing => self.close_and_go_on(slot),
+            // How a server leaves after its last answer is its own affair; what it says is not.
+            ConnectionState::Closing => {
+                if cause == Cause::Unasked {
+                    count(&mut self.tally.failures.read, cause, 1);
+                }
+                self.close_and_go_on(slot);
+            }
             ConnectionState::Idle => {
                 count(&mut self.tally.failures.read, cause, 1);
                 self.close(slot);
             }
-            _ if cause != Cause::Malformed && self.may_retry(slot) => self.retry(slot),
+            _ if matches!(cause, Cause::Eof | Cause::Errno(_)) && self.may_retry(slot) => self.retry(slot),
             _ => {
                 self.requests_lost(slot, LostCause::Read(cause));
                 self.close_and_free(slot);

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 
 use crate::load::counts::histogram::Times;
 use crate::load::counts::seconds::Seconds;
-use crate::load::response::{Answer, MAX_WORKERS};
+use crate::load::response::{Answer, MAX_WORKERS, Malformed};
 use crate::report::{Errors, LoadReport, Lost, Traced};
 
 /// The measured window, in nanoseconds of the monotonic clock.
@@ -38,8 +38,13 @@ impl Window {
 pub enum Cause {
     /// The number of the errno, since [`Errno`] has no order.
     Errno(i32),
+    /// The server closed before the answer was complete.
     Eof,
-    Malformed,
+    Malformed(Malformed),
+    /// Bytes that belong to no request: before one was sent, or behind its answer.
+    Unasked,
+    /// The answer has no length, and so ends with the connection; the server kept that open.
+    NoLength,
 }
 
 impl From<Errno> for Cause {
@@ -53,7 +58,9 @@ impl Cause {
         match self {
             Cause::Errno(errno) => format!("{:?}", Errno::from_raw(errno)),
             Cause::Eof => "eof".into(),
-            Cause::Malformed => "malformed".into(),
+            Cause::Malformed(Malformed(what)) => format!("malformed: {what}"),
+            Cause::Unasked => "unasked".into(),
+            Cause::NoLength => "no length".into(),
         }
     }
 }

@@ -1,0 +1,190 @@
+//! Answers out of bytes: HTTP/1, put together from whatever pieces the network delivers.
+//!
+//! The common case, a whole answer in one piece, is read where it lies and copies nothing. Only a head that
+//! arrives in pieces is collected, in a buffer that the connection keeps. What bytes mean does not depend on where the
+//! network cut them.
+//!
+//! The heads of a server under load are the same bytes again and again, but for the number of the worker. So
+//! each thread remembers the last head that it parsed, and compares the next one before it parses it: see
+//! [`Template`].
+//!
+//! [`head`] reads status line and header fields, [`body`] finds the end of what follows them.
+
+mod body;
+mod head;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+
+use memchr::memchr;
+
+use body::Framing;
+use head::{Head, leading_number, worker_number};
+
+/// Worker numbers index a table; a number beyond this is not one of ours and counts as "not named".
+pub const MAX_WORKERS: u32 = 65_536;
+
+/// One complete answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Answer {
+    pub status: u16,
+    /// From `X-Worker`.
+    pub worker: Option<u32>,
+    /// Bytes of the body, without head and chunk sizes.
+    pub body_bytes: u64,
+    /// The connection cannot carry another one: the server announced that it closes it, or the answer ends with it.
+    pub close: bool,
+}
+
+/// The bytes are not an answer; which part of it they should have been.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Malformed(pub &'static str);
+
+/// Reads one answer after the other from one connection.
+#[derive(Default)]
+pub struct Reader {
+    /// The beginning of a head that came in pieces.
+    partial_head: Vec<u8>,
+    /// The answer whose head is complete.
+    body: Option<(Answer, Framing)>,
+}
+
+impl Reader {
+    /// Takes the next bytes. Returns a complete answer and the number of bytes up to its end, or `None` when the answer
+    /// takes all of them and goes on. What is behind an answer is the next one, or more than was promised; the caller
+    /// knows what it has asked for.
+    pub fn feed(
+        &mut self,
+        bytes: &[u8],
+        template: &mut Template,
+    ) -> Result<Option<(Answer, usize)>, Malformed> {
+        if self.body.is_none()
+            && self.partial_head.is_empty()
+            && let Some(whole) = template.whole_answer(bytes)
+        {
+            return Ok(Some(whole));
+        }
+        let mut consumed = 0;
+        let (answer, framing) = loop {
+            if let Some(body) = &mut self.body {
+                break body;
+            }
+            let Some(head) = self.read_head(&bytes[consumed..], template)? else { return Ok(None) };
+            consumed += head.bytes;
+            if !head.is_interim() {
+                self.body = Some((head.answer, head.framing));
+            }
+        };
+        consumed += framing.take(&bytes[consumed..], &mut answer.body_bytes)?;
+        if !framing.is_complete() {
+            return Ok(None);
+        }
+        let answer = *answer;
+        self.body = None;
+        Ok(Some((answer, consumed)))
+    }
+
+    /// Whether the answer ends when the server closes the connection, and not before.
+    pub fn ends_with_connection(&self) -> bool {
+        matches!(self.body, Some((_, Framing::UntilClose)))
+    }
+
+    /// The server closed: the end of an answer that ends with its connection, of no other.
+    pub fn end(&mut self) -> Option<Answer> {
+        let is_complete = self.ends_with_connection();
+        self.body.take().filter(|_| is_complete).map(|(answer, _)| answer)
+    }
+
+    /// For the next connection.
+    pub fn reset(&mut self) {
+        self.body = None;
+        self.partial_head.clear();
+    }
+
+    /// The next head; its length is the part of it that lies in *these* bytes.
+    fn read_head(&mut self, bytes: &[u8], template: &mut Template) -> Result<Option<Head>, Malformed> {
+        let held = self.partial_head.len();
+        if held > 0 {
+            self.partial_head.extend_from_slice(bytes);
+            // Once it is clear that this is HTTP, only the end of a line brings something new.
+            let is_http = self.partial_head[..held].starts_with(head::MAGIC);
+            if is_http && self.partial_head.len() < head::MAX_BYTES && memchr(b'\n', bytes).is_none() {
+                return Ok(None);
+            }
+        }
+        let all = if held > 0 { &self.partial_head } else { bytes };
+        match head::parse(all, template.no_body)? {
+            Some(head) => {
+                template.learn(&all[..head.bytes], &head);
+                self.partial_head.clear();
+                Ok(Some(Head { bytes: head.bytes - held, ..head }))
+            }
+            None => {
+                if held == 0 {
+                    self.partial_head.extend_from_slice(bytes);
+                }
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// The last head that was parsed, of which only the worker's number may be another next time. A head that is
+/// the same byte for byte means the same, and what follows from it need not be found out again. Every other
+/// head goes to the parser.
+///
+/// One per thread, for one method: the answer to HEAD ends with its head.
+pub struct Template {
+    no_body: bool,
+    /// Empty when nothing was learned.
+    head: Vec<u8>,
+    /// Where the worker's number stands in it; at its end, and empty, when there is none to replace.
+    worker_at: Range<usize>,
+    /// With all of its body.
+    answer: Answer,
+}
+
+impl Template {
+    /// A longer head is not learned: the memory is taken beforehand.
+    const MAX_BYTES: usize = 4096;
+
+    pub fn new(no_body: bool) -> Template {
+        let head = Vec::with_capacity(Template::MAX_BYTES);
+        Template { no_body, head, worker_at: 0..0, answer: Answer::default() }
+    }
+
+    /// As at the beginning.
+    pub fn forget(&mut self) {
+        self.head.clear();
+    }
+
+    fn learn(&mut self, bytes: &[u8], head: &Head) {
+        let Framing::Length(body_bytes) = head.framing else { return };
+        if bytes.len() > Template::MAX_BYTES || head.is_interim() {
+            return;
+        }
+        self.head.clear();
+        self.head.extend_from_slice(bytes);
+        self.worker_at = head.worker_at.clone().unwrap_or(bytes.len()..bytes.len());
+        self.answer = Answer { body_bytes, ..head.answer };
+    }
+
+    /// The answer at the beginning of these bytes and its length, if its head is the learned one and all of its
+    /// body is there.
+    fn whole_answer(&self, bytes: &[u8]) -> Option<(Answer, usize)> {
+        if self.head.is_empty() {
+            return None;
+        }
+        let (before, after) = (&self.head[..self.worker_at.start], &self.head[self.worker_at.end..]);
+        let rest = bytes.strip_prefix(before)?;
+        let (answer, rest) = if after.is_empty() {
+            (self.answer, rest)
+        } else {
+            let (number, rest) = leading_number(rest)?;
+            (Answer { worker: worker_number(number), ..self.answer }, rest.strip_prefix(after)?)
+        };
+        let left = (rest.len() as u64).checked_sub(self.answer.body_bytes)?;
+        Some((answer, bytes.len() - left as usize))
+    }
+}
