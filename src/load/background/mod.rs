@@ -1,4 +1,402 @@
-//! Connections beside those that are measured: only there, or slow on purpose.
+//! Connections beside those that are measured: only there, or slow on purpose. What does it cost a server to keep
+//! them; what does it do with a request that comes a byte at a time, an answer that nobody fetches, a client that falls
+//! silent in the middle of a request? A connection has one life; what became of it is counted.
+//!
+//! | kind      | what it does                                                           | done when             |
+//! |-----------|------------------------------------------------------------------------|-----------------------|
+//! | idle      | nothing                                                                | never                 |
+//! | slow-send | a byte of the request per gap, then reads the answer and starts over   | `Connection: close`   |
+//! | slow-read | the request at once, then a byte of the answer per gap, and starts over | `Connection: close`   |
+//! | half-open | half of the request head, then nothing                                 | never                 |
+//!
+//! One thread serves them all with one epoll instance, so that they take nothing from the measuring threads but CPU;
+//! since all gaps are equal, the bytes that are due form a queue and need no timers.
 
-pub mod crowd;
-pub mod slow;
+mod connection;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use connection::{BackgroundConnection, Kind};
+
+use crate::load::client::route::{Route, errno};
+use crate::load::counts::failures::{Failures, count};
+use crate::load::options::background::Background;
+use crate::load::response::Template;
+use crate::report::SlowBook;
+use crate::sys::epoll::{Epoll, Interest};
+use crate::units::monotonic_ns;
+
+/// Handshakes under way at one time: few enough for the backlog of any server.
+const MAX_IN_FLIGHT: usize = 256;
+const MAX_REPORTS: usize = 256;
+/// How long the start waits for the handshakes of slow connections; those that take longer go on.
+const SLOW_OPENING: Duration = Duration::from_secs(1);
+/// How long one wait lasts at most, so that Ctrl-C is noticed.
+const LONGEST_WAIT: Duration = Duration::from_millis(50);
+/// The token of the stop event; connections count from 0.
+const STOP: u64 = u64::MAX;
+
+/// What became of them.
+#[derive(Default)]
+pub struct BackgroundCounts {
+    /// Idle connections that came about, and those of them that the server closed.
+    pub idle_established: u64,
+    pub idle_closed: u64,
+    /// Of the idle ones.
+    pub failures: Failures,
+    /// For each kind of slow ones that was asked for.
+    pub slow: Vec<SlowBook>,
+}
+
+/// The connections and their thread. Dropping it closes them all.
+pub struct BackgroundConnections {
+    stop_event: Arc<EventFd>,
+    thread: Option<JoinHandle<BackgroundCounts>>,
+    /// Brings an errno when no idle connection comes about; its other end is dropped when all handshakes are over.
+    opened: mpsc::Receiver<Errno>,
+    waits_for_all: bool,
+}
+
+impl BackgroundConnections {
+    /// Begins to connect them, and lets them be what they are until they are stopped. A connection that does not come
+    /// about within the `timeout` is not tried again.
+    ///
+    /// # Errors
+    /// When there is no descriptor or no thread left for it.
+    pub fn start(
+        route: Route,
+        request: Vec<u8>,
+        wanted: Background,
+        timeout: Duration,
+    ) -> nix::Result<BackgroundConnections> {
+        let stop_event = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
+        let epoll = Epoll::new(MAX_REPORTS)?;
+        epoll.add(&*stop_event, STOP, Interest::EPOLLIN)?;
+        let (sender, opened) = mpsc::channel();
+        let kinds = Kind::each(&wanted).into_iter();
+        let connections = kinds.flat_map(|(kind, count)| (0..count).map(move |_| kind));
+        let background = BackgroundLoop {
+            route,
+            template: Template::new(request.starts_with(b"HEAD ")),
+            request,
+            gap_ns: wanted.gap.as_nanos() as u64,
+            timeout_ns: timeout.as_nanos() as u64,
+            epoll,
+            stop_event: stop_event.clone(),
+            connections: connections.map(BackgroundConnection::new).collect(),
+            begun: 0,
+            connecting: VecDeque::new(),
+            opened: Some(sender),
+            idle: wanted.idle as usize,
+            failures: Failures::default(),
+            failed: 0,
+            turns: VecDeque::new(),
+            buffer: vec![0; 16 * 1024],
+        };
+        let thread = thread::Builder::new().name("background".into());
+        let thread = thread.spawn(move || background.run(wanted)).map_err(errno)?;
+        Ok(BackgroundConnections { stop_event, thread: Some(thread), opened, waits_for_all: wanted.idle > 0 })
+    }
+
+    /// Waits until the handshakes are over; without idle ones no longer than a moment. `interrupted` ends the wait.
+    ///
+    /// # Errors
+    /// The last errno, when idle connections were asked for and none comes about.
+    pub fn wait_until_open(&self, interrupted: &dyn Fn() -> bool) -> nix::Result<()> {
+        let began = Instant::now();
+        while (self.waits_for_all || began.elapsed() < SLOW_OPENING) && !interrupted() {
+            match self.opened.recv_timeout(LONGEST_WAIT) {
+                Ok(errno) => return Err(errno),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes all that are left.
+    pub fn stop(mut self) -> BackgroundCounts {
+        self.join()
+    }
+
+    fn join(&mut self) -> BackgroundCounts {
+        // Fails only when the counter would overflow, and then it is readable already (eventfd(2)).
+        let _ = self.stop_event.write(1);
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(counts)) => counts,
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+            None => BackgroundCounts::default(),
+        }
+    }
+}
+
+impl Drop for BackgroundConnections {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            self.join();
+        }
+    }
+}
+
+/// The thread's loop.
+struct BackgroundLoop {
+    route: Route,
+    request: Vec<u8>,
+    template: Template,
+    gap_ns: u64,
+    timeout_ns: u64,
+    epoll: Epoll,
+    stop_event: Arc<EventFd>,
+    connections: Vec<BackgroundConnection>,
+    /// Connections that connect(2) was called for.
+    begun: usize,
+    /// Those of them whose handshake is not known to be over, the oldest first.
+    connecting: VecDeque<usize>,
+    /// Dropped when all handshakes are over.
+    opened: Option<mpsc::Sender<Errno>>,
+    /// How many are idle; their failures, and how many of these.
+    idle: usize,
+    failures: Failures,
+    failed: usize,
+    /// Whose byte is due, and when: in order, since each gap is as long as the others.
+    turns: VecDeque<(u64, usize)>,
+    buffer: Vec<u8>,
+}
+
+impl BackgroundLoop {
+    fn run(mut self, wanted: Background) -> BackgroundCounts {
+        let mut stopped = false;
+        loop {
+            self.open_more();
+            let due_ns = self.turns.front().map(|&(due_ns, _)| due_ns);
+            let overdue_ns =
+                self.connecting.front().map(|&slot| self.connections[slot].began_ns + self.timeout_ns);
+            let wake_ns = due_ns.into_iter().chain(overdue_ns).min();
+            let timeout = wake_ns.map(|wake_ns| Duration::from_nanos(wake_ns.saturating_sub(monotonic_ns())));
+            let timeout = if stopped { Some(Duration::ZERO) } else { timeout };
+            let reports = self.epoll.wait(timeout).expect("epoll_wait(2) fails only on bad arguments");
+            for i in 0..reports {
+                let ready = self.epoll.report(i);
+                match ready.token {
+                    STOP => stopped = self.stop_event.read().is_ok(),
+                    slot => self.on_report(slot as usize, ready.flags),
+                }
+            }
+            // What happened before the stop event counts, and may need more than one wait.
+            if stopped && reports == 0 {
+                return self.counts(wanted);
+            }
+            self.give_up_overdue();
+            self.take_turns();
+        }
+    }
+
+    fn open_more(&mut self) {
+        while self.begun < self.connections.len() && self.connecting.len() < MAX_IN_FLIGHT {
+            let slot = self.begun;
+            self.begun += 1;
+            let connection = &mut self.connections[slot];
+            match connection.connect(&self.route, slot as u64).and_then(|socket| {
+                let interest =
+                    Interest::EPOLLIN | Interest::EPOLLOUT | Interest::EPOLLRDHUP | Interest::EPOLLET;
+                self.epoll.add(&socket, slot as u64, interest)?;
+                Ok(socket)
+            }) {
+                Ok(socket) => {
+                    connection.socket = Some(socket);
+                    self.connecting.push_back(slot);
+                }
+                Err(errno) => self.connect_failed(slot, errno),
+            }
+        }
+        if self.connecting.is_empty() {
+            self.opened = None;
+        }
+    }
+
+    fn connect_failed(&mut self, slot: usize, errno: Errno) {
+        self.connections[slot].socket = None;
+        if self.connections[slot].kind != Kind::Idle {
+            return;
+        }
+        count(&mut self.failures.connect, errno, 1);
+        self.failed += 1;
+        let is_hopeless = self.failed == self.idle.min(MAX_IN_FLIGHT)
+            && !self.connections[..self.idle].iter().any(|connection| connection.is_established);
+        if let Some(opened) = self.opened.as_ref().filter(|_| is_hopeless) {
+            // Nobody waits any more after Ctrl-C.
+            let _ = opened.send(errno);
+        }
+    }
+
+    fn give_up_overdue(&mut self) {
+        let now_ns = monotonic_ns();
+        while let Some(&slot) = self.connecting.front()
+            && self.connections[slot].began_ns + self.timeout_ns <= now_ns
+        {
+            self.connecting.pop_front();
+            self.connect_failed(slot, Errno::ETIMEDOUT);
+        }
+    }
+
+    fn on_report(&mut self, slot: usize, flags: Interest) {
+        let connection = &mut self.connections[slot];
+        let Some(socket) = &connection.socket else { return };
+        if !connection.is_established {
+            self.connecting.retain(|&other| other != slot);
+            match socket.take_error() {
+                Ok(None) => connection.is_established = true,
+                Ok(Some(error)) | Err(error) => return self.connect_failed(slot, errno(error)),
+            }
+            self.ask(slot);
+        }
+        if flags.intersects(Interest::EPOLLRDHUP | Interest::EPOLLHUP | Interest::EPOLLERR) {
+            return self.on_end(slot);
+        }
+        match self.connections[slot].kind {
+            Kind::SlowSend if flags.contains(Interest::EPOLLIN) => self.receive(slot),
+            Kind::SlowRead if flags.contains(Interest::EPOLLOUT) => self.send_until(slot, self.request.len()),
+            _ => {}
+        }
+    }
+
+    /// Begins a request in the way of its kind.
+    fn ask(&mut self, slot: usize) {
+        self.connections[slot].written = 0;
+        match self.connections[slot].kind {
+            Kind::Idle => return,
+            Kind::SlowSend => {}
+            Kind::SlowRead => self.send_until(slot, self.request.len()),
+            Kind::HalfOpen => return self.send_until(slot, half_of_the_head(&self.request)),
+        }
+        self.turns.push_back((monotonic_ns() + self.gap_ns, slot));
+    }
+
+    fn send_until(&mut self, slot: usize, end: usize) {
+        let connection = &mut self.connections[slot];
+        if connection.socket.is_some()
+            && connection.written < end
+            && connection.send(&self.request[connection.written..end]).is_err()
+        {
+            self.on_end(slot);
+        }
+    }
+
+    /// One byte for each connection whose gap is over.
+    fn take_turns(&mut self) {
+        let now_ns = monotonic_ns();
+        while let Some(&(due_ns, slot)) = self.turns.front().filter(|(due_ns, _)| *due_ns <= now_ns) {
+            self.turns.pop_front();
+            let goes_on = match self.connections[slot].kind {
+                _ if self.connections[slot].socket.is_none() => false,
+                Kind::SlowRead => self.read_a_byte(slot),
+                _ => self.send_a_byte(slot),
+            };
+            if goes_on {
+                // A late byte is not made up for.
+                self.turns.push_back(((due_ns + self.gap_ns).max(now_ns), slot));
+            }
+        }
+    }
+
+    /// Whether there is more to send.
+    fn send_a_byte(&mut self, slot: usize) -> bool {
+        let at = self.connections[slot].written;
+        self.send_until(slot, at + 1);
+        self.connections[slot].written < self.request.len()
+    }
+
+    /// Whether this answer goes on.
+    fn read_a_byte(&mut self, slot: usize) -> bool {
+        let mut byte = [0];
+        match self.connections[slot].receive(&mut byte) {
+            Ok(1) => self.feed(slot, &byte),
+            Err(Errno::EAGAIN | Errno::EINTR) => true,
+            _ => {
+                self.on_end(slot);
+                false
+            }
+        }
+    }
+
+    /// Reads what there is of an answer, at any speed.
+    fn receive(&mut self, slot: usize) {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        loop {
+            match self.connections[slot].receive(&mut buffer) {
+                Ok(bytes @ 1..) if self.feed(slot, &buffer[..bytes]) => {}
+                Err(Errno::EINTR) => {}
+                // The end is reported, and read, by itself.
+                _ => break,
+            }
+        }
+        self.buffer = buffer;
+    }
+
+    /// Whether the answer goes on; when it is complete, the next request begins.
+    fn feed(&mut self, slot: usize, bytes: &[u8]) -> bool {
+        let connection = &mut self.connections[slot];
+        if connection.written < self.request.len() {
+            // An answer to half a request says only that the server will close.
+            return true;
+        }
+        match connection.reader.feed(bytes, &mut self.template) {
+            Ok(None) => return true,
+            Ok(Some((answer, _))) => {
+                connection.answered += 1;
+                if answer.close {
+                    connection.socket = None;
+                } else {
+                    self.ask(slot);
+                }
+            }
+            Err(_) => connection.socket = None,
+        }
+        false
+    }
+
+    /// The server closed, so all that it will ever send is here: the rest is read at once.
+    fn on_end(&mut self, slot: usize) {
+        let connection = &mut self.connections[slot];
+        let has_asked = matches!(connection.kind, Kind::SlowSend | Kind::SlowRead)
+            && connection.written == self.request.len();
+        let mut is_complete = false;
+        while let Ok(bytes @ 1..) = connection.receive(&mut self.buffer) {
+            let fed = connection.reader.feed(&self.buffer[..bytes], &mut self.template);
+            is_complete = has_asked && matches!(fed, Ok(Some(_)));
+        }
+        if is_complete || (has_asked && connection.reader.end().is_some()) {
+            connection.answered += 1;
+        } else {
+            connection.closed_after_ns = Some(monotonic_ns() - connection.began_ns);
+        }
+        connection.socket = None;
+    }
+
+    fn counts(self, wanted: Background) -> BackgroundCounts {
+        let book = |(kind, requested)| connection::book(&self.connections, kind, requested);
+        let [idle, slow @ ..] = Kind::each(&wanted);
+        let idle = book(idle);
+        BackgroundCounts {
+            idle_established: idle.established,
+            idle_closed: idle.closed_by_server,
+            slow: slow.into_iter().filter(|&(_, requested)| requested > 0).map(book).collect(),
+            failures: self.failures,
+        }
+    }
+}
+
+/// Where the middle of the request head is.
+fn half_of_the_head(request: &[u8]) -> usize {
+    let head = request.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap_or(request.len());
+    head / 2
+}

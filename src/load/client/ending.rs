@@ -7,8 +7,8 @@ use nix::errno::Errno;
 use super::ClientLoop;
 use crate::load::client::connection::ConnectionState;
 use crate::load::client::engine::Engine;
-use crate::load::counts::interval::Totals;
-use crate::load::counts::tally::{Cause, LostCause, LostRequest, Timestamps};
+use crate::load::counts::failures::{Cause, LostCause, LostRequest};
+use crate::load::counts::window::Timestamps;
 use crate::units::monotonic_ns;
 
 /// Deadlines are looked at no more often than this.
@@ -32,26 +32,19 @@ impl<E: Engine> ClientLoop<'_, E> {
     pub(super) fn requests_failed(&mut self, slot: usize) -> u64 {
         let mut failed = 0;
         while let Some(timestamps) = self.take_request(slot) {
-            self.record_unanswered(timestamps);
+            self.tally.unanswered(&self.window, timestamps);
             failed += 1;
         }
         failed
     }
 
     /// The same, and nobody wanted it so: they are errors, and named.
-    pub(super) fn requests_lost(&mut self, slot: usize, loss: LostCause) {
+    pub(super) fn requests_lost(&mut self, slot: usize, cause: LostCause) {
         let connection = &self.connections[slot];
         if connection.has_request() {
             let (client, worker) = (connection.client(), connection.worker);
             let requests = self.requests_failed(slot);
-            self.tally.lose(LostRequest { at_ns: self.now_ns, client, loss, worker }, requests);
-        }
-    }
-
-    pub(super) fn record_unanswered(&mut self, timestamps: Timestamps) {
-        self.tally.record(&self.window, timestamps, false);
-        if let Some(intervals) = &mut self.assignment.intervals {
-            intervals.now().unanswered(self.tally.latency_ns(timestamps));
+            self.tally.failures.lose(LostRequest { at_ns: self.now_ns, client, cause, worker }, requests);
         }
     }
 
@@ -98,12 +91,9 @@ impl<E: Engine> ClientLoop<'_, E> {
             self.forget_unsent();
             self.end_thinking();
         }
-        if self.assignment.intervals.as_ref().is_some_and(|intervals| intervals.ends_ns() <= self.now_ns) {
-            let totals = self.totals();
-            self.assignment
-                .intervals
-                .iter_mut()
-                .for_each(|intervals| intervals.look_at_the_clock(self.now_ns, totals));
+        if self.tally.intervals.as_ref().is_some_and(|intervals| intervals.ends_ns() <= self.now_ns) {
+            let totals = self.tally.totals(self.due());
+            self.tally.intervals.iter_mut().for_each(|intervals| intervals.send(self.now_ns, totals));
         }
         let dead_ns = self.now_ns.saturating_sub(self.alive_ns);
         if self.settings.ends_by_count && self.tally.open == 0 && dead_ns > self.settings.timeout_ns {
@@ -168,14 +158,9 @@ impl<E: Engine> ClientLoop<'_, E> {
         }
     }
 
-    pub(super) fn totals(&self) -> Totals {
-        Totals {
-            open: self.tally.open,
-            established: self.tally.established,
-            errors: self.tally.failures.total(),
-            retried: self.tally.retried,
-            due: if self.settings.open_loop { self.taken } else { 0 },
-        }
+    /// Requests that were due by a schedule of their own.
+    pub(super) fn due(&self) -> u64 {
+        if self.settings.open_loop { self.taken } else { 0 }
     }
 
     /// In closed loop a request exists only once it is sent: those still looking for a connection are
@@ -214,9 +199,10 @@ impl<E: Engine> ClientLoop<'_, E> {
             && let Some(due_ns) = self.take_due()
         {
             let end_ns = self.now_ns;
-            let lost = LostRequest { at_ns: end_ns, client: None, loss: LostCause::Timeout, worker: None };
-            self.tally.lose(lost, 1);
-            self.record_unanswered(Timestamps { due_ns, sent_ns: None, first_byte_ns: None, end_ns });
+            let lost = LostRequest { at_ns: end_ns, client: None, cause: LostCause::Timeout, worker: None };
+            self.tally.failures.lose(lost, 1);
+            self.tally
+                .unanswered(&self.window, Timestamps { due_ns, sent_ns: None, first_byte_ns: None, end_ns });
         }
     }
 

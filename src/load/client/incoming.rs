@@ -6,7 +6,8 @@ use super::ClientLoop;
 use crate::load::client::connection::ConnectionState;
 use crate::load::client::engine::{self, Engine, Ready, STOP};
 use crate::load::client::route::errno;
-use crate::load::counts::tally::{Cause, LostCause, Timestamps, count};
+use crate::load::counts::failures::{Cause, LostCause, count};
+use crate::load::counts::window::Timestamps;
 use crate::load::response::Answer;
 use crate::units::monotonic_ns;
 
@@ -76,7 +77,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         let began_ns = self.connections[slot].began_ns;
         if let Some(timestamps) = self.take_request(slot) {
             let timestamps = Timestamps { sent_ns: Some(began_ns), ..timestamps };
-            self.count_answer(timestamps, &CONNECTED, true);
+            self.tally.answered(&self.window, timestamps, &CONNECTED, true);
         }
         self.close_and_free(slot);
     }
@@ -166,7 +167,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         let first = connection.answers == 1;
         let half_sent = connection.state == ConnectionState::Writing;
         let last = self.settings.requests_per_connection == Some(connection.of_session);
-        self.count_answer(timestamps, answer, first);
+        self.tally.answered(&self.window, timestamps, answer, first);
         if self.connections[slot].has_request() {
             if !answer.close {
                 return;
@@ -212,14 +213,6 @@ impl<E: Engine> ClientLoop<'_, E> {
             self.think(slot);
         } else {
             self.begin(slot, self.now_ns);
-        }
-    }
-
-    fn count_answer(&mut self, timestamps: Timestamps, answer: &Answer, first: bool) {
-        self.tally.answer(&self.window, timestamps, answer, first);
-        if let Some(intervals) = &mut self.assignment.intervals {
-            let slip_ns = timestamps.sent_ns.map(|sent_ns| sent_ns.saturating_sub(timestamps.due_ns));
-            intervals.now().answered(self.tally.latency_ns(timestamps), slip_ns, answer.worker, first);
         }
     }
 

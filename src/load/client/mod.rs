@@ -33,7 +33,8 @@ use crate::load::client::control::Control;
 use crate::load::client::engine::Engine;
 use crate::load::client::route::Route;
 use crate::load::counts::interval::IntervalSender;
-use crate::load::counts::tally::{Measures, Tally, Timestamps, Window};
+use crate::load::counts::tally::{Measures, Tally};
+use crate::load::counts::window::{Timestamps, Window};
 use crate::load::response::Template;
 use crate::load::schedule::{Schedule, Thinker};
 use crate::units::monotonic_ns;
@@ -174,13 +175,14 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
     }
 
     /// Runs the schedule to its end, waits for the last answers, and returns what was counted.
-    pub fn run(mut self, window: Window, assignment: Assignment) -> Tally {
+    pub fn run(mut self, window: Window, mut assignment: Assignment) -> Tally {
         // 50 µs of default slack would be added to every due time (prctl(2), PR_SET_TIMERSLACK).
         let _ = prctl::set_timerslack(1);
         self.window = window;
+        self.tally.intervals = assignment.intervals.take();
         self.assignment = assignment;
         self.drained_by_ns = window.close_ns.saturating_add(self.settings.timeout_ns);
-        if let Some(intervals) = &mut self.assignment.intervals {
+        if let Some(intervals) = &mut self.tally.intervals {
             intervals.begin(window.start_ns);
         }
         if self.settings.thinks && !self.settings.sessions {
@@ -195,9 +197,8 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
             self.turn();
         }
         self.give_up_the_rest();
-        let totals = self.totals();
-        if let Some(intervals) = self.assignment.intervals.take() {
-            intervals.finish(self.now_ns, totals);
+        if let Some(intervals) = self.tally.intervals.take() {
+            intervals.finish(self.now_ns, self.tally.totals(self.due()));
         }
         self.tally.unreachable = self.unreachable;
         self.tally.gave_up = self.gave_up;
@@ -241,8 +242,8 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
         let phase_ns = if self.window_closed { self.drained_by_ns } else { self.window.close_ns };
         let due_ns = if self.free.is_empty() { None } else { self.next_due_ns() };
         let thought_ns = self.thinking.peek().map_or(u64::MAX, |Reverse((due_ns, _))| *due_ns);
-        let told_ns = self.assignment.intervals.as_ref().map_or(u64::MAX, IntervalSender::ends_ns);
-        phase_ns.min(self.scan_at_ns).min(due_ns.unwrap_or(u64::MAX)).min(thought_ns).min(told_ns)
+        let interval_ns = self.tally.intervals.as_ref().map_or(u64::MAX, IntervalSender::ends_ns);
+        phase_ns.min(self.scan_at_ns).min(due_ns.unwrap_or(u64::MAX)).min(thought_ns).min(interval_ns)
     }
 
     /// When the schedule has something to send; `None` when never again.
@@ -291,7 +292,8 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
     fn shed(&mut self, due_ns: u64) {
         self.tally.shed += 1;
         let end_ns = due_ns + self.settings.deadline_ns;
-        self.record_unanswered(Timestamps { due_ns, sent_ns: None, first_byte_ns: None, end_ns });
+        self.tally
+            .unanswered(&self.window, Timestamps { due_ns, sent_ns: None, first_byte_ns: None, end_ns });
     }
 
     /// Those who have thought long enough ask again.

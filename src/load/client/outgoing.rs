@@ -5,7 +5,8 @@ use nix::errno::Errno;
 use super::ClientLoop;
 use crate::load::client::connection::ConnectionState;
 use crate::load::client::engine::{Engine, Standing};
-use crate::load::counts::tally::{LostCause, Timestamps, count};
+use crate::load::counts::failures::{LostCause, count};
+use crate::load::counts::window::Timestamps;
 use crate::units::monotonic_ns;
 
 /// Pauses after failed connects double from the first to the last.
@@ -71,7 +72,6 @@ impl<E: Engine> ClientLoop<'_, E> {
         connection.state = ConnectionState::Idle;
         connection.deadline_ns = u64::MAX;
         self.tally.connect.record(self.now_ns - connection.began_ns);
-        self.tally.established += 1;
         self.tally.opened();
         if self.tally.established == 1 {
             self.control.mark_reached();
@@ -103,7 +103,7 @@ impl<E: Engine> ClientLoop<'_, E> {
     fn give_up_connecting(&mut self, slot: usize) {
         let began_ns = self.connections[slot].began_ns;
         while let Some(timestamps) = self.take_request(slot) {
-            self.record_unanswered(Timestamps { sent_ns: Some(began_ns), ..timestamps });
+            self.tally.unanswered(&self.window, Timestamps { sent_ns: Some(began_ns), ..timestamps });
         }
     }
 

@@ -4,78 +4,100 @@ use hdrhistogram::Histogram;
 
 use crate::report::Latency;
 
-/// A distribution of times. Recording allocates nothing; its size does not depend on how much was recorded.
+/// A distribution of times. Recording allocates nothing up to the time that the table was made for, and makes it larger
+/// for what is longer: nothing is cut off.
 #[derive(Clone)]
-pub struct Times(Histogram<u64>);
+pub struct Times {
+    counts: Histogram<u64>,
+    max_ns: u64,
+}
 
 impl Times {
-    /// Beyond an hour everything counts as an hour: far above any time-out, and the table stays at 300 KiB.
-    const MAX_NS: u64 = 3_600_000_000_000;
-    /// Relative resolution 10⁻³, from the first nanosecond on.
+    /// Three digits from the first nanosecond to an hour: 300 KiB, for all requests of a thread.
+    pub fn new() -> Times {
+        Times::with(1, 3_600_000_000_000, Times::DIGITS)
+    }
+
+    /// Three digits from 1 µs to a minute: half the size, for one worker of many.
+    pub fn of_a_worker() -> Times {
+        Times::with(1_000, 60_000_000_000, 3)
+    }
+
+    /// Two digits from 1 µs to a minute: small enough to be sent ten times a second.
+    pub fn of_an_interval() -> Times {
+        Times::with(1_000, 60_000_000_000, 2)
+    }
+
+    /// One digit from 1 µs to a minute: 3 KiB, for one second of thousands.
+    pub fn of_a_second() -> Times {
+        Times::with(1_000, 60_000_000_000, 1)
+    }
+
     const DIGITS: u8 = 3;
 
-    pub fn new() -> Times {
-        Times(Histogram::new_with_bounds(1, Times::MAX_NS, Times::DIGITS).expect("constant bounds are valid"))
-    }
-
-    /// Three digits from 1 µs to a minute: half the size, for one of many.
-    pub fn of_a_worker() -> Times {
-        Times(Histogram::new_with_bounds(1_000, 60_000_000_000, 3).expect("constant bounds are valid"))
-    }
-
-    /// Two digits from 1 µs to a minute: small enough to be sent off ten times a second.
-    pub fn of_an_interval() -> Times {
-        Times(Histogram::new_with_bounds(1_000, 60_000_000_000, 2).expect("constant bounds are valid"))
-    }
-
-    /// One digit from 1 µs to a minute: 3 KiB, for one of thousands.
-    pub fn of_a_second() -> Times {
-        Times(Histogram::new_with_bounds(1_000, 60_000_000_000, 1).expect("constant bounds are valid"))
+    fn with(low_ns: u64, high_ns: u64, digits: u8) -> Times {
+        let mut counts =
+            Histogram::new_with_bounds(low_ns, high_ns, digits).expect("constant bounds are valid");
+        counts.auto(true);
+        Times { counts, max_ns: 0 }
     }
 
     pub fn clear(&mut self) {
-        self.0.clear();
+        self.counts.clear();
+        self.max_ns = 0;
     }
 
     pub fn record(&mut self, ns: u64) {
-        self.0.saturating_record(ns);
+        self.counts.record(ns).expect("the table grows");
+        self.max_ns = self.max_ns.max(ns);
     }
 
+    /// Adds another one that was made for the same purpose.
     pub fn add(&mut self, other: &Times) {
-        self.0.add(&other.0).expect("all have the same bounds");
+        self.counts.add(&other.counts).expect("the table grows");
+        self.max_ns = self.max_ns.max(other.max_ns);
     }
 
     pub fn count(&self) -> u64 {
-        self.0.len()
+        self.counts.len()
     }
 
-    /// One that was read from a file; `None` unless it has our bounds, since adding another would move its counts.
-    pub fn from_histogram(histogram: Histogram<u64>) -> Option<Times> {
-        let bounds = (histogram.low(), histogram.high(), histogram.sigfig());
-        (bounds == (1, Times::MAX_NS, Times::DIGITS)).then_some(Times(histogram))
+    /// One that was read from a file; `None` unless it has our resolution, since adding another would move its counts.
+    pub fn from_histogram(mut histogram: Histogram<u64>) -> Option<Times> {
+        let is_ours = (histogram.low(), histogram.sigfig()) == (1, Times::DIGITS);
+        histogram.auto(true);
+        is_ours.then(|| Times { max_ns: histogram.max(), counts: histogram })
     }
 
     /// In nanoseconds, as the standard tools read them.
     pub fn histogram(&self) -> &Histogram<u64> {
-        &self.0
+        &self.counts
     }
 
-    /// In microseconds, as the report has them.
+    /// In microseconds, as the report has them. The maximum has three digits whatever the resolution, and no percentile
+    /// is above it: the same requests have the same maximum for a worker, a second and the whole run.
     pub fn latency(&self) -> Latency {
-        if self.0.is_empty() {
+        if self.counts.is_empty() {
             return Latency::default();
         }
-        let quantile_us = |quantile| self.0.value_at_quantile(quantile) as f64 / 1e3;
+        let max_ns = to_three_digits(self.max_ns);
+        let quantile_us = |quantile| self.counts.value_at_quantile(quantile).min(max_ns) as f64 / 1e3;
         Latency {
             p50: quantile_us(0.50),
             p90: quantile_us(0.90),
             p99: quantile_us(0.99),
             p99_9: quantile_us(0.999),
-            max: self.0.max() as f64 / 1e3,
-            mean: self.0.mean() / 1e3,
-            stdev: self.0.stdev() / 1e3,
+            max: max_ns as f64 / 1e3,
+            mean: self.counts.mean().min(max_ns as f64) / 1e3,
+            stdev: self.counts.stdev() / 1e3,
         }
     }
+}
+
+/// The largest value that [`Times::new`] cannot tell from this one: 2¹¹ values of each power of two have places.
+fn to_three_digits(ns: u64) -> u64 {
+    let unresolved_bits = (u64::BITS - ns.leading_zeros()).saturating_sub(11);
+    ns | ((1 << unresolved_bits) - 1)
 }
 
 impl Default for Times {
@@ -137,11 +159,30 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_saturates_and_is_not_dropped() {
-        let mut times = Times::new();
-        times.record(u64::MAX);
-        assert_eq!(times.count(), 1);
-        assert_close(times.latency().max, 3600e6);
+    fn times_beyond_every_table_are_the_same_figure_in_each() {
+        for ns in [65_000_000_000, 65 * 60_000_000_000, 1 << 50] {
+            let tables = [Times::new, Times::of_a_worker, Times::of_an_interval, Times::of_a_second];
+            let latencies = tables.map(|new| {
+                let (mut times, mut other) = (new(), new());
+                other.record(ns);
+                times.record(1_000_000);
+                times.add(&other);
+                times.latency()
+            });
+            for latency in latencies {
+                assert_close(latency.max, ns as f64 / 1e3);
+                assert_eq!((latency.p99, latency.max), (latencies[0].p99, latencies[0].max));
+            }
+        }
+    }
+
+    #[test]
+    fn the_maximum_is_the_one_that_a_histogram_file_says() {
+        for ns in [1, 2_047, 2_048, 123_456, 98_765_432_101, 1 << 45] {
+            let mut times = Times::new();
+            times.record(ns);
+            assert_eq!(times.latency().max, times.histogram().max() as f64 / 1e3, "{ns}");
+        }
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! What happens now: short intervals of the run, told while it goes on. Only for those who watch.
+//! The same answers in intervals, sent to the main thread while the run goes on; only for those who watch it.
 //!
-//! A measuring thread fills a [`IntervalCounts`], and at its end hands it to the main thread and takes an empty one. The
-//! intervals go round, so that nothing is allocated after the start; when the main thread has not returned one in time,
-//! the thread goes on with the one it has, and the next to be told is longer.
+//! A measuring thread fills an [`IntervalCounts`], sends it at its end to the main thread and takes an empty one. They go
+//! round, so that nothing is allocated after the start; when the main thread has not returned one in time, the thread
+//! goes on with the one it has, and the next interval is longer.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::{self, Receiver, SyncSender};
@@ -10,26 +10,35 @@ use std::time::Duration;
 
 use crate::load::counts::evenness;
 use crate::load::counts::histogram::Times;
-use crate::load::counts::tally::Window;
+use crate::load::counts::window::Window;
 use crate::report::{IntervalReport, Latency, WorkerShare};
 
-/// Stretches of each thread that are under way at a time.
+/// How many counts go round between the main thread and each measuring thread.
 const ROUND: usize = 8;
 
-/// The evenness of more workers is judged for the whole run alone.
+/// The evenness of more workers is judged for the whole run only.
 const JUDGED_WORKERS: usize = 256;
 
-/// What one thread saw in one interval.
+/// What a thread has counted since its start.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Totals {
+    /// Connections open now.
+    pub open: u64,
+    pub established: u64,
+    pub errors: u64,
+    pub retried: u64,
+    /// Requests taken from the schedule.
+    pub due: u64,
+}
+
+/// What one thread counted in one interval.
 pub struct IntervalCounts {
     thread: usize,
     /// Number of the interval that it ends with.
     index: u64,
     answers: u64,
-    errors: u64,
-    retried: u64,
-    due: u64,
-    established: u64,
-    open: u64,
+    /// The difference to the end of the interval before; `open` is the number at the end of this one.
+    totals: Totals,
     latency: Times,
     slip: Times,
     /// Connections and requests; index = worker.
@@ -42,11 +51,7 @@ impl IntervalCounts {
             thread,
             index: 0,
             answers: 0,
-            errors: 0,
-            retried: 0,
-            due: 0,
-            established: 0,
-            open: 0,
+            totals: Totals::default(),
             latency: Times::of_an_interval(),
             slip: Times::of_an_interval(),
             workers: Vec::new(),
@@ -54,135 +59,116 @@ impl IntervalCounts {
     }
 
     fn clear(&mut self) {
-        (self.answers, self.errors, self.retried, self.due, self.established) = (0, 0, 0, 0, 0);
+        self.answers = 0;
         self.latency.clear();
         self.slip.clear();
         self.workers.fill((0, 0));
     }
 
-    /// One more answer; `first` on its connection.
-    pub fn answered(&mut self, latency_ns: u64, slip_ns: Option<u64>, worker: Option<u32>, first: bool) {
-        self.answers += 1;
-        self.latency.record(latency_ns);
-        if let Some(slip_ns) = slip_ns {
-            self.slip.record(slip_ns);
+    fn worker(&mut self, worker: usize) -> &mut (u64, u64) {
+        if worker >= self.workers.len() {
+            self.workers.resize(worker + 1, (0, 0));
         }
-        if let Some(worker) = worker {
-            self.answered_by(worker, first);
-        }
-    }
-
-    /// One that will get none enters at its age.
-    pub fn unanswered(&mut self, age_ns: u64) {
-        self.latency.record(age_ns);
-    }
-
-    fn answered_by(&mut self, worker: u32, first: bool) {
-        let index = worker as usize;
-        if index >= self.workers.len() {
-            self.workers.resize(index + 1, (0, 0));
-        }
-        self.workers[index].0 += u64::from(first);
-        self.workers[index].1 += 1;
+        &mut self.workers[worker]
     }
 
     fn add(&mut self, other: &IntervalCounts) {
         self.answers += other.answers;
-        self.errors += other.errors;
-        self.retried += other.retried;
-        self.due += other.due;
-        self.established += other.established;
-        self.open += other.open;
+        self.totals.open += other.totals.open;
+        self.totals.established += other.totals.established;
+        self.totals.errors += other.totals.errors;
+        self.totals.retried += other.totals.retried;
+        self.totals.due += other.totals.due;
         self.latency.add(&other.latency);
         self.slip.add(&other.slip);
-        self.workers.resize(self.workers.len().max(other.workers.len()), (0, 0));
-        for (sum, share) in self.workers.iter_mut().zip(&other.workers) {
-            *sum = (sum.0 + share.0, sum.1 + share.1);
+        for (worker, (connections, requests)) in other.workers.iter().enumerate() {
+            let sum = self.worker(worker);
+            *sum = (sum.0 + connections, sum.1 + requests);
         }
     }
 }
 
-/// What a thread has counted since its start; a counts tells the difference.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Totals {
-    /// Connections open now.
-    pub open: u64,
-    pub established: u64,
-    pub errors: u64,
-    pub retried: u64,
-    /// Requests taken from the schedule.
-    pub due: u64,
-}
-
 /// A measuring thread's end.
 pub struct IntervalSender {
-    now: Box<IntervalCounts>,
-    /// When the present counts began.
+    counts: Box<IntervalCounts>,
+    /// At the beginning of the present interval.
     before: Totals,
     length_ns: u64,
     start_ns: u64,
     ends_ns: u64,
-    sent: SyncSender<Box<IntervalCounts>>,
+    full: SyncSender<Box<IntervalCounts>>,
     empty: Receiver<Box<IntervalCounts>>,
 }
 
 impl IntervalSender {
-    /// The run has begun.
+    /// The run begins at this moment.
     pub fn begin(&mut self, start_ns: u64) {
         self.start_ns = start_ns;
         self.ends_ns = start_ns + self.length_ns;
     }
 
-    /// The counts to count in.
-    pub fn now(&mut self) -> &mut IntervalCounts {
-        &mut self.now
-    }
-
-    /// When the present counts should be told.
+    /// When the present interval ends.
     pub fn ends_ns(&self) -> u64 {
         self.ends_ns
     }
 
-    /// Tells what has been counted if its time is up.
-    pub fn look_at_the_clock(&mut self, now_ns: u64, totals: Totals) {
+    /// One more answer; `first` on its connection.
+    pub fn answered(&mut self, latency_ns: u64, slip_ns: Option<u64>, worker: Option<u32>, first: bool) {
+        self.counts.answers += 1;
+        self.counts.latency.record(latency_ns);
+        if let Some(slip_ns) = slip_ns {
+            self.counts.slip.record(slip_ns);
+        }
+        if let Some(worker) = worker {
+            let counts = self.counts.worker(worker as usize);
+            *counts = (counts.0 + u64::from(first), counts.1 + 1);
+        }
+    }
+
+    /// A request that will get no answer counts at its age.
+    pub fn unanswered(&mut self, age_ns: u64) {
+        self.counts.latency.record(age_ns);
+    }
+
+    /// Sends what was counted in the interval that has ended, and begins the present one.
+    pub fn send(&mut self, now_ns: u64, totals: Totals) {
         let begun = now_ns.saturating_sub(self.start_ns) / self.length_ns;
         self.ends_ns = self.start_ns + (begun + 1) * self.length_ns;
-        self.send(begun.saturating_sub(1), totals);
+        if let Ok(mut next) = self.empty.try_recv() {
+            self.close(begun.saturating_sub(1), totals);
+            next.clear();
+            let _ = self.full.try_send(std::mem::replace(&mut self.counts, next));
+        }
     }
 
-    /// Tells the rest.
+    /// Sends the rest.
     pub fn finish(mut self, now_ns: u64, totals: Totals) {
         self.close(now_ns.saturating_sub(self.start_ns) / self.length_ns, totals);
-        // Nobody listens any more at the end of a run that failed.
-        let _ = self.sent.try_send(self.now);
-    }
-
-    fn send(&mut self, index: u64, totals: Totals) {
-        let Ok(mut next) = self.empty.try_recv() else { return };
-        self.close(index, totals);
-        next.clear();
-        let _ = self.sent.try_send(std::mem::replace(&mut self.now, next));
+        // The main thread is gone at the end of a run that failed.
+        let _ = self.full.try_send(self.counts);
     }
 
     fn close(&mut self, index: u64, totals: Totals) {
-        self.now.index = index;
-        self.now.open = totals.open;
-        self.now.established = totals.established - self.before.established;
-        self.now.errors = totals.errors - self.before.errors;
-        self.now.retried = totals.retried - self.before.retried;
-        self.now.due = totals.due - self.before.due;
+        self.counts.index = index;
+        self.counts.totals = Totals {
+            open: totals.open,
+            established: totals.established - self.before.established,
+            errors: totals.errors - self.before.errors,
+            retried: totals.retried - self.before.retried,
+            due: totals.due - self.before.due,
+        };
         self.before = totals;
     }
 }
 
-/// The main thread's end: puts the threads' intervals together.
+/// The main thread's end: adds up what the threads counted in the same interval.
 pub struct IntervalMerger {
     length_ns: u64,
-    sent: Receiver<Box<IntervalCounts>>,
-    returned: Vec<SyncSender<Box<IntervalCounts>>>,
-    /// The interval that each thread told last; `None` when it has told nothing.
+    full: Receiver<Box<IntervalCounts>>,
+    empty: Vec<SyncSender<Box<IntervalCounts>>>,
+    /// The interval that each thread sent last; `None` before its first.
     last: Vec<Option<u64>>,
-    /// Intervals that some thread has not told yet.
+    /// Intervals that some thread has not sent yet.
     pending: BTreeMap<u64, Box<IntervalCounts>>,
     /// The next interval to report.
     next: u64,
@@ -200,30 +186,30 @@ pub fn channel(
     expected_workers: usize,
 ) -> (Vec<IntervalSender>, IntervalMerger) {
     let length_ns = length.as_nanos() as u64;
-    let (sent, receives) = mpsc::sync_channel(threads * (ROUND + 1));
-    let (mut senders, mut returned) = (Vec::new(), Vec::new());
+    let (full, receiver) = mpsc::sync_channel(threads * (ROUND + 1));
+    let (mut senders, mut empty) = (Vec::new(), Vec::new());
     for thread in 0..threads {
-        let (returns, empty) = mpsc::sync_channel(ROUND + 1);
+        let (returned, receiver) = mpsc::sync_channel(ROUND + 1);
         for _ in 0..ROUND {
-            returns
+            returned
                 .try_send(Box::new(IntervalCounts::new(thread)))
                 .expect("the channel has room for the round");
         }
-        returned.push(returns);
+        empty.push(returned);
         senders.push(IntervalSender {
-            now: Box::new(IntervalCounts::new(thread)),
+            counts: Box::new(IntervalCounts::new(thread)),
             before: Totals::default(),
             length_ns,
             start_ns: 0,
             ends_ns: u64::MAX,
-            sent: sent.clone(),
-            empty,
+            full: full.clone(),
+            empty: receiver,
         });
     }
     let merger = IntervalMerger {
         length_ns,
-        sent: receives,
-        returned,
+        full: receiver,
+        empty,
         last: vec![None; threads],
         pending: BTreeMap::new(),
         next: 0,
@@ -235,21 +221,15 @@ pub fn channel(
 }
 
 impl IntervalMerger {
-    /// Every interval that all threads have told by now, oldest first.
+    /// Every interval that all threads have sent by now, oldest first.
     pub fn receive(&mut self, window: &Window) -> VecDeque<IntervalReport> {
-        while let Ok(counts) = self.sent.try_recv() {
+        while let Ok(counts) = self.full.try_recv() {
             let thread = counts.thread;
             self.last[thread] = Some(counts.index);
-            match self.pending.get_mut(&counts.index) {
-                Some(sum) => sum.add(&counts),
-                None => {
-                    let mut sum = Box::new(IntervalCounts::new(thread));
-                    sum.add(&counts);
-                    self.pending.insert(counts.index, sum);
-                }
-            }
+            let sum = self.pending.entry(counts.index);
+            sum.or_insert_with(|| Box::new(IntervalCounts::new(thread))).add(&counts);
             // The thread may have ended, and then nobody wants it back.
-            let _ = self.returned[thread].try_send(counts);
+            let _ = self.empty[thread].try_send(counts);
         }
         let complete = self.last.iter().min().copied().flatten();
         self.report(complete, window)
@@ -290,19 +270,19 @@ impl IntervalMerger {
         }
         let share =
             |&(connections, requests): &(u64, u64)| WorkerShare { connections, requests, latency_us: None };
-        let begins_ns = window.start_ns + from_ns;
+        let totals = &counts.totals;
         IntervalReport {
             from_s: from_ns as f64 / 1e9,
             to_s: to_ns as f64 / 1e9,
-            measured: window.contains(begins_ns),
+            measured: window.contains(window.start_ns + from_ns),
             requests: counts.answers,
             qps: counts.answers as f64 / ((to_ns - from_ns) as f64 / 1e9),
-            errors: counts.errors,
-            retried: counts.retried,
-            due: (counts.due > 0).then_some(counts.due),
-            connections_open: counts.open,
+            errors: totals.errors,
+            retried: totals.retried,
+            due: (totals.due > 0).then_some(totals.due),
+            connections_open: totals.open,
             connections_requested: self.connections_requested,
-            connections_established: counts.established,
+            connections_established: totals.established,
             latency_us: counts.latency.latency(),
             slip_us: counts.slip.latency(),
             // Of so many workers the p-values would be simulated for longer than an interval lasts.
@@ -337,18 +317,18 @@ mod tests {
     }
 
     fn answer(sender: &mut IntervalSender, worker: u32) {
-        sender.now().answered(2 * MS, None, Some(worker), true);
+        sender.answered(2 * MS, None, Some(worker), true);
     }
 
     #[test]
     fn an_interval_is_reported_when_every_thread_has_told_it() {
         let (mut senders, mut merger) = begun(2);
         answer(&mut senders[0], 0);
-        senders[0].look_at_the_clock(101 * MS, open(3));
+        senders[0].send(101 * MS, open(3));
         assert!(merger.receive(&WINDOW).is_empty());
         answer(&mut senders[1], 1);
         answer(&mut senders[1], 1);
-        senders[1].look_at_the_clock(102 * MS, open(4));
+        senders[1].send(102 * MS, open(4));
         let reports = merger.receive(&WINDOW);
         assert_eq!(reports.len(), 1);
         let report = &reports[0];
@@ -362,7 +342,7 @@ mod tests {
     fn a_silent_stretch_belongs_to_the_interval_that_ends_it() {
         let (mut senders, mut merger) = begun(1);
         answer(&mut senders[0], 0);
-        senders[0].look_at_the_clock(350 * MS, open(0));
+        senders[0].send(350 * MS, open(0));
         let reports = merger.receive(&WINDOW);
         assert_eq!((reports[0].from_s, reports[0].to_s, reports[0].requests), (0.0, 0.3, 1));
         answer(&mut senders[0], 0);
@@ -387,7 +367,7 @@ mod tests {
         let (mut senders, mut merger) = begun(1);
         for interval in 1..=20 {
             answer(&mut senders[0], 0);
-            senders[0].look_at_the_clock(interval * 100 * MS, open(0));
+            senders[0].send(interval * 100 * MS, open(0));
         }
         senders.remove(0).finish(2_050 * MS, open(0));
         let reports = merger.receive_rest(&WINDOW);

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use crate::load::counts::tally::{Slice, Window};
+use crate::load::counts::series::Part;
 use crate::load::options::plan::{Pacing, Plan};
 use crate::load::run::preflight::{self, Limits};
 use crate::load::run::threads::Counted;
@@ -10,6 +10,7 @@ use crate::load::schedule::{Arrivals, Profile, Spacing};
 use crate::load::verdict::{Pattern, RunFacts, judge};
 use crate::machine::Counters;
 use crate::report::{IntervalReport, Latency, LoadReport, Trust};
+use crate::units::over;
 
 /// What the kernel counted of the whole machine while the run went on, and for how long.
 #[derive(Debug, Clone, Copy, Default)]
@@ -20,9 +21,11 @@ pub struct MachineState {
 
 /// The verdict on a run, given the report it led to. `idle` connections of the background are in the report's peak.
 pub fn trust(plan: &Plan, counted: &Counted, report: &LoadReport, machine: MachineState, idle: u64) -> Trust {
-    let Counted { tally, window, .. } = counted;
+    let tally = &counted.tally;
     let Plan { pacing, connections, .. } = plan;
-    let intervals = slices(&tally.slices, window);
+    // A window that a number of requests ends is not divided: its last part is whatever was left.
+    let is_divided = plan.window.requests().is_none() && tally.answered_in_window > 0;
+    let intervals = if is_divided { intervals(counted) } else { Vec::new() };
     let sends: Vec<u64> = tally.sends.iter().map(|sent| sent.sent_ns).collect();
     let dues: Vec<u64> = tally.sends.iter().map(|sent| sent.due_ns).collect();
     judge(&RunFacts {
@@ -74,26 +77,22 @@ fn pattern(pacing: &Pacing) -> Pattern {
     }
 }
 
-/// The slices of the window as intervals, so far as their means tell.
-fn slices(slices: &[Slice], window: &Window) -> Vec<IntervalReport> {
-    let length_s = window.duration_ns() as f64 / 1e9 / slices.len().max(1) as f64;
-    // A run that ended by count never divided its window.
-    if length_s <= 0.0 || slices.iter().all(|slice| slice.answers == 0) {
-        return Vec::new();
-    }
-    let interval = |(i, slice): (usize, &Slice)| IntervalReport {
-        from_s: i as f64 * length_s,
-        to_s: (i + 1) as f64 * length_s,
+/// The parts of the window as intervals, so far as their means tell.
+fn intervals(counted: &Counted) -> Vec<IntervalReport> {
+    let parts = counted.tally.series.parts(counted.window.duration_ns());
+    let interval = |(from_ns, to_ns, part): (u64, u64, Part)| IntervalReport {
+        from_s: from_ns as f64 / 1e9,
+        to_s: to_ns as f64 / 1e9,
         measured: true,
-        requests: slice.answers,
-        qps: slice.answers as f64 / length_s,
+        requests: part.answers,
+        qps: over(part.answers as f64, (to_ns - from_ns) as f64 / 1e9),
         latency_us: Latency {
-            mean: slice.latency_sum_ns as f64 / 1e3 / slice.answers.max(1) as f64,
+            mean: over(part.latency_sum_ns as f64 / 1e3, part.answers as f64),
             ..Latency::default()
         },
         ..IntervalReport::default()
     };
-    slices.iter().enumerate().map(interval).collect()
+    parts.into_iter().map(interval).collect()
 }
 
 fn late_ns(at: SystemTime, began: SystemTime) -> u64 {

@@ -14,8 +14,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use crate::console;
-use crate::load::background::crowd::Crowd;
-use crate::load::background::slow::{Kinds, SlowCrowd};
+use crate::load::background::BackgroundConnections;
 use crate::load::client::Settings;
 use crate::load::client::control::Control;
 use crate::load::client::engine::epoll::EpollEngine;
@@ -59,8 +58,13 @@ pub fn run(plan: &Plan, observers: Observers) -> Result<Outcome, String> {
         format!("connect {address}: {}; {}", words(errno), advice(errno))
     };
 
-    let crowd = open_crowd(plan, &settings, &supervisor).map_err(unreachable)?;
-    let slow = open_slow(plan, &settings).map_err(setup)?;
+    if plan.background.idle > 0 {
+        supervisor.announce("background");
+    }
+    let background = background(plan, &settings).map_err(setup)?;
+    if let Some(background) = &background {
+        background.wait_until_open(&|| supervisor.is_interrupted()).map_err(unreachable)?;
+    }
     let (counters, since_ns) = (Counters::now(), monotonic_ns());
     let measure = match plan.threads.engine {
         EngineName::Epoll => measure::<EpollEngine>,
@@ -70,8 +74,7 @@ pub fn run(plan: &Plan, observers: Observers) -> Result<Outcome, String> {
     let interrupted = control.stopped_at_ns().is_some() || counted.tally.gave_up;
     let measured = Measured {
         counted,
-        crowd: &crowd,
-        slow: slow.map_or(Vec::new(), SlowCrowd::stop),
+        background: background.map(BackgroundConnections::stop).unwrap_or_default(),
         max_rss_kib: max_rss_kib(),
         interrupted,
     };
@@ -80,7 +83,8 @@ pub fn run(plan: &Plan, observers: Observers) -> Result<Outcome, String> {
         counters: Counters::now().since(&counters),
         seconds: (monotonic_ns() - since_ns) as f64 / 1e9,
     };
-    report.trust = Some(trust(plan, &measured.counted, &report, machine, crowd.established()));
+    report.trust =
+        Some(trust(plan, &measured.counted, &report, machine, measured.background.idle_established));
     let Counted { tally, window, began, observed, .. } = measured.counted;
     let span = Span {
         began,
@@ -115,21 +119,11 @@ fn words(errno: Errno) -> String {
     text[..1].to_ascii_lowercase() + &text[1..]
 }
 
-fn open_crowd(plan: &Plan, settings: &Settings, supervisor: &Supervisor) -> nix::Result<Crowd> {
-    if plan.background.idle > 0 {
-        supervisor.announce("background");
-    }
-    let idle = plan.background.idle as usize;
-    Crowd::open(&settings.route, idle, plan.connections.timeout, &|| supervisor.is_interrupted())
-}
-
-fn open_slow(plan: &Plan, settings: &Settings) -> nix::Result<Option<SlowCrowd>> {
-    let background = &plan.background;
-    let kinds =
-        Kinds { send: background.slow_send, read: background.slow_read, half_open: background.half_open };
-    if kinds.total() == 0 {
+fn background(plan: &Plan, settings: &Settings) -> nix::Result<Option<BackgroundConnections>> {
+    if plan.background.total() == 0 {
         return Ok(None);
     }
     let one = settings.requests[..settings.request_bytes].to_vec();
-    SlowCrowd::start(settings.route.clone(), one, kinds, background.gap).map(Some)
+    let timeout = plan.connections.timeout;
+    BackgroundConnections::start(settings.route.clone(), one, plan.background, timeout).map(Some)
 }

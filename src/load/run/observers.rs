@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::load::counts::interval::IntervalMerger;
-use crate::load::counts::tally::Window;
+use crate::load::counts::window::Window;
 use crate::report::{IntervalReport, Latency};
 
 /// One of them. It runs on the main thread, and costs the measuring threads nothing.

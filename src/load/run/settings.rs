@@ -13,8 +13,6 @@ use crate::load::options::target::Target;
 const ONE_SEGMENT_BYTES: usize = 536;
 /// Sends that are kept with their due times to judge the schedule by.
 const SENDS_KEPT: usize = 20_000;
-/// Parts of the window that are compared to see a drift.
-const SLICES: usize = 60;
 
 /// # Errors
 /// One line, when the host has no address.
@@ -57,7 +55,6 @@ pub fn settings(plan: &Plan) -> Result<Settings, String> {
             trace: plan.show.answers as usize,
             order: plan.show.order as usize,
             sends: if is_open_loop { SENDS_KEPT / plan.threads.count as usize } else { 0 },
-            slices: SLICES,
         },
     })
 }

@@ -5,14 +5,15 @@ use std::time::SystemTime;
 
 use nix::unistd::gethostname;
 
-use crate::load::background::crowd::Crowd;
+use crate::load::background::BackgroundCounts;
 use crate::load::counts::evenness;
 use crate::load::counts::histogram::Times;
-use crate::load::counts::tally::{Tally, Window, WorkerTally};
+use crate::load::counts::tally::{Tally, WorkerTally};
+use crate::load::counts::window::Window;
 use crate::load::options::plan::Plan;
 use crate::load::run::threads::Counted;
 use crate::report::{
-    ClientCost, ConnectionBook, DeadlineBook, LoadReport, OutsideWindow, RunInfo, SlowBook, WorkerShare,
+    ClientCost, ConnectionBook, DeadlineBook, LoadReport, OutsideWindow, RunInfo, WorkerShare,
 };
 use crate::units::over;
 
@@ -20,23 +21,22 @@ use crate::units::over;
 pub const SCHEMA: u32 = 1;
 
 /// All that a run left.
-pub struct Measured<'a> {
+pub struct Measured {
     pub counted: Counted,
-    pub crowd: &'a Crowd,
-    pub slow: Vec<SlowBook>,
+    pub background: BackgroundCounts,
     pub max_rss_kib: u64,
     /// Ended early.
     pub interrupted: bool,
 }
 
 pub fn report(plan: &Plan, measured: &Measured) -> LoadReport {
-    let Measured { counted, crowd, .. } = measured;
+    let Measured { counted, background, .. } = measured;
     let Counted { tally, window, cpu, .. } = counted;
     let is_open_loop = plan.pacing.is_open_loop();
     let duration_s = window.duration_ns() as f64 / 1e9;
     let workers = workers(tally, plan.workers as usize);
     let mut failures = tally.failures.clone();
-    failures.add(crowd.failures.clone());
+    failures.add(background.failures.clone());
     LoadReport {
         schema: SCHEMA,
         requests: tally.answered_in_window,
@@ -52,10 +52,10 @@ pub fn report(plan: &Plan, measured: &Measured) -> LoadReport {
         offered_per_s: is_open_loop.then(|| offered(plan, tally, window)),
         deadline: plan.pacing.deadline.map(|_| DeadlineBook { shed: tally.shed, abandoned: tally.abandoned }),
         retried: tally.retried,
-        lost: tally.lost_by_name(window),
-        lost_more: tally.lost_more,
-        worst_second: tally.seconds.worst(),
-        longest_silence_ms: tally.seconds.longest_silence_ms(window.duration_ns()),
+        lost: tally.failures.named_lost(window.start_ns),
+        lost_more: tally.failures.lost_more,
+        worst_second: tally.series.worst_second(),
+        longest_silence_ms: tally.series.longest_silence_ms(window.duration_ns()),
         pipeline: (plan.connections.pipeline > 1).then_some(plan.connections.pipeline),
         evenness: evenness::pair(workers.iter().map(|share| (share.connections, share.requests))),
         workers: (0..)
@@ -64,15 +64,15 @@ pub fn report(plan: &Plan, measured: &Measured) -> LoadReport {
             .collect::<BTreeMap<_, _>>(),
         connections: ConnectionBook {
             requested: u64::from(plan.connections.count) + u64::from(plan.background.idle),
-            peak_open: tally.peak_open + crowd.established(),
-            established: tally.established + crowd.established(),
+            peak_open: tally.peak_open + background.idle_established,
+            established: tally.established + background.idle_established,
             answered: tally.answered_connections,
-            crowd_lost: crowd.lost(),
+            crowd_lost: background.idle_closed,
         },
         outside_window: OutsideWindow { warmup: tally.answered_before, late: tally.answered_late },
         trace: tally.trace.clone(),
         order: tally.order.iter().map(|&(_, worker)| worker).collect(),
-        slow: measured.slow.clone(),
+        slow: background.slow.clone(),
         client: ClientCost {
             threads: plan.threads.count as usize,
             cpu_user_us: cpu.user_us,

@@ -12,7 +12,7 @@ use nix::sys::time::TimeValLike;
 use crate::console;
 use crate::load::client::control::{Control, ThreadStatus};
 use crate::load::counts::interval::IntervalMerger;
-use crate::load::counts::tally::Window;
+use crate::load::counts::window::Window;
 use crate::load::options::plan::Progress;
 use crate::load::run::observers::Observers;
 use crate::sys::epoll::{Epoll, Interest};

@@ -137,16 +137,17 @@ fn drift(facts: &RunFacts) -> Option<Finding> {
 /// not as many intervals.
 fn parts(intervals: &[IntervalReport]) -> Vec<(f64, f64)> {
     let measured: Vec<&IntervalReport> = intervals.iter().filter(|interval| interval.measured).collect();
-    let per_part = (measured.len() / PARTS).max(1);
-    let summed = measured.chunks_exact(per_part).map(|intervals| {
+    let count = PARTS.min(measured.len());
+    let part = |i: usize| {
+        let intervals = &measured[i * measured.len() / count..(i + 1) * measured.len() / count];
         let sum = |of: fn(&IntervalReport) -> f64| intervals.iter().map(|interval| of(interval)).sum::<f64>();
         let requests = sum(|interval| interval.requests as f64);
         (
             over(requests, sum(|interval| interval.to_s - interval.from_s)),
             over(sum(|interval| interval.requests as f64 * interval.latency_us.mean), requests),
         )
-    });
-    summed.take(PARTS).collect()
+    };
+    (0..count).map(part).collect()
 }
 
 struct Trend {

@@ -1,0 +1,129 @@
+//! One background connection: its kind, and what became of it.
+
+use std::os::fd::AsRawFd;
+
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv, send};
+use socket2::{Domain, Socket};
+
+use crate::load::client::route::{Route, errno};
+use crate::load::options::background::Background;
+use crate::load::response::Reader;
+use crate::report::SlowBook;
+use crate::units::monotonic_ns;
+
+/// What a slow reader asks the kernel to hold for it: less than the kernel's least, which it then gets (tcp(7)).
+const SMALL_BUFFER_BYTES: usize = 1;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Idle,
+    SlowSend,
+    SlowRead,
+    HalfOpen,
+}
+
+impl Kind {
+    /// How many of each are wanted, in the order in which they are opened.
+    pub fn each(wanted: &Background) -> [(Kind, u32); 4] {
+        [
+            (Kind::Idle, wanted.idle),
+            (Kind::SlowSend, wanted.slow_send),
+            (Kind::SlowRead, wanted.slow_read),
+            (Kind::HalfOpen, wanted.half_open),
+        ]
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Idle => "idle",
+            Kind::SlowSend => "send",
+            Kind::SlowRead => "read",
+            Kind::HalfOpen => "half-open",
+        }
+    }
+}
+
+pub struct BackgroundConnection {
+    pub kind: Kind,
+    /// `None` before its life and after it.
+    pub socket: Option<Socket>,
+    /// When connect(2) was called: its age counts from here, since the server may know of it before us.
+    pub began_ns: u64,
+    pub is_established: bool,
+    /// Bytes of the request that the kernel has taken.
+    pub written: usize,
+    pub reader: Reader,
+    pub answered: u64,
+    /// How old it was when the server ended it before it was done.
+    pub closed_after_ns: Option<u64>,
+}
+
+impl BackgroundConnection {
+    pub fn new(kind: Kind) -> BackgroundConnection {
+        BackgroundConnection {
+            kind,
+            socket: None,
+            began_ns: 0,
+            is_established: false,
+            written: 0,
+            reader: Reader::default(),
+            answered: 0,
+            closed_after_ns: None,
+        }
+    }
+
+    /// A non-blocking socket on its way; `number` chooses the source address.
+    pub fn connect(&mut self, route: &Route, number: u64) -> nix::Result<Socket> {
+        self.began_ns = monotonic_ns();
+        let socket = self.open(route, number).map_err(errno)?;
+        match socket.connect(&route.address).map_err(errno) {
+            Ok(()) | Err(Errno::EINPROGRESS) => Ok(socket),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn open(&self, route: &Route, number: u64) -> std::io::Result<Socket> {
+        let socket = route.open(number)?;
+        if self.kind == Kind::SlowRead {
+            // Before connect(2): the first window is offered in the handshake, and none is taken back.
+            socket.set_recv_buffer_size(SMALL_BUFFER_BYTES)?;
+        }
+        if self.kind == Kind::SlowSend && Domain::from(i32::from(route.address.family())) != Domain::UNIX {
+            // Each byte a segment: Nagle's algorithm would put several into one when acknowledgements are late.
+            socket.set_tcp_nodelay(true)?;
+        }
+        Ok(socket)
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) -> nix::Result<()> {
+        let Some(socket) = &self.socket else { return Err(Errno::ENOTCONN) };
+        match send(socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL) {
+            Ok(written) => self.written += written,
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+        Ok(())
+    }
+
+    pub fn receive(&self, buffer: &mut [u8]) -> nix::Result<usize> {
+        let Some(socket) = &self.socket else { return Err(Errno::ENOTCONN) };
+        recv(socket.as_raw_fd(), buffer, MsgFlags::empty())
+    }
+}
+
+/// What became of those of one kind.
+pub fn book(connections: &[BackgroundConnection], kind: Kind, requested: u32) -> SlowBook {
+    let of_kind = || connections.iter().filter(|connection| connection.kind == kind);
+    let mut closed_after_ns: Vec<u64> =
+        of_kind().filter_map(|connection| connection.closed_after_ns).collect();
+    closed_after_ns.sort_unstable();
+    SlowBook {
+        kind: kind.name().into(),
+        requested: u64::from(requested),
+        established: of_kind().filter(|connection| connection.is_established).count() as u64,
+        answered: of_kind().map(|connection| connection.answered).sum(),
+        closed_by_server: closed_after_ns.len() as u64,
+        closed_after_ms: closed_after_ns.get(closed_after_ns.len() / 2).map(|&ns| ns as f64 / 1e6),
+    }
+}

@@ -1,0 +1,263 @@
+//! The measured window over time: which second was the worst, how long nobody got an answer, and whether the answers
+//! became fewer or slower. An average over a minute hides the moment in which a server changed its workers; this is where
+//! it shows.
+//!
+//! Each thread keeps its own; added up they say the same as one thread that had seen everything. All moments are
+//! counted from the beginning of the window.
+
+use crate::load::counts::histogram::Times;
+use crate::report::WorstSecond;
+
+const SECOND_NS: u64 = 1_000_000_000;
+const MILLISECOND_NS: u64 = 1_000_000;
+const SECOND_MS: u64 = 1_000;
+/// Seconds and silences of a longer window are those of its first hour: 11 MiB for each thread are enough.
+const LONGEST_S: u64 = 3_600;
+
+#[derive(Clone, Default)]
+pub struct Series {
+    seconds: Vec<Option<Box<Second>>>,
+    parts: Parts,
+}
+
+#[derive(Clone)]
+struct Second {
+    /// Response times, and the ages of requests given up.
+    latency: Times,
+    /// A bit for each millisecond: an answer was complete in it.
+    answered: [u64; SECOND_MS.div_ceil(64) as usize],
+}
+
+impl Series {
+    pub fn answered(&mut self, at_ns: u64, latency_ns: u64) {
+        self.parts.add(at_ns, Part { answers: 1, latency_sum_ns: latency_ns });
+        if let Some(second) = self.second(at_ns) {
+            second.latency.record(latency_ns);
+            let ms = at_ns % SECOND_NS / MILLISECOND_NS;
+            second.answered[(ms / 64) as usize] |= 1 << (ms % 64);
+        }
+    }
+
+    /// A request that will get no answer counts at its age.
+    pub fn unanswered(&mut self, at_ns: u64, age_ns: u64) {
+        if let Some(second) = self.second(at_ns) {
+            second.latency.record(age_ns);
+        }
+    }
+
+    fn second(&mut self, at_ns: u64) -> Option<&mut Second> {
+        let index = at_ns / SECOND_NS;
+        if index >= LONGEST_S {
+            return None;
+        }
+        let index = index as usize;
+        if index >= self.seconds.len() {
+            self.seconds.resize_with(index + 1, || None);
+        }
+        Some(self.seconds[index].get_or_insert_with(Second::new))
+    }
+
+    /// Adds another thread's.
+    pub fn add(&mut self, other: Series) {
+        self.parts.merge(other.parts);
+        self.seconds.resize_with(self.seconds.len().max(other.seconds.len()), || None);
+        for (sum, second) in self.seconds.iter_mut().zip(other.seconds) {
+            match (sum.as_mut(), second) {
+                (Some(sum), Some(second)) => {
+                    sum.latency.add(&second.latency);
+                    sum.answered.iter_mut().zip(second.answered).for_each(|(sum, bits)| *sum |= bits);
+                }
+                (None, second) => *sum = second,
+                (Some(_), None) => {}
+            }
+        }
+    }
+
+    /// The second with the highest p99, of equals the one with the longest single time.
+    pub fn worst_second(&self) -> Option<WorstSecond> {
+        let seconds = (0u32..).zip(&self.seconds).filter_map(|(from_s, second)| {
+            let latency = &second.as_ref()?.latency;
+            Some(WorstSecond {
+                from_s: f64::from(from_s),
+                requests: latency.count(),
+                latency_us: latency.latency(),
+            })
+        });
+        seconds.max_by(|a, b| {
+            let (a, b) = (a.latency_us, b.latency_us);
+            a.p99.total_cmp(&b.p99).then(a.max.total_cmp(&b.max))
+        })
+    }
+
+    /// The most whole milliseconds in a row without an answer; `None` of a window without length.
+    pub fn longest_silence_ms(&self, window_ns: u64) -> Option<u64> {
+        let window_ms = window_ns.min(LONGEST_S * SECOND_NS) / MILLISECOND_NS;
+        let (mut longest, mut silent) = (0, 0);
+        for ms in 0..window_ms {
+            let second = self.seconds.get((ms / SECOND_MS) as usize).and_then(Option::as_ref);
+            silent =
+                if second.is_some_and(|second| second.has_answer(ms % SECOND_MS)) { 0 } else { silent + 1 };
+            longest = longest.max(silent);
+        }
+        (window_ms > 0).then_some(longest)
+    }
+
+    /// The window in at most 128 equal parts, the last perhaps shorter, each with its beginning and its end in
+    /// nanoseconds. There are at least 64 unless the window lasts less than 64 ms.
+    pub fn parts(&self, window_ns: u64) -> Vec<(u64, u64, Part)> {
+        let mut parts = self.parts.clone();
+        while window_ns > Parts::MOST << parts.shift {
+            parts.double();
+        }
+        let length_ns = 1 << parts.shift;
+        let part = |i: u64| {
+            let part = parts.parts.get(i as usize).copied().unwrap_or_default();
+            (i * length_ns, ((i + 1) * length_ns).min(window_ns), part)
+        };
+        (0..window_ns.div_ceil(length_ns)).map(part).collect()
+    }
+}
+
+impl Second {
+    fn new() -> Box<Second> {
+        Box::new(Second { latency: Times::of_a_second(), answered: [0; _] })
+    }
+
+    fn has_answer(&self, ms: u64) -> bool {
+        self.answered[(ms / 64) as usize] >> (ms % 64) & 1 == 1
+    }
+}
+
+/// What was answered in a part of the window.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Part {
+    pub answers: u64,
+    pub latency_sum_ns: u64,
+}
+
+/// At most [`Parts::MOST`] parts of equal length, which doubles each time that the window outgrows them.
+#[derive(Clone)]
+struct Parts {
+    /// A part lasts 2 to the power of this, in nanoseconds.
+    shift: u32,
+    parts: Vec<Part>,
+}
+
+impl Default for Parts {
+    fn default() -> Parts {
+        // 2²⁰ ns are about a millisecond.
+        Parts { shift: 20, parts: Vec::with_capacity(Parts::MOST as usize) }
+    }
+}
+
+impl Parts {
+    const MOST: u64 = 128;
+
+    fn add(&mut self, at_ns: u64, more: Part) {
+        while at_ns >> self.shift >= Parts::MOST {
+            self.double();
+        }
+        let index = (at_ns >> self.shift) as usize;
+        if index >= self.parts.len() {
+            self.parts.resize(index + 1, Part::default());
+        }
+        self.parts[index].add(more);
+    }
+
+    fn double(&mut self) {
+        self.shift += 1;
+        for i in 0..self.parts.len().div_ceil(2) {
+            let second = self.parts.get(2 * i + 1).copied().unwrap_or_default();
+            self.parts[i] = self.parts[2 * i];
+            self.parts[i].add(second);
+        }
+        self.parts.truncate(self.parts.len().div_ceil(2));
+    }
+
+    fn merge(&mut self, other: Parts) {
+        for (i, part) in (0..).zip(other.parts) {
+            self.add(i << other.shift, part);
+        }
+        while self.shift < other.shift {
+            self.double();
+        }
+    }
+}
+
+impl Part {
+    fn add(&mut self, other: Part) {
+        self.answers += other.answers;
+        self.latency_sum_ns = self.latency_sum_ns.saturating_add(other.latency_sum_ns);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    #[test]
+    fn the_worst_second_is_the_one_with_the_highest_p99_and_failures_count_in_it() {
+        let mut series = Series::default();
+        (0..3_000).for_each(|ms| series.answered(ms * MS, MS));
+        (0..50).for_each(|i| series.unanswered((1_400 + i) * MS, 30 * MS));
+        let worst = series.worst_second().unwrap();
+        assert_eq!((worst.from_s, worst.requests), (1.0, 1_050));
+        assert!((30_000.0..30_100.0).contains(&worst.latency_us.p99), "{worst:?}");
+        assert_eq!(Series::default().worst_second(), None);
+    }
+
+    #[test]
+    fn silence_is_found_across_seconds_and_at_both_ends() {
+        let mut series = Series::default();
+        assert_eq!(series.longest_silence_ms(700 * MS), Some(700));
+        assert_eq!(series.longest_silence_ms(0), None);
+        series.answered(100 * MS, MS);
+        series.answered(900 * MS, MS);
+        series.answered(3_200 * MS, MS);
+        assert_eq!(series.longest_silence_ms(3_300 * MS), Some(2_299));
+        assert_eq!(series.longest_silence_ms(9_000 * MS), Some(5_799));
+    }
+
+    #[test]
+    fn one_threads_answers_end_anothers_silence() {
+        let (mut one, mut other) = (Series::default(), Series::default());
+        one.answered(0, MS);
+        other.answered(500 * MS, 40 * MS);
+        other.answered(1_500 * MS, 2 * MS);
+        one.add(other);
+        assert_eq!(one.longest_silence_ms(2_000 * MS), Some(999));
+        let worst = one.worst_second().unwrap();
+        assert_eq!((worst.from_s, worst.requests), (0.0, 2));
+    }
+
+    #[test]
+    fn the_first_hour_has_seconds_and_no_more() {
+        let mut series = Series::default();
+        series.answered(LONGEST_S * SECOND_NS, MS);
+        assert_eq!(series.worst_second(), None);
+        assert_eq!(series.longest_silence_ms(2 * LONGEST_S * SECOND_NS), Some(3_600_000));
+    }
+
+    #[test]
+    fn the_parts_hold_every_answer_however_long_the_window_is() {
+        for window_ms in [50, 1_000, 10_000, 100_000_000] {
+            let (mut one, mut other) = (Series::default(), Series::default());
+            for i in 0..1_000 {
+                let series = if i < 700 { &mut one } else { &mut other };
+                series.answered(i * window_ms * MS / 1_000, 2 * MS);
+            }
+            for (mut sum, more) in [(one.clone(), other.clone()), (other, one)] {
+                sum.add(more);
+                let parts = sum.parts(window_ms * MS);
+                let longest = if window_ms < 64 { 0..65 } else { 64..129 };
+                assert!(longest.contains(&parts.len()), "{window_ms}: {}", parts.len());
+                assert_eq!(parts.iter().map(|(_, _, part)| part.answers).sum::<u64>(), 1_000);
+                assert_eq!(parts.iter().map(|(_, _, part)| part.latency_sum_ns).sum::<u64>(), 2_000 * MS);
+                assert!(parts.windows(2).all(|pair| pair[0].1 == pair[1].0));
+                assert_eq!((parts[0].0, parts.last().unwrap().1), (0, window_ms * MS));
+            }
+        }
+    }
+}
