@@ -20,7 +20,7 @@ use acceptlab::lab::plan::blocks::{estimate, schedule};
 use acceptlab::lab::plan::experiment::{self, Experiment};
 use acceptlab::lab::plan::law;
 use acceptlab::lab::program::{Interrupt, Stop, print_until, watch_for_interrupt};
-use acceptlab::lab::run::all_cases::{self, Outcome, Plan};
+use acceptlab::lab::run::all_cases::{self, Outcome, Request};
 use acceptlab::lab::{check, order, record, verify, watch};
 use acceptlab::terminal::wrapped;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -245,8 +245,8 @@ fn measure(
     let chosen = experiment::select(all.clone(), words)?;
     let place = Place::new(root, out);
     console::log(format_args!("seed {seed}"));
-    let plan = Plan { root, records: &place.records, experiments: &chosen, quick, seed };
-    let outcome = all_cases::run(&plan, interrupt)?;
+    let request = Request { root, records: &place.records, experiments: &chosen, quick, seed };
+    let outcome = all_cases::run(&request, interrupt)?;
     let reported = report(&place, &all, &chosen, false, interrupt);
     // Again, where it is not lost above the tables.
     outcome.failures.iter().for_each(console::log);

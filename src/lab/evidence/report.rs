@@ -1,5 +1,5 @@
-//! Records → RESULTS.md. Between `<!-- lab:begin X -->` and `<!-- lab:end X -->` every character comes from the
-//! newest record of experiment X and its lesson; what stands outside the markers is left alone.
+//! Records → RESULTS.md. Between `<!-- lab:begin X -->` and `<!-- lab:end X -->` every character comes from the newest
+//! record of experiment X and its lesson. Text outside the markers is not changed.
 
 use std::path::Path;
 
@@ -39,8 +39,8 @@ pub fn for_terminal(experiment: &Experiment, record: &Record) -> String {
     heading + &drawn + &incomplete(experiment, record)
 }
 
-/// Replaces what stands between X's markers; or adds both, before the first of the `later` sections that is there,
-/// else at the end.
+/// Replaces the text between X's markers. Where there are none, adds them before the first of the `later` sections that is
+/// there, else at the end.
 fn splice(document: &str, name: &str, body: &str, later: &[&str]) -> String {
     let begin_of = |name: &str| format!("<!-- lab:begin {name} -->");
     let (begin, end) = (begin_of(name), format!("<!-- lab:end {name} -->"));
@@ -94,9 +94,9 @@ fn tables(experiment: &Experiment, record: &Record) -> Vec<Table> {
     experiment.matrix.tables.iter().map(|spec| table::of(spec, &rows_of(&spec.id))).collect()
 }
 
-/// What keeps the report from being complete, a line each: experiments without a record, rows that were planned or
-/// that the matrix asks for and are not there, cases of which every run failed, and columns without a single number.
-/// (One failed run among others leaves a line with its number, and is told below the table.)
+/// Why the report is incomplete, a line each: an experiment has no record, a row is missing that was planned or that the
+/// matrix asks for, every run of a case failed, or a column has not one number. (A case of which some runs failed has its
+/// numbers, and a note below the table.)
 pub fn gaps(experiments: &[Experiment], records: &[Record]) -> Vec<String> {
     let of_one = |experiment: &Experiment| match newest(records, &experiment.name) {
         Some(record) => gaps_of(experiment, record),
@@ -125,21 +125,21 @@ fn gaps_of(experiment: &Experiment, record: &Record) -> Vec<String> {
     }
     if record.header.scale == "quick" {
         // A quick run is a test as well.
-        let told = |row: &&&Row| row.failure.is_none() && row.skipped.is_none();
+        let is_new = |row: &&&Row| row.failure.is_none() && row.skipped.is_none();
         let complaint =
             |row: &&Row| Some(format!("{} {}: {}", row.table, row.label, accounting::complaint(row)?));
-        gaps.extend(rows.iter().filter(told).filter_map(complaint));
+        gaps.extend(rows.iter().filter(is_new).filter_map(complaint));
     }
     gaps.extend(empty_columns(experiment, record, &rows));
     gaps
 }
 
-/// Columns that print – in every line. A program that is not installed, or a missing privilege, explains them, and so
-/// does a kernel that may not be asked; the rows and the notes say so.
+/// Columns that print – in every line, unless a program is not installed, a privilege is missing, or the kernel's
+/// tracepoints are not available: the rows and the notes say so.
 fn empty_columns(experiment: &Experiment, record: &Record, rows: &[&Row]) -> Vec<String> {
     let mut found = Vec::new();
     for (spec, table) in experiment.matrix.tables.iter().zip(tables(experiment, record)) {
-        // What was skipped has no number, and who is compared with it has no ratio. The other lines have.
+        // A skipped line has no number, and a line that is compared with it has no ratio. The other lines have.
         let is_skipped = |line: &Vec<String>| line.iter().any(|cell| cell.starts_with("skipped: "));
         let skips = rows.iter().any(|row| row.table == spec.id && row.skipped.is_some());
         let lines: Vec<&Vec<String>> = table.cells.iter().filter(|line| !is_skipped(line)).collect();
@@ -176,14 +176,14 @@ fn incomplete(experiment: &Experiment, record: &Record) -> String {
 /// Each record that is shown, once, with its machine.
 fn machines(shown: &[Option<&Record>], records_link: &str) -> String {
     let mut text = "## Machines\n".to_string();
-    let mut told: Vec<&str> = Vec::new();
+    let mut described: Vec<&str> = Vec::new();
     for record in shown.iter().flatten() {
-        if !told.contains(&record.file.as_str()) {
-            told.push(&record.file);
+        if !described.contains(&record.file.as_str()) {
+            described.push(&record.file);
             text += &machine(record, records_link);
         }
     }
-    if told.is_empty() { text + "\nNothing was measured yet.\n" } else { text }
+    if described.is_empty() { text + "\nNothing was measured yet.\n" } else { text }
 }
 
 fn machine(record: &Record, records_link: &str) -> String {
@@ -215,7 +215,7 @@ fn machine(record: &Record, records_link: &str) -> String {
     text
 }
 
-/// Where a report goes and where its records are.
+/// Where RESULTS.md and its records are.
 pub struct Place {
     pub results: std::path::PathBuf,
     pub records: std::path::PathBuf,
@@ -223,7 +223,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// The repository's own, or a folder that stands in for it.
+    /// In the repository, or in the folder given with `--out`.
     pub fn new(root: &Path, out: Option<&Path>) -> Place {
         match out {
             Some(folder) => {
@@ -237,7 +237,7 @@ impl Place {
         }
     }
 
-    /// What RESULTS.md says, and what it should say.
+    /// RESULTS.md as it is, and as it should be.
     pub fn now_and_then(&self, experiments: &[Experiment], records: &[Record]) -> (String, String) {
         let now = std::fs::read_to_string(&self.results).unwrap_or_default();
         let then = render(&now, experiments, records, self.link);

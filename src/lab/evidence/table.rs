@@ -1,5 +1,5 @@
-//! Rows → tables of finished cells, and tables → text. Nothing here reads a file or a clock: the same rows give
-//! the same text.
+//! Rows → tables of finished cells, and tables → text. The same rows give the same text: nothing here reads a file or a
+//! clock.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -49,7 +49,7 @@ pub fn of(spec: &TableSpec, rows: &[&Row]) -> Table {
         TableKind::Trace => table.traces = cases.iter().filter_map(|case| trace(case.last()?)).collect(),
     }
     table.notes.extend(uncounted(spec, rows));
-    table.notes.extend(cases.iter().flat_map(|case| mishaps(case)));
+    table.notes.extend(cases.iter().flat_map(|case| problems(case)));
     table
 }
 
@@ -87,8 +87,8 @@ fn summarize(table: &mut Table, spec: &TableSpec, rows: &[&Row], cases: &[Vec<&R
     }
 }
 
-/// The row of the same group that differs from this one in the baseline's coordinates. A record from before the
-/// groups has none anywhere, and its rows are paired by their block.
+/// The row of the same group that differs from this one in the baseline's coordinates. An older record has no groups; its
+/// rows are paired within their block.
 fn baseline<'a>(spec: &TableSpec, rows: &[&'a Row], row: &Row) -> Option<&'a Row> {
     if spec.baseline.is_empty() {
         return None;
@@ -216,12 +216,12 @@ fn compared(spec: &TableSpec, grouped: bool, runs: usize) -> String {
     }
 }
 
-/// What the matrix calls a row's client.
+/// The client's name in the matrix.
 fn client_name(row: &Row) -> &str {
     row.coordinate("client").unwrap_or(row.client_command.program())
 }
 
-/// The warm-up as the clients' command lines declare it; some have none, and a table with both must not claim one.
+/// The warm-up in the clients' command lines. Where the clients of a table differ in it, each is named.
 fn warmups(cases: &[Vec<&Row>]) -> String {
     let of = |row: &&Row| match row.client_command.warmup {
         Some(time) => format!("{} of warm-up", format_duration(time)),
@@ -243,20 +243,20 @@ fn list(cpus: &[usize]) -> String {
     cpus.iter().map(usize::to_string).collect::<Vec<_>>().join(",")
 }
 
-/// What the kernel did not count, or not as the column says it does, each reason once for the whole table.
+/// Why the kernel's counts are missing, or are others than the column says: each reason once for the whole table.
 fn uncounted(spec: &TableSpec, rows: &[&Row]) -> Vec<String> {
     let shown = |name: &&str| spec.columns.iter().any(|column| column.get_ref() == *name);
-    let mut told: BTreeMap<String, u64> = BTreeMap::new();
+    let mut reasons: BTreeMap<String, u64> = BTreeMap::new();
     let observed = rows.iter().filter_map(|row| row.observed.as_ref());
     for why in observed.filter(|_| shown(&"switches")).filter_map(|observed| observed.missing.as_ref()) {
-        *told.entry(format!("switches of whole lives: {why}")).or_default() += 1;
+        *reasons.entry(format!("switches of whole lives: {why}")).or_default() += 1;
     }
     if TRACED_COLUMNS.iter().any(shown) {
         for why in rows.iter().filter_map(|row| untraced(row)) {
-            *told.entry(why.to_string()).or_default() += 1;
+            *reasons.entry(why.to_string()).or_default() += 1;
         }
     }
-    told.into_iter().map(|(why, runs)| format!("{why}; runs: {}.", count(runs as f64))).collect()
+    reasons.into_iter().map(|(why, runs)| format!("{why}; runs: {}.", count(runs as f64))).collect()
 }
 
 /// Why a row lacks the counts of tracepoints that its table asked for.
@@ -265,7 +265,7 @@ pub fn untraced(row: &Row) -> Option<&str> {
 }
 
 /// What went wrong in a case's runs, each kind once.
-fn mishaps(case: &[&Row]) -> Vec<String> {
+fn problems(case: &[&Row]) -> Vec<String> {
     let Some(first) = case.first() else { return Vec::new() };
     let axes: Vec<String> = first
         .coordinates
@@ -274,32 +274,35 @@ fn mishaps(case: &[&Row]) -> Vec<String> {
         .map(|(name, value)| format!("{name} {value}"))
         .collect();
     let place = [axes, vec![first.label.clone()]].concat().join(", ");
-    let mut told: BTreeMap<String, u64> = BTreeMap::new();
+    let mut reasons: BTreeMap<String, u64> = BTreeMap::new();
     for row in case {
-        let reasons = [("skipped", &row.skipped), ("failed", &row.failure)];
-        for (what, why) in reasons.iter().filter_map(|(what, why)| Some((what, why.as_ref()?))) {
-            *told.entry(format!("{what}: {why}; runs")).or_default() += 1;
+        let ends = [("skipped", &row.skipped), ("failed", &row.failure)];
+        for (what, why) in ends.iter().filter_map(|(what, why)| Some((what, why.as_ref()?))) {
+            *reasons.entry(format!("{what}: {why}; runs")).or_default() += 1;
         }
         if let Some(how) = &row.death {
-            *told.entry(format!("the server had ended by itself ({how}); runs")).or_default() += 1;
+            *reasons.entry(format!("the server had ended by itself ({how}); runs")).or_default() += 1;
         }
-        // What the clients of such a server lose is in the columns.
+        // Where losses are expected, they are in the columns.
         for (what, count) in accounting::unexpected_errors(row).into_iter().filter(|_| !row.expects_losses())
         {
-            *told.entry(what).or_default() += count;
+            *reasons.entry(what).or_default() += count;
         }
         if let Some(what) = accounting::mismatch(row).filter(|_| !row.expects_losses()) {
-            *told.entry(format!("{what}; runs")).or_default() += 1;
+            *reasons.entry(format!("{what}; runs")).or_default() += 1;
         }
         if row.machine.listen_overflows > 0 {
-            *told.entry("overflows of accept queues, on the whole machine".to_string()).or_default() +=
+            *reasons.entry("overflows of accept queues, on the whole machine".to_string()).or_default() +=
                 row.machine.listen_overflows;
         }
     }
-    told.into_iter().map(|(what, count)| format!("{place}: {what}: {}.", self::count(count as f64))).collect()
+    reasons
+        .into_iter()
+        .map(|(what, count)| format!("{place}: {what}: {}.", self::count(count as f64)))
+        .collect()
 }
 
-/// The answers of one run as siege prints them.
+/// The answers of one run, one by one, as siege prints them.
 fn trace(row: &Row) -> Option<(String, Vec<String>)> {
     let commands = format!("{}   under   {}", row.server_command.text(), row.client_command.text());
     let line = |answer: &crate::report::Traced| {
@@ -310,7 +313,7 @@ fn trace(row: &Row) -> Option<(String, Vec<String>)> {
     Some((commands, row.load.as_ref()?.trace.iter().map(line).collect()))
 }
 
-/// Words and pictures stand at the left of their column, numbers at the right.
+/// Texts and pictures are aligned to the left, numbers to the right.
 fn is_text(header: &str) -> bool {
     let is_picture =
         |column: &Column| column.header() == header && matches!(column.value, Value::Picture { .. });
@@ -423,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_run_is_told_and_leaves_the_numbers() {
+    fn a_failed_run_is_noted_and_is_not_in_the_numbers() {
         let mut rows = runs(0, "sync", &[100.0, 900.0]);
         rows[1].failure = Some("sync ended".to_string());
         rows[0].load.as_mut().unwrap().errors.timeout = 3;

@@ -1,4 +1,4 @@
-//! The machine behind a record: what it is and how it is set. Whatever cannot be read is left out rather than guessed.
+//! The machine behind a record: its hardware, kernel and settings. What cannot be read is left out.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -39,7 +39,7 @@ pub struct Fingerprint {
     pub commit: String,
 }
 
-/// Looks at the machine; `root` is the repository.
+/// Reads all of it; `root` is the repository.
 pub fn take(root: &Path) -> Fingerprint {
     Fingerprint {
         kernel: read("/proc/sys/kernel/osrelease"),

@@ -36,7 +36,7 @@ pub struct Header {
     pub machine: Fingerprint,
 }
 
-/// One run of one case with fresh processes.
+/// One run of one case with new processes.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     pub experiment: String,
@@ -45,8 +45,8 @@ pub struct Row {
     pub case: usize,
     /// The repeat: block r holds one run of every case, and a baseline as often as it is needed.
     pub block: usize,
-    /// Rows of a block with the same number ran directly one after another: a baseline and what is compared with
-    /// it. Absent without a baseline, and in records older than the number.
+    /// Rows of a block with the same number ran directly one after another: a baseline and what is compared with it. Absent
+    /// without a baseline, and in older records.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<usize>,
     pub coordinates: Vec<(String, String)>,
@@ -147,7 +147,7 @@ impl Row {
     }
 }
 
-/// All workers as one: counts and times added, the largest resident size.
+/// All workers as one: the sums of counts and times, and the largest resident size.
 fn sum(workers: &[WorkerReport]) -> WorkerReport {
     workers.iter().fold(WorkerReport::default(), |a, b| WorkerReport {
         id: 0,
@@ -220,8 +220,7 @@ impl Writer {
         Ok(writer)
     }
 
-    /// One line, on disk when this returns as far as the kernel is concerned: a killed lab loses at most the
-    /// row it was measuring.
+    /// Writes one line, which the kernel has when this returns: a killed lab loses only the row that it was measuring.
     pub fn line(&mut self, value: &impl Serialize) -> Result<(), String> {
         let text = serde_json::to_string(value).expect("plain structs with string keys serialize") + "\n";
         let written = self.file.write_all(text.as_bytes());
@@ -229,7 +228,7 @@ impl Writer {
     }
 }
 
-/// All records of a folder, the oldest first; a folder that is not there has none.
+/// All records of a folder, the oldest first; none where there is no such folder.
 pub fn read_all(folder: &Path) -> Result<Vec<Record>, String> {
     let mut paths: Vec<PathBuf> =
         fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())).collect();
@@ -264,7 +263,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_from_before_there_was_a_second_foreign_client_is_read() {
+    fn an_older_record_that_calls_a_foreign_report_wrk_is_read() {
         let mut row = serde_json::to_value(Row::default()).unwrap();
         row["wrk"] = serde_json::json!({"requests": 7, "qps": 7.0, "duration_s": 1.0, "p50_us": 5.0, "p90_us": null,
             "p99_us": null, "errors": 0, "timeouts": 0, "cpu_us": 9});

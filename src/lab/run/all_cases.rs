@@ -18,7 +18,7 @@ use crate::lab::run::one_case;
 use crate::units::utc_now;
 
 /// What `lab run` was asked for.
-pub struct Plan<'a> {
+pub struct Request<'a> {
     pub root: &'a Path,
     /// Where the record goes.
     pub records: &'a Path,
@@ -38,8 +38,9 @@ pub struct Outcome {
 }
 
 /// Measures everything and records each row when it is finished.
-pub fn run(plan: &Plan, interrupt: &Interrupt) -> Result<Outcome, String> {
-    let schedules = plan.experiments.iter().map(|experiment| schedule(experiment, plan.quick, plan.seed));
+pub fn run(request: &Request, interrupt: &Interrupt) -> Result<Outcome, String> {
+    let schedules =
+        request.experiments.iter().map(|experiment| schedule(experiment, request.quick, request.seed));
     let runs: Vec<Run> = schedules.flatten().collect();
     let mut planned = BTreeMap::new();
     for run in &runs {
@@ -47,12 +48,12 @@ pub fn run(plan: &Plan, interrupt: &Interrupt) -> Result<Outcome, String> {
     }
     let header = Header {
         date: utc_now(),
-        scale: if plan.quick { "quick" } else { "full" }.to_string(),
-        seed: plan.seed,
+        scale: if request.quick { "quick" } else { "full" }.to_string(),
+        seed: request.seed,
         planned,
-        machine: fingerprint::take(plan.root),
+        machine: fingerprint::take(request.root),
     };
-    let mut record = Writer::create(plan.records, &header)?;
+    let mut record = Writer::create(request.records, &header)?;
     let progress = ProgressDisplay::new(&runs);
     let mut outcome = Outcome { rows: 0, planned: runs.len(), failures: Vec::new(), interrupted: false };
     for Run { case, block, group } in &runs {

@@ -24,10 +24,10 @@ use crate::scoreboard::Scoreboard;
 /// Ten thousand processes need seconds to be forked, and to be reaped.
 const START_WITHIN: Duration = Duration::from_secs(60);
 const STOP_WITHIN: Duration = Duration::from_secs(60);
-/// Beyond what the command line declares: time-outs, late answers, counted requests.
+/// Beyond the time that the command line declares: for time-outs, late answers, and a number of requests.
 const CLIENT_GRACE: Duration = Duration::from_secs(120);
 
-/// Runs one case. The error is the interrupt alone; a failure is a row too.
+/// Runs one case. A failure is a row, too; the only error is the interrupt.
 pub fn run(case: &Case, block: usize, interrupt: &Interrupt) -> Result<Row, Stop> {
     let allowed = cpu::allowed();
     let mut row = Row {
@@ -35,7 +35,7 @@ pub fn run(case: &Case, block: usize, interrupt: &Interrupt) -> Result<Row, Stop
         client_cpus: choose(&allowed, &case.client_cpus),
         ..Row::planned(case, block)
     };
-    // The program that a server starts is needed as well.
+    // Of the server's words, too: `cluster … -- node x.js` needs node.
     let programs = [case.client.text(), case.server.text()].into_iter().flat_map(str::split_whitespace);
     for program in programs {
         if let Some(how) = how_to_install(program).filter(|_| on_path(program).is_none()) {
@@ -77,8 +77,8 @@ fn how_to_install(program: &str) -> Option<&'static str> {
     }
 }
 
-/// The CPUs at these indices of the allowed ones, all of them when none is named. On a smaller machine the
-/// indices wrap around: sides that should be apart then share, and the row's CPUs say so.
+/// The CPUs at these indices of the allowed ones, all of them when none is named. On a smaller machine the indices wrap
+/// around: server and client may share CPUs then, and the row says so.
 fn choose(allowed: &[usize], indices: &[usize]) -> Vec<usize> {
     if indices.is_empty() {
         return allowed.to_vec();
@@ -156,7 +156,7 @@ fn measure(case: &Case, row: &mut Row, interrupt: &Interrupt) -> Result<(), Stop
     Ok(())
 }
 
-/// A file for the server's scoreboard. Its name is needed until the server is ready, the mapping stays.
+/// A file for the server's scoreboard. It is removed when the server is ready; the mapping stays.
 struct Board {
     path: String,
 }
@@ -182,7 +182,7 @@ impl Board {
 
 impl Drop for Board {
     fn drop(&mut self) {
-        // A server that never started has made none.
+        // A server that did not start has made none.
         let _ = std::fs::remove_file(&self.path);
     }
 }
@@ -241,7 +241,7 @@ fn run_loadgen(
     // A worker that answered nothing is in the server's report.
     report.workers.retain(|_, share| share.connections > 0 || share.requests > 0);
     row.load = Some(report);
-    // Numbers of the other engine must not stand in the line of this one.
+    // The numbers of the other engine must not stand in the line of io_uring.
     row.skipped = fell_back;
     row.footprint = seen;
     Ok(())
@@ -255,7 +255,7 @@ fn run_foreign(case: &Case, row: &mut Row, url: &str, interrupt: &Interrupt) -> 
     let mut report = foreign::parse(case.client.program(), &text)
         .ok_or_else(|| Stop::Failed(client.failure("printed no result")))?;
     if report.cpu_us == 0 {
-        // The server has not been reaped yet, so what the children's account gained is the client's.
+        // The server has not been reaped yet, so the growth of the children's CPU time is the client's.
         report.cpu_us = children_cpu_us() - before;
     }
     row.foreign = Some(report);
