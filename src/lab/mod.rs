@@ -6,7 +6,7 @@
 //! - [`program`]: starting a program, awaiting its `ready` line, its output and its end;
 //! - [`run`]: one case after another: processes, faults, the clients of other projects;
 //! - [`evidence`]: rows → columns → tables → pages;
-//! - [`verify`]: the same cases as tests; [`check`]: any server against the contract; [`order`]: who takes connections
+//! - [`verify`]: the same cases as tests; [`check`]: any server against the contract; [`order`]: which worker takes connections
 //!   that come one after another; [`watch`]: a running server's counters on the terminal.
 //!
 //! Errors are one line each, complete with file, argument and remedy, and are printed by `bins/lab.rs` only.

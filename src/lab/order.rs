@@ -30,7 +30,7 @@ const LINES: usize = 8;
 /// Starts and stops may take this long; the run itself is known.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Who took the connections, in the order in which they came.
+/// The workers that took the connections, in the order in which these came.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Order {
     pub takers: Vec<u32>,
@@ -60,7 +60,7 @@ pub enum Pattern {
     Unnamed,
 }
 
-/// Starts the server, sends it so many connections at this rate, and reads who answered.
+/// Starts the server, sends it so many connections at this rate, and reads which worker answered each.
 pub fn observe(
     command: &[String],
     connections: u32,

@@ -19,8 +19,7 @@ use nix::unistd::Pid;
 use crate::console;
 use crate::cpu;
 use crate::failure::Failure;
-use crate::lab::observe::footprint;
-use crate::lab::observe::processes::Process;
+use crate::lab::observe::processes::{Process, members};
 use crate::sys::process::spawn_child;
 
 /// How long the output of a program that has ended may still be on its way through a pipe. A process that it left behind
@@ -300,7 +299,7 @@ impl Running {
         &self.output
     }
 
-    /// The lines of standard output that nobody has read yet.
+    /// The lines of standard output that have not been read yet.
     pub fn unread_stdout(&self) -> String {
         self.stdout.try_iter().map(|line| line + "\n").collect()
     }
@@ -333,7 +332,8 @@ impl Drop for Running {
     fn drop(&mut self) {
         if self.status.is_none() || self.left_something_behind() {
             // Workers may lead groups of their own.
-            let all: Vec<Process> = footprint::members(self.pid()).filter_map(Process::find).collect();
+            let all: Vec<Process> =
+                members(self.pid()).iter().filter_map(|stat| Process::find(stat.pid)).collect();
             all.iter().for_each(Process::kill);
         }
         if self.status.is_none() {
@@ -395,7 +395,7 @@ mod tests {
     use std::os::unix::process::ExitStatusExt;
 
     #[test]
-    fn a_missing_privilege_is_told_apart_from_a_failure() {
+    fn a_missing_privilege_is_not_a_failure() {
         let ended = |stderr: &str| NotReady::Silent {
             status: Some(ExitStatus::from_raw(256)),
             found: "ended with exit status: 1 before it was ready".to_string(),

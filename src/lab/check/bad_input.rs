@@ -48,7 +48,7 @@ pub const POINTS: &[Point] = &[
     shared("two-lengths", "contradicting Content-Lengths get 400 and a close", |server| {
         refused(server, &post_with("Content-Length: 3\r\nContent-Length: 4\r\n"), &[400])
     }),
-    shared("bad-length", "a Content-Length that is no length gets 400 and a close", |server| {
+    shared("bad-length", "a Content-Length that is not a length gets 400 and a close", |server| {
         for length in ["-1", "+1", "abc", "0x10", "1 2", "", "99999999999999999999999"] {
             refused(server, &post_with(&format!("Content-Length: {length}\r\n")), &[400, 413])?;
         }

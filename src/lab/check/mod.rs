@@ -173,7 +173,7 @@ fn judge_running(
 /// How long an interrupt may go unnoticed.
 const INTERRUPT_WITHIN: Duration = Duration::from_millis(50);
 
-/// Every server that is running: whoever waits for an answer of one does not wait any longer.
+/// Every server that is running. An examiner that waits for an answer then stops waiting.
 fn kill_descendants() {
     let we = std::process::id() as i32;
     family(we).iter().filter(|process| process.pid != we).for_each(Process::kill);

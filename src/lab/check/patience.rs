@@ -89,8 +89,8 @@ fn idle_cpu(program: &Program) -> Verdict {
     Ok(())
 }
 
-/// Sends requests until the server, whose answers nobody reads, takes no more; then others are served while the
-/// client is still there, and after it has left.
+/// Sends requests and reads no answer, until the server takes no more; then others are served while the client is still
+/// connected, and after it has left.
 fn never_reads(program: &Program) -> Verdict {
     let server = program.start(&["--body", "1000000", "--idle-timeout", IDLE.0])?;
     let mut client = Client::connect(server.addr)?;

@@ -24,7 +24,11 @@ pub const POINTS: &[Point] = &[
         close_wins,
     ),
     shared("close-1.0", "a 1.0 connection is closed after the answer", close_1_0),
-    shared("keep-alive-1.0", "a 1.0 client that asks for keep-alive is told so", keep_alive_1_0),
+    shared(
+        "keep-alive-1.0",
+        "a 1.0 client that asks for keep-alive gets `Connection: keep-alive`",
+        keep_alive_1_0,
+    ),
     shared("header-names", "header names and connection options have no case", header_names),
     shared("pipelining", "ten requests in one write get ten answers in order", pipelining),
     shared("byte-by-byte", "a request may come one byte at a time", byte_by_byte),

@@ -77,7 +77,7 @@ fn serves_with(program: &Program, flags: &[&str]) -> Verdict {
 fn scoreboard(program: &Program) -> Verdict {
     let path = std::env::temp_dir().join(format!("acceptlab-check-{:016x}", fastrand::u64(..)));
     let Some(name) = path.to_str() else {
-        return not_applicable("the path of the temporary folder is no text");
+        return not_applicable("the path of the temporary folder is not UTF-8");
     };
     let server = program.start(&["--scoreboard", name])?;
     let before = std::fs::read(&path);

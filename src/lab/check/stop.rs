@@ -25,7 +25,7 @@ pub const POINTS: &[Point] = &[
         ended.document().map(drop)
     }),
     own("report-fields", "the document has every field of the contract", fields),
-    own("books", "accepted and requests are what the clients counted", books),
+    own("books", "accepted and requests are what the clients counted", counts_agree),
     own(
         "sigterm-answers",
         "requests already read are answered with `Connection: close`",
@@ -35,7 +35,7 @@ pub const POINTS: &[Point] = &[
     own("sigterm-idle", "an idle connection does not keep it from ending", ends_beside_an_idle_client),
     own("sigterm-half-request", "half a request does not keep it from ending", ends_beside_half_a_request),
     own("sigterm-half-answer", "a half-sent answer is sent whole, and then it ends", sends_the_rest),
-    own("sigterm-refuses", "after SIGTERM no new connection is taken", takes_nobody_new),
+    own("sigterm-refuses", "after SIGTERM no new connection is taken", takes_no_new_connection),
     own("sigterm-gives-up", "it gives up after 5 s", gives_up),
     own("sigterm-reaps", "no process is left behind after SIGTERM", reaps),
     own("sigkill-parent", "no child outlives its parent, however the parent dies", children_die_too),
@@ -91,7 +91,7 @@ const WORKER_FIELDS: [&str; 13] = [
 ];
 
 /// Connections and requests per worker, counted here from `X-Worker` and there by the worker.
-fn books(program: &Program) -> Verdict {
+fn counts_agree(program: &Program) -> Verdict {
     let mut server = program.start(&[])?;
     let mut ours: BTreeMap<usize, (u64, u64)> = BTreeMap::new();
     for requests in [1, 4, 4, 7, 1, 4, 4, 7] {
@@ -139,7 +139,7 @@ fn ends_with_the_last_answer(program: &Program) -> Verdict {
     Ok(())
 }
 
-/// A server that was told to stop while it worked on its only request, and has answered it.
+/// A server that got SIGTERM while it worked on its only request, and has answered it.
 fn answered_last(program: &Program, work: &str) -> Verdict<Server> {
     let server = program.start(&["--work", work])?;
     let mut client = in_work(&server)?;
@@ -191,7 +191,7 @@ fn sends_the_rest(program: &Program) -> Verdict {
 
 /// The first client's request keeps the server from ending while the second connects. The kernel may establish the second
 /// connection; the server must neither accept nor answer it.
-fn takes_nobody_new(program: &Program) -> Verdict {
+fn takes_no_new_connection(program: &Program) -> Verdict {
     let mut server = program.start(&["--work", "block:1200ms"])?;
     let mut first = in_work(&server)?;
     server.signal(Signal::SIGTERM);

@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quick_run_is_a_test_of_the_books_too() {
+    fn a_quick_run_is_also_a_test_that_both_sides_counted_the_same() {
         let lost = gaps_after(|record| record.rows[0].load.as_mut().unwrap().connections.established += 1);
         assert!(lost.contains("t prefork --workers 3: the client established 101 connections"), "{lost}");
     }

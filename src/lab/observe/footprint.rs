@@ -2,11 +2,11 @@
 //! process group and of everything that descends from it (a master may give each worker a group of its own); and by how
 //! much its first process grows. A server that runs for years must not grow.
 
-use std::collections::BTreeSet;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use crate::lab::observe::processes::members;
 use crate::sys::procfs::{Stat, descriptors, proportional_kib, resident_kib};
 
 /// A server while its connections are open.
@@ -46,7 +46,7 @@ pub fn settled(group: i32, fds: u64, deadline: Instant) -> Option<Footprint> {
 /// Reads every process of the server once; `group` is also the number of its first process.
 pub fn of_group(group: i32) -> Footprint {
     let mut footprint = Footprint::default();
-    for Stat { pid, threads, .. } in members_of(group) {
+    for Stat { pid, threads, .. } in members(group) {
         footprint.processes += 1;
         footprint.threads += threads;
         let fds = descriptors(pid).unwrap_or(0);
@@ -55,27 +55,6 @@ pub fn of_group(group: i32) -> Footprint {
         footprint.pss_kib += proportional_kib(pid).unwrap_or(0);
     }
     footprint
-}
-
-/// The processes of the group, and all that descend from them.
-pub fn members(group: i32) -> impl Iterator<Item = i32> {
-    members_of(group).into_iter().map(|member| member.pid)
-}
-
-fn members_of(group: i32) -> Vec<Stat> {
-    let everybody: Vec<Stat> = Stat::everybody().collect();
-    let mut found = BTreeSet::from([group]);
-    loop {
-        let is_new = |member: &&Stat| {
-            (member.group == group || found.contains(&member.parent)) && !found.contains(&member.pid)
-        };
-        let new: Vec<i32> = everybody.iter().filter(is_new).map(|member| member.pid).collect();
-        if new.is_empty() {
-            break;
-        }
-        found.extend(new);
-    }
-    everybody.into_iter().filter(|member| found.contains(&member.pid)).collect()
 }
 
 /// The server's first process at the end of the measurement, less the same at the beginning.
@@ -121,19 +100,6 @@ mod tests {
     use std::os::unix::process::CommandExt;
     use std::process::{Command, Stdio};
     use std::time::Duration;
-
-    #[test]
-    fn a_child_in_a_group_of_its_own_belongs_to_the_server() {
-        // A shell with job control gives each job its group.
-        let mut shell = Command::new("sh");
-        shell.args(["-c", "set -m; cat & read line; kill $!"]).stdin(Stdio::piped()).stdout(Stdio::null());
-        let mut shell = shell.stderr(Stdio::null()).process_group(0).spawn().expect("sh starts");
-        let grown =
-            poll_until(Duration::from_secs(5), || (members(shell.id() as i32).count() == 2).then_some(()));
-        drop(shell.stdin.take());
-        shell.wait().expect("sh ends");
-        assert_eq!(grown, Some(()));
-    }
 
     #[test]
     fn our_own_group_occupies_something() {

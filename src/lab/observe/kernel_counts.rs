@@ -13,8 +13,7 @@ use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use crate::lab::observe::footprint;
-use crate::lab::observe::processes::poll_until;
+use crate::lab::observe::processes::{members, poll_until};
 use crate::lab::observe::tracepoints::Tracepoints;
 use crate::report::ServerReport;
 use crate::sys::procfs::Stat;
@@ -205,7 +204,7 @@ impl Reading {
 
     fn of(group: i32) -> Option<Reading> {
         let mut reading = Reading { tasks: BTreeMap::new(), accounts: BTreeMap::new() };
-        for pid in footprint::members(group) {
+        for pid in members(group).iter().map(|stat| stat.pid) {
             // The process before its threads: a thread that runs on meanwhile must not look like one that has ended. A
             // process that has just ended is left out, like all that have ended before.
             let (Some(of_process), Some(Stat { child_faults, .. })) = (process_cpu_ns(pid), Stat::of(pid))
@@ -295,7 +294,7 @@ mod tests {
     fn a_total_that_lacks_a_part_has_no_value() {
         assert_eq!(observed(Some(2)).total(|counts| counts.wakeups), Some(8));
         assert_eq!(observed(None).total(|counts| counts.wakeups), None);
-        let lost = KernelCounts { missing: Some("somebody ended".to_string()), ..observed(Some(2)) };
+        let lost = KernelCounts { missing: Some("a task ended".to_string()), ..observed(Some(2)) };
         assert_eq!(lost.total(|counts| counts.wakeups), None);
     }
 

@@ -1,5 +1,6 @@
 //! The processes of a server as proc(5) shows them: their descriptors, their CPU time, and signals to them.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -8,7 +9,7 @@ use nix::unistd::Pid;
 
 use crate::sys::procfs::{Stat, descriptors};
 
-/// A process, told apart from a later one that was given the same number.
+/// A process, distinguished from a later one with the same number.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Process {
     pub pid: i32,
@@ -45,7 +46,7 @@ impl Process {
     /// Sends a signal to this process, and to no later one of the same number.
     pub fn signal(&self, signal: Signal) {
         if self.is_alive() {
-            // It may end on its own between the two lines, and is then a zombie: nobody else has its number yet.
+            // Should it end between the two lines, it is a zombie, and no other process has its number yet.
             let _ = kill(Pid::from_raw(self.pid), signal);
         }
     }
@@ -87,17 +88,31 @@ pub fn proc_is_mounted() -> Result<(), String> {
     }
 }
 
-/// The process `root` and all that descend from it, root first.
+/// The process `root` and all living processes that descend from it, root first.
 pub fn family(root: i32) -> Vec<Process> {
-    let everyone: Vec<Stat> = Stat::everybody().filter(Stat::is_alive).collect();
-    let mut family: Vec<Process> = Process::find(root).into_iter().collect();
-    let mut next = 0;
-    while let Some(parent) = family.get(next).copied() {
-        let children = everyone.iter().filter(|stat| stat.parent == parent.pid);
-        family.extend(children.map(|stat| Process { pid: stat.pid, started: stat.started }));
-        next += 1;
+    let mut family = with_descendants(root, |_| false);
+    family.retain(Stat::is_alive);
+    family.sort_by_key(|stat| stat.pid != root);
+    family.iter().map(|stat| Process { pid: stat.pid, started: stat.started }).collect()
+}
+
+/// The processes of a group and all that descend from them, zombies included.
+pub fn members(group: i32) -> Vec<Stat> {
+    with_descendants(group, |stat| stat.group == group)
+}
+
+fn with_descendants(root: i32, belongs: impl Fn(&Stat) -> bool) -> Vec<Stat> {
+    let all: Vec<Stat> = Stat::everybody().collect();
+    let mut found = BTreeSet::from([root]);
+    loop {
+        let is_new =
+            |stat: &&Stat| !found.contains(&stat.pid) && (found.contains(&stat.parent) || belongs(stat));
+        let new: Vec<i32> = all.iter().filter(is_new).map(|stat| stat.pid).collect();
+        if new.is_empty() {
+            return all.into_iter().filter(|stat| found.contains(&stat.pid)).collect();
+        }
+        found.extend(new);
     }
-    family
 }
 
 /// Calls `probe` again and again until it returns a value or the time is up. For states that the kernel shows but does
@@ -118,6 +133,7 @@ pub fn poll_until<T>(within: Duration, mut probe: impl FnMut() -> Option<T>) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::process::CommandExt;
     use std::process::{Command, Stdio};
 
     #[test]
@@ -147,5 +163,18 @@ mod tests {
         assert_eq!(grown, Some(()));
         assert_eq!(members[0].pid, pid);
         assert!(!members[0].is_alive());
+    }
+
+    #[test]
+    fn a_child_in_a_group_of_its_own_belongs_to_the_server() {
+        // A shell with job control gives each job its group.
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "set -m; cat & read line; kill $!"]).stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut shell = shell.stderr(Stdio::null()).process_group(0).spawn().expect("sh starts");
+        let grown =
+            poll_until(Duration::from_secs(5), || (members(shell.id() as i32).len() == 2).then_some(()));
+        drop(shell.stdin.take());
+        shell.wait().expect("sh ends");
+        assert_eq!(grown, Some(()));
     }
 }

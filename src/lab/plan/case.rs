@@ -315,7 +315,7 @@ fn check_baseline(table: &TableSpec, cases: &[Case]) -> Result<(), MatrixError> 
     for (name, value) in &table.baseline {
         let wanted = (name.clone(), value.get_ref().to_string());
         if !rows.any(|case| case.coordinates.contains(&wanted)) {
-            let what = format!("the baseline {name} = {:?} is no row of table {:?}", wanted.1, table.id);
+            let what = format!("the baseline {name} = {:?} is not a row of table {:?}", wanted.1, table.id);
             return Err(MatrixError::at(value.span(), what));
         }
     }
@@ -362,7 +362,7 @@ quick = { axes = { connections = [8] } }"#;
     }
 
     #[test]
-    fn two_clients_of_one_program_are_told_apart_by_name() {
+    fn two_clients_of_one_program_differ_by_name() {
         let clients = "load = [\"loadgen\", { name = \"in a hurry\", run = \"loadgen --busy-poll\" }] #";
         let table = TABLE.replace("load =", clients).replace("server = \"sync\"", "client = \"loadgen\"");
         let cases = parse_lesson(&table).unwrap().cases(true);
@@ -391,7 +391,7 @@ quick = { axes = { connections = [8] } }"#;
             ("{connections+1}", "{connections", "never closes"),
             ("\"1/N\"", "\"2/N\"", "is not a law"),
             ("\"loadgen", "\"siege", "use loadgen or one of wrk, oha"),
-            ("server = \"sync\"", "server = \"snyc\"", "is no row of table"),
+            ("server = \"sync\"", "server = \"snyc\"", "is not a row of table"),
             ("[8] } }", "[] , cores = [2] } }", "does not exist"),
             ("[1, 8]", "[]", "has no value"),
             (

@@ -217,7 +217,7 @@ fn of_load(sample: Sample, which: fn(&LoadReport) -> &Latency, of: fn(&Latency) 
     measured(which(load(sample)?), of)
 }
 
-/// A distribution without a single value is all zero; that is no measurement.
+/// A distribution without a value is all zero; that is not a measurement.
 fn measured(latency: &Latency, of: fn(&Latency) -> f64) -> Option<f64> {
     (latency.max > 0.0).then(|| of(latency))
 }
@@ -269,7 +269,7 @@ fn gave_up(row: &Row) -> Option<String> {
     Some(if cluster.gave_up { "yes" } else { "no" }.to_string())
 }
 
-/// What workers have counted by this name; nobody may have.
+/// What workers have counted by this name; `None` when none has.
 fn counted(sample: Sample, name: &str) -> Option<f64> {
     cluster(sample)?.counts.get(name).copied()
 }
@@ -306,7 +306,7 @@ fn server_cpu_per_connection(sample: Sample) -> Option<f64> {
     ratio(server_cpu_us(sample.row)?, accepted.or_else(established)? as f64)
 }
 
-/// Of the master alone.
+/// Of the master only.
 fn master_cpu_per_connection(sample: Sample) -> Option<f64> {
     let master = sample.row.server.as_ref()?.master.as_ref()?;
     let observed = sample.row.observed.as_ref().filter(|observed| observed.missing.is_none());
@@ -348,7 +348,7 @@ fn evenness(sample: Sample, of: fn(&Evenness) -> f64) -> Option<f64> {
     load(sample)?.evenness.as_ref().map(|pair| of(&pair.connections))
 }
 
-/// The client's book: worker and connections, those it never met included.
+/// Connections by worker as the client counted them, with workers that answered nothing.
 fn connections_per_worker(row: &Row) -> Option<Vec<(usize, u64)>> {
     if row.workers_folded.is_some() {
         return None;
@@ -358,7 +358,7 @@ fn connections_per_worker(row: &Row) -> Option<Vec<(usize, u64)>> {
     for (worker, share) in &report.workers {
         counts.push((worker.parse().ok()?, share.connections));
     }
-    // A worker the client never met is in the server's book only.
+    // A worker that answered nothing is in the server's report only.
     let silent = row.server.iter().flat_map(|server| &server.workers).map(|worker| worker.id);
     for id in silent {
         if counts.iter().all(|(known, _)| *known != id) {
@@ -405,7 +405,7 @@ fn live_max_over_mean(sample: Sample) -> Option<f64> {
         let mean = active.iter().sum::<u64>() as f64 / active.len() as f64;
         ratio(active.iter().copied().max()? as f64, mean)
     };
-    // While connections come or go, whoever is first or last has all.
+    // While connections come or go, the first or the last worker has all of them.
     let total = |look: &Snapshot| look.active.iter().sum::<u64>();
     let most = sample.row.timeline.iter().map(total).max()?;
     let settled = sample.row.timeline.iter().filter(|look| 2 * total(look) >= most);

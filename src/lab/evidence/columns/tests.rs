@@ -52,7 +52,7 @@ fn number(name: &str, row: &Row) -> Option<f64> {
 }
 
 #[test]
-fn numbers_come_out_of_both_books() {
+fn numbers_come_from_both_reports() {
     let row = row();
     for (name, value) in [
         ("qps", 90.0),
@@ -105,12 +105,12 @@ fn a_masters_cpu_is_that_of_the_run_where_it_is_known() {
     let worker = ProcessCounts { pid: 8, cpu_us: Some(999), ..ProcessCounts::default() };
     row.observed = Some(KernelCounts { processes: vec![worker, meanwhile], ..KernelCounts::default() });
     assert_eq!(number("master_cpu_per_connection", &row), Some(2.0));
-    row.observed.as_mut().unwrap().missing = Some("somebody ended".to_string());
+    row.observed.as_mut().unwrap().missing = Some("a task ended".to_string());
     assert_eq!(number("master_cpu_per_connection", &row), Some(6.0));
 }
 
 #[test]
-fn what_workers_counted_becomes_rates_and_means_and_nothing_where_nobody_did() {
+fn what_workers_counted_becomes_rates_and_means_and_nothing_where_none_did() {
     let names = ["polls", "idle_polls", "notifier_looks", "updates", "stale_us", "expiries", "queries"];
     let row = of_master(&std::array::from_fn::<_, 7, _>(|i| (names[i], 10.0 * (i + 1) as f64)));
     for (name, value) in [
