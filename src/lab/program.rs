@@ -262,32 +262,31 @@ impl Running {
         let deadline = Instant::now() + within;
         let (mut stdout, mut stderr) = (self.stdout.clone(), self.stderr.clone());
         let status = loop {
-            let line = select! {
+            select! {
                 recv(self.interrupt) -> _ => return Err(Stop::Interrupted),
-                recv(stdout) -> line => {
-                    match line {
-                        Ok(line) => self.output += &(line + "\n"),
-                        Err(_) => stdout = never(),
+                recv(stdout) -> line => match line {
+                    Ok(line) => self.output += &(line + "\n"),
+                    Err(_) => stdout = never(),
+                },
+                recv(stderr) -> line => match line {
+                    Ok(line) => {
+                        on_stderr(&line);
+                        self.last_complaint = Some(line);
                     }
-                    continue;
-                }
-                recv(stderr) -> line => line,
+                    Err(_) => stderr = never(),
+                },
                 recv(self.exit) -> status => break status.expect("an exit is always reported"),
                 default(deadline.saturating_duration_since(Instant::now())) => {
                     return Err(Stop::Failed(self.failure(&format!("did not end within {within:?}"))));
                 }
-            };
-            match line {
-                Ok(line) => {
-                    on_stderr(&line);
-                    self.last_complaint = Some(line);
-                }
-                Err(_) => stderr = never(),
             }
         };
         self.status = Some(status);
         self.output += &self.unread_stdout();
-        self.stderr.try_iter().for_each(|line| on_stderr(&line));
+        for line in self.stderr.try_iter() {
+            on_stderr(&line);
+            self.last_complaint = Some(line);
+        }
         if status.success() {
             return Ok(std::mem::take(&mut self.output));
         }
