@@ -212,9 +212,8 @@ fn list(experiments: &[Experiment]) -> String {
         text += &format!("{}  {}\n  {}\n", experiment.name, experiment.title, experiment.question);
         for (scale, quick) in [("full", false), ("--quick", true)] {
             let (cases, runs) = (experiment.cases(quick).len(), schedule(experiment, quick, 0));
-            let (minutes, seconds) = all_cases::minutes_and_seconds(estimate(&runs));
-            text +=
-                &format!("  {scale}: {cases} cases, {} runs, about {minutes}:{seconds:02} min\n", runs.len());
+            let time = all_cases::minutes(estimate(&runs));
+            text += &format!("  {scale}: {cases} cases, {} runs, about {time}\n", runs.len());
         }
         text.push('\n');
     }
@@ -247,7 +246,9 @@ fn measure(
     console::log(format_args!("seed {seed}"));
     let request = Request { root, records: &place.records, experiments: &chosen, quick, seed };
     let outcome = all_cases::run(&request, interrupt)?;
-    let reported = report(&place, &all, &chosen, false, interrupt);
+    // After an interrupt the tables of the finished rows are still printed; a second one ends the lab at once.
+    let until = if outcome.interrupted { never() } else { interrupt.clone() };
+    let reported = report(&place, &all, &chosen, false, &until);
     // Again, where it is not lost above the tables.
     outcome.failures.iter().for_each(console::log);
     let failed = outcome.failures.len();

@@ -357,9 +357,14 @@ pub fn is_closed(interrupt: &Interrupt) -> bool {
     interrupt.try_recv() == Err(TryRecvError::Disconnected)
 }
 
-/// Writes to standard output, as slowly as it is read, until the interrupt comes. A reader that is gone is no error.
+/// Writes to standard output, as slowly as it is read. A reader that is gone is no error.
+///
+/// # Errors
+/// The interrupt, or a failure as on a full disk.
 pub fn print_until(interrupt: &Interrupt, text: &str) -> Result<(), Stop> {
-    console::print_while(text, || !is_closed(interrupt)).map_err(|failure| Stop::Failed(failure.to_string()))
+    console::print_while(text, || !is_closed(interrupt))
+        .map_err(|failure| Stop::Failed(failure.to_string()))?;
+    if is_closed(interrupt) { Err(Stop::Interrupted) } else { Ok(()) }
 }
 
 /// A program of the toolkit beside the lab's own file, or any other on the path; a path is taken as it is.

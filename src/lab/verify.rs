@@ -11,32 +11,23 @@ use crate::lab::run::one_case;
 /// Runs every case and prints a line for each; true when all of them passed.
 pub fn run(experiments: &[Experiment], interrupt: &Interrupt) -> Result<bool, Stop> {
     let cases: Vec<Case> = experiments.iter().flat_map(|experiment| experiment.cases(true)).collect();
-    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
-    for case in &cases {
-        let row = match one_case::run(case, 0, interrupt) {
-            Err(Stop::Interrupted) => {
-                let (done, all) = (passed + failed + skipped, cases.len());
-                console::log(format_args!("interrupted after {done} of {all} cases, {failed} failed"));
-                return Err(Stop::Interrupted);
-            }
-            row => row?,
+    let [mut passed, mut failed, mut skipped] = [0; 3];
+    let mut verify = |case: &Case| {
+        let row = one_case::run(case, 0, interrupt)?;
+        let (count, line) = match (&row.skipped, complaint(&row)) {
+            (Some(why), _) => (&mut skipped, format!("skipped  {case}: {why}\n")),
+            (None, None) => (&mut passed, format!("ok       {case}\n")),
+            (None, Some(what)) => (&mut failed, format!("FAIL     {case}: {what}\n")),
         };
-        let line = match (&row.skipped, complaint(&row)) {
-            (Some(why), _) => {
-                skipped += 1;
-                format!("skipped  {case}: {why}\n")
-            }
-            (None, None) => {
-                passed += 1;
-                format!("ok       {case}\n")
-            }
-            (None, Some(what)) => {
-                failed += 1;
-                format!("FAIL     {case}: {what}\n")
-            }
-        };
-        print_until(interrupt, &line)?;
+        *count += 1;
+        print_until(interrupt, &line)
+    };
+    let end = cases.iter().try_for_each(&mut verify);
+    let counts = format!("{passed} passed, {failed} failed, {skipped} skipped");
+    if let Err(Stop::Interrupted) = end {
+        console::log(format_args!("interrupted: of {} cases {counts}", cases.len()));
     }
-    print_until(interrupt, &format!("{passed} passed, {failed} failed, {skipped} skipped\n"))?;
+    end?;
+    print_until(interrupt, &(counts + "\n"))?;
     Ok(failed == 0)
 }

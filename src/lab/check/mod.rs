@@ -106,13 +106,13 @@ pub fn run(command: &[String], json: bool, interrupt: &Interrupt) -> Result<bool
         console::log(format_args!("interrupted after {judged} of {} points", points.len()));
     }
     let verdicts = verdicts?;
-    let tally = Tally::of(&verdicts);
+    let [passed, failed, skipped] = tally(&verdicts);
     let end = match json {
-        true => document(command, &points, &verdicts, &tally),
-        false => format!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped),
+        true => document(command, &points, &verdicts),
+        false => format!("{passed} passed, {failed} failed, {skipped} skipped"),
     };
     print_until(interrupt, &(end + "\n"))?;
-    Ok(tally.failed == 0)
+    Ok(failed == 0)
 }
 
 /// Judges `program` on `points`; `report` gets each verdict once, in the order of `points`. A program that does not get as
@@ -225,22 +225,12 @@ fn not_applicable<T>(why: impl Into<String>) -> Verdict<T> {
     Err(Unheld::NotApplicable { why: why.into() })
 }
 
-#[derive(Serialize)]
-struct Tally {
-    passed: usize,
-    failed: usize,
-    skipped: usize,
-}
-
-impl Tally {
-    fn of(verdicts: &[Verdict]) -> Tally {
-        let count = |is: fn(&Verdict) -> bool| verdicts.iter().filter(|verdict| is(verdict)).count();
-        Tally {
-            passed: count(Verdict::is_ok),
-            failed: count(|verdict| matches!(verdict, Err(Unheld::Broken { .. }))),
-            skipped: count(|verdict| matches!(verdict, Err(Unheld::NotApplicable { .. }))),
-        }
-    }
+/// How many points passed, failed and were skipped.
+fn tally(verdicts: &[Verdict]) -> [usize; 3] {
+    let is_skipped = |verdict: &Verdict| matches!(verdict, Err(Unheld::NotApplicable { .. }));
+    let passed = verdicts.iter().filter(|verdict| verdict.is_ok()).count();
+    let skipped = verdicts.iter().filter(|verdict| is_skipped(verdict)).count();
+    [passed, verdicts.len() - passed - skipped, skipped]
 }
 
 /// One verdict as text: a word, the id, the sentence, and what was expected and found where the point is broken.
@@ -256,7 +246,7 @@ pub fn line(point: &Point, verdict: &Verdict, paint: Paint) -> String {
 }
 
 /// The verdicts as JSON.
-fn document(command: &[String], points: &[&'static Point], verdicts: &[Verdict], tally: &Tally) -> String {
+fn document(command: &[String], points: &[&'static Point], verdicts: &[Verdict]) -> String {
     let point = |(point, verdict): (&&Point, &Verdict)| {
         let mut entry = match verdict {
             Ok(()) => json!({ "verdict": "held" }),
@@ -266,6 +256,8 @@ fn document(command: &[String], points: &[&'static Point], verdicts: &[Verdict],
         entry
     };
     let rows: Vec<Value> = std::iter::zip(points, verdicts).map(point).collect();
+    let [passed, failed, skipped] = tally(verdicts);
+    let tally = json!({ "passed": passed, "failed": failed, "skipped": skipped });
     json!({ "schema": 1, "command": command, "tally": tally, "points": rows }).to_string()
 }
 
@@ -293,7 +285,7 @@ mod tests {
     fn the_json_document_names_each_verdict() {
         let points = [&start::READY; 3];
         let verdicts = [Ok(()), broken("200", "500"), not_applicable("one process")];
-        let text = document(&["server".into()], &points, &verdicts, &Tally::of(&verdicts));
+        let text = document(&["server".into()], &points, &verdicts);
         let document: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(document["points"][0]["verdict"], "held");
         assert_eq!(document["points"][1]["found"], "500");

@@ -76,8 +76,9 @@ pub fn run(request: &Request, interrupt: &Interrupt) -> Result<Outcome, String> 
     Ok(outcome)
 }
 
-pub fn minutes_and_seconds(time: Duration) -> (u64, u64) {
-    (time.as_secs() / 60, time.as_secs() % 60)
+/// `3:07 min`.
+pub fn minutes(time: Duration) -> String {
+    format!("{}:{:02} min", time.as_secs() / 60, time.as_secs() % 60)
 }
 
 /// A bar that advances by estimated time, so that its remaining time is the run's; plain lines without a terminal.
@@ -89,8 +90,7 @@ struct ProgressDisplay {
 impl ProgressDisplay {
     fn new(runs: &[Run]) -> ProgressDisplay {
         let total = estimate(runs);
-        let (minutes, seconds) = minutes_and_seconds(total);
-        console::log(format_args!("{} runs, about {minutes}:{seconds:02} min", runs.len()));
+        console::log(format_args!("{} runs, about {}", runs.len(), minutes(total)));
         let plain = !stderr().is_terminal();
         let target = if plain { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let bar = ProgressBar::with_draw_target(Some(total.as_millis() as u64), target);
