@@ -1,16 +1,23 @@
 //! The URL, taken apart, and the address behind it.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
+
+use nix::net::if_::if_nametoindex;
+
+/// How long an address of a name is tried before the next: long enough for one lost SYN (RFC 6298, section 2.1).
+const TRY_FOR: Duration = Duration::from_secs(3);
 
 /// The parts of the URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
-    /// Without the brackets of an IPv6 address.
+    /// Without the brackets of an IPv6 address, with its zone behind a `%`.
     pub host: String,
     pub port: u16,
-    /// What stands in the `Host` header: host and port as in the URL.
+    /// What stands in the `Host` header: host and port as in the URL, without a zone, which only this machine knows
+    /// (RFC 6874, section 4).
     pub authority: String,
     /// Path and query, at least `/`.
     pub path: String,
@@ -34,23 +41,59 @@ impl Target {
     pub fn url(&self) -> String {
         match &self.unix {
             Some(socket) => format!("http://unix:{}:{}", socket.display(), self.path),
-            None => format!("http://{}{}", self.authority, self.path),
+            None => match self.host.split_once('%') {
+                Some((address, zone)) => format!("http://[{address}%25{zone}]:{}{}", self.port, self.path),
+                None => format!("http://{}{}", self.authority, self.path),
+            },
         }
     }
 
-    /// The address to connect to. Of several the first IPv4 one, since the servers listen on 127.0.0.1 by
-    /// default and `localhost` is often ::1 first.
+    /// The address to connect to. Each address of a name is tried, those of IPv4 first since the servers listen on
+    /// 127.0.0.1 by default; the first that takes a connection is the one.
+    ///
+    /// # Errors
+    /// One line: the name has no address, or none of its addresses takes a connection.
     pub fn resolve(&self) -> Result<SocketAddr, String> {
-        let addresses: Vec<SocketAddr> = (self.host.as_str(), self.port)
-            .to_socket_addrs()
-            .map_err(|error| format!("resolve {}: {error}; is the name right?", self.host))?
-            .collect();
-        let first_v4 = addresses.iter().find(|address| address.is_ipv4());
-        first_v4
-            .or(addresses.first())
-            .copied()
-            .ok_or_else(|| format!("resolve {}: the name has no address", self.host))
+        let mut addresses = self.addresses().map_err(|why| format!("resolve {}: {why}", self.host))?;
+        addresses.sort_by_key(SocketAddr::is_ipv6);
+        addresses.dedup();
+        match addresses[..] {
+            [] => Err(format!("resolve {}: the name has no address", self.host)),
+            // The connections of the run will show whether it answers.
+            [only] => Ok(only),
+            _ => first_that_connects(&addresses)
+                .map_err(|why| format!("connect {}: {why}; is the server running?", self.authority)),
+        }
     }
+
+    fn addresses(&self) -> Result<Vec<SocketAddr>, String> {
+        if let Some((address, zone)) = self.host.split_once('%') {
+            let address: Ipv6Addr =
+                address.parse().map_err(|_| format!("{address} is not an IPv6 address"))?;
+            // A zone is a number or the name of an interface (RFC 4007, section 11.2).
+            let index = zone.parse().or_else(|_| if_nametoindex(zone));
+            let index = index.map_err(|_| format!("there is no network interface {zone}"))?;
+            return Ok(vec![SocketAddrV6::new(address, self.port, 0, index).into()]);
+        }
+        if self.host.eq_ignore_ascii_case("localhost") {
+            // Both, whatever the file of names says (RFC 6761, section 6.3).
+            let both: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+            return Ok(both.map(|address| SocketAddr::new(address, self.port)).into());
+        }
+        let found = (self.host.as_str(), self.port).to_socket_addrs();
+        Ok(found.map_err(|error| format!("{error}; is the name right?"))?.collect())
+    }
+}
+
+fn first_that_connects(addresses: &[SocketAddr]) -> Result<SocketAddr, String> {
+    let mut refusals = Vec::new();
+    for address in addresses {
+        match TcpStream::connect_timeout(address, TRY_FOR) {
+            Ok(_) => return Ok(*address),
+            Err(error) => refusals.push(format!("{} {}", address.ip(), error.kind())),
+        }
+    }
+    Err(refusals.join(", "))
 }
 
 impl FromStr for Target {
@@ -77,8 +120,12 @@ impl FromStr for Target {
         let path_at = rest.find(['/', '?']).unwrap_or(rest.len());
         let (authority, path) = rest.split_at(path_at);
         let (host, port) = split_authority(authority)?;
+        let authority = match (host.split_once('%'), authority.rsplit_once(']')) {
+            (Some((address, _)), Some((_, port))) => format!("[{address}]{port}"),
+            _ => authority.into(),
+        };
         let slash = if path.starts_with('/') { "" } else { "/" };
-        Ok(Target { host, port, authority: authority.into(), path: format!("{slash}{path}"), unix: None })
+        Ok(Target { host, port, authority, path: format!("{slash}{path}"), unix: None })
     }
 }
 
@@ -98,6 +145,7 @@ fn unix_target(text: &str) -> Result<Target, String> {
     })
 }
 
+/// The host, with the zone of an IPv6 address as `address%zone`, and the port.
 fn split_authority(authority: &str) -> Result<(String, u16), String> {
     if authority.contains('@') {
         return Err("user and password in a URL are not supported".into());
@@ -105,10 +153,18 @@ fn split_authority(authority: &str) -> Result<(String, u16), String> {
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => {
             let (host, port) = rest.split_once(']').ok_or("the ] after the IPv6 address is missing")?;
-            host.parse::<std::net::Ipv6Addr>().map_err(|_| format!("[{host}] is not an IPv6 address"))?;
+            // A `%` is written %25 in a URL (RFC 6874, section 2).
+            let host = host.replacen("%25", "%", 1);
+            let address = host.split_once('%').map_or(&*host, |(address, _)| address);
+            if address.parse::<Ipv6Addr>().is_err() || host.ends_with('%') {
+                return Err(format!("[{host}] is not an IPv6 address"));
+            }
             (host, port)
         }
-        None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
+        None => {
+            let (host, port) = authority.split_at(authority.find(':').unwrap_or(authority.len()));
+            (host.to_string(), port)
+        }
     };
     if host.is_empty() {
         return Err("the URL names no host".into());
@@ -118,7 +174,7 @@ fn split_authority(authority: &str) -> Result<(String, u16), String> {
         None if port.is_empty() => 80,
         None => return Err(format!("{port:?} after the address is not a port")),
     };
-    Ok((host.into(), port))
+    Ok((host, port))
 }
 
 #[cfg(test)]
@@ -141,6 +197,30 @@ mod tests {
     }
 
     #[test]
+    fn a_zone_belongs_to_the_address_and_not_to_the_host_header() {
+        for url in ["http://[fe80::1%25lo]:81/a", "http://[fe80::1%lo]:81/a"] {
+            let target: Target = url.parse().unwrap();
+            assert_eq!((&*target.host, &*target.authority), ("fe80::1%lo", "[fe80::1]:81"));
+            assert_eq!(target.url(), "http://[fe80::1%25lo]:81/a");
+            let SocketAddr::V6(address) = target.resolve().unwrap() else { panic!("{target:?}") };
+            assert_eq!(Ok(address.scope_id()), if_nametoindex("lo"));
+        }
+        let error = "http://[fe80::1%25nowhere]/".parse::<Target>().unwrap().resolve().unwrap_err();
+        assert_eq!(error, "resolve fe80::1%nowhere: there is no network interface nowhere");
+    }
+
+    #[test]
+    fn each_address_is_tried_until_one_takes_the_connection() {
+        let listener = std::net::TcpListener::bind("127.0.0.2:0").unwrap();
+        let open = listener.local_addr().unwrap();
+        let closed = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), open.port());
+        assert_eq!(first_that_connects(&[closed, open]), Ok(open));
+        drop(listener);
+        let refused = first_that_connects(&[closed, open]);
+        assert_eq!(refused.unwrap_err(), "127.0.0.1 connection refused, 127.0.0.2 connection refused");
+    }
+
+    #[test]
     fn what_is_no_url_is_refused() {
         for bad in [
             "",
@@ -154,6 +234,7 @@ mod tests {
             "http://host:x/",
             "http://[::1/",
             "http://[host]:80/",
+            "http://[::1%25]:80/",
             "http://[::1]80/",
             "http://user@host/",
             "http://host/a b",

@@ -1,0 +1,216 @@
+//! WHEN: the moments at which requests are due, as pure arithmetic. No socket, no clock.
+//!
+//! A closed loop sends whenever a connection is free, so the server's slowness slows the client down too. An
+//! open loop has due times that nobody can shift, however late request k − 1 was. They are one formula:
+//!
+//! ```text
+//! due_k = Λ⁻¹(x_k)     Λ(t): how many requests the profile wants until t, the integral of its rate
+//!
+//! profile    constant   Λ(t) = R·t
+//!            ramp       A·t in the warm-up, then A·s + (B − A)·s² / 2D after s of its D seconds
+//! spacing    fixed      x_k = k
+//!            burst:N    x_k = ⌊k / N⌋·N
+//!            poisson    x_k = the sum of k + 1 exponential steps of mean 1: a unit Poisson process in the time
+//!                       Λ(t) is one with the rate of the profile (Çınlar 1975, Introduction to Stochastic
+//!                       Processes, 4.7)
+//! ```
+//!
+//! A replay has its due times from a file. Several threads share one schedule: thread t of T takes every
+//! k ≡ t (mod T); the Poisson one is split into T independent streams of rate / T, which together are again
+//! Poisson with the whole rate (superposition).
+//!
+//! There is no queue of late requests: the schedule is a cursor, and what lies between the cursor and the
+//! clock is the backlog. It costs no memory however long the server stalls.
+
+mod arrivals;
+#[cfg(test)]
+mod tests;
+mod think;
+
+use std::sync::Arc;
+
+use fastrand::Rng;
+
+pub use arrivals::{Arrivals, Profile, Rate, Spacing, parse_replay};
+pub use think::{Think, Thinker};
+
+/// How long a schedule goes on, in nanoseconds from its start.
+#[derive(Debug, Clone, Copy)]
+pub struct Extent {
+    /// End of the warm-up: what is due from here on is measured.
+    pub measured_from_ns: u64,
+    /// Nothing is due at this moment or later; `u64::MAX` when a number of requests ends the run.
+    pub end_ns: u64,
+    /// Requests of all threads together that may be due after the warm-up.
+    pub requests: u64,
+}
+
+/// One thread's share of the schedule.
+pub struct Schedule {
+    stream: Stream,
+    measured_from_ns: u64,
+    end_ns: u64,
+    /// Measured requests this thread may still take.
+    left: u64,
+}
+
+enum Stream {
+    Closed,
+    /// Requests that have a number: each due time follows from it alone.
+    Numbered {
+        sequence: Sequence,
+        k: u64,
+        stride: u64,
+        due_ns: u64,
+    },
+    /// `x` is kept as f64: after a day at 10⁷ per second a step is rounded by a hundredth of a nanosecond.
+    Poisson {
+        profile: Profile,
+        x: f64,
+        mean_step: f64,
+        rng: Rng,
+        due_ns: u64,
+    },
+}
+
+/// All requests of all threads, by number.
+enum Sequence {
+    Profile { profile: Profile, at_once: u64 },
+    Replay(Arc<[u64]>),
+}
+
+impl Sequence {
+    fn due_ns(&self, k: u64) -> u64 {
+        match self {
+            Sequence::Profile { profile, at_once: 1 } => profile.due_ns(k),
+            Sequence::Profile { profile, at_once } => profile.due_ns(k / at_once * at_once),
+            Sequence::Replay(due_ns) => due_ns.get(k as usize).copied().unwrap_or(u64::MAX),
+        }
+    }
+
+    /// The first k that is due at `ns` or later: due times never go back, so halving finds it.
+    fn first_at(&self, ns: u64) -> u64 {
+        let (mut low, mut high) = (0, u64::MAX);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.due_ns(middle) < ns {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low
+    }
+}
+
+impl Schedule {
+    /// The schedule before the run has begun: nothing is ever due.
+    pub fn nothing() -> Schedule {
+        Schedule { stream: Stream::Closed, measured_from_ns: 0, end_ns: 0, left: 0 }
+    }
+
+    /// The share of `thread` out of `threads`.
+    pub fn new(arrivals: Arrivals, extent: Extent, thread: u64, threads: u64) -> Schedule {
+        let stream = Stream::new(arrivals, thread, threads);
+        let turn = match &stream {
+            // The first measured request, k0, belongs to thread k0 mod T: shares count from there.
+            Stream::Numbered { sequence, .. } => {
+                let k0 = sequence.first_at(extent.measured_from_ns) % threads;
+                (thread + threads - k0) % threads
+            }
+            Stream::Closed | Stream::Poisson { .. } => thread,
+        };
+        let left =
+            if extent.requests == u64::MAX { u64::MAX } else { nth_part(extent.requests, turn, threads) };
+        Schedule { stream, measured_from_ns: extent.measured_from_ns, end_ns: extent.end_ns, left }
+    }
+
+    /// Takes the next request if it is due by `now_ns`, and says when it was due.
+    pub fn take(&mut self, now_ns: u64) -> Option<u64> {
+        let due_ns = self.next_due_ns(now_ns).filter(|&due_ns| due_ns <= now_ns)?;
+        if due_ns >= self.measured_from_ns && self.left != u64::MAX {
+            self.left -= 1;
+        }
+        self.stream.advance();
+        Some(due_ns)
+    }
+
+    /// When the next request is due; `None` when there will be none.
+    pub fn next_due_ns(&self, now_ns: u64) -> Option<u64> {
+        let due_ns = self.stream.due_ns(now_ns);
+        let spent = due_ns >= self.measured_from_ns && self.left == 0;
+        (due_ns < self.end_ns && !spent).then_some(due_ns)
+    }
+
+    /// From `end_ns` on nothing is due any more; what was due before stays due.
+    pub fn end_at(&mut self, end_ns: u64) {
+        self.end_ns = self.end_ns.min(end_ns);
+    }
+}
+
+impl Stream {
+    fn new(arrivals: Arrivals, thread: u64, threads: u64) -> Stream {
+        let numbered = |sequence: Sequence| {
+            let due_ns = sequence.due_ns(thread);
+            Stream::Numbered { sequence, k: thread, stride: threads, due_ns }
+        };
+        match arrivals {
+            Arrivals::Closed => Stream::Closed,
+            Arrivals::Replay(due_ns) => numbered(Sequence::Replay(due_ns)),
+            Arrivals::Open { profile, spacing, seed } => match spacing {
+                Spacing::Fixed => numbered(Sequence::Profile { profile, at_once: 1 }),
+                Spacing::Burst(size) => numbered(Sequence::Profile { profile, at_once: u64::from(size) }),
+                Spacing::Poisson => {
+                    let rng = nth_fork(seed, thread);
+                    let mean_step = threads as f64;
+                    let mut stream = Stream::Poisson { profile, x: 0.0, mean_step, rng, due_ns: 0 };
+                    // The first arrival is one gap after the start, like all others: the process has no memory.
+                    stream.advance();
+                    stream
+                }
+            },
+        }
+    }
+
+    fn due_ns(&self, now_ns: u64) -> u64 {
+        match self {
+            Stream::Closed => now_ns,
+            Stream::Numbered { due_ns, .. } | Stream::Poisson { due_ns, .. } => *due_ns,
+        }
+    }
+
+    fn advance(&mut self) {
+        match self {
+            Stream::Closed => {}
+            Stream::Numbered { sequence, k, stride, due_ns } => {
+                *k += *stride;
+                *due_ns = sequence.due_ns(*k);
+            }
+            Stream::Poisson { profile, x, mean_step, rng, due_ns } => {
+                *x += exponential(rng) * *mean_step;
+                *due_ns = profile.due_ns_of(*x);
+            }
+        }
+    }
+}
+
+/// A random stream of its own for each thread.
+fn nth_fork(seed: u64, thread: u64) -> Rng {
+    let mut root = Rng::with_seed(seed);
+    let mut rng = root.fork();
+    for _ in 0..thread {
+        rng = root.fork();
+    }
+    rng
+}
+
+/// A sample of the exponential distribution with mean 1, by inversion (Devroye 1986, section II.2).
+fn exponential(rng: &mut Rng) -> f64 {
+    // 1 − u lies in (0, 1], so the logarithm is finite.
+    -(1.0 - rng.f64()).ln()
+}
+
+/// What part number `i` gets when `total` is dealt out one by one to `parts`.
+pub fn nth_part(total: u64, i: u64, parts: u64) -> u64 {
+    total / parts + u64::from(i < total % parts)
+}
