@@ -15,13 +15,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::cpu;
 use crate::load::counts::histogram::Times;
+use crate::load::options::args::plan_of;
 use crate::load::options::plan::Plan;
-use crate::load::options::target::Target;
 use crate::load::run;
 use crate::load::run::observers::Observers;
 use crate::report::{Latency, LoadReport};
 use crate::sys::process;
-use crate::units::{monotonic_ns, time};
+use crate::units::{format_duration, monotonic_ns, time};
 
 /// What one thread of this client can do here.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -61,22 +61,20 @@ pub fn calibrate(duration: Duration, connections: u32) -> Result<Calibration, St
     if let Some((_, ours)) = apart {
         cpu::pin_to(ours).map_err(|errno| format!("pin the client to CPUs {ours:?}: {}", errno.desc()))?;
     }
-    let kept = plan(duration, connections);
-    let mut churning = kept.clone();
-    churning.connections.requests_each = Some(1);
-    let rate = OPEN_RATE_PER_S.to_string().parse().expect("it is a rate");
-    let open = kept.at_rate(Some(rate));
-    let mut polling = open.clone();
-    polling.threads.busy_poll = true;
-
-    let closed = measure(kept, &NullServer::start(true, apart)?)?;
-    let churn = measure(churning, &NullServer::start(false, apart)?)?;
-    let open = measure(open, &NullServer::start(true, apart)?)?;
-    // On one CPU a client that never sleeps takes the server's time.
-    let polling = match apart {
-        Some(_) => Some(measure(polling, &NullServer::start(true, apart)?)?),
-        None => None,
+    let measure = |keeps: bool, flags: &str| {
+        let server = NullServer::start(keeps, apart)?;
+        let (duration, warmup) = (format_duration(duration), format_duration(duration / 5));
+        let options = format!(
+            "--duration {duration} --warmup {warmup} --connections {connections} --progress none {flags}"
+        );
+        measure(&plan_of(&options, &format!("http://{}/", server.address)))
     };
+    let closed = measure(true, "")?;
+    let churn = measure(false, "--requests-per-connection 1")?;
+    let open = measure(true, &format!("--rate {OPEN_RATE_PER_S}"))?;
+    // On one CPU a client that never sleeps takes the server's time.
+    let polling =
+        apart.map(|_| measure(true, &format!("--rate {OPEN_RATE_PER_S} --busy-poll"))).transpose()?;
     let cpu_us_per_request = cpu_us_each(&closed);
     Ok(Calibration {
         connections,
@@ -108,22 +106,13 @@ fn clock_alone(per_s: u32, duration: Duration) -> Latency {
     late.latency()
 }
 
-/// A closed loop on one thread, whose connections are kept.
-fn plan(duration: Duration, connections: u32) -> Plan {
-    let mut plan = Plan::simple(duration);
-    plan.connections.count = connections;
-    plan.window.warmup = duration / 5;
-    plan
-}
-
-fn measure(mut plan: Plan, server: &NullServer) -> Result<LoadReport, String> {
-    plan.target = Target::at(server.address);
-    let report = run::run(&plan, Observers::none())?.report;
+fn measure(plan: &Plan) -> Result<LoadReport, String> {
+    let report = run::run(plan, Observers::none())?.report;
     if report.run.as_ref().is_some_and(|run| run.interrupted) {
         return Err("calibrate: ended early".into());
     }
     if report.requests == 0 {
-        return Err(format!("calibrate: the null server at {} answered nothing", server.address));
+        return Err(format!("calibrate: the null server at {} answered nothing", plan.target.authority));
     }
     Ok(report)
 }

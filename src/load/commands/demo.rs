@@ -14,8 +14,7 @@ use std::time::{Duration, Instant};
 use nix::sys::prctl;
 
 use crate::console;
-use crate::load::options::plan::Plan;
-use crate::load::options::target::Target;
+use crate::load::options::args::plan_of;
 use crate::load::run;
 use crate::load::run::observers::Observers;
 use crate::report::{Latency, LoadReport, Traced};
@@ -30,9 +29,6 @@ const STALL: Duration = Duration::from_secs(1);
 const RUN: Duration = Duration::from_secs(3);
 /// Of the open loop, a fifth of what the server can do.
 const RATE_PER_S: f64 = 200.0;
-/// More answers than a run has.
-const MOST_ANSWERS: u32 = 100_000;
-
 /// A mark of the picture.
 const BIN: Duration = Duration::from_millis(100);
 
@@ -48,19 +44,15 @@ pub struct Demonstration {
 /// One line, when there is no port for the server or a run cannot be set up.
 pub fn run() -> Result<Demonstration, String> {
     let server = start_server().map_err(|error| format!("start a server on 127.0.0.1: {error}"))?;
-    let mut plan = Plan::simple(RUN);
-    plan.target = Target::at(server);
-    plan.connections.count = 1;
-    plan.show.answers = MOST_ANSWERS;
-    let closed = measure("closed loop", &plan)?;
-    let rate = RATE_PER_S.to_string().parse().expect("it is a rate");
-    let open = measure("open loop", &plan.at_rate(Some(rate)))?;
+    let measure = |name: &str, flags: &str| {
+        console::log(format_args!("{name}: {} s …", RUN.as_secs()));
+        let options = format!("--connections 1 --duration {}s --show answers:100000 {flags}", RUN.as_secs());
+        let plan = plan_of(&format!("{options} --progress none"), &format!("http://{server}/"));
+        Ok::<_, String>(run::run(&plan, Observers::none())?.report)
+    };
+    let closed = measure("closed loop", "")?;
+    let open = measure("open loop", &format!("--rate {RATE_PER_S}"))?;
     Ok(Demonstration { closed, open })
-}
-
-fn measure(name: &str, plan: &Plan) -> Result<LoadReport, String> {
-    console::log(format_args!("{name}: {} s …", RUN.as_secs()));
-    Ok(run::run(plan, Observers::none())?.report)
 }
 
 impl Demonstration {

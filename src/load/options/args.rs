@@ -671,10 +671,14 @@ fn parse_moment(text: &str) -> Result<SystemTime, String> {
     })
 }
 
-/// A plan from the options of a command line, for tests of the stages behind it.
-#[cfg(test)]
+/// The plan of a run that loadgen makes of itself, from the options that a person would write.
+///
+/// # Panics
+/// When these are no valid options.
 pub fn plan_of(options: &str, url: &str) -> Plan {
-    tests::parse_for(options, url).unwrap().plan().unwrap()
+    let words = ["loadgen"].into_iter().chain(options.split_whitespace()).chain([url]);
+    let line = CommandLine::try_parse_from(words).unwrap_or_else(|error| panic!("{error}"));
+    line.load.plan().unwrap_or_else(|error| panic!("{error}"))
 }
 
 #[cfg(test)]

@@ -6,35 +6,97 @@ use std::str::FromStr;
 use crate::report::{Evenness, Latency, LoadReport, Verdict};
 use crate::units::{number, parse_duration, time};
 
-/// What can be asked for, as the error tells it.
+/// What can be asked for, as the error lists it.
 const NAMES: &str = "p50 p90 p99 p99.9 max mean, of response time or with service. connect. first_byte. slip. before \
                      them, against a duration like 5ms; or errors timeouts qps censored shed dispersion max_over_mean \
                      cpu_share p_value, against a number; or verdict, against valid, suspect or invalid (from good to bad)";
 
+/// The times that a report has, by the prefix of their names.
+const TIMES: [(&str, fn(&LoadReport) -> &Latency); 5] = [
+    ("", |report| &report.latency_us),
+    ("service.", |report| &report.service_us),
+    ("connect.", |report| &report.connect_us),
+    ("first_byte.", |report| &report.first_byte_us),
+    (SLIP, |report| &report.slip_us),
+];
+const SLIP: &str = "slip.";
+
+const STATISTICS: [(&str, fn(&Latency) -> f64); 6] = [
+    ("p50", |latency| latency.p50),
+    ("p90", |latency| latency.p90),
+    ("p99", |latency| latency.p99),
+    ("p99.9", |latency| latency.p99_9),
+    ("max", |latency| latency.max),
+    ("mean", |latency| latency.mean),
+];
+
+/// `None` where it was not measured. With the load, [`FALLING`] ones fall.
+const COUNTS: [(&str, fn(&LoadReport) -> Option<f64>); 9] = [
+    ("errors", |report| Some(report.errors.total() as f64)),
+    ("timeouts", |report| Some(report.errors.timeout as f64)),
+    ("qps", |report| Some(report.qps)),
+    ("censored", |report| Some(report.censored as f64)),
+    ("shed", |report| report.deadline.map(|deadline| deadline.shed as f64)),
+    ("dispersion", |report| shared(report).map(|evenness| evenness.dispersion)),
+    ("max_over_mean", |report| shared(report).map(|evenness| evenness.max_over_mean)),
+    ("p_value", |report| shared(report).map(|evenness| evenness.p_value)),
+    ("cpu_share", |report| Some(report.client.cpu_share)),
+];
+const FALLING: [&str; 2] = ["qps", "p_value"];
+
+/// From good to bad, as the report writes them.
+const VERDICTS: [(&str, Verdict); 3] =
+    [("valid", Verdict::Valid), ("suspect", Verdict::Suspect), ("invalid", Verdict::Invalid)];
+
+/// Of the connections; one worker, or no connection, shares nothing.
+fn shared(report: &LoadReport) -> Option<&Evenness> {
+    let connections = report.evenness.as_ref().map(|pair| &pair.connections);
+    connections.filter(|evenness| evenness.workers > 1 && evenness.n > 0)
+}
+
+const COMPARISONS: [(&str, fn(f64, f64) -> bool); 6] = [
+    ("<", |found, bar| found < bar),
+    ("<=", |found, bar| found <= bar),
+    (">", |found, bar| found > bar),
+    (">=", |found, bar| found >= bar),
+    ("==", |found, bar| found == bar),
+    ("!=", |found, bar| found != bar),
+];
+
 /// One comparison.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Gate {
+    /// As it stood on the command line.
     text: String,
+    name: String,
     measure: Measure,
-    comparison: Comparison,
-    /// Microseconds, for a time; the place among them, for a verdict.
+    comparison: usize,
+    /// Microseconds, for a time; the index in [`VERDICTS`], for a verdict.
     bar: f64,
+}
+
+/// By index in the tables above.
+#[derive(Debug, Clone, Copy)]
+enum Measure {
+    Time(usize, usize),
+    Count(usize),
+    Verdict,
 }
 
 impl Gate {
     /// Whether it is true of this result. `None`: what it asks for was not measured.
     pub fn holds(&self, report: &LoadReport) -> Option<bool> {
-        self.measure.of(report).map(|found| self.comparison.holds(found, self.bar))
+        let (_, holds) = COMPARISONS[self.comparison];
+        self.measure.of(report).map(|found| holds(found, self.bar))
     }
 
     /// Whether it asks a number that grows with the load to stay small: what holds at low rates and fails at high ones.
     pub fn bounds_the_load(&self) -> bool {
-        let falls = matches!(self.measure, Measure::Qps | Measure::PValue);
-        !falls && matches!(self.comparison, Comparison::Less | Comparison::AtMost | Comparison::Equal)
+        !FALLING.contains(&self.name.as_str()) && ["<", "<=", "=="].contains(&COMPARISONS[self.comparison].0)
     }
 
-    /// Why a `--fail-if` fails this result, in words; `None` when it does not. What cannot be decided fails: a gate
-    /// that nobody can see closed is no gate.
+    /// Why a `--fail-if` fails this result, in words; `None` when it does not. What cannot be decided fails: otherwise a
+    /// misspelt run would pass every gate.
     pub fn fails(&self, report: &LoadReport) -> Option<String> {
         match self.holds(report) {
             Some(false) => None,
@@ -45,21 +107,16 @@ impl Gate {
 
     /// `p99 is 7.20ms`.
     pub fn finding(&self, report: &LoadReport) -> String {
-        let name = self.measure.name();
-        match self.measure.of(report) {
-            Some(place) if self.measure == Measure::Verdict => {
-                let (word, _) =
-                    VERDICTS.into_iter().find(|(_, verdict)| rank(*verdict) == place).unwrap_or_default();
-                format!("{name} is {word}")
-            }
-            Some(us) if self.measure.is_time() => format!("{name} is {}", time(us)),
-            Some(found) => format!("{name} is {}", number(found)),
-            None => format!("{name} was not measured"),
+        let name = &self.name;
+        match (self.measure.of(report), self.measure) {
+            (None, _) => format!("{name} was not measured"),
+            (Some(found), Measure::Verdict) => format!("{name} is {}", VERDICTS[found as usize].0),
+            (Some(us), Measure::Time(..)) => format!("{name} is {}", time(us)),
+            (Some(found), Measure::Count(_)) => format!("{name} is {}", number(found)),
         }
     }
 }
 
-/// As it stood on the command line.
 impl fmt::Display for Gate {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         formatter.write_str(&self.text)
@@ -71,211 +128,58 @@ impl FromStr for Gate {
 
     fn from_str(text: &str) -> Result<Gate, String> {
         let text = text.trim();
-        let shape = || format!("{text:?} is no NAME OP VALUE with one of < <= > >= == !=; names: {NAMES}");
+        let shape = || format!("{text:?} is not NAME OP VALUE with one of < <= > >= == !=; names: {NAMES}");
         let at = text.find(['<', '>', '=', '!']).ok_or_else(shape)?;
         let (name, rest) = text.split_at(at);
         let value_at = rest.find(|c| !"<>=!".contains(c)).ok_or_else(shape)?;
         let (comparison, value) = rest.split_at(value_at);
-        let comparison = Comparison::named(comparison).ok_or_else(shape)?;
-        let measure = Measure::named(name.trim())
-            .ok_or_else(|| format!("{:?} is nothing that is measured; names: {NAMES}", name.trim()))?;
+        let comparison = index(&COMPARISONS, comparison).ok_or_else(shape)?;
+        let name = name.trim();
+        let measure =
+            Measure::named(name).ok_or_else(|| format!("{name:?} is not measured; names: {NAMES}"))?;
         let bar = measure.bar(value.trim()).map_err(|why| format!("{text}: {why}"))?;
-        Ok(Gate { text: text.into(), measure, comparison, bar })
+        Ok(Gate { text: text.into(), name: name.into(), measure, comparison, bar })
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Comparison {
-    Less,
-    AtMost,
-    More,
-    AtLeast,
-    Equal,
-    Unequal,
-}
-
-impl Comparison {
-    fn named(text: &str) -> Option<Comparison> {
-        Some(match text {
-            "<" => Comparison::Less,
-            "<=" => Comparison::AtMost,
-            ">" => Comparison::More,
-            ">=" => Comparison::AtLeast,
-            "==" => Comparison::Equal,
-            "!=" => Comparison::Unequal,
-            _ => return None,
-        })
-    }
-
-    fn holds(self, found: f64, bar: f64) -> bool {
-        match self {
-            Comparison::Less => found < bar,
-            Comparison::AtMost => found <= bar,
-            Comparison::More => found > bar,
-            Comparison::AtLeast => found >= bar,
-            Comparison::Equal => found == bar,
-            Comparison::Unequal => found != bar,
-        }
-    }
-}
-
-/// A number of the report.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Measure {
-    Time(Clock, Statistic),
-    Errors,
-    Timeouts,
-    Qps,
-    Censored,
-    Shed,
-    Dispersion,
-    MaxOverMean,
-    CpuShare,
-    PValue,
-    Verdict,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Clock {
-    Response,
-    Service,
-    Connect,
-    FirstByte,
-    Slip,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Statistic {
-    P50,
-    P90,
-    P99,
-    P99_9,
-    Max,
-    Mean,
-}
-
-/// Names and what they stand for: reading and writing must agree.
-const CLOCKS: [(&str, Clock); 5] = [
-    ("", Clock::Response),
-    ("service.", Clock::Service),
-    ("connect.", Clock::Connect),
-    ("first_byte.", Clock::FirstByte),
-    ("slip.", Clock::Slip),
-];
-const STATISTICS: [(&str, Statistic); 6] = [
-    ("p50", Statistic::P50),
-    ("p90", Statistic::P90),
-    ("p99", Statistic::P99),
-    ("p99.9", Statistic::P99_9),
-    ("max", Statistic::Max),
-    ("mean", Statistic::Mean),
-];
-const NUMBERS: [(&str, Measure); 10] = [
-    ("errors", Measure::Errors),
-    ("timeouts", Measure::Timeouts),
-    ("qps", Measure::Qps),
-    ("censored", Measure::Censored),
-    ("shed", Measure::Shed),
-    ("dispersion", Measure::Dispersion),
-    ("max_over_mean", Measure::MaxOverMean),
-    ("cpu_share", Measure::CpuShare),
-    ("p_value", Measure::PValue),
-    ("verdict", Measure::Verdict),
-];
-/// As the report writes them.
-const VERDICTS: [(&str, Verdict); 3] =
-    [("valid", Verdict::Valid), ("suspect", Verdict::Suspect), ("invalid", Verdict::Invalid)];
-
-/// The worse, the more.
-fn rank(verdict: Verdict) -> f64 {
-    f64::from(verdict as u8)
+fn index<T>(table: &[(&str, T)], wanted: &str) -> Option<usize> {
+    table.iter().position(|(name, _)| *name == wanted)
 }
 
 impl Measure {
     fn named(name: &str) -> Option<Measure> {
-        let numbers = NUMBERS.into_iter().map(|(name, measure)| (name.to_string(), measure));
-        let times = CLOCKS.into_iter().flat_map(|(prefix, clock)| {
-            STATISTICS.map(|(name, statistic)| (format!("{prefix}{name}"), Measure::Time(clock, statistic)))
-        });
-        numbers.chain(times).find(|(known, _)| known == name).map(|(_, measure)| measure)
-    }
-
-    fn name(self) -> String {
-        let Measure::Time(clock, statistic) = self else {
-            return name_of(&NUMBERS, self).into();
+        let of_times = |(clock, (prefix, _)): (usize, &(&str, _))| {
+            Some(Measure::Time(clock, index(&STATISTICS, name.strip_prefix(prefix)?)?))
         };
-        format!("{}{}", name_of(&CLOCKS, clock), name_of(&STATISTICS, statistic))
-    }
-
-    fn is_time(self) -> bool {
-        matches!(self, Measure::Time(..))
+        let count = index(&COUNTS, name).map(Measure::Count);
+        let verdict = (name == "verdict").then_some(Measure::Verdict);
+        count.or(verdict).or_else(|| TIMES.iter().enumerate().find_map(of_times))
     }
 
     fn bar(self, value: &str) -> Result<f64, String> {
-        if self.is_time() {
-            return parse_duration(value).map(|bar| bar.as_nanos() as f64 / 1e3);
+        match self {
+            Measure::Time(..) => parse_duration(value).map(|bar| bar.as_nanos() as f64 / 1e3),
+            Measure::Verdict => index(&VERDICTS, value)
+                .map(|place| place as f64)
+                .ok_or_else(|| format!("{value:?} is not a verdict; they are valid, suspect and invalid")),
+            Measure::Count(_) => {
+                let number = value.parse().ok().filter(|number: &f64| number.is_finite());
+                number.ok_or_else(|| format!("{value:?} is not a number; only times carry a unit"))
+            }
         }
-        if self == Measure::Verdict {
-            let known = VERDICTS.into_iter().find(|(word, _)| *word == value);
-            let unknown = || format!("{value:?} is no verdict; they are valid, suspect and invalid");
-            return known.map(|(_, verdict)| rank(verdict)).ok_or_else(unknown);
-        }
-        let number = value.parse().ok().filter(|number: &f64| number.is_finite());
-        number.ok_or_else(|| format!("{value:?} is not a number; only times carry a unit"))
     }
 
-    /// In microseconds, if it is a time. `None` where there was nothing to measure.
+    /// In microseconds, if it is a time. `None` where there was nothing to measure: an empty distribution is all zero, and
+    /// every real time but a slip is above that.
     fn of(self, report: &LoadReport) -> Option<f64> {
-        let connections = || report.evenness.as_ref().map(|pair| &pair.connections);
-        // One worker, or no connection: nothing to share.
-        let shared = |pick: fn(&Evenness) -> f64| {
-            connections().filter(|evenness| evenness.workers > 1 && evenness.n > 0).map(pick)
-        };
         match self {
-            Measure::Time(clock, statistic) => clock.of(report).map(|latency| statistic.of(latency)),
-            Measure::Errors => Some(report.errors.total() as f64),
-            Measure::Timeouts => Some(report.errors.timeout as f64),
-            Measure::Qps => Some(report.qps),
-            Measure::Censored => Some(report.censored as f64),
-            Measure::Shed => report.deadline.map(|book| book.shed as f64),
-            Measure::Dispersion => shared(|evenness| evenness.dispersion),
-            Measure::MaxOverMean => shared(|evenness| evenness.max_over_mean),
-            Measure::CpuShare => Some(report.client.cpu_share),
-            Measure::PValue => shared(|evenness| evenness.p_value),
-            Measure::Verdict => report.trust.as_ref().map(|trust| rank(trust.verdict)),
-        }
-    }
-}
-
-fn name_of<T: Copy + PartialEq>(names: &[(&'static str, T)], wanted: T) -> &'static str {
-    names.iter().find(|(_, value)| *value == wanted).map_or("", |(name, _)| name)
-}
-
-impl Clock {
-    /// `None` where no time was taken: an empty distribution is all zero, and every real time but a slip is above
-    /// that.
-    fn of(self, report: &LoadReport) -> Option<&Latency> {
-        let latency = match self {
-            Clock::Response => &report.latency_us,
-            Clock::Service => &report.service_us,
-            Clock::Connect => &report.connect_us,
-            Clock::FirstByte => &report.first_byte_us,
-            Clock::Slip => &report.slip_us,
-        };
-        let zero_is_real = self == Clock::Slip && report.service_us.max > 0.0;
-        (latency.max > 0.0 || zero_is_real).then_some(latency)
-    }
-}
-
-impl Statistic {
-    fn of(self, latency: &Latency) -> f64 {
-        match self {
-            Statistic::P50 => latency.p50,
-            Statistic::P90 => latency.p90,
-            Statistic::P99 => latency.p99,
-            Statistic::P99_9 => latency.p99_9,
-            Statistic::Max => latency.max,
-            Statistic::Mean => latency.mean,
+            Measure::Count(count) => (COUNTS[count].1)(report),
+            Measure::Verdict => report.trust.as_ref().map(|trust| f64::from(trust.verdict as u8)),
+            Measure::Time(clock, statistic) => {
+                let (prefix, latency) = (TIMES[clock].0, (TIMES[clock].1)(report));
+                let is_measured = latency.max > 0.0 || prefix == SLIP && report.service_us.max > 0.0;
+                is_measured.then(|| (STATISTICS[statistic].1)(latency))
+            }
         }
     }
 }

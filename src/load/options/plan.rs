@@ -1,6 +1,5 @@
 //! What one run does, in plain values: made from the command line once, and read by everything behind it.
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
@@ -252,43 +251,6 @@ pub enum FileFormat {
 }
 
 impl Plan {
-    /// A closed loop on one thread and one connection, for the runs that loadgen makes of itself; its target is still to
-    /// be set.
-    pub fn simple(duration: Duration) -> Plan {
-        Plan {
-            target: Target::at(SocketAddr::from((Ipv4Addr::LOCALHOST, 80))),
-            sources: None,
-            request: Request { method: Method::Get, body_bytes: 0, headers: Vec::new() },
-            connections: Connections {
-                count: 1,
-                requests_each: None,
-                close: Close::Fin,
-                pipeline: 1,
-                timeout: Duration::from_secs(10),
-                retry: false,
-            },
-            threads: Threads { count: 1, engine: EngineName::Epoll, busy_poll: false, pin: false },
-            pacing: Pacing {
-                arrivals: Arrivals::Closed,
-                spacing: Spacing::Fixed,
-                replay: None,
-                sessions: false,
-                think: None,
-                deadline: None,
-                seed: 1,
-            },
-            window: PlannedWindow { warmup: Duration::ZERO, end: End::After(duration), start_at: None },
-            background: Background::default(),
-            workers: 0,
-            show: Show::default(),
-            output: Output {
-                files: Vec::new(),
-                interval: Duration::from_millis(100),
-                progress: Progress::None,
-            },
-        }
-    }
-
     /// The same load at another rate, or as a closed loop, in which nothing is due.
     pub fn at_rate(&self, rate: Option<Rate>) -> Plan {
         let Pacing { spacing, seed, sessions, deadline, .. } = self.pacing;

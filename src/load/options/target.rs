@@ -26,17 +26,6 @@ pub struct Target {
 }
 
 impl Target {
-    /// The root of the server at this address.
-    pub fn at(address: SocketAddr) -> Target {
-        Target {
-            host: address.ip().to_string(),
-            port: address.port(),
-            authority: address.to_string(),
-            path: "/".into(),
-            unix: None,
-        }
-    }
-
     /// The URL again, without its fragment.
     pub fn url(&self) -> String {
         match &self.unix {

@@ -61,8 +61,9 @@ pub fn measure<E: Engine>(
                 .push(scope.spawn(move || measure_thread::<E>(settings, control, connections, cpu, &start)));
         }
         supervisor.await_ready(threads)?;
-        let draws = plan.output.progress == Progress::Live;
-        let _apart = (draws && plan.threads.pin).then(|| ApartFromPinned::new(threads as usize));
+        if plan.threads.pin && plan.output.progress == Progress::Live {
+            leave_pinned_cpus(threads as usize);
+        }
         let (start_ns, began) = start(plan);
         let window = window(&plan.window, start_ns);
         for (thread, starter) in (0..).zip(starters) {
@@ -173,42 +174,11 @@ fn add_up(
     }
 }
 
-/// The calling thread, off the CPUs that pinned threads measure on; it returns to them when this is dropped.
-struct ApartFromPinned {
-    allowed: Vec<usize>,
-}
-
-impl ApartFromPinned {
-    /// Moves it, if there are more CPUs than so many threads. They must run already, since they would inherit it.
-    /// (Without `--pin` there is no need: the kernel wakes a thread where a CPU is idle.)
-    fn new(threads: usize) -> ApartFromPinned {
-        let allowed = cpu::allowed();
-        if let Some(others) = allowed.get(threads..).filter(|others| !others.is_empty()) {
-            // A refusal costs nothing but a little accuracy.
-            let _ = cpu::pin_to(others);
-        }
-        ApartFromPinned { allowed }
-    }
-}
-
-impl Drop for ApartFromPinned {
-    fn drop(&mut self) {
-        let _ = cpu::pin_to(&self.allowed);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_thread_that_draws_leaves_the_pinned_cpus_where_there_are_others_and_comes_back() {
-        let all = cpu::allowed();
-        let apart = ApartFromPinned::new(1);
-        assert_eq!(cpu::allowed(), if all.len() > 1 { &all[1..] } else { &all });
-        drop(apart);
-        assert_eq!(cpu::allowed(), all);
-        let _nowhere = ApartFromPinned::new(all.len());
-        assert_eq!(cpu::allowed(), all);
+/// Moves the thread that draws off the CPUs that so many pinned threads measure on, if there are others. The threads must
+/// run already, since they would inherit it. (Without `--pin` the kernel wakes a thread where a CPU is idle.)
+fn leave_pinned_cpus(threads: usize) {
+    if let Some(others) = cpu::allowed().get(threads..).filter(|others| !others.is_empty()) {
+        // A refusal costs nothing but a little accuracy.
+        let _ = cpu::pin_to(others);
     }
 }
