@@ -306,7 +306,7 @@ pub struct Configuration {
     pub duration_s: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requests: Option<u64>,
-    /// Workers that the server was said to have; 0 when nobody said so.
+    /// Workers that the server was said to have; 0 when it is not known.
     pub workers: u32,
     /// As `--background` is written; empty when there was none.
     pub background: String,

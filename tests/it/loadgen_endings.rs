@@ -72,7 +72,7 @@ fn requests_that_are_late_since_the_accept_queue_was_full_are_not_blamed_on_the_
     assert!(report.connect_us.max >= 900e3, "{:?}", report.connect_us);
     let slip = check(&report, "slip");
     assert_eq!(slip.verdict, Verdict::Suspect, "{slip:?}");
-    assert!(slip.reason.contains("their handshakes took") && !slip.reason.contains("client's"), "{slip:?}");
+    assert!(slip.reason.contains("whose handshakes took") && !slip.reason.contains("client's"), "{slip:?}");
 }
 
 #[test]

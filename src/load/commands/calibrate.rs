@@ -145,7 +145,7 @@ impl Calibration {
         );
         let _ = writeln!(text, "{:28}{:>10}{:>10}{:>10}{:>10}", "slip", "p50", "p99", "p99.9", "max");
         let polling = self.slip_busy_poll_us.as_ref().map(|slip| ("with --busy-poll", slip));
-        let clock = [("the clock alone", &self.slip_clock_us)];
+        let clock = [("the clock itself", &self.slip_clock_us)];
         for (name, slip) in [("sleeping", &self.slip_us)].into_iter().chain(polling).chain(clock) {
             let cells: String =
                 [slip.p50, slip.p99, slip.p99_9, slip.max].map(|us| format!("{:>10}", time(us))).concat();
@@ -155,7 +155,7 @@ impl Calibration {
             text,
             "\nThis client can do {:.0} requests/s per thread here: a server measured at more than\n\
              {:.0}/s ({:.0} %) with one thread is limited by the client; give it more --threads.\n\
-             No client is more punctual than the clock alone: the rest of a slip is its own.",
+             No client can be earlier than the clock itself: the rest of a slip is its own.",
             self.ceiling_per_s,
             self.ceiling_per_s * HEADROOM,
             HEADROOM * 100.0

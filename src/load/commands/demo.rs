@@ -1,4 +1,4 @@
-//! Coordinated omission, a lecture in one command: the same server with the same stall, as a closed loop and as an
+//! Coordinated omission, shown in one command: the same server with the same stall, as a closed loop and as an
 //! open loop see it (Tene 2013, "How NOT to Measure Latency").
 //!
 //! The server is a thread of this process with one worker: a millisecond of work for each request, and a second in
@@ -22,7 +22,7 @@ use crate::terminal::{step, wrapped};
 
 /// What the work for a request takes; the worker sleeps meanwhile.
 const SERVICE: Duration = Duration::from_millis(1);
-/// From this moment of a run on the server stands still, and for so long.
+/// When in a run the server stops answering, and for how long.
 const STALL_FROM: Duration = Duration::from_secs(1);
 const STALL: Duration = Duration::from_secs(1);
 /// Long enough to work the backlog off.
@@ -165,7 +165,7 @@ fn expected_of_closed(n: u64, service_s: f64) -> Latency {
 // ---- the page ---------------------------------------------------------------------------------------------
 
 fn render(closed: &LoadReport, open: &LoadReport) -> String {
-    // The closed loop's typical request waited for nobody.
+    // The typical request of the closed loop did not wait.
     let service_s = closed.latency_us.p50 / 1e6;
     let expected = Expected::open(service_s);
     let n = closed.requests;
@@ -216,10 +216,10 @@ fn render(closed: &LoadReport, open: &LoadReport) -> String {
             expected.quantile_s(0.99) * 1e3
         ),
         format!(
-            "To be read aloud: Both clients met the same server and the same lost second. The closed loop fell silent \
-             while it waited, left out all who would have suffered, and so reports one unlucky request in {n}. Users do \
-             not agree with the server on when to come: the open loop asks when they do, and of every 100 of them {:.0} \
-             had to wait.",
+            "In short: both clients used the same server with the same lost second. The closed loop sent nothing while it \
+             waited, so the requests that would have waited are missing, and it reports one slow request in {n}. Users do \
+             not wait for the server before they come: the open loop sends when they would, and of every 100 of them \
+             {:.0} had to wait.",
             expected.delayed * 100.0
         ),
     ];

@@ -43,6 +43,7 @@ const ROUNDING: f64 = 1e-9;
 const LARGEST: f64 = 1e15;
 /// A cookie and a length, before what zlib has compressed.
 const V2_COMPRESSED_HEAD_BYTES: usize = 8;
+
 /// The sum.
 pub struct Merged {
     pub report: LoadReport,
@@ -126,22 +127,19 @@ impl Part {
         vec![RunPart { host: host.clone(), started_unix_ns: *started_unix_ns, seed: *seed }]
     }
 
-    /// Where the document and the histograms are not of the same run. All seven numbers of all five distributions
-    /// are compared, the mean and the deviation to nine digits: two runs that agree in them agree in their counts.
+    /// Where the document and the histograms are not of the same run: all numbers of all five distributions are compared,
+    /// to nine digits.
     fn contradiction(&self) -> Option<String> {
-        let told = [
-            &self.report.connect_us,
-            &self.report.first_byte_us,
-            &self.report.service_us,
-            &self.report.latency_us,
-            &self.report.slip_us,
-        ];
-        for ((tag, times), told) in self.distributions.tagged().into_iter().zip(told) {
-            for ((name, logged), (_, told)) in numbers(&times.latency()).into_iter().zip(numbers(told)) {
-                if (logged - told).abs() > ROUNDING * logged.abs().max(told.abs()) {
+        let LoadReport { connect_us, first_byte_us, service_us, latency_us, slip_us, .. } = &self.report;
+        let reported = [connect_us, first_byte_us, service_us, latency_us, slip_us];
+        for ((tag, times), reported) in self.distributions.tagged().into_iter().zip(reported) {
+            for ((name, logged), (_, reported)) in
+                numbers(&times.latency()).into_iter().zip(numbers(reported))
+            {
+                if (logged - reported).abs() > ROUNDING * logged.abs().max(reported.abs()) {
                     let path = self.path.display();
                     return Some(format!(
-                        "{path} and its .hlog are not of the same run: {name} of {tag} is {told} us in one, \
+                        "{path} and its .hlog are not of the same run: {name} of {tag} is {reported} us in one, \
                          {logged} us in the other"
                     ));
                 }
@@ -194,7 +192,8 @@ fn parse_hlog(bytes: &[u8]) -> Result<(Distributions, Duration), String> {
     let mut missing: Vec<&str> = distributions.tagged().map(|(tag, _)| tag).into();
     let mut start = Duration::ZERO;
     for entry in IntervalLogIterator::new(bytes) {
-        let LogEntry::Interval(interval) = entry.map_err(|_| "corrupt: a line is no interval".to_string())?
+        let LogEntry::Interval(interval) =
+            entry.map_err(|_| "corrupt: a line is not an interval".to_string())?
         else {
             continue;
         };
@@ -255,7 +254,7 @@ fn incompatible(one: &Part, other: &Part) -> Option<String> {
         let host = &run.host;
         return Some(format!("{name}: it has the same run as {first} ({host}), which would count twice"));
     }
-    // Equal seeds give equal due times: all machines would send in the same moments, and that is no Poisson process.
+    // Equal seeds give equal due times: all machines would send at the same times, and the sum would not be Poisson.
     let seed = ours.iter().map(|run| run.seed).find(|&seed| theirs.iter().any(|run| run.seed == seed));
     if let Some(seed) = seed.filter(|_| one.run.configuration.is_random()) {
         return Some(format!(
@@ -303,7 +302,7 @@ fn untrusted(part: &Part) -> Option<String> {
     Some(format!("{}: {} {what}: {}", part.path.display(), part.run.host, check.reason))
 }
 
-/// Windows that do not lie on each other. Equal configurations have equal warm-ups, so the starts tell.
+/// Windows that do not overlap enough. Equal configurations have equal warm-ups, so it is enough to compare the starts.
 fn apart(parts: &[Part]) -> Option<String> {
     let shortest = parts.iter().min_by(|a, b| a.report.duration_s.total_cmp(&b.report.duration_s))?;
     let longest_s = longest_s(parts);

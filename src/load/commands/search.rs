@@ -61,7 +61,7 @@ pub struct Found {
     /// not: the answer lies between them.
     pub highest_held_per_s: Option<f64>,
     pub lowest_failed_per_s: Option<f64>,
-    /// Rates at which one run of three was of another mind.
+    /// Rates at which one run of three disagreed with the others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disagreed_at_per_s: Vec<f64>,
     /// What failed was the client: the server may be able to do more.
@@ -110,7 +110,6 @@ fn measure(plan: &Plan, rate: Option<Rate>, times: u32) -> Result<LoadReport, St
     let duration = plan.window.duration().expect("a search has no number of requests") * times;
     plan.window.end = End::After(duration);
     let report = run::run(&plan, Observers::none())?.report;
-    // After a run that was ended early nobody wants the next.
     let interrupted = report.run.as_ref().is_some_and(|run| run.interrupted);
     if interrupted || report.duration_s < 0.99 * duration.as_secs_f64() {
         return Err(INTERRUPTED.into());
@@ -381,7 +380,7 @@ impl Found {
         let noise = if rates.is_empty() {
             String::new()
         } else {
-            format!(" At {} one run of three was of another mind: noise.", rates.join(", "))
+            format!(" At {} one run of three disagreed with the others: noise.", rates.join(", "))
         };
         format!("{answer}{client}{noise}{end}")
     }
@@ -497,7 +496,7 @@ mod tests {
             found.highest_held_per_s.unwrap() < 800.0 && found.lowest_failed_per_s.unwrap() > 600.0,
             "{found:?}"
         );
-        assert!(!found.disagreed_at_per_s.is_empty() && found.answer().contains("of another mind"));
+        assert!(!found.disagreed_at_per_s.is_empty() && found.answer().contains("disagreed"));
     }
 
     #[test]

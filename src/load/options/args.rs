@@ -397,7 +397,7 @@ impl LoadArgs {
             (is_ramp && self.requests.is_some(), "--rate A..B ends with the --duration, not with --requests"),
             (
                 self.think.is_some() && is_open_loop && !self.sessions,
-                "--think is for a closed loop or --sessions: in an open loop nobody waits",
+                "--think is for a closed loop or --sessions: in an open loop no user waits",
             ),
             (
                 self.deadline.is_some() && !is_open_loop,

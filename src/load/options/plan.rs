@@ -24,7 +24,7 @@ pub struct Plan {
     pub pacing: Pacing,
     pub window: PlannedWindow,
     pub background: Background,
-    /// Workers that the server is said to have; 0 when nobody said so.
+    /// Workers that the server is said to have; 0 when it is not known.
     pub workers: u32,
     pub show: Show,
     pub output: Output,

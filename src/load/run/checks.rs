@@ -77,7 +77,7 @@ fn pattern(pacing: &Pacing) -> Pattern {
     }
 }
 
-/// The parts of the window as intervals, so far as their means tell.
+/// The parts of the window as intervals, of which only counts and means are known.
 fn intervals(counted: &Counted) -> Vec<IntervalReport> {
     let parts = counted.tally.series.parts(counted.window.duration_ns());
     let interval = |(from_ns, to_ns, part): (u64, u64, Part)| IntervalReport {

@@ -106,7 +106,7 @@ fn advice(errno: Errno) -> &'static str {
     match errno {
         Errno::ECONNREFUSED | Errno::ETIMEDOUT | Errno::ENOENT => "is the server running?",
         Errno::EADDRNOTAVAIL => "is each --source an address of this machine, with a port to spare?",
-        Errno::ENETUNREACH | Errno::EHOSTUNREACH => "there is no way to this address; is it right?",
+        Errno::ENETUNREACH | Errno::EHOSTUNREACH => "no route leads to this address; is it right?",
         Errno::EMFILE | Errno::ENFILE => "raise `ulimit -n`, or ask for fewer connections",
         Errno::EACCES | Errno::EPERM => "may this user connect, and does no firewall forbid it?",
         _ => "is the address right?",

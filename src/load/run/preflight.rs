@@ -11,7 +11,7 @@ use crate::load::options::plan::{Close, End, Plan};
 /// Descriptors beside the connections: standard streams, epoll instances, the files of the run.
 const OTHER_DESCRIPTORS: u64 = 32;
 /// What one thread connects and closes per second on a loopback, at the very most (117,000 were seen, half of them
-/// by the server): the bound for a closed loop, whose rate nobody knows beforehand.
+/// by the server): the bound for a closed loop, whose rate is not known beforehand.
 const MAX_CONNECTIONS_PER_S: f64 = 50_000.0;
 /// TCP_TIMEWAIT_LEN, a constant of the kernel (include/net/tcp.h).
 const TIME_WAIT_S: f64 = 60.0;
@@ -186,7 +186,7 @@ fn time_wait(run: &Demand, limits: &Limits) -> Option<String> {
     ))
 }
 
-/// Of a server on this machine: another's limits nobody here can know.
+/// Of a server on this machine: the limits of another machine are not known here.
 fn accept_queue(run: &Demand, limits: &Limits) -> Option<String> {
     (run.on_loopback && run.at_once > limits.somaxconn).then(|| {
         format!(

@@ -88,7 +88,7 @@ pub fn report(plan: &Plan, measured: &Measured) -> LoadReport {
     }
 }
 
-/// Of a number of requests only the moments tell how long they should have taken: n of them are n − 1 gaps.
+/// A number of requests should have taken as long as their due times span: n of them have n − 1 gaps.
 fn offered(plan: &Plan, tally: &Tally, window: &Window) -> f64 {
     let (due, span_ns) = match plan.window.requests() {
         None => (tally.due_in_window, window.duration_ns()),
@@ -126,7 +126,7 @@ fn workers(tally: &Tally, expected: usize) -> Vec<WorkerShare> {
         latency_us: share.latency.as_ref().filter(|times| times.count() > 0).map(|times| times.latency()),
     };
     let mut workers: Vec<WorkerShare> = tally.workers.iter().map(report).collect();
-    // Room was made beforehand; only answers tell that there are workers.
+    // Room was made before the start; workers are known only from answers.
     if workers.iter().all(|share| share.connections == 0) {
         return Vec::new();
     }

@@ -1,4 +1,4 @@
-//! How the run went: answers from its beginning to its end, on a machine that left it alone.
+//! How the run went: answers from its beginning to its end, on a machine that did not disturb it.
 
 use super::*;
 use crate::stats::{median, spearman};
@@ -32,8 +32,8 @@ pub const SERVED: Rule = Rule {
     judge: served,
 };
 
-/// Half of a run is no run: a server that dies in mid-window leaves figures that look sound, since what is never
-/// answered has no rate, and little weight among all that was.
+/// A server that dies in the middle of the window leaves figures that look good: what is never answered has no rate, and
+/// little weight among all that was answered.
 fn served(facts: &RunFacts) -> Option<Finding> {
     let measured: Vec<&IntervalReport> =
         facts.intervals.iter().filter(|interval| interval.measured).collect();
@@ -330,8 +330,8 @@ pub const PERCENTILES: Rule = Rule {
     judge: percentiles,
 };
 
-/// Few answers make a percentile uncertain, not wrong, and the reader can be told how few. To call every short run
-/// suspect teaches to ignore the word. Only below 100 answers is it one: what stands under p99 is the maximum then.
+/// Few answers make a percentile uncertain, not wrong, and the reason says how few there are. Only below 100 answers is a
+/// run suspect: then p99 is the maximum.
 fn percentiles(facts: &RunFacts) -> Option<Finding> {
     if facts.responses == 0 {
         return None;

@@ -81,7 +81,7 @@ pub struct RunFacts<'a> {
     pub late_start_ns: Option<u64>,
 }
 
-/// Below this p-value chance is no explanation: of a thousand good runs one is accused. z is the same in standard
+/// Below this p-value chance does not explain it: of a thousand good runs one fails. z is the same in standard
 /// deviations of the normal distribution, two-sided.
 const P_BAR: f64 = 0.001;
 const Z_BAR: f64 = 3.29;
@@ -130,7 +130,7 @@ const ANSWERS_BEYOND: f64 = 10.0;
 const CONNECTIONS_OPEN: f64 = 0.9;
 /// From this much on a client began too late to be part of the same load.
 pub(crate) const LATE_START_NS: u64 = 100_000_000;
-/// From this share of the window on, silence at its end is no chance; it must have cost so many answers, too.
+/// From this share of the window on, silence at its end is not chance; it must have cost so many answers, too.
 const SILENCE: f64 = 0.1;
 const ANSWERS_MISSED: f64 = 10.0;
 /// What was lost to an accept queue is sent again after this time at the earliest (TCP_RTO_MIN, include/net/tcp.h).
@@ -230,7 +230,7 @@ impl RunFacts<'_> {
 }
 
 /// Requests that a server which keeps up has under way at the end of the window (Little's law). A mean beyond
-/// a twentieth of the run is no steady state and excuses nothing.
+/// a twentieth of the run is not a steady state and excuses nothing.
 pub(crate) fn rightly_under_way(offered_per_s: f64, mean_response_us: f64, duration_s: f64) -> f64 {
     offered_per_s * (mean_response_us / 1e6).min(0.05 * duration_s)
 }
