@@ -2,7 +2,6 @@
 //! is refused here, and no file behind this folder knows an option.
 
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -10,16 +9,18 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, value_parser};
 
 use crate::load::options::background::Background;
-use crate::load::options::engine::EngineName;
 use crate::load::options::gate::Gate;
 use crate::load::options::plan::{
-    Close, Connections, End, FileFormat, Format, Method, Output, Pacing, Plan, PlannedWindow, Progress,
-    Request, Show, Threads,
+    Close, Connections, End, EngineName, FileFormat, Format, Method, Output, Pacing, Plan, PlannedWindow,
+    Progress, Request, Show, Threads,
 };
 use crate::load::options::source::Sources;
 use crate::load::options::sweep::Sweep;
 use crate::load::options::target::Target;
-use crate::load::schedule::{Arrivals, Profile, Rate, Spacing, Think, parse_replay};
+use crate::load::options::values::{
+    ArrivalsOption, MethodOption, RateOption, is_host, parse_header, parse_interval, parse_moment, parse_out,
+};
+use crate::load::schedule::{Arrivals, Profile, Spacing, Think, parse_replay};
 use crate::units::{format_duration, parse_duration, parse_positive_duration};
 
 const EXAMPLES: &str = "\
@@ -542,135 +543,6 @@ fn replay_length(due_ns: &[u64]) -> Duration {
     Duration::from_nanos(last + (last / due_ns.len().max(1) as u64).max(1))
 }
 
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum RateOption {
-    Constant(Rate),
-    Ramp(Rate, Rate),
-}
-
-impl FromStr for RateOption {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<RateOption, String> {
-        match text.split_once("..") {
-            Some((from, to)) => Ok(RateOption::Ramp(from.parse()?, to.parse()?)),
-            None => text.parse().map(RateOption::Constant),
-        }
-    }
-}
-
-#[derive(Debug, Clone, PartialEq)]
-enum ArrivalsOption {
-    Gaps(Spacing),
-    Replay(PathBuf),
-}
-
-impl FromStr for ArrivalsOption {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<ArrivalsOption, String> {
-        match text.strip_prefix("replay:") {
-            Some("") => Err("replay:FILE needs the name of a file".into()),
-            Some(file) => Ok(ArrivalsOption::Replay(file.into())),
-            None => text.parse().map(ArrivalsOption::Gaps),
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct MethodOption(Method, u32);
-
-impl FromStr for MethodOption {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<MethodOption, String> {
-        const MOST_BYTES: u32 = 16 * 1024 * 1024;
-        let Some((method, bytes)) = text.split_once(':') else { return Ok(MethodOption(text.parse()?, 0)) };
-        let bytes = bytes.parse().ok().filter(|&bytes| bytes <= MOST_BYTES);
-        let bytes =
-            bytes.ok_or_else(|| format!("a body has from 0 to {MOST_BYTES} bytes, like POST:1000"))?;
-        Ok(MethodOption(method.parse()?, bytes))
-    }
-}
-
-impl FromStr for Show {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Show, String> {
-        const MOST: u32 = 1_000_000;
-        let mut show = Show::default();
-        for part in text.split(',') {
-            let (what, count) = part.split_once(':').unwrap_or((part, ""));
-            let place = match what {
-                "answers" => &mut show.answers,
-                "order" => &mut show.order,
-                _ => return Err(format!("{part:?} is not answers:N or order:N")),
-            };
-            let count = count.parse().ok().filter(|&count| count <= MOST);
-            *place =
-                count.ok_or_else(|| format!("{part:?} is not a number from 0 to {MOST}, like {what}:20"))?;
-        }
-        Ok(show)
-    }
-}
-
-/// A moment further ahead was meant as milliseconds.
-const FURTHEST_START: Duration = Duration::from_secs(24 * 60 * 60);
-/// A start that is not later than this is judged by the verdict; a later one is a typing error.
-const LATEST_START: Duration = Duration::from_secs(10);
-
-/// A header line that cannot smuggle in a second one, nor the fields that decide where a request ends.
-fn parse_header(text: &str) -> Result<String, String> {
-    let (name, value) = text.split_once(':').ok_or("a header looks like 'Name: value'")?;
-    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    if name.is_empty() || !name.bytes().all(is_token) || value.bytes().any(|byte| byte.is_ascii_control()) {
-        return Err(format!(
-            "{text:?} is not a header: a name of letters, digits and dashes, a colon, one line of value"
-        ));
-    }
-    if ["content-length", "transfer-encoding", "connection"].contains(&name.to_ascii_lowercase().as_str()) {
-        return Err(format!("{name} is written by loadgen itself"));
-    }
-    Ok(format!("{name}: {}", value.trim()))
-}
-
-/// Whether a header names the host, and so replaces that of the URL.
-pub fn is_host(header: &str) -> bool {
-    header.split_once(':').is_some_and(|(name, _)| name.eq_ignore_ascii_case("host"))
-}
-
-/// To send shorter ones would be more work than to measure.
-fn parse_interval(text: &str) -> Result<Duration, String> {
-    match parse_duration(text)? {
-        interval if interval >= Duration::from_millis(1) => Ok(interval),
-        _ => Err("an interval has at least a millisecond".into()),
-    }
-}
-
-/// The format of a file, by its ending.
-fn parse_out(text: &str) -> Result<(FileFormat, PathBuf), String> {
-    let file = PathBuf::from(text);
-    let format = match file.extension().and_then(|ending| ending.to_str()) {
-        Some("ndjson") => FileFormat::Ndjson,
-        Some("hgrm") => FileFormat::Hgrm,
-        Some("csv") => FileFormat::Csv,
-        Some("json") => FileFormat::Json,
-        _ => return Err("its name ends with .json, .csv, .hgrm or .ndjson, which says the format".into()),
-    };
-    Ok((format, file))
-}
-
-/// Seconds since 1970, with a fraction if need be; not more than a day ahead.
-fn parse_moment(text: &str) -> Result<SystemTime, String> {
-    let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of seconds since 1970"))?;
-    let since = Duration::try_from_secs_f64(seconds).map_err(|error| format!("{text}: {error}"))?;
-    let now = SystemTime::now();
-    let is_soon = |moment: &SystemTime| (now - LATEST_START..=now + FURTHEST_START).contains(moment);
-    SystemTime::UNIX_EPOCH.checked_add(since).filter(is_soon).ok_or_else(|| {
-        format!("{text} is over, or more than a day ahead; write it in seconds, like $(($(date +%s) + 5))")
-    })
-}
-
 /// The plan of a run that loadgen makes of itself, from the options that a person would write.
 ///
 /// # Panics
@@ -751,14 +623,6 @@ mod tests {
         assert_eq!((plan.connections.count, plan.threads.count), (8, 2));
         assert_eq!(plan.window.end, End::After(Duration::from_secs(3)));
         assert_eq!(plan.request.headers, ["Accept: */*"]);
-    }
-
-    #[test]
-    fn a_header_that_would_be_a_second_one_or_end_the_request_is_refused() {
-        for bad in ["", "X", ": x", "a b: c", "X: y\r\nZ: z", "content-length: 3", "Connection: close"] {
-            assert!(parse_header(bad).is_err(), "{bad:?} was accepted");
-        }
-        assert_eq!(parse_header("host:b"), Ok("host: b".into()));
     }
 
     #[test]

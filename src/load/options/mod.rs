@@ -2,9 +2,9 @@
 
 pub mod args;
 pub mod background;
-pub mod engine;
 pub mod gate;
 pub mod plan;
 pub mod source;
 pub mod sweep;
 pub mod target;
+pub mod values;

@@ -7,7 +7,6 @@ use std::time::{Duration, SystemTime};
 use clap::ValueEnum;
 
 use crate::load::options::background::Background;
-use crate::load::options::engine::EngineName;
 use crate::load::options::source::Sources;
 use crate::load::options::target::Target;
 use crate::load::schedule::{Arrivals, Profile, Rate, Spacing, Think};
@@ -127,6 +126,13 @@ pub struct Threads {
     pub engine: EngineName,
     pub busy_poll: bool,
     pub pin: bool,
+}
+
+/// What carries the bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EngineName {
+    Epoll,
+    IoUring,
 }
 
 /// When requests are due.

@@ -44,7 +44,7 @@ impl Limits {
         let value = |name, default| sysctl(name).and_then(|text| text.parse().ok()).unwrap_or(default);
         Limits {
             descriptors,
-            ports: ports(&range, &reserved),
+            ports: count_ports(&range, &reserved),
             time_wait_reuse: value("net/ipv4/tcp_tw_reuse", 2),
             time_wait_reuse_delay_s: value("net/ipv4/tcp_tw_reuse_delay", 1000) as f64 / 1e3,
             somaxconn: value("net/core/somaxconn", 4096),
@@ -70,111 +70,84 @@ pub fn prepare(plan: &Plan) -> Result<Vec<String>, String> {
 /// # Errors
 /// One line, when it cannot fit at all.
 pub fn advise(plan: &Plan, limits: &Limits) -> Result<Vec<String>, String> {
-    let run = Demand::of(plan);
-    fits_descriptors(&run, limits)?;
+    let connections = u64::from(plan.connections.count) + plan.background.total();
+    let needed = connections + u64::from(plan.threads.count) + OTHER_DESCRIPTORS;
+    if needed > limits.descriptors {
+        return Err(format!(
+            "open {connections} connections: they need {needed} descriptors, the limit is {}; raise `ulimit -Hn` or \
+             ask for fewer",
+            limits.descriptors
+        ));
+    }
     if plan.target.unix.is_some() {
         // No ports; the backlog of the socket is the server's own.
         return Ok(Vec::new());
     }
-    fits_ports(&run, limits)?;
-    Ok([time_wait(&run, limits), accept_queue(&run, limits)].into_iter().flatten().collect())
-}
-
-/// What a run asks of the machine.
-struct Demand {
-    threads: u64,
-    /// Open at the same time, those that send nothing or slowly too.
-    connections: u64,
-    /// Of them, those that connect all at once.
-    at_once: u64,
-    sources: u64,
-    on_loopback: bool,
-    /// Connections that we close first, in good order, in each second and in all.
-    closed_by_us: Option<(f64, f64)>,
-}
-
-impl Demand {
-    fn of(plan: &Plan) -> Demand {
-        let host = &plan.target.host;
-        let loopback_address = host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
-        Demand {
-            threads: u64::from(plan.threads.count),
-            connections: u64::from(plan.connections.count) + plan.background.total(),
-            at_once: u64::from(plan.connections.count),
-            sources: plan.sources.as_ref().map_or(1, |sources| sources.addresses.len() as u64),
-            on_loopback: loopback_address || host.eq_ignore_ascii_case("localhost"),
-            closed_by_us: closed_by_us(plan),
-        }
-    }
-
-    fn ports(&self, limits: &Limits) -> f64 {
-        (limits.ports * self.sources) as f64
-    }
-
-    /// How long a port is held that we closed first.
-    fn port_held_s(&self, limits: &Limits) -> f64 {
-        let reused = match limits.time_wait_reuse {
-            0 => false,
-            2 => self.on_loopback,
-            _ => true,
+    let ports = ports(plan, limits);
+    if connections > ports {
+        let addresses = match sources(plan) {
+            1 => "one source address has".into(),
+            count => format!("{count} source addresses have"),
         };
-        if reused { limits.time_wait_reuse_delay_s } else { TIME_WAIT_S }
+        return Err(format!(
+            "open {connections} connections to one server: {addresses} {ports} ports (net.ipv4.ip_local_port_range); \
+             connect from more with --source{}, or widen the range",
+            example_of_sources(plan)
+        ));
+    }
+    Ok([time_wait(plan, limits), accept_queue(plan, limits)].into_iter().flatten().collect())
+}
+
+fn sources(plan: &Plan) -> u64 {
+    plan.sources.as_ref().map_or(1, |sources| sources.addresses.len() as u64)
+}
+
+fn ports(plan: &Plan, limits: &Limits) -> u64 {
+    limits.ports * sources(plan)
+}
+
+fn is_on_loopback(plan: &Plan) -> bool {
+    let host = &plan.target.host;
+    host.parse().is_ok_and(|address: IpAddr| address.is_loopback()) || host.eq_ignore_ascii_case("localhost")
+}
+
+fn example_of_sources(plan: &Plan) -> &'static str {
+    if is_on_loopback(plan) { " 127.1.0.0/24" } else { "" }
+}
+
+/// How long a port is held that we closed first.
+fn port_held_s(plan: &Plan, limits: &Limits) -> f64 {
+    match limits.time_wait_reuse {
+        1 => limits.time_wait_reuse_delay_s,
+        2 if is_on_loopback(plan) => limits.time_wait_reuse_delay_s,
+        _ => TIME_WAIT_S,
     }
 }
 
-/// Who closes first keeps the port in TIME_WAIT. With --requests-per-connection that is the server, and then the
-/// client's port is free at once (tried: 500 connections through 100 ports, tcp_tw_reuse 0); a reset leaves none.
-fn closed_by_us(plan: &Plan) -> Option<(f64, f64)> {
-    if !plan.connections.connect_only() || plan.connections.close == Close::Rst {
-        return None;
-    }
-    let per_s = plan.pacing.mean_rate().unwrap_or(MAX_CONNECTIONS_PER_S * f64::from(plan.threads.count));
-    let measured = match plan.window.end {
-        End::Requests(requests) => requests as f64,
-        End::After(duration) => per_s * duration.as_secs_f64(),
-    };
-    Some((per_s, measured + per_s * plan.window.warmup.as_secs_f64()))
-}
-
-fn fits_descriptors(run: &Demand, limits: &Limits) -> Result<(), String> {
-    let needed = run.connections + run.threads + OTHER_DESCRIPTORS;
-    if needed <= limits.descriptors {
-        return Ok(());
-    }
-    Err(format!(
-        "open {} connections: they need {needed} descriptors, the limit is {}; raise `ulimit -Hn` or ask for fewer",
-        run.connections, limits.descriptors
-    ))
-}
-
-fn fits_ports(run: &Demand, limits: &Limits) -> Result<(), String> {
-    let ports = limits.ports * run.sources;
-    if run.connections <= ports {
-        return Ok(());
-    }
-    Err(format!(
-        "open {} connections to one server: {} have {ports} ports (net.ipv4.ip_local_port_range); connect from more \
-         with --source{}, or widen the range",
-        run.connections,
-        addresses(run.sources),
-        if run.on_loopback { " 127.1.0.0/24" } else { "" },
-    ))
+/// The side that closes first keeps the port in TIME_WAIT. With requests that is the server, and then the client's port is
+/// free at once (tried: 500 connections through 100 ports, tcp_tw_reuse 0); a reset leaves none.
+fn closes_first(plan: &Plan) -> bool {
+    plan.connections.connect_only() && plan.connections.close == Close::Fin && plan.target.unix.is_none()
 }
 
 /// Connections per second that find a source port at once where we close first and leave each in TIME_WAIT; `None` for
 /// a run of so few that each has its own.
 pub(crate) fn ports_per_s(plan: &Plan, limits: &Limits, connections: u64) -> Option<f64> {
-    let run = Demand::of(plan);
-    let at_hand = run.ports(limits) / PORTS_AT_HAND;
-    let is_bound = plan.target.unix.is_none() && run.closed_by_us.is_some() && connections as f64 > at_hand;
-    is_bound.then(|| at_hand / run.port_held_s(limits))
+    let at_hand = ports(plan, limits) as f64 / PORTS_AT_HAND;
+    let is_bound = closes_first(plan) && connections as f64 > at_hand;
+    is_bound.then(|| at_hand / port_held_s(plan, limits))
 }
 
-fn time_wait(run: &Demand, limits: &Limits) -> Option<String> {
-    let (per_s, in_all) = run.closed_by_us?;
-    let (held_s, ports) = (run.port_held_s(limits), run.ports(limits));
-    let at_hand = ports / PORTS_AT_HAND;
-    if in_all.min(per_s * held_s) <= at_hand {
+fn time_wait(plan: &Plan, limits: &Limits) -> Option<String> {
+    let per_s = plan.pacing.mean_rate().unwrap_or(MAX_CONNECTIONS_PER_S * f64::from(plan.threads.count));
+    let measured = match plan.window.end {
+        End::Requests(requests) => requests as f64,
+        End::After(duration) => per_s * duration.as_secs_f64(),
+    };
+    let in_all = measured + per_s * plan.window.warmup.as_secs_f64();
+    let (held_s, ports) = (port_held_s(plan, limits), ports(plan, limits));
+    let at_hand = ports as f64 / PORTS_AT_HAND;
+    if !closes_first(plan) || in_all.min(per_s * held_s) <= at_hand {
         return None;
     }
     Some(format!(
@@ -182,23 +155,20 @@ fn time_wait(run: &Demand, limits: &Limits) -> Option<String> {
          {ports} ports first: beyond {:.0} connections/s it has to search and gets slow, and fails with EADDRNOTAVAIL \
          when none is left; --close rst leaves no TIME_WAIT, --source{} has more ports",
         at_hand / held_s,
-        if run.on_loopback { " 127.1.0.0/24" } else { "" },
+        example_of_sources(plan)
     ))
 }
 
 /// Of a server on this machine: the limits of another machine are not known here.
-fn accept_queue(run: &Demand, limits: &Limits) -> Option<String> {
-    (run.on_loopback && run.at_once > limits.somaxconn).then(|| {
+fn accept_queue(plan: &Plan, limits: &Limits) -> Option<String> {
+    let at_once = u64::from(plan.connections.count);
+    (is_on_loopback(plan) && at_once > limits.somaxconn).then(|| {
         format!(
-            "{} connections are opened at once, an accept queue holds {} (net.core.somaxconn): a server that accepts \
-             more slowly lets some wait for a second or more; raise somaxconn and the server's --backlog",
-            run.at_once, limits.somaxconn
+            "{at_once} connections are opened at once, an accept queue holds {} (net.core.somaxconn): a server that \
+             accepts more slowly lets some wait for a second or more; raise somaxconn and the server's --backlog",
+            limits.somaxconn
         )
     })
-}
-
-fn addresses(count: u64) -> String {
-    if count == 1 { "one source address".into() } else { format!("{count} source addresses") }
 }
 
 /// Soft and hard.
@@ -211,7 +181,7 @@ fn sysctl(name: &str) -> Option<String> {
 }
 
 /// How many ports `first last` holds beside those of `8080,9148-9150`.
-fn ports(range: &str, reserved: &str) -> u64 {
+fn count_ports(range: &str, reserved: &str) -> u64 {
     // The default of ip_local_port_range (ip(7)).
     const DEFAULT: (u64, u64) = (32_768, 60_999);
     let pair = |text: &str, separator: fn(char) -> bool| {
@@ -323,10 +293,10 @@ mod tests {
 
     #[test]
     fn reserved_ports_are_not_there() {
-        assert_eq!(ports("32768\t60999", ""), 28_232);
-        assert_eq!(ports("40000 40099", "8080,40010,40090-40200"), 100 - 1 - 10);
-        assert_eq!(ports("", ""), 28_232);
-        assert_eq!(ports("5 4", "1-9"), 0);
+        assert_eq!(count_ports("32768\t60999", ""), 28_232);
+        assert_eq!(count_ports("40000 40099", "8080,40010,40090-40200"), 100 - 1 - 10);
+        assert_eq!(count_ports("", ""), 28_232);
+        assert_eq!(count_ports("5 4", "1-9"), 0);
     }
 
     #[test]

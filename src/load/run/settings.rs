@@ -5,9 +5,9 @@ use socket2::SockAddr;
 use crate::load::client::Settings;
 use crate::load::client::route::Route;
 use crate::load::counts::tally::Measures;
-use crate::load::options::args::is_host;
 use crate::load::options::plan::{Close, Method, Plan, Request};
 use crate::load::options::target::Target;
+use crate::load::options::values::is_host;
 
 /// Fits into one segment on every path (RFC 9293, section 3.7.1).
 const ONE_SEGMENT_BYTES: usize = 536;

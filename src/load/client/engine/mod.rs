@@ -14,7 +14,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use socket2::Socket;
 
-use crate::load::options::engine::EngineName;
+use crate::load::options::plan::EngineName;
 use crate::sys::uring::Uring;
 
 /// The token of the stop event; no connection has it, since slots stay far below 2³⁰.
