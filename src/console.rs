@@ -151,6 +151,28 @@ fn write_if_room(out: BorrowedFd, bytes: &[u8], wait: Duration) -> nix::Result<u
     }
 }
 
+/// Writes what the other end of a non-blocking descriptor takes, until nothing is left, or it has taken nothing for so
+/// long. The rest stays in `waiting`.
+///
+/// # Errors
+/// Those of write(2), but for EAGAIN.
+pub fn write_within(out: impl AsFd, waiting: &mut Vec<u8>, patience: Duration) -> nix::Result<()> {
+    let wait = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+    while !waiting.is_empty() {
+        match write(out.as_fd(), waiting) {
+            Ok(taken) => drop(waiting.drain(..taken)),
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => {
+                if poll(&mut [PollFd::new(out.as_fd(), PollFlags::POLLOUT)], wait) == Ok(0) {
+                    return Ok(());
+                }
+            }
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
 /// The log of a program that writes much of it, such as what its workers say: what finds no room waits here, up to a
 /// bound, and is written later.
 #[derive(Default)]

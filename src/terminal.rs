@@ -4,19 +4,19 @@
 //! terminal does not read, pictures are left out.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use ratatui::backend::CrosstermBackend;
 use ratatui::crossterm::event::{Event, KeyCode, KeyEventKind, KeyModifiers};
 use ratatui::crossterm::terminal::{disable_raw_mode, enable_raw_mode};
 use ratatui::layout::Rect;
 use ratatui::{Frame, TerminalOptions, Viewport};
 
+use crate::console::write_within;
 use crate::sys::terminal::window_size;
 
 /// A bar that fills `width` columns when `value` is `most`, in eighths of a column (Unicode block elements). What is
@@ -223,23 +223,8 @@ fn open_without_waiting(stream: &impl AsFd) -> io::Result<File> {
 fn give_back() {
     let Some(file) = ours().take() else { return };
     let _ = disable_raw_mode();
-    let (mut left, end) = (GIVE_BACK, Instant::now() + PATIENCE);
-    while !left.is_empty() {
-        match (&*file).write(left) {
-            Ok(written) => left = &left[written..],
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                let wait = end.saturating_duration_since(Instant::now());
-                if wait.is_zero() {
-                    return;
-                }
-                let wait = PollTimeout::try_from(wait).unwrap_or(PollTimeout::ZERO);
-                let _ = poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLOUT)], wait);
-            }
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            // Where the terminal is gone there is nothing to give back.
-            Err(_) => return,
-        }
-    }
+    // Where the terminal is gone there is nothing to give back.
+    let _ = write_within(&file, &mut GIVE_BACK.to_vec(), PATIENCE);
 }
 
 fn ours() -> MutexGuard<'static, Option<Arc<File>>> {
@@ -271,16 +256,7 @@ impl Write for Waiting {
 
     /// Writes what the terminal takes now.
     fn flush(&mut self) -> io::Result<()> {
-        let mut bytes = self.bytes();
-        while !bytes.is_empty() {
-            match (&*self.file).write(&bytes) {
-                Ok(written) => drop(bytes.drain(..written)),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
+        Ok(write_within(&self.file, &mut self.bytes(), Duration::ZERO)?)
     }
 }
 

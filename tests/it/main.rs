@@ -51,6 +51,7 @@ mod select;
 mod stopping;
 mod theory;
 mod timing;
+mod unread_files;
 mod uring;
 mod waiting;
 mod watch;

@@ -1,9 +1,8 @@
 //! One run with all that its plan asks for: its observers, its files, its report.
 
-use crate::console;
 use crate::load::options::plan::{FileFormat, Plan, Progress};
 use crate::load::output::export::{Files, Ndjson, both};
-use crate::load::output::live;
+use crate::load::output::live::Live;
 use crate::load::run::observers::{Observer, Observers};
 use crate::load::run::{self, Outcome};
 use crate::report::LoadReport;
@@ -32,13 +31,7 @@ fn observers(plan: &Plan) -> Result<Observers, String> {
     }
     // Last: what fails before is said on a terminal that is not taken yet.
     if plan.output.progress == Progress::Live {
-        match live::View::open(plan) {
-            Ok(view) => observers.push(Box::new(view)),
-            Err(why) => {
-                console::log(format_args!("loadgen: {why}"));
-                observers.push(Box::new(live::Progress::new(plan)));
-            }
-        }
+        observers.push(Box::new(Live::new(plan)));
     }
     Ok(Observers { observers, every: plan.output.interval })
 }

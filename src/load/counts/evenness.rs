@@ -56,6 +56,12 @@ pub fn measure(counts: &[u64]) -> Evenness {
     }
 }
 
+/// D, where there is something to compare.
+pub fn dispersion(counts: &[u64]) -> Option<f64> {
+    let (k, n) = (counts.len(), counts.iter().sum::<u64>());
+    (n > 0 && k > 1).then(|| chi_square(counts, n as f64 / k as f64) / (k - 1) as f64)
+}
+
 fn chi_square(counts: &[u64], mean: f64) -> f64 {
     counts.iter().map(|&count| (count as f64 - mean).powi(2)).sum::<f64>() / mean
 }

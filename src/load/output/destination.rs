@@ -2,13 +2,12 @@
 //! it longer than a second, and what it did not take is reported as missing.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
-use std::os::fd::AsFd;
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use crate::console::write_within;
 
 /// What is kept in memory for a reader.
 const MOST_WAITING: usize = 1 << 20;
@@ -75,32 +74,14 @@ impl Destination {
         }
     }
 
-    /// Until nothing is left, or nothing has been taken for so long.
     fn try_to_flush(&mut self, patience: Duration) -> io::Result<()> {
         if self.file.is_none() {
             self.file = open(&self.path)?;
         }
-        let Some(file) = &mut self.file else { return Ok(()) };
-        let mut end = Instant::now() + patience;
-        while !self.waiting.is_empty() {
-            match file.write(&self.waiting) {
-                Ok(taken) => {
-                    self.waiting.drain(..taken);
-                    end = Instant::now() + patience;
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    let wait = end.saturating_duration_since(Instant::now());
-                    if wait.is_zero() {
-                        return Ok(());
-                    }
-                    let wait = PollTimeout::try_from(wait).unwrap_or(PollTimeout::ZERO);
-                    let _ = poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLOUT)], wait);
-                }
-                Err(error) => return Err(error),
-            }
+        match &self.file {
+            Some(file) => Ok(write_within(file, &mut self.waiting, patience)?),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 

@@ -10,8 +10,7 @@
 //! A file is created before the run, since a path that cannot be written should not cost a measurement; and a disk
 //! that is full afterwards costs that file alone.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use hdrhistogram::serialization::V2DeflateSerializer;
@@ -21,6 +20,7 @@ use serde_json::Value;
 use crate::load::counts::distributions::{Distributions, Span};
 use crate::load::counts::histogram::Times;
 use crate::load::options::plan::FileFormat;
+use crate::load::output::destination::Destination;
 use crate::load::run::observers::Observer;
 use crate::report::{IntervalReport, Latency, LoadReport};
 
@@ -135,17 +135,18 @@ impl Files {
         span: &Span,
         report: &LoadReport,
     ) -> Result<(), String> {
-        let write = |format, out: BufWriter<&File>| match format {
-            FileFormat::Hlog => hlog(out, distributions, span),
-            FileFormat::Hgrm => hgrm(out, &distributions.response),
-            FileFormat::Csv => csv(out, report),
-            FileFormat::Json => json(out, report),
-            FileFormat::Ndjson => Ok(()),
-        };
         let mut outcome = Ok(());
-        for (format, destination) in &self.destinations {
-            let written = write(*format, BufWriter::new(&destination.file));
-            outcome = both(outcome, written.map_err(|error| destination.failed(&error)));
+        for (format, mut destination) in self.destinations {
+            let mut bytes = Vec::new();
+            let made = match format {
+                FileFormat::Hlog => hlog(&mut bytes, distributions, span),
+                FileFormat::Hgrm => hgrm(&mut bytes, &distributions.response),
+                FileFormat::Csv => csv(&mut bytes, report),
+                FileFormat::Json => json(&mut bytes, report),
+                FileFormat::Ndjson => Ok(()),
+            };
+            destination.write(&bytes);
+            outcome = both(outcome, made.map_err(|error| error.to_string()).and(destination.finish()));
         }
         outcome
     }
@@ -159,54 +160,25 @@ pub fn both(one: Result<(), String>, other: Result<(), String>) -> Result<(), St
     }
 }
 
-/// An open file that knows its name.
+/// A line of JSON for every interval, written before the next begins.
 #[derive(Debug)]
-struct Destination {
-    file: File,
-    path: PathBuf,
-}
-
-impl Destination {
-    fn create(path: &Path) -> Result<Destination, String> {
-        let file = File::create(path).map_err(|error| format!("create {}: {error}", path.display()))?;
-        Ok(Destination { file, path: path.into() })
-    }
-
-    fn failed(&self, error: &io::Error) -> String {
-        format!("write {}: {error}", self.path.display())
-    }
-}
-
-/// A line of JSON for every interval, each on the disk before the next begins.
-#[derive(Debug)]
-pub struct Ndjson {
-    destination: Destination,
-    /// The first failure ends the file, not the run.
-    outcome: Result<(), String>,
-}
+pub struct Ndjson(Destination);
 
 impl Ndjson {
     pub fn create(path: &Path) -> Result<Ndjson, String> {
-        Ok(Ndjson { destination: Destination::create(path)?, outcome: Ok(()) })
-    }
-
-    fn write(&mut self, interval: &IntervalReport) -> io::Result<()> {
-        let mut line = serde_json::to_vec(interval).map_err(io::Error::other)?;
-        line.push(b'\n');
-        // One write(2) for a line, so that who follows the file sees whole ones.
-        self.destination.file.write_all(&line)
+        Destination::create(path).map(Ndjson)
     }
 }
 
 impl Observer for Ndjson {
     fn observe(&mut self, interval: &IntervalReport, _so_far: &Latency) {
-        if self.outcome.is_ok() {
-            self.outcome = self.write(interval).map_err(|error| self.destination.failed(&error));
-        }
+        let line = serde_json::to_string(interval).expect("a plain struct serializes") + "\n";
+        // One write(2) for a line: a program that follows the file sees whole ones.
+        self.0.write(line.as_bytes());
     }
 
     fn finish(self: Box<Self>) -> Result<(), String> {
-        self.outcome
+        self.0.finish()
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use crate::load::counts::evenness;
 use crate::load::options::plan::Plan;
 use crate::load::output::heading;
-use crate::report::{IntervalReport, Latency};
+use crate::report::{IntervalReport, Latency, WorkerShare};
 
 /// Workers told apart; the rest are left out.
 const MOST_WORKERS: u32 = 4096;
@@ -64,12 +65,6 @@ impl Phase {
     }
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Share {
-    pub connections: u64,
-    pub requests: u64,
-}
-
 /// Everything the picture shows.
 #[derive(Debug, Default)]
 pub struct State {
@@ -87,12 +82,12 @@ pub struct State {
     pub errors: u64,
     pub rates: Rates,
     /// By the worker's number. Connections of the whole run, requests like `requests`.
-    pub workers: BTreeMap<u32, Share>,
+    pub workers: BTreeMap<u32, WorkerShare>,
 }
 
 impl State {
     pub fn new(goal: Goal) -> State {
-        let workers = (0..goal.workers).map(|worker| (worker, Share::default())).collect();
+        let workers = (0..goal.workers).map(|worker| (worker, WorkerShare::default())).collect();
         State { goal, workers, ..State::default() }
     }
 
@@ -113,7 +108,7 @@ impl State {
         self.rates.push(interval.qps);
         for (worker, gained) in &interval.workers {
             let Some(worker) = worker.parse().ok().filter(|&worker| worker < MOST_WORKERS) else { continue };
-            let share: &mut Share = self.workers.entry(worker).or_default();
+            let share: &mut WorkerShare = self.workers.entry(worker).or_default();
             share.connections += gained.connections;
             share.requests += gained.requests;
         }
@@ -133,12 +128,9 @@ impl State {
         by_time.or(by_count).map(|share| share.clamp(0.0, 1.0))
     }
 
-    /// X² / (k − 1) of what the workers have, see [`crate::load::counts::evenness`]; its p-value is for the report.
-    pub fn dispersion(&self, of: fn(&Share) -> u64) -> Option<f64> {
-        let (k, n) = (self.workers.len() as f64, self.workers.values().map(of).sum::<u64>() as f64);
-        let mean = n / k;
-        let squares: f64 = self.workers.values().map(|share| (of(share) as f64 - mean).powi(2)).sum();
-        (k > 1.0 && n > 0.0).then(|| squares / mean / (k - 1.0))
+    /// D of what the workers have, as in the report.
+    pub fn dispersion(&self, of: fn(&WorkerShare) -> u64) -> Option<f64> {
+        evenness::dispersion(&self.workers.values().map(of).collect::<Vec<_>>())
     }
 }
 
@@ -191,7 +183,6 @@ fn mean(values: &[f64]) -> f64 {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::report::WorkerShare;
 
     pub(crate) fn interval(number: u32, measured: bool, requests: u64) -> IntervalReport {
         let share = |connections, requests| WorkerShare { connections, requests, latency_us: None };
@@ -230,15 +221,6 @@ pub(super) mod tests {
         assert_eq!(connections, [4, 0, 0]);
         assert_eq!(state.workers[&10].requests, 900 + 3);
         assert_eq!(state.progress(), Some(1.0));
-    }
-
-    #[test]
-    fn dispersion_is_that_of_the_report() {
-        let mut state = State::new(Goal::default());
-        assert_eq!(state.dispersion(|share| share.requests), None);
-        state.add(&interval(0, true, 400));
-        let expected = crate::load::counts::evenness::measure(&[100, 300]).dispersion;
-        assert!((state.dispersion(|share| share.requests).unwrap() - expected).abs() < 1e-9);
     }
 
     #[test]
