@@ -11,7 +11,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::io::{self, IsTerminal};
+use std::io;
 use std::process::ExitCode;
 
 use acceptlab::console;
@@ -26,6 +26,7 @@ use acceptlab::load::options::sweep::Sweep;
 use acceptlab::load::output::heading::heading;
 use acceptlab::load::output::{explain, text};
 use acceptlab::report::LoadReport;
+use acceptlab::terminal::{Paint, width};
 use serde::Serialize;
 
 /// Measured, and a --fail-if holds.
@@ -102,7 +103,8 @@ fn sweep(plan: &Plan, rates: Sweep, format: Format) -> Result<(), String> {
 }
 
 fn render(report: &LoadReport) -> String {
-    text::render(report, &heading(report, io::stdout().is_terminal()))
+    let out = io::stdout();
+    text::render(report, &heading(report), Paint::on(&out), width(&out))
 }
 
 /// A result in the format that was asked for.

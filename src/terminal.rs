@@ -81,6 +81,11 @@ pub struct Paint {
 }
 
 impl Paint {
+    /// For what is written to this stream.
+    pub fn on(stream: &impl IsTerminal) -> Paint {
+        Paint { has_colour: has_colour(stream) }
+    }
+
     pub fn bold(self, text: &str) -> String {
         self.sgr("1", text)
     }

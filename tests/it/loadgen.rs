@@ -554,7 +554,7 @@ fn the_text_report_has_the_trace_the_percentiles_and_a_bar_per_worker() {
     for part in [
         "60 answers in",
         "p99.9",
-        "latency",
+        "response",
         "connect",
         "errors       none",
         "D = 0.00",

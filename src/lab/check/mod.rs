@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use crate::console;
 use crate::lab::observe::processes::{Process, family};
 use crate::lab::program::{Interrupt, Stop, print_until};
-use crate::terminal::{Paint, has_colour};
+use crate::terminal::Paint;
 
 pub mod client;
 pub mod server;
@@ -92,7 +92,7 @@ pub fn points() -> Vec<&'static Point> {
 /// When the command could not be started, or the interrupt came.
 pub fn run(command: &[String], json: bool, interrupt: &Interrupt) -> Result<bool, Stop> {
     let points = points();
-    let paint = Paint { has_colour: has_colour(&std::io::stdout()) };
+    let paint = Paint::on(&std::io::stdout());
     let program = Program::new(command).until(interrupt);
     let mut judged = 0;
     let verdicts = judge(&program, &points, |point, verdict| {

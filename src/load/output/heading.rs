@@ -9,8 +9,8 @@ use crate::report::{ArrivalsKind, Configuration, LoadReport};
 use crate::units::format_duration;
 
 /// Of a run, or of the sum of several.
-pub fn heading(report: &LoadReport, has_colour: bool) -> Heading<'_> {
-    let Some(run) = &report.run else { return Heading { has_colour, ..Heading::default() } };
+pub fn heading(report: &LoadReport) -> Heading<'_> {
+    let Some(run) = &report.run else { return Heading::default() };
     let load = match run.merged_from {
         None => in_words(&run.configuration, Some(run.seed)),
         Some(clients) => {
@@ -26,7 +26,6 @@ pub fn heading(report: &LoadReport, has_colour: bool) -> Heading<'_> {
         path,
         open_loop: run.configuration.is_open_loop(),
         workers: run.configuration.workers,
-        has_colour,
     }
 }
 

@@ -1,15 +1,18 @@
-//! The report for people: the same numbers, in shapes. Pure: a report in, a text out.
+//! The report as text with bars, for people. Pure: a report in, a text out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use crate::load::verdict::BUSY_CLIENT;
+use crate::metrics;
 use crate::report::{Evenness, Latency, LoadReport, SlowBook, Traced, Verdict, WorkerShare};
 use crate::terminal::{Paint, bar, wrapped};
 use crate::units::time;
 
-/// What every terminal has.
-const COLUMNS: usize = 80;
+/// Sentences are no wider, however wide the terminal is.
+const MOST_COLUMNS: usize = 100;
+/// Bars and tables need so much.
+const LEAST_COLUMNS: usize = 80;
 /// Columns of the name that a line begins with.
 const NAME_COLUMNS: usize = 13;
 /// Where the figures of evenness stand: behind `connections per worker`.
@@ -33,15 +36,15 @@ pub struct Heading<'a> {
     pub open_loop: bool,
     /// Workers that the server is known to have; those beyond are shown when they did something.
     pub workers: u32,
-    pub has_colour: bool,
 }
 
-pub fn render(report: &LoadReport, heading: &Heading) -> String {
+/// The report in lines of `columns` at most.
+pub fn render(report: &LoadReport, heading: &Heading, paint: Paint, columns: usize) -> String {
+    let columns = columns.clamp(LEAST_COLUMNS, MOST_COLUMNS);
     let mut text = String::new();
-    let paint = Paint { has_colour: heading.has_colour };
     trace(&mut text, &report.trace, heading);
     let _ = writeln!(text, "{}", paint.bold(heading.url));
-    heading.load.lines().flat_map(|line| wrapped(line, COLUMNS, 2)).for_each(|line| {
+    heading.load.lines().flat_map(|line| wrapped(line, columns, 2)).for_each(|line| {
         let _ = writeln!(text, "{line}");
     });
     text.push('\n');
@@ -49,18 +52,18 @@ pub fn render(report: &LoadReport, heading: &Heading) -> String {
     let rows = rows(report, heading.open_loop);
     latencies(&mut text, &rows, report);
     spectrum(&mut text, &rows, paint);
-    errors(&mut text, report, paint);
+    errors(&mut text, report, paint, columns);
     connections(&mut text, report);
     report.slow.iter().for_each(|book| slow(&mut text, book));
     let shares = shares(report, heading.workers);
     workers(&mut text, report, &shares, paint);
-    order(&mut text, report, shares.len());
+    order(&mut text, report, shares.len(), columns);
     client(&mut text, report, paint);
-    trust(&mut text, report, paint);
+    trust(&mut text, report, paint, columns);
     text
 }
 
-/// As siege prints it.
+/// In the format of siege.
 fn trace(text: &mut String, trace: &[Traced], heading: &Heading) {
     for answer in trace {
         let _ = writeln!(
@@ -91,11 +94,16 @@ fn rate(text: &mut String, report: &LoadReport, paint: Paint) {
     }
     let outside = &report.outside_window;
     if outside.warmup + outside.late > 0 {
-        let _ =
-            writeln!(text, "beside them {} in the warm-up, {} after the end", outside.warmup, outside.late);
+        let _ = writeln!(
+            text,
+            "not counted in it: {} in the warm-up, {} after the end",
+            outside.warmup, outside.late
+        );
     }
     if let Some(depth) = report.pipeline {
-        let line = format!("pipelined {depth} deep: not to be compared with the rest");
+        let line = format!(
+            "{depth} requests under way on each connection: do not compare it with a run without --pipeline"
+        );
         let _ = writeln!(text, "{}", paint.yellow(&line));
     }
     text.push('\n');
@@ -103,30 +111,24 @@ fn rate(text: &mut String, report: &LoadReport, paint: Paint) {
 
 /// The distributions, each with its name.
 fn rows(report: &LoadReport, open_loop: bool) -> Vec<(&'static str, &Latency)> {
-    let mut rows = vec![("latency", &report.latency_us)];
-    if open_loop {
-        // From due, and from sent: the difference is what the client's own waiting would have hidden.
-        rows = vec![("response", &report.latency_us), ("service", &report.service_us)];
-    }
-    if report.first_byte_us.max > 0.0 {
-        rows.push(("first byte", &report.first_byte_us));
-    }
-    rows.push(("connect", &report.connect_us));
-    if open_loop || report.slip_us.max > 0.0 {
-        rows.push(("slip", &report.slip_us));
-    }
-    rows
+    let rows = [
+        ("latency_us", &report.latency_us, true),
+        // From sent, not from due: the difference is the wait of the client itself.
+        ("service_us", &report.service_us, open_loop),
+        ("first_byte_us", &report.first_byte_us, report.first_byte_us.max > 0.0),
+        ("connect_us", &report.connect_us, true),
+        ("slip_us", &report.slip_us, open_loop || report.slip_us.max > 0.0),
+    ];
+    rows.into_iter().filter(|(.., shown)| *shown).map(|(key, times, _)| (metrics::name(key), times)).collect()
 }
 
 fn latencies(text: &mut String, rows: &[(&str, &Latency)], report: &LoadReport) {
-    let _ = writeln!(
-        text,
-        "{:10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}",
-        "", "p50", "p90", "p99", "p99.9", "max", "mean", "stdev"
-    );
+    let statistics = ["p50", "p90", "p99", "p99_9", "max", "mean", "stdev"];
+    let heads = statistics.map(|key| format!("{:>10}", metrics::name(&format!("*_us.{key}")))).concat();
+    let _ = writeln!(text, "{:10}{heads}", "");
     for (name, latency) in rows {
         let Latency { p50, p90, p99, p99_9, max, mean, stdev } = **latency;
-        // Nothing was measured, which is not the same as nought.
+        // Nothing was measured: that is not 0.
         let cell = |us| format!("{:>10}", if max > 0.0 { time(us) } else { "–".into() });
         let cells = [p50, p90, p99, p99_9, max, mean, stdev].map(cell).concat();
         let _ = writeln!(text, "{name:10}{cells}");
@@ -176,7 +178,7 @@ fn mark(exponent: f64) -> String {
     format!("|{:.0}{unit}", 10f64.powf(exponent - divisor))
 }
 
-fn errors(text: &mut String, report: &LoadReport, paint: Paint) {
+fn errors(text: &mut String, report: &LoadReport, paint: Paint, columns: usize) {
     let errors = &report.errors;
     let mut parts = Vec::new();
     let phases = [
@@ -197,9 +199,9 @@ fn errors(text: &mut String, report: &LoadReport, paint: Paint) {
         let line = format!("{} sent once more: the server had closed their kept connection", report.retried);
         let _ = writeln!(text, "retried      {line}");
     }
-    lost(text, report);
+    lost(text, report, columns);
     if report.censored > 0 {
-        let line = format!("{} without an answer count at their age: they took longer", report.censored);
+        let line = format!("{} without an answer count with their age: they took longer", report.censored);
         let _ = writeln!(text, "censored     {line}");
     }
     if let Some(deadline) = report.deadline.filter(|deadline| deadline.shed + deadline.abandoned > 0) {
@@ -209,13 +211,13 @@ fn errors(text: &mut String, report: &LoadReport, paint: Paint) {
 }
 
 /// The first requests that got no answer, one by one.
-fn lost(text: &mut String, report: &LoadReport) {
+fn lost(text: &mut String, report: &LoadReport, columns: usize) {
     for (number, lost) in report.lost.iter().take(LOST_LINES).enumerate() {
         let name = if number == 0 { "lost" } else { "" };
         let client = lost.client.as_ref().map_or(String::new(), |client| format!(" from {client}"));
         let worker = lost.worker.map_or(String::new(), |worker| format!(", last answered by {worker}"));
         let line = format!("{name:NAME_COLUMNS$}{:.3} s{client}: {}{worker}", lost.at_s, lost.cause);
-        wrapped(&line, COLUMNS, 2).iter().for_each(|line| {
+        wrapped(&line, columns, 2).iter().for_each(|line| {
             let _ = writeln!(text, "{line}");
         });
     }
@@ -233,7 +235,11 @@ fn connections(text: &mut String, report: &LoadReport) {
         book.requested, book.peak_open, book.established, book.answered
     );
     if book.crowd_lost > 0 {
-        let _ = writeln!(text, "{:NAME_COLUMNS$}the server closed {} of the idle crowd", "", book.crowd_lost);
+        let _ = writeln!(
+            text,
+            "{:NAME_COLUMNS$}the server closed {} of the idle connections",
+            "", book.crowd_lost
+        );
     }
 }
 
@@ -248,8 +254,8 @@ fn slow(text: &mut String, book: &SlowBook) {
     );
 }
 
-/// Of the workers that did something or are known to be there, by number: the JSON's keys are text, and "10" would come
-/// before "2". A server may number its workers as it likes, and one that calls its only worker 65000 has no others.
+/// The workers that did something or are known to exist, by number: the JSON's keys are text, and "10" would come before
+/// "2". A server may number its workers as it likes; one that calls its only worker 65000 has no others.
 fn shares(report: &LoadReport, known: u32) -> BTreeMap<u32, &WorkerShare> {
     let numbered = report.workers.iter().filter_map(|(worker, share)| Some((worker.parse().ok()?, share)));
     numbered.filter(|&(worker, share)| worker < known || share.connections + share.requests > 0).collect()
@@ -257,7 +263,7 @@ fn shares(report: &LoadReport, known: u32) -> BTreeMap<u32, &WorkerShare> {
 
 fn workers(text: &mut String, report: &LoadReport, shares: &BTreeMap<u32, &WorkerShare>, paint: Paint) {
     let Some(evenness) = &report.evenness else {
-        // Who only connects asks nobody for a name.
+        // A run that only connects reads no answers.
         if report.requests == 0 || report.first_byte_us.max > 0.0 {
             text.push_str("workers      unknown: no answer names its worker (X-Worker: 0 to 65535)\n");
         }
@@ -308,13 +314,14 @@ fn bars(
     }
 }
 
-/// Who took the first connections: a group is as long as there are workers, so that turns look like turns.
-fn order(text: &mut String, report: &LoadReport, workers: usize) {
+/// The workers that took the first connections, in groups of as many as there are workers: round robin shows as equal
+/// groups.
+fn order(text: &mut String, report: &LoadReport, workers: usize, columns: usize) {
     let takers = &report.order;
     if takers.is_empty() {
         return;
     }
-    let columns = COLUMNS - NAME_COLUMNS;
+    let columns = columns - NAME_COLUMNS;
     let digits = takers.iter().max().map_or(1, |worker| worker.to_string().len());
     // 10 must not look like 1 0.
     let (within, between) = if digits > 1 { (" ", "  ") } else { ("", " ") };
@@ -360,7 +367,7 @@ fn client(text: &mut String, report: &LoadReport, paint: Paint) {
 }
 
 /// The verdict, and the reason of every check that failed.
-fn trust(text: &mut String, report: &LoadReport, paint: Paint) {
+fn trust(text: &mut String, report: &LoadReport, paint: Paint, columns: usize) {
     let Some(trust) = &report.trust else { return };
     text.push('\n');
     if trust.verdict == Verdict::Valid {
@@ -372,7 +379,7 @@ fn trust(text: &mut String, report: &LoadReport, paint: Paint) {
     for check in failed {
         let is_invalid = check.verdict == Verdict::Invalid;
         let name = if is_invalid { "invalid" } else { "suspect" };
-        for line in wrapped(&format!("{name}: {} ({})", check.reason, check.name), COLUMNS, 2) {
+        for line in wrapped(&format!("{name}: {} ({})", check.reason, check.name), columns, 2) {
             let _ = writeln!(text, "{}", if is_invalid { paint.red(&line) } else { paint.yellow(&line) });
         }
     }
@@ -383,7 +390,10 @@ mod tests {
     use super::*;
     use crate::report::{Check, DeadlineBook, EvennessPair, Lost, Trust, WorstSecond};
 
-    fn heading(colour: bool, open_loop: bool) -> Heading<'static> {
+    const PLAIN: Paint = Paint { has_colour: false };
+    const COLOURED: Paint = Paint { has_colour: true };
+
+    fn heading(open_loop: bool) -> Heading<'static> {
         Heading {
             url: "http://127.0.0.1/",
             load: "open loop, 2000/s by Poisson, ".repeat(4),
@@ -391,12 +401,11 @@ mod tests {
             path: "/".into(),
             open_loop,
             workers: 12,
-            has_colour: colour,
         }
     }
 
     fn plain(report: &LoadReport) -> String {
-        render(report, &heading(false, true))
+        render(report, &heading(true), PLAIN, 80)
     }
 
     /// With something in every block.
@@ -467,9 +476,11 @@ mod tests {
     }
 
     #[test]
-    fn every_line_fits_into_80_columns() {
-        for line in plain(&full()).lines() {
-            assert!(line.chars().count() <= COLUMNS, "{line}");
+    fn every_line_fits_into_the_terminal() {
+        for columns in [80, 100] {
+            for line in render(&full(), &heading(true), PLAIN, columns).lines() {
+                assert!(line.chars().count() <= columns, "{line}");
+            }
         }
     }
 
@@ -478,7 +489,7 @@ mod tests {
         let text = plain(&full());
         for said in [
             "2469.0 were due per second; 50.00 % of that was answered",
-            "pipelined 16 deep: not to be compared with the rest",
+            "16 requests under way on each connection: do not compare",
             "worst second: p99 2.00ms, from 3 s on; longest silence: 52.0ms",
             "retried      7 sent once more",
             "lost         123.456 s from [fe80::1234:5678:9abc]:54321: read ECONNRESET",
@@ -499,7 +510,7 @@ mod tests {
             "lost",
             "worst",
             "deadline",
-            "pipelined",
+            "under way",
             "slow",
             "order",
             "due per second",
@@ -519,10 +530,7 @@ mod tests {
         report.workers.insert("65000".into(), busy);
         report.order = vec![65_000; 24];
         let text = plain(&report);
-        assert!(
-            text.lines().count() < 100 && text.lines().all(|line| line.chars().count() <= COLUMNS),
-            "{text}"
-        );
+        assert!(text.lines().count() < 100 && text.lines().all(|line| line.chars().count() <= 80), "{text}");
         // Twelve are known to be there.
         assert!(text.contains("\n    11          0 \n") && text.contains("\n 65000          5 "), "{text}");
         assert!(text.contains("\n 64988 more workers got nothing\n"), "{text}");
@@ -543,18 +551,18 @@ mod tests {
         let mut text = String::new();
         let latency =
             Latency { p50: 10.0, p90: 100.0, p99: 1000.0, p99_9: 1e4, max: 1e5, ..Latency::default() };
-        spectrum(&mut text, &[("response", &latency)], Paint { has_colour: false });
+        spectrum(&mut text, &[("response", &latency)], PLAIN);
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].ends_with("|10us          |100us         |1ms           |10ms          |100ms"));
         let count = |shade| lines[1].chars().filter(|&c| c == shade).count();
         assert_eq!(['█', '▓', '▒', '░'].map(count), [16, 15, 15, 15]);
-        spectrum(&mut text, &[("nothing", &Latency::default())], Paint { has_colour: false });
+        spectrum(&mut text, &[("nothing", &Latency::default())], PLAIN);
         assert!(!text.contains("nothing"));
     }
 
     #[test]
     fn the_verdict_comes_last_and_its_worst_reason_first() {
-        let text = render(&full(), &heading(true, true));
+        let text = render(&full(), &heading(true), COLOURED, 80);
         let end = text.split("MiB\n\n").nth(1).unwrap();
         assert!(end.starts_with("\x1b[31minvalid: a reason of rate"), "{end}");
         assert!(end.contains("\x1b[33msuspect: a reason of slip") && !end.contains("gaps"), "{end}");
@@ -568,7 +576,7 @@ mod tests {
     fn colour_only_where_it_is_asked_for() {
         let mut report = LoadReport::default();
         report.errors.timeout = 3;
-        assert!(render(&report, &heading(true, false)).contains("\x1b[31munanswered 3\x1b[0m"));
-        assert!(!render(&report, &heading(false, false)).contains('\x1b'));
+        assert!(render(&report, &heading(false), COLOURED, 80).contains("\x1b[31munanswered 3\x1b[0m"));
+        assert!(!render(&report, &heading(false), PLAIN, 80).contains('\x1b'));
     }
 }
