@@ -14,6 +14,8 @@ use ratatui::backend::CrosstermBackend;
 use ratatui::crossterm::event::{Event, KeyCode, KeyEventKind, KeyModifiers};
 use ratatui::crossterm::terminal::{disable_raw_mode, enable_raw_mode};
 use ratatui::layout::Rect;
+use ratatui::style::{Color, Modifier, Style};
+use ratatui::text::Line;
 use ratatui::{Frame, TerminalOptions, Viewport};
 
 use crate::console::write_within;
@@ -75,7 +77,7 @@ pub fn has_colour(stream: &impl IsTerminal) -> bool {
 }
 
 /// Colours a text, or leaves it as it is.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Paint {
     pub has_colour: bool,
 }
@@ -106,9 +108,24 @@ impl Paint {
         self.sgr("36", text)
     }
 
+    /// The same for what a [`Screen`] draws.
+    pub fn style(self, colour: Color) -> Style {
+        if self.has_colour { Style::new().fg(colour) } else { Style::new() }
+    }
+
     /// Select Graphic Rendition (ECMA-48, 8.3.117).
     fn sgr(self, code: &str, text: &str) -> String {
         if self.has_colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.into() }
+    }
+}
+
+/// Draws lines under one another, and the keys at the bottom, whatever has no room above them.
+pub fn draw_lines(frame: &mut Frame, mut lines: Vec<Line>, keys: String) {
+    let Rect { x, y, width, height } = frame.area();
+    lines.resize(usize::from(height).saturating_sub(1), Line::default());
+    lines.push(Line::styled(keys, Modifier::DIM));
+    for (row, line) in (y..y + height).zip(lines) {
+        frame.render_widget(line, Rect { x, y: row, width, height: 1 });
     }
 }
 
@@ -266,10 +283,20 @@ impl Write for Waiting {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use ratatui::backend::TestBackend;
+    use ratatui::buffer::Cell;
     use ratatui::crossterm::event::KeyEvent;
 
     use super::*;
+
+    /// The lines of a screen of this size.
+    pub(crate) fn lines_of(width: u16, height: u16, picture: impl FnOnce(&mut Frame)) -> Vec<String> {
+        let mut terminal = ratatui::Terminal::new(TestBackend::new(width, height)).unwrap();
+        terminal.draw(picture).unwrap();
+        let line = |cells: &[Cell]| cells.iter().map(Cell::symbol).collect::<String>().trim_end().to_string();
+        terminal.backend().buffer().content().chunks(width.into()).map(line).collect()
+    }
 
     #[test]
     fn bars_are_drawn_in_eighths_and_what_is_not_zero_is_visible() {

@@ -90,6 +90,23 @@ pub fn grouped(count: u64) -> String {
     text
 }
 
+/// A number in at most six characters: `12`, `1,000`, `100k`, `12.3M`.
+pub fn short(value: f64) -> String {
+    match value {
+        0.0 => "0".to_string(),
+        _ if value < 9.95 => format!("{value:.1}"),
+        _ if value < 999.5 => format!("{value:.0}"),
+        _ if value < 99_999.5 => {
+            let whole = value.round() as u64;
+            format!("{},{:03}", whole / 1000, whole % 1000)
+        }
+        _ if value < 999_500.0 => format!("{:.0}k", value / 1e3),
+        _ if value < 99.95e6 => format!("{:.1}M", value / 1e6),
+        _ if value < 999.5e6 => format!("{:.0}M", value / 1e6),
+        _ => format!("{:.0}G", value / 1e9),
+    }
+}
+
 /// `amount / of`, and 0 where there is nothing to divide by.
 pub fn over(amount: f64, of: f64) -> f64 {
     if of > 0.0 { amount / of } else { 0.0 }
@@ -207,5 +224,23 @@ mod tests {
     #[test]
     fn thousands_are_separated() {
         assert_eq!([0, 999, 1_000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+    }
+
+    #[test]
+    fn a_short_number_has_at_most_six_characters() {
+        for (value, text) in [
+            (0.0, "0"),
+            (0.4, "0.4"),
+            (12.4, "12"),
+            (999.6, "1,000"),
+            (99_999.4, "99,999"),
+            (99_999.6, "100k"),
+            (999_600.0, "1.0M"),
+            (12_345_678.0, "12.3M"),
+            (2e9, "2G"),
+        ] {
+            assert_eq!(short(value), text);
+            assert!(short(value).chars().count() <= 6);
+        }
     }
 }

@@ -1,10 +1,11 @@
 //! `lab watch`: a running server's counters on the terminal, a bar per worker.
 //!
-//! [`sample`] is what can be seen of the server, [`view`] and [`overview`] what is drawn of it; here are the terminal,
-//! the keys and the clock between them. The terminal is given back however this ends: a key, a signal, an error, a
+//! [`sample`] reads the server's counters, [`rates`] makes rates of two samples, [`view`] and [`overview`] draw them; here
+//! are the terminal, the keys and the clock between them. The terminal is given back however this ends: a key, a signal, an error, a
 //! panic.
 
 mod overview;
+mod rates;
 mod sample;
 mod view;
 
@@ -19,10 +20,10 @@ use serde_json::json;
 
 use crate::failure::Failure;
 use crate::lab::program::{Interrupt, Stop};
-use crate::terminal::{Screen, has_colour, is_quit};
+use crate::terminal::{Paint, Screen, is_quit};
 use crate::units::parse_duration;
+use rates::View;
 use sample::{Look, Target};
-use view::View;
 
 /// Below this, the eye sees nothing more and the terminal has nothing but work.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(50);
@@ -62,7 +63,6 @@ pub fn run(path: &Path, interval: Duration, interrupt: &Interrupt) -> Result<(),
         return Err(Stop::Failed(why.to_string()));
     }
     let mut target = Target::open(path).map_err(failed)?;
-    let has_colour = has_colour(&stdout());
     let mut screen =
         Screen::take(&stdout()).map_err(|error| failed(Failure::new("take over the terminal", error)))?;
     let keys = keys();
@@ -73,7 +73,7 @@ pub fn run(path: &Path, interval: Duration, interrupt: &Interrupt) -> Result<(),
     loop {
         let (width, height) = screen.size();
         let mut view = View::of(&target, earlier.as_ref(), &now, interval);
-        (view.notice, view.has_colour, view.is_overview) = (notice, has_colour, is_overview);
+        (view.notice, view.paint, view.is_overview) = (notice, Paint::on(&stdout()), is_overview);
         let page = view.page(width, height);
         view.scroll(first, page);
         first = view.first;

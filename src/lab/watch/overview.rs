@@ -1,11 +1,13 @@
-//! All workers side by side, for crowds: a column for each, a strip for each rate and for the active connections.
+//! All workers side by side, where there are many: a column for each, a strip for each rate and for the active
+//! connections.
 
-use ratatui::style::{Color, Modifier, Style};
+use ratatui::style::{Modifier, Style};
 use ratatui::text::Line;
 
+use crate::lab::watch::rates::{RATES, View, Worker};
 use crate::lab::watch::sample::State;
-use crate::lab::watch::view::{RATES, View, Worker, number};
 use crate::terminal::columns;
+use crate::units::short;
 
 const STRIPS: usize = RATES.len() + 1;
 
@@ -17,36 +19,35 @@ pub fn lines(view: &View, shown: &[Worker], height: usize) -> Vec<Line<'static>>
     for (i, (name, colour)) in RATES.into_iter().enumerate() {
         let of = |worker: &Worker| worker.rates.map(|rates| rates[i]);
         let title = match sums {
-            Some(sums) => format!("{name}: {} in all, a full column is {}", number(sums[i]), number(most[i])),
+            Some(sums) => format!("{name}: {} in all, a full column is {}", short(sums[i]), short(most[i])),
             None => format!("{name}: –"),
         };
-        lines.extend(strip(title, view.has_colour.then_some(colour), shown, of, most[i], bar_height));
+        lines.extend(strip(title, view.paint.style(colour), shown, of, most[i], bar_height));
     }
     let active = |worker: &Worker| worker.active.map(|active| active as f64);
     let most = view.workers.iter().filter_map(active).fold(0.0, f64::max);
-    let sum = view.active().map_or("–".to_string(), |sum| number(sum as f64));
-    let title = format!("active: {sum} in all, a full column is {}{}", number(most), odd_ones(view));
-    lines.extend(strip(title, None, shown, active, most, bar_height));
+    let sum = view.active().map_or("–".to_string(), |sum| short(sum as f64));
+    let title = format!("active: {sum} in all, a full column is {}{}", short(most), not_running(view));
+    lines.extend(strip(title, Style::new(), shown, active, most, bar_height));
     lines
 }
 
 fn strip(
     title: String,
-    colour: Option<Color>,
+    style: Style,
     shown: &[Worker],
     of: impl Fn(&Worker) -> Option<f64>,
     most: f64,
     height: usize,
 ) -> Vec<Line<'static>> {
-    let style = colour.map_or(Style::new(), |colour| Style::new().fg(colour));
     let mut lines = vec![Line::styled(title, Style::new().add_modifier(Modifier::DIM))];
     let values: Vec<Option<f64>> = shown.iter().map(of).collect();
     lines.extend(columns(&values, most, height).into_iter().map(|line| Line::styled(line, style)));
     lines
 }
 
-/// Who does not run.
-fn odd_ones(view: &View) -> String {
+/// The workers that do not run.
+fn not_running(view: &View) -> String {
     let mut text = String::new();
     for (state, name) in [(State::Starting, "starting"), (State::Stopped, "stopped"), (State::Ended, "ended")]
     {

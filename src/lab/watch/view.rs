@@ -1,142 +1,19 @@
-//! What is on the screen: numbers as a value, and the drawing of it. Nothing here looks at a clock or at a server.
-
-use std::time::Duration;
+//! The drawing of a [`View`]. Nothing here looks at a clock or at a server.
 
 use ratatui::Frame;
-use ratatui::layout::Rect;
-use ratatui::style::{Color, Modifier, Style};
+use ratatui::style::{Modifier, Style};
 use ratatui::text::{Line, Span};
 
 use crate::lab::watch::overview;
-use crate::lab::watch::sample::{Sample, State, Target};
-use crate::terminal::bar;
-use crate::units::format_duration;
-
-/// Lines that are not a worker's: three of heading, the columns' names, the total, the keys.
-const FRAME_LINES: usize = 6;
+use crate::lab::watch::rates::{RATES, View, Worker};
+use crate::lab::watch::sample::State;
+use crate::terminal::{Paint, bar, draw_lines};
+use crate::units::{format_duration, short};
 
 /// Columns that are not bars: the worker's number, four numbers, active connections, what is odd about it.
 const NUMBER: usize = 6;
 const ACTIVE: usize = 7;
 const STATE: usize = 8;
-
-/// The four rates, in the order of [`Worker::rates`].
-pub const RATES: [(&str, Color); 4] = [
-    ("connections/s", Color::Cyan),
-    ("requests/s", Color::Green),
-    ("wake-ups/s", Color::Yellow),
-    ("of them empty/s", Color::Red),
-];
-
-/// One picture.
-#[derive(Debug, Clone, PartialEq)]
-pub struct View {
-    pub command: String,
-    pub addresses: String,
-    pub pid: i32,
-    pub uptime_s: f64,
-    pub is_running: bool,
-    pub interval: Duration,
-    pub workers: Vec<Worker>,
-    /// The first worker that is shown; [`View::scroll`] keeps it where it makes sense.
-    pub first: usize,
-    /// All workers side by side, a column each, instead of a line each.
-    pub is_overview: bool,
-    /// Something to be said once.
-    pub notice: Option<&'static str>,
-    pub has_colour: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Worker {
-    pub id: usize,
-    pub state: State,
-    /// Per second of the time between two looks, in the order of the columns; unknown at the first look.
-    pub rates: Option<[f64; 4]>,
-    /// Absent where the worker has ended: its row holds those it did not close.
-    pub active: Option<u64>,
-}
-
-impl View {
-    /// The picture of a server between two looks.
-    pub fn of(target: &Target, earlier: Option<&Sample>, now: &Sample, interval: Duration) -> View {
-        View {
-            command: target.command.clone(),
-            addresses: target.addresses.iter().map(|address| format!("{address} · ")).collect(),
-            pid: target.pid(),
-            uptime_s: now.uptime_s,
-            is_running: now.is_running,
-            interval,
-            workers: workers(earlier, now),
-            first: 0,
-            is_overview: false,
-            notice: None,
-            has_colour: true,
-        }
-    }
-
-    /// How many workers fit on a screen of this height.
-    pub fn room(height: u16) -> usize {
-        usize::from(height).saturating_sub(FRAME_LINES).max(1)
-    }
-
-    /// How many workers a screen shows at a time.
-    pub fn page(&self, width: u16, height: u16) -> usize {
-        if self.is_overview { usize::from(width).max(1) } else { View::room(height) }
-    }
-
-    /// Moves the picture so that it begins with worker `first`, or as far as it goes.
-    pub fn scroll(&mut self, first: usize, page: usize) {
-        self.first = first.min(self.workers.len().saturating_sub(page));
-    }
-
-    /// The largest rate of any worker, those out of sight included. Wake-ups and the empty ones among them have one
-    /// scale, so that the bars can be compared.
-    pub fn most(&self) -> [f64; 4] {
-        let mut most = [0.0_f64; 4];
-        for rates in self.workers.iter().filter_map(|worker| worker.rates) {
-            (0..4).for_each(|i| most[i] = most[i].max(rates[i]));
-        }
-        most[3] = most[2].max(most[3]);
-        most
-    }
-
-    /// Connections open at the workers that live: who ended has none any more, whatever its row says.
-    pub fn active(&self) -> Option<u64> {
-        let known = self.workers.iter().filter_map(|worker| worker.active);
-        self.is_running.then(|| known.sum())
-    }
-
-    pub fn sums(&self) -> Option<[f64; 4]> {
-        let mut sums = [0.0; 4];
-        for worker in &self.workers {
-            let rates = worker.rates?;
-            (0..4).for_each(|i| sums[i] += rates[i]);
-        }
-        Some(sums)
-    }
-}
-
-/// Rates are differences over the time that has really passed. What has not grown for an ended server is 0.
-fn workers(earlier: Option<&Sample>, now: &Sample) -> Vec<Worker> {
-    let seconds = earlier.map(|earlier| now.at_ns.saturating_sub(earlier.at_ns) as f64 / 1e9);
-    let one = |(i, new): (usize, &super::sample::WorkerSample)| {
-        let old = earlier.and_then(|earlier| earlier.workers.get(i));
-        // A wake-up that turns out to be the server's end is taken back, so a count may shrink by one.
-        let rate = |new: u64, old: u64, seconds: f64| new.saturating_sub(old) as f64 / seconds;
-        let rates = old.zip(seconds.filter(|seconds| *seconds > 0.0)).map(|(old, seconds)| {
-            [
-                rate(new.accepted, old.accepted, seconds),
-                rate(new.requests, old.requests, seconds),
-                rate(new.wakeups, old.wakeups, seconds),
-                rate(new.empty_wakeups, old.empty_wakeups, seconds),
-            ]
-        });
-        let active = (new.state != State::Ended && now.is_running).then_some(new.active);
-        Worker { id: new.worker, state: new.state, rates, active }
-    };
-    now.workers.iter().enumerate().map(one).collect()
-}
 
 /// Draws the picture; a screen too small for it shows its upper left corner.
 pub fn draw(frame: &mut Frame, view: &View) {
@@ -152,15 +29,10 @@ pub fn draw(frame: &mut Frame, view: &View) {
     } else {
         let most = view.most();
         lines.push(names(label, bar_width));
-        lines.extend(shown.iter().map(|worker| line(worker, label, bar_width, &most, view.has_colour)));
+        lines.extend(shown.iter().map(|worker| line(worker, label, bar_width, &most, view.paint)));
         lines.push(total(view, label, bar_width));
     }
-    // The keys are at the bottom, whatever has no room above them.
-    lines.resize(height.saturating_sub(1), Line::default());
-    lines.push(keys(view, last));
-    for (y, line) in lines.into_iter().take(height).enumerate() {
-        frame.render_widget(line, Rect { x: area.x, y: area.y + y as u16, width: area.width, height: 1 });
-    }
+    draw_lines(frame, lines, keys(view, last));
 }
 
 fn heading(view: &View, width: usize) -> Vec<Line<'static>> {
@@ -191,19 +63,16 @@ fn names(label: usize, bar_width: usize) -> Line<'static> {
     )
 }
 
-fn line(worker: &Worker, label: usize, bar_width: usize, most: &[f64; 4], has_colour: bool) -> Line<'static> {
+fn line(worker: &Worker, label: usize, bar_width: usize, most: &[f64; 4], paint: Paint) -> Line<'static> {
     let mut spans = vec![Span::raw(format!("{:>width$} ", worker.id, width = label - 1))];
     for (i, (_, colour)) in RATES.iter().enumerate() {
         let rate = worker.rates.map(|rates| rates[i]);
-        let style = if has_colour { Style::new().fg(*colour) } else { Style::new() };
         let bar = bar(rate.unwrap_or(0.0), most[i], bar_width);
-        spans.push(Span::styled(format!("{bar:<bar_width$}"), style));
-        spans.push(Span::raw(format!(" {:>NUMBER$} ", rate.map_or("–".to_string(), number))));
+        spans.push(Span::styled(format!("{bar:<bar_width$}"), paint.style(*colour)));
+        spans.push(Span::raw(format!(" {:>NUMBER$} ", rate.map_or("–".to_string(), short))));
     }
-    spans.push(Span::raw(format!(
-        "{:>ACTIVE$} ",
-        worker.active.map_or("–".to_string(), |n| number(n as f64))
-    )));
+    spans
+        .push(Span::raw(format!("{:>ACTIVE$} ", worker.active.map_or("–".to_string(), |n| short(n as f64)))));
     let state = match worker.state {
         State::Running => "",
         State::Starting => "starts",
@@ -216,18 +85,18 @@ fn line(worker: &Worker, label: usize, bar_width: usize, most: &[f64; 4], has_co
 
 fn total(view: &View, label: usize, bar_width: usize) -> Line<'static> {
     let sums = view.sums();
-    let cell = |i: usize| sums.map_or("–".to_string(), |sums| number(sums[i]));
+    let cell = |i: usize| sums.map_or("–".to_string(), |sums| short(sums[i]));
     let cells: String =
         (0..4).map(|i| format!("{:>width$} ", cell(i), width = bar_width + 1 + NUMBER)).collect();
-    let active = view.active().map_or("–".to_string(), |active| number(active as f64));
+    let active = view.active().map_or("–".to_string(), |active| short(active as f64));
     let text = format!("{:<label$}{cells}{active:>ACTIVE$}", "all");
     Line::styled(text, Style::new().add_modifier(Modifier::BOLD))
 }
 
-fn keys(view: &View, last: usize) -> Line<'static> {
+fn keys(view: &View, last: usize) -> String {
     let (count, shown) = (view.workers.len(), last - view.first);
     let other = if view.is_overview { "a line each" } else { "side by side" };
-    let text = match (count, shown) {
+    match (count, shown) {
         (1, _) => "q quits · the one worker".to_string(),
         _ if count == shown => format!("q quits · Tab {other} · all {count} workers"),
         _ => format!(
@@ -235,24 +104,6 @@ fn keys(view: &View, last: usize) -> Line<'static> {
             view.first,
             last - 1
         ),
-    };
-    Line::styled(text, Style::new().add_modifier(Modifier::DIM))
-}
-
-/// At most six characters.
-pub fn number(value: f64) -> String {
-    match value {
-        0.0 => "0".to_string(),
-        _ if value < 9.95 => format!("{value:.1}"),
-        _ if value < 999.5 => format!("{value:.0}"),
-        _ if value < 99_999.5 => {
-            let whole = value.round() as u64;
-            format!("{},{:03}", whole / 1000, whole % 1000)
-        }
-        _ if value < 999_500.0 => format!("{:.0}k", value / 1e3),
-        _ if value < 99.95e6 => format!("{:.1}M", value / 1e6),
-        _ if value < 999.5e6 => format!("{:.0}M", value / 1e6),
-        _ => format!("{:.0}G", value / 1e9),
     }
 }
 
@@ -272,10 +123,10 @@ fn shorten(text: &str, width: usize) -> String {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use super::super::sample::WorkerSample;
+    use std::time::Duration;
+
     use super::*;
-    use ratatui::Terminal;
-    use ratatui::backend::TestBackend;
+    use crate::terminal::tests::lines_of;
 
     pub(crate) fn view(workers: usize, rates: impl Fn(usize) -> Option<[f64; 4]>) -> View {
         let worker = |id| Worker { id, state: State::Running, rates: rates(id), active: Some(id as u64) };
@@ -290,17 +141,12 @@ pub(crate) mod tests {
             first: 0,
             is_overview: false,
             notice: None,
-            has_colour: true,
+            paint: Paint { has_colour: true },
         }
     }
 
     pub(crate) fn screen(view: &View, width: u16, height: u16) -> Vec<String> {
-        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
-        terminal.draw(|frame| draw(frame, view)).unwrap();
-        let cells = terminal.backend().buffer().content();
-        let line =
-            |cells: &[ratatui::buffer::Cell]| cells.iter().map(|cell| cell.symbol()).collect::<String>();
-        cells.chunks(width.into()).map(|cells| line(cells).trim_end().to_string()).collect()
+        lines_of(width, height, |frame| draw(frame, view))
     }
 
     #[test]
@@ -350,47 +196,6 @@ pub(crate) mod tests {
                 let lines = screen(&crowd, width, height);
                 assert!(lines.last().unwrap().starts_with('q'), "{width} × {height}: {lines:#?}");
             }
-        }
-    }
-
-    fn sample(at_ns: u64, is_running: bool, accepted: u64, state: State) -> Sample {
-        let worker = WorkerSample { accepted, active: 5, state, ..WorkerSample::default() };
-        Sample { at_ns, uptime_s: 1.0, is_running, workers: vec![worker] }
-    }
-
-    #[test]
-    fn a_rate_is_a_difference_over_the_time_that_has_passed() {
-        let (old, new) =
-            (sample(0, true, 10, State::Running), sample(2_000_000_000, true, 40, State::Running));
-        assert_eq!(workers(Some(&old), &new)[0].rates, Some([15.0, 0.0, 0.0, 0.0]));
-        assert_eq!(workers(None, &new)[0].rates, None);
-        assert_eq!(workers(Some(&new), &new)[0].rates, None);
-    }
-
-    #[test]
-    fn who_has_ended_has_no_rates_and_no_connections() {
-        let [old, new] = [1, 2].map(|s| sample(s * 1_000_000_000, false, 40, State::Ended));
-        let worker = workers(Some(&old), &new)[0];
-        assert_eq!((worker.rates, worker.active), (Some([0.0; 4]), None));
-        let killed = sample(3_000_000_000, true, 40, State::Ended);
-        assert_eq!(workers(Some(&new), &killed)[0].active, None);
-    }
-
-    #[test]
-    fn numbers_never_need_more_than_their_six_columns() {
-        for (value, text) in [
-            (0.0, "0"),
-            (0.4, "0.4"),
-            (12.4, "12"),
-            (999.6, "1,000"),
-            (99_999.4, "99,999"),
-            (99_999.6, "100k"),
-            (999_600.0, "1.0M"),
-            (12_345_678.0, "12.3M"),
-            (2e9, "2G"),
-        ] {
-            assert_eq!(number(value), text);
-            assert!(number(value).chars().count() <= NUMBER);
         }
     }
 }

@@ -101,9 +101,7 @@ fn rate(text: &mut String, report: &LoadReport, paint: Paint) {
         );
     }
     if let Some(depth) = report.pipeline {
-        let line = format!(
-            "{depth} requests under way on each connection: do not compare it with a run without --pipeline"
-        );
+        let line = format!("{depth} requests under way on each connection: compare with the same --pipeline");
         let _ = writeln!(text, "{}", paint.yellow(&line));
     }
     text.push('\n');
@@ -489,7 +487,7 @@ mod tests {
         let text = plain(&full());
         for said in [
             "2469.0 were due per second; 50.00 % of that was answered",
-            "16 requests under way on each connection: do not compare",
+            "16 requests under way on each connection: compare",
             "worst second: p99 2.00ms, from 3 s on; longest silence: 52.0ms",
             "retried      7 sent once more",
             "lost         123.456 s from [fe80::1234:5678:9abc]:54321: read ECONNRESET",

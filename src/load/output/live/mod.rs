@@ -15,7 +15,7 @@ use crate::console::log;
 use crate::load::options::plan::Plan;
 use crate::load::run::observers::Observer;
 use crate::report::{IntervalReport, Latency};
-use crate::terminal::{Screen, has_colour, is_quit};
+use crate::terminal::{Paint, Screen, is_quit};
 use crate::units::{grouped, time};
 use state::{Goal, State};
 
@@ -25,7 +25,7 @@ const PAUSE_S: f64 = 2.0;
 pub struct Live {
     state: State,
     shown: Shown,
-    has_colour: bool,
+    paint: Paint,
 }
 
 enum Shown {
@@ -39,11 +39,8 @@ enum Shown {
 
 impl Live {
     pub fn new(plan: &Plan) -> Live {
-        let mut live = Live {
-            state: State::new(Goal::of(plan)),
-            shown: Shown::Nothing,
-            has_colour: has_colour(&stderr()),
-        };
+        let mut live =
+            Live { state: State::new(Goal::of(plan)), shown: Shown::Nothing, paint: Paint::on(&stderr()) };
         if !stderr().is_terminal() {
             live.show_lines("standard error is not a terminal");
         }
@@ -68,7 +65,7 @@ impl Observer for Live {
         }
         match &mut self.shown {
             Shown::Picture(screen) => {
-                let drawn = screen.draw(|frame| picture::draw(frame, &self.state, self.has_colour));
+                let drawn = screen.draw(|frame| picture::draw(frame, &self.state, self.paint));
                 drawn.unwrap_or_else(|error| self.show_lines(error));
             }
             Shown::Lines { next_s } if interval.to_s >= *next_s => {

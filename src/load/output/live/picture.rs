@@ -1,13 +1,12 @@
 //! The picture of a [`State`]. Nothing here looks at a clock or at a terminal.
 
 use ratatui::Frame;
-use ratatui::layout::Rect;
-use ratatui::style::{Color, Modifier, Style};
+use ratatui::style::{Color, Modifier, Style, Stylize};
 use ratatui::text::{Line, Span};
 
 use crate::load::output::live::state::State;
 use crate::report::Latency;
-use crate::terminal::{bar, columns, wrapped};
+use crate::terminal::{Paint, bar, columns, draw_lines, wrapped};
 use crate::units::{grouped, time};
 
 /// From this height on there is room for empty lines.
@@ -19,34 +18,13 @@ const CURVE_LINES: usize = 8;
 const KEYS: &str = "q or Ctrl-C ends the run and prints the report";
 
 /// Draws it; a screen too small for it shows its upper left corner and the keys.
-pub fn draw(frame: &mut Frame, state: &State, has_colour: bool) {
+pub fn draw(frame: &mut Frame, state: &State, paint: Paint) {
     let area = frame.area();
-    let (width, height) = (usize::from(area.width), usize::from(area.height));
-    let mut lines = picture(state, &Brush { has_colour }, width, area.height);
-    lines.resize(height.saturating_sub(1), Line::default());
-    lines.push(Line::styled(KEYS, Style::new().add_modifier(Modifier::DIM)));
-    for (y, line) in lines.into_iter().take(height).enumerate() {
-        frame.render_widget(line, Rect { x: area.x, y: area.y + y as u16, width: area.width, height: 1 });
-    }
+    draw_lines(frame, picture(state, paint, area.width.into(), area.height), KEYS.to_string());
 }
 
-struct Brush {
-    has_colour: bool,
-}
-
-impl Brush {
-    fn colour(&self, text: String, colour: Color) -> Span<'static> {
-        let style = if self.has_colour { Style::new().fg(colour) } else { Style::new() };
-        Span::styled(text, style)
-    }
-
-    fn bold(&self, text: String) -> Span<'static> {
-        Span::styled(text, Style::new().add_modifier(Modifier::BOLD))
-    }
-}
-
-fn picture(state: &State, brush: &Brush, width: usize, height: u16) -> Vec<Line<'static>> {
-    let mut top = vec![Line::from(brush.bold(state.goal.url.clone()))];
+fn picture(state: &State, paint: Paint, width: usize, height: u16) -> Vec<Line<'static>> {
+    let mut top = vec![Line::from(state.goal.url.clone().bold())];
     if height >= TINY {
         top.extend(wrapped(&state.goal.load, width, 0).into_iter().map(Line::raw));
     }
@@ -54,30 +32,30 @@ fn picture(state: &State, brush: &Brush, width: usize, height: u16) -> Vec<Line<
     if height >= ROOMY {
         top.push(Line::default());
     }
-    top.push(rate(state, brush));
+    top.push(rate(state));
 
     let mut bottom = times(state);
     if height >= ROOMY {
         bottom.insert(0, Line::default());
         bottom.push(Line::default());
     }
-    bottom.push(connections(state, brush));
-    let mut workers = workers(state, brush, width);
+    bottom.push(connections(state, paint));
+    let mut workers = workers(state, paint, width);
     if height >= ROOMY && !workers.is_empty() {
         workers.insert(0, Line::default());
     }
 
-    // The curve takes what nobody else needs.
+    // The curve takes the rest.
     let fixed = top.len() + bottom.len() + 1;
     let free = usize::from(height).saturating_sub(fixed + workers.len());
     let mut lines = top;
-    lines.extend(curve(&state.rates.columns(width), free.clamp(1, CURVE_LINES), brush));
+    lines.extend(curve(&state.rates.columns(width), free.clamp(1, CURVE_LINES), paint));
     lines.extend(bottom);
     let room = usize::from(height).saturating_sub(lines.len() + 1);
     if workers.len() > room {
         workers.truncate(room.saturating_sub(1));
-        let told = workers.iter().filter(|line| is_worker(line)).count();
-        workers.push(Line::raw(format!("{:>6} more workers", state.workers.len() - told)));
+        let shown = workers.iter().filter(|line| is_worker(line)).count();
+        workers.push(Line::raw(format!("{:>6} more workers", state.workers.len() - shown)));
     }
     lines.extend(workers);
     lines
@@ -100,8 +78,8 @@ fn progress(state: &State, width: usize) -> Line<'static> {
     Line::raw(said + &bar)
 }
 
-fn rate(state: &State, brush: &Brush) -> Line<'static> {
-    let now = brush.bold(format!("{} requests/s", grouped(state.now.qps.round() as u64)));
+fn rate(state: &State) -> Line<'static> {
+    let now = format!("{} requests/s", grouped(state.now.qps.round() as u64)).bold();
     let length_s = state.now.to_s - state.now.from_s;
     let due = state.now.due.filter(|_| state.goal.is_open_loop && length_s > 0.0);
     let due = due
@@ -115,10 +93,10 @@ fn rate(state: &State, brush: &Brush) -> Line<'static> {
 }
 
 /// The rates as columns in eighths of a line, the latest at the right; the highest fills all lines.
-fn curve(rates: &[f64], lines: usize, brush: &Brush) -> Vec<Line<'static>> {
+fn curve(rates: &[f64], lines: usize, paint: Paint) -> Vec<Line<'static>> {
     let most = rates.iter().copied().fold(0.0, f64::max);
     let rates: Vec<Option<f64>> = rates.iter().copied().map(Some).collect();
-    let line = |line| Line::from(brush.colour(line, Color::Cyan));
+    let line = |line| Line::from(Span::styled(line, paint.style(Color::Cyan)));
     columns(&rates, most, lines).into_iter().map(line).collect()
 }
 
@@ -139,38 +117,36 @@ fn times(state: &State) -> Vec<Line<'static>> {
     ]
 }
 
-fn connections(state: &State, brush: &Brush) -> Line<'static> {
+fn connections(state: &State, paint: Paint) -> Line<'static> {
     let (open, asked) = (state.now.connections_open, state.now.connections_requested);
     let open = format!("{} of {} connections open", grouped(open), grouped(asked));
     let errors = format!("{} errors", grouped(state.errors));
-    let errors = if state.errors > 0 { brush.colour(errors, Color::Red) } else { Span::raw(errors) };
+    let errors =
+        if state.errors > 0 { Span::styled(errors, paint.style(Color::Red)) } else { Span::raw(errors) };
     let slip = &state.now.slip_us;
     let slip = if slip.max > 0.0 { format!(" · slip p99 {}", time(slip.p99)) } else { String::new() };
     Line::from(vec![errors, Span::raw(format!(" · {open}{slip}"))])
 }
 
 /// A heading with D, and a line for each worker.
-fn workers(state: &State, brush: &Brush, width: usize) -> Vec<Line<'static>> {
+fn workers(state: &State, paint: Paint, width: usize) -> Vec<Line<'static>> {
     if state.workers.is_empty() {
         return Vec::new();
     }
-    let told = |what: &str, d: Option<f64>| {
+    let dispersion = |what: &str, d: Option<f64>| {
         let d = d.map(|d| if d < 99.5 { format!("{d:.2}") } else { grouped(d.round() as u64) });
         d.map_or(String::new(), |d| format!(" · D of {what} {d}"))
     };
-    let d = told("connections", state.dispersion(|share| share.connections))
-        + &told("requests", state.dispersion(|share| share.requests));
-    let heading = match d.is_empty() {
-        true => "worker, connections, requests".to_string(),
-        false => format!("worker, connections, requests{d}"),
-    };
+    let d = dispersion("connections", state.dispersion(|share| share.connections))
+        + &dispersion("requests", state.dispersion(|share| share.requests));
+    let heading = format!("worker, connections, requests{d}");
     let mut lines = vec![Line::styled(heading, Style::new().add_modifier(Modifier::DIM))];
     let most = state.workers.values().map(|share| share.requests).max().unwrap_or(0);
     let room = width.saturating_sub(LABEL).min(40);
     for (worker, share) in &state.workers {
         let numbers =
             format!("{worker:>6} {:>8} {:>12} ", grouped(share.connections), grouped(share.requests));
-        let bar = brush.colour(bar(share.requests as f64, most as f64, room), Color::Green);
+        let bar = Span::styled(bar(share.requests as f64, most as f64, room), paint.style(Color::Green));
         lines.push(Line::from(vec![Span::raw(numbers), bar]));
     }
     lines
@@ -186,12 +162,10 @@ fn is_worker(line: &Line) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use ratatui::Terminal;
-    use ratatui::backend::TestBackend;
-
     use super::*;
     use crate::load::output::live::state::Goal;
     use crate::load::output::live::state::tests::interval;
+    use crate::terminal::tests::lines_of;
 
     fn running(workers: u32) -> State {
         let mut state = State::new(Goal {
@@ -212,12 +186,7 @@ mod tests {
     }
 
     fn screen(state: &State, width: u16, height: u16) -> Vec<String> {
-        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
-        terminal.draw(|frame| draw(frame, state, true)).unwrap();
-        let cells = terminal.backend().buffer().content();
-        let line =
-            |cells: &[ratatui::buffer::Cell]| cells.iter().map(|cell| cell.symbol()).collect::<String>();
-        cells.chunks(width.into()).map(|cells| line(cells).trim_end().to_string()).collect()
+        lines_of(width, height, |frame| draw(frame, state, Paint { has_colour: true }))
     }
 
     #[test]
