@@ -74,7 +74,7 @@ fn describe_loss(dropped: u64) -> String {
 }
 
 /// The end of a program: prints its document, or the line that says what went wrong, and gives the exit status, 0 or 1.
-/// While it prints, a second SIGTERM or SIGINT ends it.
+/// While it prints, a second signal to stop ends it.
 pub fn end(outcome: Result<String, impl fmt::Display>) -> ExitCode {
     let printed = match outcome {
         Ok(document) => print_last(&format!("{document}\n")),
@@ -97,8 +97,8 @@ pub fn print(document: &str) -> Result<(), Failure> {
     print_while(document, || true)
 }
 
-/// As [`print`], for a program that has nothing else left to do. From now on SIGTERM and SIGINT end it at once, by
-/// their default action: a second signal is how to interrupt it when nobody reads.
+/// As [`print`], for a program that has nothing else left to do. From now on the signals that stop a server end it at
+/// once, by their default action: a second signal is how to interrupt it when nobody reads.
 ///
 /// # Errors
 /// As for [`print`].
@@ -107,7 +107,7 @@ pub fn print_last(document: &str) -> Result<(), Failure> {
     print(document)
 }
 
-/// As [`print`], but not any more when SIGTERM or SIGINT has arrived, whether it has been handled or is blocked.
+/// As [`print`], but not any more when a signal to stop has arrived, whether it has been handled or is blocked.
 ///
 /// # Errors
 /// As for [`print`].

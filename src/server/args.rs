@@ -20,8 +20,9 @@ WORK is what every request costs:
   90%none,10%spin:5ms   a mixture
 
 Try it: start the server, then `curl -i http://127.0.0.1:8080/` in another terminal.
-The first line on standard output is `ready ADDR:PORT`. Ctrl-C or SIGTERM stops the
-server: it answers what it has read and prints the counters of every worker as JSON.";
+The first line on standard output is `ready ADDR:PORT`. Ctrl-C or SIGTERM (also SIGQUIT and
+SIGHUP) stops the server: it answers what it has read and prints the counters of every worker
+as JSON. While nobody reads that, a second signal ends it. SIGUSR1 and SIGUSR2 are ignored.";
 
 /// Flags that every server takes.
 #[derive(Args, Clone, Debug)]

@@ -65,7 +65,8 @@ impl Ready {
 }
 
 impl WorkerPool {
-    /// A pool without workers. From now on SIGTERM, SIGINT and SIGCHLD wait for [`WorkerPool::supervise`].
+    /// A pool without workers. From now on SIGCHLD and the signals that stop a server wait for
+    /// [`WorkerPool::supervise`].
     ///
     /// # Errors
     /// In a worker of a cluster: a program that forks workers is a cluster by itself, and their numbers are not the master's.
@@ -132,7 +133,7 @@ impl WorkerPool {
         Err(Failure::relay(format!("start {} workers: only {ready} became ready", self.pids.len())))
     }
 
-    /// Supervises the workers until SIGTERM or SIGINT, then stops them: `stop_accepting` first, so that no worker can
+    /// Supervises the workers until a signal stops the server, then stops them: `stop_accepting` first, so that no worker can
     /// take another connection; then SIGTERM to each; after [`GRACE`] SIGKILL.
     ///
     /// # Errors
@@ -144,14 +145,14 @@ impl WorkerPool {
         Ok(())
     }
 
-    /// Waits for the next signal, or at most for a time. True: it was SIGTERM or SIGINT. Workers that have died are
+    /// Waits for the next signal, or at most for a time. True: it stops the server. Workers that have died are
     /// reaped.
     ///
     /// # Errors
     /// As for [`WorkerPool::supervise`].
     pub fn next_signal_stops(&mut self, at_most: Option<Duration>) -> Result<bool, Failure> {
         let signal = self.signals.wait(at_most).map_err(|errno| Failure::new("wait for signals", errno))?;
-        if matches!(signal, Some(Signal::SIGTERM | Signal::SIGINT)) {
+        if signal.is_some_and(|signal| signal != Signal::SIGCHLD) {
             return Ok(true);
         }
         match self.reap_dead() {

@@ -59,7 +59,7 @@ pub fn has_given_up() -> bool {
     GAVE_UP.load(SeqCst)
 }
 
-/// From now on SIGTERM and SIGINT shut this process's noted sockets for reading, and after [`GRACE`] for writing
+/// From now on SIGTERM, and what else stops a server, shut this process's noted sockets for reading, and after [`GRACE`] for writing
 /// too. A listener that other processes accept from is passed as `shared` and left alone.
 pub fn shut_sockets_on_termination(shared: Option<BorrowedFd>) -> nix::Result<()> {
     SHARED.store(shared.map_or(-1, |fd| fd.as_raw_fd()), SeqCst);
@@ -92,19 +92,46 @@ pub fn forget_listener() {
 }
 
 fn handle_termination() -> nix::Result<()> {
-    // Without SA_RESTART: a worker blocked in accept on a shared listener is to come back and look.
-    for (signal, handler) in [
-        (Signal::SIGTERM, SigHandler::SigAction(terminate)),
-        (Signal::SIGINT, SigHandler::SigAction(terminate)),
-        (Signal::SIGALRM, SigHandler::Handler(give_up)),
-    ] {
-        // (nix adds SA_SIGINFO for the first two, who ask where the signal came from.)
+    ignore_meaningless()?;
+    let stopping = stop_signals();
+    let handlers = stopping.iter().map(|signal| (signal, SigHandler::SigAction(terminate)));
+    for (signal, handler) in handlers.chain([(Signal::SIGALRM, SigHandler::Handler(give_up))]) {
+        // Without SA_RESTART: a worker blocked in accept on a shared listener is to come back and look.
+        // (nix adds SA_SIGINFO for the first handler, which asks where the signal came from.)
         let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
         // SAFETY: both handlers only use atomics, shutdown(2), write(2) and alarm(2), all async-signal-safe
         // (signal-safety(7)), and restore errno.
         unsafe { sigaction(signal, &action)? };
     }
-    termination_signals().thread_unblock()
+    stopping.thread_unblock()
+}
+
+/// These mean nothing to a server, and by default would end or stop it. Signals that a worker of a cluster has blocked
+/// wait for it all the same.
+fn ignore_meaningless() -> nix::Result<()> {
+    use Signal::{SIGIO, SIGPROF, SIGTTOU, SIGUSR1, SIGUSR2, SIGVTALRM};
+    for signal in [SIGUSR1, SIGUSR2, SIGIO, SIGVTALRM, SIGPROF, SIGTTOU] {
+        let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
+        // SAFETY: ignoring runs no code of ours.
+        unsafe { sigaction(signal, &ignore)? };
+    }
+    Ok(())
+}
+
+/// What stops a server in order: SIGTERM and SIGINT; SIGQUIT, which is a terminal's Ctrl-\ and nginx's word for it; and
+/// SIGHUP, which comes when the terminal goes, unless the server was started to outlive that (nohup(1) ignores it).
+fn stop_signals() -> SigSet {
+    let mut signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT]);
+    // SAFETY: sigaction is a plain struct for which all zeros is a value; with no new action sigaction(2) only fills it.
+    let old = unsafe {
+        let mut old: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGHUP, std::ptr::null(), &raw mut old);
+        old
+    };
+    if old.sa_sigaction != libc::SIG_IGN {
+        signals.add(Signal::SIGHUP);
+    }
+    signals
 }
 
 /// Tells the handler about a socket. A connection accepted while the signal arrived is shut here: either the
@@ -183,31 +210,27 @@ pub fn shut_listener(listener: impl AsFd) {
     shut(listener.as_fd().as_raw_fd(), libc::SHUT_RD);
 }
 
-fn termination_signals() -> SigSet {
-    SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT])
-}
-
 /// From now on SIGTERM and SIGINT end this process at once, by their default action. Those that have arrived and are
 /// blocked are forgotten: ignoring a signal discards it (sigaction(2)).
 pub fn end_at_once_on_termination() {
-    for signal in &termination_signals() {
+    for signal in &stop_signals() {
         for handler in [SigHandler::SigIgn, SigHandler::SigDfl] {
             // SAFETY: neither runs any code of ours. It cannot fail for these signals.
             let _ = unsafe { sigaction(signal, &SigAction::new(handler, SaFlags::empty(), SigSet::empty())) };
         }
     }
-    let _ = termination_signals().thread_unblock();
+    let _ = stop_signals().thread_unblock();
 }
 
-/// True once SIGTERM or SIGINT has been handled, or waits because it is blocked.
+/// True once a signal that stops a server has been handled, or waits because it is blocked.
 pub fn has_termination_arrived() -> bool {
     let mut pending = SigSet::empty();
     // SAFETY: sigpending(2) writes one signal set to a place that is one: SigSet is a transparent sigset_t.
     unsafe { libc::sigpending((&raw mut pending).cast()) };
-    is_stopping() || termination_signals().iter().any(|signal| pending.contains(signal))
+    is_stopping() || stop_signals().iter().any(|signal| pending.contains(signal))
 }
 
-/// SIGTERM, SIGINT and SIGCHLD, one after another.
+/// The signals that stop a server, SIGCHLD and others, one after another.
 pub struct SignalQueue {
     queue: SignalFd,
 }
@@ -216,14 +239,17 @@ impl SignalQueue {
     /// Blocks the signals, so that from now on they wait here. What is forked later inherits the blocking and
     /// calls one of the other two.
     pub fn open() -> nix::Result<SignalQueue> {
-        SignalQueue::open_for(&[])
+        ignore_meaningless()?;
+        SignalQueue::of(stop_signals())
     }
 
-    /// The same with these besides.
+    /// SIGTERM, SIGINT, SIGCHLD and these.
     pub fn open_for(others: &[Signal]) -> nix::Result<SignalQueue> {
-        let mut signals = termination_signals();
+        SignalQueue::of([Signal::SIGTERM, Signal::SIGINT].iter().chain(others).copied().collect())
+    }
+
+    fn of(mut signals: SigSet) -> nix::Result<SignalQueue> {
         signals.add(Signal::SIGCHLD);
-        others.iter().for_each(|&signal| signals.add(signal));
         signals.thread_block()?;
         // Who started us may ignore SIGCHLD, and exec leaves it at that. Then the kernel reaps by itself: no signal
         // would come, and the children's accounts would be lost (sigaction(2), wait(2)).

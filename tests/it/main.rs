@@ -48,6 +48,7 @@ mod proxy;
 mod readers;
 mod screen;
 mod select;
+mod signals;
 mod stopping;
 mod theory;
 mod timing;
