@@ -71,7 +71,7 @@ fn run(policy: Policy, args: &WorkersArgs) -> Result<ServerReport, Failure> {
             while events.wait_for_connection()? {
                 dispatch::take_message(&mut events)?;
             }
-            // What the master has passed is accepted, and nobody else can answer it, unless the master waits to hear.
+            // What the master has passed is accepted, and no other process can answer it, unless the master waits for an answer.
             dispatch::take_or_refuse_rest(&mut events)?;
             events.finish().map(drop)
         })?;
@@ -85,7 +85,7 @@ fn run(policy: Policy, args: &WorkersArgs) -> Result<ServerReport, Failure> {
     while dispatcher.wait(&mut pool)? {
         // All that are ready now, those for one worker in one message.
         while let Some(connection) = dispatcher.next_connection()? {
-            // Of those who are alive, with room in their channel and, where they acknowledge, with nothing to
+            // Those that are alive, have room in their channel and, where they acknowledge, have nothing to
             // acknowledge. So a worker that hangs is passed over once its channel is full.
             let free = dispatcher.free();
             let load = |i| dispatcher.load(i);

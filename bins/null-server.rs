@@ -1,5 +1,5 @@
-//! The yardstick: one thread, one epoll, `recv` and `send` of a constant. Nothing is parsed, so nothing is right
-//! but the number of system calls: whatever arrives in one `recv` counts as one request. No server that does these
+//! The yardstick: one thread, one epoll, `recv` and `send` of a constant. Nothing is parsed; only the number of
+//! system calls is right: whatever arrives in one `recv` counts as one request. No server that does these
 //! two calls per request can be faster, and every row of the throughput tables is a share of this one.
 //!
 //! With `--close` it closes after each answer, as the others do when they are asked to: then accept, recv, send and

@@ -76,7 +76,7 @@ fn run(args: &Args) -> Result<ServerReport, Failure> {
     let address = listeners[0].address();
     let scoreboard = Scoreboard::create("reuseport", workers, server.scoreboard.as_deref())?;
 
-    // The group has one program, whoever of it attaches that, and runs it for each SYN.
+    // The group has one program, and any member may attach it; the kernel runs it for each SYN.
     let any = &listeners[0];
     let signs = match args.select {
         // No program. The hash knows neither workers nor CPUs.

@@ -1,6 +1,6 @@
 //! 白银 silver: one acceptor, a bounded queue, N worker threads.
 //!
-//! Who accepts: the main thread. Who serves: the first of N threads that comes to the queue, one connection at a
+//! Who accepts: the main thread. Who serves: the first of N threads that is free, one connection at a
 //! time. Who balances: the queue; whoever is free takes the next. The queue is bounded: when it is full the
 //! acceptor waits, connections wait in the kernel's accept queue, and no memory grows. That is back-pressure. With
 //! M workers and N seconds per request the server answers M/N requests per second.
@@ -38,8 +38,8 @@ struct Args {
     queue: usize,
 }
 
-/// How long the acceptor may sleep on a full queue before it asks whether the server is to stop.
-const LOOK_UP_EVERY: Duration = Duration::from_millis(100);
+/// How long the acceptor may sleep on a full queue before it checks whether the server is to stop.
+const CHECK_EVERY: Duration = Duration::from_millis(100);
 
 fn main() -> ExitCode {
     server::finish(run(&Args::parse()))
@@ -83,9 +83,9 @@ fn run(args: &Args) -> Result<ServerReport, Failure> {
 /// Waits for room in the queue: the back-pressure. False when the server is to stop instead.
 fn hand_over(queue: &Sender<OwnedFd>, mut connection: OwnedFd) -> bool {
     loop {
-        match queue.send_timeout(connection, LOOK_UP_EVERY) {
+        match queue.send_timeout(connection, CHECK_EVERY) {
             Ok(()) => return true,
-            // No signal interrupts this wait, so it looks up by itself.
+            // No signal interrupts this wait, so it checks by itself.
             Err(SendTimeoutError::Timeout(back)) if !server::is_stopping() => connection = back,
             Err(_) => return false,
         }

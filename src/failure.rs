@@ -1,4 +1,4 @@
-//! How a server that cannot start, or cannot go on, says so: what was tried, on what, why not, and what to do.
+//! The one line of a program that cannot start or cannot go on: what was tried, on what, why it failed, and what to do.
 
 use std::fmt;
 

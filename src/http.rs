@@ -171,13 +171,13 @@ fn interpret(head: &httparse::Request) -> Result<(Request, u64, bool), Status> {
         _ => return Err(Status::NotImplemented),
     };
 
-    let mut connection = Wishes::default();
+    let mut connection = ConnectionOptions::default();
     let mut hosts = 0;
     let mut content_length: Option<u64> = None;
     let mut transfer_coding: Option<Status> = None;
     let mut expects_continue = false;
     for header in head.headers.iter() {
-        // A switch on the length first: most headers of most requests are none of ours.
+        // A switch on the length first: most headers of most requests do not concern us.
         match header.name.len() {
             4 if header.name.eq_ignore_ascii_case("host") => hosts += 1,
             6 if header.name.eq_ignore_ascii_case("expect") => {
@@ -195,8 +195,8 @@ fn interpret(head: &httparse::Request) -> Result<(Request, u64, bool), Status> {
                 content_length = Some(length);
             }
             17 if header.name.eq_ignore_ascii_case("transfer-encoding") => {
-                // A server may ask for a length instead of decoding chunks (RFC 9112, section 6.3); a coding it
-                // has never heard of is 501 (section 6.1).
+                // A server may ask for a length instead of decoding chunks (RFC 9112, section 6.3); an
+                // unknown coding is 501 (section 6.1).
                 let is_chunked = header.value.trim_ascii().eq_ignore_ascii_case(b"chunked");
                 transfer_coding =
                     Some(if is_chunked { Status::LengthRequired } else { Status::NotImplemented });
@@ -225,12 +225,12 @@ fn interpret(head: &httparse::Request) -> Result<(Request, u64, bool), Status> {
 
 /// The options of all `Connection` headers; `close` wins over everything (RFC 9112, section 9.3).
 #[derive(Default)]
-struct Wishes {
+struct ConnectionOptions {
     close: bool,
     keep_alive: bool,
 }
 
-impl Wishes {
+impl ConnectionOptions {
     fn read(&mut self, value: &[u8]) {
         for option in value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
             self.close |= option.eq_ignore_ascii_case(b"close");
@@ -291,7 +291,7 @@ struct Rendered {
 }
 
 impl Responses {
-    /// `body_bytes` is the wish of `--body`; the body is never shorter than the line that names the worker.
+    /// `body_bytes` is what `--body` asks for; the body is never shorter than the line that names the worker.
     pub fn new(worker: usize, pid: u32, body_bytes: usize) -> Responses {
         let mut body = handled_by(worker, pid);
         while body.len() < body_bytes {

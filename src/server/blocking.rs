@@ -1,4 +1,4 @@
-//! The blocking handler: take a connection, serve it to its end, and do nothing else meanwhile.
+//! The blocking handler: accept a connection, serve it to its end, and do nothing else meanwhile.
 //!
 //! Its system calls are the plain ones: accept, recv, send, close. Time-outs are the socket's own (SO_RCVTIMEO,
 //! SO_SNDTIMEO), and a worker that is to stop finds its sockets shut ([`crate::sys::signal`]), so nothing here
@@ -150,8 +150,8 @@ impl Conversation<'_> {
                     Ok(0) if self.is_between_requests() => return Ok(()),
                     Ok(0) => return Err(Lost),
                     Ok(received) => self.filled += received,
-                    // SO_RCVTIMEO is over. A client that has said nothing is let go; one that stopped in the
-                    // middle is told.
+                    // SO_RCVTIMEO is over. An idle client's connection is closed; a client that stopped in the middle
+                    // of a request gets a 408.
                     Err(Errno::EAGAIN) if self.is_between_requests() => return Ok(()),
                     Err(Errno::EAGAIN) => return self.refuse(Status::RequestTimeout, worker),
                     Err(_) => return Err(Lost),

@@ -25,19 +25,18 @@ const MOST_MESSAGES: usize = 128;
 
 /// How many connections go into one message. Those on their way are counted per user, over all channels of all
 /// processes, and compared with the sender's limit of descriptors (unix(7), ETOOMANYREFS): where it is low, the full
-/// channels of all our workers together must not use it up. What other programs of the same user have on its way is
-/// not in our hand.
+/// channels of all our workers together must not use it up. What other programs of the same user send, we cannot know.
 pub fn connections_per_message(workers: usize) -> usize {
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft as usize);
     (limit / (MOST_MESSAGES * workers)).clamp(1, MOST_PER_MESSAGE)
 }
 
-/// What a receiver says about the connection it was sent.
+/// What a receiver answers about the connection it was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// It is mine now.
+    /// The receiver has it now.
     Taken,
-    /// Give it to another: I have no room, or am about to stop.
+    /// Another is to have it: the receiver has no room, or is about to stop.
     Refused,
 }
 
@@ -45,7 +44,7 @@ pub enum Answer {
 #[derive(Debug)]
 pub struct Channel {
     socket: OwnedFd,
-    /// The sender is told about every message.
+    /// The receiver acknowledges every message.
     acknowledges: bool,
     /// Received, and not asked for yet.
     inbox: VecDeque<nix::Result<OwnedFd>>,
@@ -65,7 +64,7 @@ impl Channel {
         Ok((end(one), end(other)))
     }
 
-    /// The receiver tells what has become of every message.
+    /// The receiver acknowledges every message, or refuses it.
     pub fn acknowledges(&self) -> bool {
         self.acknowledges
     }
@@ -89,7 +88,7 @@ impl Channel {
     pub fn receive(&mut self) -> nix::Result<OwnedFd> {
         let connection = self.next()?;
         if self.acknowledges {
-            // It fails when the sender is gone, and then the connection is ours all the more.
+            // It fails when the sender is gone, and then the connection is ours anyway.
             let _ = self.answer(Answer::Taken);
         }
         Ok(connection)
@@ -116,7 +115,7 @@ impl Channel {
         }
         let next = self.inbox.pop_front().unwrap_or(Err(Errno::EINVAL));
         if self.acknowledges && matches!(next, Err(Errno::EMFILE)) {
-            // Ours is lost, but the sender still has the connection, and waits to hear. If it is gone, so is the wait.
+            // Our copy is lost, but the sender still has the connection and waits for an answer, unless it is gone.
             let _ = self.answer(Answer::Refused);
         }
         next

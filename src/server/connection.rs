@@ -1,4 +1,4 @@
-//! One non-blocking connection: a conversation that is taken a step further whenever its socket is ready.
+//! One non-blocking connection: a state machine that goes on as far as it can whenever its socket is ready.
 //!
 //! An idle connection owns no buffer. Bytes are received into the event loop's one buffer; only what is left over
 //! (half a request, an answer the socket would not take) is kept here until the next step.
@@ -67,7 +67,7 @@ pub enum Step {
 #[derive(Debug, PartialEq, Eq)]
 enum State {
     /// Reads requests and answers them.
-    Talking,
+    Serving,
     /// A request waits for I/O; the next one is not looked at before it is answered.
     Waiting(Request, Duration),
     /// The last answer is on its way out.
@@ -98,7 +98,7 @@ impl Connection {
     pub fn new(socket: OwnedFd) -> Connection {
         Connection {
             socket,
-            state: State::Talking,
+            state: State::Serving,
             reader: Reader::default(),
             left_over: Vec::new(),
             unsent: Vec::new(),
@@ -122,15 +122,15 @@ impl Connection {
         self.state == State::Lingering
     }
 
-    /// Nothing of a request has arrived that is not answered.
+    /// No part of an unanswered request has arrived.
     pub fn is_between_requests(&self) -> bool {
-        self.state == State::Talking && !self.has_unsent() && !self.has_half_a_request()
+        self.state == State::Serving && !self.has_unsent() && !self.has_half_a_request()
     }
 
     /// Part of a request has arrived, and it is the client's turn.
     pub fn has_half_a_request(&self) -> bool {
         let has_part = !self.left_over.is_empty() || self.reader.is_inside_body();
-        self.state == State::Talking && !self.has_unsent() && has_part
+        self.state == State::Serving && !self.has_unsent() && has_part
     }
 
     /// An answer waits for the client to read.
@@ -141,7 +141,7 @@ impl Connection {
     /// Goes on as far as it can without waiting.
     pub fn step(&mut self, worker: &mut Worker, scratch: &mut Scratch) -> Step {
         self.step_or_lose(worker, scratch).unwrap_or_else(|_| {
-            // The buffer is everybody's: what this client can no longer be sent must not go to the next.
+            // All connections share the buffer: what cannot be sent to this client must not go to the next.
             scratch.output.clear();
             Step::Close { lost: true }
         })
@@ -150,7 +150,7 @@ impl Connection {
     /// The I/O a request waited for is done: answer it and go on.
     pub fn finish_wait(&mut self, worker: &mut Worker, scratch: &mut Scratch) -> Step {
         if let State::Waiting(request, _) = self.state {
-            self.state = State::Talking;
+            self.state = State::Serving;
             self.answer(request, worker, scratch);
         }
         self.step(worker, scratch)
@@ -174,7 +174,7 @@ impl Connection {
         scratch.input[..filled].copy_from_slice(&self.left_over);
         self.left_over.clear();
         for _ in 0..RECEIVES_PER_STEP {
-            if let Some(step) = self.talk(&mut filled, worker, scratch)? {
+            if let Some(step) = self.answer_requests(&mut filled, worker, scratch)? {
                 self.keep(&scratch.input[..filled]);
                 return Ok(step);
             }
@@ -201,14 +201,14 @@ impl Connection {
 
     /// Answers the whole requests among the first `filled` bytes and moves the rest to the front. `None` when
     /// it needs more bytes to go on.
-    fn talk(
+    fn answer_requests(
         &mut self,
         filled: &mut usize,
         worker: &mut Worker,
         scratch: &mut Scratch,
     ) -> nix::Result<Option<Step>> {
         loop {
-            let needs_more = self.state == State::Talking
+            let needs_more = self.state == State::Serving
                 && self.unsent.is_empty()
                 && self.gather_answers(filled, worker, scratch);
             self.flush(scratch)?;
@@ -216,8 +216,8 @@ impl Connection {
                 return Ok(Some(Step::AwaitOutput));
             }
             match self.state {
-                State::Talking if needs_more => return Ok(None),
-                State::Talking => {}
+                State::Serving if needs_more => return Ok(None),
+                State::Serving => {}
                 State::Waiting(_, duration) => return Ok(Some(Step::AwaitWork(duration))),
                 State::Closing => return Ok(Some(Step::Close { lost: false })),
                 State::Refusing | State::Lingering => {
@@ -235,7 +235,7 @@ impl Connection {
     fn gather_answers(&mut self, filled: &mut usize, worker: &mut Worker, scratch: &mut Scratch) -> bool {
         let mut at = 0;
         let mut needs_more = false;
-        while self.state == State::Talking && !needs_more && scratch.output.len() < GATHER_BYTES {
+        while self.state == State::Serving && !needs_more && scratch.output.len() < GATHER_BYTES {
             let (used, next) = self.reader.next(&scratch.input[at..*filled]);
             at += used;
             match next {
@@ -316,8 +316,8 @@ impl AsFd for Connection {
     }
 }
 
-/// Ends the conversation for the client, whoever else holds a copy of the socket: until the last copy is closed, a close
-/// says nothing (close(2), shutdown(2)).
+/// Ends the connection for the client even if another process holds a copy of the socket: until the last copy is closed,
+/// a close sends nothing (close(2), shutdown(2)).
 pub(super) fn end(socket: impl AsFd) {
     // It fails only on a connection that is gone already.
     let _ = shutdown(socket.as_fd().as_raw_fd(), Shutdown::Both);

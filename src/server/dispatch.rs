@@ -37,13 +37,13 @@ const SIGNALS: u64 = u64::MAX - 1;
 /// Reports taken per wait; the rest comes with the next.
 const REPORTS_PER_WAIT: usize = 64;
 
-/// Accepts for others.
+/// Accepts connections and passes them to workers.
 pub struct Dispatcher {
     listener: Listener,
     scoreboard: Scoreboard,
     epoll: Epoll,
     slots: Vec<WorkerSlot>,
-    /// In the order in which they became free.
+    /// The workers that can be given a connection, in the order in which they became free.
     free: Vec<usize>,
     /// Accepted, and to be given again.
     returned: VecDeque<OwnedFd>,
@@ -114,7 +114,7 @@ impl Dispatcher {
         })
     }
 
-    /// Waits until there is a connection and somebody free to have it. False: the server is to stop.
+    /// Waits until there is a connection and a worker free to have it. False: the server is to stop.
     ///
     /// # Errors
     /// When the last worker has died.
@@ -146,7 +146,7 @@ impl Dispatcher {
         }
     }
 
-    /// The next connection to be given to somebody. `None`: nobody is free, nothing is left, or enough is gathered.
+    /// The next connection for a worker. `None`: no worker is free, nothing is left, or enough is gathered.
     pub fn next_connection(&mut self) -> Result<Option<OwnedFd>, Failure> {
         while self.can_go_on() && self.given < self.batch {
             if let Some(connection) = self.returned.pop_front() {
@@ -370,7 +370,7 @@ pub fn take_message(events: &mut EventLoop<Channel>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A worker that is to stop takes what is still in its channel, or gives it back to a master that waits to hear.
+/// A worker that is to stop takes what is still in its channel, or refuses it where the master waits for an answer.
 pub fn take_or_refuse_rest(events: &mut EventLoop<Channel>) -> Result<(), Failure> {
     events.acceptor.shut();
     while events.acceptor.acknowledges() && events.acceptor.refuse().is_ok() {}

@@ -1,9 +1,9 @@
 //! Locks around accept: one worker at a time may take a connection, the others wait for the lock instead of the
 //! listening socket (Stevens, Fenner, Rudoff, *UNIX Network Programming* 1, section 30.7 and figure 30.1).
 //!
-//! The time in the lock's queue is no wake-up in the scoreboard, because it is not about the listening socket; who
-//! slept there shows in `voluntary_switches`. Every lock here is taken back by the kernel from a holder that dies.
-//! From a holder that is only stopped (SIGSTOP) nobody takes it: then nobody accepts.
+//! A wait for the lock does not count as a wake-up in the scoreboard, because it is not about the listening socket; it
+//! shows in `voluntary_switches`. The kernel takes every lock here back from a holder that dies. A holder that is only
+//! stopped (SIGSTOP) keeps it: then no worker accepts.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -112,12 +112,12 @@ impl Lock {
     }
 }
 
-/// A lock that workers try for and do not sleep in: who does not get it serves the connections it has and tries
+/// A lock that workers try and do not sleep for: a worker that does not get it serves its connections and tries
 /// again (nginx, `accept_mutex`). nginx lets the master take it from a dead worker; a robust mutex needs no master.
 #[derive(Debug)]
 pub struct AcceptMutex {
     mutex: RobustMutex,
-    /// Who has not got it tries again after this long at most.
+    /// A worker that has not got it tries again after this long at most.
     pub retry: Duration,
 }
 

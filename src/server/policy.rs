@@ -1,5 +1,5 @@
-//! Which of the workers that are free gets the next connection: the policies of a master that accepts for others, side
-//! by side. Who is free, and how the connection gets there, is the master's affair.
+//! Which of the free workers gets the next connection: the policies of a master that accepts for others, side by side.
+//! Which workers are free, and how the connection gets there, is decided by the master.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::AsFd;
@@ -11,13 +11,13 @@ use socket2::SockRef;
 pub enum Policy {
     /// Each in turn
     RoundRobin,
-    /// Any
+    /// One at random
     Random,
     /// The one with the fewest connections, open or on their way to it
     LeastConnections,
     /// The first that has none; if all have some, the first of those with the fewest
     FirstFree,
-    /// Whoever has waited longest since it acknowledged its last one
+    /// The one that has waited longest since it acknowledged its last one
     Acknowledged,
     /// The same worker for the same client address
     Sticky,
@@ -26,7 +26,7 @@ pub enum Policy {
 /// A policy and what it remembers from one connection to the next.
 pub struct Choice {
     policy: Policy,
-    /// Who got the last.
+    /// The worker that got the last connection.
     last: usize,
     random: fastrand::Rng,
 }
@@ -36,11 +36,11 @@ impl Choice {
         Choice { policy, last: 0, random: fastrand::Rng::new() }
     }
 
-    /// Who is next: a position among `free`, the numbers (below `workers`) of those who can be given a connection, in the
+    /// The next worker: a position among `free`, the numbers (below `workers`) of those that can be given a connection, in the
     /// order in which they became free. `load` says how many connections a number has.
     ///
     /// # Panics
-    /// When nobody is free.
+    /// When no worker is free.
     pub fn next(
         &mut self,
         free: impl Iterator<Item = usize> + Clone,
@@ -53,16 +53,16 @@ impl Choice {
         let after_last = self.last + 1;
         let numbered = free.clone().enumerate();
         let next = match self.policy {
-            // Everybody gets the same number of connections, whatever they cost.
+            // Each worker gets the same number of connections, whatever they cost.
             Policy::RoundRobin => numbered.min_by_key(|&(_, i)| turn(i, after_last)),
             // Needs no memory, so several masters could do it side by side; the price is the spread of chance.
             Policy::Random => numbered.clone().nth(self.random.usize(..free.count())),
-            // Who is slow, or hangs, keeps what it has and so gets less. Among equals by turns.
+            // A worker that is slow or hangs keeps its connections, and so gets fewer new ones. Among equals by turns.
             Policy::LeastConnections => numbered.min_by_key(|&(_, i)| (load(i), turn(i, after_last))),
             // Among equals the first of the list, so that as few as possible are at work. Stevens' master waits when
             // nobody is idle, since his children serve one client at a time; an event loop serves one more.
             Policy::FirstFree => numbered.min_by_key(|&(_, i)| (load(i), i)),
-            // Who was first to show that it is awake. A worker that hangs holds the one it has not acknowledged.
+            // The first that showed that it is awake. A worker that hangs holds the one it has not acknowledged.
             Policy::Acknowledged => numbered.clone().next(),
             // What a worker remembers of a client is there when it comes again. The clients of one that is dead or full
             // go to the next: an affinity lost costs less than a master that waits. To know the client costs a

@@ -1,4 +1,4 @@
-//! How a server is told to stop, in the words of the architectures; the mechanism is [`crate::sys::signal`].
+//! Which sockets a signal to stop shuts, for each kind of server; the mechanism is [`crate::sys::signal`].
 
 use std::os::fd::AsFd;
 use std::time::Instant;
@@ -11,7 +11,7 @@ use crate::sys::signal::{
     GRACE, has_given_up, note_socket, shut_listener_on_termination, shut_sockets_on_termination,
 };
 
-/// SIGTERM shuts the listener and every connection of this process: nobody stays blocked in accept or recv.
+/// SIGTERM shuts the listener and every connection of this process: no thread stays blocked in accept or recv.
 pub fn shuts_sockets(listener: &Listener) -> Result<(), Failure> {
     note_socket(listener.end());
     listener
@@ -24,14 +24,14 @@ pub fn shuts_connections(listener: &Listener) -> Result<(), Failure> {
     shut_sockets_on_termination(Some(listener.as_fd())).map_err(|errno| Failure::new("handle SIGTERM", errno))
 }
 
-/// SIGTERM shuts the listener of an event loop that has it for itself, or whose end is the end of all who share it. The
-/// signal does it by itself: a loop in the middle of a request does not look up.
+/// SIGTERM shuts the listener of an event loop that does not share it, or that may end it for all. The handler does it: a
+/// loop in the middle of a request does not look.
 pub fn shuts_listener(listener: &Listener) -> Result<(), Failure> {
     shut_listener_on_termination(listener.end(), false).map_err(|errno| Failure::new("handle SIGTERM", errno))
 }
 
-/// As [`shuts_listener`], where the parent has no copy to shut: its SIGTERM tells all workers to stop, so the first who
-/// hears of it shuts the listener for all of them. A SIGTERM from anybody else ends this worker and nobody's listener.
+/// As [`shuts_listener`], where the parent has no copy to shut: its SIGTERM stops all workers, so the first that
+/// gets it shuts the listener for all. A SIGTERM from another process ends this worker and leaves the listener open.
 pub fn shuts_listener_of_all(listener: &Listener) -> Result<(), Failure> {
     shut_listener_on_termination(listener, true).map_err(|errno| Failure::new("handle SIGTERM", errno))
 }

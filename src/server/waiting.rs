@@ -16,7 +16,7 @@ pub fn poll(listener: &Listener) -> nix::Result<()> {
     nix::poll::poll(&mut [PollFd::new(listener.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE).map(drop)
 }
 
-/// An epoll instance that watches the listener alone, to be inherited by workers who all sleep in it.
+/// An epoll instance that watches the listener alone, to be inherited by workers that all sleep in it.
 pub fn epoll_on(listener: &Listener) -> Result<Epoll, Failure> {
     let open = || {
         let epoll = Epoll::new(1)?;

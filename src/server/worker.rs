@@ -1,4 +1,4 @@
-//! What one worker carries with it: its number, its row of the scoreboard, its answers and its work.
+//! What each worker has: a number, a row of the scoreboard, its answers and its work.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,14 +23,14 @@ pub struct Worker {
     pub idle_timeout: Duration,
     /// Where the blocking handler receives; empty until the first connection.
     pub buffer: Vec<u8>,
-    /// What it shows of itself, where somebody chooses by that.
+    /// Its signs of life, where the kernel chooses by them.
     pub pulse: Option<Pulse>,
     work: Arc<Work>,
     random: fastrand::Rng,
 }
 
 impl Worker {
-    /// Worker `id`, which in a cluster is whom the master says.
+    /// Worker `id`; in a cluster the master gives the number.
     pub fn new(id: usize, args: &ServerArgs, scoreboard: &Scoreboard) -> Worker {
         let pid = std::process::id();
         let number = membership::of_this_process().ok().flatten().map_or(id, |membership| membership.number);
@@ -48,7 +48,7 @@ impl Worker {
         worker
     }
 
-    /// Somebody who serves a single connection under the same number and in the same row, with draws of its own.
+    /// A worker for a single connection, with the same number and row, and random numbers of its own.
     pub fn for_one_connection(&mut self) -> Worker {
         Worker {
             row: self.row,
@@ -88,18 +88,18 @@ impl Worker {
         self.row.subtract(Count::Active, 1);
     }
 
-    /// Enters the calling thread's account in the scoreboard; a worker thread's last act.
+    /// Records the calling thread's CPU time and switches in the scoreboard, when a worker thread ends.
     pub fn record_thread_usage(&self) {
         self.row.set_usage(Usage::of_thread());
     }
 
-    /// Enters this process's account in the scoreboard, where the process is the worker.
+    /// Records this process's CPU time and switches in the scoreboard, where the process is the worker.
     pub fn record_usage(&self) {
         self.row.set_usage(Usage::of_process());
     }
 }
 
-/// Prepares the calling thread for a worker's life: pins it to CPU `pin` mod CPUs (of those it was started with),
+/// Prepares the calling thread: pins it to CPU `pin` mod CPUs (of those it was started with),
 /// and sets its timer slack to 1 ns, because `block:1.8ms` is to be 1.8 ms and not the default 50 µs more.
 pub fn pin_and_prepare(pin: Option<usize>) -> Result<(), Failure> {
     if let Some(i) = pin {

@@ -8,11 +8,11 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{ControlMessage, MsgFlags, SockFlag, UnixAddr, accept4, sendmsg};
 
-/// Descriptors in one message. The kernel takes up to 253 (unix(7), SCM_RIGHTS); who is sent sixteen has been sent
+/// Descriptors in one message. The kernel takes up to 253 (unix(7), SCM_RIGHTS); sixteen get
 /// most of what batching can save, and the first of them has not waited long for the last.
 pub const MOST_PER_MESSAGE: usize = 16;
 
-/// Takes over a descriptor that whoever started this program has left open for it, and told it the number of.
+/// Takes over a descriptor that the parent has left open for this program, and whose number it has passed.
 ///
 /// # Errors
 /// EBADF when it is not open, or not ours to take: a standard stream, one that was taken before, or one of our own.
@@ -42,7 +42,7 @@ pub fn until_uninterrupted<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::
     }
 }
 
-/// The next connection of a listening socket. Its peer's address is not asked for: hardly anybody needs it.
+/// The next connection of a listening socket. Its peer's address is not asked for: almost no server needs it.
 pub fn accept(listener: impl AsFd, flags: SockFlag) -> nix::Result<OwnedFd> {
     let fd = accept4(listener.as_fd().as_raw_fd(), flags | SockFlag::SOCK_CLOEXEC)?;
     // SAFETY: accept4(2) returned this descriptor as new, so nobody else owns it.

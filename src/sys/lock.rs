@@ -131,8 +131,8 @@ fn remove(set: libc::c_int) {
     unsafe { libc::semctl(set, 0, libc::IPC_RMID) };
 }
 
-/// A mutex in memory that this process shares with those it forks. Robust: who takes it after a holder that died is
-/// told so (EOWNERDEAD), where a plain mutex would stay taken for ever.
+/// A mutex in memory that this process shares with those it forks. Robust: the next
+/// process that takes it after a holder died gets EOWNERDEAD, where a plain mutex would stay taken for ever.
 #[derive(Clone, Copy, Debug)]
 pub struct RobustMutex {
     words: &'static [AtomicU64],

@@ -18,7 +18,7 @@ pub enum Access {
 /// Maps `words` 64-bit counters that this process shares with every process it forks and, when a file is given, with
 /// every process that maps the same file. Without a file they are zero. The mapping stays until the process ends.
 ///
-/// The file must keep its length while it is mapped: who owns it never shortens it, and replaces it by another
+/// The file must keep its length while it is mapped: its owner never shortens it, and replaces it by another
 /// file of the same name instead.
 ///
 /// # Errors

@@ -1,14 +1,14 @@
-//! Being told to stop, without a race.
+//! Stopping at a signal, without a race.
 //!
-//! A worker that looks at a flag and then blocks may be told between the look and the sleep, and then sleeps on.
-//! So the handler leaves more than a flag: it changes the state of something the worker is about to wait for.
+//! If a worker checked a flag and then blocked, a signal between the two would be missed and the worker would sleep on.
+//! So the handler does more than set a flag: it changes the state of something that the worker waits for.
 //!
 //! - A worker that blocks in `accept` or `recv` finds its sockets shut ([`shut_sockets_on_termination`]):
 //!   `shutdown(2)` for reading makes a blocked or later `accept` return EINVAL, and a blocked or later `recv`
 //!   return what has arrived already, then 0.
 //! - An event loop finds a descriptor of its epoll set readable ([`wake_on_termination`]). In the middle of a request it
 //!   looks at nothing, so the handler shuts its listener for it ([`shut_listener_on_termination`]).
-//! - A parent that only watches keeps the signals blocked and reads them from a [`SignalQueue`] (signalfd(2)).
+//! - A parent that only supervises keeps the signals blocked and reads them from a [`SignalQueue`] (signalfd(2)).
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::SeqCst};
@@ -44,7 +44,7 @@ pub fn is_stopping() -> bool {
     STOPPING.load(SeqCst)
 }
 
-/// True once this worker of a cluster has been asked to go, or has said that it will: it answers what it has.
+/// True once this worker of a cluster is to leave: it answers what it has, and takes nothing new.
 pub fn is_leaving() -> bool {
     LEAVING.load(SeqCst)
 }
@@ -54,7 +54,7 @@ pub fn leave() {
     LEAVING.store(true, SeqCst);
 }
 
-/// True when [`GRACE`] is over: leave what you are doing.
+/// True when [`GRACE`] is over: what is not done is given up.
 pub fn has_given_up() -> bool {
     GAVE_UP.load(SeqCst)
 }
@@ -134,7 +134,7 @@ fn stop_signals() -> SigSet {
     signals
 }
 
-/// Tells the handler about a socket. A connection accepted while the signal arrived is shut here: either the
+/// Registers a socket with the handler. A connection accepted while the signal arrived is shut here: either the
 /// handler sees the descriptor, or we see that it has run; both sides use one total order.
 pub fn note_socket(socket: impl AsFd) {
     let fd = socket.as_fd().as_raw_fd();
@@ -251,7 +251,7 @@ impl SignalQueue {
     fn of(mut signals: SigSet) -> nix::Result<SignalQueue> {
         signals.add(Signal::SIGCHLD);
         signals.thread_block()?;
-        // Who started us may ignore SIGCHLD, and exec leaves it at that. Then the kernel reaps by itself: no signal
+        // The process that started us may have ignored SIGCHLD, and exec keeps that. Then the kernel reaps by itself: no signal
         // would come, and the children's accounts would be lost (sigaction(2), wait(2)).
         let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
         // SAFETY: the default handler runs no code of ours.
