@@ -21,7 +21,7 @@ use std::process::ExitCode;
 
 use acceptlab::cpu;
 use acceptlab::report::ServerReport;
-use acceptlab::server::selector::{LiveSet, Signs, classic, extended};
+use acceptlab::server::selector::{LiveSet, SelectorNeeds, classic, extended};
 use acceptlab::server::{
     self, EventLoop, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs, termination,
 };
@@ -78,39 +78,39 @@ fn run(args: &Args) -> Result<ServerReport, Failure> {
 
     // The group has one program, and any member may attach it; the kernel runs it for each SYN.
     let any = &listeners[0];
-    let signs = match args.select {
+    let needs = match args.select {
         // No program. The hash knows neither workers nor CPUs.
-        Select::Hash => Signs::Nothing,
+        Select::Hash => SelectorNeeds::Nothing,
         // What comes after the SYN is processed there too, and is in that CPU's cache. SO_INCOMING_CPU on each
         // listener would say the same, but groups did not heed it from Linux 4.6 to 6.1 (b261eda84ec1).
         Select::Cpu => {
             classic::attach(any, &classic::by_cpu(&cpu::allowed(), workers))?;
-            Signs::Nothing
+            SelectorNeeds::Nothing
         }
         // The hash gives one client with one port the same worker each time; chance does not.
         Select::Random => {
             classic::attach(any, &classic::random(workers, &[]))?;
-            Signs::Nothing
+            SelectorNeeds::Nothing
         }
         // The same, until the parent sees that a worker shows no sign of life (see the end).
         Select::LiveSet => {
             classic::attach(any, &classic::random(workers, &[]))?;
-            Signs::Life
+            SelectorNeeds::Heartbeat
         }
         // A counter in the kernel: exactly even, and as blind as the hash.
         Select::RoundRobin => {
             extended::take_turns(&listeners)?;
-            Signs::Nothing
+            SelectorNeeds::Nothing
         }
         // The kernel counts what it sends to each worker, and each worker what it is done with.
-        Select::LeastLoaded => Signs::Load(extended::weigh_loads(&listeners)?),
+        Select::LeastLoaded => SelectorNeeds::Load(extended::weigh_loads(&listeners)?),
     };
 
     let mut pool = WorkerPool::new(scoreboard)?;
     for id in 0..workers {
         pool.fork(|ready| {
             let mut worker = Worker::start(id, server, &scoreboard)?;
-            worker.pulse = signs.of(id, worker.row);
+            worker.heartbeat = needs.of(id, worker.row);
             let ours = listeners.swap_remove(id);
             listeners.clear();
             termination::shuts_listener(&ours)?;

@@ -9,7 +9,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use super::connection::{Connection, LINGER, Scratch, Step, end};
-use super::selector::pulse::Pulse;
+use super::selector::heartbeat::Heartbeat;
 use super::table::{Number, Table};
 use super::worker::Worker;
 use crate::failure::Failure;
@@ -96,7 +96,7 @@ impl Reactor {
         if self.run_timers() | self.close_silent() {
             return Ok(None);
         }
-        let beat_ns = self.worker.pulse.as_mut().map(Pulse::pause);
+        let beat_ns = self.worker.heartbeat.as_mut().map(Heartbeat::pause);
         let due_ns = [self.next_due_ns(wake_ns), beat_ns].into_iter().flatten().min();
         let timeout = due_ns.map(|due_ns| due_ns.saturating_sub(monotonic_ns()));
         self.reports = self
@@ -122,10 +122,10 @@ impl Reactor {
     /// Shows that the worker is alive, for a parent that watches. A wait that could have reported the acceptor and did not
     /// has seen an empty queue; one that was full of reports has not seen all.
     fn beat(&mut self, is_acceptor_watched: bool) {
-        let Some(pulse) = &mut self.worker.pulse else { return };
+        let Some(heartbeat) = &mut self.worker.heartbeat else { return };
         let has_seen_all = is_acceptor_watched && self.reports < REPORTS_PER_WAIT;
         let is_someone_queued = || (0..self.reports).any(|i| self.epoll.report(i).token == ACCEPTOR);
-        pulse.beat(self.now_ns, has_seen_all && !is_someone_queued());
+        heartbeat.beat(self.now_ns, has_seen_all && !is_someone_queued());
     }
 
     /// A new connection. Its first request is often there already, and then it is never registered at all.

@@ -3,7 +3,7 @@
 //! - [`classic`]: a few instructions of classic BPF that return the number of a socket; anybody may attach them;
 //! - [`live_set`]: such a program, replaced whenever a worker falls silent or comes back;
 //! - [`extended`]: programs with a memory, which take turns or weigh loads; they need CAP_BPF;
-//! - [`pulse`]: what a worker shows of itself to those who choose.
+//! - [`heartbeat`]: what a worker shows of itself to those who choose.
 //!
 //! When it is asked. Once per connection, when the SYN arrives: the request that is made then belongs to the chosen
 //! listener, and so does the connection that grows out of it. (A bare SYN from a raw socket takes a turn of
@@ -21,8 +21,8 @@
 
 pub mod classic;
 pub mod extended;
+pub mod heartbeat;
 pub mod live_set;
-pub mod pulse;
 
+pub use heartbeat::SelectorNeeds;
 pub use live_set::LiveSet;
-pub use pulse::Signs;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::args::ServerArgs;
-use super::selector::pulse::Pulse;
+use super::selector::heartbeat::Heartbeat;
 use crate::console;
 use crate::cpu;
 use crate::failure::Failure;
@@ -24,7 +24,7 @@ pub struct Worker {
     /// Where the blocking handler receives; empty until the first connection.
     pub buffer: Vec<u8>,
     /// Its signs of life, where the kernel chooses by them.
-    pub pulse: Option<Pulse>,
+    pub heartbeat: Option<Heartbeat>,
     work: Arc<Work>,
     random: fastrand::Rng,
 }
@@ -39,7 +39,7 @@ impl Worker {
             responses: Arc::new(Responses::new(number, pid, args.body)),
             idle_timeout: args.idle_timeout,
             buffer: Vec::new(),
-            pulse: None,
+            heartbeat: None,
             work: Arc::new(args.work.clone()),
             // Another seed for every worker and every run: repeated runs are to show how much chance does.
             random: fastrand::Rng::with_seed(monotonic_ns() ^ u64::from(pid) << 32 ^ id as u64),
@@ -55,7 +55,7 @@ impl Worker {
             responses: self.responses.clone(),
             idle_timeout: self.idle_timeout,
             buffer: Vec::new(),
-            pulse: None,
+            heartbeat: None,
             work: self.work.clone(),
             random: self.random.fork(),
         }
@@ -84,7 +84,7 @@ impl Worker {
 
     pub fn closed(&self) {
         // Before the row: who reads there that the connection is closed may rely on the load being less.
-        self.pulse.iter().for_each(Pulse::closed);
+        self.heartbeat.iter().for_each(Heartbeat::closed);
         self.row.subtract(Count::Active, 1);
     }
 

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use nix::errno::Errno;
 
 use super::super::listener::Listener;
-use super::pulse::Load;
+use super::heartbeat::Load;
 use crate::failure::Failure;
 use crate::sys::bpf::{self, Instruction, SocketMap, WordMap};
 

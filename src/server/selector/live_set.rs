@@ -1,12 +1,12 @@
-//! The live set: connections go by chance to the workers that show a sign of life, and to nobody else.
+//! The live set: each connection goes to a random worker of those that show a sign of life.
 //!
 //! The parent reads the workers' heartbeats in the scoreboard and, when a worker has fallen silent or come back,
 //! attaches a new [`classic::random`] in place of the old one. What was in a silent worker's queue before stays there;
 //! what comes afterwards goes elsewhere. It takes no privilege.
 //!
 //! The parent attaches through the workers' listeners and therefore keeps copies of them. So a dead worker's socket
-//! stays in the group until the parent, who is told of the death at once, closes its copy: the queue is reset then, and
-//! not when the worker died. In return the parent decides when the numbers change (see [`super`]), and no connection
+//! stays in the group until the parent, which gets SIGCHLD at once, closes its copy: the queue is reset then, and not
+//! when the worker died. In return the parent decides when the numbers change (see [`super`]), and no connection
 //! meets a program that is about another group. What is in the queue of a worker that dies is lost either way, unless
 //! net.ipv4.tcp_migrate_req is 1. Killing one of four under 64 clients on Linux 6.18, three times each: 1, 4 and 17
 //! connections were reset here, 11, 28 and 43 under the hash; with tcp_migrate_req none in either.
@@ -17,7 +17,7 @@ use std::time::Duration;
 use super::super::listener::Listener;
 use super::super::worker_pool::WorkerPool;
 use super::classic;
-use super::pulse::BEAT_EVERY;
+use super::heartbeat::BEAT_EVERY;
 use crate::console;
 use crate::failure::Failure;
 use crate::scoreboard::Count;
@@ -26,9 +26,9 @@ use crate::units::monotonic_ns;
 /// How often the parent looks: as often as there may be something new.
 const LOOK_EVERY: Duration = BEAT_EVERY;
 
-/// A worker that has been silent for so long does not get connections. Four beats: one that is late because the CPU
-/// was busy is no death, and on a busy machine a beat is late by tens of milliseconds. A worker that blocks for longer
-/// in its requests does look like one that hangs; and while it does, that is what it is to a new connection.
+/// A worker that has been silent for so long does not get connections. Four beats: on a busy machine
+/// a beat is late by tens of milliseconds. A worker that blocks for longer in its requests looks like one that hangs, and
+/// to a new connection it is one.
 const SILENT_AFTER: Duration = BEAT_EVERY.saturating_mul(4);
 
 /// The group as the parent sees it.
@@ -49,23 +49,23 @@ impl LiveSet {
         LiveSet { members: listeners.into_iter().enumerate().collect(), attached, is_stuck: false }
     }
 
-    /// Watches over the pool as [`WorkerPool::supervise`] does, and looks at the workers every now and then.
+    /// Supervises the pool as [`WorkerPool::supervise`] does, and checks the heartbeats meanwhile.
     ///
     /// # Errors
     /// When the last worker has died without being asked to.
     pub fn supervise(mut self, pool: &mut WorkerPool) -> Result<(), Failure> {
         while !pool.next_signal_stops(Some(LOOK_EVERY))? {
-            self.follow(pool);
+            self.update(pool);
         }
-        // With a copy open, connections would still be taken into queues that nobody serves any more.
+        // With a copy open, connections would still enter queues that no worker serves any more.
         drop(self);
         pool.stop();
         Ok(())
     }
 
-    /// Looks at the workers and attaches a new program if the set has changed. While nobody is live, the last
+    /// Looks at the workers and attaches a new program if the set has changed. While no worker is live, the last
     /// program stays: a queue is better than none.
-    fn follow(&mut self, pool: &WorkerPool) {
+    fn update(&mut self, pool: &WorkerPool) {
         while let Some(number) = self.members.iter().position(|&(worker, _)| !pool.is_alive(worker)) {
             self.remove(number);
         }
@@ -96,12 +96,12 @@ impl LiveSet {
         let ascending: Vec<usize> = gaps.iter().copied().collect();
         match classic::attach(&self.members[0].1, &classic::random(members, &ascending)) {
             Ok(()) => (self.attached, self.is_stuck) = ((members, gaps), false),
-            Err(failure) => self.say_stuck(failure),
+            Err(failure) => self.log_stuck(failure),
         }
     }
 
     /// Said once: it will be tried again at every look.
-    fn say_stuck(&mut self, failure: Failure) {
+    fn log_stuck(&mut self, failure: Failure) {
         if !self.is_stuck {
             console::log(format_args!("{failure}; connections go on by the last program"));
         }

@@ -1,7 +1,7 @@
-//! What a worker shows of itself: a heartbeat, and for a selector that weighs loads the connections it is done with.
+//! What a worker reports to a selector: a heartbeat, and to one that weighs loads the connections it has finished.
 //!
-//! A heart that must be heard cannot sleep for ever: a wait ends after [`BEAT_EVERY`] even if nothing happens, which
-//! costs an idle worker twenty wake-ups per second. Where no selector listens, nothing of this is there.
+//! A worker with a heartbeat cannot sleep for ever: a wait ends after [`BEAT_EVERY`] even if nothing happens, which
+//! costs an idle worker twenty wake-ups per second. Without a selector that needs it there is none of this.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -13,22 +13,22 @@ use crate::units::monotonic_ns;
 /// nothing, and a hang is known within the time of a few slow requests.
 pub const BEAT_EVERY: Duration = Duration::from_millis(50);
 
-/// What the selector of a group wants to see of its workers.
-pub enum Signs {
-    /// It chooses without looking.
+/// What the selector of a group needs to know of its workers.
+pub enum SelectorNeeds {
+    /// It chooses without knowing anything.
     Nothing,
-    Life,
+    Heartbeat,
     /// By worker.
     Load(Vec<Load>),
 }
 
-impl Signs {
-    /// What worker `id`, whose row this is, carries with it.
-    pub fn of(&self, id: usize, row: Row) -> Option<Pulse> {
+impl SelectorNeeds {
+    /// The heartbeat of worker `id`, whose row this is.
+    pub fn of(&self, id: usize, row: Row) -> Option<Heartbeat> {
         match self {
-            Signs::Nothing => None,
-            Signs::Life => Some(Pulse::new(row, None)),
-            Signs::Load(loads) => Some(Pulse::new(row, Some(loads[id]))),
+            SelectorNeeds::Nothing => None,
+            SelectorNeeds::Heartbeat => Some(Heartbeat::new(row, None)),
+            SelectorNeeds::Load(loads) => Some(Heartbeat::new(row, Some(loads[id]))),
         }
     }
 }
@@ -48,28 +48,28 @@ impl Load {
     /// Some handshakes are never completed, and the load would keep them for ever. But a worker whose queue is empty
     /// knows its load: what it has open. So what was assigned before a wait, and neither is open nor queues after it,
     /// is finished. (Or it is a handshake that took longer than the wait: one too few until this is done again.)
-    fn settle(self, assigned: u64, open: u64) {
+    fn correct(self, assigned: u64, open: u64) {
         self.finished.store(assigned.wrapping_sub(open), Relaxed);
     }
 }
 
 /// A worker's heartbeat.
 #[derive(Debug)]
-pub struct Pulse {
+pub struct Heartbeat {
     row: Row,
     load: Option<Load>,
     /// What the selector had assigned before the wait.
     assigned: u64,
     beat_ns: u64,
-    settled_ns: u64,
+    corrected_ns: u64,
 }
 
-impl Pulse {
+impl Heartbeat {
     /// Beats for the first time: a worker that has not come to its first wait does not count as silent.
-    fn new(row: Row, load: Option<Load>) -> Pulse {
+    fn new(row: Row, load: Option<Load>) -> Heartbeat {
         let now_ns = monotonic_ns();
         row.set_alive(now_ns);
-        Pulse { row, load, assigned: 0, beat_ns: now_ns, settled_ns: now_ns }
+        Heartbeat { row, load, assigned: 0, beat_ns: now_ns, corrected_ns: now_ns }
     }
 
     /// A wait begins; it is to end at the time returned, if not earlier.
@@ -80,14 +80,14 @@ impl Pulse {
         self.beat_ns + BEAT_EVERY.as_nanos() as u64
     }
 
-    /// The wait has ended; `nobody_queues` when it has shown that the accept queue is empty.
-    pub fn beat(&mut self, now_ns: u64, nobody_queues: bool) {
+    /// The wait has ended; `is_queue_empty` when it has shown that the accept queue is empty.
+    pub fn beat(&mut self, now_ns: u64, is_queue_empty: bool) {
         self.beat_ns = now_ns;
         self.row.set_alive(now_ns);
-        let is_due = now_ns >= self.settled_ns + BEAT_EVERY.as_nanos() as u64;
-        if let Some(load) = self.load.filter(|_| nobody_queues && is_due) {
-            self.settled_ns = now_ns;
-            load.settle(self.assigned, self.row.get(Count::Active));
+        let is_due = now_ns >= self.corrected_ns + BEAT_EVERY.as_nanos() as u64;
+        if let Some(load) = self.load.filter(|_| is_queue_empty && is_due) {
+            self.corrected_ns = now_ns;
+            load.correct(self.assigned, self.row.get(Count::Active));
         }
     }
 
