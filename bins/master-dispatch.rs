@@ -17,10 +17,9 @@ use std::process::ExitCode;
 
 use acceptlab::report::ServerReport;
 use acceptlab::server::channel::connections_per_message;
-use acceptlab::server::successor::Arguments;
 use acceptlab::server::{
     self, Channel, Choice, Dispatcher, EventLoop, Failure, Listener, Policy, Scoreboard, Worker, WorkerPool,
-    WorkersArgs, dispatch,
+    WorkersArgs, dispatch, successor,
 };
 use clap::Parser;
 
@@ -37,11 +36,11 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let mut arguments = Arguments::of_this_process();
-    if arguments.take("--pass", "listener") {
-        return arguments.run("pass-listener");
+    let mut arguments: Vec<_> = std::env::args_os().collect();
+    if successor::take(&mut arguments, "--pass", "listener") {
+        return successor::run("pass-listener", &[], &arguments);
     }
-    arguments.take("--pass", "connection");
+    successor::take(&mut arguments, "--pass", "connection");
     let args = Args::parse_from(arguments);
     server::finish(run(args.policy, &args.workers))
 }

@@ -21,10 +21,9 @@ use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
 use acceptlab::report::ServerReport;
-use acceptlab::server::successor::Arguments;
 use acceptlab::server::{
-    self, EventLoop, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs, blocking, termination,
-    waiting,
+    self, EventLoop, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs, blocking, successor,
+    termination, waiting,
 };
 use acceptlab::sys::epoll::{Epoll, Interest};
 use clap::error::ErrorKind;
@@ -65,17 +64,19 @@ enum Wait {
 }
 
 fn main() -> ExitCode {
-    let mut arguments = Arguments::of_this_process();
+    let mut arguments: Vec<_> = std::env::args_os().collect();
     // The locks before the socket are programs of their own.
-    if arguments.take("--lock", "accept-mutex") {
-        arguments.take("--wait", "epoll");
-        return arguments.run("accept-mutex");
+    if successor::take(&mut arguments, "--lock", "accept-mutex") {
+        successor::take(&mut arguments, "--wait", "epoll");
+        return successor::run("accept-mutex", &[], &arguments);
     }
-    if ["fcntl", "flock", "semaphore", "mutex"].iter().any(|lock| arguments.contain("--lock", lock)) {
-        arguments.take("--wait", "blocking");
-        return arguments.run("prefork-lock");
+    for lock in ["fcntl", "flock", "semaphore", "mutex"] {
+        if successor::take(&mut arguments, "--lock", lock) {
+            successor::take(&mut arguments, "--wait", "blocking");
+            return successor::run("prefork-lock", &["--lock", lock], &arguments);
+        }
     }
-    arguments.take("--lock", "none");
+    successor::take(&mut arguments, "--lock", "none");
     let args = Args::parse_from(arguments);
     if args.rearm.is_some() && args.wait != Wait::EpollExclusiveRearm {
         let conflict = "--rearm K goes with --wait epoll-exclusive-rearm only";
