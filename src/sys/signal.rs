@@ -109,8 +109,7 @@ fn handle_termination() -> nix::Result<()> {
 /// These mean nothing to a server, and by default would end or stop it. Signals that a worker of a cluster has blocked
 /// wait for it all the same.
 fn ignore_meaningless() -> nix::Result<()> {
-    use Signal::{SIGIO, SIGPROF, SIGTTOU, SIGUSR1, SIGUSR2, SIGVTALRM};
-    for signal in [SIGUSR1, SIGUSR2, SIGIO, SIGVTALRM, SIGPROF, SIGTTOU] {
+    for signal in [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGALRM, Signal::SIGTTOU] {
         let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
         // SAFETY: ignoring runs no code of ours.
         unsafe { sigaction(signal, &ignore)? };
@@ -164,6 +163,10 @@ extern "C" fn terminate(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
 }
 
 extern "C" fn give_up(_: libc::c_int) {
+    if !is_stopping() {
+        // Not our own alarm.
+        return;
+    }
     GAVE_UP.store(true, SeqCst);
     keep_errno(|| {
         shut_all(libc::SHUT_RDWR);

@@ -40,11 +40,11 @@ fn a_quit_and_a_lost_terminal_stop_a_server_in_order() {
 
 #[test]
 fn signals_that_mean_nothing_to_a_server_change_nothing() {
-    use Signal::{SIGPIPE, SIGTTOU, SIGUSR1, SIGUSR2, SIGWINCH};
+    use Signal::{SIGALRM, SIGPIPE, SIGTTOU, SIGUSR1, SIGUSR2, SIGWINCH};
     for kind in &SERVERS {
         let mut server = start(kind.name, &[]);
         let before = server.processes();
-        for signal in [SIGUSR1, SIGUSR2, SIGPIPE, SIGWINCH, SIGTTOU] {
+        for signal in [SIGUSR1, SIGUSR2, SIGALRM, SIGPIPE, SIGWINCH, SIGTTOU] {
             signal_all(&server, signal);
             held(served(server.addr).map_err(|why| server.explain(why)));
             assert_eq!(server.processes(), before, "{} {signal}", kind.name);
