@@ -61,9 +61,7 @@ struct Ending {
 
 /// The workers and everything that the master holds for them.
 pub struct Master {
-    poller: Poller,
     signals: Signals,
-    log: EventLog,
     workers: Workers,
     sockets: Sockets,
     reload: Option<RollingReload>,
@@ -87,14 +85,15 @@ impl Master {
         };
         let (poller, signals) =
             open().map_err(|errno: Errno| Failure::new("open an epoll instance", errno))?;
-        let notifier = args.notify.as_deref().map(|path| Notifier::new(path, args.notify_every));
+        let log = EventLog::open(args.events.as_deref())?;
+        let control = args.control.as_deref().map(|path| Control::open(path, &poller)).transpose()?;
+        let notifier =
+            args.notify.as_deref().map(|path| Notifier::new(path, args.notify_every)).transpose()?;
         let mut master = Master {
             signals,
-            log: EventLog::open(args.events.as_deref())?,
-            control: args.control.as_deref().map(|path| Control::open(path, &poller)).transpose()?,
-            notifier: notifier.transpose()?,
-            poller,
-            workers: Workers::new(model, args)?,
+            control,
+            notifier,
+            workers: Workers::new(model, args, poller, log)?,
             sockets: Sockets::new(most_unanswered),
             reload: None,
             ending: Ending::default(),
@@ -103,15 +102,15 @@ impl Master {
             incoming: VecDeque::new(),
         };
         if let Some(inotify) = master.notifier.as_ref().and_then(Notifier::inotify) {
-            let watched = master.poller.add(inotify, Token::Notifier, Interest::EPOLLIN);
+            let watched = master.workers.poller.add(inotify, Token::Notifier, Interest::EPOLLIN);
             watched.map_err(|errno| Failure::new("watch a file", errno))?;
         }
-        if let Some(next_ns) = master.notifier.as_ref().and_then(Notifier::next_read_ns) {
-            master.poller.at(next_ns, Due::ReadFile);
+        if let Some(next_ns) = master.notifier.as_ref().map(Notifier::next_look_ns) {
+            master.workers.poller.at(next_ns, Due::ReadFile);
         }
-        master.poller.after(master.workers.heartbeat(), Due::Heartbeat);
+        master.workers.poller.after(master.workers.heartbeat(), Due::Heartbeat);
         for number in 0..master.workers.wanted {
-            master.workers.start(number, false, &mut master.poller, &mut master.log)?;
+            master.workers.start(number, false)?;
         }
         Ok(master)
     }
@@ -135,7 +134,7 @@ impl Master {
             if self.ending.has_given_up && self.workers.is_empty() {
                 return self.end_without_workers();
             }
-            if let Some((socket, connection)) = self.sockets.next_connection(&mut self.poller)? {
+            if let Some((socket, connection)) = self.sockets.next_connection(&mut self.workers)? {
                 return Ok(Some(Event::Connection(socket, connection)));
             }
             self.wait()?;
@@ -156,9 +155,9 @@ impl Master {
 
     /// A worker that has called `listen()` gets connections from the master, or the socket itself.
     pub fn listen(&mut self, id: UniqueId, query: &Query, acceptor: Acceptor) {
-        let result = self.sockets.listen(id, query, acceptor, &mut self.workers, &mut self.poller);
-        if let (Err(what), Some(worker)) = (result, self.workers.get(id)) {
-            self.log.log_of(worker, "failure", json!({ "what": what }));
+        let result = self.sockets.listen(id, query, acceptor, &mut self.workers);
+        if let Err(what) = result {
+            self.workers.log_of(id, "failure", json!({ "what": what }));
             self.workers.set_last_error(id, &what);
         }
     }
@@ -181,20 +180,20 @@ impl Master {
 
     /// Passes a connection to a worker, and keeps a copy until it is answered for.
     pub fn pass(&mut self, socket: u64, connection: Rc<OwnedFd>, id: UniqueId) {
-        self.sockets.pass(socket, connection, id, &mut self.workers, &mut self.poller);
+        self.sockets.pass(socket, connection, id, &mut self.workers);
     }
 
     /// Logs a failure that does not end the master.
     pub fn log(&mut self, failure: &Failure) {
-        self.log.log_failure(&failure.to_string());
+        self.workers.log.log_failure(&failure.to_string());
     }
 
     /// Starts a successor after this pause; where that fails, it is tried again in a while.
     pub fn restart(&mut self, number: usize, after: Duration) {
         if after.is_zero() {
-            self.workers.start_if_vacant(number, &mut self.poller, &mut self.log);
+            self.workers.start_if_vacant(number);
         } else {
-            self.poller.after(after, Due::Start(number));
+            self.workers.poller.after(after, Due::Start(number));
         }
     }
 
@@ -204,7 +203,7 @@ impl Master {
             self.workers.is_closed = true;
             self.workers.counts.report.gave_up = true;
             let last = self.workers.last_error.as_str();
-            self.log.log("giveup", json!({"workers_left": self.workers.len(), "last": last}));
+            self.workers.log.log("giveup", json!({"workers_left": self.workers.len(), "last": last}));
         }
     }
 
@@ -213,7 +212,7 @@ impl Master {
         self.ending.was_asked_to_stop = true;
         self.workers.is_closed = true;
         self.abandon_reload("the cluster stops");
-        self.sockets.give_returned(&mut self.workers, &mut self.poller);
+        self.sockets.give_returned(&mut self.workers);
         for id in self.workers.ids() {
             self.dismiss(id);
             self.workers.terminate_if_own(id);
@@ -226,13 +225,13 @@ impl Master {
         // A program that has never listened has no address.
         let address = self.address.take().unwrap_or_else(|| Address::Ip(([0, 0, 0, 0], 0).into()));
         let mut report = self.workers.scoreboard.report(address, Some(Usage::of_process()));
-        self.workers.outputs.drain(&mut self.log);
-        self.log.log("stopped", json!({"uptime_s": report.uptime_s}));
+        self.workers.outputs.drain(&mut self.workers.log);
+        self.workers.log.log("stopped", json!({"uptime_s": report.uptime_s}));
         let mut counts = self.workers.counts.report();
-        counts.lines_dropped = self.log.lines_dropped() + self.workers.outputs.lines_dropped();
+        counts.lines_dropped = self.workers.log.lines_dropped() + self.workers.outputs.lines_dropped();
         report.cluster = Some(counts);
         if let Some(line) = self.ending.exit_reason.take() {
-            self.log.write(format!("{line}\n").as_bytes());
+            self.workers.log.write(format!("{line}\n").as_bytes());
         }
         for client in mem::take(&mut self.ending.clients) {
             self.answer(client, json!({"done": "the cluster has stopped"}));
@@ -243,13 +242,14 @@ impl Master {
     fn wait(&mut self) -> Result<(), Failure> {
         self.disconnect_broken();
         self.sockets.close_passed();
-        let reports = self.poller.wait().map_err(|errno| Failure::new("wait for the workers", errno))?;
+        let reports =
+            self.workers.poller.wait().map_err(|errno| Failure::new("wait for the workers", errno))?;
         for i in 0..reports {
-            if let Some((token, flags)) = self.poller.report(i) {
+            if let Some((token, flags)) = self.workers.poller.report(i) {
                 self.handle_ready(token, flags)?;
             }
         }
-        while let Some(due) = self.poller.next_due() {
+        while let Some(due) = self.workers.poller.next_due() {
             self.run_timer(due);
         }
         Ok(())
@@ -266,8 +266,10 @@ impl Master {
                 self.flush(id);
             }
             Token::Socket(socket) => self.sockets.set_ready(socket),
-            Token::Output(id, stream) => self.workers.outputs.read(id, stream, &mut self.log),
-            Token::Control(0) => self.control.iter_mut().for_each(|control| control.accept(&self.poller)),
+            Token::Output(id, stream) => self.workers.outputs.read(id, stream, &mut self.workers.log),
+            Token::Control(0) => {
+                self.control.iter_mut().for_each(|control| control.accept(&self.workers.poller))
+            }
             Token::Control(client) => self.handle_client(client),
             Token::Notifier => self.read_watched_file(),
         }
@@ -290,46 +292,50 @@ impl Master {
         match due {
             Due::AcceptAgain => self.sockets.accept_again(),
             Due::Retry(socket, id) => self.sockets.set_free(socket, id, &self.workers),
-            Due::CloseOrphan(socket) => self.sockets.close_orphan(socket, &self.workers, &mut self.poller),
+            Due::CloseOrphan(socket) => self.sockets.close_orphan(socket, &mut self.workers),
             Due::CloseUnused(socket, id) => self.sockets.close_unused(socket, id, &self.workers),
             Due::Flush(id) => self.flush(id),
             Due::Kill(id) => {
-                if self.workers.kill_overdue(id, &mut self.poller, &mut self.log) {
+                if self.workers.kill_overdue(id) {
                     self.report_killed_in_reload(id);
                 }
             }
-            Due::Start(number) => self.workers.start_if_vacant(number, &mut self.poller, &mut self.log),
-            Due::Listen(id) => match self.workers.check_listening(id, &mut self.poller, &mut self.log) {
+            Due::Start(number) => self.workers.start_if_vacant(number),
+            Due::Listen(id) => match self.workers.check_listening(id) {
                 AfterListenTimeout::AsBefore => {}
                 AfterListenTimeout::Works => self.note_working(id),
                 AfterListenTimeout::IsKilled(why) => self.reload_without(id, &why),
             },
             Due::Heartbeat => self.check_all(),
-            Due::ReadFile => self.read_watched_file(),
+            Due::ReadFile => {
+                self.read_watched_file();
+                let next_ns = self.notifier.as_ref().map(Notifier::next_look_ns);
+                next_ns.into_iter().for_each(|next_ns| self.workers.poller.at(next_ns, Due::ReadFile));
+            }
         }
     }
 
     fn check_all(&mut self) {
         for id in self.workers.ids() {
-            if self.workers.check(id, &mut self.poller, &mut self.log) {
+            if self.workers.check(id) {
                 self.sockets.suspend(id, &mut self.workers);
             }
         }
-        self.control.iter_mut().for_each(|control| control.unmute(&self.poller));
-        self.log.flush();
-        self.poller.after(self.workers.heartbeat(), Due::Heartbeat);
+        self.control.iter_mut().for_each(|control| control.unmute(&self.workers.poller));
+        self.workers.log.flush();
+        self.workers.poller.after(self.workers.heartbeat(), Due::Heartbeat);
     }
 
     fn reopen_files(&mut self) {
-        self.log.reopen();
-        self.workers.outputs.reopen(&mut self.log);
+        self.workers.log.reopen();
+        self.workers.outputs.reopen(&mut self.workers.log);
     }
 
     // What the workers say.
 
     fn flush(&mut self, id: UniqueId) {
         self.workers.get_mut(id).into_iter().for_each(Worker::flush);
-        self.workers.watch(id, &mut self.poller);
+        self.workers.watch(id);
     }
 
     /// Receives once. True: there may be more.
@@ -352,7 +358,7 @@ impl Master {
             };
             match message {
                 Ok(message) => self.handle_message(id, message),
-                Err(what) => self.workers.log_violation(id, &what, &mut self.log),
+                Err(what) => self.workers.log_violation(id, &what),
             }
         }
         self.incoming = incoming;
@@ -368,26 +374,22 @@ impl Master {
                 if let Some(worker) = self.workers.get_mut(id) {
                     (worker.is_online, worker.counts) = (true, counts);
                 }
-                self.log_of(id, "online", json!({}));
+                self.workers.log_of(id, "online", json!({}));
                 if self.notifier.as_ref().is_some_and(|notifier| notifier.value().is_some()) {
                     self.notify(id);
                 }
             }
             Message::Query(query) => self.events.push_back(Event::Listen(id, query)),
             Message::Listening { port } => self.note_listening(id, port),
-            Message::Close(key) => self.sockets.close_of(id, &key, &mut self.poller),
+            Message::Close(key) => self.sockets.close_of(id, &key, &mut self.workers),
             Message::ExitedAfterDisconnect { seq } => {
                 self.note_leaving(id);
                 let acknowledgement = protocol::acknowledge(seq, self.workers.next_seq());
-                self.workers.send(id, &acknowledgement, &mut self.poller);
+                self.workers.send(id, &acknowledgement);
             }
             Message::Answer { ack, accepted } => {
-                if !self.sockets.take_answer(id, ack, accepted, &mut self.workers, &mut self.poller) {
-                    self.workers.log_violation(
-                        id,
-                        "an answer about a connection that it was not given",
-                        &mut self.log,
-                    );
+                if !self.sockets.take_answer(id, ack, accepted, &mut self.workers) {
+                    self.workers.log_violation(id, "an answer about a connection that it was not given");
                 }
                 if self.ending.was_asked_to_stop {
                     self.workers.terminate_if_own(id);
@@ -396,7 +398,7 @@ impl Master {
             Message::Suicide => {
                 if self.workers.get(id).is_some_and(|worker| worker.state != State::Leaving) {
                     self.workers.counts.report.suicides += 1;
-                    self.log_of(id, "suicide", json!({}));
+                    self.workers.log_of(id, "suicide", json!({}));
                     self.note_leaving(id);
                 }
             }
@@ -408,22 +410,16 @@ impl Master {
                     bytes if bytes > LONGEST_LOGGED => json!({"bytes": bytes}),
                     _ => json!({"message": message}),
                 };
-                self.log_of(id, "message", fields);
+                self.workers.log_of(id, "message", fields);
             }
-            Message::Large(bytes) => self.log_of(id, "message", json!({"bytes": bytes})),
-        }
-    }
-
-    fn log_of(&mut self, id: UniqueId, event: &str, fields: Value) {
-        if let Some(worker) = self.workers.get(id) {
-            self.log.log_of(worker, event, fields);
+            Message::Large(bytes) => self.workers.log_of(id, "message", json!({"bytes": bytes})),
         }
     }
 
     fn note_life(&mut self, id: UniqueId) {
-        let now_ns = self.poller.now_ns;
+        let now_ns = self.workers.poller.now_ns;
         if self.workers.get_mut(id).is_some_and(|worker| worker.shows_life(now_ns)) {
-            self.log_of(id, "recovered", json!({}));
+            self.workers.log_of(id, "recovered", json!({}));
             self.sockets.resume(id, &self.workers);
         }
     }
@@ -435,7 +431,7 @@ impl Master {
         };
         let first = self.sockets.addresses_of(id).next();
         let address = self.sockets.addresses_of(id).find(is_meant).or(first).map(Address::to_string);
-        self.log_of(id, "listening", json!({"address": address}));
+        self.workers.log_of(id, "listening", json!({"address": address}));
         if address.is_some() {
             let is_first = self.workers.note_listening(id);
             if is_first {
@@ -471,9 +467,9 @@ impl Master {
 
     /// Asks it to leave.
     fn dismiss(&mut self, id: UniqueId) {
-        self.workers.dismiss(id, &mut self.poller);
+        self.workers.dismiss(id);
         // What it was given before it reads this, it takes or gives back.
-        self.sockets.leave_all(id, &mut self.poller);
+        self.sockets.leave_all(id, &mut self.workers);
     }
 
     /// It has said that it will leave.
@@ -486,17 +482,17 @@ impl Master {
 
     fn do_without(&mut self, id: UniqueId) {
         if self.workers.get(id).is_some_and(|worker| worker.state != State::Leaving) {
-            self.sockets.leave_all(id, &mut self.poller);
-            self.workers.note_leaving(id, &mut self.poller);
+            self.sockets.leave_all(id, &mut self.workers);
+            self.workers.note_leaving(id);
         }
     }
 
     /// Its channel is closed. It may still answer what it has.
     fn disconnect(&mut self, id: UniqueId) {
-        if self.workers.close_channel(id, &mut self.poller) {
-            self.sockets.take_back_all(id, &mut self.workers, &mut self.poller);
+        if self.workers.close_channel(id) {
+            self.sockets.take_back_all(id, &mut self.workers);
             self.events.retain(|event| !matches!(event, Event::Listen(asker, _) if *asker == id));
-            self.log_of(id, "disconnect", json!({}));
+            self.workers.log_of(id, "disconnect", json!({}));
             self.do_without(id);
         }
     }
@@ -517,7 +513,7 @@ impl Master {
         // What it sent before it died counts.
         while self.receive(id) {}
         self.disconnect(id);
-        if let Some(exit_reason) = self.workers.remove(id, ending, usage, &mut self.log) {
+        if let Some(exit_reason) = self.workers.remove(id, ending, usage) {
             self.reload_without(id, &format!("it {exit_reason}"));
         }
         true
@@ -542,7 +538,7 @@ impl Master {
         (self.ending.has_given_up, self.workers.is_closed) = (false, false);
         self.workers.counts.report.gave_up = false;
         let wanted = self.workers.wanted;
-        self.log.log("reload", json!({"workers": wanted}));
+        self.workers.log.log("reload", json!({"workers": wanted}));
         self.reload = Some(RollingReload::of(wanted, clients));
         (0..wanted).for_each(|number| self.restart(number, Duration::ZERO));
         self.replace_next();
@@ -561,7 +557,7 @@ impl Master {
             let Some((old, must_listen)) = old.map(|worker| (worker.id, worker.has_listened)) else {
                 continue;
             };
-            match self.workers.start(number, must_listen, &mut self.poller, &mut self.log) {
+            match self.workers.start(number, must_listen) {
                 Ok(candidate) => {
                     reload.begin(old, candidate);
                     let clients = reload.clients.clone();
@@ -603,7 +599,7 @@ impl Master {
         let Some(reload) = self.reload.take() else { return };
         self.workers.counts.report.reloads += 1;
         let (replaced, killed) = (reload.replaced, reload.killed());
-        self.log.log("reloaded", json!({"replaced": replaced, "killed": killed}));
+        self.workers.log.log("reloaded", json!({"replaced": replaced, "killed": killed}));
         if reload.again {
             return self.begin_reload(reload.clients);
         }
@@ -618,7 +614,7 @@ impl Master {
         let Some(reload) = self.reload.take() else { return };
         self.workers.counts.report.reloads_failed += 1;
         let outcome = json!({"replaced": reload.replaced, "of": self.workers.wanted, "why": why});
-        self.log.log("reload-failed", outcome);
+        self.workers.log.log("reload-failed", outcome);
         for client in reload.clients {
             self.refuse(client, &format!("the reload was abandoned: {why}; the others go on as they were"));
         }
@@ -629,11 +625,8 @@ impl Master {
     fn read_watched_file(&mut self) {
         let Some(notifier) = &mut self.notifier else { return };
         let before = notifier.looks;
-        let has_changed = notifier.has_changed(self.poller.now_ns);
+        let has_changed = notifier.has_changed(self.workers.poller.now_ns);
         self.workers.counts.count("notifier_looks", (notifier.looks - before) as f64);
-        if let Some(next_ns) = notifier.next_read_ns() {
-            self.poller.at(next_ns, Due::ReadFile);
-        }
         if has_changed {
             self.workers.ids().into_iter().for_each(|id| self.notify(id));
         }
@@ -645,7 +638,7 @@ impl Master {
         let message = protocol::notify(&notifier.path().to_string_lossy(), notifier.value());
         if self.workers.get(id).is_some_and(|worker| worker.is_online && worker.has_room()) {
             self.workers.counts.count("notifier_pushes", 1.0);
-            self.workers.send(id, &message, &mut self.poller);
+            self.workers.send(id, &message);
         }
     }
 
@@ -684,7 +677,7 @@ impl Master {
             let why = format!("there can be 1 to {most} workers here; --most-workers allows more");
             return self.refuse(client, &why);
         }
-        self.log.log("scale", json!({"from": before, "to": wanted}));
+        self.workers.log.log("scale", json!({"from": before, "to": wanted}));
         self.workers.set_wanted(wanted);
         let is_surplus = |worker: &&Worker| worker.number >= wanted && worker.state != State::Leaving;
         let surplus: Vec<UniqueId> = self.workers.iter().filter(is_surplus).map(|worker| worker.id).collect();
@@ -709,7 +702,7 @@ impl Master {
         let is_able =
             |worker: &&Worker| is_meant(worker) && worker.state != State::Leaving && worker.has_room();
         let able: Vec<UniqueId> = self.workers.iter().filter(is_able).map(|worker| worker.id).collect();
-        able.iter().for_each(|&id| self.workers.send(id, message, &mut self.poller));
+        able.iter().for_each(|&id| self.workers.send(id, message));
         match able.len() {
             0 => self.refuse(client, "no such worker is there, or it does not read what it is sent"),
             sent => {
@@ -741,6 +734,6 @@ impl Drop for Master {
             }
         }
         // What they wrote last may say why.
-        self.workers.outputs.drain(&mut self.log);
+        self.workers.outputs.drain(&mut self.workers.log);
     }
 }

@@ -1,19 +1,16 @@
 //! One file that changes and whose contents all workers need: the master reads it for all of them, and pushes its contents.
-//! The kernel reports a change (inotify(7)), or the master reads it every so often.
-//!
-//! Not only the file may change: it may be replaced by a rename, be a symbolic link that is retargeted, or lie in a folder
-//! that is replaced as a whole (Kubernetes does all of that with a ConfigMap). So every folder is watched in which one of the
-//! names on the way to the file is looked up.
+//! The kernel reports a change in the file's folder at once (inotify(7)). A file may also be replaced elsewhere: by a link that
+//! is retargeted, or with its whole folder (Kubernetes does both with a ConfigMap); so the master looks twice a second whether
+//! the path leads to another file, or a changed one. With `--notify-every` it reads the file each time instead.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use crate::failure::Failure;
 use crate::units::monotonic_ns;
@@ -21,74 +18,66 @@ use crate::units::monotonic_ns;
 /// Longer contents are not pushed.
 const LONGEST_VALUE: u64 = 1 << 20;
 
-/// As many links may follow one another in a path (path_resolution(7)).
-const MOST_LINKS: usize = 40;
-
-/// How often to read the file where the kernel cannot report changes.
-const EVERY: Duration = Duration::from_millis(500);
+/// How often to look where the path leads.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 pub struct Notifier {
     path: PathBuf,
-    how: How,
+    name: OsString,
+    /// `None` where the file is read every so often, or the kernel cannot report changes.
+    inotify: Option<Inotify>,
+    /// `--notify-every`.
+    read_every: Option<Duration>,
+    next_ns: u64,
+    /// Which file was read last, and in which state.
+    version: Option<Version>,
     /// What was pushed last; `None` while there is no file.
     value: Option<String>,
+    /// How often the file was read.
     pub looks: u64,
 }
 
-enum How {
-    /// With the names that matter, each in its watched folder.
-    Reported {
-        inotify: Inotify,
-        names: BTreeMap<(WatchDescriptor, OsString), PathBuf>,
-    },
-    Reads {
-        every: Duration,
-        next_ns: u64,
-    },
-}
+/// Device and inode, size, time of the last change to the second and beyond.
+type Version = (u64, u64, u64, i64, i64);
 
 impl Notifier {
-    pub fn new(path: &Path, every: Option<Duration>) -> Result<Notifier, Failure> {
+    pub fn new(path: &Path, read_every: Option<Duration>) -> Result<Notifier, Failure> {
         let cannot = |errno| {
             Failure::new(format_args!("watch {}", path.display()), errno)
                 .advise("its folder must exist; with --notify-every it is read every so often instead")
         };
-        path.file_name().ok_or_else(|| cannot(Errno::EISDIR))?;
-        let reads = |every: Duration| How::Reads { every, next_ns: monotonic_ns() + every.as_nanos() as u64 };
-        let how = match every {
-            Some(every) => reads(every),
-            None => match Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK) {
-                // A sandbox forbids it, or this user has no instance left.
-                Err(_) => reads(EVERY),
-                Ok(inotify) => match watch(&inotify, folder_of(path)) {
-                    Ok(_) => How::Reported { inotify, names: BTreeMap::new() },
-                    Err(errno @ (Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES)) => {
-                        return Err(cannot(errno));
-                    }
-                    Err(_) => reads(EVERY),
-                },
-            },
+        let name = path.file_name().ok_or_else(|| cannot(Errno::EISDIR))?.to_owned();
+        let inotify = match (read_every, watch_folder_of(path)) {
+            (Some(_), _) => None,
+            (None, Ok(inotify)) => Some(inotify),
+            (None, Err(errno @ (Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES))) => {
+                return Err(cannot(errno));
+            }
+            // A sandbox forbids it, or this user has no instance left.
+            (None, Err(_)) => None,
         };
-        let mut notifier = Notifier { path: path.to_owned(), how, value: None, looks: 0 };
-        notifier.watch_all();
-        notifier.look();
+        let mut notifier = Notifier {
+            path: path.to_owned(),
+            name,
+            inotify,
+            read_every,
+            next_ns: monotonic_ns(),
+            version: None,
+            value: None,
+            looks: 0,
+        };
+        notifier.has_changed(notifier.next_ns);
         Ok(notifier)
     }
 
     /// Readable when the kernel has something to report.
     pub fn inotify(&self) -> Option<&Inotify> {
-        match &self.how {
-            How::Reported { inotify, .. } => Some(inotify),
-            How::Reads { .. } => None,
-        }
+        self.inotify.as_ref()
     }
 
-    /// When to read it again, in nanoseconds of CLOCK_MONOTONIC.
-    pub fn next_read_ns(&self) -> Option<u64> {
-        match self.how {
-            How::Reported { .. } => None,
-            How::Reads { next_ns, .. } => Some(next_ns),
-        }
+    /// When to look again, in nanoseconds of CLOCK_MONOTONIC.
+    pub fn next_look_ns(&self) -> u64 {
+        self.next_ns
     }
 
     pub fn path(&self) -> &Path {
@@ -101,113 +90,50 @@ impl Notifier {
 
     /// True: the contents are not what they were.
     pub fn has_changed(&mut self, now_ns: u64) -> bool {
-        let is_about_it = match &mut self.how {
-            How::Reads { every, next_ns } => {
-                // From the time that was due, so that the reads do not drift; from now where several are overdue.
-                *next_ns = (*next_ns + every.as_nanos() as u64).max(now_ns);
-                true
-            }
-            How::Reported { inotify, names } => {
-                let mut any = false;
-                while let Ok(events) = inotify.read_events() {
-                    // An event without a name is about a folder itself, or an overflow, which may have been about anything.
-                    any |= events.into_iter().any(|event| match event.name {
-                        None => true,
-                        Some(name) => names
-                            .get(&(event.wd, name.clone()))
-                            .is_some_and(|folder| !is_unwritten(event.mask, &folder.join(name))),
-                    });
-                }
-                any
-            }
-        };
-        if !is_about_it {
-            return false;
+        let mut is_to_be_read = false;
+        while let Some(events) = self.inotify.as_ref().and_then(|inotify| inotify.read_events().ok()) {
+            // An overflow has no name, and may have been about anything.
+            is_to_be_read |=
+                events.iter().any(|event| event.name.as_ref().is_none_or(|name| *name == self.name));
         }
-        // Before the file is read: a change between the two is reported.
-        self.watch_all();
-        self.look()
+        if now_ns >= self.next_ns {
+            // From the time that was due, so that the looks do not drift; from now where several are overdue.
+            let every = self.read_every.unwrap_or(LOOK_EVERY).as_nanos() as u64;
+            self.next_ns = (self.next_ns + every).max(now_ns);
+            is_to_be_read |= self.read_every.is_some() || version(&self.path) != self.version;
+        }
+        is_to_be_read && self.read()
     }
 
-    /// Watches all folders on the way to the file as it is now, and no others.
-    fn watch_all(&mut self) {
-        let How::Reported { inotify, names } = &mut self.how else { return };
-        let mut now = BTreeMap::new();
-        for (folder, name) in lookups(&self.path) {
-            // A folder that this user may not read cannot be watched; the others are.
-            if let Ok(watch) = watch(inotify, &folder) {
-                now.insert((watch, name), folder);
-            }
-        }
-        for (unused, _) in names.keys().filter(|(watch, _)| now.keys().all(|(used, _)| used != watch)) {
-            // Of a folder that is gone the kernel has removed it already.
-            let _ = inotify.rm_watch(*unused);
-        }
-        *names = now;
-    }
-
-    fn look(&mut self) -> bool {
+    fn read(&mut self) -> bool {
         self.looks += 1;
-        let is_file = |metadata: fs::Metadata| metadata.is_file() && metadata.len() <= LONGEST_VALUE;
-        let is_short = |path: &Path| fs::metadata(path).is_ok_and(is_file);
-        let value = Some(&self.path).filter(|path| is_short(path)).and_then(|path| fs::read(path).ok());
-        let value = value.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        // Before the contents: a change between the two is found by the next look.
+        self.version = version(&self.path);
+        let is_short = self.version.is_some_and(|(_, _, size, ..)| size <= LONGEST_VALUE);
+        let bytes = Some(&self.path).filter(|_| is_short).and_then(|path| fs::read(path).ok());
+        let value = bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         let is_new = value != self.value;
         self.value = value;
         is_new
     }
 }
 
-fn watch(inotify: &Inotify, folder: &Path) -> nix::Result<WatchDescriptor> {
+/// `None` for what is not a file.
+fn version(path: &Path) -> Option<Version> {
+    let metadata = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
+    Some((metadata.dev(), metadata.ino(), metadata.len(), metadata.ctime(), metadata.ctime_nsec()))
+}
+
+/// The folder, not the file: a careful writer writes another file and renames it.
+fn watch_folder_of(path: &Path) -> nix::Result<Inotify> {
+    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let events = AddWatchFlags::IN_CLOSE_WRITE
-        | AddWatchFlags::IN_CREATE
         | AddWatchFlags::IN_MOVED_TO
         | AddWatchFlags::IN_MOVED_FROM
-        | AddWatchFlags::IN_DELETE
-        | AddWatchFlags::IN_ONLYDIR;
-    inotify.add_watch(folder, events)
-}
-
-/// A new file, whose writer will close it: that is reported, too, and until then it is not complete.
-fn is_unwritten(mask: AddWatchFlags, path: &Path) -> bool {
-    let is_new = mask.contains(AddWatchFlags::IN_CREATE) && !mask.contains(AddWatchFlags::IN_ISDIR);
-    is_new && fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.nlink() == 1)
-}
-
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// The names that are looked up on the way to a file, each with its folder, as path_resolution(7) does it.
-fn lookups(path: &Path) -> Vec<(PathBuf, OsString)> {
-    let mut found = Vec::new();
-    let mut folder = PathBuf::from(if path.is_absolute() { "/" } else { "." });
-    // Names still to be looked up, the next one last.
-    let names_of = |path: &Path| -> Vec<OsString> {
-        let is_name =
-            |component: &Component| matches!(component, Component::Normal(_) | Component::ParentDir);
-        path.components().rev().filter(is_name).map(|name| name.as_os_str().to_owned()).collect()
-    };
-    let mut names = names_of(path);
-    let mut links = 0;
-    while let Some(name) = names.pop() {
-        if name == ".." {
-            folder.push(name);
-            continue;
-        }
-        found.push((folder.clone(), name.clone()));
-        match fs::read_link(folder.join(&name)) {
-            Ok(target) if links < MOST_LINKS => {
-                links += 1;
-                if target.is_absolute() {
-                    folder = PathBuf::from("/");
-                }
-                names.extend(names_of(&target));
-            }
-            _ => folder.push(name),
-        }
-    }
-    found
+        | AddWatchFlags::IN_DELETE;
+    inotify.add_watch(folder, events)?;
+    Ok(inotify)
 }
 
 #[cfg(test)]
@@ -222,9 +148,10 @@ mod tests {
         folder
     }
 
+    /// As if the next look were due.
     #[track_caller]
     fn changes_to(notifier: &mut Notifier, value: &str) {
-        assert!(notifier.has_changed(monotonic_ns()), "nothing was reported");
+        assert!(notifier.has_changed(notifier.next_look_ns()), "nothing was seen");
         assert_eq!(notifier.value(), Some(value));
     }
 
@@ -239,7 +166,7 @@ mod tests {
             fs::write(folder.join("new"), "1").unwrap();
             fs::rename(folder.join("new"), &path).unwrap();
             changes_to(&mut notifier, "1");
-            assert!(!notifier.has_changed(monotonic_ns()));
+            assert!(!notifier.has_changed(notifier.next_look_ns()));
             fs::write(&path, "2").unwrap();
             changes_to(&mut notifier, "2");
         }
@@ -276,7 +203,7 @@ mod tests {
         // The folder of a file is replaced as a whole, and comes later.
         let mut notifier = Notifier::new(&folder.join("other").join("c"), None).unwrap();
         fs::rename(folder.join("other"), folder.join("gone")).unwrap();
-        assert!(notifier.has_changed(monotonic_ns()) && notifier.value().is_none());
+        assert!(notifier.has_changed(notifier.next_look_ns()) && notifier.value().is_none());
         version("other", "6");
         changes_to(&mut notifier, "6");
         fs::remove_dir_all(folder).unwrap();

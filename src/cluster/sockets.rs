@@ -94,7 +94,7 @@ impl Sockets {
     }
 
     /// The next connection, of all sockets in turn: one that was given back, or one that the kernel has.
-    pub fn next_connection(&mut self, poller: &mut Poller) -> Result<Option<(u64, Rc<OwnedFd>)>, Failure> {
+    pub fn next_connection(&mut self, workers: &mut Workers) -> Result<Option<(u64, Rc<OwnedFd>)>, Failure> {
         if self.is_paused {
             return Ok(None);
         }
@@ -113,7 +113,7 @@ impl Sockets {
                     NoConnection::Pause(_) => {
                         log_pause(failed);
                         self.is_paused = true;
-                        poller.after(BACK_OFF, Due::AcceptAgain);
+                        workers.poller.after(BACK_OFF, Due::AcceptAgain);
                         return Ok(None);
                     }
                     NoConnection::Shut | NoConnection::Fatal(_) => {
@@ -126,14 +126,7 @@ impl Sockets {
     }
 
     /// Passes a connection to a worker, and keeps a copy until it is answered for.
-    pub fn pass(
-        &mut self,
-        socket: u64,
-        connection: Rc<OwnedFd>,
-        id: UniqueId,
-        workers: &mut Workers,
-        poller: &mut Poller,
-    ) {
+    pub fn pass(&mut self, socket: u64, connection: Rc<OwnedFd>, id: UniqueId, workers: &mut Workers) {
         let seq = workers.next_seq();
         let Some(found) = self.sockets.get_mut(&socket) else { return };
         let worker = workers
@@ -149,18 +142,11 @@ impl Sockets {
             found.set_busy(id);
         }
         workers.counts.report.passed += 1;
-        workers.watch(id, poller);
+        workers.watch(id);
     }
 
     /// A worker has answered for a connection. False: for none that it was given.
-    pub fn take_answer(
-        &mut self,
-        id: UniqueId,
-        ack: u64,
-        accepted: bool,
-        workers: &mut Workers,
-        poller: &mut Poller,
-    ) -> bool {
+    pub fn take_answer(&mut self, id: UniqueId, ack: u64, accepted: bool, workers: &mut Workers) -> bool {
         let Some(worker) = workers.get_mut(id) else { return true };
         let Some(at) = worker.unanswered.iter().position(|given| given.seq == ack) else { return false };
         let Unanswered { socket, connection, .. } = worker.unanswered.swap_remove(at);
@@ -176,7 +162,7 @@ impl Sockets {
             // It has no room, or is about to leave: at once it would refuse again.
             self.give_back(socket, connection, workers);
             self.sockets.entry(socket).and_modify(|socket| socket.set_busy(id));
-            poller.after(BACK_OFF, Due::Retry(socket, id));
+            workers.poller.after(BACK_OFF, Due::Retry(socket, id));
         }
         true
     }
@@ -201,11 +187,10 @@ impl Sockets {
         query: &Query,
         acceptor: Acceptor,
         workers: &mut Workers,
-        poller: &mut Poller,
     ) -> Result<(), String> {
         let seq = workers.next_seq();
         let key = query.key();
-        let found = self.find_or_bind(id, query, &key, acceptor, poller);
+        let found = self.find_or_bind(id, query, &key, acceptor, &workers.poller);
         let Some(worker) = workers.get_mut(id) else { return Ok(()) };
         let (number, is_leaving) = (worker.number, worker.state == State::Leaving);
         let Some(ipc) = &mut worker.ipc else { return Ok(()) };
@@ -236,7 +221,7 @@ impl Sockets {
                 Err(Failure::new(format_args!("listen {}", query.in_words()), errno).to_string())
             }
         };
-        workers.watch(id, poller);
+        workers.watch(id);
         result
     }
 
@@ -279,11 +264,11 @@ impl Sockets {
 
     /// The program has closed one of its servers. If it goes on it wants the port to be closed, as with Node; if it leaves, its
     /// successor needs it. Node's library says that it leaves in the message behind this one.
-    pub fn close_of(&mut self, id: UniqueId, key: &str, poller: &mut Poller) {
+    pub fn close_of(&mut self, id: UniqueId, key: &str, workers: &mut Workers) {
         let Some(token) = self.find(key) else { return };
-        self.leave(id, |socket| socket.key == key, poller);
+        self.leave(id, |socket| socket.key == key, workers);
         self.sockets.entry(token).and_modify(|socket| socket.closed_by = Some(id));
-        poller.at(monotonic_ns() + CLOSE_WAITS_NS, Due::CloseUnused(token, id));
+        workers.poller.at(monotonic_ns() + CLOSE_WAITS_NS, Due::CloseUnused(token, id));
     }
 
     /// Closes a socket that this worker has closed, if no other uses it and the worker goes on.
@@ -295,10 +280,10 @@ impl Sockets {
     }
 
     /// Closes a socket that has had no worker for long enough, unless a successor is still to come.
-    pub fn close_orphan(&mut self, token: u64, workers: &Workers, poller: &mut Poller) {
-        let now_ns = poller.now_ns;
+    pub fn close_orphan(&mut self, token: u64, workers: &mut Workers) {
+        let now_ns = workers.poller.now_ns;
         if !workers.is_closed && !workers.all_work() {
-            return poller.at(now_ns + ORPHAN_WAITS_NS, Due::CloseOrphan(token));
+            return workers.poller.at(now_ns + ORPHAN_WAITS_NS, Due::CloseOrphan(token));
         }
         let is_over = |since_ns: u64| since_ns + ORPHAN_WAITS_NS <= now_ns;
         if self.sockets.get(&token).is_some_and(|socket| socket.orphaned_ns.is_some_and(is_over)) {
@@ -307,28 +292,28 @@ impl Sockets {
     }
 
     /// A worker takes no more connections.
-    pub fn leave_all(&mut self, id: UniqueId, poller: &mut Poller) {
-        self.leave(id, |_| true, poller);
+    pub fn leave_all(&mut self, id: UniqueId, workers: &mut Workers) {
+        self.leave(id, |_| true, workers);
     }
 
-    fn leave(&mut self, id: UniqueId, which: impl Fn(&ListeningSocket) -> bool, poller: &mut Poller) {
+    fn leave(&mut self, id: UniqueId, which: impl Fn(&ListeningSocket) -> bool, workers: &mut Workers) {
         let now_ns = monotonic_ns();
         for (&token, socket) in self.sockets.iter_mut().filter(|(_, socket)| which(socket)) {
             let was_orphaned = socket.orphaned_ns.is_some();
             socket.remove_member(id, now_ns);
             if socket.orphaned_ns.is_some() && !was_orphaned {
-                poller.at(now_ns + ORPHAN_WAITS_NS, Due::CloseOrphan(token));
+                workers.poller.at(now_ns + ORPHAN_WAITS_NS, Due::CloseOrphan(token));
             }
         }
     }
 
     /// The channel of a worker is closed, so it can answer for nothing: what it was given goes to others.
-    pub fn take_back_all(&mut self, id: UniqueId, workers: &mut Workers, poller: &mut Poller) {
+    pub fn take_back_all(&mut self, id: UniqueId, workers: &mut Workers) {
         let Some(worker) = workers.get_mut(id) else { return };
         for given in mem::take(&mut worker.unanswered) {
             self.give_back(given.socket, given.connection, workers);
         }
-        self.leave_all(id, poller);
+        self.leave_all(id, workers);
     }
 
     /// A worker that hangs is given nothing until it shows that it lives, and what it was not even sent goes to others.
@@ -352,7 +337,7 @@ impl Sockets {
     }
 
     /// Before all workers are asked to leave: what was accepted and given back goes to one that still lives.
-    pub fn give_returned(&mut self, workers: &mut Workers, poller: &mut Poller) {
+    pub fn give_returned(&mut self, workers: &mut Workers) {
         let tokens: Vec<u64> = self.sockets.keys().copied().collect();
         for token in tokens {
             let members = self.sockets[&token].members.clone();
@@ -362,7 +347,7 @@ impl Sockets {
             while let Some(connection) =
                 self.sockets.get_mut(&token).and_then(|found| found.returned.pop_front())
             {
-                self.pass(token, connection, id, workers, poller);
+                self.pass(token, connection, id, workers);
             }
         }
     }

@@ -62,6 +62,9 @@ pub enum AfterListenTimeout {
 
 pub struct Workers {
     pub args: MasterArgs,
+    /// What the master waits for.
+    pub poller: Poller,
+    pub log: EventLog,
     processes: BTreeMap<UniqueId, Worker>,
     /// How many there are to be: the numbers below this.
     pub wanted: usize,
@@ -88,13 +91,15 @@ pub struct Workers {
 
 impl Workers {
     /// None is started yet.
-    pub fn new(model: &str, args: MasterArgs) -> Result<Workers, Failure> {
+    pub fn new(model: &str, args: MasterArgs, poller: Poller, log: EventLog) -> Result<Workers, Failure> {
         let capacity = args.capacity();
         let (scoreboard, scoreboard_fd) =
             Scoreboard::create_shared(model, args.workers, capacity, args.scoreboard.as_deref())?;
         let from_args = args.env.iter().rev().find(|(name, _)| name == "NODE_OPTIONS");
         let node_options = from_args.map(|(_, value)| value.clone()).or(std::env::var_os("NODE_OPTIONS"));
         Ok(Workers {
+            poller,
+            log,
             outputs: Outputs::new(args.log.as_deref(), args.silent)?,
             inspector: InspectorPorts::of(&args.program, node_options.as_deref()),
             processes: BTreeMap::new(),
@@ -161,26 +166,27 @@ impl Workers {
         works.into_iter().all(|works| works)
     }
 
+    /// An event of this worker.
+    pub fn log_of(&mut self, id: UniqueId, event: &str, fields: Value) {
+        if let Some(worker) = self.processes.get(&id) {
+            self.log.log_of(worker, event, fields);
+        }
+    }
+
     pub fn next_seq(&mut self) -> u64 {
         self.last_seq += 1;
         self.last_seq
     }
 
     /// Starts a process as this number. `must_listen`: it is to replace a worker that has listened.
-    pub fn start(
-        &mut self,
-        number: usize,
-        must_listen: bool,
-        poller: &mut Poller,
-        log: &mut EventLog,
-    ) -> Result<UniqueId, Failure> {
+    pub fn start(&mut self, number: usize, must_listen: bool) -> Result<UniqueId, Failure> {
         self.last_id += 1;
         let id = UniqueId(self.last_id);
-        let command = self.command(number, id, poller)?;
+        let command = self.command(number, id)?;
         let board = self.scoreboard_fd.as_fd();
         let worker = Worker::start(command, &self.args, number, id, must_listen, board)?;
         if let Some(ipc) = &worker.ipc
-            && let Err(errno) = poller.add(ipc, Token::Worker(id), Interest::empty())
+            && let Err(errno) = self.poller.add(ipc, Token::Worker(id), Interest::empty())
         {
             worker.kill();
             return Err(Failure::new("watch a worker", errno));
@@ -188,28 +194,28 @@ impl Workers {
         if self.counts.report.forks == 0 {
             // Not before: a program that cannot be started is one line and no event.
             let words: Vec<_> = self.args.program.iter().map(|word| word.to_string_lossy()).collect();
-            log.log(
+            self.log.log(
                 "setup",
                 json!({"workers": self.wanted, "command_line": words, "silent": self.args.silent}),
             );
             node::advice(&self.args.program)
                 .into_iter()
-                .for_each(|what| log.log("advice", json!({"what": what})));
+                .for_each(|what| self.log.log("advice", json!({"what": what})));
         }
         self.counts.report.forks += 1;
         self.slots[number].is_start_due = false;
         self.scoreboard.row(number).set_pid(worker.pid.as_raw() as u32);
-        poller.at(worker.started_ns + self.args.listen_timeout.as_nanos() as u64, Due::Listen(id));
-        log.log_of(&worker, "fork", json!({}));
+        self.poller.at(worker.started_ns + self.args.listen_timeout.as_nanos() as u64, Due::Listen(id));
+        self.log.log_of(&worker, "fork", json!({}));
         self.processes.insert(id, worker);
-        self.watch(id, poller);
+        self.watch(id);
         Ok(id)
     }
 
     /// With what differs from worker to worker: the pipes it writes to, and the inspector's port.
-    fn command(&mut self, number: usize, id: UniqueId, poller: &Poller) -> Result<Command, Failure> {
+    fn command(&mut self, number: usize, id: UniqueId) -> Result<Command, Failure> {
         let mut pipe = |stream| {
-            let opened = self.outputs.open(poller, id, stream, number);
+            let opened = self.outputs.open(&self.poller, id, stream, number);
             opened.map_err(|errno| Failure::new("open a pipe", errno).advise("raise ulimit -n"))
         };
         let (stdout, stderr) = (pipe(Stream::Output)?, pipe(Stream::Error)?);
@@ -224,13 +230,13 @@ impl Workers {
     }
 
     /// Starts a worker where one is missing; where that fails, it is tried again in a while.
-    pub fn start_if_vacant(&mut self, number: usize, poller: &mut Poller, log: &mut EventLog) {
+    pub fn start_if_vacant(&mut self, number: usize) {
         if self.is_closed || !self.is_vacant(number) {
             return;
         }
-        if let Err(failure) = self.start(number, false, poller, log) {
-            log.log("failure", json!({"worker": number, "what": failure.to_string()}));
-            poller.after(RETRY, Due::Start(number));
+        if let Err(failure) = self.start(number, false) {
+            self.log.log("failure", json!({"worker": number, "what": failure.to_string()}));
+            self.poller.after(RETRY, Due::Start(number));
         }
     }
 
@@ -245,24 +251,24 @@ impl Workers {
     }
 
     /// Asks it to leave, and kills it should it not have left after the time-out.
-    pub fn dismiss(&mut self, id: UniqueId, poller: &mut Poller) {
+    pub fn dismiss(&mut self, id: UniqueId) {
         let seq = self.next_seq();
         let Some(worker) = self.get_mut(id) else { return };
         (worker.state, worker.was_expected) = (State::Leaving, true);
         if let Some(ipc) = &mut worker.ipc {
             ipc.send(&protocol::disconnect(seq));
         }
-        self.kill_after(id, self.args.kill_timeout, poller);
-        self.watch(id, poller);
+        self.kill_after(id, self.args.kill_timeout);
+        self.watch(id);
     }
 
     /// It serves no more, or not for long: its successor is started while it still answers what it has.
-    pub fn note_leaving(&mut self, id: UniqueId, poller: &mut Poller) {
+    pub fn note_leaving(&mut self, id: UniqueId) {
         let Some(worker) = self.get_mut(id).filter(|worker| worker.state != State::Leaving) else { return };
         let has_served = worker.state.is_working();
         worker.state = State::Leaving;
         let number = worker.number;
-        self.kill_after(id, self.args.kill_timeout, poller);
+        self.kill_after(id, self.args.kill_timeout);
         self.note_vacancy(number, has_served);
     }
 
@@ -294,26 +300,21 @@ impl Workers {
     }
 
     /// `--listen-timeout` is over.
-    pub fn check_listening(
-        &mut self,
-        id: UniqueId,
-        poller: &mut Poller,
-        log: &mut EventLog,
-    ) -> AfterListenTimeout {
+    pub fn check_listening(&mut self, id: UniqueId) -> AfterListenTimeout {
         let limit = format!("{:?} (--listen-timeout)", self.args.listen_timeout);
-        let Some(worker) = self.get_mut(id) else { return AfterListenTimeout::AsBefore };
+        let Some(worker) = self.processes.get_mut(&id) else { return AfterListenTimeout::AsBefore };
         match worker.state {
             State::Starting { must_listen: true } => {
                 let what = format!("it does not listen after {limit}, and the one it is to replace does");
-                log.log_of(worker, "failure", json!({"what": what}));
+                self.log.log_of(worker, "failure", json!({"what": what}));
                 self.set_last_error(id, &what);
-                self.kill_after(id, Duration::ZERO, poller);
+                self.kill_after(id, Duration::ZERO);
                 AfterListenTimeout::IsKilled(what)
             }
             State::Starting { must_listen: false } => {
                 worker.state = State::Running;
                 let what = format!("it does not listen after {limit}; it lives on");
-                log.log_of(worker, "not-listening", json!({"what": what}));
+                self.log.log_of(worker, "not-listening", json!({"what": what}));
                 let number = worker.number;
                 self.slots[number].vacant_since_ns = None;
                 AfterListenTimeout::Works
@@ -336,28 +337,28 @@ impl Workers {
         self.get(id).filter(is_ready).into_iter().for_each(Worker::terminate);
     }
 
-    pub fn kill_after(&mut self, id: UniqueId, pause: Duration, poller: &mut Poller) {
+    pub fn kill_after(&mut self, id: UniqueId, pause: Duration) {
         let Some(worker) = self.get_mut(id) else { return };
         let deadline_ns = monotonic_ns() + pause.as_nanos() as u64;
         if worker.deadline_ns.is_none_or(|earlier_ns| deadline_ns < earlier_ns) {
             worker.deadline_ns = Some(deadline_ns);
-            poller.at(deadline_ns, Due::Kill(id));
+            self.poller.at(deadline_ns, Due::Kill(id));
         }
     }
 
     /// True: its time was over, and it is killed.
-    pub fn kill_overdue(&mut self, id: UniqueId, poller: &mut Poller, log: &mut EventLog) -> bool {
-        let (now_ns, limit) = (poller.now_ns, self.args.kill_timeout);
-        let Some(worker) = self.get_mut(id) else { return false };
+    pub fn kill_overdue(&mut self, id: UniqueId) -> bool {
+        let (now_ns, limit) = (self.poller.now_ns, self.args.kill_timeout);
+        let Some(worker) = self.processes.get_mut(&id) else { return false };
         if worker.deadline_ns.is_none_or(|deadline_ns| deadline_ns > now_ns) {
             return false;
         }
         worker.kill();
         worker.deadline_ns = Some(now_ns + RETRY.as_nanos() as u64);
-        poller.after(RETRY, Due::Kill(id));
+        self.poller.after(RETRY, Due::Kill(id));
         if worker.state == State::Leaving {
             let why = format!("it has not left in time: {limit:?} (--kill-timeout)");
-            log.log_of(worker, "killed", json!({"why": why}));
+            self.log.log_of(worker, "killed", json!({"why": why}));
         }
         true
     }
@@ -370,38 +371,40 @@ impl Workers {
     }
 
     /// Looks whether it is alive; true: it is found to hang now. A worker that hangs for too long is killed.
-    pub fn check(&mut self, id: UniqueId, poller: &mut Poller, log: &mut EventLog) -> bool {
+    pub fn check(&mut self, id: UniqueId) -> bool {
         let beat_ns = self.heartbeat().as_nanos() as u64;
         let hang_ns = self.args.hang_timeout.map(|timeout| timeout.as_nanos() as u64);
         let Some(worker) = self.processes.get_mut(&id) else { return false };
-        let liveness = worker.check(poller.now_ns, beat_ns, hang_ns);
+        let liveness = worker.check(self.poller.now_ns, beat_ns, hang_ns);
         match liveness {
             Liveness::Alive => {}
             Liveness::HangsNow(silent_s) => {
                 self.counts.report.hangs += 1;
-                log.log_of(worker, "hang", json!({"silent_s": silent_s}));
+                self.log.log_of(worker, "hang", json!({"silent_s": silent_s}));
             }
             Liveness::TooLong(silent_s) => {
                 let why = format!("it has given no sign of life for {silent_s:.3} s (--hang-timeout)");
-                log.log_of(worker, "killed", json!({"why": why}));
+                self.log.log_of(worker, "killed", json!({"why": why}));
                 worker.kill();
             }
         }
-        self.watch(id, poller);
+        self.watch(id);
         matches!(liveness, Liveness::HangsNow(_))
     }
 
     /// Sends a message, or keeps it until it can be sent.
-    pub fn send(&mut self, id: UniqueId, message: &Value, poller: &mut Poller) {
+    pub fn send(&mut self, id: UniqueId, message: &Value) {
         if let Some(ipc) = self.ipc(id) {
             ipc.send(message);
         }
-        self.watch(id, poller);
+        self.watch(id);
     }
 
     /// Lets the poller wait for what the channel of a worker needs now.
-    pub fn watch(&mut self, id: UniqueId, poller: &mut Poller) {
-        if self.get_mut(id).is_some_and(|worker| !worker.watch(poller)) && !self.broken.contains(&id) {
+    pub fn watch(&mut self, id: UniqueId) {
+        if self.processes.get_mut(&id).is_some_and(|worker| !worker.watch(&mut self.poller))
+            && !self.broken.contains(&id)
+        {
             self.broken.push(id);
         }
     }
@@ -420,20 +423,20 @@ impl Workers {
     }
 
     /// Its channel is closed; it may still answer what it has. False: it was closed before.
-    pub fn close_channel(&mut self, id: UniqueId, poller: &mut Poller) -> bool {
+    pub fn close_channel(&mut self, id: UniqueId) -> bool {
         let Some(ipc) = self.get_mut(id).and_then(|worker| worker.ipc.take()) else { return false };
         // What the worker has started may hold the other end, but not this one; so this cannot fail.
-        let _ = poller.delete(&ipc);
-        self.kill_after(id, self.args.kill_timeout, poller);
+        let _ = self.poller.delete(&ipc);
+        self.kill_after(id, self.args.kill_timeout);
         true
     }
 
-    pub fn log_violation(&mut self, id: UniqueId, what: &str, log: &mut EventLog) {
-        let Some(worker) = self.get_mut(id) else { return };
+    pub fn log_violation(&mut self, id: UniqueId, what: &str) {
+        let Some(worker) = self.processes.get_mut(&id) else { return };
         worker.violations += 1;
         if worker.violations <= MOST_VIOLATIONS_LOGGED {
             let is_last = worker.violations == MOST_VIOLATIONS_LOGGED;
-            log.log_of(worker, "violation", json!({"what": what, "is_last_told": is_last}));
+            self.log.log_of(worker, "violation", json!({"what": what, "is_last_told": is_last}));
         }
     }
 
@@ -450,15 +453,9 @@ impl Workers {
     }
 
     /// Removes a process that was reaped, enters what it has used, and returns how it ended.
-    pub fn remove(
-        &mut self,
-        id: UniqueId,
-        ending: Ending,
-        usage: Usage,
-        log: &mut EventLog,
-    ) -> Option<String> {
+    pub fn remove(&mut self, id: UniqueId, ending: Ending, usage: Usage) -> Option<String> {
         let worker = self.processes.remove(&id)?;
-        log.log_of(&worker, "exit", describe(ending));
+        self.log.log_of(&worker, "exit", describe(ending));
         let number = worker.number;
         if !worker.was_expected {
             self.counts.report.deaths += 1;
