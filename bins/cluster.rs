@@ -133,10 +133,10 @@ fn serve(args: Args, master: MasterArgs) -> Result<ServerReport, Failure> {
         match event {
             Event::Listen(worker, query) => master.listen(worker, &query, acceptor),
             Event::Connection(socket, connection) => {
-                let free = master.free(socket);
+                let free = master.sockets.free(socket);
                 let numbers = free.iter().map(|&(_, number)| number);
-                let load = |number| master.load(number);
-                let (next, _) = free[choice.next(numbers, master.workers(), load, &connection)];
+                let load = |number| master.workers.load(number);
+                let (next, _) = free[choice.next(numbers, master.workers.wanted, load, &connection)];
                 master.pass(socket, connection, next);
             }
             Event::Ready(address) => {

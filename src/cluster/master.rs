@@ -20,13 +20,13 @@ use super::event_log::EventLog;
 use super::notifier::Notifier;
 use super::poller::{Due, Poller};
 use super::protocol::{self, Address, Message, Query};
-use super::reload::{RollingReload, Without};
+use super::reload::RollingReload;
 use super::signals::{self, Signals};
 use super::sockets::{Acceptor, Sockets};
 use super::status;
 use super::token::{Token, UniqueId};
 use super::worker::{State, Worker};
-use super::workers::{AfterListenTimeout, Vacancy, Workers};
+use super::workers::{Vacancy, Workers};
 use crate::failure::Failure;
 use crate::report::ServerReport;
 use crate::server::ipc::{Incoming, Received};
@@ -40,7 +40,7 @@ const LONGEST_LOGGED: usize = 4096;
 pub enum Event {
     /// A worker has called `listen()`: [`Master::listen`] decides who accepts.
     Listen(UniqueId, Box<Query>),
-    /// A connection of this socket, and at least one worker is [`Master::free`] to [`Master::pass`] it to.
+    /// A connection of this socket, and at least one worker is free ([`Sockets::free`]) to [`Master::pass`] it to.
     Connection(u64, Rc<OwnedFd>),
     /// For the first time all workers take connections.
     Ready(Address),
@@ -62,8 +62,8 @@ struct Ending {
 /// The workers and everything that the master holds for them.
 pub struct Master {
     signals: Signals,
-    workers: Workers,
-    sockets: Sockets,
+    pub workers: Workers,
+    pub sockets: Sockets,
     reload: Option<RollingReload>,
     control: Option<Control>,
     notifier: Option<Notifier>,
@@ -160,22 +160,6 @@ impl Master {
             self.workers.log_of(id, "failure", json!({ "what": what }));
             self.workers.set_last_error(id, &what);
         }
-    }
-
-    /// The workers that can be given a connection of this socket, with their numbers, in the order in which they became
-    /// free.
-    pub fn free(&self, socket: u64) -> &[(UniqueId, usize)] {
-        self.sockets.free(socket)
-    }
-
-    /// How many connections worker `number` has, as far as that is known.
-    pub fn load(&self, number: usize) -> u64 {
-        self.workers.load(number)
-    }
-
-    /// How many workers there are to be; their numbers are below this.
-    pub fn workers(&self) -> usize {
-        self.workers.wanted
     }
 
     /// Passes a connection to a worker, and keeps a copy until it is answered for.
@@ -302,9 +286,9 @@ impl Master {
             }
             Due::Start(number) => self.workers.start_if_vacant(number),
             Due::Listen(id) => match self.workers.check_listening(id) {
-                AfterListenTimeout::AsBefore => {}
-                AfterListenTimeout::Works => self.note_working(id),
-                AfterListenTimeout::IsKilled(why) => self.reload_without(id, &why),
+                Ok(true) => self.note_working(id),
+                Ok(false) => {}
+                Err(why) => self.reload_without(id, &why),
             },
             Due::Heartbeat => self.check_all(),
             Due::ReadFile => {
@@ -444,11 +428,11 @@ impl Master {
 
     /// A worker has begun to do what it is there for.
     fn note_working(&mut self, id: UniqueId) {
-        if let Some(reload) = &mut self.reload
-            && let Some(old) = reload.with(id)
-        {
-            match self.workers.get(old) {
-                Some(_) => self.dismiss(old),
+        if let Some(reload) = self.reload.as_mut().filter(|reload| reload.candidate == Some(id)) {
+            reload.candidate = None;
+            reload.replaced += 1;
+            match reload.old.filter(|&old| self.workers.get(old).is_some()) {
+                Some(old) => self.dismiss(old),
                 // It has left already.
                 None => self.replace_next(),
             }
@@ -550,7 +534,7 @@ impl Master {
                 return self.abandon_reload("the program was given up");
             }
             let Some(reload) = &mut self.reload else { return };
-            let Some(number) = reload.next_number() else { return self.finish_reload() };
+            let Some(number) = reload.left.pop_front() else { return self.finish_reload() };
             // A worker that was started meanwhile is new already.
             let since_ns = reload.since_ns;
             let old = self.workers.holder(number).filter(|worker| worker.started_ns < since_ns);
@@ -559,7 +543,7 @@ impl Master {
             };
             match self.workers.start(number, must_listen) {
                 Ok(candidate) => {
-                    reload.begin(old, candidate);
+                    (reload.old, reload.candidate) = (Some(old), Some(candidate));
                     let clients = reload.clients.clone();
                     let total = self.workers.wanted;
                     let step = json!({"step": format!("worker {number} of {total}: a successor is started")});
@@ -573,20 +557,18 @@ impl Master {
 
     /// This worker does not serve any more, or not for long.
     fn reload_without(&mut self, id: UniqueId, why: &str) {
-        let is_gone = self.workers.get(id).is_none();
-        match self.reload.as_ref().map(|reload| reload.without(id, is_gone)) {
-            Some(Without::IsAbandoned) => {
-                self.abandon_reload(&format!("the new worker does not serve: {why}"));
-            }
-            Some(Without::ReplacesNext) => self.replace_next(),
-            Some(Without::GoesOn) | None => {}
+        let Some(reload) = &self.reload else { return };
+        if reload.candidate == Some(id) {
+            self.abandon_reload(&format!("the new worker does not serve: {why}"));
+        } else if reload.waits_for(id) && self.workers.get(id).is_none() {
+            self.replace_next();
         }
     }
 
     /// An old worker had to be killed: clients that wait for the reload learn that requests may have failed.
     fn report_killed_in_reload(&mut self, id: UniqueId) {
         let (Some(reload), Some(worker)) = (&mut self.reload, self.workers.get(id)) else { return };
-        if reload.kills(id) {
+        if reload.waits_for(id) && reload.killed.insert(id) {
             let number = worker.number;
             let step =
                 format!("worker {number}: the old one has not left in time (--kill-timeout), and is killed");
@@ -598,7 +580,7 @@ impl Master {
     fn finish_reload(&mut self) {
         let Some(reload) = self.reload.take() else { return };
         self.workers.counts.report.reloads += 1;
-        let (replaced, killed) = (reload.replaced, reload.killed());
+        let (replaced, killed) = (reload.replaced, reload.killed.len());
         self.workers.log.log("reloaded", json!({"replaced": replaced, "killed": killed}));
         if reload.again {
             return self.begin_reload(reload.clients);
@@ -683,8 +665,10 @@ impl Master {
         let surplus: Vec<UniqueId> = self.workers.iter().filter(is_surplus).map(|worker| worker.id).collect();
         surplus.iter().for_each(|&id| self.dismiss(id));
         if let Some(reload) = &mut self.reload {
-            reload.shorten(wanted);
-            if reload.take_candidate(|id| surplus.contains(&id)).is_some() {
+            reload.left.retain(|&number| number < wanted);
+            // The number of the candidate is not wanted either.
+            if reload.candidate.take_if(|candidate| surplus.contains(candidate)).is_some() {
+                reload.old = None;
                 self.replace_next();
             }
         }

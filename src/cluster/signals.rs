@@ -4,7 +4,7 @@
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::Signal::{self, *};
 
 use super::poller::Poller;
 use super::token::Token;
@@ -23,20 +23,9 @@ pub enum Request {
 }
 
 /// These would end the master, or stop it where a background process writes to its terminal (SIGTTOU): they are taken, and
-/// ignored. SIGTSTP and SIGCONT keep their meaning.
-const IGNORED: [Signal; 10] = [
-    Signal::SIGUSR2,
-    Signal::SIGPIPE,
-    Signal::SIGALRM,
-    Signal::SIGVTALRM,
-    Signal::SIGPROF,
-    Signal::SIGIO,
-    Signal::SIGTTIN,
-    Signal::SIGTTOU,
-    Signal::SIGWINCH,
-    // A log has reached `ulimit -f`: with the signal blocked, write(2) says so (setrlimit(2)).
-    Signal::SIGXFSZ,
-];
+/// ignored. SIGTSTP and SIGCONT keep their meaning. With SIGXFSZ blocked, a log at `ulimit -f` is an error of write(2).
+const IGNORED: [Signal; 9] =
+    [SIGUSR2, SIGPIPE, SIGALRM, SIGVTALRM, SIGPROF, SIGIO, SIGTTIN, SIGTTOU, SIGXFSZ];
 
 pub struct Signals {
     queue: SignalQueue,
@@ -47,7 +36,7 @@ pub struct Signals {
 impl Signals {
     /// From now on signals wait here.
     pub fn open(poller: &Poller) -> nix::Result<Signals> {
-        let mut signals = vec![Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1];
+        let mut signals = vec![SIGHUP, SIGQUIT, SIGUSR1];
         signals.extend(IGNORED);
         let queue = SignalQueue::open_for(&signals)?;
         poller.add(&queue, Token::Signals, Interest::EPOLLIN)?;
@@ -56,12 +45,12 @@ impl Signals {
 
     pub fn next(&self) -> nix::Result<Request> {
         Ok(match self.queue.wait(Some(Duration::ZERO))? {
-            Some(Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT) => Request::Stop,
+            Some(SIGTERM | SIGINT | SIGQUIT) => Request::Stop,
             // Sent because the terminal was closed, it means what it always does: the end.
-            Some(Signal::SIGHUP) if self.had_terminal && !std::io::stderr().is_terminal() => Request::Stop,
-            Some(Signal::SIGHUP) => Request::Reload,
-            Some(Signal::SIGUSR1) => Request::ReopenFiles,
-            Some(Signal::SIGCHLD) => Request::Reap,
+            Some(SIGHUP) if self.had_terminal && !std::io::stderr().is_terminal() => Request::Stop,
+            Some(SIGHUP) => Request::Reload,
+            Some(SIGUSR1) => Request::ReopenFiles,
+            Some(SIGCHLD) => Request::Reap,
             _ => Request::Nothing,
         })
     }

@@ -50,16 +50,6 @@ impl State {
     }
 }
 
-/// What a look at a worker has found.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Liveness {
-    Alive,
-    /// It is found to hang now, having been silent for so long.
-    HangsNow(f64),
-    /// It hangs for as long as `--hang-timeout` allows.
-    TooLong(f64),
-}
-
 /// A process that has not been reaped.
 pub struct Worker {
     pub id: UniqueId,
@@ -196,28 +186,21 @@ impl Worker {
         }
     }
 
-    /// Whether it is alive. A worker that was given something answers for it; one that owes no answer is asked for a sign of
-    /// life, which its library gives without asking the program (`Ipc::ping`): so it shows that the process's event loop
-    /// turns, and no more.
-    pub fn check(&mut self, now_ns: u64, beat_ns: u64, hang_ns: Option<u64>) -> Liveness {
+    /// For how long it has given no sign of life, if it owes one. A worker that was given something answers for it; one that
+    /// owes no answer is asked for a sign of life now and then, which its library gives without asking the program
+    /// (`Ipc::ping`): so it shows that the process's event loop turns, and no more.
+    pub fn silence_ns(&mut self, now_ns: u64, beat_ns: u64) -> Option<u64> {
         // A worker that leaves has its time for that.
         let is_watched = self.is_online && self.state != State::Leaving;
-        let Some(ipc) = self.ipc.as_mut().filter(|_| is_watched) else { return Liveness::Alive };
+        let ipc = self.ipc.as_mut().filter(|_| is_watched)?;
         if ipc.awaits_acknowledgement() || !self.unanswered.is_empty() {
-            let silent_ns = now_ns - *self.silent_since_ns.get_or_insert(now_ns);
-            let silent_s = silent_ns as f64 / 1e9;
-            if silent_ns >= beat_ns && !self.is_hung {
-                self.is_hung = true;
-                return Liveness::HangsNow(silent_s);
-            }
-            if self.is_hung && hang_ns.is_some_and(|hang_ns| silent_ns >= hang_ns) {
-                return Liveness::TooLong(silent_s);
-            }
-        } else if self.heard_ns + beat_ns <= now_ns {
+            return Some(now_ns - *self.silent_since_ns.get_or_insert(now_ns));
+        }
+        if self.heard_ns + beat_ns <= now_ns {
             ipc.ping();
             self.silent_since_ns = Some(now_ns);
         }
-        Liveness::Alive
+        None
     }
 
     /// Something has come from it. True: it was taken for hung.

@@ -18,7 +18,7 @@ use super::poller::{Due, Poller};
 use super::protocol;
 use super::restart_counts::RestartCounts;
 use super::token::{Stream, Token, UniqueId};
-use super::worker::{Liveness, State, Worker};
+use super::worker::{State, Worker};
 use crate::failure::Failure;
 use crate::scoreboard::{Count, Scoreboard};
 use crate::server::Ipc;
@@ -49,15 +49,6 @@ struct WorkerSlot {
 pub struct Vacancy {
     pub number: usize,
     pub has_served: bool,
-}
-
-/// What a worker is once `--listen-timeout` is over.
-pub enum AfterListenTimeout {
-    AsBefore,
-    /// It works without listening, as far as can be known.
-    Works,
-    /// It should have listened.
-    IsKilled(String),
 }
 
 pub struct Workers {
@@ -299,17 +290,20 @@ impl Workers {
         is_new
     }
 
-    /// `--listen-timeout` is over.
-    pub fn check_listening(&mut self, id: UniqueId) -> AfterListenTimeout {
+    /// `--listen-timeout` is over. True: it works without listening, as far as can be known.
+    ///
+    /// # Errors
+    /// It should have listened, and is killed.
+    pub fn check_listening(&mut self, id: UniqueId) -> Result<bool, String> {
         let limit = format!("{:?} (--listen-timeout)", self.args.listen_timeout);
-        let Some(worker) = self.processes.get_mut(&id) else { return AfterListenTimeout::AsBefore };
+        let Some(worker) = self.processes.get_mut(&id) else { return Ok(false) };
         match worker.state {
             State::Starting { must_listen: true } => {
                 let what = format!("it does not listen after {limit}, and the one it is to replace does");
                 self.log.log_of(worker, "failure", json!({"what": what}));
                 self.set_last_error(id, &what);
                 self.kill_after(id, Duration::ZERO);
-                AfterListenTimeout::IsKilled(what)
+                Err(what)
             }
             State::Starting { must_listen: false } => {
                 worker.state = State::Running;
@@ -317,9 +311,9 @@ impl Workers {
                 self.log.log_of(worker, "not-listening", json!({"what": what}));
                 let number = worker.number;
                 self.slots[number].vacant_since_ns = None;
-                AfterListenTimeout::Works
+                Ok(true)
             }
-            _ => AfterListenTimeout::AsBefore,
+            _ => Ok(false),
         }
     }
 
@@ -373,23 +367,23 @@ impl Workers {
     /// Looks whether it is alive; true: it is found to hang now. A worker that hangs for too long is killed.
     pub fn check(&mut self, id: UniqueId) -> bool {
         let beat_ns = self.heartbeat().as_nanos() as u64;
-        let hang_ns = self.args.hang_timeout.map(|timeout| timeout.as_nanos() as u64);
+        let hang_timeout = self.args.hang_timeout;
         let Some(worker) = self.processes.get_mut(&id) else { return false };
-        let liveness = worker.check(self.poller.now_ns, beat_ns, hang_ns);
-        match liveness {
-            Liveness::Alive => {}
-            Liveness::HangsNow(silent_s) => {
-                self.counts.report.hangs += 1;
-                self.log.log_of(worker, "hang", json!({"silent_s": silent_s}));
-            }
-            Liveness::TooLong(silent_s) => {
-                let why = format!("it has given no sign of life for {silent_s:.3} s (--hang-timeout)");
-                self.log.log_of(worker, "killed", json!({"why": why}));
-                worker.kill();
-            }
+        let silent_ns = worker.silence_ns(self.poller.now_ns, beat_ns).unwrap_or(0);
+        let silent_s = silent_ns as f64 / 1e9;
+        let hangs_now = silent_ns >= beat_ns && !worker.is_hung;
+        if hangs_now {
+            worker.is_hung = true;
+            self.counts.report.hangs += 1;
+            self.log.log_of(worker, "hang", json!({"silent_s": silent_s}));
+        }
+        if hang_timeout.is_some_and(|timeout| u128::from(silent_ns) >= timeout.as_nanos()) {
+            let why = format!("it has given no sign of life for {silent_s:.3} s (--hang-timeout)");
+            self.log.log_of(worker, "killed", json!({"why": why}));
+            worker.kill();
         }
         self.watch(id);
-        matches!(liveness, Liveness::HangsNow(_))
+        hangs_now
     }
 
     /// Sends a message, or keeps it until it can be sent.
