@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
 use socket2::{Domain, Socket};
 
-use crate::load::client::route::{Route, errno};
+use crate::load::client::route::Route;
 use crate::load::options::background::Background;
 use crate::load::response::Reader;
 use crate::report::SlowBook;
@@ -76,24 +76,14 @@ impl BackgroundConnection {
     /// A non-blocking socket on its way; `number` chooses the source address.
     pub fn connect(&mut self, route: &Route, number: u64) -> nix::Result<Socket> {
         self.began_ns = monotonic_ns();
-        let socket = self.open(route, number).map_err(errno)?;
-        match socket.connect(&route.address).map_err(errno) {
-            Ok(()) | Err(Errno::EINPROGRESS) => Ok(socket),
-            Err(errno) => Err(errno),
-        }
-    }
-
-    fn open(&self, route: &Route, number: u64) -> std::io::Result<Socket> {
-        let socket = route.open(number)?;
-        if self.kind == Kind::SlowRead {
+        let is_unix = Domain::from(i32::from(route.address.family())) == Domain::UNIX;
+        route.connect_with(number, |socket| match self.kind {
             // Before connect(2): the first window is offered in the handshake, and none is taken back.
-            socket.set_recv_buffer_size(SMALL_BUFFER_BYTES)?;
-        }
-        if self.kind == Kind::SlowSend && Domain::from(i32::from(route.address.family())) != Domain::UNIX {
+            Kind::SlowRead => socket.set_recv_buffer_size(SMALL_BUFFER_BYTES),
             // Each byte a segment: Nagle's algorithm would put several into one when acknowledgements are late.
-            socket.set_tcp_nodelay(true)?;
-        }
-        Ok(socket)
+            Kind::SlowSend if !is_unix => socket.set_tcp_nodelay(true),
+            _ => Ok(()),
+        })
     }
 
     pub fn send(&mut self, bytes: &[u8]) -> nix::Result<()> {

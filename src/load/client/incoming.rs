@@ -16,12 +16,6 @@ const CLOSING_GRACE_NS: u64 = 1_000_000_000;
 /// A connection that only was to come about counts as answered.
 const CONNECTED: Answer = Answer { status: 200, worker: None, body_bytes: 0, close: false };
 
-/// Whether the answers in hand are complete.
-enum Reading {
-    GoesOn,
-    Over,
-}
-
 impl<E: Engine> ClientLoop<'_, E> {
     pub(super) fn on_report(&mut self, ready: Ready) {
         if ready.token == STOP {
@@ -53,7 +47,7 @@ impl<E: Engine> ClientLoop<'_, E> {
             Some(Ok(None)) => {
                 self.established(slot);
                 if !self.settings.connect_only {
-                    self.begin_receiving(slot);
+                    let _ = self.with_socket(slot, E::established);
                 }
                 match self.connections[slot].has_request() {
                     true if self.settings.connect_only => self.on_connected_only(slot),
@@ -63,13 +57,6 @@ impl<E: Engine> ClientLoop<'_, E> {
             }
             Some(Ok(Some(error)) | Err(error)) => self.connect_failed(slot, errno(error)),
             None => {}
-        }
-    }
-
-    fn begin_receiving(&mut self, slot: usize) {
-        let connection = &self.connections[slot];
-        if let Some(socket) = &connection.socket {
-            self.engine.established(connection.token(slot), socket);
         }
     }
 
@@ -83,16 +70,15 @@ impl<E: Engine> ClientLoop<'_, E> {
     }
 
     fn on_room(&mut self, slot: usize) {
-        match self.write(slot) {
-            Ok(true) => self.connections[slot].state = ConnectionState::Reading,
-            Ok(false) => {
-                let connection = &self.connections[slot];
-                let Some(socket) = &connection.socket else { return };
-                if let Err(errno) = self.engine.await_more_room(connection.token(slot), socket) {
-                    self.write_failed(slot, errno);
-                }
+        let written = self.write(slot).and_then(|all| {
+            if !all {
+                return self.with_socket(slot, E::await_more_room);
             }
-            Err(errno) => self.write_failed(slot, errno),
+            self.connections[slot].state = ConnectionState::Reading;
+            Ok(())
+        });
+        if let Err(errno) = written {
+            self.write_failed(slot, errno);
         }
     }
 
@@ -108,14 +94,11 @@ impl<E: Engine> ClientLoop<'_, E> {
                 Err(errno) => return self.on_failed_read(slot, errno.into()),
             };
             self.now_ns = monotonic_ns();
-            match connection.state {
-                ConnectionState::Closing | ConnectionState::Idle => {
-                    return self.on_failed_read(slot, Cause::Unasked);
-                }
-                _ => match self.read_answers(slot, bytes, ends) {
-                    Reading::GoesOn => {}
-                    Reading::Over => return,
-                },
+            if matches!(connection.state, ConnectionState::Closing | ConnectionState::Idle) {
+                return self.on_failed_read(slot, Cause::Unasked);
+            }
+            if !self.read_answers(slot, bytes, ends) {
+                return;
             }
             if bytes < self.engine.capacity() && !ends {
                 return;
@@ -123,8 +106,8 @@ impl<E: Engine> ClientLoop<'_, E> {
         }
     }
 
-    /// Takes all answers out of the first `bytes` received.
-    fn read_answers(&mut self, slot: usize, bytes: usize, server_closed: bool) -> Reading {
+    /// Takes all answers out of the first `bytes` received. False when there is nothing more to read for a request.
+    fn read_answers(&mut self, slot: usize, bytes: usize, server_closed: bool) -> bool {
         let mut taken = 0;
         loop {
             let connection = &mut self.connections[slot];
@@ -132,7 +115,7 @@ impl<E: Engine> ClientLoop<'_, E> {
                 connection.first_byte_ns = self.now_ns;
             }
             match connection.reader.feed(&self.engine.data()[taken..bytes], &mut self.template) {
-                Ok(None) => return Reading::GoesOn,
+                Ok(None) => return true,
                 Ok(Some((answer, consumed))) => {
                     taken += consumed;
                     // Nothing was asked for beyond the last answer; what follows on this connection cannot be trusted.
@@ -144,14 +127,14 @@ impl<E: Engine> ClientLoop<'_, E> {
                 }
                 Err(malformed) => {
                     self.on_failed_read(slot, Cause::Malformed(malformed));
-                    return Reading::Over;
+                    return false;
                 }
             }
             if !self.connections[slot].has_request() || !self.connections[slot].has_sent() {
-                return Reading::Over;
+                return false;
             }
             if taken == bytes {
-                return Reading::GoesOn;
+                return true;
             }
         }
     }

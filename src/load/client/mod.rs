@@ -329,6 +329,17 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
         }
     }
 
+    /// Asks the engine for something that concerns the socket of a connection.
+    fn with_socket(
+        &mut self,
+        slot: usize,
+        ask: impl FnOnce(&mut E, u64, &Socket) -> nix::Result<()>,
+    ) -> nix::Result<()> {
+        let connection = &self.connections[slot];
+        let Some(socket) = &connection.socket else { return Err(Errno::ENOTCONN) };
+        ask(&mut self.engine, connection.token(slot), socket)
+    }
+
     /// The connection has nothing more to do for now.
     fn release(&mut self, slot: usize) {
         if self.settings.thinks && !self.settings.sessions {

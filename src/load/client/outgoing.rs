@@ -34,7 +34,9 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.set_deadline(slot, self.settings.timeout_ns);
         let done = match self.send_at_once(slot) {
             Ok(Standing::Sent) if self.settings.connect_only => return self.on_connected_only(slot),
-            Ok(standing) => self.hand_over(slot, standing),
+            Ok(standing) => {
+                self.with_socket(slot, |engine, token, socket| engine.begin(token, socket, standing))
+            }
             Err(errno) => Err(errno),
         };
         if let Err(errno) = done {
@@ -59,12 +61,6 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.established(slot);
         self.sending(slot, all);
         Ok(if all { Standing::Sent } else { Standing::HalfSent })
-    }
-
-    fn hand_over(&mut self, slot: usize, standing: Standing) -> Result<(), Errno> {
-        let connection = &self.connections[slot];
-        let Some(socket) = &connection.socket else { return Err(Errno::ENOTCONN) };
-        self.engine.begin(connection.token(slot), socket, standing)
     }
 
     pub(super) fn established(&mut self, slot: usize) {
@@ -117,14 +113,12 @@ impl<E: Engine> ClientLoop<'_, E> {
 
     /// Sends the request in hand on an idle connection.
     pub(super) fn send_request(&mut self, slot: usize) {
-        match self.begin_writing(slot) {
-            Ok(all) => {
-                self.sending(slot, all);
-                if !all {
-                    self.wait_for_room(slot);
-                }
-            }
-            Err(errno) => self.write_failed(slot, errno),
+        let written = self.begin_writing(slot).and_then(|all| {
+            self.sending(slot, all);
+            if all { Ok(()) } else { self.with_socket(slot, E::await_room) }
+        });
+        if let Err(errno) = written {
+            self.write_failed(slot, errno);
         }
     }
 
@@ -168,15 +162,6 @@ impl<E: Engine> ClientLoop<'_, E> {
             }
         }
         self.set_deadline(slot, self.settings.timeout_ns);
-    }
-
-    fn wait_for_room(&mut self, slot: usize) {
-        let connection = &self.connections[slot];
-        let socket = connection.socket.as_ref();
-        if let Some(Err(errno)) = socket.map(|socket| self.engine.await_room(connection.token(slot), socket))
-        {
-            self.write_failed(slot, errno);
-        }
     }
 
     pub(super) fn write_failed(&mut self, slot: usize, errno: Errno) {

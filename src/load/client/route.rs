@@ -24,16 +24,25 @@ pub struct Route {
 
 impl Route {
     /// A non-blocking socket on its way; `number` chooses the source address.
-    pub fn connect(&self, number: u64) -> Result<Socket, Errno> {
+    pub fn connect(&self, number: u64) -> nix::Result<Socket> {
+        self.connect_with(number, |_| Ok(()))
+    }
+
+    /// The same with more options, which are set before connect(2).
+    pub fn connect_with(
+        &self,
+        number: u64,
+        set: impl FnOnce(&Socket) -> std::io::Result<()>,
+    ) -> nix::Result<Socket> {
         let socket = self.open(number).map_err(errno)?;
+        set(&socket).map_err(errno)?;
         match socket.connect(&self.address).map_err(errno) {
             Ok(()) | Err(Errno::EINPROGRESS) => Ok(socket),
             Err(errno) => Err(errno),
         }
     }
 
-    /// The socket before connect(2).
-    pub fn open(&self, number: u64) -> std::io::Result<Socket> {
+    fn open(&self, number: u64) -> std::io::Result<Socket> {
         let domain = Domain::from(i32::from(self.address.family()));
         let protocol = (domain != Domain::UNIX).then_some(Protocol::TCP);
         let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), protocol)?;

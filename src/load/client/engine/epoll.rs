@@ -46,7 +46,9 @@ impl Engine for EpollEngine {
         self.epoll.add(socket, token, data() | room)
     }
 
-    fn established(&mut self, _token: u64, _socket: &Socket) {}
+    fn established(&mut self, _token: u64, _socket: &Socket) -> nix::Result<()> {
+        Ok(())
+    }
 
     #[inline]
     fn send(

@@ -65,7 +65,7 @@ pub trait Engine: Sized {
     fn begin(&mut self, token: u64, socket: &Socket, standing: Standing) -> nix::Result<()>;
 
     /// The handshake is over, successfully.
-    fn established(&mut self, token: u64, socket: &Socket);
+    fn established(&mut self, token: u64, socket: &Socket) -> nix::Result<()>;
 
     /// Sends `part` of message number `message`, whose bytes are `bytes`, and returns how many bytes were taken: none
     /// when there is no room. A socket that is not yet handed over may be sent on too.

@@ -151,8 +151,9 @@ impl Engine for UringEngine {
         Ok(())
     }
 
-    fn established(&mut self, token: u64, socket: &Socket) {
+    fn established(&mut self, token: u64, socket: &Socket) -> nix::Result<()> {
         self.receive_from(token, socket);
+        Ok(())
     }
 
     #[inline]
