@@ -19,7 +19,7 @@ use acceptlab::load::client::engine;
 use acceptlab::load::commands::calibrate::{self, Calibration};
 use acceptlab::load::commands::search::{self, Curve, Found};
 use acceptlab::load::commands::{demo, measure, merge};
-use acceptlab::load::options::args::Command;
+use acceptlab::load::options::args::{Command, Other};
 use acceptlab::load::options::gate::Gate;
 use acceptlab::load::options::plan::{Format, Plan};
 use acceptlab::load::options::sweep::Sweep;
@@ -49,17 +49,17 @@ fn do_what_is_asked() -> Result<ExitCode, String> {
         Command::FindMax(plan, condition) => find_max(&with_engine(plan), &condition, format)?,
         Command::Sweep(plan, rates) => sweep(&with_engine(plan), rates, format)?,
         Command::Explain => write(&explain::explain())?,
-        Command::Demo => {
+        Command::Other(Other::Demo) => {
             let demonstration = demo::run()?;
             match format {
                 Format::Text => write(&demonstration.render())?,
                 Format::Json => write(&format!("{}\n", demonstration.reports()))?,
             }
         }
-        Command::Calibrate { duration, connections } => {
+        Command::Other(Other::Calibrate { duration, connections }) => {
             print(format, &calibrate::calibrate(duration, connections)?, Calibration::render)?;
         }
-        Command::Merge { files, hlog, force } => {
+        Command::Other(Other::Merge { files, hlog, force }) => {
             let merged = merge::merge(&files, hlog.as_deref(), force)?;
             print(format, &merged.report, render).and(merged.files)?;
         }

@@ -105,12 +105,12 @@ fn serve(mut connection: TcpStream) -> io::Result<()> {
 
 // ---- the arithmetic ---------------------------------------------------------------------------------------
 
-/// What a stall does to requests that are due at a constant rate. In a fluid of them: who is due u into the stall
-/// waits for the rest of it, S − u, and for those before him, ρ·u; so the delay falls in a straight line from S to
-/// nothing at u = S / (1 − ρ), and over all who are delayed it is uniform between 0 and S.
+/// What a stall of length S does to requests that are due at a constant rate. One that is due u after its beginning waits
+/// for the rest of the stall, S − u, and for the requests before it, ρ·u. So the delay falls in a straight line from S to
+/// zero at u = S / (1 − ρ), and over all delayed requests it is uniform between 0 and S.
 struct Expected {
     service_s: f64,
-    /// ρ = rate · service time: the share of the server that goes on being needed.
+    /// ρ = rate · service time: the share of the server that new requests need.
     utilization: f64,
     /// S / (1 − ρ).
     delayed_for_s: f64,
@@ -132,26 +132,16 @@ impl Expected {
         let from_the_top = ((1.0 - quantile) / self.delayed).min(1.0);
         STALL.as_secs_f64() * (1.0 - from_the_top) + self.service_s
     }
-
-    fn latency(&self) -> Latency {
-        let us = |quantile| self.quantile_s(quantile) * 1e6;
-        Latency {
-            p50: us(0.5),
-            p90: us(0.9),
-            p99: us(0.99),
-            p99_9: us(0.999),
-            max: us(1.0),
-            ..Latency::default()
-        }
-    }
 }
 
 /// Of n requests on one connection one waits.
-fn expected_of_closed(n: u64, service_s: f64) -> Latency {
-    let us = |quantile: f64| {
-        let sees_it = (1.0 - quantile) * n as f64 <= 1.0;
-        (service_s + if sees_it { STALL.as_secs_f64() } else { 0.0 }) * 1e6
-    };
+fn quantile_of_closed_s(n: u64, service_s: f64, quantile: f64) -> f64 {
+    let is_the_one = (1.0 - quantile) * n as f64 <= 1.0;
+    service_s + if is_the_one { STALL.as_secs_f64() } else { 0.0 }
+}
+
+fn latency(quantile_s: impl Fn(f64) -> f64) -> Latency {
+    let us = |quantile| quantile_s(quantile) * 1e6;
     Latency {
         p50: us(0.5),
         p90: us(0.9),
@@ -175,9 +165,9 @@ fn render(closed: &LoadReport, open: &LoadReport) -> String {
     let columns = ["requests", "p50", "p90", "p99", "p99.9", "max"].map(|name| format!("{name:>9}"));
     let _ = writeln!(text, "{:20}{} ms", "", columns.concat());
     row(&mut text, "closed loop", Some(n), &closed.latency_us);
-    row(&mut text, "  expected", None, &expected_of_closed(n, service_s));
+    row(&mut text, "  expected", None, &latency(|quantile| quantile_of_closed_s(n, service_s, quantile)));
     row(&mut text, &format!("open loop, {RATE_PER_S}/s"), Some(open.requests), &open.latency_us);
-    row(&mut text, "  expected", None, &expected.latency());
+    row(&mut text, "  expected", None, &latency(|quantile| expected.quantile_s(quantile)));
 
     let _ = write!(
         text,

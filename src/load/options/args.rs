@@ -88,16 +88,7 @@ pub enum Command {
     FindMax(Plan, Gate),
     Sweep(Plan, Sweep),
     Explain,
-    Demo,
-    Calibrate {
-        duration: Duration,
-        connections: u32,
-    },
-    Merge {
-        files: Vec<PathBuf>,
-        hlog: Option<PathBuf>,
-        force: bool,
-    },
+    Other(Other),
 }
 
 impl Command {
@@ -107,29 +98,23 @@ impl Command {
     /// # Errors
     /// One line: the file of a replay cannot be read or makes no sense.
     pub fn from_command_line() -> Result<(Command, Format), String> {
-        let CommandLine { subcommand, load } = CommandLine::parse();
-        Ok(match subcommand {
-            Some(Other::Demo { format }) => (Command::Demo, format),
-            Some(Other::Calibrate { duration, connections, format }) => {
-                (Command::Calibrate { duration, connections }, format)
-            }
-            Some(Other::Merge { files, format, hlog, force }) => {
-                (Command::Merge { files, hlog, force }, format)
-            }
-            None if load.explain => (Command::Explain, load.format),
-            None => {
-                if let Some(contradiction) = load.contradiction() {
-                    CommandLine::command().error(ErrorKind::ArgumentConflict, contradiction).exit();
-                }
-                let plan = load.plan()?;
-                let command = match (load.find_max, load.sweep) {
-                    (Some(condition), _) => Command::FindMax(plan, condition),
-                    (None, Some(sweep)) => Command::Sweep(plan, sweep),
-                    (None, None) => Command::Run(plan, load.fail_if),
-                };
-                (command, load.format)
-            }
-        })
+        let CommandLine { subcommand, format, load } = CommandLine::parse();
+        if let Some(other) = subcommand {
+            return Ok((Command::Other(other), format));
+        }
+        if load.explain {
+            return Ok((Command::Explain, format));
+        }
+        if let Some(contradiction) = load.contradiction() {
+            CommandLine::command().error(ErrorKind::ArgumentConflict, contradiction).exit();
+        }
+        let plan = load.plan()?;
+        let command = match (load.find_max, load.sweep) {
+            (Some(condition), _) => Command::FindMax(plan, condition),
+            (None, Some(sweep)) => Command::Sweep(plan, sweep),
+            (None, None) => Command::Run(plan, load.fail_if),
+        };
+        Ok((command, format))
     }
 }
 
@@ -145,12 +130,17 @@ struct CommandLine {
     #[command(subcommand)]
     subcommand: Option<Other>,
 
+    /// How to print the result
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text, help_heading = OUTPUT)]
+    format: Format,
+
     #[command(flatten)]
     load: LoadArgs,
 }
 
+/// Commands beside a run; each has a --help of its own.
 #[derive(Debug, Subcommand)]
-enum Other {
+pub enum Other {
     /// Measure how much faster than any server this client is, on this machine: against a server that does nothing
     Calibrate {
         /// How long each of the four measurements takes
@@ -160,18 +150,10 @@ enum Other {
         /// Connections
         #[arg(long, value_name = "N", default_value_t = 64, value_parser = value_parser!(u32).range(1..=10_000))]
         connections: u32,
-
-        /// How to print the result
-        #[arg(long, value_enum, default_value_t = Format::Text)]
-        format: Format,
     },
 
     /// Show the same one-second stall in a closed and in an open loop, side by side
-    Demo {
-        /// How to print the result
-        #[arg(long, value_enum, default_value_t = Format::Text)]
-        format: Format,
-    },
+    Demo,
 
     /// Add the results of many client machines to one
     #[command(after_help = MERGE_NOTES)]
@@ -179,10 +161,6 @@ enum Other {
         /// What `loadgen --format json` printed on each machine
         #[arg(value_name = "FILE.json", required = true)]
         files: Vec<PathBuf>,
-
-        /// How to print the result
-        #[arg(long, value_enum, default_value_t = Format::Text)]
-        format: Format,
 
         /// Write the sums of the histograms to this file, in the format of the parts
         #[arg(long, value_name = "FILE")]
@@ -329,10 +307,6 @@ struct LoadArgs {
     /// Measure one rate after the other: 1000..20000 (ten steps) or 1000..20000:5
     #[arg(long, value_name = "A..B", group = RATES, conflicts_with_all = ONE_RUN, help_heading = TRUST)]
     sweep: Option<Sweep>,
-
-    /// How to print the result
-    #[arg(long, value_enum, default_value_t = Format::Text, help_heading = OUTPUT)]
-    format: Format,
 
     /// Show the first answers one by one (answers:20), and which workers took the first connections, in their order
     /// (order:100)
