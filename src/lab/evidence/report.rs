@@ -113,7 +113,7 @@ fn gaps_of(experiment: &Experiment, record: &Record) -> Vec<String> {
         gaps.push(format!("{}: {} of {planned} rows", experiment.name, rows.len()));
     }
     for case in experiment.cases(record.header.scale == "quick") {
-        let is_its = |row: &&&Row| row.table == case.table && row.coordinates == case.coordinates;
+        let is_its = |row: &&&Row| row.table == case.table.id && row.coordinates == case.coordinates;
         let runs: Vec<&&Row> = rows.iter().filter(is_its).collect();
         if runs.len() < case.repeats {
             gaps.push(format!("{}: {} of {} runs", case, runs.len(), case.repeats));

@@ -57,34 +57,26 @@ pub fn of_group(group: i32) -> Footprint {
     footprint
 }
 
-/// The server's first process at the end of the measurement, less the same at the beginning.
+/// The size of the server's first process, or by how much it grew during the measurement.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Growth {
+pub struct ProcessSize {
     pub rss_kib: i64,
     pub fds: i64,
     pub zombies: i64,
 }
 
-/// A process at one moment.
-#[derive(Debug, Clone, Copy)]
-pub struct Size {
-    rss_kib: i64,
-    fds: i64,
-    zombies: i64,
-}
-
-impl Size {
+impl ProcessSize {
     /// `None` when there is no such process.
-    pub fn of(pid: i32) -> Option<Size> {
-        Some(Size {
+    pub fn of(pid: i32) -> Option<ProcessSize> {
+        Some(ProcessSize {
             rss_kib: resident_kib(pid)? as i64,
             fds: descriptors(pid)? as i64,
             zombies: Stat::everybody().filter(|stat| stat.parent == pid && stat.is_zombie()).count() as i64,
         })
     }
 
-    pub fn since(self, before: Size) -> Growth {
-        Growth {
+    pub fn since(self, before: ProcessSize) -> ProcessSize {
+        ProcessSize {
             rss_kib: self.rss_kib - before.rss_kib,
             fds: self.fds - before.fds,
             zombies: self.zombies - before.zombies,
@@ -138,18 +130,19 @@ mod tests {
             .expect("sh starts");
         let pid = child.id() as i32;
         // cat never waits for the child that the shell left to it.
-        let seen = poll_until(Duration::from_secs(5), || Size::of(pid).filter(|size| size.zombies == 1));
+        let seen =
+            poll_until(Duration::from_secs(5), || ProcessSize::of(pid).filter(|size| size.zombies == 1));
         drop(child.stdin.take());
         child.wait().expect("cat ends");
         let size = seen.expect("a zombie");
         assert!(size.fds >= 4 && size.rss_kib > 0, "{size:?}");
-        assert!(Size::of(pid).is_none());
+        assert!(ProcessSize::of(pid).is_none());
     }
 
     #[test]
     fn growth_is_a_difference() {
-        let before = Size { rss_kib: 100, fds: 7, zombies: 0 };
-        let growth = Size { rss_kib: 90, fds: 9, zombies: 1 }.since(before);
-        assert_eq!(growth, Growth { rss_kib: -10, fds: 2, zombies: 1 });
+        let before = ProcessSize { rss_kib: 100, fds: 7, zombies: 0 };
+        let growth = ProcessSize { rss_kib: 90, fds: 9, zombies: 1 }.since(before);
+        assert_eq!(growth, ProcessSize { rss_kib: -10, fds: 2, zombies: 1 });
     }
 }

@@ -13,7 +13,7 @@ use crate::lab::plan::command::{ClientCommand, FOREIGN_CLIENTS, ServerCommand};
 use crate::lab::plan::events::{self, Events};
 use crate::lab::plan::law::Law;
 use crate::lab::plan::matrix::{
-    AxisValue, ClientSpec, Matrix, MatrixError, Overrides, ServerSpec, TableKind, TableSpec,
+    AxisValue, ClientSpec, Matrix, MatrixError, Overrides, ServerSpec, TableSpec,
 };
 use crate::units::parse_duration;
 
@@ -28,14 +28,15 @@ const GROWTH_COLUMNS: [&str; 3] = ["growth_rss", "growth_fds", "zombies"];
 const OVERHEAD: Duration = Duration::from_millis(300);
 
 /// One line of a table, to be run `repeats` times.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Case {
     pub experiment: String,
-    pub table: String,
+    /// As the matrix writes them.
+    pub table: TableSpec,
+    pub server_spec: ServerSpec,
     /// Position within the experiment: the order of the rows in its tables.
     pub index: usize,
-    /// What distinguishes it, as written in the matrix: the axes, then `server`, then `client`. Baselines are
-    /// found by these.
+    /// What distinguishes it: the axes, then `server`, then `client`. Baselines are found by these.
     pub coordinates: Vec<(String, String)>,
     /// The index of the case it is compared with, which is its own for a baseline.
     pub baseline: Option<usize>,
@@ -44,28 +45,24 @@ pub struct Case {
     /// Complete command lines, except for the addresses, which only the run knows.
     pub server: ServerCommand,
     pub client: ClientCommand,
-    pub law: Option<String>,
-    pub server_cpus: Vec<usize>,
-    pub client_cpus: Vec<usize>,
-    pub probe: bool,
-    /// The table has a column that needs the kernel's tracepoints.
-    pub tracepoints: bool,
-    pub trace: bool,
-    pub expect_timeouts: bool,
-    pub expect_death: bool,
-    /// The table has a column that compares the server's first process with itself.
-    pub growth: bool,
     /// What is done to the server.
     pub events: Option<Events>,
     /// Kernel settings: name, value.
     pub sysctl: Vec<(String, String)>,
-    pub timeline: bool,
     pub repeats: usize,
     /// How long one run should take.
     pub estimate: Duration,
 }
 
 impl Case {
+    pub fn needs_tracepoints(&self) -> bool {
+        has_column_of(&self.table, &TRACED_COLUMNS)
+    }
+
+    pub fn needs_growth(&self) -> bool {
+        has_column_of(&self.table, &GROWTH_COLUMNS)
+    }
+
     /// The same case with a client that warms up for so long.
     pub fn with_warmup(&self, warmup: Duration) -> Case {
         let client = self.client.with_warmup(warmup);
@@ -75,7 +72,7 @@ impl Case {
 
 impl std::fmt::Display for Case {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        write!(f, "{} {}: {} < {}", self.experiment, self.table, self.server.text(), self.client.text())
+        write!(f, "{} {}: {} < {}", self.experiment, self.table.id, self.server.text(), self.client.text())
     }
 }
 
@@ -202,8 +199,8 @@ fn one(
     };
     let events = table.events.as_ref().map(parse).transpose()?;
     let setting = |(name, value): (&String, &Spanned<String>)| Ok((name.clone(), fill(value)?));
-    let growth = has_column_of(table, &GROWTH_COLUMNS);
-    if !is_loadgen && (events.is_some() || table.timeline || growth) {
+    let needs_phases = events.is_some() || table.timeline || has_column_of(table, &GROWTH_COLUMNS);
+    if !is_loadgen && needs_phases {
         let what = format!(
             "{} does not say when it measures; disturb, timeline and growth need loadgen",
             client.program()
@@ -215,25 +212,16 @@ fn one(
     coordinates.push(("client".to_string(), name.unwrap_or(client.program()).to_string()));
     Ok(Case {
         experiment: String::new(),
-        table: table.id.clone(),
+        table: table.clone(),
+        server_spec: server.clone(),
         index: 0,
         coordinates,
         baseline: None,
         // Behind ` -- ` the flag is the started program's, like `server_flags`.
         server: format!("{label}{flags} --listen 127.0.0.1:0").into(),
         label,
-        law: server.law.as_ref().map(|law| law.get_ref().clone()),
-        server_cpus: table.server_cpus.clone(),
-        client_cpus: table.client_cpus.clone(),
-        probe: table.probe,
-        tracepoints: has_column_of(table, &TRACED_COLUMNS),
-        growth,
-        trace: table.kind == TableKind::Trace,
-        expect_timeouts: server.expect_timeouts,
-        expect_death: server.expect_death,
         events,
         sysctl: table.sysctl.iter().map(setting).collect::<Result<_, _>>()?,
-        timeline: table.timeline,
         repeats: settings.repeats,
         estimate: OVERHEAD + client.length(),
         client,
@@ -311,7 +299,7 @@ fn check_pipelining(table: &TableSpec, cases: &[Case]) -> Result<(), MatrixError
 }
 
 fn check_baseline(table: &TableSpec, cases: &[Case]) -> Result<(), MatrixError> {
-    let mut rows = cases.iter().filter(|case| case.table == table.id);
+    let mut rows = cases.iter().filter(|case| case.table.id == table.id);
     for (name, value) in &table.baseline {
         let wanted = (name.clone(), value.get_ref().to_string());
         if !rows.any(|case| case.coordinates.contains(&wanted)) {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::lab::observe::footprint::{Footprint, Growth};
+use crate::lab::observe::footprint::{Footprint, ProcessSize};
 use crate::lab::observe::kernel_counts::KernelCounts;
 use crate::lab::observe::timeline::Snapshot;
 use crate::lab::plan::case::Case;
@@ -83,7 +83,7 @@ pub struct Row {
     pub timeline: Vec<Snapshot>,
     /// By how much the server's first process grew while the client measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub growth: Option<Growth>,
+    pub growth: Option<ProcessSize>,
     /// How the server ended by itself, where the matrix expects that; it may have printed no document then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub death: Option<String>,
@@ -103,14 +103,14 @@ impl Row {
     pub fn planned(case: &Case, block: usize) -> Row {
         Row {
             experiment: case.experiment.clone(),
-            table: case.table.clone(),
+            table: case.table.id.clone(),
             case: case.index,
             block,
             coordinates: case.coordinates.clone(),
             label: case.label.clone(),
-            law: case.law.clone(),
-            expect_timeouts: case.expect_timeouts,
-            expect_death: case.expect_death,
+            law: case.server_spec.law.as_ref().map(|law| law.get_ref().clone()),
+            expect_timeouts: case.server_spec.expect_timeouts,
+            expect_death: case.server_spec.expect_death,
             disturb: case.events.as_ref().map(|events| events.text.clone()),
             sysctl: case.sysctl.clone(),
             server_command: case.server.clone(),

@@ -8,10 +8,11 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::Signal;
 
 use crate::cpu;
-use crate::lab::observe::footprint::{self, Footprint, Size};
+use crate::lab::observe::footprint::{self, Footprint, ProcessSize};
 use crate::lab::observe::kernel_counts::KernelCounter;
 use crate::lab::observe::timeline::Sampler;
 use crate::lab::plan::case::Case;
+use crate::lab::plan::matrix::TableKind;
 use crate::lab::program::{Interrupt, Program, Running, Stop, on_path};
 use crate::lab::record::Row;
 use crate::lab::run::fault_injector::{self, FaultInjector};
@@ -31,8 +32,8 @@ const CLIENT_GRACE: Duration = Duration::from_secs(120);
 pub fn run(case: &Case, block: usize, interrupt: &Interrupt) -> Result<Row, Stop> {
     let allowed = cpu::allowed();
     let mut row = Row {
-        server_cpus: choose(&allowed, &case.server_cpus),
-        client_cpus: choose(&allowed, &case.client_cpus),
+        server_cpus: choose(&allowed, &case.table.server_cpus),
+        client_cpus: choose(&allowed, &case.table.client_cpus),
         ..Row::planned(case, block)
     };
     // Of the server's words, too: `cluster … -- node x.js` needs node.
@@ -95,7 +96,7 @@ fn measure_with_footprint(case: &Case, row: &mut Row, interrupt: &Interrupt) -> 
     let mut longer = case.clone();
     for _ in 0..LOOKS {
         measure(&longer, row, interrupt)?;
-        if !case.probe || row.footprint.is_some() || row.skipped.is_some() {
+        if !case.table.probe || row.footprint.is_some() || row.skipped.is_some() {
             return Ok(());
         }
         longer = longer.with_warmup(2 * longer.client.warmup.unwrap_or_default());
@@ -109,7 +110,7 @@ fn measure_with_footprint(case: &Case, row: &mut Row, interrupt: &Interrupt) -> 
 const LOOKS: usize = 4;
 
 fn measure(case: &Case, row: &mut Row, interrupt: &Interrupt) -> Result<(), Stop> {
-    let board = (case.events.is_some() || case.timeline).then(Board::new);
+    let board = (case.events.is_some() || case.table.timeline).then(Board::new);
     let command = match &board {
         Some(board) => case.server.with(&format!("--scoreboard {}", board.path())),
         None => case.server.clone(),
@@ -126,9 +127,9 @@ fn measure(case: &Case, row: &mut Row, interrupt: &Interrupt) -> Result<(), Stop
     let scoreboard = board.map(Board::open).transpose()?;
     let url = format!("http://{address}/");
     row.client_command = case.client.with_url(&url);
-    let counter = KernelCounter::begin(server.pid(), case.tracepoints);
+    let counter = KernelCounter::begin(server.pid(), case.needs_tracepoints());
     if case.client.program() == "loadgen" {
-        let sampler = scoreboard.filter(|_| case.timeline).map(Sampler::start);
+        let sampler = scoreboard.filter(|_| case.table.timeline).map(Sampler::start);
         run_loadgen(case, row, &url, &server, scoreboard, interrupt)?;
         row.timeline = sampler.map_or(Vec::new(), Sampler::finish);
     } else {
@@ -137,7 +138,7 @@ fn measure(case: &Case, row: &mut Row, interrupt: &Interrupt) -> Result<(), Stop
     row.observed = Some(counter.end());
     server.signal(Signal::SIGTERM);
     let document = match server.finish(STOP_WITHIN, |_| ()) {
-        Err(Stop::Failed(why)) if case.expect_death && server.has_ended() => {
+        Err(Stop::Failed(why)) if case.server_spec.expect_death && server.has_ended() => {
             row.death = Some(why);
             if let Ok(report) = serde_json::from_str(server.output()) {
                 row.keep_server(report);
@@ -196,10 +197,10 @@ fn run_loadgen(
     interrupt: &Interrupt,
 ) -> Result<(), Stop> {
     let group = server.pid();
-    let needs_phases = case.probe || case.growth || case.events.is_some();
+    let needs_phases = case.table.probe || case.needs_growth() || case.events.is_some();
     let phases = if needs_phases { &["--progress", "phases"][..] } else { &[] };
     let extra = [phases, &["--format", "json", url]].concat();
-    let held = if case.probe { footprint::of_group(group).fds } else { 0 };
+    let held = if case.table.probe { footprint::of_group(group).fds } else { 0 };
     let expected = held + case.client.connections.unwrap_or(0) + case.client.idle;
     let program = Program::of(case.client.text()).on_cpus(&row.client_cpus).until(interrupt);
     let mut client = program.launch(&extra)?;
@@ -208,17 +209,17 @@ fn run_loadgen(
     let (mut before, mut after) = (None, None);
     let mut fell_back = None;
     let on_line = |line: &str| match line.trim() {
-        "phase warmup" if case.probe => {
+        "phase warmup" if case.table.probe => {
             let deadline = Instant::now() + case.client.warmup.unwrap_or_default();
             seen = footprint::settled(group, expected, deadline);
         }
         "phase measure" => {
-            before = Size::of(group).filter(|_| case.growth);
+            before = ProcessSize::of(group).filter(|_| case.needs_growth());
             let events = case.events.as_ref().zip(scoreboard);
             injector = events.map(|(events, scoreboard)| FaultInjector::begin(events, scoreboard));
         }
         "phase drain" => {
-            after = Size::of(group).filter(|_| case.growth);
+            after = ProcessSize::of(group).filter(|_| case.needs_growth());
             if let Some(Ok(injector)) = &injector {
                 injector.end_window();
             }
@@ -235,7 +236,7 @@ fn run_loadgen(
     row.growth = before.zip(after).map(|(before, after)| after.since(before));
     let mut report: LoadReport = serde_json::from_str(&document)
         .map_err(|error| Stop::Failed(client.failure(&format!("printed no report ({error})"))))?;
-    if !case.trace {
+    if case.table.kind != TableKind::Trace {
         report.trace.clear();
     }
     // A worker that answered nothing is in the server's report.
