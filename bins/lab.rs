@@ -20,7 +20,7 @@ use acceptlab::lab::plan::blocks::{estimate, schedule};
 use acceptlab::lab::plan::experiment::{self, Experiment};
 use acceptlab::lab::plan::law;
 use acceptlab::lab::program::{Interrupt, Stop, print_until, watch_for_interrupt};
-use acceptlab::lab::run::all_cases::{self, Outcome, Request};
+use acceptlab::lab::run::all_cases::{self, Outcome};
 use acceptlab::lab::{check, order, record, verify, watch};
 use acceptlab::terminal::wrapped;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -244,8 +244,7 @@ fn measure(
     let chosen = experiment::select(all.clone(), words)?;
     let place = Place::new(root, out);
     console::log(format_args!("seed {seed}"));
-    let request = Request { root, records: &place.records, experiments: &chosen, quick, seed };
-    let outcome = all_cases::run(&request, interrupt)?;
+    let outcome = all_cases::run(root, &place.records, &chosen, quick, seed, interrupt)?;
     // After an interrupt the tables of the finished rows are still printed; a second one ends the lab at once.
     let until = if outcome.interrupted { never() } else { interrupt.clone() };
     let reported = report(&place, &all, &chosen, false, &until);

@@ -2,7 +2,7 @@
 //! exactly the bytes it is given.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, SocketAddrV4, TcpStream};
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
@@ -118,11 +118,7 @@ impl Client {
 
     /// Waits until every byte we sent has arrived and the server has taken it out of its socket.
     pub fn was_read(&self) -> Verdict {
-        let (Ok(SocketAddr::V4(ours)), Ok(SocketAddr::V4(theirs))) =
-            (self.stream.local_addr(), self.stream.peer_addr())
-        else {
-            return not_applicable("the queues of an IPv6 connection are not looked at");
-        };
+        let (ours, theirs) = self.addresses()?;
         let read = poll_until(PATIENCE, || match (queues(ours, theirs), queues(theirs, ours)) {
             (Err(errno), _) | (_, Err(errno)) => Some(not_applicable(format!("sock_diag(7): {errno}"))),
             (Ok(Some(near)), Ok(Some(far))) => (near.sent == 0 && far.received == 0).then_some(Ok(())),
@@ -134,11 +130,7 @@ impl Client {
     /// Waits until an answer has begun to arrive and, since we do not read it, no more of it comes: the sockets are full,
     /// or the server has sent everything.
     pub fn lets_answers_pile_up(&self) -> Verdict {
-        let (Ok(SocketAddr::V4(ours)), Ok(SocketAddr::V4(theirs))) =
-            (self.stream.local_addr(), self.stream.peer_addr())
-        else {
-            return not_applicable("the queues of an IPv6 connection are not looked at");
-        };
+        let (ours, theirs) = self.addresses()?;
         // A server that has an answer ready does not pause for so long in the middle of sending.
         let standstill = Duration::from_millis(50);
         let mut last = (0, Instant::now());
@@ -151,6 +143,14 @@ impl Client {
             Ok(_) => (last.0 > 0 && last.1.elapsed() >= standstill).then_some(Ok(())),
         });
         piled_up.unwrap_or_else(|| broken("an answer begins to arrive", format!("{} bytes came", last.0)))
+    }
+
+    /// Of both ends, ours first.
+    fn addresses(&self) -> Verdict<(SocketAddrV4, SocketAddrV4)> {
+        match (self.stream.local_addr(), self.stream.peer_addr()) {
+            (Ok(SocketAddr::V4(ours)), Ok(SocketAddr::V4(theirs))) => Ok((ours, theirs)),
+            _ => not_applicable("the queues of an IPv6 connection are not read"),
+        }
     }
 
     fn read_answer(&mut self, with_body: bool, patience: Duration) -> Verdict<Answer> {

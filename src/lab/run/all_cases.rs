@@ -17,16 +17,6 @@ use crate::lab::record::{Header, Writer};
 use crate::lab::run::one_case;
 use crate::units::utc_now;
 
-/// What `lab run` was asked for.
-pub struct Request<'a> {
-    pub root: &'a Path,
-    /// Where the record goes.
-    pub records: &'a Path,
-    pub experiments: &'a [Experiment],
-    pub quick: bool,
-    pub seed: u64,
-}
-
 /// How it ended.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Outcome {
@@ -37,10 +27,16 @@ pub struct Outcome {
     pub interrupted: bool,
 }
 
-/// Measures everything and records each row when it is finished.
-pub fn run(request: &Request, interrupt: &Interrupt) -> Result<Outcome, String> {
-    let schedules =
-        request.experiments.iter().map(|experiment| schedule(experiment, request.quick, request.seed));
+/// Measures everything and records each row in the folder `records` when it is finished; `root` is the repository.
+pub fn run(
+    root: &Path,
+    records: &Path,
+    experiments: &[Experiment],
+    quick: bool,
+    seed: u64,
+    interrupt: &Interrupt,
+) -> Result<Outcome, String> {
+    let schedules = experiments.iter().map(|experiment| schedule(experiment, quick, seed));
     let runs: Vec<Run> = schedules.flatten().collect();
     let mut planned = BTreeMap::new();
     for run in &runs {
@@ -48,12 +44,12 @@ pub fn run(request: &Request, interrupt: &Interrupt) -> Result<Outcome, String> 
     }
     let header = Header {
         date: utc_now(),
-        scale: if request.quick { "quick" } else { "full" }.to_string(),
-        seed: request.seed,
+        scale: if quick { "quick" } else { "full" }.to_string(),
+        seed,
         planned,
-        machine: fingerprint::take(request.root),
+        machine: fingerprint::take(root),
     };
-    let mut record = Writer::create(request.records, &header)?;
+    let mut record = Writer::create(records, &header)?;
     let progress = ProgressDisplay::new(&runs);
     let mut outcome = Outcome { rows: 0, planned: runs.len(), failures: Vec::new(), interrupted: false };
     for Run { case, block, group } in &runs {
