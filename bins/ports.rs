@@ -13,14 +13,17 @@
 
 #![forbid(unsafe_code)]
 
+#[path = "ports/attempts.rs"]
+mod attempts;
+
 use std::io;
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 use acceptlab::console;
-use acceptlab::server::port_cases::*;
 use acceptlab::server::{Channel, Failure};
+use attempts::*;
 use clap::Parser;
 use socket2::{Domain, Socket, Type};
 

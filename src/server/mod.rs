@@ -14,8 +14,7 @@
 //! - [`relay`]: copy bytes between clients and workers that have ports of their own;
 //! - [`waiting`]: other calls to wait in than accept and an epoll of one's own;
 //! - [`successor`]: a program that was split goes on under its old flags;
-//! - [`termination`]: being told to stop;
-//! - [`port_cases`]: what the cases of `ports` are made of.
+//! - [`termination`]: being told to stop.
 //!
 //! The beginning and the end of every program are here: [`ready`] and [`finish`].
 
@@ -39,7 +38,6 @@ pub mod listener;
 pub mod lock;
 pub mod member;
 pub mod policy;
-pub mod port_cases;
 pub mod reactor;
 pub mod relay;
 pub mod selector;

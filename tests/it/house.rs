@@ -78,7 +78,7 @@ fn every_program_forbids_unsafe_code_and_says_what_it_is() {
 #[test]
 fn every_architecture_says_who_accepts_who_serves_and_who_balances() {
     // The demonstration, the yardsticks and the instruments are no architectures.
-    let others = ["ports", "null-server", "loadgen", "bare-client", "lab"];
+    let others = ["ports", "attempts", "null-server", "loadgen", "bare-client", "lab"];
     for (path, text) in sources("bins") {
         let name = path.file_stem().unwrap().to_str().unwrap();
         if !others.contains(&name) {

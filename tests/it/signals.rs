@@ -11,7 +11,9 @@ use crate::support::{FOREVER, SERVERS, held, kind, start};
 
 fn signal_all(server: &Server, signal: Signal) {
     // A worker may have been stopped by its master before it is its turn.
-    server.processes().iter().for_each(|process| drop(kill(Pid::from_raw(process.pid), signal)));
+    for process in server.processes() {
+        let _ = kill(Pid::from_raw(process.pid), signal);
+    }
 }
 
 /// To the master, and to its whole group as a terminal does.

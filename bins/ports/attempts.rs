@@ -1,5 +1,7 @@
 //! What the cases of a port are made of: sockets, options, restarts, a child; and what is said of each case.
 
+#![forbid(unsafe_code)]
+
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 
@@ -10,8 +12,8 @@ use nix::unistd::{Uid, geteuid, seteuid};
 use serde::Serialize;
 use socket2::{Domain, Socket, Type};
 
-use crate::failure::Failure;
-use crate::sys::process::{Fork, fork};
+use acceptlab::server::Failure;
+use acceptlab::sys::process::{Fork, fork};
 
 /// One case: what is tried, what Linux 6.18 says to it, and why.
 pub struct Case {
