@@ -25,7 +25,7 @@ use crate::units::parse_duration;
 use rates::View;
 use sample::{Look, Target};
 
-/// Below this, the eye sees nothing more and the terminal has nothing but work.
+/// A shorter interval shows the eye no more, and costs the terminal CPU time.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(50);
 
 pub fn parse_interval(text: &str) -> Result<Duration, String> {
@@ -50,7 +50,7 @@ pub fn print_once(path: &Path) -> Result<(), String> {
     for worker in &now.workers {
         text += &(serde_json::to_string(worker).expect("a plain struct serializes") + "\n");
     }
-    // Whoever closes the pipe has seen enough.
+    // A reader that closes the pipe has seen enough.
     let _ = stdout().write_all(text.as_bytes());
     Ok(())
 }
@@ -104,7 +104,7 @@ pub fn run(path: &Path, interval: Duration, interrupt: &Interrupt) -> Result<(),
     }
 }
 
-/// What somebody at the keyboard wants.
+/// What a key asks for.
 enum Key {
     Quit,
     Up,

@@ -68,9 +68,9 @@ mod tests {
 
     #[test]
     fn sixty_four_workers_are_seen_at_once_at_80_by_24() {
-        let mut crowd = view(64, |id| Some([id as f64, 63.0, 10.0, if id == 5 { 5.0 } else { 0.0 }]));
-        crowd.is_overview = true;
-        let lines = screen(&crowd, 80, 24);
+        let mut many = view(64, |id| Some([id as f64, 63.0, 10.0, if id == 5 { 5.0 } else { 0.0 }]));
+        many.is_overview = true;
+        let lines = screen(&many, 80, 24);
         assert_eq!(lines[3], "connections/s: 2,016 in all, a full column is 63");
         assert!(lines[6].starts_with(" ▁▁▁▂▂▂▃▃") && lines[6].ends_with('█'), "{lines:#?}");
         assert_eq!(lines[8..11], ["█".repeat(64), "█".repeat(64), "█".repeat(64)]);
@@ -83,9 +83,9 @@ mod tests {
 
     #[test]
     fn what_is_unknown_is_no_empty_column() {
-        let mut crowd = view(3, |_| None);
-        crowd.is_overview = true;
-        let lines = screen(&crowd, 80, 24);
+        let mut many = view(3, |_| None);
+        many.is_overview = true;
+        let lines = screen(&many, 80, 24);
         assert_eq!(lines[3..7], ["connections/s: –", "", "", "–––"]);
     }
 }

@@ -174,13 +174,13 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_crowd_is_scrolled_and_the_screen_says_which_part_of_it_is_shown() {
-        let mut crowd = view(64, |id| Some([id as f64; 4]));
-        let lines = screen(&crowd, 80, 24);
+    fn many_workers_are_scrolled_and_the_screen_names_those_it_shows() {
+        let mut many = view(64, |id| Some([id as f64; 4]));
+        let lines = screen(&many, 80, 24);
         assert!(lines[4].starts_with("  0 ") && lines[21].starts_with(" 17 "), "{lines:#?}");
         assert!(lines[22].starts_with("all") && lines[23].ends_with("workers 0–17 of 64"), "{lines:#?}");
-        crowd.scroll(1000, crowd.page(80, 24));
-        let lines = screen(&crowd, 80, 24);
+        many.scroll(1000, many.page(80, 24));
+        let lines = screen(&many, 80, 24);
         assert!(
             lines[21].starts_with(" 63 ███████") && lines[23].ends_with("workers 46–63 of 64"),
             "{lines:#?}"
@@ -190,10 +190,10 @@ pub(crate) mod tests {
     #[test]
     fn every_size_of_screen_is_drawn_on() {
         for (width, height) in [(1, 1), (20, 5), (79, 7), (300, 100)] {
-            let mut crowd = view(64, |_| Some([1e9; 4]));
+            let mut many = view(64, |_| Some([1e9; 4]));
             for is_overview in [false, true] {
-                crowd.is_overview = is_overview;
-                let lines = screen(&crowd, width, height);
+                many.is_overview = is_overview;
+                let lines = screen(&many, width, height);
                 assert!(lines.last().unwrap().starts_with('q'), "{width} × {height}: {lines:#?}");
             }
         }

@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_costs_the_file_and_is_told_once_for_each() {
+    fn a_full_disk_costs_the_file_and_is_reported_once_for_each() {
         let full = Path::new("/dev/full");
         let span = Span { began: SystemTime::now(), start: Duration::ZERO, duration: Duration::from_secs(1) };
         let formats = [FileFormat::Hlog, FileFormat::Hgrm, FileFormat::Csv];

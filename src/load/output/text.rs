@@ -54,7 +54,7 @@ pub fn render(report: &LoadReport, heading: &Heading, paint: Paint, columns: usi
     spectrum(&mut text, &rows, paint);
     errors(&mut text, report, paint, columns);
     connections(&mut text, report);
-    report.slow.iter().for_each(|book| slow(&mut text, book));
+    report.slow.iter().for_each(|counts| slow(&mut text, counts));
     let shares = shares(report, heading.workers);
     workers(&mut text, report, &shares, paint);
     order(&mut text, report, shares.len(), columns);
@@ -226,23 +226,23 @@ fn lost(text: &mut String, report: &LoadReport, columns: usize) {
 }
 
 fn connections(text: &mut String, report: &LoadReport) {
-    let book = &report.connections;
+    let counts = &report.connections;
     let _ = writeln!(
         text,
         "connections  {} asked for, {} open at most, {} established, {} answered",
-        book.requested, book.peak_open, book.established, book.answered
+        counts.requested, counts.peak_open, counts.established, counts.answered
     );
-    if book.crowd_lost > 0 {
+    if counts.crowd_lost > 0 {
         let _ = writeln!(
             text,
             "{:NAME_COLUMNS$}the server closed {} of the idle connections",
-            "", book.crowd_lost
+            "", counts.crowd_lost
         );
     }
 }
 
-fn slow(text: &mut String, book: &SlowBook) {
-    let SlowBook { kind, requested, established, answered, closed_by_server, closed_after_ms } = book;
+fn slow(text: &mut String, counts: &SlowBook) {
+    let SlowBook { kind, requested, established, answered, closed_by_server, closed_after_ms } = counts;
     let name = if kind == "half-open" { kind.clone() } else { format!("slow {kind}") };
     let after = closed_after_ms.map_or(String::new(), |ms| format!(" after {}", time(ms * 1e3)));
     let _ = writeln!(

@@ -7,7 +7,7 @@ use crate::load::options::plan::Plan;
 use crate::load::output::heading;
 use crate::report::{IntervalReport, Latency, WorkerShare};
 
-/// Workers told apart; the rest are left out.
+/// Workers that are shown by number; the rest are left out.
 const MOST_WORKERS: u32 = 4096;
 
 /// What the command line asks for.
