@@ -11,8 +11,10 @@ const NAMES: &str = "p50 p90 p99 p99.9 max mean, of response time or with servic
                      them, against a duration like 5ms; or errors timeouts qps censored shed dispersion max_over_mean \
                      cpu_share p_value, against a number; or verdict, against valid, suspect or invalid (from good to bad)";
 
+type Table<T, const N: usize> = [(&'static str, T); N];
+
 /// The times that a report has, by the prefix of their names.
-const TIMES: [(&str, fn(&LoadReport) -> &Latency); 5] = [
+const TIMES: Table<fn(&LoadReport) -> &Latency, 5> = [
     ("", |report| &report.latency_us),
     ("service.", |report| &report.service_us),
     ("connect.", |report| &report.connect_us),
@@ -21,7 +23,7 @@ const TIMES: [(&str, fn(&LoadReport) -> &Latency); 5] = [
 ];
 const SLIP: &str = "slip.";
 
-const STATISTICS: [(&str, fn(&Latency) -> f64); 6] = [
+const STATISTICS: Table<fn(&Latency) -> f64, 6> = [
     ("p50", |latency| latency.p50),
     ("p90", |latency| latency.p90),
     ("p99", |latency| latency.p99),
@@ -30,8 +32,8 @@ const STATISTICS: [(&str, fn(&Latency) -> f64); 6] = [
     ("mean", |latency| latency.mean),
 ];
 
-/// `None` where it was not measured. With the load, [`FALLING`] ones fall.
-const COUNTS: [(&str, fn(&LoadReport) -> Option<f64>); 9] = [
+/// `None` where it was not measured. Under a higher load those of [`FALLING`] fall.
+const COUNTS: Table<fn(&LoadReport) -> Option<f64>, 9> = [
     ("errors", |report| Some(report.errors.total() as f64)),
     ("timeouts", |report| Some(report.errors.timeout as f64)),
     ("qps", |report| Some(report.qps)),
@@ -45,7 +47,7 @@ const COUNTS: [(&str, fn(&LoadReport) -> Option<f64>); 9] = [
 const FALLING: [&str; 2] = ["qps", "p_value"];
 
 /// From good to bad, as the report writes them.
-const VERDICTS: [(&str, Verdict); 3] =
+const VERDICTS: Table<Verdict, 3> =
     [("valid", Verdict::Valid), ("suspect", Verdict::Suspect), ("invalid", Verdict::Invalid)];
 
 /// Of the connections; one worker, or no connection, shares nothing.
@@ -54,7 +56,7 @@ fn shared(report: &LoadReport) -> Option<&Evenness> {
     connections.filter(|evenness| evenness.workers > 1 && evenness.n > 0)
 }
 
-const COMPARISONS: [(&str, fn(f64, f64) -> bool); 6] = [
+const COMPARISONS: Table<fn(f64, f64) -> bool, 6> = [
     ("<", |found, bar| found < bar),
     ("<=", |found, bar| found <= bar),
     (">", |found, bar| found > bar),
@@ -96,7 +98,7 @@ impl Gate {
     }
 
     /// Why a `--fail-if` fails this result, in words; `None` when it does not. What cannot be decided fails: otherwise a
-    /// misspelt run would pass every gate.
+    /// run without the number would pass.
     pub fn fails(&self, report: &LoadReport) -> Option<String> {
         match self.holds(report) {
             Some(false) => None,

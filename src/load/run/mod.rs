@@ -24,8 +24,8 @@ use crate::load::options::plan::{EngineName, Plan};
 use crate::load::run::checks::{MachineState, trust};
 use crate::load::run::observers::Observers;
 use crate::load::run::settings::settings;
-use crate::load::run::summary::{Measured, report};
-use crate::load::run::supervisor::{Supervisor, max_rss_kib};
+use crate::load::run::summary::report;
+use crate::load::run::supervisor::Supervisor;
 use crate::load::run::threads::{Counted, measure};
 use crate::machine::Counters;
 use crate::report::LoadReport;
@@ -71,20 +71,14 @@ pub fn run(plan: &Plan, observers: Observers) -> Result<Outcome, String> {
     };
     let counted = measure(plan, &settings, &control, &mut supervisor, observers).map_err(unreachable)?;
     let interrupted = control.stopped_at_ns().is_some() || counted.tally.gave_up;
-    let measured = Measured {
-        counted,
-        background: background.map(BackgroundConnections::stop).unwrap_or_default(),
-        max_rss_kib: max_rss_kib(),
-        interrupted,
-    };
-    let mut report = report(plan, &measured);
+    let background = background.map(BackgroundConnections::stop).unwrap_or_default();
+    let mut report = report(plan, &counted, &background, interrupted);
     let machine = MachineState {
         counters: Counters::now().since(&counters),
         seconds: (monotonic_ns() - since_ns) as f64 / 1e9,
     };
-    report.trust =
-        Some(trust(plan, &measured.counted, &report, machine, measured.background.idle_established));
-    let Counted { tally, window, began, observed, .. } = measured.counted;
+    report.trust = Some(trust(plan, &counted, &report, machine, background.idle_established));
+    let Counted { tally, window, began, observed, .. } = counted;
     let span = Span {
         began,
         start: Duration::from_nanos(window.open_ns - window.start_ns),

@@ -11,6 +11,7 @@ use crate::load::counts::histogram::Times;
 use crate::load::counts::tally::{Tally, WorkerTally};
 use crate::load::counts::window::Window;
 use crate::load::options::plan::Plan;
+use crate::load::run::supervisor::max_rss_kib;
 use crate::load::run::threads::Counted;
 use crate::report::{
     ClientCost, ConnectionBook, DeadlineBook, LoadReport, OutsideWindow, RunInfo, WorkerShare,
@@ -20,17 +21,12 @@ use crate::units::over;
 /// The version of the document.
 pub const SCHEMA: u32 = 1;
 
-/// All that a run left.
-pub struct Measured {
-    pub counted: Counted,
-    pub background: BackgroundCounts,
-    pub max_rss_kib: u64,
-    /// Ended early.
-    pub interrupted: bool,
-}
-
-pub fn report(plan: &Plan, measured: &Measured) -> LoadReport {
-    let Measured { counted, background, .. } = measured;
+pub fn report(
+    plan: &Plan,
+    counted: &Counted,
+    background: &BackgroundCounts,
+    interrupted: bool,
+) -> LoadReport {
     let Counted { tally, window, cpu, .. } = counted;
     let is_open_loop = plan.pacing.is_open_loop();
     let duration_s = window.duration_ns() as f64 / 1e9;
@@ -81,9 +77,9 @@ pub fn report(plan: &Plan, measured: &Measured) -> LoadReport {
                 (cpu.user_us + cpu.system_us) as f64 / 1e6,
                 duration_s * f64::from(plan.threads.count),
             ),
-            max_rss_kib: measured.max_rss_kib,
+            max_rss_kib: max_rss_kib(),
         },
-        run: Some(run_info(plan, measured)),
+        run: Some(run_info(plan, counted, interrupted)),
         ..LoadReport::default()
     }
 }
@@ -97,17 +93,17 @@ fn offered(plan: &Plan, tally: &Tally, window: &Window) -> f64 {
     over(due as f64, span_ns as f64 / 1e9)
 }
 
-fn run_info(plan: &Plan, measured: &Measured) -> RunInfo {
+fn run_info(plan: &Plan, counted: &Counted, interrupted: bool) -> RunInfo {
     let unix_ns = |time: SystemTime| {
         time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
     };
     RunInfo {
         host: gethostname().map_or_else(|_| String::new(), |name| name.to_string_lossy().into_owned()),
-        started_unix_ns: unix_ns(measured.counted.began),
+        started_unix_ns: unix_ns(counted.began),
         start_at_unix_ns: plan.window.start_at.map(unix_ns),
         seed: plan.pacing.seed,
         configuration: plan.configuration(),
-        interrupted: measured.interrupted,
+        interrupted,
         merged_from: None,
         parts: Vec::new(),
     }
