@@ -30,9 +30,7 @@ const FIRST_BUFFER_BYTES: usize = 2048;
 
 /// Blocks until there is a connection for this worker; `None` when the server is to stop.
 pub fn accept(listener: &Listener, worker: &Worker) -> Result<Option<OwnedFd>, Failure> {
-    let accepted = next_connection(listener, || listener.accept(), |count| worker.count(count))?;
-    accepted.iter().for_each(note_socket);
-    Ok(accepted)
+    accept_after(|| Ok(()), listener, worker)
 }
 
 /// As [`accept`], for a worker that waits in another call until the listener is ready. Others may be woken as well
@@ -42,16 +40,12 @@ pub fn accept_after(
     listener: &Listener,
     worker: &Worker,
 ) -> Result<Option<OwnedFd>, Failure> {
-    let wait_and_accept = || wait().and_then(|()| listener.accept());
-    let accepted = next_connection(listener, wait_and_accept, |count| worker.count(count))?;
-    accepted.iter().for_each(note_socket);
-    Ok(accepted)
+    next_connection(listener, || wait().and_then(|()| listener.accept()), |count| worker.count(count))
 }
 
 /// As [`accept`], for another thread of this process to serve; the acceptor has a book of its own.
 pub fn accept_for_a_thread(listener: &Listener, book: &mut AcceptBook) -> Result<Option<OwnedFd>, Failure> {
     let accepted = next_connection(listener, || listener.accept(), |count| book.count(count))?;
-    accepted.iter().for_each(note_socket);
     accepted.iter().for_each(|_| book.count(Count::Accepted));
     Ok(accepted)
 }
@@ -72,6 +66,7 @@ fn next_connection(
             Err(NoConnection::Shut) => break,
             Err(_) if is_stopping() => break,
             Ok(connection) => {
+                note_socket(&connection);
                 count(Count::Wakeups);
                 return Ok(Some(connection));
             }

@@ -35,15 +35,9 @@ pub struct Scratch {
     output: Vec<u8>,
 }
 
-impl Scratch {
-    pub fn new() -> Scratch {
-        Scratch { input: vec![0; BUFFER_BYTES], output: Vec::with_capacity(2 * GATHER_BYTES) }
-    }
-}
-
 impl Default for Scratch {
     fn default() -> Scratch {
-        Scratch::new()
+        Scratch { input: vec![0; BUFFER_BYTES], output: Vec::with_capacity(2 * GATHER_BYTES) }
     }
 }
 

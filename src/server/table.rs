@@ -33,10 +33,6 @@ pub struct Table {
 }
 
 impl Table {
-    pub fn new() -> Table {
-        Table { places: Vec::new(), first_free: NONE, first: NONE, last: NONE, open: 0 }
-    }
-
     pub fn len(&self) -> usize {
         self.open
     }
@@ -140,7 +136,7 @@ impl Table {
 
 impl Default for Table {
     fn default() -> Table {
-        Table::new()
+        Table { places: Vec::new(), first_free: NONE, first: NONE, last: NONE, open: 0 }
     }
 }
 
@@ -155,7 +151,7 @@ mod tests {
 
     #[test]
     fn the_longest_idle_connection_is_at_the_front() {
-        let mut table = Table::new();
+        let mut table = Table::default();
         let numbers: Vec<_> = (0..4).map(|now_ns| table.insert(connection(), now_ns)).collect();
         assert_eq!(table.longest_idle(), Some((numbers[0], 0)));
         table.touch(numbers[0], 10);
@@ -172,7 +168,7 @@ mod tests {
 
     #[test]
     fn a_number_used_again_has_another_generation() {
-        let mut table = Table::new();
+        let mut table = Table::default();
         let number = table.insert(connection(), 0);
         let before = table.generation(number);
         table.remove(number);
