@@ -1,5 +1,5 @@
 //! Connections beside those that are measured: only there, or slow on purpose. What does it cost a server to keep
-//! them; what does it do with a request that comes a byte at a time, an answer that nobody fetches, a client that falls
+//! them; what does it do with a request that comes a byte at a time, an answer that is not fetched, a client that falls
 //! silent in the middle of a request? A connection has one life; what became of it is counted.
 //!
 //! | kind      | what it does                                                           | done when             |
@@ -98,7 +98,6 @@ impl BackgroundConnections {
             opened: Some(sender),
             idle: wanted.idle as usize,
             failures: Failures::default(),
-            failed: 0,
             turns: VecDeque::new(),
             buffer: vec![0; 16 * 1024],
         };
@@ -163,10 +162,9 @@ struct BackgroundLoop {
     connecting: VecDeque<usize>,
     /// Dropped when all handshakes are over.
     opened: Option<mpsc::Sender<Errno>>,
-    /// How many are idle; their failures, and how many of these.
+    /// How many are idle, and their failures.
     idle: usize,
     failures: Failures,
-    failed: usize,
     /// Whose byte is due, and when: in order, since each gap is as long as the others.
     turns: VecDeque<(u64, usize)>,
     buffer: Vec<u8>,
@@ -229,11 +227,10 @@ impl BackgroundLoop {
             return;
         }
         count(&mut self.failures.connect, errno, 1);
-        self.failed += 1;
-        let is_hopeless = self.failed == self.idle.min(MAX_IN_FLIGHT)
+        let is_hopeless = self.failures.total() == self.idle.min(MAX_IN_FLIGHT) as u64
             && !self.connections[..self.idle].iter().any(|connection| connection.is_established);
         if let Some(opened) = self.opened.as_ref().filter(|_| is_hopeless) {
-            // Nobody waits any more after Ctrl-C.
+            // After Ctrl-C the other end is gone.
             let _ = opened.send(errno);
         }
     }

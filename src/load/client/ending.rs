@@ -1,4 +1,4 @@
-//! What ends: a request, a connection, a patience, the window, the run.
+//! What ends: a request, a connection, a time-out, the window, the run.
 
 use std::cmp::Reverse;
 
@@ -13,7 +13,7 @@ use crate::units::monotonic_ns;
 
 /// Deadlines are looked at no more often than this.
 const SCAN_GAP_NS: u64 = 1_000_000;
-/// Who pressed Ctrl-C wants the result, not the last answer.
+/// After Ctrl-C the result matters more than the last answers.
 const INTERRUPTED_DRAIN_NS: u64 = 1_000_000_000;
 
 impl<E: Engine> ClientLoop<'_, E> {
@@ -38,7 +38,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         failed
     }
 
-    /// The same, and nobody wanted it so: they are errors, and named.
+    /// The same for requests that failed: they are errors, each with its cause.
     pub(super) fn requests_lost(&mut self, slot: usize, cause: LostCause) {
         let connection = &self.connections[slot];
         if connection.has_request() {
@@ -75,14 +75,14 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.scan_at_ns = self.scan_at_ns.min(deadline_ns);
     }
 
-    /// When nobody wants the answer to the first request in hand any more.
+    /// When the deadline of the first request in hand passes.
     fn stale_ns(&self, slot: usize) -> u64 {
         let due_ns = self.connections[slot].due_ns.front().copied();
         due_ns.map_or(u64::MAX, |due_ns| due_ns.saturating_add(self.settings.deadline_ns))
     }
 
-    /// Once per wait: what time alone makes happen.
-    pub(super) fn look_at_the_clock(&mut self) {
+    /// Once per wait: what happens because its time has come.
+    pub(super) fn check_time(&mut self) {
         if self.now_ns >= self.scan_at_ns {
             self.scan();
         }
@@ -127,7 +127,7 @@ impl<E: Engine> ClientLoop<'_, E> {
                 self.close_and_free(slot);
             }
             ConnectionState::BackingOff if self.connections[slot].has_request() => self.connect(slot),
-            // Whose request failed is gone.
+            // The user whose request failed is gone.
             ConnectionState::BackingOff => self.close_and_free(slot),
             ConnectionState::Closing => self.close_and_go_on(slot),
             ConnectionState::Closed | ConnectionState::Idle => {}
@@ -150,7 +150,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.close_and_free(slot);
     }
 
-    /// The window is over: nobody asks again.
+    /// The window is over: the users who think do not ask again.
     fn end_thinking(&mut self) {
         for Reverse((_, slot)) in std::mem::take(&mut self.thinking) {
             self.close(slot as usize);
@@ -176,7 +176,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         }
     }
 
-    pub(super) fn heed_control(&mut self) {
+    pub(super) fn read_control(&mut self) {
         let Some(stopped_at_ns) = self.control.stopped_at_ns() else { return };
         self.window.close_ns = self.window.close_ns.min(stopped_at_ns);
         self.assignment.schedule.end_at(stopped_at_ns.saturating_sub(self.window.start_ns));
@@ -209,7 +209,7 @@ impl<E: Engine> ClientLoop<'_, E> {
     /// Decides what a handshake was that the end of the run cut short.
     fn settle(&mut self, slot: usize) {
         if self.connections[slot].is_connected() {
-            // Established after our last look: the server's book may have it, so ours must.
+            // Established after our last look: the server may have counted it, and so must we.
             return self.established(slot);
         }
         self.tally.connect.record(self.now_ns - self.connections[slot].began_ns);

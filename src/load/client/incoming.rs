@@ -19,7 +19,7 @@ const CONNECTED: Answer = Answer { status: 200, worker: None, body_bytes: 0, clo
 impl<E: Engine> ClientLoop<'_, E> {
     pub(super) fn on_report(&mut self, ready: Ready) {
         if ready.token == STOP {
-            return self.heed_control();
+            return self.read_control();
         }
         let (slot, generation) = engine::slot(ready.token);
         if self.connections[slot].generation != generation {
@@ -188,7 +188,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.go_on(slot);
     }
 
-    /// The user thinks, and then asks again; after the end of the window nobody does.
+    /// The user thinks, and then asks again; after the end of the window no user does.
     fn go_on_with_session(&mut self, slot: usize) {
         if self.now_ns >= self.window.close_ns {
             self.close_and_free(slot);

@@ -1,7 +1,7 @@
 //! HOW: one thread, its connections, an engine that carries their bytes, and nothing shared with the other threads.
 //!
 //! The schedule says when; this loop sends what is due on a connection that is free and reads what comes
-//! back. What the system calls for it are is the [`engine`](crate::load::client::engine)'s affair. What is the loop's:
+//! back. The system calls for it are in the [`engine`](crate::load::client::engine). The rules of the loop:
 //!
 //! - the next request is written straight after the parsed answer;
 //! - after connect(2) the request is sent at once. On loopback the handshake is over by then, although the
@@ -66,7 +66,7 @@ pub struct Settings {
     pub retry: bool,
     pub requests_per_connection: Option<u64>,
     pub timeout_ns: u64,
-    /// From the moment a request is due until nobody wants its answer any more; `u64::MAX` for never.
+    /// From the moment a request is due until its user leaves; `u64::MAX` for never.
     pub deadline_ns: u64,
     /// A number of requests ends the run, not a moment.
     pub ends_by_count: bool,
@@ -75,11 +75,11 @@ pub struct Settings {
     pub measures: Measures,
 }
 
-/// What one thread takes along beside its connections.
+/// What one thread gets when the run begins.
 pub struct Assignment {
     pub schedule: Schedule,
     pub thinker: Thinker,
-    /// Where somebody watches.
+    /// When the run is observed.
     pub intervals: Option<IntervalSender>,
 }
 
@@ -189,7 +189,7 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
             self.begin_with_thinking();
         }
         // A signal may have come before the window existed.
-        self.heed_control();
+        self.read_control();
         self.now_ns = monotonic_ns();
         self.alive_ns = self.now_ns;
         self.dispatch();
@@ -205,7 +205,7 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
         self.tally
     }
 
-    /// Users who have come at different times are not all of one mind at the beginning.
+    /// Users do not begin at the same moment: their first pauses are spread over the think time.
     fn begin_with_thinking(&mut self) {
         let users = self.free.len() as u64;
         for (user, slot) in (0u64..).zip(std::mem::take(&mut self.free)) {
@@ -234,7 +234,7 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
             self.dispatch();
             self.leaving.clear();
         }
-        self.look_at_the_clock();
+        self.check_time();
         self.leaving.clear();
     }
 
@@ -288,7 +288,7 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
         }
     }
 
-    /// Nobody wants this answer any more, and nobody was asked for it: its user left when the deadline passed.
+    /// The request is dropped unsent: its user left when the deadline passed.
     fn shed(&mut self, due_ns: u64) {
         self.tally.shed += 1;
         let end_ns = due_ns + self.settings.deadline_ns;

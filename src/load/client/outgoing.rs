@@ -78,7 +78,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         count(&mut self.tally.failures.connect, errno, 1);
         let began_ns = self.connections[slot].began_ns;
         if errno == Errno::ETIMEDOUT {
-            // Nobody answered: it would have been longer still.
+            // No answer came: the handshake would have taken longer still.
             self.tally.connect.record(self.now_ns.saturating_sub(began_ns));
         }
         self.close(slot);

@@ -50,7 +50,7 @@ impl Route {
             socket.set_tcp_nodelay(true)?;
         }
         if self.reset && domain != Domain::UNIX {
-            // Closing then sends RST, and nobody keeps a TIME_WAIT (socket(7), SO_LINGER).
+            // Closing then sends RST, and neither side keeps a TIME_WAIT (socket(7), SO_LINGER).
             socket.set_linger(Some(Duration::ZERO))?;
         }
         if let Some(sources) = &self.sources {

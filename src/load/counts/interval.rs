@@ -228,7 +228,7 @@ impl IntervalMerger {
             self.last[thread] = Some(counts.index);
             let sum = self.pending.entry(counts.index);
             sum.or_insert_with(|| Box::new(IntervalCounts::new(thread))).add(&counts);
-            // The thread may have ended, and then nobody wants it back.
+            // The thread may have ended, and then does not need it back.
             let _ = self.empty[thread].try_send(counts);
         }
         let complete = self.last.iter().min().copied().flatten();

@@ -1,4 +1,4 @@
-//! The measured window over time: which second was the worst, how long nobody got an answer, and whether the answers
+//! The measured window over time: which second was the worst, how long no answer came, and whether the answers
 //! became fewer or slower. An average over a minute hides the moment in which a server changed its workers; this is where
 //! it shows.
 //!

@@ -1,7 +1,7 @@
 //! WHEN: the moments at which requests are due, as pure arithmetic. No socket, no clock.
 //!
 //! A closed loop sends whenever a connection is free, so the server's slowness slows the client down too. An
-//! open loop has due times that nobody can shift, however late request k − 1 was. They are one formula:
+//! open loop has due times that do not move, however late request k − 1 was. They are one formula:
 //!
 //! ```text
 //! due_k = Λ⁻¹(x_k)     Λ(t): how many requests the profile wants until t, the integral of its rate

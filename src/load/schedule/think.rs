@@ -49,7 +49,7 @@ impl Thinker {
         Thinker { think, rng: nth_fork(!seed, thread) }
     }
 
-    /// Nobody thinks.
+    /// No user thinks.
     pub fn nothing() -> Thinker {
         Thinker::new(None, 0, 0)
     }

@@ -32,7 +32,7 @@ pub struct EpollEngine {
 impl Engine for EpollEngine {
     fn new(connections: usize, stop_event: BorrowedFd, _messages: [&[u8]; 2]) -> nix::Result<EpollEngine> {
         let epoll = Epoll::new(MAX_REPORTS.min(connections + 1))?;
-        // Edge-triggered, because nobody reads it: each signal is one report for each thread.
+        // Edge-triggered, because it is never read: each signal is one report for each thread.
         epoll.add(stop_event, STOP, Interest::EPOLLIN | Interest::EPOLLET)?;
         let buffer = vec![0; RECEIVE_BUFFER_BYTES].into_boxed_slice();
         Ok(EpollEngine { epoll, buffer, reports: 0, next: 0 })
@@ -71,7 +71,7 @@ impl Engine for EpollEngine {
         Ok(())
     }
 
-    /// Nobody else holds the descriptor, so closing it also ends its registration (epoll(7), question 6).
+    /// No other process holds the descriptor, so closing it also ends its registration (epoll(7), question 6).
     fn close(&mut self, _token: u64, _socket: &Socket) {}
 
     fn wait(&mut self, timeout: Option<Duration>) -> nix::Result<()> {

@@ -25,7 +25,7 @@ const BUFFER_BYTES: usize = 8 * 1024;
 const FITS_BYTES: usize = 2048;
 /// Slots that are cleared together at the end.
 const BATCH: usize = 256;
-/// The token of what nobody wants to know.
+/// The token of completions that are ignored.
 const IGNORED: u64 = u64::MAX - 1;
 
 /// What a completion is about, in bits of the token that no slot reaches.
@@ -106,7 +106,7 @@ impl UringEngine {
                     Err(Errno::ENOBUFS | Errno::EINTR) => None,
                     result => Some(result.map(|bytes| bytes as usize)),
                 };
-                // Whoever is writing finds out first, by trying.
+                // A connection that is writing notices it by trying.
                 let room = matches!(self.arrived, Some(Err(_)));
                 let ends = self.end_is_next(completion);
                 if ends {
