@@ -107,7 +107,7 @@ fn without_a_terminal_it_is_declined_in_one_line_and_the_run_goes_on_with_plain_
         let said = String::from_utf8(output.stderr.clone()).unwrap();
         assert!(said.chars().all(|c| c == '\n' || !c.is_control()), "{said:?}");
         let lines: Vec<&str> = said.lines().collect();
-        assert!(lines[0].contains("--progress live: standard error is no terminal"), "{said}");
+        assert!(lines[0].contains("--progress live: standard error is not a terminal"), "{said}");
         let report = report(&output);
         // Every one that was due is counted; on a busy machine the end may come before the last answer.
         assert_eq!(report.requests + report.censored, 250);
