@@ -1,7 +1,6 @@
 //! What happens to the workers, as lines of JSON: on standard error and, where one is given, in a file.
 
 use std::path::Path;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -13,7 +12,7 @@ use crate::units::{monotonic_ns, utc_now_ms};
 
 pub struct EventLog {
     start_ns: u64,
-    console: Console,
+    pub console: Console,
     file: Option<LogFile>,
 }
 
@@ -43,16 +42,6 @@ impl EventLog {
 
     pub fn log_failure(&mut self, what: &str) {
         self.log("failure", json!({"what": what}));
-    }
-
-    /// Lines for standard error that are not events.
-    pub fn write(&mut self, lines: &[u8]) {
-        self.console.write(lines);
-    }
-
-    /// Writes what standard error did not take before.
-    pub fn flush(&mut self) {
-        self.console.flush(Duration::ZERO);
     }
 
     /// After a rotation.

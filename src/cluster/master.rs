@@ -105,7 +105,7 @@ impl Master {
             let watched = master.workers.poller.add(inotify, Token::Notifier, Interest::EPOLLIN);
             watched.map_err(|errno| Failure::new("watch a file", errno))?;
         }
-        if let Some(next_ns) = master.notifier.as_ref().map(Notifier::next_look_ns) {
+        if let Some(next_ns) = master.notifier.as_ref().map(|notifier| notifier.next_ns) {
             master.workers.poller.at(next_ns, Due::ReadFile);
         }
         master.workers.poller.after(master.workers.heartbeat(), Due::Heartbeat);
@@ -215,7 +215,7 @@ impl Master {
         counts.lines_dropped = self.workers.log.lines_dropped() + self.workers.outputs.lines_dropped();
         report.cluster = Some(counts);
         if let Some(line) = self.ending.exit_reason.take() {
-            self.workers.log.write(format!("{line}\n").as_bytes());
+            self.workers.log.console.write(format!("{line}\n").as_bytes());
         }
         for client in mem::take(&mut self.ending.clients) {
             self.answer(client, json!({"done": "the cluster has stopped"}));
@@ -274,7 +274,7 @@ impl Master {
 
     fn run_timer(&mut self, due: Due) {
         match due {
-            Due::AcceptAgain => self.sockets.accept_again(),
+            Due::AcceptAgain => self.sockets.is_paused = false,
             Due::Retry(socket, id) => self.sockets.set_free(socket, id, &self.workers),
             Due::CloseOrphan(socket) => self.sockets.close_orphan(socket, &mut self.workers),
             Due::CloseUnused(socket, id) => self.sockets.close_unused(socket, id, &self.workers),
@@ -293,7 +293,7 @@ impl Master {
             Due::Heartbeat => self.check_all(),
             Due::ReadFile => {
                 self.read_watched_file();
-                let next_ns = self.notifier.as_ref().map(Notifier::next_look_ns);
+                let next_ns = self.notifier.as_ref().map(|notifier| notifier.next_ns);
                 next_ns.into_iter().for_each(|next_ns| self.workers.poller.at(next_ns, Due::ReadFile));
             }
         }
@@ -306,7 +306,7 @@ impl Master {
             }
         }
         self.control.iter_mut().for_each(|control| control.unmute(&self.workers.poller));
-        self.workers.log.flush();
+        self.workers.log.console.flush(Duration::ZERO);
         self.workers.poller.after(self.workers.heartbeat(), Due::Heartbeat);
     }
 
@@ -359,7 +359,7 @@ impl Master {
                     (worker.is_online, worker.counts) = (true, counts);
                 }
                 self.workers.log_of(id, "online", json!({}));
-                if self.notifier.as_ref().is_some_and(|notifier| notifier.value().is_some()) {
+                if self.notifier.as_ref().is_some_and(|notifier| notifier.value.is_some()) {
                     self.notify(id);
                 }
             }
@@ -483,7 +483,7 @@ impl Master {
 
     /// The channels that take nothing more. What came over them still counts.
     fn disconnect_broken(&mut self) {
-        while let Some(id) = self.workers.next_broken() {
+        while let Some(id) = self.workers.broken.pop() {
             while self.receive(id) {}
             self.disconnect(id);
         }
@@ -491,7 +491,6 @@ impl Master {
 
     /// True: a process has ended.
     fn reap_one(&mut self) -> bool {
-        self.workers.kill_group_of_ended();
         let Some((worker, ending, usage)) = self.workers.reap() else { return false };
         let Some(id) = worker else { return true };
         // What it sent before it died counts.
@@ -617,7 +616,7 @@ impl Master {
     /// Sends a worker the contents of the watched file.
     fn notify(&mut self, id: UniqueId) {
         let Some(notifier) = &self.notifier else { return };
-        let message = protocol::notify(&notifier.path().to_string_lossy(), notifier.value());
+        let message = protocol::notify(&notifier.path.to_string_lossy(), notifier.value.as_deref());
         if self.workers.get(id).is_some_and(|worker| worker.is_online && worker.has_room()) {
             self.workers.counts.count("notifier_pushes", 1.0);
             self.workers.send(id, &message);

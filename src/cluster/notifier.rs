@@ -22,17 +22,18 @@ const LONGEST_VALUE: u64 = 1 << 20;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 pub struct Notifier {
-    path: PathBuf,
+    pub path: PathBuf,
     name: OsString,
     /// `None` where the file is read every so often, or the kernel cannot report changes.
     inotify: Option<Inotify>,
     /// `--notify-every`.
     read_every: Option<Duration>,
-    next_ns: u64,
+    /// When to look again, of CLOCK_MONOTONIC.
+    pub next_ns: u64,
     /// Which file was read last, and in which state.
     version: Option<Version>,
     /// What was pushed last; `None` while there is no file.
-    value: Option<String>,
+    pub value: Option<String>,
     /// How often the file was read.
     pub looks: u64,
 }
@@ -73,19 +74,6 @@ impl Notifier {
     /// Readable when the kernel has something to report.
     pub fn inotify(&self) -> Option<&Inotify> {
         self.inotify.as_ref()
-    }
-
-    /// When to look again, in nanoseconds of CLOCK_MONOTONIC.
-    pub fn next_look_ns(&self) -> u64 {
-        self.next_ns
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    pub fn value(&self) -> Option<&str> {
-        self.value.as_deref()
     }
 
     /// True: the contents are not what they were.
@@ -151,8 +139,8 @@ mod tests {
     /// As if the next look were due.
     #[track_caller]
     fn changes_to(notifier: &mut Notifier, value: &str) {
-        assert!(notifier.has_changed(notifier.next_look_ns()), "nothing was seen");
-        assert_eq!(notifier.value(), Some(value));
+        assert!(notifier.has_changed(notifier.next_ns), "nothing was seen");
+        assert_eq!(notifier.value.as_deref(), Some(value));
     }
 
     #[test]
@@ -162,11 +150,11 @@ mod tests {
         for every in [None, Some(Duration::from_millis(1))] {
             let _ = fs::remove_file(&path);
             let mut notifier = Notifier::new(&path, every).unwrap();
-            assert_eq!(notifier.value(), None);
+            assert_eq!(notifier.value.as_deref(), None);
             fs::write(folder.join("new"), "1").unwrap();
             fs::rename(folder.join("new"), &path).unwrap();
             changes_to(&mut notifier, "1");
-            assert!(!notifier.has_changed(notifier.next_look_ns()));
+            assert!(!notifier.has_changed(notifier.next_ns));
             fs::write(&path, "2").unwrap();
             changes_to(&mut notifier, "2");
         }
@@ -185,7 +173,7 @@ mod tests {
         symlink("..1", folder.join("..data")).unwrap();
         symlink("..data/c", folder.join("c")).unwrap();
         let mut notifier = Notifier::new(&folder.join("c"), None).unwrap();
-        assert_eq!(notifier.value(), Some("1"));
+        assert_eq!(notifier.value.as_deref(), Some("1"));
         for (new, value) in [("..2", "2"), ("..3", "3")] {
             version(new, value);
             symlink(new, folder.join("..data_tmp")).unwrap();
@@ -203,7 +191,7 @@ mod tests {
         // The folder of a file is replaced as a whole, and comes later.
         let mut notifier = Notifier::new(&folder.join("other").join("c"), None).unwrap();
         fs::rename(folder.join("other"), folder.join("gone")).unwrap();
-        assert!(notifier.has_changed(notifier.next_look_ns()) && notifier.value().is_none());
+        assert!(notifier.has_changed(notifier.next_ns) && notifier.value.as_deref().is_none());
         version("other", "6");
         changes_to(&mut notifier, "6");
         fs::remove_dir_all(folder).unwrap();

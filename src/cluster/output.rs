@@ -115,7 +115,7 @@ impl Outputs {
                     log.log_failure(&problem);
                 }
             }
-            None if !self.is_silent => log.write(lines),
+            None if !self.is_silent => log.console.write(lines),
             _ => {}
         }
     }

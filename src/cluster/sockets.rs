@@ -50,7 +50,7 @@ pub struct Sockets {
     /// Connections that a worker may have to answer for before it is given no more.
     most_unanswered: usize,
     /// There was no descriptor left, say: nothing is accepted until [`Due::AcceptAgain`].
-    is_paused: bool,
+    pub is_paused: bool,
     /// A worker has answered for them; our copies are to be closed.
     passed: Vec<OwnedFd>,
 }
@@ -86,11 +86,6 @@ impl Sockets {
     /// The kernel reports that there may be connections.
     pub fn set_ready(&mut self, socket: u64) {
         self.sockets.entry(socket).and_modify(|socket| socket.is_ready = true);
-    }
-
-    /// There may be a descriptor again.
-    pub fn accept_again(&mut self) {
-        self.is_paused = false;
     }
 
     /// The next connection, of all sockets in turn: one that was given back, or one that the kernel has.

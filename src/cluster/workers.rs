@@ -74,7 +74,7 @@ pub struct Workers {
     /// Number of the last message to a worker.
     last_seq: u64,
     /// Their channels take nothing any more.
-    broken: Vec<UniqueId>,
+    pub broken: Vec<UniqueId>,
     /// Why a worker could not serve, or ended.
     pub last_error: String,
     buffer: Vec<u8>,
@@ -403,11 +403,6 @@ impl Workers {
         }
     }
 
-    /// The next whose channel takes nothing any more.
-    pub fn next_broken(&mut self) -> Option<UniqueId> {
-        self.broken.pop()
-    }
-
     /// Receives once, so that a worker that sends without end leaves the others their turn.
     pub fn receive(&mut self, id: UniqueId, incoming: &mut VecDeque<Incoming>) -> Received {
         match self.processes.get_mut(&id).and_then(|worker| worker.ipc.as_mut()) {
@@ -434,14 +429,11 @@ impl Workers {
         }
     }
 
-    /// Kills what a worker that has ended has left in its group. Until it is reaped its number belongs to no other process.
-    pub fn kill_group_of_ended(&self) {
-        let worker = ended().and_then(|pid| self.find(pid)).and_then(|id| self.get(id));
-        worker.into_iter().for_each(Worker::kill);
-    }
-
     /// Reaps one process that has ended; its worker, if it is one, is still there.
     pub fn reap(&self) -> Option<(Option<UniqueId>, Ending, Usage)> {
+        // What it has left in its group is killed first: until it is reaped its number belongs to no other process.
+        let worker = ended().and_then(|pid| self.find(pid)).and_then(|id| self.get(id));
+        worker.into_iter().for_each(Worker::kill);
         let (pid, ending, usage) = reap().ok()??;
         Some((self.find(pid), ending, usage))
     }
