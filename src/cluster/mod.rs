@@ -1,4 +1,4 @@
-//! What a master needs that keeps workers of any program alive, in the protocol of Node's cluster. In reading order:
+//! What a master needs to keep workers of any program alive, in the protocol of Node's cluster. In reading order:
 //!
 //! - [`protocol`]: the messages of workers and the master's answers; [`node`]: what matters of Node's command line;
 //! - [`log_file`]: a file for lines that never waits; [`event_log`]: what happens, line by line;

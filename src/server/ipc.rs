@@ -85,12 +85,12 @@ pub struct Ipc {
     skipped: Option<usize>,
     /// It came with a line that has no end yet.
     handle: Option<OwnedFd>,
-    outbox: VecDeque<Parcel>,
-    /// Bytes of the first parcel that have been sent.
+    outbox: VecDeque<OutgoingMessage>,
+    /// Bytes of the first message that have been sent.
     sent: usize,
     unsent_bytes: usize,
     /// Sent with its descriptor, and not acknowledged.
-    unacknowledged: Option<Parcel>,
+    unacknowledged: Option<OutgoingMessage>,
     /// Connections of this handle are expected.
     expected_key: Option<String>,
     /// The buffer of a line that is done with.
@@ -102,7 +102,7 @@ pub struct Ipc {
     is_starved: bool,
 }
 
-struct Parcel {
+struct OutgoingMessage {
     line: Vec<u8>,
     handle: Option<(Rc<OwnedFd>, u64)>,
     /// It says what has become of a descriptor, and is not held back while ours are unacknowledged.
@@ -112,9 +112,9 @@ struct Parcel {
     retransmissions: u32,
 }
 
-impl Parcel {
-    fn of(line: Vec<u8>) -> Parcel {
-        Parcel { line, handle: None, is_acknowledgement: false, is_ping: false, retransmissions: 0 }
+impl OutgoingMessage {
+    fn of(line: Vec<u8>) -> OutgoingMessage {
+        OutgoingMessage { line, handle: None, is_acknowledgement: false, is_ping: false, retransmissions: 0 }
     }
 }
 
@@ -197,7 +197,7 @@ impl Ipc {
             "\n{{\"cmd\":\"NODE_CLUSTER\",\"ack\":{seq},\"accepted\":{accepted},\"seq\":{our_seq}}}\n"
         );
         line.write_fmt(answer).expect("memory takes it");
-        self.post_parcel(Parcel { is_acknowledgement: true, ..Parcel::of(line) }, true);
+        self.post_message(OutgoingMessage { is_acknowledgement: true, ..OutgoingMessage::of(line) }, true);
         self.flush();
     }
 
@@ -219,7 +219,10 @@ impl Ipc {
         line.clear();
         line.extend_from_slice(head.as_bytes());
         line.write_fmt(format_args!("{seq}}}}}\n")).expect("memory takes it");
-        self.post_parcel(Parcel { handle: Some((connection, seq)), ..Parcel::of(line) }, false);
+        self.post_message(
+            OutgoingMessage { handle: Some((connection, seq)), ..OutgoingMessage::of(line) },
+            false,
+        );
         self.flush();
     }
 
@@ -227,12 +230,12 @@ impl Ipc {
     pub fn recall(&mut self) -> Vec<u64> {
         let (mut recalled, mut place) = (Vec::new(), 0);
         let (is_begun, unsent_bytes) = (self.sent > 0, &mut self.unsent_bytes);
-        self.outbox.retain(|parcel| {
+        self.outbox.retain(|message| {
             let is_sent = place == 0 && is_begun;
             place += 1;
-            match &parcel.handle {
+            match &message.handle {
                 Some((_, tag)) if !is_sent => {
-                    *unsent_bytes -= parcel.line.len();
+                    *unsent_bytes -= message.line.len();
                     recalled.push(*tag);
                     false
                 }
@@ -252,7 +255,7 @@ impl Ipc {
     pub fn ping(&mut self) {
         let message = json!({"cmd": "NODE_CLUSTER", "act": "heartbeat"});
         let line = format!("{}\n", json!({"cmd": "NODE_HANDLE", "type": "net.Native", "msg": message}));
-        self.post_parcel(Parcel { is_ping: true, ..Parcel::of(line.into_bytes()) }, false);
+        self.post_message(OutgoingMessage { is_ping: true, ..OutgoingMessage::of(line.into_bytes()) }, false);
         self.flush();
     }
 
@@ -269,21 +272,21 @@ impl Ipc {
     /// Sends what waits, as far as the other end takes it.
     pub fn flush(&mut self) {
         (self.is_full, self.is_starved) = (false, false);
-        while let Some(parcel) = self.outbox.front() {
-            if self.unacknowledged.is_some() && !parcel.is_acknowledgement {
+        while let Some(message) = self.outbox.front() {
+            if self.unacknowledged.is_some() && !message.is_acknowledgement {
                 return;
             }
-            let handle = parcel.handle.as_ref().filter(|_| self.sent == 0).map(|(handle, _)| handle.as_fd());
-            match send_with_fd(&self.socket, &parcel.line[self.sent..], handle) {
+            let handle = message.handle.as_ref().filter(|_| self.sent == 0).map(|(handle, _)| handle.as_fd());
+            match send_with_fd(&self.socket, &message.line[self.sent..], handle) {
                 Ok(sent) => {
                     self.sent += sent;
                     self.unsent_bytes -= sent;
-                    if self.sent == parcel.line.len() {
+                    if self.sent == message.line.len() {
                         self.sent = 0;
-                        let parcel = self.outbox.pop_front().expect("it was just looked at");
-                        match parcel.handle.is_some() || parcel.is_ping {
-                            true => self.unacknowledged = Some(parcel),
-                            false => self.recycle(parcel),
+                        let message = self.outbox.pop_front().expect("it was just looked at");
+                        match message.handle.is_some() || message.is_ping {
+                            true => self.unacknowledged = Some(message),
+                            false => self.recycle(message),
                         }
                     }
                 }
@@ -349,22 +352,25 @@ impl Ipc {
         line.clear();
         serde_json::to_writer(&mut line, message).expect("memory takes it, and its keys are strings");
         line.push(b'\n');
-        self.post_parcel(Parcel { handle, is_acknowledgement, ..Parcel::of(line) }, is_acknowledgement);
+        self.post_message(
+            OutgoingMessage { handle, is_acknowledgement, ..OutgoingMessage::of(line) },
+            is_acknowledgement,
+        );
         self.flush();
     }
 
-    fn post_parcel(&mut self, parcel: Parcel, is_first: bool) {
-        self.unsent_bytes += parcel.line.len();
+    fn post_message(&mut self, message: OutgoingMessage, is_first: bool) {
+        self.unsent_bytes += message.line.len();
         match is_first {
             // Not into the middle of a line.
-            true => self.outbox.insert(usize::from(self.sent > 0), parcel),
-            false => self.outbox.push_back(parcel),
+            true => self.outbox.insert(usize::from(self.sent > 0), message),
+            false => self.outbox.push_back(message),
         }
     }
 
-    fn recycle(&mut self, parcel: Parcel) {
-        if parcel.line.capacity() <= MOST_SPARE_BYTES {
-            self.spare = parcel.line;
+    fn recycle(&mut self, message: OutgoingMessage) {
+        if message.line.capacity() <= MOST_SPARE_BYTES {
+            self.spare = message.line;
         }
     }
 
@@ -451,17 +457,17 @@ impl Ipc {
     }
 
     fn take_acknowledgement(&mut self, has_arrived: bool, incoming: &mut VecDeque<Incoming>) {
-        let Some(mut parcel) = self.unacknowledged.take() else {
+        let Some(mut message) = self.unacknowledged.take() else {
             return incoming.push_back(violation("an acknowledgement where nothing was sent"));
         };
-        if has_arrived || parcel.is_ping {
-            return self.recycle(parcel);
+        if has_arrived || message.is_ping {
+            return self.recycle(message);
         }
-        parcel.retransmissions += 1;
-        if parcel.retransmissions <= MOST_RETRANSMISSIONS {
-            self.post_parcel(parcel, true);
+        message.retransmissions += 1;
+        if message.retransmissions <= MOST_RETRANSMISSIONS {
+            self.post_message(message, true);
         } else {
-            incoming.extend(parcel.handle.map(|(_, tag)| Incoming::Undelivered(tag)));
+            incoming.extend(message.handle.map(|(_, tag)| Incoming::Undelivered(tag)));
         }
     }
 }
