@@ -26,7 +26,7 @@ use crate::load::counts::histogram::Times;
 use crate::load::options::plan::FileFormat;
 use crate::load::output::export::Files;
 use crate::load::run::summary::SCHEMA;
-use crate::load::verdict::{LATE_START_NS, pace};
+use crate::load::verdict::{self, LATE_START_NS};
 use crate::report::{
     Check, ClientCost, Configuration, ConnectionBook, DeadlineBook, Errors, Latency, LoadReport,
     OutsideWindow, RunInfo, RunPart, SlowBook, Trust, Verdict, WorkerShare,
@@ -292,7 +292,7 @@ fn late(part: &Part) -> Option<String> {
 /// A client that was not in time with its own requests measured something else than was asked for.
 fn untrusted(part: &Part) -> Option<String> {
     let trust = part.report.trust.as_ref()?;
-    let slipped = pace::SLIP.failed(&part.report);
+    let slipped = verdict::SLIP.failed(&part.report);
     let invalid = trust.checks.iter().find(|check| check.verdict == Verdict::Invalid);
     let (what, check) = match (slipped, invalid) {
         (Some(check), _) => ("slipped", check),

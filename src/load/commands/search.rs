@@ -16,7 +16,7 @@ use crate::load::options::sweep::Sweep;
 use crate::load::run;
 use crate::load::run::observers::Observers;
 use crate::load::schedule::Rate;
-use crate::load::verdict::{ACHIEVED_SHARE, BUSY_CLIENT, course, rightly_under_way};
+use crate::load::verdict::{self, ACHIEVED_SHARE, BUSY_CLIENT, rightly_under_way};
 use crate::report::{LoadReport, Verdict};
 use crate::units::{over, time};
 
@@ -260,7 +260,7 @@ impl Point {
         let achieved_share = achieved_share(per_s, &report);
         let (holds, finding) = gate.map_or((None, None), |gate| {
             let (served, steady) =
-                (achieved_share >= ACHIEVED_SHARE, course::DRIFT.failed(&report).is_none());
+                (achieved_share >= ACHIEVED_SHARE, verdict::DRIFT.failed(&report).is_none());
             let finding = if !served {
                 format!("only {:.1} % answered in time", achieved_share * 100.0)
             } else if !steady {
@@ -287,7 +287,7 @@ impl Point {
     fn client_is_limit(&self) -> bool {
         let Some(trust) = &self.report.trust else { return self.report.client.cpu_share > BUSY_CLIENT };
         // A client that polls is always busy, and the rule knows that.
-        trust.verdict == Verdict::Invalid || course::CPU.failed(&self.report).is_some()
+        trust.verdict == Verdict::Invalid || verdict::CPU.failed(&self.report).is_some()
     }
 
     fn summary(&self) -> String {

@@ -20,7 +20,7 @@ pub fn explain() -> String {
             define(&mut text, metric.key, &format!("{} {}", metric.definition, metric.remark));
         }
         if section.title == "Trust" {
-            for rule in verdict::RULES {
+            for rule in &verdict::RULES {
                 define(&mut text, &format!("check {}", rule.name), &format!("{}.", (rule.bar)()));
             }
         }
@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn every_check_is_explained_and_lines_are_short() {
         let text = explain();
-        for rule in verdict::RULES {
+        for rule in &verdict::RULES {
             let name = rule.name;
             assert!(text.contains(&format!("check {name}\n")), "{name}");
         }

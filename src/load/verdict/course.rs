@@ -3,10 +3,7 @@
 use super::*;
 use crate::stats::{median, spearman};
 
-pub const REQUESTS: Rule =
-    Rule { name: "requests", bar: || "something was answered (else invalid)".into(), judge: requests };
-
-fn requests(facts: &RunFacts) -> Option<Finding> {
+pub(super) fn requests(facts: &RunFacts) -> Option<Finding> {
     Some(match facts.requests {
         0 if facts.connections_opened == 0 => (
             Verdict::Invalid,
@@ -21,20 +18,9 @@ fn requests(facts: &RunFacts) -> Option<Finding> {
     })
 }
 
-pub const SERVED: Rule = Rule {
-    name: "served",
-    bar: || {
-        format!(
-            "the end of the window, {} of it or more and longer than p99.9, was not without an answer to {ANSWERS_MISSED} requests or more (else invalid; if --deadline ended them: suspect)",
-            percent(SILENCE)
-        )
-    },
-    judge: served,
-};
-
 /// A server that dies in the middle of the window leaves figures that look good: what is never answered has no rate, and
 /// little weight among all that was answered.
-fn served(facts: &RunFacts) -> Option<Finding> {
+pub(super) fn served(facts: &RunFacts) -> Option<Finding> {
     let measured: Vec<&IntervalReport> =
         facts.intervals.iter().filter(|interval| interval.measured).collect();
     if facts.interrupted || measured.is_empty() || facts.requests == 0 {
@@ -86,19 +72,7 @@ fn usual_response_s(facts: &RunFacts, measured: &[&IntervalReport]) -> f64 {
     10.0 * over(total_us, facts.requests as f64) / 1e6
 }
 
-pub const DRIFT: Rule = Rule {
-    name: "drift",
-    bar: || {
-        format!(
-            "rate and mean response time do not rise or fall with time (Spearman, {PARTS} parts, p >= {P_BAR}), or the last third differs from the first by less than {} in rate, {} in time",
-            percent(DRIFT_QPS),
-            percent(DRIFT_LATENCY)
-        )
-    },
-    judge: drift,
-};
-
-fn drift(facts: &RunFacts) -> Option<Finding> {
+pub(super) fn drift(facts: &RunFacts) -> Option<Finding> {
     let parts = parts(facts.intervals);
     if matches!(facts.pattern, Pattern::Ramp | Pattern::Replay | Pattern::Burst(_)) {
         return Some(not_judged("the load itself changes"));
@@ -181,18 +155,7 @@ impl Trend {
     }
 }
 
-pub const CPU: Rule = Rule {
-    name: "cpu",
-    bar: || {
-        format!(
-            "the client used at most {} of its threads' time (not with --busy-poll)",
-            percent(BUSY_CLIENT)
-        )
-    },
-    judge: cpu,
-};
-
-fn cpu(facts: &RunFacts) -> Option<Finding> {
+pub(super) fn cpu(facts: &RunFacts) -> Option<Finding> {
     let used = format!("the client used {:.0} % of its threads' time", facts.cpu_share * 100.0);
     if facts.busy_poll {
         return Some(not_judged(&format!("{used}, as --busy-poll always does")));
@@ -202,13 +165,7 @@ fn cpu(facts: &RunFacts) -> Option<Finding> {
     Some(suspect_if(facts.client_is_busy(), format!("{used} (bar {bar} %){advice}")))
 }
 
-pub const STEAL: Rule = Rule {
-    name: "steal",
-    bar: || format!("the hypervisor took at most {} of the machine's time", percent(STEAL_SHARE)),
-    judge: steal,
-};
-
-fn steal(facts: &RunFacts) -> Option<Finding> {
+pub(super) fn steal(facts: &RunFacts) -> Option<Finding> {
     let stolen = facts.machine.steal_share(facts.machine_s);
     Some(suspect_if(
         stolen > STEAL_SHARE && facts.machine.steal_ticks >= STEAL_TICKS,
@@ -220,20 +177,9 @@ fn steal(facts: &RunFacts) -> Option<Finding> {
     ))
 }
 
-pub const ACCEPT_QUEUE: Rule = Rule {
-    name: "accept_queue",
-    bar: || {
-        format!(
-            "no accept queue of this machine overflowed, or it was another's: this run opened at most {SMALL_BACKLOG} connections, or none of its requests waited as long as a retransmission takes ({})",
-            time(RETRANSMISSION_US)
-        )
-    },
-    judge: accept_queue,
-};
-
 /// The kernel counts the overflows of all listeners of this machine. Ours were among them only if we opened more
 /// connections than the smallest backlog holds, and then someone has waited for a retransmission.
-fn accept_queue(facts: &RunFacts) -> Option<Finding> {
+pub(super) fn accept_queue(facts: &RunFacts) -> Option<Finding> {
     // An overflow counts as a drop too (tcp_conn_request, tcp_v4_syn_recv_sock).
     let lost = facts.machine.listen_overflows.max(facts.machine.listen_drops);
     let waited_us = facts.connect_us.max.max(facts.response_us.max);
@@ -249,21 +195,9 @@ fn accept_queue(facts: &RunFacts) -> Option<Finding> {
     ))
 }
 
-pub const PORTS: Rule = Rule {
-    name: "ports",
-    bar: || {
-        format!(
-            "--requests-per-connection 0 --close fin: at most {} of the connections/s that the source ports allow, or connect(2) takes at most {} at p99.9",
-            percent(PORTS_SHARE),
-            time(SLOW_CONNECT_US)
-        )
-    },
-    judge: ports,
-};
-
 /// Linux gives connect(2) the ports of one parity first, and searches when they are in use: the median stays, the tail
 /// grows to milliseconds, and the rate cannot.
-fn ports(facts: &RunFacts) -> Option<Finding> {
+pub(super) fn ports(facts: &RunFacts) -> Option<Finding> {
     let bar_per_s = facts.ports_per_s?;
     let per_s = over(facts.requests as f64, facts.duration_s);
     let slowest_us = facts.connect_us.mean.max(facts.connect_us.p99_9);
@@ -283,13 +217,7 @@ fn ports(facts: &RunFacts) -> Option<Finding> {
     ))
 }
 
-pub const ERRORS: Rule = Rule {
-    name: "errors",
-    bar: || format!("at most {} of the requests failed", percent(ERROR_SHARE)),
-    judge: errors,
-};
-
-fn errors(facts: &RunFacts) -> Option<Finding> {
+pub(super) fn errors(facts: &RunFacts) -> Option<Finding> {
     let tried = (facts.requests + facts.errors) as f64;
     Some(suspect_if(
         facts.errors as f64 > ERROR_SHARE * tried,
@@ -297,18 +225,7 @@ fn errors(facts: &RunFacts) -> Option<Finding> {
     ))
 }
 
-pub const CENSORED: Rule = Rule {
-    name: "censored",
-    bar: || {
-        format!(
-            "at most {} of the times are ages of requests that were never answered",
-            percent(CENSORED_SHARE)
-        )
-    },
-    judge: censored,
-};
-
-fn censored(facts: &RunFacts) -> Option<Finding> {
+pub(super) fn censored(facts: &RunFacts) -> Option<Finding> {
     Some(suspect_if(
         facts.censored as f64 > CENSORED_SHARE * facts.responses as f64,
         format!(
@@ -320,19 +237,9 @@ fn censored(facts: &RunFacts) -> Option<Finding> {
     ))
 }
 
-pub const PERCENTILES: Rule = Rule {
-    name: "percentiles",
-    bar: || {
-        format!(
-            "p99 rests on one answer at least; fewer than {ANSWERS_BEYOND} beyond it, or beyond p99.9, are remarked upon"
-        )
-    },
-    judge: percentiles,
-};
-
 /// Few answers make a percentile uncertain, not wrong, and the reason says how few there are. Only below 100 answers is a
 /// run suspect: then p99 is the maximum.
-fn percentiles(facts: &RunFacts) -> Option<Finding> {
+pub(super) fn percentiles(facts: &RunFacts) -> Option<Finding> {
     if facts.responses == 0 {
         return None;
     }
@@ -352,15 +259,7 @@ fn percentiles(facts: &RunFacts) -> Option<Finding> {
     Some(suspect_if(p99 == 0, reason))
 }
 
-pub const CONNECTIONS: Rule = Rule {
-    name: "connections",
-    bar: || {
-        format!("as many were open as were asked for; below {} of them: invalid", percent(CONNECTIONS_OPEN))
-    },
-    judge: connections,
-};
-
-fn connections(facts: &RunFacts) -> Option<Finding> {
+pub(super) fn connections(facts: &RunFacts) -> Option<Finding> {
     // Nobody opens more than there are requests, and connections for one request come and go.
     if facts.handshake_us.is_some() || facts.pattern == Pattern::Sessions {
         return None;
@@ -375,21 +274,12 @@ fn connections(facts: &RunFacts) -> Option<Finding> {
     Some((verdict, format!("{peak} connections were open at most, {asked} wanted")))
 }
 
-pub const COMPLETE: Rule =
-    Rule { name: "complete", bar: || "the run was not ended early".into(), judge: complete };
-
-fn complete(facts: &RunFacts) -> Option<Finding> {
+pub(super) fn complete(facts: &RunFacts) -> Option<Finding> {
     let how = if facts.interrupted { "the run was ended early" } else { "the run went to its end" };
     Some(suspect_if(facts.interrupted, how.into()))
 }
 
-pub const START: Rule = Rule {
-    name: "start",
-    bar: || format!("--start-at was kept to {} (else invalid)", time(LATE_START_NS as f64 / 1e3)),
-    judge: start,
-};
-
-fn start(facts: &RunFacts) -> Option<Finding> {
+pub(super) fn start(facts: &RunFacts) -> Option<Finding> {
     let late_ns = facts.late_start_ns?;
     let verdict = if late_ns > LATE_START_NS { Verdict::Invalid } else { Verdict::Valid };
     let bar = time(LATE_START_NS as f64 / 1e3);

@@ -11,8 +11,8 @@ use crate::machine::Counters;
 use crate::report::{Check, IntervalReport, Latency, LoadReport, Trust, Verdict};
 use crate::units::{number, over, time};
 
-pub mod course;
-pub mod pace;
+mod course;
+mod pace;
 
 /// What decides the moments at which requests are due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -169,31 +169,71 @@ impl Rule {
     }
 }
 
-/// In the order in which they are reported.
-pub const RULES: [&Rule; 18] = [
-    &course::REQUESTS,
-    &course::SERVED,
-    &pace::RATE,
-    &pace::ACHIEVED,
-    &pace::GAPS,
-    &pace::INDEPENDENCE,
-    &course::DRIFT,
-    &course::CPU,
-    &pace::SLIP,
-    &course::STEAL,
-    &course::ACCEPT_QUEUE,
-    &course::PORTS,
-    &course::ERRORS,
-    &course::CENSORED,
-    &course::PERCENTILES,
-    &course::CONNECTIONS,
-    &course::COMPLETE,
-    &course::START,
+const fn rule(name: &'static str, bar: fn() -> String, judge: fn(&RunFacts) -> Option<Finding>) -> Rule {
+    Rule { name, bar, judge }
+}
+
+// Rules that others ask for by themselves.
+#[rustfmt::skip]
+pub const DRIFT: Rule = rule("drift", || format!("rate and mean response time do not rise or fall with time \
+        (Spearman, {PARTS} parts, p >= {P_BAR}), or the last third differs from the first by less than {} in rate, \
+        {} in time",
+        percent(DRIFT_QPS), percent(DRIFT_LATENCY)), course::drift);
+#[rustfmt::skip]
+pub const CPU: Rule = rule("cpu", || format!("the client used at most {} of its threads' time (not with --busy-poll)",
+        percent(BUSY_CLIENT)), course::cpu);
+#[rustfmt::skip]
+pub const SLIP: Rule = rule("slip", || format!("open loop: the slip is at most {} of the median response time and \
+        {} of p99 and p99.9, or below {}",
+        percent(SLIP_OF_MEDIAN), percent(SLIP_OF_TAIL), time(SLIP_FLOOR_US)), pace::slip);
+
+/// In the order in which they are reported: the name, the limit in words, the function.
+#[rustfmt::skip]
+pub static RULES: [Rule; 18] = [
+    rule("requests", || "something was answered (else invalid)".into(), course::requests),
+    rule("served", || format!("the end of the window, {} of it or more and longer than p99.9, was not without an \
+        answer to {ANSWERS_MISSED} requests or more (else invalid; if --deadline ended them: suspect)",
+        percent(SILENCE)), course::served),
+    rule("rate", || format!("open loop: as many were due as were asked for, within chance ({Z_STRICT} standard \
+        deviations of the Poisson count; one in 1000 otherwise)"), pace::rate),
+    rule("achieved", || format!("open loop: at least {} of what was due was answered, apart from what is rightly \
+        under way at the end (Little's law: rate x mean response); below {} because of the client (its CPU, or a \
+        slip as long while connections were free): invalid",
+        percent(ACHIEVED_SHARE), percent(ACHIEVED_AT_ALL)), pace::achieved),
+    rule("gaps", || format!("Poisson: sums of gaps, at least {} long, against the gamma distribution; \
+        Kolmogorov-Smirnov p >= {P_BAR}, or D <= {KS_SIZE}. Otherwise: at most {} sent later than one gap (at least \
+        {}) after they were due",
+        time(GAP_SCALE_NS / 1e3), percent(LATE_SHARE), time(LATE_FLOOR_NS / 1e3)), pace::gaps),
+    rule("independence", || format!("Poisson: Spearman's rank correlation of neighbouring gaps within \
+        {Z_BAR}/sqrt(n), or below {CORRELATION_SIZE}"), pace::independence),
+    DRIFT,
+    CPU,
+    SLIP,
+    rule("steal", || format!("the hypervisor took at most {} of the machine's time",
+        percent(STEAL_SHARE)), course::steal),
+    rule("accept_queue", || format!("no accept queue of this machine overflowed, or it was another's: this run \
+        opened at most {SMALL_BACKLOG} connections, or none of its requests waited as long as a retransmission \
+        takes ({})",
+        time(RETRANSMISSION_US)), course::accept_queue),
+    rule("ports", || format!("--requests-per-connection 0 --close fin: at most {} of the connections/s that the \
+        source ports allow, or connect(2) takes at most {} at p99.9",
+        percent(PORTS_SHARE), time(SLOW_CONNECT_US)), course::ports),
+    rule("errors", || format!("at most {} of the requests failed",
+        percent(ERROR_SHARE)), course::errors),
+    rule("censored", || format!("at most {} of the times are ages of requests that were never answered",
+        percent(CENSORED_SHARE)), course::censored),
+    rule("percentiles", || format!("p99 rests on one answer at least; fewer than {ANSWERS_BEYOND} beyond it, or \
+        beyond p99.9, are remarked upon"), course::percentiles),
+    rule("connections", || format!("as many were open as were asked for; below {} of them: invalid",
+        percent(CONNECTIONS_OPEN)), course::connections),
+    rule("complete", || "the run was not ended early".into(), course::complete),
+    rule("start", || format!("--start-at was kept to {} (else invalid)",
+        time(LATE_START_NS as f64 / 1e3)), course::start),
 ];
 
 /// The verdict is the worst of all rules that apply to this run.
 pub fn judge(facts: &RunFacts) -> Trust {
-    let apply = |rule: &&Rule| {
+    let apply = |rule: &Rule| {
         let (verdict, reason) = (rule.judge)(facts)?;
         Some(Check { name: rule.name.into(), verdict, reason })
     };

@@ -3,17 +3,7 @@
 use super::*;
 use crate::stats::{gamma_cdf, kolmogorov_smirnov, spearman};
 
-pub const RATE: Rule = Rule {
-    name: "rate",
-    bar: || {
-        format!(
-            "open loop: as many were due as were asked for, within chance ({Z_STRICT} standard deviations of the Poisson count; one in 1000 otherwise)"
-        )
-    },
-    judge: rate,
-};
-
-fn rate(facts: &RunFacts) -> Option<Finding> {
+pub(super) fn rate(facts: &RunFacts) -> Option<Finding> {
     let asked = facts.rate_asked.filter(|_| !facts.ends_by_count && facts.pattern != Pattern::Sessions)?;
     let expected = asked * facts.duration_s;
     let tolerance = match facts.pattern {
@@ -29,19 +19,7 @@ fn rate(facts: &RunFacts) -> Option<Finding> {
     ))
 }
 
-pub const ACHIEVED: Rule = Rule {
-    name: "achieved",
-    bar: || {
-        format!(
-            "open loop: at least {} of what was due was answered, apart from what is rightly under way at the end (Little's law: rate x mean response); below {} because of the client (its CPU, or a slip as long while connections were free): invalid",
-            percent(ACHIEVED_SHARE),
-            percent(ACHIEVED_AT_ALL)
-        )
-    },
-    judge: achieved,
-};
-
-fn achieved(facts: &RunFacts) -> Option<Finding> {
+pub(super) fn achieved(facts: &RunFacts) -> Option<Finding> {
     if !facts.is_open_loop() || facts.due_in_window == 0 {
         return None;
     }
@@ -91,20 +69,7 @@ fn client_was_late(facts: &RunFacts) -> bool {
         || (facts.slip_us.p50 > late_s * 1e6 && facts.connections_busy() < CONNECTIONS_BUSY && !is_broken)
 }
 
-pub const GAPS: Rule = Rule {
-    name: "gaps",
-    bar: || {
-        format!(
-            "Poisson: sums of gaps, at least {} long, against the gamma distribution; Kolmogorov-Smirnov p >= {P_BAR}, or D <= {KS_SIZE}. Otherwise: at most {} sent later than one gap (at least {}) after they were due",
-            time(GAP_SCALE_NS / 1e3),
-            percent(LATE_SHARE),
-            time(LATE_FLOOR_NS / 1e3)
-        )
-    },
-    judge: gaps,
-};
-
-fn gaps(facts: &RunFacts) -> Option<Finding> {
+pub(super) fn gaps(facts: &RunFacts) -> Option<Finding> {
     let skipped = |why: &str| Some(not_judged(why));
     match facts.pattern {
         Pattern::Closed => None,
@@ -157,17 +122,7 @@ fn punctuality(facts: &RunFacts) -> Finding {
     )
 }
 
-pub const INDEPENDENCE: Rule = Rule {
-    name: "independence",
-    bar: || {
-        format!(
-            "Poisson: Spearman's rank correlation of neighbouring gaps within {Z_BAR}/sqrt(n), or below {CORRELATION_SIZE}"
-        )
-    },
-    judge: independence,
-};
-
-fn independence(facts: &RunFacts) -> Option<Finding> {
+pub(super) fn independence(facts: &RunFacts) -> Option<Finding> {
     if facts.pattern != Pattern::Poisson {
         return None;
     }
@@ -205,20 +160,7 @@ impl Gaps {
     }
 }
 
-pub const SLIP: Rule = Rule {
-    name: "slip",
-    bar: || {
-        format!(
-            "open loop: the slip is at most {} of the median response time and {} of p99 and p99.9, or below {}",
-            percent(SLIP_OF_MEDIAN),
-            percent(SLIP_OF_TAIL),
-            time(SLIP_FLOOR_US)
-        )
-    },
-    judge: slip,
-};
-
-fn slip(facts: &RunFacts) -> Option<Finding> {
+pub(super) fn slip(facts: &RunFacts) -> Option<Finding> {
     if !facts.is_open_loop() {
         return None;
     }

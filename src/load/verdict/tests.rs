@@ -98,6 +98,10 @@ fn good_for(seconds: f64, pattern: Pattern, seed: u64) -> Run {
     Run { facts, sends, dues, intervals }
 }
 
+fn named(name: &str) -> &'static Rule {
+    RULES.iter().find(|rule| rule.name == name).unwrap()
+}
+
 const PATTERNS: [Pattern; 6] =
     [Pattern::Closed, Pattern::Fixed, Pattern::Poisson, Pattern::Burst(10), Pattern::Ramp, Pattern::Replay];
 
@@ -328,9 +332,9 @@ fn a_server_that_breaks_or_wastes_connections_is_not_blamed_on_the_client() {
 fn a_burst_larger_than_the_connections_waits_for_them_not_for_the_client() {
     let mut run = good(Pattern::Burst(100), 3);
     run.facts.slip_us.p50 = 140.0;
-    assert!((pace::SLIP.judge)(&run.facts).unwrap().1.contains("more --connections"));
+    assert!((SLIP.judge)(&run.facts).unwrap().1.contains("more --connections"));
     run.facts.pattern = Pattern::Burst(10);
-    assert!((pace::SLIP.judge)(&run.facts).unwrap().1.contains("client's own"));
+    assert!((SLIP.judge)(&run.facts).unwrap().1.contains("client's own"));
 }
 
 #[test]
@@ -341,14 +345,14 @@ fn requests_that_wait_for_a_handshake_are_not_blamed_on_the_client() {
     run.facts.connections_opened = 400;
     run.facts.connect_us =
         Latency { p50: 90.0, p99: 1_020_000.0, max: 3_060_000.0, mean: 500_000.0, ..Latency::default() };
-    let (verdict, reason) = (pace::SLIP.judge)(&run.facts).unwrap();
+    let (verdict, reason) = (SLIP.judge)(&run.facts).unwrap();
     assert_eq!(verdict, Verdict::Suspect);
     assert!(reason.contains("handshakes took 1.02s at p99") && reason.contains("--backlog"), "{reason}");
     // Nor is the run invalid because half of it was never answered.
     run.facts.slip_us.p50 = 2_000_000.0;
     run.facts.answered_of_due /= 2;
     run.facts.connections_opened = 1200;
-    assert_eq!((pace::ACHIEVED.judge)(&run.facts).unwrap().0, Verdict::Suspect);
+    assert_eq!((named("achieved").judge)(&run.facts).unwrap().0, Verdict::Suspect);
 }
 
 #[test]
@@ -356,7 +360,7 @@ fn few_answers_are_counted_and_not_accused() {
     let reason = |responses| {
         let mut run = good(Pattern::Closed, 3);
         run.facts.responses = responses;
-        (course::PERCENTILES.judge)(&run.facts).unwrap().1
+        (named("percentiles").judge)(&run.facts).unwrap().1
     };
     assert_eq!(reason(99), "of 99 times p99 is the maximum: do not quote it");
     assert_eq!(reason(780), "p99 rests on 7 answers, p99.9 is the maximum: do not quote them");
