@@ -1,7 +1,7 @@
 //! loadgen: the client. It sends requests in a closed or an open loop, measures the answers, and is the only
 //! program that sees from outside which worker behind the port took which connection (`X-Worker`).
 //!
-//! `src/load/options/` turns the command line into a plan, `src/load/schedule.rs` says when to send, `src/load/client/`
+//! `src/load/options/` turns the command line into a plan, `src/load/schedule/` says when to send, `src/load/client/`
 //! how, `src/load/run/` makes one run of it. Try:
 //!
 //! ```text
@@ -33,7 +33,7 @@ use serde::Serialize;
 const GATE_FAILED: u8 = 3;
 
 fn main() -> ExitCode {
-    match do_what_is_asked() {
+    match run_command() {
         Ok(exit) => exit,
         Err(error) => {
             console::log_last(format_args!("loadgen: {error}"));
@@ -42,7 +42,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn do_what_is_asked() -> Result<ExitCode, String> {
+fn run_command() -> Result<ExitCode, String> {
     let (command, format) = Command::from_command_line()?;
     match command {
         Command::Run(plan, fail_if) => return one_run(with_engine(plan), &fail_if, format),

@@ -48,7 +48,7 @@ pub struct Calibration {
 
 /// The rate at which the slip is measured.
 pub const OPEN_RATE_PER_S: u32 = 10_000;
-/// A server that takes more than this share of the ceiling shares the credit with the client.
+/// Above this share of the ceiling the client may be what limits the server's figure.
 const HEADROOM: f64 = 0.8;
 
 /// Makes the four measurements.

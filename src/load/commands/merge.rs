@@ -20,6 +20,7 @@ use hdrhistogram::serialization::Deserializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogHistogram, IntervalLogIterator, LogEntry};
 use serde_json::{Map, Value};
 
+use crate::load::commands::measure::Measured;
 use crate::load::counts::distributions::{Distributions, Span};
 use crate::load::counts::evenness;
 use crate::load::counts::histogram::Times;
@@ -27,10 +28,7 @@ use crate::load::options::plan::FileFormat;
 use crate::load::output::export::Files;
 use crate::load::run::summary::SCHEMA;
 use crate::load::verdict::{self, LATE_START_NS};
-use crate::report::{
-    Check, ClientCost, Configuration, ConnectionBook, DeadlineBook, Errors, Latency, LoadReport,
-    OutsideWindow, RunInfo, RunPart, SlowBook, Trust, Verdict, WorkerShare,
-};
+use crate::report::{Check, Configuration, Latency, LoadReport, RunInfo, RunPart, Trust, Verdict};
 use crate::units::over;
 
 /// Share of the window that all clients must have in common.
@@ -44,19 +42,12 @@ const LARGEST: f64 = 1e15;
 /// A cookie and a length, before what zlib has compressed.
 const V2_COMPRESSED_HEAD_BYTES: usize = 8;
 
-/// The sum.
-pub struct Merged {
-    pub report: LoadReport,
-    /// A full disk must not cost the report.
-    pub files: Result<(), String>,
-}
-
 /// Reads, compares and adds. An error is one line that says which file does not belong, and why.
-pub fn merge(files: &[PathBuf], hlog: Option<&Path>, force: bool) -> Result<Merged, String> {
+pub fn merge(files: &[PathBuf], hlog: Option<&Path>, force: bool) -> Result<Measured, String> {
     let parts = files.iter().map(|path| Part::read(path)).collect::<Result<Vec<_>, _>>()?;
-    let objections = objections(&parts);
-    if let Some(objection) = objections.first().filter(|_| !force) {
-        return Err(format!("{objection} (--force merges nonetheless)"));
+    let incompatibilities = incompatibilities(&parts);
+    if let Some(why) = incompatibilities.first().filter(|_| !force) {
+        return Err(format!("{why} (--force merges nonetheless)"));
     }
     if let Some(part) = parts.iter().find(|part| is_same_file(hlog, &part.path.with_extension("hlog"))) {
         return Err(format!(
@@ -75,9 +66,10 @@ pub fn merge(files: &[PathBuf], hlog: Option<&Path>, force: bool) -> Result<Merg
         start: parts[0].window_start,
         duration: Duration::from_secs_f64(longest_s(&parts)),
     };
-    let report = sum(parts, &distributions, objections);
+    let report = sum(&parts, &distributions, incompatibilities)
+        .map_err(|error| format!("add the reports: {error}"))?;
     let files = files.write(&distributions, &span, &report);
-    Ok(Merged { report, files })
+    Ok(Measured { report, files })
 }
 
 fn is_same_file(out: Option<&Path>, part: &Path) -> bool {
@@ -225,7 +217,7 @@ fn decode(interval: &IntervalLogHistogram) -> Option<Times> {
 // ---- comparing --------------------------------------------------------------------------------------------
 
 /// What speaks against adding these up, the plainest first.
-fn objections(parts: &[Part]) -> Vec<String> {
+fn incompatibilities(parts: &[Part]) -> Vec<String> {
     let mut found = Vec::new();
     for (number, part) in parts.iter().enumerate() {
         let name = part.path.display();
@@ -237,9 +229,9 @@ fn objections(parts: &[Part]) -> Vec<String> {
             found.push(format!("{name}: its run ended early"));
         }
         found.extend(late(part));
-        found.extend(untrusted(part));
+        found.extend(invalid_part(part));
     }
-    found.extend(apart(parts));
+    found.extend(windows_differ(parts));
     found
 }
 
@@ -290,7 +282,7 @@ fn late(part: &Part) -> Option<String> {
 }
 
 /// A client that was not in time with its own requests measured something else than was asked for.
-fn untrusted(part: &Part) -> Option<String> {
+fn invalid_part(part: &Part) -> Option<String> {
     let trust = part.report.trust.as_ref()?;
     let slipped = verdict::SLIP.failed(&part.report);
     let invalid = trust.checks.iter().find(|check| check.verdict == Verdict::Invalid);
@@ -303,7 +295,7 @@ fn untrusted(part: &Part) -> Option<String> {
 }
 
 /// Windows that do not overlap enough. Equal configurations have equal warm-ups, so it is enough to compare the starts.
-fn apart(parts: &[Part]) -> Option<String> {
+fn windows_differ(parts: &[Part]) -> Option<String> {
     let shortest = parts.iter().min_by(|a, b| a.report.duration_s.total_cmp(&b.report.duration_s))?;
     let longest_s = longest_s(parts);
     let shortest_s = shortest.report.duration_s;
@@ -335,17 +327,46 @@ fn longest_s(parts: &[Part]) -> f64 {
 
 // ---- adding -----------------------------------------------------------------------------------------------
 
+/// What is not a count, wherever it stands: computed again from the sums, or left out.
+const NOT_ADDED: [&str; 19] = [
+    "schema",
+    "qps",
+    "duration_s",
+    "latency_us",
+    "service_us",
+    "connect_us",
+    "first_byte_us",
+    "slip_us",
+    "worst_second",
+    "longest_silence_ms",
+    "pipeline",
+    "evenness",
+    "trace",
+    "order",
+    "closed_after_ms",
+    "cpu_share",
+    "max_rss_kib",
+    "trust",
+    "run",
+];
+
 /// The report of all of them.
-fn sum(parts: Vec<Part>, distributions: &Distributions, objections: Vec<String>) -> LoadReport {
-    let duration_s = longest_s(&parts);
-    let run = origin(&parts);
-    let trust = trust(&parts, objections);
-    let mut parts = parts.into_iter().map(|part| part.report);
-    let mut sum = parts.next().expect("clap requires a file");
-    parts.for_each(|part| add(&mut sum, part));
+fn sum(
+    parts: &[Part],
+    distributions: &Distributions,
+    incompatibilities: Vec<String>,
+) -> serde_json::Result<LoadReport> {
+    let mut counts = serde_json::to_value(&parts[0].report)?;
+    for part in &parts[1..] {
+        add(&mut counts, serde_json::to_value(&part.report)?);
+    }
+    let mut sum: LoadReport = serde_json::from_value(counts)?;
+    sum.lost.sort_by(|a, b| a.at_s.total_cmp(&b.at_s));
+    sum.lost_more += sum.lost.len().saturating_sub(LoadReport::MOST_LOST) as u64;
+    sum.lost.truncate(LoadReport::MOST_LOST);
     // What follows from the sums.
-    sum.duration_s = duration_s;
-    sum.qps = over(sum.requests as f64, duration_s);
+    sum.duration_s = longest_s(parts);
+    sum.qps = over(sum.requests as f64, sum.duration_s);
     sum.connect_us = distributions.connect.latency();
     sum.first_byte_us = distributions.first_byte.latency();
     sum.service_us = distributions.service.latency();
@@ -354,125 +375,52 @@ fn sum(parts: Vec<Part>, distributions: &Distributions, objections: Vec<String>)
     sum.evenness = evenness::pair(sum.workers.values().map(|share| (share.connections, share.requests)));
     let client = &mut sum.client;
     let cpu_s = (client.cpu_user_us + client.cpu_system_us) as f64 / 1e6;
-    client.cpu_share = over(cpu_s, duration_s * client.threads as f64);
+    client.cpu_share = over(cpu_s, sum.duration_s * client.threads as f64);
+    // A machine has to have room for one of them.
+    client.max_rss_kib = parts.iter().map(|part| part.report.client.max_rss_kib).max().unwrap_or(0);
     // What no sum can know.
     sum.workers.values_mut().for_each(|share| share.latency_us = None);
-    sum.slow.iter_mut().for_each(|book| book.closed_after_ms = None);
+    sum.slow.iter_mut().for_each(|counts| counts.closed_after_ms = None);
     (sum.trace, sum.order) = (Vec::new(), Vec::new());
     (sum.worst_second, sum.longest_silence_ms) = (None, None);
-    sum.trust = trust;
-    sum.run = Some(run);
-    sum
+    sum.trust = trust(parts, incompatibilities);
+    sum.run = Some(origin(parts));
+    Ok(sum)
 }
 
-/// Adds the counts. Every field is named, so that a new one cannot be forgotten here.
-fn add(sum: &mut LoadReport, part: LoadReport) {
-    let LoadReport {
-        schema: _,
-        requests,
-        qps: _,
-        duration_s: _,
-        errors,
-        latency_us: _,
-        service_us: _,
-        connect_us: _,
-        first_byte_us: _,
-        slip_us: _,
-        censored,
-        offered_per_s,
-        deadline,
-        retried,
-        lost,
-        lost_more,
-        worst_second: _,
-        longest_silence_ms: _,
-        pipeline: _,
-        workers,
-        evenness: _,
-        connections,
-        outside_window,
-        trace: _,
-        order: _,
-        slow,
-        client,
-        trust: _,
-        run: _,
-    } = part;
-    sum.requests += requests;
-    add_errors(&mut sum.errors, errors);
-    sum.censored += censored;
-    sum.offered_per_s = either(sum.offered_per_s, offered_per_s, |a, b| a + b);
-    sum.deadline = either(sum.deadline, deadline, |a, b| DeadlineBook {
-        shed: a.shed + b.shed,
-        abandoned: a.abandoned + b.abandoned,
-    });
-    sum.retried += retried;
-    sum.lost.extend(lost);
-    sum.lost.sort_by(|a, b| a.at_s.total_cmp(&b.at_s));
-    sum.lost_more += lost_more + sum.lost.len().saturating_sub(LoadReport::MOST_LOST) as u64;
-    sum.lost.truncate(LoadReport::MOST_LOST);
-    for (worker, share) in workers {
-        let WorkerShare { connections, requests, latency_us: _ } = share;
-        let sum = sum.workers.entry(worker).or_default();
-        sum.connections += connections;
-        sum.requests += requests;
-    }
-    add_connections(&mut sum.connections, connections);
-    let OutsideWindow { warmup, late } = outside_window;
-    sum.outside_window.warmup += warmup;
-    sum.outside_window.late += late;
-    slow.into_iter().for_each(|book| add_slow(&mut sum.slow, book));
-    let ClientCost { threads, cpu_user_us, cpu_system_us, cpu_share: _, max_rss_kib } = client;
-    sum.client.threads += threads;
-    sum.client.cpu_user_us += cpu_user_us;
-    sum.client.cpu_system_us += cpu_system_us;
-    // A machine has to have room for one of them.
-    sum.client.max_rss_kib = sum.client.max_rss_kib.max(max_rss_kib);
-}
-
-fn either<T>(a: Option<T>, b: Option<T>, add: impl Fn(T, T) -> T) -> Option<T> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(add(a, b)),
-        (a, b) => a.or(b),
-    }
-}
-
-fn add_errors(sum: &mut Errors, part: Errors) {
-    let Errors { connect, write, read, status, timeout } = part;
-    let pairs = [
-        (&mut sum.connect, connect),
-        (&mut sum.write, write),
-        (&mut sum.read, read),
-        (&mut sum.status, status),
-    ];
-    for (sum, part) in pairs {
-        for (cause, count) in part {
-            *sum.entry(cause).or_default() += count;
+/// Adds numbers of the same name, and puts lists together; background connections of one kind are one entry. (All clients
+/// ran at the same time, so the sum of their peaks is the peak, or a little more.)
+fn add(sum: &mut Value, part: Value) {
+    match (sum, part) {
+        (Value::Object(sum), Value::Object(part)) => {
+            for (name, part) in part.into_iter().filter(|(name, _)| !NOT_ADDED.contains(&name.as_str())) {
+                match sum.get_mut(&name) {
+                    Some(sum) => add(sum, part),
+                    None => drop(sum.insert(name, part)),
+                }
+            }
         }
+        (Value::Array(sum), Value::Array(part)) => {
+            for part in part {
+                let is_its_kind =
+                    |other: &&mut Value| part.get("kind").is_some() && other["kind"] == part["kind"];
+                match sum.iter_mut().find(is_its_kind) {
+                    Some(sum) => add(sum, part),
+                    None => sum.push(part),
+                }
+            }
+        }
+        (sum @ Value::Number(_), Value::Number(part)) => {
+            *sum = match (sum.as_u64(), part.as_u64()) {
+                (Some(a), Some(b)) => (a + b).into(),
+                _ => (sum.as_f64().unwrap_or(0.0) + part.as_f64().unwrap_or(0.0)).into(),
+            }
+        }
+        _ => {}
     }
-    sum.timeout += timeout;
 }
 
-fn add_connections(sum: &mut ConnectionBook, part: ConnectionBook) {
-    let ConnectionBook { requested, peak_open, established, answered, crowd_lost } = part;
-    sum.requested += requested;
-    // They ran at the same time, so the sum of the peaks is the peak, or a little more.
-    sum.peak_open += peak_open;
-    sum.established += established;
-    sum.answered += answered;
-    sum.crowd_lost += crowd_lost;
-}
-
-fn add_slow(sum: &mut Vec<SlowBook>, part: SlowBook) {
-    let Some(book) = sum.iter_mut().find(|book| book.kind == part.kind) else { return sum.push(part) };
-    let SlowBook { kind: _, requested, established, answered, closed_by_server, closed_after_ms: _ } = part;
-    book.requested += requested;
-    book.established += established;
-    book.answered += answered;
-    book.closed_by_server += closed_by_server;
-}
-
-/// Where and when the first of them began; and who they were.
+/// Host, start and seed of the first part, and the list of all parts.
 fn origin(parts: &[Part]) -> RunInfo {
     let first = parts.iter().min_by_key(|part| part.run.started_unix_ns).expect("clap requires a file");
     let runs: Vec<RunPart> = parts.iter().flat_map(Part::runs).collect();
@@ -486,7 +434,7 @@ fn origin(parts: &[Part]) -> RunInfo {
 }
 
 /// All checks of all parts, with the host before each reason; and what --force overruled.
-fn trust(parts: &[Part], objections: Vec<String>) -> Option<Trust> {
+fn trust(parts: &[Part], incompatibilities: Vec<String>) -> Option<Trust> {
     let mut checks = Vec::new();
     for part in parts {
         for check in part.report.trust.iter().flat_map(|trust| &trust.checks) {
@@ -494,7 +442,7 @@ fn trust(parts: &[Part], objections: Vec<String>) -> Option<Trust> {
         }
     }
     let forced = |reason| Check { name: "merge".into(), verdict: Verdict::Suspect, reason };
-    checks.extend(objections.into_iter().map(forced));
+    checks.extend(incompatibilities.into_iter().map(forced));
     let verdict = checks.iter().map(|check| check.verdict).max()?;
     Some(Trust { verdict, checks })
 }

@@ -16,7 +16,7 @@ use crate::load::options::sweep::Sweep;
 use crate::load::run;
 use crate::load::run::observers::Observers;
 use crate::load::schedule::Rate;
-use crate::load::verdict::{self, ACHIEVED_SHARE, BUSY_CLIENT, rightly_under_way};
+use crate::load::verdict::{self, ACHIEVED_SHARE, BUSY_CLIENT, expected_in_flight};
 use crate::report::{LoadReport, Verdict};
 use crate::units::{over, time};
 
@@ -274,7 +274,7 @@ impl Point {
     }
 
     /// The checks that it did not pass, in the words of the verdict: `suspect: slip, steal`.
-    fn doubts(&self) -> String {
+    fn failed_checks(&self) -> String {
         let Some(trust) = self.report.trust.as_ref().filter(|trust| trust.verdict != Verdict::Valid) else {
             return String::new();
         };
@@ -308,7 +308,7 @@ impl Point {
 fn achieved_share(per_s: f64, report: &LoadReport) -> f64 {
     let offered_per_s = report.offered_per_s.unwrap_or(per_s);
     let due = offered_per_s * report.duration_s;
-    let under_way = rightly_under_way(offered_per_s, report.latency_us.p50, report.duration_s);
+    let under_way = expected_in_flight(offered_per_s, report.latency_us.p50, report.duration_s);
     // One more, since the window may begin and end between two due times.
     over(report.requests as f64 + under_way + 1.0, due).min(1.0)
 }
@@ -394,8 +394,8 @@ fn table(points: &[Point], remark: impl Fn(usize) -> String) -> String {
     for (i, point) in points.iter().enumerate() {
         let report = &point.report;
         let latency = &report.latency_us;
-        let remarks =
-            [remark(i), point.doubts()].map(|text| if text.is_empty() { text } else { format!("  {text}") });
+        let remarks = [remark(i), point.failed_checks()]
+            .map(|text| if text.is_empty() { text } else { format!("  {text}") });
         let _ = writeln!(
             text,
             "{:>12.1}{:>12.1}{:>10}{:>10}{:>10}{:>10}{}",
@@ -481,7 +481,7 @@ mod tests {
         let drift = Check { name: "drift".into(), verdict: Verdict::Suspect, reason: String::new() };
         report.trust = Some(Trust { verdict: Verdict::Suspect, checks: vec![drift] });
         let point = Point::of(500.0, report, Some(&gate));
-        assert_eq!((point.holds, point.doubts().as_str()), (Some(false), "suspect: drift"));
+        assert_eq!((point.holds, point.failed_checks().as_str()), (Some(false), "suspect: drift"));
     }
 
     #[test]

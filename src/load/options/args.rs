@@ -349,64 +349,34 @@ impl LoadArgs {
         let MethodOption(method, body_bytes) = self.method;
         let hosts = self.header.iter().filter(|header| is_host(header)).count();
         let connects_to_unix = self.target.as_ref().is_some_and(|target| target.unix.is_some());
+        #[rustfmt::skip]
         let found: [(bool, &str); 18] = [
             (body_bytes > 0 && !method.has_body(), "--method: only POST, PUT and PATCH have a body"),
             (hosts > 1, "--header: a request has one Host"),
-            (
-                self.source.is_some() && connects_to_unix,
-                "--source: a Unix socket has no address to connect from",
-            ),
-            (
-                replays && (self.rate.is_some() || searches),
-                "--arrivals replay:FILE: it has its own times, and no rate",
-            ),
-            (
-                replays && self.requests.is_some(),
-                "--arrivals replay:FILE: it has its own number of --requests",
-            ),
-            (
-                self.arrivals.is_some() && !is_open_loop,
-                "--arrivals needs --rate, --find-max or --sweep: in a closed loop nothing is due before it is sent",
-            ),
+            (self.source.is_some() && connects_to_unix, "--source: a Unix socket has no address to connect from"),
+            (replays && (self.rate.is_some() || searches),
+                "--arrivals replay:FILE: it has its own times, and no rate"),
+            (replays && self.requests.is_some(), "--arrivals replay:FILE: it has its own number of --requests"),
+            (self.arrivals.is_some() && !is_open_loop,
+                "--arrivals needs --rate, --find-max or --sweep: in a closed loop nothing is due before it is sent"),
             (searches && self.progress == Progress::Live, "--progress live shows one run, not a search"),
             (is_ramp && self.requests.is_some(), "--rate A..B ends with the --duration, not with --requests"),
-            (
-                self.think.is_some() && is_open_loop && !self.sessions,
-                "--think is for a closed loop or --sessions: in an open loop no user waits",
-            ),
-            (
-                self.deadline.is_some() && !is_open_loop,
-                "--deadline needs an open loop, like --rate: in a closed loop nothing is due before it is sent",
-            ),
-            (
-                connects_only && self.sessions,
-                "--requests-per-connection 0: users of --sessions send requests",
-            ),
-            (
-                connects_only && pipelines,
-                "--requests-per-connection 0: without requests nothing is pipelined",
-            ),
-            (
-                connects_only && self.show.is_some_and(|show| show.answers > 0),
-                "--requests-per-connection 0: without requests there is no answer to show",
-            ),
-            (
-                connects_only && self.retry,
-                "--requests-per-connection 0: without requests there is none to retry",
-            ),
-            (
-                self.retry && matches!(method, Method::Post | Method::Patch),
-                "--retry needs a method that may be asked twice (RFC 9110, section 9.2.2): not POST or PATCH",
-            ),
+            (self.think.is_some() && is_open_loop && !self.sessions,
+                "--think is for a closed loop or --sessions: in an open loop no user waits"),
+            (self.deadline.is_some() && !is_open_loop,
+                "--deadline needs an open loop, like --rate: in a closed loop nothing is due before it is sent"),
+            (connects_only && self.sessions, "--requests-per-connection 0: users of --sessions send requests"),
+            (connects_only && pipelines, "--requests-per-connection 0: without requests nothing is pipelined"),
+            (connects_only && self.show.is_some_and(|show| show.answers > 0),
+                "--requests-per-connection 0: without requests there is no answer to show"),
+            (connects_only && self.retry, "--requests-per-connection 0: without requests there is none to retry"),
+            (self.retry && matches!(method, Method::Post | Method::Patch),
+                "--retry needs a method that may be asked twice (RFC 9110, section 9.2.2): not POST or PATCH"),
             (self.retry && pipelines, "--retry needs one request at a time: leave out --pipeline"),
-            (
-                pipelines && (self.sessions || self.think.is_some()),
-                "--pipeline sends before the answer is there: no user thinks like that",
-            ),
-            (
-                pipelines && self.requests_per_connection.is_some(),
-                "--pipeline needs connections that are kept: leave out --requests-per-connection",
-            ),
+            (pipelines && (self.sessions || self.think.is_some()),
+                "--pipeline sends before the answer is there: no user thinks like that"),
+            (pipelines && self.requests_per_connection.is_some(),
+                "--pipeline needs connections that are kept: leave out --requests-per-connection"),
         ];
         if self.threads > self.connections {
             let (threads, connections) = (self.threads, self.connections);

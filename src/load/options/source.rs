@@ -9,7 +9,7 @@ pub struct Sources {
     pub addresses: Vec<IpAddr>,
 }
 
-/// More than a server has ports for; a larger block is a slip of the pen.
+/// More than a server has ports for; a larger block is a typing error.
 const MAX_ADDRESSES: u64 = 65_536;
 
 impl Sources {
@@ -39,7 +39,7 @@ impl FromStr for Sources {
 }
 
 fn address(text: &str) -> Result<IpAddr, String> {
-    text.parse().map_err(|_| format!("{text:?} is no IP address"))
+    text.parse().map_err(|_| format!("{text:?} is not an IP address"))
 }
 
 /// All addresses of a block, the network's and the broadcast's too: on the loopback both are usable.
@@ -47,7 +47,7 @@ fn block(base: &str, bits: &str) -> Result<Vec<IpAddr>, String> {
     let base = address(base)?;
     let width = if base.is_ipv4() { 32 } else { 128 };
     let bits: u32 =
-        bits.parse().ok().filter(|&bits| bits <= width).ok_or(format!("/{bits} is no length of a prefix"))?;
+        bits.parse().ok().filter(|&bits| bits <= width).ok_or(format!("/{bits} is not a prefix length"))?;
     let count = 1u64.checked_shl(width - bits).filter(|&count| count <= MAX_ADDRESSES);
     let count = count.ok_or(format!("{base}/{bits} has more than {MAX_ADDRESSES} addresses"))?;
     Ok((0..count).map(|i| nth(base, i, count - 1)).collect())

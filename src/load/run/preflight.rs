@@ -1,5 +1,5 @@
 //! Arithmetic before the start: would this run out of descriptors, source ports or room in the accept queue? Then
-//! which knob helps? Pure but for [`prepare`] and [`Limits::now`], which ask the kernel.
+//! which setting helps? Pure except for [`prepare`] and [`Limits::now`], which ask the kernel.
 
 use std::fs;
 use std::net::IpAddr;
@@ -65,7 +65,7 @@ pub fn prepare(plan: &Plan) -> Result<Vec<String>, String> {
     advise(plan, &Limits::now())
 }
 
-/// What may go wrong with this run, a line each with the knob that helps.
+/// What may go wrong with this run, a line each with the setting that helps.
 ///
 /// # Errors
 /// One line, when it cannot fit at all.

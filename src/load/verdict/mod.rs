@@ -93,7 +93,7 @@ pub(crate) const ACHIEVED_SHARE: f64 = 0.99;
 const ACHIEVED_AT_ALL: f64 = 0.95;
 /// Gaps are summed up to this length before they are judged. A client that sleeps wakes up to 100 us late (timer slack,
 /// scheduling), so gaps shorter than that collapse into one moment: at ten times that it moves the distribution function
-/// by less than the bar, and nothing is lost for a queue, which feels how many come in a millisecond.
+/// by less than the bar, and nothing is lost for a queue, which depends only on how many arrive in a millisecond.
 const GAP_SCALE_NS: f64 = 1_000_000.0;
 /// What a fixed schedule may always be late.
 const LATE_FLOOR_NS: f64 = 200_000.0;
@@ -271,7 +271,7 @@ impl RunFacts<'_> {
 
 /// Requests that a server which keeps up has under way at the end of the window (Little's law). A mean beyond
 /// a twentieth of the run is not a steady state and excuses nothing.
-pub(crate) fn rightly_under_way(offered_per_s: f64, mean_response_us: f64, duration_s: f64) -> f64 {
+pub(crate) fn expected_in_flight(offered_per_s: f64, mean_response_us: f64, duration_s: f64) -> f64 {
     offered_per_s * (mean_response_us / 1e6).min(0.05 * duration_s)
 }
 

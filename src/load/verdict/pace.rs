@@ -28,7 +28,7 @@ pub(super) fn achieved(facts: &RunFacts) -> Option<Finding> {
     let under_way = if facts.ends_by_count {
         due
     } else {
-        rightly_under_way(due_per_s, facts.response_us.mean, facts.duration_s)
+        expected_in_flight(due_per_s, facts.response_us.mean, facts.duration_s)
     };
     // What was answered at all, and what was answered in time not to pile up.
     let answered = (facts.answered_of_due as f64).min(facts.requests as f64 + under_way);
