@@ -23,7 +23,6 @@ use acceptlab::load::options::args::{Command, Other};
 use acceptlab::load::options::gate::Gate;
 use acceptlab::load::options::plan::{Format, Plan};
 use acceptlab::load::options::sweep::Sweep;
-use acceptlab::load::output::heading::heading;
 use acceptlab::load::output::{explain, text};
 use acceptlab::report::LoadReport;
 use acceptlab::terminal::{Paint, width};
@@ -104,7 +103,7 @@ fn sweep(plan: &Plan, rates: Sweep, format: Format) -> Result<(), String> {
 
 fn render(report: &LoadReport) -> String {
     let out = io::stdout();
-    text::render(report, &heading(report), Paint::on(&out), width(&out))
+    text::render(report, Paint::on(&out), width(&out))
 }
 
 /// A result in the format that was asked for.

@@ -3,29 +3,16 @@
 use std::time::Duration;
 
 use crate::load::options::background::Background;
-use crate::load::options::target::Target;
-use crate::load::output::text::Heading;
-use crate::report::{ArrivalsKind, Configuration, LoadReport};
+use crate::report::{ArrivalsKind, Configuration, RunInfo};
 use crate::units::format_duration;
 
 /// Of a run, or of the sum of several.
-pub fn heading(report: &LoadReport) -> Heading<'_> {
-    let Some(run) = &report.run else { return Heading::default() };
-    let load = match run.merged_from {
+pub fn load(run: &RunInfo) -> String {
+    match run.merged_from {
         None => in_words(&run.configuration, Some(run.seed)),
         Some(clients) => {
             format!("the sum of {clients} clients: {}\n{}", run.host, in_words(&run.configuration, None))
         }
-    };
-    let url = &run.configuration.url;
-    let path = url.parse().map_or(String::new(), |target: Target| target.path);
-    Heading {
-        url,
-        load,
-        method: &run.configuration.method,
-        path,
-        open_loop: run.configuration.is_open_loop(),
-        workers: run.configuration.workers,
     }
 }
 

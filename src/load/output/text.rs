@@ -3,9 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
+use crate::load::options::target::Target;
+use crate::load::output::heading;
 use crate::load::verdict::BUSY_CLIENT;
 use crate::metrics;
-use crate::report::{Evenness, Latency, LoadReport, SlowBook, Traced, Verdict, WorkerShare};
+use crate::report::{
+    Configuration, Evenness, Latency, LoadReport, RunInfo, SlowBook, Traced, Verdict, WorkerShare,
+};
 use crate::terminal::{Paint, bar, wrapped};
 use crate::units::time;
 
@@ -26,36 +30,27 @@ const ORDER_LINES: usize = 8;
 /// Lost requests that are printed.
 const LOST_LINES: usize = 4;
 
-/// What the report itself does not say.
-#[derive(Default)]
-pub struct Heading<'a> {
-    pub url: &'a str,
-    pub load: String,
-    pub method: &'a str,
-    pub path: String,
-    pub open_loop: bool,
-    /// Workers that the server is known to have; those beyond are shown when they did something.
-    pub workers: u32,
-}
-
 /// The report in lines of `columns` at most.
-pub fn render(report: &LoadReport, heading: &Heading, paint: Paint, columns: usize) -> String {
+pub fn render(report: &LoadReport, paint: Paint, columns: usize) -> String {
+    let unknown = RunInfo::default();
+    let run = report.run.as_ref().unwrap_or(&unknown);
+    let asked = &run.configuration;
     let columns = columns.clamp(LEAST_COLUMNS, MOST_COLUMNS);
     let mut text = String::new();
-    trace(&mut text, &report.trace, heading);
-    let _ = writeln!(text, "{}", paint.bold(heading.url));
-    heading.load.lines().flat_map(|line| wrapped(line, columns, 2)).for_each(|line| {
+    trace(&mut text, &report.trace, asked);
+    let _ = writeln!(text, "{}", paint.bold(&asked.url));
+    heading::load(run).lines().flat_map(|line| wrapped(line, columns, 2)).for_each(|line| {
         let _ = writeln!(text, "{line}");
     });
     text.push('\n');
     rate(&mut text, report, paint);
-    let rows = rows(report, heading.open_loop);
+    let rows = rows(report, asked.is_open_loop());
     latencies(&mut text, &rows, report);
     spectrum(&mut text, &rows, paint);
     errors(&mut text, report, paint, columns);
     connections(&mut text, report);
     report.slow.iter().for_each(|counts| slow(&mut text, counts));
-    let shares = shares(report, heading.workers);
+    let shares = shares(report, asked.workers);
     workers(&mut text, report, &shares, paint);
     order(&mut text, report, shares.len(), columns);
     client(&mut text, report, paint);
@@ -64,7 +59,8 @@ pub fn render(report: &LoadReport, heading: &Heading, paint: Paint, columns: usi
 }
 
 /// In the format of siege.
-fn trace(text: &mut String, trace: &[Traced], heading: &Heading) {
+fn trace(text: &mut String, trace: &[Traced], asked: &Configuration) {
+    let path = asked.url.parse().map_or(String::new(), |target: Target| target.path);
     for answer in trace {
         let _ = writeln!(
             text,
@@ -72,8 +68,8 @@ fn trace(text: &mut String, trace: &[Traced], heading: &Heading) {
             answer.status,
             answer.latency_us / 1e6,
             answer.bytes,
-            heading.method,
-            heading.path,
+            asked.method,
+            path,
             answer.worker.map_or(String::new(), |worker| format!("   worker {worker}"))
         );
     }
@@ -386,24 +382,30 @@ fn trust(text: &mut String, report: &LoadReport, paint: Paint, columns: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{Check, DeadlineBook, EvennessPair, Lost, Trust, WorstSecond};
+    use crate::report::{ArrivalsKind, Check, DeadlineBook, EvennessPair, Lost, Trust, WorstSecond};
 
     const PLAIN: Paint = Paint { has_colour: false };
     const COLOURED: Paint = Paint { has_colour: true };
 
-    fn heading(open_loop: bool) -> Heading<'static> {
-        Heading {
-            url: "http://127.0.0.1/",
-            load: "open loop, 2000/s by Poisson, ".repeat(4),
-            method: "GET",
-            path: "/".into(),
-            open_loop,
+    fn run(arrivals: ArrivalsKind) -> Option<RunInfo> {
+        let configuration = Configuration {
+            url: "http://127.0.0.1/".into(),
+            method: "GET".into(),
+            arrivals,
+            rate_per_s: Some(2000.0),
             workers: 12,
-        }
+            deadline_s: Some(0.05),
+            retry: true,
+            background: "idle:1000,half-open:10".into(),
+            ..Configuration::default()
+        };
+        Some(RunInfo { configuration, ..RunInfo::default() })
     }
 
+    /// Without colour, as an open loop.
     fn plain(report: &LoadReport) -> String {
-        render(report, &heading(true), PLAIN, 80)
+        let report = LoadReport { run: run(ArrivalsKind::Poisson), ..report.clone() };
+        render(&report, PLAIN, 80)
     }
 
     /// With something in every block.
@@ -476,7 +478,9 @@ mod tests {
     #[test]
     fn every_line_fits_into_the_terminal() {
         for columns in [80, 100] {
-            for line in render(&full(), &heading(true), PLAIN, columns).lines() {
+            for line in
+                render(&LoadReport { run: run(ArrivalsKind::Poisson), ..full() }, PLAIN, columns).lines()
+            {
                 assert!(line.chars().count() <= columns, "{line}");
             }
         }
@@ -560,7 +564,7 @@ mod tests {
 
     #[test]
     fn the_verdict_comes_last_and_its_worst_reason_first() {
-        let text = render(&full(), &heading(true), COLOURED, 80);
+        let text = render(&full(), COLOURED, 80);
         let end = text.split("MiB\n\n").nth(1).unwrap();
         assert!(end.starts_with("\x1b[31minvalid: a reason of rate"), "{end}");
         assert!(end.contains("\x1b[33msuspect: a reason of slip") && !end.contains("gaps"), "{end}");
@@ -574,7 +578,7 @@ mod tests {
     fn colour_only_where_it_is_asked_for() {
         let mut report = LoadReport::default();
         report.errors.timeout = 3;
-        assert!(render(&report, &heading(false), COLOURED, 80).contains("\x1b[31munanswered 3\x1b[0m"));
-        assert!(!render(&report, &heading(false), PLAIN, 80).contains('\x1b'));
+        assert!(render(&report, COLOURED, 80).contains("\x1b[31munanswered 3\x1b[0m"));
+        assert!(!render(&report, PLAIN, 80).contains('\x1b'));
     }
 }
