@@ -1,8 +1,8 @@
 //! 黄金 gold × N: N forked event loops on one shared socket, and a mutex says which of them watches it (nginx).
 //!
 //! Who accepts: the worker that holds the mutex; it takes one connection and gives the mutex back before it serves.
-//! Who serves: the worker that accepted. Who balances: nobody; the last holder is often the next one, too, and a
-//! worker that is nearly full leaves turns to the others. What is inherited: the listening socket, and the mutex.
+//! Who serves: the worker that accepted. Who balances: the race for the mutex, which the last holder often wins
+//! again; a worker that is nearly full leaves turns to the others. What is inherited: the listening socket, and the mutex.
 //!
 //! An event loop cannot sleep for a lock: its connections would wait as well. So the mutex is only tried. A worker
 //! that does not get it waits for its connections, and for `--retry` at most; then it tries again. It was nginx's answer

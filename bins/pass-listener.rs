@@ -68,7 +68,7 @@ fn run(master: Master, args: &WorkersArgs) -> Result<ServerReport, Failure> {
             let worker = Worker::start(id, &args.server, &scoreboard)?;
             let passed = Listener::from_passed(passed)?;
             // A master that has closed its copy cannot shut the socket; its SIGTERM makes the workers do it.
-            termination::shuts_listener_of_all(&passed)?;
+            termination::shut_shared_listener_when_stopping(&passed)?;
             let mut events = EventLoop::new(passed, worker)?;
             ready.announce();
 
@@ -105,7 +105,7 @@ fn serve_as_the_last(
 ) -> Result<(), Failure> {
     let address = listener.address();
     // The signal itself shuts the socket for all of them: a master in the middle of a request could not.
-    termination::shuts_listener(&listener)?;
+    termination::shut_listener_when_stopping(&listener)?;
     let worker = Worker::start(args.workers - 1, &args.server, &scoreboard)?;
     let mut events = EventLoop::new(listener, worker)?;
     server::ready(address)?;

@@ -41,7 +41,7 @@ enum Kind {
     Flock,
     /// A System V semaphore, taken and given with SEM_UNDO
     Semaphore,
-    /// A pthread mutex in shared memory, robust: the next is told when its holder has died
+    /// A pthread mutex in shared memory, robust: the next worker that takes it gets EOWNERDEAD when the holder has died
     Mutex,
 }
 
@@ -72,7 +72,7 @@ fn run(lock: Kind, args: &WorkersArgs) -> Result<ServerReport, Failure> {
         pool.fork(|ready| {
             let mut worker = Worker::start(id, &args.server, &scoreboard)?;
             lock.join()?;
-            termination::shuts_connections(&listener)?;
+            termination::shut_connections_when_stopping(&listener)?;
             ready.announce();
 
             while let Some(connection) = lock.hold(|| blocking::accept(&listener, &worker))? {

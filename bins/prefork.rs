@@ -40,7 +40,7 @@ fn run(args: &WorkersArgs) -> Result<ServerReport, Failure> {
     for id in 0..args.workers {
         pool.fork(|ready| {
             let mut worker = Worker::start(id, &args.server, &scoreboard)?;
-            termination::shuts_connections(&listener)?;
+            termination::shut_connections_when_stopping(&listener)?;
             ready.announce();
 
             while let Some(connection) = blocking::accept(&listener, &worker)? {

@@ -113,7 +113,7 @@ fn run(args: &Args) -> Result<ServerReport, Failure> {
             worker.heartbeat = needs.of(id, worker.row);
             let ours = listeners.swap_remove(id);
             listeners.clear();
-            termination::shuts_listener(&ours)?;
+            termination::shut_listener_when_stopping(&ours)?;
             let mut events = EventLoop::new(ours, worker)?;
             ready.announce();
 

@@ -37,7 +37,7 @@ struct Args {
     #[arg(long, value_enum, default_value_t = Wait::Epoll)]
     wait: Wait,
 
-    /// With --wait epoll-exclusive-rearm: go to the end of the line after every K-th connection [default: 1]
+    /// With --wait epoll-exclusive-rearm: go to the end of the wait queue after every K-th connection [default: 1]
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u64).range(1..))]
     rearm: Option<u64>,
 
@@ -53,13 +53,13 @@ enum Wait {
     Poll,
     /// Sleep in one epoll that all have inherited. A worker serves one connection at a time
     EpollShared,
-    /// An epoll each, level-triggered: the kernel wakes all who sleep
+    /// An epoll each, level-triggered: the kernel wakes all that sleep
     Epoll,
-    /// An epoll each, edge-triggered: the kernel wakes all who sleep, once per arrival
+    /// An epoll each, edge-triggered: the kernel wakes all that sleep, once per arrival
     EpollEdge,
-    /// An epoll each, EPOLLEXCLUSIVE: the kernel wakes the first registered who sleeps
+    /// An epoll each, EPOLLEXCLUSIVE: the kernel wakes the first registered that sleeps
     EpollExclusive,
-    /// The same, and who has taken K connections registers anew, behind the others
+    /// As epoll-exclusive, but a worker that has taken K connections registers again, behind the others
     EpollExclusiveRearm,
 }
 
@@ -125,17 +125,17 @@ fn serve(
         (Wait::Poll, _) => one_at_a_time(listener, worker, ready, |worker| {
             blocking::accept_after(|| waiting::poll(listener), listener, worker)
         }),
-        // One epoll instance sleeps on the socket, and who sleeps on the instance is woken exclusively; but it
+        // One epoll instance waits on the socket, and a worker that sleeps on the instance is woken exclusively; but it
         // reports a level, so the next sleeper is woken too until the queue has been emptied.
         (Wait::EpollShared, Some(epoll)) => one_at_a_time(listener, worker, ready, |worker| {
             blocking::accept_after(|| epoll.sleep(), listener, worker)
         }),
         (Wait::EpollShared, None) => unreachable!("it is made for this way of waiting"),
-        // Each epoll has an entry of its own on the socket's wait queue, and the kernel tells all of them.
+        // Each epoll has an entry of its own on the socket's wait queue, and the kernel wakes all of them.
         (Wait::Epoll, _) => many_at_a_time(listener, Interest::EPOLLIN, worker, ready, |events| {
             events.add_accepted(listener.accept_nonblocking()).map(drop)
         }),
-        // An edge is told once: who leaves a connection in the queue leaves it there until the next arrives.
+        // An edge is reported once: a connection that a worker leaves in the queue stays there until the next arrives.
         (Wait::EpollEdge, _) => {
             many_at_a_time(listener, Interest::EPOLLIN | Interest::EPOLLET, worker, ready, |events| {
                 while events.add_accepted(listener.accept_nonblocking())? {}
@@ -146,7 +146,7 @@ fn serve(
         (Wait::EpollExclusive, _) => many_at_a_time(listener, exclusive, worker, ready, |events| {
             events.add_accepted(listener.accept_nonblocking()).map(drop)
         }),
-        // Wake-ups begin at the head of the line, so who leaves it and comes back is the last to be woken.
+        // The kernel wakes from the head of the wait queue, so a worker that leaves it and returns is woken last.
         (Wait::EpollExclusiveRearm, _) => {
             let mut taken = 0;
             many_at_a_time(listener, exclusive, worker, ready, |events| {
@@ -168,7 +168,7 @@ fn one_at_a_time(
     ready: impl FnOnce(),
     mut next: impl FnMut(&Worker) -> Result<Option<OwnedFd>, Failure>,
 ) -> Result<(), Failure> {
-    termination::shuts_connections(listener)?;
+    termination::shut_connections_when_stopping(listener)?;
     ready();
     while let Some(connection) = next(&worker)? {
         blocking::serve(connection, &mut worker);

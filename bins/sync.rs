@@ -33,7 +33,7 @@ fn run(args: &ServerArgs) -> Result<ServerReport, Failure> {
     let listener = Listener::bind(args)?;
     let scoreboard = Scoreboard::create("sync", 1, args.scoreboard.as_deref())?;
     let mut worker = Worker::start(0, args, &scoreboard)?;
-    termination::shuts_sockets(&listener)?;
+    termination::shut_sockets_when_stopping(&listener)?;
     server::ready(listener.address())?;
 
     while let Some(connection) = blocking::accept(&listener, &worker)? {

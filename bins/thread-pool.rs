@@ -49,7 +49,7 @@ fn run(args: &Args) -> Result<ServerReport, Failure> {
     let (workers, server) = (args.workers.workers, &args.workers.server);
     let listener = Listener::bind(server)?;
     let scoreboard = Scoreboard::create("thread-pool", workers, server.scoreboard.as_deref())?;
-    termination::shuts_sockets(&listener)?;
+    termination::shut_sockets_when_stopping(&listener)?;
 
     let (queue, waiting) = crossbeam_channel::bounded(args.queue);
     // Nothing is ever sent: the channel ends when the last thread that holds `alive` has ended.

@@ -42,7 +42,7 @@ fn run(args: &ServerArgs) -> Result<ServerReport, Failure> {
     let listener = Listener::bind(args)?;
     let scoreboard = Scoreboard::create("threaded", 1, args.scoreboard.as_deref())?;
     let mut all_threads = Worker::new(0, args, &scoreboard);
-    termination::shuts_sockets(&listener)?;
+    termination::shut_sockets_when_stopping(&listener)?;
     server::ready(listener.address())?;
 
     // Nothing is ever sent: the channel ends when the last thread that holds `alive` has ended.

@@ -297,9 +297,9 @@ impl Dispatcher {
         }
     }
 
-    fn watch(&mut self, i: usize, also: Interest) {
+    fn watch(&mut self, i: usize, added: Interest) {
         let Some(channel) = &self.slots[i].channel else { return };
-        if self.epoll.modify(channel, i as u64, interest(self.workers_acknowledge) | also).is_err() {
+        if self.epoll.modify(channel, i as u64, interest(self.workers_acknowledge) | added).is_err() {
             // A registration is changed without allocating; where that fails, nothing more would be reported of this worker.
             self.remove(i);
         }

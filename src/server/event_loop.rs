@@ -36,7 +36,7 @@ pub trait Acceptor: AsFd {
     fn receive_messages(&self) {}
 
     /// A second descriptor to wait for, as if it were the acceptor itself.
-    fn also(&self) -> Option<BorrowedFd<'_>> {
+    fn second_descriptor(&self) -> Option<BorrowedFd<'_>> {
         None
     }
 
@@ -57,8 +57,8 @@ impl Acceptor for Listener {
         Listener::receive_messages(self);
     }
 
-    fn also(&self) -> Option<BorrowedFd<'_>> {
-        Listener::also(self)
+    fn second_descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Listener::second_descriptor(self)
     }
 
     fn sender_keeps_copies(&self) -> bool {
@@ -280,12 +280,12 @@ impl<A: Acceptor> EventLoop<A> {
 
 fn watch(epoll: &Epoll, acceptor: &impl Acceptor, interest: Interest) -> nix::Result<()> {
     epoll.add(acceptor, ACCEPTOR, interest)?;
-    acceptor.also().map_or(Ok(()), |also| epoll.add(also, ACCEPTOR, Interest::EPOLLIN))
+    acceptor.second_descriptor().map_or(Ok(()), |second| epoll.add(second, ACCEPTOR, Interest::EPOLLIN))
 }
 
 fn leave(epoll: &Epoll, acceptor: &impl Acceptor) -> nix::Result<()> {
     epoll.delete(acceptor)?;
-    acceptor.also().map_or(Ok(()), |also| epoll.delete(also))
+    acceptor.second_descriptor().map_or(Ok(()), |second| epoll.delete(second))
 }
 
 /// How many descriptors this process may still open. Nothing but connections is opened after the start.

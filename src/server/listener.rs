@@ -30,7 +30,7 @@ enum Source {
     Cluster {
         member: Rc<RefCell<Member>>,
         wait: OwnedFd,
-        also: Option<OwnedFd>,
+        second: Option<OwnedFd>,
         channel: OwnedFd,
     },
 }
@@ -77,10 +77,10 @@ impl Listener {
             fd.try_clone_to_owned().map_err(|error| Failure::new("copy a descriptor", error))
         };
         let wait = copy(member.borrow().descriptors().0)?;
-        let also = member.borrow().descriptors().1.map(copy).transpose()?;
+        let second = member.borrow().descriptors().1.map(copy).transpose()?;
         let channel = copy(member.borrow().channel())?;
         let address = member.borrow().address();
-        Ok(Listener { source: Source::Cluster { member, wait, also, channel }, address })
+        Ok(Listener { source: Source::Cluster { member, wait, second, channel }, address })
     }
 
     fn bind_with(
@@ -143,10 +143,10 @@ impl Listener {
     }
 
     /// A second descriptor to wait for, as if it were the listener.
-    pub fn also(&self) -> Option<BorrowedFd<'_>> {
+    pub fn second_descriptor(&self) -> Option<BorrowedFd<'_>> {
         match &self.source {
             Source::Socket(_) => None,
-            Source::Cluster { also, .. } => also.as_ref().map(OwnedFd::as_fd),
+            Source::Cluster { second, .. } => second.as_ref().map(OwnedFd::as_fd),
         }
     }
 

@@ -217,13 +217,13 @@ impl Reactor {
     }
 
     /// Registers a connection, or asks again with something added. Registering reports what is ready already.
-    fn watch(&mut self, number: Number, also: Interest) {
+    fn watch(&mut self, number: Number, added: Interest) {
         let is_new = self.table.set_watched(number);
         let Some(connection) = self.table.get_mut(number) else { return };
-        let interest = Interest::EPOLLIN | Interest::EPOLLRDHUP | Interest::EPOLLET | also;
+        let interest = Interest::EPOLLIN | Interest::EPOLLRDHUP | Interest::EPOLLET | added;
         let watched = if is_new {
             self.epoll.add(&*connection, number.into(), interest)
-        } else if also.is_empty() {
+        } else if added.is_empty() {
             Ok(())
         } else {
             self.epoll.modify(&*connection, number.into(), interest)

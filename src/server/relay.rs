@@ -1,7 +1,7 @@
 //! The pairs of a master that stands between its clients and its workers, and what it waits for.
 //!
 //! A pair is two sockets, the client's and one of our own to a worker, and two streams. How a stream is copied is the
-//! caller's ([`Copy`]); here is which pair is ready, and what its ends mean: the end of a stream travels as what it is
+//! caller's ([`CopyStep`]); here is which pair is ready, and what its ends mean: the end of a stream travels as what it is
 //! (shutdown(2), SHUT_WR), and so does a client's reset.
 //!
 //! splice(2) would keep the bytes in the kernel, for the price of a pipe: two more descriptors per stream.
@@ -72,7 +72,7 @@ pub struct Relay {
     yielded: Vec<u64>,
     /// When to look at a pair again, and its token. A pair that has done something since gets another.
     timers: BinaryHeap<Reverse<(u64, u64)>>,
-    copy: Copy,
+    copy: CopyStep,
     buffer: Box<[u8]>,
     idle_timeout: Duration,
     /// Descriptors that our table had room for before the first pair.
@@ -99,7 +99,7 @@ impl Relay {
         listener: Listener,
         pool: &WorkerPool,
         idle_timeout: Duration,
-        copy: Copy,
+        copy: CopyStep,
     ) -> Result<Relay, Failure> {
         let open = || {
             let epoll = Epoll::new(REPORTS_PER_WAIT)?;
@@ -498,7 +498,7 @@ impl Pair {
     }
 
     /// A step with both streams, and what follows from their ends.
-    fn copy(&mut self, copy: Copy, buffer: &mut [u8]) -> Step {
+    fn copy(&mut self, copy: CopyStep, buffer: &mut [u8]) -> Step {
         let (client, worker) = (self.client.as_fd(), self.worker.as_fd());
         let had_ended = (self.up.has_ended, self.down.has_ended);
         let mut up = copy(&mut self.up, client, worker, buffer);
@@ -558,4 +558,4 @@ pub enum Broken {
 }
 
 /// A step with a stream: copies from a source to a sink what both have ready, through a buffer.
-pub type Copy = fn(&mut Stream, BorrowedFd, BorrowedFd, &mut [u8]) -> Result<Copied, Broken>;
+pub type CopyStep = fn(&mut Stream, BorrowedFd, BorrowedFd, &mut [u8]) -> Result<Copied, Broken>;

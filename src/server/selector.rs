@@ -1,4 +1,4 @@
-//! Who of a SO_REUSEPORT group gets the next connection: programs that the kernel asks instead of its own hash.
+//! Which socket of a SO_REUSEPORT group gets the next connection: programs that replace the kernel's hash.
 //!
 //! - [`classic`]: a few instructions of classic BPF that return the number of a socket; anybody may attach them;
 //! - [`live_set`]: such a program, replaced whenever a worker falls silent or comes back;

@@ -12,27 +12,27 @@ use crate::sys::signal::{
 };
 
 /// SIGTERM shuts the listener and every connection of this process: no thread stays blocked in accept or recv.
-pub fn shuts_sockets(listener: &Listener) -> Result<(), Failure> {
+pub fn shut_sockets_when_stopping(listener: &Listener) -> Result<(), Failure> {
     note_socket(listener.end());
     listener
         .with_shared_socket(shut_sockets_on_termination)
         .map_err(|errno| Failure::new("handle SIGTERM", errno))
 }
 
-/// As [`shuts_sockets`], but the listener belongs to other workers, too, and is left to the parent.
-pub fn shuts_connections(listener: &Listener) -> Result<(), Failure> {
+/// As [`shut_sockets_when_stopping`], but the listener belongs to other workers, too, and is left to the parent.
+pub fn shut_connections_when_stopping(listener: &Listener) -> Result<(), Failure> {
     shut_sockets_on_termination(Some(listener.as_fd())).map_err(|errno| Failure::new("handle SIGTERM", errno))
 }
 
 /// SIGTERM shuts the listener of an event loop that does not share it, or that may end it for all. The handler does it: a
 /// loop in the middle of a request does not look.
-pub fn shuts_listener(listener: &Listener) -> Result<(), Failure> {
+pub fn shut_listener_when_stopping(listener: &Listener) -> Result<(), Failure> {
     shut_listener_on_termination(listener.end(), false).map_err(|errno| Failure::new("handle SIGTERM", errno))
 }
 
-/// As [`shuts_listener`], where the parent has no copy to shut: its SIGTERM stops all workers, so the first that
+/// As [`shut_listener_when_stopping`], where the parent has no copy to shut: its SIGTERM stops all workers, so the first that
 /// gets it shuts the listener for all. A SIGTERM from another process ends this worker and leaves the listener open.
-pub fn shuts_listener_of_all(listener: &Listener) -> Result<(), Failure> {
+pub fn shut_shared_listener_when_stopping(listener: &Listener) -> Result<(), Failure> {
     shut_listener_on_termination(listener, true).map_err(|errno| Failure::new("handle SIGTERM", errno))
 }
 

@@ -77,13 +77,13 @@ impl Worker {
 
     /// A connection is this worker's from now on.
     pub fn opened(&self) {
-        // In this order: whoever reads them the other way round never takes a connection for one that has ended.
+        // In this order: a reader that reads accepted first never takes an open connection for a closed one.
         self.row.add(Count::Active, 1);
         self.row.add(Count::Accepted, 1);
     }
 
     pub fn closed(&self) {
-        // Before the row: who reads there that the connection is closed may rely on the load being less.
+        // Before the row: a reader that sees the connection closed there must also see the lower load.
         self.heartbeat.iter().for_each(Heartbeat::closed);
         self.row.subtract(Count::Active, 1);
     }
