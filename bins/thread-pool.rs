@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
-use acceptlab::report::{AcceptBook, ServerReport};
+use acceptlab::report::{AcceptCounts, ServerReport};
 use acceptlab::scoreboard::Count;
 use acceptlab::server::{
     self, Failure, Listener, Scoreboard, Worker, WorkersArgs, blocking, termination, worker,
@@ -68,7 +68,7 @@ fn run(args: &Args) -> Result<ServerReport, Failure> {
     drop((waiting, alive));
     server::ready(listener.address())?;
 
-    let mut accepts = AcceptBook::default();
+    let mut accepts = AcceptCounts::default();
     while let Some(connection) = blocking::accept_for_a_thread(&listener, &mut accepts)? {
         if !hand_over(&queue, connection) {
             break;

@@ -214,7 +214,7 @@ pub static REPORT: &[Section] = &[
             "The response times of this worker's answers, for the first workers; absent in a sum."),
         metric("evenness.*.dispersion", "D", "",
             "Dispersion of connections (requests) per worker: D = X^2 / (k - 1), X^2 = sum of (count - n/k)^2 / (n/k) over \
-             the k workers; about 0: in turns, about 1: by chance, far above 1: a pile-up.")
+             the k workers; about 0: in turns, about 1: by chance, far above 1: few workers get most.")
             .but("It does not change its meaning with n. For connections; requests come in clusters and have no such \
                   scale."),
         metric("evenness.*.p_value", "p", "",

@@ -105,12 +105,12 @@ pub struct MasterReport {
     pub max_rss_kib: u64,
     /// Absent where the master does not accept (and in documents older than this).
     #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
-    pub accepts: Option<AcceptBook>,
+    pub accepts: Option<AcceptCounts>,
 }
 
 /// What a master that accepts for its workers has counted; each as in [`WorkerReport`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct AcceptBook {
+pub struct AcceptCounts {
     /// Connections it took from the kernel, whatever became of them.
     pub accepted: u64,
     pub wakeups: u64,
@@ -119,8 +119,8 @@ pub struct AcceptBook {
 }
 
 impl ServerReport {
-    /// The master's book beside the workers'.
-    pub fn with_accepts(mut self, accepts: AcceptBook) -> ServerReport {
+    /// Adds the master's counts beside the workers'.
+    pub fn with_accepts(mut self, accepts: AcceptCounts) -> ServerReport {
         self.master.iter_mut().for_each(|master| master.accepts = Some(accepts));
         self
     }
@@ -147,7 +147,7 @@ pub struct LoadReport {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offered_per_s: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub deadline: Option<DeadlineBook>,
+    pub deadline: Option<DeadlineCounts>,
     #[serde(default)]
     pub retried: u64,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -164,14 +164,14 @@ pub struct LoadReport {
     /// Absent when no answer named its worker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evenness: Option<EvennessPair>,
-    pub connections: ConnectionBook,
+    pub connections: ConnectionCounts,
     pub outside_window: OutsideWindow,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trace: Vec<Traced>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub order: Vec<u32>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub slow: Vec<SlowBook>,
+    pub slow: Vec<SlowCounts>,
     pub client: ClientCost,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trust: Option<Trust>,
@@ -204,14 +204,14 @@ pub struct WorstSecond {
 
 /// Requests that a user gave up before the answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct DeadlineBook {
+pub struct DeadlineCounts {
     pub shed: u64,
     pub abandoned: u64,
 }
 
 /// What became of the deliberately slow clients of one kind.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct SlowBook {
+pub struct SlowCounts {
     pub kind: String,
     pub requested: u64,
     pub established: u64,
@@ -439,13 +439,14 @@ pub struct Evenness {
 
 /// Connections as the client saw them, over the whole run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ConnectionBook {
+pub struct ConnectionCounts {
     pub requested: u64,
     pub peak_open: u64,
     pub established: u64,
     pub answered: u64,
     #[serde(default)]
-    pub crowd_lost: u64,
+    #[serde(rename = "crowd_lost")]
+    pub idle_lost: u64,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]

@@ -26,7 +26,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::failure::Failure;
 use crate::membership::{self, Membership};
-use crate::report::{AcceptBook, MasterReport, ServerReport, WorkerReport};
+use crate::report::{AcceptCounts, MasterReport, ServerReport, WorkerReport};
 use crate::sys::fd::take_inherited;
 use crate::sys::memory::{Access, shared_words};
 use crate::sys::process::Usage;
@@ -131,7 +131,7 @@ impl Row {
     }
 }
 
-impl AcceptBook {
+impl AcceptCounts {
     /// The same count of a master that accepts for its workers, which has no row.
     pub fn count(&mut self, count: Count) {
         match count {

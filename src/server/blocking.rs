@@ -21,7 +21,7 @@ use super::worker::Worker;
 use crate::console;
 use crate::failure::Failure;
 use crate::http::{CONTINUE, MAX_HEAD_BYTES, Next, Persistence, Reader, Request, Status};
-use crate::report::AcceptBook;
+use crate::report::AcceptCounts;
 use crate::scoreboard::Count;
 use crate::sys::signal::{has_given_up, is_stopping, note_socket};
 
@@ -43,10 +43,13 @@ pub fn accept_after(
     next_connection(listener, || wait().and_then(|()| listener.accept()), |count| worker.count(count))
 }
 
-/// As [`accept`], for another thread of this process to serve; the acceptor has a book of its own.
-pub fn accept_for_a_thread(listener: &Listener, book: &mut AcceptBook) -> Result<Option<OwnedFd>, Failure> {
-    let accepted = next_connection(listener, || listener.accept(), |count| book.count(count))?;
-    accepted.iter().for_each(|_| book.count(Count::Accepted));
+/// As [`accept`], for another thread of this process to serve; the acceptor has counts of its own.
+pub fn accept_for_a_thread(
+    listener: &Listener,
+    counts: &mut AcceptCounts,
+) -> Result<Option<OwnedFd>, Failure> {
+    let accepted = next_connection(listener, || listener.accept(), |count| counts.count(count))?;
+    accepted.iter().for_each(|_| counts.count(Count::Accepted));
     Ok(accepted)
 }
 

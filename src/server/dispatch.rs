@@ -25,7 +25,7 @@ use super::event_loop::EventLoop;
 use super::listener::Listener;
 use super::worker_pool::WorkerPool;
 use crate::failure::Failure;
-use crate::report::AcceptBook;
+use crate::report::AcceptCounts;
 use crate::scoreboard::{Count, Scoreboard};
 use crate::sys::epoll::{Epoll, Interest, Ready};
 use crate::sys::fd::close_all;
@@ -54,7 +54,7 @@ pub struct Dispatcher {
     is_ready: bool,
     /// A connection has been accepted since the last report about the listener, so that wake-up was not empty.
     has_taken: bool,
-    accepts: AcceptBook,
+    accepts: AcceptCounts,
     /// Connections given since the last [`Dispatcher::pass`], and the most there may be.
     given: usize,
     batch: usize,
@@ -107,7 +107,7 @@ impl Dispatcher {
             workers_acknowledge,
             is_ready: false,
             has_taken: false,
-            accepts: AcceptBook::default(),
+            accepts: AcceptCounts::default(),
             given: 0,
             batch,
             paused_until_ns: None,
@@ -183,7 +183,7 @@ impl Dispatcher {
     }
 
     /// What has been accepted so far, and in how many wake-ups.
-    pub fn accepts(&self) -> AcceptBook {
+    pub fn accepts(&self) -> AcceptCounts {
         self.accepts
     }
 

@@ -23,7 +23,7 @@ use super::event_loop::free_descriptors;
 use super::listener::Listener;
 use super::worker_pool::WorkerPool;
 use crate::failure::Failure;
-use crate::report::AcceptBook;
+use crate::report::AcceptCounts;
 use crate::scoreboard::Count;
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::signal::GRACE;
@@ -81,7 +81,7 @@ pub struct Relay {
     paused_until_ns: Option<u64>,
     reports: usize,
     reports_taken: usize,
-    accepts: AcceptBook,
+    accepts: AcceptCounts,
     /// When the last wait ended.
     now_ns: u64,
 }
@@ -123,7 +123,7 @@ impl Relay {
             paused_until_ns: None,
             reports: 0,
             reports_taken: 0,
-            accepts: AcceptBook::default(),
+            accepts: AcceptCounts::default(),
             now_ns: monotonic_ns(),
         })
     }
@@ -194,7 +194,7 @@ impl Relay {
     /// Stops the pool: no client is accepted or listened to any more, and what workers still say to those they have
     /// heard is relayed until all have been reaped, for at most [`GRACE`]. In this order: a request that we had taken
     /// from a client has gone to its worker before the worker is told. Returns what was accepted in all.
-    pub fn finish(mut self, pool: &mut WorkerPool) -> Result<AcceptBook, Failure> {
+    pub fn finish(mut self, pool: &mut WorkerPool) -> Result<AcceptCounts, Failure> {
         let deadline_ns = monotonic_ns() + GRACE.as_nanos() as u64;
         self.listener = None;
         self.refused.clear();

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use acceptlab::lab::check::client::{GET, PATIENCE, served};
 use acceptlab::lab::check::server::Server;
 use acceptlab::lab::observe::processes::poll_until;
-use acceptlab::report::AcceptBook;
+use acceptlab::report::AcceptCounts;
 use acceptlab::scoreboard::Count;
 use acceptlab::scoreboard::Scoreboard;
 
@@ -126,7 +126,7 @@ fn a_master_that_accepts_keeps_a_book_of_it_and_one_that_only_watches_has_none()
     assert_eq!(book_of("prefork"), None);
     for name in ["master-dispatch", "proxy", "thread-pool"] {
         let book = book_of(name).unwrap_or_else(|| panic!("{name} has no book"));
-        let AcceptBook { accepted, wakeups, empty_wakeups, accept_eagain } = book;
+        let AcceptCounts { accepted, wakeups, empty_wakeups, accept_eagain } = book;
         assert_eq!(accepted, 50, "{name}: {book:?}");
         match name {
             // Told once for all that are there, it takes them and looks once more.

@@ -381,7 +381,7 @@ fn an_idle_crowd_is_there_before_the_first_request_and_says_nothing() {
     (0..302).for_each(|_| hear.recv().unwrap());
     assert_eq!((accepted.load(Ordering::SeqCst), silent.load(Ordering::SeqCst)), (302, 300));
     let book = report.connections;
-    assert_eq!((book.requested, book.established, book.answered, book.crowd_lost), (302, 302, 2, 0));
+    assert_eq!((book.requested, book.established, book.answered, book.idle_lost), (302, 302, 2, 0));
     assert_eq!(book.peak_open, 302);
 }
 
@@ -401,7 +401,7 @@ fn a_server_that_does_not_keep_the_crowd_is_found_out() {
         wait_for_close(stream);
     });
     let report = run("--background idle:5 --requests 1 --connections 1", address);
-    assert_eq!((report.requests, report.connections.crowd_lost), (1, 5));
+    assert_eq!((report.requests, report.connections.idle_lost), (1, 5));
 }
 
 // ---- beginnings and endings -------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use acceptlab::report::{
-    Check, ClientCost, Configuration, ConnectionBook, DeadlineBook, Errors, Evenness, EvennessPair,
-    IntervalReport, Latency, LoadReport, Lost, OutsideWindow, RunInfo, RunPart, SlowBook, Traced, Trust,
+    Check, ClientCost, Configuration, ConnectionCounts, DeadlineCounts, Errors, Evenness, EvennessPair,
+    IntervalReport, Latency, LoadReport, Lost, OutsideWindow, RunInfo, RunPart, SlowCounts, Traced, Trust,
     Verdict, WorkerShare, WorstSecond,
 };
 use serde_json::{Value, json};
@@ -194,7 +194,7 @@ fn everything() -> (LoadReport, IntervalReport) {
         slip_us: latency_us,
         censored: 1,
         offered_per_s: Some(8.0),
-        deadline: Some(DeadlineBook { shed: 1, abandoned: 1 }),
+        deadline: Some(DeadlineCounts { shed: 1, abandoned: 1 }),
         retried: 1,
         lost: vec![Lost {
             at_s: 0.5,
@@ -208,18 +208,18 @@ fn everything() -> (LoadReport, IntervalReport) {
         pipeline: Some(2),
         workers: workers.clone(),
         evenness: pair(),
-        connections: ConnectionBook {
+        connections: ConnectionCounts {
             requested: 1,
             peak_open: 1,
             established: 1,
             answered: 1,
-            crowd_lost: 0,
+            idle_lost: 0,
         },
         outside_window: OutsideWindow { warmup: 1, late: 1 },
         trace: vec![Traced { at_us: 1.0, latency_us: 1.0, status: 200, bytes: 64, worker: Some(0) }],
         order: vec![0],
         slow: ["send", "read", "half-open"]
-            .map(|kind| SlowBook {
+            .map(|kind| SlowCounts {
                 kind: kind.into(),
                 requested: 1,
                 established: 1,

@@ -9,7 +9,7 @@ use socket2::{Domain, Socket};
 use crate::load::client::route::Route;
 use crate::load::options::background::Background;
 use crate::load::response::Reader;
-use crate::report::SlowBook;
+use crate::report::SlowCounts;
 use crate::units::monotonic_ns;
 
 /// What a slow reader asks the kernel to hold for it: less than the kernel's least, which it then gets (tcp(7)).
@@ -103,12 +103,12 @@ impl BackgroundConnection {
 }
 
 /// What became of those of one kind.
-pub fn book(connections: &[BackgroundConnection], kind: Kind, requested: u32) -> SlowBook {
+pub fn counts_of(connections: &[BackgroundConnection], kind: Kind, requested: u32) -> SlowCounts {
     let of_kind = || connections.iter().filter(|connection| connection.kind == kind);
     let mut closed_after_ns: Vec<u64> =
         of_kind().filter_map(|connection| connection.closed_after_ns).collect();
     closed_after_ns.sort_unstable();
-    SlowBook {
+    SlowCounts {
         kind: kind.name().into(),
         requested: u64::from(requested),
         established: of_kind().filter(|connection| connection.is_established).count() as u64,

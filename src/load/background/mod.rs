@@ -31,7 +31,7 @@ use crate::load::client::route::{Route, errno};
 use crate::load::counts::failures::{Failures, count};
 use crate::load::options::background::Background;
 use crate::load::response::Template;
-use crate::report::SlowBook;
+use crate::report::SlowCounts;
 use crate::sys::epoll::{Epoll, Interest};
 use crate::units::monotonic_ns;
 
@@ -54,7 +54,7 @@ pub struct BackgroundCounts {
     /// Of the idle ones.
     pub failures: Failures,
     /// For each kind of slow ones that was asked for.
-    pub slow: Vec<SlowBook>,
+    pub slow: Vec<SlowCounts>,
 }
 
 /// The connections and their thread. Dropping it closes them all.
@@ -380,13 +380,13 @@ impl BackgroundLoop {
     }
 
     fn counts(self, wanted: Background) -> BackgroundCounts {
-        let book = |(kind, requested)| connection::book(&self.connections, kind, requested);
+        let counts = |(kind, requested)| connection::counts_of(&self.connections, kind, requested);
         let [idle, slow @ ..] = Kind::each(&wanted);
-        let idle = book(idle);
+        let idle = counts(idle);
         BackgroundCounts {
             idle_established: idle.established,
             idle_closed: idle.closed_by_server,
-            slow: slow.into_iter().filter(|&(_, requested)| requested > 0).map(book).collect(),
+            slow: slow.into_iter().filter(|&(_, requested)| requested > 0).map(counts).collect(),
             failures: self.failures,
         }
     }

@@ -48,7 +48,7 @@ fn read_request(stream: &mut TcpStream) {
 }
 
 /// Starts them, waits until the server has dealt with as many, and stops them.
-fn books(handler: fn(&mut TcpStream), wanted: Background) -> Vec<SlowBook> {
+fn counts_of(handler: fn(&mut TcpStream), wanted: Background) -> Vec<SlowCounts> {
     let (address, is_done) = serve(handler);
     let background = start(to(address), wanted);
     for _ in 0..wanted.total() {
@@ -57,9 +57,16 @@ fn books(handler: fn(&mut TcpStream), wanted: Background) -> Vec<SlowBook> {
     background.stop().slow
 }
 
-fn book(kind: &str, requested: u64, answered: u64, closed_by_server: u64) -> SlowBook {
+fn expected(kind: &str, requested: u64, answered: u64, closed_by_server: u64) -> SlowCounts {
     let established = requested;
-    SlowBook { kind: kind.into(), requested, established, answered, closed_by_server, closed_after_ms: None }
+    SlowCounts {
+        kind: kind.into(),
+        requested,
+        established,
+        answered,
+        closed_by_server,
+        closed_after_ms: None,
+    }
 }
 
 #[test]
@@ -72,8 +79,8 @@ fn slow_clients_get_the_answers_of_a_patient_server() {
         // They read on until they have seen the last of it; then they close.
         assert_eq!(stream.read(&mut [0]).unwrap(), 0);
     };
-    let books = books(patient, Background { slow_send: 3, slow_read: 2, half_open: 0, ..NONE });
-    assert_eq!(books, [book("send", 3, 9, 0), book("read", 2, 6, 0)]);
+    let counts = counts_of(patient, Background { slow_send: 3, slow_read: 2, half_open: 0, ..NONE });
+    assert_eq!(counts, [expected("send", 3, 9, 0), expected("read", 2, 6, 0)]);
 }
 
 #[test]
@@ -83,11 +90,11 @@ fn what_the_server_ends_is_counted_with_its_age() {
         thread::sleep(Duration::from_millis(20));
         stream.write_all(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n").unwrap();
     };
-    let books = books(impatient, Background { slow_send: 2, slow_read: 0, half_open: 5, ..NONE });
-    for (book, (kind, count)) in books.iter().zip([("send", 2), ("half-open", 5)]) {
-        let told = (&*book.kind, book.established, book.answered, book.closed_by_server);
-        assert_eq!(told, (kind, count, 0, count));
-        assert!(book.closed_after_ms.unwrap() >= 20.0, "{book:?}");
+    let counts = counts_of(impatient, Background { slow_send: 2, slow_read: 0, half_open: 5, ..NONE });
+    for (counts, (kind, count)) in counts.iter().zip([("send", 2), ("half-open", 5)]) {
+        let counted = (&*counts.kind, counts.established, counts.answered, counts.closed_by_server);
+        assert_eq!(counted, (kind, count, 0, count));
+        assert!(counts.closed_after_ms.unwrap() >= 20.0, "{counts:?}");
     }
 }
 
@@ -97,13 +104,13 @@ fn an_answer_that_was_complete_when_the_server_left_is_an_answer() {
         read_request(stream);
         stream.write_all(ANSWER).unwrap();
     };
-    assert_eq!(books(leaving, Background { slow_read: 4, ..NONE }), [book("read", 4, 4, 0)]);
+    assert_eq!(counts_of(leaving, Background { slow_read: 4, ..NONE }), [expected("read", 4, 4, 0)]);
     let breaking_off = |stream: &mut TcpStream| {
         read_request(stream);
         stream.write_all(&ANSWER[..ANSWER.len() - 1]).unwrap();
     };
-    let books = books(breaking_off, Background { slow_read: 4, ..NONE });
-    assert_eq!((books[0].answered, books[0].closed_by_server), (0, 4));
+    let counts = counts_of(breaking_off, Background { slow_read: 4, ..NONE });
+    assert_eq!((counts[0].answered, counts[0].closed_by_server), (0, 4));
 }
 
 #[test]
@@ -117,8 +124,8 @@ fn a_slow_reader_takes_so_little_that_the_server_cannot_send_a_large_answer() {
         // Otherwise the kernel would go on sending what it took, and hide the close behind it.
         SockRef::from(&*stream).set_linger(Some(Duration::ZERO)).unwrap();
     };
-    let books = books(large, Background { slow_read: 1, ..NONE });
-    assert_eq!((books[0].answered, books[0].closed_by_server), (0, 1));
+    let counts = counts_of(large, Background { slow_read: 1, ..NONE });
+    assert_eq!((counts[0].answered, counts[0].closed_by_server), (0, 1));
 }
 
 #[test]
@@ -169,9 +176,9 @@ fn idle_connections_that_nobody_accepts_are_an_error_and_slow_ones_a_count() {
         assert_eq!(background.wait_until_open(&|| false), Err(Errno::ECONNREFUSED));
     }
     let wanted = Background { slow_send: 300, slow_read: 1, half_open: 1, ..NONE };
-    let books = start(route(), wanted).stop().slow;
-    assert_eq!(books.iter().map(|book| book.requested).collect::<Vec<_>>(), [300, 1, 1]);
-    assert!(books.iter().all(|book| book.established == 0));
+    let counts = start(route(), wanted).stop().slow;
+    assert_eq!(counts.iter().map(|counts| counts.requested).collect::<Vec<_>>(), [300, 1, 1]);
+    assert!(counts.iter().all(|counts| counts.established == 0));
 }
 
 #[test]

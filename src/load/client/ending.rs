@@ -1,4 +1,4 @@
-//! What ends: a request, a connection, a time-out, the window, the run.
+//! How requests, connections, deadlines, the window and the run end.
 
 use std::cmp::Reverse;
 
@@ -11,9 +11,9 @@ use crate::load::counts::failures::{Cause, LostCause, LostRequest};
 use crate::load::counts::window::Timestamps;
 use crate::units::monotonic_ns;
 
-/// Deadlines are looked at no more often than this.
+/// Deadlines are checked no more often than this.
 const SCAN_GAP_NS: u64 = 1_000_000;
-/// After Ctrl-C the result matters more than the last answers.
+/// After Ctrl-C the run waits for outstanding answers no longer than this.
 const INTERRUPTED_DRAIN_NS: u64 = 1_000_000_000;
 
 impl<E: Engine> ClientLoop<'_, E> {
@@ -38,7 +38,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         failed
     }
 
-    /// The same for requests that failed: they are errors, each with its cause.
+    /// As [`requests_failed`](Self::requests_failed), and each request is also counted as an error with its cause.
     pub(super) fn requests_lost(&mut self, slot: usize, cause: LostCause) {
         let connection = &self.connections[slot];
         if connection.has_request() {
@@ -57,7 +57,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         let token = connection.token(slot);
         if let Some(socket) = connection.socket.take() {
             self.engine.close(token, &socket);
-            self.leaving.push(socket);
+            self.sockets_to_close.push(socket);
         }
         connection.state = ConnectionState::Closed;
         connection.deadline_ns = u64::MAX;
@@ -69,8 +69,8 @@ impl<E: Engine> ClientLoop<'_, E> {
     }
 
     pub(super) fn set_deadline(&mut self, slot: usize, from_now_ns: u64) {
-        let patience_ns = self.stale_ns(slot);
-        let deadline_ns = self.now_ns.saturating_add(from_now_ns).min(patience_ns);
+        let limit_ns = self.stale_ns(slot);
+        let deadline_ns = self.now_ns.saturating_add(from_now_ns).min(limit_ns);
         self.connections[slot].deadline_ns = deadline_ns;
         self.scan_at_ns = self.scan_at_ns.min(deadline_ns);
     }
@@ -81,8 +81,8 @@ impl<E: Engine> ClientLoop<'_, E> {
         due_ns.map_or(u64::MAX, |due_ns| due_ns.saturating_add(self.settings.deadline_ns))
     }
 
-    /// Once per wait: what happens because its time has come.
-    pub(super) fn check_time(&mut self) {
+    /// Once per wait: does everything whose time has come.
+    pub(super) fn check_timers(&mut self) {
         if self.now_ns >= self.scan_at_ns {
             self.scan();
         }
@@ -97,7 +97,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         }
         let dead_ns = self.now_ns.saturating_sub(self.alive_ns);
         if self.settings.ends_by_count && self.tally.open == 0 && dead_ns > self.settings.timeout_ns {
-            // Otherwise a run of N requests against a server that died would never end.
+            // A run of N requests against a server that died would never end.
             self.gave_up = self.busy > 0;
         }
         self.dispatch();
@@ -127,14 +127,14 @@ impl<E: Engine> ClientLoop<'_, E> {
                 self.close_and_free(slot);
             }
             ConnectionState::BackingOff if self.connections[slot].has_request() => self.connect(slot),
-            // The user whose request failed is gone.
+            // The user whose request failed has left.
             ConnectionState::BackingOff => self.close_and_free(slot),
             ConnectionState::Closing => self.close_and_go_on(slot),
             ConnectionState::Closed | ConnectionState::Idle => {}
         }
     }
 
-    /// Why a request has no answer although its time is up.
+    /// Why a request has no answer when its time is over.
     fn overdue(&self, slot: usize) -> LostCause {
         match self.connections[slot].reader.ends_with_connection() {
             true => LostCause::Read(Cause::NoLength),
@@ -142,7 +142,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         }
     }
 
-    /// The user has left; so does the connection, since the answer to this request would come before the next.
+    /// The user has left. The connection is closed, since the answer to this request would come before the next one.
     fn abandon(&mut self, slot: usize) {
         let was_sent = self.connections[slot].has_sent();
         let requests = self.requests_failed(slot);
@@ -150,7 +150,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.close_and_free(slot);
     }
 
-    /// The window is over: the users who think do not ask again.
+    /// The window is over: users who think send no further request.
     fn end_thinking(&mut self) {
         for Reverse((_, slot)) in std::mem::take(&mut self.thinking) {
             self.close(slot as usize);
@@ -158,13 +158,13 @@ impl<E: Engine> ClientLoop<'_, E> {
         }
     }
 
-    /// Requests that were due by a schedule of their own.
+    /// Requests taken from the schedule of an open loop.
     pub(super) fn due(&self) -> u64 {
         if self.settings.open_loop { self.taken } else { 0 }
     }
 
-    /// In closed loop a request exists only once it is sent: those still looking for a connection are
-    /// forgotten. In open loop they were due, and stay.
+    /// In a closed loop a request exists only once it is sent: requests that still wait for a connection are
+    /// forgotten. In an open loop they were due, and stay.
     fn forget_unsent(&mut self) {
         if self.settings.open_loop {
             return;
@@ -176,22 +176,22 @@ impl<E: Engine> ClientLoop<'_, E> {
         }
     }
 
-    pub(super) fn read_control(&mut self) {
+    pub(super) fn apply_stop(&mut self) {
         let Some(stopped_at_ns) = self.control.stopped_at_ns() else { return };
         self.window.close_ns = self.window.close_ns.min(stopped_at_ns);
         self.assignment.schedule.end_at(stopped_at_ns.saturating_sub(self.window.start_ns));
-        let patience_ns = INTERRUPTED_DRAIN_NS.min(self.settings.timeout_ns);
-        let drain_ns = if self.control.is_aborted() { 0 } else { patience_ns };
+        let limit_ns = INTERRUPTED_DRAIN_NS.min(self.settings.timeout_ns);
+        let drain_ns = if self.control.is_aborted() { 0 } else { limit_ns };
         self.drained_by_ns = self.drained_by_ns.min(stopped_at_ns.saturating_add(drain_ns));
     }
 
-    /// What has no answer by now will get none: it is counted, at its age.
-    pub(super) fn give_up_the_rest(&mut self) {
+    /// Requests without an answer at the end are lost; each is recorded with its age.
+    pub(super) fn count_outstanding_as_lost(&mut self) {
         self.now_ns = monotonic_ns();
         self.forget_unsent();
         for slot in 0..self.connections.len() {
             if self.connections[slot].state == ConnectionState::Connecting {
-                self.settle(slot);
+                self.resolve_handshake(slot);
             }
             self.requests_lost(slot, self.overdue(slot));
         }
@@ -206,10 +206,10 @@ impl<E: Engine> ClientLoop<'_, E> {
         }
     }
 
-    /// Decides what a handshake was that the end of the run cut short.
-    fn settle(&mut self, slot: usize) {
+    /// Counts a handshake that was not finished when the run ended.
+    fn resolve_handshake(&mut self, slot: usize) {
         if self.connections[slot].is_connected() {
-            // Established after our last look: the server may have counted it, and so must we.
+            // Established after the last event: the server may have counted it, so it is counted here too.
             return self.established(slot);
         }
         self.tally.connect.record(self.now_ns - self.connections[slot].began_ns);

@@ -1,4 +1,4 @@
-//! The way in: what the engine reports, and the answers that are in it.
+//! Receiving: the reports of the engine, and the answers in the bytes that arrived.
 
 use nix::errno::Errno;
 
@@ -11,15 +11,15 @@ use crate::load::counts::window::Timestamps;
 use crate::load::response::Answer;
 use crate::units::monotonic_ns;
 
-/// How long a server that announced its close may take before we close first.
+/// How long a server that announced its close may take before the client closes first.
 const CLOSING_GRACE_NS: u64 = 1_000_000_000;
-/// A connection that only was to come about counts as answered.
+/// The answer of `--connect-only`: the connection is established.
 const CONNECTED: Answer = Answer { status: 200, worker: None, body_bytes: 0, close: false };
 
 impl<E: Engine> ClientLoop<'_, E> {
     pub(super) fn on_report(&mut self, ready: Ready) {
         if ready.token == STOP {
-            return self.read_control();
+            return self.apply_stop();
         }
         let (slot, generation) = engine::slot(ready.token);
         if self.connections[slot].generation != generation {
@@ -118,7 +118,7 @@ impl<E: Engine> ClientLoop<'_, E> {
                 Ok(None) => return true,
                 Ok(Some((answer, consumed))) => {
                     taken += consumed;
-                    // Nothing was asked for beyond the last answer; what follows on this connection cannot be trusted.
+                    // No request is outstanding behind the last answer: further bytes on this connection cannot be trusted.
                     let unasked = taken < bytes && connection.due_ns.len() <= 1;
                     if unasked {
                         count(&mut self.tally.failures.read, Cause::Unasked, 1);
@@ -155,7 +155,7 @@ impl<E: Engine> ClientLoop<'_, E> {
             if !answer.close {
                 return;
             }
-            // It said that it will not answer the others.
+            // The server announced that it will not answer the others.
             self.requests_lost(slot, LostCause::Read(Cause::Eof));
         }
         if answer.close && !server_closed && !half_sent {
@@ -174,7 +174,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.go_on(slot);
     }
 
-    /// What comes after an answer: the next request of the session, over a new connection if need be, or whatever is due.
+    /// After an answer: the next request of the session, on a new connection if necessary, or whatever is due.
     fn go_on(&mut self, slot: usize) {
         let is_over = self.settings.requests_per_connection == Some(self.connections[slot].of_session);
         match self.settings.sessions && !is_over {
@@ -188,7 +188,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.go_on(slot);
     }
 
-    /// The user thinks, and then asks again; after the end of the window no user does.
+    /// The user thinks and then sends the next request, but not after the end of the window.
     fn go_on_with_session(&mut self, slot: usize) {
         if self.now_ns >= self.window.close_ns {
             self.close_and_free(slot);
@@ -215,7 +215,7 @@ impl<E: Engine> ClientLoop<'_, E> {
 
     fn on_failed_read(&mut self, slot: usize, cause: Cause) {
         match self.connections[slot].state {
-            // How a server leaves after its last answer is its own affair; what it says is not.
+            // After the last answer a server may close as it likes; further bytes are an error.
             ConnectionState::Closing => {
                 if cause == Cause::Unasked {
                     count(&mut self.tally.failures.read, cause, 1);

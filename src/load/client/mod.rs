@@ -90,9 +90,8 @@ pub struct ClientLoop<'a, E> {
     /// Before the connections, because it is dropped first: what it has under way needs their sockets.
     engine: E,
     connections: Vec<Connection>,
-    /// Sockets that are closed as soon as the next request is on its way: closing one takes as long as sending, and
-    /// nobody has to wait for it.
-    leaving: Vec<Socket>,
+    /// Closed after the next request is sent: closing one takes as long as sending, and no request has to wait for it.
+    sockets_to_close: Vec<Socket>,
     /// Connections without a request in hand, longest free first: an open loop uses all of them in turn.
     free: VecDeque<u32>,
     /// Connections whose user thinks, and until when.
@@ -113,7 +112,7 @@ pub struct ClientLoop<'a, E> {
     busy: usize,
     /// No deadline is earlier.
     scan_at_ns: u64,
-    /// The last moment with an open connection, or without a wish for one.
+    /// The last moment with an open connection, or without a request that needs one.
     alive_ns: u64,
     window_closed: bool,
     gave_up: bool,
@@ -139,7 +138,7 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
             control,
             engine,
             connections: (0..connections).map(connection).collect(),
-            leaving: Vec::with_capacity(connections as usize + 1),
+            sockets_to_close: Vec::with_capacity(connections as usize + 1),
             free: (0..connections as u32).collect(),
             thinking: BinaryHeap::with_capacity(connections as usize),
             assignment: Assignment {
@@ -189,14 +188,14 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
             self.begin_with_thinking();
         }
         // A signal may have come before the window existed.
-        self.read_control();
+        self.apply_stop();
         self.now_ns = monotonic_ns();
         self.alive_ns = self.now_ns;
         self.dispatch();
         while !self.is_over() {
             self.turn();
         }
-        self.give_up_the_rest();
+        self.count_outstanding_as_lost();
         if let Some(intervals) = self.tally.intervals.take() {
             intervals.finish(self.now_ns, self.tally.totals(self.due()));
         }
@@ -205,7 +204,7 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
         self.tally
     }
 
-    /// Users do not begin at the same moment: their first pauses are spread over the think time.
+    /// Spreads the first requests over one think time: in a steady state the users are at different points of it.
     fn begin_with_thinking(&mut self) {
         let users = self.free.len() as u64;
         for (user, slot) in (0u64..).zip(std::mem::take(&mut self.free)) {
@@ -216,13 +215,13 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
     }
 
     fn is_over(&self) -> bool {
-        // A user who thinks will ask again; without sessions the schedule has to agree.
+        // In a session a user who thinks sends another request; otherwise the schedule decides.
         let thinks = self.settings.sessions && !self.thinking.is_empty();
         let nothing_left = self.busy == 0 && !thinks && self.next_due_ns().is_none();
         nothing_left || self.gave_up || self.unreachable.is_some() || self.now_ns >= self.drained_by_ns
     }
 
-    /// Waits once, deals with all that is ready, and then with the time.
+    /// Waits once, handles every report, then checks the timers.
     fn turn(&mut self) {
         let wake_ns = if self.settings.busy_poll { self.now_ns } else { self.next_wake_ns() };
         let timeout =
@@ -232,10 +231,10 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
         while let Some(ready) = self.engine.next() {
             self.on_report(ready);
             self.dispatch();
-            self.leaving.clear();
+            self.sockets_to_close.clear();
         }
-        self.check_time();
-        self.leaving.clear();
+        self.check_timers();
+        self.sockets_to_close.clear();
     }
 
     fn next_wake_ns(&self) -> u64 {
@@ -258,8 +257,7 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
         if !self.thinking.is_empty() {
             self.wake_thinkers();
         }
-        // Each at most once: what is over at once, like a connection that was all that was wanted, must not keep the rest
-        // waiting.
+        // Each connection at most once: requests that are over at once (--connect-only) must not delay the events.
         for _ in 0..self.free.len() {
             let Some(&slot) = self.free.front() else { return };
             let Some(due_ns) = self.take_due() else { return };
@@ -275,7 +273,7 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
         }
     }
 
-    /// Takes the next request that is due and still wanted.
+    /// Takes the next request that is due and whose deadline has not passed.
     fn take_due(&mut self) -> Option<u64> {
         let elapsed_ns = self.now_ns.checked_sub(self.window.start_ns)?;
         loop {
@@ -288,7 +286,7 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
         }
     }
 
-    /// The request is dropped unsent: its user left when the deadline passed.
+    /// The deadline passed before the request was sent: it is counted with the deadline as its age.
     fn shed(&mut self, due_ns: u64) {
         self.tally.shed += 1;
         let end_ns = due_ns + self.settings.deadline_ns;
@@ -296,7 +294,7 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
             .unanswered(&self.window, Timestamps { due_ns, sent_ns: None, first_byte_ns: None, end_ns });
     }
 
-    /// Those who have thought long enough ask again.
+    /// Users whose think time is over send their next request.
     fn wake_thinkers(&mut self) {
         while let Some(&Reverse((due_ns, slot))) = self.thinking.peek()
             && due_ns <= self.now_ns
@@ -324,7 +322,7 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
         match self.connections[slot].state {
             ConnectionState::Idle => self.send_request(slot),
             ConnectionState::Closed => self.connect(slot),
-            // It sends when it is established.
+            // It sends when it is established, or after its pause.
             _ => {}
         }
     }

@@ -1,10 +1,10 @@
-//! The way out: connect, send, and what a failure of either leads to.
+//! Connecting and sending, and what follows when either fails.
 
 use nix::errno::Errno;
 
 use super::ClientLoop;
 use crate::load::client::connection::ConnectionState;
-use crate::load::client::engine::{Engine, Standing};
+use crate::load::client::engine::{Engine, SendProgress};
 use crate::load::counts::failures::{LostCause, count};
 use crate::load::counts::window::Timestamps;
 use crate::units::monotonic_ns;
@@ -33,9 +33,9 @@ impl<E: Engine> ClientLoop<'_, E> {
         connection.state = ConnectionState::Connecting;
         self.set_deadline(slot, self.settings.timeout_ns);
         let done = match self.send_at_once(slot) {
-            Ok(Standing::Sent) if self.settings.connect_only => return self.on_connected_only(slot),
-            Ok(standing) => {
-                self.with_socket(slot, |engine, token, socket| engine.begin(token, socket, standing))
+            Ok(SendProgress::Sent) if self.settings.connect_only => return self.on_connected_only(slot),
+            Ok(progress) => {
+                self.with_socket(slot, |engine, token, socket| engine.begin(token, socket, progress))
             }
             Err(errno) => Err(errno),
         };
@@ -45,22 +45,22 @@ impl<E: Engine> ClientLoop<'_, E> {
     }
 
     /// On loopback the socket is perhaps established already: then sends, if there is something to send.
-    fn send_at_once(&mut self, slot: usize) -> Result<Standing, Errno> {
+    fn send_at_once(&mut self, slot: usize) -> Result<SendProgress, Errno> {
         self.now_ns = monotonic_ns();
         if !self.connections[slot].has_request() || self.settings.connect_only {
             if !self.connections[slot].is_connected() {
-                return Ok(Standing::Connecting);
+                return Ok(SendProgress::Connecting);
             }
             self.established(slot);
-            return Ok(Standing::Sent);
+            return Ok(SendProgress::Sent);
         }
         let all = self.begin_writing(slot)?;
         if self.connections[slot].written == 0 {
-            return Ok(Standing::Connecting);
+            return Ok(SendProgress::Connecting);
         }
         self.established(slot);
         self.sending(slot, all);
-        Ok(if all { Standing::Sent } else { Standing::HalfSent })
+        Ok(if all { SendProgress::Sent } else { SendProgress::HalfSent })
     }
 
     pub(super) fn established(&mut self, slot: usize) {
@@ -78,7 +78,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         count(&mut self.tally.failures.connect, errno, 1);
         let began_ns = self.connections[slot].began_ns;
         if errno == Errno::ETIMEDOUT {
-            // No answer came: the handshake would have taken longer still.
+            // A handshake that timed out is recorded with its age, a lower bound.
             self.tally.connect.record(self.now_ns.saturating_sub(began_ns));
         }
         self.close(slot);
@@ -86,7 +86,7 @@ impl<E: Engine> ClientLoop<'_, E> {
             self.unreachable = Some(errno);
             self.control.abort(self.now_ns);
         }
-        // Without a request in hand it is free already, and connects again when it gets one.
+        // Without a request the connection is free already, and connects again when it gets one.
         if self.connections[slot].has_request() {
             if self.settings.connect_only {
                 self.give_up_connecting(slot);
@@ -95,7 +95,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         }
     }
 
-    /// Where the connection is the request, it has failed now.
+    /// With `--connect-only` the connection is the request, and has failed.
     fn give_up_connecting(&mut self, slot: usize) {
         let began_ns = self.connections[slot].began_ns;
         while let Some(timestamps) = self.take_request(slot) {
@@ -150,7 +150,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.settings.requests_per_connection == Some(self.connections[slot].of_session + 1)
     }
 
-    /// The requests have begun their way: their service time counts from now.
+    /// The first byte has been sent: the service time counts from now.
     fn sending(&mut self, slot: usize, all: bool) {
         let connection = &mut self.connections[slot];
         connection.first_byte_ns = 0;
@@ -173,9 +173,9 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.back_off(slot);
     }
 
-    /// A server may close a kept connection at any moment, also in the one in which we send. Who has seen no byte of
-    /// the answer may then ask again, once, and must not call it an error (RFC 9112, section 9.3.1). On a fresh
-    /// connection the server has no such excuse, and the second try is on one.
+    /// A server may close a kept connection at any moment, also while the client sends. A client that has received no
+    /// byte of the answer may then send the request once more (RFC 9112, section 9.3.1). The second attempt goes out on
+    /// a new connection, whose close is an error.
     pub(super) fn may_retry(&self, slot: usize) -> bool {
         let connection = &self.connections[slot];
         let is_untouched = connection.has_request() && connection.first_byte_ns == 0;

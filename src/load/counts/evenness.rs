@@ -2,8 +2,8 @@
 //!
 //! Chi-square, the coefficient of variation and Jain's index are one statistic: X² = n·CV², J = 1 / (1 +
 //! CV²). The headline is D = X² / (k − 1), which does not change its meaning with n: about 0 for round robin,
-//! about 1 for hashing, far above 1 for a pile-up. The p-value asks both questions at once: is this less even
-//! than chance (a pile-up), or more even than chance (somebody takes turns)?
+//! about 1 for hashing, far above 1 when few workers get most. The p-value asks both questions at once: is this less even
+//! than chance (few workers get most), or more even than chance (they take turns)?
 
 use fastrand::Rng;
 
@@ -15,7 +15,7 @@ const SIMULATION_SEED: u64 = 20_170_523;
 /// Balls thrown and boxes looked into, which bounds the time, and repetitions, which bound the resolution.
 const SIMULATION_STEPS: u64 = 20_000_000;
 const SIMULATIONS: std::ops::RangeInclusive<u64> = 200..=10_000;
-/// Below this many items per worker chi-square is no good approximation (Cochran 1954).
+/// Below this many items per worker chi-square is not a good approximation (Cochran 1954).
 const MIN_ITEMS_PER_WORKER: f64 = 5.0;
 
 /// The evenness of connections and of requests, from both counts of each worker; `None` when no worker is known.
@@ -29,7 +29,7 @@ pub fn pair(counts: impl IntoIterator<Item = (u64, u64)>) -> Option<EvennessPair
 pub fn measure(counts: &[u64]) -> Evenness {
     let (k, n) = (counts.len(), counts.iter().sum::<u64>());
     if n == 0 || k < 2 {
-        // One worker, or nothing to share: perfectly even, and no surprise.
+        // One worker, or nothing to share: perfectly even, as chance would have it.
         let mean_exists = if n == 0 { 0.0 } else { 1.0 };
         return Evenness {
             workers: k,

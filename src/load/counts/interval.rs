@@ -1,8 +1,8 @@
-//! The same answers in intervals, sent to the main thread while the run goes on; only for those who watch it.
+//! The same answers in intervals, sent to the main thread while the run goes on; only where an observer needs them.
 //!
-//! A measuring thread fills an [`IntervalCounts`], sends it at its end to the main thread and takes an empty one. They go
-//! round, so that nothing is allocated after the start; when the main thread has not returned one in time, the thread
-//! goes on with the one it has, and the next interval is longer.
+//! A measuring thread fills an [`IntervalCounts`], sends it at its end to the main thread and takes an empty one. The
+//! main thread returns them, so that nothing is allocated after the start; when it has not returned one in time, the
+//! thread goes on with the one it has, and the next interval is longer.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::{self, Receiver, SyncSender};

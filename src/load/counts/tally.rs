@@ -90,7 +90,7 @@ pub struct Tally {
     pub retried: u64,
     /// The window over time.
     pub series: Series,
-    /// The run over time, for those who watch it.
+    /// The run over time, for the observers.
     pub intervals: Option<IntervalSender>,
     pub established: u64,
     pub answered_connections: u64,

@@ -189,7 +189,7 @@ impl Measure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{DeadlineBook, EvennessPair, Trust};
+    use crate::report::{DeadlineCounts, EvennessPair, Trust};
 
     fn gate(text: &str) -> Gate {
         text.parse().unwrap()
@@ -240,7 +240,7 @@ mod tests {
         }
         assert_eq!(gate("p99>5ms").holds(&LoadReport::default()), None);
         let mut report = report;
-        report.deadline = Some(DeadlineBook::default());
+        report.deadline = Some(DeadlineCounts::default());
         assert_eq!(gate("shed>0").fails(&report), None);
         let evenness = Evenness { workers: 4, n: 100, dispersion: 3.5, ..Evenness::default() };
         report.evenness = Some(EvennessPair { connections: evenness.clone(), requests: evenness });

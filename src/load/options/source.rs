@@ -13,7 +13,7 @@ pub struct Sources {
 const MAX_ADDRESSES: u64 = 65_536;
 
 impl Sources {
-    /// The one whose turn it is.
+    /// The address for connection `number`.
     pub fn turn(&self, number: u64) -> IpAddr {
         self.addresses[(number % self.addresses.len() as u64) as usize]
     }

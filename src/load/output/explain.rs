@@ -39,8 +39,8 @@ fn define(text: &mut String, key: &str, definition: &str) {
 mod tests {
     use super::*;
     use crate::report::{
-        Check, DeadlineBook, Evenness, EvennessPair, Latency, LoadReport, Lost, RunInfo, RunPart, SlowBook,
-        Traced, Trust, WorkerShare, WorstSecond,
+        Check, DeadlineCounts, Evenness, EvennessPair, Latency, LoadReport, Lost, RunInfo, RunPart,
+        SlowCounts, Traced, Trust, WorkerShare, WorstSecond,
     };
     use serde_json::Value;
 
@@ -48,7 +48,7 @@ mod tests {
     fn full() -> LoadReport {
         let mut report = LoadReport {
             offered_per_s: Some(1.0),
-            deadline: Some(DeadlineBook::default()),
+            deadline: Some(DeadlineCounts::default()),
             pipeline: Some(2),
             evenness: Some(EvennessPair { connections: Evenness::default(), requests: Evenness::default() }),
             trace: vec![Traced { worker: Some(1), ..Traced::default() }],
@@ -56,7 +56,7 @@ mod tests {
             lost: vec![Lost { client: Some("x".into()), worker: Some(1), ..Lost::default() }],
             worst_second: Some(WorstSecond::default()),
             longest_silence_ms: Some(1),
-            slow: vec![SlowBook { closed_after_ms: Some(1.0), ..SlowBook::default() }],
+            slow: vec![SlowCounts { closed_after_ms: Some(1.0), ..SlowCounts::default() }],
             trust: Some(Trust { checks: vec![Check::default()], ..Trust::default() }),
             run: Some(RunInfo {
                 start_at_unix_ns: Some(1),

@@ -8,7 +8,7 @@ use crate::load::output::heading;
 use crate::load::verdict::BUSY_CLIENT;
 use crate::metrics;
 use crate::report::{
-    Configuration, Evenness, Latency, LoadReport, RunInfo, SlowBook, Traced, Verdict, WorkerShare,
+    Configuration, Evenness, Latency, LoadReport, RunInfo, SlowCounts, Traced, Verdict, WorkerShare,
 };
 use crate::terminal::{Paint, bar, wrapped};
 use crate::units::time;
@@ -228,17 +228,17 @@ fn connections(text: &mut String, report: &LoadReport) {
         "connections  {} asked for, {} open at most, {} established, {} answered",
         counts.requested, counts.peak_open, counts.established, counts.answered
     );
-    if counts.crowd_lost > 0 {
+    if counts.idle_lost > 0 {
         let _ = writeln!(
             text,
             "{:NAME_COLUMNS$}the server closed {} of the idle connections",
-            "", counts.crowd_lost
+            "", counts.idle_lost
         );
     }
 }
 
-fn slow(text: &mut String, counts: &SlowBook) {
-    let SlowBook { kind, requested, established, answered, closed_by_server, closed_after_ms } = counts;
+fn slow(text: &mut String, counts: &SlowCounts) {
+    let SlowCounts { kind, requested, established, answered, closed_by_server, closed_after_ms } = counts;
     let name = if kind == "half-open" { kind.clone() } else { format!("slow {kind}") };
     let after = closed_after_ms.map_or(String::new(), |ms| format!(" after {}", time(ms * 1e3)));
     let _ = writeln!(
@@ -382,7 +382,7 @@ fn trust(text: &mut String, report: &LoadReport, paint: Paint, columns: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{ArrivalsKind, Check, DeadlineBook, EvennessPair, Lost, Trust, WorstSecond};
+    use crate::report::{ArrivalsKind, Check, DeadlineCounts, EvennessPair, Lost, Trust, WorstSecond};
 
     const PLAIN: Paint = Paint { has_colour: false };
     const COLOURED: Paint = Paint { has_colour: true };
@@ -445,18 +445,18 @@ mod tests {
             lost_more: 11,
             worst_second: Some(WorstSecond { from_s: 3.0, requests: 5, latency_us: spread(100.0) }),
             longest_silence_ms: Some(52),
-            deadline: Some(DeadlineBook { shed: 4, abandoned: 5 }),
+            deadline: Some(DeadlineCounts { shed: 4, abandoned: 5 }),
             pipeline: Some(16),
             workers,
             evenness: Some(EvennessPair { connections: evenness.clone(), requests: evenness }),
             order: (0..24).map(|i| i % 12).collect(),
-            slow: vec![SlowBook {
+            slow: vec![SlowCounts {
                 kind: "send".into(),
                 requested: 100,
                 established: 100,
                 closed_by_server: 99,
                 closed_after_ms: Some(30_001.0),
-                ..SlowBook::default()
+                ..SlowCounts::default()
             }],
             trust: Some(Trust {
                 verdict: Verdict::Invalid,

@@ -14,7 +14,7 @@ use crate::load::options::plan::Plan;
 use crate::load::run::supervisor::max_rss_kib;
 use crate::load::run::threads::Counted;
 use crate::report::{
-    ClientCost, ConnectionBook, DeadlineBook, LoadReport, OutsideWindow, RunInfo, WorkerShare,
+    ClientCost, ConnectionCounts, DeadlineCounts, LoadReport, OutsideWindow, RunInfo, WorkerShare,
 };
 use crate::units::over;
 
@@ -46,7 +46,10 @@ pub fn report(
         slip_us: tally.slip.latency(),
         censored: tally.censored,
         offered_per_s: is_open_loop.then(|| offered(plan, tally, window)),
-        deadline: plan.pacing.deadline.map(|_| DeadlineBook { shed: tally.shed, abandoned: tally.abandoned }),
+        deadline: plan
+            .pacing
+            .deadline
+            .map(|_| DeadlineCounts { shed: tally.shed, abandoned: tally.abandoned }),
         retried: tally.retried,
         lost: tally.failures.named_lost(window.start_ns),
         lost_more: tally.failures.lost_more,
@@ -58,12 +61,12 @@ pub fn report(
             .zip(workers)
             .map(|(worker, share): (usize, _)| (worker.to_string(), share))
             .collect::<BTreeMap<_, _>>(),
-        connections: ConnectionBook {
+        connections: ConnectionCounts {
             requested: u64::from(plan.connections.count) + u64::from(plan.background.idle),
             peak_open: tally.peak_open + background.idle_established,
             established: tally.established + background.idle_established,
             answered: tally.answered_connections,
-            crowd_lost: background.idle_closed,
+            idle_lost: background.idle_closed,
         },
         outside_window: OutsideWindow { warmup: tally.answered_before, late: tally.answered_late },
         trace: tally.trace.clone(),

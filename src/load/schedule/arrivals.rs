@@ -12,7 +12,7 @@ pub struct Rate {
 
 impl Rate {
     const MICRO: f64 = 1e6;
-    /// Due times a tenth of a microsecond apart: nothing sends faster, so more is a slip of the pen.
+    /// Due times a tenth of a microsecond apart: nothing sends faster, so more is a typing error.
     const MAX_PER_S: f64 = 1e7;
 
     pub fn per_s(self) -> f64 {
@@ -39,7 +39,7 @@ impl FromStr for Rate {
     }
 }
 
-/// What decides the next moment.
+/// What decides when the next request is due.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Arrivals {
     /// Whenever a connection is free.
@@ -127,7 +127,7 @@ impl Profile {
 /// Reads due times: a line each, in seconds, none earlier than the one before it; `#` begins a comment.
 ///
 /// # Errors
-/// The first line that is none of that, with its number; or that there is no time at all.
+/// The number of the first line that is not a time, or goes back; or that the file has no times.
 pub fn parse_replay(text: &str) -> Result<Arc<[u64]>, String> {
     let mut due_ns: Vec<u64> = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
@@ -137,7 +137,7 @@ pub fn parse_replay(text: &str) -> Result<Arc<[u64]>, String> {
         }
         let wrong = |why: String| Err(format!("line {number}: {why}"));
         let Some(ns) = time.parse().ok().and_then(|s| Duration::try_from_secs_f64(s).ok()) else {
-            return wrong(format!("{time:?} is no time in seconds, like 0.25"));
+            return wrong(format!("{time:?} is not a time in seconds, like 0.25"));
         };
         let Ok(ns) = u64::try_from(ns.as_nanos()) else {
             return wrong(format!("{time} s are more than five centuries"));

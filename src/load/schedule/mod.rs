@@ -161,7 +161,7 @@ impl Stream {
                 Spacing::Fixed => numbered(Sequence::Profile { profile, at_once: 1 }),
                 Spacing::Burst(size) => numbered(Sequence::Profile { profile, at_once: u64::from(size) }),
                 Spacing::Poisson => {
-                    let rng = nth_fork(seed, thread);
+                    let rng = rng_of_thread(seed, thread);
                     let mean_step = threads as f64;
                     let mut stream = Stream::Poisson { profile, x: 0.0, mean_step, rng, due_ns: 0 };
                     // The first arrival is one gap after the start, like all others: the process has no memory.
@@ -195,7 +195,7 @@ impl Stream {
 }
 
 /// A random stream of its own for each thread.
-fn nth_fork(seed: u64, thread: u64) -> Rng {
+fn rng_of_thread(seed: u64, thread: u64) -> Rng {
     let mut root = Rng::with_seed(seed);
     let mut rng = root.fork();
     for _ in 0..thread {

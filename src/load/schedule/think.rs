@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::{exponential, nth_fork};
+use super::{exponential, rng_of_thread};
 use crate::units::parse_positive_duration;
 
 /// The pause of a user between an answer and the next request.
@@ -46,7 +46,7 @@ impl Thinker {
     /// they are all zero.
     pub fn new(think: Option<Think>, seed: u64, thread: u64) -> Thinker {
         // Another seed than the arrivals have, or long gaps and long pauses would come together.
-        Thinker { think, rng: nth_fork(!seed, thread) }
+        Thinker { think, rng: rng_of_thread(!seed, thread) }
     }
 
     /// No user thinks.

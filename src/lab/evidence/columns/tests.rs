@@ -1,6 +1,6 @@
 use super::*;
 use crate::lab::observe::kernel_counts::KernelCounts;
-use crate::report::{AcceptBook, ConnectionBook, MasterReport, OutsideWindow, ServerReport, WorkerShare};
+use crate::report::{AcceptCounts, ConnectionCounts, MasterReport, OutsideWindow, ServerReport, WorkerShare};
 
 /// A row as a connection-per-request run leaves it: 90 of 100 requests in the window.
 pub(crate) fn row() -> Row {
@@ -19,12 +19,12 @@ pub(crate) fn row() -> Row {
         qps: 90.0,
         duration_s: 1.0,
         workers: [("0".to_string(), share(80)), ("1".to_string(), share(20))].into(),
-        connections: ConnectionBook {
+        connections: ConnectionCounts {
             requested: 8,
             peak_open: 8,
             established: 100,
             answered: 100,
-            ..ConnectionBook::default()
+            ..ConnectionCounts::default()
         },
         outside_window: OutsideWindow { warmup: 6, late: 4 },
         ..LoadReport::default()
@@ -80,7 +80,7 @@ fn what_was_not_measured_has_no_number() {
 fn a_master_that_accepts_adds_its_eagain_to_the_workers() {
     let mut row = row();
     assert_eq!(number("accept_eagain", &row), Some(0.0));
-    let accepts = AcceptBook { accept_eagain: 50, ..AcceptBook::default() };
+    let accepts = AcceptCounts { accept_eagain: 50, ..AcceptCounts::default() };
     let master = MasterReport { accepts: Some(accepts), ..MasterReport::default() };
     row.server.as_mut().unwrap().master = Some(master);
     assert_eq!(number("accept_eagain", &row), Some(0.5));

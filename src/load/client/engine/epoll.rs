@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use socket2::Socket;
 
-use crate::load::client::engine::{Engine, Ready, STOP, Standing};
+use crate::load::client::engine::{Engine, Ready, STOP, SendProgress};
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::socket::{receive_now, send_now};
 
@@ -38,10 +38,10 @@ impl Engine for EpollEngine {
         Ok(EpollEngine { epoll, buffer, reports: 0, next: 0 })
     }
 
-    fn begin(&mut self, token: u64, socket: &Socket, standing: Standing) -> nix::Result<()> {
-        let room = match standing {
-            Standing::Connecting | Standing::HalfSent => Interest::EPOLLOUT,
-            Standing::Sent => Interest::empty(),
+    fn begin(&mut self, token: u64, socket: &Socket, progress: SendProgress) -> nix::Result<()> {
+        let room = match progress {
+            SendProgress::Connecting | SendProgress::HalfSent => Interest::EPOLLOUT,
+            SendProgress::Sent => Interest::empty(),
         };
         self.epoll.add(socket, token, data() | room)
     }

@@ -33,7 +33,7 @@ pub fn slot(token: u64) -> (usize, u32) {
 
 /// How far a socket is when the engine gets it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub enum SendProgress {
     /// In the handshake, as far as we know.
     Connecting,
     /// A part of the first request is on its way.
@@ -62,7 +62,7 @@ pub trait Engine: Sized {
     /// reported with [`STOP`] each time that it is signalled.
     fn new(connections: usize, stop_event: BorrowedFd, messages: [&[u8]; 2]) -> nix::Result<Self>;
 
-    fn begin(&mut self, token: u64, socket: &Socket, standing: Standing) -> nix::Result<()>;
+    fn begin(&mut self, token: u64, socket: &Socket, progress: SendProgress) -> nix::Result<()>;
 
     /// The handshake is over, successfully.
     fn established(&mut self, token: u64, socket: &Socket) -> nix::Result<()>;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use socket2::Socket;
 
-use crate::load::client::engine::{Engine, Ready, STOP, Standing, slot};
+use crate::load::client::engine::{Engine, Ready, STOP, SendProgress, slot};
 use crate::sys::fd::set_blocking;
 use crate::sys::socket::send_now;
 use crate::sys::uring::{Completion, Uring};
@@ -138,14 +138,14 @@ impl Engine for UringEngine {
         })
     }
 
-    fn begin(&mut self, token: u64, socket: &Socket, standing: Standing) -> nix::Result<()> {
+    fn begin(&mut self, token: u64, socket: &Socket, progress: SendProgress) -> nix::Result<()> {
         // A socket that does not block is one whose receives io_uring does not wait for either.
         set_blocking(socket)?;
         self.slots[slot(token).0] = UnderWay { token: Some(token), kinds: 0, queued_for: 0 };
-        if standing != Standing::Connecting {
+        if progress != SendProgress::Connecting {
             self.receive_from(token, socket);
         }
-        if standing != Standing::Sent {
+        if progress != SendProgress::Sent {
             self.await_room(token, socket)?;
         }
         Ok(())
