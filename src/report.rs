@@ -410,6 +410,22 @@ pub struct Latency {
     pub stdev: f64,
 }
 
+impl Latency {
+    /// All of it, each with its short name.
+    pub fn named(&self) -> [(&'static str, f64); 7] {
+        let Latency { p50, p90, p99, p99_9, max, mean, stdev } = *self;
+        [
+            ("p50", p50),
+            ("p90", p90),
+            ("p99", p99),
+            ("p99.9", p99_9),
+            ("max", max),
+            ("mean", mean),
+            ("stdev", stdev),
+        ]
+    }
+}
+
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct WorkerShare {
     pub connections: u64,

@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, after, select, unbounded};
-use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind};
+use ratatui::crossterm::event::{self, Event, KeyCode};
 use serde_json::json;
 
 use crate::failure::Failure;
@@ -65,7 +65,7 @@ pub fn run(path: &Path, interval: Duration, interrupt: &Interrupt) -> Result<(),
     let mut target = Target::open(path).map_err(failed)?;
     let mut screen =
         Screen::take(&stdout()).map_err(|error| failed(Failure::new("take over the terminal", error)))?;
-    let keys = keys();
+    let events = events();
     let (mut earlier, mut now) = (None, target.sample());
     let (mut first, mut notice) = (0, None);
     let mut is_overview = now.workers.len() > View::room(screen.size().1);
@@ -82,16 +82,20 @@ pub fn run(path: &Path, interval: Duration, interrupt: &Interrupt) -> Result<(),
 
         select! {
             recv(interrupt) -> _ => return Err(Stop::Interrupted),
-            recv(keys) -> key => match key {
-                Ok(Key::Quit) | Err(_) => return Ok(()),
-                Ok(Key::Up) => first = first.saturating_sub(1),
-                Ok(Key::Down) => first += 1,
-                Ok(Key::PageUp) => first = first.saturating_sub(page),
-                Ok(Key::PageDown) => first += page,
-                Ok(Key::Home) => first = 0,
-                Ok(Key::End) => first = usize::MAX / 2,
-                Ok(Key::Overview) => is_overview = !is_overview,
-                Ok(Key::Redraw) => {}
+            recv(events) -> event => match event {
+                Err(_) => return Ok(()),
+                Ok(event) if is_quit(&event) => return Ok(()),
+                // A resized window, or a key that is released, asks for nothing but the next picture.
+                Ok(event) => match event.as_key_press_event().map(|key| key.code) {
+                    Some(KeyCode::Up | KeyCode::Char('k')) => first = first.saturating_sub(1),
+                    Some(KeyCode::Down | KeyCode::Char('j')) => first += 1,
+                    Some(KeyCode::PageUp) => first = first.saturating_sub(page),
+                    Some(KeyCode::PageDown | KeyCode::Char(' ')) => first += page,
+                    Some(KeyCode::Home) => first = 0,
+                    Some(KeyCode::End) => first = usize::MAX / 2,
+                    Some(KeyCode::Tab) => is_overview = !is_overview,
+                    _ => {}
+                },
             },
             recv(after(due.saturating_duration_since(Instant::now()))) -> _ => {
                 (earlier, now, notice) = match target.look().map_err(failed)? {
@@ -104,49 +108,15 @@ pub fn run(path: &Path, interval: Duration, interrupt: &Interrupt) -> Result<(),
     }
 }
 
-/// What a key asks for.
-enum Key {
-    Quit,
-    Up,
-    Down,
-    PageUp,
-    PageDown,
-    Home,
-    End,
-    /// All workers side by side, or a line each.
-    Overview,
-    /// The window has another size.
-    Redraw,
-}
-
-/// A thread reads the keyboard; it ends with the process, or with the terminal.
-fn keys() -> Receiver<Key> {
+/// What is typed, and that the window has another size. The thread that reads it ends with the process, or with the terminal.
+fn events() -> Receiver<Event> {
     let (sender, receiver) = unbounded();
     thread::spawn(move || {
         while let Ok(event) = event::read() {
-            if key(&event).is_some_and(|key| sender.send(key).is_err()) {
+            if sender.send(event).is_err() {
                 return;
             }
         }
     });
     receiver
-}
-
-fn key(event: &Event) -> Option<Key> {
-    let key = match event {
-        Event::Resize(..) => return Some(Key::Redraw),
-        Event::Key(key) if key.kind != KeyEventKind::Release => key,
-        _ => return None,
-    };
-    Some(match key.code {
-        _ if is_quit(event) => Key::Quit,
-        KeyCode::Up | KeyCode::Char('k') => Key::Up,
-        KeyCode::Down | KeyCode::Char('j') => Key::Down,
-        KeyCode::PageUp => Key::PageUp,
-        KeyCode::PageDown | KeyCode::Char(' ') => Key::PageDown,
-        KeyCode::Home => Key::Home,
-        KeyCode::End => Key::End,
-        KeyCode::Tab => Key::Overview,
-        _ => return None,
-    })
 }

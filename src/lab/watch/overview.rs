@@ -40,7 +40,7 @@ fn strip(
     most: f64,
     height: usize,
 ) -> Vec<Line<'static>> {
-    let mut lines = vec![Line::styled(title, Style::new().add_modifier(Modifier::DIM))];
+    let mut lines = vec![Line::styled(title, Modifier::DIM)];
     let values: Vec<Option<f64>> = shown.iter().map(of).collect();
     lines.extend(columns(&values, most, height).into_iter().map(|line| Line::styled(line, style)));
     lines

@@ -1,7 +1,7 @@
 //! The drawing of a [`View`]. Nothing here looks at a clock or at a server.
 
 use ratatui::Frame;
-use ratatui::style::{Modifier, Style};
+use ratatui::style::Modifier;
 use ratatui::text::{Line, Span};
 
 use crate::lab::watch::overview;
@@ -47,7 +47,7 @@ fn heading(view: &View, width: usize) -> Vec<Line<'static>> {
         }
         _ => String::new(),
     };
-    let bold = Style::new().add_modifier(Modifier::BOLD);
+    let bold = Modifier::BOLD;
     vec![
         Line::styled(shorten(&view.command, width), bold),
         Line::raw(shorten(&place, width)),
@@ -57,10 +57,7 @@ fn heading(view: &View, width: usize) -> Vec<Line<'static>> {
 
 fn names(label: usize, bar_width: usize) -> Line<'static> {
     let names = RATES.map(|(name, _)| format!("{name:<width$}", width = bar_width + NUMBER + 2)).concat();
-    Line::styled(
-        format!("{:label$}{names}{:>ACTIVE$}", "", "active"),
-        Style::new().add_modifier(Modifier::DIM),
-    )
+    Line::styled(format!("{:label$}{names}{:>ACTIVE$}", "", "active"), Modifier::DIM)
 }
 
 fn line(worker: &Worker, label: usize, bar_width: usize, most: &[f64; 4], paint: Paint) -> Line<'static> {
@@ -79,7 +76,7 @@ fn line(worker: &Worker, label: usize, bar_width: usize, most: &[f64; 4], paint:
         State::Stopped => "stopped",
         State::Ended => "ended",
     };
-    spans.push(Span::styled(state, Style::new().add_modifier(Modifier::REVERSED)));
+    spans.push(Span::styled(state, Modifier::REVERSED));
     Line::from(spans)
 }
 
@@ -90,7 +87,7 @@ fn total(view: &View, label: usize, bar_width: usize) -> Line<'static> {
         (0..4).map(|i| format!("{:>width$} ", cell(i), width = bar_width + 1 + NUMBER)).collect();
     let active = view.active().map_or("–".to_string(), |active| short(active as f64));
     let text = format!("{:<label$}{cells}{active:>ACTIVE$}", "all");
-    Line::styled(text, Style::new().add_modifier(Modifier::BOLD))
+    Line::styled(text, Modifier::BOLD)
 }
 
 fn keys(view: &View, last: usize) -> String {

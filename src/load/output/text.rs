@@ -1,14 +1,14 @@
 //! The report as text with bars, for people. Pure: a report in, a text out.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
 
 use crate::load::options::target::Target;
 use crate::load::output::heading;
 use crate::load::verdict::BUSY_CLIENT;
 use crate::metrics;
 use crate::report::{
-    Configuration, Evenness, Latency, LoadReport, RunInfo, SlowCounts, Traced, Verdict, WorkerShare,
+    Configuration, ConnectionCounts, Evenness, Latency, LoadReport, OutsideWindow, SlowCounts, Traced,
+    Verdict, WorkerShare,
 };
 use crate::terminal::{Paint, bar, wrapped};
 use crate::units::time;
@@ -32,75 +32,94 @@ const LOST_LINES: usize = 4;
 
 /// The report in lines of `columns` at most.
 pub fn render(report: &LoadReport, paint: Paint, columns: usize) -> String {
-    let unknown = RunInfo::default();
-    let run = report.run.as_ref().unwrap_or(&unknown);
-    let asked = &run.configuration;
     let columns = columns.clamp(LEAST_COLUMNS, MOST_COLUMNS);
-    let mut text = String::new();
-    trace(&mut text, &report.trace, asked);
-    let _ = writeln!(text, "{}", paint.bold(&asked.url));
-    heading::load(run).lines().flat_map(|line| wrapped(line, columns, 2)).for_each(|line| {
-        let _ = writeln!(text, "{line}");
-    });
-    text.push('\n');
-    rate(&mut text, report, paint);
-    let rows = rows(report, asked.is_open_loop());
-    latencies(&mut text, &rows, report);
-    spectrum(&mut text, &rows, paint);
-    errors(&mut text, report, paint, columns);
-    connections(&mut text, report);
-    report.slow.iter().for_each(|counts| slow(&mut text, counts));
-    let shares = shares(report, asked.workers);
-    workers(&mut text, report, &shares, paint);
-    order(&mut text, report, shares.len(), columns);
-    client(&mut text, report, paint);
-    trust(&mut text, report, paint, columns);
-    text
+    let mut page = Page { text: String::new(), paint, columns };
+    if let Some(run) = &report.run {
+        trace(&mut page, &report.trace, &run.configuration);
+        page.line(paint.bold(&run.configuration.url));
+        heading::load(run).lines().for_each(|line| page.wrapped(line));
+        page.empty_line();
+    }
+    let configuration = report.run.as_ref().map(|run| &run.configuration);
+    rate(&mut page, report);
+    let rows = rows(report, configuration.is_some_and(Configuration::is_open_loop));
+    latencies(&mut page, &rows, report);
+    spectrum(&mut page, &rows);
+    errors(&mut page, report);
+    connections(&mut page, report);
+    report.slow.iter().for_each(|counts| slow(&mut page, counts));
+    let shares = shares(report, configuration.map_or(0, |configuration| configuration.workers));
+    workers(&mut page, report, &shares);
+    order(&mut page, report, shares.len());
+    client(&mut page, report);
+    trust(&mut page, report);
+    page.text
+}
+
+/// The text so far, and how to write more of it.
+struct Page {
+    text: String,
+    paint: Paint,
+    columns: usize,
+}
+
+impl Page {
+    fn line(&mut self, line: String) {
+        self.text += &line;
+        self.text.push('\n');
+    }
+
+    fn empty_line(&mut self) {
+        self.text.push('\n');
+    }
+
+    /// A line that begins with a name in its own column.
+    fn named(&mut self, name: &str, line: String) {
+        self.line(format!("{name:NAME_COLUMNS$}{line}"));
+    }
+
+    /// As many lines as it needs.
+    fn wrapped(&mut self, line: &str) {
+        wrapped(line, self.columns, 2).into_iter().for_each(|line| self.line(line));
+    }
 }
 
 /// In the format of siege.
-fn trace(text: &mut String, trace: &[Traced], asked: &Configuration) {
-    let path = asked.url.parse().map_or(String::new(), |target: Target| target.path);
+fn trace(page: &mut Page, trace: &[Traced], configuration: &Configuration) {
+    let method = &configuration.method;
+    let path = configuration.url.parse().map_or(String::new(), |target: Target| target.path);
     for answer in trace {
-        let _ = writeln!(
-            text,
-            "HTTP/1.1 {} {:6.2} secs: {:7} bytes ==> {:4} {}{}",
-            answer.status,
-            answer.latency_us / 1e6,
-            answer.bytes,
-            asked.method,
-            path,
-            answer.worker.map_or(String::new(), |worker| format!("   worker {worker}"))
-        );
+        let Traced { status, bytes, latency_us, worker, .. } = answer;
+        let seconds = latency_us / 1e6;
+        let worker = worker.map_or(String::new(), |worker| format!("   worker {worker}"));
+        page.line(format!(
+            "HTTP/1.1 {status} {seconds:6.2} secs: {bytes:7} bytes ==> {method:4} {path}{worker}"
+        ));
     }
     if !trace.is_empty() {
-        text.push('\n');
+        page.empty_line();
     }
 }
 
-fn rate(text: &mut String, report: &LoadReport, paint: Paint) {
+fn rate(page: &mut Page, report: &LoadReport) {
     // What was answered without a first byte is a connection that had no request (--requests-per-connection 0).
     let connects_only = report.requests > 0 && report.first_byte_us.max == 0.0;
     let (asked, got) = if connects_only { ("connections", "connections") } else { ("requests", "answers") };
-    let qps = paint.bold(&format!("{:.1} {asked}/s", report.qps));
-    let _ = writeln!(text, "{qps}   {} {got} in {:.3} s", report.requests, report.duration_s);
+    let qps = page.paint.bold(&format!("{:.1} {asked}/s", report.qps));
+    page.line(format!("{qps}   {} {got} in {:.3} s", report.requests, report.duration_s));
     if let Some(offered) = report.offered_per_s.filter(|&offered| offered > 0.0) {
         let achieved = report.qps / offered * 100.0;
-        let _ = writeln!(text, "{offered:.1} were due per second; {achieved:.2} % of that was answered");
+        page.line(format!("{offered:.1} were due per second; {achieved:.2} % of that was answered"));
     }
-    let outside = &report.outside_window;
-    if outside.warmup + outside.late > 0 {
-        let _ = writeln!(
-            text,
-            "not counted in it: {} in the warm-up, {} after the end",
-            outside.warmup, outside.late
-        );
+    let OutsideWindow { warmup, late } = report.outside_window;
+    if warmup + late > 0 {
+        page.line(format!("not counted in it: {warmup} in the warm-up, {late} after the end"));
     }
     if let Some(depth) = report.pipeline {
         let line = format!("{depth} requests under way on each connection: compare with the same --pipeline");
-        let _ = writeln!(text, "{}", paint.yellow(&line));
+        page.line(page.paint.yellow(&line));
     }
-    text.push('\n');
+    page.empty_line();
 }
 
 /// The distributions, each with its name.
@@ -116,27 +135,25 @@ fn rows(report: &LoadReport, open_loop: bool) -> Vec<(&'static str, &Latency)> {
     rows.into_iter().filter(|(.., shown)| *shown).map(|(key, times, _)| (metrics::name(key), times)).collect()
 }
 
-fn latencies(text: &mut String, rows: &[(&str, &Latency)], report: &LoadReport) {
-    let statistics = ["p50", "p90", "p99", "p99_9", "max", "mean", "stdev"];
-    let heads = statistics.map(|key| format!("{:>10}", metrics::name(&format!("*_us.{key}")))).concat();
-    let _ = writeln!(text, "{:10}{heads}", "");
+fn latencies(page: &mut Page, rows: &[(&str, &Latency)], report: &LoadReport) {
+    let heads = Latency::default().named().map(|(name, _)| format!("{name:>10}")).concat();
+    page.line(format!("{:10}{heads}", ""));
     for (name, latency) in rows {
-        let Latency { p50, p90, p99, p99_9, max, mean, stdev } = **latency;
         // Nothing was measured: that is not 0.
-        let cell = |us| format!("{:>10}", if max > 0.0 { time(us) } else { "–".into() });
-        let cells = [p50, p90, p99, p99_9, max, mean, stdev].map(cell).concat();
-        let _ = writeln!(text, "{name:10}{cells}");
+        let cell = |us| if latency.max > 0.0 { time(us) } else { "–".into() };
+        let cells = latency.named().map(|(_, us)| format!("{:>10}", cell(us))).concat();
+        page.line(format!("{name:10}{cells}"));
     }
     if let (Some(worst), Some(silence_ms)) = (report.worst_second, report.longest_silence_ms) {
         let (p99, from_s) = (time(worst.latency_us.p99), worst.from_s);
         let silence = time(silence_ms as f64 * 1e3);
-        let _ = writeln!(text, "worst second: p99 {p99}, from {from_s:.0} s on; longest silence: {silence}");
+        page.line(format!("worst second: p99 {p99}, from {from_s:.0} s on; longest silence: {silence}"));
     }
-    text.push('\n');
+    page.empty_line();
 }
 
 /// The same from the median to the maximum as a picture: a decade is as wide as any other.
-fn spectrum(text: &mut String, rows: &[(&str, &Latency)], paint: Paint) {
+fn spectrum(page: &mut Page, rows: &[(&str, &Latency)]) {
     const SHADES: [char; 4] = ['█', '▓', '▒', '░'];
     let rows: Vec<_> = rows.iter().filter(|(_, latency)| latency.max > 0.0).collect();
     // Below a microsecond nothing is worth a decade of its own.
@@ -151,15 +168,15 @@ fn spectrum(text: &mut String, rows: &[(&str, &Latency)], paint: Paint) {
     let column = |us: f64| ((exponent(us) - first) * width as f64) as usize;
     let axis: String =
         (0..=decades).map(|decade| format!("{:width$}", mark(first + decade as f64))).collect();
-    let _ = writeln!(text, "{:NAME_COLUMNS$}{}", "", axis.trim_end());
+    page.named("", axis.trim_end().into());
     for (name, latency) in rows {
         let ends = [latency.p90, latency.p99, latency.p99_9, latency.max].map(column);
         let from = column(latency.p50);
         let shade = |at: usize| SHADES[ends.iter().position(|&end| at <= end).unwrap_or(3)];
         let bar: String = (from..=ends[3]).map(shade).collect();
-        let _ = writeln!(text, "{name:NAME_COLUMNS$}{:from$}{}", "", paint.cyan(&bar));
+        page.named(name, format!("{:from$}{}", "", page.paint.cyan(&bar)));
     }
-    let _ = writeln!(text, "{:NAME_COLUMNS$}█ p50 to p90   ▓ to p99   ▒ to p99.9   ░ to max\n", "");
+    page.named("", "█ p50 to p90   ▓ to p99   ▒ to p99.9   ░ to max\n".into());
 }
 
 /// A power of ten of microseconds on the axis: |100us.
@@ -172,7 +189,7 @@ fn mark(exponent: f64) -> String {
     format!("|{:.0}{unit}", 10f64.powf(exponent - divisor))
 }
 
-fn errors(text: &mut String, report: &LoadReport, paint: Paint, columns: usize) {
+fn errors(page: &mut Page, report: &LoadReport) {
     let errors = &report.errors;
     let mut parts = Vec::new();
     let phases = [
@@ -187,65 +204,58 @@ fn errors(text: &mut String, report: &LoadReport, paint: Paint, columns: usize) 
     if errors.timeout > 0 {
         parts.push(format!("unanswered {}", errors.timeout));
     }
-    let line = if parts.is_empty() { "none".into() } else { paint.red(&parts.join(", ")) };
-    let _ = writeln!(text, "errors       {line}");
+    page.named("errors", if parts.is_empty() { "none".into() } else { page.paint.red(&parts.join(", ")) });
     if report.retried > 0 {
-        let line = format!("{} sent once more: the server had closed their kept connection", report.retried);
-        let _ = writeln!(text, "retried      {line}");
+        let retried = report.retried;
+        page.named(
+            "retried",
+            format!("{retried} sent once more: the server had closed their kept connection"),
+        );
     }
-    lost(text, report, columns);
+    lost(page, report);
     if report.censored > 0 {
-        let line = format!("{} without an answer count with their age: they took longer", report.censored);
-        let _ = writeln!(text, "censored     {line}");
+        let censored = report.censored;
+        page.named(
+            "censored",
+            format!("{censored} without an answer count with their age: they took longer"),
+        );
     }
     if let Some(deadline) = report.deadline.filter(|deadline| deadline.shed + deadline.abandoned > 0) {
         let (shed, abandoned) = (deadline.shed, deadline.abandoned);
-        let _ = writeln!(text, "deadline     {shed} shed before they were sent, {abandoned} abandoned after");
+        page.named("deadline", format!("{shed} shed before they were sent, {abandoned} abandoned after"));
     }
 }
 
 /// The first requests that got no answer, one by one.
-fn lost(text: &mut String, report: &LoadReport, columns: usize) {
+fn lost(page: &mut Page, report: &LoadReport) {
     for (number, lost) in report.lost.iter().take(LOST_LINES).enumerate() {
         let name = if number == 0 { "lost" } else { "" };
         let client = lost.client.as_ref().map_or(String::new(), |client| format!(" from {client}"));
         let worker = lost.worker.map_or(String::new(), |worker| format!(", last answered by {worker}"));
         let line = format!("{name:NAME_COLUMNS$}{:.3} s{client}: {}{worker}", lost.at_s, lost.cause);
-        wrapped(&line, columns, 2).iter().for_each(|line| {
-            let _ = writeln!(text, "{line}");
-        });
+        page.wrapped(&line);
     }
     let unseen = report.lost.len().saturating_sub(LOST_LINES) as u64 + report.lost_more;
     if unseen > 0 {
-        let _ = writeln!(text, "{:NAME_COLUMNS$}and {unseen} more (--format json names them)", "");
+        page.named("", format!("and {unseen} more (--format json names them)"));
     }
 }
 
-fn connections(text: &mut String, report: &LoadReport) {
-    let counts = &report.connections;
-    let _ = writeln!(
-        text,
-        "connections  {} asked for, {} open at most, {} established, {} answered",
-        counts.requested, counts.peak_open, counts.established, counts.answered
-    );
-    if counts.idle_lost > 0 {
-        let _ = writeln!(
-            text,
-            "{:NAME_COLUMNS$}the server closed {} of the idle connections",
-            "", counts.idle_lost
-        );
+fn connections(page: &mut Page, report: &LoadReport) {
+    let ConnectionCounts { requested, peak_open, established, answered, idle_lost } = report.connections;
+    let opened = format!("{requested} asked for, {peak_open} open at most");
+    page.named("connections", format!("{opened}, {established} established, {answered} answered"));
+    if idle_lost > 0 {
+        page.named("", format!("the server closed {idle_lost} of the idle connections"));
     }
 }
 
-fn slow(text: &mut String, counts: &SlowCounts) {
+fn slow(page: &mut Page, counts: &SlowCounts) {
     let SlowCounts { kind, requested, established, answered, closed_by_server, closed_after_ms } = counts;
     let name = if kind == "half-open" { kind.clone() } else { format!("slow {kind}") };
     let after = closed_after_ms.map_or(String::new(), |ms| format!(" after {}", time(ms * 1e3)));
-    let _ = writeln!(
-        text,
-        "{name:NAME_COLUMNS$}{requested} asked for, {established} established, {answered} answered, \
-         {closed_by_server} closed{after}"
-    );
+    let got = format!("{established} established, {answered} answered, {closed_by_server} closed{after}");
+    page.named(&name, format!("{requested} asked for, {got}"));
 }
 
 /// The workers that did something or are known to exist, by number: the JSON's keys are text, and "10" would come before
@@ -255,22 +265,22 @@ fn shares(report: &LoadReport, known: u32) -> BTreeMap<u32, &WorkerShare> {
     numbered.filter(|&(worker, share)| worker < known || share.connections + share.requests > 0).collect()
 }
 
-fn workers(text: &mut String, report: &LoadReport, shares: &BTreeMap<u32, &WorkerShare>, paint: Paint) {
+fn workers(page: &mut Page, report: &LoadReport, shares: &BTreeMap<u32, &WorkerShare>) {
     let Some(evenness) = &report.evenness else {
         // A run that only connects reads no answers.
         if report.requests == 0 || report.first_byte_us.max > 0.0 {
-            text.push_str("workers      unknown: no answer names its worker (X-Worker: 0 to 65535)\n");
+            page.named("workers", "unknown: no answer names its worker (X-Worker: 0 to 65535)".into());
         }
         return;
     };
-    let _ =
-        writeln!(text, "\n{} per worker{}", paint.bold("connections"), judged("   ", &evenness.connections));
-    bars(text, shares, |share| share.connections, |_| None, paint);
-    let _ = writeln!(text, "\n{} per worker{}", paint.bold("requests"), judged("      ", &evenness.requests));
-    bars(text, shares, |share| share.requests, |share| share.latency_us.as_ref(), paint);
+    let [connections, requests] = ["connections", "requests"].map(|name| page.paint.bold(name));
+    page.line(format!("\n{connections} per worker{}", judged("   ", &evenness.connections)));
+    bars(page, shares, |share| share.connections, |_| None);
+    page.line(format!("\n{requests} per worker{}", judged("      ", &evenness.requests)));
+    bars(page, shares, |share| share.requests, |share| share.latency_us.as_ref());
     let idle = report.workers.len() - shares.len();
     if idle > 0 {
-        let _ = writeln!(text, "{idle:>6} more worker{} got nothing", if idle == 1 { "" } else { "s" });
+        page.line(format!("{idle:>6} more worker{} got nothing", if idle == 1 { "" } else { "s" }));
     }
 }
 
@@ -290,32 +300,29 @@ fn judged(gap: &str, evenness: &Evenness) -> String {
 
 /// A bar for each worker, and its p99 where it is known.
 fn bars(
-    text: &mut String,
+    page: &mut Page,
     shares: &BTreeMap<u32, &WorkerShare>,
     count: fn(&WorkerShare) -> u64,
     latency: fn(&WorkerShare) -> Option<&Latency>,
-    paint: Paint,
 ) {
     let most = shares.values().map(|share| count(share)).max().unwrap_or(0).max(1);
     for (worker, share) in shares {
         let bar = bar(count(share) as f64, most as f64, BAR_COLUMNS);
-        let _ = write!(text, "{worker:>6} {:>10} {}", count(share), paint.cyan(&bar));
-        if let Some(latency) = latency(share) {
-            let rest = BAR_COLUMNS.saturating_sub(bar.chars().count());
-            let _ = write!(text, "{:rest$}  p99 {:>6}", "", time(latency.p99));
-        }
-        text.push('\n');
+        let rest = BAR_COLUMNS.saturating_sub(bar.chars().count());
+        let p99 = latency(share).map(|latency| format!("{:rest$}  p99 {:>6}", "", time(latency.p99)));
+        let (count, bar) = (count(share), page.paint.cyan(&bar));
+        page.line(format!("{worker:>6} {count:>10} {bar}{}", p99.unwrap_or_default()));
     }
 }
 
 /// The workers that took the first connections, in groups of as many as there are workers: round robin shows as equal
 /// groups.
-fn order(text: &mut String, report: &LoadReport, workers: usize, columns: usize) {
+fn order(page: &mut Page, report: &LoadReport, workers: usize) {
     let takers = &report.order;
     if takers.is_empty() {
         return;
     }
-    let columns = columns - NAME_COLUMNS;
+    let columns = page.columns - NAME_COLUMNS;
     let digits = takers.iter().max().map_or(1, |worker| worker.to_string().len());
     // 10 must not look like 1 0.
     let (within, between) = if digits > 1 { (" ", "  ") } else { ("", " ") };
@@ -327,45 +334,42 @@ fn order(text: &mut String, report: &LoadReport, workers: usize, columns: usize)
         .collect();
     let longest = groups.iter().map(String::len).max().unwrap_or(0);
     let per_line = ((columns + between.len()) / (longest + between.len())).max(1);
-    text.push('\n');
+    page.empty_line();
     for (line, groups) in groups.chunks(per_line).take(ORDER_LINES).enumerate() {
         let name = if line == 0 { "order" } else { "" };
-        let _ = writeln!(text, "{name:NAME_COLUMNS$}{}", groups.join(between));
+        page.named(name, groups.join(between));
     }
     let unseen = takers.len().saturating_sub(ORDER_LINES * per_line * group);
     if unseen > 0 {
-        let _ = writeln!(text, "{:NAME_COLUMNS$}and {unseen} more", "");
+        page.named("", format!("and {unseen} more"));
     }
 }
 
-fn client(text: &mut String, report: &LoadReport, paint: Paint) {
+fn client(page: &mut Page, report: &LoadReport) {
     let client = &report.client;
     let cpu_us = (client.cpu_user_us + client.cpu_system_us) as f64;
     let per_request = match report.requests {
         0 => "nothing answered".into(),
         requests => format!("{:.2}us per request", cpu_us / requests as f64),
     };
-    let _ = writeln!(
-        text,
-        "\nclient       {:.0} % of {} CPU{}, {per_request}, {:.1} MiB",
-        client.cpu_share * 100.0,
-        client.threads,
-        if client.threads == 1 { "" } else { "s" },
-        client.max_rss_kib as f64 / 1024.0
-    );
+    let (percent, threads) = (client.cpu_share * 100.0, client.threads);
+    let cpus = if threads == 1 { "CPU" } else { "CPUs" };
+    let mib = client.max_rss_kib as f64 / 1024.0;
+    page.empty_line();
+    page.named("client", format!("{percent:.0} % of {threads} {cpus}, {per_request}, {mib:.1} MiB"));
     // A verdict says so itself.
     if report.trust.is_none() && client.cpu_share > BUSY_CLIENT {
         let advice = "the client is busy: it may be the limit, not the server; try more --threads";
-        let _ = writeln!(text, "{:NAME_COLUMNS$}{}", "", paint.red(advice));
+        page.named("", page.paint.red(advice));
     }
 }
 
 /// The verdict, and the reason of every check that failed.
-fn trust(text: &mut String, report: &LoadReport, paint: Paint, columns: usize) {
+fn trust(page: &mut Page, report: &LoadReport) {
     let Some(trust) = &report.trust else { return };
-    text.push('\n');
+    page.empty_line();
     if trust.verdict == Verdict::Valid {
-        let _ = writeln!(text, "{}: all {} checks hold", paint.bold("valid"), trust.checks.len());
+        page.line(format!("{}: all {} checks hold", page.paint.bold("valid"), trust.checks.len()));
     }
     let mut failed: Vec<_> = trust.checks.iter().filter(|check| check.verdict > Verdict::Valid).collect();
     // The worst first: it is the verdict.
@@ -373,8 +377,8 @@ fn trust(text: &mut String, report: &LoadReport, paint: Paint, columns: usize) {
     for check in failed {
         let is_invalid = check.verdict == Verdict::Invalid;
         let name = if is_invalid { "invalid" } else { "suspect" };
-        for line in wrapped(&format!("{name}: {} ({})", check.reason, check.name), columns, 2) {
-            let _ = writeln!(text, "{}", if is_invalid { paint.red(&line) } else { paint.yellow(&line) });
+        for line in wrapped(&format!("{name}: {} ({})", check.reason, check.name), page.columns, 2) {
+            page.line(if is_invalid { page.paint.red(&line) } else { page.paint.yellow(&line) });
         }
     }
 }
@@ -382,30 +386,27 @@ fn trust(text: &mut String, report: &LoadReport, paint: Paint, columns: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{ArrivalsKind, Check, DeadlineCounts, EvennessPair, Lost, Trust, WorstSecond};
+    use crate::report::{
+        ArrivalsKind, Check, DeadlineCounts, EvennessPair, Lost, RunInfo, Trust, WorstSecond,
+    };
 
     const PLAIN: Paint = Paint { has_colour: false };
     const COLOURED: Paint = Paint { has_colour: true };
 
-    fn run(arrivals: ArrivalsKind) -> Option<RunInfo> {
-        let configuration = Configuration {
-            url: "http://127.0.0.1/".into(),
-            method: "GET".into(),
-            arrivals,
-            rate_per_s: Some(2000.0),
-            workers: 12,
-            deadline_s: Some(0.05),
-            retry: true,
-            background: "idle:1000,half-open:10".into(),
-            ..Configuration::default()
-        };
-        Some(RunInfo { configuration, ..RunInfo::default() })
+    fn plain(report: &LoadReport) -> String {
+        render(report, PLAIN, 80)
     }
 
-    /// Without colour, as an open loop.
-    fn plain(report: &LoadReport) -> String {
-        let report = LoadReport { run: run(ArrivalsKind::Poisson), ..report.clone() };
-        render(&report, PLAIN, 80)
+    /// Of twelve workers, in an open loop; the words for its load need more than one line.
+    fn run() -> RunInfo {
+        let configuration = Configuration {
+            url: "http://127.0.0.1/".into(),
+            arrivals: ArrivalsKind::Poisson,
+            retry: true,
+            workers: 12,
+            ..Configuration::default()
+        };
+        RunInfo { configuration, ..RunInfo::default() }
     }
 
     /// With something in every block.
@@ -424,6 +425,7 @@ mod tests {
             (0..12).map(|worker| (worker.to_string(), share(10 + worker))).collect();
         let evenness = Evenness { workers: 12, n: 60, dispersion: 12345.67, ..Evenness::default() };
         LoadReport {
+            run: Some(run()),
             qps: 1234.5,
             latency_us: spread(1000.0),
             service_us: spread(100.0),
@@ -478,9 +480,7 @@ mod tests {
     #[test]
     fn every_line_fits_into_the_terminal() {
         for columns in [80, 100] {
-            for line in
-                render(&LoadReport { run: run(ArrivalsKind::Poisson), ..full() }, PLAIN, columns).lines()
-            {
+            for line in render(&full(), PLAIN, columns).lines() {
                 assert!(line.chars().count() <= columns, "{line}");
             }
         }
@@ -550,16 +550,16 @@ mod tests {
 
     #[test]
     fn a_spectrum_runs_from_the_median_to_the_maximum_on_a_logarithmic_axis() {
-        let mut text = String::new();
+        let mut page = Page { text: String::new(), paint: PLAIN, columns: 80 };
         let latency =
             Latency { p50: 10.0, p90: 100.0, p99: 1000.0, p99_9: 1e4, max: 1e5, ..Latency::default() };
-        spectrum(&mut text, &[("response", &latency)], PLAIN);
-        let lines: Vec<&str> = text.lines().collect();
+        spectrum(&mut page, &[("response", &latency)]);
+        let lines: Vec<&str> = page.text.lines().collect();
         assert!(lines[0].ends_with("|10us          |100us         |1ms           |10ms          |100ms"));
         let count = |shade| lines[1].chars().filter(|&c| c == shade).count();
         assert_eq!(['█', '▓', '▒', '░'].map(count), [16, 15, 15, 15]);
-        spectrum(&mut text, &[("nothing", &Latency::default())], PLAIN);
-        assert!(!text.contains("nothing"));
+        spectrum(&mut page, &[("nothing", &Latency::default())]);
+        assert!(!page.text.contains("nothing"));
     }
 
     #[test]
@@ -579,6 +579,6 @@ mod tests {
         let mut report = LoadReport::default();
         report.errors.timeout = 3;
         assert!(render(&report, COLOURED, 80).contains("\x1b[31munanswered 3\x1b[0m"));
-        assert!(!render(&report, PLAIN, 80).contains('\x1b'));
+        assert!(!plain(&report).contains('\x1b'));
     }
 }

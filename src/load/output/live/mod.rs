@@ -17,7 +17,7 @@ use crate::load::run::observers::Observer;
 use crate::report::{IntervalReport, Latency};
 use crate::terminal::{Paint, Screen, is_quit};
 use crate::units::{grouped, time};
-use state::{Goal, State};
+use state::State;
 
 /// Between two lines.
 const PAUSE_S: f64 = 2.0;
@@ -39,8 +39,8 @@ enum Shown {
 
 impl Live {
     pub fn new(plan: &Plan) -> Live {
-        let mut live =
-            Live { state: State::new(Goal::of(plan)), shown: Shown::Nothing, paint: Paint::on(&stderr()) };
+        let state = State::new(plan.configuration(), plan.pacing.seed);
+        let mut live = Live { state, shown: Shown::Nothing, paint: Paint::on(&stderr()) };
         if !stderr().is_terminal() {
             live.show_lines("standard error is not a terminal");
         }
@@ -93,8 +93,7 @@ impl Observer for Live {
 fn line(state: &State) -> String {
     let now = &state.now;
     let mut line = format!("{} {:.0} s", state.phase.in_words(), now.to_s);
-    line +=
-        &state.goal.seconds.map_or(String::new(), |of_s| format!(" of {} s", (of_s * 10.0).round() / 10.0));
+    line += &state.end_s().map_or(String::new(), |end_s| format!(" of {} s", (end_s * 10.0).round() / 10.0));
     line += &format!(" · {}/s", grouped(now.qps.round() as u64));
     if now.latency_us.max > 0.0 {
         line += &format!(" · p50 {} · p99 {}", time(now.latency_us.p50), time(now.latency_us.p99));
@@ -110,10 +109,11 @@ fn line(state: &State) -> String {
 mod tests {
     use super::state::tests::interval;
     use super::*;
+    use crate::report::Configuration;
 
     #[test]
     fn the_run_in_a_line_has_no_control_characters() {
-        let mut state = State::new(Goal { seconds: Some(9.0), ..Goal::default() });
+        let mut state = State::new(Configuration { duration_s: Some(9.0), ..Configuration::default() }, 1);
         state.add(&interval(19, true, 8_123));
         assert_eq!(line(&state), "measuring 2 s of 9 s · 81,230/s · p50 251us · p99 612us · 64 open");
         state.add(&IntervalReport { errors: 12, ..interval(20, false, 1) });

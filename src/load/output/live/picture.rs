@@ -1,9 +1,10 @@
 //! The picture of a [`State`]. Nothing here looks at a clock or at a terminal.
 
 use ratatui::Frame;
-use ratatui::style::{Color, Modifier, Style, Stylize};
+use ratatui::style::{Color, Modifier, Stylize};
 use ratatui::text::{Line, Span};
 
+use crate::load::output::heading;
 use crate::load::output::live::state::State;
 use crate::report::Latency;
 use crate::terminal::{Paint, bar, columns, draw_lines, wrapped};
@@ -15,6 +16,8 @@ const ROOMY: u16 = 20;
 const TINY: u16 = 12;
 /// Lines of the curve, at most.
 const CURVE_LINES: usize = 8;
+/// How many of [`Latency::named`] are shown.
+const STATISTICS: usize = 5;
 const KEYS: &str = "q or Ctrl-C ends the run and prints the report";
 
 /// Draws it; a screen too small for it shows its upper left corner and the keys.
@@ -24,9 +27,10 @@ pub fn draw(frame: &mut Frame, state: &State, paint: Paint) {
 }
 
 fn picture(state: &State, paint: Paint, width: usize, height: u16) -> Vec<Line<'static>> {
-    let mut top = vec![Line::from(state.goal.url.clone().bold())];
+    let mut top = vec![Line::from(state.configuration.url.clone().bold())];
     if height >= TINY {
-        top.extend(wrapped(&state.goal.load, width, 0).into_iter().map(Line::raw));
+        let load = heading::in_words(&state.configuration, Some(state.seed));
+        top.extend(wrapped(&load, width, 0).into_iter().map(Line::raw));
     }
     top.push(progress(state, width));
     if height >= ROOMY {
@@ -64,8 +68,8 @@ fn picture(state: &State, paint: Paint, width: usize, height: u16) -> Vec<Line<'
 /// The phase, the time, and how far it has come.
 fn progress(state: &State, width: usize) -> Line<'static> {
     let elapsed = state.now.to_s;
-    let of = match (state.goal.seconds, state.goal.requests) {
-        (Some(seconds), _) => format!(" of {seconds:.1} s"),
+    let of = match (state.end_s(), state.configuration.requests) {
+        (Some(end_s), _) => format!(" of {end_s:.1} s"),
         (None, Some(requests)) => format!(" · {} of {} requests", grouped(state.requests), grouped(requests)),
         (None, None) => String::new(),
     };
@@ -81,7 +85,7 @@ fn progress(state: &State, width: usize) -> Line<'static> {
 fn rate(state: &State) -> Line<'static> {
     let now = format!("{} requests/s", grouped(state.now.qps.round() as u64)).bold();
     let length_s = state.now.to_s - state.now.from_s;
-    let due = state.now.due.filter(|_| state.goal.is_open_loop && length_s > 0.0);
+    let due = state.now.due.filter(|_| state.configuration.is_open_loop() && length_s > 0.0);
     let due = due
         .map_or(String::new(), |due| format!(" · {} due", grouped((due as f64 / length_s).round() as u64)));
     let rest = format!(
@@ -100,18 +104,16 @@ fn curve(rates: &[f64], lines: usize, paint: Paint) -> Vec<Line<'static>> {
     columns(&rates, most, lines).into_iter().map(line).collect()
 }
 
+/// The percentiles and the maximum; the mean and the deviation are left to the report.
 fn times(state: &State) -> Vec<Line<'static>> {
     let row = |name: &str, latency: &Latency| {
-        let all = [latency.p50, latency.p90, latency.p99, latency.p99_9, latency.max];
-        let cell = |&us: &f64| match latency.max {
-            0.0 => format!("{:>9}", "–"),
-            _ => format!("{:>9}", time(us)),
-        };
-        Line::raw(format!("{name:10}{}", all.iter().map(cell).collect::<String>()))
+        let cell = |us| if latency.max > 0.0 { time(us) } else { "–".into() };
+        let cells = latency.named().map(|(_, us)| format!("{:>9}", cell(us)));
+        Line::raw(format!("{name:10}{}", cells[..STATISTICS].concat()))
     };
-    let names = ["p50", "p90", "p99", "p99.9", "max"].map(|name| format!("{name:>9}")).concat();
+    let names = state.so_far.named().map(|(name, _)| format!("{name:>9}"));
     vec![
-        Line::styled(format!("{:10}{names}", "response"), Style::new().add_modifier(Modifier::DIM)),
+        Line::styled(format!("{:10}{}", "response", names[..STATISTICS].concat()), Modifier::DIM),
         row("now", &state.now.latency_us),
         row("so far", &state.so_far),
     ]
@@ -140,7 +142,7 @@ fn workers(state: &State, paint: Paint, width: usize) -> Vec<Line<'static>> {
     let d = dispersion("connections", state.dispersion(|share| share.connections))
         + &dispersion("requests", state.dispersion(|share| share.requests));
     let heading = format!("worker, connections, requests{d}");
-    let mut lines = vec![Line::styled(heading, Style::new().add_modifier(Modifier::DIM))];
+    let mut lines = vec![Line::styled(heading, Modifier::DIM)];
     let most = state.workers.values().map(|share| share.requests).max().unwrap_or(0);
     let room = width.saturating_sub(LABEL).min(40);
     for (worker, share) in &state.workers {
@@ -163,19 +165,23 @@ fn is_worker(line: &Line) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::output::live::state::Goal;
     use crate::load::output::live::state::tests::interval;
+    use crate::report::{ArrivalsKind, Configuration};
     use crate::terminal::tests::lines_of;
 
     fn running(workers: u32) -> State {
-        let mut state = State::new(Goal {
+        let configuration = Configuration {
             url: "http://127.0.0.1:8080/".into(),
-            load: "open loop, 8000/s at fixed gaps, 64 connections, 1 thread".into(),
-            is_open_loop: true,
-            seconds: Some(10.0),
+            arrivals: ArrivalsKind::Fixed,
+            rate_per_s: Some(8000.0),
+            connections: 64,
+            threads: 1,
+            engine: "epoll".into(),
+            duration_s: Some(10.0),
             workers,
-            ..Goal::default()
-        });
+            ..Configuration::default()
+        };
+        let mut state = State::new(configuration, 1);
         for number in 0..40 {
             state.add(&interval(number, number >= 10, 400 + 10 * u64::from(number)));
         }
@@ -234,7 +240,7 @@ mod tests {
 
     #[test]
     fn what_is_unknown_is_no_zero() {
-        let lines = screen(&State::new(Goal::default()), 80, 24);
+        let lines = screen(&State::new(Configuration::default(), 1), 80, 24);
         assert_eq!(lines.concat().matches('–').count(), 10, "{lines:#?}");
         assert!(!lines.concat().contains("worker, "));
     }
@@ -253,7 +259,7 @@ mod tests {
     #[test]
     fn a_count_that_ends_the_run_is_its_progress() {
         let mut state = running(0);
-        (state.goal.seconds, state.goal.requests) = (None, Some(20_000));
+        (state.configuration.duration_s, state.configuration.requests) = (None, Some(20_000));
         let lines = screen(&state, 80, 24);
         assert!(lines[2].starts_with("measuring · 4.0 s · 19,350 of 20,000 requests  ━"), "{lines:#?}");
     }

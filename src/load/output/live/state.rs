@@ -3,40 +3,10 @@
 use std::collections::BTreeMap;
 
 use crate::load::counts::evenness;
-use crate::load::options::plan::Plan;
-use crate::load::output::heading;
-use crate::report::{IntervalReport, Latency, WorkerShare};
+use crate::report::{Configuration, IntervalReport, Latency, WorkerShare};
 
 /// Workers that are shown by number; the rest are left out.
 const MOST_WORKERS: u32 = 4096;
-
-/// What the command line asks for.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Goal {
-    pub url: String,
-    /// The load in words.
-    pub load: String,
-    pub is_open_loop: bool,
-    /// Warm-up and measurement together; unknown where a number of requests ends the run.
-    pub seconds: Option<f64>,
-    /// Requests after the warm-up, where their number ends the run.
-    pub requests: Option<u64>,
-    /// Workers the server is said to have.
-    pub workers: u32,
-}
-
-impl Goal {
-    pub fn of(plan: &Plan) -> Goal {
-        Goal {
-            url: plan.target.url(),
-            load: heading::in_words(&plan.configuration(), Some(plan.pacing.seed)),
-            is_open_loop: plan.pacing.is_open_loop(),
-            seconds: plan.window.duration().map(|duration| (plan.window.warmup + duration).as_secs_f64()),
-            requests: plan.window.requests(),
-            workers: plan.workers,
-        }
-    }
-}
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Phase {
@@ -68,7 +38,8 @@ impl Phase {
 /// Everything the picture shows.
 #[derive(Debug, Default)]
 pub struct State {
-    pub goal: Goal,
+    pub configuration: Configuration,
+    pub seed: u64,
     pub phase: Phase,
     /// The last interval.
     pub now: IntervalReport,
@@ -86,9 +57,14 @@ pub struct State {
 }
 
 impl State {
-    pub fn new(goal: Goal) -> State {
-        let workers = (0..goal.workers).map(|worker| (worker, WorkerShare::default())).collect();
-        State { goal, workers, ..State::default() }
+    pub fn new(configuration: Configuration, seed: u64) -> State {
+        let workers = (0..configuration.workers).map(|worker| (worker, WorkerShare::default())).collect();
+        State { configuration, seed, workers, ..State::default() }
+    }
+
+    /// Warm-up and measurement together; unknown where a number of requests ends the run.
+    pub fn end_s(&self) -> Option<f64> {
+        self.configuration.duration_s.map(|duration_s| self.configuration.warmup_s + duration_s)
     }
 
     /// Adds what happened in one more interval.
@@ -122,9 +98,9 @@ impl State {
 
     /// Share of the run that is over, where its end is known.
     pub fn progress(&self) -> Option<f64> {
-        let by_time = self.goal.seconds.map(|seconds| self.now.to_s / seconds);
+        let by_time = self.end_s().map(|end_s| self.now.to_s / end_s);
         let measured = if self.phase == Phase::WarmUp { 0 } else { self.requests };
-        let by_count = self.goal.requests.map(|goal| measured as f64 / goal as f64);
+        let by_count = self.configuration.requests.map(|all| measured as f64 / all as f64);
         by_time.or(by_count).map(|share| share.clamp(0.0, 1.0))
     }
 
@@ -210,7 +186,8 @@ pub(super) mod tests {
 
     #[test]
     fn the_measurement_begins_with_new_sums_and_the_last_answers_do_not_count() {
-        let mut state = State::new(Goal { seconds: Some(0.4), workers: 2, ..Goal::default() });
+        let mut state =
+            State::new(Configuration { duration_s: Some(0.4), workers: 2, ..Configuration::default() }, 1);
         for (number, measured, requests) in [(0, false, 400), (1, true, 800), (2, true, 400), (3, false, 4)] {
             state.add(&interval(number, measured, requests));
         }
