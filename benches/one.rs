@@ -19,7 +19,7 @@ use acceptlab::load::response as load;
 use acceptlab::server::Channel;
 use acceptlab::sys::epoll::{Epoll, Interest};
 use acceptlab::sys::process::{Fork, fork, reap};
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 criterion_group! {
@@ -166,11 +166,11 @@ fn answer_parse(criterion: &mut Criterion) {
     };
     let mut reader = load::Reader::default();
     criterion.bench_function("answer parse, unknown head", |bencher| {
-        let mut template = load::Template::new(false);
-        bencher.iter(|| {
-            template.forget();
-            read(&mut reader, &mut template)
-        });
+        bencher.iter_batched_ref(
+            || load::Template::new(false),
+            |template| read(&mut reader, template),
+            BatchSize::SmallInput,
+        );
     });
     criterion.bench_function("answer parse, known head", |bencher| {
         let mut template = load::Template::new(false);

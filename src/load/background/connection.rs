@@ -1,22 +1,21 @@
 //! One background connection: its kind, and what became of it.
 
-use std::os::fd::AsRawFd;
-
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv, send};
 use socket2::{Domain, Socket};
 
 use crate::load::client::route::Route;
 use crate::load::options::background::Background;
 use crate::load::response::Reader;
 use crate::report::SlowCounts;
+use crate::sys::socket::{receive_now, send_now};
 use crate::units::monotonic_ns;
 
 /// What a slow reader asks the kernel to hold for it: less than the kernel's least, which it then gets (tcp(7)).
 const SMALL_BUFFER_BYTES: usize = 1;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Kind {
+    #[default]
     Idle,
     SlowSend,
     SlowRead,
@@ -44,6 +43,7 @@ impl Kind {
     }
 }
 
+#[derive(Default)]
 pub struct BackgroundConnection {
     pub kind: Kind,
     /// `None` before its life and after it.
@@ -60,19 +60,6 @@ pub struct BackgroundConnection {
 }
 
 impl BackgroundConnection {
-    pub fn new(kind: Kind) -> BackgroundConnection {
-        BackgroundConnection {
-            kind,
-            socket: None,
-            began_ns: 0,
-            is_established: false,
-            written: 0,
-            reader: Reader::default(),
-            answered: 0,
-            closed_after_ns: None,
-        }
-    }
-
     /// A non-blocking socket on its way; `number` chooses the source address.
     pub fn connect(&mut self, route: &Route, number: u64) -> nix::Result<Socket> {
         self.began_ns = monotonic_ns();
@@ -88,17 +75,13 @@ impl BackgroundConnection {
 
     pub fn send(&mut self, bytes: &[u8]) -> nix::Result<()> {
         let Some(socket) = &self.socket else { return Err(Errno::ENOTCONN) };
-        match send(socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL) {
-            Ok(written) => self.written += written,
-            Err(Errno::EAGAIN | Errno::EINTR) => {}
-            Err(errno) => return Err(errno),
-        }
+        self.written += send_now(socket, bytes)?;
         Ok(())
     }
 
     pub fn receive(&self, buffer: &mut [u8]) -> nix::Result<usize> {
         let Some(socket) = &self.socket else { return Err(Errno::ENOTCONN) };
-        recv(socket.as_raw_fd(), buffer, MsgFlags::empty())
+        receive_now(socket, buffer)
     }
 }
 

@@ -82,8 +82,9 @@ impl BackgroundConnections {
         let epoll = Epoll::new(MAX_REPORTS)?;
         epoll.add(&*stop_event, STOP, Interest::EPOLLIN)?;
         let (sender, opened) = mpsc::channel();
-        let kinds = Kind::each(&wanted).into_iter();
-        let connections = kinds.flat_map(|(kind, count)| (0..count).map(move |_| kind));
+        let of_kind = |(kind, count)| {
+            (0..count).map(move |_| BackgroundConnection { kind, ..BackgroundConnection::default() })
+        };
         let background = BackgroundLoop {
             route,
             template: Template::new(request.starts_with(b"HEAD ")),
@@ -92,7 +93,7 @@ impl BackgroundConnections {
             timeout_ns: timeout.as_nanos() as u64,
             epoll,
             stop_event: stop_event.clone(),
-            connections: connections.map(BackgroundConnection::new).collect(),
+            connections: Kind::each(&wanted).into_iter().flat_map(of_kind).collect(),
             begun: 0,
             connecting: VecDeque::new(),
             opened: Some(sender),
@@ -317,7 +318,7 @@ impl BackgroundLoop {
         let mut byte = [0];
         match self.connections[slot].receive(&mut byte) {
             Ok(1) => self.feed(slot, &byte),
-            Err(Errno::EAGAIN | Errno::EINTR) => true,
+            Err(Errno::EAGAIN) => true,
             _ => {
                 self.on_end(slot);
                 false
@@ -328,14 +329,10 @@ impl BackgroundLoop {
     /// Reads what there is of an answer, at any speed.
     fn receive(&mut self, slot: usize) {
         let mut buffer = std::mem::take(&mut self.buffer);
-        loop {
-            match self.connections[slot].receive(&mut buffer) {
-                Ok(bytes @ 1..) if self.feed(slot, &buffer[..bytes]) => {}
-                Err(Errno::EINTR) => {}
-                // The end is reported, and read, by itself.
-                _ => break,
-            }
-        }
+        // The end is reported, and read, by itself.
+        while let Ok(bytes @ 1..) = self.connections[slot].receive(&mut buffer)
+            && self.feed(slot, &buffer[..bytes])
+        {}
         self.buffer = buffer;
     }
 

@@ -17,8 +17,9 @@ use crate::load::response::Reader;
 ///    │        later          ▼                                         ▼            FIN
 ///    └─────────────────── BackingOff                                Closing ───────────────► Closed
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ConnectionState {
+    #[default]
     Closed,
     Connecting,
     /// Established, with nothing outstanding.
@@ -32,6 +33,7 @@ pub enum ConnectionState {
     BackingOff,
 }
 
+#[derive(Default)]
 pub struct Connection {
     pub socket: Option<Socket>,
     pub state: ConnectionState,
@@ -64,29 +66,6 @@ pub struct Connection {
     /// Failures since the last answer.
     pub failures: u32,
     pub reader: Reader,
-}
-
-impl Default for Connection {
-    fn default() -> Connection {
-        Connection {
-            socket: None,
-            state: ConnectionState::Closed,
-            generation: 0,
-            due_ns: VecDeque::new(),
-            sent_ns: 0,
-            retried: false,
-            first_byte_ns: 0,
-            began_ns: 0,
-            deadline_ns: u64::MAX,
-            written: 0,
-            to_write: 0,
-            answers: 0,
-            worker: None,
-            of_session: 0,
-            failures: 0,
-            reader: Reader::default(),
-        }
-    }
 }
 
 impl Connection {

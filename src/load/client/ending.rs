@@ -212,7 +212,7 @@ impl<E: Engine> ClientLoop<'_, E> {
             // Established after the last event: the server may have counted it, so it is counted here too.
             return self.established(slot);
         }
-        self.tally.connect.record(self.now_ns - self.connections[slot].began_ns);
+        self.tally.times.connect.record(self.now_ns - self.connections[slot].began_ns);
         if !self.control.is_reached() {
             self.unreachable = Some(Errno::ETIMEDOUT);
         }

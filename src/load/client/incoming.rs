@@ -72,7 +72,7 @@ impl<E: Engine> ClientLoop<'_, E> {
     fn on_room(&mut self, slot: usize) {
         let written = self.write(slot).and_then(|all| {
             if !all {
-                return self.with_socket(slot, E::await_more_room);
+                return self.with_socket(slot, E::await_room);
             }
             self.connections[slot].state = ConnectionState::Reading;
             Ok(())

@@ -131,8 +131,11 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
             control.stop_event(),
             [settings.requests.as_slice(), &settings.last_request],
         )?;
-        let connection =
-            |_| Connection { due_ns: VecDeque::with_capacity(settings.pipeline), ..Connection::default() };
+        let connection = |_| Connection {
+            due_ns: VecDeque::with_capacity(settings.pipeline),
+            deadline_ns: u64::MAX,
+            ..Connection::default()
+        };
         Ok(ClientLoop {
             settings,
             control,

@@ -67,7 +67,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         let connection = &mut self.connections[slot];
         connection.state = ConnectionState::Idle;
         connection.deadline_ns = u64::MAX;
-        self.tally.connect.record(self.now_ns - connection.began_ns);
+        self.tally.times.connect.record(self.now_ns - connection.began_ns);
         self.tally.opened();
         if self.tally.established == 1 {
             self.control.mark_reached();
@@ -79,7 +79,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         let began_ns = self.connections[slot].began_ns;
         if errno == Errno::ETIMEDOUT {
             // A handshake that timed out is recorded with its age, a lower bound.
-            self.tally.connect.record(self.now_ns.saturating_sub(began_ns));
+            self.tally.times.connect.record(self.now_ns.saturating_sub(began_ns));
         }
         self.close(slot);
         if !self.control.is_reached() {

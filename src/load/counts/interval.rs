@@ -31,6 +31,18 @@ pub struct Totals {
     pub due: u64,
 }
 
+impl Totals {
+    fn with(&self, other: &Totals, combine: fn(u64, u64) -> u64) -> Totals {
+        Totals {
+            open: combine(self.open, other.open),
+            established: combine(self.established, other.established),
+            errors: combine(self.errors, other.errors),
+            retried: combine(self.retried, other.retried),
+            due: combine(self.due, other.due),
+        }
+    }
+}
+
 /// What one thread counted in one interval.
 pub struct IntervalCounts {
     thread: usize,
@@ -74,11 +86,7 @@ impl IntervalCounts {
 
     fn add(&mut self, other: &IntervalCounts) {
         self.answers += other.answers;
-        self.totals.open += other.totals.open;
-        self.totals.established += other.totals.established;
-        self.totals.errors += other.totals.errors;
-        self.totals.retried += other.totals.retried;
-        self.totals.due += other.totals.due;
+        self.totals = self.totals.with(&other.totals, |a, b| a + b);
         self.latency.add(&other.latency);
         self.slip.add(&other.slip);
         for (worker, (connections, requests)) in other.workers.iter().enumerate() {
@@ -91,7 +99,7 @@ impl IntervalCounts {
 /// A measuring thread's end.
 pub struct IntervalSender {
     counts: Box<IntervalCounts>,
-    /// At the beginning of the present interval.
+    /// At the beginning of the present interval; `open` is 0, since it is not a difference.
     before: Totals,
     length_ns: u64,
     start_ns: u64,
@@ -150,14 +158,8 @@ impl IntervalSender {
 
     fn close(&mut self, index: u64, totals: Totals) {
         self.counts.index = index;
-        self.counts.totals = Totals {
-            open: totals.open,
-            established: totals.established - self.before.established,
-            errors: totals.errors - self.before.errors,
-            retried: totals.retried - self.before.retried,
-            due: totals.due - self.before.due,
-        };
-        self.before = totals;
+        self.counts.totals = totals.with(&self.before, |now, before| now - before);
+        self.before = Totals { open: 0, ..totals };
     }
 }
 

@@ -4,6 +4,7 @@
 
 use nix::errno::Errno;
 
+use crate::load::counts::distributions::Distributions;
 use crate::load::counts::failures::Failures;
 use crate::load::counts::histogram::Times;
 use crate::load::counts::interval::{IntervalSender, Totals};
@@ -58,12 +59,8 @@ pub struct Sent {
 #[derive(Default)]
 pub struct Tally {
     pub measures: Measures,
-    /// In closed loop latency *is* service time, and nothing is recorded here.
-    pub latency: Times,
-    pub service: Times,
-    pub first_byte: Times,
-    pub slip: Times,
-    pub connect: Times,
+    /// In a closed loop the response time is the service time; it is recorded once, and copied at the end.
+    pub times: Distributions,
     /// Requests due in the window, whatever became of them.
     pub due_in_window: u64,
     /// Those of them that never got an answer.
@@ -182,16 +179,16 @@ impl Tally {
         self.last_due_ns = self.last_due_ns.max(timestamps.due_ns);
         self.censored += u64::from(!answered);
         if let Some(sent_ns) = timestamps.sent_ns {
-            self.service.record(timestamps.end_ns.saturating_sub(sent_ns));
+            self.times.service.record(timestamps.end_ns.saturating_sub(sent_ns));
             if let Some(first_byte_ns) = timestamps.first_byte_ns {
-                self.first_byte.record(first_byte_ns.saturating_sub(sent_ns));
+                self.times.first_byte.record(first_byte_ns.saturating_sub(sent_ns));
             }
         }
         if let Some(slip_ns) = timestamps.slip_ns().filter(|_| self.measures.slip) {
-            self.slip.record(slip_ns);
+            self.times.slip.record(slip_ns);
         }
         if self.measures.from_due {
-            self.latency.record(timestamps.end_ns.saturating_sub(timestamps.due_ns));
+            self.times.response.record(timestamps.end_ns.saturating_sub(timestamps.due_ns));
         }
     }
 
@@ -236,11 +233,7 @@ impl Tally {
 
     /// Adds another thread's counts to these.
     pub fn add(&mut self, other: Tally) {
-        self.latency.add(&other.latency);
-        self.service.add(&other.service);
-        self.first_byte.add(&other.first_byte);
-        self.slip.add(&other.slip);
-        self.connect.add(&other.connect);
+        self.times.add(&other.times);
         self.due_in_window += other.due_in_window;
         self.censored += other.censored;
         self.shed += other.shed;
@@ -316,11 +309,11 @@ mod tests {
         tally.answered(&WINDOW, timestamps(1_200, 1_500, 1_600), &ANSWER, false);
         tally.answered(&WINDOW, timestamps(1_900, 1_900, 2_500), &ANSWER, false);
         assert_eq!((tally.answered_before, tally.answered_in_window, tally.answered_late), (1, 2, 1));
-        assert_eq!((tally.latency.count(), tally.service.count()), (2, 2));
+        assert_eq!((tally.times.response.count(), tally.times.service.count()), (2, 2));
         assert_eq!((tally.workers[1].connections, tally.workers[1].requests), (1, 2));
         assert_eq!(tally.workers[1].latency.as_ref().unwrap().count(), 2);
-        assert_eq!(tally.latency.latency().max, 0.6);
-        assert_eq!(tally.service.latency().max, 0.6);
+        assert_eq!(tally.times.response.latency().max, 0.6);
+        assert_eq!(tally.times.service.latency().max, 0.6);
     }
 
     #[test]

@@ -154,11 +154,6 @@ impl Template {
         Template { no_body, head, worker_at: 0..0, answer: Answer::default() }
     }
 
-    /// As at the beginning.
-    pub fn forget(&mut self) {
-        self.head.clear();
-    }
-
     fn learn(&mut self, bytes: &[u8], head: &Head) {
         let Framing::Length(body_bytes) = head.framing else { return };
         if bytes.len() > Template::MAX_BYTES || head.is_interim() {

@@ -84,14 +84,7 @@ pub fn run(plan: &Plan, observers: Observers) -> Result<Outcome, String> {
         start: Duration::from_nanos(window.open_ns - window.start_ns),
         duration: Duration::from_nanos(window.duration_ns()),
     };
-    let distributions = Distributions {
-        response: summary::latency(&tally, settings.open_loop).clone(),
-        connect: tally.connect,
-        first_byte: tally.first_byte,
-        service: tally.service,
-        slip: tally.slip,
-    };
-    Ok(Outcome { report, distributions, span, observed })
+    Ok(Outcome { report, distributions: tally.times, span, observed })
 }
 
 /// What to do about a connection that cannot be established.

@@ -7,7 +7,6 @@ use nix::unistd::gethostname;
 
 use crate::load::background::BackgroundCounts;
 use crate::load::counts::evenness;
-use crate::load::counts::histogram::Times;
 use crate::load::counts::tally::{Tally, WorkerTally};
 use crate::load::counts::window::Window;
 use crate::load::options::plan::Plan;
@@ -39,11 +38,11 @@ pub fn report(
         qps: over(tally.answered_in_window as f64, duration_s),
         duration_s,
         errors: failures.named(),
-        latency_us: latency(tally, is_open_loop).latency(),
-        service_us: tally.service.latency(),
-        connect_us: tally.connect.latency(),
-        first_byte_us: tally.first_byte.latency(),
-        slip_us: tally.slip.latency(),
+        latency_us: tally.times.response.latency(),
+        service_us: tally.times.service.latency(),
+        connect_us: tally.times.connect.latency(),
+        first_byte_us: tally.times.first_byte.latency(),
+        slip_us: tally.times.slip.latency(),
         censored: tally.censored,
         offered_per_s: is_open_loop.then(|| offered(plan, tally, window)),
         deadline: plan
@@ -74,10 +73,10 @@ pub fn report(
         slow: background.slow.clone(),
         client: ClientCost {
             threads: plan.threads.count as usize,
-            cpu_user_us: cpu.user_us,
-            cpu_system_us: cpu.system_us,
+            cpu_user_us: cpu.cpu_user_us,
+            cpu_system_us: cpu.cpu_system_us,
             cpu_share: over(
-                (cpu.user_us + cpu.system_us) as f64 / 1e6,
+                (cpu.cpu_user_us + cpu.cpu_system_us) as f64 / 1e6,
                 duration_s * f64::from(plan.threads.count),
             ),
             max_rss_kib: max_rss_kib(),
@@ -110,11 +109,6 @@ fn run_info(plan: &Plan, counted: &Counted, interrupted: bool) -> RunInfo {
         merged_from: None,
         parts: Vec::new(),
     }
-}
-
-/// In closed loop a request is due when it is sent.
-pub fn latency(tally: &Tally, open_loop: bool) -> &Times {
-    if open_loop { &tally.latency } else { &tally.service }
 }
 
 /// One row for each worker there is: those that got nothing, too. Empty when no answer named its worker.

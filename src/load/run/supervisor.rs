@@ -4,10 +4,8 @@
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::time::TimeValLike;
 
 use crate::console;
 use crate::load::client::control::{Control, ThreadStatus};
@@ -16,6 +14,7 @@ use crate::load::counts::window::Window;
 use crate::load::options::plan::Progress;
 use crate::load::run::observers::Observers;
 use crate::sys::epoll::{Epoll, Interest};
+use crate::sys::process::Usage;
 use crate::units::monotonic_ns;
 
 /// A shorter run shows no progress: it is over too soon.
@@ -23,13 +22,6 @@ const PROGRESS_FROM_NS: u64 = 2_000_000_000;
 const PROGRESS_EVERY_NS: u64 = 1_000_000_000;
 const SIGNAL: u64 = 0;
 const THREAD: u64 = 1;
-
-/// Of this process.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct CpuTime {
-    pub user_us: u64,
-    pub system_us: u64,
-}
 
 pub struct Supervisor<'a> {
     control: &'a Control,
@@ -85,7 +77,7 @@ impl<'a> Supervisor<'a> {
         mut window: Window,
         mut merger: Option<&mut IntervalMerger>,
         observers: &mut Observers,
-    ) -> nix::Result<(Window, CpuTime)> {
+    ) -> nix::Result<(Window, Usage)> {
         let mut ends = Ends::default();
         if window.open_ns > window.start_ns {
             self.announce("warmup");
@@ -127,11 +119,11 @@ impl<'a> Supervisor<'a> {
     /// Reads the CPU time when an end of the window is passed, and announces the phase behind it.
     fn note_ends(&self, ends: &mut Ends, window: &Window, now_ns: u64) {
         if ends.cpu_at_open.is_none() && now_ns >= window.open_ns && window.open_ns < window.close_ns {
-            ends.cpu_at_open = Some(cpu_used());
+            ends.cpu_at_open = Some(Usage::of_process());
             self.announce("measure");
         }
         if ends.cpu_at_close.is_none() && now_ns >= window.close_ns {
-            ends.cpu_at_close = Some(cpu_used());
+            ends.cpu_at_close = Some(Usage::of_process());
             self.announce("drain");
         }
     }
@@ -177,26 +169,19 @@ impl<'a> Supervisor<'a> {
 /// CPU time at the two ends of the measured window, as far as they have been passed.
 #[derive(Default)]
 struct Ends {
-    cpu_at_open: Option<CpuTime>,
-    cpu_at_close: Option<CpuTime>,
+    cpu_at_open: Option<Usage>,
+    cpu_at_close: Option<Usage>,
 }
 
 impl Ends {
-    fn cpu_between(&self) -> CpuTime {
-        let now = cpu_used();
+    fn cpu_between(&self) -> Usage {
+        let now = Usage::of_process();
         let (from, to) = (self.cpu_at_open.unwrap_or(now), self.cpu_at_close.unwrap_or(now));
-        CpuTime {
-            user_us: to.user_us.saturating_sub(from.user_us),
-            system_us: to.system_us.saturating_sub(from.system_us),
+        Usage {
+            cpu_user_us: to.cpu_user_us.saturating_sub(from.cpu_user_us),
+            cpu_system_us: to.cpu_system_us.saturating_sub(from.cpu_system_us),
+            ..Usage::default()
         }
-    }
-}
-
-fn cpu_used() -> CpuTime {
-    let usage = getrusage(UsageWho::RUSAGE_SELF).expect("getrusage(2) fails only on bad arguments");
-    CpuTime {
-        user_us: usage.user_time().num_microseconds() as u64,
-        system_us: usage.system_time().num_microseconds() as u64,
     }
 }
 

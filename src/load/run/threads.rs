@@ -16,9 +16,10 @@ use crate::load::counts::tally::{Measures, Tally};
 use crate::load::counts::window::Window;
 use crate::load::options::plan::{Plan, PlannedWindow, Progress};
 use crate::load::run::observers::Observers;
-use crate::load::run::supervisor::{CpuTime, Supervisor};
+use crate::load::run::supervisor::Supervisor;
 use crate::load::schedule::{Extent, Schedule, Thinker, nth_part};
 use crate::sys::fd::leave_shared_table;
+use crate::sys::process::Usage;
 use crate::units::monotonic_ns;
 
 /// The schedule begins this much after the threads have received it, so that none of them is late.
@@ -31,8 +32,8 @@ pub struct Counted {
     /// Of all threads together.
     pub tally: Tally,
     pub window: Window,
-    /// Spent in the window.
-    pub cpu: CpuTime,
+    /// The CPU time of the window; the rest of it is 0.
+    pub cpu: Usage,
     /// When the warm-up began.
     pub began: SystemTime,
     /// What hindered the observers.
@@ -166,6 +167,10 @@ fn add_up(
             Ok(tally) => sum.add(tally?),
             Err(panic) => std::panic::resume_unwind(panic),
         }
+    }
+    if !measures.from_due {
+        // In a closed loop a request is due when it is sent.
+        sum.times.response = sum.times.service.clone();
     }
     match sum.unreachable {
         // One thread may have found no server while another was served.

@@ -66,11 +66,6 @@ impl Engine for EpollEngine {
         self.epoll.modify(socket, token, data() | Interest::EPOLLOUT)
     }
 
-    /// Each edge is reported.
-    fn await_more_room(&mut self, _token: u64, _socket: &Socket) -> nix::Result<()> {
-        Ok(())
-    }
-
     /// No other process holds the descriptor, so closing it also ends its registration (epoll(7), question 6).
     fn close(&mut self, _token: u64, _socket: &Socket) {}
 

@@ -41,8 +41,8 @@ pub enum SendProgress {
     Sent,
 }
 
-/// Something to look at.
-#[derive(Debug, Clone, Copy)]
+/// What the engine reports of a socket.
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Ready {
     pub token: u64,
     /// The handshake is over, or there is room for more of a request.
@@ -80,9 +80,6 @@ pub trait Engine: Sized {
 
     /// Reports when there is room again.
     fn await_room(&mut self, token: u64, socket: &Socket) -> nix::Result<()>;
-
-    /// The same when the last report of room was not enough.
-    fn await_more_room(&mut self, token: u64, socket: &Socket) -> nix::Result<()>;
 
     fn close(&mut self, token: u64, socket: &Socket);
 

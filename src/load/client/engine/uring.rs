@@ -70,6 +70,12 @@ impl UringEngine {
         self.queued(token, RECEIVE);
     }
 
+    fn cancel(&mut self, token: u64, kinds: u8) {
+        for kind in KINDS.into_iter().filter(|&kind| kinds & bit(kind) != 0) {
+            self.ring.cancel(token | kind, IGNORED);
+        }
+    }
+
     /// What a server sends together with its FIN is received in two completions, the second right behind the first.
     #[inline]
     fn end_is_next(&mut self, completion: Completion) -> bool {
@@ -88,7 +94,7 @@ impl UringEngine {
     #[inline]
     fn interpret(&mut self, completion: Completion) -> Option<Ready> {
         let (token, kind) = (completion.token & !KIND_MASK, completion.token & KIND_MASK);
-        let ready = Ready { token, room: false, data: false, ends: false, failed_send: None };
+        let ready = Ready { token, ..Ready::default() };
         let under_way = &mut self.slots[slot(token).0];
         if under_way.token != Some(token) {
             return None;
@@ -181,10 +187,6 @@ impl Engine for UringEngine {
         Ok(())
     }
 
-    fn await_more_room(&mut self, token: u64, socket: &Socket) -> nix::Result<()> {
-        self.await_room(token, socket)
-    }
-
     fn close(&mut self, token: u64, _socket: &Socket) {
         let under_way = std::mem::take(&mut self.slots[slot(token).0]);
         if under_way.token != Some(token) || under_way.kinds == 0 {
@@ -194,9 +196,7 @@ impl Engine for UringEngine {
             // The next socket may get this descriptor's number, and what is queued for this one.
             self.ring.submit();
         }
-        for kind in KINDS.into_iter().filter(|&kind| under_way.kinds & bit(kind) != 0) {
-            self.ring.cancel(token | kind, IGNORED);
-        }
+        self.cancel(token, under_way.kinds);
     }
 
     fn wait(&mut self, timeout: Option<Duration>) -> nix::Result<()> {
@@ -213,13 +213,7 @@ impl Engine for UringEngine {
                     if !completion.more {
                         self.ring.watch(&self.stop_event, STOP);
                     }
-                    return Some(Ready {
-                        token: STOP,
-                        room: false,
-                        data: false,
-                        ends: false,
-                        failed_send: None,
-                    });
+                    return Some(Ready { token: STOP, ..Ready::default() });
                 }
                 _ => {
                     if let Some(ready) = self.interpret(completion) {
@@ -254,12 +248,9 @@ impl Engine for UringEngine {
 /// thousand connections that takes seconds. By token each is found at once.
 impl Drop for UringEngine {
     fn drop(&mut self) {
-        for slots in self.slots.chunks(BATCH) {
+        for slots in std::mem::take(&mut self.slots).chunks(BATCH) {
             for under_way in slots {
-                let Some(token) = under_way.token else { continue };
-                for kind in KINDS.into_iter().filter(|&kind| under_way.kinds & bit(kind) != 0) {
-                    self.ring.cancel(token | kind, IGNORED);
-                }
+                under_way.token.into_iter().for_each(|token| self.cancel(token, under_way.kinds));
             }
             // The first wait hands them over, the next let the kernel do what this makes necessary, a few at a time;
             // not for ever, since a server may go on sending to the others.
