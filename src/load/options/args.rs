@@ -18,9 +18,9 @@ use crate::load::options::source::Sources;
 use crate::load::options::sweep::Sweep;
 use crate::load::options::target::Target;
 use crate::load::options::values::{
-    ArrivalsOption, MethodOption, RateOption, is_host, parse_header, parse_interval, parse_moment, parse_out,
+    ArrivalsOption, MethodOption, is_host, parse_header, parse_interval, parse_moment, parse_out,
 };
-use crate::load::schedule::{Arrivals, Profile, Spacing, Think, parse_replay};
+use crate::load::schedule::{Arrivals, Profile, Rate, Spacing, Think, parse_replay};
 use crate::units::{format_duration, parse_duration, parse_positive_duration};
 
 const EXAMPLES: &str = "\
@@ -209,8 +209,8 @@ struct LoadArgs {
 
     /// Open loop: this many requests per second are due, whatever the server does; A..B rises or falls in a straight
     /// line from A to B at the end of the --duration. Without it, closed loop
-    #[arg(short = 'R', long, value_name = "R", group = RATES, help_heading = WHEN)]
-    rate: Option<RateOption>,
+    #[arg(short = 'R', long, value_name = "R", group = RATES, value_parser = parse_rates, help_heading = WHEN)]
+    rate: Option<(Rate, Rate)>,
 
     /// Open loop: gaps all equal (fixed), random as if from many independent users (poisson), or N at once (burst:N)
     /// [default: fixed, with --sessions poisson]. Without a --rate replay:FILE, where a line is the time of one
@@ -343,7 +343,7 @@ impl LoadArgs {
         let searches = self.find_max.is_some() || self.sweep.is_some();
         let replays = matches!(self.arrivals, Some(ArrivalsOption::Replay(_)));
         let is_open_loop = self.rate.is_some() || replays || searches;
-        let is_ramp = matches!(self.rate, Some(RateOption::Ramp(..)));
+        let is_ramp = self.rate.is_some_and(|(from, to)| from != to);
         let pipelines = self.pipeline > 1;
         let connects_only = self.requests_per_connection == Some(0);
         let MethodOption(method, body_bytes) = self.method;
@@ -411,8 +411,8 @@ impl LoadArgs {
         let arrivals = match (replayed, self.rate) {
             (Some(due_ns), _) => Arrivals::Replay(due_ns),
             (None, None) => Arrivals::Closed,
-            (None, Some(RateOption::Constant(rate))) => open(Profile::Constant(rate)),
-            (None, Some(RateOption::Ramp(from, to))) => {
+            (None, Some((from, to))) if from == to => open(Profile::Constant(from)),
+            (None, Some((from, to))) => {
                 let begin_ns = self.warmup.as_nanos() as u64;
                 open(Profile::Ramp { from, to, begin_ns, end_ns: begin_ns + duration.as_nanos() as u64 })
             }
@@ -461,6 +461,12 @@ impl LoadArgs {
             },
         })
     }
+}
+
+/// The rates at the beginning and at the end: `5000`, `100..900`.
+fn parse_rates(text: &str) -> Result<(Rate, Rate), String> {
+    let (from, to) = text.split_once("..").unwrap_or((text, text));
+    Ok((from.parse()?, to.parse()?))
 }
 
 /// Without --duration, --requests and replay.

@@ -25,9 +25,18 @@ const MAX_CONNECTIONS: u32 = 1_000_000;
 const DEFAULT_GAP: Duration = Duration::from_millis(100);
 
 impl Background {
+    fn kinds(&mut self) -> [(&'static str, &mut u32); 4] {
+        [
+            ("idle", &mut self.idle),
+            ("slow-send", &mut self.slow_send),
+            ("slow-read", &mut self.slow_read),
+            ("half-open", &mut self.half_open),
+        ]
+    }
+
     /// The connections of all kinds together.
-    pub fn total(&self) -> u64 {
-        [self.idle, self.slow_send, self.slow_read, self.half_open].into_iter().map(u64::from).sum()
+    pub fn total(mut self) -> u64 {
+        self.kinds().into_iter().map(|(_, count)| u64::from(*count)).sum()
     }
 }
 
@@ -43,26 +52,17 @@ impl FromStr for Background {
     fn from_str(text: &str) -> Result<Background, String> {
         let mut background = Background::default();
         for part in text.split(',') {
-            let (kind, value) = part.split_once(':').ok_or_else(|| {
+            let (kind, value) = part.split_once(':').unwrap_or((part, ""));
+            if kind == "gap" {
+                background.gap = parse_positive_duration(value).map_err(|why| format!("gap: {why}"))?;
+                continue;
+            }
+            let known = background.kinds().into_iter().find(|(name, _)| *name == kind);
+            let (_, count) = known.ok_or_else(|| {
                 format!(
                     "{part:?} is not KIND:N; kinds are idle, slow-send, slow-read, half-open, and gap:DUR"
                 )
             })?;
-            let count = match kind {
-                "idle" => &mut background.idle,
-                "slow-send" => &mut background.slow_send,
-                "slow-read" => &mut background.slow_read,
-                "half-open" => &mut background.half_open,
-                "gap" => {
-                    background.gap = parse_positive_duration(value).map_err(|why| format!("gap: {why}"))?;
-                    continue;
-                }
-                _ => {
-                    return Err(format!(
-                        "{kind:?} is not a kind; there are idle, slow-send, slow-read, half-open, and gap"
-                    ));
-                }
-            };
             *count = value.parse().ok().filter(|&count| count <= MAX_CONNECTIONS).ok_or_else(|| {
                 format!("{kind}: {value:?} is not a number of connections from 0 to {MAX_CONNECTIONS}")
             })?;
@@ -74,17 +74,9 @@ impl FromStr for Background {
 /// As it is written on the command line; empty when there are no such connections.
 impl fmt::Display for Background {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-        let counts = [
-            ("idle", self.idle),
-            ("slow-send", self.slow_send),
-            ("slow-read", self.slow_read),
-            ("half-open", self.half_open),
-        ];
-        let mut parts: Vec<String> = counts
-            .iter()
-            .filter(|(_, count)| *count > 0)
-            .map(|(kind, count)| format!("{kind}:{count}"))
-            .collect();
+        let mut copy = *self;
+        let some = copy.kinds().into_iter().filter(|(_, count)| **count > 0);
+        let mut parts: Vec<String> = some.map(|(kind, count)| format!("{kind}:{count}")).collect();
         if self.slow_send + self.slow_read > 0 {
             parts.push(format!("gap:{}", format_duration(self.gap)));
         }

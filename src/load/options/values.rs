@@ -5,25 +5,8 @@ use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
 use crate::load::options::plan::{FileFormat, Method, Show};
-use crate::load::schedule::{Rate, Spacing};
+use crate::load::schedule::Spacing;
 use crate::units::parse_duration;
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum RateOption {
-    Constant(Rate),
-    Ramp(Rate, Rate),
-}
-
-impl FromStr for RateOption {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<RateOption, String> {
-        match text.split_once("..") {
-            Some((from, to)) => Ok(RateOption::Ramp(from.parse()?, to.parse()?)),
-            None => text.parse().map(RateOption::Constant),
-        }
-    }
-}
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum ArrivalsOption {
