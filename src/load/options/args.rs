@@ -11,8 +11,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand, value_parser};
 use crate::load::options::background::Background;
 use crate::load::options::gate::Gate;
 use crate::load::options::plan::{
-    Close, Connections, End, EngineName, FileFormat, Format, Method, Output, Pacing, Plan, PlannedWindow,
-    Progress, Request, Show, Threads,
+    Connections, End, FileFormat, Format, HOW, Method, Output, Pacing, Plan, PlannedWindow, Progress,
+    Request, Show, Threads,
 };
 use crate::load::options::source::Sources;
 use crate::load::options::sweep::Sweep;
@@ -69,8 +69,6 @@ same seed where anything is random (--arrivals poisson, --think exp:).
 Exit status: 0 merged; 1 refused, and standard error says why; 2 wrong flags.";
 
 const WHEN: &str = "When (load model)";
-const HOW: &str = "How (connections and requests)";
-const ENGINE: &str = "Engine";
 const OUTPUT: &str = "Output";
 const TRUST: &str = "Trust";
 
@@ -179,15 +177,11 @@ struct LoadArgs {
     #[arg(value_name = "URL", required_unless_present = "explain")]
     target: Option<Target>,
 
-    /// Connections that send requests, all threads together
-    #[arg(short = 'c', long, value_name = "N", default_value_t = 64,
-          value_parser = value_parser!(u32).range(1..=1_000_000))]
-    connections: u32,
+    #[command(flatten)]
+    connections: Connections,
 
-    /// Threads, which divide connections and schedule among them; one saturates most servers
-    #[arg(short = 't', long, value_name = "N", default_value_t = 1,
-          value_parser = value_parser!(u32).range(1..=1024))]
-    threads: u32,
+    #[command(flatten)]
+    threads: Threads,
 
     /// How long to measure, after the warm-up: 250ms, 10s, 2m [default: 10s, or as long as a replay]
     #[arg(short = 'd', long, value_name = "DUR", value_parser = parse_positive_duration)]
@@ -248,31 +242,9 @@ struct LoadArgs {
     #[arg(long, value_name = "TIME", value_parser = parse_moment, help_heading = WHEN)]
     start_at: Option<SystemTime>,
 
-    /// Close a connection after K answers; the K-th request says `Connection: close`, so that the server
-    /// closes first and keeps the TIME_WAIT. 0 connects and closes without a request. Without it connections are kept
-    #[arg(long, value_name = "K", help_heading = HOW)]
-    requests_per_connection: Option<u64>,
-
-    /// How a connection ends that we end: in good order (fin), or with a reset (rst), which leaves no TIME_WAIT anywhere
-    #[arg(long, value_enum, default_value_t = Close::Fin, help_heading = HOW)]
-    close: Close,
-
-    /// Requests under way on one connection at a time (HTTP/1.1 pipelining)
-    #[arg(long, value_name = "D", default_value_t = 1, value_parser = value_parser!(u32).range(1..=1024), help_heading = HOW)]
-    pipeline: u32,
-
     /// Connect from these addresses in turn: 127.0.0.2,127.0.0.3 or 127.1.0.0/24; each has ports of its own
     #[arg(long, value_name = "ADDRS", help_heading = HOW)]
     source: Option<Sources>,
-
-    /// How long to wait for a connection, and for an answer from the moment its request was sent
-    #[arg(long, value_name = "DUR", default_value = "10s", value_parser = parse_positive_duration, help_heading = HOW)]
-    timeout: Duration,
-
-    /// Send a request once more when the server had closed its kept connection before any byte of the answer, as HTTP
-    /// allows (RFC 9112, section 9.3.1); counted apart, and no error unless the second try fails too
-    #[arg(long, help_heading = HOW)]
-    retry: bool,
 
     /// The method of the requests: GET, HEAD, DELETE, OPTIONS, or with a body of so many bytes POST:1000, PUT:0,
     /// PATCH:5
@@ -283,18 +255,6 @@ struct LoadArgs {
     /// the header that the URL gives
     #[arg(short = 'H', long, value_name = "NAME: VALUE", value_parser = parse_header, help_heading = HOW)]
     header: Vec<String>,
-
-    /// What carries the bytes
-    #[arg(long, value_enum, default_value_t = EngineName::Epoll, help_heading = ENGINE)]
-    engine: EngineName,
-
-    /// Never sleep: ask again and again whether something is ready. A CPU for each thread, and requests are less late
-    #[arg(long, help_heading = ENGINE)]
-    busy_poll: bool,
-
-    /// Pin thread i to CPU i of those allowed
-    #[arg(long, help_heading = ENGINE)]
-    pin: bool,
 
     /// Leave with status 3 when this holds: p99>5ms, errors>0, qps<1000 (may be given several times)
     #[arg(long, value_name = "EXPR", help_heading = TRUST)]
@@ -344,8 +304,8 @@ impl LoadArgs {
         let replays = matches!(self.arrivals, Some(ArrivalsOption::Replay(_)));
         let is_open_loop = self.rate.is_some() || replays || searches;
         let is_ramp = self.rate.is_some_and(|(from, to)| from != to);
-        let pipelines = self.pipeline > 1;
-        let connects_only = self.requests_per_connection == Some(0);
+        let pipelines = self.connections.pipeline > 1;
+        let connects_only = self.connections.connect_only();
         let MethodOption(method, body_bytes) = self.method;
         let hosts = self.header.iter().filter(|header| is_host(header)).count();
         let connects_to_unix = self.target.as_ref().is_some_and(|target| target.unix.is_some());
@@ -369,17 +329,17 @@ impl LoadArgs {
             (connects_only && pipelines, "--requests-per-connection 0: without requests nothing is pipelined"),
             (connects_only && self.show.is_some_and(|show| show.answers > 0),
                 "--requests-per-connection 0: without requests there is no answer to show"),
-            (connects_only && self.retry, "--requests-per-connection 0: without requests there is none to retry"),
-            (self.retry && matches!(method, Method::Post | Method::Patch),
+            (connects_only && self.connections.retry, "--requests-per-connection 0: without requests there is none to retry"),
+            (self.connections.retry && matches!(method, Method::Post | Method::Patch),
                 "--retry needs a method that may be asked twice (RFC 9110, section 9.2.2): not POST or PATCH"),
-            (self.retry && pipelines, "--retry needs one request at a time: leave out --pipeline"),
+            (self.connections.retry && pipelines, "--retry needs one request at a time: leave out --pipeline"),
             (pipelines && (self.sessions || self.think.is_some()),
                 "--pipeline sends before the answer is there: no user thinks like that"),
-            (pipelines && self.requests_per_connection.is_some(),
+            (pipelines && self.connections.requests_each.is_some(),
                 "--pipeline needs connections that are kept: leave out --requests-per-connection"),
         ];
-        if self.threads > self.connections {
-            let (threads, connections) = (self.threads, self.connections);
+        let (threads, connections) = (self.threads.count, self.connections.count);
+        if threads > connections {
             return Some(format!("{threads} threads cannot share {connections} connections: each needs one"));
         }
         if let Some(gate) = self.find_max.as_ref().filter(|gate| !gate.bounds_the_load()) {
@@ -423,20 +383,8 @@ impl LoadArgs {
             target: self.target.clone().expect("clap requires a URL"),
             sources: self.source.clone(),
             request: Request { method, body_bytes, headers: self.header.clone() },
-            connections: Connections {
-                count: self.connections,
-                requests_each: self.requests_per_connection,
-                close: self.close,
-                pipeline: self.pipeline,
-                timeout: self.timeout,
-                retry: self.retry,
-            },
-            threads: Threads {
-                count: self.threads,
-                engine: self.engine,
-                busy_poll: self.busy_poll,
-                pin: self.pin,
-            },
+            connections: self.connections,
+            threads: self.threads,
             pacing: Pacing {
                 arrivals,
                 spacing,

@@ -4,13 +4,18 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
-use clap::ValueEnum;
+use clap::{Args, ValueEnum, value_parser};
 
 use crate::load::options::background::Background;
 use crate::load::options::source::Sources;
 use crate::load::options::target::Target;
 use crate::load::schedule::{Arrivals, Profile, Rate, Spacing, Think};
 use crate::report::{ArrivalsKind, Configuration};
+use crate::units::parse_positive_duration;
+
+/// Headings of the help.
+pub const HOW: &str = "How (connections and requests)";
+const ENGINE: &str = "Engine";
 
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -96,15 +101,34 @@ pub enum Close {
     Rst,
 }
 
-#[derive(Debug, Clone, Copy)]
+/// The part of the command line that says what connections do.
+#[derive(Debug, Clone, Copy, Args)]
 pub struct Connections {
+    /// Connections that send requests, all threads together
+    #[arg(short = 'c', id = "connections", long = "connections", value_name = "N", default_value_t = 64,
+          value_parser = value_parser!(u32).range(1..=1_000_000))]
     pub count: u32,
-    /// Answers after which a connection ends; 0 for connections without a request, `None` for connections that are kept.
+
+    /// Close a connection after K answers; the K-th request says `Connection: close`, so that the server
+    /// closes first and keeps the TIME_WAIT. 0 connects and closes without a request. Without it connections are kept
+    #[arg(id = "requests_per_connection", long = "requests-per-connection", value_name = "K", help_heading = HOW)]
     pub requests_each: Option<u64>,
+
+    /// How a connection ends that we end: in good order (fin), or with a reset (rst), which leaves no TIME_WAIT anywhere
+    #[arg(long, value_enum, default_value_t = Close::Fin, help_heading = HOW)]
     pub close: Close,
-    /// Requests under way on one connection at a time.
+
+    /// Requests under way on one connection at a time (HTTP/1.1 pipelining)
+    #[arg(long, value_name = "D", default_value_t = 1, value_parser = value_parser!(u32).range(1..=1024), help_heading = HOW)]
     pub pipeline: u32,
+
+    /// How long to wait for a connection, and for an answer from the moment its request was sent
+    #[arg(long, value_name = "DUR", default_value = "10s", value_parser = parse_positive_duration, help_heading = HOW)]
     pub timeout: Duration,
+
+    /// Send a request once more when the server had closed its kept connection before any byte of the answer, as HTTP
+    /// allows (RFC 9112, section 9.3.1); counted apart, and no error unless the second try fails too
+    #[arg(long, help_heading = HOW)]
     pub retry: bool,
 }
 
@@ -120,11 +144,24 @@ impl Connections {
     }
 }
 
-#[derive(Debug, Clone, Copy)]
+/// The part of the command line that says what threads do.
+#[derive(Debug, Clone, Copy, Args)]
 pub struct Threads {
+    /// Threads, which divide connections and schedule among them; one saturates most servers
+    #[arg(short = 't', id = "threads", long = "threads", value_name = "N", default_value_t = 1,
+          value_parser = value_parser!(u32).range(1..=1024))]
     pub count: u32,
+
+    /// What carries the bytes
+    #[arg(long, value_enum, default_value_t = EngineName::Epoll, help_heading = ENGINE)]
     pub engine: EngineName,
+
+    /// Never sleep: ask again and again whether something is ready. A CPU for each thread, and requests are less late
+    #[arg(long, help_heading = ENGINE)]
     pub busy_poll: bool,
+
+    /// Pin thread i to CPU i of those allowed
+    #[arg(long, help_heading = ENGINE)]
     pub pin: bool,
 }
 
