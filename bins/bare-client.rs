@@ -20,10 +20,9 @@ use std::time::Duration;
 use acceptlab::console;
 use acceptlab::load::options::target::Target;
 use acceptlab::sys::epoll::{Epoll, Interest};
+use acceptlab::sys::process::Usage;
 use acceptlab::units::{monotonic_ns, parse_duration};
 use clap::Parser;
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeValLike;
 
 /// The yardstick for clients: send and recv of constants, nothing parsed
 #[derive(Parser)]
@@ -80,7 +79,7 @@ struct Client {
 struct Mark {
     at_ns: u64,
     requests: u64,
-    cpu_us: i64,
+    cpu_us: u64,
 }
 
 impl Client {
@@ -96,7 +95,7 @@ impl Client {
         loop {
             let now_ns = monotonic_ns();
             if now_ns >= due_ns {
-                let mark = Mark { at_ns: now_ns, requests, cpu_us: cpu_us() };
+                let mark = Mark { at_ns: now_ns, requests, cpu_us: Usage::of_process().cpu_us() };
                 match began {
                     Some(began) => return Ok((began, mark)),
                     None => (began, due_ns) = (Some(mark), now_ns + args.duration.as_nanos() as u64),
@@ -132,10 +131,4 @@ impl Client {
     fn ask(&self, connection: &mut TcpStream) -> io::Result<()> {
         connection.write(self.request.as_bytes()).map(drop)
     }
-}
-
-/// CPU time of this process, user and system.
-fn cpu_us() -> i64 {
-    let usage = getrusage(UsageWho::RUSAGE_SELF).expect("getrusage(2) fails only on bad arguments");
-    usage.user_time().num_microseconds() + usage.system_time().num_microseconds()
 }

@@ -43,6 +43,12 @@ impl Counters {
     }
 }
 
+/// A kernel setting such as `net.core.somaxconn`, its words separated by single blanks.
+pub fn sysctl(name: &str) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/sys/{}", name.replace('.', "/"))).ok()?;
+    Some(text.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
 /// The number a text begins with; 0 when there is none.
 pub(crate) fn number(text: &str) -> u64 {
     text.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(0)

@@ -16,7 +16,7 @@ use crate::report::{LoadReport, ServerReport};
 const NEARLY_ALL: f64 = 0.95;
 
 /// More standard deviations than these are not explained by chance: two sides of a normal, one in a thousand.
-const SURPRISE: f64 = 3.3;
+const Z_LIMIT: f64 = 3.3;
 
 /// With fewer agreements to be expected by chance, the normal approximation does not hold.
 const EXPECTED_AGREEMENTS: f64 = 10.0;
@@ -154,7 +154,7 @@ impl Order {
     }
 
     /// How many standard deviations the agreement is away from chance (normal approximation of the binomial).
-    pub fn surprise(&self, lag: usize) -> f64 {
+    pub fn z_score(&self, lag: usize) -> f64 {
         let chance = self.agreement_by_chance();
         let pairs = self.takers.len().saturating_sub(lag).max(1) as f64;
         let deviation = (chance * (1.0 - chance) / pairs).sqrt();
@@ -177,7 +177,7 @@ impl Order {
         if self.agreement_by_chance() * (self.takers.len() as f64) < EXPECTED_AGREEMENTS {
             return Pattern::TooFew;
         }
-        let independent = [1, self.workers].iter().all(|&lag| self.surprise(lag).abs() < SURPRISE);
+        let independent = [1, self.workers].iter().all(|&lag| self.z_score(lag).abs() < Z_LIMIT);
         if independent { Pattern::Random } else { Pattern::Unnamed }
     }
 
@@ -215,7 +215,7 @@ impl Order {
                 "same worker as {what}: {:.3} of the connections; by chance {:.3} (z = {:+.1})",
                 self.agreement(lag),
                 self.agreement_by_chance(),
-                self.surprise(lag),
+                self.z_score(lag),
             );
         }
         text

@@ -189,7 +189,7 @@ pub struct Running {
     status: Option<ExitStatus>,
     /// What [`Running::finish`] has read.
     output: String,
-    last_complaint: Option<String>,
+    last_stderr_line: Option<String>,
 }
 
 impl Running {
@@ -207,8 +207,8 @@ impl Running {
             let _ = both_ended.recv_timeout(DRAIN_WITHIN);
             let _ = exited.send(status);
         });
-        let (status, output, last_complaint) = (None, String::new(), None);
-        Running { name, group, interrupt, stdout, stderr, exit, status, output, last_complaint }
+        let (status, output, last_stderr_line) = (None, String::new(), None);
+        Running { name, group, interrupt, stdout, stderr, exit, status, output, last_stderr_line }
     }
 
     pub fn pid(&self) -> i32 {
@@ -225,24 +225,19 @@ impl Running {
     pub fn await_ready(&mut self, within: Duration) -> Result<String, NotReady> {
         let line = select! {
             recv(self.interrupt) -> _ => return Err(NotReady::Interrupted),
-            recv(self.stdout) -> line => line.ok(),
-            default(within) => return Err(self.not_ready(format!("printed nothing within {within:?}"))),
+            recv(self.stdout) -> line => line.map_err(|_| "closed its standard output before it was ready".to_string()),
+            default(within) => Err(format!("printed nothing within {within:?}")),
         };
-        match line {
-            Some(line) => match line.strip_prefix("ready ") {
-                Some(address) => Ok(address.to_string()),
-                None => Err(self.not_ready(format!("printed {line:?} instead of `ready ADDR:PORT`"))),
-            },
-            None => Err(match self.await_exit(DRAIN_WITHIN) {
-                Ok(Some(status)) => self.not_ready(format!("ended with {status} before it was ready")),
-                _ => self.not_ready("closed its standard output before it was ready".to_string()),
-            }),
+        if let Some(address) = line.as_ref().ok().and_then(|line| line.strip_prefix("ready ")) {
+            return Ok(address.to_string());
         }
-    }
-
-    fn not_ready(&mut self, found: String) -> NotReady {
         let status = self.await_exit(DRAIN_WITHIN).ok().flatten();
-        NotReady::Silent { status, found, stderr: self.unread_stderr() }
+        let found = match (line, status) {
+            (Ok(line), _) => format!("printed {line:?} instead of `ready ADDR:PORT`"),
+            (Err(_), Some(status)) => format!("ended with {status} before it was ready"),
+            (Err(silence), None) => silence,
+        };
+        Err(NotReady::Silent { status, found, stderr: self.unread_stderr() })
     }
 
     /// How it ended; `None` when it is still running then.
@@ -271,7 +266,7 @@ impl Running {
                 recv(stderr) -> line => match line {
                     Ok(line) => {
                         on_stderr(&line);
-                        self.last_complaint = Some(line);
+                        self.last_stderr_line = Some(line);
                     }
                     Err(_) => stderr = never(),
                 },
@@ -285,7 +280,7 @@ impl Running {
         self.output += &self.unread_stdout();
         for line in self.stderr.try_iter() {
             on_stderr(&line);
-            self.last_complaint = Some(line);
+            self.last_stderr_line = Some(line);
         }
         if status.success() {
             return Ok(std::mem::take(&mut self.output));
@@ -319,8 +314,8 @@ impl Running {
 
     /// `what` with the program's name and the last line of its standard error.
     pub fn failure(&mut self, what: &str) -> String {
-        self.last_complaint = self.stderr.try_iter().last().or(self.last_complaint.take());
-        match &self.last_complaint {
+        self.last_stderr_line = self.stderr.try_iter().last().or(self.last_stderr_line.take());
+        match &self.last_stderr_line {
             Some(line) => format!("{} {what}: {line}", self.name),
             None => format!("{} {what}", self.name),
         }

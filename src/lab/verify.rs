@@ -2,7 +2,7 @@
 //! the same.
 
 use crate::console;
-use crate::lab::evidence::accounting::complaint;
+use crate::lab::evidence::accounting::first_error;
 use crate::lab::plan::case::Case;
 use crate::lab::plan::experiment::Experiment;
 use crate::lab::program::{Interrupt, Stop, print_until};
@@ -14,7 +14,7 @@ pub fn run(experiments: &[Experiment], interrupt: &Interrupt) -> Result<bool, St
     let [mut passed, mut failed, mut skipped] = [0; 3];
     let mut verify = |case: &Case| {
         let row = one_case::run(case, 0, interrupt)?;
-        let (count, line) = match (&row.skipped, complaint(&row)) {
+        let (count, line) = match (&row.skipped, first_error(&row)) {
             (Some(why), _) => (&mut skipped, format!("skipped  {case}: {why}\n")),
             (None, None) => (&mut passed, format!("ok       {case}\n")),
             (None, Some(what)) => (&mut failed, format!("FAIL     {case}: {what}\n")),

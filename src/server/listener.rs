@@ -14,6 +14,7 @@ use super::args::ServerArgs;
 use super::member::Member;
 use crate::console;
 use crate::failure::Failure;
+use crate::machine::sysctl;
 use crate::membership;
 use crate::sys;
 
@@ -197,10 +198,8 @@ fn explain_bind(address: SocketAddr, error: std::io::Error) -> Failure {
 
 fn warn_once_if_clamped(backlog: i32) {
     static SAID: Once = Once::new();
-    let somaxconn = std::fs::read_to_string("/proc/sys/net/core/somaxconn");
-    if let Some(limit) =
-        somaxconn.ok().and_then(|text| text.trim().parse::<i32>().ok()).filter(|&limit| backlog > limit)
-    {
+    let somaxconn = sysctl("net.core.somaxconn").and_then(|text| text.parse::<i32>().ok());
+    if let Some(limit) = somaxconn.filter(|&limit| backlog > limit) {
         SAID.call_once(|| {
             console::log(format_args!(
                 "backlog {backlog}: the kernel clamps it to {limit}; raise net.core.somaxconn to have more"

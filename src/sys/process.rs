@@ -125,6 +125,15 @@ impl Usage {
         Usage::of(libc::RUSAGE_THREAD)
     }
 
+    /// Of all children that have ended and were reaped.
+    pub fn of_children() -> Usage {
+        Usage::of(libc::RUSAGE_CHILDREN)
+    }
+
+    pub fn cpu_us(&self) -> u64 {
+        self.cpu_user_us + self.cpu_system_us
+    }
+
     fn of(who: libc::c_int) -> Usage {
         let mut raw = zeroed_rusage();
         // SAFETY: getrusage(2) writes one rusage to a place that is one.

@@ -174,10 +174,8 @@ impl Client {
                 }
                 _ if self.received.is_empty() => return Ok(None),
                 _ => {
-                    return broken(
-                        "a whole answer",
-                        format!("the connection is closed after {}", self.shown()),
-                    );
+                    let found = format!("the connection is closed after {}", self.shown());
+                    return broken("a whole answer", found);
                 }
             }
         }
@@ -229,14 +227,24 @@ impl Client {
 
 impl Answer {
     pub fn header(&self, name: &str) -> Option<&str> {
-        let found = self.headers.iter().find(|(other, _)| other.eq_ignore_ascii_case(name));
-        found.map(|(_, value)| value.as_str())
+        let (_, value) = self.headers.iter().find(|(other, _)| other.eq_ignore_ascii_case(name))?;
+        Some(value)
     }
 
     pub fn content_length(&self) -> Verdict<usize> {
-        let value = self.header("content-length");
+        self.number("Content-Length")
+    }
+
+    /// The number in `X-Worker`.
+    pub fn worker(&self) -> Verdict<usize> {
+        self.number("X-Worker")
+    }
+
+    fn number(&self, header: &str) -> Verdict<usize> {
+        let value = self.header(header);
         let number = value.and_then(|value| value.parse().ok());
-        number.map_or_else(|| broken("a Content-Length", format!("{value:?} in {:?}", self.headers)), Ok)
+        number
+            .map_or_else(|| broken(format!("`{header}: N`"), format!("{value:?} in {:?}", self.headers)), Ok)
     }
 
     pub fn expect(&self, status: u16) -> Verdict {
@@ -253,13 +261,6 @@ impl Answer {
             Some(value) => broken(format!("`Connection: {option}`"), format!("`Connection: {value}`")),
             None => broken(format!("`Connection: {option}`"), "no Connection header"),
         }
-    }
-
-    /// The number in `X-Worker`.
-    pub fn worker(&self) -> Verdict<usize> {
-        let value = self.header("x-worker");
-        let number = value.and_then(|value| value.parse().ok());
-        number.map_or_else(|| broken("`X-Worker: I`", format!("{value:?} in {:?}", self.headers)), Ok)
     }
 
     /// Worker and process as the body names them: `handled by worker I, pid P`.

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use super::client::{Client, GET, PATIENCE, served, served_within};
-use super::server::{Program, Server};
+use super::server::Program;
 use super::{Point, Verdict, broken, own};
 
 /// Short enough to wait for, long enough not to hit a client that is only slow to be scheduled.
@@ -32,12 +32,8 @@ pub const POINTS: &[Point] = &[
     own("silent-crowd", "100 connections that send nothing: the next client is served", silent_crowd),
 ];
 
-fn with_short_timeout(program: &Program) -> Verdict<Server> {
-    program.start(&["--idle-timeout", IDLE.0])
-}
-
 fn let_go(program: &Program, half: &[u8]) -> Verdict {
-    let server = with_short_timeout(program)?;
+    let server = program.start(&["--idle-timeout", IDLE.0])?;
     let mut client = Client::connect(server.addr)?;
     client.send(half)?;
     let since = Instant::now();
@@ -61,7 +57,7 @@ fn closes_when_idle(client: &mut Client, since: Instant) -> Verdict {
 }
 
 fn idle_keep_alive(program: &Program) -> Verdict {
-    let server = with_short_timeout(program)?;
+    let server = program.start(&["--idle-timeout", IDLE.0])?;
     let mut client = Client::connect(server.addr)?;
     client.ask(GET)?.expect(200)?;
     closes_when_idle(&mut client, Instant::now())?;

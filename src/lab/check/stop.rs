@@ -17,13 +17,9 @@ const GRACE: Duration = Duration::from_millis(500);
 
 pub const POINTS: &[Point] = &[
     own("sigterm", "SIGTERM: exit status 0 and one JSON document", |program| {
-        let (_, ended) = stopped_by(program, Signal::SIGTERM)?;
-        ended.document().map(drop)
+        stopped_by(program, Signal::SIGTERM)?.1.document().map(drop)
     }),
-    own("sigint", "SIGINT: the same", |program| {
-        let (_, ended) = stopped_by(program, Signal::SIGINT)?;
-        ended.document().map(drop)
-    }),
+    own("sigint", "SIGINT: the same", |program| stopped_by(program, Signal::SIGINT)?.1.document().map(drop)),
     own("report-fields", "the document has every field of the contract", fields),
     own("books", "accepted and requests are what the clients counted", counts_agree),
     own(
@@ -225,28 +221,27 @@ fn gives_up(program: &Program) -> Verdict {
 }
 
 fn reaps(program: &Program) -> Verdict {
-    let mut server = program.start(&[])?;
+    let server = program.start(&[])?;
     served(server.addr)?;
+    takes_all_along(server, Signal::SIGTERM)
+}
+
+fn children_die_too(program: &Program) -> Verdict {
+    let server = program.start(&[])?;
+    served(server.addr)?;
+    match server.processes().len() {
+        1 => not_applicable("it is one process"),
+        _ => takes_all_along(server, Signal::SIGKILL),
+    }
+}
+
+/// When this signal has ended the server, none of its processes is left.
+fn takes_all_along(mut server: Server, signal: Signal) -> Verdict {
     let processes = server.processes();
-    server.signal(Signal::SIGTERM);
+    server.signal(signal);
     server.ended(STOP_WITHIN)?;
     match Server::left_behind(&processes, GONE_WITHIN).as_slice() {
         [] => Ok(()),
         left => broken("no process", format!("{left:?}")),
-    }
-}
-
-fn children_die_too(program: &Program) -> Verdict {
-    let mut server = program.start(&[])?;
-    served(server.addr)?;
-    let processes = server.processes();
-    if processes.len() == 1 {
-        return not_applicable("it is one process");
-    }
-    server.signal(Signal::SIGKILL);
-    server.ended(STOP_WITHIN)?;
-    match Server::left_behind(&processes, GONE_WITHIN).as_slice() {
-        [] => Ok(()),
-        left => broken("no child", format!("{left:?}")),
     }
 }

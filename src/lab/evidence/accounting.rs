@@ -19,7 +19,7 @@ pub fn counted_by_server(row: &Row) -> Option<(Option<u64>, Option<u64>)> {
 }
 
 /// The first thing that is wrong with a row, as a test sees it: a failure, an error, or numbers that disagree.
-pub fn complaint(row: &Row) -> Option<String> {
+pub fn first_error(row: &Row) -> Option<String> {
     if row.expects_losses() {
         return row.failure.clone().or_else(|| no_answer(row));
     }
@@ -90,21 +90,21 @@ mod tests {
 
     #[test]
     fn a_row_whose_numbers_agree_passes() {
-        assert_eq!(complaint(&row()), None);
+        assert_eq!(first_error(&row()), None);
     }
 
     #[test]
     fn a_lost_connection_a_lost_answer_and_no_answer_at_all_are_found() {
         let mut lost = row();
         lost.load.as_mut().unwrap().connections.established = 101;
-        assert!(complaint(&lost).unwrap().contains("established 101"));
+        assert!(first_error(&lost).unwrap().contains("established 101"));
         let mut unread = row();
         unread.load.as_mut().unwrap().outside_window.late = 5;
-        assert!(complaint(&unread).unwrap().contains("read 101"));
+        assert!(first_error(&unread).unwrap().contains("read 101"));
         let mut silent = row();
         let load = silent.load.as_mut().unwrap();
         (load.requests, load.outside_window) = (0, Default::default());
-        assert!(complaint(&silent).unwrap().contains("no request"));
+        assert!(first_error(&silent).unwrap().contains("no request"));
     }
 
     #[test]
@@ -112,21 +112,21 @@ mod tests {
         let mut row = row();
         let server = row.server.as_mut().unwrap();
         server.workers.iter_mut().for_each(|worker| worker.requests = 0);
-        assert!(complaint(&row).unwrap().contains("read 100"));
+        assert!(first_error(&row).unwrap().contains("read 100"));
         row.server.as_mut().unwrap().cluster = Some(ClusterReport::default());
-        assert_eq!(complaint(&row), None);
+        assert_eq!(first_error(&row), None);
         // The master knows what it has passed.
         row.server.as_mut().unwrap().workers[0].accepted += 1;
-        assert!(complaint(&row).unwrap().contains("accepted 101"));
+        assert!(first_error(&row).unwrap().contains("accepted 101"));
     }
 
     #[test]
-    fn what_the_clients_lose_where_workers_die_is_no_complaint() {
+    fn what_the_clients_lose_where_workers_die_is_no_first_error() {
         let mut row = row();
         row.load.as_mut().unwrap().errors.timeout = 3;
-        assert!(complaint(&row).is_some());
+        assert!(first_error(&row).is_some());
         row.expect_death = true;
-        assert_eq!(complaint(&row), None);
+        assert_eq!(first_error(&row), None);
     }
 
     #[test]
@@ -135,8 +135,8 @@ mod tests {
         let load = row.load.as_mut().unwrap();
         load.errors.timeout = 63;
         load.connections.established = 163;
-        assert!(complaint(&row).unwrap().contains("without an answer: 63"));
+        assert!(first_error(&row).unwrap().contains("without an answer: 63"));
         row.expect_timeouts = true;
-        assert_eq!(complaint(&row), None);
+        assert_eq!(first_error(&row), None);
     }
 }

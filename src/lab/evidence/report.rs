@@ -126,9 +126,9 @@ fn gaps_of(experiment: &Experiment, record: &Record) -> Vec<String> {
     if record.header.scale == "quick" {
         // A quick run is a test as well.
         let is_new = |row: &&&Row| row.failure.is_none() && row.skipped.is_none();
-        let complaint =
-            |row: &&Row| Some(format!("{} {}: {}", row.table, row.label, accounting::complaint(row)?));
-        gaps.extend(rows.iter().filter(is_new).filter_map(complaint));
+        let error =
+            |row: &&Row| Some(format!("{} {}: {}", row.table, row.label, accounting::first_error(row)?));
+        gaps.extend(rows.iter().filter(is_new).filter_map(error));
     }
     gaps.extend(empty_columns(experiment, record, &rows));
     gaps

@@ -118,7 +118,10 @@ impl KernelCounter {
         let traced = self.tracepoints.map(|begun| begun.and_then(|tracepoints| tracepoints.read()));
         let readings = match (self.before, Reading::when_asleep(self.group)) {
             (Some(before), Some(after)) if after.holds_all_of(&before) => Ok((before, after)),
-            (Some(_), after) if after.is_some() || members(self.group).is_empty() => Err(ended()),
+            (Some(_), after) if after.is_some() || members(self.group).is_empty() => {
+                Err("a process or thread of the server ended while the client ran, and took its counts along"
+                    .to_string())
+            }
             _ => Err(unseen()),
         };
         let (before, after) = match readings {
@@ -156,10 +159,6 @@ impl KernelCounter {
         }
         KernelCounts { processes: processes.into_values().collect(), missing: None, tracepoints_missing }
     }
-}
-
-fn ended() -> String {
-    "a process or thread of the server ended while the client ran, and took its counts along".to_string()
 }
 
 fn unseen() -> String {

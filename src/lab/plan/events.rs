@@ -56,14 +56,27 @@ pub fn parse(text: String) -> Result<Events, String> {
 }
 
 impl Events {
+    /// Every event, and in place of `every` those that it repeats.
+    fn each(&self) -> impl Iterator<Item = &Event> {
+        self.list.iter().flat_map(|event| match event {
+            Event::Every(_, events) => events.as_slice(),
+            event => std::slice::from_ref(event),
+        })
+    }
+
     /// The largest worker number that is named.
     pub fn largest_worker(&self) -> Option<usize> {
-        self.list.iter().filter_map(Event::worker).max()
+        let worker = |event: &Event| match event {
+            Event::Signal(_, Target::Worker(worker)) | Event::Slow { worker, .. } => Some(*worker),
+            _ => None,
+        };
+        self.each().filter_map(worker).max()
     }
 
     /// The files that are written.
-    pub fn files(&self) -> Vec<&Path> {
-        self.list.iter().flat_map(Event::files).collect()
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.each()
+            .filter_map(|event| if let Event::Write(path) = event { Some(path.as_path()) } else { None })
     }
 }
 
@@ -106,23 +119,6 @@ impl Event {
     /// It lasts to the end of the measurement.
     fn lasts(&self) -> bool {
         matches!(self, Event::Slow { .. } | Event::Every(..))
-    }
-
-    fn files(&self) -> Vec<&Path> {
-        match self {
-            Event::Write(path) => vec![path],
-            Event::Every(_, events) => events.iter().flat_map(Event::files).collect(),
-            _ => Vec::new(),
-        }
-    }
-
-    /// The largest number of a worker that it names.
-    fn worker(&self) -> Option<usize> {
-        match self {
-            Event::Signal(_, Target::Worker(worker)) | Event::Slow { worker, .. } => Some(*worker),
-            Event::Every(_, events) => events.iter().filter_map(Event::worker).max(),
-            _ => None,
-        }
     }
 }
 

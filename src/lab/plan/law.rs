@@ -29,12 +29,12 @@ impl Law {
         let numerator = text.strip_suffix("/N").unwrap_or_default();
         let letters =
             numerator.strip_prefix("min(").and_then(|rest| rest.strip_suffix(')')).unwrap_or(numerator);
-        let terms: Vec<char> = letters.split(',').filter_map(one_letter).collect();
-        if terms.is_empty() || terms.len() != letters.split(',').count() {
-            return Err(format!(
+        let letter = |term: &str| term.parse().ok().filter(|letter| "1MCP".contains(*letter));
+        let terms = letters.split(',').map(letter).collect::<Option<Vec<char>>>().ok_or_else(|| {
+            format!(
                 "{text:?} is not a law; write 1/N, M/N, C/N, P/N or the smallest of several, like min(M,C)/N"
-            ));
-        }
+            )
+        })?;
         Ok(Law { terms })
     }
 
@@ -50,12 +50,6 @@ impl Law {
         let seconds = server.work.as_ref()?.mean_s();
         (seconds > 0.0).then_some(values.into_iter().fold(f64::INFINITY, f64::min) / seconds)
     }
-}
-
-fn one_letter(term: &str) -> Option<char> {
-    let mut letters = term.chars();
-    let letter = letters.next().filter(|letter| "1MCP".contains(*letter))?;
-    letters.next().is_none().then_some(letter)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 use crate::cpu;
-use crate::machine::number;
+use crate::machine::{number, sysctl};
 
 const SYSCTLS: [&str; 7] = [
     "net.core.somaxconn",
@@ -42,7 +42,7 @@ pub struct Fingerprint {
 /// Reads all of it; `root` is the repository.
 pub fn take(root: &Path) -> Fingerprint {
     Fingerprint {
-        kernel: read("/proc/sys/kernel/osrelease"),
+        kernel: sysctl("kernel.osrelease").unwrap_or_default(),
         cpu: field_of("/proc/cpuinfo", "model name"),
         allowed_cpus: cpu::allowed(),
         memory_mib: number(&field_of("/proc/meminfo", "MemTotal")) / 1024,
@@ -58,11 +58,6 @@ pub fn take(root: &Path) -> Fingerprint {
 
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default().trim().to_string()
-}
-
-fn sysctl(name: &str) -> Option<String> {
-    let text = fs::read_to_string(format!("/proc/sys/{}", name.replace('.', "/"))).ok()?;
-    Some(text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 /// The value behind `name :` in a file of such lines.

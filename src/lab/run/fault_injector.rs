@@ -62,11 +62,7 @@ impl FaultInjector {
     ///
     /// # Errors
     /// When an event could not be carried out: one line.
-    pub fn finish(mut self) -> Result<(), String> {
-        self.join()
-    }
-
-    fn join(&mut self) -> Result<(), String> {
+    pub fn finish(&mut self) -> Result<(), String> {
         self.end = None;
         self.thread.take().map_or(Ok(()), |thread| thread.join().expect("the events do not panic"))
     }
@@ -75,7 +71,7 @@ impl FaultInjector {
 impl Drop for FaultInjector {
     fn drop(&mut self) {
         // The caller reports another failure.
-        let _ = self.join();
+        let _ = self.finish();
     }
 }
 
@@ -176,7 +172,7 @@ impl Drop for Injection {
 /// Removes the files that these events have written, or may have written. After the server has ended, because to a server
 /// that watches the file its end is an event, too.
 pub fn remove_files(events: &Events) {
-    events.files().into_iter().for_each(|path| drop(fs::remove_file(path)));
+    events.files().for_each(|path| drop(fs::remove_file(path)));
 }
 
 /// By rename(2), so that a reader never sees half a value.

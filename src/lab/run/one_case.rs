@@ -4,7 +4,6 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::Signal;
 
 use crate::cpu;
@@ -21,12 +20,15 @@ use crate::lab::run::sysctl::{Sysctl, Unset};
 use crate::machine::Counters;
 use crate::report::LoadReport;
 use crate::scoreboard::Scoreboard;
+use crate::sys::process::Usage;
 
 /// Ten thousand processes need seconds to be forked, and to be reaped.
 const START_WITHIN: Duration = Duration::from_secs(60);
 const STOP_WITHIN: Duration = Duration::from_secs(60);
 /// Beyond the time that the command line declares: for time-outs, late answers, and a number of requests.
 const CLIENT_GRACE: Duration = Duration::from_secs(120);
+/// Runs in which a footprint is looked for.
+const LOOKS: usize = 4;
 
 /// Runs one case. A failure is a row, too; the only error is the interrupt.
 pub fn run(case: &Case, block: usize, interrupt: &Interrupt) -> Result<Row, Stop> {
@@ -37,24 +39,16 @@ pub fn run(case: &Case, block: usize, interrupt: &Interrupt) -> Result<Row, Stop
         ..Row::planned(case, block)
     };
     // Of the server's words, too: `cluster … -- node x.js` needs node.
-    let programs = [case.client.text(), case.server.text()].into_iter().flat_map(str::split_whitespace);
-    for program in programs {
+    for program in [case.client.text(), case.server.text()].into_iter().flat_map(str::split_whitespace) {
         if let Some(how) = how_to_install(program).filter(|_| on_path(program).is_none()) {
-            row.skipped = Some(format!("{program} is not installed ({how})"));
-            return Ok(row);
+            return Ok(Row { skipped: Some(format!("{program} is not installed ({how})")), ..row });
         }
     }
     let set = |(name, value): &(String, String)| Sysctl::set(name, value);
     let _settings = match case.sysctl.iter().map(set).collect::<Result<Vec<_>, _>>() {
         Ok(settings) => settings,
-        Err(Unset::Missing(why)) => {
-            row.skipped = Some(why);
-            return Ok(row);
-        }
-        Err(Unset::Failed(why)) => {
-            row.failure = Some(why);
-            return Ok(row);
-        }
+        Err(Unset::Missing(why)) => return Ok(Row { skipped: Some(why), ..row }),
+        Err(Unset::Failed(why)) => return Ok(Row { failure: Some(why), ..row }),
     };
     let before = Counters::now();
     let measured = measure_with_footprint(case, &mut row, interrupt);
@@ -106,13 +100,10 @@ fn measure_with_footprint(case: &Case, row: &mut Row, interrupt: &Interrupt) -> 
     Err(Stop::Failed(why))
 }
 
-/// How often a footprint is looked for.
-const LOOKS: usize = 4;
-
 fn measure(case: &Case, row: &mut Row, interrupt: &Interrupt) -> Result<(), Stop> {
     let board = (case.events.is_some() || case.table.timeline).then(Board::new);
     let command = match &board {
-        Some(board) => case.server.with(&format!("--scoreboard {}", board.path())),
+        Some(board) => case.server.with(&format!("--scoreboard {}", board.path)),
         None => case.server.clone(),
     };
     let program = Program::of(command.text()).on_cpus(&row.server_cpus).until(interrupt);
@@ -172,10 +163,6 @@ impl Board {
         Board { path: path.to_string_lossy().into_owned() }
     }
 
-    fn path(&self) -> &str {
-        &self.path
-    }
-
     fn open(self) -> Result<Scoreboard, Stop> {
         Scoreboard::open(Path::new(&self.path)).map_err(|failure| Stop::Failed(failure.to_string()))
     }
@@ -229,7 +216,7 @@ fn run_loadgen(
     };
     let document = client.finish(case.estimate + CLIENT_GRACE, on_line)?;
     match injector {
-        Some(injector) => injector.and_then(FaultInjector::finish).map_err(Stop::Failed)?,
+        Some(injector) => injector.and_then(|mut injector| injector.finish()).map_err(Stop::Failed)?,
         None if case.events.is_some() => return Err(Stop::Failed(client.failure("never began to measure"))),
         None => {}
     }
@@ -249,7 +236,7 @@ fn run_loadgen(
 }
 
 fn run_foreign(case: &Case, row: &mut Row, url: &str, interrupt: &Interrupt) -> Result<(), Stop> {
-    let before = children_cpu_us();
+    let before = Usage::of_children().cpu_us();
     let program = Program::of(case.client.text()).on_cpus(&row.client_cpus).until(interrupt);
     let mut client = program.launch(&[url])?;
     let text = client.finish(case.estimate + CLIENT_GRACE, |_| ())?;
@@ -257,17 +244,10 @@ fn run_foreign(case: &Case, row: &mut Row, url: &str, interrupt: &Interrupt) -> 
         .ok_or_else(|| Stop::Failed(client.failure("printed no result")))?;
     if report.cpu_us == 0 {
         // The server has not been reaped yet, so the growth of the children's CPU time is the client's.
-        report.cpu_us = children_cpu_us() - before;
+        report.cpu_us = Usage::of_children().cpu_us() - before;
     }
     row.foreign = Some(report);
     Ok(())
-}
-
-fn children_cpu_us() -> u64 {
-    let usage =
-        getrusage(UsageWho::RUSAGE_CHILDREN).expect("RUSAGE_CHILDREN exists everywhere (getrusage(2))");
-    let micros = |time: nix::sys::time::TimeVal| time.tv_sec() as u64 * 1_000_000 + time.tv_usec() as u64;
-    micros(usage.user_time()) + micros(usage.system_time())
 }
 
 #[cfg(test)]

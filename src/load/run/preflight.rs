@@ -1,12 +1,12 @@
 //! Arithmetic before the start: would this run out of descriptors, source ports or room in the accept queue? Then
 //! which setting helps? Pure except for [`prepare`] and [`Limits::now`], which ask the kernel.
 
-use std::fs;
 use std::net::IpAddr;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::load::options::plan::{Close, End, Plan};
+use crate::machine::sysctl;
 
 /// Descriptors beside the connections: standard streams, epoll instances, the files of the run.
 const OTHER_DESCRIPTORS: u64 = 32;
@@ -39,15 +39,15 @@ impl Limits {
     /// Of this machine and process; what cannot be read has the kernel's default.
     pub fn now() -> Limits {
         let (_, descriptors) = descriptor_limits();
-        let range = sysctl("net/ipv4/ip_local_port_range").unwrap_or_default();
-        let reserved = sysctl("net/ipv4/ip_local_reserved_ports").unwrap_or_default();
+        let range = sysctl("net.ipv4.ip_local_port_range").unwrap_or_default();
+        let reserved = sysctl("net.ipv4.ip_local_reserved_ports").unwrap_or_default();
         let value = |name, default| sysctl(name).and_then(|text| text.parse().ok()).unwrap_or(default);
         Limits {
             descriptors,
             ports: count_ports(&range, &reserved),
-            time_wait_reuse: value("net/ipv4/tcp_tw_reuse", 2),
-            time_wait_reuse_delay_s: value("net/ipv4/tcp_tw_reuse_delay", 1000) as f64 / 1e3,
-            somaxconn: value("net/core/somaxconn", 4096),
+            time_wait_reuse: value("net.ipv4.tcp_tw_reuse", 2),
+            time_wait_reuse_delay_s: value("net.ipv4.tcp_tw_reuse_delay", 1000) as f64 / 1e3,
+            somaxconn: value("net.core.somaxconn", 4096),
         }
     }
 }
@@ -174,10 +174,6 @@ fn accept_queue(plan: &Plan, limits: &Limits) -> Option<String> {
 /// Soft and hard.
 fn descriptor_limits() -> (u64, u64) {
     getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit(2) fails only on bad arguments")
-}
-
-fn sysctl(name: &str) -> Option<String> {
-    Some(fs::read_to_string(format!("/proc/sys/{name}")).ok()?.trim().to_string())
 }
 
 /// How many ports `first last` holds beside those of `8080,9148-9150`.

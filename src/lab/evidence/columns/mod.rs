@@ -72,7 +72,7 @@ pub static COLUMNS: &[Column] = &[
     report("qps", "qps", Count(qps)),
     own("law_qps", Count(law_qps)),
     own("deviation", Real(deviation)),
-    own("share_of_baseline", Real(share_of_baseline)),
+    own("share_of_baseline", Real(|s| over_baseline(s, qps))),
     own("connections_per_s", Count(connections_per_s)),
     // How long.
     report("p50", "latency_us.p50", Count(|s| latency(s, |l| l.p50))),
@@ -82,8 +82,8 @@ pub static COLUMNS: &[Column] = &[
     report("max", "latency_us.max", Count(|s| latency(s, |l| l.max))),
     report("mean", "latency_us.mean", Count(|s| latency(s, |l| l.mean))),
     report("stdev", "latency_us.stdev", Count(|s| latency(s, |l| l.stdev))),
-    own("mean_over_baseline", Real(|s| latency_over_baseline(s, |l| l.mean))),
-    own("stdev_over_baseline", Real(|s| latency_over_baseline(s, |l| l.stdev))),
+    own("mean_over_baseline", Real(|s| over_baseline(s, |s| latency(s, |l| l.mean)))),
+    own("stdev_over_baseline", Real(|s| over_baseline(s, |s| latency(s, |l| l.stdev)))),
     report("connect_p99", "connect_us.p99", Count(|s| of_load(s, |r| &r.connect_us, |l| l.p99))),
     report("first_byte_p50", "first_byte_us.p50", Real(|s| of_load(s, |r| &r.first_byte_us, |l| l.p50))),
     report("first_byte_p99", "first_byte_us.p99", Real(|s| of_load(s, |r| &r.first_byte_us, |l| l.p99))),
@@ -93,19 +93,19 @@ pub static COLUMNS: &[Column] = &[
     // What went wrong.
     report("peak_open", "connections.peak_open", Count(|s| Some(load(s)?.connections.peak_open as f64))),
     report("timeouts", "errors.timeout", Count(timeouts)),
-    report("served", "connections.answered", Count(served)),
+    report("served", "connections.answered", Count(|s| Some(load(s)?.connections.answered as f64))),
     own("stuck", Real(stuck)),
     own("lost", Real(lost)),
     own("resets", Count(resets)),
     report("answered", "requests", Count(|s| Some(load(s)?.requests as f64))),
-    own("lost_requests", Count(lost_requests)),
+    own("lost_requests", Count(|s| Some((load(s)?.lost.len() as u64 + load(s)?.lost_more) as f64))),
     report("retried", "retried", Count(|s| Some(load(s)?.retried as f64))),
     report("worst_second_p99", "worst_second.latency_us.p99", Count(|s| Some(load(s)?.worst_second?.latency_us.p99))),
     report("longest_silence", "longest_silence_ms", Count(|s| Some(load(s)?.longest_silence_ms? as f64))),
     // What it cost.
     own("server_cpu_per_request", Real(server_cpu_per_request)),
     own("client_cpu_per_request", Real(client_cpu_per_request)),
-    own("client_cpu_over_baseline", Real(client_cpu_over_baseline)),
+    own("client_cpu_over_baseline", Real(|s| over_baseline(s, client_cpu_per_request))),
     own("server_cpu_per_connection", Real(server_cpu_per_connection)),
     own("master_cpu_per_connection", Real(master_cpu_per_connection)),
     own("client_cpu_per_connection", Real(client_cpu_per_connection)),
@@ -178,8 +178,8 @@ fn deviation(sample: Sample) -> Option<f64> {
     Some(100.0 * (qps(sample)? - law) / law)
 }
 
-fn share_of_baseline(sample: Sample) -> Option<f64> {
-    ratio(qps(sample)?, qps(Sample { row: sample.baseline?, baseline: None })?)
+fn over_baseline(sample: Sample, of: fn(Sample) -> Option<f64>) -> Option<f64> {
+    ratio(of(sample)?, of(Sample { row: sample.baseline?, baseline: None })?)
 }
 
 /// Connections are counted over the whole run, so the requests beside them must be too.
@@ -206,10 +206,6 @@ fn latency(sample: Sample, of: fn(&Latency) -> f64) -> Option<f64> {
         return Some(of(&known)).filter(|value| !value.is_nan());
     }
     measured(&load(sample)?.latency_us, of)
-}
-
-fn latency_over_baseline(sample: Sample, of: fn(&Latency) -> f64) -> Option<f64> {
-    ratio(latency(sample, of)?, latency(Sample { row: sample.baseline?, baseline: None }, of)?)
 }
 
 /// One of the distributions that only loadgen has.
@@ -250,14 +246,6 @@ fn resets(sample: Sample) -> Option<f64> {
     let count =
         [&errors.connect, &errors.write, &errors.read].iter().flat_map(|names| names.values()).sum::<u64>();
     Some(count as f64)
-}
-
-fn served(sample: Sample) -> Option<f64> {
-    Some(load(sample)?.connections.answered as f64)
-}
-
-fn lost_requests(sample: Sample) -> Option<f64> {
-    load(sample).map(|report| (report.lost.len() as u64 + report.lost_more) as f64)
 }
 
 fn cluster(sample: Sample<'_>) -> Option<&ClusterReport> {
@@ -327,11 +315,6 @@ fn client_cpu_per_request(sample: Sample) -> Option<f64> {
     }
     let report = load(sample)?;
     ratio((report.client.cpu_user_us + report.client.cpu_system_us) as f64, report.requests as f64)
-}
-
-fn client_cpu_over_baseline(sample: Sample) -> Option<f64> {
-    let baseline = Sample { row: sample.baseline?, baseline: None };
-    ratio(client_cpu_per_request(sample)?, client_cpu_per_request(baseline)?)
 }
 
 fn client_cpu_per_connection(sample: Sample) -> Option<f64> {
@@ -419,10 +402,8 @@ fn per_connection(sample: Sample, of: fn(&WorkerReport) -> u64) -> Option<f64> {
 fn accept_eagain(sample: Sample) -> Option<f64> {
     let master = sample.row.server.as_ref()?.master.as_ref().and_then(|master| master.accepts);
     let master = master.map_or(0, |accepts| accepts.accept_eagain);
-    ratio(
-        (sample.row.workers_total(|w| w.accept_eagain)? + master) as f64,
-        sample.row.workers_total(|w| w.accepted)? as f64,
-    )
+    let workers = sample.row.workers_total(|w| w.accept_eagain)?;
+    ratio((workers + master) as f64, sample.row.workers_total(|w| w.accepted)? as f64)
 }
 
 /// What the kernel counted while the client ran.
@@ -431,11 +412,11 @@ fn observed(sample: Sample, of: fn(&ProcessCounts) -> Option<u64>) -> Option<f64
     ratio(total as f64, sample.row.workers_total(|w| w.accepted)? as f64)
 }
 
+/// Those of whole lives where the kernel's counts are missing.
 fn switches(sample: Sample) -> Option<f64> {
-    observed(sample, |c| Some(c.voluntary_switches)).or_else(|| switches_of_whole_lives(sample))
-}
-
-fn switches_of_whole_lives(sample: Sample) -> Option<f64> {
+    if let Some(counted) = observed(sample, |c| Some(c.voluntary_switches)) {
+        return Some(counted);
+    }
     let master = sample.row.server.as_ref()?.master.as_ref().map_or(0, |m| m.voluntary_switches);
     let workers = sample.row.workers_total(|w| w.voluntary_switches)?;
     ratio((workers + master) as f64, sample.row.workers_total(|w| w.accepted)? as f64)
