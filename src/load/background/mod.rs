@@ -1,6 +1,5 @@
-//! Connections beside those that are measured: only there, or slow on purpose. What does it cost a server to keep
-//! them; what does it do with a request that comes a byte at a time, an answer that is not fetched, a client that falls
-//! silent in the middle of a request? A connection has one life; what became of it is counted.
+//! Connections beside those that are measured: idle, or slow on purpose. They show what a server pays for keeping them,
+//! and what it does with a slow request, an answer that is not read, and half a request. None is opened twice.
 //!
 //! | kind      | what it does                                                           | done when             |
 //! |-----------|------------------------------------------------------------------------|-----------------------|
@@ -9,8 +8,8 @@
 //! | slow-read | the request at once, then a byte of the answer per gap, and starts over | `Connection: close`   |
 //! | half-open | half of the request head, then nothing                                 | never                 |
 //!
-//! One thread serves them all with one epoll instance, so that they take nothing from the measuring threads but CPU;
-//! since all gaps are equal, the bytes that are due form a queue and need no timers.
+//! One thread serves them all with one epoll instance. All gaps are equal, so the bytes that are due form a queue and
+//! need no timers.
 
 mod connection;
 #[cfg(test)]
@@ -45,10 +44,10 @@ const LONGEST_WAIT: Duration = Duration::from_millis(50);
 /// The token of the stop event; connections count from 0.
 const STOP: u64 = u64::MAX;
 
-/// What became of them.
+/// What became of the connections.
 #[derive(Default)]
 pub struct BackgroundCounts {
-    /// Idle connections that came about, and those of them that the server closed.
+    /// Idle connections that were established, and those of them that the server closed.
     pub idle_established: u64,
     pub idle_closed: u64,
     /// Of the idle ones.
@@ -61,17 +60,13 @@ pub struct BackgroundCounts {
 pub struct BackgroundConnections {
     stop_event: Arc<EventFd>,
     thread: Option<JoinHandle<BackgroundCounts>>,
-    /// Brings an errno when no idle connection comes about; its other end is dropped when all handshakes are over.
+    /// Brings an errno when no idle connection can be established; closed when all handshakes are over.
     opened: mpsc::Receiver<Errno>,
     waits_for_all: bool,
 }
 
 impl BackgroundConnections {
-    /// Begins to connect them, and lets them be what they are until they are stopped. A connection that does not come
-    /// about within the `timeout` is not tried again.
-    ///
-    /// # Errors
-    /// When there is no descriptor or no thread left for it.
+    /// Begins to connect them. A handshake that takes longer than the `timeout` is not tried again.
     pub fn start(
         route: Route,
         request: Vec<u8>,
@@ -107,10 +102,8 @@ impl BackgroundConnections {
         Ok(BackgroundConnections { stop_event, thread: Some(thread), opened, waits_for_all: wanted.idle > 0 })
     }
 
-    /// Waits until the handshakes are over; without idle ones no longer than a moment. `interrupted` ends the wait.
-    ///
-    /// # Errors
-    /// The last errno, when idle connections were asked for and none comes about.
+    /// Waits until the handshakes are over, or `interrupted`; for slow connections at most [`SLOW_OPENING`]. The error is
+    /// the last errno, when idle connections were asked for and none was established.
     pub fn wait_until_open(&self, interrupted: &dyn Fn() -> bool) -> nix::Result<()> {
         let began = Instant::now();
         while (self.waits_for_all || began.elapsed() < SLOW_OPENING) && !interrupted() {
@@ -159,7 +152,7 @@ struct BackgroundLoop {
     connections: Vec<BackgroundConnection>,
     /// Connections that connect(2) was called for.
     begun: usize,
-    /// Those of them whose handshake is not known to be over, the oldest first.
+    /// Slots in the handshake, the oldest first.
     connecting: VecDeque<usize>,
     /// Dropped when all handshakes are over.
     opened: Option<mpsc::Sender<Errno>>,
@@ -289,7 +282,7 @@ impl BackgroundLoop {
         }
     }
 
-    /// One byte for each connection whose gap is over.
+    /// Sends or reads a byte on each connection whose gap is over.
     fn take_turns(&mut self) {
         let now_ns = monotonic_ns();
         while let Some(&(due_ns, slot)) = self.turns.front().filter(|(due_ns, _)| *due_ns <= now_ns) {
@@ -297,7 +290,10 @@ impl BackgroundLoop {
             let goes_on = match self.connections[slot].kind {
                 _ if self.connections[slot].socket.is_none() => false,
                 Kind::SlowRead => self.read_a_byte(slot),
-                _ => self.send_a_byte(slot),
+                _ => {
+                    self.send_until(slot, self.connections[slot].written + 1);
+                    self.connections[slot].written < self.request.len()
+                }
             };
             if goes_on {
                 // A late byte is not made up for.
@@ -306,14 +302,7 @@ impl BackgroundLoop {
         }
     }
 
-    /// Whether there is more to send.
-    fn send_a_byte(&mut self, slot: usize) -> bool {
-        let at = self.connections[slot].written;
-        self.send_until(slot, at + 1);
-        self.connections[slot].written < self.request.len()
-    }
-
-    /// Whether this answer goes on.
+    /// True while the answer is incomplete.
     fn read_a_byte(&mut self, slot: usize) -> bool {
         let mut byte = [0];
         match self.connections[slot].receive(&mut byte) {
@@ -336,7 +325,7 @@ impl BackgroundLoop {
         self.buffer = buffer;
     }
 
-    /// Whether the answer goes on; when it is complete, the next request begins.
+    /// True while the answer is incomplete; when it is complete, the next request begins.
     fn feed(&mut self, slot: usize, bytes: &[u8]) -> bool {
         let connection = &mut self.connections[slot];
         if connection.written < self.request.len() {

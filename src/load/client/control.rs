@@ -11,8 +11,10 @@ pub struct Control {
     aborted: AtomicBool,
     reached: AtomicBool,
     interrupted: AtomicBool,
-    stop_event: EventFd,
-    thread_event: EventFd,
+    /// Readable after [`Control::stop`] or [`Control::abort`].
+    pub stop_event: EventFd,
+    /// Readable when a thread has marked its status.
+    pub thread_event: EventFd,
 }
 
 impl Control {
@@ -70,16 +72,6 @@ impl Control {
 
     pub fn is_aborted(&self) -> bool {
         self.aborted.load(Ordering::Relaxed)
-    }
-
-    /// Readable after [`Control::stop`] or [`Control::abort`].
-    pub fn stop_event(&self) -> BorrowedFd<'_> {
-        self.stop_event.as_fd()
-    }
-
-    /// Readable when a thread has marked its status.
-    pub fn thread_event(&self) -> BorrowedFd<'_> {
-        self.thread_event.as_fd()
     }
 
     /// All that a measuring thread needs of what was open before it.

@@ -89,7 +89,11 @@ impl<E: Engine> ClientLoop<'_, E> {
         if self.now_ns >= self.window.close_ns && !self.window_closed {
             self.window_closed = true;
             self.forget_unsent();
-            self.end_thinking();
+            // Users who think send no further request.
+            for Reverse((_, slot)) in std::mem::take(&mut self.thinking) {
+                self.close(slot as usize);
+                self.free.push_back(slot);
+            }
         }
         if self.tally.intervals.as_ref().is_some_and(|intervals| intervals.ends_ns() <= self.now_ns) {
             let totals = self.tally.totals(self.due());
@@ -150,14 +154,6 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.close_and_free(slot);
     }
 
-    /// The window is over: users who think send no further request.
-    fn end_thinking(&mut self) {
-        for Reverse((_, slot)) in std::mem::take(&mut self.thinking) {
-            self.close(slot as usize);
-            self.free.push_back(slot);
-        }
-    }
-
     /// Requests taken from the schedule of an open loop.
     pub(super) fn due(&self) -> u64 {
         if self.settings.open_loop { self.taken } else { 0 }
@@ -201,8 +197,7 @@ impl<E: Engine> ClientLoop<'_, E> {
             let end_ns = self.now_ns;
             let lost = LostRequest { at_ns: end_ns, client: None, cause: LostCause::Timeout, worker: None };
             self.tally.failures.lose(lost, 1);
-            self.tally
-                .unanswered(&self.window, Timestamps { due_ns, sent_ns: None, first_byte_ns: None, end_ns });
+            self.tally.unanswered(&self.window, Timestamps::unsent(due_ns, end_ns));
         }
     }
 

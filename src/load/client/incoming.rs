@@ -174,29 +174,24 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.go_on(slot);
     }
 
-    /// After an answer: the next request of the session, on a new connection if necessary, or whatever is due.
+    /// After an answer: the next request of the session, on a new connection if necessary, or whatever is due. After the
+    /// end of the window no user sends another request.
     fn go_on(&mut self, slot: usize) {
-        let is_over = self.settings.requests_per_connection == Some(self.connections[slot].of_session);
-        match self.settings.sessions && !is_over {
-            true => self.go_on_with_session(slot),
-            false => self.release(slot),
-        }
-    }
-
-    pub(super) fn close_and_go_on(&mut self, slot: usize) {
-        self.close(slot);
-        self.go_on(slot);
-    }
-
-    /// The user thinks and then sends the next request, but not after the end of the window.
-    fn go_on_with_session(&mut self, slot: usize) {
-        if self.now_ns >= self.window.close_ns {
+        let was_last = self.settings.requests_per_connection == Some(self.connections[slot].of_session);
+        if !self.settings.sessions || was_last {
+            self.release(slot);
+        } else if self.now_ns >= self.window.close_ns {
             self.close_and_free(slot);
         } else if self.settings.thinks {
             self.think(slot);
         } else {
             self.begin(slot, self.now_ns);
         }
+    }
+
+    pub(super) fn close_and_go_on(&mut self, slot: usize) {
+        self.close(slot);
+        self.go_on(slot);
     }
 
     /// The server closed its side.

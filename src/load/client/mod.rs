@@ -1,7 +1,5 @@
-//! HOW: one thread, its connections, an engine that carries their bytes, and nothing shared with the other threads.
-//!
-//! The schedule says when; this loop sends what is due on a connection that is free and reads what comes
-//! back. The system calls for it are in the [`engine`](crate::load::client::engine). The rules of the loop:
+//! HOW: one thread with its connections, which shares nothing with the other threads. The schedule says when; this loop
+//! sends what is due on a connection that is free and reads the answers, by an [`engine`] that makes the system calls:
 //!
 //! - the next request is written straight after the parsed answer;
 //! - after connect(2) the request is sent at once. On loopback the handshake is over by then, although the
@@ -12,8 +10,8 @@
 //!
 //! Memory is allocated before the start: counting and sending take none.
 //!
-//! Here is what is due, and to whom it goes; [`outgoing`] connects and sends, [`incoming`] reads and judges,
-//! [`ending`] is what time, failure and the end of the run do.
+//! This file hands out what is due; [`outgoing`] connects and sends, [`incoming`] reads answers, [`ending`] handles time,
+//! failures and the end of the run.
 
 pub mod connection;
 pub mod control;
@@ -22,6 +20,7 @@ pub mod route;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -43,34 +42,28 @@ mod ending;
 mod incoming;
 mod outgoing;
 
-/// What all threads of a run have in common; read-only.
+/// What all threads of a run have in common: the plan in the units of the loop.
 pub struct Settings {
     pub route: Route,
-    /// As many requests as may be under way on a connection, one behind the other.
+    /// As many copies of the request as may be outstanding on a connection.
     pub requests: Vec<u8>,
-    /// Bytes of one of them.
+    /// Bytes of one copy.
     pub request_bytes: usize,
     pub pipeline: usize,
-    /// One with `Connection: close`.
+    /// One copy with `Connection: close`.
     pub last_request: Vec<u8>,
-    /// The method is HEAD.
     pub no_body: bool,
     pub open_loop: bool,
-    /// What is due is a user, who comes with a connection, asks several times and goes.
+    /// The schedule begins users, each with a connection and several requests.
     pub sessions: bool,
-    /// There is a pause between an answer and the next request on its connection.
     pub thinks: bool,
-    /// Being connected is the answer.
     pub connect_only: bool,
-    /// A request that a kept connection did not live to see answered goes out once more.
     pub retry: bool,
     pub requests_per_connection: Option<u64>,
     pub timeout_ns: u64,
     /// From the moment a request is due until its user leaves; `u64::MAX` for never.
     pub deadline_ns: u64,
-    /// A number of requests ends the run, not a moment.
     pub ends_by_count: bool,
-    /// Never sleep.
     pub busy_poll: bool,
     pub measures: Measures,
 }
@@ -128,7 +121,7 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
     ) -> nix::Result<ClientLoop<'a, E>> {
         let engine = E::new(
             connections as usize,
-            control.stop_event(),
+            control.stop_event.as_fd(),
             [settings.requests.as_slice(), &settings.last_request],
         )?;
         let connection = |_| Connection {
@@ -285,16 +278,11 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
             if due_ns.saturating_add(self.settings.deadline_ns) > self.now_ns {
                 return Some(due_ns);
             }
-            self.shed(due_ns);
+            // The deadline passed before the request was sent: it is counted with the deadline as its age.
+            self.tally.shed += 1;
+            let end_ns = due_ns + self.settings.deadline_ns;
+            self.tally.unanswered(&self.window, Timestamps::unsent(due_ns, end_ns));
         }
-    }
-
-    /// The deadline passed before the request was sent: it is counted with the deadline as its age.
-    fn shed(&mut self, due_ns: u64) {
-        self.tally.shed += 1;
-        let end_ns = due_ns + self.settings.deadline_ns;
-        self.tally
-            .unanswered(&self.window, Timestamps { due_ns, sent_ns: None, first_byte_ns: None, end_ns });
     }
 
     /// Users whose think time is over send their next request.

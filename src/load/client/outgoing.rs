@@ -88,18 +88,13 @@ impl<E: Engine> ClientLoop<'_, E> {
         }
         // Without a request the connection is free already, and connects again when it gets one.
         if self.connections[slot].has_request() {
-            if self.settings.connect_only {
-                self.give_up_connecting(slot);
+            // With `--connect-only` the connection is the request, and has failed.
+            while self.settings.connect_only
+                && let Some(timestamps) = self.take_request(slot)
+            {
+                self.tally.unanswered(&self.window, Timestamps { sent_ns: Some(began_ns), ..timestamps });
             }
             self.back_off(slot);
-        }
-    }
-
-    /// With `--connect-only` the connection is the request, and has failed.
-    fn give_up_connecting(&mut self, slot: usize) {
-        let began_ns = self.connections[slot].began_ns;
-        while let Some(timestamps) = self.take_request(slot) {
-            self.tally.unanswered(&self.window, Timestamps { sent_ns: Some(began_ns), ..timestamps });
         }
     }
 

@@ -96,7 +96,7 @@ impl IntervalCounts {
     }
 }
 
-/// A measuring thread's end.
+/// The end of a measuring thread.
 pub struct IntervalSender {
     counts: Box<IntervalCounts>,
     /// At the beginning of the present interval; `open` is 0, since it is not a difference.

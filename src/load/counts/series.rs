@@ -1,9 +1,6 @@
-//! The measured window over time: which second was the worst, how long no answer came, and whether the answers
-//! became fewer or slower. An average over a minute hides the moment in which a server changed its workers; this is where
-//! it shows.
-//!
-//! Each thread keeps its own; added up they say the same as one thread that had seen everything. All moments are
-//! counted from the beginning of the window.
+//! The measured window over time: the worst second, the longest silence, and whether the answers became fewer or slower.
+//! An average over a minute hides the moment in which a server replaced its workers. All times count from the beginning
+//! of the window; each thread has its own series, and they are added up.
 
 use crate::load::counts::histogram::Times;
 use crate::report::WorstSecond;

@@ -1,6 +1,5 @@
-//! What one thread counted. Each thread has its own, nothing in it is shared, and counting allocates only
-//! when a name (an errno, a status, a worker) appears for the first time, when a second begins and when a request is
-//! lost. Its size does not depend on the number of requests.
+//! What one thread counted. Counting allocates only when an errno, a status or a worker appears for the first time, when a
+//! second begins and when a request is lost: the size does not depend on the number of requests.
 
 use nix::errno::Errno;
 
@@ -71,8 +70,7 @@ pub struct Tally {
     pub answered_in_window: u64,
     pub answered_before: u64,
     pub answered_late: u64,
-    /// When the last request was answered, failed or given up; when the last was answered; and when the last of the
-    /// window was due.
+    /// The last end of a request, the last answer, and the last due time in the window.
     pub last_end_ns: u64,
     pub last_answer_ns: u64,
     pub last_due_ns: u64,
@@ -271,7 +269,7 @@ impl Tally {
     }
 }
 
-/// A thread whose room was full has said nothing of what came later, and then the others must not either.
+/// A thread whose room was full knows nothing of later sends: then those of the others are left out too.
 fn add_sends(sum: &mut Vec<Sent>, other: Vec<Sent>, room: usize) {
     let known_until = |sends: &[Sent]| match sends.iter().max_by_key(|sent| sent.due_ns) {
         Some(last) if sends.len() >= room => last.due_ns,

@@ -34,6 +34,10 @@ pub struct Timestamps {
 }
 
 impl Timestamps {
+    pub fn unsent(due_ns: u64, end_ns: u64) -> Timestamps {
+        Timestamps { due_ns, sent_ns: None, first_byte_ns: None, end_ns }
+    }
+
     /// How late it was sent.
     pub fn slip_ns(&self) -> Option<u64> {
         self.sent_ns.map(|sent_ns| sent_ns.saturating_sub(self.due_ns))

@@ -4,11 +4,8 @@
 //! arrives in pieces is collected, in a buffer that the connection keeps. What bytes mean does not depend on where the
 //! network cut them.
 //!
-//! The heads of a server under load are the same bytes again and again, but for the number of the worker. So
-//! each thread remembers the last head that it parsed, and compares the next one before it parses it: see
-//! [`Template`].
-//!
-//! [`head`] reads status line and header fields, [`body`] finds the end of what follows them.
+//! The heads of a server under load differ only in the number of the worker: each thread compares the next head with the
+//! last one before it parses it ([`Template`]). [`head`] reads status line and header fields, [`body`] finds the end of what follows them.
 
 mod body;
 mod head;
@@ -130,11 +127,8 @@ impl Reader {
     }
 }
 
-/// The last head that was parsed, of which only the worker's number may be another next time. A head that is
-/// the same byte for byte means the same, and what follows from it need not be found out again. Every other
-/// head goes to the parser.
-///
-/// One per thread, for one method: the answer to HEAD ends with its head.
+/// The last head that was parsed. A head with the same bytes, but for the worker's number, is not parsed again. One per
+/// thread, for one method: the answer to HEAD ends with its head.
 pub struct Template {
     no_body: bool,
     /// Empty when nothing was learned.

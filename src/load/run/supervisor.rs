@@ -42,7 +42,7 @@ impl<'a> Supervisor<'a> {
         let signals = SignalFd::with_flags(&ends, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         let epoll = Epoll::new(2)?;
         epoll.add(&signals, SIGNAL, Interest::EPOLLIN)?;
-        epoll.add(control.thread_event(), THREAD, Interest::EPOLLIN)?;
+        epoll.add(&control.thread_event, THREAD, Interest::EPOLLIN)?;
         let shows_progress = progress == Progress::Auto && std::io::stderr().is_terminal();
         let announces_phases = progress == Progress::Phases;
         Ok(Supervisor { control, signals, epoll, announces_phases, shows_progress, marks: 0 })

@@ -19,8 +19,7 @@
 //! k ≡ t (mod T); the Poisson one is split into T independent streams of rate / T, which together are again
 //! Poisson with the whole rate (superposition).
 //!
-//! There is no queue of late requests: the schedule is a cursor, and what lies between the cursor and the
-//! clock is the backlog. It costs no memory however long the server stalls.
+//! The schedule is a cursor: the requests between the cursor and the clock are late, and need no queue.
 
 mod arrivals;
 #[cfg(test)]

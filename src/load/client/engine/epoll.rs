@@ -1,7 +1,6 @@
 //! Two system calls per request: one send, one recv.
 //!
-//! - The next request is written straight after the parsed answer. The socket buffer is empty then, and waiting for
-//!   EPOLLOUT first would only cost a call; EPOLLOUT is waited for after EAGAIN alone.
+//! - EPOLLOUT is waited for only after EAGAIN: when the last answer has been read, the socket buffer is empty.
 //! - Registration is edge-triggered: no epoll_ctl(2) after the one that adds the socket. A recv(2) that returns less
 //!   than was asked for has emptied the socket (epoll(7), question 9): no second one has to say EAGAIN.
 
