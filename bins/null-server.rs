@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use acceptlab::http::{Persistence, Request};
 use acceptlab::report::ServerReport;
 use acceptlab::scoreboard::Count;
-use acceptlab::server::accept::{BACK_OFF, NoConnection, log_pause};
+use acceptlab::server::accept::{BACK_OFF, log_pause, reason_to_pause};
 use acceptlab::server::{self, Failure, Listener, Scoreboard, ServerArgs, Worker};
 use acceptlab::sys::epoll::{Epoll, Interest};
 use acceptlab::sys::signal::wake_on_termination;
@@ -48,7 +48,7 @@ fn run(args: &Args) -> Result<ServerReport, Failure> {
     let epoll = open_epoll(&listener).map_err(|errno| Failure::new("open an epoll instance", errno))?;
     server::ready(listener.address())?;
 
-    serve(&listener, &worker, epoll, closes).map_err(|errno| Failure::new("wait for events", errno))?;
+    serve(&listener, &worker, epoll, closes)?;
 
     worker.record_usage();
     Ok(scoreboard.report(listener.address(), None))
@@ -61,14 +61,15 @@ fn open_epoll(listener: &Listener) -> nix::Result<Epoll> {
     Ok(epoll)
 }
 
-fn serve(listener: &Listener, worker: &Worker, mut epoll: Epoll, closes: bool) -> nix::Result<()> {
+fn serve(listener: &Listener, worker: &Worker, mut epoll: Epoll, closes: bool) -> Result<(), Failure> {
+    let failed = |errno: Errno| Failure::new("wait for events", errno);
     let persistence = if closes { Persistence::Close } else { Persistence::Implicit };
     let answer = worker.responses.ok(Request { persistence, head_only: false });
     let mut buffer = [0; 16 * 1024];
     // By descriptor number, which is the token as well.
     let mut connections: Vec<Option<OwnedFd>> = Vec::new();
     loop {
-        for i in 0..epoll.wait(None)? {
+        for i in 0..epoll.wait(None).map_err(failed)? {
             match epoll.report(i).token {
                 TERMINATION => return Ok(()),
                 LISTENER => {
@@ -76,7 +77,12 @@ fn serve(listener: &Listener, worker: &Worker, mut epoll: Epoll, closes: bool) -
                     let connection = match listener.accept_nonblocking() {
                         Ok(connection) => connection,
                         Err(errno) => {
-                            explain_no_connection(errno, worker)?;
+                            if let Some(reason) = reason_to_pause(errno, false, |count| worker.count(count))?
+                            {
+                                // The listener would report again at once.
+                                log_pause(reason);
+                                std::thread::sleep(BACK_OFF);
+                            }
                             continue;
                         }
                     };
@@ -87,7 +93,7 @@ fn serve(listener: &Listener, worker: &Worker, mut epoll: Epoll, closes: bool) -
                         continue;
                     }
                     let fd = connection.as_raw_fd() as usize;
-                    epoll.add(&connection, fd as u64, Interest::EPOLLIN)?;
+                    epoll.add(&connection, fd as u64, Interest::EPOLLIN).map_err(failed)?;
                     connections.resize_with(connections.len().max(fd + 1), || None);
                     connections[fd] = Some(connection);
                 }
@@ -102,23 +108,6 @@ fn serve(listener: &Listener, worker: &Worker, mut epoll: Epoll, closes: bool) -
             }
         }
     }
-}
-
-fn explain_no_connection(errno: Errno, worker: &Worker) -> nix::Result<()> {
-    match NoConnection::from(errno) {
-        // The client has left again.
-        NoConnection::Nobody => {
-            worker.count(Count::AcceptEagain);
-            worker.count(Count::EmptyWakeups);
-        }
-        // The listener would report again at once.
-        NoConnection::Pause(_) => {
-            log_pause(errno);
-            std::thread::sleep(BACK_OFF);
-        }
-        NoConnection::Shut | NoConnection::Fatal(_) => return Err(errno),
-    }
-    Ok(())
 }
 
 #[derive(PartialEq, Eq)]

@@ -22,7 +22,7 @@ use super::workers::Workers;
 use crate::failure::Failure;
 use crate::scoreboard::Count;
 use crate::server::Ipc;
-use crate::server::accept::{BACK_OFF, NoConnection, accept_next, log_pause};
+use crate::server::accept::{BACK_OFF, accept_next, log_pause, reason_to_pause};
 use crate::sys::epoll::Interest;
 use crate::sys::fd::close_all;
 use crate::units::monotonic_ns;
@@ -99,21 +99,17 @@ impl Sockets {
                     return Ok(Some((token, connection)));
                 }
                 // What a worker gets is non-blocking: libuv expects that.
-                let failed = match accept_next(&*socket, SockFlag::SOCK_NONBLOCK) {
+                match accept_next(&*socket, SockFlag::SOCK_NONBLOCK) {
                     Ok(connection) => return Ok(Some((token, Rc::new(connection)))),
-                    Err(errno) => errno,
-                };
-                match NoConnection::from(failed) {
-                    NoConnection::Nobody => socket.is_ready = false,
-                    NoConnection::Pause(_) => {
-                        log_pause(failed);
-                        self.is_paused = true;
-                        workers.poller.after(BACK_OFF, Due::AcceptAgain);
-                        return Ok(None);
-                    }
-                    NoConnection::Shut | NoConnection::Fatal(_) => {
-                        return Err(Failure::new(format_args!("accept on {}", socket.address), failed));
-                    }
+                    Err(errno) => match reason_to_pause(errno, true, |_| {})? {
+                        None => socket.is_ready = false,
+                        Some(reason) => {
+                            log_pause(reason);
+                            self.is_paused = true;
+                            workers.poller.after(BACK_OFF, Due::AcceptAgain);
+                            return Ok(None);
+                        }
+                    },
                 }
             }
         }

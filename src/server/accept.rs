@@ -9,6 +9,7 @@ use nix::sys::socket::SockFlag;
 
 use crate::console;
 use crate::failure::Failure;
+use crate::scoreboard::Count;
 use crate::sys;
 
 /// How long to wait before the next accept after one that the system had no means for.
@@ -17,8 +18,8 @@ pub const BACK_OFF: Duration = Duration::from_millis(50);
 /// Connections that may fail one after another within one call, before that looks like a rule.
 const MOST_FAILED_IN_A_ROW: usize = 64;
 
-/// The next connection of a listening socket. One that has failed in the queue is skipped: accept(2) hands over its
-/// network's error in its place, and the next may be well.
+/// The next connection of a listening socket. One that has failed in the queue is skipped: accept(2) returns its error,
+/// and the next connection may be good.
 pub fn accept_next(listener: impl AsFd, flags: SockFlag) -> nix::Result<OwnedFd> {
     let mut failed = 0;
     loop {
@@ -51,46 +52,74 @@ fn is_about_one_connection(errno: Errno) -> bool {
     )
 }
 
-/// What it means that [`accept_next`], or a channel from a master, has returned no connection.
+/// Why an accept has returned no connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoConnection {
-    /// Nothing there (any more).
+    /// The queue is empty.
     Nobody,
     /// No descriptor or memory is left, or one connection after another fails. They stay in the queue: try again after
     /// [`BACK_OFF`].
     Pause(Errno),
-    /// The listening socket was shut: we are to stop.
+    /// The listening socket was shut: the server is to stop.
     Shut,
-    /// A programming error.
-    Fatal(Errno),
 }
 
-impl From<Errno> for NoConnection {
-    fn from(errno: Errno) -> NoConnection {
-        match errno {
-            Errno::EAGAIN => NoConnection::Nobody,
-            Errno::EINVAL => NoConnection::Shut,
-            Errno::EBADF | Errno::ENOTSOCK | Errno::EFAULT => NoConnection::Fatal(errno),
-            _ => NoConnection::Pause(errno),
+/// What the error of [`accept_next`], or of a channel from a master, means. An empty queue is counted, as an empty
+/// wake-up unless a connection was taken in the same wake-up.
+///
+/// # Errors
+/// After a programming error.
+pub fn no_connection(
+    errno: Errno,
+    has_taken: bool,
+    mut count: impl FnMut(Count),
+) -> Result<NoConnection, Failure> {
+    match errno {
+        Errno::EAGAIN => {
+            count(Count::AcceptEagain);
+            if !has_taken {
+                count(Count::EmptyWakeups);
+            }
+            Ok(NoConnection::Nobody)
         }
+        Errno::EINVAL => Ok(NoConnection::Shut),
+        Errno::EBADF | Errno::ENOTSOCK | Errno::EFAULT => Err(failed(errno)),
+        _ => Ok(NoConnection::Pause(errno)),
     }
 }
 
-/// Says why nothing is accepted for the moment. Once per process: the reason does not go away by being repeated.
+/// As [`no_connection`], for a listener that only its owner shuts: `Some` is the reason for a pause.
+pub fn reason_to_pause(
+    errno: Errno,
+    has_taken: bool,
+    count: impl FnMut(Count),
+) -> Result<Option<Errno>, Failure> {
+    match no_connection(errno, has_taken, count)? {
+        NoConnection::Nobody => Ok(None),
+        NoConnection::Pause(errno) => Ok(Some(errno)),
+        NoConnection::Shut => Err(failed(errno)),
+    }
+}
+
+fn failed(errno: Errno) -> Failure {
+    Failure::new("accept a connection", errno)
+}
+
+/// Logs why nothing is accepted for the moment, once per process.
 pub fn log_pause(errno: Errno) {
     static SAID: Once = Once::new();
-    SAID.call_once(|| match errno {
-        Errno::EMFILE => {
-            console::log("accept: no descriptor left; connections wait until others end (raise ulimit -n)")
-        }
-        Errno::ENFILE => console::log(
-            "accept: no descriptor left in the whole system; connections wait (raise fs.file-max)",
-        ),
-        Errno::ENOBUFS | Errno::ENOMEM => {
-            console::log("accept: the kernel has no memory left for sockets; connections wait until it has")
-        }
-        _ => console::log(
-            Failure::new("accept", errno).advise("connections wait, and it is tried again and again"),
-        ),
+    SAID.call_once(|| {
+        let advice = match errno {
+            Errno::EMFILE => "no descriptor left; connections wait until others end (raise ulimit -n)",
+            Errno::ENFILE => "no descriptor left in the whole system; connections wait (raise fs.file-max)",
+            Errno::ENOBUFS | Errno::ENOMEM => {
+                "the kernel has no memory left for sockets; connections wait until it has"
+            }
+            _ => {
+                let failure = Failure::new("accept", errno);
+                return console::log(failure.advise("connections wait, and it is tried again and again"));
+            }
+        };
+        console::log(format_args!("accept: {advice}"));
     });
 }

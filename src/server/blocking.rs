@@ -13,7 +13,7 @@ use nix::sys::socket::sockopt::{ReceiveTimeout, SendTimeout};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, setsockopt, shutdown};
 use nix::sys::time::TimeVal;
 
-use super::accept::{BACK_OFF, NoConnection, log_pause};
+use super::accept::{BACK_OFF, NoConnection, log_pause, no_connection};
 use super::connection::{LINGER, end, receive};
 use super::listener::Listener;
 use super::member::is_passed_connections;
@@ -40,7 +40,7 @@ pub fn accept_after(
     listener: &Listener,
     worker: &Worker,
 ) -> Result<Option<OwnedFd>, Failure> {
-    next_connection(listener, || wait().and_then(|()| listener.accept()), |count| worker.count(count))
+    next_connection(|| wait().and_then(|()| listener.accept()), |count| worker.count(count))
 }
 
 /// As [`accept`], for another thread of this process to serve; the acceptor has counts of its own.
@@ -48,43 +48,33 @@ pub fn accept_for_a_thread(
     listener: &Listener,
     counts: &mut AcceptCounts,
 ) -> Result<Option<OwnedFd>, Failure> {
-    let accepted = next_connection(listener, || listener.accept(), |count| counts.count(count))?;
+    let accepted = next_connection(|| listener.accept(), |count| counts.count(count))?;
     accepted.iter().for_each(|_| counts.count(Count::Accepted));
     Ok(accepted)
 }
 
 fn next_connection(
-    listener: &Listener,
     mut accept: impl FnMut() -> nix::Result<OwnedFd>,
     mut count: impl FnMut(Count),
 ) -> Result<Option<OwnedFd>, Failure> {
     while !is_stopping() {
-        let accepted = accept();
-        if matches!(accepted, Err(Errno::EINTR)) {
-            // A signal, not the listening socket: no wake-up.
-            continue;
-        }
-        match accepted.map_err(NoConnection::from) {
-            // It was the end that woke us, not a connection.
-            Err(NoConnection::Shut) => break,
-            Err(_) if is_stopping() => break,
+        match accept() {
             Ok(connection) => {
                 note_socket(&connection);
                 count(Count::Wakeups);
                 return Ok(Some(connection));
             }
-            Err(NoConnection::Nobody) => {
-                count(Count::AcceptEagain);
-                count(Count::Wakeups);
-                count(Count::EmptyWakeups);
-            }
-            Err(NoConnection::Pause(errno)) => {
-                log_pause(errno);
-                std::thread::sleep(BACK_OFF);
-            }
-            Err(NoConnection::Fatal(errno)) => {
-                return Err(Failure::new(format_args!("accept on {}", listener.address()), errno));
-            }
+            // A signal, not the listening socket: no wake-up.
+            Err(Errno::EINTR) => {}
+            Err(_) if is_stopping() => break,
+            Err(errno) => match no_connection(errno, false, &mut count)? {
+                NoConnection::Nobody => count(Count::Wakeups),
+                NoConnection::Pause(errno) => {
+                    log_pause(errno);
+                    std::thread::sleep(BACK_OFF);
+                }
+                NoConnection::Shut => break,
+            },
         }
     }
     Ok(None)

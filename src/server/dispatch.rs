@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::accept::{BACK_OFF, NoConnection, log_pause};
+use super::accept::{BACK_OFF, log_pause, reason_to_pause};
 use super::channel::{Answer, Channel, connections_per_message};
 use super::event_loop::EventLoop;
 use super::listener::Listener;
@@ -158,25 +158,17 @@ impl Dispatcher {
                     self.accepts.count(Count::Accepted);
                     return Ok(Some(connection));
                 }
-                Err(errno) => match NoConnection::from(errno) {
-                    NoConnection::Nobody => {
-                        self.is_ready = false;
-                        self.accepts.count(Count::AcceptEagain);
-                        if !self.has_taken {
-                            self.accepts.count(Count::EmptyWakeups);
+                Err(errno) => {
+                    match reason_to_pause(errno, self.has_taken, |count| self.accepts.count(count))? {
+                        None => self.is_ready = false,
+                        // What has been gathered gives descriptors back when it is passed.
+                        Some(_) if self.given > 0 => break,
+                        Some(reason) => {
+                            log_pause(reason);
+                            self.back_off();
                         }
                     }
-                    // What has been gathered gives descriptors back when it is passed.
-                    NoConnection::Pause(_) if self.given > 0 => break,
-                    NoConnection::Pause(_) => {
-                        log_pause(errno);
-                        self.back_off();
-                    }
-                    NoConnection::Shut | NoConnection::Fatal(_) => {
-                        let tried = format!("accept on {}", self.listener.address());
-                        return Err(Failure::new(tried, errno));
-                    }
-                },
+                }
             }
         }
         Ok(None)

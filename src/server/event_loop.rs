@@ -13,7 +13,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
 
-use super::accept::{BACK_OFF, NoConnection, log_pause};
+use super::accept::{BACK_OFF, NoConnection, log_pause, no_connection};
 use super::channel::Channel;
 use super::listener::Listener;
 use super::lock::AcceptMutex;
@@ -206,22 +206,19 @@ impl<A: Acceptor> EventLoop<A> {
 
     /// Takes what an accept returned: a connection, or the reason why there is none. True when it was a connection.
     pub fn add_accepted(&mut self, accepted: nix::Result<OwnedFd>) -> Result<bool, Failure> {
-        match accepted.map_err(NoConnection::from) {
+        let errno = match accepted {
             Ok(socket) => {
                 self.reactor.add(socket);
                 self.has_taken = true;
                 self.turns_to_leave = self.reactor.open().saturating_sub(self.room - self.room / 8);
                 return Ok(true);
             }
-            Err(NoConnection::Nobody) => {
-                self.reactor.worker.count(Count::AcceptEagain);
-                // Another worker was faster, unless we have just taken the last.
-                if !self.has_taken {
-                    self.reactor.worker.count(Count::EmptyWakeups);
-                }
-            }
-            Err(NoConnection::Pause(errno)) => self.pause_accepting(errno)?,
-            Err(NoConnection::Shut) => {
+            Err(errno) => errno,
+        };
+        match no_connection(errno, self.has_taken, |count| self.reactor.worker.count(count))? {
+            NoConnection::Nobody => {}
+            NoConnection::Pause(errno) => self.pause_accepting(errno)?,
+            NoConnection::Shut => {
                 // It was the end that woke us, unless we have taken connections before we came to it. What we have, we
                 // still serve.
                 if !self.has_taken {
@@ -230,7 +227,6 @@ impl<A: Acceptor> EventLoop<A> {
                 self.is_shut = true;
                 self.stop_watching()?;
             }
-            Err(NoConnection::Fatal(errno)) => return Err(Failure::new("accept a connection", errno)),
         }
         Ok(false)
     }
@@ -264,11 +260,8 @@ impl<A: Acceptor> EventLoop<A> {
     }
 
     fn resume_when_due(&mut self) -> Result<(), Failure> {
-        if self.paused_until_ns.is_some_and(|until_ns| self.reactor.now_ns >= until_ns) {
-            self.paused_until_ns = None;
-            self.watch_acceptor()?;
-        }
-        Ok(())
+        let ended = self.paused_until_ns.take_if(|until_ns| self.reactor.now_ns >= *until_ns);
+        ended.map_or(Ok(()), |_| self.watch_acceptor())
     }
 
     fn watch_acceptor(&mut self) -> Result<(), Failure> {

@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{Shutdown, shutdown};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use super::accept::{BACK_OFF, NoConnection, log_pause};
+use super::accept::{BACK_OFF, log_pause, reason_to_pause};
 use super::connection::LINGER;
 pub use super::connection::{receive, send_some};
 use super::event_loop::free_descriptors;
@@ -147,20 +147,18 @@ impl Relay {
             let socket = listener.accept_nonblocking()?;
             Ok(Client { refusals: 0, socket, to_worker })
         });
-        match accepted.map_err(NoConnection::from) {
+        match accepted {
             Ok(client) => {
                 self.accepts.count(Count::Accepted);
-                return Ok(Some(client));
+                Ok(Some(client))
             }
-            Err(NoConnection::Nobody) => {
-                self.accepts.count(Count::EmptyWakeups);
-                self.accepts.count(Count::AcceptEagain);
+            Err(errno) => {
+                if let Some(reason) = reason_to_pause(errno, false, |count| self.accepts.count(count))? {
+                    self.pause_accepting(reason)?;
+                }
+                Ok(None)
             }
-            Err(NoConnection::Pause(errno)) => self.pause_accepting(errno)?,
-            Err(NoConnection::Shut) => return Err(Failure::new("accept a connection", Errno::EINVAL)),
-            Err(NoConnection::Fatal(errno)) => return Err(Failure::new("accept a connection", errno)),
         }
-        Ok(None)
     }
 
     /// Connects the client to the worker at `address` and relays from then on what either says.
@@ -411,13 +409,10 @@ impl Relay {
     }
 
     fn resume_when_due(&mut self) -> Result<(), Failure> {
-        if self.paused_until_ns.is_some_and(|until_ns| self.now_ns >= until_ns) {
-            self.paused_until_ns = None;
-            let Some(listener) = &self.listener else { return Ok(()) };
-            let watched = self.epoll.add(listener, LISTENER, Interest::EPOLLIN);
-            return watched.map_err(|errno| Failure::new("return to the listener", errno));
-        }
-        Ok(())
+        let ended = self.paused_until_ns.take_if(|until_ns| self.now_ns >= *until_ns);
+        let Some(listener) = self.listener.as_ref().filter(|_| ended.is_some()) else { return Ok(()) };
+        let watched = self.epoll.add(listener, LISTENER, Interest::EPOLLIN);
+        watched.map_err(|errno| Failure::new("return to the listener", errno))
     }
 }
 
