@@ -1,6 +1,6 @@
 //! accept(2), and the one policy for what it returns instead of a connection.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Once;
 use std::time::Duration;
 
@@ -14,6 +14,22 @@ use crate::sys;
 
 /// How long to wait before the next accept after one that the system had no means for.
 pub const BACK_OFF: Duration = Duration::from_millis(50);
+
+/// Where an event loop gets its connections from: readable when there may be one.
+pub trait Acceptor: AsFd {
+    /// Receives what a master sends, for a worker that has no room for a connection.
+    fn receive_messages(&self) {}
+
+    /// A second descriptor to wait for, as if it were the acceptor itself.
+    fn second_descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// The sender of a passed connection keeps a copy of it until this worker has acknowledged it.
+    fn sender_keeps_copies(&self) -> bool {
+        false
+    }
+}
 
 /// Connections that may fail one after another within one call, before that looks like a rule.
 const MOST_FAILED_IN_A_ROW: usize = 64;

@@ -13,6 +13,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, send, shutdown, socketpair,
 };
 
+use super::accept::Acceptor;
 use crate::failure::Failure;
 use crate::sys::fd::{MOST_PER_MESSAGE, receive_fds, send_fds, until_uninterrupted};
 
@@ -141,6 +142,12 @@ impl Channel {
     pub fn shut(&self) {
         // It fails only on a socket without a peer (shutdown(2)), which nobody can send to either.
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Read);
+    }
+}
+
+impl Acceptor for Channel {
+    fn sender_keeps_copies(&self) -> bool {
+        self.acknowledges
     }
 }
 

@@ -7,17 +7,14 @@
 //! The acceptor is level-triggered, and one connection is taken per wake-up: a burst is shared among all who wait
 //! for it, and the listener's reports do not push the connections' aside.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
 
-use super::accept::{BACK_OFF, NoConnection, log_pause, no_connection};
-use super::channel::Channel;
-use super::listener::Listener;
+use super::accept::{Acceptor, BACK_OFF, NoConnection, log_pause, no_connection};
 use super::lock::AcceptMutex;
-use super::member;
 use super::reactor::{ACCEPTOR, Reactor};
 use super::worker::Worker;
 use crate::failure::Failure;
@@ -30,46 +27,7 @@ use crate::units::monotonic_ns;
 /// that is silent does not hold the worker until the master kills it.
 const LEAVE_IDLE: Duration = Duration::from_secs(1);
 
-/// Where connections come from: readable when there may be one.
-pub trait Acceptor: AsFd {
-    /// Its master may send messages too, even to a worker that has no room for a connection.
-    fn receive_messages(&self) {}
-
-    /// A second descriptor to wait for, as if it were the acceptor itself.
-    fn second_descriptor(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
-
-    /// The sender of a passed connection keeps a copy of it until we have acknowledged it.
-    fn sender_keeps_copies(&self) -> bool {
-        false
-    }
-}
-
-impl Acceptor for Channel {
-    fn sender_keeps_copies(&self) -> bool {
-        self.acknowledges()
-    }
-}
-
-impl Acceptor for Listener {
-    fn receive_messages(&self) {
-        Listener::receive_messages(self);
-    }
-
-    fn second_descriptor(&self) -> Option<BorrowedFd<'_>> {
-        Listener::second_descriptor(self)
-    }
-
-    fn sender_keeps_copies(&self) -> bool {
-        member::is_passed_connections()
-    }
-}
-
-/// A listener that a worker shares with others is its own: nothing is passed.
-impl Acceptor for &Listener {}
-
-/// An event loop that takes its connections from an `A`: a [`Listener`] or a [`Channel`].
+/// An event loop that takes its connections from an `A`: a listener or a channel.
 pub struct EventLoop<A> {
     pub acceptor: A,
     /// How the acceptor is registered.

@@ -9,9 +9,9 @@ use std::sync::Once;
 use nix::sys::socket::SockFlag;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::accept::accept_next;
+use super::accept::{Acceptor, accept_next};
 use super::args::ServerArgs;
-use super::member::Member;
+use super::member::{Member, is_passed_connections};
 use crate::console;
 use crate::failure::Failure;
 use crate::machine::sysctl;
@@ -143,21 +143,6 @@ impl Listener {
         }
     }
 
-    /// A second descriptor to wait for, as if it were the listener.
-    pub fn second_descriptor(&self) -> Option<BorrowedFd<'_>> {
-        match &self.source {
-            Source::Socket(_) => None,
-            Source::Cluster { second, .. } => second.as_ref().map(OwnedFd::as_fd),
-        }
-    }
-
-    /// Receives what a master sends, for a worker that has no room for a connection.
-    pub fn receive_messages(&self) {
-        if let Source::Cluster { member, .. } = &self.source {
-            member.borrow_mut().refuse();
-        }
-    }
-
     /// The socket, if it belongs to other workers, too.
     pub fn with_shared_socket<T>(&self, call: impl FnOnce(Option<BorrowedFd>) -> T) -> T {
         match &self.source {
@@ -183,6 +168,28 @@ impl AsFd for Listener {
         }
     }
 }
+
+impl Acceptor for Listener {
+    fn receive_messages(&self) {
+        if let Source::Cluster { member, .. } = &self.source {
+            member.borrow_mut().refuse();
+        }
+    }
+
+    fn second_descriptor(&self) -> Option<BorrowedFd<'_>> {
+        match &self.source {
+            Source::Socket(_) => None,
+            Source::Cluster { second, .. } => second.as_ref().map(OwnedFd::as_fd),
+        }
+    }
+
+    fn sender_keeps_copies(&self) -> bool {
+        is_passed_connections()
+    }
+}
+
+/// A listener that workers share is never a cluster's: nothing is passed.
+impl Acceptor for &Listener {}
 
 fn explain_bind(address: SocketAddr, error: std::io::Error) -> Failure {
     let advice = match error.kind() {

@@ -13,6 +13,7 @@ use super::super::listener::Listener;
 use super::heartbeat::Load;
 use crate::failure::Failure;
 use crate::sys::bpf::{self, Instruction, SocketMap, WordMap};
+use instructions::*;
 
 /// [`weigh_loads`] compares all workers for every SYN, a dozen instructions each: far above this number the choice
 /// would cost more than the connection. It is the idea of Hermes (SIGCOMM 2025) in miniature.
@@ -192,84 +193,33 @@ const U64: u8 = 0x18;
 const MEMORY: u8 = 0x60;
 const ATOMIC: u8 = 0xc0;
 
-const fn set(register: u8, constant: i32) -> Instruction {
-    Instruction::new(ALU64 | 0xb0, register, 0, 0, constant)
-}
+// An instruction is a code, a destination, a source, an offset and a constant. Comparisons are unsigned unless they say
+// otherwise. `fetch_add` leaves in the register what the word in memory was before (since Linux 5.12).
+#[rustfmt::skip]
+mod instructions {
+    use super::{ALU64, ATOMIC, Instruction, JMP, LDX, MEMORY, STX, U8, U32, U64, X};
 
-const fn copy(to: u8, from: u8) -> Instruction {
-    Instruction::new(ALU64 | 0xb0 | X, to, from, 0, 0)
-}
+    pub const fn set(to: u8, constant: i32) -> Instruction { Instruction::new(ALU64 | 0xb0, to, 0, 0, constant) }
+    pub const fn copy(to: u8, from: u8) -> Instruction { Instruction::new(ALU64 | 0xb0 | X, to, from, 0, 0) }
+    pub const fn add(to: u8, from: u8) -> Instruction { Instruction::new(ALU64 | X, to, from, 0, 0) }
+    pub const fn add_constant(to: u8, constant: i32) -> Instruction { Instruction::new(ALU64, to, 0, 0, constant) }
+    pub const fn subtract(from: u8, register: u8) -> Instruction { Instruction::new(ALU64 | 0x10 | X, from, register, 0, 0) }
+    pub const fn multiply(to: u8, constant: i32) -> Instruction { Instruction::new(ALU64 | 0x20, to, 0, 0, constant) }
+    pub const fn and(to: u8, constant: i32) -> Instruction { Instruction::new(ALU64 | 0x50, to, 0, 0, constant) }
+    pub const fn modulo(to: u8, constant: i32) -> Instruction { Instruction::new(ALU64 | 0x90, to, 0, 0, constant) }
 
-const fn add(to: u8, register: u8) -> Instruction {
-    Instruction::new(ALU64 | X, to, register, 0, 0)
-}
+    pub const fn load_u8(to: u8, base: u8, offset: i16) -> Instruction { Instruction::new(LDX | U8 | MEMORY, to, base, offset, 0) }
+    pub const fn load_u64(to: u8, base: u8, offset: i16) -> Instruction { Instruction::new(LDX | U64 | MEMORY, to, base, offset, 0) }
+    pub const fn store_u64(base: u8, offset: i16, from: u8) -> Instruction { Instruction::new(STX | U64 | MEMORY, base, from, offset, 0) }
+    pub const fn store_u32(base: u8, offset: i16, from: u8) -> Instruction { Instruction::new(STX | U32 | MEMORY, base, from, offset, 0) }
+    pub const fn fetch_add(base: u8, offset: i16, register: u8) -> Instruction { Instruction::new(STX | U64 | ATOMIC, base, register, offset, 1) }
 
-const fn add_constant(to: u8, constant: i32) -> Instruction {
-    Instruction::new(ALU64, to, 0, 0, constant)
-}
-
-const fn subtract(from: u8, register: u8) -> Instruction {
-    Instruction::new(ALU64 | 0x10 | X, from, register, 0, 0)
-}
-
-const fn multiply(register: u8, constant: i32) -> Instruction {
-    Instruction::new(ALU64 | 0x20, register, 0, 0, constant)
-}
-
-const fn and(register: u8, constant: i32) -> Instruction {
-    Instruction::new(ALU64 | 0x50, register, 0, 0, constant)
-}
-
-/// Unsigned.
-const fn modulo(register: u8, constant: i32) -> Instruction {
-    Instruction::new(ALU64 | 0x90, register, 0, 0, constant)
-}
-
-const fn load_u8(to: u8, base: u8, offset: i16) -> Instruction {
-    Instruction::new(LDX | U8 | MEMORY, to, base, offset, 0)
-}
-
-const fn load_u64(to: u8, base: u8, offset: i16) -> Instruction {
-    Instruction::new(LDX | U64 | MEMORY, to, base, offset, 0)
-}
-
-const fn store_u64(base: u8, offset: i16, from: u8) -> Instruction {
-    Instruction::new(STX | U64 | MEMORY, base, from, offset, 0)
-}
-
-const fn store_u32(base: u8, offset: i16, from: u8) -> Instruction {
-    Instruction::new(STX | U32 | MEMORY, base, from, offset, 0)
-}
-
-/// Adds to the word in memory and leaves what it was before in `register`. Since Linux 5.12.
-const fn fetch_add(base: u8, offset: i16, register: u8) -> Instruction {
-    Instruction::new(STX | U64 | ATOMIC, base, register, offset, 0x01)
-}
-
-/// Unsigned.
-const fn skip_if_at_least(register: u8, other: u8, instructions: i16) -> Instruction {
-    Instruction::new(JMP | 0x30 | X, register, other, instructions, 0)
-}
-
-const fn skip_if_at_least_signed(register: u8, constant: i32, instructions: i16) -> Instruction {
-    Instruction::new(JMP | 0x70, register, 0, instructions, constant)
-}
-
-/// Unsigned.
-const fn skip_if_below(register: u8, constant: i32, instructions: i16) -> Instruction {
-    Instruction::new(JMP | 0xa0, register, 0, instructions, constant)
-}
-
-const fn skip_unless_zero(register: u8, instructions: i16) -> Instruction {
-    Instruction::new(JMP | 0x50, register, 0, instructions, 0)
-}
-
-const fn call(helper: i32) -> Instruction {
-    Instruction::new(JMP | 0x80, 0, 0, 0, helper)
-}
-
-const fn exit() -> Instruction {
-    Instruction::new(JMP | 0x90, 0, 0, 0, 0)
+    pub const fn skip_if_at_least(a: u8, b: u8, skipped: i16) -> Instruction { Instruction::new(JMP | 0x30 | X, a, b, skipped, 0) }
+    pub const fn skip_if_at_least_signed(a: u8, constant: i32, skipped: i16) -> Instruction { Instruction::new(JMP | 0x70, a, 0, skipped, constant) }
+    pub const fn skip_if_below(a: u8, constant: i32, skipped: i16) -> Instruction { Instruction::new(JMP | 0xa0, a, 0, skipped, constant) }
+    pub const fn skip_unless_zero(a: u8, skipped: i16) -> Instruction { Instruction::new(JMP | 0x50, a, 0, skipped, 0) }
+    pub const fn call(helper: i32) -> Instruction { Instruction::new(JMP | 0x80, 0, 0, 0, helper) }
+    pub const fn exit() -> Instruction { Instruction::new(JMP | 0x90, 0, 0, 0, 0) }
 }
 
 /// The kernel replaces the descriptor by the map (BPF_PSEUDO_MAP_FD). A 64-bit constant takes two instructions.
