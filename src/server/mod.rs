@@ -4,7 +4,7 @@
 //!   accept means;
 //! - [`worker`]: what one worker carries with it;
 //! - [`blocking`]: serve a connection and do nothing else meanwhile;
-//! - [`connection`], [`table`], [`reactor`] and [`event_loop`]: serve many connections, each a step at a time;
+//! - [`connection`], [`slots`], [`table`], [`reactor`] and [`event_loop`]: serve many connections, each a step at a time;
 //! - [`worker_pool`]: fork workers, wait until they are ready, stop and reap them;
 //! - [`selector`]: programs in the kernel that choose among the sockets of a group;
 //! - [`channel`]: pass connections to another process; [`dispatch`]: accept for others, and who has how many;
@@ -41,6 +41,7 @@ pub mod policy;
 pub mod reactor;
 pub mod relay;
 pub mod selector;
+pub mod slots;
 pub mod successor;
 pub mod table;
 pub mod termination;

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use super::connection::{Connection, LINGER, Scratch, Step, end};
 use super::selector::heartbeat::Heartbeat;
-use super::table::{Number, Table};
+use super::slots::Key;
+use super::table::Table;
 use super::worker::Worker;
 use crate::failure::Failure;
 use crate::scoreboard::Count;
@@ -18,7 +19,7 @@ use crate::sys::epoll::{Epoll, Interest, Ready};
 use crate::sys::signal::{has_given_up, wake_on_termination};
 use crate::units::monotonic_ns;
 
-/// The tokens that are no connection's number.
+/// The tokens that are no connection's key.
 pub const ACCEPTOR: u64 = u64::MAX;
 const TERMINATION: u64 = u64::MAX - 1;
 
@@ -48,9 +49,8 @@ pub struct Reactor {
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Timer {
     due_ns: u64,
-    number: Number,
-    /// Of the connection it was set for: the number may belong to another by then.
-    generation: u32,
+    /// Of the connection it was set for, which may be gone by then.
+    key: Key,
     purpose: Purpose,
 }
 
@@ -131,42 +131,42 @@ impl Reactor {
     /// A new connection. Its first request is often there already, and then it is never registered at all.
     pub fn add(&mut self, socket: OwnedFd) {
         self.worker.opened();
-        let number = self.table.insert(Connection::new(socket), self.now_ns);
-        self.take_step(number, Connection::step);
+        let key = self.table.insert(Connection::new(socket), self.now_ns);
+        self.take_step(key, Connection::step);
     }
 
     /// Goes on with the connection a report is about.
     pub fn serve(&mut self, ready: Ready) {
-        let number = ready.token as Number;
-        let Some(connection) = self.table.get_mut(number) else { return };
+        let key = ready.token;
+        let Some(connection) = self.table.get_mut(key) else { return };
         let is_gone = ready.flags.intersects(Interest::EPOLLERR | Interest::EPOLLHUP);
         if is_gone && connection.is_waiting() {
             // There is no client left to answer.
-            return self.close(number, true);
+            return self.close(key, true);
         }
         if ready.flags.intersects(Interest::EPOLLIN | Interest::EPOLLRDHUP) || is_gone {
             connection.mark_readable(is_gone || ready.flags.contains(Interest::EPOLLRDHUP));
         }
-        self.table.touch(number, self.now_ns);
-        self.take_step(number, Connection::step);
+        self.table.touch(key, self.now_ns);
+        self.take_step(key, Connection::step);
     }
 
     /// Answers what has arrived, closes the rest, and goes on until nothing is open or it is time to give up.
     pub fn finish(mut self) -> Result<Worker, Failure> {
-        for number in self.table.numbers() {
-            if let Some(connection) = self.table.get_mut(number) {
+        for key in self.table.keys() {
+            if let Some(connection) = self.table.get_mut(key) {
                 connection.mark_readable(false);
             }
-            self.take_step(number, Connection::step);
-            self.close_if_nothing_is_owed(number);
+            self.take_step(key, Connection::step);
+            self.close_if_nothing_is_owed(key);
         }
         // It stays readable, and a wait that includes it would not wait. The end of the grace period interrupts
         // the wait instead.
         let _ = self.epoll.delete(self.termination);
-        while !self.table.is_empty() && !has_given_up() {
+        while self.table.count() > 0 && !has_given_up() {
             if let Some(ready) = self.next_report(None)? {
                 self.serve(ready);
-                self.close_if_nothing_is_owed(ready.token as Number);
+                self.close_if_nothing_is_owed(ready.token);
             }
         }
         Ok(self.worker)
@@ -181,69 +181,65 @@ impl Reactor {
 
     /// How many connections are open.
     pub fn open(&self) -> usize {
-        self.table.len()
+        self.table.count()
     }
 
     /// Half a request is not one that has been read.
-    fn close_if_nothing_is_owed(&mut self, number: Number) {
-        let Some(connection) = self.table.get_mut(number) else { return };
+    fn close_if_nothing_is_owed(&mut self, key: Key) {
+        let Some(connection) = self.table.get_mut(key) else { return };
         if connection.is_between_requests() || connection.has_half_a_request() {
             let lost = connection.has_half_a_request();
-            self.close(number, lost);
+            self.close(key, lost);
         }
     }
 
-    fn take_step(&mut self, number: Number, step: fn(&mut Connection, &mut Worker, &mut Scratch) -> Step) {
-        let Some(connection) = self.table.get_mut(number) else { return };
+    fn take_step(&mut self, key: Key, step: fn(&mut Connection, &mut Worker, &mut Scratch) -> Step) {
+        let Some(connection) = self.table.get_mut(key) else { return };
         match step(connection, &mut self.worker, &mut self.scratch) {
-            Step::AwaitInput => self.watch(number, Interest::empty()),
-            Step::AwaitOutput => self.watch(number, Interest::EPOLLOUT),
-            Step::AwaitWork(duration) => self.set_timer(number, duration, Purpose::Answer),
-            Step::Yield => self.set_timer(number, Duration::ZERO, Purpose::GoOn),
-            Step::Linger => self.set_timer(number, LINGER, Purpose::Close),
-            Step::Close { lost } => self.close(number, lost),
+            Step::AwaitInput => self.watch(key, Interest::empty()),
+            Step::AwaitOutput => self.watch(key, Interest::EPOLLOUT),
+            Step::AwaitWork(duration) => self.set_timer(key, duration, Purpose::Answer),
+            Step::Yield => self.set_timer(key, Duration::ZERO, Purpose::GoOn),
+            Step::Linger => self.set_timer(key, LINGER, Purpose::Close),
+            Step::Close { lost } => self.close(key, lost),
         }
     }
 
-    fn set_timer(&mut self, number: Number, after: Duration, purpose: Purpose) {
-        self.watch(number, Interest::empty());
+    fn set_timer(&mut self, key: Key, after: Duration, purpose: Purpose) {
+        self.watch(key, Interest::empty());
         let due_ns = monotonic_ns() + after.as_nanos() as u64;
-        self.timers.push(Reverse(Timer {
-            due_ns,
-            number,
-            generation: self.table.generation(number),
-            purpose,
-        }));
+        self.timers.push(Reverse(Timer { due_ns, key, purpose }));
     }
 
     /// Registers a connection, or asks again with something added. Registering reports what is ready already.
-    fn watch(&mut self, number: Number, added: Interest) {
-        let is_new = self.table.set_watched(number);
-        let Some(connection) = self.table.get_mut(number) else { return };
+    fn watch(&mut self, key: Key, added: Interest) {
+        let is_new = self.table.set_watched(key);
+        let Some(connection) = self.table.get_mut(key) else { return };
         let interest = Interest::EPOLLIN | Interest::EPOLLRDHUP | Interest::EPOLLET | added;
         let watched = if is_new {
-            self.epoll.add(&*connection, number.into(), interest)
+            self.epoll.add(&*connection, key, interest)
         } else if added.is_empty() {
             Ok(())
         } else {
-            self.epoll.modify(&*connection, number.into(), interest)
+            self.epoll.modify(&*connection, key, interest)
         };
         if watched.is_err() {
             // No memory or no watch left (epoll_ctl(2)): a connection we cannot wait for cannot be served.
-            self.close(number, true);
+            self.close(key, true);
         }
     }
 
-    fn close(&mut self, number: Number, lost: bool) {
-        let Some(connection) = self.table.remove(number) else { return };
+    fn close(&mut self, key: Key, lost: bool) {
+        let is_watched = self.sender_keeps_copies && self.table.is_watched(key);
+        let Some(connection) = self.table.remove(key) else { return };
         // Counted first: a client that sees the end finds it in the scoreboard.
         self.worker.closed();
         if lost {
             self.worker.count(Count::ClientErrors);
         }
         if self.sender_keeps_copies {
-            // Otherwise the registration would live on, and report to the next connection of this number (epoll(7), question 6).
-            if self.table.is_watched(number) {
+            // Otherwise the registration would live on, and report a connection that is gone (epoll(7), question 6).
+            if is_watched {
                 let _ = self.epoll.delete(&connection);
             }
             end(&connection);
@@ -258,15 +254,14 @@ impl Reactor {
         while self.timers.peek().is_some_and(|Reverse(timer)| timer.due_ns <= self.now_ns) {
             let Some(Reverse(timer)) = self.timers.pop() else { break };
             any = true;
-            let is_gone = self.table.get_mut(timer.number).is_none();
-            if is_gone || self.table.generation(timer.number) != timer.generation {
+            if self.table.get_mut(timer.key).is_none() {
                 continue;
             }
-            self.table.touch(timer.number, self.now_ns);
+            self.table.touch(timer.key, self.now_ns);
             match timer.purpose {
-                Purpose::GoOn => self.take_step(timer.number, Connection::step),
-                Purpose::Answer => self.take_step(timer.number, Connection::finish_wait),
-                Purpose::Close => self.close(timer.number, true),
+                Purpose::GoOn => self.take_step(timer.key, Connection::step),
+                Purpose::Answer => self.take_step(timer.key, Connection::finish_wait),
+                Purpose::Close => self.close(timer.key, true),
             }
         }
         any
@@ -276,23 +271,23 @@ impl Reactor {
     fn close_silent(&mut self) -> bool {
         let mut any = false;
         let idle_ns = self.worker.idle_timeout.as_nanos() as u64;
-        while let Some((number, since_ns)) = self.table.longest_idle() {
+        while let Some((key, since_ns)) = self.table.longest_idle() {
             if since_ns + idle_ns > self.now_ns {
                 break;
             }
-            let Some(connection) = self.table.get_mut(number) else { break };
+            let Some(connection) = self.table.get_mut(key) else { break };
             any = true;
             let is_ours = (connection.is_waiting() && !connection.has_unsent()) || connection.is_lingering();
             if is_ours || (self.has_short_idle_timeout && !connection.is_between_requests()) {
                 // It is silent because we have not answered yet, and its timer will come; or this worker is leaving, and a
                 // request that has begun is still finished.
-                self.table.touch(number, self.now_ns);
+                self.table.touch(key, self.now_ns);
             } else if connection.has_half_a_request() {
-                self.table.touch(number, self.now_ns);
-                self.take_step(number, Connection::time_out);
+                self.table.touch(key, self.now_ns);
+                self.take_step(key, Connection::time_out);
             } else {
                 let does_not_read = connection.has_unsent();
-                self.close(number, does_not_read);
+                self.close(key, does_not_read);
             }
         }
         any

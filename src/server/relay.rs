@@ -21,6 +21,7 @@ use super::connection::LINGER;
 pub use super::connection::{receive, send_some};
 use super::event_loop::free_descriptors;
 use super::listener::Listener;
+use super::slots::{Key, Slots};
 use super::worker_pool::WorkerPool;
 use crate::failure::Failure;
 use crate::report::AcceptCounts;
@@ -64,14 +65,13 @@ pub struct Relay {
     /// `None` once the server is to stop.
     listener: Option<Listener>,
     epoll: Epoll,
-    places: Vec<Place>,
-    free: Vec<u32>,
+    pairs: Slots<Pair>,
     /// Refused before we could begin to wait for an answer.
     refused: Vec<Client>,
-    /// Pairs that gave way to others, by token.
-    yielded: Vec<u64>,
-    /// When to look at a pair again, and its token. A pair that has done something since gets another.
-    timers: BinaryHeap<Reverse<(u64, u64)>>,
+    /// Pairs that gave way to others.
+    yielded: Vec<Key>,
+    /// When to look at a pair again, and its key. A pair that has done something since gets another.
+    timers: BinaryHeap<Reverse<(u64, Key)>>,
     copy: CopyStep,
     buffer: Box<[u8]>,
     idle_timeout: Duration,
@@ -84,12 +84,6 @@ pub struct Relay {
     accepts: AcceptCounts,
     /// When the last wait ended.
     now_ns: u64,
-}
-
-struct Place {
-    pair: Option<Pair>,
-    /// Counts the pairs that have been here: a report that was taken before the last one left is not the next one's.
-    generation: u32,
 }
 
 impl Relay {
@@ -111,8 +105,7 @@ impl Relay {
         Ok(Relay {
             listener: Some(listener),
             epoll,
-            places: Vec::new(),
-            free: Vec::new(),
+            pairs: Slots::default(),
             refused: Vec::new(),
             yielded: Vec::new(),
             timers: BinaryHeap::new(),
@@ -173,19 +166,13 @@ impl Relay {
                 return self.refuse(client.socket, client.refusals);
             }
         }
-        let number = self.free.pop().unwrap_or_else(|| {
-            self.places.push(Place { pair: None, generation: 0 });
-            self.places.len() as u32 - 1
-        });
-        let place = &mut self.places[number as usize];
-        place.generation = place.generation.wrapping_add(1);
-        let token = token(number, place.generation);
-        let pair = place.pair.insert(Pair::new(client, self.now_ns));
+        let key = self.pairs.insert(Pair::new(client, self.now_ns));
+        let Some(pair) = self.pairs.get_mut(key) else { return };
         // Writable means connected (connect(2), EINPROGRESS).
         let interest = Interest::EPOLLIN | Interest::EPOLLOUT | Interest::EPOLLRDHUP | Interest::EPOLLET;
-        if self.epoll.add(&pair.worker, token | WORKER_SIDE, interest).is_err() {
+        if self.epoll.add(&pair.worker, token(key, WORKER), interest).is_err() {
             // No memory or no watch left (epoll_ctl(2)).
-            self.close(token);
+            self.close(key);
         }
     }
 
@@ -196,15 +183,14 @@ impl Relay {
         let deadline_ns = monotonic_ns() + GRACE.as_nanos() as u64;
         self.listener = None;
         self.refused.clear();
-        for number in 0..self.places.len() as u32 {
-            let token = token(number, self.places[number as usize].generation);
-            match self.pair(token) {
-                Some(pair) if pair.is_connected => self.step(token),
-                _ => self.close(token),
+        for key in self.pairs.keys() {
+            match self.pairs.get_mut(key) {
+                Some(pair) if pair.is_connected => self.step(key),
+                _ => self.close(key),
             }
         }
         pool.begin_stop();
-        while self.open() > 0 || !pool.is_empty() {
+        while self.pairs.count() > 0 || !pool.is_empty() {
             if monotonic_ns() >= deadline_ns {
                 break;
             }
@@ -220,12 +206,8 @@ impl Relay {
         self.listener.is_none()
     }
 
-    fn open(&self) -> usize {
-        self.places.len() - self.free.len()
-    }
-
     fn has_room(&self) -> bool {
-        DESCRIPTORS_PER_CONNECTION * (self.open() + 1) <= self.room
+        DESCRIPTORS_PER_CONNECTION * (self.pairs.count() + 1) <= self.room
     }
 
     /// Waits (at most until `until_ns`) and takes the reports up to one that the master must decide about. `None` when
@@ -242,14 +224,14 @@ impl Relay {
                 LISTENER if !self.has_room() => self.pause_accepting(Errno::EMFILE)?,
                 LISTENER => return Ok(Some(Event::Acceptable)),
                 SIGNALS => return Ok(Some(Event::Signal)),
-                token => self.serve(token, ready.flags),
+                token => self.serve(token >> 1, token & 1, ready.flags),
             }
         }
         if let Some(client) = self.refused.pop() {
             return Ok(Some(Event::Refused(client)));
         }
-        for token in std::mem::take(&mut self.yielded) {
-            self.step(token);
+        for key in std::mem::take(&mut self.yielded) {
+            self.step(key);
         }
         self.close_overdue();
         self.resume_when_due()?;
@@ -268,56 +250,50 @@ impl Relay {
     }
 
     /// Goes on with the pair that a report is about.
-    fn serve(&mut self, token: u64, flags: Interest) {
+    fn serve(&mut self, key: Key, side: u64, flags: Interest) {
         let now_ns = self.now_ns;
-        let Some(place) = self.places.get_mut(number(token) as usize) else { return };
-        let Some(pair) = place.pair.as_mut().filter(|_| place.generation == generation(token)) else {
-            return;
-        };
+        let Some(pair) = self.pairs.get_mut(key) else { return };
         let is_gone = flags.intersects(Interest::EPOLLERR | Interest::EPOLLHUP);
         if !pair.is_connected {
             if is_gone {
-                return self.pass_on(token);
+                return self.pass_on(key);
             }
             // Now the client can be listened to. Its first request is often there already.
             pair.is_connected = true;
             pair.up.readable = true;
-            if self.epoll.add(&pair.client, token & !WORKER_SIDE, client_interest()).is_err() {
+            if self.epoll.add(&pair.client, token(key, CLIENT), client_interest()).is_err() {
                 // No memory or no watch left (epoll_ctl(2)).
-                return self.close(token);
+                return self.close(key);
             }
         }
         if !pair.down.has_ended {
             pair.active_ns = now_ns;
         }
-        let source = if token & WORKER_SIDE != 0 { &mut pair.down } else { &mut pair.up };
+        let source = if side == WORKER { &mut pair.down } else { &mut pair.up };
         if is_gone && source.has_ended {
             // It had said its last word, and now it does not listen any more either.
-            return self.reset(token);
+            return self.reset(key);
         }
         if is_gone || flags.intersects(Interest::EPOLLIN | Interest::EPOLLRDHUP) {
             source.readable = true;
             source.end_announced |= is_gone || flags.contains(Interest::EPOLLRDHUP);
         }
-        self.step(token);
+        self.step(key);
     }
 
     /// Copies what can be copied and sees what is left to wait for.
-    fn step(&mut self, token: u64) {
+    fn step(&mut self, key: Key) {
         let (is_stopping, idle_timeout) = (self.is_stopping(), self.idle_timeout);
-        let Some(place) = self.places.get_mut(number(token) as usize) else { return };
-        let Some(pair) = place.pair.as_mut().filter(|_| place.generation == generation(token)) else {
-            return;
-        };
+        let Some(pair) = self.pairs.get_mut(key) else { return };
         if is_stopping {
             pair.up.discards = true;
         }
         match pair.copy(self.copy, &mut self.buffer) {
-            Step::Reset => return self.reset(token),
-            Step::Done => return self.close(token),
+            Step::Reset => return self.reset(key),
+            Step::Done => return self.close(key),
             // The worker has ended it, and what it said is with the kernel.
-            _ if is_stopping && pair.down.has_ended => return self.close(token),
-            Step::Yield => self.yielded.push(token),
+            _ if is_stopping && pair.down.has_ended => return self.close(key),
+            Step::Yield => self.yielded.push(key),
             Step::Wait => {}
         }
         let begins_to_wait_for_output = !pair.down.unsent.is_empty() && !pair.watches_output;
@@ -332,45 +308,34 @@ impl Relay {
             && pair.timer_ns.is_none_or(|timer_ns| due_ns < timer_ns)
         {
             pair.timer_ns = Some(due_ns);
-            self.timers.push(Reverse((due_ns, token)));
+            self.timers.push(Reverse((due_ns, key)));
         }
         if begins_to_wait_for_output {
             pair.watches_output = true;
             let interest = client_interest() | Interest::EPOLLOUT;
             // Asking anew reports what is ready already, so no edge is missed.
-            if self.epoll.modify(&pair.client, token & !WORKER_SIDE, interest).is_err() {
-                self.close(token);
+            if self.epoll.modify(&pair.client, token(key, CLIENT), interest).is_err() {
+                self.close(key);
             }
         }
     }
 
-    fn pair(&mut self, token: u64) -> Option<&mut Pair> {
-        let place = self.places.get_mut(number(token) as usize)?;
-        place.pair.as_mut().filter(|_| place.generation == generation(token))
-    }
-
-    fn take(&mut self, token: u64) -> Option<Pair> {
-        self.pair(token)?;
-        self.free.push(number(token));
-        self.places[number(token) as usize].pair.take()
-    }
-
-    fn close(&mut self, token: u64) {
+    fn close(&mut self, key: Key) {
         // Dropping the sockets closes them and ends their registrations: nobody else holds them.
-        drop(self.take(token));
+        drop(self.pairs.remove(key));
     }
 
     /// A client's reset travels on: the worker need not finish what nobody waits for. (The other way round there is
     /// nothing to gain: a reset would take away from the client what it has not read yet.)
-    fn reset(&mut self, token: u64) {
-        if let Some(pair) = self.take(token) {
+    fn reset(&mut self, key: Key) {
+        if let Some(pair) = self.pairs.remove(key) {
             let _ = SockRef::from(&pair.worker).set_linger(Some(Duration::ZERO));
         }
     }
 
     /// Its worker cannot be connected to.
-    fn pass_on(&mut self, token: u64) {
-        if let Some(pair) = self.take(token) {
+    fn pass_on(&mut self, key: Key) {
+        if let Some(pair) = self.pairs.remove(key) {
             drop(pair.worker);
             self.refuse(pair.client, pair.refusals);
         }
@@ -386,16 +351,16 @@ impl Relay {
 
     fn close_overdue(&mut self) {
         let now_ns = self.now_ns;
-        while let Some(&Reverse((timer_ns, token))) = self.timers.peek()
+        while let Some(&Reverse((timer_ns, key))) = self.timers.peek()
             && timer_ns <= now_ns
         {
             self.timers.pop();
-            let Some(pair) = self.pair(token) else { continue };
+            let Some(pair) = self.pairs.get_mut(key) else { continue };
             if pair.due_ns.is_some_and(|due_ns| due_ns <= now_ns) {
-                self.close(token);
+                self.close(key);
             } else if pair.timer_ns == Some(timer_ns) {
                 pair.timer_ns = pair.due_ns;
-                let timer = pair.due_ns.map(|due_ns| Reverse((due_ns, token)));
+                let timer = pair.due_ns.map(|due_ns| Reverse((due_ns, key)));
                 self.timers.extend(timer);
             }
         }
@@ -416,19 +381,12 @@ impl Relay {
     }
 }
 
-/// A token is a generation, a number and a side.
-const WORKER_SIDE: u64 = 1;
+/// The lowest bit of a token says which socket of the pair.
+const CLIENT: u64 = 0;
+const WORKER: u64 = 1;
 
-fn token(number: u32, generation: u32) -> u64 {
-    u64::from(generation) << 32 | u64::from(number) << 1
-}
-
-fn number(token: u64) -> u32 {
-    (token as u32) >> 1
-}
-
-fn generation(token: u64) -> u32 {
-    (token >> 32) as u32
+fn token(key: Key, side: u64) -> u64 {
+    key << 1 | side
 }
 
 fn client_interest() -> Interest {
