@@ -21,7 +21,7 @@ pub fn explain() -> String {
         }
         if section.title == "Trust" {
             for rule in &verdict::RULES {
-                define(&mut text, &format!("check {}", rule.name), &format!("{}.", (rule.bar)()));
+                define(&mut text, &format!("check {}", rule.name), &format!("{}.", (rule.limit)()));
             }
         }
     }

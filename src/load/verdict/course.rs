@@ -53,7 +53,7 @@ pub(super) fn served(facts: &RunFacts) -> Option<Finding> {
     Some((
         verdict,
         format!(
-            "nothing was answered in the last {} of {} (bar {} %): {why}",
+            "nothing was answered in the last {} of {} (limit {} %): {why}",
             time(silent_s * 1e6),
             time(facts.duration_s * 1e6),
             SILENCE * 100.0
@@ -96,7 +96,7 @@ pub(super) fn drift(facts: &RunFacts) -> Option<Finding> {
     Some(suspect_if(
         is_drift,
         format!(
-            "from the first to the last third: {} to {} requests/s, mean response {} to {} (bars {} % and {} %)",
+            "from the first to the last third: {} to {} requests/s, mean response {} to {} (limits {} % and {} %)",
             number(qps.first.round()),
             number(qps.last.round()),
             time(latency.first),
@@ -146,7 +146,7 @@ impl Trend {
     }
 
     fn is_real(&self) -> bool {
-        self.z.abs() > Z_BAR
+        self.z.abs() > Z_LIMIT
     }
 
     /// Against the middle of the two: the median of all is 0 when nothing was answered half of the time.
@@ -161,8 +161,8 @@ pub(super) fn cpu(facts: &RunFacts) -> Option<Finding> {
         return Some(not_judged(&format!("{used}, as --busy-poll always does")));
     }
     let advice = if facts.client_is_busy() { "; the client may be the limit: more --threads" } else { "" };
-    let bar = BUSY_CLIENT * 100.0;
-    Some(suspect_if(facts.client_is_busy(), format!("{used} (bar {bar} %){advice}")))
+    let limit = BUSY_CLIENT * 100.0;
+    Some(suspect_if(facts.client_is_busy(), format!("{used} (limit {limit} %){advice}")))
 }
 
 pub(super) fn steal(facts: &RunFacts) -> Option<Finding> {
@@ -170,7 +170,7 @@ pub(super) fn steal(facts: &RunFacts) -> Option<Finding> {
     Some(suspect_if(
         stolen > STEAL_SHARE && facts.machine.steal_ticks >= STEAL_TICKS,
         format!(
-            "the hypervisor took {:.1} % of the machine's time (bar {} %)",
+            "the hypervisor took {:.1} % of the machine's time (limit {} %)",
             stolen * 100.0,
             STEAL_SHARE * 100.0
         ),
@@ -191,17 +191,17 @@ pub(super) fn accept_queue(facts: &RunFacts) -> Option<Finding> {
     };
     Some(suspect_if(
         lost > 0 && perhaps_ours,
-        format!("accept queues of this machine overflowed {lost} times (bar 0){whose}"),
+        format!("accept queues of this machine overflowed {lost} times (limit 0){whose}"),
     ))
 }
 
 /// Linux gives connect(2) the ports of one parity first, and searches when they are in use: the median stays, the tail
 /// grows to milliseconds, and the rate cannot.
 pub(super) fn ports(facts: &RunFacts) -> Option<Finding> {
-    let bar_per_s = facts.ports_per_s?;
+    let limit_per_s = facts.ports_per_s?;
     let per_s = over(facts.requests as f64, facts.duration_s);
     let slowest_us = facts.connect_us.mean.max(facts.connect_us.p99_9);
-    let rare = per_s > PORTS_SHARE * bar_per_s && slowest_us > SLOW_CONNECT_US;
+    let rare = per_s > PORTS_SHARE * limit_per_s && slowest_us > SLOW_CONNECT_US;
     let why = if rare {
         "; it searches for a free port, and that is what was measured: --close rst, or more --source addresses"
     } else {
@@ -210,7 +210,7 @@ pub(super) fn ports(facts: &RunFacts) -> Option<Finding> {
     Some(suspect_if(
         rare,
         format!(
-            "{per_s:.0} connections/s where ports for {bar_per_s:.0} are at hand; connect(2) takes {} at p99.9, {} in the mean{why}",
+            "{per_s:.0} connections/s where ports for {limit_per_s:.0} are at hand; connect(2) takes {} at p99.9, {} in the mean{why}",
             time(facts.connect_us.p99_9),
             time(facts.connect_us.mean)
         ),
@@ -221,7 +221,12 @@ pub(super) fn errors(facts: &RunFacts) -> Option<Finding> {
     let tried = (facts.requests + facts.errors) as f64;
     Some(suspect_if(
         facts.errors as f64 > ERROR_SHARE * tried,
-        format!("{} errors beside {} answers (bar {} %)", facts.errors, facts.requests, ERROR_SHARE * 100.0),
+        format!(
+            "{} errors beside {} answers (limit {} %)",
+            facts.errors,
+            facts.requests,
+            ERROR_SHARE * 100.0
+        ),
     ))
 }
 
@@ -229,7 +234,7 @@ pub(super) fn censored(facts: &RunFacts) -> Option<Finding> {
     Some(suspect_if(
         facts.censored as f64 > CENSORED_SHARE * facts.responses as f64,
         format!(
-            "{} of {} times are ages of requests never answered, each too short (bar {} %)",
+            "{} of {} times are ages of requests never answered, each too short (limit {} %)",
             facts.censored,
             facts.responses,
             CENSORED_SHARE * 100.0
@@ -282,6 +287,6 @@ pub(super) fn complete(facts: &RunFacts) -> Option<Finding> {
 pub(super) fn start(facts: &RunFacts) -> Option<Finding> {
     let late_ns = facts.late_start_ns?;
     let verdict = if late_ns > LATE_START_NS { Verdict::Invalid } else { Verdict::Valid };
-    let bar = time(LATE_START_NS as f64 / 1e3);
-    Some((verdict, format!("it began {} after --start-at (bar {bar})", time(late_ns as f64 / 1e3))))
+    let limit = time(LATE_START_NS as f64 / 1e3);
+    Some((verdict, format!("it began {} after --start-at (limit {limit})", time(late_ns as f64 / 1e3))))
 }

@@ -1,6 +1,6 @@
 //! Can these numbers be trusted? Pure: the facts of a run in, a verdict with its reasons out.
 //!
-//! A [`Rule`] is one check: its name, its bar, and the function that holds a run to it. [`pace`] has those about when
+//! A [`Rule`] is one check: its name, its limit, and the function that holds a run to it. [`pace`] has those about when
 //! requests were due and sent, [`course`] those about how the run went.
 //!
 //! Where chance plays a part a rule asks two things: is this more than chance would do, and is it large enough to
@@ -83,8 +83,8 @@ pub struct RunFacts<'a> {
 
 /// Below this p-value chance does not explain it: of a thousand good runs one fails. z is the same in standard
 /// deviations of the normal distribution, two-sided.
-const P_BAR: f64 = 0.001;
-const Z_BAR: f64 = 3.29;
+const P_LIMIT: f64 = 0.001;
+const Z_LIMIT: f64 = 3.29;
 /// The same where a check is made of every run and costs nothing to make strict (p < 10⁻⁵).
 const Z_STRICT: f64 = 4.4;
 /// Of what was due, this share must be answered.
@@ -93,7 +93,7 @@ pub(crate) const ACHIEVED_SHARE: f64 = 0.99;
 const ACHIEVED_AT_ALL: f64 = 0.95;
 /// Gaps are summed up to this length before they are judged. A client that sleeps wakes up to 100 us late (timer slack,
 /// scheduling), so gaps shorter than that collapse into one moment: at ten times that it moves the distribution function
-/// by less than the bar, and nothing is lost for a queue, which depends only on how many arrive in a millisecond.
+/// by less than the limit, and nothing is lost for a queue, which depends only on how many arrive in a millisecond.
 const GAP_SCALE_NS: f64 = 1_000_000.0;
 /// What a fixed schedule may always be late.
 const LATE_FLOOR_NS: f64 = 200_000.0;
@@ -149,12 +149,12 @@ pub struct Rule {
     /// As the report and `--explain` have it.
     pub name: &'static str,
     /// What a run is held to, in words.
-    pub bar: fn() -> String,
+    pub limit: fn() -> String,
     /// The verdict and its reason; `None` when the rule does not apply to such a run.
     judge: fn(&RunFacts) -> Option<Finding>,
 }
 
-/// A verdict, and a sentence with the number that was found and the bar it was held to.
+/// A verdict, and a sentence with the number that was found and the limit it was held to.
 type Finding = (Verdict, String);
 
 impl Rule {
@@ -169,14 +169,14 @@ impl Rule {
     }
 }
 
-const fn rule(name: &'static str, bar: fn() -> String, judge: fn(&RunFacts) -> Option<Finding>) -> Rule {
-    Rule { name, bar, judge }
+const fn rule(name: &'static str, limit: fn() -> String, judge: fn(&RunFacts) -> Option<Finding>) -> Rule {
+    Rule { name, limit, judge }
 }
 
 // Rules that others ask for by themselves.
 #[rustfmt::skip]
 pub const DRIFT: Rule = rule("drift", || format!("rate and mean response time do not rise or fall with time \
-        (Spearman, {PARTS} parts, p >= {P_BAR}), or the last third differs from the first by less than {} in rate, \
+        (Spearman, {PARTS} parts, p >= {P_LIMIT}), or the last third differs from the first by less than {} in rate, \
         {} in time",
         percent(DRIFT_QPS), percent(DRIFT_LATENCY)), course::drift);
 #[rustfmt::skip]
@@ -201,11 +201,11 @@ pub static RULES: [Rule; 18] = [
         slip as long while connections were free): invalid",
         percent(ACHIEVED_SHARE), percent(ACHIEVED_AT_ALL)), pace::achieved),
     rule("gaps", || format!("Poisson: sums of gaps, at least {} long, against the gamma distribution; \
-        Kolmogorov-Smirnov p >= {P_BAR}, or D <= {KS_SIZE}. Otherwise: at most {} sent later than one gap (at least \
+        Kolmogorov-Smirnov p >= {P_LIMIT}, or D <= {KS_SIZE}. Otherwise: at most {} sent later than one gap (at least \
         {}) after they were due",
         time(GAP_SCALE_NS / 1e3), percent(LATE_SHARE), time(LATE_FLOOR_NS / 1e3)), pace::gaps),
     rule("independence", || format!("Poisson: Spearman's rank correlation of neighbouring gaps within \
-        {Z_BAR}/sqrt(n), or below {CORRELATION_SIZE}"), pace::independence),
+        {Z_LIMIT}/sqrt(n), or below {CORRELATION_SIZE}"), pace::independence),
     DRIFT,
     CPU,
     SLIP,

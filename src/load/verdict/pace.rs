@@ -15,7 +15,7 @@ pub(super) fn rate(facts: &RunFacts) -> Option<Finding> {
     let due = facts.due_in_window as f64;
     Some(suspect_if(
         (due - expected).abs() > tolerance,
-        format!("{due} requests were due, {expected:.0} asked for (bar: within {tolerance:.0})"),
+        format!("{due} requests were due, {expected:.0} asked for (limit: within {tolerance:.0})"),
     ))
 }
 
@@ -49,7 +49,7 @@ pub(super) fn achieved(facts: &RunFacts) -> Option<Finding> {
     Some((
         verdict,
         format!(
-            "{:.2} % of the {due} requests due were answered in time (bar {} %){why}",
+            "{:.2} % of the {due} requests due were answered in time (limit {} %){why}",
             achieved * 100.0,
             ACHIEVED_SHARE * 100.0
         ),
@@ -88,9 +88,9 @@ fn exponential(gaps: &Gaps) -> Finding {
     sorted.sort_by(f64::total_cmp);
     let (distance, p_value) = kolmogorov_smirnov(&sorted, |x| gamma_cdf(gaps.summed as f64, x));
     suspect_if(
-        p_value < P_BAR && distance > KS_SIZE,
+        p_value < P_LIMIT && distance > KS_SIZE,
         format!(
-            "{} sums of {} gaps are {} from Poisson's (Kolmogorov-Smirnov D; bar {KS_SIZE}), p = {} (bar {P_BAR})",
+            "{} sums of {} gaps are {} from Poisson's (Kolmogorov-Smirnov D; limit {KS_SIZE}), p = {} (limit {P_LIMIT})",
             gaps.in_means.len(),
             gaps.summed,
             number(distance),
@@ -114,7 +114,7 @@ fn punctuality(facts: &RunFacts) -> Finding {
     suspect_if(
         late_share > LATE_SHARE,
         format!(
-            "{:.2} % of the first {count} requests were sent more than {} from their due time (bar {} %)",
+            "{:.2} % of the first {count} requests were sent more than {} from their due time (limit {} %)",
             late_share * 100.0,
             time(tolerance_ns / 1e3),
             LATE_SHARE * 100.0
@@ -129,11 +129,11 @@ pub(super) fn independence(facts: &RunFacts) -> Option<Finding> {
     let gaps = Gaps::of(facts)?.in_means;
     let n = gaps.len() - 1;
     let correlation = spearman(&gaps[..n], &gaps[1..]);
-    let bar = (Z_BAR / (n as f64).sqrt()).max(CORRELATION_SIZE);
+    let limit = (Z_LIMIT / (n as f64).sqrt()).max(CORRELATION_SIZE);
     Some(suspect_if(
-        correlation.abs() > bar,
+        correlation.abs() > limit,
         format!(
-            "neighbouring gaps correlate by {correlation:.3} (Spearman; bar {bar:.3}, standard error {:.3})",
+            "neighbouring gaps correlate by {correlation:.3} (Spearman; limit {limit:.3}, standard error {:.3})",
             1.0 / (n as f64).sqrt()
         ),
     ))
@@ -182,14 +182,14 @@ pub(super) fn slip(facts: &RunFacts) -> Option<Finding> {
         Some(_) => "; that is the client's own lateness: --pin, --busy-poll, or an idle CPU for it".into(),
         None => String::new(),
     };
-    let (name, slip_us, of_us, bar) = found.unwrap_or_else(|| slips(facts)[0]);
+    let (name, slip_us, of_us, limit) = found.unwrap_or_else(|| slips(facts)[0]);
     Some(suspect_if(
         found.is_some(),
         format!(
-            "requests were sent {} late at {name}, where the response takes {} (bar {} %, or {}){why}",
+            "requests were sent {} late at {name}, where the response takes {} (limit {} %, or {}){why}",
             time(slip_us),
             time(of_us),
-            bar * 100.0,
+            limit * 100.0,
             time(SLIP_FLOOR_US)
         ),
     ))
@@ -203,11 +203,11 @@ fn waits_for_handshakes(facts: &RunFacts, slip_us: f64) -> bool {
     took_as_long && connecting > CONNECTING && connecting >= 0.5 * facts.connections_busy().min(1.0)
 }
 
-/// A slip that is a material share of the response it belongs to: percentile, slip, response, bar.
+/// A slip that is a material share of the response it belongs to: percentile, slip, response, limit.
 fn slip_matters(facts: &RunFacts) -> Option<(&'static str, f64, f64, f64)> {
     slips(facts)
         .into_iter()
-        .find(|&(_, slip_us, of_us, bar)| slip_us > SLIP_FLOOR_US && slip_us > bar * of_us)
+        .find(|&(_, slip_us, of_us, limit)| slip_us > SLIP_FLOOR_US && slip_us > limit * of_us)
 }
 
 fn slips(facts: &RunFacts) -> Vec<(&'static str, f64, f64, f64)> {
@@ -222,5 +222,5 @@ fn slips(facts: &RunFacts) -> Vec<(&'static str, f64, f64, f64)> {
     if rests_on(0.999) {
         slips.push(("p99.9", slip.p99_9 - handshake.p99_9, response.p99_9, SLIP_OF_TAIL));
     }
-    slips.into_iter().map(|(name, slip_us, of_us, bar)| (name, slip_us.max(0.0), of_us, bar)).collect()
+    slips.into_iter().map(|(name, slip_us, of_us, limit)| (name, slip_us.max(0.0), of_us, limit)).collect()
 }

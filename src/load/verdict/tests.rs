@@ -112,7 +112,7 @@ fn a_good_run_of_every_kind_is_valid_and_says_why() {
         assert_eq!(trust.verdict, Verdict::Valid, "{pattern:?}: {:?}", good(pattern, 1).defects());
         assert!(trust.checks.len() > 8);
         assert!(trust.checks.iter().all(|check| !check.reason.is_empty() && !check.reason.contains('\n')));
-        assert!(RULES.iter().all(|rule| !(rule.bar)().is_empty()));
+        assert!(RULES.iter().all(|rule| !(rule.limit)().is_empty()));
     }
 }
 
