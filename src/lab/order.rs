@@ -161,9 +161,13 @@ impl Order {
         if deviation == 0.0 { 0.0 } else { (self.agreement(lag) - chance) / deviation }
     }
 
+    fn times_the_last_to_sleep_took(&self) -> usize {
+        self.last_to_sleep_took.iter().filter(|&&took| took).count()
+    }
+
     pub fn pattern(&self) -> Pattern {
         if let Some(worker) = favourite(&self.takers).filter(|_| self.workers > 1) {
-            let stacked = self.last_to_sleep_took.iter().filter(|&&took| took).count();
+            let stacked = self.times_the_last_to_sleep_took();
             return match self.last_to_sleep_took.len() {
                 0 => Pattern::Favourite(worker),
                 probes if stacked + 1 >= probes => Pattern::LastInFirstOut(worker),
@@ -202,8 +206,7 @@ impl Order {
         let _ = writeln!(text, "\npattern      {}", self.pattern().describe());
         let _ = writeln!(text, "connections  {} (max − min {spread})", counts.join(" "));
         if !self.last_to_sleep_took.is_empty() {
-            let took = self.last_to_sleep_took.iter().filter(|&&took| took).count();
-            let of = self.last_to_sleep_took.len();
+            let (took, of) = (self.times_the_last_to_sleep_took(), self.last_to_sleep_took.len());
             let _ = writeln!(
                 text,
                 "as the last to fall asleep, another worker took the next connection {took} of {of} times"
@@ -229,18 +232,14 @@ impl Pattern {
                 let cycle: Vec<String> = cycle.iter().map(u32::to_string).collect();
                 format!("round robin: {}", cycle.join(" → "))
             }
-            Pattern::Priority(worker) => {
-                format!(
-                    "priority: worker {worker} takes all while it is idle, however long the others have slept (at a \
-                     shared socket: the one that registered first)"
-                )
-            }
+            Pattern::Priority(worker) => format!(
+                "priority: worker {worker} takes all while it is idle, however long the others have slept (at a \
+                 shared socket: the one that registered first)"
+            ),
             Pattern::LastInFirstOut(worker) => {
                 format!("last in, first out: worker {worker} was always the last to fall asleep")
             }
-            Pattern::Favourite(worker) => {
-                format!("one favourite: worker {worker}, by an unknown rule")
-            }
+            Pattern::Favourite(worker) => format!("one favourite: worker {worker}, by an unknown rule"),
             Pattern::Random => {
                 "random: no connection depends on the one before or a round before".to_string()
             }

@@ -91,7 +91,6 @@ impl Program {
         Program::new(&command.split_whitespace().map(str::to_string).collect::<Vec<_>>())
     }
 
-    /// Restricts it to these CPUs.
     pub fn on_cpus(self, cpus: &[usize]) -> Program {
         Program { cpus: Some(cpus.to_vec()), ..self }
     }
@@ -110,9 +109,6 @@ impl Program {
     }
 
     /// Starts it with more words behind its own.
-    ///
-    /// # Errors
-    /// One line, complete with the program's name.
     pub fn launch(&self, more: &[&str]) -> Result<Running, String> {
         let Some((name, words)) = self.words.split_first() else {
             return Err("the command line is empty; name a program".to_string());
@@ -298,7 +294,6 @@ impl Running {
         self.stdout.try_iter().map(|line| line + "\n").collect()
     }
 
-    /// The same of standard error.
     pub fn unread_stderr(&self) -> String {
         self.stderr.try_iter().map(|line| line + "\n").collect()
     }
@@ -352,10 +347,7 @@ pub fn is_closed(interrupt: &Interrupt) -> bool {
     interrupt.try_recv() == Err(TryRecvError::Disconnected)
 }
 
-/// Writes to standard output, as slowly as it is read. A reader that is gone is no error.
-///
-/// # Errors
-/// The interrupt, or a failure as on a full disk.
+/// Writes to standard output, as slowly as it is read. A reader that is gone is no error; a full disk is one.
 pub fn print_until(interrupt: &Interrupt, text: &str) -> Result<(), Stop> {
     console::print_while(text, || !is_closed(interrupt))
         .map_err(|failure| Stop::Failed(failure.to_string()))?;
@@ -367,11 +359,8 @@ fn find(name: &str) -> Result<PathBuf, String> {
     if name.contains('/') {
         return Ok(PathBuf::from(name));
     }
-    on_path(name).ok_or_else(|| {
-        format!(
-            "{name} is neither beside lab nor on the PATH; give its path, or cargo build --release --bins"
-        )
-    })
+    let missing = "is neither beside lab nor on the PATH; give its path, or cargo build --release --bins";
+    on_path(name).ok_or_else(|| format!("{name} {missing}"))
 }
 
 /// Where a program of this name is found, by us and by what we start.

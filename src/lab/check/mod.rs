@@ -87,9 +87,6 @@ pub fn points() -> Vec<&'static Point> {
 }
 
 /// Judges `command` on every point, prints the verdicts as they come, and returns whether all hold.
-///
-/// # Errors
-/// When the command could not be started, or the interrupt came.
 pub fn run(command: &[String], json: bool, interrupt: &Interrupt) -> Result<bool, Stop> {
     let points = points();
     let paint = Paint::on(&std::io::stdout());

@@ -25,11 +25,8 @@ pub struct Queues {
     pub sent: u32,
 }
 
-/// The queues of the socket bound to `local` and connected to `remote`. `None` when the kernel knows no such
-/// connection.
-///
-/// # Errors
-/// When the kernel cannot be asked (it was built without INET_DIAG).
+/// The queues of the socket bound to `local` and connected to `remote`. `None` when the kernel knows no such connection;
+/// an error when it cannot be asked (it was built without INET_DIAG).
 pub fn queues(local: SocketAddrV4, remote: SocketAddrV4) -> nix::Result<Option<Queues>> {
     let kernel =
         socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)?;

@@ -31,11 +31,11 @@ pub struct Table {
 
 /// Makes a table of the rows that were recorded for it.
 pub fn of(spec: &TableSpec, rows: &[&Row]) -> Table {
-    let mut cases: Vec<Vec<&Row>> = Vec::new();
-    let numbers: BTreeSet<usize> = rows.iter().map(|row| row.case).collect();
-    for number in numbers {
-        cases.push(rows.iter().copied().filter(|row| row.case == number).collect());
+    let mut by_case: BTreeMap<usize, Vec<&Row>> = BTreeMap::new();
+    for row in rows {
+        by_case.entry(row.case).or_default().push(row);
     }
+    let cases: Vec<Vec<&Row>> = by_case.into_values().collect();
     let mut table = Table {
         title: spec.title.clone(),
         headers: Vec::new(),
@@ -162,9 +162,11 @@ fn conditions(spec: &TableSpec, cases: &[Vec<&Row>]) -> Vec<String> {
     let runs = cases.iter().filter(|case| !is_baseline(case)).map(Vec::len).max().unwrap_or(0);
     let repeats = match runs {
         1 => "one run of fresh processes per line, so no spread is known".to_string(),
-        2..RUNS_FOR_INTERVAL => format!(
-            "median [smallest, largest] of {runs} runs of fresh processes; too few for a confidence interval"
-        ),
+        2..RUNS_FOR_INTERVAL => {
+            format!(
+                "median [smallest, largest] of {runs} runs of fresh processes; too few for a confidence interval"
+            )
+        }
         _ => format!(
             "median [95 % interval of the median, order statistics] of {runs} runs of fresh processes"
         ),
@@ -256,7 +258,7 @@ fn uncounted(spec: &TableSpec, rows: &[&Row]) -> Vec<String> {
             *reasons.entry(why.to_string()).or_default() += 1;
         }
     }
-    reasons.into_iter().map(|(why, runs)| format!("{why}; runs: {}.", count(runs as f64))).collect()
+    reasons.into_iter().map(|(why, runs)| format!("{why}; runs: {}.", grouped(runs))).collect()
 }
 
 /// Why a row lacks the counts of tracepoints that its table asked for.
@@ -284,22 +286,20 @@ fn problems(case: &[&Row]) -> Vec<String> {
             *reasons.entry(format!("the server had ended by itself ({how}); runs")).or_default() += 1;
         }
         // Where losses are expected, they are in the columns.
-        for (what, count) in accounting::unexpected_errors(row).into_iter().filter(|_| !row.expects_losses())
-        {
-            *reasons.entry(what).or_default() += count;
-        }
-        if let Some(what) = accounting::mismatch(row).filter(|_| !row.expects_losses()) {
-            *reasons.entry(format!("{what}; runs")).or_default() += 1;
+        if !row.expects_losses() {
+            for (what, count) in accounting::unexpected_errors(row) {
+                *reasons.entry(what).or_default() += count;
+            }
+            if let Some(what) = accounting::mismatch(row) {
+                *reasons.entry(format!("{what}; runs")).or_default() += 1;
+            }
         }
         if row.machine.listen_overflows > 0 {
-            *reasons.entry("overflows of accept queues, on the whole machine".to_string()).or_default() +=
-                row.machine.listen_overflows;
+            let what = "overflows of accept queues, on the whole machine".to_string();
+            *reasons.entry(what).or_default() += row.machine.listen_overflows;
         }
     }
-    reasons
-        .into_iter()
-        .map(|(what, count)| format!("{place}: {what}: {}.", self::count(count as f64)))
-        .collect()
+    reasons.into_iter().map(|(what, number)| format!("{place}: {what}: {}.", grouped(number))).collect()
 }
 
 /// The answers of one run, one by one, as siege prints them.

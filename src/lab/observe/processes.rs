@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
-use nix::time::{ClockId, clock_gettime};
+use nix::time::ClockId;
 use nix::unistd::Pid;
 
 use crate::sys::procfs::{Stat, descriptors};
+use crate::units::clock_ns;
 
 /// A process, distinguished from a later one with the same number.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -25,8 +26,7 @@ impl Process {
 
     /// How long ago it was started, in seconds, to the kernel's tick of 10 ms. Time asleep with the machine counts.
     pub fn age_s(&self) -> f64 {
-        let now = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("the clock exists since Linux 2.6.39");
-        now.tv_sec() as f64 + now.tv_nsec() as f64 / 1e9 - self.started as f64 / 100.0
+        clock_ns(ClockId::CLOCK_BOOTTIME) as f64 / 1e9 - self.started as f64 / 100.0
     }
 
     /// It has been stopped by a signal, and does nothing until SIGCONT.
@@ -78,9 +78,6 @@ impl Process {
 }
 
 /// Whether the kernel shows us processes at all. Without, a server's workers could not be found or counted.
-///
-/// # Errors
-/// One line for the user.
 pub fn proc_is_mounted() -> Result<(), String> {
     match Process::find(std::process::id() as i32) {
         Some(_) => Ok(()),

@@ -48,15 +48,10 @@ impl Tracepoints {
         // belong to other processes.
         let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
         if namespace != Path::new("pid:[4026531836]") {
-            return Err(
-                "tracepoints: they need the machine's first PID namespace, and this is another".to_string()
-            );
+            return Err("tracepoints: they count only in the machine's first PID namespace".to_string());
         }
         if tasks.len() > MOST_TASKS {
-            return Err(format!(
-                "tracepoints: {} tasks are more than the {MOST_TASKS} we filter for",
-                tasks.len()
-            ));
+            return Err(format!("tracepoints: {} tasks; we filter for {MOST_TASKS} at most", tasks.len()));
         }
         Ok(Tracepoints {
             wakeups: count("sched_wakeup", "pid", tasks)?,
@@ -85,8 +80,7 @@ fn count(name: &str, field: &str, tasks: &[i32]) -> Result<Vec<(i32, Counter)>, 
     let id = id(name)?;
     let mut counters = Vec::new();
     for task in tasks {
-        let filter =
-            CString::new(format!("{field} == {task}")).expect("numbers and letters hold no zero byte");
+        let filter = CString::new(format!("{field} == {task}")).expect("it holds no zero byte");
         for cpu in online_cpus()? {
             let run = || {
                 let counter = Counter::open(id, cpu)?;

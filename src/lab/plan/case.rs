@@ -137,14 +137,6 @@ impl Settings {
         }
         Ok(settings)
     }
-
-    /// The values of all placeholders under one combination of the axes.
-    fn values(&self, combination: &[(String, String)]) -> BTreeMap<String, String> {
-        let mut values: BTreeMap<String, String> = combination.iter().cloned().collect();
-        values.insert("duration".to_string(), self.duration.clone());
-        values.insert("warmup".to_string(), self.warmup.clone());
-        values
-    }
 }
 
 /// An axis with its values as text, those of the first override that names it.
@@ -177,7 +169,9 @@ fn one(
     server: &ServerSpec,
     client: &ClientSpec,
 ) -> Result<Case, MatrixError> {
-    let values = settings.values(combination);
+    let mut values: BTreeMap<String, String> = combination.iter().cloned().collect();
+    values.insert("duration".to_string(), settings.duration.clone());
+    values.insert("warmup".to_string(), settings.warmup.clone());
     let fill = |text: &Spanned<String>| fill(text.get_ref(), &values, text.span());
     let label = fill(&server.run)?;
     let flags =
@@ -187,11 +181,11 @@ fn one(
     }
     let name = client.name();
     let client = ClientCommand::from(self::fill(client.run(), &values, table.load.span())?);
-    let is_loadgen = client.program() == "loadgen";
-    if !is_loadgen && !FOREIGN_CLIENTS.contains(&client.program()) {
+    let program = client.program();
+    let is_loadgen = program == "loadgen";
+    if !is_loadgen && !FOREIGN_CLIENTS.contains(&program) {
         let others = FOREIGN_CLIENTS.join(", ");
-        let what =
-            format!("the lab cannot read what {:?} prints; use loadgen or one of {others}", client.program());
+        let what = format!("the lab cannot read what {program:?} prints; use loadgen or one of {others}");
         return Err(MatrixError::at(table.load.span(), what));
     }
     let parse = |written: &Spanned<String>| {
@@ -201,15 +195,13 @@ fn one(
     let setting = |(name, value): (&String, &Spanned<String>)| Ok((name.clone(), fill(value)?));
     let needs_phases = events.is_some() || table.timeline || has_column_of(table, &GROWTH_COLUMNS);
     if !is_loadgen && needs_phases {
-        let what = format!(
-            "{} does not say when it measures; disturb, timeline and growth need loadgen",
-            client.program()
-        );
+        let what =
+            format!("{program} does not say when it measures; disturb, timeline and growth need loadgen");
         return Err(MatrixError::at(table.load.span(), what));
     }
     let mut coordinates = combination.to_vec();
     coordinates.push(("server".to_string(), server.run.get_ref().clone()));
-    coordinates.push(("client".to_string(), name.unwrap_or(client.program()).to_string()));
+    coordinates.push(("client".to_string(), name.unwrap_or(program).to_string()));
     Ok(Case {
         experiment: String::new(),
         table: table.clone(),
@@ -242,10 +234,8 @@ fn fill(
     let mut rest = template;
     while let Some((before, after)) = rest.split_once('{') {
         let Some((inside, after)) = after.split_once('}') else {
-            return Err(MatrixError::at(
-                span,
-                format!("{template:?} opens a placeholder and never closes it"),
-            ));
+            let what = format!("{template:?} opens a placeholder and never closes it");
+            return Err(MatrixError::at(span, what));
         };
         filled.push_str(before);
         filled.push_str(&value_of(inside, values).map_err(|what| MatrixError::at(span.clone(), what))?);
@@ -268,7 +258,7 @@ fn value_of(inside: &str, values: &BTreeMap<String, String>) -> Result<String, S
         (Ok(a), Ok(b)) if inside.contains('*') => Ok((a * b).to_string()),
         (Ok(a), Ok(b)) => Ok((a + b).to_string()),
         _ => Err(format!(
-            "{{{inside}}} calculates with what is not a number; write {{axis+64}} or {{axis*8}} with a whole-number axis"
+            "{{{inside}}} needs an axis of whole numbers; write it like {{axis+64}} or {{axis*8}}"
         )),
     }
 }
@@ -280,12 +270,10 @@ fn check_axes(matrix: &Matrix, table: &TableSpec) -> Result<(), MatrixError> {
     }
     let known_somewhere = |name: &String| matrix.tables.iter().any(|other| other.axes.contains_key(name));
     let stray = table.quick.axes.keys().find(|name| !table.axes.contains_key(*name));
-    match stray.or_else(|| matrix.quick.axes.keys().find(|name| !known_somewhere(name))) {
-        Some(name) => {
-            Err(MatrixError::anywhere(format!("quick.axes.{name} changes an axis that does not exist")))
-        }
-        None => Ok(()),
+    if let Some(name) = stray.or_else(|| matrix.quick.axes.keys().find(|name| !known_somewhere(name))) {
+        return Err(MatrixError::anywhere(format!("quick.axes.{name} changes an axis that does not exist")));
     }
+    Ok(())
 }
 
 /// Requests sent in bundles share their system calls, so that they are another unit.
@@ -375,7 +363,7 @@ quick = { axes = { connections = [8] } }"#;
                 "{wrok}",
                 "{wrok} is not a placeholder; there are connections, duration, warmup, work",
             ),
-            ("{connections+1}", "{work+1}", "calculates with what is not a number"),
+            ("{connections+1}", "{work+1}", "needs an axis of whole numbers"),
             ("{connections+1}", "{connections", "never closes"),
             ("\"1/N\"", "\"2/N\"", "is not a law"),
             ("\"loadgen", "\"siege", "use loadgen or one of wrk, oha"),

@@ -53,7 +53,7 @@ pub fn run(
     let progress = ProgressDisplay::new(&runs);
     let mut outcome = Outcome { rows: 0, planned: runs.len(), failures: Vec::new(), interrupted: false };
     for Run { case, block, group } in &runs {
-        progress.begin(case);
+        progress.bar.set_message(case.to_string());
         let mut row = match one_case::run(case, *block, interrupt) {
             Ok(row) => row,
             Err(Stop::Interrupted) => {
@@ -93,10 +93,6 @@ impl ProgressDisplay {
         let style = ProgressStyle::with_template("{bar:30} {eta} left  {wide_msg}");
         bar.set_style(style.expect("the template names known fields only"));
         ProgressDisplay { bar, plain }
-    }
-
-    fn begin(&self, case: &Case) {
-        self.bar.set_message(case.to_string());
     }
 
     fn end(&self, case: &Case, failure: Option<&str>) {

@@ -30,10 +30,7 @@ pub struct FaultInjector {
 }
 
 impl FaultInjector {
-    /// Begins at once.
-    ///
-    /// # Errors
-    /// When an event names a worker that the server does not have.
+    /// Begins at once. An event may name a worker that the server does not have; that is the error.
     pub fn begin(events: &Events, scoreboard: Scoreboard) -> Result<FaultInjector, String> {
         let rows = scoreboard.rows();
         if let Some(worker) = events.largest_worker().filter(|&worker| worker >= rows) {
@@ -58,10 +55,7 @@ impl FaultInjector {
         self.window_is_over.store(true, Relaxed);
     }
 
-    /// Ends with the client.
-    ///
-    /// # Errors
-    /// When an event could not be carried out: one line.
+    /// Ends with the client; an error is an event that could not be carried out.
     pub fn finish(&mut self) -> Result<(), String> {
         self.end = None;
         self.thread.take().map_or(Ok(()), |thread| thread.join().expect("the events do not panic"))

@@ -22,9 +22,6 @@ pub enum Unset {
 
 impl Sysctl {
     /// Sets `net.ipv4.tcp_migrate_req`, for example. `None` when it has this value already.
-    ///
-    /// # Errors
-    /// One line that says what is missing, or what went wrong.
     pub fn set(name: &str, value: &str) -> Result<Option<Sysctl>, Unset> {
         let file = PathBuf::from("/proc/sys").join(name.replace('.', "/"));
         let unset = |error: std::io::Error| match error.kind() {

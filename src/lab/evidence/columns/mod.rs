@@ -1,5 +1,7 @@
 //! The columns a table may have: how each number comes out of a row. What it means stands in [`metrics`].
 
+use std::collections::BTreeMap;
+
 use crate::lab::evidence::accounting;
 use crate::lab::observe::kernel_counts::ProcessCounts;
 use crate::lab::observe::timeline::Snapshot;
@@ -194,13 +196,14 @@ fn connections_per_s(sample: Sample) -> Option<f64> {
 
 fn latency(sample: Sample, of: fn(&Latency) -> f64) -> Option<f64> {
     if let Some(foreign) = &sample.row.foreign {
+        let or_nan = |us: Option<f64>| us.unwrap_or(f64::NAN);
         let known = Latency {
-            p50: foreign.p50_us.unwrap_or(f64::NAN),
-            p90: foreign.p90_us.unwrap_or(f64::NAN),
-            p99: foreign.p99_us.unwrap_or(f64::NAN),
-            p99_9: foreign.p99_9_us.unwrap_or(f64::NAN),
-            max: foreign.max_us.unwrap_or(f64::NAN),
-            mean: foreign.mean_us.unwrap_or(f64::NAN),
+            p50: or_nan(foreign.p50_us),
+            p90: or_nan(foreign.p90_us),
+            p99: or_nan(foreign.p99_us),
+            p99_9: or_nan(foreign.p99_9_us),
+            max: or_nan(foreign.max_us),
+            mean: or_nan(foreign.mean_us),
             stdev: f64::NAN,
         };
         return Some(of(&known)).filter(|value| !value.is_nan());
@@ -243,9 +246,8 @@ fn lost(sample: Sample) -> Option<f64> {
 
 fn resets(sample: Sample) -> Option<f64> {
     let errors = &load(sample)?.errors;
-    let count =
-        [&errors.connect, &errors.write, &errors.read].iter().flat_map(|names| names.values()).sum::<u64>();
-    Some(count as f64)
+    let names = [&errors.connect, &errors.write, &errors.read];
+    Some(names.iter().flat_map(|names| names.values()).sum::<u64>() as f64)
 }
 
 fn cluster(sample: Sample<'_>) -> Option<&ClusterReport> {
@@ -253,8 +255,8 @@ fn cluster(sample: Sample<'_>) -> Option<&ClusterReport> {
 }
 
 fn gave_up(row: &Row) -> Option<String> {
-    let cluster = row.server.as_ref()?.cluster.as_ref()?;
-    Some(if cluster.gave_up { "yes" } else { "no" }.to_string())
+    let gave_up = row.server.as_ref()?.cluster.as_ref()?.gave_up;
+    Some(if gave_up { "yes" } else { "no" }.to_string())
 }
 
 /// What workers have counted by this name; `None` when none has.
@@ -332,34 +334,27 @@ fn evenness(sample: Sample, of: fn(&Evenness) -> f64) -> Option<f64> {
 }
 
 /// Connections by worker as the client counted them, with workers that answered nothing.
-fn connections_per_worker(row: &Row) -> Option<Vec<(usize, u64)>> {
+fn connections_per_worker(row: &Row) -> Option<Vec<u64>> {
     if row.workers_folded.is_some() {
         return None;
     }
     let report = row.load.as_ref()?;
-    let mut counts: Vec<(usize, u64)> = Vec::new();
-    for (worker, share) in &report.workers {
-        counts.push((worker.parse().ok()?, share.connections));
-    }
     // A worker that answered nothing is in the server's report only.
-    let silent = row.server.iter().flat_map(|server| &server.workers).map(|worker| worker.id);
-    for id in silent {
-        if counts.iter().all(|(known, _)| *known != id) {
-            counts.push((id, 0));
-        }
+    let all = row.server.iter().flat_map(|server| &server.workers);
+    let mut counts: BTreeMap<usize, u64> = all.map(|worker| (worker.id, 0)).collect();
+    for (worker, share) in &report.workers {
+        counts.insert(worker.parse().ok()?, share.connections);
     }
-    counts.sort();
-    Some(counts)
+    Some(counts.into_values().collect())
 }
 
 fn max_minus_min(sample: Sample) -> Option<f64> {
     let counts = connections_per_worker(sample.row)?;
-    let of = |pick: fn(u64, u64) -> u64| counts.iter().map(|(_, count)| *count).reduce(pick);
-    Some((of(u64::max)? - of(u64::min)?) as f64)
+    Some((counts.iter().max()? - counts.iter().min()?) as f64)
 }
 
 fn top_two(sample: Sample) -> Option<f64> {
-    let mut counts: Vec<u64> = connections_per_worker(sample.row)?.iter().map(|(_, count)| *count).collect();
+    let mut counts = connections_per_worker(sample.row)?;
     counts.sort_by(|a, b| b.cmp(a));
     ratio(100.0 * counts.iter().take(2).sum::<u64>() as f64, counts.iter().sum::<u64>() as f64)
 }
@@ -367,9 +362,9 @@ fn top_two(sample: Sample) -> Option<f64> {
 /// `█▇▅ 2503 2417 1580`: eighths of the busiest worker's count, then the counts.
 fn bars(row: &Row) -> Option<String> {
     let counts = connections_per_worker(row)?;
-    let most = counts.iter().map(|(_, count)| *count).max().filter(|most| *most > 0)?;
-    let picture: String = counts.iter().map(|(_, count)| step(*count as f64, most as f64)).collect();
-    let numbers: Vec<String> = counts.iter().map(|(_, count)| count.to_string()).collect();
+    let most = *counts.iter().max().filter(|most| **most > 0)?;
+    let picture: String = counts.iter().map(|count| step(*count as f64, most as f64)).collect();
+    let numbers: Vec<String> = counts.iter().map(u64::to_string).collect();
     Some(format!("{picture} {}", numbers.join(" ")))
 }
 
