@@ -60,11 +60,10 @@ pub struct BackgroundConnection {
 }
 
 impl BackgroundConnection {
-    /// A non-blocking socket on its way; `number` chooses the source address.
     pub fn connect(&mut self, route: &Route, number: u64) -> nix::Result<Socket> {
         self.began_ns = monotonic_ns();
         let is_unix = Domain::from(i32::from(route.address.family())) == Domain::UNIX;
-        route.connect_with(number, |socket| match self.kind {
+        route.connect(number, |socket| match self.kind {
             // Before connect(2): the first window is offered in the handshake, and none is taken back.
             Kind::SlowRead => socket.set_recv_buffer_size(SMALL_BUFFER_BYTES),
             // Each byte a segment: Nagle's algorithm would put several into one when acknowledgements are late.

@@ -139,7 +139,7 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
             thinking: BinaryHeap::with_capacity(connections as usize),
             assignment: Assignment {
                 schedule: Schedule::nothing(),
-                thinker: Thinker::nothing(),
+                thinker: Thinker::new(None, 0, 0),
                 intervals: None,
             },
             taken: 0,

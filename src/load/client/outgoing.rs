@@ -26,7 +26,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         }
         connection.reader.reset();
         self.connects += 1;
-        match self.settings.route.connect(self.connects) {
+        match self.settings.route.connect(self.connects, |_| Ok(())) {
             Ok(socket) => connection.socket = Some(socket),
             Err(errno) => return self.connect_failed(slot, errno),
         }

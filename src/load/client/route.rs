@@ -23,13 +23,8 @@ pub struct Route {
 }
 
 impl Route {
-    /// A non-blocking socket on its way; `number` chooses the source address.
-    pub fn connect(&self, number: u64) -> nix::Result<Socket> {
-        self.connect_with(number, |_| Ok(()))
-    }
-
-    /// The same with more options, which are set before connect(2).
-    pub fn connect_with(
+    /// A non-blocking socket in its handshake; `number` chooses the source address, `set` sets further options.
+    pub fn connect(
         &self,
         number: u64,
         set: impl FnOnce(&Socket) -> std::io::Result<()>,

@@ -95,7 +95,7 @@ pub fn calibrate(duration: Duration, connections: u32) -> Result<Calibration, St
 /// other threads on its CPU, and the pauses of the host below: no client can be earlier.
 fn clock_alone(per_s: u32, duration: Duration) -> Latency {
     let (start_ns, gap_ns) = (monotonic_ns(), 1_000_000_000 / u64::from(per_s));
-    let mut late = Times::new();
+    let mut late = Times::default();
     for due_ns in (start_ns..start_ns + duration.as_nanos() as u64).step_by(gap_ns as usize) {
         let mut now_ns = monotonic_ns();
         while now_ns < due_ns {

@@ -12,12 +12,14 @@ pub struct Times {
     max_ns: u64,
 }
 
-impl Times {
-    /// Three digits from the first nanosecond to an hour: 300 KiB, for all requests of a thread.
-    pub fn new() -> Times {
+/// Three digits from the first nanosecond to an hour: 300 KiB, for all requests of a thread.
+impl Default for Times {
+    fn default() -> Times {
         Times::with(1, 3_600_000_000_000, Times::DIGITS)
     }
+}
 
+impl Times {
     /// Three digits from 1 µs to a minute: half the size, for one worker of many.
     pub fn of_a_worker() -> Times {
         Times::with(1_000, 60_000_000_000, 3)
@@ -94,16 +96,10 @@ impl Times {
     }
 }
 
-/// The largest value that [`Times::new`] cannot tell from this one: 2¹¹ values of each power of two have places.
+/// The largest value that [`Times::default`] cannot tell from this one: 2¹¹ values of each power of two have places.
 fn to_three_digits(ns: u64) -> u64 {
     let unresolved_bits = (u64::BITS - ns.leading_zeros()).saturating_sub(11);
     ns | ((1 << unresolved_bits) - 1)
-}
-
-impl Default for Times {
-    fn default() -> Times {
-        Times::new()
-    }
 }
 
 #[cfg(test)]
@@ -119,7 +115,7 @@ mod tests {
 
     #[test]
     fn percentiles_of_known_samples_come_back_to_three_digits() {
-        let mut times = Times::new();
+        let mut times = Times::default();
         // 1 µs, 2 µs, … 10 ms, in an order that is not sorted.
         for i in 0..10_000u64 {
             times.record((i * 7919 % 10_000 + 1) * 1000);
@@ -139,7 +135,7 @@ mod tests {
     #[test]
     fn three_digits_hold_from_a_microsecond_to_a_minute() {
         for ns in [1_000, 1_234, 56_789, 987_654, 12_345_678, 1_000_000_007, 60_000_000_000] {
-            let mut times = Times::new();
+            let mut times = Times::default();
             times.record(ns);
             assert_close(times.latency().p50, ns as f64 / 1e3);
         }
@@ -147,7 +143,7 @@ mod tests {
 
     #[test]
     fn merging_equals_recording_into_one() {
-        let (mut a, mut b, mut both) = (Times::new(), Times::new(), Times::new());
+        let (mut a, mut b, mut both) = (Times::default(), Times::default(), Times::default());
         for ns in [5_000, 70_000, 900_000] {
             a.record(ns);
             b.record(ns * 3);
@@ -161,7 +157,7 @@ mod tests {
     #[test]
     fn times_beyond_every_table_are_the_same_figure_in_each() {
         for ns in [65_000_000_000, 65 * 60_000_000_000, 1 << 50] {
-            let tables = [Times::new, Times::of_a_worker, Times::of_an_interval, Times::of_a_second];
+            let tables = [Times::default, Times::of_a_worker, Times::of_an_interval, Times::of_a_second];
             let latencies = tables.map(|new| {
                 let (mut times, mut other) = (new(), new());
                 other.record(ns);
@@ -179,7 +175,7 @@ mod tests {
     #[test]
     fn the_maximum_is_the_one_that_a_histogram_file_says() {
         for ns in [1, 2_047, 2_048, 123_456, 98_765_432_101, 1 << 45] {
-            let mut times = Times::new();
+            let mut times = Times::default();
             times.record(ns);
             assert_eq!(times.latency().max, times.histogram().max() as f64 / 1e3, "{ns}");
         }
@@ -187,6 +183,6 @@ mod tests {
 
     #[test]
     fn nothing_measured_is_all_zero() {
-        assert_eq!(Times::new().latency(), Latency::default());
+        assert_eq!(Times::default().latency(), Latency::default());
     }
 }

@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     fn times(values_ns: impl IntoIterator<Item = u64>) -> Times {
-        let mut times = Times::new();
+        let mut times = Times::default();
         values_ns.into_iter().for_each(|ns| times.record(ns));
         times
     }

@@ -49,11 +49,6 @@ impl Thinker {
         Thinker { think, rng: rng_of_thread(!seed, thread) }
     }
 
-    /// No user thinks.
-    pub fn nothing() -> Thinker {
-        Thinker::new(None, 0, 0)
-    }
-
     /// The next pause.
     pub fn pause_ns(&mut self) -> u64 {
         match self.think {
