@@ -9,7 +9,6 @@
 //! Room is what poll(2) reports, and a piece is no longer than a pipe then takes at once. Two processes that share a
 //! pipe may both be told of its last free page; the one that comes second waits for the reader.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,7 +16,9 @@ use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use memchr::memchr_iter;
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::write;
 
@@ -40,7 +41,7 @@ pub fn log(line: impl fmt::Display) {
 
 /// Writes a line that replaces itself on a terminal, or drops it if there is no room: a stopped terminal stops nothing.
 pub fn redraw(text: &str) {
-    let _ = write_if_room(io::stderr().as_fd(), text.as_bytes(), Duration::ZERO);
+    let _ = write_within(io::stderr(), &mut text.into(), Duration::ZERO);
 }
 
 /// As [`log`], for a program's last line: waits for room for a second.
@@ -50,19 +51,9 @@ pub fn log_last(line: impl fmt::Display) {
 
 fn log_within(line: impl fmt::Display, wait: Duration) {
     let mut dropped = DROPPED.lock().unwrap_or_else(PoisonError::into_inner);
-    let text = format!("{}{line}\n", describe_loss(*dropped));
-    let mut left = text.as_bytes();
-    while !left.is_empty() {
-        match write_if_room(io::stderr().as_fd(), left, wait) {
-            Ok(written) => left = &left[written..],
-            Err(Errno::EAGAIN) => {
-                *dropped += 1;
-                return;
-            }
-            Err(_) => break,
-        }
-    }
-    *dropped = 0;
+    let mut waiting = format!("{}{line}\n", describe_loss(*dropped)).into_bytes();
+    let is_read = write_within(io::stderr(), &mut waiting, wait).is_ok();
+    *dropped = if is_read && !waiting.is_empty() { *dropped + 1 } else { 0 };
 }
 
 fn describe_loss(dropped: u64) -> String {
@@ -126,7 +117,7 @@ pub fn print_while(document: &str, goes_on: impl Fn() -> bool) -> Result<(), Fai
     while !left.is_empty() && goes_on() {
         match write_if_room(io::stdout().as_fd(), left, LOOK_EVERY) {
             Ok(written) => left = &left[written..],
-            Err(Errno::EAGAIN) => {}
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
             Err(Errno::EPIPE) => return Ok(()),
             Err(errno) => return Err(Failure::new("write to standard output", errno)),
         }
@@ -134,62 +125,67 @@ pub fn print_while(document: &str, goes_on: impl Fn() -> bool) -> Result<(), Fai
     Ok(())
 }
 
-/// Writes a piece of these bytes as soon as there is room for one.
+/// Writes a piece of these bytes as soon as there is room for one; all that fits, where the descriptor never blocks.
 ///
 /// # Errors
-/// EAGAIN when there was none for so long, or a signal came; otherwise those of write(2).
+/// EAGAIN when there was no room for so long, EINTR when a signal came, and those of write(2).
 fn write_if_room(out: BorrowedFd, bytes: &[u8], wait: Duration) -> nix::Result<usize> {
-    let wait = PollTimeout::try_from(wait).unwrap_or(PollTimeout::ZERO);
+    let wait = PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX);
     match poll(&mut [PollFd::new(out, PollFlags::POLLOUT)], wait) {
-        Ok(0) | Err(Errno::EINTR) => return Err(Errno::EAGAIN),
+        Ok(0) => return Err(Errno::EAGAIN),
+        Err(Errno::EINTR) => return Err(Errno::EINTR),
         // Where poll fails, write says why.
         _ => {}
     }
-    match write(out, &bytes[..bytes.len().min(PIECE)]) {
-        Err(Errno::EINTR) => Err(Errno::EAGAIN),
-        written => written,
-    }
+    let never_blocks = fcntl(out, FcntlArg::F_GETFL).is_ok_and(|flags| flags & libc::O_NONBLOCK != 0);
+    let most = if never_blocks { bytes.len() } else { bytes.len().min(PIECE) };
+    write(out, &bytes[..most])
 }
 
-/// Writes what the other end of a non-blocking descriptor takes, until nothing is left, or it has taken nothing for so
-/// long. The rest stays in `waiting`.
+/// Writes what the reader takes, until nothing is left, or it has taken nothing for so long. The rest stays in `waiting`.
 ///
 /// # Errors
-/// Those of write(2), but for EAGAIN.
+/// Those of write(2), but for EAGAIN and EINTR.
 pub fn write_within(out: impl AsFd, waiting: &mut Vec<u8>, patience: Duration) -> nix::Result<()> {
-    let wait = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
-    while !waiting.is_empty() {
-        match write(out.as_fd(), waiting) {
-            Ok(taken) => drop(waiting.drain(..taken)),
+    let mut written = 0;
+    let mut outcome = Ok(());
+    while written < waiting.len() {
+        match write_if_room(out.as_fd(), &waiting[written..], patience) {
+            Ok(length) => written += length,
             Err(Errno::EINTR) => {}
-            Err(Errno::EAGAIN) => {
-                if poll(&mut [PollFd::new(out.as_fd(), PollFlags::POLLOUT)], wait) == Ok(0) {
-                    return Ok(());
-                }
+            Err(errno) => {
+                outcome = if errno == Errno::EAGAIN { Ok(()) } else { Err(errno) };
+                break;
             }
-            Err(errno) => return Err(errno),
         }
     }
-    Ok(())
+    waiting.drain(..written);
+    outcome
+}
+
+/// How many lines end in these bytes.
+pub fn count_lines(bytes: &[u8]) -> u64 {
+    memchr_iter(b'\n', bytes).count() as u64
 }
 
 /// The log of a program that writes much of it, such as what its workers say: what finds no room waits here, up to a
 /// bound, and is written later.
 #[derive(Default)]
 pub struct Console {
-    waiting: VecDeque<u8>,
+    waiting: Vec<u8>,
     dropped: u64,
     all_dropped: u64,
 }
 
-/// What waits for a reader.
-const MOST_WAITING: usize = 1 << 20;
+/// What waits for a reader, of any program and any file.
+pub const MOST_WAITING: usize = 1 << 20;
 
 impl Console {
     /// Whole lines, which nobody else's come between.
     pub fn write(&mut self, lines: &[u8]) {
         if self.waiting.len() + lines.len() > MOST_WAITING {
-            self.count_dropped(lines.iter().filter(|&&byte| byte == b'\n').count());
+            self.dropped += count_lines(lines);
+            self.all_dropped += count_lines(lines);
         } else {
             self.waiting.extend(describe_loss(std::mem::take(&mut self.dropped)).as_bytes());
             self.waiting.extend(lines);
@@ -199,28 +195,16 @@ impl Console {
 
     /// Writes what is taken now, or at most within this time.
     pub fn flush(&mut self, within: Duration) {
-        while !self.waiting.is_empty() {
-            match write_if_room(io::stderr().as_fd(), self.waiting.as_slices().0, within) {
-                Ok(written) => drop(self.waiting.drain(..written)),
-                Err(Errno::EAGAIN) => return,
-                // A reader that is gone wants none of it.
-                Err(_) => {
-                    let lines = self.waiting.iter().filter(|&&byte| byte == b'\n').count();
-                    self.all_dropped += lines as u64;
-                    self.waiting.clear();
-                }
-            }
+        if write_within(io::stderr(), &mut self.waiting, within).is_err() {
+            // A reader that is gone wants none of it.
+            self.all_dropped += count_lines(&self.waiting);
+            self.waiting.clear();
         }
     }
 
     /// Lines that no reader got.
     pub fn all_dropped(&self) -> u64 {
         self.all_dropped
-    }
-
-    fn count_dropped(&mut self, lines: usize) {
-        self.dropped += lines as u64;
-        self.all_dropped += lines as u64;
     }
 }
 

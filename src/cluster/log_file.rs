@@ -2,13 +2,14 @@
 //! and counted.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use memchr::memchr_iter;
 use nix::fcntl::OFlag;
 
+use crate::console::{count_lines, write_within};
 use crate::failure::Failure;
 
 pub struct LogFile {
@@ -43,38 +44,26 @@ impl LogFile {
     /// were.
     #[must_use]
     pub fn write(&mut self, lines: &[u8]) -> Option<String> {
-        let mut rest = lines;
-        let written = self.end_cut_line().and_then(|()| write_all(&self.file, &mut rest));
+        // The rest of the last line was dropped; the next must not continue it.
+        let text = if self.is_cut { [b"\n", lines].concat() } else { lines.to_vec() };
+        let mut rest = text.clone();
+        let outcome = write_within(&self.file, &mut rest, Duration::ZERO);
+        let written = text.len() - rest.len();
+        self.is_cut = if written == 0 { self.is_cut } else { text[written - 1] != b'\n' };
         let path = self.path.display();
-        match written {
-            Ok(()) if self.dropped == 0 => None,
-            Ok(()) => {
-                let dropped = std::mem::take(&mut self.dropped);
-                Some(format!("write {path}: it goes on; {dropped} lines were dropped"))
-            }
-            Err(error) => {
-                let is_first = self.dropped == 0;
-                let dropped = memchr_iter(b'\n', rest).count() as u64;
-                (self.dropped, self.all_dropped) = (self.dropped + dropped, self.all_dropped + dropped);
-                self.is_cut |= rest.len() < lines.len() && lines[lines.len() - rest.len() - 1] != b'\n';
-                let why = match error.kind() {
-                    ErrorKind::WouldBlock => std::io::Error::other("it is full and nobody reads it"),
-                    _ => error,
-                };
-                let failure = Failure::new(format_args!("write {path}"), why)
-                    .advise("lines are dropped until there is room");
-                is_first.then(|| failure.to_string())
-            }
+        if rest.is_empty() {
+            let dropped = std::mem::take(&mut self.dropped);
+            return (dropped > 0).then(|| format!("write {path}: it goes on; {dropped} lines were dropped"));
         }
-    }
-
-    /// The rest of a line was dropped; the next must not continue it.
-    fn end_cut_line(&mut self) -> std::io::Result<()> {
-        if self.is_cut {
-            write_all(&self.file, &mut &b"\n"[..])?;
-            self.is_cut = false;
-        }
-        Ok(())
+        let is_first = self.dropped == 0;
+        let dropped = count_lines(&rest[rest.len().saturating_sub(lines.len())..]);
+        (self.dropped, self.all_dropped) = (self.dropped + dropped, self.all_dropped + dropped);
+        let why = outcome
+            .err()
+            .map_or("it is full and nobody reads it".into(), |errno| io::Error::from(errno).to_string());
+        let failure = Failure::new(format_args!("write {path}"), io::Error::other(why))
+            .advise("lines are dropped until there is room");
+        is_first.then(|| failure.to_string())
     }
 }
 
@@ -87,19 +76,6 @@ fn open_to_append(path: &Path) -> Result<File, Failure> {
         Failure::new(format_args!("open {}", path.display()), error)
             .advise("choose a file you may write, in a folder that exists")
     })
-}
-
-/// Leaves in `bytes` what was not written.
-fn write_all(mut file: &File, bytes: &mut &[u8]) -> std::io::Result<()> {
-    while !bytes.is_empty() {
-        match file.write(bytes) {
-            Ok(0) => return Err(ErrorKind::WriteZero.into()),
-            Ok(length) => *bytes = &bytes[length..],
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

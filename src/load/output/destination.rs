@@ -7,10 +7,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::console::write_within;
+use crate::console::{MOST_WAITING, write_within};
 
-/// What is kept in memory for a reader.
-const MOST_WAITING: usize = 1 << 20;
 /// How long the end of a run waits for a reader that takes nothing.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -38,9 +36,6 @@ impl Destination {
 
     /// Writes all of this, or none of it if the reader is too far behind. The first failure ends the file.
     pub fn write(&mut self, bytes: &[u8]) {
-        if self.outcome.is_err() {
-            return;
-        }
         if self.waiting.len() > MOST_WAITING {
             self.dropped += 1;
         } else {
@@ -56,32 +51,27 @@ impl Destination {
     pub fn finish(mut self) -> Result<(), String> {
         self.flush(PATIENCE);
         self.outcome?;
-        match (self.waiting.len(), self.dropped) {
-            (0, 0) => Ok(()),
-            (bytes, 0) => {
-                Err(format!("write {}: it is not read: {bytes} bytes are missing", self.path.display()))
-            }
-            (bytes, dropped) => Err(format!(
-                "write {}: it is not read: {dropped} parts and {bytes} bytes are missing",
-                self.path.display()
-            )),
-        }
+        let missing = match (self.waiting.len(), self.dropped) {
+            (0, 0) => return Ok(()),
+            (bytes, 0) => format!("{bytes} bytes are missing"),
+            (bytes, parts) => format!("{parts} parts and {bytes} bytes are missing"),
+        };
+        Err(format!("write {}: it is not read: {missing}", self.path.display()))
     }
 
     fn flush(&mut self, patience: Duration) {
-        if let Err(error) = self.try_to_flush(patience) {
-            self.outcome = Err(format!("write {}: {error}", self.path.display()));
+        if self.outcome.is_ok() {
+            let written = self.write_waiting(patience);
+            self.outcome = written.map_err(|error| format!("write {}: {error}", self.path.display()));
         }
     }
 
-    fn try_to_flush(&mut self, patience: Duration) -> io::Result<()> {
+    fn write_waiting(&mut self, patience: Duration) -> io::Result<()> {
         if self.file.is_none() {
             self.file = open(&self.path)?;
         }
-        match &self.file {
-            Some(file) => Ok(write_within(file, &mut self.waiting, patience)?),
-            None => Ok(()),
-        }
+        let Some(file) = &self.file else { return Ok(()) };
+        Ok(write_within(file, &mut self.waiting, patience)?)
     }
 }
 
