@@ -6,8 +6,8 @@
 //! - a document ([`print`], [`print_last`]) is written completely, however slowly it is read;
 //! - a reader that is gone is no error anywhere: it wants no more, and the exit status is what it would have been.
 //!
-//! Room is what poll(2) reports, and a piece is no longer than a pipe then takes at once. Two processes that share a
-//! pipe may both be told of its last free page; the one that comes second waits for the reader.
+//! Room is what poll(2) reports, and a piece is no longer than a pipe then takes at once. When two
+//! processes share a pipe, poll may report its last free page to both; the second to write waits for the reader.
 
 use std::fmt;
 use std::io;
@@ -31,7 +31,7 @@ const PIECE: usize = 4096;
 /// How long a program that ends waits for room for its last line.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 
-/// Lines of this process that found no room, and of which nobody has been told.
+/// Lines of this process that found no room and have not been reported yet.
 static DROPPED: Mutex<u64> = Mutex::new(0);
 
 /// Writes a line to standard error, or drops it if there is no room.

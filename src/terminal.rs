@@ -70,12 +70,6 @@ pub fn wrapped(text: &str, width: usize, indent: usize) -> Vec<String> {
     lines
 }
 
-/// Whether to write colours to this stream: only to a terminal, and not where `NO_COLOR` is set to anything but the
-/// empty text (no-color.org).
-pub fn has_colour(stream: &impl IsTerminal) -> bool {
-    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
-}
-
 /// Colours a text, or leaves it as it is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Paint {
@@ -83,9 +77,11 @@ pub struct Paint {
 }
 
 impl Paint {
-    /// For what is written to this stream.
+    /// For what is written to this stream: only a terminal gets colours, and not where `NO_COLOR` is set to anything but
+    /// the empty text (no-color.org).
     pub fn on(stream: &impl IsTerminal) -> Paint {
-        Paint { has_colour: has_colour(stream) }
+        let is_unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        Paint { has_colour: stream.is_terminal() && !is_unwanted }
     }
 
     pub fn bold(self, text: &str) -> String {
@@ -177,10 +173,9 @@ impl Screen {
                 next(panic);
             }));
         });
-        let file = Arc::new(open_without_waiting(stream)?);
+        let mut output = Waiting { file: Arc::new(open_without_waiting(stream)?), bytes: Arc::default() };
         enable_raw_mode()?;
-        *ours() = Some(Arc::clone(&file));
-        let mut output = Waiting { file, bytes: Arc::default() };
+        *ours() = Some(Arc::clone(&output.file));
         let size = size_of(&output.file);
         let taken = output.write_all(TAKE).and_then(|()| terminal(&output, size));
         let terminal = taken.inspect_err(|_| give_back())?;
@@ -198,7 +193,7 @@ impl Screen {
     /// When the terminal is gone.
     pub fn draw(&mut self, picture: impl FnOnce(&mut Frame)) -> io::Result<()> {
         self.output.flush()?;
-        if self.output.is_waiting() {
+        if !self.output.bytes().is_empty() {
             return Ok(());
         }
         if self.size() != self.size {
@@ -263,10 +258,6 @@ struct Waiting {
 impl Waiting {
     fn bytes(&self) -> MutexGuard<'_, Vec<u8>> {
         self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn is_waiting(&self) -> bool {
-        !self.bytes().is_empty()
     }
 }
 

@@ -50,6 +50,13 @@ pub fn format_duration(duration: Duration) -> String {
     format!("{}{unit}", nanoseconds as f64 / divisor)
 }
 
+/// Whole seconds as a clock shows them: `1:05`, `2:01:05`.
+pub fn clock(seconds: f64) -> String {
+    let whole = seconds as u64;
+    let (hours, minutes, seconds) = (whole / 3600, whole / 60 % 60, whole % 60);
+    if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }
+}
+
 /// A time in microseconds with three digits and the unit that makes them readable: `30.4ms`.
 pub fn time(us: f64) -> String {
     let (value, unit) = match us {

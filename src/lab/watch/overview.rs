@@ -4,7 +4,7 @@
 use ratatui::style::{Modifier, Style};
 use ratatui::text::Line;
 
-use crate::lab::watch::rates::{RATES, View, Worker};
+use crate::lab::watch::rates::{RATES, View, Worker, cell};
 use crate::lab::watch::sample::State;
 use crate::terminal::columns;
 use crate::units::short;
@@ -24,10 +24,10 @@ pub fn lines(view: &View, shown: &[Worker], height: usize) -> Vec<Line<'static>>
         };
         lines.extend(strip(title, view.paint.style(colour), shown, of, most[i], bar_height));
     }
-    let active = |worker: &Worker| worker.active.map(|active| active as f64);
+    let active = |worker: &Worker| worker.active;
     let most = view.workers.iter().filter_map(active).fold(0.0, f64::max);
-    let sum = view.active().map_or("–".to_string(), |sum| short(sum as f64));
-    let title = format!("active: {sum} in all, a full column is {}{}", short(most), not_running(view));
+    let (sum, full) = (cell(view.active()), short(most));
+    let title = format!("active: {sum} in all, a full column is {full}{}", not_running(view));
     lines.extend(strip(title, Style::new(), shown, active, most, bar_height));
     lines
 }

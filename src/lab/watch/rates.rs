@@ -6,6 +6,7 @@ use ratatui::style::Color;
 
 use crate::lab::watch::sample::{Sample, State, Target, WorkerSample};
 use crate::terminal::Paint;
+use crate::units::short;
 
 /// Lines that are not a worker's: three of heading, the columns' names, the total, the keys.
 const FRAME_LINES: usize = 6;
@@ -44,7 +45,7 @@ pub struct Worker {
     /// Per second of the time between two looks, in the order of the columns; unknown at the first look.
     pub rates: Option<[f64; 4]>,
     /// Absent where the worker has ended: its row holds those it did not close.
-    pub active: Option<u64>,
+    pub active: Option<f64>,
 }
 
 impl View {
@@ -92,7 +93,7 @@ impl View {
     }
 
     /// Connections open at the workers that live: one that has ended has none, whatever its row says.
-    pub fn active(&self) -> Option<u64> {
+    pub fn active(&self) -> Option<f64> {
         let known = self.workers.iter().filter_map(|worker| worker.active);
         self.is_running.then(|| known.sum())
     }
@@ -110,22 +111,27 @@ impl View {
 /// Rates are differences over the time that has really passed. What has not grown for an ended server is 0.
 fn workers(earlier: Option<&Sample>, now: &Sample) -> Vec<Worker> {
     let seconds = earlier.map(|earlier| now.at_ns.saturating_sub(earlier.at_ns) as f64 / 1e9);
+    let seconds = seconds.filter(|&seconds| seconds > 0.0);
     let one = |(i, new): (usize, &WorkerSample)| {
         let old = earlier.and_then(|earlier| earlier.workers.get(i));
-        // A wake-up that turns out to be the server's end is taken back, so a count may shrink by one.
-        let rate = |new: u64, old: u64, seconds: f64| new.saturating_sub(old) as f64 / seconds;
-        let rates = old.zip(seconds.filter(|seconds| *seconds > 0.0)).map(|(old, seconds)| {
-            [
-                rate(new.accepted, old.accepted, seconds),
-                rate(new.requests, old.requests, seconds),
-                rate(new.wakeups, old.wakeups, seconds),
-                rate(new.empty_wakeups, old.empty_wakeups, seconds),
-            ]
-        });
-        let active = (new.state != State::Ended && now.is_running).then_some(new.active);
+        let rates = old.zip(seconds).map(|(old, seconds)| rates(old, new, seconds));
+        let active = (new.state != State::Ended && now.is_running).then_some(new.active as f64);
         Worker { id: new.worker, state: new.state, rates, active }
     };
     now.workers.iter().enumerate().map(one).collect()
+}
+
+/// A wake-up that turns out to be the server's end is taken back, so a count may shrink by one.
+fn rates(old: &WorkerSample, new: &WorkerSample, seconds: f64) -> [f64; 4] {
+    let counts =
+        |worker: &WorkerSample| [worker.accepted, worker.requests, worker.wakeups, worker.empty_wakeups];
+    let (old, new) = (counts(old), counts(new));
+    std::array::from_fn(|i| new[i].saturating_sub(old[i]) as f64 / seconds)
+}
+
+/// A number in at most six characters, or a dash where it is unknown.
+pub fn cell(value: Option<f64>) -> String {
+    value.map_or("–".to_string(), short)
 }
 
 #[cfg(test)]

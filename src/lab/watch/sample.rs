@@ -1,5 +1,5 @@
-//! What there is to be seen of a running server: its scoreboard, opened, looked at, opened anew when another server
-//! has taken its name. The server notices nothing: its memory is mapped for reading, and the rest is in /proc.
+//! Reads the counters of a running server from its scoreboard, and opens it again when another server has taken its
+//! name. The server notices nothing: its memory is mapped for reading, and the rest is in /proc.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -15,7 +15,7 @@ use crate::lab::observe::processes::Process;
 use crate::scoreboard::{Count, Row, Scoreboard};
 use crate::units::monotonic_ns;
 
-/// A server that runs, or ran when we looked last.
+/// A server that runs, or ran at the last look.
 pub struct Target {
     path: PathBuf,
     board: Scoreboard,
@@ -24,7 +24,7 @@ pub struct Target {
     process: Process,
     /// As it was started, without the folder of the program.
     pub command: String,
-    /// The sockets it listens on, where we may see them.
+    /// The sockets it listens on, where the user may see them.
     pub addresses: Vec<SocketAddr>,
 }
 
@@ -88,7 +88,7 @@ impl Target {
         }
         let ended = || odd(format!("its server, pid {}, has ended", board.pid())).advise(advice);
         let process = Process::find(board.pid()).ok_or_else(ended)?;
-        // Whoever is younger than the scoreboard has only got the number of the process that made it. Ticks round.
+        // A process younger than the scoreboard has only reused the pid of the one that made it. Ticks round.
         if board.is_from_an_earlier_boot() || process.age_s() + 0.05 < board.uptime_s() {
             return Err(ended());
         }
@@ -107,14 +107,14 @@ impl Target {
     /// Reads all counters.
     ///
     /// # Errors
-    /// When the file has been cut short: to touch the missing part would be the end of us.
+    /// When the file has been cut short: reading the missing part would kill this process (SIGBUS).
     pub fn look(&mut self) -> Result<Look, Failure> {
         let named = fs::metadata(&self.path).ok();
         let is_ours = |named: &fs::Metadata| (named.dev(), named.ino()) == self.file;
         if named.as_ref().filter(|named| is_ours(named)).is_some_and(|named| named.len() < self.board.bytes())
         {
             let tried = format!("scoreboard {}", self.path.display());
-            return Err(Failure::new(tried, std::io::Error::other("it has been cut short while we watched")));
+            return Err(Failure::new(tried, std::io::Error::other("it has been cut short meanwhile")));
         }
         // A new server that has not finished its scoreboard is opened at the next look.
         if let Some(new) = named.filter(|named| !is_ours(named)).and_then(|_| Target::open(&self.path).ok()) {

@@ -5,10 +5,10 @@ use ratatui::style::Modifier;
 use ratatui::text::{Line, Span};
 
 use crate::lab::watch::overview;
-use crate::lab::watch::rates::{RATES, View, Worker};
+use crate::lab::watch::rates::{RATES, View, Worker, cell};
 use crate::lab::watch::sample::State;
 use crate::terminal::{Paint, bar, draw_lines};
-use crate::units::{format_duration, short};
+use crate::units::{clock, format_duration};
 
 /// Columns that are not bars: the worker's number, four numbers, active connections, what is odd about it.
 const NUMBER: usize = 6;
@@ -36,7 +36,7 @@ pub fn draw(frame: &mut Frame, view: &View) {
 }
 
 fn heading(view: &View, width: usize) -> Vec<Line<'static>> {
-    let state = if view.is_running { format!("up {}", uptime(view.uptime_s)) } else { "ended".to_string() };
+    let state = if view.is_running { format!("up {}", clock(view.uptime_s)) } else { "ended".to_string() };
     let interval = format_duration(view.interval);
     let place = format!("{}pid {} · {state} · a look every {interval}", view.addresses, view.pid);
     let news = match (view.notice, view.sums()) {
@@ -66,10 +66,9 @@ fn line(worker: &Worker, label: usize, bar_width: usize, most: &[f64; 4], paint:
         let rate = worker.rates.map(|rates| rates[i]);
         let bar = bar(rate.unwrap_or(0.0), most[i], bar_width);
         spans.push(Span::styled(format!("{bar:<bar_width$}"), paint.style(*colour)));
-        spans.push(Span::raw(format!(" {:>NUMBER$} ", rate.map_or("–".to_string(), short))));
+        spans.push(Span::raw(format!(" {:>NUMBER$} ", cell(rate))));
     }
-    spans
-        .push(Span::raw(format!("{:>ACTIVE$} ", worker.active.map_or("–".to_string(), |n| short(n as f64)))));
+    spans.push(Span::raw(format!("{:>ACTIVE$} ", cell(worker.active))));
     let state = match worker.state {
         State::Running => "",
         State::Starting => "starts",
@@ -82,11 +81,9 @@ fn line(worker: &Worker, label: usize, bar_width: usize, most: &[f64; 4], paint:
 
 fn total(view: &View, label: usize, bar_width: usize) -> Line<'static> {
     let sums = view.sums();
-    let cell = |i: usize| sums.map_or("–".to_string(), |sums| short(sums[i]));
-    let cells: String =
-        (0..4).map(|i| format!("{:>width$} ", cell(i), width = bar_width + 1 + NUMBER)).collect();
-    let active = view.active().map_or("–".to_string(), |active| short(active as f64));
-    let text = format!("{:<label$}{cells}{active:>ACTIVE$}", "all");
+    let width = bar_width + 1 + NUMBER;
+    let cells: String = (0..4).map(|i| format!("{:>width$} ", cell(sums.map(|sums| sums[i])))).collect();
+    let text = format!("{:<label$}{cells}{:>ACTIVE$}", "all", cell(view.active()));
     Line::styled(text, Modifier::BOLD)
 }
 
@@ -102,12 +99,6 @@ fn keys(view: &View, last: usize) -> String {
             last - 1
         ),
     }
-}
-
-fn uptime(seconds: f64) -> String {
-    let whole = seconds as u64;
-    let (hours, minutes, seconds) = (whole / 3600, whole / 60 % 60, whole % 60);
-    if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }
 }
 
 /// The beginning of a text, with a sign where something is missing.
@@ -126,7 +117,7 @@ pub(crate) mod tests {
     use crate::terminal::tests::lines_of;
 
     pub(crate) fn view(workers: usize, rates: impl Fn(usize) -> Option<[f64; 4]>) -> View {
-        let worker = |id| Worker { id, state: State::Running, rates: rates(id), active: Some(id as u64) };
+        let worker = |id| Worker { id, state: State::Running, rates: rates(id), active: Some(id as f64) };
         View {
             command: "server --workers 4".to_string(),
             addresses: "127.0.0.1:8080 · ".to_string(),

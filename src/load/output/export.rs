@@ -46,7 +46,7 @@ pub fn hlog(mut out: impl Write, distributions: &Distributions, span: &Span) -> 
             },
         )?;
     }
-    out.flush()
+    Ok(())
 }
 
 /// Writes the percentiles in the layout of HdrHistogram's `outputPercentileDistribution`.
@@ -71,23 +71,20 @@ pub fn hgrm(mut out: impl Write, times: &Times) -> io::Result<()> {
     writeln!(out, "#[Max     = {max:12.3}, Total count    = {total:12}]")?;
     // A bucket has room for twice as many values as the digits tell apart.
     let sub_buckets = (2 * 10u64.pow(u32::from(histogram.sigfig()))).next_power_of_two();
-    writeln!(out, "#[Buckets = {:12}, SubBuckets     = {sub_buckets:12}]", histogram.buckets())?;
-    out.flush()
+    writeln!(out, "#[Buckets = {:12}, SubBuckets     = {sub_buckets:12}]", histogram.buckets())
 }
 
 /// Writes what `--format json` prints.
 pub fn json(mut out: impl Write, report: &LoadReport) -> io::Result<()> {
     serde_json::to_writer(&mut out, report).map_err(io::Error::other)?;
-    writeln!(out)?;
-    out.flush()
+    writeln!(out)
 }
 
 /// Writes every leaf of the report, named by the way to it: `latency_us.p99,123.4`.
 pub fn csv(mut out: impl Write, report: &LoadReport) -> io::Result<()> {
     writeln!(out, "name,value")?;
     let document = serde_json::to_value(report).map_err(io::Error::other)?;
-    leaves(&mut out, "", &document)?;
-    out.flush()
+    leaves(&mut out, "", &document)
 }
 
 fn leaves(out: &mut impl Write, name: &str, value: &Value) -> io::Result<()> {

@@ -78,6 +78,13 @@ impl Page {
         self.line(format!("{name:NAME_COLUMNS$}{line}"));
     }
 
+    /// A line that is left out when there are none.
+    fn counted(&mut self, name: &str, count: u64, what: &str) {
+        if count > 0 {
+            self.named(name, format!("{count} {what}"));
+        }
+    }
+
     /// As many lines as it needs.
     fn wrapped(&mut self, line: &str) {
         wrapped(line, self.columns, 2).into_iter().for_each(|line| self.line(line));
@@ -192,34 +199,17 @@ fn mark(exponent: f64) -> String {
 fn errors(page: &mut Page, report: &LoadReport) {
     let errors = &report.errors;
     let mut parts = Vec::new();
-    let phases = [
-        ("connect", &errors.connect),
-        ("write", &errors.write),
-        ("read", &errors.read),
-        ("status", &errors.status),
-    ];
-    for (phase, counts) in phases {
+    let phases = ["connect", "write", "read", "status"];
+    for (phase, counts) in phases.iter().zip([&errors.connect, &errors.write, &errors.read, &errors.status]) {
         parts.extend(counts.iter().map(|(cause, count)| format!("{phase} {cause} {count}")));
     }
     if errors.timeout > 0 {
         parts.push(format!("unanswered {}", errors.timeout));
     }
     page.named("errors", if parts.is_empty() { "none".into() } else { page.paint.red(&parts.join(", ")) });
-    if report.retried > 0 {
-        let retried = report.retried;
-        page.named(
-            "retried",
-            format!("{retried} sent once more: the server had closed their kept connection"),
-        );
-    }
+    page.counted("retried", report.retried, "sent once more: the server had closed their kept connection");
     lost(page, report);
-    if report.censored > 0 {
-        let censored = report.censored;
-        page.named(
-            "censored",
-            format!("{censored} without an answer count with their age: they took longer"),
-        );
-    }
+    page.counted("censored", report.censored, "without an answer count with their age: they took longer");
     if let Some(deadline) = report.deadline.filter(|deadline| deadline.shed + deadline.abandoned > 0) {
         let (shed, abandoned) = (deadline.shed, deadline.abandoned);
         page.named("deadline", format!("{shed} shed before they were sent, {abandoned} abandoned after"));
