@@ -271,10 +271,8 @@ impl Answer {
             let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
             Some((worker.parse().ok()?, rest[..digits].parse().ok()?))
         });
-        named.map_or_else(
-            || broken("a body that begins `handled by worker I, pid P`", format!("{body:?}")),
-            Ok,
-        )
+        let expected = "a body that begins `handled by worker I, pid P`";
+        named.map_or_else(|| broken(expected, format!("{body:?}")), Ok)
     }
 }
 

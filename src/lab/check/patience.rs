@@ -23,11 +23,7 @@ pub const POINTS: &[Point] = &[
     }),
     own("idle-keep-alive", "an idle keep-alive connection is closed after --idle-timeout", idle_keep_alive),
     own("idle-cpu", "waiting for a client costs no CPU time", idle_cpu),
-    own(
-        "never-reads",
-        "a client that never reads keeps others waiting for --idle-timeout at most",
-        never_reads,
-    ),
+    own("never-reads", "a client that never reads delays others by --idle-timeout at most", never_reads),
     own("reset", "a reset in the middle of a request harms no other client", reset),
     own("silent-crowd", "100 connections that send nothing: the next client is served", silent_crowd),
 ];

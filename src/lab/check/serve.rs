@@ -18,17 +18,9 @@ pub const POINTS: &[Point] = &[
     shared("signature", "the body begins with `handled by worker I, pid P`, I as in X-Worker", signature),
     shared("keep-alive-1.1", "a 1.1 connection stays open", keep_alive_1_1),
     shared("close-1.1", "Connection: close is honoured", close_1_1),
-    shared(
-        "connection-close-wins",
-        "close in one Connection line outweighs keep-alive in another",
-        close_wins,
-    ),
+    shared("connection-close-wins", "close in one Connection line beats keep-alive in another", close_wins),
     shared("close-1.0", "a 1.0 connection is closed after the answer", close_1_0),
-    shared(
-        "keep-alive-1.0",
-        "a 1.0 client that asks for keep-alive gets `Connection: keep-alive`",
-        keep_alive_1_0,
-    ),
+    shared("keep-alive-1.0", "a 1.0 request for keep-alive gets `Connection: keep-alive`", keep_alive_1_0),
     shared("header-names", "header names and connection options have no case", header_names),
     shared("pipelining", "ten requests in one write get ten answers in order", pipelining),
     shared("byte-by-byte", "a request may come one byte at a time", byte_by_byte),
@@ -78,12 +70,12 @@ fn close_1_1(server: &Server) -> Verdict {
 /// Several lines of one name are one list (RFC 9110, section 5.2), and close in it is decisive (RFC 9112, section
 /// 9.3), whichever comes first.
 fn close_wins(server: &Server) -> Verdict {
-    for options in [["close", "keep-alive"], ["keep-alive", "close"]] {
-        let [first, second] = options;
-        let request =
-            format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: {first}\r\nConnection: {second}\r\n\r\n");
+    for request in [
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nConnection: keep-alive\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive\r\nConnection: close\r\n\r\n",
+    ] {
         let mut client = Client::connect(server.addr)?;
-        client.ask(request.as_bytes())?.expect(200)?;
+        client.ask(request)?.expect(200)?;
         client.closes(PATIENCE)?;
     }
     Ok(())
@@ -188,11 +180,8 @@ fn no_leak(server: &Server) -> Verdict {
     }
     // The last connections may still be on their way out.
     let gone = poll_until(Duration::from_secs(2), || (server.open_descriptors() <= before + 1).then_some(()));
-    let Some(()) = gone else {
-        let after = server.open_descriptors();
-        return broken(format!("{before} descriptors as before 60 connections"), after.to_string());
-    };
-    Ok(())
+    let expected = || format!("{before} descriptors as before 60 connections");
+    gone.map_or_else(|| broken(expected(), server.open_descriptors().to_string()), Ok)
 }
 
 fn body_n(program: &Program) -> Verdict {

@@ -88,8 +88,8 @@ fn scoreboard(program: &Program) -> Verdict {
     answer?;
     match (before, after) {
         (Ok(before), Ok(after)) if before != after => Ok(()),
-        (Ok(before), Ok(_)) => {
-            broken("a file that changes with a request", format!("the same {} bytes", before.len()))
+        (Ok(same), Ok(_)) => {
+            broken("a file that changes with a request", format!("the same {} bytes", same.len()))
         }
         (Err(error), _) | (_, Err(error)) => broken(format!("the file {name}"), error.to_string()),
     }

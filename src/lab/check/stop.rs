@@ -24,7 +24,7 @@ pub const POINTS: &[Point] = &[
     own("books", "accepted and requests are what the clients counted", counts_agree),
     own(
         "sigterm-answers",
-        "requests already read are answered with `Connection: close`",
+        "requests it has read are answered with `Connection: close`",
         answers_what_it_read,
     ),
     own("sigterm-prompt", "with the last answer sent it ends", ends_with_the_last_answer),
@@ -70,20 +70,10 @@ fn fields(program: &Program) -> Verdict {
     Ok(())
 }
 
+#[rustfmt::skip]
 const WORKER_FIELDS: [&str; 13] = [
-    "id",
-    "pid",
-    "accepted",
-    "requests",
-    "active",
-    "wakeups",
-    "empty_wakeups",
-    "client_errors",
-    "cpu_user_us",
-    "cpu_system_us",
-    "voluntary_switches",
-    "involuntary_switches",
-    "max_rss_kib",
+    "id", "pid", "accepted", "requests", "active", "wakeups", "empty_wakeups", "client_errors",
+    "cpu_user_us", "cpu_system_us", "voluntary_switches", "involuntary_switches", "max_rss_kib",
 ];
 
 /// Connections and requests per worker, counted here from `X-Worker` and there by the worker.
@@ -106,7 +96,7 @@ fn counts_agree(program: &Program) -> Verdict {
     }
     match workers.iter().find(|worker| worker.active > 0 || worker.empty_wakeups > worker.wakeups) {
         Some(worker) => {
-            broken("none active, and not more empty wake-ups than wake-ups", format!("{worker:?}"))
+            broken("none active, and no more empty wake-ups than wake-ups", format!("{worker:?}"))
         }
         None => Ok(()),
     }
@@ -195,10 +185,8 @@ fn takes_no_new_connection(program: &Program) -> Verdict {
     if let Ok(mut second) = Client::connect(server.addr)
         && let Ok(answer) = second.ask(GET)
     {
-        return broken(
-            format!("no answer to a client that came {GRACE:?} after SIGTERM"),
-            format!("{answer:?}"),
-        );
+        let expected = format!("no answer to a client that came {GRACE:?} after SIGTERM");
+        return broken(expected, format!("{answer:?}"));
     }
     first.answer()?.expect(200)?;
     let report = server.ended(STOP_WITHIN)?.report()?;

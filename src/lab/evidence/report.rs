@@ -118,9 +118,9 @@ fn gaps_of(experiment: &Experiment, record: &Record) -> Vec<String> {
         if runs.len() < case.repeats {
             gaps.push(format!("{}: {} of {} runs", case, runs.len(), case.repeats));
         }
-        if let (true, Some(why)) = (runs.iter().all(|row| row.failure.is_some()), runs.last()) {
-            let why = why.failure.as_deref().unwrap_or_default();
-            gaps.push(format!("{}: every run failed: {why}", case));
+        let failures: Vec<&String> = runs.iter().filter_map(|row| row.failure.as_ref()).collect();
+        if let Some(why) = failures.last().filter(|_| failures.len() == runs.len()) {
+            gaps.push(format!("{case}: every run failed: {why}"));
         }
     }
     if record.header.scale == "quick" {
@@ -225,16 +225,8 @@ pub struct Place {
 impl Place {
     /// In the repository, or in the folder given with `--out`.
     pub fn new(root: &Path, out: Option<&Path>) -> Place {
-        match out {
-            Some(folder) => {
-                Place { results: folder.join("RESULTS.md"), records: folder.join("record"), link: "record" }
-            }
-            None => Place {
-                results: root.join("RESULTS.md"),
-                records: root.join("experiments/record"),
-                link: "experiments/record",
-            },
-        }
+        let (folder, link) = out.map_or((root, "experiments/record"), |folder| (folder, "record"));
+        Place { results: folder.join("RESULTS.md"), records: folder.join(link), link }
     }
 
     /// RESULTS.md as it is, and as it should be.

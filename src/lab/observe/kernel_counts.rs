@@ -211,8 +211,8 @@ impl Reading {
                 continue;
             };
             let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { continue };
-            let tids = tasks.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-            let tids: Vec<i32> = tids.collect();
+            let tids: Vec<i32> =
+                tasks.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
             if reading.tasks.len() + tids.len() > MOST_TASKS {
                 return None;
             }
@@ -244,10 +244,8 @@ impl Task {
     /// A task and its CPU time in nanoseconds.
     fn read(pid: i32, tid: i32) -> Option<(Task, u64)> {
         let folder = format!("/proc/{pid}/task/{tid}");
-        let (task, schedstat) = (
-            Task::parse(pid, &fs::read_to_string(format!("{folder}/status")).ok()?)?,
-            fs::read_to_string(format!("{folder}/schedstat")).ok()?,
-        );
+        let task = Task::parse(pid, &fs::read_to_string(format!("{folder}/status")).ok()?)?;
+        let schedstat = fs::read_to_string(format!("{folder}/schedstat")).ok()?;
         // Time on the CPU, time waiting for it, turns (Linux, Documentation/scheduler/sched-stats.rst).
         Some((task, schedstat.split_whitespace().next()?.parse().ok()?))
     }
