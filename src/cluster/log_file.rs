@@ -58,11 +58,12 @@ impl LogFile {
         let is_first = self.dropped == 0;
         let dropped = count_lines(&rest[rest.len().saturating_sub(lines.len())..]);
         (self.dropped, self.all_dropped) = (self.dropped + dropped, self.all_dropped + dropped);
-        let why = outcome
-            .err()
-            .map_or("it is full and nobody reads it".into(), |errno| io::Error::from(errno).to_string());
-        let failure = Failure::new(format_args!("write {path}"), io::Error::other(why))
-            .advise("lines are dropped until there is room");
+        let why = match outcome {
+            Ok(()) => io::Error::other("it is full and nobody reads it"),
+            Err(errno) => errno.into(),
+        };
+        let failure =
+            Failure::new(format_args!("write {path}"), why).advise("lines are dropped until there is room");
         is_first.then(|| failure.to_string())
     }
 }
