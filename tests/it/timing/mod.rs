@@ -113,7 +113,11 @@ fn a_machine_that_is_busy_is_seen_to_withhold_time() {
     std::thread::scope(|scope| {
         let machine = Machine::watch();
         for _ in 0..threads {
-            scope.spawn(|| while !is_over.load(Ordering::Relaxed) {});
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
         }
         std::thread::sleep(Duration::from_millis(500));
         let withheld = machine.withheld();
