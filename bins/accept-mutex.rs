@@ -19,9 +19,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use acceptlab::report::ServerReport;
-use acceptlab::server::{
-    self, AcceptMutex, EventLoop, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs,
-};
+use acceptlab::server::{self, AcceptMutex, EventLoop, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs};
 use acceptlab::units::parse_duration;
 use clap::Parser;
 

@@ -58,9 +58,8 @@ fn run(args: &Args) -> Result<String, String> {
         request: format!("GET {} HTTP/1.1\r\nHost: {}\r\n\r\n", args.target.path, args.target.authority),
         churn: args.churn,
     };
-    let (began, ended) = client
-        .measure(args)
-        .map_err(|error| format!("ask {}: {error}; is a server there?", args.target.authority))?;
+    let (began, ended) =
+        client.measure(args).map_err(|error| format!("ask {}: {error}; is a server there?", args.target.authority))?;
     let requests = ended.requests - began.requests;
     let duration_s = (ended.at_ns - began.at_ns) as f64 / 1e9;
     let qps = requests as f64 / duration_s;
@@ -86,9 +85,8 @@ impl Client {
     /// Everything until the end of the window; the marks are its two ends.
     fn measure(&self, args: &Args) -> io::Result<(Mark, Mark)> {
         let mut epoll = Epoll::new(256)?;
-        let mut connections = (0..args.connections)
-            .map(|slot| self.open(&epoll, slot.into()))
-            .collect::<io::Result<Vec<_>>>()?;
+        let mut connections =
+            (0..args.connections).map(|slot| self.open(&epoll, slot.into())).collect::<io::Result<Vec<_>>>()?;
         let mut buffer = [0; 16 * 1024];
         let mut requests = 0;
         let (mut began, mut due_ns) = (None, monotonic_ns() + args.warmup.as_nanos() as u64);

@@ -178,9 +178,7 @@ fn run(arguments: Arguments) -> Result<bool, Stop> {
             print_until(&interrupt, &order.render()).map(|()| true)
         }
         Command::Watch { path, once: true, .. } => Ok(watch::print_once(&path).map(|()| true)?),
-        Command::Watch { path, interval, .. } => {
-            watch::run(&path, interval, &watch_for_interrupt()).map(|()| true)
-        }
+        Command::Watch { path, interval, .. } => watch::run(&path, interval, &watch_for_interrupt()).map(|()| true),
         Command::Check { format, command } => {
             proc_is_mounted()?;
             check::run(&command, format == Format::Json, &watch_for_interrupt())
@@ -252,11 +250,7 @@ fn measure(
     outcome.failures.iter().for_each(console::log);
     let failed = outcome.failures.len();
     let Outcome { rows, planned, interrupted, .. } = outcome;
-    let end = if interrupted {
-        format!("interrupted after {rows} of {planned} rows")
-    } else {
-        format!("{rows} rows")
-    };
+    let end = if interrupted { format!("interrupted after {rows} of {planned} rows") } else { format!("{rows} rows") };
     console::log_last(format_args!("{end}, {failed} failed; tables in {}", place.results.display()));
     if interrupted {
         return Err(Stop::Interrupted);
@@ -283,14 +277,11 @@ fn report(
         gaps.iter().for_each(console::log);
         return match gaps.len() {
             0 => Ok(true),
-            count => {
-                Err(format!("the tables are incomplete in {count} places; `lab run` measures again").into())
-            }
+            count => Err(format!("the tables are incomplete in {count} places; `lab run` measures again").into()),
         };
     }
     std::fs::write(&place.results, then).map_err(|error| format!("write {results}: {error}"))?;
-    let newest =
-        |experiment: &Experiment| Some(for_terminal(experiment, record::newest(&records, &experiment.name)?));
+    let newest = |experiment: &Experiment| Some(for_terminal(experiment, record::newest(&records, &experiment.name)?));
     print_until(interrupt, &chosen.iter().filter_map(newest).collect::<String>()).map(|()| true)
 }
 

@@ -77,8 +77,7 @@ fn serve(listener: &Listener, worker: &Worker, mut epoll: Epoll, closes: bool) -
                     let connection = match listener.accept_nonblocking() {
                         Ok(connection) => connection,
                         Err(errno) => {
-                            if let Some(reason) = reason_to_pause(errno, false, |count| worker.count(count))?
-                            {
+                            if let Some(reason) = reason_to_pause(errno, false, |count| worker.count(count))? {
                                 // The listener would report again at once.
                                 log_pause(reason);
                                 std::thread::sleep(BACK_OFF);

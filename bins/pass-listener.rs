@@ -44,8 +44,7 @@ enum Master {
 fn main() -> ExitCode {
     let args = Args::parse();
     if args.master == Master::Serves && args.workers.workers == 1 {
-        let conflict =
-            "--master serves makes the master one of the workers, so there must be another: --workers 2";
+        let conflict = "--master serves makes the master one of the workers, so there must be another: --workers 2";
         Args::command().error(ErrorKind::ArgumentConflict, conflict).exit();
     }
     server::finish(run(args.master, &args.workers))

@@ -184,8 +184,7 @@ const CASES: [Case; 20] = [
         attempt_it: || {
             let listener = listener(&[])?;
             let _client = TcpStream::connect(address(&listener)?)?;
-            let (ours, mut theirs) =
-                Channel::pair(false).map_err(|failure| io::Error::other(failure.to_string()))?;
+            let (ours, mut theirs) = Channel::pair(false).map_err(|failure| io::Error::other(failure.to_string()))?;
             ours.pass(&[listener])?;
             Ok(Socket::from(theirs.receive()?).accept().map(drop))
         },

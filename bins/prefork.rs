@@ -15,9 +15,7 @@
 use std::process::ExitCode;
 
 use acceptlab::report::ServerReport;
-use acceptlab::server::{
-    self, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs, blocking, termination,
-};
+use acceptlab::server::{self, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs, blocking, termination};
 use clap::Parser;
 
 /// Bronze age: N processes forked at the start, all blocking in accept on one inherited socket

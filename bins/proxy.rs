@@ -106,12 +106,7 @@ const RECEIVES_PER_STEP: usize = 16;
 /// All there is to forwarding, one way: what the source has sent is received into the master's one buffer and sent on at
 /// once. What the sink does not take is kept, and until it is gone nothing more is received: a slow reader fills one
 /// buffer and then the sender's socket, never the master's memory.
-fn copy(
-    stream: &mut Stream,
-    source: BorrowedFd,
-    sink: BorrowedFd,
-    buffer: &mut [u8],
-) -> Result<Copied, Broken> {
+fn copy(stream: &mut Stream, source: BorrowedFd, sink: BorrowedFd, buffer: &mut [u8]) -> Result<Copied, Broken> {
     for _ in 0..RECEIVES_PER_STEP {
         let sent = send_some(&sink, &stream.unsent).map_err(|_| Broken::Sink)?;
         stream.unsent.drain(..sent);

@@ -22,9 +22,7 @@ use std::process::ExitCode;
 use acceptlab::cpu;
 use acceptlab::report::ServerReport;
 use acceptlab::server::selector::{LiveSet, SelectorNeeds, classic, extended};
-use acceptlab::server::{
-    self, EventLoop, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs, termination,
-};
+use acceptlab::server::{self, EventLoop, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs, termination};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, ValueEnum};
 

@@ -22,8 +22,8 @@ use std::process::ExitCode;
 
 use acceptlab::report::ServerReport;
 use acceptlab::server::{
-    self, EventLoop, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs, blocking, successor,
-    termination, waiting,
+    self, EventLoop, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs, blocking, successor, termination,
+    waiting,
 };
 use acceptlab::sys::epoll::{Epoll, Interest};
 use clap::error::ErrorKind;
@@ -118,18 +118,16 @@ fn serve(
     let exclusive = Interest::EPOLLIN | Interest::EPOLLEXCLUSIVE;
     match (args.wait, shared_epoll) {
         // In accept the kernel wakes exclusively: one sleeper per connection, the one that has slept longest.
-        (Wait::Blocking, _) => {
-            one_at_a_time(listener, worker, ready, |worker| blocking::accept(listener, worker))
-        }
+        (Wait::Blocking, _) => one_at_a_time(listener, worker, ready, |worker| blocking::accept(listener, worker)),
         // poll(2) puts every caller on the socket's wait queue, none of them exclusively.
         (Wait::Poll, _) => one_at_a_time(listener, worker, ready, |worker| {
             blocking::accept_after(|| waiting::poll(listener), listener, worker)
         }),
         // One epoll instance waits on the socket, and a worker that sleeps on the instance is woken exclusively; but it
         // reports a level, so the next sleeper is woken too until the queue has been emptied.
-        (Wait::EpollShared, Some(epoll)) => one_at_a_time(listener, worker, ready, |worker| {
-            blocking::accept_after(|| epoll.sleep(), listener, worker)
-        }),
+        (Wait::EpollShared, Some(epoll)) => {
+            one_at_a_time(listener, worker, ready, |worker| blocking::accept_after(|| epoll.sleep(), listener, worker))
+        }
         (Wait::EpollShared, None) => unreachable!("it is made for this way of waiting"),
         // Each epoll has an entry of its own on the socket's wait queue, and the kernel wakes all of them.
         (Wait::Epoll, _) => many_at_a_time(listener, Interest::EPOLLIN, worker, ready, |events| {

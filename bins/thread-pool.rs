@@ -19,9 +19,7 @@ use std::time::Duration;
 
 use acceptlab::report::{AcceptCounts, ServerReport};
 use acceptlab::scoreboard::Count;
-use acceptlab::server::{
-    self, Failure, Listener, Scoreboard, Worker, WorkersArgs, blocking, termination, worker,
-};
+use acceptlab::server::{self, Failure, Listener, Scoreboard, Worker, WorkersArgs, blocking, termination, worker};
 use acceptlab::sys::process::Usage;
 use clap::Parser;
 use crossbeam_channel::{Receiver, SendTimeoutError, Sender};

@@ -18,9 +18,7 @@ use std::process::ExitCode;
 use std::thread;
 
 use acceptlab::report::ServerReport;
-use acceptlab::server::{
-    self, Failure, Listener, Scoreboard, ServerArgs, Worker, blocking, termination, worker,
-};
+use acceptlab::server::{self, Failure, Listener, Scoreboard, ServerArgs, Worker, blocking, termination, worker};
 use clap::Parser;
 
 /// Silver age: a thread per connection
@@ -49,8 +47,7 @@ fn run(args: &ServerArgs) -> Result<ServerReport, Failure> {
     let (alive, all_gone) = crossbeam_channel::bounded::<()>(0);
     for i in 0.. {
         let Some(connection) = blocking::accept(&listener, &all_threads)? else { break };
-        let (mut worker, alive, pin) =
-            (all_threads.for_one_connection(), alive.clone(), args.pin.then_some(i));
+        let (mut worker, alive, pin) = (all_threads.for_one_connection(), alive.clone(), args.pin.then_some(i));
         let spawned = thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
             let _held_until_the_end = alive;
             worker::pin_or_log(pin);

@@ -198,8 +198,7 @@ fn interpret(head: &httparse::Request) -> Result<(Request, u64, bool), Status> {
                 // A server may ask for a length instead of decoding chunks (RFC 9112, section 6.3); an
                 // unknown coding is 501 (section 6.1).
                 let is_chunked = header.value.trim_ascii().eq_ignore_ascii_case(b"chunked");
-                transfer_coding =
-                    Some(if is_chunked { Status::LengthRequired } else { Status::NotImplemented });
+                transfer_coding = Some(if is_chunked { Status::LengthRequired } else { Status::NotImplemented });
             }
             _ => {}
         }
@@ -295,11 +294,7 @@ impl Responses {
     pub fn new(worker: usize, pid: u32, body_bytes: usize) -> Responses {
         let mut body = handled_by(worker, pid);
         while body.len() < body_bytes {
-            body.push(if (body.len() + 1).is_multiple_of(64) || body.len() + 1 == body_bytes {
-                b'\n'
-            } else {
-                b'.'
-            });
+            body.push(if (body.len() + 1).is_multiple_of(64) || body.len() + 1 == body_bytes { b'\n' } else { b'.' });
         }
         let render = |connection| render("200 OK", worker, connection, &body);
         Responses { worker, pid, ok: [render(""), render("Connection: keep-alive\r\n"), render(CLOSE)] }
@@ -357,10 +352,7 @@ mod tests {
             ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", Persistence::Implicit),
             ("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", Persistence::Close),
             ("GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Close\r\n\r\n", Persistence::Close),
-            (
-                "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nConnection: keep-alive\r\n\r\n",
-                Persistence::Close,
-            ),
+            ("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nConnection: keep-alive\r\n\r\n", Persistence::Close),
             ("GET / HTTP/1.0\r\n\r\n", Persistence::Close),
             ("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n", Persistence::Announced),
         ] {
@@ -383,14 +375,8 @@ mod tests {
             ("GET / HTTP/1.1\r\nHost: a\r\n folded\r\n\r\n", Status::BadRequest),
             ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n", Status::BadRequest),
             ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n\r\n", Status::BadRequest),
-            (
-                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n",
-                Status::BadRequest,
-            ),
-            (
-                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
-                Status::BadRequest,
-            ),
+            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n", Status::BadRequest),
+            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", Status::BadRequest),
             (
                 "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
                 Status::BadRequest,

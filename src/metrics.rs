@@ -25,12 +25,7 @@ pub struct Section {
     pub metrics: &'static [Metric],
 }
 
-const fn metric(
-    key: &'static str,
-    name: &'static str,
-    unit: &'static str,
-    definition: &'static str,
-) -> Metric {
+const fn metric(key: &'static str, name: &'static str, unit: &'static str, definition: &'static str) -> Metric {
     Metric { key, name, unit, definition, remark: "" }
 }
 
@@ -61,9 +56,7 @@ pub fn meaning(key: &str) -> Meaning {
     if let Some(metric) = find(key) {
         return Meaning { header: metric.header(), definition: metric.definition.into() };
     }
-    let parts = key
-        .rsplit_once('.')
-        .and_then(|(of, statistic)| Some((find(of)?, find(&format!("*_us.{statistic}"))?)));
+    let parts = key.rsplit_once('.').and_then(|(of, statistic)| Some((find(of)?, find(&format!("*_us.{statistic}"))?)));
     let (of, statistic) = parts.unwrap_or_else(|| panic!("no metric is named {key}"));
     // A table's times are response times where nothing else is said.
     let of_what = if of.key == "latency_us" { String::new() } else { format!("{} ", of.name) };
@@ -75,11 +68,7 @@ pub fn meaning(key: &str) -> Meaning {
 
 /// The metric with exactly this key.
 pub fn find(key: &str) -> Option<&'static Metric> {
-    [REPORT, INTERVAL, TABLES]
-        .into_iter()
-        .flatten()
-        .flat_map(|section| section.metrics)
-        .find(|m| m.key == key)
+    [REPORT, INTERVAL, TABLES].into_iter().flatten().flat_map(|section| section.metrics).find(|m| m.key == key)
 }
 
 /// The name of a metric of the report.
@@ -456,16 +445,10 @@ mod tests {
 
     #[test]
     fn the_unit_of_a_key_is_the_unit_of_its_metric() {
-        let units =
-            [("_us", "µs"), ("_ms", "ms"), ("_kib", "KiB"), ("_ns", "ns"), ("_per_s", "/s"), ("_s", "s")];
+        let units = [("_us", "µs"), ("_ms", "ms"), ("_kib", "KiB"), ("_ns", "ns"), ("_per_s", "/s"), ("_s", "s")];
         for metric in all() {
             let unit = units.iter().find(|(end, _)| metric.key.ends_with(end));
-            assert!(
-                unit.is_none_or(|(_, unit)| metric.unit == *unit),
-                "{} is in {}",
-                metric.key,
-                metric.unit
-            );
+            assert!(unit.is_none_or(|(_, unit)| metric.unit == *unit), "{} is in {}", metric.key, metric.unit);
         }
     }
 
@@ -503,16 +486,14 @@ mod tests {
     #[test]
     fn the_schema_describes_every_number_of_the_documents_as_it_is_defined_here() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/schema/loadgen.schema.json");
-        let schema: serde_json::Value =
-            serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let schema: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
         let documented = || [REPORT, INTERVAL].into_iter().flatten().flat_map(|section| section.metrics);
         let mut missing: Vec<&Metric> = documented().collect();
         let mut wrong = String::new();
         for (definition, place) in PLACES {
             for (member, rule) in schema["$defs"][definition]["properties"].as_object().unwrap() {
                 let names = ["", ".*", "[]"].map(|end| format!("{place}{member}{end}"));
-                let Some(metric) = documented().find(|metric| names.iter().any(|name| name == metric.key))
-                else {
+                let Some(metric) = documented().find(|metric| names.iter().any(|name| name == metric.key)) else {
                     continue;
                 };
                 missing.retain(|other| other.key != metric.key);

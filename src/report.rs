@@ -414,15 +414,7 @@ impl Latency {
     /// All of it, each with its short name.
     pub fn named(&self) -> [(&'static str, f64); 7] {
         let Latency { p50, p90, p99, p99_9, max, mean, stdev } = *self;
-        [
-            ("p50", p50),
-            ("p90", p90),
-            ("p99", p99),
-            ("p99.9", p99_9),
-            ("max", max),
-            ("mean", mean),
-            ("stdev", stdev),
-        ]
+        [("p50", p50), ("p90", p90), ("p99", p99), ("p99.9", p99_9), ("max", max), ("mean", mean), ("stdev", stdev)]
     }
 }
 

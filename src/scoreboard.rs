@@ -179,8 +179,7 @@ impl Scoreboard {
         let (mapped, file) = match file {
             None => {
                 let memory = anonymous_file().map_err(|error| Failure::new("map the scoreboard", error))?;
-                allocate(&memory, 8 * words.get() as u64)
-                    .map_err(|error| Failure::new("map the scoreboard", error))?;
+                allocate(&memory, 8 * words.get() as u64).map_err(|error| Failure::new("map the scoreboard", error))?;
                 // A worker that made it shorter would be our SIGBUS (mmap(2)). Only a memfd can be sealed; with any other file
                 // the workers are trusted.
                 let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
@@ -253,8 +252,7 @@ impl Scoreboard {
         let length = file.metadata().map_err(|error| Failure::new(tried(), error))?.len() as usize / 8;
         let words = NonZeroUsize::new(length).filter(|words| words.get() >= ROW_WORDS);
         let words = words.ok_or_else(|| odd("too short for a scoreboard"))?;
-        let words =
-            shared_words(words, Some((file, access))).map_err(|errno| Failure::new(tried(), errno))?;
+        let words = shared_words(words, Some((file, access))).map_err(|errno| Failure::new(tried(), errno))?;
         let header = |i: usize| words[i].load(Acquire);
         if header(0) != MAGIC {
             return Err(odd("not a scoreboard (yet)"));
@@ -356,8 +354,7 @@ fn create_file(path: &Path, words: NonZeroUsize) -> Result<File, Failure> {
         allocate(&file, 8 * words.get() as u64)?;
         Ok::<_, std::io::Error>(file)
     };
-    create()
-        .map_err(|error| Failure::new(format_args!("scoreboard {}", path.display()), error).advise(ADVICE))
+    create().map_err(|error| Failure::new(format_args!("scoreboard {}", path.display()), error).advise(ADVICE))
 }
 
 fn map_file(file: &File, path: &Path, words: NonZeroUsize) -> Result<&'static [AtomicU64], Failure> {

@@ -211,10 +211,7 @@ impl Drop for Screen {
     }
 }
 
-fn terminal(
-    output: &Waiting,
-    (width, height): (u16, u16),
-) -> io::Result<ratatui::Terminal<CrosstermBackend<Waiting>>> {
+fn terminal(output: &Waiting, (width, height): (u16, u16)) -> io::Result<ratatui::Terminal<CrosstermBackend<Waiting>>> {
     let viewport = Viewport::Fixed(Rect { x: 0, y: 0, width, height });
     ratatui::Terminal::with_options(CrosstermBackend::new(output.clone()), TerminalOptions { viewport })
 }

@@ -18,9 +18,8 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         "h" => 3600e9,
         _ => return Err(format!("{text:?} is not a duration; write it like 250us, 1.8ms or 3s")),
     };
-    let value: f64 = number
-        .parse()
-        .map_err(|_| format!("{text:?} is not a duration; write it like 250us, 1.8ms or 3s"))?;
+    let value: f64 =
+        number.parse().map_err(|_| format!("{text:?} is not a duration; write it like 250us, 1.8ms or 3s"))?;
     let nanoseconds = (value * nanoseconds_per_unit).round();
     // A century: longer than any experiment, far below what u64 nanoseconds can hold.
     if nanoseconds > 100.0 * 365.25 * 24.0 * 3600e9 {

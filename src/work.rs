@@ -117,8 +117,7 @@ impl FromStr for Work {
 }
 
 fn parse_cost(text: &str) -> Result<Cost, String> {
-    let usage =
-        || format!("{text:?} is no work; write none, wait:DUR, block:DUR, spin:DUR or 90%none,10%spin:5ms");
+    let usage = || format!("{text:?} is no work; write none, wait:DUR, block:DUR, spin:DUR or 90%none,10%spin:5ms");
     if text == "none" {
         return Ok(Cost::None);
     }
@@ -140,25 +139,14 @@ mod tests {
     fn work_is_read_as_it_is_written() {
         assert_eq!("none".parse(), Ok(Work { shares: vec![(100.0, Cost::None)] }));
         let spin = Cost::Spin(Duration::from_millis(5));
-        assert_eq!(
-            "90%none,10%spin:5ms".parse(),
-            Ok(Work { shares: vec![(90.0, Cost::None), (100.0, spin)] })
-        );
+        assert_eq!("90%none,10%spin:5ms".parse(), Ok(Work { shares: vec![(90.0, Cost::None), (100.0, spin)] }));
     }
 
     #[test]
     fn what_is_no_work_is_refused() {
-        for bad in [
-            "",
-            "sleep:1s",
-            "wait",
-            "wait:",
-            "wait:3",
-            "50%none",
-            "50%none,60%none",
-            "x%none",
-            "-5%none,105%none",
-        ] {
+        for bad in
+            ["", "sleep:1s", "wait", "wait:", "wait:3", "50%none", "50%none,60%none", "x%none", "-5%none,105%none"]
+        {
             assert!(bad.parse::<Work>().is_err(), "{bad:?} was accepted");
         }
     }

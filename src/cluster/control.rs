@@ -84,8 +84,7 @@ impl Control {
         // Of two masters that start together, one looks, removes and binds before the other looks. A file system without such
         // locks, or a folder that may not be read, leaves it at that.
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let folder =
-            fs::File::open(folder).map(|folder| Flock::lock(folder, FlockArg::LockExclusiveNonblock));
+        let folder = fs::File::open(folder).map(|folder| Flock::lock(folder, FlockArg::LockExclusiveNonblock));
         let _lock = match folder {
             Ok(Err((_, errno @ Errno::EWOULDBLOCK))) => {
                 return Err(Failure::new(tried(), errno)
@@ -101,9 +100,7 @@ impl Control {
             Ok(_) if is_stale(path) => fs::remove_file(path).map_err(odd)?,
             Ok(_) => {
                 let why = std::io::Error::other("another cluster listens there");
-                return Err(
-                    Failure::new(tried(), why).advise("stop it with `cluster ctl stop`, or choose another")
-                );
+                return Err(Failure::new(tried(), why).advise("stop it with `cluster ctl stop`, or choose another"));
             }
             Err(_) => {}
         }
@@ -114,9 +111,7 @@ impl Control {
         let listener = bound.map_err(odd)?;
         fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(odd)?;
         listener.set_nonblocking(true).map_err(odd)?;
-        poller
-            .add(&listener, Token::Control(0), Interest::EPOLLIN)
-            .map_err(|errno| Failure::new(tried(), errno))?;
+        poller.add(&listener, Token::Control(0), Interest::EPOLLIN).map_err(|errno| Failure::new(tried(), errno))?;
         let (path, file) = (path.to_owned(), identity(path));
         Ok(Control { listener, path, file, clients: BTreeMap::new(), last: 0, is_muted: false })
     }
@@ -136,14 +131,13 @@ impl Control {
             self.clients.remove(&oldest);
         }
         let interest = Interest::EPOLLIN | Interest::EPOLLOUT | Interest::EPOLLRDHUP | Interest::EPOLLET;
-        let watched = stream.set_nonblocking(true).is_ok()
-            && poller.add(&stream, Token::Control(self.last), interest).is_ok();
+        let watched =
+            stream.set_nonblocking(true).is_ok() && poller.add(&stream, Token::Control(self.last), interest).is_ok();
         if !watched {
             return;
         }
         let is_known = is_our_user(&stream);
-        let client =
-            Client { stream, request: Vec::new(), has_asked: false, unsent: Vec::new(), is_done: false };
+        let client = Client { stream, request: Vec::new(), has_asked: false, unsent: Vec::new(), is_done: false };
         self.clients.insert(self.last, client);
         if !is_known {
             self.refuse(self.last, "this cluster belongs to another user");

@@ -64,8 +64,7 @@ enum Order {
 }
 
 fn parse_json(text: &str) -> Result<Value, String> {
-    serde_json::from_str(text)
-        .map_err(|error| format!("not JSON: {error}; a text is written '\"like this\"'"))
+    serde_json::from_str(text).map_err(|error| format!("not JSON: {error}; a text is written '\"like this\"'"))
 }
 
 /// Prints what the master answers; with `--format json` a failure too is a line of JSON, except for a wrong command line.
@@ -128,8 +127,7 @@ fn ask(args: &CtlArgs) -> Result<Value, Failure> {
 
 fn connect(path: Option<&Path>) -> Result<UnixStream, Failure> {
     let Some(path) = path else {
-        let line =
-            "find the cluster: give the --control SOCKET that its master was given, or set CLUSTER_CONTROL";
+        let line = "find the cluster: give the --control SOCKET that its master was given, or set CLUSTER_CONTROL";
         return Err(Failure::relay(line.to_owned()));
     };
     UnixStream::connect(path).map_err(|error| {
@@ -145,8 +143,7 @@ fn render(answer: &Value) -> String {
     };
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED);
-    let columns =
-        ["worker", "unique_id", "pid", "state", "age_s", "accepted", "requests", "active", "rss_kib"];
+    let columns = ["worker", "unique_id", "pid", "state", "age_s", "accepted", "requests", "active", "rss_kib"];
     table.set_header(columns);
     for worker in workers {
         table.add_row(columns.map(|column| text(&worker[column])));

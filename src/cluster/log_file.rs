@@ -25,13 +25,7 @@ pub struct LogFile {
 
 impl LogFile {
     pub fn open(path: &Path) -> Result<LogFile, Failure> {
-        Ok(LogFile {
-            file: open_to_append(path)?,
-            path: path.to_owned(),
-            dropped: 0,
-            all_dropped: 0,
-            is_cut: false,
-        })
+        Ok(LogFile { file: open_to_append(path)?, path: path.to_owned(), dropped: 0, all_dropped: 0, is_cut: false })
     }
 
     /// Opens the path anew: after a rotation another file has the name. When that fails, the old file stays in use.
@@ -62,8 +56,7 @@ impl LogFile {
             Ok(()) => io::Error::other("it is full and nobody reads it"),
             Err(errno) => errno.into(),
         };
-        let failure =
-            Failure::new(format_args!("write {path}"), why).advise("lines are dropped until there is room");
+        let failure = Failure::new(format_args!("write {path}"), why).advise("lines are dropped until there is room");
         is_first.then(|| failure.to_string())
     }
 }
@@ -93,8 +86,7 @@ mod tests {
         let problems: Vec<String> = (0..200).filter_map(|_| log.write(&line)).collect();
         assert!(problems.len() == 1 && problems[0].contains("nobody reads it"), "{problems:?}");
         assert!(log.all_dropped > 100);
-        let mut reader =
-            OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&path).unwrap();
+        let mut reader = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&path).unwrap();
         let mut taken = vec![0; 1 << 20];
         let length = reader.read(&mut taken).unwrap();
         assert_eq!(length % 1000, 0);

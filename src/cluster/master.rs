@@ -83,12 +83,10 @@ impl Master {
             let signals = Signals::open(&poller)?;
             Ok((poller, signals))
         };
-        let (poller, signals) =
-            open().map_err(|errno: Errno| Failure::new("open an epoll instance", errno))?;
+        let (poller, signals) = open().map_err(|errno: Errno| Failure::new("open an epoll instance", errno))?;
         let log = EventLog::open(args.events.as_deref())?;
         let control = args.control.as_deref().map(|path| Control::open(path, &poller)).transpose()?;
-        let notifier =
-            args.notify.as_deref().map(|path| Notifier::new(path, args.notify_every)).transpose()?;
+        let notifier = args.notify.as_deref().map(|path| Notifier::new(path, args.notify_every)).transpose()?;
         let mut master = Master {
             signals,
             control,
@@ -143,8 +141,7 @@ impl Master {
 
     fn end_without_workers(&mut self) -> Result<Option<Event>, Failure> {
         let last = &self.workers.last_error;
-        let failure =
-            Failure::relay(format!("serve: the last worker has died, and no more are started; last: {last}"));
+        let failure = Failure::relay(format!("serve: the last worker has died, and no more are started; last: {last}"));
         if self.address.is_none() {
             return Err(failure);
         }
@@ -226,8 +223,7 @@ impl Master {
     fn wait(&mut self) -> Result<(), Failure> {
         self.disconnect_broken();
         self.sockets.close_passed();
-        let reports =
-            self.workers.poller.wait().map_err(|errno| Failure::new("wait for the workers", errno))?;
+        let reports = self.workers.poller.wait().map_err(|errno| Failure::new("wait for the workers", errno))?;
         for i in 0..reports {
             if let Some((token, flags)) = self.workers.poller.report(i) {
                 self.handle_ready(token, flags)?;
@@ -251,9 +247,7 @@ impl Master {
             }
             Token::Socket(socket) => self.sockets.set_ready(socket),
             Token::Output(id, stream) => self.workers.outputs.read(id, stream, &mut self.workers.log),
-            Token::Control(0) => {
-                self.control.iter_mut().for_each(|control| control.accept(&self.workers.poller))
-            }
+            Token::Control(0) => self.control.iter_mut().for_each(|control| control.accept(&self.workers.poller)),
             Token::Control(client) => self.handle_client(client),
             Token::Notifier => self.read_watched_file(),
         }
@@ -569,8 +563,7 @@ impl Master {
         let (Some(reload), Some(worker)) = (&mut self.reload, self.workers.get(id)) else { return };
         if reload.waits_for(id) && reload.killed.insert(id) {
             let number = worker.number;
-            let step =
-                format!("worker {number}: the old one has not left in time (--kill-timeout), and is killed");
+            let step = format!("worker {number}: the old one has not left in time (--kill-timeout), and is killed");
             let clients = reload.clients.clone();
             clients.into_iter().for_each(|client| self.send_to(client, &json!({"step": step})));
         }
@@ -678,12 +671,10 @@ impl Master {
 
     fn send_message(&mut self, client: u64, to: Option<usize>, message: &Value) {
         if message["cmd"].as_str().is_some_and(|cmd| cmd.starts_with("NODE_")) {
-            return self
-                .refuse(client, "messages with a cmd that begins with NODE_ belong to Node's library");
+            return self.refuse(client, "messages with a cmd that begins with NODE_ belong to Node's library");
         }
         let is_meant = |worker: &Worker| to.is_none_or(|number| number == worker.number);
-        let is_able =
-            |worker: &&Worker| is_meant(worker) && worker.state != State::Leaving && worker.has_room();
+        let is_able = |worker: &&Worker| is_meant(worker) && worker.state != State::Leaving && worker.has_room();
         let able: Vec<UniqueId> = self.workers.iter().filter(is_able).map(|worker| worker.id).collect();
         able.iter().for_each(|&id| self.workers.send(id, message));
         match able.len() {

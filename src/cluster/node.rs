@@ -113,13 +113,9 @@ mod tests {
         for line in ["node -e code", "/usr/bin/node --inspect -p code", "node", "node -e code --"] {
             assert!(advice(&words(line)).is_some(), "{line}");
         }
-        for line in [
-            "node app.js",
-            "node -r x app.js -e y",
-            "node -e code argument",
-            "node -e code -- --listen",
-            "sh -c x",
-        ] {
+        for line in
+            ["node app.js", "node -r x app.js -e y", "node -e code argument", "node -e code -- --listen", "sh -c x"]
+        {
             assert!(advice(&words(line)).is_none(), "{line}");
         }
     }
@@ -130,15 +126,11 @@ mod tests {
             let program = words(line);
             let mut ports = InspectorPorts::of(&program, env.map(OsStr::new))?;
             let (arguments, node_options) = ports.next_command(&program);
-            let arguments: Vec<_> =
-                arguments.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+            let arguments: Vec<_> = arguments.iter().map(|word| word.to_string_lossy().into_owned()).collect();
             Some((arguments.join(" "), node_options.map(|options| options.into_string().unwrap())))
         };
         let arguments = |line: &str| next(line, None).map(|(arguments, _)| arguments);
-        assert_eq!(
-            arguments("node --inspect a.js").as_deref(),
-            Some("node --inspect --inspect-port=9230 a.js")
-        );
+        assert_eq!(arguments("node --inspect a.js").as_deref(), Some("node --inspect --inspect-port=9230 a.js"));
         assert_eq!(
             arguments("node --inspect-brk=[::1]:9300 -r x a.js").as_deref(),
             Some("node --inspect-brk=[::1]:9300 --inspect-port=9301 -r x a.js")

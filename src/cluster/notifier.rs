@@ -81,8 +81,7 @@ impl Notifier {
         let mut is_to_be_read = false;
         while let Some(events) = self.inotify.as_ref().and_then(|inotify| inotify.read_events().ok()) {
             // An overflow has no name, and may have been about anything.
-            is_to_be_read |=
-                events.iter().any(|event| event.name.as_ref().is_none_or(|name| *name == self.name));
+            is_to_be_read |= events.iter().any(|event| event.name.as_ref().is_none_or(|name| *name == self.name));
         }
         if now_ns >= self.next_ns {
             // From the time that was due, so that the looks do not drift; from now where several are overdue.

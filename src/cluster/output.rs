@@ -47,13 +47,7 @@ impl Outputs {
     }
 
     /// A pipe for worker `number`: the end that it writes to. The poller watches ours.
-    pub fn open(
-        &mut self,
-        poller: &Poller,
-        id: UniqueId,
-        stream: Stream,
-        number: usize,
-    ) -> nix::Result<OwnedFd> {
+    pub fn open(&mut self, poller: &Poller, id: UniqueId, stream: Stream, number: usize) -> nix::Result<OwnedFd> {
         // Only our end must not block; a worker that finds the pipe full waits, as at a terminal.
         let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
         set_nonblocking(&ours)?;

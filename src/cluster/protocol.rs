@@ -158,9 +158,9 @@ impl Query {
         let port = self.port.as_u64().and_then(|port| u16::try_from(port).ok()).ok_or(Errno::EINVAL)?;
         // Any address: IPv6 takes both kinds, where it exists (`createServerHandle` in Node's `lib/net.js`).
         let candidates = self.address.as_str().map_or(vec!["::", "0.0.0.0"], |address| vec![address]);
-        let addresses = candidates.into_iter().map(|address| {
-            address.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, port)).map_err(|_| Errno::EINVAL)
-        });
+        let addresses = candidates
+            .into_iter()
+            .map(|address| address.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, port)).map_err(|_| Errno::EINVAL));
         addresses.collect()
     }
 
@@ -191,9 +191,7 @@ impl Message {
         }
         match message.get("act").and_then(Value::as_str) {
             Some("online") => Ok(Message::Online { counts: message["counts"] == json!(true) }),
-            Some("queryServer") if message.get("seq").is_none() => {
-                Err("a queryServer without seq".to_owned())
-            }
+            Some("queryServer") if message.get("seq").is_none() => Err("a queryServer without seq".to_owned()),
             Some("queryServer") => serde_json::from_value(message)
                 .map(|query| Message::Query(Box::new(query)))
                 .map_err(|error| format!("a queryServer that cannot be read: {error}")),
@@ -260,8 +258,7 @@ mod tests {
     use super::*;
 
     fn query(fields: Value) -> Query {
-        let mut message =
-            json!({"cmd": "NODE_CLUSTER", "act": "queryServer", "seq": 1, "index": 0, "data": null});
+        let mut message = json!({"cmd": "NODE_CLUSTER", "act": "queryServer", "seq": 1, "index": 0, "data": null});
         message.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         match Message::parse(message) {
             Ok(Message::Query(query)) => *query,

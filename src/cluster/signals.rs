@@ -24,8 +24,7 @@ pub enum Request {
 
 /// These would end the master, or stop it where a background process writes to its terminal (SIGTTOU): they are taken, and
 /// ignored. SIGTSTP and SIGCONT keep their meaning. With SIGXFSZ blocked, a log at `ulimit -f` is an error of write(2).
-const IGNORED: [Signal; 9] =
-    [SIGUSR2, SIGPIPE, SIGALRM, SIGVTALRM, SIGPROF, SIGIO, SIGTTIN, SIGTTOU, SIGXFSZ];
+const IGNORED: [Signal; 9] = [SIGUSR2, SIGPIPE, SIGALRM, SIGVTALRM, SIGPROF, SIGIO, SIGTTIN, SIGTTOU, SIGXFSZ];
 
 pub struct Signals {
     queue: SignalQueue,

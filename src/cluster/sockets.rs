@@ -120,9 +120,8 @@ impl Sockets {
     pub fn pass(&mut self, socket: u64, connection: Rc<OwnedFd>, id: UniqueId, workers: &mut Workers) {
         let seq = workers.next_seq();
         let Some(found) = self.sockets.get_mut(&socket) else { return };
-        let worker = workers
-            .get_mut(id)
-            .and_then(|worker| worker.ipc.as_mut().map(|ipc| (ipc, &mut worker.unanswered)));
+        let worker =
+            workers.get_mut(id).and_then(|worker| worker.ipc.as_mut().map(|ipc| (ipc, &mut worker.unanswered)));
         let Some((ipc, unanswered)) = worker else {
             found.set_busy(id);
             return found.returned.push_back(connection);
@@ -332,12 +331,9 @@ impl Sockets {
         let tokens: Vec<u64> = self.sockets.keys().copied().collect();
         for token in tokens {
             let members = self.sockets[&token].members.clone();
-            let is_alive =
-                |&&(id, _): &&(UniqueId, usize)| workers.get(id).is_some_and(|worker| !worker.is_hung);
+            let is_alive = |&&(id, _): &&(UniqueId, usize)| workers.get(id).is_some_and(|worker| !worker.is_hung);
             let Some(&(id, _)) = members.iter().find(is_alive) else { continue };
-            while let Some(connection) =
-                self.sockets.get_mut(&token).and_then(|found| found.returned.pop_front())
-            {
+            while let Some(connection) = self.sockets.get_mut(&token).and_then(|found| found.returned.pop_front()) {
                 self.pass(token, connection, id, workers);
             }
         }

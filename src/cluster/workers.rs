@@ -185,13 +185,8 @@ impl Workers {
         if self.counts.report.forks == 0 {
             // Not before: a program that cannot be started is one line and no event.
             let words: Vec<_> = self.args.program.iter().map(|word| word.to_string_lossy()).collect();
-            self.log.log(
-                "setup",
-                json!({"workers": self.wanted, "command_line": words, "silent": self.args.silent}),
-            );
-            node::advice(&self.args.program)
-                .into_iter()
-                .for_each(|what| self.log.log("advice", json!({"what": what})));
+            self.log.log("setup", json!({"workers": self.wanted, "command_line": words, "silent": self.args.silent}));
+            node::advice(&self.args.program).into_iter().for_each(|what| self.log.log("advice", json!({"what": what})));
         }
         self.counts.report.forks += 1;
         self.slots[number].is_start_due = false;
@@ -236,9 +231,7 @@ impl Workers {
         self.wanted = wanted;
         self.scoreboard.set_rows(wanted.max(self.scoreboard.rows()));
         // The numbers above are not missed.
-        self.slots[wanted..]
-            .iter_mut()
-            .for_each(|slot| (slot.vacant_since_ns, slot.is_start_due) = (None, false));
+        self.slots[wanted..].iter_mut().for_each(|slot| (slot.vacant_since_ns, slot.is_start_due) = (None, false));
     }
 
     /// Asks it to leave, and kills it should it not have left after the time-out.
@@ -360,8 +353,7 @@ impl Workers {
     /// How often to look for signs of life. A hang has to be noticed in time, so at least twice until the time-out.
     pub fn heartbeat(&self) -> Duration {
         let hang = self.args.hang_timeout;
-        hang.map_or(self.args.heartbeat, |hang| self.args.heartbeat.min(hang / 2))
-            .max(Duration::from_millis(1))
+        hang.map_or(self.args.heartbeat, |hang| self.args.heartbeat.min(hang / 2)).max(Duration::from_millis(1))
     }
 
     /// Looks whether it is alive; true: it is found to hang now. A worker that hangs for too long is killed.

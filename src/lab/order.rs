@@ -61,12 +61,7 @@ pub enum Pattern {
 }
 
 /// Starts the server, sends it so many connections at this rate, and reads which worker answered each.
-pub fn observe(
-    command: &[String],
-    connections: u32,
-    rate: u32,
-    interrupt: &Interrupt,
-) -> Result<Order, Stop> {
+pub fn observe(command: &[String], connections: u32, rate: u32, interrupt: &Interrupt) -> Result<Order, Stop> {
     let program = Program::new(command).until(interrupt);
     let mut server = program.launch(&["--listen", "127.0.0.1:0"])?;
     let address = server.await_ready(PATIENCE).map_err(|why| why.stop(program.name()))?;
@@ -240,9 +235,7 @@ impl Pattern {
                 format!("last in, first out: worker {worker} was always the last to fall asleep")
             }
             Pattern::Favourite(worker) => format!("one favourite: worker {worker}, by an unknown rule"),
-            Pattern::Random => {
-                "random: no connection depends on the one before or a round before".to_string()
-            }
+            Pattern::Random => "random: no connection depends on the one before or a round before".to_string(),
             Pattern::TooFew => "too few connections to find the rule; raise --connections".to_string(),
             Pattern::Unnamed => "unknown: not random, and no simple rule".to_string(),
         }

@@ -164,8 +164,7 @@ fn on_cpus<T>(cpus: &[usize], start: impl FnOnce() -> Result<T, Failure>) -> Res
         return start();
     }
     let pin = |cpus: &[usize]| {
-        cpu::pin_to(cpus)
-            .map_err(|errno| Failure::new(format_args!("sched_setaffinity to CPUs {cpus:?}"), errno))
+        cpu::pin_to(cpus).map_err(|errno| Failure::new(format_args!("sched_setaffinity to CPUs {cpus:?}"), errno))
     };
     pin(cpus)?;
     let started = start();
@@ -321,8 +320,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         if self.status.is_none() || self.left_something_behind() {
             // Workers may lead groups of their own.
-            let all: Vec<Process> =
-                members(self.pid()).iter().filter_map(|stat| Process::find(stat.pid)).collect();
+            let all: Vec<Process> = members(self.pid()).iter().filter_map(|stat| Process::find(stat.pid)).collect();
             all.iter().for_each(Process::kill);
         }
         if self.status.is_none() {
@@ -349,8 +347,7 @@ pub fn is_closed(interrupt: &Interrupt) -> bool {
 
 /// Writes to standard output, as slowly as it is read. A reader that is gone is no error; a full disk is one.
 pub fn print_until(interrupt: &Interrupt, text: &str) -> Result<(), Stop> {
-    console::print_while(text, || !is_closed(interrupt))
-        .map_err(|failure| Stop::Failed(failure.to_string()))?;
+    console::print_while(text, || !is_closed(interrupt)).map_err(|failure| Stop::Failed(failure.to_string()))?;
     if is_closed(interrupt) { Err(Stop::Interrupted) } else { Ok(()) }
 }
 
@@ -412,9 +409,8 @@ mod tests {
         let pid = running.await_ready(Duration::from_secs(30)).unwrap().parse().unwrap();
         let sleeper = Process::find(pid).unwrap();
         drop(running);
-        let gone = crate::lab::observe::processes::poll_until(Duration::from_secs(30), || {
-            (!sleeper.is_alive()).then_some(())
-        });
+        let gone =
+            crate::lab::observe::processes::poll_until(Duration::from_secs(30), || (!sleeper.is_alive()).then_some(()));
         assert_eq!(gone, Some(()));
     }
 }

@@ -85,11 +85,7 @@ pub enum NoConnection {
 ///
 /// # Errors
 /// After a programming error.
-pub fn no_connection(
-    errno: Errno,
-    has_taken: bool,
-    mut count: impl FnMut(Count),
-) -> Result<NoConnection, Failure> {
+pub fn no_connection(errno: Errno, has_taken: bool, mut count: impl FnMut(Count)) -> Result<NoConnection, Failure> {
     match errno {
         Errno::EAGAIN => {
             count(Count::AcceptEagain);
@@ -105,11 +101,7 @@ pub fn no_connection(
 }
 
 /// As [`no_connection`], for a listener that only its owner shuts: `Some` is the reason for a pause.
-pub fn reason_to_pause(
-    errno: Errno,
-    has_taken: bool,
-    count: impl FnMut(Count),
-) -> Result<Option<Errno>, Failure> {
+pub fn reason_to_pause(errno: Errno, has_taken: bool, count: impl FnMut(Count)) -> Result<Option<Errno>, Failure> {
     match no_connection(errno, has_taken, count)? {
         NoConnection::Nobody => Ok(None),
         NoConnection::Pause(errno) => Ok(Some(errno)),

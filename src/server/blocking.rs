@@ -44,10 +44,7 @@ pub fn accept_after(
 }
 
 /// As [`accept`], for another thread of this process to serve; the acceptor has counts of its own.
-pub fn accept_for_a_thread(
-    listener: &Listener,
-    counts: &mut AcceptCounts,
-) -> Result<Option<OwnedFd>, Failure> {
+pub fn accept_for_a_thread(listener: &Listener, counts: &mut AcceptCounts) -> Result<Option<OwnedFd>, Failure> {
     let accepted = next_connection(|| listener.accept(), |count| counts.count(count))?;
     accepted.iter().for_each(|_| counts.count(Count::Accepted));
     Ok(accepted)
@@ -168,9 +165,8 @@ impl Conversation<'_> {
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Write);
         self.set_timeouts(LINGER)?;
         let mut rest = [0; 4096];
-        while Instant::now() < until
-            && matches!(recv(self.socket.as_raw_fd(), &mut rest, MsgFlags::empty()), Ok(1..))
-        {}
+        while Instant::now() < until && matches!(recv(self.socket.as_raw_fd(), &mut rest, MsgFlags::empty()), Ok(1..)) {
+        }
         Err(Lost)
     }
 

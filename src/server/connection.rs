@@ -202,9 +202,8 @@ impl Connection {
         scratch: &mut Scratch,
     ) -> nix::Result<Option<Step>> {
         loop {
-            let needs_more = self.state == State::Serving
-                && self.unsent.is_empty()
-                && self.gather_answers(filled, worker, scratch);
+            let needs_more =
+                self.state == State::Serving && self.unsent.is_empty() && self.gather_answers(filled, worker, scratch);
             self.flush(scratch)?;
             if !self.unsent.is_empty() {
                 return Ok(Some(Step::AwaitOutput));

@@ -122,8 +122,7 @@ impl Dispatcher {
         loop {
             // A look without waiting, lest a flood of connections hide a signal or an answer.
             let timeout = if self.can_go_on() { Some(Duration::ZERO) } else { self.until_pause_is_over() };
-            let reports =
-                self.epoll.wait(timeout).map_err(|errno| Failure::new("wait for connections", errno))?;
+            let reports = self.epoll.wait(timeout).map_err(|errno| Failure::new("wait for connections", errno))?;
             for i in 0..reports {
                 match self.epoll.report(i) {
                     Ready { token: LISTENER, .. } => {

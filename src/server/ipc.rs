@@ -193,9 +193,8 @@ impl Ipc {
         let mut line = mem::take(&mut self.spare);
         line.clear();
         line.extend_from_slice(ACKNOWLEDGEMENT);
-        let answer = format_args!(
-            "\n{{\"cmd\":\"NODE_CLUSTER\",\"ack\":{seq},\"accepted\":{accepted},\"seq\":{our_seq}}}\n"
-        );
+        let answer =
+            format_args!("\n{{\"cmd\":\"NODE_CLUSTER\",\"ack\":{seq},\"accepted\":{accepted},\"seq\":{our_seq}}}\n");
         line.write_fmt(answer).expect("memory takes it");
         self.post_message(OutgoingMessage { is_acknowledgement: true, ..OutgoingMessage::of(line) }, true);
         self.flush();
@@ -219,10 +218,7 @@ impl Ipc {
         line.clear();
         line.extend_from_slice(head.as_bytes());
         line.write_fmt(format_args!("{seq}}}}}\n")).expect("memory takes it");
-        self.post_message(
-            OutgoingMessage { handle: Some((connection, seq)), ..OutgoingMessage::of(line) },
-            false,
-        );
+        self.post_message(OutgoingMessage { handle: Some((connection, seq)), ..OutgoingMessage::of(line) }, false);
         self.flush();
     }
 
@@ -342,12 +338,7 @@ impl Ipc {
         received
     }
 
-    fn post(
-        &mut self,
-        message: &impl Serialize,
-        handle: Option<(Rc<OwnedFd>, u64)>,
-        is_acknowledgement: bool,
-    ) {
+    fn post(&mut self, message: &impl Serialize, handle: Option<(Rc<OwnedFd>, u64)>, is_acknowledgement: bool) {
         let mut line = mem::take(&mut self.spare);
         line.clear();
         serde_json::to_writer(&mut line, message).expect("memory takes it, and its keys are strings");
@@ -420,8 +411,7 @@ impl Ipc {
             Ok(message) => message,
             Err(error) => {
                 let begin = String::from_utf8_lossy(&line[..line.len().min(40)]);
-                return incoming
-                    .push_back(violation(format_args!("a line {begin:?} that is not JSON: {error}")));
+                return incoming.push_back(violation(format_args!("a line {begin:?} that is not JSON: {error}")));
             }
         };
         match message.get("cmd").and_then(Value::as_str) {
@@ -440,8 +430,7 @@ impl Ipc {
 
     /// False: that is not a connection.
     fn take_connection(&mut self, line: &[u8], incoming: &mut VecDeque<Incoming>) -> bool {
-        let Ok(Passed { msg: NewConnection { act: "newconn", key, seq } }) = serde_json::from_slice(line)
-        else {
+        let Ok(Passed { msg: NewConnection { act: "newconn", key, seq } }) = serde_json::from_slice(line) else {
             return false;
         };
         let Some(connection) = self.handle.take() else { return false };

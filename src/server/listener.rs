@@ -66,17 +66,14 @@ impl Listener {
     /// The listening socket that another process has bound and passed to us.
     pub fn from_passed(socket: OwnedFd) -> Result<Listener, Failure> {
         let socket = Socket::from(socket);
-        let bound = socket
-            .local_addr()
-            .map_err(|error| Failure::new("ask a listening socket for its address", error))?;
+        let bound =
+            socket.local_addr().map_err(|error| Failure::new("ask a listening socket for its address", error))?;
         let address = bound.as_socket().expect("a TCP socket has an IP address");
         Ok(Listener { source: Source::Socket(socket), address })
     }
 
     fn of_cluster(member: Rc<RefCell<Member>>) -> Result<Listener, Failure> {
-        let copy = |fd: BorrowedFd| {
-            fd.try_clone_to_owned().map_err(|error| Failure::new("copy a descriptor", error))
-        };
+        let copy = |fd: BorrowedFd| fd.try_clone_to_owned().map_err(|error| Failure::new("copy a descriptor", error));
         let wait = copy(member.borrow().descriptors().0)?;
         let second = member.borrow().descriptors().1.map(copy).transpose()?;
         let channel = copy(member.borrow().channel())?;
@@ -98,8 +95,7 @@ impl Listener {
             set_options(&socket)?;
             Ok::<_, std::io::Error>(socket)
         };
-        let socket =
-            open().map_err(|error| Failure::new(format_args!("open a socket for {address}"), error))?;
+        let socket = open().map_err(|error| Failure::new(format_args!("open a socket for {address}"), error))?;
         let started = socket.bind(&address.into()).and_then(|()| socket.listen(backlog));
         started.map_err(|error| explain_bind(address, error))?;
         warn_once_if_clamped(backlog);

@@ -55,8 +55,7 @@ impl Lock {
     pub fn join(&mut self) -> Result<(), Failure> {
         if let Lock::Flock(file) = self {
             let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-            let opened =
-                File::open(&path).map_err(|error| Failure::new(format_args!("open {path}"), error))?;
+            let opened = File::open(&path).map_err(|error| Failure::new(format_args!("open {path}"), error))?;
             *file = opened.into();
         }
         Ok(())
@@ -138,8 +137,7 @@ impl AcceptMutex {
 
 /// For locks on a file. Without a name nothing is left behind, however we end (memfd_create(2)).
 fn nameless_file() -> Result<OwnedFd, Failure> {
-    memfd_create("accept-lock", MFdFlags::MFD_CLOEXEC)
-        .map_err(|errno| Failure::new("create a file to lock", errno))
+    memfd_create("accept-lock", MFdFlags::MFD_CLOEXEC).map_err(|errno| Failure::new("create a file to lock", errno))
 }
 
 fn shared_mutex() -> Result<RobustMutex, Failure> {

@@ -81,8 +81,7 @@ impl Member {
             );
             return Err(Failure::relay(line));
         }
-        let channel =
-            |errno| Failure::new(format_args!("channel {} to the master", membership.channel), errno);
+        let channel = |errno| Failure::new(format_args!("channel {} to the master", membership.channel), errno);
         let socket = take_inherited(membership.channel).map_err(channel)?;
         let open = || {
             let (epoll, fatal_error) = (Epoll::new(1)?, FatalError::open()?);
@@ -215,9 +214,7 @@ impl Member {
                         self.answer(seq, false);
                     }
                 }
-                Incoming::Message(message, _)
-                    if message["cmd"] == "NODE_CLUSTER" && message["act"] == "disconnect" =>
-                {
+                Incoming::Message(message, _) if message["cmd"] == "NODE_CLUSTER" && message["act"] == "disconnect" => {
                     self.begin_to_leave();
                 }
                 // Messages for the program: ours take none.
@@ -298,17 +295,11 @@ impl Member {
         }
     }
 
-    fn take_reply(
-        &mut self,
-        reply: &Value,
-        socket: Option<OwnedFd>,
-        args: &ServerArgs,
-    ) -> Result<(), Failure> {
+    fn take_reply(&mut self, reply: &Value, socket: Option<OwnedFd>, args: &ServerArgs) -> Result<(), Failure> {
         let tried = || format!("bind {}", args.listen);
         if let Some(errno) = reply["errno"].as_i64().filter(|&errno| errno != 0) {
             let errno = Errno::from_raw(-errno as i32);
-            return Err(Failure::new(tried(), errno)
-                .advise("the master has tried; give the program another --listen"));
+            return Err(Failure::new(tried(), errno).advise("the master has tried; give the program another --listen"));
         }
         self.key = reply["key"].as_str().unwrap_or_default().to_owned();
         match socket {

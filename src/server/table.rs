@@ -39,8 +39,7 @@ impl Table {
     }
 
     pub fn insert(&mut self, connection: Connection, now_ns: u64) -> Key {
-        let entry =
-            Entry { connection, last_active_ns: now_ns, earlier: NONE, later: NONE, is_watched: false };
+        let entry = Entry { connection, last_active_ns: now_ns, earlier: NONE, later: NONE, is_watched: false };
         let key = self.entries.insert(entry);
         self.append(key);
         key

@@ -7,16 +7,12 @@ use crossbeam_channel::Receiver;
 
 use super::listener::Listener;
 use crate::failure::Failure;
-use crate::sys::signal::{
-    GRACE, has_given_up, note_socket, shut_listener_on_termination, shut_sockets_on_termination,
-};
+use crate::sys::signal::{GRACE, has_given_up, note_socket, shut_listener_on_termination, shut_sockets_on_termination};
 
 /// SIGTERM shuts the listener and every connection of this process: no thread stays blocked in accept or recv.
 pub fn shut_sockets_when_stopping(listener: &Listener) -> Result<(), Failure> {
     note_socket(listener.end());
-    listener
-        .with_shared_socket(shut_sockets_on_termination)
-        .map_err(|errno| Failure::new("handle SIGTERM", errno))
+    listener.with_shared_socket(shut_sockets_on_termination).map_err(|errno| Failure::new("handle SIGTERM", errno))
 }
 
 /// As [`shut_sockets_when_stopping`], but the listener belongs to other workers, too, and is left to the parent.

@@ -105,8 +105,7 @@ pub fn pin_and_prepare(pin: Option<usize>) -> Result<(), Failure> {
     if let Some(i) = pin {
         let cpus = cpu::allowed();
         let cpu = cpus[i % cpus.len()];
-        cpu::pin_to(&[cpu])
-            .map_err(|errno| Failure::new(format_args!("pin worker {i} to CPU {cpu}"), errno))?;
+        cpu::pin_to(&[cpu]).map_err(|errno| Failure::new(format_args!("pin worker {i} to CPU {cpu}"), errno))?;
     }
     // It fails only on a kernel without the option (prctl(2), PR_SET_TIMERSLACK), where sleeps are a little longer.
     let _ = nix::sys::prctl::set_timerslack(1);

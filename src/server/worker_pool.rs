@@ -77,16 +77,8 @@ impl WorkerPool {
             return Err(Failure::relay(line.to_owned()));
         }
         let signals = SignalQueue::open().map_err(|errno| Failure::new("open a signalfd", errno))?;
-        let (announced, announce) =
-            pipe2(OFlag::O_CLOEXEC).map_err(|errno| Failure::new("open a pipe", errno))?;
-        Ok(WorkerPool {
-            scoreboard,
-            signals,
-            announced,
-            announce: Some(announce),
-            pids: Vec::new(),
-            deadline: None,
-        })
+        let (announced, announce) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| Failure::new("open a pipe", errno))?;
+        Ok(WorkerPool { scoreboard, signals, announced, announce: Some(announce), pids: Vec::new(), deadline: None })
     }
 
     /// Forks the next worker. `serve` runs in the child, which ends with it.

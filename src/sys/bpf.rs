@@ -180,8 +180,7 @@ fn create_map(kind: u32, value_bytes: usize, entries: usize, flags: u32) -> nix:
         flags: u32,
     }
     let narrow = |size| u32::try_from(size).map_err(|_| Errno::E2BIG);
-    let argument =
-        Create { kind, key_bytes: 4, value_bytes: narrow(value_bytes)?, entries: narrow(entries)?, flags };
+    let argument = Create { kind, key_bytes: 4, value_bytes: narrow(value_bytes)?, entries: narrow(entries)?, flags };
     // SAFETY: the argument is the beginning of the union's member for this command, and has no pointers.
     unsafe { bpf_for_fd(BPF_MAP_CREATE, &argument) }
 }
@@ -197,8 +196,7 @@ unsafe fn bpf_for_fd<T>(command: libc::c_int, argument: &T) -> nix::Result<Owned
 // pointers hold for the call.
 unsafe fn bpf<T>(command: libc::c_int, argument: &T) -> nix::Result<libc::c_int> {
     // SAFETY: the caller's promise. The kernel reads as many bytes as it is told and takes the rest for zero.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(argument), size_of::<T>() as libc::c_uint)
-    };
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(argument), size_of::<T>() as libc::c_uint) };
     Errno::result(result).map(|result| result as libc::c_int)
 }

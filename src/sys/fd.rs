@@ -60,10 +60,7 @@ pub fn set_blocking(fd: impl AsFd) -> nix::Result<()> {
 /// Passes copies of 1 to [`MOST_PER_MESSAGE`] descriptors to the process at the other end, in one message whose only
 /// byte says how many they are.
 pub fn send_fds(channel: impl AsFd, fds: &[impl AsFd]) -> nix::Result<()> {
-    assert!(
-        (1..=MOST_PER_MESSAGE).contains(&fds.len()),
-        "a message carries 1 to {MOST_PER_MESSAGE} descriptors"
-    );
+    assert!((1..=MOST_PER_MESSAGE).contains(&fds.len()), "a message carries 1 to {MOST_PER_MESSAGE} descriptors");
     let mut raw: [RawFd; MOST_PER_MESSAGE] = [-1; MOST_PER_MESSAGE];
     for (raw, fd) in raw.iter_mut().zip(fds) {
         *raw = fd.as_fd().as_raw_fd();
@@ -83,8 +80,7 @@ union Control {
 }
 
 // SAFETY: CMSG_SPACE only computes (cmsg(3)).
-const CONTROL_BYTES: usize =
-    unsafe { libc::CMSG_SPACE(size_of::<[RawFd; MOST_PER_MESSAGE]>() as u32) } as usize;
+const CONTROL_BYTES: usize = unsafe { libc::CMSG_SPACE(size_of::<[RawFd; MOST_PER_MESSAGE]>() as u32) } as usize;
 
 /// Takes the next message from a channel and hands over each of its descriptors; behind them EMFILE if some could not
 /// be installed because our table is full. The message is consumed and these are gone, unlike a connection that
@@ -122,11 +118,7 @@ pub fn send_with_fd(channel: impl AsFd, bytes: &[u8], fd: Option<BorrowedFd>) ->
 ///
 /// # Errors
 /// EAGAIN when there is nothing yet.
-pub fn receive_with_fds(
-    channel: impl AsFd,
-    buffer: &mut [u8],
-    mut take: impl FnMut(OwnedFd),
-) -> nix::Result<usize> {
+pub fn receive_with_fds(channel: impl AsFd, buffer: &mut [u8], mut take: impl FnMut(OwnedFd)) -> nix::Result<usize> {
     let mut control = Control { bytes: [0; CONTROL_BYTES] };
     let mut data = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: msghdr is a plain struct of integers and pointers, for which all zeros is a value.

@@ -33,8 +33,7 @@ pub fn shared_words(words: NonZeroUsize, file: Option<(&File, Access)>) -> nix::
         }
         Some((file, access)) => {
             // Touching a page behind the end of the file would be SIGBUS, not an error we could report.
-            let length =
-                file.metadata().map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))?.len();
+            let length = file.metadata().map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))?.len();
             if length < bytes.get() as u64 {
                 return Err(Errno::EINVAL);
             }

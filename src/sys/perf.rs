@@ -75,17 +75,15 @@ impl Counter {
     /// `pid == 7` (Linux, Documentation/trace/events.rst, "Event filtering").
     pub fn filter(&self, filter: &CStr) -> nix::Result<()> {
         // SAFETY: the kernel copies the string up to its end, which a CStr has.
-        let result = unsafe {
-            libc::ioctl(self.file.as_raw_fd(), PERF_EVENT_IOC_SET_FILTER as libc::Ioctl, filter.as_ptr())
-        };
+        let result =
+            unsafe { libc::ioctl(self.file.as_raw_fd(), PERF_EVENT_IOC_SET_FILTER as libc::Ioctl, filter.as_ptr()) };
         Errno::result(result).map(drop)
     }
 
     pub fn enable(&self) -> nix::Result<()> {
         // SAFETY: this request takes a number, no pointer.
-        let result = unsafe {
-            libc::ioctl(self.file.as_raw_fd(), PERF_EVENT_IOC_ENABLE as libc::Ioctl, 0 as libc::c_int)
-        };
+        let result =
+            unsafe { libc::ioctl(self.file.as_raw_fd(), PERF_EVENT_IOC_ENABLE as libc::Ioctl, 0 as libc::c_int) };
         Errno::result(result).map(drop)
     }
 

@@ -32,10 +32,7 @@ pub fn fork() -> nix::Result<Fork> {
             // Without the promise to die with its parent a child must not live at all, and it must not return to
             // code that takes it for the parent. The parent may also have died before the promise was given.
             if let Err(errno) = prctl::set_pdeathsig(Signal::SIGKILL) {
-                let line = format!(
-                    "fork: PR_SET_PDEATHSIG: {}; a worker must not outlive its parent\n",
-                    errno.desc()
-                );
+                let line = format!("fork: PR_SET_PDEATHSIG: {}; a worker must not outlive its parent\n", errno.desc());
                 let _ = nix::unistd::write(std::io::stderr(), line.as_bytes());
                 std::process::exit(1);
             }
@@ -60,11 +57,7 @@ pub fn spawn(command: &mut Command, kept: &[BorrowedFd]) -> std::io::Result<Pid>
 /// Starts a program that gets `at_our_death` from the kernel when this thread dies, with no signal blocked. It leads a
 /// process group of its own: a terminal's Ctrl-C is ours to pass on, and a signal to the group reaches what the program
 /// has started.
-pub fn spawn_child(
-    command: &mut Command,
-    kept: &[BorrowedFd],
-    at_our_death: Signal,
-) -> std::io::Result<Child> {
+pub fn spawn_child(command: &mut Command, kept: &[BorrowedFd], at_our_death: Signal) -> std::io::Result<Child> {
     let parent = getpid();
     let mut numbers = [-1; MOST_KEPT];
     numbers[..kept.len()].iter_mut().zip(kept).for_each(|(number, fd)| *number = fd.as_raw_fd());

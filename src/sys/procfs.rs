@@ -83,16 +83,8 @@ mod tests {
     #[test]
     fn a_process_is_read_behind_a_name_with_brackets() {
         let stat = "12 (a) b) S 1 77 12 0 -1 0 0 5 0 0 1 2 0 0 20 0 3 0 100 0";
-        let read = Stat {
-            pid: 12,
-            state: 'S',
-            parent: 1,
-            group: 77,
-            threads: 3,
-            child_faults: 5,
-            cpu_ticks: 3,
-            started: 100,
-        };
+        let read =
+            Stat { pid: 12, state: 'S', parent: 1, group: 77, threads: 3, child_faults: 5, cpu_ticks: 3, started: 100 };
         assert_eq!(Stat::parse(12, stat), Some(read));
         assert_eq!(Stat::parse(12, "12 (a) S 1 77"), None);
     }
@@ -100,10 +92,7 @@ mod tests {
     #[test]
     fn a_size_is_a_line_of_its_name() {
         let rollup = "55d0 [rollup]\nRss:    1864 kB\nPss:     121 kB\nPss_Dirty:  80 kB\n";
-        assert_eq!(
-            (kib(rollup, "Pss:"), kib(rollup, "Rss:"), kib("", "Pss:")),
-            (Some(121), Some(1864), None)
-        );
+        assert_eq!((kib(rollup, "Pss:"), kib(rollup, "Rss:"), kib("", "Pss:")), (Some(121), Some(1864), None));
     }
 
     #[test]

@@ -259,9 +259,7 @@ impl SignalQueue {
         let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
         // SAFETY: the default handler runs no code of ours.
         unsafe { sigaction(Signal::SIGCHLD, &default)? };
-        Ok(SignalQueue {
-            queue: SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?,
-        })
+        Ok(SignalQueue { queue: SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)? })
     }
 
     fn take(&self) -> nix::Result<Option<Signal>> {

@@ -163,8 +163,8 @@ impl Uring {
         }
         let entry = self.ahead.take().or_else(|| self.ring.completion().next())?;
         let completion = read(&entry);
-        self.held = cqueue::buffer_select(entry.flags())
-            .map(|buffer| (buffer, completion.result.unwrap_or(0) as usize));
+        self.held =
+            cqueue::buffer_select(entry.flags()).map(|buffer| (buffer, completion.result.unwrap_or(0) as usize));
         Some(completion)
     }
 
@@ -238,8 +238,7 @@ impl Buffers {
     }
 
     fn buffer(&self, buffer: u16) -> *mut u8 {
-        let offset =
-            usize::from(self.count) * size_of::<BufRingEntry>() + usize::from(buffer) * self.bytes_each;
+        let offset = usize::from(self.count) * size_of::<BufRingEntry>() + usize::from(buffer) * self.bytes_each;
         assert!(buffer < self.count);
         self.start.as_ptr().cast::<u8>().wrapping_add(offset)
     }

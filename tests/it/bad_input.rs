@@ -8,9 +8,7 @@ use acceptlab::lab::check::client::{Client, GET, GET_AND_CLOSE, PATIENCE, served
 use acceptlab::lab::check::server::Server;
 use acceptlab::lab::observe::processes::poll_until;
 
-use crate::support::{
-    FOREVER, SERVERS, ask_together, connect, held, raise_descriptor_limit, start, start_after,
-};
+use crate::support::{FOREVER, SERVERS, ask_together, connect, held, raise_descriptor_limit, start, start_after};
 
 #[test]
 fn a_thousand_silent_connections_do_not_stop_an_event_loop() {
@@ -74,8 +72,7 @@ fn is_out_of_descriptors(name: &str) {
 fn scheduled(server: &Server) -> BTreeMap<i32, (f64, f64)> {
     let mut times = BTreeMap::new();
     for process in server.processes() {
-        for thread in std::fs::read_dir(format!("/proc/{}/task", process.pid)).into_iter().flatten().flatten()
-        {
+        for thread in std::fs::read_dir(format!("/proc/{}/task", process.pid)).into_iter().flatten().flatten() {
             let id = thread.file_name().to_string_lossy().parse().expect("a thread's number");
             // It may have ended.
             let Ok(line) = std::fs::read_to_string(thread.path().join("schedstat")) else { continue };

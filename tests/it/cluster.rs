@@ -92,10 +92,7 @@ pub fn await_events(server: &Server, event: &str, times: usize) -> Vec<Value> {
 #[track_caller]
 pub fn all_answer(server: &Server, workers: usize) {
     let all = poll_until(FOREVER, || {
-        let load = load(
-            server.addr,
-            &["--requests-per-connection", "1", "--connections", "16", "--requests", "200"],
-        );
+        let load = load(server.addr, &["--requests-per-connection", "1", "--connections", "16", "--requests", "200"]);
         assert_eq!((load.errors.total(), load.requests), (0, 200), "{:?}", load.errors);
         (load.workers.len() == workers).then_some(())
     });
@@ -240,8 +237,7 @@ fn a_program_may_have_two_listeners() {
     let told = poll_until(FOREVER, || {
         said += &server.said();
         let events = events_in(&said);
-        let addresses =
-            events.iter().filter(|event| event["event"] == "listening").map(|event| &event["address"]);
+        let addresses = events.iter().filter(|event| event["event"] == "listening").map(|event| &event["address"]);
         let addresses: Vec<&str> = addresses.filter_map(Value::as_str).collect();
         let is_told = |addr: SocketAddr| addresses.contains(&addr.to_string().as_str());
         (is_told(server.addr) && is_told(second)).then_some(())
@@ -339,9 +335,7 @@ fn a_worker_that_sends_garbage_huge_lines_and_descriptors_does_no_harm() {
     for schedule in ["rr", "none"] {
         let mut server = start(&["--workers", "3", "--schedule", schedule], &["-e", HOSTILE, "--"]);
         let events = await_events(&server, "violation", 6);
-        assert!(
-            events.iter().filter(|event| event["event"] == "violation").all(|event| event["worker"] == 0)
-        );
+        assert!(events.iter().filter(|event| event["event"] == "violation").all(|event| event["worker"] == 0));
         all_answer(&server, 3);
         assert_eq!(server.processes().len(), 4);
         held(served_within(server.addr, FOREVER));

@@ -99,12 +99,8 @@ fn a_cluster_is_asked_for_its_status_reloaded_scaled_and_stopped() {
 
     socket.done(&["reload"]);
     let status = socket.status();
-    let ids: Vec<u64> = status["workers"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|worker| worker["unique_id"].as_u64().unwrap())
-        .collect();
+    let ids: Vec<u64> =
+        status["workers"].as_array().unwrap().iter().map(|worker| worker["unique_id"].as_u64().unwrap()).collect();
     assert_eq!((ids, status["lives"]["reloads"].as_u64()), (vec![3, 4], Some(1)));
 
     socket.done(&["scale", "4"]);
@@ -117,8 +113,7 @@ fn a_cluster_is_asked_for_its_status_reloaded_scaled_and_stopped() {
         })
     };
     assert!(serving(4).is_some(), "{}", socket.status());
-    let report =
-        load(server.addr, &["--connections", "8", "--requests-per-connection", "1", "--requests", "200"]);
+    let report = load(server.addr, &["--connections", "8", "--requests-per-connection", "1", "--requests", "200"]);
     assert_eq!((report.workers.len(), report.errors.total()), (4, 0));
     socket.done(&["scale", "1"]);
     assert!(serving(1).is_some(), "{}", socket.status());
@@ -134,8 +129,7 @@ fn a_reload_that_is_abandoned_is_a_failure_with_its_reason() {
     let socket = Socket::new("abandoned");
     let program = std::env::temp_dir().join(format!("acceptlab-abandoned-{}.sh", std::process::id()));
     fs::write(&program, format!("exec {PROGRAM} \"$@\"\n")).unwrap();
-    let server =
-        start_with(&["--workers", "1", "--control", socket.path()], &["sh", program.to_str().unwrap()]);
+    let server = start_with(&["--workers", "1", "--control", socket.path()], &["sh", program.to_str().unwrap()]);
     fs::write(&program, "exit 1\n").unwrap();
     let output = socket.ctl(&["reload"]);
     fs::remove_file(&program).unwrap();
@@ -251,8 +245,7 @@ fn the_status_of_a_program_that_was_given_up_counts_the_workers_left() {
     let pid = socket.pid(1);
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
     await_events(&server, "giveup", 1);
-    let exited =
-        poll_until(FOREVER, || (!socket.status().to_string().contains(&pid.to_string())).then_some(()));
+    let exited = poll_until(FOREVER, || (!socket.status().to_string().contains(&pid.to_string())).then_some(()));
     assert!(exited.is_some());
     let said = socket.done(&["status"]);
     assert!(said.starts_with("GIVEN UP: 1 of 2 workers are left"), "{said}");
@@ -267,10 +260,7 @@ fn a_client_that_waits_for_a_reload_learns_which_worker_was_killed() {
     let _hung = crate::dispatch::Stopped::new(pid);
     let output = socket.ctl(&["reload"]);
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        said.contains("worker 0: the old one has not left in time (--kill-timeout), and is killed"),
-        "{said}"
-    );
+    assert!(said.contains("worker 0: the old one has not left in time (--kill-timeout), and is killed"), "{said}");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "workers replaced: 1, killed: 1\n");
 }
 
@@ -324,8 +314,7 @@ fn a_worker_that_does_not_read_is_sent_no_more_than_a_bound_and_the_others_go_on
 #[test]
 fn a_worker_that_was_sent_much_while_it_hung_is_well_again_when_it_lives() {
     let socket = Socket::new("much");
-    let server =
-        start_with(&["--workers", "1", "--control", socket.path(), "--heartbeat", "50ms"], &[PROGRAM]);
+    let server = start_with(&["--workers", "1", "--control", socket.path(), "--heartbeat", "50ms"], &[PROGRAM]);
     let worker = socket.pid(0);
     let hung = crate::dispatch::Stopped::new(worker);
     await_events(&server, "hang", 1);

@@ -78,8 +78,7 @@ impl Drop for Deployed {
 #[track_caller]
 fn nothing_is_lost_while(server: &Server, per_connection: &str, act: impl FnOnce()) {
     let addr = server.addr;
-    let flags =
-        ["--retry", "--connections", "16", "--duration", "3s", "--requests-per-connection", per_connection];
+    let flags = ["--retry", "--connections", "16", "--duration", "3s", "--requests-per-connection", per_connection];
     let report = std::thread::scope(|scope| {
         let loaded = scope.spawn(move || load(addr, &flags));
         act();
@@ -406,8 +405,7 @@ fn what_a_killed_worker_was_given_and_had_not_answered_for_goes_to_its_successor
 fn every_policy_of_a_master_that_accepts_is_there() {
     for policy in ["acknowledged", "round-robin", "random", "least-connections", "first-free", "sticky"] {
         let mut server = start(&["--workers", "3", "--policy", policy]);
-        let report =
-            load(server.addr, &["--connections", "1", "--requests-per-connection", "1", "--requests", "60"]);
+        let report = load(server.addr, &["--connections", "1", "--requests-per-connection", "1", "--requests", "60"]);
         let shares: Vec<u64> = report.workers.values().map(|share| share.connections).collect();
         match policy {
             // One client at a time: all are always free, and have nothing.
@@ -443,8 +441,7 @@ fn workers_run_as_another_user_with_the_environment_they_are_given() {
     if !nix::unistd::geteuid().is_root() {
         return inconclusive(Needs::Privilege("root"), "only root may choose another user");
     }
-    let flags =
-        ["--workers", "1", "--uid", "65533", "--gid", "65532", "--env", "WHO=me", "--max-restarts", "0"];
+    let flags = ["--workers", "1", "--uid", "65533", "--gid", "65532", "--env", "WHO=me", "--max-restarts", "0"];
     let output = run(&[&flags[..], &["--", "sh", "-c", "id -u; id -g; echo $WHO"]].concat());
     let said = String::from_utf8_lossy(&output.stderr);
     for line in ["worker 0: 65533", "worker 0: 65532", "worker 0: me"] {
@@ -471,8 +468,7 @@ fn the_cluster_keeps_no_descriptor_and_no_zombie_of_the_dead() {
 
 /// Zombies included.
 fn children_of(pid: i32) -> Vec<String> {
-    let children =
-        Path::new("/proc").join(pid.to_string()).join("task").join(pid.to_string()).join("children");
+    let children = Path::new("/proc").join(pid.to_string()).join("task").join(pid.to_string()).join("children");
     let text = fs::read_to_string(children).unwrap();
     text.split_whitespace().map(str::to_owned).collect()
 }
@@ -481,8 +477,7 @@ fn children_of(pid: i32) -> Vec<String> {
 fn the_counts_of_workers_that_were_replaced_are_in_the_report() {
     let mut server = start(&["--workers", "2"]);
     let loads = || {
-        let report =
-            load(server.addr, &["--connections", "4", "--requests-per-connection", "1", "--requests", "100"]);
+        let report = load(server.addr, &["--connections", "4", "--requests-per-connection", "1", "--requests", "100"]);
         assert_eq!(report.errors.total(), 0);
     };
     loads();

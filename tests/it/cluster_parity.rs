@@ -19,11 +19,7 @@ use crate::support::{FOREVER, answer, connect, held};
 #[track_caller]
 fn await_messages(server: &Server, number: usize) -> Vec<Value> {
     let events = await_events(server, "message", number);
-    events
-        .into_iter()
-        .filter(|event| event["event"] == "message")
-        .map(|event| event["message"].clone())
-        .collect()
+    events.into_iter().filter(|event| event["event"] == "message").map(|event| event["message"].clone()).collect()
 }
 
 /// A cluster of a program that has no ready line yet; killed when dropped.
@@ -72,11 +68,7 @@ fn a_worker_that_never_listens_lives_and_is_replaced_by_a_reload() {
     assert_eq!(what, "it does not listen after 100ms (--listen-timeout); it lives on");
     cluster.signal(Signal::SIGHUP);
     let told = await_in_file(&events, "reloaded", 1);
-    assert_eq!(
-        (count(&told, "fork"), count(&told, "exit"), count(&told, "reload-failed")),
-        (4, 2, 0),
-        "{told:?}"
-    );
+    assert_eq!((count(&told, "fork"), count(&told, "exit"), count(&told, "reload-failed")), (4, 2, 0), "{told:?}");
 }
 
 #[test]
@@ -121,8 +113,7 @@ fn each_worker_has_an_inspector_on_the_next_port() {
     let program = "process.send({ port: process.debugPort });
         require('node:http').createServer((_, response) => response.end('')).listen(0, '127.0.0.1')";
     let env = ["--env", "NODE_OPTIONS=--inspect=127.0.0.1:49229"];
-    for (flags, node, first) in
-        [(&env[..], &["node"][..], 49230), (&[], &["node", "--inspect=127.0.0.1:49329"], 49330)]
+    for (flags, node, first) in [(&env[..], &["node"][..], 49230), (&[], &["node", "--inspect=127.0.0.1:49329"], 49330)]
     {
         let program = [node, &["-e", program, "--"]].concat();
         let server = start_with(&[&["--workers", "2"], flags].concat(), &program);
@@ -140,14 +131,12 @@ fn an_abstract_unix_socket_is_served_to_nodes_clients() {
     let scratch = crate::cluster_output::Scratch::new("abstract");
     let events = scratch.path("events");
     let name = format!("\\0acceptlab-{}", std::process::id());
-    let program =
-        format!("require('node:net').createServer((client) => client.end('hello')).listen('{name}')");
+    let program = format!("require('node:net').createServer((client) => client.end('hello')).listen('{name}')");
     let _cluster = Unready::start(&["--workers", "2", "--", "node", "-e", &program, "--", "x"], &events);
     let told = await_in_file(&events, "listening", 2);
     let listening = told.iter().find(|event| event["event"] == "listening").unwrap();
     assert_eq!(listening["address"], format!("unix:@acceptlab-{}", std::process::id()));
-    let client =
-        format!("require('node:net').connect('{name}').on('data', (data) => console.log(`${{data}}`))");
+    let client = format!("require('node:net').connect('{name}').on('data', (data) => console.log(`${{data}}`))");
     let output = Command::new("node").args(["-e", &client]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "hello\n", "{output:?}");
 }
@@ -184,8 +173,7 @@ fn node_without_a_file_gets_a_line_of_advice() {
     let program = "require('node:http').createServer().listen(0, '127.0.0.1')";
     let scratch = crate::cluster_output::Scratch::new("advice");
     let events = scratch.path("events");
-    let _cluster =
-        Unready::start(&["--workers", "1", "--max-restarts", "99999", "--", "node", "-e", program], &events);
+    let _cluster = Unready::start(&["--workers", "1", "--max-restarts", "99999", "--", "node", "-e", program], &events);
     let told = await_in_file(&events, "advice", 1);
     let what = told.iter().find(|event| event["event"] == "advice").unwrap()["what"].as_str().unwrap();
     assert!(what.contains("put the program into a file: cluster -- node FILE"), "{what}");
@@ -250,8 +238,7 @@ fn two_workers_of_a_program_that_listens_by_itself_live() {
     }
     let scratch = crate::cluster_output::Scratch::new("by-itself");
     let events = scratch.path("events");
-    let program =
-        "require('node:http').createServer().listen({ port: 0, host: '127.0.0.1', exclusive: true })";
+    let program = "require('node:http').createServer().listen({ port: 0, host: '127.0.0.1', exclusive: true })";
     let flags = ["--workers", "2", "--listen-timeout", "100ms", "--max-restarts", "0", "--"];
     let _cluster = Unready::start(&[&flags[..], &["node", "-e", program, "--", "x"]].concat(), &events);
     let told = await_in_file(&events, "not-listening", 2);

@@ -126,10 +126,8 @@ fn an_events_file_that_stalls_says_so_once_and_gets_whole_lines_again() {
     let fifo = scratch.path("events");
     mkfifo(fifo.as_str(), Mode::S_IRWXU).unwrap();
     let program = format!("exec {PROGRAM} \"$@\"");
-    let server = start_with(
-        &["--workers", "1", "--events", &fifo, "--max-restarts", "10000"],
-        &["sh", "-c", &program, "sh"],
-    );
+    let server =
+        start_with(&["--workers", "1", "--events", &fifo, "--max-restarts", "10000"], &["sh", "-c", &program, "sh"]);
     // Each reload is several lines.
     let stalled = poll_until(FOREVER, || {
         server.signal(Signal::SIGHUP);

@@ -60,8 +60,7 @@ fn sigquit_is_a_stop_that_answers_what_is_open_and_leaves_no_socket() {
     let mut client = connect(&server);
     held(client.send(GET));
     let is_open = poll_until(FOREVER, || {
-        let output =
-            Command::new(CLUSTER).args(["ctl", "--control", &socket, "--format", "json", "status"]).output();
+        let output = Command::new(CLUSTER).args(["ctl", "--control", &socket, "--format", "json", "status"]).output();
         let status: Value = serde_json::from_slice(&output.unwrap().stdout).unwrap();
         (status["workers"][0]["active"].as_u64() > Some(0)).then_some(())
     });
@@ -126,11 +125,7 @@ fn of_masters_that_start_at_once_on_a_stale_path_one_has_it() {
             .map(|_| {
                 let mut command = Command::new(CLUSTER);
                 command.args(["--control", &socket, "--workers", "1", "--", "sleep", "60"]);
-                command
-                    .stdout(std::process::Stdio::null())
-                    .stderr(std::process::Stdio::piped())
-                    .spawn()
-                    .unwrap()
+                command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().unwrap()
             })
             .collect();
         let mut clusters = clusters;
@@ -186,15 +181,9 @@ fn calls_that_a_sandbox_forbids_are_done_without() {
     let scratch = Scratch::new("sandbox");
     let file = scratch.path("value");
     fs::write(&file, "1").unwrap();
-    for call in [
-        "memfd_create",
-        "epoll_pwait2",
-        "inotify_init1",
-        "close_range",
-        "fallocate",
-        "flock",
-        "sched_getaffinity",
-    ] {
+    for call in
+        ["memfd_create", "epoll_pwait2", "inotify_init1", "close_range", "fallocate", "flock", "sched_getaffinity"]
+    {
         let flags = ["--notify", &file, "--control", &scratch.path("c")];
         let Some(server) = under_strace(&format!("{call}:error=EPERM"), &flags) else { return };
         held(served_within(server.addr, FOREVER));

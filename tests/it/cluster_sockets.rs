@@ -129,10 +129,7 @@ fn a_unix_socket_is_served_by_all_workers_survives_a_reload_and_goes_with_the_ma
         });
         let answer = ask_at(&place.0);
         let now = replaced.expect("both are replaced");
-        assert!(
-            now.iter().any(|pid| answer.ends_with(&format!(" pid {pid}"))),
-            "{schedule}: {answer} {now:?}"
-        );
+        assert!(now.iter().any(|pid| answer.ends_with(&format!(" pid {pid}"))), "{schedule}: {answer} {now:?}");
         let report = cluster.stop();
         assert_eq!((report.listen, place.0.exists()), (format!("unix:{}", place.0.display()), false));
     }
@@ -234,9 +231,8 @@ fn a_descriptor_that_is_not_a_socket_is_a_listen_that_fails() {
     }
     for fd in ["3", "250"] {
         // Descriptor 3 is a file here, and 250 is none.
-        let command = format!(
-            "exec {CLUSTER} --workers 1 --max-restarts 0 -- node -e \"$0\" -- '{{\"fd\":{fd}}}' 3</dev/null"
-        );
+        let command =
+            format!("exec {CLUSTER} --workers 1 --max-restarts 0 -- node -e \"$0\" -- '{{\"fd\":{fd}}}' 3</dev/null");
         let output = Command::new("sh").args(["-c", &command, PROGRAM]).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{said}");

@@ -41,9 +41,7 @@ columns = [{columns}]
 #[track_caller]
 pub fn number(column: &str, row: &Row) -> f64 {
     match columns::find(column).unwrap().value {
-        Value::Real(of) => {
-            of(Sample { row, baseline: None }).unwrap_or_else(|| panic!("no {column} in {row:?}"))
-        }
+        Value::Real(of) => of(Sample { row, baseline: None }).unwrap_or_else(|| panic!("no {column} in {row:?}")),
         _ => panic!("{column} is not a real number"),
     }
 }
@@ -54,8 +52,7 @@ pub const WITHOUT_A_HERD: f64 = 2.2;
 #[test]
 fn being_born_and_stopped_is_in_no_count_of_switches() {
     let (row, _) = observe("births", "shared-accept --workers 32 --wait blocking", 50, "\"switches\"");
-    let observed: u64 =
-        row.observed.as_ref().unwrap().total(|counts| Some(counts.voluntary_switches)).unwrap();
+    let observed: u64 = row.observed.as_ref().unwrap().total(|counts| Some(counts.voluntary_switches)).unwrap();
     let whole_lives = row.workers_total(|worker| worker.voluntary_switches).unwrap();
     // Each worker is at least woken once more, to be stopped.
     assert!(observed + 32 <= whole_lives, "{observed} of {whole_lives}");

@@ -20,8 +20,7 @@ use crate::contract::keeps_the_contract;
 use crate::endings::{ends_under_load, outlives_a_worker};
 use crate::support::{FOREVER, answer, ask_together, connect, held, kind, load, start, start_after};
 
-const POLICIES: [&str; 6] =
-    ["round-robin", "random", "least-connections", "first-free", "acknowledged", "sticky"];
+const POLICIES: [&str; 6] = ["round-robin", "random", "least-connections", "first-free", "acknowledged", "sticky"];
 
 /// Every way to dispatch, as flags.
 fn ways() -> Vec<Vec<&'static str>> {
@@ -210,8 +209,7 @@ fn worker_for(source: Ipv4Addr, server: SocketAddr) -> usize {
     stream.write_all(GET_AND_CLOSE).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
-    let worker =
-        answer.to_lowercase().split_once("x-worker: ").unwrap().1.split_whitespace().next().map(str::parse);
+    let worker = answer.to_lowercase().split_once("x-worker: ").unwrap().1.split_whitespace().next().map(str::parse);
     worker.unwrap().unwrap()
 }
 
@@ -265,10 +263,7 @@ fn least_connections_evens_out_what_leaving_clients_have_made_uneven() {
 fn every_way_to_dispatch_serves_every_connection_and_balances_the_books() {
     for way in ways() {
         let mut server = start("master-dispatch", &[&["--workers", "4"], &way[..]].concat());
-        let load = load(
-            server.addr,
-            &["--requests-per-connection", "1", "--connections", "64", "--requests", "2000"],
-        );
+        let load = load(server.addr, &["--requests-per-connection", "1", "--connections", "64", "--requests", "2000"]);
         assert_eq!((load.errors.total(), load.requests), (0, 2000), "{way:?}: {:?}", load.errors);
         let report = stop(&mut server);
         for (id, share) in accepted(&report).iter().enumerate() {
@@ -382,8 +377,7 @@ fn a_worker_that_is_told_to_stop_gives_back_what_it_has_not_acknowledged() {
 /// With 32 descriptors a worker has room for about twenty connections. All of them stay open.
 #[test]
 fn a_full_worker_refuses_and_the_connection_goes_to_one_that_has_room() {
-    let server =
-        start_after("ulimit -n 32", "master-dispatch", &["--workers", "2", "--policy", "acknowledged"]);
+    let server = start_after("ulimit -n 32", "master-dispatch", &["--workers", "2", "--policy", "acknowledged"]);
     let first = Process::find(pid_of(&server, 0)).expect("it has just answered");
     let hung = Stopped::new(pid_of(&server, 1));
     let mut waiting = ask_together(&server, 34);

@@ -8,9 +8,7 @@ use acceptlab::lab::check::server::{NotReady, Program, STOP_WITHIN, Server};
 use acceptlab::lab::observe::processes::{Process, poll_until};
 use nix::sys::signal::Signal;
 
-use crate::support::{
-    FOREVER, Kind, SERVERS, ask_together, connect, held, kind, raise_descriptor_limit, start,
-};
+use crate::support::{FOREVER, Kind, SERVERS, ask_together, connect, held, kind, raise_descriptor_limit, start};
 
 /// Also by a server of the same kind, which for SO_REUSEPORT would be no error to the kernel.
 #[test]

@@ -41,11 +41,8 @@ fn against_every_server(test: impl Fn(&Kind, &str)) {
 #[track_caller]
 fn number_after(label: &str, said: &str) -> f64 {
     let rest = said.split_once(label).unwrap_or_else(|| panic!("no {label:?} in {said}")).1;
-    let digits: String = rest
-        .trim_start()
-        .chars()
-        .take_while(|character| character.is_ascii_digit() || *character == '.')
-        .collect();
+    let digits: String =
+        rest.trim_start().chars().take_while(|character| character.is_ascii_digit() || *character == '.').collect();
     digits.parse().unwrap_or_else(|_| panic!("no number after {label:?} in {said}"))
 }
 

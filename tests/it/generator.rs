@@ -13,8 +13,7 @@ use nix::unistd::Pid;
 use socket2::SockRef;
 
 pub const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Worker: 0\r\n\r\nok";
-pub const OK_AND_CLOSE: &str =
-    "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Worker: 0\r\nConnection: close\r\n\r\nok";
+pub const OK_AND_CLOSE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Worker: 0\r\nConnection: close\r\n\r\nok";
 
 // ---- the servers ------------------------------------------------------------------------------------------
 
@@ -23,10 +22,7 @@ pub fn serve(handler: impl Fn(u64, TcpStream) + Send + Sync + 'static) -> Socket
     serve_on(TcpListener::bind("127.0.0.1:0").unwrap(), handler)
 }
 
-pub fn serve_on(
-    listener: TcpListener,
-    handler: impl Fn(u64, TcpStream) + Send + Sync + 'static,
-) -> SocketAddr {
+pub fn serve_on(listener: TcpListener, handler: impl Fn(u64, TcpStream) + Send + Sync + 'static) -> SocketAddr {
     let address = listener.local_addr().unwrap();
     let handler = Arc::new(handler);
     thread::spawn(move || {

@@ -14,8 +14,7 @@ fn between_accept_and_answer_there_is_no_allocation_lock_or_log() {
         return;
     }
     for server in SERVERS.iter().filter(|server| server.name != "thread-pool") {
-        let log =
-            std::env::temp_dir().join(format!("acceptlab-rule-5-{}-{}", server.name, std::process::id()));
+        let log = std::env::temp_dir().join(format!("acceptlab-rule-5-{}-{}", server.name, std::process::id()));
         // As a detached grandchild: the server is our child, and has its signals.
         let strace = "strace -D -f -qq -e trace=brk,mmap,munmap,mremap,madvise,futex,write,openat -o";
         let mut command: Vec<String> = strace.split(' ').map(String::from).collect();

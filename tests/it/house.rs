@@ -82,8 +82,7 @@ fn every_architecture_says_who_accepts_who_serves_and_who_balances() {
     for (path, text) in sources("bins") {
         let name = path.file_stem().unwrap().to_str().unwrap();
         if !others.contains(&name) {
-            let header: Vec<&str> =
-                text.lines().map_while(|line| line.strip_prefix("//!")).map(str::trim).collect();
+            let header: Vec<&str> = text.lines().map_while(|line| line.strip_prefix("//!")).map(str::trim).collect();
             let header = header.join(" ");
             for question in ["Who accepts", "Who serves", "Who balances", "Compare with", "See it"] {
                 assert!(header.contains(question), "{name} does not say: {question}");
@@ -117,9 +116,8 @@ fn the_library_does_not_know_which_architectures_exist() {
     for (path, text) in sources("src").into_iter().filter(|(path, _)| !path.ends_with("tests.rs")) {
         for name in &names {
             // As a whole string, the last part of a path, or the first word of a command line.
-            let knows = |end: &str| {
-                ["\"", "/"].iter().any(|start| code(&text).contains(&format!("{start}{name}{end}")))
-            };
+            let knows =
+                |end: &str| ["\"", "/"].iter().any(|start| code(&text).contains(&format!("{start}{name}{end}")));
             let is_known = |(file, of): &(&str, &str)| path.ends_with(file) && of == name;
             unused.retain(|entry| !(is_known(entry) && knows("\"")));
             let excused = known.iter().any(is_known) || name == "ports";
@@ -134,11 +132,7 @@ fn no_thread_exists_when_a_process_forks_and_fork_asserts_it() {
     for (path, text) in sources("src").into_iter().chain(sources("bins")) {
         let forks = ["unistd::fork", "libc::fork", "libc::vfork", "libc::clone"];
         let is_ours = path.ends_with("src/sys/process.rs");
-        assert!(
-            is_ours || !forks.iter().any(|fork| code(&text).contains(fork)),
-            "{} forks by itself",
-            path.display()
-        );
+        assert!(is_ours || !forks.iter().any(|fork| code(&text).contains(fork)), "{} forks by itself", path.display());
     }
     // A test has a thread beside the main one, and this one has a third.
     let (hold, held) = std::sync::mpsc::channel::<()>();
@@ -154,10 +148,7 @@ fn no_thread_exists_when_a_process_forks_and_fork_asserts_it() {
 
 /// Where code sleeps for a time, and why that orders nothing.
 const SLEEPS: [(&str, &str); 7] = [
-    (
-        "bins/null-server.rs",
-        "backs off after accept(2) found no descriptor left; it is tried again whatever happens",
-    ),
+    ("bins/null-server.rs", "backs off after accept(2) found no descriptor left; it is tried again whatever happens"),
     ("src/lab/check/patience.rs", "watches for a given time that something does not happen"),
     ("src/lab/check/stop.rs", "gives a server time in which it must not do something"),
     ("src/lab/observe/processes.rs", "the pause between two looks of poll_until, which waits for a state"),
@@ -176,9 +167,8 @@ fn nothing_is_ordered_by_sleeping() {
         if path.ends_with("tests.rs") {
             continue;
         }
-        let sleeps = code(&text)
-            .lines()
-            .any(|line| line.contains("thread::sleep(") || line.contains("clock_nanosleep("));
+        let sleeps =
+            code(&text).lines().any(|line| line.contains("thread::sleep(") || line.contains("clock_nanosleep("));
         if sleeps {
             let reason = SLEEPS.iter().find(|(file, _)| path.ends_with(file));
             let (file, _) = reason.unwrap_or_else(|| panic!("{} sleeps; wait for a state", path.display()));
@@ -201,8 +191,7 @@ fn no_file_of_src_imports_in_a_circle() {
         .iter()
         .map(|circle| {
             let arrows = circle.iter().map(|&from| {
-                let to: Vec<&str> =
-                    imports[from].iter().map(String::as_str).filter(|to| circle.contains(to)).collect();
+                let to: Vec<&str> = imports[from].iter().map(String::as_str).filter(|to| circle.contains(to)).collect();
                 format!("  {from} imports {}\n", to.join(", "))
             });
             arrows.collect()
@@ -256,9 +245,7 @@ fn no_stage_behind_options_sees_the_command_lines_type() {
 
 #[test]
 fn server_load_and_lab_do_not_import_each_other() {
-    for (folder, others) in
-        [("server", ["load", "lab"]), ("load", ["server", "lab"]), ("lab", ["server", "load"])]
-    {
+    for (folder, others) in [("server", ["load", "lab"]), ("load", ["server", "lab"]), ("lab", ["server", "load"])] {
         for (path, text) in sources(&format!("src/{folder}")) {
             for other in others {
                 assert!(!text.contains(&format!("crate::{other}::")), "{} imports {other}", path.display());

@@ -69,8 +69,7 @@ extern "C" fn print_all() {
     let mut entries = std::mem::take(&mut *ENTRIES.lock().unwrap_or_else(PoisonError::into_inner));
     entries.sort_by(|a, b| (&a.test, &a.why).cmp(&(&b.test, &b.why)));
     entries.dedup_by(|a, b| (&a.test, &a.why) == (&b.test, &b.why));
-    let lines =
-        entries.iter().map(|Entry { test, needs, why }| format!("    {test}: needs {needs}: {why}\n"));
+    let lines = entries.iter().map(|Entry { test, needs, why }| format!("    {test}: needs {needs}: {why}\n"));
     let said = format!("inconclusive, which is not passed:\n{}\n", lines.collect::<String>());
     let _ = std::io::stderr().write_all(said.as_bytes());
     if let Some(file) = std::env::var_os(FILE) {

@@ -197,24 +197,19 @@ fn the_experiments_of_the_repository_are_sound() {
 
 #[test]
 fn every_server_of_the_syllabus_has_a_lesson_and_a_row_in_the_readme() {
-    let read = |path: PathBuf| {
-        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-    };
+    let read = |path: PathBuf| fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let root = Path::new(REPOSITORY);
     let manifest = read(root.join("Cargo.toml"));
     let (servers, _) = manifest.split_once("# The instruments.").unwrap();
-    let names: Vec<&str> =
-        servers.split("[[bin]]").skip(1).map(|section| section.split('"').nth(1).unwrap()).collect();
+    let names: Vec<&str> = servers.split("[[bin]]").skip(1).map(|section| section.split('"').nth(1).unwrap()).collect();
     assert!(names.len() >= 9, "{names:?}");
     let lessons = fs::read_dir(root.join("experiments")).unwrap().map(|entry| entry.unwrap().path());
-    let lessons: String =
-        lessons.filter(|path| path.extension().is_some_and(|e| e == "md")).map(read).collect();
+    let lessons: String = lessons.filter(|path| path.extension().is_some_and(|e| e == "md")).map(read).collect();
     let readme = read(root.join("README.md"));
     for name in names {
         // The demonstration serves nobody: it has nothing that could be measured. A program that was an option of another
         // one when a lesson was measured is named in its text.
-        let is_taught =
-            [format!("run = \"{name}"), format!("`{name}`")].iter().any(|way| lessons.contains(way));
+        let is_taught = [format!("run = \"{name}"), format!("`{name}`")].iter().any(|way| lessons.contains(way));
         assert!(name == "ports" || is_taught, "no lesson is about {name}");
         assert!(readme.contains(&format!("`{name}`")), "README.md does not name {name}");
     }
@@ -228,10 +223,8 @@ fn the_committed_results_are_what_the_committed_records_give() {
 
 /// Rows of the newest record, parsed.
 fn recorded(scratch: &Scratch) -> Vec<serde_json::Value> {
-    let mut files: Vec<PathBuf> = fs::read_dir(scratch.root.join("experiments/record"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
+    let mut files: Vec<PathBuf> =
+        fs::read_dir(scratch.root.join("experiments/record")).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     let text = fs::read_to_string(files.last().unwrap()).unwrap();
     text.lines().skip(1).map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -271,11 +264,8 @@ fn a_stopped_worker_keeps_the_connections_of_its_own_queue_and_goes_on_afterward
 fn a_server_that_lacks_a_privilege_is_skipped_and_says_which() {
     let scratch = Scratch::new("unprivileged", "");
     let server = scratch.root.join("server.sh");
-    fs::write(
-        &server,
-        "#!/bin/sh\necho 'load a program: operation not permitted; needs CAP_BPF' >&2\nexit 1\n",
-    )
-    .unwrap();
+    fs::write(&server, "#!/bin/sh\necho 'load a program: operation not permitted; needs CAP_BPF' >&2\nexit 1\n")
+        .unwrap();
     fs::set_permissions(&server, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let lesson = LESSON.replace("run = \"sync\"", &format!("run = \"{}\"", server.display()));
     fs::write(scratch.root.join("experiments/01-lesson.md"), lesson).unwrap();
@@ -292,10 +282,7 @@ fn a_client_that_is_not_installed_is_a_skipped_row_and_the_bare_client_is_always
         { name = "another", run = "bare-client --connections 1 --duration 100ms" }] #"#;
     let lesson = LESSON
         .replace("load =", clients)
-        .replace(
-            "[\"qps\", \"law_qps\", \"deviation\", \"timeouts\"]",
-            "[\"qps\", \"client_cpu_per_request\"]",
-        )
+        .replace("[\"qps\", \"law_qps\", \"deviation\", \"timeouts\"]", "[\"qps\", \"client_cpu_per_request\"]")
         .replace("run = \"sync\", law = \"1/N\"", "run = \"event-driven\"");
     let scratch = Scratch::new("foreign", &lesson);
     let run = Command::new(LAB)
@@ -329,8 +316,7 @@ fn a_killed_worker_is_a_disturbance_and_no_failed_run() {
     let row = &recorded(&scratch)[0];
     assert!(row["failure"].is_null(), "{row}");
     // About half of the connections of 200 ms stood in its queue, and went down with it.
-    let resets: u64 =
-        row["load"]["errors"]["read"].as_object().unwrap().values().filter_map(|n| n.as_u64()).sum();
+    let resets: u64 = row["load"]["errors"]["read"].as_object().unwrap().values().filter_map(|n| n.as_u64()).sum();
     assert!(resets > 3, "{row}");
     assert!(String::from_utf8_lossy(&output.stdout).contains("stop 0; after 200ms; kill 0"));
 }
@@ -392,8 +378,7 @@ fn what_the_workers_count_and_the_master_holds_are_in_the_table() {
     }
     let scratch = Scratch::new("counts", "");
     let value = scratch.root.join("value");
-    let server =
-        format!("cluster --workers 2 --notify {} -- node {REPOSITORY}/experiments/state.js", value.display());
+    let server = format!("cluster --workers 2 --notify {} -- node {REPOSITORY}/experiments/state.js", value.display());
     let lesson = LESSON
         .replace("repeats = 60", "repeats = 1")
         .replace("run = \"sync\", law = \"1/N\"", &format!("run = \"{server}\""))
@@ -435,9 +420,8 @@ fn an_interrupted_and_a_killed_lab_put_kernel_settings_back_and_let_stopped_work
         return inconclusive(Needs::Privilege("root"), "only root may change tcp_migrate_req");
     };
     let other = if before == "0" { "1" } else { "0" };
-    let settings = format!(
-        "columns = [\"qps\"]\ndisturb = \"stop 0\"\nsysctl = {{ \"net.ipv4.tcp_migrate_req\" = \"{other}\" }}"
-    );
+    let settings =
+        format!("columns = [\"qps\"]\ndisturb = \"stop 0\"\nsysctl = {{ \"net.ipv4.tcp_migrate_req\" = \"{other}\" }}");
     let lesson = LESSON
         .replace("run = \"sync\", law = \"1/N\"", "run = \"prefork --workers 2\"")
         .replace("columns = [\"qps\", \"law_qps\", \"deviation\", \"timeouts\"]", &settings);

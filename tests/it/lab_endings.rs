@@ -35,8 +35,7 @@ impl Marked {
 
     /// Starts it, interrupts it as soon as `is_time`, and returns what it printed.
     fn interrupt_when(&self, arguments: &[&str], is_time: impl Fn(&str) -> bool) -> Output {
-        let mut lab =
-            self.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("built");
+        let mut lab = self.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("built");
         let mut stdout = BufReader::new(lab.stdout.take().expect("piped"));
         let mut printed = String::new();
         while !is_time(&printed) {

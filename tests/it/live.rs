@@ -8,8 +8,7 @@ use crate::terminal::Terminal;
 const LOADGEN: &str = env!("CARGO_BIN_EXE_loadgen");
 
 fn run(terminal: &Terminal, flags: &str, address: &str) {
-    terminal
-        .keys(&[&format!("{LOADGEN} --progress live {flags} http://{address}/; echo status $?"), "Enter"]);
+    terminal.keys(&[&format!("{LOADGEN} --progress live {flags} http://{address}/; echo status $?"), "Enter"]);
 }
 
 fn is_drawn(screen: &str) -> bool {
@@ -19,9 +18,8 @@ fn is_drawn(screen: &str) -> bool {
 /// The shell has printed the exit status.
 fn has_ended(screen: &str) -> bool {
     // The line that was typed may be broken in front of its own "status $?".
-    let status = |line: &str| {
-        line.strip_prefix("status ").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
-    };
+    let status =
+        |line: &str| line.strip_prefix("status ").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
     screen.lines().any(status)
 }
 
@@ -48,8 +46,7 @@ fn every_way_out_gives_the_terminal_back_and_prints_the_report() {
 fn rate_percentiles_slip_and_workers_are_seen_while_the_run_goes_on() {
     let Some(terminal) = Terminal::open("live-picture") else { return };
     let server = start("shared-accept", &["--workers", "2"]);
-    let load =
-        "--connections 8 --rate 300 --requests-per-connection 5 --warmup 300ms --duration 60s --workers 2";
+    let load = "--connections 8 --rate 300 --requests-per-connection 5 --warmup 300ms --duration 60s --workers 2";
     run(&terminal, load, &server.addr.to_string());
     // Of a tenth of a second: a thread that is 10 ms late to its clock counts a tenth more or fewer.
     let rate_due = |screen: &str| screen.split_once(" due")?.0.rsplit(' ').next()?.parse::<u32>().ok();
@@ -62,9 +59,7 @@ fn rate_percentiles_slip_and_workers_are_seen_while_the_run_goes_on() {
             && rate_due(screen).is_some_and(|rate| (270..=330).contains(&rate))
             && screen.matches('█').count() > 10
     });
-    for what in
-        ["open loop, 300/s at fixed gaps", "response ", "now ", "0 errors", "worker, connections, requests"]
-    {
+    for what in ["open loop, 300/s at fixed gaps", "response ", "now ", "0 errors", "worker, connections, requests"] {
         assert!(told(&screen, what), "{what}: {screen}");
     }
     assert!(screen.contains("D of connections"), "{screen}");

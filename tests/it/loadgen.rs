@@ -114,8 +114,7 @@ fn workers_are_told_apart_and_those_that_got_nothing_count_too() {
         }
     });
     let report = run("--requests 400 --connections 40 --workers 4", address);
-    let connections: Vec<u64> =
-        ["0", "1", "2", "3"].iter().map(|worker| report.workers[*worker].connections).collect();
+    let connections: Vec<u64> = ["0", "1", "2", "3"].iter().map(|worker| report.workers[*worker].connections).collect();
     assert_eq!(connections, [20, 20, 0, 0]);
     let evenness = report.evenness.unwrap().connections;
     assert_eq!((evenness.workers, evenness.n), (4, 40));
@@ -161,9 +160,7 @@ fn chunked_and_close_delimited_answers_are_read() {
         read_request(&mut stream).unwrap();
         stream.write_all(if number == 0 { chunked } else { until_close }.as_bytes()).unwrap();
         if number == 0 && read_request(&mut stream).is_some() {
-            stream
-                .write_all(chunked.replace("200 OK\r\n", "200 OK\r\nConnection: close\r\n").as_bytes())
-                .unwrap();
+            stream.write_all(chunked.replace("200 OK\r\n", "200 OK\r\nConnection: close\r\n").as_bytes()).unwrap();
         }
     });
     let report = run("--requests 5 --connections 1 --show answers:9", address);
@@ -409,8 +406,7 @@ fn a_server_that_does_not_keep_the_crowd_is_found_out() {
 #[test]
 fn a_refused_connection_is_one_line_and_status_1() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    for flags in
-        ["", "--threads 4", "--rate 10", "--background idle:3", "--requests 5", "--requests-per-connection 1"]
+    for flags in ["", "--threads 4", "--rate 10", "--background idle:3", "--requests 5", "--requests-per-connection 1"]
     {
         let expected = format!("loadgen: connect {free}: connection refused; is the server running?\n");
         assert_eq!(failure(flags, &url(free)), (expected, Some(1)), "{flags}");
@@ -427,10 +423,7 @@ fn handshakes_that_never_end_are_one_line_and_status_1() {
     let _first = TcpStream::connect(address).unwrap();
     for flags in ["--timeout 200ms", "--duration 200ms", "--timeout 200ms --rate 5"] {
         let (line, status) = failure(flags, &url(address));
-        assert_eq!(
-            line,
-            format!("loadgen: connect {address}: connection timed out; is the server running?\n")
-        );
+        assert_eq!(line, format!("loadgen: connect {address}: connection timed out; is the server running?\n"));
         assert_eq!(status, Some(1));
     }
 }
@@ -519,10 +512,8 @@ fn phases_are_announced_in_order() {
         ("--requests 5", "measure drain"),
         ("--duration 50ms --background idle:2 --warmup 50ms", "background warmup measure drain"),
     ] {
-        let output = loadgen(flags, &url(address))
-            .args(["--progress", "phases", "--connections", "2"])
-            .output()
-            .unwrap();
+        let output =
+            loadgen(flags, &url(address)).args(["--progress", "phases", "--connections", "2"]).output().unwrap();
         let lines = String::from_utf8(output.stderr).unwrap();
         let phases: Vec<_> = lines.lines().map(|line| line.strip_prefix("phase ").unwrap()).collect();
         assert_eq!(phases.join(" "), expected, "{flags}");
@@ -546,20 +537,13 @@ fn the_text_report_has_the_trace_the_percentiles_and_a_bar_per_worker() {
     assert_eq!(traced.len(), 2, "{text}");
     for line in traced {
         assert!(
-            line.starts_with("HTTP/1.1 200   0.")
-                && line.contains(" secs:       2 bytes ==> GET  /   worker "),
+            line.starts_with("HTTP/1.1 200   0.") && line.contains(" secs:       2 bytes ==> GET  /   worker "),
             "{line}"
         );
     }
-    for part in [
-        "60 answers in",
-        "p99.9",
-        "response",
-        "connect",
-        "errors       none",
-        "D = 0.00",
-        "    11          1 █",
-    ] {
+    for part in
+        ["60 answers in", "p99.9", "response", "connect", "errors       none", "D = 0.00", "    11          1 █"]
+    {
         assert!(text.contains(part), "{part:?} is missing in\n{text}");
     }
     assert!(!text.contains('\x1b'), "colour without a terminal");
@@ -569,16 +553,14 @@ fn the_text_report_has_the_trace_the_percentiles_and_a_bar_per_worker() {
 fn the_interval_log_holds_the_same_histograms() {
     let address = serve(|_, stream| answer_all(stream));
     let path = std::env::temp_dir().join(format!("loadgen-{}.hlog", std::process::id()));
-    let report =
-        run(&format!("--requests 200 --rate 2000 --connections 2 --hlog {}", path.display()), address);
+    let report = run(&format!("--requests 200 --rate 2000 --connections 2 --hlog {}", path.display()), address);
     let bytes = std::fs::read(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
     let mut tags = Vec::new();
     for entry in IntervalLogIterator::new(&bytes) {
         let LogEntry::Interval(interval) = entry.unwrap() else { continue };
         let decoded = base64_decode(interval.encoded_histogram());
-        let histogram: hdrhistogram::Histogram<u64> =
-            Deserializer::new().deserialize(&mut decoded.as_slice()).unwrap();
+        let histogram: hdrhistogram::Histogram<u64> = Deserializer::new().deserialize(&mut decoded.as_slice()).unwrap();
         let tag = interval.tag().unwrap().as_str();
         let (latency, count) = match tag {
             "response" => (&report.latency_us, 200),
@@ -597,8 +579,7 @@ fn the_interval_log_holds_the_same_histograms() {
 #[test]
 fn a_full_disk_under_the_interval_log_does_not_cost_the_report() {
     let address = serve(|_, stream| answer_all(stream));
-    let output =
-        loadgen("--requests 5 --connections 1 --format json --hlog /dev/full", &url(address)).output();
+    let output = loadgen("--requests 5 --connections 1 --format json --hlog /dev/full", &url(address)).output();
     let output = output.unwrap();
     let report: LoadReport = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((report.requests, output.status.code()), (5, Some(1)));

@@ -28,9 +28,9 @@ fn wait_for_a_handshake(address: SocketAddr) {
     loop {
         let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
         let mut sockets = table.lines().skip(1).map(|line| line.split_whitespace().skip(2));
-        if sockets.any(|mut fields| {
-            fields.next().is_some_and(|to| to.ends_with(&to_port)) && fields.next() == Some("02")
-        }) {
+        if sockets
+            .any(|mut fields| fields.next().is_some_and(|to| to.ends_with(&to_port)) && fields.next() == Some("02"))
+        {
             return;
         }
         assert!(Instant::now() < deadline, "nothing connects to {address}");

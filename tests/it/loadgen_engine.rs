@@ -61,10 +61,7 @@ fn never_sleeping_changes_nothing_but_the_cpu_time() {
             assert_eq!((report.requests, report.errors.total()), (25, 0), "{engine}");
             report.client.cpu_user_us + report.client.cpu_system_us
         });
-        assert!(
-            busy_us > 3 * asleep_us,
-            "{engine}: {busy_us} us of CPU with --busy-poll, {asleep_us} without"
-        );
+        assert!(busy_us > 3 * asleep_us, "{engine}: {busy_us} us of CPU with --busy-poll, {asleep_us} without");
     }
 }
 
@@ -130,8 +127,7 @@ fn a_connection_that_is_given_up_is_closed_for_the_server_too() {
 fn more_connections_than_receive_buffers_are_all_served() {
     for engine in engines() {
         let address = serve(|_, stream| answer_all(stream));
-        let report =
-            run(&format!("{engine} --connections 300 --requests 3000 --requests-per-connection 5"), address);
+        let report = run(&format!("{engine} --connections 300 --requests 3000 --requests-per-connection 5"), address);
         assert_eq!((report.requests, report.errors.total()), (3000, 0), "{engine}: {:?}", report.errors);
         assert!((600..=900).contains(&report.connections.established), "{engine}");
     }
@@ -145,9 +141,7 @@ fn a_kernel_without_io_uring_is_one_line_and_a_run_with_epoll() {
     }
     let address = serve(|_, stream| answer_all(stream));
     let flags = ["--engine", "io-uring", "--requests", "2", "--connections", "1", "--format", "json"];
-    for (errno, words) in
-        [("ENOSYS", "has no io_uring"), ("EPERM", "is not allowed"), ("EINVAL", "Linux 6.1")]
-    {
+    for (errno, words) in [("ENOSYS", "has no io_uring"), ("EPERM", "is not allowed"), ("EINVAL", "Linux 6.1")] {
         let command = Command::new("strace")
             .args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=io_uring_setup"])
             .args(["-e", &format!("inject=io_uring_setup:error={errno}"), env!("CARGO_BIN_EXE_loadgen")])

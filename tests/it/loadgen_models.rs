@@ -27,8 +27,7 @@ fn a_session_has_a_connection_of_its_own_and_asks_k_times() {
         }
         book.lock().unwrap().push((number, requests));
     });
-    let flags =
-        "--rate 200 --sessions --requests-per-connection 3 --think exp:2ms --requests 40 --connections 20";
+    let flags = "--rate 200 --sessions --requests-per-connection 3 --think exp:2ms --requests 40 --connections 20";
     let report = run(flags, address);
     assert_eq!((report.requests, report.connections.established), (120, 40));
     assert_eq!(report.errors.total(), 0, "{:?}", report.errors);
@@ -48,10 +47,8 @@ fn connect_only_opens_and_closes_and_says_nothing() {
             let _ = stream.read_to_end(&mut all);
             books.1.fetch_add(all.len() as u64, Ordering::SeqCst);
         });
-        let report = run(
-            &format!("--requests-per-connection 0 --connections 4 --requests 50 --close {close}"),
-            address,
-        );
+        let report =
+            run(&format!("--requests-per-connection 0 --connections 4 --requests 50 --close {close}"), address);
         assert_eq!((report.requests, report.connections.established), (50, 50), "{close}");
         assert_eq!(report.errors.total(), 0, "{close}: {:?}", report.errors);
         assert_eq!(bytes.load(Ordering::SeqCst), 0, "{close}");
@@ -85,10 +82,7 @@ fn a_reset_ends_a_connection_without_time_wait() {
     let report = run("--requests 5 --connections 1 --requests-per-connection 1 --close rst", address);
     assert_eq!((report.requests, report.errors.total()), (5, 0));
     for _ in 0..5 {
-        assert_eq!(
-            ends.recv_timeout(Duration::from_secs(10)).unwrap(),
-            (false, Err(ErrorKind::ConnectionReset))
-        );
+        assert_eq!(ends.recv_timeout(Duration::from_secs(10)).unwrap(), (false, Err(ErrorKind::ConnectionReset)));
     }
 }
 
@@ -100,10 +94,8 @@ fn source_addresses_take_turns() {
         book.lock().unwrap().push(stream.peer_addr().unwrap().ip());
         answer_all(stream);
     });
-    let report = run(
-        "--requests 12 --connections 3 --requests-per-connection 1 --source 127.0.3.0/30,127.0.9.9",
-        address,
-    );
+    let report =
+        run("--requests 12 --connections 3 --requests-per-connection 1 --source 127.0.3.0/30,127.0.9.9", address);
     assert_eq!((report.requests, report.errors.total()), (12, 0));
     let seen: BTreeSet<IpAddr> = peers.lock().unwrap().iter().copied().collect();
     let expected = ["127.0.3.0", "127.0.3.1", "127.0.3.2", "127.0.3.3", "127.0.9.9"];
@@ -128,8 +120,7 @@ fn a_server_on_a_unix_socket_is_reached() {
         for mut stream in listener.incoming().map_while(Result::ok) {
             thread::spawn(move || {
                 let mut buffer = [0; 1024];
-                while matches!(stream.read(&mut buffer), Ok(1..)) && stream.write_all(OK.as_bytes()).is_ok() {
-                }
+                while matches!(stream.read(&mut buffer), Ok(1..)) && stream.write_all(OK.as_bytes()).is_ok() {}
             });
         }
     });
@@ -196,9 +187,8 @@ fn each_worker_has_its_own_times_and_the_order_of_the_workers_is_told() {
             let worker = number % 2;
             thread::sleep(Duration::from_millis(20 * worker));
             assert!(request.contains("Connection: close"));
-            let answer = format!(
-                "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Worker: {worker}\r\nConnection: close\r\n\r\n"
-            );
+            let answer =
+                format!("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Worker: {worker}\r\nConnection: close\r\n\r\n");
             stream.write_all(answer.as_bytes()).unwrap();
         }
     });
@@ -267,8 +257,7 @@ fn what_was_measured_before_the_server_died_is_reported_by_every_thread() {
             answer_all(listener.accept().unwrap().0);
         }
     });
-    let flags =
-        "--rate 10 --requests-per-connection 1 --threads 4 --connections 4 --duration 800ms --timeout 300ms";
+    let flags = "--rate 10 --requests-per-connection 1 --threads 4 --connections 4 --duration 800ms --timeout 300ms";
     let report = run(flags, address);
     assert_eq!(report.requests, 2, "{:?}", report.errors);
     assert!(report.errors.connect["ECONNREFUSED"] >= 1, "{:?}", report.errors);
@@ -282,8 +271,7 @@ fn a_session_goes_on_over_a_new_connection_when_the_server_closed_the_old_one() 
             stream.write_all(OK.as_bytes()).unwrap();
         }
     });
-    let flags =
-        "--rate 50 --arrivals fixed --sessions --requests-per-connection 3 --think 30ms --requests 10";
+    let flags = "--rate 50 --arrivals fixed --sessions --requests-per-connection 3 --think 30ms --requests 10";
     let report = run(&format!("{flags} --connections 10"), address);
     assert_eq!((report.requests, report.connections.established), (30, 30), "{:?}", report.errors);
 }
@@ -291,8 +279,7 @@ fn a_session_goes_on_over_a_new_connection_when_the_server_closed_the_old_one() 
 #[test]
 fn the_end_of_the_window_leaves_room_for_the_sessions_that_are_still_due() {
     let address = serve(|_, stream| answer_all(stream));
-    let flags =
-        "--rate 40 --arrivals fixed --sessions --requests-per-connection 3 --think 300ms --duration 1s";
+    let flags = "--rate 40 --arrivals fixed --sessions --requests-per-connection 3 --think 300ms --duration 1s";
     let report = run(&format!("{flags} --connections 4 --timeout 5s"), address);
     // Four connections cannot hold all 40 users, but those who waited are served when the others have gone.
     assert_eq!((report.errors.timeout, report.censored), (0, 0), "{:?}", report.errors);
@@ -323,8 +310,7 @@ fn a_connection_that_never_came_about_is_counted_at_its_age() {
 
 #[test]
 fn one_lost_answer_of_a_number_of_requests_does_not_change_the_rate() {
-    let address =
-        serve(|number, stream| if number == 1 { wait_for_close(stream) } else { answer_all(stream) });
+    let address = serve(|number, stream| if number == 1 { wait_for_close(stream) } else { answer_all(stream) });
     let report = run("--connections 2 --rate 200 --requests 100 --timeout 2s", address);
     assert_eq!(report.errors.timeout, 1, "{:?}", report.errors);
     let offered = report.offered_per_s.unwrap();

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use acceptlab::report::{
-    Check, ClientCost, Configuration, ConnectionCounts, DeadlineCounts, Errors, Evenness, EvennessPair,
-    IntervalReport, Latency, LoadReport, Lost, OutsideWindow, RunInfo, RunPart, SlowCounts, Traced, Trust,
-    Verdict, WorkerShare, WorstSecond,
+    Check, ClientCost, Configuration, ConnectionCounts, DeadlineCounts, Errors, Evenness, EvennessPair, IntervalReport,
+    Latency, LoadReport, Lost, OutsideWindow, RunInfo, RunPart, SlowCounts, Traced, Trust, Verdict, WorkerShare,
+    WorstSecond,
 };
 use serde_json::{Value, json};
 
@@ -208,13 +208,7 @@ fn everything() -> (LoadReport, IntervalReport) {
         pipeline: Some(2),
         workers: workers.clone(),
         evenness: pair(),
-        connections: ConnectionCounts {
-            requested: 1,
-            peak_open: 1,
-            established: 1,
-            answered: 1,
-            idle_lost: 0,
-        },
+        connections: ConnectionCounts { requested: 1, peak_open: 1, established: 1, answered: 1, idle_lost: 0 },
         outside_window: OutsideWindow { warmup: 1, late: 1 },
         trace: vec![Traced { at_us: 1.0, latency_us: 1.0, status: 200, bytes: 64, worker: Some(0) }],
         order: vec![0],
@@ -292,8 +286,7 @@ fn a_document_that_breaks_the_schema_is_noticed() {
 fn csv_and_percentile_table_say_what_the_report_says() {
     let (csv, hgrm) = (scratch("a.csv"), scratch("a.hgrm"));
     let (csv_file, hgrm_file) = (csv.display().to_string(), hgrm.display().to_string());
-    let report =
-        measure(&["--requests", "500", "--connections", "4", "--out", &csv_file, "--out", &hgrm_file]);
+    let report = measure(&["--requests", "500", "--connections", "4", "--out", &csv_file, "--out", &hgrm_file]);
     let csv = take(&csv);
     for name in ["requests", "latency_us.p99", "workers.0.requests", "evenness.connections.dispersion"] {
         let value = name.split('.').fold(&report, |value, key| &value[key]);
@@ -311,13 +304,9 @@ fn csv_and_percentile_table_say_what_the_report_says() {
 fn a_full_disk_costs_the_file_and_not_the_report() {
     let folder = std::env::temp_dir().join(format!("acceptlab-full-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
-    for (flag, name) in [
-        ("--hlog", "hlog"),
-        ("--out", "a.hgrm"),
-        ("--out", "a.csv"),
-        ("--out", "a.json"),
-        ("--out", "a.ndjson"),
-    ] {
+    for (flag, name) in
+        [("--hlog", "hlog"), ("--out", "a.hgrm"), ("--out", "a.csv"), ("--out", "a.json"), ("--out", "a.ndjson")]
+    {
         let full = folder.join(name);
         std::os::unix::fs::symlink("/dev/full", &full).unwrap();
         let full = full.to_str().unwrap();
@@ -376,8 +365,7 @@ fn the_standard_python_reader_finds_all_five_distributions_in_an_hlog() {
     for (line, (tag, count, block)) in text.lines().zip(expected) {
         let cells: Vec<&str> = line.split(' ').collect();
         assert_eq!((cells[0], cells[1].parse()), (tag, Ok(count)), "{line}");
-        let (theirs_us, ours_us) =
-            (cells[2].parse::<f64>().unwrap() / 1e3, report[block]["p99"].as_f64().unwrap());
+        let (theirs_us, ours_us) = (cells[2].parse::<f64>().unwrap() / 1e3, report[block]["p99"].as_f64().unwrap());
         assert!((theirs_us - ours_us).abs() <= 1e-3 * ours_us, "{tag}: {theirs_us} us there, {ours_us} here");
     }
 }

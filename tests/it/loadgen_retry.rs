@@ -155,12 +155,11 @@ fn ten_thousand_lost_requests_are_named_and_the_rest_counted() {
 fn intervals_tell_how_many_were_sent_again() {
     let path = std::env::temp_dir().join(format!("loadgen-retry-{}.ndjson", std::process::id()));
     let address = close_instead_after(3);
-    let output =
-        loadgen("--retry --connections 1 --requests 10 --format json --interval 10ms", &url(address))
-            .arg("--out")
-            .arg(&path)
-            .output()
-            .unwrap();
+    let output = loadgen("--retry --connections 1 --requests 10 --format json --interval 10ms", &url(address))
+        .arg("--out")
+        .arg(&path)
+        .output()
+        .unwrap();
     let report = crate::generator::report(&output);
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::remove_file(&path).unwrap();

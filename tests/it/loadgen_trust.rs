@@ -33,8 +33,7 @@ fn said(output: &Output) -> String {
 
 #[track_caller]
 fn json<T: DeserializeOwned>(output: &Output) -> T {
-    serde_json::from_slice(&output.stdout)
-        .unwrap_or_else(|error| panic!("{error}; it said: {}", said(output)))
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}; it said: {}", said(output)))
 }
 
 // ---- gates ------------------------------------------------------------------------------------------------

@@ -30,8 +30,7 @@ fn waits_for_the_listener(worker: &Process) -> bool {
     let accept = libc::SYS_accept4.to_string();
     let call = fs::read_to_string(format!("{proc}/syscall")).unwrap_or_default();
     let infos = fs::read_dir(format!("{proc}/fdinfo")).into_iter().flatten().flatten();
-    let watched =
-        infos.map(|info| fs::read_to_string(info.path()).unwrap_or_default().matches("tfd:").count());
+    let watched = infos.map(|info| fs::read_to_string(info.path()).unwrap_or_default().matches("tfd:").count());
     call.split(' ').next() == Some(&accept) || watched.max() == Some(2)
 }
 
@@ -218,9 +217,7 @@ fn what_does_not_go_with_a_lock_is_refused() {
         Ok(_) => panic!("{flags:?} was not refused"),
     };
     for lock in SLEPT_FOR {
-        for wait in
-            ["poll", "epoll", "epoll-shared", "epoll-edge", "epoll-exclusive", "epoll-exclusive-rearm"]
-        {
+        for wait in ["poll", "epoll", "epoll-shared", "epoll-edge", "epoll-exclusive", "epoll-exclusive-rearm"] {
             refused(&["--lock", lock, "--wait", wait]);
         }
         refused(&["--lock", lock, "--retry", "1ms"]);

@@ -58,10 +58,8 @@ fn every_server_of_one_process_works_in_a_cluster_in_both_schedules_and_counts_i
         for schedule in ["rr", "none"] {
             let mut server = start_with(&["--workers", "3", "--schedule", schedule], &[program]);
             all_workers_answer(&server, 3);
-            let report = load(
-                server.addr,
-                &["--connections", "6", "--requests-per-connection", "1", "--requests", "60"],
-            );
+            let report =
+                load(server.addr, &["--connections", "6", "--requests-per-connection", "1", "--requests", "60"]);
             assert_eq!((report.requests, report.errors.total()), (60, 0), "{program} {schedule}");
             let processes = server.processes();
             let report = held(server.stop());
@@ -85,8 +83,7 @@ fn our_event_loop_works_under_nodes_own_primary_in_both_schedules() {
         let command = ["node", "-e", NODE_PRIMARY, "--", EVENT_DRIVEN, policy].map(String::from);
         let mut server = held(Program::new(&command).start(&[]));
         all_workers_answer(&server, 2);
-        let report =
-            load(server.addr, &["--connections", "6", "--requests-per-connection", "1", "--requests", "200"]);
+        let report = load(server.addr, &["--connections", "6", "--requests-per-connection", "1", "--requests", "200"]);
         assert_eq!((report.requests, report.errors.total()), (200, 0), "{policy}");
         server.signal(Signal::SIGTERM);
         let ended = held(server.ended(STOP_WITHIN));
@@ -97,8 +94,7 @@ fn our_event_loop_works_under_nodes_own_primary_in_both_schedules() {
 #[test]
 fn a_server_that_forks_workers_of_its_own_says_that_it_cannot_be_one() {
     for program in SERVERS.iter().filter(|kind| kind.is_forked) {
-        let output =
-            run(&["--workers", "1", "--max-restarts", "0", "--", program.path, "--listen", "127.0.0.1:0"]);
+        let output = run(&["--workers", "1", "--max-restarts", "0", "--", program.path, "--listen", "127.0.0.1:0"]);
         assert_eq!(output.status.code(), Some(1), "{}", program.name);
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(said.contains("this is a worker of a cluster, which has one"), "{said}");
@@ -370,8 +366,7 @@ fn a_master_that_is_gone_ends_its_worker() {
 #[test]
 fn a_channel_that_is_none_is_one_line_and_a_failure() {
     let file: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
-    let output =
-        |mut command: Command| -> Output { command.args(["--listen", "127.0.0.1:0"]).output().unwrap() };
+    let output = |mut command: Command| -> Output { command.args(["--listen", "127.0.0.1:0"]).output().unwrap() };
     let mut absent = with_channel(file, "true");
     absent.env("NODE_CHANNEL_FD", "250");
     let mut odd = Command::new(EVENT_DRIVEN);
@@ -412,8 +407,7 @@ fn a_cluster_of_our_servers_keeps_the_contract_of_a_server() {
     let of_flags = ["workers", "scoreboard", "taken-port", "wrong-flag", "wrong-duration", "wrong-work"];
     let points: Vec<_> = check::points().into_iter().filter(|point| !of_flags.contains(&point.id)).collect();
     for schedule in ["rr", "none"] {
-        let command =
-            [CLUSTER, "--workers", "2", "--schedule", schedule, "--", EVENT_DRIVEN].map(String::from);
+        let command = [CLUSTER, "--workers", "2", "--schedule", schedule, "--", EVENT_DRIVEN].map(String::from);
         let verdicts = check::judge(&Program::new(&command), &points, |_, _| {}).expect("it can be started");
         for (point, verdict) in points.iter().zip(verdicts) {
             assert!(verdict.is_ok(), "{schedule}: {}: {verdict:?}", point.id);

@@ -128,10 +128,9 @@ fn assert_is_sum(folder: &Path, parts: &[&str], sum: &str) {
     let pair = merged.evenness.as_ref().unwrap();
     let column = |count: fn(&WorkerShare) -> u64| books.values().map(count).collect::<Vec<_>>();
     assert_eq!(pair.connections.n, column(|share| share.connections).iter().sum::<u64>());
-    for (found, counts) in [
-        (&pair.connections, column(|share| share.connections)),
-        (&pair.requests, column(|share| share.requests)),
-    ] {
+    for (found, counts) in
+        [(&pair.connections, column(|share| share.connections)), (&pair.requests, column(|share| share.requests))]
+    {
         // Decimal fractions may lose their last bit on the way through JSON.
         let expected = evenness::measure(&counts);
         assert!((found.dispersion - expected.dispersion).abs() <= 1e-9 * expected.dispersion);
@@ -176,8 +175,7 @@ fn a_sum_equals_its_parts_to_the_last_bucket_and_can_be_part_of_another() {
     let output = merge(&folder, &["1.json", "2.json"], &["--format", "json", "--hlog", "pair.hlog"]);
     fs::write(folder.file("pair.json"), output.stdout).unwrap();
     let output = merge(&folder, &["pair.json", "3.json"], &["--format", "json"]);
-    let (once, twice) =
-        (read(&folder.file("sum.json")), serde_json::from_slice::<LoadReport>(&output.stdout));
+    let (once, twice) = (read(&folder.file("sum.json")), serde_json::from_slice::<LoadReport>(&output.stdout));
     let twice = twice.unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
     assert_eq!((twice.latency_us, twice.workers), (once.latency_us, once.workers));
     assert_eq!(twice.run.unwrap().merged_from, Some(3));
@@ -228,10 +226,7 @@ fn what_does_not_belong_together_is_refused_in_one_line_and_forced_only_as_suspe
         (&|report| report.trust = Some(slip(Verdict::Suspect)), "2.json: host2 slipped: 9 ms late, bar 1 ms"),
         (&|report| report.run.as_mut().unwrap().seed = 1, "2.json: the same --seed 1 as 1.json"),
         (&|report| report.run.as_mut().unwrap().interrupted = true, "2.json: its run ended early"),
-        (
-            &|report| report.latency_us.p99 *= 2.0,
-            "2.json and its .hlog are not of the same run: p99 of response",
-        ),
+        (&|report| report.latency_us.p99 *= 2.0, "2.json and its .hlog are not of the same run: p99 of response"),
     ];
     let folder = three_parts("merge-refused");
     let original = fs::read(folder.file("2.json")).unwrap();
@@ -270,8 +265,7 @@ fn what_does_not_belong_together_is_refused_in_one_line_and_forced_only_as_suspe
 #[test]
 fn what_cannot_be_read_is_refused_even_by_force() {
     let folder = three_parts("merge-unreadable");
-    let (original, log) =
-        (fs::read(folder.file("2.json")).unwrap(), fs::read(folder.file("2.hlog")).unwrap());
+    let (original, log) = (fs::read(folder.file("2.json")).unwrap(), fs::read(folder.file("2.hlog")).unwrap());
     let refused = |complaint: &str| {
         for flags in [&[][..], &["--force"]] {
             assert_refused(&merge(&folder, &["1.json", "2.json"], flags), complaint);
@@ -284,8 +278,7 @@ fn what_cannot_be_read_is_refused_even_by_force() {
     flipped[digit] = if log[digit] == b'A' { b'B' } else { b'A' };
     fs::write(folder.file("2.hlog"), &flipped).unwrap();
     refused("read 2.hlog: corrupt: ");
-    let without_slip =
-        log.split_inclusive(|&byte| byte == b'\n').filter(|line| !line.starts_with(b"Tag=slip"));
+    let without_slip = log.split_inclusive(|&byte| byte == b'\n').filter(|line| !line.starts_with(b"Tag=slip"));
     fs::write(folder.file("2.hlog"), without_slip.flatten().copied().collect::<Vec<_>>()).unwrap();
     refused("read 2.hlog: corrupt: it has no distribution of slip");
     fs::remove_file(folder.file("2.hlog")).unwrap();
@@ -443,9 +436,7 @@ fn two_machines_reached_by_ssh_bring_a_result_that_equals_its_parts_and_the_serv
         return inconclusive(Needs::Privilege("root"), "only root may make network namespaces");
     }
     let is_there = |program: &str| {
-        ["/usr/sbin", "/usr/bin", "/sbin", "/bin"]
-            .iter()
-            .any(|folder| Path::new(folder).join(program).exists())
+        ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].iter().any(|folder| Path::new(folder).join(program).exists())
     };
     for program in ["ip", "sshd", "ssh", "scp", "ssh-keygen", "parallel"] {
         if !is_there(program) {
@@ -465,8 +456,7 @@ fn two_machines_reached_by_ssh_bring_a_result_that_equals_its_parts_and_the_serv
     assert!(await_line(said, "listening").contains("listening"), "sshd did not start");
 
     let mut server = TwoMachines::command(&machines.server, kind("reuseport").path);
-    let server =
-        server.args(["--workers", "4", "--listen", &format!("{SERVER}:8080")]).stdout(Stdio::piped());
+    let server = server.args(["--workers", "4", "--listen", &format!("{SERVER}:8080")]).stdout(Stdio::piped());
     machines.children.push(server.spawn().unwrap());
     let mut book = BufReader::new(machines.children[1].stdout.take().unwrap());
     let mut ready = String::new();
@@ -505,9 +495,7 @@ fn two_machines_reached_by_ssh_bring_a_result_that_equals_its_parts_and_the_serv
     let book: ServerReport = serde_json::from_str(&document).unwrap();
     let sum = read(&out.join("sum.json"));
     assert_eq!(sum.errors.total(), 0, "{:?}", sum.errors);
-    let accepted: BTreeMap<_, _> =
-        book.workers.iter().map(|worker| (worker.id.to_string(), worker.accepted)).collect();
-    let seen: BTreeMap<_, _> =
-        sum.workers.iter().map(|(id, share)| (id.clone(), share.connections)).collect();
+    let accepted: BTreeMap<_, _> = book.workers.iter().map(|worker| (worker.id.to_string(), worker.accepted)).collect();
+    let seen: BTreeMap<_, _> = sum.workers.iter().map(|(id, share)| (id.clone(), share.connections)).collect();
     assert_eq!(accepted, seen);
 }

@@ -8,9 +8,7 @@ use acceptlab::lab::observe::processes::poll_until;
 use nix::sys::signal::Signal;
 
 use crate::dispatch::{Stopped, accepted, await_answers, stop};
-use crate::support::{
-    FOREVER, answer, ask_together, can_trace, held, kind, load, raise_descriptor_limit, start,
-};
+use crate::support::{FOREVER, answer, ask_together, can_trace, held, kind, load, raise_descriptor_limit, start};
 
 #[test]
 fn a_passed_listener_that_the_master_closes_is_served_by_the_workers_alone() {
@@ -27,16 +25,11 @@ fn a_passed_listener_that_the_master_closes_is_served_by_the_workers_alone() {
 /// The first of the two curl sessions of the seed text: sometimes the child, sometimes the parent.
 #[test]
 fn a_passed_listener_that_the_master_keeps_is_served_by_the_master_too() {
-    let mut server =
-        start("master-dispatch", &["--workers", "3", "--pass", "listener", "--master", "serves"]);
+    let mut server = start("master-dispatch", &["--workers", "3", "--pass", "listener", "--master", "serves"]);
     let master = server.pid();
     assert_eq!(server.processes().len(), 3, "the master is one of three workers");
-    let children: Vec<Stopped> = server
-        .processes()
-        .iter()
-        .filter(|child| child.pid != master)
-        .map(|child| Stopped::new(child.pid))
-        .collect();
+    let children: Vec<Stopped> =
+        server.processes().iter().filter(|child| child.pid != master).map(|child| Stopped::new(child.pid)).collect();
     assert_eq!(held(held(served(server.addr)).signature()), (2, master));
     drop(children);
     let by_a_child = poll_until(FOREVER, || {
@@ -60,8 +53,7 @@ fn a_master_that_serves_takes_nobody_new_while_it_ends_its_own_connections() {
         held(of_the_master[0].was_read());
         drop(hung);
         server.signal(Signal::SIGTERM);
-        let closed =
-            poll_until(Duration::from_secs(2), || Client::connect(server.addr).is_err().then_some(()));
+        let closed = poll_until(Duration::from_secs(2), || Client::connect(server.addr).is_err().then_some(()));
         assert!(closed.is_some(), "{work}: the server takes connections while it stops");
         assert_eq!(held(answer(&mut of_the_master[0]).worker()), 1);
         held(held(server.ended(STOP_WITHIN)).report());
@@ -112,10 +104,8 @@ fn passing_costs_at_most_two_system_calls_per_connection_on_each_side() {
         }
         let mut server = held(Program::new(&command).start(&["--workers", "2"]));
         let before = std::fs::read_to_string(&log).unwrap().len();
-        let load = load(
-            server.addr,
-            &["--requests-per-connection", "1", "--connections", connections, "--requests", "2000"],
-        );
+        let load =
+            load(server.addr, &["--requests-per-connection", "1", "--connections", connections, "--requests", "2000"]);
         assert_eq!(load.requests, 2000);
         let after = std::fs::read_to_string(&log).unwrap().split_off(before);
         let master = server.pid().to_string();
@@ -135,13 +125,7 @@ fn passing_costs_at_most_two_system_calls_per_connection_on_each_side() {
         );
         // The hundredth is for what else a process closes; nothing at all would mean that nothing was traced.
         let bounds = 0.01..=2.01;
-        assert!(
-            bounds.contains(&master),
-            "{connections} at a time: {master} calls of the master per connection"
-        );
-        assert!(
-            bounds.contains(&worker),
-            "{connections} at a time: {worker} calls of the workers per connection"
-        );
+        assert!(bounds.contains(&master), "{connections} at a time: {master} calls of the master per connection");
+        assert!(bounds.contains(&worker), "{connections} at a time: {worker} calls of the workers per connection");
     }
 }

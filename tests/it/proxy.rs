@@ -208,8 +208,7 @@ fn a_master_whose_last_worker_has_died_says_so_and_ends() {
 #[test]
 fn a_stop_under_load_relays_every_answer_and_the_books_balance() {
     let mut server = proxy(&["--workers", "2", "--work", "wait:5ms"]);
-    let (addr, answered, connections, last) =
-        (server.addr, AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let (addr, answered, connections, last) = (server.addr, AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for _ in 0..64 {
             scope.spawn(|| {
@@ -244,8 +243,7 @@ fn a_long_conversation_in_both_directions_arrives_byte_by_byte() {
     let server = proxy(&["--workers", "1", "--body", "100000"]);
     let mut client = connect(&server);
     let mut writer = client.stream.try_clone().unwrap();
-    let post =
-        [&b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 500000\r\n\r\n"[..], &vec![b'x'; 500_000]].concat();
+    let post = [&b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 500000\r\n\r\n"[..], &vec![b'x'; 500_000]].concat();
     std::thread::scope(|scope| {
         scope.spawn(|| (0..50).for_each(|_| writer.write_all(&post).unwrap()));
         for _ in 0..50 {

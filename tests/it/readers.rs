@@ -52,9 +52,8 @@ impl Process {
     fn loses_a_worker(&self) {
         let pid = family(self.0.id() as i32)[1].pid;
         kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-        let reaped = poll_until(FOREVER, || {
-            family(self.0.id() as i32).iter().all(|process| process.pid != pid).then_some(())
-        });
+        let reaped =
+            poll_until(FOREVER, || family(self.0.id() as i32).iter().all(|process| process.pid != pid).then_some(()));
         assert!(reaped.is_some(), "{pid} was not reaped");
     }
 }
@@ -72,8 +71,7 @@ fn full_pipe() -> (PipeReader, PipeWriter) {
 fn a_master_whose_log_nobody_reads_any_more_loses_a_worker_and_serves_on() {
     let (reader, writer) = pipe().unwrap();
     drop(reader);
-    let (mut master, addr) =
-        Process::start(kind("prefork").path, &["--workers", "2"], Stdio::piped(), writer.into());
+    let (mut master, addr) = Process::start(kind("prefork").path, &["--workers", "2"], Stdio::piped(), writer.into());
     master.serves(addr);
     master.loses_a_worker();
     master.serves(addr);
@@ -87,8 +85,7 @@ fn a_master_whose_log_nobody_reads_any_more_loses_a_worker_and_serves_on() {
 #[test]
 fn a_line_for_which_a_stalled_log_has_no_room_is_dropped_and_the_loss_is_logged_later() {
     let (mut reader, writer) = full_pipe();
-    let (mut master, addr) =
-        Process::start(kind("prefork").path, &["--workers", "4"], Stdio::null(), writer.into());
+    let (mut master, addr) = Process::start(kind("prefork").path, &["--workers", "4"], Stdio::null(), writer.into());
     master.serves(addr);
     master.loses_a_worker();
     master.loses_a_worker();
@@ -150,8 +147,7 @@ fn a_report_that_finds_the_disk_full_is_an_error() {
 
 #[test]
 fn a_document_whose_reader_has_seen_enough_is_no_failure() {
-    for (path, flags) in
-        [(env!("CARGO_BIN_EXE_ports"), &[][..]), (env!("CARGO_BIN_EXE_ports"), &["--format", "json"])]
+    for (path, flags) in [(env!("CARGO_BIN_EXE_ports"), &[][..]), (env!("CARGO_BIN_EXE_ports"), &["--format", "json"])]
     {
         let (reader, writer) = pipe().unwrap();
         drop(reader);

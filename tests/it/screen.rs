@@ -40,8 +40,7 @@ impl Pty {
         let ours = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
         grantpt(&ours).and_then(|()| unlockpt(&ours)).unwrap();
         let flags = OFlag::O_NOCTTY.bits();
-        let theirs =
-            OpenOptions::new().read(true).write(true).custom_flags(flags).open(ptsname_r(&ours).unwrap());
+        let theirs = OpenOptions::new().read(true).write(true).custom_flags(flags).open(ptsname_r(&ours).unwrap());
         let pty = Pty { ours: OwnedFd::from(ours).into(), theirs: theirs.unwrap().into() };
         pty.resize(columns, lines);
         pty
@@ -54,8 +53,7 @@ impl Pty {
     fn resize(&self, columns: u16, lines: u16) {
         let path = ttyname(&self.theirs).unwrap();
         let size = [format!("{columns}"), format!("{lines}")];
-        let set =
-            Command::new("stty").arg("-F").arg(path).args(["cols", &size[0], "rows", &size[1]]).status();
+        let set = Command::new("stty").arg("-F").arg(path).args(["cols", &size[0], "rows", &size[1]]).status();
         assert!(set.unwrap().success());
     }
 
@@ -80,18 +78,7 @@ impl Pty {
 
 fn loadgen(server: &Server, pty: &Pty) -> Child {
     Command::new(LOADGEN)
-        .args([
-            "--progress",
-            "live",
-            "--connections",
-            "2",
-            "--rate",
-            "200",
-            "--duration",
-            "1s",
-            "--interval",
-            "20ms",
-        ])
+        .args(["--progress", "live", "--connections", "2", "--rate", "200", "--duration", "1s", "--interval", "20ms"])
         .arg(format!("http://{}/", server.addr))
         .stdin(pty.end())
         .stderr(pty.end())

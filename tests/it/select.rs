@@ -17,9 +17,7 @@ use nix::unistd::Pid;
 
 use crate::contract::all_keep_the_contract;
 use crate::endings::ends_under_load;
-use crate::support::{
-    FOREVER, Needs, Ordinary, answer, connect, held, inconclusive, kind, one_after_another, start,
-};
+use crate::support::{FOREVER, Needs, Ordinary, answer, connect, held, inconclusive, kind, one_after_another, start};
 
 /// As anybody may run them.
 const UNPRIVILEGED: [&str; 4] = ["hash", "cpu", "random", "live-set"];
@@ -212,8 +210,7 @@ fn a_hung_worker_keeps_few_connections_under_least_loaded_and_loses_none() {
     }
     tell(hung, Signal::SIGCONT);
     // On a slow machine an answer of the others may have been late, too.
-    let stuck =
-        waiting.iter_mut().map(|client| held(answer(client).worker())).filter(|&worker| worker == 1).count();
+    let stuck = waiting.iter_mut().map(|client| held(answer(client).worker())).filter(|&worker| worker == 1).count();
     // One as soon as all loads are equal; then it has more to do than the others, who are idle.
     assert!(stuck <= 1, "{stuck} of 60 were sent to a worker that hangs");
     // What it has open still counts, and what it has finished does no more.
@@ -375,8 +372,7 @@ fn sigterm_under_load_answers_what_was_read_with_every_selector() {
 
 #[test]
 fn every_selector_keeps_the_contract() {
-    let others: Vec<_> =
-        available().filter(|select| *select != "hash").map(|select| ["--select", select]).collect();
+    let others: Vec<_> = available().filter(|select| *select != "hash").map(|select| ["--select", select]).collect();
     all_keep_the_contract("reuseport", &others);
 }
 

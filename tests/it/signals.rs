@@ -29,12 +29,7 @@ fn a_quit_and_a_lost_terminal_stop_a_server_in_order() {
                 let ended = held(server.ended(STOP_WITHIN));
                 assert_eq!(ended.status.code(), Some(0), "{} {signal}: {}", kind.name, ended.stderr);
                 let report = held(ended.report());
-                assert_eq!(
-                    report.workers.iter().map(|worker| worker.requests).sum::<u64>(),
-                    1,
-                    "{}",
-                    kind.name
-                );
+                assert_eq!(report.workers.iter().map(|worker| worker.requests).sum::<u64>(), 1, "{}", kind.name);
                 assert!(Server::left_behind(&processes, FOREVER).is_empty(), "{} {signal}", kind.name);
             }
         }

@@ -36,9 +36,7 @@ fn is_not_connected_to(name: &str, flags: &[&str]) {
     server.signal(Signal::SIGTERM);
     // When the grace is over it gives up, and then nobody listens in any case.
     let refused = poll_until(GRACE, || {
-        TcpStream::connect(server.addr)
-            .is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
-            .then_some(())
+        TcpStream::connect(server.addr).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused).then_some(())
     });
     assert!(refused.is_some(), "{name} {flags:?} goes on taking connections");
 }

@@ -127,10 +127,8 @@ impl Ordinary {
         let installed = Command::new("install").args(["-m", "755", program]).arg(&copy).status();
         assert!(installed.is_ok_and(|status| status.success()), "no room for {}", copy.display());
         // 65534, whom everybody calls nobody, is who `ports` takes for another user.
-        let drop_to =
-            "setpriv --reuid=65533 --regid=65533 --clear-groups --inh-caps=-all --bounding-set=-all";
-        let command: Vec<String> =
-            drop_to.split(' ').map(String::from).chain([copy.display().to_string()]).collect();
+        let drop_to = "setpriv --reuid=65533 --regid=65533 --clear-groups --inh-caps=-all --bounding-set=-all";
+        let command: Vec<String> = drop_to.split(' ').map(String::from).chain([copy.display().to_string()]).collect();
         let ordinary = Ordinary { command, copy: Some(copy) };
         match ordinary.command().arg("--version").output() {
             Ok(output) if output.status.success() => Some(ordinary),

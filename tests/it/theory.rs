@@ -23,8 +23,7 @@ fn response_times(mut choose: impl FnMut(&[u64]) -> usize) -> Vec<u64> {
     let mut free_us = [0; SERVERS];
     let mut arrivals: BinaryHeap<Reverse<(u64, usize)>> = (0..CLIENTS).map(|i| Reverse((0, i))).collect();
     let mut times = Vec::new();
-    while let Some(Reverse((now_us, client))) = arrivals.pop().filter(|Reverse((now_us, _))| *now_us < end_us)
-    {
+    while let Some(Reverse((now_us, client))) = arrivals.pop().filter(|Reverse((now_us, _))| *now_us < end_us) {
         let line = choose(&free_us);
         free_us[line] = free_us[line].max(now_us) + SERVICE_US;
         arrivals.push(Reverse((free_us[line], client)));
@@ -44,8 +43,7 @@ fn one_queue_or_twelve_with_two_hundred_clients_are_as_lesson_8_says() {
 
     let mut random = fastrand::Rng::with_seed(1);
     let (mean, median, stdev) = summary(response_times(|_| random.usize(..SERVERS)));
-    let as_told =
-        (31.0..31.6).contains(&mean) && (21.0..23.0).contains(&median) && (27.5..30.5).contains(&stdev);
+    let as_told = (31.0..31.6).contains(&mean) && (21.0..23.0).contains(&median) && (27.5..30.5).contains(&stdev);
     assert!(as_told, "twelve queues: {mean} {median} {stdev}");
 }
 

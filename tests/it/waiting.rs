@@ -41,8 +41,7 @@ fn a_killed_worker_leaves_the_others_serving_however_they_wait() {
 /// `epoll` is the default, which `contract.rs` has.
 #[test]
 fn every_way_of_waiting_keeps_the_contract() {
-    let others: Vec<_> =
-        WAYS.into_iter().filter(|wait| *wait != "epoll").map(|wait| ["--wait", wait]).collect();
+    let others: Vec<_> = WAYS.into_iter().filter(|wait| *wait != "epoll").map(|wait| ["--wait", wait]).collect();
     all_keep_the_contract("shared-accept", &others);
 }
 

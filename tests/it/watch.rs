@@ -73,8 +73,7 @@ fn watch(terminal: &Terminal, board: &Board, flags: &str) {
 fn every_way_out_gives_the_terminal_back() {
     let Some(terminal) = Terminal::open("ways-out") else { return };
     let watched = Watched::start("ways-out", "4");
-    for (way_out, status) in [("q", 0), ("Escape", 0), ("C-c", 0), ("TERM", 130), ("HUP", 130), ("INT", 130)]
-    {
+    for (way_out, status) in [("q", 0), ("Escape", 0), ("C-c", 0), ("TERM", 130), ("HUP", 130), ("INT", 130)] {
         watch(&terminal, &watched.board, "--interval 100ms");
         terminal.shows(|screen| screen.starts_with("shared-accept ") && screen.contains("all 4 workers"));
         match format!("SIG{way_out}").parse::<Signal>() {
@@ -136,8 +135,7 @@ fn who_stops_or_ends_is_marked_and_its_last_numbers_are_not_told_again() {
     worker.kill();
     terminal.shows(|screen| screen.lines().any(|line| line.starts_with("  0") && line.ends_with("– ended")));
     held(watched.server.stop());
-    let ended =
-        terminal.shows(|screen| screen.contains(" · ended · ") && screen.contains("\nall              0"));
+    let ended = terminal.shows(|screen| screen.contains(" · ended · ") && screen.contains("\nall              0"));
     assert!(ended.lines().any(|line| line.starts_with("all") && line.ends_with('–')), "{ended}");
 }
 
@@ -149,10 +147,7 @@ fn a_new_server_under_the_same_name_is_followed() {
     terminal.shows(|screen| screen.contains("all 2 workers"));
     let second = watched.board.start(&["--workers", "3"]);
     let screen = terminal.shows(|screen| screen.contains("all 3 workers"));
-    assert!(
-        screen.contains("a new server has taken") && screen.contains(&second.addr.to_string()),
-        "{screen}"
-    );
+    assert!(screen.contains("a new server has taken") && screen.contains(&second.addr.to_string()), "{screen}");
     held(watched.server.stop());
 }
 
@@ -194,11 +189,7 @@ fn what_cannot_be_watched_is_one_line_and_no_screen() {
     let mut watched = Watched::start("refused", "2");
     let tell = |output: Output| {
         let text = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(
-            (output.status.code(), text.lines().count(), output.stdout.len()),
-            (Some(1), 1, 0),
-            "{text}"
-        );
+        assert_eq!((output.status.code(), text.lines().count(), output.stdout.len()), (Some(1), 1, 0), "{text}");
         text
     };
     assert!(tell(watched.board.watch(&[])).contains("`--once`"));

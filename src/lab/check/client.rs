@@ -243,8 +243,7 @@ impl Answer {
     fn number(&self, header: &str) -> Verdict<usize> {
         let value = self.header(header);
         let number = value.and_then(|value| value.parse().ok());
-        number
-            .map_or_else(|| broken(format!("`{header}: N`"), format!("{value:?} in {:?}", self.headers)), Ok)
+        number.map_or_else(|| broken(format!("`{header}: N`"), format!("{value:?} in {:?}", self.headers)), Ok)
     }
 
     pub fn expect(&self, status: u16) -> Verdict {

@@ -5,9 +5,7 @@
 use std::net::SocketAddrV4;
 use std::os::fd::AsRawFd;
 
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
-};
+use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket};
 
 /// `struct inet_diag_msg` and the `struct nlmsghdr` in front of it, up to the fields wanted here.
 const STATE_AT: usize = 16 + 1;
@@ -28,8 +26,7 @@ pub struct Queues {
 /// The queues of the socket bound to `local` and connected to `remote`. `None` when the kernel knows no such connection;
 /// an error when it cannot be asked (it was built without INET_DIAG).
 pub fn queues(local: SocketAddrV4, remote: SocketAddrV4) -> nix::Result<Option<Queues>> {
-    let kernel =
-        socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)?;
+    let kernel = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)?;
     sendto(kernel.as_raw_fd(), &request(local, remote), &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
     let mut reply = [0; 512];
     let length = recv(kernel.as_raw_fd(), &mut reply, MsgFlags::empty())?;

@@ -19,9 +19,7 @@ pub const POINTS: &[Point] = &[
     own("scoreboard", "--scoreboard PATH puts the live counters in this file", scoreboard),
     own("taken-port", "a start that fails prints one line and exits with status 1", taken_port),
     own("wrong-flag", "a wrong flag exits with 2", |program| refused(program, &["--no-such-flag"])),
-    own("wrong-duration", "a duration without a unit is wrong", |program| {
-        refused(program, &["--idle-timeout", "5"])
-    }),
+    own("wrong-duration", "a duration without a unit is wrong", |program| refused(program, &["--idle-timeout", "5"])),
 ];
 
 /// The line means that a client is answered at once.
@@ -88,9 +86,7 @@ fn scoreboard(program: &Program) -> Verdict {
     answer?;
     match (before, after) {
         (Ok(before), Ok(after)) if before != after => Ok(()),
-        (Ok(same), Ok(_)) => {
-            broken("a file that changes with a request", format!("the same {} bytes", same.len()))
-        }
+        (Ok(same), Ok(_)) => broken("a file that changes with a request", format!("the same {} bytes", same.len())),
         (Err(error), _) | (_, Err(error)) => broken(format!("the file {name}"), error.to_string()),
     }
 }

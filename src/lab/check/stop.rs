@@ -22,11 +22,7 @@ pub const POINTS: &[Point] = &[
     own("sigint", "SIGINT: the same", |program| stopped_by(program, Signal::SIGINT)?.1.document().map(drop)),
     own("report-fields", "the document has every field of the contract", fields),
     own("books", "accepted and requests are what the clients counted", counts_agree),
-    own(
-        "sigterm-answers",
-        "requests it has read are answered with `Connection: close`",
-        answers_what_it_read,
-    ),
+    own("sigterm-answers", "requests it has read are answered with `Connection: close`", answers_what_it_read),
     own("sigterm-prompt", "with the last answer sent it ends", ends_with_the_last_answer),
     own("sigterm-idle", "an idle connection does not keep it from ending", ends_beside_an_idle_client),
     own("sigterm-half-request", "half a request does not keep it from ending", ends_beside_half_a_request),
@@ -95,9 +91,7 @@ fn counts_agree(program: &Program) -> Verdict {
         return broken(format!("worker: (accepted, requests) {ours:?}"), format!("{theirs:?}"));
     }
     match workers.iter().find(|worker| worker.active > 0 || worker.empty_wakeups > worker.wakeups) {
-        Some(worker) => {
-            broken("none active, and no more empty wake-ups than wake-ups", format!("{worker:?}"))
-        }
+        Some(worker) => broken("none active, and no more empty wake-ups than wake-ups", format!("{worker:?}")),
         None => Ok(()),
     }
 }

@@ -49,9 +49,7 @@ pub fn mismatch(row: &Row) -> Option<String> {
             .then(|| format!("{bounds}, or {read} answers read ≤ {requests} counted, does not hold"));
     }
     if accepted != established {
-        return Some(format!(
-            "the client established {established} connections, the server accepted {accepted}"
-        ));
+        return Some(format!("the client established {established} connections, the server accepted {accepted}"));
     }
     (read != requests).then(|| format!("the client read {read} answers, the server counted {requests}"))
 }
@@ -61,12 +59,9 @@ pub fn unexpected_errors(row: &Row) -> Vec<(String, u64)> {
     let mut found = Vec::new();
     if let Some(report) = &row.load {
         let errors = &report.errors;
-        for (phase, names) in [
-            ("connect", &errors.connect),
-            ("write", &errors.write),
-            ("read", &errors.read),
-            ("status", &errors.status),
-        ] {
+        for (phase, names) in
+            [("connect", &errors.connect), ("write", &errors.write), ("read", &errors.read), ("status", &errors.status)]
+        {
             found.extend(names.iter().map(|(name, count)| (format!("{phase} {name}"), *count)));
         }
         if errors.timeout > 0 && !row.expect_timeouts {

@@ -21,8 +21,7 @@ const SKELETON: &str = "# Results\n\n\
 /// The document with every section brought up to date. `records_link` is how RESULTS.md reaches their folder.
 pub fn render(document: &str, experiments: &[Experiment], records: &[Record], records_link: &str) -> String {
     let start = if document.is_empty() { SKELETON } else { document };
-    let shown: Vec<Option<&Record>> =
-        experiments.iter().map(|experiment| newest(records, &experiment.name)).collect();
+    let shown: Vec<Option<&Record>> = experiments.iter().map(|experiment| newest(records, &experiment.name)).collect();
     let names: Vec<&str> = experiments.iter().map(|experiment| experiment.name.as_str()).collect();
     let mut document = splice(start, MACHINES, &machines(&shown, records_link), &names);
     for (i, (experiment, record)) in experiments.iter().zip(&shown).enumerate() {
@@ -126,8 +125,7 @@ fn gaps_of(experiment: &Experiment, record: &Record) -> Vec<String> {
     if record.header.scale == "quick" {
         // A quick run is a test as well.
         let is_new = |row: &&&Row| row.failure.is_none() && row.skipped.is_none();
-        let error =
-            |row: &&Row| Some(format!("{} {}: {}", row.table, row.label, accounting::first_error(row)?));
+        let error = |row: &&Row| Some(format!("{} {}: {}", row.table, row.label, accounting::first_error(row)?));
         gaps.extend(rows.iter().filter(is_new).filter_map(error));
     }
     gaps.extend(empty_columns(experiment, record, &rows));
@@ -275,10 +273,7 @@ mod tests {
         let first = Experiment { name: "00-first".to_string(), ..experiment() };
         let both = render(&later, &[first, experiment()], &[record(1)], "record");
         let place = |name: &str| both.find(&format!("<!-- lab:begin {name} -->")).unwrap();
-        assert!(
-            place("machines") < place("00-first") && place("00-first") < place("02-keep-alive"),
-            "{both}"
-        );
+        assert!(place("machines") < place("00-first") && place("00-first") < place("02-keep-alive"), "{both}");
     }
 
     #[test]

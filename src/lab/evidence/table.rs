@@ -54,8 +54,7 @@ pub fn of(spec: &TableSpec, rows: &[&Row]) -> Table {
 }
 
 fn summarize(table: &mut Table, spec: &TableSpec, rows: &[&Row], cases: &[Vec<&Row>]) {
-    let columns: Vec<&Column> =
-        spec.columns.iter().filter_map(|name| columns::find(name.get_ref())).collect();
+    let columns: Vec<&Column> = spec.columns.iter().filter_map(|name| columns::find(name.get_ref())).collect();
     let several_clients = spec.load.get_ref().clients().len() > 1;
     let has_law = spec.server.iter().any(|server| server.law.is_some());
     table.headers = spec.axes.keys().cloned().collect();
@@ -79,8 +78,7 @@ fn summarize(table: &mut Table, spec: &TableSpec, rows: &[&Row], cases: &[Vec<&R
             .collect();
         let first_cell = line.len();
         line.extend(columns.iter().map(|column| cell(column, &samples)));
-        if let (true, Some(why), Some(cell)) = (samples.is_empty(), &first.skipped, line.get_mut(first_cell))
-        {
+        if let (true, Some(why), Some(cell)) = (samples.is_empty(), &first.skipped, line.get_mut(first_cell)) {
             *cell = format!("skipped: {why}");
         }
         table.cells.push(line);
@@ -112,11 +110,7 @@ fn cell(column: &Column, samples: &[Sample]) -> String {
 }
 
 /// The picture of the run whose number is the (lower) median.
-fn picture(
-    samples: &[Sample],
-    of: fn(&Row) -> Option<String>,
-    median_by: fn(Sample) -> Option<f64>,
-) -> Option<String> {
+fn picture(samples: &[Sample], of: fn(&Row) -> Option<String>, median_by: fn(Sample) -> Option<f64>) -> Option<String> {
     let mut ranked: Vec<(f64, &Row)> =
         samples.iter().filter_map(|sample| Some((median_by(*sample)?, sample.row))).collect();
     ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -156,20 +150,15 @@ fn probability(value: f64) -> String {
 /// What a reader must know before comparing: repeats, spread, loop model, warm-up, pinning, command lines.
 fn conditions(spec: &TableSpec, cases: &[Vec<&Row>]) -> Vec<String> {
     let Some(example) = cases.first().and_then(|case| case.first()) else { return Vec::new() };
-    let is_baseline = |case: &&Vec<&Row>| {
-        !spec.baseline.is_empty() && spec.baseline_of(&case[0].coordinates) == case[0].coordinates
-    };
+    let is_baseline =
+        |case: &&Vec<&Row>| !spec.baseline.is_empty() && spec.baseline_of(&case[0].coordinates) == case[0].coordinates;
     let runs = cases.iter().filter(|case| !is_baseline(case)).map(Vec::len).max().unwrap_or(0);
     let repeats = match runs {
         1 => "one run of fresh processes per line, so no spread is known".to_string(),
         2..RUNS_FOR_INTERVAL => {
-            format!(
-                "median [smallest, largest] of {runs} runs of fresh processes; too few for a confidence interval"
-            )
+            format!("median [smallest, largest] of {runs} runs of fresh processes; too few for a confidence interval")
         }
-        _ => format!(
-            "median [95 % interval of the median, order statistics] of {runs} runs of fresh processes"
-        ),
+        _ => format!("median [95 % interval of the median, order statistics] of {runs} runs of fresh processes"),
     };
     let client = &example.client_command;
     let model = if client.rate.is_some() { "open loop" } else { "closed loop" };
@@ -180,8 +169,7 @@ fn conditions(spec: &TableSpec, cases: &[Vec<&Row>]) -> Vec<String> {
     };
     let mut notes = vec![format!("{repeats}; {model}, {warmup}; {pinned}.")];
     if let Some(acts) = &example.disturb {
-        let names_a_worker =
-            events::parse(acts.clone()).is_ok_and(|events| events.largest_worker().is_some());
+        let names_a_worker = events::parse(acts.clone()).is_ok_and(|events| events.largest_worker().is_some());
         let hint = if names_a_worker { " (numbers are workers)" } else { "" };
         notes.push(format!("Once the client measured: `{acts}`{hint}."));
     }
@@ -235,9 +223,7 @@ fn warmups(cases: &[Vec<&Row>]) -> String {
     }
     match by_client.values().collect::<BTreeSet<_>>().len() {
         1 => by_client.into_values().next().unwrap_or_default(),
-        _ => {
-            by_client.iter().map(|(client, text)| format!("{client}: {text}")).collect::<Vec<_>>().join(", ")
-        }
+        _ => by_client.iter().map(|(client, text)| format!("{client}: {text}")).collect::<Vec<_>>().join(", "),
     }
 }
 
@@ -315,8 +301,7 @@ fn trace(row: &Row) -> Option<(String, Vec<String>)> {
 
 /// Texts and pictures are aligned to the left, numbers to the right.
 fn is_text(header: &str) -> bool {
-    let is_picture =
-        |column: &Column| column.header() == header && matches!(column.value, Value::Picture { .. });
+    let is_picture = |column: &Column| column.header() == header && matches!(column.value, Value::Picture { .. });
     ["server", "client", "law"].contains(&header) || columns::COLUMNS.iter().any(is_picture)
 }
 
@@ -384,18 +369,14 @@ mod tests {
     #[test]
     fn numbers_are_printed_as_far_as_they_matter() {
         assert_eq!([count(0.0), count(999.6), count(1234567.0)], ["0", "1,000", "1,234,567"]);
-        assert_eq!(
-            [real(0.98765), real(1.0), real(12.34), real(-1234.5)],
-            ["0.988", "1.00", "12.3", "−1,234"]
-        );
+        assert_eq!([real(0.98765), real(1.0), real(12.34), real(-1234.5)], ["0.988", "1.00", "12.3", "−1,234"]);
         assert_eq!(real(1e-9), "<0.001");
     }
 
     #[test]
     fn ratios_are_taken_within_a_block_and_not_between_medians() {
         let spec = spec("columns = [\"qps\", \"share_of_baseline\"]\nbaseline = { server = \"sync\" }");
-        let rows =
-            [runs(0, "sync", &[100.0, 200.0, 400.0]), runs(1, "prefork", &[50.0, 100.0, 200.0])].concat();
+        let rows = [runs(0, "sync", &[100.0, 200.0, 400.0]), runs(1, "prefork", &[50.0, 100.0, 200.0])].concat();
         let table = of(&spec, &rows.iter().collect::<Vec<_>>());
         assert_eq!(table.headers, ["server", "requests/s", "share of baseline"]);
         assert_eq!(table.cells[1], ["prefork", "100 [50, 200]", "0.500"]);

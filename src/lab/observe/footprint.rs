@@ -130,8 +130,7 @@ mod tests {
             .expect("sh starts");
         let pid = child.id() as i32;
         // cat never waits for the child that the shell left to it.
-        let seen =
-            poll_until(Duration::from_secs(5), || ProcessSize::of(pid).filter(|size| size.zombies == 1));
+        let seen = poll_until(Duration::from_secs(5), || ProcessSize::of(pid).filter(|size| size.zombies == 1));
         drop(child.stdin.take());
         child.wait().expect("cat ends");
         let size = seen.expect("a zombie");

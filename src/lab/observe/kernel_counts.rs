@@ -153,8 +153,7 @@ impl KernelCounter {
             }
         }
         for (pid, counts) in &mut processes {
-            let cpu_ns =
-                |reading: &Reading| reading.accounts.get(pid).map_or(0, |account| account.process_ns);
+            let cpu_ns = |reading: &Reading| reading.accounts.get(pid).map_or(0, |account| account.process_ns);
             counts.cpu_us = Some(cpu_ns(&after).saturating_sub(cpu_ns(&before)) / 1000);
         }
         KernelCounts { processes: processes.into_values().collect(), missing: None, tracepoints_missing }
@@ -206,13 +205,11 @@ impl Reading {
         for pid in members(group).iter().map(|stat| stat.pid) {
             // The process before its threads: a thread that runs on meanwhile must not look like one that has ended. A
             // process that has just ended is left out, like all that have ended before.
-            let (Some(of_process), Some(Stat { child_faults, .. })) = (process_cpu_ns(pid), Stat::of(pid))
-            else {
+            let (Some(of_process), Some(Stat { child_faults, .. })) = (process_cpu_ns(pid), Stat::of(pid)) else {
                 continue;
             };
             let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { continue };
-            let tids: Vec<i32> =
-                tasks.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+            let tids: Vec<i32> = tasks.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
             if reading.tasks.len() + tids.len() > MOST_TASKS {
                 return None;
             }
@@ -275,8 +272,7 @@ mod tests {
 
     #[test]
     fn a_task_is_read_from_its_status() {
-        let status =
-            "Name:\tx\nState:\tR (running)\nvoluntary_ctxt_switches:\t7\nnonvoluntary_ctxt_switches:\t2\n";
+        let status = "Name:\tx\nState:\tR (running)\nvoluntary_ctxt_switches:\t7\nnonvoluntary_ctxt_switches:\t2\n";
         let task = Task::parse(3, status).unwrap();
         assert_eq!((task.pid, task.is_awake, task.voluntary, task.involuntary), (3, true, 7, 2));
         assert!(Task::parse(3, "State:\tS (sleeping)\n").is_none());
@@ -298,10 +294,8 @@ mod tests {
     #[test]
     fn workers_get_their_numbers_and_many_are_added_up() {
         let worker = |id, pid| WorkerReport { id, pid, ..WorkerReport::default() };
-        let report = ServerReport {
-            workers: vec![worker(0, 2), worker(1, 3), worker(2, 4)],
-            ..ServerReport::default()
-        };
+        let report =
+            ServerReport { workers: vec![worker(0, 2), worker(1, 3), worker(2, 4)], ..ServerReport::default() };
         let mut few = observed(None);
         few.name_workers(&report, 16);
         let numbers: Vec<_> = few.processes.iter().map(|counts| (counts.pid, counts.worker)).collect();

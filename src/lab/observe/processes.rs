@@ -102,8 +102,7 @@ fn with_descendants(root: i32, belongs: impl Fn(&Stat) -> bool) -> Vec<Stat> {
     let all: Vec<Stat> = Stat::everybody().collect();
     let mut found = BTreeSet::from([root]);
     loop {
-        let is_new =
-            |stat: &&Stat| !found.contains(&stat.pid) && (found.contains(&stat.parent) || belongs(stat));
+        let is_new = |stat: &&Stat| !found.contains(&stat.pid) && (found.contains(&stat.parent) || belongs(stat));
         let new: Vec<i32> = all.iter().filter(is_new).map(|stat| stat.pid).collect();
         if new.is_empty() {
             return all.into_iter().filter(|stat| found.contains(&stat.pid)).collect();
@@ -168,8 +167,7 @@ mod tests {
         let mut shell = Command::new("sh");
         shell.args(["-c", "set -m; cat & read line; kill $!"]).stdin(Stdio::piped()).stdout(Stdio::null());
         let mut shell = shell.stderr(Stdio::null()).process_group(0).spawn().expect("sh starts");
-        let grown =
-            poll_until(Duration::from_secs(5), || (members(shell.id() as i32).len() == 2).then_some(()));
+        let grown = poll_until(Duration::from_secs(5), || (members(shell.id() as i32).len() == 2).then_some(()));
         drop(shell.stdin.take());
         shell.wait().expect("sh ends");
         assert_eq!(grown, Some(()));

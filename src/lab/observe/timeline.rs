@@ -68,8 +68,7 @@ mod tests {
     #[test]
     fn snapshots_are_thinned_evenly_and_the_last_is_kept() {
         let snapshot = |at_ms| Snapshot { at_ms, active: vec![1] };
-        let kept: Vec<u64> =
-            thin((1..=20).map(snapshot).collect()).iter().map(|snapshot| snapshot.at_ms).collect();
+        let kept: Vec<u64> = thin((1..=20).map(snapshot).collect()).iter().map(|snapshot| snapshot.at_ms).collect();
         assert_eq!(kept, [2, 5, 7, 10, 12, 15, 17, 20]);
         assert_eq!(thin(vec![snapshot(3)]), [snapshot(3)]);
     }

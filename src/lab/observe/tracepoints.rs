@@ -62,9 +62,7 @@ impl Tracepoints {
     /// By task: how often it was woken, how often it left a CPU.
     pub fn read(&self) -> Result<BTreeMap<i32, (u64, u64)>, String> {
         let mut counts: BTreeMap<i32, (u64, u64)> = BTreeMap::new();
-        let read = |counter: &Counter| {
-            counter.read().map_err(|error| format!("tracepoints: read a counter: {error}"))
-        };
+        let read = |counter: &Counter| counter.read().map_err(|error| format!("tracepoints: read a counter: {error}"));
         for (task, counter) in &self.wakeups {
             counts.entry(*task).or_default().0 += read(counter)?;
         }
@@ -133,8 +131,7 @@ fn unreadable() -> String {
 fn online_cpus() -> Result<Vec<usize>, String> {
     let path = "/sys/devices/system/cpu/online";
     let text = fs::read_to_string(path).map_err(|error| format!("tracepoints: read {path}: {error}"))?;
-    parse_cpus(text.trim())
-        .ok_or_else(|| format!("tracepoints: {path} does not hold a list of CPUs: {text:?}"))
+    parse_cpus(text.trim()).ok_or_else(|| format!("tracepoints: {path} does not hold a list of CPUs: {text:?}"))
 }
 
 /// `0-3,8` as the kernel writes it.

@@ -68,8 +68,7 @@ fn around<'a>(baseline: &'a Case, cases: &[&'a Case], random: &mut fastrand::Rng
 
 /// 64-bit FNV-1a, written out because the standard library's hashes may change with its version.
 fn fnv1a(text: &str) -> u64 {
-    text.bytes()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// How long all of it should take.

@@ -12,9 +12,7 @@ use toml::Spanned;
 use crate::lab::plan::command::{ClientCommand, FOREIGN_CLIENTS, ServerCommand};
 use crate::lab::plan::events::{self, Events};
 use crate::lab::plan::law::Law;
-use crate::lab::plan::matrix::{
-    AxisValue, ClientSpec, Matrix, MatrixError, Overrides, ServerSpec, TableSpec,
-};
+use crate::lab::plan::matrix::{AxisValue, ClientSpec, Matrix, MatrixError, Overrides, ServerSpec, TableSpec};
 use crate::units::parse_duration;
 
 /// The columns that need the kernel's tracepoints. Only a table that asks for one pays for them: every filter is tried
@@ -90,8 +88,7 @@ pub fn expand(experiment: &str, matrix: &Matrix, quick: bool) -> Result<Vec<Case
                 for client in table.load.get_ref().clients() {
                     let mut case = one(table, &settings, &combination, server, client)?;
                     if cases[first..].iter().any(|other| other.coordinates == case.coordinates) {
-                        let what =
-                            format!("two lines are called {:?}; give a client a name", case.coordinates);
+                        let what = format!("two lines are called {:?}; give a client a name", case.coordinates);
                         return Err(MatrixError::at(table.load.span(), what));
                     }
                     case.experiment = experiment.to_string();
@@ -174,8 +171,7 @@ fn one(
     values.insert("warmup".to_string(), settings.warmup.clone());
     let fill = |text: &Spanned<String>| fill(text.get_ref(), &values, text.span());
     let label = fill(&server.run)?;
-    let flags =
-        table.server_flags.as_ref().map(fill).transpose()?.map_or(String::new(), |flags| format!(" {flags}"));
+    let flags = table.server_flags.as_ref().map(fill).transpose()?.map_or(String::new(), |flags| format!(" {flags}"));
     if let Some(law) = &server.law {
         Law::parse(law.get_ref()).map_err(|what| MatrixError::at(law.span(), what))?;
     }
@@ -188,15 +184,13 @@ fn one(
         let what = format!("the lab cannot read what {program:?} prints; use loadgen or one of {others}");
         return Err(MatrixError::at(table.load.span(), what));
     }
-    let parse = |written: &Spanned<String>| {
-        events::parse(fill(written)?).map_err(|what| MatrixError::at(written.span(), what))
-    };
+    let parse =
+        |written: &Spanned<String>| events::parse(fill(written)?).map_err(|what| MatrixError::at(written.span(), what));
     let events = table.events.as_ref().map(parse).transpose()?;
     let setting = |(name, value): (&String, &Spanned<String>)| Ok((name.clone(), fill(value)?));
     let needs_phases = events.is_some() || table.timeline || has_column_of(table, &GROWTH_COLUMNS);
     if !is_loadgen && needs_phases {
-        let what =
-            format!("{program} does not say when it measures; disturb, timeline and growth need loadgen");
+        let what = format!("{program} does not say when it measures; disturb, timeline and growth need loadgen");
         return Err(MatrixError::at(table.load.span(), what));
     }
     let mut coordinates = combination.to_vec();
@@ -225,11 +219,7 @@ fn has_column_of(table: &TableSpec, names: &[&str]) -> bool {
 }
 
 /// Replaces `{name}`, `{name+K}` and `{name*K}`.
-fn fill(
-    template: &str,
-    values: &BTreeMap<String, String>,
-    span: Range<usize>,
-) -> Result<String, MatrixError> {
+fn fill(template: &str, values: &BTreeMap<String, String>, span: Range<usize>) -> Result<String, MatrixError> {
     let mut filled = String::new();
     let mut rest = template;
     while let Some((before, after)) = rest.split_once('{') {
@@ -257,9 +247,7 @@ fn value_of(inside: &str, values: &BTreeMap<String, String>) -> Result<String, S
     match (value.parse::<i64>(), operand.parse::<i64>()) {
         (Ok(a), Ok(b)) if inside.contains('*') => Ok((a * b).to_string()),
         (Ok(a), Ok(b)) => Ok((a + b).to_string()),
-        _ => Err(format!(
-            "{{{inside}}} needs an axis of whole numbers; write it like {{axis+64}} or {{axis*8}}"
-        )),
+        _ => Err(format!("{{{inside}}} needs an axis of whole numbers; write it like {{axis+64}} or {{axis*8}}")),
     }
 }
 
@@ -305,8 +293,7 @@ fn compare(table: &TableSpec, cases: &mut [Case]) {
     }
     for i in 0..cases.len() {
         let wanted = table.baseline_of(&cases[i].coordinates);
-        cases[i].baseline =
-            cases.iter().find(|other| other.coordinates == wanted).map(|baseline| baseline.index);
+        cases[i].baseline = cases.iter().find(|other| other.coordinates == wanted).map(|baseline| baseline.index);
     }
 }
 
@@ -358,11 +345,7 @@ quick = { axes = { connections = [8] } }"#;
     #[test]
     fn what_makes_no_sense_is_refused_with_the_remedy() {
         for (from, to, expected) in [
-            (
-                "{work}",
-                "{wrok}",
-                "{wrok} is not a placeholder; there are connections, duration, warmup, work",
-            ),
+            ("{work}", "{wrok}", "{wrok} is not a placeholder; there are connections, duration, warmup, work"),
             ("{connections+1}", "{work+1}", "needs an axis of whole numbers"),
             ("{connections+1}", "{connections", "never closes"),
             ("\"1/N\"", "\"2/N\"", "is not a law"),

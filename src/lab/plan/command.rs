@@ -92,8 +92,7 @@ impl ClientCommand {
     /// How long it sends, warm-up included. A number of requests says so only together with a rate.
     pub fn length(&self) -> Duration {
         let counted = self.requests.zip(self.rate).filter(|(_, rate)| *rate > 0.0);
-        let counted =
-            counted.map_or(Duration::ZERO, |(requests, rate)| Duration::from_secs_f64(requests / rate));
+        let counted = counted.map_or(Duration::ZERO, |(requests, rate)| Duration::from_secs_f64(requests / rate));
         counted + self.warmup.unwrap_or_default() + self.duration.unwrap_or_default()
     }
 
@@ -127,8 +126,8 @@ impl From<ClientCommand> for String {
 /// The value of a flag, written `--flag VALUE` or `--flag=VALUE`.
 fn value<T: FromStr>(text: &str, flag: &str) -> Option<T> {
     let mut words = text.split_whitespace();
-    let rest = words
-        .find_map(|word| word.strip_prefix(flag).filter(|rest| rest.is_empty() || rest.starts_with('=')))?;
+    let rest =
+        words.find_map(|word| word.strip_prefix(flag).filter(|rest| rest.is_empty() || rest.starts_with('=')))?;
     let value = if rest.is_empty() { words.next()? } else { &rest[1..] };
     value.parse().ok()
 }

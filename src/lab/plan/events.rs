@@ -48,9 +48,7 @@ pub enum Target {
 pub fn parse(text: String) -> Result<Events, String> {
     let list: Vec<Event> = text.split(';').map(|event| parse_one(event.trim())).collect::<Result<_, _>>()?;
     match list.iter().position(Event::lasts) {
-        Some(place) if place + 1 < list.len() => {
-            Err(format!("{text:?}: nothing can follow `slow` and `every`"))
-        }
+        Some(place) if place + 1 < list.len() => Err(format!("{text:?}: nothing can follow `slow` and `every`")),
         _ => Ok(Events { text, list }),
     }
 }
@@ -75,8 +73,7 @@ impl Events {
 
     /// The files that are written.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
-        self.each()
-            .filter_map(|event| if let Event::Write(path) = event { Some(path.as_path()) } else { None })
+        self.each().filter_map(|event| if let Event::Write(path) = event { Some(path.as_path()) } else { None })
     }
 }
 

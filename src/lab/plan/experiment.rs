@@ -40,9 +40,8 @@ impl Experiment {
 /// All experiments below `root`, in the order of their numbers.
 pub fn load_all(root: &Path, is_column: IsColumn) -> Result<Vec<Experiment>, String> {
     let folder = root.join("experiments");
-    let entries = fs::read_dir(&folder).map_err(|error| {
-        format!("read {}: {error}; run lab inside the repository or pass --root", folder.display())
-    })?;
+    let entries = fs::read_dir(&folder)
+        .map_err(|error| format!("read {}: {error}; run lab inside the repository or pass --root", folder.display()))?;
     let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
     files.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
     files.sort();

@@ -27,13 +27,10 @@ pub struct Law {
 impl Law {
     pub fn parse(text: &str) -> Result<Law, String> {
         let numerator = text.strip_suffix("/N").unwrap_or_default();
-        let letters =
-            numerator.strip_prefix("min(").and_then(|rest| rest.strip_suffix(')')).unwrap_or(numerator);
+        let letters = numerator.strip_prefix("min(").and_then(|rest| rest.strip_suffix(')')).unwrap_or(numerator);
         let letter = |term: &str| term.parse().ok().filter(|letter| "1MCP".contains(*letter));
         let terms = letters.split(',').map(letter).collect::<Option<Vec<char>>>().ok_or_else(|| {
-            format!(
-                "{text:?} is not a law; write 1/N, M/N, C/N, P/N or the smallest of several, like min(M,C)/N"
-            )
+            format!("{text:?} is not a law; write 1/N, M/N, C/N, P/N or the smallest of several, like min(M,C)/N")
         })?;
         Ok(Law { terms })
     }

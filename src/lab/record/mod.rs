@@ -280,10 +280,7 @@ mod tests {
         assert_eq!(row.server.as_ref().unwrap().workers.len(), 16);
         row.keep_server(report(17));
         let folded = &row.server.unwrap().workers;
-        assert_eq!(
-            (folded.len(), folded[0].accepted, folded[0].requests, folded[0].max_rss_kib),
-            (1, 34, 85, 7)
-        );
+        assert_eq!((folded.len(), folded[0].accepted, folded[0].requests, folded[0].max_rss_kib), (1, 34, 85, 7));
         assert_eq!(row.workers_folded, Some(17));
     }
 }

@@ -95,8 +95,7 @@ fn measure_with_footprint(case: &Case, row: &mut Row, interrupt: &Interrupt) -> 
         }
         longer = longer.with_warmup(2 * longer.client.warmup.unwrap_or_default());
     }
-    let why =
-        format!("the server's footprint had not settled in {LOOKS} runs, the warm-up doubled each time");
+    let why = format!("the server's footprint had not settled in {LOOKS} runs, the warm-up doubled each time");
     Err(Stop::Failed(why))
 }
 
@@ -138,9 +137,8 @@ fn measure(case: &Case, row: &mut Row, interrupt: &Interrupt) -> Result<(), Stop
         }
         finished => finished?,
     };
-    let report = serde_json::from_str(&document).map_err(|error| {
-        Stop::Failed(server.failure(&format!("printed no report when it stopped ({error})")))
-    })?;
+    let report = serde_json::from_str(&document)
+        .map_err(|error| Stop::Failed(server.failure(&format!("printed no report when it stopped ({error})"))))?;
     row.keep_server(report);
     if server.left_something_behind() {
         return Err(Stop::Failed(server.failure("ended and left a process behind")));

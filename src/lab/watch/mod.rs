@@ -63,8 +63,7 @@ pub fn run(path: &Path, interval: Duration, interrupt: &Interrupt) -> Result<(),
         return Err(Stop::Failed(why.to_string()));
     }
     let mut target = Target::open(path).map_err(failed)?;
-    let mut screen =
-        Screen::take(&stdout()).map_err(|error| failed(Failure::new("take over the terminal", error)))?;
+    let mut screen = Screen::take(&stdout()).map_err(|error| failed(Failure::new("take over the terminal", error)))?;
     let events = events();
     let (mut earlier, mut now) = (None, target.sample());
     let (mut first, mut notice) = (0, None);

@@ -49,8 +49,7 @@ fn strip(
 /// The workers that do not run.
 fn not_running(view: &View) -> String {
     let mut text = String::new();
-    for (state, name) in [(State::Starting, "starting"), (State::Stopped, "stopped"), (State::Ended, "ended")]
-    {
+    for (state, name) in [(State::Starting, "starting"), (State::Stopped, "stopped"), (State::Ended, "ended")] {
         let ids: Vec<usize> =
             view.workers.iter().filter(|worker| worker.state == state).map(|worker| worker.id).collect();
         match ids[..] {

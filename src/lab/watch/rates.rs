@@ -123,8 +123,7 @@ fn workers(earlier: Option<&Sample>, now: &Sample) -> Vec<Worker> {
 
 /// A wake-up that turns out to be the server's end is taken back, so a count may shrink by one.
 fn rates(old: &WorkerSample, new: &WorkerSample, seconds: f64) -> [f64; 4] {
-    let counts =
-        |worker: &WorkerSample| [worker.accepted, worker.requests, worker.wakeups, worker.empty_wakeups];
+    let counts = |worker: &WorkerSample| [worker.accepted, worker.requests, worker.wakeups, worker.empty_wakeups];
     let (old, new) = (counts(old), counts(new));
     std::array::from_fn(|i| new[i].saturating_sub(old[i]) as f64 / seconds)
 }
@@ -145,8 +144,7 @@ mod tests {
 
     #[test]
     fn a_rate_is_a_difference_over_the_time_that_has_passed() {
-        let (old, new) =
-            (sample(0, true, 10, State::Running), sample(2_000_000_000, true, 40, State::Running));
+        let (old, new) = (sample(0, true, 10, State::Running), sample(2_000_000_000, true, 40, State::Running));
         assert_eq!(workers(Some(&old), &new)[0].rates, Some([15.0, 0.0, 0.0, 0.0]));
         assert_eq!(workers(None, &new)[0].rates, None);
         assert_eq!(workers(Some(&new), &new)[0].rates, None);

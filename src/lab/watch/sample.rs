@@ -111,8 +111,7 @@ impl Target {
     pub fn look(&mut self) -> Result<Look, Failure> {
         let named = fs::metadata(&self.path).ok();
         let is_ours = |named: &fs::Metadata| (named.dev(), named.ino()) == self.file;
-        if named.as_ref().filter(|named| is_ours(named)).is_some_and(|named| named.len() < self.board.bytes())
-        {
+        if named.as_ref().filter(|named| is_ours(named)).is_some_and(|named| named.len() < self.board.bytes()) {
             let tried = format!("scoreboard {}", self.path.display());
             return Err(Failure::new(tried, std::io::Error::other("it has been cut short meanwhile")));
         }
@@ -214,8 +213,10 @@ mod tests {
 
     #[test]
     fn a_listening_socket_is_read_with_address_and_inode() {
-        let line = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 x";
-        let six = "   0: 00000000000000000000000001000000:0050 00000000000000000000000000000000:0000 0A 0:0 0:0 0 0 0 9 1";
+        let line =
+            "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 x";
+        let six =
+            "   0: 00000000000000000000000001000000:0050 00000000000000000000000000000000:0000 0A 0:0 0:0 0 0 0 9 1";
         assert_eq!(parse_listening(line), Some(("127.0.0.1:8080".parse().unwrap(), "4711".to_string())));
         assert_eq!(parse_listening(six), Some(("[::1]:80".parse().unwrap(), "9".to_string())));
         assert_eq!(parse_listening(&line.replace(" 0A ", " 01 ")), None);

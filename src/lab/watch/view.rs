@@ -93,11 +93,7 @@ fn keys(view: &View, last: usize) -> String {
     match (count, shown) {
         (1, _) => "q quits · the one worker".to_string(),
         _ if count == shown => format!("q quits · Tab {other} · all {count} workers"),
-        _ => format!(
-            "q quits · Tab {other} · ↑ ↓ PgUp PgDn move · workers {}–{} of {count}",
-            view.first,
-            last - 1
-        ),
+        _ => format!("q quits · Tab {other} · ↑ ↓ PgUp PgDn move · workers {}–{} of {count}", view.first, last - 1),
     }
 }
 
@@ -143,10 +139,7 @@ pub(crate) mod tests {
         assert_eq!(lines[0], "server --workers 4");
         assert_eq!(lines[1], "127.0.0.1:8080 · pid 7 · up 1:02:05 · a look every 500ms");
         assert_eq!(lines[2], "per connection: 0.08 wake-ups, 0.00 of them empty");
-        assert!(
-            lines[3].contains("connections/s") && lines[3].ends_with("of them empty/s active"),
-            "{lines:#?}"
-        );
+        assert!(lines[3].contains("connections/s") && lines[3].ends_with("of them empty/s active"), "{lines:#?}");
         assert_eq!(lines[4], "  0              0 ███████  1,234 ███████     12              0       0");
         assert_eq!(lines[7], "  3 ███████    300 ███████  1,234 ███████     12              0     3.0");
         assert_eq!(lines[8], "all            600          4,936             48              0     6.0");
@@ -169,10 +162,7 @@ pub(crate) mod tests {
         assert!(lines[22].starts_with("all") && lines[23].ends_with("workers 0–17 of 64"), "{lines:#?}");
         many.scroll(1000, many.page(80, 24));
         let lines = screen(&many, 80, 24);
-        assert!(
-            lines[21].starts_with(" 63 ███████") && lines[23].ends_with("workers 46–63 of 64"),
-            "{lines:#?}"
-        );
+        assert!(lines[21].starts_with(" 63 ███████") && lines[23].ends_with("workers 46–63 of 64"), "{lines:#?}");
     }
 
     #[test]

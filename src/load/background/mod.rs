@@ -77,9 +77,8 @@ impl BackgroundConnections {
         let epoll = Epoll::new(MAX_REPORTS)?;
         epoll.add(&*stop_event, STOP, Interest::EPOLLIN)?;
         let (sender, opened) = mpsc::channel();
-        let of_kind = |(kind, count)| {
-            (0..count).map(move |_| BackgroundConnection { kind, ..BackgroundConnection::default() })
-        };
+        let of_kind =
+            |(kind, count)| (0..count).map(move |_| BackgroundConnection { kind, ..BackgroundConnection::default() });
         let background = BackgroundLoop {
             route,
             template: Template::new(request.starts_with(b"HEAD ")),
@@ -170,8 +169,7 @@ impl BackgroundLoop {
         loop {
             self.open_more();
             let due_ns = self.turns.front().map(|&(due_ns, _)| due_ns);
-            let overdue_ns =
-                self.connecting.front().map(|&slot| self.connections[slot].began_ns + self.timeout_ns);
+            let overdue_ns = self.connecting.front().map(|&slot| self.connections[slot].began_ns + self.timeout_ns);
             let wake_ns = due_ns.into_iter().chain(overdue_ns).min();
             let timeout = wake_ns.map(|wake_ns| Duration::from_nanos(wake_ns.saturating_sub(monotonic_ns())));
             let timeout = if stopped { Some(Duration::ZERO) } else { timeout };
@@ -198,8 +196,7 @@ impl BackgroundLoop {
             self.begun += 1;
             let connection = &mut self.connections[slot];
             match connection.connect(&self.route, slot as u64).and_then(|socket| {
-                let interest =
-                    Interest::EPOLLIN | Interest::EPOLLOUT | Interest::EPOLLRDHUP | Interest::EPOLLET;
+                let interest = Interest::EPOLLIN | Interest::EPOLLOUT | Interest::EPOLLRDHUP | Interest::EPOLLET;
                 self.epoll.add(&socket, slot as u64, interest)?;
                 Ok(socket)
             }) {
@@ -350,8 +347,8 @@ impl BackgroundLoop {
     /// The server closed, so all that it will ever send is here: the rest is read at once.
     fn on_end(&mut self, slot: usize) {
         let connection = &mut self.connections[slot];
-        let has_asked = matches!(connection.kind, Kind::SlowSend | Kind::SlowRead)
-            && connection.written == self.request.len();
+        let has_asked =
+            matches!(connection.kind, Kind::SlowSend | Kind::SlowRead) && connection.written == self.request.len();
         let mut is_complete = false;
         while let Ok(bytes @ 1..) = connection.receive(&mut self.buffer) {
             let fed = connection.reader.feed(&self.buffer[..bytes], &mut self.template);

@@ -59,14 +59,7 @@ fn counts_of(handler: fn(&mut TcpStream), wanted: Background) -> Vec<SlowCounts>
 
 fn expected(kind: &str, requested: u64, answered: u64, closed_by_server: u64) -> SlowCounts {
     let established = requested;
-    SlowCounts {
-        kind: kind.into(),
-        requested,
-        established,
-        answered,
-        closed_by_server,
-        closed_after_ms: None,
-    }
+    SlowCounts { kind: kind.into(), requested, established, answered, closed_by_server, closed_after_ms: None }
 }
 
 #[test]

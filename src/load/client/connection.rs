@@ -73,10 +73,7 @@ impl Connection {
     pub fn is_established(&self) -> bool {
         matches!(
             self.state,
-            ConnectionState::Idle
-                | ConnectionState::Writing
-                | ConnectionState::Reading
-                | ConnectionState::Closing
+            ConnectionState::Idle | ConnectionState::Writing | ConnectionState::Reading | ConnectionState::Closing
         )
     }
 

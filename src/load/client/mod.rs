@@ -114,11 +114,7 @@ pub struct ClientLoop<'a, E> {
 }
 
 impl<'a, E: Engine> ClientLoop<'a, E> {
-    pub fn new(
-        settings: &'a Settings,
-        control: &'a Control,
-        connections: u64,
-    ) -> nix::Result<ClientLoop<'a, E>> {
+    pub fn new(settings: &'a Settings, control: &'a Control, connections: u64) -> nix::Result<ClientLoop<'a, E>> {
         let engine = E::new(
             connections as usize,
             control.stop_event.as_fd(),
@@ -161,9 +157,8 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
     /// Connects all connections and waits for it: an open loop should not begin with a storm of handshakes.
     pub fn open_all(&mut self) {
         (0..self.connections.len()).for_each(|slot| self.connect(slot));
-        let connecting = |client: &ClientLoop<E>| {
-            client.connections.iter().any(|c| c.state == ConnectionState::Connecting)
-        };
+        let connecting =
+            |client: &ClientLoop<E>| client.connections.iter().any(|c| c.state == ConnectionState::Connecting);
         while connecting(self) && self.unreachable.is_none() && self.drained_by_ns == u64::MAX {
             self.turn();
         }
@@ -204,8 +199,7 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
     fn begin_with_thinking(&mut self) {
         let users = self.free.len() as u64;
         for (user, slot) in (0u64..).zip(std::mem::take(&mut self.free)) {
-            let pause_ns =
-                u128::from(self.assignment.thinker.pause_ns()) * u128::from(user + 1) / u128::from(users);
+            let pause_ns = u128::from(self.assignment.thinker.pause_ns()) * u128::from(user + 1) / u128::from(users);
             self.thinking.push(Reverse((self.window.start_ns + pause_ns as u64, slot)));
         }
     }
@@ -220,8 +214,7 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
     /// Waits once, handles every report, then checks the timers.
     fn turn(&mut self) {
         let wake_ns = if self.settings.busy_poll { self.now_ns } else { self.next_wake_ns() };
-        let timeout =
-            (wake_ns != u64::MAX).then(|| Duration::from_nanos(wake_ns.saturating_sub(self.now_ns)));
+        let timeout = (wake_ns != u64::MAX).then(|| Duration::from_nanos(wake_ns.saturating_sub(self.now_ns)));
         self.engine.wait(timeout).expect("waiting fails only on bad arguments");
         self.now_ns = monotonic_ns();
         while let Some(ready) = self.engine.next() {
@@ -243,8 +236,7 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
 
     /// When the schedule has something to send; `None` when never again.
     fn next_due_ns(&self) -> Option<u64> {
-        let due_ns =
-            self.assignment.schedule.next_due_ns(self.now_ns.saturating_sub(self.window.start_ns))?;
+        let due_ns = self.assignment.schedule.next_due_ns(self.now_ns.saturating_sub(self.window.start_ns))?;
         Some(self.window.start_ns + due_ns)
     }
 

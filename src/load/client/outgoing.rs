@@ -34,9 +34,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.set_deadline(slot, self.settings.timeout_ns);
         let done = match self.send_at_once(slot) {
             Ok(SendProgress::Sent) if self.settings.connect_only => return self.on_connected_only(slot),
-            Ok(progress) => {
-                self.with_socket(slot, |engine, token, socket| engine.begin(token, socket, progress))
-            }
+            Ok(progress) => self.with_socket(slot, |engine, token, socket| engine.begin(token, socket, progress)),
             Err(errno) => Err(errno),
         };
         if let Err(errno) = done {
@@ -134,8 +132,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         let is_last = self.is_last(slot);
         let connection = &mut self.connections[slot];
         let Some(socket) = &connection.socket else { return Err(Errno::ENOTCONN) };
-        let (message, bytes) =
-            if is_last { (1, &self.settings.last_request) } else { (0, &self.settings.requests) };
+        let (message, bytes) = if is_last { (1, &self.settings.last_request) } else { (0, &self.settings.requests) };
         let part = connection.written..connection.to_write;
         connection.written += self.engine.send(connection.token(slot), socket, message, bytes, part)?;
         Ok(connection.written == connection.to_write)

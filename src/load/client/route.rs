@@ -24,11 +24,7 @@ pub struct Route {
 
 impl Route {
     /// A non-blocking socket in its handshake; `number` chooses the source address, `set` sets further options.
-    pub fn connect(
-        &self,
-        number: u64,
-        set: impl FnOnce(&Socket) -> std::io::Result<()>,
-    ) -> nix::Result<Socket> {
+    pub fn connect(&self, number: u64, set: impl FnOnce(&Socket) -> std::io::Result<()>) -> nix::Result<Socket> {
         let socket = self.open(number).map_err(errno)?;
         set(&socket).map_err(errno)?;
         match socket.connect(&self.address).map_err(errno) {

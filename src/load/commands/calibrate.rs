@@ -64,17 +64,15 @@ pub fn calibrate(duration: Duration, connections: u32) -> Result<Calibration, St
     let measure = |keeps: bool, flags: &str| {
         let server = NullServer::start(keeps, apart)?;
         let (duration, warmup) = (format_duration(duration), format_duration(duration / 5));
-        let options = format!(
-            "--duration {duration} --warmup {warmup} --connections {connections} --progress none {flags}"
-        );
+        let options =
+            format!("--duration {duration} --warmup {warmup} --connections {connections} --progress none {flags}");
         measure(&plan_of(&options, &format!("http://{}/", server.address)))
     };
     let closed = measure(true, "")?;
     let churn = measure(false, "--requests-per-connection 1")?;
     let open = measure(true, &format!("--rate {OPEN_RATE_PER_S}"))?;
     // On one CPU a client that never sleeps takes the server's time.
-    let polling =
-        apart.map(|_| measure(true, &format!("--rate {OPEN_RATE_PER_S} --busy-poll"))).transpose()?;
+    let polling = apart.map(|_| measure(true, &format!("--rate {OPEN_RATE_PER_S} --busy-poll"))).transpose()?;
     let cpu_us_per_request = cpu_us_each(&closed);
     Ok(Calibration {
         connections,
@@ -124,13 +122,8 @@ fn cpu_us_each(report: &LoadReport) -> f64 {
 impl Calibration {
     /// A table for people.
     pub fn render(&self) -> String {
-        let mut text =
-            format!("one thread, {} connections, against a server that does nothing", self.connections);
-        text += if self.cpu_apart {
-            " on a CPU of its own\n\n"
-        } else {
-            " ON THE SAME CPU: expect half of this\n\n"
-        };
+        let mut text = format!("one thread, {} connections, against a server that does nothing", self.connections);
+        text += if self.cpu_apart { " on a CPU of its own\n\n" } else { " ON THE SAME CPU: expect half of this\n\n" };
         let _ = writeln!(
             text,
             "connections kept     {:>10.0} requests/s     {:>7.2} us of CPU each, {:.0} % of a CPU",
@@ -193,8 +186,7 @@ impl NullServer {
         let mut line = String::new();
         let _ = BufReader::new(output).read_line(&mut line);
         let address = line.trim_end().strip_prefix("ready ").and_then(|address| address.parse().ok());
-        server.address =
-            address.ok_or_else(|| failed(&format!("it said {line:?}, and not `ready ADDRESS`")))?;
+        server.address = address.ok_or_else(|| failed(&format!("it said {line:?}, and not `ready ADDRESS`")))?;
         Ok(server)
     }
 }

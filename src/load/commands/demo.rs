@@ -142,14 +142,7 @@ fn quantile_of_closed_s(n: u64, service_s: f64, quantile: f64) -> f64 {
 
 fn latency(quantile_s: impl Fn(f64) -> f64) -> Latency {
     let us = |quantile| quantile_s(quantile) * 1e6;
-    Latency {
-        p50: us(0.5),
-        p90: us(0.9),
-        p99: us(0.99),
-        p99_9: us(0.999),
-        max: us(1.0),
-        ..Latency::default()
-    }
+    Latency { p50: us(0.5), p90: us(0.9), p99: us(0.99), p99_9: us(0.999), max: us(1.0), ..Latency::default() }
 }
 
 // ---- the page ---------------------------------------------------------------------------------------------
@@ -304,9 +297,7 @@ mod tests {
         let page = render(&closed, &LoadReport { requests: 600, ..LoadReport::default() });
         // Wherever the lines break.
         let words = page.split_whitespace().collect::<Vec<_>>().join(" ");
-        for part in
-            ["1 request of 2000 is delayed, 0.050 %", "1.25 s of 3 s, 41.667 %", "= 977 ms", "100 of them 42"]
-        {
+        for part in ["1 request of 2000 is delayed, 0.050 %", "1.25 s of 3 s, 41.667 %", "= 977 ms", "100 of them 42"] {
             assert!(words.contains(part), "{part} is not in\n{page}");
         }
         assert!(page.lines().all(|line| line.chars().count() <= 80), "{page}");

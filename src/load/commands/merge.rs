@@ -66,8 +66,7 @@ pub fn merge(files: &[PathBuf], hlog: Option<&Path>, force: bool) -> Result<Meas
         start: parts[0].window_start,
         duration: Duration::from_secs_f64(longest_s(&parts)),
     };
-    let report = sum(&parts, &distributions, incompatibilities)
-        .map_err(|error| format!("add the reports: {error}"))?;
+    let report = sum(&parts, &distributions, incompatibilities).map_err(|error| format!("add the reports: {error}"))?;
     let files = files.write(&distributions, &span, &report);
     Ok(Measured { report, files })
 }
@@ -125,9 +124,7 @@ impl Part {
         let LoadReport { connect_us, first_byte_us, service_us, latency_us, slip_us, .. } = &self.report;
         let reported = [connect_us, first_byte_us, service_us, latency_us, slip_us];
         for ((tag, times), reported) in self.distributions.tagged().into_iter().zip(reported) {
-            for ((name, logged), (_, reported)) in
-                numbers(&times.latency()).into_iter().zip(numbers(reported))
-            {
+            for ((name, logged), (_, reported)) in numbers(&times.latency()).into_iter().zip(numbers(reported)) {
                 if (logged - reported).abs() > ROUNDING * logged.abs().max(reported.abs()) {
                     let path = self.path.display();
                     return Some(format!(
@@ -173,9 +170,8 @@ fn numbers(latency: &Latency) -> [(&'static str, f64); 7] {
 /// The distributions, and where in the run their window begins.
 fn read_hlog(path: &Path) -> Result<(Distributions, Duration), String> {
     let name = path.display();
-    let bytes = fs::read(path).map_err(|error| {
-        format!("read {name}: {error}; every client needs --hlog, with the name of its JSON")
-    })?;
+    let bytes = fs::read(path)
+        .map_err(|error| format!("read {name}: {error}; every client needs --hlog, with the name of its JSON"))?;
     parse_hlog(&bytes).map_err(|why| format!("read {name}: {why}; copy it from its machine again"))
 }
 
@@ -184,9 +180,7 @@ fn parse_hlog(bytes: &[u8]) -> Result<(Distributions, Duration), String> {
     let mut missing: Vec<&str> = distributions.tagged().map(|(tag, _)| tag).into();
     let mut start = Duration::ZERO;
     for entry in IntervalLogIterator::new(bytes) {
-        let LogEntry::Interval(interval) =
-            entry.map_err(|_| "corrupt: a line is not an interval".to_string())?
-        else {
+        let LogEntry::Interval(interval) = entry.map_err(|_| "corrupt: a line is not an interval".to_string())? else {
             continue;
         };
         let tag = interval.tag().ok_or("an interval without a tag is not loadgen's")?;
@@ -402,8 +396,7 @@ fn add(sum: &mut Value, part: Value) {
         }
         (Value::Array(sum), Value::Array(part)) => {
             for part in part {
-                let is_its_kind =
-                    |other: &&mut Value| part.get("kind").is_some() && other["kind"] == part["kind"];
+                let is_its_kind = |other: &&mut Value| part.get("kind").is_some() && other["kind"] == part["kind"];
                 match sum.iter_mut().find(is_its_kind) {
                     Some(sum) => add(sum, part),
                     None => sum.push(part),
@@ -508,11 +501,7 @@ mod tests {
             let times = distributions.by_tag(tag).unwrap();
             (0..500).for_each(|_| times.record(10u64.pow(rng.u32(0..11)) * rng.u64(0..100)));
         }
-        let span = Span {
-            began: SystemTime::now(),
-            start: Duration::from_secs(2),
-            duration: Duration::from_secs(1),
-        };
+        let span = Span { began: SystemTime::now(), start: Duration::from_secs(2), duration: Duration::from_secs(1) };
         let mut log = Vec::new();
         export::hlog(&mut log, &distributions, &span).unwrap();
         (log, distributions)

@@ -100,9 +100,7 @@ pub fn find_max(plan: &Plan, condition: &Gate) -> Result<Found, String> {
         plan.pacing.seed = plan.pacing.seed.wrapping_add(1);
         report
     };
-    find_max_with(condition, least_per_s, &mut measure_next, &|line| {
-        console::log(format_args!("loadgen: {line}"))
-    })
+    find_max_with(condition, least_per_s, &mut measure_next, &|line| console::log(format_args!("loadgen: {line}")))
 }
 
 fn measure(plan: &Plan, rate: Option<Rate>, times: u32) -> Result<LoadReport, String> {
@@ -152,19 +150,13 @@ fn sweep_with(sweep: Sweep, measure: Measure, say: &dyn Fn(&str)) -> Result<Curv
 
 /// From half of what a closed loop reaches up or down by factors of two until the answer is enclosed, then by halves
 /// of the interval.
-fn find_max_with(
-    gate: &Gate,
-    least_per_s: f64,
-    measure: Measure,
-    say: &dyn Fn(&str),
-) -> Result<Found, String> {
+fn find_max_with(gate: &Gate, least_per_s: f64, measure: Measure, say: &dyn Fn(&str)) -> Result<Found, String> {
     say("closed loop, to know where to begin");
     let closed_loop = measure(None, 1)?;
     if closed_loop.requests == 0 {
         return Err("find a rate that holds: the server answered nothing".into());
     }
-    let mut search =
-        Search { gate, measure, say, found: Found { condition: gate.to_string(), ..Found::default() } };
+    let mut search = Search { gate, measure, say, found: Found { condition: gate.to_string(), ..Found::default() } };
     let first_per_s = (closed_loop.qps / 2.0).max(least_per_s);
     let done = search.run(first_per_s, least_per_s).and_then(|()| search.confirm(least_per_s));
     if let Err(error) = done {
@@ -259,8 +251,7 @@ impl Point {
     fn of(per_s: f64, report: LoadReport, gate: Option<&Gate>) -> Point {
         let achieved_share = achieved_share(per_s, &report);
         let (holds, finding) = gate.map_or((None, None), |gate| {
-            let (served, steady) =
-                (achieved_share >= ACHIEVED_SHARE, verdict::DRIFT.failed(&report).is_none());
+            let (served, steady) = (achieved_share >= ACHIEVED_SHARE, verdict::DRIFT.failed(&report).is_none());
             let finding = if !served {
                 format!("only {:.1} % answered in time", achieved_share * 100.0)
             } else if !steady {
@@ -323,14 +314,10 @@ impl Curve {
         let remark = |i| if Some(i) == self.knee { "knee".into() } else { String::new() };
         let mut text = table(&self.sweep, remark);
         let _ = match self.knee.map(|i| self.sweep[i].rate_per_s) {
-            Some(per_s) => writeln!(
-                text,
-                "\nThe knee, where throughput over mean response time is largest: {per_s:.0}/s."
-            ),
-            None => writeln!(
-                text,
-                "\nNo knee: throughput over mean response time is largest at an end of the sweep."
-            ),
+            Some(per_s) => {
+                writeln!(text, "\nThe knee, where throughput over mean response time is largest: {per_s:.0}/s.")
+            }
+            None => writeln!(text, "\nNo knee: throughput over mean response time is largest at an end of the sweep."),
         };
         if let Some(why) = &self.ended_by {
             let _ = writeln!(text, "The sweep is not complete: {why}.");
@@ -357,17 +344,11 @@ impl Found {
     /// The answer in a sentence or two.
     pub fn answer(&self) -> String {
         let condition = &self.condition;
-        let client =
-            if self.client_is_limit { " There the client is the limit, not the server." } else { "" };
-        let end = self
-            .ended_by
-            .as_ref()
-            .map_or(String::new(), |why| format!(" The search is not complete: {why}."));
+        let client = if self.client_is_limit { " There the client is the limit, not the server." } else { "" };
+        let end = self.ended_by.as_ref().map_or(String::new(), |why| format!(" The search is not complete: {why}."));
         let answer = match (self.highest_held_per_s, self.lowest_failed_per_s) {
             (Some(held), Some(failed)) => {
-                format!(
-                    "{condition} holds at {held:.1}/s and fails at {failed:.1}/s: the highest rate lies between."
-                )
+                format!("{condition} holds at {held:.1}/s and fails at {failed:.1}/s: the highest rate lies between.")
             }
             (Some(held), None) => {
                 format!("{condition} holds at {held:.1}/s, and no rate was found at which it does not.")
@@ -375,8 +356,7 @@ impl Found {
             (None, Some(failed)) => format!("{condition} never holds, not even at {failed:.1}/s."),
             (None, None) => format!("Nothing is known of {condition}."),
         };
-        let rates: Vec<String> =
-            self.disagreed_at_per_s.iter().map(|per_s| format!("{per_s:.1}/s")).collect();
+        let rates: Vec<String> = self.disagreed_at_per_s.iter().map(|per_s| format!("{per_s:.1}/s")).collect();
         let noise = if rates.is_empty() {
             String::new()
         } else {
@@ -387,15 +367,13 @@ impl Found {
 }
 
 fn table(points: &[Point], remark: impl Fn(usize) -> String) -> String {
-    let mut text = format!(
-        "{:>12}{:>12}{:>10}{:>10}{:>10}{:>10}\n",
-        "offered/s", "answered/s", "p50", "p99", "p99.9", "errors"
-    );
+    let mut text =
+        format!("{:>12}{:>12}{:>10}{:>10}{:>10}{:>10}\n", "offered/s", "answered/s", "p50", "p99", "p99.9", "errors");
     for (i, point) in points.iter().enumerate() {
         let report = &point.report;
         let latency = &report.latency_us;
-        let remarks = [remark(i), point.failed_checks()]
-            .map(|text| if text.is_empty() { text } else { format!("  {text}") });
+        let remarks =
+            [remark(i), point.failed_checks()].map(|text| if text.is_empty() { text } else { format!("  {text}") });
         let _ = writeln!(
             text,
             "{:>12.1}{:>12.1}{:>10}{:>10}{:>10}{:>10}{}",
@@ -443,10 +421,7 @@ mod tests {
         for capacity in [100.0, 1000.0, 77_777.0] {
             let found = found("p99<5ms", &mut |rate, _| Ok(answered(rate, capacity, 1e9)));
             let (held, failed) = (found.highest_held_per_s.unwrap(), found.lowest_failed_per_s.unwrap());
-            assert!(
-                held < 0.8 * capacity && 0.8 * capacity <= failed && failed - held <= 0.05 * held,
-                "{found:?}"
-            );
+            assert!(held < 0.8 * capacity && 0.8 * capacity <= failed && failed - held <= 0.05 * held, "{found:?}");
             assert!(!found.client_is_limit && found.ended_by.is_none());
             assert!(found.runs.len() <= 18, "{} runs", found.runs.len());
             assert!(found.render().contains("fails at"));
@@ -456,19 +431,15 @@ mod tests {
     #[test]
     fn a_rate_that_holds_only_for_a_moment_is_stepped_down_from() {
         // In a short run the queue beyond 1000/s does not show; in a long one it does.
-        let found = found("p99<5ms", &mut |rate, times| {
-            Ok(answered(rate, if times > 1 { 1000.0 } else { 1300.0 }, 1e9))
-        });
+        let found =
+            found("p99<5ms", &mut |rate, times| Ok(answered(rate, if times > 1 { 1000.0 } else { 1300.0 }, 1e9)));
         let (held, failed) = (found.highest_held_per_s.unwrap(), found.lowest_failed_per_s.unwrap());
         assert!(held < 800.0 && failed >= 800.0, "{}", found.render());
         assert!(found.runs.iter().filter(|run| run.confirms).count() > 1);
-        assert!(
-            found.render().contains("holds, for longer\n") && found.render().contains("fails, for longer: ")
-        );
+        assert!(found.render().contains("holds, for longer\n") && found.render().contains("fails, for longer: "));
         // And one that never holds for long never holds.
-        let found = self::found("p99<5ms", &mut |rate, times| {
-            Ok(answered(rate, if times > 1 { 1.0 } else { 1000.0 }, 1e9))
-        });
+        let found =
+            self::found("p99<5ms", &mut |rate, times| Ok(answered(rate, if times > 1 { 1.0 } else { 1000.0 }, 1e9)));
         assert_eq!(found.highest_held_per_s, None);
         assert!(found.answer().contains("never holds"));
     }
@@ -492,10 +463,7 @@ mod tests {
             // Every third is disturbed.
             Ok(answered(rate, if runs % 3 == 0 { 100.0 } else { 1000.0 }, 1e9))
         });
-        assert!(
-            found.highest_held_per_s.unwrap() < 800.0 && found.lowest_failed_per_s.unwrap() > 600.0,
-            "{found:?}"
-        );
+        assert!(found.highest_held_per_s.unwrap() < 800.0 && found.lowest_failed_per_s.unwrap() > 600.0, "{found:?}");
         assert!(!found.disagreed_at_per_s.is_empty() && found.answer().contains("disagreed"));
     }
 
@@ -534,10 +502,7 @@ mod tests {
         let found = found("p99<5ms", &mut { dies });
         assert_eq!(found.runs.len(), 5);
         assert!(found.highest_held_per_s.is_some() && found.answer().contains("not complete: connect"));
-        assert!(
-            find_max_with(&"p99<5ms".parse().unwrap(), 20.0, &mut |_, _| Err("gone".into()), &|_| {})
-                .is_err()
-        );
+        assert!(find_max_with(&"p99<5ms".parse().unwrap(), 20.0, &mut |_, _| Err("gone".into()), &|_| {}).is_err());
     }
 
     #[test]

@@ -21,8 +21,7 @@ const MIN_ITEMS_PER_WORKER: f64 = 5.0;
 /// The evenness of connections and of requests, from both counts of each worker; `None` when no worker is known.
 pub fn pair(counts: impl IntoIterator<Item = (u64, u64)>) -> Option<EvennessPair> {
     let (connections, requests): (Vec<_>, Vec<_>) = counts.into_iter().unzip();
-    (!connections.is_empty())
-        .then(|| EvennessPair { connections: measure(&connections), requests: measure(&requests) })
+    (!connections.is_empty()).then(|| EvennessPair { connections: measure(&connections), requests: measure(&requests) })
 }
 
 /// Measures the counts of k workers; workers that got nothing must be in it, as zeros.
@@ -224,9 +223,7 @@ mod tests {
     #[test]
     fn the_expected_maximum_of_normals_matches_the_tables() {
         // Harter, Biometrika 48 (1961), table 1; k = 2 is 1/√π.
-        for (k, expected) in
-            [(1, 0.0), (2, 0.56419), (4, 1.02938), (8, 1.42360), (16, 1.76599), (100, 2.50759)]
-        {
+        for (k, expected) in [(1, 0.0), (2, 0.56419), (4, 1.02938), (8, 1.42360), (16, 1.76599), (100, 2.50759)] {
             assert_near(expected_max_of_normals(k), expected, 1e-5);
         }
     }
@@ -236,9 +233,8 @@ mod tests {
         let mut rng = Rng::with_seed(11);
         for k in [2, 4] {
             let (n, runs) = (2_000, 4_000);
-            let mean: f64 = (0..runs)
-                .map(|_| measure(&random_counts(&mut rng, k, n)).max_over_mean / f64::from(runs))
-                .sum();
+            let mean: f64 =
+                (0..runs).map(|_| measure(&random_counts(&mut rng, k, n)).max_over_mean / f64::from(runs)).sum();
             let expected = measure(&vec![n / k as u64; k]).expected_max_over_mean_if_random;
             // Five standard errors; a factor √(1 − 1/k) too many would be 29 % and 13 %.
             assert_near((mean - 1.0) / (expected - 1.0), 1.0, 0.06);

@@ -118,8 +118,7 @@ impl Failures {
 
     pub fn total(&self) -> u64 {
         let by_cause = [&self.connect, &self.write, &self.read];
-        by_cause.iter().flat_map(|counts| counts.values()).chain(self.status.values()).sum::<u64>()
-            + self.timeout
+        by_cause.iter().flat_map(|counts| counts.values()).chain(self.status.values()).sum::<u64>() + self.timeout
     }
 
     /// With names, as the report has them.

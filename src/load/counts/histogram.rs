@@ -38,8 +38,7 @@ impl Times {
     const DIGITS: u8 = 3;
 
     fn with(low_ns: u64, high_ns: u64, digits: u8) -> Times {
-        let mut counts =
-            Histogram::new_with_bounds(low_ns, high_ns, digits).expect("constant bounds are valid");
+        let mut counts = Histogram::new_with_bounds(low_ns, high_ns, digits).expect("constant bounds are valid");
         counts.auto(true);
         Times { counts, max_ns: 0 }
     }
@@ -107,10 +106,7 @@ mod tests {
     use super::*;
 
     fn assert_close(actual: f64, expected: f64) {
-        assert!(
-            (actual - expected).abs() <= expected * 1.001e-3,
-            "{actual} is not {expected} to three digits"
-        );
+        assert!((actual - expected).abs() <= expected * 1.001e-3, "{actual} is not {expected} to three digits");
     }
 
     #[test]

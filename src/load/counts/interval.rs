@@ -193,9 +193,7 @@ pub fn channel(
     for thread in 0..threads {
         let (returned, receiver) = mpsc::sync_channel(ROUND + 1);
         for _ in 0..ROUND {
-            returned
-                .try_send(Box::new(IntervalCounts::new(thread)))
-                .expect("the channel has room for the round");
+            returned.try_send(Box::new(IntervalCounts::new(thread))).expect("the channel has room for the round");
         }
         empty.push(returned);
         senders.push(IntervalSender {
@@ -270,8 +268,7 @@ impl IntervalMerger {
         if !workers.is_empty() {
             workers.resize(workers.len().max(self.expected_workers), (0, 0));
         }
-        let share =
-            |&(connections, requests): &(u64, u64)| WorkerShare { connections, requests, latency_us: None };
+        let share = |&(connections, requests): &(u64, u64)| WorkerShare { connections, requests, latency_us: None };
         let totals = &counts.totals;
         IntervalReport {
             from_s: from_ns as f64 / 1e9,
@@ -288,9 +285,7 @@ impl IntervalMerger {
             latency_us: counts.latency.latency(),
             slip_us: counts.slip.latency(),
             // Of so many workers the p-values would be simulated for longer than an interval lasts.
-            evenness: (workers.len() <= JUDGED_WORKERS)
-                .then(|| evenness::pair(workers.iter().copied()))
-                .flatten(),
+            evenness: (workers.len() <= JUDGED_WORKERS).then(|| evenness::pair(workers.iter().copied())).flatten(),
             workers: (0..)
                 .zip(&workers)
                 // Beyond those that are known to be there only workers that did something: a number may be high.

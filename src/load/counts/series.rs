@@ -74,11 +74,7 @@ impl Series {
     pub fn worst_second(&self) -> Option<WorstSecond> {
         let seconds = (0u32..).zip(&self.seconds).filter_map(|(from_s, second)| {
             let latency = &second.as_ref()?.latency;
-            Some(WorstSecond {
-                from_s: f64::from(from_s),
-                requests: latency.count(),
-                latency_us: latency.latency(),
-            })
+            Some(WorstSecond { from_s: f64::from(from_s), requests: latency.count(), latency_us: latency.latency() })
         });
         seconds.max_by(|a, b| {
             let (a, b) = (a.latency_us, b.latency_us);
@@ -92,8 +88,7 @@ impl Series {
         let (mut longest, mut silent) = (0, 0);
         for ms in 0..window_ms {
             let second = self.seconds.get((ms / SECOND_MS) as usize).and_then(Option::as_ref);
-            silent =
-                if second.is_some_and(|second| second.has_answer(ms % SECOND_MS)) { 0 } else { silent + 1 };
+            silent = if second.is_some_and(|second| second.has_answer(ms % SECOND_MS)) { 0 } else { silent + 1 };
             longest = longest.max(silent);
         }
         (window_ms > 0).then_some(longest)

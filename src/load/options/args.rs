@@ -11,8 +11,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand, value_parser};
 use crate::load::options::background::Background;
 use crate::load::options::gate::Gate;
 use crate::load::options::plan::{
-    Connections, End, FileFormat, Format, HOW, Method, Output, Pacing, Plan, PlannedWindow, Progress,
-    Request, Show, Threads,
+    Connections, End, FileFormat, Format, HOW, Method, Output, Pacing, Plan, PlannedWindow, Progress, Request, Show,
+    Threads,
 };
 use crate::load::options::source::Sources;
 use crate::load::options::sweep::Sweep;
@@ -119,11 +119,7 @@ impl Command {
 /// Sends HTTP requests, measures the answers, and shows how evenly the workers behind the port shared them.
 #[derive(Debug, Parser)]
 #[command(name = "loadgen", version, allow_negative_numbers = true, after_help = EXAMPLES)]
-#[command(
-    args_conflicts_with_subcommands = true,
-    subcommand_negates_reqs = true,
-    disable_help_subcommand = true
-)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, disable_help_subcommand = true)]
 struct CommandLine {
     #[command(subcommand)]
     subcommand: Option<Other>,
@@ -427,9 +423,7 @@ fn read_replay(file: &Path, warmup: Duration) -> Result<Arc<[u64]>, String> {
     let due_ns = parse_replay(&text).map_err(|why| format!("replay {name}: {why}"))?;
     if due_ns.last().is_some_and(|&last| u128::from(last) < warmup.as_nanos()) {
         let warmup = format_duration(warmup);
-        return Err(format!(
-            "replay {name}: all of it lies in the warm-up of {warmup}; take a shorter --warmup"
-        ));
+        return Err(format!("replay {name}: all of it lies in the warm-up of {warmup}; take a shorter --warmup"));
     }
     Ok(due_ns)
 }

@@ -59,9 +59,7 @@ impl FromStr for Background {
             }
             let known = background.kinds().into_iter().find(|(name, _)| *name == kind);
             let (_, count) = known.ok_or_else(|| {
-                format!(
-                    "{part:?} is not KIND:N; kinds are idle, slow-send, slow-read, half-open, and gap:DUR"
-                )
+                format!("{part:?} is not KIND:N; kinds are idle, slow-send, slow-read, half-open, and gap:DUR")
             })?;
             *count = value.parse().ok().filter(|&count| count <= MAX_CONNECTIONS).ok_or_else(|| {
                 format!("{kind}: {value:?} is not a number of connections from 0 to {MAX_CONNECTIONS}")
@@ -101,9 +99,7 @@ mod tests {
 
     #[test]
     fn an_unknown_kind_and_a_number_out_of_range_are_refused() {
-        for bad in
-            ["", "5", "idle", "idle:", "idle:-1", "idle:1000001", "busy:3", "gap:0s", "idle:3,", "gap:5"]
-        {
+        for bad in ["", "5", "idle", "idle:", "idle:-1", "idle:1000001", "busy:3", "gap:0s", "idle:3,", "gap:5"] {
             assert!(bad.parse::<Background>().is_err(), "{bad:?} was accepted");
         }
     }

@@ -137,8 +137,7 @@ impl FromStr for Gate {
         let (comparison, value) = rest.split_at(value_at);
         let comparison = index(&COMPARISONS, comparison).ok_or_else(shape)?;
         let name = name.trim();
-        let measure =
-            Measure::named(name).ok_or_else(|| format!("{name:?} is not measured; names: {NAMES}"))?;
+        let measure = Measure::named(name).ok_or_else(|| format!("{name:?} is not measured; names: {NAMES}"))?;
         let bar = measure.bar(value.trim()).map_err(|why| format!("{text}: {why}"))?;
         Ok(Gate { text: text.into(), name: name.into(), measure, comparison, bar })
     }
@@ -197,8 +196,7 @@ mod tests {
 
     fn measured() -> LoadReport {
         let mut report = LoadReport { qps: 999.5, censored: 2, ..LoadReport::default() };
-        let times =
-            Latency { p50: 100.0, p90: 900.0, p99: 7200.0, p99_9: 9e6, max: 9e6, mean: 250.0, stdev: 1.0 };
+        let times = Latency { p50: 100.0, p90: 900.0, p99: 7200.0, p99_9: 9e6, max: 9e6, mean: 250.0, stdev: 1.0 };
         report.latency_us = times;
         report.service_us = Latency { p99: 5000.0, ..times };
         report.errors.timeout = 3;
@@ -261,10 +259,7 @@ mod tests {
                 assert_eq!(gate(text).holds(&report), Some(true), "{text} of {verdict:?}");
             }
         }
-        assert_eq!(
-            gate("verdict!=valid").fails(&report).unwrap(),
-            "fail-if verdict!=valid holds: verdict is invalid"
-        );
+        assert_eq!(gate("verdict!=valid").fails(&report).unwrap(), "fail-if verdict!=valid holds: verdict is invalid");
         assert!(gate("verdict<suspect").bounds_the_load() && !gate("verdict!=valid").bounds_the_load());
         assert!("verdict==good".parse::<Gate>().unwrap_err().contains("valid, suspect and invalid"));
         assert!("verdict>1".parse::<Gate>().is_err() && "errors==valid".parse::<Gate>().is_err());
@@ -289,18 +284,8 @@ mod tests {
 
     #[test]
     fn what_is_no_gate_is_refused_in_one_line_that_lists_the_names() {
-        for bad in [
-            "",
-            "p99",
-            "p99>",
-            ">5ms",
-            "p98>5ms",
-            "p99=>5ms",
-            "p99=5ms",
-            "p99<<5ms",
-            "stdev>1ms",
-            "foo.p99<1ms",
-        ] {
+        for bad in ["", "p99", "p99>", ">5ms", "p98>5ms", "p99=>5ms", "p99=5ms", "p99<<5ms", "stdev>1ms", "foo.p99<1ms"]
+        {
             let error = bad.parse::<Gate>().unwrap_err();
             assert!(error.contains("p99.9") && error.contains("max_over_mean"), "{bad}: {error}");
             assert!(!error.contains('\n'));

@@ -54,15 +54,8 @@ pub enum Method {
 }
 
 impl Method {
-    const ALL: [Method; 7] = [
-        Method::Get,
-        Method::Head,
-        Method::Post,
-        Method::Put,
-        Method::Patch,
-        Method::Delete,
-        Method::Options,
-    ];
+    const ALL: [Method; 7] =
+        [Method::Get, Method::Head, Method::Post, Method::Put, Method::Patch, Method::Delete, Method::Options];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -297,11 +290,8 @@ impl Plan {
     /// The same load at another rate, or as a closed loop, in which nothing is due.
     pub fn at_rate(&self, rate: Option<Rate>) -> Plan {
         let Pacing { spacing, seed, sessions, deadline, .. } = self.pacing;
-        let arrivals = rate.map_or(Arrivals::Closed, |rate| Arrivals::Open {
-            profile: Profile::Constant(rate),
-            spacing,
-            seed,
-        });
+        let arrivals =
+            rate.map_or(Arrivals::Closed, |rate| Arrivals::Open { profile: Profile::Constant(rate), spacing, seed });
         let pacing = Pacing {
             arrivals,
             sessions: sessions && rate.is_some(),

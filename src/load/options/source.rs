@@ -46,8 +46,7 @@ fn address(text: &str) -> Result<IpAddr, String> {
 fn block(base: &str, bits: &str) -> Result<Vec<IpAddr>, String> {
     let base = address(base)?;
     let width = if base.is_ipv4() { 32 } else { 128 };
-    let bits: u32 =
-        bits.parse().ok().filter(|&bits| bits <= width).ok_or(format!("/{bits} is not a prefix length"))?;
+    let bits: u32 = bits.parse().ok().filter(|&bits| bits <= width).ok_or(format!("/{bits} is not a prefix length"))?;
     let count = 1u64.checked_shl(width - bits).filter(|&count| count <= MAX_ADDRESSES);
     let count = count.ok_or(format!("{base}/{bits} has more than {MAX_ADDRESSES} addresses"))?;
     Ok((0..count).map(|i| nth(base, i, count - 1)).collect())

@@ -52,9 +52,7 @@ mod tests {
         let rates = |text: &str| text.parse::<Sweep>().unwrap().rates_per_s().collect::<Vec<_>>();
         assert_eq!(rates("1000..2000:5"), [1000.0, 1250.0, 1500.0, 1750.0, 2000.0]);
         assert_eq!(rates("1..10").len(), 10);
-        for bad in
-            ["", "5", "5..", "..5", "5..1", "5..5", "1..5:1", "1..5:0", "1..5:x", "1..5:1001", "a..b", "0..5"]
-        {
+        for bad in ["", "5", "5..", "..5", "5..1", "5..5", "1..5:1", "1..5:0", "1..5:x", "1..5:1001", "a..b", "0..5"] {
             assert!(bad.parse::<Sweep>().is_err(), "{bad:?} was accepted");
         }
     }

@@ -57,8 +57,7 @@ impl Target {
 
     fn addresses(&self) -> Result<Vec<SocketAddr>, String> {
         if let Some((address, zone)) = self.host.split_once('%') {
-            let address: Ipv6Addr =
-                address.parse().map_err(|_| format!("{address} is not an IPv6 address"))?;
+            let address: Ipv6Addr = address.parse().map_err(|_| format!("{address} is not an IPv6 address"))?;
             // A zone is a number or the name of an interface (RFC 4007, section 11.2).
             let index = zone.parse().or_else(|_| if_nametoindex(zone));
             let index = index.map_err(|_| format!("there is no network interface {zone}"))?;

@@ -36,8 +36,7 @@ impl FromStr for MethodOption {
         const MOST_BYTES: u32 = 16 * 1024 * 1024;
         let Some((method, bytes)) = text.split_once(':') else { return Ok(MethodOption(text.parse()?, 0)) };
         let bytes = bytes.parse().ok().filter(|&bytes| bytes <= MOST_BYTES);
-        let bytes =
-            bytes.ok_or_else(|| format!("a body has from 0 to {MOST_BYTES} bytes, like POST:1000"))?;
+        let bytes = bytes.ok_or_else(|| format!("a body has from 0 to {MOST_BYTES} bytes, like POST:1000"))?;
         Ok(MethodOption(method.parse()?, bytes))
     }
 }
@@ -56,8 +55,7 @@ impl FromStr for Show {
                 _ => return Err(format!("{part:?} is not answers:N or order:N")),
             };
             let count = count.parse().ok().filter(|&count| count <= MOST);
-            *place =
-                count.ok_or_else(|| format!("{part:?} is not a number from 0 to {MOST}, like {what}:20"))?;
+            *place = count.ok_or_else(|| format!("{part:?} is not a number from 0 to {MOST}, like {what}:20"))?;
         }
         Ok(show)
     }

@@ -39,8 +39,8 @@ fn define(text: &mut String, key: &str, definition: &str) {
 mod tests {
     use super::*;
     use crate::report::{
-        Check, DeadlineCounts, Evenness, EvennessPair, Latency, LoadReport, Lost, RunInfo, RunPart,
-        SlowCounts, Traced, Trust, WorkerShare, WorstSecond,
+        Check, DeadlineCounts, Evenness, EvennessPair, Latency, LoadReport, Lost, RunInfo, RunPart, SlowCounts, Traced,
+        Trust, WorkerShare, WorstSecond,
     };
     use serde_json::Value;
 
@@ -81,16 +81,13 @@ mod tests {
                 let separator = if path.is_empty() { "" } else { "." };
                 leaves(value, format!("{path}{separator}{name}"), found);
             }),
-            Value::Array(elements) => {
-                elements.iter().for_each(|value| leaves(value, format!("{path}[]"), found))
-            }
+            Value::Array(elements) => elements.iter().for_each(|value| leaves(value, format!("{path}[]"), found)),
             _ => found.push(path),
         }
     }
 
     fn matches(pattern: &str, path: &str) -> bool {
-        let (pattern, path): (Vec<&str>, Vec<&str>) =
-            (pattern.split('.').collect(), path.split('.').collect());
+        let (pattern, path): (Vec<&str>, Vec<&str>) = (pattern.split('.').collect(), path.split('.').collect());
         let fits = |(wanted, found): (&&str, &&str)| {
             wanted.strip_prefix('*').map_or(wanted == found, |end| found.ends_with(end))
         };
@@ -122,14 +119,8 @@ mod tests {
         assert!(missing.is_empty(), "not explained: {missing:?}");
         let is_of_report = |name: &str| {
             paths.iter().any(|path| {
-                let tail = path
-                    .rsplitn(3, '.')
-                    .take(2)
-                    .collect::<Vec<_>>()
-                    .into_iter()
-                    .rev()
-                    .collect::<Vec<_>>()
-                    .join(".");
+                let tail =
+                    path.rsplitn(3, '.').take(2).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join(".");
                 let distribution = path.rsplit_once('.').map_or("", |(distribution, _)| distribution);
                 matches(name, path) || matches(name, &tail) || matches(name, distribution)
             })

@@ -90,12 +90,10 @@ pub fn csv(mut out: impl Write, report: &LoadReport) -> io::Result<()> {
 fn leaves(out: &mut impl Write, name: &str, value: &Value) -> io::Result<()> {
     let inner = |key: &str| if name.is_empty() { key.to_string() } else { format!("{name}.{key}") };
     match value {
-        Value::Object(members) => {
-            members.iter().try_for_each(|(key, member)| leaves(out, &inner(key), member))
+        Value::Object(members) => members.iter().try_for_each(|(key, member)| leaves(out, &inner(key), member)),
+        Value::Array(items) => {
+            (0..).zip(items).try_for_each(|(index, item): (usize, _)| leaves(out, &inner(&index.to_string()), item))
         }
-        Value::Array(items) => (0..)
-            .zip(items)
-            .try_for_each(|(index, item): (usize, _)| leaves(out, &inner(&index.to_string()), item)),
         Value::Null => writeln!(out, "{},", quoted(name)),
         Value::String(text) => writeln!(out, "{},{}", quoted(name), quoted(text)),
         number_or_bool => writeln!(out, "{},{number_or_bool}", quoted(name)),
@@ -104,11 +102,7 @@ fn leaves(out: &mut impl Write, name: &str, value: &Value) -> io::Result<()> {
 
 /// RFC 4180, section 2.
 fn quoted(text: &str) -> String {
-    if text.contains(['"', ',', '\n', '\r']) {
-        format!("\"{}\"", text.replace('"', "\"\""))
-    } else {
-        text.into()
-    }
+    if text.contains(['"', ',', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.into() }
 }
 
 /// The files that a run writes at its end; see [`Ndjson`] for the one that grows meanwhile.
@@ -126,12 +120,7 @@ impl Files {
     }
 
     /// Writes them all, whatever becomes of one; an error names each that is not complete.
-    pub fn write(
-        self,
-        distributions: &Distributions,
-        span: &Span,
-        report: &LoadReport,
-    ) -> Result<(), String> {
+    pub fn write(self, distributions: &Distributions, span: &Span, report: &LoadReport) -> Result<(), String> {
         let mut outcome = Ok(());
         for (format, mut destination) in self.destinations {
             let mut bytes = Vec::new();
@@ -220,11 +209,7 @@ mod tests {
             "{}",
             footer[1]
         );
-        assert!(
-            footer[2].starts_with("#[Buckets = ") && footer[2].ends_with("        2048]"),
-            "{}",
-            footer[2]
-        );
+        assert!(footer[2].starts_with("#[Buckets = ") && footer[2].ends_with("        2048]"), "{}", footer[2]);
     }
 
     #[test]

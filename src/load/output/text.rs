@@ -7,8 +7,8 @@ use crate::load::output::heading;
 use crate::load::verdict::BUSY_CLIENT;
 use crate::metrics;
 use crate::report::{
-    Configuration, ConnectionCounts, Evenness, Latency, LoadReport, OutsideWindow, SlowCounts, Traced,
-    Verdict, WorkerShare,
+    Configuration, ConnectionCounts, Evenness, Latency, LoadReport, OutsideWindow, SlowCounts, Traced, Verdict,
+    WorkerShare,
 };
 use crate::terminal::{Paint, bar, wrapped};
 use crate::units::time;
@@ -99,9 +99,7 @@ fn trace(page: &mut Page, trace: &[Traced], configuration: &Configuration) {
         let Traced { status, bytes, latency_us, worker, .. } = answer;
         let seconds = latency_us / 1e6;
         let worker = worker.map_or(String::new(), |worker| format!("   worker {worker}"));
-        page.line(format!(
-            "HTTP/1.1 {status} {seconds:6.2} secs: {bytes:7} bytes ==> {method:4} {path}{worker}"
-        ));
+        page.line(format!("HTTP/1.1 {status} {seconds:6.2} secs: {bytes:7} bytes ==> {method:4} {path}{worker}"));
     }
     if !trace.is_empty() {
         page.empty_line();
@@ -173,8 +171,7 @@ fn spectrum(page: &mut Page, rows: &[(&str, &Latency)]) {
     let decades = ((last - first) as usize).max(1);
     let width = SPECTRUM_COLUMNS / decades;
     let column = |us: f64| ((exponent(us) - first) * width as f64) as usize;
-    let axis: String =
-        (0..=decades).map(|decade| format!("{:width$}", mark(first + decade as f64))).collect();
+    let axis: String = (0..=decades).map(|decade| format!("{:width$}", mark(first + decade as f64))).collect();
     page.named("", axis.trim_end().into());
     for (name, latency) in rows {
         let ends = [latency.p90, latency.p99, latency.p99_9, latency.max].map(column);
@@ -280,11 +277,7 @@ fn judged(gap: &str, evenness: &Evenness) -> String {
     }
     format!(
         "{gap}D = {:.2} (0 in turns, 1 by chance), p = {:.3}\n{:JUDGED_AT$}max/mean = {:.3} (by chance {:.3})",
-        evenness.dispersion,
-        evenness.p_value,
-        "",
-        evenness.max_over_mean,
-        evenness.expected_max_over_mean_if_random
+        evenness.dispersion, evenness.p_value, "", evenness.max_over_mean, evenness.expected_max_over_mean_if_random
     )
 }
 
@@ -318,10 +311,8 @@ fn order(page: &mut Page, report: &LoadReport, workers: usize) {
     let (within, between) = if digits > 1 { (" ", "  ") } else { ("", " ") };
     let workers = workers.max(takers.iter().collect::<BTreeSet<_>>().len());
     let group = workers.min(columns / (digits + within.len()));
-    let groups: Vec<String> = takers
-        .chunks(group)
-        .map(|group| group.iter().map(u32::to_string).collect::<Vec<_>>().join(within))
-        .collect();
+    let groups: Vec<String> =
+        takers.chunks(group).map(|group| group.iter().map(u32::to_string).collect::<Vec<_>>().join(within)).collect();
     let longest = groups.iter().map(String::len).max().unwrap_or(0);
     let per_line = ((columns + between.len()) / (longest + between.len())).max(1);
     page.empty_line();
@@ -376,9 +367,7 @@ fn trust(page: &mut Page, report: &LoadReport) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{
-        ArrivalsKind, Check, DeadlineCounts, EvennessPair, Lost, RunInfo, Trust, WorstSecond,
-    };
+    use crate::report::{ArrivalsKind, Check, DeadlineCounts, EvennessPair, Lost, RunInfo, Trust, WorstSecond};
 
     const PLAIN: Paint = Paint { has_colour: false };
     const COLOURED: Paint = Paint { has_colour: true };
@@ -411,8 +400,7 @@ mod tests {
             stdev: us,
         };
         let share = |requests| WorkerShare { connections: 5, requests, latency_us: Some(spread(100.0)) };
-        let workers: BTreeMap<_, _> =
-            (0..12).map(|worker| (worker.to_string(), share(10 + worker))).collect();
+        let workers: BTreeMap<_, _> = (0..12).map(|worker| (worker.to_string(), share(10 + worker))).collect();
         let evenness = Evenness { workers: 12, n: 60, dispersion: 12345.67, ..Evenness::default() };
         LoadReport {
             run: Some(run()),
@@ -517,8 +505,7 @@ mod tests {
     fn a_worker_with_a_high_number_does_not_bring_empty_lines_for_all_below_it() {
         let mut report = full();
         let busy = report.workers["3"];
-        report.workers =
-            (0..=65_000).map(|worker: u32| (worker.to_string(), WorkerShare::default())).collect();
+        report.workers = (0..=65_000).map(|worker: u32| (worker.to_string(), WorkerShare::default())).collect();
         report.workers.insert("65000".into(), busy);
         report.order = vec![65_000; 24];
         let text = plain(&report);
@@ -541,8 +528,7 @@ mod tests {
     #[test]
     fn a_spectrum_runs_from_the_median_to_the_maximum_on_a_logarithmic_axis() {
         let mut page = Page { text: String::new(), paint: PLAIN, columns: 80 };
-        let latency =
-            Latency { p50: 10.0, p90: 100.0, p99: 1000.0, p99_9: 1e4, max: 1e5, ..Latency::default() };
+        let latency = Latency { p50: 10.0, p90: 100.0, p99: 1000.0, p99_9: 1e4, max: 1e5, ..Latency::default() };
         spectrum(&mut page, &[("response", &latency)]);
         let lines: Vec<&str> = page.text.lines().collect();
         assert!(lines[0].ends_with("|10us          |100us         |1ms           |10ms          |100ms"));

@@ -73,9 +73,7 @@ impl Chunked {
     /// The state after one byte of framing.
     fn after(self, byte: u8) -> Result<Chunked, Malformed> {
         Ok(match (self, byte) {
-            (Chunked::Size(Some(0)) | Chunked::Extension(0), b'\n') => {
-                Chunked::Trailer { line_is_empty: true }
-            }
+            (Chunked::Size(Some(0)) | Chunked::Extension(0), b'\n') => Chunked::Trailer { line_is_empty: true },
             (Chunked::Size(Some(size)) | Chunked::Extension(size), b'\n') => Chunked::Data(size),
             (Chunked::Size(Some(size)), b'\r' | b';' | b' ' | b'\t') => Chunked::Extension(size),
             (Chunked::Size(size), _) => {

@@ -51,11 +51,7 @@ impl Reader {
     /// Takes the next bytes. Returns a complete answer and the number of bytes up to its end, or `None` when the answer
     /// takes all of them and goes on. What is behind an answer is the next one, or more than was promised; the caller
     /// knows what it has asked for.
-    pub fn feed(
-        &mut self,
-        bytes: &[u8],
-        template: &mut Template,
-    ) -> Result<Option<(Answer, usize)>, Malformed> {
+    pub fn feed(&mut self, bytes: &[u8], template: &mut Template) -> Result<Option<(Answer, usize)>, Malformed> {
         if self.body.is_none()
             && self.partial_head.is_empty()
             && let Some(whole) = template.whole_answer(bytes)

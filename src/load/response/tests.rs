@@ -15,10 +15,7 @@ enum End {
     Malformed(&'static str),
 }
 
-fn read_pieces<'a>(
-    pieces: impl IntoIterator<Item = &'a [u8]>,
-    template: &mut Template,
-) -> (Vec<Answer>, End) {
+fn read_pieces<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, template: &mut Template) -> (Vec<Answer>, End) {
     let (mut reader, mut answers) = (Reader::default(), Vec::new());
     for mut piece in pieces {
         while !piece.is_empty() {
@@ -125,16 +122,9 @@ fn chunks_extensions_and_trailers_are_read() {
 #[test]
 fn what_curl_or_node_count_is_counted() {
     let many: String = (0..1500).map(|i| format!("X-{i}: y\r\n")).collect();
-    for fields in [
-        &many[..many.len() - 2],
-        "Server : x",
-        "X: a\r\n b",
-        "X(y: 1",
-        ": 1",
-        "X: a\u{1}b",
-        "X: \u{e9}",
-        "X:\ta",
-    ] {
+    for fields in
+        [&many[..many.len() - 2], "Server : x", "X: a\r\n b", "X(y: 1", ": 1", "X: a\u{1}b", "X: \u{e9}", "X:\ta"]
+    {
         assert_eq!(read(&two_bytes_with(fields)), answer(200, None, 2, false), "{fields:?}");
     }
     for head in [
@@ -175,9 +165,7 @@ fn an_answer_without_a_length_ends_with_the_connection() {
 
 #[test]
 fn a_close_in_the_middle_of_an_answer_is_no_end() {
-    for bytes in
-        ["HTTP/1.1 200 OK\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhell", &chunked("2\r\nok")]
-    {
+    for bytes in ["HTTP/1.1 200 OK\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhell", &chunked("2\r\nok")] {
         assert_eq!(read_all(bytes.as_bytes()), (vec![], End::Partial), "{bytes:?}");
     }
 }
@@ -279,13 +267,7 @@ fn head() -> impl Strategy<Value = String> {
 }
 
 fn body() -> impl Strategy<Value = &'static str> {
-    select(vec![
-        "",
-        "ok",
-        "hello, world",
-        "2\r\nok\r\n0\r\n\r\n",
-        "000c;x=y\r\nhello, world\r\n0\r\nA: b\r\n\r\n",
-    ])
+    select(vec!["", "ok", "hello, world", "2\r\nok\r\n0\r\n\r\n", "000c;x=y\r\nhello, world\r\n0\r\nA: b\r\n\r\n"])
 }
 
 fn answers() -> impl Strategy<Value = String> {

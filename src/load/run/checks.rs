@@ -86,10 +86,7 @@ fn intervals(counted: &Counted) -> Vec<IntervalReport> {
         measured: true,
         requests: part.answers,
         qps: over(part.answers as f64, (to_ns - from_ns) as f64 / 1e9),
-        latency_us: Latency {
-            mean: over(part.latency_sum_ns as f64 / 1e3, part.answers as f64),
-            ..Latency::default()
-        },
+        latency_us: Latency { mean: over(part.latency_sum_ns as f64 / 1e3, part.answers as f64), ..Latency::default() },
         ..IntervalReport::default()
     };
     parts.into_iter().map(interval).collect()

@@ -73,10 +73,8 @@ pub fn run(plan: &Plan, observers: Observers) -> Result<Outcome, String> {
     let interrupted = control.stopped_at_ns().is_some() || counted.tally.gave_up;
     let background = background.map(BackgroundConnections::stop).unwrap_or_default();
     let mut report = report(plan, &counted, &background, interrupted);
-    let machine = MachineState {
-        counters: Counters::now().since(&counters),
-        seconds: (monotonic_ns() - since_ns) as f64 / 1e9,
-    };
+    let machine =
+        MachineState { counters: Counters::now().since(&counters), seconds: (monotonic_ns() - since_ns) as f64 / 1e9 };
     report.trust = Some(trust(plan, &counted, &report, machine, background.idle_established));
     let Counted { tally, window, began, observed, .. } = counted;
     let span = Span {

@@ -231,12 +231,8 @@ mod tests {
 
     #[test]
     fn what_needs_more_descriptors_than_there_are_is_refused() {
-        let error =
-            advice("--connections 15000 --background half-open:4000,slow-read:1000", &DEFAULTS).unwrap_err();
-        assert!(
-            error.contains("20000 connections") && error.contains("20033") && error.contains("ulimit"),
-            "{error}"
-        );
+        let error = advice("--connections 15000 --background half-open:4000,slow-read:1000", &DEFAULTS).unwrap_err();
+        assert!(error.contains("20000 connections") && error.contains("20033") && error.contains("ulimit"), "{error}");
         assert!(advice("--connections 19967", &DEFAULTS).is_ok());
         assert!(advice("--connections 19968", &DEFAULTS).is_err());
     }

@@ -32,11 +32,7 @@ pub fn settings(plan: &Plan) -> Result<Settings, String> {
         request_bytes: one.len(),
         pipeline: connections.pipeline as usize,
         // A client that resets is first to close, and need not ask for it.
-        last_request: request_bytes(
-            &plan.request,
-            &plan.target,
-            if reset { "" } else { "Connection: close\r\n" },
-        ),
+        last_request: request_bytes(&plan.request, &plan.target, if reset { "" } else { "Connection: close\r\n" }),
         no_body: plan.request.method == Method::Head,
         open_loop: is_open_loop,
         sessions: pacing.sessions,

@@ -12,20 +12,13 @@ use crate::load::counts::window::Window;
 use crate::load::options::plan::Plan;
 use crate::load::run::supervisor::max_rss_kib;
 use crate::load::run::threads::Counted;
-use crate::report::{
-    ClientCost, ConnectionCounts, DeadlineCounts, LoadReport, OutsideWindow, RunInfo, WorkerShare,
-};
+use crate::report::{ClientCost, ConnectionCounts, DeadlineCounts, LoadReport, OutsideWindow, RunInfo, WorkerShare};
 use crate::units::over;
 
 /// The version of the document.
 pub const SCHEMA: u32 = 1;
 
-pub fn report(
-    plan: &Plan,
-    counted: &Counted,
-    background: &BackgroundCounts,
-    interrupted: bool,
-) -> LoadReport {
+pub fn report(plan: &Plan, counted: &Counted, background: &BackgroundCounts, interrupted: bool) -> LoadReport {
     let Counted { tally, window, cpu, .. } = counted;
     let is_open_loop = plan.pacing.is_open_loop();
     let duration_s = window.duration_ns() as f64 / 1e9;
@@ -45,10 +38,7 @@ pub fn report(
         slip_us: tally.times.slip.latency(),
         censored: tally.censored,
         offered_per_s: is_open_loop.then(|| offered(plan, tally, window)),
-        deadline: plan
-            .pacing
-            .deadline
-            .map(|_| DeadlineCounts { shed: tally.shed, abandoned: tally.abandoned }),
+        deadline: plan.pacing.deadline.map(|_| DeadlineCounts { shed: tally.shed, abandoned: tally.abandoned }),
         retried: tally.retried,
         lost: tally.failures.named_lost(window.start_ns),
         lost_more: tally.failures.lost_more,
@@ -96,9 +86,8 @@ fn offered(plan: &Plan, tally: &Tally, window: &Window) -> f64 {
 }
 
 fn run_info(plan: &Plan, counted: &Counted, interrupted: bool) -> RunInfo {
-    let unix_ns = |time: SystemTime| {
-        time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
-    };
+    let unix_ns =
+        |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
     RunInfo {
         host: gethostname().map_or_else(|_| String::new(), |name| name.to_string_lossy().into_owned()),
         started_unix_ns: unix_ns(counted.began),

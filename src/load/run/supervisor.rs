@@ -103,9 +103,8 @@ impl<'a> Supervisor<'a> {
                 }
                 observers_ns = now_ns + every_ns;
             }
-            let ahead = [window.open_ns, window.close_ns, progress_ns, observers_ns]
-                .into_iter()
-                .filter(|&at| at > now_ns);
+            let ahead =
+                [window.open_ns, window.close_ns, progress_ns, observers_ns].into_iter().filter(|&at| at > now_ns);
             self.wait(ahead.min().map_or(u64::MAX, |at_ns| at_ns - now_ns))?;
         }
         if ends.cpu_at_close.is_none() {

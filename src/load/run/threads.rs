@@ -58,8 +58,7 @@ pub fn measure<E: Engine>(
             starters.push(starter);
             let cpu = plan.threads.pin.then_some(thread as usize);
             let connections = nth_part(u64::from(plan.connections.count), thread, threads);
-            handles
-                .push(scope.spawn(move || measure_thread::<E>(settings, control, connections, cpu, &start)));
+            handles.push(scope.spawn(move || measure_thread::<E>(settings, control, connections, cpu, &start)));
         }
         supervisor.await_ready(threads)?;
         if plan.threads.pin && plan.output.progress == Progress::Live {

@@ -30,8 +30,7 @@ impl FromStr for Rate {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Rate, String> {
-        let per_s: f64 =
-            text.parse().map_err(|_| format!("{text:?} is not a number of requests per second"))?;
+        let per_s: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of requests per second"))?;
         if !(1e-6..=Rate::MAX_PER_S).contains(&per_s) {
             return Err(format!("a rate lies between 0.000001 and {} per second", Rate::MAX_PER_S));
         }
@@ -147,9 +146,5 @@ pub fn parse_replay(text: &str) -> Result<Arc<[u64]>, String> {
         }
         due_ns.push(ns);
     }
-    if due_ns.is_empty() {
-        Err("no times in it; it needs a line for each request".into())
-    } else {
-        Ok(due_ns.into())
-    }
+    if due_ns.is_empty() { Err("no times in it; it needs a line for each request".into()) } else { Ok(due_ns.into()) }
 }

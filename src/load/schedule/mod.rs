@@ -119,8 +119,7 @@ impl Schedule {
             }
             Stream::Closed | Stream::Poisson { .. } => thread,
         };
-        let left =
-            if extent.requests == u64::MAX { u64::MAX } else { nth_part(extent.requests, turn, threads) };
+        let left = if extent.requests == u64::MAX { u64::MAX } else { nth_part(extent.requests, turn, threads) };
         Schedule { stream, measured_from_ns: extent.measured_from_ns, end_ns: extent.end_ns, left }
     }
 

@@ -36,9 +36,8 @@ fn ramp(from: &str, to: &str, begin_s: u64, end_s: u64) -> Profile {
 
 /// All that is due, of all threads together, in order.
 fn all(arrivals: &Arrivals, extent: Extent, threads: u64) -> Vec<u64> {
-    let mut due: Vec<u64> = (0..threads)
-        .flat_map(|t| drain(&mut Schedule::new(arrivals.clone(), extent, t, threads), u64::MAX))
-        .collect();
+    let mut due: Vec<u64> =
+        (0..threads).flat_map(|t| drain(&mut Schedule::new(arrivals.clone(), extent, t, threads), u64::MAX)).collect();
     due.sort_unstable();
     due
 }
@@ -282,8 +281,7 @@ proptest! {
 
 #[test]
 fn a_seed_repeats_its_poisson_schedule_and_another_does_not() {
-    let due =
-        |seed, thread| drain(&mut Schedule::new(poisson("100", seed), for_duration(S), thread, 2), u64::MAX);
+    let due = |seed, thread| drain(&mut Schedule::new(poisson("100", seed), for_duration(S), thread, 2), u64::MAX);
     assert_eq!(due(1, 0), due(1, 0));
     assert_ne!(due(1, 0), due(2, 0));
     assert_ne!(due(1, 0), due(1, 1));

@@ -54,9 +54,7 @@ impl Thinker {
         match self.think {
             None => 0,
             Some(Think::Fixed(pause)) => pause.as_nanos() as u64,
-            Some(Think::Exponential(mean)) => {
-                (exponential(&mut self.rng) * mean.as_nanos() as f64).round() as u64
-            }
+            Some(Think::Exponential(mean)) => (exponential(&mut self.rng) * mean.as_nanos() as f64).round() as u64,
         }
     }
 }

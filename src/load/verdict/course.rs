@@ -21,8 +21,7 @@ pub(super) fn requests(facts: &RunFacts) -> Option<Finding> {
 /// A server that dies in the middle of the window leaves figures that look good: what is never answered has no rate, and
 /// little weight among all that was answered.
 pub(super) fn served(facts: &RunFacts) -> Option<Finding> {
-    let measured: Vec<&IntervalReport> =
-        facts.intervals.iter().filter(|interval| interval.measured).collect();
+    let measured: Vec<&IntervalReport> = facts.intervals.iter().filter(|interval| interval.measured).collect();
     if facts.interrupted || measured.is_empty() || facts.requests == 0 {
         return Some(not_judged("the window has no parts to compare"));
     }
@@ -67,8 +66,7 @@ fn usual_response_s(facts: &RunFacts, measured: &[&IntervalReport]) -> f64 {
     if (facts.censored as f64) < 0.001 * facts.responses as f64 {
         return facts.response_us.p99_9 / 1e6;
     }
-    let total_us: f64 =
-        measured.iter().map(|interval| interval.requests as f64 * interval.latency_us.mean).sum();
+    let total_us: f64 = measured.iter().map(|interval| interval.requests as f64 * interval.latency_us.mean).sum();
     10.0 * over(total_us, facts.requests as f64) / 1e6
 }
 
@@ -169,11 +167,7 @@ pub(super) fn steal(facts: &RunFacts) -> Option<Finding> {
     let stolen = facts.machine.steal_share(facts.machine_s);
     Some(suspect_if(
         stolen > STEAL_SHARE && facts.machine.steal_ticks >= STEAL_TICKS,
-        format!(
-            "the hypervisor took {:.1} % of the machine's time (limit {} %)",
-            stolen * 100.0,
-            STEAL_SHARE * 100.0
-        ),
+        format!("the hypervisor took {:.1} % of the machine's time (limit {} %)", stolen * 100.0, STEAL_SHARE * 100.0),
     ))
 }
 
@@ -221,12 +215,7 @@ pub(super) fn errors(facts: &RunFacts) -> Option<Finding> {
     let tried = (facts.requests + facts.errors) as f64;
     Some(suspect_if(
         facts.errors as f64 > ERROR_SHARE * tried,
-        format!(
-            "{} errors beside {} answers (limit {} %)",
-            facts.errors,
-            facts.requests,
-            ERROR_SHARE * 100.0
-        ),
+        format!("{} errors beside {} answers (limit {} %)", facts.errors, facts.requests, ERROR_SHARE * 100.0),
     ))
 }
 

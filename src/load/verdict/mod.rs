@@ -254,8 +254,7 @@ impl RunFacts<'_> {
             return 1.0;
         }
         let per_s = over(self.sent as f64, self.duration_s);
-        over(per_s * self.service_us.mean / 1e6, self.connections_asked as f64)
-            + self.connections_in_handshake()
+        over(per_s * self.service_us.mean / 1e6, self.connections_asked as f64) + self.connections_in_handshake()
     }
 
     /// The share of their time that the connections were waiting for handshakes, over the whole run.

@@ -25,11 +25,8 @@ pub(super) fn achieved(facts: &RunFacts) -> Option<Finding> {
     }
     let due = facts.due_in_window as f64;
     let due_per_s = over(due, facts.duration_s);
-    let under_way = if facts.ends_by_count {
-        due
-    } else {
-        expected_in_flight(due_per_s, facts.response_us.mean, facts.duration_s)
-    };
+    let under_way =
+        if facts.ends_by_count { due } else { expected_in_flight(due_per_s, facts.response_us.mean, facts.duration_s) };
     // What was answered at all, and what was answered in time not to pile up.
     let answered = (facts.answered_of_due as f64).min(facts.requests as f64 + under_way);
     let achieved = (answered / due).min(1.0);
@@ -41,10 +38,7 @@ pub(super) fn achieved(facts: &RunFacts) -> Option<Finding> {
         _ if facts.errors as f64 > 0.5 * (due - answered) => {
             (Verdict::Suspect, "; most of the others failed: see the errors")
         }
-        _ => (
-            Verdict::Suspect,
-            "; the server did not keep up: its latency here depends on the length of the run",
-        ),
+        _ => (Verdict::Suspect, "; the server did not keep up: its latency here depends on the length of the run"),
     };
     Some((
         verdict,
@@ -102,9 +96,8 @@ fn exponential(gaps: &Gaps) -> Finding {
 /// Sends against due times, for schedules that are no distribution.
 fn punctuality(facts: &RunFacts) -> Finding {
     let pairs = facts.sends.iter().zip(facts.dues);
-    let late = |tolerance_ns: f64| {
-        pairs.clone().filter(|&(&send, &due)| send.abs_diff(due) as f64 > tolerance_ns).count()
-    };
+    let late =
+        |tolerance_ns: f64| pairs.clone().filter(|&(&send, &due)| send.abs_diff(due) as f64 > tolerance_ns).count();
     let tolerance_ns = facts.rate_asked.map_or(0.0, |rate| 1e9 / rate).max(LATE_FLOOR_NS);
     let count = pairs.len();
     if count == 0 {
@@ -205,9 +198,7 @@ fn waits_for_handshakes(facts: &RunFacts, slip_us: f64) -> bool {
 
 /// A slip that is a material share of the response it belongs to: percentile, slip, response, limit.
 fn slip_matters(facts: &RunFacts) -> Option<(&'static str, f64, f64, f64)> {
-    slips(facts)
-        .into_iter()
-        .find(|&(_, slip_us, of_us, limit)| slip_us > SLIP_FLOOR_US && slip_us > limit * of_us)
+    slips(facts).into_iter().find(|&(_, slip_us, of_us, limit)| slip_us > SLIP_FLOOR_US && slip_us > limit * of_us)
 }
 
 fn slips(facts: &RunFacts) -> Vec<(&'static str, f64, f64, f64)> {

@@ -37,8 +37,7 @@ fn good(pattern: Pattern, seed: u64) -> Run {
 /// An idle server, and an idle client that is a few wake-ups late.
 fn good_for(seconds: f64, pattern: Pattern, seed: u64) -> Run {
     let mut rng = Rng::with_seed(seed);
-    let times =
-        Latency { p50: 300.0, p90: 450.0, p99: 900.0, p99_9: 2500.0, max: 4000.0, mean: 320.0, stdev: 90.0 };
+    let times = Latency { p50: 300.0, p90: 450.0, p99: 900.0, p99_9: 2500.0, max: 4000.0, mean: 320.0, stdev: 90.0 };
     let n = (RATE * seconds) as u64;
     let mut due_ns = 0.0;
     let mut dues: Vec<u64> = (0..n)
@@ -79,15 +78,7 @@ fn good_for(seconds: f64, pattern: Pattern, seed: u64) -> Run {
         response_us: times,
         responses: requests,
         service_us: Latency { p50: 270.0, mean: 290.0, ..times },
-        slip_us: Latency {
-            p50: 15.0,
-            p90: 40.0,
-            p99: 75.0,
-            p99_9: 110.0,
-            max: 200.0,
-            mean: 20.0,
-            stdev: 15.0,
-        },
+        slip_us: Latency { p50: 15.0, p90: 40.0, p99: 75.0, p99_9: 110.0, max: 200.0, mean: 20.0, stdev: 15.0 },
         cpu_share: 0.2,
         machine_s: seconds,
         connections_asked: 64,
@@ -118,8 +109,7 @@ fn a_good_run_of_every_kind_is_valid_and_says_why() {
 
 #[test]
 fn a_good_poisson_run_is_accused_less_than_once_in_a_hundred() {
-    let accused =
-        (0..1000).filter(|&seed| !good_for(1.0, Pattern::Poisson, seed).defects().is_empty()).count();
+    let accused = (0..1000).filter(|&seed| !good_for(1.0, Pattern::Poisson, seed).defects().is_empty()).count();
     assert!(accused <= 10, "{accused} of 1000");
 }
 
@@ -386,8 +376,7 @@ fn what_is_no_defect_passes() {
     // Two requests need no more than two connections, a connection per request opens as many as it needs.
     passes(Pattern::Closed, |run| (run.facts.requests, run.facts.connections_peak) = (2, 2));
     passes(Pattern::Fixed, |run| {
-        run.facts.handshake_us =
-            Some(Latency { p50: 900.0, p99: 1500.0, p99_9: 2000.0, ..Latency::default() });
+        run.facts.handshake_us = Some(Latency { p50: 900.0, p99: 1500.0, p99_9: 2000.0, ..Latency::default() });
         run.facts.slip_us = Latency { p50: 920.0, p99: 1550.0, p99_9: 2090.0, ..run.facts.slip_us };
         run.facts.connections_peak = 3;
     });

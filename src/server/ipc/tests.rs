@@ -139,8 +139,7 @@ fn a_connection_is_distinguished_from_other_descriptors_and_answered_in_one_mess
     assert_eq!(ends.hear(passed("a\"b").as_bytes(), Some(&open())), ["connection 5 true"]);
     assert_eq!(ends.hear(passed("other").as_bytes(), Some(&open())), ["connection 5 false"]);
     // Another master may write the same in another order, and with blanks.
-    let spelled =
-        r#"{"type":"net.Native", "msg":{"seq":5, "key":"a\"b", "act":"newconn"}, "cmd":"NODE_HANDLE"}"#;
+    let spelled = r#"{"type":"net.Native", "msg":{"seq":5, "key":"a\"b", "act":"newconn"}, "cmd":"NODE_HANDLE"}"#;
     assert_eq!(ends.hear(format!("{spelled}\n").as_bytes(), Some(&open())), ["connection 5 true"]);
     assert_eq!(ends.sent().0, "");
     ends.ipc.answer_connection(5, true, 9);

@@ -46,8 +46,8 @@ pub fn take_turns(listeners: &[Listener]) -> Result<(), Failure> {
 /// Without CAP_BPF, or on a kernel before 5.12.
 pub fn weigh_loads(listeners: &[Listener]) -> Result<Vec<Load>, Failure> {
     let sockets = SocketMap::of(listeners).map_err(|errno| explain("create a BPF map of sockets", errno))?;
-    let memory = WordMap::new(words(SLOT_WORDS * (1 + listeners.len())))
-        .map_err(|errno| explain("create a BPF map", errno))?;
+    let memory =
+        WordMap::new(words(SLOT_WORDS * (1 + listeners.len()))).map_err(|errno| explain("create a BPF map", errno))?;
     load_and_attach(&least_loaded(&sockets, &memory, listeners.len() as i32), &listeners[0])?;
     let slots = memory.words.chunks_exact(SLOT_WORDS).skip(1);
     Ok(slots.map(|slot| Load { assigned: &slot[0], finished: &slot[1] }).collect())
@@ -95,11 +95,7 @@ fn least_loaded(sockets: &SocketMap, memory: &WordMap, workers: i32) -> Vec<Inst
     program.push(set(R9, -1));
     for i in 0..workers {
         let slot = i as i16 * slot_bytes;
-        program.extend([
-            load_u64(R1, R7, assigned + slot),
-            load_u64(R2, R7, finished + slot),
-            subtract(R1, R2),
-        ]);
+        program.extend([load_u64(R1, R7, assigned + slot), load_u64(R2, R7, finished + slot), subtract(R1, R2)]);
         // More finished than assigned: what the hash has sent here was never assigned.
         program.extend([skip_if_at_least_signed(R1, 0, 1), set(R1, 0), multiply(R1, workers)]);
         program.extend([set(R2, i + workers), subtract(R2, R8), modulo(R2, workers), add(R1, R2)]);
@@ -151,12 +147,7 @@ fn select(sockets: &SocketMap, number: u8) -> Vec<Instruction> {
 
     let mut program = vec![store_u32(R10, KEY, number), copy(R1, R6)];
     program.extend(set_to_map(R2, sockets));
-    program.extend([
-        copy(R3, R10),
-        add_constant(R3, KEY.into()),
-        set(R4, 0),
-        call(BPF_FUNC_SK_SELECT_REUSEPORT),
-    ]);
+    program.extend([copy(R3, R10), add_constant(R3, KEY.into()), set(R4, 0), call(BPF_FUNC_SK_SELECT_REUSEPORT)]);
     program.extend(PASS);
     program
 }

@@ -10,11 +10,8 @@ pub type Imports = BTreeMap<String, BTreeSet<String>>;
 ///
 /// A folder's `mod.rs` and its files are one room: a file may use what stands in its own `mod.rs`, and that is no arrow.
 pub fn imports(files: &[(String, String)]) -> Imports {
-    let modules: BTreeMap<Vec<&str>, &str> = files
-        .iter()
-        .map(|(path, _)| (module(path), path.as_str()))
-        .filter(|(module, _)| !module.is_empty())
-        .collect();
+    let modules: BTreeMap<Vec<&str>, &str> =
+        files.iter().map(|(path, _)| (module(path), path.as_str())).filter(|(module, _)| !module.is_empty()).collect();
     let of = |path: &str, text: &str| {
         let tokens = without_tests(tokens(text));
         let own = module(path);
@@ -179,9 +176,7 @@ fn without_tests(tokens: Vec<String>) -> Vec<String> {
     let mut kept = Vec::new();
     let mut at = 0;
     while at < tokens.len() {
-        if tokens[at..].len() >= TEST.len()
-            && tokens[at..].iter().zip(TEST).all(|(token, part)| token == part)
-        {
+        if tokens[at..].len() >= TEST.len() && tokens[at..].iter().zip(TEST).all(|(token, part)| token == part) {
             let mut depth = 0;
             at += TEST.len();
             while at < tokens.len() {
@@ -261,9 +256,7 @@ mod tests {
     fn the_house_sees_a_circle_through_a_mod_rs_and_none_within_one_room() {
         let room = [("a/mod", "mod x; use self::x::X;"), ("a/x", "use super::Y;")];
         let imports = |files: &[(&str, &str)]| {
-            imports(
-                &files.iter().map(|(path, text)| (path.to_string(), text.to_string())).collect::<Vec<_>>(),
-            )
+            imports(&files.iter().map(|(path, text)| (path.to_string(), text.to_string())).collect::<Vec<_>>())
         };
         assert!(circles(&imports(&room)).is_empty());
         let through = [("a/mod", "use x::X;"), ("a/x", "use crate::b;"), ("b", "use crate::a::Y;")];

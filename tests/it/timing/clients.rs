@@ -57,9 +57,7 @@ fn a_handshake_that_nobody_waits_for_takes_no_longer_than_one_that_carries_a_req
         let address = serve(|_, stream| answer_all(stream));
         let before_the_run = run("--rate 50 --connections 100 --duration 300ms", address).connect_us;
         let with_a_request = run("--connections 100 --requests 100", address).connect_us;
-        bar(before_the_run.p50 < 15.0 * with_a_request.p50, || {
-            format!("{before_the_run:?} {with_a_request:?}")
-        })
+        bar(before_the_run.p50 < 15.0 * with_a_request.p50, || format!("{before_the_run:?} {with_a_request:?}"))
     });
 }
 

@@ -51,11 +51,7 @@ fn the_kernels_wake_ups_and_the_voluntary_switches_agree_within_five_percent() {
             let [switches, wakeups, left] =
                 ["switches", "kernel_wakeups", "kernel_switches"].map(|column| number(column, &row));
             let of_workers = row.observed.unwrap().processes;
-            assert_eq!(
-                of_workers.iter().filter(|counts| counts.worker.is_some()).count(),
-                8,
-                "{of_workers:?}"
-            );
+            assert_eq!(of_workers.iter().filter(|counts| counts.worker.is_some()).count(), 8, "{of_workers:?}");
             bar((wakeups / switches - 1.0).abs() <= 0.05 && left >= 0.95 * switches, || {
                 format!("{wait}: {switches} switches, {wakeups} wake-ups, {left} times off the CPU")
             })

@@ -94,10 +94,7 @@ fn who_counts_deals_in_turns() {
 
 #[test]
 fn the_first_free_and_the_client_s_home_are_always_the_same_worker() {
-    these_show(
-        "priority",
-        &[("master-dispatch", "--policy first-free"), ("master-dispatch", "--policy sticky")],
-    );
+    these_show("priority", &[("master-dispatch", "--policy first-free"), ("master-dispatch", "--policy sticky")]);
 }
 
 /// The next connection comes when all are asleep again, so the order cannot blur; but where the loopback hands a close to

@@ -149,10 +149,8 @@ impl Record {
     /// the same: the client sent late, or the worker woke late.
     fn overslept_s(&self) -> f64 {
         let found_idle = |k: &usize| self.served[k - 1].end_ns < self.due_at_ns(*k);
-        let mut late_ns: Vec<u64> = (1..self.served.len())
-            .filter(found_idle)
-            .map(|k| self.served[k].begin_ns - self.due_at_ns(k))
-            .collect();
+        let mut late_ns: Vec<u64> =
+            (1..self.served.len()).filter(found_idle).map(|k| self.served[k].begin_ns - self.due_at_ns(k)).collect();
         late_ns.sort_unstable();
         late_ns[late_ns.len() * 99 / 100] as f64 / S
     }
@@ -222,8 +220,7 @@ fn assert_figures(reported: &Latency, mut expected_s: Vec<f64>, resolution_s: f6
     expected_s.sort_by(f64::total_cmp);
     let mean_s = expected_s.iter().sum::<f64>() / expected_s.len() as f64;
     assert_near("mean", reported.mean, mean_s, resolution_s);
-    for (name, reported_us, q) in
-        [("p50", reported.p50, 0.5), ("p90", reported.p90, 0.9), ("p99", reported.p99, 0.99)]
+    for (name, reported_us, q) in [("p50", reported.p50, 0.5), ("p90", reported.p90, 0.9), ("p99", reported.p99, 0.99)]
     {
         assert_near(name, reported_us, quantile(&expected_s, q), resolution_s);
     }
@@ -235,10 +232,7 @@ fn assert_near(name: &str, reported_us: f64, expected_s: f64, resolution_s: f64)
     let reported_s = reported_us / 1e6;
     let allowed_s = 0.01 * expected_s + resolution_s;
     let is_near = (reported_s - expected_s).abs() <= allowed_s;
-    assert!(
-        is_near,
-        "{name}: {reported_s:.6} s reported, {expected_s:.6} s expected, {allowed_s:.6} s allowed"
-    );
+    assert!(is_near, "{name}: {reported_s:.6} s reported, {expected_s:.6} s expected, {allowed_s:.6} s allowed");
 }
 
 /// The value that a share `q` of a sorted sample does not exceed, as the histogram defines it.
@@ -415,8 +409,7 @@ fn a_poisson_load_on_one_exponential_worker_is_m_m_1() {
         let server = serve(listener, due_ns.len(), move |_| {
             thread::sleep(Duration::from_secs_f64(work.next().unwrap()));
         });
-        let flags =
-            format!("--rate {rate} --arrivals poisson --seed {SEED} --duration {SECONDS}s --connections 128");
+        let flags = format!("--rate {rate} --arrivals poisson --seed {SEED} --duration {SECONDS}s --connections 128");
         let report = load_first(address, &flags);
         (report, Record::new(&due_ns, server.join().unwrap()))
     });
@@ -435,20 +428,13 @@ fn a_poisson_load_on_one_exponential_worker_is_m_m_1() {
     let intervals = intervals(overhead_s, SECONDS as f64);
     let Latency { p50, p90, p99, mean, .. } = run.report.latency_us;
     let law_s = 1.0 / (1.0 / (MEAN_SERVICE_S + overhead_s) - ARRIVALS_PER_S);
-    for (((name, reported_us), (low_s, high_s)), factor) in
-        [("mean", mean), ("p50", p50), ("p90", p90), ("p99", p99)].into_iter().zip(intervals).zip([
-            1.0,
-            2f64.ln(),
-            10f64.ln(),
-            100f64.ln(),
-        ])
+    for (((name, reported_us), (low_s, high_s)), factor) in [("mean", mean), ("p50", p50), ("p90", p90), ("p99", p99)]
+        .into_iter()
+        .zip(intervals)
+        .zip([1.0, 2f64.ln(), 10f64.ln(), 100f64.ln()])
     {
         let interval = low_s..high_s;
-        assert!(
-            interval.contains(&(law_s * factor)),
-            "{name}: M/M/1 says {} in {interval:?}",
-            law_s * factor
-        );
+        assert!(interval.contains(&(law_s * factor)), "{name}: M/M/1 says {} in {interval:?}", law_s * factor);
         assert!(interval.contains(&(reported_us / 1e6)), "{name}: {reported_us} us in {interval:?} s");
     }
 }

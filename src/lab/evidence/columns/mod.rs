@@ -372,8 +372,7 @@ fn bars(row: &Row) -> Option<String> {
 fn live(row: &Row) -> Option<String> {
     let most = row.timeline.iter().flat_map(|look| &look.active).copied().max().filter(|most| *most > 0)?;
     let workers = row.timeline.first()?.active.len();
-    let of =
-        |worker: usize| row.timeline.iter().map(move |look| look.active.get(worker).copied().unwrap_or(0));
+    let of = |worker: usize| row.timeline.iter().map(move |look| look.active.get(worker).copied().unwrap_or(0));
     let line = |worker: usize| of(worker).map(|active| step(active as f64, most as f64)).collect::<String>();
     Some((0..workers).map(line).collect::<Vec<_>>().join(" "))
 }

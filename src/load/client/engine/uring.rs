@@ -83,9 +83,7 @@ impl UringEngine {
             return false;
         }
         let end = |next: &Completion| {
-            next.token == completion.token
-                && !next.more
-                && !matches!(next.result, Ok(1..) | Err(Errno::ENOBUFS))
+            next.token == completion.token && !next.more && !matches!(next.result, Ok(1..) | Err(Errno::ENOBUFS))
         };
         self.ring.peek().is_some_and(|next| end(&next))
     }
@@ -106,8 +104,7 @@ impl UringEngine {
             (RECEIVE, result) => {
                 // The answer says that the request has left.
                 under_way.kinds &= !bit(SEND);
-                self.has_stopped =
-                    !completion.more && matches!(result, Ok(1..) | Err(Errno::ENOBUFS | Errno::EINTR));
+                self.has_stopped = !completion.more && matches!(result, Ok(1..) | Err(Errno::ENOBUFS | Errno::EINTR));
                 self.arrived = match result {
                     Err(Errno::ENOBUFS | Errno::EINTR) => None,
                     result => Some(result.map(|bytes| bytes as usize)),

@@ -117,9 +117,6 @@ mod tests {
         state.add(&interval(19, true, 8_123));
         assert_eq!(line(&state), "measuring 2 s of 9 s · 81,230/s · p50 251us · p99 612us · 64 open");
         state.add(&IntervalReport { errors: 12, ..interval(20, false, 1) });
-        assert_eq!(
-            line(&state),
-            "last answers 2 s of 9 s · 10/s · p50 251us · p99 612us · 64 open · 12 errors"
-        );
+        assert_eq!(line(&state), "last answers 2 s of 9 s · 10/s · p50 251us · p99 612us · 64 open · 12 errors");
     }
 }

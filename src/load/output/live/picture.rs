@@ -86,8 +86,7 @@ fn rate(state: &State) -> Line<'static> {
     let now = format!("{} requests/s", grouped(state.now.qps.round() as u64)).bold();
     let length_s = state.now.to_s - state.now.from_s;
     let due = state.now.due.filter(|_| state.configuration.is_open_loop() && length_s > 0.0);
-    let due = due
-        .map_or(String::new(), |due| format!(" · {} due", grouped((due as f64 / length_s).round() as u64)));
+    let due = due.map_or(String::new(), |due| format!(" · {} due", grouped((due as f64 / length_s).round() as u64)));
     let rest = format!(
         "{due} · {} on average · {} at most",
         grouped(state.average_rate().round() as u64),
@@ -123,8 +122,7 @@ fn connections(state: &State, paint: Paint) -> Line<'static> {
     let (open, asked) = (state.now.connections_open, state.now.connections_requested);
     let open = format!("{} of {} connections open", grouped(open), grouped(asked));
     let errors = format!("{} errors", grouped(state.errors));
-    let errors =
-        if state.errors > 0 { Span::styled(errors, paint.style(Color::Red)) } else { Span::raw(errors) };
+    let errors = if state.errors > 0 { Span::styled(errors, paint.style(Color::Red)) } else { Span::raw(errors) };
     let slip = &state.now.slip_us;
     let slip = if slip.max > 0.0 { format!(" · slip p99 {}", time(slip.p99)) } else { String::new() };
     Line::from(vec![errors, Span::raw(format!(" · {open}{slip}"))])
@@ -146,8 +144,7 @@ fn workers(state: &State, paint: Paint, width: usize) -> Vec<Line<'static>> {
     let most = state.workers.values().map(|share| share.requests).max().unwrap_or(0);
     let room = width.saturating_sub(LABEL).min(40);
     for (worker, share) in &state.workers {
-        let numbers =
-            format!("{worker:>6} {:>8} {:>12} ", grouped(share.connections), grouped(share.requests));
+        let numbers = format!("{worker:>6} {:>8} {:>12} ", grouped(share.connections), grouped(share.requests));
         let bar = Span::styled(bar(share.requests as f64, most as f64, room), paint.style(Color::Green));
         lines.push(Line::from(vec![Span::raw(numbers), bar]));
     }

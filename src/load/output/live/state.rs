@@ -162,14 +162,8 @@ pub(super) mod tests {
 
     pub(crate) fn interval(number: u32, measured: bool, requests: u64) -> IntervalReport {
         let share = |connections, requests| WorkerShare { connections, requests, latency_us: None };
-        let latency_us = Latency {
-            p50: 251.0,
-            p90: 280.0,
-            p99: 612.0,
-            p99_9: 1_270.0,
-            max: 4_310.0,
-            ..Latency::default()
-        };
+        let latency_us =
+            Latency { p50: 251.0, p90: 280.0, p99: 612.0, p99_9: 1_270.0, max: 4_310.0, ..Latency::default() };
         IntervalReport {
             from_s: f64::from(number) / 10.0,
             to_s: f64::from(number + 1) / 10.0,
@@ -186,8 +180,7 @@ pub(super) mod tests {
 
     #[test]
     fn the_measurement_begins_with_new_sums_and_the_last_answers_do_not_count() {
-        let mut state =
-            State::new(Configuration { duration_s: Some(0.4), workers: 2, ..Configuration::default() }, 1);
+        let mut state = State::new(Configuration { duration_s: Some(0.4), workers: 2, ..Configuration::default() }, 1);
         for (number, measured, requests) in [(0, false, 400), (1, true, 800), (2, true, 400), (3, false, 4)] {
             state.add(&interval(number, measured, requests));
         }
