@@ -162,7 +162,7 @@ fn a_scoreboard_that_is_cut_short_is_one_line_and_gives_the_terminal_back() {
     let screen = terminal.shows(|screen| screen.contains("status 1"));
     // The line is longer than the terminal is wide, and may be broken at any blank.
     let told: String = screen.split_whitespace().collect();
-    assert!(told.contains("ithasbeencutshortwhilewewatched"), "{screen}");
+    assert!(told.contains("ithasbeencutshortwhileitwaswatched"), "{screen}");
     terminal.is_given_back();
 }
 

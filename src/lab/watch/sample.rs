@@ -113,7 +113,7 @@ impl Target {
         let is_ours = |named: &fs::Metadata| (named.dev(), named.ino()) == self.file;
         if named.as_ref().filter(|named| is_ours(named)).is_some_and(|named| named.len() < self.board.bytes()) {
             let tried = format!("scoreboard {}", self.path.display());
-            return Err(Failure::new(tried, std::io::Error::other("it has been cut short meanwhile")));
+            return Err(Failure::new(tried, std::io::Error::other("it has been cut short while it was watched")));
         }
         // A new server that has not finished its scoreboard is opened at the next look.
         if let Some(new) = named.filter(|named| !is_ours(named)).and_then(|_| Target::open(&self.path).ok()) {
