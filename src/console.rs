@@ -3,7 +3,7 @@
 //!
 //! - a line of the log ([`log`]) is written if there is room for it; otherwise it is dropped and counted, and the next
 //!   line for which there is room comes with the number of those that are missing;
-//! - a document ([`print`], [`print_last`]) is written completely, however slowly it is read;
+//! - a document ([`print()`], [`print_last`]) is written completely, however slowly it is read;
 //! - a reader that is gone is no error anywhere: it wants no more, and the exit status is what it would have been.
 //!
 //! Room is what poll(2) reports, and a piece is no longer than a pipe then takes at once. When two
@@ -88,28 +88,28 @@ pub fn print(document: &str) -> Result<(), Failure> {
     print_while(document, || true)
 }
 
-/// As [`print`], for a program that has nothing else left to do. From now on the signals that stop a server end it at
+/// As [`print()`], for a program that has nothing else left to do. From now on the signals that stop a server end it at
 /// once, by their default action: a second signal is how to interrupt it when nobody reads.
 ///
 /// # Errors
-/// As for [`print`].
+/// As for [`print()`].
 pub fn print_last(document: &str) -> Result<(), Failure> {
     end_at_once_on_termination();
     print(document)
 }
 
-/// As [`print`], but not any more when a signal to stop has arrived, whether it has been handled or is blocked.
+/// As [`print()`], but not any more when a signal to stop has arrived, whether it has been handled or is blocked.
 ///
 /// # Errors
-/// As for [`print`].
+/// As for [`print()`].
 pub fn print_unless_stopping(line: &str) -> Result<(), Failure> {
     print_while(line, || !has_termination_arrived())
 }
 
-/// As [`print`], for as long as `goes_on`.
+/// As [`print()`], for as long as `goes_on`.
 ///
 /// # Errors
-/// As for [`print`].
+/// As for [`print()`].
 pub fn print_while(document: &str, goes_on: impl Fn() -> bool) -> Result<(), Failure> {
     /// Between two looks at whether a blocked signal has arrived; one that is handled interrupts the wait.
     const LOOK_EVERY: Duration = Duration::from_millis(100);
