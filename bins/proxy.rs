@@ -5,7 +5,7 @@
 //! does not refuse. What is inherited: one listening socket per worker, each on another port, bound before the
 //! first fork because the master has to know the addresses.
 //!
-//! This is the seed text's first way to one port, and its price is why Node has another: the connection never leaves
+//! A proxy is the first way to share one port, and its price is why Node passes descriptors: the connection never leaves
 //! the master, so each costs the master two descriptors (the client's, and its own to the worker) and the worker one.
 //! Every request costs six system calls more (`strace -c -f`: two waits, two receives, two sends in the master), and
 //! a connection for one request about 20 in the master where `master-dispatch` has three. The worker sees the

@@ -159,7 +159,7 @@ fn serve(
     }
 }
 
-/// A worker that sleeps for the listener alone cannot sleep for its connections too, so it serves each to its end.
+/// A worker that waits only for the listener cannot wait for its connections, too, so it serves each to its end.
 fn one_at_a_time(
     listener: &Listener,
     mut worker: Worker,

@@ -207,10 +207,16 @@ fn every_server_of_the_syllabus_has_a_lesson_and_a_row_in_the_readme() {
     let lessons: String = lessons.filter(|path| path.extension().is_some_and(|e| e == "md")).map(read).collect();
     let readme = read(root.join("README.md"));
     for name in names {
-        // The demonstration serves nobody: it has nothing that could be measured. A program that was an option of another
-        // one when a lesson was measured is named in its text.
-        let is_taught = [format!("run = \"{name}"), format!("`{name}`")].iter().any(|way| lessons.contains(way));
-        assert!(name == "ports" || is_taught, "no lesson is about {name}");
+        // Three programs were options of others when their lessons were measured, and the matrices still run them so.
+        let command = match name {
+            "prefork-lock" => "shared-accept --workers 4 --lock semaphore".into(),
+            "accept-mutex" => "shared-accept --workers 4 --lock accept-mutex".into(),
+            "pass-listener" => "master-dispatch --workers 4 --pass listener".into(),
+            name => name.to_string(),
+        };
+        // The demonstration serves nobody: it has nothing that could be measured.
+        let is_measured = lessons.contains(&format!("run = \"{command}"));
+        assert!(name == "ports" || is_measured, "no experiment runs {name}");
         assert!(readme.contains(&format!("`{name}`")), "README.md does not name {name}");
     }
 }
