@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use acceptlab::console;
 use acceptlab::lab::evidence::columns::{self, Column};
+use acceptlab::lab::evidence::origin;
 use acceptlab::lab::evidence::report::{Place, for_terminal, gaps};
 use acceptlab::lab::observe::processes::proc_is_mounted;
 use acceptlab::lab::observe::tracepoints::mount_for_ourselves;
@@ -20,6 +21,7 @@ use acceptlab::lab::plan::blocks::{estimate, schedule};
 use acceptlab::lab::plan::experiment::{self, Experiment};
 use acceptlab::lab::plan::law;
 use acceptlab::lab::program::{Interrupt, Stop, print_until, watch_for_interrupt};
+use acceptlab::lab::record::content;
 use acceptlab::lab::run::all_cases::{self, Outcome};
 use acceptlab::lab::{check, order, record, verify, watch};
 use acceptlab::terminal::wrapped;
@@ -51,6 +53,8 @@ enum Command {
     Explain,
     /// Measure, record, and write the tables
     ///
+    /// A full run into the repository's own record needs a clean tree, so that a commit has what was measured.
+    ///
     /// Every row is recorded as soon as it is finished. Ctrl-C ends all servers and clients, and the tables are written
     /// from the rows that are there.
     Run {
@@ -68,10 +72,15 @@ enum Command {
     },
     /// Write RESULTS.md and print the tables from the newest record of each experiment.
     Report {
-        /// Write nothing. Exit with 1 when RESULTS.md is not what the records give, or when a table is incomplete: a
-        /// planned row is missing, every run of a case has failed, or a column has no number.
+        /// Write nothing. Exit with 1 when RESULTS.md is not what the records give, when no commit of the history has
+        /// what a record was measured with, or when a table is incomplete: a planned row is missing, every run of a case
+        /// has failed, or a column has no number. Lists the lessons that are stale: `src/`, `bins/` or the matrix have
+        /// changed since.
         #[arg(long)]
         check: bool,
+        /// With --check: exit with 1 when a lesson is stale.
+        #[arg(long, requires = "check")]
+        fresh: bool,
         /// The folder that was given to `lab run --out`.
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
@@ -160,9 +169,13 @@ fn run(arguments: Arguments) -> Result<bool, Stop> {
             enter(&root)?;
             measure(&root, all, &experiment, quick, seed, out.as_deref(), &interrupt)
         }
-        Command::Report { check, out } => {
+        Command::Report { check, fresh, out } => {
             let (root, experiments) = load(root)?;
-            report(&Place::new(&root, out.as_deref()), &experiments, &experiments, check, &never())
+            let place = Place::new(&root, out.as_deref());
+            match check {
+                true => Ok(check_report(&root, &place, &experiments, fresh)?),
+                false => report(&place, &experiments, &experiments, &never()),
+            }
         }
         Command::Verify { experiment } => {
             proc_is_mounted()?;
@@ -241,11 +254,14 @@ fn measure(
 ) -> Result<bool, Stop> {
     let chosen = experiment::select(all.clone(), words)?;
     let place = Place::new(root, out);
+    if out.is_none() && !quick {
+        require_a_commit(root, &all)?;
+    }
     console::log(format_args!("seed {seed}"));
     let outcome = all_cases::run(root, &place.records, &chosen, quick, seed, interrupt)?;
     // After an interrupt the tables of the finished rows are still printed; a second one ends the lab at once.
     let until = if outcome.interrupted { never() } else { interrupt.clone() };
-    let reported = report(&place, &all, &chosen, false, &until);
+    let reported = report(&place, &all, &chosen, &until);
     // Again, where it is not lost above the tables.
     outcome.failures.iter().for_each(console::log);
     let failed = outcome.failures.len();
@@ -258,31 +274,47 @@ fn measure(
     reported.map(|_| failed == 0)
 }
 
-/// Brings RESULTS.md up to date with the records and prints the tables of the chosen experiments.
-fn report(
-    place: &Place,
-    all: &[Experiment],
-    chosen: &[Experiment],
-    check: bool,
-    interrupt: &Interrupt,
-) -> Result<bool, Stop> {
-    let records = record::read_all(&place.records)?;
-    let (now, then) = place.now_and_then(all, &records);
-    let results = place.results.display();
-    if check {
-        if now != then {
-            return Err(format!("{results} is not what the records give; `lab report` rewrites it").into());
-        }
-        let gaps = gaps(all, &records);
-        gaps.iter().for_each(console::log);
-        return match gaps.len() {
-            0 => Ok(true),
-            count => Err(format!("the tables are incomplete in {count} places; `lab run` measures again").into()),
-        };
+/// A number in RESULTS.md leads to code that the history has.
+fn require_a_commit(root: &Path, experiments: &[Experiment]) -> Result<(), String> {
+    let remedy = "commit first, or record elsewhere with --out DIR";
+    let dirty = content::dirty(root, experiments);
+    if !dirty.is_empty() {
+        return Err(format!("not as the commit has them: {}; {remedy}", dirty.join(", ")));
     }
+    content::older_than_its_source(root).map_or(Ok(()), Err)
+}
+
+/// Brings RESULTS.md up to date with the records and prints the tables of the chosen experiments.
+fn report(place: &Place, all: &[Experiment], chosen: &[Experiment], interrupt: &Interrupt) -> Result<bool, Stop> {
+    let records = record::read_all(&place.records)?;
+    let (_, then) = place.now_and_then(all, &records);
+    let results = place.results.display();
     std::fs::write(&place.results, then).map_err(|error| format!("write {results}: {error}"))?;
     let newest = |experiment: &Experiment| Some(for_terminal(experiment, record::newest(&records, &experiment.name)?));
     print_until(interrupt, &chosen.iter().filter_map(newest).collect::<String>()).map(|()| true)
+}
+
+/// Whether the pages are what the records give, and the records what the code gives.
+fn check_report(root: &Path, place: &Place, all: &[Experiment], fresh: bool) -> Result<bool, String> {
+    let records = record::read_all(&place.records)?;
+    let (now, then) = place.now_and_then(all, &records);
+    let (gaps, origins) = (gaps(all, &records), origin::judge(root, all, &records));
+    let lines = gaps.iter().chain(&origins.unsearched).chain(&origins.stale).chain(&origins.unknown);
+    lines.for_each(console::log);
+    if !gaps.is_empty() {
+        return Err(format!("the tables are incomplete in {} places; `lab run` measures again", gaps.len()));
+    }
+    if now != then {
+        return Err(format!("{} is not what the records give; `lab report` rewrites it", place.results.display()));
+    }
+    if !origins.unknown.is_empty() {
+        return Err("a record was measured with what no commit has".to_string());
+    }
+    let is_fresh = origins.stale.is_empty() && origins.unsearched.is_none();
+    if fresh && !is_fresh {
+        return Err("not every record is known to be fresh; measure again from a commit".to_string());
+    }
+    Ok(true)
 }
 
 fn print(text: &str) -> Result<bool, Stop> {

@@ -46,6 +46,7 @@ mod passing;
 mod ports;
 mod proxy;
 mod readers;
+mod record;
 mod screen;
 mod select;
 mod signals;

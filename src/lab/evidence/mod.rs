@@ -2,5 +2,6 @@
 
 pub mod accounting;
 pub mod columns;
+pub mod origin;
 pub mod report;
 pub mod table;

@@ -21,6 +21,8 @@ pub struct Experiment {
     /// The first paragraph below the heading.
     pub question: String,
     pub matrix: Matrix,
+    /// Of what the matrix says about measuring, see [`measured_hash`].
+    pub measured_hash: String,
 }
 
 impl Experiment {
@@ -90,7 +92,26 @@ fn parse(name: &str, text: &str, is_column: IsColumn) -> Result<Experiment, (usi
     for quick in [false, true] {
         case::expand(name, &matrix, quick).map_err(place)?;
     }
-    Ok(Experiment { name: name.to_string(), title, question, matrix })
+    let measured_hash = measured_hash(text).expect("its block is a table: it has just been read");
+    Ok(Experiment { name: name.to_string(), title, question, matrix, measured_hash })
+}
+
+/// A hash of what a lesson's matrix says about measuring: a claim, a title or a chosen column may change when the rows are
+/// there. `None` when the text holds no matrix.
+pub fn measured_hash(text: &str) -> Option<String> {
+    let mut matrix: toml::Table = matrix_block(text).ok()?.0.parse().ok()?;
+    matrix.retain(|key, _| ["repeats", "duration", "warmup", "quick", "table"].contains(&key));
+    for table in matrix.get_mut("table").and_then(|tables| tables.as_array_mut()).into_iter().flatten() {
+        table.as_table_mut()?.retain(|key, _| !["title", "columns"].contains(&key));
+    }
+    // JSON, because its form outlives a new version of the TOML library; keys are sorted.
+    let text = serde_json::to_string(&matrix).ok()?;
+    Some(format!("{:016x}", fnv1a(&text)))
+}
+
+/// 64-bit FNV-1a, written out because the standard library's hashes may change with its version.
+pub fn fnv1a(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// The first `#` heading and the paragraph below it.
@@ -179,6 +200,18 @@ pub(crate) mod tests {
         let (line, what) = parse_lesson(&format!("{GOOD}\ncolour = 1")).unwrap_err();
         assert_eq!(line, 19, "{what}");
         assert!(what.contains("colour"), "{what}");
+    }
+
+    #[test]
+    fn the_hash_knows_what_is_measured_and_not_what_is_said_about_it() {
+        let hash = |table: &str| parse_lesson(table).unwrap().measured_hash;
+        assert_eq!(hash(GOOD), hash(&GOOD.replace("\"qps\"", "\"p99\"")));
+        assert_ne!(hash(GOOD), hash(&GOOD.replace("{duration}", "2s")));
+        let commented = lesson(GOOD).replace("repeats = 6", "# why\nrepeats=6").replace("Why so?", "Why?");
+        assert_eq!(measured_hash(&commented), measured_hash(&lesson(GOOD)));
+        assert_ne!(measured_hash(&commented.replace("repeats=6", "repeats=7")), measured_hash(&commented));
+        assert_eq!(measured_hash("# No matrix"), None);
+        assert_eq!(fnv1a("a"), 0xaf63_dc4c_8601_ec8c);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The record: one file per `lab run`, `<UTC time>-<full|quick>.jsonl`. The first line says which machine, seed
 //! and command; every other line is one row, written when it was finished. Files are never rewritten.
 
+pub mod content;
 pub mod fingerprint;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use crate::lab::observe::kernel_counts::KernelCounts;
 use crate::lab::observe::timeline::Snapshot;
 use crate::lab::plan::case::Case;
 use crate::lab::plan::command::{ClientCommand, ServerCommand};
+use crate::lab::record::content::Content;
 use crate::lab::record::fingerprint::Fingerprint;
 use crate::machine::Counters;
 use crate::report::{LoadReport, ServerReport, WorkerReport};
@@ -33,6 +35,8 @@ pub struct Header {
     pub seed: u64,
     /// The rows that were to be measured, by experiment.
     pub planned: BTreeMap<String, usize>,
+    #[serde(default)]
+    pub content: Content,
     pub machine: Fingerprint,
 }
 

@@ -12,8 +12,8 @@ use crate::lab::plan::blocks::{Run, estimate, schedule};
 use crate::lab::plan::case::Case;
 use crate::lab::plan::experiment::Experiment;
 use crate::lab::program::{Interrupt, Stop};
-use crate::lab::record::fingerprint;
-use crate::lab::record::{Header, Writer};
+use crate::lab::record::content::{self, Content};
+use crate::lab::record::{Header, Writer, fingerprint};
 use crate::lab::run::one_case;
 use crate::units::utc_now;
 
@@ -47,7 +47,8 @@ pub fn run(
         scale: if quick { "quick" } else { "full" }.to_string(),
         seed,
         planned,
-        machine: fingerprint::take(root),
+        content: Content::now(root, experiments),
+        machine: fingerprint::take(root, content::commit(root, experiments)),
     };
     let mut record = Writer::create(records, &header)?;
     let progress = ProgressDisplay::new(&runs);

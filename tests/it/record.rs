@@ -1,0 +1,130 @@
+//! A record leads to a commit: where it may be made, and what `lab report --check` says when code or history change.
+
+use std::fs;
+use std::process::{Command, Output};
+
+use crate::lab::{LESSON, Scratch};
+
+/// A repository with one lesson of one short run, everything committed.
+fn committed(name: &str) -> Scratch {
+    let scratch = Scratch::new(name, &LESSON.replace("repeats = 60", "repeats = 1"));
+    for folder in ["src", "bins"] {
+        fs::create_dir(scratch.root.join(folder)).unwrap();
+        fs::write(scratch.root.join(folder).join("one.rs"), "// one\n").unwrap();
+    }
+    git(&scratch, &["init", "--quiet"]);
+    commit(&scratch);
+    scratch
+}
+
+fn git(scratch: &Scratch, arguments: &[&str]) {
+    let who = ["-c", "user.name=a", "-c", "user.email=a@b"];
+    let output = Command::new("git").arg("-C").arg(&scratch.root).args(who).args(arguments).output().unwrap();
+    assert!(output.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn commit(scratch: &Scratch) {
+    git(scratch, &["add", "."]);
+    git(scratch, &["commit", "--quiet", "--message", "one"]);
+}
+
+fn append(scratch: &Scratch, file: &str, text: &str) {
+    let path = scratch.root.join(file);
+    fs::write(&path, fs::read_to_string(&path).unwrap_or_default() + text).unwrap();
+}
+
+/// Its exit status and standard error.
+fn ended(output: Output) -> (Option<i32>, String) {
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+fn check(scratch: &Scratch) -> (Option<i32>, String) {
+    ended(scratch.lab(&["report", "--check"]))
+}
+
+fn check_fresh(scratch: &Scratch) -> (Option<i32>, String) {
+    ended(scratch.lab(&["report", "--check", "--fresh"]))
+}
+
+#[test]
+fn a_full_record_is_only_made_of_what_a_commit_has() {
+    let scratch = committed("clean-tree");
+    append(&scratch, "src/one.rs", "// two\n");
+    append(&scratch, "bins/new.rs", "");
+    let (status, error) = ended(scratch.lab(&["run"]));
+    assert_eq!((status, error.lines().count()), (Some(1), 1), "{error}");
+    assert!(error.contains("src/one.rs, bins/new.rs; commit first"), "{error}");
+    let elsewhere = scratch.root.join("elsewhere");
+    let (status, error) = ended(scratch.lab(&["run", "--out", elsewhere.to_str().unwrap()]));
+    assert_eq!(status, Some(0), "{error}");
+    let record = fs::read_dir(elsewhere.join("record")).unwrap().next().unwrap().unwrap().path();
+    let text = fs::read_to_string(record).unwrap();
+    assert!(text.contains("-dirty\"") && !text.contains("\"trees\""), "{text}");
+}
+
+#[test]
+fn a_program_that_is_older_than_its_source_makes_no_record() {
+    let scratch = committed("old-program");
+    append(&scratch, "bins/sync.rs", "// newer than the program that the tests have built\n");
+    commit(&scratch);
+    let (status, error) = ended(scratch.lab(&["run"]));
+    assert_eq!(status, Some(1), "{error}");
+    assert!(error.contains("sync is older than") && error.contains("cargo build"), "{error}");
+}
+
+#[test]
+fn a_record_is_stale_when_the_code_or_its_matrix_has_changed_and_not_when_a_text_has() {
+    let scratch = committed("stale");
+    assert!(check(&scratch).1.contains("01-lesson: not measured"));
+    let (status, error) = ended(scratch.lab(&["run"]));
+    assert_eq!(status, Some(0), "{error}");
+    assert_eq!(check_fresh(&scratch), (Some(0), String::new()));
+
+    append(&scratch, "experiments/01-lesson.md", "\nA word more.\n");
+    append(&scratch, "README.md", "A word more.\n");
+    assert_eq!(check_fresh(&scratch), (Some(0), String::new()));
+
+    append(&scratch, "src/one.rs", "// two\n");
+    let (status, told) = check(&scratch);
+    assert_eq!((status, told.trim()), (Some(0), "stale, changed since: files that are not committed: 01-lesson"));
+    assert_eq!(check_fresh(&scratch).0, Some(1));
+    commit(&scratch);
+    let (status, told) = check(&scratch);
+    assert_eq!((status, told.trim()), (Some(0), "stale, changed since: src/: 01-lesson"));
+
+    let lesson = scratch.root.join("experiments/01-lesson.md");
+    fs::write(&lesson, fs::read_to_string(&lesson).unwrap().replace("\"100ms\"", "\"101ms\"")).unwrap();
+    commit(&scratch);
+    let (status, told) = check(&scratch);
+    assert_eq!((status, told.trim()), (Some(0), "stale, changed since: src/, the matrix: 01-lesson"));
+}
+
+#[test]
+fn a_record_outlives_its_commit_as_long_as_a_commit_has_its_content() {
+    let scratch = committed("squashed");
+    let (status, error) = ended(scratch.lab(&["run"]));
+    assert_eq!(status, Some(0), "{error}");
+    git(&scratch, &["checkout", "--quiet", "--orphan", "squashed"]);
+    append(&scratch, "README.md", "Another commit.\n");
+    commit(&scratch);
+    assert_eq!(check_fresh(&scratch), (Some(0), String::new()));
+
+    git(&scratch, &["checkout", "--quiet", "--orphan", "rewritten"]);
+    append(&scratch, "src/one.rs", "// never measured\n");
+    commit(&scratch);
+    let (status, error) = check(&scratch);
+    assert_eq!(status, Some(1));
+    assert!(error.contains("01-lesson: no commit of the history has what"), "{error}");
+}
+
+#[test]
+fn without_a_history_one_line_says_so() {
+    let scratch = committed("tarball");
+    let (status, error) = ended(scratch.lab(&["run"]));
+    assert_eq!(status, Some(0), "{error}");
+    fs::remove_dir_all(scratch.root.join(".git")).unwrap();
+    let (status, told) = check(&scratch);
+    assert_eq!((status, told.lines().count()), (Some(0), 1), "{told}");
+    assert!(told.contains("no git history"), "{told}");
+    assert_eq!(check_fresh(&scratch).0, Some(1));
+}
