@@ -7,11 +7,14 @@
 
 #![forbid(unsafe_code)]
 
+use std::io::stdout;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use acceptlab::console;
+use acceptlab::lab::evidence::answer::outdated;
+use acceptlab::lab::evidence::claims::{self, Judged};
 use acceptlab::lab::evidence::columns::{self, Column};
 use acceptlab::lab::evidence::origin;
 use acceptlab::lab::evidence::report::{Place, for_terminal, gaps};
@@ -21,10 +24,11 @@ use acceptlab::lab::plan::blocks::{estimate, schedule};
 use acceptlab::lab::plan::experiment::{self, Experiment};
 use acceptlab::lab::plan::law;
 use acceptlab::lab::program::{Interrupt, Stop, print_until, watch_for_interrupt};
+use acceptlab::lab::record::Record;
 use acceptlab::lab::record::content;
 use acceptlab::lab::run::all_cases::{self, Outcome};
 use acceptlab::lab::{check, order, record, verify, watch};
-use acceptlab::terminal::wrapped;
+use acceptlab::terminal::{self, Paint, wrapped};
 use clap::{Parser, Subcommand, ValueEnum};
 use crossbeam_channel::never;
 
@@ -85,7 +89,20 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
     },
-    /// Run each case once, briefly, as a test: no error, and client and server counted the same.
+    /// Judge what the lessons say by the newest record of each: holds, fails, or undecided
+    ///
+    /// A claim holds (or fails) when the whole interval of what was measured is within (or outside) its bar. It is
+    /// undecided when the interval contains the bar, seen once when there is a single run, and skipped when there is none.
+    Claims {
+        /// Experiments by number or name: `2`, `02` or `02-keep-alive-throughput`; all when none is named.
+        experiment: Vec<String>,
+        #[arg(long, value_enum, default_value = "text")]
+        format: Format,
+        /// The folder that was given to `lab run --out`.
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
+    /// Run each case once, briefly, as a test: no error, client and server counted the same, and what a claim counts is right.
     Verify {
         /// Experiments by number or name: `2`, `02` or `02-keep-alive-throughput`; all when none is named.
         experiment: Vec<String>,
@@ -171,11 +188,15 @@ fn run(arguments: Arguments) -> Result<bool, Stop> {
         }
         Command::Report { check, fresh, out } => {
             let (root, experiments) = load(root)?;
-            let place = Place::new(&root, out.as_deref());
             match check {
-                true => Ok(check_report(&root, &place, &experiments, fresh)?),
-                false => report(&place, &experiments, &experiments, &never()),
+                true => Ok(check_report(&root, out.as_deref(), &experiments, fresh)?),
+                false => report(&root, out.as_deref(), &experiments, &experiments, &never()),
             }
+        }
+        Command::Claims { experiment, format, out } => {
+            let (root, all) = load(root)?;
+            let records = record::read_all(&Place::new(&root, out.as_deref()).records)?;
+            print(&claims(&experiment::select(all, &experiment)?, &records, format))
         }
         Command::Verify { experiment } => {
             proc_is_mounted()?;
@@ -213,7 +234,7 @@ fn load(root: Option<PathBuf>) -> Result<(PathBuf, Vec<Experiment>), String> {
     let here = std::env::current_dir().map_err(|error| format!("find the current folder: {error}"))?;
     let holding = here.ancestors().find(|folder| folder.join("experiments").is_dir());
     let root = root.or(holding.map(Path::to_path_buf)).unwrap_or(here);
-    let experiments = experiment::load_all(&root, |name| columns::find(name).is_some())?;
+    let experiments = experiment::load_all(&root, |name| columns::find(name).map(Column::kind))?;
     Ok((root, experiments))
 }
 
@@ -261,7 +282,7 @@ fn measure(
     let outcome = all_cases::run(root, &place.records, &chosen, quick, seed, interrupt)?;
     // After an interrupt the tables of the finished rows are still printed; a second one ends the lab at once.
     let until = if outcome.interrupted { never() } else { interrupt.clone() };
-    let reported = report(&place, &all, &chosen, &until);
+    let reported = report(root, out, &all, &chosen, &until);
     // Again, where it is not lost above the tables.
     outcome.failures.iter().for_each(console::log);
     let failed = outcome.failures.len();
@@ -274,6 +295,23 @@ fn measure(
     reported.map(|_| failed == 0)
 }
 
+/// What `lab claims` prints.
+fn claims(experiments: &[Experiment], records: &[Record], format: Format) -> String {
+    let rows = |name: &str| record::newest(records, name).map_or(&[][..], |record| &record.rows);
+    let judged = experiments.iter().map(|experiment| (experiment, claims::judge(experiment, rows(&experiment.name))));
+    if format == Format::Json {
+        let documents = judged
+            .flat_map(|(experiment, judged)| judged.iter().map(|it| it.json(&experiment.name)).collect::<Vec<_>>());
+        return serde_json::Value::from_iter(documents).to_string() + "\n";
+    }
+    let (width, paint) = (terminal::width(&stdout()), Paint::on(&stdout()));
+    let section = |(experiment, judged): (&Experiment, Vec<Judged>)| {
+        let lines = claims::lines(&judged, width, paint).join("\n");
+        if lines.is_empty() { lines } else { format!("{}\n{lines}\n", paint.bold(&experiment.name)) }
+    };
+    judged.map(section).collect()
+}
+
 /// A number in RESULTS.md leads to code that the history has.
 fn require_a_commit(root: &Path, experiments: &[Experiment]) -> Result<(), String> {
     let remedy = "commit first, or record elsewhere with --out DIR";
@@ -284,18 +322,34 @@ fn require_a_commit(root: &Path, experiments: &[Experiment]) -> Result<(), Strin
     content::older_than_its_source(root).map_or(Ok(()), Err)
 }
 
-/// Brings RESULTS.md up to date with the records and prints the tables of the chosen experiments.
-fn report(place: &Place, all: &[Experiment], chosen: &[Experiment], interrupt: &Interrupt) -> Result<bool, Stop> {
+/// Brings RESULTS.md and the numbers in the lessons up to date with the records, and prints the tables of the chosen
+/// experiments. With `out` the repository stays as it is.
+fn report(
+    root: &Path,
+    out: Option<&Path>,
+    all: &[Experiment],
+    chosen: &[Experiment],
+    interrupt: &Interrupt,
+) -> Result<bool, Stop> {
+    let place = Place::new(root, out);
     let records = record::read_all(&place.records)?;
     let (_, then) = place.now_and_then(all, &records);
-    let results = place.results.display();
-    std::fs::write(&place.results, then).map_err(|error| format!("write {results}: {error}"))?;
-    let newest = |experiment: &Experiment| Some(for_terminal(experiment, record::newest(&records, &experiment.name)?));
+    let lessons = if out.is_none() { outdated(root, all, &records)? } else { Vec::new() };
+    for (path, text) in [(place.results, then)].into_iter().chain(lessons) {
+        std::fs::write(&path, text).map_err(|error| format!("write {}: {error}", path.display()))?;
+    }
+    let (width, paint) = (terminal::width(&stdout()), Paint::on(&stdout()));
+    let newest = |experiment: &Experiment| {
+        let record = record::newest(&records, &experiment.name)?;
+        let claims = claims::lines(&claims::judge(experiment, &record.rows), width, paint);
+        Some(for_terminal(experiment, record) + &claims.iter().map(|line| format!("{line}\n")).collect::<String>())
+    };
     print_until(interrupt, &chosen.iter().filter_map(newest).collect::<String>()).map(|()| true)
 }
 
 /// Whether the pages are what the records give, and the records what the code gives.
-fn check_report(root: &Path, place: &Place, all: &[Experiment], fresh: bool) -> Result<bool, String> {
+fn check_report(root: &Path, out: Option<&Path>, all: &[Experiment], fresh: bool) -> Result<bool, String> {
+    let place = Place::new(root, out);
     let records = record::read_all(&place.records)?;
     let (now, then) = place.now_and_then(all, &records);
     let (gaps, origins) = (gaps(all, &records), origin::judge(root, all, &records));
@@ -306,6 +360,11 @@ fn check_report(root: &Path, place: &Place, all: &[Experiment], fresh: bool) -> 
     }
     if now != then {
         return Err(format!("{} is not what the records give; `lab report` rewrites it", place.results.display()));
+    }
+    let lessons = if out.is_none() { outdated(root, all, &records)? } else { Vec::new() };
+    if let Some((path, _)) = lessons.first() {
+        let path = path.display();
+        return Err(format!("the numbers in {path} are not what the records give; `lab report` rewrites them"));
     }
     if !origins.unknown.is_empty() {
         return Err("a record was measured with what no commit has".to_string());

@@ -39,12 +39,19 @@ impl Metric {
         let blank = if self.unit.is_empty() || self.unit.starts_with('/') { "" } else { " " };
         format!("{}{blank}{}", self.name, self.unit)
     }
+
+    /// `12 µs`, but `12 requests/s` and `12 deaths`.
+    fn unit_in_text(&self) -> String {
+        if self.unit.is_empty() || self.unit.starts_with('/') { self.header() } else { self.unit.to_string() }
+    }
 }
 
 /// What a number means to a reader of a table.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Meaning {
     pub header: String,
+    /// What follows the number in a sentence: `µs`, `requests/s`; of a number without a unit its name.
+    pub unit: String,
     pub definition: String,
 }
 
@@ -54,7 +61,7 @@ pub struct Meaning {
 /// When there is no such metric: keys are constants of this program.
 pub fn meaning(key: &str) -> Meaning {
     if let Some(metric) = find(key) {
-        return Meaning { header: metric.header(), definition: metric.definition.into() };
+        return Meaning { header: metric.header(), unit: metric.unit_in_text(), definition: metric.definition.into() };
     }
     let parts = key.rsplit_once('.').and_then(|(of, statistic)| Some((find(of)?, find(&format!("*_us.{statistic}"))?)));
     let (of, statistic) = parts.unwrap_or_else(|| panic!("no metric is named {key}"));
@@ -62,6 +69,7 @@ pub fn meaning(key: &str) -> Meaning {
     let of_what = if of.key == "latency_us" { String::new() } else { format!("{} ", of.name) };
     Meaning {
         header: format!("{of_what}{}", statistic.header()),
+        unit: statistic.unit_in_text(),
         definition: format!("{} {}", of.definition, statistic.definition),
     }
 }

@@ -1,33 +1,84 @@
-//! The experiments as tests: every case once, briefly. The answers must be right, and client and server must have counted
-//! the same.
+//! The experiments as tests: every case once, briefly. The answers must be right, client and server must have counted the
+//! same, and a claim that counts something exact must be true.
 
 use crate::console;
 use crate::lab::evidence::accounting::first_error;
+use crate::lab::evidence::claims::{Judged, Verdict, judge};
 use crate::lab::plan::case::Case;
 use crate::lab::plan::experiment::Experiment;
 use crate::lab::program::{Interrupt, Stop, print_until};
+use crate::lab::record::Row;
 use crate::lab::run::one_case;
 
-/// Runs every case and prints a line for each; true when all of them passed.
+/// Runs every case and prints a line for each, and then one for each claim; true when all of them passed.
 pub fn run(experiments: &[Experiment], interrupt: &Interrupt) -> Result<bool, Stop> {
     let cases: Vec<Case> = experiments.iter().flat_map(|experiment| experiment.cases(true)).collect();
-    let [mut passed, mut failed, mut skipped] = [0; 3];
+    let mut tally = Tally::default();
+    let mut rows: Vec<Row> = Vec::new();
     let mut verify = |case: &Case| {
         let row = one_case::run(case, 0, interrupt)?;
-        let (count, line) = match (&row.skipped, first_error(&row)) {
-            (Some(why), _) => (&mut skipped, format!("skipped  {case}: {why}\n")),
-            (None, None) => (&mut passed, format!("ok       {case}\n")),
-            (None, Some(what)) => (&mut failed, format!("FAIL     {case}: {what}\n")),
+        let outcome = match (&row.skipped, first_error(&row)) {
+            (Some(why), _) => Outcome::Skipped(why.clone()),
+            (None, None) => Outcome::Passed,
+            (None, Some(what)) => Outcome::Failed(what),
         };
-        *count += 1;
-        print_until(interrupt, &line)
+        rows.push(row);
+        print_until(interrupt, &tally.line(&case.to_string(), outcome))
     };
     let end = cases.iter().try_for_each(&mut verify);
-    let counts = format!("{passed} passed, {failed} failed, {skipped} skipped");
     if let Err(Stop::Interrupted) = end {
-        console::log(format_args!("interrupted: of {} cases {counts}", cases.len()));
+        console::log(format_args!("interrupted: of {} cases {tally}", cases.len()));
     }
     end?;
-    print_until(interrupt, &(counts + "\n"))?;
-    Ok(failed == 0)
+    for experiment in experiments {
+        for judged in judge(experiment, &rows).iter().filter(|judged| judged.claim.is_counted) {
+            let name = format!("{}: {}", experiment.name, judged.claim.says);
+            print_until(interrupt, &tally.line(&name, asserted(judged)))?;
+        }
+    }
+    print_until(interrupt, &format!("{tally}\n"))?;
+    Ok(tally.failed == 0)
+}
+
+enum Outcome {
+    Passed,
+    Failed(String),
+    Skipped(String),
+}
+
+#[derive(Default)]
+struct Tally {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+}
+
+impl Tally {
+    fn line(&mut self, name: &str, outcome: Outcome) -> String {
+        let (count, line) = match outcome {
+            Outcome::Passed => (&mut self.passed, format!("ok       {name}\n")),
+            Outcome::Failed(what) => (&mut self.failed, format!("FAIL     {name}: {what}\n")),
+            Outcome::Skipped(why) => (&mut self.skipped, format!("skipped  {name}: {why}\n")),
+        };
+        *count += 1;
+        line
+    }
+}
+
+impl std::fmt::Display for Tally {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+    }
+}
+
+/// A count that is exact needs no second run.
+fn asserted(judged: &Judged) -> Outcome {
+    match &judged.verdict {
+        Verdict::Skipped(reason) => Outcome::Skipped(reason.clone()),
+        Verdict::Holds | Verdict::SeenOnce(true) => Outcome::Passed,
+        _ => {
+            let bar = judged.bar().map_or(String::new(), |bar| format!(", and the bar is {bar}"));
+            Outcome::Failed(format!("it is {}{bar}", judged.measured()))
+        }
+    }
 }

@@ -87,7 +87,7 @@ fn summarize(table: &mut Table, spec: &TableSpec, rows: &[&Row], cases: &[Vec<&R
 
 /// The row of the same group that differs from this one in the baseline's coordinates. An older record has no groups; its
 /// rows are paired within their block.
-fn baseline<'a>(spec: &TableSpec, rows: &[&'a Row], row: &Row) -> Option<&'a Row> {
+pub fn baseline<'a>(spec: &TableSpec, rows: &[&'a Row], row: &Row) -> Option<&'a Row> {
     if spec.baseline.is_empty() {
         return None;
     }
@@ -97,14 +97,12 @@ fn baseline<'a>(spec: &TableSpec, rows: &[&'a Row], row: &Row) -> Option<&'a Row
 }
 
 fn cell(column: &Column, samples: &[Sample]) -> String {
-    let numbers = |of: fn(Sample) -> Option<f64>| {
-        stats::summarize(&samples.iter().filter_map(|sample| of(*sample)).collect::<Vec<f64>>())
-    };
     let text = match column.value {
-        Value::Count(of) => numbers(of).map(|summary| spread(&summary, count)),
-        Value::Real(of) => numbers(of).map(|summary| spread(&summary, real)),
-        Value::Probability(of) => numbers(of).map(|summary| spread(&summary, probability)),
         Value::Picture { of, median_by } => picture(samples, of, median_by),
+        _ => {
+            let numbers: Vec<f64> = samples.iter().filter_map(|sample| column.number(*sample)).collect();
+            stats::summarize(&numbers).map(|summary| spread(&summary, |number| column.print(number)))
+        }
     };
     text.unwrap_or("–".to_string())
 }
@@ -119,32 +117,9 @@ fn picture(samples: &[Sample], of: fn(&Row) -> Option<String>, median_by: fn(Sam
 }
 
 /// `median [low, high]`, or one number when all three print the same.
-fn spread(summary: &Summary, print: fn(f64) -> String) -> String {
+fn spread(summary: &Summary, print: impl Fn(f64) -> String) -> String {
     let (median, low, high) = (print(summary.median), print(summary.low), print(summary.high));
     if low == median && high == median { median } else { format!("{median} [{low}, {high}]") }
-}
-
-/// Whole numbers with thousands separated.
-fn count(value: f64) -> String {
-    let text = grouped(value.abs().round_ties_even() as u64);
-    if value.round() < 0.0 { format!("−{text}") } else { text }
-}
-
-/// Three significant digits as far as they matter.
-fn real(value: f64) -> String {
-    let magnitude = value.abs();
-    let text = match magnitude {
-        _ if magnitude >= 100.0 => return count(value),
-        _ if magnitude >= 10.0 => format!("{magnitude:.1}"),
-        _ if magnitude >= 1.0 || magnitude == 0.0 => format!("{magnitude:.2}"),
-        _ if magnitude >= 0.001 => format!("{magnitude:.3}"),
-        _ => return "<0.001".to_string(),
-    };
-    if value < 0.0 { format!("−{text}") } else { text }
-}
-
-fn probability(value: f64) -> String {
-    if value < 0.001 { "<0.001".to_string() } else { real(value) }
 }
 
 /// What a reader must know before comparing: repeats, spread, loop model, warm-up, pinning, command lines.
@@ -364,13 +339,6 @@ mod tests {
             row
         };
         rates.iter().enumerate().map(one).collect()
-    }
-
-    #[test]
-    fn numbers_are_printed_as_far_as_they_matter() {
-        assert_eq!([count(0.0), count(999.6), count(1234567.0)], ["0", "1,000", "1,234,567"]);
-        assert_eq!([real(0.98765), real(1.0), real(12.34), real(-1234.5)], ["0.988", "1.00", "12.3", "−1,234"]);
-        assert_eq!(real(1e-9), "<0.001");
     }
 
     #[test]

@@ -6,10 +6,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::lab::plan::case::{self, Case};
-use crate::lab::plan::matrix::{Matrix, MatrixError};
+use crate::lab::plan::citation;
+use crate::lab::plan::claim::{self, Claim};
+use crate::lab::plan::matrix::{FindColumn, Matrix, MatrixError};
 
-/// Whether a column of this name exists. The columns are defined behind the plan, where rows become tables.
-pub type IsColumn = fn(&str) -> bool;
+/// What the paragraph with a lesson's answer begins with.
+const ANSWER: &str = "**Answer.**";
 
 /// A lesson with its matrix.
 #[derive(Debug, Clone)]
@@ -20,9 +22,13 @@ pub struct Experiment {
     pub title: String,
     /// The first paragraph below the heading.
     pub question: String,
+    /// The paragraph that begins with `**Answer.**`, without these words; it may cite claims, see
+    /// [`crate::lab::plan::citation`]. Empty when there is none.
+    pub answer: String,
     pub matrix: Matrix,
     /// Of what the matrix says about measuring, see [`measured_hash`].
     pub measured_hash: String,
+    pub claims: Vec<Claim>,
 }
 
 impl Experiment {
@@ -40,14 +46,14 @@ impl Experiment {
 }
 
 /// All experiments below `root`, in the order of their numbers.
-pub fn load_all(root: &Path, is_column: IsColumn) -> Result<Vec<Experiment>, String> {
+pub fn load_all(root: &Path, find_column: FindColumn) -> Result<Vec<Experiment>, String> {
     let folder = root.join("experiments");
     let entries = fs::read_dir(&folder)
         .map_err(|error| format!("read {}: {error}; run lab inside the repository or pass --root", folder.display()))?;
     let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
     files.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
     files.sort();
-    files.iter().map(|path| load(path, is_column)).collect()
+    files.iter().map(|path| load(path, find_column)).collect()
 }
 
 /// The experiments the command line names, all of them when it names none.
@@ -63,13 +69,13 @@ pub fn select(all: Vec<Experiment>, words: &[String]) -> Result<Vec<Experiment>,
 }
 
 /// Reads and checks one file. An error is one line: file, line, what is wrong, what to do.
-fn load(path: &Path, is_column: IsColumn) -> Result<Experiment, String> {
+fn load(path: &Path, find_column: FindColumn) -> Result<Experiment, String> {
     let text = fs::read_to_string(path).map_err(|error| format!("read {}: {error}", path.display()))?;
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    parse(&name, &text, is_column).map_err(|(line, what)| format!("{}:{line}: {what}", path.display()))
+    parse(&name, &text, find_column).map_err(|(line, what)| format!("{}:{line}: {what}", path.display()))
 }
 
-fn parse(name: &str, text: &str, is_column: IsColumn) -> Result<Experiment, (usize, String)> {
+fn parse(name: &str, text: &str, find_column: FindColumn) -> Result<Experiment, (usize, String)> {
     let numbered = name.split('-').next().is_some_and(|head| head.parse::<u32>().is_ok());
     if !numbered {
         return Err((1, "the file's name has no number; call it NN-name.md".to_string()));
@@ -85,15 +91,18 @@ fn parse(name: &str, text: &str, is_column: IsColumn) -> Result<Experiment, (usi
         place(MatrixError { span: error.span(), what })
     })?;
     let columns = || matrix.tables.iter().flat_map(|table| &table.columns);
-    if let Some(unknown) = columns().find(|name| !is_column(name.get_ref())) {
+    if let Some(unknown) = columns().find(|name| find_column(name.get_ref()).is_none()) {
         let what = format!("no column {:?}; `lab explain` lists them", unknown.get_ref());
         return Err(place(MatrixError::at(unknown.span(), what)));
     }
-    for quick in [false, true] {
-        case::expand(name, &matrix, quick).map_err(place)?;
+    let cases = |quick| case::expand(name, &matrix, quick).map_err(place);
+    let claims = claim::resolve(&matrix, find_column, &cases(false)?, &cases(true)?).map_err(place)?;
+    if let Err((offset, what)) = citation::pieces(text, &claims) {
+        return Err((1 + text[..offset].matches('\n').count(), what));
     }
     let measured_hash = measured_hash(text).expect("its block is a table: it has just been read");
-    Ok(Experiment { name: name.to_string(), title, question, matrix, measured_hash })
+    let answer = answer(text);
+    Ok(Experiment { name: name.to_string(), title, question, answer, matrix, measured_hash, claims })
 }
 
 /// A hash of what a lesson's matrix says about measuring: a claim, a title or a chosen column may change when the rows are
@@ -127,6 +136,13 @@ fn heading(text: &str) -> Result<(String, String), (usize, String)> {
     Ok((title[2..].trim().to_string(), paragraph.join(" ")))
 }
 
+fn answer(text: &str) -> String {
+    let mut lines = text.lines().skip_while(|line| !line.starts_with(ANSWER));
+    let first = lines.next().map(|line| line[ANSWER.len()..].trim());
+    let others = lines.map(str::trim).take_while(|line| !line.is_empty());
+    first.into_iter().chain(others).collect::<Vec<_>>().join(" ")
+}
+
 /// The text inside the only toml fence, and the number of its first line.
 fn matrix_block(text: &str) -> Result<(String, usize), (usize, String)> {
     let lines: Vec<&str> = text.lines().collect();
@@ -149,6 +165,7 @@ fn matrix_block(text: &str) -> Result<(String, usize), (usize, String)> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::lab::plan::matrix::ColumnKind;
 
     /// A complete lesson around a table's lines.
     pub(crate) fn lesson(table: &str) -> String {
@@ -163,7 +180,13 @@ pub(crate) mod tests {
     }
 
     fn parse_text(name: &str, text: &str) -> Result<Experiment, (usize, String)> {
-        parse(name, text, |column| !["speed", "p51"].contains(&column))
+        let find = |column: &str| match column {
+            "speed" | "p51" => None,
+            "picture" => Some(ColumnKind::Picture),
+            "p50" => Some(ColumnKind::Number { unit: "µs".to_string() }),
+            _ => Some(ColumnKind::Number { unit: "requests/s".to_string() }),
+        };
+        parse(name, text, find)
     }
 
     const GOOD: &str = "server = [{ run = \"sync\", law = \"1/N\" }]\nload = \"loadgen --duration {duration}\"\n\
@@ -212,6 +235,17 @@ pub(crate) mod tests {
         assert_ne!(measured_hash(&commented.replace("repeats=6", "repeats=7")), measured_hash(&commented));
         assert_eq!(measured_hash("# No matrix"), None);
         assert_eq!(fnv1a("a"), 0xaf63_dc4c_8601_ec8c);
+    }
+
+    #[test]
+    fn the_answer_is_a_paragraph_that_may_cite_claims() {
+        let text = lesson(GOOD).replace("## Matrix", "**Answer.** Yes,\nalways.\n\n## Matrix");
+        assert_eq!(parse_text("02-x", &text).unwrap().answer, "Yes, always.");
+        assert_eq!(parse_lesson(GOOD).unwrap().answer, "");
+        let broken = text.replace("always", "in <!--claim:x-->9<!--/--> of 10");
+        let (line, what) = parse_text("02-x", &broken).unwrap_err();
+        assert_eq!(line, 7, "{what}");
+        assert!(what.contains("no claim \"x\""), "{what}");
     }
 
     #[test]

@@ -20,7 +20,19 @@ pub struct Matrix {
     pub quick: Overrides,
     #[serde(rename = "table")]
     pub tables: Vec<TableSpec>,
+    #[serde(default, rename = "claim")]
+    pub claims: Vec<ClaimSpec>,
 }
+
+/// What the plan must know of a column. The columns are defined behind the plan, where rows become tables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ColumnKind {
+    Number { unit: String },
+    Picture,
+}
+
+/// The column of this name.
+pub type FindColumn = fn(&str) -> Option<ColumnKind>;
 
 /// One table of the results: every server under every client, for every combination of the axes.
 #[derive(Debug, Clone, Deserialize)]
@@ -155,6 +167,34 @@ impl std::fmt::Display for AxisValue {
             AxisValue::Text(value) => value.fmt(f),
         }
     }
+}
+
+/// A number of a table as the matrix writes it: `table`, `column`, and as many coordinates as it takes to name one row.
+pub type CellSpec = BTreeMap<String, Spanned<AxisValue>>;
+
+/// What the lesson says, see [`crate::lab::plan::claim`].
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClaimSpec {
+    pub id: Spanned<String>,
+    pub says: String,
+    pub value: Option<Spanned<CellSpec>>,
+    /// What the value is divided by. What it leaves out is taken from `value`.
+    pub over: Option<Spanned<CellSpec>>,
+    /// What is subtracted from the value.
+    pub minus: Option<Spanned<CellSpec>>,
+    /// What the number must reach, with its unit.
+    pub bar: Option<Spanned<String>>,
+    /// Where a figure from elsewhere was published, and that figure.
+    pub source: Option<String>,
+    pub published: Option<Spanned<f64>>,
+    /// It counts something exact: `lab verify` asserts it on any machine.
+    #[serde(default)]
+    pub counted: bool,
+    /// Why it fails or stays undecided on the machine of the repository's records.
+    pub why: Option<String>,
+    /// Why no row can prove it yet.
+    pub skipped: Option<String>,
 }
 
 /// What `--quick` changes.

@@ -1,7 +1,9 @@
-//! From a lesson's file to the cases that its matrix names, and the order of their runs.
+//! From a lesson's file to the cases that its matrix names, the claims about them, and the order of the runs.
 
 pub mod blocks;
 pub mod case;
+pub mod citation;
+pub mod claim;
 pub mod command;
 pub mod events;
 pub mod experiment;

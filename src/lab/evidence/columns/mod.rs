@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::lab::evidence::accounting;
+use crate::lab::evidence::{accounting, numbers};
 use crate::lab::observe::kernel_counts::ProcessCounts;
 use crate::lab::observe::timeline::Snapshot;
 use crate::lab::plan::law::Law;
+use crate::lab::plan::matrix::ColumnKind;
 use crate::lab::record::{ForeignReport, Row};
 use crate::metrics;
 use crate::report::{ClusterReport, Evenness, Latency, LoadReport, WorkerReport};
@@ -34,6 +35,29 @@ impl Column {
 
     pub fn definition(&self) -> String {
         metrics::meaning(self.metric).definition
+    }
+
+    /// What the plan checks a claim against.
+    pub fn kind(&self) -> ColumnKind {
+        match self.value {
+            Picture { .. } => ColumnKind::Picture,
+            _ => ColumnKind::Number { unit: metrics::meaning(self.metric).unit },
+        }
+    }
+
+    /// Of a picture, the number by which it is chosen.
+    pub fn number(&self, sample: Sample) -> Option<f64> {
+        match self.value {
+            Count(of) | Real(of) | Probability(of) | Picture { median_by: of, .. } => of(sample),
+        }
+    }
+
+    pub fn print(&self, number: f64) -> String {
+        match self.value {
+            Count(_) => numbers::count(number),
+            Probability(_) => numbers::probability(number),
+            Real(_) | Picture { .. } => numbers::real(number),
+        }
     }
 }
 

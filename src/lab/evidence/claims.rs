@@ -1,0 +1,436 @@
+//! Claims judged from rows.
+//!
+//! One run of a case gives one value. Two cases are compared run by run, within a block: the machine may have another speed in
+//! the next one. What is compared with the bar is the interval around the median of these values. With fewer runs than
+//! [`RUNS_FOR_INTERVAL`](crate::stats::RUNS_FOR_INTERVAL) that is their range, so that a claim is decided only if all runs
+//! agree.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use crate::lab::evidence::columns::{self, Sample};
+use crate::lab::evidence::{numbers, table};
+use crate::lab::plan::claim::{Bar, Basis, Cell, Claim, Comparison, Operation};
+use crate::lab::plan::experiment::Experiment;
+use crate::lab::record::Row;
+use crate::stats::{self, Summary};
+use crate::terminal::Paint;
+
+/// Whether a claim is true by the rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The whole interval is within the bar.
+    Holds,
+    /// None of it is.
+    Fails,
+    Undecided,
+    /// One run has no interval; whether it is within the bar.
+    SeenOnce(bool),
+    /// Nothing was measured: the reason.
+    Skipped(String),
+}
+
+impl Verdict {
+    pub fn name(&self) -> &'static str {
+        match self {
+            Verdict::Holds => "holds",
+            Verdict::Fails => "fails",
+            Verdict::Undecided => "undecided",
+            Verdict::SeenOnce(_) => "seen once",
+            Verdict::Skipped(_) => "skipped",
+        }
+    }
+
+    fn of(summary: &Summary, runs: usize, bar: &Bar) -> Verdict {
+        if runs == 1 {
+            return Verdict::SeenOnce(bar.contains(summary.median));
+        }
+        if bar.contains(summary.low) && bar.contains(summary.high) {
+            return Verdict::Holds;
+        }
+        if summary.high < bar.low || summary.low > bar.high { Verdict::Fails } else { Verdict::Undecided }
+    }
+}
+
+/// A claim with what the rows say about it.
+#[derive(Debug, Clone)]
+pub struct Judged<'a> {
+    pub claim: &'a Claim,
+    pub verdict: Verdict,
+    /// What each run gave, in the bar's unit.
+    pub values: Vec<f64>,
+    /// Of these values.
+    pub summary: Option<Summary>,
+    /// Of a ratio or a difference: the medians of its two numbers.
+    pub sides: Option<[f64; 2]>,
+}
+
+impl Judged<'_> {
+    fn comparison(&self) -> Option<&Comparison> {
+        match &self.claim.basis {
+            Basis::Measured(comparison) => Some(comparison),
+            Basis::Nothing(_) => None,
+        }
+    }
+
+    pub fn bar(&self) -> Option<&Bar> {
+        self.comparison().map(|comparison| &comparison.bar)
+    }
+
+    /// A number in the bar's unit.
+    pub fn print(&self, number: f64) -> String {
+        match self.comparison() {
+            Some(Comparison { other: Some((Operation::Over, _)), .. }) | None => numbers::real(number),
+            Some(_) => self.print_side(number),
+        }
+    }
+
+    /// A number in the unit of the column.
+    pub fn print_side(&self, number: f64) -> String {
+        let column = self.comparison().and_then(|comparison| columns::find(&comparison.value.column));
+        column.map_or_else(|| numbers::real(number), |column| column.print(number))
+    }
+
+    /// The interval, where there is one.
+    pub fn interval(&self) -> Option<[f64; 2]> {
+        self.summary.filter(|_| self.values.len() > 1).map(|summary| [summary.low, summary.high])
+    }
+
+    /// `31.8 [31.7, 31.9]`, or why there is no number.
+    pub fn measured(&self) -> String {
+        let Some(summary) = &self.summary else {
+            return match &self.verdict {
+                Verdict::Skipped(reason) => reason.clone(),
+                _ => "–".to_string(),
+            };
+        };
+        let median = self.print(summary.median);
+        let interval = self.interval().map(|ends| ends.map(|end| self.print(end)));
+        match interval {
+            Some([low, high]) if low != median || high != median => format!("{median} [{low}, {high}]"),
+            _ => median,
+        }
+    }
+
+    /// Why it fails or stays undecided, where it does.
+    pub fn why(&self) -> Option<&str> {
+        let is_open = matches!(self.verdict, Verdict::Fails | Verdict::Undecided);
+        self.claim.why.as_deref().filter(|_| is_open)
+    }
+
+    /// One line of at most `width` columns: verdict, sentence, numbers. The sentence is cut first.
+    pub fn line(&self, width: usize, paint: Paint) -> String {
+        let name = shortened(&format!("{:<10}", self.verdict.name()), width);
+        let bar = self.bar().filter(|_| self.summary.is_some()).map_or(String::new(), |bar| format!("; bar {bar}"));
+        let numbers = format!(": {}{bar}", self.measured());
+        let room = width.saturating_sub(name.chars().count());
+        let says = shortened(&self.claim.says, room.saturating_sub(numbers.chars().count()).max(room.min(30)));
+        let name = match self.verdict {
+            Verdict::Holds | Verdict::SeenOnce(true) => paint.green(&name),
+            Verdict::Fails | Verdict::SeenOnce(false) => paint.red(&name),
+            Verdict::Undecided => paint.yellow(&name),
+            Verdict::Skipped(_) => name,
+        };
+        name + &shortened(&(says + &numbers), room)
+    }
+
+    /// As `lab claims --format json` prints it; the contract, section 3, has the keys.
+    pub fn json(&self, experiment: &str) -> Value {
+        let claim = self.claim;
+        let mut object = json!({
+            "experiment": experiment, "id": claim.id, "says": claim.says, "source": claim.source,
+            "published": claim.published, "measured": self.summary.map(|summary| summary.median),
+            "interval": self.interval(), "runs": self.values.len(), "verdict": self.verdict.name(),
+            "counted": claim.is_counted,
+        });
+        if let Some(bar) = self.bar() {
+            let (comparison, number) = match (bar.low.is_finite(), bar.high.is_finite()) {
+                (true, false) => (">=", json!(bar.low)),
+                (false, _) => ("<=", json!(bar.high)),
+                _ => ("within", json!([bar.low, bar.high])),
+            };
+            object["bar"] = number;
+            object["comparison"] = json!(comparison);
+            object["unit"] = json!(bar.unit);
+        }
+        if let Verdict::Skipped(reason) = &self.verdict {
+            object["reason"] = json!(reason);
+        }
+        if let Some(why) = self.why() {
+            object["why"] = json!(why);
+        }
+        object
+    }
+}
+
+/// At most so many characters; what is cut ends with `…`.
+fn shortened(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_string();
+    }
+    let Some(kept) = width.checked_sub(1) else { return String::new() };
+    format!("{}…", text.chars().take(kept).collect::<String>().trim_end())
+}
+
+/// Judges every claim of an experiment from rows, of which those of other experiments are ignored.
+pub fn judge<'a>(experiment: &'a Experiment, rows: &[Row]) -> Vec<Judged<'a>> {
+    let rows: Vec<&Row> = rows.iter().filter(|row| row.experiment == experiment.name).collect();
+    experiment.claims.iter().map(|claim| judge_one(experiment, claim, &rows)).collect()
+}
+
+/// A line for each of them, none longer than `width` columns.
+pub fn lines(judged: &[Judged], width: usize, paint: Paint) -> Vec<String> {
+    judged.iter().map(|judged| judged.line(width, paint)).collect()
+}
+
+fn judge_one<'a>(experiment: &Experiment, claim: &'a Claim, rows: &[&Row]) -> Judged<'a> {
+    let nothing = |reason: String| Judged {
+        claim,
+        verdict: Verdict::Skipped(reason),
+        values: Vec::new(),
+        summary: None,
+        sides: None,
+    };
+    let comparison = match &claim.basis {
+        Basis::Measured(comparison) => comparison,
+        Basis::Nothing(reason) => return nothing(reason.clone()),
+    };
+    match measure(experiment, comparison, rows) {
+        Err(reason) => nothing(reason),
+        Ok((values, sides)) => match stats::summarize(&values) {
+            None => nothing("the two rows have no block in common, or the divisor is 0".to_string()),
+            Some(summary) => {
+                let verdict = Verdict::of(&summary, values.len(), &comparison.bar);
+                Judged { claim, verdict, values, summary: Some(summary), sides }
+            }
+        },
+    }
+}
+
+/// What each run gave, and the medians of the two numbers that are compared.
+fn measure(
+    experiment: &Experiment,
+    comparison: &Comparison,
+    rows: &[&Row],
+) -> Result<(Vec<f64>, Option<[f64; 2]>), String> {
+    let value = readings(experiment, &comparison.value, rows)?;
+    let Some((operation, other)) = &comparison.other else {
+        return Ok((value.iter().map(|reading| reading.number).collect(), None));
+    };
+    let other = readings(experiment, other, rows)?;
+    Ok((paired(&value, &other, *operation), Some([median(&value), median(&other)])))
+}
+
+/// One number of one run.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Reading {
+    block: usize,
+    group: Option<usize>,
+    number: f64,
+}
+
+/// The number of every run of a cell that has one, or why there is none.
+fn readings(experiment: &Experiment, cell: &Cell, rows: &[&Row]) -> Result<Vec<Reading>, String> {
+    let spec = experiment.matrix.tables.iter().find(|spec| spec.id == cell.table);
+    let column = columns::find(&cell.column);
+    let (spec, column) = spec.zip(column).expect("the claim was checked when the file was read");
+    let of_table: Vec<&Row> = rows.iter().copied().filter(|row| row.table == cell.table).collect();
+    let runs: Vec<&Row> = of_table.iter().copied().filter(|row| row.coordinates == cell.coordinates).collect();
+    let complete = runs.iter().filter(|row| row.failure.is_none() && row.skipped.is_none());
+    let reading = |row: &&Row| {
+        let number = column.number(Sample { row, baseline: table::baseline(spec, &of_table, row) })?;
+        Some(Reading { block: row.block, group: row.group, number })
+    };
+    let readings: Vec<Reading> = complete.filter_map(reading).filter(|reading| reading.number.is_finite()).collect();
+    if !readings.is_empty() {
+        return Ok(readings);
+    }
+    let reason = runs.iter().find_map(|row| row.skipped.clone().or(row.failure.as_ref().map(|why| failed(why))));
+    let coordinates: Vec<String> = cell.coordinates.iter().map(|(name, value)| format!("{name} {value}")).collect();
+    let place = format!("table {}, {}", cell.table, coordinates.join(", "));
+    Err(reason.unwrap_or_else(|| match runs.len() {
+        0 => format!("not measured: {place}"),
+        _ => format!("no run has this number: {}, {place}", cell.column),
+    }))
+}
+
+fn failed(why: &str) -> String {
+    format!("every run failed: {why}")
+}
+
+/// One number per block that has both: from runs directly beside each other if there are such runs (a baseline runs several
+/// times in a block), otherwise from the medians within the block.
+fn paired(values: &[Reading], others: &[Reading], operation: Operation) -> Vec<f64> {
+    let combine = |a: f64, b: f64| match operation {
+        Operation::Over => (b != 0.0).then(|| a / b),
+        Operation::Minus => Some(a - b),
+    };
+    let of_block = |readings: &[Reading], block: usize| -> Vec<Reading> {
+        readings.iter().copied().filter(|reading| reading.block == block).collect()
+    };
+    let blocks: BTreeSet<usize> = values.iter().map(|reading| reading.block).collect();
+    let one = |block: usize| {
+        let (values, others) = (of_block(values, block), of_block(others, block));
+        let beside = |value: &Reading| {
+            let other = others.iter().find(|other| value.group.is_some() && other.group == value.group)?;
+            combine(value.number, other.number)
+        };
+        let beside: Vec<f64> = values.iter().filter_map(beside).collect();
+        if values.is_empty() || others.is_empty() {
+            return None;
+        }
+        stats::median(&beside).or_else(|| combine(median(&values), median(&others)))
+    };
+    blocks.into_iter().filter_map(one).collect()
+}
+
+fn median(readings: &[Reading]) -> f64 {
+    let numbers: Vec<f64> = readings.iter().map(|reading| reading.number).collect();
+    stats::median(&numbers).expect("there is a reading")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::evidence::columns::tests::row;
+    use crate::lab::plan::experiment::tests::parse_lesson;
+
+    const TABLE: &str = "server = [{ run = \"sync\" }, { run = \"prefork\" }]\nload = \"loadgen\"\n\
+                         columns = [\"qps\", \"share_of_baseline\"]\n[[claim]]\nid = \"x\"\nsays = \"It is fast\"\n";
+    const VALUE: &str = "value = { table = \"t\", column = \"qps\", server = \"sync\" }\n";
+
+    fn experiment(claim: &str) -> Experiment {
+        parse_lesson(&format!("{TABLE}{claim}")).unwrap()
+    }
+
+    /// A run of each server for every block: requests per second.
+    fn rows(sync: &[f64], prefork: &[f64]) -> Vec<Row> {
+        let one = |server: &str, block: usize, rate: f64| {
+            let mut row = row();
+            (row.experiment, row.table, row.block) = ("02-keep-alive".to_string(), "t".to_string(), block);
+            row.coordinates = [("server", server), ("client", "loadgen")].map(|(a, b)| (a.into(), b.into())).to_vec();
+            row.load.as_mut().unwrap().qps = rate;
+            row
+        };
+        let of = |server: &'static str, rates: &[f64]| -> Vec<Row> {
+            rates.iter().enumerate().map(|(block, rate)| one(server, block, *rate)).collect()
+        };
+        [of("sync", sync), of("prefork", prefork)].concat()
+    }
+
+    fn verdict(claim: &str, rows: &[Row]) -> Verdict {
+        judge(&experiment(claim), rows)[0].verdict.clone()
+    }
+
+    #[test]
+    fn a_claim_is_decided_when_the_whole_interval_is_on_one_side_of_the_bar() {
+        let claim = |bar: &str| format!("{VALUE}bar = \"{bar} requests/s\"");
+        let runs = rows(&[90.0, 100.0, 110.0], &[]);
+        assert_eq!(verdict(&claim(">= 90"), &runs), Verdict::Holds);
+        assert_eq!(verdict(&claim(">= 91"), &runs), Verdict::Undecided);
+        assert_eq!(verdict(&claim(">= 111"), &runs), Verdict::Fails);
+        assert_eq!(verdict(&claim("<= 89"), &runs), Verdict::Fails);
+        assert_eq!(verdict(&claim("80..120"), &runs), Verdict::Holds);
+        assert_eq!(verdict(&claim("95..105"), &runs), Verdict::Undecided);
+        assert_eq!(verdict(&claim("111..120"), &runs), Verdict::Fails);
+        // Twelve runs: the interval leaves out the two lowest and the two highest.
+        let many: Vec<f64> = (1..=12).map(f64::from).collect();
+        assert_eq!(verdict(&claim("3..10"), &rows(&many, &[])), Verdict::Holds);
+        assert_eq!(verdict(&claim("4..10"), &rows(&many, &[])), Verdict::Undecided);
+    }
+
+    #[test]
+    fn a_single_run_was_only_seen_once() {
+        let claim = format!("{VALUE}bar = \">= 90 requests/s\"");
+        assert_eq!(verdict(&claim, &rows(&[95.0], &[])), Verdict::SeenOnce(true));
+        assert_eq!(verdict(&claim, &rows(&[85.0], &[])), Verdict::SeenOnce(false));
+    }
+
+    #[test]
+    fn what_was_not_measured_is_skipped_with_its_reason() {
+        let reason = |rows: &[Row]| match verdict(&format!("{VALUE}bar = \">= 90 requests/s\""), rows) {
+            Verdict::Skipped(reason) => reason,
+            verdict => panic!("{verdict:?}"),
+        };
+        assert_eq!(reason(&[]), "not measured: table t, server sync, client loadgen");
+        let mut runs = rows(&[95.0], &[]);
+        runs[0].failure = Some("sync ended".to_string());
+        assert_eq!(reason(&runs), "every run failed: sync ended");
+        runs[0].skipped = Some("needs CAP_BPF".to_string());
+        assert_eq!(reason(&runs), "needs CAP_BPF");
+        let mut silent = rows(&[95.0], &[]);
+        silent[0].load = None;
+        assert!(reason(&silent).starts_with("no run has this number: qps"));
+        let skipped = verdict("skipped = \"no design\"", &[]);
+        assert_eq!(skipped, Verdict::Skipped("no design".to_string()));
+    }
+
+    #[test]
+    fn a_failed_run_does_not_count_beside_others() {
+        let mut runs = rows(&[95.0, 5.0], &[]);
+        runs[1].failure = Some("sync ended".to_string());
+        assert_eq!(verdict(&format!("{VALUE}bar = \">= 90 requests/s\""), &runs), Verdict::SeenOnce(true));
+    }
+
+    fn ratios(rows: &[Row]) -> Vec<f64> {
+        let claim = format!("{VALUE}over = {{ server = \"prefork\" }}\nbar = \">= 1 times\"");
+        judge(&experiment(&claim), rows)[0].values.clone()
+    }
+
+    #[test]
+    fn two_rows_are_compared_within_their_block() {
+        // The machine was four times as fast in the second block.
+        assert_eq!(ratios(&rows(&[100.0, 400.0], &[50.0, 200.0])), [2.0, 2.0]);
+        assert_eq!(ratios(&rows(&[100.0, 400.0], &[50.0])), [2.0]);
+        assert_eq!(ratios(&rows(&[100.0], &[0.0])), [0.0; 0]);
+    }
+
+    #[test]
+    fn of_several_runs_in_a_block_those_beside_each_other_are_compared() {
+        // Block 0 holds two runs of sync, one of them in the group of prefork's.
+        let mut runs = rows(&[100.0, 400.0], &[50.0]);
+        for (row, group) in runs.iter_mut().zip([0, 1, 1]) {
+            (row.block, row.group) = (0, Some(group));
+        }
+        assert_eq!(ratios(&runs), [8.0]);
+        // In no common group: the median of the block.
+        runs[1].group = Some(2);
+        runs[2].group = Some(3);
+        assert_eq!(ratios(&runs), [5.0]);
+    }
+
+    #[test]
+    fn a_difference_keeps_the_unit_and_the_medians_of_both_sides() {
+        let claim = format!("{VALUE}minus = {{ server = \"prefork\" }}\nbar = \">= 40 requests/s\"");
+        let experiment = experiment(&claim);
+        let judged = &judge(&experiment, &rows(&[100.0, 110.0], &[50.0, 70.0]))[0];
+        assert_eq!((judged.values.as_slice(), judged.sides), (&[50.0, 40.0][..], Some([105.0, 60.0])));
+        assert_eq!(judged.verdict, Verdict::Holds);
+    }
+
+    #[test]
+    fn a_line_fits_and_keeps_the_numbers_as_long_as_there_is_room() {
+        let claim = format!("{VALUE}bar = \">= 90 requests/s\"");
+        let experiment = experiment(&claim);
+        let judged = judge(&experiment, &rows(&[1000.0, 3000.0], &[]));
+        let line = |width| lines(&judged, width, Paint { has_colour: false }).remove(0);
+        assert_eq!(line(100), "holds     It is fast: 2,000 [1,000, 3,000]; bar ≥ 90 requests/s");
+        for width in [10, 20, 40, 60] {
+            assert!(line(width).chars().count() <= width, "{width}: {}", line(width));
+        }
+    }
+
+    #[test]
+    fn json_has_the_keys_of_the_contract() {
+        let claim = format!("{VALUE}bar = \"<= 90 requests/s\"\nwhy = \"slow disk\"");
+        let experiment = experiment(&claim);
+        let value = judge(&experiment, &rows(&[100.0, 110.0], &[]))[0].json("02-keep-alive");
+        assert_eq!(
+            value,
+            json!({"experiment": "02-keep-alive", "id": "x", "says": "It is fast", "source": null, "published": null,
+                   "measured": 105.0, "interval": [100.0, 110.0], "bar": 90.0, "comparison": "<=", "unit": "requests/s",
+                   "runs": 2, "verdict": "fails", "counted": false, "why": "slow disk"})
+        );
+    }
+}
