@@ -16,8 +16,11 @@ use acceptlab::console;
 use acceptlab::lab::evidence::answer::outdated;
 use acceptlab::lab::evidence::claims::{self, Judged};
 use acceptlab::lab::evidence::columns::{self, Column};
+use acceptlab::lab::evidence::gaps::gaps;
+use acceptlab::lab::evidence::lesson::Lesson;
 use acceptlab::lab::evidence::origin;
-use acceptlab::lab::evidence::report::{Place, for_terminal, gaps};
+use acceptlab::lab::evidence::pages::Place;
+use acceptlab::lab::evidence::table;
 use acceptlab::lab::observe::processes::proc_is_mounted;
 use acceptlab::lab::observe::tracepoints::mount_for_ourselves;
 use acceptlab::lab::plan::blocks::{estimate, schedule};
@@ -36,7 +39,7 @@ use crossbeam_channel::never;
 ///
 /// An experiment is a file `experiments/NN-name.md`: a lesson, and the matrix of what it measures. A matrix names
 /// servers, clients and values; each combination is a case, and each run of a case starts new processes. A finished
-/// run is a row in `experiments/record/`, and RESULTS.md is written from the rows.
+/// run is a row in `experiments/record/`, and RESULTS.md and `experiments/results/` are written from the rows.
 ///
 /// Begin with `lab list`, then `lab run 2 --quick`.
 #[derive(Parser)]
@@ -70,13 +73,13 @@ enum Command {
         /// The seed of the random order of the runs; when absent, one is chosen and printed.
         #[arg(long)]
         seed: Option<u64>,
-        /// Write the record and RESULTS.md into this folder instead of the repository.
+        /// Write the record and the pages into this folder instead of the repository.
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
     },
-    /// Write RESULTS.md and print the tables from the newest record of each experiment.
+    /// Write RESULTS.md and a page for each lesson from the newest records, and print the tables.
     Report {
-        /// Write nothing. Exit with 1 when RESULTS.md is not what the records give, when no commit of the history has
+        /// Write nothing. Exit with 1 when a page is not what the records give, when no commit of the history has
         /// what a record was measured with, or when a table is incomplete: a planned row is missing, every run of a case
         /// has failed, or a column has no number. Lists the lessons that are stale: `src/`, `bins/` or the matrix have
         /// changed since.
@@ -195,7 +198,7 @@ fn run(arguments: Arguments) -> Result<bool, Stop> {
         }
         Command::Claims { experiment, format, out } => {
             let (root, all) = load(root)?;
-            let records = record::read_all(&Place::new(&root, out.as_deref()).records)?;
+            let records = record::read_all(&Place::new(&root, out.as_deref()).records())?;
             print(&claims(&experiment::select(all, &experiment)?, &records, format))
         }
         Command::Verify { experiment } => {
@@ -279,7 +282,7 @@ fn measure(
         require_a_commit(root, &all)?;
     }
     console::log(format_args!("seed {seed}"));
-    let outcome = all_cases::run(root, &place.records, &chosen, quick, seed, interrupt)?;
+    let outcome = all_cases::run(root, &place.records(), &chosen, quick, seed, interrupt)?;
     // After an interrupt the tables of the finished rows are still printed; a second one ends the lab at once.
     let until = if outcome.interrupted { never() } else { interrupt.clone() };
     let reported = report(root, out, &all, &chosen, &until);
@@ -288,7 +291,7 @@ fn measure(
     let failed = outcome.failures.len();
     let Outcome { rows, planned, interrupted, .. } = outcome;
     let end = if interrupted { format!("interrupted after {rows} of {planned} rows") } else { format!("{rows} rows") };
-    console::log_last(format_args!("{end}, {failed} failed; tables in {}", place.results.display()));
+    console::log_last(format_args!("{end}, {failed} failed; tables in {}", place.results().display()));
     if interrupted {
         return Err(Stop::Interrupted);
     }
@@ -322,7 +325,7 @@ fn require_a_commit(root: &Path, experiments: &[Experiment]) -> Result<(), Strin
     content::older_than_its_source(root).map_or(Ok(()), Err)
 }
 
-/// Brings RESULTS.md and the numbers in the lessons up to date with the records, and prints the tables of the chosen
+/// Brings the pages and the numbers in the lessons up to date with the records, and prints the tables of the chosen
 /// experiments. With `out` the repository stays as it is.
 fn report(
     root: &Path,
@@ -332,34 +335,41 @@ fn report(
     interrupt: &Interrupt,
 ) -> Result<bool, Stop> {
     let place = Place::new(root, out);
-    let records = record::read_all(&place.records)?;
-    let (_, then) = place.now_and_then(all, &records);
-    let lessons = if out.is_none() { outdated(root, all, &records)? } else { Vec::new() };
-    for (path, text) in [(place.results, then)].into_iter().chain(lessons) {
+    let records = record::read_all(&place.records())?;
+    place.write(&place.pages(all, &records))?;
+    let outdated = if out.is_none() { outdated(root, all, &records)? } else { Vec::new() };
+    for (path, text) in outdated {
         std::fs::write(&path, text).map_err(|error| format!("write {}: {error}", path.display()))?;
     }
+    let lessons = chosen.iter().map(|experiment| Lesson::of(experiment, &records));
+    let measured = lessons.filter(|lesson| lesson.record.is_some());
+    print_until(interrupt, &measured.map(|lesson| tables(&lesson)).collect::<String>()).map(|()| true)
+}
+
+/// The tables of one lesson, and its claims.
+fn tables(lesson: &Lesson) -> String {
     let (width, paint) = (terminal::width(&stdout()), Paint::on(&stdout()));
-    let newest = |experiment: &Experiment| {
-        let record = record::newest(&records, &experiment.name)?;
-        let claims = claims::lines(&claims::judge(experiment, &record.rows), width, paint);
-        Some(for_terminal(experiment, record) + &claims.iter().map(|line| format!("{line}\n")).collect::<String>())
-    };
-    print_until(interrupt, &chosen.iter().filter_map(newest).collect::<String>()).map(|()| true)
+    let heading = format!("\n{} · {}\n\n", lesson.experiment.name, lesson.experiment.title);
+    let drawn = lesson.tables.iter().map(table::terminal).collect::<Vec<_>>().join("\n");
+    let claims = claims::lines(&lesson.judged, width, paint);
+    let lines = lesson.incomplete().into_iter().chain(claims).map(|line| line + "\n");
+    heading + &drawn + &lines.collect::<String>()
 }
 
 /// Whether the pages are what the records give, and the records what the code gives.
 fn check_report(root: &Path, out: Option<&Path>, all: &[Experiment], fresh: bool) -> Result<bool, String> {
     let place = Place::new(root, out);
-    let records = record::read_all(&place.records)?;
-    let (now, then) = place.now_and_then(all, &records);
+    let records = record::read_all(&place.records())?;
+    let differences = place.differences(&place.pages(all, &records));
     let (gaps, origins) = (gaps(all, &records), origin::judge(root, all, &records));
-    let lines = gaps.iter().chain(&origins.unsearched).chain(&origins.stale).chain(&origins.unknown);
+    let lines =
+        differences.iter().chain(&gaps).chain(&origins.unsearched).chain(&origins.stale).chain(&origins.unknown);
     lines.for_each(console::log);
     if !gaps.is_empty() {
         return Err(format!("the tables are incomplete in {} places; `lab run` measures again", gaps.len()));
     }
-    if now != then {
-        return Err(format!("{} is not what the records give; `lab report` rewrites it", place.results.display()));
+    if !differences.is_empty() {
+        return Err(format!("{} pages differ; `lab report` rewrites them", differences.len()));
     }
     let lessons = if out.is_none() { outdated(root, all, &records)? } else { Vec::new() };
     if let Some((path, _)) = lessons.first() {

@@ -58,6 +58,11 @@ impl Scratch {
         self.root.join("RESULTS.md")
     }
 
+    /// Where the lesson's tables stand.
+    fn page(&self) -> PathBuf {
+        self.root.join("experiments/results/01-lesson.md")
+    }
+
     /// Starts a full run and returns when its first row is recorded; the lab goes on talking to the second value.
     fn run_until_the_first_row(&self) -> (Child, Lines<BufReader<ChildStderr>>) {
         let mut lab = Command::new(LAB)
@@ -139,14 +144,22 @@ fn the_tables_are_what_the_record_gives_and_a_typed_number_is_found() {
     let run = scratch.lab(&["run", "1", "--quick"]);
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
     assert_eq!(scratch.rows(), 1);
-    let honest = fs::read_to_string(scratch.results()).unwrap();
+    let honest = fs::read_to_string(scratch.page()).unwrap();
     assert!(honest.contains("| sync | 1/N | "), "{honest}");
     assert!(scratch.lab(&["report", "--check"]).status.success());
 
-    fs::write(scratch.results(), honest.replace("| sync | 1/N | ", "| sync | 1/N | 9")).unwrap();
-    assert_eq!(scratch.lab(&["report", "--check"]).status.code(), Some(1));
-    assert!(scratch.lab(&["report"]).status.success());
-    assert_eq!(fs::read_to_string(scratch.results()).unwrap(), honest);
+    for (path, from, to) in
+        [(scratch.page(), "| sync | 1/N | ", "| sync | 1/N | 9"), (scratch.results(), "quick", "full")]
+    {
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replacen(from, to, 1)).unwrap();
+        let check = scratch.lab(&["report", "--check"]);
+        let complaint = String::from_utf8(check.stderr).unwrap();
+        assert_eq!(check.status.code(), Some(1), "{complaint}");
+        assert!(complaint.contains(&format!("{} is not what the records give", path.display())), "{complaint}");
+        assert!(scratch.lab(&["report"]).status.success());
+        assert_eq!(fs::read_to_string(&path).unwrap(), text);
+    }
 }
 
 #[test]
@@ -155,8 +168,12 @@ fn a_run_into_another_folder_leaves_the_repository_alone() {
     let out = scratch.root.join("elsewhere");
     let run = scratch.lab(&["run", "--quick", "--out", out.to_str().unwrap()]);
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
-    assert!(out.join("RESULTS.md").is_file() && out.join("record").is_dir());
-    assert!(!scratch.results().exists() && !scratch.root.join("experiments/record").exists());
+    assert!(
+        out.join("RESULTS.md").is_file() && out.join("results/01-lesson.md").is_file() && out.join("record").is_dir()
+    );
+    assert!(
+        !scratch.results().exists() && !scratch.page().exists() && !scratch.root.join("experiments/record").exists()
+    );
 }
 
 #[test]
@@ -262,7 +279,7 @@ fn a_stopped_worker_keeps_the_connections_of_its_own_queue_and_goes_on_afterward
         // It was let go in the end: the server ended well, and its report is there.
         assert_eq!(row["server"]["workers"].as_array().unwrap().len(), 2, "{label}");
     }
-    let table = fs::read_to_string(scratch.results()).unwrap();
+    let table = fs::read_to_string(scratch.page()).unwrap();
     assert!(table.contains("Once the client measured: `stop 1`"), "{table}");
 }
 
@@ -277,7 +294,7 @@ fn a_server_that_lacks_a_privilege_is_skipped_and_says_which() {
     fs::write(scratch.root.join("experiments/01-lesson.md"), lesson).unwrap();
     let output = scratch.lab(&["run", "--quick", "--seed", "1"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let table = fs::read_to_string(scratch.results()).unwrap();
+    let table = fs::read_to_string(scratch.page()).unwrap();
     assert!(table.contains("| skipped: needs CAP_BPF |"), "{table}");
     assert!(scratch.lab(&["report", "--check"]).status.success());
 }
@@ -299,7 +316,7 @@ fn a_client_that_is_not_installed_is_a_skipped_row_and_the_bare_client_is_always
         .output()
         .unwrap();
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
-    let table = fs::read_to_string(scratch.results()).unwrap();
+    let table = fs::read_to_string(scratch.page()).unwrap();
     assert!(table.contains("| oha | skipped: oha is not installed (cargo install oha) |"), "{table}");
     assert!(table.contains("| bare-client | ") && table.contains("| another | "), "{table}");
     assert!(scratch.lab(&["report", "--check"]).status.success());
@@ -353,7 +370,7 @@ fn workers_that_are_replaced_are_killed_asked_and_reloaded_again_and_again() {
     for (name, least) in [("deaths", 1), ("suicides", 1), ("reloads", 1), ("forks", 5)] {
         assert!(cluster[name].as_u64().unwrap() >= least, "{name}: {cluster}");
     }
-    let table = fs::read_to_string(scratch.results()).unwrap();
+    let table = fs::read_to_string(scratch.page()).unwrap();
     assert!(table.contains("`every 150ms: kill any, usr2 any, hup`."), "{table}");
     assert!(scratch.lab(&["report", "--check"]).status.success());
 }
@@ -372,7 +389,7 @@ fn a_server_that_loses_its_last_worker_is_a_row_where_that_is_expected_and_a_fai
         let row = &recorded(&scratch)[0];
         let told = if status == 0 { &row["death"] } else { &row["failure"] };
         assert!(told.as_str().unwrap().contains("the last worker has died"), "{row}");
-        let table = fs::read_to_string(scratch.results()).unwrap();
+        let table = fs::read_to_string(scratch.page()).unwrap();
         assert_eq!(table.contains("the server had ended by itself"), status == 0, "{table}");
     }
 }
@@ -407,7 +424,7 @@ fn what_the_workers_count_and_the_master_holds_are_in_the_table() {
     assert!(row["server"]["cluster"]["counts"]["updates"].as_f64().unwrap() >= 2.0, "{row}");
     assert!(!value.exists(), "the lab leaves its file behind");
     assert_eq!(row["footprint"]["processes"], 3, "workers have groups of their own: {row}");
-    let table = fs::read_to_string(scratch.results()).unwrap();
+    let table = fs::read_to_string(scratch.page()).unwrap();
     let line = table.lines().find(|line| line.starts_with("| cluster")).unwrap();
     assert!(!line.contains('–'), "{line}");
 }

@@ -1,10 +1,15 @@
-//! From rows to what a person reads.
+//! From rows to what a person reads: [`table`]s of the rows, the [`claims`] that they confirm or refute, a [`lesson`] with
+//! both, and the [`pages`].
 
 pub mod accounting;
 pub mod answer;
 pub mod claims;
 pub mod columns;
+pub mod gaps;
+pub mod lesson;
+pub mod markdown;
 pub mod numbers;
 pub mod origin;
-pub mod report;
+pub mod overview;
+pub mod pages;
 pub mod table;

@@ -15,42 +15,56 @@ use crate::lab::record::Row;
 use crate::stats::{self, RUNS_FOR_INTERVAL, Summary};
 use crate::units::{format_duration, grouped};
 
+/// Command lines that belong together: a server's and a client's.
+pub type Commands = Vec<String>;
+
 /// A table ready to be printed.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Table {
     pub title: String,
     pub headers: Vec<String>,
+    /// So many of the first columns say which line it is; the others have its numbers.
+    pub coordinates: usize,
     pub cells: Vec<Vec<String>>,
     /// How the numbers were made, and what went wrong; one sentence each.
     pub notes: Vec<String>,
     /// The printed columns: header, definition.
     pub definitions: Vec<(String, String)>,
+    /// The first line's commands, for each client of the table.
+    pub commands: Vec<Commands>,
     /// Answer-by-answer texts: command lines, lines.
-    pub traces: Vec<(String, Vec<String>)>,
+    pub traces: Vec<(Commands, Vec<String>)>,
 }
 
 /// Makes a table of the rows that were recorded for it.
 pub fn of(spec: &TableSpec, rows: &[&Row]) -> Table {
-    let mut by_case: BTreeMap<usize, Vec<&Row>> = BTreeMap::new();
-    for row in rows {
-        by_case.entry(row.case).or_default().push(row);
-    }
-    let cases: Vec<Vec<&Row>> = by_case.into_values().collect();
-    let mut table = Table {
-        title: spec.title.clone(),
-        headers: Vec::new(),
-        cells: Vec::new(),
-        notes: conditions(spec, &cases),
-        definitions: Vec::new(),
-        traces: Vec::new(),
-    };
+    let cases = by_case(rows);
+    let mut table = Table { title: spec.title.clone(), notes: conditions(spec, &cases), ..Table::default() };
     match spec.kind {
-        TableKind::Summary => summarize(&mut table, spec, rows, &cases),
+        TableKind::Summary => {
+            summarize(&mut table, spec, rows, &cases);
+            table.commands = first_commands(&cases);
+        }
         TableKind::Trace => table.traces = cases.iter().filter_map(|case| trace(case.last()?)).collect(),
     }
     table.notes.extend(uncounted(spec, rows));
     table.notes.extend(cases.iter().flat_map(|case| problems(case)));
     table
+}
+
+/// The runs of each case, in the order of the matrix.
+pub fn by_case<'a>(rows: &[&'a Row]) -> Vec<Vec<&'a Row>> {
+    let mut by_case: BTreeMap<usize, Vec<&Row>> = BTreeMap::new();
+    for row in rows {
+        by_case.entry(row.case).or_default().push(row);
+    }
+    by_case.into_values().collect()
+}
+
+/// The finished runs of a case, each with the run that it is compared with.
+pub fn samples<'a>(spec: &TableSpec, rows: &[&'a Row], case: &[&'a Row]) -> Vec<Sample<'a>> {
+    let finished = case.iter().filter(|row| row.failure.is_none() && row.skipped.is_none());
+    finished.map(|row| Sample { row, baseline: baseline(spec, rows, row) }).collect()
 }
 
 fn summarize(table: &mut Table, spec: &TableSpec, rows: &[&Row], cases: &[Vec<&Row>]) {
@@ -61,6 +75,7 @@ fn summarize(table: &mut Table, spec: &TableSpec, rows: &[&Row], cases: &[Vec<&R
     table.headers.push("server".to_string());
     table.headers.extend(several_clients.then(|| "client".to_string()));
     table.headers.extend(has_law.then(|| "law".to_string()));
+    table.coordinates = table.headers.len();
     table.headers.extend(columns.iter().map(|column| column.header()));
     let define = |column: &&Column| (column.header(), column.definition());
     table.definitions = columns.iter().map(define).collect();
@@ -71,14 +86,9 @@ fn summarize(table: &mut Table, spec: &TableSpec, rows: &[&Row], cases: &[Vec<&R
         line.push(first.label.clone());
         line.extend(several_clients.then(|| first.coordinate("client").unwrap_or("–").to_string()));
         line.extend(has_law.then(|| first.law.clone().unwrap_or("–".to_string())));
-        let samples: Vec<Sample> = case
-            .iter()
-            .filter(|row| row.failure.is_none() && row.skipped.is_none())
-            .map(|row| Sample { row, baseline: baseline(spec, rows, row) })
-            .collect();
-        let first_cell = line.len();
+        let samples = samples(spec, rows, case);
         line.extend(columns.iter().map(|column| cell(column, &samples)));
-        if let (true, Some(why), Some(cell)) = (samples.is_empty(), &first.skipped, line.get_mut(first_cell)) {
+        if let (true, Some(why), Some(cell)) = (samples.is_empty(), &first.skipped, line.get_mut(table.coordinates)) {
             *cell = format!("skipped: {why}");
         }
         table.cells.push(line);
@@ -152,20 +162,18 @@ fn conditions(spec: &TableSpec, cases: &[Vec<&Row>]) -> Vec<String> {
         let baseline_runs = cases.iter().filter(is_baseline).map(Vec::len).max().unwrap_or(0);
         notes.push(compared(spec, example.group.is_some(), baseline_runs));
     }
-    if spec.kind == TableKind::Trace {
-        // Each trace stands below its own commands.
-        return notes;
-    }
-    let mut clients = BTreeSet::new();
-    for row in cases.iter().flatten() {
-        let (is_first, client) = (clients.is_empty(), client_name(row));
-        if clients.insert(client) {
-            let whose = if is_first { String::new() } else { format!(" with client `{client}`") };
-            let commands = format!("`{}` and `{}`", row.server_command.text(), row.client_command.text());
-            notes.push(format!("The first line's commands{whose}: {commands}."));
-        }
-    }
     notes
+}
+
+/// One example for each client.
+fn first_commands(cases: &[Vec<&Row>]) -> Vec<Commands> {
+    let mut clients = BTreeSet::new();
+    let rows = cases.iter().flatten();
+    rows.filter(|row| clients.insert(client_name(row))).map(|row| commands(row)).collect()
+}
+
+fn commands(row: &Row) -> Commands {
+    vec![row.server_command.text().to_string(), row.client_command.text().to_string()]
 }
 
 /// What the ratios are ratios to.
@@ -264,44 +272,25 @@ fn problems(case: &[&Row]) -> Vec<String> {
 }
 
 /// The answers of one run, one by one, as siege prints them.
-fn trace(row: &Row) -> Option<(String, Vec<String>)> {
-    let commands = format!("{}   under   {}", row.server_command.text(), row.client_command.text());
+fn trace(row: &Row) -> Option<(Commands, Vec<String>)> {
     let line = |answer: &crate::report::Traced| {
         let worker = answer.worker.map_or(String::new(), |worker| format!(" ==> worker {worker}"));
         let seconds = answer.latency_us / 1e6;
         format!("HTTP/1.1 {} {seconds:6.2} secs: {:5} bytes{worker}", answer.status, answer.bytes)
     };
-    Some((commands, row.load.as_ref()?.trace.iter().map(line).collect()))
+    Some((commands(row), row.load.as_ref()?.trace.iter().map(line).collect()))
 }
 
 /// Texts and pictures are aligned to the left, numbers to the right.
-fn is_text(header: &str) -> bool {
+pub fn is_text(header: &str) -> bool {
     let is_picture = |column: &Column| column.header() == header && matches!(column.value, Value::Picture { .. });
     ["server", "client", "law"].contains(&header) || columns::COLUMNS.iter().any(is_picture)
-}
-
-pub fn markdown(table: &Table) -> String {
-    let mut text = format!("### {}\n\n", table.title);
-    for (commands, lines) in &table.traces {
-        text += &format!("`{commands}`\n\n```text\n{}\n```\n\n", lines.join("\n"));
-    }
-    if !table.headers.is_empty() {
-        let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
-        let dash = |header: &String| if is_text(header) { "---" } else { "---:" }.to_string();
-        let dashes: Vec<String> = table.headers.iter().map(dash).collect();
-        text += &line(&table.headers);
-        text += &line(&dashes);
-        table.cells.iter().for_each(|cells| text += &line(cells));
-        text.push('\n');
-    }
-    table.notes.iter().for_each(|note| text += &format!("- {note}\n"));
-    text
 }
 
 pub fn terminal(table: &Table) -> String {
     let mut text = format!("{}\n", table.title);
     for (commands, lines) in &table.traces {
-        text += &format!("  {commands}\n    {}\n", lines.join("\n    "));
+        text += &format!("  {}\n    {}\n", commands.join("\n  "), lines.join("\n    "));
     }
     if !table.headers.is_empty() {
         let mut drawn = comfy_table::Table::new();
@@ -316,6 +305,7 @@ pub fn terminal(table: &Table) -> String {
         text += &format!("{drawn}\n");
     }
     table.notes.iter().for_each(|note| text += &format!("  {note}\n"));
+    table.commands.iter().for_each(|commands| text += &format!("  {}\n", commands.join("\n  ")));
     text
 }
 
@@ -416,7 +406,7 @@ mod tests {
             bytes: 64,
             worker: Some(0),
         }];
-        let text = markdown(&of(&spec, &rows.iter().collect::<Vec<_>>()));
+        let text = terminal(&of(&spec, &rows.iter().collect::<Vec<_>>()));
         assert!(text.contains("HTTP/1.1 200   3.00 secs:    64 bytes ==> worker 0"), "{text}");
     }
 }

@@ -198,6 +198,7 @@ pub(crate) mod tests {
         assert_eq!(experiment.title, "A title");
         assert_eq!(experiment.question, "Why so? Or not?");
         assert_eq!(experiment.matrix.tables[0].id, "t");
+        assert_eq!(experiment.answer, "");
     }
 
     #[test]

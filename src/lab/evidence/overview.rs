@@ -1,0 +1,125 @@
+//! RESULTS.md: each lesson's question and answer, and which machine and record the numbers come from.
+
+use std::collections::BTreeMap;
+
+use crate::lab::evidence::lesson::Lesson;
+use crate::lab::evidence::markdown::{bullet, paragraph, table};
+use crate::lab::evidence::pages::Links;
+use crate::lab::record::Record;
+use crate::lab::record::fingerprint::Fingerprint;
+
+const BIAS: &str = include_str!("bias.md");
+
+pub fn render(lessons: &[Lesson], links: &Links) -> String {
+    let mut text = "# Results\n\n".to_string();
+    text += &paragraph(
+        "Written by `lab report` from the records; not one number here was typed. A number is the median of several runs \
+         of fresh processes, [with its 95 % interval] where there are enough runs for one. Each lesson's page has all \
+         tables, the commands behind them and the definitions. `lab report --check` compares every page with the record.",
+    );
+    text += &machines(lessons);
+    text += "\n## Which record\n\n";
+    text += &records(lessons, links);
+    for lesson in lessons {
+        text += &section(lesson, links);
+    }
+    text + "\n" + BIAS
+}
+
+fn section(lesson: &Lesson, links: &Links) -> String {
+    let experiment = lesson.experiment;
+    let heading = format!("\n## {} · {}\n\n", lesson.number(), experiment.title);
+    let Some(_) = lesson.record else {
+        let command = lesson.command();
+        return heading + &paragraph(&format!("{} Not measured yet: `{command}`.", experiment.question));
+    };
+    let more = format!("[All about it]({}).", links.page(&experiment.name));
+    let incomplete = lesson.incomplete().map_or(String::new(), |line| line + " ");
+    let text = format!("*{}* {} {incomplete}{more}", experiment.question, lesson.short_answer());
+    heading + &paragraph(&text)
+}
+
+/// Which lesson comes from which record and commit.
+fn records(lessons: &[Lesson], links: &Links) -> String {
+    let line = |lesson: &Lesson| -> Option<Vec<String>> {
+        let record = lesson.record?;
+        let name = &lesson.experiment.name;
+        Some(vec![
+            format!("[{name}]({})", links.page(name)),
+            format!("[{}]({})", record.file, links.record(&record.file)),
+            format!("{}, {}", record.header.scale, record.header.date),
+            format!("`{}`", record.header.machine.commit),
+        ])
+    };
+    let lines: Vec<Vec<String>> = lessons.iter().filter_map(line).collect();
+    if lines.is_empty() {
+        return "Nothing was measured yet.\n".to_string();
+    }
+    table(&["lesson", "record", "run", "commit"].map(String::from), &lines, |_| true)
+}
+
+/// Each machine once, with its lessons where there are several.
+fn machines(lessons: &[Lesson]) -> String {
+    let mut described: Vec<(Fingerprint, Vec<&Lesson>)> = Vec::new();
+    for (lesson, record) in lessons.iter().filter_map(|lesson| Some((lesson, lesson.record?))) {
+        // The same machine at another commit is the same machine.
+        let machine = Fingerprint { commit: String::new(), ..record.header.machine.clone() };
+        match described.iter_mut().find(|(known, _)| *known == machine) {
+            Some((_, of)) => of.push(lesson),
+            None => described.push((machine, vec![lesson])),
+        }
+    }
+    let several = described.len() > 1;
+    let of_one = |(machine, of): &(Fingerprint, Vec<&Lesson>)| {
+        let numbers: Vec<&str> = of.iter().map(|lesson| lesson.number()).collect();
+        let whose = if several { format!(" (lessons {})", numbers.join(", ")) } else { String::new() };
+        format!("\n## The machine{whose}\n\n{}", machine_lines(machine, of))
+    };
+    described.iter().map(of_one).collect()
+}
+
+fn machine_lines(machine: &Fingerprint, lessons: &[&Lesson]) -> String {
+    let pairs = |map: &BTreeMap<String, String>| {
+        map.iter().map(|(key, value)| format!("{key} = {value}")).collect::<Vec<_>>().join("; ")
+    };
+    let mut records: Vec<&Record> = lessons.iter().filter_map(|lesson| lesson.record).collect();
+    records.dedup_by_key(|record| &record.file);
+    let steal: u64 = records.iter().flat_map(|record| &record.rows).map(|row| row.machine.steal_ticks).sum();
+    let cpus: Vec<String> = machine.allowed_cpus.iter().map(usize::to_string).collect();
+    let hardware = format!("{} MiB of memory; kernel {}", machine.memory_mib, machine.kernel);
+    [
+        format!("CPU: {}, {} of them ({}); {hardware}", machine.cpu, cpus.len(), cpus.join(", ")),
+        format!("mitigations: {}", pairs(&machine.mitigations)),
+        format!("sysctls: {}", pairs(&machine.sysctls)),
+        format!("open files: {} per process, as {}", machine.open_files, machine.user),
+        format!("built by {}, {} profile", machine.rustc, machine.profile),
+        format!("steal: {steal} ticks while the rows ran"),
+    ]
+    .iter()
+    .map(|line| bullet(line))
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::evidence::lesson::tests::{experiment, record};
+    use crate::lab::plan::experiment::Experiment;
+
+    #[test]
+    fn each_lesson_has_its_question_its_answer_and_a_link() {
+        let experiment = Experiment { answer: "One. Two. Three.".to_string(), ..experiment() };
+        let records = [record(2)];
+        let text = render(&[Lesson::of(&experiment, &records)], &Links::of_a_run());
+        assert!(text.contains("*Why so? Or not?* One. Two. **The run was interrupted after 1 of 2 rows.**"), "{text}");
+        assert!(text.contains("[x-quick.jsonl](record/x-quick.jsonl)"), "{text}");
+        assert_eq!(text.matches("## The machine").count(), 1);
+        assert!(text.contains("## Bias"));
+    }
+
+    #[test]
+    fn a_lesson_without_a_record_says_so() {
+        let text = render(&[Lesson::of(&experiment(), &[])], &Links::of_a_run());
+        assert!(text.contains("Not measured yet: `lab run 02-keep-alive`"), "{text}");
+    }
+}

@@ -1,0 +1,247 @@
+//! All files that `lab report` writes, each as its path and its text. Nothing here is kept from what stands on disk: a typed
+//! number does not survive, and `lab report --check` finds it.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use crate::lab::evidence::lesson::Lesson;
+use crate::lab::evidence::markdown::{bullet, commands, paragraph, section};
+use crate::lab::evidence::overview;
+use crate::lab::plan::experiment::Experiment;
+use crate::lab::record::Record;
+
+/// A file that is written.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Page {
+    pub path: PathBuf,
+    pub text: String,
+}
+
+/// How RESULTS.md reaches the other files.
+pub struct Links {
+    /// The folder of the lessons' pages.
+    results: &'static str,
+    records: &'static str,
+}
+
+impl Links {
+    /// In the repository.
+    const REPOSITORY: Links = Links { results: "experiments/results", records: "experiments/record" };
+
+    /// In a folder given with `--out`.
+    pub const fn of_a_run() -> Links {
+        Links { results: "results", records: "record" }
+    }
+
+    pub fn page(&self, experiment: &str) -> String {
+        format!("{}/{experiment}.md", self.results)
+    }
+
+    pub fn record(&self, file: &str) -> String {
+        format!("{}/{file}", self.records)
+    }
+}
+
+/// Where RESULTS.md, the lessons' pages and their records are.
+pub struct Place {
+    folder: PathBuf,
+    links: Links,
+    is_repository: bool,
+}
+
+impl Place {
+    /// In the repository, or in the folder given with `--out`.
+    pub fn new(root: &Path, out: Option<&Path>) -> Place {
+        let links = out.map_or(Links::REPOSITORY, |_| Links::of_a_run());
+        Place { folder: out.unwrap_or(root).to_path_buf(), links, is_repository: out.is_none() }
+    }
+
+    pub fn results(&self) -> PathBuf {
+        self.folder.join("RESULTS.md")
+    }
+
+    pub fn records(&self) -> PathBuf {
+        self.folder.join(self.links.records)
+    }
+
+    /// Every file as the records give it.
+    pub fn pages(&self, experiments: &[Experiment], records: &[Record]) -> Vec<Page> {
+        let lessons = Lesson::all(experiments, records);
+        let mut pages = vec![Page { path: self.results(), text: overview::render(&lessons, &self.links) }];
+        for lesson in lessons.iter().filter(|lesson| lesson.record.is_some()) {
+            let path = self.folder.join(self.links.page(&lesson.experiment.name));
+            pages.push(Page { path, text: render(lesson, self.is_repository) });
+        }
+        pages
+    }
+
+    /// Files in the results' folder that no record gives: a lesson's page that has a new name now.
+    fn left_over(&self, pages: &[Page]) -> Vec<PathBuf> {
+        let folder = fs::read_dir(self.folder.join(self.links.results));
+        let mut files: Vec<PathBuf> =
+            folder.into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())).collect();
+        files.retain(|path| !pages.iter().any(|page| page.path == *path));
+        files.sort();
+        files
+    }
+
+    /// What differs from the files on disk, a line each.
+    pub fn differences(&self, pages: &[Page]) -> Vec<String> {
+        let differs = |page: &&Page| fs::read_to_string(&page.path).ok().as_ref() != Some(&page.text);
+        let changed = pages.iter().filter(differs);
+        let changed = changed.map(|page| format!("{} is not what the records give", page.path.display()));
+        let left_over = self.left_over(pages).into_iter();
+        changed.chain(left_over.map(|path| format!("{} belongs to no lesson", path.display()))).collect()
+    }
+
+    /// Writes what differs, and removes what is left over.
+    pub fn write(&self, pages: &[Page]) -> Result<(), String> {
+        let results = self.folder.join(self.links.results);
+        fs::create_dir_all(&results).map_err(|error| format!("create {}: {error}", results.display()))?;
+        for Page { path, text } in pages {
+            replace(path, text)?;
+        }
+        for path in self.left_over(pages) {
+            fs::remove_file(&path).map_err(|error| format!("remove {}: {error}", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+/// The old file stays whole until the new one is: a full disk loses no page.
+fn replace(path: &Path, text: &str) -> Result<(), String> {
+    match fs::read_to_string(path) {
+        Ok(old) if old == text => return Ok(()),
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(format!("read {}: {error}", path.display())),
+        _ => {}
+    }
+    let new = path.with_extension("new");
+    let written = fs::write(&new, text).and_then(|()| fs::rename(&new, path));
+    written.map_err(|error| {
+        let _ = fs::remove_file(&new);
+        format!("write {}: {error}", path.display())
+    })
+}
+
+/// The page of one lesson. Only in the repository is the lesson itself beside it.
+fn render(lesson: &Lesson, is_repository: bool) -> String {
+    let experiment = lesson.experiment;
+    let mut text = format!("# {} · {}\n\n{}", lesson.number(), experiment.title, paragraph(&experiment.question));
+    if !lesson.answer.is_empty() {
+        text += &format!("\n{}", paragraph(&format!("**Answer.** {}", lesson.answer)));
+    }
+    if let Some(line) = lesson.incomplete() {
+        text += &format!("\n{}", paragraph(&line));
+    }
+    text += "\n## Tables\n\n";
+    let shared = shared_notes(lesson);
+    lesson.tables.iter().for_each(|table| text += &section(table, &shared));
+    text += "## Conditions\n\n";
+    let file = lesson.record.map_or("", |record| &record.file);
+    let why =
+        if is_repository { format!(" The lesson says why: [{0}](../{0}.md).", experiment.name) } else { String::new() };
+    text += &bullet(&format!("Record: [{file}](../record/{file}). Measured by `{}`.{why}", lesson.command()));
+    shared.iter().for_each(|note| text += &bullet(note));
+    text += &bullet(
+        "Counts (switches, wake-ups, connections, losses) survive a noisy machine. Times and rates do not: compare ratios \
+         of lines of one table.",
+    );
+    text += &all_commands(lesson);
+    text + &definitions(lesson)
+}
+
+/// What every table of the lesson says: below each it would be read several times.
+fn shared_notes(lesson: &Lesson) -> Vec<String> {
+    let [first, rest @ ..] = &lesson.tables[..] else { return Vec::new() };
+    if rest.is_empty() {
+        return Vec::new();
+    }
+    let is_shared = |note: &&String| rest.iter().all(|table| table.notes.contains(*note));
+    first.notes.iter().filter(is_shared).cloned().collect()
+}
+
+fn all_commands(lesson: &Lesson) -> String {
+    let mut text = String::new();
+    for table in lesson.tables.iter().filter(|table| !table.commands.is_empty()) {
+        let examples: Vec<String> = table.commands.iter().map(commands).collect();
+        text += &format!("\n{}\n{}", paragraph(&format!("{}:", table.title)), examples.join("\n"));
+    }
+    if text.is_empty() { text } else { format!("\n## Commands of the first lines\n{text}") }
+}
+
+/// What the columns mean, each once, in the order in which a reader meets them.
+fn definitions(lesson: &Lesson) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for (header, definition) in lesson.tables.iter().flat_map(|table| &table.definitions) {
+        let line = bullet(&format!("**{header}**: {definition}"));
+        if !lines.contains(&line) {
+            lines.push(line);
+        }
+    }
+    if lines.is_empty() { String::new() } else { format!("\n## The columns\n\n{}", lines.concat()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::evidence::lesson::tests::{experiment, record};
+
+    /// A folder that is gone when dropped.
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Scratch {
+            let folder = std::env::temp_dir().join(format!("acceptlab-pages-{name}-{}", std::process::id()));
+            fs::create_dir_all(&folder).unwrap();
+            Scratch(folder)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn page(planned: usize) -> String {
+        let records = [record(planned)];
+        render(&Lesson::of(&experiment(), &records), true)
+    }
+
+    #[test]
+    fn a_page_says_how_it_was_made_and_whether_it_is_complete() {
+        let text = page(2);
+        assert!(text.contains("| prefork --workers 3 | 90 |"), "{text}");
+        assert!(text.contains("`lab run 02-keep-alive --quick --seed 7`"), "{text}");
+        assert!(text.contains("interrupted after 1 of 2 rows"), "{text}");
+        assert!(text.contains("- **requests/s**: ") && text.contains("[02-keep-alive](../02-keep-alive.md)"), "{text}");
+        assert!(!page(1).contains("interrupted"));
+    }
+
+    #[test]
+    fn a_tampered_page_is_found_and_written_again_and_a_page_of_no_lesson_is_removed() {
+        let scratch = Scratch::new("tampered");
+        let place = Place::new(&scratch.0, Some(&scratch.0));
+        let pages = place.pages(&[experiment()], &[record(1)]);
+        assert_eq!(place.differences(&pages).len(), 2);
+        place.write(&pages).unwrap();
+        assert_eq!(place.differences(&pages), [String::new(); 0]);
+        let (path, stranger) = (scratch.0.join("results/02-keep-alive.md"), scratch.0.join("results/00-old.md"));
+        fs::write(&path, pages[1].text.replace("| 90 |", "| 99 |")).unwrap();
+        fs::write(&stranger, "").unwrap();
+        let found = place.differences(&pages).join("\n");
+        assert!(found.contains("02-keep-alive.md is not what") && found.contains("00-old.md belongs to no"), "{found}");
+        place.write(&pages).unwrap();
+        assert_eq!(place.differences(&pages), [String::new(); 0]);
+        assert!(!stranger.exists());
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_written_is_one_line() {
+        let scratch = Scratch::new("file");
+        fs::write(scratch.0.join("results"), "").unwrap();
+        let error = Place::new(&scratch.0, Some(&scratch.0)).write(&[]).unwrap_err();
+        assert!(error.starts_with("create ") && error.lines().count() == 1, "{error}");
+    }
+}
