@@ -32,6 +32,7 @@ use acceptlab::lab::record::content;
 use acceptlab::lab::run::all_cases::{self, Outcome};
 use acceptlab::lab::{check, order, record, verify, watch};
 use acceptlab::terminal::{self, Paint, wrapped};
+use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand, ValueEnum};
 use crossbeam_channel::never;
 
@@ -144,12 +145,27 @@ enum Command {
         #[arg(long)]
         once: bool,
     },
-    /// Test any server, in any language, point by point against section 1 of the contract.
+    /// Test any server, in any language, against section 1 of the contract
+    ///
+    /// Six levels: it starts, it answers, it can be measured, HTTP, it is robust, it ends well. The first broken level
+    /// ends the check.
     Check {
+        /// Go on behind a broken level.
+        #[arg(long)]
+        all: bool,
+        /// The points of this level only.
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=check::LEVELS.len() as i64))]
+        level: Option<u8>,
+        /// This point only; may be repeated.
+        #[arg(long, value_name = "POINT", value_parser = a_point(), hide_possible_values = true)]
+        only: Vec<String>,
+        /// Print what the contract says about this point.
+        #[arg(long, value_name = "POINT", value_parser = a_point(), hide_possible_values = true)]
+        explain: Option<String>,
         #[arg(long, value_enum, default_value = "text")]
         format: Format,
         /// The server's command line, without --listen.
-        #[arg(last = true, required = true)]
+        #[arg(last = true, required_unless_present = "explain")]
         command: Vec<String>,
     },
 }
@@ -158,6 +174,10 @@ enum Command {
 enum Format {
     Text,
     Json,
+}
+
+fn a_point() -> PossibleValuesParser {
+    check::points().into_iter().map(|point| point.id).into()
 }
 
 fn main() -> ExitCode {
@@ -216,9 +236,11 @@ fn run(arguments: Arguments) -> Result<bool, Stop> {
         }
         Command::Watch { path, once: true, .. } => Ok(watch::print_once(&path).map(|()| true)?),
         Command::Watch { path, interval, .. } => watch::run(&path, interval, &watch_for_interrupt()).map(|()| true),
-        Command::Check { format, command } => {
+        Command::Check { explain: Some(point), .. } => print(&check::explain(&point).expect("clap knows the points")),
+        Command::Check { all, level, only, format, command, .. } => {
             proc_is_mounted()?;
-            check::run(&command, format == Format::Json, &watch_for_interrupt())
+            let options = check::Options { level: level.map(usize::from), only, all, json: format == Format::Json };
+            check::run(&command, &options, &watch_for_interrupt())
         }
     }
 }

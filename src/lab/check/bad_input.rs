@@ -1,73 +1,73 @@
 //! Points about bad requests: the right 4xx or 5xx and a close, never a crash and never a hang.
 
 use super::client::{Client, GET, PATIENCE, served};
-use super::serve::LARGEST_BODY;
+use super::http::LARGEST_BODY;
 use super::server::Server;
-use super::{Point, Verdict, broken, shared};
+use super::{Point, SERVE, Verdict, shared};
 
 pub const POINTS: &[Point] = &[
-    shared("bad-request-line", "a malformed request line gets 400 and a close", |server| {
+    shared(SERVE, "bad-request-line", "a malformed request line gets 400 and a close", |server| {
         refused(server, b"GET /\r\n\r\n", &[400, 505])?;
         refused(server, b"GE T / HTTP/1.1\r\n\r\n", &[400, 505])?;
         refused(server, b"nonsense\r\n\r\n", &[400])
     }),
-    shared("bad-header", "a malformed header gets 400 and a close", |server| {
+    shared(SERVE, "bad-header", "a malformed header gets 400 and a close", |server| {
         refused(server, b"GET / HTTP/1.1\r\nno colon\r\n\r\n", &[400])?;
         refused(server, b"GET / HTTP/1.1\r\n: no name\r\n\r\n", &[400])?;
         refused(server, b"GET / HTTP/1.1\r\nHost : a\r\n\r\n", &[400])
     }),
-    shared("bare-lf", "lines that end in a bare LF get 400 and a close", |server| {
+    shared(SERVE, "bare-lf", "lines that end in a bare LF get 400 and a close", |server| {
         refused(server, b"GET / HTTP/1.1\nHost: a\n\n", &[400])
     }),
-    shared("nul-byte", "a NUL byte gets 400 and a close", |server| {
+    shared(SERVE, "nul-byte", "a NUL byte gets 400 and a close", |server| {
         refused(server, b"GET /\0 HTTP/1.1\r\nHost: a\r\n\r\n", &[400])?;
         refused(server, b"GET / HTTP/1.1\r\nHost: \0\r\n\r\n", &[400])
     }),
-    shared("long-header", "a header over 16 KiB gets 431 and a close", |server| {
+    shared(SERVE, "long-header", "a header over 16 KiB gets 431 and a close", |server| {
         let request = format!("GET / HTTP/1.1\r\nHost: a\r\nX-Long: {}\r\n\r\n", "a".repeat(17 << 10));
         refused(server, request.as_bytes(), &[400, 431])
     }),
-    shared("long-target", "a request line over 16 KiB gets 414 or 431 and a close", |server| {
+    shared(SERVE, "long-target", "a request line over 16 KiB gets 414 or 431 and a close", |server| {
         let request = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(17 << 10));
         refused(server, request.as_bytes(), &[400, 414, 431])
     }),
-    shared("many-headers", "over 100 headers get 431 and a close", |server| {
+    shared(SERVE, "many-headers", "over 100 headers get 431 and a close", |server| {
         let request = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(101));
         refused(server, request.as_bytes(), &[400, 431])
     }),
-    shared("method", "an unsupported method gets 405 or 501 and a close", |server| {
+    shared(SERVE, "method", "an unsupported method gets 405 or 501 and a close", |server| {
         refused(server, b"BREW / HTTP/1.1\r\nHost: a\r\n\r\n", &[405, 501])
     }),
-    shared("version", "an unsupported version gets 505 and a close", |server| {
+    shared(SERVE, "version", "an unsupported version gets 505 and a close", |server| {
         refused(server, b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", &[505])
     }),
-    shared("transfer-coding", "an unsupported transfer coding gets 501 and a close", |server| {
+    shared(SERVE, "transfer-coding", "an unsupported transfer coding gets 501 and a close", |server| {
         refused(server, b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n", &[501])
     }),
-    shared("chunked", "a chunked body is taken, or refused and the connection closed", chunked),
-    shared("two-lengths", "contradicting Content-Lengths get 400 and a close", |server| {
+    shared(SERVE, "chunked", "a chunked body is taken, or refused and the connection closed", chunked),
+    shared(SERVE, "two-lengths", "contradicting Content-Lengths get 400 and a close", |server| {
         refused(server, &post_with("Content-Length: 3\r\nContent-Length: 4\r\n"), &[400])
     }),
-    shared("bad-length", "a Content-Length that is not a length gets 400 and a close", |server| {
+    shared(SERVE, "bad-length", "a Content-Length that is not a length gets 400 and a close", |server| {
         for length in ["-1", "+1", "abc", "0x10", "1 2", "", "99999999999999999999999"] {
             refused(server, &post_with(&format!("Content-Length: {length}\r\n")), &[400, 413])?;
         }
         Ok(())
     }),
-    shared("length-and-coding", "Content-Length beside Transfer-Encoding is refused", |server| {
+    shared(SERVE, "length-and-coding", "Content-Length beside Transfer-Encoding is refused", |server| {
         refused(server, &post_with("Content-Length: 3\r\nTransfer-Encoding: chunked\r\n"), &[400, 411, 501])
     }),
-    shared("body-over-1mib", "a body over 1 MiB gets 413 and a close", |server| {
+    shared(SERVE, "body-over-1mib", "a body over 1 MiB gets 413 and a close", |server| {
         let mut request = post_with(&format!("Content-Length: {}\r\n", LARGEST_BODY + 1));
         request.resize(request.len() + LARGEST_BODY + 1, b'a');
         refused(server, &request, &[413])
     }),
-    shared("refusal-is-whole", "every response carries Content-Length, X-Worker and the body", |server| {
+    shared(SERVE, "refusal-is-whole", "every response carries Content-Length, X-Worker and the body", |server| {
         let mut client = Client::connect(server.addr)?;
         let answer = client.ask(b"nonsense\r\n\r\n")?;
         let (worker, _) = answer.signature()?;
         if answer.worker()? != worker {
-            return broken("one worker in body and X-Worker", format!("{worker} and {}", answer.worker()?));
+            return answer.broken("one worker in body and X-Worker", format!("{worker} and {}", answer.worker()?));
         }
         Ok(())
     }),
@@ -79,10 +79,9 @@ fn refused(server: &Server, request: &[u8], statuses: &[u16]) -> Verdict {
     let mut client = Client::connect(server.addr)?;
     client.send(request)?;
     client.send(GET)?;
-    let status = client.answer()?.status;
-    if !statuses.contains(&status) {
-        let start = String::from_utf8_lossy(&request[..request.len().min(80)]);
-        return broken(format!("one of {statuses:?} to {start:?}"), status.to_string());
+    let answer = client.answer()?;
+    if !statuses.contains(&answer.status) {
+        return answer.broken(format!("a status of {statuses:?}"), format!("status {}", answer.status));
     }
     client.closes(PATIENCE)?;
     // A server may go on reading for a moment, so that no reset overtakes its answer; we have read it.
@@ -98,9 +97,10 @@ fn chunked(server: &Server) -> Verdict {
     let mut request = post_with("Transfer-Encoding: chunked\r\n");
     request.extend_from_slice(b"3\r\nabc\r\n0\r\n\r\n");
     let mut client = Client::connect(server.addr)?;
-    match client.ask(&request)?.status {
+    let answer = client.ask(&request)?;
+    match answer.status {
         200..300 => client.ask(GET)?.expect(200),
         400 | 411 | 501 => client.closes(PATIENCE),
-        other => broken("2xx, 400, 411 or 501", other.to_string()),
+        other => answer.broken("2xx, 400, 411 or 501", other.to_string()),
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use socket2::SockRef;
 
 use super::queues::queues;
-use super::{Verdict, broken, not_applicable};
+use super::{Cause, Sent, Unheld, Verdict, broken, not_applicable};
 use crate::lab::observe::processes::poll_until;
 
 /// How long an answer may take that needs no time at all.
@@ -25,6 +25,9 @@ pub struct Client {
     pub stream: TcpStream,
     /// Received and not yet part of an answer.
     received: Vec<u8>,
+    answers: usize,
+    /// Since the last answer; after an answer it stays until the next is sent.
+    sent: Sent,
 }
 
 /// One response, whole.
@@ -33,6 +36,8 @@ pub struct Answer {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
+    /// What it answers.
+    sent: Sent,
 }
 
 /// Asks once on a connection of its own and expects a 200 within [`PATIENCE`]: the server is alive.
@@ -58,7 +63,7 @@ impl Client {
             Ok(stream)
         });
         match connected {
-            Ok(stream) => Ok(Client { stream, received: Vec::new() }),
+            Ok(stream) => Ok(Client { stream, received: Vec::new(), answers: 0, sent: Sent::default() }),
             Err(error) => broken(format!("a connection to {addr}"), error.to_string()),
         }
     }
@@ -66,9 +71,13 @@ impl Client {
     /// Sends `bytes`. A server may answer and close before it has read the last of them; only the answer shows whether
     /// that was right.
     pub fn send(&mut self, bytes: &[u8]) -> Verdict {
+        if self.sent.request <= self.answers {
+            self.sent = Sent { request: self.answers + 1, ..Sent::default() };
+        }
+        self.sent.add(bytes);
         match self.stream.write_all(bytes) {
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                broken("the request is read", format!("it is not read for {PATIENCE:?}"))
+                self.broken("the request is read", format!("it is not read for {PATIENCE:?}"))
             }
             _ => Ok(()),
         }
@@ -103,8 +112,8 @@ impl Client {
         let expected = format!("the connection is closed within {within:?}");
         match self.receive(Instant::now() + within) {
             Ok(0) if self.received.is_empty() => Ok(()),
-            Ok(_) => broken(expected, format!("{} more bytes: {}", self.received.len(), self.shown())),
-            Err(error) if is_timeout(&error) => broken(expected, "it stays open"),
+            Ok(_) => self.broken(expected, format!("{} more bytes: {}", self.received.len(), self.shown())),
+            Err(error) if is_timeout(&error) => self.broken(expected, "it stays open"),
             // A reset is a close by a server that had not read everything.
             Err(_) => Ok(()),
         }
@@ -124,7 +133,7 @@ impl Client {
             (Ok(Some(near)), Ok(Some(far))) => (near.sent == 0 && far.received == 0).then_some(Ok(())),
             _ => None,
         });
-        read.unwrap_or_else(|| broken("the request is read", "it is not read"))
+        read.unwrap_or_else(|| self.broken("the request is read", "it is not read"))
     }
 
     /// Waits until an answer has begun to arrive and, since we do not read it, no more of it comes: the sockets are full,
@@ -142,22 +151,36 @@ impl Client {
             }
             Ok(_) => (last.0 > 0 && last.1.elapsed() >= standstill).then_some(Ok(())),
         });
-        piled_up.unwrap_or_else(|| broken("an answer begins to arrive", format!("{} bytes came", last.0)))
+        piled_up.unwrap_or_else(|| self.broken("an answer begins to arrive", format!("{} bytes came", last.0)))
     }
 
     /// Of both ends, ours first.
     fn addresses(&self) -> Verdict<(SocketAddrV4, SocketAddrV4)> {
         match (self.stream.local_addr(), self.stream.peer_addr()) {
             (Ok(SocketAddr::V4(ours)), Ok(SocketAddr::V4(theirs))) => Ok((ours, theirs)),
-            _ => not_applicable("the queues of an IPv6 connection are not read"),
+            (Ok(_), Ok(_)) => not_applicable("the queues of an IPv6 connection are not read"),
+            // A connection that was reset has no peer any more (getpeername(2)).
+            (Err(_), _) | (_, Err(_)) if self.answers > 0 => Err(self.closed_after_an_answer()),
+            (Err(error), _) | (_, Err(error)) => self.broken("the connection stays open", error.to_string()),
         }
     }
 
     fn read_answer(&mut self, with_body: bool, patience: Duration) -> Verdict<Answer> {
         match self.read(with_body, patience)? {
             Some(answer) => Ok(answer),
-            None => broken("an answer", "the connection is closed without one"),
+            None if self.answers > 0 => Err(self.closed_after_an_answer()),
+            None => self.broken("an answer", "the connection is closed without one"),
         }
+    }
+
+    /// Nothing has asked for a close: a probe sends nothing behind `Connection: close`.
+    fn closed_after_an_answer(&self) -> Unheld {
+        let found = format!("the connection is closed after answer {}", self.answers);
+        Unheld::new("an answer on the same connection", found).after(&self.sent).because(Cause::KeepAlive)
+    }
+
+    fn broken<T>(&self, expected: impl Into<String>, found: impl Into<String>) -> Verdict<T> {
+        Err(Unheld::new(expected, found).after(&self.sent))
     }
 
     /// An answer, or nothing where the connection was closed before its first byte.
@@ -170,12 +193,12 @@ impl Client {
             match self.receive(deadline) {
                 Ok(count) if count > 0 => {}
                 Err(error) if is_timeout(&error) => {
-                    return broken("an answer or a close", format!("{} in {patience:?}", self.shown()));
+                    return self.broken("an answer or a close", format!("{} in {patience:?}", self.shown()));
                 }
                 _ if self.received.is_empty() => return Ok(None),
                 _ => {
                     let found = format!("the connection is closed after {}", self.shown());
-                    return broken("a whole answer", found);
+                    return self.broken("a whole answer", found);
                 }
             }
         }
@@ -188,12 +211,13 @@ impl Client {
         let head_length = match head.parse(&self.received) {
             Ok(httparse::Status::Complete(length)) => length,
             Ok(httparse::Status::Partial) => return Ok(None),
-            Err(error) => return broken("an HTTP response", format!("{error}: {}", self.shown())),
+            Err(error) => return self.broken("an HTTP response", format!("{error}: {}", self.shown())),
         };
         let mut answer = Answer {
             status: head.code.expect("a complete head has a status"),
             headers: head.headers.iter().map(owned).collect(),
             body: Vec::new(),
+            sent: self.sent.clone(),
         };
         let body_length = if with_body { answer.content_length()? } else { 0 };
         if self.received.len() < head_length + body_length {
@@ -201,6 +225,7 @@ impl Client {
         }
         answer.body = self.received[head_length..head_length + body_length].to_vec();
         self.received.drain(..head_length + body_length);
+        self.answers += 1;
         Ok(Some(answer))
     }
 
@@ -231,6 +256,11 @@ impl Answer {
         Some(value)
     }
 
+    /// A point is broken by this answer.
+    pub fn broken<T>(&self, expected: impl Into<String>, found: impl Into<String>) -> Verdict<T> {
+        Err(Unheld::new(expected, found).after(&self.sent))
+    }
+
     pub fn content_length(&self) -> Verdict<usize> {
         self.number("Content-Length")
     }
@@ -243,22 +273,22 @@ impl Answer {
     fn number(&self, header: &str) -> Verdict<usize> {
         let value = self.header(header);
         let number = value.and_then(|value| value.parse().ok());
-        number.map_or_else(|| broken(format!("`{header}: N`"), format!("{value:?} in {:?}", self.headers)), Ok)
+        number.map_or_else(|| self.broken(format!("`{header}: N`"), format!("{value:?} in {:?}", self.headers)), Ok)
     }
 
     pub fn expect(&self, status: u16) -> Verdict {
         if self.status == status {
             return Ok(());
         }
-        broken(format!("status {status}"), format!("status {}", self.status))
+        self.broken(format!("status {status}"), format!("status {}", self.status))
     }
 
     /// The connection option it carries is `option` (`close`, `keep-alive`), in any case.
     pub fn expect_connection(&self, option: &str) -> Verdict {
         match self.header("connection") {
             Some(value) if value.eq_ignore_ascii_case(option) => Ok(()),
-            Some(value) => broken(format!("`Connection: {option}`"), format!("`Connection: {value}`")),
-            None => broken(format!("`Connection: {option}`"), "no Connection header"),
+            Some(value) => self.broken(format!("`Connection: {option}`"), format!("`Connection: {value}`")),
+            None => self.broken(format!("`Connection: {option}`"), "no Connection header"),
         }
     }
 
@@ -271,7 +301,7 @@ impl Answer {
             Some((worker.parse().ok()?, rest[..digits].parse().ok()?))
         });
         let expected = "a body that begins `handled by worker I, pid P`";
-        named.map_or_else(|| broken(expected, format!("{body:?}")), Ok)
+        named.map_or_else(|| self.broken(expected, format!("{body:?}")), Ok)
     }
 }
 

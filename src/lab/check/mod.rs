@@ -1,49 +1,81 @@
-//! `lab check -- COMMAND…`: does this program keep section 1 of the contract, point by point?
+//! `lab check -- COMMAND…`: does this program keep section 1 of the contract, level by level and point by point?
 //!
 //! The program may be written in any language. It is started with `--listen` and the flags that a point needs, appended to
-//! COMMAND; nothing else is known about it. Each point is one entry of a table: an id, a sentence of the contract, and a
-//! probe. To see every point fail that needs a parser: `lab check -- target/release/null-server`.
+//! COMMAND; nothing else is known about it. Each point is one entry of a table: a part of the contract, an id, a sentence,
+//! and a probe. A level that is broken ends the check, because what is behind it needs what is missing. To see a level
+//! broken that needs a parser: `lab check --level 5 -- target/release/null-server`.
 //!
 //! In reading order: [`server`] (the program as a process), [`client`] and [`queues`] (the program as seen from the
-//! network), then the tables: [`start`], [`serve`], [`bad_input`], [`patience`], [`work`], [`stop`].
+//! network), then the tables by level: 1 [`start`], 2 [`answer`], 3 [`measure`] and [`work`], 4 [`http`], 5 [`bad_input`]
+//! and [`patience`], 6 [`stop`]; [`judge`] tries them, [`output`] shows what came out.
 
-use std::collections::VecDeque;
-use std::sync::Mutex;
-use std::time::Duration;
+use std::fmt;
 
-use crossbeam_channel::{RecvTimeoutError, Sender, unbounded};
-use serde::Serialize;
-use serde_json::{Value, json};
+use serde::{Serialize, Serializer};
 
 use crate::console;
-use crate::lab::observe::processes::{Process, family};
 use crate::lab::program::{Interrupt, Stop, print_until};
-use crate::terminal::Paint;
+use crate::terminal::{Paint, width};
 
 pub mod client;
 pub mod server;
 
+mod judge;
+mod output;
 mod queues;
 
+mod answer;
 mod bad_input;
+mod http;
+mod measure;
 mod patience;
-mod serve;
 mod start;
 mod stop;
 mod work;
 
-use server::{NotReady, Program, Server};
-
-/// Points that start servers of their own mostly wait, so a few run at once. More would disturb each other on a machine
-/// with two CPUs.
-const EXAMINERS: usize = 4;
+pub use judge::judge;
+pub use output::line;
+use server::{Program, Server};
 
 /// Why a point does not hold.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "verdict", rename_all = "snake_case")]
 pub enum Unheld {
-    Broken { expected: String, found: String },
-    NotApplicable { why: String },
+    Broken {
+        expected: String,
+        found: String,
+        /// What the client had sent on its connection.
+        #[serde(flatten)]
+        sent: Option<Sent>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cause: Option<Cause>,
+    },
+    NotApplicable {
+        why: String,
+    },
+}
+
+/// What a client sent since the last answer.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Sent {
+    /// Counted from 1 on its connection.
+    pub request: usize,
+    /// The first bytes, escaped.
+    #[serde(rename = "sent")]
+    shown: String,
+    #[serde(rename = "sent_bytes")]
+    length: usize,
+}
+
+/// What makes several points fail at once.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Cause {
+    NotReady,
+    /// This flag of the contract is a wrong flag to the program.
+    Flag(String),
+    KeepAlive,
+    /// At SIGTERM there is no exit status 0 with a JSON document that can be read.
+    Report,
 }
 
 /// What a probe returns: the point holds, or why not.
@@ -51,7 +83,61 @@ pub type Verdict<T = ()> = Result<T, Unheld>;
 
 /// A broken point.
 pub fn broken<T>(expected: impl Into<String>, found: impl Into<String>) -> Verdict<T> {
-    Err(Unheld::Broken { expected: expected.into(), found: found.into() })
+    Err(Unheld::new(expected, found))
+}
+
+fn not_applicable<T>(why: impl Into<String>) -> Verdict<T> {
+    Err(Unheld::NotApplicable { why: why.into() })
+}
+
+impl Unheld {
+    fn new(expected: impl Into<String>, found: impl Into<String>) -> Unheld {
+        Unheld::Broken { expected: expected.into(), found: found.into(), sent: None, cause: None }
+    }
+
+    fn after(mut self, bytes: &Sent) -> Unheld {
+        if let Unheld::Broken { sent, .. } = &mut self {
+            *sent = (bytes.length > 0).then(|| bytes.clone());
+        }
+        self
+    }
+
+    fn because(mut self, known: Cause) -> Unheld {
+        if let Unheld::Broken { cause, .. } = &mut self {
+            *cause = Some(known);
+        }
+        self
+    }
+}
+
+impl Sent {
+    /// Of a long request the beginning is shown.
+    fn add(&mut self, bytes: &[u8]) {
+        const MOST: usize = 160;
+        let room = MOST.saturating_sub(self.length).min(bytes.len());
+        self.shown += &bytes[..room].escape_ascii().to_string();
+        self.length += bytes.len();
+        if self.length > MOST && room > 0 {
+            self.shown += "…";
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Cause::NotReady => f.write_str("it does not get ready"),
+            Cause::Flag(flag) => write!(f, "the flag {flag} is refused"),
+            Cause::KeepAlive => f.write_str("keep-alive is missing"),
+            Cause::Report => f.write_str("the report at SIGTERM is missing or incomplete"),
+        }
+    }
+}
+
+impl Serialize for Cause {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
 }
 
 /// One sentence of the contract and the probe that tries it.
@@ -59,6 +145,9 @@ pub struct Point {
     pub id: &'static str,
     /// The contract's sentence, shortened.
     pub says: &'static str,
+    /// The heading in CONTRACT.md.
+    part: &'static str,
+    hint: &'static str,
     probe: Probe,
 }
 
@@ -70,192 +159,123 @@ enum Probe {
     Own(fn(&Program) -> Verdict),
 }
 
-const fn shared(id: &'static str, says: &'static str, probe: fn(&Server) -> Verdict) -> Point {
-    Point { id, says, probe: Probe::Shared(probe) }
+const FLAGS: &str = "Flags";
+const START: &str = "Start";
+const SERVE: &str = "Serve";
+const STOP: &str = "Stop";
+const SCOREBOARD: &str = "The scoreboard's layout";
+
+const fn shared(part: &'static str, id: &'static str, says: &'static str, probe: fn(&Server) -> Verdict) -> Point {
+    Point { id, says, part, hint: "", probe: Probe::Shared(probe) }
 }
 
-const fn own(id: &'static str, says: &'static str, probe: fn(&Program) -> Verdict) -> Point {
-    Point { id, says, probe: Probe::Own(probe) }
+const fn own(part: &'static str, id: &'static str, says: &'static str, probe: fn(&Program) -> Verdict) -> Point {
+    Point { id, says, part, hint: "", probe: Probe::Own(probe) }
 }
 
-/// All points, in the order of the contract.
+impl Point {
+    /// For whoever breaks it: what is usually missing.
+    const fn hint(self, hint: &'static str) -> Point {
+        Point { hint, ..self }
+    }
+}
+
+/// Points that need the same of a server.
+pub struct Level {
+    pub number: usize,
+    name: &'static str,
+    /// Of a hundred in all.
+    score: usize,
+    tables: &'static [&'static [Point]],
+    /// What a server that holds them all is good for.
+    reached: &'static str,
+}
+
+#[rustfmt::skip]
+pub const LEVELS: [Level; 6] = [
+    Level { number: 1, name: "starts", score: 10, tables: &[start::POINTS], reached: "" },
+    Level { number: 2, name: "answers", score: 20, tables: &[answer::POINTS], reached: "" },
+    Level {
+        number: 3, name: "can be measured", score: 20, tables: &[measure::POINTS, work::POINTS],
+        reached: "you may now enter a matrix: name the command as a server in an experiment (experiments/own-server/)",
+    },
+    Level { number: 4, name: "HTTP", score: 20, tables: &[http::POINTS], reached: "" },
+    Level { number: 5, name: "robust", score: 20, tables: &[bad_input::POINTS, patience::POINTS], reached: "" },
+    Level { number: 6, name: "ends well", score: 10, tables: &[stop::POINTS], reached: "" },
+];
+
+impl Level {
+    fn points(&self) -> impl Iterator<Item = &'static Point> {
+        self.tables.iter().copied().flatten()
+    }
+}
+
+/// All points, level by level.
 pub fn points() -> Vec<&'static Point> {
-    [start::POINTS, serve::POINTS, bad_input::POINTS, patience::POINTS, work::POINTS, stop::POINTS]
-        .into_iter()
-        .flatten()
-        .collect()
+    LEVELS.iter().flat_map(Level::points).collect()
 }
 
-/// Judges `command` on every point, prints the verdicts as they come, and returns whether all hold.
-pub fn run(command: &[String], json: bool, interrupt: &Interrupt) -> Result<bool, Stop> {
-    let points = points();
-    let paint = Paint::on(&std::io::stdout());
+/// What of the contract is tried, and how the verdicts are shown.
+pub struct Options {
+    /// Of one level; of all when absent.
+    pub level: Option<usize>,
+    /// These points; all when empty.
+    pub only: Vec<String>,
+    /// Go on behind a broken level.
+    pub all: bool,
+    pub json: bool,
+}
+
+/// A level and the verdicts on those of its points that were tried.
+struct Judged {
+    level: &'static Level,
+    verdicts: Vec<(&'static Point, Verdict)>,
+}
+
+/// Judges `command` level by level, prints the verdicts as they come, and returns whether all that were tried hold.
+pub fn run(command: &[String], options: &Options, interrupt: &Interrupt) -> Result<bool, Stop> {
+    let is_chosen = |point: &&Point| options.only.is_empty() || options.only.iter().any(|id| id == point.id);
+    let (paint, columns) = (Paint::on(&std::io::stdout()), width(&std::io::stdout()));
     let program = Program::new(command).until(interrupt);
-    let mut judged = 0;
-    let verdicts = judge(&program, &points, |point, verdict| {
-        judged += 1;
-        if !json {
-            // An interrupt is reported below.
-            let _ = print_until(interrupt, &(line(point, verdict, paint) + "\n"));
+    let mut judged: Vec<Judged> = Vec::new();
+    for level in LEVELS.iter().filter(|level| options.level.is_none_or(|number| number == level.number)) {
+        let points: Vec<&Point> = level.points().filter(is_chosen).collect();
+        if points.is_empty() {
+            continue;
         }
-    });
-    if matches!(verdicts, Err(Stop::Interrupted)) {
-        console::log(format_args!("interrupted after {judged} of {} points", points.len()));
+        let verdicts = judge(&program, &points, |_, _| ()).inspect_err(|stop| {
+            if matches!(stop, Stop::Interrupted) {
+                console::log(format_args!("interrupted in level {}, {}", level.number, level.name));
+            }
+        })?;
+        let one = Judged { level, verdicts: std::iter::zip(points, verdicts).collect() };
+        let is_broken = one.failed() > 0;
+        if !options.json {
+            print_until(interrupt, &output::level(&one, command, columns, paint))?;
+        }
+        judged.push(one);
+        if is_broken && !options.all {
+            break;
+        }
     }
-    let verdicts = verdicts?;
-    let [passed, failed, skipped] = tally(&verdicts);
-    let end = match json {
-        true => document(command, &points, &verdicts),
-        false => format!("{passed} passed, {failed} failed, {skipped} skipped"),
-    };
+    let end = if options.json { output::document(command, &judged) } else { output::score(&judged) };
     print_until(interrupt, &(end + "\n"))?;
-    Ok(failed == 0)
+    Ok(judged.iter().all(|one| one.failed() == 0))
 }
 
-/// Judges `program` on `points`; `report` gets each verdict once, in the order of `points`. A program that does not get as
-/// far as its ready line fails that point, and no other is tried.
-pub fn judge(
-    program: &Program,
-    points: &[&'static Point],
-    mut report: impl FnMut(&Point, &Verdict),
-) -> Result<Vec<Verdict>, Stop> {
-    let first_start = match program.start_on("127.0.0.1:0", &[]) {
-        Err(NotReady::NotStarted(why)) => return Err(Stop::Failed(why)),
-        Err(NotReady::Interrupted) => return Err(Stop::Interrupted),
-        Err(not_ready) => Err(not_ready.into_broken(&[])),
-        Ok(server) => start::listens(&server),
-    };
-    let Err(why) = first_start else { return judge_running(program, points, report) };
-    let verdict = |point: &&'static Point| match point.id {
-        id if id == start::READY.id => Err(why.clone()),
-        _ => not_applicable("it does not get ready"),
-    };
-    let verdicts: Vec<Verdict> = points.iter().map(verdict).collect();
-    std::iter::zip(points, &verdicts).for_each(|(point, verdict)| report(point, verdict));
-    Ok(verdicts)
+/// The part of the contract that a point is about.
+pub fn explain(id: &str) -> Option<String> {
+    let point = points().into_iter().find(|point| point.id == id)?;
+    let hint = if point.hint.is_empty() { String::new() } else { format!("Hint: {}.\n", point.hint) };
+    Some(format!("{}: {}.\n{hint}\nCONTRACT.md, section 1:\n\n{}\n", point.id, point.says, part(point.part)?))
 }
 
-/// Hands the points to the examiners and puts their verdicts back into the order of `points`.
-fn judge_running(
-    program: &Program,
-    points: &[&'static Point],
-    mut report: impl FnMut(&Point, &Verdict),
-) -> Result<Vec<Verdict>, Stop> {
-    let jobs = Mutex::new(jobs(points));
-    let mut verdicts: Vec<Option<Verdict>> = points.iter().map(|_| None).collect();
-    std::thread::scope(|scope| {
-        let (sender, receiver) = unbounded();
-        for _ in 0..EXAMINERS {
-            let (sender, jobs) = (sender.clone(), &jobs);
-            scope.spawn(move || examine(program, points, jobs, &sender));
-        }
-        drop(sender);
-        let mut reported = 0;
-        loop {
-            match receiver.recv_timeout(INTERRUPT_WITHIN) {
-                Err(RecvTimeoutError::Disconnected) => break,
-                _ if program.is_interrupted() => kill_descendants(),
-                Ok((index, verdict)) => verdicts[index] = Some(verdict),
-                Err(RecvTimeoutError::Timeout) => {}
-            }
-            while let Some(Some(verdict)) = verdicts.get(reported) {
-                report(points[reported], verdict);
-                reported += 1;
-            }
-        }
-    });
-    verdicts.into_iter().collect::<Option<Vec<Verdict>>>().ok_or(Stop::Interrupted)
-}
-
-/// How long an interrupt may go unnoticed.
-const INTERRUPT_WITHIN: Duration = Duration::from_millis(50);
-
-/// Every server that is running. An examiner that waits for an answer then stops waiting.
-fn kill_descendants() {
-    let we = std::process::id() as i32;
-    family(we).iter().filter(|process| process.pid != we).for_each(Process::kill);
-}
-
-/// Points by index: those that share a server are one job, each other point is a job of its own. The last points of the
-/// table wait longest, so they begin first.
-fn jobs(points: &[&'static Point]) -> VecDeque<Vec<usize>> {
-    let (shared, own): (Vec<usize>, Vec<usize>) =
-        (0..points.len()).partition(|&index| matches!(points[index].probe, Probe::Shared(_)));
-    std::iter::once(shared).chain(own.into_iter().rev().map(|index| vec![index])).collect()
-}
-
-fn examine(
-    program: &Program,
-    points: &[&'static Point],
-    jobs: &Mutex<VecDeque<Vec<usize>>>,
-    verdicts: &Sender<(usize, Verdict)>,
-) {
-    loop {
-        let Some(job) = jobs.lock().expect("no examiner panics with the lock").pop_front() else { return };
-        let mut server = None;
-        for index in job {
-            if program.is_interrupted() {
-                return;
-            }
-            let verdict = match points[index].probe {
-                Probe::Own(probe) => probe(program),
-                Probe::Shared(probe) => on_shared(program, &mut server, probe),
-            };
-            verdicts.send((index, verdict)).expect("the receiver lives until all examiners have ended");
-        }
-    }
-}
-
-/// Runs a probe on the shared server. After a broken point the server may be dead or stuck, so the next point gets a new
-/// one.
-fn on_shared(program: &Program, server: &mut Option<Server>, probe: fn(&Server) -> Verdict) -> Verdict {
-    let asked = match server.take() {
-        Some(server) => server,
-        None => program.start(&[])?,
-    };
-    probe(&asked).map_err(|why| asked.explain(why))?;
-    *server = Some(asked);
-    Ok(())
-}
-
-fn not_applicable<T>(why: impl Into<String>) -> Verdict<T> {
-    Err(Unheld::NotApplicable { why: why.into() })
-}
-
-/// How many points passed, failed and were skipped.
-fn tally(verdicts: &[Verdict]) -> [usize; 3] {
-    let is_skipped = |verdict: &Verdict| matches!(verdict, Err(Unheld::NotApplicable { .. }));
-    let passed = verdicts.iter().filter(|verdict| verdict.is_ok()).count();
-    let skipped = verdicts.iter().filter(|verdict| is_skipped(verdict)).count();
-    [passed, verdicts.len() - passed - skipped, skipped]
-}
-
-/// One verdict as text: a word, the id, the sentence, and what was expected and found where the point is broken.
-pub fn line(point: &Point, verdict: &Verdict, paint: Paint) -> String {
-    let (word, more) = match verdict {
-        Ok(()) => (paint.green("ok   "), String::new()),
-        Err(Unheld::Broken { expected, found }) => {
-            (paint.red("FAIL "), format!("\n        expected  {expected}\n        found     {found}"))
-        }
-        Err(Unheld::NotApplicable { why }) => (paint.yellow("n/a  "), format!("\n        {why}")),
-    };
-    format!("{word} {:<24} {}{more}", point.id, point.says)
-}
-
-/// The verdicts as JSON.
-fn document(command: &[String], points: &[&'static Point], verdicts: &[Verdict]) -> String {
-    let point = |(point, verdict): (&&Point, &Verdict)| {
-        let mut entry = match verdict {
-            Ok(()) => json!({ "verdict": "held" }),
-            Err(why) => json!(why),
-        };
-        (entry["id"], entry["says"]) = (json!(point.id), json!(point.says));
-        entry
-    };
-    let rows: Vec<Value> = std::iter::zip(points, verdicts).map(point).collect();
-    let [passed, failed, skipped] = tally(verdicts);
-    let tally = json!({ "passed": passed, "failed": failed, "skipped": skipped });
-    json!({ "schema": 1, "command": command, "tally": tally, "points": rows }).to_string()
+/// From a heading of the third order to the next heading.
+fn part(heading: &str) -> Option<&'static str> {
+    const CONTRACT: &str = include_str!("../../../CONTRACT.md");
+    let start = CONTRACT.find(&format!("### {heading}\n"))?;
+    let length = CONTRACT[start + 1..].find("\n#").map_or(CONTRACT.len() - start, |end| end + 1);
+    Some(CONTRACT[start..start + length].trim_end())
 }
 
 #[cfg(test)]
@@ -263,30 +283,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_point_has_an_id_of_its_own() {
+    fn every_point_has_an_id_of_its_own_and_a_part_of_the_contract() {
         let mut ids: Vec<_> = points().iter().map(|point| point.id).collect();
         let all = ids.len();
         ids.sort_unstable();
         ids.dedup();
         assert_eq!(ids.len(), all);
+        for point in points() {
+            assert!(explain(point.id).is_some_and(|text| text.contains("### ")), "{}", point.id);
+        }
     }
 
     #[test]
-    fn a_broken_point_shows_what_was_expected_and_what_was_found() {
-        let shown = line(&start::READY, &broken("200", "500"), Paint { has_colour: false });
-        assert!(shown.starts_with("FAIL  ready-line"), "{shown}");
-        assert!(shown.ends_with("expected  200\n        found     500"), "{shown}");
+    fn the_levels_are_worth_a_hundred_points() {
+        assert_eq!(LEVELS.iter().map(|level| level.score).sum::<usize>(), 100);
     }
 
     #[test]
-    fn the_json_document_names_each_verdict() {
-        let points = [&start::READY; 3];
-        let verdicts = [Ok(()), broken("200", "500"), not_applicable("one process")];
-        let text = document(&["server".into()], &points, &verdicts);
-        let document: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(document["points"][0]["verdict"], "held");
-        assert_eq!(document["points"][1]["found"], "500");
-        assert_eq!(document["points"][2]["verdict"], "not_applicable");
-        assert_eq!(document["tally"], serde_json::json!({ "passed": 1, "failed": 1, "skipped": 1 }));
+    fn of_a_long_request_the_beginning_is_shown() {
+        let mut sent = Sent { request: 1, ..Sent::default() };
+        sent.add(b"GET /\r\n");
+        sent.add(&[b'a'; 1000]);
+        sent.add(b"bbb");
+        assert!(sent.shown.starts_with("GET /\\r\\naaa") && sent.shown.ends_with("a…"), "{}", sent.shown);
+        assert_eq!(sent.length, 1010);
     }
 }

@@ -6,26 +6,26 @@ use std::time::{Duration, Instant};
 
 use super::client::{Client, GET, PATIENCE, served, served_within};
 use super::server::Program;
-use super::{Point, Verdict, broken, own};
+use super::{FLAGS, Point, SERVE, Verdict, broken, own};
 
 /// Short enough to wait for, long enough not to hit a client that is only slow to be scheduled.
 const IDLE: (&str, Duration) = ("300ms", Duration::from_millis(300));
 
 pub const POINTS: &[Point] = &[
-    own("idle-silent", "a connection that sends nothing is closed after --idle-timeout", |program| {
+    own(FLAGS, "idle-silent", "a connection that sends nothing is closed after --idle-timeout", |program| {
         let_go(program, b"")
     }),
-    own("idle-half-request", "half a request and silence: 408 or a close after --idle-timeout", |program| {
+    own(FLAGS, "idle-half-request", "half a request and silence: 408 or a close after --idle-timeout", |program| {
         let_go(program, b"GET / HTTP/1.1\r\nHo")
     }),
-    own("idle-half-body", "half a body and silence: 408 or a close after --idle-timeout", |program| {
+    own(FLAGS, "idle-half-body", "half a body and silence: 408 or a close after --idle-timeout", |program| {
         let_go(program, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc")
     }),
-    own("idle-keep-alive", "an idle keep-alive connection is closed after --idle-timeout", idle_keep_alive),
-    own("idle-cpu", "waiting for a client costs no CPU time", idle_cpu),
-    own("never-reads", "a client that never reads delays others by --idle-timeout at most", never_reads),
-    own("reset", "a reset in the middle of a request harms no other client", reset),
-    own("silent-crowd", "100 connections that send nothing: the next client is served", silent_crowd),
+    own(FLAGS, "idle-keep-alive", "an idle keep-alive connection is closed after --idle-timeout", idle_keep_alive),
+    own(SERVE, "idle-cpu", "waiting for a client costs no CPU time", idle_cpu),
+    own(SERVE, "never-reads", "a client that never reads delays others by --idle-timeout at most", never_reads),
+    own(SERVE, "reset", "a reset in the middle of a request harms no other client", reset),
+    own(SERVE, "silent-crowd", "100 connections that send nothing: the next client is served", silent_crowd),
 ];
 
 fn let_go(program: &Program, half: &[u8]) -> Verdict {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::{Unheld, Verdict, broken};
+use super::{Cause, Unheld, Verdict, broken};
 use crate::lab::observe::processes::{Process, family, poll_until};
 use crate::lab::program::Running;
 pub use crate::lab::program::{NotReady, Program};
@@ -56,15 +56,26 @@ impl Program {
 }
 
 impl NotReady {
+    /// A program that refuses a flag breaks all points with this flag, and one that is silent breaks them all.
     pub fn into_broken(self, flags: &[&str]) -> Unheld {
-        let found = match self {
-            NotReady::NotStarted(why) => why,
-            NotReady::Interrupted => "interrupted".to_string(),
-            NotReady::Silent { found, stderr, .. } if stderr.trim().is_empty() => format!("it {found}"),
-            NotReady::Silent { found, stderr, .. } => format!("it {found}; it said: {}", stderr.trim()),
+        let (found, cause) = match self {
+            NotReady::NotStarted(why) => (why, None),
+            NotReady::Interrupted => ("interrupted".to_string(), None),
+            NotReady::Silent { status, found, stderr } => {
+                let said = stderr.trim();
+                let is_refusal = status.and_then(|status| status.code()) == Some(2);
+                let mut names = flags.iter().filter(|flag| flag.starts_with("--") && **flag != "--listen");
+                let refused = names.clone().find(|flag| said.contains(**flag)).or(names.next());
+                let cause = match refused {
+                    Some(flag) => is_refusal.then(|| Cause::Flag(flag.to_string())),
+                    None => flags.is_empty().then_some(Cause::NotReady),
+                };
+                let last = said.lines().last().map_or(String::new(), |line| format!("; it said: {line}"));
+                (format!("it {found}{last}"), cause)
+            }
         };
         let expected = with_flags("first line on standard output `ready ADDR:PORT`", flags);
-        Unheld::Broken { expected, found }
+        Unheld::Broken { expected, found, sent: None, cause }
     }
 }
 
@@ -123,8 +134,8 @@ impl Server {
     /// Adds to a broken point that the server is not there any more, where that is so.
     pub fn explain(&self, why: Unheld) -> Unheld {
         match why {
-            Unheld::Broken { expected, found } if Process::find(self.pid()).is_none() => {
-                Unheld::Broken { expected, found: format!("{found}; the server has ended by itself") }
+            Unheld::Broken { expected, found, sent, cause } if Process::find(self.pid()).is_none() => {
+                Unheld::Broken { expected, found: format!("{found}; the server has ended by itself"), sent, cause }
             }
             other => other,
         }
@@ -141,18 +152,18 @@ impl Ended {
     /// Exit status 0 and one JSON document.
     pub fn document(&self) -> Verdict<Value> {
         if !self.status.success() {
-            let said = self.stderr.trim();
-            return broken("exit status 0", format!("{}; it said: {said:?}", self.status));
+            let found = format!("{}; it said: {:?}", self.status, self.stderr.trim());
+            return Err(Unheld::new("exit status 0", found).because(Cause::Report));
         }
-        let document = serde_json::from_str(&self.stdout);
         let expected = "one JSON document on standard output after the ready line";
-        document.or_else(|error| broken(expected, format!("{error} in {:?}", self.stdout)))
+        let unreadable = |error| Unheld::new(expected, format!("{error} in {:?}", self.stdout));
+        serde_json::from_str(&self.stdout).map_err(|error| unreadable(error).because(Cause::Report))
     }
 
     /// The document with all the fields of the contract.
     pub fn report(&self) -> Verdict<ServerReport> {
-        let report = serde_json::from_value(self.document()?);
-        report.or_else(|error| broken("the fields of the contract", format!("{error} in {:?}", self.stdout)))
+        let lacking = |error| Unheld::new("the fields of the contract", format!("{error} in {:?}", self.stdout));
+        serde_json::from_value(self.document()?).map_err(|error| lacking(error).because(Cause::Report))
     }
 }
 

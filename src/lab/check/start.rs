@@ -2,29 +2,29 @@
 
 use std::net::TcpListener;
 
-use super::client::served;
+use super::client::Client;
 use super::server::{NotReady, Program, Server, with_flags};
-use super::{Point, Verdict, broken, not_applicable, own, shared};
+use super::{FLAGS, Point, START, Verdict, broken, not_applicable, own, shared};
 
 pub const READY: Point =
-    shared("ready-line", "the first line is `ready ADDR:PORT`, printed when it takes connections", listens);
+    shared(START, "ready-line", "the first line is `ready ADDR:PORT`, printed when it takes connections", listens);
 
 pub const POINTS: &[Point] = &[
     READY,
-    own("port-0", "port 0 takes any free port", free_port),
-    own("ipv6", "IPv6 works", ipv6),
-    own("workers", "--workers N serves with workers 0 … N-1", workers),
-    own("backlog", "--backlog N is taken", |program| serves_with(program, &["--backlog", "16"])),
-    own("pin", "--pin is taken", |program| serves_with(program, &["--pin"])),
-    own("scoreboard", "--scoreboard PATH puts the live counters in this file", scoreboard),
-    own("taken-port", "a start that fails prints one line and exits with status 1", taken_port),
-    own("wrong-flag", "a wrong flag exits with 2", |program| refused(program, &["--no-such-flag"])),
-    own("wrong-duration", "a duration without a unit is wrong", |program| refused(program, &["--idle-timeout", "5"])),
+    own(FLAGS, "port-0", "port 0 takes any free port", free_port)
+        .hint("after bind(2), getsockname(2) tells the port that the kernel chose"),
+    own(FLAGS, "ipv6", "IPv6 works", ipv6).hint("getaddrinfo(3) makes the right address of both families"),
+    own(START, "taken-port", "a start that fails prints one line and exits with status 1", taken_port)
+        .hint("look at what bind(2) returns; print the address and strerror(3), nothing else"),
+    own(FLAGS, "wrong-flag", "a wrong flag exits with 2", |program| refused(program, &["--no-such-flag"])),
+    own(FLAGS, "wrong-duration", "a duration without a unit is wrong", |program| {
+        refused(program, &["--idle-timeout", "5"])
+    }),
 ];
 
-/// The line means that a client is answered at once.
+/// The line means that a client can connect at once.
 pub fn listens(server: &Server) -> Verdict {
-    served(server.addr).map(drop)
+    Client::connect(server.addr).map(drop)
 }
 
 fn free_port(program: &Program) -> Verdict {
@@ -32,8 +32,8 @@ fn free_port(program: &Program) -> Verdict {
     if one.addr.port() == 0 || one.addr.port() == other.addr.port() {
         return broken("two starts, two ports", format!("{} and {}", one.addr, other.addr));
     }
-    served(one.addr)?;
-    served(other.addr).map(drop)
+    listens(&one)?;
+    listens(&other)
 }
 
 fn ipv6(program: &Program) -> Verdict {
@@ -41,54 +41,10 @@ fn ipv6(program: &Program) -> Verdict {
         return not_applicable("this machine has no IPv6 loopback");
     }
     let server = program.start_on("[::1]:0", &[]).map_err(|why| why.into_broken(&["--listen", "[::1]:0"]))?;
-    served(server.addr).map(drop)
-}
-
-fn workers(program: &Program) -> Verdict {
-    let flags = ["--workers", "3"];
-    let mut server = match program.start_on("127.0.0.1:0", &flags) {
-        Ok(server) => server,
-        Err(NotReady::Silent { status: Some(status), .. }) if status.code() == Some(2) => {
-            return not_applicable("it has one worker only: --workers is a wrong flag to it");
-        }
-        Err(not_ready) => return Err(not_ready.into_broken(&flags)),
-    };
-    for _ in 0..12 {
-        let worker = served(server.addr)?.worker()?;
-        if worker >= 3 {
-            return broken("X-Worker below 3", worker.to_string());
-        }
+    if !server.addr.is_ipv6() {
+        return broken("`ready [::1]:PORT` with --listen [::1]:0", format!("`ready {}`", server.addr));
     }
-    let mut ids: Vec<usize> = server.stop()?.workers.iter().map(|worker| worker.id).collect();
-    ids.sort_unstable();
-    if ids != [0, 1, 2] {
-        return broken("workers 0, 1 and 2 in the report", format!("{ids:?}"));
-    }
-    Ok(())
-}
-
-fn serves_with(program: &Program, flags: &[&str]) -> Verdict {
-    let server = program.start(flags)?;
-    served(server.addr).map(drop)
-}
-
-fn scoreboard(program: &Program) -> Verdict {
-    let path = std::env::temp_dir().join(format!("acceptlab-check-{:016x}", fastrand::u64(..)));
-    let Some(name) = path.to_str() else {
-        return not_applicable("the path of the temporary folder is not UTF-8");
-    };
-    let server = program.start(&["--scoreboard", name])?;
-    let before = std::fs::read(&path);
-    let answer = served(server.addr);
-    let after = std::fs::read(&path);
-    drop(server);
-    let _ = std::fs::remove_file(&path);
-    answer?;
-    match (before, after) {
-        (Ok(before), Ok(after)) if before != after => Ok(()),
-        (Ok(same), Ok(_)) => broken("a file that changes with a request", format!("the same {} bytes", same.len())),
-        (Err(error), _) | (_, Err(error)) => broken(format!("the file {name}"), error.to_string()),
-    }
+    listens(&server)
 }
 
 fn taken_port(program: &Program) -> Verdict {

@@ -1,13 +1,12 @@
 //! Points about the end: after SIGTERM a server answers what it has read, reports, and leaves nothing behind.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
 use super::client::{Client, GET, PATIENCE, served};
 use super::server::{Ended, Program, STOP_WITHIN, Server};
-use super::{Point, Verdict, broken, not_applicable, own};
+use super::{Point, STOP, Verdict, broken, not_applicable, own};
 
 /// How long a process may still exist when it has nothing left to do, or its parent has died.
 const GONE_WITHIN: Duration = Duration::from_secs(2);
@@ -16,84 +15,26 @@ const GONE_WITHIN: Duration = Duration::from_secs(2);
 const GRACE: Duration = Duration::from_millis(500);
 
 pub const POINTS: &[Point] = &[
-    own("sigterm", "SIGTERM: exit status 0 and one JSON document", |program| {
-        stopped_by(program, Signal::SIGTERM)?.1.document().map(drop)
+    own(STOP, "sigint", "SIGINT: exit status 0 and one JSON document, as after SIGTERM", |program| {
+        stopped_by(program, Signal::SIGINT)?.1.document().map(drop)
     }),
-    own("sigint", "SIGINT: the same", |program| stopped_by(program, Signal::SIGINT)?.1.document().map(drop)),
-    own("report-fields", "the document has every field of the contract", fields),
-    own("books", "accepted and requests are what the clients counted", counts_agree),
-    own("sigterm-answers", "requests it has read are answered with `Connection: close`", answers_what_it_read),
-    own("sigterm-prompt", "with the last answer sent it ends", ends_with_the_last_answer),
-    own("sigterm-idle", "an idle connection does not keep it from ending", ends_beside_an_idle_client),
-    own("sigterm-half-request", "half a request does not keep it from ending", ends_beside_half_a_request),
-    own("sigterm-half-answer", "a half-sent answer is sent whole, and then it ends", sends_the_rest),
-    own("sigterm-refuses", "after SIGTERM no new connection is taken", takes_no_new_connection),
-    own("sigterm-gives-up", "it gives up after 5 s", gives_up),
-    own("sigterm-reaps", "no process is left behind after SIGTERM", reaps),
-    own("sigkill-parent", "no child outlives its parent, however the parent dies", children_die_too),
+    own(STOP, "sigterm-answers", "requests it has read are answered with `Connection: close`", answers_what_it_read),
+    own(STOP, "sigterm-prompt", "with the last answer sent it ends", ends_with_the_last_answer),
+    own(STOP, "sigterm-idle", "an idle connection does not keep it from ending", ends_beside_an_idle_client),
+    own(STOP, "sigterm-half-request", "half a request does not keep it from ending", ends_beside_half_a_request),
+    own(STOP, "sigterm-half-answer", "a half-sent answer is sent whole, and then it ends", sends_the_rest),
+    own(STOP, "sigterm-refuses", "after SIGTERM no new connection is taken", takes_no_new_connection),
+    own(STOP, "sigterm-gives-up", "it gives up after 5 s", gives_up),
+    own(STOP, "sigterm-reaps", "no process is left behind after SIGTERM", reaps),
+    own(STOP, "sigkill-parent", "no child outlives its parent, however the parent dies", children_die_too),
 ];
 
-fn stopped_by(program: &Program, signal: Signal) -> Verdict<(Server, Ended)> {
+pub fn stopped_by(program: &Program, signal: Signal) -> Verdict<(Server, Ended)> {
     let mut server = program.start(&[])?;
     served(server.addr)?;
     server.signal(signal);
     let ended = server.ended(STOP_WITHIN)?;
     Ok((server, ended))
-}
-
-fn fields(program: &Program) -> Verdict {
-    let (server, ended) = stopped_by(program, Signal::SIGTERM)?;
-    let document = ended.document()?;
-    if document["listen"].as_str() != Some(&server.addr.to_string()) {
-        return broken(format!("listen {:?}", server.addr.to_string()), document["listen"].to_string());
-    }
-    for (name, is_right) in [
-        ("model", document["model"].is_string()),
-        ("uptime_s", document["uptime_s"].is_f64()),
-        ("workers", document["workers"].as_array().is_some_and(|workers| !workers.is_empty())),
-    ] {
-        if !is_right {
-            return broken(format!("{name:?} in the document"), document.to_string());
-        }
-    }
-    for worker in document["workers"].as_array().into_iter().flatten() {
-        for name in WORKER_FIELDS {
-            if !worker[name].is_u64() {
-                return broken(format!("a count {name:?} for every worker"), worker.to_string());
-            }
-        }
-    }
-    Ok(())
-}
-
-#[rustfmt::skip]
-const WORKER_FIELDS: [&str; 13] = [
-    "id", "pid", "accepted", "requests", "active", "wakeups", "empty_wakeups", "client_errors",
-    "cpu_user_us", "cpu_system_us", "voluntary_switches", "involuntary_switches", "max_rss_kib",
-];
-
-/// Connections and requests per worker, counted here from `X-Worker` and there by the worker.
-fn counts_agree(program: &Program) -> Verdict {
-    let mut server = program.start(&[])?;
-    let mut ours: BTreeMap<usize, (u64, u64)> = BTreeMap::new();
-    for requests in [1, 4, 4, 7, 1, 4, 4, 7] {
-        let mut client = Client::connect(server.addr)?;
-        for request in 0..requests {
-            let row = ours.entry(client.ask(GET)?.worker()?).or_default();
-            row.0 += u64::from(request == 0);
-            row.1 += 1;
-        }
-    }
-    let workers = server.stop()?.workers;
-    let served = workers.iter().filter(|worker| worker.accepted + worker.requests > 0);
-    let theirs = served.map(|worker| (worker.id, (worker.accepted, worker.requests))).collect();
-    if ours != theirs {
-        return broken(format!("worker: (accepted, requests) {ours:?}"), format!("{theirs:?}"));
-    }
-    match workers.iter().find(|worker| worker.active > 0 || worker.empty_wakeups > worker.wakeups) {
-        Some(worker) => broken("none active, and no more empty wake-ups than wake-ups", format!("{worker:?}")),
-        None => Ok(()),
-    }
 }
 
 /// A client whose request the server has read and is working on.
@@ -164,7 +105,7 @@ fn sends_the_rest(program: &Program) -> Verdict {
     let answer = client.answer()?;
     answer.expect(200)?;
     if answer.body.len() != body {
-        return broken(format!("{body} bytes in the body"), answer.body.len().to_string());
+        return answer.broken(format!("{body} bytes in the body"), answer.body.len().to_string());
     }
     server.ended(GONE_WITHIN)?.document().map(drop)
 }

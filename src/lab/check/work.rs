@@ -4,15 +4,15 @@ use std::time::{Duration, Instant};
 
 use super::client::{Client, GET};
 use super::server::Program;
-use super::{Point, Verdict, broken, own, start};
+use super::{FLAGS, Point, Verdict, broken, own, start};
 
 pub const POINTS: &[Point] = &[
-    own("work-wait", "--work wait:DUR takes at least so long", |program| takes(program, "wait:80ms", 80)),
-    own("work-block", "--work block:DUR takes at least so long", |program| takes(program, "block:80ms", 80)),
-    own("work-spin", "--work spin:DUR takes at least so long", |program| takes(program, "spin:80ms", 80)),
-    own("work-fraction", "a duration may have a fraction", |program| takes(program, "block:1.8ms", 1)),
-    own("work-mixture", "a mixture makes some requests cheap and some expensive", mixture),
-    own("wrong-work", "wrong work is a wrong flag", |program| {
+    own(FLAGS, "work-wait", "--work wait:DUR takes at least so long", |program| takes(program, "wait:80ms", 80)),
+    own(FLAGS, "work-block", "--work block:DUR takes at least so long", |program| takes(program, "block:80ms", 80)),
+    own(FLAGS, "work-spin", "--work spin:DUR takes at least so long", |program| takes(program, "spin:80ms", 80)),
+    own(FLAGS, "work-fraction", "a duration may have a fraction", |program| takes(program, "block:1.8ms", 1)),
+    own(FLAGS, "work-mixture", "a mixture makes some requests cheap and some expensive", mixture),
+    own(FLAGS, "wrong-work", "wrong work is a wrong flag", |program| {
         for work in ["dance:1s", "block", "block:1", "50%none,20%block:1ms"] {
             start::refused(program, &["--work", work])?;
         }
