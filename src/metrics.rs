@@ -335,19 +335,17 @@ pub static TABLES: &[Section] = &[
     ]},
     Section { title: "What it cost", metrics: &[
         metric("server_cpu_per_request", "server CPU", "µs/request",
-            "CPU time of all workers and the master, user and system, over the requests they answered (if they do not \
-             count them: those the client counted); from ready to the client's end, or over whole lives as for switches."),
+            "CPU time of all workers and the master, user and system, per request, both in the measured window; over the \
+             whole run and all its requests where the client has no window or a process came or went."),
         metric("client_cpu_per_request", "client CPU", "µs/request",
             "CPU time of the client over its requests, both in the measured window (for `wrk` and `oha`, which have no \
              warm-up: in the whole run)."),
         metric("client_cpu_over_baseline", "client CPU over baseline", "",
             "Client CPU per request over that of the baseline's run directly before or after."),
         metric("server_cpu_per_connection", "server CPU", "µs/connection",
-            "CPU time of all workers and the master over the connections they accepted (if they do not count them: those \
-             the client established); from ready to the client's end, or over whole lives as for switches."),
+            "CPU time of all workers and the master per connection, as for server CPU per request."),
         metric("master_cpu_per_connection", "master CPU", "µs/connection",
-            "CPU time of the process that only accepts, passes or supervises, over the connections the client \
-             established; from ready to the client's end, or over its whole life if a task of the server ended between."),
+            "CPU time of the process that only accepts, passes or supervises, per connection, as for server CPU per request."),
         metric("client_cpu_per_connection", "client CPU", "µs/connection",
             "Client CPU per request times answered requests per connection opened."),
     ]},

@@ -245,7 +245,7 @@ fn the_committed_results_are_what_the_committed_records_give() {
 }
 
 /// Rows of the newest record, parsed.
-fn recorded(scratch: &Scratch) -> Vec<serde_json::Value> {
+pub fn recorded(scratch: &Scratch) -> Vec<serde_json::Value> {
     let mut files: Vec<PathBuf> =
         fs::read_dir(scratch.root.join("experiments/record")).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();

@@ -1,9 +1,11 @@
-//! A record leads to a commit: where it may be made, and what `lab report --check` says when code or history change.
+//! A record leads to a commit: where it may be made, and what `lab report --check` says when code or history change. And
+//! what a row holds: the CPU time of the measured window, and arrivals of its own.
 
 use std::fs;
 use std::process::{Command, Output};
 
-use crate::lab::{LESSON, Scratch};
+use crate::cluster::has_node;
+use crate::lab::{LESSON, Scratch, recorded};
 
 /// A repository with one lesson of one short run, everything committed.
 fn committed(name: &str) -> Scratch {
@@ -127,4 +129,45 @@ fn without_a_history_one_line_says_so() {
     assert_eq!((status, told.lines().count()), (Some(0), 1), "{told}");
     assert!(told.contains("no git history"), "{told}");
     assert_eq!(check_fresh(&scratch).0, Some(1));
+}
+
+/// Node compiles its program while it warms up, so CPU time of the warm-up over requests of the window was too dear.
+#[test]
+fn the_cpu_time_per_request_of_a_foreign_server_fits_into_the_cpu_it_had() {
+    if !has_node() {
+        return;
+    }
+    let server = format!("node {}/experiments/node-cluster.js --workers 2", env!("CARGO_MANIFEST_DIR"));
+    let lesson = LESSON
+        .replace("run = \"sync\", law = \"1/N\"", &format!("run = \"{server}\""))
+        .replace("server_flags = \"--work block:1ms\"\n", "server_cpus = [0]\n")
+        .replace("duration = \"100ms\"\nwarmup = \"0s\"", "duration = \"500ms\"\nwarmup = \"300ms\"")
+        .replace("--connections 2 --requests-per-connection 1", "--connections 64")
+        .replace("\"law_qps\", \"deviation\", \"timeouts\"", "\"server_cpu_per_request\"");
+    let scratch = Scratch::new("foreign-cpu", &lesson);
+    let (status, error) = ended(scratch.lab(&["run", "--quick"]));
+    assert_eq!(status, Some(0), "{error}");
+    let row = &recorded(&scratch)[0];
+    let number = |pointer: &str| row.pointer(pointer).and_then(serde_json::Value::as_f64).expect("a number");
+    let cpus = number("/cpu/cpu_us") / number("/cpu/length_us");
+    assert!(cpus > 0.0 && cpus <= 1.05, "{cpus} CPUs of one");
+    let observed = row["observed"]["processes"].as_array().unwrap();
+    let in_all: f64 = observed.iter().filter_map(|process| process["cpu_us"].as_f64()).sum();
+    assert!(in_all > number("/cpu/cpu_us"), "the warm-up is in the window: {row}");
+}
+
+#[test]
+fn each_repeat_has_arrivals_of_its_own() {
+    let lesson = LESSON.replace("repeats = 60", "repeats = 3").replace(
+        "load = \"loadgen --connections 2 --requests-per-connection 1",
+        "load = \"loadgen --connections 2 --rate 100 --arrivals poisson",
+    );
+    let scratch = Scratch::new("seeds", &lesson);
+    let (status, error) = ended(scratch.lab(&["run", "--seed", "5"]));
+    assert_eq!(status, Some(0), "{error}");
+    let seeds: std::collections::BTreeSet<String> = recorded(&scratch)
+        .iter()
+        .map(|row| row["client_command"].as_str().unwrap().split("--seed ").nth(1).expect("a seed").to_string())
+        .collect();
+    assert_eq!(seeds.len(), 3, "{seeds:?}");
 }

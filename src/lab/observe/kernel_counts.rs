@@ -2,18 +2,15 @@
 //! them, the tracepoints of waking and of leaving the CPU. The server's start and stop are in neither.
 //!
 //! The lab reads the counters when the server is ready and asleep, and again when the client is done. In between it reads
-//! nothing, because that would take CPU time from what is measured.
+//! no counter, because that would take CPU time from what is measured.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::Duration;
 
-use nix::sys::time::TimeSpec;
-use nix::time::{clock_getcpuclockid, clock_gettime};
-use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use crate::lab::observe::processes::{members, poll_until};
+use crate::lab::observe::processes::{cpu_ns, members, poll_until};
 use crate::lab::observe::tracepoints::Tracepoints;
 use crate::report::ServerReport;
 use crate::sys::procfs::Stat;
@@ -153,8 +150,8 @@ impl KernelCounter {
             }
         }
         for (pid, counts) in &mut processes {
-            let cpu_ns = |reading: &Reading| reading.accounts.get(pid).map_or(0, |account| account.process_ns);
-            counts.cpu_us = Some(cpu_ns(&after).saturating_sub(cpu_ns(&before)) / 1000);
+            let used_ns = |reading: &Reading| reading.accounts.get(pid).map_or(0, |account| account.process_ns);
+            counts.cpu_us = Some(used_ns(&after).saturating_sub(used_ns(&before)) / 1000);
         }
         KernelCounts { processes: processes.into_values().collect(), missing: None, tracepoints_missing }
     }
@@ -205,7 +202,7 @@ impl Reading {
         for pid in members(group).iter().map(|stat| stat.pid) {
             // The process before its threads: a thread that runs on meanwhile must not look like one that has ended. A
             // process that has just ended is left out, like all that have ended before.
-            let (Some(of_process), Some(Stat { child_faults, .. })) = (process_cpu_ns(pid), Stat::of(pid)) else {
+            let (Some(of_process), Some(Stat { child_faults, .. })) = (cpu_ns(pid), Stat::of(pid)) else {
                 continue;
             };
             let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { continue };
@@ -256,13 +253,6 @@ impl Task {
             involuntary: field("nonvoluntary_ctxt_switches:")?.parse().ok()?,
         })
     }
-}
-
-/// CPU time of a process, threads that have ended included (clock_getcpuclockid(3); no right is needed).
-fn process_cpu_ns(pid: i32) -> Option<u64> {
-    let clock = clock_getcpuclockid(Pid::from_raw(pid)).ok()?;
-    let time: TimeSpec = clock_gettime(clock).ok()?;
-    Some(time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
 }
 
 #[cfg(test)]

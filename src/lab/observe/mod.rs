@@ -1,5 +1,6 @@
 //! What the kernel and /proc counted meanwhile.
 
+pub mod cpu_window;
 pub mod footprint;
 pub mod kernel_counts;
 pub mod processes;

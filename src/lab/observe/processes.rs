@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
-use nix::time::ClockId;
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 
 use crate::sys::procfs::{Stat, descriptors};
@@ -75,6 +76,13 @@ impl Process {
     pub fn cpu_time(&self) -> Duration {
         Duration::from_millis(10 * Stat::of(self.pid).map_or(0, |stat| stat.cpu_ticks))
     }
+}
+
+/// CPU time of a process, threads that have ended included (clock_getcpuclockid(3); no right is needed).
+pub fn cpu_ns(pid: i32) -> Option<u64> {
+    let clock = clock_getcpuclockid(Pid::from_raw(pid)).ok()?;
+    let time: TimeSpec = clock_gettime(clock).ok()?;
+    Some(time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
 }
 
 /// Whether the kernel shows us processes at all. Without, a server's workers could not be found or counted.

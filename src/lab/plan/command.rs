@@ -100,6 +100,23 @@ impl ClientCommand {
         format!("{} {url}", self.text).into()
     }
 
+    /// Whether chance decides when it sends: only then does a seed mean anything.
+    fn is_random(&self) -> bool {
+        let has = |flag: &str| value::<String>(&self.text, flag);
+        let is_fixed = has("--arrivals").is_some_and(|how| how != "poisson");
+        let sessions = self.text.split_whitespace().any(|word| word == "--sessions");
+        let thinks = has("--think").is_some_and(|how| how.starts_with("exp:"));
+        self.program() == "loadgen" && (thinks || !is_fixed && (sessions || has("--arrivals").is_some()))
+    }
+
+    /// With a seed of its own, unless the matrix has chosen one.
+    pub fn with_seed(&self, seed: u64) -> ClientCommand {
+        if !self.is_random() || value::<String>(&self.text, "--seed").is_some() {
+            return self.clone();
+        }
+        format!("{} --seed {seed}", self.text).into()
+    }
+
     /// With another value behind `--warmup`.
     pub fn with_warmup(&self, warmup: Duration) -> ClientCommand {
         let mut words: Vec<String> = self.text.split_whitespace().map(str::to_string).collect();
@@ -156,6 +173,23 @@ mod tests {
         let longer = client("loadgen --warmup 200ms --duration 1s").with_warmup(Duration::from_millis(2500));
         assert_eq!(longer.text(), "loadgen --warmup 2500ms --duration 1s");
         assert_eq!(longer.length(), Duration::from_millis(3500));
+    }
+
+    #[test]
+    fn only_a_client_that_leaves_something_to_chance_gets_a_seed() {
+        for random in ["--rate 5 --arrivals poisson", "--think exp:20ms", "--rate 5 --sessions"] {
+            let text = format!("loadgen {random}");
+            assert_eq!(client(&text).with_seed(7).text(), format!("{text} --seed 7"));
+        }
+        for other in [
+            "loadgen --rate 5",
+            "loadgen --think 20ms",
+            "loadgen --rate 5 --arrivals fixed --sessions",
+            "loadgen --rate 5 --arrivals poisson --seed 3",
+            "wrk --arrivals poisson",
+        ] {
+            assert_eq!(client(other).with_seed(7).text(), other);
+        }
     }
 
     #[test]

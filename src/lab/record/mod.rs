@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::lab::observe::cpu_window::CpuWindow;
 use crate::lab::observe::footprint::{Footprint, ProcessSize};
 use crate::lab::observe::kernel_counts::KernelCounts;
 use crate::lab::observe::timeline::Snapshot;
@@ -24,6 +25,9 @@ use crate::report::{LoadReport, ServerReport, WorkerReport};
 /// The workers of a server with more than these are added up into one entry: ten thousand of them per row would make
 /// the record unreadable, and no table shows them.
 const WORKERS_KEPT: usize = 16;
+
+/// More than all of the CPUs' time is impossible; this much more is the inaccuracy of a short window.
+const MOST_CPU: f64 = 1.05;
 
 /// The first line of a record.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -94,6 +98,10 @@ pub struct Row {
     /// What the kernel counted for the server from `ready` to the client's end. Absent in older records.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed: Option<KernelCounts>,
+    /// What the server used while the client measured. Absent where the client does not say when it measures, in a server
+    /// whose processes come and go, and in older records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<CpuWindow>,
     /// By how much the kernel's counters of the whole machine grew meanwhile.
     pub machine: Counters,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -136,6 +144,18 @@ impl Row {
     /// A sum over the server's workers.
     pub fn workers_total(&self, of: fn(&WorkerReport) -> u64) -> Option<u64> {
         Some(self.server.as_ref()?.workers.iter().map(of).sum())
+    }
+
+    /// CPU time that the CPUs cannot have given in the measured window: then it was not measured over that window.
+    pub fn impossible_cpu(&self) -> Option<String> {
+        let server = self.cpu.map(|cpu| ("server", cpu.cpus(), self.server_cpus.len()));
+        let client = self.load.as_ref().filter(|load| load.duration_s > 0.0).map(|load| {
+            let cpu_us = load.client.cpu_user_us + load.client.cpu_system_us;
+            ("client", cpu_us as f64 / 1e6 / load.duration_s, self.client_cpus.len())
+        });
+        let mut both = server.into_iter().chain(client);
+        let (who, used, had) = both.find(|(_, used, had)| *used > MOST_CPU * *had as f64)?;
+        Some(format!("impossible: the {who} used {used:.2} CPUs of {had}"))
     }
 
     /// Takes the server's document, with many workers added up into one.
@@ -273,6 +293,18 @@ mod tests {
             "p99_us": null, "errors": 0, "timeouts": 0, "cpu_us": 9});
         let row: Row = serde_json::from_value(row).unwrap();
         assert_eq!(row.foreign.unwrap().requests, 7);
+    }
+
+    #[test]
+    fn nobody_uses_more_than_the_cpus_it_had() {
+        let cpu = |cpu_us| Some(CpuWindow { length_us: 1_000_000, cpu_us, first_us: 0 });
+        let row = Row { server_cpus: vec![0], client_cpus: vec![1], cpu: cpu(1_010_000), ..Row::default() };
+        assert_eq!(row.impossible_cpu(), None);
+        let dear = Row { cpu: cpu(1_350_000), ..row.clone() };
+        assert_eq!(dear.impossible_cpu().unwrap(), "impossible: the server used 1.35 CPUs of 1");
+        let mut load = LoadReport { duration_s: 1.0, ..LoadReport::default() };
+        load.client.cpu_system_us = 1_200_000;
+        assert!(Row { load: Some(load), ..row }.impossible_cpu().unwrap().contains("client used 1.20"));
     }
 
     #[test]

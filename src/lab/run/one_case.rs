@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::cpu;
+use crate::lab::observe::cpu_window::CpuMeter;
 use crate::lab::observe::footprint::{self, Footprint, ProcessSize};
 use crate::lab::observe::kernel_counts::KernelCounter;
 use crate::lab::observe::timeline::Sampler;
@@ -182,15 +183,13 @@ fn run_loadgen(
     interrupt: &Interrupt,
 ) -> Result<(), Stop> {
     let group = server.pid();
-    let needs_phases = case.table.probe || case.needs_growth() || case.events.is_some();
-    let phases = if needs_phases { &["--progress", "phases"][..] } else { &[] };
-    let extra = [phases, &["--format", "json", url]].concat();
     let held = if case.table.probe { footprint::of_group(group).fds } else { 0 };
     let expected = held + case.client.connections.unwrap_or(0) + case.client.idle;
     let program = Program::of(case.client.text()).on_cpus(&row.client_cpus).until(interrupt);
-    let mut client = program.launch(&extra)?;
+    let mut client = program.launch(&["--progress", "phases", "--format", "json", url])?;
     let mut seen: Option<Footprint> = None;
     let mut injector = None;
+    let (mut meter, mut window) = (Some(CpuMeter::of(group)), None);
     let (mut before, mut after) = (None, None);
     let mut fell_back = None;
     let on_line = |line: &str| match line.trim() {
@@ -199,11 +198,13 @@ fn run_loadgen(
             seen = footprint::settled(group, expected, deadline);
         }
         "phase measure" => {
+            meter.iter_mut().for_each(CpuMeter::begin);
             before = ProcessSize::of(group).filter(|_| case.needs_growth());
             let events = case.events.as_ref().zip(scoreboard);
             injector = events.map(|(events, scoreboard)| FaultInjector::begin(events, scoreboard));
         }
         "phase drain" => {
+            window = meter.take().and_then(CpuMeter::end);
             after = ProcessSize::of(group).filter(|_| case.needs_growth());
             if let Some(Ok(injector)) = &injector {
                 injector.end_window();
@@ -230,7 +231,8 @@ fn run_loadgen(
     // The numbers of the other engine must not stand in the line of io_uring.
     row.skipped = fell_back;
     row.footprint = seen;
-    Ok(())
+    row.cpu = window;
+    row.impossible_cpu().map_or(Ok(()), |why| Err(Stop::Failed(why)))
 }
 
 fn run_foreign(case: &Case, row: &mut Row, url: &str, interrupt: &Interrupt) -> Result<(), Stop> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::lab::evidence::{accounting, numbers};
+use crate::lab::observe::cpu_window::CpuWindow;
 use crate::lab::observe::kernel_counts::ProcessCounts;
 use crate::lab::observe::timeline::Snapshot;
 use crate::lab::plan::law::Law;
@@ -300,7 +301,13 @@ fn idle_looks(sample: Sample) -> Option<f64> {
     ratio(100.0 * counted(sample, "idle_polls")?, counted(sample, "polls")?)
 }
 
-/// Without births and ends where they could be left out.
+/// CPU time per request in the client's window: both as rates, because the lab's window is not exactly the client's.
+fn in_the_window(sample: Sample, of: fn(&CpuWindow) -> u64) -> Option<f64> {
+    let window = sample.row.cpu.as_ref()?;
+    ratio(1e6 * of(window) as f64 / window.length_us as f64, load(sample)?.qps)
+}
+
+/// Where no window is known: of the whole run, like the counts that it is divided by.
 fn server_cpu_us(row: &Row) -> Option<f64> {
     if let Some(cpu_us) = row.observed.as_ref().and_then(|observed| observed.total(|counts| counts.cpu_us)) {
         return Some(cpu_us as f64);
@@ -310,11 +317,17 @@ fn server_cpu_us(row: &Row) -> Option<f64> {
 }
 
 fn server_cpu_per_request(sample: Sample) -> Option<f64> {
+    if let Some(cpu_us) = in_the_window(sample, |window| window.cpu_us) {
+        return Some(cpu_us);
+    }
     let (_, requests) = accounting::counted_by_server(sample.row)?;
     ratio(server_cpu_us(sample.row)?, requests.or_else(|| accounting::answers_read(sample.row))? as f64)
 }
 
 fn server_cpu_per_connection(sample: Sample) -> Option<f64> {
+    if let Some(cpu_us) = in_the_window(sample, |window| window.cpu_us) {
+        return ratio(cpu_us, connections_per_request(load(sample)?)?);
+    }
     let (accepted, _) = accounting::counted_by_server(sample.row)?;
     let established = || Some(load(sample)?.connections.established);
     ratio(server_cpu_us(sample.row)?, accepted.or_else(established)? as f64)
@@ -323,6 +336,9 @@ fn server_cpu_per_connection(sample: Sample) -> Option<f64> {
 /// Of the master only.
 fn master_cpu_per_connection(sample: Sample) -> Option<f64> {
     let master = sample.row.server.as_ref()?.master.as_ref()?;
+    if let Some(cpu_us) = in_the_window(sample, |window| window.first_us) {
+        return ratio(cpu_us, connections_per_request(load(sample)?)?);
+    }
     let observed = sample.row.observed.as_ref().filter(|observed| observed.missing.is_none());
     let its = |counts: &&ProcessCounts| counts.pid == master.pid;
     let meanwhile = observed.and_then(|observed| observed.processes.iter().find(its)?.cpu_us);
