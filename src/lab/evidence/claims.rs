@@ -17,6 +17,9 @@ use crate::lab::record::Row;
 use crate::stats::{self, Summary};
 use crate::terminal::Paint;
 
+/// In columns. In a narrow terminal the numbers make room for it.
+const LEAST_OF_A_SENTENCE: usize = 30;
+
 /// Whether a claim is true by the rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
@@ -119,20 +122,34 @@ impl Judged<'_> {
         self.claim.why.as_deref().filter(|_| is_open)
     }
 
-    /// One line of at most `width` columns: verdict, sentence, numbers. The sentence is cut first.
+    /// Whether a reader would ask why, and the lesson does not say it.
+    pub fn is_unexplained(&self) -> bool {
+        matches!(self.verdict, Verdict::Fails | Verdict::Undecided) && self.claim.why.is_none()
+    }
+
+    /// One line of at most `width` columns: verdict, sentence, numbers. Where it is too long, the interval is left out, and
+    /// then the sentence is cut.
     pub fn line(&self, width: usize, paint: Paint) -> String {
         let name = shortened(&format!("{:<10}", self.verdict.name()), width);
-        let bar = self.bar().filter(|_| self.summary.is_some()).map_or(String::new(), |bar| format!("; bar {bar}"));
-        let numbers = format!(": {}{bar}", self.measured());
         let room = width.saturating_sub(name.chars().count());
-        let says = shortened(&self.claim.says, room.saturating_sub(numbers.chars().count()).max(room.min(30)));
+        let bar = self.bar().filter(|_| self.summary.is_some()).map_or(String::new(), |bar| format!(" ({bar})"));
+        let says = &self.claim.says;
+        let complete = format!("{says}: {}{bar}", self.measured());
+        let line = if complete.chars().count() <= room {
+            complete
+        } else {
+            let number = self.summary.map_or_else(|| self.measured(), |summary| self.print(summary.median));
+            let numbers = format!(": {number}{bar}");
+            let left = room.saturating_sub(numbers.chars().count());
+            shortened(&(shortened(says, left.max(LEAST_OF_A_SENTENCE)) + &numbers), room)
+        };
         let name = match self.verdict {
             Verdict::Holds | Verdict::SeenOnce(true) => paint.green(&name),
             Verdict::Fails | Verdict::SeenOnce(false) => paint.red(&name),
             Verdict::Undecided => paint.yellow(&name),
             Verdict::Skipped(_) => name,
         };
-        name + &shortened(&(says + &numbers), room)
+        name + &line
     }
 
     /// As `lab claims --format json` prints it; the contract, section 3, has the keys.
@@ -142,7 +159,7 @@ impl Judged<'_> {
             "experiment": experiment, "id": claim.id, "says": claim.says, "source": claim.source,
             "published": claim.published, "measured": self.summary.map(|summary| summary.median),
             "interval": self.interval(), "runs": self.values.len(), "verdict": self.verdict.name(),
-            "counted": claim.is_counted,
+            "counted": claim.is_counted, "bar": null, "comparison": null, "unit": null,
         });
         if let Some(bar) = self.bar() {
             let (comparison, number) = match (bar.low.is_finite(), bar.high.is_finite()) {
@@ -415,7 +432,7 @@ mod tests {
         let experiment = experiment(&claim);
         let judged = judge(&experiment, &rows(&[1000.0, 3000.0], &[]));
         let line = |width| lines(&judged, width, Paint { has_colour: false }).remove(0);
-        assert_eq!(line(100), "holds     It is fast: 2,000 [1,000, 3,000]; bar ≥ 90 requests/s");
+        assert_eq!(line(100), "holds     It is fast: 2,000 [1,000, 3,000] (≥ 90 requests/s)");
         for width in [10, 20, 40, 60] {
             assert!(line(width).chars().count() <= width, "{width}: {}", line(width));
         }

@@ -1,6 +1,8 @@
-//! What is missing in the evidence: rows that were planned, runs that all failed, columns without one number.
+//! What is missing in the evidence: rows that were planned, runs that all failed, columns without one number, claims that
+//! fail without a reason.
 
 use crate::lab::evidence::accounting;
+use crate::lab::evidence::claims::judge;
 use crate::lab::evidence::columns;
 use crate::lab::evidence::lesson::{rows_of, tables};
 use crate::lab::evidence::table::untraced;
@@ -9,7 +11,7 @@ use crate::lab::plan::experiment::Experiment;
 use crate::lab::record::{Record, Row, newest};
 
 /// Why the report is incomplete, a line each: an experiment has no record, a row is missing that was planned or that the
-/// matrix asks for, every run of a case failed, or a column has not one number. (A case of which some runs failed has its
+/// matrix asks for, every run of a case failed, a column has not one number, or a claim fails and nobody says why. (A case of which some runs failed has its
 /// numbers, and a note below the table.)
 pub fn gaps(experiments: &[Experiment], records: &[Record]) -> Vec<String> {
     let of_one = |experiment: &Experiment| match newest(records, &experiment.name) {
@@ -26,10 +28,12 @@ fn gaps_of(experiment: &Experiment, record: &Record) -> Vec<String> {
     if rows.len() != planned {
         gaps.push(format!("{}: {} of {planned} rows", experiment.name, rows.len()));
     }
+    // A record of another matrix has other cases. The lesson is stale then, and `origin` says so.
+    let is_of_this_matrix = record.header.content.matrices.get(&experiment.name) == Some(&experiment.measured_hash);
     for case in experiment.cases(record.header.scale == "quick") {
         let is_its = |row: &&&Row| row.table == case.table.id && row.coordinates == case.coordinates;
         let runs: Vec<&&Row> = rows.iter().filter(is_its).collect();
-        if runs.len() < case.repeats {
+        if is_of_this_matrix && runs.len() < case.repeats {
             gaps.push(format!("{}: {} of {} runs", case, runs.len(), case.repeats));
         }
         let failures: Vec<&String> = runs.iter().filter_map(|row| row.failure.as_ref()).collect();
@@ -44,6 +48,12 @@ fn gaps_of(experiment: &Experiment, record: &Record) -> Vec<String> {
         gaps.extend(rows.iter().filter(is_new).filter_map(error));
     }
     gaps.extend(empty_columns(experiment, record, &rows));
+    let judged = judge(experiment, &record.rows);
+    let unexplained = judged.iter().filter(|judged| judged.is_unexplained());
+    gaps.extend(unexplained.map(|judged| {
+        let (name, id, verdict) = (&experiment.name, &judged.claim.id, judged.verdict.name());
+        format!("{name}: the claim {id} is {verdict:?} and has no `why`")
+    }));
     gaps
 }
 
@@ -56,7 +66,9 @@ fn empty_columns(experiment: &Experiment, record: &Record, rows: &[&Row]) -> Vec
         let is_skipped = |line: &Vec<String>| line.iter().any(|cell| cell.starts_with("skipped: "));
         let skips = rows.iter().any(|row| row.table == spec.id && row.skipped.is_some());
         let lines: Vec<&Vec<String>> = table.cells.iter().filter(|line| !is_skipped(line)).collect();
-        if skips && (lines.is_empty() || !spec.baseline.is_empty()) {
+        // Rows that are missing have been named one by one.
+        let has_rows = rows.iter().any(|row| row.table == spec.id);
+        if !has_rows || skips && (lines.is_empty() || !spec.baseline.is_empty()) {
             continue;
         }
         let place = format!("{} {}", experiment.name, spec.id);

@@ -81,6 +81,7 @@ pub(crate) mod tests {
     use crate::lab::evidence::columns::tests::row;
     use crate::lab::plan::experiment::tests::parse_lesson;
     use crate::lab::record::Header;
+    use crate::lab::record::content::Content;
 
     pub(crate) fn experiment() -> Experiment {
         parse_lesson("server = [{ run = \"sync\" }]\nload = \"loadgen\"\ncolumns = [\"qps\"]").unwrap()
@@ -93,6 +94,10 @@ pub(crate) mod tests {
             scale: "quick".to_string(),
             seed: 7,
             planned: [("02-keep-alive".to_string(), planned)].into(),
+            content: Content {
+                matrices: [("02-keep-alive".to_string(), experiment().measured_hash)].into(),
+                ..Content::default()
+            },
             ..Header::default()
         };
         Record { file: "x-quick.jsonl".to_string(), header, rows: vec![row] }
