@@ -71,6 +71,18 @@ pub fn proportional_kib(pid: i32) -> Option<u64> {
     kib(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?, "Pss:")
 }
 
+/// How often the threads of a process have gone to sleep in the kernel: `voluntary_ctxt_switches` of proc_pid_status(5),
+/// of those that live. `None` when there is no such process.
+pub fn voluntary_switches(pid: i32) -> Option<u64> {
+    let of = |status: String| {
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+        line.trim().parse::<u64>().ok()
+    };
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
+    // A thread that has just ended has no status any more.
+    Some(tasks.filter_map(|task| of(fs::read_to_string(task.path().join("status")).ok()?)).sum())
+}
+
 fn kib(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix(" kB")?.trim().parse().ok()
@@ -100,6 +112,7 @@ mod tests {
         let we = std::process::id() as i32;
         assert!(Stat::everybody().any(|stat| stat.pid == we && stat.is_alive()));
         assert!(descriptors(we) >= Some(3) && resident_kib(we) > Some(0) && proportional_kib(we) > Some(0));
+        assert!(voluntary_switches(we).is_some() && voluntary_switches(0).is_none());
         assert!(Stat::of(0).is_none() && descriptors(0).is_none() && resident_kib(0).is_none());
     }
 }

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::support::{FOREVER, answer, connect, held, start};
+use crate::support::{FOREVER, answer, connect, held, one_after_another, start};
 use crate::terminal::Terminal;
 
 const LAB: &str = env!("CARGO_BIN_EXE_lab");
@@ -182,6 +182,27 @@ fn scripts_get_the_counters_as_json_lines() {
     assert_eq!(lines[0]["workers"], 3);
     assert_eq!(lines[0]["listen"][0], watched.server.addr.to_string());
     assert_eq!((lines.len(), &lines[3]["worker"], &lines[3]["state"]), (4, &2.into(), &"running".into()));
+}
+
+/// `voluntary_switches` of the whole server per connection, while connections come one after another to idle workers.
+fn switches_per_connection(wait: &str) -> f64 {
+    let board = Board::new(wait);
+    let watched = Watched { server: board.start(&["--workers", "16", "--wait", wait]), board };
+    let switches = || {
+        let output = watched.board.watch(&["--once"]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        let server: Value = serde_json::from_str(text.lines().next().expect("a line about the server")).unwrap();
+        server["voluntary_switches"].as_u64().expect("the kernel's count")
+    };
+    let (before, connections) = (switches(), 100);
+    one_after_another(&watched.server, connections);
+    (switches() - before) as f64 / connections as f64
+}
+
+#[test]
+fn the_herd_is_seen_in_the_kernels_switches_and_is_gone_with_epollexclusive() {
+    let (herd, exclusive) = (switches_per_connection("epoll"), switches_per_connection("epoll-exclusive"));
+    assert!(herd >= 8.0 && exclusive <= 3.0, "{herd} and {exclusive} switches per connection");
 }
 
 #[test]

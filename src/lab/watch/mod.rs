@@ -45,6 +45,7 @@ pub fn print_once(path: &Path) -> Result<(), String> {
         "listen": target.addresses,
         "uptime_s": now.uptime_s,
         "workers": now.workers.len(),
+        "voluntary_switches": now.switches,
     });
     let mut text = format!("{server}\n");
     for worker in &now.workers {

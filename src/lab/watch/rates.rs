@@ -29,6 +29,8 @@ pub struct View {
     pub is_running: bool,
     pub interval: Duration,
     pub workers: Vec<Worker>,
+    /// Of all workers in the kernel, per second; unknown at the first look.
+    pub switches: Option<f64>,
     /// The first worker that is shown; [`View::scroll`] keeps it where it makes sense.
     pub first: usize,
     /// All workers side by side, a column each, instead of a line each.
@@ -59,6 +61,7 @@ impl View {
             is_running: now.is_running,
             interval,
             workers: workers(earlier, now),
+            switches: switches(earlier, now),
             first: 0,
             is_overview: false,
             notice: None,
@@ -108,6 +111,22 @@ impl View {
     }
 }
 
+/// One connection wakes at least half of the workers. With few workers that is what a connection costs by itself: one
+/// sleep after the accept, one after the request, one after the close; requests on a connection that stays open are like
+/// connections here.
+pub fn is_herd(switches: f64, connections: f64, requests: f64, workers: usize) -> bool {
+    const OF_ITSELF: f64 = 3.0;
+    switches / connections.max(requests) >= (workers as f64 / 2.0).max(OF_ITSELF)
+}
+
+/// A worker that has been replaced has begun to count anew.
+fn switches(earlier: Option<&Sample>, now: &Sample) -> Option<f64> {
+    let earlier = earlier?;
+    let seconds = now.at_ns.saturating_sub(earlier.at_ns) as f64 / 1e9;
+    let grown = now.switches?.checked_sub(earlier.switches?)?;
+    (seconds > 0.0).then(|| grown as f64 / seconds)
+}
+
 /// Rates are differences over the time that has really passed. What has not grown for an ended server is 0.
 fn workers(earlier: Option<&Sample>, now: &Sample) -> Vec<Worker> {
     let seconds = earlier.map(|earlier| now.at_ns.saturating_sub(earlier.at_ns) as f64 / 1e9);
@@ -139,15 +158,22 @@ mod tests {
 
     fn sample(at_ns: u64, is_running: bool, accepted: u64, state: State) -> Sample {
         let worker = WorkerSample { accepted, active: 5, state, ..WorkerSample::default() };
-        Sample { at_ns, uptime_s: 1.0, is_running, workers: vec![worker] }
+        Sample { at_ns, uptime_s: 1.0, is_running, switches: Some(accepted), workers: vec![worker] }
     }
 
     #[test]
     fn a_rate_is_a_difference_over_the_time_that_has_passed() {
         let (old, new) = (sample(0, true, 10, State::Running), sample(2_000_000_000, true, 40, State::Running));
         assert_eq!(workers(Some(&old), &new)[0].rates, Some([15.0, 0.0, 0.0, 0.0]));
-        assert_eq!(workers(None, &new)[0].rates, None);
+        assert_eq!(switches(Some(&old), &new), Some(15.0));
+        assert_eq!((workers(None, &new)[0].rates, switches(None, &new)), (None, None));
         assert_eq!(workers(Some(&new), &new)[0].rates, None);
+    }
+
+    #[test]
+    fn a_herd_grows_with_the_workers_and_requests_on_open_connections_are_none() {
+        assert!(is_herd(890.0, 100.0, 100.0, 16) && !is_herd(110.0, 100.0, 100.0, 16));
+        assert!(!is_herd(250.0, 100.0, 100.0, 2) && !is_herd(10_000.0, 100.0, 10_000.0, 16));
     }
 
     #[test]

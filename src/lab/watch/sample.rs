@@ -1,7 +1,7 @@
 //! Reads the counters of a running server from its scoreboard, and opens it again when another server has taken its
 //! name. The server notices nothing: its memory is mapped for reading, and the rest is in /proc.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -13,6 +13,7 @@ use serde::Serialize;
 use crate::failure::Failure;
 use crate::lab::observe::processes::Process;
 use crate::scoreboard::{Count, Row, Scoreboard};
+use crate::sys::procfs::voluntary_switches;
 use crate::units::monotonic_ns;
 
 /// A server that runs, or ran at the last look.
@@ -35,6 +36,9 @@ pub struct Sample {
     pub uptime_s: f64,
     /// The server's first process lives.
     pub is_running: bool,
+    /// Of all workers' processes, in the kernel: a worker that is woken for nothing and sleeps again inside `epoll_wait`
+    /// shows only here.
+    pub switches: Option<u64>,
     pub workers: Vec<WorkerSample>,
 }
 
@@ -51,6 +55,8 @@ pub struct WorkerSample {
     pub empty_wakeups: u64,
     pub accept_eagain: u64,
     pub client_errors: u64,
+    /// Absent where workers share a process, and of one that has ended.
+    pub voluntary_switches: Option<u64>,
 }
 
 /// What a worker's process does.
@@ -124,10 +130,11 @@ impl Target {
     }
 
     pub fn sample(&self) -> Sample {
-        let workers = (0..self.board.rows()).map(|id| worker(id, self.board.row(id))).collect();
+        let mut workers: Vec<WorkerSample> = (0..self.board.rows()).map(|id| worker(id, self.board.row(id))).collect();
+        let switches = count_switches(&mut workers);
         // Looked at last: a server that lives now lived when its counters were read.
         let (at_ns, uptime_s) = (monotonic_ns(), self.board.uptime_s());
-        Sample { at_ns, uptime_s, is_running: self.process.is_alive(), workers }
+        Sample { at_ns, uptime_s, is_running: self.process.is_alive(), switches, workers }
     }
 
     pub fn pid(&self) -> i32 {
@@ -157,7 +164,23 @@ fn worker(id: usize, row: Row) -> WorkerSample {
         empty_wakeups: row.get(Count::EmptyWakeups),
         accept_eagain: row.get(Count::AcceptEagain),
         client_errors: row.get(Count::ClientErrors),
+        voluntary_switches: None,
     }
+}
+
+/// The sum over the processes of the workers, each of which gets its own count. Unknown where one of them has ended: what
+/// it had counted is gone.
+fn count_switches(workers: &mut [WorkerSample]) -> Option<u64> {
+    let mut of_process = BTreeMap::new();
+    for worker in workers.iter().filter(|worker| worker.pid > 0) {
+        let (_, sharing) = of_process.entry(worker.pid).or_insert_with(|| (voluntary_switches(worker.pid), 0));
+        *sharing += 1;
+    }
+    for worker in workers.iter_mut() {
+        let own = of_process.get(&worker.pid).filter(|(_, sharing)| *sharing == 1);
+        worker.voluntary_switches = own.and_then(|(switches, _)| *switches);
+    }
+    of_process.values().map(|(switches, _)| *switches).sum()
 }
 
 /// The words a process was started with.

@@ -1,11 +1,11 @@
 //! The drawing of a [`View`]. Nothing here looks at a clock or at a server.
 
 use ratatui::Frame;
-use ratatui::style::Modifier;
+use ratatui::style::{Color, Modifier};
 use ratatui::text::{Line, Span};
 
 use crate::lab::watch::overview;
-use crate::lab::watch::rates::{RATES, View, Worker, cell};
+use crate::lab::watch::rates::{RATES, View, Worker, cell, is_herd};
 use crate::lab::watch::sample::State;
 use crate::terminal::{Paint, bar, draw_lines};
 use crate::units::{clock, format_duration};
@@ -40,19 +40,27 @@ fn heading(view: &View, width: usize) -> Vec<Line<'static>> {
     let interval = format_duration(view.interval);
     let place = format!("{}pid {} · {state} · a look every {interval}", view.addresses, view.pid);
     let news = match (view.notice, view.sums()) {
-        (Some(notice), _) => notice.to_string(),
-        (None, Some([connections, _, wakeups, empty])) if connections > 0.0 => {
-            let (wakeups, empty) = (wakeups / connections, empty / connections);
-            format!("per connection: {wakeups:.2} wake-ups, {empty:.2} of them empty")
-        }
-        _ => String::new(),
+        (Some(notice), _) => Line::raw(shorten(notice, width)),
+        (None, Some(sums)) if sums[0] > 0.0 => per_connection(view, sums),
+        _ => Line::default(),
     };
     let bold = Modifier::BOLD;
-    vec![
-        Line::styled(shorten(&view.command, width), bold),
-        Line::raw(shorten(&place, width)),
-        Line::raw(shorten(&news, width)),
-    ]
+    vec![Line::styled(shorten(&view.command, width), bold), Line::raw(shorten(&place, width)), news]
+}
+
+/// What user space sees of the wake-ups, and what the kernel counts of them.
+fn per_connection(view: &View, [connections, requests, wakeups, empty]: [f64; 4]) -> Line<'static> {
+    let (wakeups, empty) = (wakeups / connections, empty / connections);
+    let seen = format!("per connection: {wakeups:.2} wake-ups, {empty:.2} of them empty");
+    let Some(switches) = view.switches else { return Line::raw(seen) };
+    let counted = format!("{:.2} switches", switches / connections);
+    match is_herd(switches, connections, requests, view.workers.len()) {
+        true => Line::from(vec![
+            Span::raw(seen + "; "),
+            Span::styled(counted + ", a herd", view.paint.style(Color::Red).add_modifier(Modifier::BOLD)),
+        ]),
+        false => Line::raw(format!("{seen}; {counted}")),
+    }
 }
 
 fn names(label: usize, bar_width: usize) -> Line<'static> {
@@ -122,6 +130,7 @@ pub(crate) mod tests {
             is_running: true,
             interval: Duration::from_millis(500),
             workers: (0..workers).map(worker).collect(),
+            switches: None,
             first: 0,
             is_overview: false,
             notice: None,
@@ -144,6 +153,18 @@ pub(crate) mod tests {
         assert_eq!(lines[7], "  3 ███████    300 ███████  1,234 ███████     12              0     3.0");
         assert_eq!(lines[8], "all            600          4,936             48              0     6.0");
         assert_eq!(lines[23], "q quits · Tab side by side · all 4 workers");
+    }
+
+    #[test]
+    fn a_herd_that_user_space_does_not_see_is_named_from_the_kernels_switches() {
+        let one_at_a_time = |switches| {
+            let mut view = view(16, |_| Some([10.0, 10.0, 10.7, 0.7]));
+            view.switches = Some(switches);
+            screen(&view, 80, 24)[2].clone()
+        };
+        let herd = one_at_a_time(1424.0);
+        assert_eq!(herd, "per connection: 1.07 wake-ups, 0.07 of them empty; 8.90 switches, a herd");
+        assert!(one_at_a_time(176.0).ends_with("0.07 of them empty; 1.10 switches"));
     }
 
     #[test]
