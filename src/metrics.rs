@@ -316,6 +316,8 @@ pub static TABLES: &[Section] = &[
             "Requests/s times connections opened per answered request."),
     ]},
     Section { title: "How long", metrics: &[
+        metric("first_answer", "first answer", "µs",
+            "The response time of the first answer of a run whose answers are shown one by one."),
         metric("mean_over_baseline", "mean over baseline", "",
             "The mean response time over that of the baseline's run."),
         metric("stdev_over_baseline", "stdev over baseline", "",

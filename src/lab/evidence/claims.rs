@@ -84,8 +84,8 @@ impl Judged<'_> {
     /// A number in the bar's unit.
     pub fn print(&self, number: f64) -> String {
         match self.comparison() {
-            Some(Comparison { other: Some((Operation::Over, _)), .. }) | None => numbers::real(number),
-            Some(_) => self.print_side(number),
+            Some(comparison) if comparison.bar_is_in_the_columns_unit() => self.print_side(number),
+            _ => numbers::real(number),
         }
     }
 
@@ -232,11 +232,12 @@ fn measure(
     rows: &[&Row],
 ) -> Result<(Vec<f64>, Option<[f64; 2]>), String> {
     let value = readings(experiment, &comparison.value, rows)?;
+    let scaled = |numbers: Vec<f64>| numbers.into_iter().map(|number| comparison.scale * number).collect();
     let Some((operation, other)) = &comparison.other else {
-        return Ok((value.iter().map(|reading| reading.number).collect(), None));
+        return Ok((scaled(value.iter().map(|reading| reading.number).collect()), None));
     };
     let other = readings(experiment, other, rows)?;
-    Ok((paired(&value, &other, *operation), Some([median(&value), median(&other)])))
+    Ok((scaled(paired(&value, &other, *operation)), Some([median(&value), median(&other)])))
 }
 
 /// One number of one run.

@@ -42,6 +42,8 @@ pub struct Comparison {
     pub value: Cell,
     pub other: Option<(Operation, Cell)>,
     pub bar: Bar,
+    /// How many of the bar's units make one of the column's: a bar for microseconds may be in milliseconds or seconds.
+    pub scale: f64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +82,13 @@ impl Claim {
     /// Whether its verdict depends on this case.
     pub fn uses(&self, case: &Case) -> bool {
         self.cells().any(|cell| cell.is_of(case))
+    }
+}
+
+impl Comparison {
+    /// Otherwise it is a ratio, or in a larger unit.
+    pub fn bar_is_in_the_columns_unit(&self) -> bool {
+        self.scale == 1.0 && !matches!(self.other, Some((Operation::Over, _)))
     }
 }
 
@@ -209,19 +218,27 @@ fn compare(
         if other_cell == cell {
             return refuse("a row is compared with itself; name another row or column".to_string());
         }
-        if other_unit != unit {
+        // `law requests/s` and `requests/s` count the same thing.
+        if other_unit.rsplit(' ').next() != unit.rsplit(' ').next() {
             return refuse(format!("{unit:?} cannot be compared with {other_unit:?}; name a column of the same unit"));
         }
         Ok((operation, other_cell))
     };
     let other = other.map(resolve_other).transpose()?;
     let unit = if matches!(other, Some((Operation::Over, _))) { TIMES.to_string() } else { unit };
-    let parsed = Bar::parse(bar.get_ref()).map_err(|what| MatrixError::at(bar.span(), what))?;
-    if parsed.unit != unit {
-        let what = format!("the bar is in {:?}, what it is compared with in {unit:?}; write that unit", parsed.unit);
-        return Err(MatrixError::at(bar.span(), what));
-    }
-    Ok(Comparison { value: cell, other, bar: parsed })
+    let bar_at = |what: String| MatrixError::at(bar.span(), what);
+    let parsed = Bar::parse(bar.get_ref()).map_err(bar_at)?;
+    let scale = match (unit.as_str(), parsed.unit.as_str()) {
+        ("µs", "ms") => 1e-3,
+        ("µs", "s") => 1e-6,
+        (unit, written) if unit == written => 1.0,
+        (unit, written) => {
+            return Err(bar_at(format!(
+                "the bar is in {written:?}, what it is compared with in {unit:?}; write that unit"
+            )));
+        }
+    };
+    Ok(Comparison { value: cell, other, bar: parsed, scale })
 }
 
 /// What the other cell leaves out is as in the value's cell, as far as the other table has such an axis.
@@ -384,6 +401,13 @@ says = "X"
         let (operation, other) = difference.other.unwrap();
         assert_eq!((operation, other.coordinates[0].1.as_str()), (Operation::Minus, "1"));
         assert_eq!((difference.bar.low, difference.bar.high), (f64::NEG_INFINITY, -3.0));
+    }
+
+    #[test]
+    fn a_bar_for_microseconds_may_be_in_larger_units() {
+        let value = "value = { table = \"t\", column = \"p50\", c = 8, server = \"b\" }\n";
+        let scale = |bar: &str| comparison(&format!("{value}bar = \"<= 3 {bar}\"")).scale;
+        assert_eq!([scale("µs"), scale("ms"), scale("s")], [1.0, 1e-3, 1e-6]);
     }
 
     #[test]

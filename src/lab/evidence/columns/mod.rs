@@ -109,6 +109,7 @@ pub static COLUMNS: &[Column] = &[
     report("max", "latency_us.max", Count(|s| latency(s, |l| l.max))),
     report("mean", "latency_us.mean", Count(|s| latency(s, |l| l.mean))),
     report("stdev", "latency_us.stdev", Count(|s| latency(s, |l| l.stdev))),
+    own("first_answer", Count(|s| Some(load(s)?.trace.first()?.latency_us))),
     own("mean_over_baseline", Real(|s| over_baseline(s, |s| latency(s, |l| l.mean)))),
     own("stdev_over_baseline", Real(|s| over_baseline(s, |s| latency(s, |l| l.stdev)))),
     report("connect_p99", "connect_us.p99", Count(|s| of_load(s, |r| &r.connect_us, |l| l.p99))),
