@@ -352,6 +352,9 @@ pub static TABLES: &[Section] = &[
             "Client CPU per request times answered requests per connection opened."),
     ]},
     Section { title: "Who got the connections", metrics: &[
+        metric("p_value", "p, all runs", "",
+            "The probability of connections at least as uneven, or at least as even, if chance chose the worker in every run: \
+             twice the smaller tail of chi-square, for X^2 = D * (k - 1) and its k - 1 degrees of freedom summed over the runs."),
         metric("top_two", "two busiest", "%", "100 · connections of the two busiest workers over those of all."),
         metric("max_minus_min", "max − min", "",
             "Connections of the busiest worker less those of the least busy one."),

@@ -53,6 +53,53 @@ fn outside(n: usize) -> usize {
     0
 }
 
+/// Two groups of values with little between them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TwoModes {
+    /// The means of both groups.
+    pub low: f64,
+    pub high: f64,
+    /// The share of the values that are in the lower group.
+    pub low_share: f64,
+}
+
+/// Whether values have two modes, so that a median between them is nobody's: the split with the least variance within its
+/// two groups leaves at most 15 % of the variance there, each group has at least a sixth of the values, and their means are
+/// at least 5 % apart. The measure is the η of Otsu, IEEE Trans. SMC 9 (1979): of one normal mode 2/π = 0.64 of the variance
+/// lies between the halves, of a uniform one 0.75. Of 16 values, fewer would split by chance too often.
+pub fn two_modes(values: &[f64]) -> Option<TwoModes> {
+    const FEWEST: usize = 16;
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let n = sorted.len();
+    if n < FEWEST {
+        return None;
+    }
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    let all = mean(&sorted);
+    let variance: f64 = sorted.iter().map(|x| (x - all).powi(2)).sum();
+    let between = |at: &usize| {
+        let (low, high) = sorted.split_at(*at);
+        low.len() as f64 * (mean(low) - all).powi(2) + high.len() as f64 * (mean(high) - all).powi(2)
+    };
+    let at = (n.div_ceil(6)..=n - n.div_ceil(6)).max_by(|a, b| between(a).total_cmp(&between(b)))?;
+    let (low, high) = (mean(&sorted[..at]), mean(&sorted[at..]));
+    let are_two = between(&at) >= 0.85 * variance && high >= 1.05 * low && low > 0.0;
+    are_two.then_some(TwoModes { low, high, low_share: at as f64 / n as f64 })
+}
+
+/// The probability of an X² at least as far out as this one, in both directions: twice the smaller tail of chi-square
+/// (Abramowitz & Stegun 26.4.2 and 26.4.19).
+pub fn two_sided_chi_square(x: f64, degrees_of_freedom: f64) -> f64 {
+    let upper = chi_square_upper_tail(x, degrees_of_freedom);
+    2.0 * upper.min(1.0 - upper)
+}
+
+/// P(X² ≥ x) of the chi-square distribution.
+pub fn chi_square_upper_tail(x: f64, degrees_of_freedom: f64) -> f64 {
+    upper_incomplete_gamma(degrees_of_freedom / 2.0, x / 2.0)
+}
+
 /// P(X ≤ x) of the sum of `shape` exponential variables with mean 1 (Erlang's distribution).
 pub fn gamma_cdf(shape: f64, x: f64) -> f64 {
     if shape == 1.0 { -(-x).exp_m1() } else { 1.0 - upper_incomplete_gamma(shape, x) }
@@ -196,6 +243,41 @@ mod tests {
         assert_eq!(summary, Summary { median: 2.0, low: 1.0, high: 3.0 });
         assert_eq!(summarize(&[4.0, 1.0]).unwrap().median, 2.5);
         assert_eq!(summarize(&[]), None);
+    }
+
+    #[test]
+    fn two_modes_are_two_separate_groups_of_some_size() {
+        let noisy = |centre: f64, count: usize| (0..count).map(move |i| centre * (1.0 + 0.01 * (i % 5) as f64));
+        let both: Vec<f64> = noisy(135.0, 12).chain(noisy(180.0, 8)).collect();
+        let modes = two_modes(&both).unwrap();
+        assert!((modes.low - 137.7).abs() < 1.0 && (modes.high - 183.0).abs() < 1.0, "{modes:?}");
+        assert_eq!(modes.low_share, 0.6);
+        let outlier: Vec<f64> = noisy(135.0, 19).chain([400.0]).collect();
+        let close: Vec<f64> = noisy(100.0, 10).chain(noisy(100.5, 10)).collect();
+        let even: Vec<f64> = (100..140).map(f64::from).collect();
+        for one in [outlier, close, even, both[..15].to_vec(), vec![7.0; 20], Vec::new()] {
+            assert_eq!(two_modes(&one), None, "{one:?}");
+        }
+    }
+
+    #[test]
+    fn one_mode_is_seldom_taken_for_two() {
+        let mut rng = Rng::with_seed(4);
+        let taken = (0..1000).filter(|_| {
+            // A sum of twelve uniform values is nearly normal.
+            let one = |rng: &mut Rng| 100.0 + 10.0 * (0..12).map(|_| rng.f64()).sum::<f64>();
+            two_modes(&(0..24).map(|_| one(&mut rng)).collect::<Vec<f64>>()).is_some()
+        });
+        let taken = taken.count();
+        assert!(taken <= 10, "{taken} of 1000");
+    }
+
+    #[test]
+    fn both_tails_of_chi_square_count() {
+        // NIST/SEMATECH e-Handbook, section 1.3.6.7.4, 7 degrees of freedom: upper tails 0.05 and 0.95.
+        assert_near(two_sided_chi_square(14.067, 7.0), 0.1, 1e-3);
+        assert_near(two_sided_chi_square(2.167, 7.0), 0.1, 1e-3);
+        assert!(two_sided_chi_square(0.0, 7.0) < 1e-12);
     }
 
     #[test]

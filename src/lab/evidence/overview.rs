@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use crate::lab::evidence::lesson::Lesson;
 use crate::lab::evidence::markdown::{bullet, paragraph, table};
 use crate::lab::evidence::pages::Links;
-use crate::lab::record::Record;
+use crate::lab::evidence::table::speeds;
 use crate::lab::record::fingerprint::Fingerprint;
+use crate::lab::record::{Record, Row};
 
 const BIAS: &str = include_str!("bias.md");
 
@@ -84,7 +85,8 @@ fn machine_lines(machine: &Fingerprint, lessons: &[&Lesson]) -> String {
     };
     let mut records: Vec<&Record> = lessons.iter().filter_map(|lesson| lesson.record).collect();
     records.dedup_by_key(|record| &record.file);
-    let steal: u64 = records.iter().flat_map(|record| &record.rows).map(|row| row.machine.steal_ticks).sum();
+    let rows: Vec<&Row> = records.iter().flat_map(|record| &record.rows).collect();
+    let steal: u64 = rows.iter().map(|row| row.machine.steal_ticks).sum();
     let cpus: Vec<String> = machine.allowed_cpus.iter().map(usize::to_string).collect();
     let hardware = format!("{} MiB of memory; kernel {}", machine.memory_mib, machine.kernel);
     [
@@ -96,6 +98,7 @@ fn machine_lines(machine: &Fingerprint, lessons: &[&Lesson]) -> String {
         format!("steal: {steal} ticks while the rows ran"),
     ]
     .iter()
+    .chain(&speeds(&rows))
     .map(|line| bullet(line))
     .collect()
 }

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, ContentArrangement};
 
-use crate::lab::evidence::accounting;
 use crate::lab::evidence::columns::{self, Column, Sample, Value};
+use crate::lab::evidence::{accounting, numbers};
 use crate::lab::plan::case::TRACED_COLUMNS;
 use crate::lab::plan::events;
 use crate::lab::plan::matrix::{TableKind, TableSpec};
@@ -47,6 +47,9 @@ pub fn of(spec: &TableSpec, rows: &[&Row]) -> Table {
         }
         TableKind::Trace => table.traces = cases.iter().filter_map(|case| trace(case.last()?)).collect(),
     }
+    table.notes.extend(limits(&table));
+    table.notes.extend(multiplicity(spec, &table));
+    table.notes.extend(speeds(rows));
     table.notes.extend(uncounted(spec, rows));
     table.notes.extend(cases.iter().flat_map(|case| problems(case)));
     table
@@ -87,7 +90,12 @@ fn summarize(table: &mut Table, spec: &TableSpec, rows: &[&Row], cases: &[Vec<&R
         line.extend(several_clients.then(|| first.coordinate("client").unwrap_or("–").to_string()));
         line.extend(has_law.then(|| first.law.clone().unwrap_or("–".to_string())));
         let samples = samples(spec, rows, case);
-        line.extend(columns.iter().map(|column| cell(column, &samples)));
+        let is_limited = client_is_the_limit(&samples);
+        line.extend(columns.iter().map(|column| {
+            let cell = cell(column, &samples);
+            let is_rate = ["qps", "connections_per_s"].contains(&column.name);
+            if is_limited && is_rate && cell != "–" { cell + CLIENT_LIMIT_MARK } else { cell }
+        }));
         if let (true, Some(why), Some(cell)) = (samples.is_empty(), &first.skipped, line.get_mut(table.coordinates)) {
             *cell = format!("skipped: {why}");
         }
@@ -106,9 +114,23 @@ pub fn baseline<'a>(spec: &TableSpec, rows: &[&'a Row], row: &Row) -> Option<&'a
     rows.iter().copied().filter(beside).find(|other| other.failure.is_none() && other.coordinates == wanted)
 }
 
+/// A client that uses this share of its CPU has no time left to send more.
+const CLIENT_LIMIT: f64 = 0.95;
+
+const CLIENT_LIMIT_MARK: &str = " †";
+
+/// Whether a client that sends as fast as it can was slower than the server.
+fn client_is_the_limit(samples: &[Sample]) -> bool {
+    let share = columns::find("client_cpu_share").expect("a column");
+    let in_a_closed_loop = samples.iter().filter(|sample| sample.row.client_command.rate.is_none());
+    let shares: Vec<f64> = in_a_closed_loop.filter_map(|sample| share.number(*sample)).collect();
+    stats::median(&shares).is_some_and(|share| share >= CLIENT_LIMIT)
+}
+
 fn cell(column: &Column, samples: &[Sample]) -> String {
     let text = match column.value {
         Value::Picture { of, median_by } => picture(samples, of, median_by),
+        Value::Pooled(of) => of(samples).map(|number| column.print(number)),
         _ => {
             let numbers: Vec<f64> = samples.iter().filter_map(|sample| column.number(*sample)).collect();
             stats::summarize(&numbers).map(|summary| spread(&summary, |number| column.print(number)))
@@ -212,6 +234,50 @@ fn warmups(cases: &[Vec<&Row>]) -> String {
 
 fn list(cpus: &[usize]) -> String {
     cpus.iter().map(usize::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// What the mark means.
+fn limits(table: &Table) -> Option<String> {
+    let is_marked = table.cells.iter().flatten().any(|cell| cell.ends_with(CLIENT_LIMIT_MARK));
+    is_marked.then(|| {
+        let percent = 100.0 * CLIENT_LIMIT;
+        format!(
+            "†: the client used {percent:.0} % of its CPU or more and was the limit; the server might have answered more, so \
+             compare CPU times there."
+        )
+    })
+}
+
+/// Many tests find something by chance.
+fn multiplicity(spec: &TableSpec, table: &Table) -> Option<String> {
+    let shows_p = spec.columns.iter().any(|column| column.get_ref() == "p_value");
+    let tests = table.cells.len();
+    (shows_p && tests > 1).then(|| {
+        let by_chance = numbers::real(0.05 * tests as f64);
+        let bar = numbers::real(0.05 / tests as f64);
+        format!(
+            "Of {tests} values of p, {by_chance} are expected below 0.05 by chance alone; below {bar} one is not chance \
+             (Bonferroni)."
+        )
+    })
+}
+
+/// Where the machine had two speeds, a median may lie between them.
+pub fn speeds(rows: &[&Row]) -> Vec<String> {
+    let mut by_cpu: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
+    for speed in rows.iter().flat_map(|row| &row.speed) {
+        by_cpu.entry(speed.cpu).or_default().push(speed.total_us());
+    }
+    let note = |(cpu, times): (usize, Vec<f64>)| {
+        let modes = stats::two_modes(&times)?;
+        let [low, high] = [modes.low, modes.high].map(numbers::count);
+        let percent = numbers::count(100.0 * modes.low_share);
+        Some(format!(
+            "CPU {cpu} had two speeds: before {percent} % of the runs a fixed piece of work took {low} µs, before the others \
+             {high} µs; ratios within a block are better than medians here."
+        ))
+    };
+    by_cpu.into_iter().filter_map(note).collect()
 }
 
 /// Why the kernel's counts are missing, or are others than the column says: each reason once for the whole table.
@@ -378,6 +444,32 @@ mod tests {
             "{notes}"
         );
     }
+
+    #[test]
+    fn a_line_whose_client_was_the_limit_is_marked() {
+        let mut rows = [runs(0, "sync", &[100.0, 200.0]), runs(1, "prefork", &[100.0])].concat();
+        rows.iter_mut().for_each(|row| row.load.as_mut().unwrap().client.cpu_share = 0.99);
+        rows[2].client_command = "loadgen --rate 100 --busy-poll".to_string().into();
+        let table = of(&spec("columns = [\"qps\", \"p99\"]"), &rows.iter().collect::<Vec<_>>());
+        assert_eq!(table.cells[0][1], "150 [100, 200] †");
+        assert!(!table.cells[0][2].contains('†') && !table.cells[1][1].contains('†'), "{:?}", table.cells);
+        assert!(table.notes.iter().any(|note| note.starts_with("†: the client used 95 %")), "{:?}", table.notes);
+    }
+
+    #[test]
+    fn two_speeds_of_the_machine_are_noted() {
+        let mut rows = runs(0, "sync", &[1.0; 20]);
+        for (i, row) in rows.iter_mut().enumerate() {
+            let total = if i < 8 { 1000.0 } else { 1400.0 };
+            row.speed = vec![Speed { cpu: 3, loop_us: total - 400.0, calls_us: 400.0 }];
+        }
+        let note = |rows: &[Row]| of(&spec("columns = []"), &rows.iter().collect::<Vec<_>>()).notes.join("\n");
+        assert!(note(&rows).contains("CPU 3 had two speeds: before 40 % of the runs"), "{}", note(&rows));
+        rows.iter_mut().for_each(|row| row.speed[0].loop_us = 600.0);
+        assert!(!note(&rows).contains("two speeds"));
+    }
+
+    use crate::lab::observe::speed::Speed;
 
     #[test]
     fn a_picture_is_that_of_the_median_run() {

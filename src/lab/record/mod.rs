@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::lab::observe::cpu_window::CpuWindow;
 use crate::lab::observe::footprint::{Footprint, ProcessSize};
 use crate::lab::observe::kernel_counts::KernelCounts;
+use crate::lab::observe::speed::Speed;
 use crate::lab::observe::timeline::Snapshot;
 use crate::lab::plan::case::Case;
 use crate::lab::plan::command::{ClientCommand, ServerCommand};
@@ -102,6 +103,10 @@ pub struct Row {
     /// whose processes come and go, and in older records.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu: Option<CpuWindow>,
+    /// How fast the CPUs were directly before the run: the server's, then the client's if it is another. Absent in older
+    /// records.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub speed: Vec<Speed>,
     /// By how much the kernel's counters of the whole machine grew meanwhile.
     pub machine: Counters,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -10,6 +10,7 @@ use crate::cpu;
 use crate::lab::observe::cpu_window::CpuMeter;
 use crate::lab::observe::footprint::{self, Footprint, ProcessSize};
 use crate::lab::observe::kernel_counts::KernelCounter;
+use crate::lab::observe::speed;
 use crate::lab::observe::timeline::Sampler;
 use crate::lab::plan::case::Case;
 use crate::lab::plan::matrix::TableKind;
@@ -51,6 +52,7 @@ pub fn run(case: &Case, block: usize, interrupt: &Interrupt) -> Result<Row, Stop
         Err(Unset::Missing(why)) => return Ok(Row { skipped: Some(why), ..row }),
         Err(Unset::Failed(why)) => return Ok(Row { failure: Some(why), ..row }),
     };
+    row.speed = speed::beside(&row.server_cpus, &row.client_cpus);
     let before = Counters::now();
     let measured = measure_with_footprint(case, &mut row, interrupt);
     case.events.iter().for_each(fault_injector::remove_files);

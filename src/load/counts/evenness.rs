@@ -8,7 +8,7 @@
 use fastrand::Rng;
 
 use crate::report::{Evenness, EvennessPair};
-use crate::stats::upper_incomplete_gamma;
+use crate::stats::{two_sided_chi_square, upper_incomplete_gamma};
 
 /// The seed of the simulation for small samples: the same counts always get the same p-value.
 const SIMULATION_SEED: u64 = 20_170_523;
@@ -67,12 +67,10 @@ fn chi_square(counts: &[u64], mean: f64) -> f64 {
 
 /// Two-sided: twice the smaller tail.
 fn p_value(chi_square: f64, k: usize, n: u64) -> f64 {
-    let (lower, upper) = if (n as f64) < MIN_ITEMS_PER_WORKER * k as f64 {
-        simulated_tails(chi_square, k, n)
-    } else {
-        let upper = chi_square_upper_tail(chi_square, (k - 1) as f64);
-        (1.0 - upper, upper)
-    };
+    if n as f64 >= MIN_ITEMS_PER_WORKER * k as f64 {
+        return two_sided_chi_square(chi_square, (k - 1) as f64);
+    }
+    let (lower, upper) = simulated_tails(chi_square, k, n);
     (2.0 * lower.min(upper)).min(1.0)
 }
 
@@ -97,11 +95,6 @@ fn simulated_tails(observed: f64, k: usize, n: u64) -> (f64, f64) {
     }
     let total = (draws + 1) as f64;
     (lower as f64 / total, upper as f64 / total)
-}
-
-/// P(X² ≥ x) of the chi-square distribution (Abramowitz & Stegun 26.4.2 and 26.4.19).
-fn chi_square_upper_tail(x: f64, degrees_of_freedom: f64) -> f64 {
-    upper_incomplete_gamma(degrees_of_freedom / 2.0, x / 2.0)
 }
 
 /// E_k, the expected maximum of k independent standard normals (Harter 1961 tabulates it: 1.03, 1.42, 1.77
@@ -129,6 +122,7 @@ fn expected_max_of_normals(k: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stats::chi_square_upper_tail;
 
     fn assert_near(actual: f64, expected: f64, tolerance: f64) {
         assert!((actual - expected).abs() <= tolerance, "{actual} is not {expected} ± {tolerance}");

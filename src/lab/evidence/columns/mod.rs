@@ -11,6 +11,7 @@ use crate::lab::plan::matrix::ColumnKind;
 use crate::lab::record::{ForeignReport, Row};
 use crate::metrics;
 use crate::report::{ClusterReport, Evenness, Latency, LoadReport, WorkerReport};
+use crate::stats;
 use crate::terminal::step;
 
 /// A row, and the row it is compared with, which ran directly beside it.
@@ -49,14 +50,15 @@ impl Column {
     /// Of a picture, the number by which it is chosen.
     pub fn number(&self, sample: Sample) -> Option<f64> {
         match self.value {
-            Count(of) | Real(of) | Probability(of) | Picture { median_by: of, .. } => of(sample),
+            Count(of) | Real(of) | Picture { median_by: of, .. } => of(sample),
+            Pooled(of) => of(&[sample]),
         }
     }
 
     pub fn print(&self, number: f64) -> String {
         match self.value {
             Count(_) => numbers::count(number),
-            Probability(_) => numbers::probability(number),
+            Pooled(_) => numbers::probability(number),
             Real(_) | Picture { .. } => numbers::real(number),
         }
     }
@@ -67,8 +69,9 @@ pub enum Value {
     /// Whole numbers.
     Count(fn(Sample) -> Option<f64>),
     Real(fn(Sample) -> Option<f64>),
-    /// Never printed as 0: what was measured cannot be impossible.
-    Probability(fn(Sample) -> Option<f64>),
+    /// A probability, from all runs together: a median of probabilities means nothing. Never printed as 0: what was
+    /// measured cannot be impossible.
+    Pooled(fn(&[Sample]) -> Option<f64>),
     /// One run's picture: that of the run with the median of the number.
     Picture {
         of: fn(&Row) -> Option<String>,
@@ -80,7 +83,7 @@ pub fn find(name: &str) -> Option<&'static Column> {
     COLUMNS.iter().find(|column| column.name == name)
 }
 
-use Value::{Count, Picture, Probability, Real};
+use Value::{Count, Picture, Pooled, Real};
 
 /// A number that only the lab computes: the column has its metric's key.
 const fn own(name: &'static str, value: Value) -> Column {
@@ -141,7 +144,7 @@ pub static COLUMNS: &[Column] = &[
     report("client_max_rss", "client.max_rss_kib", Count(|s| Some(load(s)?.client.max_rss_kib as f64))),
     // Who got the connections.
     report("dispersion", "evenness.*.dispersion", Real(|s| evenness(s, |e| e.dispersion))),
-    report("p_value", "evenness.*.p_value", Probability(|s| evenness(s, |e| e.p_value))),
+    own("p_value", Pooled(pooled_p_value)),
     report("max_over_mean", "evenness.*.max_over_mean", Real(|s| evenness(s, |e| e.max_over_mean))),
     report("expected_max_over_mean", "evenness.*.expected_max_over_mean_if_random", Real(|s| evenness(s, |e| e.expected_max_over_mean_if_random))),
     own("top_two", Real(top_two)),
@@ -372,6 +375,17 @@ fn client_cpu_share(sample: Sample) -> Option<f64> {
 
 fn evenness(sample: Sample, of: fn(&Evenness) -> f64) -> Option<f64> {
     load(sample)?.evenness.as_ref().map(|pair| of(&pair.connections))
+}
+
+/// X² and the degrees of freedom of independent runs add up (Fisher, Statistical Methods for Research Workers, 1925, § 20),
+/// also where another worker is the busiest in each. With few connections per worker the sum is closer to chi-square than
+/// its parts.
+fn pooled_p_value(samples: &[Sample]) -> Option<f64> {
+    let runs = samples.iter().filter_map(|sample| load(*sample)?.evenness.as_ref()).map(|pair| &pair.connections);
+    let comparable = runs.filter(|run| run.workers > 1 && run.n > 0);
+    let degrees = comparable.map(|run| (run.dispersion, (run.workers - 1) as f64));
+    let (x, degrees) = degrees.fold((0.0, 0.0), |(x, sum), (d, degrees)| (x + d * degrees, sum + degrees));
+    (degrees > 0.0).then(|| stats::two_sided_chi_square(x, degrees))
 }
 
 /// Connections by worker as the client counted them, with workers that answered nothing.

@@ -1,6 +1,8 @@
 use super::*;
 use crate::lab::observe::kernel_counts::KernelCounts;
-use crate::report::{AcceptCounts, ConnectionCounts, MasterReport, OutsideWindow, ServerReport, WorkerShare};
+use crate::report::{
+    AcceptCounts, ConnectionCounts, EvennessPair, MasterReport, OutsideWindow, ServerReport, WorkerShare,
+};
 
 /// A row as a connection-per-request run leaves it: 90 of 100 requests in the window.
 pub(crate) fn row() -> Row {
@@ -45,10 +47,7 @@ pub(crate) fn row() -> Row {
 }
 
 fn number(name: &str, row: &Row) -> Option<f64> {
-    match find(name).unwrap().value {
-        Count(of) | Real(of) | Probability(of) => of(Sample { row, baseline: Some(row) }),
-        Picture { .. } => panic!("{name} is a picture"),
-    }
+    find(name).unwrap().number(Sample { row, baseline: Some(row) })
 }
 
 #[test]
@@ -142,4 +141,25 @@ fn every_column_has_a_name_and_a_header_of_its_own_and_every_metric_of_the_table
     for metric in metrics::TABLES.iter().flat_map(|section| section.metrics) {
         assert!(COLUMNS.iter().any(|column| column.metric == metric.key), "{} has no column", metric.key);
     }
+}
+
+#[test]
+fn the_runs_of_a_case_are_one_sample_of_chance() {
+    let run = |dispersion| {
+        let mut row = row();
+        let evenness = Evenness { workers: 8, n: 800, dispersion, ..Evenness::default() };
+        row.load.as_mut().unwrap().evenness = Some(EvennessPair { connections: evenness.clone(), requests: evenness });
+        row
+    };
+    let p = |dispersions: &[f64]| {
+        let rows: Vec<Row> = dispersions.iter().map(|dispersion| run(*dispersion)).collect();
+        let samples: Vec<Sample> = rows.iter().map(|row| Sample { row, baseline: None }).collect();
+        let Pooled(of) = find("p_value").unwrap().value else { panic!("not pooled") };
+        of(&samples).unwrap()
+    };
+    // One run at 5 % of chance proves little; six of them do.
+    assert!((p(&[14.067 / 7.0]) - 0.1).abs() < 1e-3);
+    assert!(p(&[14.067 / 7.0; 6]) < 0.001);
+    // Turns in one run and a heap in another are not chance in the middle; nor is a median of their p-values.
+    assert!(p(&[0.0, 9.0]) < 0.001 && p(&[1.0, 0.9, 1.1]) > 0.5);
 }
