@@ -15,6 +15,12 @@ use crate::report::{LoadReport, ServerReport};
 /// A rule is accepted when at least this share of the connections follows it.
 const NEARLY_ALL: f64 = 0.95;
 
+/// With at least this share a rule is named although there are exceptions. A loaded die gives its favourite less.
+const MOST: f64 = 0.8;
+
+/// As much agreement with the round before makes a rotation that has exceptions: one exception breaks two agreements.
+const MOST_AGREEMENTS: f64 = 0.6;
+
 /// More standard deviations than these are not explained by chance: two sides of a normal, one in a thousand.
 const Z_LIMIT: f64 = 3.3;
 
@@ -46,6 +52,13 @@ pub struct Order {
 pub enum Pattern {
     /// Every worker in turn, in this cycle.
     RoundRobin(Vec<u32>),
+    /// The same with exceptions: the cycle that is seen most often, and its share.
+    MostlyRoundRobin {
+        cycle: Vec<u32>,
+        share: f64,
+    },
+    /// Every worker once in each round, in an order that changes.
+    ShuffledRounds,
     /// One worker takes everything while it is idle, even after another has fallen asleep later.
     Priority(u32),
     /// The worker that fell asleep last is woken first; while nothing else happens, that is always the same one.
@@ -53,6 +66,11 @@ pub enum Pattern {
     /// One worker takes everything, by an unknown rule: the workers are one process, or the last to fall asleep took over
     /// at some times and not at others.
     Favourite(u32),
+    /// One worker takes most, with exceptions.
+    Mostly {
+        worker: u32,
+        share: f64,
+    },
     /// Each connection is independent of those before it.
     Random,
     /// Too few connections to know the rule.
@@ -102,8 +120,8 @@ fn wake_the_others(server: i32, address: &str) -> Result<Vec<bool>, Stop> {
     let failed = |what: String| Stop::Failed(format!("wake a worker of {address}: {what}"));
     let address: SocketAddr = address.parse().map_err(|error| failed(format!("{error}")))?;
     let taker = || -> Result<i32, Stop> {
-        let answer = served(address).map_err(|why| failed(format!("{why:?}")))?;
-        let (_, pid) = answer.signature().map_err(|why| failed(format!("{why:?}")))?;
+        let answer = served(address).map_err(|why| failed(why.to_string()))?;
+        let (_, pid) = answer.signature().map_err(|why| failed(why.to_string()))?;
         Ok(pid)
     };
     let favourite = taker()?;
@@ -173,11 +191,60 @@ impl Order {
         if self.agreement(self.workers) >= NEARLY_ALL && self.agreement(1) <= 1.0 - NEARLY_ALL {
             return Pattern::RoundRobin(self.takers[self.takers.len() - self.workers..].to_vec());
         }
+        if self.served_by_all() >= NEARLY_ALL && self.takers.len() >= 5 * self.workers && self.workers > 1 {
+            return match self.agreement(self.workers) >= MOST_AGREEMENTS {
+                true => self.mostly_round_robin(),
+                false => Pattern::ShuffledRounds,
+            };
+        }
+        if self.agreement(self.workers) >= MOST_AGREEMENTS
+            && self.z_score(self.workers) >= Z_LIMIT
+            && self.agreement(1) < MOST_AGREEMENTS
+        {
+            return self.mostly_round_robin();
+        }
+        if let Some((worker, share)) = self.busiest().filter(|&(_, share)| share >= MOST && self.workers > 1) {
+            return Pattern::Mostly { worker, share };
+        }
         if self.agreement_by_chance() * (self.takers.len() as f64) < EXPECTED_AGREEMENTS {
             return Pattern::TooFew;
         }
         let independent = [1, self.workers].iter().all(|&lag| self.z_score(lag).abs() < Z_LIMIT);
         if independent { Pattern::Random } else { Pattern::Unnamed }
+    }
+
+    /// The share of rounds that served every worker once. The first connection begins a round.
+    fn served_by_all(&self) -> f64 {
+        let rounds = self.takers.chunks_exact(self.workers.max(1));
+        let is_whole = |round: &&[u32]| is_permutation(round);
+        rounds.clone().filter(is_whole).count() as f64 / rounds.len().max(1) as f64
+    }
+
+    fn busiest(&self) -> Option<(u32, f64)> {
+        let (worker, &count) = self.counts().iter().enumerate().max_by_key(|(_, count)| **count)?;
+        Some((worker as u32, count as f64 / self.takers.len().max(1) as f64))
+    }
+
+    /// The cycle that most stretches of a round's length follow; it begins as it is first seen.
+    fn mostly_round_robin(&self) -> Pattern {
+        let stretches = self.takers.windows(self.workers);
+        let all = stretches.len();
+        let mut seen: Vec<(Vec<u32>, &[u32], usize)> = Vec::new();
+        for stretch in stretches.filter(|stretch| is_permutation(stretch)) {
+            let mut cycle = stretch.to_vec();
+            let least = cycle.iter().enumerate().min_by_key(|(_, worker)| **worker).map_or(0, |(at, _)| at);
+            cycle.rotate_left(least);
+            match seen.iter_mut().find(|(other, ..)| *other == cycle) {
+                Some((.., count)) => *count += 1,
+                None => seen.push((cycle, stretch, 1)),
+            }
+        }
+        match seen.iter().rev().max_by_key(|(.., count)| *count) {
+            Some((_, cycle, count)) => {
+                Pattern::MostlyRoundRobin { cycle: cycle.to_vec(), share: *count as f64 / all as f64 }
+            }
+            None => Pattern::Unnamed,
+        }
     }
 
     /// As text: the order, the rule, and the numbers behind it.
@@ -223,9 +290,17 @@ impl Order {
 impl Pattern {
     fn describe(&self) -> String {
         match self {
-            Pattern::RoundRobin(cycle) => {
-                let cycle: Vec<String> = cycle.iter().map(u32::to_string).collect();
-                format!("round robin: {}", cycle.join(" → "))
+            Pattern::RoundRobin(cycle) => format!("round robin: {}", arrows(cycle)),
+            Pattern::MostlyRoundRobin { cycle, share } => format!(
+                "mostly round robin {}, with exceptions: {:.0} % of the connections stand in this cycle",
+                arrows(cycle),
+                100.0 * share
+            ),
+            Pattern::ShuffledRounds => {
+                "shuffled per round: each round serves every worker once, in an order that changes".to_string()
+            }
+            Pattern::Mostly { worker, share } => {
+                format!("mostly worker {worker}, with exceptions: it took {:.0} % of the connections", 100.0 * share)
             }
             Pattern::Priority(worker) => format!(
                 "priority: worker {worker} takes all while it is idle, however long the others have slept (at a \
@@ -240,6 +315,14 @@ impl Pattern {
             Pattern::Unnamed => "unknown: not random, and no simple rule".to_string(),
         }
     }
+}
+
+fn is_permutation(round: &[u32]) -> bool {
+    round.iter().enumerate().all(|(i, worker)| !round[..i].contains(worker))
+}
+
+fn arrows(cycle: &[u32]) -> String {
+    cycle.iter().map(u32::to_string).collect::<Vec<_>>().join(" → ")
 }
 
 #[cfg(test)]
@@ -264,6 +347,34 @@ mod tests {
         assert_eq!(after(&[true; 5]), Pattern::LastInFirstOut(3));
         assert_eq!(after(&[true, false, true, false, false]), Pattern::Favourite(3));
         assert_eq!(after(&[]), Pattern::Favourite(3));
+    }
+
+    fn digits(text: &str) -> Order {
+        order(text.chars().filter_map(|digit| digit.to_digit(10)))
+    }
+
+    #[test]
+    fn a_rotation_with_exceptions_is_named_by_the_cycle_that_is_seen_most() {
+        let Pattern::MostlyRoundRobin { cycle, share } = digits("1302 1302 1302 1321 0321").pattern() else {
+            panic!("{:?}", digits("1302 1302 1302 1321 0321").pattern())
+        };
+        assert_eq!((cycle, (100.0 * share).round()), (vec![1, 3, 0, 2], 65.0));
+        let text = digits(&"1302 1302 1302 1302 1320 ".repeat(20)).render();
+        assert!(text.contains("mostly round robin 1 → 3 → 0 → 2, with exceptions"), "{text}");
+    }
+
+    #[test]
+    fn rounds_in_another_order_each_are_shuffled_and_a_worker_with_nearly_all_is_named() {
+        let mut dice = fastrand::Rng::with_seed(7);
+        let round = |_| {
+            let mut round = [0, 1, 2, 3];
+            dice.shuffle(&mut round);
+            round
+        };
+        assert_eq!(order((0..100).flat_map(round)).pattern(), Pattern::ShuffledRounds);
+        let mostly = order((0..200).map(|i| if i % 8 == 5 { i / 8 % 3 } else { 3 }));
+        assert_eq!(mostly.pattern(), Pattern::Mostly { worker: 3, share: 0.875 });
+        assert_eq!(order([2; 200]).pattern(), Pattern::Favourite(2));
     }
 
     #[test]

@@ -139,7 +139,7 @@ impl NotReady {
         match self {
             NotReady::NotStarted(why) => Stop::Failed(why),
             NotReady::Interrupted => Stop::Interrupted,
-            NotReady::Silent { found, stderr, .. } => Stop::Failed(match stderr.trim_end().lines().last() {
+            NotReady::Silent { found, stderr, .. } => Stop::Failed(match reason(&stderr) {
                 Some(line) => format!("{name} {found}: {line}"),
                 None => format!("{name} {found}"),
             }),
@@ -154,6 +154,12 @@ impl NotReady {
         let is_name = capability.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
         is_name.then(|| &line[before.len()..])
     }
+}
+
+/// The line that says why a program ended: parsers of command lines surround it with their usage.
+pub fn reason(stderr: &str) -> Option<&str> {
+    let mut lines = stderr.lines().filter(|line| !line.trim().is_empty());
+    lines.clone().find(|line| line.to_ascii_lowercase().contains("error")).or(lines.next_back()).map(str::trim)
 }
 
 /// What a thread starts inherits its CPUs (sched_setaffinity(2)): ours are changed for the moment of the start. A sandbox

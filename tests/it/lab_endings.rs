@@ -59,6 +59,28 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
+fn a_server_that_refuses_its_flags_is_quoted_and_no_value_is_printed_as_rust_has_it() {
+    let refused =
+        Command::new(LAB).args(["order", "--", kind("prefork").path, "--no-such-flag"]).output().expect("built");
+    let line = text(&refused.stderr);
+    assert_eq!((refused.status.code(), line.lines().count()), (Some(1), 1), "{line}");
+    assert!(
+        line.contains("ended with exit status: 2") && line.contains("unexpected argument '--no-such-flag'"),
+        "{line}"
+    );
+
+    let deaf =
+        "import socket; s = socket.create_server(('127.0.0.1', 0)); print('ready 127.0.0.1:1', flush=True); s.accept()";
+    if Command::new("python3").arg("--version").output().is_err() {
+        return inconclusive(Needs::Tool("python3"), "not installed");
+    }
+    let failed =
+        Command::new(LAB).args(["order", "--connections", "2", "--", "python3", "-c", deaf]).output().expect("built");
+    let line = text(&failed.stderr);
+    assert!(!failed.status.success() && !line.contains('{') && line.contains("refused"), "{line}");
+}
+
+#[test]
 fn an_interrupted_check_says_how_many_points_it_judged_and_leaves_no_server() {
     let marked = Marked::new("check-interrupted");
     let command = ["check", "--", kind("prefork").path];

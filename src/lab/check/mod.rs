@@ -123,6 +123,15 @@ impl Sent {
     }
 }
 
+impl fmt::Display for Unheld {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Unheld::Broken { expected, found, .. } => write!(f, "{found}; expected was {expected}"),
+            Unheld::NotApplicable { why } => f.write_str(why),
+        }
+    }
+}
+
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {

@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use super::{Cause, Unheld, Verdict, broken};
 use crate::lab::observe::processes::{Process, family, poll_until};
-use crate::lab::program::Running;
 pub use crate::lab::program::{NotReady, Program};
+use crate::lab::program::{Running, reason};
 use crate::report::ServerReport;
 
 /// From the start to the ready line. An interpreter may need a while to come up on a busy machine.
@@ -70,8 +70,8 @@ impl NotReady {
                     Some(flag) => is_refusal.then(|| Cause::Flag(flag.to_string())),
                     None => flags.is_empty().then_some(Cause::NotReady),
                 };
-                let last = said.lines().last().map_or(String::new(), |line| format!("; it said: {line}"));
-                (format!("it {found}{last}"), cause)
+                let said = reason(said).map_or(String::new(), |line| format!("; it said: {line}"));
+                (format!("it {found}{said}"), cause)
             }
         };
         let expected = with_flags("first line on standard output `ready ADDR:PORT`", flags);
