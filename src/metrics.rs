@@ -356,6 +356,8 @@ pub static TABLES: &[Section] = &[
             "The probability of connections at least as uneven, or at least as even, if chance chose the worker in every run: \
              twice the smaller tail of chi-square, for X^2 = D * (k - 1) and its k - 1 degrees of freedom summed over the runs."),
         metric("top_two", "two busiest", "%", "100 · connections of the two busiest workers over those of all."),
+        metric("max_over_min", "max/min", "",
+            "Connections of the busiest worker over those of the least busy one; nothing if that got none."),
         metric("max_minus_min", "max − min", "",
             "Connections of the busiest worker less those of the least busy one."),
         metric("bars", "connections per worker", "",

@@ -148,6 +148,7 @@ pub static COLUMNS: &[Column] = &[
     report("max_over_mean", "evenness.*.max_over_mean", Real(|s| evenness(s, |e| e.max_over_mean))),
     report("expected_max_over_mean", "evenness.*.expected_max_over_mean_if_random", Real(|s| evenness(s, |e| e.expected_max_over_mean_if_random))),
     own("top_two", Real(top_two)),
+    own("max_over_min", Real(max_over_min)),
     own("max_minus_min", Count(max_minus_min)),
     own("bars", Picture { of: bars, median_by: |s| evenness(s, |e| e.dispersion) }),
     own("live", Picture { of: live, median_by: live_max_over_mean }),
@@ -401,6 +402,11 @@ fn connections_per_worker(row: &Row) -> Option<Vec<u64>> {
         counts.insert(worker.parse().ok()?, share.connections);
     }
     Some(counts.into_values().collect())
+}
+
+fn max_over_min(sample: Sample) -> Option<f64> {
+    let counts = connections_per_worker(sample.row)?;
+    ratio(*counts.iter().max()? as f64, *counts.iter().min()? as f64)
 }
 
 fn max_minus_min(sample: Sample) -> Option<f64> {
