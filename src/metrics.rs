@@ -346,6 +346,8 @@ pub static TABLES: &[Section] = &[
             "Client CPU per request over that of the baseline's run directly before or after."),
         metric("server_cpu_per_connection", "server CPU", "µs/connection",
             "CPU time of all workers and the master per connection, as for server CPU per request."),
+        metric("worker_cpu_per_connection", "worker CPU", "µs/connection",
+            "Server CPU per connection without that of the master."),
         metric("master_cpu_per_connection", "master CPU", "µs/connection",
             "CPU time of the process that only accepts, passes or supervises, per connection, as for server CPU per request."),
         metric("client_cpu_per_connection", "client CPU", "µs/connection",

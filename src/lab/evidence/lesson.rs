@@ -1,8 +1,9 @@
-//! What is known of one lesson: its text, its newest record, and what the rows give: tables, judged claims, and the
-//! answer's numbers. Each page shows a part of it.
+//! What is known of one lesson: its text, its newest record, and what the rows give: tables, pictures, judged claims,
+//! and the answer's numbers. Each page shows a part of it.
 
 use crate::lab::evidence::answer::fill;
 use crate::lab::evidence::claims::{Judged, judge};
+use crate::lab::evidence::pictures::{Drawn, draw_all};
 use crate::lab::evidence::table::{self, Table};
 use crate::lab::plan::experiment::Experiment;
 use crate::lab::record::{Record, Row, newest};
@@ -12,6 +13,7 @@ pub struct Lesson<'a> {
     pub record: Option<&'a Record>,
     pub tables: Vec<Table>,
     pub judged: Vec<Judged<'a>>,
+    pub pictures: Vec<Drawn>,
     /// With the numbers of the record; empty where the lesson has none.
     pub answer: String,
 }
@@ -22,7 +24,8 @@ impl<'a> Lesson<'a> {
         let tables = record.map_or(Vec::new(), |record| tables(experiment, record));
         let judged = judge(experiment, record.map_or(&[], |record| &record.rows));
         let answer = fill(&experiment.answer, experiment, &judged);
-        Lesson { experiment, record, tables, judged, answer }
+        let pictures = record.map_or(Vec::new(), |record| draw_all(experiment, record));
+        Lesson { experiment, record, tables, judged, pictures, answer }
     }
 
     pub fn all(experiments: &'a [Experiment], records: &'a [Record]) -> Vec<Lesson<'a>> {
@@ -32,6 +35,11 @@ impl<'a> Lesson<'a> {
     /// `06`.
     pub fn number(&self) -> &str {
         self.experiment.name.split('-').next().unwrap_or_default()
+    }
+
+    /// The file of a picture, beside the lesson's page.
+    pub fn picture_file(&self, picture: &Drawn) -> String {
+        format!("{}-{}.svg", self.number(), picture.id)
     }
 
     /// The command that measures it again.

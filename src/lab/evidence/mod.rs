@@ -1,5 +1,5 @@
-//! From rows to what a person reads: [`table`]s of the rows, the [`claims`] that they confirm or refute, a [`lesson`] with
-//! both, and the [`pages`].
+//! From rows to what a person reads: [`table`]s of the rows, the [`claims`] that they confirm or refute, [`pictures`] of them, a [`lesson`] with
+//! all three, and the [`pages`].
 
 pub mod accounting;
 pub mod answer;
@@ -12,4 +12,5 @@ pub mod numbers;
 pub mod origin;
 pub mod overview;
 pub mod pages;
+pub mod pictures;
 pub mod table;

@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use crate::lab::evidence::claims::Judged;
 use crate::lab::evidence::lesson::Lesson;
 use crate::lab::evidence::markdown::{bullet, paragraph, table};
 use crate::lab::evidence::pages::Links;
+use crate::lab::evidence::pictures::escaped;
 use crate::lab::evidence::table::speeds;
+use crate::lab::plan::claim::Bar;
 use crate::lab::record::fingerprint::Fingerprint;
 use crate::lab::record::{Record, Row};
 
@@ -24,7 +27,7 @@ pub fn render(lessons: &[Lesson], links: &Links) -> String {
     for lesson in lessons {
         text += &section(lesson, links);
     }
-    text + "\n" + BIAS
+    text + &published(lessons) + "\n" + BIAS
 }
 
 fn section(lesson: &Lesson, links: &Links) -> String {
@@ -37,7 +40,50 @@ fn section(lesson: &Lesson, links: &Links) -> String {
     let more = format!("[All about it]({}).", links.page(&experiment.name));
     let incomplete = lesson.incomplete().map_or(String::new(), |line| line + " ");
     let text = format!("*{}* {} {incomplete}{more}", experiment.question, lesson.short_answer());
-    heading + &paragraph(&text)
+    let picture = lesson
+        .pictures
+        .first()
+        .map(|picture| format!("\n![{}]({})\n", picture.title, links.beside(&lesson.picture_file(picture))));
+    heading + &paragraph(&text) + &picture.unwrap_or_default() + &claims(lesson)
+}
+
+/// The claims of a lesson on one line: a line for each would make this page too long to be read at once.
+fn claims(lesson: &Lesson) -> String {
+    if lesson.judged.is_empty() {
+        return String::new();
+    }
+    let row = |judged: &Judged| {
+        let bar = judged.bar().map_or(String::new(), Bar::to_string);
+        let cells = [&judged.claim.says, &judged.measured(), &bar, judged.verdict.name()].map(escaped);
+        format!("<tr><td>{}</td></tr>", cells.join("</td><td>"))
+    };
+    let head = "<tr><th>claim</th><th>measured</th><th>bar</th><th>here</th></tr>";
+    format!("\n<table>{head}{}</table>\n", lesson.judged.iter().map(row).collect::<String>())
+}
+
+/// What others have published, beside what was measured here.
+fn published(lessons: &[Lesson]) -> String {
+    let all = lessons.iter().flat_map(|lesson| lesson.judged.iter().map(move |judged| (lesson, judged)));
+    let line = |(lesson, judged): (&Lesson, &Judged)| -> Option<Vec<String>> {
+        let source = judged.claim.source.clone()?;
+        let unit = judged.bar().map_or("", |bar| &bar.unit);
+        let published = judged.claim.published.map_or("–".to_string(), |figure| format!("{figure} {unit}"));
+        let lesson = lesson.number().to_string();
+        Some(vec![
+            lesson,
+            judged.claim.says.clone(),
+            source,
+            published,
+            judged.measured(),
+            judged.verdict.name().to_string(),
+        ])
+    };
+    let lines: Vec<Vec<String>> = all.filter_map(line).collect();
+    if lines.is_empty() {
+        return String::new();
+    }
+    let headers = ["lesson", "claim", "source", "published", "measured", "here"].map(String::from);
+    format!("\n## Published figures\n\n{}", table(&headers, &lines, |_| true))
 }
 
 /// Which lesson comes from which record and commit.
@@ -114,7 +160,11 @@ mod tests {
         let experiment = Experiment { answer: "One. Two. Three.".to_string(), ..experiment() };
         let records = [record(2)];
         let text = render(&[Lesson::of(&experiment, &records)], &Links::of_a_run());
-        assert!(text.contains("*Why so? Or not?* One. Two. **The run was interrupted after 1 of 2 rows.**"), "{text}");
+        let unwrapped = text.replace('\n', " ");
+        assert!(
+            unwrapped.contains("*Why so? Or not?* One. Two. Three. **The run was interrupted after 1 of 2 rows.**"),
+            "{text}"
+        );
         assert!(text.contains("[x-quick.jsonl](record/x-quick.jsonl)"), "{text}");
         assert_eq!(text.matches("## The machine").count(), 1);
         assert!(text.contains("## Bias"));

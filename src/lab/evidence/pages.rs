@@ -5,9 +5,11 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use crate::lab::evidence::claims::Judged;
 use crate::lab::evidence::lesson::Lesson;
-use crate::lab::evidence::markdown::{bullet, commands, paragraph, section};
+use crate::lab::evidence::markdown::{bullet, commands, paragraph, section, table};
 use crate::lab::evidence::overview;
+use crate::lab::plan::claim::Bar;
 use crate::lab::plan::experiment::Experiment;
 use crate::lab::record::Record;
 
@@ -36,6 +38,11 @@ impl Links {
 
     pub fn page(&self, experiment: &str) -> String {
         format!("{}/{experiment}.md", self.results)
+    }
+
+    /// A file beside the lessons' pages.
+    pub fn beside(&self, file: &str) -> String {
+        format!("{}/{file}", self.results)
     }
 
     pub fn record(&self, file: &str) -> String {
@@ -72,6 +79,10 @@ impl Place {
         for lesson in lessons.iter().filter(|lesson| lesson.record.is_some()) {
             let path = self.folder.join(self.links.page(&lesson.experiment.name));
             pages.push(Page { path, text: render(lesson, self.is_repository) });
+            for picture in &lesson.pictures {
+                let path = self.folder.join(self.links.beside(&lesson.picture_file(picture)));
+                pages.push(Page { path, text: picture.svg.clone() });
+            }
         }
         pages
     }
@@ -134,6 +145,10 @@ fn render(lesson: &Lesson, is_repository: bool) -> String {
     if let Some(line) = lesson.incomplete() {
         text += &format!("\n{}", paragraph(&line));
     }
+    for picture in &lesson.pictures {
+        text += &format!("\n![{}]({})\n", picture.title, lesson.picture_file(picture));
+    }
+    text += &claims(lesson);
     text += "\n## Tables\n\n";
     let shared = shared_notes(lesson);
     lesson.tables.iter().for_each(|table| text += &section(table, &shared));
@@ -149,6 +164,28 @@ fn render(lesson: &Lesson, is_repository: bool) -> String {
     );
     text += &all_commands(lesson);
     text + &definitions(lesson)
+}
+
+/// Each claim with its verdict, and below them why those do not hold that do not.
+fn claims(lesson: &Lesson) -> String {
+    if lesson.judged.is_empty() {
+        return String::new();
+    }
+    let line = |judged: &Judged| {
+        let bar = judged.bar().map_or(String::new(), Bar::to_string);
+        vec![judged.claim.says.clone(), judged.measured(), bar, judged.verdict.name().to_string()]
+    };
+    let lines: Vec<Vec<String>> = lesson.judged.iter().map(line).collect();
+    let headers = ["claim", "measured", "bar", "here"].map(String::from);
+    let table = table(&headers, &lines, |header| header != "measured");
+    let remark = |judged: &Judged| {
+        let source = judged.claim.source.as_ref().map(|source| format!("Source: {source}."));
+        let why = judged.why().map(|why| format!("*{}*: {why}", judged.verdict.name()));
+        let remarks: Vec<String> = why.into_iter().chain(source).collect();
+        (!remarks.is_empty()).then(|| bullet(&format!("{}: {}", judged.claim.says, remarks.join(" "))))
+    };
+    let remarks: String = lesson.judged.iter().filter_map(remark).collect();
+    format!("\n## Claims\n\n{table}\n{remarks}")
 }
 
 /// What every table of the lesson says: below each it would be read several times.

@@ -308,7 +308,7 @@ fn resolve_cell(
 }
 
 /// The rows with this value of an axis. A server is named by its command line, or by consecutive words of it.
-fn chosen<'a>(rows: &[&'a Case], axis: &str, wanted: &str) -> Vec<&'a Case> {
+pub fn chosen<'a>(rows: &[&'a Case], axis: &str, wanted: &str) -> Vec<&'a Case> {
     let those = |is_wanted: &dyn Fn(&str) -> bool| -> Vec<&'a Case> {
         let written = |case: &Case| case.coordinates.iter().any(|(name, value)| name == axis && is_wanted(value));
         rows.iter().copied().filter(|case| written(case) || is_wanted(shown(case, axis))).collect()
@@ -332,7 +332,7 @@ fn shown<'a>(case: &'a Case, axis: &str) -> &'a str {
 }
 
 /// Each value once, in order, separated by commas.
-fn distinct<'a>(values: impl Iterator<Item = impl AsRef<str> + 'a>) -> String {
+pub fn distinct<'a>(values: impl Iterator<Item = impl AsRef<str> + 'a>) -> String {
     let mut seen: Vec<String> = Vec::new();
     for value in values {
         if !seen.iter().any(|other| other == value.as_ref()) {

@@ -9,6 +9,7 @@ use crate::lab::plan::case::{self, Case};
 use crate::lab::plan::citation;
 use crate::lab::plan::claim::{self, Claim};
 use crate::lab::plan::matrix::{FindColumn, Matrix, MatrixError};
+use crate::lab::plan::picture::{self, Picture};
 
 /// What the paragraph with a lesson's answer begins with.
 const ANSWER: &str = "**Answer.**";
@@ -29,6 +30,7 @@ pub struct Experiment {
     /// Of what the matrix says about measuring, see [`measured_hash`].
     pub measured_hash: String,
     pub claims: Vec<Claim>,
+    pub pictures: Vec<Picture>,
 }
 
 impl Experiment {
@@ -97,12 +99,13 @@ fn parse(name: &str, text: &str, find_column: FindColumn) -> Result<Experiment, 
     }
     let cases = |quick| case::expand(name, &matrix, quick).map_err(place);
     let claims = claim::resolve(&matrix, find_column, &cases(false)?, &cases(true)?).map_err(place)?;
+    let pictures = picture::resolve(&matrix, find_column, &cases(false)?).map_err(place)?;
     if let Err((offset, what)) = citation::pieces(text, &claims) {
         return Err((1 + text[..offset].matches('\n').count(), what));
     }
     let measured_hash = measured_hash(text).expect("its block is a table: it has just been read");
     let answer = answer(text);
-    Ok(Experiment { name: name.to_string(), title, question, answer, matrix, measured_hash, claims })
+    Ok(Experiment { name: name.to_string(), title, question, answer, matrix, measured_hash, claims, pictures })
 }
 
 /// A hash of what a lesson's matrix says about measuring: a claim, a title or a chosen column may change when the rows are

@@ -22,6 +22,86 @@ pub struct Matrix {
     pub tables: Vec<TableSpec>,
     #[serde(default, rename = "claim")]
     pub claims: Vec<ClaimSpec>,
+    #[serde(default, rename = "picture")]
+    pub pictures: Vec<PictureSpec>,
+}
+
+/// A picture of a lesson as it is written; [`crate::lab::plan::picture`] checks it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PictureSpec {
+    pub id: Spanned<String>,
+    pub title: Spanned<String>,
+    pub kind: PictureKind,
+    /// The table whose rows are drawn, or several.
+    pub table: Spanned<Names>,
+    /// An axis, or a column.
+    pub x: Option<Spanned<String>>,
+    /// What the axis is called; its own name where nothing is said.
+    pub x_title: Option<String>,
+    /// A column, or several.
+    pub y: Option<Spanned<Names>>,
+    /// A column that is marked in each bar: a law beside what was measured.
+    pub mark: Option<Spanned<String>>,
+    /// What has a logarithmic scale: `["x", "y"]`.
+    #[serde(default)]
+    pub log: Vec<Direction>,
+    /// Rows with these values of an axis, or of `server`, alone are drawn; a server as in a claim.
+    #[serde(default)]
+    pub only: BTreeMap<String, Spanned<Names>>,
+    /// What servers are called, by their command line or words of it.
+    #[serde(default)]
+    pub names: BTreeMap<String, Spanned<String>>,
+    /// Figures from elsewhere, marked beside ours.
+    #[serde(default)]
+    pub published: Vec<PublishedPoint>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PictureKind {
+    /// Lines over `x`, one for each server; beside one another, one for each `y`.
+    Lines,
+    /// A bar for each row; beside one another, one picture for each table and each value of the axis `x`, if it is given.
+    Bars,
+    /// Each worker's share of the connections beside what chance would give, a small picture for each row.
+    Shares,
+    /// The columns `y` in order, as the percentiles of a distribution; a line for each row.
+    Quantiles,
+    /// The columns `y` end to end, a bar for each row.
+    Stack,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Direction {
+    X,
+    Y,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublishedPoint {
+    /// One of the columns `y`.
+    pub at: Spanned<String>,
+    pub value: f64,
+    pub label: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum Names {
+    One(AxisValue),
+    Several(Vec<AxisValue>),
+}
+
+impl Names {
+    pub fn all(&self) -> Vec<String> {
+        match self {
+            Names::One(name) => vec![name.to_string()],
+            Names::Several(names) => names.iter().map(AxisValue::to_string).collect(),
+        }
+    }
 }
 
 /// What the plan must know of a column. The columns are defined behind the plan, where rows become tables.

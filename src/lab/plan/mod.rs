@@ -1,4 +1,4 @@
-//! From a lesson's file to the cases that its matrix names, the claims about them, and the order of the runs.
+//! From a lesson's file to the cases that its matrix names, the claims about them and their pictures, and the order of the runs.
 
 pub mod blocks;
 pub mod case;
@@ -9,3 +9,4 @@ pub mod events;
 pub mod experiment;
 pub mod law;
 pub mod matrix;
+pub mod picture;

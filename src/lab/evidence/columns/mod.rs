@@ -138,6 +138,7 @@ pub static COLUMNS: &[Column] = &[
     own("client_cpu_per_request", Real(client_cpu_per_request)),
     own("client_cpu_over_baseline", Real(|s| over_baseline(s, client_cpu_per_request))),
     own("server_cpu_per_connection", Real(server_cpu_per_connection)),
+    own("worker_cpu_per_connection", Real(|s| Some(server_cpu_per_connection(s)? - master_cpu_per_connection(s).unwrap_or(0.0)))),
     own("master_cpu_per_connection", Real(master_cpu_per_connection)),
     own("client_cpu_per_connection", Real(client_cpu_per_connection)),
     report("client_cpu_share", "client.cpu_share", Real(client_cpu_share)),
@@ -390,7 +391,7 @@ fn pooled_p_value(samples: &[Sample]) -> Option<f64> {
 }
 
 /// Connections by worker as the client counted them, with workers that answered nothing.
-fn connections_per_worker(row: &Row) -> Option<Vec<u64>> {
+pub fn connections_per_worker(row: &Row) -> Option<Vec<u64>> {
     if row.workers_folded.is_some() {
         return None;
     }

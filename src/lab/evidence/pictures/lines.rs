@@ -1,0 +1,181 @@
+//! Lines over an axis, each with its name at its end; and distributions, whose axis are the percentiles.
+
+use crate::lab::evidence::columns;
+use crate::lab::evidence::pictures::scale::{Scale, label};
+use crate::lab::evidence::pictures::series::{Line, Point, Value, description, tooltip};
+use crate::lab::evidence::pictures::svg::{Anchor, Svg, fill, stroke, width_of};
+use crate::lab::plan::picture::{Picture, X};
+
+const WIDTH: f64 = 880.0;
+const TOP: f64 = 62.0;
+const HEIGHT: f64 = 270.0;
+const LEFT: f64 = 64.0;
+/// Lines of text are so far apart.
+const LEADING: f64 = 15.0;
+
+/// A place of a line in pixels, with what was measured there.
+struct Place<'a> {
+    x: f64,
+    value: &'a Value,
+    tooltip: String,
+}
+
+/// A line as a panel shows it: its name, and whether its points are joined.
+struct Shown<'a> {
+    name: &'a str,
+    places: Vec<Place<'a>>,
+    is_joined: bool,
+}
+
+/// A panel for each column.
+pub fn over_x(picture: &Picture, lines: &[Line]) -> Option<String> {
+    let (x_name, is_axis) = match picture.x.as_ref()? {
+        X::Axis(name) => (picture.x_title.clone().unwrap_or(name.clone()), true),
+        X::Column(name) => (columns::find(name)?.header(), false),
+    };
+    let points = || lines.iter().flat_map(|line| &line.points);
+    let mut ticks: Vec<f64> = points().map(|point| point.x).collect();
+    ticks.sort_by(f64::total_cmp);
+    ticks.dedup();
+    let mut svg = Svg::new(WIDTH);
+    svg.text((16.0, 24.0), Anchor::Start, "ink title", &picture.title);
+    let width = (WIDTH - 16.0) / picture.y.len() as f64;
+    for (i, column) in picture.y.iter().enumerate() {
+        let header = columns::find(column)?.header();
+        let left = i as f64 * width;
+        let right = left + width - names_room(lines).min(width / 2.0);
+        let make = if is_axis { Scale::of_places } else { Scale::new };
+        let x = make(ticks.iter().copied(), picture.log_x, left + LEFT + 8.0, right - 8.0);
+        let shown: Vec<Shown> = lines.iter().map(|line| shown(line, i, &header, &x_name, is_axis, &x)).collect();
+        let marks = if is_axis { ticks.clone() } else { x.ticks() };
+        let marks: Vec<(f64, String)> = marks.into_iter().map(|value| (x.at(value), label(value))).collect();
+        panel(&mut svg, &shown, picture.log_y, (left, right), &marks, &header);
+        svg.text(((left + LEFT + right) / 2.0, TOP + HEIGHT + 36.0), Anchor::Middle, "soft", &x_name);
+    }
+    Some(svg.finish(TOP + HEIGHT + 48.0, &picture.title, &description(picture, lines)))
+}
+
+fn shown<'a>(line: &'a Line, column: usize, header: &str, x_name: &str, is_axis: bool, x: &Scale) -> Shown<'a> {
+    let place = |point: &'a Point| {
+        let value = point.values[column].as_ref()?;
+        let name = if is_axis { format!("{}, {x_name} {}", line.name, point.x_text) } else { line.name.clone() };
+        Some(Place { x: x.at(point.x), value, tooltip: tooltip(&name, header, point, value) })
+    };
+    Shown { name: &line.name, places: line.points.iter().filter_map(place).collect(), is_joined: is_axis }
+}
+
+/// The room at the right for the longest name.
+fn names_room(lines: &[Line]) -> f64 {
+    lines.iter().map(|line| width_of(&line.name)).fold(0.0, f64::max) + 24.0
+}
+
+/// The columns as the places of one axis.
+pub fn quantiles(picture: &Picture, lines: &[Line]) -> Option<String> {
+    let headers: Vec<String> = picture.y.iter().filter_map(|name| Some(columns::find(name)?.header())).collect();
+    let mut svg = Svg::new(WIDTH);
+    svg.text((16.0, 24.0), Anchor::Start, "ink title", &picture.title);
+    let right = WIDTH - names_room(lines) - 16.0;
+    let step = (right - LEFT - 40.0) / headers.len().saturating_sub(1).max(1) as f64;
+    let at = |i: usize| LEFT + 24.0 + i as f64 * step;
+    let marks: Vec<(f64, String)> = headers.iter().enumerate().map(|(i, header)| (at(i), header.clone())).collect();
+    let shown: Vec<Shown> = lines.iter().map(|line| distribution(line, &headers, at)).collect();
+    let y = panel(&mut svg, &shown, picture.log_y, (0.0, right), &marks, "response time µs");
+    for figure in &picture.published {
+        let i = picture.y.iter().position(|column| *column == figure.column)?;
+        svg.open(&format!("{}: {}", figure.label, label(figure.value)));
+        svg.published((at(i), y.at(figure.value)));
+        let is_last = i + 1 == headers.len();
+        let (dx, anchor) = if is_last { (-10.0, Anchor::End) } else { (10.0, Anchor::Start) };
+        svg.text((at(i) + dx, y.at(figure.value) + 18.0), anchor, "soft small", &figure.label);
+        svg.close();
+    }
+    Some(svg.finish(TOP + HEIGHT + 30.0, &picture.title, &description(picture, lines)))
+}
+
+fn distribution<'a>(line: &'a Line, headers: &[String], at: impl Fn(usize) -> f64) -> Shown<'a> {
+    let places = line.points.first().into_iter().flat_map(|point| {
+        let values = point.values.iter().enumerate().filter_map(|(i, value)| Some((i, value.as_ref()?)));
+        values.map(|(i, value)| (at(i), value, tooltip(&line.name, &headers[i], point, value))).collect::<Vec<_>>()
+    });
+    let places = places.map(|(x, value, tooltip)| Place { x, value, tooltip }).collect();
+    Shown { name: &line.name, places, is_joined: true }
+}
+
+/// One panel between `left` and `right`: scales, lines, dots, intervals, names. Returns the upright scale.
+fn panel(
+    svg: &mut Svg,
+    lines: &[Shown],
+    is_log: bool,
+    (left, right): (f64, f64),
+    marks: &[(f64, String)],
+    header: &str,
+) -> Scale {
+    let bottom = TOP + HEIGHT;
+    let values = lines.iter().flat_map(|line| &line.places).flat_map(|place| place.value.runs.iter().copied());
+    let y = Scale::new(values, is_log, bottom, TOP);
+    svg.text((left + 16.0, TOP - 16.0), Anchor::Start, "soft", header);
+    for tick in y.ticks() {
+        svg.line((left + LEFT, y.at(tick)), (right, y.at(tick)), "grid");
+        svg.text((left + LEFT - 8.0, y.at(tick) + 4.0), Anchor::End, "soft small", &label(tick));
+    }
+    let mut free = f64::NEG_INFINITY;
+    for (place, text) in marks {
+        svg.line((*place, bottom), (*place, bottom + 4.0), "rule");
+        let half = width_of(text) * 0.42;
+        if place - half > free {
+            svg.text((*place, bottom + 17.0), Anchor::Middle, "soft small", text);
+            free = place + half + 4.0;
+        }
+    }
+    svg.line((left + LEFT, bottom), (right, bottom), "rule");
+    for (series, line) in lines.iter().enumerate() {
+        let at = |place: &Place| (place.x, y.at(place.value.summary.median));
+        let points: Vec<(f64, f64)> = line.places.iter().map(at).collect();
+        if line.is_joined && points.len() > 1 {
+            svg.curve(&points, series);
+        }
+        for place in &line.places {
+            svg.open(&place.tooltip);
+            let (low, high) = (y.at(place.value.summary.low), y.at(place.value.summary.high));
+            svg.line((place.x, low), (place.x, high), &format!("thick {}", stroke(series)));
+            place.value.runs.iter().for_each(|run| svg.dot((place.x, y.at(*run)), series));
+            svg.close();
+        }
+    }
+    let end = |line: &Shown| Some(line.places.last()?).map(|place| (place.x, y.at(place.value.summary.median)));
+    let is_joined = lines.iter().any(|line| line.is_joined);
+    if !is_joined {
+        for (series, line) in lines.iter().enumerate() {
+            let Some((x, y)) = end(line) else { continue };
+            svg.text((x + 8.0, y - 6.0), Anchor::Start, &fill(series), line.name);
+        }
+        return y;
+    }
+    let ends = lines.iter().map(end);
+    name_ends(svg, lines, &ends.collect::<Vec<_>>(), right);
+    y
+}
+
+/// Names beside the ends of lines, pushed apart where they would cover each other.
+fn name_ends(svg: &mut Svg, lines: &[Shown], ends: &[Option<(f64, f64)>], right: f64) {
+    let mut order: Vec<(usize, (f64, f64))> =
+        ends.iter().enumerate().filter_map(|(i, end)| Some((i, (*end)?))).collect();
+    order.sort_by(|a, b| a.1.1.total_cmp(&b.1.1));
+    let mut heights: Vec<f64> = order.iter().map(|(_, (_, y))| *y).collect();
+    for i in 1..heights.len() {
+        heights[i] = heights[i].max(heights[i - 1] + LEADING);
+    }
+    // What was pushed below the axis moves up again, and its neighbours with it.
+    let mut limit = TOP + HEIGHT;
+    for height in heights.iter_mut().rev() {
+        *height = height.min(limit);
+        limit = *height - LEADING;
+    }
+    for ((series, end), height) in order.into_iter().zip(heights) {
+        let is_moved = (height - end.1).abs() > 3.0 || end.0 + 8.0 < right;
+        if is_moved {
+            svg.line((end.0 + 5.0, end.1), (right + 4.0, height), &format!("thin {}", stroke(series)));
+        }
+        svg.text((right + 8.0, height + 4.0), Anchor::Start, &fill(series), lines[series].name);
+    }
+}
