@@ -9,6 +9,7 @@ mod architectures;
 mod bad_input;
 mod books;
 mod check;
+mod claims;
 mod cluster;
 mod cluster_control;
 mod cluster_life;
