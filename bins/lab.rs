@@ -17,13 +17,14 @@ use acceptlab::lab::evidence::answer::outdated;
 use acceptlab::lab::evidence::claims::{self, Judged};
 use acceptlab::lab::evidence::columns::{self, Column};
 use acceptlab::lab::evidence::gaps::gaps;
-use acceptlab::lab::evidence::lesson::Lesson;
+use acceptlab::lab::evidence::lesson::{self, Lesson};
 use acceptlab::lab::evidence::origin;
 use acceptlab::lab::evidence::pages::Place;
 use acceptlab::lab::evidence::table;
 use acceptlab::lab::observe::processes::proc_is_mounted;
 use acceptlab::lab::observe::tracepoints::mount_for_ourselves;
 use acceptlab::lab::plan::blocks::{estimate, schedule};
+use acceptlab::lab::plan::by_hand::{Axis, ByHand};
 use acceptlab::lab::plan::experiment::{self, Experiment};
 use acceptlab::lab::plan::law;
 use acceptlab::lab::program::{Interrupt, Stop, print_until, watch_for_interrupt};
@@ -74,6 +75,12 @@ enum Command {
         /// The seed of the random order of the runs; when absent, one is chosen and printed.
         #[arg(long)]
         seed: Option<u64>,
+        /// Measure this table only, show it, and record nothing in the repository; may be repeated.
+        #[arg(long, value_name = "ID")]
+        table: Vec<String>,
+        /// The same with these values of an axis, as in `--set workers=1,4,32,64`; may be repeated.
+        #[arg(long, value_name = "AXIS=VALUES")]
+        set: Vec<Axis>,
         /// Write the record and the pages into this folder instead of the repository.
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
@@ -199,7 +206,7 @@ fn run(arguments: Arguments) -> Result<bool, Stop> {
     match arguments.command {
         Command::List => print(&list(&load(root)?.1)),
         Command::Explain => print(&explain()),
-        Command::Run { experiment, quick, seed, out } => {
+        Command::Run { experiment, quick, seed, table, set, out } => {
             proc_is_mounted()?;
             mount_for_ourselves();
             let interrupt = watch_for_interrupt();
@@ -207,6 +214,11 @@ fn run(arguments: Arguments) -> Result<bool, Stop> {
             let seed = seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
             let (root, out) = (absolute(&root)?, out.as_deref().map(absolute).transpose()?);
             enter(&root)?;
+            let by_hand = ByHand { tables: table, axes: set };
+            if !by_hand.is_empty() {
+                let chosen = experiment::select(all, &experiment)?;
+                return measure_by_hand(&root, &chosen, &by_hand, quick, seed, out.as_deref(), &interrupt);
+            }
             measure(&root, all, &experiment, quick, seed, out.as_deref(), &interrupt)
         }
         Command::Report { check, fresh, out } => {
@@ -308,16 +320,53 @@ fn measure(
     // After an interrupt the tables of the finished rows are still printed; a second one ends the lab at once.
     let until = if outcome.interrupted { never() } else { interrupt.clone() };
     let reported = report(root, out, &all, &chosen, &until);
+    let is_whole = conclude(&outcome, &format!("tables in {}", place.results().display()))?;
+    reported.map(|_| is_whole)
+}
+
+/// How a measurement ended, and whether nothing failed.
+fn conclude(outcome: &Outcome, shown: &str) -> Result<bool, Stop> {
     // Again, where it is not lost above the tables.
     outcome.failures.iter().for_each(console::log);
-    let failed = outcome.failures.len();
-    let Outcome { rows, planned, interrupted, .. } = outcome;
-    let end = if interrupted { format!("interrupted after {rows} of {planned} rows") } else { format!("{rows} rows") };
-    console::log_last(format_args!("{end}, {failed} failed; tables in {}", place.results().display()));
-    if interrupted {
-        return Err(Stop::Interrupted);
+    let Outcome { rows, planned, interrupted, failures } = outcome;
+    let end = if *interrupted { format!("interrupted after {rows} of {planned} rows") } else { format!("{rows} rows") };
+    console::log_last(format_args!("{end}, {} failed; {shown}", failures.len()));
+    if *interrupted { Err(Stop::Interrupted) } else { Ok(failures.is_empty()) }
+}
+
+/// A part of an experiment, or values of one's own: the tables are printed, and the rows are kept with `--out` only.
+fn measure_by_hand(
+    root: &Path,
+    chosen: &[Experiment],
+    by_hand: &ByHand,
+    quick: bool,
+    seed: u64,
+    out: Option<&Path>,
+    interrupt: &Interrupt,
+) -> Result<bool, Stop> {
+    let [experiment] = chosen else {
+        return Err(format!("{by_hand} is about one experiment; name it: lab run NN {by_hand}").into());
+    };
+    let narrowed = [by_hand.narrow(experiment)?];
+    let scratch = std::env::temp_dir().join(format!("acceptlab-by-hand-{}", std::process::id()));
+    let records = Place::new(root, Some(out.unwrap_or(&scratch))).records();
+    console::log(format_args!("seed {seed}"));
+    let outcome = all_cases::run(root, &records, &narrowed, quick, seed, interrupt);
+    let measured = outcome.and_then(|outcome| Ok((outcome, record::read_all(&records)?)));
+    if out.is_none() {
+        // What is left of it is in the folder for temporary files.
+        let _ = std::fs::remove_dir_all(&scratch);
     }
-    reported.map(|_| failed == 0)
+    let (outcome, records) = measured?;
+    let newest = records.last().expect("it has just been written");
+    let drawn = lesson::tables(&narrowed[0], newest).iter().map(table::terminal).collect::<Vec<_>>().join("\n");
+    let until = if outcome.interrupted { never() } else { interrupt.clone() };
+    let (name, title) = (&experiment.name, &experiment.title);
+    print_until(&until, &format!("\n{name} · {title}, by hand: {by_hand}\n\n{drawn}\n"))?;
+    let kept = out.map_or("nothing is recorded; --out DIR keeps the rows".to_string(), |out| {
+        format!("the rows are in {}", out.display())
+    });
+    conclude(&outcome, &kept)
 }
 
 /// What `lab claims` prints.

@@ -491,3 +491,25 @@ fn live_connections_are_looked_at_over_the_time_of_a_run() {
     assert!(looks.iter().any(|look| look["active"][0] == 6), "{looks:?}");
     assert!(scratch.lab(&["report", "--check"]).status.success());
 }
+
+#[test]
+fn a_table_with_values_set_by_hand_is_shown_and_the_record_of_the_repository_stays_as_it_is() {
+    let lesson = LESSON.replace("--work block:1ms\"", "--work block:{ms}ms\"\naxes = { ms = [1] }");
+    let scratch = Scratch::new("by-hand", &lesson);
+    let shown = scratch.lab(&["run", "1", "--quick", "--table", "t", "--set", "ms=2,5"]);
+    let (table, said) = (String::from_utf8_lossy(&shown.stdout), String::from_utf8_lossy(&shown.stderr));
+    assert!(shown.status.success() && table.contains("by hand: --table t --set ms=2,5"), "{table}{said}");
+    assert!(said.contains("2 rows, 0 failed; nothing is recorded"), "{said}");
+    assert!(!scratch.results().exists() && !scratch.root.join("experiments/record").exists());
+
+    let out = scratch.root.join("out");
+    let kept = scratch.lab(&["run", "1", "--quick", "--set", "ms=2", "--out", out.to_str().unwrap()]);
+    assert!(kept.status.success(), "{}", String::from_utf8_lossy(&kept.stderr));
+    let records: Vec<_> = fs::read_dir(out.join("record")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(fs::read_to_string(&records[0]).unwrap().contains("\"by_hand\":\"--set ms=2\""));
+
+    let unknown = scratch.lab(&["run", "1", "--set", "workers=2"]);
+    let line = String::from_utf8_lossy(&unknown.stderr).into_owned();
+    assert_eq!((unknown.status.code(), line.lines().count()), (Some(1), 1), "{line}");
+    assert!(line.contains("no axis \"workers\"; the axes of each table are t: ms"), "{line}");
+}

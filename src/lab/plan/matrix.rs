@@ -240,6 +240,12 @@ pub enum AxisValue {
     Text(String),
 }
 
+impl From<&str> for AxisValue {
+    fn from(text: &str) -> AxisValue {
+        text.parse().map_or_else(|_| AxisValue::Text(text.to_string()), AxisValue::Integer)
+    }
+}
+
 impl std::fmt::Display for AxisValue {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         match self {

@@ -1,6 +1,7 @@
 //! From a lesson's file to the cases that its matrix names, the claims about them and their pictures, and the order of the runs.
 
 pub mod blocks;
+pub mod by_hand;
 pub mod case;
 pub mod citation;
 pub mod claim;

@@ -42,6 +42,9 @@ pub struct Header {
     pub planned: BTreeMap<String, usize>,
     #[serde(default)]
     pub content: Content,
+    /// A part of an experiment, or values that its matrix does not have: what the command line asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by_hand: Option<String>,
     pub machine: Fingerprint,
 }
 
@@ -282,9 +285,10 @@ fn read(path: &Path) -> Result<Record, String> {
     Ok(Record { file, header, rows })
 }
 
-/// The newest record that holds rows of this experiment.
+/// The newest record that holds rows of this experiment as its matrix has them.
 pub fn newest<'a>(records: &'a [Record], experiment: &str) -> Option<&'a Record> {
-    records.iter().rev().find(|record| record.rows.iter().any(|row| row.experiment == experiment))
+    let holds_it = |record: &&Record| record.rows.iter().any(|row| row.experiment == experiment);
+    records.iter().rev().filter(|record| record.header.by_hand.is_none()).find(holds_it)
 }
 
 #[cfg(test)]

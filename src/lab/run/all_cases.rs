@@ -48,6 +48,7 @@ pub fn run(
         seed,
         planned,
         content: Content::now(root, experiments),
+        by_hand: experiments.iter().find_map(|experiment| experiment.by_hand.clone()),
         machine: fingerprint::take(root, content::commit(root, experiments)),
     };
     let mut record = Writer::create(records, &header)?;
