@@ -1,5 +1,6 @@
 //! What the kernel counts about the whole machine: a run reads it before and after, to know whether it was disturbed.
 
+use std::fmt::Display;
 use std::fs;
 
 use nix::unistd::{SysconfVar, sysconf};
@@ -17,7 +18,12 @@ pub struct Counters {
 
 impl Counters {
     pub fn now() -> Counters {
-        let netstat = fs::read_to_string("/proc/net/netstat").unwrap_or_default();
+        Counters::seen_by("self")
+    }
+
+    /// With the network's counters as this process has them: `self`, or a pid.
+    pub fn seen_by(process: impl Display) -> Counters {
+        let netstat = fs::read_to_string(format!("/proc/{process}/net/netstat")).unwrap_or_default();
         let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
         Counters {
             listen_overflows: tcp_ext(&netstat, "ListenOverflows"),

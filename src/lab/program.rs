@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,7 @@ use crate::console;
 use crate::cpu;
 use crate::failure::Failure;
 use crate::lab::observe::processes::{Process, members};
+use crate::sys::namespace::NetworkNamespace;
 use crate::sys::process::spawn_child;
 
 /// How long the output of a program that has ended may still be on its way through a pipe. A process that it left behind
@@ -64,6 +66,7 @@ pub fn watch_for_interrupt() -> Interrupt {
 pub struct Program {
     words: Vec<String>,
     cpus: Option<Vec<usize>>,
+    namespace: Option<Arc<NetworkNamespace>>,
     interrupt: Interrupt,
 }
 
@@ -83,7 +86,7 @@ pub enum NotReady {
 
 impl Program {
     pub fn new(words: &[String]) -> Program {
-        Program { words: words.to_vec(), cpus: None, interrupt: never() }
+        Program { words: words.to_vec(), cpus: None, namespace: None, interrupt: never() }
     }
 
     /// A command line whose words are separated by blanks.
@@ -93,6 +96,11 @@ impl Program {
 
     pub fn on_cpus(self, cpus: &[usize]) -> Program {
         Program { cpus: Some(cpus.to_vec()), ..self }
+    }
+
+    /// In this network; in ours when it is absent.
+    pub fn inside(self, namespace: Option<&Arc<NetworkNamespace>>) -> Program {
+        Program { namespace: namespace.cloned(), ..self }
     }
 
     /// Ends every wait for it when this interrupt comes.
@@ -118,7 +126,7 @@ impl Program {
         command.args(words).args(more).env("PATH", search_path());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut start = || {
-            spawn_child(&mut command, &[], Signal::SIGTERM).map_err(|error| {
+            spawn_child(&mut command, &[], Signal::SIGTERM, self.namespace.as_deref()).map_err(|error| {
                 let is_missing = error.kind() == std::io::ErrorKind::NotFound;
                 let failure = Failure::new(format_args!("start {name}"), error);
                 if is_missing { failure.advise("is the path right?") } else { failure }

@@ -6,6 +6,7 @@ pub mod epoll;
 pub mod fd;
 pub mod lock;
 pub mod memory;
+pub mod namespace;
 pub mod perf;
 pub mod process;
 pub mod procfs;

@@ -11,6 +11,8 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{ForkResult, Pid, getpid, getppid};
 
+use crate::sys::namespace::{self, NetworkNamespace};
+
 /// Who we are after a fork.
 pub enum Fork {
     Parent { child: Pid },
@@ -50,19 +52,27 @@ pub const MOST_KEPT: usize = 2;
 /// Starts a program that the kernel kills when this thread dies, with `kept`, [`MOST_KEPT`] at most, open under the numbers
 /// they have here; otherwise as [`spawn_child`].
 pub fn spawn(command: &mut Command, kept: &[BorrowedFd]) -> std::io::Result<Pid> {
-    let child = spawn_child(command, kept, Signal::SIGKILL)?;
+    let child = spawn_child(command, kept, Signal::SIGKILL, None)?;
     Ok(Pid::from_raw(child.id() as i32))
 }
 
 /// Starts a program that gets `at_our_death` from the kernel when this thread dies, with no signal blocked. It leads a
 /// process group of its own: a terminal's Ctrl-C is ours to pass on, and a signal to the group reaches what the program
-/// has started.
-pub fn spawn_child(command: &mut Command, kept: &[BorrowedFd], at_our_death: Signal) -> std::io::Result<Child> {
+/// has started. It runs in the namespace, where one is given.
+pub fn spawn_child(
+    command: &mut Command,
+    kept: &[BorrowedFd],
+    at_our_death: Signal,
+    namespace: Option<&NetworkNamespace>,
+) -> std::io::Result<Child> {
     let parent = getpid();
     let mut numbers = [-1; MOST_KEPT];
     numbers[..kept.len()].iter_mut().zip(kept).for_each(|(number, fd)| *number = fd.as_raw_fd());
     let count = kept.len();
+    let namespace = namespace.map(NetworkNamespace::numbers);
     let prepare = move || {
+        // First: a change of privileges may take the signal at our death back (PR_SET_PDEATHSIG, prctl(2)).
+        namespace.map_or(Ok(()), namespace::enter)?;
         prctl::set_pdeathsig(at_our_death)?;
         if getppid() != parent {
             return Err(Errno::ESRCH.into());

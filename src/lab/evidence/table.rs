@@ -180,6 +180,12 @@ fn conditions(spec: &TableSpec, cases: &[Vec<&Row>]) -> Vec<String> {
         let hint = if names_a_worker { " (numbers are workers)" } else { "" };
         notes.push(format!("Once the client measured: `{acts}`{hint}."));
     }
+    if cases.iter().flatten().any(|row| row.own_network) {
+        notes.push(
+            "Server and client in a network namespace of their own: this user may not change the machine's settings."
+                .to_string(),
+        );
+    }
     if !spec.baseline.is_empty() {
         let baseline_runs = cases.iter().filter(is_baseline).map(Vec::len).max().unwrap_or(0);
         notes.push(compared(spec, example.group.is_some(), baseline_runs));

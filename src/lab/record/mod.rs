@@ -74,6 +74,9 @@ pub struct Row {
     /// Kernel settings of this run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sysctl: Vec<(String, String)>,
+    /// Server and client were in a network namespace of their own, because this user may not change the machine's settings.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own_network: bool,
     pub server_command: ServerCommand,
     pub client_command: ClientCommand,
     pub server_cpus: Vec<usize>,

@@ -2,6 +2,7 @@
 //! documents into one row. Whatever goes wrong becomes the row's `failure`, so that no run is lost silently.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -18,10 +19,11 @@ use crate::lab::program::{Interrupt, Program, Running, Stop, on_path};
 use crate::lab::record::Row;
 use crate::lab::run::fault_injector::{self, FaultInjector};
 use crate::lab::run::foreign;
-use crate::lab::run::sysctl::{Sysctl, Unset};
+use crate::lab::run::sysctl::{Settings, Unset};
 use crate::machine::Counters;
 use crate::report::LoadReport;
 use crate::scoreboard::Scoreboard;
+use crate::sys::namespace::NetworkNamespace;
 use crate::sys::process::Usage;
 
 /// Ten thousand processes need seconds to be forked, and to be reaped.
@@ -31,6 +33,9 @@ const STOP_WITHIN: Duration = Duration::from_secs(60);
 const CLIENT_GRACE: Duration = Duration::from_secs(120);
 /// Runs in which a footprint is looked for.
 const LOOKS: usize = 4;
+
+/// Where server and client meet; absent where it is the machine's own network.
+type Network<'a> = Option<&'a Arc<NetworkNamespace>>;
 
 /// Runs one case. A failure is a row, too; the only error is the interrupt.
 pub fn run(case: &Case, block: usize, interrupt: &Interrupt) -> Result<Row, Stop> {
@@ -46,22 +51,24 @@ pub fn run(case: &Case, block: usize, interrupt: &Interrupt) -> Result<Row, Stop
             return Ok(Row { skipped: Some(format!("{program} is not installed ({how})")), ..row });
         }
     }
-    let set = |(name, value): &(String, String)| Sysctl::set(name, value);
-    let _settings = match case.sysctl.iter().map(set).collect::<Result<Vec<_>, _>>() {
+    let settings = match Settings::make(&case.sysctl) {
         Ok(settings) => settings,
-        Err(Unset::Missing(why)) => return Ok(Row { skipped: Some(why), ..row }),
+        Err(Unset::Missing(why) | Unset::Forbidden(why)) => return Ok(Row { skipped: Some(why), ..row }),
         Err(Unset::Failed(why)) => return Ok(Row { failure: Some(why), ..row }),
     };
     row.speed = speed::beside(&row.server_cpus, &row.client_cpus);
-    let before = Counters::now();
-    let measured = measure_with_footprint(case, &mut row, interrupt);
+    let namespace = settings.namespace.as_ref();
+    row.own_network = namespace.is_some();
+    let counters = || namespace.map_or_else(Counters::now, |namespace| Counters::seen_by(namespace.pid()));
+    let before = counters();
+    let measured = measure_with_footprint(case, &mut row, namespace, interrupt);
     case.events.iter().for_each(fault_injector::remove_files);
     match measured {
         Ok(()) => {}
         Err(Stop::Interrupted) => return Err(Stop::Interrupted),
         Err(Stop::Failed(why)) => row.failure = Some(why),
     }
-    row.machine = Counters::now().since(&before);
+    row.machine = counters().since(&before);
     Ok(row)
 }
 
@@ -89,10 +96,10 @@ fn choose(allowed: &[usize], indices: &[usize]) -> Vec<usize> {
 
 /// Where the warm-up was too short to take the footprint of a thousand processes, fresh processes get a warm-up twice as
 /// long, and the row's command says so.
-fn measure_with_footprint(case: &Case, row: &mut Row, interrupt: &Interrupt) -> Result<(), Stop> {
+fn measure_with_footprint(case: &Case, row: &mut Row, network: Network, interrupt: &Interrupt) -> Result<(), Stop> {
     let mut longer = case.clone();
     for _ in 0..LOOKS {
-        measure(&longer, row, interrupt)?;
+        measure(&longer, row, network, interrupt)?;
         if !case.table.probe || row.footprint.is_some() || row.skipped.is_some() {
             return Ok(());
         }
@@ -102,13 +109,13 @@ fn measure_with_footprint(case: &Case, row: &mut Row, interrupt: &Interrupt) -> 
     Err(Stop::Failed(why))
 }
 
-fn measure(case: &Case, row: &mut Row, interrupt: &Interrupt) -> Result<(), Stop> {
+fn measure(case: &Case, row: &mut Row, network: Network, interrupt: &Interrupt) -> Result<(), Stop> {
     let board = (case.events.is_some() || case.table.timeline).then(Board::new);
     let command = match &board {
         Some(board) => case.server.with(&format!("--scoreboard {}", board.path)),
         None => case.server.clone(),
     };
-    let program = Program::of(command.text()).on_cpus(&row.server_cpus).until(interrupt);
+    let program = Program::of(command.text()).on_cpus(&row.server_cpus).inside(network).until(interrupt);
     let mut server = program.launch(&[])?;
     let address = match server.await_ready(START_WITHIN) {
         Ok(address) => address,
@@ -123,10 +130,10 @@ fn measure(case: &Case, row: &mut Row, interrupt: &Interrupt) -> Result<(), Stop
     let counter = KernelCounter::begin(server.pid(), case.needs_tracepoints());
     if case.client.program() == "loadgen" {
         let sampler = scoreboard.filter(|_| case.table.timeline).map(Sampler::start);
-        run_loadgen(case, row, &url, &server, scoreboard, interrupt)?;
+        run_loadgen(case, row, network, &url, &server, scoreboard, interrupt)?;
         row.timeline = sampler.map_or(Vec::new(), Sampler::finish);
     } else {
-        run_foreign(case, row, &url, interrupt)?;
+        run_foreign(case, row, network, &url, interrupt)?;
     }
     row.observed = Some(counter.end());
     server.signal(Signal::SIGTERM);
@@ -179,6 +186,7 @@ impl Drop for Board {
 fn run_loadgen(
     case: &Case,
     row: &mut Row,
+    network: Network,
     url: &str,
     server: &Running,
     scoreboard: Option<Scoreboard>,
@@ -187,7 +195,7 @@ fn run_loadgen(
     let group = server.pid();
     let held = if case.table.probe { footprint::of_group(group).fds } else { 0 };
     let expected = held + case.client.connections.unwrap_or(0) + case.client.idle;
-    let program = Program::of(case.client.text()).on_cpus(&row.client_cpus).until(interrupt);
+    let program = Program::of(case.client.text()).on_cpus(&row.client_cpus).inside(network).until(interrupt);
     let mut client = program.launch(&["--progress", "phases", "--format", "json", url])?;
     let mut seen: Option<Footprint> = None;
     let mut injector = None;
@@ -237,9 +245,9 @@ fn run_loadgen(
     row.impossible_cpu().map_or(Ok(()), |why| Err(Stop::Failed(why)))
 }
 
-fn run_foreign(case: &Case, row: &mut Row, url: &str, interrupt: &Interrupt) -> Result<(), Stop> {
+fn run_foreign(case: &Case, row: &mut Row, network: Network, url: &str, interrupt: &Interrupt) -> Result<(), Stop> {
     let before = Usage::of_children().cpu_us();
-    let program = Program::of(case.client.text()).on_cpus(&row.client_cpus).until(interrupt);
+    let program = Program::of(case.client.text()).on_cpus(&row.client_cpus).inside(network).until(interrupt);
     let mut client = program.launch(&[url])?;
     let text = client.finish(case.estimate + CLIENT_GRACE, |_| ())?;
     let mut report = foreign::parse(case.client.program(), &text)
