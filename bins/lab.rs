@@ -20,6 +20,7 @@ use acceptlab::lab::evidence::gaps::gaps;
 use acceptlab::lab::evidence::lesson::{self, Lesson};
 use acceptlab::lab::evidence::origin;
 use acceptlab::lab::evidence::pages::Place;
+use acceptlab::lab::evidence::summary;
 use acceptlab::lab::evidence::table;
 use acceptlab::lab::observe::processes::proc_is_mounted;
 use acceptlab::lab::observe::tracepoints::mount_for_ourselves;
@@ -60,7 +61,7 @@ enum Command {
     List,
     /// Define every column of the tables, and the laws.
     Explain,
-    /// Measure, record, and write the tables
+    /// Measure, record, write the pages, and print each experiment in a dozen lines
     ///
     /// A full run into the repository's own record needs a clean tree, so that a commit has what was measured.
     ///
@@ -84,8 +85,11 @@ enum Command {
         /// Write the record and the pages into this folder instead of the repository.
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
+        /// Print all tables instead of a dozen lines for each experiment.
+        #[arg(long)]
+        tables: bool,
     },
-    /// Write RESULTS.md and a page for each lesson from the newest records, and print the tables.
+    /// Write RESULTS.md and a page for each lesson from the newest records, and print each in short
     Report {
         /// Write nothing. Exit with 1 when a page is not what the records give, when no commit of the history has
         /// what a record was measured with, or when a table is incomplete: a planned row is missing, every run of a case
@@ -99,6 +103,9 @@ enum Command {
         /// The folder that was given to `lab run --out`.
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
+        /// Print all tables instead of a dozen lines for each experiment.
+        #[arg(long)]
+        tables: bool,
     },
     /// Judge what the lessons say by the newest record of each: holds, fails, or undecided
     ///
@@ -206,7 +213,7 @@ fn run(arguments: Arguments) -> Result<bool, Stop> {
     match arguments.command {
         Command::List => print(&list(&load(root)?.1)),
         Command::Explain => print(&explain()),
-        Command::Run { experiment, quick, seed, table, set, out } => {
+        Command::Run { experiment, quick, seed, table, set, out, tables } => {
             proc_is_mounted()?;
             mount_for_ourselves();
             let interrupt = watch_for_interrupt();
@@ -219,13 +226,14 @@ fn run(arguments: Arguments) -> Result<bool, Stop> {
                 let chosen = experiment::select(all, &experiment)?;
                 return measure_by_hand(&root, &chosen, &by_hand, quick, seed, out.as_deref(), &interrupt);
             }
-            measure(&root, all, &experiment, quick, seed, out.as_deref(), &interrupt)
+            let output = Output { out, tables };
+            measure(&root, all, &experiment, quick, seed, &output, &interrupt)
         }
-        Command::Report { check, fresh, out } => {
+        Command::Report { check, fresh, out, tables } => {
             let (root, experiments) = load(root)?;
             match check {
                 true => Ok(check_report(&root, out.as_deref(), &experiments, fresh)?),
-                false => report(&root, out.as_deref(), &experiments, &experiments, &never()),
+                false => report(&root, &Output { out, tables }, &experiments, &experiments, &never()),
             }
         }
         Command::Claims { experiment, format, out } => {
@@ -255,6 +263,13 @@ fn run(arguments: Arguments) -> Result<bool, Stop> {
             check::run(&command, &options, &watch_for_interrupt())
         }
     }
+}
+
+/// Where a report goes, and what of it is printed.
+struct Output {
+    /// The repository where there is none.
+    out: Option<PathBuf>,
+    tables: bool,
 }
 
 /// The command lines of a matrix are written for the repository's folder.
@@ -307,20 +322,20 @@ fn measure(
     words: &[String],
     quick: bool,
     seed: u64,
-    out: Option<&Path>,
+    output: &Output,
     interrupt: &Interrupt,
 ) -> Result<bool, Stop> {
     let chosen = experiment::select(all.clone(), words)?;
-    let place = Place::new(root, out);
-    if out.is_none() && !quick {
+    let place = Place::new(root, output.out.as_deref());
+    if output.out.is_none() && !quick {
         require_a_commit(root, &all)?;
     }
     console::log(format_args!("seed {seed}"));
     let outcome = all_cases::run(root, &place.records(), &chosen, quick, seed, interrupt)?;
     // After an interrupt the tables of the finished rows are still printed; a second one ends the lab at once.
     let until = if outcome.interrupted { never() } else { interrupt.clone() };
-    let reported = report(root, out, &all, &chosen, &until);
-    let is_whole = conclude(&outcome, &format!("tables in {}", place.results().display()))?;
+    let reported = report(root, output, &all, &chosen, &until);
+    let is_whole = conclude(&outcome, &format!("see {}", place.results().display()))?;
     reported.map(|_| is_whole)
 }
 
@@ -396,25 +411,41 @@ fn require_a_commit(root: &Path, experiments: &[Experiment]) -> Result<(), Strin
     content::older_than_its_source(root).map_or(Ok(()), Err)
 }
 
-/// Brings the pages and the numbers in the lessons up to date with the records, and prints the tables of the chosen
-/// experiments. With `out` the repository stays as it is.
+/// Brings the pages and the numbers in the lessons up to date with the records, and prints what the chosen experiments
+/// gave. With a folder of its own the repository stays as it is.
 fn report(
     root: &Path,
-    out: Option<&Path>,
+    output: &Output,
     all: &[Experiment],
     chosen: &[Experiment],
     interrupt: &Interrupt,
 ) -> Result<bool, Stop> {
-    let place = Place::new(root, out);
+    let place = Place::new(root, output.out.as_deref());
     let records = record::read_all(&place.records())?;
     place.write(&place.pages(all, &records))?;
-    let outdated = if out.is_none() { outdated(root, all, &records)? } else { Vec::new() };
+    let outdated = if output.out.is_none() { outdated(root, all, &records)? } else { Vec::new() };
     for (path, text) in outdated {
         std::fs::write(&path, text).map_err(|error| format!("write {}: {error}", path.display()))?;
     }
     let lessons = chosen.iter().map(|experiment| Lesson::of(experiment, &records));
-    let measured = lessons.filter(|lesson| lesson.record.is_some());
-    print_until(interrupt, &measured.map(|lesson| tables(&lesson)).collect::<String>()).map(|()| true)
+    let measured: Vec<Lesson> = lessons.filter(|lesson| lesson.record.is_some()).collect();
+    let text = if output.tables { measured.iter().map(tables).collect() } else { in_short(&measured, &place) };
+    print_until(interrupt, &text).map(|()| true)
+}
+
+/// A dozen lines for each lesson; after several lessons the pictures that show what it is all about, and where to read on.
+fn in_short(lessons: &[Lesson], place: &Place) -> String {
+    let (width, paint) = (terminal::width(&stdout()), Paint::on(&stdout()));
+    let mut lines: Vec<String> = Vec::new();
+    for lesson in lessons {
+        lines.push(String::new());
+        lines.extend(summary::of(lesson, width, paint));
+    }
+    if lessons.len() > 1 {
+        lines.extend(summary::headlines(lessons, width, paint));
+        lines.push(format!("\nRead on: {}; all tables here: lab report --tables", place.results().display()));
+    }
+    lines.join("\n") + "\n"
 }
 
 /// The tables of one lesson, and its claims.

@@ -70,6 +70,15 @@ pub fn wrapped(text: &str, width: usize, indent: usize) -> Vec<String> {
     lines
 }
 
+/// At most so many characters; what is cut ends with `…`.
+pub fn shortened(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_string();
+    }
+    let Some(kept) = width.checked_sub(1) else { return String::new() };
+    format!("{}…", text.chars().take(kept).collect::<String>().trim_end())
+}
+
 /// Colours a text, or leaves it as it is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Paint {

@@ -341,7 +341,8 @@ fn a_killed_worker_is_a_disturbance_and_no_failed_run() {
     // About half of the connections of 200 ms stood in its queue, and went down with it.
     let resets: u64 = row["load"]["errors"]["read"].as_object().unwrap().values().filter_map(|n| n.as_u64()).sum();
     assert!(resets > 3, "{row}");
-    assert!(String::from_utf8_lossy(&output.stdout).contains("stop 0; after 200ms; kill 0"));
+    let page = fs::read_to_string(scratch.page()).unwrap();
+    assert!(page.contains("stop 0; after 200ms; kill 0"), "{page}");
 }
 
 const COLUMNS: &str = "[\"qps\", \"law_qps\", \"deviation\", \"timeouts\"]";

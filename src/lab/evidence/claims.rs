@@ -15,7 +15,7 @@ use crate::lab::plan::claim::{Bar, Basis, Cell, Claim, Comparison, Operation};
 use crate::lab::plan::experiment::Experiment;
 use crate::lab::record::Row;
 use crate::stats::{self, Summary};
-use crate::terminal::Paint;
+use crate::terminal::{Paint, shortened};
 
 /// In columns. In a narrow terminal the numbers make room for it.
 const LEAST_OF_A_SENTENCE: usize = 30;
@@ -179,15 +179,6 @@ impl Judged<'_> {
         }
         object
     }
-}
-
-/// At most so many characters; what is cut ends with `…`.
-fn shortened(text: &str, width: usize) -> String {
-    if text.chars().count() <= width {
-        return text.to_string();
-    }
-    let Some(kept) = width.checked_sub(1) else { return String::new() };
-    format!("{}…", text.chars().take(kept).collect::<String>().trim_end())
 }
 
 /// Judges every claim of an experiment from rows, of which those of other experiments are ignored.

@@ -13,4 +13,5 @@ pub mod origin;
 pub mod overview;
 pub mod pages;
 pub mod pictures;
+pub mod summary;
 pub mod table;

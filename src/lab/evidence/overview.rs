@@ -32,19 +32,21 @@ pub fn render(lessons: &[Lesson], links: &Links) -> String {
 
 fn section(lesson: &Lesson, links: &Links) -> String {
     let experiment = lesson.experiment;
-    let heading = format!("\n## {} · {}\n\n", lesson.number(), experiment.title);
-    let Some(_) = lesson.record else {
+    let title = format!("{} · {}", lesson.number(), experiment.title);
+    if lesson.record.is_none() {
         let command = lesson.command();
-        return heading + &paragraph(&format!("{} Not measured yet: `{command}`.", experiment.question));
-    };
-    let more = format!("[All about it]({}).", links.page(&experiment.name));
-    let incomplete = lesson.incomplete().map_or(String::new(), |line| line + " ");
-    let text = format!("*{}* {} {incomplete}{more}", experiment.question, lesson.short_answer());
+        return format!("\n## {title}\n\n")
+            + &paragraph(&format!("{} Not measured yet: `{command}`.", experiment.question));
+    }
+    let text =
+        [Some(format!("*{}*", experiment.question)), Some(lesson.short_answer().to_string()), lesson.incomplete()];
+    let text: Vec<String> = text.into_iter().flatten().filter(|part| !part.is_empty()).collect();
     let picture = lesson
         .pictures
         .first()
         .map(|picture| format!("\n![{}]({})\n", picture.title, links.beside(&lesson.picture_file(picture))));
-    heading + &paragraph(&text) + &picture.unwrap_or_default() + &claims(lesson)
+    let heading = format!("\n## [{title}]({})\n\n", links.page(&experiment.name));
+    heading + &paragraph(&text.join(" ")) + &picture.unwrap_or_default() + &claims(lesson)
 }
 
 /// The claims of a lesson on one line: a line for each would make this page too long to be read at once.

@@ -52,6 +52,9 @@ pub struct PictureSpec {
     /// What servers are called, by their command line or words of it.
     #[serde(default)]
     pub names: BTreeMap<String, Spanned<String>>,
+    /// Shown at the end of a run of several lessons.
+    #[serde(default)]
+    pub headline: bool,
     /// Figures from elsewhere, marked beside ours.
     #[serde(default)]
     pub published: Vec<PublishedPoint>,

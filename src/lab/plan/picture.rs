@@ -29,6 +29,7 @@ pub struct Picture {
     pub only: BTreeMap<String, Vec<String>>,
     /// By the server as a row's coordinate has it.
     pub names: BTreeMap<String, String>,
+    pub headline: bool,
     pub published: Vec<Published>,
 }
 
@@ -113,6 +114,7 @@ fn one(spec: &PictureSpec, find_column: FindColumn, cases: &[Case]) -> Result<Pi
         id: spec.id.get_ref().clone(),
         title: spec.title.get_ref().clone(),
         kind: spec.kind,
+        headline: spec.headline,
         published: published.collect::<Result<_, _>>()?,
         x,
         x_title: spec.x_title.clone(),

@@ -11,6 +11,7 @@ mod scale;
 mod series;
 mod shares;
 mod svg;
+mod text;
 
 pub use svg::{STYLE, escaped};
 
@@ -32,6 +33,12 @@ pub struct Drawn {
 pub fn draw_all(experiment: &Experiment, record: &Record) -> Vec<Drawn> {
     let rows: Vec<&Row> = record.rows.iter().filter(|row| row.experiment == experiment.name).collect();
     experiment.pictures.iter().filter_map(|picture| draw(picture, experiment, &rows)).collect()
+}
+
+/// A picture in characters, see [`text`]; nothing where there are no rows.
+pub fn in_text(picture: &Picture, experiment: &Experiment, record: &Record, width: usize, most: usize) -> Vec<String> {
+    let rows: Vec<&Row> = record.rows.iter().filter(|row| row.experiment == experiment.name).collect();
+    text::of_lines(picture, &lines_of(picture, experiment, &rows), width, most)
 }
 
 fn draw(picture: &Picture, experiment: &Experiment, rows: &[&Row]) -> Option<Drawn> {
