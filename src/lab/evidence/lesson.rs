@@ -73,6 +73,36 @@ impl<'a> Lesson<'a> {
     }
 }
 
+/// How RESULTS.md reaches the other files.
+pub struct Links {
+    /// The folder of the lessons' pages.
+    pub results: &'static str,
+    pub records: &'static str,
+}
+
+impl Links {
+    /// In the repository.
+    pub const REPOSITORY: Links = Links { results: "experiments/results", records: "experiments/record" };
+
+    /// In a folder given with `--out`.
+    pub const fn of_a_run() -> Links {
+        Links { results: "results", records: "record" }
+    }
+
+    pub fn page(&self, experiment: &str) -> String {
+        format!("{}/{experiment}.md", self.results)
+    }
+
+    /// A file beside the lessons' pages.
+    pub fn beside(&self, file: &str) -> String {
+        format!("{}/{file}", self.results)
+    }
+
+    pub fn record(&self, file: &str) -> String {
+        format!("{}/{file}", self.records)
+    }
+}
+
 pub fn rows_of<'a>(record: &'a Record, experiment: &'a str) -> impl Iterator<Item = &'a Row> {
     record.rows.iter().filter(move |row| row.experiment == experiment)
 }

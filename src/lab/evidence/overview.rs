@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::lab::evidence::claims::Judged;
-use crate::lab::evidence::lesson::Lesson;
+use crate::lab::evidence::lesson::{Lesson, Links};
 use crate::lab::evidence::markdown::{bullet, paragraph, table};
-use crate::lab::evidence::pages::Links;
 use crate::lab::evidence::pictures::escaped;
 use crate::lab::evidence::table::speeds;
 use crate::lab::plan::claim::Bar;

@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::lab::evidence::claims::Judged;
-use crate::lab::evidence::lesson::Lesson;
+use crate::lab::evidence::lesson::{Lesson, Links};
 use crate::lab::evidence::markdown::{bullet, commands, paragraph, section, table};
 use crate::lab::evidence::overview;
 use crate::lab::plan::claim::Bar;
@@ -18,36 +18,6 @@ use crate::lab::record::Record;
 pub struct Page {
     pub path: PathBuf,
     pub text: String,
-}
-
-/// How RESULTS.md reaches the other files.
-pub struct Links {
-    /// The folder of the lessons' pages.
-    results: &'static str,
-    records: &'static str,
-}
-
-impl Links {
-    /// In the repository.
-    const REPOSITORY: Links = Links { results: "experiments/results", records: "experiments/record" };
-
-    /// In a folder given with `--out`.
-    pub const fn of_a_run() -> Links {
-        Links { results: "results", records: "record" }
-    }
-
-    pub fn page(&self, experiment: &str) -> String {
-        format!("{}/{experiment}.md", self.results)
-    }
-
-    /// A file beside the lessons' pages.
-    pub fn beside(&self, file: &str) -> String {
-        format!("{}/{file}", self.results)
-    }
-
-    pub fn record(&self, file: &str) -> String {
-        format!("{}/{file}", self.records)
-    }
 }
 
 /// Where RESULTS.md, the lessons' pages and their records are.
