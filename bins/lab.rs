@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use acceptlab::console;
 use acceptlab::lab::evidence::answer::outdated;
-use acceptlab::lab::evidence::claims::{self, Judged};
+use acceptlab::lab::evidence::claims::{self, Judged, undecided_cases};
 use acceptlab::lab::evidence::columns::{self, Column};
 use acceptlab::lab::evidence::gaps::gaps;
 use acceptlab::lab::evidence::lesson::{self, Lesson};
@@ -24,7 +24,7 @@ use acceptlab::lab::evidence::summary;
 use acceptlab::lab::evidence::table;
 use acceptlab::lab::observe::processes::proc_is_mounted;
 use acceptlab::lab::observe::tracepoints::mount_for_ourselves;
-use acceptlab::lab::plan::blocks::{estimate, schedule};
+use acceptlab::lab::plan::blocks::{FURTHER, estimate, schedule};
 use acceptlab::lab::plan::by_hand::{Axis, ByHand};
 use acceptlab::lab::plan::experiment::{self, Experiment};
 use acceptlab::lab::plan::law;
@@ -292,12 +292,14 @@ fn load(root: Option<PathBuf>) -> Result<(PathBuf, Vec<Experiment>), String> {
 
 fn list(experiments: &[Experiment]) -> String {
     let mut text = String::new();
+    let further = format!(", and up to {} s more while a claim is undecided", FURTHER.as_secs());
     for experiment in experiments {
         text += &format!("{}  {}\n  {}\n", experiment.name, experiment.title, experiment.question);
         for (scale, quick) in [("full", false), ("--quick", true)] {
             let (cases, runs) = (experiment.cases(quick).len(), schedule(experiment, quick, 0));
             let time = all_cases::minutes(estimate(&runs));
-            text += &format!("  {scale}: {cases} cases, {} runs, about {time}\n", runs.len());
+            let more = if quick || experiment.claims.is_empty() { String::new() } else { further.clone() };
+            text += &format!("  {scale}: {cases} cases, {} runs, about {time}{more}\n", runs.len());
         }
         text.push('\n');
     }
@@ -331,7 +333,7 @@ fn measure(
         require_a_commit(root, &all)?;
     }
     console::log(format_args!("seed {seed}"));
-    let outcome = all_cases::run(root, &place.records(), &chosen, quick, seed, interrupt)?;
+    let outcome = all_cases::run(root, &place.records(), &chosen, quick, seed, undecided_cases, interrupt)?;
     // After an interrupt the tables of the finished rows are still printed; a second one ends the lab at once.
     let until = if outcome.interrupted { never() } else { interrupt.clone() };
     let reported = report(root, output, &all, &chosen, &until);
@@ -366,7 +368,7 @@ fn measure_by_hand(
     let scratch = std::env::temp_dir().join(format!("acceptlab-by-hand-{}", std::process::id()));
     let records = Place::new(root, Some(out.unwrap_or(&scratch))).records();
     console::log(format_args!("seed {seed}"));
-    let outcome = all_cases::run(root, &records, &narrowed, quick, seed, interrupt);
+    let outcome = all_cases::run(root, &records, &narrowed, quick, seed, |_, _| Vec::new(), interrupt);
     let measured = outcome.and_then(|outcome| Ok((outcome, record::read_all(&records)?)));
     if out.is_none() {
         // What is left of it is in the folder for temporary files.

@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 
 use crate::cluster::has_node;
 use crate::lab::{LESSON, Scratch, recorded};
+use crate::support::{Needs, inconclusive};
 
 /// A repository with one lesson of one short run, everything committed.
 fn committed(name: &str) -> Scratch {
@@ -170,4 +171,49 @@ fn each_repeat_has_arrivals_of_its_own() {
         .map(|row| row["client_command"].as_str().unwrap().split("--seed ").nth(1).expect("a seed").to_string())
         .collect();
     assert_eq!(seeds.len(), 3, "{seeds:?}");
+}
+
+/// Wakes up once per connection in its first run and three times in every other, so that the interval of the median leaves
+/// the first run out from the ninth on.
+#[test]
+fn repeats_are_spent_where_a_claim_is_undecided_and_end_when_it_is_decided() {
+    if Command::new("python3").arg("--version").output().is_err() {
+        return inconclusive(Needs::Tool("python3"), "not installed");
+    }
+    let scratch = Scratch::new("undecided", "");
+    let original =
+        fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/experiments/own-server/server.py")).unwrap();
+    let program = scratch.root.join("server.py");
+    let counter = scratch.root.join("runs");
+    let counting = format!(
+        "runs = os.path.getsize({counter:?}) if os.path.exists({counter:?}) else 0\nopen({counter:?}, 'a').write('x')\n"
+    );
+    let changed = original
+        .replace(
+            "\"active\": 0,",
+            "\"active\": 0, \"empty_wakeups\": 0, \"wakeups\": count[\"accepted\"] * (3 if runs else 1),",
+        )
+        .replace("\ndef stop", &format!("\n{counting}\n\ndef stop"));
+    assert!(changed.contains("runs else 1)") && changed.contains("getsize"), "the server has changed: {changed}");
+    fs::write(&program, changed).unwrap();
+    let claim = "[[claim]]\nid = \"often\"\nsays = \"It wakes up often\"\nbar = \">= 2 wake-ups/connection\"\n\
+                 value = { table = \"t\", column = \"wakeups\", server = \"python3\" }\n";
+    let servers = format!("{{ run = \"python3 {}\" }}, {{ run = \"sync\" }}", program.display());
+    let lesson = LESSON
+        .replace("repeats = 60", "repeats = 2")
+        .replace("{ run = \"sync\", law = \"1/N\" }", &servers)
+        .replace("server_flags = \"--work block:1ms\"\n", "")
+        .replace("\"qps\", \"law_qps\", \"deviation\", \"timeouts\"]\n", &format!("\"wakeups\"]\n{claim}"));
+    fs::write(scratch.root.join("experiments/01-lesson.md"), lesson).unwrap();
+    let (status, error) = ended(scratch.lab(&["run"]));
+    assert_eq!(status, Some(0), "{error}");
+    let rows = recorded(&scratch);
+    let runs = |server: &str| rows.iter().filter(|row| row["label"].as_str().unwrap().starts_with(server)).count();
+    assert_eq!((runs("python3"), runs("sync")), (9, 2));
+    assert_eq!(rows.iter().filter(|row| row["is_further"] == true).count(), 7);
+    let verdicts = String::from_utf8(scratch.lab(&["claims"]).stdout).unwrap();
+    assert!(verdicts.contains("holds     It wakes up often: 3.00"), "{verdicts}");
+    assert_eq!(check(&scratch).0, Some(0));
+    let page = fs::read_to_string(scratch.root.join("experiments/results/01-lesson.md")).unwrap();
+    assert!(page.contains("of 2 to 9 runs") && page.contains("ran in further blocks"), "{page}");
 }

@@ -187,6 +187,15 @@ pub fn judge<'a>(experiment: &'a Experiment, rows: &[Row]) -> Vec<Judged<'a>> {
     experiment.claims.iter().map(|claim| judge_one(experiment, claim, &rows)).collect()
 }
 
+/// The cases, by index, of which more runs could decide an undecided claim.
+pub fn undecided_cases(experiment: &Experiment, rows: &[Row]) -> Vec<usize> {
+    let judged = judge(experiment, rows);
+    let undecided = judged.iter().filter(|judged| judged.verdict == Verdict::Undecided);
+    let undecided: Vec<&Claim> = undecided.map(|judged| judged.claim).collect();
+    let cases = experiment.cases(false).into_iter();
+    cases.filter(|case| undecided.iter().any(|claim| claim.uses(case))).map(|case| case.index).collect()
+}
+
 /// A line for each of them, none longer than `width` columns.
 pub fn lines(judged: &[Judged], width: usize, paint: Paint) -> Vec<String> {
     judged.iter().map(|judged| judged.line(width, paint)).collect()

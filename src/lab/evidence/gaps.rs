@@ -25,7 +25,7 @@ fn gaps_of(experiment: &Experiment, record: &Record) -> Vec<String> {
     let rows: Vec<&Row> = rows_of(record, &experiment.name).collect();
     let mut gaps = Vec::new();
     let planned = record.header.planned.get(&experiment.name).copied().unwrap_or_default();
-    if rows.len() != planned {
+    if rows.len() < planned {
         gaps.push(format!("{}: {} of {planned} rows", experiment.name, rows.len()));
     }
     // A record of another matrix has other cases. The lesson is stale then, and `origin` says so.

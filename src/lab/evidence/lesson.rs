@@ -69,7 +69,7 @@ impl<'a> Lesson<'a> {
         let record = self.record?;
         let rows = rows_of(record, name).count();
         let planned = record.header.planned.get(name).copied().unwrap_or(rows);
-        (rows != planned).then(|| format!("**The run was interrupted after {rows} of {planned} rows.**"))
+        (rows < planned).then(|| format!("**The run was interrupted after {rows} of {planned} rows.**"))
     }
 }
 

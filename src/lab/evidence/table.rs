@@ -8,6 +8,7 @@ use comfy_table::{CellAlignment, ContentArrangement};
 
 use crate::lab::evidence::columns::{self, Column, Sample, Value};
 use crate::lab::evidence::{accounting, numbers};
+use crate::lab::plan::blocks::FURTHER;
 use crate::lab::plan::case::TRACED_COLUMNS;
 use crate::lab::plan::events;
 use crate::lab::plan::matrix::{TableKind, TableSpec};
@@ -159,8 +160,10 @@ fn conditions(spec: &TableSpec, cases: &[Vec<&Row>]) -> Vec<String> {
     let Some(example) = cases.first().and_then(|case| case.first()) else { return Vec::new() };
     let is_baseline =
         |case: &&Vec<&Row>| !spec.baseline.is_empty() && spec.baseline_of(&case[0].coordinates) == case[0].coordinates;
-    let runs = cases.iter().filter(|case| !is_baseline(case)).map(Vec::len).max().unwrap_or(0);
-    let repeats = match runs {
+    let runs = cases.iter().filter(|case| !is_baseline(case)).map(Vec::len);
+    let (fewest, most) = (runs.clone().min().unwrap_or(0), runs.max().unwrap_or(0));
+    let runs = if fewest == most { most.to_string() } else { format!("{fewest} to {most}") };
+    let repeats = match fewest {
         1 => "one run of fresh processes per line, so no spread is known".to_string(),
         2..RUNS_FOR_INTERVAL => {
             format!("median [smallest, largest] of {runs} runs of fresh processes; too few for a confidence interval")
@@ -185,6 +188,13 @@ fn conditions(spec: &TableSpec, cases: &[Vec<&Row>]) -> Vec<String> {
             "Server and client in a network namespace of their own: this user may not change the machine's settings."
                 .to_string(),
         );
+    }
+    if cases.iter().flatten().any(|row| row.is_further) {
+        let time = FURTHER.as_secs();
+        notes.push(format!(
+            "Lines that an undecided claim needs ran in further blocks until it was decided, for at most {time} s of the \
+             lesson; looking so often makes a wrong decision likelier than the 5 % of one look."
+        ));
     }
     if !spec.baseline.is_empty() {
         let baseline_runs = cases.iter().filter(is_baseline).map(Vec::len).max().unwrap_or(0);

@@ -1,39 +1,68 @@
 //! In which order the runs of an experiment are made: in blocks, each with a run of every case in seeded random order, so
 //! that a change of the machine's speed meets all servers alike. A machine can change its speed within a block, too;
 //! therefore a run that is compared with a baseline stands directly beside a run of it.
+//!
+//! The matrix says how many blocks there are at least. Further ones hold the cases that an undecided claim needs, as long as
+//! [`FURTHER`] allows: repeats are spent where they can decide something.
 
 use std::time::Duration;
 
 use crate::lab::plan::case::Case;
 use crate::lab::plan::experiment::{Experiment, fnv1a};
 
+/// How much time of a lesson further blocks may take.
+pub const FURTHER: Duration = Duration::from_secs(45);
+
 /// One run to be made.
+#[derive(Clone)]
 pub struct Run {
     pub case: Case,
     pub block: usize,
     /// Runs of a block with the same number stand directly beside each other: a baseline and what is compared with it.
     pub group: Option<usize>,
+    /// Beyond the matrix' own repeats.
+    pub is_further: bool,
 }
 
 /// Every run of an experiment in order. The order depends only on the experiment and the seed, so that the command below
 /// a table repeats the order of that table, whatever other experiments ran in the same record.
 pub fn schedule(experiment: &Experiment, quick: bool, seed: u64) -> Vec<Run> {
-    let mut random = fastrand::Rng::with_seed(seed ^ fnv1a(&experiment.name));
     let cases = experiment.cases(quick);
-    let blocks = cases.iter().map(|case| case.repeats).max().unwrap_or(0);
-    let mut runs = Vec::new();
-    for block in 0..blocks {
+    let of_block = |block| -> Vec<Run> {
         let of_block: Vec<&Case> = cases.iter().filter(|case| block < case.repeats).collect();
-        // Another one for each repeat, so that repeats are not the same arrivals again. Within a block all servers meet the
-        // same arrivals, which makes their comparison sharper (common random numbers: Law, Simulation Modeling, ch. 11.2).
-        let client_seed = fnv1a(&format!("{} {seed} {block}", experiment.name)) % 1_000_000;
-        let mut groups = groups(&of_block, &mut random);
-        random.shuffle(&mut groups);
-        for (number, group) in groups.into_iter().enumerate() {
-            let number = (group.len() > 1).then_some(number);
-            let seeded = |case: &Case| Case { client: case.client.with_seed(client_seed), ..case.clone() };
-            runs.extend(group.into_iter().map(|case| Run { case: seeded(case), block, group: number }));
-        }
+        one_block(&experiment.name, &of_block, block, seed)
+    };
+    (0..fewest_blocks(&cases)).flat_map(of_block).collect()
+}
+
+fn fewest_blocks(cases: &[Case]) -> usize {
+    cases.iter().map(|case| case.repeats).max().unwrap_or(0)
+}
+
+/// The `number`th block beyond those of the schedule: the cases at these indices, and what they are compared with.
+pub fn further_block(experiment: &Experiment, wanted: &[usize], number: usize, seed: u64) -> Vec<Run> {
+    let cases = experiment.cases(false);
+    let is_wanted = |case: &Case| wanted.contains(&case.index);
+    let is_compared = |case: &Case| cases.iter().any(|other| is_wanted(other) && other.baseline == Some(case.index));
+    let of_block: Vec<&Case> = cases.iter().filter(|case| is_wanted(case) || is_compared(case)).collect();
+    let runs = one_block(&experiment.name, &of_block, fewest_blocks(&cases) + number, seed);
+    runs.into_iter().map(|run| Run { is_further: true, ..run }).collect()
+}
+
+/// A run of each of these cases; the order depends only on the experiment, the block and the seed.
+fn one_block(experiment: &str, cases: &[&Case], block: usize, seed: u64) -> Vec<Run> {
+    // Another seed for the clients of each block, so that repeats are not the same arrivals again. Within a block all servers
+    // meet the same arrivals, which makes their comparison sharper (common random numbers: Law, Simulation Modeling, ch. 11.2).
+    let hash = fnv1a(&format!("{experiment} {seed} {block}"));
+    let client_seed = hash % 1_000_000;
+    let mut random = fastrand::Rng::with_seed(hash);
+    let mut groups = groups(cases, &mut random);
+    random.shuffle(&mut groups);
+    let mut runs = Vec::new();
+    for (number, group) in groups.into_iter().enumerate() {
+        let number = (group.len() > 1).then_some(number);
+        let seeded = |case: &Case| Case { client: case.client.with_seed(client_seed), ..case.clone() };
+        runs.extend(group.into_iter().map(|case| Run { case: seeded(case), block, group: number, is_further: false }));
     }
     runs
 }
@@ -135,6 +164,17 @@ mod tests {
         assert_eq!(different.len(), blocks.len());
         assert_eq!(clients(1), clients(1));
         assert_ne!(clients(1), clients(2));
+    }
+
+    #[test]
+    fn a_further_block_holds_what_is_wanted_and_what_it_is_compared_with() {
+        let table = "server = [{ run = \"a\" }, { run = \"b\" }, { run = \"c\" }]\nload = \"loadgen\"\ncolumns = []\n\
+                     repeats = 3\nbaseline = { server = \"b\" }";
+        let runs = further_block(&parse_lesson(table).unwrap(), &[2], 1, 7);
+        let mut cases: Vec<usize> = runs.iter().map(|run| run.case.index).collect();
+        cases.sort();
+        assert_eq!(cases, [1, 2]);
+        assert!(runs.iter().all(|run| run.block == 4 && run.group == Some(0) && run.is_further));
     }
 
     #[test]

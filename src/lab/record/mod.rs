@@ -61,6 +61,9 @@ pub struct Row {
     /// without a baseline, and in older records.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<usize>,
+    /// Made because a claim was undecided, beyond the matrix' own repeats.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_further: bool,
     pub coordinates: Vec<(String, String)>,
     pub label: String,
     pub law: Option<String>,

@@ -1,4 +1,5 @@
-//! A whole `lab run`: all runs of the chosen experiments, one after another, each recorded as soon as it is finished.
+//! A whole `lab run`: all runs of the chosen experiments, one after another, each recorded as soon as it is finished. A
+//! lesson whose claims are undecided then gets further blocks.
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, stderr};
@@ -8,12 +9,12 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::console;
-use crate::lab::plan::blocks::{Run, estimate, schedule};
+use crate::lab::plan::blocks::{FURTHER, Run, estimate, further_block, schedule};
 use crate::lab::plan::case::Case;
 use crate::lab::plan::experiment::Experiment;
 use crate::lab::program::{Interrupt, Stop};
 use crate::lab::record::content::{self, Content};
-use crate::lab::record::{Header, Writer, fingerprint};
+use crate::lab::record::{Header, Row, Writer, fingerprint};
 use crate::lab::run::one_case;
 use crate::units::utc_now;
 
@@ -27,21 +28,23 @@ pub struct Outcome {
     pub interrupted: bool,
 }
 
-/// Measures everything and records each row in the folder `records` when it is finished; `root` is the repository.
+/// The cases, by index, that would help to decide something; the rows are those of the experiment so far.
+pub type Undecided = fn(&Experiment, &[Row]) -> Vec<usize>;
+
+/// Measures everything and records each row in the folder `records` when it is finished; `root` is the repository. A quick
+/// run has no further blocks.
 pub fn run(
     root: &Path,
     records: &Path,
     experiments: &[Experiment],
     quick: bool,
     seed: u64,
+    undecided: Undecided,
     interrupt: &Interrupt,
 ) -> Result<Outcome, String> {
-    let schedules = experiments.iter().map(|experiment| schedule(experiment, quick, seed));
-    let runs: Vec<Run> = schedules.flatten().collect();
-    let mut planned = BTreeMap::new();
-    for run in &runs {
-        *planned.entry(run.case.experiment.clone()).or_insert(0) += 1;
-    }
+    let schedules: Vec<Vec<Run>> = experiments.iter().map(|experiment| schedule(experiment, quick, seed)).collect();
+    let names = experiments.iter().map(|experiment| experiment.name.clone());
+    let planned: BTreeMap<String, usize> = names.zip(schedules.iter().map(Vec::len)).collect();
     let header = Header {
         date: utc_now(),
         scale: if quick { "quick" } else { "full" }.to_string(),
@@ -51,27 +54,73 @@ pub fn run(
         by_hand: experiments.iter().find_map(|experiment| experiment.by_hand.clone()),
         machine: fingerprint::take(root, content::commit(root, experiments)),
     };
-    let mut record = Writer::create(records, &header)?;
-    let progress = ProgressDisplay::new(&runs);
-    let mut outcome = Outcome { rows: 0, planned: runs.len(), failures: Vec::new(), interrupted: false };
-    for Run { case, block, group } in &runs {
-        progress.bar.set_message(case.to_string());
-        let mut row = match one_case::run(case, *block, interrupt) {
-            Ok(row) => row,
+    let planned = schedules.iter().map(Vec::len).sum();
+    let mut recorder = Recorder {
+        writer: Writer::create(records, &header)?,
+        progress: ProgressDisplay::new(&schedules.concat()),
+        outcome: Outcome { rows: 0, planned, failures: Vec::new(), interrupted: false },
+        interrupt,
+    };
+    for (experiment, runs) in experiments.iter().zip(&schedules) {
+        let measured = match quick {
+            true => recorder.measure(runs).map(drop),
+            false => recorder.measure_until_decided(experiment, runs, seed, undecided),
+        };
+        match measured {
+            Ok(()) => {}
             Err(Stop::Interrupted) => {
-                outcome.interrupted = true;
+                recorder.outcome.interrupted = true;
                 break;
             }
             Err(Stop::Failed(why)) => return Err(why),
-        };
-        row.group = *group;
-        record.line(&row)?;
-        outcome.rows += 1;
-        let failure = row.failure.map(|why| format!("{case}: FAILED: {why}"));
-        progress.end(case, failure.as_deref());
-        outcome.failures.extend(failure);
+        }
     }
-    Ok(outcome)
+    Ok(recorder.outcome)
+}
+
+struct Recorder<'a> {
+    writer: Writer,
+    progress: ProgressDisplay,
+    outcome: Outcome,
+    interrupt: &'a Interrupt,
+}
+
+impl Recorder<'_> {
+    fn measure(&mut self, runs: &[Run]) -> Result<Vec<Row>, Stop> {
+        let mut rows = Vec::new();
+        for Run { case, block, group, is_further } in runs {
+            self.progress.bar.set_message(case.to_string());
+            let mut row = one_case::run(case, *block, self.interrupt)?;
+            (row.group, row.is_further) = (*group, *is_further);
+            self.writer.line(&row)?;
+            self.outcome.rows += 1;
+            let failure = row.failure.as_ref().map(|why| format!("{case}: FAILED: {why}"));
+            self.progress.end(case, failure.as_deref());
+            self.outcome.failures.extend(failure);
+            rows.push(row);
+        }
+        Ok(rows)
+    }
+
+    fn measure_until_decided(
+        &mut self,
+        experiment: &Experiment,
+        runs: &[Run],
+        seed: u64,
+        undecided: Undecided,
+    ) -> Result<(), Stop> {
+        let mut rows = self.measure(runs)?;
+        let mut left = FURTHER;
+        for number in 0.. {
+            let wanted = undecided(experiment, &rows);
+            let block = further_block(experiment, &wanted, number, seed);
+            let Some(rest) = left.checked_sub(estimate(&block)).filter(|_| !block.is_empty()) else { break };
+            left = rest;
+            self.progress.bar.inc_length(estimate(&block).as_millis() as u64);
+            rows.extend(self.measure(&block)?);
+        }
+        Ok(())
+    }
 }
 
 /// `3:07 min`.
