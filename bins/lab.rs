@@ -312,7 +312,10 @@ fn explain() -> String {
         name + &wrapped(&format!("      {}", column.definition()), WIDTH, 6).join("\n") + "\n"
     };
     let lines: String = columns::COLUMNS.iter().map(line).collect();
-    format!("Columns (the name in a matrix: the header in a table)\n\n{lines}\n{}\n", law::EXPLANATION)
+    format!(
+        "Columns (the name in a matrix: the header in a table)\n\n{lines}\n{}\n\nGLOSSARY.md explains the words.\n",
+        law::EXPLANATION
+    )
 }
 
 /// Of explanations, in columns of a terminal.

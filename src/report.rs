@@ -83,7 +83,7 @@ pub struct WorkerReport {
     /// more.
     #[serde(default)]
     pub accept_eagain: u64,
-    /// Connections lost to the client: resets, malformed requests, time-outs.
+    /// Connections that ended by the client's fault: resets, malformed requests, time-outs.
     pub client_errors: u64,
     pub cpu_user_us: u64,
     pub cpu_system_us: u64,

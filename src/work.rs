@@ -2,7 +2,7 @@
 //!
 //! `wait` and `block` take the same time; the difference is who is free meanwhile. A `wait` stands for a database
 //! query: an event loop sets a timer and serves others. A `block` stands for code that does not give way, like the
-//! `sleep(3)` of the seed texts. A worker without an event loop is blocked by both.
+//! `sleep(3)` of the texts that this toolkit follows. A worker without an event loop is blocked by both.
 
 use std::str::FromStr;
 use std::time::Duration;

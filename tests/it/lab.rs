@@ -514,3 +514,40 @@ fn a_table_with_values_set_by_hand_is_shown_and_the_record_of_the_repository_sta
     assert_eq!((unknown.status.code(), line.lines().count()), (Some(1), 1), "{line}");
     assert!(line.contains("no axis \"workers\"; the axes of each table are t: ms"), "{line}");
 }
+
+#[test]
+fn the_lesson_beside_the_servers_to_start_from_can_be_measured() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments/own-server");
+    let out = std::env::temp_dir().join(format!("acceptlab-own-server-out-{}", std::process::id()));
+    let run = ["run", "1", "--quick", "--root", root.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    let output = Command::new(LAB).args(run).output().unwrap();
+    let _ = fs::remove_dir_all(&out);
+    let table = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{table}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(table.contains("prefork --workers 4"), "{table}");
+}
+
+#[test]
+fn the_glossary_has_twenty_five_words_in_order_and_every_lesson_links_it() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &Path| fs::read_to_string(path).unwrap();
+    let glossary = read(&root.join("GLOSSARY.md"));
+    let rows: Vec<&str> = glossary.lines().filter(|line| line.starts_with("| ")).skip(2).collect();
+    let words: Vec<String> =
+        rows.iter().map(|row| row.split('|').nth(1).unwrap().trim_matches([' ', '`']).to_lowercase()).collect();
+    assert_eq!(words.len(), 25);
+    assert!(words.is_sorted_by_key(|word| word.replace("so_", "so")), "{words:?}");
+    for row in rows {
+        let meaning = row.split('|').nth(2).unwrap().trim();
+        assert!(meaning.ends_with('.') && !meaning.contains(". "), "one sentence: {meaning}");
+        let mut links = row.split("](").skip(1).map(|link| link.split(')').next().unwrap());
+        assert!(links.all(|link| link.starts_with("https://") || root.join(link).exists()), "{row}");
+        assert!(row.contains("]("), "no link: {row}");
+    }
+    for entry in fs::read_dir(root.join("experiments")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "md") {
+            assert!(read(&path).contains("](../GLOSSARY.md)"), "{} does not link the glossary", path.display());
+        }
+    }
+}

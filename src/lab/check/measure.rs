@@ -26,7 +26,7 @@ pub const POINTS: &[Point] = &[
         stopped_by(program, Signal::SIGTERM)?.1.document().map(drop)
     }),
     own(STOP, "report-fields", "the document has every field of the contract", fields),
-    own(STOP, "books", "accepted and requests are what the clients counted", counts_agree),
+    own(STOP, "counts", "accepted and requests are what the clients counted", counts_agree),
     own(SCOREBOARD, "scoreboard", "--scoreboard PATH puts the live counters in this file", scoreboard),
 ];
 

@@ -206,7 +206,7 @@ pub const LEVELS: [Level; 6] = [
     Level { number: 2, name: "answers", score: 20, tables: &[answer::POINTS], reached: "" },
     Level {
         number: 3, name: "can be measured", score: 20, tables: &[measure::POINTS, work::POINTS],
-        reached: "you may now enter a matrix: name the command as a server in an experiment (experiments/own-server/)",
+        reached: "you may now enter a matrix: experiments/own-server/README.md",
     },
     Level { number: 4, name: "HTTP", score: 20, tables: &[http::POINTS], reached: "" },
     Level { number: 5, name: "robust", score: 20, tables: &[bad_input::POINTS, patience::POINTS], reached: "" },
