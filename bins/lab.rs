@@ -17,6 +17,7 @@ use acceptlab::lab::evidence::answer::outdated;
 use acceptlab::lab::evidence::claims::{self, Judged, undecided_cases};
 use acceptlab::lab::evidence::columns::{self, Column};
 use acceptlab::lab::evidence::gaps::gaps;
+use acceptlab::lab::evidence::html;
 use acceptlab::lab::evidence::lesson::{self, Lesson};
 use acceptlab::lab::evidence::origin;
 use acceptlab::lab::evidence::pages::Place;
@@ -106,6 +107,9 @@ enum Command {
         /// Print all tables instead of a dozen lines for each experiment.
         #[arg(long)]
         tables: bool,
+        /// Also write everything as one HTML page that needs no network and no other file.
+        #[arg(long, value_name = "FILE", conflicts_with = "check")]
+        html: Option<PathBuf>,
     },
     /// Judge what the lessons say by the newest record of each: holds, fails, or undecided
     ///
@@ -226,14 +230,14 @@ fn run(arguments: Arguments) -> Result<bool, Stop> {
                 let chosen = experiment::select(all, &experiment)?;
                 return measure_by_hand(&root, &chosen, &by_hand, quick, seed, out.as_deref(), &interrupt);
             }
-            let output = Output { out, tables };
+            let output = Output { out, tables, html: None };
             measure(&root, all, &experiment, quick, seed, &output, &interrupt)
         }
-        Command::Report { check, fresh, out, tables } => {
+        Command::Report { check, fresh, out, tables, html } => {
             let (root, experiments) = load(root)?;
             match check {
                 true => Ok(check_report(&root, out.as_deref(), &experiments, fresh)?),
-                false => report(&root, &Output { out, tables }, &experiments, &experiments, &never()),
+                false => report(&root, &Output { out, tables, html }, &experiments, &experiments, &never()),
             }
         }
         Command::Claims { experiment, format, out } => {
@@ -270,6 +274,7 @@ struct Output {
     /// The repository where there is none.
     out: Option<PathBuf>,
     tables: bool,
+    html: Option<PathBuf>,
 }
 
 /// The command lines of a matrix are written for the repository's folder.
@@ -432,6 +437,10 @@ fn report(
     for (path, text) in outdated {
         std::fs::write(&path, text).map_err(|error| format!("write {}: {error}", path.display()))?;
     }
+    if let Some(path) = &output.html {
+        let page = html::page(&Lesson::all(all, &records));
+        std::fs::write(path, page).map_err(|error| format!("write {}: {error}", path.display()))?;
+    }
     let lessons = chosen.iter().map(|experiment| Lesson::of(experiment, &records));
     let measured: Vec<Lesson> = lessons.filter(|lesson| lesson.record.is_some()).collect();
     let text = if output.tables { measured.iter().map(tables).collect() } else { in_short(&measured, &place) };
@@ -448,7 +457,10 @@ fn in_short(lessons: &[Lesson], place: &Place) -> String {
     }
     if lessons.len() > 1 {
         lines.extend(summary::headlines(lessons, width, paint));
-        lines.push(format!("\nRead on: {}; all tables here: lab report --tables", place.results().display()));
+        lines.push(format!(
+            "\nRead on: {}; all tables here: lab report --tables; in a browser: lab report --html report.html",
+            place.results().display()
+        ));
     }
     lines.join("\n") + "\n"
 }

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Installs the programs of other projects that the tests and experiments use: clients to compare with, Node for the
-# cluster's workers, what starts loadgen on many machines, tools that look into a process or hold a terminal, and the
-# standard reader of .hlog files. A test that lacks one of them ends as inconclusive. Debian, as root.
+# cluster's workers, what starts loadgen on many machines, tools that look into a process or hold a terminal, a browser for
+# the report, and the standard reader of .hlog files. A test that lacks one of them ends as inconclusive. Debian, as root.
 set -euo pipefail
 missing=()
 for pair in wrk:wrk ab:apache2-utils siege:siege h2load:nghttp2-client curl:curl node:nodejs \
   strace:strace gdb:gdb tmux:tmux setpriv:util-linux \
-  sshd:openssh-server ssh:openssh-client parallel:parallel ip:iproute2; do
+  chromium:chromium sshd:openssh-server ssh:openssh-client parallel:parallel ip:iproute2; do
   command -v "${pair%%:*}" >/dev/null || command -v "/usr/sbin/${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 done
 reader() { python3 -c 'import hdrh.log' 2>/dev/null; }

@@ -1,6 +1,7 @@
 //! The specification: every test runs the real programs, and its name is the sentence it holds them to.
 
 mod generator;
+mod html;
 mod inconclusive;
 mod support;
 mod terminal;

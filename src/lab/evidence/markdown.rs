@@ -49,9 +49,9 @@ pub fn commands(lines: &Commands) -> String {
     format!("```sh\n{}```\n", lines.iter().map(folded).collect::<String>())
 }
 
-/// A table of an experiment, with what was recorded about it below.
+/// A table of an experiment without its title, with what was recorded about it below.
 pub fn section(table: &Table, without: &[String]) -> String {
-    let mut text = format!("### {}\n\n", table.title);
+    let mut text = String::new();
     for (lines, answers) in &table.traces {
         text += &format!("{}\n```text\n{}\n```\n\n", commands(lines), answers.join("\n"));
     }
@@ -59,7 +59,7 @@ pub fn section(table: &Table, without: &[String]) -> String {
         text += &columns(table);
     }
     let notes = table.notes.iter().filter(|note| !without.contains(note));
-    text + &notes.map(|note| bullet(note)).collect::<String>() + "\n"
+    text + &notes.map(|note| bullet(note)).collect::<String>()
 }
 
 /// The first columns, and all others in tables of the same size that a reader unfolds.

@@ -6,6 +6,7 @@ pub mod answer;
 pub mod claims;
 pub mod columns;
 pub mod gaps;
+pub mod html;
 pub mod lesson;
 pub mod markdown;
 pub mod numbers;

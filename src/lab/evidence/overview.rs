@@ -14,19 +14,23 @@ use crate::lab::record::{Record, Row};
 const BIAS: &str = include_str!("bias.md");
 
 pub fn render(lessons: &[Lesson], links: &Links) -> String {
-    let mut text = "# Results\n\n".to_string();
-    text += &paragraph(
-        "Written by `lab report` from the records; not one number here was typed. A number is the median of several runs \
-         of fresh processes, [with its 95 % interval] where there are enough runs for one. Each lesson's page has all \
-         tables, the commands behind them and the definitions. `lab report --check` compares every page with the record.",
-    );
-    text += &machines(lessons);
-    text += "\n## Which record\n\n";
-    text += &records(lessons, links);
-    for lesson in lessons {
-        text += &section(lesson, links);
-    }
-    text + &published(lessons) + "\n" + BIAS
+    let sections: String = lessons.iter().map(|lesson| section(lesson, links)).collect();
+    before(lessons, links) + &sections + "\n" + &after(lessons)
+}
+
+/// What a reader must know first: how the page came about, the machine, the records.
+pub fn before(lessons: &[Lesson], links: &Links) -> String {
+    let how = "Written by `lab report` from the records; not one number here was typed. A number is the median of several \
+               runs of fresh processes, [with its 95 % interval] where there are enough runs for one. Each lesson's page \
+               has all tables, the commands behind them and the definitions. `lab report --check` compares every page with \
+               the record.";
+    let records = records(lessons, links);
+    format!("# Results\n\n{}{}\n## Which record\n\n{records}", paragraph(how), machines(lessons))
+}
+
+/// What concerns all lessons: the figures of others, and our bias.
+pub fn after(lessons: &[Lesson]) -> String {
+    published(lessons) + BIAS
 }
 
 fn section(lesson: &Lesson, links: &Links) -> String {
@@ -55,10 +59,10 @@ fn claims(lesson: &Lesson) -> String {
     }
     let row = |judged: &Judged| {
         let bar = judged.bar().map_or(String::new(), Bar::to_string);
-        let cells = [&judged.claim.says, &judged.measured(), &bar, judged.verdict.name()].map(escaped);
+        let cells = [&judged.claim.says, judged.verdict.name(), &judged.measured(), &bar].map(escaped);
         format!("<tr><td>{}</td></tr>", cells.join("</td><td>"))
     };
-    let head = "<tr><th>claim</th><th>measured</th><th>bar</th><th>here</th></tr>";
+    let head = "<tr><th>claim</th><th>here</th><th>measured</th><th>bar</th></tr>";
     format!("\n<table>{head}{}</table>\n", lesson.judged.iter().map(row).collect::<String>())
 }
 
@@ -84,7 +88,7 @@ fn published(lessons: &[Lesson]) -> String {
         return String::new();
     }
     let headers = ["lesson", "claim", "source", "published", "measured", "here"].map(String::from);
-    format!("\n## Published figures\n\n{}", table(&headers, &lines, |_| true))
+    format!("## Published figures\n\n{}\n", table(&headers, &lines, |_| true))
 }
 
 /// Which lesson comes from which record and commit.

@@ -9,6 +9,7 @@ use crate::lab::evidence::claims::Judged;
 use crate::lab::evidence::lesson::{Lesson, Links};
 use crate::lab::evidence::markdown::{bullet, commands, paragraph, section, table};
 use crate::lab::evidence::overview;
+use crate::lab::evidence::pictures::Drawn;
 use crate::lab::plan::claim::Bar;
 use crate::lab::plan::experiment::Experiment;
 use crate::lab::record::Record;
@@ -105,35 +106,57 @@ fn replace(path: &Path, text: &str) -> Result<(), String> {
     })
 }
 
+/// A heading and what stands below it.
+pub struct Part {
+    pub level: usize,
+    pub title: String,
+    pub body: String,
+}
+
 /// The page of one lesson. Only in the repository is the lesson itself beside it.
 fn render(lesson: &Lesson, is_repository: bool) -> String {
-    let experiment = lesson.experiment;
-    let mut text = format!("# {} · {}\n\n{}", lesson.number(), experiment.title, paragraph(&experiment.question));
-    if !lesson.answer.is_empty() {
-        text += &format!("\n{}", paragraph(&format!("**Answer.** {}", lesson.answer)));
-    }
-    if let Some(line) = lesson.incomplete() {
-        text += &format!("\n{}", paragraph(&line));
-    }
-    for picture in &lesson.pictures {
-        text += &format!("\n![{}]({})\n", picture.title, lesson.picture_file(picture));
-    }
-    text += &claims(lesson);
-    text += "\n## Tables\n\n";
+    let text = |part: Part| format!("{} {}\n\n{}", "#".repeat(part.level), part.title, part.body);
+    let parts: Vec<String> = parts(lesson, is_repository).into_iter().map(text).collect();
+    parts.join("\n").trim_end().to_string() + "\n"
+}
+
+/// The same in parts, those that are empty left out.
+pub fn parts(lesson: &Lesson, is_repository: bool) -> Vec<Part> {
+    let part = |level, title: &str, body| Part { level, title: title.to_string(), body };
     let shared = shared_notes(lesson);
-    lesson.tables.iter().for_each(|table| text += &section(table, &shared));
-    text += "## Conditions\n\n";
+    let title = format!("{} · {}", lesson.number(), lesson.experiment.title);
+    let mut parts = vec![part(1, &title, beginning(lesson)), part(2, "Claims", claims(lesson))];
+    parts.retain(|part| !part.body.is_empty());
+    if lesson.record.is_none() {
+        return parts;
+    }
+    parts.push(part(2, "Tables", String::new()));
+    parts.extend(lesson.tables.iter().map(|table| part(3, &table.title, section(table, &shared))));
+    parts.push(part(2, "Conditions", conditions(lesson, &shared, is_repository)));
+    parts.push(part(2, "Commands of the first lines", all_commands(lesson)));
+    parts.push(part(2, "The columns", definitions(lesson)));
+    parts.retain(|part| !part.body.is_empty() || part.title == "Tables");
+    parts
+}
+
+/// Question, answer, pictures.
+fn beginning(lesson: &Lesson) -> String {
+    let answer = Some(&lesson.answer).filter(|answer| !answer.is_empty()).map(|answer| format!("**Answer.** {answer}"));
+    let unmeasured = lesson.record.is_none().then(|| format!("Not measured yet: `{}`.", lesson.command()));
+    let texts = [Some(lesson.experiment.question.clone()), answer, lesson.incomplete(), unmeasured];
+    let texts = texts.into_iter().flatten().map(|text| paragraph(&text));
+    let picture = |picture: &Drawn| format!("![{}]({})\n", picture.title, lesson.picture_file(picture));
+    texts.chain(lesson.pictures.iter().map(picture)).collect::<Vec<_>>().join("\n")
+}
+
+fn conditions(lesson: &Lesson, shared: &[String], is_repository: bool) -> String {
     let file = lesson.record.map_or("", |record| &record.file);
-    let why =
-        if is_repository { format!(" The lesson says why: [{0}](../{0}.md).", experiment.name) } else { String::new() };
-    text += &bullet(&format!("Record: [{file}](../record/{file}). Measured by `{}`.{why}", lesson.command()));
-    shared.iter().for_each(|note| text += &bullet(note));
-    text += &bullet(
-        "Counts (switches, wake-ups, connections, losses) survive a noisy machine. Times and rates do not: compare ratios \
-         of lines of one table.",
-    );
-    text += &all_commands(lesson);
-    text + &definitions(lesson)
+    let name = &lesson.experiment.name;
+    let why = if is_repository { format!(" The lesson says why: [{name}](../{name}.md).") } else { String::new() };
+    let origin = format!("Record: [{file}](../record/{file}). Measured by `{}`.{why}", lesson.command());
+    let noise = "Counts (switches, wake-ups, connections, losses) survive a noisy machine. Times and rates do not: compare \
+                 ratios of lines of one table.";
+    [&[origin][..], shared, &[noise.to_string()]].concat().iter().map(|line| bullet(line)).collect()
 }
 
 /// Each claim with its verdict, and below them why those do not hold that do not.
@@ -143,10 +166,10 @@ fn claims(lesson: &Lesson) -> String {
     }
     let line = |judged: &Judged| {
         let bar = judged.bar().map_or(String::new(), Bar::to_string);
-        vec![judged.claim.says.clone(), judged.measured(), bar, judged.verdict.name().to_string()]
+        vec![judged.claim.says.clone(), judged.verdict.name().to_string(), judged.measured(), bar]
     };
     let lines: Vec<Vec<String>> = lesson.judged.iter().map(line).collect();
-    let headers = ["claim", "measured", "bar", "here"].map(String::from);
+    let headers = ["claim", "here", "measured", "bar"].map(String::from);
     let table = table(&headers, &lines, |header| header != "measured");
     let remark = |judged: &Judged| {
         let source = judged.claim.source.as_ref().map(|source| format!("Source: {source}."));
@@ -155,7 +178,7 @@ fn claims(lesson: &Lesson) -> String {
         (!remarks.is_empty()).then(|| bullet(&format!("{}: {}", judged.claim.says, remarks.join(" "))))
     };
     let remarks: String = lesson.judged.iter().filter_map(remark).collect();
-    format!("\n## Claims\n\n{table}\n{remarks}")
+    if remarks.is_empty() { table } else { format!("{table}\n{remarks}") }
 }
 
 /// What every table of the lesson says: below each it would be read several times.
@@ -172,9 +195,9 @@ fn all_commands(lesson: &Lesson) -> String {
     let mut text = String::new();
     for table in lesson.tables.iter().filter(|table| !table.commands.is_empty()) {
         let examples: Vec<String> = table.commands.iter().map(commands).collect();
-        text += &format!("\n{}\n{}", paragraph(&format!("{}:", table.title)), examples.join("\n"));
+        text += &format!("{}\n{}\n", paragraph(&format!("{}:", table.title)), examples.join("\n"));
     }
-    if text.is_empty() { text } else { format!("\n## Commands of the first lines\n{text}") }
+    text
 }
 
 /// What the columns mean, each once, in the order in which a reader meets them.
@@ -186,7 +209,7 @@ fn definitions(lesson: &Lesson) -> String {
             lines.push(line);
         }
     }
-    if lines.is_empty() { String::new() } else { format!("\n## The columns\n\n{}", lines.concat()) }
+    lines.concat()
 }
 
 #[cfg(test)]

@@ -161,7 +161,7 @@ pub fn stacked(picture: &Picture, lines: &[Line]) -> Option<String> {
             let Some(value) = &point.values[i] else { continue };
             let (from, to) = (x.at(before), x.at(before + median));
             svg.open(&tooltip(&line.name, &headers[i], point, value));
-            svg.rect((from, middle(row) - 9.0), (to - from - 1.0, 18.0), &format!("bar {}", fill(i)));
+            svg.rect((from, middle(row) - 9.0), ((to - from - 1.0).max(0.0), 18.0), &format!("bar {}", fill(i)));
             value.runs.iter().for_each(|run| svg.dot((x.at(before + run), middle(row)), i));
             if to - from > 50.0 {
                 let text = label((median * 10.0).round() / 10.0);
