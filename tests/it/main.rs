@@ -1,7 +1,6 @@
 //! The specification: every test runs the real programs, and its name is the sentence it holds them to.
 
 mod generator;
-mod html;
 mod inconclusive;
 mod support;
 mod terminal;
@@ -26,6 +25,7 @@ mod endings;
 mod foreign_clients;
 mod hot_path;
 mod house;
+mod html;
 mod injected_errors;
 mod lab;
 mod lab_endings;
