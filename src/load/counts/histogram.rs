@@ -1,11 +1,10 @@
-//! Distributions of times: HDR histograms in nanoseconds, three digits, nothing dropped.
+//! Distributions of times: HDR histograms in nanoseconds. Recording allocates nothing up to the time that the table was
+//! made for, and makes it larger for what is longer: nothing is cut off.
 
 use hdrhistogram::Histogram;
 
 use crate::report::Latency;
 
-/// A distribution of times. Recording allocates nothing up to the time that the table was made for, and makes it larger
-/// for what is longer: nothing is cut off.
 #[derive(Clone)]
 pub struct Times {
     counts: Histogram<u64>,
@@ -43,17 +42,12 @@ impl Times {
         Times { counts, max_ns: 0 }
     }
 
-    pub fn clear(&mut self) {
-        self.counts.clear();
-        self.max_ns = 0;
-    }
-
     pub fn record(&mut self, ns: u64) {
         self.counts.record(ns).expect("the table grows");
         self.max_ns = self.max_ns.max(ns);
     }
 
-    /// Adds another one that was made for the same purpose.
+    /// Both must have been made for the same purpose.
     pub fn add(&mut self, other: &Times) {
         self.counts.add(&other.counts).expect("the table grows");
         self.max_ns = self.max_ns.max(other.max_ns);
@@ -70,7 +64,6 @@ impl Times {
         is_ours.then(|| Times { max_ns: histogram.max(), counts: histogram })
     }
 
-    /// In nanoseconds, as the standard tools read them.
     pub fn histogram(&self) -> &Histogram<u64> {
         &self.counts
     }
