@@ -11,7 +11,6 @@ pub trait Observer {
     /// `so_far`: the response times since the measurement began.
     fn observe(&mut self, interval: &IntervalReport, so_far: &Latency);
 
-    /// Whether the person in front of it wants the run to end.
     fn asks_to_stop(&mut self) -> bool {
         false
     }

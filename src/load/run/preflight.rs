@@ -20,7 +20,6 @@ const TIME_WAIT_S: f64 = 60.0;
 /// use does it go through the rest (__inet_hash_connect, net/ipv4/inet_hashtables.c). So one of two is at hand.
 const PORTS_AT_HAND: f64 = 2.0;
 
-/// What the machine allows.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Limits {
     /// RLIMIT_NOFILE, the hard limit.
@@ -53,9 +52,6 @@ impl Limits {
 }
 
 /// Raises the soft limit of descriptors to the hard one, and gives advice on this run.
-///
-/// # Errors
-/// One line, when the run cannot fit on this machine at all.
 pub fn prepare(plan: &Plan) -> Result<Vec<String>, String> {
     let (soft, hard) = descriptor_limits();
     if soft < hard {
@@ -66,9 +62,6 @@ pub fn prepare(plan: &Plan) -> Result<Vec<String>, String> {
 }
 
 /// What may go wrong with this run, a line each with the setting that helps.
-///
-/// # Errors
-/// One line, when it cannot fit at all.
 pub fn advise(plan: &Plan, limits: &Limits) -> Result<Vec<String>, String> {
     let connections = u64::from(plan.connections.count) + plan.background.total();
     let needed = connections + u64::from(plan.threads.count) + OTHER_DESCRIPTORS;
@@ -115,7 +108,6 @@ fn example_of_sources(plan: &Plan) -> &'static str {
     if is_on_loopback(plan) { " 127.1.0.0/24" } else { "" }
 }
 
-/// How long a port is held that we closed first.
 fn port_held_s(plan: &Plan, limits: &Limits) -> f64 {
     match limits.time_wait_reuse {
         1 => limits.time_wait_reuse_delay_s,

@@ -14,8 +14,6 @@ const ONE_SEGMENT_BYTES: usize = 536;
 /// Sends that are kept with their due times to judge the schedule by.
 const SENDS_KEPT: usize = 20_000;
 
-/// # Errors
-/// One line, when the host has no address.
 pub fn settings(plan: &Plan) -> Result<Settings, String> {
     let Plan { connections, pacing, .. } = plan;
     let one = request_bytes(&plan.request, &plan.target, "");

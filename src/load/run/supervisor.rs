@@ -17,7 +17,6 @@ use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::process::Usage;
 use crate::units::monotonic_ns;
 
-/// A shorter run shows no progress: it is over too soon.
 const PROGRESS_FROM_NS: u64 = 2_000_000_000;
 const PROGRESS_EVERY_NS: u64 = 1_000_000_000;
 const SIGNAL: u64 = 0;
@@ -30,7 +29,6 @@ pub struct Supervisor<'a> {
     announces_phases: bool,
     /// Standard error is a terminal, so a person may be waiting in front of it.
     shows_progress: bool,
-    /// Marks that the threads have set so far.
     marks: u64,
 }
 
@@ -62,7 +60,6 @@ impl<'a> Supervisor<'a> {
         self.control.stopped_at_ns().is_some()
     }
 
-    /// Waits until all threads are ready for the schedule.
     pub fn await_ready(&mut self, threads: u64) -> nix::Result<()> {
         while self.marks < threads {
             self.wait(u64::MAX)?;
@@ -165,7 +162,6 @@ impl<'a> Supervisor<'a> {
     }
 }
 
-/// CPU time at the two ends of the measured window, as far as they have been passed.
 #[derive(Default)]
 struct Ends {
     cpu_at_open: Option<Usage>,

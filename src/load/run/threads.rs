@@ -27,16 +27,13 @@ const LEAD_NS: u64 = 1_000_000;
 /// A longer wait for --start-at is announced.
 const SILENT_WAIT: Duration = Duration::from_secs(2);
 
-/// What the threads counted.
 pub struct Counted {
     /// Of all threads together.
     pub tally: Tally,
     pub window: Window,
     /// The CPU time of the window; the rest of it is 0.
     pub cpu: Usage,
-    /// When the warm-up began.
     pub began: SystemTime,
-    /// What hindered the observers.
     pub observed: Result<(), String>,
 }
 
@@ -87,7 +84,6 @@ pub fn measure<E: Engine>(
     })
 }
 
-/// Observers need the threads to send their intervals.
 fn interval_channel(plan: &Plan, observers: &Observers) -> (Vec<IntervalSender>, Option<IntervalMerger>) {
     if observers.is_empty() {
         return (Vec::new(), None);
