@@ -23,11 +23,9 @@ use crate::report::{Latency, LoadReport};
 use crate::sys::process;
 use crate::units::{format_duration, monotonic_ns, time};
 
-/// What one thread of this client can do here.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Calibration {
     pub connections: u32,
-    /// The null server had a CPU of its own.
     pub cpu_apart: bool,
     /// Closed loop, connections kept.
     pub requests_per_s: f64,
@@ -46,15 +44,10 @@ pub struct Calibration {
     pub slip_clock_us: Latency,
 }
 
-/// The rate at which the slip is measured.
 pub const OPEN_RATE_PER_S: u32 = 10_000;
 /// Above this share of the ceiling the client may be what limits the server's figure.
 const HEADROOM: f64 = 0.8;
 
-/// Makes the four measurements.
-///
-/// # Errors
-/// One line that says what could not be started or measured.
 pub fn calibrate(duration: Duration, connections: u32) -> Result<Calibration, String> {
     let cpus = cpu::allowed();
     let apart = (cpus.len() > 1).then(|| cpus.split_last()).flatten().map(|(&theirs, ours)| (theirs, ours));
@@ -120,7 +113,6 @@ fn cpu_us_each(report: &LoadReport) -> f64 {
 }
 
 impl Calibration {
-    /// A table for people.
     pub fn render(&self) -> String {
         let mut text = format!("one thread, {} connections, against a server that does nothing", self.connections);
         text += if self.cpu_apart { " on a CPU of its own\n\n" } else { " ON THE SAME CPU: expect half of this\n\n" };

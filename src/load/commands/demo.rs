@@ -29,19 +29,13 @@ const STALL: Duration = Duration::from_secs(1);
 const RUN: Duration = Duration::from_secs(3);
 /// Of the open loop, a fifth of what the server can do.
 const RATE_PER_S: f64 = 200.0;
-/// A mark of the picture.
 const BIN: Duration = Duration::from_millis(100);
 
-/// Both loops, and what they should have seen.
 pub struct Demonstration {
     closed: LoadReport,
     open: LoadReport,
 }
 
-/// Runs both loops.
-///
-/// # Errors
-/// One line, when there is no port for the server or a run cannot be set up.
 pub fn run() -> Result<Demonstration, String> {
     let server = start_server().map_err(|error| format!("start a server on 127.0.0.1: {error}"))?;
     let measure = |name: &str, flags: &str| {
@@ -56,19 +50,15 @@ pub fn run() -> Result<Demonstration, String> {
 }
 
 impl Demonstration {
-    /// Both reports, without the single answers.
     pub fn reports(self) -> serde_json::Value {
         let without_trace = |report: LoadReport| LoadReport { trace: Vec::new(), ..report };
         serde_json::json!({"closed": without_trace(self.closed), "open": without_trace(self.open)})
     }
 
-    /// A page for people.
     pub fn render(&self) -> String {
         render(&self.closed, &self.open)
     }
 }
-
-// ---- the server -------------------------------------------------------------------------------------------
 
 /// It ends with the process.
 fn start_server() -> io::Result<SocketAddr> {
@@ -103,8 +93,6 @@ fn serve(mut connection: TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-// ---- the arithmetic ---------------------------------------------------------------------------------------
-
 /// What a stall of length S does to requests that are due at a constant rate. One that is due u after its beginning waits
 /// for the rest of the stall, S − u, and for the requests before it, ρ·u. So the delay falls in a straight line from S to
 /// zero at u = S / (1 − ρ), and over all delayed requests it is uniform between 0 and S.
@@ -114,7 +102,6 @@ struct Expected {
     utilization: f64,
     /// S / (1 − ρ).
     delayed_for_s: f64,
-    /// Share of all requests.
     delayed: f64,
 }
 
@@ -127,7 +114,6 @@ impl Expected {
         Expected { service_s, utilization, delayed_for_s, delayed: delayed_for_s / RUN.as_secs_f64() }
     }
 
-    /// The response time that a share `quantile` of the requests does not exceed.
     fn quantile_s(&self, quantile: f64) -> f64 {
         let from_the_top = ((1.0 - quantile) / self.delayed).min(1.0);
         STALL.as_secs_f64() * (1.0 - from_the_top) + self.service_s
@@ -144,8 +130,6 @@ fn latency(quantile_s: impl Fn(f64) -> f64) -> Latency {
     let us = |quantile| quantile_s(quantile) * 1e6;
     Latency { p50: us(0.5), p90: us(0.9), p99: us(0.99), p99_9: us(0.999), max: us(1.0), ..Latency::default() }
 }
-
-// ---- the page ---------------------------------------------------------------------------------------------
 
 fn render(closed: &LoadReport, open: &LoadReport) -> String {
     // The typical request of the closed loop did not wait.

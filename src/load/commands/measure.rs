@@ -15,9 +15,6 @@ pub struct Measured {
 
 /// Files are created before the run: a path that cannot be written must not cost a measurement, and a pipe may wait
 /// for its reader as long as Ctrl-C still ends the program.
-///
-/// # Errors
-/// One line: a file that cannot be created, or a run that cannot be made.
 pub fn measure(plan: &Plan) -> Result<Measured, String> {
     let files = Files::create(&plan.output.files)?;
     let Outcome { report, distributions, span, observed } = run::run(plan, observers(plan)?)?;

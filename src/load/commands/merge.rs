@@ -76,9 +76,6 @@ fn is_same_file(out: Option<&Path>, part: &Path) -> bool {
     out.and_then(place).is_some_and(|out| Some(out) == place(part))
 }
 
-// ---- reading ----------------------------------------------------------------------------------------------
-
-/// What one client left.
 struct Part {
     path: PathBuf,
     report: LoadReport,
@@ -138,7 +135,6 @@ impl Part {
     }
 }
 
-/// The first number that is negative or larger than any run makes it, with its name.
 fn impossible(report: &LoadReport) -> Option<String> {
     fn search(value: &Value, name: &str) -> Option<String> {
         match value {
@@ -208,9 +204,6 @@ fn decode(interval: &IntervalLogHistogram) -> Option<Times> {
     Times::from_histogram(Deserializer::new().deserialize(&mut encoded.as_slice()).ok()?)
 }
 
-// ---- comparing --------------------------------------------------------------------------------------------
-
-/// What speaks against adding these up, the plainest first.
 fn incompatibilities(parts: &[Part]) -> Vec<String> {
     let mut found = Vec::new();
     for (number, part) in parts.iter().enumerate() {
@@ -229,7 +222,6 @@ fn incompatibilities(parts: &[Part]) -> Vec<String> {
     found
 }
 
-/// Why these two are not parts of one load.
 fn incompatible(one: &Part, other: &Part) -> Option<String> {
     let (name, first) = (other.path.display(), one.path.display());
     if let Some(difference) = difference(&other.run.configuration, &one.run.configuration) {
@@ -250,7 +242,6 @@ fn incompatible(one: &Part, other: &Part) -> Option<String> {
     None
 }
 
-/// The first value in which two configurations differ: its name, and both values.
 fn difference(one: &Configuration, other: &Configuration) -> Option<String> {
     let values = |configuration| match serde_json::to_value(configuration) {
         Ok(Value::Object(values)) => values,
@@ -319,8 +310,6 @@ fn longest_s(parts: &[Part]) -> f64 {
     parts.iter().map(|part| part.report.duration_s).fold(0.0, f64::max)
 }
 
-// ---- adding -----------------------------------------------------------------------------------------------
-
 /// What is not a count, wherever it stands: computed again from the sums, or left out.
 const NOT_ADDED: [&str; 19] = [
     "schema",
@@ -344,7 +333,6 @@ const NOT_ADDED: [&str; 19] = [
     "run",
 ];
 
-/// The report of all of them.
 fn sum(
     parts: &[Part],
     distributions: &Distributions,
@@ -358,7 +346,6 @@ fn sum(
     sum.lost.sort_by(|a, b| a.at_s.total_cmp(&b.at_s));
     sum.lost_more += sum.lost.len().saturating_sub(LoadReport::MOST_LOST) as u64;
     sum.lost.truncate(LoadReport::MOST_LOST);
-    // What follows from the sums.
     sum.duration_s = longest_s(parts);
     sum.qps = over(sum.requests as f64, sum.duration_s);
     sum.connect_us = distributions.connect.latency();
@@ -372,7 +359,6 @@ fn sum(
     client.cpu_share = over(cpu_s, sum.duration_s * client.threads as f64);
     // A machine has to have room for one of them.
     client.max_rss_kib = parts.iter().map(|part| part.report.client.max_rss_kib).max().unwrap_or(0);
-    // What no sum can know.
     sum.workers.values_mut().for_each(|share| share.latency_us = None);
     sum.slow.iter_mut().for_each(|counts| counts.closed_after_ms = None);
     (sum.trace, sum.order) = (Vec::new(), Vec::new());
@@ -426,7 +412,6 @@ fn origin(parts: &[Part]) -> RunInfo {
     }
 }
 
-/// All checks of all parts, with the host before each reason; and what --force overruled.
 fn trust(parts: &[Part], incompatibilities: Vec<String>) -> Option<Trust> {
     let mut checks = Vec::new();
     for part in parts {

@@ -20,10 +20,8 @@ use crate::load::verdict::{self, ACHIEVED_SHARE, BUSY_CLIENT, expected_in_flight
 use crate::report::{LoadReport, Verdict};
 use crate::units::{over, time};
 
-/// One run at one rate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Point {
-    /// The rate that was asked for.
     pub rate_per_s: f64,
     /// Of what was due, the share that was answered in time.
     pub achieved_share: f64,
@@ -33,16 +31,13 @@ pub struct Point {
     /// It took three times as long, to confirm the answer.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub confirms: bool,
-    /// What decided that, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finding: Option<String>,
     pub report: LoadReport,
 }
 
-/// The throughput-latency curve.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Curve {
-    /// In ascending order of the rates.
     pub sweep: Vec<Point>,
     /// Index of the knee: where throughput over mean response time, the *power*, is largest (Kleinrock, "Power and
     /// deterministic rules of thumb", ICC 1979).
@@ -66,9 +61,7 @@ pub struct Found {
     pub disagreed_at_per_s: Vec<f64>,
     /// What failed was the client: the server may be able to do more.
     pub client_is_limit: bool,
-    /// All runs in the order they were made.
     pub runs: Vec<Point>,
-    /// Why the search is not complete, if it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_by: Option<String>,
 }
@@ -77,9 +70,6 @@ pub struct Found {
 type Measure<'a> = &'a mut dyn FnMut(Option<Rate>, u32) -> Result<LoadReport, String>;
 
 /// Measures one rate after the other, with a line on standard error for each.
-///
-/// # Errors
-/// One line, when not even the first rate could be measured.
 pub fn sweep(plan: &Plan, sweep: Sweep) -> Result<Curve, String> {
     sweep_with(sweep, &mut |rate, times| measure(plan, rate, times), &|line| {
         console::log(format_args!("loadgen: {line}"))
@@ -87,9 +77,6 @@ pub fn sweep(plan: &Plan, sweep: Sweep) -> Result<Curve, String> {
 }
 
 /// Searches the highest rate at which the condition holds, with a line on standard error per run.
-///
-/// # Errors
-/// One line, when nothing could be measured.
 pub fn find_max(plan: &Plan, condition: &Gate) -> Result<Found, String> {
     let duration = plan.window.duration().expect("a search has no number of requests");
     let least_per_s = LEAST_REQUESTS / duration.as_secs_f64();
@@ -214,7 +201,6 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// The majority of up to three runs.
     fn holds(&mut self, per_s: f64) -> Result<bool, String> {
         let (mut held, mut failed, mut client_failed) = (0, 0, 0);
         while held < 2 && failed < 2 {
@@ -309,7 +295,6 @@ fn rate(per_s: f64) -> Result<Rate, String> {
 }
 
 impl Curve {
-    /// A table for people.
     pub fn render(&self) -> String {
         let remark = |i| if Some(i) == self.knee { "knee".into() } else { String::new() };
         let mut text = table(&self.sweep, remark);
@@ -327,7 +312,6 @@ impl Curve {
 }
 
 impl Found {
-    /// A table for people, and the answer.
     pub fn render(&self) -> String {
         let held = |i: usize| {
             let run = &self.runs[i];
@@ -341,7 +325,6 @@ impl Found {
         format!("{}\n{}\n", table(&self.runs, held), self.answer())
     }
 
-    /// The answer in a sentence or two.
     pub fn answer(&self) -> String {
         let condition = &self.condition;
         let client = if self.client_is_limit { " There the client is the limit, not the server." } else { "" };

@@ -77,12 +77,9 @@ const RATES: &str = "rates";
 /// What belongs to one run and cannot be shared by many.
 const ONE_RUN: [&str; 6] = ["requests", "start_at", "fail_if", "show", "hlog", "out"];
 
-/// What `loadgen` is to do.
 #[derive(Debug)]
 pub enum Command {
-    /// One run, and the conditions that make it a failure.
     Run(Plan, Vec<Gate>),
-    /// The highest rate at which the condition holds.
     FindMax(Plan, Gate),
     Sweep(Plan, Sweep),
     Explain,
@@ -90,11 +87,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// From the command line of this process, with the format of the result. A command line that makes no sense is
-    /// explained, and the process exits with status 2.
-    ///
-    /// # Errors
-    /// One line: the file of a replay cannot be read or makes no sense.
+    /// A command line that makes no sense is explained, and the process exits with status 2.
     pub fn from_command_line() -> Result<(Command, Format), String> {
         let CommandLine { subcommand, format, load } = CommandLine::parse();
         if let Some(other) = subcommand {
@@ -132,7 +125,6 @@ struct CommandLine {
     load: LoadArgs,
 }
 
-/// Commands beside a run; each has a --help of its own.
 #[derive(Debug, Subcommand)]
 pub enum Other {
     /// Measure how much faster than any server this client is, on this machine: against a server that does nothing
@@ -294,7 +286,6 @@ struct LoadArgs {
 }
 
 impl LoadArgs {
-    /// What no option can know of itself.
     fn contradiction(&self) -> Option<String> {
         let searches = self.find_max.is_some() || self.sweep.is_some();
         let replays = matches!(self.arrivals, Some(ArrivalsOption::Replay(_)));
@@ -346,10 +337,6 @@ impl LoadArgs {
         found.into_iter().find(|(is_found, _)| *is_found).map(|(_, why)| why.into())
     }
 
-    /// The plain values of one run, or of each run of a search.
-    ///
-    /// # Errors
-    /// One line: the file of a replay cannot be read or makes no sense.
     fn plan(&self) -> Result<Plan, String> {
         let default_spacing = if self.sessions { Spacing::Poisson } else { Spacing::Fixed };
         let (spacing, replay) = match &self.arrivals {
@@ -413,10 +400,8 @@ fn parse_rates(text: &str) -> Result<(Rate, Rate), String> {
     Ok((from.parse()?, to.parse()?))
 }
 
-/// Without --duration, --requests and replay.
 const DEFAULT_DURATION: Duration = Duration::from_secs(10);
 
-/// The due times in a file, of which at least one is to be measured.
 fn read_replay(file: &Path, warmup: Duration) -> Result<Arc<[u64]>, String> {
     let name = file.display();
     let text = std::fs::read_to_string(file).map_err(|error| format!("read {name}: {error}"))?;
@@ -435,10 +420,7 @@ fn replay_length(due_ns: &[u64]) -> Duration {
     Duration::from_nanos(last + (last / due_ns.len().max(1) as u64).max(1))
 }
 
-/// The plan of a run that loadgen makes of itself, from the options that a person would write.
-///
-/// # Panics
-/// When these are no valid options.
+/// The plan of a run that loadgen makes of itself, from the options that a person would write; panics on others.
 pub fn plan_of(options: &str, url: &str) -> Plan {
     let words = ["loadgen"].into_iter().chain(options.split_whitespace()).chain([url]);
     let line = CommandLine::try_parse_from(words).unwrap_or_else(|error| panic!("{error}"));

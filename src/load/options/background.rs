@@ -6,16 +6,11 @@ use std::time::Duration;
 
 use crate::units::{format_duration, parse_positive_duration};
 
-/// How many connections of each kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Background {
-    /// Send nothing.
     pub idle: u32,
-    /// Send their request a byte at a time.
     pub slow_send: u32,
-    /// Read their answer a byte at a time.
     pub slow_read: u32,
-    /// Send half a request, and then nothing.
     pub half_open: u32,
     /// The pause between two bytes of the slow ones.
     pub gap: Duration,
@@ -34,7 +29,6 @@ impl Background {
         ]
     }
 
-    /// The connections of all kinds together.
     pub fn total(mut self) -> u64 {
         self.kinds().into_iter().map(|(_, count)| u64::from(*count)).sum()
     }

@@ -6,14 +6,12 @@ use std::str::FromStr;
 use crate::report::{Evenness, Latency, LoadReport, Verdict};
 use crate::units::{number, parse_duration, time};
 
-/// What can be asked for, as the error lists it.
 const NAMES: &str = "p50 p90 p99 p99.9 max mean, of response time or with service. connect. first_byte. slip. before \
                      them, against a duration like 5ms; or errors timeouts qps censored shed dispersion max_over_mean \
                      cpu_share p_value, against a number; or verdict, against valid, suspect or invalid (from good to bad)";
 
 type Table<T, const N: usize> = [(&'static str, T); N];
 
-/// The times that a report has, by the prefix of their names.
 const TIMES: Table<fn(&LoadReport) -> &Latency, 5> = [
     ("", |report| &report.latency_us),
     ("service.", |report| &report.service_us),
@@ -65,10 +63,8 @@ const COMPARISONS: Table<fn(f64, f64) -> bool, 6> = [
     ("!=", |found, bar| found != bar),
 ];
 
-/// One comparison.
 #[derive(Debug, Clone)]
 pub struct Gate {
-    /// As it stood on the command line.
     text: String,
     name: String,
     measure: Measure,
@@ -97,8 +93,7 @@ impl Gate {
         !FALLING.contains(&self.name.as_str()) && ["<", "<=", "=="].contains(&COMPARISONS[self.comparison].0)
     }
 
-    /// Why a `--fail-if` fails this result, in words; `None` when it does not. What cannot be decided fails: otherwise a
-    /// run without the number would pass.
+    /// What cannot be decided fails: otherwise a run without the number would pass.
     pub fn fails(&self, report: &LoadReport) -> Option<String> {
         match self.holds(report) {
             Some(false) => None,

@@ -13,7 +13,6 @@ use crate::load::schedule::{Arrivals, Profile, Rate, Spacing, Think};
 use crate::report::{ArrivalsKind, Configuration};
 use crate::units::parse_positive_duration;
 
-/// Headings of the help.
 pub const HOW: &str = "How (connections and requests)";
 const ENGINE: &str = "Engine";
 
@@ -87,14 +86,12 @@ impl FromStr for Method {
     }
 }
 
-/// How a connection ends that we end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Close {
     Fin,
     Rst,
 }
 
-/// The part of the command line that says what connections do.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct Connections {
     /// Connections that send requests, all threads together
@@ -131,13 +128,11 @@ impl Connections {
         self.requests_each == Some(0)
     }
 
-    /// No connection has more than one request.
     pub fn one_request_each(&self) -> bool {
         self.requests_each.is_some_and(|requests| requests <= 1)
     }
 }
 
-/// The part of the command line that says what threads do.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct Threads {
     /// Threads, which divide connections and schedule among them; one saturates most servers
@@ -158,22 +153,18 @@ pub struct Threads {
     pub pin: bool,
 }
 
-/// What carries the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum EngineName {
     Epoll,
     IoUring,
 }
 
-/// When requests are due.
 #[derive(Debug, Clone)]
 pub struct Pacing {
     pub arrivals: Arrivals,
     /// The gaps of an open loop, also of one whose rate a search decides.
     pub spacing: Spacing,
-    /// The file that a replay was read from.
     pub replay: Option<PathBuf>,
-    /// What is due is a user, who comes with a connection, asks several times and goes.
     pub sessions: bool,
     pub think: Option<Think>,
     pub deadline: Option<Duration>,
@@ -181,13 +172,11 @@ pub struct Pacing {
 }
 
 impl Pacing {
-    /// Due times come from a schedule of their own, not from the answers.
     pub fn is_open_loop(&self) -> bool {
         self.arrivals != Arrivals::Closed
     }
 
-    /// Requests (with sessions: users) per second at the beginning and at the end of the window; `None` in a closed loop
-    /// and in a replay.
+    /// At the beginning and at the end of the window; `None` in a closed loop and in a replay.
     pub fn rates(&self) -> Option<(Rate, Rate)> {
         match self.arrivals {
             Arrivals::Open { profile: Profile::Constant(rate), .. } => Some((rate, rate)),
@@ -196,7 +185,6 @@ impl Pacing {
         }
     }
 
-    /// Requests (with sessions: users) per second, the mean over the window.
     pub fn mean_rate(&self) -> Option<f64> {
         self.rates().map(|(from, to)| (from.per_s() + to.per_s()) / 2.0)
     }
@@ -206,12 +194,10 @@ impl Pacing {
     }
 }
 
-/// What is measured, and for how long.
 #[derive(Debug, Clone, Copy)]
 pub struct PlannedWindow {
     pub warmup: Duration,
     pub end: End,
-    /// When the warm-up begins, on all client machines.
     pub start_at: Option<SystemTime>,
 }
 
@@ -223,7 +209,6 @@ pub enum End {
 }
 
 impl PlannedWindow {
-    /// `None` when a number of requests ends it.
     pub fn duration(&self) -> Option<Duration> {
         match self.end {
             End::After(duration) => Some(duration),
@@ -231,7 +216,6 @@ impl PlannedWindow {
         }
     }
 
-    /// `None` when a moment ends it.
     pub fn requests(&self) -> Option<u64> {
         match self.end {
             End::After(_) => None,
@@ -240,25 +224,19 @@ impl PlannedWindow {
     }
 }
 
-/// What is shown one by one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Show {
-    /// The first answers.
     pub answers: u32,
-    /// The workers that took the first connections.
     pub order: u32,
 }
 
-/// What is written beside the report.
 #[derive(Debug, Clone)]
 pub struct Output {
     pub files: Vec<(FileFormat, PathBuf)>,
-    /// How long an interval of a `.ndjson` file and of the live view is.
     pub interval: Duration,
     pub progress: Progress,
 }
 
-/// What standard error shows of a run that goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Progress {
     /// On a terminal a line that replaces itself
@@ -270,7 +248,6 @@ pub enum Progress {
     None,
 }
 
-/// How a result is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     Text,

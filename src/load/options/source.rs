@@ -13,7 +13,6 @@ pub struct Sources {
 const MAX_ADDRESSES: u64 = 65_536;
 
 impl Sources {
-    /// The address for connection `number`.
     pub fn turn(&self, number: u64) -> IpAddr {
         self.addresses[(number % self.addresses.len() as u64) as usize]
     }

@@ -10,7 +10,6 @@ use nix::net::if_::if_nametoindex;
 /// How long an address of a name is tried before the next: long enough for one lost SYN (RFC 6298, section 2.1).
 const TRY_FOR: Duration = Duration::from_secs(3);
 
-/// The parts of the URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     /// Without the brackets of an IPv6 address, with its zone behind a `%`.
@@ -21,12 +20,10 @@ pub struct Target {
     pub authority: String,
     /// Path and query, at least `/`.
     pub path: String,
-    /// The Unix socket to connect to, instead of host and port.
     pub unix: Option<PathBuf>,
 }
 
 impl Target {
-    /// The URL again, without its fragment.
     pub fn url(&self) -> String {
         match &self.unix {
             Some(socket) => format!("http://unix:{}:{}", socket.display(), self.path),
@@ -39,9 +36,6 @@ impl Target {
 
     /// The address to connect to. Each address of a name is tried, those of IPv4 first since the servers listen on
     /// 127.0.0.1 by default; the first that takes a connection is the one.
-    ///
-    /// # Errors
-    /// One line: the name has no address, or none of its addresses takes a connection.
     pub fn resolve(&self) -> Result<SocketAddr, String> {
         let mut addresses = self.addresses().map_err(|why| format!("resolve {}: {why}", self.host))?;
         addresses.sort_by_key(SocketAddr::is_ipv6);

@@ -81,7 +81,6 @@ pub fn parse_header(text: &str) -> Result<String, String> {
     Ok(format!("{name}: {}", value.trim()))
 }
 
-/// Whether a header names the host, and so replaces that of the URL.
 pub fn is_host(header: &str) -> bool {
     header.split_once(':').is_some_and(|(name, _)| name.eq_ignore_ascii_case("host"))
 }
@@ -94,7 +93,6 @@ pub fn parse_interval(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// The format of a file, by its ending.
 pub fn parse_out(text: &str) -> Result<(FileFormat, PathBuf), String> {
     let file = PathBuf::from(text);
     let format = match file.extension().and_then(|ending| ending.to_str()) {

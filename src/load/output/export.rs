@@ -27,7 +27,6 @@ use crate::report::{IntervalReport, Latency, LoadReport};
 /// Lines of an `.hgrm` between a percentile and the one half as far from 100 %; what the standard tools use.
 const TICKS_PER_HALF_DISTANCE: u32 = 5;
 
-/// Writes one interval, the measured window, for each distribution.
 pub fn hlog(mut out: impl Write, distributions: &Distributions, span: &Span) -> io::Result<()> {
     // The compressed form is the one that the Java reader accepts in a log.
     let mut serializer = V2DeflateSerializer::new();
@@ -74,7 +73,6 @@ pub fn hgrm(mut out: impl Write, times: &Times) -> io::Result<()> {
     writeln!(out, "#[Buckets = {:12}, SubBuckets     = {sub_buckets:12}]", histogram.buckets())
 }
 
-/// Writes what `--format json` prints.
 pub fn json(mut out: impl Write, report: &LoadReport) -> io::Result<()> {
     serde_json::to_writer(&mut out, report).map_err(io::Error::other)?;
     writeln!(out)
@@ -105,14 +103,12 @@ fn quoted(text: &str) -> String {
     if text.contains(['"', ',', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.into() }
 }
 
-/// The files that a run writes at its end; see [`Ndjson`] for the one that grows meanwhile.
 #[derive(Debug, Default)]
 pub struct Files {
     destinations: Vec<(FileFormat, Destination)>,
 }
 
 impl Files {
-    /// Creates all but the NDJSON ones.
     pub fn create(files: &[(FileFormat, PathBuf)]) -> Result<Files, String> {
         let at_the_end = files.iter().filter(|(format, _)| *format != FileFormat::Ndjson);
         let create = |(format, path): &(FileFormat, PathBuf)| Ok((*format, Destination::create(path)?));
@@ -138,7 +134,6 @@ impl Files {
     }
 }
 
-/// Two things that were done side by side, and what failed of them in one line.
 pub fn both(one: Result<(), String>, other: Result<(), String>) -> Result<(), String> {
     match (one, other) {
         (Err(one), Err(other)) => Err(format!("{one}; {other}")),
@@ -146,7 +141,6 @@ pub fn both(one: Result<(), String>, other: Result<(), String>) -> Result<(), St
     }
 }
 
-/// A line of JSON for every interval, written before the next begins.
 #[derive(Debug)]
 pub struct Ndjson(Destination);
 

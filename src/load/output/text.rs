@@ -17,20 +17,15 @@ use crate::units::time;
 const MOST_COLUMNS: usize = 100;
 /// Bars and tables need so much.
 const LEAST_COLUMNS: usize = 80;
-/// Columns of the name that a line begins with.
 const NAME_COLUMNS: usize = 13;
 /// Where the figures of evenness stand: behind `connections per worker`.
 const JUDGED_AT: usize = 25;
-/// Columns of the longest bar.
 const BAR_COLUMNS: usize = 40;
 /// Columns of the spectrum, so that the unit of its last decade still fits into the line.
 const SPECTRUM_COLUMNS: usize = 60;
-/// Lines of the order of workers that are printed.
 const ORDER_LINES: usize = 8;
-/// Lost requests that are printed.
 const LOST_LINES: usize = 4;
 
-/// The report in lines of `columns` at most.
 pub fn render(report: &LoadReport, paint: Paint, columns: usize) -> String {
     let columns = columns.clamp(LEAST_COLUMNS, MOST_COLUMNS);
     let mut page = Page { text: String::new(), paint, columns };
@@ -56,7 +51,6 @@ pub fn render(report: &LoadReport, paint: Paint, columns: usize) -> String {
     page.text
 }
 
-/// The text so far, and how to write more of it.
 struct Page {
     text: String,
     paint: Paint,
@@ -73,19 +67,16 @@ impl Page {
         self.text.push('\n');
     }
 
-    /// A line that begins with a name in its own column.
     fn named(&mut self, name: &str, line: String) {
         self.line(format!("{name:NAME_COLUMNS$}{line}"));
     }
 
-    /// A line that is left out when there are none.
     fn counted(&mut self, name: &str, count: u64, what: &str) {
         if count > 0 {
             self.named(name, format!("{count} {what}"));
         }
     }
 
-    /// As many lines as it needs.
     fn wrapped(&mut self, line: &str) {
         wrapped(line, self.columns, 2).into_iter().for_each(|line| self.line(line));
     }
@@ -127,7 +118,6 @@ fn rate(page: &mut Page, report: &LoadReport) {
     page.empty_line();
 }
 
-/// The distributions, each with its name.
 fn rows(report: &LoadReport, open_loop: bool) -> Vec<(&'static str, &Latency)> {
     let rows = [
         ("latency_us", &report.latency_us, true),
@@ -157,7 +147,6 @@ fn latencies(page: &mut Page, rows: &[(&str, &Latency)], report: &LoadReport) {
     page.empty_line();
 }
 
-/// The same from the median to the maximum as a picture: a decade is as wide as any other.
 fn spectrum(page: &mut Page, rows: &[(&str, &Latency)]) {
     const SHADES: [char; 4] = ['█', '▓', '▒', '░'];
     let rows: Vec<_> = rows.iter().filter(|(_, latency)| latency.max > 0.0).collect();
@@ -213,7 +202,6 @@ fn errors(page: &mut Page, report: &LoadReport) {
     }
 }
 
-/// The first requests that got no answer, one by one.
 fn lost(page: &mut Page, report: &LoadReport) {
     for (number, lost) in report.lost.iter().take(LOST_LINES).enumerate() {
         let name = if number == 0 { "lost" } else { "" };
@@ -281,7 +269,6 @@ fn judged(gap: &str, evenness: &Evenness) -> String {
     )
 }
 
-/// A bar for each worker, and its p99 where it is known.
 fn bars(
     page: &mut Page,
     shares: &BTreeMap<u32, &WorkerShare>,
@@ -345,7 +332,6 @@ fn client(page: &mut Page, report: &LoadReport) {
     }
 }
 
-/// The verdict, and the reason of every check that failed.
 fn trust(page: &mut Page, report: &LoadReport) {
     let Some(trust) = &report.trust else { return };
     page.empty_line();

@@ -19,7 +19,6 @@ use crate::terminal::{Paint, Screen, is_quit};
 use crate::units::{grouped, time};
 use state::State;
 
-/// Between two lines.
 const PAUSE_S: f64 = 2.0;
 
 pub struct Live {
@@ -76,7 +75,6 @@ impl Observer for Live {
         }
     }
 
-    /// Reads all that was typed.
     fn asks_to_stop(&mut self) -> bool {
         let mut asks_to_stop = false;
         while matches!(self.shown, Shown::Picture(_)) && event::poll(Duration::ZERO).unwrap_or(false) {

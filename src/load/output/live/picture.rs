@@ -14,7 +14,6 @@ use crate::units::{grouped, time};
 const ROOMY: u16 = 20;
 /// Below this, the numbers need all there is.
 const TINY: u16 = 12;
-/// Lines of the curve, at most.
 const CURVE_LINES: usize = 8;
 /// How many of [`Latency::named`] are shown.
 const STATISTICS: usize = 5;
@@ -65,7 +64,6 @@ fn picture(state: &State, paint: Paint, width: usize, height: u16) -> Vec<Line<'
     lines
 }
 
-/// The phase, the time, and how far it has come.
 fn progress(state: &State, width: usize) -> Line<'static> {
     let elapsed = state.now.to_s;
     let of = match (state.end_s(), state.configuration.requests) {
@@ -95,7 +93,6 @@ fn rate(state: &State) -> Line<'static> {
     Line::from(vec![now, Span::raw(rest)])
 }
 
-/// The rates as columns in eighths of a line, the latest at the right; the highest fills all lines.
 fn curve(rates: &[f64], lines: usize, paint: Paint) -> Vec<Line<'static>> {
     let most = rates.iter().copied().fold(0.0, f64::max);
     let rates: Vec<Option<f64>> = rates.iter().copied().map(Some).collect();
@@ -128,7 +125,6 @@ fn connections(state: &State, paint: Paint) -> Line<'static> {
     Line::from(vec![errors, Span::raw(format!(" · {open}{slip}"))])
 }
 
-/// A heading with D, and a line for each worker.
 fn workers(state: &State, paint: Paint, width: usize) -> Vec<Line<'static>> {
     if state.workers.is_empty() {
         return Vec::new();
@@ -151,7 +147,6 @@ fn workers(state: &State, paint: Paint, width: usize) -> Vec<Line<'static>> {
     lines
 }
 
-/// Columns of a worker's numbers.
 const LABEL: usize = 6 + 1 + 8 + 1 + 12 + 1;
 
 /// A worker's line has its numbers and its bar.

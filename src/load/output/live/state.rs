@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use crate::load::counts::evenness;
 use crate::report::{Configuration, IntervalReport, Latency, WorkerShare};
 
-/// Workers that are shown by number; the rest are left out.
 const MOST_WORKERS: u32 = 4096;
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -17,7 +16,6 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// The phase after this one, or the same.
     pub fn then(self, interval: &IntervalReport) -> Phase {
         match (self, interval.measured) {
             (_, true) => Phase::Measurement,
@@ -35,13 +33,11 @@ impl Phase {
     }
 }
 
-/// Everything the picture shows.
 #[derive(Debug, Default)]
 pub struct State {
     pub configuration: Configuration,
     pub seed: u64,
     pub phase: Phase,
-    /// The last interval.
     pub now: IntervalReport,
     /// Response times since the measurement began; all zero until they are known.
     pub so_far: Latency,
@@ -67,7 +63,6 @@ impl State {
         self.configuration.duration_s.map(|duration_s| self.configuration.warmup_s + duration_s)
     }
 
-    /// Adds what happened in one more interval.
     pub fn add(&mut self, interval: &IntervalReport) {
         let (before, phase) = (self.phase, self.phase.then(interval));
         self.phase = phase;
@@ -91,12 +86,10 @@ impl State {
         self.now = interval.clone();
     }
 
-    /// Requests/s since the measurement (or the run) began.
     pub fn average_rate(&self) -> f64 {
         if self.seconds > 0.0 { self.requests as f64 / self.seconds } else { 0.0 }
     }
 
-    /// Share of the run that is over, where its end is known.
     pub fn progress(&self) -> Option<f64> {
         let by_time = self.end_s().map(|end_s| self.now.to_s / end_s);
         let measured = if self.phase == Phase::WarmUp { 0 } else { self.requests };
@@ -104,7 +97,6 @@ impl State {
         by_time.or(by_count).map(|share| share.clamp(0.0, 1.0))
     }
 
-    /// D of what the workers have, as in the report.
     pub fn dispersion(&self, of: fn(&WorkerShare) -> u64) -> Option<f64> {
         evenness::dispersion(&self.workers.values().map(of).collect::<Vec<_>>())
     }
@@ -142,7 +134,6 @@ impl Rates {
         }
     }
 
-    /// All of it in at most so many columns.
     pub fn columns(&self, width: usize) -> Vec<f64> {
         let n = self.values.len();
         if n <= width {
