@@ -1,5 +1,7 @@
-//! 黄金 gold × N: Node's cluster, without Node: a master that keeps N workers alive, of any program that speaks its
-//! protocol: one of our servers, or an unmodified Node program.
+//! 黄金 gold × N: Node's cluster without Node: a master that keeps N workers of any program alive.
+//!
+//! A program is one of our servers that is one process, an unmodified Node program, or any other that speaks the protocol
+//! of Node's cluster.
 //!
 //! Who accepts: with `--schedule rr` the master, with `--schedule none` the workers, from the listening socket that it has
 //! sent them. Who serves: the program. Who balances: with `rr` the master, by `--policy` (src/server/policy.rs), among the
@@ -55,7 +57,7 @@ Messages of a Node program: process.send({act: 'suicide'}) asks for a successor 
 {act: 'count', queries: 1} is added up in the document; others become events. With --notify it
 receives {act: 'notify', path, value}.";
 
-/// Keeps N workers of a program alive, and gives them connections or their listening socket
+/// Node's cluster without Node: a master that keeps N workers of any program alive
 #[derive(Parser)]
 #[command(name = "cluster", version, after_help = AFTER_HELP, args_conflicts_with_subcommands = true)]
 #[command(subcommand_negates_reqs = true)]

@@ -1,5 +1,7 @@
-//! loadgen: the client. It sends requests in a closed or an open loop, measures the answers, and is the only
-//! program that sees from outside which worker behind the port took which connection (`X-Worker`).
+//! The load generator: when to send, how to send, what came back, who answered.
+//!
+//! It sends requests in a closed or an open loop, measures the answers, and is the only program that sees from outside
+//! which worker behind the port took which connection (`X-Worker`).
 //!
 //! `src/load/options/` turns the command line into a plan, `src/load/schedule/` says when to send, `src/load/client/`
 //! how, `src/load/run/` makes one run of it. Try:

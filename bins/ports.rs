@@ -1,4 +1,4 @@
-//! Ports of their own: what may share a port and what collides, each case really tried on a free port of 127.0.0.1.
+//! What may share a port and what collides, each case really tried.
 //!
 //! The workers of seed 001's first master listen on a port each, because two sockets on one port collide. The way
 //! back to one port is the difference between a *socket* and a *descriptor*: an address belongs to a socket, and

@@ -24,7 +24,7 @@ use acceptlab::sys::process::Usage;
 use clap::Parser;
 use crossbeam_channel::{Receiver, SendTimeoutError, Sender};
 
-/// Silver age: one acceptor, a bounded queue, N worker threads
+/// One acceptor, a bounded queue, N worker threads
 #[derive(Parser)]
 #[command(name = "thread-pool", version)]
 struct Args {
