@@ -335,6 +335,11 @@ impl Configuration {
     pub fn is_open_loop(&self) -> bool {
         self.arrivals != ArrivalsKind::Closed
     }
+
+    /// Over the window; `None` in a closed loop and in a replay.
+    pub fn mean_rate_per_s(&self) -> Option<f64> {
+        self.rate_per_s.map(|from| (from + self.ramp_to_per_s.unwrap_or(from)) / 2.0)
+    }
 }
 
 fn configuration_or_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Configuration, D::Error> {

@@ -11,15 +11,12 @@ use clap::{Args, CommandFactory, Parser, Subcommand, value_parser};
 use crate::load::options::background::Background;
 use crate::load::options::gate::Gate;
 use crate::load::options::plan::{
-    Connections, End, FileFormat, Format, HOW, Method, Output, Pacing, Plan, PlannedWindow, Progress, Request, Show,
-    Threads,
+    Connections, FileFormat, Format, HOW, Method, Output, Pacing, Plan, PlannedWindow, Progress, Show, Threads,
 };
 use crate::load::options::source::Sources;
 use crate::load::options::sweep::Sweep;
 use crate::load::options::target::Target;
-use crate::load::options::values::{
-    ArrivalsOption, MethodOption, is_host, parse_header, parse_interval, parse_moment, parse_out,
-};
+use crate::load::options::values::{ArrivalsOption, is_host, parse_header, parse_interval, parse_moment, parse_out};
 use crate::load::schedule::{Arrivals, Profile, Rate, Spacing, Think, parse_replay};
 use crate::units::{format_duration, parse_duration, parse_positive_duration};
 
@@ -237,7 +234,7 @@ struct LoadArgs {
     /// The method of the requests: GET, HEAD, DELETE, OPTIONS, or with a body of so many bytes POST:1000, PUT:0,
     /// PATCH:5
     #[arg(long, value_name = "METHOD[:BYTES]", default_value = "GET", help_heading = HOW)]
-    method: MethodOption,
+    method: Method,
 
     /// One more header of every request: 'Authorization: Bearer abc' (may be given several times). 'Host: …' replaces
     /// the header that the URL gives
@@ -293,12 +290,11 @@ impl LoadArgs {
         let is_ramp = self.rate.is_some_and(|(from, to)| from != to);
         let pipelines = self.connections.pipeline > 1;
         let connects_only = self.connections.connect_only();
-        let MethodOption(method, body_bytes) = self.method;
         let hosts = self.header.iter().filter(|header| is_host(header)).count();
         let connects_to_unix = self.target.as_ref().is_some_and(|target| target.unix.is_some());
         #[rustfmt::skip]
         let found: [(bool, &str); 18] = [
-            (body_bytes > 0 && !method.has_body(), "--method: only POST, PUT and PATCH have a body"),
+            (self.method.body_bytes > 0 && !self.method.has_body(), "--method: only POST, PUT and PATCH have a body"),
             (hosts > 1, "--header: a request has one Host"),
             (self.source.is_some() && connects_to_unix, "--source: a Unix socket has no address to connect from"),
             (replays && (self.rate.is_some() || searches),
@@ -317,7 +313,7 @@ impl LoadArgs {
             (connects_only && self.show.is_some_and(|show| show.answers > 0),
                 "--requests-per-connection 0: without requests there is no answer to show"),
             (connects_only && self.connections.retry, "--requests-per-connection 0: without requests there is none to retry"),
-            (self.connections.retry && matches!(method, Method::Post | Method::Patch),
+            (self.connections.retry && matches!(self.method.name, "POST" | "PATCH"),
                 "--retry needs a method that may be asked twice (RFC 9110, section 9.2.2): not POST or PATCH"),
             (self.connections.retry && pipelines, "--retry needs one request at a time: leave out --pipeline"),
             (pipelines && (self.sessions || self.think.is_some()),
@@ -360,12 +356,12 @@ impl LoadArgs {
                 open(Profile::Ramp { from, to, begin_ns, end_ns: begin_ns + duration.as_nanos() as u64 })
             }
         };
-        let MethodOption(method, body_bytes) = self.method;
         let hlog = self.hlog.iter().map(|file| (FileFormat::Hlog, file.clone()));
         Ok(Plan {
             target: self.target.clone().expect("clap requires a URL"),
             sources: self.source.clone(),
-            request: Request { method, body_bytes, headers: self.header.clone() },
+            method: self.method,
+            headers: self.header.clone(),
             connections: self.connections,
             threads: self.threads,
             pacing: Pacing {
@@ -379,7 +375,8 @@ impl LoadArgs {
             },
             window: PlannedWindow {
                 warmup: self.warmup,
-                end: self.requests.map_or(End::After(duration), End::Requests),
+                duration: self.requests.is_none().then_some(duration),
+                requests: self.requests,
                 start_at: self.start_at,
             },
             background: self.background.unwrap_or_default(),
@@ -495,8 +492,8 @@ mod tests {
     fn the_short_flags_are_those_of_other_generators() {
         let plan = parse("-c 8 -t 2 -d 3s -R 100 -H Accept:*/*").unwrap().plan().unwrap();
         assert_eq!((plan.connections.count, plan.threads.count), (8, 2));
-        assert_eq!(plan.window.end, End::After(Duration::from_secs(3)));
-        assert_eq!(plan.request.headers, ["Accept: */*"]);
+        assert_eq!(plan.window.duration, Some(Duration::from_secs(3)));
+        assert_eq!(plan.headers, ["Accept: */*"]);
     }
 
     #[test]
@@ -570,7 +567,7 @@ mod tests {
             parse(&format!("--arrivals replay:{} {more}", file.display())).unwrap().plan()
         };
         let good = plan("0.5\n1.5 # the last\n", "--warmup 1s").unwrap();
-        assert_eq!(good.window.end, End::After(Duration::from_millis(500 + 750)));
+        assert_eq!(good.window.duration, Some(Duration::from_millis(500 + 750)));
         assert_eq!(good.pacing.arrivals, Arrivals::Replay([500_000_000, 1_500_000_000].into()));
         let error = plan("0.5\n0.4\n", "").unwrap_err();
         assert!(error.contains("line 2: 0.4 is earlier") && !error.contains('\n'), "{error}");

@@ -21,14 +21,8 @@ const TIMES: Table<fn(&LoadReport) -> &Latency, 5> = [
 ];
 const SLIP: &str = "slip.";
 
-const STATISTICS: Table<fn(&Latency) -> f64, 6> = [
-    ("p50", |latency| latency.p50),
-    ("p90", |latency| latency.p90),
-    ("p99", |latency| latency.p99),
-    ("p99.9", |latency| latency.p99_9),
-    ("max", |latency| latency.max),
-    ("mean", |latency| latency.mean),
-];
+/// Of [`Latency::named`]: all but the deviation.
+const STATISTICS: usize = 6;
 
 /// `None` where it was not measured. Under a higher load those of [`FALLING`] fall.
 const COUNTS: Table<fn(&LoadReport) -> Option<f64>, 9> = [
@@ -145,7 +139,8 @@ fn index<T>(table: &[(&str, T)], wanted: &str) -> Option<usize> {
 impl Measure {
     fn named(name: &str) -> Option<Measure> {
         let of_times = |(clock, (prefix, _)): (usize, &(&str, _))| {
-            Some(Measure::Time(clock, index(&STATISTICS, name.strip_prefix(prefix)?)?))
+            let statistics = &Latency::default().named()[..STATISTICS];
+            Some(Measure::Time(clock, index(statistics, name.strip_prefix(prefix)?)?))
         };
         let count = index(&COUNTS, name).map(Measure::Count);
         let verdict = (name == "verdict").then_some(Measure::Verdict);
@@ -174,7 +169,7 @@ impl Measure {
             Measure::Time(clock, statistic) => {
                 let (prefix, latency) = (TIMES[clock].0, (TIMES[clock].1)(report));
                 let is_measured = latency.max > 0.0 || prefix == SLIP && report.service_us.max > 0.0;
-                is_measured.then(|| (STATISTICS[statistic].1)(latency))
+                is_measured.then(|| latency.named()[statistic].1)
             }
         }
     }

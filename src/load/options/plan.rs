@@ -1,7 +1,6 @@
 //! What one run does, in plain values: made from the command line once, and read by everything behind it.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, ValueEnum, value_parser};
@@ -21,7 +20,9 @@ pub struct Plan {
     pub target: Target,
     /// Where connections come from; `None` leaves it to the kernel.
     pub sources: Option<Sources>,
-    pub request: Request,
+    pub method: Method,
+    /// `Name: value`.
+    pub headers: Vec<String>,
     pub connections: Connections,
     pub threads: Threads,
     pub pacing: Pacing,
@@ -33,56 +34,17 @@ pub struct Plan {
     pub output: Output,
 }
 
-#[derive(Debug, Clone)]
-pub struct Request {
-    pub method: Method,
-    pub body_bytes: u32,
-    /// `Name: value`.
-    pub headers: Vec<String>,
-}
-
+/// A method, and the bytes of its body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Method {
-    Get,
-    Head,
-    Post,
-    Put,
-    Patch,
-    Delete,
-    Options,
+pub struct Method {
+    pub name: &'static str,
+    pub body_bytes: u32,
 }
 
 impl Method {
-    const ALL: [Method; 7] =
-        [Method::Get, Method::Head, Method::Post, Method::Put, Method::Patch, Method::Delete, Method::Options];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Method::Get => "GET",
-            Method::Head => "HEAD",
-            Method::Post => "POST",
-            Method::Put => "PUT",
-            Method::Patch => "PATCH",
-            Method::Delete => "DELETE",
-            Method::Options => "OPTIONS",
-        }
-    }
-
     /// Its requests say with Content-Length how much they bring, even if that is nothing (RFC 9110, section 8.6).
     pub fn has_body(self) -> bool {
-        matches!(self, Method::Post | Method::Put | Method::Patch)
-    }
-}
-
-impl FromStr for Method {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Method, String> {
-        let known = Method::ALL.into_iter().find(|method| method.name().eq_ignore_ascii_case(text));
-        known.ok_or_else(|| {
-            let names = Method::ALL.map(Method::name).join(", ");
-            format!("{text:?} is not a method that loadgen sends; there are {names}")
-        })
+        matches!(self.name, "POST" | "PUT" | "PATCH")
     }
 }
 
@@ -175,53 +137,15 @@ impl Pacing {
     pub fn is_open_loop(&self) -> bool {
         self.arrivals != Arrivals::Closed
     }
-
-    /// At the beginning and at the end of the window; `None` in a closed loop and in a replay.
-    pub fn rates(&self) -> Option<(Rate, Rate)> {
-        match self.arrivals {
-            Arrivals::Open { profile: Profile::Constant(rate), .. } => Some((rate, rate)),
-            Arrivals::Open { profile: Profile::Ramp { from, to, .. }, .. } => Some((from, to)),
-            Arrivals::Closed | Arrivals::Replay(_) => None,
-        }
-    }
-
-    pub fn mean_rate(&self) -> Option<f64> {
-        self.rates().map(|(from, to)| (from.per_s() + to.per_s()) / 2.0)
-    }
-
-    pub fn is_ramp(&self) -> bool {
-        matches!(self.arrivals, Arrivals::Open { profile: Profile::Ramp { .. }, .. })
-    }
 }
 
+/// A time or a number of requests ends it, and the other is `None`.
 #[derive(Debug, Clone, Copy)]
 pub struct PlannedWindow {
     pub warmup: Duration,
-    pub end: End,
+    pub duration: Option<Duration>,
+    pub requests: Option<u64>,
     pub start_at: Option<SystemTime>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    After(Duration),
-    /// With the last answer of so many requests.
-    Requests(u64),
-}
-
-impl PlannedWindow {
-    pub fn duration(&self) -> Option<Duration> {
-        match self.end {
-            End::After(duration) => Some(duration),
-            End::Requests(_) => None,
-        }
-    }
-
-    pub fn requests(&self) -> Option<u64> {
-        match self.end {
-            End::After(_) => None,
-            End::Requests(requests) => Some(requests),
-        }
-    }
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -266,27 +190,29 @@ pub enum FileFormat {
 impl Plan {
     /// The same load at another rate, or as a closed loop, in which nothing is due.
     pub fn at_rate(&self, rate: Option<Rate>) -> Plan {
-        let Pacing { spacing, seed, sessions, deadline, .. } = self.pacing;
-        let arrivals =
-            rate.map_or(Arrivals::Closed, |rate| Arrivals::Open { profile: Profile::Constant(rate), spacing, seed });
-        let pacing = Pacing {
-            arrivals,
-            sessions: sessions && rate.is_some(),
-            deadline: deadline.filter(|_| rate.is_some()),
-            ..self.pacing.clone()
-        };
-        Plan { pacing, ..self.clone() }
+        let mut plan = self.clone();
+        let Pacing { arrivals, spacing, sessions, deadline, seed, .. } = &mut plan.pacing;
+        let open = |rate| Arrivals::Open { profile: Profile::Constant(rate), spacing: *spacing, seed: *seed };
+        *arrivals = rate.map_or(Arrivals::Closed, open);
+        if rate.is_none() {
+            (*sessions, *deadline) = (false, None);
+        }
+        plan
     }
 
     /// What decides the result: all of it but the seed, the start, and where the result is written.
     pub fn configuration(&self) -> Configuration {
-        let Plan { request, connections, threads, pacing, window, .. } = self;
-        let rates = pacing.rates();
+        let Plan { method, connections, threads, pacing, window, .. } = self;
+        let (rate, ramp_to) = match pacing.arrivals {
+            Arrivals::Open { profile: Profile::Constant(rate), .. } => (Some(rate), None),
+            Arrivals::Open { profile: Profile::Ramp { from, to, .. }, .. } => (Some(from), Some(to)),
+            Arrivals::Closed | Arrivals::Replay(_) => (None, None),
+        };
         Configuration {
             url: self.target.url(),
-            method: request.method.name().into(),
-            headers: request.headers.clone(),
-            body_bytes: request.body_bytes,
+            method: method.name.into(),
+            headers: self.headers.clone(),
+            body_bytes: method.body_bytes,
             connections: connections.count,
             requests_per_connection: connections.requests_each,
             close: if connections.close == Close::Rst { "rst" } else { "fin" }.into(),
@@ -308,15 +234,15 @@ impl Plan {
                 (Arrivals::Open { spacing: Spacing::Poisson, .. }, _) => ArrivalsKind::Poisson,
                 (Arrivals::Open { spacing: Spacing::Burst(size), .. }, _) => ArrivalsKind::Burst(*size),
             },
-            rate_per_s: rates.map(|(from, _)| from.per_s()),
-            ramp_to_per_s: rates.filter(|_| pacing.is_ramp()).map(|(_, to)| to.per_s()),
+            rate_per_s: rate.map(Rate::per_s),
+            ramp_to_per_s: ramp_to.map(Rate::per_s),
             sessions: pacing.sessions,
             think_s: pacing.think.map(|think| think.mean().as_secs_f64()),
             think_is_exponential: matches!(pacing.think, Some(Think::Exponential(_))),
             deadline_s: pacing.deadline.map(|deadline| deadline.as_secs_f64()),
             warmup_s: window.warmup.as_secs_f64(),
-            duration_s: window.duration().map(|duration| duration.as_secs_f64()),
-            requests: window.requests(),
+            duration_s: window.duration.map(|duration| duration.as_secs_f64()),
+            requests: window.requests,
             workers: self.workers,
             background: self.background.to_string(),
         }

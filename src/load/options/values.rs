@@ -26,18 +26,18 @@ impl FromStr for ArrivalsOption {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct MethodOption(pub Method, pub u32);
-
-impl FromStr for MethodOption {
+impl FromStr for Method {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<MethodOption, String> {
+    fn from_str(text: &str) -> Result<Method, String> {
+        const NAMES: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
         const MOST_BYTES: u32 = 16 * 1024 * 1024;
-        let Some((method, bytes)) = text.split_once(':') else { return Ok(MethodOption(text.parse()?, 0)) };
-        let bytes = bytes.parse().ok().filter(|&bytes| bytes <= MOST_BYTES);
-        let bytes = bytes.ok_or_else(|| format!("a body has from 0 to {MOST_BYTES} bytes, like POST:1000"))?;
-        Ok(MethodOption(method.parse()?, bytes))
+        let (name, bytes) = text.split_once(':').unwrap_or((text, "0"));
+        let known = NAMES.into_iter().find(|known| known.eq_ignore_ascii_case(name));
+        let no_method = || format!("{name:?} is not a method that loadgen sends; there are {}", NAMES.join(", "));
+        let no_bytes = || format!("a body has from 0 to {MOST_BYTES} bytes, like POST:1000");
+        let body_bytes = bytes.parse().ok().filter(|&bytes| bytes <= MOST_BYTES).ok_or_else(no_bytes)?;
+        Ok(Method { name: known.ok_or_else(no_method)?, body_bytes })
     }
 }
 

@@ -97,7 +97,7 @@ fn advice(errno: Errno) -> &'static str {
 fn trust(plan: &Plan, counted: &Counted, report: &LoadReport, machine: Counters, machine_s: f64) -> Trust {
     let tally = &counted.tally;
     // A window that a number of requests ends is not divided: its last part is whatever was left.
-    let is_divided = plan.window.requests().is_none() && tally.answered_in_window > 0;
+    let is_divided = plan.window.requests.is_none() && tally.answered_in_window > 0;
     let parts = if is_divided { tally.series.parts(counted.window.duration_ns()) } else { Vec::new() };
     judge(&RunFacts {
         report,

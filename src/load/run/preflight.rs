@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::load::options::plan::{Close, End, Plan};
+use crate::load::options::plan::{Close, Plan};
 use crate::machine::sysctl;
 
 /// Descriptors beside the connections: standard streams, epoll instances, the files of the run.
@@ -66,10 +66,10 @@ pub fn advise(plan: &Plan, limits: &Limits) -> Result<Vec<String>, String> {
     let connections = u64::from(plan.connections.count) + plan.background.total();
     let needed = connections + u64::from(plan.threads.count) + OTHER_DESCRIPTORS;
     if needed > limits.descriptors {
+        let limit = limits.descriptors;
         return Err(format!(
-            "open {connections} connections: they need {needed} descriptors, the limit is {}; raise `ulimit -Hn` or \
-             ask for fewer",
-            limits.descriptors
+            "open {connections} connections: they need {needed} descriptors, the limit is {limit}; raise `ulimit -Hn` \
+             or ask for fewer"
         ));
     }
     if plan.target.unix.is_some() {
@@ -131,11 +131,9 @@ pub(crate) fn ports_per_s(plan: &Plan, limits: &Limits, connections: u64) -> Opt
 }
 
 fn time_wait(plan: &Plan, limits: &Limits) -> Option<String> {
-    let per_s = plan.pacing.mean_rate().unwrap_or(MAX_CONNECTIONS_PER_S * f64::from(plan.threads.count));
-    let measured = match plan.window.end {
-        End::Requests(requests) => requests as f64,
-        End::After(duration) => per_s * duration.as_secs_f64(),
-    };
+    let per_s = plan.configuration().mean_rate_per_s().unwrap_or(MAX_CONNECTIONS_PER_S * f64::from(plan.threads.count));
+    let by_time = plan.window.duration.map(|duration| per_s * duration.as_secs_f64());
+    let measured = by_time.or(plan.window.requests.map(|requests| requests as f64)).unwrap_or_default();
     let in_all = measured + per_s * plan.window.warmup.as_secs_f64();
     let (held_s, ports) = (port_held_s(plan, limits), ports(plan, limits));
     let at_hand = ports as f64 / PORTS_AT_HAND;

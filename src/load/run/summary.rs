@@ -78,7 +78,7 @@ pub fn report(plan: &Plan, counted: &Counted, background: &BackgroundCounts, int
 
 /// A number of requests should have taken as long as their due times span: n of them have n − 1 gaps.
 fn offered(plan: &Plan, tally: &Tally, window: &Window) -> f64 {
-    let (due, span_ns) = match plan.window.requests() {
+    let (due, span_ns) = match plan.window.requests {
         None => (tally.due_in_window, window.duration_ns()),
         Some(_) => (tally.due_in_window.saturating_sub(1), tally.last_due_ns.saturating_sub(window.open_ns)),
     };
