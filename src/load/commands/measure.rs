@@ -1,7 +1,8 @@
 //! One run with all that its plan asks for: its observers, its files, its report.
 
 use crate::load::options::plan::{FileFormat, Plan, Progress};
-use crate::load::output::export::{Files, Ndjson, both};
+use crate::load::output::destination::Destination;
+use crate::load::output::export::{Files, both};
 use crate::load::output::live::Live;
 use crate::load::run::observers::{Observer, Observers};
 use crate::load::run::{self, Outcome};
@@ -24,11 +25,11 @@ pub fn measure(plan: &Plan) -> Result<Measured, String> {
 fn observers(plan: &Plan) -> Result<Observers, String> {
     let mut observers: Vec<Box<dyn Observer>> = Vec::new();
     for (_, path) in plan.output.files.iter().filter(|(format, _)| *format == FileFormat::Ndjson) {
-        observers.push(Box::new(Ndjson::create(path)?));
+        observers.push(Box::new(Destination::create(path)?));
     }
     // Last: what fails before is said on a terminal that is not taken yet.
     if plan.output.progress == Progress::Live {
         observers.push(Box::new(Live::new(plan)));
     }
-    Ok(Observers { observers, every: plan.output.interval })
+    Ok(Observers::new(observers, plan.output.interval))
 }

@@ -3,15 +3,14 @@
 //! - `.hlog`: all distributions as an HdrHistogram V2 interval log, in nanoseconds; nothing is lost, and
 //!   [`merge`](crate::load::commands::merge) adds them up exactly;
 //! - `.hgrm`: the percentiles of the response time, in milliseconds, as the HdrHistogram plotter reads them;
-//! - CSV: every number of the report as a `name,value` line;
-//! - JSON: the report itself;
+//! - CSV: every number of the report as a `name,value` line; JSON: the report itself;
 //! - NDJSON: a line of JSON for every interval, while the run goes on.
 //!
 //! A file is created before the run, since a path that cannot be written should not cost a measurement; and a disk
 //! that is full afterwards costs that file alone.
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use hdrhistogram::serialization::V2DeflateSerializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, IntervalLogWriterError, Tag};
@@ -141,29 +140,22 @@ pub fn both(one: Result<(), String>, other: Result<(), String>) -> Result<(), St
     }
 }
 
-#[derive(Debug)]
-pub struct Ndjson(Destination);
-
-impl Ndjson {
-    pub fn create(path: &Path) -> Result<Ndjson, String> {
-        Destination::create(path).map(Ndjson)
-    }
-}
-
-impl Observer for Ndjson {
+/// A line of JSON for every interval.
+impl Observer for Destination {
     fn observe(&mut self, interval: &IntervalReport, _so_far: &Latency) {
         let line = serde_json::to_string(interval).expect("a plain struct serializes") + "\n";
         // One write(2) for a line: a program that follows the file sees whole ones.
-        self.0.write(line.as_bytes());
+        self.write(line.as_bytes());
     }
 
     fn finish(self: Box<Self>) -> Result<(), String> {
-        self.0.finish()
+        Destination::finish(*self)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::time::{Duration, SystemTime};
 
     use super::*;
@@ -239,9 +231,9 @@ mod tests {
         let line = files.write(&Distributions::default(), &span, &LoadReport::default()).unwrap_err();
         assert_eq!(line.matches("write /dev/full: ").count(), 3, "{line}");
 
-        let mut ndjson = Box::new(Ndjson::create(full).unwrap());
+        let mut ndjson = Box::new(Destination::create(full).unwrap());
         ndjson.observe(&IntervalReport::default(), &Latency::default());
         ndjson.observe(&IntervalReport::default(), &Latency::default());
-        assert!(ndjson.finish().unwrap_err().starts_with("write /dev/full: "));
+        assert!(Observer::finish(ndjson).unwrap_err().starts_with("write /dev/full: "));
     }
 }

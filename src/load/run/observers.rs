@@ -1,9 +1,11 @@
 //! Whatever receives each interval while the run goes on: a file, a terminal.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::load::counts::interval::IntervalMerger;
+use crate::load::counts::interval::{self, IntervalMerger, IntervalSender};
 use crate::load::counts::window::Window;
+use crate::load::options::plan::Plan;
 use crate::report::{IntervalReport, Latency};
 
 /// One of them. It runs on the main thread, and costs the measuring threads nothing.
@@ -21,41 +23,57 @@ pub trait Observer {
     }
 }
 
-/// All observers of a run; `every` is the length of an interval.
+/// All observers of a run.
 pub struct Observers {
-    pub observers: Vec<Box<dyn Observer>>,
-    pub every: Duration,
+    observers: Vec<Box<dyn Observer>>,
+    /// How long an interval is.
+    every: Duration,
+    merger: Option<IntervalMerger>,
 }
 
 impl Observers {
-    pub fn none() -> Observers {
-        Observers { observers: Vec::new(), every: Duration::MAX }
+    pub fn new(observers: Vec<Box<dyn Observer>>, every: Duration) -> Observers {
+        Observers { observers, every, merger: None }
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.observers.is_empty()
+    pub fn none() -> Observers {
+        Observers::new(Vec::new(), Duration::MAX)
+    }
+
+    /// What the threads send their intervals with; none where nobody observes.
+    pub fn senders(&mut self, plan: &Plan) -> Vec<IntervalSender> {
+        if self.observers.is_empty() {
+            return Vec::new();
+        }
+        let (threads, connections) = (plan.threads.count as usize, u64::from(plan.connections.count));
+        let (senders, merger) = interval::channel(threads, self.every, connections, plan.workers as usize);
+        self.merger = Some(merger);
+        senders
+    }
+
+    /// When to observe next.
+    pub fn next_ns(&self, now_ns: u64) -> u64 {
+        self.merger.as_ref().map_or(u64::MAX, |_| now_ns + self.every.as_nanos() as u64)
     }
 
     /// Passes on what the threads have sent; true when an observer asks to end the run.
-    pub fn observe(&mut self, merger: &mut IntervalMerger, window: &Window) -> bool {
-        let intervals = merger.receive(window);
-        let so_far = merger.so_far();
-        for interval in &intervals {
-            self.observers.iter_mut().for_each(|observer| observer.observe(interval, &so_far));
-        }
+    pub fn observe(&mut self, window: &Window) -> bool {
+        self.pass_on(|merger| merger.receive(window));
         self.observers.iter_mut().any(|observer| observer.asks_to_stop())
     }
 
     /// Passes on the rest, and ends all of them; the first that failed is the result.
-    pub fn finish(self, merger: Option<IntervalMerger>, window: &Window) -> Result<(), String> {
-        let (rest, so_far) = merger.map_or((Default::default(), Latency::default()), |mut merger| {
-            (merger.receive_rest(window), merger.so_far())
-        });
-        let mut outcome = Ok(());
-        for mut observer in self.observers {
-            rest.iter().for_each(|interval| observer.observe(interval, &so_far));
-            outcome = outcome.and(observer.finish());
+    pub fn finish(mut self, window: &Window) -> Result<(), String> {
+        self.pass_on(|merger| merger.receive_rest(window));
+        self.observers.into_iter().fold(Ok(()), |outcome, observer| outcome.and(observer.finish()))
+    }
+
+    fn pass_on(&mut self, receive: impl FnOnce(&mut IntervalMerger) -> VecDeque<IntervalReport>) {
+        let Some(merger) = &mut self.merger else { return };
+        let intervals = receive(merger);
+        let so_far = merger.so_far();
+        for interval in &intervals {
+            self.observers.iter_mut().for_each(|observer| observer.observe(interval, &so_far));
         }
-        outcome
     }
 }

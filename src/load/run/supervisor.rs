@@ -9,7 +9,6 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::console;
 use crate::load::client::control::{Control, ThreadStatus};
-use crate::load::counts::interval::IntervalMerger;
 use crate::load::counts::window::Window;
 use crate::load::options::plan::Progress;
 use crate::load::run::observers::Observers;
@@ -72,7 +71,6 @@ impl<'a> Supervisor<'a> {
         &mut self,
         threads: u64,
         mut window: Window,
-        mut merger: Option<&mut IntervalMerger>,
         observers: &mut Observers,
     ) -> nix::Result<(Window, Usage)> {
         let mut ends = Ends::default();
@@ -80,8 +78,7 @@ impl<'a> Supervisor<'a> {
             self.announce("warmup");
         }
         let mut progress_ns = window.start_ns + PROGRESS_EVERY_NS;
-        let every_ns = observers.every.as_nanos() as u64;
-        let mut observers_ns = if merger.is_some() { window.start_ns + every_ns } else { u64::MAX };
+        let mut observers_ns = observers.next_ns(window.start_ns);
         loop {
             let now_ns = monotonic_ns();
             window.close_ns = window.close_ns.min(self.control.stopped_at_ns().unwrap_or(u64::MAX));
@@ -94,11 +91,11 @@ impl<'a> Supervisor<'a> {
                 self.show_progress(now_ns, &window);
                 progress_ns += PROGRESS_EVERY_NS;
             }
-            if let Some(merger) = merger.as_mut().filter(|_| now_ns >= observers_ns) {
-                if observers.observe(merger, &window) {
+            if now_ns >= observers_ns {
+                if observers.observe(&window) {
                     self.control.interrupt(now_ns);
                 }
-                observers_ns = now_ns + every_ns;
+                observers_ns = observers.next_ns(now_ns);
             }
             let ahead =
                 [window.open_ns, window.close_ns, progress_ns, observers_ns].into_iter().filter(|&at| at > now_ns);
@@ -109,7 +106,14 @@ impl<'a> Supervisor<'a> {
             self.announce("drain");
         }
         self.clear_progress();
-        Ok((window, ends.cpu_between()))
+        let now = Usage::of_process();
+        let (from, to) = (ends.cpu_at_open.unwrap_or(now), ends.cpu_at_close.unwrap_or(now));
+        let cpu = Usage {
+            cpu_user_us: to.cpu_user_us.saturating_sub(from.cpu_user_us),
+            cpu_system_us: to.cpu_system_us.saturating_sub(from.cpu_system_us),
+            ..Usage::default()
+        };
+        Ok((window, cpu))
     }
 
     /// Reads the CPU time when an end of the window is passed, and announces the phase behind it.
@@ -166,18 +170,6 @@ impl<'a> Supervisor<'a> {
 struct Ends {
     cpu_at_open: Option<Usage>,
     cpu_at_close: Option<Usage>,
-}
-
-impl Ends {
-    fn cpu_between(&self) -> Usage {
-        let now = Usage::of_process();
-        let (from, to) = (self.cpu_at_open.unwrap_or(now), self.cpu_at_close.unwrap_or(now));
-        Usage {
-            cpu_user_us: to.cpu_user_us.saturating_sub(from.cpu_user_us),
-            cpu_system_us: to.cpu_system_us.saturating_sub(from.cpu_system_us),
-            ..Usage::default()
-        }
-    }
 }
 
 /// The most memory this program has had resident. `ru_maxrss` would be at least what its parent had when it forked,

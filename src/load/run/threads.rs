@@ -11,7 +11,6 @@ use crate::cpu;
 use crate::load::client::control::{Control, ThreadStatus};
 use crate::load::client::engine::Engine;
 use crate::load::client::{Assignment, ClientLoop, Settings};
-use crate::load::counts::interval::{self, IntervalMerger, IntervalSender};
 use crate::load::counts::tally::{Measures, Tally};
 use crate::load::counts::window::Window;
 use crate::load::options::plan::{Plan, PlannedWindow, Progress};
@@ -47,7 +46,7 @@ pub fn measure<E: Engine>(
     mut observers: Observers,
 ) -> nix::Result<Counted> {
     let threads = u64::from(plan.threads.count);
-    let (mut senders, mut merger) = interval_channel(plan, &observers);
+    let mut senders = observers.senders(plan);
     thread::scope(|scope| {
         let (mut starters, mut handles) = (Vec::new(), Vec::new());
         for thread in 0..threads {
@@ -72,26 +71,16 @@ pub fn measure<E: Engine>(
             // A thread that does not receive has panicked; joining it says so.
             let _ = starter.send((window, assignment));
         }
-        let (mut window, cpu) = supervisor.await_done(threads, window, merger.as_mut(), &mut observers)?;
+        let (mut window, cpu) = supervisor.await_done(threads, window, &mut observers)?;
         let tally = add_up(handles, settings.measures, control.is_interrupted())?;
         if window.close_ns == u64::MAX {
             // The number of requests ended it, with the last answer; the wait for one that never came is no part of it.
             let last_ns = if tally.last_answer_ns > 0 { tally.last_answer_ns } else { tally.last_end_ns };
             window.close_ns = last_ns.max(window.open_ns);
         }
-        let observed = observers.finish(merger, &window);
+        let observed = observers.finish(&window);
         Ok(Counted { tally, window, cpu, began, observed })
     })
-}
-
-fn interval_channel(plan: &Plan, observers: &Observers) -> (Vec<IntervalSender>, Option<IntervalMerger>) {
-    if observers.is_empty() {
-        return (Vec::new(), None);
-    }
-    let connections = u64::from(plan.connections.count);
-    let (senders, merger) =
-        interval::channel(plan.threads.count as usize, observers.every, connections, plan.workers as usize);
-    (senders, Some(merger))
 }
 
 /// When the schedule begins: by the monotonic clock, and by the clock on the wall.
@@ -136,7 +125,7 @@ fn measure_thread<E: Engine>(
 
 fn window(planned: &PlannedWindow, start_ns: u64) -> Window {
     let open_ns = start_ns + planned.warmup.as_nanos() as u64;
-    let close_ns = planned.duration().map_or(u64::MAX, |duration| open_ns + duration.as_nanos() as u64);
+    let close_ns = planned.duration.map_or(u64::MAX, |duration| open_ns + duration.as_nanos() as u64);
     Window { start_ns, open_ns, close_ns }
 }
 
@@ -145,7 +134,7 @@ fn extent(planned: &PlannedWindow) -> Extent {
     Extent {
         measured_from_ns: relative.open_ns,
         end_ns: relative.close_ns,
-        requests: planned.requests().unwrap_or(u64::MAX),
+        requests: planned.requests.unwrap_or(u64::MAX),
     }
 }
 
