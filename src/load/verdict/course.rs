@@ -1,6 +1,7 @@
 //! How the run went: answers from its beginning to its end, on a machine that did not disturb it.
 
 use super::*;
+use crate::report::Latency;
 use crate::stats::{median, spearman};
 
 pub(super) fn requests(facts: &RunFacts) -> Option<Finding> {
@@ -48,15 +49,8 @@ pub(super) fn served(facts: &RunFacts) -> Option<Finding> {
     } else {
         (Verdict::Invalid, "is the server still there?")
     };
-    Some((
-        verdict,
-        format!(
-            "nothing was answered in the last {} of {} (limit {} %): {why}",
-            time(silent_s * 1e6),
-            time(duration_s * 1e6),
-            SILENCE * 100.0
-        ),
-    ))
+    let (silent, window, limit) = (time(silent_s * 1e6), time(duration_s * 1e6), SILENCE * 100.0);
+    Some((verdict, format!("nothing was answered in the last {silent} of {window} (limit {limit} %): {why}")))
 }
 
 /// The p99.9 of what was answered. Where more than that share never was, it is the age of those; of an exponential
@@ -171,9 +165,10 @@ pub(super) fn cpu(facts: &RunFacts) -> Option<Finding> {
 
 pub(super) fn steal(facts: &RunFacts) -> Option<Finding> {
     let stolen = facts.machine.steal_share(facts.machine_s);
+    let (percent, limit) = (stolen * 100.0, STEAL_SHARE * 100.0);
     Some(suspect_if(
         stolen > STEAL_SHARE && facts.machine.steal_ticks >= STEAL_TICKS,
-        format!("the hypervisor took {:.1} % of the machine's time (limit {} %)", stolen * 100.0, STEAL_SHARE * 100.0),
+        format!("the hypervisor took {percent:.1} % of the machine's time (limit {limit} %)"),
     ))
 }
 
@@ -200,8 +195,9 @@ pub(super) fn accept_queue(facts: &RunFacts) -> Option<Finding> {
 pub(super) fn ports(facts: &RunFacts) -> Option<Finding> {
     let limit_per_s = facts.ports_per_s?;
     let per_s = over(facts.report.requests as f64, facts.report.duration_s);
-    let slowest_us = facts.report.connect_us.mean.max(facts.report.connect_us.p99_9);
-    let rare = per_s > PORTS_SHARE * limit_per_s && slowest_us > SLOW_CONNECT_US;
+    let Latency { p99_9, mean, .. } = facts.report.connect_us;
+    let rare = per_s > PORTS_SHARE * limit_per_s && mean.max(p99_9) > SLOW_CONNECT_US;
+    let (p99_9, mean) = (time(p99_9), time(mean));
     let why = if rare {
         "; it searches for a free port, and that is what was measured: --close rst, or more --source addresses"
     } else {
@@ -210,9 +206,8 @@ pub(super) fn ports(facts: &RunFacts) -> Option<Finding> {
     Some(suspect_if(
         rare,
         format!(
-            "{per_s:.0} connections/s where ports for {limit_per_s:.0} are at hand; connect(2) takes {} at p99.9, {} in the mean{why}",
-            time(facts.report.connect_us.p99_9),
-            time(facts.report.connect_us.mean)
+            "{per_s:.0} connections/s where ports for {limit_per_s:.0} are at hand; connect(2) takes {p99_9} at p99.9, \
+             {mean} in the mean{why}"
         ),
     ))
 }

@@ -200,11 +200,10 @@ impl RunFacts<'_> {
         is_alone.then_some(&configuration.arrivals)
     }
 
-    /// The mean over the window. Of sessions, only the first requests are due by the clock.
+    /// Of sessions, only the first requests are due by the clock.
     fn rate_asked(&self) -> Option<f64> {
         let configuration = &self.run.configuration;
-        let from = configuration.rate_per_s.filter(|_| !configuration.sessions)?;
-        Some((from + configuration.ramp_to_per_s.unwrap_or(from)) / 2.0)
+        configuration.mean_rate_per_s().filter(|_| !configuration.sessions)
     }
 
     /// Given up since --deadline was over, in the whole run.

@@ -43,14 +43,8 @@ pub(super) fn achieved(facts: &RunFacts) -> Option<Finding> {
         }
         _ => (Verdict::Suspect, "; the server did not keep up: its latency here depends on the length of the run"),
     };
-    Some((
-        verdict,
-        format!(
-            "{:.2} % of the {due} requests due were answered in time (limit {} %){why}",
-            achieved * 100.0,
-            ACHIEVED_SHARE * 100.0
-        ),
-    ))
+    let (percent, limit) = (achieved * 100.0, ACHIEVED_SHARE * 100.0);
+    Some((verdict, format!("{percent:.2} % of the {due} requests due were answered in time (limit {limit} %){why}")))
 }
 
 /// Whether it is the client that is to blame for what was not answered: it had no CPU time left, or it let connections
@@ -86,14 +80,12 @@ fn exponential(gaps: &Gaps) -> Finding {
     let mut sorted: Vec<f64> = gaps.in_means.clone();
     sorted.sort_by(f64::total_cmp);
     let (distance, p_value) = kolmogorov_smirnov(&sorted, |x| gamma_cdf(gaps.summed as f64, x));
+    let (sums, summed, d, p) = (sorted.len(), gaps.summed, number(distance), number(p_value));
     suspect_if(
         p_value < P_LIMIT && distance > KS_SIZE,
         format!(
-            "{} sums of {} gaps are {} from Poisson's (Kolmogorov-Smirnov D; limit {KS_SIZE}), p = {} (limit {P_LIMIT})",
-            gaps.in_means.len(),
-            gaps.summed,
-            number(distance),
-            number(p_value)
+            "{sums} sums of {summed} gaps are {d} from Poisson's (Kolmogorov-Smirnov D; limit {KS_SIZE}), p = {p} (limit \
+             {P_LIMIT})"
         ),
     )
 }
@@ -106,13 +98,11 @@ fn punctuality(facts: &RunFacts) -> Finding {
     }
     let is_late = |send: &&Sent| send.sent_ns.abs_diff(send.due_ns) as f64 > tolerance_ns;
     let late_share = facts.sends.iter().filter(is_late).count() as f64 / count as f64;
+    let (percent, from, limit) = (late_share * 100.0, time(tolerance_ns / 1e3), LATE_SHARE * 100.0);
     suspect_if(
         late_share > LATE_SHARE,
         format!(
-            "{:.2} % of the first {count} requests were sent more than {} from their due time (limit {} %)",
-            late_share * 100.0,
-            time(tolerance_ns / 1e3),
-            LATE_SHARE * 100.0
+            "{percent:.2} % of the first {count} requests were sent more than {from} from their due time (limit {limit} %)"
         ),
     )
 }
@@ -124,12 +114,12 @@ pub(super) fn independence(facts: &RunFacts) -> Option<Finding> {
     let gaps = Gaps::of(facts)?.in_means;
     let n = gaps.len() - 1;
     let correlation = spearman(&gaps[..n], &gaps[1..]);
-    let limit = (Z_LIMIT / (n as f64).sqrt()).max(CORRELATION_SIZE);
+    let error = 1.0 / (n as f64).sqrt();
+    let limit = (Z_LIMIT * error).max(CORRELATION_SIZE);
     Some(suspect_if(
         correlation.abs() > limit,
         format!(
-            "neighbouring gaps correlate by {correlation:.3} (Spearman; limit {limit:.3}, standard error {:.3})",
-            1.0 / (n as f64).sqrt()
+            "neighbouring gaps correlate by {correlation:.3} (Spearman; limit {limit:.3}, standard error {error:.3})"
         ),
     ))
 }
@@ -175,14 +165,11 @@ pub(super) fn slip(facts: &RunFacts) -> Option<Finding> {
         None => String::new(),
     };
     let (name, slip_us, of_us, limit) = found.unwrap_or_else(|| slips(facts)[0]);
+    let (slip, of, limit, floor) = (time(slip_us), time(of_us), limit * 100.0, time(SLIP_FLOOR_US));
     Some(suspect_if(
         found.is_some(),
         format!(
-            "requests were sent {} late at {name}, where the response takes {} (limit {} %, or {}){why}",
-            time(slip_us),
-            time(of_us),
-            limit * 100.0,
-            time(SLIP_FLOOR_US)
+            "requests were sent {slip} late at {name}, where the response takes {of} (limit {limit} %, or {floor}){why}"
         ),
     ))
 }
