@@ -19,8 +19,9 @@ use std::process::ExitCode;
 use acceptlab::console;
 use acceptlab::load::client::engine;
 use acceptlab::load::commands::calibrate::{self, Calibration};
+use acceptlab::load::commands::demo::{self, Demonstration};
 use acceptlab::load::commands::search::{self, Curve, Found};
-use acceptlab::load::commands::{demo, measure, merge};
+use acceptlab::load::commands::{measure, merge};
 use acceptlab::load::options::args::{Command, Other};
 use acceptlab::load::options::gate::Gate;
 use acceptlab::load::options::plan::{Format, Plan};
@@ -50,13 +51,7 @@ fn run_command() -> Result<ExitCode, String> {
         Command::FindMax(plan, condition) => find_max(&with_engine(plan), &condition, format)?,
         Command::Sweep(plan, rates) => sweep(&with_engine(plan), rates, format)?,
         Command::Explain => write(&explain::explain())?,
-        Command::Other(Other::Demo) => {
-            let demonstration = demo::run()?;
-            match format {
-                Format::Text => write(&demonstration.render())?,
-                Format::Json => write(&format!("{}\n", demonstration.reports()))?,
-            }
-        }
+        Command::Other(Other::Demo) => print(format, &demo::run()?, Demonstration::render)?,
         Command::Other(Other::Calibrate { duration, connections }) => {
             print(format, &calibrate::calibrate(duration, connections)?, Calibration::render)?;
         }

@@ -4,7 +4,7 @@
 use std::env;
 use std::fmt::{Display, Write as _};
 use std::io::{self, BufRead, BufReader};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -51,15 +51,12 @@ const HEADROOM: f64 = 0.8;
 pub fn calibrate(duration: Duration, connections: u32) -> Result<Calibration, String> {
     let cpus = cpu::allowed();
     let apart = (cpus.len() > 1).then(|| cpus.split_last()).flatten().map(|(&theirs, ours)| (theirs, ours));
-    if let Some((_, ours)) = apart {
-        cpu::pin_to(ours).map_err(|errno| format!("pin the client to CPUs {ours:?}: {}", errno.desc()))?;
-    }
     let measure = |keeps: bool, flags: &str| {
-        let server = NullServer::start(keeps, apart)?;
+        let (_server, address) = NullServer::start(keeps, apart)?;
         let (duration, warmup) = (format_duration(duration), format_duration(duration / 5));
         let options =
             format!("--duration {duration} --warmup {warmup} --connections {connections} --progress none {flags}");
-        measure(&plan_of(&options, &format!("http://{}/", server.address)))
+        measure(&plan_of(&options, &format!("http://{address}/")))
     };
     let closed = measure(true, "")?;
     let churn = measure(false, "--requests-per-connection 1")?;
@@ -114,21 +111,19 @@ fn cpu_us_each(report: &LoadReport) -> f64 {
 
 impl Calibration {
     pub fn render(&self) -> String {
-        let mut text = format!("one thread, {} connections, against a server that does nothing", self.connections);
-        text += if self.cpu_apart { " on a CPU of its own\n\n" } else { " ON THE SAME CPU: expect half of this\n\n" };
-        let _ = writeln!(
-            text,
-            "connections kept     {:>10.0} requests/s     {:>7.2} us of CPU each, {:.0} % of a CPU",
+        let place = if self.cpu_apart { "on a CPU of its own" } else { "ON THE SAME CPU: expect half of this" };
+        let mut text = format!(
+            "one thread, {} connections, against a server that does nothing {place}\n\n\
+             connections kept     {:>10.0} requests/s     {:>7.2} us of CPU each, {:.0} % of a CPU\n\
+             one per request      {:>10.0} connections/s  {:>7.2} us of CPU each\n\n\
+             slip                               p50       p99     p99.9       max\n",
+            self.connections,
             self.requests_per_s,
             self.cpu_us_per_request,
-            self.cpu_share * 100.0
+            self.cpu_share * 100.0,
+            self.connections_per_s,
+            self.cpu_us_per_connection
         );
-        let _ = writeln!(
-            text,
-            "one per request      {:>10.0} connections/s  {:>7.2} us of CPU each\n",
-            self.connections_per_s, self.cpu_us_per_connection
-        );
-        let _ = writeln!(text, "{:28}{:>10}{:>10}{:>10}{:>10}", "slip", "p50", "p99", "p99.9", "max");
         let polling = self.slip_busy_poll_us.as_ref().map(|slip| ("with --busy-poll", slip));
         let clock = [("the clock itself", &self.slip_clock_us)];
         for (name, slip) in [("sleeping", &self.slip_us)].into_iter().chain(polling).chain(clock) {
@@ -150,14 +145,11 @@ impl Calibration {
 }
 
 /// The program `null-server` that stands beside this one; killed when dropped, and by the kernel when we die first.
-struct NullServer {
-    pid: Pid,
-    address: SocketAddr,
-}
+struct NullServer(Pid);
 
 impl NullServer {
     /// On this CPU, if one is given: a program inherits the CPUs of the thread that starts it.
-    fn start(keeps: bool, cpus: Option<(usize, &[usize])>) -> Result<NullServer, String> {
+    fn start(keeps: bool, cpus: Option<(usize, &[usize])>) -> Result<(NullServer, SocketAddr), String> {
         let ours = env::current_exe().map_err(|error| format!("find this program: {error}"))?;
         let program = ours.with_file_name("null-server");
         let failed = |error: &dyn Display| {
@@ -173,20 +165,19 @@ impl NullServer {
         cpus.map_or(Ok(()), |(_, ours)| pin(ours))?;
         // Our copy of the other end: without it the read below ends when the program does.
         drop(command);
-        let unspecified = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-        let mut server = NullServer { pid: started?, address: unspecified };
+        let server = NullServer(started?);
         let mut line = String::new();
         let _ = BufReader::new(output).read_line(&mut line);
         let address = line.trim_end().strip_prefix("ready ").and_then(|address| address.parse().ok());
-        server.address = address.ok_or_else(|| failed(&format!("it said {line:?}, and not `ready ADDRESS`")))?;
-        Ok(server)
+        let address = address.ok_or_else(|| failed(&format!("it said {line:?}, and not `ready ADDRESS`")))?;
+        Ok((server, address))
     }
 }
 
 impl Drop for NullServer {
     fn drop(&mut self) {
         // It may have died already; that was seen as errors.
-        let _ = kill(self.pid, Signal::SIGKILL);
-        let _ = waitpid(self.pid, None);
+        let _ = kill(self.0, Signal::SIGKILL);
+        let _ = waitpid(self.0, None);
     }
 }

@@ -28,7 +28,7 @@ use crate::load::options::plan::FileFormat;
 use crate::load::output::export::Files;
 use crate::load::run::summary::SCHEMA;
 use crate::load::verdict::{self, LATE_START_NS};
-use crate::report::{Check, Configuration, Latency, LoadReport, RunInfo, RunPart, Trust, Verdict};
+use crate::report::{Check, Configuration, LoadReport, RunInfo, RunPart, Trust, Verdict};
 use crate::units::over;
 
 /// Share of the window that all clients must have in common.
@@ -121,7 +121,7 @@ impl Part {
         let LoadReport { connect_us, first_byte_us, service_us, latency_us, slip_us, .. } = &self.report;
         let reported = [connect_us, first_byte_us, service_us, latency_us, slip_us];
         for ((tag, times), reported) in self.distributions.tagged().into_iter().zip(reported) {
-            for ((name, logged), (_, reported)) in numbers(&times.latency()).into_iter().zip(numbers(reported)) {
+            for ((name, logged), (_, reported)) in times.latency().named().into_iter().zip(reported.named()) {
                 if (logged - reported).abs() > ROUNDING * logged.abs().max(reported.abs()) {
                     let path = self.path.display();
                     return Some(format!(
@@ -148,19 +148,6 @@ fn impossible(report: &LoadReport) -> Option<String> {
         }
     }
     search(&serde_json::to_value(report).ok()?, "")
-}
-
-fn numbers(latency: &Latency) -> [(&'static str, f64); 7] {
-    let Latency { p50, p90, p99, p99_9, max, mean, stdev } = *latency;
-    [
-        ("p50", p50),
-        ("p90", p90),
-        ("p99", p99),
-        ("p99.9", p99_9),
-        ("the maximum", max),
-        ("the mean", mean),
-        ("the deviation", stdev),
-    ]
 }
 
 /// The distributions, and where in the run their window begins.
@@ -311,26 +298,11 @@ fn longest_s(parts: &[Part]) -> f64 {
 }
 
 /// What is not a count, wherever it stands: computed again from the sums, or left out.
+#[rustfmt::skip]
 const NOT_ADDED: [&str; 19] = [
-    "schema",
-    "qps",
-    "duration_s",
-    "latency_us",
-    "service_us",
-    "connect_us",
-    "first_byte_us",
-    "slip_us",
-    "worst_second",
-    "longest_silence_ms",
-    "pipeline",
-    "evenness",
-    "trace",
-    "order",
-    "closed_after_ms",
-    "cpu_share",
-    "max_rss_kib",
-    "trust",
-    "run",
+    "schema", "qps", "duration_s", "latency_us", "service_us", "connect_us", "first_byte_us", "slip_us",
+    "worst_second", "longest_silence_ms", "pipeline", "evenness", "trace", "order", "closed_after_ms", "cpu_share",
+    "max_rss_kib", "trust", "run",
 ];
 
 fn sum(

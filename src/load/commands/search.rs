@@ -6,12 +6,13 @@
 //! hold for three times as long.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::console;
 use crate::load::options::gate::Gate;
-use crate::load::options::plan::{End, Plan};
+use crate::load::options::plan::Plan;
 use crate::load::options::sweep::Sweep;
 use crate::load::run;
 use crate::load::run::observers::Observers;
@@ -71,15 +72,12 @@ type Measure<'a> = &'a mut dyn FnMut(Option<Rate>, u32) -> Result<LoadReport, St
 
 /// Measures one rate after the other, with a line on standard error for each.
 pub fn sweep(plan: &Plan, sweep: Sweep) -> Result<Curve, String> {
-    sweep_with(sweep, &mut |rate, times| measure(plan, rate, times), &|line| {
-        console::log(format_args!("loadgen: {line}"))
-    })
+    sweep_with(sweep, &mut |rate, times| measure(plan, rate, times), &log)
 }
 
 /// Searches the highest rate at which the condition holds, with a line on standard error per run.
 pub fn find_max(plan: &Plan, condition: &Gate) -> Result<Found, String> {
-    let duration = plan.window.duration().expect("a search has no number of requests");
-    let least_per_s = LEAST_REQUESTS / duration.as_secs_f64();
+    let least_per_s = LEAST_REQUESTS / duration(plan).as_secs_f64();
     let mut plan = plan.clone();
     let mut measure_next = |rate, times| {
         let report = measure(&plan, rate, times);
@@ -87,19 +85,27 @@ pub fn find_max(plan: &Plan, condition: &Gate) -> Result<Found, String> {
         plan.pacing.seed = plan.pacing.seed.wrapping_add(1);
         report
     };
-    find_max_with(condition, least_per_s, &mut measure_next, &|line| console::log(format_args!("loadgen: {line}")))
+    find_max_with(condition, least_per_s, &mut measure_next, &log)
+}
+
+fn log(line: &str) {
+    console::log(format_args!("loadgen: {line}"));
 }
 
 fn measure(plan: &Plan, rate: Option<Rate>, times: u32) -> Result<LoadReport, String> {
     let mut plan = plan.at_rate(rate);
-    let duration = plan.window.duration().expect("a search has no number of requests") * times;
-    plan.window.end = End::After(duration);
+    let duration = duration(&plan) * times;
+    plan.window.duration = Some(duration);
     let report = run::run(&plan, Observers::none())?.report;
     let interrupted = report.run.as_ref().is_some_and(|run| run.interrupted);
     if interrupted || report.duration_s < 0.99 * duration.as_secs_f64() {
         return Err(INTERRUPTED.into());
     }
     Ok(report)
+}
+
+fn duration(plan: &Plan) -> Duration {
+    plan.window.duration.expect("a search has no number of requests")
 }
 
 const INTERRUPTED: &str = "ended early";
@@ -143,25 +149,23 @@ fn find_max_with(gate: &Gate, least_per_s: f64, measure: Measure, say: &dyn Fn(&
     if closed_loop.requests == 0 {
         return Err("find a rate that holds: the server answered nothing".into());
     }
-    let mut search = Search { gate, measure, say, found: Found { condition: gate.to_string(), ..Found::default() } };
-    let first_per_s = (closed_loop.qps / 2.0).max(least_per_s);
-    let done = search.run(first_per_s, least_per_s).and_then(|()| search.confirm(least_per_s));
-    if let Err(error) = done {
-        search.found.ended_by = Some(error);
-    }
+    let found = Found { condition: gate.to_string(), ..Found::default() };
+    let mut search = Search { gate, least_per_s, measure, say, found };
+    let done = search.run((closed_loop.qps / 2.0).max(least_per_s)).and_then(|()| search.confirm());
+    search.found.ended_by = done.err();
     Ok(search.found)
 }
 
 struct Search<'a> {
     gate: &'a Gate,
+    least_per_s: f64,
     measure: Measure<'a>,
     say: &'a dyn Fn(&str),
     found: Found,
 }
 
 impl Search<'_> {
-    fn run(&mut self, first_per_s: f64, least_per_s: f64) -> Result<(), String> {
-        let mut next_per_s = first_per_s;
+    fn run(&mut self, mut next_per_s: f64) -> Result<(), String> {
         loop {
             match (self.found.highest_held_per_s, self.found.lowest_failed_per_s) {
                 (Some(held), Some(failed)) if failed - held <= PRECISION * held => return Ok(()),
@@ -172,8 +176,8 @@ impl Search<'_> {
                     return Ok(());
                 }
                 (Some(held), None) => next_per_s = 2.0 * held,
-                (None, Some(failed)) if failed <= least_per_s => return Ok(()),
-                (None, Some(failed)) => next_per_s = (failed / 2.0).max(least_per_s),
+                (None, Some(failed)) if failed <= self.least_per_s => return Ok(()),
+                (None, Some(failed)) => next_per_s = (failed / 2.0).max(self.least_per_s),
                 (None, None) => {}
             }
             if self.holds(next_per_s)? {
@@ -185,7 +189,7 @@ impl Search<'_> {
     }
 
     /// Goes down from the answer until it holds for longer than a queue can hide.
-    fn confirm(&mut self, least_per_s: f64) -> Result<(), String> {
+    fn confirm(&mut self) -> Result<(), String> {
         let mut step = STEP_DOWN;
         while let Some(per_s) = self.found.highest_held_per_s {
             let point = self.measure_at(per_s, CONFIRM_TIMES)?;
@@ -195,7 +199,7 @@ impl Search<'_> {
             self.found.client_is_limit = point.client_is_limit();
             self.found.lowest_failed_per_s = Some(per_s);
             let next_per_s = per_s * (1.0 - step);
-            self.found.highest_held_per_s = (step < 1.0 && next_per_s >= least_per_s).then_some(next_per_s);
+            self.found.highest_held_per_s = (step < 1.0 && next_per_s >= self.least_per_s).then_some(next_per_s);
             step *= 2.0;
         }
         Ok(())
@@ -236,16 +240,12 @@ impl Search<'_> {
 impl Point {
     fn of(per_s: f64, report: LoadReport, gate: Option<&Gate>) -> Point {
         let achieved_share = achieved_share(per_s, &report);
-        let (holds, finding) = gate.map_or((None, None), |gate| {
-            let (served, steady) = (achieved_share >= ACHIEVED_SHARE, verdict::DRIFT.failed(&report).is_none());
-            let finding = if !served {
-                format!("only {:.1} % answered in time", achieved_share * 100.0)
-            } else if !steady {
-                format!("{}, but its rate or response time drifts", gate.finding(&report))
-            } else {
-                gate.finding(&report)
-            };
-            (Some(served && steady && gate.holds(&report) == Some(true)), Some(finding))
+        let (is_served, drifts) = (achieved_share >= ACHIEVED_SHARE, verdict::DRIFT.failed(&report).is_some());
+        let holds = gate.map(|gate| is_served && !drifts && gate.holds(&report) == Some(true));
+        let finding = gate.map(|gate| match (is_served, drifts) {
+            (false, _) => format!("only {:.1} % answered in time", achieved_share * 100.0),
+            (true, true) => format!("{}, but its rate or response time drifts", gate.finding(&report)),
+            (true, false) => gate.finding(&report),
         });
         Point { rate_per_s: per_s, achieved_share, holds, finding, confirms: false, report }
     }
@@ -314,12 +314,11 @@ impl Curve {
 impl Found {
     pub fn render(&self) -> String {
         let held = |i: usize| {
-            let run = &self.runs[i];
-            let longer = if run.confirms { ", for longer" } else { "" };
-            match (run.holds, &run.finding) {
+            let Point { holds, confirms, finding, .. } = &self.runs[i];
+            let longer = if *confirms { ", for longer" } else { "" };
+            match (*holds, finding) {
                 (Some(true), _) => format!("holds{longer}"),
-                (_, Some(finding)) => format!("fails{longer}: {finding}"),
-                _ => format!("fails{longer}"),
+                (_, finding) => format!("fails{longer}: {}", finding.as_deref().unwrap_or("unknown")),
             }
         };
         format!("{}\n{}\n", table(&self.runs, held), self.answer())

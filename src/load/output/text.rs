@@ -131,14 +131,8 @@ fn rows(report: &LoadReport, open_loop: bool) -> Vec<(&'static str, &Latency)> {
 }
 
 fn latencies(page: &mut Page, rows: &[(&str, &Latency)], report: &LoadReport) {
-    let heads = Latency::default().named().map(|(name, _)| format!("{name:>10}")).concat();
-    page.line(format!("{:10}{heads}", ""));
-    for (name, latency) in rows {
-        // Nothing was measured: that is not 0.
-        let cell = |us| if latency.max > 0.0 { time(us) } else { "–".into() };
-        let cells = latency.named().map(|(_, us)| format!("{:>10}", cell(us))).concat();
-        page.line(format!("{name:10}{cells}"));
-    }
+    page.line(format!("{:10}{}", "", heads(7, 10)));
+    rows.iter().for_each(|(name, latency)| page.line(format!("{name:10}{}", cells(latency, 7, 10))));
     if let (Some(worst), Some(silence_ms)) = (report.worst_second, report.longest_silence_ms) {
         let (p99, from_s) = (time(worst.latency_us.p99), worst.from_s);
         let silence = time(silence_ms as f64 * 1e3);
@@ -170,6 +164,17 @@ fn spectrum(page: &mut Page, rows: &[(&str, &Latency)]) {
         page.named(name, format!("{:from$}{}", "", page.paint.cyan(&bar)));
     }
     page.named("", "█ p50 to p90   ▓ to p99   ▒ to p99.9   ░ to max\n".into());
+}
+
+/// The names of the first statistics of a [`Latency`], in columns.
+pub fn heads(count: usize, width: usize) -> String {
+    Latency::default().named()[..count].iter().map(|(name, _)| format!("{name:>width$}")).collect()
+}
+
+/// The same of their values. Nothing was measured: that is not 0.
+pub fn cells(latency: &Latency, count: usize, width: usize) -> String {
+    let cell = |us| if latency.max > 0.0 { time(us) } else { "–".into() };
+    latency.named()[..count].iter().map(|&(_, us)| format!("{:>width$}", cell(us))).collect()
 }
 
 /// A power of ten of microseconds on the axis: |100us.

@@ -6,6 +6,7 @@ use ratatui::text::{Line, Span};
 
 use crate::load::output::heading;
 use crate::load::output::live::state::State;
+use crate::load::output::text::{cells, heads};
 use crate::report::Latency;
 use crate::terminal::{Paint, bar, columns, draw_lines, wrapped};
 use crate::units::{grouped, time};
@@ -102,14 +103,9 @@ fn curve(rates: &[f64], lines: usize, paint: Paint) -> Vec<Line<'static>> {
 
 /// The percentiles and the maximum; the mean and the deviation are left to the report.
 fn times(state: &State) -> Vec<Line<'static>> {
-    let row = |name: &str, latency: &Latency| {
-        let cell = |us| if latency.max > 0.0 { time(us) } else { "–".into() };
-        let cells = latency.named().map(|(_, us)| format!("{:>9}", cell(us)));
-        Line::raw(format!("{name:10}{}", cells[..STATISTICS].concat()))
-    };
-    let names = state.so_far.named().map(|(name, _)| format!("{name:>9}"));
+    let row = |name: &str, latency: &Latency| Line::raw(format!("{name:10}{}", cells(latency, STATISTICS, 9)));
     vec![
-        Line::styled(format!("{:10}{}", "response", names[..STATISTICS].concat()), Modifier::DIM),
+        Line::styled(format!("{:10}{}", "response", heads(STATISTICS, 9)), Modifier::DIM),
         row("now", &state.now.latency_us),
         row("so far", &state.so_far),
     ]

@@ -102,49 +102,38 @@ impl State {
     }
 }
 
-/// The rate from the first interval to the last, in at most [`Rates::MOST`] values: when they are full, two become one.
-#[derive(Debug)]
+/// The rate from the first interval to the last: sums of so many each, at most [`Rates::MOST`]. When they are full, two
+/// become one.
+#[derive(Debug, Default)]
 pub struct Rates {
-    values: Vec<f64>,
-    /// Intervals that one value stands for.
-    per_value: u32,
-    /// Sum and number of those that are no value yet.
-    begun: (f64, u32),
-}
-
-impl Default for Rates {
-    fn default() -> Rates {
-        Rates { values: Vec::new(), per_value: 1, begun: (0.0, 0) }
-    }
+    sums: Vec<(f64, u32)>,
+    doublings: u32,
 }
 
 impl Rates {
     const MOST: usize = 512;
 
     pub fn push(&mut self, rate: f64) {
-        self.begun = (self.begun.0 + rate, self.begun.1 + 1);
-        if self.begun.1 < self.per_value {
-            return;
+        match self.sums.last_mut().filter(|(_, count)| count >> self.doublings == 0) {
+            Some(last) => *last = sum(&[*last, (rate, 1)]),
+            None => self.sums.push((rate, 1)),
         }
-        self.values.push(self.begun.0 / f64::from(self.begun.1));
-        self.begun = (0.0, 0);
-        if self.values.len() == Rates::MOST {
-            self.values = self.values.chunks(2).map(mean).collect();
-            self.per_value = self.per_value.saturating_mul(2);
+        if self.sums.len() == Rates::MOST {
+            self.sums = self.sums.chunks(2).map(sum).collect();
+            self.doublings += 1;
         }
     }
 
+    /// All of it in at most so many columns, each a mean.
     pub fn columns(&self, width: usize) -> Vec<f64> {
-        let n = self.values.len();
-        if n <= width {
-            return self.values.clone();
-        }
-        (0..width).map(|i| mean(&self.values[i * n / width..(i + 1) * n / width])).collect()
+        let (n, width) = (self.sums.len(), width.min(self.sums.len()));
+        let column = |i| sum(&self.sums[i * n / width..(i + 1) * n / width]);
+        (0..width).map(column).map(|(sum, count)| sum / f64::from(count)).collect()
     }
 }
 
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len().max(1) as f64
+fn sum(parts: &[(f64, u32)]) -> (f64, u32) {
+    parts.iter().fold((0.0, 0), |(sum, count), (more, by)| (sum + more, count + by))
 }
 
 #[cfg(test)]
@@ -190,7 +179,7 @@ pub(super) mod tests {
         for i in 0..864_000 {
             rates.push(f64::from(i));
         }
-        assert!(rates.values.len() < Rates::MOST);
+        assert!(rates.sums.len() < Rates::MOST);
         let columns = rates.columns(80);
         assert_eq!(columns.len(), 80);
         assert!(columns.is_sorted() && columns[0] < 10_000.0 && columns[79] > 850_000.0, "{columns:?}");
