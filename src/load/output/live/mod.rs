@@ -9,13 +9,12 @@ mod state;
 use std::io::{IsTerminal, stderr};
 use std::time::Duration;
 
-use ratatui::crossterm::event;
-
 use crate::console::log;
+use crate::keyboard::{Key, Keyboard};
 use crate::load::options::plan::Plan;
 use crate::load::run::observers::Observer;
 use crate::report::{IntervalReport, Latency};
-use crate::terminal::{Paint, Screen, is_quit};
+use crate::terminal::{Paint, Screen};
 use crate::units::{grouped, time};
 use state::State;
 
@@ -30,7 +29,7 @@ pub struct Live {
 enum Shown {
     /// Until the first interval the terminal is as it was, for messages and for Ctrl-C.
     Nothing,
-    Picture(Screen),
+    Picture(Screen, Option<Keyboard>),
     Lines {
         next_s: f64,
     },
@@ -58,12 +57,12 @@ impl Observer for Live {
         self.state.add(interval);
         if let Shown::Nothing = self.shown {
             match Screen::take(&stderr()) {
-                Ok(screen) => self.shown = Shown::Picture(screen),
+                Ok(screen) => self.shown = Shown::Picture(screen, Keyboard::open().ok()),
                 Err(error) => self.show_lines(error),
             }
         }
         match &mut self.shown {
-            Shown::Picture(screen) => {
+            Shown::Picture(screen, _) => {
                 let drawn = screen.draw(|frame| picture::draw(frame, &self.state, self.paint));
                 drawn.unwrap_or_else(|error| self.show_lines(error));
             }
@@ -76,14 +75,10 @@ impl Observer for Live {
     }
 
     fn asks_to_stop(&mut self) -> bool {
-        let mut asks_to_stop = false;
-        while matches!(self.shown, Shown::Picture(_)) && event::poll(Duration::ZERO).unwrap_or(false) {
-            match event::read() {
-                Ok(event) => asks_to_stop |= is_quit(&event),
-                Err(_) => break,
-            }
-        }
-        asks_to_stop
+        let Shown::Picture(_, keyboard) = &mut self.shown else { return false };
+        // Where there is no keyboard, or none any more, signals still stop the run.
+        let typed = keyboard.as_mut().and_then(|keyboard| keyboard.read(Some(Duration::ZERO)).ok());
+        typed.is_some_and(|keys| keys.contains(&Key::Quit))
     }
 }
 
