@@ -22,14 +22,12 @@ use serde_json::{Map, Value};
 
 use crate::load::commands::measure::Measured;
 use crate::load::counts::distributions::{Distributions, Span};
-use crate::load::counts::evenness;
 use crate::load::counts::histogram::Times;
 use crate::load::options::plan::FileFormat;
 use crate::load::output::export::Files;
-use crate::load::run::summary::SCHEMA;
+use crate::load::run::summary::{SCHEMA, compute};
 use crate::load::verdict::{self, LATE_START_NS};
 use crate::report::{Check, Configuration, LoadReport, RunInfo, RunPart, Trust, Verdict};
-use crate::units::over;
 
 /// Share of the window that all clients must have in common.
 const MIN_OVERLAP: f64 = 0.9;
@@ -49,24 +47,21 @@ pub fn merge(files: &[PathBuf], hlog: Option<&Path>, force: bool) -> Result<Meas
     if let Some(why) = incompatibilities.first().filter(|_| !force) {
         return Err(format!("{why} (--force merges nonetheless)"));
     }
-    if let Some(part) = parts.iter().find(|part| is_same_file(hlog, &part.path.with_extension("hlog"))) {
-        return Err(format!(
-            "write {}: it is a part of the sum; choose another name",
-            part.path.with_extension("hlog").display()
-        ));
+    let mut logs = parts.iter().map(|part| part.path.with_extension("hlog"));
+    if let Some(log) = logs.find(|log| is_same_file(hlog, log)) {
+        return Err(format!("write {}: it is a part of the sum; choose another name", log.display()));
     }
     let hlog: Vec<_> = hlog.map(|path| (FileFormat::Hlog, path.into())).into_iter().collect();
     let files = Files::create(&hlog)?;
 
     let mut distributions = Distributions::default();
     parts.iter().for_each(|part| distributions.add(&part.distributions));
+    let report = sum(&parts, &distributions, incompatibilities).map_err(|error| format!("add the reports: {error}"))?;
     let span = Span {
-        began: SystemTime::UNIX_EPOCH
-            + Duration::from_nanos(parts.iter().map(|part| part.run.started_unix_ns).min().unwrap_or(0)),
+        began: SystemTime::UNIX_EPOCH + Duration::from_nanos(report.run.as_ref().map_or(0, |run| run.started_unix_ns)),
         start: parts[0].window_start,
         duration: Duration::from_secs_f64(longest_s(&parts)),
     };
-    let report = sum(&parts, &distributions, incompatibilities).map_err(|error| format!("add the reports: {error}"))?;
     let files = files.write(&distributions, &span, &report);
     Ok(Measured { report, files })
 }
@@ -202,7 +197,6 @@ fn incompatibilities(parts: &[Part]) -> Vec<String> {
         if part.run.interrupted {
             found.push(format!("{name}: its run ended early"));
         }
-        found.extend(late(part));
         found.extend(invalid_part(part));
     }
     found.extend(windows_differ(parts));
@@ -240,30 +234,22 @@ fn difference(one: &Configuration, other: &Configuration) -> Option<String> {
     Some(format!("`{name}` is {} where that has {}", said(&one), said(&other)))
 }
 
-fn late(part: &Part) -> Option<String> {
-    let late_ns = part.run.started_unix_ns.saturating_sub(part.run.start_at_unix_ns?);
-    (late_ns > LATE_START_NS).then(|| {
-        format!(
-            "{}: {} started {} ms late, and {} are bearable; give all a later --start-at",
-            part.path.display(),
-            part.run.host,
-            late_ns / 1_000_000,
-            LATE_START_NS / 1_000_000
-        )
-    })
-}
-
-/// A client that was not in time with its own requests measured something else than was asked for.
+/// A client that was not in time measured something else than was asked for.
 fn invalid_part(part: &Part) -> Option<String> {
-    let trust = part.report.trust.as_ref()?;
-    let slipped = verdict::SLIP.failed(&part.report);
-    let invalid = trust.checks.iter().find(|check| check.verdict == Verdict::Invalid);
-    let (what, check) = match (slipped, invalid) {
-        (Some(check), _) => ("slipped", check),
-        (None, Some(check)) => ("has no valid result", check),
-        (None, None) => return None,
-    };
-    Some(format!("{}: {} {what}: {}", part.path.display(), part.run.host, check.reason))
+    let (path, RunInfo { host, .. }) = (part.path.display(), &part.run);
+    let late_ms = part.run.start_at_unix_ns.map_or(0, |at| part.run.started_unix_ns.saturating_sub(at)) / 1_000_000;
+    let bearable_ms = LATE_START_NS / 1_000_000;
+    if late_ms > bearable_ms {
+        return Some(format!(
+            "{path}: {host} started {late_ms} ms late, and {bearable_ms} are bearable; give all a later --start-at"
+        ));
+    }
+    let slipped = verdict::SLIP.failed(&part.report).map(|check| ("slipped", check));
+    let is_invalid = |check: &&Check| check.verdict == Verdict::Invalid;
+    let invalid =
+        || part.report.trust.as_ref()?.checks.iter().find(is_invalid).map(|check| ("has no valid result", check));
+    let (what, check) = slipped.or_else(invalid)?;
+    Some(format!("{path}: {host} {what}: {}", check.reason))
 }
 
 /// Windows that do not overlap enough. Equal configurations have equal warm-ups, so it is enough to compare the starts.
@@ -272,23 +258,21 @@ fn windows_differ(parts: &[Part]) -> Option<String> {
     let longest_s = longest_s(parts);
     let shortest_s = shortest.report.duration_s;
     if longest_s - shortest_s > MAX_DIFFERENCE * longest_s {
+        let path = shortest.path.display();
         return Some(format!(
-            "{}: it measured for {shortest_s:.3} s, another for {longest_s:.3} s: no common rate; \
-             use --duration, not --requests",
-            shortest.path.display()
+            "{path}: it measured for {shortest_s:.3} s, another for {longest_s:.3} s: no common rate; use --duration, \
+             not --requests"
         ));
     }
     let first = parts.iter().map(|part| part.run.started_unix_ns).min()?;
     let last = parts.iter().max_by_key(|part| part.run.started_unix_ns)?;
     let apart_s = (last.run.started_unix_ns - first) as f64 / 1e9;
-    let overlap = 1.0 - apart_s / shortest_s;
+    let overlap = (1.0 - apart_s / shortest_s).max(0.0);
+    let (path, percent, least) = (last.path.display(), overlap * 100.0, MIN_OVERLAP * 100.0);
     (overlap < MIN_OVERLAP).then(|| {
         format!(
-            "{}: it began {apart_s:.3} s after the first: all clients together measured {:.0} % of the window, \
-             and {:.0} % are needed; give all the same --start-at",
-            last.path.display(),
-            overlap.max(0.0) * 100.0,
-            MIN_OVERLAP * 100.0
+            "{path}: it began {apart_s:.3} s after the first: all clients together measured {percent:.0} % of the \
+             window, and {least:.0} % are needed; give all the same --start-at"
         )
     })
 }
@@ -319,18 +303,9 @@ fn sum(
     sum.lost_more += sum.lost.len().saturating_sub(LoadReport::MOST_LOST) as u64;
     sum.lost.truncate(LoadReport::MOST_LOST);
     sum.duration_s = longest_s(parts);
-    sum.qps = over(sum.requests as f64, sum.duration_s);
-    sum.connect_us = distributions.connect.latency();
-    sum.first_byte_us = distributions.first_byte.latency();
-    sum.service_us = distributions.service.latency();
-    sum.latency_us = distributions.response.latency();
-    sum.slip_us = distributions.slip.latency();
-    sum.evenness = evenness::pair(sum.workers.values().map(|share| (share.connections, share.requests)));
-    let client = &mut sum.client;
-    let cpu_s = (client.cpu_user_us + client.cpu_system_us) as f64 / 1e6;
-    client.cpu_share = over(cpu_s, sum.duration_s * client.threads as f64);
+    compute(&mut sum, distributions);
     // A machine has to have room for one of them.
-    client.max_rss_kib = parts.iter().map(|part| part.report.client.max_rss_kib).max().unwrap_or(0);
+    sum.client.max_rss_kib = parts.iter().map(|part| part.report.client.max_rss_kib).max().unwrap_or(0);
     sum.workers.values_mut().for_each(|share| share.latency_us = None);
     sum.slow.iter_mut().for_each(|counts| counts.closed_after_ms = None);
     (sum.trace, sum.order) = (Vec::new(), Vec::new());

@@ -178,8 +178,10 @@ pub enum Format {
     Json,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum FileFormat {
+    /// Has an option of its own.
+    #[value(skip)]
     Hlog,
     Ndjson,
     Hgrm,

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
+use clap::ValueEnum;
+
 use crate::load::options::plan::{FileFormat, Method, Show};
 use crate::load::schedule::Spacing;
 use crate::units::parse_duration;
@@ -95,14 +97,9 @@ pub fn parse_interval(text: &str) -> Result<Duration, String> {
 
 pub fn parse_out(text: &str) -> Result<(FileFormat, PathBuf), String> {
     let file = PathBuf::from(text);
-    let format = match file.extension().and_then(|ending| ending.to_str()) {
-        Some("ndjson") => FileFormat::Ndjson,
-        Some("hgrm") => FileFormat::Hgrm,
-        Some("csv") => FileFormat::Csv,
-        Some("json") => FileFormat::Json,
-        _ => return Err("its name ends with .json, .csv, .hgrm or .ndjson, which says the format".into()),
-    };
-    Ok((format, file))
+    let ending = file.extension().and_then(|ending| ending.to_str());
+    let format = ending.and_then(|ending| FileFormat::from_str(ending, false).ok());
+    Ok((format.ok_or("its name ends with .json, .csv, .hgrm or .ndjson, which says the format")?, file))
 }
 
 /// Seconds since 1970, with a fraction if need be; not more than a day ahead.

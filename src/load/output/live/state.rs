@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use crate::load::counts::evenness;
 use crate::report::{Configuration, IntervalReport, Latency, WorkerShare};
 
 const MOST_WORKERS: u32 = 4096;
@@ -95,10 +94,6 @@ impl State {
         let measured = if self.phase == Phase::WarmUp { 0 } else { self.requests };
         let by_count = self.configuration.requests.map(|all| measured as f64 / all as f64);
         by_time.or(by_count).map(|share| share.clamp(0.0, 1.0))
-    }
-
-    pub fn dispersion(&self, of: fn(&WorkerShare) -> u64) -> Option<f64> {
-        evenness::dispersion(&self.workers.values().map(of).collect::<Vec<_>>())
     }
 }
 
