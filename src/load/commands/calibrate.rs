@@ -2,7 +2,7 @@
 //! program `null-server` beside this one, on a CPU of its own where there are two.
 
 use std::env;
-use std::fmt::{Display, Write as _};
+use std::fmt::Display;
 use std::io::{self, BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
@@ -17,11 +17,12 @@ use crate::cpu;
 use crate::load::counts::histogram::Times;
 use crate::load::options::args::plan_of;
 use crate::load::options::plan::Plan;
+use crate::load::output::text::{cells, heads};
 use crate::load::run;
 use crate::load::run::observers::Observers;
 use crate::report::{Latency, LoadReport};
 use crate::sys::process;
-use crate::units::{format_duration, monotonic_ns, time};
+use crate::units::{format_duration, monotonic_ns};
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Calibration {
@@ -47,6 +48,8 @@ pub struct Calibration {
 pub const OPEN_RATE_PER_S: u32 = 10_000;
 /// Above this share of the ceiling the client may be what limits the server's figure.
 const HEADROOM: f64 = 0.8;
+/// Of a slip: the percentiles and the maximum.
+const STATISTICS: usize = 5;
 
 pub fn calibrate(duration: Duration, connections: u32) -> Result<Calibration, String> {
     let cpus = cpu::allowed();
@@ -112,35 +115,28 @@ fn cpu_us_each(report: &LoadReport) -> f64 {
 impl Calibration {
     pub fn render(&self) -> String {
         let place = if self.cpu_apart { "on a CPU of its own" } else { "ON THE SAME CPU: expect half of this" };
-        let mut text = format!(
-            "one thread, {} connections, against a server that does nothing {place}\n\n\
-             connections kept     {:>10.0} requests/s     {:>7.2} us of CPU each, {:.0} % of a CPU\n\
-             one per request      {:>10.0} connections/s  {:>7.2} us of CPU each\n\n\
-             slip                               p50       p99     p99.9       max\n",
-            self.connections,
-            self.requests_per_s,
-            self.cpu_us_per_request,
-            self.cpu_share * 100.0,
-            self.connections_per_s,
-            self.cpu_us_per_connection
-        );
-        let polling = self.slip_busy_poll_us.as_ref().map(|slip| ("with --busy-poll", slip));
-        let clock = [("the clock itself", &self.slip_clock_us)];
-        for (name, slip) in [("sleeping", &self.slip_us)].into_iter().chain(polling).chain(clock) {
-            let cells: String =
-                [slip.p50, slip.p99, slip.p99_9, slip.max].map(|us| format!("{:>10}", time(us))).concat();
-            let _ = writeln!(text, "{:28}{cells}", format!("{OPEN_RATE_PER_S}/s, {name}"));
-        }
-        let _ = writeln!(
-            text,
-            "\nThis client can do {:.0} requests/s per thread here: a server measured at more than\n\
-             {:.0}/s ({:.0} %) with one thread is limited by the client; give it more --threads.\n\
-             No client can be earlier than the clock itself: the rest of a slip is its own.",
-            self.ceiling_per_s,
-            self.ceiling_per_s * HEADROOM,
+        let Calibration { connections, requests_per_s, connections_per_s, ceiling_per_s, .. } = self;
+        let (per_request, per_connection) = (self.cpu_us_per_request, self.cpu_us_per_connection);
+        let (percent, limit_per_s) = (self.cpu_share * 100.0, self.ceiling_per_s * HEADROOM);
+        let row = |name: &str, slip: &Latency| {
+            format!("{:28}{}\n", format!("{OPEN_RATE_PER_S}/s, {name}"), cells(slip, STATISTICS, 10))
+        };
+        let polling = self.slip_busy_poll_us.as_ref().map(|slip| row("with --busy-poll", slip)).unwrap_or_default();
+        format!(
+            "one thread, {connections} connections, against a server that does nothing {place}\n\n\
+             connections kept     {requests_per_s:>10.0} requests/s     {per_request:>7.2} us of CPU each, {percent:.0} % of a \
+             CPU\n\
+             one per request      {connections_per_s:>10.0} connections/s  {per_connection:>7.2} us of CPU each\n\n\
+             {:28}{}\n{}{polling}{}\n\
+             This client can do {ceiling_per_s:.0} requests/s per thread here: a server measured at more than\n\
+             {limit_per_s:.0}/s ({:.0} %) with one thread is limited by the client; give it more --threads.\n\
+             No client can be earlier than the clock itself: the rest of a slip is its own.\n",
+            "slip",
+            heads(STATISTICS, 10),
+            row("sleeping", &self.slip_us),
+            row("the clock itself", &self.slip_clock_us),
             HEADROOM * 100.0
-        );
-        text
+        )
     }
 }
 

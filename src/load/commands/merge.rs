@@ -434,8 +434,6 @@ mod tests {
             (0..500).for_each(|_| times.record(10u64.pow(rng.u32(0..11)) * rng.u64(0..100)));
         }
         let span = Span { began: SystemTime::now(), start: Duration::from_secs(2), duration: Duration::from_secs(1) };
-        let mut log = Vec::new();
-        export::hlog(&mut log, &distributions, &span).unwrap();
-        (log, distributions)
+        (export::hlog(&distributions, &span), distributions)
     }
 }

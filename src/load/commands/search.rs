@@ -5,7 +5,6 @@
 //! time to build the queue that shows it, so a run in which response times grow does not hold, and the winner has to
 //! hold for three times as long.
 
-use std::fmt::Write;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -18,7 +17,7 @@ use crate::load::run;
 use crate::load::run::observers::Observers;
 use crate::load::schedule::Rate;
 use crate::load::verdict::{self, ACHIEVED_SHARE, BUSY_CLIENT, expected_in_flight};
-use crate::report::{LoadReport, Verdict};
+use crate::report::{Latency, LoadReport, Verdict};
 use crate::units::{over, time};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -122,17 +121,14 @@ fn sweep_with(sweep: Sweep, measure: Measure, say: &dyn Fn(&str)) -> Result<Curv
     let mut curve = Curve::default();
     for per_s in sweep.rates_per_s() {
         match measure(Some(rate(per_s)?), 1) {
-            Ok(report) => {
-                let point = Point::of(per_s, report, None);
-                say(&format!("{:.0}/s: {}", per_s, point.summary()));
-                curve.sweep.push(point);
-            }
+            Ok(report) => curve.sweep.push(Point::of(per_s, report, None)),
             Err(error) if curve.sweep.is_empty() => return Err(error),
             Err(error) => {
                 curve.ended_by = Some(error);
                 break;
             }
         }
+        say(&format!("{per_s:.0}/s: {}", curve.sweep[curve.sweep.len() - 1].summary()));
     }
     let power = |point: &Point| point.report.qps / point.report.latency_us.mean.max(1e-3);
     let best = curve.sweep.iter().enumerate().max_by(|(_, a), (_, b)| power(a).total_cmp(&power(b)));
@@ -149,7 +145,7 @@ fn find_max_with(gate: &Gate, least_per_s: f64, measure: Measure, say: &dyn Fn(&
     if closed_loop.requests == 0 {
         return Err("find a rate that holds: the server answered nothing".into());
     }
-    let found = Found { condition: gate.to_string(), ..Found::default() };
+    let found = Found { condition: gate.text.clone(), ..Found::default() };
     let mut search = Search { gate, least_per_s, measure, say, found };
     let done = search.run((closed_loop.qps / 2.0).max(least_per_s)).and_then(|()| search.confirm());
     search.found.ended_by = done.err();
@@ -209,10 +205,12 @@ impl Search<'_> {
         let (mut held, mut failed, mut client_failed) = (0, 0, 0);
         while held < 2 && failed < 2 {
             let point = self.measure_at(per_s, 1)?;
-            let holds = point.holds == Some(true);
-            held += u32::from(holds);
-            failed += u32::from(!holds);
-            client_failed += u32::from(!holds && point.client_is_limit());
+            if point.holds == Some(true) {
+                held += 1;
+            } else {
+                failed += 1;
+                client_failed += u32::from(point.client_is_limit());
+            }
         }
         if held > 0 && failed > 0 {
             self.found.disagreed_at_per_s.push(per_s);
@@ -226,12 +224,9 @@ impl Search<'_> {
     fn measure_at(&mut self, per_s: f64, times: u32) -> Result<&Point, String> {
         let report = (self.measure)(Some(rate(per_s)?), times)?;
         let point = Point { confirms: times > 1, ..Point::of(per_s, report, Some(self.gate)) };
-        (self.say)(&format!(
-            "{per_s:.1}/s {}{}: {}",
-            if point.holds == Some(true) { "holds" } else { "fails" },
-            if point.confirms { format!(" for {times} times as long") } else { String::new() },
-            point.summary()
-        ));
+        let holds = if point.holds == Some(true) { "holds" } else { "fails" };
+        let longer = if point.confirms { format!(" for {times} times as long") } else { String::new() };
+        (self.say)(&format!("{per_s:.1}/s {holds}{longer}: {}", point.summary()));
         self.found.runs.push(point);
         Ok(&self.found.runs[self.found.runs.len() - 1])
     }
@@ -268,15 +263,10 @@ impl Point {
     }
 
     fn summary(&self) -> String {
-        let report = &self.report;
         let finding = self.finding.as_ref().map_or(String::new(), |finding| format!("{finding}; "));
-        format!(
-            "{finding}{:.1}/s answered, p50 {}, p99 {}, {} errors",
-            report.qps,
-            time(report.latency_us.p50),
-            time(report.latency_us.p99),
-            report.errors.total()
-        )
+        let LoadReport { qps, latency_us, errors, .. } = &self.report;
+        let (p50, p99, errors) = (time(latency_us.p50), time(latency_us.p99), errors.total());
+        format!("{finding}{qps:.1}/s answered, p50 {p50}, p99 {p99}, {errors} errors")
     }
 }
 
@@ -297,17 +287,12 @@ fn rate(per_s: f64) -> Result<Rate, String> {
 impl Curve {
     pub fn render(&self) -> String {
         let remark = |i| if Some(i) == self.knee { "knee".into() } else { String::new() };
-        let mut text = table(&self.sweep, remark);
-        let _ = match self.knee.map(|i| self.sweep[i].rate_per_s) {
-            Some(per_s) => {
-                writeln!(text, "\nThe knee, where throughput over mean response time is largest: {per_s:.0}/s.")
-            }
-            None => writeln!(text, "\nNo knee: throughput over mean response time is largest at an end of the sweep."),
+        let knee = match self.knee.map(|i| self.sweep[i].rate_per_s) {
+            Some(per_s) => format!("The knee, where throughput over mean response time is largest: {per_s:.0}/s."),
+            None => "No knee: throughput over mean response time is largest at an end of the sweep.".into(),
         };
-        if let Some(why) = &self.ended_by {
-            let _ = writeln!(text, "The sweep is not complete: {why}.");
-        }
-        text
+        let end = self.ended_by.as_ref().map_or(String::new(), |why| format!("The sweep is not complete: {why}.\n"));
+        format!("{}\n{knee}\n{end}", table(&self.sweep, remark))
     }
 }
 
@@ -325,48 +310,35 @@ impl Found {
     }
 
     pub fn answer(&self) -> String {
-        let condition = &self.condition;
         let client = if self.client_is_limit { " There the client is the limit, not the server." } else { "" };
         let end = self.ended_by.as_ref().map_or(String::new(), |why| format!(" The search is not complete: {why}."));
         let answer = match (self.highest_held_per_s, self.lowest_failed_per_s) {
             (Some(held), Some(failed)) => {
-                format!("{condition} holds at {held:.1}/s and fails at {failed:.1}/s: the highest rate lies between.")
+                format!("holds at {held:.1}/s and fails at {failed:.1}/s: the highest rate lies between.")
             }
-            (Some(held), None) => {
-                format!("{condition} holds at {held:.1}/s, and no rate was found at which it does not.")
-            }
-            (None, Some(failed)) => format!("{condition} never holds, not even at {failed:.1}/s."),
-            (None, None) => format!("Nothing is known of {condition}."),
+            (Some(held), None) => format!("holds at {held:.1}/s, and no rate was found at which it does not."),
+            (None, Some(failed)) => format!("never holds, not even at {failed:.1}/s."),
+            (None, None) => "has not been tried.".into(),
         };
         let rates: Vec<String> = self.disagreed_at_per_s.iter().map(|per_s| format!("{per_s:.1}/s")).collect();
-        let noise = if rates.is_empty() {
-            String::new()
-        } else {
-            format!(" At {} one run of three disagreed with the others: noise.", rates.join(", "))
+        let noise = match rates.join(", ") {
+            rates if rates.is_empty() => rates,
+            rates => format!(" At {rates} one run of three disagreed with the others: noise."),
         };
-        format!("{answer}{client}{noise}{end}")
+        format!("{} {answer}{client}{noise}{end}", self.condition)
     }
 }
 
 fn table(points: &[Point], remark: impl Fn(usize) -> String) -> String {
-    let mut text =
-        format!("{:>12}{:>12}{:>10}{:>10}{:>10}{:>10}\n", "offered/s", "answered/s", "p50", "p99", "p99.9", "errors");
+    let mut text = String::from("   offered/s  answered/s       p50       p99     p99.9    errors\n");
     for (i, point) in points.iter().enumerate() {
-        let report = &point.report;
-        let latency = &report.latency_us;
-        let remarks =
-            [remark(i), point.failed_checks()].map(|text| if text.is_empty() { text } else { format!("  {text}") });
-        let _ = writeln!(
-            text,
-            "{:>12.1}{:>12.1}{:>10}{:>10}{:>10}{:>10}{}",
-            point.rate_per_s,
-            report.qps,
-            time(latency.p50),
-            time(latency.p99),
-            time(latency.p99_9),
-            report.errors.total(),
-            remarks.concat()
-        );
+        let Point { rate_per_s, report, .. } = point;
+        let Latency { p50, p99, p99_9, .. } = report.latency_us;
+        let times = [p50, p99, p99_9].map(|us| format!("{:>10}", time(us))).concat();
+        let remarks = [remark(i), point.failed_checks()].into_iter().filter(|text| !text.is_empty());
+        let remarks: String = remarks.map(|text| format!("  {text}")).collect();
+        let (qps, errors) = (report.qps, report.errors.total());
+        text += &format!("{rate_per_s:>12.1}{qps:>12.1}{times}{errors:>10}{remarks}\n");
     }
     text
 }
@@ -374,7 +346,7 @@ fn table(points: &[Point], remark: impl Fn(usize) -> String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{Check, Latency, Trust};
+    use crate::report::{Check, Trust};
 
     /// A server with this capacity, whose response time grows like 1/(1 − ρ), and a client that can send this much.
     fn answered(rate: Option<Rate>, capacity: f64, client: f64) -> LoadReport {

@@ -11,7 +11,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, value_parser};
 use crate::load::options::background::Background;
 use crate::load::options::gate::Gate;
 use crate::load::options::plan::{
-    Connections, FileFormat, Format, HOW, Method, Output, Pacing, Plan, PlannedWindow, Progress, Show, Threads,
+    Connections, FileFormat, Format, HOW, Method, Pacing, Plan, PlannedWindow, Progress, Show, Threads,
 };
 use crate::load::options::source::Sources;
 use crate::load::options::sweep::Sweep;
@@ -325,9 +325,9 @@ impl LoadArgs {
         if threads > connections {
             return Some(format!("{threads} threads cannot share {connections} connections: each needs one"));
         }
-        if let Some(gate) = self.find_max.as_ref().filter(|gate| !gate.bounds_the_load()) {
+        if let Some(Gate { text, .. }) = self.find_max.as_ref().filter(|gate| !gate.bounds_the_load()) {
             return Some(format!(
-                "--find-max {gate} does not fail at high rates; write it like 'p99<5ms' or 'errors==0'"
+                "--find-max {text} does not fail at high rates; write it like 'p99<5ms' or 'errors==0'"
             ));
         }
         found.into_iter().find(|(is_found, _)| *is_found).map(|(_, why)| why.into())
@@ -382,11 +382,9 @@ impl LoadArgs {
             background: self.background.unwrap_or_default(),
             workers: self.workers.unwrap_or(0),
             show: self.show.unwrap_or_default(),
-            output: Output {
-                files: hlog.chain(self.out.iter().cloned()).collect(),
-                interval: self.interval,
-                progress: self.progress,
-            },
+            files: hlog.chain(self.out.iter().cloned()).collect(),
+            interval: self.interval,
+            progress: self.progress,
         })
     }
 }
@@ -546,7 +544,7 @@ mod tests {
     #[test]
     fn a_file_has_the_format_that_its_ending_says() {
         let plan = parse("--out a.csv --hlog b --out c.ndjson").unwrap().plan().unwrap();
-        let formats: Vec<FileFormat> = plan.output.files.iter().map(|(format, _)| *format).collect();
+        let formats: Vec<FileFormat> = plan.files.iter().map(|(format, _)| *format).collect();
         assert_eq!(formats, [FileFormat::Hlog, FileFormat::Csv, FileFormat::Ndjson]);
     }
 

@@ -1,6 +1,5 @@
 //! A condition on the result: `p99<5ms`, `errors>0`. It is text on the command line and a yes or no on a report.
 
-use std::fmt;
 use std::str::FromStr;
 
 use crate::report::{Evenness, Latency, LoadReport, Verdict};
@@ -59,7 +58,7 @@ const COMPARISONS: Table<fn(f64, f64) -> bool, 6> = [
 
 #[derive(Debug, Clone)]
 pub struct Gate {
-    text: String,
+    pub text: String,
     name: String,
     measure: Measure,
     comparison: usize,
@@ -89,28 +88,24 @@ impl Gate {
 
     /// What cannot be decided fails: otherwise a run without the number would pass.
     pub fn fails(&self, report: &LoadReport) -> Option<String> {
-        match self.holds(report) {
-            Some(false) => None,
-            Some(true) => Some(format!("fail-if {self} holds: {}", self.finding(report))),
-            None => Some(format!("fail-if {self} cannot be decided: {}", self.finding(report))),
-        }
+        let how = match self.holds(report) {
+            Some(false) => return None,
+            Some(true) => "holds",
+            None => "cannot be decided",
+        };
+        Some(format!("fail-if {} {how}: {}", self.text, self.finding(report)))
     }
 
     /// `p99 is 7.20ms`.
     pub fn finding(&self, report: &LoadReport) -> String {
         let name = &self.name;
-        match (self.measure.of(report), self.measure) {
-            (None, _) => format!("{name} was not measured"),
-            (Some(found), Measure::Verdict) => format!("{name} is {}", VERDICTS[found as usize].0),
-            (Some(us), Measure::Time(..)) => format!("{name} is {}", time(us)),
-            (Some(found), Measure::Count(_)) => format!("{name} is {}", number(found)),
-        }
-    }
-}
-
-impl fmt::Display for Gate {
-    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-        formatter.write_str(&self.text)
+        let Some(found) = self.measure.of(report) else { return format!("{name} was not measured") };
+        let found = match self.measure {
+            Measure::Verdict => VERDICTS[found as usize].0.into(),
+            Measure::Time(..) => time(found),
+            Measure::Count(_) => number(found),
+        };
+        format!("{name} is {found}")
     }
 }
 

@@ -31,7 +31,9 @@ pub struct Plan {
     /// Workers that the server is said to have; 0 when it is not known.
     pub workers: u32,
     pub show: Show,
-    pub output: Output,
+    pub files: Vec<(FileFormat, PathBuf)>,
+    pub interval: Duration,
+    pub progress: Progress,
 }
 
 /// A method, and the bytes of its body.
@@ -152,13 +154,6 @@ pub struct PlannedWindow {
 pub struct Show {
     pub answers: u32,
     pub order: u32,
-}
-
-#[derive(Debug, Clone)]
-pub struct Output {
-    pub files: Vec<(FileFormat, PathBuf)>,
-    pub interval: Duration,
-    pub progress: Progress,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -9,11 +9,11 @@
 //! A file is created before the run, since a path that cannot be written should not cost a measurement; and a disk
 //! that is full afterwards costs that file alone.
 
-use std::io::{self, Write};
 use std::path::PathBuf;
 
 use hdrhistogram::serialization::V2DeflateSerializer;
-use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, IntervalLogWriterError, Tag};
+use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::load::counts::distributions::{Distributions, Span};
@@ -26,7 +26,9 @@ use crate::report::{IntervalReport, Latency, LoadReport};
 /// Lines of an `.hgrm` between a percentile and the one half as far from 100 %; what the standard tools use.
 const TICKS_PER_HALF_DISTANCE: u32 = 5;
 
-pub fn hlog(mut out: impl Write, distributions: &Distributions, span: &Span) -> io::Result<()> {
+pub fn hlog(distributions: &Distributions, span: &Span) -> Vec<u8> {
+    const IN_MEMORY: &str = "memory takes all that is written";
+    let mut bytes = Vec::new();
     // The compressed form is the one that the Java reader accepts in a log.
     let mut serializer = V2DeflateSerializer::new();
     let mut log = IntervalLogWriterBuilder::new()
@@ -35,66 +37,65 @@ pub fn hlog(mut out: impl Write, distributions: &Distributions, span: &Span) -> 
         .with_base_time(span.began)
         // The column "max" is in milliseconds, as the standard tools expect it.
         .with_max_value_divisor(1e6)
-        .begin_log_with(&mut out, &mut serializer)?;
+        .begin_log_with(&mut bytes, &mut serializer)
+        .expect(IN_MEMORY);
     for (tag, times) in distributions.tagged() {
-        log.write_histogram(times.histogram(), span.start, span.duration, Tag::new(tag)).map_err(
-            |error| match error {
-                IntervalLogWriterError::IoError(error) => error,
-                IntervalLogWriterError::SerializeError(error) => io::Error::other(format!("{error:?}")),
-            },
-        )?;
+        log.write_histogram(times.histogram(), span.start, span.duration, Tag::new(tag)).expect(IN_MEMORY);
     }
-    Ok(())
+    bytes
 }
 
-/// Writes the percentiles in the layout of HdrHistogram's `outputPercentileDistribution`.
-pub fn hgrm(mut out: impl Write, times: &Times) -> io::Result<()> {
+/// The percentiles in the layout of HdrHistogram's `outputPercentileDistribution`.
+pub fn hgrm(times: &Times) -> String {
     let histogram = times.histogram();
     let ms = |ns: f64| ns / 1e6;
-    writeln!(out, "{:>12} {:>14} {:>10} {:>14}\n", "Value", "Percentile", "TotalCount", "1/(1-Percentile)")?;
+    let mut text = format!("{:>12} {:>14} {:>10} {:>14}\n\n", "Value", "Percentile", "TotalCount", "1/(1-Percentile)");
     let mut count = 0;
     for step in histogram.iter_quantiles(TICKS_PER_HALF_DISTANCE) {
         count += step.count_since_last_iteration();
         let (value, quantile) = (ms(step.value_iterated_to() as f64), step.quantile_iterated_to());
-        write!(out, "{value:12.3} {quantile:14.12} {count:10}")?;
+        text += &format!("{value:12.3} {quantile:14.12} {count:10}");
         // At the maximum the last column would be infinite, and is left out.
         if quantile < 1.0 {
-            write!(out, " {:14.2}", 1.0 / (1.0 - quantile))?;
+            text += &format!(" {:14.2}", 1.0 / (1.0 - quantile));
         }
-        writeln!(out)?;
+        text.push('\n');
     }
     let (mean, deviation) = (ms(histogram.mean()), ms(histogram.stdev()));
-    writeln!(out, "#[Mean    = {mean:12.3}, StdDeviation   = {deviation:12.3}]")?;
-    let (max, total) = (ms(histogram.max() as f64), histogram.len());
-    writeln!(out, "#[Max     = {max:12.3}, Total count    = {total:12}]")?;
+    let (max, total, buckets) = (ms(histogram.max() as f64), histogram.len(), histogram.buckets());
     // A bucket has room for twice as many values as the digits tell apart.
     let sub_buckets = (2 * 10u64.pow(u32::from(histogram.sigfig()))).next_power_of_two();
-    writeln!(out, "#[Buckets = {:12}, SubBuckets     = {sub_buckets:12}]", histogram.buckets())
+    text + &format!(
+        "#[Mean    = {mean:12.3}, StdDeviation   = {deviation:12.3}]\n\
+         #[Max     = {max:12.3}, Total count    = {total:12}]\n\
+         #[Buckets = {buckets:12}, SubBuckets     = {sub_buckets:12}]\n"
+    )
 }
 
-pub fn json(mut out: impl Write, report: &LoadReport) -> io::Result<()> {
-    serde_json::to_writer(&mut out, report).map_err(io::Error::other)?;
-    writeln!(out)
+/// A line of JSON.
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("a plain struct serializes") + "\n"
 }
 
-/// Writes every leaf of the report, named by the way to it: `latency_us.p99,123.4`.
-pub fn csv(mut out: impl Write, report: &LoadReport) -> io::Result<()> {
-    writeln!(out, "name,value")?;
-    let document = serde_json::to_value(report).map_err(io::Error::other)?;
-    leaves(&mut out, "", &document)
+/// Every leaf of the report, named by the way to it: `latency_us.p99,123.4`.
+pub fn csv(report: &LoadReport) -> String {
+    let mut text = String::from("name,value\n");
+    leaves(&mut text, "", &serde_json::to_value(report).expect("a plain struct serializes"));
+    text
 }
 
-fn leaves(out: &mut impl Write, name: &str, value: &Value) -> io::Result<()> {
+fn leaves(text: &mut String, name: &str, value: &Value) {
     let inner = |key: &str| if name.is_empty() { key.to_string() } else { format!("{name}.{key}") };
-    match value {
-        Value::Object(members) => members.iter().try_for_each(|(key, member)| leaves(out, &inner(key), member)),
+    let value = match value {
+        Value::Object(members) => return members.iter().for_each(|(key, member)| leaves(text, &inner(key), member)),
         Value::Array(items) => {
-            (0..).zip(items).try_for_each(|(index, item): (usize, _)| leaves(out, &inner(&index.to_string()), item))
+            return (0..).zip(items).for_each(|(i, item): (usize, _)| leaves(text, &inner(&i.to_string()), item));
         }
-        Value::Null => writeln!(out, "{},", quoted(name)),
-        Value::String(text) => writeln!(out, "{},{}", quoted(name), quoted(text)),
-        number_or_bool => writeln!(out, "{},{number_or_bool}", quoted(name)),
-    }
+        Value::Null => String::new(),
+        Value::String(text) => quoted(text),
+        number_or_bool => number_or_bool.to_string(),
+    };
+    *text += &format!("{},{value}\n", quoted(name));
 }
 
 /// RFC 4180, section 2.
@@ -118,16 +119,14 @@ impl Files {
     pub fn write(self, distributions: &Distributions, span: &Span, report: &LoadReport) -> Result<(), String> {
         let mut outcome = Ok(());
         for (format, mut destination) in self.destinations {
-            let mut bytes = Vec::new();
-            let made = match format {
-                FileFormat::Hlog => hlog(&mut bytes, distributions, span),
-                FileFormat::Hgrm => hgrm(&mut bytes, &distributions.response),
-                FileFormat::Csv => csv(&mut bytes, report),
-                FileFormat::Json => json(&mut bytes, report),
-                FileFormat::Ndjson => Ok(()),
-            };
-            destination.write(&bytes);
-            outcome = both(outcome, made.map_err(|error| error.to_string()).and(destination.finish()));
+            destination.write(&match format {
+                FileFormat::Hlog => hlog(distributions, span),
+                FileFormat::Hgrm => hgrm(&distributions.response).into(),
+                FileFormat::Csv => csv(report).into(),
+                FileFormat::Json => json(report).into(),
+                FileFormat::Ndjson => Vec::new(),
+            });
+            outcome = both(outcome, destination.finish());
         }
         outcome
     }
@@ -143,9 +142,8 @@ pub fn both(one: Result<(), String>, other: Result<(), String>) -> Result<(), St
 /// A line of JSON for every interval.
 impl Observer for Destination {
     fn observe(&mut self, interval: &IntervalReport, _so_far: &Latency) {
-        let line = serde_json::to_string(interval).expect("a plain struct serializes") + "\n";
         // One write(2) for a line: a program that follows the file sees whole ones.
-        self.write(line.as_bytes());
+        self.write(json(interval).as_bytes());
     }
 
     fn finish(self: Box<Self>) -> Result<(), String> {
@@ -168,9 +166,7 @@ mod tests {
 
     #[test]
     fn an_hgrm_has_the_columns_the_plotter_reads_and_ends_at_the_maximum() {
-        let mut text = Vec::new();
-        hgrm(&mut text, &times((1..=1000).map(|i| i * 1_000_000))).unwrap();
-        let text = String::from_utf8(text).unwrap();
+        let text = hgrm(&times((1..=1000).map(|i| i * 1_000_000)));
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(
             lines[0].split_whitespace().collect::<Vec<_>>(),
@@ -200,9 +196,7 @@ mod tests {
 
     #[test]
     fn an_hgrm_of_nothing_has_its_head_and_foot() {
-        let mut text = Vec::new();
-        hgrm(&mut text, &times([])).unwrap();
-        let text = String::from_utf8(text).unwrap();
+        let text = hgrm(&times([]));
         assert_eq!(text.lines().filter(|line| line.starts_with("#[")).count(), 3, "{text}");
     }
 
@@ -211,9 +205,7 @@ mod tests {
         let mut report = LoadReport { requests: 7, order: vec![2, 0], ..LoadReport::default() };
         report.latency_us.p99 = 123.4;
         report.run = Some(crate::report::RunInfo { host: "a, \"b\"".into(), ..Default::default() });
-        let mut text = Vec::new();
-        csv(&mut text, &report).unwrap();
-        let text = String::from_utf8(text).unwrap();
+        let text = csv(&report);
         let has = |line: &str| assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         assert!(text.starts_with("name,value\n"));
         for line in ["requests,7", "latency_us.p99,123.4", "order.0,2", "order.1,0"] {

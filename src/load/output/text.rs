@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::load::options::target::Target;
 use crate::load::output::heading;
-use crate::load::verdict::BUSY_CLIENT;
 use crate::metrics;
 use crate::report::{
     Configuration, ConnectionCounts, Evenness, Latency, LoadReport, OutsideWindow, SlowCounts, Traced, Verdict,
@@ -330,11 +329,6 @@ fn client(page: &mut Page, report: &LoadReport) {
     let mib = client.max_rss_kib as f64 / 1024.0;
     page.empty_line();
     page.named("client", format!("{percent:.0} % of {threads} {cpus}, {per_request}, {mib:.1} MiB"));
-    // A verdict says so itself.
-    if report.trust.is_none() && client.cpu_share > BUSY_CLIENT {
-        let advice = "the client is busy: it may be the limit, not the server; try more --threads";
-        page.named("", page.paint.red(advice));
-    }
 }
 
 fn trust(page: &mut Page, report: &LoadReport) {

@@ -45,7 +45,7 @@ pub fn run(plan: &Plan, observers: Observers) -> Result<Outcome, String> {
     // A name server may take its time: until the signals are ours Ctrl-C ends the program.
     let settings = settings(plan)?;
     let control = Control::new().map_err(setup)?;
-    let mut supervisor = Supervisor::new(&control, plan.output.progress).map_err(setup)?;
+    let mut supervisor = Supervisor::new(&control, plan.progress).map_err(setup)?;
     for line in preflight::prepare(plan)? {
         console::log(format_args!("loadgen: {line}"));
     }

@@ -73,7 +73,8 @@ impl<'a> Supervisor<'a> {
         mut window: Window,
         observers: &mut Observers,
     ) -> nix::Result<(Window, Usage)> {
-        let mut ends = Ends::default();
+        // CPU times at both ends of the window, as far as they have been passed.
+        let mut cpu_at = [None; 2];
         if window.open_ns > window.start_ns {
             self.announce("warmup");
         }
@@ -82,7 +83,13 @@ impl<'a> Supervisor<'a> {
         loop {
             let now_ns = monotonic_ns();
             window.close_ns = window.close_ns.min(self.control.stopped_at_ns().unwrap_or(u64::MAX));
-            self.note_ends(&mut ends, &window, now_ns);
+            let is_passed = [now_ns >= window.open_ns && window.open_ns < window.close_ns, now_ns >= window.close_ns];
+            for (i, phase) in ["measure", "drain"].into_iter().enumerate() {
+                if is_passed[i] && cpu_at[i].is_none() {
+                    cpu_at[i] = Some(Usage::of_process());
+                    self.announce(phase);
+                }
+            }
             // Only now: a short run may be done before this thread first looks, and had its phases too.
             if self.marks == ThreadStatus::MARKS * threads {
                 break;
@@ -101,31 +108,19 @@ impl<'a> Supervisor<'a> {
                 [window.open_ns, window.close_ns, progress_ns, observers_ns].into_iter().filter(|&at| at > now_ns);
             self.wait(ahead.min().map_or(u64::MAX, |at_ns| at_ns - now_ns))?;
         }
-        if ends.cpu_at_close.is_none() {
+        if cpu_at[1].is_none() {
             // A number of requests ended the window, and the threads with it.
             self.announce("drain");
         }
         self.clear_progress();
         let now = Usage::of_process();
-        let (from, to) = (ends.cpu_at_open.unwrap_or(now), ends.cpu_at_close.unwrap_or(now));
+        let (from, to) = (cpu_at[0].unwrap_or(now), cpu_at[1].unwrap_or(now));
         let cpu = Usage {
             cpu_user_us: to.cpu_user_us.saturating_sub(from.cpu_user_us),
             cpu_system_us: to.cpu_system_us.saturating_sub(from.cpu_system_us),
             ..Usage::default()
         };
         Ok((window, cpu))
-    }
-
-    /// Reads the CPU time when an end of the window is passed, and announces the phase behind it.
-    fn note_ends(&self, ends: &mut Ends, window: &Window, now_ns: u64) {
-        if ends.cpu_at_open.is_none() && now_ns >= window.open_ns && window.open_ns < window.close_ns {
-            ends.cpu_at_open = Some(Usage::of_process());
-            self.announce("measure");
-        }
-        if ends.cpu_at_close.is_none() && now_ns >= window.close_ns {
-            ends.cpu_at_close = Some(Usage::of_process());
-            self.announce("drain");
-        }
     }
 
     fn wait(&mut self, timeout_ns: u64) -> nix::Result<()> {
@@ -164,12 +159,6 @@ impl<'a> Supervisor<'a> {
             console::redraw("\r\x1b[K");
         }
     }
-}
-
-#[derive(Default)]
-struct Ends {
-    cpu_at_open: Option<Usage>,
-    cpu_at_close: Option<Usage>,
 }
 
 /// The most memory this program has had resident. `ru_maxrss` would be at least what its parent had when it forked,

@@ -57,7 +57,7 @@ pub fn measure<E: Engine>(
             handles.push(scope.spawn(move || measure_thread::<E>(settings, control, connections, cpu, &start)));
         }
         supervisor.await_ready(threads)?;
-        if plan.threads.pin && plan.output.progress == Progress::Live {
+        if plan.threads.pin && plan.progress == Progress::Live {
             leave_pinned_cpus(threads as usize);
         }
         let (start_ns, began) = start(plan);
@@ -90,7 +90,7 @@ fn start(plan: &Plan) -> (u64, SystemTime) {
     // Too late is too late: the report says by how much.
     let wait = plan.window.start_at.and_then(|at| at.duration_since(soon).ok()).unwrap_or_default();
     // The live view has the terminal for itself.
-    if wait > SILENT_WAIT && plan.output.progress != Progress::Live {
+    if wait > SILENT_WAIT && plan.progress != Progress::Live {
         console::log(format_args!("loadgen: waiting {:.0} s for --start-at", wait.as_secs_f64()));
     }
     (soon_ns + wait.as_nanos() as u64, soon + wait)

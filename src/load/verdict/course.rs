@@ -5,18 +5,19 @@ use crate::report::Latency;
 use crate::stats::{median, spearman};
 
 pub(super) fn requests(facts: &RunFacts) -> Option<Finding> {
-    Some(match facts.report.requests {
-        0 if facts.connections_opened == 0 => (
-            Verdict::Invalid,
-            format!(
-                "no connection was established; the longest handshake had waited for {}: is the address right, and does \
-                 no firewall drop the packets?",
-                time(facts.report.connect_us.max)
-            ),
+    let LoadReport { requests, duration_s, connect_us, .. } = *facts.report;
+    if requests > 0 {
+        return valid(format!("{requests} answers in {} s", number(duration_s)));
+    }
+    let longest = time(connect_us.max);
+    let reason = match facts.connections_opened {
+        0 => format!(
+            "no connection was established; the longest handshake had waited for {longest}: is the address right, and \
+             does no firewall drop the packets?"
         ),
-        0 => (Verdict::Invalid, "nothing was answered in the measured window".into()),
-        n => valid(format!("{n} answers in {} s", number(facts.report.duration_s))),
-    })
+        _ => "nothing was answered in the measured window".into(),
+    };
+    Some((Verdict::Invalid, reason))
 }
 
 /// A server that dies in the middle of the window leaves figures that look good: what is never answered has no rate, and
@@ -24,7 +25,7 @@ pub(super) fn requests(facts: &RunFacts) -> Option<Finding> {
 pub(super) fn served(facts: &RunFacts) -> Option<Finding> {
     let LoadReport { requests, duration_s, censored, outside_window, .. } = *facts.report;
     if facts.run.interrupted || facts.parts.is_empty() || requests == 0 {
-        return Some(not_judged("the window has no parts to compare"));
+        return not_judged("the window has no parts to compare");
     }
     let silent = facts.parts.iter().rev().take_while(|(.., part)| part.answers == 0);
     let silent_s: f64 = silent.map(length_s).sum();
@@ -41,7 +42,7 @@ pub(super) fn served(facts: &RunFacts) -> Option<Finding> {
     let is_silent =
         silent_s >= SILENCE * duration_s && silent_s > usual_response_s(facts) && missed >= ANSWERS_MISSED && lost > 0;
     if !is_silent {
-        return Some(valid("answers came until the end of the window".into()));
+        return valid("answers came until the end of the window".into());
     }
     // A queue of stale requests, each given up just before its answer, looks the same from here; it is a finding.
     let (verdict, why) = if facts.given_up() > errors {
@@ -76,37 +77,27 @@ pub(super) fn drift(facts: &RunFacts) -> Option<Finding> {
         Some(arrivals) => matches!(arrivals, ArrivalsKind::Burst(_) | ArrivalsKind::Replay(_)),
     };
     if is_changing {
-        return Some(not_judged("the load itself changes"));
+        return not_judged("the load itself changes");
     }
     if facts.run.interrupted {
-        return Some(not_judged("the run was ended early"));
+        return not_judged("the run was ended early");
     }
     let parts = parts(facts.parts);
     if parts.len() < PARTS {
-        return Some(not_judged(&format!("the run has fewer than {PARTS} intervals")));
+        return not_judged(&format!("the run has fewer than {PARTS} intervals"));
     }
-    let qps: Vec<f64> = parts.iter().map(|&(qps, _)| qps).collect();
-    let latency: Vec<f64> = parts.iter().map(|&(_, us)| us).collect();
+    let (qps, latency): (Vec<f64>, Vec<f64>) = parts.into_iter().unzip();
     let (qps, latency) = (Trend::of(&qps), Trend::of(&latency));
     // Steps are no trends: ranks see little of a fall in the last third, and the `served` check only its end.
     let is_over = qps.first > 0.0 && qps.last == 0.0 && facts.report.requests as f64 > PARTS as f64;
-    let is_drift = is_over
-        || qps.is_real() && qps.size() > DRIFT_QPS
-        || latency.is_real()
-            && latency.size() > DRIFT_LATENCY
-            && (latency.last - latency.first).abs() > DRIFT_LATENCY_US;
-    Some(suspect_if(
-        is_drift,
-        format!(
-            "from the first to the last third: {} to {} requests/s, mean response {} to {} (limits {} % and {} %)",
-            number(qps.first.round()),
-            number(qps.last.round()),
-            time(latency.first),
-            time(latency.last),
-            DRIFT_QPS * 100.0,
-            DRIFT_LATENCY * 100.0
-        ),
-    ))
+    let is_slower = latency.exceeds(DRIFT_LATENCY) && (latency.last - latency.first).abs() > DRIFT_LATENCY_US;
+    let (from, to) = (number(qps.first.round()), number(qps.last.round()));
+    let (from_us, to_us) = (time(latency.first), time(latency.last));
+    let limits = format!("limits {} % and {} %", DRIFT_QPS * 100.0, DRIFT_LATENCY * 100.0);
+    let reason = format!(
+        "from the first to the last third: {from} to {to} requests/s, mean response {from_us} to {to_us} ({limits})"
+    );
+    suspect_if(is_over || qps.exceeds(DRIFT_QPS) || is_slower, reason)
 }
 
 /// Requests per second and mean response time of [`PARTS`] equal parts of the window, or of fewer when there are
@@ -143,33 +134,28 @@ impl Trend {
         }
     }
 
-    fn is_real(&self) -> bool {
-        self.z.abs() > Z_LIMIT
-    }
-
-    /// Against the middle of the two: the median of all is 0 when nothing was answered half of the time.
-    fn size(&self) -> f64 {
-        over((self.last - self.first).abs(), (self.first + self.last) / 2.0)
+    /// Whether it is no chance, and larger than this share of the middle of the two: the median of all is 0 when nothing
+    /// was answered half of the time.
+    fn exceeds(&self, share: f64) -> bool {
+        self.z.abs() > Z_LIMIT && over((self.last - self.first).abs(), (self.first + self.last) / 2.0) > share
     }
 }
 
 pub(super) fn cpu(facts: &RunFacts) -> Option<Finding> {
     let used = format!("the client used {:.0} % of its threads' time", facts.report.client.cpu_share * 100.0);
     if facts.run.configuration.busy_poll {
-        return Some(not_judged(&format!("{used}, as --busy-poll always does")));
+        return not_judged(&format!("{used}, as --busy-poll always does"));
     }
     let advice = if facts.client_is_busy() { "; the client may be the limit: more --threads" } else { "" };
     let limit = BUSY_CLIENT * 100.0;
-    Some(suspect_if(facts.client_is_busy(), format!("{used} (limit {limit} %){advice}")))
+    suspect_if(facts.client_is_busy(), format!("{used} (limit {limit} %){advice}"))
 }
 
 pub(super) fn steal(facts: &RunFacts) -> Option<Finding> {
     let stolen = facts.machine.steal_share(facts.machine_s);
     let (percent, limit) = (stolen * 100.0, STEAL_SHARE * 100.0);
-    Some(suspect_if(
-        stolen > STEAL_SHARE && facts.machine.steal_ticks >= STEAL_TICKS,
-        format!("the hypervisor took {percent:.1} % of the machine's time (limit {limit} %)"),
-    ))
+    let reason = format!("the hypervisor took {percent:.1} % of the machine's time (limit {limit} %)");
+    suspect_if(stolen > STEAL_SHARE && facts.machine.steal_ticks >= STEAL_TICKS, reason)
 }
 
 /// The kernel counts the overflows of all listeners of this machine. Ours were among them only if we opened more
@@ -184,10 +170,8 @@ pub(super) fn accept_queue(facts: &RunFacts) -> Option<Finding> {
         _ if perhaps_ours => "; if it was the server's: a larger --backlog and net.core.somaxconn",
         _ => "; others', since nothing here waited for it",
     };
-    Some(suspect_if(
-        lost > 0 && perhaps_ours,
-        format!("accept queues of this machine overflowed {lost} times (limit 0){whose}"),
-    ))
+    let reason = format!("accept queues of this machine overflowed {lost} times (limit 0){whose}");
+    suspect_if(lost > 0 && perhaps_ours, reason)
 }
 
 /// Linux gives connect(2) the ports of one parity first, and searches when they are in use: the median stays, the tail
@@ -198,34 +182,27 @@ pub(super) fn ports(facts: &RunFacts) -> Option<Finding> {
     let Latency { p99_9, mean, .. } = facts.report.connect_us;
     let rare = per_s > PORTS_SHARE * limit_per_s && mean.max(p99_9) > SLOW_CONNECT_US;
     let (p99_9, mean) = (time(p99_9), time(mean));
-    let why = if rare {
-        "; it searches for a free port, and that is what was measured: --close rst, or more --source addresses"
-    } else {
-        ""
-    };
-    Some(suspect_if(
-        rare,
-        format!(
-            "{per_s:.0} connections/s where ports for {limit_per_s:.0} are at hand; connect(2) takes {p99_9} at p99.9, \
+    let advice =
+        "; it searches for a free port, and that is what was measured: --close rst, or more --source addresses";
+    let why = if rare { advice } else { "" };
+    let reason = format!(
+        "{per_s:.0} connections/s where ports for {limit_per_s:.0} are at hand; connect(2) takes {p99_9} at p99.9, \
              {mean} in the mean{why}"
-        ),
-    ))
+    );
+    suspect_if(rare, reason)
 }
 
 pub(super) fn errors(facts: &RunFacts) -> Option<Finding> {
     let (errors, answers) = (facts.report.errors.total(), facts.report.requests);
-    Some(suspect_if(
-        errors as f64 > ERROR_SHARE * (answers + errors) as f64,
-        format!("{errors} errors beside {answers} answers (limit {} %)", ERROR_SHARE * 100.0),
-    ))
+    let reason = format!("{errors} errors beside {answers} answers (limit {} %)", ERROR_SHARE * 100.0);
+    suspect_if(errors as f64 > ERROR_SHARE * (answers + errors) as f64, reason)
 }
 
 pub(super) fn censored(facts: &RunFacts) -> Option<Finding> {
     let (censored, times, limit) = (facts.report.censored, facts.responses, CENSORED_SHARE * 100.0);
-    Some(suspect_if(
-        censored as f64 > CENSORED_SHARE * times as f64,
-        format!("{censored} of {times} times are ages of requests never answered, each too short (limit {limit} %)"),
-    ))
+    let reason =
+        format!("{censored} of {times} times are ages of requests never answered, each too short (limit {limit} %)");
+    suspect_if(censored as f64 > CENSORED_SHARE * times as f64, reason)
 }
 
 /// Few answers make a percentile uncertain, not wrong, and the reason says how few there are. Only below 100 answers is a
@@ -247,7 +224,7 @@ pub(super) fn percentiles(facts: &RunFacts) -> Option<Finding> {
         (_, true) => format!("p99 {}, p99.9 {}: do not quote it", rests_on(p99), rests_on(p99_9)),
         _ => format!("p99 {}", rests_on(p99)),
     };
-    Some(suspect_if(p99 == 0, reason))
+    suspect_if(p99 == 0, reason)
 }
 
 pub(super) fn connections(facts: &RunFacts) -> Option<Finding> {
@@ -268,7 +245,7 @@ pub(super) fn connections(facts: &RunFacts) -> Option<Finding> {
 
 pub(super) fn complete(facts: &RunFacts) -> Option<Finding> {
     let how = if facts.run.interrupted { "the run was ended early" } else { "the run went to its end" };
-    Some(suspect_if(facts.run.interrupted, how.into()))
+    suspect_if(facts.run.interrupted, how.into())
 }
 
 pub(super) fn start(facts: &RunFacts) -> Option<Finding> {

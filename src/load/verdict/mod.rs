@@ -242,17 +242,17 @@ pub(crate) fn expected_in_flight(offered_per_s: f64, mean_response_us: f64, dura
     offered_per_s * (mean_response_us / 1e6).min(0.05 * duration_s)
 }
 
-fn valid(reason: String) -> Finding {
-    (Verdict::Valid, reason)
+fn valid(reason: String) -> Option<Finding> {
+    Some((Verdict::Valid, reason))
 }
 
 /// The rule applies, but this run gives it nothing to judge.
-fn not_judged(why: &str) -> Finding {
-    (Verdict::Valid, format!("not judged: {why}"))
+fn not_judged(why: &str) -> Option<Finding> {
+    valid(format!("not judged: {why}"))
 }
 
-fn suspect_if(is_suspect: bool, reason: String) -> Finding {
-    (if is_suspect { Verdict::Suspect } else { Verdict::Valid }, reason)
+fn suspect_if(is_suspect: bool, reason: String) -> Option<Finding> {
+    Some((if is_suspect { Verdict::Suspect } else { Verdict::Valid }, reason))
 }
 
 fn percent(share: f64) -> String {

@@ -15,10 +15,8 @@ pub(super) fn rate(facts: &RunFacts) -> Option<Finding> {
         _ => 2.0 + expected / 1000.0,
     };
     let due = facts.due_in_window as f64;
-    Some(suspect_if(
-        (due - expected).abs() > tolerance,
-        format!("{due} requests were due, {expected:.0} asked for (limit: within {tolerance:.0})"),
-    ))
+    let reason = format!("{due} requests were due, {expected:.0} asked for (limit: within {tolerance:.0})");
+    suspect_if((due - expected).abs() > tolerance, reason)
 }
 
 pub(super) fn achieved(facts: &RunFacts) -> Option<Finding> {
@@ -64,33 +62,31 @@ fn client_was_late(facts: &RunFacts) -> bool {
 pub(super) fn gaps(facts: &RunFacts) -> Option<Finding> {
     match facts.arrivals() {
         Some(ArrivalsKind::Closed) => None,
-        Some(ArrivalsKind::Poisson) => Some(match Gaps::of(facts) {
+        Some(ArrivalsKind::Poisson) => match Gaps::of(facts) {
             None => not_judged("too few requests, or no rate, to tell a distribution"),
             Some(gaps) => exponential(&gaps),
-        }),
+        },
         None if facts.run.configuration.sessions => {
-            Some(not_judged("when a session's next request is due depends on the answer before"))
+            not_judged("when a session's next request is due depends on the answer before")
         }
-        _ => Some(punctuality(facts)),
+        _ => punctuality(facts),
     }
 }
 
 /// The gaps actually sent against the exponential distribution (sums of them: against the gamma distribution).
-fn exponential(gaps: &Gaps) -> Finding {
+fn exponential(gaps: &Gaps) -> Option<Finding> {
     let mut sorted: Vec<f64> = gaps.in_means.clone();
     sorted.sort_by(f64::total_cmp);
     let (distance, p_value) = kolmogorov_smirnov(&sorted, |x| gamma_cdf(gaps.summed as f64, x));
     let (sums, summed, d, p) = (sorted.len(), gaps.summed, number(distance), number(p_value));
-    suspect_if(
-        p_value < P_LIMIT && distance > KS_SIZE,
-        format!(
-            "{sums} sums of {summed} gaps are {d} from Poisson's (Kolmogorov-Smirnov D; limit {KS_SIZE}), p = {p} (limit \
+    let reason = format!(
+        "{sums} sums of {summed} gaps are {d} from Poisson's (Kolmogorov-Smirnov D; limit {KS_SIZE}), p = {p} (limit \
              {P_LIMIT})"
-        ),
-    )
+    );
+    suspect_if(p_value < P_LIMIT && distance > KS_SIZE, reason)
 }
 
-fn punctuality(facts: &RunFacts) -> Finding {
+fn punctuality(facts: &RunFacts) -> Option<Finding> {
     let tolerance_ns = facts.rate_asked().map_or(0.0, |rate| 1e9 / rate).max(LATE_FLOOR_NS);
     let count = facts.sends.len();
     if count == 0 {
@@ -99,12 +95,10 @@ fn punctuality(facts: &RunFacts) -> Finding {
     let is_late = |send: &&Sent| send.sent_ns.abs_diff(send.due_ns) as f64 > tolerance_ns;
     let late_share = facts.sends.iter().filter(is_late).count() as f64 / count as f64;
     let (percent, from, limit) = (late_share * 100.0, time(tolerance_ns / 1e3), LATE_SHARE * 100.0);
-    suspect_if(
-        late_share > LATE_SHARE,
-        format!(
-            "{percent:.2} % of the first {count} requests were sent more than {from} from their due time (limit {limit} %)"
-        ),
-    )
+    let reason = format!(
+        "{percent:.2} % of the first {count} requests were sent more than {from} from their due time (limit {limit} %)"
+    );
+    suspect_if(late_share > LATE_SHARE, reason)
 }
 
 pub(super) fn independence(facts: &RunFacts) -> Option<Finding> {
@@ -116,12 +110,10 @@ pub(super) fn independence(facts: &RunFacts) -> Option<Finding> {
     let correlation = spearman(&gaps[..n], &gaps[1..]);
     let error = 1.0 / (n as f64).sqrt();
     let limit = (Z_LIMIT * error).max(CORRELATION_SIZE);
-    Some(suspect_if(
-        correlation.abs() > limit,
-        format!(
-            "neighbouring gaps correlate by {correlation:.3} (Spearman; limit {limit:.3}, standard error {error:.3})"
-        ),
-    ))
+    let reason = format!(
+        "neighbouring gaps correlate by {correlation:.3} (Spearman; limit {limit:.3}, standard error {error:.3})"
+    );
+    suspect_if(correlation.abs() > limit, reason)
 }
 
 struct Gaps {
@@ -148,7 +140,7 @@ pub(super) fn slip(facts: &RunFacts) -> Option<Finding> {
     }
     if facts.report.errors.total() > facts.report.requests {
         // Their ages are no response times to hold a slip against.
-        return Some(not_judged("most requests failed"));
+        return not_judged("most requests failed");
     }
     let found = slip_matters(facts);
     let why = match found {
@@ -166,12 +158,10 @@ pub(super) fn slip(facts: &RunFacts) -> Option<Finding> {
     };
     let (name, slip_us, of_us, limit) = found.unwrap_or_else(|| slips(facts)[0]);
     let (slip, of, limit, floor) = (time(slip_us), time(of_us), limit * 100.0, time(SLIP_FLOOR_US));
-    Some(suspect_if(
-        found.is_some(),
-        format!(
-            "requests were sent {slip} late at {name}, where the response takes {of} (limit {limit} %, or {floor}){why}"
-        ),
-    ))
+    let reason = format!(
+        "requests were sent {slip} late at {name}, where the response takes {of} (limit {limit} %, or {floor}){why}"
+    );
+    suspect_if(found.is_some(), reason)
 }
 
 /// Whether requests are late since their connections are not established: handshakes take as long as the slip, and most

@@ -85,17 +85,12 @@ impl Observer for Live {
 /// The run in one line, without control characters: `measuring 3 s of 10 s · 81,234/s · p50 251us · p99 612us · 64 open`.
 fn line(state: &State) -> String {
     let now = &state.now;
-    let mut line = format!("{} {:.0} s", state.phase.in_words(), now.to_s);
-    line += &state.end_s().map_or(String::new(), |end_s| format!(" of {} s", (end_s * 10.0).round() / 10.0));
-    line += &format!(" · {}/s", grouped(now.qps.round() as u64));
-    if now.latency_us.max > 0.0 {
-        line += &format!(" · p50 {} · p99 {}", time(now.latency_us.p50), time(now.latency_us.p99));
-    }
-    line += &format!(" · {} open", grouped(now.connections_open));
-    if now.errors > 0 {
-        line += &format!(" · {} errors", grouped(now.errors));
-    }
-    line
+    let end = state.end_s().map_or(String::new(), |end_s| format!(" of {} s", (end_s * 10.0).round() / 10.0));
+    let Latency { p50, p99, max, .. } = now.latency_us;
+    let times = if max > 0.0 { format!(" · p50 {} · p99 {}", time(p50), time(p99)) } else { String::new() };
+    let errors = if now.errors > 0 { format!(" · {} errors", grouped(now.errors)) } else { String::new() };
+    let (phase, qps, open) = (state.phase.in_words(), grouped(now.qps.round() as u64), grouped(now.connections_open));
+    format!("{phase} {:.0} s{end} · {qps}/s{times} · {open} open{errors}", now.to_s)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::report::{Configuration, IntervalReport, Latency, WorkerShare};
+use crate::units::over;
 
 const MOST_WORKERS: u32 = 4096;
 
@@ -15,20 +16,8 @@ pub enum Phase {
 }
 
 impl Phase {
-    pub fn then(self, interval: &IntervalReport) -> Phase {
-        match (self, interval.measured) {
-            (_, true) => Phase::Measurement,
-            (Phase::WarmUp, false) => Phase::WarmUp,
-            (_, false) => Phase::LastAnswers,
-        }
-    }
-
     pub fn in_words(self) -> &'static str {
-        match self {
-            Phase::WarmUp => "warming up",
-            Phase::Measurement => "measuring",
-            Phase::LastAnswers => "last answers",
-        }
+        ["warming up", "measuring", "last answers"][self as usize]
     }
 }
 
@@ -63,13 +52,17 @@ impl State {
     }
 
     pub fn add(&mut self, interval: &IntervalReport) {
-        let (before, phase) = (self.phase, self.phase.then(interval));
-        self.phase = phase;
-        if before != phase && phase == Phase::Measurement {
+        let before = self.phase;
+        self.phase = match interval.measured {
+            true => Phase::Measurement,
+            false if before == Phase::WarmUp => Phase::WarmUp,
+            false => Phase::LastAnswers,
+        };
+        if before != self.phase && interval.measured {
             (self.requests, self.seconds, self.highest_rate) = (0, 0.0, 0.0);
             self.workers.values_mut().for_each(|share| share.requests = 0);
         }
-        if phase != Phase::LastAnswers {
+        if self.phase != Phase::LastAnswers {
             self.requests += interval.requests;
             self.seconds += interval.to_s - interval.from_s;
             self.highest_rate = self.highest_rate.max(interval.qps);
@@ -86,7 +79,7 @@ impl State {
     }
 
     pub fn average_rate(&self) -> f64 {
-        if self.seconds > 0.0 { self.requests as f64 / self.seconds } else { 0.0 }
+        over(self.requests as f64, self.seconds)
     }
 
     pub fn progress(&self) -> Option<f64> {
