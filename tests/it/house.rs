@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use acceptlab::metrics;
+use acceptlab::scoreboard::{Count, ROW_WORDS};
 use acceptlab::sys::process::fork;
 
 use crate::support::SERVERS;
@@ -270,6 +271,37 @@ fn a_metric_is_defined_once() {
             assert!(!again, "{} defines {} again", path.display(), metric.key);
         }
     }
+}
+
+/// Programs in other languages read it by CONTRACT.md: a counter has its place for ever, and a new one comes last.
+#[test]
+fn the_contract_has_the_layout_of_a_row_of_the_scoreboard() {
+    let contract = fs::read_to_string(root().join("CONTRACT.md")).unwrap();
+    let contract = contract.split_whitespace().collect::<Vec<_>>().join(" ");
+    let (_, row) = contract.split_once(&format!("a row of {ROW_WORDS} words per worker: ")).expect("a layout");
+    let (row, _) = row.split_once(" words of zero").expect("room for more");
+    let mut words: Vec<&str> = row.split(", ").filter(|word| !word.starts_with("0 for never")).collect();
+    let left = words.pop();
+    let counts = [
+        (Count::Pid, "pid"),
+        (Count::Accepted, "accepted"),
+        (Count::Requests, "requests"),
+        (Count::Active, "active"),
+        (Count::Wakeups, "wakeups"),
+        (Count::EmptyWakeups, "empty_wakeups"),
+        (Count::AcceptEagain, "accepts that returned EAGAIN"),
+        (Count::ClientErrors, "client_errors"),
+        (Count::CpuUserUs, "cpu_user_us"),
+        (Count::CpuSystemUs, "cpu_system_us"),
+        (Count::VoluntarySwitches, "voluntary_switches"),
+        (Count::InvoluntarySwitches, "involuntary_switches"),
+        (Count::MaxRssKib, "max_rss_kib"),
+        (Count::AliveNs, "the time of the last sign of life (nanoseconds of CLOCK_MONOTONIC"),
+    ];
+    for (count, name) in counts {
+        assert_eq!(words.get(count as usize), Some(&name), "{count:?}");
+    }
+    assert_eq!((counts.len(), left), (words.len(), Some("two")));
 }
 
 #[test]
