@@ -115,6 +115,14 @@ fn shows(printed: &[&str], expected: &[&str]) -> bool {
     }
 }
 
+#[test]
+fn another_number_is_the_same_example_and_another_word_or_line_is_not() {
+    assert!(shows(&["98.3 requests/s", "some", "more", "valid"], &["100 requests/s", "…", "valid"]));
+    assert!(!shows(&["98.3 answers/s"], &["98.3 requests/s"]));
+    assert!(!shows(&["a", "one too many"], &["a"]));
+    assert!(!shows(&["a"], &["a", "one that is missing"]));
+}
+
 /// Runs a block's commands one after another: what they print, or where that differs from what README shows.
 fn play(name: &str, block: &str) -> Result<String, String> {
     let mut session = Session::new(name);
