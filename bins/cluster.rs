@@ -133,17 +133,17 @@ fn serve(args: Args, master: MasterArgs) -> Result<ServerReport, Failure> {
     let mut master = Master::start("cluster", master, most_unanswered)?;
     while let Some(event) = master.next_event()? {
         match event {
-            Event::Listen(worker, query) => master.listen(worker, &query, acceptor),
+            Event::Listen(worker, query) => master.sockets.listen(worker, &query, acceptor, &mut master.workers),
             Event::Connection(socket, connection) => {
                 let free = master.sockets.free(socket);
                 let numbers = free.iter().map(|&(_, number)| number);
                 let load = |number| master.workers.load(number);
                 let (next, _) = free[choice.next(numbers, master.workers.wanted, load, &connection)];
-                master.pass(socket, connection, next);
+                master.sockets.pass(socket, connection, next, &mut master.workers);
             }
             Event::Ready(address) => {
                 if let Err(failure) = server::print_ready(address) {
-                    master.log(&failure);
+                    master.workers.log.log_failure(failure);
                 }
             }
             Event::Vacant(vacancy) => match restarts.allow(monotonic_ns(), vacancy.has_served) {

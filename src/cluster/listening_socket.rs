@@ -15,8 +15,8 @@ use nix::errno::Errno;
 use serde_json::Value;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
+use super::poller::UniqueId;
 use super::protocol::{Address, Query, Target, is_abstract};
-use super::token::UniqueId;
 use crate::server::ipc::connection_head;
 use crate::sys::fd::take_inherited;
 
@@ -28,11 +28,10 @@ pub struct ListeningSocket {
     pub key: String,
     /// The message that each of its connections comes with, up to its number.
     pub connection_head: String,
+    _file: Option<SocketFile>,
     pub socket: Rc<OwnedFd>,
     /// With the port that the kernel chose.
     pub address: Address,
-    /// The file of a Unix socket, which is removed with it; and its device and inode.
-    file: Option<(PathBuf, (u64, u64))>,
     pub data: Value,
     /// The workers that have called `listen()`, with their numbers.
     pub members: Vec<(UniqueId, usize)>,
@@ -67,7 +66,7 @@ impl ListeningSocket {
             }
             Target::Path(path) => {
                 let socket = bind_unix(&path, query).map_err(errno_of)?;
-                file = identity(&path).map(|ours| (path.clone(), ours));
+                file = SocketFile::at(&path);
                 (Rc::new(socket), Address::Path(path))
             }
             Target::Inherited(fd) => inherited.take(fd)?,
@@ -77,7 +76,7 @@ impl ListeningSocket {
             key,
             socket,
             address,
-            file,
+            _file: file,
             data: Value::Null,
             members: Vec::new(),
             free: Vec::new(),
@@ -131,17 +130,6 @@ impl AsFd for ListeningSocket {
     }
 }
 
-impl Drop for ListeningSocket {
-    fn drop(&mut self) {
-        // Another file may have taken its place: that is not ours.
-        if let Some((file, ours)) = &self.file
-            && identity(file) == Some(*ours)
-        {
-            let _ = fs::remove_file(file);
-        }
-    }
-}
-
 fn bind(address: SocketAddr, query: &Query) -> std::io::Result<(OwnedFd, Address)> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
@@ -176,9 +164,28 @@ fn bind_unix(path: &Path, query: &Query) -> std::io::Result<OwnedFd> {
     Ok(socket.into())
 }
 
-/// Device and inode of a socket's file, and of no other file. While the socket is open the kernel gives the inode to no other
-/// file, so the same numbers are the same file.
-pub(super) fn identity(path: &Path) -> Option<(u64, u64)> {
+/// The file of a Unix socket, which is removed before the socket is closed: until then the kernel gives its inode to no other
+/// file, so a file with the same device and inode is ours, and one that has taken its place is left alone.
+pub(super) struct SocketFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl SocketFile {
+    pub fn at(path: &Path) -> Option<SocketFile> {
+        Some(SocketFile { path: path.to_owned(), identity: identity(path)? })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if identity(&self.path) == Some(self.identity) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
     let metadata = fs::symlink_metadata(path).ok().filter(|metadata| metadata.file_type().is_socket())?;
     Some((metadata.dev(), metadata.ino()))
 }

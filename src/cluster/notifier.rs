@@ -25,7 +25,7 @@ pub struct Notifier {
     pub path: PathBuf,
     name: OsString,
     /// `None` where the file is read every so often, or the kernel cannot report changes.
-    inotify: Option<Inotify>,
+    pub inotify: Option<Inotify>,
     /// `--notify-every`.
     read_every: Option<Duration>,
     /// When to look again, of CLOCK_MONOTONIC.
@@ -69,11 +69,6 @@ impl Notifier {
         };
         notifier.has_changed(notifier.next_ns);
         Ok(notifier)
-    }
-
-    /// Readable when the kernel has something to report.
-    pub fn inotify(&self) -> Option<&Inotify> {
-        self.inotify.as_ref()
     }
 
     /// True: the contents are not what they were.

@@ -219,7 +219,7 @@ impl Message {
 
 /// The socket is the master's: the worker is to wait for connections of `key`.
 pub fn kept(query: &Query, key: &str, address: &Address, data: &Value, seq: u64) -> Value {
-    let mut reply = json!({"cmd": "NODE_CLUSTER", "key": key, "data": data, "ack": query.seq, "seq": seq});
+    let mut reply = shared(query, key, data, seq);
     if let Address::Ip(address) = address {
         let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
         let (ip, port) = (address.ip().to_string(), address.port());
@@ -235,22 +235,14 @@ pub fn shared(query: &Query, key: &str, data: &Value, seq: u64) -> Value {
 
 /// `listen()` fails, with the number in Node's sign.
 pub fn failed(query: &Query, key: &str, errno: Errno, seq: u64) -> Value {
-    json!({"cmd": "NODE_CLUSTER", "errno": -(errno as i32), "key": key, "data": null, "ack": query.seq, "seq": seq})
-}
-
-/// The worker is to close its servers, answer what is open, and leave.
-pub fn disconnect(seq: u64) -> Value {
-    json!({"cmd": "NODE_CLUSTER", "act": "disconnect", "seq": seq})
+    let mut reply = shared(query, key, &Value::Null, seq);
+    reply["errno"] = json!(-(errno as i32));
+    reply
 }
 
 /// The contents of the watched file. A message of the master's own, which programs receive by `process.on('message')`.
 pub fn notify(path: &str, value: Option<&str>) -> Value {
     json!({"act": "notify", "path": path, "value": value})
-}
-
-/// The message with this number was received.
-pub fn acknowledge(received: u64, seq: u64) -> Value {
-    json!({"cmd": "NODE_CLUSTER", "ack": received, "seq": seq})
 }
 
 #[cfg(test)]

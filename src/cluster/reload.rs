@@ -5,9 +5,9 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use super::token::UniqueId;
-use crate::units::monotonic_ns;
+use super::poller::UniqueId;
 
+#[derive(Default)]
 pub struct RollingReload {
     /// A worker that was started later is new already.
     pub since_ns: u64,
@@ -26,19 +26,6 @@ pub struct RollingReload {
 }
 
 impl RollingReload {
-    pub fn of(workers: usize, clients: Vec<u64>) -> RollingReload {
-        RollingReload {
-            since_ns: monotonic_ns(),
-            left: (0..workers).collect(),
-            old: None,
-            candidate: None,
-            replaced: 0,
-            killed: BTreeSet::new(),
-            clients,
-            again: false,
-        }
-    }
-
     /// The old one was asked to leave, and the next is replaced when it has left.
     pub fn waits_for(&self, id: UniqueId) -> bool {
         self.old == Some(id) && self.candidate.is_none()

@@ -11,12 +11,12 @@ use std::rc::Rc;
 
 use nix::errno::Errno;
 use nix::sys::socket::SockFlag;
+use serde_json::json;
 use socket2::SockRef;
 
 use super::listening_socket::{Inherited, ListeningSocket, errno_of};
-use super::poller::{Due, Poller};
+use super::poller::{Due, Poller, Token, UniqueId};
 use super::protocol::{self, Address, Query};
-use super::token::{Token, UniqueId};
 use super::worker::{State, Unanswered};
 use super::workers::Workers;
 use crate::failure::Failure;
@@ -43,6 +43,7 @@ pub enum Acceptor {
     Worker,
 }
 
+#[derive(Default)]
 pub struct Sockets {
     sockets: BTreeMap<u64, ListeningSocket>,
     inherited: Inherited,
@@ -57,14 +58,7 @@ pub struct Sockets {
 
 impl Sockets {
     pub fn new(most_unanswered: usize) -> Sockets {
-        Sockets {
-            sockets: BTreeMap::new(),
-            inherited: Inherited::default(),
-            next: 0,
-            most_unanswered,
-            is_paused: false,
-            passed: Vec::new(),
-        }
+        Sockets { most_unanswered, ..Sockets::default() }
     }
 
     /// The workers that can be given a connection of this socket, with their numbers, in the order in which they became
@@ -170,23 +164,17 @@ impl Sockets {
         close_all(&mut self.passed);
     }
 
-    /// A worker has called `listen()`: it gets the socket itself, or connections from it. What is returned is why not.
-    pub fn listen(
-        &mut self,
-        id: UniqueId,
-        query: &Query,
-        acceptor: Acceptor,
-        workers: &mut Workers,
-    ) -> Result<(), String> {
+    /// A worker has called `listen()`: it gets the socket itself, or connections from it.
+    pub fn listen(&mut self, id: UniqueId, query: &Query, acceptor: Acceptor, workers: &mut Workers) {
         let seq = workers.next_seq();
         let key = query.key();
         let found = self.find_or_bind(id, query, &key, acceptor, &workers.poller);
-        let Some(worker) = workers.get_mut(id) else { return Ok(()) };
+        let Some(worker) = workers.get_mut(id) else { return };
         let (number, is_leaving) = (worker.number, worker.state == State::Leaving);
-        let Some(ipc) = &mut worker.ipc else { return Ok(()) };
-        let result = match found {
+        let Some(ipc) = &mut worker.ipc else { return };
+        match found {
             Ok(token) => {
-                let Some(socket) = self.sockets.get_mut(&token) else { return Ok(()) };
+                let Some(socket) = self.sockets.get_mut(&token) else { return };
                 if socket.data.is_null() {
                     socket.data = query.data.clone();
                 }
@@ -204,15 +192,15 @@ impl Sockets {
                         ipc.send_handle(&reply, Rc::clone(&socket.socket), seq);
                     }
                 }
-                Ok(())
             }
             Err(errno) => {
                 ipc.send(&protocol::failed(query, &key, errno, seq));
-                Err(Failure::new(format_args!("listen {}", query.in_words()), errno).to_string())
+                let what = Failure::new(format_args!("listen {}", query.in_words()), errno).to_string();
+                workers.log_of(id, "failure", json!({ "what": what }));
+                workers.set_last_error(id, &what);
             }
-        };
+        }
         workers.watch(id);
-        result
     }
 
     fn find_or_bind(
@@ -242,7 +230,7 @@ impl Sockets {
         self.next += 1;
         if acceptor == Acceptor::Master {
             SockRef::from(&socket).listen(query.backlog()).map_err(errno_of)?;
-            poller.add(&socket, Token::Socket(token), Interest::EPOLLIN | Interest::EPOLLET)?;
+            poller.epoll.add(&socket, Token::Socket(token).encode(), Interest::EPOLLIN | Interest::EPOLLET)?;
         }
         self.sockets.insert(token, socket);
         Ok(token)
@@ -272,7 +260,7 @@ impl Sockets {
     /// Closes a socket that has had no worker for long enough, unless a successor is still to come.
     pub fn close_orphan(&mut self, token: u64, workers: &mut Workers) {
         let now_ns = workers.poller.now_ns;
-        if !workers.is_closed && !workers.all_work() {
+        if !workers.is_closed() && !workers.all_work() {
             return workers.poller.at(now_ns + ORPHAN_WAITS_NS, Due::CloseOrphan(token));
         }
         let is_over = |since_ns: u64| since_ns + ORPHAN_WAITS_NS <= now_ns;

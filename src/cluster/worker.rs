@@ -7,15 +7,17 @@ use std::rc::Rc;
 
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
+use serde_json::{Value, json};
 
 use super::args::MasterArgs;
-use super::poller::{Due, Poller};
-use super::token::{Token, UniqueId};
+use super::poller::{Due, Poller, Token, UniqueId};
 use crate::failure::Failure;
+use crate::scoreboard::{Count, Row};
 use crate::server::Ipc;
 use crate::server::accept::BACK_OFF;
 use crate::sys::epoll::Interest;
 use crate::sys::process;
+use crate::sys::procfs::resident_kib;
 use crate::units::monotonic_ns;
 
 /// A worker is sent no more messages while so many bytes wait to be read by it.
@@ -108,7 +110,7 @@ impl Worker {
         command
             .env("NODE_CHANNEL_FD", theirs.as_raw_fd().to_string())
             .env("NODE_CHANNEL_SERIALIZATION_MODE", "json")
-            .env("NODE_UNIQUE_ID", id.to_string())
+            .env("NODE_UNIQUE_ID", id.0.to_string())
             .env("WORKER_ID", number.to_string())
             .env("ACCEPTLAB_SCOREBOARD_FD", scoreboard.as_raw_fd().to_string())
             .stdin(Stdio::null());
@@ -168,7 +170,8 @@ impl Worker {
         }
         let interest = ipc.interest();
         if interest != self.interest {
-            poller.modify(ipc, Token::Worker(self.id), interest);
+            // A registration is changed without allocating, so this cannot fail (epoll_ctl(2)).
+            let _ = poller.epoll.modify(ipc, Token::Worker(self.id).encode(), interest);
             self.interest = interest;
         }
         if ipc.is_starved() && !self.is_flush_due {
@@ -207,6 +210,23 @@ impl Worker {
     pub fn shows_life(&mut self, now_ns: u64) -> bool {
         (self.heard_ns, self.silent_since_ns) = (now_ns, None);
         std::mem::take(&mut self.is_hung)
+    }
+
+    /// What only the program knows (requests, open connections) is there where it counts in the scoreboard. Counts are of all
+    /// processes that had this number.
+    pub fn status(&self, row: Row) -> Value {
+        json!({
+            "worker": self.number,
+            "unique_id": self.id.0,
+            "pid": self.pid.as_raw(),
+            "state": if self.is_hung { "hung" } else { self.state.name() },
+            "age_s": (monotonic_ns() - self.started_ns) as f64 / 1e9,
+            "accepted": row.get(Count::Accepted),
+            "requests": self.counts.then(|| row.get(Count::Requests)),
+            "active": self.counts.then(|| row.get(Count::Active)),
+            "unanswered": self.unanswered.len(),
+            "rss_kib": resident_kib(self.pid.as_raw()),
+        })
     }
 
     pub fn terminate(&self) {

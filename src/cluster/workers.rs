@@ -11,17 +11,14 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::args::MasterArgs;
-use super::event_log::EventLog;
+use super::log::Log;
 use super::node::{self, InspectorPorts};
 use super::output::Outputs;
-use super::poller::{Due, Poller};
-use super::protocol;
-use super::restart_counts::RestartCounts;
-use super::token::{Stream, Token, UniqueId};
+use super::poller::{Due, Poller, Stream, Token, UniqueId};
+use super::restarts::RestartCounts;
 use super::worker::{State, Worker};
 use crate::failure::Failure;
 use crate::scoreboard::{Count, Scoreboard};
-use crate::server::Ipc;
 use crate::server::ipc::{BUFFER_BYTES, Incoming, Received};
 use crate::sys::epoll::Interest;
 use crate::sys::process::{Ending, Usage, ended, reap};
@@ -55,15 +52,15 @@ pub struct Workers {
     pub args: MasterArgs,
     /// What the master waits for.
     pub poller: Poller,
-    pub log: EventLog,
+    pub log: Log,
     processes: BTreeMap<UniqueId, Worker>,
     /// How many there are to be: the numbers below this.
     pub wanted: usize,
     slots: Vec<WorkerSlot>,
     /// For the program to decide about.
     pub vacancies: VecDeque<Vacancy>,
-    /// No worker is started any more: the program was given up, or the cluster stops.
-    pub is_closed: bool,
+    /// The master was asked to stop.
+    pub is_stopping: bool,
     pub counts: RestartCounts,
     pub scoreboard: Scoreboard,
     /// What the workers inherit of it.
@@ -82,7 +79,7 @@ pub struct Workers {
 
 impl Workers {
     /// None is started yet.
-    pub fn new(model: &str, args: MasterArgs, poller: Poller, log: EventLog) -> Result<Workers, Failure> {
+    pub fn new(model: &str, args: MasterArgs, poller: Poller, log: Log) -> Result<Workers, Failure> {
         let capacity = args.capacity();
         let (scoreboard, scoreboard_fd) =
             Scoreboard::create_shared(model, args.workers, capacity, args.scoreboard.as_deref())?;
@@ -91,13 +88,13 @@ impl Workers {
         Ok(Workers {
             poller,
             log,
-            outputs: Outputs::new(args.log.as_deref(), args.silent)?,
+            outputs: Outputs::default(),
             inspector: InspectorPorts::of(&args.program, node_options.as_deref()),
             processes: BTreeMap::new(),
             wanted: args.workers,
             slots: vec![WorkerSlot::default(); capacity],
             vacancies: VecDeque::new(),
-            is_closed: false,
+            is_stopping: false,
             counts: RestartCounts::default(),
             scoreboard,
             scoreboard_fd,
@@ -116,11 +113,6 @@ impl Workers {
 
     pub fn get_mut(&mut self, id: UniqueId) -> Option<&mut Worker> {
         self.processes.get_mut(&id)
-    }
-
-    /// Our end of its channel, while it has one.
-    pub fn ipc(&mut self, id: UniqueId) -> Option<&mut Ipc> {
-        self.get_mut(id)?.ipc.as_mut()
     }
 
     /// In the order in which they were started.
@@ -147,6 +139,11 @@ impl Workers {
 
     pub fn is_vacant(&self, number: usize) -> bool {
         number < self.wanted && self.holder(number).is_none()
+    }
+
+    /// No worker is started any more.
+    pub fn is_closed(&self) -> bool {
+        self.is_stopping || self.counts.report.gave_up
     }
 
     /// Every number has a worker that does what it is there for.
@@ -177,7 +174,7 @@ impl Workers {
         let board = self.scoreboard_fd.as_fd();
         let worker = Worker::start(command, &self.args, number, id, must_listen, board)?;
         if let Some(ipc) = &worker.ipc
-            && let Err(errno) = self.poller.add(ipc, Token::Worker(id), Interest::empty())
+            && let Err(errno) = self.poller.epoll.add(ipc, Token::Worker(id).encode(), Interest::empty())
         {
             worker.kill();
             return Err(Failure::new("watch a worker", errno));
@@ -217,7 +214,7 @@ impl Workers {
 
     /// Starts a worker where one is missing; where that fails, it is tried again in a while.
     pub fn start_if_vacant(&mut self, number: usize) {
-        if self.is_closed || !self.is_vacant(number) {
+        if self.is_closed() || !self.is_vacant(number) {
             return;
         }
         if let Err(failure) = self.start(number, false) {
@@ -236,14 +233,10 @@ impl Workers {
 
     /// Asks it to leave, and kills it should it not have left after the time-out.
     pub fn dismiss(&mut self, id: UniqueId) {
-        let seq = self.next_seq();
         let Some(worker) = self.get_mut(id) else { return };
         (worker.state, worker.was_expected) = (State::Leaving, true);
-        if let Some(ipc) = &mut worker.ipc {
-            ipc.send(&protocol::disconnect(seq));
-        }
+        self.send_internal(id, json!({"act": "disconnect"}));
         self.kill_after(id, self.args.kill_timeout);
-        self.watch(id);
     }
 
     /// It serves no more, or not for long: its successor is started while it still answers what it has.
@@ -380,10 +373,16 @@ impl Workers {
 
     /// Sends a message, or keeps it until it can be sent.
     pub fn send(&mut self, id: UniqueId, message: &Value) {
-        if let Some(ipc) = self.ipc(id) {
+        if let Some(ipc) = self.get_mut(id).and_then(|worker| worker.ipc.as_mut()) {
             ipc.send(message);
         }
         self.watch(id);
+    }
+
+    /// The same with a message of Node's library.
+    pub fn send_internal(&mut self, id: UniqueId, mut message: Value) {
+        (message["cmd"], message["seq"]) = (json!("NODE_CLUSTER"), json!(self.next_seq()));
+        self.send(id, &message);
     }
 
     /// Lets the poller wait for what the channel of a worker needs now.
@@ -407,7 +406,7 @@ impl Workers {
     pub fn close_channel(&mut self, id: UniqueId) -> bool {
         let Some(ipc) = self.get_mut(id).and_then(|worker| worker.ipc.take()) else { return false };
         // What the worker has started may hold the other end, but not this one; so this cannot fail.
-        let _ = self.poller.delete(&ipc);
+        let _ = self.poller.epoll.delete(&ipc);
         self.kill_after(id, self.args.kill_timeout);
         true
     }
@@ -433,7 +432,11 @@ impl Workers {
     /// Removes a process that was reaped, enters what it has used, and returns how it ended.
     pub fn remove(&mut self, id: UniqueId, ending: Ending, usage: Usage) -> Option<String> {
         let worker = self.processes.remove(&id)?;
-        self.log.log_of(&worker, "exit", describe(ending));
+        let (status, signal) = match ending {
+            Ending::Exited(status) => (Some(status), None),
+            Ending::KilledBy(signal) => (None, Signal::try_from(signal).map(Signal::as_str).ok()),
+        };
+        self.log.log_of(&worker, "exit", json!({"status": status, "signal": signal}));
         let number = worker.number;
         if !worker.was_expected {
             self.counts.report.deaths += 1;
@@ -447,7 +450,7 @@ impl Workers {
         if self.iter().all(|other| other.number != number) {
             row.lose_open_connections();
         }
-        let exit_reason = in_words(ending);
+        let exit_reason = ending.to_string();
         match &worker.last_error {
             Some(error) => self.last_error.clone_from(error),
             None if !worker.was_expected => self.last_error = format!("worker {number} {exit_reason}"),
@@ -465,28 +468,27 @@ impl Workers {
         self.scoreboard.row(number).get(Count::Active) + unanswered as u64
     }
 
+    /// What `cluster ctl status` shows; the master adds what only it knows.
+    pub fn status(&self) -> Value {
+        let words: Vec<_> = self.args.program.iter().map(|word| word.to_string_lossy()).collect();
+        let mut workers: Vec<&Worker> = self.iter().collect();
+        workers.sort_by_key(|worker| (worker.number, worker.id));
+        let mut rows: Vec<Value> =
+            workers.iter().map(|worker| worker.status(self.scoreboard.row(worker.number))).collect();
+        let vacant = (0..self.wanted).filter(|&number| self.is_vacant(number));
+        rows.extend(vacant.map(|number| json!({"worker": number, "state": "vacant"})));
+        rows.sort_by_key(|row| row["worker"].as_u64());
+        json!({
+            "program": words.join(" "),
+            "uptime_s": self.scoreboard.uptime_s(),
+            "wanted": self.wanted,
+            "lives": self.counts.report(),
+            "workers": rows,
+        })
+    }
+
     fn find(&self, pid: Pid) -> Option<UniqueId> {
         self.iter().find(|worker| worker.pid == pid).map(|worker| worker.id)
-    }
-}
-
-fn describe(ending: Ending) -> Value {
-    match ending {
-        Ending::Exited(status) => json!({"status": status, "signal": null}),
-        Ending::KilledBy(signal) => {
-            let name = Signal::try_from(signal).map(Signal::as_str).ok();
-            json!({"status": null, "signal": name})
-        }
-    }
-}
-
-fn in_words(ending: Ending) -> String {
-    match ending {
-        Ending::Exited(status) => format!("ended with status {status}"),
-        Ending::KilledBy(signal) => {
-            let name = Signal::try_from(signal).map_or("a signal", Signal::as_str);
-            format!("was killed by {name}")
-        }
     }
 }
 

@@ -171,7 +171,7 @@ impl WorkerPool {
     pub fn reap_dead(&mut self) -> usize {
         while let Some((id, pid, ending)) = self.reap_one() {
             let left = self.pids.iter().flatten().count();
-            console::log(format_args!("worker {id} (pid {pid}) {}; {left} left", describe(ending)));
+            console::log(format_args!("worker {id} (pid {pid}) {ending}; {left} left"));
         }
         self.pids.iter().flatten().count()
     }
@@ -260,15 +260,5 @@ impl Drop for WorkerPool {
     /// Whatever went wrong: no worker outlives the pool.
     fn drop(&mut self) {
         self.kill();
-    }
-}
-
-fn describe(ending: Ending) -> String {
-    match ending {
-        Ending::Exited(status) => format!("exited with status {status}"),
-        Ending::KilledBy(signal) => match Signal::try_from(signal) {
-            Ok(signal) => format!("was killed by {signal}"),
-            Err(_) => format!("was killed by signal {signal}"),
-        },
     }
 }

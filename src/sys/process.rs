@@ -1,5 +1,6 @@
 //! fork(2), starting programs, die-with-parent, and waiting for children with their accounts (wait4(2)).
 
+use std::fmt;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
@@ -154,6 +155,18 @@ impl From<libc::rusage> for Usage {
 pub enum Ending {
     Exited(i32),
     KilledBy(i32),
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        match *self {
+            Ending::Exited(status) => write!(formatter, "ended with status {status}"),
+            Ending::KilledBy(signal) => match Signal::try_from(signal) {
+                Ok(signal) => write!(formatter, "was killed by {signal}"),
+                Err(_) => write!(formatter, "was killed by signal {signal}"),
+            },
+        }
+    }
 }
 
 /// A child that has ended and is still to be reaped, if there is one: until then its number, which may be its process
