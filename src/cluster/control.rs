@@ -80,7 +80,6 @@ struct Client {
     /// Its request is complete; further bytes do not matter.
     has_asked: bool,
     unsent: Vec<u8>,
-    /// The answer is complete.
     is_done: bool,
 }
 
@@ -126,7 +125,6 @@ impl Control {
         Ok(Control { _file: SocketFile::at(path), listener: Some(listener), ..Control::default() })
     }
 
-    /// Takes the next client, if there is one.
     pub fn accept(&mut self, poller: &Poller) {
         let Some(listener) = &self.listener else { return };
         let stream = match listener.accept() {
@@ -186,7 +184,6 @@ impl Control {
         None
     }
 
-    /// One more line of an answer that goes on.
     pub fn send(&mut self, id: u64, line: &Value) {
         let Some(client) = self.clients.get_mut(&id) else { return };
         client.unsent.extend_from_slice(format!("{line}\n").as_bytes());

@@ -39,9 +39,6 @@ enum Format {
 }
 
 /// Prints what the master answers; with `--format json` a failure too is a line of JSON, except for a wrong command line.
-///
-/// # Errors
-/// When it cannot be reached, when it says no, and when it ends before it has answered.
 pub fn order(args: &CtlArgs) -> Result<(), Failure> {
     let answer = ask(args).inspect_err(|failure| {
         if args.format == Format::Json {

@@ -39,11 +39,9 @@ pub struct ListeningSocket {
     pub free: Vec<(UniqueId, usize)>,
     /// Accepted, and to be given again.
     pub returned: VecDeque<Rc<OwnedFd>>,
-    /// The listening socket may have more.
     pub is_ready: bool,
     /// Since when it has no member, and its connections wait for a successor.
     pub orphaned_ns: Option<u64>,
-    /// The last worker that has closed it.
     pub closed_by: Option<UniqueId>,
 }
 
@@ -118,7 +116,6 @@ impl ListeningSocket {
         }
     }
 
-    /// There may be a connection, and a worker is free to get it.
     pub fn can_give(&self) -> bool {
         !self.free.is_empty() && (self.is_ready || !self.returned.is_empty())
     }

@@ -44,7 +44,6 @@ impl Log {
         }
     }
 
-    /// An event of this worker.
     pub fn log_of(&mut self, worker: &Worker, event: &str, mut fields: Value) {
         fields["worker"] = json!(worker.number);
         fields["unique_id"] = json!(worker.id.0);
@@ -52,12 +51,10 @@ impl Log {
         self.log(event, fields);
     }
 
-    /// A failure that does not end the master.
     pub fn log_failure(&mut self, what: impl Display) {
         self.log("failure", json!({"what": what.to_string()}));
     }
 
-    /// Whole lines of the workers.
     pub fn write_output(&mut self, lines: &[u8]) {
         match &mut self.output {
             _ if lines.is_empty() => {}
@@ -76,7 +73,6 @@ impl Log {
         reopened.into_iter().flatten().filter_map(Result::err).for_each(|failure| self.log_failure(failure));
     }
 
-    /// Lines that neither standard error nor a file took.
     pub fn lines_dropped(&self) -> u64 {
         let files = [&self.events, &self.output].into_iter().flatten();
         self.console.all_dropped() + files.map(|file| file.all_dropped).sum::<u64>()

@@ -47,7 +47,6 @@ pub enum Event {
     Vacant(Vacancy),
 }
 
-/// The workers and everything that the master holds for them.
 pub struct Master {
     signals: Signals,
     pub workers: Workers,
@@ -59,7 +58,6 @@ pub struct Master {
     notifier: Option<Notifier>,
     /// Where the program listened first, once all workers do.
     address: Option<Address>,
-    /// For the program to decide about.
     events: VecDeque<Event>,
     incoming: VecDeque<Incoming>,
 }
@@ -267,8 +265,6 @@ impl Master {
         self.workers.poller.after(self.workers.heartbeat(), Due::Heartbeat);
     }
 
-    // What the workers say.
-
     fn flush(&mut self, id: UniqueId) {
         self.workers.get_mut(id).into_iter().for_each(Worker::flush);
         self.workers.watch(id);
@@ -377,7 +373,6 @@ impl Master {
         }
     }
 
-    /// A worker has begun to do what it is there for.
     fn note_working(&mut self, id: UniqueId) {
         if let Some(reload) = self.reload.as_mut().filter(|reload| reload.candidate == Some(id)) {
             reload.candidate = None;
@@ -398,16 +393,12 @@ impl Master {
         }
     }
 
-    // How workers leave.
-
-    /// Asks it to leave.
     fn dismiss(&mut self, id: UniqueId) {
         self.workers.dismiss(id);
         // What it was given before it reads this, it takes or gives back.
         self.sockets.leave_all(id, &mut self.workers);
     }
 
-    /// It has said that it will leave.
     fn note_leaving(&mut self, id: UniqueId) {
         let Some(worker) = self.workers.get_mut(id) else { return };
         worker.was_expected = true;
@@ -453,9 +444,6 @@ impl Master {
         true
     }
 
-    // The reload.
-
-    /// Begins to replace all workers; this client of the control socket waits for it.
     fn start_reload(&mut self, client: Option<u64>) {
         self.workers.log.reopen();
         if let Some(reload) = &mut self.reload {
@@ -485,7 +473,6 @@ impl Master {
             }
             let Some(reload) = &mut self.reload else { return };
             let Some(number) = reload.left.pop_front() else { return self.finish_reload() };
-            // A worker that was started meanwhile is new already.
             let since_ns = reload.since_ns;
             let old = self.workers.holder(number).filter(|worker| worker.started_ns < since_ns);
             let Some((old, must_listen)) = old.map(|worker| (worker.id, worker.has_listened)) else {
@@ -503,7 +490,6 @@ impl Master {
         }
     }
 
-    /// This worker does not serve any more, or not for long.
     fn reload_without(&mut self, id: UniqueId, why: &str) {
         let Some(reload) = &self.reload else { return };
         if reload.candidate == Some(id) {
@@ -554,8 +540,6 @@ impl Master {
         }
     }
 
-    // The watched file.
-
     fn read_watched_file(&mut self) {
         let Some(notifier) = &mut self.notifier else { return };
         let (before, next_ns) = (notifier.looks, notifier.next_ns);
@@ -569,7 +553,6 @@ impl Master {
         }
     }
 
-    /// Sends a worker the contents of the watched file.
     fn notify(&mut self, id: UniqueId) {
         let Some(notifier) = &self.notifier else { return };
         let message = protocol::notify(&notifier.path.to_string_lossy(), notifier.value.as_deref());
@@ -578,8 +561,6 @@ impl Master {
             self.workers.send(id, &message);
         }
     }
-
-    // What `cluster ctl` asks for.
 
     fn handle_client(&mut self, client: u64) {
         let Some(request) = self.control.receive(client) else { return };

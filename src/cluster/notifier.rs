@@ -26,7 +26,6 @@ pub struct Notifier {
     name: OsString,
     /// `None` where the file is read every so often, or the kernel cannot report changes.
     pub inotify: Option<Inotify>,
-    /// `--notify-every`.
     read_every: Option<Duration>,
     /// When to look again, of CLOCK_MONOTONIC.
     pub next_ns: u64,
@@ -34,7 +33,6 @@ pub struct Notifier {
     version: Option<Version>,
     /// What was pushed last; `None` while there is no file.
     pub value: Option<String>,
-    /// How often the file was read.
     pub looks: u64,
 }
 

@@ -26,12 +26,10 @@ pub enum Stream {
 pub enum Token {
     Signals,
     Worker(UniqueId),
-    /// A listening socket of the program.
     Socket(u64),
     Output(UniqueId, Stream),
     /// The control socket (0), or one of its clients.
     Control(u64),
-    /// The inotify instance that watches the --notify file.
     Notifier,
 }
 

@@ -10,26 +10,31 @@ use nix::errno::Errno;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// What a worker sends to its master.
 #[derive(Debug)]
 pub enum Message {
     /// It runs. `counts`: it is one of our servers, and counts in the scoreboard.
-    Online { counts: bool },
+    Online {
+        counts: bool,
+    },
     /// Its program has called `listen()`: what socket is it to have?
     Query(Box<Query>),
     /// It takes connections on this port.
-    Listening { port: Option<u64> },
-    /// It takes no more connections of this handle.
+    Listening {
+        port: Option<u64>,
+    },
     Close(String),
     /// It is about to disconnect on its own, and wants an answer first.
-    ExitedAfterDisconnect { seq: u64 },
-    /// The answer to a connection that it was given.
-    Answer { ack: u64, accepted: bool },
+    ExitedAfterDisconnect {
+        seq: u64,
+    },
+    Answer {
+        ack: u64,
+        accepted: bool,
+    },
     /// It has met a fatal error and will end: `process.send({act: 'suicide'})`, a message of the program's own.
     Suicide,
     /// It has counted something, by name: `process.send({act: 'count', queries: 1})`.
     Count(Vec<(String, f64)>),
-    /// Another message of the program's own.
     Program(Value),
     /// The same, too large to be kept: so many bytes.
     Large(usize),
@@ -40,7 +45,6 @@ pub enum Message {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Query {
-    /// What the answer refers to.
     pub seq: Value,
     /// An IP address, without one any; or the file of a Unix socket.
     pub address: Value,
@@ -61,7 +65,6 @@ pub struct Query {
     pub data: Value,
 }
 
-/// What a program wants to listen on.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Target {
     /// In the order of preference.
@@ -72,11 +75,9 @@ pub enum Target {
     Inherited(RawFd),
 }
 
-/// Where a socket listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     Ip(SocketAddr),
-    /// A Unix socket.
     Path(PathBuf),
 }
 
@@ -111,8 +112,6 @@ impl Query {
         format!("{}:{port}:{address_type}:{fd}:{index}", address.as_str().unwrap_or("null"))
     }
 
-    /// What to listen on.
-    ///
     /// # Errors
     /// EINVAL for what is not an address, and ENOTSUP for UDP, where no connection is accepted.
     pub fn target(&self) -> nix::Result<Target> {
@@ -134,13 +133,11 @@ impl Query {
         }
     }
 
-    /// What all users may do with a Unix socket, as bits of a file's mode.
     pub fn mode_for_all(&self) -> u32 {
         let bits = |flag: &Value, bits| if *flag == json!(true) { bits } else { 0 };
         bits(&self.readable_all, 0o444) | bits(&self.writable_all, 0o222)
     }
 
-    /// For people: what it wants, as far as that can be read.
     pub fn in_words(&self) -> String {
         match self.target() {
             Ok(Target::Path(path)) => format!("{path:?}"),
@@ -168,7 +165,6 @@ impl Query {
         self.flags.as_u64().unwrap_or(0) & IPV6_ONLY != 0
     }
 
-    /// For listen(2).
     pub fn backlog(&self) -> i32 {
         let backlog = self.backlog.as_i64().and_then(|backlog| i32::try_from(backlog).ok());
         backlog.filter(|&backlog| backlog > 0).unwrap_or(BACKLOG)

@@ -11,7 +11,6 @@ use super::poller::UniqueId;
 pub struct RollingReload {
     /// A worker that was started later is new already.
     pub since_ns: u64,
-    /// Numbers still to be replaced.
     pub left: VecDeque<usize>,
     /// The worker that is being replaced, and its successor until that works.
     pub old: Option<UniqueId>,
@@ -19,7 +18,6 @@ pub struct RollingReload {
     pub replaced: usize,
     /// Old workers that did not leave in time.
     pub killed: BTreeSet<UniqueId>,
-    /// Clients of the control socket that wait for its end.
     pub clients: Vec<u64>,
     /// It was asked for once more meanwhile, perhaps for yet another version.
     pub again: bool,

@@ -11,7 +11,6 @@ use crate::report::{ClusterReport, Recovery};
 /// The pauses do not grow beyond this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// The recent restarts, of all workers together.
 pub struct Restarts {
     most: usize,
     within_ns: u64,
@@ -64,12 +63,10 @@ impl Default for RestartCounts {
 }
 
 impl RestartCounts {
-    /// A number that had no worker has one that serves again.
     pub fn recovered(&mut self, after_ns: u64) {
         self.recovery_us.saturating_record(after_ns / 1000);
     }
 
-    /// A worker has counted something by this name.
     pub fn count(&mut self, name: &str, n: f64) {
         let counts = &mut self.report.counts;
         if counts.contains_key(name) || (counts.len() < MOST_NAMES && name.len() <= LONGEST_NAME) {

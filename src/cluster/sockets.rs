@@ -36,7 +36,6 @@ const CLOSE_WAITS_NS: u64 = 100_000_000;
 /// Listening sockets that one worker may have: it must not use up the descriptors of all.
 const MOST_SOCKETS: usize = 64;
 
-/// Who accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Acceptor {
     Master,
@@ -61,23 +60,19 @@ impl Sockets {
         Sockets { most_unanswered, ..Sockets::default() }
     }
 
-    /// The workers that can be given a connection of this socket, with their numbers, in the order in which they became
-    /// free.
+    /// With their numbers, in the order in which they became free.
     pub fn free(&self, socket: u64) -> &[(UniqueId, usize)] {
         &self.sockets[&socket].free
     }
 
-    /// The addresses that this worker listens on.
     pub fn addresses_of(&self, id: UniqueId) -> impl Iterator<Item = &Address> {
         self.sockets.values().filter(move |socket| socket.has_member(id)).map(|socket| &socket.address)
     }
 
-    /// The first that was bound.
     pub fn first_address(&self) -> Option<&Address> {
         self.sockets.values().next().map(|socket| &socket.address)
     }
 
-    /// The kernel reports that there may be connections.
     pub fn set_ready(&mut self, socket: u64) {
         self.sockets.entry(socket).and_modify(|socket| socket.is_ready = true);
     }
@@ -159,7 +154,6 @@ impl Sockets {
         }
     }
 
-    /// Closes our copies of the connections that workers have taken.
     pub fn close_passed(&mut self) {
         close_all(&mut self.passed);
     }
@@ -249,7 +243,6 @@ impl Sockets {
         workers.poller.at(monotonic_ns() + CLOSE_WAITS_NS, Due::CloseUnused(token, id));
     }
 
-    /// Closes a socket that this worker has closed, if no other uses it and the worker goes on.
     pub fn close_unused(&mut self, token: u64, id: UniqueId, workers: &Workers) {
         let goes_on = workers.get(id).is_some_and(|worker| worker.state.is_working());
         if goes_on && self.sockets.get(&token).is_some_and(|socket| socket.members.is_empty()) {
@@ -269,7 +262,6 @@ impl Sockets {
         }
     }
 
-    /// A worker takes no more connections.
     pub fn leave_all(&mut self, id: UniqueId, workers: &mut Workers) {
         self.leave(id, |_| true, workers);
     }

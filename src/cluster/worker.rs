@@ -23,12 +23,12 @@ use crate::units::monotonic_ns;
 /// A worker is sent no more messages while so many bytes wait to be read by it.
 const MOST_UNREAD: usize = 64 << 20;
 
-/// How far a worker has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// Started, and not listening. `must_listen`: it is to replace a worker that has listened.
-    Starting { must_listen: bool },
-    /// It listens.
+    Starting {
+        must_listen: bool,
+    },
     Serving,
     /// It has lived for `--listen-timeout` without listening: a consumer of a queue, say, or a program that listens by itself.
     Running,
@@ -46,13 +46,11 @@ impl State {
         }
     }
 
-    /// It does what it is there for.
     pub fn is_working(self) -> bool {
         matches!(self, State::Serving | State::Running)
     }
 }
 
-/// A process that has not been reaped.
 pub struct Worker {
     pub id: UniqueId,
     /// `WORKER_ID`, which its successor will have too.
@@ -62,20 +60,17 @@ pub struct Worker {
     pub started_ns: u64,
     /// `None` once it has disconnected.
     pub ipc: Option<Ipc>,
-    /// What its channel is registered for.
     interest: Interest,
     /// Its channel takes no descriptors, and is to be tried again.
     is_flush_due: bool,
     /// Connections that it was given and has not answered for.
     pub unanswered: Vec<Unanswered>,
-    /// Why it could not listen.
     pub last_error: Option<String>,
     pub has_listened: bool,
     /// Its end is expected: it was asked to leave, or has said that it will.
     pub was_expected: bool,
     /// When to kill it; `None` while it may live.
     pub deadline_ns: Option<u64>,
-    /// Messages it has sent against the protocol.
     pub violations: u64,
     /// It has sent something, so its library reads the channel.
     pub is_online: bool,
@@ -90,13 +85,11 @@ pub struct Worker {
 /// A connection that a worker was given: should it refuse or die, another gets it.
 pub struct Unanswered {
     pub seq: u64,
-    /// The listening socket it came from.
     pub socket: u64,
     pub connection: Rc<OwnedFd>,
 }
 
 impl Worker {
-    /// Starts `command` as worker `number`, which counts in this scoreboard.
     pub fn start(
         mut command: Command,
         args: &MasterArgs,
@@ -181,7 +174,6 @@ impl Worker {
         true
     }
 
-    /// Sends what waits in the channel.
     pub fn flush(&mut self) {
         self.is_flush_due = false;
         if let Some(ipc) = &mut self.ipc {

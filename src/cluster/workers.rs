@@ -31,7 +31,6 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Further messages against the protocol are only counted.
 const MOST_VIOLATIONS_LOGGED: u64 = 10;
 
-/// What belongs to a number, whichever process has it.
 #[derive(Clone, Default)]
 struct WorkerSlot {
     /// What the kernel accounted to all processes that had it.
@@ -50,35 +49,27 @@ pub struct Vacancy {
 
 pub struct Workers {
     pub args: MasterArgs,
-    /// What the master waits for.
     pub poller: Poller,
     pub log: Log,
     processes: BTreeMap<UniqueId, Worker>,
-    /// How many there are to be: the numbers below this.
     pub wanted: usize,
     slots: Vec<WorkerSlot>,
-    /// For the program to decide about.
     pub vacancies: VecDeque<Vacancy>,
-    /// The master was asked to stop.
     pub is_stopping: bool,
     pub counts: RestartCounts,
     pub scoreboard: Scoreboard,
-    /// What the workers inherit of it.
     scoreboard_fd: OwnedFd,
     pub outputs: Outputs,
     inspector: Option<InspectorPorts>,
     last_id: u64,
-    /// Number of the last message to a worker.
     last_seq: u64,
     /// Their channels take nothing any more.
     pub broken: Vec<UniqueId>,
-    /// Why a worker could not serve, or ended.
     pub last_error: String,
     buffer: Vec<u8>,
 }
 
 impl Workers {
-    /// None is started yet.
     pub fn new(model: &str, args: MasterArgs, poller: Poller, log: Log) -> Result<Workers, Failure> {
         let capacity = args.capacity();
         let (scoreboard, scoreboard_fd) =
@@ -141,7 +132,6 @@ impl Workers {
         number < self.wanted && self.holder(number).is_none()
     }
 
-    /// No worker is started any more.
     pub fn is_closed(&self) -> bool {
         self.is_stopping || self.counts.report.gave_up
     }
@@ -154,7 +144,6 @@ impl Workers {
         works.into_iter().all(|works| works)
     }
 
-    /// An event of this worker.
     pub fn log_of(&mut self, id: UniqueId, event: &str, fields: Value) {
         if let Some(worker) = self.processes.get(&id) {
             self.log.log_of(worker, event, fields);
@@ -223,7 +212,6 @@ impl Workers {
         }
     }
 
-    /// From now on so many are wanted.
     pub fn set_wanted(&mut self, wanted: usize) {
         self.wanted = wanted;
         self.scoreboard.set_rows(wanted.max(self.scoreboard.rows()));
@@ -371,7 +359,6 @@ impl Workers {
         hangs_now
     }
 
-    /// Sends a message, or keeps it until it can be sent.
     pub fn send(&mut self, id: UniqueId, message: &Value) {
         if let Some(ipc) = self.get_mut(id).and_then(|worker| worker.ipc.as_mut()) {
             ipc.send(message);
