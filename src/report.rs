@@ -9,9 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 /// What a server prints on standard output when it has stopped (section 1 of the contract).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ServerReport {
-    /// The name of the program, which is the name of the architecture.
     pub model: String,
-    /// The address it listened on.
     pub listen: String,
     pub uptime_s: f64,
     pub workers: Vec<WorkerReport>,
@@ -23,7 +21,6 @@ pub struct ServerReport {
     pub cluster: Option<ClusterReport>,
 }
 
-/// What a master that keeps its workers alive has counted.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ClusterReport {
     /// Processes started, the first ones included.
@@ -119,7 +116,6 @@ pub struct AcceptCounts {
 }
 
 impl ServerReport {
-    /// Adds the master's counts beside the workers'.
     pub fn with_accepts(mut self, accepts: AcceptCounts) -> ServerReport {
         self.master.iter_mut().for_each(|master| master.accepts = Some(accepts));
         self
@@ -183,7 +179,6 @@ impl LoadReport {
     pub const MOST_LOST: usize = 10_000;
 }
 
-/// A request without an answer.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Lost {
     pub at_s: f64,
@@ -194,7 +189,6 @@ pub struct Lost {
     pub worker: Option<u32>,
 }
 
-/// One second of the measured window.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct WorstSecond {
     pub from_s: f64,
@@ -202,7 +196,6 @@ pub struct WorstSecond {
     pub latency_us: Latency,
 }
 
-/// Requests that a user gave up before the answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct DeadlineCounts {
     pub shed: u64,
@@ -221,7 +214,6 @@ pub struct SlowCounts {
     pub closed_after_ms: Option<f64>,
 }
 
-/// How far a result can be trusted.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Trust {
     pub verdict: Verdict,
@@ -238,7 +230,6 @@ pub enum Verdict {
     Invalid,
 }
 
-/// One reason to trust a result, or not to.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Check {
     pub name: String,
@@ -246,7 +237,6 @@ pub struct Check {
     pub reason: String,
 }
 
-/// The origin of a result.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RunInfo {
     pub host: String,
@@ -312,7 +302,6 @@ pub struct Configuration {
     pub background: String,
 }
 
-/// When requests are due.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ArrivalsKind {
@@ -355,7 +344,6 @@ fn configuration_or_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<C
     })
 }
 
-/// Which run a part of a sum was.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunPart {
     pub host: String,

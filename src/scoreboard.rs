@@ -40,7 +40,6 @@ const VERSION: u64 = 2;
 const NAME_WORDS: usize = 8;
 const HEADER_NAME: usize = 5;
 
-/// The counters of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Count {
@@ -62,7 +61,6 @@ pub enum Count {
     AliveNs,
 }
 
-/// A worker's row.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
     words: &'static [AtomicU64],
@@ -93,12 +91,10 @@ impl Row {
         self.words[Count::Pid as usize].store(pid.into(), Relaxed);
     }
 
-    /// The worker shows that it is alive at this time of CLOCK_MONOTONIC.
     pub fn set_alive(self, now_ns: u64) {
         self.words[Count::AliveNs as usize].store(now_ns, Relaxed);
     }
 
-    /// Enters what the kernel accounted to the worker.
     pub fn set_usage(self, usage: Usage) {
         for (count, value) in [
             (Count::CpuUserUs, usage.cpu_user_us),
@@ -145,7 +141,6 @@ impl AcceptCounts {
     }
 }
 
-/// All rows of a server, and who it is.
 #[derive(Clone, Copy, Debug)]
 pub struct Scoreboard {
     words: &'static [AtomicU64],
@@ -232,7 +227,6 @@ impl Scoreboard {
         self.words[2].store(rows as u64, Release);
     }
 
-    /// Rows that there is room for.
     fn capacity(&self) -> usize {
         self.words.len() / ROW_WORDS - 1
     }
@@ -271,19 +265,16 @@ impl Scoreboard {
         (self.words[2].load(Acquire) as usize).min(self.capacity())
     }
 
-    /// The length of the file behind it.
     pub fn bytes(&self) -> u64 {
         8 * self.words.len() as u64
     }
 
-    /// The row of worker `id`.
     pub fn row(&self, id: usize) -> Row {
         let id = self.own.unwrap_or(id);
         let start = ROW_WORDS * (1 + id);
         Row { words: &self.words[start..start + ROW_WORDS] }
     }
 
-    /// The program that owns the scoreboard.
     pub fn model(&self) -> String {
         let name = &self.words[HEADER_NAME..HEADER_NAME + NAME_WORDS];
         let bytes: Vec<u8> = name.iter().flat_map(|word| word.load(Relaxed).to_ne_bytes()).collect();

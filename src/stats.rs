@@ -3,7 +3,6 @@
 
 use crate::units::over;
 
-/// A median with the interval around it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Summary {
     pub median: f64,
@@ -99,7 +98,6 @@ fn ranks(values: &[f64]) -> Vec<f64> {
     let mut ranks = vec![0.0; values.len()];
     let mut at = 0;
     for tied in order.chunk_by(|&a, &b| values[a] == values[b]) {
-        // Ranks at + 1 … at + length.
         let rank = at as f64 + (tied.len() as f64 + 1.0) / 2.0;
         tied.iter().for_each(|&i| ranks[i] = rank);
         at += tied.len();

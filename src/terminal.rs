@@ -173,15 +173,11 @@ impl Screen {
         Ok(Screen { terminal, output, size })
     }
 
-    /// Columns and lines of the next picture.
     pub fn size(&self) -> (u16, u16) {
         size_of(&self.output.file)
     }
 
     /// Draws a picture, or leaves it out while the terminal has not read the one before.
-    ///
-    /// # Errors
-    /// When the terminal is gone.
     pub fn draw(&mut self, picture: impl FnOnce(&mut Frame)) -> io::Result<()> {
         self.output.write_out()?;
         if !self.output.bytes().is_empty() {

@@ -118,7 +118,6 @@ pub fn over(amount: f64, of: f64) -> f64 {
     if of > 0.0 { amount / of } else { 0.0 }
 }
 
-/// The date and time, `2026-12-31T23:59:59Z`.
 pub fn utc_now() -> String {
     utc(since_1970().as_secs())
 }
@@ -152,7 +151,6 @@ pub fn monotonic_ns() -> u64 {
     clock_ns(ClockId::CLOCK_MONOTONIC)
 }
 
-/// Nanoseconds of CPU the calling thread has burnt.
 pub fn thread_cpu_ns() -> u64 {
     clock_ns(ClockId::CLOCK_THREAD_CPUTIME_ID)
 }

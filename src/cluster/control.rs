@@ -19,10 +19,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::args::parse_workers;
 use super::listening_socket::SocketFile;
 use super::poller::{Poller, Token};
 use crate::failure::Failure;
+use crate::server::args::parse_workers;
 use crate::sys::epoll::Interest;
 
 #[derive(Subcommand, Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -18,6 +18,7 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use super::poller::UniqueId;
 use super::protocol::{Address, Query, Target, is_abstract};
 use crate::server::ipc::connection_head;
+use crate::sys::errno_of;
 use crate::sys::fd::take_inherited;
 
 /// Bytes of `sun_path` (unix(7)).
@@ -212,8 +213,4 @@ impl Inherited {
         let address = prepare().map_err(errno_of)?;
         Ok((Rc::clone(&fd), address))
     }
-}
-
-pub(super) fn errno_of(error: std::io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw)
 }

@@ -29,6 +29,7 @@ use crate::failure::Failure;
 use crate::report::ServerReport;
 use crate::server::ipc::{Incoming, Received};
 use crate::sys::epoll::Interest;
+use crate::sys::fd::close_all;
 use crate::sys::process::Usage;
 use crate::units::monotonic_ns;
 
@@ -128,9 +129,9 @@ impl Master {
 
     /// Why it ends though it was not asked to.
     fn exit_reason(&self) -> Option<Failure> {
-        let last = &self.workers.last_error;
-        let line = format!("serve: the last worker has died, and no more are started; last: {last}");
-        (self.workers.counts.report.gave_up && self.workers.is_empty()).then(|| Failure::relay(line))
+        let Workers { counts, last_error: last, .. } = &self.workers;
+        let line = || format!("serve: the last worker has died, and no more are started; last: {last}");
+        (counts.report.gave_up && self.workers.is_empty()).then(|| Failure::relay(line()))
     }
 
     /// Starts a successor after this pause; where that fails, it is tried again in a while.
@@ -184,7 +185,7 @@ impl Master {
 
     fn wait(&mut self) -> Result<(), Failure> {
         self.disconnect_broken();
-        self.sockets.close_passed();
+        close_all(&mut self.sockets.passed);
         let reports = self.workers.poller.wait().map_err(|errno| Failure::new("wait for the workers", errno))?;
         for i in 0..reports {
             let ready = self.workers.poller.epoll.report(i);
@@ -279,18 +280,17 @@ impl Master {
             self.note_life(id);
         }
         for incoming in incoming.drain(..) {
-            let message = match incoming {
-                Incoming::Message(message, _unwanted) => Message::parse(message),
-                Incoming::Answer { ack, accepted } => Ok(Message::Answer { ack, accepted }),
-                Incoming::Large(bytes) => Ok(Message::Large(bytes)),
+            match incoming {
+                Incoming::Message(message, _unwanted) => match Message::parse(message) {
+                    Ok(message) => self.handle_message(id, message),
+                    Err(what) => self.workers.log_violation(id, &what),
+                },
+                Incoming::Answer { ack, accepted } => self.take_answer(id, ack, accepted),
                 // It has no descriptor left: as if it had refused.
-                Incoming::Undelivered(seq) => Ok(Message::Answer { ack: seq, accepted: false }),
-                Incoming::Connection { .. } => Err("a connection where none belongs".to_owned()),
-                Incoming::Violation(what) => Err(what),
-            };
-            match message {
-                Ok(message) => self.handle_message(id, message),
-                Err(what) => self.workers.log_violation(id, &what),
+                Incoming::Undelivered(seq) => self.take_answer(id, seq, false),
+                Incoming::Large(bytes) => self.workers.log_of(id, "message", json!({"bytes": bytes})),
+                Incoming::Connection { .. } => self.workers.log_violation(id, "a connection where none belongs"),
+                Incoming::Violation(what) => self.workers.log_violation(id, &what),
             }
         }
         self.incoming = incoming;
@@ -318,14 +318,6 @@ impl Master {
                 self.note_leaving(id);
                 self.workers.send_internal(id, json!({"ack": seq}));
             }
-            Message::Answer { ack, accepted } => {
-                if !self.sockets.take_answer(id, ack, accepted, &mut self.workers) {
-                    self.workers.log_violation(id, "an answer about a connection that it was not given");
-                }
-                if self.workers.is_stopping {
-                    self.workers.terminate_if_own(id);
-                }
-            }
             Message::Suicide => {
                 if self.workers.get(id).is_some_and(|worker| worker.state != State::Leaving) {
                     self.workers.counts.report.suicides += 1;
@@ -343,7 +335,15 @@ impl Master {
                 };
                 self.workers.log_of(id, "message", fields);
             }
-            Message::Large(bytes) => self.workers.log_of(id, "message", json!({"bytes": bytes})),
+        }
+    }
+
+    fn take_answer(&mut self, id: UniqueId, ack: u64, accepted: bool) {
+        if !self.sockets.take_answer(id, ack, accepted, &mut self.workers) {
+            self.workers.log_violation(id, "an answer about a connection that it was not given");
+        }
+        if self.workers.is_stopping {
+            self.workers.terminate_if_own(id);
         }
     }
 
@@ -396,7 +396,7 @@ impl Master {
     fn dismiss(&mut self, id: UniqueId) {
         self.workers.dismiss(id);
         // What it was given before it reads this, it takes or gives back.
-        self.sockets.leave_all(id, &mut self.workers);
+        self.sockets.leave(id, None, &mut self.workers);
     }
 
     fn note_leaving(&mut self, id: UniqueId) {
@@ -408,7 +408,7 @@ impl Master {
 
     fn do_without(&mut self, id: UniqueId) {
         if self.workers.get(id).is_some_and(|worker| worker.state != State::Leaving) {
-            self.sockets.leave_all(id, &mut self.workers);
+            self.sockets.leave(id, None, &mut self.workers);
             self.workers.note_leaving(id);
         }
     }

@@ -13,31 +13,21 @@ use serde_json::{Value, json};
 #[derive(Debug)]
 pub enum Message {
     /// It runs. `counts`: it is one of our servers, and counts in the scoreboard.
-    Online {
-        counts: bool,
-    },
+    Online { counts: bool },
     /// Its program has called `listen()`: what socket is it to have?
     Query(Box<Query>),
     /// It takes connections on this port.
-    Listening {
-        port: Option<u64>,
-    },
+    Listening { port: Option<u64> },
+    /// It takes no more connections of this handle.
     Close(String),
     /// It is about to disconnect on its own, and wants an answer first.
-    ExitedAfterDisconnect {
-        seq: u64,
-    },
-    Answer {
-        ack: u64,
-        accepted: bool,
-    },
+    ExitedAfterDisconnect { seq: u64 },
     /// It has met a fatal error and will end: `process.send({act: 'suicide'})`, a message of the program's own.
     Suicide,
     /// It has counted something, by name: `process.send({act: 'count', queries: 1})`.
     Count(Vec<(String, f64)>),
+    /// Another message of the program's own.
     Program(Value),
-    /// The same, too large to be kept: so many bytes.
-    Large(usize),
 }
 
 /// A call of `listen()`. Node passes on what the program and its own library have given, which is not always what it
@@ -178,13 +168,6 @@ impl Message {
         if message.get("cmd").and_then(Value::as_str) != Some("NODE_CLUSTER") {
             return Ok(Message::of_program(message));
         }
-        let number = |field: &str| {
-            message.get(field).and_then(Value::as_u64).ok_or_else(|| format!("a message without {field}"))
-        };
-        if message.get("ack").is_some() {
-            let accepted = message.get("accepted").and_then(Value::as_bool);
-            return Ok(Message::Answer { ack: number("ack")?, accepted: accepted.unwrap_or(false) });
-        }
         match message.get("act").and_then(Value::as_str) {
             Some("online") => Ok(Message::Online { counts: message["counts"] == json!(true) }),
             Some("queryServer") if message.get("seq").is_none() => Err("a queryServer without seq".to_owned()),
@@ -196,7 +179,10 @@ impl Message {
                 Some(key) => Ok(Message::Close(key.to_owned())),
                 None => Err("a close without a key".to_owned()),
             },
-            Some("exitedAfterDisconnect") => Ok(Message::ExitedAfterDisconnect { seq: number("seq")? }),
+            Some("exitedAfterDisconnect") => match message["seq"].as_u64() {
+                Some(seq) => Ok(Message::ExitedAfterDisconnect { seq }),
+                None => Err("an exitedAfterDisconnect without seq".to_owned()),
+            },
             _ => Err("an unknown act".to_owned()),
         }
     }

@@ -14,7 +14,7 @@ use nix::sys::socket::SockFlag;
 use serde_json::json;
 use socket2::SockRef;
 
-use super::listening_socket::{Inherited, ListeningSocket, errno_of};
+use super::listening_socket::{Inherited, ListeningSocket};
 use super::poller::{Due, Poller, Token, UniqueId};
 use super::protocol::{self, Address, Query};
 use super::worker::{State, Unanswered};
@@ -24,7 +24,7 @@ use crate::scoreboard::Count;
 use crate::server::Ipc;
 use crate::server::accept::{BACK_OFF, accept_next, log_pause, reason_to_pause};
 use crate::sys::epoll::Interest;
-use crate::sys::fd::close_all;
+use crate::sys::errno_of;
 use crate::units::monotonic_ns;
 
 /// How long the connections of a socket wait for another worker when the last has left it.
@@ -52,7 +52,7 @@ pub struct Sockets {
     /// There was no descriptor left, say: nothing is accepted until [`Due::AcceptAgain`].
     pub is_paused: bool,
     /// A worker has answered for them; our copies are to be closed.
-    passed: Vec<OwnedFd>,
+    pub passed: Vec<OwnedFd>,
 }
 
 impl Sockets {
@@ -154,10 +154,6 @@ impl Sockets {
         }
     }
 
-    pub fn close_passed(&mut self) {
-        close_all(&mut self.passed);
-    }
-
     /// A worker has called `listen()`: it gets the socket itself, or connections from it.
     pub fn listen(&mut self, id: UniqueId, query: &Query, acceptor: Acceptor, workers: &mut Workers) {
         let seq = workers.next_seq();
@@ -238,7 +234,7 @@ impl Sockets {
     /// successor needs it. Node's library says that it leaves in the message behind this one.
     pub fn close_of(&mut self, id: UniqueId, key: &str, workers: &mut Workers) {
         let Some(token) = self.find(key) else { return };
-        self.leave(id, |socket| socket.key == key, workers);
+        self.leave(id, Some(key), workers);
         self.sockets.entry(token).and_modify(|socket| socket.closed_by = Some(id));
         workers.poller.at(monotonic_ns() + CLOSE_WAITS_NS, Due::CloseUnused(token, id));
     }
@@ -262,13 +258,11 @@ impl Sockets {
         }
     }
 
-    pub fn leave_all(&mut self, id: UniqueId, workers: &mut Workers) {
-        self.leave(id, |_| true, workers);
-    }
-
-    fn leave(&mut self, id: UniqueId, which: impl Fn(&ListeningSocket) -> bool, workers: &mut Workers) {
+    /// A worker takes no more connections: of any socket, or of the one with this key.
+    pub fn leave(&mut self, id: UniqueId, key: Option<&str>, workers: &mut Workers) {
         let now_ns = monotonic_ns();
-        for (&token, socket) in self.sockets.iter_mut().filter(|(_, socket)| which(socket)) {
+        let is_meant = |socket: &ListeningSocket| key.is_none_or(|key| socket.key == key);
+        for (&token, socket) in self.sockets.iter_mut().filter(|(_, socket)| is_meant(socket)) {
             let was_orphaned = socket.orphaned_ns.is_some();
             socket.remove_member(id, now_ns);
             if socket.orphaned_ns.is_some() && !was_orphaned {
@@ -283,7 +277,7 @@ impl Sockets {
         for given in mem::take(&mut worker.unanswered) {
             self.give_back(given.socket, given.connection, workers);
         }
-        self.leave_all(id, workers);
+        self.leave(id, None, workers);
     }
 
     /// A worker that hangs is given nothing until it shows that it lives, and what it was not even sent goes to others.

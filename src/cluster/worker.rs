@@ -26,9 +26,8 @@ const MOST_UNREAD: usize = 64 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// Started, and not listening. `must_listen`: it is to replace a worker that has listened.
-    Starting {
-        must_listen: bool,
-    },
+    Starting { must_listen: bool },
+    /// It listens.
     Serving,
     /// It has lived for `--listen-timeout` without listening: a consumer of a queue, say, or a program that listens by itself.
     Running,
@@ -152,13 +151,13 @@ impl Worker {
 
     /// It reads what it is sent, or has not been sent much.
     pub fn has_room(&self) -> bool {
-        self.ipc.as_ref().is_some_and(|ipc| ipc.unsent_bytes() < MOST_UNREAD)
+        self.ipc.as_ref().is_some_and(|ipc| ipc.unsent_bytes < MOST_UNREAD)
     }
 
     /// Lets the poller wait for what the channel needs now. False: the channel takes nothing any more.
     pub fn watch(&mut self, poller: &mut Poller) -> bool {
         let Some(ipc) = &self.ipc else { return true };
-        if ipc.is_broken() {
+        if ipc.is_broken {
             return false;
         }
         let interest = ipc.interest();
@@ -167,7 +166,7 @@ impl Worker {
             let _ = poller.epoll.modify(ipc, Token::Worker(self.id).encode(), interest);
             self.interest = interest;
         }
-        if ipc.is_starved() && !self.is_flush_due {
+        if ipc.is_starved && !self.is_flush_due {
             self.is_flush_due = true;
             poller.after(BACK_OFF, Due::Flush(self.id));
         }

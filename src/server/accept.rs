@@ -50,28 +50,16 @@ pub fn accept_next(listener: impl AsFd, flags: SockFlag) -> nix::Result<OwnedFd>
 /// and EACCES, when the rules of a firewall or of a security module are against it.
 fn is_about_one_connection(errno: Errno) -> bool {
     use Errno::*;
-    matches!(
-        errno,
-        ECONNABORTED
-            | ECONNRESET
-            | EPERM
-            | EACCES
-            | EPROTO
-            | ENOPROTOOPT
-            | EOPNOTSUPP
-            | ENETDOWN
-            | ENETUNREACH
-            | ENONET
-            | EHOSTDOWN
-            | EHOSTUNREACH
-            | ETIMEDOUT
-    )
+    #[rustfmt::skip]
+    let about_one = [
+        ECONNABORTED, ECONNRESET, EPERM, EACCES, EPROTO, ENOPROTOOPT, EOPNOTSUPP, ENETDOWN, ENETUNREACH, ENONET,
+        EHOSTDOWN, EHOSTUNREACH, ETIMEDOUT,
+    ];
+    about_one.contains(&errno)
 }
 
-/// Why an accept has returned no connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoConnection {
-    /// The queue is empty.
     Nobody,
     /// No descriptor or memory is left, or one connection after another fails. They stay in the queue: try again after
     /// [`BACK_OFF`].

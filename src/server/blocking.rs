@@ -86,7 +86,6 @@ pub fn back_off_from_spawning(error: &std::io::Error) {
     std::thread::sleep(BACK_OFF);
 }
 
-/// Serves a connection until either side is done with it.
 pub fn serve(connection: OwnedFd, worker: &mut Worker) {
     worker.opened();
     // The worker's own buffer goes from connection to connection: taking one costs no allocation.

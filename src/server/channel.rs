@@ -33,7 +33,6 @@ pub fn connections_per_message(workers: usize) -> usize {
 /// What a receiver answers about the connection it was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// The receiver has it now.
     Taken,
     /// Another is to have it: the receiver has no room, or is about to stop.
     Refused,
@@ -63,7 +62,6 @@ impl Channel {
         Ok((end(one), end(other)))
     }
 
-    /// The receiver acknowledges every message, or refuses it.
     pub fn acknowledges(&self) -> bool {
         self.acknowledges
     }

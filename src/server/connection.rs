@@ -41,7 +41,6 @@ impl Default for Scratch {
     }
 }
 
-/// What a step left to be done.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
     /// Wait until the socket has more for us.
@@ -60,18 +59,14 @@ pub enum Step {
 
 #[derive(Debug, PartialEq, Eq)]
 enum State {
-    /// Reads requests and answers them.
     Serving,
     /// A request waits for I/O; the next one is not looked at before it is answered.
     Waiting(Request, Duration),
-    /// The last answer is on its way out.
     Closing,
-    /// The refusal is on its way out.
     Refusing,
     Lingering,
 }
 
-/// A connection and where it stands.
 #[derive(Debug)]
 pub struct Connection {
     socket: OwnedFd,
@@ -107,7 +102,6 @@ impl Connection {
         self.end_announced |= end_announced;
     }
 
-    /// A request waits for I/O.
     pub fn is_waiting(&self) -> bool {
         matches!(self.state, State::Waiting(..))
     }
@@ -116,7 +110,6 @@ impl Connection {
         self.state == State::Lingering
     }
 
-    /// No part of an unanswered request has arrived.
     pub fn is_between_requests(&self) -> bool {
         self.state == State::Serving && !self.has_unsent() && !self.has_half_a_request()
     }
@@ -127,12 +120,10 @@ impl Connection {
         self.state == State::Serving && !self.has_unsent() && has_part
     }
 
-    /// An answer waits for the client to read.
     pub fn has_unsent(&self) -> bool {
         !self.unsent.is_empty()
     }
 
-    /// Goes on as far as it can without waiting.
     pub fn step(&mut self, worker: &mut Worker, scratch: &mut Scratch) -> Step {
         self.step_or_lose(worker, scratch).unwrap_or_else(|_| {
             // All connections share the buffer: what cannot be sent to this client must not go to the next.

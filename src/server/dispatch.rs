@@ -34,23 +34,17 @@ use crate::units::monotonic_ns;
 const LISTENER: u64 = u64::MAX;
 const SIGNALS: u64 = u64::MAX - 1;
 
-/// Reports taken per wait; the rest comes with the next.
 const REPORTS_PER_WAIT: usize = 64;
 
-/// Accepts connections and passes them to workers.
 pub struct Dispatcher {
     listener: Listener,
     scoreboard: Scoreboard,
     epoll: Epoll,
     slots: Vec<WorkerSlot>,
-    /// The workers that can be given a connection, in the order in which they became free.
     free: Vec<usize>,
-    /// Accepted, and to be given again.
     returned: VecDeque<OwnedFd>,
-    /// Passed on; our copies are to be closed.
     passed: Vec<OwnedFd>,
     workers_acknowledge: bool,
-    /// The listener may have more.
     is_ready: bool,
     /// A connection has been accepted since the last report about the listener, so that wake-up was not empty.
     has_taken: bool,
@@ -62,13 +56,10 @@ pub struct Dispatcher {
     paused_until_ns: Option<u64>,
 }
 
-/// What the master knows of a worker.
 struct WorkerSlot {
     /// `None` once it has died, or takes no more.
     channel: Option<Channel>,
-    /// Connections given to it since the start.
     given: u64,
-    /// Those that go with the next message.
     outbox: Vec<OwnedFd>,
     /// Passed, but the worker has not answered: should it refuse or die, the connection is still ours.
     unanswered: Option<OwnedFd>,
@@ -77,7 +68,6 @@ struct WorkerSlot {
 }
 
 impl Dispatcher {
-    /// Accepts from `listener` and passes to `channels`, one per worker.
     pub fn new(
         listener: Listener,
         channels: Vec<Channel>,
@@ -173,7 +163,6 @@ impl Dispatcher {
         Ok(None)
     }
 
-    /// What has been accepted so far, and in how many wake-ups.
     pub fn accepts(&self) -> AcceptCounts {
         self.accepts
     }
@@ -224,7 +213,6 @@ impl Dispatcher {
         self.given = 0;
     }
 
-    /// What could not be passed goes to another.
     fn take_back(&mut self, i: usize, errno: Errno) {
         let slot = &mut self.slots[i];
         slot.given -= slot.outbox.len() as u64;
@@ -243,7 +231,6 @@ impl Dispatcher {
         }
     }
 
-    /// Worker `i` has answered, has room again, or is gone.
     fn handle_report(&mut self, i: usize, flags: Interest) {
         let Some(channel) = &self.slots[i].channel else { return };
         if flags.contains(Interest::EPOLLIN) {

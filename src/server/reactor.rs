@@ -26,13 +26,10 @@ const TERMINATION: u64 = u64::MAX - 1;
 /// Reports taken per wait: enough to spread its cost, few enough that no connection waits long for its turn.
 const REPORTS_PER_WAIT: usize = 256;
 
-/// The connections of one thread and what it waits for.
 pub struct Reactor {
     pub worker: Worker,
     pub epoll: Epoll,
-    /// When the last wait ended.
     pub now_ns: u64,
-    /// Readable once the server is to stop.
     termination: BorrowedFd<'static>,
     /// The sender of a passed connection keeps a copy of it until we have acknowledged it.
     pub sender_keeps_copies: bool,
@@ -56,11 +53,8 @@ struct Timer {
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Purpose {
-    /// The connection gave way to others.
     GoOn,
-    /// The I/O that a request waited for is done.
     Answer,
-    /// It has lingered long enough.
     Close,
 }
 
@@ -114,7 +108,6 @@ impl Reactor {
         self.reports_taken == self.reports && self.next_due_ns(None).is_none_or(|due_ns| due_ns > self.now_ns)
     }
 
-    /// True when one of the reports not yet taken is about `token`.
     pub fn has_report_about(&self, token: u64) -> bool {
         (self.reports_taken..self.reports).any(|i| self.epoll.report(i).token == token)
     }
@@ -135,7 +128,6 @@ impl Reactor {
         self.take_step(key, Connection::step);
     }
 
-    /// Goes on with the connection a report is about.
     pub fn serve(&mut self, ready: Ready) {
         let key = ready.token;
         let Some(connection) = self.table.get_mut(key) else { return };
@@ -179,7 +171,6 @@ impl Reactor {
         self.worker.idle_timeout = patience.min(self.worker.idle_timeout);
     }
 
-    /// How many connections are open.
     pub fn open(&self) -> usize {
         self.table.count()
     }

@@ -27,6 +27,7 @@ use crate::failure::Failure;
 use crate::report::AcceptCounts;
 use crate::scoreboard::Count;
 use crate::sys::epoll::{Epoll, Interest};
+use crate::sys::errno_of;
 use crate::sys::signal::GRACE;
 use crate::units::monotonic_ns;
 
@@ -60,7 +61,6 @@ pub struct Client {
     to_worker: Socket,
 }
 
-/// Pairs of sockets, and all that the master waits for.
 pub struct Relay {
     /// `None` once the server is to stop.
     listener: Option<Listener>,
@@ -68,7 +68,6 @@ pub struct Relay {
     pairs: Slots<Pair>,
     /// Refused before we could begin to wait for an answer.
     refused: Vec<Client>,
-    /// Pairs that gave way to others.
     yielded: Vec<Key>,
     /// When to look at a pair again, and its key. A pair that has done something since gets another.
     timers: BinaryHeap<Reverse<(u64, Key)>>,
@@ -82,7 +81,6 @@ pub struct Relay {
     reports: usize,
     reports_taken: usize,
     accepts: AcceptCounts,
-    /// When the last wait ended.
     now_ns: u64,
 }
 
@@ -121,7 +119,6 @@ impl Relay {
         })
     }
 
-    /// Relays until there is something to decide.
     pub fn next_event(&mut self) -> Result<Event, Failure> {
         loop {
             if let Some(event) = self.relay_once(None)? {
@@ -154,7 +151,6 @@ impl Relay {
         }
     }
 
-    /// Connects the client to the worker at `address` and relays from then on what either says.
     pub fn connect(&mut self, client: Client, address: SocketAddr) {
         match client.to_worker.connect(&address.into()) {
             Ok(()) => {}
@@ -249,7 +245,6 @@ impl Relay {
         Ok(())
     }
 
-    /// Goes on with the pair that a report is about.
     fn serve(&mut self, key: Key, side: u64, flags: Interest) {
         let now_ns = self.now_ns;
         let Some(pair) = self.pairs.get_mut(key) else { return };
@@ -262,7 +257,6 @@ impl Relay {
             pair.is_connected = true;
             pair.up.readable = true;
             if self.epoll.add(&pair.client, token(key, CLIENT), client_interest()).is_err() {
-                // No memory or no watch left (epoll_ctl(2)).
                 return self.close(key);
             }
         }
@@ -281,7 +275,6 @@ impl Relay {
         self.step(key);
     }
 
-    /// Copies what can be copied and sees what is left to wait for.
     fn step(&mut self, key: Key) {
         let (is_stopping, idle_timeout) = (self.is_stopping(), self.idle_timeout);
         let Some(pair) = self.pairs.get_mut(key) else { return };
@@ -333,7 +326,6 @@ impl Relay {
         }
     }
 
-    /// Its worker cannot be connected to.
     fn pass_on(&mut self, key: Key) {
         if let Some(pair) = self.pairs.remove(key) {
             drop(pair.worker);
@@ -400,7 +392,7 @@ fn open_socket() -> nix::Result<Socket> {
         socket.set_tcp_nodelay(true)?;
         Ok::<_, std::io::Error>(socket)
     };
-    open().map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))
+    open().map_err(errno_of)
 }
 
 struct Pair {
@@ -423,7 +415,6 @@ struct Pair {
     timer_ns: Option<u64>,
 }
 
-/// What a step left to be done.
 enum Step {
     Wait,
     /// It could go on, but others wait.
@@ -450,7 +441,6 @@ impl Pair {
         }
     }
 
-    /// A step with both streams, and what follows from their ends.
     fn copy(&mut self, copy: CopyStep, buffer: &mut [u8]) -> Step {
         let (client, worker) = (self.client.as_fd(), self.worker.as_fd());
         let had_ended = (self.up.has_ended, self.down.has_ended);
@@ -481,7 +471,6 @@ impl Pair {
     }
 }
 
-/// One of the two streams of a pair.
 #[derive(Default)]
 pub struct Stream {
     /// Received but not taken by the sink; at most [`BUFFER_BYTES`], and none while all goes well.
@@ -496,7 +485,6 @@ pub struct Stream {
     pub discards: bool,
 }
 
-/// How a step with a stream ended.
 pub enum Copied {
     /// All there was is copied, or all that the sink takes for now.
     All,
@@ -504,7 +492,6 @@ pub enum Copied {
     Some,
 }
 
-/// Which end of a stream has failed.
 pub enum Broken {
     Source,
     Sink,

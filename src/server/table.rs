@@ -19,7 +19,6 @@ struct Entry {
     is_watched: bool,
 }
 
-/// Connections by key, and in the order of their last activity.
 pub struct Table {
     entries: Slots<Entry>,
     /// The connection that has been silent for longest, and the one that was active last.

@@ -25,7 +25,6 @@ use crate::scoreboard::Scoreboard;
 use crate::sys::process::{Ending, Fork, Usage, fork, reap};
 use crate::sys::signal::{GRACE, SignalQueue, has_given_up};
 
-/// The forked workers of this process.
 pub struct WorkerPool {
     scoreboard: Scoreboard,
     signals: SignalQueue,
@@ -57,7 +56,6 @@ impl Ready {
     /// To the parent while it still waits for this worker, to standard error afterwards.
     fn report_failure(self, failure: Failure) {
         match self.pipe.take() {
-            // A parent that is gone has already had us killed.
             Some(mut pipe) => drop(writeln!(pipe, "{failure}")),
             None => console::log_last(failure),
         }
@@ -139,9 +137,6 @@ impl WorkerPool {
 
     /// Waits for the next signal, or at most for a time. True: it stops the server. Workers that have died are
     /// reaped.
-    ///
-    /// # Errors
-    /// As for [`WorkerPool::supervise`].
     pub fn next_signal_stops(&mut self, at_most: Option<Duration>) -> Result<bool, Failure> {
         let signal = self.signals.wait(at_most).map_err(|errno| Failure::new("wait for signals", errno))?;
         if signal.is_some_and(|signal| signal != Signal::SIGCHLD) {
@@ -158,7 +153,6 @@ impl WorkerPool {
         self.signals.as_fd()
     }
 
-    /// Worker `id` has not been reaped.
     pub fn is_alive(&self, id: usize) -> bool {
         self.pids[id].is_some()
     }
@@ -197,18 +191,15 @@ impl WorkerPool {
         while self.reap_one().is_some() {}
     }
 
-    /// True when every worker has been reaped.
     pub fn is_empty(&self) -> bool {
         self.pids.iter().all(Option::is_none)
     }
 
-    /// Kills the workers that are left and reaps all.
     pub fn kill(&mut self) {
         self.signal_all(Signal::SIGKILL);
         self.reap_all_until(None);
     }
 
-    /// The document for standard output, with this process as the master.
     pub fn report(&self, address: SocketAddr) -> ServerReport {
         self.scoreboard.report(address, Some(Usage::of_process()))
     }
@@ -235,7 +226,6 @@ impl WorkerPool {
         }
     }
 
-    /// Reaps one worker and enters its account in its row.
     fn reap_one(&mut self) -> Option<(usize, Pid, Ending)> {
         let (pid, ending, usage) = match reap() {
             Ok(found) => found?,

@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::AttachReusePortCbpf;
+use nix::{setsockopt_impl, sockopt_impl};
 
 // linux/bpf.h, in the words of that file.
 const BPF_MAP_CREATE: libc::c_int = 0;
@@ -32,21 +33,11 @@ pub fn attach_classic(member: impl AsFd, program: &[libc::sock_filter]) -> nix::
     setsockopt(&member, AttachReusePortCbpf, &program)
 }
 
-/// Lets a loaded program choose in the group of `member`.
 pub fn attach_extended(member: impl AsFd, program: impl AsFd) -> nix::Result<()> {
-    let program: libc::c_int = program.as_fd().as_raw_fd();
-    // SAFETY: the option reads one int (socket(7), SO_ATTACH_REUSEPORT_EBPF), which lives for the call.
-    let result = unsafe {
-        libc::setsockopt(
-            member.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_REUSEPORT_EBPF,
-            (&raw const program).cast(),
-            size_of_val(&program) as libc::socklen_t,
-        )
-    };
-    Errno::result(result).map(drop)
+    setsockopt(&member, AttachReusePortEbpf, &program.as_fd().as_raw_fd())
 }
+
+sockopt_impl!(AttachReusePortEbpf, SetOnly, libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_EBPF, libc::c_int);
 
 /// One instruction of an extended program, as the kernel reads it (`struct bpf_insn`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

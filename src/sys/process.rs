@@ -8,11 +8,11 @@ use std::process::{Child, Command};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
+use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{ForkResult, Pid, getpid, getppid};
 
-/// Who we are after a fork.
 pub enum Fork {
     Parent { child: Pid },
     Child,
@@ -109,31 +109,26 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Of this process and all its threads.
     pub fn of_process() -> Usage {
-        Usage::of(libc::RUSAGE_SELF)
+        Usage::of(UsageWho::RUSAGE_SELF)
     }
 
     /// Of the calling thread; `max_rss_kib` is the process's.
     pub fn of_thread() -> Usage {
-        Usage::of(libc::RUSAGE_THREAD)
+        Usage::of(UsageWho::RUSAGE_THREAD)
     }
 
     /// Of all children that have ended and were reaped.
     pub fn of_children() -> Usage {
-        Usage::of(libc::RUSAGE_CHILDREN)
+        Usage::of(UsageWho::RUSAGE_CHILDREN)
     }
 
     pub fn cpu_us(&self) -> u64 {
         self.cpu_user_us + self.cpu_system_us
     }
 
-    fn of(who: libc::c_int) -> Usage {
-        let mut raw = zeroed_rusage();
-        // SAFETY: getrusage(2) writes one rusage to a place that is one.
-        let result = unsafe { libc::getrusage(who, &mut raw) };
-        assert_eq!(result, 0, "getrusage(2) fails only for a bad argument");
-        Usage::from(raw)
+    fn of(who: UsageWho) -> Usage {
+        Usage::from(*getrusage(who).expect("getrusage(2) fails only for a bad argument").as_ref())
     }
 }
 
@@ -150,7 +145,6 @@ impl From<libc::rusage> for Usage {
     }
 }
 
-/// How a child ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     Exited(i32),
@@ -182,7 +176,8 @@ pub fn ended() -> Option<Pid> {
 /// ECHILD when there is no child left, ended or not.
 pub fn reap() -> nix::Result<Option<(Pid, Ending, Usage)>> {
     let mut status = 0;
-    let mut raw = zeroed_rusage();
+    // SAFETY: rusage is a plain struct of integers, for which all zeros is a value.
+    let mut raw: libc::rusage = unsafe { std::mem::zeroed() };
     // SAFETY: wait4(2) writes one int and one rusage to places that are that; WNOHANG never blocks.
     let pid = Errno::result(unsafe { libc::wait4(-1, &mut status, libc::WNOHANG, &mut raw) })?;
     if pid == 0 {
@@ -194,9 +189,4 @@ pub fn reap() -> nix::Result<Option<(Pid, Ending, Usage)>> {
         Ending::Exited(libc::WEXITSTATUS(status))
     };
     Ok(Some((Pid::from_raw(pid), ending, Usage::from(raw))))
-}
-
-fn zeroed_rusage() -> libc::rusage {
-    // SAFETY: rusage is a plain struct of integers, for which all zeros is a value.
-    unsafe { std::mem::zeroed() }
 }

@@ -7,7 +7,6 @@ use super::super::listener::Listener;
 use crate::failure::Failure;
 use crate::sys::bpf::attach_classic;
 
-/// The instructions of a selector.
 pub type Program = Vec<sock_filter>;
 
 /// The kernel takes no classic program that is longer (linux/bpf_common.h, BPF_MAXINSNS).

@@ -41,9 +41,6 @@ pub fn take_turns(listeners: &[Listener]) -> Result<(), Failure> {
 /// The load is counted up here and not by the worker when it accepts: a burst would go to one worker as a whole if its
 /// connections did not count before they are accepted, and a worker that hangs would look idle for ever. A worker that
 /// has died is such a one: its place is empty, the hash chooses in its stead, and soon it has the highest load.
-///
-/// # Errors
-/// Without CAP_BPF, or on a kernel before 5.12.
 pub fn weigh_loads(listeners: &[Listener]) -> Result<Vec<Load>, Failure> {
     let sockets = SocketMap::of(listeners).map_err(|errno| explain("create a BPF map of sockets", errno))?;
     let memory =

@@ -33,7 +33,6 @@ impl Load {
     }
 }
 
-/// A worker's heartbeat.
 #[derive(Debug)]
 pub struct Heartbeat {
     row: Row,
@@ -71,7 +70,6 @@ impl Heartbeat {
         }
     }
 
-    /// A connection has ended.
     pub fn closed(&self) {
         if let Some(load) = self.load {
             load.finished.fetch_add(1, Relaxed);

@@ -31,7 +31,6 @@ const LOOK_EVERY: Duration = BEAT_EVERY;
 /// to a new connection it is one.
 const SILENT_AFTER: Duration = BEAT_EVERY.saturating_mul(4);
 
-/// The group as the parent sees it.
 pub struct LiveSet {
     /// Worker and listener, in the order of the group.
     members: Vec<(usize, Listener)>,
@@ -50,9 +49,6 @@ impl LiveSet {
     }
 
     /// Supervises the pool as [`WorkerPool::supervise`] does, and checks the heartbeats meanwhile.
-    ///
-    /// # Errors
-    /// When the last worker has died without being asked to.
     pub fn supervise(mut self, pool: &mut WorkerPool) -> Result<(), Failure> {
         while !pool.next_signal_stops(Some(LOOK_EVERY))? {
             self.update(pool);
