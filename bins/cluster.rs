@@ -25,7 +25,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use acceptlab::cluster::{Acceptor, CtlArgs, Event, Master, MasterArgs, Restarts, ctl, remind_of_dashes};
+use acceptlab::cluster::{AcceptingProcess, CtlArgs, Event, Master, MasterArgs, Restarts, ctl, remind_of_dashes};
 use acceptlab::console;
 use acceptlab::report::ServerReport;
 use acceptlab::server::{self, Choice, Failure, Policy};
@@ -125,7 +125,7 @@ fn main() -> ExitCode {
 
 fn serve(args: Args, master: MasterArgs) -> Result<ServerReport, Failure> {
     let policy = args.policy.unwrap_or(Policy::Acknowledged);
-    let acceptor = if args.schedule == Schedule::Rr { Acceptor::Master } else { Acceptor::Worker };
+    let acceptor = if args.schedule == Schedule::Rr { AcceptingProcess::Master } else { AcceptingProcess::Worker };
     // A client is sent to the worker that knows it, even if that has to finish something first.
     let most_unanswered = if policy == Policy::Sticky { 16 } else { 1 };
     let mut choice = Choice::by(policy);

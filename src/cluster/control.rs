@@ -27,7 +27,7 @@ use crate::sys::epoll::Interest;
 
 #[derive(Subcommand, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "kebab-case")]
-pub enum Request {
+pub enum ControlRequest {
     /// The workers, and what has happened to them
     Status,
     /// Replace all workers, one after another, each when its successor listens
@@ -69,12 +69,12 @@ const MOST_UNREAD: usize = 1 << 20;
 pub struct Control {
     _file: Option<SocketFile>,
     listener: Option<UnixListener>,
-    clients: BTreeMap<u64, Client>,
+    clients: BTreeMap<u64, ControlClient>,
     last: u64,
     is_muted: bool,
 }
 
-struct Client {
+struct ControlClient {
     stream: UnixStream,
     request: Vec<u8>,
     /// Its request is complete; further bytes do not matter.
@@ -146,7 +146,8 @@ impl Control {
             return;
         }
         let is_known = is_our_user(&stream);
-        let client = Client { stream, request: Vec::new(), has_asked: false, unsent: Vec::new(), is_done: false };
+        let client =
+            ControlClient { stream, request: Vec::new(), has_asked: false, unsent: Vec::new(), is_done: false };
         self.clients.insert(self.last, client);
         if !is_known {
             self.refuse(self.last, "this cluster belongs to another user");
@@ -161,7 +162,7 @@ impl Control {
     }
 
     /// A client can be read from or written to. Its request, once it is complete.
-    pub fn receive(&mut self, id: u64) -> Option<Request> {
+    pub fn receive(&mut self, id: u64) -> Option<ControlRequest> {
         let client = self.clients.get_mut(&id)?;
         if !client.flush() || !client.receive() {
             self.clients.remove(&id);
@@ -213,7 +214,7 @@ impl Control {
     }
 }
 
-impl Client {
+impl ControlClient {
     /// False: it is gone, or has its whole answer.
     fn flush(&mut self) -> bool {
         while !self.unsent.is_empty() {

@@ -10,7 +10,7 @@ use comfy_table::Table;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use serde_json::{Value, json};
 
-use super::control::Request;
+use super::control::ControlRequest;
 use crate::console;
 use crate::failure::Failure;
 
@@ -29,7 +29,7 @@ pub struct CtlArgs {
     format: Format,
 
     #[command(subcommand)]
-    request: Request,
+    request: ControlRequest,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -64,7 +64,7 @@ fn ask(args: &CtlArgs) -> Result<Value, Failure> {
         Failure::new("read the master's answer", error).advise(advice)
     };
     let mut stream = connect(args.control.as_deref())?;
-    if !matches!(args.request, Request::Reload | Request::Stop) {
+    if !matches!(args.request, ControlRequest::Reload | ControlRequest::Stop) {
         stream.set_read_timeout(Some(PATIENCE)).map_err(lost)?;
     }
     let line = serde_json::to_string(&args.request).expect("its keys are strings");

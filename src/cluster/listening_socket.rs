@@ -16,7 +16,7 @@ use serde_json::Value;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 use super::poller::UniqueId;
-use super::protocol::{Address, Query, Target, is_abstract};
+use super::protocol::{Address, ListenTarget, Query, is_abstract};
 use crate::server::ipc::connection_head;
 use crate::sys::errno_of;
 use crate::sys::fd::take_inherited;
@@ -52,7 +52,7 @@ impl ListeningSocket {
     pub fn bind(query: &Query, key: String, inherited: &mut Inherited) -> nix::Result<ListeningSocket> {
         let mut file = None;
         let (socket, address): (Rc<OwnedFd>, Address) = match query.target()? {
-            Target::Ip(candidates) => {
+            ListenTarget::Ip(candidates) => {
                 let mut bound = Err(Errno::EINVAL);
                 for address in candidates {
                     bound = bind(address, query).map_err(errno_of);
@@ -63,12 +63,12 @@ impl ListeningSocket {
                 let (socket, address) = bound?;
                 (Rc::new(socket), address)
             }
-            Target::Path(path) => {
+            ListenTarget::Path(path) => {
                 let socket = bind_unix(&path, query).map_err(errno_of)?;
                 file = SocketFile::at(&path);
                 (Rc::new(socket), Address::Path(path))
             }
-            Target::Inherited(fd) => inherited.take(fd)?,
+            ListenTarget::Inherited(fd) => inherited.take(fd)?,
         };
         Ok(ListeningSocket {
             connection_head: connection_head(&key),

@@ -12,7 +12,7 @@ use nix::fcntl::OFlag;
 use serde_json::{Value, json};
 
 use super::args::MasterArgs;
-use super::worker::Worker;
+use super::worker::WorkerProcess;
 use crate::console::{Console, count_lines, write_within};
 use crate::failure::Failure;
 use crate::units::{monotonic_ns, utc_now_ms};
@@ -44,7 +44,7 @@ impl Log {
         }
     }
 
-    pub fn log_of(&mut self, worker: &Worker, event: &str, mut fields: Value) {
+    pub fn log_of(&mut self, worker: &WorkerProcess, event: &str, mut fields: Value) {
         fields["worker"] = json!(worker.number);
         fields["unique_id"] = json!(worker.id.0);
         fields["pid"] = json!(worker.pid.as_raw());

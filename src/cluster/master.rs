@@ -15,7 +15,7 @@ use nix::sys::signal::Signal::*;
 use serde_json::{Value, json};
 
 use super::args::MasterArgs;
-use super::control::{Control, Request};
+use super::control::{Control, ControlRequest};
 use super::log::Log;
 use super::notifier::Notifier;
 use super::poller::{Due, Poller, Token, UniqueId};
@@ -23,7 +23,7 @@ use super::protocol::{self, Address, Message, Query};
 use super::reload::RollingReload;
 use super::signals::Signals;
 use super::sockets::Sockets;
-use super::worker::{State, Worker};
+use super::worker::{WorkerProcess, WorkerState};
 use super::workers::{Vacancy, Workers};
 use crate::failure::Failure;
 use crate::report::ServerReport;
@@ -267,7 +267,7 @@ impl Master {
     }
 
     fn flush(&mut self, id: UniqueId) {
-        self.workers.get_mut(id).into_iter().for_each(Worker::flush);
+        self.workers.get_mut(id).into_iter().for_each(WorkerProcess::flush);
         self.workers.watch(id);
     }
 
@@ -319,7 +319,7 @@ impl Master {
                 self.workers.send_internal(id, json!({"ack": seq}));
             }
             Message::Suicide => {
-                if self.workers.get(id).is_some_and(|worker| worker.state != State::Leaving) {
+                if self.workers.get(id).is_some_and(|worker| worker.state != WorkerState::Leaving) {
                     self.workers.counts.report.suicides += 1;
                     self.workers.log_of(id, "suicide", json!({}));
                     self.note_leaving(id);
@@ -407,7 +407,7 @@ impl Master {
     }
 
     fn do_without(&mut self, id: UniqueId) {
-        if self.workers.get(id).is_some_and(|worker| worker.state != State::Leaving) {
+        if self.workers.get(id).is_some_and(|worker| worker.state != WorkerState::Leaving) {
             self.sockets.leave(id, None, &mut self.workers);
             self.workers.note_leaving(id);
         }
@@ -568,21 +568,21 @@ impl Master {
             return self.control.refuse(client, "the cluster stops");
         }
         match request {
-            Request::Status => {
+            ControlRequest::Status => {
                 let mut answer = self.workers.status();
                 answer["listen"] = json!(self.address.as_ref().map(Address::to_string));
                 answer["reloading"] = json!(self.reload.is_some());
                 answer["gave_up"] = json!(self.workers.counts.report.gave_up);
                 self.control.answer(client, answer);
             }
-            Request::Scale { .. } if self.workers.counts.report.gave_up => {
+            ControlRequest::Scale { .. } if self.workers.counts.report.gave_up => {
                 let why = "the program was given up; mend it, and `cluster ctl reload` tries it once more";
                 self.control.refuse(client, why);
             }
-            Request::Reload => self.start_reload(Some(client)),
-            Request::Scale { workers } => self.scale(client, workers),
-            Request::Send { worker, message } => self.send_message(client, worker, &message),
-            Request::Stop => {
+            ControlRequest::Reload => self.start_reload(Some(client)),
+            ControlRequest::Scale { workers } => self.scale(client, workers),
+            ControlRequest::Send { worker, message } => self.send_message(client, worker, &message),
+            ControlRequest::Stop => {
                 self.workers.is_stopping = true;
                 self.stop_clients.push(client);
             }
@@ -597,7 +597,7 @@ impl Master {
         }
         self.workers.log.log("scale", json!({"from": before, "to": wanted}));
         self.workers.set_wanted(wanted);
-        let is_surplus = |worker: &&Worker| worker.number >= wanted && worker.state != State::Leaving;
+        let is_surplus = |worker: &&WorkerProcess| worker.number >= wanted && worker.state != WorkerState::Leaving;
         let surplus: Vec<UniqueId> = self.workers.iter().filter(is_surplus).map(|worker| worker.id).collect();
         surplus.iter().for_each(|&id| self.dismiss(id));
         if let Some(reload) = &mut self.reload {
@@ -617,8 +617,9 @@ impl Master {
         if message["cmd"].as_str().is_some_and(|cmd| cmd.starts_with("NODE_")) {
             return self.control.refuse(client, "messages with a cmd that begins with NODE_ belong to Node's library");
         }
-        let is_meant = |worker: &Worker| to.is_none_or(|number| number == worker.number);
-        let is_able = |worker: &&Worker| is_meant(worker) && worker.state != State::Leaving && worker.has_room();
+        let is_meant = |worker: &WorkerProcess| to.is_none_or(|number| number == worker.number);
+        let is_able =
+            |worker: &&WorkerProcess| is_meant(worker) && worker.state != WorkerState::Leaving && worker.has_room();
         let able: Vec<UniqueId> = self.workers.iter().filter(is_able).map(|worker| worker.id).collect();
         able.iter().for_each(|&id| self.workers.send(id, message));
         match able.len() {
@@ -634,7 +635,7 @@ impl Master {
 impl Drop for Master {
     /// Whatever went wrong: no worker outlives its master.
     fn drop(&mut self) {
-        self.workers.iter().for_each(Worker::kill);
+        self.workers.iter().for_each(WorkerProcess::kill);
         while !self.workers.is_empty() {
             if !self.reap_one() {
                 self.signals.pause();

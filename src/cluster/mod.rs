@@ -32,4 +32,4 @@ pub use args::{MasterArgs, remind_of_dashes};
 pub use ctl::CtlArgs;
 pub use master::{Event, Master};
 pub use restarts::Restarts;
-pub use sockets::Acceptor;
+pub use sockets::AcceptingProcess;

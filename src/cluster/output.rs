@@ -11,7 +11,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::pipe2;
 
 use super::log::Log;
-use super::poller::{Poller, Stream, Token, UniqueId};
+use super::poller::{OutputStream, Poller, Token, UniqueId};
 use crate::sys::epoll::Interest;
 use crate::units::utc_now_ms;
 
@@ -22,7 +22,7 @@ const BUFFER_BYTES: usize = 64 * 1024;
 
 /// The pipes that some process may still write to: a dead worker may have left more to be read.
 pub struct Outputs {
-    pipes: BTreeMap<(UniqueId, Stream), Pipe>,
+    pipes: BTreeMap<(UniqueId, OutputStream), Pipe>,
     buffer: Vec<u8>,
 }
 
@@ -40,7 +40,7 @@ impl Default for Outputs {
 
 impl Outputs {
     /// A pipe for worker `number`: the end that it writes to. The poller watches ours.
-    pub fn open(&mut self, poller: &Poller, id: UniqueId, stream: Stream, number: usize) -> nix::Result<OwnedFd> {
+    pub fn open(&mut self, poller: &Poller, id: UniqueId, stream: OutputStream, number: usize) -> nix::Result<OwnedFd> {
         // Only our end must not block; a worker that finds the pipe full waits, as at a terminal.
         let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
         fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
@@ -50,7 +50,7 @@ impl Outputs {
     }
 
     /// Reads once, so that a worker that writes without end leaves the others their turn. True: there may be more.
-    pub fn read(&mut self, id: UniqueId, stream: Stream, log: &mut Log) -> bool {
+    pub fn read(&mut self, id: UniqueId, stream: OutputStream, log: &mut Log) -> bool {
         let Some(pipe) = self.pipes.get_mut(&(id, stream)) else { return false };
         match pipe.file.read(&mut self.buffer) {
             Ok(length @ 1..) => {
@@ -72,7 +72,7 @@ impl Outputs {
         }
     }
 
-    fn close(&mut self, id: UniqueId, stream: Stream, log: &mut Log) {
+    fn close(&mut self, id: UniqueId, stream: OutputStream, log: &mut Log) {
         let pipe = self.pipes.remove(&(id, stream)).filter(|pipe| !pipe.line.is_empty());
         pipe.into_iter().for_each(|mut pipe| log.write_output(&pipe.take(b"\n")));
     }

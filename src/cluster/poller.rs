@@ -15,7 +15,7 @@ const REPORTS_PER_WAIT: usize = 64;
 pub struct UniqueId(pub u64);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Stream {
+pub enum OutputStream {
     Output,
     Error,
 }
@@ -27,7 +27,7 @@ pub enum Token {
     Signals,
     Worker(UniqueId),
     Socket(u64),
-    Output(UniqueId, Stream),
+    Output(UniqueId, OutputStream),
     /// The control socket (0), or one of its clients.
     Control(u64),
     Notifier,
@@ -42,7 +42,7 @@ impl Token {
             Token::Signals => (0, 0),
             Token::Worker(id) => (1, id.0),
             Token::Socket(socket) => (2, socket),
-            Token::Output(id, stream) => (3, id.0 << 1 | u64::from(stream == Stream::Error)),
+            Token::Output(id, stream) => (3, id.0 << 1 | u64::from(stream == OutputStream::Error)),
             Token::Control(client) => (4, client),
             Token::Notifier => (5, 0),
         };
@@ -52,7 +52,7 @@ impl Token {
 
     pub fn decode(word: u64) -> Option<Token> {
         let which = word & ((1 << KIND_SHIFT) - 1);
-        let stream = if which & 1 == 0 { Stream::Output } else { Stream::Error };
+        let stream = if which & 1 == 0 { OutputStream::Output } else { OutputStream::Error };
         Some(match word >> KIND_SHIFT {
             0 => Token::Signals,
             1 => Token::Worker(UniqueId(which)),
@@ -153,8 +153,8 @@ mod tests {
             Token::Worker(UniqueId(1)),
             Token::Worker(UniqueId(most)),
             Token::Socket(0),
-            Token::Output(UniqueId(7), Stream::Output),
-            Token::Output(UniqueId(most), Stream::Error),
+            Token::Output(UniqueId(7), OutputStream::Output),
+            Token::Output(UniqueId(most), OutputStream::Error),
             Token::Control(0),
             Token::Notifier,
         ] {

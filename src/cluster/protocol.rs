@@ -56,7 +56,7 @@ pub struct Query {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub enum Target {
+pub enum ListenTarget {
     /// In the order of preference.
     Ip(Vec<SocketAddr>),
     /// A Unix socket; a name that begins with a NUL is abstract (unix(7)).
@@ -104,10 +104,10 @@ impl Query {
 
     /// # Errors
     /// EINVAL for what is not an address, and ENOTSUP for UDP, where no connection is accepted.
-    pub fn target(&self) -> nix::Result<Target> {
+    pub fn target(&self) -> nix::Result<ListenTarget> {
         match (self.fd(), self.address_type.as_i64()) {
-            (Some(fd), _) => Ok(Target::Inherited(fd)),
-            (None, Some(4 | 6)) => self.addresses().map(Target::Ip),
+            (Some(fd), _) => Ok(ListenTarget::Inherited(fd)),
+            (None, Some(4 | 6)) => self.addresses().map(ListenTarget::Ip),
             (None, Some(-1)) => {
                 let address = self.address.as_str().filter(|address| !address.is_empty());
                 // Node's child puts its folder before every name, and its primary takes it off again. A NUL behind that begins an
@@ -117,7 +117,7 @@ impl Query {
                     Some(at) if at == 0 || address[..at].ends_with('/') => Some(&address[at..]),
                     Some(_) => None,
                 });
-                path.filter(|&path| path != "\0").map(|path| Target::Path(path.into())).ok_or(Errno::EINVAL)
+                path.filter(|&path| path != "\0").map(|path| ListenTarget::Path(path.into())).ok_or(Errno::EINVAL)
             }
             _ => Err(Errno::ENOTSUP),
         }
@@ -130,8 +130,8 @@ impl Query {
 
     pub fn in_words(&self) -> String {
         match self.target() {
-            Ok(Target::Path(path)) => format!("{path:?}"),
-            Ok(Target::Inherited(fd)) => format!("on descriptor {fd}"),
+            Ok(ListenTarget::Path(path)) => format!("{path:?}"),
+            Ok(ListenTarget::Inherited(fd)) => format!("on descriptor {fd}"),
             _ => format!("{}:{}", self.address.as_str().unwrap_or("*").escape_debug(), self.port),
         }
     }
@@ -244,23 +244,23 @@ mod tests {
     fn a_listen_without_an_address_is_for_both_kinds_of_it() {
         let any = query(json!({"address": null, "port": 80, "addressType": 4, "flags": 0}));
         let ip = |address: &str| address.parse::<SocketAddr>().unwrap();
-        assert_eq!(any.target(), Ok(Target::Ip(vec![ip("[::]:80"), ip("0.0.0.0:80")])));
+        assert_eq!(any.target(), Ok(ListenTarget::Ip(vec![ip("[::]:80"), ip("0.0.0.0:80")])));
         let one = query(json!({"address": "127.0.0.1", "port": 0, "addressType": 4, "backlog": false}));
-        assert_eq!(one.target(), Ok(Target::Ip(vec![ip("127.0.0.1:0")])));
+        assert_eq!(one.target(), Ok(ListenTarget::Ip(vec![ip("127.0.0.1:0")])));
         assert_ne!(any.key(), one.key());
     }
 
     #[test]
     fn a_unix_socket_and_a_descriptor_are_as_good_as_a_port() {
         let path = query(json!({"address": "/tmp/socket", "port": -1, "addressType": -1, "fd": null}));
-        assert_eq!(path.target(), Ok(Target::Path("/tmp/socket".into())));
+        assert_eq!(path.target(), Ok(ListenTarget::Path("/tmp/socket".into())));
         for name in ["\0name", "/some/folder/\0name"] {
             let path = query(json!({"address": name, "port": -1, "addressType": -1}));
-            assert_eq!(path.target(), Ok(Target::Path("\0name".into())));
+            assert_eq!(path.target(), Ok(ListenTarget::Path("\0name".into())));
         }
         assert_eq!(Address::Path("\0name".into()).to_string(), "unix:@name");
         let fd = query(json!({"address": null, "port": null, "addressType": null, "fd": 5}));
-        assert_eq!(fd.target(), Ok(Target::Inherited(5)));
+        assert_eq!(fd.target(), Ok(ListenTarget::Inherited(5)));
     }
 
     #[test]

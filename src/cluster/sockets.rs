@@ -17,7 +17,7 @@ use socket2::SockRef;
 use super::listening_socket::{Inherited, ListeningSocket};
 use super::poller::{Due, Poller, Token, UniqueId};
 use super::protocol::{self, Address, Query};
-use super::worker::{State, Unanswered};
+use super::worker::{Unanswered, WorkerState};
 use super::workers::Workers;
 use crate::failure::Failure;
 use crate::scoreboard::Count;
@@ -37,7 +37,7 @@ const CLOSE_WAITS_NS: u64 = 100_000_000;
 const MOST_SOCKETS: usize = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Acceptor {
+pub enum AcceptingProcess {
     Master,
     Worker,
 }
@@ -155,12 +155,12 @@ impl Sockets {
     }
 
     /// A worker has called `listen()`: it gets the socket itself, or connections from it.
-    pub fn listen(&mut self, id: UniqueId, query: &Query, acceptor: Acceptor, workers: &mut Workers) {
+    pub fn listen(&mut self, id: UniqueId, query: &Query, acceptor: AcceptingProcess, workers: &mut Workers) {
         let seq = workers.next_seq();
         let key = query.key();
         let found = self.find_or_bind(id, query, &key, acceptor, &workers.poller);
         let Some(worker) = workers.get_mut(id) else { return };
-        let (number, is_leaving) = (worker.number, worker.state == State::Leaving);
+        let (number, is_leaving) = (worker.number, worker.state == WorkerState::Leaving);
         let Some(ipc) = &mut worker.ipc else { return };
         match found {
             Ok(token) => {
@@ -173,11 +173,11 @@ impl Sockets {
                     socket.add_member(id, number);
                 }
                 match acceptor {
-                    Acceptor::Master => {
+                    AcceptingProcess::Master => {
                         ipc.send(&protocol::kept(query, &key, &socket.address, &socket.data, seq));
                         self.set_free(token, id, workers);
                     }
-                    Acceptor::Worker => {
+                    AcceptingProcess::Worker => {
                         let reply = protocol::shared(query, &key, &socket.data, seq);
                         ipc.send_handle(&reply, Rc::clone(&socket.socket), seq);
                     }
@@ -198,7 +198,7 @@ impl Sockets {
         id: UniqueId,
         query: &Query,
         key: &str,
-        acceptor: Acceptor,
+        acceptor: AcceptingProcess,
         poller: &Poller,
     ) -> nix::Result<u64> {
         if let Some(token) = self.find(key) {
@@ -218,7 +218,7 @@ impl Sockets {
         let socket = socket?;
         let token = self.next;
         self.next += 1;
-        if acceptor == Acceptor::Master {
+        if acceptor == AcceptingProcess::Master {
             SockRef::from(&socket).listen(query.backlog()).map_err(errno_of)?;
             poller.epoll.add(&socket, Token::Socket(token).encode(), Interest::EPOLLIN | Interest::EPOLLET)?;
         }

@@ -24,7 +24,7 @@ use crate::units::monotonic_ns;
 const MOST_UNREAD: usize = 64 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum WorkerState {
     /// Started, and not listening. `must_listen`: it is to replace a worker that has listened.
     Starting { must_listen: bool },
     /// It listens.
@@ -35,27 +35,27 @@ pub enum State {
     Leaving,
 }
 
-impl State {
+impl WorkerState {
     pub fn name(self) -> &'static str {
         match self {
-            State::Starting { .. } => "starting",
-            State::Serving => "serving",
-            State::Running => "running",
-            State::Leaving => "leaving",
+            WorkerState::Starting { .. } => "starting",
+            WorkerState::Serving => "serving",
+            WorkerState::Running => "running",
+            WorkerState::Leaving => "leaving",
         }
     }
 
     pub fn is_working(self) -> bool {
-        matches!(self, State::Serving | State::Running)
+        matches!(self, WorkerState::Serving | WorkerState::Running)
     }
 }
 
-pub struct Worker {
+pub struct WorkerProcess {
     pub id: UniqueId,
     /// `WORKER_ID`, which its successor will have too.
     pub number: usize,
     pub pid: Pid,
-    pub state: State,
+    pub state: WorkerState,
     pub started_ns: u64,
     /// `None` once it has disconnected.
     pub ipc: Option<Ipc>,
@@ -88,7 +88,7 @@ pub struct Unanswered {
     pub connection: Rc<OwnedFd>,
 }
 
-impl Worker {
+impl WorkerProcess {
     pub fn start(
         mut command: Command,
         args: &MasterArgs,
@@ -96,7 +96,7 @@ impl Worker {
         id: UniqueId,
         must_listen: bool,
         scoreboard: BorrowedFd,
-    ) -> Result<Worker, Failure> {
+    ) -> Result<WorkerProcess, Failure> {
         let (ipc, theirs) = Ipc::pair()?;
         let program = args.program[0].display();
         command
@@ -126,11 +126,11 @@ impl Worker {
             Failure::new(format_args!("start {program}"), error).advise(advice)
         })?;
         let now_ns = monotonic_ns();
-        Ok(Worker {
+        Ok(WorkerProcess {
             id,
             number,
             pid,
-            state: State::Starting { must_listen },
+            state: WorkerState::Starting { must_listen },
             started_ns: now_ns,
             ipc: Some(ipc),
             interest: Interest::empty(),
@@ -185,7 +185,7 @@ impl Worker {
     /// (`Ipc::ping`): so it shows that the process's event loop turns, and no more.
     pub fn silence_ns(&mut self, now_ns: u64, beat_ns: u64) -> Option<u64> {
         // A worker that leaves has its time for that.
-        let is_watched = self.is_online && self.state != State::Leaving;
+        let is_watched = self.is_online && self.state != WorkerState::Leaving;
         let ipc = self.ipc.as_mut().filter(|_| is_watched)?;
         if ipc.awaits_acknowledgement() || !self.unanswered.is_empty() {
             return Some(now_ns - *self.silent_since_ns.get_or_insert(now_ns));

@@ -14,9 +14,9 @@ use super::args::MasterArgs;
 use super::log::Log;
 use super::node::{self, InspectorPorts};
 use super::output::Outputs;
-use super::poller::{Due, Poller, Stream, Token, UniqueId};
+use super::poller::{Due, OutputStream, Poller, Token, UniqueId};
 use super::restarts::RestartCounts;
-use super::worker::{State, Worker};
+use super::worker::{WorkerProcess, WorkerState};
 use crate::failure::Failure;
 use crate::scoreboard::{Count, Scoreboard};
 use crate::server::ipc::{BUFFER_BYTES, Incoming, Received};
@@ -51,7 +51,7 @@ pub struct Workers {
     pub args: MasterArgs,
     pub poller: Poller,
     pub log: Log,
-    processes: BTreeMap<UniqueId, Worker>,
+    processes: BTreeMap<UniqueId, WorkerProcess>,
     pub wanted: usize,
     slots: Vec<WorkerSlot>,
     pub vacancies: VecDeque<Vacancy>,
@@ -98,16 +98,16 @@ impl Workers {
         })
     }
 
-    pub fn get(&self, id: UniqueId) -> Option<&Worker> {
+    pub fn get(&self, id: UniqueId) -> Option<&WorkerProcess> {
         self.processes.get(&id)
     }
 
-    pub fn get_mut(&mut self, id: UniqueId) -> Option<&mut Worker> {
+    pub fn get_mut(&mut self, id: UniqueId) -> Option<&mut WorkerProcess> {
         self.processes.get_mut(&id)
     }
 
     /// In the order in which they were started.
-    pub fn iter(&self) -> impl Iterator<Item = &Worker> {
+    pub fn iter(&self) -> impl Iterator<Item = &WorkerProcess> {
         self.processes.values()
     }
 
@@ -124,8 +124,8 @@ impl Workers {
     }
 
     /// The worker that serves as this number, or is about to.
-    pub fn holder(&self, number: usize) -> Option<&Worker> {
-        self.iter().find(|worker| worker.number == number && worker.state != State::Leaving)
+    pub fn holder(&self, number: usize) -> Option<&WorkerProcess> {
+        self.iter().find(|worker| worker.number == number && worker.state != WorkerState::Leaving)
     }
 
     pub fn is_vacant(&self, number: usize) -> bool {
@@ -161,7 +161,7 @@ impl Workers {
         let id = UniqueId(self.last_id);
         let command = self.command(number, id)?;
         let board = self.scoreboard_fd.as_fd();
-        let worker = Worker::start(command, &self.args, number, id, must_listen, board)?;
+        let worker = WorkerProcess::start(command, &self.args, number, id, must_listen, board)?;
         if let Some(ipc) = &worker.ipc
             && let Err(errno) = self.poller.epoll.add(ipc, Token::Worker(id).encode(), Interest::empty())
         {
@@ -190,7 +190,7 @@ impl Workers {
             let opened = self.outputs.open(&self.poller, id, stream, number);
             opened.map_err(|errno| Failure::new("open a pipe", errno).advise("raise ulimit -n"))
         };
-        let (stdout, stderr) = (pipe(Stream::Output)?, pipe(Stream::Error)?);
+        let (stdout, stderr) = (pipe(OutputStream::Output)?, pipe(OutputStream::Error)?);
         let program = &self.args.program;
         let inspected = self.inspector.as_mut().map(|inspector| inspector.next_command(program));
         let (arguments, node_options) = inspected.unwrap_or_else(|| (program.clone(), None));
@@ -222,16 +222,16 @@ impl Workers {
     /// Asks it to leave, and kills it should it not have left after the time-out.
     pub fn dismiss(&mut self, id: UniqueId) {
         let Some(worker) = self.get_mut(id) else { return };
-        (worker.state, worker.was_expected) = (State::Leaving, true);
+        (worker.state, worker.was_expected) = (WorkerState::Leaving, true);
         self.send_internal(id, json!({"act": "disconnect"}));
         self.kill_after(id, self.args.kill_timeout);
     }
 
     /// It serves no more, or not for long: its successor is started while it still answers what it has.
     pub fn note_leaving(&mut self, id: UniqueId) {
-        let Some(worker) = self.get_mut(id).filter(|worker| worker.state != State::Leaving) else { return };
+        let Some(worker) = self.get_mut(id).filter(|worker| worker.state != WorkerState::Leaving) else { return };
         let has_served = worker.state.is_working();
-        worker.state = State::Leaving;
+        worker.state = WorkerState::Leaving;
         let number = worker.number;
         self.kill_after(id, self.args.kill_timeout);
         self.note_vacancy(number, has_served);
@@ -252,11 +252,11 @@ impl Workers {
     /// It listens. True: it is the first time.
     pub fn note_listening(&mut self, id: UniqueId) -> bool {
         let Some(worker) = self.get_mut(id) else { return false };
-        if !matches!(worker.state, State::Starting { .. } | State::Running) {
+        if !matches!(worker.state, WorkerState::Starting { .. } | WorkerState::Running) {
             return false;
         }
-        let is_new = worker.state != State::Running;
-        (worker.state, worker.has_listened) = (State::Serving, true);
+        let is_new = worker.state != WorkerState::Running;
+        (worker.state, worker.has_listened) = (WorkerState::Serving, true);
         let number = worker.number;
         if let Some(since_ns) = self.slots[number].vacant_since_ns.take() {
             self.counts.recovered(monotonic_ns() - since_ns);
@@ -272,15 +272,15 @@ impl Workers {
         let limit = format!("{:?} (--listen-timeout)", self.args.listen_timeout);
         let Some(worker) = self.processes.get_mut(&id) else { return Ok(false) };
         match worker.state {
-            State::Starting { must_listen: true } => {
+            WorkerState::Starting { must_listen: true } => {
                 let what = format!("it does not listen after {limit}, and the one it is to replace does");
                 self.log.log_of(worker, "failure", json!({"what": what}));
                 self.set_last_error(id, &what);
                 self.kill_after(id, Duration::ZERO);
                 Err(what)
             }
-            State::Starting { must_listen: false } => {
-                worker.state = State::Running;
+            WorkerState::Starting { must_listen: false } => {
+                worker.state = WorkerState::Running;
                 let what = format!("it does not listen after {limit}; it lives on");
                 self.log.log_of(worker, "not-listening", json!({"what": what}));
                 let number = worker.number;
@@ -301,8 +301,8 @@ impl Workers {
     /// One of our servers notices a signal even in the middle of a request, and knows what it means (section 1 of the
     /// contract): once it has taken what it was given, lest it end before. A Node program would end at once.
     pub fn terminate_if_own(&self, id: UniqueId) {
-        let is_ready = |worker: &&Worker| worker.counts && worker.unanswered.is_empty();
-        self.get(id).filter(is_ready).into_iter().for_each(Worker::terminate);
+        let is_ready = |worker: &&WorkerProcess| worker.counts && worker.unanswered.is_empty();
+        self.get(id).filter(is_ready).into_iter().for_each(WorkerProcess::terminate);
     }
 
     pub fn kill_after(&mut self, id: UniqueId, pause: Duration) {
@@ -324,7 +324,7 @@ impl Workers {
         worker.kill();
         worker.deadline_ns = Some(now_ns + RETRY.as_nanos() as u64);
         self.poller.after(RETRY, Due::Kill(id));
-        if worker.state == State::Leaving {
+        if worker.state == WorkerState::Leaving {
             let why = format!("it has not left in time: {limit:?} (--kill-timeout)");
             self.log.log_of(worker, "killed", json!({"why": why}));
         }
@@ -411,7 +411,7 @@ impl Workers {
     pub fn reap(&self) -> Option<(Option<UniqueId>, Ending, Usage)> {
         // What it has left in its group is killed first: until it is reaped its number belongs to no other process.
         let worker = ended().and_then(|pid| self.find(pid)).and_then(|id| self.get(id));
-        worker.into_iter().for_each(Worker::kill);
+        worker.into_iter().for_each(WorkerProcess::kill);
         let (pid, ending, usage) = reap().ok()??;
         Some((self.find(pid), ending, usage))
     }
@@ -458,7 +458,7 @@ impl Workers {
     /// What `cluster ctl status` shows; the master adds what only it knows.
     pub fn status(&self) -> Value {
         let words: Vec<_> = self.args.program.iter().map(|word| word.to_string_lossy()).collect();
-        let mut workers: Vec<&Worker> = self.iter().collect();
+        let mut workers: Vec<&WorkerProcess> = self.iter().collect();
         workers.sort_by_key(|worker| (worker.number, worker.id));
         let mut rows: Vec<Value> =
             workers.iter().map(|worker| worker.status(self.scoreboard.row(worker.number))).collect();

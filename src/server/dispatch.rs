@@ -40,7 +40,7 @@ pub struct Dispatcher {
     listener: Listener,
     scoreboard: Scoreboard,
     epoll: Epoll,
-    slots: Vec<WorkerSlot>,
+    slots: Vec<ChannelSlot>,
     free: Vec<usize>,
     returned: VecDeque<OwnedFd>,
     passed: Vec<OwnedFd>,
@@ -56,7 +56,7 @@ pub struct Dispatcher {
     paused_until_ns: Option<u64>,
 }
 
-struct WorkerSlot {
+struct ChannelSlot {
     /// `None` once it has died, or takes no more.
     channel: Option<Channel>,
     given: u64,
@@ -91,7 +91,7 @@ impl Dispatcher {
             scoreboard,
             epoll,
             free: (0..channels.len()).collect(),
-            slots: channels.into_iter().map(|channel| WorkerSlot::new(channel, batch)).collect(),
+            slots: channels.into_iter().map(|channel| ChannelSlot::new(channel, batch)).collect(),
             returned: VecDeque::new(),
             passed: Vec::with_capacity(batch),
             workers_acknowledge,
@@ -317,10 +317,10 @@ impl Dispatcher {
     }
 }
 
-impl WorkerSlot {
-    fn new(channel: Channel, batch: usize) -> WorkerSlot {
+impl ChannelSlot {
+    fn new(channel: Channel, batch: usize) -> ChannelSlot {
         let outbox = Vec::with_capacity(batch);
-        WorkerSlot { channel: Some(channel), given: 0, outbox, unanswered: None, full_until_ns: None }
+        ChannelSlot { channel: Some(channel), given: 0, outbox, unanswered: None, full_until_ns: None }
     }
 }
 

@@ -120,7 +120,7 @@ struct WithHandle<'a, M> {
 
 /// In whatever order its fields come; others do not matter.
 #[derive(Deserialize)]
-struct Answer<'a> {
+struct ConnectionAnswer<'a> {
     cmd: &'a str,
     ack: u64,
     accepted: bool,
@@ -363,7 +363,7 @@ impl Ipc {
         if line == ACKNOWLEDGEMENT {
             return self.take_acknowledgement(true, incoming);
         }
-        if let Ok(Answer { cmd: "NODE_CLUSTER", ack, accepted }) = serde_json::from_slice(line) {
+        if let Ok(ConnectionAnswer { cmd: "NODE_CLUSTER", ack, accepted }) = serde_json::from_slice(line) {
             return incoming.push_back(Incoming::Answer { ack, accepted });
         }
         if self.expected_key.is_some() && self.handle.is_some() && self.take_connection(line, incoming) {

@@ -48,13 +48,13 @@ pub enum Event {
     /// A client waits at the listener: [`Relay::accept`].
     Acceptable,
     /// The worker would not be connected to. The client has not been listened to yet, so another worker can have it.
-    Refused(Client),
+    Refused(PendingClient),
     /// A signal waits for [`WorkerPool::next_signal_stops`].
     Signal,
 }
 
 /// A client on its way to a worker, and the socket that will be connected to one.
-pub struct Client {
+pub struct PendingClient {
     /// How many workers have refused it.
     pub refusals: usize,
     socket: OwnedFd,
@@ -67,7 +67,7 @@ pub struct Relay {
     epoll: Epoll,
     pairs: Slots<Pair>,
     /// Refused before we could begin to wait for an answer.
-    refused: Vec<Client>,
+    refused: Vec<PendingClient>,
     yielded: Vec<Key>,
     /// When to look at a pair again, and its key. A pair that has done something since gets another.
     timers: BinaryHeap<Reverse<(u64, Key)>>,
@@ -128,14 +128,14 @@ impl Relay {
     }
 
     /// Accepts the client that waits. `None` when it has left again, or when there is no descriptor for it.
-    pub fn accept(&mut self) -> Result<Option<Client>, Failure> {
+    pub fn accept(&mut self) -> Result<Option<PendingClient>, Failure> {
         let Some(listener) = &self.listener else { return Ok(None) };
         self.accepts.count(Count::Wakeups);
         // The socket to the worker first: a client that was accepted and cannot be passed on would be lost, in the
         // accept queue it can wait.
         let accepted = open_socket().and_then(|to_worker| {
             let socket = listener.accept_nonblocking()?;
-            Ok(Client { refusals: 0, socket, to_worker })
+            Ok(PendingClient { refusals: 0, socket, to_worker })
         });
         match accepted {
             Ok(client) => {
@@ -151,7 +151,7 @@ impl Relay {
         }
     }
 
-    pub fn connect(&mut self, client: Client, address: SocketAddr) {
+    pub fn connect(&mut self, client: PendingClient, address: SocketAddr) {
         match client.to_worker.connect(&address.into()) {
             Ok(()) => {}
             // On loopback, too: the answer is processed when the call has let go of the socket.
@@ -282,12 +282,12 @@ impl Relay {
             pair.up.discards = true;
         }
         match pair.copy(self.copy, &mut self.buffer) {
-            Step::Reset => return self.reset(key),
-            Step::Done => return self.close(key),
+            PairStep::Reset => return self.reset(key),
+            PairStep::Done => return self.close(key),
             // The worker has ended it, and what it said is with the kernel.
             _ if is_stopping && pair.down.has_ended => return self.close(key),
-            Step::Yield => self.yielded.push(key),
-            Step::Wait => {}
+            PairStep::Yield => self.yielded.push(key),
+            PairStep::Wait => {}
         }
         let begins_to_wait_for_output = !pair.down.unsent.is_empty() && !pair.watches_output;
         let patience = match (pair.down.has_ended, pair.down.unsent.is_empty()) {
@@ -337,7 +337,7 @@ impl Relay {
     /// go.
     fn refuse(&mut self, client: OwnedFd, refusals: usize) {
         if let Ok(to_worker) = open_socket() {
-            self.refused.push(Client { refusals: refusals + 1, socket: client, to_worker });
+            self.refused.push(PendingClient { refusals: refusals + 1, socket: client, to_worker });
         }
     }
 
@@ -415,7 +415,7 @@ struct Pair {
     timer_ns: Option<u64>,
 }
 
-enum Step {
+enum PairStep {
     Wait,
     /// It could go on, but others wait.
     Yield,
@@ -426,7 +426,7 @@ enum Step {
 }
 
 impl Pair {
-    fn new(client: Client, now_ns: u64) -> Pair {
+    fn new(client: PendingClient, now_ns: u64) -> Pair {
         Pair {
             client: client.socket,
             worker: client.to_worker,
@@ -441,7 +441,7 @@ impl Pair {
         }
     }
 
-    fn copy(&mut self, copy: CopyStep, buffer: &mut [u8]) -> Step {
+    fn copy(&mut self, copy: CopyStep, buffer: &mut [u8]) -> PairStep {
         let (client, worker) = (self.client.as_fd(), self.worker.as_fd());
         let had_ended = (self.up.has_ended, self.down.has_ended);
         let mut up = copy(&mut self.up, client, worker, buffer);
@@ -459,15 +459,15 @@ impl Pair {
             self.down.has_ended = true;
             down = Ok(Copied::All);
         }
-        let (Ok(up), Ok(down)) = (up, down) else { return Step::Reset };
+        let (Ok(up), Ok(down)) = (up, down) else { return PairStep::Reset };
         match (self.up.has_ended, self.down.has_ended) {
-            (true, true) => return Step::Done,
+            (true, true) => return PairStep::Done,
             ends if ends == had_ended => {}
             // It fails only on a connection that is gone already.
             (true, false) => drop(shutdown(self.worker.as_raw_fd(), Shutdown::Write)),
             (false, _) => drop(shutdown(self.client.as_raw_fd(), Shutdown::Write)),
         }
-        if matches!((up, down), (Copied::All, Copied::All)) { Step::Wait } else { Step::Yield }
+        if matches!((up, down), (Copied::All, Copied::All)) { PairStep::Wait } else { PairStep::Yield }
     }
 }
 

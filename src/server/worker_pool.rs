@@ -135,8 +135,7 @@ impl WorkerPool {
         Ok(())
     }
 
-    /// Waits for the next signal, or at most for a time. True: it stops the server. Workers that have died are
-    /// reaped.
+    /// Waits for the next signal, or at most for a time. True: it stops the server. Workers that have died are reaped.
     pub fn next_signal_stops(&mut self, at_most: Option<Duration>) -> Result<bool, Failure> {
         let signal = self.signals.wait(at_most).map_err(|errno| Failure::new("wait for signals", errno))?;
         if signal.is_some_and(|signal| signal != Signal::SIGCHLD) {
