@@ -23,15 +23,10 @@ pub struct ServerReport {
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ClusterReport {
-    /// Processes started, the first ones included.
     pub forks: u64,
-    /// Those that ended though nobody had asked them to and they had not said that they would.
     pub deaths: u64,
-    /// Those that said they would end.
     pub suicides: u64,
-    /// Times that a worker was found not to answer.
     pub hangs: u64,
-    /// Reloads that replaced every worker, and those that were abandoned.
     pub reloads: u64,
     pub reloads_failed: u64,
     pub gave_up: bool,
@@ -61,7 +56,7 @@ pub struct Recovery {
     pub max: f64,
 }
 
-/// One worker's row of the scoreboard and what the kernel accounted to it.
+/// One worker's row of the scoreboard and what the kernel accounted to it; in [`metrics`](crate::metrics) as columns.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct WorkerReport {
     pub id: usize,
@@ -70,23 +65,16 @@ pub struct WorkerReport {
     pub accepted: u64,
     /// Requests it answered, bad ones included.
     pub requests: u64,
-    /// Connections open at the moment of the report.
     pub active: u64,
-    /// Returns to user space from the call it waits in that were about the listening socket.
     pub wakeups: u64,
-    /// Those of them that then found nothing to accept.
     pub empty_wakeups: u64,
-    /// Accepts that returned EAGAIN: more than the empty wake-ups where a worker takes all there is, and looks once
-    /// more.
     #[serde(default)]
     pub accept_eagain: u64,
     /// Connections lost to the client: resets, malformed requests, time-outs.
     pub client_errors: u64,
     pub cpu_user_us: u64,
     pub cpu_system_us: u64,
-    /// `ru_nvcsw`: the times it went to sleep in the kernel (getrusage(2)).
     pub voluntary_switches: u64,
-    /// `ru_nivcsw`: the times the CPU was taken from it.
     pub involuntary_switches: u64,
     pub max_rss_kib: u64,
 }

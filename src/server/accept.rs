@@ -69,10 +69,7 @@ pub enum NoConnection {
 }
 
 /// What the error of [`accept_next`], or of a channel from a master, means. An empty queue is counted, as an empty
-/// wake-up unless a connection was taken in the same wake-up.
-///
-/// # Errors
-/// After a programming error.
+/// wake-up unless a connection was taken in the same wake-up; an `Err` is a programming error.
 pub fn no_connection(errno: Errno, has_taken: bool, mut count: impl FnMut(Count)) -> Result<NoConnection, Failure> {
     match errno {
         Errno::EAGAIN => {

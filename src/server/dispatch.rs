@@ -86,12 +86,16 @@ impl Dispatcher {
         };
         let epoll = open().map_err(|errno: Errno| Failure::new("open an epoll instance", errno))?;
         let batch = connections_per_message(channels.len());
+        let slot = |channel| {
+            let outbox = Vec::with_capacity(batch);
+            ChannelSlot { channel: Some(channel), given: 0, outbox, unanswered: None, full_until_ns: None }
+        };
         Ok(Dispatcher {
             listener,
             scoreboard,
             epoll,
             free: (0..channels.len()).collect(),
-            slots: channels.into_iter().map(|channel| ChannelSlot::new(channel, batch)).collect(),
+            slots: channels.into_iter().map(slot).collect(),
             returned: VecDeque::new(),
             passed: Vec::with_capacity(batch),
             workers_acknowledge,
@@ -314,13 +318,6 @@ impl Dispatcher {
     fn next_pause_end_ns(&self) -> Option<u64> {
         let pauses = self.slots.iter().map(|slot| slot.full_until_ns).chain([self.paused_until_ns]);
         pauses.flatten().min()
-    }
-}
-
-impl ChannelSlot {
-    fn new(channel: Channel, batch: usize) -> ChannelSlot {
-        let outbox = Vec::with_capacity(batch);
-        ChannelSlot { channel: Some(channel), given: 0, outbox, unanswered: None, full_until_ns: None }
     }
 }
 

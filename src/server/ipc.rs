@@ -22,7 +22,7 @@ use std::rc::Rc;
 use memchr::memchr;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::failure::Failure;
 use crate::sys::epoll::Interest;
@@ -148,7 +148,6 @@ pub fn connection_head(key: &str) -> String {
 }
 
 impl Ipc {
-    /// Our end, and the one to be inherited by the other process.
     pub fn pair() -> Result<(Ipc, OwnedFd), Failure> {
         let (ours, theirs) = UnixStream::pair()
             .map_err(|error| Failure::new("open a Unix socket pair", error).advise("raise ulimit -n"))?;
@@ -185,13 +184,13 @@ impl Ipc {
 
     /// Sends a message, or keeps it until it can be sent.
     pub fn send(&mut self, message: &impl Serialize) {
-        self.post(message, None, false);
+        self.post(message, None);
     }
 
     /// Sends a message with a copy of a stream socket, listening or connected. The tag names it to us.
     pub fn send_handle(&mut self, message: &impl Serialize, handle: Rc<OwnedFd>, tag: u64) {
         let message = WithHandle { cmd: "NODE_HANDLE", r#type: "net.Native", msg: message };
-        self.post(&message, Some((handle, tag)), false);
+        self.post(&message, Some((handle, tag)));
     }
 
     /// Passes a connection of a handle, of which all that is the same each time has been written once
@@ -205,21 +204,12 @@ impl Ipc {
 
     /// The tags of those descriptors that nothing has been sent of yet. They are not sent any more.
     pub fn recall(&mut self) -> Vec<u64> {
-        let (mut recalled, mut place) = (Vec::new(), 0);
-        let (is_begun, unsent_bytes) = (self.sent > 0, &mut self.unsent_bytes);
-        self.outbox.retain(|message| {
-            let is_sent = place == 0 && is_begun;
-            place += 1;
-            match &message.handle {
-                Some((_, tag)) if !is_sent => {
-                    *unsent_bytes -= message.line.len();
-                    recalled.push(*tag);
-                    false
-                }
-                _ => true,
-            }
-        });
-        recalled
+        let begun = usize::from(self.sent > 0);
+        let is_recalled = |message: &OutgoingMessage| message.handle.is_some();
+        let (recalled, kept): (Vec<_>, Vec<_>) = self.outbox.drain(begun..).partition(is_recalled);
+        self.outbox.extend(kept);
+        self.unsent_bytes -= recalled.iter().map(|message| message.line.len()).sum::<usize>();
+        recalled.into_iter().filter_map(|message| message.handle).map(|(_, tag)| tag).collect()
     }
 
     /// Asks for a sign of life: a message that speaks of a descriptor and has none. The other end's library says that it
@@ -299,11 +289,11 @@ impl Ipc {
         received
     }
 
-    fn post(&mut self, message: &impl Serialize, handle: Option<(Rc<OwnedFd>, u64)>, is_acknowledgement: bool) {
+    fn post(&mut self, message: &impl Serialize, handle: Option<(Rc<OwnedFd>, u64)>) {
         let mut line = self.empty_line();
         serde_json::to_writer(&mut line, message).expect("memory takes it, and its keys are strings");
         line.push(b'\n');
-        self.post_message(OutgoingMessage { line, handle, is_acknowledgement, ..OutgoingMessage::default() });
+        self.post_message(OutgoingMessage { line, handle, ..OutgoingMessage::default() });
     }
 
     fn post_message(&mut self, message: OutgoingMessage) {
@@ -401,10 +391,10 @@ impl Ipc {
         true
     }
 
-    /// Says whether the descriptor of a message has arrived.
     fn acknowledge(&mut self) {
         let answer = if self.handle.is_some() { "NODE_HANDLE_ACK" } else { "NODE_HANDLE_NACK" };
-        self.post(&json!({ "cmd": answer }), None, true);
+        let line = format!("{{\"cmd\":\"{answer}\"}}\n").into_bytes();
+        self.post_message(OutgoingMessage { line, is_acknowledgement: true, ..OutgoingMessage::default() });
     }
 
     fn take_acknowledgement(&mut self, has_arrived: bool, incoming: &mut VecDeque<Incoming>) {

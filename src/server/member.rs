@@ -48,13 +48,14 @@ thread_local! {
 static IS_PASSED_CONNECTIONS: AtomicBool = AtomicBool::new(false);
 
 pub struct Member {
-    ipc: Ipc,
+    /// A signal shuts it so that nothing more is accepted: the listening socket belongs to all workers.
+    pub ipc: Ipc,
     epoll: Epoll,
     fatal_error: SignalQueue,
     key: String,
     /// Where to accept from; `None` where the master does.
     socket: Option<Socket>,
-    address: SocketAddr,
+    pub address: SocketAddr,
     seq: u64,
     /// Received, and not answered. A master sends the next when the last was acknowledged, so there is at most one.
     waiting: VecDeque<(u64, OwnedFd)>,
@@ -111,15 +112,6 @@ impl Member {
         let member = Rc::new(RefCell::new(member));
         MEMBER.set(Some(member.clone()));
         Ok(member)
-    }
-
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// What a signal has to shut so that nothing more is accepted: the listening socket belongs to all workers.
-    pub fn channel(&self) -> BorrowedFd<'_> {
-        self.ipc.as_fd()
     }
 
     pub fn shared_socket(&self) -> Option<BorrowedFd<'_>> {

@@ -36,21 +36,12 @@ pub struct Reactor {
     has_short_idle_timeout: bool,
     table: Table,
     scratch: Scratch,
-    timers: BinaryHeap<Reverse<Timer>>,
+    timers: BinaryHeap<Reverse<(u64, Key, Purpose)>>,
     reports: usize,
     reports_taken: usize,
 }
 
-/// When to go on with a connection whose request waits for I/O or that gave way to others, or to close one that
-/// lingers.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Timer {
-    due_ns: u64,
-    /// Of the connection it was set for, which may be gone by then.
-    key: Key,
-    purpose: Purpose,
-}
-
+/// Why a connection is gone on with at some time. It may be gone by then.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Purpose {
     GoOn,
@@ -199,7 +190,7 @@ impl Reactor {
     fn set_timer(&mut self, key: Key, after: Duration, purpose: Purpose) {
         self.watch(key, Interest::empty());
         let due_ns = monotonic_ns() + after.as_nanos() as u64;
-        self.timers.push(Reverse(Timer { due_ns, key, purpose }));
+        self.timers.push(Reverse((due_ns, key, purpose)));
     }
 
     /// Registers a connection, or asks again with something added. Registering reports what is ready already.
@@ -242,17 +233,19 @@ impl Reactor {
     /// True when any was due.
     fn run_timers(&mut self) -> bool {
         let mut any = false;
-        while self.timers.peek().is_some_and(|Reverse(timer)| timer.due_ns <= self.now_ns) {
-            let Some(Reverse(timer)) = self.timers.pop() else { break };
+        while let Some(&Reverse((due_ns, key, purpose))) = self.timers.peek()
+            && due_ns <= self.now_ns
+        {
+            self.timers.pop();
             any = true;
-            if self.table.get_mut(timer.key).is_none() {
+            if self.table.get_mut(key).is_none() {
                 continue;
             }
-            self.table.touch(timer.key, self.now_ns);
-            match timer.purpose {
-                Purpose::GoOn => self.take_step(timer.key, Connection::step),
-                Purpose::Answer => self.take_step(timer.key, Connection::finish_wait),
-                Purpose::Close => self.close(timer.key, true),
+            self.table.touch(key, self.now_ns);
+            match purpose {
+                Purpose::GoOn => self.take_step(key, Connection::step),
+                Purpose::Answer => self.take_step(key, Connection::finish_wait),
+                Purpose::Close => self.close(key, true),
             }
         }
         any
@@ -285,7 +278,7 @@ impl Reactor {
     }
 
     fn next_due_ns(&self, wake_ns: Option<u64>) -> Option<u64> {
-        let timer_ns = self.timers.peek().map(|Reverse(timer)| timer.due_ns);
+        let timer_ns = self.timers.peek().map(|Reverse((due_ns, ..))| *due_ns);
         let idle_ns = self.worker.idle_timeout.as_nanos() as u64;
         let silent_ns = self.table.longest_idle().map(|(_, since_ns)| since_ns + idle_ns);
         [timer_ns, silent_ns, wake_ns].into_iter().flatten().min()

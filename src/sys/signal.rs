@@ -203,11 +203,6 @@ fn keep_errno(action: impl FnOnce()) {
     nix::errno::Errno::set_raw(saved);
 }
 
-/// Shuts a listening socket for reading in every process that holds it: blocked accepts return EINVAL.
-pub fn shut_listener(listener: impl AsFd) {
-    shut(listener.as_fd().as_raw_fd(), Shutdown::Read);
-}
-
 /// From now on SIGTERM and SIGINT end this process at once, by their default action. Those that have arrived and are
 /// blocked are forgotten: ignoring a signal discards it (sigaction(2)).
 pub fn end_at_once_on_termination() {

@@ -92,15 +92,12 @@ impl LiveSet {
         let ascending: Vec<usize> = gaps.iter().copied().collect();
         match classic::attach(&self.members[0].1, &classic::random(members, &ascending)) {
             Ok(()) => (self.attached, self.is_stuck) = ((members, gaps), false),
-            Err(failure) => self.log_stuck(failure),
+            // Said once: it will be tried again at every look.
+            Err(_) if self.is_stuck => {}
+            Err(failure) => {
+                console::log(format_args!("{failure}; connections go on by the last program"));
+                self.is_stuck = true;
+            }
         }
-    }
-
-    /// Said once: it will be tried again at every look.
-    fn log_stuck(&mut self, failure: Failure) {
-        if !self.is_stuck {
-            console::log(format_args!("{failure}; connections go on by the last program"));
-        }
-        self.is_stuck = true;
     }
 }
