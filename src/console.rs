@@ -100,7 +100,6 @@ pub fn print_unless_stopping(line: &str) -> Result<(), Failure> {
     print_while(line, || !has_termination_arrived())
 }
 
-/// As [`print()`], for as long as `goes_on`.
 pub fn print_while(document: &str, goes_on: impl Fn() -> bool) -> Result<(), Failure> {
     /// Between two looks at whether a blocked signal has arrived; one that is handled interrupts the wait.
     const LOOK_EVERY: Duration = Duration::from_millis(100);

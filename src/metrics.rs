@@ -19,7 +19,6 @@ pub struct Metric {
     pub remark: &'static str,
 }
 
-/// Metrics that belong together.
 pub struct Section {
     pub title: &'static str,
     pub metrics: &'static [Metric],
@@ -41,7 +40,6 @@ impl Metric {
     }
 }
 
-/// What a number means to a reader of a table.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Meaning {
     pub header: String,
@@ -71,7 +69,6 @@ pub fn find(key: &str) -> Option<&'static Metric> {
     [REPORT, INTERVAL, TABLES].into_iter().flatten().flat_map(|section| section.metrics).find(|m| m.key == key)
 }
 
-/// The name of a metric of the report.
 pub fn name(key: &str) -> &'static str {
     find(key).unwrap_or_else(|| panic!("no metric is named {key}")).name
 }

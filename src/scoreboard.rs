@@ -173,8 +173,8 @@ impl Scoreboard {
         let words = words_for(capacity.max(rows));
         let (mapped, file) = match file {
             None => {
-                let memory = anonymous_file().map_err(|error| Failure::new("map the scoreboard", error))?;
-                allocate(&memory, 8 * words.get() as u64).map_err(|error| Failure::new("map the scoreboard", error))?;
+                let memory = anonymous_file().map_err(cannot_map)?;
+                allocate(&memory, 8 * words.get() as u64).map_err(cannot_map)?;
                 // A worker that made it shorter would be our SIGBUS (mmap(2)). Only a memfd can be sealed; with any other file
                 // the workers are trusted.
                 let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
@@ -232,9 +232,6 @@ impl Scoreboard {
     }
 
     /// Opens the scoreboard of a running server from another process, for reading.
-    ///
-    /// # Errors
-    /// When the file is missing, too short, of another version, or no scoreboard at all.
     pub fn open(path: &Path) -> Result<Scoreboard, Failure> {
         let tried = || format!("scoreboard {}", path.display());
         let file = File::open(path).map_err(|error| Failure::new(tried(), error))?;
@@ -332,8 +329,8 @@ fn words_for(rows: usize) -> NonZeroUsize {
     NonZeroUsize::new(ROW_WORDS * (1 + rows)).expect("a header is never empty")
 }
 
-fn cannot_map(errno: Errno) -> Failure {
-    Failure::new("map the scoreboard", errno)
+fn cannot_map(error: impl Into<std::io::Error>) -> Failure {
+    Failure::new("map the scoreboard", error)
 }
 
 const ADVICE: &str = "choose a file you may write, such as one under /dev/shm";

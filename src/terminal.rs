@@ -140,7 +140,6 @@ const CLEAR: &[u8] = b"\x1b[2J";
 /// How long the end of a screen waits for a terminal that does not read.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// The terminal that is ours now.
 static OURS: Mutex<Option<Arc<File>>> = Mutex::new(None);
 
 /// A terminal in raw mode, on its second screen, until this is dropped.

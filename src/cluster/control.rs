@@ -101,15 +101,14 @@ impl Control {
             }
             other => other,
         };
+        let taken = |why: &str, advice: &str| Err(Failure::new(tried(), std::io::Error::other(why)).advise(advice));
         match fs::symlink_metadata(path) {
             Ok(metadata) if !metadata.file_type().is_socket() => {
-                let why = std::io::Error::other("there is a file of another kind in its place");
-                return Err(Failure::new(tried(), why).advise("choose another"));
+                return taken("there is a file of another kind in its place", "choose another");
             }
             Ok(_) if is_stale(path) => fs::remove_file(path).map_err(odd)?,
             Ok(_) => {
-                let why = std::io::Error::other("another cluster listens there");
-                return Err(Failure::new(tried(), why).advise("stop it with `cluster ctl stop`, or choose another"));
+                return taken("another cluster listens there", "stop it with `cluster ctl stop`, or choose another");
             }
             Err(_) => {}
         }
@@ -154,7 +153,6 @@ impl Control {
         }
     }
 
-    /// Watches the socket again, if it is not.
     pub fn unmute(&mut self, poller: &Poller) {
         if let Some(listener) = self.listener.as_ref().filter(|_| self.is_muted) {
             self.is_muted = poller.epoll.add(listener, Token::Control(0).encode(), Interest::EPOLLIN).is_err();

@@ -88,7 +88,6 @@ impl Log {
     }
 }
 
-/// A file that lines are added to without ever waiting.
 struct LogFile {
     file: File,
     path: PathBuf,

@@ -20,7 +20,7 @@ use super::log::Log;
 use super::notifier::Notifier;
 use super::poller::{Due, Poller, Token, UniqueId};
 use super::protocol::{self, Address, Message, Query};
-use super::reload::RollingReload;
+use super::restarts::RollingReload;
 use super::signals::Signals;
 use super::sockets::Sockets;
 use super::worker::{WorkerProcess, WorkerState};
@@ -147,7 +147,7 @@ impl Master {
     pub fn give_up(&mut self) {
         if !mem::replace(&mut self.workers.counts.report.gave_up, true) {
             let last = self.workers.last_error.as_str();
-            self.workers.log.log("giveup", json!({"workers_left": self.workers.len(), "last": last}));
+            self.workers.log.log("giveup", json!({"workers_left": self.workers.ids().len(), "last": last}));
         }
     }
 
@@ -638,7 +638,8 @@ impl Drop for Master {
         self.workers.iter().for_each(WorkerProcess::kill);
         while !self.workers.is_empty() {
             if !self.reap_one() {
-                self.signals.pause();
+                // Waits a moment for any of them.
+                let _ = self.signals.queue.wait(Some(Duration::from_millis(10)));
             }
         }
         // What they wrote last may say why.

@@ -3,7 +3,7 @@
 //! - [`protocol`]: the messages of workers and the master's answers; [`node`]: what matters of Node's command line;
 //! - [`poller`]: what the master waits for, and until when; [`signals`]: those it takes; [`log`]: what it writes;
 //! - [`output`]: what the workers write; [`worker`]: one worker process; [`workers`]: all of them, by number;
-//! - [`restarts`]: how many are too many, and what happened to workers, counted; [`reload`]: how far a rolling one has come;
+//! - [`restarts`]: how many are too many, how far a reload has come, and what happened to workers, counted;
 //! - [`listening_socket`]: one listening socket of the program; [`sockets`]: all of them, and the way of a connection;
 //! - [`control`] and [`ctl`]: the two ends of the control socket; [`notifier`]: a file that all workers need;
 //! - [`master`]: waits for all of that; [`args`]: its command line.
@@ -21,7 +21,6 @@ pub mod notifier;
 pub mod output;
 pub mod poller;
 pub mod protocol;
-pub mod reload;
 pub mod restarts;
 pub mod signals;
 pub mod sockets;

@@ -1,11 +1,12 @@
-//! How many restarts are too many, and how soon the next may be: a program that cannot run is not started for ever. And
-//! what it takes to keep workers alive, counted: the numbers of [`ClusterReport`].
+//! How many restarts are too many, and how soon the next may be: a program that cannot run is not started for ever. How far
+//! a reload has come. And what it takes to keep workers alive, counted: the numbers of [`ClusterReport`].
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
+use super::poller::UniqueId;
 use crate::report::{ClusterReport, Recovery};
 
 /// The pauses do not grow beyond this.
@@ -40,6 +41,31 @@ impl Restarts {
         let doublings = self.at_ns.len().min(20) as u32;
         self.at_ns.push_back(now_ns);
         Some((self.pause * 2u32.pow(doublings)).min(LONGEST_PAUSE))
+    }
+}
+
+/// One worker after another is replaced, the new one working before the old one is asked to leave, and the next not touched
+/// before the old one has left. So there is never one too few, and never more than one too many.
+#[derive(Default)]
+pub struct RollingReload {
+    /// A worker that was started later is new already.
+    pub since_ns: u64,
+    pub left: VecDeque<usize>,
+    /// The worker that is being replaced, and its successor until that works.
+    pub old: Option<UniqueId>,
+    pub candidate: Option<UniqueId>,
+    pub replaced: usize,
+    /// Old workers that did not leave in time.
+    pub killed: BTreeSet<UniqueId>,
+    pub clients: Vec<u64>,
+    /// It was asked for once more meanwhile, perhaps for yet another version.
+    pub again: bool,
+}
+
+impl RollingReload {
+    /// The old one was asked to leave, and the next is replaced when it has left.
+    pub fn waits_for(&self, id: UniqueId) -> bool {
+        self.old == Some(id) && self.candidate.is_none()
     }
 }
 

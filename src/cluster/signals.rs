@@ -2,7 +2,6 @@
 //! starts with none of them blocked.
 
 use std::io::IsTerminal;
-use std::time::Duration;
 
 use nix::sys::signal::Signal::{self, *};
 
@@ -15,7 +14,7 @@ use crate::sys::signal::SignalQueue;
 const IGNORED: [Signal; 9] = [SIGUSR2, SIGPIPE, SIGALRM, SIGVTALRM, SIGPROF, SIGIO, SIGTTIN, SIGTTOU, SIGXFSZ];
 
 pub struct Signals {
-    queue: SignalQueue,
+    pub queue: SignalQueue,
     /// Our standard error was a terminal when we began.
     had_terminal: bool,
 }
@@ -32,13 +31,8 @@ impl Signals {
 
     /// The next that has come. A SIGHUP because the terminal was closed means what it always does, the end: SIGTERM.
     pub fn next(&self) -> nix::Result<Option<Signal>> {
-        let signal = self.queue.wait(Some(Duration::ZERO))?;
+        let signal = self.queue.take()?;
         let has_lost_terminal = self.had_terminal && !std::io::stderr().is_terminal();
         Ok(signal.map(|signal| if signal == SIGHUP && has_lost_terminal { SIGTERM } else { signal }))
-    }
-
-    /// Waits a moment for any of them.
-    pub fn pause(&self) {
-        let _ = self.queue.wait(Some(Duration::from_millis(10)));
     }
 }

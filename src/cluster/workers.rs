@@ -115,10 +115,6 @@ impl Workers {
         self.processes.keys().copied().collect()
     }
 
-    pub fn len(&self) -> usize {
-        self.processes.len()
-    }
-
     pub fn is_empty(&self) -> bool {
         self.processes.is_empty()
     }

@@ -80,7 +80,7 @@ pub fn no_connection(errno: Errno, has_taken: bool, mut count: impl FnMut(Count)
             Ok(NoConnection::Nobody)
         }
         Errno::EINVAL => Ok(NoConnection::Shut),
-        Errno::EBADF | Errno::ENOTSOCK | Errno::EFAULT => Err(failed(errno)),
+        Errno::EBADF | Errno::ENOTSOCK | Errno::EFAULT => Err(Failure::new("accept a connection", errno)),
         _ => Ok(NoConnection::Pause(errno)),
     }
 }
@@ -90,12 +90,8 @@ pub fn reason_to_pause(errno: Errno, has_taken: bool, count: impl FnMut(Count)) 
     match no_connection(errno, has_taken, count)? {
         NoConnection::Nobody => Ok(None),
         NoConnection::Pause(errno) => Ok(Some(errno)),
-        NoConnection::Shut => Err(failed(errno)),
+        NoConnection::Shut => Err(Failure::new("accept a connection", errno)),
     }
-}
-
-fn failed(errno: Errno) -> Failure {
-    Failure::new("accept a connection", errno)
 }
 
 /// Logs why nothing is accepted for the moment, once per process.

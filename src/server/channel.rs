@@ -43,7 +43,7 @@ pub enum Answer {
 pub struct Channel {
     socket: OwnedFd,
     /// The receiver acknowledges every message.
-    acknowledges: bool,
+    pub acknowledges: bool,
     /// Received, and not asked for yet.
     inbox: VecDeque<nix::Result<OwnedFd>>,
 }
@@ -60,10 +60,6 @@ impl Channel {
             .map_err(|error| Failure::new("bound a Unix socket pair", error))?;
         let end = |socket| Channel { socket, acknowledges, inbox: VecDeque::with_capacity(MOST_PER_MESSAGE) };
         Ok((end(one), end(other)))
-    }
-
-    pub fn acknowledges(&self) -> bool {
-        self.acknowledges
     }
 
     /// Passes copies of 1 to [`MOST_PER_MESSAGE`] descriptors in one message: all of them, or none.

@@ -132,7 +132,6 @@ impl Connection {
         })
     }
 
-    /// The I/O a request waited for is done: answer it and go on.
     pub fn finish_wait(&mut self, worker: &mut Worker, scratch: &mut Scratch) -> Step {
         if let ConnectionState::Waiting(request, _) = self.state {
             self.state = ConnectionState::Serving;
@@ -259,7 +258,6 @@ impl Connection {
         worker.count(Count::Requests);
     }
 
-    /// Sends what an earlier step could not, then what this one has gathered.
     fn flush(&mut self, scratch: &mut Scratch) -> nix::Result<()> {
         let sent = send_some(&self.socket, &self.unsent)?;
         self.unsent.drain(..sent);

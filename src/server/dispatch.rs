@@ -74,7 +74,7 @@ impl Dispatcher {
         scoreboard: Scoreboard,
         pool: &WorkerPool,
     ) -> Result<Dispatcher, Failure> {
-        let workers_acknowledge = channels.iter().any(Channel::acknowledges);
+        let workers_acknowledge = channels.iter().any(|channel| channel.acknowledges);
         let open = || {
             let epoll = Epoll::new(REPORTS_PER_WAIT)?;
             epoll.add(&listener, LISTENER, Interest::EPOLLIN | Interest::EPOLLET)?;
@@ -115,7 +115,8 @@ impl Dispatcher {
     pub fn wait(&mut self, pool: &mut WorkerPool) -> Result<bool, Failure> {
         loop {
             // A look without waiting, lest a flood of connections hide a signal or an answer.
-            let timeout = if self.can_go_on() { Some(Duration::ZERO) } else { self.until_pause_is_over() };
+            let until_ns = if self.can_go_on() { Some(0) } else { self.next_pause_end_ns() };
+            let timeout = until_ns.map(|until_ns| Duration::from_nanos(until_ns.saturating_sub(monotonic_ns())));
             let reports = self.epoll.wait(timeout).map_err(|errno| Failure::new("wait for connections", errno))?;
             for i in 0..reports {
                 match self.epoll.report(i) {
@@ -310,11 +311,6 @@ impl Dispatcher {
         }
     }
 
-    fn until_pause_is_over(&self) -> Option<Duration> {
-        let until_ns = self.next_pause_end_ns()?;
-        Some(Duration::from_nanos(until_ns.saturating_sub(monotonic_ns())))
-    }
-
     fn next_pause_end_ns(&self) -> Option<u64> {
         let pauses = self.slots.iter().map(|slot| slot.full_until_ns).chain([self.paused_until_ns]);
         pauses.flatten().min()
@@ -333,7 +329,7 @@ fn back_off_from_now() -> u64 {
 /// A worker takes the connections that have come in one message. Where it acknowledges and is full, it gives the
 /// connection back: that needs a descriptor to receive it with, so the last free one is kept for this.
 pub fn take_message(events: &mut EventLoop<Channel>) -> Result<(), Failure> {
-    if events.acceptor.acknowledges() && !events.has_room_for(2) {
+    if events.acceptor.acknowledges && !events.has_room_for(2) {
         let refused = events.acceptor.refuse();
         return refused.or_else(|errno| events.add_accepted(Err(errno)).map(drop));
     }
@@ -348,7 +344,7 @@ pub fn take_message(events: &mut EventLoop<Channel>) -> Result<(), Failure> {
 /// A worker that is to stop takes what is still in its channel, or refuses it where the master waits for an answer.
 pub fn take_or_refuse_rest(events: &mut EventLoop<Channel>) -> Result<(), Failure> {
     events.acceptor.shut();
-    while events.acceptor.acknowledges() && events.acceptor.refuse().is_ok() {}
+    while events.acceptor.acknowledges && events.acceptor.refuse().is_ok() {}
     while let Ok(connection) = events.acceptor.receive() {
         events.add_accepted(Ok(connection))?;
     }

@@ -191,7 +191,6 @@ impl<A: Acceptor> EventLoop<A> {
         self.watch_acceptor()
     }
 
-    /// Closes the acceptor, answers what has been read, closes the rest.
     pub fn finish(self) -> Result<Worker, Failure> {
         if self.is_watching {
             // Before the close: in another process the socket may live on, and with it the registration.

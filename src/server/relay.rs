@@ -202,10 +202,6 @@ impl Relay {
         self.listener.is_none()
     }
 
-    fn has_room(&self) -> bool {
-        DESCRIPTORS_PER_CONNECTION * (self.pairs.count() + 1) <= self.room
-    }
-
     /// Waits (at most until `until_ns`) and takes the reports up to one that the master must decide about. `None` when
     /// all are taken, so that the caller can look around: the last of them may have been all there was to wait for.
     fn relay_once(&mut self, until_ns: Option<u64>) -> Result<Option<Event>, Failure> {
@@ -217,7 +213,9 @@ impl Relay {
             self.reports_taken += 1;
             match ready.token {
                 LISTENER if self.is_stopping() => {}
-                LISTENER if !self.has_room() => self.pause_accepting(Errno::EMFILE)?,
+                LISTENER if DESCRIPTORS_PER_CONNECTION * (self.pairs.count() + 1) > self.room => {
+                    self.pause_accepting(Errno::EMFILE)?
+                }
                 LISTENER => return Ok(Some(Event::Acceptable)),
                 SIGNALS => return Ok(Some(Event::Signal)),
                 token => self.serve(token >> 1, token & 1, ready.flags),

@@ -186,7 +186,7 @@ impl WorkerPool {
     /// After a signal while they stop: reaps those that have ended.
     pub fn reap_stopped(&mut self) {
         // Whichever signal it was, it must not stay readable; a second SIGTERM changes nothing.
-        let _ = self.signals.wait(Some(Duration::ZERO));
+        let _ = self.signals.take();
         while self.reap_one().is_some() {}
     }
 

@@ -90,7 +90,7 @@ pub fn load(program: &[Instruction]) -> nix::Result<OwnedFd> {
 /// a socket that is closed leaves its place empty.
 #[derive(Debug)]
 pub struct SocketMap {
-    fd: OwnedFd,
+    pub fd: OwnedFd,
 }
 
 impl SocketMap {
@@ -124,17 +124,11 @@ impl SocketMap {
     }
 }
 
-impl AsFd for SocketMap {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
-
 /// 64-bit words that a program and the processes of a server share: an array map with a single value, so that the
 /// program reaches every word by a constant offset, mapped like any shared memory. All zero at first.
 #[derive(Debug)]
 pub struct WordMap {
-    fd: OwnedFd,
+    pub fd: OwnedFd,
     pub words: &'static [AtomicU64],
 }
 
@@ -152,12 +146,6 @@ impl WordMap {
         // 'static holds; programs and other processes change them only through atomics and aligned 64-bit stores.
         let words = unsafe { std::slice::from_raw_parts(start.as_ptr().cast::<AtomicU64>(), words.get()) };
         Ok(WordMap { fd, words })
-    }
-}
-
-impl AsFd for WordMap {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.fd.as_fd()
     }
 }
 

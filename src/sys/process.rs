@@ -79,6 +79,13 @@ pub fn spawn_child(command: &mut Command, kept: &[BorrowedFd], at_our_death: Sig
     unsafe { command.process_group(0).pre_exec(prepare) }.spawn()
 }
 
+/// Runs `last` when the process exits, after main has returned or exit(3) was called; not when a signal kills it.
+pub fn at_exit(last: extern "C" fn()) {
+    // SAFETY: atexit(3) keeps a pointer to a function that lives as long as the program and takes no argument.
+    let result = unsafe { libc::atexit(last) };
+    assert_eq!(result, 0, "atexit(3) fails only without memory");
+}
+
 /// Where there is no /proc, the kernel still answers: to leave a group of threads that has others is an error
 /// (unshare(2), CLONE_THREAD), and to leave one that has none changes nothing.
 fn has_one_thread() -> nix::Result<bool> {

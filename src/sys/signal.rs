@@ -40,7 +40,6 @@ static SENDER: AtomicI32 = AtomicI32::new(0);
 /// An eventfd that the handler makes readable; -1 while there is none.
 static WAKE: AtomicI32 = AtomicI32::new(-1);
 
-/// True once a termination signal has arrived.
 pub fn is_stopping() -> bool {
     STOPPING.load(SeqCst)
 }

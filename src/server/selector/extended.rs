@@ -5,7 +5,7 @@
 //! the connection, and where none was, the kernel's hash chooses.
 
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
 
@@ -213,13 +213,13 @@ mod instructions {
 /// The kernel replaces the descriptor by the map (BPF_PSEUDO_MAP_FD). A 64-bit constant takes two instructions.
 fn set_to_map(register: u8, map: &SocketMap) -> [Instruction; 2] {
     const PSEUDO_MAP_FD: u8 = 1;
-    let fd = map.as_fd().as_raw_fd();
+    let fd = map.fd.as_raw_fd();
     [Instruction::new(LD | U64, register, PSEUDO_MAP_FD, 0, fd), Instruction::new(0, 0, 0, 0, 0)]
 }
 
 /// The same for the address of the map's only value (BPF_PSEUDO_MAP_VALUE).
 fn set_to_words(register: u8, map: &WordMap) -> [Instruction; 2] {
     const PSEUDO_MAP_VALUE: u8 = 2;
-    let fd = map.as_fd().as_raw_fd();
+    let fd = map.fd.as_raw_fd();
     [Instruction::new(LD | U64, register, PSEUDO_MAP_VALUE, 0, fd), Instruction::new(0, 0, 0, 0, 0)]
 }
