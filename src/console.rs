@@ -34,7 +34,6 @@ const LAST_WAIT: Duration = Duration::from_secs(1);
 /// Lines of this process that found no room and have not been reported yet.
 static DROPPED: Mutex<u64> = Mutex::new(0);
 
-/// Writes a line to standard error, or drops it if there is no room.
 pub fn log(line: impl fmt::Display) {
     log_within(line, Duration::ZERO);
 }

@@ -17,7 +17,6 @@ pub const MAX_BODY_BYTES: u64 = 1 << 20;
 /// What is sent to a client that announced a body with `Expect: 100-continue`.
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// What a response tells the client about the connection's future.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Persistence {
     /// HTTP/1.1: stays open, and nothing needs to be said.
@@ -75,13 +74,8 @@ pub enum Next {
 /// Where a connection stands in its stream of requests: between two, or inside the body of one.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reader {
-    inside: Option<Body>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Body {
-    request: Request,
-    bytes_left: u64,
+    /// The request, and the bytes of its body that are still to come.
+    inside: Option<(Request, u64)>,
 }
 
 impl Reader {
@@ -96,7 +90,7 @@ impl Reader {
             Head::Bad(status) => (bytes.len(), Next::Bad(status)),
             Head::Complete { head_bytes, request, body_bytes: 0, .. } => (head_bytes, Next::Request(request)),
             Head::Complete { head_bytes, request, body_bytes, expects_continue } => {
-                self.inside = Some(Body { request, bytes_left: body_bytes });
+                self.inside = Some((request, body_bytes));
                 let (body_read, next) = self.skip_body(&bytes[head_bytes..]);
                 let next = if next == Next::More && expects_continue && body_read == 0 {
                     Next::MoreAfterContinue
@@ -114,13 +108,13 @@ impl Reader {
     }
 
     fn skip_body(&mut self, bytes: &[u8]) -> (usize, Next) {
-        let Some(body) = &mut self.inside else { return (0, Next::More) };
-        let skipped = body.bytes_left.min(bytes.len() as u64);
-        body.bytes_left -= skipped;
-        if body.bytes_left > 0 {
+        let Some((request, bytes_left)) = &mut self.inside else { return (0, Next::More) };
+        let request = *request;
+        let skipped = (*bytes_left).min(bytes.len() as u64);
+        *bytes_left -= skipped;
+        if *bytes_left > 0 {
             return (skipped as usize, Next::More);
         }
-        let request = body.request;
         self.inside = None;
         (skipped as usize, Next::Request(request))
     }

@@ -5,7 +5,6 @@
 //! A number of a document is named by the way to it: `workers.*.requests`, where `*` is any name, and `lost[].at_s`,
 //! where `[]` is any element. A number that only the lab computes has the name that a matrix gives its column.
 
-/// One number, or one distribution.
 #[derive(Debug, Clone, Copy)]
 pub struct Metric {
     pub key: &'static str,
@@ -33,7 +32,6 @@ impl Metric {
         Metric { remark, ..self }
     }
 
-    /// The name with the unit, as the head of a column.
     pub fn header(&self) -> String {
         let blank = if self.unit.is_empty() || self.unit.starts_with('/') { "" } else { " " };
         format!("{}{blank}{}", self.name, self.unit)
@@ -64,7 +62,6 @@ pub fn meaning(key: &str) -> Meaning {
     }
 }
 
-/// The metric with exactly this key.
 pub fn find(key: &str) -> Option<&'static Metric> {
     [REPORT, INTERVAL, TABLES].into_iter().flatten().flat_map(|section| section.metrics).find(|m| m.key == key)
 }

@@ -190,7 +190,6 @@ pub struct DeadlineCounts {
     pub abandoned: u64,
 }
 
-/// What became of the deliberately slow clients of one kind.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct SlowCounts {
     pub kind: String,

@@ -157,7 +157,7 @@ impl Scoreboard {
         let words = words_for(rows);
         let mapped = match file {
             None => shared_words(words, None).map_err(cannot_map)?,
-            Some(path) => map_file(&create_file(path, words)?, path, words)?,
+            Some(path) => create_file(path, words)?.0,
         };
         Ok(Scoreboard::begin(mapped, model, rows))
     }
@@ -172,20 +172,8 @@ impl Scoreboard {
     ) -> Result<(Scoreboard, OwnedFd), Failure> {
         let words = words_for(capacity.max(rows));
         let (mapped, file) = match file {
-            None => {
-                let memory = anonymous_file().map_err(cannot_map)?;
-                allocate(&memory, 8 * words.get() as u64).map_err(cannot_map)?;
-                // A worker that made it shorter would be our SIGBUS (mmap(2)). Only a memfd can be sealed; with any other file
-                // the workers are trusted.
-                let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-                let _ = fcntl(&memory, FcntlArg::F_ADD_SEALS(seals));
-                let mapped = shared_words(words, Some((&memory, Access::Write))).map_err(cannot_map)?;
-                (mapped, memory)
-            }
-            Some(path) => {
-                let file = create_file(path, words)?;
-                (map_file(&file, path, words)?, file)
-            }
+            None => memory(words).map_err(cannot_map)?,
+            Some(path) => create_file(path, words)?,
         };
         Ok((Scoreboard::begin(mapped, model, rows), file.into()))
     }
@@ -313,6 +301,16 @@ impl Scoreboard {
     }
 }
 
+fn memory(words: NonZeroUsize) -> std::io::Result<(&'static [AtomicU64], File)> {
+    let memory = anonymous_file()?;
+    allocate(&memory, 8 * words.get() as u64)?;
+    // A worker that made it shorter would be our SIGBUS (mmap(2)). Only a memfd can be sealed; with any other file the workers
+    // are trusted.
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+    let _ = fcntl(&memory, FcntlArg::F_ADD_SEALS(seals));
+    Ok((shared_words(words, Some((&memory, Access::Write)))?, memory))
+}
+
 /// A file without a name: memfd_create(2), or where a sandbox forbids that, a temporary one.
 fn anonymous_file() -> std::io::Result<File> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
@@ -333,21 +331,17 @@ fn cannot_map(error: impl Into<std::io::Error>) -> Failure {
     Failure::new("map the scoreboard", error)
 }
 
-const ADVICE: &str = "choose a file you may write, such as one under /dev/shm";
-
-fn create_file(path: &Path, words: NonZeroUsize) -> Result<File, Failure> {
+fn create_file(path: &Path, words: NonZeroUsize) -> Result<(&'static [AtomicU64], File), Failure> {
     let create = || {
         remove_stale(path)?;
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
         allocate(&file, 8 * words.get() as u64)?;
-        Ok::<_, std::io::Error>(file)
+        let mapped = shared_words(words, Some((&file, Access::Write)))?;
+        Ok::<_, std::io::Error>((mapped, file))
     };
-    create().map_err(|error| Failure::new(format_args!("scoreboard {}", path.display()), error).advise(ADVICE))
-}
-
-fn map_file(file: &File, path: &Path, words: NonZeroUsize) -> Result<&'static [AtomicU64], Failure> {
-    shared_words(words, Some((file, Access::Write)))
-        .map_err(|errno| Failure::new(format_args!("scoreboard {}", path.display()), errno).advise(ADVICE))
+    let tried = format_args!("scoreboard {}", path.display());
+    create()
+        .map_err(|error| Failure::new(tried, error).advise("choose a file you may write, such as one under /dev/shm"))
 }
 
 /// Gives the file its length, and the blocks for it now: to store into a page for which there is no block left, as on a

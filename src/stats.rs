@@ -20,20 +20,14 @@ pub fn summarize(values: &[f64]) -> Option<Summary> {
     sorted.sort_by(f64::total_cmp);
     let n = sorted.len();
     let skip = outside(n);
-    Some(Summary { median: median_of_sorted(&sorted)?, low: *sorted.get(skip)?, high: sorted[n - 1 - skip] })
+    let upper = *sorted.get(n / 2)?;
+    let median = if n % 2 == 1 { upper } else { (sorted[n / 2 - 1] + upper) / 2.0 };
+    Some(Summary { median, low: *sorted.get(skip)?, high: sorted[n - 1 - skip] })
 }
 
 /// The middle of the values; `None` when there are none.
 pub fn median(values: &[f64]) -> Option<f64> {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    median_of_sorted(&sorted)
-}
-
-fn median_of_sorted(sorted: &[f64]) -> Option<f64> {
-    let n = sorted.len();
-    let upper = sorted.get(n / 2)?;
-    Some(if n % 2 == 1 { *upper } else { (sorted[n / 2 - 1] + upper) / 2.0 })
+    summarize(values).map(|summary| summary.median)
 }
 
 /// How many of n sorted values lie below the interval, and as many above it. Each value is below the true median

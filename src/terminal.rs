@@ -69,7 +69,6 @@ pub fn wrapped(text: &str, width: usize, indent: usize) -> Vec<String> {
     lines
 }
 
-/// Colours a text, or leaves it as it is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Paint {
     pub has_colour: bool,

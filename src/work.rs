@@ -22,7 +22,6 @@ pub enum Cost {
     Spin(Duration),
 }
 
-/// What requests cost: each share of them the same.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Work {
     /// Cumulative per cent, ending at 100, with the cost up to there.

@@ -30,7 +30,6 @@ pub fn connections_per_message(workers: usize) -> usize {
     (limit / (MOST_MESSAGES * workers)).clamp(1, MOST_PER_MESSAGE)
 }
 
-/// What a receiver answers about the connection it was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     Taken,

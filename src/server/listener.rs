@@ -136,7 +136,6 @@ impl Listener {
         }
     }
 
-    /// The socket, if it belongs to other workers, too.
     pub fn with_shared_socket<T>(&self, call: impl FnOnce(Option<BorrowedFd>) -> T) -> T {
         match &self.cluster {
             None => call(None),

@@ -249,7 +249,6 @@ impl Member {
         }
     }
 
-    /// `listen()`, as Node's child asks for it.
     fn ask(&mut self, args: &ServerArgs) -> Result<(), Failure> {
         let asked = self.seq;
         let listen = args.listen;

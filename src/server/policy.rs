@@ -25,7 +25,6 @@ pub enum Policy {
 
 pub struct Choice {
     policy: Policy,
-    /// The worker that got the last connection.
     last: usize,
     random: fastrand::Rng,
 }

@@ -19,7 +19,6 @@ use crate::sys::epoll::{Epoll, Interest, Ready};
 use crate::sys::signal::{has_given_up, wake_on_termination};
 use crate::units::monotonic_ns;
 
-/// The tokens that are no connection's key.
 pub const ACCEPTOR: u64 = u64::MAX;
 const TERMINATION: u64 = u64::MAX - 1;
 
@@ -230,7 +229,6 @@ impl Reactor {
         drop(connection);
     }
 
-    /// True when any was due.
     fn run_timers(&mut self) -> bool {
         let mut any = false;
         while let Some(&Reverse((due_ns, key, purpose))) = self.timers.peek()

@@ -39,7 +39,6 @@ const REPORTS_PER_WAIT: usize = 256;
 /// A pair costs the client's descriptor and our own to the worker.
 const DESCRIPTORS_PER_CONNECTION: usize = 2;
 
-/// The tokens that are no pair's.
 const LISTENER: u64 = u64::MAX;
 const SIGNALS: u64 = u64::MAX - 1;
 
@@ -55,7 +54,6 @@ pub enum Event {
 
 /// A client on its way to a worker, and the socket that will be connected to one.
 pub struct PendingClient {
-    /// How many workers have refused it.
     pub refusals: usize,
     socket: OwnedFd,
     to_worker: Socket,
@@ -415,7 +413,6 @@ struct Pair {
 
 enum PairStep {
     Wait,
-    /// It could go on, but others wait.
     Yield,
     /// Both streams have ended; closing tells the last who does not know.
     Done,

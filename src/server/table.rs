@@ -6,7 +6,6 @@
 use super::connection::Connection;
 use super::slots::{Key, Slots};
 
-/// No connection's key.
 const NONE: Key = u64::MAX;
 
 struct Entry {

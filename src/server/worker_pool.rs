@@ -33,7 +33,6 @@ pub struct WorkerPool {
     announce: Option<OwnedFd>,
     /// By worker; `None` once it has been reaped.
     pids: Vec<Option<Pid>>,
-    /// When to kill those who have been asked to stop.
     deadline: Option<Instant>,
 }
 

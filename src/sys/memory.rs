@@ -9,7 +9,6 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous};
 
 use super::errno_of;
 
-/// What may be done to a mapped file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// Loads only: a store to the mapping would be SIGSEGV.

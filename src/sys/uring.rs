@@ -246,7 +246,6 @@ impl Buffers {
         unsafe { std::slice::from_raw_parts(self.buffer(buffer), length) }
     }
 
-    /// The kernel may fill it again.
     fn give_back(&mut self, buffer: u16) {
         let address = self.buffer(buffer).addr() as u64;
         let entries = self.start.as_ptr().cast::<BufRingEntry>();

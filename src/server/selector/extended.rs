@@ -30,8 +30,7 @@ const SLOT_WORDS: usize = 16;
 /// # Errors
 /// Without CAP_BPF, or on a kernel before 5.12.
 pub fn take_turns(listeners: &[Listener]) -> Result<(), Failure> {
-    let sockets = SocketMap::of(listeners).map_err(|errno| explain("create a BPF map of sockets", errno))?;
-    let memory = WordMap::new(words(SLOT_WORDS)).map_err(|errno| explain("create a BPF map", errno))?;
+    let (sockets, memory) = create_maps(listeners, 1)?;
     load_and_attach(&round_robin(&sockets, &memory, listeners.len() as i32), &listeners[0])
 }
 
@@ -42,16 +41,16 @@ pub fn take_turns(listeners: &[Listener]) -> Result<(), Failure> {
 /// connections did not count before they are accepted, and a worker that hangs would look idle for ever. A worker that
 /// has died is such a one: its place is empty, the hash chooses in its stead, and soon it has the highest load.
 pub fn weigh_loads(listeners: &[Listener]) -> Result<Vec<Load>, Failure> {
-    let sockets = SocketMap::of(listeners).map_err(|errno| explain("create a BPF map of sockets", errno))?;
-    let memory =
-        WordMap::new(words(SLOT_WORDS * (1 + listeners.len()))).map_err(|errno| explain("create a BPF map", errno))?;
+    let (sockets, memory) = create_maps(listeners, 1 + listeners.len())?;
     load_and_attach(&least_loaded(&sockets, &memory, listeners.len() as i32), &listeners[0])?;
     let slots = memory.words.chunks_exact(SLOT_WORDS).skip(1);
     Ok(slots.map(|slot| Load { assigned: &slot[0], finished: &slot[1] }).collect())
 }
 
-fn words(n: usize) -> NonZeroUsize {
-    NonZeroUsize::new(n).expect("there is a header at least")
+fn create_maps(listeners: &[Listener], slots: usize) -> Result<(SocketMap, WordMap), Failure> {
+    let sockets = SocketMap::of(listeners).map_err(|errno| explain("create a BPF map of sockets", errno))?;
+    let words = NonZeroUsize::new(slots * SLOT_WORDS).expect("there is a slot at least");
+    Ok((sockets, WordMap::new(words).map_err(|errno| explain("create a BPF map", errno))?))
 }
 
 fn load_and_attach(program: &[Instruction], member: &Listener) -> Result<(), Failure> {
