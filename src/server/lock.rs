@@ -14,8 +14,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::failure::Failure;
-use crate::sys::errno_of;
-use crate::sys::lock::{RobustMutex, Semaphore};
+use crate::sys::lock::{RobustMutex, Semaphore, flock};
 use crate::sys::signal::is_stopping;
 
 /// A lock that workers sleep for. Made before the fork.
@@ -84,7 +83,7 @@ impl Lock {
     fn take(&self) -> nix::Result<()> {
         match self {
             Lock::Fcntl(file) => fcntl(file, FcntlArg::F_SETLKW(&whole_file(libc::F_WRLCK))).map(drop),
-            Lock::Flock(file) => file.lock().map_err(errno_of),
+            Lock::Flock(file) => flock(file, libc::LOCK_EX),
             Lock::Semaphore(semaphore) => semaphore.take(),
             Lock::Mutex(mutex) => mutex.take(),
         }
@@ -93,7 +92,7 @@ impl Lock {
     fn give(&self) -> nix::Result<()> {
         match self {
             Lock::Fcntl(file) => fcntl(file, FcntlArg::F_SETLK(&whole_file(libc::F_UNLCK))).map(drop),
-            Lock::Flock(file) => file.unlock().map_err(errno_of),
+            Lock::Flock(file) => flock(file, libc::LOCK_UN),
             Lock::Semaphore(semaphore) => semaphore.give(),
             Lock::Mutex(mutex) => mutex.give(),
         }

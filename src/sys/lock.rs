@@ -1,13 +1,20 @@
-//! Locks that processes share: a System V semaphore (semop(2)), and a robust mutex in shared memory
+//! Locks that processes share: flock(2), a System V semaphore (semop(2)), and a robust mutex in shared memory
 //! (pthread_mutexattr_setrobust(3)). The kernel takes each of them back from a holder that dies.
 
 use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::AtomicU64;
 
 use nix::errno::Errno;
 use nix::unistd::{Pid, getpid};
 
 use super::memory::shared_words;
+
+/// LOCK_EX sleeps until this open file description holds the only lock on the file; EINTR when a signal came instead.
+pub fn flock(file: impl AsFd, operation: libc::c_int) -> nix::Result<()> {
+    // SAFETY: flock(2) touches no memory, and the borrowed descriptor is open.
+    Errno::result(unsafe { libc::flock(file.as_fd().as_raw_fd(), operation) }).map(drop)
+}
 
 /// A System V semaphore that one process at a time takes. It is no descriptor: the kernel keeps it until somebody
 /// removes it. The process that made it does so when it drops it; one that is killed cannot, so the set says whether

@@ -118,7 +118,6 @@ impl Usage {
         Usage::of(UsageWho::RUSAGE_THREAD)
     }
 
-    /// Of all children that have ended and were reaped.
     pub fn of_children() -> Usage {
         Usage::of(UsageWho::RUSAGE_CHILDREN)
     }

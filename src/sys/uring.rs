@@ -144,13 +144,9 @@ impl Uring {
     /// Without a system call when nothing is queued and the kernel has nothing to do for us.
     fn look(&mut self) -> io::Result<usize> {
         let queue = self.ring.submission();
-        match queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
-            true => Ok(0),
-            false => {
-                drop(queue);
-                self.ring.submit()
-            }
-        }
+        let is_idle = queue.is_empty() && !queue.taskrun() && !queue.cq_overflow();
+        drop(queue);
+        if is_idle { Ok(0) } else { self.ring.submit() }
     }
 
     /// The next completion. The buffer of the one before goes back to the kernel.
