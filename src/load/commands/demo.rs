@@ -5,7 +5,6 @@
 //! which it does nothing. Each loop has one connection, so what waits for the stall to end waits in the client's
 //! schedule, and response times count it.
 
-use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
@@ -149,42 +148,34 @@ impl Demonstration {
             rows.concat(),
             ""
         );
-        let share = |share: f64| format!("{:.3} %", share * 100.0);
-        let delayed_one = 1.0 / n.max(1) as f64;
-        let (service_ms, stall_s) = (service_s * 1e3, STALL.as_secs());
+        let percent = |share: f64| format!("{:.3} %", share * 100.0);
+        let (delayed_one, delayed) = (1.0 / n.max(1) as f64, percent(expected.delayed));
+        let (one, all_but_one) = (percent(delayed_one), percent(1.0 - delayed_one));
+        let Expected { utilization, delayed_for_s, .. } = expected;
+        let (service_ms, p99_ms) = (service_s * 1e3, expected.quantile_s(0.99) * 1e3);
+        let (stall_s, run_s, of_100) = (STALL.as_secs(), RUN.as_secs(), expected.delayed * 100.0);
         let paragraphs = [
             format!(
-                "Closed loop: the only connection waits, and nothing else is sent. 1 request of {n} is delayed, {}, and no \
-             percentile below {} sees it.",
-                share(delayed_one),
-                share(1.0 - delayed_one)
+                "Closed loop: the only connection waits, and nothing else is sent. 1 request of {n} is delayed, {one}, and \
+                 no percentile below {all_but_one} sees it."
             ),
             format!(
                 "Open loop: {RATE_PER_S} requests are due in each second of the stall S = {stall_s} s too. When it is over, \
-             new ones go on taking ρ = rate x service time = {RATE_PER_S}/s x {service_ms:.2} ms = {:.2} of the server, so \
-             the backlog is gone S / (1 - ρ) = {:.2} s after the stall began. Who was due in that time is delayed: \
-             {:.2} s of {} s, {}. The first waits for S, the last for nothing, those between evenly less:",
-                expected.utilization,
-                expected.delayed_for_s,
-                expected.delayed_for_s,
-                RUN.as_secs(),
-                share(expected.delayed)
+                 new ones go on taking ρ = rate x service time = {RATE_PER_S}/s x {service_ms:.2} ms = {utilization:.2} of \
+                 the server, so the backlog is gone S / (1 - ρ) = {delayed_for_s:.2} s after the stall began. Who was due \
+                 in that time is delayed: {delayed_for_s:.2} s of {run_s} s, {delayed}. The first waits for S, the last \
+                 for nothing, those between evenly less:"
             ),
+            format!("p99 = S x (1 - 1 % / {delayed}) + {service_ms:.2} ms = {p99_ms:.0} ms."),
             format!(
-                "p99 = S x (1 - 1 % / {}) + {service_ms:.2} ms = {:.0} ms.",
-                share(expected.delayed),
-                expected.quantile_s(0.99) * 1e3
-            ),
-            format!(
-                "In short: both clients used the same server with the same lost second. The closed loop sent nothing while it \
-             waited, so the requests that would have waited are missing, and it reports one slow request in {n}. Users do \
-             not wait for the server before they come: the open loop sends when they would, and of every 100 of them \
-             {:.0} had to wait.",
-                expected.delayed * 100.0
+                "In short: both clients used the same server with the same lost second. The closed loop sent nothing while \
+                 it waited, so the requests that would have waited are missing, and it reports one slow request in {n}. \
+                 Users do not wait for the server before they come: the open loop sends when they would, and of every 100 \
+                 of them {of_100:.0} had to wait."
             ),
         ];
         for paragraph in &paragraphs {
-            let _ = write!(text, "\n{}\n", wrapped(paragraph, 80, 2).join("\n"));
+            text += &format!("\n{}\n", wrapped(paragraph, 80, 2).join("\n"));
         }
         text
     }

@@ -1,12 +1,11 @@
 //! `loadgen merge`: one result from those of many client machines.
 //!
 //! Counts are added, distributions are added bucket by bucket, and what is computed from them is computed again: the
-//! result is what one client would have reported that had seen it all. What cannot be added exactly is left out: percentiles
-//! per worker, the worst second and the longest silence, traces, and the order of the workers (no two machines agree on
-//! the time well enough to sort them).
-//!
-//! A sum only means something when its parts belong together, so that is what most of this file is about.
+//! result is what one client would have reported that had seen it all. What cannot be added exactly is left out; the order
+//! of the workers too, since no two machines agree on the time well enough to sort them. A sum only means something when
+//! its parts belong together, so that is what most of this file is about.
 
+use std::fmt::Display;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -82,20 +81,17 @@ struct Part {
 
 impl Part {
     fn read(path: &Path) -> Result<Part, String> {
-        let name = path.display();
-        let document = fs::read(path).map_err(|error| format!("read {name}: {error}"))?;
+        let failed = |why: &dyn Display| format!("read {}: {why}", path.display());
+        let document = fs::read(path).map_err(|error| failed(&error))?;
         let mut report: LoadReport = serde_json::from_slice(&document)
-            .map_err(|error| format!("read {name}: not what `loadgen --format json` prints: {error}"))?;
+            .map_err(|error| failed(&format!("not what `loadgen --format json` prints: {error}")))?;
         if report.schema != SCHEMA {
-            let theirs = report.schema;
-            return Err(format!("read {name}: it has schema {theirs}, and this loadgen knows {SCHEMA}"));
+            return Err(failed(&format!("it has schema {}, and this loadgen knows {SCHEMA}", report.schema)));
         }
-        let run = report
-            .run
-            .take()
-            .ok_or_else(|| format!("read {name}: it does not say where and when it was measured (`run`)"))?;
+        let run = report.run.take();
+        let run = run.ok_or_else(|| failed(&"it does not say where and when it was measured (`run`)"))?;
         if let Some(number) = impossible(&report) {
-            return Err(format!("read {name}: damaged: no run has {number}; copy it from its machine again"));
+            return Err(failed(&format!("damaged: no run has {number}; copy it from its machine again")));
         }
         let (distributions, window_start) = read_hlog(&path.with_extension("hlog"))?;
         Ok(Part { path: path.into(), report, run, distributions, window_start })
@@ -145,7 +141,6 @@ fn impossible(report: &LoadReport) -> Option<String> {
     search(&serde_json::to_value(report).ok()?, "")
 }
 
-/// The distributions, and where in the run their window begins.
 fn read_hlog(path: &Path) -> Result<(Distributions, Duration), String> {
     let name = path.display();
     let bytes = fs::read(path)
@@ -346,7 +341,6 @@ fn add(sum: &mut Value, part: Value) {
     }
 }
 
-/// Host, start and seed of the first part, and the list of all parts.
 fn origin(parts: &[Part]) -> RunInfo {
     let first = parts.iter().min_by_key(|part| part.run.started_unix_ns).expect("clap requires a file");
     let runs: Vec<RunPart> = parts.iter().flat_map(Part::runs).collect();

@@ -23,7 +23,6 @@ use crate::units::{over, time};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Point {
     pub rate_per_s: f64,
-    /// Of what was due, the share that was answered in time.
     pub achieved_share: f64,
     /// Whether the condition held at it; absent in a sweep, which has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -48,7 +47,6 @@ pub struct Curve {
     pub ended_by: Option<String>,
 }
 
-/// The highest rate that holds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Found {
     pub condition: String,
@@ -56,7 +54,6 @@ pub struct Found {
     /// not: the answer lies between them.
     pub highest_held_per_s: Option<f64>,
     pub lowest_failed_per_s: Option<f64>,
-    /// Rates at which one run of three disagreed with the others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disagreed_at_per_s: Vec<f64>,
     /// What failed was the client: the server may be able to do more.
@@ -69,12 +66,10 @@ pub struct Found {
 /// How one run comes about, so many times as long as was asked for; without a rate in closed loop.
 type Measure<'a> = &'a mut dyn FnMut(Option<Rate>, u32) -> Result<LoadReport, String>;
 
-/// Measures one rate after the other, with a line on standard error for each.
 pub fn sweep(plan: &Plan, sweep: Sweep) -> Result<Curve, String> {
     sweep_with(sweep, &mut |rate, times| measure(plan, rate, times), &log)
 }
 
-/// Searches the highest rate at which the condition holds, with a line on standard error per run.
 pub fn find_max(plan: &Plan, condition: &Gate) -> Result<Found, String> {
     let least_per_s = LEAST_REQUESTS / duration(plan).as_secs_f64();
     let mut plan = plan.clone();

@@ -344,7 +344,7 @@ impl LoadArgs {
         let duration = match (self.duration, &replayed) {
             (Some(duration), _) => duration,
             (None, Some(due_ns)) => replay_length(due_ns) - self.warmup,
-            (None, None) => DEFAULT_DURATION,
+            (None, None) => Duration::from_secs(10),
         };
         let open = |profile| Arrivals::Open { profile, spacing, seed: self.seed };
         let arrivals = match (replayed, self.rate) {
@@ -394,8 +394,6 @@ fn parse_rates(text: &str) -> Result<(Rate, Rate), String> {
     let (from, to) = text.split_once("..").unwrap_or((text, text));
     Ok((from.parse()?, to.parse()?))
 }
-
-const DEFAULT_DURATION: Duration = Duration::from_secs(10);
 
 fn read_replay(file: &Path, warmup: Duration) -> Result<Arc<[u64]>, String> {
     let name = file.display();

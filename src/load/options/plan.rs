@@ -221,15 +221,12 @@ impl Plan {
             engine: if threads.engine == EngineName::IoUring { "io-uring" } else { "epoll" }.into(),
             busy_poll: threads.busy_poll,
             pin: threads.pin,
-            arrivals: match (&pacing.arrivals, &pacing.replay) {
-                (Arrivals::Closed, _) => ArrivalsKind::Closed,
-                (Arrivals::Replay(_), file) => {
-                    let file = file.as_ref().map_or(String::new(), |file| file.display().to_string());
-                    ArrivalsKind::Replay(file)
-                }
-                (Arrivals::Open { spacing: Spacing::Fixed, .. }, _) => ArrivalsKind::Fixed,
-                (Arrivals::Open { spacing: Spacing::Poisson, .. }, _) => ArrivalsKind::Poisson,
-                (Arrivals::Open { spacing: Spacing::Burst(size), .. }, _) => ArrivalsKind::Burst(*size),
+            arrivals: match (&pacing.arrivals, &pacing.replay, pacing.spacing) {
+                (Arrivals::Closed, ..) => ArrivalsKind::Closed,
+                (_, Some(file), _) => ArrivalsKind::Replay(file.display().to_string()),
+                (.., Spacing::Fixed) => ArrivalsKind::Fixed,
+                (.., Spacing::Poisson) => ArrivalsKind::Poisson,
+                (.., Spacing::Burst(size)) => ArrivalsKind::Burst(size),
             },
             rate_per_s: rate.map(Rate::per_s),
             ramp_to_per_s: ramp_to.map(Rate::per_s),

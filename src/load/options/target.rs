@@ -84,47 +84,38 @@ impl FromStr for Target {
     fn from_str(url: &str) -> Result<Target, String> {
         let (scheme, rest) =
             url.split_once("://").ok_or("a URL looks like http://HOST:PORT/PATH; the scheme is missing")?;
-        match scheme.to_ascii_lowercase().as_str() {
-            "http" => {}
-            "https" => {
-                return Err("https is not spoken here, only http: measure the server behind the TLS".into());
-            }
-            _ => return Err(format!("{scheme} is not spoken here, only http")),
+        if !scheme.eq_ignore_ascii_case("http") {
+            let hint = if scheme.eq_ignore_ascii_case("https") { ": measure the server behind the TLS" } else { "" };
+            return Err(format!("{scheme} is not spoken here, only http{hint}"));
         }
         // Anything else in the request line would be a second request (RFC 3986: a URL is printable ASCII).
         if !rest.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err("a URL holds no spaces, control or non-ASCII characters; write them as %20".into());
         }
         let rest = rest.split('#').next().unwrap_or(rest);
-        if let Some(rest) = rest.strip_prefix("unix:") {
-            return unix_target(rest);
-        }
-        let path_at = rest.find(['/', '?']).unwrap_or(rest.len());
-        let (authority, path) = rest.split_at(path_at);
-        let (host, port) = split_authority(authority)?;
-        let authority = match (host.split_once('%'), authority.rsplit_once(']')) {
-            (Some((address, _)), Some((_, port))) => format!("[{address}]{port}"),
-            _ => authority.into(),
+        let (host, port, authority, path, unix) = match rest.strip_prefix("unix:") {
+            Some(rest) => {
+                // As nginx writes it: /path/to/socket:/path?query.
+                let (socket, path) = rest.split_once(':').unwrap_or((rest, "/"));
+                if !Path::new(socket).is_absolute() {
+                    return Err("a Unix socket stands in a URL like http://unix:/path/to/socket:/path".into());
+                }
+                // What curl sends for a socket without a name.
+                ("localhost".into(), 80, "localhost".into(), path, Some(socket.into()))
+            }
+            None => {
+                let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+                let (host, port) = split_authority(authority)?;
+                let authority = match (host.split_once('%'), authority.rsplit_once(']')) {
+                    (Some((address, _)), Some((_, port))) => format!("[{address}]{port}"),
+                    _ => authority.into(),
+                };
+                (host, port, authority, path, None)
+            }
         };
         let slash = if path.starts_with('/') { "" } else { "/" };
-        Ok(Target { host, port, authority, path: format!("{slash}{path}"), unix: None })
+        Ok(Target { host, port, authority, path: format!("{slash}{path}"), unix })
     }
-}
-
-/// `/path/to/socket:/path?query`, as nginx writes it. The host is what curl sends for a socket without a name.
-fn unix_target(text: &str) -> Result<Target, String> {
-    let (socket, path) = text.split_once(':').unwrap_or((text, "/"));
-    if !Path::new(socket).is_absolute() {
-        return Err("a Unix socket stands in a URL like http://unix:/path/to/socket:/path".into());
-    }
-    let slash = if path.starts_with('/') { "" } else { "/" };
-    Ok(Target {
-        host: "localhost".into(),
-        port: 80,
-        authority: "localhost".into(),
-        path: format!("{slash}{path}"),
-        unix: Some(socket.into()),
-    })
 }
 
 /// The host, with the zone of an IPv6 address as `address%zone`, and the port.

@@ -104,21 +104,19 @@ fn quoted(text: &str) -> String {
 }
 
 #[derive(Debug, Default)]
-pub struct Files {
-    destinations: Vec<(FileFormat, Destination)>,
-}
+pub struct Files(Vec<(FileFormat, Destination)>);
 
 impl Files {
     pub fn create(files: &[(FileFormat, PathBuf)]) -> Result<Files, String> {
         let at_the_end = files.iter().filter(|(format, _)| *format != FileFormat::Ndjson);
         let create = |(format, path): &(FileFormat, PathBuf)| Ok((*format, Destination::create(path)?));
-        Ok(Files { destinations: at_the_end.map(create).collect::<Result<_, String>>()? })
+        at_the_end.map(create).collect::<Result<_, String>>().map(Files)
     }
 
     /// Writes them all, whatever becomes of one; an error names each that is not complete.
     pub fn write(self, distributions: &Distributions, span: &Span, report: &LoadReport) -> Result<(), String> {
         let mut outcome = Ok(());
-        for (format, mut destination) in self.destinations {
+        for (format, mut destination) in self.0 {
             destination.write(&match format {
                 FileFormat::Hlog => hlog(distributions, span),
                 FileFormat::Hgrm => hgrm(&distributions.response).into(),

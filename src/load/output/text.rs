@@ -32,7 +32,7 @@ pub fn render(report: &LoadReport, paint: Paint, columns: usize) -> String {
         trace(&mut page, &report.trace, &run.configuration);
         page.line(paint.bold(&run.configuration.url));
         heading::load(run).lines().for_each(|line| page.wrapped(line));
-        page.empty_line();
+        page.line(String::new());
     }
     let configuration = report.run.as_ref().map(|run| &run.configuration);
     rate(&mut page, report);
@@ -62,10 +62,6 @@ impl Page {
         self.text.push('\n');
     }
 
-    fn empty_line(&mut self) {
-        self.text.push('\n');
-    }
-
     fn named(&mut self, name: &str, line: String) {
         self.line(format!("{name:NAME_COLUMNS$}{line}"));
     }
@@ -92,7 +88,7 @@ fn trace(page: &mut Page, trace: &[Traced], configuration: &Configuration) {
         page.line(format!("HTTP/1.1 {status} {seconds:6.2} secs: {bytes:7} bytes ==> {method:4} {path}{worker}"));
     }
     if !trace.is_empty() {
-        page.empty_line();
+        page.line(String::new());
     }
 }
 
@@ -114,7 +110,7 @@ fn rate(page: &mut Page, report: &LoadReport) {
         let line = format!("{depth} requests under way on each connection: compare with the same --pipeline");
         page.line(page.paint.yellow(&line));
     }
-    page.empty_line();
+    page.line(String::new());
 }
 
 fn rows(report: &LoadReport, open_loop: bool) -> Vec<(&'static str, &Latency)> {
@@ -137,7 +133,7 @@ fn latencies(page: &mut Page, rows: &[(&str, &Latency)], report: &LoadReport) {
         let silence = time(silence_ms as f64 * 1e3);
         page.line(format!("worst second: p99 {p99}, from {from_s:.0} s on; longest silence: {silence}"));
     }
-    page.empty_line();
+    page.line(String::new());
 }
 
 fn spectrum(page: &mut Page, rows: &[(&str, &Latency)]) {
@@ -306,7 +302,7 @@ fn order(page: &mut Page, report: &LoadReport, workers: usize) {
         takers.chunks(group).map(|group| group.iter().map(u32::to_string).collect::<Vec<_>>().join(within)).collect();
     let longest = groups.iter().map(String::len).max().unwrap_or(0);
     let per_line = ((columns + between.len()) / (longest + between.len())).max(1);
-    page.empty_line();
+    page.line(String::new());
     for (line, groups) in groups.chunks(per_line).take(ORDER_LINES).enumerate() {
         let name = if line == 0 { "order" } else { "" };
         page.named(name, groups.join(between));
@@ -327,13 +323,13 @@ fn client(page: &mut Page, report: &LoadReport) {
     let (percent, threads) = (client.cpu_share * 100.0, client.threads);
     let cpus = if threads == 1 { "CPU" } else { "CPUs" };
     let mib = client.max_rss_kib as f64 / 1024.0;
-    page.empty_line();
+    page.line(String::new());
     page.named("client", format!("{percent:.0} % of {threads} {cpus}, {per_request}, {mib:.1} MiB"));
 }
 
 fn trust(page: &mut Page, report: &LoadReport) {
     let Some(trust) = &report.trust else { return };
-    page.empty_line();
+    page.line(String::new());
     if trust.verdict == Verdict::Valid {
         page.line(format!("{}: all {} checks hold", page.paint.bold("valid"), trust.checks.len()));
     }

@@ -39,7 +39,6 @@ pub struct Outcome {
     pub observed: Result<(), String>,
 }
 
-/// Does what the plan says. An error is one line that says what was tried and what to do.
 pub fn run(plan: &Plan, observers: Observers) -> Result<Outcome, String> {
     let setup = |errno: Errno| format!("set up the run: {}", words(errno));
     // A name server may take its time: until the signals are ours Ctrl-C ends the program.

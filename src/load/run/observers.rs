@@ -23,10 +23,8 @@ pub trait Observer {
     }
 }
 
-/// All observers of a run.
 pub struct Observers {
     observers: Vec<Box<dyn Observer>>,
-    /// How long an interval is.
     every: Duration,
     merger: Option<IntervalMerger>,
 }
@@ -51,7 +49,6 @@ impl Observers {
         senders
     }
 
-    /// When to observe next.
     pub fn next_ns(&self, now_ns: u64) -> u64 {
         self.merger.as_ref().map_or(u64::MAX, |_| now_ns + self.every.as_nanos() as u64)
     }

@@ -76,7 +76,7 @@ pub fn advise(plan: &Plan, limits: &Limits) -> Result<Vec<String>, String> {
         // No ports; the backlog of the socket is the server's own.
         return Ok(Vec::new());
     }
-    let ports = ports(plan, limits);
+    let (ports, example) = (ports(plan, limits), example_of_sources(plan));
     if connections > ports {
         let addresses = match sources(plan) {
             1 => "one source address has".into(),
@@ -84,8 +84,7 @@ pub fn advise(plan: &Plan, limits: &Limits) -> Result<Vec<String>, String> {
         };
         return Err(format!(
             "open {connections} connections to one server: {addresses} {ports} ports (net.ipv4.ip_local_port_range); \
-             connect from more with --source{}, or widen the range",
-            example_of_sources(plan)
+             connect from more with --source{example}, or widen the range"
         ));
     }
     Ok([time_wait(plan, limits), accept_queue(plan, limits)].into_iter().flatten().collect())
@@ -140,28 +139,25 @@ fn time_wait(plan: &Plan, limits: &Limits) -> Option<String> {
     if !closes_first(plan) || in_all.min(per_s * held_s) <= at_hand {
         return None;
     }
+    let (per_s, example) = (at_hand / held_s, example_of_sources(plan));
     Some(format!(
         "each connection that we close holds its port for {held_s} s (TIME_WAIT), and connect(2) takes every second of \
-         {ports} ports first: beyond {:.0} connections/s it has to search and gets slow, and fails with EADDRNOTAVAIL \
-         when none is left; --close rst leaves no TIME_WAIT, --source{} has more ports",
-        at_hand / held_s,
-        example_of_sources(plan)
+         {ports} ports first: beyond {per_s:.0} connections/s it has to search and gets slow, and fails with EADDRNOTAVAIL \
+         when none is left; --close rst leaves no TIME_WAIT, --source{example} has more ports"
     ))
 }
 
 /// Of a server on this machine: the limits of another machine are not known here.
 fn accept_queue(plan: &Plan, limits: &Limits) -> Option<String> {
-    let at_once = u64::from(plan.connections.count);
-    (is_on_loopback(plan) && at_once > limits.somaxconn).then(|| {
+    let (at_once, limit) = (u64::from(plan.connections.count), limits.somaxconn);
+    (is_on_loopback(plan) && at_once > limit).then(|| {
         format!(
-            "{at_once} connections are opened at once, an accept queue holds {} (net.core.somaxconn): a server that \
-             accepts more slowly lets some wait for a second or more; raise somaxconn and the server's --backlog",
-            limits.somaxconn
+            "{at_once} connections are opened at once, an accept queue holds {limit} (net.core.somaxconn): a server that \
+             accepts more slowly lets some wait for a second or more; raise somaxconn and the server's --backlog"
         )
     })
 }
 
-/// Soft and hard.
 fn descriptor_limits() -> (u64, u64) {
     getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit(2) fails only on bad arguments")
 }

@@ -112,7 +112,9 @@ impl<'a> Supervisor<'a> {
             // A number of requests ended the window, and the threads with it.
             self.announce("drain");
         }
-        self.clear_progress();
+        if self.shows_progress {
+            console::redraw("\r\x1b[K");
+        }
         let now = Usage::of_process();
         let (from, to) = (cpu_at[0].unwrap_or(now), cpu_at[1].unwrap_or(now));
         let cpu = Usage {
@@ -152,12 +154,6 @@ impl<'a> Supervisor<'a> {
         };
         // Carriage return and "erase to the end of the line" (ECMA-48, EL): the line replaces itself.
         console::redraw(&format!("\r\x1b[K{what}: {elapsed_s} s{of}"));
-    }
-
-    fn clear_progress(&self) {
-        if self.shows_progress {
-            console::redraw("\r\x1b[K");
-        }
     }
 }
 

@@ -126,8 +126,7 @@ const fn rule(name: &'static str, limit: fn() -> String, judge: fn(&RunFacts) ->
 #[rustfmt::skip]
 pub const DRIFT: Rule = rule("drift", || format!("rate and mean response time do not rise or fall with time \
         (Spearman, {PARTS} parts, p >= {P_LIMIT}), or the last third differs from the first by less than {} in rate, \
-        {} in time",
-        percent(DRIFT_QPS), percent(DRIFT_LATENCY)), course::drift);
+        {} in time", percent(DRIFT_QPS), percent(DRIFT_LATENCY)), course::drift);
 #[rustfmt::skip]
 pub const CPU: Rule = rule("cpu", || format!("the client used at most {} of its threads' time (not with --busy-poll)",
         percent(BUSY_CLIENT)), course::cpu);
@@ -161,13 +160,11 @@ pub static RULES: [Rule; 18] = [
         percent(STEAL_SHARE)), course::steal),
     rule("accept_queue", || format!("no accept queue of this machine overflowed, or it was another's: this run \
         opened at most {SMALL_BACKLOG} connections, or none of its requests waited as long as a retransmission \
-        takes ({})",
-        time(RETRANSMISSION_US)), course::accept_queue),
+        takes ({})", time(RETRANSMISSION_US)), course::accept_queue),
     rule("ports", || format!("--requests-per-connection 0 --close fin: at most {} of the connections/s that the \
         source ports allow, or connect(2) takes at most {} at p99.9",
         percent(PORTS_SHARE), time(SLOW_CONNECT_US)), course::ports),
-    rule("errors", || format!("at most {} of the requests failed",
-        percent(ERROR_SHARE)), course::errors),
+    rule("errors", || format!("at most {} of the requests failed", percent(ERROR_SHARE)), course::errors),
     rule("censored", || format!("at most {} of the times are ages of requests that were never answered",
         percent(CENSORED_SHARE)), course::censored),
     rule("percentiles", || format!("p99 rests on one answer at least; fewer than {ANSWERS_BEYOND} beyond it, or \

@@ -112,7 +112,6 @@ impl Rates {
         }
     }
 
-    /// All of it in at most so many columns, each a mean.
     pub fn columns(&self, width: usize) -> Vec<f64> {
         let (n, width) = (self.sums.len(), width.min(self.sums.len()));
         let column = |i| sum(&self.sums[i * n / width..(i + 1) * n / width]);
