@@ -49,7 +49,7 @@ fn run_command() -> Result<ExitCode, String> {
     match command {
         Command::Run(plan, fail_if) => return one_run(with_engine(plan), &fail_if, format),
         Command::FindMax(plan, condition) => find_max(&with_engine(plan), &condition, format)?,
-        Command::Sweep(plan, rates) => sweep(&with_engine(plan), rates, format)?,
+        Command::Sweep(plan, rates) => sweep(&with_engine(plan), &rates, format)?,
         Command::Explain => write(&explain::explain())?,
         Command::Other(Other::Demo) => print(format, &demo::run()?, Demonstration::render)?,
         Command::Other(Other::Calibrate { duration, connections }) => {
@@ -92,7 +92,7 @@ fn find_max(plan: &Plan, condition: &Gate, format: Format) -> Result<(), String>
 }
 
 /// The throughput-latency curve.
-fn sweep(plan: &Plan, rates: Sweep, format: Format) -> Result<(), String> {
+fn sweep(plan: &Plan, rates: &Sweep, format: Format) -> Result<(), String> {
     let curve = search::sweep(plan, rates)?;
     print(format, &curve, Curve::render)?;
     curve.ended_by.map_or(Ok(()), |why| Err(format!("the sweep is not complete: {why}")))

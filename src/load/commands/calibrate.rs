@@ -17,7 +17,7 @@ use crate::cpu;
 use crate::load::counts::histogram::Times;
 use crate::load::options::args::plan_of;
 use crate::load::options::plan::Plan;
-use crate::load::output::text::{cells, heads};
+use crate::load::output::text::{STATISTICS, cells, heads};
 use crate::load::run;
 use crate::load::run::observers::Observers;
 use crate::report::{Latency, LoadReport};
@@ -48,8 +48,6 @@ pub struct Calibration {
 pub const OPEN_RATE_PER_S: u32 = 10_000;
 /// Above this share of the ceiling the client may be what limits the server's figure.
 const HEADROOM: f64 = 0.8;
-/// Of a slip: the percentiles and the maximum.
-const STATISTICS: usize = 5;
 
 pub fn calibrate(duration: Duration, connections: u32) -> Result<Calibration, String> {
     let cpus = cpu::allowed();

@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use crate::console;
 use crate::load::options::args::plan_of;
+use crate::load::output::text::{STATISTICS, heads};
 use crate::load::run;
 use crate::load::run::observers::Observers;
 use crate::report::{Latency, LoadReport, Traced};
@@ -132,7 +133,7 @@ impl Demonstration {
         let service_s = closed.latency_us.p50 / 1e6;
         let expected = Expected::open(service_s);
         let n = closed.requests;
-        let columns = ["requests", "p50", "p90", "p99", "p99.9", "max"].map(|name| format!("{name:>9}")).concat();
+        let columns = heads(STATISTICS, 9);
         let rows = [
             row("closed loop", &n.to_string(), &closed.latency_us),
             row("  expected", "", &latency(|quantile| quantile_of_closed_s(n, service_s, quantile))),
@@ -141,7 +142,7 @@ impl Demonstration {
         ];
         let mut text = format!(
             "One server, one worker, 1 ms of work for a request.\nFrom 1 s to 2 s of each run it stands still.\n\n\
-             {:20}{columns} ms\n{}\n\
+             {:21}requests{columns} ms\n{}\n\
              The longest response time, by the tenth of a second in which the request was\ndue (·: there was none)\n\n\
              closed loop  {closed_picture}\nopen loop    {open_picture}\n{:13}0 s       1 s       2 s       3 s\n",
             "",
@@ -182,7 +183,7 @@ impl Demonstration {
 }
 
 fn row(name: &str, requests: &str, latency: &Latency) -> String {
-    let times = latency.named()[..5].iter().map(|(_, us)| format!("{:>9.2}", us / 1e3)).collect::<String>();
+    let times = latency.named()[..STATISTICS].iter().map(|(_, us)| format!("{:>9.2}", us / 1e3)).collect::<String>();
     format!("{name:20}{requests:>9}{times}\n")
 }
 

@@ -23,7 +23,7 @@ use crate::load::commands::measure::Measured;
 use crate::load::counts::distributions::{Distributions, Span};
 use crate::load::counts::histogram::Times;
 use crate::load::options::plan::FileFormat;
-use crate::load::output::export::Files;
+use crate::load::output::export::{self, Files};
 use crate::load::run::summary::{SCHEMA, compute};
 use crate::load::verdict::{self, LATE_START_NS};
 use crate::report::{Check, Configuration, LoadReport, RunInfo, RunPart, Trust, Verdict};
@@ -127,18 +127,13 @@ impl Part {
 }
 
 fn impossible(report: &LoadReport) -> Option<String> {
-    fn search(value: &Value, name: &str) -> Option<String> {
-        match value {
-            Value::Object(members) => members.iter().find_map(|(name, value)| search(value, name)),
-            Value::Array(items) => items.iter().find_map(|item| search(item, name)),
-            Value::Number(number) => {
-                let possible = number.as_f64().is_some_and(|number| (0.0..=LARGEST).contains(&number));
-                (!possible).then(|| format!("{name} = {number}"))
-            }
-            _ => None,
+    let mut found = None;
+    export::leaves(&serde_json::to_value(report).ok()?, "", &mut |name, value| {
+        if value.is_number() && !value.as_f64().is_some_and(|number| (0.0..=LARGEST).contains(&number)) {
+            found = Some(format!("{name} = {value}"));
         }
-    }
-    search(&serde_json::to_value(report).ok()?, "")
+    });
+    found
 }
 
 fn read_hlog(path: &Path) -> Result<(Distributions, Duration), String> {
@@ -369,7 +364,6 @@ fn trust(parts: &[Part], incompatibilities: Vec<String>) -> Option<Trust> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::output::export;
 
     #[test]
     fn the_difference_of_two_configurations_is_the_first_that_differs() {

@@ -66,7 +66,7 @@ pub struct Found {
 /// How one run comes about, so many times as long as was asked for; without a rate in closed loop.
 type Measure<'a> = &'a mut dyn FnMut(Option<Rate>, u32) -> Result<LoadReport, String>;
 
-pub fn sweep(plan: &Plan, sweep: Sweep) -> Result<Curve, String> {
+pub fn sweep(plan: &Plan, sweep: &Sweep) -> Result<Curve, String> {
     sweep_with(sweep, &mut |rate, times| measure(plan, rate, times), &log)
 }
 
@@ -112,9 +112,9 @@ const STEP_DOWN: f64 = PRECISION;
 /// The fewest requests a run may have to say anything at all.
 const LEAST_REQUESTS: f64 = 20.0;
 
-fn sweep_with(sweep: Sweep, measure: Measure, say: &dyn Fn(&str)) -> Result<Curve, String> {
+fn sweep_with(sweep: &Sweep, measure: Measure, say: &dyn Fn(&str)) -> Result<Curve, String> {
     let mut curve = Curve::default();
-    for per_s in sweep.rates_per_s() {
+    for &per_s in &sweep.rates_per_s {
         match measure(Some(rate(per_s)?), 1) {
             Ok(report) => curve.sweep.push(Point::of(per_s, report, None)),
             Err(error) if curve.sweep.is_empty() => return Err(error),
@@ -457,7 +457,7 @@ mod tests {
     #[test]
     fn a_sweep_finds_the_knee_and_survives_its_end() {
         let sweep: Sweep = "100..1000".parse().unwrap();
-        let curve = sweep_with(sweep, &mut |rate, _| Ok(answered(rate, 1000.0, 1e9)), &|_| {}).unwrap();
+        let curve = sweep_with(&sweep, &mut |rate, _| Ok(answered(rate, 1000.0, 1e9)), &|_| {}).unwrap();
         assert_eq!(curve.sweep.len(), 10);
         // ρ(1 − ρ) is largest at one half (Kleinrock's result for M/M/1).
         assert_eq!(curve.knee, Some(4));
@@ -467,7 +467,7 @@ mod tests {
             runs += 1;
             if runs > 2 { Err(INTERRUPTED.to_string()) } else { Ok(answered(rate, 1000.0, 1e9)) }
         };
-        let curve = sweep_with(sweep, &mut two, &|_| {}).unwrap();
+        let curve = sweep_with(&sweep, &mut two, &|_| {}).unwrap();
         assert!(curve.sweep.len() == 2 && curve.render().contains("not complete: ended early"));
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand, value_parser};
+use clap::{CommandFactory, Parser, Subcommand, value_parser};
 
 use crate::load::options::background::Background;
 use crate::load::options::gate::Gate;
@@ -86,15 +86,16 @@ pub enum Command {
 impl Command {
     /// A command line that makes no sense is explained, and the process exits with status 2.
     pub fn from_command_line() -> Result<(Command, Format), String> {
-        let CommandLine { subcommand, format, load } = CommandLine::parse();
-        if let Some(other) = subcommand {
+        let mut load = LoadArgs::parse();
+        let format = load.format;
+        if let Some(other) = load.subcommand.take() {
             return Ok((Command::Other(other), format));
         }
         if load.explain {
             return Ok((Command::Explain, format));
         }
         if let Some(contradiction) = load.contradiction() {
-            CommandLine::command().error(ErrorKind::ArgumentConflict, contradiction).exit();
+            LoadArgs::command().error(ErrorKind::ArgumentConflict, contradiction).exit();
         }
         let plan = load.plan()?;
         let command = match (load.find_max, load.sweep) {
@@ -104,22 +105,6 @@ impl Command {
         };
         Ok((command, format))
     }
-}
-
-/// Sends HTTP requests, measures the answers, and shows how evenly the workers behind the port shared them.
-#[derive(Debug, Parser)]
-#[command(name = "loadgen", version, allow_negative_numbers = true, after_help = EXAMPLES)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, disable_help_subcommand = true)]
-struct CommandLine {
-    #[command(subcommand)]
-    subcommand: Option<Other>,
-
-    /// How to print the result
-    #[arg(long, global = true, value_enum, default_value_t = Format::Text, help_heading = OUTPUT)]
-    format: Format,
-
-    #[command(flatten)]
-    load: LoadArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -155,8 +140,18 @@ pub enum Other {
     },
 }
 
-#[derive(Debug, Args)]
+/// Sends HTTP requests, measures the answers, and shows how evenly the workers behind the port shared them.
+#[derive(Debug, Parser)]
+#[command(name = "loadgen", version, allow_negative_numbers = true, after_help = EXAMPLES)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, disable_help_subcommand = true)]
 struct LoadArgs {
+    #[command(subcommand)]
+    subcommand: Option<Other>,
+
+    /// How to print the result
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text, help_heading = OUTPUT)]
+    format: Format,
+
     /// What to ask for: http://HOST:PORT/PATH; an IPv6 address stands in brackets, a Unix socket like
     /// http://unix:/path/to/socket:/PATH
     #[arg(value_name = "URL", required_unless_present = "explain")]
@@ -416,8 +411,8 @@ fn replay_length(due_ns: &[u64]) -> Duration {
 /// The plan of a run that loadgen makes of itself, from the options that a person would write; panics on others.
 pub fn plan_of(options: &str, url: &str) -> Plan {
     let words = ["loadgen"].into_iter().chain(options.split_whitespace()).chain([url]);
-    let line = CommandLine::try_parse_from(words).unwrap_or_else(|error| panic!("{error}"));
-    line.load.plan().unwrap_or_else(|error| panic!("{error}"))
+    let load = LoadArgs::try_parse_from(words).unwrap_or_else(|error| panic!("{error}"));
+    load.plan().unwrap_or_else(|error| panic!("{error}"))
 }
 
 #[cfg(test)]
@@ -426,7 +421,7 @@ mod tests {
 
     pub fn parse_for(options: &str, url: &str) -> Result<LoadArgs, clap::Error> {
         let words = ["loadgen"].into_iter().chain(options.split_whitespace()).chain([url]);
-        CommandLine::try_parse_from(words).map(|line| line.load)
+        LoadArgs::try_parse_from(words)
     }
 
     fn parse(options: &str) -> Result<LoadArgs, clap::Error> {
@@ -435,7 +430,7 @@ mod tests {
 
     #[test]
     fn there_are_at_most_36_options() {
-        let command = CommandLine::command();
+        let command = LoadArgs::command();
         let options = command.get_arguments().filter(|argument| !argument.is_positional());
         assert!(options.count() <= 36);
     }

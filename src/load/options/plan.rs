@@ -91,10 +91,6 @@ impl Connections {
     pub fn connect_only(&self) -> bool {
         self.requests_each == Some(0)
     }
-
-    pub fn one_request_each(&self) -> bool {
-        self.requests_each.is_some_and(|requests| requests <= 1)
-    }
 }
 
 #[derive(Debug, Clone, Copy, Args)]

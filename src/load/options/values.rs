@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::ValueEnum;
 
+use crate::load::options::background::set_count;
 use crate::load::options::plan::{FileFormat, Method, Show};
 use crate::load::schedule::Spacing;
 use crate::units::parse_duration;
@@ -47,17 +48,9 @@ impl FromStr for Show {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Show, String> {
-        const MOST: u32 = 1_000_000;
         let mut show = Show::default();
         for part in text.split(',') {
-            let (what, count) = part.split_once(':').unwrap_or((part, ""));
-            let place = match what {
-                "answers" => &mut show.answers,
-                "order" => &mut show.order,
-                _ => return Err(format!("{part:?} is not answers:N or order:N")),
-            };
-            let count = count.parse().ok().filter(|&count| count <= MOST);
-            *place = count.ok_or_else(|| format!("{part:?} is not a number from 0 to {MOST}, like {what}:20"))?;
+            set_count(part, [("answers", &mut show.answers), ("order", &mut show.order)])?;
         }
         Ok(show)
     }

@@ -80,22 +80,27 @@ fn json(value: &impl Serialize) -> String {
 /// Every leaf of the report, named by the way to it: `latency_us.p99,123.4`.
 pub fn csv(report: &LoadReport) -> String {
     let mut text = String::from("name,value\n");
-    leaves(&mut text, "", &serde_json::to_value(report).expect("a plain struct serializes"));
+    leaves(&serde_json::to_value(report).expect("a plain struct serializes"), "", &mut |name, value| {
+        let value = match value {
+            Value::Null => String::new(),
+            Value::String(text) => quoted(text),
+            number_or_bool => number_or_bool.to_string(),
+        };
+        text += &format!("{},{value}\n", quoted(name));
+    });
     text
 }
 
-fn leaves(text: &mut String, name: &str, value: &Value) {
+/// Visits each value that holds no others, with the way to it.
+pub fn leaves(value: &Value, name: &str, visit: &mut impl FnMut(&str, &Value)) {
     let inner = |key: &str| if name.is_empty() { key.to_string() } else { format!("{name}.{key}") };
-    let value = match value {
-        Value::Object(members) => return members.iter().for_each(|(key, member)| leaves(text, &inner(key), member)),
+    match value {
+        Value::Object(members) => members.iter().for_each(|(key, member)| leaves(member, &inner(key), visit)),
         Value::Array(items) => {
-            return (0..).zip(items).for_each(|(i, item): (usize, _)| leaves(text, &inner(&i.to_string()), item));
+            (0..).zip(items).for_each(|(i, item): (usize, _)| leaves(item, &inner(&i.to_string()), visit));
         }
-        Value::Null => String::new(),
-        Value::String(text) => quoted(text),
-        number_or_bool => number_or_bool.to_string(),
-    };
-    *text += &format!("{},{value}\n", quoted(name));
+        leaf => visit(name, leaf),
+    }
 }
 
 /// RFC 4180, section 2.

@@ -161,6 +161,9 @@ fn spectrum(page: &mut Page, rows: &[(&str, &Latency)]) {
     page.named("", "█ p50 to p90   ▓ to p99   ▒ to p99.9   ░ to max\n".into());
 }
 
+/// Of [`Latency::named`]: those that a narrow table has.
+pub const STATISTICS: usize = 5;
+
 /// The names of the first statistics of a [`Latency`], in columns.
 pub fn heads(count: usize, width: usize) -> String {
     Latency::default().named()[..count].iter().map(|(name, _)| format!("{name:>width$}")).collect()

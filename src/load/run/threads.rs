@@ -61,10 +61,12 @@ pub fn measure<E: Engine>(
             leave_pinned_cpus(threads as usize);
         }
         let (start_ns, began) = start(plan);
-        let window = window(&plan.window, start_ns);
+        let (window, relative) = (window(&plan.window, start_ns), window(&plan.window, 0));
+        let (measured_from_ns, end_ns) = (relative.open_ns, relative.close_ns);
+        let extent = Extent { measured_from_ns, end_ns, requests: plan.window.requests.unwrap_or(u64::MAX) };
         for (thread, starter) in (0..).zip(starters) {
             let assignment = Assignment {
-                schedule: Schedule::new(plan.pacing.arrivals.clone(), extent(&plan.window), thread, threads),
+                schedule: Schedule::new(plan.pacing.arrivals.clone(), extent, thread, threads),
                 thinker: Thinker::new(plan.pacing.think, plan.pacing.seed, thread),
                 intervals: senders.pop(),
             };
@@ -127,15 +129,6 @@ fn window(planned: &PlannedWindow, start_ns: u64) -> Window {
     let open_ns = start_ns + planned.warmup.as_nanos() as u64;
     let close_ns = planned.duration.map_or(u64::MAX, |duration| open_ns + duration.as_nanos() as u64);
     Window { start_ns, open_ns, close_ns }
-}
-
-fn extent(planned: &PlannedWindow) -> Extent {
-    let relative = window(planned, 0);
-    Extent {
-        measured_from_ns: relative.open_ns,
-        end_ns: relative.close_ns,
-        requests: planned.requests.unwrap_or(u64::MAX),
-    }
 }
 
 /// The sum; or the errno of the first connect(2), when no connection was ever established and no one interrupted the wait

@@ -94,17 +94,4 @@ fn line(state: &State) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::state::tests::interval;
-    use super::*;
-    use crate::report::Configuration;
-
-    #[test]
-    fn the_run_in_a_line_has_no_control_characters() {
-        let mut state = State::new(Configuration { duration_s: Some(9.0), ..Configuration::default() }, 1);
-        state.add(&interval(19, true, 8_123));
-        assert_eq!(line(&state), "measuring 2 s of 9 s · 81,230/s · p50 251us · p99 612us · 64 open");
-        state.add(&IntervalReport { errors: 12, ..interval(20, false, 1) });
-        assert_eq!(line(&state), "last answers 2 s of 9 s · 10/s · p50 251us · p99 612us · 64 open · 12 errors");
-    }
-}
+mod tests;

@@ -7,7 +7,7 @@ use ratatui::text::{Line, Span};
 use crate::load::counts::evenness;
 use crate::load::output::heading;
 use crate::load::output::live::state::State;
-use crate::load::output::text::{cells, heads};
+use crate::load::output::text::{STATISTICS, cells, heads};
 use crate::report::{Latency, WorkerShare};
 use crate::terminal::{Paint, bar, columns, draw_lines, wrapped};
 use crate::units::{grouped, time};
@@ -17,8 +17,6 @@ const ROOMY: u16 = 20;
 /// Below this, the numbers need all there is.
 const TINY: u16 = 12;
 const CURVE_LINES: usize = 8;
-/// How many of [`Latency::named`] are shown.
-const STATISTICS: usize = 5;
 const KEYS: &str = "q or Ctrl-C ends the run and prints the report";
 
 /// Draws it; a screen too small for it shows its upper left corner and the keys.
@@ -141,7 +139,7 @@ fn workers(state: &State, paint: Paint, width: usize) -> Vec<Line<'static>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::output::live::state::tests::interval;
+    use crate::load::output::live::tests::interval;
     use crate::report::{ArrivalsKind, Configuration};
     use crate::terminal::tests::lines_of;
 
