@@ -197,10 +197,7 @@ fn picture(trace: &[Traced]) -> String {
             *longest = Some(longest.unwrap_or(0.0).max(answer.latency_us));
         }
     }
-    let mark = |longest: &Option<f64>| match longest {
-        None => '·',
-        Some(us) => step(*us, STALL.as_micros() as f64),
-    };
+    let mark = |us: &Option<f64>| us.map_or('·', |us| step(us, STALL.as_micros() as f64));
     longest_us.iter().map(mark).collect()
 }
 

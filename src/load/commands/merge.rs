@@ -279,11 +279,7 @@ const NOT_ADDED: [&str; 19] = [
     "max_rss_kib", "trust", "run",
 ];
 
-fn sum(
-    parts: &[Part],
-    distributions: &Distributions,
-    incompatibilities: Vec<String>,
-) -> serde_json::Result<LoadReport> {
+fn sum(parts: &[Part], distributions: &Distributions, forced: Vec<String>) -> serde_json::Result<LoadReport> {
     let mut counts = serde_json::to_value(&parts[0].report)?;
     for part in &parts[1..] {
         add(&mut counts, serde_json::to_value(&part.report)?);
@@ -300,7 +296,7 @@ fn sum(
     sum.slow.iter_mut().for_each(|counts| counts.closed_after_ms = None);
     (sum.trace, sum.order) = (Vec::new(), Vec::new());
     (sum.worst_second, sum.longest_silence_ms) = (None, None);
-    sum.trust = trust(parts, incompatibilities);
+    sum.trust = trust(parts, forced);
     sum.run = Some(origin(parts));
     Ok(sum)
 }
@@ -348,15 +344,15 @@ fn origin(parts: &[Part]) -> RunInfo {
     }
 }
 
-fn trust(parts: &[Part], incompatibilities: Vec<String>) -> Option<Trust> {
+fn trust(parts: &[Part], forced: Vec<String>) -> Option<Trust> {
     let mut checks = Vec::new();
     for part in parts {
         for check in part.report.trust.iter().flat_map(|trust| &trust.checks) {
             checks.push(Check { reason: format!("{}: {}", part.run.host, check.reason), ..check.clone() });
         }
     }
-    let forced = |reason| Check { name: "merge".into(), verdict: Verdict::Suspect, reason };
-    checks.extend(incompatibilities.into_iter().map(forced));
+    let overruled = |reason| Check { name: "merge".into(), verdict: Verdict::Suspect, reason };
+    checks.extend(forced.into_iter().map(overruled));
     let verdict = checks.iter().map(|check| check.verdict).max()?;
     Some(Trust { verdict, checks })
 }

@@ -42,7 +42,6 @@ pub struct Curve {
     /// deterministic rules of thumb", ICC 1979).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub knee: Option<usize>,
-    /// Why it is not complete, if it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_by: Option<String>,
 }

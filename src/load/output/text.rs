@@ -319,15 +319,13 @@ fn order(page: &mut Page, report: &LoadReport, workers: usize) {
 fn client(page: &mut Page, report: &LoadReport) {
     let client = &report.client;
     let cpu_us = (client.cpu_user_us + client.cpu_system_us) as f64;
-    let per_request = match report.requests {
-        0 => "nothing answered".into(),
-        requests => format!("{:.2}us per request", cpu_us / requests as f64),
-    };
+    let each_us = cpu_us / report.requests as f64;
+    let each = if report.requests > 0 { format!("{each_us:.2}us per request") } else { "nothing answered".into() };
     let (percent, threads) = (client.cpu_share * 100.0, client.threads);
     let cpus = if threads == 1 { "CPU" } else { "CPUs" };
     let mib = client.max_rss_kib as f64 / 1024.0;
     page.line(String::new());
-    page.named("client", format!("{percent:.0} % of {threads} {cpus}, {per_request}, {mib:.1} MiB"));
+    page.named("client", format!("{percent:.0} % of {threads} {cpus}, {each}, {mib:.1} MiB"));
 }
 
 fn trust(page: &mut Page, report: &LoadReport) {

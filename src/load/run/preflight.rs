@@ -37,12 +37,11 @@ pub struct Limits {
 impl Limits {
     /// Of this machine and process; what cannot be read has the kernel's default.
     pub fn now() -> Limits {
-        let (_, descriptors) = descriptor_limits();
         let range = sysctl("net.ipv4.ip_local_port_range").unwrap_or_default();
         let reserved = sysctl("net.ipv4.ip_local_reserved_ports").unwrap_or_default();
         let value = |name, default| sysctl(name).and_then(|text| text.parse().ok()).unwrap_or(default);
         Limits {
-            descriptors,
+            descriptors: descriptor_limits().1,
             ports: count_ports(&range, &reserved),
             time_wait_reuse: value("net.ipv4.tcp_tw_reuse", 2),
             time_wait_reuse_delay_s: value("net.ipv4.tcp_tw_reuse_delay", 1000) as f64 / 1e3,
