@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::{bar, judged};
-use crate::support::SERVERS;
+use crate::support::{Needs, SERVERS, inconclusive};
 
 const README: &str = include_str!("../../../README.md");
 
@@ -145,6 +145,12 @@ fn readmes_examples_print_what_it_shows() {
     let blocks = blocks("console");
     assert!(blocks.len() >= 3, "{blocks:?}");
     for (i, block) in blocks.iter().enumerate() {
+        if let Err(error) = Command::new("curl").arg("--version").output()
+            && block.contains("$ curl ")
+        {
+            inconclusive(Needs::Tool("curl"), error);
+            continue;
+        }
         judged(TOLERATED, || play(&i.to_string(), block).map(drop));
     }
 }
