@@ -1,5 +1,7 @@
 //! Which socket of a SO_REUSEPORT group gets the next connection: programs that replace the kernel's hash.
 //!
+//! [`Select`] has the ways to choose side by side, [`Selector::attach`] what each does:
+//!
 //! - [`classic`]: a few instructions of classic BPF that return the number of a socket; anybody may attach them;
 //! - [`live_set`]: such a program, replaced whenever a worker falls silent or comes back;
 //! - [`extended`]: programs with a memory, which take turns or weigh loads; they need CAP_BPF;
@@ -29,10 +31,10 @@ use crate::scoreboard::Row;
 use heartbeat::{Heartbeat, Load};
 use live_set::LiveSet;
 
-pub mod classic;
-pub mod extended;
+mod classic;
+mod extended;
 pub mod heartbeat;
-pub mod live_set;
+mod live_set;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Select {
