@@ -11,9 +11,7 @@ pub struct Control {
     aborted: AtomicBool,
     reached: AtomicBool,
     interrupted: AtomicBool,
-    /// Readable after [`Control::stop`] or [`Control::abort`].
     pub stop_event: EventFd,
-    /// Readable when a thread has marked its status.
     pub thread_event: EventFd,
 }
 
@@ -64,7 +62,6 @@ impl Control {
         self.reached.load(Ordering::Relaxed)
     }
 
-    /// When the run was stopped, if it was.
     pub fn stopped_at_ns(&self) -> Option<u64> {
         let stopped_at_ns = self.stopped_at_ns.load(Ordering::Relaxed);
         (stopped_at_ns != u64::MAX).then_some(stopped_at_ns)
@@ -79,7 +76,7 @@ impl Control {
         [self.stop_event.as_fd(), self.thread_event.as_fd()]
     }
 
-    /// How many marks threads have set since the last call.
+    /// Since the last call.
     pub fn new_marks(&self) -> u64 {
         self.thread_event.read().unwrap_or(0)
     }
@@ -92,7 +89,6 @@ pub struct ThreadStatus<'a> {
 }
 
 impl<'a> ThreadStatus<'a> {
-    /// Of each thread.
     pub const MARKS: u64 = 2;
 
     pub fn new(control: &'a Control) -> ThreadStatus<'a> {

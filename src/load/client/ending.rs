@@ -17,7 +17,6 @@ const SCAN_GAP_NS: u64 = 1_000_000;
 const INTERRUPTED_DRAIN_NS: u64 = 1_000_000_000;
 
 impl<E: Engine> ClientLoop<'_, E> {
-    /// Takes the first of the requests in hand off the connection.
     pub(super) fn take_request(&mut self, slot: usize) -> Option<Timestamps> {
         let connection = &mut self.connections[slot];
         let due_ns = connection.due_ns.pop_front()?;
@@ -28,7 +27,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         Some(Timestamps { due_ns, sent_ns, first_byte_ns, end_ns: self.now_ns })
     }
 
-    /// No answer will come: the requests in hand enter the histograms at their age. Returns how many there were.
+    /// The requests in hand enter the histograms at their age. Returns how many there were.
     pub(super) fn requests_failed(&mut self, slot: usize) -> u64 {
         let mut failed = 0;
         while let Some(timestamps) = self.take_request(slot) {
@@ -38,7 +37,6 @@ impl<E: Engine> ClientLoop<'_, E> {
         failed
     }
 
-    /// As [`requests_failed`](Self::requests_failed), and each request is also counted as an error with its cause.
     pub(super) fn requests_lost(&mut self, slot: usize, cause: LostCause) {
         let connection = &self.connections[slot];
         if connection.has_request() {
@@ -75,13 +73,11 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.scan_at_ns = self.scan_at_ns.min(deadline_ns);
     }
 
-    /// When the deadline of the first request in hand passes.
     fn stale_ns(&self, slot: usize) -> u64 {
         let due_ns = self.connections[slot].due_ns.front().copied();
         due_ns.map_or(u64::MAX, |due_ns| due_ns.saturating_add(self.settings.deadline_ns))
     }
 
-    /// Once per wait: does everything whose time has come.
     pub(super) fn check_timers(&mut self) {
         if self.now_ns >= self.scan_at_ns {
             self.scan();
@@ -102,7 +98,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         let dead_ns = self.now_ns.saturating_sub(self.alive_ns);
         if self.settings.ends_by_count && self.tally.open == 0 && dead_ns > self.settings.timeout_ns {
             // A run of N requests against a server that died would never end.
-            self.gave_up = self.busy > 0;
+            self.tally.gave_up = self.busy > 0;
         }
         self.dispatch();
     }
@@ -138,7 +134,6 @@ impl<E: Engine> ClientLoop<'_, E> {
         }
     }
 
-    /// Why a request has no answer when its time is over.
     fn overdue(&self, slot: usize) -> LostCause {
         match self.connections[slot].reader.ends_with_connection() {
             true => LostCause::Read(Cause::NoLength),
@@ -154,7 +149,6 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.close_and_free(slot);
     }
 
-    /// Requests taken from the schedule of an open loop.
     pub(super) fn due(&self) -> u64 {
         if self.settings.open_loop { self.taken } else { 0 }
     }
@@ -175,13 +169,12 @@ impl<E: Engine> ClientLoop<'_, E> {
     pub(super) fn apply_stop(&mut self) {
         let Some(stopped_at_ns) = self.control.stopped_at_ns() else { return };
         self.window.close_ns = self.window.close_ns.min(stopped_at_ns);
-        self.assignment.schedule.end_at(stopped_at_ns.saturating_sub(self.window.start_ns));
+        self.schedule.end_at(stopped_at_ns.saturating_sub(self.window.start_ns));
         let limit_ns = INTERRUPTED_DRAIN_NS.min(self.settings.timeout_ns);
         let drain_ns = if self.control.is_aborted() { 0 } else { limit_ns };
         self.drained_by_ns = self.drained_by_ns.min(stopped_at_ns.saturating_add(drain_ns));
     }
 
-    /// Requests without an answer at the end are lost; each is recorded with its age.
     pub(super) fn count_outstanding_as_lost(&mut self) {
         self.now_ns = monotonic_ns();
         self.forget_unsent();
@@ -201,7 +194,6 @@ impl<E: Engine> ClientLoop<'_, E> {
         }
     }
 
-    /// Counts a handshake that was not finished when the run ended.
     fn resolve_handshake(&mut self, slot: usize) {
         if self.connections[slot].is_connected() {
             // Established after the last event: the server may have counted it, so it is counted here too.
@@ -209,7 +201,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         }
         self.tally.times.connect.record(self.now_ns - self.connections[slot].began_ns);
         if !self.control.is_reached() {
-            self.unreachable = Some(Errno::ETIMEDOUT);
+            self.tally.unreachable = Some(Errno::ETIMEDOUT);
         }
     }
 }

@@ -82,7 +82,6 @@ impl<E: Engine> ClientLoop<'_, E> {
         }
     }
 
-    /// Reads until the socket is empty or the answer complete.
     fn receive(&mut self, slot: usize, ends: bool) {
         loop {
             let connection = &self.connections[slot];
@@ -100,7 +99,7 @@ impl<E: Engine> ClientLoop<'_, E> {
             if !self.read_answers(slot, bytes, ends) {
                 return;
             }
-            if bytes < self.engine.capacity() && !ends {
+            if bytes < E::CAPACITY && !ends {
                 return;
             }
         }
@@ -164,8 +163,7 @@ impl<E: Engine> ClientLoop<'_, E> {
             self.set_deadline(slot, CLOSING_GRACE_NS.min(self.settings.timeout_ns));
             return;
         }
-        let ends = server_closed || half_sent || last;
-        if ends {
+        if server_closed || half_sent || last {
             self.close(slot);
         } else {
             self.connections[slot].state = ConnectionState::Idle;
@@ -194,7 +192,6 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.go_on(slot);
     }
 
-    /// The server closed its side.
     fn on_end(&mut self, slot: usize) {
         self.now_ns = monotonic_ns();
         match self.connections[slot].state {

@@ -42,7 +42,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         }
     }
 
-    /// On loopback the socket is perhaps established already: then sends, if there is something to send.
+    /// On loopback the socket is perhaps established already.
     fn send_at_once(&mut self, slot: usize) -> Result<SendProgress, Errno> {
         self.now_ns = monotonic_ns();
         if !self.connections[slot].has_request() || self.settings.connect_only {
@@ -76,12 +76,12 @@ impl<E: Engine> ClientLoop<'_, E> {
         count(&mut self.tally.failures.connect, errno, 1);
         let began_ns = self.connections[slot].began_ns;
         if errno == Errno::ETIMEDOUT {
-            // A handshake that timed out is recorded with its age, a lower bound.
+            // Its age is a lower bound.
             self.tally.times.connect.record(self.now_ns.saturating_sub(began_ns));
         }
         self.close(slot);
         if !self.control.is_reached() {
-            self.unreachable = Some(errno);
+            self.tally.unreachable = Some(errno);
             self.control.abort(self.now_ns);
         }
         // Without a request the connection is free already, and connects again when it gets one.
@@ -104,7 +104,6 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.set_deadline(slot, pause_ns.min(LAST_BACK_OFF_NS));
     }
 
-    /// Sends the request in hand on an idle connection.
     pub(super) fn send_request(&mut self, slot: usize) {
         let written = self.begin_writing(slot).and_then(|all| {
             self.sending(slot, all);
@@ -115,7 +114,6 @@ impl<E: Engine> ClientLoop<'_, E> {
         }
     }
 
-    /// Writes what the kernel takes of the requests in hand. True when all of it is gone.
     fn begin_writing(&mut self, slot: usize) -> Result<bool, Errno> {
         let is_last = self.is_last(slot);
         let connection = &mut self.connections[slot];
@@ -127,11 +125,11 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.write(slot)
     }
 
-    /// Writes more of them; how much there was to write was settled at the beginning, some may be answered meanwhile.
+    /// True when all of it is gone. How much that is was settled at the beginning: some may be answered meanwhile.
     pub(super) fn write(&mut self, slot: usize) -> Result<bool, Errno> {
         let is_last = self.is_last(slot);
         let connection = &mut self.connections[slot];
-        let Some(socket) = &connection.socket else { return Err(Errno::ENOTCONN) };
+        let socket = connection.socket.as_ref().ok_or(Errno::ENOTCONN)?;
         let (message, bytes) = if is_last { (1, &self.settings.last_request) } else { (0, &self.settings.requests) };
         let part = connection.written..connection.to_write;
         connection.written += self.engine.send(connection.token(slot), socket, message, bytes, part)?;

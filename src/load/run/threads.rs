@@ -46,6 +46,9 @@ pub fn measure<E: Engine>(
     mut observers: Observers,
 ) -> nix::Result<Counted> {
     let threads = u64::from(plan.threads.count);
+    let relative = window(&plan.window, 0);
+    let (measured_from_ns, end_ns) = (relative.open_ns, relative.close_ns);
+    let extent = Extent { measured_from_ns, end_ns, requests: plan.window.requests.unwrap_or(u64::MAX) };
     let mut senders = observers.senders(plan);
     thread::scope(|scope| {
         let (mut starters, mut handles) = (Vec::new(), Vec::new());
@@ -53,25 +56,23 @@ pub fn measure<E: Engine>(
             let (starter, start) = mpsc::channel();
             starters.push(starter);
             let cpu = plan.threads.pin.then_some(thread as usize);
-            let connections = nth_part(u64::from(plan.connections.count), thread, threads);
-            handles.push(scope.spawn(move || measure_thread::<E>(settings, control, connections, cpu, &start)));
+            let share = Assignment {
+                connections: nth_part(u64::from(plan.connections.count), thread, threads),
+                schedule: Schedule::new(plan.pacing.arrivals.clone(), extent, thread, threads),
+                thinker: Thinker::new(plan.pacing.think, plan.pacing.seed, thread),
+                intervals: senders.pop(),
+            };
+            handles.push(scope.spawn(move || measure_thread::<E>(settings, control, share, cpu, &start)));
         }
         supervisor.await_ready(threads)?;
         if plan.threads.pin && plan.progress == Progress::Live {
             leave_pinned_cpus(threads as usize);
         }
         let (start_ns, began) = start(plan);
-        let (window, relative) = (window(&plan.window, start_ns), window(&plan.window, 0));
-        let (measured_from_ns, end_ns) = (relative.open_ns, relative.close_ns);
-        let extent = Extent { measured_from_ns, end_ns, requests: plan.window.requests.unwrap_or(u64::MAX) };
-        for (thread, starter) in (0..).zip(starters) {
-            let assignment = Assignment {
-                schedule: Schedule::new(plan.pacing.arrivals.clone(), extent, thread, threads),
-                thinker: Thinker::new(plan.pacing.think, plan.pacing.seed, thread),
-                intervals: senders.pop(),
-            };
+        let window = window(&plan.window, start_ns);
+        for starter in starters {
             // A thread that does not receive has panicked; joining it says so.
-            let _ = starter.send((window, assignment));
+            let _ = starter.send(window);
         }
         let (mut window, cpu) = supervisor.await_done(threads, window, &mut observers)?;
         let tally = add_up(handles, settings.measures, control.is_interrupted())?;
@@ -101,9 +102,9 @@ fn start(plan: &Plan) -> (u64, SystemTime) {
 fn measure_thread<E: Engine>(
     settings: &Settings,
     control: &Control,
-    connections: u64,
+    share: Assignment,
     cpu: Option<usize>,
-    start: &Receiver<(Window, Assignment)>,
+    start: &Receiver<Window>,
 ) -> nix::Result<Tally> {
     let mut status = ThreadStatus::new(control);
     if let Some(number) = cpu {
@@ -111,7 +112,7 @@ fn measure_thread<E: Engine>(
         cpu::pin_to(&[allowed[number % allowed.len()]])?;
     }
     leave_shared_table(&control.descriptors());
-    let mut client = ClientLoop::<E>::new(settings, control, connections)?;
+    let mut client = ClientLoop::<E>::new(settings, control, share)?;
     // Handshakes belong to a closed loop, and to a connection per request, but not to an open loop whose
     // connections are kept: there they would only make its first requests late.
     if settings.open_loop && settings.requests_per_connection.is_none() && !settings.connect_only {
@@ -119,7 +120,7 @@ fn measure_thread<E: Engine>(
     }
     status.mark_ready();
     match start.recv() {
-        Ok((window, assignment)) => Ok(client.run(window, assignment)),
+        Ok(window) => Ok(client.run(window)),
         // The main thread gave up before the start.
         Err(_) => Err(Errno::ECANCELED),
     }

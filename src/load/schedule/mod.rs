@@ -103,11 +103,6 @@ impl Sequence {
 }
 
 impl Schedule {
-    /// The schedule before the run has begun: nothing is ever due.
-    pub fn nothing() -> Schedule {
-        Schedule { stream: Stream::Closed, measured_from_ns: 0, end_ns: 0, left: 0 }
-    }
-
     /// The share of `thread` out of `threads`.
     pub fn new(arrivals: Arrivals, extent: Extent, thread: u64, threads: u64) -> Schedule {
         let stream = Stream::new(arrivals, thread, threads);

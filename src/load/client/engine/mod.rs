@@ -1,8 +1,6 @@
 //! What carries the bytes: the mechanism under the client's loop, which decides what is sent and what an answer means.
 //! [`epoll`] asks the kernel what is ready and then calls it for each connection; [`uring`] hands it all requests at
-//! once and finds what arrived in memory.
-//!
-//! The loop is compiled once for each, so that neither pays for the other.
+//! once and finds what arrived in memory. The loop is compiled once for each, so that neither pays for the other.
 
 pub mod epoll;
 pub mod uring;
@@ -26,7 +24,6 @@ pub fn token(slot: usize, generation: u32) -> u64 {
     u64::from(generation) << 32 | slot as u64
 }
 
-/// The slot and the generation of a token.
 pub fn slot(token: u64) -> (usize, u32) {
     ((token & u64::from(u32::MAX)) as usize, (token >> 32) as u32)
 }
@@ -41,7 +38,6 @@ pub enum SendProgress {
     Sent,
 }
 
-/// What the engine reports of a socket.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Ready {
     pub token: u64,
@@ -58,6 +54,9 @@ pub struct Ready {
 /// Sockets are named by their [`token`]. Each is handed over with [`Engine::begin`] and taken back with
 /// [`Engine::close`] before it is closed.
 pub trait Engine: Sized {
+    /// So many bytes received at once may not be all; fewer are.
+    const CAPACITY: usize;
+
     /// To be called by the thread that calls everything below. `messages` is what will be sent; the stop event is
     /// reported with [`STOP`] each time that it is signalled.
     fn new(connections: usize, stop_event: BorrowedFd, messages: [&[u8]; 2]) -> nix::Result<Self>;
@@ -86,20 +85,15 @@ pub trait Engine: Sized {
     /// Waits until something is ready or the time is up; `None` waits for ever.
     fn wait(&mut self, timeout: Option<Duration>) -> nix::Result<()>;
 
-    /// The next of what the last wait found.
     fn next(&mut self) -> Option<Ready>;
 
-    /// Takes what has arrived for the socket last reported: the number of bytes now in [`Engine::data`], 0 at the end of
-    /// the stream.
+    /// Takes what has arrived for the socket last reported: the number of bytes now at the beginning of [`Engine::data`],
+    /// 0 at the end of the stream.
     ///
     /// # Errors
     /// EAGAIN when there is nothing more; otherwise what became of the connection.
     fn receive(&mut self, token: u64, socket: &Socket) -> nix::Result<usize>;
 
-    /// So many bytes received at once may not be all; fewer are.
-    fn capacity(&self) -> usize;
-
-    /// What was received last, and perhaps more behind it.
     fn data(&self) -> &[u8];
 }
 

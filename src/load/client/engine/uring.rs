@@ -19,13 +19,11 @@ use crate::sys::uring::{Completion, Uring};
 
 /// As many buffers as connections may all answer at once, within these limits.
 const BUFFERS: std::ops::RangeInclusive<usize> = 16..=1024;
-/// Larger than most answers.
 const BUFFER_BYTES: usize = 8 * 1024;
 /// The socket buffer has room for so much when all that went before was answered (tcp(7), tcp_wmem).
 const FITS_BYTES: usize = 2048;
 /// Slots that are cleared together at the end.
 const BATCH: usize = 256;
-/// The token of completions that are ignored.
 const IGNORED: u64 = u64::MAX - 1;
 
 /// What a completion is about, in bits of the token that no slot reaches.
@@ -36,7 +34,6 @@ const ROOM: u64 = 1 << KIND_SHIFT;
 const SEND: u64 = 2 << KIND_SHIFT;
 const KINDS: [u64; 3] = [RECEIVE, ROOM, SEND];
 
-/// What the kernel does for one slot.
 #[derive(Clone, Default)]
 struct UnderWay {
     /// Of the socket that is there now.
@@ -47,7 +44,6 @@ struct UnderWay {
     queued_for: u64,
 }
 
-/// The completion engine.
 pub struct UringEngine {
     ring: Uring,
     slots: Vec<UnderWay>,
@@ -88,7 +84,6 @@ impl UringEngine {
         self.ring.peek().is_some_and(|next| end(&next))
     }
 
-    /// What a completion means to the client; `None` for nothing.
     #[inline]
     fn interpret(&mut self, completion: Completion) -> Option<Ready> {
         let (token, kind) = (completion.token & !KIND_MASK, completion.token & KIND_MASK);
@@ -113,7 +108,6 @@ impl UringEngine {
                 let room = matches!(self.arrived, Some(Err(_)));
                 let ends = self.end_is_next(completion);
                 if ends {
-                    // Nothing to cancel, then.
                     self.slots[slot(token).0].kinds &= !bit(RECEIVE);
                 }
                 Some(Ready { data: true, room, ends, ..ready })
@@ -126,25 +120,23 @@ impl UringEngine {
 }
 
 impl Engine for UringEngine {
+    /// What comes later is reported anew.
+    const CAPACITY: usize = usize::MAX;
+
     fn new(connections: usize, stop_event: BorrowedFd, messages: [&[u8]; 2]) -> nix::Result<UringEngine> {
         let buffers = connections.clamp(*BUFFERS.start(), *BUFFERS.end()).next_power_of_two();
         let messages = messages.iter().map(|&message| message.into()).collect();
         let stop_event = stop_event.try_clone_to_owned().map_err(|_| Errno::EMFILE)?;
         let mut ring = Uring::new(buffers as u16, BUFFER_BYTES, messages)?;
         ring.watch(&stop_event, STOP);
-        Ok(UringEngine {
-            ring,
-            slots: vec![UnderWay::default(); connections],
-            stop_event,
-            arrived: None,
-            has_stopped: false,
-        })
+        let slots = vec![UnderWay::default(); connections];
+        Ok(UringEngine { ring, slots, stop_event, arrived: None, has_stopped: false })
     }
 
     fn begin(&mut self, token: u64, socket: &Socket, progress: SendProgress) -> nix::Result<()> {
         // A socket that does not block is one whose receives io_uring does not wait for either.
         set_blocking(socket)?;
-        self.slots[slot(token).0] = UnderWay { token: Some(token), kinds: 0, queued_for: 0 };
+        self.slots[slot(token).0] = UnderWay { token: Some(token), ..UnderWay::default() };
         if progress != SendProgress::Connecting {
             self.receive_from(token, socket);
         }
@@ -204,19 +196,16 @@ impl Engine for UringEngine {
     fn next(&mut self) -> Option<Ready> {
         loop {
             let completion = self.ring.next_completion()?;
-            match completion.token {
-                IGNORED => {}
-                STOP => {
-                    if !completion.more {
-                        self.ring.watch(&self.stop_event, STOP);
-                    }
-                    return Some(Ready { token: STOP, ..Ready::default() });
+            if completion.token == STOP {
+                if !completion.more {
+                    self.ring.watch(&self.stop_event, STOP);
                 }
-                _ => {
-                    if let Some(ready) = self.interpret(completion) {
-                        return Some(ready);
-                    }
-                }
+                return Some(Ready { token: STOP, ..Ready::default() });
+            }
+            if completion.token != IGNORED
+                && let Some(ready) = self.interpret(completion)
+            {
+                return Some(ready);
             }
         }
     }
@@ -227,12 +216,6 @@ impl Engine for UringEngine {
             self.receive_from(token, socket);
         }
         self.arrived.take().unwrap_or(Err(Errno::EAGAIN))
-    }
-
-    /// What comes later is reported anew.
-    #[inline]
-    fn capacity(&self) -> usize {
-        usize::MAX
     }
 
     #[inline]
@@ -253,11 +236,9 @@ impl Drop for UringEngine {
             // not for ever, since a server may go on sending to the others.
             let mut in_vain = 0;
             for _ in 0..BATCH {
-                in_vain += 1;
                 let _ = self.ring.wait(Some(Duration::ZERO));
-                while self.ring.next_completion().is_some() {
-                    in_vain = 0;
-                }
+                let found = std::iter::from_fn(|| self.ring.next_completion()).count();
+                in_vain = if found > 0 { 0 } else { in_vain + 1 };
                 if in_vain == 2 {
                     break;
                 }
