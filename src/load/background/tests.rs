@@ -151,10 +151,10 @@ fn idle_connections_say_nothing_and_are_counted_when_the_server_closes_them() {
         is_done.recv_timeout(Duration::from_secs(30)).unwrap();
     }
     let counts = background.stop();
-    assert_eq!((counts.idle_established, counts.idle_closed, counts.failures.total()), (300, 300, 0));
+    assert_eq!((counts.idle.established, counts.idle.closed_by_server, counts.failures.total()), (300, 300, 0));
     let (address, is_done) = serve(|stream| assert_eq!(stream.read_to_end(&mut Vec::new()).unwrap(), 0));
     let counts = start(to(address), Background { idle: 20, ..NONE }).stop();
-    assert_eq!((counts.idle_established, counts.idle_closed), (20, 0));
+    assert_eq!((counts.idle.established, counts.idle.closed_by_server), (20, 0));
     for _ in 0..20 {
         is_done.recv_timeout(Duration::from_secs(30)).unwrap();
     }

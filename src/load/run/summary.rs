@@ -41,10 +41,10 @@ pub fn report(plan: &Plan, counted: &Counted, background: &BackgroundCounts, int
         workers: workers(tally, plan.workers as usize),
         connections: ConnectionCounts {
             requested: u64::from(plan.connections.count) + u64::from(plan.background.idle),
-            peak_open: tally.peak_open + background.idle_established,
-            established: tally.established + background.idle_established,
+            peak_open: tally.peak_open + background.idle.established,
+            established: tally.established + background.idle.established,
             answered: tally.answered_connections,
-            idle_lost: background.idle_closed,
+            idle_lost: background.idle.closed_by_server,
         },
         outside_window: OutsideWindow { warmup: tally.answered_before, late: tally.answered_late },
         trace: tally.trace.clone(),
