@@ -2,7 +2,6 @@
 
 use super::Malformed;
 
-/// How the end is known, and how far it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
     /// So many bytes are left.
@@ -32,8 +31,7 @@ impl Framing {
     }
 }
 
-/// The chunked transfer coding (RFC 9112, section 7.1), byte by byte except for the data. A bare LF ends a
-/// line too.
+/// The chunked transfer coding (RFC 9112, section 7.1). A bare LF ends a line too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Chunked {
     /// The size so far; `None` before its first digit.

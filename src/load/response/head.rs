@@ -18,11 +18,9 @@ pub const MAGIC: &[u8] = b"HTTP/1.";
 /// A worker's number that has more digits is not looked for in a learned head.
 const MAX_DIGITS: usize = 5;
 
-/// A head, and what follows from it.
 pub struct Head {
     pub answer: Answer,
     pub framing: Framing,
-    /// Its length.
     pub bytes: usize,
     /// Where the worker's number stands, when it is only digits.
     pub worker_at: Option<Range<usize>>,
@@ -75,7 +73,6 @@ pub fn parse(bytes: &[u8], no_body: bool) -> Result<Option<Head>, Malformed> {
     }))
 }
 
-/// The last digit of the version, and the status.
 fn status_line(line: &[u8]) -> Result<(u8, u16), Malformed> {
     match line.strip_prefix(MAGIC) {
         Some(&[version @ (b'0' | b'1'), b' ', a, b, c, ref reason @ ..])
@@ -88,7 +85,7 @@ fn status_line(line: &[u8]) -> Result<(u8, u16), Malformed> {
     }
 }
 
-/// Where the lines of a head are, without their ends.
+/// The lines of a head as ranges, without their ends.
 struct Lines<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -107,7 +104,6 @@ impl Lines<'_> {
     }
 }
 
-/// The few header fields that matter.
 #[derive(Default)]
 struct Fields {
     length: Option<u64>,
@@ -166,7 +162,6 @@ impl Fields {
     }
 }
 
-/// The parts of a list that are not empty.
 fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
 }
@@ -186,7 +181,6 @@ pub fn leading_number(bytes: &[u8]) -> Option<(u64, &[u8])> {
     Some((decimal(number)?, rest))
 }
 
-/// The number as one of a worker, if it is one.
 pub fn worker_number(number: u64) -> Option<u32> {
     u32::try_from(number).ok().filter(|&worker| worker < MAX_WORKERS)
 }

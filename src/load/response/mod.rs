@@ -1,11 +1,9 @@
-//! Answers out of bytes: HTTP/1, put together from whatever pieces the network delivers.
+//! Answers out of bytes: [`head`] reads status line and header fields of HTTP/1, [`body`] finds the end of what follows
+//! them. What bytes mean does not depend on where the network cut them.
 //!
 //! The common case, a whole answer in one piece, is read where it lies and copies nothing. Only a head that
-//! arrives in pieces is collected, in a buffer that the connection keeps. What bytes mean does not depend on where the
-//! network cut them.
-//!
-//! The heads of a server under load differ only in the number of the worker: each thread compares the next head with the
-//! last one before it parses it ([`Template`]). [`head`] reads status line and header fields, [`body`] finds the end of what follows them.
+//! arrives in pieces is collected, in a buffer that the connection keeps. The heads of a server under load differ only in
+//! the number of the worker: each thread compares the next head with the last one before it parses it ([`Template`]).
 
 mod body;
 mod head;
@@ -22,7 +20,6 @@ use head::{Head, leading_number, worker_number};
 /// Worker numbers index a table; a number beyond this is not one of ours and counts as "not named".
 pub const MAX_WORKERS: u32 = 65_536;
 
-/// One complete answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Answer {
     pub status: u16,
@@ -38,7 +35,6 @@ pub struct Answer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Malformed(pub &'static str);
 
-/// Reads one answer after the other from one connection.
 #[derive(Default)]
 pub struct Reader {
     /// The beginning of a head that came in pieces.
@@ -49,8 +45,7 @@ pub struct Reader {
 
 impl Reader {
     /// Takes the next bytes. Returns a complete answer and the number of bytes up to its end, or `None` when the answer
-    /// takes all of them and goes on. What is behind an answer is the next one, or more than was promised; the caller
-    /// knows what it has asked for.
+    /// takes all of them and goes on.
     pub fn feed(&mut self, bytes: &[u8], template: &mut Template) -> Result<Option<(Answer, usize)>, Malformed> {
         if self.body.is_none()
             && self.partial_head.is_empty()
@@ -89,7 +84,6 @@ impl Reader {
         self.body.take().filter(|_| is_complete).map(|(answer, _)| answer)
     }
 
-    /// For the next connection.
     pub fn reset(&mut self) {
         self.body = None;
         self.partial_head.clear();
@@ -107,19 +101,15 @@ impl Reader {
             }
         }
         let all = if held > 0 { &self.partial_head } else { bytes };
-        match head::parse(all, template.no_body)? {
-            Some(head) => {
-                template.learn(&all[..head.bytes], &head);
-                self.partial_head.clear();
-                Ok(Some(Head { bytes: head.bytes - held, ..head }))
+        let Some(head) = head::parse(all, template.no_body)? else {
+            if held == 0 {
+                self.partial_head.extend_from_slice(bytes);
             }
-            None => {
-                if held == 0 {
-                    self.partial_head.extend_from_slice(bytes);
-                }
-                Ok(None)
-            }
-        }
+            return Ok(None);
+        };
+        template.learn(&all[..head.bytes], &head);
+        self.partial_head.clear();
+        Ok(Some(Head { bytes: head.bytes - held, ..head }))
     }
 }
 

@@ -38,18 +38,19 @@ impl FromStr for Rate {
     }
 }
 
-/// What decides when the next request is due.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Arrivals {
-    /// Whenever a connection is free.
     Closed,
     /// At moments of their own; the seed makes random ones repeatable.
-    Open { profile: Profile, spacing: Spacing, seed: u64 },
+    Open {
+        profile: Profile,
+        spacing: Spacing,
+        seed: u64,
+    },
     /// At these nanoseconds from the start of the warm-up; they never go back.
     Replay(Arc<[u64]>),
 }
 
-/// The rate over time.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Profile {
     Constant(Rate),
@@ -62,7 +63,6 @@ pub enum Profile {
     },
 }
 
-/// The gaps of an open loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Spacing {
     Fixed,

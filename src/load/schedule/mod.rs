@@ -40,17 +40,14 @@ pub struct Extent {
     pub measured_from_ns: u64,
     /// Nothing is due at this moment or later; `u64::MAX` when a number of requests ends the run.
     pub end_ns: u64,
-    /// Requests of all threads together that may be due after the warm-up.
+    /// Requests of all threads together that may be due after the warm-up; `u64::MAX` when the time ends the run.
     pub requests: u64,
 }
 
-/// One thread's share of the schedule.
+/// One thread's share; `requests` is what that thread may still take.
 pub struct Schedule {
     stream: Stream,
-    measured_from_ns: u64,
-    end_ns: u64,
-    /// Measured requests this thread may still take.
-    left: u64,
+    extent: Extent,
 }
 
 enum Stream {
@@ -72,7 +69,6 @@ enum Stream {
     },
 }
 
-/// All requests of all threads, by number.
 enum Sequence {
     Profile { profile: Profile, at_once: u64 },
     Replay(Arc<[u64]>),
@@ -81,7 +77,6 @@ enum Sequence {
 impl Sequence {
     fn due_ns(&self, k: u64) -> u64 {
         match self {
-            Sequence::Profile { profile, at_once: 1 } => profile.due_ns(k),
             Sequence::Profile { profile, at_once } => profile.due_ns(k / at_once * at_once),
             Sequence::Replay(due_ns) => due_ns.get(k as usize).copied().unwrap_or(u64::MAX),
         }
@@ -112,17 +107,16 @@ impl Schedule {
                 let k0 = sequence.first_at(extent.measured_from_ns) % threads;
                 (thread + threads - k0) % threads
             }
-            Stream::Closed | Stream::Poisson { .. } => thread,
+            _ => thread,
         };
-        let left = if extent.requests == u64::MAX { u64::MAX } else { nth_part(extent.requests, turn, threads) };
-        Schedule { stream, measured_from_ns: extent.measured_from_ns, end_ns: extent.end_ns, left }
+        Schedule { stream, extent: Extent { requests: nth_part(extent.requests, turn, threads), ..extent } }
     }
 
-    /// Takes the next request if it is due by `now_ns`, and says when it was due.
+    /// Takes the next request if it is due by `now_ns`, and returns when it was due.
     pub fn take(&mut self, now_ns: u64) -> Option<u64> {
         let due_ns = self.next_due_ns(now_ns).filter(|&due_ns| due_ns <= now_ns)?;
-        if due_ns >= self.measured_from_ns && self.left != u64::MAX {
-            self.left -= 1;
+        if due_ns >= self.extent.measured_from_ns {
+            self.extent.requests -= 1;
         }
         self.stream.advance();
         Some(due_ns)
@@ -131,13 +125,13 @@ impl Schedule {
     /// When the next request is due; `None` when there will be none.
     pub fn next_due_ns(&self, now_ns: u64) -> Option<u64> {
         let due_ns = self.stream.due_ns(now_ns);
-        let spent = due_ns >= self.measured_from_ns && self.left == 0;
-        (due_ns < self.end_ns && !spent).then_some(due_ns)
+        let spent = due_ns >= self.extent.measured_from_ns && self.extent.requests == 0;
+        (due_ns < self.extent.end_ns && !spent).then_some(due_ns)
     }
 
     /// From `end_ns` on nothing is due any more; what was due before stays due.
     pub fn end_at(&mut self, end_ns: u64) {
-        self.end_ns = self.end_ns.min(end_ns);
+        self.extent.end_ns = self.extent.end_ns.min(end_ns);
     }
 }
 
@@ -150,18 +144,19 @@ impl Stream {
         match arrivals {
             Arrivals::Closed => Stream::Closed,
             Arrivals::Replay(due_ns) => numbered(Sequence::Replay(due_ns)),
-            Arrivals::Open { profile, spacing, seed } => match spacing {
-                Spacing::Fixed => numbered(Sequence::Profile { profile, at_once: 1 }),
-                Spacing::Burst(size) => numbered(Sequence::Profile { profile, at_once: u64::from(size) }),
-                Spacing::Poisson => {
-                    let rng = rng_of_thread(seed, thread);
-                    let mean_step = threads as f64;
-                    let mut stream = Stream::Poisson { profile, x: 0.0, mean_step, rng, due_ns: 0 };
-                    // The first arrival is one gap after the start, like all others: the process has no memory.
-                    stream.advance();
-                    stream
-                }
-            },
+            Arrivals::Open { profile, spacing: Spacing::Fixed, .. } => {
+                numbered(Sequence::Profile { profile, at_once: 1 })
+            }
+            Arrivals::Open { profile, spacing: Spacing::Burst(size), .. } => {
+                numbered(Sequence::Profile { profile, at_once: u64::from(size) })
+            }
+            Arrivals::Open { profile, spacing: Spacing::Poisson, seed } => {
+                let rng = rng_of_thread(seed, thread);
+                let mut stream = Stream::Poisson { profile, x: 0.0, mean_step: threads as f64, rng, due_ns: 0 };
+                // The first arrival is one gap after the start, like all others: the process has no memory.
+                stream.advance();
+                stream
+            }
         }
     }
 
@@ -187,14 +182,10 @@ impl Stream {
     }
 }
 
-/// A random stream of its own for each thread.
 fn rng_of_thread(seed: u64, thread: u64) -> Rng {
     let mut root = Rng::with_seed(seed);
-    let mut rng = root.fork();
-    for _ in 0..thread {
-        rng = root.fork();
-    }
-    rng
+    (0..thread).for_each(|_| _ = root.fork());
+    root.fork()
 }
 
 /// A sample of the exponential distribution with mean 1, by inversion (Devroye 1986, section II.2).

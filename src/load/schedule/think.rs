@@ -1,4 +1,4 @@
-//! How long users think between an answer and their next request.
+//! The pause of a user between an answer and the next request.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -8,7 +8,6 @@ use fastrand::Rng;
 use super::{exponential, rng_of_thread};
 use crate::units::parse_positive_duration;
 
-/// The pause of a user between an answer and the next request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Think {
     Fixed(Duration),
@@ -35,21 +34,19 @@ impl FromStr for Think {
     }
 }
 
-/// One thread's users: how long each pauses, one answer after the other.
+/// One thread's users.
 pub struct Thinker {
     think: Option<Think>,
     rng: Rng,
 }
 
 impl Thinker {
-    /// The same seed gives the same pauses, in the order in which a thread's users ask for them. Without a `think`
-    /// they are all zero.
+    /// Without a `think` all pauses are zero.
     pub fn new(think: Option<Think>, seed: u64, thread: u64) -> Thinker {
         // Another seed than the arrivals have, or long gaps and long pauses would come together.
         Thinker { think, rng: rng_of_thread(!seed, thread) }
     }
 
-    /// The next pause.
     pub fn pause_ns(&mut self) -> u64 {
         match self.think {
             None => 0,
