@@ -1,7 +1,6 @@
 //! What the main thread and the measuring threads tell each other: stop, ready, done. All of them wait in epoll, so each
 //! message is an eventfd; the values behind it are read once per event, never in a loop.
 
-use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -69,11 +68,6 @@ impl Control {
 
     pub fn is_aborted(&self) -> bool {
         self.aborted.load(Ordering::Relaxed)
-    }
-
-    /// All that a measuring thread needs of what was open before it.
-    pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
-        [self.stop_event.as_fd(), self.thread_event.as_fd()]
     }
 
     /// Since the last call.

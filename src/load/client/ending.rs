@@ -49,7 +49,7 @@ impl<E: Engine> ClientLoop<'_, E> {
     pub(super) fn close(&mut self, slot: usize) {
         let connection = &mut self.connections[slot];
         if connection.is_established() {
-            self.tally.open -= 1;
+            self.tally.totals.open -= 1;
             self.alive_ns = self.now_ns;
         }
         let token = connection.token(slot);
@@ -92,11 +92,11 @@ impl<E: Engine> ClientLoop<'_, E> {
             }
         }
         if self.tally.intervals.as_ref().is_some_and(|intervals| intervals.ends_ns() <= self.now_ns) {
-            let totals = self.tally.totals(self.due());
+            let totals = self.tally.totals();
             self.tally.intervals.iter_mut().for_each(|intervals| intervals.send(self.now_ns, totals));
         }
         let dead_ns = self.now_ns.saturating_sub(self.alive_ns);
-        if self.settings.ends_by_count && self.tally.open == 0 && dead_ns > self.settings.timeout_ns {
+        if self.settings.ends_by_count && self.tally.totals.open == 0 && dead_ns > self.settings.timeout_ns {
             // A run of N requests against a server that died would never end.
             self.tally.gave_up = self.busy > 0;
         }
@@ -147,10 +147,6 @@ impl<E: Engine> ClientLoop<'_, E> {
         let requests = self.requests_failed(slot);
         *if was_sent { &mut self.tally.abandoned } else { &mut self.tally.shed } += requests;
         self.close_and_free(slot);
-    }
-
-    pub(super) fn due(&self) -> u64 {
-        if self.settings.open_loop { self.taken } else { 0 }
     }
 
     /// In a closed loop a request exists only once it is sent: requests that still wait for a connection are

@@ -159,7 +159,6 @@ impl<E: Engine> ClientLoop<'_, E> {
         }
         if answer.close && !server_closed && !half_sent {
             self.connections[slot].state = ConnectionState::Closing;
-            self.connections[slot].deadline_ns = u64::MAX;
             self.set_deadline(slot, CLOSING_GRACE_NS.min(self.settings.timeout_ns));
             return;
         }

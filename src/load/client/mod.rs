@@ -88,8 +88,6 @@ pub struct ClientLoop<'a, E> {
     thinking: BinaryHeap<Reverse<(u64, u32)>>,
     schedule: Schedule,
     thinker: Thinker,
-    /// Requests taken from the schedule.
-    taken: u64,
     /// Connections begun; chooses the source address.
     connects: u64,
     /// It begins never until [`ClientLoop::run`] says when: nothing is due.
@@ -126,7 +124,6 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
             thinking: BinaryHeap::with_capacity(room),
             schedule,
             thinker,
-            taken: 0,
             connects: 0,
             window: Window { start_ns: u64::MAX, open_ns: u64::MAX, close_ns: u64::MAX },
             drained_by_ns: u64::MAX,
@@ -173,7 +170,7 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
         }
         self.count_outstanding_as_lost();
         if let Some(intervals) = self.tally.intervals.take() {
-            intervals.finish(self.now_ns, self.tally.totals(self.due()));
+            intervals.finish(self.now_ns, self.tally.totals());
         }
         self.tally
     }
@@ -247,7 +244,7 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
         let elapsed_ns = self.now_ns.checked_sub(self.window.start_ns)?;
         loop {
             let due_ns = self.window.start_ns + self.schedule.take(elapsed_ns)?;
-            self.taken += 1;
+            self.tally.totals.due += u64::from(self.settings.open_loop);
             if due_ns.saturating_add(self.settings.deadline_ns) > self.now_ns {
                 return Some(due_ns);
             }

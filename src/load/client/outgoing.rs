@@ -67,7 +67,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         connection.deadline_ns = u64::MAX;
         self.tally.times.connect.record(self.now_ns - connection.began_ns);
         self.tally.opened();
-        if self.tally.established == 1 {
+        if self.tally.totals.established == 1 {
             self.control.mark_reached();
         }
     }
@@ -173,7 +173,7 @@ impl<E: Engine> ClientLoop<'_, E> {
     }
 
     pub(super) fn retry(&mut self, slot: usize) {
-        self.tally.retried += 1;
+        self.tally.totals.retried += 1;
         let connection = &mut self.connections[slot];
         if !connection.has_sent() {
             connection.sent_ns = self.now_ns;

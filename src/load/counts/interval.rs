@@ -2,6 +2,7 @@
 //! thread that is late ends several intervals at once: their counts belong to the last of them.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::{Add, Sub};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ pub struct Totals {
 }
 
 impl Totals {
-    fn with(&self, other: &Totals, combine: fn(u64, u64) -> u64) -> Totals {
+    pub fn with(&self, other: &Totals, combine: fn(u64, u64) -> u64) -> Totals {
         Totals {
             open: combine(self.open, other.open),
             established: combine(self.established, other.established),
@@ -53,8 +54,8 @@ impl IntervalCounts {
         IntervalCounts {
             answers: 0,
             totals: Totals::default(),
-            latency: Times::of_an_interval(),
-            slip: Times::of_an_interval(),
+            latency: Times::with_digits(2),
+            slip: Times::with_digits(2),
             workers: vec![(0, 0); workers],
         }
     }
@@ -68,7 +69,7 @@ impl IntervalCounts {
 
     fn add(&mut self, other: &IntervalCounts) {
         self.answers += other.answers;
-        self.totals = self.totals.with(&other.totals, |a, b| a + b);
+        self.totals = self.totals.with(&other.totals, u64::add);
         self.latency.add(&other.latency);
         self.slip.add(&other.slip);
         for (worker, (connections, requests)) in other.workers.iter().enumerate() {
@@ -132,7 +133,7 @@ impl IntervalSender {
     fn close(&mut self, index: u64, totals: Totals) {
         let next = IntervalCounts::new(self.counts.workers.len());
         let mut counts = std::mem::replace(&mut self.counts, next);
-        counts.totals = totals.with(&self.before, |now, before| now - before);
+        counts.totals = totals.with(&self.before, u64::sub);
         self.before = Totals { open: 0, ..totals };
         // The main thread is gone at the end of a run that failed.
         let _ = self.sender.send((self.thread, index, counts));
@@ -179,7 +180,7 @@ pub fn channel(
         next: 0,
         connections_requested,
         expected_workers,
-        so_far: Times::of_an_interval(),
+        so_far: Times::with_digits(2),
     };
     (senders, merger)
 }

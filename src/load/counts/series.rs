@@ -50,7 +50,7 @@ impl Series {
         if index >= self.seconds.len() {
             self.seconds.resize_with(index + 1, || None);
         }
-        let new = || Box::new(Second { latency: Times::of_a_second(), answered: [0; _] });
+        let new = || Box::new(Second { latency: Times::with_digits(1), answered: [0; _] });
         Some(self.seconds[index].get_or_insert_with(new))
     }
 

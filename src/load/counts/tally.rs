@@ -1,6 +1,8 @@
 //! What one thread counted. Counting allocates only when an errno, a status or a worker appears for the first time, when a
 //! second or an interval begins and when a request is lost: the size does not depend on the number of requests.
 
+use std::ops::Add;
+
 use nix::errno::Errno;
 
 use crate::load::counts::distributions::Distributions;
@@ -37,7 +39,7 @@ impl WorkerTally {
     const TIMED: usize = 64;
 
     fn new(worker: usize) -> WorkerTally {
-        let latency = (worker < WorkerTally::TIMED).then(|| Box::new(Times::of_a_worker()));
+        let latency = (worker < WorkerTally::TIMED).then(|| Box::new(Times::with_digits(3)));
         WorkerTally { connections: 0, requests: 0, latency }
     }
 }
@@ -73,12 +75,11 @@ pub struct Tally {
     /// Index = worker.
     pub workers: Vec<WorkerTally>,
     pub failures: Failures,
-    pub retried: u64,
     pub series: Series,
     pub intervals: Option<IntervalSender>,
-    pub established: u64,
     pub answered_connections: u64,
-    pub open: u64,
+    /// Without the errors, which are in the failures.
+    pub totals: Totals,
     pub peak_open: u64,
     pub trace: Vec<Traced>,
     /// When a connection had its first answer, and whose.
@@ -190,20 +191,13 @@ impl Tally {
     }
 
     pub fn opened(&mut self) {
-        self.established += 1;
-        self.open += 1;
-        self.peak_open = self.peak_open.max(self.open);
+        self.totals.established += 1;
+        self.totals.open += 1;
+        self.peak_open = self.peak_open.max(self.totals.open);
     }
 
-    /// `due` is the number of requests taken from the schedule.
-    pub fn totals(&self, due: u64) -> Totals {
-        Totals {
-            open: self.open,
-            established: self.established,
-            errors: self.failures.total(),
-            retried: self.retried,
-            due,
-        }
+    pub fn totals(&self) -> Totals {
+        Totals { errors: self.failures.total(), ..self.totals }
     }
 
     fn worker(&mut self, worker: u32) -> &mut WorkerTally {
@@ -238,9 +232,8 @@ impl Tally {
             }
         }
         self.failures.add(other.failures);
-        self.retried += other.retried;
         self.series.add(other.series);
-        self.established += other.established;
+        self.totals = self.totals.with(&other.totals, u64::add);
         self.answered_connections += other.answered_connections;
         // Threads hold their connections at the same time, so the sum of the peaks is the peak.
         self.peak_open += other.peak_open;
@@ -256,7 +249,7 @@ impl Tally {
 
 /// A thread whose room was full knows nothing of later sends: then those of the others are left out too.
 fn add_sends(sum: &mut Vec<Sent>, other: Vec<Sent>, room: usize) {
-    let known_until = |sends: &[Sent]| match sends.iter().max_by_key(|sent| sent.due_ns) {
+    let known_until = |sends: &[Sent]| match sends.iter().max() {
         Some(last) if sends.len() >= room => last.due_ns,
         _ => u64::MAX,
     };

@@ -110,8 +110,8 @@ fn trust(plan: &Plan, counted: &Counted, report: &LoadReport, machine: Counters,
         machine,
         machine_s,
         connections_peak: tally.peak_open,
-        connections_opened: tally.established,
-        ports_per_s: preflight::ports_per_s(plan, &Limits::now(), tally.established),
+        connections_opened: tally.totals.established,
+        ports_per_s: preflight::ports_per_s(plan, &Limits::now(), tally.totals.established),
     })
 }
 

@@ -32,7 +32,7 @@ pub fn report(plan: &Plan, counted: &Counted, background: &BackgroundCounts, int
         censored: tally.censored,
         offered_per_s: is_open_loop.then(|| offered(plan, tally, window)),
         deadline: plan.pacing.deadline.map(|_| DeadlineCounts { shed: tally.shed, abandoned: tally.abandoned }),
-        retried: tally.retried,
+        retried: tally.totals.retried,
         lost: tally.failures.named_lost(window.start_ns),
         lost_more: tally.failures.lost_more,
         worst_second: tally.series.worst_second(),
@@ -42,7 +42,7 @@ pub fn report(plan: &Plan, counted: &Counted, background: &BackgroundCounts, int
         connections: ConnectionCounts {
             requested: u64::from(plan.connections.count) + u64::from(plan.background.idle),
             peak_open: tally.peak_open + background.idle.established,
-            established: tally.established + background.idle.established,
+            established: tally.totals.established + background.idle.established,
             answered: tally.answered_connections,
             idle_lost: background.idle.closed_by_server,
         },

@@ -1,5 +1,6 @@
 //! The measuring threads: started, given the schedule at the same moment, awaited, and what they counted added up.
 
+use std::os::fd::AsFd;
 use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, SystemTime};
@@ -111,7 +112,7 @@ fn measure_thread<E: Engine>(
         let allowed = cpu::allowed();
         cpu::pin_to(&[allowed[number % allowed.len()]])?;
     }
-    leave_shared_table(&control.descriptors());
+    leave_shared_table(&[control.stop_event.as_fd(), control.thread_event.as_fd()]);
     let mut client = ClientLoop::<E>::new(settings, control, share)?;
     // Handshakes belong to a closed loop, and to a connection per request, but not to an open loop whose
     // connections are kept: there they would only make its first requests late.
@@ -152,7 +153,7 @@ fn add_up(
     }
     match sum.unreachable {
         // One thread may have found no server while another was served.
-        Some(errno) if sum.established == 0 && !is_interrupted => Err(errno),
+        Some(errno) if sum.totals.established == 0 && !is_interrupted => Err(errno),
         _ => Ok(sum),
     }
 }
