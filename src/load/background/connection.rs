@@ -37,7 +37,6 @@ impl Kind {
 #[derive(Default)]
 pub struct BackgroundConnection {
     pub kind: Kind,
-    /// `None` before its life and after it.
     pub socket: Option<Socket>,
     /// When connect(2) was called: its age counts from here, since the server may know of it before us.
     pub began_ns: u64,

@@ -85,7 +85,7 @@ impl BackgroundConnections {
             epoll,
             stop_event: stop_event.clone(),
             connections: Kind::each(&wanted).into_iter().flat_map(of_kind).collect(),
-            begun: 0,
+            unopened: 0..wanted.total() as usize,
             connecting: VecDeque::new(),
             opened: Some(sender),
             failures: Failures::default(),
@@ -142,9 +142,8 @@ struct BackgroundLoop {
     epoll: Epoll,
     stop_event: Arc<EventFd>,
     connections: Vec<BackgroundConnection>,
-    /// Connections that connect(2) was called for.
-    begun: usize,
-    /// Slots in the handshake, the oldest first.
+    unopened: std::ops::Range<usize>,
+    /// The oldest first.
     connecting: VecDeque<usize>,
     /// Dropped when all handshakes are over.
     opened: Option<mpsc::Sender<Errno>>,
@@ -182,9 +181,9 @@ impl BackgroundLoop {
     }
 
     fn open_more(&mut self) {
-        while self.begun < self.connections.len() && self.connecting.len() < MAX_IN_FLIGHT {
-            let slot = self.begun;
-            self.begun += 1;
+        while self.connecting.len() < MAX_IN_FLIGHT
+            && let Some(slot) = self.unopened.next()
+        {
             let interest = Interest::EPOLLIN | Interest::EPOLLOUT | Interest::EPOLLRDHUP | Interest::EPOLLET;
             let socket = self.connections[slot].connect(&self.route, slot as u64);
             match socket.and_then(|socket| self.epoll.add(socket, slot as u64, interest)) {
@@ -227,10 +226,10 @@ impl BackgroundLoop {
         let Some(socket) = &connection.socket else { return };
         if !connection.is_established {
             self.connecting.retain(|&other| other != slot);
-            match socket.take_error() {
-                Ok(None) => connection.is_established = true,
-                Ok(Some(error)) | Err(error) => return self.connect_failed(slot, errno(error)),
+            if let Ok(Some(error)) | Err(error) = socket.take_error() {
+                return self.connect_failed(slot, errno(error));
             }
+            connection.is_established = true;
             self.ask(slot);
         }
         if flags.intersects(Interest::EPOLLRDHUP | Interest::EPOLLHUP | Interest::EPOLLERR) {
@@ -243,7 +242,6 @@ impl BackgroundLoop {
         }
     }
 
-    /// Begins a request in the way of its kind.
     fn ask(&mut self, slot: usize) {
         self.connections[slot].written = 0;
         match self.connections[slot].kind {
@@ -261,7 +259,6 @@ impl BackgroundLoop {
         }
     }
 
-    /// Sends or reads a byte on each connection whose gap is over.
     fn take_turns(&mut self) {
         let now_ns = monotonic_ns();
         while let Some(&(due_ns, slot)) = self.turns.front().filter(|(due_ns, _)| *due_ns <= now_ns) {
@@ -300,8 +297,8 @@ impl BackgroundLoop {
     /// True while the answer is incomplete; when it is complete, the next request begins.
     fn feed(&mut self, slot: usize, bytes: usize) -> bool {
         let connection = &mut self.connections[slot];
+        // An answer to half a request says only that the server will close.
         if connection.written < self.request.len() {
-            // An answer to half a request says only that the server will close.
             return true;
         }
         match connection.reader.feed(&self.buffer[..bytes], &mut self.template) {

@@ -36,26 +36,21 @@ pub struct Connection {
     pub state: ConnectionState,
     /// Counts the sockets of this slot: a report for an earlier one is stale.
     pub generation: u32,
-    /// When the requests in hand were due, the next to be answered first. Each is in hand until it is answered, failed or
-    /// given up.
+    /// When the requests in hand were due: those that are neither answered nor failed nor given up, in their order.
     pub due_ns: VecDeque<u64>,
     pub sent_ns: u64,
-    /// The request in hand was sent before, on a connection that the server closed; [`sent_ns`](Self::sent_ns) is the
-    /// first time.
+    /// The request in hand was sent before, at [`sent_ns`](Self::sent_ns), on a connection that the server closed.
     pub retried: bool,
     /// Of the answer that is coming in; 0 before its first byte.
     pub first_byte_ns: u64,
     pub began_ns: u64,
-    /// Of the present state; `u64::MAX` for never.
     pub deadline_ns: u64,
     /// Bytes that the kernel has taken, of those in hand when they set out.
     pub written: usize,
     pub to_write: usize,
     pub answers: u64,
-    /// Of the last answer.
     pub worker: Option<u32>,
-    /// Answers that count for `--requests-per-connection`: those of a session, whose user comes back when the server
-    /// closed in between, and otherwise those on this connection.
+    /// Those that count for `--requests-per-connection`: a session goes on when the server closed in between.
     pub of_session: u64,
     pub failures: u32,
     pub reader: Reader,

@@ -1,6 +1,7 @@
 //! How requests, connections, deadlines, the window and the run end.
 
 use std::cmp::Reverse;
+use std::sync::atomic::Ordering::Relaxed;
 
 use nix::errno::Errno;
 
@@ -11,7 +12,6 @@ use crate::load::counts::failures::{Cause, LostCause, LostRequest};
 use crate::load::counts::window::Timestamps;
 use crate::units::monotonic_ns;
 
-/// Deadlines are checked no more often than this.
 const SCAN_GAP_NS: u64 = 1_000_000;
 /// After Ctrl-C the run waits for outstanding answers no longer than this.
 const INTERRUPTED_DRAIN_NS: u64 = 1_000_000_000;
@@ -85,13 +85,12 @@ impl<E: Engine> ClientLoop<'_, E> {
         if self.now_ns >= self.window.close_ns && !self.window_closed {
             self.window_closed = true;
             self.forget_unsent();
-            // Users who think send no further request.
             for Reverse((_, slot)) in std::mem::take(&mut self.thinking) {
                 self.close(slot as usize);
                 self.free.push_back(slot);
             }
         }
-        if self.tally.intervals.as_ref().is_some_and(|intervals| intervals.ends_ns() <= self.now_ns) {
+        if self.tally.intervals.as_ref().is_some_and(|intervals| intervals.ends_ns <= self.now_ns) {
             let totals = self.tally.totals();
             self.tally.intervals.iter_mut().for_each(|intervals| intervals.send(self.now_ns, totals));
         }
@@ -103,8 +102,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.dispatch();
     }
 
-    /// Looks for deadlines that have passed. Requests only ever get later deadlines, so a scan is needed once
-    /// per time-out, not once per request.
+    /// Requests only ever get later deadlines, so a scan is needed once per time-out, not once per request.
     fn scan(&mut self) {
         let mut earliest_ns = u64::MAX;
         for slot in 0..self.connections.len() {
@@ -149,8 +147,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.close_and_free(slot);
     }
 
-    /// In a closed loop a request exists only once it is sent: requests that still wait for a connection are
-    /// forgotten. In an open loop they were due, and stay.
+    /// In a closed loop a request exists only once it is sent; in an open loop it was due, and stays.
     fn forget_unsent(&mut self) {
         if self.settings.open_loop {
             return;
@@ -167,7 +164,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.window.close_ns = self.window.close_ns.min(stopped_at_ns);
         self.schedule.end_at(stopped_at_ns.saturating_sub(self.window.start_ns));
         let limit_ns = INTERRUPTED_DRAIN_NS.min(self.settings.timeout_ns);
-        let drain_ns = if self.control.is_aborted() { 0 } else { limit_ns };
+        let drain_ns = if self.control.aborted.load(Relaxed) { 0 } else { limit_ns };
         self.drained_by_ns = self.drained_by_ns.min(stopped_at_ns.saturating_add(drain_ns));
     }
 
@@ -196,7 +193,7 @@ impl<E: Engine> ClientLoop<'_, E> {
             return self.established(slot);
         }
         self.tally.times.connect.record(self.now_ns - self.connections[slot].began_ns);
-        if !self.control.is_reached() {
+        if !self.control.reached.load(Relaxed) {
             self.tally.unreachable = Some(Errno::ETIMEDOUT);
         }
     }

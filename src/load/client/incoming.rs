@@ -13,7 +13,6 @@ use crate::units::monotonic_ns;
 
 /// How long a server that announced its close may take before the client closes first.
 const CLOSING_GRACE_NS: u64 = 1_000_000_000;
-/// The answer of `--connect-only`: the connection is established.
 const CONNECTED: Answer = Answer { status: 200, worker: None, body_bytes: 0, close: false };
 
 impl<E: Engine> ClientLoop<'_, E> {
@@ -27,7 +26,10 @@ impl<E: Engine> ClientLoop<'_, E> {
         }
         match self.connections[slot].state {
             ConnectionState::Connecting if ready.room => self.on_connected(slot),
-            ConnectionState::Writing if ready.room => self.on_room(slot),
+            ConnectionState::Writing if ready.room => {
+                let written = self.write(slot);
+                self.after_writing(slot, written);
+            }
             ConnectionState::Writing | ConnectionState::Reading => {
                 if let Some(errno) = ready.failed_send {
                     return self.write_failed(slot, errno);
@@ -42,21 +44,18 @@ impl<E: Engine> ClientLoop<'_, E> {
     }
 
     fn on_connected(&mut self, slot: usize) {
-        let error = self.connections[slot].socket.as_ref().map(|socket| socket.take_error());
-        match error {
-            Some(Ok(None)) => {
-                self.established(slot);
-                if !self.settings.connect_only {
-                    let _ = self.with_socket(slot, E::established);
-                }
-                match self.connections[slot].has_request() {
-                    true if self.settings.connect_only => self.on_connected_only(slot),
-                    true => self.send_request(slot),
-                    false => {}
-                }
-            }
-            Some(Ok(Some(error)) | Err(error)) => self.connect_failed(slot, errno(error)),
-            None => {}
+        let Some(socket) = &self.connections[slot].socket else { return };
+        if let Ok(Some(error)) | Err(error) = socket.take_error() {
+            return self.connect_failed(slot, errno(error));
+        }
+        self.established(slot);
+        if !self.settings.connect_only {
+            let _ = self.with_socket(slot, E::established);
+        }
+        match self.connections[slot].has_request() {
+            true if self.settings.connect_only => self.on_connected_only(slot),
+            true => self.send_request(slot),
+            false => {}
         }
     }
 
@@ -67,19 +66,6 @@ impl<E: Engine> ClientLoop<'_, E> {
             self.tally.answered(&self.window, timestamps, &CONNECTED, true);
         }
         self.close_and_free(slot);
-    }
-
-    fn on_room(&mut self, slot: usize) {
-        let written = self.write(slot).and_then(|all| {
-            if !all {
-                return self.with_socket(slot, E::await_room);
-            }
-            self.connections[slot].state = ConnectionState::Reading;
-            Ok(())
-        });
-        if let Err(errno) = written {
-            self.write_failed(slot, errno);
-        }
     }
 
     fn receive(&mut self, slot: usize, ends: bool) {
@@ -171,8 +157,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.go_on(slot);
     }
 
-    /// After an answer: the next request of the session, on a new connection if necessary, or whatever is due. After the
-    /// end of the window no user sends another request.
+    /// The next request of the session, or whatever is due. After the window no user sends another request.
     fn go_on(&mut self, slot: usize) {
         let was_last = self.settings.requests_per_connection == Some(self.connections[slot].of_session);
         if !self.settings.sessions || was_last {

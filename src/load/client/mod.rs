@@ -40,7 +40,6 @@ mod ending;
 mod incoming;
 mod outgoing;
 
-/// What all threads of a run have in common: the plan in the units of the loop.
 pub struct Settings {
     pub route: Route,
     /// As many copies as may be outstanding on a connection, each of `request_bytes`.
@@ -65,12 +64,11 @@ pub struct Settings {
     pub measures: Measures,
 }
 
-/// One thread's share of the run.
+/// One thread's share of the run; the [`Settings`] are the same for all.
 pub struct Assignment {
     pub connections: u64,
     pub schedule: Schedule,
     pub thinker: Thinker,
-    /// When the run is observed.
     pub intervals: Option<IntervalSender>,
 }
 
@@ -84,7 +82,7 @@ pub struct ClientLoop<'a, E> {
     sockets_to_close: Vec<Socket>,
     /// Connections without a request in hand, longest free first: an open loop uses all of them in turn.
     free: VecDeque<u32>,
-    /// Connections whose user thinks, and until when.
+    /// Until when the user of which connection thinks.
     thinking: BinaryHeap<Reverse<(u64, u32)>>,
     schedule: Schedule,
     thinker: Thinker,
@@ -96,7 +94,6 @@ pub struct ClientLoop<'a, E> {
     drained_by_ns: u64,
     tally: Tally,
     template: Template,
-    /// When the clock was last read.
     now_ns: u64,
     /// Requests in hand.
     busy: usize,
@@ -148,15 +145,12 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
         }
     }
 
-    /// Runs the schedule to its end, waits for the last answers, and returns what was counted.
     pub fn run(mut self, window: Window) -> Tally {
         // 50 µs of default slack would be added to every due time (prctl(2), PR_SET_TIMERSLACK).
         let _ = prctl::set_timerslack(1);
         self.window = window;
         self.drained_by_ns = window.close_ns.saturating_add(self.settings.timeout_ns);
-        if let Some(intervals) = &mut self.tally.intervals {
-            intervals.begin(window.start_ns);
-        }
+        self.tally.intervals.iter_mut().for_each(|intervals| intervals.begin(window.start_ns));
         if self.settings.thinks && !self.settings.sessions {
             self.begin_with_thinking();
         }
@@ -209,7 +203,7 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
         let phase_ns = if self.window_closed { self.drained_by_ns } else { self.window.close_ns };
         let due_ns = if self.free.is_empty() { None } else { self.next_due_ns() };
         let thought_ns = self.thinking.peek().map_or(u64::MAX, |Reverse((due_ns, _))| *due_ns);
-        let interval_ns = self.tally.intervals.as_ref().map_or(u64::MAX, IntervalSender::ends_ns);
+        let interval_ns = self.tally.intervals.as_ref().map_or(u64::MAX, |intervals| intervals.ends_ns);
         phase_ns.min(self.scan_at_ns).min(due_ns.unwrap_or(u64::MAX)).min(thought_ns).min(interval_ns)
     }
 
@@ -239,7 +233,6 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
         }
     }
 
-    /// Takes the next request that is due and whose deadline has not passed.
     fn take_due(&mut self) -> Option<u64> {
         let elapsed_ns = self.now_ns.checked_sub(self.window.start_ns)?;
         loop {

@@ -13,8 +13,7 @@ use crate::load::options::source::Sources;
 pub struct Route {
     pub address: SockAddr,
     pub sources: Option<Sources>,
-    /// The first request does not fit into one segment; otherwise Nagle's algorithm never holds it back, since nothing
-    /// unacknowledged is before it.
+    /// Nagle's algorithm holds back only what does not fit into one segment.
     pub no_delay: bool,
     pub reset: bool,
 }

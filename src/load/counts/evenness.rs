@@ -97,10 +97,8 @@ fn chi_square_upper_tail(x: f64, degrees_of_freedom: f64) -> f64 {
 /// E_k, the expected maximum of k independent standard normals (Harter 1961 tabulates it: 1.03, 1.42, 1.77
 /// for k = 4, 8, 16): ∫ over the positive axis of (1 − Φᵏ) minus ∫ over the negative one of Φᵏ.
 ///
-/// No correction for "the counts add up to n" belongs here. The deviations (Nᵢ − n/k) / √(n/k) have variance
-/// 1 − 1/k and covariance −1/k: in the limit exactly those of Zᵢ − Z̄ for independent Zᵢ. And
-/// E max (Zᵢ − Z̄) = E max Zᵢ, since Z̄ has mean 0: the factor √(1 − 1/k) of the variance and the negative
-/// correlation cancel.
+/// No correction for "the counts add up to n" belongs here: the deviations (Nᵢ − n/k) / √(n/k) are in the limit
+/// Zᵢ − Z̄ for independent Zᵢ, and E max (Zᵢ − Z̄) = E max Zᵢ, since Z̄ has mean 0.
 fn expected_max_of_normals(k: usize) -> f64 {
     // The integrand is even, smooth and vanishes: there the trapezoid rule converges exponentially. Beyond 9
     // it is below 10⁻¹⁴ for every k up to the largest number of workers.

@@ -89,7 +89,7 @@ pub struct IntervalSender {
     before: Totals,
     length_ns: u64,
     start_ns: u64,
-    ends_ns: u64,
+    pub ends_ns: u64,
     sender: Sender<Sent>,
 }
 
@@ -97,10 +97,6 @@ impl IntervalSender {
     pub fn begin(&mut self, start_ns: u64) {
         self.start_ns = start_ns;
         self.ends_ns = start_ns + self.length_ns;
-    }
-
-    pub fn ends_ns(&self) -> u64 {
-        self.ends_ns
     }
 
     pub fn answered(&mut self, latency_ns: u64, slip_ns: Option<u64>, worker: Option<u32>, first: bool) {
@@ -140,7 +136,6 @@ impl IntervalSender {
     }
 }
 
-/// Adds up what the threads counted in the same interval.
 pub struct IntervalMerger {
     length_ns: u64,
     receiver: Receiver<Sent>,
@@ -193,24 +188,8 @@ impl IntervalMerger {
             self.pending.entry(index).and_modify(|sum| sum.add(&counts)).or_insert(counts);
         }
         let complete = self.last.iter().min().copied().flatten();
-        self.report(complete, window)
-    }
-
-    pub fn so_far(&self) -> Latency {
-        self.so_far.latency()
-    }
-
-    /// What is left when all threads have ended.
-    pub fn receive_rest(&mut self, window: &Window) -> VecDeque<IntervalReport> {
-        let mut reports = self.receive(window);
-        let last = self.pending.keys().next_back().copied();
-        reports.extend(self.report(last, window));
-        reports
-    }
-
-    fn report(&mut self, until: Option<u64>, window: &Window) -> VecDeque<IntervalReport> {
         let mut reports = VecDeque::new();
-        while let Some(entry) = self.pending.first_entry().filter(|entry| Some(*entry.key()) <= until) {
+        while let Some(entry) = self.pending.first_entry().filter(|entry| Some(*entry.key()) <= complete) {
             let (index, counts) = entry.remove_entry();
             let report = self.one(index, &counts, window);
             if report.measured {
@@ -219,6 +198,18 @@ impl IntervalMerger {
             reports.push_back(report);
             self.next = self.next.max(index + 1);
         }
+        reports
+    }
+
+    pub fn so_far(&self) -> Latency {
+        self.so_far.latency()
+    }
+
+    /// All threads have ended: what is pending is complete.
+    pub fn receive_rest(&mut self, window: &Window) -> VecDeque<IntervalReport> {
+        let mut reports = self.receive(window);
+        self.last.fill(Some(u64::MAX));
+        reports.append(&mut self.receive(window));
         reports
     }
 

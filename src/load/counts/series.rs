@@ -104,7 +104,6 @@ impl Series {
     }
 }
 
-/// What was answered in a part of the window.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Part {
     pub answers: u64,

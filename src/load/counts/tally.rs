@@ -14,7 +14,6 @@ use crate::load::counts::window::{Timestamps, Window};
 use crate::load::response::{Answer, MAX_WORKERS};
 use crate::report::Traced;
 
-/// What is measured.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Measures {
     /// Response time counts from the due time, and is not the service time.
@@ -154,8 +153,8 @@ impl Tally {
         }
     }
 
-    /// A request of the measured window enters the histograms once, whatever became of it: at its response
-    /// time, or at its age when it became clear that no answer would come.
+    /// A request of the measured window enters the histograms once: at its response time, or at its age when it became
+    /// clear that no answer would come.
     fn record(&mut self, window: &Window, timestamps: Timestamps, answered: bool) {
         self.last_end_ns = timestamps.end_ns;
         if !window.contains(timestamps.due_ns) {
@@ -188,12 +187,6 @@ impl Tally {
         if self.sends.len() < self.measures.sends && window.contains(due_ns) {
             self.sends.push(Sent { due_ns, sent_ns });
         }
-    }
-
-    pub fn opened(&mut self) {
-        self.totals.established += 1;
-        self.totals.open += 1;
-        self.peak_open = self.peak_open.max(self.totals.open);
     }
 
     pub fn totals(&self) -> Totals {

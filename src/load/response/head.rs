@@ -22,7 +22,7 @@ pub struct Head {
     pub answer: Answer,
     pub framing: Framing,
     pub bytes: usize,
-    /// Where the worker's number stands, when it is only digits.
+    /// Where the worker's number stands, if it is one.
     pub worker_at: Option<Range<usize>>,
 }
 
@@ -62,15 +62,9 @@ pub fn parse(bytes: &[u8], no_body: bool) -> Result<Option<Head>, Malformed> {
     // A 1.0 server closes unless it says otherwise, a 1.1 server stays (RFC 9112, section 9.3).
     let says_close = fields.close || (version == b'0' && !fields.keep_alive);
     let close = says_close || status == 101 || framing == Framing::UntilClose;
-    let worker_at = fields.worker_at;
-    let worker = worker_at.clone().and_then(|at| decimal(&bytes[at])).and_then(worker_number);
-    let only_digits = |at: &Range<usize>| bytes[at.clone()].iter().all(u8::is_ascii_digit);
-    Ok(Some(Head {
-        answer: Answer { status, worker, body_bytes: 0, close },
-        framing,
-        bytes: lines.at,
-        worker_at: worker_at.filter(only_digits),
-    }))
+    let number = fields.worker_at.clone().and_then(|at| decimal(&bytes[at]));
+    let answer = Answer { status, worker: number.and_then(worker_number), body_bytes: 0, close };
+    Ok(Some(Head { answer, framing, bytes: lines.at, worker_at: fields.worker_at.filter(|_| number.is_some()) }))
 }
 
 fn status_line(line: &[u8]) -> Result<(u8, u16), Malformed> {
@@ -85,7 +79,6 @@ fn status_line(line: &[u8]) -> Result<(u8, u16), Malformed> {
     }
 }
 
-/// The lines of a head as ranges, without their ends.
 struct Lines<'a> {
     bytes: &'a [u8],
     at: usize,

@@ -39,13 +39,12 @@ pub struct Malformed(pub &'static str);
 pub struct Reader {
     /// The beginning of a head that came in pieces.
     partial_head: Vec<u8>,
-    /// The answer whose head is complete.
     body: Option<(Answer, Framing)>,
 }
 
 impl Reader {
-    /// Takes the next bytes. Returns a complete answer and the number of bytes up to its end, or `None` when the answer
-    /// takes all of them and goes on.
+    /// Returns a complete answer and the number of bytes up to its end, or `None` when all of them belong to one that
+    /// goes on.
     pub fn feed(&mut self, bytes: &[u8], template: &mut Template) -> Result<Option<(Answer, usize)>, Malformed> {
         if self.body.is_none()
             && self.partial_head.is_empty()
@@ -113,9 +112,9 @@ impl Reader {
     }
 }
 
-/// The last head that was parsed. A head with the same bytes, but for the worker's number, is not parsed again. One per
-/// thread, for one method: the answer to HEAD ends with its head.
+/// The last head that was parsed: one with the same bytes, but for the worker's number, is not parsed again.
 pub struct Template {
+    /// The answer to HEAD ends with its head.
     no_body: bool,
     /// Empty when nothing was learned.
     head: Vec<u8>,
@@ -145,8 +144,7 @@ impl Template {
         self.answer = Answer { body_bytes, ..head.answer };
     }
 
-    /// The answer at the beginning of these bytes and its length, if its head is the learned one and all of its
-    /// body is there.
+    /// The answer at the beginning of these bytes and its length, if all of it is there and its head is the learned one.
     fn whole_answer(&self, bytes: &[u8]) -> Option<(Answer, usize)> {
         if self.head.is_empty() {
             return None;

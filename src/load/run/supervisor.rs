@@ -129,7 +129,7 @@ impl<'a> Supervisor<'a> {
         let timeout = (timeout_ns != u64::MAX).then(|| Duration::from_nanos(timeout_ns));
         for i in 0..self.epoll.wait(timeout)? {
             match self.epoll.report(i).token {
-                THREAD => self.marks += self.control.new_marks(),
+                THREAD => self.marks += self.control.thread_event.read().unwrap_or(0),
                 _ => _ = self.is_interrupted(),
             }
         }

@@ -1,6 +1,7 @@
 //! The measuring threads: started, given the schedule at the same moment, awaited, and what they counted added up.
 
 use std::os::fd::AsFd;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, SystemTime};
@@ -76,7 +77,7 @@ pub fn measure<E: Engine>(
             let _ = starter.send(window);
         }
         let (mut window, cpu) = supervisor.await_done(threads, window, &mut observers)?;
-        let tally = add_up(handles, settings.measures, control.is_interrupted())?;
+        let tally = add_up(handles, settings.measures, control.interrupted.load(Relaxed))?;
         if window.close_ns == u64::MAX {
             // The number of requests ended it, with the last answer; the wait for one that never came is no part of it.
             let last_ns = if tally.last_answer_ns > 0 { tally.last_answer_ns } else { tally.last_end_ns };

@@ -124,9 +124,6 @@ impl Profile {
 }
 
 /// Reads due times: a line each, in seconds, none earlier than the one before it; `#` begins a comment.
-///
-/// # Errors
-/// The number of the first line that is not a time, or goes back; or that the file has no times.
 pub fn parse_replay(text: &str) -> Result<Arc<[u64]>, String> {
     let mut due_ns: Vec<u64> = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {

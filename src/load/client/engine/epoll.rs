@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use socket2::Socket;
 
-use crate::load::client::engine::{Engine, Ready, STOP, SendProgress};
+use crate::load::client::engine::{Engine, Message, Ready, STOP, SendProgress};
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::socket::{receive_now, send_now};
 
@@ -20,7 +20,6 @@ const DATA: Interest = Interest::EPOLLIN.union(Interest::EPOLLRDHUP).union(Inter
 pub struct EpollEngine {
     epoll: Epoll,
     buffer: Box<[u8]>,
-    /// Reports of the last wait, and which of them is next.
     reports: usize,
     next: usize,
 }
@@ -46,14 +45,7 @@ impl Engine for EpollEngine {
     }
 
     #[inline]
-    fn send(
-        &mut self,
-        _token: u64,
-        socket: &Socket,
-        _message: usize,
-        bytes: &[u8],
-        part: Range<usize>,
-    ) -> nix::Result<usize> {
+    fn send(&mut self, _: u64, socket: &Socket, (_, bytes): Message, part: Range<usize>) -> nix::Result<usize> {
         send_now(socket, &bytes[part])
     }
 

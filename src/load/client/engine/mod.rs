@@ -15,11 +15,10 @@ use socket2::Socket;
 use crate::load::options::plan::EngineName;
 use crate::sys::uring::Uring;
 
-/// The token of the stop event; no connection has it, since slots stay far below 2³⁰.
+/// The token of the stop event; no connection has it, since slots stay far below 2²⁹.
 pub const STOP: u64 = u64::MAX;
 
-/// Names a socket: the slot of its connection, and in the upper half the slot's generation, by which a report for a
-/// socket that the slot has closed is recognised as stale.
+/// The slot of a connection, and in the upper half its generation: a report for a socket that was closed is stale.
 pub fn token(slot: usize, generation: u32) -> u64 {
     u64::from(generation) << 32 | slot as u64
 }
@@ -28,10 +27,11 @@ pub fn slot(token: u64) -> (usize, u32) {
     ((token & u64::from(u32::MAX)) as usize, (token >> 32) as u32)
 }
 
-/// How far a socket is when the engine gets it.
+/// Its number among those that [`Engine::new`] got, and its bytes.
+pub type Message<'a> = (usize, &'a [u8]);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SendProgress {
-    /// In the handshake, as far as we know.
     Connecting,
     /// A part of the first request is on its way.
     HalfSent,
@@ -63,21 +63,12 @@ pub trait Engine: Sized {
 
     fn begin(&mut self, token: u64, socket: &Socket, progress: SendProgress) -> nix::Result<()>;
 
-    /// The handshake is over, successfully.
     fn established(&mut self, token: u64, socket: &Socket) -> nix::Result<()>;
 
-    /// Sends `part` of message number `message`, whose bytes are `bytes`, and returns how many bytes were taken: none
-    /// when there is no room. A socket that is not yet handed over may be sent on too.
-    fn send(
-        &mut self,
-        token: u64,
-        socket: &Socket,
-        message: usize,
-        bytes: &[u8],
-        part: Range<usize>,
-    ) -> nix::Result<usize>;
+    /// Sends a part of the message and returns how many bytes were taken: none when there is no room. A socket that is not
+    /// yet handed over may be sent on too.
+    fn send(&mut self, token: u64, socket: &Socket, message: Message, part: Range<usize>) -> nix::Result<usize>;
 
-    /// Reports when there is room again.
     fn await_room(&mut self, token: u64, socket: &Socket) -> nix::Result<()>;
 
     fn close(&mut self, token: u64, socket: &Socket);
@@ -89,9 +80,7 @@ pub trait Engine: Sized {
 
     /// Takes what has arrived for the socket last reported: the number of bytes now at the beginning of [`Engine::data`],
     /// 0 at the end of the stream.
-    ///
-    /// # Errors
-    /// EAGAIN when there is nothing more; otherwise what became of the connection.
+    /// The error is EAGAIN when there is nothing more; otherwise what became of the connection.
     fn receive(&mut self, token: u64, socket: &Socket) -> nix::Result<usize>;
 
     fn data(&self) -> &[u8];

@@ -12,7 +12,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use socket2::Socket;
 
-use crate::load::client::engine::{Engine, Ready, STOP, SendProgress, slot};
+use crate::load::client::engine::{Engine, Message, Ready, STOP, SendProgress, slot};
 use crate::sys::fd::set_blocking;
 use crate::sys::socket::send_now;
 use crate::sys::uring::{Completion, Uring};
@@ -27,19 +27,16 @@ const BATCH: usize = 256;
 const IGNORED: u64 = u64::MAX - 1;
 
 /// What a completion is about, in bits of the token that no slot reaches.
-const KIND_SHIFT: u32 = 30;
-const KIND_MASK: u64 = 3 << KIND_SHIFT;
-const RECEIVE: u64 = 0;
-const ROOM: u64 = 1 << KIND_SHIFT;
-const SEND: u64 = 2 << KIND_SHIFT;
+const RECEIVE: u64 = 1 << 29;
+const ROOM: u64 = 1 << 30;
+const SEND: u64 = 1 << 31;
 const KINDS: [u64; 3] = [RECEIVE, ROOM, SEND];
+const KIND_MASK: u64 = RECEIVE | ROOM | SEND;
 
 #[derive(Clone, Default)]
 struct UnderWay {
-    /// Of the socket that is there now.
     token: Option<u64>,
-    /// A bit for each kind.
-    kinds: u8,
+    kinds: u64,
     /// The number of the submission that the last request waits for.
     queued_for: u64,
 }
@@ -57,7 +54,7 @@ pub struct UringEngine {
 impl UringEngine {
     fn queued(&mut self, token: u64, kind: u64) {
         let under_way = &mut self.slots[slot(token).0];
-        under_way.kinds |= bit(kind);
+        under_way.kinds |= kind;
         under_way.queued_for = self.ring.submissions();
     }
 
@@ -66,8 +63,8 @@ impl UringEngine {
         self.queued(token, RECEIVE);
     }
 
-    fn cancel(&mut self, token: u64, kinds: u8) {
-        for kind in KINDS.into_iter().filter(|&kind| kinds & bit(kind) != 0) {
+    fn cancel(&mut self, token: u64, kinds: u64) {
+        for kind in KINDS.into_iter().filter(|&kind| kinds & kind != 0) {
             self.ring.cancel(token | kind, IGNORED);
         }
     }
@@ -93,12 +90,12 @@ impl UringEngine {
             return None;
         }
         if !completion.more {
-            under_way.kinds &= !bit(kind);
+            under_way.kinds &= !kind;
         }
         match (kind, completion.result) {
             (RECEIVE, result) => {
                 // The answer says that the request has left.
-                under_way.kinds &= !bit(SEND);
+                under_way.kinds &= !SEND;
                 self.has_stopped = !completion.more && matches!(result, Ok(1..) | Err(Errno::ENOBUFS | Errno::EINTR));
                 self.arrived = match result {
                     Err(Errno::ENOBUFS | Errno::EINTR) => None,
@@ -108,7 +105,7 @@ impl UringEngine {
                 let room = matches!(self.arrived, Some(Err(_)));
                 let ends = self.end_is_next(completion);
                 if ends {
-                    self.slots[slot(token).0].kinds &= !bit(RECEIVE);
+                    self.slots[slot(token).0].kinds &= !RECEIVE;
                 }
                 Some(Ready { data: true, room, ends, ..ready })
             }
@@ -152,20 +149,14 @@ impl Engine for UringEngine {
     }
 
     #[inline]
-    fn send(
-        &mut self,
-        token: u64,
-        socket: &Socket,
-        message: usize,
-        bytes: &[u8],
-        part: Range<usize>,
-    ) -> nix::Result<usize> {
+    fn send(&mut self, token: u64, socket: &Socket, message: Message, part: Range<usize>) -> nix::Result<usize> {
+        let (number, bytes) = message;
         let is_ours = self.slots[slot(token).0].token == Some(token);
         if !is_ours || part.len() > FITS_BYTES {
             return send_now(socket, &bytes[part]);
         }
         let length = part.len();
-        self.ring.send(socket, message, part, token | SEND);
+        self.ring.send(socket, number, part, token | SEND);
         self.queued(token, SEND);
         Ok(length)
     }
@@ -245,10 +236,6 @@ impl Drop for UringEngine {
             }
         }
     }
-}
-
-fn bit(kind: u64) -> u8 {
-    1 << (kind >> KIND_SHIFT)
 }
 
 #[cfg(test)]
