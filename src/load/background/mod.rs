@@ -48,7 +48,6 @@ pub struct BackgroundCounts {
     pub idle: SlowCounts,
     /// Of the idle ones.
     pub failures: Failures,
-    /// For each kind of slow ones that was asked for.
     pub slow: Vec<SlowCounts>,
 }
 
@@ -63,19 +62,12 @@ pub struct BackgroundConnections {
 
 impl BackgroundConnections {
     /// Begins to connect them. A handshake that takes longer than the `timeout` is not tried again.
-    pub fn start(
-        route: Route,
-        request: Vec<u8>,
-        wanted: Background,
-        timeout: Duration,
-    ) -> nix::Result<BackgroundConnections> {
+    pub fn start(route: Route, request: Vec<u8>, wanted: Background, timeout: Duration) -> nix::Result<Self> {
         let stop_event = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let epoll = Epoll::new(MAX_REPORTS)?;
         epoll.add(&*stop_event, STOP, Interest::EPOLLIN)?;
         let (sender, opened) = mpsc::channel();
-        let of_kind = |(kind, count, _)| {
-            (0..count).map(move |_| BackgroundConnection { kind, ..BackgroundConnection::default() })
-        };
+        let of_kind = |(kind, count, _)| (0..count).map(move |_| BackgroundConnection { kind, ..Default::default() });
         let background = BackgroundLoop {
             route,
             template: Template::new(request.starts_with(b"HEAD ")),
@@ -147,7 +139,6 @@ struct BackgroundLoop {
     connecting: VecDeque<usize>,
     /// Dropped when all handshakes are over.
     opened: Option<mpsc::Sender<Errno>>,
-    /// Of the idle ones.
     failures: Failures,
     /// Whose byte is due, and when: in order, since each gap is as long as the others.
     turns: VecDeque<(u64, usize)>,

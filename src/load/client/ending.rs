@@ -133,10 +133,8 @@ impl<E: Engine> ClientLoop<'_, E> {
     }
 
     fn overdue(&self, slot: usize) -> LostCause {
-        match self.connections[slot].reader.ends_with_connection() {
-            true => LostCause::Read(Cause::NoLength),
-            false => LostCause::Timeout,
-        }
+        let has_no_length = self.connections[slot].reader.ends_with_connection();
+        if has_no_length { LostCause::Read(Cause::NoLength) } else { LostCause::Timeout }
     }
 
     /// The user has left. The connection is closed, since the answer to this request would come before the next one.
@@ -180,10 +178,9 @@ impl<E: Engine> ClientLoop<'_, E> {
         while self.settings.open_loop
             && let Some(due_ns) = self.take_due()
         {
-            let end_ns = self.now_ns;
-            let lost = LostRequest { at_ns: end_ns, client: None, cause: LostCause::Timeout, worker: None };
+            let lost = LostRequest { at_ns: self.now_ns, client: None, cause: LostCause::Timeout, worker: None };
             self.tally.failures.lose(lost, 1);
-            self.tally.unanswered(&self.window, Timestamps::unsent(due_ns, end_ns));
+            self.tally.unanswered(&self.window, Timestamps::unsent(due_ns, self.now_ns));
         }
     }
 

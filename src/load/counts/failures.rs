@@ -72,7 +72,6 @@ pub struct Failures {
     pub read: BTreeMap<Cause, u64>,
     pub status: BTreeMap<u16, u64>,
     pub timeout: u64,
-    /// The first requests that were lost, and how many more.
     pub lost: Vec<LostRequest>,
     pub lost_more: u64,
 }

@@ -21,7 +21,6 @@ pub struct Totals {
     pub open: u64,
     pub established: u64,
     pub errors: u64,
-    /// Requests sent a second time.
     pub retried: u64,
     /// Requests taken from the schedule.
     pub due: u64,
@@ -115,7 +114,6 @@ impl IntervalSender {
         self.counts.latency.record(age_ns);
     }
 
-    /// Sends what was counted in the interval that has ended, and begins the present one.
     pub fn send(&mut self, now_ns: u64, totals: Totals) {
         let begun = now_ns.saturating_sub(self.start_ns) / self.length_ns;
         self.ends_ns = self.start_ns + (begun + 1) * self.length_ns;

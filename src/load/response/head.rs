@@ -13,10 +13,7 @@ use super::{Answer, MAX_WORKERS, Malformed};
 
 /// A longer head is an attack or a mistake; curl has the same limit.
 pub const MAX_BYTES: usize = 300 * 1024;
-/// What every answer begins with.
 pub const MAGIC: &[u8] = b"HTTP/1.";
-/// A worker's number that has more digits is not looked for in a learned head.
-const MAX_DIGITS: usize = 5;
 
 pub struct Head {
     pub answer: Answer,
@@ -43,7 +40,7 @@ pub fn parse(bytes: &[u8], no_body: bool) -> Result<Option<Head>, Malformed> {
     }
     let mut lines = Lines { bytes, at: start };
     let Some(line) = lines.next()? else { return Ok(None) };
-    let (version, status) = status_line(&bytes[line])?;
+    let (version, status) = status_line(line)?;
     let mut fields = Fields::default();
     loop {
         let Some(line) = lines.next()? else { return Ok(None) };
@@ -84,8 +81,8 @@ struct Lines<'a> {
     at: usize,
 }
 
-impl Lines<'_> {
-    fn next(&mut self) -> Result<Option<Range<usize>>, Malformed> {
+impl<'a> Lines<'a> {
+    fn next(&mut self) -> Result<Option<&'a [u8]>, Malformed> {
         let end = memchr(b'\n', &self.bytes[self.at..]).map(|length| self.at + length);
         if end.unwrap_or(self.bytes.len()) >= MAX_BYTES {
             return Err(Malformed("head too long"));
@@ -93,7 +90,7 @@ impl Lines<'_> {
         let Some(end) = end else { return Ok(None) };
         let start = std::mem::replace(&mut self.at, end + 1);
         let has_cr = end > start && self.bytes[end - 1] == b'\r';
-        Ok(Some(start..end - usize::from(has_cr)))
+        Ok(Some(&self.bytes[start..end - usize::from(has_cr)]))
     }
 }
 
@@ -111,17 +108,17 @@ struct Fields {
 }
 
 impl Fields {
-    fn read(&mut self, bytes: &[u8], line: Range<usize>) -> Result<(), Malformed> {
-        let text = &bytes[line.clone()];
-        if memchr(0, text).is_some() {
+    /// `line` lies in `bytes`, and is not empty.
+    fn read(&mut self, bytes: &[u8], line: &[u8]) -> Result<(), Malformed> {
+        if memchr(0, line).is_some() {
             return Err(Malformed("header value"));
         }
-        if matches!(text[0], b' ' | b'\t') {
+        if matches!(line[0], b' ' | b'\t') {
             // The last value goes on in this line (RFC 9112, section 5.2).
             return if self.was_framing { Err(Malformed("header value")) } else { Ok(()) };
         }
-        let colon = memchr(b':', text).ok_or(Malformed("header name"))?;
-        let (name, value) = (text[..colon].trim_ascii_end(), text[colon + 1..].trim_ascii());
+        let colon = memchr(b':', line).ok_or(Malformed("header name"))?;
+        let (name, value) = (line[..colon].trim_ascii_end(), line[colon + 1..].trim_ascii());
         let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
         self.was_framing = false;
         // The length of a name decides almost always, without comparing letters.
@@ -167,9 +164,9 @@ fn decimal(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() { None } else { digits.iter().try_fold(0, add) }
 }
 
-/// One to [`MAX_DIGITS`] digits, and what is behind them.
+/// The number that these bytes begin with, and what is behind it.
 pub fn leading_number(bytes: &[u8]) -> Option<(u64, &[u8])> {
-    let digits = bytes.iter().take(MAX_DIGITS).take_while(|byte| byte.is_ascii_digit()).count();
+    let digits = bytes.iter().take_while(|byte| byte.is_ascii_digit()).count();
     let (number, rest) = bytes.split_at(digits);
     Some((decimal(number)?, rest))
 }

@@ -37,7 +37,6 @@ pub struct Malformed(pub &'static str);
 
 #[derive(Default)]
 pub struct Reader {
-    /// The beginning of a head that came in pieces.
     partial_head: Vec<u8>,
     body: Option<(Answer, Framing)>,
 }
@@ -79,8 +78,7 @@ impl Reader {
 
     /// The server closed: the end of an answer that ends with its connection, of no other.
     pub fn end(&mut self) -> Option<Answer> {
-        let is_complete = self.ends_with_connection();
-        self.body.take().filter(|_| is_complete).map(|(answer, _)| answer)
+        self.body.take_if(|(_, framing)| *framing == Framing::UntilClose).map(|(answer, _)| answer)
     }
 
     pub fn reset(&mut self) {

@@ -34,7 +34,6 @@ impl FromStr for Think {
     }
 }
 
-/// One thread's users.
 pub struct Thinker {
     think: Option<Think>,
     rng: Rng,

@@ -72,13 +72,10 @@ impl UringEngine {
     /// What a server sends together with its FIN is received in two completions, the second right behind the first.
     #[inline]
     fn end_is_next(&mut self, completion: Completion) -> bool {
-        if !completion.more {
-            return false;
-        }
-        let end = |next: &Completion| {
+        let is_end = |next: Completion| {
             next.token == completion.token && !next.more && !matches!(next.result, Ok(1..) | Err(Errno::ENOBUFS))
         };
-        self.ring.peek().is_some_and(|next| end(&next))
+        completion.more && self.ring.peek().is_some_and(is_end)
     }
 
     #[inline]
@@ -96,11 +93,9 @@ impl UringEngine {
             (RECEIVE, result) => {
                 // The answer says that the request has left.
                 under_way.kinds &= !SEND;
-                self.has_stopped = !completion.more && matches!(result, Ok(1..) | Err(Errno::ENOBUFS | Errno::EINTR));
-                self.arrived = match result {
-                    Err(Errno::ENOBUFS | Errno::EINTR) => None,
-                    result => Some(result.map(|bytes| bytes as usize)),
-                };
+                let is_to_repeat = matches!(result, Err(Errno::ENOBUFS | Errno::EINTR));
+                self.has_stopped = !completion.more && (is_to_repeat || matches!(result, Ok(1..)));
+                self.arrived = (!is_to_repeat).then_some(result.map(|bytes| bytes as usize));
                 // A connection that is writing notices it by trying.
                 let room = matches!(self.arrived, Some(Err(_)));
                 let ends = self.end_is_next(completion);
