@@ -14,6 +14,8 @@ use super::{Answer, MAX_WORKERS, Malformed};
 /// A longer head is an attack or a mistake; curl has the same limit.
 pub const MAX_BYTES: usize = 300 * 1024;
 pub const MAGIC: &[u8] = b"HTTP/1.";
+/// A worker's number that has more digits is not looked for in a learned head.
+const MAX_DIGITS: usize = 5;
 
 pub struct Head {
     pub answer: Answer,
@@ -164,9 +166,9 @@ fn decimal(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() { None } else { digits.iter().try_fold(0, add) }
 }
 
-/// The number that these bytes begin with, and what is behind it.
+/// One to [`MAX_DIGITS`] digits, and what is behind them.
 pub fn leading_number(bytes: &[u8]) -> Option<(u64, &[u8])> {
-    let digits = bytes.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let digits = bytes.iter().take(MAX_DIGITS).take_while(|byte| byte.is_ascii_digit()).count();
     let (number, rest) = bytes.split_at(digits);
     Some((decimal(number)?, rest))
 }
