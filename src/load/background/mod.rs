@@ -137,7 +137,6 @@ struct BackgroundLoop {
     unopened: std::ops::Range<usize>,
     /// The oldest first.
     connecting: VecDeque<usize>,
-    /// Dropped when all handshakes are over.
     opened: Option<mpsc::Sender<Errno>>,
     failures: Failures,
     /// Whose byte is due, and when: in order, since each gap is as long as the others.

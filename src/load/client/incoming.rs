@@ -178,14 +178,13 @@ impl<E: Engine> ClientLoop<'_, E> {
 
     fn on_end(&mut self, slot: usize) {
         self.now_ns = monotonic_ns();
-        match self.connections[slot].state {
-            // Between two requests a server may close as it likes.
-            ConnectionState::Idle => self.close(slot),
-            ConnectionState::Closing => self.close_and_go_on(slot),
-            _ => match self.connections[slot].reader.end() {
-                Some(answer) => self.on_answer(slot, &answer, true),
-                None => self.on_failed_read(slot, Cause::Eof),
-            },
+        // Between two requests a server may close as it likes.
+        if self.connections[slot].state == ConnectionState::Idle {
+            return self.close(slot);
+        }
+        match self.connections[slot].reader.end() {
+            Some(answer) => self.on_answer(slot, &answer, true),
+            None => self.on_failed_read(slot, Cause::Eof),
         }
     }
 

@@ -23,7 +23,6 @@ pub const MAX_WORKERS: u32 = 65_536;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Answer {
     pub status: u16,
-    /// From `X-Worker`.
     pub worker: Option<u32>,
     /// Bytes of the body, without head and chunk sizes.
     pub body_bytes: u64,
@@ -66,9 +65,7 @@ impl Reader {
         if !framing.is_complete() {
             return Ok(None);
         }
-        let answer = *answer;
-        self.body = None;
-        Ok(Some((answer, consumed)))
+        Ok(self.body.take().map(|(answer, _)| (answer, consumed)))
     }
 
     /// Whether the answer ends when the server closes the connection, and not before.

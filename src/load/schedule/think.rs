@@ -9,28 +9,18 @@ use super::{exponential, rng_of_thread};
 use crate::units::parse_positive_duration;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Think {
-    Fixed(Duration),
-    /// With this mean.
-    Exponential(Duration),
-}
-
-impl Think {
-    pub fn mean(self) -> Duration {
-        match self {
-            Think::Fixed(mean) | Think::Exponential(mean) => mean,
-        }
-    }
+pub struct Think {
+    pub mean: Duration,
+    /// Otherwise each pause is the mean.
+    pub is_exponential: bool,
 }
 
 impl FromStr for Think {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Think, String> {
-        match text.strip_prefix("exp:") {
-            Some(mean) => Ok(Think::Exponential(parse_positive_duration(mean)?)),
-            None => Ok(Think::Fixed(parse_positive_duration(text)?)),
-        }
+        let mean = parse_positive_duration(text.strip_prefix("exp:").unwrap_or(text))?;
+        Ok(Think { mean, is_exponential: text.starts_with("exp:") })
     }
 }
 
@@ -49,8 +39,8 @@ impl Thinker {
     pub fn pause_ns(&mut self) -> u64 {
         match self.think {
             None => 0,
-            Some(Think::Fixed(pause)) => pause.as_nanos() as u64,
-            Some(Think::Exponential(mean)) => (exponential(&mut self.rng) * mean.as_nanos() as f64).round() as u64,
+            Some(Think { mean, is_exponential: false }) => mean.as_nanos() as u64,
+            Some(Think { mean, .. }) => (exponential(&mut self.rng) * mean.as_nanos() as f64).round() as u64,
         }
     }
 }

@@ -33,7 +33,6 @@ pub type Message<'a> = (usize, &'a [u8]);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SendProgress {
     Connecting,
-    /// A part of the first request is on its way.
     HalfSent,
     Sent,
 }
