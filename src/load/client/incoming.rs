@@ -82,10 +82,8 @@ impl<E: Engine> ClientLoop<'_, E> {
             if matches!(connection.state, ConnectionState::Closing | ConnectionState::Idle) {
                 return self.on_failed_read(slot, Cause::Unasked);
             }
-            if !self.read_answers(slot, bytes, ends) {
-                return;
-            }
-            if bytes < E::CAPACITY && !ends {
+            let is_over = !self.read_answers(slot, bytes, ends);
+            if is_over || (bytes < E::CAPACITY && !ends) {
                 return;
             }
         }
