@@ -122,7 +122,6 @@ pub fn utc_now() -> String {
     utc(since_1970().as_secs())
 }
 
-/// The same to the millisecond, for the lines of a log.
 pub fn utc_now_ms() -> String {
     let now = since_1970();
     format!("{}.{:03}Z", utc(now.as_secs()).trim_end_matches('Z'), now.subsec_millis())

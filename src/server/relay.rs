@@ -196,10 +196,6 @@ impl Relay {
         Ok(self.accepts)
     }
 
-    fn is_stopping(&self) -> bool {
-        self.listener.is_none()
-    }
-
     /// Waits (at most until `until_ns`) and takes the reports up to one that the master must decide about. `None` when
     /// all are taken, so that the caller can look around: the last of them may have been all there was to wait for.
     fn relay_once(&mut self, until_ns: Option<u64>) -> Result<Option<Event>, Failure> {
@@ -210,7 +206,7 @@ impl Relay {
             let ready = self.epoll.report(self.reports_taken);
             self.reports_taken += 1;
             match ready.token {
-                LISTENER if self.is_stopping() => {}
+                LISTENER if self.listener.is_none() => {}
                 LISTENER if DESCRIPTORS_PER_CONNECTION * (self.pairs.count() + 1) > self.room => {
                     self.pause_accepting(Errno::EMFILE)?
                 }
@@ -272,7 +268,7 @@ impl Relay {
     }
 
     fn step(&mut self, key: Key) {
-        let (is_stopping, idle_timeout) = (self.is_stopping(), self.idle_timeout);
+        let (is_stopping, idle_timeout) = (self.listener.is_none(), self.idle_timeout);
         let Some(pair) = self.pairs.get_mut(key) else { return };
         if is_stopping {
             pair.up.discards = true;
