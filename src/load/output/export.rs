@@ -5,9 +5,6 @@
 //! - `.hgrm`: the percentiles of the response time, in milliseconds, as the HdrHistogram plotter reads them;
 //! - CSV: every number of the report as a `name,value` line; JSON: the report itself;
 //! - NDJSON: a line of JSON for every interval, while the run goes on.
-//!
-//! A file is created before the run, since a path that cannot be written should not cost a measurement; and a disk
-//! that is full afterwards costs that file alone.
 
 use std::path::PathBuf;
 

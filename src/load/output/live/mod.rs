@@ -26,13 +26,11 @@ pub struct Live {
     paint: Paint,
 }
 
+/// Nothing until the first interval: the terminal is as it was, for messages and for Ctrl-C.
 enum Shown {
-    /// Until the first interval the terminal is as it was, for messages and for Ctrl-C.
     Nothing,
     Picture(Screen, Option<Keyboard>),
-    Lines {
-        next_s: f64,
-    },
+    Lines { next_s: f64 },
 }
 
 impl Live {
