@@ -53,9 +53,10 @@ impl Session {
         }
         words
             .join(" ")
-            .replace("target/release", programs().to_str().unwrap())
             .replace(":8080", &format!(":{}", self.port))
             .replace("/tmp", self.folder.to_str().unwrap())
+            // Last: the repository may be under /tmp.
+            .replace("target/release", programs().to_str().unwrap())
     }
 
     /// What the command prints; what goes to the background prints its ready line.
