@@ -124,16 +124,21 @@ fn another_number_is_the_same_example_and_another_word_or_line_is_not() {
     assert!(!shows(&["a"], &["a", "one that is missing"]));
 }
 
-/// Runs a block's commands one after another: what they print, or where that differs from what README shows.
+/// Runs a block's commands one after another: what they print, or where that differs from what README shows. A busy machine
+/// excuses another order, an unequal share, a verdict that doubts; nothing else.
 fn play(name: &str, block: &str) -> Result<String, String> {
     let mut session = Session::new(name);
     let mut all = String::new();
+    let blurred = |line: &&str| line.contains('█') || line.starts_with("pattern") || line.starts_with("valid");
     for step in format!("\n{block}").split("\n$ ").skip(1) {
         let (command, expected) = step.split_once('\n').unwrap_or((step, ""));
-        let printed = session.run(command);
-        let is_shown = shows(&printed.lines().collect::<Vec<_>>(), &expected.lines().collect::<Vec<_>>());
-        bar(is_shown, || format!("README shows for `{command}`:\n{expected}\nbut it prints:\n{printed}"))?;
-        all += &printed;
+        let text = session.run(command);
+        let printed: Vec<&str> = text.lines().collect();
+        let differs = || format!("README shows for `{command}`:\n{expected}\nbut it prints:\n{text}");
+        let excused: Vec<&str> = expected.lines().map(|line| if blurred(&line) { "…" } else { line }).collect();
+        assert!(shows(&printed, &excused), "{}", differs());
+        bar(shows(&printed, &expected.lines().collect::<Vec<_>>()), differs)?;
+        all += &text;
     }
     Ok(all)
 }
