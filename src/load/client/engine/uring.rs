@@ -93,9 +93,11 @@ impl UringEngine {
             (RECEIVE, result) => {
                 // The answer says that the request has left.
                 under_way.kinds &= !SEND;
-                let is_to_repeat = matches!(result, Err(Errno::ENOBUFS | Errno::EINTR));
-                self.has_stopped = !completion.more && (is_to_repeat || matches!(result, Ok(1..)));
-                self.arrived = (!is_to_repeat).then_some(result.map(|bytes| bytes as usize));
+                self.has_stopped = !completion.more && matches!(result, Ok(1..) | Err(Errno::ENOBUFS | Errno::EINTR));
+                self.arrived = match result {
+                    Err(Errno::ENOBUFS | Errno::EINTR) => None,
+                    result => Some(result.map(|bytes| bytes as usize)),
+                };
                 // A connection that is writing notices it by trying.
                 let room = matches!(self.arrived, Some(Err(_)));
                 let ends = self.end_is_next(completion);
