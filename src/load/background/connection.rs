@@ -77,7 +77,6 @@ impl BackgroundConnection {
     }
 }
 
-/// What became of those of one kind.
 pub fn counts_of(connections: &[BackgroundConnection], kind: Kind, requested: u32, name: &str) -> SlowCounts {
     let of_kind = || connections.iter().filter(|connection| connection.kind == kind);
     let mut closed_after_ns: Vec<u64> = of_kind().filter_map(|connection| connection.closed_after_ns).collect();

@@ -67,7 +67,6 @@ impl Chunked {
         Ok(at)
     }
 
-    /// The state after one byte of framing.
     fn after(self, byte: u8) -> Result<Chunked, Malformed> {
         Ok(match (self, byte) {
             (Chunked::Size(Some(0)) | Chunked::Extension(0), b'\n') => Chunked::TrailerStart,
