@@ -1,4 +1,4 @@
-//! 黄金 gold × N: N forked event loops on one shared socket, and a mutex says which of them watches it (nginx).
+//! 黄金 gold × N: N forked event loops on one shared socket, and a mutex says which of them watches it.
 //!
 //! Who accepts: the worker that holds the mutex; it takes one connection and gives the mutex back before it serves.
 //! Who serves: the worker that accepted. Who balances: the race for the mutex, which the last holder often wins
@@ -23,7 +23,7 @@ use acceptlab::server::{self, AcceptMutex, EventLoop, Failure, Listener, Scorebo
 use acceptlab::units::parse_duration;
 use clap::Parser;
 
-/// Golden age times N: N event loops on one shared socket, one of them at a time watches it
+/// N forked event loops on one shared socket, and a mutex says which of them watches it
 #[derive(Parser)]
 #[command(name = "accept-mutex", version)]
 struct Args {

@@ -1,5 +1,6 @@
-//! The yardstick for clients, as `null-server` is for servers: one thread, one epoll, `send` and `recv` of constants.
-//! Nothing is parsed and no latency is kept: whatever one `recv` brings counts as one answer, so it is right only
+//! The yardstick for clients: send and recv of constants, nothing parsed.
+//!
+//! One thread, one epoll. No latency is kept, and whatever one `recv` brings counts as one answer, so it is right only
 //! where an answer is one small segment. No client that makes these two calls per request can be faster.
 //!
 //! With `--churn` each request has a connection of its own: connect, send, recv, close. The server must close first

@@ -1,5 +1,7 @@
-//! 黄金 gold × N: Node's cluster, without Node: a master that keeps N workers alive, of any program that speaks its
-//! protocol: one of our servers, or an unmodified Node program.
+//! 黄金 gold × N: Node's cluster without Node: a master that keeps N workers of any program alive.
+//!
+//! A program is one of our servers that is one process, an unmodified Node program, or any other that speaks the protocol
+//! of Node's cluster.
 //!
 //! Who accepts: with `--schedule rr` the master, with `--schedule none` the workers, from the listening socket that it has
 //! sent them. Who serves: the program. Who balances: with `rr` the master, by `--policy` (src/server/policy.rs), among the
@@ -23,7 +25,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use acceptlab::cluster::{Acceptor, CtlArgs, Event, Master, MasterArgs, Restarts, ctl, remind_of_dashes};
+use acceptlab::cluster::{AcceptingProcess, CtlArgs, Event, Master, MasterArgs, Restarts, ctl, remind_of_dashes};
 use acceptlab::console;
 use acceptlab::report::ServerReport;
 use acceptlab::server::{self, Choice, Failure, Policy};
@@ -55,7 +57,7 @@ Messages of a Node program: process.send({act: 'suicide'}) asks for a successor 
 {act: 'count', queries: 1} is added up in the document; others become events. With --notify it
 receives {act: 'notify', path, value}.";
 
-/// Keeps N workers of a program alive, and gives them connections or their listening socket
+/// Node's cluster without Node: a master that keeps N workers of any program alive
 #[derive(Parser)]
 #[command(name = "cluster", version, after_help = AFTER_HELP, args_conflicts_with_subcommands = true)]
 #[command(subcommand_negates_reqs = true)]
@@ -123,7 +125,7 @@ fn main() -> ExitCode {
 
 fn serve(args: Args, master: MasterArgs) -> Result<ServerReport, Failure> {
     let policy = args.policy.unwrap_or(Policy::Acknowledged);
-    let acceptor = if args.schedule == Schedule::Rr { Acceptor::Master } else { Acceptor::Worker };
+    let acceptor = if args.schedule == Schedule::Rr { AcceptingProcess::Master } else { AcceptingProcess::Worker };
     // A client is sent to the worker that knows it, even if that has to finish something first.
     let most_unanswered = if policy == Policy::Sticky { 16 } else { 1 };
     let mut choice = Choice::by(policy);
@@ -131,17 +133,17 @@ fn serve(args: Args, master: MasterArgs) -> Result<ServerReport, Failure> {
     let mut master = Master::start("cluster", master, most_unanswered)?;
     while let Some(event) = master.next_event()? {
         match event {
-            Event::Listen(worker, query) => master.listen(worker, &query, acceptor),
+            Event::Listen(worker, query) => master.sockets.listen(worker, &query, acceptor, &mut master.workers),
             Event::Connection(socket, connection) => {
                 let free = master.sockets.free(socket);
                 let numbers = free.iter().map(|&(_, number)| number);
                 let load = |number| master.workers.load(number);
                 let (next, _) = free[choice.next(numbers, master.workers.wanted, load, &connection)];
-                master.pass(socket, connection, next);
+                master.sockets.pass(socket, connection, next, &mut master.workers);
             }
             Event::Ready(address) => {
                 if let Err(failure) = server::print_ready(address) {
-                    master.log(&failure);
+                    master.workers.log.log_failure(failure);
                 }
             }
             Event::Vacant(vacancy) => match restarts.allow(monotonic_ns(), vacancy.has_served) {

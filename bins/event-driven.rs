@@ -18,7 +18,7 @@ use acceptlab::report::ServerReport;
 use acceptlab::server::{self, EventLoop, Failure, Listener, Scoreboard, ServerArgs, Worker, termination};
 use clap::Parser;
 
-/// Golden age: one thread, one epoll, non-blocking connections
+/// One thread, one epoll, non-blocking connections
 #[derive(Parser)]
 #[command(name = "event-driven", version)]
 struct Args {

@@ -1,5 +1,7 @@
-//! lab: experiments in, tables out. It starts the servers and the load generator of this toolkit (or any server that keeps
-//! the contract), collects the two documents they print, and records every run as a row.
+//! The laboratory: experiments in, evidence out.
+//!
+//! It starts the servers and the load generator of this toolkit (or any server that keeps the contract), collects the two
+//! documents they print, and records every run as a row.
 //!
 //!     cargo build --release --bins
 //!     target/release/lab list
@@ -39,7 +41,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand, ValueEnum};
 use crossbeam_channel::never;
 
-/// The laboratory: experiments in, tables out.
+/// The laboratory: experiments in, evidence out
 ///
 /// An experiment is a file `experiments/NN-name.md`: a lesson, and the matrix of what it measures. A matrix names
 /// servers, clients and values; each combination is a case, and each run of a case starts new processes. A finished

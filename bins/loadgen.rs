@@ -1,5 +1,7 @@
-//! loadgen: the client. It sends requests in a closed or an open loop, measures the answers, and is the only
-//! program that sees from outside which worker behind the port took which connection (`X-Worker`).
+//! The load generator: when to send, how to send, what came back, who answered.
+//!
+//! It sends requests in a closed or an open loop, measures the answers, and is the only program that sees from outside
+//! which worker behind the port took which connection (`X-Worker`).
 //!
 //! `src/load/options/` turns the command line into a plan, `src/load/schedule/` says when to send, `src/load/client/`
 //! how, `src/load/run/` makes one run of it. Try:
@@ -17,8 +19,9 @@ use std::process::ExitCode;
 use acceptlab::console;
 use acceptlab::load::client::engine;
 use acceptlab::load::commands::calibrate::{self, Calibration};
+use acceptlab::load::commands::demo::{self, Demonstration};
 use acceptlab::load::commands::search::{self, Curve, Found};
-use acceptlab::load::commands::{demo, measure, merge};
+use acceptlab::load::commands::{measure, merge};
 use acceptlab::load::options::args::{Command, Other};
 use acceptlab::load::options::gate::Gate;
 use acceptlab::load::options::plan::{Format, Plan};
@@ -46,15 +49,9 @@ fn run_command() -> Result<ExitCode, String> {
     match command {
         Command::Run(plan, fail_if) => return one_run(with_engine(plan), &fail_if, format),
         Command::FindMax(plan, condition) => find_max(&with_engine(plan), &condition, format)?,
-        Command::Sweep(plan, rates) => sweep(&with_engine(plan), rates, format)?,
+        Command::Sweep(plan, rates) => sweep(&with_engine(plan), &rates, format)?,
         Command::Explain => write(&explain::explain())?,
-        Command::Other(Other::Demo) => {
-            let demonstration = demo::run()?;
-            match format {
-                Format::Text => write(&demonstration.render())?,
-                Format::Json => write(&format!("{}\n", demonstration.reports()))?,
-            }
-        }
+        Command::Other(Other::Demo) => print(format, &demo::run()?, Demonstration::render)?,
         Command::Other(Other::Calibrate { duration, connections }) => {
             print(format, &calibrate::calibrate(duration, connections)?, Calibration::render)?;
         }
@@ -95,7 +92,7 @@ fn find_max(plan: &Plan, condition: &Gate, format: Format) -> Result<(), String>
 }
 
 /// The throughput-latency curve.
-fn sweep(plan: &Plan, rates: Sweep, format: Format) -> Result<(), String> {
+fn sweep(plan: &Plan, rates: &Sweep, format: Format) -> Result<(), String> {
     let curve = search::sweep(plan, rates)?;
     print(format, &curve, Curve::render)?;
     curve.ended_by.map_or(Ok(()), |why| Err(format!("the sweep is not complete: {why}")))

@@ -13,17 +13,19 @@
 
 #![forbid(unsafe_code)]
 
+mod moved;
+
 use std::process::ExitCode;
 
 use acceptlab::report::ServerReport;
 use acceptlab::server::channel::connections_per_message;
 use acceptlab::server::{
     self, Channel, Choice, Dispatcher, EventLoop, Failure, Listener, Policy, Scoreboard, Worker, WorkerPool,
-    WorkersArgs, dispatch, successor,
+    WorkersArgs, dispatch,
 };
 use clap::Parser;
 
-/// Golden age times N: the master passes every connection it accepts to a worker of its choice
+/// The master accepts and passes every connection to a worker of its choice
 #[derive(Parser)]
 #[command(name = "master-dispatch", version)]
 struct Args {
@@ -36,12 +38,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let mut arguments: Vec<_> = std::env::args_os().collect();
-    if successor::take(&mut arguments, "--pass", "listener") {
-        return successor::run("pass-listener", &[], &arguments);
-    }
-    successor::take(&mut arguments, "--pass", "connection");
-    let args = Args::parse_from(arguments);
+    let args = Args::parse_from(moved::arguments());
     server::finish(run(args.policy, &args.workers))
 }
 
@@ -82,7 +79,7 @@ fn run(policy: Policy, args: &WorkersArgs) -> Result<ServerReport, Failure> {
 
     let mut choice = Choice::by(policy);
     while dispatcher.wait(&mut pool)? {
-        // All that are ready now, those for one worker in one message.
+        // Connections for one worker travel in one message: a burst costs a system call per worker.
         while let Some(connection) = dispatcher.next_connection()? {
             // Those that are alive, have room in their channel and, where they acknowledge, have nothing to
             // acknowledge. So a worker that hangs is passed over once its channel is full.

@@ -1,6 +1,8 @@
-//! The yardstick: one thread, one epoll, `recv` and `send` of a constant. Nothing is parsed; only the number of
-//! system calls is right: whatever arrives in one `recv` counts as one request. No server that does these
-//! two calls per request can be faster, and every row of the throughput tables is a share of this one.
+//! The yardstick for servers: recv and send of a constant, nothing parsed.
+//!
+//! One thread, one epoll. Only the number of system calls is right: whatever arrives in one `recv` counts as one request.
+//! No server that makes these two calls per request can be faster, and every row of the throughput tables is a share of
+//! this one.
 //!
 //! With `--close` it closes after each answer, as the others do when they are asked to: then accept, recv, send and
 //! close are the whole of a connection. It takes the flags of the other servers, and has no work and no time-outs.
@@ -21,7 +23,7 @@ use clap::Parser;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
 
-/// The yardstick: recv and send of a constant, nothing parsed
+/// The yardstick for servers: recv and send of a constant, nothing parsed
 #[derive(Parser)]
 #[command(name = "null-server", version)]
 struct Args {

@@ -21,7 +21,7 @@ use acceptlab::server::{
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, ValueEnum};
 
-/// Golden age times N: the master passes its listening socket to the workers, and they accept
+/// The master passes its listening socket to every worker, once, and the workers accept
 #[derive(Parser)]
 #[command(name = "pass-listener", version)]
 struct Args {

@@ -1,4 +1,4 @@
-//! 青铜 bronze, with a lock around accept: one worker sleeps in `accept`, the others at the lock.
+//! 青铜 bronze: prefork with a lock around accept, four kinds of it.
 //!
 //! Who accepts: the worker that holds the lock. Who serves: the same one, after it has given the lock back. Who
 //! balances: the order in which the lock goes on. What is inherited: the listening socket, and the lock.
@@ -21,7 +21,7 @@ use acceptlab::server::{
 };
 use clap::{Parser, ValueEnum};
 
-/// Bronze age: N processes forked at the start, one of them at a time in accept
+/// Prefork with a lock around accept, four kinds of it
 #[derive(Parser)]
 #[command(name = "prefork-lock", version)]
 struct Args {

@@ -1,4 +1,4 @@
-//! 青铜 bronze: N processes forked at the start, all blocking in `accept` on one inherited socket.
+//! 青铜 bronze: N processes forked at the start, all blocking in accept on one inherited socket.
 //!
 //! Who accepts: every worker. Who serves: the worker that accepted, one connection at a time. Who balances: the
 //! kernel, which wakes one of the sleepers per connection. What is inherited: the listening socket, so that all
@@ -18,7 +18,7 @@ use acceptlab::report::ServerReport;
 use acceptlab::server::{self, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs, blocking, termination};
 use clap::Parser;
 
-/// Bronze age: N processes forked at the start, all blocking in accept on one inherited socket
+/// N processes forked at the start, all blocking in accept on one inherited socket
 #[derive(Parser)]
 #[command(name = "prefork", version)]
 struct Args {

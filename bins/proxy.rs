@@ -29,7 +29,7 @@ use acceptlab::server::{
 use clap::Parser;
 use nix::errno::Errno;
 
-/// Golden age times N: the master forwards the bytes to workers that listen on ports of their own
+/// The master accepts and forwards the bytes to workers that listen on ports of their own
 #[derive(Parser)]
 #[command(name = "proxy", version)]
 struct Args {

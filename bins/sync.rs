@@ -17,7 +17,7 @@ use acceptlab::report::ServerReport;
 use acceptlab::server::{self, Failure, Listener, Scoreboard, ServerArgs, Worker, blocking, termination};
 use clap::Parser;
 
-/// Stone age: one process, one connection at a time
+/// One process, one connection at a time
 #[derive(Parser)]
 #[command(name = "sync", version)]
 struct Args {

@@ -1,14 +1,14 @@
 //! 白银 silver: one acceptor, a bounded queue, N worker threads.
 //!
-//! Who accepts: the main thread. Who serves: the first of N threads that is free, one connection at a
-//! time. Who balances: the queue; whoever is free takes the next. The queue is bounded: when it is full the
-//! acceptor waits, connections wait in the kernel's accept queue, and no memory grows. That is back-pressure. With
-//! M workers and N seconds per request the server answers M/N requests per second.
+//! Who accepts: the main thread. Who serves: the first of N threads that is free, one connection at a time. Who balances:
+//! the queue; whoever is free takes the next. What is shared: everything, as in `threaded`, and above all the queue. It is
+//! bounded: when it is full the acceptor waits, connections wait in the kernel's accept queue, and no memory grows. That
+//! is back-pressure. With M workers and N seconds per request the server answers M/N requests per second.
 //!
 //! Compare with `threaded.rs` (as many threads as connections) and `prefork.rs` (the kernel's queue alone).
 //!
 //! See it: `thread-pool --workers 2 --work block:1s`, then `loadgen --connections 6 --requests-per-connection 1
-//! --duration 6s http://127.0.0.1:8080/`: two requests per second, and a latency of three seconds.
+//! --requests 20 http://127.0.0.1:8080/`: two requests per second, and a response time of three seconds.
 
 #![forbid(unsafe_code)]
 
@@ -24,7 +24,7 @@ use acceptlab::sys::process::Usage;
 use clap::Parser;
 use crossbeam_channel::{Receiver, SendTimeoutError, Sender};
 
-/// Silver age: one acceptor, a bounded queue, N worker threads
+/// One acceptor, a bounded queue, N worker threads
 #[derive(Parser)]
 #[command(name = "thread-pool", version)]
 struct Args {

@@ -21,7 +21,7 @@ use acceptlab::report::ServerReport;
 use acceptlab::server::{self, Failure, Listener, Scoreboard, ServerArgs, Worker, blocking, termination, worker};
 use clap::Parser;
 
-/// Silver age: a thread per connection
+/// A thread per connection
 #[derive(Parser)]
 #[command(name = "threaded", version)]
 struct Args {

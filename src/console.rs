@@ -34,7 +34,6 @@ const LAST_WAIT: Duration = Duration::from_secs(1);
 /// Lines of this process that found no room and have not been reported yet.
 static DROPPED: Mutex<u64> = Mutex::new(0);
 
-/// Writes a line to standard error, or drops it if there is no room.
 pub fn log(line: impl fmt::Display) {
     log_within(line, Duration::ZERO);
 }
@@ -90,26 +89,16 @@ pub fn print(document: &str) -> Result<(), Failure> {
 
 /// As [`print()`], for a program that has nothing else left to do. From now on the signals that stop a server end it at
 /// once, by their default action: a second signal is how to interrupt it when nobody reads.
-///
-/// # Errors
-/// As for [`print()`].
 pub fn print_last(document: &str) -> Result<(), Failure> {
     end_at_once_on_termination();
     print(document)
 }
 
 /// As [`print()`], but not any more when a signal to stop has arrived, whether it has been handled or is blocked.
-///
-/// # Errors
-/// As for [`print()`].
 pub fn print_unless_stopping(line: &str) -> Result<(), Failure> {
     print_while(line, || !has_termination_arrived())
 }
 
-/// As [`print()`], for as long as `goes_on`.
-///
-/// # Errors
-/// As for [`print()`].
 pub fn print_while(document: &str, goes_on: impl Fn() -> bool) -> Result<(), Failure> {
     /// Between two looks at whether a blocked signal has arrived; one that is handled interrupts the wait.
     const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -163,7 +152,6 @@ pub fn write_within(out: impl AsFd, waiting: &mut Vec<u8>, patience: Duration) -
     outcome
 }
 
-/// How many lines end in these bytes.
 pub fn count_lines(bytes: &[u8]) -> u64 {
     memchr_iter(b'\n', bytes).count() as u64
 }
@@ -202,7 +190,6 @@ impl Console {
         }
     }
 
-    /// Lines that no reader got.
     pub fn all_dropped(&self) -> u64 {
         self.all_dropped
     }

@@ -17,7 +17,6 @@ pub const MAX_BODY_BYTES: u64 = 1 << 20;
 /// What is sent to a client that announced a body with `Expect: 100-continue`.
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// What a response tells the client about the connection's future.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Persistence {
     /// HTTP/1.1: stays open, and nothing needs to be said.
@@ -27,7 +26,6 @@ pub enum Persistence {
     Close,
 }
 
-/// What the worker needs to know about a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
     pub persistence: Persistence,
@@ -63,7 +61,6 @@ impl Status {
     }
 }
 
-/// What comes next on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// The bytes so far are not a whole request.
@@ -77,13 +74,8 @@ pub enum Next {
 /// Where a connection stands in its stream of requests: between two, or inside the body of one.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reader {
-    inside: Option<Body>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Body {
-    request: Request,
-    bytes_left: u64,
+    /// The request, and the bytes of its body that are still to come.
+    inside: Option<(Request, u64)>,
 }
 
 impl Reader {
@@ -98,7 +90,7 @@ impl Reader {
             Head::Bad(status) => (bytes.len(), Next::Bad(status)),
             Head::Complete { head_bytes, request, body_bytes: 0, .. } => (head_bytes, Next::Request(request)),
             Head::Complete { head_bytes, request, body_bytes, expects_continue } => {
-                self.inside = Some(Body { request, bytes_left: body_bytes });
+                self.inside = Some((request, body_bytes));
                 let (body_read, next) = self.skip_body(&bytes[head_bytes..]);
                 let next = if next == Next::More && expects_continue && body_read == 0 {
                     Next::MoreAfterContinue
@@ -116,13 +108,13 @@ impl Reader {
     }
 
     fn skip_body(&mut self, bytes: &[u8]) -> (usize, Next) {
-        let Some(body) = &mut self.inside else { return (0, Next::More) };
-        let skipped = body.bytes_left.min(bytes.len() as u64);
-        body.bytes_left -= skipped;
-        if body.bytes_left > 0 {
+        let Some((request, bytes_left)) = &mut self.inside else { return (0, Next::More) };
+        let request = *request;
+        let skipped = (*bytes_left).min(bytes.len() as u64);
+        *bytes_left -= skipped;
+        if *bytes_left > 0 {
             return (skipped as usize, Next::More);
         }
-        let request = body.request;
         self.inside = None;
         (skipped as usize, Next::Request(request))
     }
@@ -171,7 +163,7 @@ fn interpret(head: &httparse::Request) -> Result<(Request, u64, bool), Status> {
         _ => return Err(Status::NotImplemented),
     };
 
-    let mut connection = ConnectionOptions::default();
+    let (mut says_close, mut says_keep_alive) = (false, false);
     let mut hosts = 0;
     let mut content_length: Option<u64> = None;
     let mut transfer_coding: Option<Status> = None;
@@ -184,7 +176,10 @@ fn interpret(head: &httparse::Request) -> Result<(Request, u64, bool), Status> {
                 expects_continue = is_1_1 && header.value.eq_ignore_ascii_case(b"100-continue");
             }
             10 if header.name.eq_ignore_ascii_case("connection") => {
-                connection.read(header.value);
+                for option in header.value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
+                    says_close |= option.eq_ignore_ascii_case(b"close");
+                    says_keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+                }
             }
             14 if header.name.eq_ignore_ascii_case("content-length") => {
                 let length = parse_content_length(header.value).ok_or(Status::BadRequest)?;
@@ -213,29 +208,14 @@ fn interpret(head: &httparse::Request) -> Result<(Request, u64, bool), Status> {
         (None, Some(length)) if length > MAX_BODY_BYTES => return Err(Status::ContentTooLarge),
         (None, _) => {}
     }
-    let keep_alive = !connection.close && (is_1_1 || connection.keep_alive);
+    // `close` wins over everything (RFC 9112, section 9.3).
+    let keep_alive = !says_close && (is_1_1 || says_keep_alive);
     let persistence = match (keep_alive, is_1_1) {
         (true, true) => Persistence::Implicit,
         (true, false) => Persistence::Announced,
         (false, _) => Persistence::Close,
     };
     Ok((Request { persistence, head_only }, content_length.unwrap_or(0), expects_continue))
-}
-
-/// The options of all `Connection` headers; `close` wins over everything (RFC 9112, section 9.3).
-#[derive(Default)]
-struct ConnectionOptions {
-    close: bool,
-    keep_alive: bool,
-}
-
-impl ConnectionOptions {
-    fn read(&mut self, value: &[u8]) {
-        for option in value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
-            self.close |= option.eq_ignore_ascii_case(b"close");
-            self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
-        }
-    }
 }
 
 /// Digits only: no sign, no list, no overflow (RFC 9110, section 8.6).
@@ -300,7 +280,6 @@ impl Responses {
         Responses { worker, pid, ok: [render(""), render("Connection: keep-alive\r\n"), render(CLOSE)] }
     }
 
-    /// The answer to a request that was read.
     pub fn ok(&self, request: Request) -> &[u8] {
         let rendered = &self.ok[request.persistence as usize];
         if request.head_only { &rendered.bytes[..rendered.head_bytes] } else { &rendered.bytes }

@@ -12,7 +12,8 @@
 //! - [`report`] and [`scoreboard`]: the two JSON documents and the live counters in which these three meet;
 //! - [`membership`]: whether this process is a worker of a cluster;
 //! - [`failure`]: how a program that cannot go on says so; [`console`]: standard error and output, read or not;
-//! - [`metrics`]: every number that anything prints, defined once; [`terminal`]: what is drawn in a terminal;
+//! - [`metrics`]: every number that anything prints, defined once; [`terminal`] and [`keyboard`]: what is
+//!   drawn in a terminal and what is typed there;
 //! - [`units`], [`stats`], [`cpu`], [`machine`], [`sys`]: durations, statistics, the CPUs we may use, what the kernel
 //!   counted, and the system calls as thin safe lines.
 //!
@@ -36,6 +37,7 @@ pub mod lab;
 pub mod console;
 pub mod cpu;
 pub mod failure;
+pub mod keyboard;
 pub mod machine;
 pub mod membership;
 pub mod metrics;

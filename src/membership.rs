@@ -25,7 +25,6 @@ pub fn of_this_process() -> Result<Option<Membership>, String> {
     FOUND.get_or_init(|| read(|name| std::env::var(name).ok())).clone()
 }
 
-/// True in a worker of a cluster.
 pub fn is_member() -> bool {
     matches!(of_this_process(), Ok(Some(_)))
 }

@@ -5,7 +5,6 @@
 //! A number of a document is named by the way to it: `workers.*.requests`, where `*` is any name, and `lost[].at_s`,
 //! where `[]` is any element. A number that only the lab computes has the name that a matrix gives its column.
 
-/// One number, or one distribution.
 #[derive(Debug, Clone, Copy)]
 pub struct Metric {
     pub key: &'static str,
@@ -19,7 +18,6 @@ pub struct Metric {
     pub remark: &'static str,
 }
 
-/// Metrics that belong together.
 pub struct Section {
     pub title: &'static str,
     pub metrics: &'static [Metric],
@@ -34,7 +32,6 @@ impl Metric {
         Metric { remark, ..self }
     }
 
-    /// The name with the unit, as the head of a column.
     pub fn header(&self) -> String {
         let blank = if self.unit.is_empty() || self.unit.starts_with('/') { "" } else { " " };
         format!("{}{blank}{}", self.name, self.unit)
@@ -46,7 +43,6 @@ impl Metric {
     }
 }
 
-/// What a number means to a reader of a table.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Meaning {
     pub header: String,
@@ -74,12 +70,10 @@ pub fn meaning(key: &str) -> Meaning {
     }
 }
 
-/// The metric with exactly this key.
 pub fn find(key: &str) -> Option<&'static Metric> {
     [REPORT, INTERVAL, TABLES].into_iter().flatten().flat_map(|section| section.metrics).find(|m| m.key == key)
 }
 
-/// The name of a metric of the report.
 pub fn name(key: &str) -> &'static str {
     find(key).unwrap_or_else(|| panic!("no metric is named {key}")).name
 }

@@ -9,9 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 /// What a server prints on standard output when it has stopped (section 1 of the contract).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ServerReport {
-    /// The name of the program, which is the name of the architecture.
     pub model: String,
-    /// The address it listened on.
     pub listen: String,
     pub uptime_s: f64,
     pub workers: Vec<WorkerReport>,
@@ -23,18 +21,12 @@ pub struct ServerReport {
     pub cluster: Option<ClusterReport>,
 }
 
-/// What a master that keeps its workers alive has counted.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ClusterReport {
-    /// Processes started, the first ones included.
     pub forks: u64,
-    /// Those that ended though nobody had asked them to and they had not said that they would.
     pub deaths: u64,
-    /// Those that said they would end.
     pub suicides: u64,
-    /// Times that a worker was found not to answer.
     pub hangs: u64,
-    /// Reloads that replaced every worker, and those that were abandoned.
     pub reloads: u64,
     pub reloads_failed: u64,
     pub gave_up: bool,
@@ -64,7 +56,7 @@ pub struct Recovery {
     pub max: f64,
 }
 
-/// One worker's row of the scoreboard and what the kernel accounted to it.
+/// One worker's row of the scoreboard and what the kernel accounted to it; in [`metrics`](crate::metrics) as columns.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct WorkerReport {
     pub id: usize,
@@ -73,23 +65,16 @@ pub struct WorkerReport {
     pub accepted: u64,
     /// Requests it answered, bad ones included.
     pub requests: u64,
-    /// Connections open at the moment of the report.
     pub active: u64,
-    /// Returns to user space from the call it waits in that were about the listening socket.
     pub wakeups: u64,
-    /// Those of them that then found nothing to accept.
     pub empty_wakeups: u64,
-    /// Accepts that returned EAGAIN: more than the empty wake-ups where a worker takes all there is, and looks once
-    /// more.
     #[serde(default)]
     pub accept_eagain: u64,
     /// Connections that ended by the client's fault: resets, malformed requests, time-outs.
     pub client_errors: u64,
     pub cpu_user_us: u64,
     pub cpu_system_us: u64,
-    /// `ru_nvcsw`: the times it went to sleep in the kernel (getrusage(2)).
     pub voluntary_switches: u64,
-    /// `ru_nivcsw`: the times the CPU was taken from it.
     pub involuntary_switches: u64,
     pub max_rss_kib: u64,
 }
@@ -119,7 +104,6 @@ pub struct AcceptCounts {
 }
 
 impl ServerReport {
-    /// Adds the master's counts beside the workers'.
     pub fn with_accepts(mut self, accepts: AcceptCounts) -> ServerReport {
         self.master.iter_mut().for_each(|master| master.accepts = Some(accepts));
         self
@@ -183,7 +167,6 @@ impl LoadReport {
     pub const MOST_LOST: usize = 10_000;
 }
 
-/// A request without an answer.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Lost {
     pub at_s: f64,
@@ -194,7 +177,6 @@ pub struct Lost {
     pub worker: Option<u32>,
 }
 
-/// One second of the measured window.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct WorstSecond {
     pub from_s: f64,
@@ -202,14 +184,12 @@ pub struct WorstSecond {
     pub latency_us: Latency,
 }
 
-/// Requests that a user gave up before the answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct DeadlineCounts {
     pub shed: u64,
     pub abandoned: u64,
 }
 
-/// What became of the deliberately slow clients of one kind.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct SlowCounts {
     pub kind: String,
@@ -221,7 +201,6 @@ pub struct SlowCounts {
     pub closed_after_ms: Option<f64>,
 }
 
-/// How far a result can be trusted.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Trust {
     pub verdict: Verdict,
@@ -238,7 +217,6 @@ pub enum Verdict {
     Invalid,
 }
 
-/// One reason to trust a result, or not to.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Check {
     pub name: String,
@@ -246,7 +224,6 @@ pub struct Check {
     pub reason: String,
 }
 
-/// The origin of a result.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RunInfo {
     pub host: String,
@@ -312,7 +289,6 @@ pub struct Configuration {
     pub background: String,
 }
 
-/// When requests are due.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ArrivalsKind {
@@ -335,6 +311,11 @@ impl Configuration {
     pub fn is_open_loop(&self) -> bool {
         self.arrivals != ArrivalsKind::Closed
     }
+
+    /// Over the window; `None` in a closed loop and in a replay.
+    pub fn mean_rate_per_s(&self) -> Option<f64> {
+        self.rate_per_s.map(|from| (from + self.ramp_to_per_s.unwrap_or(from)) / 2.0)
+    }
 }
 
 fn configuration_or_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Configuration, D::Error> {
@@ -350,7 +331,6 @@ fn configuration_or_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<C
     })
 }
 
-/// Which run a part of a sum was.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunPart {
     pub host: String,

@@ -40,7 +40,6 @@ const VERSION: u64 = 2;
 const NAME_WORDS: usize = 8;
 const HEADER_NAME: usize = 5;
 
-/// The counters of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Count {
@@ -62,7 +61,6 @@ pub enum Count {
     AliveNs,
 }
 
-/// A worker's row.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
     words: &'static [AtomicU64],
@@ -93,12 +91,10 @@ impl Row {
         self.words[Count::Pid as usize].store(pid.into(), Relaxed);
     }
 
-    /// The worker shows that it is alive at this time of CLOCK_MONOTONIC.
     pub fn set_alive(self, now_ns: u64) {
         self.words[Count::AliveNs as usize].store(now_ns, Relaxed);
     }
 
-    /// Enters what the kernel accounted to the worker.
     pub fn set_usage(self, usage: Usage) {
         for (count, value) in [
             (Count::CpuUserUs, usage.cpu_user_us),
@@ -145,7 +141,6 @@ impl AcceptCounts {
     }
 }
 
-/// All rows of a server, and who it is.
 #[derive(Clone, Copy, Debug)]
 pub struct Scoreboard {
     words: &'static [AtomicU64],
@@ -162,7 +157,7 @@ impl Scoreboard {
         let words = words_for(rows);
         let mapped = match file {
             None => shared_words(words, None).map_err(cannot_map)?,
-            Some(path) => map_file(&create_file(path, words)?, path, words)?,
+            Some(path) => create_file(path, words)?.0,
         };
         Ok(Scoreboard::begin(mapped, model, rows))
     }
@@ -177,20 +172,8 @@ impl Scoreboard {
     ) -> Result<(Scoreboard, OwnedFd), Failure> {
         let words = words_for(capacity.max(rows));
         let (mapped, file) = match file {
-            None => {
-                let memory = anonymous_file().map_err(|error| Failure::new("map the scoreboard", error))?;
-                allocate(&memory, 8 * words.get() as u64).map_err(|error| Failure::new("map the scoreboard", error))?;
-                // A worker that made it shorter would be our SIGBUS (mmap(2)). Only a memfd can be sealed; with any other file
-                // the workers are trusted.
-                let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-                let _ = fcntl(&memory, FcntlArg::F_ADD_SEALS(seals));
-                let mapped = shared_words(words, Some((&memory, Access::Write))).map_err(cannot_map)?;
-                (mapped, memory)
-            }
-            Some(path) => {
-                let file = create_file(path, words)?;
-                (map_file(&file, path, words)?, file)
-            }
+            None => memory(words).map_err(cannot_map)?,
+            Some(path) => create_file(path, words)?,
         };
         Ok((Scoreboard::begin(mapped, model, rows), file.into()))
     }
@@ -232,15 +215,11 @@ impl Scoreboard {
         self.words[2].store(rows as u64, Release);
     }
 
-    /// Rows that there is room for.
     fn capacity(&self) -> usize {
         self.words.len() / ROW_WORDS - 1
     }
 
     /// Opens the scoreboard of a running server from another process, for reading.
-    ///
-    /// # Errors
-    /// When the file is missing, too short, of another version, or no scoreboard at all.
     pub fn open(path: &Path) -> Result<Scoreboard, Failure> {
         let tried = || format!("scoreboard {}", path.display());
         let file = File::open(path).map_err(|error| Failure::new(tried(), error))?;
@@ -271,19 +250,16 @@ impl Scoreboard {
         (self.words[2].load(Acquire) as usize).min(self.capacity())
     }
 
-    /// The length of the file behind it.
     pub fn bytes(&self) -> u64 {
         8 * self.words.len() as u64
     }
 
-    /// The row of worker `id`.
     pub fn row(&self, id: usize) -> Row {
         let id = self.own.unwrap_or(id);
         let start = ROW_WORDS * (1 + id);
         Row { words: &self.words[start..start + ROW_WORDS] }
     }
 
-    /// The program that owns the scoreboard.
     pub fn model(&self) -> String {
         let name = &self.words[HEADER_NAME..HEADER_NAME + NAME_WORDS];
         let bytes: Vec<u8> = name.iter().flat_map(|word| word.load(Relaxed).to_ne_bytes()).collect();
@@ -325,6 +301,16 @@ impl Scoreboard {
     }
 }
 
+fn memory(words: NonZeroUsize) -> std::io::Result<(&'static [AtomicU64], File)> {
+    let memory = anonymous_file()?;
+    allocate(&memory, 8 * words.get() as u64)?;
+    // A worker that made it shorter would be our SIGBUS (mmap(2)). Only a memfd can be sealed; with any other file the workers
+    // are trusted.
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+    let _ = fcntl(&memory, FcntlArg::F_ADD_SEALS(seals));
+    Ok((shared_words(words, Some((&memory, Access::Write)))?, memory))
+}
+
 /// A file without a name: memfd_create(2), or where a sandbox forbids that, a temporary one.
 fn anonymous_file() -> std::io::Result<File> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
@@ -341,25 +327,21 @@ fn words_for(rows: usize) -> NonZeroUsize {
     NonZeroUsize::new(ROW_WORDS * (1 + rows)).expect("a header is never empty")
 }
 
-fn cannot_map(errno: Errno) -> Failure {
-    Failure::new("map the scoreboard", errno)
+fn cannot_map(error: impl Into<std::io::Error>) -> Failure {
+    Failure::new("map the scoreboard", error)
 }
 
-const ADVICE: &str = "choose a file you may write, such as one under /dev/shm";
-
-fn create_file(path: &Path, words: NonZeroUsize) -> Result<File, Failure> {
+fn create_file(path: &Path, words: NonZeroUsize) -> Result<(&'static [AtomicU64], File), Failure> {
     let create = || {
         remove_stale(path)?;
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
         allocate(&file, 8 * words.get() as u64)?;
-        Ok::<_, std::io::Error>(file)
+        let mapped = shared_words(words, Some((&file, Access::Write)))?;
+        Ok::<_, std::io::Error>((mapped, file))
     };
-    create().map_err(|error| Failure::new(format_args!("scoreboard {}", path.display()), error).advise(ADVICE))
-}
-
-fn map_file(file: &File, path: &Path, words: NonZeroUsize) -> Result<&'static [AtomicU64], Failure> {
-    shared_words(words, Some((file, Access::Write)))
-        .map_err(|errno| Failure::new(format_args!("scoreboard {}", path.display()), errno).advise(ADVICE))
+    let tried = format_args!("scoreboard {}", path.display());
+    create()
+        .map_err(|error| Failure::new(tried, error).advise("choose a file you may write, such as one under /dev/shm"))
 }
 
 /// Gives the file its length, and the blocks for it now: to store into a page for which there is no block left, as on a

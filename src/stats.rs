@@ -3,7 +3,6 @@
 
 use crate::units::over;
 
-/// A median with the interval around it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Summary {
     pub median: f64,
@@ -21,20 +20,14 @@ pub fn summarize(values: &[f64]) -> Option<Summary> {
     sorted.sort_by(f64::total_cmp);
     let n = sorted.len();
     let skip = outside(n);
-    Some(Summary { median: median_of_sorted(&sorted)?, low: *sorted.get(skip)?, high: sorted[n - 1 - skip] })
+    let upper = *sorted.get(n / 2)?;
+    let median = if n % 2 == 1 { upper } else { (sorted[n / 2 - 1] + upper) / 2.0 };
+    Some(Summary { median, low: *sorted.get(skip)?, high: sorted[n - 1 - skip] })
 }
 
 /// The middle of the values; `None` when there are none.
 pub fn median(values: &[f64]) -> Option<f64> {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    median_of_sorted(&sorted)
-}
-
-fn median_of_sorted(sorted: &[f64]) -> Option<f64> {
-    let n = sorted.len();
-    let upper = sorted.get(n / 2)?;
-    Some(if n % 2 == 1 { *upper } else { (sorted[n / 2 - 1] + upper) / 2.0 })
+    summarize(values).map(|summary| summary.median)
 }
 
 /// How many of n sorted values lie below the interval, and as many above it. Each value is below the true median
@@ -146,7 +139,6 @@ fn ranks(values: &[f64]) -> Vec<f64> {
     let mut ranks = vec![0.0; values.len()];
     let mut at = 0;
     for tied in order.chunk_by(|&a, &b| values[a] == values[b]) {
-        // Ranks at + 1 … at + length.
         let rank = at as f64 + (tied.len() as f64 + 1.0) / 2.0;
         tied.iter().for_each(|&i| ranks[i] = rank);
         at += tied.len();

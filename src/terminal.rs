@@ -11,7 +11,6 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
 use ratatui::backend::CrosstermBackend;
-use ratatui::crossterm::event::{Event, KeyCode, KeyEventKind, KeyModifiers};
 use ratatui::crossterm::terminal::{disable_raw_mode, enable_raw_mode};
 use ratatui::layout::Rect;
 use ratatui::style::{Color, Modifier, Style};
@@ -79,7 +78,6 @@ pub fn shortened(text: &str, width: usize) -> String {
     format!("{}…", text.chars().take(kept).collect::<String>().trim_end())
 }
 
-/// Colours a text, or leaves it as it is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Paint {
     pub has_colour: bool,
@@ -139,14 +137,6 @@ pub fn width(stream: &impl AsFd) -> usize {
     window_size(stream).ok().filter(|&(columns, _)| columns > 0).map_or(100, |(columns, _)| columns.into())
 }
 
-/// Whether a key asks to end: q, Escape or Ctrl-C, which is a key like others in raw mode, and no signal.
-pub fn is_quit(event: &Event) -> bool {
-    let Event::Key(key) = event else { return false };
-    let is_pressed = key.kind != KeyEventKind::Release;
-    let is_interrupt = key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL);
-    is_pressed && (is_interrupt || matches!(key.code, KeyCode::Char('q' | 'Q') | KeyCode::Esc))
-}
-
 /// No picture is larger, whatever the terminal claims: a window may be 65,535 columns wide (ioctl_tty(2)).
 const LARGEST: (u16, u16) = (512, 256);
 /// The size of a terminal that does not know it.
@@ -158,7 +148,6 @@ const CLEAR: &[u8] = b"\x1b[2J";
 /// How long the end of a screen waits for a terminal that does not read.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// The terminal that is ours now.
 static OURS: Mutex<Option<Arc<File>>> = Mutex::new(None);
 
 /// A terminal in raw mode, on its second screen, until this is dropped.
@@ -191,17 +180,13 @@ impl Screen {
         Ok(Screen { terminal, output, size })
     }
 
-    /// Columns and lines of the next picture.
     pub fn size(&self) -> (u16, u16) {
         size_of(&self.output.file)
     }
 
     /// Draws a picture, or leaves it out while the terminal has not read the one before.
-    ///
-    /// # Errors
-    /// When the terminal is gone.
     pub fn draw(&mut self, picture: impl FnOnce(&mut Frame)) -> io::Result<()> {
-        self.output.flush()?;
+        self.output.write_out()?;
         if !self.output.bytes().is_empty() {
             return Ok(());
         }
@@ -210,7 +195,8 @@ impl Screen {
             self.output.write_all(CLEAR)?;
             self.terminal = terminal(&self.output, self.size)?;
         }
-        self.terminal.draw(picture).map(drop)
+        self.terminal.draw(picture)?;
+        self.output.write_out()
     }
 }
 
@@ -265,6 +251,11 @@ impl Waiting {
     fn bytes(&self) -> MutexGuard<'_, Vec<u8>> {
         self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Writes what the terminal takes now.
+    fn write_out(&self) -> io::Result<()> {
+        Ok(write_within(&self.file, &mut self.bytes(), Duration::ZERO)?)
+    }
 }
 
 impl Write for Waiting {
@@ -273,9 +264,9 @@ impl Write for Waiting {
         Ok(bytes.len())
     }
 
-    /// Writes what the terminal takes now.
+    /// Writes nothing: when ratatui cannot write, it says so on standard error, and panics where that is gone, too.
     fn flush(&mut self) -> io::Result<()> {
-        Ok(write_within(&self.file, &mut self.bytes(), Duration::ZERO)?)
+        Ok(())
     }
 }
 
@@ -283,7 +274,6 @@ impl Write for Waiting {
 pub(crate) mod tests {
     use ratatui::backend::TestBackend;
     use ratatui::buffer::Cell;
-    use ratatui::crossterm::event::KeyEvent;
 
     use super::*;
 
@@ -312,21 +302,6 @@ pub(crate) mod tests {
         assert_eq!(wrapped("a bc def", 4, 2), ["a bc", "  def"]);
         assert_eq!(wrapped("  a b c", 5, 2), ["  a b", "  c"]);
         assert_eq!(wrapped("a verylong b", 4, 0), ["a", "verylong", "b"]);
-    }
-
-    #[test]
-    fn q_escape_and_ctrl_c_ask_to_end() {
-        let key = |code, modifiers| Event::Key(KeyEvent::new(code, modifiers));
-        for (code, modifiers, quits) in [
-            (KeyCode::Char('q'), KeyModifiers::NONE, true),
-            (KeyCode::Esc, KeyModifiers::NONE, true),
-            (KeyCode::Char('c'), KeyModifiers::CONTROL, true),
-            (KeyCode::Char('c'), KeyModifiers::NONE, false),
-            (KeyCode::Enter, KeyModifiers::NONE, false),
-        ] {
-            assert_eq!(is_quit(&key(code, modifiers)), quits, "{code:?}");
-        }
-        assert!(!is_quit(&Event::Resize(80, 24)));
     }
 
     #[test]

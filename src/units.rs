@@ -7,6 +7,7 @@ use nix::time::{ClockId, clock_gettime};
 
 /// Reads `250us`, `1.8ms`, `3s`, `2m`, `1h`; also `ns`. A bare number has no unit and is refused.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let odd = || format!("{text:?} is not a duration; write it like 250us, 1.8ms or 3s");
     let unit_at = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
     let (number, unit) = text.split_at(unit_at);
     let nanoseconds_per_unit = match unit {
@@ -16,10 +17,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         "s" => 1e9,
         "m" => 60e9,
         "h" => 3600e9,
-        _ => return Err(format!("{text:?} is not a duration; write it like 250us, 1.8ms or 3s")),
+        _ => return Err(odd()),
     };
-    let value: f64 =
-        number.parse().map_err(|_| format!("{text:?} is not a duration; write it like 250us, 1.8ms or 3s"))?;
+    let value: f64 = number.parse().map_err(|_| odd())?;
     let nanoseconds = (value * nanoseconds_per_unit).round();
     // A century: longer than any experiment, far below what u64 nanoseconds can hold.
     if nanoseconds > 100.0 * 365.25 * 24.0 * 3600e9 {
@@ -118,12 +118,10 @@ pub fn over(amount: f64, of: f64) -> f64 {
     if of > 0.0 { amount / of } else { 0.0 }
 }
 
-/// The date and time, `2026-12-31T23:59:59Z`.
 pub fn utc_now() -> String {
     utc(since_1970().as_secs())
 }
 
-/// The same to the millisecond, for the lines of a log.
 pub fn utc_now_ms() -> String {
     let now = since_1970();
     format!("{}.{:03}Z", utc(now.as_secs()).trim_end_matches('Z'), now.subsec_millis())
@@ -152,7 +150,6 @@ pub fn monotonic_ns() -> u64 {
     clock_ns(ClockId::CLOCK_MONOTONIC)
 }
 
-/// Nanoseconds of CPU the calling thread has burnt.
 pub fn thread_cpu_ns() -> u64 {
     clock_ns(ClockId::CLOCK_THREAD_CPUTIME_ID)
 }

@@ -13,19 +13,15 @@ use nix::time::{ClockId, ClockNanosleepFlags, clock_nanosleep};
 
 use crate::units::{monotonic_ns, parse_duration, thread_cpu_ns};
 
-/// What one request costs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Cost {
     None,
-    /// The request waits for I/O.
     Wait(Duration),
-    /// The worker sleeps.
     Block(Duration),
     /// The worker burns this much CPU time.
     Spin(Duration),
 }
 
-/// What requests cost: each share of them the same.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Work {
     /// Cumulative per cent, ending at 100, with the cost up to there.
@@ -33,7 +29,6 @@ pub struct Work {
 }
 
 impl Work {
-    /// Draws the cost of the next request.
     pub fn draw(&self, random: &mut fastrand::Rng) -> Cost {
         if let [(_, cost)] = self.shares[..] {
             return cost;

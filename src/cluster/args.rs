@@ -11,6 +11,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::cpu;
+use crate::server::args::parse_workers;
 use crate::units::{parse_duration, parse_positive_duration};
 
 /// What the master does for its workers.
@@ -95,13 +96,6 @@ impl MasterArgs {
     }
 }
 
-pub(super) fn parse_workers(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(workers) if (1..=MOST_WORKERS).contains(&workers) => Ok(workers),
-        _ => Err(format!("a cluster has 1 to {MOST_WORKERS} workers")),
-    }
-}
-
 /// Adds a hint for a user who wrote the program without `--` before it.
 pub fn remind_of_dashes(mut error: clap::Error) -> clap::Error {
     let is_ctl = std::env::args_os().any(|word| word == "ctl");
@@ -116,9 +110,6 @@ pub fn remind_of_dashes(mut error: clap::Error) -> clap::Error {
     error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
     error
 }
-
-/// The kernel cannot run more (pid_max is at most 2^22).
-const MOST_WORKERS: usize = 1 << 20;
 
 /// A value is any bytes without a NUL (environ(7)).
 fn parse_variable(text: OsString) -> Result<(OsString, OsString), String> {

@@ -7,8 +7,9 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use clap::Subcommand;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{getsockopt, sockopt};
@@ -18,30 +19,40 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::listening_socket::identity;
-use super::poller::Poller;
-use super::token::Token;
+use super::listening_socket::SocketFile;
+use super::poller::{Poller, Token};
 use crate::failure::Failure;
+use crate::server::args::parse_workers;
 use crate::sys::epoll::Interest;
 
-/// What a client may want.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Subcommand, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "kebab-case")]
-pub enum Request {
+pub enum ControlRequest {
+    /// The workers, and what has happened to them
     Status,
-    /// Replace all workers, one after another.
+    /// Replace all workers, one after another, each when its successor listens
     Reload,
-    /// From now on so many workers.
+    /// From now on so many workers
     Scale {
+        #[arg(value_name = "N", value_parser = parse_workers)]
         workers: usize,
     },
-    /// Pass a message to one worker, or to all.
+    /// Pass a JSON message to the program, received there by process.on('message')
     Send {
+        /// Only to this worker
+        #[arg(long, value_name = "I")]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         worker: Option<usize>,
+        /// Such as '{"act": "shout"}'
+        #[arg(value_name = "JSON", value_parser = parse_json)]
         message: Value,
     },
+    /// Stop the master and all workers
     Stop,
+}
+
+fn parse_json(text: &str) -> Result<Value, String> {
+    serde_json::from_str(text).map_err(|error| format!("not JSON: {error}; a text is written '\"like this\"'"))
 }
 
 /// A client that comes when so many are there takes the place of the oldest: clients that hang do not keep others out.
@@ -53,24 +64,22 @@ const LONGEST_REQUEST: usize = 1 << 20;
 /// A client that does not read is disconnected when so many bytes wait for it.
 const MOST_UNREAD: usize = 1 << 20;
 
-/// The socket and its clients. Its file is removed with it.
+/// The socket, where the master has one, and its clients.
+#[derive(Default)]
 pub struct Control {
-    listener: UnixListener,
-    path: PathBuf,
-    /// Device and inode of its file.
-    file: Option<(u64, u64)>,
-    clients: BTreeMap<u64, Client>,
+    _file: Option<SocketFile>,
+    listener: Option<UnixListener>,
+    clients: BTreeMap<u64, ControlClient>,
     last: u64,
     is_muted: bool,
 }
 
-struct Client {
+struct ControlClient {
     stream: UnixStream,
     request: Vec<u8>,
     /// Its request is complete; further bytes do not matter.
     has_asked: bool,
     unsent: Vec<u8>,
-    /// The answer is complete.
     is_done: bool,
 }
 
@@ -92,15 +101,14 @@ impl Control {
             }
             other => other,
         };
+        let taken = |why: &str, advice: &str| Err(Failure::new(tried(), std::io::Error::other(why)).advise(advice));
         match fs::symlink_metadata(path) {
             Ok(metadata) if !metadata.file_type().is_socket() => {
-                let why = std::io::Error::other("there is a file of another kind in its place");
-                return Err(Failure::new(tried(), why).advise("choose another"));
+                return taken("there is a file of another kind in its place", "choose another");
             }
             Ok(_) if is_stale(path) => fs::remove_file(path).map_err(odd)?,
             Ok(_) => {
-                let why = std::io::Error::other("another cluster listens there");
-                return Err(Failure::new(tried(), why).advise("stop it with `cluster ctl stop`, or choose another"));
+                return taken("another cluster listens there", "stop it with `cluster ctl stop`, or choose another");
             }
             Err(_) => {}
         }
@@ -111,18 +119,18 @@ impl Control {
         let listener = bound.map_err(odd)?;
         fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(odd)?;
         listener.set_nonblocking(true).map_err(odd)?;
-        poller.add(&listener, Token::Control(0), Interest::EPOLLIN).map_err(|errno| Failure::new(tried(), errno))?;
-        let (path, file) = (path.to_owned(), identity(path));
-        Ok(Control { listener, path, file, clients: BTreeMap::new(), last: 0, is_muted: false })
+        let watched = poller.epoll.add(&listener, Token::Control(0).encode(), Interest::EPOLLIN);
+        watched.map_err(|errno| Failure::new(tried(), errno))?;
+        Ok(Control { _file: SocketFile::at(path), listener: Some(listener), ..Control::default() })
     }
 
-    /// Takes the next client, if there is one.
     pub fn accept(&mut self, poller: &Poller) {
-        let stream = match self.listener.accept() {
+        let Some(listener) = &self.listener else { return };
+        let stream = match listener.accept() {
             Ok((stream, _)) => stream,
             Err(error) if [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind()) => return,
             // No descriptor left, perhaps. The socket would be reported again at once, so it is not watched for a while.
-            Err(_) => return self.mute(poller),
+            Err(_) => return self.is_muted = poller.epoll.delete(listener).is_ok(),
         };
         self.last += 1;
         if self.clients.len() >= MOST_CLIENTS
@@ -131,32 +139,28 @@ impl Control {
             self.clients.remove(&oldest);
         }
         let interest = Interest::EPOLLIN | Interest::EPOLLOUT | Interest::EPOLLRDHUP | Interest::EPOLLET;
-        let watched =
-            stream.set_nonblocking(true).is_ok() && poller.add(&stream, Token::Control(self.last), interest).is_ok();
+        let watched = stream.set_nonblocking(true).is_ok()
+            && poller.epoll.add(&stream, Token::Control(self.last).encode(), interest).is_ok();
         if !watched {
             return;
         }
         let is_known = is_our_user(&stream);
-        let client = Client { stream, request: Vec::new(), has_asked: false, unsent: Vec::new(), is_done: false };
+        let client =
+            ControlClient { stream, request: Vec::new(), has_asked: false, unsent: Vec::new(), is_done: false };
         self.clients.insert(self.last, client);
         if !is_known {
             self.refuse(self.last, "this cluster belongs to another user");
         }
     }
 
-    fn mute(&mut self, poller: &Poller) {
-        self.is_muted = poller.delete(&self.listener).is_ok();
-    }
-
-    /// Watches the socket again, if it is not.
     pub fn unmute(&mut self, poller: &Poller) {
-        if self.is_muted {
-            self.is_muted = poller.add(&self.listener, Token::Control(0), Interest::EPOLLIN).is_err();
+        if let Some(listener) = self.listener.as_ref().filter(|_| self.is_muted) {
+            self.is_muted = poller.epoll.add(listener, Token::Control(0).encode(), Interest::EPOLLIN).is_err();
         }
     }
 
     /// A client can be read from or written to. Its request, once it is complete.
-    pub fn receive(&mut self, id: u64) -> Option<Request> {
+    pub fn receive(&mut self, id: u64) -> Option<ControlRequest> {
         let client = self.clients.get_mut(&id)?;
         if !client.flush() || !client.receive() {
             self.clients.remove(&id);
@@ -179,7 +183,6 @@ impl Control {
         None
     }
 
-    /// One more line of an answer that goes on.
     pub fn send(&mut self, id: u64, line: &Value) {
         let Some(client) = self.clients.get_mut(&id) else { return };
         client.unsent.extend_from_slice(format!("{line}\n").as_bytes());
@@ -209,16 +212,7 @@ impl Control {
     }
 }
 
-impl Drop for Control {
-    fn drop(&mut self) {
-        // Another master may have its own socket there by now.
-        if self.file.is_some() && identity(&self.path) == self.file {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-impl Client {
+impl ControlClient {
     /// False: it is gone, or has its whole answer.
     fn flush(&mut self) -> bool {
         while !self.unsent.is_empty() {

@@ -5,13 +5,12 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, ValueEnum};
 use comfy_table::Table;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use serde_json::{Value, json};
 
-use super::args::parse_workers;
-use super::control::Request;
+use super::control::ControlRequest;
 use crate::console;
 use crate::failure::Failure;
 
@@ -30,7 +29,7 @@ pub struct CtlArgs {
     format: Format,
 
     #[command(subcommand)]
-    order: Order,
+    request: ControlRequest,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -39,38 +38,7 @@ enum Format {
     Json,
 }
 
-#[derive(Subcommand, Clone, Debug)]
-enum Order {
-    /// The workers, and what has happened to them
-    Status,
-    /// Replace all workers, one after another, each when its successor listens
-    Reload,
-    /// From now on so many workers
-    Scale {
-        #[arg(value_name = "N", value_parser = parse_workers)]
-        workers: usize,
-    },
-    /// Pass a JSON message to the program, received there by process.on('message')
-    Send {
-        /// Only to this worker
-        #[arg(long, value_name = "I")]
-        worker: Option<usize>,
-        /// Such as '{"act": "shout"}'
-        #[arg(value_name = "JSON", value_parser = parse_json)]
-        message: Value,
-    },
-    /// Stop the master and all workers
-    Stop,
-}
-
-fn parse_json(text: &str) -> Result<Value, String> {
-    serde_json::from_str(text).map_err(|error| format!("not JSON: {error}; a text is written '\"like this\"'"))
-}
-
 /// Prints what the master answers; with `--format json` a failure too is a line of JSON, except for a wrong command line.
-///
-/// # Errors
-/// When it cannot be reached, when it says no, and when it ends before it has answered.
 pub fn order(args: &CtlArgs) -> Result<(), Failure> {
     let answer = ask(args).inspect_err(|failure| {
         if args.format == Format::Json {
@@ -88,13 +56,6 @@ pub fn order(args: &CtlArgs) -> Result<(), Failure> {
 
 /// The last line of the master's answer. Those before it are steps, printed as they come.
 fn ask(args: &CtlArgs) -> Result<Value, Failure> {
-    let request = match &args.order {
-        Order::Status => Request::Status,
-        Order::Reload => Request::Reload,
-        Order::Scale { workers } => Request::Scale { workers: *workers },
-        Order::Send { worker, message } => Request::Send { worker: *worker, message: message.clone() },
-        Order::Stop => Request::Stop,
-    };
     let lost = |error: std::io::Error| {
         let advice = match error.kind() {
             ErrorKind::WouldBlock => "it is there and does not answer; is it stopped?",
@@ -103,10 +64,10 @@ fn ask(args: &CtlArgs) -> Result<Value, Failure> {
         Failure::new("read the master's answer", error).advise(advice)
     };
     let mut stream = connect(args.control.as_deref())?;
-    if !matches!(args.order, Order::Reload | Order::Stop) {
+    if !matches!(args.request, ControlRequest::Reload | ControlRequest::Stop) {
         stream.set_read_timeout(Some(PATIENCE)).map_err(lost)?;
     }
-    let line = serde_json::to_string(&request).expect("its keys are strings");
+    let line = serde_json::to_string(&args.request).expect("its keys are strings");
     // A master that refuses us at once has closed its end already, and its answer is there.
     let written = stream.write_all(format!("{line}\n").as_bytes());
     for line in BufReader::new(stream).lines() {

@@ -15,9 +15,10 @@ use nix::errno::Errno;
 use serde_json::Value;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
-use super::protocol::{Address, Query, Target, is_abstract};
-use super::token::UniqueId;
+use super::poller::UniqueId;
+use super::protocol::{Address, ListenTarget, Query, is_abstract};
 use crate::server::ipc::connection_head;
+use crate::sys::errno_of;
 use crate::sys::fd::take_inherited;
 
 /// Bytes of `sun_path` (unix(7)).
@@ -28,11 +29,10 @@ pub struct ListeningSocket {
     pub key: String,
     /// The message that each of its connections comes with, up to its number.
     pub connection_head: String,
+    _file: Option<SocketFile>,
     pub socket: Rc<OwnedFd>,
     /// With the port that the kernel chose.
     pub address: Address,
-    /// The file of a Unix socket, which is removed with it; and its device and inode.
-    file: Option<(PathBuf, (u64, u64))>,
     pub data: Value,
     /// The workers that have called `listen()`, with their numbers.
     pub members: Vec<(UniqueId, usize)>,
@@ -40,11 +40,9 @@ pub struct ListeningSocket {
     pub free: Vec<(UniqueId, usize)>,
     /// Accepted, and to be given again.
     pub returned: VecDeque<Rc<OwnedFd>>,
-    /// The listening socket may have more.
     pub is_ready: bool,
     /// Since when it has no member, and its connections wait for a successor.
     pub orphaned_ns: Option<u64>,
-    /// The last worker that has closed it.
     pub closed_by: Option<UniqueId>,
 }
 
@@ -54,7 +52,7 @@ impl ListeningSocket {
     pub fn bind(query: &Query, key: String, inherited: &mut Inherited) -> nix::Result<ListeningSocket> {
         let mut file = None;
         let (socket, address): (Rc<OwnedFd>, Address) = match query.target()? {
-            Target::Ip(candidates) => {
+            ListenTarget::Ip(candidates) => {
                 let mut bound = Err(Errno::EINVAL);
                 for address in candidates {
                     bound = bind(address, query).map_err(errno_of);
@@ -65,19 +63,19 @@ impl ListeningSocket {
                 let (socket, address) = bound?;
                 (Rc::new(socket), address)
             }
-            Target::Path(path) => {
+            ListenTarget::Path(path) => {
                 let socket = bind_unix(&path, query).map_err(errno_of)?;
-                file = identity(&path).map(|ours| (path.clone(), ours));
+                file = SocketFile::at(&path);
                 (Rc::new(socket), Address::Path(path))
             }
-            Target::Inherited(fd) => inherited.take(fd)?,
+            ListenTarget::Inherited(fd) => inherited.take(fd)?,
         };
         Ok(ListeningSocket {
             connection_head: connection_head(&key),
             key,
             socket,
             address,
-            file,
+            _file: file,
             data: Value::Null,
             members: Vec::new(),
             free: Vec::new(),
@@ -119,7 +117,6 @@ impl ListeningSocket {
         }
     }
 
-    /// There may be a connection, and a worker is free to get it.
     pub fn can_give(&self) -> bool {
         !self.free.is_empty() && (self.is_ready || !self.returned.is_empty())
     }
@@ -128,17 +125,6 @@ impl ListeningSocket {
 impl AsFd for ListeningSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
-    }
-}
-
-impl Drop for ListeningSocket {
-    fn drop(&mut self) {
-        // Another file may have taken its place: that is not ours.
-        if let Some((file, ours)) = &self.file
-            && identity(file) == Some(*ours)
-        {
-            let _ = fs::remove_file(file);
-        }
     }
 }
 
@@ -176,9 +162,28 @@ fn bind_unix(path: &Path, query: &Query) -> std::io::Result<OwnedFd> {
     Ok(socket.into())
 }
 
-/// Device and inode of a socket's file, and of no other file. While the socket is open the kernel gives the inode to no other
-/// file, so the same numbers are the same file.
-pub(super) fn identity(path: &Path) -> Option<(u64, u64)> {
+/// The file of a Unix socket, which is removed before the socket is closed: until then the kernel gives its inode to no other
+/// file, so a file with the same device and inode is ours, and one that has taken its place is left alone.
+pub(super) struct SocketFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl SocketFile {
+    pub fn at(path: &Path) -> Option<SocketFile> {
+        Some(SocketFile { path: path.to_owned(), identity: identity(path)? })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if identity(&self.path) == Some(self.identity) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
     let metadata = fs::symlink_metadata(path).ok().filter(|metadata| metadata.file_type().is_socket())?;
     Some((metadata.dev(), metadata.ino()))
 }
@@ -208,8 +213,4 @@ impl Inherited {
         let address = prepare().map_err(errno_of)?;
         Ok((Rc::clone(&fd), address))
     }
-}
-
-pub(super) fn errno_of(error: std::io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw)
 }

@@ -1,9 +1,8 @@
 //! The master's loop: channels, listening sockets, signals and timers, one after another. Nothing waits for a worker that
 //! does not answer.
 //!
-//! Each part owns what belongs to it: [`Workers`] the processes, [`Sockets`] the connections, [`RollingReload`] the progress
-//! of a reload, [`Control`] the clients of `cluster ctl`, [`Notifier`] the watched file. Here is what one of them has to know
-//! of another.
+//! Each part owns what belongs to it ([`Workers`] the processes, [`Sockets`] the connections); here is what one of them has to
+//! know of another.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -12,35 +11,36 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::sys::signal::Signal::*;
 use serde_json::{Value, json};
 
 use super::args::MasterArgs;
-use super::control::{self, Control};
-use super::event_log::EventLog;
+use super::control::{Control, ControlRequest};
+use super::log::Log;
 use super::notifier::Notifier;
-use super::poller::{Due, Poller};
+use super::poller::{Due, Poller, Token, UniqueId};
 use super::protocol::{self, Address, Message, Query};
-use super::reload::RollingReload;
-use super::signals::{self, Signals};
-use super::sockets::{Acceptor, Sockets};
-use super::status;
-use super::token::{Token, UniqueId};
-use super::worker::{State, Worker};
+use super::restarts::RollingReload;
+use super::signals::Signals;
+use super::sockets::Sockets;
+use super::worker::{WorkerProcess, WorkerState};
 use super::workers::{Vacancy, Workers};
 use crate::failure::Failure;
 use crate::report::ServerReport;
 use crate::server::ipc::{Incoming, Received};
 use crate::sys::epoll::Interest;
+use crate::sys::fd::close_all;
 use crate::sys::process::Usage;
+use crate::units::monotonic_ns;
 
 /// A longer message of the program is logged by its size.
 const LONGEST_LOGGED: usize = 4096;
 
 /// What the program has to decide about; everything else the master does by itself.
 pub enum Event {
-    /// A worker has called `listen()`: [`Master::listen`] decides who accepts.
+    /// A worker has called `listen()`: [`Sockets::listen`] decides who accepts.
     Listen(UniqueId, Box<Query>),
-    /// A connection of this socket, and at least one worker is free ([`Sockets::free`]) to [`Master::pass`] it to.
+    /// A connection of this socket, and at least one worker is free ([`Sockets::free`]) to [`Sockets::pass`] it to.
     Connection(u64, Rc<OwnedFd>),
     /// For the first time all workers take connections.
     Ready(Address),
@@ -48,29 +48,17 @@ pub enum Event {
     Vacant(Vacancy),
 }
 
-/// Why the master ends, or starts nothing more.
-#[derive(Default)]
-struct Ending {
-    was_asked_to_stop: bool,
-    has_given_up: bool,
-    /// Why it ends though it was not asked to.
-    exit_reason: Option<String>,
-    /// Clients of the control socket that wait for the end.
-    clients: Vec<u64>,
-}
-
-/// The workers and everything that the master holds for them.
 pub struct Master {
     signals: Signals,
     pub workers: Workers,
     pub sockets: Sockets,
     reload: Option<RollingReload>,
-    control: Option<Control>,
+    control: Control,
+    /// Clients of the control socket that wait for the end.
+    stop_clients: Vec<u64>,
     notifier: Option<Notifier>,
-    ending: Ending,
     /// Where the program listened first, once all workers do.
     address: Option<Address>,
-    /// For the program to decide about.
     events: VecDeque<Event>,
     incoming: VecDeque<Incoming>,
 }
@@ -83,29 +71,28 @@ impl Master {
             let signals = Signals::open(&poller)?;
             Ok((poller, signals))
         };
-        let (poller, signals) = open().map_err(|errno: Errno| Failure::new("open an epoll instance", errno))?;
-        let log = EventLog::open(args.events.as_deref())?;
+        let (mut poller, signals) = open().map_err(|errno: Errno| Failure::new("open an epoll instance", errno))?;
+        let log = Log::open(&args)?;
         let control = args.control.as_deref().map(|path| Control::open(path, &poller)).transpose()?;
         let notifier = args.notify.as_deref().map(|path| Notifier::new(path, args.notify_every)).transpose()?;
+        if let Some(notifier) = &notifier {
+            poller.at(notifier.next_ns, Due::ReadFile);
+            let watch = |inotify| poller.epoll.add(inotify, Token::Notifier.encode(), Interest::EPOLLIN);
+            let watched = notifier.inotify.as_ref().map_or(Ok(()), watch);
+            watched.map_err(|errno| Failure::new("watch a file", errno))?;
+        }
         let mut master = Master {
             signals,
-            control,
+            control: control.unwrap_or_default(),
+            stop_clients: Vec::new(),
             notifier,
             workers: Workers::new(model, args, poller, log)?,
             sockets: Sockets::new(most_unanswered),
             reload: None,
-            ending: Ending::default(),
             address: None,
             events: VecDeque::new(),
             incoming: VecDeque::new(),
         };
-        if let Some(inotify) = master.notifier.as_ref().and_then(Notifier::inotify) {
-            let watched = master.workers.poller.add(inotify, Token::Notifier, Interest::EPOLLIN);
-            watched.map_err(|errno| Failure::new("watch a file", errno))?;
-        }
-        if let Some(next_ns) = master.notifier.as_ref().map(|notifier| notifier.next_ns) {
-            master.workers.poller.at(next_ns, Due::ReadFile);
-        }
         master.workers.poller.after(master.workers.heartbeat(), Due::Heartbeat);
         for number in 0..master.workers.wanted {
             master.workers.start(number, false)?;
@@ -120,7 +107,7 @@ impl Master {
     pub fn next_event(&mut self) -> Result<Option<Event>, Failure> {
         loop {
             self.disconnect_broken();
-            if self.ending.was_asked_to_stop {
+            if self.workers.is_stopping {
                 return Ok(None);
             }
             if let Some(event) = self.events.pop_front() {
@@ -129,8 +116,9 @@ impl Master {
             if let Some(vacancy) = self.workers.vacancies.pop_front() {
                 return Ok(Some(Event::Vacant(vacancy)));
             }
-            if self.ending.has_given_up && self.workers.is_empty() {
-                return self.end_without_workers();
+            if let Some(failure) = self.exit_reason() {
+                // A program that has served has something to report first.
+                return if self.address.is_none() { Err(failure) } else { Ok(None) };
             }
             if let Some((socket, connection)) = self.sockets.next_connection(&mut self.workers)? {
                 return Ok(Some(Event::Connection(socket, connection)));
@@ -139,34 +127,11 @@ impl Master {
         }
     }
 
-    fn end_without_workers(&mut self) -> Result<Option<Event>, Failure> {
-        let last = &self.workers.last_error;
-        let failure = Failure::relay(format!("serve: the last worker has died, and no more are started; last: {last}"));
-        if self.address.is_none() {
-            return Err(failure);
-        }
-        // It has served, so there is something to report first.
-        self.ending.exit_reason = Some(failure.to_string());
-        Ok(None)
-    }
-
-    /// A worker that has called `listen()` gets connections from the master, or the socket itself.
-    pub fn listen(&mut self, id: UniqueId, query: &Query, acceptor: Acceptor) {
-        let result = self.sockets.listen(id, query, acceptor, &mut self.workers);
-        if let Err(what) = result {
-            self.workers.log_of(id, "failure", json!({ "what": what }));
-            self.workers.set_last_error(id, &what);
-        }
-    }
-
-    /// Passes a connection to a worker, and keeps a copy until it is answered for.
-    pub fn pass(&mut self, socket: u64, connection: Rc<OwnedFd>, id: UniqueId) {
-        self.sockets.pass(socket, connection, id, &mut self.workers);
-    }
-
-    /// Logs a failure that does not end the master.
-    pub fn log(&mut self, failure: &Failure) {
-        self.workers.log.log_failure(&failure.to_string());
+    /// Why it ends though it was not asked to.
+    fn exit_reason(&self) -> Option<Failure> {
+        let Workers { counts, last_error: last, .. } = &self.workers;
+        let line = || format!("serve: the last worker has died, and no more are started; last: {last}");
+        (counts.report.gave_up && self.workers.is_empty()).then(|| Failure::relay(line()))
     }
 
     /// Starts a successor after this pause; where that fails, it is tried again in a while.
@@ -180,18 +145,16 @@ impl Master {
 
     /// No worker is started any more. Those that live go on.
     pub fn give_up(&mut self) {
-        if !mem::replace(&mut self.ending.has_given_up, true) {
-            self.workers.is_closed = true;
-            self.workers.counts.report.gave_up = true;
+        if !mem::replace(&mut self.workers.counts.report.gave_up, true) {
             let last = self.workers.last_error.as_str();
-            self.workers.log.log("giveup", json!({"workers_left": self.workers.len(), "last": last}));
+            self.workers.log.log("giveup", json!({"workers_left": self.workers.ids().len(), "last": last}));
         }
     }
 
     /// Asks all workers to disconnect and lets them finish, kills those left after the time-out, reaps all.
     pub fn stop(mut self) -> Result<ServerReport, Failure> {
-        self.ending.was_asked_to_stop = true;
-        self.workers.is_closed = true;
+        let exit_reason = self.exit_reason();
+        self.workers.is_stopping = true;
         self.abandon_reload("the cluster stops");
         self.sockets.give_returned(&mut self.workers);
         for id in self.workers.ids() {
@@ -209,24 +172,25 @@ impl Master {
         self.workers.outputs.drain(&mut self.workers.log);
         self.workers.log.log("stopped", json!({"uptime_s": report.uptime_s}));
         let mut counts = self.workers.counts.report();
-        counts.lines_dropped = self.workers.log.lines_dropped() + self.workers.outputs.lines_dropped();
+        counts.lines_dropped = self.workers.log.lines_dropped();
         report.cluster = Some(counts);
-        if let Some(line) = self.ending.exit_reason.take() {
-            self.workers.log.console.write(format!("{line}\n").as_bytes());
+        if let Some(failure) = exit_reason {
+            self.workers.log.console.write(format!("{failure}\n").as_bytes());
         }
-        for client in mem::take(&mut self.ending.clients) {
-            self.answer(client, json!({"done": "the cluster has stopped"}));
+        for client in mem::take(&mut self.stop_clients) {
+            self.control.answer(client, json!({"done": "the cluster has stopped"}));
         }
         Ok(report)
     }
 
     fn wait(&mut self) -> Result<(), Failure> {
         self.disconnect_broken();
-        self.sockets.close_passed();
+        close_all(&mut self.sockets.passed);
         let reports = self.workers.poller.wait().map_err(|errno| Failure::new("wait for the workers", errno))?;
         for i in 0..reports {
-            if let Some((token, flags)) = self.workers.poller.report(i) {
-                self.handle_ready(token, flags)?;
+            let ready = self.workers.poller.epoll.report(i);
+            if let Some(token) = Token::decode(ready.token) {
+                self.handle_ready(token, ready.flags)?;
             }
         }
         while let Some(due) = self.workers.poller.next_due() {
@@ -246,8 +210,10 @@ impl Master {
                 self.flush(id);
             }
             Token::Socket(socket) => self.sockets.set_ready(socket),
-            Token::Output(id, stream) => self.workers.outputs.read(id, stream, &mut self.workers.log),
-            Token::Control(0) => self.control.iter_mut().for_each(|control| control.accept(&self.workers.poller)),
+            Token::Output(id, stream) => {
+                self.workers.outputs.read(id, stream, &mut self.workers.log);
+            }
+            Token::Control(0) => self.control.accept(&self.workers.poller),
             Token::Control(client) => self.handle_client(client),
             Token::Notifier => self.read_watched_file(),
         }
@@ -256,12 +222,12 @@ impl Master {
 
     fn handle_signal(&mut self) -> Result<(), Failure> {
         match self.signals.next().map_err(|errno| Failure::new("wait for signals", errno))? {
-            signals::Request::Stop => self.ending.was_asked_to_stop = true,
-            signals::Request::Reload => self.start_reload(None),
-            signals::Request::ReopenFiles => self.reopen_files(),
-            // Several SIGCHLD may merge into one.
-            signals::Request::Reap => while self.reap_one() {},
-            signals::Request::Nothing => {}
+            Some(SIGTERM | SIGINT | SIGQUIT) => self.workers.is_stopping = true,
+            Some(SIGHUP) if !self.workers.is_stopping => self.start_reload(None),
+            Some(SIGUSR1) => self.workers.log.reopen(),
+            // Several may merge into one.
+            Some(SIGCHLD) => while self.reap_one() {},
+            _ => {}
         }
         Ok(())
     }
@@ -285,11 +251,7 @@ impl Master {
                 Err(why) => self.reload_without(id, &why),
             },
             Due::Heartbeat => self.check_all(),
-            Due::ReadFile => {
-                self.read_watched_file();
-                let next_ns = self.notifier.as_ref().map(|notifier| notifier.next_ns);
-                next_ns.into_iter().for_each(|next_ns| self.workers.poller.at(next_ns, Due::ReadFile));
-            }
+            Due::ReadFile => self.read_watched_file(),
         }
     }
 
@@ -299,20 +261,13 @@ impl Master {
                 self.sockets.suspend(id, &mut self.workers);
             }
         }
-        self.control.iter_mut().for_each(|control| control.unmute(&self.workers.poller));
+        self.control.unmute(&self.workers.poller);
         self.workers.log.console.flush(Duration::ZERO);
         self.workers.poller.after(self.workers.heartbeat(), Due::Heartbeat);
     }
 
-    fn reopen_files(&mut self) {
-        self.workers.log.reopen();
-        self.workers.outputs.reopen(&mut self.workers.log);
-    }
-
-    // What the workers say.
-
     fn flush(&mut self, id: UniqueId) {
-        self.workers.get_mut(id).into_iter().for_each(Worker::flush);
+        self.workers.get_mut(id).into_iter().for_each(WorkerProcess::flush);
         self.workers.watch(id);
     }
 
@@ -325,18 +280,17 @@ impl Master {
             self.note_life(id);
         }
         for incoming in incoming.drain(..) {
-            let message = match incoming {
-                Incoming::Message(message, _unwanted) => Message::parse(message),
-                Incoming::Answer { ack, accepted } => Ok(Message::Answer { ack, accepted }),
-                Incoming::Large(bytes) => Ok(Message::Large(bytes)),
+            match incoming {
+                Incoming::Message(message, _unwanted) => match Message::parse(message) {
+                    Ok(message) => self.handle_message(id, message),
+                    Err(what) => self.workers.log_violation(id, &what),
+                },
+                Incoming::Answer { ack, accepted } => self.take_answer(id, ack, accepted),
                 // It has no descriptor left: as if it had refused.
-                Incoming::Undelivered(seq) => Ok(Message::Answer { ack: seq, accepted: false }),
-                Incoming::Connection { .. } => Err("a connection where none belongs".to_owned()),
-                Incoming::Violation(what) => Err(what),
-            };
-            match message {
-                Ok(message) => self.handle_message(id, message),
-                Err(what) => self.workers.log_violation(id, &what),
+                Incoming::Undelivered(seq) => self.take_answer(id, seq, false),
+                Incoming::Large(bytes) => self.workers.log_of(id, "message", json!({"bytes": bytes})),
+                Incoming::Connection { .. } => self.workers.log_violation(id, "a connection where none belongs"),
+                Incoming::Violation(what) => self.workers.log_violation(id, &what),
             }
         }
         self.incoming = incoming;
@@ -362,19 +316,10 @@ impl Master {
             Message::Close(key) => self.sockets.close_of(id, &key, &mut self.workers),
             Message::ExitedAfterDisconnect { seq } => {
                 self.note_leaving(id);
-                let acknowledgement = protocol::acknowledge(seq, self.workers.next_seq());
-                self.workers.send(id, &acknowledgement);
-            }
-            Message::Answer { ack, accepted } => {
-                if !self.sockets.take_answer(id, ack, accepted, &mut self.workers) {
-                    self.workers.log_violation(id, "an answer about a connection that it was not given");
-                }
-                if self.ending.was_asked_to_stop {
-                    self.workers.terminate_if_own(id);
-                }
+                self.workers.send_internal(id, json!({"ack": seq}));
             }
             Message::Suicide => {
-                if self.workers.get(id).is_some_and(|worker| worker.state != State::Leaving) {
+                if self.workers.get(id).is_some_and(|worker| worker.state != WorkerState::Leaving) {
                     self.workers.counts.report.suicides += 1;
                     self.workers.log_of(id, "suicide", json!({}));
                     self.note_leaving(id);
@@ -390,7 +335,15 @@ impl Master {
                 };
                 self.workers.log_of(id, "message", fields);
             }
-            Message::Large(bytes) => self.workers.log_of(id, "message", json!({"bytes": bytes})),
+        }
+    }
+
+    fn take_answer(&mut self, id: UniqueId, ack: u64, accepted: bool) {
+        if !self.sockets.take_answer(id, ack, accepted, &mut self.workers) {
+            self.workers.log_violation(id, "an answer about a connection that it was not given");
+        }
+        if self.workers.is_stopping {
+            self.workers.terminate_if_own(id);
         }
     }
 
@@ -420,7 +373,6 @@ impl Master {
         }
     }
 
-    /// A worker has begun to do what it is there for.
     fn note_working(&mut self, id: UniqueId) {
         if let Some(reload) = self.reload.as_mut().filter(|reload| reload.candidate == Some(id)) {
             reload.candidate = None;
@@ -441,16 +393,12 @@ impl Master {
         }
     }
 
-    // How workers leave.
-
-    /// Asks it to leave.
     fn dismiss(&mut self, id: UniqueId) {
         self.workers.dismiss(id);
         // What it was given before it reads this, it takes or gives back.
-        self.sockets.leave_all(id, &mut self.workers);
+        self.sockets.leave(id, None, &mut self.workers);
     }
 
-    /// It has said that it will leave.
     fn note_leaving(&mut self, id: UniqueId) {
         let Some(worker) = self.workers.get_mut(id) else { return };
         worker.was_expected = true;
@@ -459,8 +407,8 @@ impl Master {
     }
 
     fn do_without(&mut self, id: UniqueId) {
-        if self.workers.get(id).is_some_and(|worker| worker.state != State::Leaving) {
-            self.sockets.leave_all(id, &mut self.workers);
+        if self.workers.get(id).is_some_and(|worker| worker.state != WorkerState::Leaving) {
+            self.sockets.leave(id, None, &mut self.workers);
             self.workers.note_leaving(id);
         }
     }
@@ -496,39 +444,35 @@ impl Master {
         true
     }
 
-    // The reload.
-
-    /// Begins to replace all workers; this client of the control socket waits for it.
     fn start_reload(&mut self, client: Option<u64>) {
-        self.reopen_files();
+        self.workers.log.reopen();
         if let Some(reload) = &mut self.reload {
             reload.again = true;
             reload.clients.extend(client);
             let step = json!({"step": "a reload is under way; another follows it"});
-            return client.into_iter().for_each(|client| self.send_to(client, &step));
+            return client.into_iter().for_each(|client| self.control.send(client, &step));
         }
         self.begin_reload(client.into_iter().collect());
     }
 
     fn begin_reload(&mut self, clients: Vec<u64>) {
         // A program that was given up is tried once more.
-        (self.ending.has_given_up, self.workers.is_closed) = (false, false);
         self.workers.counts.report.gave_up = false;
         let wanted = self.workers.wanted;
         self.workers.log.log("reload", json!({"workers": wanted}));
-        self.reload = Some(RollingReload::of(wanted, clients));
+        let (since_ns, left) = (monotonic_ns(), (0..wanted).collect());
+        self.reload = Some(RollingReload { since_ns, left, clients, ..RollingReload::default() });
         (0..wanted).for_each(|number| self.restart(number, Duration::ZERO));
         self.replace_next();
     }
 
     fn replace_next(&mut self) {
         loop {
-            if self.ending.has_given_up {
+            if self.workers.counts.report.gave_up {
                 return self.abandon_reload("the program was given up");
             }
             let Some(reload) = &mut self.reload else { return };
             let Some(number) = reload.left.pop_front() else { return self.finish_reload() };
-            // A worker that was started meanwhile is new already.
             let since_ns = reload.since_ns;
             let old = self.workers.holder(number).filter(|worker| worker.started_ns < since_ns);
             let Some((old, must_listen)) = old.map(|worker| (worker.id, worker.has_listened)) else {
@@ -537,10 +481,8 @@ impl Master {
             match self.workers.start(number, must_listen) {
                 Ok(candidate) => {
                     (reload.old, reload.candidate) = (Some(old), Some(candidate));
-                    let clients = reload.clients.clone();
                     let total = self.workers.wanted;
-                    let step = json!({"step": format!("worker {number} of {total}: a successor is started")});
-                    clients.iter().for_each(|&client| self.send_to(client, &step));
+                    self.report_step(&format!("worker {number} of {total}: a successor is started"));
                 }
                 Err(failure) => self.abandon_reload(&failure.to_string()),
             }
@@ -548,7 +490,6 @@ impl Master {
         }
     }
 
-    /// This worker does not serve any more, or not for long.
     fn reload_without(&mut self, id: UniqueId, why: &str) {
         let Some(reload) = &self.reload else { return };
         if reload.candidate == Some(id) {
@@ -563,10 +504,15 @@ impl Master {
         let (Some(reload), Some(worker)) = (&mut self.reload, self.workers.get(id)) else { return };
         if reload.waits_for(id) && reload.killed.insert(id) {
             let number = worker.number;
-            let step = format!("worker {number}: the old one has not left in time (--kill-timeout), and is killed");
-            let clients = reload.clients.clone();
-            clients.into_iter().for_each(|client| self.send_to(client, &json!({"step": step})));
+            self.report_step(&format!(
+                "worker {number}: the old one has not left in time (--kill-timeout), and is killed"
+            ));
         }
+    }
+
+    fn report_step(&mut self, step: &str) {
+        let clients = self.reload.iter().flat_map(|reload| &reload.clients);
+        clients.for_each(|&client| self.control.send(client, &json!({"step": step})));
     }
 
     fn finish_reload(&mut self) {
@@ -580,7 +526,7 @@ impl Master {
         let by_force = if killed > 0 { format!(", killed: {killed}") } else { String::new() };
         let done = format!("workers replaced: {replaced}{by_force}");
         for client in reload.clients {
-            self.answer(client, json!({"done": done, "replaced": replaced, "killed": killed}));
+            self.control.answer(client, json!({"done": done, "replaced": replaced, "killed": killed}));
         }
     }
 
@@ -590,23 +536,23 @@ impl Master {
         let outcome = json!({"replaced": reload.replaced, "of": self.workers.wanted, "why": why});
         self.workers.log.log("reload-failed", outcome);
         for client in reload.clients {
-            self.refuse(client, &format!("the reload was abandoned: {why}; the others go on as they were"));
+            self.control.refuse(client, &format!("the reload was abandoned: {why}; the others go on as they were"));
         }
     }
 
-    // The watched file.
-
     fn read_watched_file(&mut self) {
         let Some(notifier) = &mut self.notifier else { return };
-        let before = notifier.looks;
+        let (before, next_ns) = (notifier.looks, notifier.next_ns);
         let has_changed = notifier.has_changed(self.workers.poller.now_ns);
         self.workers.counts.count("notifier_looks", (notifier.looks - before) as f64);
+        if notifier.next_ns != next_ns {
+            self.workers.poller.at(notifier.next_ns, Due::ReadFile);
+        }
         if has_changed {
             self.workers.ids().into_iter().for_each(|id| self.notify(id));
         }
     }
 
-    /// Sends a worker the contents of the watched file.
     fn notify(&mut self, id: UniqueId) {
         let Some(notifier) = &self.notifier else { return };
         let message = protocol::notify(&notifier.path.to_string_lossy(), notifier.value.as_deref());
@@ -616,31 +562,29 @@ impl Master {
         }
     }
 
-    // What `cluster ctl` asks for.
-
     fn handle_client(&mut self, client: u64) {
-        let Some(request) = self.control.as_mut().and_then(|control| control.receive(client)) else { return };
-        if self.ending.was_asked_to_stop {
-            return self.refuse(client, "the cluster stops");
+        let Some(request) = self.control.receive(client) else { return };
+        if self.workers.is_stopping {
+            return self.control.refuse(client, "the cluster stops");
         }
         match request {
-            control::Request::Status => {
-                let mut answer = status::of(&self.workers);
+            ControlRequest::Status => {
+                let mut answer = self.workers.status();
                 answer["listen"] = json!(self.address.as_ref().map(Address::to_string));
                 answer["reloading"] = json!(self.reload.is_some());
-                answer["gave_up"] = json!(self.ending.has_given_up);
-                self.answer(client, answer);
+                answer["gave_up"] = json!(self.workers.counts.report.gave_up);
+                self.control.answer(client, answer);
             }
-            control::Request::Scale { .. } if self.ending.has_given_up => {
+            ControlRequest::Scale { .. } if self.workers.counts.report.gave_up => {
                 let why = "the program was given up; mend it, and `cluster ctl reload` tries it once more";
-                self.refuse(client, why);
+                self.control.refuse(client, why);
             }
-            control::Request::Reload => self.start_reload(Some(client)),
-            control::Request::Scale { workers } => self.scale(client, workers),
-            control::Request::Send { worker, message } => self.send_message(client, worker, &message),
-            control::Request::Stop => {
-                self.ending.was_asked_to_stop = true;
-                self.ending.clients.push(client);
+            ControlRequest::Reload => self.start_reload(Some(client)),
+            ControlRequest::Scale { workers } => self.scale(client, workers),
+            ControlRequest::Send { worker, message } => self.send_message(client, worker, &message),
+            ControlRequest::Stop => {
+                self.workers.is_stopping = true;
+                self.stop_clients.push(client);
             }
         }
     }
@@ -649,11 +593,11 @@ impl Master {
         let (before, most) = (self.workers.wanted, self.workers.args.capacity());
         if !(1..=most).contains(&wanted) {
             let why = format!("there can be 1 to {most} workers here; --most-workers allows more");
-            return self.refuse(client, &why);
+            return self.control.refuse(client, &why);
         }
         self.workers.log.log("scale", json!({"from": before, "to": wanted}));
         self.workers.set_wanted(wanted);
-        let is_surplus = |worker: &&Worker| worker.number >= wanted && worker.state != State::Leaving;
+        let is_surplus = |worker: &&WorkerProcess| worker.number >= wanted && worker.state != WorkerState::Leaving;
         let surplus: Vec<UniqueId> = self.workers.iter().filter(is_surplus).map(|worker| worker.id).collect();
         surplus.iter().for_each(|&id| self.dismiss(id));
         if let Some(reload) = &mut self.reload {
@@ -666,45 +610,36 @@ impl Master {
         }
         (before..wanted).for_each(|number| self.restart(number, Duration::ZERO));
         let done = format!("from {before} to {wanted} workers");
-        self.answer(client, json!({"done": done, "wanted": wanted}));
+        self.control.answer(client, json!({"done": done, "wanted": wanted}));
     }
 
     fn send_message(&mut self, client: u64, to: Option<usize>, message: &Value) {
         if message["cmd"].as_str().is_some_and(|cmd| cmd.starts_with("NODE_")) {
-            return self.refuse(client, "messages with a cmd that begins with NODE_ belong to Node's library");
+            return self.control.refuse(client, "messages with a cmd that begins with NODE_ belong to Node's library");
         }
-        let is_meant = |worker: &Worker| to.is_none_or(|number| number == worker.number);
-        let is_able = |worker: &&Worker| is_meant(worker) && worker.state != State::Leaving && worker.has_room();
+        let is_meant = |worker: &WorkerProcess| to.is_none_or(|number| number == worker.number);
+        let is_able =
+            |worker: &&WorkerProcess| is_meant(worker) && worker.state != WorkerState::Leaving && worker.has_room();
         let able: Vec<UniqueId> = self.workers.iter().filter(is_able).map(|worker| worker.id).collect();
         able.iter().for_each(|&id| self.workers.send(id, message));
         match able.len() {
-            0 => self.refuse(client, "no such worker is there, or it does not read what it is sent"),
+            0 => self.control.refuse(client, "no such worker is there, or it does not read what it is sent"),
             sent => {
-                self.answer(client, json!({"done": format!("workers it was sent to: {sent}"), "sent": sent}));
+                let done = format!("workers it was sent to: {sent}");
+                self.control.answer(client, json!({"done": done, "sent": sent}));
             }
         }
-    }
-
-    fn send_to(&mut self, client: u64, line: &Value) {
-        self.control.iter_mut().for_each(|control| control.send(client, line));
-    }
-
-    fn answer(&mut self, client: u64, line: Value) {
-        self.control.iter_mut().for_each(|control| control.answer(client, line.clone()));
-    }
-
-    fn refuse(&mut self, client: u64, why: &str) {
-        self.control.iter_mut().for_each(|control| control.refuse(client, why));
     }
 }
 
 impl Drop for Master {
     /// Whatever went wrong: no worker outlives its master.
     fn drop(&mut self) {
-        self.workers.iter().for_each(Worker::kill);
+        self.workers.iter().for_each(WorkerProcess::kill);
         while !self.workers.is_empty() {
             if !self.reap_one() {
-                self.signals.pause();
+                // Waits a moment for any of them.
+                let _ = self.signals.queue.wait(Some(Duration::from_millis(10)));
             }
         }
         // What they wrote last may say why.

@@ -23,9 +23,7 @@ pub fn advice(program: &[OsString]) -> Option<&'static str> {
 /// The inspector's port of each worker: as under Node's own primary, the first after the port that was asked for, then the
 /// next ones, a new one for each process that is ever started.
 pub struct InspectorPorts {
-    /// The argument that asks for it, if one does.
     argument: Option<usize>,
-    /// `NODE_OPTIONS`, if it asks for it.
     node_options: Option<OsString>,
     next: u16,
 }
@@ -51,7 +49,6 @@ impl InspectorPorts {
         }
     }
 
-    /// The arguments and the `NODE_OPTIONS` of the next worker.
     pub fn next_command(&mut self, program: &[OsString]) -> (Vec<OsString>, Option<OsString>) {
         let option = format!("--inspect-port={}", self.next);
         self.next = after(self.next);

@@ -25,8 +25,7 @@ pub struct Notifier {
     pub path: PathBuf,
     name: OsString,
     /// `None` where the file is read every so often, or the kernel cannot report changes.
-    inotify: Option<Inotify>,
-    /// `--notify-every`.
+    pub inotify: Option<Inotify>,
     read_every: Option<Duration>,
     /// When to look again, of CLOCK_MONOTONIC.
     pub next_ns: u64,
@@ -34,7 +33,6 @@ pub struct Notifier {
     version: Option<Version>,
     /// What was pushed last; `None` while there is no file.
     pub value: Option<String>,
-    /// How often the file was read.
     pub looks: u64,
 }
 
@@ -69,11 +67,6 @@ impl Notifier {
         };
         notifier.has_changed(notifier.next_ns);
         Ok(notifier)
-    }
-
-    /// Readable when the kernel has something to report.
-    pub fn inotify(&self) -> Option<&Inotify> {
-        self.inotify.as_ref()
     }
 
     /// True: the contents are not what they were.

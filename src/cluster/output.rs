@@ -5,17 +5,13 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::os::fd::OwnedFd;
-use std::path::Path;
 
 use memchr::memchr;
-use nix::fcntl::OFlag;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::pipe2;
 
-use super::event_log::EventLog;
-use super::log_file::LogFile;
-use super::poller::Poller;
-use super::token::{Stream, Token, UniqueId};
-use crate::failure::Failure;
+use super::log::Log;
+use super::poller::{OutputStream, Poller, Token, UniqueId};
 use crate::sys::epoll::Interest;
 use crate::units::utc_now_ms;
 
@@ -26,92 +22,59 @@ const BUFFER_BYTES: usize = 64 * 1024;
 
 /// The pipes that some process may still write to: a dead worker may have left more to be read.
 pub struct Outputs {
-    pipes: BTreeMap<(UniqueId, Stream), Pipe>,
-    /// Instead of standard error.
-    file: Option<LogFile>,
-    is_silent: bool,
+    pipes: BTreeMap<(UniqueId, OutputStream), Pipe>,
     buffer: Vec<u8>,
 }
 
 struct Pipe {
     file: File,
     number: usize,
-    /// The beginning of a line, whose end has not come.
     line: Vec<u8>,
 }
 
-impl Outputs {
-    pub fn new(file: Option<&Path>, is_silent: bool) -> Result<Outputs, Failure> {
-        let file = file.map(LogFile::open).transpose()?;
-        Ok(Outputs { pipes: BTreeMap::new(), file, is_silent, buffer: vec![0; BUFFER_BYTES] })
+impl Default for Outputs {
+    fn default() -> Outputs {
+        Outputs { pipes: BTreeMap::new(), buffer: vec![0; BUFFER_BYTES] }
     }
+}
 
+impl Outputs {
     /// A pipe for worker `number`: the end that it writes to. The poller watches ours.
-    pub fn open(&mut self, poller: &Poller, id: UniqueId, stream: Stream, number: usize) -> nix::Result<OwnedFd> {
+    pub fn open(&mut self, poller: &Poller, id: UniqueId, stream: OutputStream, number: usize) -> nix::Result<OwnedFd> {
         // Only our end must not block; a worker that finds the pipe full waits, as at a terminal.
         let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
-        set_nonblocking(&ours)?;
-        poller.add(&ours, Token::Output(id, stream), Interest::EPOLLIN)?;
+        fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        poller.epoll.add(&ours, Token::Output(id, stream).encode(), Interest::EPOLLIN)?;
         self.pipes.insert((id, stream), Pipe { file: File::from(ours), number, line: Vec::new() });
         Ok(theirs)
     }
 
-    /// Reads once, so that a worker that writes without end leaves the others their turn.
-    pub fn read(&mut self, id: UniqueId, stream: Stream, log: &mut EventLog) {
-        let Some(pipe) = self.pipes.get_mut(&(id, stream)) else { return };
+    /// Reads once, so that a worker that writes without end leaves the others their turn. True: there may be more.
+    pub fn read(&mut self, id: UniqueId, stream: OutputStream, log: &mut Log) -> bool {
+        let Some(pipe) = self.pipes.get_mut(&(id, stream)) else { return false };
         match pipe.file.read(&mut self.buffer) {
             Ok(length @ 1..) => {
-                let lines = pipe.take(&self.buffer[..length]);
-                self.write(&lines, log);
+                log.write_output(&pipe.take(&self.buffer[..length]));
+                return true;
             }
-            Err(error) if [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind()) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             // No process can write to it any more. It leaves the epoll set with its descriptor, which only we hold.
             Ok(0) | Err(_) => self.close(id, stream, log),
         }
+        false
     }
 
     /// Reads what dead workers have left, without waiting for processes that they may have started.
-    pub fn drain(&mut self, log: &mut EventLog) {
+    pub fn drain(&mut self, log: &mut Log) {
         for (id, stream) in self.pipes.keys().copied().collect::<Vec<_>>() {
-            while let Some(pipe) = self.pipes.get_mut(&(id, stream)) {
-                let Ok(length @ 1..) = pipe.file.read(&mut self.buffer) else {
-                    self.close(id, stream, log);
-                    break;
-                };
-                let lines = pipe.take(&self.buffer[..length]);
-                self.write(&lines, log);
-            }
+            while self.read(id, stream, log) {}
+            self.close(id, stream, log);
         }
     }
 
-    /// After a rotation.
-    pub fn reopen(&mut self, log: &mut EventLog) {
-        if let Some(Err(failure)) = self.file.as_mut().map(LogFile::reopen) {
-            log.log_failure(&failure.to_string());
-        }
-    }
-
-    /// Lines that the file did not take.
-    pub fn lines_dropped(&self) -> u64 {
-        self.file.as_ref().map_or(0, |file| file.all_dropped)
-    }
-
-    fn close(&mut self, id: UniqueId, stream: Stream, log: &mut EventLog) {
-        let Some(mut pipe) = self.pipes.remove(&(id, stream)) else { return };
-        let rest = if pipe.line.is_empty() { Vec::new() } else { pipe.take(b"\n") };
-        self.write(&rest, log);
-    }
-
-    fn write(&mut self, lines: &[u8], log: &mut EventLog) {
-        match &mut self.file {
-            Some(file) if !lines.is_empty() => {
-                if let Some(problem) = file.write(lines) {
-                    log.log_failure(&problem);
-                }
-            }
-            None if !self.is_silent => log.console.write(lines),
-            _ => {}
-        }
+    fn close(&mut self, id: UniqueId, stream: OutputStream, log: &mut Log) {
+        let pipe = self.pipes.remove(&(id, stream)).filter(|pipe| !pipe.line.is_empty());
+        pipe.into_iter().for_each(|mut pipe| log.write_output(&pipe.take(b"\n")));
     }
 }
 
@@ -137,10 +100,6 @@ impl Pipe {
         lines.append(&mut self.line);
         lines.push(b'\n');
     }
-}
-
-fn set_nonblocking(pipe: &OwnedFd) -> nix::Result<()> {
-    nix::fcntl::fcntl(pipe, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map(drop)
 }
 
 #[cfg(test)]

@@ -2,14 +2,68 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::os::fd::AsFd;
 use std::time::Duration;
 
-use super::token::{Token, UniqueId};
-use crate::sys::epoll::{Epoll, Interest};
+use crate::sys::epoll::Epoll;
 use crate::units::monotonic_ns;
 
 const REPORTS_PER_WAIT: usize = 64;
+
+/// `NODE_UNIQUE_ID`: each process that is started as a worker has its own, counted from 1 over the master's life, as Node
+/// does. Its number (`WORKER_ID`) passes to its successor, this id never does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UniqueId(pub u64);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum OutputStream {
+    Output,
+    Error,
+}
+
+/// What an epoll report is about, in the 64 bits that the kernel keeps for it. Each kind is handled in
+/// `Master::handle_ready`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Token {
+    Signals,
+    Worker(UniqueId),
+    Socket(u64),
+    Output(UniqueId, OutputStream),
+    /// The control socket (0), or one of its clients.
+    Control(u64),
+    Notifier,
+}
+
+const KIND_SHIFT: u32 = 56;
+
+impl Token {
+    /// The kind is in the highest byte, which one of them below.
+    pub fn encode(self) -> u64 {
+        let (kind, which) = match self {
+            Token::Signals => (0, 0),
+            Token::Worker(id) => (1, id.0),
+            Token::Socket(socket) => (2, socket),
+            Token::Output(id, stream) => (3, id.0 << 1 | u64::from(stream == OutputStream::Error)),
+            Token::Control(client) => (4, client),
+            Token::Notifier => (5, 0),
+        };
+        debug_assert!(which < 1 << KIND_SHIFT);
+        kind << KIND_SHIFT | which
+    }
+
+    pub fn decode(word: u64) -> Option<Token> {
+        let which = word & ((1 << KIND_SHIFT) - 1);
+        let stream = if which & 1 == 0 { OutputStream::Output } else { OutputStream::Error };
+        Some(match word >> KIND_SHIFT {
+            0 => Token::Signals,
+            1 => Token::Worker(UniqueId(which)),
+            2 => Token::Socket(which),
+            3 => Token::Output(UniqueId(which >> 1), stream),
+            4 => Token::Control(which),
+            5 => Token::Notifier,
+            _ => return None,
+        })
+    }
+}
 
 /// What has to be done at some time. A timer is never taken back: its handler looks whether the reason still exists. Each
 /// kind is handled in `Master::run_timer`.
@@ -25,19 +79,16 @@ pub enum Due {
     CloseUnused(u64, UniqueId),
     /// The channel to this worker may take descriptors again.
     Flush(UniqueId),
-    /// This worker should have left.
     Kill(UniqueId),
-    /// This number is to have a worker.
     Start(usize),
-    /// This worker should listen by now.
     Listen(UniqueId),
     Heartbeat,
-    /// Read the watched file.
     ReadFile,
 }
 
 pub struct Poller {
-    epoll: Epoll,
+    /// Its tokens are [`Token`]s, encoded.
+    pub epoll: Epoll,
     timers: BinaryHeap<Reverse<(u64, Due)>>,
     /// When the last wait ended.
     pub now_ns: u64,
@@ -49,20 +100,6 @@ impl Poller {
         Ok(Poller { epoll, timers: BinaryHeap::new(), now_ns: monotonic_ns() })
     }
 
-    pub fn add(&self, fd: impl AsFd, token: Token, interest: Interest) -> nix::Result<()> {
-        self.epoll.add(fd, token.encode(), interest)
-    }
-
-    /// A registration is changed without allocating, so this cannot fail (epoll_ctl(2)).
-    pub fn modify(&self, fd: impl AsFd, token: Token, interest: Interest) {
-        let _ = self.epoll.modify(fd, token.encode(), interest);
-    }
-
-    /// Before the close, where another process may hold the same socket: the registration belongs to it (epoll(7)).
-    pub fn delete(&self, fd: impl AsFd) -> nix::Result<()> {
-        self.epoll.delete(fd)
-    }
-
     pub fn at(&mut self, due_ns: u64, due: Due) {
         self.timers.push(Reverse((due_ns, due)));
     }
@@ -71,19 +108,13 @@ impl Poller {
         self.at(monotonic_ns().saturating_add(pause.as_nanos() as u64), due);
     }
 
-    /// Waits until a descriptor is ready or a timer is due, and returns how many reports [`Poller::report`] holds.
+    /// Waits until a descriptor is ready or a timer is due, and returns how many reports the epoll instance has.
     pub fn wait(&mut self) -> nix::Result<usize> {
         let next_ns = self.timers.peek().map(|Reverse((due_ns, _))| *due_ns);
         let timeout = next_ns.map(|due_ns| Duration::from_nanos(due_ns.saturating_sub(monotonic_ns())));
         let reports = self.epoll.wait(timeout)?;
         self.now_ns = monotonic_ns();
         Ok(reports)
-    }
-
-    /// Report `i` of the last wait.
-    pub fn report(&self, i: usize) -> Option<(Token, Interest)> {
-        let ready = self.epoll.report(i);
-        Token::decode(ready.token).map(|token| (token, ready.flags))
     }
 
     /// The next timer that was due when the last wait ended. What has become due since then ends the next wait at once.
@@ -112,5 +143,23 @@ mod tests {
         assert_eq!(poller.next_due(), Some(Due::Start(1)));
         assert_eq!(poller.next_due(), Some(Due::AcceptAgain));
         assert_eq!(poller.next_due(), None);
+    }
+
+    #[test]
+    fn what_was_registered_is_what_is_reported() {
+        let most = (1 << 55) - 1;
+        for token in [
+            Token::Signals,
+            Token::Worker(UniqueId(1)),
+            Token::Worker(UniqueId(most)),
+            Token::Socket(0),
+            Token::Output(UniqueId(7), OutputStream::Output),
+            Token::Output(UniqueId(most), OutputStream::Error),
+            Token::Control(0),
+            Token::Notifier,
+        ] {
+            assert_eq!(Token::decode(token.encode()), Some(token));
+        }
+        assert_eq!(Token::decode(u64::MAX), None);
     }
 }

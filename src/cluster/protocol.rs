@@ -10,7 +10,6 @@ use nix::errno::Errno;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// What a worker sends to its master.
 #[derive(Debug)]
 pub enum Message {
     /// It runs. `counts`: it is one of our servers, and counts in the scoreboard.
@@ -23,16 +22,12 @@ pub enum Message {
     Close(String),
     /// It is about to disconnect on its own, and wants an answer first.
     ExitedAfterDisconnect { seq: u64 },
-    /// The answer to a connection that it was given.
-    Answer { ack: u64, accepted: bool },
     /// It has met a fatal error and will end: `process.send({act: 'suicide'})`, a message of the program's own.
     Suicide,
     /// It has counted something, by name: `process.send({act: 'count', queries: 1})`.
     Count(Vec<(String, f64)>),
     /// Another message of the program's own.
     Program(Value),
-    /// The same, too large to be kept: so many bytes.
-    Large(usize),
 }
 
 /// A call of `listen()`. Node passes on what the program and its own library have given, which is not always what it
@@ -40,7 +35,6 @@ pub enum Message {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Query {
-    /// What the answer refers to.
     pub seq: Value,
     /// An IP address, without one any; or the file of a Unix socket.
     pub address: Value,
@@ -61,9 +55,8 @@ pub struct Query {
     pub data: Value,
 }
 
-/// What a program wants to listen on.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Target {
+pub enum ListenTarget {
     /// In the order of preference.
     Ip(Vec<SocketAddr>),
     /// A Unix socket; a name that begins with a NUL is abstract (unix(7)).
@@ -72,11 +65,9 @@ pub enum Target {
     Inherited(RawFd),
 }
 
-/// Where a socket listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     Ip(SocketAddr),
-    /// A Unix socket.
     Path(PathBuf),
 }
 
@@ -111,14 +102,12 @@ impl Query {
         format!("{}:{port}:{address_type}:{fd}:{index}", address.as_str().unwrap_or("null"))
     }
 
-    /// What to listen on.
-    ///
     /// # Errors
     /// EINVAL for what is not an address, and ENOTSUP for UDP, where no connection is accepted.
-    pub fn target(&self) -> nix::Result<Target> {
+    pub fn target(&self) -> nix::Result<ListenTarget> {
         match (self.fd(), self.address_type.as_i64()) {
-            (Some(fd), _) => Ok(Target::Inherited(fd)),
-            (None, Some(4 | 6)) => self.addresses().map(Target::Ip),
+            (Some(fd), _) => Ok(ListenTarget::Inherited(fd)),
+            (None, Some(4 | 6)) => self.addresses().map(ListenTarget::Ip),
             (None, Some(-1)) => {
                 let address = self.address.as_str().filter(|address| !address.is_empty());
                 // Node's child puts its folder before every name, and its primary takes it off again. A NUL behind that begins an
@@ -128,23 +117,21 @@ impl Query {
                     Some(at) if at == 0 || address[..at].ends_with('/') => Some(&address[at..]),
                     Some(_) => None,
                 });
-                path.filter(|&path| path != "\0").map(|path| Target::Path(path.into())).ok_or(Errno::EINVAL)
+                path.filter(|&path| path != "\0").map(|path| ListenTarget::Path(path.into())).ok_or(Errno::EINVAL)
             }
             _ => Err(Errno::ENOTSUP),
         }
     }
 
-    /// What all users may do with a Unix socket, as bits of a file's mode.
     pub fn mode_for_all(&self) -> u32 {
         let bits = |flag: &Value, bits| if *flag == json!(true) { bits } else { 0 };
         bits(&self.readable_all, 0o444) | bits(&self.writable_all, 0o222)
     }
 
-    /// For people: what it wants, as far as that can be read.
     pub fn in_words(&self) -> String {
         match self.target() {
-            Ok(Target::Path(path)) => format!("{path:?}"),
-            Ok(Target::Inherited(fd)) => format!("on descriptor {fd}"),
+            Ok(ListenTarget::Path(path)) => format!("{path:?}"),
+            Ok(ListenTarget::Inherited(fd)) => format!("on descriptor {fd}"),
             _ => format!("{}:{}", self.address.as_str().unwrap_or("*").escape_debug(), self.port),
         }
     }
@@ -168,7 +155,6 @@ impl Query {
         self.flags.as_u64().unwrap_or(0) & IPV6_ONLY != 0
     }
 
-    /// For listen(2).
     pub fn backlog(&self) -> i32 {
         let backlog = self.backlog.as_i64().and_then(|backlog| i32::try_from(backlog).ok());
         backlog.filter(|&backlog| backlog > 0).unwrap_or(BACKLOG)
@@ -182,13 +168,6 @@ impl Message {
         if message.get("cmd").and_then(Value::as_str) != Some("NODE_CLUSTER") {
             return Ok(Message::of_program(message));
         }
-        let number = |field: &str| {
-            message.get(field).and_then(Value::as_u64).ok_or_else(|| format!("a message without {field}"))
-        };
-        if message.get("ack").is_some() {
-            let accepted = message.get("accepted").and_then(Value::as_bool);
-            return Ok(Message::Answer { ack: number("ack")?, accepted: accepted.unwrap_or(false) });
-        }
         match message.get("act").and_then(Value::as_str) {
             Some("online") => Ok(Message::Online { counts: message["counts"] == json!(true) }),
             Some("queryServer") if message.get("seq").is_none() => Err("a queryServer without seq".to_owned()),
@@ -200,7 +179,10 @@ impl Message {
                 Some(key) => Ok(Message::Close(key.to_owned())),
                 None => Err("a close without a key".to_owned()),
             },
-            Some("exitedAfterDisconnect") => Ok(Message::ExitedAfterDisconnect { seq: number("seq")? }),
+            Some("exitedAfterDisconnect") => match message["seq"].as_u64() {
+                Some(seq) => Ok(Message::ExitedAfterDisconnect { seq }),
+                None => Err("an exitedAfterDisconnect without seq".to_owned()),
+            },
             _ => Err("an unknown act".to_owned()),
         }
     }
@@ -219,7 +201,7 @@ impl Message {
 
 /// The socket is the master's: the worker is to wait for connections of `key`.
 pub fn kept(query: &Query, key: &str, address: &Address, data: &Value, seq: u64) -> Value {
-    let mut reply = json!({"cmd": "NODE_CLUSTER", "key": key, "data": data, "ack": query.seq, "seq": seq});
+    let mut reply = shared(query, key, data, seq);
     if let Address::Ip(address) = address {
         let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
         let (ip, port) = (address.ip().to_string(), address.port());
@@ -235,22 +217,14 @@ pub fn shared(query: &Query, key: &str, data: &Value, seq: u64) -> Value {
 
 /// `listen()` fails, with the number in Node's sign.
 pub fn failed(query: &Query, key: &str, errno: Errno, seq: u64) -> Value {
-    json!({"cmd": "NODE_CLUSTER", "errno": -(errno as i32), "key": key, "data": null, "ack": query.seq, "seq": seq})
-}
-
-/// The worker is to close its servers, answer what is open, and leave.
-pub fn disconnect(seq: u64) -> Value {
-    json!({"cmd": "NODE_CLUSTER", "act": "disconnect", "seq": seq})
+    let mut reply = shared(query, key, &Value::Null, seq);
+    reply["errno"] = json!(-(errno as i32));
+    reply
 }
 
 /// The contents of the watched file. A message of the master's own, which programs receive by `process.on('message')`.
 pub fn notify(path: &str, value: Option<&str>) -> Value {
     json!({"act": "notify", "path": path, "value": value})
-}
-
-/// The message with this number was received.
-pub fn acknowledge(received: u64, seq: u64) -> Value {
-    json!({"cmd": "NODE_CLUSTER", "ack": received, "seq": seq})
 }
 
 #[cfg(test)]
@@ -270,23 +244,23 @@ mod tests {
     fn a_listen_without_an_address_is_for_both_kinds_of_it() {
         let any = query(json!({"address": null, "port": 80, "addressType": 4, "flags": 0}));
         let ip = |address: &str| address.parse::<SocketAddr>().unwrap();
-        assert_eq!(any.target(), Ok(Target::Ip(vec![ip("[::]:80"), ip("0.0.0.0:80")])));
+        assert_eq!(any.target(), Ok(ListenTarget::Ip(vec![ip("[::]:80"), ip("0.0.0.0:80")])));
         let one = query(json!({"address": "127.0.0.1", "port": 0, "addressType": 4, "backlog": false}));
-        assert_eq!(one.target(), Ok(Target::Ip(vec![ip("127.0.0.1:0")])));
+        assert_eq!(one.target(), Ok(ListenTarget::Ip(vec![ip("127.0.0.1:0")])));
         assert_ne!(any.key(), one.key());
     }
 
     #[test]
     fn a_unix_socket_and_a_descriptor_are_as_good_as_a_port() {
         let path = query(json!({"address": "/tmp/socket", "port": -1, "addressType": -1, "fd": null}));
-        assert_eq!(path.target(), Ok(Target::Path("/tmp/socket".into())));
+        assert_eq!(path.target(), Ok(ListenTarget::Path("/tmp/socket".into())));
         for name in ["\0name", "/some/folder/\0name"] {
             let path = query(json!({"address": name, "port": -1, "addressType": -1}));
-            assert_eq!(path.target(), Ok(Target::Path("\0name".into())));
+            assert_eq!(path.target(), Ok(ListenTarget::Path("\0name".into())));
         }
         assert_eq!(Address::Path("\0name".into()).to_string(), "unix:@name");
         let fd = query(json!({"address": null, "port": null, "addressType": null, "fd": 5}));
-        assert_eq!(fd.target(), Ok(Target::Inherited(5)));
+        assert_eq!(fd.target(), Ok(ListenTarget::Inherited(5)));
     }
 
     #[test]

@@ -1,12 +1,17 @@
-//! How many restarts are too many, and how soon the next may be: a program that cannot run is not started for ever.
+//! How many restarts are too many, and how soon the next may be: a program that cannot run is not started for ever. How far
+//! a reload has come. And what it takes to keep workers alive, counted: the numbers of [`ClusterReport`].
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
+
+use hdrhistogram::Histogram;
+
+use super::poller::UniqueId;
+use crate::report::{ClusterReport, Recovery};
 
 /// The pauses do not grow beyond this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// The recent restarts, of all workers together.
 pub struct Restarts {
     most: usize,
     within_ns: u64,
@@ -36,6 +41,73 @@ impl Restarts {
         let doublings = self.at_ns.len().min(20) as u32;
         self.at_ns.push_back(now_ns);
         Some((self.pause * 2u32.pow(doublings)).min(LONGEST_PAUSE))
+    }
+}
+
+/// One worker after another is replaced, the new one working before the old one is asked to leave, and the next not touched
+/// before the old one has left. So there is never one too few, and never more than one too many.
+#[derive(Default)]
+pub struct RollingReload {
+    /// A worker that was started later is new already.
+    pub since_ns: u64,
+    pub left: VecDeque<usize>,
+    /// The worker that is being replaced, and its successor until that works.
+    pub old: Option<UniqueId>,
+    pub candidate: Option<UniqueId>,
+    pub replaced: usize,
+    /// Old workers that did not leave in time.
+    pub killed: BTreeSet<UniqueId>,
+    pub clients: Vec<u64>,
+    /// It was asked for once more meanwhile, perhaps for yet another version.
+    pub again: bool,
+}
+
+impl RollingReload {
+    /// The old one was asked to leave, and the next is replaced when it has left.
+    pub fn waits_for(&self, id: UniqueId) -> bool {
+        self.old == Some(id) && self.candidate.is_none()
+    }
+}
+
+/// Names that workers may count by; further names are not kept.
+const MOST_NAMES: usize = 256;
+const LONGEST_NAME: usize = 64;
+
+/// An hour. A number without a worker for longer is recorded as that.
+const LONGEST_US: u64 = 3_600_000_000;
+
+pub struct RestartCounts {
+    pub report: ClusterReport,
+    recovery_us: Histogram<u64>,
+}
+
+impl Default for RestartCounts {
+    fn default() -> RestartCounts {
+        let recovery_us = Histogram::new_with_max(LONGEST_US, 3).expect("three digits of an hour fit");
+        RestartCounts { report: ClusterReport::default(), recovery_us }
+    }
+}
+
+impl RestartCounts {
+    pub fn recovered(&mut self, after_ns: u64) {
+        self.recovery_us.saturating_record(after_ns / 1000);
+    }
+
+    pub fn count(&mut self, name: &str, n: f64) {
+        let counts = &mut self.report.counts;
+        if counts.contains_key(name) || (counts.len() < MOST_NAMES && name.len() <= LONGEST_NAME) {
+            *counts.entry(name.to_owned()).or_default() += n;
+        }
+    }
+
+    pub fn report(&self) -> ClusterReport {
+        let ms = |us: u64| us as f64 / 1e3;
+        let recovery = Recovery {
+            count: self.recovery_us.len(),
+            p50: ms(self.recovery_us.value_at_quantile(0.5)),
+            max: ms(self.recovery_us.max()),
+        };
+        ClusterReport { recovery_ms: Some(recovery).filter(|r| r.count > 0), ..self.report.clone() }
     }
 }
 

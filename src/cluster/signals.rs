@@ -2,32 +2,19 @@
 //! starts with none of them blocked.
 
 use std::io::IsTerminal;
-use std::time::Duration;
 
 use nix::sys::signal::Signal::{self, *};
 
-use super::poller::Poller;
-use super::token::Token;
+use super::poller::{Poller, Token};
 use crate::sys::epoll::Interest;
 use crate::sys::signal::SignalQueue;
-
-/// What a signal asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Request {
-    Stop,
-    Reload,
-    ReopenFiles,
-    /// A child has ended.
-    Reap,
-    Nothing,
-}
 
 /// These would end the master, or stop it where a background process writes to its terminal (SIGTTOU): they are taken, and
 /// ignored. SIGTSTP and SIGCONT keep their meaning. With SIGXFSZ blocked, a log at `ulimit -f` is an error of write(2).
 const IGNORED: [Signal; 9] = [SIGUSR2, SIGPIPE, SIGALRM, SIGVTALRM, SIGPROF, SIGIO, SIGTTIN, SIGTTOU, SIGXFSZ];
 
 pub struct Signals {
-    queue: SignalQueue,
+    pub queue: SignalQueue,
     /// Our standard error was a terminal when we began.
     had_terminal: bool,
 }
@@ -38,24 +25,14 @@ impl Signals {
         let mut signals = vec![SIGHUP, SIGQUIT, SIGUSR1];
         signals.extend(IGNORED);
         let queue = SignalQueue::open_for(&signals)?;
-        poller.add(&queue, Token::Signals, Interest::EPOLLIN)?;
+        poller.epoll.add(&queue, Token::Signals.encode(), Interest::EPOLLIN)?;
         Ok(Signals { queue, had_terminal: std::io::stderr().is_terminal() })
     }
 
-    pub fn next(&self) -> nix::Result<Request> {
-        Ok(match self.queue.wait(Some(Duration::ZERO))? {
-            Some(SIGTERM | SIGINT | SIGQUIT) => Request::Stop,
-            // Sent because the terminal was closed, it means what it always does: the end.
-            Some(SIGHUP) if self.had_terminal && !std::io::stderr().is_terminal() => Request::Stop,
-            Some(SIGHUP) => Request::Reload,
-            Some(SIGUSR1) => Request::ReopenFiles,
-            Some(SIGCHLD) => Request::Reap,
-            _ => Request::Nothing,
-        })
-    }
-
-    /// Waits a moment for any of them.
-    pub fn pause(&self) {
-        let _ = self.queue.wait(Some(Duration::from_millis(10)));
+    /// The next that has come. A SIGHUP because the terminal was closed means what it always does, the end: SIGTERM.
+    pub fn next(&self) -> nix::Result<Option<Signal>> {
+        let signal = self.queue.take()?;
+        let has_lost_terminal = self.had_terminal && !std::io::stderr().is_terminal();
+        Ok(signal.map(|signal| if signal == SIGHUP && has_lost_terminal { SIGTERM } else { signal }))
     }
 }

@@ -11,20 +11,20 @@ use std::rc::Rc;
 
 use nix::errno::Errno;
 use nix::sys::socket::SockFlag;
+use serde_json::json;
 use socket2::SockRef;
 
-use super::listening_socket::{Inherited, ListeningSocket, errno_of};
-use super::poller::{Due, Poller};
+use super::listening_socket::{Inherited, ListeningSocket};
+use super::poller::{Due, Poller, Token, UniqueId};
 use super::protocol::{self, Address, Query};
-use super::token::{Token, UniqueId};
-use super::worker::{State, Unanswered};
+use super::worker::{Unanswered, WorkerState};
 use super::workers::Workers;
 use crate::failure::Failure;
 use crate::scoreboard::Count;
 use crate::server::Ipc;
 use crate::server::accept::{BACK_OFF, accept_next, log_pause, reason_to_pause};
 use crate::sys::epoll::Interest;
-use crate::sys::fd::close_all;
+use crate::sys::errno_of;
 use crate::units::monotonic_ns;
 
 /// How long the connections of a socket wait for another worker when the last has left it.
@@ -36,13 +36,13 @@ const CLOSE_WAITS_NS: u64 = 100_000_000;
 /// Listening sockets that one worker may have: it must not use up the descriptors of all.
 const MOST_SOCKETS: usize = 64;
 
-/// Who accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Acceptor {
+pub enum AcceptingProcess {
     Master,
     Worker,
 }
 
+#[derive(Default)]
 pub struct Sockets {
     sockets: BTreeMap<u64, ListeningSocket>,
     inherited: Inherited,
@@ -52,38 +52,27 @@ pub struct Sockets {
     /// There was no descriptor left, say: nothing is accepted until [`Due::AcceptAgain`].
     pub is_paused: bool,
     /// A worker has answered for them; our copies are to be closed.
-    passed: Vec<OwnedFd>,
+    pub passed: Vec<OwnedFd>,
 }
 
 impl Sockets {
     pub fn new(most_unanswered: usize) -> Sockets {
-        Sockets {
-            sockets: BTreeMap::new(),
-            inherited: Inherited::default(),
-            next: 0,
-            most_unanswered,
-            is_paused: false,
-            passed: Vec::new(),
-        }
+        Sockets { most_unanswered, ..Sockets::default() }
     }
 
-    /// The workers that can be given a connection of this socket, with their numbers, in the order in which they became
-    /// free.
+    /// With their numbers, in the order in which they became free.
     pub fn free(&self, socket: u64) -> &[(UniqueId, usize)] {
         &self.sockets[&socket].free
     }
 
-    /// The addresses that this worker listens on.
     pub fn addresses_of(&self, id: UniqueId) -> impl Iterator<Item = &Address> {
         self.sockets.values().filter(move |socket| socket.has_member(id)).map(|socket| &socket.address)
     }
 
-    /// The first that was bound.
     pub fn first_address(&self) -> Option<&Address> {
         self.sockets.values().next().map(|socket| &socket.address)
     }
 
-    /// The kernel reports that there may be connections.
     pub fn set_ready(&mut self, socket: u64) {
         self.sockets.entry(socket).and_modify(|socket| socket.is_ready = true);
     }
@@ -165,28 +154,17 @@ impl Sockets {
         }
     }
 
-    /// Closes our copies of the connections that workers have taken.
-    pub fn close_passed(&mut self) {
-        close_all(&mut self.passed);
-    }
-
-    /// A worker has called `listen()`: it gets the socket itself, or connections from it. What is returned is why not.
-    pub fn listen(
-        &mut self,
-        id: UniqueId,
-        query: &Query,
-        acceptor: Acceptor,
-        workers: &mut Workers,
-    ) -> Result<(), String> {
+    /// A worker has called `listen()`: it gets the socket itself, or connections from it.
+    pub fn listen(&mut self, id: UniqueId, query: &Query, acceptor: AcceptingProcess, workers: &mut Workers) {
         let seq = workers.next_seq();
         let key = query.key();
         let found = self.find_or_bind(id, query, &key, acceptor, &workers.poller);
-        let Some(worker) = workers.get_mut(id) else { return Ok(()) };
-        let (number, is_leaving) = (worker.number, worker.state == State::Leaving);
-        let Some(ipc) = &mut worker.ipc else { return Ok(()) };
-        let result = match found {
+        let Some(worker) = workers.get_mut(id) else { return };
+        let (number, is_leaving) = (worker.number, worker.state == WorkerState::Leaving);
+        let Some(ipc) = &mut worker.ipc else { return };
+        match found {
             Ok(token) => {
-                let Some(socket) = self.sockets.get_mut(&token) else { return Ok(()) };
+                let Some(socket) = self.sockets.get_mut(&token) else { return };
                 if socket.data.is_null() {
                     socket.data = query.data.clone();
                 }
@@ -195,24 +173,24 @@ impl Sockets {
                     socket.add_member(id, number);
                 }
                 match acceptor {
-                    Acceptor::Master => {
+                    AcceptingProcess::Master => {
                         ipc.send(&protocol::kept(query, &key, &socket.address, &socket.data, seq));
                         self.set_free(token, id, workers);
                     }
-                    Acceptor::Worker => {
+                    AcceptingProcess::Worker => {
                         let reply = protocol::shared(query, &key, &socket.data, seq);
                         ipc.send_handle(&reply, Rc::clone(&socket.socket), seq);
                     }
                 }
-                Ok(())
             }
             Err(errno) => {
                 ipc.send(&protocol::failed(query, &key, errno, seq));
-                Err(Failure::new(format_args!("listen {}", query.in_words()), errno).to_string())
+                let what = Failure::new(format_args!("listen {}", query.in_words()), errno).to_string();
+                workers.log_of(id, "failure", json!({ "what": what }));
+                workers.set_last_error(id, &what);
             }
-        };
+        }
         workers.watch(id);
-        result
     }
 
     fn find_or_bind(
@@ -220,7 +198,7 @@ impl Sockets {
         id: UniqueId,
         query: &Query,
         key: &str,
-        acceptor: Acceptor,
+        acceptor: AcceptingProcess,
         poller: &Poller,
     ) -> nix::Result<u64> {
         if let Some(token) = self.find(key) {
@@ -240,9 +218,9 @@ impl Sockets {
         let socket = socket?;
         let token = self.next;
         self.next += 1;
-        if acceptor == Acceptor::Master {
+        if acceptor == AcceptingProcess::Master {
             SockRef::from(&socket).listen(query.backlog()).map_err(errno_of)?;
-            poller.add(&socket, Token::Socket(token), Interest::EPOLLIN | Interest::EPOLLET)?;
+            poller.epoll.add(&socket, Token::Socket(token).encode(), Interest::EPOLLIN | Interest::EPOLLET)?;
         }
         self.sockets.insert(token, socket);
         Ok(token)
@@ -256,12 +234,11 @@ impl Sockets {
     /// successor needs it. Node's library says that it leaves in the message behind this one.
     pub fn close_of(&mut self, id: UniqueId, key: &str, workers: &mut Workers) {
         let Some(token) = self.find(key) else { return };
-        self.leave(id, |socket| socket.key == key, workers);
+        self.leave(id, Some(key), workers);
         self.sockets.entry(token).and_modify(|socket| socket.closed_by = Some(id));
         workers.poller.at(monotonic_ns() + CLOSE_WAITS_NS, Due::CloseUnused(token, id));
     }
 
-    /// Closes a socket that this worker has closed, if no other uses it and the worker goes on.
     pub fn close_unused(&mut self, token: u64, id: UniqueId, workers: &Workers) {
         let goes_on = workers.get(id).is_some_and(|worker| worker.state.is_working());
         if goes_on && self.sockets.get(&token).is_some_and(|socket| socket.members.is_empty()) {
@@ -272,7 +249,7 @@ impl Sockets {
     /// Closes a socket that has had no worker for long enough, unless a successor is still to come.
     pub fn close_orphan(&mut self, token: u64, workers: &mut Workers) {
         let now_ns = workers.poller.now_ns;
-        if !workers.is_closed && !workers.all_work() {
+        if !workers.is_closed() && !workers.all_work() {
             return workers.poller.at(now_ns + ORPHAN_WAITS_NS, Due::CloseOrphan(token));
         }
         let is_over = |since_ns: u64| since_ns + ORPHAN_WAITS_NS <= now_ns;
@@ -281,14 +258,11 @@ impl Sockets {
         }
     }
 
-    /// A worker takes no more connections.
-    pub fn leave_all(&mut self, id: UniqueId, workers: &mut Workers) {
-        self.leave(id, |_| true, workers);
-    }
-
-    fn leave(&mut self, id: UniqueId, which: impl Fn(&ListeningSocket) -> bool, workers: &mut Workers) {
+    /// A worker takes no more connections: of any socket, or of the one with this key.
+    pub fn leave(&mut self, id: UniqueId, key: Option<&str>, workers: &mut Workers) {
         let now_ns = monotonic_ns();
-        for (&token, socket) in self.sockets.iter_mut().filter(|(_, socket)| which(socket)) {
+        let is_meant = |socket: &ListeningSocket| key.is_none_or(|key| socket.key == key);
+        for (&token, socket) in self.sockets.iter_mut().filter(|(_, socket)| is_meant(socket)) {
             let was_orphaned = socket.orphaned_ns.is_some();
             socket.remove_member(id, now_ns);
             if socket.orphaned_ns.is_some() && !was_orphaned {
@@ -303,7 +277,7 @@ impl Sockets {
         for given in mem::take(&mut worker.unanswered) {
             self.give_back(given.socket, given.connection, workers);
         }
-        self.leave_all(id, workers);
+        self.leave(id, None, workers);
     }
 
     /// A worker that hangs is given nothing until it shows that it lives, and what it was not even sent goes to others.

@@ -7,23 +7,24 @@ use std::rc::Rc;
 
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
+use serde_json::{Value, json};
 
 use super::args::MasterArgs;
-use super::poller::{Due, Poller};
-use super::token::{Token, UniqueId};
+use super::poller::{Due, Poller, Token, UniqueId};
 use crate::failure::Failure;
+use crate::scoreboard::{Count, Row};
 use crate::server::Ipc;
 use crate::server::accept::BACK_OFF;
 use crate::sys::epoll::Interest;
 use crate::sys::process;
+use crate::sys::procfs::resident_kib;
 use crate::units::monotonic_ns;
 
 /// A worker is sent no more messages while so many bytes wait to be read by it.
 const MOST_UNREAD: usize = 64 << 20;
 
-/// How far a worker has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum WorkerState {
     /// Started, and not listening. `must_listen`: it is to replace a worker that has listened.
     Starting { must_listen: bool },
     /// It listens.
@@ -34,46 +35,41 @@ pub enum State {
     Leaving,
 }
 
-impl State {
+impl WorkerState {
     pub fn name(self) -> &'static str {
         match self {
-            State::Starting { .. } => "starting",
-            State::Serving => "serving",
-            State::Running => "running",
-            State::Leaving => "leaving",
+            WorkerState::Starting { .. } => "starting",
+            WorkerState::Serving => "serving",
+            WorkerState::Running => "running",
+            WorkerState::Leaving => "leaving",
         }
     }
 
-    /// It does what it is there for.
     pub fn is_working(self) -> bool {
-        matches!(self, State::Serving | State::Running)
+        matches!(self, WorkerState::Serving | WorkerState::Running)
     }
 }
 
-/// A process that has not been reaped.
-pub struct Worker {
+pub struct WorkerProcess {
     pub id: UniqueId,
     /// `WORKER_ID`, which its successor will have too.
     pub number: usize,
     pub pid: Pid,
-    pub state: State,
+    pub state: WorkerState,
     pub started_ns: u64,
     /// `None` once it has disconnected.
     pub ipc: Option<Ipc>,
-    /// What its channel is registered for.
     interest: Interest,
     /// Its channel takes no descriptors, and is to be tried again.
     is_flush_due: bool,
     /// Connections that it was given and has not answered for.
     pub unanswered: Vec<Unanswered>,
-    /// Why it could not listen.
     pub last_error: Option<String>,
     pub has_listened: bool,
     /// Its end is expected: it was asked to leave, or has said that it will.
     pub was_expected: bool,
     /// When to kill it; `None` while it may live.
     pub deadline_ns: Option<u64>,
-    /// Messages it has sent against the protocol.
     pub violations: u64,
     /// It has sent something, so its library reads the channel.
     pub is_online: bool,
@@ -88,13 +84,11 @@ pub struct Worker {
 /// A connection that a worker was given: should it refuse or die, another gets it.
 pub struct Unanswered {
     pub seq: u64,
-    /// The listening socket it came from.
     pub socket: u64,
     pub connection: Rc<OwnedFd>,
 }
 
-impl Worker {
-    /// Starts `command` as worker `number`, which counts in this scoreboard.
+impl WorkerProcess {
     pub fn start(
         mut command: Command,
         args: &MasterArgs,
@@ -102,13 +96,13 @@ impl Worker {
         id: UniqueId,
         must_listen: bool,
         scoreboard: BorrowedFd,
-    ) -> Result<Worker, Failure> {
+    ) -> Result<WorkerProcess, Failure> {
         let (ipc, theirs) = Ipc::pair()?;
         let program = args.program[0].display();
         command
             .env("NODE_CHANNEL_FD", theirs.as_raw_fd().to_string())
             .env("NODE_CHANNEL_SERIALIZATION_MODE", "json")
-            .env("NODE_UNIQUE_ID", id.to_string())
+            .env("NODE_UNIQUE_ID", id.0.to_string())
             .env("WORKER_ID", number.to_string())
             .env("ACCEPTLAB_SCOREBOARD_FD", scoreboard.as_raw_fd().to_string())
             .stdin(Stdio::null());
@@ -132,11 +126,11 @@ impl Worker {
             Failure::new(format_args!("start {program}"), error).advise(advice)
         })?;
         let now_ns = monotonic_ns();
-        Ok(Worker {
+        Ok(WorkerProcess {
             id,
             number,
             pid,
-            state: State::Starting { must_listen },
+            state: WorkerState::Starting { must_listen },
             started_ns: now_ns,
             ipc: Some(ipc),
             interest: Interest::empty(),
@@ -157,28 +151,28 @@ impl Worker {
 
     /// It reads what it is sent, or has not been sent much.
     pub fn has_room(&self) -> bool {
-        self.ipc.as_ref().is_some_and(|ipc| ipc.unsent_bytes() < MOST_UNREAD)
+        self.ipc.as_ref().is_some_and(|ipc| ipc.unsent_bytes < MOST_UNREAD)
     }
 
     /// Lets the poller wait for what the channel needs now. False: the channel takes nothing any more.
     pub fn watch(&mut self, poller: &mut Poller) -> bool {
         let Some(ipc) = &self.ipc else { return true };
-        if ipc.is_broken() {
+        if ipc.is_broken {
             return false;
         }
         let interest = ipc.interest();
         if interest != self.interest {
-            poller.modify(ipc, Token::Worker(self.id), interest);
+            // A registration is changed without allocating, so this cannot fail (epoll_ctl(2)).
+            let _ = poller.epoll.modify(ipc, Token::Worker(self.id).encode(), interest);
             self.interest = interest;
         }
-        if ipc.is_starved() && !self.is_flush_due {
+        if ipc.is_starved && !self.is_flush_due {
             self.is_flush_due = true;
             poller.after(BACK_OFF, Due::Flush(self.id));
         }
         true
     }
 
-    /// Sends what waits in the channel.
     pub fn flush(&mut self) {
         self.is_flush_due = false;
         if let Some(ipc) = &mut self.ipc {
@@ -191,7 +185,7 @@ impl Worker {
     /// (`Ipc::ping`): so it shows that the process's event loop turns, and no more.
     pub fn silence_ns(&mut self, now_ns: u64, beat_ns: u64) -> Option<u64> {
         // A worker that leaves has its time for that.
-        let is_watched = self.is_online && self.state != State::Leaving;
+        let is_watched = self.is_online && self.state != WorkerState::Leaving;
         let ipc = self.ipc.as_mut().filter(|_| is_watched)?;
         if ipc.awaits_acknowledgement() || !self.unanswered.is_empty() {
             return Some(now_ns - *self.silent_since_ns.get_or_insert(now_ns));
@@ -207,6 +201,23 @@ impl Worker {
     pub fn shows_life(&mut self, now_ns: u64) -> bool {
         (self.heard_ns, self.silent_since_ns) = (now_ns, None);
         std::mem::take(&mut self.is_hung)
+    }
+
+    /// What only the program knows (requests, open connections) is there where it counts in the scoreboard. Counts are of all
+    /// processes that had this number.
+    pub fn status(&self, row: Row) -> Value {
+        json!({
+            "worker": self.number,
+            "unique_id": self.id.0,
+            "pid": self.pid.as_raw(),
+            "state": if self.is_hung { "hung" } else { self.state.name() },
+            "age_s": (monotonic_ns() - self.started_ns) as f64 / 1e9,
+            "accepted": row.get(Count::Accepted),
+            "requests": self.counts.then(|| row.get(Count::Requests)),
+            "active": self.counts.then(|| row.get(Count::Active)),
+            "unanswered": self.unanswered.len(),
+            "rss_kib": resident_kib(self.pid.as_raw()),
+        })
     }
 
     pub fn terminate(&self) {

@@ -11,17 +11,14 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::args::MasterArgs;
-use super::event_log::EventLog;
+use super::log::Log;
 use super::node::{self, InspectorPorts};
 use super::output::Outputs;
-use super::poller::{Due, Poller};
-use super::protocol;
-use super::restart_counts::RestartCounts;
-use super::token::{Stream, Token, UniqueId};
-use super::worker::{State, Worker};
+use super::poller::{Due, OutputStream, Poller, Token, UniqueId};
+use super::restarts::RestartCounts;
+use super::worker::{WorkerProcess, WorkerState};
 use crate::failure::Failure;
 use crate::scoreboard::{Count, Scoreboard};
-use crate::server::Ipc;
 use crate::server::ipc::{BUFFER_BYTES, Incoming, Received};
 use crate::sys::epoll::Interest;
 use crate::sys::process::{Ending, Usage, ended, reap};
@@ -34,7 +31,6 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Further messages against the protocol are only counted.
 const MOST_VIOLATIONS_LOGGED: u64 = 10;
 
-/// What belongs to a number, whichever process has it.
 #[derive(Clone, Default)]
 struct WorkerSlot {
     /// What the kernel accounted to all processes that had it.
@@ -53,36 +49,28 @@ pub struct Vacancy {
 
 pub struct Workers {
     pub args: MasterArgs,
-    /// What the master waits for.
     pub poller: Poller,
-    pub log: EventLog,
-    processes: BTreeMap<UniqueId, Worker>,
-    /// How many there are to be: the numbers below this.
+    pub log: Log,
+    processes: BTreeMap<UniqueId, WorkerProcess>,
     pub wanted: usize,
     slots: Vec<WorkerSlot>,
-    /// For the program to decide about.
     pub vacancies: VecDeque<Vacancy>,
-    /// No worker is started any more: the program was given up, or the cluster stops.
-    pub is_closed: bool,
+    pub is_stopping: bool,
     pub counts: RestartCounts,
     pub scoreboard: Scoreboard,
-    /// What the workers inherit of it.
     scoreboard_fd: OwnedFd,
     pub outputs: Outputs,
     inspector: Option<InspectorPorts>,
     last_id: u64,
-    /// Number of the last message to a worker.
     last_seq: u64,
     /// Their channels take nothing any more.
     pub broken: Vec<UniqueId>,
-    /// Why a worker could not serve, or ended.
     pub last_error: String,
     buffer: Vec<u8>,
 }
 
 impl Workers {
-    /// None is started yet.
-    pub fn new(model: &str, args: MasterArgs, poller: Poller, log: EventLog) -> Result<Workers, Failure> {
+    pub fn new(model: &str, args: MasterArgs, poller: Poller, log: Log) -> Result<Workers, Failure> {
         let capacity = args.capacity();
         let (scoreboard, scoreboard_fd) =
             Scoreboard::create_shared(model, args.workers, capacity, args.scoreboard.as_deref())?;
@@ -91,13 +79,13 @@ impl Workers {
         Ok(Workers {
             poller,
             log,
-            outputs: Outputs::new(args.log.as_deref(), args.silent)?,
+            outputs: Outputs::default(),
             inspector: InspectorPorts::of(&args.program, node_options.as_deref()),
             processes: BTreeMap::new(),
             wanted: args.workers,
             slots: vec![WorkerSlot::default(); capacity],
             vacancies: VecDeque::new(),
-            is_closed: false,
+            is_stopping: false,
             counts: RestartCounts::default(),
             scoreboard,
             scoreboard_fd,
@@ -110,21 +98,16 @@ impl Workers {
         })
     }
 
-    pub fn get(&self, id: UniqueId) -> Option<&Worker> {
+    pub fn get(&self, id: UniqueId) -> Option<&WorkerProcess> {
         self.processes.get(&id)
     }
 
-    pub fn get_mut(&mut self, id: UniqueId) -> Option<&mut Worker> {
+    pub fn get_mut(&mut self, id: UniqueId) -> Option<&mut WorkerProcess> {
         self.processes.get_mut(&id)
     }
 
-    /// Our end of its channel, while it has one.
-    pub fn ipc(&mut self, id: UniqueId) -> Option<&mut Ipc> {
-        self.get_mut(id)?.ipc.as_mut()
-    }
-
     /// In the order in which they were started.
-    pub fn iter(&self) -> impl Iterator<Item = &Worker> {
+    pub fn iter(&self) -> impl Iterator<Item = &WorkerProcess> {
         self.processes.values()
     }
 
@@ -132,21 +115,21 @@ impl Workers {
         self.processes.keys().copied().collect()
     }
 
-    pub fn len(&self) -> usize {
-        self.processes.len()
-    }
-
     pub fn is_empty(&self) -> bool {
         self.processes.is_empty()
     }
 
     /// The worker that serves as this number, or is about to.
-    pub fn holder(&self, number: usize) -> Option<&Worker> {
-        self.iter().find(|worker| worker.number == number && worker.state != State::Leaving)
+    pub fn holder(&self, number: usize) -> Option<&WorkerProcess> {
+        self.iter().find(|worker| worker.number == number && worker.state != WorkerState::Leaving)
     }
 
     pub fn is_vacant(&self, number: usize) -> bool {
         number < self.wanted && self.holder(number).is_none()
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.is_stopping || self.counts.report.gave_up
     }
 
     /// Every number has a worker that does what it is there for.
@@ -157,7 +140,6 @@ impl Workers {
         works.into_iter().all(|works| works)
     }
 
-    /// An event of this worker.
     pub fn log_of(&mut self, id: UniqueId, event: &str, fields: Value) {
         if let Some(worker) = self.processes.get(&id) {
             self.log.log_of(worker, event, fields);
@@ -175,9 +157,9 @@ impl Workers {
         let id = UniqueId(self.last_id);
         let command = self.command(number, id)?;
         let board = self.scoreboard_fd.as_fd();
-        let worker = Worker::start(command, &self.args, number, id, must_listen, board)?;
+        let worker = WorkerProcess::start(command, &self.args, number, id, must_listen, board)?;
         if let Some(ipc) = &worker.ipc
-            && let Err(errno) = self.poller.add(ipc, Token::Worker(id), Interest::empty())
+            && let Err(errno) = self.poller.epoll.add(ipc, Token::Worker(id).encode(), Interest::empty())
         {
             worker.kill();
             return Err(Failure::new("watch a worker", errno));
@@ -204,7 +186,7 @@ impl Workers {
             let opened = self.outputs.open(&self.poller, id, stream, number);
             opened.map_err(|errno| Failure::new("open a pipe", errno).advise("raise ulimit -n"))
         };
-        let (stdout, stderr) = (pipe(Stream::Output)?, pipe(Stream::Error)?);
+        let (stdout, stderr) = (pipe(OutputStream::Output)?, pipe(OutputStream::Error)?);
         let program = &self.args.program;
         let inspected = self.inspector.as_mut().map(|inspector| inspector.next_command(program));
         let (arguments, node_options) = inspected.unwrap_or_else(|| (program.clone(), None));
@@ -217,7 +199,7 @@ impl Workers {
 
     /// Starts a worker where one is missing; where that fails, it is tried again in a while.
     pub fn start_if_vacant(&mut self, number: usize) {
-        if self.is_closed || !self.is_vacant(number) {
+        if self.is_closed() || !self.is_vacant(number) {
             return;
         }
         if let Err(failure) = self.start(number, false) {
@@ -226,7 +208,6 @@ impl Workers {
         }
     }
 
-    /// From now on so many are wanted.
     pub fn set_wanted(&mut self, wanted: usize) {
         self.wanted = wanted;
         self.scoreboard.set_rows(wanted.max(self.scoreboard.rows()));
@@ -236,21 +217,17 @@ impl Workers {
 
     /// Asks it to leave, and kills it should it not have left after the time-out.
     pub fn dismiss(&mut self, id: UniqueId) {
-        let seq = self.next_seq();
         let Some(worker) = self.get_mut(id) else { return };
-        (worker.state, worker.was_expected) = (State::Leaving, true);
-        if let Some(ipc) = &mut worker.ipc {
-            ipc.send(&protocol::disconnect(seq));
-        }
+        (worker.state, worker.was_expected) = (WorkerState::Leaving, true);
+        self.send_internal(id, json!({"act": "disconnect"}));
         self.kill_after(id, self.args.kill_timeout);
-        self.watch(id);
     }
 
     /// It serves no more, or not for long: its successor is started while it still answers what it has.
     pub fn note_leaving(&mut self, id: UniqueId) {
-        let Some(worker) = self.get_mut(id).filter(|worker| worker.state != State::Leaving) else { return };
+        let Some(worker) = self.get_mut(id).filter(|worker| worker.state != WorkerState::Leaving) else { return };
         let has_served = worker.state.is_working();
-        worker.state = State::Leaving;
+        worker.state = WorkerState::Leaving;
         let number = worker.number;
         self.kill_after(id, self.args.kill_timeout);
         self.note_vacancy(number, has_served);
@@ -271,11 +248,11 @@ impl Workers {
     /// It listens. True: it is the first time.
     pub fn note_listening(&mut self, id: UniqueId) -> bool {
         let Some(worker) = self.get_mut(id) else { return false };
-        if !matches!(worker.state, State::Starting { .. } | State::Running) {
+        if !matches!(worker.state, WorkerState::Starting { .. } | WorkerState::Running) {
             return false;
         }
-        let is_new = worker.state != State::Running;
-        (worker.state, worker.has_listened) = (State::Serving, true);
+        let is_new = worker.state != WorkerState::Running;
+        (worker.state, worker.has_listened) = (WorkerState::Serving, true);
         let number = worker.number;
         if let Some(since_ns) = self.slots[number].vacant_since_ns.take() {
             self.counts.recovered(monotonic_ns() - since_ns);
@@ -291,15 +268,15 @@ impl Workers {
         let limit = format!("{:?} (--listen-timeout)", self.args.listen_timeout);
         let Some(worker) = self.processes.get_mut(&id) else { return Ok(false) };
         match worker.state {
-            State::Starting { must_listen: true } => {
+            WorkerState::Starting { must_listen: true } => {
                 let what = format!("it does not listen after {limit}, and the one it is to replace does");
                 self.log.log_of(worker, "failure", json!({"what": what}));
                 self.set_last_error(id, &what);
                 self.kill_after(id, Duration::ZERO);
                 Err(what)
             }
-            State::Starting { must_listen: false } => {
-                worker.state = State::Running;
+            WorkerState::Starting { must_listen: false } => {
+                worker.state = WorkerState::Running;
                 let what = format!("it does not listen after {limit}; it lives on");
                 self.log.log_of(worker, "not-listening", json!({"what": what}));
                 let number = worker.number;
@@ -320,8 +297,8 @@ impl Workers {
     /// One of our servers notices a signal even in the middle of a request, and knows what it means (section 1 of the
     /// contract): once it has taken what it was given, lest it end before. A Node program would end at once.
     pub fn terminate_if_own(&self, id: UniqueId) {
-        let is_ready = |worker: &&Worker| worker.counts && worker.unanswered.is_empty();
-        self.get(id).filter(is_ready).into_iter().for_each(Worker::terminate);
+        let is_ready = |worker: &&WorkerProcess| worker.counts && worker.unanswered.is_empty();
+        self.get(id).filter(is_ready).into_iter().for_each(WorkerProcess::terminate);
     }
 
     pub fn kill_after(&mut self, id: UniqueId, pause: Duration) {
@@ -343,7 +320,7 @@ impl Workers {
         worker.kill();
         worker.deadline_ns = Some(now_ns + RETRY.as_nanos() as u64);
         self.poller.after(RETRY, Due::Kill(id));
-        if worker.state == State::Leaving {
+        if worker.state == WorkerState::Leaving {
             let why = format!("it has not left in time: {limit:?} (--kill-timeout)");
             self.log.log_of(worker, "killed", json!({"why": why}));
         }
@@ -378,12 +355,17 @@ impl Workers {
         hangs_now
     }
 
-    /// Sends a message, or keeps it until it can be sent.
     pub fn send(&mut self, id: UniqueId, message: &Value) {
-        if let Some(ipc) = self.ipc(id) {
+        if let Some(ipc) = self.get_mut(id).and_then(|worker| worker.ipc.as_mut()) {
             ipc.send(message);
         }
         self.watch(id);
+    }
+
+    /// The same with a message of Node's library.
+    pub fn send_internal(&mut self, id: UniqueId, mut message: Value) {
+        (message["cmd"], message["seq"]) = (json!("NODE_CLUSTER"), json!(self.next_seq()));
+        self.send(id, &message);
     }
 
     /// Lets the poller wait for what the channel of a worker needs now.
@@ -407,7 +389,7 @@ impl Workers {
     pub fn close_channel(&mut self, id: UniqueId) -> bool {
         let Some(ipc) = self.get_mut(id).and_then(|worker| worker.ipc.take()) else { return false };
         // What the worker has started may hold the other end, but not this one; so this cannot fail.
-        let _ = self.poller.delete(&ipc);
+        let _ = self.poller.epoll.delete(&ipc);
         self.kill_after(id, self.args.kill_timeout);
         true
     }
@@ -425,7 +407,7 @@ impl Workers {
     pub fn reap(&self) -> Option<(Option<UniqueId>, Ending, Usage)> {
         // What it has left in its group is killed first: until it is reaped its number belongs to no other process.
         let worker = ended().and_then(|pid| self.find(pid)).and_then(|id| self.get(id));
-        worker.into_iter().for_each(Worker::kill);
+        worker.into_iter().for_each(WorkerProcess::kill);
         let (pid, ending, usage) = reap().ok()??;
         Some((self.find(pid), ending, usage))
     }
@@ -433,7 +415,11 @@ impl Workers {
     /// Removes a process that was reaped, enters what it has used, and returns how it ended.
     pub fn remove(&mut self, id: UniqueId, ending: Ending, usage: Usage) -> Option<String> {
         let worker = self.processes.remove(&id)?;
-        self.log.log_of(&worker, "exit", describe(ending));
+        let (status, signal) = match ending {
+            Ending::Exited(status) => (Some(status), None),
+            Ending::KilledBy(signal) => (None, Signal::try_from(signal).map(Signal::as_str).ok()),
+        };
+        self.log.log_of(&worker, "exit", json!({"status": status, "signal": signal}));
         let number = worker.number;
         if !worker.was_expected {
             self.counts.report.deaths += 1;
@@ -447,7 +433,7 @@ impl Workers {
         if self.iter().all(|other| other.number != number) {
             row.lose_open_connections();
         }
-        let exit_reason = in_words(ending);
+        let exit_reason = ending.to_string();
         match &worker.last_error {
             Some(error) => self.last_error.clone_from(error),
             None if !worker.was_expected => self.last_error = format!("worker {number} {exit_reason}"),
@@ -465,28 +451,27 @@ impl Workers {
         self.scoreboard.row(number).get(Count::Active) + unanswered as u64
     }
 
+    /// What `cluster ctl status` shows; the master adds what only it knows.
+    pub fn status(&self) -> Value {
+        let words: Vec<_> = self.args.program.iter().map(|word| word.to_string_lossy()).collect();
+        let mut workers: Vec<&WorkerProcess> = self.iter().collect();
+        workers.sort_by_key(|worker| (worker.number, worker.id));
+        let mut rows: Vec<Value> =
+            workers.iter().map(|worker| worker.status(self.scoreboard.row(worker.number))).collect();
+        let vacant = (0..self.wanted).filter(|&number| self.is_vacant(number));
+        rows.extend(vacant.map(|number| json!({"worker": number, "state": "vacant"})));
+        rows.sort_by_key(|row| row["worker"].as_u64());
+        json!({
+            "program": words.join(" "),
+            "uptime_s": self.scoreboard.uptime_s(),
+            "wanted": self.wanted,
+            "lives": self.counts.report(),
+            "workers": rows,
+        })
+    }
+
     fn find(&self, pid: Pid) -> Option<UniqueId> {
         self.iter().find(|worker| worker.pid == pid).map(|worker| worker.id)
-    }
-}
-
-fn describe(ending: Ending) -> Value {
-    match ending {
-        Ending::Exited(status) => json!({"status": status, "signal": null}),
-        Ending::KilledBy(signal) => {
-            let name = Signal::try_from(signal).map(Signal::as_str).ok();
-            json!({"status": null, "signal": name})
-        }
-    }
-}
-
-fn in_words(ending: Ending) -> String {
-    match ending {
-        Ending::Exited(status) => format!("ended with status {status}"),
-        Ending::KilledBy(signal) => {
-            let name = Signal::try_from(signal).map_or("a signal", Signal::as_str);
-            format!("was killed by {name}")
-        }
     }
 }
 

@@ -50,28 +50,16 @@ pub fn accept_next(listener: impl AsFd, flags: SockFlag) -> nix::Result<OwnedFd>
 /// and EACCES, when the rules of a firewall or of a security module are against it.
 fn is_about_one_connection(errno: Errno) -> bool {
     use Errno::*;
-    matches!(
-        errno,
-        ECONNABORTED
-            | ECONNRESET
-            | EPERM
-            | EACCES
-            | EPROTO
-            | ENOPROTOOPT
-            | EOPNOTSUPP
-            | ENETDOWN
-            | ENETUNREACH
-            | ENONET
-            | EHOSTDOWN
-            | EHOSTUNREACH
-            | ETIMEDOUT
-    )
+    #[rustfmt::skip]
+    let about_one = [
+        ECONNABORTED, ECONNRESET, EPERM, EACCES, EPROTO, ENOPROTOOPT, EOPNOTSUPP, ENETDOWN, ENETUNREACH, ENONET,
+        EHOSTDOWN, EHOSTUNREACH, ETIMEDOUT,
+    ];
+    about_one.contains(&errno)
 }
 
-/// Why an accept has returned no connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoConnection {
-    /// The queue is empty.
     Nobody,
     /// No descriptor or memory is left, or one connection after another fails. They stay in the queue: try again after
     /// [`BACK_OFF`].
@@ -81,10 +69,7 @@ pub enum NoConnection {
 }
 
 /// What the error of [`accept_next`], or of a channel from a master, means. An empty queue is counted, as an empty
-/// wake-up unless a connection was taken in the same wake-up.
-///
-/// # Errors
-/// After a programming error.
+/// wake-up unless a connection was taken in the same wake-up; an `Err` is a programming error.
 pub fn no_connection(errno: Errno, has_taken: bool, mut count: impl FnMut(Count)) -> Result<NoConnection, Failure> {
     match errno {
         Errno::EAGAIN => {
@@ -95,7 +80,7 @@ pub fn no_connection(errno: Errno, has_taken: bool, mut count: impl FnMut(Count)
             Ok(NoConnection::Nobody)
         }
         Errno::EINVAL => Ok(NoConnection::Shut),
-        Errno::EBADF | Errno::ENOTSOCK | Errno::EFAULT => Err(failed(errno)),
+        Errno::EBADF | Errno::ENOTSOCK | Errno::EFAULT => Err(Failure::new("accept a connection", errno)),
         _ => Ok(NoConnection::Pause(errno)),
     }
 }
@@ -105,12 +90,8 @@ pub fn reason_to_pause(errno: Errno, has_taken: bool, count: impl FnMut(Count)) 
     match no_connection(errno, has_taken, count)? {
         NoConnection::Nobody => Ok(None),
         NoConnection::Pause(errno) => Ok(Some(errno)),
-        NoConnection::Shut => Err(failed(errno)),
+        NoConnection::Shut => Err(Failure::new("accept a connection", errno)),
     }
-}
-
-fn failed(errno: Errno) -> Failure {
-    Failure::new("accept a connection", errno)
 }
 
 /// Logs why nothing is accepted for the moment, once per process.

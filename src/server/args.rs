@@ -72,10 +72,10 @@ pub struct WorkersArgs {
 /// The kernel takes a bigger number but could never run them (pid_max is at most 2^22).
 const MAX_WORKERS: usize = 1 << 20;
 
-fn parse_workers(text: &str) -> Result<usize, String> {
+pub fn parse_workers(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(workers) if (1..=MAX_WORKERS).contains(&workers) => Ok(workers),
-        _ => Err(format!("a server has 1 to {MAX_WORKERS} workers")),
+        _ => Err(format!("there can be 1 to {MAX_WORKERS} workers")),
     }
 }
 

@@ -9,9 +9,8 @@ use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::socket::sockopt::{ReceiveTimeout, SendTimeout};
-use nix::sys::socket::{MsgFlags, Shutdown, recv, send, setsockopt, shutdown};
-use nix::sys::time::TimeVal;
+use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
+use socket2::SockRef;
 
 use super::accept::{BACK_OFF, NoConnection, log_pause, no_connection};
 use super::connection::{LINGER, end, receive};
@@ -86,7 +85,6 @@ pub fn back_off_from_spawning(error: &std::io::Error) {
     std::thread::sleep(BACK_OFF);
 }
 
-/// Serves a connection until either side is done with it.
 pub fn serve(connection: OwnedFd, worker: &mut Worker) {
     worker.opened();
     // The worker's own buffer goes from connection to connection: taking one costs no allocation.
@@ -195,8 +193,8 @@ impl Conversation<'_> {
     }
 
     fn set_timeouts(&self, timeout: Duration) -> Result<(), Lost> {
-        let timeout = TimeVal::new(timeout.as_secs() as i64, timeout.subsec_micros().into());
-        setsockopt(self.socket, ReceiveTimeout, &timeout).map_err(|_| Lost)?;
-        setsockopt(self.socket, SendTimeout, &timeout).map_err(|_| Lost)
+        let socket = SockRef::from(self.socket);
+        let set = socket.set_read_timeout(Some(timeout)).and_then(|()| socket.set_write_timeout(Some(timeout)));
+        set.map_err(|_| Lost)
     }
 }

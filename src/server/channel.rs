@@ -30,10 +30,8 @@ pub fn connections_per_message(workers: usize) -> usize {
     (limit / (MOST_MESSAGES * workers)).clamp(1, MOST_PER_MESSAGE)
 }
 
-/// What a receiver answers about the connection it was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// The receiver has it now.
     Taken,
     /// Another is to have it: the receiver has no room, or is about to stop.
     Refused,
@@ -44,7 +42,7 @@ pub enum Answer {
 pub struct Channel {
     socket: OwnedFd,
     /// The receiver acknowledges every message.
-    acknowledges: bool,
+    pub acknowledges: bool,
     /// Received, and not asked for yet.
     inbox: VecDeque<nix::Result<OwnedFd>>,
 }
@@ -61,11 +59,6 @@ impl Channel {
             .map_err(|error| Failure::new("bound a Unix socket pair", error))?;
         let end = |socket| Channel { socket, acknowledges, inbox: VecDeque::with_capacity(MOST_PER_MESSAGE) };
         Ok((end(one), end(other)))
-    }
-
-    /// The receiver acknowledges every message, or refuses it.
-    pub fn acknowledges(&self) -> bool {
-        self.acknowledges
     }
 
     /// Passes copies of 1 to [`MOST_PER_MESSAGE`] descriptors in one message: all of them, or none.

@@ -41,7 +41,6 @@ impl Default for Scratch {
     }
 }
 
-/// What a step left to be done.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
     /// Wait until the socket has more for us.
@@ -59,23 +58,19 @@ pub enum Step {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum State {
-    /// Reads requests and answers them.
+enum ConnectionState {
     Serving,
     /// A request waits for I/O; the next one is not looked at before it is answered.
     Waiting(Request, Duration),
-    /// The last answer is on its way out.
     Closing,
-    /// The refusal is on its way out.
     Refusing,
     Lingering,
 }
 
-/// A connection and where it stands.
 #[derive(Debug)]
 pub struct Connection {
     socket: OwnedFd,
-    state: State,
+    state: ConnectionState,
     reader: Reader,
     /// Received but not consumed.
     left_over: Vec<u8>,
@@ -92,7 +87,7 @@ impl Connection {
     pub fn new(socket: OwnedFd) -> Connection {
         Connection {
             socket,
-            state: State::Serving,
+            state: ConnectionState::Serving,
             reader: Reader::default(),
             left_over: Vec::new(),
             unsent: Vec::new(),
@@ -107,32 +102,28 @@ impl Connection {
         self.end_announced |= end_announced;
     }
 
-    /// A request waits for I/O.
     pub fn is_waiting(&self) -> bool {
-        matches!(self.state, State::Waiting(..))
+        matches!(self.state, ConnectionState::Waiting(..))
     }
 
     pub fn is_lingering(&self) -> bool {
-        self.state == State::Lingering
+        self.state == ConnectionState::Lingering
     }
 
-    /// No part of an unanswered request has arrived.
     pub fn is_between_requests(&self) -> bool {
-        self.state == State::Serving && !self.has_unsent() && !self.has_half_a_request()
+        self.state == ConnectionState::Serving && !self.has_unsent() && !self.has_half_a_request()
     }
 
     /// Part of a request has arrived, and it is the client's turn.
     pub fn has_half_a_request(&self) -> bool {
         let has_part = !self.left_over.is_empty() || self.reader.is_inside_body();
-        self.state == State::Serving && !self.has_unsent() && has_part
+        self.state == ConnectionState::Serving && !self.has_unsent() && has_part
     }
 
-    /// An answer waits for the client to read.
     pub fn has_unsent(&self) -> bool {
         !self.unsent.is_empty()
     }
 
-    /// Goes on as far as it can without waiting.
     pub fn step(&mut self, worker: &mut Worker, scratch: &mut Scratch) -> Step {
         self.step_or_lose(worker, scratch).unwrap_or_else(|_| {
             // All connections share the buffer: what cannot be sent to this client must not go to the next.
@@ -141,10 +132,9 @@ impl Connection {
         })
     }
 
-    /// The I/O a request waited for is done: answer it and go on.
     pub fn finish_wait(&mut self, worker: &mut Worker, scratch: &mut Scratch) -> Step {
-        if let State::Waiting(request, _) = self.state {
-            self.state = State::Serving;
+        if let ConnectionState::Waiting(request, _) = self.state {
+            self.state = ConnectionState::Serving;
             self.answer(request, worker, scratch);
         }
         self.step(worker, scratch)
@@ -158,10 +148,10 @@ impl Connection {
 
     fn step_or_lose(&mut self, worker: &mut Worker, scratch: &mut Scratch) -> nix::Result<Step> {
         match self.state {
-            State::Lingering => return self.discard(scratch),
+            ConnectionState::Lingering => return self.discard(scratch),
             // Answers come in the order of the requests, so what arrives now is for later. (While earlier answers
             // are unsent, the wait has not begun.)
-            State::Waiting(..) if !self.has_unsent() => return Ok(Step::AwaitInput),
+            ConnectionState::Waiting(..) if !self.has_unsent() => return Ok(Step::AwaitInput),
             _ => {}
         }
         let mut filled = self.left_over.len();
@@ -202,19 +192,20 @@ impl Connection {
         scratch: &mut Scratch,
     ) -> nix::Result<Option<Step>> {
         loop {
-            let needs_more =
-                self.state == State::Serving && self.unsent.is_empty() && self.gather_answers(filled, worker, scratch);
+            let needs_more = self.state == ConnectionState::Serving
+                && self.unsent.is_empty()
+                && self.gather_answers(filled, worker, scratch);
             self.flush(scratch)?;
             if !self.unsent.is_empty() {
                 return Ok(Some(Step::AwaitOutput));
             }
             match self.state {
-                State::Serving if needs_more => return Ok(None),
-                State::Serving => {}
-                State::Waiting(_, duration) => return Ok(Some(Step::AwaitWork(duration))),
-                State::Closing => return Ok(Some(Step::Close { lost: false })),
-                State::Refusing | State::Lingering => {
-                    self.state = State::Lingering;
+                ConnectionState::Serving if needs_more => return Ok(None),
+                ConnectionState::Serving => {}
+                ConnectionState::Waiting(_, duration) => return Ok(Some(Step::AwaitWork(duration))),
+                ConnectionState::Closing => return Ok(Some(Step::Close { lost: false })),
+                ConnectionState::Refusing | ConnectionState::Lingering => {
+                    self.state = ConnectionState::Lingering;
                     // It fails only on a connection that is gone already.
                     let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Write);
                     return Ok(Some(Step::Linger));
@@ -228,7 +219,7 @@ impl Connection {
     fn gather_answers(&mut self, filled: &mut usize, worker: &mut Worker, scratch: &mut Scratch) -> bool {
         let mut at = 0;
         let mut needs_more = false;
-        while self.state == State::Serving && !needs_more && scratch.output.len() < GATHER_BYTES {
+        while self.state == ConnectionState::Serving && !needs_more && scratch.output.len() < GATHER_BYTES {
             let (used, next) = self.reader.next(&scratch.input[at..*filled]);
             at += used;
             match next {
@@ -236,7 +227,7 @@ impl Connection {
                 Next::MoreAfterContinue => scratch.output.extend_from_slice(CONTINUE),
                 Next::Bad(status) => self.refuse(status, worker, scratch),
                 Next::Request(request) => match worker.draw_cost() {
-                    Cost::Wait(duration) => self.state = State::Waiting(request, duration),
+                    Cost::Wait(duration) => self.state = ConnectionState::Waiting(request, duration),
                     cost => {
                         // The others wait as well: this is what `block` and `spin` do to an event loop.
                         cost.spend(has_given_up);
@@ -255,19 +246,18 @@ impl Connection {
             request.persistence = Persistence::Close;
         }
         if request.persistence == Persistence::Close {
-            self.state = State::Closing;
+            self.state = ConnectionState::Closing;
         }
         scratch.output.extend_from_slice(worker.responses.ok(request));
         worker.count(Count::Requests);
     }
 
     fn refuse(&mut self, status: Status, worker: &Worker, scratch: &mut Scratch) {
-        self.state = State::Refusing;
+        self.state = ConnectionState::Refusing;
         scratch.output.extend_from_slice(&worker.responses.refusal(status));
         worker.count(Count::Requests);
     }
 
-    /// Sends what an earlier step could not, then what this one has gathered.
     fn flush(&mut self, scratch: &mut Scratch) -> nix::Result<()> {
         let sent = send_some(&self.socket, &self.unsent)?;
         self.unsent.drain(..sent);

@@ -34,23 +34,17 @@ use crate::units::monotonic_ns;
 const LISTENER: u64 = u64::MAX;
 const SIGNALS: u64 = u64::MAX - 1;
 
-/// Reports taken per wait; the rest comes with the next.
 const REPORTS_PER_WAIT: usize = 64;
 
-/// Accepts connections and passes them to workers.
 pub struct Dispatcher {
     listener: Listener,
     scoreboard: Scoreboard,
     epoll: Epoll,
-    slots: Vec<WorkerSlot>,
-    /// The workers that can be given a connection, in the order in which they became free.
+    slots: Vec<ChannelSlot>,
     free: Vec<usize>,
-    /// Accepted, and to be given again.
     returned: VecDeque<OwnedFd>,
-    /// Passed on; our copies are to be closed.
     passed: Vec<OwnedFd>,
     workers_acknowledge: bool,
-    /// The listener may have more.
     is_ready: bool,
     /// A connection has been accepted since the last report about the listener, so that wake-up was not empty.
     has_taken: bool,
@@ -62,13 +56,10 @@ pub struct Dispatcher {
     paused_until_ns: Option<u64>,
 }
 
-/// What the master knows of a worker.
-struct WorkerSlot {
+struct ChannelSlot {
     /// `None` once it has died, or takes no more.
     channel: Option<Channel>,
-    /// Connections given to it since the start.
     given: u64,
-    /// Those that go with the next message.
     outbox: Vec<OwnedFd>,
     /// Passed, but the worker has not answered: should it refuse or die, the connection is still ours.
     unanswered: Option<OwnedFd>,
@@ -77,14 +68,13 @@ struct WorkerSlot {
 }
 
 impl Dispatcher {
-    /// Accepts from `listener` and passes to `channels`, one per worker.
     pub fn new(
         listener: Listener,
         channels: Vec<Channel>,
         scoreboard: Scoreboard,
         pool: &WorkerPool,
     ) -> Result<Dispatcher, Failure> {
-        let workers_acknowledge = channels.iter().any(Channel::acknowledges);
+        let workers_acknowledge = channels.iter().any(|channel| channel.acknowledges);
         let open = || {
             let epoll = Epoll::new(REPORTS_PER_WAIT)?;
             epoll.add(&listener, LISTENER, Interest::EPOLLIN | Interest::EPOLLET)?;
@@ -96,12 +86,16 @@ impl Dispatcher {
         };
         let epoll = open().map_err(|errno: Errno| Failure::new("open an epoll instance", errno))?;
         let batch = connections_per_message(channels.len());
+        let slot = |channel| {
+            let outbox = Vec::with_capacity(batch);
+            ChannelSlot { channel: Some(channel), given: 0, outbox, unanswered: None, full_until_ns: None }
+        };
         Ok(Dispatcher {
             listener,
             scoreboard,
             epoll,
             free: (0..channels.len()).collect(),
-            slots: channels.into_iter().map(|channel| WorkerSlot::new(channel, batch)).collect(),
+            slots: channels.into_iter().map(slot).collect(),
             returned: VecDeque::new(),
             passed: Vec::with_capacity(batch),
             workers_acknowledge,
@@ -121,7 +115,8 @@ impl Dispatcher {
     pub fn wait(&mut self, pool: &mut WorkerPool) -> Result<bool, Failure> {
         loop {
             // A look without waiting, lest a flood of connections hide a signal or an answer.
-            let timeout = if self.can_go_on() { Some(Duration::ZERO) } else { self.until_pause_is_over() };
+            let until_ns = if self.can_go_on() { Some(0) } else { self.next_pause_end_ns() };
+            let timeout = until_ns.map(|until_ns| Duration::from_nanos(until_ns.saturating_sub(monotonic_ns())));
             let reports = self.epoll.wait(timeout).map_err(|errno| Failure::new("wait for connections", errno))?;
             for i in 0..reports {
                 match self.epoll.report(i) {
@@ -173,7 +168,6 @@ impl Dispatcher {
         Ok(None)
     }
 
-    /// What has been accepted so far, and in how many wake-ups.
     pub fn accepts(&self) -> AcceptCounts {
         self.accepts
     }
@@ -224,7 +218,6 @@ impl Dispatcher {
         self.given = 0;
     }
 
-    /// What could not be passed goes to another.
     fn take_back(&mut self, i: usize, errno: Errno) {
         let slot = &mut self.slots[i];
         slot.given -= slot.outbox.len() as u64;
@@ -243,7 +236,6 @@ impl Dispatcher {
         }
     }
 
-    /// Worker `i` has answered, has room again, or is gone.
     fn handle_report(&mut self, i: usize, flags: Interest) {
         let Some(channel) = &self.slots[i].channel else { return };
         if flags.contains(Interest::EPOLLIN) {
@@ -319,21 +311,9 @@ impl Dispatcher {
         }
     }
 
-    fn until_pause_is_over(&self) -> Option<Duration> {
-        let until_ns = self.next_pause_end_ns()?;
-        Some(Duration::from_nanos(until_ns.saturating_sub(monotonic_ns())))
-    }
-
     fn next_pause_end_ns(&self) -> Option<u64> {
         let pauses = self.slots.iter().map(|slot| slot.full_until_ns).chain([self.paused_until_ns]);
         pauses.flatten().min()
-    }
-}
-
-impl WorkerSlot {
-    fn new(channel: Channel, batch: usize) -> WorkerSlot {
-        let outbox = Vec::with_capacity(batch);
-        WorkerSlot { channel: Some(channel), given: 0, outbox, unanswered: None, full_until_ns: None }
     }
 }
 
@@ -349,7 +329,7 @@ fn back_off_from_now() -> u64 {
 /// A worker takes the connections that have come in one message. Where it acknowledges and is full, it gives the
 /// connection back: that needs a descriptor to receive it with, so the last free one is kept for this.
 pub fn take_message(events: &mut EventLoop<Channel>) -> Result<(), Failure> {
-    if events.acceptor.acknowledges() && !events.has_room_for(2) {
+    if events.acceptor.acknowledges && !events.has_room_for(2) {
         let refused = events.acceptor.refuse();
         return refused.or_else(|errno| events.add_accepted(Err(errno)).map(drop));
     }
@@ -364,7 +344,7 @@ pub fn take_message(events: &mut EventLoop<Channel>) -> Result<(), Failure> {
 /// A worker that is to stop takes what is still in its channel, or refuses it where the master waits for an answer.
 pub fn take_or_refuse_rest(events: &mut EventLoop<Channel>) -> Result<(), Failure> {
     events.acceptor.shut();
-    while events.acceptor.acknowledges() && events.acceptor.refuse().is_ok() {}
+    while events.acceptor.acknowledges && events.acceptor.refuse().is_ok() {}
     while let Ok(connection) = events.acceptor.receive() {
         events.add_accepted(Ok(connection))?;
     }

@@ -27,10 +27,8 @@ use crate::units::monotonic_ns;
 /// that is silent does not hold the worker until the master kills it.
 const LEAVE_IDLE: Duration = Duration::from_secs(1);
 
-/// An event loop that takes its connections from an `A`: a listener or a channel.
 pub struct EventLoop<A> {
     pub acceptor: A,
-    /// How the acceptor is registered.
     interest: Interest,
     reactor: Reactor,
     /// A connection has been taken since the last wake-up, so that wake-up was not empty.
@@ -39,7 +37,6 @@ pub struct EventLoop<A> {
     room: usize,
     /// Until then the acceptor is not watched: the system had no means for another connection.
     paused_until_ns: Option<u64>,
-    /// The acceptor is registered.
     is_watching: bool,
     /// It was shut: it stays ready for ever, and no connection comes from it any more.
     is_shut: bool,
@@ -81,7 +78,6 @@ impl<A: Acceptor> EventLoop<A> {
         self
     }
 
-    /// So many more connections could be taken now.
     pub fn has_room_for(&self, connections: usize) -> bool {
         self.reactor.open() + connections <= self.room
     }
@@ -195,7 +191,6 @@ impl<A: Acceptor> EventLoop<A> {
         self.watch_acceptor()
     }
 
-    /// Closes the acceptor, answers what has been read, closes the rest.
     pub fn finish(self) -> Result<Worker, Failure> {
         if self.is_watching {
             // Before the close: in another process the socket may live on, and with it the registration.

@@ -22,7 +22,7 @@ use std::rc::Rc;
 use memchr::memchr;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::failure::Failure;
 use crate::sys::epoll::Interest;
@@ -35,6 +35,9 @@ pub const LONGEST_LINE: usize = 1 << 20;
 /// What the line of a message with a descriptor begins with, as Node writes it.
 const WITH_HANDLE: &[u8] = b"{\"cmd\":\"NODE_HANDLE\",";
 
+const PING: &[u8] =
+    b"{\"cmd\":\"NODE_HANDLE\",\"type\":\"net.Native\",\"msg\":{\"cmd\":\"NODE_CLUSTER\",\"act\":\"heartbeat\"}}\n";
+
 const ACKNOWLEDGEMENT: &[u8] = b"{\"cmd\":\"NODE_HANDLE_ACK\"}";
 
 /// A buffer for a line is used again unless one message has made it larger than this.
@@ -46,17 +49,15 @@ const MOST_UNSENT_BYTES: usize = 256 * 1024;
 /// How often a descriptor that did not arrive is sent again, as in Node.
 const MOST_RETRANSMISSIONS: u32 = 3;
 
-/// What one receive may bring.
 pub const BUFFER_BYTES: usize = 64 * 1024;
 
-/// What the other end has sent.
 #[derive(Debug)]
 pub enum Incoming {
     /// A message, unwrapped and acknowledged where it came with a descriptor.
     Message(Value, Option<OwnedFd>),
     /// What has become of the connection that was passed with this number: the only message that comes for each connection.
     Answer { ack: u64, accepted: bool },
-    /// A connection, expected if its handle is that of [`Ipc::expect_connections`]. It is to be answered with
+    /// A connection, expected if its handle is that of [`Ipc::expected_key`]. It is to be answered with
     /// [`Ipc::answer_connection`].
     Connection { seq: u64, is_expected: bool, connection: OwnedFd },
     /// A message of so many bytes, more than [`LONGEST_LINE`].
@@ -67,16 +68,13 @@ pub enum Incoming {
     Violation(String),
 }
 
-/// What one receive has found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Received {
     Something,
     Nothing,
-    /// The other end is closed.
     End,
 }
 
-/// Our end of a channel.
 pub struct Ipc {
     socket: OwnedFd,
     /// The beginning of a line, whose end has not arrived.
@@ -88,20 +86,21 @@ pub struct Ipc {
     outbox: VecDeque<OutgoingMessage>,
     /// Bytes of the first message that have been sent.
     sent: usize,
-    unsent_bytes: usize,
+    pub unsent_bytes: usize,
     /// Sent with its descriptor, and not acknowledged.
     unacknowledged: Option<OutgoingMessage>,
     /// Connections of this handle are expected.
-    expected_key: Option<String>,
-    /// The buffer of a line that is done with.
+    pub expected_key: Option<String>,
     spare: Vec<u8>,
-    /// The socket takes no more for now.
     is_full: bool,
-    is_broken: bool,
-    /// The kernel has too many descriptors on their way (unix(7), ETOOMANYREFS), and does not say when that ends.
-    is_starved: bool,
+    /// The other end takes nothing any more.
+    pub is_broken: bool,
+    /// The kernel has too many descriptors on their way (unix(7), ETOOMANYREFS), and does not say when that ends:
+    /// [`Ipc::flush`] again in a while.
+    pub is_starved: bool,
 }
 
+#[derive(Default)]
 struct OutgoingMessage {
     line: Vec<u8>,
     handle: Option<(Rc<OwnedFd>, u64)>,
@@ -112,13 +111,6 @@ struct OutgoingMessage {
     retransmissions: u32,
 }
 
-impl OutgoingMessage {
-    fn of(line: Vec<u8>) -> OutgoingMessage {
-        OutgoingMessage { line, handle: None, is_acknowledgement: false, is_ping: false, retransmissions: 0 }
-    }
-}
-
-/// A message that a descriptor comes with.
 #[derive(Serialize)]
 struct WithHandle<'a, M> {
     cmd: &'static str,
@@ -128,13 +120,12 @@ struct WithHandle<'a, M> {
 
 /// In whatever order its fields come; others do not matter.
 #[derive(Deserialize)]
-struct Answer<'a> {
+struct ConnectionAnswer<'a> {
     cmd: &'a str,
     ack: u64,
     accepted: bool,
 }
 
-/// As [`Answer`].
 #[derive(Deserialize)]
 struct Passed<'a> {
     #[serde(borrow)]
@@ -157,14 +148,12 @@ pub fn connection_head(key: &str) -> String {
 }
 
 impl Ipc {
-    /// Our end, and the one to be inherited by the other process.
     pub fn pair() -> Result<(Ipc, OwnedFd), Failure> {
         let (ours, theirs) = UnixStream::pair()
             .map_err(|error| Failure::new("open a Unix socket pair", error).advise("raise ulimit -n"))?;
         Ok((Ipc::over(ours.into()), theirs.into()))
     }
 
-    /// The end that this process has inherited.
     pub fn over(socket: OwnedFd) -> Ipc {
         Ipc {
             socket,
@@ -183,81 +172,50 @@ impl Ipc {
         }
     }
 
-    /// From now on connections of this handle are expected.
-    pub fn expect_connections(&mut self, key: String) {
-        self.expected_key = Some(key);
-    }
-
     /// Says that a connection has arrived, and what has become of it, in one message, ahead of what waits.
     pub fn answer_connection(&mut self, seq: u64, accepted: bool, our_seq: u64) {
-        let mut line = mem::take(&mut self.spare);
-        line.clear();
+        let mut line = self.empty_line();
         line.extend_from_slice(ACKNOWLEDGEMENT);
         let answer =
             format_args!("\n{{\"cmd\":\"NODE_CLUSTER\",\"ack\":{seq},\"accepted\":{accepted},\"seq\":{our_seq}}}\n");
         line.write_fmt(answer).expect("memory takes it");
-        self.post_message(OutgoingMessage { is_acknowledgement: true, ..OutgoingMessage::of(line) }, true);
-        self.flush();
+        self.post_message(OutgoingMessage { line, is_acknowledgement: true, ..OutgoingMessage::default() });
     }
 
     /// Sends a message, or keeps it until it can be sent.
     pub fn send(&mut self, message: &impl Serialize) {
-        self.post(message, None, false);
+        self.post(message, None);
     }
 
     /// Sends a message with a copy of a stream socket, listening or connected. The tag names it to us.
     pub fn send_handle(&mut self, message: &impl Serialize, handle: Rc<OwnedFd>, tag: u64) {
         let message = WithHandle { cmd: "NODE_HANDLE", r#type: "net.Native", msg: message };
-        self.post(&message, Some((handle, tag)), false);
+        self.post(&message, Some((handle, tag)));
     }
 
     /// Passes a connection of a handle, of which all that is the same each time has been written once
     /// ([`connection_head`]); the number is its tag.
     pub fn send_connection(&mut self, head: &str, seq: u64, connection: Rc<OwnedFd>) {
-        let mut line = mem::take(&mut self.spare);
-        line.clear();
+        let mut line = self.empty_line();
         line.extend_from_slice(head.as_bytes());
         line.write_fmt(format_args!("{seq}}}}}\n")).expect("memory takes it");
-        self.post_message(OutgoingMessage { handle: Some((connection, seq)), ..OutgoingMessage::of(line) }, false);
-        self.flush();
+        self.post_message(OutgoingMessage { line, handle: Some((connection, seq)), ..OutgoingMessage::default() });
     }
 
     /// The tags of those descriptors that nothing has been sent of yet. They are not sent any more.
     pub fn recall(&mut self) -> Vec<u64> {
-        let (mut recalled, mut place) = (Vec::new(), 0);
-        let (is_begun, unsent_bytes) = (self.sent > 0, &mut self.unsent_bytes);
-        self.outbox.retain(|message| {
-            let is_sent = place == 0 && is_begun;
-            place += 1;
-            match &message.handle {
-                Some((_, tag)) if !is_sent => {
-                    *unsent_bytes -= message.line.len();
-                    recalled.push(*tag);
-                    false
-                }
-                _ => true,
-            }
-        });
-        recalled
-    }
-
-    /// The other end takes nothing any more: it is shut or closed.
-    pub fn is_broken(&self) -> bool {
-        self.is_broken
+        let begun = usize::from(self.sent > 0);
+        let is_recalled = |message: &OutgoingMessage| message.handle.is_some();
+        let (recalled, kept): (Vec<_>, Vec<_>) = self.outbox.drain(begun..).partition(is_recalled);
+        self.outbox.extend(kept);
+        self.unsent_bytes -= recalled.iter().map(|message| message.line.len()).sum::<usize>();
+        recalled.into_iter().filter_map(|message| message.handle).map(|(_, tag)| tag).collect()
     }
 
     /// Asks for a sign of life: a message that speaks of a descriptor and has none. The other end's library says that it
     /// did not arrive (`NODE_HANDLE_NACK`), without asking its program.
     pub fn ping(&mut self) {
-        let message = json!({"cmd": "NODE_CLUSTER", "act": "heartbeat"});
-        let line = format!("{}\n", json!({"cmd": "NODE_HANDLE", "type": "net.Native", "msg": message}));
-        self.post_message(OutgoingMessage { is_ping: true, ..OutgoingMessage::of(line.into_bytes()) }, false);
-        self.flush();
-    }
-
-    /// What waits to be sent.
-    pub fn unsent_bytes(&self) -> usize {
-        self.unsent_bytes
+        self.post_message(OutgoingMessage { line: PING.to_vec(), is_ping: true, ..OutgoingMessage::default() });
     }
 
     /// Something was sent that the other end's library acknowledges as soon as it reads it.
@@ -265,7 +223,6 @@ impl Ipc {
         self.unacknowledged.is_some()
     }
 
-    /// Sends what waits, as far as the other end takes it.
     pub fn flush(&mut self) {
         (self.is_full, self.is_starved) = (false, false);
         while let Some(message) = self.outbox.front() {
@@ -297,7 +254,6 @@ impl Ipc {
         }
     }
 
-    /// What to wait for.
     pub fn interest(&self) -> Interest {
         let mut interest = Interest::empty();
         interest.set(Interest::EPOLLOUT, self.is_full);
@@ -305,11 +261,6 @@ impl Ipc {
         let is_received_from = self.unsent_bytes < MOST_UNSENT_BYTES || self.unacknowledged.is_some();
         interest.set(Interest::EPOLLIN, is_received_from);
         interest
-    }
-
-    /// No readiness will be reported: [`Ipc::flush`] again in a while.
-    pub fn is_starved(&self) -> bool {
-        self.is_starved
     }
 
     /// Receives once into `buffer`, and adds what that completes to `incoming`.
@@ -338,25 +289,26 @@ impl Ipc {
         received
     }
 
-    fn post(&mut self, message: &impl Serialize, handle: Option<(Rc<OwnedFd>, u64)>, is_acknowledgement: bool) {
-        let mut line = mem::take(&mut self.spare);
-        line.clear();
+    fn post(&mut self, message: &impl Serialize, handle: Option<(Rc<OwnedFd>, u64)>) {
+        let mut line = self.empty_line();
         serde_json::to_writer(&mut line, message).expect("memory takes it, and its keys are strings");
         line.push(b'\n');
-        self.post_message(
-            OutgoingMessage { handle, is_acknowledgement, ..OutgoingMessage::of(line) },
-            is_acknowledgement,
-        );
-        self.flush();
+        self.post_message(OutgoingMessage { line, handle, ..OutgoingMessage::default() });
     }
 
-    fn post_message(&mut self, message: OutgoingMessage, is_first: bool) {
+    fn post_message(&mut self, message: OutgoingMessage) {
         self.unsent_bytes += message.line.len();
-        match is_first {
+        match message.is_acknowledgement || message.retransmissions > 0 {
             // Not into the middle of a line.
             true => self.outbox.insert(usize::from(self.sent > 0), message),
             false => self.outbox.push_back(message),
         }
+        self.flush();
+    }
+
+    fn empty_line(&mut self) -> Vec<u8> {
+        self.spare.clear();
+        mem::take(&mut self.spare)
     }
 
     fn recycle(&mut self, message: OutgoingMessage) {
@@ -401,7 +353,7 @@ impl Ipc {
         if line == ACKNOWLEDGEMENT {
             return self.take_acknowledgement(true, incoming);
         }
-        if let Ok(Answer { cmd: "NODE_CLUSTER", ack, accepted }) = serde_json::from_slice(line) {
+        if let Ok(ConnectionAnswer { cmd: "NODE_CLUSTER", ack, accepted }) = serde_json::from_slice(line) {
             return incoming.push_back(Incoming::Answer { ack, accepted });
         }
         if self.expected_key.is_some() && self.handle.is_some() && self.take_connection(line, incoming) {
@@ -439,10 +391,10 @@ impl Ipc {
         true
     }
 
-    /// Says whether the descriptor of a message has arrived.
     fn acknowledge(&mut self) {
         let answer = if self.handle.is_some() { "NODE_HANDLE_ACK" } else { "NODE_HANDLE_NACK" };
-        self.post(&json!({ "cmd": answer }), None, true);
+        let line = format!("{{\"cmd\":\"{answer}\"}}\n").into_bytes();
+        self.post_message(OutgoingMessage { line, is_acknowledgement: true, ..OutgoingMessage::default() });
     }
 
     fn take_acknowledgement(&mut self, has_arrived: bool, incoming: &mut VecDeque<Incoming>) {
@@ -454,7 +406,7 @@ impl Ipc {
         }
         message.retransmissions += 1;
         if message.retransmissions <= MOST_RETRANSMISSIONS {
-            self.post_message(message, true);
+            self.post_message(message);
         } else {
             incoming.extend(message.handle.map(|(_, tag)| Incoming::Undelivered(tag)));
         }

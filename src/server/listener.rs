@@ -2,12 +2,12 @@
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Once;
 
-use nix::sys::socket::SockFlag;
-use socket2::{Domain, Protocol, Socket, Type};
+use nix::sys::socket::{Shutdown, SockFlag, shutdown};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::accept::{Acceptor, accept_next};
 use super::args::ServerArgs;
@@ -16,24 +16,21 @@ use crate::console;
 use crate::failure::Failure;
 use crate::machine::sysctl;
 use crate::membership;
-use crate::sys;
 
 /// A bound TCP socket that queues connections until they are accepted; or, in a worker of a cluster, what the master
 /// gives instead.
 pub struct Listener {
-    source: Source,
+    /// The socket, or what a worker of a cluster waits for.
+    fd: OwnedFd,
     address: SocketAddr,
+    cluster: Option<Cluster>,
 }
 
-enum Source {
-    Socket(Socket),
-    /// With copies of its descriptors: what to wait for, and what a signal shuts.
-    Cluster {
-        member: Rc<RefCell<Member>>,
-        wait: OwnedFd,
-        second: Option<OwnedFd>,
-        channel: OwnedFd,
-    },
+struct Cluster {
+    member: Rc<RefCell<Member>>,
+    /// Copies of its descriptors: another to wait for, and what a signal shuts.
+    second: Option<OwnedFd>,
+    channel: OwnedFd,
 }
 
 impl Listener {
@@ -65,20 +62,20 @@ impl Listener {
 
     /// The listening socket that another process has bound and passed to us.
     pub fn from_passed(socket: OwnedFd) -> Result<Listener, Failure> {
-        let socket = Socket::from(socket);
-        let bound =
-            socket.local_addr().map_err(|error| Failure::new("ask a listening socket for its address", error))?;
+        let bound = SockRef::from(&socket).local_addr();
+        let bound = bound.map_err(|error| Failure::new("ask a listening socket for its address", error))?;
         let address = bound.as_socket().expect("a TCP socket has an IP address");
-        Ok(Listener { source: Source::Socket(socket), address })
+        Ok(Listener { fd: socket, address, cluster: None })
     }
 
     fn of_cluster(member: Rc<RefCell<Member>>) -> Result<Listener, Failure> {
         let copy = |fd: BorrowedFd| fd.try_clone_to_owned().map_err(|error| Failure::new("copy a descriptor", error));
-        let wait = copy(member.borrow().descriptors().0)?;
-        let second = member.borrow().descriptors().1.map(copy).transpose()?;
-        let channel = copy(member.borrow().channel())?;
-        let address = member.borrow().address();
-        Ok(Listener { source: Source::Cluster { member, wait, second, channel }, address })
+        let borrowed = member.borrow();
+        let (wait, second) = borrowed.descriptors();
+        let (fd, second, channel) = (copy(wait)?, second.map(copy).transpose()?, copy(borrowed.ipc.as_fd())?);
+        let address = borrowed.address;
+        drop(borrowed);
+        Ok(Listener { fd, address, cluster: Some(Cluster { member, second, channel }) })
     }
 
     fn bind_with(
@@ -110,73 +107,61 @@ impl Listener {
     /// Lets `accept` return EAGAIN instead of blocking. A property of the socket, not of our descriptor:
     /// processes that share the socket share it (open(2), O_NONBLOCK).
     pub fn nonblocking(self) -> Result<Listener, Failure> {
-        let result = match &self.source {
-            Source::Socket(socket) => socket.set_nonblocking(true),
-            Source::Cluster { .. } => Ok(()),
-        };
-        result.map_err(|error| Failure::new(format_args!("make {} non-blocking", self.address), error))?;
+        if self.cluster.is_none() {
+            let tried = format_args!("make {} non-blocking", self.address);
+            SockRef::from(&self.fd).set_nonblocking(true).map_err(|error| Failure::new(tried, error))?;
+        }
         Ok(self)
     }
 
     /// Shuts it in every process that holds it: no new connection is taken, and blocked and later accepts return EINVAL.
     pub fn shut(&self) {
-        sys::signal::shut_listener(self);
+        // It fails only on a socket that is not open.
+        let _ = shutdown(self.fd.as_raw_fd(), Shutdown::Read);
     }
 
     /// The next connection, for a worker that blocks in recv(2) and send(2).
     pub fn accept(&self) -> nix::Result<OwnedFd> {
-        match &self.source {
-            Source::Socket(socket) => accept_next(socket, SockFlag::empty()),
-            Source::Cluster { member, .. } => member.borrow_mut().accept_blocking(),
+        match &self.cluster {
+            None => accept_next(&self.fd, SockFlag::empty()),
+            Some(cluster) => cluster.member.borrow_mut().accept_blocking(),
         }
     }
 
     /// The next connection, for an event loop.
     pub fn accept_nonblocking(&self) -> nix::Result<OwnedFd> {
-        match &self.source {
-            Source::Socket(socket) => accept_next(socket, SockFlag::SOCK_NONBLOCK),
-            Source::Cluster { member, .. } => member.borrow_mut().accept(),
+        match &self.cluster {
+            None => accept_next(&self.fd, SockFlag::SOCK_NONBLOCK),
+            Some(cluster) => cluster.member.borrow_mut().accept(),
         }
     }
 
-    /// The socket, if it belongs to other workers, too.
     pub fn with_shared_socket<T>(&self, call: impl FnOnce(Option<BorrowedFd>) -> T) -> T {
-        match &self.source {
-            Source::Socket(_) => call(None),
-            Source::Cluster { member, .. } => call(member.borrow().shared_socket()),
+        match &self.cluster {
+            None => call(None),
+            Some(cluster) => call(cluster.member.borrow().shared_socket()),
         }
     }
 
     /// What a signal shuts so that this process accepts no more.
     pub fn end(&self) -> BorrowedFd<'_> {
-        match &self.source {
-            Source::Socket(socket) => socket.as_fd(),
-            Source::Cluster { channel, .. } => channel.as_fd(),
-        }
+        self.cluster.as_ref().map_or(self.fd.as_fd(), |cluster| cluster.channel.as_fd())
     }
 }
 
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.source {
-            Source::Socket(socket) => socket.as_fd(),
-            Source::Cluster { wait, .. } => wait.as_fd(),
-        }
+        self.fd.as_fd()
     }
 }
 
 impl Acceptor for Listener {
     fn receive_messages(&self) {
-        if let Source::Cluster { member, .. } = &self.source {
-            member.borrow_mut().refuse();
-        }
+        self.cluster.iter().for_each(|cluster| cluster.member.borrow_mut().refuse());
     }
 
     fn second_descriptor(&self) -> Option<BorrowedFd<'_>> {
-        match &self.source {
-            Source::Socket(_) => None,
-            Source::Cluster { second, .. } => second.as_ref().map(OwnedFd::as_fd),
-        }
+        self.cluster.as_ref()?.second.as_ref().map(OwnedFd::as_fd)
     }
 
     fn sender_keeps_copies(&self) -> bool {

@@ -14,16 +14,15 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::failure::Failure;
-use crate::sys::lock::{RobustMutex, Semaphore, give_flock, take_flock};
+use crate::sys::lock::{RobustMutex, Semaphore, flock};
 use crate::sys::signal::is_stopping;
 
 /// A lock that workers sleep for. Made before the fork.
 #[derive(Debug)]
 pub enum Lock {
-    /// A record lock on the whole file.
     Fcntl(OwnedFd),
     /// A lock of the open file description.
-    Flock(OwnedFd),
+    Flock(File),
     Semaphore(Semaphore),
     Mutex(RobustMutex),
 }
@@ -34,7 +33,7 @@ impl Lock {
     }
 
     pub fn flock() -> Result<Lock, Failure> {
-        nameless_file().map(Lock::Flock)
+        nameless_file().map(|file| Lock::Flock(file.into()))
     }
 
     /// A parent that is killed cannot remove its semaphore; the next server with one does. Other locks leave nothing.
@@ -55,8 +54,7 @@ impl Lock {
     pub fn join(&mut self) -> Result<(), Failure> {
         if let Lock::Flock(file) = self {
             let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-            let opened = File::open(&path).map_err(|error| Failure::new(format_args!("open {path}"), error))?;
-            *file = opened.into();
+            *file = File::open(&path).map_err(|error| Failure::new(format_args!("open {path}"), error))?;
         }
         Ok(())
     }
@@ -85,7 +83,7 @@ impl Lock {
     fn take(&self) -> nix::Result<()> {
         match self {
             Lock::Fcntl(file) => fcntl(file, FcntlArg::F_SETLKW(&whole_file(libc::F_WRLCK))).map(drop),
-            Lock::Flock(file) => take_flock(file),
+            Lock::Flock(file) => flock(file, libc::LOCK_EX),
             Lock::Semaphore(semaphore) => semaphore.take(),
             Lock::Mutex(mutex) => mutex.take(),
         }
@@ -94,7 +92,7 @@ impl Lock {
     fn give(&self) -> nix::Result<()> {
         match self {
             Lock::Fcntl(file) => fcntl(file, FcntlArg::F_SETLK(&whole_file(libc::F_UNLCK))).map(drop),
-            Lock::Flock(file) => give_flock(file),
+            Lock::Flock(file) => flock(file, libc::LOCK_UN),
             Lock::Semaphore(semaphore) => semaphore.give(),
             Lock::Mutex(mutex) => mutex.give(),
         }

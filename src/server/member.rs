@@ -30,7 +30,7 @@ use crate::failure::Failure;
 use crate::membership::Membership;
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::fd::{set_blocking, take_inherited};
-use crate::sys::signal::{FatalError, is_leaving, is_stopping, leave};
+use crate::sys::signal::{SignalQueue, is_leaving, is_stopping, leave};
 use crate::units::monotonic_ns;
 
 /// A worker that accepts by itself reads its channel at least this often, however many connections there are: it has to give
@@ -45,24 +45,22 @@ thread_local! {
     static MEMBER: RefCell<Option<Rc<RefCell<Member>>>> = const { RefCell::new(None) };
 }
 
-/// Asked by all threads that serve.
 static IS_PASSED_CONNECTIONS: AtomicBool = AtomicBool::new(false);
 
-/// Our end of the channel, and what has come over it.
 pub struct Member {
-    ipc: Ipc,
+    /// A signal shuts it so that nothing more is accepted: the listening socket belongs to all workers.
+    pub ipc: Ipc,
     epoll: Epoll,
-    fatal_error: FatalError,
+    fatal_error: SignalQueue,
     key: String,
     /// Where to accept from; `None` where the master does.
     socket: Option<Socket>,
-    address: SocketAddr,
+    pub address: SocketAddr,
     seq: u64,
     /// Received, and not answered. A master sends the next when the last was acknowledged, so there is at most one.
     waiting: VecDeque<(u64, OwnedFd)>,
     incoming: VecDeque<Incoming>,
     buffer: Vec<u8>,
-    /// What the channel is registered for.
     interest: Interest,
     read_ns: u64,
     /// A received descriptor with a number from here on is one too many.
@@ -84,7 +82,7 @@ impl Member {
         let channel = |errno| Failure::new(format_args!("channel {} to the master", membership.channel), errno);
         let socket = take_inherited(membership.channel).map_err(channel)?;
         let open = || {
-            let (epoll, fatal_error) = (Epoll::new(1)?, FatalError::open()?);
+            let (epoll, fatal_error) = (Epoll::new(1)?, SignalQueue::open_only(Signal::SIGUSR2)?);
             epoll.add(&socket, 0, Interest::EPOLLIN)?;
             epoll.add(&fatal_error, 0, Interest::EPOLLIN)?;
             Ok((epoll, fatal_error))
@@ -116,16 +114,6 @@ impl Member {
         Ok(member)
     }
 
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// What a signal has to shut so that nothing more is accepted: the listening socket belongs to all workers.
-    pub fn channel(&self) -> BorrowedFd<'_> {
-        self.ipc.as_fd()
-    }
-
-    /// The listening socket that other processes accept from too.
     pub fn shared_socket(&self) -> Option<BorrowedFd<'_>> {
         self.socket.as_ref().map(AsFd::as_fd)
     }
@@ -195,13 +183,12 @@ impl Member {
         }
     }
 
-    /// Reads the master's messages.
     fn receive(&mut self) {
         self.read_ns = monotonic_ns();
         let mut incoming = std::mem::take(&mut self.incoming);
         self.is_shut |= self.ipc.receive(&mut self.buffer, &mut incoming) == Received::End;
         // A signal that has come stays readable: it can wait while there are messages.
-        if incoming.is_empty() && self.fatal_error.has_happened() {
+        if incoming.is_empty() && matches!(self.fatal_error.take(), Ok(Some(_))) {
             self.end_after_a_fatal_error();
         }
         for message in incoming.drain(..) {
@@ -262,7 +249,6 @@ impl Member {
         }
     }
 
-    /// `listen()`, as Node's child asks for it.
     fn ask(&mut self, args: &ServerArgs) -> Result<(), Failure> {
         let asked = self.seq;
         let listen = args.listen;
@@ -312,7 +298,7 @@ impl Member {
                     return Err(Failure::relay(format!("{}: the master's answer has no address", tried())));
                 };
                 self.address = SocketAddr::new(ip, port);
-                self.ipc.expect_connections(self.key.clone());
+                self.ipc.expected_key = Some(self.key.clone());
                 IS_PASSED_CONNECTIONS.store(true, Ordering::Relaxed);
                 Ok(())
             }
@@ -353,7 +339,6 @@ impl Member {
     }
 }
 
-/// As Node writes it.
 fn address_type(ip: IpAddr) -> u8 {
     if ip.is_ipv4() { 4 } else { 6 }
 }
@@ -375,7 +360,6 @@ pub fn is_passed_connections() -> bool {
     IS_PASSED_CONNECTIONS.load(Ordering::Relaxed)
 }
 
-/// This worker ends because of a fatal error.
 pub fn has_failed() -> bool {
     MEMBER.with_borrow(|member| member.as_ref().is_some_and(|member| member.borrow().has_failed))
 }

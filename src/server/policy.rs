@@ -23,10 +23,8 @@ pub enum Policy {
     Sticky,
 }
 
-/// A policy and what it remembers from one connection to the next.
 pub struct Choice {
     policy: Policy,
-    /// The worker that got the last connection.
     last: usize,
     random: fastrand::Rng,
 }

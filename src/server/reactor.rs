@@ -19,48 +19,32 @@ use crate::sys::epoll::{Epoll, Interest, Ready};
 use crate::sys::signal::{has_given_up, wake_on_termination};
 use crate::units::monotonic_ns;
 
-/// The tokens that are no connection's key.
 pub const ACCEPTOR: u64 = u64::MAX;
 const TERMINATION: u64 = u64::MAX - 1;
 
 /// Reports taken per wait: enough to spread its cost, few enough that no connection waits long for its turn.
 const REPORTS_PER_WAIT: usize = 256;
 
-/// The connections of one thread and what it waits for.
 pub struct Reactor {
     pub worker: Worker,
     pub epoll: Epoll,
-    /// When the last wait ended.
     pub now_ns: u64,
-    /// Readable once the server is to stop.
     termination: BorrowedFd<'static>,
     /// The sender of a passed connection keeps a copy of it until we have acknowledged it.
     pub sender_keeps_copies: bool,
     has_short_idle_timeout: bool,
     table: Table,
     scratch: Scratch,
-    timers: BinaryHeap<Reverse<Timer>>,
+    timers: BinaryHeap<Reverse<(u64, Key, Purpose)>>,
     reports: usize,
     reports_taken: usize,
 }
 
-/// When to go on with a connection whose request waits for I/O or that gave way to others, or to close one that
-/// lingers.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Timer {
-    due_ns: u64,
-    /// Of the connection it was set for, which may be gone by then.
-    key: Key,
-    purpose: Purpose,
-}
-
+/// Why a connection is gone on with at some time. It may be gone by then.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Purpose {
-    /// The connection gave way to others.
     GoOn,
-    /// The I/O that a request waited for is done.
     Answer,
-    /// It has lingered long enough.
     Close,
 }
 
@@ -114,7 +98,6 @@ impl Reactor {
         self.reports_taken == self.reports && self.next_due_ns(None).is_none_or(|due_ns| due_ns > self.now_ns)
     }
 
-    /// True when one of the reports not yet taken is about `token`.
     pub fn has_report_about(&self, token: u64) -> bool {
         (self.reports_taken..self.reports).any(|i| self.epoll.report(i).token == token)
     }
@@ -135,7 +118,6 @@ impl Reactor {
         self.take_step(key, Connection::step);
     }
 
-    /// Goes on with the connection a report is about.
     pub fn serve(&mut self, ready: Ready) {
         let key = ready.token;
         let Some(connection) = self.table.get_mut(key) else { return };
@@ -179,7 +161,6 @@ impl Reactor {
         self.worker.idle_timeout = patience.min(self.worker.idle_timeout);
     }
 
-    /// How many connections are open.
     pub fn open(&self) -> usize {
         self.table.count()
     }
@@ -208,7 +189,7 @@ impl Reactor {
     fn set_timer(&mut self, key: Key, after: Duration, purpose: Purpose) {
         self.watch(key, Interest::empty());
         let due_ns = monotonic_ns() + after.as_nanos() as u64;
-        self.timers.push(Reverse(Timer { due_ns, key, purpose }));
+        self.timers.push(Reverse((due_ns, key, purpose)));
     }
 
     /// Registers a connection, or asks again with something added. Registering reports what is ready already.
@@ -248,20 +229,21 @@ impl Reactor {
         drop(connection);
     }
 
-    /// True when any was due.
     fn run_timers(&mut self) -> bool {
         let mut any = false;
-        while self.timers.peek().is_some_and(|Reverse(timer)| timer.due_ns <= self.now_ns) {
-            let Some(Reverse(timer)) = self.timers.pop() else { break };
+        while let Some(&Reverse((due_ns, key, purpose))) = self.timers.peek()
+            && due_ns <= self.now_ns
+        {
+            self.timers.pop();
             any = true;
-            if self.table.get_mut(timer.key).is_none() {
+            if self.table.get_mut(key).is_none() {
                 continue;
             }
-            self.table.touch(timer.key, self.now_ns);
-            match timer.purpose {
-                Purpose::GoOn => self.take_step(timer.key, Connection::step),
-                Purpose::Answer => self.take_step(timer.key, Connection::finish_wait),
-                Purpose::Close => self.close(timer.key, true),
+            self.table.touch(key, self.now_ns);
+            match purpose {
+                Purpose::GoOn => self.take_step(key, Connection::step),
+                Purpose::Answer => self.take_step(key, Connection::finish_wait),
+                Purpose::Close => self.close(key, true),
             }
         }
         any
@@ -294,7 +276,7 @@ impl Reactor {
     }
 
     fn next_due_ns(&self, wake_ns: Option<u64>) -> Option<u64> {
-        let timer_ns = self.timers.peek().map(|Reverse(timer)| timer.due_ns);
+        let timer_ns = self.timers.peek().map(|Reverse((due_ns, ..))| *due_ns);
         let idle_ns = self.worker.idle_timeout.as_nanos() as u64;
         let silent_ns = self.table.longest_idle().map(|(_, since_ns)| since_ns + idle_ns);
         [timer_ns, silent_ns, wake_ns].into_iter().flatten().min()

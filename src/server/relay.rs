@@ -27,6 +27,7 @@ use crate::failure::Failure;
 use crate::report::AcceptCounts;
 use crate::scoreboard::Count;
 use crate::sys::epoll::{Epoll, Interest};
+use crate::sys::errno_of;
 use crate::sys::signal::GRACE;
 use crate::units::monotonic_ns;
 
@@ -38,7 +39,6 @@ const REPORTS_PER_WAIT: usize = 256;
 /// A pair costs the client's descriptor and our own to the worker.
 const DESCRIPTORS_PER_CONNECTION: usize = 2;
 
-/// The tokens that are no pair's.
 const LISTENER: u64 = u64::MAX;
 const SIGNALS: u64 = u64::MAX - 1;
 
@@ -47,28 +47,25 @@ pub enum Event {
     /// A client waits at the listener: [`Relay::accept`].
     Acceptable,
     /// The worker would not be connected to. The client has not been listened to yet, so another worker can have it.
-    Refused(Client),
+    Refused(PendingClient),
     /// A signal waits for [`WorkerPool::next_signal_stops`].
     Signal,
 }
 
 /// A client on its way to a worker, and the socket that will be connected to one.
-pub struct Client {
-    /// How many workers have refused it.
+pub struct PendingClient {
     pub refusals: usize,
     socket: OwnedFd,
     to_worker: Socket,
 }
 
-/// Pairs of sockets, and all that the master waits for.
 pub struct Relay {
     /// `None` once the server is to stop.
     listener: Option<Listener>,
     epoll: Epoll,
     pairs: Slots<Pair>,
     /// Refused before we could begin to wait for an answer.
-    refused: Vec<Client>,
-    /// Pairs that gave way to others.
+    refused: Vec<PendingClient>,
     yielded: Vec<Key>,
     /// When to look at a pair again, and its key. A pair that has done something since gets another.
     timers: BinaryHeap<Reverse<(u64, Key)>>,
@@ -82,7 +79,6 @@ pub struct Relay {
     reports: usize,
     reports_taken: usize,
     accepts: AcceptCounts,
-    /// When the last wait ended.
     now_ns: u64,
 }
 
@@ -121,7 +117,6 @@ impl Relay {
         })
     }
 
-    /// Relays until there is something to decide.
     pub fn next_event(&mut self) -> Result<Event, Failure> {
         loop {
             if let Some(event) = self.relay_once(None)? {
@@ -131,14 +126,14 @@ impl Relay {
     }
 
     /// Accepts the client that waits. `None` when it has left again, or when there is no descriptor for it.
-    pub fn accept(&mut self) -> Result<Option<Client>, Failure> {
+    pub fn accept(&mut self) -> Result<Option<PendingClient>, Failure> {
         let Some(listener) = &self.listener else { return Ok(None) };
         self.accepts.count(Count::Wakeups);
         // The socket to the worker first: a client that was accepted and cannot be passed on would be lost, in the
         // accept queue it can wait.
         let accepted = open_socket().and_then(|to_worker| {
             let socket = listener.accept_nonblocking()?;
-            Ok(Client { refusals: 0, socket, to_worker })
+            Ok(PendingClient { refusals: 0, socket, to_worker })
         });
         match accepted {
             Ok(client) => {
@@ -154,8 +149,7 @@ impl Relay {
         }
     }
 
-    /// Connects the client to the worker at `address` and relays from then on what either says.
-    pub fn connect(&mut self, client: Client, address: SocketAddr) {
+    pub fn connect(&mut self, client: PendingClient, address: SocketAddr) {
         match client.to_worker.connect(&address.into()) {
             Ok(()) => {}
             // On loopback, too: the answer is processed when the call has let go of the socket.
@@ -202,14 +196,6 @@ impl Relay {
         Ok(self.accepts)
     }
 
-    fn is_stopping(&self) -> bool {
-        self.listener.is_none()
-    }
-
-    fn has_room(&self) -> bool {
-        DESCRIPTORS_PER_CONNECTION * (self.pairs.count() + 1) <= self.room
-    }
-
     /// Waits (at most until `until_ns`) and takes the reports up to one that the master must decide about. `None` when
     /// all are taken, so that the caller can look around: the last of them may have been all there was to wait for.
     fn relay_once(&mut self, until_ns: Option<u64>) -> Result<Option<Event>, Failure> {
@@ -220,8 +206,10 @@ impl Relay {
             let ready = self.epoll.report(self.reports_taken);
             self.reports_taken += 1;
             match ready.token {
-                LISTENER if self.is_stopping() => {}
-                LISTENER if !self.has_room() => self.pause_accepting(Errno::EMFILE)?,
+                LISTENER if self.listener.is_none() => {}
+                LISTENER if DESCRIPTORS_PER_CONNECTION * (self.pairs.count() + 1) > self.room => {
+                    self.pause_accepting(Errno::EMFILE)?
+                }
                 LISTENER => return Ok(Some(Event::Acceptable)),
                 SIGNALS => return Ok(Some(Event::Signal)),
                 token => self.serve(token >> 1, token & 1, ready.flags),
@@ -249,7 +237,6 @@ impl Relay {
         Ok(())
     }
 
-    /// Goes on with the pair that a report is about.
     fn serve(&mut self, key: Key, side: u64, flags: Interest) {
         let now_ns = self.now_ns;
         let Some(pair) = self.pairs.get_mut(key) else { return };
@@ -262,7 +249,6 @@ impl Relay {
             pair.is_connected = true;
             pair.up.readable = true;
             if self.epoll.add(&pair.client, token(key, CLIENT), client_interest()).is_err() {
-                // No memory or no watch left (epoll_ctl(2)).
                 return self.close(key);
             }
         }
@@ -281,20 +267,19 @@ impl Relay {
         self.step(key);
     }
 
-    /// Copies what can be copied and sees what is left to wait for.
     fn step(&mut self, key: Key) {
-        let (is_stopping, idle_timeout) = (self.is_stopping(), self.idle_timeout);
+        let (is_stopping, idle_timeout) = (self.listener.is_none(), self.idle_timeout);
         let Some(pair) = self.pairs.get_mut(key) else { return };
         if is_stopping {
             pair.up.discards = true;
         }
         match pair.copy(self.copy, &mut self.buffer) {
-            Step::Reset => return self.reset(key),
-            Step::Done => return self.close(key),
+            PairStep::Reset => return self.reset(key),
+            PairStep::Done => return self.close(key),
             // The worker has ended it, and what it said is with the kernel.
             _ if is_stopping && pair.down.has_ended => return self.close(key),
-            Step::Yield => self.yielded.push(key),
-            Step::Wait => {}
+            PairStep::Yield => self.yielded.push(key),
+            PairStep::Wait => {}
         }
         let begins_to_wait_for_output = !pair.down.unsent.is_empty() && !pair.watches_output;
         let patience = match (pair.down.has_ended, pair.down.unsent.is_empty()) {
@@ -333,7 +318,6 @@ impl Relay {
         }
     }
 
-    /// Its worker cannot be connected to.
     fn pass_on(&mut self, key: Key) {
         if let Some(pair) = self.pairs.remove(key) {
             drop(pair.worker);
@@ -345,7 +329,7 @@ impl Relay {
     /// go.
     fn refuse(&mut self, client: OwnedFd, refusals: usize) {
         if let Ok(to_worker) = open_socket() {
-            self.refused.push(Client { refusals: refusals + 1, socket: client, to_worker });
+            self.refused.push(PendingClient { refusals: refusals + 1, socket: client, to_worker });
         }
     }
 
@@ -400,7 +384,7 @@ fn open_socket() -> nix::Result<Socket> {
         socket.set_tcp_nodelay(true)?;
         Ok::<_, std::io::Error>(socket)
     };
-    open().map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))
+    open().map_err(errno_of)
 }
 
 struct Pair {
@@ -423,10 +407,8 @@ struct Pair {
     timer_ns: Option<u64>,
 }
 
-/// What a step left to be done.
-enum Step {
+enum PairStep {
     Wait,
-    /// It could go on, but others wait.
     Yield,
     /// Both streams have ended; closing tells the last who does not know.
     Done,
@@ -435,7 +417,7 @@ enum Step {
 }
 
 impl Pair {
-    fn new(client: Client, now_ns: u64) -> Pair {
+    fn new(client: PendingClient, now_ns: u64) -> Pair {
         Pair {
             client: client.socket,
             worker: client.to_worker,
@@ -450,8 +432,7 @@ impl Pair {
         }
     }
 
-    /// A step with both streams, and what follows from their ends.
-    fn copy(&mut self, copy: CopyStep, buffer: &mut [u8]) -> Step {
+    fn copy(&mut self, copy: CopyStep, buffer: &mut [u8]) -> PairStep {
         let (client, worker) = (self.client.as_fd(), self.worker.as_fd());
         let had_ended = (self.up.has_ended, self.down.has_ended);
         let mut up = copy(&mut self.up, client, worker, buffer);
@@ -469,19 +450,18 @@ impl Pair {
             self.down.has_ended = true;
             down = Ok(Copied::All);
         }
-        let (Ok(up), Ok(down)) = (up, down) else { return Step::Reset };
+        let (Ok(up), Ok(down)) = (up, down) else { return PairStep::Reset };
         match (self.up.has_ended, self.down.has_ended) {
-            (true, true) => return Step::Done,
+            (true, true) => return PairStep::Done,
             ends if ends == had_ended => {}
             // It fails only on a connection that is gone already.
             (true, false) => drop(shutdown(self.worker.as_raw_fd(), Shutdown::Write)),
             (false, _) => drop(shutdown(self.client.as_raw_fd(), Shutdown::Write)),
         }
-        if matches!((up, down), (Copied::All, Copied::All)) { Step::Wait } else { Step::Yield }
+        if matches!((up, down), (Copied::All, Copied::All)) { PairStep::Wait } else { PairStep::Yield }
     }
 }
 
-/// One of the two streams of a pair.
 #[derive(Default)]
 pub struct Stream {
     /// Received but not taken by the sink; at most [`BUFFER_BYTES`], and none while all goes well.
@@ -496,7 +476,6 @@ pub struct Stream {
     pub discards: bool,
 }
 
-/// How a step with a stream ended.
 pub enum Copied {
     /// All there was is copied, or all that the sink takes for now.
     All,
@@ -504,7 +483,6 @@ pub enum Copied {
     Some,
 }
 
-/// Which end of a stream has failed.
 pub enum Broken {
     Source,
     Sink,

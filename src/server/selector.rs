@@ -1,5 +1,7 @@
 //! Which socket of a SO_REUSEPORT group gets the next connection: programs that replace the kernel's hash.
 //!
+//! [`Select`] has the ways to choose side by side, [`Selector::attach`] what each does:
+//!
 //! - [`classic`]: a few instructions of classic BPF that return the number of a socket; anybody may attach them;
 //! - [`live_set`]: such a program, replaced whenever a worker falls silent or comes back;
 //! - [`extended`]: programs with a memory, which take turns or weigh loads; they need CAP_BPF;
@@ -19,10 +21,95 @@
 //! less exactly; [`live_set`] follows the moves; the extended programs name sockets in a map of their own instead,
 //! where a socket that has left is an empty place, and leave the choice to the hash when they come upon one.
 
-pub mod classic;
-pub mod extended;
-pub mod heartbeat;
-pub mod live_set;
+use clap::ValueEnum;
 
-pub use heartbeat::SelectorNeeds;
-pub use live_set::LiveSet;
+use super::listener::Listener;
+use super::worker_pool::WorkerPool;
+use crate::cpu;
+use crate::failure::Failure;
+use crate::scoreboard::Row;
+use heartbeat::{Heartbeat, Load};
+use live_set::LiveSet;
+
+mod classic;
+mod extended;
+pub mod heartbeat;
+mod live_set;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Select {
+    /// By a hash of both addresses and ports
+    Hash,
+    /// The worker on the CPU that processes the SYN; for --pin, and no more workers than CPUs
+    Cpu,
+    /// By chance
+    Random,
+    /// By chance among the workers that show a sign of life
+    LiveSet,
+    /// In turn; needs CAP_BPF
+    RoundRobin,
+    /// The worker with the fewest connections, open or waiting for it; needs CAP_BPF
+    LeastLoaded,
+}
+
+impl Select {
+    /// How many workers its program has room for.
+    pub fn most_workers(self) -> usize {
+        match self {
+            Select::LiveSet => classic::MAX_MEMBERS,
+            Select::LeastLoaded => extended::MAX_LOADS,
+            _ => usize::MAX,
+        }
+    }
+}
+
+/// A group's way of choosing: the program in the kernel, and what the workers and the parent do for it.
+pub struct Selector {
+    select: Select,
+    /// By worker, where the program weighs loads.
+    loads: Vec<Load>,
+    live_set: Option<LiveSet>,
+}
+
+impl Selector {
+    /// Attaches the program. A group has one, whichever member it is attached through.
+    pub fn attach(select: Select, listeners: &[Listener]) -> Result<Selector, Failure> {
+        let attach = |program| classic::attach(&listeners[0], &program);
+        let mut loads = Vec::new();
+        match select {
+            // No program. The hash knows neither workers nor CPUs.
+            Select::Hash => {}
+            // What comes after the SYN is processed there too, and is in that CPU's cache. SO_INCOMING_CPU on each
+            // listener would say the same, but groups did not heed it from Linux 4.6 to 6.1 (b261eda84ec1).
+            Select::Cpu => attach(classic::by_cpu(&cpu::allowed(), listeners.len()))?,
+            // The hash gives one client with one port the same worker each time; chance does not. For the live set it is
+            // right until the parent sees that a worker shows no sign of life.
+            Select::Random | Select::LiveSet => attach(classic::random(listeners.len(), &[]))?,
+            // A counter in the kernel: exactly even, and as blind as the hash.
+            Select::RoundRobin => extended::take_turns(listeners)?,
+            // The kernel counts what it sends to each worker, and each worker what it is done with.
+            Select::LeastLoaded => loads = extended::weigh_loads(listeners)?,
+        }
+        Ok(Selector { select, loads, live_set: None })
+    }
+
+    /// What worker `id`, whose row this is, has to show of itself.
+    pub fn heartbeat(&self, id: usize, row: Row) -> Option<Heartbeat> {
+        let load = self.loads.get(id).copied();
+        (self.select == Select::LiveSet || load.is_some()).then(|| Heartbeat::new(row, load))
+    }
+
+    /// Closes the parent's copies of the listeners: one kept open would keep its queue in the group, and nobody would ever
+    /// accept from it. Only the live set keeps them, and attaches one program after another through them.
+    pub fn close_copies(&mut self, listeners: Vec<Listener>) {
+        self.live_set = (self.select == Select::LiveSet).then(|| LiveSet::new(listeners));
+    }
+
+    /// As [`WorkerPool::supervise`], and watches the workers where the choice depends on that.
+    pub fn supervise(self, pool: &mut WorkerPool) -> Result<(), Failure> {
+        match self.live_set {
+            Some(live_set) => live_set.supervise(pool),
+            None => pool.supervise(|| {}),
+        }
+    }
+}

@@ -3,28 +3,50 @@
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::{Command, exit};
 
 use crate::console;
 use crate::failure::Failure;
 
-/// Removes `flag value`, or `flag=value`, from arguments of which the first is the program's name. True when it was there.
-pub fn take(arguments: &mut Vec<OsString>, flag: &str, value: &str) -> bool {
-    let one_word = format!("{flag}={value}");
+/// The arguments of this process, as `program` takes them today. Each line of `moved` is a program, its old flags with
+/// their values, and the command that has taken their place, empty where that is the program itself. The first of the
+/// flags must be given; the others said nothing but the default. Does not return when another program goes on.
+pub fn arguments(program: &str, moved: &[(&str, &str, &str)]) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    for (_, flags, command) in moved.iter().filter(|(from, ..)| *from == program) {
+        let mut flags = flags.split(" --");
+        if flags.next().is_some_and(|first| take(&mut arguments, first)) {
+            for flag in flags {
+                take(&mut arguments, &format!("--{flag}"));
+            }
+            let mut words = command.split_whitespace();
+            if let Some(successor) = words.next() {
+                replace_by(successor, words, &arguments);
+            }
+        }
+    }
+    arguments
+}
+
+/// Removes `--flag value`, or `--flag=value`, from arguments of which the first is the program's name. True when it was
+/// there.
+fn take(arguments: &mut Vec<OsString>, flag: &str) -> bool {
+    let (name, value) = flag.split_once(' ').expect("a flag and its value");
+    let one_word = format!("{name}={value}");
     let found = (1..arguments.len()).find_map(|at| match &arguments[at..] {
         [word, ..] if *word == *one_word => Some(at..at + 1),
-        [word, next, ..] if *word == *flag && *next == *value => Some(at..at + 2),
+        [word, next, ..] if *word == *name && *next == *value => Some(at..at + 2),
         _ => None,
     });
     found.map(|words| arguments.drain(words)).is_some()
 }
 
-/// Goes on as `program`, which is installed beside this one, with these flags. Returns only when that fails.
-pub fn run(program: &str, flags: &[&str], arguments: &[OsString]) -> ExitCode {
+/// Goes on as a program that is installed beside this one.
+fn replace_by<'a>(successor: &str, flags: impl Iterator<Item = &'a str>, arguments: &[OsString]) -> ! {
     let own = std::env::current_exe().unwrap_or_else(|_| PathBuf::from(&arguments[0]));
-    let path = own.with_file_name(program);
+    let path = own.with_file_name(successor);
     let error = Command::new(&path).args(flags).args(&arguments[1..]).exec();
-    let advice = format!("these flags are {program}'s now; install it beside {}", own.display());
+    let advice = format!("these flags are {successor}'s now; install it beside {}", own.display());
     console::log_last(Failure::new(format_args!("run {}", path.display()), error).advise(advice));
-    ExitCode::FAILURE
+    exit(1)
 }

@@ -6,7 +6,6 @@
 use super::connection::Connection;
 use super::slots::{Key, Slots};
 
-/// No connection's key.
 const NONE: Key = u64::MAX;
 
 struct Entry {
@@ -19,7 +18,6 @@ struct Entry {
     is_watched: bool,
 }
 
-/// Connections by key, and in the order of their last activity.
 pub struct Table {
     entries: Slots<Entry>,
     /// The connection that has been silent for longest, and the one that was active last.

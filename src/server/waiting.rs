@@ -8,20 +8,39 @@ use super::listener::Listener;
 use crate::failure::Failure;
 use crate::sys::epoll::{Epoll, Interest};
 
-/// Sleeps in poll(2) until the listener has a connection, or has been shut.
-///
-/// # Errors
-/// EINTR when a signal came instead.
-pub fn poll(listener: &Listener) -> nix::Result<()> {
-    nix::poll::poll(&mut [PollFd::new(listener.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE).map(drop)
+/// The call in which a worker sleeps until the listener has a connection. Made before the fork.
+pub enum Waiting {
+    Poll,
+    Epoll(Epoll),
 }
 
-/// An epoll instance that watches the listener alone, to be inherited by workers that all sleep in it.
-pub fn epoll_on(listener: &Listener) -> Result<Epoll, Failure> {
-    let open = || {
-        let epoll = Epoll::new(1)?;
-        epoll.add(listener, 0, Interest::EPOLLIN)?;
-        Ok(epoll)
-    };
-    open().map_err(|errno: nix::Error| Failure::new("open an epoll instance", errno))
+impl Waiting {
+    /// Each worker's own call of poll(2).
+    pub fn in_poll() -> Waiting {
+        Waiting::Poll
+    }
+
+    /// One epoll instance, which the workers inherit and all sleep in.
+    pub fn in_one_epoll(listener: &Listener) -> Result<Waiting, Failure> {
+        let open = || {
+            let epoll = Epoll::new(1)?;
+            epoll.add(listener, 0, Interest::EPOLLIN)?;
+            Ok(Waiting::Epoll(epoll))
+        };
+        open().map_err(|errno: nix::Error| Failure::new("open an epoll instance", errno))
+    }
+
+    /// Sleeps until the listener has a connection, or has been shut.
+    ///
+    /// # Errors
+    /// EINTR when a signal came instead.
+    pub fn sleep(&mut self, listener: &Listener) -> nix::Result<()> {
+        match self {
+            Waiting::Poll => {
+                let listener = PollFd::new(listener.as_fd(), PollFlags::POLLIN);
+                nix::poll::poll(&mut [listener], PollTimeout::NONE).map(drop)
+            }
+            Waiting::Epoll(epoll) => epoll.sleep(),
+        }
+    }
 }

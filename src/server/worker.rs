@@ -15,7 +15,6 @@ use crate::sys::process::Usage;
 use crate::units::monotonic_ns;
 use crate::work::{Cost, Work};
 
-/// One worker, process or thread.
 #[derive(Debug)]
 pub struct Worker {
     pub row: Row,
@@ -61,7 +60,6 @@ impl Worker {
         }
     }
 
-    /// Makes the calling thread worker `id`.
     pub fn start(id: usize, args: &ServerArgs, scoreboard: &Scoreboard) -> Result<Worker, Failure> {
         pin_and_prepare(args.pin.then_some(id))?;
         Ok(Worker::new(id, args, scoreboard))
@@ -75,7 +73,6 @@ impl Worker {
         self.row.add(count, 1);
     }
 
-    /// A connection is this worker's from now on.
     pub fn opened(&self) {
         // In this order: a reader that reads accepted first never takes an open connection for a closed one.
         self.row.add(Count::Active, 1);
@@ -88,12 +85,10 @@ impl Worker {
         self.row.subtract(Count::Active, 1);
     }
 
-    /// Records the calling thread's CPU time and switches in the scoreboard, when a worker thread ends.
     pub fn record_thread_usage(&self) {
         self.row.set_usage(Usage::of_thread());
     }
 
-    /// Records this process's CPU time and switches in the scoreboard, where the process is the worker.
     pub fn record_usage(&self) {
         self.row.set_usage(Usage::of_process());
     }

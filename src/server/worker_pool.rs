@@ -25,7 +25,6 @@ use crate::scoreboard::Scoreboard;
 use crate::sys::process::{Ending, Fork, Usage, fork, reap};
 use crate::sys::signal::{GRACE, SignalQueue, has_given_up};
 
-/// The forked workers of this process.
 pub struct WorkerPool {
     scoreboard: Scoreboard,
     signals: SignalQueue,
@@ -34,7 +33,6 @@ pub struct WorkerPool {
     announce: Option<OwnedFd>,
     /// By worker; `None` once it has been reaped.
     pids: Vec<Option<Pid>>,
-    /// When to kill those who have been asked to stop.
     deadline: Option<Instant>,
 }
 
@@ -57,7 +55,6 @@ impl Ready {
     /// To the parent while it still waits for this worker, to standard error afterwards.
     fn report_failure(self, failure: Failure) {
         match self.pipe.take() {
-            // A parent that is gone has already had us killed.
             Some(mut pipe) => drop(writeln!(pipe, "{failure}")),
             None => console::log_last(failure),
         }
@@ -137,11 +134,7 @@ impl WorkerPool {
         Ok(())
     }
 
-    /// Waits for the next signal, or at most for a time. True: it stops the server. Workers that have died are
-    /// reaped.
-    ///
-    /// # Errors
-    /// As for [`WorkerPool::supervise`].
+    /// Waits for the next signal, or at most for a time. True: it stops the server. Workers that have died are reaped.
     pub fn next_signal_stops(&mut self, at_most: Option<Duration>) -> Result<bool, Failure> {
         let signal = self.signals.wait(at_most).map_err(|errno| Failure::new("wait for signals", errno))?;
         if signal.is_some_and(|signal| signal != Signal::SIGCHLD) {
@@ -158,7 +151,6 @@ impl WorkerPool {
         self.signals.as_fd()
     }
 
-    /// Worker `id` has not been reaped.
     pub fn is_alive(&self, id: usize) -> bool {
         self.pids[id].is_some()
     }
@@ -171,7 +163,7 @@ impl WorkerPool {
     pub fn reap_dead(&mut self) -> usize {
         while let Some((id, pid, ending)) = self.reap_one() {
             let left = self.pids.iter().flatten().count();
-            console::log(format_args!("worker {id} (pid {pid}) {}; {left} left", describe(ending)));
+            console::log(format_args!("worker {id} (pid {pid}) {ending}; {left} left"));
         }
         self.pids.iter().flatten().count()
     }
@@ -193,22 +185,19 @@ impl WorkerPool {
     /// After a signal while they stop: reaps those that have ended.
     pub fn reap_stopped(&mut self) {
         // Whichever signal it was, it must not stay readable; a second SIGTERM changes nothing.
-        let _ = self.signals.wait(Some(Duration::ZERO));
+        let _ = self.signals.take();
         while self.reap_one().is_some() {}
     }
 
-    /// True when every worker has been reaped.
     pub fn is_empty(&self) -> bool {
         self.pids.iter().all(Option::is_none)
     }
 
-    /// Kills the workers that are left and reaps all.
     pub fn kill(&mut self) {
         self.signal_all(Signal::SIGKILL);
         self.reap_all_until(None);
     }
 
-    /// The document for standard output, with this process as the master.
     pub fn report(&self, address: SocketAddr) -> ServerReport {
         self.scoreboard.report(address, Some(Usage::of_process()))
     }
@@ -235,7 +224,6 @@ impl WorkerPool {
         }
     }
 
-    /// Reaps one worker and enters its account in its row.
     fn reap_one(&mut self) -> Option<(usize, Pid, Ending)> {
         let (pid, ending, usage) = match reap() {
             Ok(found) => found?,
@@ -260,15 +248,5 @@ impl Drop for WorkerPool {
     /// Whatever went wrong: no worker outlives the pool.
     fn drop(&mut self) {
         self.kill();
-    }
-}
-
-fn describe(ending: Ending) -> String {
-    match ending {
-        Ending::Exited(status) => format!("exited with status {status}"),
-        Ending::KilledBy(signal) => match Signal::try_from(signal) {
-            Ok(signal) => format!("was killed by {signal}"),
-            Err(_) => format!("was killed by signal {signal}"),
-        },
     }
 }

@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::AttachReusePortCbpf;
+use nix::{setsockopt_impl, sockopt_impl};
 
 // linux/bpf.h, in the words of that file.
 const BPF_MAP_CREATE: libc::c_int = 0;
@@ -32,21 +33,11 @@ pub fn attach_classic(member: impl AsFd, program: &[libc::sock_filter]) -> nix::
     setsockopt(&member, AttachReusePortCbpf, &program)
 }
 
-/// Lets a loaded program choose in the group of `member`.
 pub fn attach_extended(member: impl AsFd, program: impl AsFd) -> nix::Result<()> {
-    let program: libc::c_int = program.as_fd().as_raw_fd();
-    // SAFETY: the option reads one int (socket(7), SO_ATTACH_REUSEPORT_EBPF), which lives for the call.
-    let result = unsafe {
-        libc::setsockopt(
-            member.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_REUSEPORT_EBPF,
-            (&raw const program).cast(),
-            size_of_val(&program) as libc::socklen_t,
-        )
-    };
-    Errno::result(result).map(drop)
+    setsockopt(&member, AttachReusePortEbpf, &program.as_fd().as_raw_fd())
 }
+
+sockopt_impl!(AttachReusePortEbpf, SetOnly, libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_EBPF, libc::c_int);
 
 /// One instruction of an extended program, as the kernel reads it (`struct bpf_insn`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +90,7 @@ pub fn load(program: &[Instruction]) -> nix::Result<OwnedFd> {
 /// a socket that is closed leaves its place empty.
 #[derive(Debug)]
 pub struct SocketMap {
-    fd: OwnedFd,
+    pub fd: OwnedFd,
 }
 
 impl SocketMap {
@@ -133,17 +124,11 @@ impl SocketMap {
     }
 }
 
-impl AsFd for SocketMap {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
-
 /// 64-bit words that a program and the processes of a server share: an array map with a single value, so that the
 /// program reaches every word by a constant offset, mapped like any shared memory. All zero at first.
 #[derive(Debug)]
 pub struct WordMap {
-    fd: OwnedFd,
+    pub fd: OwnedFd,
     pub words: &'static [AtomicU64],
 }
 
@@ -161,12 +146,6 @@ impl WordMap {
         // 'static holds; programs and other processes change them only through atomics and aligned 64-bit stores.
         let words = unsafe { std::slice::from_raw_parts(start.as_ptr().cast::<AtomicU64>(), words.get()) };
         Ok(WordMap { fd, words })
-    }
-}
-
-impl AsFd for WordMap {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.fd.as_fd()
     }
 }
 

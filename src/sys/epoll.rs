@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::epoll::{Epoll as Instance, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::epoll::{Epoll as Instance, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::time::TimeSpec;
 
-/// What to be told about.
 pub use nix::sys::epoll::EpollFlags as Interest;
 
 /// One readiness report: the token given at registration, and what the descriptor is ready for.
@@ -17,7 +17,6 @@ pub struct Ready {
     pub flags: EpollFlags,
 }
 
-/// An epoll instance with room for the reports of one wait.
 pub struct Epoll {
     instance: Instance,
     events: Vec<EpollEvent>,
@@ -63,7 +62,6 @@ impl Epoll {
         self.wait_once(None).map(drop)
     }
 
-    /// Report `i` of the last wait.
     pub fn report(&self, i: usize) -> Ready {
         Ready { token: self.events[i].data(), flags: self.events[i].events() }
     }
@@ -74,7 +72,8 @@ impl Epoll {
         static NO_PWAIT2: AtomicBool = AtomicBool::new(false);
 
         let Some(timeout) = timeout.filter(|timeout| !timeout.is_zero()) else {
-            return self.wait_ms(if timeout.is_some() { 0 } else { -1 });
+            let timeout = if timeout.is_some() { EpollTimeout::ZERO } else { EpollTimeout::NONE };
+            return self.instance.wait(&mut self.events, timeout);
         };
         if !NO_PWAIT2.load(Ordering::Relaxed) {
             match self.wait_ns(timeout) {
@@ -83,29 +82,14 @@ impl Epoll {
             }
         }
         // Rounded up: waking before the due time would spin until it.
-        self.wait_ms(timeout.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as i32)
-    }
-
-    fn wait_ms(&mut self, milliseconds: i32) -> nix::Result<usize> {
-        // SAFETY: EpollEvent is a transparent epoll_event; the kernel writes at most `events.len()` of them into
-        // the vector, which lives and is borrowed mutably for the whole call.
-        let result = unsafe {
-            libc::epoll_wait(
-                self.instance.0.as_raw_fd(),
-                self.events.as_mut_ptr().cast(),
-                self.events.len() as i32,
-                milliseconds,
-            )
-        };
-        Errno::result(result).map(|count| count as usize)
+        let milliseconds = timeout.as_nanos().div_ceil(1_000_000);
+        self.instance.wait(&mut self.events, EpollTimeout::try_from(milliseconds).unwrap_or(EpollTimeout::MAX))
     }
 
     fn wait_ns(&mut self, timeout: Duration) -> nix::Result<usize> {
-        let timeout = libc::timespec {
-            tv_sec: timeout.as_secs() as libc::time_t,
-            tv_nsec: timeout.subsec_nanos() as libc::c_long,
-        };
-        // SAFETY: as in wait_ms; the timespec outlives the call, and a null signal mask means "leave it alone"
+        let timeout = TimeSpec::from_duration(timeout);
+        // SAFETY: EpollEvent is a transparent epoll_event; the kernel writes at most `events.len()` of them into the vector,
+        // which is borrowed mutably; the timespec outlives the call, and a null signal mask means "leave it alone"
         // (epoll_pwait2(2)).
         let result = unsafe {
             libc::syscall(
@@ -113,7 +97,7 @@ impl Epoll {
                 self.instance.0.as_raw_fd(),
                 self.events.as_mut_ptr(),
                 self.events.len() as libc::c_int,
-                &timeout as *const libc::timespec,
+                std::ptr::from_ref(timeout.as_ref()),
                 std::ptr::null::<libc::sigset_t>(),
                 0usize,
             )

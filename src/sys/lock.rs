@@ -10,19 +10,8 @@ use nix::unistd::{Pid, getpid};
 
 use super::memory::shared_words;
 
-/// Sleeps until the flock of this open file description is the only one on the file.
-///
-/// # Errors
-/// EINTR when a signal came instead.
-pub fn take_flock(file: impl AsFd) -> nix::Result<()> {
-    flock(file, libc::LOCK_EX)
-}
-
-pub fn give_flock(file: impl AsFd) -> nix::Result<()> {
-    flock(file, libc::LOCK_UN)
-}
-
-fn flock(file: impl AsFd, operation: libc::c_int) -> nix::Result<()> {
+/// LOCK_EX sleeps until this open file description holds the only lock on the file; EINTR when a signal came instead.
+pub fn flock(file: impl AsFd, operation: libc::c_int) -> nix::Result<()> {
     // SAFETY: flock(2) touches no memory, and the borrowed descriptor is open.
     Errno::result(unsafe { libc::flock(file.as_fd().as_raw_fd(), operation) }).map(drop)
 }
@@ -51,8 +40,6 @@ const KEYS: std::ops::Range<libc::key_t> = {
 };
 
 impl Semaphore {
-    /// A free one.
-    ///
     /// # Errors
     /// ENOSPC when the system has as many sets as it may (semget(2), SEMMNI); EEXIST when 256 servers have theirs.
     pub fn new() -> nix::Result<Semaphore> {

@@ -7,7 +7,8 @@ use std::sync::atomic::AtomicU64;
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous};
 
-/// What may be done to a mapped file.
+use super::errno_of;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// Loads only: a store to the mapping would be SIGSEGV.
@@ -33,7 +34,7 @@ pub fn shared_words(words: NonZeroUsize, file: Option<(&File, Access)>) -> nix::
         }
         Some((file, access)) => {
             // Touching a page behind the end of the file would be SIGBUS, not an error we could report.
-            let length = file.metadata().map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))?.len();
+            let length = file.metadata().map_err(errno_of)?.len();
             if length < bytes.get() as u64 {
                 return Err(Errno::EINVAL);
             }

@@ -1,6 +1,8 @@
 //! The system calls as thin safe lines. All `unsafe` of the toolkit is in this folder: each function takes owned
 //! or borrowed descriptors, returns an owned one at once, checks the result, and says why it is sound.
 
+use nix::errno::Errno;
+
 pub mod bpf;
 pub mod epoll;
 pub mod fd;
@@ -14,3 +16,8 @@ pub mod signal;
 pub mod socket;
 pub mod terminal;
 pub mod uring;
+
+/// EINVAL for an error of the standard library that no system call has made, as for a path that is too long for an address.
+pub fn errno_of(error: std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw)
+}

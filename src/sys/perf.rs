@@ -87,7 +87,6 @@ impl Counter {
         Errno::result(result).map(drop)
     }
 
-    /// What it has counted so far.
     pub fn read(&self) -> std::io::Result<u64> {
         let mut count = [0; 8];
         (&self.file).read_exact(&mut count)?;

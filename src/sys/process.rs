@@ -1,5 +1,6 @@
 //! fork(2), starting programs, die-with-parent, and waiting for children with their accounts (wait4(2)).
 
+use std::fmt;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
@@ -7,13 +8,13 @@ use std::process::{Child, Command};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
+use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{ForkResult, Pid, getpid, getppid};
 
 use crate::sys::namespace::{self, NetworkNamespace};
 
-/// Who we are after a fork.
 pub enum Fork {
     Parent { child: Pid },
     Child,
@@ -118,31 +119,25 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Of this process and all its threads.
     pub fn of_process() -> Usage {
-        Usage::of(libc::RUSAGE_SELF)
+        Usage::of(UsageWho::RUSAGE_SELF)
     }
 
     /// Of the calling thread; `max_rss_kib` is the process's.
     pub fn of_thread() -> Usage {
-        Usage::of(libc::RUSAGE_THREAD)
+        Usage::of(UsageWho::RUSAGE_THREAD)
     }
 
-    /// Of all children that have ended and were reaped.
     pub fn of_children() -> Usage {
-        Usage::of(libc::RUSAGE_CHILDREN)
+        Usage::of(UsageWho::RUSAGE_CHILDREN)
     }
 
     pub fn cpu_us(&self) -> u64 {
         self.cpu_user_us + self.cpu_system_us
     }
 
-    fn of(who: libc::c_int) -> Usage {
-        let mut raw = zeroed_rusage();
-        // SAFETY: getrusage(2) writes one rusage to a place that is one.
-        let result = unsafe { libc::getrusage(who, &mut raw) };
-        assert_eq!(result, 0, "getrusage(2) fails only for a bad argument");
-        Usage::from(raw)
+    fn of(who: UsageWho) -> Usage {
+        Usage::from(*getrusage(who).expect("getrusage(2) fails only for a bad argument").as_ref())
     }
 }
 
@@ -159,11 +154,22 @@ impl From<libc::rusage> for Usage {
     }
 }
 
-/// How a child ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     Exited(i32),
     KilledBy(i32),
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        match *self {
+            Ending::Exited(status) => write!(formatter, "ended with status {status}"),
+            Ending::KilledBy(signal) => match Signal::try_from(signal) {
+                Ok(signal) => write!(formatter, "was killed by {signal}"),
+                Err(_) => write!(formatter, "was killed by signal {signal}"),
+            },
+        }
+    }
 }
 
 /// A child that has ended and is still to be reaped, if there is one: until then its number, which may be its process
@@ -179,7 +185,8 @@ pub fn ended() -> Option<Pid> {
 /// ECHILD when there is no child left, ended or not.
 pub fn reap() -> nix::Result<Option<(Pid, Ending, Usage)>> {
     let mut status = 0;
-    let mut raw = zeroed_rusage();
+    // SAFETY: rusage is a plain struct of integers, for which all zeros is a value.
+    let mut raw: libc::rusage = unsafe { std::mem::zeroed() };
     // SAFETY: wait4(2) writes one int and one rusage to places that are that; WNOHANG never blocks.
     let pid = Errno::result(unsafe { libc::wait4(-1, &mut status, libc::WNOHANG, &mut raw) })?;
     if pid == 0 {
@@ -191,9 +198,4 @@ pub fn reap() -> nix::Result<Option<(Pid, Ending, Usage)>> {
         Ending::Exited(libc::WEXITSTATUS(status))
     };
     Ok(Some((Pid::from_raw(pid), ending, Usage::from(raw))))
-}
-
-fn zeroed_rusage() -> libc::rusage {
-    // SAFETY: rusage is a plain struct of integers, for which all zeros is a value.
-    unsafe { std::mem::zeroed() }
 }

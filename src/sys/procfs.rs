@@ -24,7 +24,6 @@ impl Stat {
         Stat::parse(pid, &fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
     }
 
-    /// Every process that we may see.
     pub fn everybody() -> impl Iterator<Item = Stat> {
         let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
         fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(number).filter_map(Stat::of)
@@ -46,7 +45,6 @@ impl Stat {
         })
     }
 
-    /// It has ended, and waits for its parent to ask how.
     pub fn is_zombie(&self) -> bool {
         self.state == 'Z'
     }

@@ -18,7 +18,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::unistd::getppid;
+use nix::sys::socket::{Shutdown, shutdown};
+use nix::unistd::{alarm, getppid};
 
 /// A stopping server gives up what is not done after this long (section 1 of the contract).
 pub const GRACE: Duration = Duration::from_secs(5);
@@ -39,7 +40,6 @@ static SENDER: AtomicI32 = AtomicI32::new(0);
 /// An eventfd that the handler makes readable; -1 while there is none.
 static WAKE: AtomicI32 = AtomicI32::new(-1);
 
-/// True once a termination signal has arrived.
 pub fn is_stopping() -> bool {
     STOPPING.load(SeqCst)
 }
@@ -49,7 +49,6 @@ pub fn is_leaving() -> bool {
     LEAVING.load(SeqCst)
 }
 
-/// From now on this worker leaves.
 pub fn leave() {
     LEAVING.store(true, SeqCst);
 }
@@ -139,7 +138,7 @@ pub fn note_socket(socket: impl AsFd) {
     let fd = socket.as_fd().as_raw_fd();
     HIGHEST.fetch_max(fd, SeqCst);
     if is_stopping() {
-        shut(fd, libc::SHUT_RD);
+        shut(fd, Shutdown::Read);
     }
 }
 
@@ -149,15 +148,15 @@ extern "C" fn terminate(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
     let sender = unsafe { (*info).si_pid() };
     let is_first = !STOPPING.swap(true, SeqCst);
     keep_errno(|| {
-        shut_all(libc::SHUT_RD);
+        shut_all(Shutdown::Read);
         // On no listener, number -1, shutdown(2) fails.
         if [0, sender].contains(&SENDER.load(SeqCst)) {
-            shut(LISTENER.load(SeqCst), libc::SHUT_RD);
+            shut(LISTENER.load(SeqCst), Shutdown::Read);
         }
         wake();
         // A second signal must not begin the grace period anew.
         if is_first {
-            set_alarm(GRACE.as_secs() as u32);
+            alarm::set(GRACE.as_secs() as u32);
         }
     });
 }
@@ -169,23 +168,23 @@ extern "C" fn give_up(_: libc::c_int) {
     }
     GAVE_UP.store(true, SeqCst);
     keep_errno(|| {
-        shut_all(libc::SHUT_RDWR);
+        shut_all(Shutdown::Both);
         wake();
         // Again in a second: a sleep that began just before this signal has not been interrupted by it.
-        set_alarm(1);
+        alarm::set(1);
     });
 }
 
-fn shut_all(how: libc::c_int) {
+fn shut_all(how: Shutdown) {
     let shared = SHARED.load(SeqCst);
     for fd in (3..=HIGHEST.load(SeqCst)).filter(|&fd| fd != shared) {
         shut(fd, how);
     }
 }
 
-fn shut(fd: i32, how: libc::c_int) {
-    // SAFETY: shutdown(2) touches no memory. On a number that is no socket it fails, which is as good.
-    unsafe { libc::shutdown(fd, how) };
+fn shut(fd: i32, how: Shutdown) {
+    // On a number that is no socket it fails, which is as good.
+    let _ = shutdown(fd, how);
 }
 
 fn wake() {
@@ -197,20 +196,10 @@ fn wake() {
     }
 }
 
-fn set_alarm(seconds: u32) {
-    // SAFETY: alarm(2) touches no memory and cannot fail.
-    unsafe { libc::alarm(seconds) };
-}
-
 fn keep_errno(action: impl FnOnce()) {
     let saved = nix::errno::Errno::last_raw();
     action();
     nix::errno::Errno::set_raw(saved);
-}
-
-/// Shuts a listening socket for reading in every process that holds it: blocked accepts return EINVAL.
-pub fn shut_listener(listener: impl AsFd) {
-    shut(listener.as_fd().as_raw_fd(), libc::SHUT_RD);
 }
 
 /// From now on SIGTERM and SIGINT end this process at once, by their default action. Those that have arrived and are
@@ -251,18 +240,29 @@ impl SignalQueue {
         SignalQueue::of([Signal::SIGTERM, Signal::SIGINT].iter().chain(others).copied().collect())
     }
 
+    /// This one alone, for this thread and those that it starts.
+    pub fn open_only(signal: Signal) -> nix::Result<SignalQueue> {
+        SignalQueue::block(SigSet::from_iter([signal]))
+    }
+
+    fn block(signals: SigSet) -> nix::Result<SignalQueue> {
+        signals.thread_block()?;
+        Ok(SignalQueue { queue: SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)? })
+    }
+
     fn of(mut signals: SigSet) -> nix::Result<SignalQueue> {
         signals.add(Signal::SIGCHLD);
-        signals.thread_block()?;
+        let queue = SignalQueue::block(signals)?;
         // The process that started us may have ignored SIGCHLD, and exec keeps that. Then the kernel reaps by itself: no signal
         // would come, and the children's accounts would be lost (sigaction(2), wait(2)).
         let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
         // SAFETY: the default handler runs no code of ours.
         unsafe { sigaction(Signal::SIGCHLD, &default)? };
-        Ok(SignalQueue { queue: SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)? })
+        Ok(queue)
     }
 
-    fn take(&self) -> nix::Result<Option<Signal>> {
+    /// One that has come.
+    pub fn take(&self) -> nix::Result<Option<Signal>> {
         let Some(info) = self.queue.read_signal()? else { return Ok(None) };
         Ok(Signal::try_from(info.ssi_signo as i32).ok())
     }
@@ -271,40 +271,13 @@ impl SignalQueue {
     pub fn wait(&self, timeout: Option<Duration>) -> nix::Result<Option<Signal>> {
         let timeout = match timeout {
             None => PollTimeout::NONE,
-            Some(timeout) => {
-                PollTimeout::try_from(timeout.as_millis().min(60_000) as i32 + 1).expect("at most a minute")
-            }
+            Some(timeout) => PollTimeout::from(timeout.as_millis().min(60_000) as u16 + 1),
         };
         match poll(&mut [PollFd::new(self.queue.as_fd(), PollFlags::POLLIN)], timeout) {
             Ok(0) | Err(nix::errno::Errno::EINTR) => Ok(None),
             Ok(_) => self.take(),
             Err(errno) => Err(errno),
         }
-    }
-}
-
-/// SIGUSR2, which tells a worker of a cluster to behave as if it had met a fatal error.
-pub struct FatalError {
-    queue: SignalFd,
-}
-
-impl FatalError {
-    /// Blocks the signal, for this thread and those that it starts: from now on it waits here.
-    pub fn open() -> nix::Result<FatalError> {
-        let signals = SigSet::from_iter([Signal::SIGUSR2]);
-        signals.thread_block()?;
-        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-        Ok(FatalError { queue: SignalFd::with_flags(&signals, flags)? })
-    }
-
-    pub fn has_happened(&self) -> bool {
-        matches!(self.queue.read_signal(), Ok(Some(_)))
-    }
-}
-
-impl AsFd for FatalError {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.queue.as_fd()
     }
 }
 

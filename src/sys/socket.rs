@@ -29,10 +29,7 @@ pub fn send_now(socket: impl AsFd, bytes: &[u8]) -> nix::Result<usize> {
     }
 }
 
-/// Receives what is there without waiting: the number of bytes, 0 at the end of the stream.
-///
-/// # Errors
-/// EAGAIN when there is nothing yet.
+/// Receives what is there without waiting: the number of bytes, 0 at the end of the stream; EAGAIN when there is nothing yet.
 pub fn receive_now(socket: impl AsFd, buffer: &mut [u8]) -> nix::Result<usize> {
     loop {
         // SAFETY: the kernel writes at most `buffer.len()` bytes into a slice that is borrowed mutably for the call; it

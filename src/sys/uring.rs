@@ -19,15 +19,15 @@ use io_uring::{IoUring, cqueue, opcode};
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
+use super::errno_of;
+
 /// Requests that may be queued before the kernel has to take them.
 const QUEUED: u32 = 512;
 /// The only group of buffers.
 const GROUP: u16 = 0;
 
-/// What became of a request.
 #[derive(Debug, Clone, Copy)]
 pub struct Completion {
-    /// As given with the request.
     pub token: u64,
     /// Bytes, or events.
     pub result: Result<u32, Errno>,
@@ -35,7 +35,6 @@ pub struct Completion {
     pub more: bool,
 }
 
-/// A ring, the buffers it receives into, and the messages it sends.
 pub struct Uring {
     ring: IoUring,
     buffers: Buffers,
@@ -58,12 +57,12 @@ impl Uring {
         let mut builder = IoUring::builder();
         builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_submit_all();
         builder.setup_cqsize(8 * QUEUED).setup_clamp();
-        let ring: IoUring = builder.build(QUEUED).map_err(|error| errno(&error))?;
+        let ring: IoUring = builder.build(QUEUED).map_err(errno_of)?;
         let buffers = Buffers::map(buffers, buffer_bytes)?;
         // SAFETY: the address is the beginning of a page-aligned mapping with room for that many entries. It stays
         // until `Drop`, which unmaps it only when no request is left that could take a buffer.
         unsafe { ring.submitter().register_buf_ring_with_flags(buffers.address(), buffers.count, GROUP, 0) }
-            .map_err(|error| errno(&error))?;
+            .map_err(errno_of)?;
         Ok(Uring { ring, buffers, messages, ahead: None, held: None, submissions: 0 })
     }
 
@@ -117,7 +116,6 @@ impl Uring {
         self.submissions
     }
 
-    /// Hands the queued requests to the kernel.
     pub fn submit(&mut self) {
         // What fails here (EBUSY, EAGAIN: too much is under way) stays queued for the next time.
         let _ = self.ring.submit();
@@ -136,7 +134,7 @@ impl Uring {
                 self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&timespec))
             }
         };
-        match waited.map_err(|error| errno(&error)) {
+        match waited.map_err(errno_of) {
             // ETIME: the time is up. EBUSY: completions must be taken first. EAGAIN: not enough memory now.
             Ok(_) | Err(Errno::EINTR | Errno::ETIME | Errno::EBUSY | Errno::EAGAIN) => Ok(()),
             Err(errno) => Err(errno),
@@ -146,13 +144,9 @@ impl Uring {
     /// Without a system call when nothing is queued and the kernel has nothing to do for us.
     fn look(&mut self) -> io::Result<usize> {
         let queue = self.ring.submission();
-        match queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
-            true => Ok(0),
-            false => {
-                drop(queue);
-                self.ring.submit()
-            }
-        }
+        let is_idle = queue.is_empty() && !queue.taskrun() && !queue.cq_overflow();
+        drop(queue);
+        if is_idle { Ok(0) } else { self.ring.submit() }
     }
 
     /// The next completion. The buffer of the one before goes back to the kernel.
@@ -175,7 +169,6 @@ impl Uring {
         self.ahead.as_ref().map(read)
     }
 
-    /// What the last completion received.
     #[inline]
     pub fn data(&self) -> &[u8] {
         self.held.map_or(&[], |(buffer, length)| self.buffers.bytes(buffer, length))
@@ -212,7 +205,6 @@ impl Drop for Uring {
 struct Buffers {
     start: NonNull<libc::c_void>,
     length: NonZeroUsize,
-    /// A power of two.
     count: u16,
     bytes_each: usize,
     tail: u16,
@@ -250,7 +242,6 @@ impl Buffers {
         unsafe { std::slice::from_raw_parts(self.buffer(buffer), length) }
     }
 
-    /// The kernel may fill it again.
     fn give_back(&mut self, buffer: u16) {
         let address = self.buffer(buffer).addr() as u64;
         let entries = self.start.as_ptr().cast::<BufRingEntry>();
@@ -284,10 +275,6 @@ fn read(entry: &cqueue::Entry) -> Completion {
         error => Err(Errno::from_raw(-error)),
     };
     Completion { token: entry.user_data(), result, more: cqueue::more(entry.flags()) }
-}
-
-fn errno(error: &io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
 fn explain(errno: Errno) -> String {

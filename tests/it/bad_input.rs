@@ -41,7 +41,7 @@ fn is_out_of_descriptors(name: &str) {
     let crowd: Vec<Client> = (0..100).map(|_| connect(&server)).collect();
     let mut said = String::new();
     // Who takes one connection at a time leaves the others in the accept queue.
-    let runs_out = !["sync", "prefork", "prefork-lock"].contains(&name);
+    let runs_out = !["sync", "prefork", "prefork-lock", "prefork-poll"].contains(&name);
     if runs_out {
         let complaint = poll_until(Duration::from_secs(5), || {
             said += &server.said();

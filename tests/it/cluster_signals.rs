@@ -72,6 +72,22 @@ fn sigquit_is_a_stop_that_answers_what_is_open_and_leaves_no_socket() {
 }
 
 #[test]
+fn a_reload_that_is_asked_for_while_the_cluster_stops_starts_no_worker() {
+    let scratch = Scratch::new("reload-at-stop");
+    let socket = scratch.path("c");
+    let flags = ["--workers", "1", "--control", &socket];
+    let mut server = start_with(&flags, &[PROGRAM, "--work", "wait:2s"]);
+    let mut client = connect(&server);
+    held(client.send(GET));
+    let mut stop = Command::new(CLUSTER).args(["ctl", "--control", &socket, "stop"]).spawn().unwrap();
+    assert!(poll_until(FOREVER, || (!ctl(&socket, "status")).then_some(())).is_some());
+    server.signal(Signal::SIGHUP);
+    let report = held(held(server.ended(STOP_WITHIN)).report()).cluster.unwrap();
+    assert_eq!((report.forks, report.reloads, report.reloads_failed), (1, 0, 0));
+    assert!(stop.wait().unwrap().success());
+}
+
+#[test]
 fn a_master_that_was_stopped_goes_on_and_takes_no_worker_for_hung() {
     let mut server = start_with(&["--workers", "2", "--heartbeat", "50ms"], &[PROGRAM]);
     server.signal(Signal::SIGTSTP);

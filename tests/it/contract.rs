@@ -39,6 +39,7 @@ macro_rules! each_keeps_the_contract {
 each_keeps_the_contract! {
     sync_keeps_the_contract "sync"
     prefork_keeps_the_contract "prefork"
+    prefork_poll_keeps_the_contract "prefork-poll"
     threaded_keeps_the_contract "threaded"
     thread_pool_keeps_the_contract "thread-pool"
     event_driven_keeps_the_contract "event-driven"

@@ -1,6 +1,7 @@
 //! How servers end: asked to, killed, in part or not at all started.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use acceptlab::lab::check::client::{Client, GET, PATIENCE, served};
@@ -92,7 +93,7 @@ fn killing_the_parent_with_sigkill_leaves_no_child() {
 }
 
 #[test]
-fn a_worker_killed_in_the_middle_leaves_the_others_serving() {
+fn a_worker_killed_in_the_middle_is_reaped_and_leaves_the_others_serving() {
     for Kind { name, .. } in SERVERS.iter().filter(|kind| kind.is_forked) {
         outlives_a_worker(name, &[]);
     }
@@ -116,6 +117,8 @@ pub fn outlives_a_worker(name: &str, flags: &[&str]) {
         (in_a_row == 20).then_some(())
     });
     assert!(served_again.is_some(), "{name} {flags:?} does not serve with two of three workers");
+    let is_gone = || (!Path::new(&format!("/proc/{victim}")).exists()).then_some(());
+    assert!(poll_until(FOREVER, is_gone).is_some(), "{name} {flags:?} does not reap a worker that has died");
     assert_eq!(held(server.stop()).workers.len(), 3, "{name} {flags:?}");
 }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use acceptlab::metrics;
+use acceptlab::scoreboard::{Count, ROW_WORDS};
 use acceptlab::sys::process::fork;
 
 use crate::support::SERVERS;
@@ -77,18 +78,43 @@ fn every_program_forbids_unsafe_code_and_says_what_it_is() {
 
 #[test]
 fn every_architecture_says_who_accepts_who_serves_and_who_balances() {
-    // The demonstration, the yardsticks and the instruments are no architectures.
-    let others = ["ports", "attempts", "null-server", "loadgen", "bare-client", "lab"];
-    for (path, text) in sources("bins") {
-        let name = path.file_stem().unwrap().to_str().unwrap();
-        if !others.contains(&name) {
-            let header: Vec<&str> = text.lines().map_while(|line| line.strip_prefix("//!")).map(str::trim).collect();
-            let header = header.join(" ");
-            for question in ["Who accepts", "Who serves", "Who balances", "Compare with", "See it"] {
-                assert!(header.contains(question), "{name} does not say: {question}");
-            }
+    // The demonstration serves nobody.
+    for program in syllabus().iter().filter(|program| program.name != "ports") {
+        let text = program.text();
+        let header: Vec<&str> = text.lines().map_while(|line| line.strip_prefix("//!")).map(str::trim).collect();
+        let header = header.join(" ");
+        for question in ["Who accepts", "Who serves", "Who balances", "Compare with", "See it"] {
+            assert!(header.contains(question), "{} does not say: {question}", program.name);
         }
     }
+}
+
+#[test]
+fn a_programs_line_in_cargo_toml_is_the_first_of_its_file_and_of_its_help() {
+    for program in programs() {
+        let (name, line, text) = (&program.name, &program.line, program.text());
+        assert!(text.starts_with(&format!("//! {line}.\n//!\n")), "bins/{name}.rs does not open with `{line}.`");
+        // The option parser of loadgen is in the library, with its help.
+        if name != "loadgen" {
+            // Help does not name the age.
+            let says = line.split_once(": ").filter(|_| !line.is_ascii()).map_or(&line[..], |(_, says)| says);
+            let (first, rest) = says.split_at(1);
+            let about = format!("/// {}{rest}\n", first.to_uppercase());
+            assert!(text.contains(&about), "the help of {name} does not say `{about}`");
+        }
+    }
+}
+
+#[test]
+fn readmes_table_is_the_syllabus_of_cargo_toml() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let rows: Vec<&str> = readme.lines().filter(|line| line.starts_with("| [`")).collect();
+    let syllabus = syllabus();
+    for (program, row) in syllabus.iter().zip(&rows) {
+        let expected = format!("| [`{0}`](bins/{0}.rs) | {1} | ", program.name, program.line);
+        assert!(row.starts_with(&expected), "{row}\nbut Cargo.toml has\n{expected}");
+    }
+    assert_eq!(rows.len(), syllabus.len());
 }
 
 /// Without comments and what `#[cfg(test)]` covers at the end of a file.
@@ -97,34 +123,50 @@ fn code(text: &str) -> String {
     code.split("#[cfg(test)]\nmod ").next().unwrap().to_string()
 }
 
-/// The programs of Cargo.toml above its line about the instruments.
-fn architectures() -> Vec<String> {
+/// A program of Cargo.toml, and the line that says what it is.
+struct Listed {
+    name: String,
+    line: String,
+}
+
+impl Listed {
+    fn text(&self) -> String {
+        fs::read_to_string(root().join("bins").join(&self.name).with_extension("rs")).unwrap()
+    }
+}
+
+fn programs_in(manifest: &str) -> Vec<Listed> {
+    let entries = manifest.split("\n[[bin]] # ").skip(1).map(|entry| {
+        let (line, rest) = entry.split_once("\nname = \"").expect("the line, and then the name");
+        Listed { name: rest.split('"').next().unwrap().into(), line: line.into() }
+    });
+    entries.collect()
+}
+
+fn programs() -> Vec<Listed> {
+    programs_in(&fs::read_to_string(root().join("Cargo.toml")).unwrap())
+}
+
+/// Those above the line about the instruments.
+fn syllabus() -> Vec<Listed> {
     let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
     let (syllabus, _) = manifest.split_once("# The instruments").expect("they are below the syllabus");
-    let (_, syllabus) = syllabus.split_once("# The syllabus").expect("a list of programs");
-    let names = syllabus.lines().filter_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"'));
-    names.map(String::from).collect()
+    let programs = programs_in(syllabus);
+    assert!(programs.len() >= 12, "{syllabus}");
+    programs
 }
 
 #[test]
 fn the_library_does_not_know_which_architectures_exist() {
-    // Loadgen's calibration starts its yardstick by name.
-    let known = [("src/load/commands/calibrate.rs", "null-server")];
-    let mut unused = known.to_vec();
-    let names = architectures();
-    assert!(names.len() >= 12, "{names:?}");
     for (path, text) in sources("src").into_iter().filter(|(path, _)| !path.ends_with("tests.rs")) {
-        for name in &names {
+        // `ports` is a word of its own in code.
+        for Listed { name, .. } in syllabus().iter().filter(|program| program.name != "ports") {
             // As a whole string, the last part of a path, or the first word of a command line.
             let knows =
                 |end: &str| ["\"", "/"].iter().any(|start| code(&text).contains(&format!("{start}{name}{end}")));
-            let is_known = |(file, of): &(&str, &str)| path.ends_with(file) && of == name;
-            unused.retain(|entry| !(is_known(entry) && knows("\"")));
-            let excused = known.iter().any(is_known) || name == "ports";
-            assert!(excused || !(knows("\"") || knows(" --")), "{} knows {name}", path.display());
+            assert!(!(knows("\"") || knows(" --")), "{} knows {name}", path.display());
         }
     }
-    assert!(unused.is_empty(), "no longer needed: {unused:?}");
 }
 
 #[test]
@@ -229,6 +271,37 @@ fn a_metric_is_defined_once() {
             assert!(!again, "{} defines {} again", path.display(), metric.key);
         }
     }
+}
+
+/// Programs in other languages read it by CONTRACT.md: a counter has its place for ever, and a new one comes last.
+#[test]
+fn the_contract_has_the_layout_of_a_row_of_the_scoreboard() {
+    let contract = fs::read_to_string(root().join("CONTRACT.md")).unwrap();
+    let contract = contract.split_whitespace().collect::<Vec<_>>().join(" ");
+    let (_, row) = contract.split_once(&format!("a row of {ROW_WORDS} words per worker: ")).expect("a layout");
+    let (row, _) = row.split_once(" words of zero").expect("room for more");
+    let mut words: Vec<&str> = row.split(", ").filter(|word| !word.starts_with("0 for never")).collect();
+    let left = words.pop();
+    let counts = [
+        (Count::Pid, "pid"),
+        (Count::Accepted, "accepted"),
+        (Count::Requests, "requests"),
+        (Count::Active, "active"),
+        (Count::Wakeups, "wakeups"),
+        (Count::EmptyWakeups, "empty_wakeups"),
+        (Count::AcceptEagain, "accepts that returned EAGAIN"),
+        (Count::ClientErrors, "client_errors"),
+        (Count::CpuUserUs, "cpu_user_us"),
+        (Count::CpuSystemUs, "cpu_system_us"),
+        (Count::VoluntarySwitches, "voluntary_switches"),
+        (Count::InvoluntarySwitches, "involuntary_switches"),
+        (Count::MaxRssKib, "max_rss_kib"),
+        (Count::AliveNs, "the time of the last sign of life (nanoseconds of CLOCK_MONOTONIC"),
+    ];
+    for (count, name) in counts {
+        assert_eq!(words.get(count as usize), Some(&name), "{count:?}");
+    }
+    assert_eq!((counts.len(), left), (words.len(), Some("two")));
 }
 
 #[test]

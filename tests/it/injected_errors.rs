@@ -23,7 +23,7 @@ fn an_error_of_one_connections_network_leaves_the_others_to_be_served() {
     if !can_trace() {
         return;
     }
-    let waits = ["blocking", "poll", "epoll-shared", "epoll-edge", "epoll-exclusive", "epoll-exclusive-rearm"];
+    let waits = ["epoll-shared", "epoll-edge", "epoll-exclusive", "epoll-exclusive-rearm"];
     let ways = waits.iter().map(|&wait| ("shared-accept", vec!["--wait", wait]));
     let ways = ways.chain(SERVERS.iter().map(|kind| (kind.name, Vec::new())));
     for (name, flags) in ways {

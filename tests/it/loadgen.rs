@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
@@ -215,6 +216,40 @@ fn a_server_on_ipv6_is_reached() {
     };
     let address = serve_on(listener, |_, stream| answer_all(stream));
     assert_eq!(run("--requests 10 --connections 2", address).requests, 10);
+}
+
+#[test]
+fn a_server_on_the_second_address_of_its_name_is_reached() {
+    let Ok(listener) = TcpListener::bind("[::1]:0") else {
+        return inconclusive(Needs::Kernel("IPv6"), "::1 cannot be bound");
+    };
+    let address = serve_on(listener, |_, stream| answer_all(stream));
+    let hosts = std::env::temp_dir().join(format!("acceptlab-hosts-{}", std::process::id()));
+    std::fs::write(&hosts, "127.0.0.1 both.test\n::1 both.test\n").unwrap();
+    // In a mount namespace of its own the machine's names are ours to write.
+    let script = format!("mount --bind {} /etc/hosts && exec \"$@\"", hosts.display());
+    let url = format!("http://both.test:{}/", address.port());
+    let mut command = Command::new("unshare");
+    command.args([
+        "--mount",
+        "sh",
+        "-c",
+        &script,
+        "sh",
+        env!("CARGO_BIN_EXE_loadgen"),
+        "--requests",
+        "10",
+        "--connections",
+        "2",
+        &url,
+    ]);
+    let output = command.output().unwrap();
+    std::fs::remove_file(&hosts).unwrap();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    if err.contains("unshare failed") || err.contains("mount:") {
+        return inconclusive(Needs::Privilege("root"), err);
+    }
+    assert!(output.status.success() && out.contains("errors       none"), "{out}{err}");
 }
 
 // ---- the open loop ----------------------------------------------------------------------------------------

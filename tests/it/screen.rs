@@ -190,3 +190,27 @@ fn watch_ends_at_a_key_or_a_signal_though_its_terminal_does_not_read() {
         assert_eq!(ends(&mut watch.lab).0, Some(status));
     }
 }
+
+#[test]
+fn a_terminal_that_goes_away_ends_neither_the_run_nor_its_report() {
+    let server = start("event-driven", &[]);
+    let pty = Pty::open(80, 24);
+    let mut loadgen = loadgen(&server, &pty);
+    let mut first = [0; 64];
+    assert!((&pty.ours).read(&mut first).unwrap() > 0);
+    // From now on every write to the terminal fails with EIO, and a read finds its end (pty(7)).
+    drop(pty);
+    let (status, report) = ends(&mut loadgen);
+    assert_eq!(status, Some(0), "{report}");
+    assert!(report.contains("requests/s"), "{report}");
+}
+
+#[test]
+fn watch_ends_when_its_terminal_goes_away() {
+    let pty = Pty::open(80, 24);
+    let mut watch = Watch::start("gone", &pty);
+    let mut first = [0; 64];
+    assert!((&pty.ours).read(&mut first).unwrap() > 0);
+    drop(pty);
+    assert!(ends(&mut watch.lab).0.is_some());
+}

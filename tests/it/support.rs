@@ -26,9 +26,10 @@ pub struct Kind {
 }
 
 /// In teaching order.
-pub const SERVERS: [Kind; 12] = [
+pub const SERVERS: [Kind; 13] = [
     one_process("sync", env!("CARGO_BIN_EXE_sync")),
     Kind { is_forked: true, ..one_process("prefork", env!("CARGO_BIN_EXE_prefork")) },
+    Kind { is_forked: true, ..one_process("prefork-poll", env!("CARGO_BIN_EXE_prefork-poll")) },
     Kind { is_forked: true, ..one_process("prefork-lock", env!("CARGO_BIN_EXE_prefork-lock")) },
     one_process("threaded", env!("CARGO_BIN_EXE_threaded")),
     one_process("thread-pool", env!("CARGO_BIN_EXE_thread-pool")),

@@ -38,11 +38,19 @@ fn a_killed_worker_leaves_the_others_serving_however_they_wait() {
     }
 }
 
-/// `epoll` is the default, which `contract.rs` has.
+/// `contract.rs` has the defaults, and `prefork`, which is `blocking`.
 #[test]
 fn every_way_of_waiting_keeps_the_contract() {
-    let others: Vec<_> = WAYS.into_iter().filter(|wait| *wait != "epoll").map(|wait| ["--wait", wait]).collect();
-    all_keep_the_contract("shared-accept", &others);
+    let others = ["epoll-shared", "epoll-edge", "epoll-exclusive", "epoll-exclusive-rearm"];
+    all_keep_the_contract("shared-accept", &others.map(|wait| ["--wait", wait]));
+}
+
+#[test]
+fn a_way_of_waiting_that_is_now_another_programs_goes_on_there() {
+    for (wait, program) in [("blocking", "prefork"), ("poll", "prefork-poll"), ("epoll-shared", "prefork-poll")] {
+        let mut server = start("shared-accept", &["--workers", "2", "--lock=none", &format!("--wait={wait}")]);
+        assert_eq!(held(server.stop()).model, program, "{wait}");
+    }
 }
 
 #[test]

@@ -9,18 +9,18 @@ mod rates;
 mod sample;
 mod view;
 
-use std::io::{IsTerminal, Write, stdout};
+use std::io::{self, IsTerminal, Write, stdout};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, after, select, unbounded};
-use ratatui::crossterm::event::{self, Event, KeyCode};
 use serde_json::json;
 
 use crate::failure::Failure;
+use crate::keyboard::{Key, Keyboard};
 use crate::lab::program::{Interrupt, Stop};
-use crate::terminal::{Paint, Screen, is_quit};
+use crate::terminal::{Paint, Screen};
 use crate::units::parse_duration;
 use rates::View;
 use sample::{Look, Target};
@@ -65,7 +65,7 @@ pub fn run(path: &Path, interval: Duration, interrupt: &Interrupt) -> Result<(),
     }
     let mut target = Target::open(path).map_err(failed)?;
     let mut screen = Screen::take(&stdout()).map_err(|error| failed(Failure::new("take over the terminal", error)))?;
-    let events = events();
+    let keys = keys().map_err(|error| failed(Failure::new("open the keyboard", error)))?;
     let (mut earlier, mut now) = (None, target.sample());
     let (mut first, mut notice) = (0, None);
     let mut is_overview = now.workers.len() > View::room(screen.size().1);
@@ -82,20 +82,15 @@ pub fn run(path: &Path, interval: Duration, interrupt: &Interrupt) -> Result<(),
 
         select! {
             recv(interrupt) -> _ => return Err(Stop::Interrupted),
-            recv(events) -> event => match event {
-                Err(_) => return Ok(()),
-                Ok(event) if is_quit(&event) => return Ok(()),
-                // A resized window, or a key that is released, asks for nothing but the next picture.
-                Ok(event) => match event.as_key_press_event().map(|key| key.code) {
-                    Some(KeyCode::Up | KeyCode::Char('k')) => first = first.saturating_sub(1),
-                    Some(KeyCode::Down | KeyCode::Char('j')) => first += 1,
-                    Some(KeyCode::PageUp) => first = first.saturating_sub(page),
-                    Some(KeyCode::PageDown | KeyCode::Char(' ')) => first += page,
-                    Some(KeyCode::Home) => first = 0,
-                    Some(KeyCode::End) => first = usize::MAX / 2,
-                    Some(KeyCode::Tab) => is_overview = !is_overview,
-                    _ => {}
-                },
+            recv(keys) -> key => match key {
+                Err(_) | Ok(Key::Quit) => return Ok(()),
+                Ok(Key::Up) => first = first.saturating_sub(1),
+                Ok(Key::Down) => first += 1,
+                Ok(Key::PageUp) => first = first.saturating_sub(page),
+                Ok(Key::PageDown) => first += page,
+                Ok(Key::Home) => first = 0,
+                Ok(Key::End) => first = usize::MAX / 2,
+                Ok(Key::Tab) => is_overview = !is_overview,
             },
             recv(after(due.saturating_duration_since(Instant::now()))) -> _ => {
                 (earlier, now, notice) = match target.look().map_err(failed)? {
@@ -108,15 +103,16 @@ pub fn run(path: &Path, interval: Duration, interrupt: &Interrupt) -> Result<(),
     }
 }
 
-/// What is typed, and that the window has another size. The thread that reads it ends with the process, or with the terminal.
-fn events() -> Receiver<Event> {
+/// The thread that reads the keys ends with the process, or with the terminal.
+fn keys() -> io::Result<Receiver<Key>> {
+    let mut keyboard = Keyboard::open()?;
     let (sender, receiver) = unbounded();
     thread::spawn(move || {
-        while let Ok(event) = event::read() {
-            if sender.send(event).is_err() {
+        while let Ok(keys) = keyboard.read(None) {
+            if keys.into_iter().any(|key| sender.send(key).is_err()) {
                 return;
             }
         }
     });
-    receiver
+    Ok(receiver)
 }

@@ -23,35 +23,24 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// How many of each are wanted, in the order in which they are opened.
-    pub fn each(wanted: &Background) -> [(Kind, u32); 4] {
+    /// How many of each are wanted, and its name in the report, in the order in which they are opened.
+    pub fn each(wanted: &Background) -> [(Kind, u32, &'static str); 4] {
         [
-            (Kind::Idle, wanted.idle),
-            (Kind::SlowSend, wanted.slow_send),
-            (Kind::SlowRead, wanted.slow_read),
-            (Kind::HalfOpen, wanted.half_open),
+            (Kind::Idle, wanted.idle, "idle"),
+            (Kind::SlowSend, wanted.slow_send, "send"),
+            (Kind::SlowRead, wanted.slow_read, "read"),
+            (Kind::HalfOpen, wanted.half_open, "half-open"),
         ]
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Kind::Idle => "idle",
-            Kind::SlowSend => "send",
-            Kind::SlowRead => "read",
-            Kind::HalfOpen => "half-open",
-        }
     }
 }
 
 #[derive(Default)]
 pub struct BackgroundConnection {
     pub kind: Kind,
-    /// `None` before its life and after it.
     pub socket: Option<Socket>,
     /// When connect(2) was called: its age counts from here, since the server may know of it before us.
     pub began_ns: u64,
     pub is_established: bool,
-    /// Bytes of the request that the kernel has taken.
     pub written: usize,
     pub reader: Reader,
     pub answered: u64,
@@ -60,37 +49,40 @@ pub struct BackgroundConnection {
 }
 
 impl BackgroundConnection {
-    pub fn connect(&mut self, route: &Route, number: u64) -> nix::Result<Socket> {
+    pub fn connect(&mut self, route: &Route, number: u64) -> nix::Result<&Socket> {
         self.began_ns = monotonic_ns();
         let is_unix = Domain::from(i32::from(route.address.family())) == Domain::UNIX;
-        route.connect(number, |socket| match self.kind {
+        let socket = route.connect(number, |socket| match self.kind {
             // Before connect(2): the first window is offered in the handshake, and none is taken back.
             Kind::SlowRead => socket.set_recv_buffer_size(SMALL_BUFFER_BYTES),
             // Each byte a segment: Nagle's algorithm would put several into one when acknowledgements are late.
             Kind::SlowSend if !is_unix => socket.set_tcp_nodelay(true),
             _ => Ok(()),
-        })
+        })?;
+        Ok(self.socket.insert(socket))
     }
 
-    pub fn send(&mut self, bytes: &[u8]) -> nix::Result<()> {
-        let Some(socket) = &self.socket else { return Err(Errno::ENOTCONN) };
-        self.written += send_now(socket, bytes)?;
+    /// As far as the kernel takes what it has not taken yet.
+    pub fn send(&mut self, request: &[u8]) -> nix::Result<()> {
+        if let Some(socket) = &self.socket
+            && self.written < request.len()
+        {
+            self.written += send_now(socket, &request[self.written..])?;
+        }
         Ok(())
     }
 
     pub fn receive(&self, buffer: &mut [u8]) -> nix::Result<usize> {
-        let Some(socket) = &self.socket else { return Err(Errno::ENOTCONN) };
-        receive_now(socket, buffer)
+        receive_now(self.socket.as_ref().ok_or(Errno::ENOTCONN)?, buffer)
     }
 }
 
-/// What became of those of one kind.
-pub fn counts_of(connections: &[BackgroundConnection], kind: Kind, requested: u32) -> SlowCounts {
+pub fn counts_of(connections: &[BackgroundConnection], kind: Kind, requested: u32, name: &str) -> SlowCounts {
     let of_kind = || connections.iter().filter(|connection| connection.kind == kind);
     let mut closed_after_ns: Vec<u64> = of_kind().filter_map(|connection| connection.closed_after_ns).collect();
     closed_after_ns.sort_unstable();
     SlowCounts {
-        kind: kind.name().into(),
+        kind: name.into(),
         requested: u64::from(requested),
         established: of_kind().filter(|connection| connection.is_established).count() as u64,
         answered: of_kind().map(|connection| connection.answered).sum(),

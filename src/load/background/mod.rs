@@ -8,8 +8,7 @@
 //! | slow-read | the request at once, then a byte of the answer per gap, and starts over | `Connection: close`   |
 //! | half-open | half of the request head, then nothing                                 | never                 |
 //!
-//! One thread serves them all with one epoll instance. All gaps are equal, so the bytes that are due form a queue and
-//! need no timers.
+//! One thread serves them all. All gaps are equal, so the bytes that are due form a queue and need no timers.
 
 mod connection;
 #[cfg(test)]
@@ -26,6 +25,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use connection::{BackgroundConnection, Kind};
 
+use crate::load::client::engine::STOP;
 use crate::load::client::route::{Route, errno};
 use crate::load::counts::failures::{Failures, count};
 use crate::load::options::background::Background;
@@ -41,22 +41,17 @@ const MAX_REPORTS: usize = 256;
 const SLOW_OPENING: Duration = Duration::from_secs(1);
 /// How long one wait lasts at most, so that Ctrl-C is noticed.
 const LONGEST_WAIT: Duration = Duration::from_millis(50);
-/// The token of the stop event; connections count from 0.
-const STOP: u64 = u64::MAX;
+const BUFFER_BYTES: usize = 16 * 1024;
 
-/// What became of the connections.
 #[derive(Default)]
 pub struct BackgroundCounts {
-    /// Idle connections that were established, and those of them that the server closed.
-    pub idle_established: u64,
-    pub idle_closed: u64,
+    pub idle: SlowCounts,
     /// Of the idle ones.
     pub failures: Failures,
-    /// For each kind of slow ones that was asked for.
     pub slow: Vec<SlowCounts>,
 }
 
-/// The connections and their thread. Dropping it closes them all.
+/// Dropping it closes them all.
 pub struct BackgroundConnections {
     stop_event: Arc<EventFd>,
     thread: Option<JoinHandle<BackgroundCounts>>,
@@ -67,18 +62,12 @@ pub struct BackgroundConnections {
 
 impl BackgroundConnections {
     /// Begins to connect them. A handshake that takes longer than the `timeout` is not tried again.
-    pub fn start(
-        route: Route,
-        request: Vec<u8>,
-        wanted: Background,
-        timeout: Duration,
-    ) -> nix::Result<BackgroundConnections> {
+    pub fn start(route: Route, request: Vec<u8>, wanted: Background, timeout: Duration) -> nix::Result<Self> {
         let stop_event = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let epoll = Epoll::new(MAX_REPORTS)?;
         epoll.add(&*stop_event, STOP, Interest::EPOLLIN)?;
         let (sender, opened) = mpsc::channel();
-        let of_kind =
-            |(kind, count)| (0..count).map(move |_| BackgroundConnection { kind, ..BackgroundConnection::default() });
+        let of_kind = |(kind, count, _)| (0..count).map(move |_| BackgroundConnection { kind, ..Default::default() });
         let background = BackgroundLoop {
             route,
             template: Template::new(request.starts_with(b"HEAD ")),
@@ -88,16 +77,16 @@ impl BackgroundConnections {
             epoll,
             stop_event: stop_event.clone(),
             connections: Kind::each(&wanted).into_iter().flat_map(of_kind).collect(),
-            begun: 0,
+            unopened: 0..wanted.total() as usize,
             connecting: VecDeque::new(),
             opened: Some(sender),
-            idle: wanted.idle as usize,
             failures: Failures::default(),
             turns: VecDeque::new(),
-            buffer: vec![0; 16 * 1024],
+            buffer: vec![0; BUFFER_BYTES],
+            wanted,
         };
         let thread = thread::Builder::new().name("background".into());
-        let thread = thread.spawn(move || background.run(wanted)).map_err(errno)?;
+        let thread = thread.spawn(move || background.run()).map_err(errno)?;
         Ok(BackgroundConnections { stop_event, thread: Some(thread), opened, waits_for_all: wanted.idle > 0 })
     }
 
@@ -115,7 +104,6 @@ impl BackgroundConnections {
         Ok(())
     }
 
-    /// Closes all that are left.
     pub fn stop(mut self) -> BackgroundCounts {
         self.join()
     }
@@ -123,11 +111,8 @@ impl BackgroundConnections {
     fn join(&mut self) -> BackgroundCounts {
         // Fails only when the counter would overflow, and then it is readable already (eventfd(2)).
         let _ = self.stop_event.write(1);
-        match self.thread.take().map(JoinHandle::join) {
-            Some(Ok(counts)) => counts,
-            Some(Err(panic)) => std::panic::resume_unwind(panic),
-            None => BackgroundCounts::default(),
-        }
+        let Some(thread) = self.thread.take() else { return BackgroundCounts::default() };
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 }
 
@@ -139,8 +124,8 @@ impl Drop for BackgroundConnections {
     }
 }
 
-/// The thread's loop.
 struct BackgroundLoop {
+    wanted: Background,
     route: Route,
     request: Vec<u8>,
     template: Template,
@@ -149,14 +134,10 @@ struct BackgroundLoop {
     epoll: Epoll,
     stop_event: Arc<EventFd>,
     connections: Vec<BackgroundConnection>,
-    /// Connections that connect(2) was called for.
-    begun: usize,
-    /// Slots in the handshake, the oldest first.
+    unopened: std::ops::Range<usize>,
+    /// The oldest first.
     connecting: VecDeque<usize>,
-    /// Dropped when all handshakes are over.
     opened: Option<mpsc::Sender<Errno>>,
-    /// How many are idle, and their failures.
-    idle: usize,
     failures: Failures,
     /// Whose byte is due, and when: in order, since each gap is as long as the others.
     turns: VecDeque<(u64, usize)>,
@@ -164,15 +145,14 @@ struct BackgroundLoop {
 }
 
 impl BackgroundLoop {
-    fn run(mut self, wanted: Background) -> BackgroundCounts {
+    fn run(mut self) -> BackgroundCounts {
         let mut stopped = false;
         loop {
             self.open_more();
             let due_ns = self.turns.front().map(|&(due_ns, _)| due_ns);
             let overdue_ns = self.connecting.front().map(|&slot| self.connections[slot].began_ns + self.timeout_ns);
-            let wake_ns = due_ns.into_iter().chain(overdue_ns).min();
+            let wake_ns = if stopped { Some(0) } else { due_ns.into_iter().chain(overdue_ns).min() };
             let timeout = wake_ns.map(|wake_ns| Duration::from_nanos(wake_ns.saturating_sub(monotonic_ns())));
-            let timeout = if stopped { Some(Duration::ZERO) } else { timeout };
             let reports = self.epoll.wait(timeout).expect("epoll_wait(2) fails only on bad arguments");
             for i in 0..reports {
                 let ready = self.epoll.report(i);
@@ -183,7 +163,7 @@ impl BackgroundLoop {
             }
             // What happened before the stop event counts, and may need more than one wait.
             if stopped && reports == 0 {
-                return self.counts(wanted);
+                return self.counts();
             }
             self.give_up_overdue();
             self.take_turns();
@@ -191,19 +171,13 @@ impl BackgroundLoop {
     }
 
     fn open_more(&mut self) {
-        while self.begun < self.connections.len() && self.connecting.len() < MAX_IN_FLIGHT {
-            let slot = self.begun;
-            self.begun += 1;
-            let connection = &mut self.connections[slot];
-            match connection.connect(&self.route, slot as u64).and_then(|socket| {
-                let interest = Interest::EPOLLIN | Interest::EPOLLOUT | Interest::EPOLLRDHUP | Interest::EPOLLET;
-                self.epoll.add(&socket, slot as u64, interest)?;
-                Ok(socket)
-            }) {
-                Ok(socket) => {
-                    connection.socket = Some(socket);
-                    self.connecting.push_back(slot);
-                }
+        while self.connecting.len() < MAX_IN_FLIGHT
+            && let Some(slot) = self.unopened.next()
+        {
+            let interest = Interest::EPOLLIN | Interest::EPOLLOUT | Interest::EPOLLRDHUP | Interest::EPOLLET;
+            let socket = self.connections[slot].connect(&self.route, slot as u64);
+            match socket.and_then(|socket| self.epoll.add(socket, slot as u64, interest)) {
+                Ok(()) => self.connecting.push_back(slot),
                 Err(errno) => self.connect_failed(slot, errno),
             }
         }
@@ -218,8 +192,9 @@ impl BackgroundLoop {
             return;
         }
         count(&mut self.failures.connect, errno, 1);
-        let is_hopeless = self.failures.total() == self.idle.min(MAX_IN_FLIGHT) as u64
-            && !self.connections[..self.idle].iter().any(|connection| connection.is_established);
+        let idle = self.wanted.idle as usize;
+        let is_hopeless = self.failures.total() == idle.min(MAX_IN_FLIGHT) as u64
+            && !self.connections[..idle].iter().any(|connection| connection.is_established);
         if let Some(opened) = self.opened.as_ref().filter(|_| is_hopeless) {
             // After Ctrl-C the other end is gone.
             let _ = opened.send(errno);
@@ -241,23 +216,22 @@ impl BackgroundLoop {
         let Some(socket) = &connection.socket else { return };
         if !connection.is_established {
             self.connecting.retain(|&other| other != slot);
-            match socket.take_error() {
-                Ok(None) => connection.is_established = true,
-                Ok(Some(error)) | Err(error) => return self.connect_failed(slot, errno(error)),
+            if let Ok(Some(error)) | Err(error) = socket.take_error() {
+                return self.connect_failed(slot, errno(error));
             }
+            connection.is_established = true;
             self.ask(slot);
         }
         if flags.intersects(Interest::EPOLLRDHUP | Interest::EPOLLHUP | Interest::EPOLLERR) {
             return self.on_end(slot);
         }
         match self.connections[slot].kind {
-            Kind::SlowSend if flags.contains(Interest::EPOLLIN) => self.receive(slot),
+            Kind::SlowSend if flags.contains(Interest::EPOLLIN) => _ = self.receive(slot, BUFFER_BYTES),
             Kind::SlowRead if flags.contains(Interest::EPOLLOUT) => self.send_until(slot, self.request.len()),
             _ => {}
         }
     }
 
-    /// Begins a request in the way of its kind.
     fn ask(&mut self, slot: usize) {
         self.connections[slot].written = 0;
         match self.connections[slot].kind {
@@ -270,23 +244,18 @@ impl BackgroundLoop {
     }
 
     fn send_until(&mut self, slot: usize, end: usize) {
-        let connection = &mut self.connections[slot];
-        if connection.socket.is_some()
-            && connection.written < end
-            && connection.send(&self.request[connection.written..end]).is_err()
-        {
+        if self.connections[slot].send(&self.request[..end]).is_err() {
             self.on_end(slot);
         }
     }
 
-    /// Sends or reads a byte on each connection whose gap is over.
     fn take_turns(&mut self) {
         let now_ns = monotonic_ns();
         while let Some(&(due_ns, slot)) = self.turns.front().filter(|(due_ns, _)| *due_ns <= now_ns) {
             self.turns.pop_front();
             let goes_on = match self.connections[slot].kind {
                 _ if self.connections[slot].socket.is_none() => false,
-                Kind::SlowRead => self.read_a_byte(slot),
+                Kind::SlowRead => self.receive(slot, 1),
                 _ => {
                     self.send_until(slot, self.connections[slot].written + 1);
                     self.connections[slot].written < self.request.len()
@@ -299,37 +268,30 @@ impl BackgroundLoop {
         }
     }
 
-    /// True while the answer is incomplete.
-    fn read_a_byte(&mut self, slot: usize) -> bool {
-        let mut byte = [0];
-        match self.connections[slot].receive(&mut byte) {
-            Ok(1) => self.feed(slot, &byte),
-            Err(Errno::EAGAIN) => true,
-            _ => {
-                self.on_end(slot);
-                false
+    /// Reads one byte, or all there are in pieces of `most`. True while the answer is incomplete.
+    fn receive(&mut self, slot: usize, most: usize) -> bool {
+        loop {
+            match self.connections[slot].receive(&mut self.buffer[..most]) {
+                Ok(bytes @ 1..) if !self.feed(slot, bytes) => return false,
+                // What is left now is not reported again (EPOLLET).
+                Ok(1..) if most > 1 => {}
+                Ok(1..) | Err(Errno::EAGAIN) => return true,
+                Ok(0) | Err(_) => {
+                    self.on_end(slot);
+                    return false;
+                }
             }
         }
     }
 
-    /// Reads what there is of an answer, at any speed.
-    fn receive(&mut self, slot: usize) {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        // The end is reported, and read, by itself.
-        while let Ok(bytes @ 1..) = self.connections[slot].receive(&mut buffer)
-            && self.feed(slot, &buffer[..bytes])
-        {}
-        self.buffer = buffer;
-    }
-
     /// True while the answer is incomplete; when it is complete, the next request begins.
-    fn feed(&mut self, slot: usize, bytes: &[u8]) -> bool {
+    fn feed(&mut self, slot: usize, bytes: usize) -> bool {
         let connection = &mut self.connections[slot];
+        // An answer to half a request says only that the server will close.
         if connection.written < self.request.len() {
-            // An answer to half a request says only that the server will close.
             return true;
         }
-        match connection.reader.feed(bytes, &mut self.template) {
+        match connection.reader.feed(&self.buffer[..bytes], &mut self.template) {
             Ok(None) => return true,
             Ok(Some((answer, _))) => {
                 connection.answered += 1;
@@ -362,20 +324,14 @@ impl BackgroundLoop {
         connection.socket = None;
     }
 
-    fn counts(self, wanted: Background) -> BackgroundCounts {
-        let counts = |(kind, requested)| connection::counts_of(&self.connections, kind, requested);
-        let [idle, slow @ ..] = Kind::each(&wanted);
-        let idle = counts(idle);
-        BackgroundCounts {
-            idle_established: idle.established,
-            idle_closed: idle.closed_by_server,
-            slow: slow.into_iter().filter(|&(_, requested)| requested > 0).map(counts).collect(),
-            failures: self.failures,
-        }
+    fn counts(self) -> BackgroundCounts {
+        let counts = |(kind, requested, name)| connection::counts_of(&self.connections, kind, requested, name);
+        let [idle, slow @ ..] = Kind::each(&self.wanted);
+        let slow = slow.into_iter().filter(|&(_, requested, _)| requested > 0).map(counts).collect();
+        BackgroundCounts { idle: counts(idle), failures: self.failures, slow }
     }
 }
 
-/// Where the middle of the request head is.
 fn half_of_the_head(request: &[u8]) -> usize {
     let head = request.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap_or(request.len());
     head / 2

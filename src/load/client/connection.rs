@@ -8,8 +8,6 @@ use socket2::Socket;
 use crate::load::client::engine::token;
 use crate::load::response::Reader;
 
-/// What a connection is doing:
-///
 /// ```text
 ///            connect                 established            sent              answered
 /// Closed ──────────────► Connecting ─────────────► Writing ───────► Reading ───────────► Idle ──► Writing …
@@ -22,7 +20,6 @@ pub enum ConnectionState {
     #[default]
     Closed,
     Connecting,
-    /// Established, with nothing outstanding.
     Idle,
     /// The socket buffer took only a part of the request, or nothing yet.
     Writing,
@@ -37,44 +34,32 @@ pub enum ConnectionState {
 pub struct Connection {
     pub socket: Option<Socket>,
     pub state: ConnectionState,
-    /// Counts the sockets of this slot; a report for an earlier one is stale.
+    /// Counts the sockets of this slot: a report for an earlier one is stale.
     pub generation: u32,
-    /// When the requests in hand were due, the next to be answered first. They went out in one piece; each is in hand
-    /// until it is answered, failed or given up.
+    /// When the requests in hand were due: those that are neither answered nor failed nor given up, in their order.
     pub due_ns: VecDeque<u64>,
     pub sent_ns: u64,
-    /// The request in hand was sent before, on a connection that the server closed; [`sent_ns`](Self::sent_ns) is the
-    /// first time.
+    /// The request in hand was sent before, at [`sent_ns`](Self::sent_ns), on a connection that the server closed.
     pub retried: bool,
     /// Of the answer that is coming in; 0 before its first byte.
     pub first_byte_ns: u64,
-    /// When connect(2) was called.
     pub began_ns: u64,
-    /// When the present state has lasted too long; `u64::MAX` for never.
     pub deadline_ns: u64,
-    /// Bytes of the request that the kernel has taken.
+    /// Bytes that the kernel has taken, of those in hand when they set out.
     pub written: usize,
-    /// Bytes of the requests in hand when they set out.
     pub to_write: usize,
-    /// Answers on this connection.
     pub answers: u64,
-    /// Who gave the last of them.
     pub worker: Option<u32>,
-    /// Answers that count for `--requests-per-connection`: those of a session, whose user comes back when the server
-    /// closed in between, and otherwise those on this connection.
+    /// Those that count for `--requests-per-connection`: a session goes on when the server closed in between.
     pub of_session: u64,
-    /// Failures since the last answer.
     pub failures: u32,
     pub reader: Reader,
 }
 
 impl Connection {
-    /// Whether the three-way handshake is behind it.
     pub fn is_established(&self) -> bool {
-        matches!(
-            self.state,
-            ConnectionState::Idle | ConnectionState::Writing | ConnectionState::Reading | ConnectionState::Closing
-        )
+        use ConnectionState::{BackingOff, Closed, Connecting};
+        !matches!(self.state, Closed | Connecting | BackingOff)
     }
 
     /// Whether the kernel has finished the handshake, seen or not: getpeername(2) knows no peer before.
@@ -86,7 +71,7 @@ impl Connection {
         !self.due_ns.is_empty()
     }
 
-    /// Whether the requests in hand have begun their way to the server.
+    /// Whether a byte of the requests in hand may have reached the server.
     pub fn has_sent(&self) -> bool {
         self.retried || matches!(self.state, ConnectionState::Writing | ConnectionState::Reading)
     }
@@ -96,7 +81,6 @@ impl Connection {
         self.socket.as_ref()?.local_addr().ok()?.as_socket()
     }
 
-    /// What the engine knows its socket by.
     pub fn token(&self, slot: usize) -> u64 {
         token(slot, self.generation)
     }

@@ -1,19 +1,18 @@
 //! What the main thread and the measuring threads tell each other: stop, ready, done. All of them wait in epoll, so each
 //! message is an eventfd; the values behind it are read once per event, never in a loop.
 
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 pub struct Control {
     stopped_at_ns: AtomicU64,
-    aborted: AtomicBool,
-    reached: AtomicBool,
-    interrupted: AtomicBool,
-    /// Readable after [`Control::stop`] or [`Control::abort`].
+    pub aborted: AtomicBool,
+    /// A first connection is established: the server is there, and what fails from then on is a part of the result.
+    pub reached: AtomicBool,
+    pub interrupted: AtomicBool,
     pub stop_event: EventFd,
-    /// Readable when a thread has marked its status.
     pub thread_event: EventFd,
 }
 
@@ -32,56 +31,27 @@ impl Control {
 
     /// Ends the measured window now; outstanding answers are waited for a moment longer.
     pub fn stop(&self, now_ns: u64) {
-        self.stopped_at_ns.fetch_min(now_ns, Ordering::Relaxed);
+        self.stopped_at_ns.fetch_min(now_ns, Relaxed);
         add(&self.stop_event, 1);
     }
 
-    /// Ends everything now.
     pub fn abort(&self, now_ns: u64) {
-        self.aborted.store(true, Ordering::Relaxed);
+        self.aborted.store(true, Relaxed);
         self.stop(now_ns);
     }
 
     /// A person wants the run to end: the first time the measurement, the second time everything.
     pub fn interrupt(&self, now_ns: u64) {
-        self.interrupted.store(true, Ordering::Relaxed);
+        self.interrupted.store(true, Relaxed);
         match self.stopped_at_ns() {
             None => self.stop(now_ns),
             Some(_) => self.abort(now_ns),
         }
     }
 
-    pub fn is_interrupted(&self) -> bool {
-        self.interrupted.load(Ordering::Relaxed)
-    }
-
-    /// A first connection is established: the server is there, and what fails from now on is a part of the result.
-    pub fn mark_reached(&self) {
-        self.reached.store(true, Ordering::Relaxed);
-    }
-
-    pub fn is_reached(&self) -> bool {
-        self.reached.load(Ordering::Relaxed)
-    }
-
-    /// When the run was stopped, if it was.
     pub fn stopped_at_ns(&self) -> Option<u64> {
-        let stopped_at_ns = self.stopped_at_ns.load(Ordering::Relaxed);
+        let stopped_at_ns = self.stopped_at_ns.load(Relaxed);
         (stopped_at_ns != u64::MAX).then_some(stopped_at_ns)
-    }
-
-    pub fn is_aborted(&self) -> bool {
-        self.aborted.load(Ordering::Relaxed)
-    }
-
-    /// All that a measuring thread needs of what was open before it.
-    pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
-        [self.stop_event.as_fd(), self.thread_event.as_fd()]
-    }
-
-    /// How many marks threads have set since the last call.
-    pub fn new_marks(&self) -> u64 {
-        self.thread_event.read().unwrap_or(0)
     }
 }
 
@@ -92,7 +62,6 @@ pub struct ThreadStatus<'a> {
 }
 
 impl<'a> ThreadStatus<'a> {
-    /// Of each thread.
     pub const MARKS: u64 = 2;
 
     pub fn new(control: &'a Control) -> ThreadStatus<'a> {

@@ -1,6 +1,7 @@
 //! How requests, connections, deadlines, the window and the run end.
 
 use std::cmp::Reverse;
+use std::sync::atomic::Ordering::Relaxed;
 
 use nix::errno::Errno;
 
@@ -11,13 +12,11 @@ use crate::load::counts::failures::{Cause, LostCause, LostRequest};
 use crate::load::counts::window::Timestamps;
 use crate::units::monotonic_ns;
 
-/// Deadlines are checked no more often than this.
 const SCAN_GAP_NS: u64 = 1_000_000;
 /// After Ctrl-C the run waits for outstanding answers no longer than this.
 const INTERRUPTED_DRAIN_NS: u64 = 1_000_000_000;
 
 impl<E: Engine> ClientLoop<'_, E> {
-    /// Takes the first of the requests in hand off the connection.
     pub(super) fn take_request(&mut self, slot: usize) -> Option<Timestamps> {
         let connection = &mut self.connections[slot];
         let due_ns = connection.due_ns.pop_front()?;
@@ -28,7 +27,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         Some(Timestamps { due_ns, sent_ns, first_byte_ns, end_ns: self.now_ns })
     }
 
-    /// No answer will come: the requests in hand enter the histograms at their age. Returns how many there were.
+    /// The requests in hand enter the histograms at their age. Returns how many there were.
     pub(super) fn requests_failed(&mut self, slot: usize) -> u64 {
         let mut failed = 0;
         while let Some(timestamps) = self.take_request(slot) {
@@ -38,7 +37,6 @@ impl<E: Engine> ClientLoop<'_, E> {
         failed
     }
 
-    /// As [`requests_failed`](Self::requests_failed), and each request is also counted as an error with its cause.
     pub(super) fn requests_lost(&mut self, slot: usize, cause: LostCause) {
         let connection = &self.connections[slot];
         if connection.has_request() {
@@ -51,7 +49,7 @@ impl<E: Engine> ClientLoop<'_, E> {
     pub(super) fn close(&mut self, slot: usize) {
         let connection = &mut self.connections[slot];
         if connection.is_established() {
-            self.tally.open -= 1;
+            self.tally.totals.open -= 1;
             self.alive_ns = self.now_ns;
         }
         let token = connection.token(slot);
@@ -75,13 +73,11 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.scan_at_ns = self.scan_at_ns.min(deadline_ns);
     }
 
-    /// When the deadline of the first request in hand passes.
     fn stale_ns(&self, slot: usize) -> u64 {
         let due_ns = self.connections[slot].due_ns.front().copied();
         due_ns.map_or(u64::MAX, |due_ns| due_ns.saturating_add(self.settings.deadline_ns))
     }
 
-    /// Once per wait: does everything whose time has come.
     pub(super) fn check_timers(&mut self) {
         if self.now_ns >= self.scan_at_ns {
             self.scan();
@@ -89,26 +85,24 @@ impl<E: Engine> ClientLoop<'_, E> {
         if self.now_ns >= self.window.close_ns && !self.window_closed {
             self.window_closed = true;
             self.forget_unsent();
-            // Users who think send no further request.
             for Reverse((_, slot)) in std::mem::take(&mut self.thinking) {
                 self.close(slot as usize);
                 self.free.push_back(slot);
             }
         }
-        if self.tally.intervals.as_ref().is_some_and(|intervals| intervals.ends_ns() <= self.now_ns) {
-            let totals = self.tally.totals(self.due());
+        if self.tally.intervals.as_ref().is_some_and(|intervals| intervals.ends_ns <= self.now_ns) {
+            let totals = self.tally.totals();
             self.tally.intervals.iter_mut().for_each(|intervals| intervals.send(self.now_ns, totals));
         }
         let dead_ns = self.now_ns.saturating_sub(self.alive_ns);
-        if self.settings.ends_by_count && self.tally.open == 0 && dead_ns > self.settings.timeout_ns {
+        if self.settings.ends_by_count && self.tally.totals.open == 0 && dead_ns > self.settings.timeout_ns {
             // A run of N requests against a server that died would never end.
-            self.gave_up = self.busy > 0;
+            self.tally.gave_up = self.busy > 0;
         }
         self.dispatch();
     }
 
-    /// Looks for deadlines that have passed. Requests only ever get later deadlines, so a scan is needed once
-    /// per time-out, not once per request.
+    /// Requests only ever get later deadlines, so a scan is needed once per time-out, not once per request.
     fn scan(&mut self) {
         let mut earliest_ns = u64::MAX;
         for slot in 0..self.connections.len() {
@@ -138,12 +132,9 @@ impl<E: Engine> ClientLoop<'_, E> {
         }
     }
 
-    /// Why a request has no answer when its time is over.
     fn overdue(&self, slot: usize) -> LostCause {
-        match self.connections[slot].reader.ends_with_connection() {
-            true => LostCause::Read(Cause::NoLength),
-            false => LostCause::Timeout,
-        }
+        let has_no_length = self.connections[slot].reader.ends_with_connection();
+        if has_no_length { LostCause::Read(Cause::NoLength) } else { LostCause::Timeout }
     }
 
     /// The user has left. The connection is closed, since the answer to this request would come before the next one.
@@ -154,13 +145,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.close_and_free(slot);
     }
 
-    /// Requests taken from the schedule of an open loop.
-    pub(super) fn due(&self) -> u64 {
-        if self.settings.open_loop { self.taken } else { 0 }
-    }
-
-    /// In a closed loop a request exists only once it is sent: requests that still wait for a connection are
-    /// forgotten. In an open loop they were due, and stay.
+    /// In a closed loop a request exists only once it is sent; in an open loop it was due, and stays.
     fn forget_unsent(&mut self) {
         if self.settings.open_loop {
             return;
@@ -175,13 +160,12 @@ impl<E: Engine> ClientLoop<'_, E> {
     pub(super) fn apply_stop(&mut self) {
         let Some(stopped_at_ns) = self.control.stopped_at_ns() else { return };
         self.window.close_ns = self.window.close_ns.min(stopped_at_ns);
-        self.assignment.schedule.end_at(stopped_at_ns.saturating_sub(self.window.start_ns));
+        self.schedule.end_at(stopped_at_ns.saturating_sub(self.window.start_ns));
         let limit_ns = INTERRUPTED_DRAIN_NS.min(self.settings.timeout_ns);
-        let drain_ns = if self.control.is_aborted() { 0 } else { limit_ns };
+        let drain_ns = if self.control.aborted.load(Relaxed) { 0 } else { limit_ns };
         self.drained_by_ns = self.drained_by_ns.min(stopped_at_ns.saturating_add(drain_ns));
     }
 
-    /// Requests without an answer at the end are lost; each is recorded with its age.
     pub(super) fn count_outstanding_as_lost(&mut self) {
         self.now_ns = monotonic_ns();
         self.forget_unsent();
@@ -194,22 +178,20 @@ impl<E: Engine> ClientLoop<'_, E> {
         while self.settings.open_loop
             && let Some(due_ns) = self.take_due()
         {
-            let end_ns = self.now_ns;
-            let lost = LostRequest { at_ns: end_ns, client: None, cause: LostCause::Timeout, worker: None };
+            let lost = LostRequest { at_ns: self.now_ns, client: None, cause: LostCause::Timeout, worker: None };
             self.tally.failures.lose(lost, 1);
-            self.tally.unanswered(&self.window, Timestamps::unsent(due_ns, end_ns));
+            self.tally.unanswered(&self.window, Timestamps::unsent(due_ns, self.now_ns));
         }
     }
 
-    /// Counts a handshake that was not finished when the run ended.
     fn resolve_handshake(&mut self, slot: usize) {
         if self.connections[slot].is_connected() {
             // Established after the last event: the server may have counted it, so it is counted here too.
             return self.established(slot);
         }
         self.tally.times.connect.record(self.now_ns - self.connections[slot].began_ns);
-        if !self.control.is_reached() {
-            self.unreachable = Some(Errno::ETIMEDOUT);
+        if !self.control.reached.load(Relaxed) {
+            self.tally.unreachable = Some(Errno::ETIMEDOUT);
         }
     }
 }

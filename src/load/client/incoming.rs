@@ -13,7 +13,6 @@ use crate::units::monotonic_ns;
 
 /// How long a server that announced its close may take before the client closes first.
 const CLOSING_GRACE_NS: u64 = 1_000_000_000;
-/// The answer of `--connect-only`: the connection is established.
 const CONNECTED: Answer = Answer { status: 200, worker: None, body_bytes: 0, close: false };
 
 impl<E: Engine> ClientLoop<'_, E> {
@@ -27,7 +26,10 @@ impl<E: Engine> ClientLoop<'_, E> {
         }
         match self.connections[slot].state {
             ConnectionState::Connecting if ready.room => self.on_connected(slot),
-            ConnectionState::Writing if ready.room => self.on_room(slot),
+            ConnectionState::Writing if ready.room => {
+                let written = self.write(slot);
+                self.after_writing(slot, written);
+            }
             ConnectionState::Writing | ConnectionState::Reading => {
                 if let Some(errno) = ready.failed_send {
                     return self.write_failed(slot, errno);
@@ -42,21 +44,18 @@ impl<E: Engine> ClientLoop<'_, E> {
     }
 
     fn on_connected(&mut self, slot: usize) {
-        let error = self.connections[slot].socket.as_ref().map(|socket| socket.take_error());
-        match error {
-            Some(Ok(None)) => {
-                self.established(slot);
-                if !self.settings.connect_only {
-                    let _ = self.with_socket(slot, E::established);
-                }
-                match self.connections[slot].has_request() {
-                    true if self.settings.connect_only => self.on_connected_only(slot),
-                    true => self.send_request(slot),
-                    false => {}
-                }
-            }
-            Some(Ok(Some(error)) | Err(error)) => self.connect_failed(slot, errno(error)),
-            None => {}
+        let Some(socket) = &self.connections[slot].socket else { return };
+        if let Ok(Some(error)) | Err(error) = socket.take_error() {
+            return self.connect_failed(slot, errno(error));
+        }
+        self.established(slot);
+        if !self.settings.connect_only {
+            let _ = self.with_socket(slot, E::established);
+        }
+        match self.connections[slot].has_request() {
+            true if self.settings.connect_only => self.on_connected_only(slot),
+            true => self.send_request(slot),
+            false => {}
         }
     }
 
@@ -69,20 +68,6 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.close_and_free(slot);
     }
 
-    fn on_room(&mut self, slot: usize) {
-        let written = self.write(slot).and_then(|all| {
-            if !all {
-                return self.with_socket(slot, E::await_room);
-            }
-            self.connections[slot].state = ConnectionState::Reading;
-            Ok(())
-        });
-        if let Err(errno) = written {
-            self.write_failed(slot, errno);
-        }
-    }
-
-    /// Reads until the socket is empty or the answer complete.
     fn receive(&mut self, slot: usize, ends: bool) {
         loop {
             let connection = &self.connections[slot];
@@ -97,10 +82,8 @@ impl<E: Engine> ClientLoop<'_, E> {
             if matches!(connection.state, ConnectionState::Closing | ConnectionState::Idle) {
                 return self.on_failed_read(slot, Cause::Unasked);
             }
-            if !self.read_answers(slot, bytes, ends) {
-                return;
-            }
-            if bytes < self.engine.capacity() && !ends {
+            let is_over = !self.read_answers(slot, bytes, ends);
+            if is_over || (bytes < E::CAPACITY && !ends) {
                 return;
             }
         }
@@ -160,12 +143,10 @@ impl<E: Engine> ClientLoop<'_, E> {
         }
         if answer.close && !server_closed && !half_sent {
             self.connections[slot].state = ConnectionState::Closing;
-            self.connections[slot].deadline_ns = u64::MAX;
             self.set_deadline(slot, CLOSING_GRACE_NS.min(self.settings.timeout_ns));
             return;
         }
-        let ends = server_closed || half_sent || last;
-        if ends {
+        if server_closed || half_sent || last {
             self.close(slot);
         } else {
             self.connections[slot].state = ConnectionState::Idle;
@@ -174,8 +155,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.go_on(slot);
     }
 
-    /// After an answer: the next request of the session, on a new connection if necessary, or whatever is due. After the
-    /// end of the window no user sends another request.
+    /// The next request of the session, or whatever is due. After the window no user sends another request.
     fn go_on(&mut self, slot: usize) {
         let was_last = self.settings.requests_per_connection == Some(self.connections[slot].of_session);
         if !self.settings.sessions || was_last {
@@ -194,17 +174,15 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.go_on(slot);
     }
 
-    /// The server closed its side.
     fn on_end(&mut self, slot: usize) {
         self.now_ns = monotonic_ns();
-        match self.connections[slot].state {
-            // Between two requests a server may close as it likes.
-            ConnectionState::Idle => self.close(slot),
-            ConnectionState::Closing => self.close_and_go_on(slot),
-            _ => match self.connections[slot].reader.end() {
-                Some(answer) => self.on_answer(slot, &answer, true),
-                None => self.on_failed_read(slot, Cause::Eof),
-            },
+        // Between two requests a server may close as it likes.
+        if self.connections[slot].state == ConnectionState::Idle {
+            return self.close(slot);
+        }
+        match self.connections[slot].reader.end() {
+            Some(answer) => self.on_answer(slot, &answer, true),
+            None => self.on_failed_read(slot, Cause::Eof),
         }
     }
 

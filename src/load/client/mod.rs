@@ -1,14 +1,12 @@
 //! HOW: one thread with its connections, which shares nothing with the other threads. The schedule says when; this loop
 //! sends what is due on a connection that is free and reads the answers, by an [`engine`] that makes the system calls:
 //!
-//! - the next request is written straight after the parsed answer;
 //! - after connect(2) the request is sent at once. On loopback the handshake is over by then, although the
 //!   call returned EINPROGRESS: the SYN-ACK is processed when connect(2) releases the socket;
 //! - the clock is read once per answer: the end of one request is the beginning of the next. The ~0.3 µs of
 //!   parsing between them belong to the client and count against the server, which is the honest direction;
-//! - time-outs are not timers but one comparison per wait (see [`ClientLoop::scan`]).
-//!
-//! Memory is allocated before the start: counting and sending take none.
+//! - time-outs are not timers but one comparison per wait (see [`ClientLoop::scan`]);
+//! - memory is allocated before the start: neither a request nor its answer takes any.
 //!
 //! This file hands out what is due; [`outgoing`] connects and sends, [`incoming`] reads answers, [`ending`] handles time,
 //! failures and the end of the run.
@@ -42,12 +40,10 @@ mod ending;
 mod incoming;
 mod outgoing;
 
-/// What all threads of a run have in common: the plan in the units of the loop.
 pub struct Settings {
     pub route: Route,
-    /// As many copies of the request as may be outstanding on a connection.
+    /// As many copies as may be outstanding on a connection, each of `request_bytes`.
     pub requests: Vec<u8>,
-    /// Bytes of one copy.
     pub request_bytes: usize,
     pub pipeline: usize,
     /// One copy with `Connection: close`.
@@ -68,15 +64,14 @@ pub struct Settings {
     pub measures: Measures,
 }
 
-/// What one thread gets when the run begins.
+/// One thread's share of the run; the [`Settings`] are the same for all.
 pub struct Assignment {
+    pub connections: u64,
     pub schedule: Schedule,
     pub thinker: Thinker,
-    /// When the run is observed.
     pub intervals: Option<IntervalSender>,
 }
 
-/// One thread's connections.
 pub struct ClientLoop<'a, E> {
     settings: &'a Settings,
     control: &'a Control,
@@ -87,19 +82,18 @@ pub struct ClientLoop<'a, E> {
     sockets_to_close: Vec<Socket>,
     /// Connections without a request in hand, longest free first: an open loop uses all of them in turn.
     free: VecDeque<u32>,
-    /// Connections whose user thinks, and until when.
+    /// Until when the user of which connection thinks.
     thinking: BinaryHeap<Reverse<(u64, u32)>>,
-    assignment: Assignment,
-    /// Requests taken from the schedule.
-    taken: u64,
+    schedule: Schedule,
+    thinker: Thinker,
     /// Connections begun; chooses the source address.
     connects: u64,
+    /// It begins never until [`ClientLoop::run`] says when: nothing is due.
     window: Window,
     /// When the wait for the last answers ends.
     drained_by_ns: u64,
     tally: Tally,
     template: Template,
-    /// The clock when it was last read.
     now_ns: u64,
     /// Requests in hand.
     busy: usize,
@@ -108,73 +102,55 @@ pub struct ClientLoop<'a, E> {
     /// The last moment with an open connection, or without a request that needs one.
     alive_ns: u64,
     window_closed: bool,
-    gave_up: bool,
-    /// connect(2) failed before any connection came about: there is nothing to measure.
-    unreachable: Option<Errno>,
 }
 
 impl<'a, E: Engine> ClientLoop<'a, E> {
-    pub fn new(settings: &'a Settings, control: &'a Control, connections: u64) -> nix::Result<ClientLoop<'a, E>> {
-        let engine = E::new(
-            connections as usize,
-            control.stop_event.as_fd(),
-            [settings.requests.as_slice(), &settings.last_request],
-        )?;
-        let connection = |_| Connection {
-            due_ns: VecDeque::with_capacity(settings.pipeline),
-            deadline_ns: u64::MAX,
-            ..Connection::default()
-        };
+    pub fn new(settings: &'a Settings, control: &'a Control, share: Assignment) -> nix::Result<ClientLoop<'a, E>> {
+        let Assignment { connections, schedule, thinker, intervals } = share;
+        let room = connections as usize;
+        let messages = [settings.requests.as_slice(), &settings.last_request];
+        let due_ns = || VecDeque::with_capacity(settings.pipeline);
+        let connection = |_| Connection { due_ns: due_ns(), deadline_ns: u64::MAX, ..Connection::default() };
         Ok(ClientLoop {
             settings,
             control,
-            engine,
+            engine: E::new(room, control.stop_event.as_fd(), messages)?,
             connections: (0..connections).map(connection).collect(),
-            sockets_to_close: Vec::with_capacity(connections as usize + 1),
+            sockets_to_close: Vec::with_capacity(room + 1),
             free: (0..connections as u32).collect(),
-            thinking: BinaryHeap::with_capacity(connections as usize),
-            assignment: Assignment {
-                schedule: Schedule::nothing(),
-                thinker: Thinker::new(None, 0, 0),
-                intervals: None,
-            },
-            taken: 0,
+            thinking: BinaryHeap::with_capacity(room),
+            schedule,
+            thinker,
             connects: 0,
-            window: Window { start_ns: 0, open_ns: u64::MAX, close_ns: u64::MAX },
+            window: Window { start_ns: u64::MAX, open_ns: u64::MAX, close_ns: u64::MAX },
             drained_by_ns: u64::MAX,
-            tally: Tally::new(settings.measures),
+            tally: Tally { intervals, ..Tally::new(settings.measures) },
             template: Template::new(settings.no_body),
             now_ns: monotonic_ns(),
             busy: 0,
             scan_at_ns: u64::MAX,
             alive_ns: 0,
             window_closed: false,
-            gave_up: false,
-            unreachable: None,
         })
     }
 
     /// Connects all connections and waits for it: an open loop should not begin with a storm of handshakes.
     pub fn open_all(&mut self) {
         (0..self.connections.len()).for_each(|slot| self.connect(slot));
-        let connecting =
-            |client: &ClientLoop<E>| client.connections.iter().any(|c| c.state == ConnectionState::Connecting);
-        while connecting(self) && self.unreachable.is_none() && self.drained_by_ns == u64::MAX {
+        while self.connections.iter().any(|connection| connection.state == ConnectionState::Connecting)
+            && self.tally.unreachable.is_none()
+            && self.drained_by_ns == u64::MAX
+        {
             self.turn();
         }
     }
 
-    /// Runs the schedule to its end, waits for the last answers, and returns what was counted.
-    pub fn run(mut self, window: Window, mut assignment: Assignment) -> Tally {
+    pub fn run(mut self, window: Window) -> Tally {
         // 50 µs of default slack would be added to every due time (prctl(2), PR_SET_TIMERSLACK).
         let _ = prctl::set_timerslack(1);
         self.window = window;
-        self.tally.intervals = assignment.intervals.take();
-        self.assignment = assignment;
         self.drained_by_ns = window.close_ns.saturating_add(self.settings.timeout_ns);
-        if let Some(intervals) = &mut self.tally.intervals {
-            intervals.begin(window.start_ns);
-        }
+        self.tally.intervals.iter_mut().for_each(|intervals| intervals.begin(window.start_ns));
         if self.settings.thinks && !self.settings.sessions {
             self.begin_with_thinking();
         }
@@ -188,10 +164,8 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
         }
         self.count_outstanding_as_lost();
         if let Some(intervals) = self.tally.intervals.take() {
-            intervals.finish(self.now_ns, self.tally.totals(self.due()));
+            intervals.finish(self.now_ns, self.tally.totals());
         }
-        self.tally.unreachable = self.unreachable;
-        self.tally.gave_up = self.gave_up;
         self.tally
     }
 
@@ -199,7 +173,7 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
     fn begin_with_thinking(&mut self) {
         let users = self.free.len() as u64;
         for (user, slot) in (0u64..).zip(std::mem::take(&mut self.free)) {
-            let pause_ns = u128::from(self.assignment.thinker.pause_ns()) * u128::from(user + 1) / u128::from(users);
+            let pause_ns = u128::from(self.thinker.pause_ns()) * u128::from(user + 1) / u128::from(users);
             self.thinking.push(Reverse((self.window.start_ns + pause_ns as u64, slot)));
         }
     }
@@ -208,10 +182,9 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
         // In a session a user who thinks sends another request; otherwise the schedule decides.
         let thinks = self.settings.sessions && !self.thinking.is_empty();
         let nothing_left = self.busy == 0 && !thinks && self.next_due_ns().is_none();
-        nothing_left || self.gave_up || self.unreachable.is_some() || self.now_ns >= self.drained_by_ns
+        nothing_left || self.tally.gave_up || self.tally.unreachable.is_some() || self.now_ns >= self.drained_by_ns
     }
 
-    /// Waits once, handles every report, then checks the timers.
     fn turn(&mut self) {
         let wake_ns = if self.settings.busy_poll { self.now_ns } else { self.next_wake_ns() };
         let timeout = (wake_ns != u64::MAX).then(|| Duration::from_nanos(wake_ns.saturating_sub(self.now_ns)));
@@ -230,17 +203,16 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
         let phase_ns = if self.window_closed { self.drained_by_ns } else { self.window.close_ns };
         let due_ns = if self.free.is_empty() { None } else { self.next_due_ns() };
         let thought_ns = self.thinking.peek().map_or(u64::MAX, |Reverse((due_ns, _))| *due_ns);
-        let interval_ns = self.tally.intervals.as_ref().map_or(u64::MAX, IntervalSender::ends_ns);
+        let interval_ns = self.tally.intervals.as_ref().map_or(u64::MAX, |intervals| intervals.ends_ns);
         phase_ns.min(self.scan_at_ns).min(due_ns.unwrap_or(u64::MAX)).min(thought_ns).min(interval_ns)
     }
 
     /// When the schedule has something to send; `None` when never again.
     fn next_due_ns(&self) -> Option<u64> {
-        let due_ns = self.assignment.schedule.next_due_ns(self.now_ns.saturating_sub(self.window.start_ns))?;
-        Some(self.window.start_ns + due_ns)
+        let due_ns = self.schedule.next_due_ns(self.now_ns.saturating_sub(self.window.start_ns))?;
+        Some(self.window.start_ns.saturating_add(due_ns))
     }
 
-    /// Hands requests that are due to connections that are free.
     fn dispatch(&mut self) {
         if !self.thinking.is_empty() {
             self.wake_thinkers();
@@ -261,23 +233,20 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
         }
     }
 
-    /// Takes the next request that is due and whose deadline has not passed.
     fn take_due(&mut self) -> Option<u64> {
         let elapsed_ns = self.now_ns.checked_sub(self.window.start_ns)?;
         loop {
-            let due_ns = self.window.start_ns + self.assignment.schedule.take(elapsed_ns)?;
-            self.taken += 1;
+            let due_ns = self.window.start_ns + self.schedule.take(elapsed_ns)?;
+            self.tally.totals.due += u64::from(self.settings.open_loop);
             if due_ns.saturating_add(self.settings.deadline_ns) > self.now_ns {
                 return Some(due_ns);
             }
-            // The deadline passed before the request was sent: it is counted with the deadline as its age.
             self.tally.shed += 1;
             let end_ns = due_ns + self.settings.deadline_ns;
             self.tally.unanswered(&self.window, Timestamps::unsent(due_ns, end_ns));
         }
     }
 
-    /// Users whose think time is over send their next request.
     fn wake_thinkers(&mut self) {
         while let Some(&Reverse((due_ns, slot))) = self.thinking.peek()
             && due_ns <= self.now_ns
@@ -310,18 +279,12 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
         }
     }
 
-    /// Asks the engine for something that concerns the socket of a connection.
-    fn with_socket(
-        &mut self,
-        slot: usize,
-        ask: impl FnOnce(&mut E, u64, &Socket) -> nix::Result<()>,
-    ) -> nix::Result<()> {
+    fn with_socket(&mut self, slot: usize, ask: impl Fn(&mut E, u64, &Socket) -> nix::Result<()>) -> nix::Result<()> {
         let connection = &self.connections[slot];
-        let Some(socket) = &connection.socket else { return Err(Errno::ENOTCONN) };
+        let socket = connection.socket.as_ref().ok_or(Errno::ENOTCONN)?;
         ask(&mut self.engine, connection.token(slot), socket)
     }
 
-    /// The connection has nothing more to do for now.
     fn release(&mut self, slot: usize) {
         if self.settings.thinks && !self.settings.sessions {
             self.think(slot);
@@ -331,7 +294,7 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
     }
 
     fn think(&mut self, slot: usize) {
-        let due_ns = self.now_ns.saturating_add(self.assignment.thinker.pause_ns());
+        let due_ns = self.now_ns.saturating_add(self.thinker.pause_ns());
         self.thinking.push(Reverse((due_ns, slot as u32)));
     }
 }

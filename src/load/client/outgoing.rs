@@ -1,5 +1,7 @@
 //! Connecting and sending, and what follows when either fails.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use nix::errno::Errno;
 
 use super::ClientLoop;
@@ -42,15 +44,14 @@ impl<E: Engine> ClientLoop<'_, E> {
         }
     }
 
-    /// On loopback the socket is perhaps established already: then sends, if there is something to send.
-    fn send_at_once(&mut self, slot: usize) -> Result<SendProgress, Errno> {
+    fn send_at_once(&mut self, slot: usize) -> nix::Result<SendProgress> {
         self.now_ns = monotonic_ns();
         if !self.connections[slot].has_request() || self.settings.connect_only {
-            if !self.connections[slot].is_connected() {
-                return Ok(SendProgress::Connecting);
+            if self.connections[slot].is_connected() {
+                self.established(slot);
+                return Ok(SendProgress::Sent);
             }
-            self.established(slot);
-            return Ok(SendProgress::Sent);
+            return Ok(SendProgress::Connecting);
         }
         let all = self.begin_writing(slot)?;
         if self.connections[slot].written == 0 {
@@ -66,9 +67,12 @@ impl<E: Engine> ClientLoop<'_, E> {
         connection.state = ConnectionState::Idle;
         connection.deadline_ns = u64::MAX;
         self.tally.times.connect.record(self.now_ns - connection.began_ns);
-        self.tally.opened();
-        if self.tally.established == 1 {
-            self.control.mark_reached();
+        let totals = &mut self.tally.totals;
+        totals.established += 1;
+        totals.open += 1;
+        self.tally.peak_open = self.tally.peak_open.max(totals.open);
+        if totals.established == 1 {
+            self.control.reached.store(true, Relaxed);
         }
     }
 
@@ -76,12 +80,12 @@ impl<E: Engine> ClientLoop<'_, E> {
         count(&mut self.tally.failures.connect, errno, 1);
         let began_ns = self.connections[slot].began_ns;
         if errno == Errno::ETIMEDOUT {
-            // A handshake that timed out is recorded with its age, a lower bound.
+            // Its age is a lower bound.
             self.tally.times.connect.record(self.now_ns.saturating_sub(began_ns));
         }
         self.close(slot);
-        if !self.control.is_reached() {
-            self.unreachable = Some(errno);
+        if !self.control.reached.load(Relaxed) {
+            self.tally.unreachable = Some(errno);
             self.control.abort(self.now_ns);
         }
         // Without a request the connection is free already, and connects again when it gets one.
@@ -104,19 +108,23 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.set_deadline(slot, pause_ns.min(LAST_BACK_OFF_NS));
     }
 
-    /// Sends the request in hand on an idle connection.
     pub(super) fn send_request(&mut self, slot: usize) {
-        let written = self.begin_writing(slot).and_then(|all| {
+        let written = self.begin_writing(slot);
+        if let Ok(all) = written {
             self.sending(slot, all);
-            if all { Ok(()) } else { self.with_socket(slot, E::await_room) }
-        });
-        if let Err(errno) = written {
+        }
+        self.after_writing(slot, written);
+    }
+
+    pub(super) fn after_writing(&mut self, slot: usize, written: nix::Result<bool>) {
+        if written == Ok(true) {
+            self.connections[slot].state = ConnectionState::Reading;
+        } else if let Err(errno) = written.and_then(|_| self.with_socket(slot, E::await_room)) {
             self.write_failed(slot, errno);
         }
     }
 
-    /// Writes what the kernel takes of the requests in hand. True when all of it is gone.
-    fn begin_writing(&mut self, slot: usize) -> Result<bool, Errno> {
+    fn begin_writing(&mut self, slot: usize) -> nix::Result<bool> {
         let is_last = self.is_last(slot);
         let connection = &mut self.connections[slot];
         connection.written = 0;
@@ -127,14 +135,14 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.write(slot)
     }
 
-    /// Writes more of them; how much there was to write was settled at the beginning, some may be answered meanwhile.
-    pub(super) fn write(&mut self, slot: usize) -> Result<bool, Errno> {
+    /// True when all of it is gone. How much that is was settled at the beginning: some may be answered meanwhile.
+    pub(super) fn write(&mut self, slot: usize) -> nix::Result<bool> {
         let is_last = self.is_last(slot);
         let connection = &mut self.connections[slot];
-        let Some(socket) = &connection.socket else { return Err(Errno::ENOTCONN) };
-        let (message, bytes) = if is_last { (1, &self.settings.last_request) } else { (0, &self.settings.requests) };
+        let socket = connection.socket.as_ref().ok_or(Errno::ENOTCONN)?;
+        let message = if is_last { (1, &*self.settings.last_request) } else { (0, &*self.settings.requests) };
         let part = connection.written..connection.to_write;
-        connection.written += self.engine.send(connection.token(slot), socket, message, bytes, part)?;
+        connection.written += self.engine.send(connection.token(slot), socket, message, part)?;
         Ok(connection.written == connection.to_write)
     }
 
@@ -165,9 +173,8 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.back_off(slot);
     }
 
-    /// A server may close a kept connection at any moment, also while the client sends. A client that has received no
-    /// byte of the answer may then send the request once more (RFC 9112, section 9.3.1). The second attempt goes out on
-    /// a new connection, whose close is an error.
+    /// A server may close a kept connection while the client sends. A client that has received no byte of the answer may
+    /// then send the request once more (RFC 9112, section 9.3.1), on a new connection, whose close is an error.
     pub(super) fn may_retry(&self, slot: usize) -> bool {
         let connection = &self.connections[slot];
         let is_untouched = connection.has_request() && connection.first_byte_ns == 0;
@@ -175,7 +182,7 @@ impl<E: Engine> ClientLoop<'_, E> {
     }
 
     pub(super) fn retry(&mut self, slot: usize) {
-        self.tally.retried += 1;
+        self.tally.totals.retried += 1;
         let connection = &mut self.connections[slot];
         if !connection.has_sent() {
             connection.sent_ns = self.now_ns;

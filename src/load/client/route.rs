@@ -1,4 +1,4 @@
-//! Where connections go, where they come from, and how they begin and end.
+//! Where connections go, where they come from, and how they begin and end; the same for all of a run.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,16 +9,12 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::load::options::source::Sources;
 
-/// The same for all connections of a run.
 #[derive(Clone)]
 pub struct Route {
     pub address: SockAddr,
-    /// Where they come from.
     pub sources: Option<Sources>,
-    /// The first request does not fit into one segment; otherwise Nagle's algorithm never holds it back, since nothing
-    /// unacknowledged is before it.
+    /// Nagle's algorithm holds back only what does not fit into one segment.
     pub no_delay: bool,
-    /// They end with a reset.
     pub reset: bool,
 }
 
@@ -54,7 +50,6 @@ impl Route {
     }
 }
 
-/// The errno behind an error of socket2.
 pub fn errno(error: std::io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }

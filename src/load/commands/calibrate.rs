@@ -2,9 +2,9 @@
 //! program `null-server` beside this one, on a CPU of its own where there are two.
 
 use std::env;
-use std::fmt::{Display, Write as _};
+use std::fmt::Display;
 use std::io::{self, BufRead, BufReader};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -17,17 +17,16 @@ use crate::cpu;
 use crate::load::counts::histogram::Times;
 use crate::load::options::args::plan_of;
 use crate::load::options::plan::Plan;
+use crate::load::output::text::{STATISTICS, cells, heads};
 use crate::load::run;
 use crate::load::run::observers::Observers;
 use crate::report::{Latency, LoadReport};
 use crate::sys::process;
-use crate::units::{format_duration, monotonic_ns, time};
+use crate::units::{format_duration, monotonic_ns};
 
-/// What one thread of this client can do here.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Calibration {
     pub connections: u32,
-    /// The null server had a CPU of its own.
     pub cpu_apart: bool,
     /// Closed loop, connections kept.
     pub requests_per_s: f64,
@@ -46,27 +45,19 @@ pub struct Calibration {
     pub slip_clock_us: Latency,
 }
 
-/// The rate at which the slip is measured.
 pub const OPEN_RATE_PER_S: u32 = 10_000;
 /// Above this share of the ceiling the client may be what limits the server's figure.
 const HEADROOM: f64 = 0.8;
 
-/// Makes the four measurements.
-///
-/// # Errors
-/// One line that says what could not be started or measured.
 pub fn calibrate(duration: Duration, connections: u32) -> Result<Calibration, String> {
     let cpus = cpu::allowed();
     let apart = (cpus.len() > 1).then(|| cpus.split_last()).flatten().map(|(&theirs, ours)| (theirs, ours));
-    if let Some((_, ours)) = apart {
-        cpu::pin_to(ours).map_err(|errno| format!("pin the client to CPUs {ours:?}: {}", errno.desc()))?;
-    }
     let measure = |keeps: bool, flags: &str| {
-        let server = NullServer::start(keeps, apart)?;
+        let (_server, address) = NullServer::start(keeps, apart)?;
         let (duration, warmup) = (format_duration(duration), format_duration(duration / 5));
         let options =
             format!("--duration {duration} --warmup {warmup} --connections {connections} --progress none {flags}");
-        measure(&plan_of(&options, &format!("http://{}/", server.address)))
+        measure(&plan_of(&options, &format!("http://{address}/")))
     };
     let closed = measure(true, "")?;
     let churn = measure(false, "--requests-per-connection 1")?;
@@ -120,52 +111,39 @@ fn cpu_us_each(report: &LoadReport) -> f64 {
 }
 
 impl Calibration {
-    /// A table for people.
     pub fn render(&self) -> String {
-        let mut text = format!("one thread, {} connections, against a server that does nothing", self.connections);
-        text += if self.cpu_apart { " on a CPU of its own\n\n" } else { " ON THE SAME CPU: expect half of this\n\n" };
-        let _ = writeln!(
-            text,
-            "connections kept     {:>10.0} requests/s     {:>7.2} us of CPU each, {:.0} % of a CPU",
-            self.requests_per_s,
-            self.cpu_us_per_request,
-            self.cpu_share * 100.0
-        );
-        let _ = writeln!(
-            text,
-            "one per request      {:>10.0} connections/s  {:>7.2} us of CPU each\n",
-            self.connections_per_s, self.cpu_us_per_connection
-        );
-        let _ = writeln!(text, "{:28}{:>10}{:>10}{:>10}{:>10}", "slip", "p50", "p99", "p99.9", "max");
-        let polling = self.slip_busy_poll_us.as_ref().map(|slip| ("with --busy-poll", slip));
-        let clock = [("the clock itself", &self.slip_clock_us)];
-        for (name, slip) in [("sleeping", &self.slip_us)].into_iter().chain(polling).chain(clock) {
-            let cells: String =
-                [slip.p50, slip.p99, slip.p99_9, slip.max].map(|us| format!("{:>10}", time(us))).concat();
-            let _ = writeln!(text, "{:28}{cells}", format!("{OPEN_RATE_PER_S}/s, {name}"));
-        }
-        let _ = writeln!(
-            text,
-            "\nThis client can do {:.0} requests/s per thread here: a server measured at more than\n\
-             {:.0}/s ({:.0} %) with one thread is limited by the client; give it more --threads.\n\
-             No client can be earlier than the clock itself: the rest of a slip is its own.",
-            self.ceiling_per_s,
-            self.ceiling_per_s * HEADROOM,
+        let place = if self.cpu_apart { "on a CPU of its own" } else { "ON THE SAME CPU: expect half of this" };
+        let Calibration { connections, requests_per_s, connections_per_s, ceiling_per_s, .. } = self;
+        let (per_request, per_connection) = (self.cpu_us_per_request, self.cpu_us_per_connection);
+        let (percent, limit_per_s) = (self.cpu_share * 100.0, self.ceiling_per_s * HEADROOM);
+        let row = |name: &str, slip: &Latency| {
+            format!("{:28}{}\n", format!("{OPEN_RATE_PER_S}/s, {name}"), cells(slip, STATISTICS, 10))
+        };
+        let polling = self.slip_busy_poll_us.as_ref().map(|slip| row("with --busy-poll", slip)).unwrap_or_default();
+        format!(
+            "one thread, {connections} connections, against a server that does nothing {place}\n\n\
+             connections kept     {requests_per_s:>10.0} requests/s     {per_request:>7.2} us of CPU each, {percent:.0} % of a \
+             CPU\n\
+             one per request      {connections_per_s:>10.0} connections/s  {per_connection:>7.2} us of CPU each\n\n\
+             {:28}{}\n{}{polling}{}\n\
+             This client can do {ceiling_per_s:.0} requests/s per thread here: a server measured at more than\n\
+             {limit_per_s:.0}/s ({:.0} %) with one thread is limited by the client; give it more --threads.\n\
+             No client can be earlier than the clock itself: the rest of a slip is its own.\n",
+            "slip",
+            heads(STATISTICS, 10),
+            row("sleeping", &self.slip_us),
+            row("the clock itself", &self.slip_clock_us),
             HEADROOM * 100.0
-        );
-        text
+        )
     }
 }
 
 /// The program `null-server` that stands beside this one; killed when dropped, and by the kernel when we die first.
-struct NullServer {
-    pid: Pid,
-    address: SocketAddr,
-}
+struct NullServer(Pid);
 
 impl NullServer {
     /// On this CPU, if one is given: a program inherits the CPUs of the thread that starts it.
-    fn start(keeps: bool, cpus: Option<(usize, &[usize])>) -> Result<NullServer, String> {
+    fn start(keeps: bool, cpus: Option<(usize, &[usize])>) -> Result<(NullServer, SocketAddr), String> {
         let ours = env::current_exe().map_err(|error| format!("find this program: {error}"))?;
         let program = ours.with_file_name("null-server");
         let failed = |error: &dyn Display| {
@@ -181,20 +159,19 @@ impl NullServer {
         cpus.map_or(Ok(()), |(_, ours)| pin(ours))?;
         // Our copy of the other end: without it the read below ends when the program does.
         drop(command);
-        let unspecified = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-        let mut server = NullServer { pid: started?, address: unspecified };
+        let server = NullServer(started?);
         let mut line = String::new();
         let _ = BufReader::new(output).read_line(&mut line);
         let address = line.trim_end().strip_prefix("ready ").and_then(|address| address.parse().ok());
-        server.address = address.ok_or_else(|| failed(&format!("it said {line:?}, and not `ready ADDRESS`")))?;
-        Ok(server)
+        let address = address.ok_or_else(|| failed(&format!("it said {line:?}, and not `ready ADDRESS`")))?;
+        Ok((server, address))
     }
 }
 
 impl Drop for NullServer {
     fn drop(&mut self) {
         // It may have died already; that was seen as errors.
-        let _ = kill(self.pid, Signal::SIGKILL);
-        let _ = waitpid(self.pid, None);
+        let _ = kill(self.0, Signal::SIGKILL);
+        let _ = waitpid(self.0, None);
     }
 }

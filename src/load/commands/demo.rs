@@ -5,16 +5,17 @@
 //! which it does nothing. Each loop has one connection, so what waits for the stall to end waits in the client's
 //! schedule, and response times count it.
 
-use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::prctl;
+use serde::Serialize;
 
 use crate::console;
 use crate::load::options::args::plan_of;
+use crate::load::output::text::{STATISTICS, heads};
 use crate::load::run;
 use crate::load::run::observers::Observers;
 use crate::report::{Latency, LoadReport, Traced};
@@ -29,19 +30,17 @@ const STALL: Duration = Duration::from_secs(1);
 const RUN: Duration = Duration::from_secs(3);
 /// Of the open loop, a fifth of what the server can do.
 const RATE_PER_S: f64 = 200.0;
-/// A mark of the picture.
 const BIN: Duration = Duration::from_millis(100);
 
-/// Both loops, and what they should have seen.
+#[derive(Serialize)]
 pub struct Demonstration {
     closed: LoadReport,
     open: LoadReport,
+    /// Of the closed and of the open loop, made of single answers, which the reports then leave out.
+    #[serde(skip)]
+    pictures: [String; 2],
 }
 
-/// Runs both loops.
-///
-/// # Errors
-/// One line, when there is no port for the server or a run cannot be set up.
 pub fn run() -> Result<Demonstration, String> {
     let server = start_server().map_err(|error| format!("start a server on 127.0.0.1: {error}"))?;
     let measure = |name: &str, flags: &str| {
@@ -50,25 +49,11 @@ pub fn run() -> Result<Demonstration, String> {
         let plan = plan_of(&format!("{options} --progress none"), &format!("http://{server}/"));
         Ok::<_, String>(run::run(&plan, Observers::none())?.report)
     };
-    let closed = measure("closed loop", "")?;
-    let open = measure("open loop", &format!("--rate {RATE_PER_S}"))?;
-    Ok(Demonstration { closed, open })
+    let mut closed = measure("closed loop", "")?;
+    let mut open = measure("open loop", &format!("--rate {RATE_PER_S}"))?;
+    let pictures = [&mut closed, &mut open].map(|report| picture(&std::mem::take(&mut report.trace)));
+    Ok(Demonstration { closed, open, pictures })
 }
-
-impl Demonstration {
-    /// Both reports, without the single answers.
-    pub fn reports(self) -> serde_json::Value {
-        let without_trace = |report: LoadReport| LoadReport { trace: Vec::new(), ..report };
-        serde_json::json!({"closed": without_trace(self.closed), "open": without_trace(self.open)})
-    }
-
-    /// A page for people.
-    pub fn render(&self) -> String {
-        render(&self.closed, &self.open)
-    }
-}
-
-// ---- the server -------------------------------------------------------------------------------------------
 
 /// It ends with the process.
 fn start_server() -> io::Result<SocketAddr> {
@@ -103,8 +88,6 @@ fn serve(mut connection: TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-// ---- the arithmetic ---------------------------------------------------------------------------------------
-
 /// What a stall of length S does to requests that are due at a constant rate. One that is due u after its beginning waits
 /// for the rest of the stall, S − u, and for the requests before it, ρ·u. So the delay falls in a straight line from S to
 /// zero at u = S / (1 − ρ), and over all delayed requests it is uniform between 0 and S.
@@ -114,7 +97,6 @@ struct Expected {
     utilization: f64,
     /// S / (1 − ρ).
     delayed_for_s: f64,
-    /// Share of all requests.
     delayed: f64,
 }
 
@@ -127,7 +109,6 @@ impl Expected {
         Expected { service_s, utilization, delayed_for_s, delayed: delayed_for_s / RUN.as_secs_f64() }
     }
 
-    /// The response time that a share `quantile` of the requests does not exceed.
     fn quantile_s(&self, quantile: f64) -> f64 {
         let from_the_top = ((1.0 - quantile) / self.delayed).min(1.0);
         STALL.as_secs_f64() * (1.0 - from_the_top) + self.service_s
@@ -145,80 +126,65 @@ fn latency(quantile_s: impl Fn(f64) -> f64) -> Latency {
     Latency { p50: us(0.5), p90: us(0.9), p99: us(0.99), p99_9: us(0.999), max: us(1.0), ..Latency::default() }
 }
 
-// ---- the page ---------------------------------------------------------------------------------------------
-
-fn render(closed: &LoadReport, open: &LoadReport) -> String {
-    // The typical request of the closed loop did not wait.
-    let service_s = closed.latency_us.p50 / 1e6;
-    let expected = Expected::open(service_s);
-    let n = closed.requests;
-    let mut text = String::from(
-        "One server, one worker, 1 ms of work for a request.\nFrom 1 s to 2 s of each run it stands still.\n\n",
-    );
-    let columns = ["requests", "p50", "p90", "p99", "p99.9", "max"].map(|name| format!("{name:>9}"));
-    let _ = writeln!(text, "{:20}{} ms", "", columns.concat());
-    row(&mut text, "closed loop", Some(n), &closed.latency_us);
-    row(&mut text, "  expected", None, &latency(|quantile| quantile_of_closed_s(n, service_s, quantile)));
-    row(&mut text, &format!("open loop, {RATE_PER_S}/s"), Some(open.requests), &open.latency_us);
-    row(&mut text, "  expected", None, &latency(|quantile| expected.quantile_s(quantile)));
-
-    let _ = write!(
-        text,
-        "\nThe longest response time, by the tenth of a second in which the request was\ndue (·: there was none)\n\n\
-         closed loop  {}\n\
-         open loop    {}\n             \
-         0 s       1 s       2 s       3 s\n",
-        picture(&closed.trace),
-        picture(&open.trace)
-    );
-
-    let share = |share: f64| format!("{:.3} %", share * 100.0);
-    let (delayed_one, seen_by_none) = (1.0 / n.max(1) as f64, 1.0 - 1.0 / n.max(1) as f64);
-    let (service_ms, stall_s) = (service_s * 1e3, STALL.as_secs());
-    let paragraphs = [
-        format!(
-            "Closed loop: the only connection waits, and nothing else is sent. 1 request of {n} is delayed, {}, and no \
-             percentile below {} sees it.",
-            share(delayed_one),
-            share(seen_by_none)
-        ),
-        format!(
-            "Open loop: {RATE_PER_S} requests are due in each second of the stall S = {stall_s} s too. When it is over, \
-             new ones go on taking ρ = rate x service time = {RATE_PER_S}/s x {service_ms:.2} ms = {:.2} of the server, so \
-             the backlog is gone S / (1 - ρ) = {:.2} s after the stall began. Who was due in that time is delayed: \
-             {:.2} s of {} s, {}. The first waits for S, the last for nothing, those between evenly less:",
-            expected.utilization,
-            expected.delayed_for_s,
-            expected.delayed_for_s,
-            RUN.as_secs(),
-            share(expected.delayed)
-        ),
-        format!(
-            "p99 = S x (1 - 1 % / {}) + {service_ms:.2} ms = {:.0} ms.",
-            share(expected.delayed),
-            expected.quantile_s(0.99) * 1e3
-        ),
-        format!(
-            "In short: both clients used the same server with the same lost second. The closed loop sent nothing while it \
-             waited, so the requests that would have waited are missing, and it reports one slow request in {n}. Users do \
-             not wait for the server before they come: the open loop sends when they would, and of every 100 of them \
-             {:.0} had to wait.",
-            expected.delayed * 100.0
-        ),
-    ];
-    for paragraph in &paragraphs {
-        let _ = write!(text, "\n{}\n", wrapped(paragraph, 80, 2).join("\n"));
+impl Demonstration {
+    pub fn render(&self) -> String {
+        let Demonstration { closed, open, pictures: [closed_picture, open_picture] } = self;
+        // The typical request of the closed loop did not wait.
+        let service_s = closed.latency_us.p50 / 1e6;
+        let expected = Expected::open(service_s);
+        let n = closed.requests;
+        let columns = heads(STATISTICS, 9);
+        let rows = [
+            row("closed loop", &n.to_string(), &closed.latency_us),
+            row("  expected", "", &latency(|quantile| quantile_of_closed_s(n, service_s, quantile))),
+            row(&format!("open loop, {RATE_PER_S}/s"), &open.requests.to_string(), &open.latency_us),
+            row("  expected", "", &latency(|quantile| expected.quantile_s(quantile))),
+        ];
+        let mut text = format!(
+            "One server, one worker, 1 ms of work for a request.\nFrom 1 s to 2 s of each run it stands still.\n\n\
+             {:21}requests{columns} ms\n{}\n\
+             The longest response time, by the tenth of a second in which the request was\ndue (·: there was none)\n\n\
+             closed loop  {closed_picture}\nopen loop    {open_picture}\n{:13}0 s       1 s       2 s       3 s\n",
+            "",
+            rows.concat(),
+            ""
+        );
+        let percent = |share: f64| format!("{:.3} %", share * 100.0);
+        let (delayed_one, delayed) = (1.0 / n.max(1) as f64, percent(expected.delayed));
+        let (one, all_but_one) = (percent(delayed_one), percent(1.0 - delayed_one));
+        let Expected { utilization, delayed_for_s, .. } = expected;
+        let (service_ms, p99_ms) = (service_s * 1e3, expected.quantile_s(0.99) * 1e3);
+        let (stall_s, run_s, of_100) = (STALL.as_secs(), RUN.as_secs(), expected.delayed * 100.0);
+        let paragraphs = [
+            format!(
+                "Closed loop: the only connection waits, and nothing else is sent. 1 request of {n} is delayed, {one}, and \
+                 no percentile below {all_but_one} sees it."
+            ),
+            format!(
+                "Open loop: {RATE_PER_S} requests are due in each second of the stall S = {stall_s} s too. When it is over, \
+                 new ones go on taking ρ = rate x service time = {RATE_PER_S}/s x {service_ms:.2} ms = {utilization:.2} of \
+                 the server, so the backlog is gone S / (1 - ρ) = {delayed_for_s:.2} s after the stall began. Who was due \
+                 in that time is delayed: {delayed_for_s:.2} s of {run_s} s, {delayed}. The first waits for S, the last \
+                 for nothing, those between evenly less:"
+            ),
+            format!("p99 = S x (1 - 1 % / {delayed}) + {service_ms:.2} ms = {p99_ms:.0} ms."),
+            format!(
+                "In short: both clients used the same server with the same lost second. The closed loop sent nothing while \
+                 it waited, so the requests that would have waited are missing, and it reports one slow request in {n}. \
+                 Users do not wait for the server before they come: the open loop sends when they would, and of every 100 \
+                 of them {of_100:.0} had to wait."
+            ),
+        ];
+        for paragraph in &paragraphs {
+            text += &format!("\n{}\n", wrapped(paragraph, 80, 2).join("\n"));
+        }
+        text
     }
-    text
 }
 
-fn row(text: &mut String, name: &str, requests: Option<u64>, latency: &Latency) {
-    let requests = requests.map_or(String::new(), |requests| requests.to_string());
-    let _ = write!(text, "{name:20}{requests:>9}");
-    for us in [latency.p50, latency.p90, latency.p99, latency.p99_9, latency.max] {
-        let _ = write!(text, "{:>9.2}", us / 1e3);
-    }
-    text.push('\n');
+fn row(name: &str, requests: &str, latency: &Latency) -> String {
+    let times = latency.named()[..STATISTICS].iter().map(|(_, us)| format!("{:>9.2}", us / 1e3)).collect::<String>();
+    format!("{name:20}{requests:>9}{times}\n")
 }
 
 /// The longest response time of each bin, in eighths of the stall (Unicode block elements).
@@ -231,10 +197,7 @@ fn picture(trace: &[Traced]) -> String {
             *longest = Some(longest.unwrap_or(0.0).max(answer.latency_us));
         }
     }
-    let mark = |longest: &Option<f64>| match longest {
-        None => '·',
-        Some(us) => step(*us, STALL.as_micros() as f64),
-    };
+    let mark = |us: &Option<f64>| us.map_or('·', |us| step(us, STALL.as_micros() as f64));
     longest_us.iter().map(mark).collect()
 }
 
@@ -294,7 +257,8 @@ mod tests {
     fn the_page_names_the_share_and_the_percentile_that_the_formula_gives() {
         let latency_us = Latency { p50: 1000.0, ..Latency::default() };
         let closed = LoadReport { requests: 2000, latency_us, ..LoadReport::default() };
-        let page = render(&closed, &LoadReport { requests: 600, ..LoadReport::default() });
+        let open = LoadReport { requests: 600, ..LoadReport::default() };
+        let page = Demonstration { closed, open, pictures: Default::default() }.render();
         // Wherever the lines break.
         let words = page.split_whitespace().collect::<Vec<_>>().join(" ");
         for part in ["1 request of 2000 is delayed, 0.050 %", "1.25 s of 3 s, 41.667 %", "= 977 ms", "100 of them 42"] {

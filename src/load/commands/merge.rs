@@ -1,12 +1,11 @@
 //! `loadgen merge`: one result from those of many client machines.
 //!
 //! Counts are added, distributions are added bucket by bucket, and what is computed from them is computed again: the
-//! result is what one client would have reported that had seen it all. What cannot be added exactly is left out: percentiles
-//! per worker, the worst second and the longest silence, traces, and the order of the workers (no two machines agree on
-//! the time well enough to sort them).
-//!
-//! A sum only means something when its parts belong together, so that is what most of this file is about.
+//! result is what one client would have reported that had seen it all. What cannot be added exactly is left out; the order
+//! of the workers too, since no two machines agree on the time well enough to sort them. A sum only means something when
+//! its parts belong together, so that is what most of this file is about.
 
+use std::fmt::Display;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -22,14 +21,12 @@ use serde_json::{Map, Value};
 
 use crate::load::commands::measure::Measured;
 use crate::load::counts::distributions::{Distributions, Span};
-use crate::load::counts::evenness;
 use crate::load::counts::histogram::Times;
 use crate::load::options::plan::FileFormat;
-use crate::load::output::export::Files;
-use crate::load::run::summary::SCHEMA;
+use crate::load::output::export::{self, Files};
+use crate::load::run::summary::{SCHEMA, compute};
 use crate::load::verdict::{self, LATE_START_NS};
-use crate::report::{Check, Configuration, Latency, LoadReport, RunInfo, RunPart, Trust, Verdict};
-use crate::units::over;
+use crate::report::{Check, Configuration, LoadReport, RunInfo, RunPart, Trust, Verdict};
 
 /// Share of the window that all clients must have in common.
 const MIN_OVERLAP: f64 = 0.9;
@@ -49,24 +46,21 @@ pub fn merge(files: &[PathBuf], hlog: Option<&Path>, force: bool) -> Result<Meas
     if let Some(why) = incompatibilities.first().filter(|_| !force) {
         return Err(format!("{why} (--force merges nonetheless)"));
     }
-    if let Some(part) = parts.iter().find(|part| is_same_file(hlog, &part.path.with_extension("hlog"))) {
-        return Err(format!(
-            "write {}: it is a part of the sum; choose another name",
-            part.path.with_extension("hlog").display()
-        ));
+    let mut logs = parts.iter().map(|part| part.path.with_extension("hlog"));
+    if let Some(log) = logs.find(|log| is_same_file(hlog, log)) {
+        return Err(format!("write {}: it is a part of the sum; choose another name", log.display()));
     }
     let hlog: Vec<_> = hlog.map(|path| (FileFormat::Hlog, path.into())).into_iter().collect();
     let files = Files::create(&hlog)?;
 
     let mut distributions = Distributions::default();
     parts.iter().for_each(|part| distributions.add(&part.distributions));
+    let report = sum(&parts, &distributions, incompatibilities).map_err(|error| format!("add the reports: {error}"))?;
     let span = Span {
-        began: SystemTime::UNIX_EPOCH
-            + Duration::from_nanos(parts.iter().map(|part| part.run.started_unix_ns).min().unwrap_or(0)),
+        began: SystemTime::UNIX_EPOCH + Duration::from_nanos(report.run.as_ref().map_or(0, |run| run.started_unix_ns)),
         start: parts[0].window_start,
         duration: Duration::from_secs_f64(longest_s(&parts)),
     };
-    let report = sum(&parts, &distributions, incompatibilities).map_err(|error| format!("add the reports: {error}"))?;
     let files = files.write(&distributions, &span, &report);
     Ok(Measured { report, files })
 }
@@ -76,9 +70,6 @@ fn is_same_file(out: Option<&Path>, part: &Path) -> bool {
     out.and_then(place).is_some_and(|out| Some(out) == place(part))
 }
 
-// ---- reading ----------------------------------------------------------------------------------------------
-
-/// What one client left.
 struct Part {
     path: PathBuf,
     report: LoadReport,
@@ -90,20 +81,17 @@ struct Part {
 
 impl Part {
     fn read(path: &Path) -> Result<Part, String> {
-        let name = path.display();
-        let document = fs::read(path).map_err(|error| format!("read {name}: {error}"))?;
+        let failed = |why: &dyn Display| format!("read {}: {why}", path.display());
+        let document = fs::read(path).map_err(|error| failed(&error))?;
         let mut report: LoadReport = serde_json::from_slice(&document)
-            .map_err(|error| format!("read {name}: not what `loadgen --format json` prints: {error}"))?;
+            .map_err(|error| failed(&format!("not what `loadgen --format json` prints: {error}")))?;
         if report.schema != SCHEMA {
-            let theirs = report.schema;
-            return Err(format!("read {name}: it has schema {theirs}, and this loadgen knows {SCHEMA}"));
+            return Err(failed(&format!("it has schema {}, and this loadgen knows {SCHEMA}", report.schema)));
         }
-        let run = report
-            .run
-            .take()
-            .ok_or_else(|| format!("read {name}: it does not say where and when it was measured (`run`)"))?;
+        let run = report.run.take();
+        let run = run.ok_or_else(|| failed(&"it does not say where and when it was measured (`run`)"))?;
         if let Some(number) = impossible(&report) {
-            return Err(format!("read {name}: damaged: no run has {number}; copy it from its machine again"));
+            return Err(failed(&format!("damaged: no run has {number}; copy it from its machine again")));
         }
         let (distributions, window_start) = read_hlog(&path.with_extension("hlog"))?;
         Ok(Part { path: path.into(), report, run, distributions, window_start })
@@ -124,7 +112,7 @@ impl Part {
         let LoadReport { connect_us, first_byte_us, service_us, latency_us, slip_us, .. } = &self.report;
         let reported = [connect_us, first_byte_us, service_us, latency_us, slip_us];
         for ((tag, times), reported) in self.distributions.tagged().into_iter().zip(reported) {
-            for ((name, logged), (_, reported)) in numbers(&times.latency()).into_iter().zip(numbers(reported)) {
+            for ((name, logged), (_, reported)) in times.latency().named().into_iter().zip(reported.named()) {
                 if (logged - reported).abs() > ROUNDING * logged.abs().max(reported.abs()) {
                     let path = self.path.display();
                     return Some(format!(
@@ -138,36 +126,16 @@ impl Part {
     }
 }
 
-/// The first number that is negative or larger than any run makes it, with its name.
 fn impossible(report: &LoadReport) -> Option<String> {
-    fn search(value: &Value, name: &str) -> Option<String> {
-        match value {
-            Value::Object(members) => members.iter().find_map(|(name, value)| search(value, name)),
-            Value::Array(items) => items.iter().find_map(|item| search(item, name)),
-            Value::Number(number) => {
-                let possible = number.as_f64().is_some_and(|number| (0.0..=LARGEST).contains(&number));
-                (!possible).then(|| format!("{name} = {number}"))
-            }
-            _ => None,
+    let mut found = None;
+    export::leaves(&serde_json::to_value(report).ok()?, "", &mut |name, value| {
+        if value.is_number() && !value.as_f64().is_some_and(|number| (0.0..=LARGEST).contains(&number)) {
+            found = Some(format!("{name} = {value}"));
         }
-    }
-    search(&serde_json::to_value(report).ok()?, "")
+    });
+    found
 }
 
-fn numbers(latency: &Latency) -> [(&'static str, f64); 7] {
-    let Latency { p50, p90, p99, p99_9, max, mean, stdev } = *latency;
-    [
-        ("p50", p50),
-        ("p90", p90),
-        ("p99", p99),
-        ("p99.9", p99_9),
-        ("the maximum", max),
-        ("the mean", mean),
-        ("the deviation", stdev),
-    ]
-}
-
-/// The distributions, and where in the run their window begins.
 fn read_hlog(path: &Path) -> Result<(Distributions, Duration), String> {
     let name = path.display();
     let bytes = fs::read(path)
@@ -208,9 +176,6 @@ fn decode(interval: &IntervalLogHistogram) -> Option<Times> {
     Times::from_histogram(Deserializer::new().deserialize(&mut encoded.as_slice()).ok()?)
 }
 
-// ---- comparing --------------------------------------------------------------------------------------------
-
-/// What speaks against adding these up, the plainest first.
 fn incompatibilities(parts: &[Part]) -> Vec<String> {
     let mut found = Vec::new();
     for (number, part) in parts.iter().enumerate() {
@@ -222,14 +187,12 @@ fn incompatibilities(parts: &[Part]) -> Vec<String> {
         if part.run.interrupted {
             found.push(format!("{name}: its run ended early"));
         }
-        found.extend(late(part));
         found.extend(invalid_part(part));
     }
     found.extend(windows_differ(parts));
     found
 }
 
-/// Why these two are not parts of one load.
 fn incompatible(one: &Part, other: &Part) -> Option<String> {
     let (name, first) = (other.path.display(), one.path.display());
     if let Some(difference) = difference(&other.run.configuration, &one.run.configuration) {
@@ -250,7 +213,6 @@ fn incompatible(one: &Part, other: &Part) -> Option<String> {
     None
 }
 
-/// The first value in which two configurations differ: its name, and both values.
 fn difference(one: &Configuration, other: &Configuration) -> Option<String> {
     let values = |configuration| match serde_json::to_value(configuration) {
         Ok(Value::Object(values)) => values,
@@ -262,30 +224,22 @@ fn difference(one: &Configuration, other: &Configuration) -> Option<String> {
     Some(format!("`{name}` is {} where that has {}", said(&one), said(&other)))
 }
 
-fn late(part: &Part) -> Option<String> {
-    let late_ns = part.run.started_unix_ns.saturating_sub(part.run.start_at_unix_ns?);
-    (late_ns > LATE_START_NS).then(|| {
-        format!(
-            "{}: {} started {} ms late, and {} are bearable; give all a later --start-at",
-            part.path.display(),
-            part.run.host,
-            late_ns / 1_000_000,
-            LATE_START_NS / 1_000_000
-        )
-    })
-}
-
-/// A client that was not in time with its own requests measured something else than was asked for.
+/// A client that was not in time measured something else than was asked for.
 fn invalid_part(part: &Part) -> Option<String> {
-    let trust = part.report.trust.as_ref()?;
-    let slipped = verdict::SLIP.failed(&part.report);
-    let invalid = trust.checks.iter().find(|check| check.verdict == Verdict::Invalid);
-    let (what, check) = match (slipped, invalid) {
-        (Some(check), _) => ("slipped", check),
-        (None, Some(check)) => ("has no valid result", check),
-        (None, None) => return None,
-    };
-    Some(format!("{}: {} {what}: {}", part.path.display(), part.run.host, check.reason))
+    let (path, RunInfo { host, .. }) = (part.path.display(), &part.run);
+    let late_ms = part.run.start_at_unix_ns.map_or(0, |at| part.run.started_unix_ns.saturating_sub(at)) / 1_000_000;
+    let bearable_ms = LATE_START_NS / 1_000_000;
+    if late_ms > bearable_ms {
+        return Some(format!(
+            "{path}: {host} started {late_ms} ms late, and {bearable_ms} are bearable; give all a later --start-at"
+        ));
+    }
+    let slipped = verdict::SLIP.failed(&part.report).map(|check| ("slipped", check));
+    let is_invalid = |check: &&Check| check.verdict == Verdict::Invalid;
+    let invalid =
+        || part.report.trust.as_ref()?.checks.iter().find(is_invalid).map(|check| ("has no valid result", check));
+    let (what, check) = slipped.or_else(invalid)?;
+    Some(format!("{path}: {host} {what}: {}", check.reason))
 }
 
 /// Windows that do not overlap enough. Equal configurations have equal warm-ups, so it is enough to compare the starts.
@@ -294,23 +248,21 @@ fn windows_differ(parts: &[Part]) -> Option<String> {
     let longest_s = longest_s(parts);
     let shortest_s = shortest.report.duration_s;
     if longest_s - shortest_s > MAX_DIFFERENCE * longest_s {
+        let path = shortest.path.display();
         return Some(format!(
-            "{}: it measured for {shortest_s:.3} s, another for {longest_s:.3} s: no common rate; \
-             use --duration, not --requests",
-            shortest.path.display()
+            "{path}: it measured for {shortest_s:.3} s, another for {longest_s:.3} s: no common rate; use --duration, \
+             not --requests"
         ));
     }
     let first = parts.iter().map(|part| part.run.started_unix_ns).min()?;
     let last = parts.iter().max_by_key(|part| part.run.started_unix_ns)?;
     let apart_s = (last.run.started_unix_ns - first) as f64 / 1e9;
-    let overlap = 1.0 - apart_s / shortest_s;
+    let overlap = (1.0 - apart_s / shortest_s).max(0.0);
+    let (path, percent, least) = (last.path.display(), overlap * 100.0, MIN_OVERLAP * 100.0);
     (overlap < MIN_OVERLAP).then(|| {
         format!(
-            "{}: it began {apart_s:.3} s after the first: all clients together measured {:.0} % of the window, \
-             and {:.0} % are needed; give all the same --start-at",
-            last.path.display(),
-            overlap.max(0.0) * 100.0,
-            MIN_OVERLAP * 100.0
+            "{path}: it began {apart_s:.3} s after the first: all clients together measured {percent:.0} % of the \
+             window, and {least:.0} % are needed; give all the same --start-at"
         )
     })
 }
@@ -319,37 +271,15 @@ fn longest_s(parts: &[Part]) -> f64 {
     parts.iter().map(|part| part.report.duration_s).fold(0.0, f64::max)
 }
 
-// ---- adding -----------------------------------------------------------------------------------------------
-
 /// What is not a count, wherever it stands: computed again from the sums, or left out.
+#[rustfmt::skip]
 const NOT_ADDED: [&str; 19] = [
-    "schema",
-    "qps",
-    "duration_s",
-    "latency_us",
-    "service_us",
-    "connect_us",
-    "first_byte_us",
-    "slip_us",
-    "worst_second",
-    "longest_silence_ms",
-    "pipeline",
-    "evenness",
-    "trace",
-    "order",
-    "closed_after_ms",
-    "cpu_share",
-    "max_rss_kib",
-    "trust",
-    "run",
+    "schema", "qps", "duration_s", "latency_us", "service_us", "connect_us", "first_byte_us", "slip_us",
+    "worst_second", "longest_silence_ms", "pipeline", "evenness", "trace", "order", "closed_after_ms", "cpu_share",
+    "max_rss_kib", "trust", "run",
 ];
 
-/// The report of all of them.
-fn sum(
-    parts: &[Part],
-    distributions: &Distributions,
-    incompatibilities: Vec<String>,
-) -> serde_json::Result<LoadReport> {
+fn sum(parts: &[Part], distributions: &Distributions, forced: Vec<String>) -> serde_json::Result<LoadReport> {
     let mut counts = serde_json::to_value(&parts[0].report)?;
     for part in &parts[1..] {
         add(&mut counts, serde_json::to_value(&part.report)?);
@@ -358,26 +288,15 @@ fn sum(
     sum.lost.sort_by(|a, b| a.at_s.total_cmp(&b.at_s));
     sum.lost_more += sum.lost.len().saturating_sub(LoadReport::MOST_LOST) as u64;
     sum.lost.truncate(LoadReport::MOST_LOST);
-    // What follows from the sums.
     sum.duration_s = longest_s(parts);
-    sum.qps = over(sum.requests as f64, sum.duration_s);
-    sum.connect_us = distributions.connect.latency();
-    sum.first_byte_us = distributions.first_byte.latency();
-    sum.service_us = distributions.service.latency();
-    sum.latency_us = distributions.response.latency();
-    sum.slip_us = distributions.slip.latency();
-    sum.evenness = evenness::pair(sum.workers.values().map(|share| (share.connections, share.requests)));
-    let client = &mut sum.client;
-    let cpu_s = (client.cpu_user_us + client.cpu_system_us) as f64 / 1e6;
-    client.cpu_share = over(cpu_s, sum.duration_s * client.threads as f64);
+    compute(&mut sum, distributions);
     // A machine has to have room for one of them.
-    client.max_rss_kib = parts.iter().map(|part| part.report.client.max_rss_kib).max().unwrap_or(0);
-    // What no sum can know.
+    sum.client.max_rss_kib = parts.iter().map(|part| part.report.client.max_rss_kib).max().unwrap_or(0);
     sum.workers.values_mut().for_each(|share| share.latency_us = None);
     sum.slow.iter_mut().for_each(|counts| counts.closed_after_ms = None);
     (sum.trace, sum.order) = (Vec::new(), Vec::new());
     (sum.worst_second, sum.longest_silence_ms) = (None, None);
-    sum.trust = trust(parts, incompatibilities);
+    sum.trust = trust(parts, forced);
     sum.run = Some(origin(parts));
     Ok(sum)
 }
@@ -413,7 +332,6 @@ fn add(sum: &mut Value, part: Value) {
     }
 }
 
-/// Host, start and seed of the first part, and the list of all parts.
 fn origin(parts: &[Part]) -> RunInfo {
     let first = parts.iter().min_by_key(|part| part.run.started_unix_ns).expect("clap requires a file");
     let runs: Vec<RunPart> = parts.iter().flat_map(Part::runs).collect();
@@ -426,16 +344,15 @@ fn origin(parts: &[Part]) -> RunInfo {
     }
 }
 
-/// All checks of all parts, with the host before each reason; and what --force overruled.
-fn trust(parts: &[Part], incompatibilities: Vec<String>) -> Option<Trust> {
+fn trust(parts: &[Part], forced: Vec<String>) -> Option<Trust> {
     let mut checks = Vec::new();
     for part in parts {
         for check in part.report.trust.iter().flat_map(|trust| &trust.checks) {
             checks.push(Check { reason: format!("{}: {}", part.run.host, check.reason), ..check.clone() });
         }
     }
-    let forced = |reason| Check { name: "merge".into(), verdict: Verdict::Suspect, reason };
-    checks.extend(incompatibilities.into_iter().map(forced));
+    let overruled = |reason| Check { name: "merge".into(), verdict: Verdict::Suspect, reason };
+    checks.extend(forced.into_iter().map(overruled));
     let verdict = checks.iter().map(|check| check.verdict).max()?;
     Some(Trust { verdict, checks })
 }
@@ -443,7 +360,6 @@ fn trust(parts: &[Part], incompatibilities: Vec<String>) -> Option<Trust> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::output::export;
 
     #[test]
     fn the_difference_of_two_configurations_is_the_first_that_differs() {
@@ -502,8 +418,6 @@ mod tests {
             (0..500).for_each(|_| times.record(10u64.pow(rng.u32(0..11)) * rng.u64(0..100)));
         }
         let span = Span { began: SystemTime::now(), start: Duration::from_secs(2), duration: Duration::from_secs(1) };
-        let mut log = Vec::new();
-        export::hlog(&mut log, &distributions, &span).unwrap();
-        (log, distributions)
+        (export::hlog(&distributions, &span), distributions)
     }
 }

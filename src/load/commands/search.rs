@@ -5,27 +5,24 @@
 //! time to build the queue that shows it, so a run in which response times grow does not hold, and the winner has to
 //! hold for three times as long.
 
-use std::fmt::Write;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::console;
 use crate::load::options::gate::Gate;
-use crate::load::options::plan::{End, Plan};
+use crate::load::options::plan::Plan;
 use crate::load::options::sweep::Sweep;
 use crate::load::run;
 use crate::load::run::observers::Observers;
 use crate::load::schedule::Rate;
 use crate::load::verdict::{self, ACHIEVED_SHARE, BUSY_CLIENT, expected_in_flight};
-use crate::report::{LoadReport, Verdict};
+use crate::report::{Latency, LoadReport, Verdict};
 use crate::units::{over, time};
 
-/// One run at one rate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Point {
-    /// The rate that was asked for.
     pub rate_per_s: f64,
-    /// Of what was due, the share that was answered in time.
     pub achieved_share: f64,
     /// Whether the condition held at it; absent in a sweep, which has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -33,27 +30,22 @@ pub struct Point {
     /// It took three times as long, to confirm the answer.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub confirms: bool,
-    /// What decided that, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finding: Option<String>,
     pub report: LoadReport,
 }
 
-/// The throughput-latency curve.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Curve {
-    /// In ascending order of the rates.
     pub sweep: Vec<Point>,
     /// Index of the knee: where throughput over mean response time, the *power*, is largest (Kleinrock, "Power and
     /// deterministic rules of thumb", ICC 1979).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub knee: Option<usize>,
-    /// Why it is not complete, if it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_by: Option<String>,
 }
 
-/// The highest rate that holds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Found {
     pub condition: String,
@@ -61,14 +53,11 @@ pub struct Found {
     /// not: the answer lies between them.
     pub highest_held_per_s: Option<f64>,
     pub lowest_failed_per_s: Option<f64>,
-    /// Rates at which one run of three disagreed with the others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disagreed_at_per_s: Vec<f64>,
     /// What failed was the client: the server may be able to do more.
     pub client_is_limit: bool,
-    /// All runs in the order they were made.
     pub runs: Vec<Point>,
-    /// Why the search is not complete, if it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_by: Option<String>,
 }
@@ -76,23 +65,12 @@ pub struct Found {
 /// How one run comes about, so many times as long as was asked for; without a rate in closed loop.
 type Measure<'a> = &'a mut dyn FnMut(Option<Rate>, u32) -> Result<LoadReport, String>;
 
-/// Measures one rate after the other, with a line on standard error for each.
-///
-/// # Errors
-/// One line, when not even the first rate could be measured.
-pub fn sweep(plan: &Plan, sweep: Sweep) -> Result<Curve, String> {
-    sweep_with(sweep, &mut |rate, times| measure(plan, rate, times), &|line| {
-        console::log(format_args!("loadgen: {line}"))
-    })
+pub fn sweep(plan: &Plan, sweep: &Sweep) -> Result<Curve, String> {
+    sweep_with(sweep, &mut |rate, times| measure(plan, rate, times), &log)
 }
 
-/// Searches the highest rate at which the condition holds, with a line on standard error per run.
-///
-/// # Errors
-/// One line, when nothing could be measured.
 pub fn find_max(plan: &Plan, condition: &Gate) -> Result<Found, String> {
-    let duration = plan.window.duration().expect("a search has no number of requests");
-    let least_per_s = LEAST_REQUESTS / duration.as_secs_f64();
+    let least_per_s = LEAST_REQUESTS / duration(plan).as_secs_f64();
     let mut plan = plan.clone();
     let mut measure_next = |rate, times| {
         let report = measure(&plan, rate, times);
@@ -100,19 +78,27 @@ pub fn find_max(plan: &Plan, condition: &Gate) -> Result<Found, String> {
         plan.pacing.seed = plan.pacing.seed.wrapping_add(1);
         report
     };
-    find_max_with(condition, least_per_s, &mut measure_next, &|line| console::log(format_args!("loadgen: {line}")))
+    find_max_with(condition, least_per_s, &mut measure_next, &log)
+}
+
+fn log(line: &str) {
+    console::log(format_args!("loadgen: {line}"));
 }
 
 fn measure(plan: &Plan, rate: Option<Rate>, times: u32) -> Result<LoadReport, String> {
     let mut plan = plan.at_rate(rate);
-    let duration = plan.window.duration().expect("a search has no number of requests") * times;
-    plan.window.end = End::After(duration);
+    let duration = duration(&plan) * times;
+    plan.window.duration = Some(duration);
     let report = run::run(&plan, Observers::none())?.report;
     let interrupted = report.run.as_ref().is_some_and(|run| run.interrupted);
     if interrupted || report.duration_s < 0.99 * duration.as_secs_f64() {
         return Err(INTERRUPTED.into());
     }
     Ok(report)
+}
+
+fn duration(plan: &Plan) -> Duration {
+    plan.window.duration.expect("a search has no number of requests")
 }
 
 const INTERRUPTED: &str = "ended early";
@@ -125,21 +111,18 @@ const STEP_DOWN: f64 = PRECISION;
 /// The fewest requests a run may have to say anything at all.
 const LEAST_REQUESTS: f64 = 20.0;
 
-fn sweep_with(sweep: Sweep, measure: Measure, say: &dyn Fn(&str)) -> Result<Curve, String> {
+fn sweep_with(sweep: &Sweep, measure: Measure, say: &dyn Fn(&str)) -> Result<Curve, String> {
     let mut curve = Curve::default();
-    for per_s in sweep.rates_per_s() {
+    for &per_s in &sweep.rates_per_s {
         match measure(Some(rate(per_s)?), 1) {
-            Ok(report) => {
-                let point = Point::of(per_s, report, None);
-                say(&format!("{:.0}/s: {}", per_s, point.summary()));
-                curve.sweep.push(point);
-            }
+            Ok(report) => curve.sweep.push(Point::of(per_s, report, None)),
             Err(error) if curve.sweep.is_empty() => return Err(error),
             Err(error) => {
                 curve.ended_by = Some(error);
                 break;
             }
         }
+        say(&format!("{per_s:.0}/s: {}", curve.sweep[curve.sweep.len() - 1].summary()));
     }
     let power = |point: &Point| point.report.qps / point.report.latency_us.mean.max(1e-3);
     let best = curve.sweep.iter().enumerate().max_by(|(_, a), (_, b)| power(a).total_cmp(&power(b)));
@@ -156,25 +139,23 @@ fn find_max_with(gate: &Gate, least_per_s: f64, measure: Measure, say: &dyn Fn(&
     if closed_loop.requests == 0 {
         return Err("find a rate that holds: the server answered nothing".into());
     }
-    let mut search = Search { gate, measure, say, found: Found { condition: gate.to_string(), ..Found::default() } };
-    let first_per_s = (closed_loop.qps / 2.0).max(least_per_s);
-    let done = search.run(first_per_s, least_per_s).and_then(|()| search.confirm(least_per_s));
-    if let Err(error) = done {
-        search.found.ended_by = Some(error);
-    }
+    let found = Found { condition: gate.text.clone(), ..Found::default() };
+    let mut search = Search { gate, least_per_s, measure, say, found };
+    let done = search.run((closed_loop.qps / 2.0).max(least_per_s)).and_then(|()| search.confirm());
+    search.found.ended_by = done.err();
     Ok(search.found)
 }
 
 struct Search<'a> {
     gate: &'a Gate,
+    least_per_s: f64,
     measure: Measure<'a>,
     say: &'a dyn Fn(&str),
     found: Found,
 }
 
 impl Search<'_> {
-    fn run(&mut self, first_per_s: f64, least_per_s: f64) -> Result<(), String> {
-        let mut next_per_s = first_per_s;
+    fn run(&mut self, mut next_per_s: f64) -> Result<(), String> {
         loop {
             match (self.found.highest_held_per_s, self.found.lowest_failed_per_s) {
                 (Some(held), Some(failed)) if failed - held <= PRECISION * held => return Ok(()),
@@ -185,8 +166,8 @@ impl Search<'_> {
                     return Ok(());
                 }
                 (Some(held), None) => next_per_s = 2.0 * held,
-                (None, Some(failed)) if failed <= least_per_s => return Ok(()),
-                (None, Some(failed)) => next_per_s = (failed / 2.0).max(least_per_s),
+                (None, Some(failed)) if failed <= self.least_per_s => return Ok(()),
+                (None, Some(failed)) => next_per_s = (failed / 2.0).max(self.least_per_s),
                 (None, None) => {}
             }
             if self.holds(next_per_s)? {
@@ -198,7 +179,7 @@ impl Search<'_> {
     }
 
     /// Goes down from the answer until it holds for longer than a queue can hide.
-    fn confirm(&mut self, least_per_s: f64) -> Result<(), String> {
+    fn confirm(&mut self) -> Result<(), String> {
         let mut step = STEP_DOWN;
         while let Some(per_s) = self.found.highest_held_per_s {
             let point = self.measure_at(per_s, CONFIRM_TIMES)?;
@@ -208,21 +189,22 @@ impl Search<'_> {
             self.found.client_is_limit = point.client_is_limit();
             self.found.lowest_failed_per_s = Some(per_s);
             let next_per_s = per_s * (1.0 - step);
-            self.found.highest_held_per_s = (step < 1.0 && next_per_s >= least_per_s).then_some(next_per_s);
+            self.found.highest_held_per_s = (step < 1.0 && next_per_s >= self.least_per_s).then_some(next_per_s);
             step *= 2.0;
         }
         Ok(())
     }
 
-    /// The majority of up to three runs.
     fn holds(&mut self, per_s: f64) -> Result<bool, String> {
         let (mut held, mut failed, mut client_failed) = (0, 0, 0);
         while held < 2 && failed < 2 {
             let point = self.measure_at(per_s, 1)?;
-            let holds = point.holds == Some(true);
-            held += u32::from(holds);
-            failed += u32::from(!holds);
-            client_failed += u32::from(!holds && point.client_is_limit());
+            if point.holds == Some(true) {
+                held += 1;
+            } else {
+                failed += 1;
+                client_failed += u32::from(point.client_is_limit());
+            }
         }
         if held > 0 && failed > 0 {
             self.found.disagreed_at_per_s.push(per_s);
@@ -236,12 +218,9 @@ impl Search<'_> {
     fn measure_at(&mut self, per_s: f64, times: u32) -> Result<&Point, String> {
         let report = (self.measure)(Some(rate(per_s)?), times)?;
         let point = Point { confirms: times > 1, ..Point::of(per_s, report, Some(self.gate)) };
-        (self.say)(&format!(
-            "{per_s:.1}/s {}{}: {}",
-            if point.holds == Some(true) { "holds" } else { "fails" },
-            if point.confirms { format!(" for {times} times as long") } else { String::new() },
-            point.summary()
-        ));
+        let holds = if point.holds == Some(true) { "holds" } else { "fails" };
+        let longer = if point.confirms { format!(" for {times} times as long") } else { String::new() };
+        (self.say)(&format!("{per_s:.1}/s {holds}{longer}: {}", point.summary()));
         self.found.runs.push(point);
         Ok(&self.found.runs[self.found.runs.len() - 1])
     }
@@ -250,16 +229,12 @@ impl Search<'_> {
 impl Point {
     fn of(per_s: f64, report: LoadReport, gate: Option<&Gate>) -> Point {
         let achieved_share = achieved_share(per_s, &report);
-        let (holds, finding) = gate.map_or((None, None), |gate| {
-            let (served, steady) = (achieved_share >= ACHIEVED_SHARE, verdict::DRIFT.failed(&report).is_none());
-            let finding = if !served {
-                format!("only {:.1} % answered in time", achieved_share * 100.0)
-            } else if !steady {
-                format!("{}, but its rate or response time drifts", gate.finding(&report))
-            } else {
-                gate.finding(&report)
-            };
-            (Some(served && steady && gate.holds(&report) == Some(true)), Some(finding))
+        let (is_served, drifts) = (achieved_share >= ACHIEVED_SHARE, verdict::DRIFT.failed(&report).is_some());
+        let holds = gate.map(|gate| is_served && !drifts && gate.holds(&report) == Some(true));
+        let finding = gate.map(|gate| match (is_served, drifts) {
+            (false, _) => format!("only {:.1} % answered in time", achieved_share * 100.0),
+            (true, true) => format!("{}, but its rate or response time drifts", gate.finding(&report)),
+            (true, false) => gate.finding(&report),
         });
         Point { rate_per_s: per_s, achieved_share, holds, finding, confirms: false, report }
     }
@@ -282,15 +257,10 @@ impl Point {
     }
 
     fn summary(&self) -> String {
-        let report = &self.report;
         let finding = self.finding.as_ref().map_or(String::new(), |finding| format!("{finding}; "));
-        format!(
-            "{finding}{:.1}/s answered, p50 {}, p99 {}, {} errors",
-            report.qps,
-            time(report.latency_us.p50),
-            time(report.latency_us.p99),
-            report.errors.total()
-        )
+        let LoadReport { qps, latency_us, errors, .. } = &self.report;
+        let (p50, p99, errors) = (time(latency_us.p50), time(latency_us.p99), errors.total());
+        format!("{finding}{qps:.1}/s answered, p50 {p50}, p99 {p99}, {errors} errors")
     }
 }
 
@@ -309,82 +279,60 @@ fn rate(per_s: f64) -> Result<Rate, String> {
 }
 
 impl Curve {
-    /// A table for people.
     pub fn render(&self) -> String {
         let remark = |i| if Some(i) == self.knee { "knee".into() } else { String::new() };
-        let mut text = table(&self.sweep, remark);
-        let _ = match self.knee.map(|i| self.sweep[i].rate_per_s) {
-            Some(per_s) => {
-                writeln!(text, "\nThe knee, where throughput over mean response time is largest: {per_s:.0}/s.")
-            }
-            None => writeln!(text, "\nNo knee: throughput over mean response time is largest at an end of the sweep."),
+        let knee = match self.knee.map(|i| self.sweep[i].rate_per_s) {
+            Some(per_s) => format!("The knee, where throughput over mean response time is largest: {per_s:.0}/s."),
+            None => "No knee: throughput over mean response time is largest at an end of the sweep.".into(),
         };
-        if let Some(why) = &self.ended_by {
-            let _ = writeln!(text, "The sweep is not complete: {why}.");
-        }
-        text
+        let end = self.ended_by.as_ref().map_or(String::new(), |why| format!("The sweep is not complete: {why}.\n"));
+        format!("{}\n{knee}\n{end}", table(&self.sweep, remark))
     }
 }
 
 impl Found {
-    /// A table for people, and the answer.
     pub fn render(&self) -> String {
         let held = |i: usize| {
-            let run = &self.runs[i];
-            let longer = if run.confirms { ", for longer" } else { "" };
-            match (run.holds, &run.finding) {
+            let Point { holds, confirms, finding, .. } = &self.runs[i];
+            let longer = if *confirms { ", for longer" } else { "" };
+            match (*holds, finding) {
                 (Some(true), _) => format!("holds{longer}"),
-                (_, Some(finding)) => format!("fails{longer}: {finding}"),
-                _ => format!("fails{longer}"),
+                (_, finding) => format!("fails{longer}: {}", finding.as_deref().unwrap_or("unknown")),
             }
         };
         format!("{}\n{}\n", table(&self.runs, held), self.answer())
     }
 
-    /// The answer in a sentence or two.
     pub fn answer(&self) -> String {
-        let condition = &self.condition;
         let client = if self.client_is_limit { " There the client is the limit, not the server." } else { "" };
         let end = self.ended_by.as_ref().map_or(String::new(), |why| format!(" The search is not complete: {why}."));
         let answer = match (self.highest_held_per_s, self.lowest_failed_per_s) {
             (Some(held), Some(failed)) => {
-                format!("{condition} holds at {held:.1}/s and fails at {failed:.1}/s: the highest rate lies between.")
+                format!("holds at {held:.1}/s and fails at {failed:.1}/s: the highest rate lies between.")
             }
-            (Some(held), None) => {
-                format!("{condition} holds at {held:.1}/s, and no rate was found at which it does not.")
-            }
-            (None, Some(failed)) => format!("{condition} never holds, not even at {failed:.1}/s."),
-            (None, None) => format!("Nothing is known of {condition}."),
+            (Some(held), None) => format!("holds at {held:.1}/s, and no rate was found at which it does not."),
+            (None, Some(failed)) => format!("never holds, not even at {failed:.1}/s."),
+            (None, None) => "has not been tried.".into(),
         };
         let rates: Vec<String> = self.disagreed_at_per_s.iter().map(|per_s| format!("{per_s:.1}/s")).collect();
-        let noise = if rates.is_empty() {
-            String::new()
-        } else {
-            format!(" At {} one run of three disagreed with the others: noise.", rates.join(", "))
+        let noise = match rates.join(", ") {
+            rates if rates.is_empty() => rates,
+            rates => format!(" At {rates} one run of three disagreed with the others: noise."),
         };
-        format!("{answer}{client}{noise}{end}")
+        format!("{} {answer}{client}{noise}{end}", self.condition)
     }
 }
 
 fn table(points: &[Point], remark: impl Fn(usize) -> String) -> String {
-    let mut text =
-        format!("{:>12}{:>12}{:>10}{:>10}{:>10}{:>10}\n", "offered/s", "answered/s", "p50", "p99", "p99.9", "errors");
+    let mut text = String::from("   offered/s  answered/s       p50       p99     p99.9    errors\n");
     for (i, point) in points.iter().enumerate() {
-        let report = &point.report;
-        let latency = &report.latency_us;
-        let remarks =
-            [remark(i), point.failed_checks()].map(|text| if text.is_empty() { text } else { format!("  {text}") });
-        let _ = writeln!(
-            text,
-            "{:>12.1}{:>12.1}{:>10}{:>10}{:>10}{:>10}{}",
-            point.rate_per_s,
-            report.qps,
-            time(latency.p50),
-            time(latency.p99),
-            time(latency.p99_9),
-            report.errors.total(),
-            remarks.concat()
-        );
+        let Point { rate_per_s, report, .. } = point;
+        let Latency { p50, p99, p99_9, .. } = report.latency_us;
+        let times = [p50, p99, p99_9].map(|us| format!("{:>10}", time(us))).concat();
+        let remarks = [remark(i), point.failed_checks()].into_iter().filter(|text| !text.is_empty());
+        let remarks: String = remarks.map(|text| format!("  {text}")).collect();
+        let (qps, errors) = (report.qps, report.errors.total());
+        text += &format!("{rate_per_s:>12.1}{qps:>12.1}{times}{errors:>10}{remarks}\n");
     }
     text
 }
@@ -392,7 +340,7 @@ fn table(points: &[Point], remark: impl Fn(usize) -> String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{Check, Latency, Trust};
+    use crate::report::{Check, Trust};
 
     /// A server with this capacity, whose response time grows like 1/(1 − ρ), and a client that can send this much.
     fn answered(rate: Option<Rate>, capacity: f64, client: f64) -> LoadReport {
@@ -508,7 +456,7 @@ mod tests {
     #[test]
     fn a_sweep_finds_the_knee_and_survives_its_end() {
         let sweep: Sweep = "100..1000".parse().unwrap();
-        let curve = sweep_with(sweep, &mut |rate, _| Ok(answered(rate, 1000.0, 1e9)), &|_| {}).unwrap();
+        let curve = sweep_with(&sweep, &mut |rate, _| Ok(answered(rate, 1000.0, 1e9)), &|_| {}).unwrap();
         assert_eq!(curve.sweep.len(), 10);
         // ρ(1 − ρ) is largest at one half (Kleinrock's result for M/M/1).
         assert_eq!(curve.knee, Some(4));
@@ -518,7 +466,7 @@ mod tests {
             runs += 1;
             if runs > 2 { Err(INTERRUPTED.to_string()) } else { Ok(answered(rate, 1000.0, 1e9)) }
         };
-        let curve = sweep_with(sweep, &mut two, &|_| {}).unwrap();
+        let curve = sweep_with(&sweep, &mut two, &|_| {}).unwrap();
         assert!(curve.sweep.len() == 2 && curve.render().contains("not complete: ended early"));
     }
 }

@@ -15,26 +15,17 @@ pub struct Distributions {
 }
 
 impl Distributions {
-    /// With their tags in an `.hlog`, in the order of a request's life.
+    /// Their tags in an `.hlog`, in the order of a request's life.
+    pub const TAGS: [&str; 5] = ["connect", "first_byte", "service", "response", "slip"];
+
     pub fn tagged(&self) -> [(&'static str, &Times); 5] {
-        [
-            ("connect", &self.connect),
-            ("first_byte", &self.first_byte),
-            ("service", &self.service),
-            ("response", &self.response),
-            ("slip", &self.slip),
-        ]
+        let times = [&self.connect, &self.first_byte, &self.service, &self.response, &self.slip];
+        std::array::from_fn(|i| (Distributions::TAGS[i], times[i]))
     }
 
     pub fn by_tag(&mut self, tag: &str) -> Option<&mut Times> {
-        match tag {
-            "connect" => Some(&mut self.connect),
-            "first_byte" => Some(&mut self.first_byte),
-            "service" => Some(&mut self.service),
-            "response" => Some(&mut self.response),
-            "slip" => Some(&mut self.slip),
-            _ => None,
-        }
+        let times = [&mut self.connect, &mut self.first_byte, &mut self.service, &mut self.response, &mut self.slip];
+        std::iter::zip(Distributions::TAGS, times).find_map(|(known, times)| (known == tag).then_some(times))
     }
 
     pub fn add(&mut self, other: &Distributions) {
@@ -44,8 +35,6 @@ impl Distributions {
     }
 }
 
-/// When it was measured.
-#[derive(Debug, Clone, Copy)]
 pub struct Span {
     /// The run began, by the clock on the wall.
     pub began: SystemTime,

@@ -29,16 +29,9 @@ pub fn measure(counts: &[u64]) -> Evenness {
     let (k, n) = (counts.len(), counts.iter().sum::<u64>());
     if n == 0 || k < 2 {
         // One worker, or nothing to share: perfectly even, as chance would have it.
-        let mean_exists = if n == 0 { 0.0 } else { 1.0 };
-        return Evenness {
-            workers: k,
-            n,
-            p_value: 1.0,
-            max_over_mean: mean_exists,
-            jain: 1.0,
-            expected_max_over_mean_if_random: 1.0,
-            ..Evenness::default()
-        };
+        let max_over_mean = if n == 0 { 0.0 } else { 1.0 };
+        let even = Evenness { p_value: 1.0, jain: 1.0, expected_max_over_mean_if_random: 1.0, ..Evenness::default() };
+        return Evenness { workers: k, n, max_over_mean, ..even };
     }
     let mean = n as f64 / k as f64;
     let chi_square = chi_square(counts, mean);
@@ -55,7 +48,6 @@ pub fn measure(counts: &[u64]) -> Evenness {
     }
 }
 
-/// D, where there is something to compare.
 pub fn dispersion(counts: &[u64]) -> Option<f64> {
     let (k, n) = (counts.len(), counts.iter().sum::<u64>());
     (n > 0 && k > 1).then(|| chi_square(counts, n as f64 / k as f64) / (k - 1) as f64)
@@ -65,7 +57,6 @@ fn chi_square(counts: &[u64], mean: f64) -> f64 {
     counts.iter().map(|&count| (count as f64 - mean).powi(2)).sum::<f64>() / mean
 }
 
-/// Two-sided: twice the smaller tail.
 fn p_value(chi_square: f64, k: usize, n: u64) -> f64 {
     if n as f64 >= MIN_ITEMS_PER_WORKER * k as f64 {
         return two_sided_chi_square(chi_square, (k - 1) as f64);
@@ -87,8 +78,7 @@ fn simulated_tails(observed: f64, k: usize, n: u64) -> (f64, f64) {
         counts.fill(0);
         (0..n).for_each(|_| counts[rng.usize(..k)] += 1);
         let drawn = chi_square(&counts, mean);
-        // X² takes few values in small samples: equal ones must compare equal whatever the order of
-        // summation.
+        // Equal values of X² must compare equal whatever the order of summation.
         let tolerance = 1e-9 * (1.0 + observed);
         lower += u64::from(drawn <= observed + tolerance);
         upper += u64::from(drawn >= observed - tolerance);
@@ -100,10 +90,8 @@ fn simulated_tails(observed: f64, k: usize, n: u64) -> (f64, f64) {
 /// E_k, the expected maximum of k independent standard normals (Harter 1961 tabulates it: 1.03, 1.42, 1.77
 /// for k = 4, 8, 16): ∫ over the positive axis of (1 − Φᵏ) minus ∫ over the negative one of Φᵏ.
 ///
-/// No correction for "the counts add up to n" belongs here. The deviations (Nᵢ − n/k) / √(n/k) have variance
-/// 1 − 1/k and covariance −1/k: in the limit exactly those of Zᵢ − Z̄ for independent Zᵢ. And
-/// E max (Zᵢ − Z̄) = E max Zᵢ, since Z̄ has mean 0: the factor √(1 − 1/k) of the variance and the negative
-/// correlation cancel.
+/// No correction for "the counts add up to n" belongs here: the deviations (Nᵢ − n/k) / √(n/k) are in the limit
+/// Zᵢ − Z̄ for independent Zᵢ, and E max (Zᵢ − Z̄) = E max Zᵢ, since Z̄ has mean 0.
 fn expected_max_of_normals(k: usize) -> f64 {
     // The integrand is even, smooth and vanishes: there the trapezoid rule converges exponentially. Beyond 9
     // it is below 10⁻¹⁴ for every k up to the largest number of workers.

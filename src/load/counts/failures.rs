@@ -8,7 +8,6 @@ use nix::errno::Errno;
 use crate::load::response::Malformed;
 use crate::report::{Errors, LoadReport, Lost};
 
-/// Why something failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cause {
     /// The number of the errno, since [`Errno`] has no order.
@@ -58,7 +57,6 @@ impl LostCause {
     }
 }
 
-/// A request that was lost, before its cause gets its name.
 #[derive(Debug, Clone, Copy)]
 pub struct LostRequest {
     pub at_ns: u64,
@@ -67,7 +65,6 @@ pub struct LostRequest {
     pub worker: Option<u32>,
 }
 
-/// Errors by phase and cause, before they get their names.
 #[derive(Debug, Clone, Default)]
 pub struct Failures {
     pub connect: BTreeMap<Cause, u64>,
@@ -75,7 +72,6 @@ pub struct Failures {
     pub read: BTreeMap<Cause, u64>,
     pub status: BTreeMap<u16, u64>,
     pub timeout: u64,
-    /// The first requests that were lost, and how many more.
     pub lost: Vec<LostRequest>,
     pub lost_more: u64,
 }
@@ -93,7 +89,6 @@ impl Failures {
         self.lost.truncate(LoadReport::MOST_LOST);
     }
 
-    /// So many requests were lost in the same way.
     pub fn lose(&mut self, lost: LostRequest, requests: u64) {
         match lost.cause {
             LostCause::Write(cause) => count(&mut self.write, cause, requests),
@@ -105,7 +100,6 @@ impl Failures {
         self.lost_more += requests - named;
     }
 
-    /// The lost requests as the report has them.
     pub fn named_lost(&self, start_ns: u64) -> Vec<Lost> {
         let named = |lost: &LostRequest| Lost {
             at_s: lost.at_ns.saturating_sub(start_ns) as f64 / 1e9,
@@ -121,11 +115,9 @@ impl Failures {
         by_cause.iter().flat_map(|counts| counts.values()).chain(self.status.values()).sum::<u64>() + self.timeout
     }
 
-    /// With names, as the report has them.
     pub fn named(&self) -> Errors {
-        let by_cause = |counts: &BTreeMap<Cause, u64>| {
-            counts.iter().map(|(cause, &count)| (cause.name(), count)).collect::<BTreeMap<_, _>>()
-        };
+        let by_cause =
+            |counts: &BTreeMap<Cause, u64>| counts.iter().map(|(cause, &count)| (cause.name(), count)).collect();
         Errors {
             connect: by_cause(&self.connect),
             write: by_cause(&self.write),
@@ -137,12 +129,9 @@ impl Failures {
 }
 
 fn merge<K: Ord>(into: &mut BTreeMap<K, u64>, from: BTreeMap<K, u64>) {
-    for (key, count) in from {
-        *into.entry(key).or_default() += count;
-    }
+    from.into_iter().for_each(|(key, failed)| count(into, key, failed));
 }
 
-/// So many more failures of this cause.
-pub fn count(failures: &mut BTreeMap<Cause, u64>, cause: impl Into<Cause>, failed: u64) {
+pub fn count<K: Ord>(failures: &mut BTreeMap<K, u64>, cause: impl Into<K>, failed: u64) {
     *failures.entry(cause.into()).or_default() += failed;
 }

@@ -1,11 +1,10 @@
-//! Distributions of times: HDR histograms in nanoseconds, three digits, nothing dropped.
+//! Distributions of times: HDR histograms in nanoseconds. Recording allocates nothing up to the time that the table was
+//! made for, and makes it larger for what is longer: nothing is cut off.
 
 use hdrhistogram::Histogram;
 
 use crate::report::Latency;
 
-/// A distribution of times. Recording allocates nothing up to the time that the table was made for, and makes it larger
-/// for what is longer: nothing is cut off.
 #[derive(Clone)]
 pub struct Times {
     counts: Histogram<u64>,
@@ -20,19 +19,9 @@ impl Default for Times {
 }
 
 impl Times {
-    /// Three digits from 1 µs to a minute: half the size, for one worker of many.
-    pub fn of_a_worker() -> Times {
-        Times::with(1_000, 60_000_000_000, 3)
-    }
-
-    /// Two digits from 1 µs to a minute: small enough to be sent ten times a second.
-    pub fn of_an_interval() -> Times {
-        Times::with(1_000, 60_000_000_000, 2)
-    }
-
-    /// One digit from 1 µs to a minute: 3 KiB, for one second of thousands.
-    pub fn of_a_second() -> Times {
-        Times::with(1_000, 60_000_000_000, 1)
+    /// From 1 µs to a minute: three digits take 140 KiB, two 20 KiB, one 3 KiB.
+    pub fn with_digits(digits: u8) -> Times {
+        Times::with(1_000, 60_000_000_000, digits)
     }
 
     const DIGITS: u8 = 3;
@@ -43,17 +32,12 @@ impl Times {
         Times { counts, max_ns: 0 }
     }
 
-    pub fn clear(&mut self) {
-        self.counts.clear();
-        self.max_ns = 0;
-    }
-
     pub fn record(&mut self, ns: u64) {
         self.counts.record(ns).expect("the table grows");
         self.max_ns = self.max_ns.max(ns);
     }
 
-    /// Adds another one that was made for the same purpose.
+    /// Both must have been made for the same purpose.
     pub fn add(&mut self, other: &Times) {
         self.counts.add(&other.counts).expect("the table grows");
         self.max_ns = self.max_ns.max(other.max_ns);
@@ -70,7 +54,6 @@ impl Times {
         is_ours.then(|| Times { max_ns: histogram.max(), counts: histogram })
     }
 
-    /// In nanoseconds, as the standard tools read them.
     pub fn histogram(&self) -> &Histogram<u64> {
         &self.counts
     }
@@ -153,7 +136,7 @@ mod tests {
     #[test]
     fn times_beyond_every_table_are_the_same_figure_in_each() {
         for ns in [65_000_000_000, 65 * 60_000_000_000, 1 << 50] {
-            let tables = [Times::default, Times::of_a_worker, Times::of_an_interval, Times::of_a_second];
+            let tables = [Times::default, || Times::with_digits(3), || Times::with_digits(2), || Times::with_digits(1)];
             let latencies = tables.map(|new| {
                 let (mut times, mut other) = (new(), new());
                 other.record(ns);

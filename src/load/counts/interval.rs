@@ -1,11 +1,9 @@
-//! The same answers in intervals, sent to the main thread while the run goes on; only where an observer needs them.
-//!
-//! A measuring thread fills an [`IntervalCounts`], sends it at its end to the main thread and takes an empty one. The
-//! main thread returns them, so that nothing is allocated after the start; when it has not returned one in time, the
-//! thread goes on with the one it has, and the next interval is longer.
+//! The same answers in intervals, sent to the main thread while the run goes on; only where an observer needs them. A
+//! thread that is late ends several intervals at once: their counts belong to the last of them.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::ops::{Add, Sub};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
 use crate::load::counts::evenness;
@@ -13,16 +11,13 @@ use crate::load::counts::histogram::Times;
 use crate::load::counts::window::Window;
 use crate::report::{IntervalReport, Latency, WorkerShare};
 
-/// How many counts go round between the main thread and each measuring thread.
-const ROUND: usize = 8;
-
 /// The evenness of more workers is judged for the whole run only.
 const JUDGED_WORKERS: usize = 256;
 
 /// What a thread has counted since its start.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Totals {
-    /// Connections open now.
+    /// Connections that are open now.
     pub open: u64,
     pub established: u64,
     pub errors: u64,
@@ -32,7 +27,7 @@ pub struct Totals {
 }
 
 impl Totals {
-    fn with(&self, other: &Totals, combine: fn(u64, u64) -> u64) -> Totals {
+    pub fn with(&self, other: &Totals, combine: fn(u64, u64) -> u64) -> Totals {
         Totals {
             open: combine(self.open, other.open),
             established: combine(self.established, other.established),
@@ -43,11 +38,7 @@ impl Totals {
     }
 }
 
-/// What one thread counted in one interval.
-pub struct IntervalCounts {
-    thread: usize,
-    /// Number of the interval that it ends with.
-    index: u64,
+struct IntervalCounts {
     answers: u64,
     /// The difference to the end of the interval before; `open` is the number at the end of this one.
     totals: Totals,
@@ -58,23 +49,14 @@ pub struct IntervalCounts {
 }
 
 impl IntervalCounts {
-    fn new(thread: usize) -> IntervalCounts {
+    fn new(workers: usize) -> IntervalCounts {
         IntervalCounts {
-            thread,
-            index: 0,
             answers: 0,
             totals: Totals::default(),
-            latency: Times::of_an_interval(),
-            slip: Times::of_an_interval(),
-            workers: Vec::new(),
+            latency: Times::with_digits(2),
+            slip: Times::with_digits(2),
+            workers: vec![(0, 0); workers],
         }
-    }
-
-    fn clear(&mut self) {
-        self.answers = 0;
-        self.latency.clear();
-        self.slip.clear();
-        self.workers.fill((0, 0));
     }
 
     fn worker(&mut self, worker: usize) -> &mut (u64, u64) {
@@ -86,7 +68,7 @@ impl IntervalCounts {
 
     fn add(&mut self, other: &IntervalCounts) {
         self.answers += other.answers;
-        self.totals = self.totals.with(&other.totals, |a, b| a + b);
+        self.totals = self.totals.with(&other.totals, u64::add);
         self.latency.add(&other.latency);
         self.slip.add(&other.slip);
         for (worker, (connections, requests)) in other.workers.iter().enumerate() {
@@ -96,31 +78,26 @@ impl IntervalCounts {
     }
 }
 
-/// The end of a measuring thread.
+/// The counts of a thread, and the number of the interval that they end with.
+type Sent = (usize, u64, IntervalCounts);
+
 pub struct IntervalSender {
-    counts: Box<IntervalCounts>,
+    thread: usize,
+    counts: IntervalCounts,
     /// At the beginning of the present interval; `open` is 0, since it is not a difference.
     before: Totals,
     length_ns: u64,
     start_ns: u64,
-    ends_ns: u64,
-    full: SyncSender<Box<IntervalCounts>>,
-    empty: Receiver<Box<IntervalCounts>>,
+    pub ends_ns: u64,
+    sender: Sender<Sent>,
 }
 
 impl IntervalSender {
-    /// The run begins at this moment.
     pub fn begin(&mut self, start_ns: u64) {
         self.start_ns = start_ns;
         self.ends_ns = start_ns + self.length_ns;
     }
 
-    /// When the present interval ends.
-    pub fn ends_ns(&self) -> u64 {
-        self.ends_ns
-    }
-
-    /// One more answer; `first` on its connection.
     pub fn answered(&mut self, latency_ns: u64, slip_ns: Option<u64>, worker: Option<u32>, first: bool) {
         self.counts.answers += 1;
         self.counts.latency.record(latency_ns);
@@ -133,54 +110,43 @@ impl IntervalSender {
         }
     }
 
-    /// A request that will get no answer counts at its age.
     pub fn unanswered(&mut self, age_ns: u64) {
         self.counts.latency.record(age_ns);
     }
 
-    /// Sends what was counted in the interval that has ended, and begins the present one.
     pub fn send(&mut self, now_ns: u64, totals: Totals) {
         let begun = now_ns.saturating_sub(self.start_ns) / self.length_ns;
         self.ends_ns = self.start_ns + (begun + 1) * self.length_ns;
-        if let Ok(mut next) = self.empty.try_recv() {
-            self.close(begun.saturating_sub(1), totals);
-            next.clear();
-            let _ = self.full.try_send(std::mem::replace(&mut self.counts, next));
-        }
+        self.close(begun.saturating_sub(1), totals);
     }
 
-    /// Sends the rest.
     pub fn finish(mut self, now_ns: u64, totals: Totals) {
         self.close(now_ns.saturating_sub(self.start_ns) / self.length_ns, totals);
-        // The main thread is gone at the end of a run that failed.
-        let _ = self.full.try_send(self.counts);
     }
 
     fn close(&mut self, index: u64, totals: Totals) {
-        self.counts.index = index;
-        self.counts.totals = totals.with(&self.before, |now, before| now - before);
+        let next = IntervalCounts::new(self.counts.workers.len());
+        let mut counts = std::mem::replace(&mut self.counts, next);
+        counts.totals = totals.with(&self.before, u64::sub);
         self.before = Totals { open: 0, ..totals };
+        // The main thread is gone at the end of a run that failed.
+        let _ = self.sender.send((self.thread, index, counts));
     }
 }
 
-/// The main thread's end: adds up what the threads counted in the same interval.
 pub struct IntervalMerger {
     length_ns: u64,
-    full: Receiver<Box<IntervalCounts>>,
-    empty: Vec<SyncSender<Box<IntervalCounts>>>,
+    receiver: Receiver<Sent>,
     /// The interval that each thread sent last; `None` before its first.
     last: Vec<Option<u64>>,
     /// Intervals that some thread has not sent yet.
-    pending: BTreeMap<u64, Box<IntervalCounts>>,
-    /// The next interval to report.
+    pending: BTreeMap<u64, IntervalCounts>,
     next: u64,
     connections_requested: u64,
     expected_workers: usize,
-    /// Response times of the measured intervals.
     so_far: Times,
 }
 
-/// Both ends, for so many threads.
 pub fn channel(
     threads: usize,
     length: Duration,
@@ -188,34 +154,26 @@ pub fn channel(
     expected_workers: usize,
 ) -> (Vec<IntervalSender>, IntervalMerger) {
     let length_ns = length.as_nanos() as u64;
-    let (full, receiver) = mpsc::sync_channel(threads * (ROUND + 1));
-    let (mut senders, mut empty) = (Vec::new(), Vec::new());
-    for thread in 0..threads {
-        let (returned, receiver) = mpsc::sync_channel(ROUND + 1);
-        for _ in 0..ROUND {
-            returned.try_send(Box::new(IntervalCounts::new(thread))).expect("the channel has room for the round");
-        }
-        empty.push(returned);
-        senders.push(IntervalSender {
-            counts: Box::new(IntervalCounts::new(thread)),
-            before: Totals::default(),
-            length_ns,
-            start_ns: 0,
-            ends_ns: u64::MAX,
-            full: full.clone(),
-            empty: receiver,
-        });
-    }
+    let (sender, receiver) = mpsc::channel();
+    let sender = |thread| IntervalSender {
+        thread,
+        counts: IntervalCounts::new(0),
+        before: Totals::default(),
+        length_ns,
+        start_ns: 0,
+        ends_ns: u64::MAX,
+        sender: sender.clone(),
+    };
+    let senders = (0..threads).map(sender).collect();
     let merger = IntervalMerger {
         length_ns,
-        full: receiver,
-        empty,
+        receiver,
         last: vec![None; threads],
         pending: BTreeMap::new(),
         next: 0,
         connections_requested,
         expected_workers,
-        so_far: Times::of_an_interval(),
+        so_far: Times::with_digits(2),
     };
     (senders, merger)
 }
@@ -223,34 +181,13 @@ pub fn channel(
 impl IntervalMerger {
     /// Every interval that all threads have sent by now, oldest first.
     pub fn receive(&mut self, window: &Window) -> VecDeque<IntervalReport> {
-        while let Ok(counts) = self.full.try_recv() {
-            let thread = counts.thread;
-            self.last[thread] = Some(counts.index);
-            let sum = self.pending.entry(counts.index);
-            sum.or_insert_with(|| Box::new(IntervalCounts::new(thread))).add(&counts);
-            // The thread may have ended, and then does not need it back.
-            let _ = self.empty[thread].try_send(counts);
+        while let Ok((thread, index, counts)) = self.receiver.try_recv() {
+            self.last[thread] = Some(index);
+            self.pending.entry(index).and_modify(|sum| sum.add(&counts)).or_insert(counts);
         }
         let complete = self.last.iter().min().copied().flatten();
-        self.report(complete, window)
-    }
-
-    /// Response times of all measured intervals that were reported.
-    pub fn so_far(&self) -> Latency {
-        self.so_far.latency()
-    }
-
-    /// What is left when all threads have ended.
-    pub fn receive_rest(&mut self, window: &Window) -> VecDeque<IntervalReport> {
-        let mut reports = self.receive(window);
-        let last = self.pending.keys().next_back().copied();
-        reports.extend(self.report(last, window));
-        reports
-    }
-
-    fn report(&mut self, until: Option<u64>, window: &Window) -> VecDeque<IntervalReport> {
         let mut reports = VecDeque::new();
-        while let Some(entry) = self.pending.first_entry().filter(|entry| Some(*entry.key()) <= until) {
+        while let Some(entry) = self.pending.first_entry().filter(|entry| Some(*entry.key()) <= complete) {
             let (index, counts) = entry.remove_entry();
             let report = self.one(index, &counts, window);
             if report.measured {
@@ -259,6 +196,18 @@ impl IntervalMerger {
             reports.push_back(report);
             self.next = self.next.max(index + 1);
         }
+        reports
+    }
+
+    pub fn so_far(&self) -> Latency {
+        self.so_far.latency()
+    }
+
+    /// All threads have ended: what is pending is complete.
+    pub fn receive_rest(&mut self, window: &Window) -> VecDeque<IntervalReport> {
+        let mut reports = self.receive(window);
+        self.last.fill(Some(u64::MAX));
+        reports.append(&mut self.receive(window));
         reports
     }
 
@@ -286,9 +235,8 @@ impl IntervalMerger {
             slip_us: counts.slip.latency(),
             // Of so many workers the p-values would be simulated for longer than an interval lasts.
             evenness: (workers.len() <= JUDGED_WORKERS).then(|| evenness::pair(workers.iter().copied())).flatten(),
-            workers: (0..)
-                .zip(&workers)
-                // Beyond those that are known to be there only workers that did something: a number may be high.
+            // Beyond those that are known to be there only workers that did something: a number may be high.
+            workers: std::iter::zip(0.., &workers)
                 .filter(|&(worker, &counts)| worker < self.expected_workers || counts != (0, 0))
                 .map(|(worker, counts): (usize, _)| (worker.to_string(), share(counts)))
                 .collect(),
@@ -369,6 +317,6 @@ mod tests {
         senders.remove(0).finish(2_050 * MS, open(0));
         let reports = merger.receive_rest(&WINDOW);
         assert_eq!(reports.iter().map(|report| report.requests).sum::<u64>(), 20);
-        assert_eq!(reports.len(), ROUND + 1);
+        assert_eq!(reports.len(), 21);
     }
 }

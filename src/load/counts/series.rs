@@ -1,6 +1,6 @@
 //! The measured window over time: the worst second, the longest silence, and whether the answers became fewer or slower.
 //! An average over a minute hides the moment in which a server replaced its workers. All times count from the beginning
-//! of the window; each thread has its own series, and they are added up.
+//! of the window.
 
 use crate::load::counts::histogram::Times;
 use crate::report::WorstSecond;
@@ -19,7 +19,6 @@ pub struct Series {
 
 #[derive(Clone)]
 struct Second {
-    /// Response times, and the ages of requests given up.
     latency: Times,
     /// A bit for each millisecond: an answer was complete in it.
     answered: [u64; SECOND_MS.div_ceil(64) as usize],
@@ -51,21 +50,16 @@ impl Series {
         if index >= self.seconds.len() {
             self.seconds.resize_with(index + 1, || None);
         }
-        Some(self.seconds[index].get_or_insert_with(Second::new))
+        let new = || Box::new(Second { latency: Times::with_digits(1), answered: [0; _] });
+        Some(self.seconds[index].get_or_insert_with(new))
     }
 
-    /// Adds another thread's.
     pub fn add(&mut self, other: Series) {
-        self.parts.merge(other.parts);
-        self.seconds.resize_with(self.seconds.len().max(other.seconds.len()), || None);
-        for (sum, second) in self.seconds.iter_mut().zip(other.seconds) {
-            match (sum.as_mut(), second) {
-                (Some(sum), Some(second)) => {
-                    sum.latency.add(&second.latency);
-                    sum.answered.iter_mut().zip(second.answered).for_each(|(sum, bits)| *sum |= bits);
-                }
-                (None, second) => *sum = second,
-                (Some(_), None) => {}
+        self.parts.merge(&other.parts);
+        for (index, second) in (0..).zip(other.seconds) {
+            if let Some((second, sum)) = second.zip(self.second(index * SECOND_NS)) {
+                sum.latency.add(&second.latency);
+                sum.answered.iter_mut().zip(second.answered).for_each(|(sum, bits)| *sum |= bits);
             }
         }
     }
@@ -85,10 +79,14 @@ impl Series {
     /// The most whole milliseconds in a row without an answer; `None` of a window without length.
     pub fn longest_silence_ms(&self, window_ns: u64) -> Option<u64> {
         let window_ms = window_ns.min(LONGEST_S * SECOND_NS) / MILLISECOND_NS;
+        let has_answer = |ms: u64| {
+            let second = self.seconds.get((ms / SECOND_MS) as usize).and_then(Option::as_ref);
+            let ms = ms % SECOND_MS;
+            second.is_some_and(|second| second.answered[(ms / 64) as usize] >> (ms % 64) & 1 == 1)
+        };
         let (mut longest, mut silent) = (0, 0);
         for ms in 0..window_ms {
-            let second = self.seconds.get((ms / SECOND_MS) as usize).and_then(Option::as_ref);
-            silent = if second.is_some_and(|second| second.has_answer(ms % SECOND_MS)) { 0 } else { silent + 1 };
+            silent = if has_answer(ms) { 0 } else { silent + 1 };
             longest = longest.max(silent);
         }
         (window_ms > 0).then_some(longest)
@@ -101,44 +99,29 @@ impl Series {
         while window_ns > Parts::MOST << parts.shift {
             parts.double();
         }
-        let length_ns = 1 << parts.shift;
-        let part = |i: u64| {
-            let part = parts.parts.get(i as usize).copied().unwrap_or_default();
-            (i * length_ns, ((i + 1) * length_ns).min(window_ns), part)
-        };
-        (0..window_ns.div_ceil(length_ns)).map(part).collect()
+        let part = |(i, &part): (u64, &Part)| (i << parts.shift, ((i + 1) << parts.shift).min(window_ns), part);
+        (0..window_ns.div_ceil(1 << parts.shift)).zip(&parts.parts).map(part).collect()
     }
 }
 
-impl Second {
-    fn new() -> Box<Second> {
-        Box::new(Second { latency: Times::of_a_second(), answered: [0; _] })
-    }
-
-    fn has_answer(&self, ms: u64) -> bool {
-        self.answered[(ms / 64) as usize] >> (ms % 64) & 1 == 1
-    }
-}
-
-/// What was answered in a part of the window.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Part {
     pub answers: u64,
     pub latency_sum_ns: u64,
 }
 
-/// At most [`Parts::MOST`] parts of equal length, which doubles each time that the window outgrows them.
+/// Parts of equal length, which doubles each time that the window outgrows them.
 #[derive(Clone)]
 struct Parts {
     /// A part lasts 2 to the power of this, in nanoseconds.
     shift: u32,
-    parts: Vec<Part>,
+    parts: [Part; Parts::MOST as usize],
 }
 
 impl Default for Parts {
     fn default() -> Parts {
         // 2²⁰ ns are about a millisecond.
-        Parts { shift: 20, parts: Vec::with_capacity(Parts::MOST as usize) }
+        Parts { shift: 20, parts: [Part::default(); _] }
     }
 }
 
@@ -149,37 +132,20 @@ impl Parts {
         while at_ns >> self.shift >= Parts::MOST {
             self.double();
         }
-        let index = (at_ns >> self.shift) as usize;
-        if index >= self.parts.len() {
-            self.parts.resize(index + 1, Part::default());
-        }
-        self.parts[index].add(more);
+        let part = &mut self.parts[(at_ns >> self.shift) as usize];
+        part.answers += more.answers;
+        part.latency_sum_ns = part.latency_sum_ns.saturating_add(more.latency_sum_ns);
     }
 
+    #[cold]
     fn double(&mut self) {
-        self.shift += 1;
-        for i in 0..self.parts.len().div_ceil(2) {
-            let second = self.parts.get(2 * i + 1).copied().unwrap_or_default();
-            self.parts[i] = self.parts[2 * i];
-            self.parts[i].add(second);
-        }
-        self.parts.truncate(self.parts.len().div_ceil(2));
+        let longer = Parts { shift: self.shift + 1, ..Parts::default() };
+        let shorter = std::mem::replace(self, longer);
+        self.merge(&shorter);
     }
 
-    fn merge(&mut self, other: Parts) {
-        for (i, part) in (0..).zip(other.parts) {
-            self.add(i << other.shift, part);
-        }
-        while self.shift < other.shift {
-            self.double();
-        }
-    }
-}
-
-impl Part {
-    fn add(&mut self, other: Part) {
-        self.answers += other.answers;
-        self.latency_sum_ns = self.latency_sum_ns.saturating_add(other.latency_sum_ns);
+    fn merge(&mut self, other: &Parts) {
+        (0..).zip(other.parts).for_each(|(i, part)| self.add(i << other.shift, part));
     }
 }
 

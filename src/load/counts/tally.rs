@@ -1,10 +1,12 @@
 //! What one thread counted. Counting allocates only when an errno, a status or a worker appears for the first time, when a
-//! second begins and when a request is lost: the size does not depend on the number of requests.
+//! second or an interval begins and when a request is lost: the size does not depend on the number of requests.
+
+use std::ops::Add;
 
 use nix::errno::Errno;
 
 use crate::load::counts::distributions::Distributions;
-use crate::load::counts::failures::Failures;
+use crate::load::counts::failures::{Failures, count};
 use crate::load::counts::histogram::Times;
 use crate::load::counts::interval::{IntervalSender, Totals};
 use crate::load::counts::series::Series;
@@ -12,38 +14,31 @@ use crate::load::counts::window::{Timestamps, Window};
 use crate::load::response::{Answer, MAX_WORKERS};
 use crate::report::Traced;
 
-/// What is measured; the same for all requests of a run.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Measures {
     /// Response time counts from the due time, and is not the service time.
     pub from_due: bool,
-    /// There are due times that a request can be late for.
     pub slip: bool,
     /// Workers expected to answer, for room made beforehand.
     pub workers: usize,
-    /// Answers to keep one by one.
     pub trace: usize,
     /// Connections whose worker is kept in order.
     pub order: usize,
-    /// Sends to keep with their due times.
     pub sends: usize,
 }
 
-/// What one worker gave, as this client saw it.
-#[derive(Default)]
 pub struct WorkerTally {
     pub connections: u64,
     pub requests: u64,
-    /// Response times; kept for the first [`TIMED_WORKERS`] only.
+    /// Response times, of the first workers only: each histogram takes 140 KiB in each thread.
     pub latency: Option<Box<Times>>,
 }
 
-/// Each worker's histogram takes 140 KiB in each thread.
-pub const TIMED_WORKERS: usize = 64;
-
 impl WorkerTally {
+    const TIMED: usize = 64;
+
     fn new(worker: usize) -> WorkerTally {
-        let latency = (worker < TIMED_WORKERS).then(|| Box::new(Times::of_a_worker()));
+        let latency = (worker < WorkerTally::TIMED).then(|| Box::new(Times::with_digits(3)));
         WorkerTally { connections: 0, requests: 0, latency }
     }
 }
@@ -60,9 +55,8 @@ pub struct Tally {
     pub measures: Measures,
     /// In a closed loop the response time is the service time; it is recorded once, and copied at the end.
     pub times: Distributions,
-    /// Requests due in the window, whatever became of them.
     pub due_in_window: u64,
-    /// Those of them that never got an answer.
+    /// Due in the window and never answered.
     pub censored: u64,
     /// Given up because of their deadline, in the whole run.
     pub shed: u64,
@@ -70,7 +64,6 @@ pub struct Tally {
     pub answered_in_window: u64,
     pub answered_before: u64,
     pub answered_late: u64,
-    /// The last end of a request, the last answer, and the last due time in the window.
     pub last_end_ns: u64,
     pub last_answer_ns: u64,
     pub last_due_ns: u64,
@@ -81,20 +74,16 @@ pub struct Tally {
     /// Index = worker.
     pub workers: Vec<WorkerTally>,
     pub failures: Failures,
-    /// Requests sent a second time.
-    pub retried: u64,
-    /// The window over time.
     pub series: Series,
-    /// The run over time, for the observers.
     pub intervals: Option<IntervalSender>,
-    pub established: u64,
     pub answered_connections: u64,
-    pub open: u64,
+    /// Without the errors, which are in the failures.
+    pub totals: Totals,
     pub peak_open: u64,
     pub trace: Vec<Traced>,
     /// When a connection had its first answer, and whose.
     pub order: Vec<(u64, u32)>,
-    /// The first sends whose requests were due in the window.
+    /// The first whose requests were due in the window.
     pub sends: Vec<Sent>,
 }
 
@@ -110,19 +99,15 @@ impl Tally {
         }
     }
 
-    /// Counts a request that will get no answer, at its age.
     pub fn unanswered(&mut self, window: &Window, timestamps: Timestamps) {
         self.record(window, timestamps, false);
         let age_ns = self.latency_ns(timestamps);
         if window.contains(timestamps.due_ns) && window.contains(timestamps.end_ns) {
             self.series.unanswered(timestamps.end_ns - window.open_ns, age_ns);
         }
-        if let Some(intervals) = &mut self.intervals {
-            intervals.unanswered(age_ns);
-        }
+        self.intervals.iter_mut().for_each(|intervals| intervals.unanswered(age_ns));
     }
 
-    /// Counts an answer; `first` on its connection.
     pub fn answered(&mut self, window: &Window, timestamps: Timestamps, answer: &Answer, first: bool) {
         self.record(window, timestamps, true);
         self.last_answer_ns = timestamps.end_ns;
@@ -153,7 +138,7 @@ impl Tally {
             }
         }
         if !(200..300).contains(&answer.status) {
-            *self.failures.status.entry(answer.status).or_default() += 1;
+            count(&mut self.failures.status, answer.status, 1);
         }
         if self.trace.len() < self.measures.trace {
             self.trace.push(Traced {
@@ -166,8 +151,8 @@ impl Tally {
         }
     }
 
-    /// A request of the measured window enters the histograms once, whatever became of it: at its response
-    /// time, or at its age when it became clear that no answer would come.
+    /// A request of the measured window enters the histograms once: at its response time, or at its age when it became
+    /// clear that no answer would come.
     fn record(&mut self, window: &Window, timestamps: Timestamps, answered: bool) {
         self.last_end_ns = timestamps.end_ns;
         if !window.contains(timestamps.due_ns) {
@@ -190,34 +175,20 @@ impl Tally {
         }
     }
 
-    /// Response time of an answered request; what its histogram counts.
+    /// What the histogram of response times counts.
     fn latency_ns(&self, timestamps: Timestamps) -> u64 {
         let sent_ns = timestamps.sent_ns.filter(|_| !self.measures.from_due);
         timestamps.end_ns.saturating_sub(sent_ns.unwrap_or(timestamps.due_ns))
     }
 
-    /// A request goes out.
     pub fn sent(&mut self, window: &Window, due_ns: u64, sent_ns: u64) {
         if self.sends.len() < self.measures.sends && window.contains(due_ns) {
             self.sends.push(Sent { due_ns, sent_ns });
         }
     }
 
-    pub fn opened(&mut self) {
-        self.established += 1;
-        self.open += 1;
-        self.peak_open = self.peak_open.max(self.open);
-    }
-
-    /// What was counted up to now, for an interval; `due` is the number of requests taken from the schedule.
-    pub fn totals(&self, due: u64) -> Totals {
-        Totals {
-            open: self.open,
-            established: self.established,
-            errors: self.failures.total(),
-            retried: self.retried,
-            due,
-        }
+    pub fn totals(&self) -> Totals {
+        Totals { errors: self.failures.total(), ..self.totals }
     }
 
     fn worker(&mut self, worker: u32) -> &mut WorkerTally {
@@ -229,7 +200,6 @@ impl Tally {
         &mut self.workers[index]
     }
 
-    /// Adds another thread's counts to these.
     pub fn add(&mut self, other: Tally) {
         self.times.add(&other.times);
         self.due_in_window += other.due_in_window;
@@ -253,9 +223,8 @@ impl Tally {
             }
         }
         self.failures.add(other.failures);
-        self.retried += other.retried;
         self.series.add(other.series);
-        self.established += other.established;
+        self.totals = self.totals.with(&other.totals, u64::add);
         self.answered_connections += other.answered_connections;
         // Threads hold their connections at the same time, so the sum of the peaks is the peak.
         self.peak_open += other.peak_open;
@@ -271,7 +240,7 @@ impl Tally {
 
 /// A thread whose room was full knows nothing of later sends: then those of the others are left out too.
 fn add_sends(sum: &mut Vec<Sent>, other: Vec<Sent>, room: usize) {
-    let known_until = |sends: &[Sent]| match sends.iter().max_by_key(|sent| sent.due_ns) {
+    let known_until = |sends: &[Sent]| match sends.iter().max() {
         Some(last) if sends.len() >= room => last.due_ns,
         _ => u64::MAX,
     };
@@ -286,7 +255,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::load::counts::failures::{Cause, count};
+    use crate::load::counts::failures::Cause;
 
     const WINDOW: Window = Window { start_ns: 0, open_ns: 1_000, close_ns: 2_000 };
     const ANSWER: Answer = Answer { status: 200, worker: Some(1), body_bytes: 64, close: false };

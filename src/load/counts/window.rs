@@ -1,6 +1,5 @@
-//! The measured window, and when one request was due, sent and answered in it.
+//! The measured window, and when one request was due, sent and answered in it; by the monotonic clock.
 
-/// The measured window, in nanoseconds of the monotonic clock.
 #[derive(Debug, Clone, Copy)]
 pub struct Window {
     /// Start of the schedule, and of the warm-up.
@@ -21,13 +20,11 @@ impl Window {
     }
 }
 
-/// One request's timestamps.
 #[derive(Debug, Clone, Copy)]
 pub struct Timestamps {
     pub due_ns: u64,
     /// `None` when it never was.
     pub sent_ns: Option<u64>,
-    /// Of the answer.
     pub first_byte_ns: Option<u64>,
     /// Answered, failed or given up.
     pub end_ns: u64,
@@ -38,7 +35,6 @@ impl Timestamps {
         Timestamps { due_ns, sent_ns: None, first_byte_ns: None, end_ns }
     }
 
-    /// How late it was sent.
     pub fn slip_ns(&self) -> Option<u64> {
         self.sent_ns.map(|sent_ns| sent_ns.saturating_sub(self.due_ns))
     }

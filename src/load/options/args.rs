@@ -6,20 +6,17 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand, value_parser};
+use clap::{CommandFactory, Parser, Subcommand, value_parser};
 
 use crate::load::options::background::Background;
 use crate::load::options::gate::Gate;
 use crate::load::options::plan::{
-    Connections, End, FileFormat, Format, HOW, Method, Output, Pacing, Plan, PlannedWindow, Progress, Request, Show,
-    Threads,
+    Connections, FileFormat, Format, HOW, Method, Pacing, Plan, PlannedWindow, Progress, Show, Threads,
 };
 use crate::load::options::source::Sources;
 use crate::load::options::sweep::Sweep;
 use crate::load::options::target::Target;
-use crate::load::options::values::{
-    ArrivalsOption, MethodOption, is_host, parse_header, parse_interval, parse_moment, parse_out,
-};
+use crate::load::options::values::{ArrivalsOption, is_host, parse_header, parse_interval, parse_moment, parse_out};
 use crate::load::schedule::{Arrivals, Profile, Rate, Spacing, Think, parse_replay};
 use crate::units::{format_duration, parse_duration, parse_positive_duration};
 
@@ -77,12 +74,9 @@ const RATES: &str = "rates";
 /// What belongs to one run and cannot be shared by many.
 const ONE_RUN: [&str; 6] = ["requests", "start_at", "fail_if", "show", "hlog", "out"];
 
-/// What `loadgen` is to do.
 #[derive(Debug)]
 pub enum Command {
-    /// One run, and the conditions that make it a failure.
     Run(Plan, Vec<Gate>),
-    /// The highest rate at which the condition holds.
     FindMax(Plan, Gate),
     Sweep(Plan, Sweep),
     Explain,
@@ -90,21 +84,18 @@ pub enum Command {
 }
 
 impl Command {
-    /// From the command line of this process, with the format of the result. A command line that makes no sense is
-    /// explained, and the process exits with status 2.
-    ///
-    /// # Errors
-    /// One line: the file of a replay cannot be read or makes no sense.
+    /// A command line that makes no sense is explained, and the process exits with status 2.
     pub fn from_command_line() -> Result<(Command, Format), String> {
-        let CommandLine { subcommand, format, load } = CommandLine::parse();
-        if let Some(other) = subcommand {
+        let mut load = LoadArgs::parse();
+        let format = load.format;
+        if let Some(other) = load.subcommand.take() {
             return Ok((Command::Other(other), format));
         }
         if load.explain {
             return Ok((Command::Explain, format));
         }
         if let Some(contradiction) = load.contradiction() {
-            CommandLine::command().error(ErrorKind::ArgumentConflict, contradiction).exit();
+            LoadArgs::command().error(ErrorKind::ArgumentConflict, contradiction).exit();
         }
         let plan = load.plan()?;
         let command = match (load.find_max, load.sweep) {
@@ -116,23 +107,6 @@ impl Command {
     }
 }
 
-/// Sends HTTP requests, measures the answers, and shows how evenly the workers behind the port shared them.
-#[derive(Debug, Parser)]
-#[command(name = "loadgen", version, allow_negative_numbers = true, after_help = EXAMPLES)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, disable_help_subcommand = true)]
-struct CommandLine {
-    #[command(subcommand)]
-    subcommand: Option<Other>,
-
-    /// How to print the result
-    #[arg(long, global = true, value_enum, default_value_t = Format::Text, help_heading = OUTPUT)]
-    format: Format,
-
-    #[command(flatten)]
-    load: LoadArgs,
-}
-
-/// Commands beside a run; each has a --help of its own.
 #[derive(Debug, Subcommand)]
 pub enum Other {
     /// Measure how much faster than any server this client is, on this machine: against a server that does nothing
@@ -166,8 +140,18 @@ pub enum Other {
     },
 }
 
-#[derive(Debug, Args)]
+/// Sends HTTP requests, measures the answers, and shows how evenly the workers behind the port shared them.
+#[derive(Debug, Parser)]
+#[command(name = "loadgen", version, allow_negative_numbers = true, after_help = EXAMPLES)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, disable_help_subcommand = true)]
 struct LoadArgs {
+    #[command(subcommand)]
+    subcommand: Option<Other>,
+
+    /// How to print the result
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text, help_heading = OUTPUT)]
+    format: Format,
+
     /// What to ask for: http://HOST:PORT/PATH; an IPv6 address stands in brackets, a Unix socket like
     /// http://unix:/path/to/socket:/PATH
     #[arg(value_name = "URL", required_unless_present = "explain")]
@@ -245,7 +229,7 @@ struct LoadArgs {
     /// The method of the requests: GET, HEAD, DELETE, OPTIONS, or with a body of so many bytes POST:1000, PUT:0,
     /// PATCH:5
     #[arg(long, value_name = "METHOD[:BYTES]", default_value = "GET", help_heading = HOW)]
-    method: MethodOption,
+    method: Method,
 
     /// One more header of every request: 'Authorization: Bearer abc' (may be given several times). 'Host: …' replaces
     /// the header that the URL gives
@@ -294,7 +278,6 @@ struct LoadArgs {
 }
 
 impl LoadArgs {
-    /// What no option can know of itself.
     fn contradiction(&self) -> Option<String> {
         let searches = self.find_max.is_some() || self.sweep.is_some();
         let replays = matches!(self.arrivals, Some(ArrivalsOption::Replay(_)));
@@ -302,12 +285,11 @@ impl LoadArgs {
         let is_ramp = self.rate.is_some_and(|(from, to)| from != to);
         let pipelines = self.connections.pipeline > 1;
         let connects_only = self.connections.connect_only();
-        let MethodOption(method, body_bytes) = self.method;
         let hosts = self.header.iter().filter(|header| is_host(header)).count();
         let connects_to_unix = self.target.as_ref().is_some_and(|target| target.unix.is_some());
         #[rustfmt::skip]
         let found: [(bool, &str); 18] = [
-            (body_bytes > 0 && !method.has_body(), "--method: only POST, PUT and PATCH have a body"),
+            (self.method.body_bytes > 0 && !self.method.has_body(), "--method: only POST, PUT and PATCH have a body"),
             (hosts > 1, "--header: a request has one Host"),
             (self.source.is_some() && connects_to_unix, "--source: a Unix socket has no address to connect from"),
             (replays && (self.rate.is_some() || searches),
@@ -326,7 +308,7 @@ impl LoadArgs {
             (connects_only && self.show.is_some_and(|show| show.answers > 0),
                 "--requests-per-connection 0: without requests there is no answer to show"),
             (connects_only && self.connections.retry, "--requests-per-connection 0: without requests there is none to retry"),
-            (self.connections.retry && matches!(method, Method::Post | Method::Patch),
+            (self.connections.retry && matches!(self.method.name, "POST" | "PATCH"),
                 "--retry needs a method that may be asked twice (RFC 9110, section 9.2.2): not POST or PATCH"),
             (self.connections.retry && pipelines, "--retry needs one request at a time: leave out --pipeline"),
             (pipelines && (self.sessions || self.think.is_some()),
@@ -338,18 +320,14 @@ impl LoadArgs {
         if threads > connections {
             return Some(format!("{threads} threads cannot share {connections} connections: each needs one"));
         }
-        if let Some(gate) = self.find_max.as_ref().filter(|gate| !gate.bounds_the_load()) {
+        if let Some(Gate { text, .. }) = self.find_max.as_ref().filter(|gate| !gate.bounds_the_load()) {
             return Some(format!(
-                "--find-max {gate} does not fail at high rates; write it like 'p99<5ms' or 'errors==0'"
+                "--find-max {text} does not fail at high rates; write it like 'p99<5ms' or 'errors==0'"
             ));
         }
         found.into_iter().find(|(is_found, _)| *is_found).map(|(_, why)| why.into())
     }
 
-    /// The plain values of one run, or of each run of a search.
-    ///
-    /// # Errors
-    /// One line: the file of a replay cannot be read or makes no sense.
     fn plan(&self) -> Result<Plan, String> {
         let default_spacing = if self.sessions { Spacing::Poisson } else { Spacing::Fixed };
         let (spacing, replay) = match &self.arrivals {
@@ -361,7 +339,7 @@ impl LoadArgs {
         let duration = match (self.duration, &replayed) {
             (Some(duration), _) => duration,
             (None, Some(due_ns)) => replay_length(due_ns) - self.warmup,
-            (None, None) => DEFAULT_DURATION,
+            (None, None) => Duration::from_secs(10),
         };
         let open = |profile| Arrivals::Open { profile, spacing, seed: self.seed };
         let arrivals = match (replayed, self.rate) {
@@ -373,12 +351,12 @@ impl LoadArgs {
                 open(Profile::Ramp { from, to, begin_ns, end_ns: begin_ns + duration.as_nanos() as u64 })
             }
         };
-        let MethodOption(method, body_bytes) = self.method;
         let hlog = self.hlog.iter().map(|file| (FileFormat::Hlog, file.clone()));
         Ok(Plan {
             target: self.target.clone().expect("clap requires a URL"),
             sources: self.source.clone(),
-            request: Request { method, body_bytes, headers: self.header.clone() },
+            method: self.method,
+            headers: self.header.clone(),
             connections: self.connections,
             threads: self.threads,
             pacing: Pacing {
@@ -392,17 +370,16 @@ impl LoadArgs {
             },
             window: PlannedWindow {
                 warmup: self.warmup,
-                end: self.requests.map_or(End::After(duration), End::Requests),
+                duration: self.requests.is_none().then_some(duration),
+                requests: self.requests,
                 start_at: self.start_at,
             },
             background: self.background.unwrap_or_default(),
             workers: self.workers.unwrap_or(0),
             show: self.show.unwrap_or_default(),
-            output: Output {
-                files: hlog.chain(self.out.iter().cloned()).collect(),
-                interval: self.interval,
-                progress: self.progress,
-            },
+            files: hlog.chain(self.out.iter().cloned()).collect(),
+            interval: self.interval,
+            progress: self.progress,
         })
     }
 }
@@ -413,10 +390,6 @@ fn parse_rates(text: &str) -> Result<(Rate, Rate), String> {
     Ok((from.parse()?, to.parse()?))
 }
 
-/// Without --duration, --requests and replay.
-const DEFAULT_DURATION: Duration = Duration::from_secs(10);
-
-/// The due times in a file, of which at least one is to be measured.
 fn read_replay(file: &Path, warmup: Duration) -> Result<Arc<[u64]>, String> {
     let name = file.display();
     let text = std::fs::read_to_string(file).map_err(|error| format!("read {name}: {error}"))?;
@@ -435,14 +408,11 @@ fn replay_length(due_ns: &[u64]) -> Duration {
     Duration::from_nanos(last + (last / due_ns.len().max(1) as u64).max(1))
 }
 
-/// The plan of a run that loadgen makes of itself, from the options that a person would write.
-///
-/// # Panics
-/// When these are no valid options.
+/// The plan of a run that loadgen makes of itself, from the options that a person would write; panics on others.
 pub fn plan_of(options: &str, url: &str) -> Plan {
     let words = ["loadgen"].into_iter().chain(options.split_whitespace()).chain([url]);
-    let line = CommandLine::try_parse_from(words).unwrap_or_else(|error| panic!("{error}"));
-    line.load.plan().unwrap_or_else(|error| panic!("{error}"))
+    let load = LoadArgs::try_parse_from(words).unwrap_or_else(|error| panic!("{error}"));
+    load.plan().unwrap_or_else(|error| panic!("{error}"))
 }
 
 #[cfg(test)]
@@ -451,7 +421,7 @@ mod tests {
 
     pub fn parse_for(options: &str, url: &str) -> Result<LoadArgs, clap::Error> {
         let words = ["loadgen"].into_iter().chain(options.split_whitespace()).chain([url]);
-        CommandLine::try_parse_from(words).map(|line| line.load)
+        LoadArgs::try_parse_from(words)
     }
 
     fn parse(options: &str) -> Result<LoadArgs, clap::Error> {
@@ -460,7 +430,7 @@ mod tests {
 
     #[test]
     fn there_are_at_most_36_options() {
-        let command = CommandLine::command();
+        let command = LoadArgs::command();
         let options = command.get_arguments().filter(|argument| !argument.is_positional());
         assert!(options.count() <= 36);
     }
@@ -513,8 +483,8 @@ mod tests {
     fn the_short_flags_are_those_of_other_generators() {
         let plan = parse("-c 8 -t 2 -d 3s -R 100 -H Accept:*/*").unwrap().plan().unwrap();
         assert_eq!((plan.connections.count, plan.threads.count), (8, 2));
-        assert_eq!(plan.window.end, End::After(Duration::from_secs(3)));
-        assert_eq!(plan.request.headers, ["Accept: */*"]);
+        assert_eq!(plan.window.duration, Some(Duration::from_secs(3)));
+        assert_eq!(plan.headers, ["Accept: */*"]);
     }
 
     #[test]
@@ -567,7 +537,7 @@ mod tests {
     #[test]
     fn a_file_has_the_format_that_its_ending_says() {
         let plan = parse("--out a.csv --hlog b --out c.ndjson").unwrap().plan().unwrap();
-        let formats: Vec<FileFormat> = plan.output.files.iter().map(|(format, _)| *format).collect();
+        let formats: Vec<FileFormat> = plan.files.iter().map(|(format, _)| *format).collect();
         assert_eq!(formats, [FileFormat::Hlog, FileFormat::Csv, FileFormat::Ndjson]);
     }
 
@@ -588,7 +558,7 @@ mod tests {
             parse(&format!("--arrivals replay:{} {more}", file.display())).unwrap().plan()
         };
         let good = plan("0.5\n1.5 # the last\n", "--warmup 1s").unwrap();
-        assert_eq!(good.window.end, End::After(Duration::from_millis(500 + 750)));
+        assert_eq!(good.window.duration, Some(Duration::from_millis(500 + 750)));
         assert_eq!(good.pacing.arrivals, Arrivals::Replay([500_000_000, 1_500_000_000].into()));
         let error = plan("0.5\n0.4\n", "").unwrap_err();
         assert!(error.contains("line 2: 0.4 is earlier") && !error.contains('\n'), "{error}");

@@ -6,22 +6,17 @@ use std::time::Duration;
 
 use crate::units::{format_duration, parse_positive_duration};
 
-/// How many connections of each kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Background {
-    /// Send nothing.
     pub idle: u32,
-    /// Send their request a byte at a time.
     pub slow_send: u32,
-    /// Read their answer a byte at a time.
     pub slow_read: u32,
-    /// Send half a request, and then nothing.
     pub half_open: u32,
     /// The pause between two bytes of the slow ones.
     pub gap: Duration,
 }
 
-const MAX_CONNECTIONS: u32 = 1_000_000;
+const MOST: u32 = 1_000_000;
 const DEFAULT_GAP: Duration = Duration::from_millis(100);
 
 impl Background {
@@ -34,7 +29,6 @@ impl Background {
         ]
     }
 
-    /// The connections of all kinds together.
     pub fn total(mut self) -> u64 {
         self.kinds().into_iter().map(|(_, count)| u64::from(*count)).sum()
     }
@@ -52,21 +46,24 @@ impl FromStr for Background {
     fn from_str(text: &str) -> Result<Background, String> {
         let mut background = Background::default();
         for part in text.split(',') {
-            let (kind, value) = part.split_once(':').unwrap_or((part, ""));
-            if kind == "gap" {
-                background.gap = parse_positive_duration(value).map_err(|why| format!("gap: {why}"))?;
-                continue;
+            match part.strip_prefix("gap:") {
+                Some(gap) => background.gap = parse_positive_duration(gap).map_err(|why| format!("gap: {why}"))?,
+                None => set_count(part, background.kinds()).map_err(|why| format!("{why}; gap:DUR is a pause"))?,
             }
-            let known = background.kinds().into_iter().find(|(name, _)| *name == kind);
-            let (_, count) = known.ok_or_else(|| {
-                format!("{part:?} is not KIND:N; kinds are idle, slow-send, slow-read, half-open, and gap:DUR")
-            })?;
-            *count = value.parse().ok().filter(|&count| count <= MAX_CONNECTIONS).ok_or_else(|| {
-                format!("{kind}: {value:?} is not a number of connections from 0 to {MAX_CONNECTIONS}")
-            })?;
         }
         Ok(background)
     }
+}
+
+/// Reads `KIND:N` into the place of its kind.
+pub fn set_count<const N: usize>(part: &str, kinds: [(&'static str, &mut u32); N]) -> Result<(), String> {
+    let names = kinds.each_ref().map(|(name, _)| *name).join(", ");
+    let (kind, count) = part.split_once(':').unwrap_or((part, ""));
+    let place = kinds.into_iter().find_map(|(name, place)| (name == kind).then_some(place));
+    let place = place.ok_or_else(|| format!("{part:?} is not KIND:N; kinds are {names}"))?;
+    let number = count.parse().ok().filter(|&number| number <= MOST);
+    *place = number.ok_or_else(|| format!("{kind}: {count:?} is not a number from 0 to {MOST}"))?;
+    Ok(())
 }
 
 /// As it is written on the command line; empty when there are no such connections.

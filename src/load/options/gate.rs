@@ -1,19 +1,16 @@
 //! A condition on the result: `p99<5ms`, `errors>0`. It is text on the command line and a yes or no on a report.
 
-use std::fmt;
 use std::str::FromStr;
 
 use crate::report::{Evenness, Latency, LoadReport, Verdict};
 use crate::units::{number, parse_duration, time};
 
-/// What can be asked for, as the error lists it.
 const NAMES: &str = "p50 p90 p99 p99.9 max mean, of response time or with service. connect. first_byte. slip. before \
                      them, against a duration like 5ms; or errors timeouts qps censored shed dispersion max_over_mean \
                      cpu_share p_value, against a number; or verdict, against valid, suspect or invalid (from good to bad)";
 
 type Table<T, const N: usize> = [(&'static str, T); N];
 
-/// The times that a report has, by the prefix of their names.
 const TIMES: Table<fn(&LoadReport) -> &Latency, 5> = [
     ("", |report| &report.latency_us),
     ("service.", |report| &report.service_us),
@@ -23,14 +20,8 @@ const TIMES: Table<fn(&LoadReport) -> &Latency, 5> = [
 ];
 const SLIP: &str = "slip.";
 
-const STATISTICS: Table<fn(&Latency) -> f64, 6> = [
-    ("p50", |latency| latency.p50),
-    ("p90", |latency| latency.p90),
-    ("p99", |latency| latency.p99),
-    ("p99.9", |latency| latency.p99_9),
-    ("max", |latency| latency.max),
-    ("mean", |latency| latency.mean),
-];
+/// Of [`Latency::named`]: all but the deviation.
+const STATISTICS: usize = 6;
 
 /// `None` where it was not measured. Under a higher load those of [`FALLING`] fall.
 const COUNTS: Table<fn(&LoadReport) -> Option<f64>, 9> = [
@@ -65,11 +56,9 @@ const COMPARISONS: Table<fn(f64, f64) -> bool, 6> = [
     ("!=", |found, bar| found != bar),
 ];
 
-/// One comparison.
 #[derive(Debug, Clone)]
 pub struct Gate {
-    /// As it stood on the command line.
-    text: String,
+    pub text: String,
     name: String,
     measure: Measure,
     comparison: usize,
@@ -97,31 +86,26 @@ impl Gate {
         !FALLING.contains(&self.name.as_str()) && ["<", "<=", "=="].contains(&COMPARISONS[self.comparison].0)
     }
 
-    /// Why a `--fail-if` fails this result, in words; `None` when it does not. What cannot be decided fails: otherwise a
-    /// run without the number would pass.
+    /// What cannot be decided fails: otherwise a run without the number would pass.
     pub fn fails(&self, report: &LoadReport) -> Option<String> {
-        match self.holds(report) {
-            Some(false) => None,
-            Some(true) => Some(format!("fail-if {self} holds: {}", self.finding(report))),
-            None => Some(format!("fail-if {self} cannot be decided: {}", self.finding(report))),
-        }
+        let how = match self.holds(report) {
+            Some(false) => return None,
+            Some(true) => "holds",
+            None => "cannot be decided",
+        };
+        Some(format!("fail-if {} {how}: {}", self.text, self.finding(report)))
     }
 
     /// `p99 is 7.20ms`.
     pub fn finding(&self, report: &LoadReport) -> String {
         let name = &self.name;
-        match (self.measure.of(report), self.measure) {
-            (None, _) => format!("{name} was not measured"),
-            (Some(found), Measure::Verdict) => format!("{name} is {}", VERDICTS[found as usize].0),
-            (Some(us), Measure::Time(..)) => format!("{name} is {}", time(us)),
-            (Some(found), Measure::Count(_)) => format!("{name} is {}", number(found)),
-        }
-    }
-}
-
-impl fmt::Display for Gate {
-    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-        formatter.write_str(&self.text)
+        let Some(found) = self.measure.of(report) else { return format!("{name} was not measured") };
+        let found = match self.measure {
+            Measure::Verdict => VERDICTS[found as usize].0.into(),
+            Measure::Time(..) => time(found),
+            Measure::Count(_) => number(found),
+        };
+        format!("{name} is {found}")
     }
 }
 
@@ -150,7 +134,8 @@ fn index<T>(table: &[(&str, T)], wanted: &str) -> Option<usize> {
 impl Measure {
     fn named(name: &str) -> Option<Measure> {
         let of_times = |(clock, (prefix, _)): (usize, &(&str, _))| {
-            Some(Measure::Time(clock, index(&STATISTICS, name.strip_prefix(prefix)?)?))
+            let statistics = &Latency::default().named()[..STATISTICS];
+            Some(Measure::Time(clock, index(statistics, name.strip_prefix(prefix)?)?))
         };
         let count = index(&COUNTS, name).map(Measure::Count);
         let verdict = (name == "verdict").then_some(Measure::Verdict);
@@ -179,7 +164,7 @@ impl Measure {
             Measure::Time(clock, statistic) => {
                 let (prefix, latency) = (TIMES[clock].0, (TIMES[clock].1)(report));
                 let is_measured = latency.max > 0.0 || prefix == SLIP && report.service_us.max > 0.0;
-                is_measured.then(|| (STATISTICS[statistic].1)(latency))
+                is_measured.then(|| latency.named()[statistic].1)
             }
         }
     }

@@ -1,7 +1,6 @@
 //! What one run does, in plain values: made from the command line once, and read by everything behind it.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, ValueEnum, value_parser};
@@ -13,7 +12,6 @@ use crate::load::schedule::{Arrivals, Profile, Rate, Spacing, Think};
 use crate::report::{ArrivalsKind, Configuration};
 use crate::units::parse_positive_duration;
 
-/// Headings of the help.
 pub const HOW: &str = "How (connections and requests)";
 const ENGINE: &str = "Engine";
 
@@ -22,7 +20,9 @@ pub struct Plan {
     pub target: Target,
     /// Where connections come from; `None` leaves it to the kernel.
     pub sources: Option<Sources>,
-    pub request: Request,
+    pub method: Method,
+    /// `Name: value`.
+    pub headers: Vec<String>,
     pub connections: Connections,
     pub threads: Threads,
     pub pacing: Pacing,
@@ -31,70 +31,31 @@ pub struct Plan {
     /// Workers that the server is said to have; 0 when it is not known.
     pub workers: u32,
     pub show: Show,
-    pub output: Output,
+    pub files: Vec<(FileFormat, PathBuf)>,
+    pub interval: Duration,
+    pub progress: Progress,
 }
 
-#[derive(Debug, Clone)]
-pub struct Request {
-    pub method: Method,
-    pub body_bytes: u32,
-    /// `Name: value`.
-    pub headers: Vec<String>,
-}
-
+/// A method, and the bytes of its body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Method {
-    Get,
-    Head,
-    Post,
-    Put,
-    Patch,
-    Delete,
-    Options,
+pub struct Method {
+    pub name: &'static str,
+    pub body_bytes: u32,
 }
 
 impl Method {
-    const ALL: [Method; 7] =
-        [Method::Get, Method::Head, Method::Post, Method::Put, Method::Patch, Method::Delete, Method::Options];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Method::Get => "GET",
-            Method::Head => "HEAD",
-            Method::Post => "POST",
-            Method::Put => "PUT",
-            Method::Patch => "PATCH",
-            Method::Delete => "DELETE",
-            Method::Options => "OPTIONS",
-        }
-    }
-
     /// Its requests say with Content-Length how much they bring, even if that is nothing (RFC 9110, section 8.6).
     pub fn has_body(self) -> bool {
-        matches!(self, Method::Post | Method::Put | Method::Patch)
+        matches!(self.name, "POST" | "PUT" | "PATCH")
     }
 }
 
-impl FromStr for Method {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Method, String> {
-        let known = Method::ALL.into_iter().find(|method| method.name().eq_ignore_ascii_case(text));
-        known.ok_or_else(|| {
-            let names = Method::ALL.map(Method::name).join(", ");
-            format!("{text:?} is not a method that loadgen sends; there are {names}")
-        })
-    }
-}
-
-/// How a connection ends that we end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Close {
     Fin,
     Rst,
 }
 
-/// The part of the command line that says what connections do.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct Connections {
     /// Connections that send requests, all threads together
@@ -130,14 +91,8 @@ impl Connections {
     pub fn connect_only(&self) -> bool {
         self.requests_each == Some(0)
     }
-
-    /// No connection has more than one request.
-    pub fn one_request_each(&self) -> bool {
-        self.requests_each.is_some_and(|requests| requests <= 1)
-    }
 }
 
-/// The part of the command line that says what threads do.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct Threads {
     /// Threads, which divide connections and schedule among them; one saturates most servers
@@ -158,22 +113,18 @@ pub struct Threads {
     pub pin: bool,
 }
 
-/// What carries the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum EngineName {
     Epoll,
     IoUring,
 }
 
-/// When requests are due.
 #[derive(Debug, Clone)]
 pub struct Pacing {
     pub arrivals: Arrivals,
     /// The gaps of an open loop, also of one whose rate a search decides.
     pub spacing: Spacing,
-    /// The file that a replay was read from.
     pub replay: Option<PathBuf>,
-    /// What is due is a user, who comes with a connection, asks several times and goes.
     pub sessions: bool,
     pub think: Option<Think>,
     pub deadline: Option<Duration>,
@@ -181,84 +132,26 @@ pub struct Pacing {
 }
 
 impl Pacing {
-    /// Due times come from a schedule of their own, not from the answers.
     pub fn is_open_loop(&self) -> bool {
         self.arrivals != Arrivals::Closed
     }
-
-    /// Requests (with sessions: users) per second at the beginning and at the end of the window; `None` in a closed loop
-    /// and in a replay.
-    pub fn rates(&self) -> Option<(Rate, Rate)> {
-        match self.arrivals {
-            Arrivals::Open { profile: Profile::Constant(rate), .. } => Some((rate, rate)),
-            Arrivals::Open { profile: Profile::Ramp { from, to, .. }, .. } => Some((from, to)),
-            Arrivals::Closed | Arrivals::Replay(_) => None,
-        }
-    }
-
-    /// Requests (with sessions: users) per second, the mean over the window.
-    pub fn mean_rate(&self) -> Option<f64> {
-        self.rates().map(|(from, to)| (from.per_s() + to.per_s()) / 2.0)
-    }
-
-    pub fn is_ramp(&self) -> bool {
-        matches!(self.arrivals, Arrivals::Open { profile: Profile::Ramp { .. }, .. })
-    }
 }
 
-/// What is measured, and for how long.
+/// A time or a number of requests ends it, and the other is `None`.
 #[derive(Debug, Clone, Copy)]
 pub struct PlannedWindow {
     pub warmup: Duration,
-    pub end: End,
-    /// When the warm-up begins, on all client machines.
+    pub duration: Option<Duration>,
+    pub requests: Option<u64>,
     pub start_at: Option<SystemTime>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    After(Duration),
-    /// With the last answer of so many requests.
-    Requests(u64),
-}
-
-impl PlannedWindow {
-    /// `None` when a number of requests ends it.
-    pub fn duration(&self) -> Option<Duration> {
-        match self.end {
-            End::After(duration) => Some(duration),
-            End::Requests(_) => None,
-        }
-    }
-
-    /// `None` when a moment ends it.
-    pub fn requests(&self) -> Option<u64> {
-        match self.end {
-            End::After(_) => None,
-            End::Requests(requests) => Some(requests),
-        }
-    }
-}
-
-/// What is shown one by one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Show {
-    /// The first answers.
     pub answers: u32,
-    /// The workers that took the first connections.
     pub order: u32,
 }
 
-/// What is written beside the report.
-#[derive(Debug, Clone)]
-pub struct Output {
-    pub files: Vec<(FileFormat, PathBuf)>,
-    /// How long an interval of a `.ndjson` file and of the live view is.
-    pub interval: Duration,
-    pub progress: Progress,
-}
-
-/// What standard error shows of a run that goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Progress {
     /// On a terminal a line that replaces itself
@@ -270,15 +163,16 @@ pub enum Progress {
     None,
 }
 
-/// How a result is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     Text,
     Json,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum FileFormat {
+    /// Has an option of its own.
+    #[value(skip)]
     Hlog,
     Ndjson,
     Hgrm,
@@ -289,27 +183,29 @@ pub enum FileFormat {
 impl Plan {
     /// The same load at another rate, or as a closed loop, in which nothing is due.
     pub fn at_rate(&self, rate: Option<Rate>) -> Plan {
-        let Pacing { spacing, seed, sessions, deadline, .. } = self.pacing;
-        let arrivals =
-            rate.map_or(Arrivals::Closed, |rate| Arrivals::Open { profile: Profile::Constant(rate), spacing, seed });
-        let pacing = Pacing {
-            arrivals,
-            sessions: sessions && rate.is_some(),
-            deadline: deadline.filter(|_| rate.is_some()),
-            ..self.pacing.clone()
-        };
-        Plan { pacing, ..self.clone() }
+        let mut plan = self.clone();
+        let Pacing { arrivals, spacing, sessions, deadline, seed, .. } = &mut plan.pacing;
+        let open = |rate| Arrivals::Open { profile: Profile::Constant(rate), spacing: *spacing, seed: *seed };
+        *arrivals = rate.map_or(Arrivals::Closed, open);
+        if rate.is_none() {
+            (*sessions, *deadline) = (false, None);
+        }
+        plan
     }
 
     /// What decides the result: all of it but the seed, the start, and where the result is written.
     pub fn configuration(&self) -> Configuration {
-        let Plan { request, connections, threads, pacing, window, .. } = self;
-        let rates = pacing.rates();
+        let Plan { method, connections, threads, pacing, window, .. } = self;
+        let (rate, ramp_to) = match pacing.arrivals {
+            Arrivals::Open { profile: Profile::Constant(rate), .. } => (Some(rate), None),
+            Arrivals::Open { profile: Profile::Ramp { from, to, .. }, .. } => (Some(from), Some(to)),
+            Arrivals::Closed | Arrivals::Replay(_) => (None, None),
+        };
         Configuration {
             url: self.target.url(),
-            method: request.method.name().into(),
-            headers: request.headers.clone(),
-            body_bytes: request.body_bytes,
+            method: method.name.into(),
+            headers: self.headers.clone(),
+            body_bytes: method.body_bytes,
             connections: connections.count,
             requests_per_connection: connections.requests_each,
             close: if connections.close == Close::Rst { "rst" } else { "fin" }.into(),
@@ -321,25 +217,22 @@ impl Plan {
             engine: if threads.engine == EngineName::IoUring { "io-uring" } else { "epoll" }.into(),
             busy_poll: threads.busy_poll,
             pin: threads.pin,
-            arrivals: match (&pacing.arrivals, &pacing.replay) {
-                (Arrivals::Closed, _) => ArrivalsKind::Closed,
-                (Arrivals::Replay(_), file) => {
-                    let file = file.as_ref().map_or(String::new(), |file| file.display().to_string());
-                    ArrivalsKind::Replay(file)
-                }
-                (Arrivals::Open { spacing: Spacing::Fixed, .. }, _) => ArrivalsKind::Fixed,
-                (Arrivals::Open { spacing: Spacing::Poisson, .. }, _) => ArrivalsKind::Poisson,
-                (Arrivals::Open { spacing: Spacing::Burst(size), .. }, _) => ArrivalsKind::Burst(*size),
+            arrivals: match (&pacing.arrivals, &pacing.replay, pacing.spacing) {
+                (Arrivals::Closed, ..) => ArrivalsKind::Closed,
+                (_, Some(file), _) => ArrivalsKind::Replay(file.display().to_string()),
+                (.., Spacing::Fixed) => ArrivalsKind::Fixed,
+                (.., Spacing::Poisson) => ArrivalsKind::Poisson,
+                (.., Spacing::Burst(size)) => ArrivalsKind::Burst(size),
             },
-            rate_per_s: rates.map(|(from, _)| from.per_s()),
-            ramp_to_per_s: rates.filter(|_| pacing.is_ramp()).map(|(_, to)| to.per_s()),
+            rate_per_s: rate.map(Rate::per_s),
+            ramp_to_per_s: ramp_to.map(Rate::per_s),
             sessions: pacing.sessions,
-            think_s: pacing.think.map(|think| think.mean().as_secs_f64()),
-            think_is_exponential: matches!(pacing.think, Some(Think::Exponential(_))),
+            think_s: pacing.think.map(|think| think.mean.as_secs_f64()),
+            think_is_exponential: pacing.think.is_some_and(|think| think.is_exponential),
             deadline_s: pacing.deadline.map(|deadline| deadline.as_secs_f64()),
             warmup_s: window.warmup.as_secs_f64(),
-            duration_s: window.duration().map(|duration| duration.as_secs_f64()),
-            requests: window.requests(),
+            duration_s: window.duration.map(|duration| duration.as_secs_f64()),
+            requests: window.requests,
             workers: self.workers,
             background: self.background.to_string(),
         }

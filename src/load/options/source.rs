@@ -10,10 +10,9 @@ pub struct Sources {
 }
 
 /// More than a server has ports for; a larger block is a typing error.
-const MAX_ADDRESSES: u64 = 65_536;
+const MAX_ADDRESSES: u128 = 65_536;
 
 impl Sources {
-    /// The address for connection `number`.
     pub fn turn(&self, number: u64) -> IpAddr {
         self.addresses[(number % self.addresses.len() as u64) as usize]
     }
@@ -44,20 +43,16 @@ fn address(text: &str) -> Result<IpAddr, String> {
 
 /// All addresses of a block, the network's and the broadcast's too: on the loopback both are usable.
 fn block(base: &str, bits: &str) -> Result<Vec<IpAddr>, String> {
-    let base = address(base)?;
-    let width = if base.is_ipv4() { 32 } else { 128 };
+    let (width, number) = match address(base)? {
+        IpAddr::V4(base) => (32, u128::from(u32::from(base))),
+        IpAddr::V6(base) => (128, u128::from(base)),
+    };
     let bits: u32 = bits.parse().ok().filter(|&bits| bits <= width).ok_or(format!("/{bits} is not a prefix length"))?;
-    let count = 1u64.checked_shl(width - bits).filter(|&count| count <= MAX_ADDRESSES);
+    let count = 1u128.checked_shl(width - bits).filter(|&count| count <= MAX_ADDRESSES);
     let count = count.ok_or(format!("{base}/{bits} has more than {MAX_ADDRESSES} addresses"))?;
-    Ok((0..count).map(|i| nth(base, i, count - 1)).collect())
-}
-
-/// Address `i` of the block that `base` lies in; `mask` covers the bits that vary.
-fn nth(base: IpAddr, i: u64, mask: u64) -> IpAddr {
-    match base {
-        IpAddr::V4(base) => IpAddr::V4((u32::from(base) & !(mask as u32) | i as u32).into()),
-        IpAddr::V6(base) => IpAddr::V6((u128::from(base) & !u128::from(mask) | u128::from(i)).into()),
-    }
+    let first = number & !(count - 1);
+    let nth = |n: u128| if width == 32 { IpAddr::V4((n as u32).into()) } else { IpAddr::V6(n.into()) };
+    Ok((0..count).map(|i| nth(first | i)).collect())
 }
 
 #[cfg(test)]

@@ -10,7 +10,6 @@ use nix::net::if_::if_nametoindex;
 /// How long an address of a name is tried before the next: long enough for one lost SYN (RFC 6298, section 2.1).
 const TRY_FOR: Duration = Duration::from_secs(3);
 
-/// The parts of the URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     /// Without the brackets of an IPv6 address, with its zone behind a `%`.
@@ -21,12 +20,10 @@ pub struct Target {
     pub authority: String,
     /// Path and query, at least `/`.
     pub path: String,
-    /// The Unix socket to connect to, instead of host and port.
     pub unix: Option<PathBuf>,
 }
 
 impl Target {
-    /// The URL again, without its fragment.
     pub fn url(&self) -> String {
         match &self.unix {
             Some(socket) => format!("http://unix:{}:{}", socket.display(), self.path),
@@ -39,9 +36,6 @@ impl Target {
 
     /// The address to connect to. Each address of a name is tried, those of IPv4 first since the servers listen on
     /// 127.0.0.1 by default; the first that takes a connection is the one.
-    ///
-    /// # Errors
-    /// One line: the name has no address, or none of its addresses takes a connection.
     pub fn resolve(&self) -> Result<SocketAddr, String> {
         let mut addresses = self.addresses().map_err(|why| format!("resolve {}: {why}", self.host))?;
         addresses.sort_by_key(SocketAddr::is_ipv6);
@@ -90,47 +84,38 @@ impl FromStr for Target {
     fn from_str(url: &str) -> Result<Target, String> {
         let (scheme, rest) =
             url.split_once("://").ok_or("a URL looks like http://HOST:PORT/PATH; the scheme is missing")?;
-        match scheme.to_ascii_lowercase().as_str() {
-            "http" => {}
-            "https" => {
-                return Err("https is not spoken here, only http: measure the server behind the TLS".into());
-            }
-            _ => return Err(format!("{scheme} is not spoken here, only http")),
+        if !scheme.eq_ignore_ascii_case("http") {
+            let hint = if scheme.eq_ignore_ascii_case("https") { ": measure the server behind the TLS" } else { "" };
+            return Err(format!("{scheme} is not spoken here, only http{hint}"));
         }
         // Anything else in the request line would be a second request (RFC 3986: a URL is printable ASCII).
         if !rest.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err("a URL holds no spaces, control or non-ASCII characters; write them as %20".into());
         }
         let rest = rest.split('#').next().unwrap_or(rest);
-        if let Some(rest) = rest.strip_prefix("unix:") {
-            return unix_target(rest);
-        }
-        let path_at = rest.find(['/', '?']).unwrap_or(rest.len());
-        let (authority, path) = rest.split_at(path_at);
-        let (host, port) = split_authority(authority)?;
-        let authority = match (host.split_once('%'), authority.rsplit_once(']')) {
-            (Some((address, _)), Some((_, port))) => format!("[{address}]{port}"),
-            _ => authority.into(),
+        let (host, port, authority, path, unix) = match rest.strip_prefix("unix:") {
+            Some(rest) => {
+                // As nginx writes it: /path/to/socket:/path?query.
+                let (socket, path) = rest.split_once(':').unwrap_or((rest, "/"));
+                if !Path::new(socket).is_absolute() {
+                    return Err("a Unix socket stands in a URL like http://unix:/path/to/socket:/path".into());
+                }
+                // What curl sends for a socket without a name.
+                ("localhost".into(), 80, "localhost".into(), path, Some(socket.into()))
+            }
+            None => {
+                let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+                let (host, port) = split_authority(authority)?;
+                let authority = match (host.split_once('%'), authority.rsplit_once(']')) {
+                    (Some((address, _)), Some((_, port))) => format!("[{address}]{port}"),
+                    _ => authority.into(),
+                };
+                (host, port, authority, path, None)
+            }
         };
         let slash = if path.starts_with('/') { "" } else { "/" };
-        Ok(Target { host, port, authority, path: format!("{slash}{path}"), unix: None })
+        Ok(Target { host, port, authority, path: format!("{slash}{path}"), unix })
     }
-}
-
-/// `/path/to/socket:/path?query`, as nginx writes it. The host is what curl sends for a socket without a name.
-fn unix_target(text: &str) -> Result<Target, String> {
-    let (socket, path) = text.split_once(':').unwrap_or((text, "/"));
-    if !Path::new(socket).is_absolute() {
-        return Err("a Unix socket stands in a URL like http://unix:/path/to/socket:/path".into());
-    }
-    let slash = if path.starts_with('/') { "" } else { "/" };
-    Ok(Target {
-        host: "localhost".into(),
-        port: 80,
-        authority: "localhost".into(),
-        path: format!("{slash}{path}"),
-        unix: Some(socket.into()),
-    })
 }
 
 /// The host, with the zone of an IPv6 address as `address%zone`, and the port.

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
+use clap::ValueEnum;
+
+use crate::load::options::background::set_count;
 use crate::load::options::plan::{FileFormat, Method, Show};
 use crate::load::schedule::Spacing;
 use crate::units::parse_duration;
@@ -26,18 +29,18 @@ impl FromStr for ArrivalsOption {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct MethodOption(pub Method, pub u32);
-
-impl FromStr for MethodOption {
+impl FromStr for Method {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<MethodOption, String> {
+    fn from_str(text: &str) -> Result<Method, String> {
+        const NAMES: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
         const MOST_BYTES: u32 = 16 * 1024 * 1024;
-        let Some((method, bytes)) = text.split_once(':') else { return Ok(MethodOption(text.parse()?, 0)) };
-        let bytes = bytes.parse().ok().filter(|&bytes| bytes <= MOST_BYTES);
-        let bytes = bytes.ok_or_else(|| format!("a body has from 0 to {MOST_BYTES} bytes, like POST:1000"))?;
-        Ok(MethodOption(method.parse()?, bytes))
+        let (name, bytes) = text.split_once(':').unwrap_or((text, "0"));
+        let known = NAMES.into_iter().find(|known| known.eq_ignore_ascii_case(name));
+        let no_method = || format!("{name:?} is not a method that loadgen sends; there are {}", NAMES.join(", "));
+        let no_bytes = || format!("a body has from 0 to {MOST_BYTES} bytes, like POST:1000");
+        let body_bytes = bytes.parse().ok().filter(|&bytes| bytes <= MOST_BYTES).ok_or_else(no_bytes)?;
+        Ok(Method { name: known.ok_or_else(no_method)?, body_bytes })
     }
 }
 
@@ -45,17 +48,9 @@ impl FromStr for Show {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Show, String> {
-        const MOST: u32 = 1_000_000;
         let mut show = Show::default();
         for part in text.split(',') {
-            let (what, count) = part.split_once(':').unwrap_or((part, ""));
-            let place = match what {
-                "answers" => &mut show.answers,
-                "order" => &mut show.order,
-                _ => return Err(format!("{part:?} is not answers:N or order:N")),
-            };
-            let count = count.parse().ok().filter(|&count| count <= MOST);
-            *place = count.ok_or_else(|| format!("{part:?} is not a number from 0 to {MOST}, like {what}:20"))?;
+            set_count(part, [("answers", &mut show.answers), ("order", &mut show.order)])?;
         }
         Ok(show)
     }
@@ -81,7 +76,6 @@ pub fn parse_header(text: &str) -> Result<String, String> {
     Ok(format!("{name}: {}", value.trim()))
 }
 
-/// Whether a header names the host, and so replaces that of the URL.
 pub fn is_host(header: &str) -> bool {
     header.split_once(':').is_some_and(|(name, _)| name.eq_ignore_ascii_case("host"))
 }
@@ -94,17 +88,11 @@ pub fn parse_interval(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// The format of a file, by its ending.
 pub fn parse_out(text: &str) -> Result<(FileFormat, PathBuf), String> {
     let file = PathBuf::from(text);
-    let format = match file.extension().and_then(|ending| ending.to_str()) {
-        Some("ndjson") => FileFormat::Ndjson,
-        Some("hgrm") => FileFormat::Hgrm,
-        Some("csv") => FileFormat::Csv,
-        Some("json") => FileFormat::Json,
-        _ => return Err("its name ends with .json, .csv, .hgrm or .ndjson, which says the format".into()),
-    };
-    Ok((format, file))
+    let ending = file.extension().and_then(|ending| ending.to_str());
+    let format = ending.and_then(|ending| FileFormat::from_str(ending, false).ok());
+    Ok((format.ok_or("its name ends with .json, .csv, .hgrm or .ndjson, which says the format")?, file))
 }
 
 /// Seconds since 1970, with a fraction if need be; not more than a day ahead.

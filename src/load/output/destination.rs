@@ -17,18 +17,12 @@ pub struct Destination {
     path: PathBuf,
     /// Absent while nobody has opened a named pipe for reading.
     file: Option<File>,
-    /// Written, and not taken yet.
     waiting: Vec<u8>,
-    /// Writes for which there was no room.
     dropped: u64,
     outcome: Result<(), String>,
 }
 
 impl Destination {
-    /// Creates the file, or opens what is there.
-    ///
-    /// # Errors
-    /// One line with the path.
     pub fn create(path: &Path) -> Result<Destination, String> {
         let file = open(path).map_err(|error| format!("create {}: {error}", path.display()))?;
         Ok(Destination { path: path.into(), file, waiting: Vec::new(), dropped: 0, outcome: Ok(()) })
@@ -44,10 +38,6 @@ impl Destination {
         self.flush(Duration::ZERO);
     }
 
-    /// Writes what is left.
-    ///
-    /// # Errors
-    /// One line with the path and what is missing.
     pub fn finish(mut self) -> Result<(), String> {
         self.flush(PATIENCE);
         self.outcome?;

@@ -9,7 +9,6 @@ use crate::terminal::wrapped;
 const WIDTH: usize = 100;
 const INDENT: usize = 6;
 
-/// All definitions.
 pub fn explain() -> String {
     let mut text = String::from(
         "Every number of the report by its name in the JSON (--format json). Counts are totals; times end in their unit.\n",

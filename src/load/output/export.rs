@@ -3,18 +3,14 @@
 //! - `.hlog`: all distributions as an HdrHistogram V2 interval log, in nanoseconds; nothing is lost, and
 //!   [`merge`](crate::load::commands::merge) adds them up exactly;
 //! - `.hgrm`: the percentiles of the response time, in milliseconds, as the HdrHistogram plotter reads them;
-//! - CSV: every number of the report as a `name,value` line;
-//! - JSON: the report itself;
+//! - CSV: every number of the report as a `name,value` line; JSON: the report itself;
 //! - NDJSON: a line of JSON for every interval, while the run goes on.
-//!
-//! A file is created before the run, since a path that cannot be written should not cost a measurement; and a disk
-//! that is full afterwards costs that file alone.
 
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use hdrhistogram::serialization::V2DeflateSerializer;
-use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, IntervalLogWriterError, Tag};
+use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::load::counts::distributions::{Distributions, Span};
@@ -27,8 +23,9 @@ use crate::report::{IntervalReport, Latency, LoadReport};
 /// Lines of an `.hgrm` between a percentile and the one half as far from 100 %; what the standard tools use.
 const TICKS_PER_HALF_DISTANCE: u32 = 5;
 
-/// Writes one interval, the measured window, for each distribution.
-pub fn hlog(mut out: impl Write, distributions: &Distributions, span: &Span) -> io::Result<()> {
+pub fn hlog(distributions: &Distributions, span: &Span) -> Vec<u8> {
+    const IN_MEMORY: &str = "memory takes all that is written";
+    let mut bytes = Vec::new();
     // The compressed form is the one that the Java reader accepts in a log.
     let mut serializer = V2DeflateSerializer::new();
     let mut log = IntervalLogWriterBuilder::new()
@@ -37,66 +34,69 @@ pub fn hlog(mut out: impl Write, distributions: &Distributions, span: &Span) -> 
         .with_base_time(span.began)
         // The column "max" is in milliseconds, as the standard tools expect it.
         .with_max_value_divisor(1e6)
-        .begin_log_with(&mut out, &mut serializer)?;
+        .begin_log_with(&mut bytes, &mut serializer)
+        .expect(IN_MEMORY);
     for (tag, times) in distributions.tagged() {
-        log.write_histogram(times.histogram(), span.start, span.duration, Tag::new(tag)).map_err(
-            |error| match error {
-                IntervalLogWriterError::IoError(error) => error,
-                IntervalLogWriterError::SerializeError(error) => io::Error::other(format!("{error:?}")),
-            },
-        )?;
+        log.write_histogram(times.histogram(), span.start, span.duration, Tag::new(tag)).expect(IN_MEMORY);
     }
-    Ok(())
+    bytes
 }
 
-/// Writes the percentiles in the layout of HdrHistogram's `outputPercentileDistribution`.
-pub fn hgrm(mut out: impl Write, times: &Times) -> io::Result<()> {
+/// The percentiles in the layout of HdrHistogram's `outputPercentileDistribution`.
+pub fn hgrm(times: &Times) -> String {
     let histogram = times.histogram();
     let ms = |ns: f64| ns / 1e6;
-    writeln!(out, "{:>12} {:>14} {:>10} {:>14}\n", "Value", "Percentile", "TotalCount", "1/(1-Percentile)")?;
+    let mut text = format!("{:>12} {:>14} {:>10} {:>14}\n\n", "Value", "Percentile", "TotalCount", "1/(1-Percentile)");
     let mut count = 0;
     for step in histogram.iter_quantiles(TICKS_PER_HALF_DISTANCE) {
         count += step.count_since_last_iteration();
         let (value, quantile) = (ms(step.value_iterated_to() as f64), step.quantile_iterated_to());
-        write!(out, "{value:12.3} {quantile:14.12} {count:10}")?;
+        text += &format!("{value:12.3} {quantile:14.12} {count:10}");
         // At the maximum the last column would be infinite, and is left out.
         if quantile < 1.0 {
-            write!(out, " {:14.2}", 1.0 / (1.0 - quantile))?;
+            text += &format!(" {:14.2}", 1.0 / (1.0 - quantile));
         }
-        writeln!(out)?;
+        text.push('\n');
     }
     let (mean, deviation) = (ms(histogram.mean()), ms(histogram.stdev()));
-    writeln!(out, "#[Mean    = {mean:12.3}, StdDeviation   = {deviation:12.3}]")?;
-    let (max, total) = (ms(histogram.max() as f64), histogram.len());
-    writeln!(out, "#[Max     = {max:12.3}, Total count    = {total:12}]")?;
+    let (max, total, buckets) = (ms(histogram.max() as f64), histogram.len(), histogram.buckets());
     // A bucket has room for twice as many values as the digits tell apart.
     let sub_buckets = (2 * 10u64.pow(u32::from(histogram.sigfig()))).next_power_of_two();
-    writeln!(out, "#[Buckets = {:12}, SubBuckets     = {sub_buckets:12}]", histogram.buckets())
+    text + &format!(
+        "#[Mean    = {mean:12.3}, StdDeviation   = {deviation:12.3}]\n\
+         #[Max     = {max:12.3}, Total count    = {total:12}]\n\
+         #[Buckets = {buckets:12}, SubBuckets     = {sub_buckets:12}]\n"
+    )
 }
 
-/// Writes what `--format json` prints.
-pub fn json(mut out: impl Write, report: &LoadReport) -> io::Result<()> {
-    serde_json::to_writer(&mut out, report).map_err(io::Error::other)?;
-    writeln!(out)
+/// A line of JSON.
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("a plain struct serializes") + "\n"
 }
 
-/// Writes every leaf of the report, named by the way to it: `latency_us.p99,123.4`.
-pub fn csv(mut out: impl Write, report: &LoadReport) -> io::Result<()> {
-    writeln!(out, "name,value")?;
-    let document = serde_json::to_value(report).map_err(io::Error::other)?;
-    leaves(&mut out, "", &document)
+/// Every leaf of the report, named by the way to it: `latency_us.p99,123.4`.
+pub fn csv(report: &LoadReport) -> String {
+    let mut text = String::from("name,value\n");
+    leaves(&serde_json::to_value(report).expect("a plain struct serializes"), "", &mut |name, value| {
+        let value = match value {
+            Value::Null => String::new(),
+            Value::String(text) => quoted(text),
+            number_or_bool => number_or_bool.to_string(),
+        };
+        text += &format!("{},{value}\n", quoted(name));
+    });
+    text
 }
 
-fn leaves(out: &mut impl Write, name: &str, value: &Value) -> io::Result<()> {
+/// Visits each value that holds no others, with the way to it.
+pub fn leaves(value: &Value, name: &str, visit: &mut impl FnMut(&str, &Value)) {
     let inner = |key: &str| if name.is_empty() { key.to_string() } else { format!("{name}.{key}") };
     match value {
-        Value::Object(members) => members.iter().try_for_each(|(key, member)| leaves(out, &inner(key), member)),
+        Value::Object(members) => members.iter().for_each(|(key, member)| leaves(member, &inner(key), visit)),
         Value::Array(items) => {
-            (0..).zip(items).try_for_each(|(index, item): (usize, _)| leaves(out, &inner(&index.to_string()), item))
+            (0..).zip(items).for_each(|(i, item): (usize, _)| leaves(item, &inner(&i.to_string()), visit));
         }
-        Value::Null => writeln!(out, "{},", quoted(name)),
-        Value::String(text) => writeln!(out, "{},{}", quoted(name), quoted(text)),
-        number_or_bool => writeln!(out, "{},{number_or_bool}", quoted(name)),
+        leaf => visit(name, leaf),
     }
 }
 
@@ -105,40 +105,33 @@ fn quoted(text: &str) -> String {
     if text.contains(['"', ',', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.into() }
 }
 
-/// The files that a run writes at its end; see [`Ndjson`] for the one that grows meanwhile.
 #[derive(Debug, Default)]
-pub struct Files {
-    destinations: Vec<(FileFormat, Destination)>,
-}
+pub struct Files(Vec<(FileFormat, Destination)>);
 
 impl Files {
-    /// Creates all but the NDJSON ones.
     pub fn create(files: &[(FileFormat, PathBuf)]) -> Result<Files, String> {
         let at_the_end = files.iter().filter(|(format, _)| *format != FileFormat::Ndjson);
         let create = |(format, path): &(FileFormat, PathBuf)| Ok((*format, Destination::create(path)?));
-        Ok(Files { destinations: at_the_end.map(create).collect::<Result<_, String>>()? })
+        at_the_end.map(create).collect::<Result<_, String>>().map(Files)
     }
 
     /// Writes them all, whatever becomes of one; an error names each that is not complete.
     pub fn write(self, distributions: &Distributions, span: &Span, report: &LoadReport) -> Result<(), String> {
         let mut outcome = Ok(());
-        for (format, mut destination) in self.destinations {
-            let mut bytes = Vec::new();
-            let made = match format {
-                FileFormat::Hlog => hlog(&mut bytes, distributions, span),
-                FileFormat::Hgrm => hgrm(&mut bytes, &distributions.response),
-                FileFormat::Csv => csv(&mut bytes, report),
-                FileFormat::Json => json(&mut bytes, report),
-                FileFormat::Ndjson => Ok(()),
-            };
-            destination.write(&bytes);
-            outcome = both(outcome, made.map_err(|error| error.to_string()).and(destination.finish()));
+        for (format, mut destination) in self.0 {
+            destination.write(&match format {
+                FileFormat::Hlog => hlog(distributions, span),
+                FileFormat::Hgrm => hgrm(&distributions.response).into(),
+                FileFormat::Csv => csv(report).into(),
+                FileFormat::Json => json(report).into(),
+                FileFormat::Ndjson => Vec::new(),
+            });
+            outcome = both(outcome, destination.finish());
         }
         outcome
     }
 }
 
-/// Two things that were done side by side, and what failed of them in one line.
 pub fn both(one: Result<(), String>, other: Result<(), String>) -> Result<(), String> {
     match (one, other) {
         (Err(one), Err(other)) => Err(format!("{one}; {other}")),
@@ -146,30 +139,21 @@ pub fn both(one: Result<(), String>, other: Result<(), String>) -> Result<(), St
     }
 }
 
-/// A line of JSON for every interval, written before the next begins.
-#[derive(Debug)]
-pub struct Ndjson(Destination);
-
-impl Ndjson {
-    pub fn create(path: &Path) -> Result<Ndjson, String> {
-        Destination::create(path).map(Ndjson)
-    }
-}
-
-impl Observer for Ndjson {
+/// A line of JSON for every interval.
+impl Observer for Destination {
     fn observe(&mut self, interval: &IntervalReport, _so_far: &Latency) {
-        let line = serde_json::to_string(interval).expect("a plain struct serializes") + "\n";
         // One write(2) for a line: a program that follows the file sees whole ones.
-        self.0.write(line.as_bytes());
+        self.write(json(interval).as_bytes());
     }
 
     fn finish(self: Box<Self>) -> Result<(), String> {
-        self.0.finish()
+        Destination::finish(*self)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::time::{Duration, SystemTime};
 
     use super::*;
@@ -182,9 +166,7 @@ mod tests {
 
     #[test]
     fn an_hgrm_has_the_columns_the_plotter_reads_and_ends_at_the_maximum() {
-        let mut text = Vec::new();
-        hgrm(&mut text, &times((1..=1000).map(|i| i * 1_000_000))).unwrap();
-        let text = String::from_utf8(text).unwrap();
+        let text = hgrm(&times((1..=1000).map(|i| i * 1_000_000)));
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(
             lines[0].split_whitespace().collect::<Vec<_>>(),
@@ -214,9 +196,7 @@ mod tests {
 
     #[test]
     fn an_hgrm_of_nothing_has_its_head_and_foot() {
-        let mut text = Vec::new();
-        hgrm(&mut text, &times([])).unwrap();
-        let text = String::from_utf8(text).unwrap();
+        let text = hgrm(&times([]));
         assert_eq!(text.lines().filter(|line| line.starts_with("#[")).count(), 3, "{text}");
     }
 
@@ -225,9 +205,7 @@ mod tests {
         let mut report = LoadReport { requests: 7, order: vec![2, 0], ..LoadReport::default() };
         report.latency_us.p99 = 123.4;
         report.run = Some(crate::report::RunInfo { host: "a, \"b\"".into(), ..Default::default() });
-        let mut text = Vec::new();
-        csv(&mut text, &report).unwrap();
-        let text = String::from_utf8(text).unwrap();
+        let text = csv(&report);
         let has = |line: &str| assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         assert!(text.starts_with("name,value\n"));
         for line in ["requests,7", "latency_us.p99,123.4", "order.0,2", "order.1,0"] {
@@ -245,9 +223,9 @@ mod tests {
         let line = files.write(&Distributions::default(), &span, &LoadReport::default()).unwrap_err();
         assert_eq!(line.matches("write /dev/full: ").count(), 3, "{line}");
 
-        let mut ndjson = Box::new(Ndjson::create(full).unwrap());
+        let mut ndjson = Box::new(Destination::create(full).unwrap());
         ndjson.observe(&IntervalReport::default(), &Latency::default());
         ndjson.observe(&IntervalReport::default(), &Latency::default());
-        assert!(ndjson.finish().unwrap_err().starts_with("write /dev/full: "));
+        assert!(Observer::finish(ndjson).unwrap_err().starts_with("write /dev/full: "));
     }
 }

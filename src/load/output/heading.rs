@@ -6,7 +6,6 @@ use crate::load::options::background::Background;
 use crate::report::{ArrivalsKind, Configuration, RunInfo};
 use crate::units::format_duration;
 
-/// Of a run, or of the sum of several.
 pub fn load(run: &RunInfo) -> String {
     match run.merged_from {
         None => in_words(&run.configuration, Some(run.seed)),
@@ -62,7 +61,6 @@ pub fn in_words(configuration: &Configuration, seed: Option<u64>) -> String {
     parts.join(", ")
 }
 
-/// When requests are due.
 fn pace(configuration: &Configuration, seed: Option<u64>) -> String {
     let seed = seed.map_or(String::new(), |seed| format!(" (seed {seed})"));
     let think = match configuration.think_s.map(duration) {

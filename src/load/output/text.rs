@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::load::options::target::Target;
 use crate::load::output::heading;
-use crate::load::verdict::BUSY_CLIENT;
 use crate::metrics;
 use crate::report::{
     Configuration, ConnectionCounts, Evenness, Latency, LoadReport, OutsideWindow, SlowCounts, Traced, Verdict,
@@ -17,20 +16,15 @@ use crate::units::time;
 const MOST_COLUMNS: usize = 100;
 /// Bars and tables need so much.
 const LEAST_COLUMNS: usize = 80;
-/// Columns of the name that a line begins with.
 const NAME_COLUMNS: usize = 13;
 /// Where the figures of evenness stand: behind `connections per worker`.
 const JUDGED_AT: usize = 25;
-/// Columns of the longest bar.
 const BAR_COLUMNS: usize = 40;
 /// Columns of the spectrum, so that the unit of its last decade still fits into the line.
 const SPECTRUM_COLUMNS: usize = 60;
-/// Lines of the order of workers that are printed.
 const ORDER_LINES: usize = 8;
-/// Lost requests that are printed.
 const LOST_LINES: usize = 4;
 
-/// The report in lines of `columns` at most.
 pub fn render(report: &LoadReport, paint: Paint, columns: usize) -> String {
     let columns = columns.clamp(LEAST_COLUMNS, MOST_COLUMNS);
     let mut page = Page { text: String::new(), paint, columns };
@@ -38,7 +32,7 @@ pub fn render(report: &LoadReport, paint: Paint, columns: usize) -> String {
         trace(&mut page, &report.trace, &run.configuration);
         page.line(paint.bold(&run.configuration.url));
         heading::load(run).lines().for_each(|line| page.wrapped(line));
-        page.empty_line();
+        page.line(String::new());
     }
     let configuration = report.run.as_ref().map(|run| &run.configuration);
     rate(&mut page, report);
@@ -56,7 +50,6 @@ pub fn render(report: &LoadReport, paint: Paint, columns: usize) -> String {
     page.text
 }
 
-/// The text so far, and how to write more of it.
 struct Page {
     text: String,
     paint: Paint,
@@ -69,23 +62,16 @@ impl Page {
         self.text.push('\n');
     }
 
-    fn empty_line(&mut self) {
-        self.text.push('\n');
-    }
-
-    /// A line that begins with a name in its own column.
     fn named(&mut self, name: &str, line: String) {
         self.line(format!("{name:NAME_COLUMNS$}{line}"));
     }
 
-    /// A line that is left out when there are none.
     fn counted(&mut self, name: &str, count: u64, what: &str) {
         if count > 0 {
             self.named(name, format!("{count} {what}"));
         }
     }
 
-    /// As many lines as it needs.
     fn wrapped(&mut self, line: &str) {
         wrapped(line, self.columns, 2).into_iter().for_each(|line| self.line(line));
     }
@@ -102,7 +88,7 @@ fn trace(page: &mut Page, trace: &[Traced], configuration: &Configuration) {
         page.line(format!("HTTP/1.1 {status} {seconds:6.2} secs: {bytes:7} bytes ==> {method:4} {path}{worker}"));
     }
     if !trace.is_empty() {
-        page.empty_line();
+        page.line(String::new());
     }
 }
 
@@ -124,10 +110,9 @@ fn rate(page: &mut Page, report: &LoadReport) {
         let line = format!("{depth} requests under way on each connection: compare with the same --pipeline");
         page.line(page.paint.yellow(&line));
     }
-    page.empty_line();
+    page.line(String::new());
 }
 
-/// The distributions, each with its name.
 fn rows(report: &LoadReport, open_loop: bool) -> Vec<(&'static str, &Latency)> {
     let rows = [
         ("latency_us", &report.latency_us, true),
@@ -141,23 +126,16 @@ fn rows(report: &LoadReport, open_loop: bool) -> Vec<(&'static str, &Latency)> {
 }
 
 fn latencies(page: &mut Page, rows: &[(&str, &Latency)], report: &LoadReport) {
-    let heads = Latency::default().named().map(|(name, _)| format!("{name:>10}")).concat();
-    page.line(format!("{:10}{heads}", ""));
-    for (name, latency) in rows {
-        // Nothing was measured: that is not 0.
-        let cell = |us| if latency.max > 0.0 { time(us) } else { "–".into() };
-        let cells = latency.named().map(|(_, us)| format!("{:>10}", cell(us))).concat();
-        page.line(format!("{name:10}{cells}"));
-    }
+    page.line(format!("{:10}{}", "", heads(7, 10)));
+    rows.iter().for_each(|(name, latency)| page.line(format!("{name:10}{}", cells(latency, 7, 10))));
     if let (Some(worst), Some(silence_ms)) = (report.worst_second, report.longest_silence_ms) {
         let (p99, from_s) = (time(worst.latency_us.p99), worst.from_s);
         let silence = time(silence_ms as f64 * 1e3);
         page.line(format!("worst second: p99 {p99}, from {from_s:.0} s on; longest silence: {silence}"));
     }
-    page.empty_line();
+    page.line(String::new());
 }
 
-/// The same from the median to the maximum as a picture: a decade is as wide as any other.
 fn spectrum(page: &mut Page, rows: &[(&str, &Latency)]) {
     const SHADES: [char; 4] = ['█', '▓', '▒', '░'];
     let rows: Vec<_> = rows.iter().filter(|(_, latency)| latency.max > 0.0).collect();
@@ -181,6 +159,20 @@ fn spectrum(page: &mut Page, rows: &[(&str, &Latency)]) {
         page.named(name, format!("{:from$}{}", "", page.paint.cyan(&bar)));
     }
     page.named("", "█ p50 to p90   ▓ to p99   ▒ to p99.9   ░ to max\n".into());
+}
+
+/// Of [`Latency::named`]: those that a narrow table has.
+pub const STATISTICS: usize = 5;
+
+/// The names of the first statistics of a [`Latency`], in columns.
+pub fn heads(count: usize, width: usize) -> String {
+    Latency::default().named()[..count].iter().map(|(name, _)| format!("{name:>width$}")).collect()
+}
+
+/// The same of their values. Nothing was measured: that is not 0.
+pub fn cells(latency: &Latency, count: usize, width: usize) -> String {
+    let cell = |us| if latency.max > 0.0 { time(us) } else { "–".into() };
+    latency.named()[..count].iter().map(|&(_, us)| format!("{:>width$}", cell(us))).collect()
 }
 
 /// A power of ten of microseconds on the axis: |100us.
@@ -213,7 +205,6 @@ fn errors(page: &mut Page, report: &LoadReport) {
     }
 }
 
-/// The first requests that got no answer, one by one.
 fn lost(page: &mut Page, report: &LoadReport) {
     for (number, lost) in report.lost.iter().take(LOST_LINES).enumerate() {
         let name = if number == 0 { "lost" } else { "" };
@@ -281,7 +272,6 @@ fn judged(gap: &str, evenness: &Evenness) -> String {
     )
 }
 
-/// A bar for each worker, and its p99 where it is known.
 fn bars(
     page: &mut Page,
     shares: &BTreeMap<u32, &WorkerShare>,
@@ -315,7 +305,7 @@ fn order(page: &mut Page, report: &LoadReport, workers: usize) {
         takers.chunks(group).map(|group| group.iter().map(u32::to_string).collect::<Vec<_>>().join(within)).collect();
     let longest = groups.iter().map(String::len).max().unwrap_or(0);
     let per_line = ((columns + between.len()) / (longest + between.len())).max(1);
-    page.empty_line();
+    page.line(String::new());
     for (line, groups) in groups.chunks(per_line).take(ORDER_LINES).enumerate() {
         let name = if line == 0 { "order" } else { "" };
         page.named(name, groups.join(between));
@@ -329,26 +319,18 @@ fn order(page: &mut Page, report: &LoadReport, workers: usize) {
 fn client(page: &mut Page, report: &LoadReport) {
     let client = &report.client;
     let cpu_us = (client.cpu_user_us + client.cpu_system_us) as f64;
-    let per_request = match report.requests {
-        0 => "nothing answered".into(),
-        requests => format!("{:.2}us per request", cpu_us / requests as f64),
-    };
+    let each_us = cpu_us / report.requests as f64;
+    let each = if report.requests > 0 { format!("{each_us:.2}us per request") } else { "nothing answered".into() };
     let (percent, threads) = (client.cpu_share * 100.0, client.threads);
     let cpus = if threads == 1 { "CPU" } else { "CPUs" };
     let mib = client.max_rss_kib as f64 / 1024.0;
-    page.empty_line();
-    page.named("client", format!("{percent:.0} % of {threads} {cpus}, {per_request}, {mib:.1} MiB"));
-    // A verdict says so itself.
-    if report.trust.is_none() && client.cpu_share > BUSY_CLIENT {
-        let advice = "the client is busy: it may be the limit, not the server; try more --threads";
-        page.named("", page.paint.red(advice));
-    }
+    page.line(String::new());
+    page.named("client", format!("{percent:.0} % of {threads} {cpus}, {each}, {mib:.1} MiB"));
 }
 
-/// The verdict, and the reason of every check that failed.
 fn trust(page: &mut Page, report: &LoadReport) {
     let Some(trust) = &report.trust else { return };
-    page.empty_line();
+    page.line(String::new());
     if trust.verdict == Verdict::Valid {
         page.line(format!("{}: all {} checks hold", page.paint.bold("valid"), trust.checks.len()));
     }

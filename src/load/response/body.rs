@@ -2,10 +2,8 @@
 
 use super::Malformed;
 
-/// How the end is known, and how far it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
-    /// So many bytes are left.
     Length(u64),
     Chunked(Chunked),
     UntilClose,
@@ -32,8 +30,7 @@ impl Framing {
     }
 }
 
-/// The chunked transfer coding (RFC 9112, section 7.1), byte by byte except for the data. A bare LF ends a
-/// line too.
+/// The chunked transfer coding (RFC 9112, section 7.1). A bare LF ends a line too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Chunked {
     /// The size so far; `None` before its first digit.
@@ -42,9 +39,9 @@ pub enum Chunked {
     Extension(u64),
     Data(u64),
     DataEnd,
-    Trailer {
-        line_is_empty: bool,
-    },
+    /// At the beginning of a line.
+    TrailerStart,
+    Trailer,
     Done,
 }
 
@@ -70,10 +67,9 @@ impl Chunked {
         Ok(at)
     }
 
-    /// The state after one byte of framing.
     fn after(self, byte: u8) -> Result<Chunked, Malformed> {
         Ok(match (self, byte) {
-            (Chunked::Size(Some(0)) | Chunked::Extension(0), b'\n') => Chunked::Trailer { line_is_empty: true },
+            (Chunked::Size(Some(0)) | Chunked::Extension(0), b'\n') => Chunked::TrailerStart,
             (Chunked::Size(Some(size)) | Chunked::Extension(size), b'\n') => Chunked::Data(size),
             (Chunked::Size(Some(size)), b'\r' | b';' | b' ' | b'\t') => Chunked::Extension(size),
             (Chunked::Size(size), _) => {
@@ -85,10 +81,10 @@ impl Chunked {
             (Chunked::Extension(size), _) => Chunked::Extension(size),
             (Chunked::DataEnd, b'\r') => Chunked::DataEnd,
             (Chunked::DataEnd, b'\n') => Chunked::START,
-            (Chunked::Trailer { line_is_empty: true }, b'\n') => Chunked::Done,
-            (Chunked::Trailer { .. }, b'\n') => Chunked::Trailer { line_is_empty: true },
-            (Chunked::Trailer { .. }, b'\r') => self,
-            (Chunked::Trailer { .. }, _) => Chunked::Trailer { line_is_empty: false },
+            (Chunked::TrailerStart, b'\n') => Chunked::Done,
+            (Chunked::Trailer, b'\n') => Chunked::TrailerStart,
+            (Chunked::TrailerStart | Chunked::Trailer, b'\r') => self,
+            (Chunked::TrailerStart | Chunked::Trailer, _) => Chunked::Trailer,
             (Chunked::DataEnd | Chunked::Data(_) | Chunked::Done, _) => return Err(Malformed("chunk end")),
         })
     }

@@ -13,18 +13,15 @@ use super::{Answer, MAX_WORKERS, Malformed};
 
 /// A longer head is an attack or a mistake; curl has the same limit.
 pub const MAX_BYTES: usize = 300 * 1024;
-/// What every answer begins with.
 pub const MAGIC: &[u8] = b"HTTP/1.";
 /// A worker's number that has more digits is not looked for in a learned head.
 const MAX_DIGITS: usize = 5;
 
-/// A head, and what follows from it.
 pub struct Head {
     pub answer: Answer,
     pub framing: Framing,
-    /// Its length.
     pub bytes: usize,
-    /// Where the worker's number stands, when it is only digits.
+    /// Where the worker's number stands, if it is one.
     pub worker_at: Option<Range<usize>>,
 }
 
@@ -45,7 +42,7 @@ pub fn parse(bytes: &[u8], no_body: bool) -> Result<Option<Head>, Malformed> {
     }
     let mut lines = Lines { bytes, at: start };
     let Some(line) = lines.next()? else { return Ok(None) };
-    let (version, status) = status_line(&bytes[line])?;
+    let (version, status) = status_line(line)?;
     let mut fields = Fields::default();
     loop {
         let Some(line) = lines.next()? else { return Ok(None) };
@@ -64,18 +61,11 @@ pub fn parse(bytes: &[u8], no_body: bool) -> Result<Option<Head>, Malformed> {
     // A 1.0 server closes unless it says otherwise, a 1.1 server stays (RFC 9112, section 9.3).
     let says_close = fields.close || (version == b'0' && !fields.keep_alive);
     let close = says_close || status == 101 || framing == Framing::UntilClose;
-    let worker_at = fields.worker_at;
-    let worker = worker_at.clone().and_then(|at| decimal(&bytes[at])).and_then(worker_number);
-    let only_digits = |at: &Range<usize>| bytes[at.clone()].iter().all(u8::is_ascii_digit);
-    Ok(Some(Head {
-        answer: Answer { status, worker, body_bytes: 0, close },
-        framing,
-        bytes: lines.at,
-        worker_at: worker_at.filter(only_digits),
-    }))
+    let number = fields.worker_at.clone().and_then(|at| decimal(&bytes[at]));
+    let answer = Answer { status, worker: number.and_then(worker_number), body_bytes: 0, close };
+    Ok(Some(Head { answer, framing, bytes: lines.at, worker_at: fields.worker_at.filter(|_| number.is_some()) }))
 }
 
-/// The last digit of the version, and the status.
 fn status_line(line: &[u8]) -> Result<(u8, u16), Malformed> {
     match line.strip_prefix(MAGIC) {
         Some(&[version @ (b'0' | b'1'), b' ', a, b, c, ref reason @ ..])
@@ -88,14 +78,13 @@ fn status_line(line: &[u8]) -> Result<(u8, u16), Malformed> {
     }
 }
 
-/// Where the lines of a head are, without their ends.
 struct Lines<'a> {
     bytes: &'a [u8],
     at: usize,
 }
 
-impl Lines<'_> {
-    fn next(&mut self) -> Result<Option<Range<usize>>, Malformed> {
+impl<'a> Lines<'a> {
+    fn next(&mut self) -> Result<Option<&'a [u8]>, Malformed> {
         let end = memchr(b'\n', &self.bytes[self.at..]).map(|length| self.at + length);
         if end.unwrap_or(self.bytes.len()) >= MAX_BYTES {
             return Err(Malformed("head too long"));
@@ -103,11 +92,10 @@ impl Lines<'_> {
         let Some(end) = end else { return Ok(None) };
         let start = std::mem::replace(&mut self.at, end + 1);
         let has_cr = end > start && self.bytes[end - 1] == b'\r';
-        Ok(Some(start..end - usize::from(has_cr)))
+        Ok(Some(&self.bytes[start..end - usize::from(has_cr)]))
     }
 }
 
-/// The few header fields that matter.
 #[derive(Default)]
 struct Fields {
     length: Option<u64>,
@@ -122,17 +110,17 @@ struct Fields {
 }
 
 impl Fields {
-    fn read(&mut self, bytes: &[u8], line: Range<usize>) -> Result<(), Malformed> {
-        let text = &bytes[line.clone()];
-        if memchr(0, text).is_some() {
+    /// `line` lies in `bytes`, and is not empty.
+    fn read(&mut self, bytes: &[u8], line: &[u8]) -> Result<(), Malformed> {
+        if memchr(0, line).is_some() {
             return Err(Malformed("header value"));
         }
-        if matches!(text[0], b' ' | b'\t') {
+        if matches!(line[0], b' ' | b'\t') {
             // The last value goes on in this line (RFC 9112, section 5.2).
             return if self.was_framing { Err(Malformed("header value")) } else { Ok(()) };
         }
-        let colon = memchr(b':', text).ok_or(Malformed("header name"))?;
-        let (name, value) = (text[..colon].trim_ascii_end(), text[colon + 1..].trim_ascii());
+        let colon = memchr(b':', line).ok_or(Malformed("header name"))?;
+        let (name, value) = (line[..colon].trim_ascii_end(), line[colon + 1..].trim_ascii());
         let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
         self.was_framing = false;
         // The length of a name decides almost always, without comparing letters.
@@ -166,7 +154,6 @@ impl Fields {
     }
 }
 
-/// The parts of a list that are not empty.
 fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
 }
@@ -186,7 +173,6 @@ pub fn leading_number(bytes: &[u8]) -> Option<(u64, &[u8])> {
     Some((decimal(number)?, rest))
 }
 
-/// The number as one of a worker, if it is one.
 pub fn worker_number(number: u64) -> Option<u32> {
     u32::try_from(number).ok().filter(|&worker| worker < MAX_WORKERS)
 }

@@ -1,11 +1,9 @@
-//! Answers out of bytes: HTTP/1, put together from whatever pieces the network delivers.
+//! Answers out of bytes: [`head`] reads status line and header fields of HTTP/1, [`body`] finds the end of what follows
+//! them. What bytes mean does not depend on where the network cut them.
 //!
 //! The common case, a whole answer in one piece, is read where it lies and copies nothing. Only a head that
-//! arrives in pieces is collected, in a buffer that the connection keeps. What bytes mean does not depend on where the
-//! network cut them.
-//!
-//! The heads of a server under load differ only in the number of the worker: each thread compares the next head with the
-//! last one before it parses it ([`Template`]). [`head`] reads status line and header fields, [`body`] finds the end of what follows them.
+//! arrives in pieces is collected, in a buffer that the connection keeps. The heads of a server under load differ only in
+//! the number of the worker: each thread compares the next head with the last one before it parses it ([`Template`]).
 
 mod body;
 mod head;
@@ -22,11 +20,9 @@ use head::{Head, leading_number, worker_number};
 /// Worker numbers index a table; a number beyond this is not one of ours and counts as "not named".
 pub const MAX_WORKERS: u32 = 65_536;
 
-/// One complete answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Answer {
     pub status: u16,
-    /// From `X-Worker`.
     pub worker: Option<u32>,
     /// Bytes of the body, without head and chunk sizes.
     pub body_bytes: u64,
@@ -38,19 +34,15 @@ pub struct Answer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Malformed(pub &'static str);
 
-/// Reads one answer after the other from one connection.
 #[derive(Default)]
 pub struct Reader {
-    /// The beginning of a head that came in pieces.
     partial_head: Vec<u8>,
-    /// The answer whose head is complete.
     body: Option<(Answer, Framing)>,
 }
 
 impl Reader {
-    /// Takes the next bytes. Returns a complete answer and the number of bytes up to its end, or `None` when the answer
-    /// takes all of them and goes on. What is behind an answer is the next one, or more than was promised; the caller
-    /// knows what it has asked for.
+    /// Returns a complete answer and the number of bytes up to its end, or `None` when all of them belong to one that
+    /// goes on.
     pub fn feed(&mut self, bytes: &[u8], template: &mut Template) -> Result<Option<(Answer, usize)>, Malformed> {
         if self.body.is_none()
             && self.partial_head.is_empty()
@@ -73,9 +65,7 @@ impl Reader {
         if !framing.is_complete() {
             return Ok(None);
         }
-        let answer = *answer;
-        self.body = None;
-        Ok(Some((answer, consumed)))
+        Ok(self.body.take().map(|(answer, _)| (answer, consumed)))
     }
 
     /// Whether the answer ends when the server closes the connection, and not before.
@@ -85,11 +75,9 @@ impl Reader {
 
     /// The server closed: the end of an answer that ends with its connection, of no other.
     pub fn end(&mut self) -> Option<Answer> {
-        let is_complete = self.ends_with_connection();
-        self.body.take().filter(|_| is_complete).map(|(answer, _)| answer)
+        self.body.take_if(|(_, framing)| *framing == Framing::UntilClose).map(|(answer, _)| answer)
     }
 
-    /// For the next connection.
     pub fn reset(&mut self) {
         self.body = None;
         self.partial_head.clear();
@@ -107,25 +95,21 @@ impl Reader {
             }
         }
         let all = if held > 0 { &self.partial_head } else { bytes };
-        match head::parse(all, template.no_body)? {
-            Some(head) => {
-                template.learn(&all[..head.bytes], &head);
-                self.partial_head.clear();
-                Ok(Some(Head { bytes: head.bytes - held, ..head }))
+        let Some(head) = head::parse(all, template.no_body)? else {
+            if held == 0 {
+                self.partial_head.extend_from_slice(bytes);
             }
-            None => {
-                if held == 0 {
-                    self.partial_head.extend_from_slice(bytes);
-                }
-                Ok(None)
-            }
-        }
+            return Ok(None);
+        };
+        template.learn(&all[..head.bytes], &head);
+        self.partial_head.clear();
+        Ok(Some(Head { bytes: head.bytes - held, ..head }))
     }
 }
 
-/// The last head that was parsed. A head with the same bytes, but for the worker's number, is not parsed again. One per
-/// thread, for one method: the answer to HEAD ends with its head.
+/// The last head that was parsed: one with the same bytes, but for the worker's number, is not parsed again.
 pub struct Template {
+    /// The answer to HEAD ends with its head.
     no_body: bool,
     /// Empty when nothing was learned.
     head: Vec<u8>,
@@ -155,8 +139,7 @@ impl Template {
         self.answer = Answer { body_bytes, ..head.answer };
     }
 
-    /// The answer at the beginning of these bytes and its length, if its head is the learned one and all of its
-    /// body is there.
+    /// The answer at the beginning of these bytes and its length, if all of it is there and its head is the learned one.
     fn whole_answer(&self, bytes: &[u8]) -> Option<(Answer, usize)> {
         if self.head.is_empty() {
             return None;

@@ -1,7 +1,6 @@
 //! One run, from the plan to the report: [`preflight`] asks whether it fits on this machine, [`threads`] measure, the
-//! [`supervisor`] waits for them, [`observers`] see each interval, and [`checks`] judge what came of it.
+//! [`supervisor`] waits for them, [`observers`] see each interval, and the [`verdict`](crate::load::verdict) judges what came of it.
 
-pub mod checks;
 pub mod observers;
 pub mod preflight;
 pub mod settings;
@@ -21,17 +20,17 @@ use crate::load::client::engine::epoll::EpollEngine;
 use crate::load::client::engine::uring::UringEngine;
 use crate::load::counts::distributions::{Distributions, Span};
 use crate::load::options::plan::{EngineName, Plan};
-use crate::load::run::checks::{MachineState, trust};
 use crate::load::run::observers::Observers;
+use crate::load::run::preflight::Limits;
 use crate::load::run::settings::settings;
 use crate::load::run::summary::report;
 use crate::load::run::supervisor::Supervisor;
 use crate::load::run::threads::{Counted, measure};
+use crate::load::verdict::{RunFacts, judge};
 use crate::machine::Counters;
-use crate::report::LoadReport;
+use crate::report::{LoadReport, Trust};
 use crate::units::monotonic_ns;
 
-/// What a run leaves behind.
 pub struct Outcome {
     pub report: LoadReport,
     pub distributions: Distributions,
@@ -40,13 +39,12 @@ pub struct Outcome {
     pub observed: Result<(), String>,
 }
 
-/// Does what the plan says. An error is one line that says what was tried and what to do.
 pub fn run(plan: &Plan, observers: Observers) -> Result<Outcome, String> {
     let setup = |errno: Errno| format!("set up the run: {}", words(errno));
     // A name server may take its time: until the signals are ours Ctrl-C ends the program.
     let settings = settings(plan)?;
     let control = Control::new().map_err(setup)?;
-    let mut supervisor = Supervisor::new(&control, plan.output.progress).map_err(setup)?;
+    let mut supervisor = Supervisor::new(&control, plan.progress).map_err(setup)?;
     for line in preflight::prepare(plan)? {
         console::log(format_args!("loadgen: {line}"));
     }
@@ -73,9 +71,8 @@ pub fn run(plan: &Plan, observers: Observers) -> Result<Outcome, String> {
     let interrupted = control.stopped_at_ns().is_some() || counted.tally.gave_up;
     let background = background.map(BackgroundConnections::stop).unwrap_or_default();
     let mut report = report(plan, &counted, &background, interrupted);
-    let machine =
-        MachineState { counters: Counters::now().since(&counters), seconds: (monotonic_ns() - since_ns) as f64 / 1e9 };
-    report.trust = Some(trust(plan, &counted, &report, machine, background.idle_established));
+    let machine_s = (monotonic_ns() - since_ns) as f64 / 1e9;
+    report.trust = Some(trust(plan, &counted, &report, Counters::now().since(&counters), machine_s));
     let Counted { tally, window, began, observed, .. } = counted;
     let span = Span {
         began,
@@ -85,7 +82,6 @@ pub fn run(plan: &Plan, observers: Observers) -> Result<Outcome, String> {
     Ok(Outcome { report, distributions: tally.times, span, observed })
 }
 
-/// What to do about a connection that cannot be established.
 fn advice(errno: Errno) -> &'static str {
     match errno {
         Errno::ECONNREFUSED | Errno::ETIMEDOUT | Errno::ENOENT => "is the server running?",
@@ -95,6 +91,28 @@ fn advice(errno: Errno) -> &'static str {
         Errno::EACCES | Errno::EPERM => "may this user connect, and does no firewall forbid it?",
         _ => "is the address right?",
     }
+}
+
+fn trust(plan: &Plan, counted: &Counted, report: &LoadReport, machine: Counters, machine_s: f64) -> Trust {
+    let tally = &counted.tally;
+    // A window that a number of requests ends is not divided: its last part is whatever was left.
+    let is_divided = plan.window.requests.is_none() && tally.answered_in_window > 0;
+    let parts = if is_divided { tally.series.parts(counted.window.duration_ns()) } else { Vec::new() };
+    judge(&RunFacts {
+        report,
+        run: report.run.as_ref().expect("a report says which run it is of"),
+        due_in_window: tally.due_in_window,
+        answered_of_due: tally.due_in_window - tally.censored,
+        sent: tally.times.service.count(),
+        responses: tally.times.response.count(),
+        sends: &tally.sends,
+        parts: &parts,
+        machine,
+        machine_s,
+        connections_peak: tally.peak_open,
+        connections_opened: tally.totals.established,
+        ports_per_s: preflight::ports_per_s(plan, &Limits::now(), tally.totals.established),
+    })
 }
 
 /// An errno as it stands in the middle of a sentence.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::load::options::plan::{Close, End, Plan};
+use crate::load::options::plan::{Close, Plan};
 use crate::machine::sysctl;
 
 /// Descriptors beside the connections: standard streams, epoll instances, the files of the run.
@@ -20,7 +20,6 @@ const TIME_WAIT_S: f64 = 60.0;
 /// use does it go through the rest (__inet_hash_connect, net/ipv4/inet_hashtables.c). So one of two is at hand.
 const PORTS_AT_HAND: f64 = 2.0;
 
-/// What the machine allows.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Limits {
     /// RLIMIT_NOFILE, the hard limit.
@@ -38,12 +37,11 @@ pub struct Limits {
 impl Limits {
     /// Of this machine and process; what cannot be read has the kernel's default.
     pub fn now() -> Limits {
-        let (_, descriptors) = descriptor_limits();
         let range = sysctl("net.ipv4.ip_local_port_range").unwrap_or_default();
         let reserved = sysctl("net.ipv4.ip_local_reserved_ports").unwrap_or_default();
         let value = |name, default| sysctl(name).and_then(|text| text.parse().ok()).unwrap_or(default);
         Limits {
-            descriptors,
+            descriptors: descriptor_limits().1,
             ports: count_ports(&range, &reserved),
             time_wait_reuse: value("net.ipv4.tcp_tw_reuse", 2),
             time_wait_reuse_delay_s: value("net.ipv4.tcp_tw_reuse_delay", 1000) as f64 / 1e3,
@@ -53,9 +51,6 @@ impl Limits {
 }
 
 /// Raises the soft limit of descriptors to the hard one, and gives advice on this run.
-///
-/// # Errors
-/// One line, when the run cannot fit on this machine at all.
 pub fn prepare(plan: &Plan) -> Result<Vec<String>, String> {
     let (soft, hard) = descriptor_limits();
     if soft < hard {
@@ -66,24 +61,21 @@ pub fn prepare(plan: &Plan) -> Result<Vec<String>, String> {
 }
 
 /// What may go wrong with this run, a line each with the setting that helps.
-///
-/// # Errors
-/// One line, when it cannot fit at all.
 pub fn advise(plan: &Plan, limits: &Limits) -> Result<Vec<String>, String> {
     let connections = u64::from(plan.connections.count) + plan.background.total();
     let needed = connections + u64::from(plan.threads.count) + OTHER_DESCRIPTORS;
     if needed > limits.descriptors {
+        let limit = limits.descriptors;
         return Err(format!(
-            "open {connections} connections: they need {needed} descriptors, the limit is {}; raise `ulimit -Hn` or \
-             ask for fewer",
-            limits.descriptors
+            "open {connections} connections: they need {needed} descriptors, the limit is {limit}; raise `ulimit -Hn` \
+             or ask for fewer"
         ));
     }
     if plan.target.unix.is_some() {
         // No ports; the backlog of the socket is the server's own.
         return Ok(Vec::new());
     }
-    let ports = ports(plan, limits);
+    let (ports, example) = (ports(plan, limits), example_of_sources(plan));
     if connections > ports {
         let addresses = match sources(plan) {
             1 => "one source address has".into(),
@@ -91,8 +83,7 @@ pub fn advise(plan: &Plan, limits: &Limits) -> Result<Vec<String>, String> {
         };
         return Err(format!(
             "open {connections} connections to one server: {addresses} {ports} ports (net.ipv4.ip_local_port_range); \
-             connect from more with --source{}, or widen the range",
-            example_of_sources(plan)
+             connect from more with --source{example}, or widen the range"
         ));
     }
     Ok([time_wait(plan, limits), accept_queue(plan, limits)].into_iter().flatten().collect())
@@ -115,7 +106,6 @@ fn example_of_sources(plan: &Plan) -> &'static str {
     if is_on_loopback(plan) { " 127.1.0.0/24" } else { "" }
 }
 
-/// How long a port is held that we closed first.
 fn port_held_s(plan: &Plan, limits: &Limits) -> f64 {
     match limits.time_wait_reuse {
         1 => limits.time_wait_reuse_delay_s,
@@ -139,39 +129,34 @@ pub(crate) fn ports_per_s(plan: &Plan, limits: &Limits, connections: u64) -> Opt
 }
 
 fn time_wait(plan: &Plan, limits: &Limits) -> Option<String> {
-    let per_s = plan.pacing.mean_rate().unwrap_or(MAX_CONNECTIONS_PER_S * f64::from(plan.threads.count));
-    let measured = match plan.window.end {
-        End::Requests(requests) => requests as f64,
-        End::After(duration) => per_s * duration.as_secs_f64(),
-    };
+    let per_s = plan.configuration().mean_rate_per_s().unwrap_or(MAX_CONNECTIONS_PER_S * f64::from(plan.threads.count));
+    let by_time = plan.window.duration.map(|duration| per_s * duration.as_secs_f64());
+    let measured = by_time.or(plan.window.requests.map(|requests| requests as f64)).unwrap_or_default();
     let in_all = measured + per_s * plan.window.warmup.as_secs_f64();
     let (held_s, ports) = (port_held_s(plan, limits), ports(plan, limits));
     let at_hand = ports as f64 / PORTS_AT_HAND;
     if !closes_first(plan) || in_all.min(per_s * held_s) <= at_hand {
         return None;
     }
+    let (per_s, example) = (at_hand / held_s, example_of_sources(plan));
     Some(format!(
         "each connection that we close holds its port for {held_s} s (TIME_WAIT), and connect(2) takes every second of \
-         {ports} ports first: beyond {:.0} connections/s it has to search and gets slow, and fails with EADDRNOTAVAIL \
-         when none is left; --close rst leaves no TIME_WAIT, --source{} has more ports",
-        at_hand / held_s,
-        example_of_sources(plan)
+         {ports} ports first: beyond {per_s:.0} connections/s it has to search and gets slow, and fails with EADDRNOTAVAIL \
+         when none is left; --close rst leaves no TIME_WAIT, --source{example} has more ports"
     ))
 }
 
 /// Of a server on this machine: the limits of another machine are not known here.
 fn accept_queue(plan: &Plan, limits: &Limits) -> Option<String> {
-    let at_once = u64::from(plan.connections.count);
-    (is_on_loopback(plan) && at_once > limits.somaxconn).then(|| {
+    let (at_once, limit) = (u64::from(plan.connections.count), limits.somaxconn);
+    (is_on_loopback(plan) && at_once > limit).then(|| {
         format!(
-            "{at_once} connections are opened at once, an accept queue holds {} (net.core.somaxconn): a server that \
-             accepts more slowly lets some wait for a second or more; raise somaxconn and the server's --backlog",
-            limits.somaxconn
+            "{at_once} connections are opened at once, an accept queue holds {limit} (net.core.somaxconn): a server that \
+             accepts more slowly lets some wait for a second or more; raise somaxconn and the server's --backlog"
         )
     })
 }
 
-/// Soft and hard.
 fn descriptor_limits() -> (u64, u64) {
     getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit(2) fails only on bad arguments")
 }

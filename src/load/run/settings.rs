@@ -5,7 +5,7 @@ use socket2::SockAddr;
 use crate::load::client::Settings;
 use crate::load::client::route::Route;
 use crate::load::counts::tally::Measures;
-use crate::load::options::plan::{Close, Method, Plan, Request};
+use crate::load::options::plan::{Close, Plan};
 use crate::load::options::target::Target;
 use crate::load::options::values::is_host;
 
@@ -14,11 +14,9 @@ const ONE_SEGMENT_BYTES: usize = 536;
 /// Sends that are kept with their due times to judge the schedule by.
 const SENDS_KEPT: usize = 20_000;
 
-/// # Errors
-/// One line, when the host has no address.
 pub fn settings(plan: &Plan) -> Result<Settings, String> {
     let Plan { connections, pacing, .. } = plan;
-    let one = request_bytes(&plan.request, &plan.target, "");
+    let one = request_bytes(plan, "");
     let reset = connections.close == Close::Rst;
     let is_open_loop = pacing.is_open_loop();
     Ok(Settings {
@@ -32,8 +30,8 @@ pub fn settings(plan: &Plan) -> Result<Settings, String> {
         request_bytes: one.len(),
         pipeline: connections.pipeline as usize,
         // A client that resets is first to close, and need not ask for it.
-        last_request: request_bytes(&plan.request, &plan.target, if reset { "" } else { "Connection: close\r\n" }),
-        no_body: plan.request.method == Method::Head,
+        last_request: request_bytes(plan, if reset { "" } else { "Connection: close\r\n" }),
+        no_body: plan.method.name == "HEAD",
         open_loop: is_open_loop,
         sessions: pacing.sessions,
         thinks: pacing.think.is_some(),
@@ -42,7 +40,7 @@ pub fn settings(plan: &Plan) -> Result<Settings, String> {
         requests_per_connection: connections.requests_each.filter(|&requests| requests > 0),
         timeout_ns: connections.timeout.as_nanos() as u64,
         deadline_ns: pacing.deadline.map_or(u64::MAX, |deadline| deadline.as_nanos() as u64),
-        ends_by_count: plan.window.requests().is_some(),
+        ends_by_count: plan.window.requests.is_some(),
         busy_poll: plan.threads.busy_poll,
         measures: Measures {
             from_due: is_open_loop,
@@ -63,17 +61,18 @@ fn address(target: &Target) -> Result<SockAddr, String> {
 }
 
 /// As few headers as HTTP/1.1 allows.
-fn request_bytes(request: &Request, target: &Target, more_headers: &str) -> Vec<u8> {
-    let mut head = format!("{} {} HTTP/1.1\r\n", request.method.name(), target.path);
-    if !request.headers.iter().any(|header| is_host(header)) {
+fn request_bytes(plan: &Plan, more_headers: &str) -> Vec<u8> {
+    let Plan { target, method, headers, .. } = plan;
+    let mut head = format!("{} {} HTTP/1.1\r\n", method.name, target.path);
+    if !headers.iter().any(|header| is_host(header)) {
         head += &format!("Host: {}\r\n", target.authority);
     }
-    request.headers.iter().for_each(|header| head += &format!("{header}\r\n"));
-    if request.method.has_body() {
-        head += &format!("Content-Length: {}\r\n", request.body_bytes);
+    headers.iter().for_each(|header| head += &format!("{header}\r\n"));
+    if method.has_body() {
+        head += &format!("Content-Length: {}\r\n", method.body_bytes);
     }
     let mut bytes = (head + more_headers + "\r\n").into_bytes();
-    bytes.resize(bytes.len() + request.body_bytes as usize, b'x');
+    bytes.resize(bytes.len() + method.body_bytes as usize, b'x');
     bytes
 }
 

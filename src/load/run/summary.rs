@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use nix::unistd::gethostname;
 
 use crate::load::background::BackgroundCounts;
+use crate::load::counts::distributions::Distributions;
 use crate::load::counts::evenness;
 use crate::load::counts::tally::{Tally, WorkerTally};
 use crate::load::counts::window::Window;
@@ -21,41 +22,29 @@ pub const SCHEMA: u32 = 1;
 pub fn report(plan: &Plan, counted: &Counted, background: &BackgroundCounts, interrupted: bool) -> LoadReport {
     let Counted { tally, window, cpu, .. } = counted;
     let is_open_loop = plan.pacing.is_open_loop();
-    let duration_s = window.duration_ns() as f64 / 1e9;
-    let workers = workers(tally, plan.workers as usize);
     let mut failures = tally.failures.clone();
     failures.add(background.failures.clone());
-    LoadReport {
+    let mut report = LoadReport {
         schema: SCHEMA,
         requests: tally.answered_in_window,
-        qps: over(tally.answered_in_window as f64, duration_s),
-        duration_s,
+        duration_s: window.duration_ns() as f64 / 1e9,
         errors: failures.named(),
-        latency_us: tally.times.response.latency(),
-        service_us: tally.times.service.latency(),
-        connect_us: tally.times.connect.latency(),
-        first_byte_us: tally.times.first_byte.latency(),
-        slip_us: tally.times.slip.latency(),
         censored: tally.censored,
         offered_per_s: is_open_loop.then(|| offered(plan, tally, window)),
         deadline: plan.pacing.deadline.map(|_| DeadlineCounts { shed: tally.shed, abandoned: tally.abandoned }),
-        retried: tally.retried,
+        retried: tally.totals.retried,
         lost: tally.failures.named_lost(window.start_ns),
         lost_more: tally.failures.lost_more,
         worst_second: tally.series.worst_second(),
         longest_silence_ms: tally.series.longest_silence_ms(window.duration_ns()),
         pipeline: (plan.connections.pipeline > 1).then_some(plan.connections.pipeline),
-        evenness: evenness::pair(workers.iter().map(|share| (share.connections, share.requests))),
-        workers: (0..)
-            .zip(workers)
-            .map(|(worker, share): (usize, _)| (worker.to_string(), share))
-            .collect::<BTreeMap<_, _>>(),
+        workers: workers(tally, plan.workers as usize),
         connections: ConnectionCounts {
             requested: u64::from(plan.connections.count) + u64::from(plan.background.idle),
-            peak_open: tally.peak_open + background.idle_established,
-            established: tally.established + background.idle_established,
+            peak_open: tally.peak_open + background.idle.established,
+            established: tally.totals.established + background.idle.established,
             answered: tally.answered_connections,
-            idle_lost: background.idle_closed,
+            idle_lost: background.idle.closed_by_server,
         },
         outside_window: OutsideWindow { warmup: tally.answered_before, late: tally.answered_late },
         trace: tally.trace.clone(),
@@ -65,20 +54,33 @@ pub fn report(plan: &Plan, counted: &Counted, background: &BackgroundCounts, int
             threads: plan.threads.count as usize,
             cpu_user_us: cpu.cpu_user_us,
             cpu_system_us: cpu.cpu_system_us,
-            cpu_share: over(
-                (cpu.cpu_user_us + cpu.cpu_system_us) as f64 / 1e6,
-                duration_s * f64::from(plan.threads.count),
-            ),
             max_rss_kib: max_rss_kib(),
+            ..ClientCost::default()
         },
         run: Some(run_info(plan, counted, interrupted)),
         ..LoadReport::default()
-    }
+    };
+    compute(&mut report, &tally.times);
+    report
+}
+
+/// What follows from the counts and the distributions, of one run or of the sum of several.
+pub fn compute(report: &mut LoadReport, times: &Distributions) {
+    report.qps = over(report.requests as f64, report.duration_s);
+    report.latency_us = times.response.latency();
+    report.service_us = times.service.latency();
+    report.connect_us = times.connect.latency();
+    report.first_byte_us = times.first_byte.latency();
+    report.slip_us = times.slip.latency();
+    report.evenness = evenness::pair(report.workers.values().map(|share| (share.connections, share.requests)));
+    let client = &mut report.client;
+    let cpu_s = (client.cpu_user_us + client.cpu_system_us) as f64 / 1e6;
+    client.cpu_share = over(cpu_s, report.duration_s * client.threads as f64);
 }
 
 /// A number of requests should have taken as long as their due times span: n of them have n − 1 gaps.
 fn offered(plan: &Plan, tally: &Tally, window: &Window) -> f64 {
-    let (due, span_ns) = match plan.window.requests() {
+    let (due, span_ns) = match plan.window.requests {
         None => (tally.due_in_window, window.duration_ns()),
         Some(_) => (tally.due_in_window.saturating_sub(1), tally.last_due_ns.saturating_sub(window.open_ns)),
     };
@@ -95,13 +97,12 @@ fn run_info(plan: &Plan, counted: &Counted, interrupted: bool) -> RunInfo {
         seed: plan.pacing.seed,
         configuration: plan.configuration(),
         interrupted,
-        merged_from: None,
-        parts: Vec::new(),
+        ..RunInfo::default()
     }
 }
 
 /// One row for each worker there is: those that got nothing, too. Empty when no answer named its worker.
-fn workers(tally: &Tally, expected: usize) -> Vec<WorkerShare> {
+fn workers(tally: &Tally, expected: usize) -> BTreeMap<String, WorkerShare> {
     let report = |share: &WorkerTally| WorkerShare {
         connections: share.connections,
         requests: share.requests,
@@ -110,8 +111,8 @@ fn workers(tally: &Tally, expected: usize) -> Vec<WorkerShare> {
     let mut workers: Vec<WorkerShare> = tally.workers.iter().map(report).collect();
     // Room was made before the start; workers are known only from answers.
     if workers.iter().all(|share| share.connections == 0) {
-        return Vec::new();
+        return BTreeMap::new();
     }
     workers.resize(workers.len().max(expected), WorkerShare::default());
-    workers
+    (0..).zip(workers).map(|(worker, share): (usize, _)| (worker.to_string(), share)).collect()
 }

@@ -9,7 +9,6 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::console;
 use crate::load::client::control::{Control, ThreadStatus};
-use crate::load::counts::interval::IntervalMerger;
 use crate::load::counts::window::Window;
 use crate::load::options::plan::Progress;
 use crate::load::run::observers::Observers;
@@ -17,7 +16,6 @@ use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::process::Usage;
 use crate::units::monotonic_ns;
 
-/// A shorter run shows no progress: it is over too soon.
 const PROGRESS_FROM_NS: u64 = 2_000_000_000;
 const PROGRESS_EVERY_NS: u64 = 1_000_000_000;
 const SIGNAL: u64 = 0;
@@ -30,7 +28,6 @@ pub struct Supervisor<'a> {
     announces_phases: bool,
     /// Standard error is a terminal, so a person may be waiting in front of it.
     shows_progress: bool,
-    /// Marks that the threads have set so far.
     marks: u64,
 }
 
@@ -62,7 +59,6 @@ impl<'a> Supervisor<'a> {
         self.control.stopped_at_ns().is_some()
     }
 
-    /// Waits until all threads are ready for the schedule.
     pub fn await_ready(&mut self, threads: u64) -> nix::Result<()> {
         while self.marks < threads {
             self.wait(u64::MAX)?;
@@ -75,20 +71,25 @@ impl<'a> Supervisor<'a> {
         &mut self,
         threads: u64,
         mut window: Window,
-        mut merger: Option<&mut IntervalMerger>,
         observers: &mut Observers,
     ) -> nix::Result<(Window, Usage)> {
-        let mut ends = Ends::default();
+        // CPU times at both ends of the window, as far as they have been passed.
+        let mut cpu_at = [None; 2];
         if window.open_ns > window.start_ns {
             self.announce("warmup");
         }
         let mut progress_ns = window.start_ns + PROGRESS_EVERY_NS;
-        let every_ns = observers.every.as_nanos() as u64;
-        let mut observers_ns = if merger.is_some() { window.start_ns + every_ns } else { u64::MAX };
+        let mut observers_ns = observers.next_ns(window.start_ns);
         loop {
             let now_ns = monotonic_ns();
             window.close_ns = window.close_ns.min(self.control.stopped_at_ns().unwrap_or(u64::MAX));
-            self.note_ends(&mut ends, &window, now_ns);
+            let is_passed = [now_ns >= window.open_ns && window.open_ns < window.close_ns, now_ns >= window.close_ns];
+            for (i, phase) in ["measure", "drain"].into_iter().enumerate() {
+                if is_passed[i] && cpu_at[i].is_none() {
+                    cpu_at[i] = Some(Usage::of_process());
+                    self.announce(phase);
+                }
+            }
             // Only now: a short run may be done before this thread first looks, and had its phases too.
             if self.marks == ThreadStatus::MARKS * threads {
                 break;
@@ -97,41 +98,38 @@ impl<'a> Supervisor<'a> {
                 self.show_progress(now_ns, &window);
                 progress_ns += PROGRESS_EVERY_NS;
             }
-            if let Some(merger) = merger.as_mut().filter(|_| now_ns >= observers_ns) {
-                if observers.observe(merger, &window) {
+            if now_ns >= observers_ns {
+                if observers.observe(&window) {
                     self.control.interrupt(now_ns);
                 }
-                observers_ns = now_ns + every_ns;
+                observers_ns = observers.next_ns(now_ns);
             }
             let ahead =
                 [window.open_ns, window.close_ns, progress_ns, observers_ns].into_iter().filter(|&at| at > now_ns);
             self.wait(ahead.min().map_or(u64::MAX, |at_ns| at_ns - now_ns))?;
         }
-        if ends.cpu_at_close.is_none() {
+        if cpu_at[1].is_none() {
             // A number of requests ended the window, and the threads with it.
             self.announce("drain");
         }
-        self.clear_progress();
-        Ok((window, ends.cpu_between()))
-    }
-
-    /// Reads the CPU time when an end of the window is passed, and announces the phase behind it.
-    fn note_ends(&self, ends: &mut Ends, window: &Window, now_ns: u64) {
-        if ends.cpu_at_open.is_none() && now_ns >= window.open_ns && window.open_ns < window.close_ns {
-            ends.cpu_at_open = Some(Usage::of_process());
-            self.announce("measure");
+        if self.shows_progress {
+            console::redraw("\r\x1b[K");
         }
-        if ends.cpu_at_close.is_none() && now_ns >= window.close_ns {
-            ends.cpu_at_close = Some(Usage::of_process());
-            self.announce("drain");
-        }
+        let now = Usage::of_process();
+        let (from, to) = (cpu_at[0].unwrap_or(now), cpu_at[1].unwrap_or(now));
+        let cpu = Usage {
+            cpu_user_us: to.cpu_user_us.saturating_sub(from.cpu_user_us),
+            cpu_system_us: to.cpu_system_us.saturating_sub(from.cpu_system_us),
+            ..Usage::default()
+        };
+        Ok((window, cpu))
     }
 
     fn wait(&mut self, timeout_ns: u64) -> nix::Result<()> {
         let timeout = (timeout_ns != u64::MAX).then(|| Duration::from_nanos(timeout_ns));
         for i in 0..self.epoll.wait(timeout)? {
             match self.epoll.report(i).token {
-                THREAD => self.marks += self.control.new_marks(),
+                THREAD => self.marks += self.control.thread_event.read().unwrap_or(0),
                 _ => _ = self.is_interrupted(),
             }
         }
@@ -156,31 +154,6 @@ impl<'a> Supervisor<'a> {
         };
         // Carriage return and "erase to the end of the line" (ECMA-48, EL): the line replaces itself.
         console::redraw(&format!("\r\x1b[K{what}: {elapsed_s} s{of}"));
-    }
-
-    fn clear_progress(&self) {
-        if self.shows_progress {
-            console::redraw("\r\x1b[K");
-        }
-    }
-}
-
-/// CPU time at the two ends of the measured window, as far as they have been passed.
-#[derive(Default)]
-struct Ends {
-    cpu_at_open: Option<Usage>,
-    cpu_at_close: Option<Usage>,
-}
-
-impl Ends {
-    fn cpu_between(&self) -> Usage {
-        let now = Usage::of_process();
-        let (from, to) = (self.cpu_at_open.unwrap_or(now), self.cpu_at_close.unwrap_or(now));
-        Usage {
-            cpu_user_us: to.cpu_user_us.saturating_sub(from.cpu_user_us),
-            cpu_system_us: to.cpu_system_us.saturating_sub(from.cpu_system_us),
-            ..Usage::default()
-        }
     }
 }
 

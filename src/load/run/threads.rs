@@ -1,5 +1,7 @@
 //! The measuring threads: started, given the schedule at the same moment, awaited, and what they counted added up.
 
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, SystemTime};
@@ -11,7 +13,6 @@ use crate::cpu;
 use crate::load::client::control::{Control, ThreadStatus};
 use crate::load::client::engine::Engine;
 use crate::load::client::{Assignment, ClientLoop, Settings};
-use crate::load::counts::interval::{self, IntervalMerger, IntervalSender};
 use crate::load::counts::tally::{Measures, Tally};
 use crate::load::counts::window::Window;
 use crate::load::options::plan::{Plan, PlannedWindow, Progress};
@@ -27,16 +28,13 @@ const LEAD_NS: u64 = 1_000_000;
 /// A longer wait for --start-at is announced.
 const SILENT_WAIT: Duration = Duration::from_secs(2);
 
-/// What the threads counted.
 pub struct Counted {
     /// Of all threads together.
     pub tally: Tally,
     pub window: Window,
     /// The CPU time of the window; the rest of it is 0.
     pub cpu: Usage,
-    /// When the warm-up began.
     pub began: SystemTime,
-    /// What hindered the observers.
     pub observed: Result<(), String>,
 }
 
@@ -50,52 +48,44 @@ pub fn measure<E: Engine>(
     mut observers: Observers,
 ) -> nix::Result<Counted> {
     let threads = u64::from(plan.threads.count);
-    let (mut senders, mut merger) = interval_channel(plan, &observers);
+    let relative = window(&plan.window, 0);
+    let (measured_from_ns, end_ns) = (relative.open_ns, relative.close_ns);
+    let extent = Extent { measured_from_ns, end_ns, requests: plan.window.requests.unwrap_or(u64::MAX) };
+    let mut senders = observers.senders(plan);
     thread::scope(|scope| {
         let (mut starters, mut handles) = (Vec::new(), Vec::new());
         for thread in 0..threads {
             let (starter, start) = mpsc::channel();
             starters.push(starter);
             let cpu = plan.threads.pin.then_some(thread as usize);
-            let connections = nth_part(u64::from(plan.connections.count), thread, threads);
-            handles.push(scope.spawn(move || measure_thread::<E>(settings, control, connections, cpu, &start)));
+            let share = Assignment {
+                connections: nth_part(u64::from(plan.connections.count), thread, threads),
+                schedule: Schedule::new(plan.pacing.arrivals.clone(), extent, thread, threads),
+                thinker: Thinker::new(plan.pacing.think, plan.pacing.seed, thread),
+                intervals: senders.pop(),
+            };
+            handles.push(scope.spawn(move || measure_thread::<E>(settings, control, share, cpu, &start)));
         }
         supervisor.await_ready(threads)?;
-        if plan.threads.pin && plan.output.progress == Progress::Live {
+        if plan.threads.pin && plan.progress == Progress::Live {
             leave_pinned_cpus(threads as usize);
         }
         let (start_ns, began) = start(plan);
         let window = window(&plan.window, start_ns);
-        for (thread, starter) in (0..).zip(starters) {
-            let assignment = Assignment {
-                schedule: Schedule::new(plan.pacing.arrivals.clone(), extent(&plan.window), thread, threads),
-                thinker: Thinker::new(plan.pacing.think, plan.pacing.seed, thread),
-                intervals: senders.pop(),
-            };
+        for starter in starters {
             // A thread that does not receive has panicked; joining it says so.
-            let _ = starter.send((window, assignment));
+            let _ = starter.send(window);
         }
-        let (mut window, cpu) = supervisor.await_done(threads, window, merger.as_mut(), &mut observers)?;
-        let tally = add_up(handles, settings.measures, control.is_interrupted())?;
+        let (mut window, cpu) = supervisor.await_done(threads, window, &mut observers)?;
+        let tally = add_up(handles, settings.measures, control.interrupted.load(Relaxed))?;
         if window.close_ns == u64::MAX {
             // The number of requests ended it, with the last answer; the wait for one that never came is no part of it.
             let last_ns = if tally.last_answer_ns > 0 { tally.last_answer_ns } else { tally.last_end_ns };
             window.close_ns = last_ns.max(window.open_ns);
         }
-        let observed = observers.finish(merger, &window);
+        let observed = observers.finish(&window);
         Ok(Counted { tally, window, cpu, began, observed })
     })
-}
-
-/// Observers need the threads to send their intervals.
-fn interval_channel(plan: &Plan, observers: &Observers) -> (Vec<IntervalSender>, Option<IntervalMerger>) {
-    if observers.is_empty() {
-        return (Vec::new(), None);
-    }
-    let connections = u64::from(plan.connections.count);
-    let (senders, merger) =
-        interval::channel(plan.threads.count as usize, observers.every, connections, plan.workers as usize);
-    (senders, Some(merger))
 }
 
 /// When the schedule begins: by the monotonic clock, and by the clock on the wall.
@@ -105,7 +95,7 @@ fn start(plan: &Plan) -> (u64, SystemTime) {
     // Too late is too late: the report says by how much.
     let wait = plan.window.start_at.and_then(|at| at.duration_since(soon).ok()).unwrap_or_default();
     // The live view has the terminal for itself.
-    if wait > SILENT_WAIT && plan.output.progress != Progress::Live {
+    if wait > SILENT_WAIT && plan.progress != Progress::Live {
         console::log(format_args!("loadgen: waiting {:.0} s for --start-at", wait.as_secs_f64()));
     }
     (soon_ns + wait.as_nanos() as u64, soon + wait)
@@ -114,17 +104,17 @@ fn start(plan: &Plan) -> (u64, SystemTime) {
 fn measure_thread<E: Engine>(
     settings: &Settings,
     control: &Control,
-    connections: u64,
+    share: Assignment,
     cpu: Option<usize>,
-    start: &Receiver<(Window, Assignment)>,
+    start: &Receiver<Window>,
 ) -> nix::Result<Tally> {
     let mut status = ThreadStatus::new(control);
     if let Some(number) = cpu {
         let allowed = cpu::allowed();
         cpu::pin_to(&[allowed[number % allowed.len()]])?;
     }
-    leave_shared_table(&control.descriptors());
-    let mut client = ClientLoop::<E>::new(settings, control, connections)?;
+    leave_shared_table(&[control.stop_event.as_fd(), control.thread_event.as_fd()]);
+    let mut client = ClientLoop::<E>::new(settings, control, share)?;
     // Handshakes belong to a closed loop, and to a connection per request, but not to an open loop whose
     // connections are kept: there they would only make its first requests late.
     if settings.open_loop && settings.requests_per_connection.is_none() && !settings.connect_only {
@@ -132,7 +122,7 @@ fn measure_thread<E: Engine>(
     }
     status.mark_ready();
     match start.recv() {
-        Ok((window, assignment)) => Ok(client.run(window, assignment)),
+        Ok(window) => Ok(client.run(window)),
         // The main thread gave up before the start.
         Err(_) => Err(Errno::ECANCELED),
     }
@@ -140,17 +130,8 @@ fn measure_thread<E: Engine>(
 
 fn window(planned: &PlannedWindow, start_ns: u64) -> Window {
     let open_ns = start_ns + planned.warmup.as_nanos() as u64;
-    let close_ns = planned.duration().map_or(u64::MAX, |duration| open_ns + duration.as_nanos() as u64);
+    let close_ns = planned.duration.map_or(u64::MAX, |duration| open_ns + duration.as_nanos() as u64);
     Window { start_ns, open_ns, close_ns }
-}
-
-fn extent(planned: &PlannedWindow) -> Extent {
-    let relative = window(planned, 0);
-    Extent {
-        measured_from_ns: relative.open_ns,
-        end_ns: relative.close_ns,
-        requests: planned.requests().unwrap_or(u64::MAX),
-    }
 }
 
 /// The sum; or the errno of the first connect(2), when no connection was ever established and no one interrupted the wait
@@ -173,7 +154,7 @@ fn add_up(
     }
     match sum.unreachable {
         // One thread may have found no server while another was served.
-        Some(errno) if sum.established == 0 && !is_interrupted => Err(errno),
+        Some(errno) if sum.totals.established == 0 && !is_interrupted => Err(errno),
         _ => Ok(sum),
     }
 }

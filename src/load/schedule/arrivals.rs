@@ -38,18 +38,19 @@ impl FromStr for Rate {
     }
 }
 
-/// What decides when the next request is due.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Arrivals {
-    /// Whenever a connection is free.
     Closed,
     /// At moments of their own; the seed makes random ones repeatable.
-    Open { profile: Profile, spacing: Spacing, seed: u64 },
+    Open {
+        profile: Profile,
+        spacing: Spacing,
+        seed: u64,
+    },
     /// At these nanoseconds from the start of the warm-up; they never go back.
     Replay(Arc<[u64]>),
 }
 
-/// The rate over time.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Profile {
     Constant(Rate),
@@ -62,7 +63,6 @@ pub enum Profile {
     },
 }
 
-/// The gaps of an open loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Spacing {
     Fixed,
@@ -124,9 +124,6 @@ impl Profile {
 }
 
 /// Reads due times: a line each, in seconds, none earlier than the one before it; `#` begins a comment.
-///
-/// # Errors
-/// The number of the first line that is not a time, or goes back; or that the file has no times.
 pub fn parse_replay(text: &str) -> Result<Arc<[u64]>, String> {
     let mut due_ns: Vec<u64> = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {

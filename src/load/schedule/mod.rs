@@ -33,24 +33,23 @@ use fastrand::Rng;
 pub use arrivals::{Arrivals, Profile, Rate, Spacing, parse_replay};
 pub use think::{Think, Thinker};
 
-/// How long a schedule goes on, in nanoseconds from its start.
+/// In nanoseconds from the start.
 #[derive(Debug, Clone, Copy)]
 pub struct Extent {
     /// End of the warm-up: what is due from here on is measured.
     pub measured_from_ns: u64,
     /// Nothing is due at this moment or later; `u64::MAX` when a number of requests ends the run.
     pub end_ns: u64,
-    /// Requests of all threads together that may be due after the warm-up.
+    /// That may be due after the warm-up, of all threads together; `u64::MAX` when the time ends the run.
     pub requests: u64,
 }
 
-/// One thread's share of the schedule.
+/// One thread's share; `requests` is what that thread may still take.
 pub struct Schedule {
     stream: Stream,
-    measured_from_ns: u64,
-    end_ns: u64,
-    /// Measured requests this thread may still take.
-    left: u64,
+    /// Of its next request; in a closed loop that is due at any time.
+    due_ns: u64,
+    extent: Extent,
 }
 
 enum Stream {
@@ -60,7 +59,6 @@ enum Stream {
         sequence: Sequence,
         k: u64,
         stride: u64,
-        due_ns: u64,
     },
     /// `x` is kept as f64: after a day at 10⁷ per second a step is rounded by a hundredth of a nanosecond.
     Poisson {
@@ -68,11 +66,9 @@ enum Stream {
         x: f64,
         mean_step: f64,
         rng: Rng,
-        due_ns: u64,
     },
 }
 
-/// All requests of all threads, by number.
 enum Sequence {
     Profile { profile: Profile, at_once: u64 },
     Replay(Arc<[u64]>),
@@ -81,7 +77,6 @@ enum Sequence {
 impl Sequence {
     fn due_ns(&self, k: u64) -> u64 {
         match self {
-            Sequence::Profile { profile, at_once: 1 } => profile.due_ns(k),
             Sequence::Profile { profile, at_once } => profile.due_ns(k / at_once * at_once),
             Sequence::Replay(due_ns) => due_ns.get(k as usize).copied().unwrap_or(u64::MAX),
         }
@@ -103,103 +98,79 @@ impl Sequence {
 }
 
 impl Schedule {
-    /// The schedule before the run has begun: nothing is ever due.
-    pub fn nothing() -> Schedule {
-        Schedule { stream: Stream::Closed, measured_from_ns: 0, end_ns: 0, left: 0 }
-    }
-
-    /// The share of `thread` out of `threads`.
     pub fn new(arrivals: Arrivals, extent: Extent, thread: u64, threads: u64) -> Schedule {
-        let stream = Stream::new(arrivals, thread, threads);
+        let mut stream = Stream::new(arrivals, thread, threads);
         let turn = match &stream {
             // The first measured request, k0, belongs to thread k0 mod T: shares count from there.
             Stream::Numbered { sequence, .. } => {
                 let k0 = sequence.first_at(extent.measured_from_ns) % threads;
                 (thread + threads - k0) % threads
             }
-            Stream::Closed | Stream::Poisson { .. } => thread,
+            _ => thread,
         };
-        let left = if extent.requests == u64::MAX { u64::MAX } else { nth_part(extent.requests, turn, threads) };
-        Schedule { stream, measured_from_ns: extent.measured_from_ns, end_ns: extent.end_ns, left }
+        let extent = Extent { requests: nth_part(extent.requests, turn, threads), ..extent };
+        Schedule { due_ns: stream.next_ns(), stream, extent }
     }
 
-    /// Takes the next request if it is due by `now_ns`, and says when it was due.
     pub fn take(&mut self, now_ns: u64) -> Option<u64> {
         let due_ns = self.next_due_ns(now_ns).filter(|&due_ns| due_ns <= now_ns)?;
-        if due_ns >= self.measured_from_ns && self.left != u64::MAX {
-            self.left -= 1;
+        if due_ns >= self.extent.measured_from_ns {
+            self.extent.requests -= 1;
         }
-        self.stream.advance();
+        self.due_ns = self.stream.next_ns();
         Some(due_ns)
     }
 
     /// When the next request is due; `None` when there will be none.
     pub fn next_due_ns(&self, now_ns: u64) -> Option<u64> {
-        let due_ns = self.stream.due_ns(now_ns);
-        let spent = due_ns >= self.measured_from_ns && self.left == 0;
-        (due_ns < self.end_ns && !spent).then_some(due_ns)
+        let due_ns = if matches!(self.stream, Stream::Closed) { now_ns } else { self.due_ns };
+        let spent = due_ns >= self.extent.measured_from_ns && self.extent.requests == 0;
+        (due_ns < self.extent.end_ns && !spent).then_some(due_ns)
     }
 
     /// From `end_ns` on nothing is due any more; what was due before stays due.
     pub fn end_at(&mut self, end_ns: u64) {
-        self.end_ns = self.end_ns.min(end_ns);
+        self.extent.end_ns = self.extent.end_ns.min(end_ns);
     }
 }
 
 impl Stream {
     fn new(arrivals: Arrivals, thread: u64, threads: u64) -> Stream {
-        let numbered = |sequence: Sequence| {
-            let due_ns = sequence.due_ns(thread);
-            Stream::Numbered { sequence, k: thread, stride: threads, due_ns }
-        };
+        let numbered = |sequence| Stream::Numbered { sequence, k: thread, stride: threads };
+        let at_once = |profile, at_once| numbered(Sequence::Profile { profile, at_once });
         match arrivals {
             Arrivals::Closed => Stream::Closed,
             Arrivals::Replay(due_ns) => numbered(Sequence::Replay(due_ns)),
-            Arrivals::Open { profile, spacing, seed } => match spacing {
-                Spacing::Fixed => numbered(Sequence::Profile { profile, at_once: 1 }),
-                Spacing::Burst(size) => numbered(Sequence::Profile { profile, at_once: u64::from(size) }),
-                Spacing::Poisson => {
-                    let rng = rng_of_thread(seed, thread);
-                    let mean_step = threads as f64;
-                    let mut stream = Stream::Poisson { profile, x: 0.0, mean_step, rng, due_ns: 0 };
-                    // The first arrival is one gap after the start, like all others: the process has no memory.
-                    stream.advance();
-                    stream
-                }
-            },
-        }
-    }
-
-    fn due_ns(&self, now_ns: u64) -> u64 {
-        match self {
-            Stream::Closed => now_ns,
-            Stream::Numbered { due_ns, .. } | Stream::Poisson { due_ns, .. } => *due_ns,
-        }
-    }
-
-    fn advance(&mut self) {
-        match self {
-            Stream::Closed => {}
-            Stream::Numbered { sequence, k, stride, due_ns } => {
-                *k += *stride;
-                *due_ns = sequence.due_ns(*k);
+            Arrivals::Open { profile, spacing: Spacing::Fixed, .. } => at_once(profile, 1),
+            Arrivals::Open { profile, spacing: Spacing::Burst(size), .. } => at_once(profile, size.into()),
+            Arrivals::Open { profile, spacing: Spacing::Poisson, seed } => {
+                Stream::Poisson { profile, x: 0.0, mean_step: threads as f64, rng: rng_of_thread(seed, thread) }
             }
-            Stream::Poisson { profile, x, mean_step, rng, due_ns } => {
+        }
+    }
+
+    /// When the next request is due. The first arrival of a Poisson process is one gap after the start, like all others:
+    /// the process has no memory.
+    fn next_ns(&mut self) -> u64 {
+        match self {
+            Stream::Closed => 0,
+            Stream::Numbered { sequence, k, stride } => {
+                let due_ns = sequence.due_ns(*k);
+                *k += *stride;
+                due_ns
+            }
+            Stream::Poisson { profile, x, mean_step, rng } => {
                 *x += exponential(rng) * *mean_step;
-                *due_ns = profile.due_ns_of(*x);
+                profile.due_ns_of(*x)
             }
         }
     }
 }
 
-/// A random stream of its own for each thread.
 fn rng_of_thread(seed: u64, thread: u64) -> Rng {
     let mut root = Rng::with_seed(seed);
-    let mut rng = root.fork();
-    for _ in 0..thread {
-        rng = root.fork();
-    }
-    rng
+    (0..thread).for_each(|_| _ = root.fork());
+    root.fork()
 }
 
 /// A sample of the exponential distribution with mean 1, by inversion (Devroye 1986, section II.2).

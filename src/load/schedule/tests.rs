@@ -291,9 +291,9 @@ fn a_seed_repeats_its_poisson_schedule_and_another_does_not() {
 fn users_think_as_long_as_they_were_told_to() {
     let ms = Duration::from_millis;
     assert_eq!(Thinker::new(None, 1, 0).pause_ns(), 0);
-    assert_eq!(Thinker::new(Some(Think::Fixed(ms(20))), 1, 0).pause_ns(), 20_000_000);
+    assert_eq!(Thinker::new(Some(Think { mean: ms(20), is_exponential: false }), 1, 0).pause_ns(), 20_000_000);
     let pauses = |seed, thread| -> Vec<f64> {
-        let mut thinker = Thinker::new(Some(Think::Exponential(ms(20))), seed, thread);
+        let mut thinker = Thinker::new(Some(Think { mean: ms(20), is_exponential: true }), seed, thread);
         (0..100_000).map(|_| thinker.pause_ns() as f64 / 20e6).collect()
     };
     assert_eq!(pauses(3, 1), pauses(3, 1));

@@ -1,4 +1,4 @@
-//! How long users think between an answer and their next request.
+//! The pause of a user between an answer and the next request.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -8,53 +8,39 @@ use fastrand::Rng;
 use super::{exponential, rng_of_thread};
 use crate::units::parse_positive_duration;
 
-/// The pause of a user between an answer and the next request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Think {
-    Fixed(Duration),
-    /// With this mean.
-    Exponential(Duration),
-}
-
-impl Think {
-    pub fn mean(self) -> Duration {
-        match self {
-            Think::Fixed(mean) | Think::Exponential(mean) => mean,
-        }
-    }
+pub struct Think {
+    pub mean: Duration,
+    /// Otherwise each pause is the mean.
+    pub is_exponential: bool,
 }
 
 impl FromStr for Think {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Think, String> {
-        match text.strip_prefix("exp:") {
-            Some(mean) => Ok(Think::Exponential(parse_positive_duration(mean)?)),
-            None => Ok(Think::Fixed(parse_positive_duration(text)?)),
-        }
+        let mean = parse_positive_duration(text.strip_prefix("exp:").unwrap_or(text))?;
+        Ok(Think { mean, is_exponential: text.starts_with("exp:") })
     }
 }
 
-/// One thread's users: how long each pauses, one answer after the other.
 pub struct Thinker {
     think: Option<Think>,
     rng: Rng,
 }
 
 impl Thinker {
-    /// The same seed gives the same pauses, in the order in which a thread's users ask for them. Without a `think`
-    /// they are all zero.
+    /// Without a `think` all pauses are zero.
     pub fn new(think: Option<Think>, seed: u64, thread: u64) -> Thinker {
         // Another seed than the arrivals have, or long gaps and long pauses would come together.
         Thinker { think, rng: rng_of_thread(!seed, thread) }
     }
 
-    /// The next pause.
     pub fn pause_ns(&mut self) -> u64 {
         match self.think {
             None => 0,
-            Some(Think::Fixed(pause)) => pause.as_nanos() as u64,
-            Some(Think::Exponential(mean)) => (exponential(&mut self.rng) * mean.as_nanos() as f64).round() as u64,
+            Some(Think { mean, is_exponential: false }) => mean.as_nanos() as u64,
+            Some(Think { mean, .. }) => (exponential(&mut self.rng) * mean.as_nanos() as f64).round() as u64,
         }
     }
 }

@@ -7,78 +7,39 @@
 //! matter? The first alone would fail every long run, since no machine is exact; the second alone every short one.
 //! `invalid` is for runs that did not measure what was asked for; a server that is too slow is a finding.
 
+use crate::load::counts::series::Part;
+use crate::load::counts::tally::Sent;
 use crate::machine::Counters;
-use crate::report::{Check, IntervalReport, Latency, LoadReport, Trust, Verdict};
+use crate::report::{ArrivalsKind, Check, LoadReport, RunInfo, Trust, Verdict};
 use crate::units::{number, over, time};
 
 mod course;
 mod pace;
 
-/// What decides the moments at which requests are due.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Pattern {
-    #[default]
-    Closed,
-    Fixed,
-    Poisson,
-    /// So many at once.
-    Burst(u32),
-    Ramp,
-    Replay,
-    /// Users arrive by Poisson; what they ask next is due when they have thought.
-    Sessions,
-}
-
-/// What is known of a run, in plain numbers.
-#[derive(Debug, Clone, Copy, Default)]
+/// A run: its report, and what judging it needs besides.
+#[derive(Clone, Copy)]
 pub struct RunFacts<'a> {
-    pub pattern: Pattern,
-    /// Requests per second asked for, the mean over the window; `None` in closed loop and in a replay.
-    pub rate_asked: Option<f64>,
-    /// A number of requests ended the window, with the last answer: its length then says nothing about the rate.
-    pub ends_by_count: bool,
-    pub duration_s: f64,
+    pub report: &'a LoadReport,
+    pub run: &'a RunInfo,
     /// Open loop: requests due in the window, and those of them that got an answer, however late.
     pub due_in_window: u64,
     pub answered_of_due: u64,
-    /// Answered within the window; without requests the connections.
-    pub requests: u64,
-    /// Requests of the window that were sent, whatever became of them; those answered after its end; those that were
-    /// never answered since --deadline was over, in the whole run.
+    /// Requests of the window that were sent, whatever became of them.
     pub sent: u64,
-    pub answered_late: u64,
-    pub given_up: u64,
-    /// --deadline, after which nothing is sent any more.
-    pub deadline_s: Option<f64>,
-    /// When requests were sent and due, in nanoseconds, one pair per request in the order of the due times: the
-    /// first ones of the window, of all threads.
-    pub sends: &'a [u64],
-    pub dues: &'a [u64],
-    pub intervals: &'a [IntervalReport],
-    /// Response time, and how many times are in it; then the same of service time and slip.
-    pub response_us: Latency,
+    /// How many times the response time was taken.
     pub responses: u64,
-    pub service_us: Latency,
-    pub slip_us: Latency,
-    pub connect_us: Latency,
-    /// Connect time, when every request opens a connection of its own and is sent once that is established.
-    pub handshake_us: Option<Latency>,
-    pub cpu_share: f64,
-    pub busy_poll: bool,
+    /// The first ones of the window, of all threads, nearly in the order of the due times.
+    pub sends: &'a [Sent],
+    /// Of the window, with the beginning and the end in nanoseconds; none where a number of requests ended it.
+    pub parts: &'a [(u64, u64, Part)],
     /// What the machine counted meanwhile, and in how many seconds (warm-up and drain included).
     pub machine: Counters,
     pub machine_s: f64,
-    /// Connections, without the background.
-    pub connections_asked: u64,
+    /// Without the background.
     pub connections_peak: u64,
     pub connections_opened: u64,
     /// Connections per second beyond which source ports become rare, where we close first.
     pub ports_per_s: Option<f64>,
-    pub errors: u64,
-    pub censored: u64,
-    pub interrupted: bool,
-    /// How much later than --start-at it began.
-    pub late_start_ns: Option<u64>,
 }
 
 /// Below this p-value chance does not explain it: of a thousand good runs one fails. z is the same in standard
@@ -87,7 +48,6 @@ const P_LIMIT: f64 = 0.001;
 const Z_LIMIT: f64 = 3.29;
 /// The same where a check is made of every run and costs nothing to make strict (p < 10⁻⁵).
 const Z_STRICT: f64 = 4.4;
-/// Of what was due, this share must be answered.
 pub(crate) const ACHIEVED_SHARE: f64 = 0.99;
 /// Below this share, and with the client to blame, the run measured the client.
 const ACHIEVED_AT_ALL: f64 = 0.95;
@@ -103,13 +63,11 @@ const KS_SIZE: f64 = 0.1;
 const LATE_SHARE: f64 = 0.05;
 /// A rank correlation of neighbouring gaps that is still no matter.
 const CORRELATION_SIZE: f64 = 0.1;
-/// What the last third of a run may differ from the first.
 const DRIFT_QPS: f64 = 0.1;
 const DRIFT_LATENCY: f64 = 0.25;
 const DRIFT_LATENCY_US: f64 = 50.0;
 /// Intervals are averaged into this many parts, each long enough to be nearly independent of the next.
 const PARTS: usize = 20;
-/// From this share of its threads' time on the client may be what limits the figures.
 pub(crate) const BUSY_CLIENT: f64 = 0.9;
 /// The part of a response time that may be the client's own slip, at the median and in the tail, and the slip that
 /// never matters.
@@ -141,14 +99,10 @@ const SMALL_BACKLOG: u64 = 5;
 /// takes longer than this at p99.9 (on one machine 20 us otherwise).
 const PORTS_SHARE: f64 = 0.9;
 const SLOW_CONNECT_US: f64 = 1000.0;
-/// Fewer values are no sample.
 const MIN_GAPS: usize = 100;
 
-/// One check.
 pub struct Rule {
-    /// As the report and `--explain` have it.
     pub name: &'static str,
-    /// What a run is held to, in words.
     pub limit: fn() -> String,
     /// The verdict and its reason; `None` when the rule does not apply to such a run.
     judge: fn(&RunFacts) -> Option<Finding>,
@@ -158,14 +112,10 @@ pub struct Rule {
 type Finding = (Verdict, String);
 
 impl Rule {
-    /// What this rule found in a run; `None` when it was not applied.
-    pub fn check<'a>(&self, report: &'a LoadReport) -> Option<&'a Check> {
-        report.trust.iter().flat_map(|trust| &trust.checks).find(|check| check.name == self.name)
-    }
-
     /// A rule that was not applied has not failed.
     pub fn failed<'a>(&self, report: &'a LoadReport) -> Option<&'a Check> {
-        self.check(report).filter(|check| check.verdict != Verdict::Valid)
+        let mut checks = report.trust.iter().flat_map(|trust| &trust.checks);
+        checks.find(|check| check.name == self.name && check.verdict != Verdict::Valid)
     }
 }
 
@@ -173,12 +123,10 @@ const fn rule(name: &'static str, limit: fn() -> String, judge: fn(&RunFacts) ->
     Rule { name, limit, judge }
 }
 
-// Rules that others ask for by themselves.
 #[rustfmt::skip]
 pub const DRIFT: Rule = rule("drift", || format!("rate and mean response time do not rise or fall with time \
         (Spearman, {PARTS} parts, p >= {P_LIMIT}), or the last third differs from the first by less than {} in rate, \
-        {} in time",
-        percent(DRIFT_QPS), percent(DRIFT_LATENCY)), course::drift);
+        {} in time", percent(DRIFT_QPS), percent(DRIFT_LATENCY)), course::drift);
 #[rustfmt::skip]
 pub const CPU: Rule = rule("cpu", || format!("the client used at most {} of its threads' time (not with --busy-poll)",
         percent(BUSY_CLIENT)), course::cpu);
@@ -187,7 +135,6 @@ pub const SLIP: Rule = rule("slip", || format!("open loop: the slip is at most {
         {} of p99 and p99.9, or below {}",
         percent(SLIP_OF_MEDIAN), percent(SLIP_OF_TAIL), time(SLIP_FLOOR_US)), pace::slip);
 
-/// In the order in which they are reported: the name, the limit in words, the function.
 #[rustfmt::skip]
 pub static RULES: [Rule; 18] = [
     rule("requests", || "something was answered (else invalid)".into(), course::requests),
@@ -213,13 +160,11 @@ pub static RULES: [Rule; 18] = [
         percent(STEAL_SHARE)), course::steal),
     rule("accept_queue", || format!("no accept queue of this machine overflowed, or it was another's: this run \
         opened at most {SMALL_BACKLOG} connections, or none of its requests waited as long as a retransmission \
-        takes ({})",
-        time(RETRANSMISSION_US)), course::accept_queue),
+        takes ({})", time(RETRANSMISSION_US)), course::accept_queue),
     rule("ports", || format!("--requests-per-connection 0 --close fin: at most {} of the connections/s that the \
         source ports allow, or connect(2) takes at most {} at p99.9",
         percent(PORTS_SHARE), time(SLOW_CONNECT_US)), course::ports),
-    rule("errors", || format!("at most {} of the requests failed",
-        percent(ERROR_SHARE)), course::errors),
+    rule("errors", || format!("at most {} of the requests failed", percent(ERROR_SHARE)), course::errors),
     rule("censored", || format!("at most {} of the times are ages of requests that were never answered",
         percent(CENSORED_SHARE)), course::censored),
     rule("percentiles", || format!("p99 rests on one answer at least; fewer than {ANSWERS_BEYOND} beyond it, or \
@@ -242,29 +187,49 @@ pub fn judge(facts: &RunFacts) -> Trust {
 }
 
 impl RunFacts<'_> {
-    fn is_open_loop(&self) -> bool {
-        self.pattern != Pattern::Closed
+    /// What decides when requests are due; `None` where thinking users or a changing rate do so too.
+    fn arrivals(&self) -> Option<&ArrivalsKind> {
+        let configuration = &self.run.configuration;
+        let is_alone = !configuration.sessions && configuration.ramp_to_per_s.is_none();
+        is_alone.then_some(&configuration.arrivals)
+    }
+
+    /// Of sessions, only the first requests are due by the clock.
+    fn rate_asked(&self) -> Option<f64> {
+        let configuration = &self.run.configuration;
+        configuration.mean_rate_per_s().filter(|_| !configuration.sessions)
+    }
+
+    /// Given up since --deadline was over, in the whole run.
+    fn given_up(&self) -> u64 {
+        self.report.deadline.map_or(0, |deadline| deadline.shed + deadline.abandoned)
+    }
+
+    /// A connection is opened for every request, which is sent once that is established.
+    fn one_request_each(&self) -> bool {
+        self.run.configuration.requests_per_connection.is_some_and(|requests| requests <= 1)
     }
 
     /// The share of their time that the connections were waiting for answers or for handshakes (Little's law: L = λW).
     /// Requests that failed or were given up kept theirs busy as well.
     /// A burst of more requests than connections waits for them however idle they are otherwise.
     fn connections_busy(&self) -> f64 {
-        if matches!(self.pattern, Pattern::Burst(size) if u64::from(size) > self.connections_asked) {
+        let connections = self.run.configuration.connections;
+        if matches!(self.arrivals(), Some(&ArrivalsKind::Burst(size)) if size > connections) {
             return 1.0;
         }
-        let per_s = over(self.sent as f64, self.duration_s);
-        over(per_s * self.service_us.mean / 1e6, self.connections_asked as f64) + self.connections_in_handshake()
+        let per_s = over(self.sent as f64, self.report.duration_s);
+        over(per_s * self.report.service_us.mean / 1e6, connections.into()) + self.connections_in_handshake()
     }
 
     /// The share of their time that the connections were waiting for handshakes, over the whole run.
     fn connections_in_handshake(&self) -> f64 {
         let per_s = over(self.connections_opened as f64, self.machine_s);
-        over(per_s * self.connect_us.mean / 1e6, self.connections_asked as f64)
+        over(per_s * self.report.connect_us.mean / 1e6, self.run.configuration.connections.into())
     }
 
     fn client_is_busy(&self) -> bool {
-        !self.busy_poll && self.cpu_share > BUSY_CLIENT
+        !self.run.configuration.busy_poll && self.report.client.cpu_share > BUSY_CLIENT
     }
 }
 
@@ -274,17 +239,17 @@ pub(crate) fn expected_in_flight(offered_per_s: f64, mean_response_us: f64, dura
     offered_per_s * (mean_response_us / 1e6).min(0.05 * duration_s)
 }
 
-fn valid(reason: String) -> Finding {
-    (Verdict::Valid, reason)
+fn valid(reason: String) -> Option<Finding> {
+    Some((Verdict::Valid, reason))
 }
 
 /// The rule applies, but this run gives it nothing to judge.
-fn not_judged(why: &str) -> Finding {
-    (Verdict::Valid, format!("not judged: {why}"))
+fn not_judged(why: &str) -> Option<Finding> {
+    valid(format!("not judged: {why}"))
 }
 
-fn suspect_if(is_suspect: bool, reason: String) -> Finding {
-    (if is_suspect { Verdict::Suspect } else { Verdict::Valid }, reason)
+fn suspect_if(is_suspect: bool, reason: String) -> Option<Finding> {
+    Some((if is_suspect { Verdict::Suspect } else { Verdict::Valid }, reason))
 }
 
 fn percent(share: f64) -> String {

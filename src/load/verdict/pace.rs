@@ -1,138 +1,121 @@
 //! Whether requests were due, and sent, as asked for.
 
 use super::*;
+use crate::report::Latency;
 use crate::stats::{gamma_cdf, kolmogorov_smirnov, spearman};
 
 pub(super) fn rate(facts: &RunFacts) -> Option<Finding> {
-    let asked = facts.rate_asked.filter(|_| !facts.ends_by_count && facts.pattern != Pattern::Sessions)?;
-    let expected = asked * facts.duration_s;
-    let tolerance = match facts.pattern {
+    // The last answer of a number of requests ends the window, whose length then says nothing about the rate.
+    let asked = facts.rate_asked().filter(|_| facts.run.configuration.requests.is_none())?;
+    let expected = asked * facts.report.duration_s;
+    let tolerance = match facts.arrivals() {
         // The count of a Poisson process has the standard deviation √(λT).
-        Pattern::Poisson => Z_STRICT * expected.sqrt() + 1.0,
-        Pattern::Burst(size) => f64::from(size) + expected / 1000.0,
+        Some(ArrivalsKind::Poisson) => Z_STRICT * expected.sqrt() + 1.0,
+        Some(&ArrivalsKind::Burst(size)) => f64::from(size) + expected / 1000.0,
         _ => 2.0 + expected / 1000.0,
     };
     let due = facts.due_in_window as f64;
-    Some(suspect_if(
-        (due - expected).abs() > tolerance,
-        format!("{due} requests were due, {expected:.0} asked for (limit: within {tolerance:.0})"),
-    ))
+    let reason = format!("{due} requests were due, {expected:.0} asked for (limit: within {tolerance:.0})");
+    suspect_if((due - expected).abs() > tolerance, reason)
 }
 
 pub(super) fn achieved(facts: &RunFacts) -> Option<Finding> {
-    if !facts.is_open_loop() || facts.due_in_window == 0 {
+    let configuration = &facts.run.configuration;
+    if !configuration.is_open_loop() || facts.due_in_window == 0 {
         return None;
     }
+    let LoadReport { requests, duration_s, latency_us, .. } = *facts.report;
     let due = facts.due_in_window as f64;
-    let due_per_s = over(due, facts.duration_s);
-    let under_way =
-        if facts.ends_by_count { due } else { expected_in_flight(due_per_s, facts.response_us.mean, facts.duration_s) };
+    let in_flight = expected_in_flight(over(due, duration_s), latency_us.mean, duration_s);
+    let under_way = if configuration.requests.is_some() { due } else { in_flight };
     // What was answered at all, and what was answered in time not to pile up.
-    let answered = (facts.answered_of_due as f64).min(facts.requests as f64 + under_way);
+    let answered = (facts.answered_of_due as f64).min(requests as f64 + under_way);
     let achieved = (answered / due).min(1.0);
     let (verdict, why) = match achieved {
         share if share >= ACHIEVED_SHARE => (Verdict::Valid, ""),
         share if share < ACHIEVED_AT_ALL && client_was_late(facts) => {
             (Verdict::Invalid, "; the client could not send them in time: more --threads, or a lower --rate")
         }
-        _ if facts.errors as f64 > 0.5 * (due - answered) => {
+        _ if facts.report.errors.total() as f64 > 0.5 * (due - answered) => {
             (Verdict::Suspect, "; most of the others failed: see the errors")
         }
         _ => (Verdict::Suspect, "; the server did not keep up: its latency here depends on the length of the run"),
     };
-    Some((
-        verdict,
-        format!(
-            "{:.2} % of the {due} requests due were answered in time (limit {} %){why}",
-            achieved * 100.0,
-            ACHIEVED_SHARE * 100.0
-        ),
-    ))
+    let (percent, limit) = (achieved * 100.0, ACHIEVED_SHARE * 100.0);
+    Some((verdict, format!("{percent:.2} % of the {due} requests due were answered in time (limit {limit} %){why}")))
 }
 
 /// Whether it is the client that is to blame for what was not answered: it had no CPU time left, or it let connections
 /// lie idle while it was as late as it takes to lose so much. A slip of a millisecond loses nothing; a connection that
 /// waits, backs off or is broken is not the client's.
 fn client_was_late(facts: &RunFacts) -> bool {
-    let lost_s = (1.0 - ACHIEVED_AT_ALL) * facts.duration_s;
+    let report = facts.report;
+    let lost_s = (1.0 - ACHIEVED_AT_ALL) * report.duration_s;
     // With --deadline what is later than that is never sent, and its slip not known.
-    let late_s = facts.deadline_s.map_or(lost_s, |deadline_s| lost_s.min(0.5 * deadline_s));
-    let missing = facts.due_in_window.saturating_sub(facts.requests);
-    let is_broken = (facts.errors + facts.given_up) * 2 > missing;
+    let late_s = facts.run.configuration.deadline_s.map_or(lost_s, |deadline_s| lost_s.min(0.5 * deadline_s));
+    let missing = facts.due_in_window.saturating_sub(report.requests);
+    let is_broken = (report.errors.total() + facts.given_up()) * 2 > missing;
     facts.client_is_busy()
-        || (facts.slip_us.p50 > late_s * 1e6 && facts.connections_busy() < CONNECTIONS_BUSY && !is_broken)
+        || (report.slip_us.p50 > late_s * 1e6 && facts.connections_busy() < CONNECTIONS_BUSY && !is_broken)
 }
 
 pub(super) fn gaps(facts: &RunFacts) -> Option<Finding> {
-    let skipped = |why: &str| Some(not_judged(why));
-    match facts.pattern {
-        Pattern::Closed => None,
-        Pattern::Sessions => skipped("when a session's next request is due depends on the answer before"),
-        Pattern::Poisson => match Gaps::of(facts) {
-            None => skipped("too few requests, or no rate, to tell a distribution"),
-            Some(gaps) => Some(exponential(&gaps)),
+    match facts.arrivals() {
+        Some(ArrivalsKind::Closed) => None,
+        Some(ArrivalsKind::Poisson) => match Gaps::of(facts) {
+            None => not_judged("too few requests, or no rate, to tell a distribution"),
+            Some(gaps) => exponential(&gaps),
         },
-        Pattern::Fixed | Pattern::Burst(_) | Pattern::Ramp | Pattern::Replay => Some(punctuality(facts)),
+        None if facts.run.configuration.sessions => {
+            not_judged("when a session's next request is due depends on the answer before")
+        }
+        _ => punctuality(facts),
     }
 }
 
 /// The gaps actually sent against the exponential distribution (sums of them: against the gamma distribution).
-fn exponential(gaps: &Gaps) -> Finding {
+fn exponential(gaps: &Gaps) -> Option<Finding> {
     let mut sorted: Vec<f64> = gaps.in_means.clone();
     sorted.sort_by(f64::total_cmp);
     let (distance, p_value) = kolmogorov_smirnov(&sorted, |x| gamma_cdf(gaps.summed as f64, x));
-    suspect_if(
-        p_value < P_LIMIT && distance > KS_SIZE,
-        format!(
-            "{} sums of {} gaps are {} from Poisson's (Kolmogorov-Smirnov D; limit {KS_SIZE}), p = {} (limit {P_LIMIT})",
-            gaps.in_means.len(),
-            gaps.summed,
-            number(distance),
-            number(p_value)
-        ),
-    )
+    let (sums, summed, d, p) = (sorted.len(), gaps.summed, number(distance), number(p_value));
+    let reason = format!(
+        "{sums} sums of {summed} gaps are {d} from Poisson's (Kolmogorov-Smirnov D; limit {KS_SIZE}), p = {p} (limit \
+             {P_LIMIT})"
+    );
+    suspect_if(p_value < P_LIMIT && distance > KS_SIZE, reason)
 }
 
-/// Sends against due times, for schedules that are no distribution.
-fn punctuality(facts: &RunFacts) -> Finding {
-    let pairs = facts.sends.iter().zip(facts.dues);
-    let late =
-        |tolerance_ns: f64| pairs.clone().filter(|&(&send, &due)| send.abs_diff(due) as f64 > tolerance_ns).count();
-    let tolerance_ns = facts.rate_asked.map_or(0.0, |rate| 1e9 / rate).max(LATE_FLOOR_NS);
-    let count = pairs.len();
+fn punctuality(facts: &RunFacts) -> Option<Finding> {
+    let tolerance_ns = facts.rate_asked().map_or(0.0, |rate| 1e9 / rate).max(LATE_FLOOR_NS);
+    let count = facts.sends.len();
     if count == 0 {
         return not_judged("no request was sent");
     }
-    let late_share = late(tolerance_ns) as f64 / count as f64;
-    suspect_if(
-        late_share > LATE_SHARE,
-        format!(
-            "{:.2} % of the first {count} requests were sent more than {} from their due time (limit {} %)",
-            late_share * 100.0,
-            time(tolerance_ns / 1e3),
-            LATE_SHARE * 100.0
-        ),
-    )
+    let is_late = |send: &&Sent| send.sent_ns.abs_diff(send.due_ns) as f64 > tolerance_ns;
+    let late_share = facts.sends.iter().filter(is_late).count() as f64 / count as f64;
+    let (percent, from, limit) = (late_share * 100.0, time(tolerance_ns / 1e3), LATE_SHARE * 100.0);
+    let reason = format!(
+        "{percent:.2} % of the first {count} requests were sent more than {from} from their due time (limit {limit} %)"
+    );
+    suspect_if(late_share > LATE_SHARE, reason)
 }
 
 pub(super) fn independence(facts: &RunFacts) -> Option<Finding> {
-    if facts.pattern != Pattern::Poisson {
+    if facts.arrivals() != Some(&ArrivalsKind::Poisson) {
         return None;
     }
     let gaps = Gaps::of(facts)?.in_means;
     let n = gaps.len() - 1;
     let correlation = spearman(&gaps[..n], &gaps[1..]);
-    let limit = (Z_LIMIT / (n as f64).sqrt()).max(CORRELATION_SIZE);
-    Some(suspect_if(
-        correlation.abs() > limit,
-        format!(
-            "neighbouring gaps correlate by {correlation:.3} (Spearman; limit {limit:.3}, standard error {:.3})",
-            1.0 / (n as f64).sqrt()
-        ),
-    ))
+    let error = 1.0 / (n as f64).sqrt();
+    let limit = (Z_LIMIT * error).max(CORRELATION_SIZE);
+    let reason = format!(
+        "neighbouring gaps correlate by {correlation:.3} (Spearman; limit {limit:.3}, standard error {error:.3})"
+    );
+    suspect_if(correlation.abs() > limit, reason)
 }
 
-/// Gaps between sends, or sums of so many of them that each is long enough to be kept.
 struct Gaps {
     summed: usize,
     /// In units of the mean gap that was asked for.
@@ -140,12 +123,10 @@ struct Gaps {
 }
 
 impl Gaps {
-    /// `None` when they are too few.
     fn of(facts: &RunFacts) -> Option<Gaps> {
-        let mean_ns = 1e9 / facts.rate_asked?;
+        let mean_ns = 1e9 / facts.rate_asked()?;
         let summed = (GAP_SCALE_NS / mean_ns).ceil().max(1.0) as usize;
-        // Threads hand over their sends in the order of the due times: nearly sorted.
-        let mut sends = facts.sends.to_vec();
+        let mut sends: Vec<u64> = facts.sends.iter().map(|send| send.sent_ns).collect();
         sends.sort_unstable();
         let marks: Vec<u64> = sends.into_iter().step_by(summed).collect();
         let in_means: Vec<f64> = marks.windows(2).map(|pair| (pair[1] - pair[0]) as f64 / mean_ns).collect();
@@ -154,20 +135,20 @@ impl Gaps {
 }
 
 pub(super) fn slip(facts: &RunFacts) -> Option<Finding> {
-    if !facts.is_open_loop() {
+    if !facts.run.configuration.is_open_loop() {
         return None;
     }
-    if facts.errors > facts.requests {
+    if facts.report.errors.total() > facts.report.requests {
         // Their ages are no response times to hold a slip against.
-        return Some(not_judged("most requests failed"));
+        return not_judged("most requests failed");
     }
     let found = slip_matters(facts);
     let why = match found {
         Some((_, slip_us, ..)) if waits_for_handshakes(facts, slip_us) => format!(
             "; they waited for their connections, whose handshakes took {} at p99 and {} at most: a server whose accept \
              queue is full lets a client try again after a second (a larger --backlog, or a server that accepts faster)",
-            time(facts.connect_us.p99),
-            time(facts.connect_us.max)
+            time(facts.report.connect_us.p99),
+            time(facts.report.connect_us.max)
         ),
         Some(_) if facts.connections_busy() >= CONNECTIONS_BUSY => {
             "; all connections were busy: more --connections, unless that is what you ask".into()
@@ -176,23 +157,18 @@ pub(super) fn slip(facts: &RunFacts) -> Option<Finding> {
         None => String::new(),
     };
     let (name, slip_us, of_us, limit) = found.unwrap_or_else(|| slips(facts)[0]);
-    Some(suspect_if(
-        found.is_some(),
-        format!(
-            "requests were sent {} late at {name}, where the response takes {} (limit {} %, or {}){why}",
-            time(slip_us),
-            time(of_us),
-            limit * 100.0,
-            time(SLIP_FLOOR_US)
-        ),
-    ))
+    let (slip, of, limit, floor) = (time(slip_us), time(of_us), limit * 100.0, time(SLIP_FLOOR_US));
+    let reason = format!(
+        "requests were sent {slip} late at {name}, where the response takes {of} (limit {limit} %, or {floor}){why}"
+    );
+    suspect_if(found.is_some(), reason)
 }
 
 /// Whether requests are late since their connections are not established: handshakes take as long as the slip, and most
 /// of the time that connections are busy at all.
 fn waits_for_handshakes(facts: &RunFacts, slip_us: f64) -> bool {
     let connecting = facts.connections_in_handshake();
-    let took_as_long = facts.connect_us.max >= 0.5 * slip_us && facts.connect_us.max >= RETRANSMISSION_US;
+    let took_as_long = facts.report.connect_us.max >= 0.5 * slip_us && facts.report.connect_us.max >= RETRANSMISSION_US;
     took_as_long && connecting > CONNECTING && connecting >= 0.5 * facts.connections_busy().min(1.0)
 }
 
@@ -202,9 +178,9 @@ fn slip_matters(facts: &RunFacts) -> Option<(&'static str, f64, f64, f64)> {
 }
 
 fn slips(facts: &RunFacts) -> Vec<(&'static str, f64, f64, f64)> {
-    let (slip, response) = (&facts.slip_us, &facts.response_us);
+    let (slip, response) = (&facts.report.slip_us, &facts.report.latency_us);
     // A request that needs a handshake is not late while it has it.
-    let handshake = facts.handshake_us.unwrap_or_default();
+    let handshake = if facts.one_request_each() { facts.report.connect_us } else { Latency::default() };
     let rests_on = |quantile: f64| facts.responses as f64 * (1.0 - quantile) >= ANSWERS_BEYOND;
     let mut slips = vec![("p50", slip.p50 - handshake.p50, response.p50, SLIP_OF_MEDIAN)];
     if rests_on(0.99) {

@@ -1,21 +1,62 @@
 use super::*;
+use crate::report::{ClientCost, Configuration, DeadlineCounts, Latency};
 use fastrand::Rng;
 
 const RATE: f64 = 2000.0;
 const SECONDS: f64 = 10.0;
+const PART_NS: u64 = 100_000_000;
 
-/// A run and what its facts borrows.
+/// What decides the moments at which requests are due.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Pattern {
+    Closed,
+    Fixed,
+    Poisson,
+    Burst(u32),
+    Ramp,
+    Replay,
+    Sessions,
+}
+
+/// What its facts borrow, and those that are numbers.
 struct Run {
-    facts: RunFacts<'static>,
-    sends: Vec<u64>,
-    dues: Vec<u64>,
-    intervals: Vec<IntervalReport>,
+    report: LoadReport,
+    run: RunInfo,
+    sends: Vec<Sent>,
+    parts: Vec<(u64, u64, Part)>,
+    answered_of_due: u64,
+    responses: u64,
+    machine: Counters,
+    connections_peak: u64,
+    connections_opened: u64,
+    ports_per_s: Option<f64>,
 }
 
 impl Run {
+    fn facts(&self) -> RunFacts<'_> {
+        RunFacts {
+            report: &self.report,
+            run: &self.run,
+            due_in_window: if self.run.configuration.is_open_loop() { self.sends.len() as u64 } else { 0 },
+            answered_of_due: self.answered_of_due,
+            sent: self.sends.len() as u64,
+            responses: self.responses,
+            sends: &self.sends,
+            parts: &self.parts,
+            machine: self.machine,
+            machine_s: self.report.duration_s,
+            connections_peak: self.connections_peak,
+            connections_opened: self.connections_opened,
+            ports_per_s: self.ports_per_s,
+        }
+    }
+
     fn judge(&self) -> Trust {
-        let (sends, dues, intervals) = (&self.sends[..], &self.dues[..], &self.intervals[..]);
-        super::judge(&RunFacts { sends, dues, intervals, ..self.facts })
+        super::judge(&self.facts())
+    }
+
+    fn fail(&mut self, requests: u64) {
+        self.report.errors.read.insert("ECONNRESET".into(), requests);
     }
 
     /// The checks that did not pass.
@@ -54,39 +95,55 @@ fn good_for(seconds: f64, pattern: Pattern, seed: u64) -> Run {
     if pattern == Pattern::Poisson {
         dues.retain(|&due| due < (seconds * 1e9) as u64);
     }
-    let sends = dues.iter().map(|due| due + 5_000 + exponential_ns(&mut rng, 15_000.0) as u64).collect();
-    let intervals = (0..100)
-        .map(|i| IntervalReport {
-            from_s: f64::from(i) / 10.0,
-            to_s: f64::from(i + 1) / 10.0,
-            measured: true,
-            requests: 180 + rng.u64(0..40),
-            latency_us: Latency { mean: 300.0 + 40.0 * rng.f64(), ..times },
-            ..IntervalReport::default()
+    let sends: Vec<Sent> = dues
+        .iter()
+        .map(|&due_ns| Sent { due_ns, sent_ns: due_ns + 5_000 + exponential_ns(&mut rng, 15_000.0) as u64 })
+        .collect();
+    let parts = (0..100)
+        .map(|i| {
+            let answers = 180 + rng.u64(0..40);
+            let latency_sum_ns = (answers as f64 * (300.0 + 40.0 * rng.f64()) * 1e3) as u64;
+            (i * PART_NS, (i + 1) * PART_NS, Part { answers, latency_sum_ns })
         })
         .collect();
-    let requests = dues.len() as u64;
-    let open = pattern != Pattern::Closed;
-    let facts = RunFacts {
-        pattern,
-        rate_asked: (open && pattern != Pattern::Replay).then_some(RATE),
-        duration_s: seconds,
-        due_in_window: if open { requests } else { 0 },
-        answered_of_due: if open { requests } else { 0 },
+    let requests = sends.len() as u64;
+    let is_timed = !matches!(pattern, Pattern::Closed | Pattern::Replay);
+    let configuration = Configuration {
+        arrivals: match pattern {
+            Pattern::Closed => ArrivalsKind::Closed,
+            Pattern::Fixed | Pattern::Ramp => ArrivalsKind::Fixed,
+            Pattern::Poisson | Pattern::Sessions => ArrivalsKind::Poisson,
+            Pattern::Burst(size) => ArrivalsKind::Burst(size),
+            Pattern::Replay => ArrivalsKind::Replay("times.txt".into()),
+        },
+        rate_per_s: is_timed.then_some(RATE),
+        ramp_to_per_s: (pattern == Pattern::Ramp).then_some(RATE),
+        sessions: pattern == Pattern::Sessions,
+        connections: 64,
+        duration_s: Some(seconds),
+        ..Configuration::default()
+    };
+    let report = LoadReport {
         requests,
-        sent: requests,
-        response_us: times,
-        responses: requests,
+        duration_s: seconds,
+        latency_us: times,
         service_us: Latency { p50: 270.0, mean: 290.0, ..times },
         slip_us: Latency { p50: 15.0, p90: 40.0, p99: 75.0, p99_9: 110.0, max: 200.0, mean: 20.0, stdev: 15.0 },
-        cpu_share: 0.2,
-        machine_s: seconds,
-        connections_asked: 64,
+        client: ClientCost { cpu_share: 0.2, ..ClientCost::default() },
+        ..LoadReport::default()
+    };
+    Run {
+        report,
+        run: RunInfo { configuration, ..RunInfo::default() },
+        sends,
+        parts,
+        answered_of_due: if pattern == Pattern::Closed { 0 } else { requests },
+        responses: requests,
+        machine: Counters::default(),
         connections_peak: 64,
         connections_opened: 64,
-        ..RunFacts::default()
-    };
-    Run { facts, sends, dues, intervals }
+        ports_per_s: None,
+    }
 }
 
 fn named(name: &str) -> &'static Rule {
@@ -129,7 +186,7 @@ fn uniform_gaps_are_not_poisson() {
         let mut at_ns = 0;
         for send in &mut run.sends {
             at_ns += rng.u64(0..(2e9 / RATE) as u64);
-            *send = at_ns;
+            send.sent_ns = at_ns;
         }
     });
 }
@@ -138,7 +195,7 @@ fn uniform_gaps_are_not_poisson() {
 fn poisson_arrivals_sent_in_batches_are_neither_poisson_nor_independent() {
     let mut run = good(Pattern::Poisson, 3);
     // A client that looks at the clock once a millisecond.
-    run.sends.iter_mut().for_each(|send| *send = send.div_ceil(1_000_000) * 1_000_000);
+    run.sends.iter_mut().for_each(|send| send.sent_ns = send.sent_ns.div_ceil(1_000_000) * 1_000_000);
     let suspect = |name: &str| (name.to_string(), Verdict::Suspect);
     assert_eq!(run.defects(), [suspect("gaps"), suspect("independence")]);
 }
@@ -147,13 +204,13 @@ fn poisson_arrivals_sent_in_batches_are_neither_poisson_nor_independent() {
 fn gaps_in_a_certain_order_are_not_independent() {
     fails(Pattern::Poisson, "independence", Verdict::Suspect, |run| {
         // The same gaps by twos, as they are judged at this rate; each eight in ascending order: long follows long.
-        let gaps: Vec<u64> = run.sends.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).collect();
+        let gaps: Vec<u64> = run.sends.windows(2).map(|pair| pair[1].sent_ns.saturating_sub(pair[0].sent_ns)).collect();
         let mut twos: Vec<&[u64]> = gaps.chunks(2).collect();
         twos.chunks_mut(8).for_each(|part| part.sort_unstable_by_key(|two| two.iter().sum::<u64>()));
-        let mut at_ns = run.sends[0];
+        let mut at_ns = run.sends[0].sent_ns;
         for (send, gap) in run.sends[1..].iter_mut().zip(twos.concat()) {
             at_ns += gap;
-            *send = at_ns;
+            send.sent_ns = at_ns;
         }
     });
 }
@@ -162,7 +219,7 @@ fn gaps_in_a_certain_order_are_not_independent() {
 fn a_fixed_schedule_that_was_not_kept_is_seen() {
     for pattern in [Pattern::Fixed, Pattern::Burst(10), Pattern::Ramp, Pattern::Replay] {
         fails(pattern, "gaps", Verdict::Suspect, |run| {
-            run.sends.iter_mut().step_by(10).for_each(|send| *send += 2_000_000);
+            run.sends.iter_mut().step_by(10).for_each(|send| send.sent_ns += 2_000_000);
         });
     }
 }
@@ -170,13 +227,14 @@ fn a_fixed_schedule_that_was_not_kept_is_seen() {
 #[test]
 fn a_run_that_grows_slower_or_loses_pace_drifts() {
     fails(Pattern::Poisson, "drift", Verdict::Suspect, |run| {
-        for (i, interval) in run.intervals.iter_mut().enumerate() {
-            interval.latency_us.mean *= 1.0 + i as f64 / 100.0;
+        for (i, (.., part)) in run.parts.iter_mut().enumerate() {
+            part.latency_sum_ns += part.latency_sum_ns * i as u64 / 100;
         }
     });
     fails(Pattern::Closed, "drift", Verdict::Suspect, |run| {
-        for (i, interval) in run.intervals.iter_mut().enumerate() {
-            interval.requests = 300 - i as u64;
+        for (i, (.., part)) in run.parts.iter_mut().enumerate() {
+            let answers = 300 - i as u64;
+            *part = Part { answers, latency_sum_ns: part.latency_sum_ns * answers / part.answers };
         }
     });
 }
@@ -185,12 +243,12 @@ fn a_run_that_grows_slower_or_loses_pace_drifts() {
 fn a_long_run_is_not_accused_of_trifles() {
     let mut run = good(Pattern::Closed, 3);
     let hours = (0..100_000).map(|i| {
-        let interval = run.intervals[i % 100].clone();
+        let (from_ns, to_ns, part) = run.parts[i % 100];
         // Three per cent slower at the end: certain, and no matter.
-        let mean = interval.latency_us.mean * (1.0 + 0.03 * i as f64 / 1e5);
-        IntervalReport { latency_us: Latency { mean, ..interval.latency_us }, ..interval }
+        let latency_sum_ns = (part.latency_sum_ns as f64 * (1.0 + 0.03 * i as f64 / 1e5)) as u64;
+        (from_ns, to_ns, Part { latency_sum_ns, ..part })
     });
-    run.intervals = hours.collect();
+    run.parts = hours.collect();
     assert_eq!(run.defects(), []);
 }
 
@@ -198,47 +256,47 @@ fn a_long_run_is_not_accused_of_trifles() {
 fn each_number_beyond_its_bar_fails_its_own_check() {
     use Pattern::{Closed, Fixed, Poisson};
     use Verdict::{Invalid, Suspect};
-    fails(Fixed, "rate", Suspect, |run| run.facts.rate_asked = Some(RATE * 1.02));
-    fails(Poisson, "achieved", Suspect, |run| run.facts.answered_of_due -= 1000);
-    fails(Fixed, "achieved", Suspect, |run| run.facts.requests -= 1000);
-    fails(Closed, "cpu", Suspect, |run| run.facts.cpu_share = 0.97);
-    fails(Fixed, "cpu", Suspect, |run| run.facts.cpu_share = 0.97);
-    fails(Fixed, "slip", Suspect, |run| run.facts.slip_us.p50 = 140.0);
-    fails(Fixed, "slip", Suspect, |run| run.facts.slip_us.p99 = 700.0);
-    fails(Closed, "steal", Suspect, |run| run.facts.machine.steal_ticks = 1_000_000);
+    fails(Fixed, "rate", Suspect, |run| run.run.configuration.rate_per_s = Some(RATE * 1.02));
+    fails(Poisson, "achieved", Suspect, |run| run.answered_of_due -= 1000);
+    fails(Fixed, "achieved", Suspect, |run| run.report.requests -= 1000);
+    fails(Closed, "cpu", Suspect, |run| run.report.client.cpu_share = 0.97);
+    fails(Fixed, "cpu", Suspect, |run| run.report.client.cpu_share = 0.97);
+    fails(Fixed, "slip", Suspect, |run| run.report.slip_us.p50 = 140.0);
+    fails(Fixed, "slip", Suspect, |run| run.report.slip_us.p99 = 700.0);
+    fails(Closed, "steal", Suspect, |run| run.machine.steal_ticks = 1_000_000);
     fails(Closed, "accept_queue", Suspect, |run| {
-        run.facts.machine.listen_overflows = 1;
-        run.facts.connect_us.max = 1_003_000.0;
+        run.machine.listen_overflows = 1;
+        run.report.connect_us.max = 1_003_000.0;
     });
     fails(Closed, "ports", Suspect, |run| {
-        run.facts.ports_per_s = Some(RATE);
-        run.facts.connect_us.p99_9 = 6_400.0;
+        run.ports_per_s = Some(RATE);
+        run.report.connect_us.p99_9 = 6_400.0;
     });
-    fails(Closed, "errors", Suspect, |run| run.facts.errors = 30);
-    fails(Closed, "censored", Suspect, |run| run.facts.censored = 30);
-    fails(Closed, "percentiles", Suspect, |run| run.facts.responses = 99);
-    fails(Closed, "connections", Suspect, |run| run.facts.connections_peak = 63);
-    fails(Closed, "connections", Invalid, |run| run.facts.connections_peak = 40);
-    fails(Closed, "complete", Suspect, |run| run.facts.interrupted = true);
-    fails(Closed, "start", Invalid, |run| run.facts.late_start_ns = Some(150_000_000));
-    fails(Closed, "requests", Invalid, |run| run.facts.requests = 0);
+    fails(Closed, "errors", Suspect, |run| run.fail(30));
+    fails(Closed, "censored", Suspect, |run| run.report.censored = 30);
+    fails(Closed, "percentiles", Suspect, |run| run.responses = 99);
+    fails(Closed, "connections", Suspect, |run| run.connections_peak = 63);
+    fails(Closed, "connections", Invalid, |run| run.connections_peak = 40);
+    fails(Closed, "complete", Suspect, |run| run.run.interrupted = true);
+    fails(Closed, "start", Invalid, |run| (run.run.started_unix_ns, run.run.start_at_unix_ns) = (150_000_000, Some(0)));
+    fails(Closed, "requests", Invalid, |run| run.report.requests = 0);
 }
 
 #[test]
 fn a_rate_that_the_client_could_not_send_makes_the_run_invalid_a_slow_server_does_not() {
     let mut run = good(Pattern::Fixed, 3);
-    run.facts.answered_of_due /= 2;
+    run.answered_of_due /= 2;
     assert_eq!(run.judge().verdict, Verdict::Suspect);
-    run.facts.cpu_share = 0.99;
+    run.report.client.cpu_share = 0.99;
     assert_eq!(run.judge().verdict, Verdict::Invalid);
     // A client that spins is always busy, and that says nothing.
-    run.facts.busy_poll = true;
+    run.run.configuration.busy_poll = true;
     assert_eq!(run.judge().verdict, Verdict::Suspect);
     // Late, and the connections had room.
-    run.facts.slip_us.p50 = 2e6;
+    run.report.slip_us.p50 = 2e6;
     assert_eq!(run.judge().verdict, Verdict::Invalid);
     // Late since every connection was waiting for the server.
-    run.facts.service_us.mean = 64.0 / RATE * 1e6;
+    run.report.service_us.mean = 64.0 / RATE * 1e6;
     assert_eq!(run.judge().verdict, Verdict::Suspect);
 }
 
@@ -247,11 +305,9 @@ fn a_server_that_dies_in_mid_window_makes_the_run_invalid() {
     for pattern in [Pattern::Closed, Pattern::Fixed, Pattern::Poisson, Pattern::Replay] {
         for dies_at in [35, 65, 85] {
             let mut run = good(pattern, 3);
-            run.intervals[dies_at..].iter_mut().for_each(|interval| {
-                (interval.requests, interval.latency_us) = (0, Latency::default());
-            });
-            run.facts.requests = run.facts.requests * dies_at as u64 / 100;
-            run.facts.errors = 40;
+            run.parts[dies_at..].iter_mut().for_each(|(.., part)| *part = Part::default());
+            run.report.requests = run.report.requests * dies_at as u64 / 100;
+            run.fail(40);
             let defects = run.defects();
             assert!(defects.contains(&("served".into(), Verdict::Invalid)), "{pattern:?} {defects:?}");
             let drifts = defects.iter().any(|(name, _)| name == "drift");
@@ -264,8 +320,8 @@ fn a_server_that_dies_in_mid_window_makes_the_run_invalid() {
 #[test]
 fn silence_is_no_defect_when_nobody_asked_or_answers_take_so_long() {
     let silent = |run: &mut Run| {
-        run.intervals[85..].iter_mut().for_each(|interval| interval.requests = 0);
-        run.facts.errors = 1;
+        run.parts[85..].iter_mut().for_each(|(.., part)| part.answers = 0);
+        run.fail(1);
     };
     let served = |run: &Run| run.defects().iter().all(|(name, _)| name != "served");
     // A replay whose log ends, or a thinking user.
@@ -274,23 +330,23 @@ fn silence_is_no_defect_when_nobody_asked_or_answers_take_so_long() {
     assert!(served(&run));
     let mut run = good(Pattern::Closed, 3);
     silent(&mut run);
-    run.facts.requests = 20;
+    run.report.requests = 20;
     assert!(served(&run));
     let mut run = good(Pattern::Closed, 3);
     silent(&mut run);
     assert!(!served(&run));
-    run.facts.response_us.p99_9 = 2e6;
+    run.report.latency_us.p99_9 = 2e6;
     assert!(served(&run));
-    run.facts.response_us.p99_9 = 1e3;
-    run.facts.interrupted = true;
+    run.report.latency_us.p99_9 = 1e3;
+    run.run.interrupted = true;
     assert!(served(&run));
 }
 
 #[test]
 fn an_early_end_leaves_no_drift_to_judge() {
     let mut run = good(Pattern::Closed, 3);
-    run.intervals[10..].iter_mut().for_each(|interval| interval.requests = 0);
-    run.facts.interrupted = true;
+    run.parts[10..].iter_mut().for_each(|(.., part)| part.answers = 0);
+    run.run.interrupted = true;
     let trust = run.judge();
     let drift = trust.checks.iter().find(|check| check.name == "drift").unwrap();
     assert!(drift.reason.starts_with("not judged"), "{}", drift.reason);
@@ -304,53 +360,54 @@ fn a_server_that_breaks_or_wastes_connections_is_not_blamed_on_the_client() {
     };
     // Everything is reset at once, and the client is 0.2 ms late.
     let mut run = good(Pattern::Fixed, 3);
-    (run.facts.requests, run.facts.answered_of_due, run.facts.errors) = (0, 0, 20_000);
-    run.facts.slip_us.p50 = 200.0;
-    run.facts.service_us.mean = 50.0;
+    (run.report.requests, run.answered_of_due) = (0, 0);
+    run.fail(20_000);
+    run.report.slip_us.p50 = 200.0;
+    run.report.service_us.mean = 50.0;
     assert_eq!(verdict(&run).verdict, Verdict::Suspect);
     assert!(verdict(&run).reason.contains("failed"), "{}", verdict(&run).reason);
     // Most are abandoned after 50 ms, on connections that are never free.
     let mut run = good(Pattern::Fixed, 3);
-    (run.facts.requests, run.facts.answered_of_due) = (8_000, 8_000);
-    run.facts.slip_us.p50 = 40_000.0;
-    run.facts.deadline_s = Some(0.05);
-    run.facts.given_up = 12_000;
+    (run.report.requests, run.answered_of_due) = (8_000, 8_000);
+    run.report.slip_us.p50 = 40_000.0;
+    run.run.configuration.deadline_s = Some(0.05);
+    run.report.deadline = Some(DeadlineCounts { shed: 12_000, abandoned: 0 });
     assert_eq!(verdict(&run).verdict, Verdict::Suspect);
 }
 
 #[test]
 fn a_burst_larger_than_the_connections_waits_for_them_not_for_the_client() {
     let mut run = good(Pattern::Burst(100), 3);
-    run.facts.slip_us.p50 = 140.0;
-    assert!((SLIP.judge)(&run.facts).unwrap().1.contains("more --connections"));
-    run.facts.pattern = Pattern::Burst(10);
-    assert!((SLIP.judge)(&run.facts).unwrap().1.contains("client's own"));
+    run.report.slip_us.p50 = 140.0;
+    assert!((SLIP.judge)(&run.facts()).unwrap().1.contains("more --connections"));
+    run.run.configuration.arrivals = ArrivalsKind::Burst(10);
+    assert!((SLIP.judge)(&run.facts()).unwrap().1.contains("client's own"));
 }
 
 #[test]
 fn requests_that_wait_for_a_handshake_are_not_blamed_on_the_client() {
     let mut run = good(Pattern::Poisson, 3);
     // An accept queue that is full: of 64 connections some are always waiting for the second SYN, sent after a second.
-    run.facts.slip_us.p99 = 1_000_000.0;
-    run.facts.connections_opened = 400;
-    run.facts.connect_us =
+    run.report.slip_us.p99 = 1_000_000.0;
+    run.connections_opened = 400;
+    run.report.connect_us =
         Latency { p50: 90.0, p99: 1_020_000.0, max: 3_060_000.0, mean: 500_000.0, ..Latency::default() };
-    let (verdict, reason) = (SLIP.judge)(&run.facts).unwrap();
+    let (verdict, reason) = (SLIP.judge)(&run.facts()).unwrap();
     assert_eq!(verdict, Verdict::Suspect);
     assert!(reason.contains("handshakes took 1.02s at p99") && reason.contains("--backlog"), "{reason}");
     // Nor is the run invalid because half of it was never answered.
-    run.facts.slip_us.p50 = 2_000_000.0;
-    run.facts.answered_of_due /= 2;
-    run.facts.connections_opened = 1200;
-    assert_eq!((named("achieved").judge)(&run.facts).unwrap().0, Verdict::Suspect);
+    run.report.slip_us.p50 = 2_000_000.0;
+    run.answered_of_due /= 2;
+    run.connections_opened = 1200;
+    assert_eq!((named("achieved").judge)(&run.facts()).unwrap().0, Verdict::Suspect);
 }
 
 #[test]
 fn few_answers_are_counted_and_not_accused() {
     let reason = |responses| {
         let mut run = good(Pattern::Closed, 3);
-        run.facts.responses = responses;
-        (named("percentiles").judge)(&run.facts).unwrap().1
+        run.responses = responses;
+        (named("percentiles").judge)(&run.facts()).unwrap().1
     };
     assert_eq!(reason(99), "of 99 times p99 is the maximum: do not quote it");
     assert_eq!(reason(780), "p99 rests on 7 answers, p99.9 is the maximum: do not quote them");
@@ -365,31 +422,32 @@ fn what_is_no_defect_passes() {
         spoil(&mut run);
         assert_eq!(run.defects(), [], "{pattern:?}");
     };
-    passes(Pattern::Closed, |run| run.facts.responses = 100);
+    passes(Pattern::Closed, |run| run.responses = 100);
     // Four kept connections overflow no queue, and nobody here waited for one.
-    passes(Pattern::Closed, |run| run.facts.machine.listen_overflows = 9);
+    passes(Pattern::Closed, |run| run.machine.listen_overflows = 9);
     passes(Pattern::Closed, |run| {
-        run.facts.machine.listen_overflows = 9;
-        run.facts.connections_opened = 4;
-        run.facts.response_us.max = 1e6;
+        run.machine.listen_overflows = 9;
+        run.connections_opened = 4;
+        run.report.latency_us.max = 1e6;
     });
     // Two requests need no more than two connections, a connection per request opens as many as it needs.
-    passes(Pattern::Closed, |run| (run.facts.requests, run.facts.connections_peak) = (2, 2));
+    passes(Pattern::Closed, |run| (run.report.requests, run.connections_peak) = (2, 2));
     passes(Pattern::Fixed, |run| {
-        run.facts.handshake_us = Some(Latency { p50: 900.0, p99: 1500.0, p99_9: 2000.0, ..Latency::default() });
-        run.facts.slip_us = Latency { p50: 920.0, p99: 1550.0, p99_9: 2090.0, ..run.facts.slip_us };
-        run.facts.connections_peak = 3;
+        run.run.configuration.requests_per_connection = Some(1);
+        run.report.connect_us = Latency { p50: 900.0, p99: 1500.0, p99_9: 2000.0, ..Latency::default() };
+        run.report.slip_us = Latency { p50: 920.0, p99: 1550.0, p99_9: 2090.0, ..run.report.slip_us };
+        run.connections_peak = 3;
     });
     // A slip of microseconds beside a response of microseconds.
-    passes(Pattern::Fixed, |run| run.facts.response_us.p50 = 40.0);
+    passes(Pattern::Fixed, |run| run.report.latency_us.p50 = 40.0);
     // What is under way at the end of a short run is not missing.
     passes(Pattern::Fixed, |run| {
-        run.facts.response_us.mean = 400_000.0;
-        run.facts.requests -= 800;
+        run.report.latency_us.mean = 400_000.0;
+        run.report.requests -= 800;
     });
     // The end was a number of requests: the last answer decides how long it took.
     passes(Pattern::Fixed, |run| {
-        run.facts.ends_by_count = true;
-        run.facts.duration_s = SECONDS * 1.4;
+        run.run.configuration.requests = Some(20_000);
+        run.report.duration_s = SECONDS * 1.4;
     });
 }

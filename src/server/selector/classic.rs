@@ -6,8 +6,8 @@ use nix::errno::Errno;
 use super::super::listener::Listener;
 use crate::failure::Failure;
 use crate::sys::bpf::attach_classic;
+use instructions::*;
 
-/// The instructions of a selector.
 pub type Program = Vec<sock_filter>;
 
 /// The kernel takes no classic program that is longer (linux/bpf_common.h, BPF_MAXINSNS).
@@ -57,38 +57,21 @@ pub fn random(members: usize, gaps: &[usize]) -> Program {
     program
 }
 
-/// Loads what the kernel knows beside the packet: such loads have negative offsets (linux/filter.h, SKF_AD_OFF).
-fn load(what: libc::c_int) -> sock_filter {
-    instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, (libc::SKF_AD_OFF + what) as u32, 0)
-}
+/// A load of what the kernel knows beside the packet has a negative offset (linux/filter.h, SKF_AD_OFF). `skipped` instructions
+/// are jumped over when the comparison fails, none when it holds.
+#[rustfmt::skip]
+mod instructions {
+    use libc::*;
 
-fn modulo(n: usize) -> sock_filter {
-    instruction(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, n as u32, 0)
-}
+    pub fn load(what: c_int) -> sock_filter { instruction(BPF_LD | BPF_W | BPF_ABS, (SKF_AD_OFF + what) as u32, 0) }
+    pub fn modulo(n: usize) -> sock_filter { instruction(BPF_ALU | BPF_MOD | BPF_K, n as u32, 0) }
+    pub fn add(n: u32) -> sock_filter { instruction(BPF_ALU | BPF_ADD | BPF_K, n, 0) }
+    pub fn skip_unless_equal(n: usize, skipped: u8) -> sock_filter { instruction(BPF_JMP | BPF_JEQ | BPF_K, n as u32, skipped) }
+    pub fn skip_unless_at_least(n: usize, skipped: u8) -> sock_filter { instruction(BPF_JMP | BPF_JGE | BPF_K, n as u32, skipped) }
+    pub fn answer(number: usize) -> sock_filter { instruction(BPF_RET | BPF_K, number as u32, 0) }
+    pub fn answer_accumulator() -> sock_filter { instruction(BPF_RET | BPF_A, 0, 0) }
 
-fn add(n: u32) -> sock_filter {
-    instruction(libc::BPF_ALU | libc::BPF_ADD | libc::BPF_K, n, 0)
-}
-
-fn skip_unless_equal(n: usize, skipped: u8) -> sock_filter {
-    instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, n as u32, skipped)
-}
-
-fn skip_unless_at_least(n: usize, skipped: u8) -> sock_filter {
-    instruction(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, n as u32, skipped)
-}
-
-fn answer(number: usize) -> sock_filter {
-    instruction(libc::BPF_RET | libc::BPF_K, number as u32, 0)
-}
-
-fn answer_accumulator() -> sock_filter {
-    instruction(libc::BPF_RET | libc::BPF_A, 0, 0)
-}
-
-/// `skipped` instructions are jumped over when the comparison fails, none when it holds.
-fn instruction(code: u32, k: u32, skipped: u8) -> sock_filter {
-    sock_filter { code: code as u16, jt: 0, jf: skipped, k }
+    fn instruction(code: u32, k: u32, skipped: u8) -> sock_filter { sock_filter { code: code as u16, jt: 0, jf: skipped, k } }
 }
 
 #[cfg(test)]

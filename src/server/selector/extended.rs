@@ -5,7 +5,7 @@
 //! the connection, and where none was, the kernel's hash chooses.
 
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
 
@@ -30,8 +30,7 @@ const SLOT_WORDS: usize = 16;
 /// # Errors
 /// Without CAP_BPF, or on a kernel before 5.12.
 pub fn take_turns(listeners: &[Listener]) -> Result<(), Failure> {
-    let sockets = SocketMap::of(listeners).map_err(|errno| explain("create a BPF map of sockets", errno))?;
-    let memory = WordMap::new(words(SLOT_WORDS)).map_err(|errno| explain("create a BPF map", errno))?;
+    let (sockets, memory) = create_maps(listeners, 1)?;
     load_and_attach(&round_robin(&sockets, &memory, listeners.len() as i32), &listeners[0])
 }
 
@@ -41,20 +40,17 @@ pub fn take_turns(listeners: &[Listener]) -> Result<(), Failure> {
 /// The load is counted up here and not by the worker when it accepts: a burst would go to one worker as a whole if its
 /// connections did not count before they are accepted, and a worker that hangs would look idle for ever. A worker that
 /// has died is such a one: its place is empty, the hash chooses in its stead, and soon it has the highest load.
-///
-/// # Errors
-/// Without CAP_BPF, or on a kernel before 5.12.
 pub fn weigh_loads(listeners: &[Listener]) -> Result<Vec<Load>, Failure> {
-    let sockets = SocketMap::of(listeners).map_err(|errno| explain("create a BPF map of sockets", errno))?;
-    let memory =
-        WordMap::new(words(SLOT_WORDS * (1 + listeners.len()))).map_err(|errno| explain("create a BPF map", errno))?;
+    let (sockets, memory) = create_maps(listeners, 1 + listeners.len())?;
     load_and_attach(&least_loaded(&sockets, &memory, listeners.len() as i32), &listeners[0])?;
     let slots = memory.words.chunks_exact(SLOT_WORDS).skip(1);
     Ok(slots.map(|slot| Load { assigned: &slot[0], finished: &slot[1] }).collect())
 }
 
-fn words(n: usize) -> NonZeroUsize {
-    NonZeroUsize::new(n).expect("there is a header at least")
+fn create_maps(listeners: &[Listener], slots: usize) -> Result<(SocketMap, WordMap), Failure> {
+    let sockets = SocketMap::of(listeners).map_err(|errno| explain("create a BPF map of sockets", errno))?;
+    let words = NonZeroUsize::new(slots * SLOT_WORDS).expect("there is a slot at least");
+    Ok((sockets, WordMap::new(words).map_err(|errno| explain("create a BPF map", errno))?))
 }
 
 fn load_and_attach(program: &[Instruction], member: &Listener) -> Result<(), Failure> {
@@ -216,13 +212,13 @@ mod instructions {
 /// The kernel replaces the descriptor by the map (BPF_PSEUDO_MAP_FD). A 64-bit constant takes two instructions.
 fn set_to_map(register: u8, map: &SocketMap) -> [Instruction; 2] {
     const PSEUDO_MAP_FD: u8 = 1;
-    let fd = map.as_fd().as_raw_fd();
+    let fd = map.fd.as_raw_fd();
     [Instruction::new(LD | U64, register, PSEUDO_MAP_FD, 0, fd), Instruction::new(0, 0, 0, 0, 0)]
 }
 
 /// The same for the address of the map's only value (BPF_PSEUDO_MAP_VALUE).
 fn set_to_words(register: u8, map: &WordMap) -> [Instruction; 2] {
     const PSEUDO_MAP_VALUE: u8 = 2;
-    let fd = map.as_fd().as_raw_fd();
+    let fd = map.fd.as_raw_fd();
     [Instruction::new(LD | U64, register, PSEUDO_MAP_VALUE, 0, fd), Instruction::new(0, 0, 0, 0, 0)]
 }

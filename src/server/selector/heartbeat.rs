@@ -13,26 +13,6 @@ use crate::units::monotonic_ns;
 /// nothing, and a hang is known within the time of a few slow requests.
 pub const BEAT_EVERY: Duration = Duration::from_millis(50);
 
-/// What the selector of a group needs to know of its workers.
-pub enum SelectorNeeds {
-    /// It chooses without knowing anything.
-    Nothing,
-    Heartbeat,
-    /// By worker.
-    Load(Vec<Load>),
-}
-
-impl SelectorNeeds {
-    /// The heartbeat of worker `id`, whose row this is.
-    pub fn of(&self, id: usize, row: Row) -> Option<Heartbeat> {
-        match self {
-            SelectorNeeds::Nothing => None,
-            SelectorNeeds::Heartbeat => Some(Heartbeat::new(row, None)),
-            SelectorNeeds::Load(loads) => Some(Heartbeat::new(row, Some(loads[id]))),
-        }
-    }
-}
-
 /// A worker's account with a selector. Its load is `assigned - finished`: the connections it has open, those in its
 /// queue, and the handshakes that will end there. A worker that hangs finishes nothing, so its load grows with each
 /// connection it is sent, and others are chosen instead.
@@ -53,7 +33,6 @@ impl Load {
     }
 }
 
-/// A worker's heartbeat.
 #[derive(Debug)]
 pub struct Heartbeat {
     row: Row,
@@ -66,7 +45,7 @@ pub struct Heartbeat {
 
 impl Heartbeat {
     /// Beats for the first time: a worker that has not come to its first wait does not count as silent.
-    fn new(row: Row, load: Option<Load>) -> Heartbeat {
+    pub fn new(row: Row, load: Option<Load>) -> Heartbeat {
         let now_ns = monotonic_ns();
         row.set_alive(now_ns);
         Heartbeat { row, load, assigned: 0, beat_ns: now_ns, corrected_ns: now_ns }
@@ -91,7 +70,6 @@ impl Heartbeat {
         }
     }
 
-    /// A connection has ended.
     pub fn closed(&self) {
         if let Some(load) = self.load {
             load.finished.fetch_add(1, Relaxed);

@@ -31,7 +31,6 @@ const LOOK_EVERY: Duration = BEAT_EVERY;
 /// to a new connection it is one.
 const SILENT_AFTER: Duration = BEAT_EVERY.saturating_mul(4);
 
-/// The group as the parent sees it.
 pub struct LiveSet {
     /// Worker and listener, in the order of the group.
     members: Vec<(usize, Listener)>,
@@ -50,9 +49,6 @@ impl LiveSet {
     }
 
     /// Supervises the pool as [`WorkerPool::supervise`] does, and checks the heartbeats meanwhile.
-    ///
-    /// # Errors
-    /// When the last worker has died without being asked to.
     pub fn supervise(mut self, pool: &mut WorkerPool) -> Result<(), Failure> {
         while !pool.next_signal_stops(Some(LOOK_EVERY))? {
             self.update(pool);
@@ -96,15 +92,12 @@ impl LiveSet {
         let ascending: Vec<usize> = gaps.iter().copied().collect();
         match classic::attach(&self.members[0].1, &classic::random(members, &ascending)) {
             Ok(()) => (self.attached, self.is_stuck) = ((members, gaps), false),
-            Err(failure) => self.log_stuck(failure),
+            // Said once: it will be tried again at every look.
+            Err(_) if self.is_stuck => {}
+            Err(failure) => {
+                console::log(format_args!("{failure}; connections go on by the last program"));
+                self.is_stuck = true;
+            }
         }
-    }
-
-    /// Said once: it will be tried again at every look.
-    fn log_stuck(&mut self, failure: Failure) {
-        if !self.is_stuck {
-            console::log(format_args!("{failure}; connections go on by the last program"));
-        }
-        self.is_stuck = true;
     }
 }

@@ -8,6 +8,7 @@
 mod clients;
 mod herd;
 mod order;
+mod readme;
 mod servers;
 mod theory;
 

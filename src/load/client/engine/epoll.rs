@@ -10,39 +10,34 @@ use std::time::Duration;
 
 use socket2::Socket;
 
-use crate::load::client::engine::{Engine, Ready, STOP, SendProgress};
+use crate::load::client::engine::{Engine, Message, Ready, STOP, SendProgress};
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::socket::{receive_now, send_now};
 
 /// Reports per wait: enough to spread the cost of the call, few enough that none is old when its turn comes.
 const MAX_REPORTS: usize = 256;
-/// Larger than most answers, so that one recv(2) takes all; one per thread, so that it stays in the cache.
-const RECEIVE_BUFFER_BYTES: usize = 64 * 1024;
-
-/// The readiness engine.
+const DATA: Interest = Interest::EPOLLIN.union(Interest::EPOLLRDHUP).union(Interest::EPOLLET);
 pub struct EpollEngine {
     epoll: Epoll,
     buffer: Box<[u8]>,
-    /// Reports of the last wait, and which of them is next.
     reports: usize,
     next: usize,
 }
 
 impl Engine for EpollEngine {
+    /// Larger than most answers, so that one recv(2) takes all; one buffer per thread, so that it stays in the cache.
+    const CAPACITY: usize = 64 * 1024;
+
     fn new(connections: usize, stop_event: BorrowedFd, _messages: [&[u8]; 2]) -> nix::Result<EpollEngine> {
         let epoll = Epoll::new(MAX_REPORTS.min(connections + 1))?;
         // Edge-triggered, because it is never read: each signal is one report for each thread.
         epoll.add(stop_event, STOP, Interest::EPOLLIN | Interest::EPOLLET)?;
-        let buffer = vec![0; RECEIVE_BUFFER_BYTES].into_boxed_slice();
-        Ok(EpollEngine { epoll, buffer, reports: 0, next: 0 })
+        Ok(EpollEngine { epoll, buffer: vec![0; EpollEngine::CAPACITY].into(), reports: 0, next: 0 })
     }
 
     fn begin(&mut self, token: u64, socket: &Socket, progress: SendProgress) -> nix::Result<()> {
-        let room = match progress {
-            SendProgress::Connecting | SendProgress::HalfSent => Interest::EPOLLOUT,
-            SendProgress::Sent => Interest::empty(),
-        };
-        self.epoll.add(socket, token, data() | room)
+        let room = if progress == SendProgress::Sent { Interest::empty() } else { Interest::EPOLLOUT };
+        self.epoll.add(socket, token, DATA | room)
     }
 
     fn established(&mut self, _token: u64, _socket: &Socket) -> nix::Result<()> {
@@ -50,19 +45,12 @@ impl Engine for EpollEngine {
     }
 
     #[inline]
-    fn send(
-        &mut self,
-        _token: u64,
-        socket: &Socket,
-        _message: usize,
-        bytes: &[u8],
-        part: Range<usize>,
-    ) -> nix::Result<usize> {
+    fn send(&mut self, _: u64, socket: &Socket, (_, bytes): Message, part: Range<usize>) -> nix::Result<usize> {
         send_now(socket, &bytes[part])
     }
 
     fn await_room(&mut self, token: u64, socket: &Socket) -> nix::Result<()> {
-        self.epoll.modify(socket, token, data() | Interest::EPOLLOUT)
+        self.epoll.modify(socket, token, DATA | Interest::EPOLLOUT)
     }
 
     /// No other process holds the descriptor, so closing it also ends its registration (epoll(7), question 6).
@@ -81,12 +69,13 @@ impl Engine for EpollEngine {
         }
         let report = self.epoll.report(self.next);
         self.next += 1;
+        let ends = report.flags.intersects(Interest::EPOLLRDHUP | Interest::EPOLLHUP | Interest::EPOLLERR);
+        // An error too is found out by trying, hence `room`.
         Some(Ready {
             token: report.token,
-            // An error too is found out by trying.
             room: true,
             data: report.flags != Interest::EPOLLOUT,
-            ends: report.flags.intersects(Interest::EPOLLRDHUP | Interest::EPOLLHUP | Interest::EPOLLERR),
+            ends,
             failed_send: None,
         })
     }
@@ -97,16 +86,7 @@ impl Engine for EpollEngine {
     }
 
     #[inline]
-    fn capacity(&self) -> usize {
-        self.buffer.len()
-    }
-
-    #[inline]
     fn data(&self) -> &[u8] {
         &self.buffer
     }
-}
-
-fn data() -> Interest {
-    Interest::EPOLLIN | Interest::EPOLLRDHUP | Interest::EPOLLET
 }

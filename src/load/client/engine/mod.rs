@@ -1,8 +1,6 @@
 //! What carries the bytes: the mechanism under the client's loop, which decides what is sent and what an answer means.
 //! [`epoll`] asks the kernel what is ready and then calls it for each connection; [`uring`] hands it all requests at
-//! once and finds what arrived in memory.
-//!
-//! The loop is compiled once for each, so that neither pays for the other.
+//! once and finds what arrived in memory. The loop is compiled once for each, so that neither pays for the other.
 
 pub mod epoll;
 pub mod uring;
@@ -17,31 +15,28 @@ use socket2::Socket;
 use crate::load::options::plan::EngineName;
 use crate::sys::uring::Uring;
 
-/// The token of the stop event; no connection has it, since slots stay far below 2³⁰.
+/// The token of the stop event; no connection has it, since slots stay far below 2²⁹.
 pub const STOP: u64 = u64::MAX;
 
-/// Names a socket: the slot of its connection, and in the upper half the slot's generation, by which a report for a
-/// socket that the slot has closed is recognised as stale.
+/// The slot of a connection, and in the upper half its generation: a report for a socket that was closed is stale.
 pub fn token(slot: usize, generation: u32) -> u64 {
     u64::from(generation) << 32 | slot as u64
 }
 
-/// The slot and the generation of a token.
 pub fn slot(token: u64) -> (usize, u32) {
     ((token & u64::from(u32::MAX)) as usize, (token >> 32) as u32)
 }
 
-/// How far a socket is when the engine gets it.
+/// Its number among those that [`Engine::new`] got, and its bytes.
+pub type Message<'a> = (usize, &'a [u8]);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SendProgress {
-    /// In the handshake, as far as we know.
     Connecting,
-    /// A part of the first request is on its way.
     HalfSent,
     Sent,
 }
 
-/// What the engine reports of a socket.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Ready {
     pub token: u64,
@@ -58,27 +53,21 @@ pub struct Ready {
 /// Sockets are named by their [`token`]. Each is handed over with [`Engine::begin`] and taken back with
 /// [`Engine::close`] before it is closed.
 pub trait Engine: Sized {
+    /// So many bytes received at once may not be all; fewer are.
+    const CAPACITY: usize;
+
     /// To be called by the thread that calls everything below. `messages` is what will be sent; the stop event is
     /// reported with [`STOP`] each time that it is signalled.
     fn new(connections: usize, stop_event: BorrowedFd, messages: [&[u8]; 2]) -> nix::Result<Self>;
 
     fn begin(&mut self, token: u64, socket: &Socket, progress: SendProgress) -> nix::Result<()>;
 
-    /// The handshake is over, successfully.
     fn established(&mut self, token: u64, socket: &Socket) -> nix::Result<()>;
 
-    /// Sends `part` of message number `message`, whose bytes are `bytes`, and returns how many bytes were taken: none
-    /// when there is no room. A socket that is not yet handed over may be sent on too.
-    fn send(
-        &mut self,
-        token: u64,
-        socket: &Socket,
-        message: usize,
-        bytes: &[u8],
-        part: Range<usize>,
-    ) -> nix::Result<usize>;
+    /// Sends a part of the message and returns how many bytes were taken: none when there is no room. A socket that is not
+    /// yet handed over may be sent on too.
+    fn send(&mut self, token: u64, socket: &Socket, message: Message, part: Range<usize>) -> nix::Result<usize>;
 
-    /// Reports when there is room again.
     fn await_room(&mut self, token: u64, socket: &Socket) -> nix::Result<()>;
 
     fn close(&mut self, token: u64, socket: &Socket);
@@ -86,20 +75,13 @@ pub trait Engine: Sized {
     /// Waits until something is ready or the time is up; `None` waits for ever.
     fn wait(&mut self, timeout: Option<Duration>) -> nix::Result<()>;
 
-    /// The next of what the last wait found.
     fn next(&mut self) -> Option<Ready>;
 
-    /// Takes what has arrived for the socket last reported: the number of bytes now in [`Engine::data`], 0 at the end of
-    /// the stream.
-    ///
-    /// # Errors
-    /// EAGAIN when there is nothing more; otherwise what became of the connection.
+    /// Takes what has arrived for the socket last reported: the number of bytes now at the beginning of [`Engine::data`],
+    /// 0 at the end of the stream.
+    /// The error is EAGAIN when there is nothing more; otherwise what became of the connection.
     fn receive(&mut self, token: u64, socket: &Socket) -> nix::Result<usize>;
 
-    /// So many bytes received at once may not be all; fewer are.
-    fn capacity(&self) -> usize;
-
-    /// What was received last, and perhaps more behind it.
     fn data(&self) -> &[u8];
 }
 

@@ -12,42 +12,35 @@ use std::time::Duration;
 use nix::errno::Errno;
 use socket2::Socket;
 
-use crate::load::client::engine::{Engine, Ready, STOP, SendProgress, slot};
+use crate::load::client::engine::{Engine, Message, Ready, STOP, SendProgress, slot};
 use crate::sys::fd::set_blocking;
 use crate::sys::socket::send_now;
 use crate::sys::uring::{Completion, Uring};
 
 /// As many buffers as connections may all answer at once, within these limits.
 const BUFFERS: std::ops::RangeInclusive<usize> = 16..=1024;
-/// Larger than most answers.
 const BUFFER_BYTES: usize = 8 * 1024;
 /// The socket buffer has room for so much when all that went before was answered (tcp(7), tcp_wmem).
 const FITS_BYTES: usize = 2048;
 /// Slots that are cleared together at the end.
 const BATCH: usize = 256;
-/// The token of completions that are ignored.
 const IGNORED: u64 = u64::MAX - 1;
 
 /// What a completion is about, in bits of the token that no slot reaches.
-const KIND_SHIFT: u32 = 30;
-const KIND_MASK: u64 = 3 << KIND_SHIFT;
-const RECEIVE: u64 = 0;
-const ROOM: u64 = 1 << KIND_SHIFT;
-const SEND: u64 = 2 << KIND_SHIFT;
+const RECEIVE: u64 = 1 << 29;
+const ROOM: u64 = 1 << 30;
+const SEND: u64 = 1 << 31;
 const KINDS: [u64; 3] = [RECEIVE, ROOM, SEND];
+const KIND_MASK: u64 = RECEIVE | ROOM | SEND;
 
-/// What the kernel does for one slot.
 #[derive(Clone, Default)]
 struct UnderWay {
-    /// Of the socket that is there now.
     token: Option<u64>,
-    /// A bit for each kind.
-    kinds: u8,
+    kinds: u64,
     /// The number of the submission that the last request waits for.
     queued_for: u64,
 }
 
-/// The completion engine.
 pub struct UringEngine {
     ring: Uring,
     slots: Vec<UnderWay>,
@@ -61,7 +54,7 @@ pub struct UringEngine {
 impl UringEngine {
     fn queued(&mut self, token: u64, kind: u64) {
         let under_way = &mut self.slots[slot(token).0];
-        under_way.kinds |= bit(kind);
+        under_way.kinds |= kind;
         under_way.queued_for = self.ring.submissions();
     }
 
@@ -70,8 +63,8 @@ impl UringEngine {
         self.queued(token, RECEIVE);
     }
 
-    fn cancel(&mut self, token: u64, kinds: u8) {
-        for kind in KINDS.into_iter().filter(|&kind| kinds & bit(kind) != 0) {
+    fn cancel(&mut self, token: u64, kinds: u64) {
+        for kind in KINDS.into_iter().filter(|&kind| kinds & kind != 0) {
             self.ring.cancel(token | kind, IGNORED);
         }
     }
@@ -79,16 +72,12 @@ impl UringEngine {
     /// What a server sends together with its FIN is received in two completions, the second right behind the first.
     #[inline]
     fn end_is_next(&mut self, completion: Completion) -> bool {
-        if !completion.more {
-            return false;
-        }
-        let end = |next: &Completion| {
+        let is_end = |next: Completion| {
             next.token == completion.token && !next.more && !matches!(next.result, Ok(1..) | Err(Errno::ENOBUFS))
         };
-        self.ring.peek().is_some_and(|next| end(&next))
+        completion.more && self.ring.peek().is_some_and(is_end)
     }
 
-    /// What a completion means to the client; `None` for nothing.
     #[inline]
     fn interpret(&mut self, completion: Completion) -> Option<Ready> {
         let (token, kind) = (completion.token & !KIND_MASK, completion.token & KIND_MASK);
@@ -98,12 +87,12 @@ impl UringEngine {
             return None;
         }
         if !completion.more {
-            under_way.kinds &= !bit(kind);
+            under_way.kinds &= !kind;
         }
         match (kind, completion.result) {
             (RECEIVE, result) => {
                 // The answer says that the request has left.
-                under_way.kinds &= !bit(SEND);
+                under_way.kinds &= !SEND;
                 self.has_stopped = !completion.more && matches!(result, Ok(1..) | Err(Errno::ENOBUFS | Errno::EINTR));
                 self.arrived = match result {
                     Err(Errno::ENOBUFS | Errno::EINTR) => None,
@@ -113,8 +102,7 @@ impl UringEngine {
                 let room = matches!(self.arrived, Some(Err(_)));
                 let ends = self.end_is_next(completion);
                 if ends {
-                    // Nothing to cancel, then.
-                    self.slots[slot(token).0].kinds &= !bit(RECEIVE);
+                    self.slots[slot(token).0].kinds &= !RECEIVE;
                 }
                 Some(Ready { data: true, room, ends, ..ready })
             }
@@ -126,25 +114,23 @@ impl UringEngine {
 }
 
 impl Engine for UringEngine {
+    /// What comes later is reported anew.
+    const CAPACITY: usize = usize::MAX;
+
     fn new(connections: usize, stop_event: BorrowedFd, messages: [&[u8]; 2]) -> nix::Result<UringEngine> {
         let buffers = connections.clamp(*BUFFERS.start(), *BUFFERS.end()).next_power_of_two();
         let messages = messages.iter().map(|&message| message.into()).collect();
         let stop_event = stop_event.try_clone_to_owned().map_err(|_| Errno::EMFILE)?;
         let mut ring = Uring::new(buffers as u16, BUFFER_BYTES, messages)?;
         ring.watch(&stop_event, STOP);
-        Ok(UringEngine {
-            ring,
-            slots: vec![UnderWay::default(); connections],
-            stop_event,
-            arrived: None,
-            has_stopped: false,
-        })
+        let slots = vec![UnderWay::default(); connections];
+        Ok(UringEngine { ring, slots, stop_event, arrived: None, has_stopped: false })
     }
 
     fn begin(&mut self, token: u64, socket: &Socket, progress: SendProgress) -> nix::Result<()> {
         // A socket that does not block is one whose receives io_uring does not wait for either.
         set_blocking(socket)?;
-        self.slots[slot(token).0] = UnderWay { token: Some(token), kinds: 0, queued_for: 0 };
+        self.slots[slot(token).0] = UnderWay { token: Some(token), ..UnderWay::default() };
         if progress != SendProgress::Connecting {
             self.receive_from(token, socket);
         }
@@ -160,20 +146,14 @@ impl Engine for UringEngine {
     }
 
     #[inline]
-    fn send(
-        &mut self,
-        token: u64,
-        socket: &Socket,
-        message: usize,
-        bytes: &[u8],
-        part: Range<usize>,
-    ) -> nix::Result<usize> {
+    fn send(&mut self, token: u64, socket: &Socket, message: Message, part: Range<usize>) -> nix::Result<usize> {
+        let (number, bytes) = message;
         let is_ours = self.slots[slot(token).0].token == Some(token);
         if !is_ours || part.len() > FITS_BYTES {
             return send_now(socket, &bytes[part]);
         }
         let length = part.len();
-        self.ring.send(socket, message, part, token | SEND);
+        self.ring.send(socket, number, part, token | SEND);
         self.queued(token, SEND);
         Ok(length)
     }
@@ -204,19 +184,16 @@ impl Engine for UringEngine {
     fn next(&mut self) -> Option<Ready> {
         loop {
             let completion = self.ring.next_completion()?;
-            match completion.token {
-                IGNORED => {}
-                STOP => {
-                    if !completion.more {
-                        self.ring.watch(&self.stop_event, STOP);
-                    }
-                    return Some(Ready { token: STOP, ..Ready::default() });
+            if completion.token == STOP {
+                if !completion.more {
+                    self.ring.watch(&self.stop_event, STOP);
                 }
-                _ => {
-                    if let Some(ready) = self.interpret(completion) {
-                        return Some(ready);
-                    }
-                }
+                return Some(Ready { token: STOP, ..Ready::default() });
+            }
+            if completion.token != IGNORED
+                && let Some(ready) = self.interpret(completion)
+            {
+                return Some(ready);
             }
         }
     }
@@ -227,12 +204,6 @@ impl Engine for UringEngine {
             self.receive_from(token, socket);
         }
         self.arrived.take().unwrap_or(Err(Errno::EAGAIN))
-    }
-
-    /// What comes later is reported anew.
-    #[inline]
-    fn capacity(&self) -> usize {
-        usize::MAX
     }
 
     #[inline]
@@ -253,21 +224,15 @@ impl Drop for UringEngine {
             // not for ever, since a server may go on sending to the others.
             let mut in_vain = 0;
             for _ in 0..BATCH {
-                in_vain += 1;
                 let _ = self.ring.wait(Some(Duration::ZERO));
-                while self.ring.next_completion().is_some() {
-                    in_vain = 0;
-                }
+                let found = std::iter::from_fn(|| self.ring.next_completion()).count();
+                in_vain = if found > 0 { 0 } else { in_vain + 1 };
                 if in_vain == 2 {
                     break;
                 }
             }
         }
     }
-}
-
-fn bit(kind: u64) -> u8 {
-    1 << (kind >> KIND_SHIFT)
 }
 
 #[cfg(test)]

@@ -9,17 +9,15 @@ mod state;
 use std::io::{IsTerminal, stderr};
 use std::time::Duration;
 
-use ratatui::crossterm::event;
-
 use crate::console::log;
+use crate::keyboard::{Key, Keyboard};
 use crate::load::options::plan::Plan;
 use crate::load::run::observers::Observer;
 use crate::report::{IntervalReport, Latency};
-use crate::terminal::{Paint, Screen, is_quit};
+use crate::terminal::{Paint, Screen};
 use crate::units::{grouped, time};
 use state::State;
 
-/// Between two lines.
 const PAUSE_S: f64 = 2.0;
 
 pub struct Live {
@@ -28,13 +26,11 @@ pub struct Live {
     paint: Paint,
 }
 
+/// Nothing until the first interval: the terminal is as it was, for messages and for Ctrl-C.
 enum Shown {
-    /// Until the first interval the terminal is as it was, for messages and for Ctrl-C.
     Nothing,
-    Picture(Screen),
-    Lines {
-        next_s: f64,
-    },
+    Picture(Screen, Option<Keyboard>),
+    Lines { next_s: f64 },
 }
 
 impl Live {
@@ -59,12 +55,12 @@ impl Observer for Live {
         self.state.add(interval);
         if let Shown::Nothing = self.shown {
             match Screen::take(&stderr()) {
-                Ok(screen) => self.shown = Shown::Picture(screen),
+                Ok(screen) => self.shown = Shown::Picture(screen, Keyboard::open().ok()),
                 Err(error) => self.show_lines(error),
             }
         }
         match &mut self.shown {
-            Shown::Picture(screen) => {
+            Shown::Picture(screen, _) => {
                 let drawn = screen.draw(|frame| picture::draw(frame, &self.state, self.paint));
                 drawn.unwrap_or_else(|error| self.show_lines(error));
             }
@@ -76,47 +72,24 @@ impl Observer for Live {
         }
     }
 
-    /// Reads all that was typed.
     fn asks_to_stop(&mut self) -> bool {
-        let mut asks_to_stop = false;
-        while matches!(self.shown, Shown::Picture(_)) && event::poll(Duration::ZERO).unwrap_or(false) {
-            match event::read() {
-                Ok(event) => asks_to_stop |= is_quit(&event),
-                Err(_) => break,
-            }
-        }
-        asks_to_stop
+        let Shown::Picture(_, keyboard) = &mut self.shown else { return false };
+        // Where there is no keyboard, or none any more, signals still stop the run.
+        let typed = keyboard.as_mut().and_then(|keyboard| keyboard.read(Some(Duration::ZERO)).ok());
+        typed.is_some_and(|keys| keys.contains(&Key::Quit))
     }
 }
 
 /// The run in one line, without control characters: `measuring 3 s of 10 s · 81,234/s · p50 251us · p99 612us · 64 open`.
 fn line(state: &State) -> String {
     let now = &state.now;
-    let mut line = format!("{} {:.0} s", state.phase.in_words(), now.to_s);
-    line += &state.end_s().map_or(String::new(), |end_s| format!(" of {} s", (end_s * 10.0).round() / 10.0));
-    line += &format!(" · {}/s", grouped(now.qps.round() as u64));
-    if now.latency_us.max > 0.0 {
-        line += &format!(" · p50 {} · p99 {}", time(now.latency_us.p50), time(now.latency_us.p99));
-    }
-    line += &format!(" · {} open", grouped(now.connections_open));
-    if now.errors > 0 {
-        line += &format!(" · {} errors", grouped(now.errors));
-    }
-    line
+    let end = state.end_s().map_or(String::new(), |end_s| format!(" of {} s", (end_s * 10.0).round() / 10.0));
+    let Latency { p50, p99, max, .. } = now.latency_us;
+    let times = if max > 0.0 { format!(" · p50 {} · p99 {}", time(p50), time(p99)) } else { String::new() };
+    let errors = if now.errors > 0 { format!(" · {} errors", grouped(now.errors)) } else { String::new() };
+    let (phase, qps, open) = (state.phase.in_words(), grouped(now.qps.round() as u64), grouped(now.connections_open));
+    format!("{phase} {:.0} s{end} · {qps}/s{times} · {open} open{errors}", now.to_s)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::state::tests::interval;
-    use super::*;
-    use crate::report::Configuration;
-
-    #[test]
-    fn the_run_in_a_line_has_no_control_characters() {
-        let mut state = State::new(Configuration { duration_s: Some(9.0), ..Configuration::default() }, 1);
-        state.add(&interval(19, true, 8_123));
-        assert_eq!(line(&state), "measuring 2 s of 9 s · 81,230/s · p50 251us · p99 612us · 64 open");
-        state.add(&IntervalReport { errors: 12, ..interval(20, false, 1) });
-        assert_eq!(line(&state), "last answers 2 s of 9 s · 10/s · p50 251us · p99 612us · 64 open · 12 errors");
-    }
-}
+mod tests;

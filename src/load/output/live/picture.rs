@@ -4,9 +4,11 @@ use ratatui::Frame;
 use ratatui::style::{Color, Modifier, Stylize};
 use ratatui::text::{Line, Span};
 
+use crate::load::counts::evenness;
 use crate::load::output::heading;
 use crate::load::output::live::state::State;
-use crate::report::Latency;
+use crate::load::output::text::{STATISTICS, cells, heads};
+use crate::report::{Latency, WorkerShare};
 use crate::terminal::{Paint, bar, columns, draw_lines, wrapped};
 use crate::units::{grouped, time};
 
@@ -14,10 +16,7 @@ use crate::units::{grouped, time};
 const ROOMY: u16 = 20;
 /// Below this, the numbers need all there is.
 const TINY: u16 = 12;
-/// Lines of the curve, at most.
 const CURVE_LINES: usize = 8;
-/// How many of [`Latency::named`] are shown.
-const STATISTICS: usize = 5;
 const KEYS: &str = "q or Ctrl-C ends the run and prints the report";
 
 /// Draws it; a screen too small for it shows its upper left corner and the keys.
@@ -27,45 +26,37 @@ pub fn draw(frame: &mut Frame, state: &State, paint: Paint) {
 }
 
 fn picture(state: &State, paint: Paint, width: usize, height: u16) -> Vec<Line<'static>> {
-    let mut top = vec![Line::from(state.configuration.url.clone().bold())];
+    let gap = || (height >= ROOMY).then(Line::default);
+    let mut lines = vec![Line::from(state.configuration.url.clone().bold())];
     if height >= TINY {
         let load = heading::in_words(&state.configuration, Some(state.seed));
-        top.extend(wrapped(&load, width, 0).into_iter().map(Line::raw));
+        lines.extend(wrapped(&load, width, 0).into_iter().map(Line::raw));
     }
-    top.push(progress(state, width));
-    if height >= ROOMY {
-        top.push(Line::default());
-    }
-    top.push(rate(state));
+    lines.push(progress(state, width));
+    lines.extend(gap());
+    lines.push(rate(state));
 
-    let mut bottom = times(state);
-    if height >= ROOMY {
-        bottom.insert(0, Line::default());
-        bottom.push(Line::default());
-    }
+    let mut bottom: Vec<Line> = gap().into_iter().chain(times(state)).chain(gap()).collect();
     bottom.push(connections(state, paint));
     let mut workers = workers(state, paint, width);
-    if height >= ROOMY && !workers.is_empty() {
-        workers.insert(0, Line::default());
+    if !workers.is_empty() {
+        bottom.extend(gap());
+        bottom.push(evenness(state));
     }
 
     // The curve takes the rest.
-    let fixed = top.len() + bottom.len() + 1;
-    let free = usize::from(height).saturating_sub(fixed + workers.len());
-    let mut lines = top;
+    let free = usize::from(height).saturating_sub(lines.len() + bottom.len() + 1 + workers.len());
     lines.extend(curve(&state.rates.columns(width), free.clamp(1, CURVE_LINES), paint));
     lines.extend(bottom);
     let room = usize::from(height).saturating_sub(lines.len() + 1);
     if workers.len() > room {
         workers.truncate(room.saturating_sub(1));
-        let shown = workers.iter().filter(|line| is_worker(line)).count();
-        workers.push(Line::raw(format!("{:>6} more workers", state.workers.len() - shown)));
+        workers.push(Line::raw(format!("{:>6} more workers", state.workers.len() - workers.len())));
     }
     lines.extend(workers);
     lines
 }
 
-/// The phase, the time, and how far it has come.
 fn progress(state: &State, width: usize) -> Line<'static> {
     let elapsed = state.now.to_s;
     let of = match (state.end_s(), state.configuration.requests) {
@@ -95,7 +86,6 @@ fn rate(state: &State) -> Line<'static> {
     Line::from(vec![now, Span::raw(rest)])
 }
 
-/// The rates as columns in eighths of a line, the latest at the right; the highest fills all lines.
 fn curve(rates: &[f64], lines: usize, paint: Paint) -> Vec<Line<'static>> {
     let most = rates.iter().copied().fold(0.0, f64::max);
     let rates: Vec<Option<f64>> = rates.iter().copied().map(Some).collect();
@@ -105,14 +95,9 @@ fn curve(rates: &[f64], lines: usize, paint: Paint) -> Vec<Line<'static>> {
 
 /// The percentiles and the maximum; the mean and the deviation are left to the report.
 fn times(state: &State) -> Vec<Line<'static>> {
-    let row = |name: &str, latency: &Latency| {
-        let cell = |us| if latency.max > 0.0 { time(us) } else { "–".into() };
-        let cells = latency.named().map(|(_, us)| format!("{:>9}", cell(us)));
-        Line::raw(format!("{name:10}{}", cells[..STATISTICS].concat()))
-    };
-    let names = state.so_far.named().map(|(name, _)| format!("{name:>9}"));
+    let row = |name: &str, latency: &Latency| Line::raw(format!("{name:10}{}", cells(latency, STATISTICS, 9)));
     vec![
-        Line::styled(format!("{:10}{}", "response", names[..STATISTICS].concat()), Modifier::DIM),
+        Line::styled(format!("{:10}{}", "response", heads(STATISTICS, 9)), Modifier::DIM),
         row("now", &state.now.latency_us),
         row("so far", &state.so_far),
     ]
@@ -128,41 +113,33 @@ fn connections(state: &State, paint: Paint) -> Line<'static> {
     Line::from(vec![errors, Span::raw(format!(" · {open}{slip}"))])
 }
 
-/// A heading with D, and a line for each worker.
-fn workers(state: &State, paint: Paint, width: usize) -> Vec<Line<'static>> {
-    if state.workers.is_empty() {
-        return Vec::new();
-    }
-    let dispersion = |what: &str, d: Option<f64>| {
+/// The heading of the workers, with D as the report has it.
+fn evenness(state: &State) -> Line<'static> {
+    let dispersion = |what: &str, of: fn(&WorkerShare) -> u64| {
+        let d = evenness::dispersion(&state.workers.values().map(of).collect::<Vec<_>>());
         let d = d.map(|d| if d < 99.5 { format!("{d:.2}") } else { grouped(d.round() as u64) });
         d.map_or(String::new(), |d| format!(" · D of {what} {d}"))
     };
-    let d = dispersion("connections", state.dispersion(|share| share.connections))
-        + &dispersion("requests", state.dispersion(|share| share.requests));
-    let heading = format!("worker, connections, requests{d}");
-    let mut lines = vec![Line::styled(heading, Modifier::DIM)];
-    let most = state.workers.values().map(|share| share.requests).max().unwrap_or(0);
-    let room = width.saturating_sub(LABEL).min(40);
-    for (worker, share) in &state.workers {
-        let numbers = format!("{worker:>6} {:>8} {:>12} ", grouped(share.connections), grouped(share.requests));
-        let bar = Span::styled(bar(share.requests as f64, most as f64, room), paint.style(Color::Green));
-        lines.push(Line::from(vec![Span::raw(numbers), bar]));
-    }
-    lines
+    let connections = dispersion("connections", |share| share.connections);
+    let requests = dispersion("requests", |share| share.requests);
+    Line::styled(format!("worker, connections, requests{connections}{requests}"), Modifier::DIM)
 }
 
-/// Columns of a worker's numbers.
-const LABEL: usize = 6 + 1 + 8 + 1 + 12 + 1;
-
-/// A worker's line has its numbers and its bar.
-fn is_worker(line: &Line) -> bool {
-    line.spans.len() == 2
+fn workers(state: &State, paint: Paint, width: usize) -> Vec<Line<'static>> {
+    let most = state.workers.values().map(|share| share.requests).max().unwrap_or(0);
+    let line = |(worker, share): (&u32, &WorkerShare)| {
+        let numbers = format!("{worker:>6} {:>8} {:>12} ", grouped(share.connections), grouped(share.requests));
+        let room = width.saturating_sub(numbers.len()).min(40);
+        let bar = Span::styled(bar(share.requests as f64, most as f64, room), paint.style(Color::Green));
+        Line::from(vec![Span::raw(numbers), bar])
+    };
+    state.workers.iter().map(line).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::output::live::state::tests::interval;
+    use crate::load::output::live::tests::interval;
     use crate::report::{ArrivalsKind, Configuration};
     use crate::terminal::tests::lines_of;
 

@@ -1,6 +1,7 @@
-//! A file that lines are added to without ever waiting: on a full disk, or in a FIFO that nobody reads, lines are dropped
-//! and counted.
+//! What a master writes: what happens, as lines of JSON, and what the workers write. It goes to standard error and to files,
+//! and nothing waits for a reader: on a full disk, or in a FIFO that nobody reads, lines are dropped and counted.
 
+use std::fmt::Display;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -8,28 +9,102 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::fcntl::OFlag;
+use serde_json::{Value, json};
 
-use crate::console::{count_lines, write_within};
+use super::args::MasterArgs;
+use super::worker::WorkerProcess;
+use crate::console::{Console, count_lines, write_within};
 use crate::failure::Failure;
+use crate::units::{monotonic_ns, utc_now_ms};
 
-pub struct LogFile {
+pub struct Log {
+    start_ns: u64,
+    pub console: Console,
+    /// `--events`, beside standard error.
+    events: Option<LogFile>,
+    /// `--log`: for what the workers write, instead of standard error.
+    output: Option<LogFile>,
+    is_silent: bool,
+}
+
+impl Log {
+    pub fn open(args: &MasterArgs) -> Result<Log, Failure> {
+        let open = |path: &Option<PathBuf>| path.as_deref().map(LogFile::open).transpose();
+        let (events, output) = (open(&args.events)?, open(&args.log)?);
+        Ok(Log { start_ns: monotonic_ns(), console: Console::default(), events, output, is_silent: args.silent })
+    }
+
+    /// `fields` is an object. The event's name and time come first in the line.
+    pub fn log(&mut self, event: &str, fields: Value) {
+        let line = self.line(event, fields);
+        self.console.write(line.as_bytes());
+        if let Some(problem) = self.events.as_mut().and_then(|file| file.write(line.as_bytes())) {
+            let line = self.line("failure", json!({"what": problem}));
+            self.console.write(line.as_bytes());
+        }
+    }
+
+    pub fn log_of(&mut self, worker: &WorkerProcess, event: &str, mut fields: Value) {
+        fields["worker"] = json!(worker.number);
+        fields["unique_id"] = json!(worker.id.0);
+        fields["pid"] = json!(worker.pid.as_raw());
+        self.log(event, fields);
+    }
+
+    pub fn log_failure(&mut self, what: impl Display) {
+        self.log("failure", json!({"what": what.to_string()}));
+    }
+
+    pub fn write_output(&mut self, lines: &[u8]) {
+        match &mut self.output {
+            _ if lines.is_empty() => {}
+            Some(file) => {
+                let problem = file.write(lines);
+                problem.into_iter().for_each(|problem| self.log_failure(problem));
+            }
+            None if self.is_silent => {}
+            None => self.console.write(lines),
+        }
+    }
+
+    /// After a rotation.
+    pub fn reopen(&mut self) {
+        let reopened = [&mut self.events, &mut self.output].map(|file| file.as_mut().map(LogFile::reopen));
+        reopened.into_iter().flatten().filter_map(Result::err).for_each(|failure| self.log_failure(failure));
+    }
+
+    pub fn lines_dropped(&self) -> u64 {
+        let files = [&self.events, &self.output].into_iter().flatten();
+        self.console.all_dropped() + files.map(|file| file.all_dropped).sum::<u64>()
+    }
+
+    fn line(&self, event: &str, fields: Value) -> String {
+        let at_s = (monotonic_ns() - self.start_ns) as f64 / 1e9;
+        let head = format!("{{\"event\":\"{event}\",\"at_s\":{at_s:.6},\"time\":\"{}\"", utc_now_ms());
+        match fields.to_string().strip_prefix('{') {
+            Some("}") | None => format!("{head}}}\n"),
+            Some(rest) => format!("{head},{rest}\n"),
+        }
+    }
+}
+
+struct LogFile {
     file: File,
     path: PathBuf,
     /// Lines dropped since the last that could be written.
     dropped: u64,
-    /// Lines dropped in all.
-    pub all_dropped: u64,
+    all_dropped: u64,
     /// Only the beginning of the last line was written.
     is_cut: bool,
 }
 
 impl LogFile {
-    pub fn open(path: &Path) -> Result<LogFile, Failure> {
+    fn open(path: &Path) -> Result<LogFile, Failure> {
         Ok(LogFile { file: open_to_append(path)?, path: path.to_owned(), dropped: 0, all_dropped: 0, is_cut: false })
     }
 
     /// Opens the path anew: after a rotation another file has the name. When that fails, the old file stays in use.
-    pub fn reopen(&mut self) -> Result<(), Failure> {
+    fn reopen(&mut self) -> Result<(), Failure> {
         (self.file, self.is_cut) = (open_to_append(&self.path)?, false);
         Ok(())
     }
@@ -37,7 +112,7 @@ impl LogFile {
     /// Adds whole lines. It returns what has to be logged elsewhere: that lines are dropped from now on, and later how many
     /// were.
     #[must_use]
-    pub fn write(&mut self, lines: &[u8]) -> Option<String> {
+    fn write(&mut self, lines: &[u8]) -> Option<String> {
         // The rest of the last line was dropped; the next must not continue it.
         let text = if self.is_cut { [b"\n", lines].concat() } else { lines.to_vec() };
         let mut rest = text.clone();
