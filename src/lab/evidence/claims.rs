@@ -254,7 +254,7 @@ fn readings(experiment: &Experiment, cell: &Cell, rows: &[&Row]) -> Result<Vec<R
     let column = columns::find(&cell.column);
     let (spec, column) = spec.zip(column).expect("the claim was checked when the file was read");
     let of_table: Vec<&Row> = rows.iter().copied().filter(|row| row.table == cell.table).collect();
-    let runs: Vec<&Row> = of_table.iter().copied().filter(|row| row.coordinates == cell.coordinates).collect();
+    let runs: Vec<&Row> = of_table.iter().copied().filter(|row| cell.is_at(&row.table, &row.coordinates)).collect();
     let complete = runs.iter().filter(|row| row.failure.is_none() && row.skipped.is_none());
     let reading = |row: &&Row| {
         let number = column.number(Sample { row, baseline: table::baseline(spec, &of_table, row) })?;

@@ -7,7 +7,7 @@ use std::ops::Range;
 use toml::Spanned;
 
 use crate::lab::plan::case::Case;
-use crate::lab::plan::matrix::{CellSpec, ClaimSpec, ColumnKind, FindColumn, Matrix, MatrixError};
+use crate::lab::plan::matrix::{AxisValue, CellSpec, ClaimSpec, ColumnKind, FindColumn, Matrix, MatrixError};
 
 /// The unit of a ratio.
 const TIMES: &str = "times";
@@ -59,6 +59,8 @@ pub struct Cell {
     pub column: String,
     /// All coordinates of the case.
     pub coordinates: Vec<(String, String)>,
+    /// Of the case with `--quick`, whose axes may have other values; nothing where no case or several fit.
+    pub quick: Option<Vec<(String, String)>>,
 }
 
 /// The values that a claim allows, from `low` to `high`; one of the two may be infinite.
@@ -81,7 +83,7 @@ impl Claim {
 
     /// Whether its verdict depends on this case.
     pub fn uses(&self, case: &Case) -> bool {
-        self.cells().any(|cell| cell.is_of(case))
+        self.cells().any(|cell| cell.is_at(&case.table.id, &case.coordinates))
     }
 }
 
@@ -93,8 +95,9 @@ impl Comparison {
 }
 
 impl Cell {
-    fn is_of(&self, case: &Case) -> bool {
-        self.table == case.table.id && self.coordinates == case.coordinates
+    /// Whether a case, or a run of it, is its row.
+    pub fn is_at(&self, table: &str, coordinates: &[(String, String)]) -> bool {
+        self.table == table && (self.coordinates == coordinates || self.quick.as_deref() == Some(coordinates))
     }
 }
 
@@ -143,16 +146,18 @@ impl fmt::Display for Bar {
     }
 }
 
-/// The claims of a matrix, or the first thing in them that makes no sense. `full` and `quick` are its cases.
-pub fn resolve(
-    matrix: &Matrix,
-    find_column: FindColumn,
-    full: &[Case],
-    quick: &[Case],
-) -> Result<Vec<Claim>, MatrixError> {
+/// What claims are about.
+pub struct Subject<'a> {
+    pub full: &'a [Case],
+    pub quick: &'a [Case],
+    pub find_column: FindColumn,
+}
+
+/// The claims of a matrix, or the first thing in them that makes no sense.
+pub fn resolve(matrix: &Matrix, subject: &Subject) -> Result<Vec<Claim>, MatrixError> {
     let mut claims: Vec<Claim> = Vec::new();
     for spec in &matrix.claims {
-        let claim = one(spec, find_column, full)?;
+        let claim = one(spec, subject)?;
         let refuse = |what: String| Err(MatrixError::at(spec.id.span(), what));
         let is_name = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
         if claim.id.is_empty() || !claim.id.bytes().all(is_name) {
@@ -161,8 +166,7 @@ pub fn resolve(
         if claims.iter().any(|other| other.id == claim.id) {
             return refuse(format!("two claims have the id {:?}; rename one", claim.id));
         }
-        let is_in_quick = |cell: &Cell| quick.iter().any(|case| cell.is_of(case));
-        if claim.is_counted && !claim.cells().all(is_in_quick) {
+        if claim.is_counted && !claim.cells().all(|cell| cell.quick.is_some()) {
             let what = "is counted, so `lab verify` asserts it; keep its rows in the quick axes";
             return refuse(format!("the claim {:?} {what}", claim.id));
         }
@@ -171,12 +175,12 @@ pub fn resolve(
     Ok(claims)
 }
 
-fn one(spec: &ClaimSpec, find_column: FindColumn, cases: &[Case]) -> Result<Claim, MatrixError> {
+fn one(spec: &ClaimSpec, subject: &Subject) -> Result<Claim, MatrixError> {
     let refuse = |what: &str| Err(MatrixError::at(spec.id.span(), format!("the claim {:?} {what}", spec.id.get_ref())));
     let basis = match (&spec.skipped, &spec.value, &spec.bar) {
         (Some(reason), None, None) => Basis::Nothing(reason.clone()),
         (Some(_), _, _) => return refuse("is skipped, so that it has neither a value nor a bar; remove them"),
-        (None, Some(value), Some(bar)) => Basis::Measured(compare(spec, value, bar, find_column, cases)?),
+        (None, Some(value), Some(bar)) => Basis::Measured(compare(spec, value, bar, subject)?),
         (None, None, _) => return refuse("has no value; write `value = { table = …, column = …, server = … }`"),
         (None, _, None) => return refuse("has no bar; write `bar = \">= 25.6 switches/connection\"`"),
     };
@@ -199,10 +203,9 @@ fn compare(
     spec: &ClaimSpec,
     value: &Spanned<CellSpec>,
     bar: &Spanned<String>,
-    find_column: FindColumn,
-    cases: &[Case],
+    subject: &Subject,
 ) -> Result<Comparison, MatrixError> {
-    let (cell, unit) = resolve_cell(value.get_ref(), value.span(), find_column, cases)?;
+    let (cell, unit) = resolve_cell(value.get_ref(), value.span(), subject)?;
     let (operation, other) = match (&spec.over, &spec.minus) {
         (None, None) => (Operation::Over, None),
         (Some(other), None) => (Operation::Over, Some(other)),
@@ -212,20 +215,25 @@ fn compare(
         }
     };
     let resolve_other = |other: &Spanned<CellSpec>| {
-        let merged = merge(value.get_ref(), other.get_ref(), cases);
-        let (other_cell, other_unit) = resolve_cell(&merged, other.span(), find_column, cases)?;
+        let merged = merge(value.get_ref(), other.get_ref(), subject.full);
+        let (other_cell, other_unit) = resolve_cell(&merged, other.span(), subject)?;
         let refuse = |what: String| Err(MatrixError::at(other.span(), what));
         if other_cell == cell {
             return refuse("a row is compared with itself; name another row or column".to_string());
         }
-        // `law requests/s` and `requests/s` count the same thing.
-        if other_unit.rsplit(' ').next() != unit.rsplit(' ').next() {
-            return refuse(format!("{unit:?} cannot be compared with {other_unit:?}; name a column of the same unit"));
+        if operation == Operation::Minus && !is_same(&other_unit, &unit) {
+            return refuse(format!(
+                "{other_unit:?} cannot be subtracted from {unit:?}; name a column of the same unit"
+            ));
         }
-        Ok((operation, other_cell))
+        Ok((operation, other_cell, other_unit))
     };
     let other = other.map(resolve_other).transpose()?;
-    let unit = if matches!(other, Some((Operation::Over, _))) { TIMES.to_string() } else { unit };
+    let unit = match &other {
+        Some((Operation::Over, _, other_unit)) if is_same(&unit, other_unit) => TIMES.to_string(),
+        Some((Operation::Over, _, other_unit)) => format!("{unit} per {}", singular(other_unit)),
+        _ => unit,
+    };
     let bar_at = |what: String| MatrixError::at(bar.span(), what);
     let parsed = Bar::parse(bar.get_ref()).map_err(bar_at)?;
     let scale = match (unit.as_str(), parsed.unit.as_str()) {
@@ -238,7 +246,18 @@ fn compare(
             )));
         }
     };
+    let other = other.map(|(operation, cell, _)| (operation, cell));
     Ok(Comparison { value: cell, other, bar: parsed, scale })
+}
+
+/// `law requests/s` and `requests/s` count the same thing.
+fn is_same(unit: &str, other: &str) -> bool {
+    unit.rsplit(' ').next() == other.rsplit(' ').next()
+}
+
+/// `death` of `deaths`; a symbol such as `µs` stays.
+fn singular(unit: &str) -> &str {
+    unit.strip_suffix('s').filter(|word| word.chars().count() > 2).unwrap_or(unit)
 }
 
 /// What the other cell leaves out is as in the value's cell, as far as the other table has such an axis.
@@ -256,21 +275,17 @@ fn merge(value: &CellSpec, other: &CellSpec, cases: &[Case]) -> CellSpec {
 }
 
 /// The one case that a cell names, and the unit of its column.
-fn resolve_cell(
-    spec: &CellSpec,
-    span: Range<usize>,
-    find_column: FindColumn,
-    cases: &[Case],
-) -> Result<(Cell, String), MatrixError> {
+fn resolve_cell(spec: &CellSpec, span: Range<usize>, subject: &Subject) -> Result<(Cell, String), MatrixError> {
     let required = |name: &str| {
         let what = format!("no {name} is named; write `{name} = …`");
         spec.get(name).ok_or_else(|| MatrixError::at(span.clone(), what))
     };
     let (table, column) = (required("table")?, required("column")?);
     let (id, name) = (table.get_ref().to_string(), column.get_ref().to_string());
-    let of_table: Vec<&Case> = cases.iter().filter(|case| case.table.id == id).collect();
+    let of_table = of_table(subject.full, &id);
     let Some(first) = of_table.first() else {
-        let what = format!("there is no table {id:?}; there are {}", distinct(cases.iter().map(|case| &case.table.id)));
+        let what =
+            format!("there is no table {id:?}; there are {}", distinct(subject.full.iter().map(|case| &case.table.id)));
         return Err(MatrixError::at(table.span(), what));
     };
     if !first.table.columns.iter().any(|column| column.get_ref() == &name) {
@@ -278,12 +293,12 @@ fn resolve_cell(
         let what = format!("table {id:?} has no column {name:?}; it has {columns}");
         return Err(MatrixError::at(column.span(), what));
     }
-    let Some(ColumnKind::Number { unit }) = find_column(&name) else {
+    let Some(ColumnKind::Number { unit }) = (subject.find_column)(&name) else {
         let what = format!("column {name:?} is a picture; a claim compares numbers");
         return Err(MatrixError::at(column.span(), what));
     };
     let mut rows = of_table.clone();
-    for (axis, wanted) in spec.iter().filter(|(axis, _)| !["table", "column"].contains(&axis.as_str())) {
+    for (axis, wanted) in axes(spec) {
         if !first.coordinates.iter().any(|(name, _)| name == axis) {
             let axes = distinct(first.coordinates.iter().map(|(name, _)| name));
             let what = format!("table {id:?} has no axis {axis:?}; it has {axes}");
@@ -304,7 +319,19 @@ fn resolve_cell(
         let what = format!("this names {} rows of table {id:?}; choose by {choices}", rows.len());
         return Err(MatrixError::at(span, what));
     };
-    Ok((Cell { table: id, column: name, coordinates: row.coordinates.clone() }, unit))
+    let quick = axes(spec).fold(self::of_table(subject.quick, &id), |rows, (axis, wanted)| {
+        chosen(&rows, axis, &wanted.get_ref().to_string())
+    });
+    let quick = if let [row] = quick[..] { Some(row.coordinates.clone()) } else { None };
+    Ok((Cell { table: id, column: name, coordinates: row.coordinates.clone(), quick }, unit))
+}
+
+fn of_table<'a>(cases: &'a [Case], id: &str) -> Vec<&'a Case> {
+    cases.iter().filter(|case| case.table.id == id).collect()
+}
+
+fn axes(spec: &CellSpec) -> impl Iterator<Item = (&String, &Spanned<AxisValue>)> {
+    spec.iter().filter(|(name, _)| !["table", "column"].contains(&name.as_str()))
 }
 
 /// The rows with this value of an axis. A server is named by its command line, or by consecutive words of it.
@@ -367,6 +394,21 @@ says = "X"
             Basis::Measured(comparison) => comparison,
             Basis::Nothing(reason) => panic!("{reason}"),
         }
+    }
+
+    #[test]
+    fn an_axis_that_is_not_named_may_have_another_value_in_a_quick_run() {
+        let lines = "value = { table = \"t\", column = \"qps\", server = \"b\" }\nbar = \">= 7 requests/s\"";
+        let one_value = TABLE.replace("c = [1, 8] }", "c = [1] }");
+        let cell = match &parse_lesson(&format!("{one_value}{lines}")).unwrap().claims[0].basis {
+            Basis::Measured(comparison) => comparison.value.clone(),
+            Basis::Nothing(reason) => panic!("{reason}"),
+        };
+        let mut coordinates = cell.coordinates.clone();
+        assert_eq!((coordinates[0].1.as_str(), cell.quick.clone().unwrap()[0].1.as_str()), ("1", "8"));
+        assert!(cell.is_at("t", &coordinates) && !cell.is_at("u", &coordinates));
+        coordinates[0].1 = "8".to_string();
+        assert!(cell.is_at("t", &coordinates));
     }
 
     fn server(cell: &Cell) -> &str {
@@ -433,7 +475,8 @@ says = "X"
             ("server = \"b\"", "server = \"a\"", 25, "choose by server (a --wait epoll, a --wait epoll-edge)"),
             ("server = \"b\"", "server = \"c\"", 25, "no row of table \"t\" has server = \"c\""),
             ("server = \"--fast\"", "server = \"b\"", 26, "compared with itself"),
-            ("server = \"--fast\"", "column = \"p50\"", 26, "cannot be compared with \"µs\""),
+            ("server = \"--fast\"", "column = \"p50\"", 27, "is compared with in \"requests/s per µs\""),
+            ("over = { server = \"--fast\"", "minus = { column = \"p50\"", 26, "cannot be subtracted"),
             ("bar = \">= 1 times\"", "minus = { c = 1 }\nbar = \">= 1 times\"", 27, "not both"),
             (">= 1 times", ">= 1", 27, "the bar has no unit"),
             (">= 1 times", "> 1 times", 27, "is not a bar"),

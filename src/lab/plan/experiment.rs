@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::lab::plan::case::{self, Case};
 use crate::lab::plan::citation;
-use crate::lab::plan::claim::{self, Claim};
+use crate::lab::plan::claim::{self, Claim, Subject};
 use crate::lab::plan::matrix::{FindColumn, Matrix, MatrixError};
 use crate::lab::plan::picture::{self, Picture};
 
@@ -100,7 +100,8 @@ fn parse(name: &str, text: &str, find_column: FindColumn) -> Result<Experiment, 
         return Err(place(MatrixError::at(unknown.span(), what)));
     }
     let cases = |quick| case::expand(name, &matrix, quick).map_err(place);
-    let claims = claim::resolve(&matrix, find_column, &cases(false)?, &cases(true)?).map_err(place)?;
+    let claims =
+        claim::resolve(&matrix, &Subject { full: &cases(false)?, quick: &cases(true)?, find_column }).map_err(place)?;
     let pictures = picture::resolve(&matrix, find_column, &cases(false)?).map_err(place)?;
     if let Err((offset, what)) = citation::pieces(text, &claims) {
         return Err((1 + text[..offset].matches('\n').count(), what));
