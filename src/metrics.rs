@@ -343,7 +343,8 @@ pub static TABLES: &[Section] = &[
         metric("worker_cpu_per_connection", "worker CPU", "µs/connection",
             "Server CPU per connection without that of the master."),
         metric("master_cpu_per_connection", "master CPU", "µs/connection",
-            "CPU time of the process that only accepts, passes or supervises, per connection, as for server CPU per request."),
+            "CPU time of the process that only accepts, passes or supervises, per connection, as for server CPU per request; \
+             of a thread among the workers' threads: its share of their CPU time."),
         metric("client_cpu_per_connection", "client CPU", "µs/connection",
             "Client CPU per request times answered requests per connection opened."),
     ]},

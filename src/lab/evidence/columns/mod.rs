@@ -341,7 +341,14 @@ fn server_cpu_per_connection(sample: Sample) -> Option<f64> {
 
 /// Of the master only.
 fn master_cpu_per_connection(sample: Sample) -> Option<f64> {
-    let master = sample.row.server.as_ref()?.master.as_ref()?;
+    let report = sample.row.server.as_ref()?;
+    let master = report.master.as_ref()?;
+    if report.workers.iter().any(|worker| worker.pid == master.pid) {
+        // Threads of one process: the kernel's counts are of all of them together.
+        let own = (master.cpu_user_us + master.cpu_system_us) as f64;
+        let workers = sample.row.workers_total(|worker| worker.cpu_user_us + worker.cpu_system_us)? as f64;
+        return Some(server_cpu_per_connection(sample)? * ratio(own, own + workers)?);
+    }
     if let Some(cpu_us) = in_the_window(sample, |window| window.first_us) {
         return ratio(cpu_us, connections_per_request(load(sample)?)?);
     }

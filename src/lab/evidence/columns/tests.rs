@@ -109,6 +109,20 @@ fn a_masters_cpu_is_that_of_the_run_where_it_is_known() {
 }
 
 #[test]
+fn a_master_that_is_a_thread_among_the_workers_has_its_share_of_the_process() {
+    let mut row = of_master(&[]);
+    let own = {
+        let server = row.server.as_mut().unwrap();
+        server.workers[0].pid = server.master.as_ref().unwrap().pid;
+        let master = server.master.as_ref().unwrap();
+        master.cpu_user_us + master.cpu_system_us
+    };
+    let all = row.workers_total(|worker| worker.cpu_user_us + worker.cpu_system_us).unwrap() + own;
+    let share = number("master_cpu_per_connection", &row).unwrap() / number("server_cpu_per_connection", &row).unwrap();
+    assert!((share - own as f64 / all as f64).abs() < 1e-9, "{share}");
+}
+
+#[test]
 fn what_workers_counted_becomes_rates_and_means_and_nothing_where_none_did() {
     let names = ["polls", "idle_polls", "notifier_looks", "updates", "stale_us", "expiries", "queries"];
     let row = of_master(&std::array::from_fn::<_, 7, _>(|i| (names[i], 10.0 * (i + 1) as f64)));

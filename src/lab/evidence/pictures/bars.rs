@@ -5,10 +5,12 @@ use crate::lab::evidence::pictures::scale::{Scale, label};
 use crate::lab::evidence::pictures::series::{Line, Point, description, tooltip};
 use crate::lab::evidence::pictures::svg::{Anchor, Svg, fill, stroke, width_of};
 use crate::lab::plan::picture::{Picture, X};
+use crate::terminal::shortened;
 
 const WIDTH: f64 = 880.0;
 const TOP: f64 = 76.0;
 const ROW: f64 = 26.0;
+const WIDEST_NAME: f64 = 364.0;
 /// For a value behind its bar.
 const BEHIND: f64 = 78.0;
 
@@ -26,14 +28,14 @@ pub fn of_tables(picture: &Picture, lines: &[Line]) -> Option<String> {
     let below = mark.map_or(header.clone(), |mark| format!("{header}; the upright line: {mark}"));
     let names = names(lines);
     let panels = panels(lines);
-    let left = names.iter().map(|name| width_of(name)).fold(0.0, f64::max).min(WIDTH / 2.5) + 28.0;
+    let left = names.iter().map(|name| width_of(name)).fold(0.0, f64::max).min(WIDEST_NAME) + 28.0;
     let bottom = TOP + ROW * names.len() as f64;
     let width = (WIDTH - left) / panels.len() as f64;
     let mut svg = Svg::new(WIDTH);
     svg.text((16.0, 24.0), Anchor::Start, "ink title", &picture.title);
     svg.text((left, 62.0), Anchor::Start, "soft small", &below);
     for (row, name) in names.iter().enumerate() {
-        svg.text((left - 12.0, middle(row) + 4.0), Anchor::End, "ink", name);
+        svg.text((left - 12.0, middle(row) + 4.0), Anchor::End, "ink", &cut(name));
     }
     for (i, panel) in panels.iter().enumerate() {
         let from = left + i as f64 * width;
@@ -89,7 +91,7 @@ fn head(picture: &Picture, point: &Point, width: f64) -> String {
         _ => of_table.to_string(),
     };
     let room = (width / 7.5) as usize;
-    if head.chars().count() <= room { head } else { head.chars().take(room.saturating_sub(1)).chain(['…']).collect() }
+    shortened(&head, room)
 }
 
 /// The rows' names, each once, in the order of the first panel.
@@ -101,6 +103,11 @@ fn names(lines: &[Line]) -> Vec<String> {
         }
     }
     names
+}
+
+/// A name as far as there is room; the whole one is shown where a reader points at the bar.
+fn cut(name: &str) -> String {
+    shortened(name, (WIDEST_NAME / width_of("x")) as usize)
 }
 
 fn middle(row: usize) -> f64 {
@@ -136,7 +143,7 @@ fn bar(svg: &mut Svg, x: &Scale, row: usize, line: &Line, point: &Point, header:
 /// The columns end to end; the first row names them.
 pub fn stacked(picture: &Picture, lines: &[Line]) -> Option<String> {
     let headers: Vec<String> = picture.y.iter().filter_map(|name| Some(columns::find(name)?.header())).collect();
-    let left = lines.iter().map(|line| width_of(&line.name)).fold(0.0, f64::max).min(WIDTH / 2.0) + 28.0;
+    let left = lines.iter().map(|line| width_of(&line.name)).fold(0.0, f64::max).min(WIDEST_NAME) + 28.0;
     let medians = |line: &Line| -> Vec<f64> {
         let values = line.points.first().map_or(&[][..], |point| &point.values);
         values.iter().map(|value| value.as_ref().map_or(0.0, |value| value.summary.median)).collect()
@@ -146,15 +153,16 @@ pub fn stacked(picture: &Picture, lines: &[Line]) -> Option<String> {
     let x = Scale::new(totals.iter().copied(), false, left, WIDTH - BEHIND);
     let mut svg = Svg::new(WIDTH);
     svg.text((16.0, 24.0), Anchor::Start, "ink title", &picture.title);
-    let mut place = left;
+    let step = |header: &String| width_of(header) * 0.9 + 34.0;
+    let mut place = left.min(WIDTH - headers.iter().map(step).sum::<f64>()).max(16.0);
     for (i, header) in headers.iter().enumerate() {
         svg.rect((place, 50.0), (10.0, 10.0), &format!("bar {}", fill(i)));
         svg.text((place + 15.0, 60.0), Anchor::Start, &format!("small {}", fill(i)), header);
-        place += width_of(header) * 0.9 + 34.0;
+        place += step(header);
     }
     grid(&mut svg, &x, bottom);
     for (row, line) in lines.iter().enumerate() {
-        svg.text((left - 12.0, middle(row) + 4.0), Anchor::End, "ink", &line.name);
+        svg.text((left - 12.0, middle(row) + 4.0), Anchor::End, "ink", &cut(&line.name));
         let (mut before, mut end) = (0.0, 0.0f64);
         for (i, median) in medians(line).into_iter().enumerate() {
             let point = &line.points[0];
