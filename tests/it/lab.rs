@@ -243,6 +243,23 @@ fn the_committed_results_are_what_the_committed_records_give() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+#[test]
+fn the_committed_pages_can_be_read_on_a_screen() {
+    let root = Path::new(REPOSITORY);
+    let overview = root.join("RESULTS.md");
+    let lines = fs::read_to_string(&overview).unwrap().lines().count();
+    assert!(lines <= 250, "RESULTS.md has {lines} lines");
+    let pages = fs::read_dir(root.join("experiments/results")).unwrap().map(|entry| entry.unwrap().path());
+    for path in pages.filter(|path| path.extension().is_some_and(|extension| extension == "md")).chain([overview]) {
+        for line in fs::read_to_string(&path).unwrap().lines() {
+            let columns = line.split(" | ").count();
+            assert!(line.starts_with('<') || columns <= 7, "{}: {columns} columns: {line}", path.display());
+            let is_table = line.starts_with('|') || line.starts_with("<table>");
+            assert!(is_table || line.chars().count() <= 160, "{}: {line}", path.display());
+        }
+    }
+}
+
 /// Rows of the newest record, parsed.
 pub fn recorded(scratch: &Scratch) -> Vec<serde_json::Value> {
     let mut files: Vec<PathBuf> =

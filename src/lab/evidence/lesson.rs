@@ -59,7 +59,7 @@ impl<'a> Lesson<'a> {
         const ENOUGH: usize = 160;
         let answer = &self.answer;
         let ends = answer.match_indices(". ").map(|(at, _)| at + 1).filter(|end| *end >= ENOUGH);
-        let mut ends = ends.filter(|end| answer[..*end].matches('`').count() % 2 == 0);
+        let mut ends = ends.filter(|end| answer[..*end].matches('`').count().is_multiple_of(2));
         ends.next().map_or(answer, |end| &answer[..end])
     }
 

@@ -256,14 +256,14 @@ mod tests {
         let pages = place.pages(&[experiment()], &[record(1)]);
         assert_eq!(place.differences(&pages).len(), 2);
         place.write(&pages).unwrap();
-        assert_eq!(place.differences(&pages), [String::new(); 0]);
+        assert_eq!(place.differences(&pages), Vec::<String>::new());
         let (path, stranger) = (scratch.0.join("results/02-keep-alive.md"), scratch.0.join("results/00-old.md"));
         fs::write(&path, pages[1].text.replace("| 90 |", "| 99 |")).unwrap();
         fs::write(&stranger, "").unwrap();
         let found = place.differences(&pages).join("\n");
         assert!(found.contains("02-keep-alive.md is not what") && found.contains("00-old.md belongs to no"), "{found}");
         place.write(&pages).unwrap();
-        assert_eq!(place.differences(&pages), [String::new(); 0]);
+        assert_eq!(place.differences(&pages), Vec::<String>::new());
         assert!(!stranger.exists());
     }
 

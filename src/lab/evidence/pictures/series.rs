@@ -10,6 +10,9 @@ use crate::lab::plan::picture::{Picture, X};
 use crate::lab::record::Row;
 use crate::stats::{Summary, median, summarize};
 
+/// Name and value, as a row has them.
+type Coordinates = Vec<(String, String)>;
+
 /// One column of one case.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Value {
@@ -44,7 +47,7 @@ pub fn lines_of<'a>(picture: &'a Picture, experiment: &'a Experiment, rows: &[&'
         Some(X::Axis(axis)) => Some(axis.as_str()),
         _ => None,
     };
-    let mut lines: Vec<(Vec<(String, String)>, Vec<Point>)> = Vec::new();
+    let mut lines: Vec<(Coordinates, Vec<Point>)> = Vec::new();
     for id in &picture.tables {
         let Some(spec) = experiment.matrix.tables.iter().find(|spec| spec.id == *id) else { continue };
         let of_table: Vec<&Row> = rows.iter().copied().filter(|row| row.table == *id).collect();
@@ -59,7 +62,7 @@ pub fn lines_of<'a>(picture: &'a Picture, experiment: &'a Experiment, rows: &[&'
             }
         }
     }
-    let keys: Vec<Vec<(String, String)>> = lines.iter().map(|(key, _)| key.clone()).collect();
+    let keys: Vec<Coordinates> = lines.iter().map(|(key, _)| key.clone()).collect();
     let names = names(picture, &keys);
     let by_x = |mut points: Vec<Point<'a>>| {
         points.sort_by(|a, b| a.x.total_cmp(&b.x));
@@ -108,7 +111,7 @@ fn point<'a>(picture: &Picture, spec: &'a TableSpec, rows: &[&'a Row], case: &[&
 }
 
 /// Names that say what differs: words that all servers have, and coordinates that are the same everywhere, are left out.
-fn names(picture: &Picture, keys: &[Vec<(String, String)>]) -> Vec<String> {
+fn names(picture: &Picture, keys: &[Coordinates]) -> Vec<String> {
     let value = |key: &[(String, String)], name: &str| {
         key.iter().find(|(axis, _)| axis == name).map(|(_, value)| value.clone()).unwrap_or_default()
     };
@@ -144,7 +147,7 @@ fn names(picture: &Picture, keys: &[Vec<(String, String)>]) -> Vec<String> {
         differing.map(part).collect::<Vec<_>>()
     };
     let is_one_server = servers.iter().all(|server| server == &servers[0]);
-    let name = |(key, server): (&Vec<(String, String)>, &String)| {
+    let name = |(key, server): (&Coordinates, &String)| {
         let others = others(key);
         let server = short(server);
         let parts = if is_one_server && !others.is_empty() { others } else { [vec![server], others].concat() };
