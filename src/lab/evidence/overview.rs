@@ -48,7 +48,8 @@ fn section(lesson: &Lesson, links: &Links) -> String {
         .pictures
         .first()
         .map(|picture| format!("\n![{}]({})\n", picture.title, links.beside(&lesson.picture_file(picture))));
-    let heading = format!("\n## [{title}]({})\n\n", links.page(&experiment.name));
+    // No empty line below: there are only so many on a page that is read at once.
+    let heading = format!("\n## [{title}]({})\n", links.page(&experiment.name));
     heading + &paragraph(&text.join(" ")) + &picture.unwrap_or_default() + &claims(lesson)
 }
 
