@@ -112,6 +112,11 @@ impl Program {
         self.words.first().map_or("", String::as_str)
     }
 
+    /// Whether its own words hold this one.
+    pub fn names(&self, word: &str) -> bool {
+        self.words.iter().any(|own| own == word)
+    }
+
     pub fn is_interrupted(&self) -> bool {
         is_closed(&self.interrupt)
     }

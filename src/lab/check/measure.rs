@@ -47,6 +47,9 @@ fn close_1_1(server: &Server) -> Verdict {
 
 fn workers(program: &Program) -> Verdict {
     let flags = ["--workers", "3"];
+    if program.names(flags[0]) {
+        return not_applicable("the command line sets --workers itself");
+    }
     let mut server = match program.start_on("127.0.0.1:0", &flags) {
         Ok(server) => server,
         Err(NotReady::Silent { status: Some(status), .. }) if status.code() == Some(2) => {

@@ -235,9 +235,18 @@ pub struct Options {
     pub json: bool,
 }
 
+impl Options {
+    /// Then there is nothing to say of the hundred points.
+    fn leaves_out(&self) -> bool {
+        self.level.is_some() || !self.only.is_empty()
+    }
+}
+
 /// A level and the verdicts on those of its points that were tried.
 struct Judged {
     level: &'static Level,
+    /// It was asked for some of its points only.
+    is_part: bool,
     verdicts: Vec<(&'static Point, Verdict)>,
 }
 
@@ -257,7 +266,8 @@ pub fn run(command: &[String], options: &Options, interrupt: &Interrupt) -> Resu
                 console::log(format_args!("interrupted in level {}, {}", level.number, level.name));
             }
         })?;
-        let one = Judged { level, verdicts: std::iter::zip(points, verdicts).collect() };
+        let is_part = !options.only.is_empty();
+        let one = Judged { level, is_part, verdicts: std::iter::zip(points, verdicts).collect() };
         let is_broken = one.failed() > 0;
         if !options.json {
             print_until(interrupt, &output::level(&one, command, columns, paint))?;
@@ -267,7 +277,10 @@ pub fn run(command: &[String], options: &Options, interrupt: &Interrupt) -> Resu
             break;
         }
     }
-    let end = if options.json { output::document(command, &judged) } else { output::score(&judged) };
+    let end = match options.json {
+        true => output::document(command, &judged),
+        false => output::last_line(&judged, options.leaves_out()),
+    };
     print_until(interrupt, &(end + "\n"))?;
     Ok(judged.iter().all(|one| one.failed() == 0))
 }

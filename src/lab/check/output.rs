@@ -34,16 +34,17 @@ impl Judged {
 pub fn level(judged: &Judged, command: &[String], columns: usize, paint: Paint) -> String {
     let level = judged.level;
     let heading = format!("level {} of {}: {}", level.number, LEVELS.len(), level.name);
-    let mut text = paint.bold(&format!("{heading:<34} {} of {} points", judged.score(), level.score)) + "\n";
+    let score = format!("{heading:<34} {} of {} points", judged.score(), level.score);
+    let mut text = paint.bold(if judged.is_part { &heading } else { &score }) + "\n";
     let held: Vec<&str> = judged.verdicts.iter().filter(|(_, verdict)| verdict.is_ok()).map(|(p, _)| p.id).collect();
-    if !held.is_empty() {
+    if !held.is_empty() && !judged.is_part {
         let lines = wrapped(&held.join(" "), columns.saturating_sub(6), 6).join("\n");
         text += &format!("{} {lines}\n", paint.green("ok   "));
     }
     let mut shown: Vec<&Cause> = Vec::new();
     for (point, verdict) in &judged.verdicts {
         match verdict {
-            Ok(()) => {}
+            Ok(()) if !judged.is_part => {}
             Err(Unheld::Broken { cause: Some(cause), .. }) if shown.iter().any(|other| is_same(other, cause)) => {}
             Err(Unheld::Broken { cause: Some(cause), .. }) => {
                 shown.push(cause);
@@ -52,7 +53,7 @@ pub fn level(judged: &Judged, command: &[String], columns: usize, paint: Paint) 
             Err(Unheld::Broken { .. }) => {
                 text += &(line(point, verdict, paint) + "\n" + &advice(point, verdict, command));
             }
-            Err(Unheld::NotApplicable { .. }) => text += &(line(point, verdict, paint) + "\n"),
+            Ok(()) | Err(Unheld::NotApplicable { .. }) => text += &(line(point, verdict, paint) + "\n"),
         }
     }
     if judged.held() + judged.skipped() == level.points().count() && !level.reached.is_empty() {
@@ -141,12 +142,13 @@ fn quoted(word: &str) -> String {
     }
 }
 
-/// The last line: how many of the hundred points, how far it came, and the counts.
-pub fn score(judged: &[Judged]) -> String {
+/// How many of the hundred points, the counts, and how far it came.
+pub fn last_line(judged: &[Judged], is_part: bool) -> String {
     let [passed, failed, skipped, not_tried] = tally(judged);
     let score: usize = judged.iter().map(Judged::score).sum();
-    let mut text = format!("score {score} of 100: {passed} passed, {failed} failed, {skipped} skipped");
-    if not_tried > 0 {
+    let score = if is_part { String::new() } else { format!("score {score} of 100: ") };
+    let mut text = format!("{score}{passed} passed, {failed} failed, {skipped} skipped");
+    if not_tried > 0 && !is_part {
         text += &format!(", {not_tried} not tried");
     }
     if let Some(broken) = judged.iter().find(|one| one.failed() > 0) {
@@ -190,7 +192,7 @@ mod tests {
     const PLAIN: Paint = Paint { has_colour: false };
 
     fn judged(verdicts: impl IntoIterator<Item = Verdict>) -> Judged {
-        Judged { level: &LEVELS[0], verdicts: LEVELS[0].points().zip(verdicts).collect() }
+        Judged { level: &LEVELS[0], is_part: false, verdicts: LEVELS[0].points().zip(verdicts).collect() }
     }
 
     #[test]
@@ -217,9 +219,9 @@ mod tests {
         let half = [Ok(()), Ok(()), not_applicable("no IPv6"), broken("1", "2"), Ok(()), broken("1", "2")];
         assert_eq!(judged(half).score(), 6);
         assert_eq!(judged([Ok(())]).score(), 1);
-        assert!(
-            score(&[judged([Ok(()), broken("1", "2")])]).starts_with("score 1 of 100: 1 passed, 1 failed, 0 skipped")
-        );
+        let two = [judged([Ok(()), broken("1", "2")])];
+        assert!(last_line(&two, false).starts_with("score 1 of 100: 1 passed, 1 failed, 0 skipped, "));
+        assert_eq!(last_line(&two, true), "1 passed, 1 failed, 0 skipped; level 1 (starts) is broken");
     }
 
     #[test]
