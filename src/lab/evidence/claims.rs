@@ -70,20 +70,13 @@ pub struct Judged<'a> {
 }
 
 impl Judged<'_> {
-    fn comparison(&self) -> Option<&Comparison> {
-        match &self.claim.basis {
-            Basis::Measured(comparison) => Some(comparison),
-            Basis::Nothing(_) => None,
-        }
-    }
-
     pub fn bar(&self) -> Option<&Bar> {
-        self.comparison().map(|comparison| &comparison.bar)
+        self.claim.comparison().map(|comparison| &comparison.bar)
     }
 
     /// A number in the bar's unit.
     pub fn print(&self, number: f64) -> String {
-        match self.comparison() {
+        match self.claim.comparison() {
             Some(comparison) if comparison.bar_is_in_the_columns_unit() => self.print_side(number),
             _ => numbers::real(number),
         }
@@ -91,7 +84,7 @@ impl Judged<'_> {
 
     /// A number in the unit of the column.
     pub fn print_side(&self, number: f64) -> String {
-        let column = self.comparison().and_then(|comparison| columns::find(&comparison.value.column));
+        let column = self.claim.comparison().and_then(|comparison| columns::find(&comparison.value.column));
         column.map_or_else(|| numbers::real(number), |column| column.print(number))
     }
 

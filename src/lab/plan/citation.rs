@@ -1,7 +1,7 @@
 //! Numbers in a lesson's text that come from its claims: `<!--claim:ID-->31.8<!--/-->`. A reader of the rendered text sees
 //! the number only. `lab report` rewrites what stands between the two comments.
 
-use crate::lab::plan::claim::{Basis, Claim, Operation};
+use crate::lab::plan::claim::{Claim, Operation};
 
 const BEGIN: &str = "<!--claim:";
 const CLOSE: &str = "-->";
@@ -67,10 +67,8 @@ fn cited(id: &str, part: &str, claims: &[Claim]) -> Result<Part, String> {
         let ids: Vec<&str> = claims.iter().map(|claim| claim.id.as_str()).collect();
         return Err(format!("no claim {id:?}; there are {}", ids.join(", ")));
     };
-    let operation = match &claim.basis {
-        Basis::Measured(comparison) => comparison.other.as_ref().map(|(operation, _)| *operation),
-        Basis::Nothing(_) => None,
-    };
+    let operation =
+        claim.comparison().and_then(|comparison| comparison.other.as_ref()).map(|(operation, _)| *operation);
     match (part, operation) {
         ("", _) => Ok(Part::Measured),
         ("interval", _) => Ok(Part::Interval),
@@ -90,6 +88,7 @@ fn cited(id: &str, part: &str, claims: &[Claim]) -> Result<Part, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lab::plan::claim::Basis;
 
     fn claims() -> Vec<Claim> {
         let basis = Basis::Nothing("no design".to_string());

@@ -31,7 +31,7 @@ pub struct Claim {
 /// What a claim is judged by.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Basis {
-    Measured(Comparison),
+    Measured(Box<Comparison>),
     /// No experiment for it exists: the reason.
     Nothing(String),
 }
@@ -72,13 +72,18 @@ pub struct Bar {
 }
 
 impl Claim {
-    /// The cells that its verdict depends on.
-    pub fn cells(&self) -> impl Iterator<Item = &Cell> {
-        let comparison = match &self.basis {
+    /// What is compared, where there is an experiment for it.
+    pub fn comparison(&self) -> Option<&Comparison> {
+        match &self.basis {
             Basis::Measured(comparison) => Some(comparison),
             Basis::Nothing(_) => None,
-        };
-        comparison.into_iter().flat_map(|it| [Some(&it.value), it.other.as_ref().map(|(_, cell)| cell)]).flatten()
+        }
+    }
+
+    /// The cells that its verdict depends on.
+    pub fn cells(&self) -> impl Iterator<Item = &Cell> {
+        let comparison = self.comparison().into_iter();
+        comparison.flat_map(|it| [Some(&it.value), it.other.as_ref().map(|(_, cell)| cell)]).flatten()
     }
 
     /// Whether its verdict depends on this case.
@@ -180,7 +185,7 @@ fn one(spec: &ClaimSpec, subject: &Subject) -> Result<Claim, MatrixError> {
     let basis = match (&spec.skipped, &spec.value, &spec.bar) {
         (Some(reason), None, None) => Basis::Nothing(reason.clone()),
         (Some(_), _, _) => return refuse("is skipped, so that it has neither a value nor a bar; remove them"),
-        (None, Some(value), Some(bar)) => Basis::Measured(compare(spec, value, bar, subject)?),
+        (None, Some(value), Some(bar)) => Basis::Measured(Box::new(compare(spec, value, bar, subject)?)),
         (None, None, _) => return refuse("has no value; write `value = { table = …, column = …, server = … }`"),
         (None, _, None) => return refuse("has no bar; write `bar = \">= 25.6 switches/connection\"`"),
     };
@@ -390,20 +395,15 @@ says = "X"
     }
 
     fn comparison(lines: &str) -> Comparison {
-        match claim(lines).unwrap().basis {
-            Basis::Measured(comparison) => comparison,
-            Basis::Nothing(reason) => panic!("{reason}"),
-        }
+        claim(lines).unwrap().comparison().unwrap().clone()
     }
 
     #[test]
     fn an_axis_that_is_not_named_may_have_another_value_in_a_quick_run() {
         let lines = "value = { table = \"t\", column = \"qps\", server = \"b\" }\nbar = \">= 7 requests/s\"";
         let one_value = TABLE.replace("c = [1, 8] }", "c = [1] }");
-        let cell = match &parse_lesson(&format!("{one_value}{lines}")).unwrap().claims[0].basis {
-            Basis::Measured(comparison) => comparison.value.clone(),
-            Basis::Nothing(reason) => panic!("{reason}"),
-        };
+        let experiment = parse_lesson(&format!("{one_value}{lines}")).unwrap();
+        let cell = &experiment.claims[0].comparison().unwrap().value;
         let mut coordinates = cell.coordinates.clone();
         assert_eq!((coordinates[0].1.as_str(), cell.quick.clone().unwrap()[0].1.as_str()), ("1", "8"));
         assert!(cell.is_at("t", &coordinates) && !cell.is_at("u", &coordinates));
