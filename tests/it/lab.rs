@@ -223,16 +223,8 @@ fn every_server_of_the_syllabus_has_a_lesson() {
     let lessons = fs::read_dir(root.join("experiments")).unwrap().map(|entry| entry.unwrap().path());
     let lessons: String = lessons.filter(|path| path.extension().is_some_and(|e| e == "md")).map(read).collect();
     for name in names {
-        // These programs were options of others when their lessons were measured, and the matrices still run them so.
-        let command = match name {
-            "prefork-poll" => "shared-accept --workers 4 --wait poll".into(),
-            "prefork-lock" => "shared-accept --workers 4 --lock semaphore".into(),
-            "accept-mutex" => "shared-accept --workers 4 --lock accept-mutex".into(),
-            "pass-listener" => "master-dispatch --workers 4 --pass listener".into(),
-            name => name.to_string(),
-        };
         // The demonstration serves nobody: it has nothing that could be measured.
-        let is_measured = lessons.contains(&format!("run = \"{command}"));
+        let is_measured = lessons.contains(&format!("run = \"{name}"));
         assert!(name == "ports" || is_measured, "no experiment runs {name}");
     }
 }

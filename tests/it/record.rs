@@ -188,12 +188,12 @@ fn repeats_are_spent_where_a_claim_is_undecided_and_end_when_it_is_decided() {
     let counting = format!(
         "runs = os.path.getsize({counter:?}) if os.path.exists({counter:?}) else 0\nopen({counter:?}, 'a').write('x')\n"
     );
-    let changed = original
-        .replace(
-            "\"active\": 0,",
-            "\"active\": 0, \"empty_wakeups\": 0, \"wakeups\": count[\"accepted\"] * (3 if runs else 1),",
-        )
-        .replace("\ndef stop", &format!("\n{counting}\n\ndef stop"));
+    let zeros = ["empty_wakeups", "client_errors", "cpu_user_us", "cpu_system_us", "voluntary_switches"];
+    let zeros: String =
+        zeros.iter().chain(&["involuntary_switches", "max_rss_kib"]).map(|key| format!("{key:?}: 0, ")).collect();
+    let wakeups = format!("\"active\": 0, {zeros}\"wakeups\": count[\"accepted\"] * (3 if runs else 1),");
+    let changed =
+        original.replace("\"active\": 0,", &wakeups).replace("\ndef stop", &format!("\n{counting}\n\ndef stop"));
     assert!(changed.contains("runs else 1)") && changed.contains("getsize"), "the server has changed: {changed}");
     fs::write(&program, changed).unwrap();
     let claim = "[[claim]]\nid = \"often\"\nsays = \"It wakes up often\"\nbar = \">= 2 wake-ups/connection\"\n\

@@ -11,7 +11,7 @@ use crate::lab::plan::case::Case;
 use crate::lab::plan::experiment::{Experiment, fnv1a};
 
 /// How much time of a lesson further blocks may take.
-pub const FURTHER: Duration = Duration::from_secs(45);
+pub const FURTHER: Duration = Duration::from_secs(15);
 
 /// One run to be made.
 #[derive(Clone)]

@@ -22,8 +22,10 @@ pub const TRACED_COLUMNS: [&str; 2] = ["kernel_wakeups", "kernel_switches"];
 /// The columns that compare the server's first process at the end of the measurement with the same at its beginning.
 const GROWTH_COLUMNS: [&str; 3] = ["growth_rss", "growth_fds", "zombies"];
 
-/// What starting, stopping and collecting take beside the client's run; used to estimate the remaining time only.
-const OVERHEAD: Duration = Duration::from_millis(300);
+/// What starting, stopping and collecting take beside the client's run; used to estimate times only.
+const OVERHEAD: Duration = Duration::from_millis(150);
+/// The same for a program that Node runs.
+const NODE_OVERHEAD: Duration = Duration::from_millis(500);
 
 /// One line of a table, to be run `repeats` times.
 #[derive(Debug, Clone)]
@@ -64,7 +66,7 @@ impl Case {
     /// The same case with a client that warms up for so long.
     pub fn with_warmup(&self, warmup: Duration) -> Case {
         let client = self.client.with_warmup(warmup);
-        Case { estimate: OVERHEAD + client.length(), client, ..self.clone() }
+        Case { estimate: estimate(&self.server, &client), client, ..self.clone() }
     }
 }
 
@@ -82,6 +84,9 @@ pub fn expand(experiment: &str, matrix: &Matrix, quick: bool) -> Result<Vec<Case
             return Err(MatrixError::anywhere(format!("two tables have the id {:?}; rename one", table.id)));
         }
         let settings = Settings::of(matrix, table, quick)?;
+        if settings.repeats == 0 {
+            continue;
+        }
         let first = cases.len();
         for combination in combinations(&settings.axes) {
             for server in &table.server {
@@ -126,7 +131,7 @@ impl Settings {
             duration: duration.unwrap_or(matrix.duration.clone()),
             warmup: warmup.unwrap_or(matrix.warmup.clone()),
         };
-        if settings.repeats == 0 {
+        if settings.repeats == 0 && !quick {
             return Err(MatrixError::anywhere(format!("table {:?}: repeats = 0 measures nothing", table.id)));
         }
         for value in [&settings.duration, &settings.warmup] {
@@ -193,6 +198,8 @@ fn one(
         let what = format!("{program} does not say when it measures; disturb, timeline and growth need loadgen");
         return Err(MatrixError::at(table.load.span(), what));
     }
+    // Behind ` -- ` the flag is the started program's, like `server_flags`.
+    let server_command = ServerCommand::from(format!("{label}{flags} --listen 127.0.0.1:0"));
     let mut coordinates = combination.to_vec();
     coordinates.push(("server".to_string(), server.run.get_ref().clone()));
     coordinates.push(("client".to_string(), name.unwrap_or(program).to_string()));
@@ -203,15 +210,26 @@ fn one(
         index: 0,
         coordinates,
         baseline: None,
-        // Behind ` -- ` the flag is the started program's, like `server_flags`.
-        server: format!("{label}{flags} --listen 127.0.0.1:0").into(),
         label,
         events,
         sysctl: table.sysctl.iter().map(setting).collect::<Result<_, _>>()?,
         repeats: settings.repeats,
-        estimate: OVERHEAD + client.length(),
+        estimate: estimate(&server_command, &client),
+        server: server_command,
         client,
     })
+}
+
+/// How long a run should take. Where only a number of requests ends it, the work of each decides, or without work what
+/// these programs do in a second.
+fn estimate(server: &ServerCommand, client: &ClientCommand) -> Duration {
+    let is_node = server.text().split_whitespace().any(|word| word == "node");
+    let overhead = if is_node { NODE_OVERHEAD } else { OVERHEAD };
+    let work_s = server.work.as_ref().map_or(0.0, |work| work.mean_s());
+    let at_a_time = client.connections.unwrap_or(1).max(1) as f64;
+    let unpaced = client.unpaced_requests.unwrap_or(0.0) * work_s / at_a_time;
+    let answering = client.unpaced_requests.map_or(0.0, |requests| requests / client.assumed_rate());
+    overhead + client.length() + Duration::from_secs_f64(unpaced + answering)
 }
 
 fn has_column_of(table: &TableSpec, names: &[&str]) -> bool {
@@ -318,7 +336,7 @@ quick = { axes = { connections = [8] } }"#;
         assert_eq!(cases[3].server.text(), "prefork --workers 9 --work block:10ms --listen 127.0.0.1:0");
         assert_eq!(cases[3].client.text(), "loadgen --connections 8 --duration 1s --warmup 200ms");
         assert_eq!(cases[3].label, "prefork --workers 9");
-        assert_eq!(cases[3].estimate, Duration::from_millis(1500));
+        assert_eq!(cases[3].estimate, Duration::from_millis(1350));
         assert_eq!(cases.iter().map(|case| case.index).collect::<Vec<_>>(), [0, 1, 2, 3]);
         let baselines: Vec<Option<usize>> = cases.iter().map(|case| case.baseline).collect();
         assert_eq!(baselines, [Some(0), Some(0), Some(2), Some(2)]);
@@ -340,6 +358,23 @@ quick = { axes = { connections = [8] } }"#;
         assert_eq!(cases.len(), 2);
         assert_eq!(cases[0].client.text(), "loadgen --connections 8 --duration 300ms --warmup 200ms");
         assert_eq!(cases[0].repeats, 1);
+    }
+
+    #[test]
+    fn a_number_of_requests_takes_the_time_of_their_work() {
+        let seconds = |load: &str| {
+            let table =
+                format!("server = [{{ run = \"threaded --work block:3s\" }}]\nload = \"loadgen {load}\"\ncolumns = []");
+            parse_lesson(&table).unwrap().cases(false)[0].estimate.as_secs_f64()
+        };
+        assert!((seconds("--connections 2 --requests 8") - 12.0).abs() < 0.2);
+        assert!((seconds("--connections 2 --requests 8 --rate 2") - 4.0).abs() < 0.2);
+    }
+
+    #[test]
+    fn a_table_without_repeats_in_a_quick_run_is_left_out_of_it() {
+        let experiment = parse_lesson(&TABLE.replace("quick = {", "quick = { repeats = 0,")).unwrap();
+        assert_eq!((experiment.cases(true).len(), experiment.cases(false).len()), (0, 4));
     }
 
     #[test]

@@ -32,6 +32,10 @@ pub struct ClientCommand {
     /// Connections that stay open and send nothing.
     pub idle: u64,
     pub requests: Option<f64>,
+    /// The same without a rate: the answers alone decide how long they take.
+    pub unpaced_requests: Option<f64>,
+    /// A connection for each request.
+    is_churning: bool,
     /// Requests per second: with it the client is an open loop.
     pub rate: Option<f64>,
     pub warmup: Option<Duration>,
@@ -70,6 +74,8 @@ impl From<String> for ClientCommand {
             connections: value(&text, "--connections"),
             idle: idle.or(value(&text, "--idle")).unwrap_or(0),
             requests: value(&text, "--requests"),
+            unpaced_requests: value(&text, "--requests").filter(|_| value::<String>(&text, "--rate").is_none()),
+            is_churning: value(&text, "--requests-per-connection") == Some(1),
             rate: value(&text, "--rate"),
             warmup: time("--warmup"),
             duration: ["--duration", "-d", "-z"].into_iter().find_map(time),
@@ -94,6 +100,11 @@ impl ClientCommand {
         let counted = self.requests.zip(self.rate).filter(|(_, rate)| *rate > 0.0);
         let counted = counted.map_or(Duration::ZERO, |(requests, rate)| Duration::from_secs_f64(requests / rate));
         counted + self.warmup.unwrap_or_default() + self.duration.unwrap_or_default()
+    }
+
+    /// About so many requests per second are answered here when they cost no work: only an estimate.
+    pub fn assumed_rate(&self) -> f64 {
+        if self.is_churning { 10_000.0 } else { 100_000.0 }
     }
 
     pub fn with_url(&self, url: &str) -> ClientCommand {

@@ -290,6 +290,7 @@ pub struct ClaimSpec {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Overrides {
+    /// 0 leaves the table out.
     pub repeats: Option<usize>,
     pub duration: Option<String>,
     pub warmup: Option<String>,
