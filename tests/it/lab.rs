@@ -527,7 +527,7 @@ fn a_table_with_values_set_by_hand_is_shown_and_the_record_of_the_repository_sta
 fn the_lesson_beside_the_servers_to_start_from_can_be_measured() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments/own-server");
     let out = std::env::temp_dir().join(format!("acceptlab-own-server-out-{}", std::process::id()));
-    let run = ["run", "1", "--quick", "--root", root.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    let run = ["run", "1", "--quick", "--tables", "--root", root.to_str().unwrap(), "--out", out.to_str().unwrap()];
     let output = Command::new(LAB).args(run).output().unwrap();
     let _ = fs::remove_dir_all(&out);
     let table = String::from_utf8_lossy(&output.stdout);
