@@ -29,6 +29,7 @@ mod html;
 mod injected_errors;
 mod lab;
 mod lab_endings;
+mod lessons;
 mod live;
 mod loadgen;
 mod loadgen_answers;
