@@ -10,7 +10,9 @@ const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
 fn commands(text: &str) -> Vec<Vec<&str>> {
     let lines = text.lines().filter_map(|line| line.strip_prefix("    "));
     let quoted = text.split('`').skip(1).step_by(2);
-    lines.chain(quoted).map(|command| command.split_whitespace().filter(|word| *word != "…").collect()).collect()
+    // What ends with dots is an outline of a command.
+    let whole = lines.chain(quoted).filter(|command| !command.ends_with('…'));
+    whole.map(|command| command.split_whitespace().collect()).collect()
 }
 
 /// Whether a program accepts these arguments. It reads all of them before it prints its help, and does nothing else.
