@@ -52,6 +52,9 @@ pub struct PictureSpec {
     /// What servers are called, by their command line or words of it.
     #[serde(default)]
     pub names: BTreeMap<String, Spanned<String>>,
+    /// Curves of queueing theory beside response times, for arrivals by chance.
+    #[serde(default)]
+    pub theory: Vec<TheorySpec>,
     /// Shown at the end of a run of several lessons.
     #[serde(default)]
     pub headline: bool,
@@ -80,6 +83,14 @@ pub enum PictureKind {
 pub enum Direction {
     X,
     Y,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TheorySpec {
+    pub name: String,
+    /// The workers and the requests are divided among so many queues.
+    pub queues: u32,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -6,7 +6,9 @@ use std::ops::Range;
 
 use crate::lab::plan::case::Case;
 use crate::lab::plan::claim::{chosen, distinct};
-use crate::lab::plan::matrix::{ColumnKind, Direction, FindColumn, Matrix, MatrixError, PictureKind, PictureSpec};
+use crate::lab::plan::matrix::{
+    ColumnKind, Direction, FindColumn, Matrix, MatrixError, PictureKind, PictureSpec, TheorySpec,
+};
 
 /// One line above a picture.
 const LONGEST_TITLE: usize = 96;
@@ -29,6 +31,7 @@ pub struct Picture {
     pub only: BTreeMap<String, Vec<String>>,
     /// By the server as a row's coordinate has it.
     pub names: BTreeMap<String, String>,
+    pub theory: Vec<TheorySpec>,
     pub headline: bool,
     pub published: Vec<Published>,
 }
@@ -114,6 +117,7 @@ fn one(spec: &PictureSpec, find_column: FindColumn, cases: &[Case]) -> Result<Pi
         id: spec.id.get_ref().clone(),
         title: spec.title.get_ref().clone(),
         kind: spec.kind,
+        theory: spec.theory.clone(),
         headline: spec.headline,
         published: published.collect::<Result<_, _>>()?,
         x,

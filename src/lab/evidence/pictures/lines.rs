@@ -4,6 +4,8 @@ use crate::lab::evidence::columns;
 use crate::lab::evidence::pictures::scale::{Scale, label};
 use crate::lab::evidence::pictures::series::{Line, Point, Value, description, tooltip};
 use crate::lab::evidence::pictures::svg::{Anchor, Svg, fill, stroke, width_of};
+use crate::lab::evidence::pictures::theory::Queue;
+use crate::lab::plan::matrix::TheorySpec;
 use crate::lab::plan::picture::{Picture, X};
 
 const WIDTH: f64 = 880.0;
@@ -49,10 +51,43 @@ pub fn over_x(picture: &Picture, lines: &[Line]) -> Option<String> {
         let shown: Vec<Shown> = lines.iter().map(|line| shown(line, i, &header, &x_name, is_axis, &x)).collect();
         let marks = if is_axis { ticks.clone() } else { x.ticks() };
         let marks: Vec<(f64, String)> = marks.into_iter().map(|value| (x.at(value), label(value))).collect();
-        panel(&mut svg, &shown, picture.log_y, (left, right), &marks, &header);
+        let curves = theory(picture, column, lines, &x);
+        let heights: Vec<f64> = curves.iter().flat_map(|(_, curve)| curve.iter().map(|(_, value)| *value)).collect();
+        let y = panel(&mut svg, &shown, (picture.log_y, &heights), (left, right), &marks, &header);
+        for (name, curve) in &curves {
+            let curve: Vec<(f64, f64)> = curve.iter().map(|(x, value)| (*x, y.at(*value))).collect();
+            // Below the curve, where measured lines are seldom: requests wait longer than in theory.
+            let Some((x, height)) = curve.get(1).or(curve.first()) else { continue };
+            svg.text((x + 4.0, height + 14.0), Anchor::Start, "soft small", name);
+            svg.expected(&curve);
+        }
         svg.text(((left + LEFT + right) / 2.0, TOP + HEIGHT + 36.0), Anchor::Middle, "soft", &x_name);
     }
     Some(svg.finish(TOP + HEIGHT + 48.0, &picture.title, &description(picture, lines)))
+}
+
+/// By name, places in pixels and values in µs; empty for columns of which theory says nothing.
+fn theory<'a>(picture: &'a Picture, column: &str, lines: &[Line], x: &Scale) -> Vec<(&'a str, Vec<(f64, f64)>)> {
+    let of_column: fn(&Queue) -> Option<f64> = match column {
+        "mean" => Queue::mean_s,
+        "p99" => Queue::p99_s,
+        _ => return Vec::new(),
+    };
+    let Some(line) = lines.first() else { return Vec::new() };
+    let curve = |spec: &'a TheorySpec| {
+        let place = |point: &Point| {
+            let row = point.runs.first()?;
+            let queues = f64::from(spec.queues);
+            let queue = Queue {
+                arrivals_per_s: row.client_command.rate? / queues,
+                workers: row.server_command.workers? as f64 / queues,
+                work_s: row.server_command.work.as_ref()?.mean_s(),
+            };
+            Some((x.at(point.x), 1e6 * of_column(&queue)?))
+        };
+        (spec.name.as_str(), line.points.iter().filter_map(place).collect())
+    };
+    picture.theory.iter().map(curve).collect()
 }
 
 fn shown<'a>(line: &'a Line, column: usize, header: &str, x_name: &str, is_axis: bool, x: &Scale) -> Shown<'a> {
@@ -79,7 +114,7 @@ pub fn quantiles(picture: &Picture, lines: &[Line]) -> Option<String> {
     let at = |i: usize| LEFT + 24.0 + i as f64 * step;
     let marks: Vec<(f64, String)> = headers.iter().enumerate().map(|(i, header)| (at(i), header.clone())).collect();
     let shown: Vec<Shown> = lines.iter().map(|line| distribution(line, &headers, at)).collect();
-    let y = panel(&mut svg, &shown, picture.log_y, (0.0, right), &marks, "response time µs");
+    let y = panel(&mut svg, &shown, (picture.log_y, &[]), (0.0, right), &marks, "response time µs");
     for figure in &picture.published {
         let i = picture.y.iter().position(|column| *column == figure.column)?;
         svg.open(&format!("{}: {}", figure.label, label(figure.value)));
@@ -101,18 +136,19 @@ fn distribution<'a>(line: &'a Line, headers: &[String], at: impl Fn(usize) -> f6
     Shown { name: &line.name, places, is_joined: true }
 }
 
-/// One panel between `left` and `right`: scales, lines, dots, intervals, names. Returns the upright scale.
+/// One panel between `left` and `right`: scales, lines, dots, intervals, names. The upright scale, which is returned, has
+/// room for other values, too.
 fn panel(
     svg: &mut Svg,
     lines: &[Shown],
-    is_log: bool,
+    (is_log, also): (bool, &[f64]),
     (left, right): (f64, f64),
     marks: &[(f64, String)],
     header: &str,
 ) -> Scale {
     let bottom = TOP + HEIGHT;
     let values = lines.iter().flat_map(|line| &line.places).flat_map(|place| place.value.runs.iter().copied());
-    let y = Scale::new(values, is_log, bottom, TOP);
+    let y = Scale::new(values.chain(also.iter().copied()), is_log, bottom, TOP);
     svg.text((left + 16.0, TOP - 16.0), Anchor::Start, "soft", header);
     for tick in y.ticks() {
         svg.line((left + LEFT, y.at(tick)), (right, y.at(tick)), "grid");

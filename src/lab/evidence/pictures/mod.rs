@@ -12,6 +12,7 @@ mod series;
 mod shares;
 mod svg;
 mod text;
+mod theory;
 
 pub use svg::{STYLE, escaped};
 

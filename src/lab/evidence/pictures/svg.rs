@@ -64,6 +64,13 @@ impl Svg {
         self.body += &format!("<polyline points=\"{}\" class=\"line {class}\"{dash}/>\n", points.join(" "));
     }
 
+    /// What theory expects.
+    pub fn expected(&mut self, points: &[(f64, f64)]) {
+        let points: Vec<String> = points.iter().map(|(x, y)| format!("{},{}", number(*x), number(*y))).collect();
+        self.body +=
+            &format!("<polyline points=\"{}\" class=\"line rule\" stroke-dasharray=\"1 4\"/>\n", points.join(" "));
+    }
+
     /// One run of a series.
     pub fn dot(&mut self, (x, y): (f64, f64), series: usize) {
         const R: f64 = 3.2;
