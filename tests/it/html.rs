@@ -74,7 +74,7 @@ addEventListener('load', () => {
   parent.postMessage([
     `wider by ${page.scrollWidth - page.clientWidth}`, `width ${innerWidth}`, `pictures ${drawn.length}`,
     `requests ${performance.getEntriesByType('resource').length}`,
-    `value ${document.getElementById('value').textContent.includes('loadgen')}`, `sorted ${smallest !== first()}`,
+    `value ${document.getElementById('value').textContent.includes('http://127.0.0.1')}`, `sorted ${smallest !== first()}`,
   ].join('; '), '*');
 });
 </script></body>"#;

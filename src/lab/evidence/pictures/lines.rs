@@ -58,7 +58,7 @@ pub fn over_x(picture: &Picture, lines: &[Line]) -> Option<String> {
             let curve: Vec<(f64, f64)> = curve.iter().map(|(x, value)| (*x, y.at(*value))).collect();
             // Below the curve, where measured lines are seldom: requests wait longer than in theory.
             let Some((x, height)) = curve.get(1).or(curve.first()) else { continue };
-            svg.text((x + 4.0, height + 14.0), Anchor::Start, "soft small", name);
+            svg.text((x + 4.0, (height + 14.0).min(TOP + HEIGHT - 4.0)), Anchor::Start, "soft small", name);
             svg.expected(&curve);
         }
         svg.text(((left + LEFT + right) / 2.0, TOP + HEIGHT + 36.0), Anchor::Middle, "soft", &x_name);

@@ -6,12 +6,15 @@ use crate::lab::evidence::pictures::series::Line;
 use crate::lab::evidence::pictures::svg::{Anchor, Svg, fill};
 use crate::lab::plan::picture::Picture;
 use crate::stats::median;
+use crate::terminal::shortened;
 
 const WIDTH: f64 = 880.0;
 const TOP: f64 = 70.0;
 const COLUMNS: usize = 4;
 const CELL: (f64, f64) = (212.0, 150.0);
 const PLOT: (f64, f64) = (176.0, 92.0);
+
+const LONGEST_NAME: usize = 25;
 
 /// The shares of the workers, run by run, and how many connections there were.
 struct Shares {
@@ -65,7 +68,7 @@ fn cell(svg: &mut Svg, (x, y): (f64, f64), line: &Line, shares: &Shares, top: f6
     let band = 1.96 * (chance * (1.0 - chance) / shares.connections).sqrt();
     let at = |share: f64| y + 18.0 + PLOT.1 * (1.0 - share / top);
     svg.open(&format!("{}: {} of about {} connections", line.name, percents(&medians), shares.connections));
-    svg.text((x, y + 4.0), Anchor::Start, "ink name", &line.name);
+    svg.text((x, y + 4.0), Anchor::Start, "ink name", &shortened(&line.name, LONGEST_NAME));
     let height = (at(chance - band) - at(chance + band)).max(2.0);
     svg.rect((x, at(chance) - height / 2.0), (PLOT.0, height), "band");
     let step = PLOT.0 / medians.len() as f64;
