@@ -150,6 +150,17 @@ fn a_server_that_breaks_every_connection_is_not_the_client_s_fault() {
 }
 
 #[test]
+fn a_poisson_ramp_has_as_many_arrivals_as_chance_gives_it() {
+    let server = start("event-driven", &[]);
+    for seed in 1..=3 {
+        let flags = format!("--rate 500..1500 --arrivals poisson --seed {seed} --duration 1s --format json");
+        let report: LoadReport = json(&run(&flags, server.addr));
+        let (verdict, reason) = check(&report, "rate");
+        assert_eq!(verdict, Verdict::Valid, "{reason}");
+    }
+}
+
+#[test]
 fn a_run_that_was_ended_early_has_no_drift() {
     let server = start("event-driven", &[]);
     let mut command = loadgen("--connections 1 --duration 1m --format json", Some(server.addr));

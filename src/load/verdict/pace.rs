@@ -8,10 +8,10 @@ pub(super) fn rate(facts: &RunFacts) -> Option<Finding> {
     // The last answer of a number of requests ends the window, whose length then says nothing about the rate.
     let asked = facts.rate_asked().filter(|_| facts.run.configuration.requests.is_none())?;
     let expected = asked * facts.report.duration_s;
-    let tolerance = match facts.arrivals() {
-        // The count of a Poisson process has the standard deviation √(λT).
-        Some(ArrivalsKind::Poisson) => Z_STRICT * expected.sqrt() + 1.0,
-        Some(&ArrivalsKind::Burst(size)) => f64::from(size) + expected / 1000.0,
+    let tolerance = match facts.run.configuration.arrivals {
+        // The count of a Poisson process, also of one whose rate changes, has the standard deviation √mean.
+        ArrivalsKind::Poisson => Z_STRICT * expected.sqrt() + 1.0,
+        ArrivalsKind::Burst(size) => f64::from(size) + expected / 1000.0,
         _ => 2.0 + expected / 1000.0,
     };
     let due = facts.due_in_window as f64;

@@ -286,6 +286,20 @@ fn each_number_beyond_its_bar_fails_its_own_check() {
 fn a_rate_that_the_client_could_not_send_makes_the_run_invalid_a_slow_server_does_not() {
     let mut run = good(Pattern::Fixed, 3);
     run.answered_of_due /= 2;
+#[test]
+fn the_number_of_arrivals_of_a_poisson_ramp_is_left_to_chance_and_that_of_a_fixed_one_is_not() {
+    let judged = |arrivals: ArrivalsKind, missing: usize| {
+        let mut run = good(Pattern::Ramp, 3);
+        run.run.configuration.arrivals = arrivals;
+        run.sends.truncate(run.sends.len() - missing);
+        (named("rate").judge)(&run.facts()).unwrap().0
+    };
+    // 20,000 of them have the standard deviation 141.
+    assert_eq!(judged(ArrivalsKind::Poisson, 3 * 141), Verdict::Valid);
+    assert_eq!(judged(ArrivalsKind::Poisson, 5 * 141), Verdict::Suspect);
+    assert_eq!(judged(ArrivalsKind::Fixed, 3 * 141), Verdict::Suspect);
+}
+
     assert_eq!(run.judge().verdict, Verdict::Suspect);
     run.report.client.cpu_share = 0.99;
     assert_eq!(run.judge().verdict, Verdict::Invalid);
