@@ -114,6 +114,7 @@ fn trust(plan: &Plan, counted: &Counted, report: &LoadReport, machine: Counters,
         ports_per_s: preflight::ports_per_s(plan, &Limits::now(), tally.totals.established),
     })
 }
+        connections_starved: tally.starved,
 
 /// An errno as it stands in the middle of a sentence.
 fn words(errno: Errno) -> String {
