@@ -22,11 +22,10 @@ use crate::support::{FOREVER, answer, ask_together, connect, held, kind, load, s
 
 const POLICIES: [&str; 6] = ["round-robin", "random", "least-connections", "first-free", "acknowledged", "sticky"];
 
-/// Every way to dispatch, as flags.
-fn ways() -> Vec<Vec<&'static str>> {
-    let policies = POLICIES.iter().map(|&policy| vec!["--policy", policy]);
-    let copies = ["serves", "closes"].iter().map(|&copy| vec!["--pass", "listener", "--master", copy]);
-    policies.chain(copies).collect()
+/// Every way to dispatch: the program and its flags.
+fn ways() -> impl Iterator<Item = (&'static str, [&'static str; 2])> {
+    let policies = POLICIES.iter().map(|&policy| ("master-dispatch", ["--policy", policy]));
+    policies.chain(["serves", "closes"].map(|copy| ("pass-listener", ["--master", copy])))
 }
 
 /// A server whose scoreboard we watch.
@@ -261,8 +260,8 @@ fn least_connections_evens_out_what_leaving_clients_have_made_uneven() {
 
 #[test]
 fn every_way_to_dispatch_serves_every_connection_and_balances_the_books() {
-    for way in ways() {
-        let mut server = start("master-dispatch", &[&["--workers", "4"], &way[..]].concat());
+    for (name, way) in ways() {
+        let mut server = start(name, &[&["--workers", "4"], &way[..]].concat());
         let load = load(server.addr, &["--requests-per-connection", "1", "--connections", "64", "--requests", "2000"]);
         assert_eq!((load.errors.total(), load.requests), (0, 2000), "{way:?}: {:?}", load.errors);
         let report = stop(&mut server);
@@ -276,30 +275,24 @@ fn every_way_to_dispatch_serves_every_connection_and_balances_the_books() {
 
 #[test]
 fn a_killed_worker_is_passed_over_by_every_way_to_dispatch() {
-    for way in ways() {
-        outlives_a_worker("master-dispatch", &way);
+    for (name, way) in ways() {
+        outlives_a_worker(name, &way);
     }
 }
 
 #[test]
 fn sigterm_under_load_ends_every_way_to_dispatch_well() {
-    for way in ways() {
-        ends_under_load("master-dispatch", &way);
+    for (name, way) in ways() {
+        ends_under_load(name, &way);
     }
 }
 
-/// Where connections are acknowledged, and where the listener travels, a stop takes another course.
+/// Where connections are acknowledged, and where the master serves too, a stop takes another course.
 #[test]
-fn those_who_acknowledge_or_share_the_listener_keep_the_contract_too() {
-    let ways = [
-        &["--policy", "acknowledged"][..],
-        &["--pass", "listener"],
-        &["--pass", "listener", "--master", "serves", "--workers", "2"],
-    ];
+fn a_master_that_awaits_acknowledgements_and_one_that_serves_keep_the_contract() {
     std::thread::scope(|scope| {
-        for way in ways {
-            scope.spawn(|| keeps_the_contract("master-dispatch", way));
-        }
+        scope.spawn(|| keeps_the_contract("master-dispatch", &["--policy", "acknowledged"]));
+        scope.spawn(|| keeps_the_contract("pass-listener", &["--master", "serves", "--workers", "2"]));
     });
 }
 
@@ -392,16 +385,16 @@ fn a_full_worker_refuses_and_the_connection_goes_to_one_that_has_room() {
 
 #[test]
 fn flags_that_do_not_fit_together_are_refused() {
-    for flags in [
-        &["--pass", "listener", "--policy", "random"][..],
-        &["--master", "closes"],
-        &["--pass", "connection", "--master", "serves"],
-        &["--pass", "listener", "--master", "serves", "--workers", "1"],
-        &["--policy", "fastest"],
+    for (name, flags) in [
+        ("pass-listener", &["--policy", "random"][..]),
+        ("pass-listener", &["--master", "serves", "--workers", "1"]),
+        ("master-dispatch", &["--master", "closes"]),
+        ("master-dispatch", &["--pass", "connection", "--master", "serves"]),
+        ("master-dispatch", &["--policy", "fastest"]),
     ] {
-        let output = Command::new(kind("master-dispatch").path).args(flags).output().unwrap();
+        let output = Command::new(kind(name).path).args(flags).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{flags:?}: {said}");
-        assert!(said.lines().next().is_some_and(|line| line.starts_with("error: ")), "{flags:?}: {said}");
+        assert_eq!(output.status.code(), Some(2), "{name} {flags:?}: {said}");
+        assert!(said.lines().next().is_some_and(|line| line.starts_with("error: ")), "{name} {flags:?}: {said}");
     }
 }

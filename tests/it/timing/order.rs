@@ -48,10 +48,7 @@ fn these_show(rule: &str, strategies: &[(&str, &str)]) {
 
 #[test]
 fn who_sleeps_in_accept_or_at_a_semaphore_is_woken_in_rotation() {
-    these_show(
-        "round robin",
-        &[("prefork", ""), ("shared-accept", "--wait blocking"), ("shared-accept", "--lock semaphore")],
-    );
+    these_show("round robin", &[("prefork", ""), ("prefork-lock", "--lock semaphore")]);
 }
 
 #[test]
@@ -102,9 +99,9 @@ fn the_first_free_and_the_client_s_home_are_always_the_same_worker() {
 #[test]
 fn a_rotation_gives_four_idle_workers_a_quarter_of_a_thousand_connections_each_exactly() {
     for (name, flags) in [
-        ("shared-accept", &["--wait", "blocking"][..]),
+        ("prefork", &[][..]),
+        ("prefork-lock", &["--lock", "semaphore"]),
         ("shared-accept", &["--wait", "epoll-exclusive-rearm"]),
-        ("shared-accept", &["--lock", "semaphore"]),
         ("proxy", &[]),
     ] {
         judged(TOLERATED, || {
