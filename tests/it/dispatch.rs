@@ -298,7 +298,7 @@ fn a_master_that_awaits_acknowledgements_and_one_that_serves_keep_the_contract()
 
 /// A worker that hangs has not acknowledged its last connection, so it is given no other.
 #[test]
-fn of_those_who_acknowledge_a_hung_worker_holds_one_connection_at_most() {
+fn a_hung_worker_that_acknowledges_connections_holds_one_at_most() {
     let server = start("master-dispatch", &["--workers", "3", "--policy", "acknowledged"]);
     let hung = Stopped::new(pid_of(&server, 1));
     let mut waiting = ask_together(&server, 60);
@@ -313,7 +313,7 @@ fn of_those_who_acknowledge_a_hung_worker_holds_one_connection_at_most() {
 
 /// Whoever deals without looking fills the channel of a hung worker, and then passes it over.
 #[test]
-fn of_those_who_do_not_acknowledge_a_hung_worker_holds_what_its_channel_holds_and_the_others_are_served() {
+fn a_hung_worker_that_does_not_acknowledge_holds_what_its_channel_holds_and_the_others_serve_on() {
     for policy in ["round-robin", "random"] {
         let server = start("master-dispatch", &["--workers", "2", "--policy", policy]);
         let hung = Stopped::new(pid_of(&server, 1));
@@ -327,7 +327,7 @@ fn of_those_who_do_not_acknowledge_a_hung_worker_holds_what_its_channel_holds_an
 
 /// What a hung worker was given stays its load, so the others are preferred as long as they have less.
 #[test]
-fn who_counts_connections_gives_a_hung_worker_few() {
+fn least_connections_gives_a_hung_worker_few_connections() {
     for policy in ["least-connections", "first-free"] {
         let watched = Watched::start(&format!("hung-{policy}"), &["--workers", "2", "--policy", policy]);
         let hung = Stopped::new(watched.board.row(0).get(Count::Pid) as i32);

@@ -85,7 +85,7 @@ fn a_killed_worker_has_no_connection_open_in_the_report() {
 
 /// SIGCONT interrupts epoll_wait (signal(7)); there was no connection, and nobody looked for one.
 #[test]
-fn being_stopped_and_continued_is_no_wake_up() {
+fn stopping_and_continuing_a_worker_does_not_count_as_a_wake_up() {
     let ways: [(&str, &[&str]); 4] =
         [("prefork", &[]), ("prefork-poll", &[]), ("prefork-poll", &["--call", "epoll"]), ("shared-accept", &[])];
     for (name, wait) in ways {
