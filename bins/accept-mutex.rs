@@ -2,11 +2,12 @@
 //!
 //! Who accepts: the worker that holds the mutex; it takes one connection and gives the mutex back before it serves.
 //! Who serves: the worker that accepted. Who balances: the race for the mutex, which the last holder often wins
-//! again; a worker that is nearly full leaves turns to the others. What is inherited: the listening socket, and the mutex.
+//! again; a worker that is nearly full leaves turns to the others. What is inherited: the listening socket, and the
+//! mutex.
 //!
 //! An event loop cannot sleep for a lock: its connections would wait as well. So the mutex is only tried. A worker
-//! that does not get it waits for its connections, and for `--retry` at most; then it tries again. It was nginx's answer
-//! to the thundering herd (`accept_mutex`), on until EPOLLEXCLUSIVE and SO_REUSEPORT made it unnecessary.
+//! that does not get it waits for its connections, and for `--retry` at most; then it tries again. It was nginx's
+//! answer to the thundering herd (`accept_mutex`), on until EPOLLEXCLUSIVE and SO_REUSEPORT made it unnecessary.
 //!
 //! Compare with `shared-accept.rs` (`--wait epoll`: the same loop without the mutex, and the herd) and
 //! `prefork-lock.rs` (locks that are waited for).

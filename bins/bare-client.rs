@@ -1,7 +1,8 @@
-//! The yardstick for clients: send and recv of constants, nothing parsed.
+//! The baseline for clients: send and recv of constants, nothing parsed.
 //!
 //! One thread, one epoll. No latency is kept, and whatever one `recv` brings counts as one answer, so it is right only
-//! where an answer is one small segment. No client that makes these two calls per request can be faster.
+//! where an answer is one small segment. A client that also parses
+//! the answers and measures latency needs more time per request.
 //!
 //! With `--churn` each request has a connection of its own: connect, send, recv, close. The server must close first
 //! (`null-server --close`), or the TIME_WAITs here use up the ports.
@@ -25,14 +26,14 @@ use acceptlab::sys::process::Usage;
 use acceptlab::units::{monotonic_ns, parse_duration};
 use clap::Parser;
 
-/// The yardstick for clients: send and recv of constants, nothing parsed
+/// The baseline for clients: send and recv of constants, nothing parsed
 #[derive(Parser)]
 #[command(name = "bare-client", version)]
 struct Args {
     /// http://HOST:PORT/PATH
     target: Target,
 
-    /// Connections, each with one request under way
+    /// Connections, each with one outstanding request
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     connections: u32,
 
@@ -126,7 +127,7 @@ impl Client {
         Ok(connection)
     }
 
-    /// A request of a hundred bytes fits at once where nothing else is under way.
+    /// A request of a hundred bytes fits at once where nothing else is outstanding.
     fn ask(&self, connection: &mut TcpStream) -> io::Result<()> {
         connection.write(self.request.as_bytes()).map(drop)
     }

@@ -1,20 +1,20 @@
 //! 黄金 gold × N: Node's cluster without Node: a master that keeps N workers of any program alive.
 //!
-//! A program is one of our servers that is one process, an unmodified Node program, or any other that speaks the protocol
-//! of Node's cluster.
+//! A program is one of our servers that is one process, an unmodified Node program, or any other that speaks the
+//! protocol of Node's cluster.
 //!
-//! Who accepts: with `--schedule rr` the master, with `--schedule none` the workers, from the listening socket that it has
-//! sent them. Who serves: the program. Who balances: with `rr` the master, by `--policy` (src/server/policy.rs), among the
-//! workers that are free, which are those that have answered for their last connection; with `none` the kernel. What is
-//! inherited: one end of a Unix socket pair, `NODE_CHANNEL_FD`, for JSON messages and descriptors. The program decides what to
-//! bind: it calls `listen()`, and its library asks the master.
+//! Who accepts: with `--schedule rr` the master, with `--schedule none` the workers, from the listening socket that it
+//! has sent them. Who serves: the program. Who balances: with `rr` the master, by `--policy` (src/server/policy.rs),
+//! among the workers that are free, which are those that have answered for their last connection; with `none` the
+//! kernel. What is inherited: one end of a Unix socket pair, `NODE_CHANNEL_FD`, for JSON messages and descriptors. The
+//! program decides what to bind: it calls `listen()`, and its library asks the master.
 //!
-//! A worker that dies or says that it will end has a successor at once, one that hangs if asked for (`--hang-timeout`); the
-//! connections that it was given and has not answered for go to another. A reload replaces all, one by one. A program that
-//! dies again and again is given up.
+//! A worker that dies or says that it will end has a successor at once, one that hangs if asked for (`--hang-timeout`);
+//! the connections that it was given and has not answered for go to another. A reload replaces all, one by one. A
+//! program that dies again and again is given up.
 //!
-//! Compare with `master-dispatch.rs` (`--policy acknowledged`: the same with workers that the master forks itself, and never
-//! replaces).
+//! Compare with `master-dispatch.rs` (`--policy acknowledged`: the same with workers that the master forks itself, and
+//! never replaces).
 //!
 //! See it: `cluster --workers 2 -- event-driven`, `curl localhost:8080` twice, then `kill -9` the pid in the answer and
 //! `curl` again; `kill -USR2` one worker (it says that it ends); `kill -HUP` the master (a reload). The same with
@@ -73,11 +73,11 @@ struct Args {
     #[arg(long, value_enum)]
     policy: Option<Policy>,
 
-    /// Give up when more restarts than this would be needed, or more in a row ended before they served...
+    /// Give up after this many restarts within --within, or after this many failed starts in a row
     #[arg(long, value_name = "N", default_value_t = 10)]
     max_restarts: usize,
 
-    /// ...within this time
+    /// The time in which --max-restarts are counted
     #[arg(long, value_name = "DUR", default_value = "60s", value_parser = parse_positive_duration)]
     within: Duration,
 

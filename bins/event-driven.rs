@@ -1,9 +1,9 @@
 //! 黄金 gold: one thread, one epoll, non-blocking connections.
 //!
 //! Who accepts: the thread. Who serves: the same one, all connections at once, each a step at a time. Who balances:
-//! nobody; there is one worker. Work that waits for I/O (`--work wait:1s`) is a timer, and others are served meanwhile:
-//! C clients get C/N requests per second from a single thread. Work that blocks the thread (`block:1s`, `spin:1s`)
-//! stops all of them: then this is `sync` again.
+//! nobody; there is one worker. What is inherited: nothing. Work that waits for I/O (`--work wait:1s`) is a timer, and
+//! others are served meanwhile: C clients get C/N requests per second from a single thread. Work that blocks the thread
+//! (`block:1s`, `spin:1s`) stops all of them: then this is `sync` again.
 //!
 //! Compare with `sync.rs` (one connection at a time) and `shared-accept.rs` (the same loop, N times).
 //!
@@ -39,7 +39,7 @@ fn run(args: &ServerArgs) -> Result<ServerReport, Failure> {
     let mut events = EventLoop::new(listener, worker)?;
     server::ready(address)?;
 
-    while events.wait_for_connection()? {
+    while events.serve_until_connection()? {
         let connection = events.acceptor.accept_nonblocking();
         events.add_accepted(connection)?;
     }

@@ -1,7 +1,7 @@
 //! The laboratory: experiments in, evidence out.
 //!
-//! It starts the servers and the load generator of this toolkit (or any server that keeps the contract), collects the two
-//! documents they print, and records every run as a row.
+//! It starts the servers and the load generator of this toolkit (or any server that keeps the contract), collects the
+//! two documents they print, and records every run as a row.
 //!
 //!     cargo build --release --bins
 //!     target/release/lab list

@@ -64,10 +64,11 @@ fn run(policy: Policy, args: &WorkersArgs) -> Result<ServerReport, Failure> {
             let mut events = EventLoop::new(theirs, worker)?.taking_at_once(connections_per_message(workers));
             ready.announce();
 
-            while events.wait_for_connection()? {
+            while events.serve_until_connection()? {
                 dispatch::take_message(&mut events)?;
             }
-            // What the master has passed is accepted, and no other process can answer it, unless the master waits for an answer.
+            // What the master has passed is accepted, and no other process can answer it, unless the master waits for
+            // an answer.
             dispatch::take_or_refuse_rest(&mut events)?;
             events.finish().map(drop)
         })?;

@@ -5,6 +5,9 @@
 //! workers close what the fork has copied, and receive a descriptor of the same socket over a Unix socket (SCM_RIGHTS,
 //! unix(7)). It could have gone to a process that is no child.
 //!
+//! Passing a descriptor does not take it from the sender. So the master has to decide about its own copy, and both
+//! decisions are one flag here: it closes the copy, or it is one more worker with the same loop.
+//!
 //! Compare with `shared-accept.rs` (the socket is inherited) and `master-dispatch.rs` (each connection is passed).
 //!
 //! See it: `pass-listener --workers 4`, and `ss -ltnp sport = :8080` shows four processes and no master. With
@@ -71,7 +74,7 @@ fn run(master: Master, args: &WorkersArgs) -> Result<ServerReport, Failure> {
             let mut events = EventLoop::new(passed, worker)?;
             ready.announce();
 
-            while events.wait_for_connection()? {
+            while events.serve_until_connection()? {
                 let connection = events.acceptor.accept_nonblocking();
                 events.add_accepted(connection)?;
             }
@@ -108,7 +111,7 @@ fn serve_as_the_last(
     let worker = Worker::start(args.workers - 1, &args.server, &scoreboard)?;
     let mut events = EventLoop::new(listener, worker)?;
     server::ready(address)?;
-    while events.wait_for_connection()? {
+    while events.serve_until_connection()? {
         let connection = events.acceptor.accept_nonblocking();
         events.add_accepted(connection)?;
         // It still has children to look after; without them it is the last worker, and serves on.

@@ -1,9 +1,9 @@
 //! What may share a port and what collides, each case really tried.
 //!
 //! Workers that are started one by one listen on a port each, because two sockets on one port collide. The way back to
-//! one port is the difference between a *socket* and a *descriptor*: an address belongs to a socket, and what a fork or a
-//! Unix socket hands on is another descriptor of the same one. Nothing is bound a second time, so nothing can collide. (It
-//! is not SO_REUSEADDR that lets Node's workers share a port, as texts on Node often say.)
+//! one port is the difference between a *socket* and a *descriptor*: an address belongs to a socket, and what a fork or
+//! a Unix socket hands on is another descriptor of the same one. Nothing is bound a second time, so nothing can
+//! collide. (It is not SO_REUSEADDR that lets Node's workers share a port, as texts on Node often say.)
 //!
 //! Compare with `prefork.rs` (inherited), `master-dispatch.rs` (passed), `reuseport.rs` (several sockets after all) and
 //! `proxy.rs` (ports of their own, behind one).

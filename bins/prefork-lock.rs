@@ -1,7 +1,7 @@
 //! 青铜 bronze: prefork with a lock around accept, four kinds of it.
 //!
 //! Who accepts: the worker that holds the lock. Who serves: the same one, after it has given the lock back. Who
-//! balances: the order in which the lock goes on. What is inherited: the listening socket, and the lock.
+//! balances: the order in which waiting workers get the lock. What is inherited: the listening socket, and the lock.
 //!
 //! Before kernels could wake one sleeper of many, every connection woke all who slept in `accept`, and servers put a
 //! lock before it (Stevens, Fenner, Rudoff, *UNIX Network Programming* 1, section 30.7 and figure 30.1). Linux wakes

@@ -1,18 +1,19 @@
 //! 青铜 bronze: prefork whose workers sleep in poll, or in one epoll that all inherit, before they accept.
 //!
-//! Who accepts: whichever of the woken workers comes first; the others find nothing (EAGAIN) and sleep again. Who serves:
-//! the worker that accepted, one connection at a time. Who balances: the race behind the wake-up. What is inherited: the
-//! listening socket, and with `--call epoll` the epoll instance that watches it.
+//! Who accepts: whichever of the woken workers comes first; the others find nothing (EAGAIN) and sleep again. Who
+//! serves: the worker that accepted, one connection at a time. Who balances: the race behind the wake-up. What is
+//! inherited: the listening socket, and with `--call epoll` the epoll instance that watches it.
 //!
 //! A server that has several ports has to wait in such a call: accept(2) waits for one socket. With one port it is
 //! the smallest program that shows the thundering herd. The listener is non-blocking, or a worker that comes too late
 //! would sleep in accept and never look at the other ports again.
 //!
-//! Compare with `prefork.rs`: the difference is the call before accept. `shared-accept.rs` has an epoll for each worker.
+//! Compare with `prefork.rs`: the difference is the call before accept. `shared-accept.rs` has an epoll for each
+//! worker.
 //!
 //! See it: `prefork-poll --workers 8`, then `loadgen --connections 1 --requests-per-connection 1 --requests 2000
-//! http://127.0.0.1:8080/`, and Ctrl-C: `voluntary_switches` of all workers together go far beyond `accepted`. In `prefork`
-//! they do not.
+//! http://127.0.0.1:8080/`, and Ctrl-C: `voluntary_switches` of all workers together go far beyond `accepted`. In
+//! `prefork` they do not.
 
 #![forbid(unsafe_code)]
 

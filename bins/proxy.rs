@@ -5,10 +5,10 @@
 //! does not refuse. What is inherited: one listening socket per worker, each on another port, bound before the
 //! first fork because the master has to know the addresses.
 //!
-//! A proxy is the first way to share one port, and its price is why Node passes descriptors: the connection never leaves
-//! the master, so each costs the master two descriptors (the client's, and its own to the worker) and the worker one.
-//! Every request costs six system calls more (`strace -c -f`: two waits, two receives, two sends in the master), and
-//! a connection for one request about 20 in the master where `master-dispatch` has three. The worker sees the
+//! A proxy is the first way to share one port, and its price is why Node passes descriptors: the connection never
+//! leaves the master, so each costs the master two descriptors (the client's, and its own to the worker) and the worker
+//! one. Every request costs six system calls more (`strace -c -f`: two waits, two receives, two sends in the master),
+//! and a connection for one request about 20 in the master where `master-dispatch` has three. The worker sees the
 //! master's address; the client's is lost. What it buys: the workers need not be on the master's machine.
 //!
 //! Compare with `master-dispatch.rs`: the same turns, but the connection itself travels, and the master is out of it.
@@ -63,7 +63,7 @@ fn run(args: &WorkersArgs) -> Result<ServerReport, Failure> {
             let mut events = EventLoop::new(ours, worker)?;
             ready.announce();
 
-            while events.wait_for_connection()? {
+            while events.serve_until_connection()? {
                 let connection = events.acceptor.accept_nonblocking();
                 events.add_accepted(connection)?;
             }
@@ -103,8 +103,8 @@ fn run(args: &WorkersArgs) -> Result<ServerReport, Failure> {
 /// A side that sends without end gets this many receives, and then it is the others' turn.
 const RECEIVES_PER_STEP: usize = 16;
 
-/// All there is to forwarding, one way: what the source has sent is received into the master's one buffer and sent on at
-/// once. What the sink does not take is kept, and until it is gone nothing more is received: a slow reader fills one
+/// All there is to forwarding, one way: what the source has sent is received into the master's one buffer and sent on
+/// at once. What the sink does not take is kept, and until it is gone nothing more is received: a slow reader fills one
 /// buffer and then the sender's socket, never the master's memory.
 fn copy(stream: &mut Stream, source: BorrowedFd, sink: BorrowedFd, buffer: &mut [u8]) -> Result<Copied, Broken> {
     for _ in 0..RECEIVES_PER_STEP {

@@ -1,8 +1,8 @@
 //! 黄金 gold × N: N forked event loops on one shared socket; how it is registered decides whom the kernel wakes.
 //!
-//! Who accepts: whichever comes first of the workers that were woken. Who serves: the worker that accepted. Who balances:
-//! the order in which the kernel wakes, and the race behind it. What is inherited: the listening socket with its one
-//! accept queue. Each worker makes its epoll after the fork, so the socket's wait queue has an entry for each.
+//! Who accepts: whichever comes first of the workers that were woken. Who serves: the worker that accepted. Who
+//! balances: the order in which the kernel wakes, and the race behind it. What is inherited: the listening socket with
+//! its one accept queue. Each worker makes its epoll after the fork, so the socket's wait queue has an entry for each.
 //!
 //! With `epoll`, the default, every sleeping worker is woken for each connection, and all but one find nothing:
 //! the thundering herd.
@@ -68,8 +68,8 @@ fn run(wait: Wait, rearm_every: u64, args: &WorkersArgs) -> Result<ServerReport,
     let interest = match wait {
         Wait::Epoll => Interest::EPOLLIN,
         Wait::EpollEdge => Interest::EPOLLIN | Interest::EPOLLET,
-        // The kernel goes along the wait queue and stops at the first exclusive entry whose owner sleeps. An entry keeps
-        // the place that it got when it was registered.
+        // The kernel goes along the wait queue and stops at the first exclusive entry whose owner sleeps. An entry
+        // keeps the place that it got when it was registered.
         Wait::EpollExclusive | Wait::EpollExclusiveRearm => Interest::EPOLLIN | Interest::EPOLLEXCLUSIVE,
     };
     let scoreboard = Scoreboard::create("shared-accept", args.workers, args.server.scoreboard.as_deref())?;
@@ -83,12 +83,13 @@ fn run(wait: Wait, rearm_every: u64, args: &WorkersArgs) -> Result<ServerReport,
 
             let take_one = |events: &mut EventLoop<_>| events.add_accepted(listener.accept_nonblocking());
             let mut taken = 0;
-            while events.wait_for_connection()? {
+            while events.serve_until_connection()? {
                 match wait {
                     Wait::Epoll | Wait::EpollExclusive => _ = take_one(&mut events)?,
                     // An edge is reported once: what a worker leaves in the queue stays there until the next arrives.
                     Wait::EpollEdge => while take_one(&mut events)? {},
-                    // A worker that leaves the wait queue and returns is its last, so the next connection wakes another.
+                    // A worker that leaves the wait queue and returns is its last, so the next connection wakes
+                    // another.
                     Wait::EpollExclusiveRearm => {
                         taken += u64::from(take_one(&mut events)?);
                         if taken >= rearm_every {

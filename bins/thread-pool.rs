@@ -1,9 +1,10 @@
 //! 白银 silver: one acceptor, a bounded queue, N worker threads.
 //!
-//! Who accepts: the main thread. Who serves: the first of N threads that is free, one connection at a time. Who balances:
-//! the queue; whoever is free takes the next. What is shared: everything, as in `threaded`, and above all the queue. It is
-//! bounded: when it is full the acceptor waits, connections wait in the kernel's accept queue, and no memory grows. That
-//! is back-pressure. With M workers and N seconds per request the server answers M/N requests per second.
+//! Who accepts: the main thread. Who serves: the first of N threads that is free, one connection at a time. Who
+//! balances: the queue; whoever is free takes the next. What is inherited: nothing, because threads share everything,
+//! as in `threaded`, and above all the queue. It is bounded: when it is full the acceptor waits, connections wait in
+//! the kernel's accept queue, and no memory grows. That is back-pressure. With M workers and N seconds per request the
+//! server answers M/N requests per second.
 //!
 //! Compare with `threaded.rs` (as many threads as connections) and `prefork.rs` (the kernel's queue alone).
 //!

@@ -23,6 +23,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::write;
 
 use crate::failure::Failure;
+use crate::sys::fd::until_uninterrupted;
 use crate::sys::signal::{end_at_once_on_termination, has_termination_arrived};
 
 /// A pipe that is writable takes so much at once without blocking (pipe(7), PIPE_BUF).
@@ -139,9 +140,8 @@ pub fn write_within(out: impl AsFd, waiting: &mut Vec<u8>, patience: Duration) -
     let mut written = 0;
     let mut outcome = Ok(());
     while written < waiting.len() {
-        match write_if_room(out.as_fd(), &waiting[written..], patience) {
+        match until_uninterrupted(|| write_if_room(out.as_fd(), &waiting[written..], patience)) {
             Ok(length) => written += length,
-            Err(Errno::EINTR) => {}
             Err(errno) => {
                 outcome = if errno == Errno::EAGAIN { Ok(()) } else { Err(errno) };
                 break;

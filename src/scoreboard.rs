@@ -27,7 +27,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use crate::failure::Failure;
 use crate::membership::{self, Membership};
 use crate::report::{AcceptCounts, MasterReport, ServerReport, WorkerReport};
-use crate::sys::fd::take_inherited;
+use crate::sys::fd::{take_inherited, until_uninterrupted};
 use crate::sys::memory::{Access, shared_words};
 use crate::sys::process::Usage;
 use crate::units::monotonic_ns;
@@ -347,13 +347,10 @@ fn create_file(path: &Path, words: NonZeroUsize) -> Result<(&'static [AtomicU64]
 /// Gives the file its length, and the blocks for it now: to store into a page for which there is no block left, as on a
 /// full /dev/shm, would be SIGBUS (mmap(2)).
 fn allocate(file: &File, bytes: u64) -> std::io::Result<()> {
-    loop {
-        match fallocate(file, FallocateFlags::empty(), 0, bytes as i64) {
-            Err(Errno::EINTR) => {}
-            // A file system that cannot promise (fallocate(2)), or a sandbox that forbids it.
-            Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EPERM) => return file.set_len(bytes),
-            other => return other.map_err(std::io::Error::from),
-        }
+    match until_uninterrupted(|| fallocate(file, FallocateFlags::empty(), 0, bytes as i64)) {
+        // A file system that cannot promise (fallocate(2)), or a sandbox that forbids it.
+        Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EPERM) => file.set_len(bytes),
+        other => other.map_err(std::io::Error::from),
     }
 }
 

@@ -26,8 +26,7 @@ pub struct MasterArgs {
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = parse_workers)]
     pub most_workers: usize,
 
-    /// A reload's new worker that does not listen this long after its start is killed, and replaces nobody. Any other
-    /// worker may listen later, or never
+    /// In a reload: kill a new worker that does not listen within this time, and keep the old one
     #[arg(long, value_name = "DUR", default_value = "10s", value_parser = parse_positive_duration)]
     pub listen_timeout: Duration,
 
@@ -39,8 +38,8 @@ pub struct MasterArgs {
     #[arg(long, value_name = "DUR", default_value = "1s", value_parser = parse_positive_duration)]
     pub heartbeat: Duration,
 
-    /// Kill, and so replace, a worker that gives no sign of life for this long [default: never]. A program that serves one
-    /// connection at a time gives none meanwhile
+    /// Kill, and so replace, a worker that gives no sign of life for this long [default: never]. A program that serves
+    /// one connection at a time gives none meanwhile
     #[arg(long, value_name = "DUR", value_parser = parse_positive_duration)]
     pub hang_timeout: Option<Duration>,
 

@@ -1,5 +1,5 @@
-//! The master's control socket: each client sends one request, a line of JSON; the answer is lines of JSON, of which the last
-//! has the key `"ok"`. Only the master's own user and root are served (unix(7), SO_PEERCRED). Nothing waits for a client.
+//! The master's control socket: a client sends one request, a line of JSON; the answer is lines of JSON, the last with
+//! the key `"ok"`. Only the master's own user and root are served (SO_PEERCRED). Nothing waits for a client.
 
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
@@ -71,7 +71,7 @@ pub struct Control {
     listener: Option<UnixListener>,
     clients: BTreeMap<u64, ControlClient>,
     last: u64,
-    is_muted: bool,
+    is_paused: bool,
 }
 
 struct ControlClient {
@@ -90,8 +90,8 @@ impl Control {
         let odd = |error: std::io::Error| {
             Failure::new(tried(), error).advise("choose a new file in a folder that you may write")
         };
-        // Of two masters that start together, one looks, removes and binds before the other looks. A file system without such
-        // locks, or a folder that may not be read, leaves it at that.
+        // Of two masters that start together, one looks, removes and binds before the other looks. A file system
+        // without such locks, or a folder that may not be read, leaves it at that.
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let folder = fs::File::open(folder).map(|folder| Flock::lock(folder, FlockArg::LockExclusiveNonblock));
         let _lock = match folder {
@@ -129,8 +129,11 @@ impl Control {
         let stream = match listener.accept() {
             Ok((stream, _)) => stream,
             Err(error) if [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind()) => return,
-            // No descriptor left, perhaps. The socket would be reported again at once, so it is not watched for a while.
-            Err(_) => return self.is_muted = poller.epoll.delete(listener).is_ok(),
+            // No descriptor left, perhaps. It would be reported again at once, so it is not watched for a while.
+            Err(_) => {
+                self.is_paused = poller.epoll.delete(listener).is_ok();
+                return;
+            }
         };
         self.last += 1;
         if self.clients.len() >= MOST_CLIENTS
@@ -153,9 +156,9 @@ impl Control {
         }
     }
 
-    pub fn unmute(&mut self, poller: &Poller) {
-        if let Some(listener) = self.listener.as_ref().filter(|_| self.is_muted) {
-            self.is_muted = poller.epoll.add(listener, Token::Control(0).encode(), Interest::EPOLLIN).is_err();
+    pub fn watch_again(&mut self, poller: &Poller) {
+        if let Some(listener) = self.listener.as_ref().filter(|_| self.is_paused) {
+            self.is_paused = poller.epoll.add(listener, Token::Control(0).encode(), Interest::EPOLLIN).is_err();
         }
     }
 

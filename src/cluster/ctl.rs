@@ -38,7 +38,7 @@ enum Format {
     Json,
 }
 
-/// Prints what the master answers; with `--format json` a failure too is a line of JSON, except for a wrong command line.
+/// Prints what the master answers; with `--format json` a failure is a line of JSON, too, but a wrong option is not.
 pub fn order(args: &CtlArgs) -> Result<(), Failure> {
     let answer = ask(args).inspect_err(|failure| {
         if args.format == Format::Json {
@@ -109,9 +109,9 @@ fn render(answer: &Value) -> String {
     for worker in workers {
         table.add_row(columns.map(|column| text(&worker[column])));
     }
-    let lives = &answer["lives"];
+    let restart_counts = &answer["lives"];
     let counts = ["forks", "deaths", "suicides", "hangs", "reloads", "reloads_failed"];
-    let counts = counts.map(|name| format!("{} {}", name.replace('_', " "), text(&lives[name]))).join(", ");
+    let counts = counts.map(|name| format!("{} {}", name.replace('_', " "), text(&restart_counts[name]))).join(", ");
     let head = format!(
         "{} on {}, up {} s; {counts}",
         text(&answer["program"]),

@@ -47,8 +47,8 @@ pub struct ListeningSocket {
 }
 
 impl ListeningSocket {
-    /// Binds the address that the program asks for, with the options that Node sets; or takes a socket that we were started
-    /// with.
+    /// Binds the address that the program asks for, with the options that Node sets; or takes a socket that we were
+    /// started with.
     pub fn bind(query: &Query, key: String, inherited: &mut Inherited) -> nix::Result<ListeningSocket> {
         let mut file = None;
         let (socket, address): (Rc<OwnedFd>, Address) = match query.target()? {
@@ -150,7 +150,7 @@ fn bind_unix(path: &Path, query: &Query) -> std::io::Result<OwnedFd> {
     let folder = std::env::current_dir().unwrap_or_default();
     let mut name = path.strip_prefix(folder).unwrap_or(path).as_os_str().as_bytes().to_vec();
     if is_abstract(path) {
-        // Node's library binds, and connects to, an abstract name with NULs up to the full length, and those count (unix(7)).
+        // Node's library fills an abstract name with NULs up to the full length, and those count (unix(7)).
         name.resize(ABSTRACT_LENGTH.max(name.len()), 0);
     }
     socket.bind(&SockAddr::unix(OsStr::from_bytes(&name))?)?;
@@ -162,8 +162,8 @@ fn bind_unix(path: &Path, query: &Query) -> std::io::Result<OwnedFd> {
     Ok(socket.into())
 }
 
-/// The file of a Unix socket, which is removed before the socket is closed: until then the kernel gives its inode to no other
-/// file, so a file with the same device and inode is ours, and one that has taken its place is left alone.
+/// The file of a Unix socket, which is removed before the socket is closed: until then the kernel gives its inode to no
+/// other file, so a file with the same device and inode is ours, and one that has taken its place is left alone.
 pub(super) struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
@@ -188,8 +188,8 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
     Some((metadata.dev(), metadata.ino()))
 }
 
-/// Sockets that we were started with, as systemd's socket activation does. They are kept: a program that has closed one may
-/// want it again, and it cannot be opened anew.
+/// Sockets that we were started with, as systemd's socket activation does. They are kept: a program that has closed one
+/// may want it again, and it cannot be opened anew.
 #[derive(Default)]
 pub struct Inherited(BTreeMap<RawFd, Rc<OwnedFd>>);
 

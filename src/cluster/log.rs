@@ -1,5 +1,5 @@
-//! What a master writes: what happens, as lines of JSON, and what the workers write. It goes to standard error and to files,
-//! and nothing waits for a reader: on a full disk, or in a FIFO that nobody reads, lines are dropped and counted.
+//! What a master writes: what happens, as lines of JSON, and what the workers write. It goes to standard error and to
+//! files, and nothing waits for a reader: where a disk is full, or nobody reads a FIFO, lines are dropped and counted.
 
 use std::fmt::Display;
 use std::fs::{self, File, OpenOptions};
@@ -109,8 +109,8 @@ impl LogFile {
         Ok(())
     }
 
-    /// Adds whole lines. It returns what has to be logged elsewhere: that lines are dropped from now on, and later how many
-    /// were.
+    /// Adds whole lines. It returns what has to be logged elsewhere: that lines are dropped from now on, and later how
+    /// many were.
     #[must_use]
     fn write(&mut self, lines: &[u8]) -> Option<String> {
         // The rest of the last line was dropped; the next must not continue it.

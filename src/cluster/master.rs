@@ -1,8 +1,8 @@
-//! The master's loop: channels, listening sockets, signals and timers, one after another. Nothing waits for a worker that
-//! does not answer.
+//! The master's loop: channels, listening sockets, signals and timers, one after another. Nothing waits for a worker
+//! that does not answer.
 //!
-//! Each part owns what belongs to it ([`Workers`] the processes, [`Sockets`] the connections); here is what one of them has to
-//! know of another.
+//! Each part owns what belongs to it ([`Workers`] the processes, [`Sockets`] the connections); here is what one of them
+//! has to know of another.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -261,13 +261,15 @@ impl Master {
                 self.sockets.suspend(id, &mut self.workers);
             }
         }
-        self.control.unmute(&self.workers.poller);
+        self.control.watch_again(&self.workers.poller);
         self.workers.log.console.flush(Duration::ZERO);
         self.workers.poller.after(self.workers.heartbeat(), Due::Heartbeat);
     }
 
     fn flush(&mut self, id: UniqueId) {
-        self.workers.get_mut(id).into_iter().for_each(WorkerProcess::flush);
+        if let Some(worker) = self.workers.get_mut(id) {
+            worker.flush();
+        }
         self.workers.watch(id);
     }
 
@@ -325,9 +327,7 @@ impl Master {
                     self.note_leaving(id);
                 }
             }
-            Message::Count(counts) => {
-                counts.iter().for_each(|(name, n)| self.workers.counts.count(name, *n));
-            }
+            Message::Count(counts) => counts.iter().for_each(|(name, n)| self.workers.counts.count(name, *n)),
             Message::Program(message) => {
                 let fields = match message.to_string().len() {
                     bytes if bytes > LONGEST_LOGGED => json!({"bytes": bytes}),
@@ -402,11 +402,11 @@ impl Master {
     fn note_leaving(&mut self, id: UniqueId) {
         let Some(worker) = self.workers.get_mut(id) else { return };
         worker.was_expected = true;
-        self.do_without(id);
+        self.retire(id);
         self.reload_without(id, "it leaves by itself");
     }
 
-    fn do_without(&mut self, id: UniqueId) {
+    fn retire(&mut self, id: UniqueId) {
         if self.workers.get(id).is_some_and(|worker| worker.state != WorkerState::Leaving) {
             self.sockets.leave(id, None, &mut self.workers);
             self.workers.note_leaving(id);
@@ -419,7 +419,7 @@ impl Master {
             self.sockets.take_back_all(id, &mut self.workers);
             self.events.retain(|event| !matches!(event, Event::Listen(asker, _) if *asker == id));
             self.workers.log_of(id, "disconnect", json!({}));
-            self.do_without(id);
+            self.retire(id);
         }
     }
 
@@ -449,8 +449,10 @@ impl Master {
         if let Some(reload) = &mut self.reload {
             reload.again = true;
             reload.clients.extend(client);
-            let step = json!({"step": "a reload is under way; another follows it"});
-            return client.into_iter().for_each(|client| self.control.send(client, &step));
+            if let Some(client) = client {
+                self.control.send(client, &json!({"step": "a reload is under way; another follows it"}));
+            }
+            return;
         }
         self.begin_reload(client.into_iter().collect());
     }

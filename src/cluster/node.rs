@@ -1,4 +1,4 @@
-//! What the master has to know about Node's command line: where an inspector is asked for, and when the program is not a file.
+//! What the master has to know about Node's command line: whether it asks for an inspector, and whether it has a file.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -15,13 +15,13 @@ const WITH_VALUE: &str =
 pub fn advice(program: &[OsString]) -> Option<&'static str> {
     let has_script = script_index(program)? < program.len();
     (!has_script).then_some(
-        "node without a file does not join the cluster: its listen() does not come to this master; put the program into a \
-         file: cluster -- node FILE",
+        "node without a file does not join the cluster: its listen() does not come to this master; put the program \
+         into a file: cluster -- node FILE",
     )
 }
 
-/// The inspector's port of each worker: as under Node's own primary, the first after the port that was asked for, then the
-/// next ones, a new one for each process that is ever started.
+/// The inspector's port of each worker: as under Node's own primary, the first after the port that was asked for, then
+/// the next ones, a new one for each process that is ever started.
 pub struct InspectorPorts {
     argument: Option<usize>,
     node_options: Option<OsString>,

@@ -1,7 +1,7 @@
-//! One file that changes and whose contents all workers need: the master reads it for all of them, and pushes its contents.
-//! The kernel reports a change in the file's folder at once (inotify(7)). A file may also be replaced elsewhere: by a link that
-//! is retargeted, or with its whole folder (Kubernetes does both with a ConfigMap); so the master looks twice a second whether
-//! the path leads to another file, or a changed one. With `--notify-every` it reads the file each time instead.
+//! One file that changes and whose contents all workers need: the master reads it for all of them, and pushes its
+//! contents. The kernel reports a change in the file's folder at once (inotify(7)). A file may also be replaced
+//! elsewhere: by a link with a new target, or with its whole folder (Kubernetes does both with a ConfigMap). So twice
+//! a second the master looks for another or a changed file at its path. With `--notify-every` it reads it instead.
 
 use std::ffi::OsString;
 use std::fs;

@@ -9,8 +9,8 @@ use crate::units::monotonic_ns;
 
 const REPORTS_PER_WAIT: usize = 64;
 
-/// `NODE_UNIQUE_ID`: each process that is started as a worker has its own, counted from 1 over the master's life, as Node
-/// does. Its number (`WORKER_ID`) passes to its successor, this id never does.
+/// `NODE_UNIQUE_ID`: each process that is started as a worker has its own, counted from 1 over the master's life, as
+/// Node does. Its number (`WORKER_ID`) passes to its successor, this id never does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UniqueId(pub u64);
 
@@ -65,8 +65,8 @@ impl Token {
     }
 }
 
-/// What has to be done at some time. A timer is never taken back: its handler looks whether the reason still exists. Each
-/// kind is handled in `Master::run_timer`.
+/// What has to be done at some time. A timer is never taken back: its handler looks whether the reason still exists.
+/// Each kind is handled in `Master::run_timer`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Due {
     /// There may be a descriptor again for the next connection.

@@ -110,8 +110,8 @@ impl Query {
             (None, Some(4 | 6)) => self.addresses().map(ListenTarget::Ip),
             (None, Some(-1)) => {
                 let address = self.address.as_str().filter(|address| !address.is_empty());
-                // Node's child puts its folder before every name, and its primary takes it off again. A NUL behind that begins an
-                // abstract name; anywhere else it would end a path for the kernel.
+                // Node's child puts its folder before every name, and its primary takes it off again. A NUL behind that
+                // begins an abstract name; anywhere else it would end a path for the kernel.
                 let path = address.and_then(|address| match address.find('\0') {
                     None => Some(address),
                     Some(at) if at == 0 || address[..at].ends_with('/') => Some(&address[at..]),

@@ -1,5 +1,5 @@
-//! How many restarts are too many, and how soon the next may be: a program that cannot run is not started for ever. How far
-//! a reload has come. And what it takes to keep workers alive, counted: the numbers of [`ClusterReport`].
+//! How many restarts are too many, and how soon the next may be: a program that cannot run is not started for ever. How
+//! far a reload has come. And what it takes to keep workers alive, counted: the numbers of [`ClusterReport`].
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
@@ -28,8 +28,8 @@ impl Restarts {
         Restarts { most, within_ns: within.as_nanos() as u64, pause, at_ns: VecDeque::new(), failures: 0 }
     }
 
-    /// One more, at this time of CLOCK_MONOTONIC, for a worker that has served or not: after which pause. `None`: it would
-    /// be one too many.
+    /// One more, at this time of CLOCK_MONOTONIC, for a worker that has served or not: after which pause. `None`: it
+    /// would be one too many.
     pub fn allow(&mut self, now_ns: u64, has_served: bool) -> Option<Duration> {
         self.failures = if has_served { 0 } else { self.failures + 1 };
         while self.at_ns.front().is_some_and(|&at_ns| at_ns + self.within_ns <= now_ns) {
@@ -44,8 +44,8 @@ impl Restarts {
     }
 }
 
-/// One worker after another is replaced, the new one working before the old one is asked to leave, and the next not touched
-/// before the old one has left. So there is never one too few, and never more than one too many.
+/// One worker after another is replaced, the new one working before the old one is asked to leave, and the next not
+/// touched before the old one has left. So there is never one too few, and never more than one too many.
 #[derive(Default)]
 pub struct RollingReload {
     /// A worker that was started later is new already.

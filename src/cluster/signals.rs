@@ -1,5 +1,5 @@
-//! What the signals of supervisors and people mean to a master. It reads them one after another (signalfd(2)); each worker
-//! starts with none of them blocked.
+//! What the signals of supervisors and people mean to a master. It reads them one after another (signalfd(2)); each
+//! worker starts with none of them blocked.
 
 use std::io::IsTerminal;
 
@@ -9,8 +9,8 @@ use super::poller::{Poller, Token};
 use crate::sys::epoll::Interest;
 use crate::sys::signal::SignalQueue;
 
-/// These would end the master, or stop it where a background process writes to its terminal (SIGTTOU): they are taken, and
-/// ignored. SIGTSTP and SIGCONT keep their meaning. With SIGXFSZ blocked, a log at `ulimit -f` is an error of write(2).
+/// These would end the master, or stop it where a background process writes to its terminal (SIGTTOU): they are
+/// ignored. SIGTSTP and SIGCONT keep their meaning. Without SIGXFSZ, a log at `ulimit -f` is an error of write(2).
 const IGNORED: [Signal; 9] = [SIGUSR2, SIGPIPE, SIGALRM, SIGVTALRM, SIGPROF, SIGIO, SIGTTIN, SIGTTOU, SIGXFSZ];
 
 pub struct Signals {

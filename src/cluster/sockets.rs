@@ -1,8 +1,8 @@
 //! The program's listening sockets, and the way of a connection to a worker and, where that refuses it, back.
 //!
-//! A connection is accepted only while some worker is free, and kept until the worker that was given it has answered for it:
-//! a worker that refuses, dies or closes gives it back, and another gets it. So a connection that no worker has answered for
-//! is not lost with a worker.
+//! A connection is accepted only while some worker is free, and kept until the worker that was given it has answered
+//! for it: a worker that refuses, dies or closes gives it back, and another gets it. So a connection that no worker has
+//! answered for is not lost with a worker.
 
 use std::collections::BTreeMap;
 use std::mem;
@@ -230,8 +230,8 @@ impl Sockets {
         self.sockets.iter().find(|(_, socket)| socket.key == key).map(|(&token, _)| token)
     }
 
-    /// The program has closed one of its servers. If it goes on it wants the port to be closed, as with Node; if it leaves, its
-    /// successor needs it. Node's library says that it leaves in the message behind this one.
+    /// The program has closed one of its servers. If it goes on it wants the port to be closed, as with Node; if it
+    /// leaves, its successor needs it. Node's library says that it leaves in the message behind this one.
     pub fn close_of(&mut self, id: UniqueId, key: &str, workers: &mut Workers) {
         let Some(token) = self.find(key) else { return };
         self.leave(id, Some(key), workers);
@@ -313,7 +313,7 @@ impl Sockets {
         }
     }
 
-    /// Nothing more is accepted: where the master accepts this closes the listening sockets, otherwise our copies of them.
+    /// Nothing more is accepted: closes the listening sockets or, where the workers accept, our copies of them.
     pub fn close(&mut self) {
         self.sockets.clear();
         self.inherited = Inherited::default();

@@ -1,5 +1,6 @@
 //! One worker process and what the master knows of it.
 
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -29,7 +30,7 @@ pub enum WorkerState {
     Starting { must_listen: bool },
     /// It listens.
     Serving,
-    /// It has lived for `--listen-timeout` without listening: a consumer of a queue, say, or a program that listens by itself.
+    /// It has lived for `--listen-timeout` without listening: it reads a queue, say, or listens by itself.
     Running,
     /// It was asked to leave, or has said that it will.
     Leaving,
@@ -88,6 +89,18 @@ pub struct Unanswered {
     pub connection: Rc<OwnedFd>,
 }
 
+/// What the user can do about a program that could not be started.
+fn advice(error: ErrorKind, has_other_user: bool) -> &'static str {
+    match error {
+        ErrorKind::NotFound => "install it, or give its path",
+        ErrorKind::PermissionDenied if has_other_user => {
+            "only root may choose --uid and --gid, and that user must be able to reach the program"
+        }
+        ErrorKind::PermissionDenied => "make it executable: chmod +x",
+        _ => "start fewer with --workers, or raise ulimit -u",
+    }
+}
+
 impl WorkerProcess {
     pub fn start(
         mut command: Command,
@@ -113,16 +126,7 @@ impl WorkerProcess {
             command.uid(uid);
         }
         let pid = process::spawn(&mut command, &[theirs.as_fd(), scoreboard]).map_err(|error| {
-            let advice = match error.kind() {
-                std::io::ErrorKind::NotFound => "install it, or give its path",
-                std::io::ErrorKind::PermissionDenied if args.uid.is_none() && args.gid.is_none() => {
-                    "make it executable: chmod +x"
-                }
-                std::io::ErrorKind::PermissionDenied => {
-                    "only root may choose --uid and --gid, and that user must be able to reach the program"
-                }
-                _ => "start fewer with --workers, or raise ulimit -u",
-            };
+            let advice = advice(error.kind(), args.uid.is_some() || args.gid.is_some());
             Failure::new(format_args!("start {program}"), error).advise(advice)
         })?;
         let now_ns = monotonic_ns();
@@ -180,8 +184,8 @@ impl WorkerProcess {
         }
     }
 
-    /// For how long it has given no sign of life, if it owes one. A worker that was given something answers for it; one that
-    /// owes no answer is asked for a sign of life now and then, which its library gives without asking the program
+    /// For how long it has given no sign of life, if it owes one. A worker that was given something answers for it; one
+    /// that owes no answer is asked for a sign of life now and then, which its library gives without asking the program
     /// (`Ipc::ping`): so it shows that the process's event loop turns, and no more.
     pub fn silence_ns(&mut self, now_ns: u64, beat_ns: u64) -> Option<u64> {
         // A worker that leaves has its time for that.
@@ -203,8 +207,8 @@ impl WorkerProcess {
         std::mem::take(&mut self.is_hung)
     }
 
-    /// What only the program knows (requests, open connections) is there where it counts in the scoreboard. Counts are of all
-    /// processes that had this number.
+    /// What only the program knows (requests, open connections) is there where it counts in the scoreboard. Counts are
+    /// of all processes that had this number.
     pub fn status(&self, row: Row) -> Value {
         json!({
             "worker": self.number,
@@ -221,7 +225,7 @@ impl WorkerProcess {
     }
 
     pub fn terminate(&self) {
-        // As below.
+        // It fails where the process is gone, and then it has ended already.
         let _ = kill(self.pid, Signal::SIGTERM);
     }
 

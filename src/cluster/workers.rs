@@ -1,5 +1,5 @@
-//! All worker processes, and the numbers they stand for. Several processes may have one number for a while: in a reload, or
-//! when a worker has said that it is about to leave, one leaves and another is its successor.
+//! All worker processes, and the numbers they stand for. Several processes may have one number for a while: in a
+//! reload, or when a worker has said that it is about to leave, one leaves and another is its successor.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,8 +24,8 @@ use crate::sys::epoll::Interest;
 use crate::sys::process::{Ending, Usage, ended, reap};
 use crate::units::monotonic_ns;
 
-/// A worker that could not be started is tried again after this long; and one that was killed is killed again, should it
-/// be stuck in the kernel.
+/// A worker that could not be started is tried again after this long; and one that was killed is killed again, should
+/// it be stuck in the kernel.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Further messages against the protocol are only counted.
@@ -168,7 +168,9 @@ impl Workers {
             // Not before: a program that cannot be started is one line and no event.
             let words: Vec<_> = self.args.program.iter().map(|word| word.to_string_lossy()).collect();
             self.log.log("setup", json!({"workers": self.wanted, "command_line": words, "silent": self.args.silent}));
-            node::advice(&self.args.program).into_iter().for_each(|what| self.log.log("advice", json!({"what": what})));
+            if let Some(what) = node::advice(&self.args.program) {
+                self.log.log("advice", json!({"what": what}));
+            }
         }
         self.counts.report.forks += 1;
         self.slots[number].is_start_due = false;
@@ -212,7 +214,10 @@ impl Workers {
         self.wanted = wanted;
         self.scoreboard.set_rows(wanted.max(self.scoreboard.rows()));
         // The numbers above are not missed.
-        self.slots[wanted..].iter_mut().for_each(|slot| (slot.vacant_since_ns, slot.is_start_due) = (None, false));
+        for slot in &mut self.slots[wanted..] {
+            slot.vacant_since_ns = None;
+            slot.is_start_due = false;
+        }
     }
 
     /// Asks it to leave, and kills it should it not have left after the time-out.
@@ -297,8 +302,9 @@ impl Workers {
     /// One of our servers notices a signal even in the middle of a request, and knows what it means (section 1 of the
     /// contract): once it has taken what it was given, lest it end before. A Node program would end at once.
     pub fn terminate_if_own(&self, id: UniqueId) {
-        let is_ready = |worker: &&WorkerProcess| worker.counts && worker.unanswered.is_empty();
-        self.get(id).filter(is_ready).into_iter().for_each(WorkerProcess::terminate);
+        if let Some(worker) = self.get(id).filter(|worker| worker.counts && worker.unanswered.is_empty()) {
+            worker.terminate();
+        }
     }
 
     pub fn kill_after(&mut self, id: UniqueId, pause: Duration) {
@@ -379,10 +385,8 @@ impl Workers {
 
     /// Receives once, so that a worker that sends without end leaves the others their turn.
     pub fn receive(&mut self, id: UniqueId, incoming: &mut VecDeque<Incoming>) -> Received {
-        match self.processes.get_mut(&id).and_then(|worker| worker.ipc.as_mut()) {
-            Some(ipc) => ipc.receive(&mut self.buffer, incoming),
-            None => Received::Nothing,
-        }
+        let ipc = self.processes.get_mut(&id).and_then(|worker| worker.ipc.as_mut());
+        ipc.map_or(Received::Nothing, |ipc| ipc.receive(&mut self.buffer, incoming))
     }
 
     /// Its channel is closed; it may still answer what it has. False: it was closed before.
@@ -406,8 +410,9 @@ impl Workers {
     /// Reaps one process that has ended; its worker, if it is one, is still there.
     pub fn reap(&self) -> Option<(Option<UniqueId>, Ending, Usage)> {
         // What it has left in its group is killed first: until it is reaped its number belongs to no other process.
-        let worker = ended().and_then(|pid| self.find(pid)).and_then(|id| self.get(id));
-        worker.into_iter().for_each(WorkerProcess::kill);
+        if let Some(worker) = ended().and_then(|pid| self.find(pid)).and_then(|id| self.get(id)) {
+            worker.kill();
+        }
         let (pid, ending, usage) = reap().ok()??;
         Some((self.find(pid), ending, usage))
     }
@@ -428,8 +433,8 @@ impl Workers {
         slot.usage = sum(slot.usage, usage);
         let row = self.scoreboard.row(number);
         row.set_usage(slot.usage);
-        // The kernel has closed the connections of one that was killed. Where another process counts in the same row, it is
-        // not known which are whose, and they stay in it until that one is gone too.
+        // The kernel has closed the connections of one that was killed. Where another process counts in the same row,
+        // it is not known which are whose, and they stay in it until that one is gone too.
         if self.iter().all(|other| other.number != number) {
             row.lose_open_connections();
         }
@@ -443,8 +448,8 @@ impl Workers {
         Some(exit_reason)
     }
 
-    /// How many connections worker `number` has: those it has not answered for, and those that it counts as open, if it is
-    /// a program that counts in the scoreboard.
+    /// How many connections worker `number` has: those it has not answered for, and those that it counts as open, if it
+    /// is a program that counts in the scoreboard.
     pub fn load(&self, number: usize) -> u64 {
         let unanswered = self.iter().filter(|worker| worker.number == number);
         let unanswered: usize = unanswered.map(|worker| worker.unanswered.len()).sum();
@@ -454,12 +459,10 @@ impl Workers {
     /// What `cluster ctl status` shows; the master adds what only it knows.
     pub fn status(&self) -> Value {
         let words: Vec<_> = self.args.program.iter().map(|word| word.to_string_lossy()).collect();
-        let mut workers: Vec<&WorkerProcess> = self.iter().collect();
-        workers.sort_by_key(|worker| (worker.number, worker.id));
-        let mut rows: Vec<Value> =
-            workers.iter().map(|worker| worker.status(self.scoreboard.row(worker.number))).collect();
+        let workers = self.iter().map(|worker| worker.status(self.scoreboard.row(worker.number)));
         let vacant = (0..self.wanted).filter(|&number| self.is_vacant(number));
-        rows.extend(vacant.map(|number| json!({"worker": number, "state": "vacant"})));
+        let mut rows: Vec<Value> =
+            workers.chain(vacant.map(|number| json!({"worker": number, "state": "vacant"}))).collect();
         rows.sort_by_key(|row| row["worker"].as_u64());
         json!({
             "program": words.join(" "),

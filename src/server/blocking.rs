@@ -22,6 +22,7 @@ use crate::failure::Failure;
 use crate::http::{CONTINUE, MAX_HEAD_BYTES, Next, Persistence, Reader, Request, Status};
 use crate::report::AcceptCounts;
 use crate::scoreboard::Count;
+use crate::sys::fd::until_uninterrupted;
 use crate::sys::signal::{has_given_up, is_stopping, note_socket};
 
 /// Room for most requests; a longer head makes the buffer grow.
@@ -45,7 +46,9 @@ pub fn accept_after(
 /// As [`accept`], for another thread of this process to serve; the acceptor has counts of its own.
 pub fn accept_for_a_thread(listener: &Listener, counts: &mut AcceptCounts) -> Result<Option<OwnedFd>, Failure> {
     let accepted = next_connection(|| listener.accept(), |count| counts.count(count))?;
-    accepted.iter().for_each(|_| counts.count(Count::Accepted));
+    if accepted.is_some() {
+        counts.count(Count::Accepted);
+    }
     Ok(accepted)
 }
 
@@ -182,12 +185,9 @@ impl Conversation<'_> {
 
     fn send_all(&self, mut bytes: &[u8]) -> Result<(), Lost> {
         while !bytes.is_empty() {
-            match send(self.socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL) {
-                Ok(sent) => bytes = &bytes[sent..],
-                Err(Errno::EINTR) => {}
-                // EAGAIN is SO_SNDTIMEO: a client that does not read.
-                Err(_) => return Err(Lost),
-            }
+            let sent = until_uninterrupted(|| send(self.socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL));
+            // EAGAIN is SO_SNDTIMEO: a client that does not read.
+            bytes = &bytes[sent.map_err(|_| Lost)?..];
         }
         Ok(())
     }

@@ -299,8 +299,8 @@ impl AsFd for Connection {
     }
 }
 
-/// Ends the connection for the client even if another process holds a copy of the socket: until the last copy is closed,
-/// a close sends nothing (close(2), shutdown(2)).
+/// Ends the connection for the client even if another process holds a copy of the socket: until the last copy is
+/// closed, a close sends nothing (close(2), shutdown(2)).
 pub(super) fn end(socket: impl AsFd) {
     // It fails only on a connection that is gone already.
     let _ = shutdown(socket.as_fd().as_raw_fd(), Shutdown::Both);
@@ -315,9 +315,8 @@ pub fn receive(socket: &impl AsRawFd, buffer: &mut [u8]) -> nix::Result<usize> {
 pub fn send_some(socket: &impl AsRawFd, bytes: &[u8]) -> nix::Result<usize> {
     let mut sent = 0;
     while sent < bytes.len() {
-        match send(socket.as_raw_fd(), &bytes[sent..], MsgFlags::MSG_NOSIGNAL) {
+        match until_uninterrupted(|| send(socket.as_raw_fd(), &bytes[sent..], MsgFlags::MSG_NOSIGNAL)) {
             Ok(n) => sent += n,
-            Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) => break,
             Err(errno) => return Err(errno),
         }

@@ -283,7 +283,7 @@ impl Dispatcher {
     fn watch(&mut self, i: usize, added: Interest) {
         let Some(channel) = &self.slots[i].channel else { return };
         if self.epoll.modify(channel, i as u64, interest(self.workers_acknowledge) | added).is_err() {
-            // A registration is changed without allocating; where that fails, nothing more would be reported of this worker.
+            // A registration is changed without allocating; should it fail, nothing more is reported of this worker.
             self.remove(i);
         }
     }

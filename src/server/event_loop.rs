@@ -1,6 +1,6 @@
 //! The event loop: one thread, one epoll, many connections.
 //!
-//! [`EventLoop::wait_for_connection`] serves the connections that are ready, and returns when a new one waits at the
+//! [`EventLoop::serve_until_connection`] serves the connections that are ready, and returns when a new one waits at the
 //! acceptor. The caller then does the one thing that differs between architectures: it takes the connection, from a
 //! listening socket or from a master, and gives it to [`EventLoop::add_accepted`].
 //!
@@ -23,8 +23,8 @@ use crate::sys::epoll::{Epoll, Interest, Ready};
 use crate::sys::signal::{forget_listener, is_leaving, is_stopping};
 use crate::units::monotonic_ns;
 
-/// A worker that leaves closes a connection that has been silent for so long. A client under load asks far sooner, and one
-/// that is silent does not hold the worker until the master kills it.
+/// A worker that leaves closes a connection that has been silent for so long. A client under load asks far sooner, and
+/// one that is silent does not hold the worker until the master kills it.
 const LEAVE_IDLE: Duration = Duration::from_secs(1);
 
 pub struct EventLoop<A> {
@@ -83,7 +83,7 @@ impl<A: Acceptor> EventLoop<A> {
     }
 
     /// Serves the connections that are ready. True: a new one waits at the acceptor. False: the server is to stop.
-    pub fn wait_for_connection(&mut self) -> Result<bool, Failure> {
+    pub fn serve_until_connection(&mut self) -> Result<bool, Failure> {
         while !is_stopping() && !self.has_left() {
             match self.reactor.next_report(self.paused_until_ns)? {
                 // Asked beforehand: accept(2) would leave the connection in its queue, but a channel would drop it.
@@ -103,8 +103,8 @@ impl<A: Acceptor> EventLoop<A> {
         Ok(false)
     }
 
-    /// A worker of a cluster that leaves, and has nothing open any more. Until then a connection between two requests is
-    /// not closed at once: its next request may be on its way, and is answered with `Connection: close`.
+    /// A worker of a cluster that leaves, and has nothing open any more. Until then a connection between two requests
+    /// is not closed at once: its next request may be on its way, and is answered with `Connection: close`.
     fn has_left(&mut self) -> bool {
         if !is_leaving() {
             return false;
@@ -113,9 +113,9 @@ impl<A: Acceptor> EventLoop<A> {
         self.reactor.open() == 0
     }
 
-    /// As [`EventLoop::wait_for_connection`], where one worker at a time waits for the acceptor: the holder of the mutex.
-    /// True: a connection waits there, and the caller has the mutex; it must accept, give the mutex back and only then
-    /// serve the connection.
+    /// As [`EventLoop::serve_until_connection`], where one worker at a time waits for the acceptor: the holder of the
+    /// mutex. True: a connection waits there, and the caller has the mutex; it must accept, give the mutex back and
+    /// only then serve the connection.
     ///
     /// The other workers wait for their connections, and for the time to try again. That is not about the listening
     /// socket, so it does not count as a wake-up. The rules are nginx's (`src/event/ngx_event.c`).
@@ -123,9 +123,8 @@ impl<A: Acceptor> EventLoop<A> {
         while !is_stopping() {
             if !self.reactor.is_about_to_wait() {
                 // Without the mutex. The acceptor's report has had its turn before all others.
-                match self.reactor.next_report(None)? {
-                    Some(ready) if ready.token != ACCEPTOR => self.reactor.serve(ready),
-                    _ => {}
+                if let Some(ready) = self.reactor.next_report(None)?.filter(|ready| ready.token != ACCEPTOR) {
+                    self.reactor.serve(ready);
                 }
                 continue;
             }

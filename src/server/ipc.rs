@@ -2,11 +2,11 @@
 //! SCM_RIGHTS with its line (unix(7)). Here are both ends.
 //!
 //! A line that carries a descriptor is wrapped as `{"cmd":"NODE_HANDLE","type":…,"msg":…}` and answered with
-//! `NODE_HANDLE_ACK`, or `NODE_HANDLE_NACK` where the descriptor did not arrive; until then nothing else is sent, so that
-//! the order stays. See `lib/internal/child_process.js` of Node 20.
+//! `NODE_HANDLE_ACK`, or `NODE_HANDLE_NACK` where the descriptor did not arrive; until then nothing else is sent, so
+//! that the order stays. See `lib/internal/child_process.js` of Node 20.
 //!
-//! Nothing blocks: what the socket does not take waits here, and what it brings may end in the middle of a line. Whatever
-//! does not follow the protocol is reported and passed over.
+//! Nothing blocks: what the socket does not take waits here, and what it brings may end in the middle of a line.
+//! Whatever does not follow the protocol is reported and passed over.
 //!
 //! What comes with every connection is cheap: its message is written as text into a line that was used before, and its
 //! acknowledgement and its answer are read without making a [`Value`] of them.
@@ -55,7 +55,7 @@ pub const BUFFER_BYTES: usize = 64 * 1024;
 pub enum Incoming {
     /// A message, unwrapped and acknowledged where it came with a descriptor.
     Message(Value, Option<OwnedFd>),
-    /// What has become of the connection that was passed with this number: the only message that comes for each connection.
+    /// What has become of the connection with this number: the only message that comes for each connection.
     Answer { ack: u64, accepted: bool },
     /// A connection, expected if its handle is that of [`Ipc::expected_key`]. It is to be answered with
     /// [`Ipc::answer_connection`].
@@ -212,8 +212,8 @@ impl Ipc {
         recalled.into_iter().filter_map(|message| message.handle).map(|(_, tag)| tag).collect()
     }
 
-    /// Asks for a sign of life: a message that speaks of a descriptor and has none. The other end's library says that it
-    /// did not arrive (`NODE_HANDLE_NACK`), without asking its program.
+    /// Asks for a sign of life: a message that speaks of a descriptor and has none. The other end's library says that
+    /// it did not arrive (`NODE_HANDLE_NACK`), without asking its program.
     pub fn ping(&mut self) {
         self.post_message(OutgoingMessage { line: PING.to_vec(), is_ping: true, ..OutgoingMessage::default() });
     }

@@ -114,7 +114,7 @@ impl Listener {
         Ok(self)
     }
 
-    /// Shuts it in every process that holds it: no new connection is taken, and blocked and later accepts return EINVAL.
+    /// Shuts it in every process that holds it: none takes a new connection, blocked and later accepts return EINVAL.
     pub fn shut(&self) {
         // It fails only on a socket that is not open.
         let _ = shutdown(self.fd.as_raw_fd(), Shutdown::Read);

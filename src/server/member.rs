@@ -1,12 +1,12 @@
-//! A server as a worker of a cluster: it does for our programs what Node's `lib/internal/cluster/child.js` does for Node's.
-//! Instead of binding, it asks its master, and gets the listening socket, or connections one by one.
+//! A server as a worker of a cluster: it does for our programs what Node's `lib/internal/cluster/child.js` does for
+//! Node's. Instead of binding, it asks its master, and gets the listening socket, or connections one by one.
 //!
-//! A member has descriptors to wait for (the channel, the shared listening socket where there is one, and SIGUSR2), and one
-//! call, [`Member::accept`], which takes a connection if there is one and reads the master's messages. So a server that
-//! accepts from a `Listener` does not know the difference.
+//! A member has descriptors to wait for (the channel, the shared listening socket where there is one, and SIGUSR2), and
+//! one call, [`Member::accept`], which takes a connection if there is one and reads the master's messages. So a server
+//! that accepts from a `Listener` does not know the difference.
 //!
-//! A worker leaves when the master asks it to, or after a fatal error (SIGUSR2 simulates one): it takes nothing new, and
-//! answers open connections with `Connection: close`.
+//! A worker leaves when the master asks it to, or after a fatal error (SIGUSR2 simulates one): it takes nothing new,
+//! and answers open connections with `Connection: close`.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -29,12 +29,12 @@ use super::ipc::{BUFFER_BYTES, Incoming, Ipc, Received};
 use crate::failure::Failure;
 use crate::membership::Membership;
 use crate::sys::epoll::{Epoll, Interest};
-use crate::sys::fd::{set_blocking, take_inherited};
+use crate::sys::fd::{set_blocking, take_inherited, until_uninterrupted};
 use crate::sys::signal::{SignalQueue, is_leaving, is_stopping, leave};
 use crate::units::monotonic_ns;
 
-/// A worker that accepts by itself reads its channel at least this often, however many connections there are: it has to give
-/// signs of life.
+/// A worker that accepts by itself reads its channel at least this often, however many connections there are: it has to
+/// give signs of life.
 const READ_EVERY_NS: u64 = 10_000_000;
 
 /// Descriptors kept free: to receive a connection, even if only to refuse it.
@@ -118,8 +118,8 @@ impl Member {
         self.socket.as_ref().map(AsFd::as_fd)
     }
 
-    /// Readable when there may be a connection or a message; and a second one to wait for. Where connections come over the
-    /// channel the first is the channel itself, since a wake-up through two epoll instances costs more.
+    /// Readable when there may be a connection or a message; and a second one to wait for. Where connections come over
+    /// the channel the first is the channel itself, since a wake-up through two epoll instances costs more.
     pub fn descriptors(&self) -> (BorrowedFd<'_>, Option<BorrowedFd<'_>>) {
         match self.socket {
             Some(_) => (self.epoll.as_fd(), None),
@@ -154,8 +154,8 @@ impl Member {
         }
     }
 
-    /// As [`Member::accept`], but it waits, and the connection blocks. A server that blocks leaves as SIGTERM ends it, as soon as
-    /// it comes back here: one that serves a connection at a time reads its master's messages only between two.
+    /// As [`Member::accept`], but it waits, and the connection blocks. A server that blocks leaves as SIGTERM ends it,
+    /// as soon as it is back here: it reads its master's messages only between two connections.
     ///
     /// # Errors
     /// Also EINTR.
@@ -260,23 +260,19 @@ impl Member {
         let mut incoming = VecDeque::new();
         loop {
             for message in incoming.drain(..) {
-                match message {
-                    Incoming::Message(reply, socket) if reply["ack"] == json!(asked) => {
-                        return self.take_reply(&reply, socket, args);
-                    }
-                    _ => {}
+                if let Incoming::Message(reply, socket) = message
+                    && reply["ack"] == json!(asked)
+                {
+                    return self.take_reply(&reply, socket, args);
                 }
             }
             let mut ready = [PollFd::new(self.ipc.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut ready, PollTimeout::NONE) {
-                // A byte at a time: the first connection may come right behind the answer, and has to stay in the socket, where it
-                // is waited for.
-                Ok(_) if self.ipc.receive(&mut [0], &mut incoming) != Received::End => {}
-                Err(Errno::EINTR) => {}
-                Ok(_) | Err(_) => {
-                    let line = format!("ask the master to listen on {listen}: it is gone");
-                    return Err(Failure::relay(line));
-                }
+            let polled = until_uninterrupted(|| poll(&mut ready, PollTimeout::NONE));
+            // A byte at a time: the first connection may come right behind the answer, and has to stay in the
+            // socket, where it is waited for.
+            if polled.is_err() || self.ipc.receive(&mut [0], &mut incoming) == Received::End {
+                let line = format!("ask the master to listen on {listen}: it is gone");
+                return Err(Failure::relay(line));
             }
         }
     }
@@ -344,7 +340,7 @@ fn address_type(ip: IpAddr) -> u8 {
 }
 
 /// Tells the master that this worker takes connections. False: this process is not a worker.
-pub fn say_listening(address: SocketAddr) -> bool {
+pub fn notify_listening(address: SocketAddr) -> bool {
     MEMBER.with_borrow(|member| {
         let Some(member) = member else { return false };
         member.borrow_mut().send(json!({

@@ -1,10 +1,9 @@
 //! What all servers share. In reading order:
 //!
-//! - [`args`]: the command line, the same for every server; [`listener`]: the listening socket; [`accept`]: what a failed
-//!   accept means;
+//! - [`args`]: the command line of every server; [`listener`]: the listening socket; [`accept`]: a failed accept;
 //! - [`worker`]: what one worker carries with it;
 //! - [`blocking`]: serve a connection and do nothing else meanwhile;
-//! - [`connection`], [`slots`], [`table`], [`reactor`] and [`event_loop`]: serve many connections, each a step at a time;
+//! - [`connection`], [`slots`], [`table`], [`reactor`] and [`event_loop`]: serve many connections step by step;
 //! - [`worker_pool`]: fork workers, wait until they are ready, stop and reap them;
 //! - [`selector`]: programs in the kernel that choose among the sockets of a group;
 //! - [`channel`]: pass connections to another process; [`dispatch`]: accept for others, and who has how many;
@@ -68,7 +67,7 @@ pub use crate::sys::signal::{GRACE, is_stopping};
 /// Prints the line that everybody waits for, or in a cluster tells the master. Call it when every worker can take a
 /// connection.
 pub fn ready(address: SocketAddr) -> Result<(), Failure> {
-    if member::say_listening(address) { Ok(()) } else { print_ready(address) }
+    if member::notify_listening(address) { Ok(()) } else { print_ready(address) }
 }
 
 /// Prints it: for a master too, whose workers may listen on a Unix socket.
@@ -76,8 +75,8 @@ pub fn print_ready(address: impl fmt::Display) -> Result<(), Failure> {
     console::print_unless_stopping(&format!("ready {address}\n"))
 }
 
-/// Prints the report, or the one line that says what went wrong, and gives the exit status: 0 or 1, which is also that of a
-/// master that had to give up. A worker of a cluster prints no report: its counts are in the master's.
+/// Prints the report, or the one line that says what went wrong, and gives the exit status: 0 or 1, which is also that
+/// of a master that had to give up. A worker of a cluster prints no report: its counts are in the master's.
 pub fn finish(outcome: Result<ServerReport, Failure>) -> ExitCode {
     if outcome.is_ok() && is_member() {
         return if member::has_failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS };

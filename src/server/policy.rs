@@ -34,8 +34,8 @@ impl Choice {
         Choice { policy, last: 0, random: fastrand::Rng::new() }
     }
 
-    /// The next worker: a position among `free`, the numbers (below `workers`) of those that can be given a connection, in the
-    /// order in which they became free. `load` says how many connections a number has.
+    /// The next worker: a position among `free`, the numbers (below `workers`) of those that can be given a connection,
+    /// in the order in which they became free. `load` says how many connections a number has.
     ///
     /// # Panics
     /// When no worker is free.

@@ -102,8 +102,8 @@ impl Reactor {
         (self.reports_taken..self.reports).any(|i| self.epoll.report(i).token == token)
     }
 
-    /// Shows that the worker is alive, for a parent that watches. A wait that could have reported the acceptor and did not
-    /// has seen an empty queue; one that was full of reports has not seen all.
+    /// Shows that the worker is alive, for a parent that watches. A wait that could have reported the acceptor and did
+    /// not has seen an empty queue; one that was full of reports has not seen all.
     fn beat(&mut self, is_acceptor_watched: bool) {
         let Some(heartbeat) = &mut self.worker.heartbeat else { return };
         let has_seen_all = is_acceptor_watched && self.reports < REPORTS_PER_WAIT;
@@ -154,8 +154,8 @@ impl Reactor {
         Ok(self.worker)
     }
 
-    /// From now on a connection between two requests may be silent for so long at most. The others have their time: what
-    /// has begun is finished.
+    /// From now on a connection between two requests may be silent for so long at most. The others have their time:
+    /// what has begun is finished.
     pub fn shorten_idle_timeout(&mut self, patience: Duration) {
         self.has_short_idle_timeout = true;
         self.worker.idle_timeout = patience.min(self.worker.idle_timeout);
@@ -261,8 +261,8 @@ impl Reactor {
             any = true;
             let is_ours = (connection.is_waiting() && !connection.has_unsent()) || connection.is_lingering();
             if is_ours || (self.has_short_idle_timeout && !connection.is_between_requests()) {
-                // It is silent because we have not answered yet, and its timer will come; or this worker is leaving, and a
-                // request that has begun is still finished.
+                // It is silent because we have not answered yet, and its timer will come; or this worker is leaving,
+                // and a request that has begun is still finished.
                 self.table.touch(key, self.now_ns);
             } else if connection.has_half_a_request() {
                 self.table.touch(key, self.now_ns);

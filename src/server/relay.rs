@@ -1,8 +1,8 @@
 //! The pairs of a master that stands between its clients and its workers, and what it waits for.
 //!
 //! A pair is two sockets, the client's and one of our own to a worker, and two streams. How a stream is copied is the
-//! caller's ([`CopyStep`]); here is which pair is ready, and what its ends mean: the end of a stream travels as what it is
-//! (shutdown(2), SHUT_WR), and so does a client's reset.
+//! caller's ([`CopyStep`]); here is which pair is ready, and what its ends mean: the end of a stream travels as what it
+//! is (shutdown(2), SHUT_WR), and so does a client's reset.
 //!
 //! splice(2) would keep the bytes in the kernel, for the price of a pipe: two more descriptors per stream.
 

@@ -82,8 +82,8 @@ impl Selector {
             // What comes after the SYN is processed there too, and is in that CPU's cache. SO_INCOMING_CPU on each
             // listener would say the same, but groups did not heed it from Linux 4.6 to 6.1 (b261eda84ec1).
             Select::Cpu => attach(classic::by_cpu(&cpu::allowed(), listeners.len()))?,
-            // The hash gives one client with one port the same worker each time; chance does not. For the live set it is
-            // right until the parent sees that a worker shows no sign of life.
+            // The hash gives one client with one port the same worker each time; chance does not. For the live set it
+            // is right until the parent sees that a worker shows no sign of life.
             Select::Random | Select::LiveSet => attach(classic::random(listeners.len(), &[]))?,
             // A counter in the kernel: exactly even, and as blind as the hash.
             Select::RoundRobin => extended::take_turns(listeners)?,
@@ -99,8 +99,8 @@ impl Selector {
         (self.select == Select::LiveSet || load.is_some()).then(|| Heartbeat::new(row, load))
     }
 
-    /// Closes the parent's copies of the listeners: one kept open would keep its queue in the group, and nobody would ever
-    /// accept from it. Only the live set keeps them, and attaches one program after another through them.
+    /// Closes the parent's copies of the listeners: one kept open would keep its queue in the group, and nobody would
+    /// ever accept from it. Only the live set keeps them, and attaches one program after another through them.
     pub fn close_copies(&mut self, listeners: Vec<Listener>) {
         self.live_set = (self.select == Select::LiveSet).then(|| LiveSet::new(listeners));
     }

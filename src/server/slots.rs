@@ -1,5 +1,5 @@
-//! Values under keys that a report or a timer can carry: a place is used again, and its generation tells the values apart,
-//! so the key of one that is gone finds nothing.
+//! Values under keys that a report or a timer can carry: a place is used again, and its generation tells the values
+//! apart, so the key of one that is gone finds nothing.
 
 /// A generation and a place, in 63 bits.
 pub type Key = u64;

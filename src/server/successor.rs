@@ -1,4 +1,4 @@
-//! A program that was split goes on under its old flags: it replaces itself by the program that has them now (execve(2)).
+//! A program that was split, started with an old flag, replaces itself by the program that has it now (execve(2)).
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;

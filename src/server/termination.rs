@@ -20,14 +20,14 @@ pub fn shut_connections_when_stopping(listener: &Listener) -> Result<(), Failure
     shut_sockets_on_termination(Some(listener.as_fd())).map_err(|errno| Failure::new("handle SIGTERM", errno))
 }
 
-/// SIGTERM shuts the listener of an event loop that does not share it, or that may end it for all. The handler does it: a
-/// loop in the middle of a request does not look.
+/// SIGTERM shuts the listener of an event loop that does not share it, or that may end it for all. The handler does it:
+/// a loop in the middle of a request does not look.
 pub fn shut_listener_when_stopping(listener: &Listener) -> Result<(), Failure> {
     shut_listener_on_termination(listener.end(), false).map_err(|errno| Failure::new("handle SIGTERM", errno))
 }
 
-/// As [`shut_listener_when_stopping`], where the parent has no copy to shut: its SIGTERM stops all workers, so the first that
-/// gets it shuts the listener for all. A SIGTERM from another process ends this worker and leaves the listener open.
+/// As [`shut_listener_when_stopping`], where the parent has no copy to shut: its SIGTERM stops all workers, so the
+/// first that gets it shuts the listener for all. One from another process ends this worker, and the others serve on.
 pub fn shut_shared_listener_when_stopping(listener: &Listener) -> Result<(), Failure> {
     shut_listener_on_termination(listener, true).map_err(|errno| Failure::new("handle SIGTERM", errno))
 }

@@ -66,11 +66,11 @@ impl WorkerPool {
     /// [`WorkerPool::supervise`].
     ///
     /// # Errors
-    /// In a worker of a cluster: a program that forks workers is a cluster by itself, and their numbers are not the master's.
+    /// In a worker of a cluster: a program that forks has workers of its own, whose numbers are not the master's.
     pub fn new(scoreboard: Scoreboard) -> Result<WorkerPool, Failure> {
         if is_member() {
-            let line = "fork workers: this is a worker of a cluster, which has one process; give `cluster` a server that \
-                        is one, such as event-driven or threaded";
+            let line = "fork workers: this is a worker of a cluster, which has one process; give `cluster` a server \
+                        that is one, such as event-driven or threaded";
             return Err(Failure::relay(line.to_owned()));
         }
         let signals = SignalQueue::open().map_err(|errno| Failure::new("open a signalfd", errno))?;
@@ -122,8 +122,8 @@ impl WorkerPool {
         Err(Failure::relay(format!("start {} workers: only {ready} became ready", self.pids.len())))
     }
 
-    /// Supervises the workers until a signal stops the server, then stops them: `stop_accepting` first, so that no worker can
-    /// take another connection; then SIGTERM to each; after [`GRACE`] SIGKILL.
+    /// Supervises the workers until a signal stops the server, then stops them: `stop_accepting` first, so that no
+    /// worker can take another connection; then SIGTERM to each; after [`GRACE`] SIGKILL.
     ///
     /// # Errors
     /// When the last worker has died without being asked to.
@@ -146,7 +146,7 @@ impl WorkerPool {
         }
     }
 
-    /// Readable while a signal waits for [`WorkerPool::next_signal_stops`]: for a parent that waits for more than signals.
+    /// Readable while a signal waits for [`WorkerPool::next_signal_stops`]: for a parent that waits for more.
     pub fn signals(&self) -> BorrowedFd<'_> {
         self.signals.as_fd()
     }

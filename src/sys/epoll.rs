@@ -67,8 +67,8 @@ impl Epoll {
     }
 
     fn wait_once(&mut self, timeout: Option<Duration>) -> nix::Result<usize> {
-        /// Set once epoll_pwait2 was refused, by a kernel before 5.11 or by a sandbox whose list is older (seccomp(2) leaves
-        /// the errno to the filter, and many say EPERM). Milliseconds must do there.
+        /// Set once epoll_pwait2 was refused, by a kernel before 5.11 or by a sandbox whose list is older (seccomp(2)
+        /// leaves the errno to the filter, and many say EPERM). Milliseconds must do there.
         static NO_PWAIT2: AtomicBool = AtomicBool::new(false);
 
         let Some(timeout) = timeout.filter(|timeout| !timeout.is_zero()) else {
@@ -88,9 +88,9 @@ impl Epoll {
 
     fn wait_ns(&mut self, timeout: Duration) -> nix::Result<usize> {
         let timeout = TimeSpec::from_duration(timeout);
-        // SAFETY: EpollEvent is a transparent epoll_event; the kernel writes at most `events.len()` of them into the vector,
-        // which is borrowed mutably; the timespec outlives the call, and a null signal mask means "leave it alone"
-        // (epoll_pwait2(2)).
+        // SAFETY: EpollEvent is a transparent epoll_event; the kernel writes at most `events.len()` of them into the
+        // vector, which is borrowed mutably; the timespec outlives the call, and a null signal mask means "leave it
+        // alone" (epoll_pwait2(2)).
         let result = unsafe {
             libc::syscall(
                 libc::SYS_epoll_pwait2,

@@ -27,8 +27,8 @@ pub fn take_inherited(number: RawFd) -> nix::Result<OwnedFd> {
     }
     // SAFETY: fcntl(2) with F_SETFD touches no memory.
     Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
-    // SAFETY: it is open, and was without FD_CLOEXEC (above): so it has come through execve(2), and nobody here owns it, since
-    // whatever we open or take has that flag.
+    // SAFETY: it is open, and was without FD_CLOEXEC (above): so it has come through execve(2), and nobody here owns
+    // it, since whatever we open or take has that flag.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 

@@ -17,7 +17,7 @@ pub mod socket;
 pub mod terminal;
 pub mod uring;
 
-/// EINVAL for an error of the standard library that no system call has made, as for a path that is too long for an address.
+/// EINVAL where no system call has made the error, but the standard library: a path too long for an address, say.
 pub fn errno_of(error: std::io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw)
 }

@@ -50,8 +50,8 @@ pub fn fork() -> nix::Result<Fork> {
 /// What a started program inherits beside the standard streams.
 pub const MOST_KEPT: usize = 2;
 
-/// Starts a program that the kernel kills when this thread dies, with `kept`, [`MOST_KEPT`] at most, open under the numbers
-/// they have here; otherwise as [`spawn_child`].
+/// Starts a program that the kernel kills when this thread dies, with `kept`, [`MOST_KEPT`] at most, open under the
+/// numbers they have here; otherwise as [`spawn_child`].
 pub fn spawn(command: &mut Command, kept: &[BorrowedFd]) -> std::io::Result<Pid> {
     let child = spawn_child(command, kept, Signal::SIGKILL, None)?;
     Ok(Pid::from_raw(child.id() as i32))

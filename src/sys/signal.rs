@@ -6,8 +6,8 @@
 //! - A worker that blocks in `accept` or `recv` finds its sockets shut ([`shut_sockets_on_termination`]):
 //!   `shutdown(2)` for reading makes a blocked or later `accept` return EINVAL, and a blocked or later `recv`
 //!   return what has arrived already, then 0.
-//! - An event loop finds a descriptor of its epoll set readable ([`wake_on_termination`]). In the middle of a request it
-//!   looks at nothing, so the handler shuts its listener for it ([`shut_listener_on_termination`]).
+//! - An event loop finds a descriptor of its epoll set readable ([`wake_on_termination`]). In the middle of a
+//!   request it looks at nothing, so the handler shuts its listener for it ([`shut_listener_on_termination`]).
 //! - A parent that only supervises keeps the signals blocked and reads them from a [`SignalQueue`] (signalfd(2)).
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -58,8 +58,8 @@ pub fn has_given_up() -> bool {
     GAVE_UP.load(SeqCst)
 }
 
-/// From now on SIGTERM, and what else stops a server, shut this process's noted sockets for reading, and after [`GRACE`] for writing
-/// too. A listener that other processes accept from is passed as `shared` and left alone.
+/// From now on SIGTERM, and what else stops a server, shut this process's noted sockets for reading, and after
+/// [`GRACE`] for writing too. A listener that other processes accept from is passed as `shared` and left alone.
 pub fn shut_sockets_on_termination(shared: Option<BorrowedFd>) -> nix::Result<()> {
     SHARED.store(shared.map_or(-1, |fd| fd.as_raw_fd()), SeqCst);
     handle_termination()
@@ -120,7 +120,7 @@ fn ignore_meaningless() -> nix::Result<()> {
 /// SIGHUP, which comes when the terminal goes, unless the server was started to outlive that (nohup(1) ignores it).
 fn stop_signals() -> SigSet {
     let mut signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT]);
-    // SAFETY: sigaction is a plain struct for which all zeros is a value; with no new action sigaction(2) only fills it.
+    // SAFETY: all zeros is a value of this plain struct; with no new action sigaction(2) only fills it.
     let old = unsafe {
         let mut old: libc::sigaction = std::mem::zeroed();
         libc::sigaction(libc::SIGHUP, std::ptr::null(), &raw mut old);
@@ -253,8 +253,8 @@ impl SignalQueue {
     fn of(mut signals: SigSet) -> nix::Result<SignalQueue> {
         signals.add(Signal::SIGCHLD);
         let queue = SignalQueue::block(signals)?;
-        // The process that started us may have ignored SIGCHLD, and exec keeps that. Then the kernel reaps by itself: no signal
-        // would come, and the children's accounts would be lost (sigaction(2), wait(2)).
+        // The process that started us may have ignored SIGCHLD, and exec keeps that. Then the kernel reaps by itself:
+        // no signal would come, and the children's accounts would be lost (sigaction(2), wait(2)).
         let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
         // SAFETY: the default handler runs no code of ours.
         unsafe { sigaction(Signal::SIGCHLD, &default)? };

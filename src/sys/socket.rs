@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use nix::errno::Errno;
 
+use super::fd::until_uninterrupted;
+
 /// Sends what the kernel takes without waiting; no room (EAGAIN) is no failure.
 pub fn send_now(socket: impl AsFd, bytes: &[u8]) -> nix::Result<usize> {
     // A closed peer is an EPIPE to count, not a SIGPIPE to die of (send(2)).
@@ -29,9 +31,9 @@ pub fn send_now(socket: impl AsFd, bytes: &[u8]) -> nix::Result<usize> {
     }
 }
 
-/// Receives what is there without waiting: the number of bytes, 0 at the end of the stream; EAGAIN when there is nothing yet.
+/// Receives what is there without waiting: the number of bytes, 0 at the end of the stream; EAGAIN for nothing yet.
 pub fn receive_now(socket: impl AsFd, buffer: &mut [u8]) -> nix::Result<usize> {
-    loop {
+    until_uninterrupted(|| {
         // SAFETY: the kernel writes at most `buffer.len()` bytes into a slice that is borrowed mutably for the call; it
         // is not asked for an address.
         let received = unsafe {
@@ -45,12 +47,8 @@ pub fn receive_now(socket: impl AsFd, buffer: &mut [u8]) -> nix::Result<usize> {
                 std::ptr::null_mut::<libc::socklen_t>(),
             )
         };
-        match Errno::result(received) {
-            Ok(received) => return Ok(received as usize),
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
+        Errno::result(received).map(|received| received as usize)
+    })
 }
 
 #[cfg(test)]

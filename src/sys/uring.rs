@@ -117,7 +117,7 @@ impl Uring {
     }
 
     pub fn submit(&mut self) {
-        // What fails here (EBUSY, EAGAIN: too much is under way) stays queued for the next time.
+        // What fails here (EBUSY, EAGAIN: too much is outstanding) stays queued for the next time.
         let _ = self.ring.submit();
         self.submissions += 1;
     }

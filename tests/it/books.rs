@@ -115,7 +115,7 @@ fn a_second_server_does_not_disturb_the_scoreboard_of_the_first() {
 
 /// Connections that come one after another, each in a wake-up of its own unless the master is still at the last one.
 #[test]
-fn a_master_that_accepts_keeps_a_book_of_it_and_one_that_only_watches_has_none() {
+fn a_master_that_accepts_counts_its_accepts_and_one_that_only_supervises_has_no_counts() {
     let book_of = |name| {
         let mut server = start(name, &["--workers", "2"]);
         for _ in 0..50 {

@@ -133,7 +133,7 @@ fn a_reload_replaces_every_worker_and_no_request_is_lost() {
 }
 
 #[test]
-fn of_a_killed_worker_only_what_was_in_its_hands_is_lost_and_each_is_named() {
+fn a_killed_worker_loses_only_its_outstanding_requests_and_each_is_reported() {
     for schedule in ["rr", "none"] {
         let server = start(&["--workers", "2", "--schedule", schedule]);
         let (pids, addr) = (pids(&server, 2), server.addr);
@@ -233,8 +233,8 @@ fn a_program_that_is_given_up_after_it_has_served_leaves_a_report_and_a_failure(
     let ended = held(server.ended(FOREVER));
     assert_eq!(ended.status.code(), Some(1));
     let report: ServerReport = serde_json::from_str(&ended.stdout).unwrap();
-    let lives = report.cluster.unwrap();
-    assert_eq!((lives.gave_up, lives.forks, lives.deaths), (true, 2, 2));
+    let counts = report.cluster.unwrap();
+    assert_eq!((counts.gave_up, counts.forks, counts.deaths), (true, 2, 2));
     assert!(ended.stderr.lines().last().unwrap().starts_with("serve: the last worker has died"));
 }
 

@@ -89,9 +89,9 @@ fn command_of(pid: i32) -> String {
 #[test]
 fn a_master_whose_standard_error_is_closed_by_its_reader_goes_on_and_counts_the_loss() {
     let cluster = Cluster::start("reader-gone", r#"{ "$@" 2>&1 >out; } | true"#, &[]);
-    let lives = cluster.goes_on_and_reports().cluster.unwrap();
-    assert_eq!(lives.deaths, 1);
-    assert!(lives.lines_dropped > 0);
+    let counts = cluster.goes_on_and_reports().cluster.unwrap();
+    assert_eq!(counts.deaths, 1);
+    assert!(counts.lines_dropped > 0);
 }
 
 #[test]

@@ -183,7 +183,7 @@ fn under_strace(inject: &str, flags: &[&str]) -> Option<Server> {
 }
 
 #[test]
-fn errors_of_accept_that_mean_the_next_one_end_nothing() {
+fn a_failed_accept_does_not_end_the_master() {
     for errno in ["EOPNOTSUPP", "ECONNABORTED", "EPROTO", "ENETDOWN", "EHOSTUNREACH", "ENOBUFS", "EPERM"] {
         let Some(server) = under_strace(&format!("accept4:error={errno}:when=1..3"), &[]) else { return };
         for _ in 0..6 {
@@ -193,7 +193,7 @@ fn errors_of_accept_that_mean_the_next_one_end_nothing() {
 }
 
 #[test]
-fn calls_that_a_sandbox_forbids_are_done_without() {
+fn a_master_works_without_the_calls_that_a_sandbox_forbids() {
     let scratch = Scratch::new("sandbox");
     let file = scratch.path("value");
     fs::write(&file, "1").unwrap();

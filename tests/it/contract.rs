@@ -33,6 +33,8 @@ pub fn all_keep_the_contract(name: &str, strategies: &[[&str; 2]]) {
 macro_rules! each_keeps_the_contract {
     ($($test:ident $server:literal)*) => {
         $(#[test] fn $test() { keeps_the_contract($server, &[]); })*
+        /// The servers that these tests judge.
+        const JUDGED: &[&str] = &[$($server),*];
     };
 }
 
@@ -40,12 +42,15 @@ each_keeps_the_contract! {
     sync_keeps_the_contract "sync"
     prefork_keeps_the_contract "prefork"
     prefork_poll_keeps_the_contract "prefork-poll"
+    prefork_lock_keeps_the_contract "prefork-lock"
     threaded_keeps_the_contract "threaded"
     thread_pool_keeps_the_contract "thread-pool"
     event_driven_keeps_the_contract "event-driven"
     shared_accept_keeps_the_contract "shared-accept"
+    accept_mutex_keeps_the_contract "accept-mutex"
     reuseport_keeps_the_contract "reuseport"
     master_dispatch_keeps_the_contract "master-dispatch"
+    pass_listener_keeps_the_contract "pass-listener"
     proxy_keeps_the_contract "proxy"
 }
 
@@ -54,9 +59,10 @@ fn every_server_of_the_syllabus_is_tested() {
     let manifest: toml::Table = include_str!("../../Cargo.toml").parse().expect("cargo reads it too");
     let programs = manifest["bin"].as_array().expect("[[bin]] entries").iter();
     let names = programs.map(|bin| bin["name"].as_str().expect("a bin has a name"));
-    // The yardstick parses nothing; the cluster's programs are others'; the demonstration and the instruments serve
+    // The baseline parses nothing; the cluster's programs are others'; the demonstration and the instruments serve
     // nobody.
     let others = ["ports", "cluster", "null-server", "loadgen", "bare-client", "lab"];
     let servers: Vec<&str> = names.filter(|name| !others.contains(name)).collect();
     assert_eq!(servers, SERVERS.map(|kind| kind.name));
+    assert_eq!(servers, JUDGED);
 }

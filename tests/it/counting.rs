@@ -50,8 +50,8 @@ pub fn number(column: &str, row: &Row) -> f64 {
 pub const WITHOUT_A_HERD: f64 = 2.2;
 
 #[test]
-fn being_born_and_stopped_is_in_no_count_of_switches() {
-    let (row, _) = observe("births", "shared-accept --workers 32 --wait blocking", 50, "\"switches\"");
+fn starting_and_stopping_a_worker_is_in_no_count_of_switches() {
+    let (row, _) = observe("births", "prefork --workers 32", 50, "\"switches\"");
     let observed: u64 = row.observed.as_ref().unwrap().total(|counts| Some(counts.voluntary_switches)).unwrap();
     let whole_lives = row.workers_total(|worker| worker.voluntary_switches).unwrap();
     // Each worker is at least woken once more, to be stopped.

@@ -22,11 +22,10 @@ use crate::support::{FOREVER, answer, ask_together, connect, held, kind, load, s
 
 const POLICIES: [&str; 6] = ["round-robin", "random", "least-connections", "first-free", "acknowledged", "sticky"];
 
-/// Every way to dispatch, as flags.
-fn ways() -> Vec<Vec<&'static str>> {
-    let policies = POLICIES.iter().map(|&policy| vec!["--policy", policy]);
-    let copies = ["serves", "closes"].iter().map(|&copy| vec!["--pass", "listener", "--master", copy]);
-    policies.chain(copies).collect()
+/// Every way to dispatch: the program and its flags.
+fn ways() -> impl Iterator<Item = (&'static str, [&'static str; 2])> {
+    let policies = POLICIES.iter().map(|&policy| ("master-dispatch", ["--policy", policy]));
+    policies.chain(["serves", "closes"].map(|copy| ("pass-listener", ["--master", copy])))
 }
 
 /// A server whose scoreboard we watch.
@@ -261,8 +260,8 @@ fn least_connections_evens_out_what_leaving_clients_have_made_uneven() {
 
 #[test]
 fn every_way_to_dispatch_serves_every_connection_and_balances_the_books() {
-    for way in ways() {
-        let mut server = start("master-dispatch", &[&["--workers", "4"], &way[..]].concat());
+    for (name, way) in ways() {
+        let mut server = start(name, &[&["--workers", "4"], &way[..]].concat());
         let load = load(server.addr, &["--requests-per-connection", "1", "--connections", "64", "--requests", "2000"]);
         assert_eq!((load.errors.total(), load.requests), (0, 2000), "{way:?}: {:?}", load.errors);
         let report = stop(&mut server);
@@ -276,36 +275,30 @@ fn every_way_to_dispatch_serves_every_connection_and_balances_the_books() {
 
 #[test]
 fn a_killed_worker_is_passed_over_by_every_way_to_dispatch() {
-    for way in ways() {
-        outlives_a_worker("master-dispatch", &way);
+    for (name, way) in ways() {
+        outlives_a_worker(name, &way);
     }
 }
 
 #[test]
 fn sigterm_under_load_ends_every_way_to_dispatch_well() {
-    for way in ways() {
-        ends_under_load("master-dispatch", &way);
+    for (name, way) in ways() {
+        ends_under_load(name, &way);
     }
 }
 
-/// Where connections are acknowledged, and where the listener travels, a stop takes another course.
+/// Where connections are acknowledged, and where the master serves too, a stop takes another course.
 #[test]
-fn those_who_acknowledge_or_share_the_listener_keep_the_contract_too() {
-    let ways = [
-        &["--policy", "acknowledged"][..],
-        &["--pass", "listener"],
-        &["--pass", "listener", "--master", "serves", "--workers", "2"],
-    ];
+fn a_master_that_awaits_acknowledgements_and_one_that_serves_keep_the_contract() {
     std::thread::scope(|scope| {
-        for way in ways {
-            scope.spawn(|| keeps_the_contract("master-dispatch", way));
-        }
+        scope.spawn(|| keeps_the_contract("master-dispatch", &["--policy", "acknowledged"]));
+        scope.spawn(|| keeps_the_contract("pass-listener", &["--master", "serves", "--workers", "2"]));
     });
 }
 
 /// A worker that hangs has not acknowledged its last connection, so it is given no other.
 #[test]
-fn of_those_who_acknowledge_a_hung_worker_holds_one_connection_at_most() {
+fn a_hung_worker_that_acknowledges_connections_holds_one_at_most() {
     let server = start("master-dispatch", &["--workers", "3", "--policy", "acknowledged"]);
     let hung = Stopped::new(pid_of(&server, 1));
     let mut waiting = ask_together(&server, 60);
@@ -320,7 +313,7 @@ fn of_those_who_acknowledge_a_hung_worker_holds_one_connection_at_most() {
 
 /// Whoever deals without looking fills the channel of a hung worker, and then passes it over.
 #[test]
-fn of_those_who_do_not_acknowledge_a_hung_worker_holds_what_its_channel_holds_and_the_others_are_served() {
+fn a_hung_worker_that_does_not_acknowledge_holds_what_its_channel_holds_and_the_others_serve_on() {
     for policy in ["round-robin", "random"] {
         let server = start("master-dispatch", &["--workers", "2", "--policy", policy]);
         let hung = Stopped::new(pid_of(&server, 1));
@@ -334,7 +327,7 @@ fn of_those_who_do_not_acknowledge_a_hung_worker_holds_what_its_channel_holds_an
 
 /// What a hung worker was given stays its load, so the others are preferred as long as they have less.
 #[test]
-fn who_counts_connections_gives_a_hung_worker_few() {
+fn least_connections_gives_a_hung_worker_few_connections() {
     for policy in ["least-connections", "first-free"] {
         let watched = Watched::start(&format!("hung-{policy}"), &["--workers", "2", "--policy", policy]);
         let hung = Stopped::new(watched.board.row(0).get(Count::Pid) as i32);
@@ -392,16 +385,16 @@ fn a_full_worker_refuses_and_the_connection_goes_to_one_that_has_room() {
 
 #[test]
 fn flags_that_do_not_fit_together_are_refused() {
-    for flags in [
-        &["--pass", "listener", "--policy", "random"][..],
-        &["--master", "closes"],
-        &["--pass", "connection", "--master", "serves"],
-        &["--pass", "listener", "--master", "serves", "--workers", "1"],
-        &["--policy", "fastest"],
+    for (name, flags) in [
+        ("pass-listener", &["--policy", "random"][..]),
+        ("pass-listener", &["--master", "serves", "--workers", "1"]),
+        ("master-dispatch", &["--master", "closes"]),
+        ("master-dispatch", &["--pass", "connection", "--master", "serves"]),
+        ("master-dispatch", &["--policy", "fastest"]),
     ] {
-        let output = Command::new(kind("master-dispatch").path).args(flags).output().unwrap();
+        let output = Command::new(kind(name).path).args(flags).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{flags:?}: {said}");
-        assert!(said.lines().next().is_some_and(|line| line.starts_with("error: ")), "{flags:?}: {said}");
+        assert_eq!(output.status.code(), Some(2), "{name} {flags:?}: {said}");
+        assert!(said.lines().next().is_some_and(|line| line.starts_with("error: ")), "{name} {flags:?}: {said}");
     }
 }

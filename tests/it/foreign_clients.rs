@@ -27,7 +27,11 @@ fn clients(kind: &Kind) -> &'static str {
 }
 
 fn flags(kind: &Kind) -> &'static [&'static str] {
-    if matches!(kind.name, "prefork" | "prefork-lock" | "thread-pool") { &["--workers", "4"] } else { &[] }
+    if matches!(kind.name, "prefork" | "prefork-poll" | "prefork-lock" | "thread-pool") {
+        &["--workers", "4"]
+    } else {
+        &[]
+    }
 }
 
 fn against_every_server(test: impl Fn(&Kind, &str)) {

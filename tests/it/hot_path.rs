@@ -9,7 +9,7 @@ use crate::support::{SERVERS, can_trace, held, load};
 /// Of a server's thousand requests over one connection strace(1) sees the calls for memory, for a lock that is contended
 /// and for a log. The pool's queue has a lock, and is what that architecture is about.
 #[test]
-fn between_accept_and_answer_there_is_no_allocation_lock_or_log() {
+fn between_accept_and_response_there_is_no_allocation_lock_or_log() {
     if !can_trace() {
         return;
     }

@@ -77,13 +77,13 @@ fn every_program_forbids_unsafe_code_and_says_what_it_is() {
 }
 
 #[test]
-fn every_architecture_says_who_accepts_who_serves_and_who_balances() {
+fn every_architecture_says_who_accepts_serves_and_balances_and_what_is_inherited() {
     // The demonstration serves nobody.
     for program in syllabus().iter().filter(|program| program.name != "ports") {
         let text = program.text();
         let header: Vec<&str> = text.lines().map_while(|line| line.strip_prefix("//!")).map(str::trim).collect();
         let header = header.join(" ");
-        for question in ["Who accepts", "Who serves", "Who balances", "Compare with", "See it"] {
+        for question in ["Who accepts", "Who serves", "Who balances", "What is inherited", "Compare with", "See it"] {
             assert!(header.contains(question), "{} does not say: {question}", program.name);
         }
     }

@@ -23,8 +23,9 @@ fn an_error_of_one_connections_network_leaves_the_others_to_be_served() {
     if !can_trace() {
         return;
     }
-    let waits = ["epoll-shared", "epoll-edge", "epoll-exclusive", "epoll-exclusive-rearm"];
+    let waits = ["epoll-edge", "epoll-exclusive", "epoll-exclusive-rearm"];
     let ways = waits.iter().map(|&wait| ("shared-accept", vec!["--wait", wait]));
+    let ways = ways.chain([("prefork-poll", vec!["--call", "epoll"])]);
     let ways = ways.chain(SERVERS.iter().map(|kind| (kind.name, Vec::new())));
     for (name, flags) in ways {
         for injected in ["accept4:error=EOPNOTSUPP:when=2..4", "accept4:error=ECONNABORTED:when=1"] {

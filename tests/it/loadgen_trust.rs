@@ -150,6 +150,55 @@ fn a_server_that_breaks_every_connection_is_not_the_client_s_fault() {
 }
 
 #[test]
+fn connections_that_wait_behind_a_kept_one_are_starved_and_the_text_says_what_to_do() {
+    let server = start("sync", &[]);
+    let flags = "--connections 8 --duration 1s --timeout 2s --format json";
+    let report: LoadReport = json(&run(flags, server.addr));
+    let (verdict, reason) = check(&report, "starved");
+    assert_eq!(verdict, Verdict::Suspect, "{reason}");
+    assert!(reason.starts_with("7 of 8 connections got no answer"), "{reason}");
+    // Whatever ends the run or the wait.
+    for flags in
+        ["--duration 1s --timeout 300ms", "--requests 1000 --timeout 300ms", "--rate 500 --duration 1s --timeout 2s"]
+    {
+        let text = run(&format!("--connections 8 {flags}"), server.addr).stdout;
+        let words = String::from_utf8(text).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+        for part in ["suspect:", "connections got no answer", "--requests-per-connection 1", "(starved)"] {
+            assert!(words.contains(part), "{flags}: {part} is not in {words}");
+        }
+    }
+    let report: LoadReport = json(&run("--connections 8 --requests-per-connection 1 -n 50 --format json", server.addr));
+    assert!(report.trust.unwrap().checks.iter().all(|check| check.name != "starved"));
+}
+
+#[test]
+fn no_connection_is_starved_by_a_server_that_serves_all_of_them_at_once() {
+    let event_driven: (&str, &[&str], &str) = ("event-driven", &[], "--connections 64 --duration 1s");
+    let prefork: (&str, &[&str], &str) = ("prefork", &["--workers", "8"], "--connections 8 --duration 1s");
+    // Some never had a request; others wait for it, as all do.
+    let few: (&str, &[&str], &str) = ("event-driven", &[], "--rate 20 --connections 64 --duration 1s");
+    let slow: (&str, &[&str], &str) =
+        ("event-driven", &["--work", "block:30ms"], "--connections 64 --duration 1s --timeout 500ms");
+    for (program, flags, load) in [event_driven, prefork, few, slow] {
+        let server = start(program, flags);
+        let report: LoadReport = json(&run(&format!("{load} --format json"), server.addr));
+        let (verdict, reason) = check(&report, "starved");
+        assert_eq!(verdict, Verdict::Valid, "{program} {load}: {reason}");
+    }
+}
+
+#[test]
+fn a_poisson_ramp_has_as_many_arrivals_as_chance_gives_it() {
+    let server = start("event-driven", &[]);
+    for seed in 1..=3 {
+        let flags = format!("--rate 500..1500 --arrivals poisson --seed {seed} --duration 1s --format json");
+        let report: LoadReport = json(&run(&flags, server.addr));
+        let (verdict, reason) = check(&report, "rate");
+        assert_eq!(verdict, Verdict::Valid, "{reason}");
+    }
+}
+
+#[test]
 fn a_run_that_was_ended_early_has_no_drift() {
     let server = start("event-driven", &[]);
     let mut command = loadgen("--connections 1 --duration 1m --format json", Some(server.addr));

@@ -1,10 +1,11 @@
 //! The locks around accept: one worker at a time waits for the socket, and none of them is needed to go on.
 
 use std::fs;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use acceptlab::lab::check::client::{Client, GET, PATIENCE, served_within};
-use acceptlab::lab::check::server::{NotReady, Program, STOP_WITHIN, Server};
+use acceptlab::lab::check::server::{STOP_WITHIN, Server};
 use acceptlab::lab::observe::processes::{Process, poll_until};
 use acceptlab::server::GRACE;
 use nix::sys::signal::{Signal, kill};
@@ -13,11 +14,17 @@ use nix::unistd::Pid;
 use crate::endings::ends_under_load;
 use crate::support::{FOREVER, answer, connect, held, kind, load, start, start_after};
 
-const SLEPT_FOR: [&str; 4] = ["fcntl", "flock", "semaphore", "mutex"];
-const LOCKS: [&str; 5] = ["fcntl", "flock", "semaphore", "mutex", "accept-mutex"];
+/// Four kinds of lock for which a worker of `prefork-lock` sleeps, and the one that `accept-mutex` only tries.
+const LOCKS: [(&str, &[&str]); 5] = [
+    ("prefork-lock", &["--lock", "fcntl"]),
+    ("prefork-lock", &["--lock", "flock"]),
+    ("prefork-lock", &["--lock", "semaphore"]),
+    ("prefork-lock", &["--lock", "mutex"]),
+    ("accept-mutex", &[]),
+];
 
-fn start_locked(lock: &str, workers: &str) -> Server {
-    start("shared-accept", &["--workers", workers, "--lock", lock])
+fn start_locked((name, flags): (&str, &[&str]), workers: &str) -> Server {
+    start(name, &[&["--workers", workers], flags].concat())
 }
 
 fn workers(server: &Server) -> Vec<Process> {
@@ -53,14 +60,14 @@ fn every_lock_serves_every_connection_and_balances_the_books() {
         let mut server = start_locked(lock, "4");
         let flags = ["--connections", "16", "--requests-per-connection", "1", "--requests", "2000"];
         let load = load(server.addr, &flags);
-        assert_eq!(load.errors.total(), 0, "{lock}: {:?}", load.errors);
+        assert_eq!(load.errors.total(), 0, "{lock:?}: {:?}", load.errors);
         let report = held(server.stop());
         let accepted: u64 = report.workers.iter().map(|worker| worker.accepted).sum();
         let requests: u64 = report.workers.iter().map(|worker| worker.requests).sum();
-        assert_eq!((accepted, requests, load.requests), (2000, 2000, 2000), "{lock}");
+        assert_eq!((accepted, requests, load.requests), (2000, 2000, 2000), "{lock:?}");
         // Who is woken by the listener has the lock, so nobody else can have been faster.
         for worker in &report.workers {
-            assert_eq!((worker.wakeups, worker.empty_wakeups), (worker.accepted, 0), "{lock}: {worker:?}");
+            assert_eq!((worker.wakeups, worker.empty_wakeups), (worker.accepted, 0), "{lock:?}: {worker:?}");
         }
     }
 }
@@ -76,7 +83,7 @@ fn of_idle_workers_exactly_one_waits_for_the_listener() {
         }
         held(server.stop());
     }
-    let mut server = start("shared-accept", &["--workers", "8", "--wait", "blocking"]);
+    let mut server = start("prefork", &["--workers", "8"]);
     let all = poll_until(PATIENCE, || workers(&server).iter().all(waits_for_the_listener).then_some(()));
     assert!(all.is_some(), "without a lock not all sleep in accept");
     held(server.stop());
@@ -86,26 +93,26 @@ fn of_idle_workers_exactly_one_waits_for_the_listener() {
 fn a_worker_killed_while_it_holds_the_lock_stops_nobody() {
     std::thread::scope(|scope| {
         for lock in LOCKS {
-            scope.spawn(|| outlives_its_holders(lock));
+            scope.spawn(move || outlives_its_holders(lock));
         }
     });
 }
 
-fn outlives_its_holders(lock: &str) {
+fn outlives_its_holders(lock: (&str, &[&str])) {
     let mut server = start_locked(lock, "5");
     for left in (1..5).rev() {
         let holder = holder(&server);
         holder.kill();
         // The next one has it without a connection that would have to come first.
         let gone = poll_until(PATIENCE, || (workers(&server).len() == left).then_some(()));
-        assert!(gone.is_some(), "{lock}: {} did not die", holder.pid);
+        assert!(gone.is_some(), "{lock:?}: {} did not die", holder.pid);
         for _ in 0..10 {
             held(served_within(server.addr, FOREVER));
         }
     }
     let report = held(server.stop());
     let accepted: u64 = report.workers.iter().map(|worker| worker.accepted).sum();
-    assert_eq!(accepted, 40, "{lock}");
+    assert_eq!(accepted, 40, "{lock:?}");
 }
 
 /// The price of every lock, and of these more than of accept alone: the kernel sees a living holder.
@@ -117,7 +124,7 @@ fn a_worker_stopped_while_it_holds_the_lock_stops_all_until_it_goes_on() {
         signal(&stopped, Signal::SIGSTOP);
         let mut client = connect(&server);
         held(client.send(GET));
-        assert!(client.answer_within(Duration::from_millis(700)).is_err(), "{lock}: somebody accepted");
+        assert!(client.answer_within(Duration::from_millis(700)).is_err(), "{lock:?}: somebody accepted");
         signal(&stopped, Signal::SIGCONT);
         held(held(client.answer_within(FOREVER)).expect(200));
         held(server.stop());
@@ -135,16 +142,16 @@ fn eight_workers_at_the_lock_stop_at_once() {
             let since = Instant::now();
             server.signal(signal);
             let report = held(held(server.ended(STOP_WITHIN)).report());
-            assert!(since.elapsed() < GRACE, "{lock}: {:?}", since.elapsed());
-            assert_eq!(report.workers.iter().map(|worker| worker.accepted).sum::<u64>(), 0, "{lock}");
+            assert!(since.elapsed() < GRACE, "{lock:?}: {:?}", since.elapsed());
+            assert_eq!(report.workers.iter().map(|worker| worker.accepted).sum::<u64>(), 0, "{lock:?}");
         }
     }
 }
 
 #[test]
 fn sigterm_under_load_answers_what_was_read_with_every_lock() {
-    for lock in LOCKS {
-        ends_under_load("shared-accept", &["--workers", "8", "--lock", lock]);
+    for (name, lock) in LOCKS {
+        ends_under_load(name, &[&["--workers", "8"], lock].concat());
     }
 }
 
@@ -160,10 +167,10 @@ fn workers_at_the_lock_that_are_told_to_stop_leave_the_others_serving() {
         }
         let alone = poll_until(FOREVER, || {
             let served = served_within(server.addr, FOREVER);
-            served.unwrap_or_else(|why| panic!("{lock}: {why:?}; it said: {}", server.said()));
+            served.unwrap_or_else(|why| panic!("{lock:?}: {why:?}; it said: {}", server.said()));
             (workers(&server).len() == 1).then_some(())
         });
-        assert!(alone.is_some(), "{lock}: {:?} are left", workers(&server));
+        assert!(alone.is_some(), "{lock:?}: {:?} are left", workers(&server));
         held(server.stop());
     }
 }
@@ -173,8 +180,7 @@ fn workers_at_the_lock_that_are_told_to_stop_leave_the_others_serving() {
 #[test]
 fn a_worker_without_much_room_leaves_the_accept_mutex_to_the_others() {
     // With the default backlog a kernel whose somaxconn is smaller is a line of its own.
-    let flags = ["--workers", "2", "--lock", "accept-mutex", "--backlog", "128"];
-    let mut server = start_after("ulimit -n 128", "shared-accept", &flags);
+    let mut server = start_after("ulimit -n 128", "accept-mutex", &["--workers", "2", "--backlog", "128"]);
     holder(&server);
     let clients: Vec<Client> = (0..114)
         .map(|_| {
@@ -194,39 +200,31 @@ fn a_worker_without_much_room_leaves_the_accept_mutex_to_the_others() {
 /// A semaphore is the only lock here that the kernel does not take away with its processes. Other tests have a few.
 #[test]
 fn semaphores_of_killed_servers_are_removed_by_the_next() {
+    let semaphore = LOCKS[2];
     let sets = || fs::read_to_string("/proc/sysvipc/sem").unwrap().lines().count();
     let before = sets();
     for _ in 0..20 {
-        let server = start_locked("semaphore", "2");
+        let server = start_locked(semaphore, "2");
         held(served_within(server.addr, FOREVER));
         // Dropping it kills it.
     }
-    held(start_locked("semaphore", "2").stop());
+    held(start_locked(semaphore, "2").stop());
     assert!(sets() < before + 10, "{before} sets became {}", sets());
 }
 
 #[test]
-fn what_does_not_go_with_a_lock_is_refused() {
-    let program = Program::new(&[kind("shared-accept").path.to_string()]);
-    let refused = |flags: &[&str]| match program.start_on("127.0.0.1:0", flags) {
-        Err(NotReady::Silent { status: Some(status), stderr, .. }) => {
-            assert_eq!(status.code(), Some(2), "{flags:?}: {stderr}");
-            assert!(stderr.starts_with("error: "), "{flags:?}: {stderr}");
-        }
-        Err(not_ready) => panic!("{flags:?}: {:?}", not_ready.into_broken(flags)),
-        Ok(_) => panic!("{flags:?} was not refused"),
-    };
-    for lock in SLEPT_FOR {
-        for wait in ["poll", "epoll", "epoll-shared", "epoll-edge", "epoll-exclusive", "epoll-exclusive-rearm"] {
-            refused(&["--lock", lock, "--wait", wait]);
-        }
-        refused(&["--lock", lock, "--retry", "1ms"]);
-        refused(&["--lock", lock, "--rearm", "1"]);
+fn a_lock_that_does_not_exist_and_a_pause_that_makes_no_sense_are_refused() {
+    for (name, flags) in [
+        ("prefork-lock", &["--lock", "spinlock"][..]),
+        ("prefork-lock", &["--retry", "1ms"]),
+        ("accept-mutex", &["--retry", "0s"]),
+        ("shared-accept", &["--lock", "mutex", "--wait", "epoll"]),
+        ("shared-accept", &["--lock", "accept-mutex", "--wait", "epoll-edge"]),
+        ("shared-accept", &["--retry", "1ms"]),
+    ] {
+        let output = Command::new(kind(name).path).args(flags).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{name} {flags:?}: {said}");
+        assert!(said.starts_with("error: "), "{name} {flags:?}: {said}");
     }
-    for wait in ["blocking", "poll", "epoll-edge", "epoll-exclusive-rearm"] {
-        refused(&["--lock", "accept-mutex", "--wait", wait]);
-    }
-    refused(&["--lock", "accept-mutex", "--retry", "0s"]);
-    refused(&["--retry", "1ms"]);
-    refused(&["--lock", "spinlock"]);
 }

@@ -7,6 +7,7 @@ mod terminal;
 
 mod architectures;
 mod bad_input;
+mod baselines;
 mod books;
 mod check;
 mod claims;
@@ -60,4 +61,3 @@ mod unread_files;
 mod uring;
 mod waiting;
 mod watch;
-mod yardsticks;

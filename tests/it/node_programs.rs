@@ -210,7 +210,7 @@ fn a_new_value_reaches_workers_that_poll_and_workers_that_are_notified() {
 }
 
 #[test]
-fn with_once_a_query_under_way_is_everybodys() {
+fn with_once_all_requests_wait_for_the_one_outstanding_query() {
     if !has_node() {
         return;
     }

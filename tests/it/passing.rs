@@ -12,7 +12,7 @@ use crate::support::{FOREVER, answer, ask_together, can_trace, held, kind, load,
 
 #[test]
 fn a_passed_listener_that_the_master_closes_is_served_by_the_workers_alone() {
-    let mut server = start("master-dispatch", &["--workers", "3", "--pass", "listener"]);
+    let mut server = start("pass-listener", &["--workers", "3"]);
     for _ in 0..50 {
         let (_, pid) = held(held(served(server.addr)).signature());
         assert_ne!(pid, server.pid());
@@ -25,7 +25,7 @@ fn a_passed_listener_that_the_master_closes_is_served_by_the_workers_alone() {
 /// The first of the two curl sessions of the seed text: sometimes the child, sometimes the parent.
 #[test]
 fn a_passed_listener_that_the_master_keeps_is_served_by_the_master_too() {
-    let mut server = start("master-dispatch", &["--workers", "3", "--pass", "listener", "--master", "serves"]);
+    let mut server = start("pass-listener", &["--workers", "3", "--master", "serves"]);
     let master = server.pid();
     assert_eq!(server.processes().len(), 3, "the master is one of three workers");
     let children: Vec<Stopped> =
@@ -45,8 +45,7 @@ fn a_passed_listener_that_the_master_keeps_is_served_by_the_master_too() {
 #[test]
 fn a_master_that_serves_takes_nobody_new_while_it_ends_its_own_connections() {
     for work in ["wait:4s", "block:4s"] {
-        let flags = ["--workers", "2", "--pass", "listener", "--master", "serves", "--work", work];
-        let mut server = start("master-dispatch", &flags);
+        let mut server = start("pass-listener", &["--workers", "2", "--master", "serves", "--work", work]);
         let child = server.processes().last().expect("it has a child").pid;
         let hung = Stopped::new(child);
         let mut of_the_master = ask_together(&server, 1);
@@ -62,7 +61,7 @@ fn a_master_that_serves_takes_nobody_new_while_it_ends_its_own_connections() {
 
 #[test]
 fn the_death_of_all_children_leaves_a_master_that_serves() {
-    let server = start("master-dispatch", &["--workers", "2", "--pass", "listener", "--master", "serves"]);
+    let server = start("pass-listener", &["--workers", "2", "--master", "serves"]);
     let child = *server.processes().last().expect("it has a child");
     child.kill();
     assert!(Server::left_behind(&[child], PATIENCE).is_empty());

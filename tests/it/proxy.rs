@@ -173,7 +173,7 @@ fn a_clients_reset_reaches_its_worker() {
 }
 
 #[test]
-fn a_dead_workers_turn_is_the_next_ones_and_no_client_notices() {
+fn a_dead_workers_turn_goes_to_the_next_worker_and_no_client_notices() {
     let mut server = proxy(&["--workers", "3"]);
     let (worker, victim) = held(held(served(server.addr)).signature());
     Process::find(victim).expect("it has just answered").kill();

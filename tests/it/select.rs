@@ -138,7 +138,7 @@ fn round_robin_gives_four_workers_a_quarter_each_exactly() {
 }
 
 #[test]
-fn hash_and_chance_give_every_worker_some() {
+fn a_hash_and_a_random_choice_give_every_worker_some_connections() {
     for select in ["hash", "random", "live-set"] {
         let server = start("reuseport", &["--workers", "4", "--select", select]);
         let shares = shares(&load(&server, "1"));
@@ -246,7 +246,7 @@ fn the_live_set_follows_its_workers_when_a_death_gives_them_other_numbers() {
 
 /// The parent has a copy of the dead worker's socket, and with it of its queue.
 #[test]
-fn what_waits_for_a_worker_of_the_live_set_that_dies_is_told_and_not_left_waiting() {
+fn connections_that_wait_for_a_worker_of_the_live_set_are_closed_when_it_dies() {
     let server = start("reuseport", &["--workers", "4", "--select", "live-set"]);
     let dying = Process::find(pids(&server)[&1]).expect("it has just answered");
     // A parent that hangs too does not take the worker out of the set before the clients are there.
@@ -277,7 +277,7 @@ fn when_all_workers_hang_nobody_is_refused() {
 }
 
 #[test]
-fn a_killed_worker_is_missed_by_no_selector() {
+fn every_selector_passes_over_a_killed_worker() {
     for (select, server) in each_of_four() {
         if select == "cpu" {
             // Not every worker has a CPU of its own, so it is not known who is left to answer.
@@ -338,7 +338,7 @@ fn the_live_set_of_an_ordinary_user_leaves_a_hung_worker_out_too() {
 /// All processes become ordinary users in mid-run, which leaves them no capability (capabilities(7), "Effect of user
 /// ID changes on capabilities"). Nobody can take one from a process but itself, so gdb(1) makes each do it.
 #[test]
-fn who_loses_the_capability_in_mid_run_keeps_the_program_and_its_numbers() {
+fn a_server_that_loses_its_capability_while_it_runs_keeps_its_selector_and_its_counts() {
     for select in PRIVILEGED {
         let Some(mut server) = four(select, &["--backlog", "128"]) else { return };
         for process in server.processes() {

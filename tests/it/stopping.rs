@@ -19,8 +19,8 @@ fn after_sigterm_a_worker_in_the_middle_of_a_request_is_not_connected_to() {
         ("event-driven", &[]),
         ("reuseport", &["--workers", "2"]),
         ("reuseport", &["--workers", "2", "--select", "live-set"]),
-        ("master-dispatch", &["--workers", "2", "--pass", "listener"]),
-        ("master-dispatch", &["--workers", "2", "--pass", "listener", "--master", "serves"]),
+        ("pass-listener", &["--workers", "2"]),
+        ("pass-listener", &["--workers", "2", "--master", "serves"]),
     ];
     std::thread::scope(|scope| {
         for (name, flags) in ways {
@@ -44,11 +44,8 @@ fn is_not_connected_to(name: &str, flags: &[&str]) {
 /// The socket is everybody's: who is told alone does not shut it.
 #[test]
 fn a_sigterm_to_one_worker_of_a_shared_listener_leaves_the_others_accepting() {
-    let ways: [(&str, &[&str]); 3] = [
-        ("shared-accept", &[]),
-        ("master-dispatch", &["--pass", "listener"]),
-        ("master-dispatch", &["--pass", "listener", "--master", "serves"]),
-    ];
+    let ways: [(&str, &[&str]); 3] =
+        [("shared-accept", &[]), ("pass-listener", &[]), ("pass-listener", &["--master", "serves"])];
     for (name, flags) in ways {
         let mut server = start(name, &[&["--workers", "3"], flags].concat());
         let worker = server.processes()[1];
@@ -88,24 +85,25 @@ fn a_killed_worker_has_no_connection_open_in_the_report() {
 
 /// SIGCONT interrupts epoll_wait (signal(7)); there was no connection, and nobody looked for one.
 #[test]
-fn being_stopped_and_continued_is_no_wake_up() {
-    for wait in ["blocking", "poll", "epoll-shared", "epoll"] {
-        let mut server = start("shared-accept", &["--workers", "1", "--wait", wait]);
+fn stopping_and_continuing_a_worker_does_not_count_as_a_wake_up() {
+    let ways: [(&str, &[&str]); 4] =
+        [("prefork", &[]), ("prefork-poll", &[]), ("prefork-poll", &["--call", "epoll"]), ("shared-accept", &[])];
+    for (name, wait) in ways {
+        let mut server = start(name, &[&["--workers", "1"], wait].concat());
         let worker = server.processes()[1];
         for _ in 0..5 {
-            assert!(worker.stop(PATIENCE) && worker.resume(PATIENCE), "{wait}");
+            assert!(worker.stop(PATIENCE) && worker.resume(PATIENCE), "{name} {wait:?}");
         }
         let workers = held(server.stop()).workers;
         let counts = (workers[0].wakeups, workers[0].empty_wakeups, workers[0].accept_eagain);
-        assert_eq!(counts, (0, 0, 0), "{wait}: {workers:?}");
+        assert_eq!(counts, (0, 0, 0), "{name} {wait:?}: {workers:?}");
     }
 }
 
 /// The master finishes its own request just before the five seconds are over, and the worker hangs.
 #[test]
 fn a_master_that_serves_does_not_give_its_workers_the_grace_a_second_time() {
-    let flags = ["--pass", "listener", "--master", "serves", "--workers", "2", "--work", "wait:4s"];
-    let mut server = start("master-dispatch", &flags);
+    let mut server = start("pass-listener", &["--master", "serves", "--workers", "2", "--work", "wait:4s"]);
     let worker = server.processes()[1];
     assert!(worker.stop(PATIENCE));
     let own = ask_together(&server, 1);

@@ -35,7 +35,7 @@ fn response_times(mut choose: impl FnMut(&[u64]) -> usize) -> Vec<u64> {
 }
 
 #[test]
-fn one_queue_or_twelve_with_two_hundred_clients_are_as_lesson_8_says() {
+fn response_times_with_one_queue_and_with_twelve_are_those_of_lesson_8() {
     // One queue is the line that will be free first.
     let first_free = |free_us: &[u64]| (0..SERVERS).min_by_key(|&line| free_us[line]).unwrap();
     let (mean, _, stdev) = summary(response_times(first_free));
@@ -48,7 +48,7 @@ fn one_queue_or_twelve_with_two_hundred_clients_are_as_lesson_8_says() {
 }
 
 #[test]
-fn the_ordered_hunt_of_lesson_7_is_erlangs() {
+fn shares_of_workers_that_are_woken_in_a_fixed_order_follow_erlangs_formula() {
     let load = 4.0;
     let mut offered_past = 1.0;
     let row: Vec<String> = (1..=15)

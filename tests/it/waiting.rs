@@ -6,26 +6,34 @@ use crate::contract::all_keep_the_contract;
 use crate::endings::{ends_under_load, outlives_a_worker};
 use crate::support::{held, kind, load, start};
 
-const WAYS: [&str; 7] =
-    ["blocking", "poll", "epoll-shared", "epoll", "epoll-edge", "epoll-exclusive", "epoll-exclusive-rearm"];
+/// A program, and the flags that make it wait in this way.
+const WAYS: [(&str, &[&str]); 7] = [
+    ("prefork", &[]),
+    ("prefork-poll", &["--call", "poll"]),
+    ("prefork-poll", &["--call", "epoll"]),
+    ("shared-accept", &["--wait", "epoll"]),
+    ("shared-accept", &["--wait", "epoll-edge"]),
+    ("shared-accept", &["--wait", "epoll-exclusive"]),
+    ("shared-accept", &["--wait", "epoll-exclusive-rearm"]),
+];
 
 #[test]
 fn every_way_of_waiting_serves_every_connection_and_balances_the_books() {
-    for wait in WAYS {
-        let mut server = start("shared-accept", &["--workers", "4", "--wait", wait]);
+    for (name, wait) in WAYS {
+        let mut server = start(name, &[&["--workers", "4"], wait].concat());
         let flags = ["--connections", "16", "--requests-per-connection", "1", "--requests", "2000"];
         let load = load(server.addr, &flags);
-        assert_eq!(load.errors.total(), 0, "{wait}: {:?}", load.errors);
+        assert_eq!(load.errors.total(), 0, "{name} {wait:?}: {:?}", load.errors);
         let report = held(server.stop());
         let accepted: u64 = report.workers.iter().map(|worker| worker.accepted).sum();
-        assert_eq!((accepted, load.requests), (2000, 2000), "{wait}");
+        assert_eq!((accepted, load.requests), (2000, 2000), "{name} {wait:?}");
     }
 }
 
 #[test]
 fn sigterm_under_load_answers_what_was_read_however_the_workers_wait() {
-    for wait in WAYS {
-        ends_under_load("shared-accept", &["--workers", "4", "--wait", wait]);
+    for (name, wait) in WAYS {
+        ends_under_load(name, &[&["--workers", "4"], wait].concat());
     }
     ends_under_load("shared-accept", &["--workers", "4", "--wait", "epoll-exclusive-rearm", "--rearm", "16"]);
 }
@@ -33,23 +41,32 @@ fn sigterm_under_load_answers_what_was_read_however_the_workers_wait() {
 /// Also where the dead one slept in an epoll that it shared, or was the first in the line.
 #[test]
 fn a_killed_worker_leaves_the_others_serving_however_they_wait() {
-    for wait in WAYS {
-        outlives_a_worker("shared-accept", &["--wait", wait]);
+    for (name, wait) in WAYS {
+        outlives_a_worker(name, wait);
     }
 }
 
-/// `contract.rs` has the defaults, and `prefork`, which is `blocking`.
+/// `contract.rs` has the defaults.
 #[test]
 fn every_way_of_waiting_keeps_the_contract() {
-    let others = ["epoll-shared", "epoll-edge", "epoll-exclusive", "epoll-exclusive-rearm"];
+    all_keep_the_contract("prefork-poll", &[["--call", "epoll"]]);
+    let others = ["epoll-edge", "epoll-exclusive", "epoll-exclusive-rearm"];
     all_keep_the_contract("shared-accept", &others.map(|wait| ["--wait", wait]));
 }
 
 #[test]
-fn a_way_of_waiting_that_is_now_another_programs_goes_on_there() {
-    for (wait, program) in [("blocking", "prefork"), ("poll", "prefork-poll"), ("epoll-shared", "prefork-poll")] {
-        let mut server = start("shared-accept", &["--workers", "2", "--lock=none", &format!("--wait={wait}")]);
-        assert_eq!(held(server.stop()).model, program, "{wait}");
+fn a_flag_of_a_program_that_was_split_starts_the_program_that_has_it_now() {
+    for (name, flags, successor) in [
+        ("shared-accept", &["--lock=none", "--wait=blocking"][..], "prefork"),
+        ("shared-accept", &["--lock=none", "--wait=poll"], "prefork-poll"),
+        ("shared-accept", &["--wait", "epoll-shared"], "prefork-poll"),
+        ("shared-accept", &["--lock", "semaphore", "--wait", "blocking"], "prefork-lock"),
+        ("shared-accept", &["--lock", "accept-mutex", "--retry", "1ms"], "accept-mutex"),
+        ("master-dispatch", &["--pass", "connection"], "master-dispatch"),
+        ("master-dispatch", &["--pass", "listener", "--master", "serves"], "pass-listener"),
+    ] {
+        let mut server = start(name, &[&["--workers", "2"], flags].concat());
+        assert_eq!(held(server.stop()).model, successor, "{name} {flags:?}");
     }
 }
 

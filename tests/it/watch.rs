@@ -106,7 +106,7 @@ fn bars_and_rates_come_with_the_load_and_go_with_it() {
 }
 
 #[test]
-fn a_crowd_of_workers_is_seen_side_by_side_or_a_page_at_a_time() {
+fn many_workers_are_shown_side_by_side_or_a_page_at_a_time() {
     let Some(terminal) = Terminal::open("crowd") else { return };
     let watched = Watched::start("crowd", "64");
     watch(&terminal, &watched.board, "--interval 100ms");
@@ -123,7 +123,7 @@ fn a_crowd_of_workers_is_seen_side_by_side_or_a_page_at_a_time() {
 }
 
 #[test]
-fn who_stops_or_ends_is_marked_and_its_last_numbers_are_not_told_again() {
+fn a_worker_that_stops_or_ends_is_marked_and_its_last_numbers_are_not_shown_again() {
     let Some(terminal) = Terminal::open("ends") else { return };
     let mut watched = Watched::start("ends", "2");
     let _held = connect(&watched.server);

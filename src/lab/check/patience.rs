@@ -31,15 +31,15 @@ pub const POINTS: &[Point] = &[
 fn let_go(program: &Program, half: &[u8]) -> Verdict {
     let server = program.start(&["--idle-timeout", IDLE.0])?;
     let mut client = Client::connect(server.addr)?;
-    client.send(half)?;
     let since = Instant::now();
+    client.send(half)?;
     closes_when_idle(&mut client, since)?;
     drop(client);
     served(server.addr).map(drop)
 }
 
-/// A close, or 408 and a close, not before the time-out and within patience. The server may have started its
-/// clock when it read the last byte, a little before we could look at ours.
+/// A close, or 408 and a close, not before the time-out and within patience. `since` is before the last byte was sent, so
+/// before the server could start its clock, however late we are to read ours.
 fn closes_when_idle(client: &mut Client, since: Instant) -> Verdict {
     if let Some(answer) = client.answer_or_close(PATIENCE)? {
         answer.expect(408)?;
@@ -55,8 +55,9 @@ fn closes_when_idle(client: &mut Client, since: Instant) -> Verdict {
 fn idle_keep_alive(program: &Program) -> Verdict {
     let server = program.start(&["--idle-timeout", IDLE.0])?;
     let mut client = Client::connect(server.addr)?;
+    let since = Instant::now();
     client.ask(GET)?.expect(200)?;
-    closes_when_idle(&mut client, Instant::now())?;
+    closes_when_idle(&mut client, since)?;
     drop(client);
     served(server.addr).map(drop)
 }

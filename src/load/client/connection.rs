@@ -76,6 +76,11 @@ impl Connection {
         self.retried || matches!(self.state, ConnectionState::Writing | ConnectionState::Reading)
     }
 
+    /// Whether its first request is sent and no byte of an answer has come.
+    pub fn awaits_first_answer(&self) -> bool {
+        self.answers == 0 && self.first_byte_ns == 0 && self.has_sent()
+    }
+
     /// Where the server sees it come from; the kernel knows it still after a reset.
     pub fn client(&self) -> Option<SocketAddr> {
         self.socket.as_ref()?.local_addr().ok()?.as_socket()

@@ -128,10 +128,8 @@ impl<E: Engine> ClientLoop<'_, E> {
         let is_last = self.is_last(slot);
         let connection = &mut self.connections[slot];
         connection.written = 0;
-        connection.to_write = match is_last {
-            true => self.settings.last_request.len(),
-            false => connection.due_ns.len() * self.settings.request_bytes,
-        };
+        let kept = connection.due_ns.len() * self.settings.request_bytes;
+        connection.to_write = if is_last { self.settings.last_request.len() } else { kept };
         self.write(slot)
     }
 

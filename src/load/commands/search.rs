@@ -92,7 +92,7 @@ fn measure(plan: &Plan, rate: Option<Rate>, times: u32) -> Result<LoadReport, St
     let report = run::run(&plan, Observers::none())?.report;
     let interrupted = report.run.as_ref().is_some_and(|run| run.interrupted);
     if interrupted || report.duration_s < 0.99 * duration.as_secs_f64() {
-        return Err(INTERRUPTED.into());
+        return Err("ended early".into());
     }
     Ok(report)
 }
@@ -101,7 +101,6 @@ fn duration(plan: &Plan) -> Duration {
     plan.window.duration.expect("a search has no number of requests")
 }
 
-const INTERRUPTED: &str = "ended early";
 /// The answer is known to this share of itself.
 const PRECISION: f64 = 0.05;
 /// The run that confirms the answer is so many times as long; when it fails, the next rate is lower by this share, and
@@ -464,7 +463,7 @@ mod tests {
         let mut runs = 0;
         let mut two = |rate, _: u32| {
             runs += 1;
-            if runs > 2 { Err(INTERRUPTED.to_string()) } else { Ok(answered(rate, 1000.0, 1e9)) }
+            if runs > 2 { Err("ended early".to_string()) } else { Ok(answered(rate, 1000.0, 1e9)) }
         };
         let curve = sweep_with(&sweep, &mut two, &|_| {}).unwrap();
         assert!(curve.sweep.len() == 2 && curve.render().contains("not complete: ended early"));

@@ -38,8 +38,7 @@ impl Distributions {
 pub struct Span {
     /// The run began, by the clock on the wall.
     pub began: SystemTime,
-    /// From there to the measured window.
+    /// From there to the measured window, and how long that is.
     pub start: Duration,
-    /// Of the measured window.
     pub duration: Duration,
 }

@@ -17,7 +17,6 @@ const JUDGED_WORKERS: usize = 256;
 /// What a thread has counted since its start.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Totals {
-    /// Connections that are open now.
     pub open: u64,
     pub established: u64,
     pub errors: u64,

@@ -61,6 +61,8 @@ pub struct Tally {
     /// Given up because of their deadline, in the whole run.
     pub shed: u64,
     pub abandoned: u64,
+    /// Connections that waited for their first answer in vain, for the time-out or for half of the window at its end.
+    pub starved: u64,
     pub answered_in_window: u64,
     pub answered_before: u64,
     pub answered_late: u64,
@@ -206,6 +208,7 @@ impl Tally {
         self.censored += other.censored;
         self.shed += other.shed;
         self.abandoned += other.abandoned;
+        self.starved += other.starved;
         self.answered_in_window += other.answered_in_window;
         self.answered_before += other.answered_before;
         self.answered_late += other.answered_late;

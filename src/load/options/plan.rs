@@ -36,7 +36,6 @@ pub struct Plan {
     pub progress: Progress,
 }
 
-/// A method, and the bytes of its body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Method {
     pub name: &'static str,

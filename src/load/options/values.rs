@@ -82,10 +82,8 @@ pub fn is_host(header: &str) -> bool {
 
 /// To send shorter ones would be more work than to measure.
 pub fn parse_interval(text: &str) -> Result<Duration, String> {
-    match parse_duration(text)? {
-        interval if interval >= Duration::from_millis(1) => Ok(interval),
-        _ => Err("an interval has at least a millisecond".into()),
-    }
+    let interval = Some(parse_duration(text)?).filter(|&interval| interval >= Duration::from_millis(1));
+    interval.ok_or("an interval has at least a millisecond".into())
 }
 
 pub fn parse_out(text: &str) -> Result<(FileFormat, PathBuf), String> {

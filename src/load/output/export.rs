@@ -139,7 +139,6 @@ pub fn both(one: Result<(), String>, other: Result<(), String>) -> Result<(), St
     }
 }
 
-/// A line of JSON for every interval.
 impl Observer for Destination {
     fn observe(&mut self, interval: &IntervalReport, _so_far: &Latency) {
         // One write(2) for a line: a program that follows the file sees whole ones.

@@ -14,7 +14,6 @@ use nix::errno::Errno;
 
 use crate::console;
 use crate::load::background::BackgroundConnections;
-use crate::load::client::Settings;
 use crate::load::client::control::Control;
 use crate::load::client::engine::epoll::EpollEngine;
 use crate::load::client::engine::uring::UringEngine;
@@ -58,7 +57,11 @@ pub fn run(plan: &Plan, observers: Observers) -> Result<Outcome, String> {
     if plan.background.idle > 0 {
         supervisor.announce("background");
     }
-    let background = background(plan, &settings).map_err(setup)?;
+    let start_background = || {
+        let one = settings.requests[..settings.request_bytes].to_vec();
+        BackgroundConnections::start(settings.route.clone(), one, plan.background, plan.connections.timeout)
+    };
+    let background = (plan.background.total() > 0).then(start_background).transpose().map_err(setup)?;
     if let Some(background) = &background {
         background.wait_until_open(&|| supervisor.is_interrupted()).map_err(unreachable)?;
     }
@@ -111,6 +114,7 @@ fn trust(plan: &Plan, counted: &Counted, report: &LoadReport, machine: Counters,
         machine_s,
         connections_peak: tally.peak_open,
         connections_opened: tally.totals.established,
+        connections_starved: tally.starved,
         ports_per_s: preflight::ports_per_s(plan, &Limits::now(), tally.totals.established),
     })
 }
@@ -119,13 +123,4 @@ fn trust(plan: &Plan, counted: &Counted, report: &LoadReport, machine: Counters,
 fn words(errno: Errno) -> String {
     let text = errno.desc();
     text[..1].to_ascii_lowercase() + &text[1..]
-}
-
-fn background(plan: &Plan, settings: &Settings) -> nix::Result<Option<BackgroundConnections>> {
-    if plan.background.total() == 0 {
-        return Ok(None);
-    }
-    let one = settings.requests[..settings.request_bytes].to_vec();
-    let timeout = plan.connections.timeout;
-    BackgroundConnections::start(settings.route.clone(), one, plan.background, timeout).map(Some)
 }

@@ -77,13 +77,9 @@ pub fn advise(plan: &Plan, limits: &Limits) -> Result<Vec<String>, String> {
     }
     let (ports, example) = (ports(plan, limits), example_of_sources(plan));
     if connections > ports {
-        let addresses = match sources(plan) {
-            1 => "one source address has".into(),
-            count => format!("{count} source addresses have"),
-        };
         return Err(format!(
-            "open {connections} connections to one server: {addresses} {ports} ports (net.ipv4.ip_local_port_range); \
-             connect from more with --source{example}, or widen the range"
+            "open {connections} connections to one server: there are {ports} ports for them \
+             (net.ipv4.ip_local_port_range); connect from more addresses with --source{example}, or widen the range"
         ));
     }
     Ok([time_wait(plan, limits), accept_queue(plan, limits)].into_iter().flatten().collect())

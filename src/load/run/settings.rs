@@ -17,15 +17,11 @@ const SENDS_KEPT: usize = 20_000;
 pub fn settings(plan: &Plan) -> Result<Settings, String> {
     let Plan { connections, pacing, .. } = plan;
     let one = request_bytes(plan, "");
+    let no_delay = one.len() > ONE_SEGMENT_BYTES;
     let reset = connections.close == Close::Rst;
     let is_open_loop = pacing.is_open_loop();
     Ok(Settings {
-        route: Route {
-            address: address(&plan.target)?,
-            sources: plan.sources.clone(),
-            no_delay: one.len() > ONE_SEGMENT_BYTES,
-            reset,
-        },
+        route: Route { address: address(&plan.target)?, sources: plan.sources.clone(), no_delay, reset },
         requests: one.repeat(connections.pipeline as usize),
         request_bytes: one.len(),
         pipeline: connections.pipeline as usize,

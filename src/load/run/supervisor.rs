@@ -61,7 +61,7 @@ impl<'a> Supervisor<'a> {
 
     pub fn await_ready(&mut self, threads: u64) -> nix::Result<()> {
         while self.marks < threads {
-            self.wait(u64::MAX)?;
+            self.wait(None)?;
         }
         Ok(())
     }
@@ -106,7 +106,7 @@ impl<'a> Supervisor<'a> {
             }
             let ahead =
                 [window.open_ns, window.close_ns, progress_ns, observers_ns].into_iter().filter(|&at| at > now_ns);
-            self.wait(ahead.min().map_or(u64::MAX, |at_ns| at_ns - now_ns))?;
+            self.wait(ahead.min().map(|at_ns| Duration::from_nanos(at_ns - now_ns)))?;
         }
         if cpu_at[1].is_none() {
             // A number of requests ended the window, and the threads with it.
@@ -125,8 +125,7 @@ impl<'a> Supervisor<'a> {
         Ok((window, cpu))
     }
 
-    fn wait(&mut self, timeout_ns: u64) -> nix::Result<()> {
-        let timeout = (timeout_ns != u64::MAX).then(|| Duration::from_nanos(timeout_ns));
+    fn wait(&mut self, timeout: Option<Duration>) -> nix::Result<()> {
         for i in 0..self.epoll.wait(timeout)? {
             match self.epoll.report(i).token {
                 THREAD => self.marks += self.control.thread_event.read().unwrap_or(0),

@@ -143,10 +143,7 @@ fn add_up(
 ) -> nix::Result<Tally> {
     let mut sum = Tally::new(measures);
     for handle in handles {
-        match handle.join() {
-            Ok(tally) => sum.add(tally?),
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
+        sum.add(handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
     }
     if !measures.from_due {
         // In a closed loop a request is due when it is sent.

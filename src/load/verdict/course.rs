@@ -72,11 +72,8 @@ fn latency_sum_s((.., part): &(u64, u64, Part)) -> f64 {
 }
 
 pub(super) fn drift(facts: &RunFacts) -> Option<Finding> {
-    let is_changing = match facts.arrivals() {
-        None => !facts.run.configuration.sessions,
-        Some(arrivals) => matches!(arrivals, ArrivalsKind::Burst(_) | ArrivalsKind::Replay(_)),
-    };
-    if is_changing {
+    let is_uneven = |arrivals| matches!(arrivals, &ArrivalsKind::Burst(_) | &ArrivalsKind::Replay(_));
+    if facts.arrivals().map_or(!facts.run.configuration.sessions, is_uneven) {
         return not_judged("the load itself changes");
     }
     if facts.run.interrupted {
@@ -241,6 +238,23 @@ pub(super) fn connections(facts: &RunFacts) -> Option<Finding> {
         _ => Verdict::Valid,
     };
     Some((verdict, format!("{peak} connections were open at most, {asked} wanted")))
+}
+
+/// A server that takes one connection at a time serves the one it has for as long as its client keeps it: the answers are
+/// fast, and belong to few. Where a connection waits since all are slow, there are not enough answers for each.
+pub(super) fn starved(facts: &RunFacts) -> Option<Finding> {
+    if facts.one_request_each() {
+        return None;
+    }
+    let (starved, opened, answers) = (facts.connections_starved, facts.connections_opened, facts.report.requests);
+    let enough = ANSWERS_EACH * f64::from(facts.run.configuration.connections);
+    let is_unfair = starved > 0 && answers as f64 >= enough;
+    let advice = "; no worker was free for them: a worker that serves one connection at a time is held by a kept one \
+                  (--requests-per-connection 1, or a server that serves more at once), or a worker hangs";
+    let why = if is_unfair { advice } else { "" };
+    let limit = format!("limit 0 where there are {enough} answers");
+    let reason = format!("{starved} of {opened} connections got no answer, others {answers} ({limit}){why}");
+    suspect_if(is_unfair, reason)
 }
 
 pub(super) fn complete(facts: &RunFacts) -> Option<Finding> {

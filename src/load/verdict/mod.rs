@@ -38,6 +38,7 @@ pub struct RunFacts<'a> {
     /// Without the background.
     pub connections_peak: u64,
     pub connections_opened: u64,
+    pub connections_starved: u64,
     /// Connections per second beyond which source ports become rare, where we close first.
     pub ports_per_s: Option<f64>,
 }
@@ -86,6 +87,8 @@ const CENSORED_SHARE: f64 = 0.001;
 /// A percentile rests on the answers beyond it.
 const ANSWERS_BEYOND: f64 = 10.0;
 const CONNECTIONS_OPEN: f64 = 0.9;
+/// With so many answers for each connection, chance leaves one without any in 22,000 cases (e⁻¹⁰).
+const ANSWERS_EACH: f64 = 10.0;
 /// From this much on a client began too late to be part of the same load.
 pub(crate) const LATE_START_NS: u64 = 100_000_000;
 /// From this share of the window on, silence at its end is not chance; it must have cost so many answers, too.
@@ -136,7 +139,7 @@ pub const SLIP: Rule = rule("slip", || format!("open loop: the slip is at most {
         percent(SLIP_OF_MEDIAN), percent(SLIP_OF_TAIL), time(SLIP_FLOOR_US)), pace::slip);
 
 #[rustfmt::skip]
-pub static RULES: [Rule; 18] = [
+pub static RULES: [Rule; 19] = [
     rule("requests", || "something was answered (else invalid)".into(), course::requests),
     rule("served", || format!("the end of the window, {} of it or more and longer than p99.9, was not without an \
         answer to {ANSWERS_MISSED} requests or more (else invalid; if --deadline ended them: suspect)",
@@ -171,6 +174,9 @@ pub static RULES: [Rule; 18] = [
         beyond p99.9, are remarked upon"), course::percentiles),
     rule("connections", || format!("as many were open as were asked for; below {} of them: invalid",
         percent(CONNECTIONS_OPEN)), course::connections),
+    rule("starved", || format!("kept connections: none waited for its first answer until --timeout, or for the second \
+        half of the window, while there were {ANSWERS_EACH} answers for each or more"),
+        course::starved),
     rule("complete", || "the run was not ended early".into(), course::complete),
     rule("start", || format!("--start-at was kept to {} (else invalid)",
         time(LATE_START_NS as f64 / 1e3)), course::start),

@@ -8,10 +8,10 @@ pub(super) fn rate(facts: &RunFacts) -> Option<Finding> {
     // The last answer of a number of requests ends the window, whose length then says nothing about the rate.
     let asked = facts.rate_asked().filter(|_| facts.run.configuration.requests.is_none())?;
     let expected = asked * facts.report.duration_s;
-    let tolerance = match facts.arrivals() {
-        // The count of a Poisson process has the standard deviation √(λT).
-        Some(ArrivalsKind::Poisson) => Z_STRICT * expected.sqrt() + 1.0,
-        Some(&ArrivalsKind::Burst(size)) => f64::from(size) + expected / 1000.0,
+    let tolerance = match facts.run.configuration.arrivals {
+        // The count of a Poisson process, also of one whose rate changes, has the standard deviation √mean.
+        ArrivalsKind::Poisson => Z_STRICT * expected.sqrt() + 1.0,
+        ArrivalsKind::Burst(size) => f64::from(size) + expected / 1000.0,
         _ => 2.0 + expected / 1000.0,
     };
     let due = facts.due_in_window as f64;
@@ -142,9 +142,11 @@ pub(super) fn slip(facts: &RunFacts) -> Option<Finding> {
         // Their ages are no response times to hold a slip against.
         return not_judged("most requests failed");
     }
-    let found = slip_matters(facts);
+    let slips = slips(facts);
+    let matters = |&&(_, slip_us, of_us, limit): &&(_, f64, f64, f64)| slip_us > SLIP_FLOOR_US.max(limit * of_us);
+    let found = slips.iter().find(matters);
     let why = match found {
-        Some((_, slip_us, ..)) if waits_for_handshakes(facts, slip_us) => format!(
+        Some(&(_, slip_us, ..)) if waits_for_handshakes(facts, slip_us) => format!(
             "; they waited for their connections, whose handshakes took {} at p99 and {} at most: a server whose accept \
              queue is full lets a client try again after a second (a larger --backlog, or a server that accepts faster)",
             time(facts.report.connect_us.p99),
@@ -156,7 +158,7 @@ pub(super) fn slip(facts: &RunFacts) -> Option<Finding> {
         Some(_) => "; that is the client's own lateness: --pin, --busy-poll, or an idle CPU for it".into(),
         None => String::new(),
     };
-    let (name, slip_us, of_us, limit) = found.unwrap_or_else(|| slips(facts)[0]);
+    let (name, slip_us, of_us, limit) = *found.unwrap_or(&slips[0]);
     let (slip, of, limit, floor) = (time(slip_us), time(of_us), limit * 100.0, time(SLIP_FLOOR_US));
     let reason = format!(
         "requests were sent {slip} late at {name}, where the response takes {of} (limit {limit} %, or {floor}){why}"
@@ -172,11 +174,7 @@ fn waits_for_handshakes(facts: &RunFacts, slip_us: f64) -> bool {
     took_as_long && connecting > CONNECTING && connecting >= 0.5 * facts.connections_busy().min(1.0)
 }
 
-/// A slip that is a material share of the response it belongs to: percentile, slip, response, limit.
-fn slip_matters(facts: &RunFacts) -> Option<(&'static str, f64, f64, f64)> {
-    slips(facts).into_iter().find(|&(_, slip_us, of_us, limit)| slip_us > SLIP_FLOOR_US && slip_us > limit * of_us)
-}
-
+/// Percentile, slip, the response it is a part of, and the share of that which it may be.
 fn slips(facts: &RunFacts) -> Vec<(&'static str, f64, f64, f64)> {
     let (slip, response) = (&facts.report.slip_us, &facts.report.latency_us);
     // A request that needs a handshake is not late while it has it.

@@ -29,6 +29,7 @@ struct Run {
     machine: Counters,
     connections_peak: u64,
     connections_opened: u64,
+    connections_starved: u64,
     ports_per_s: Option<f64>,
 }
 
@@ -47,6 +48,7 @@ impl Run {
             machine_s: self.report.duration_s,
             connections_peak: self.connections_peak,
             connections_opened: self.connections_opened,
+            connections_starved: self.connections_starved,
             ports_per_s: self.ports_per_s,
         }
     }
@@ -142,6 +144,7 @@ fn good_for(seconds: f64, pattern: Pattern, seed: u64) -> Run {
         machine: Counters::default(),
         connections_peak: 64,
         connections_opened: 64,
+        connections_starved: 0,
         ports_per_s: None,
     }
 }
@@ -277,9 +280,42 @@ fn each_number_beyond_its_bar_fails_its_own_check() {
     fails(Closed, "percentiles", Suspect, |run| run.responses = 99);
     fails(Closed, "connections", Suspect, |run| run.connections_peak = 63);
     fails(Closed, "connections", Invalid, |run| run.connections_peak = 40);
+    fails(Closed, "starved", Suspect, |run| run.connections_starved = 1);
     fails(Closed, "complete", Suspect, |run| run.run.interrupted = true);
     fails(Closed, "start", Invalid, |run| (run.run.started_unix_ns, run.run.start_at_unix_ns) = (150_000_000, Some(0)));
     fails(Closed, "requests", Invalid, |run| run.report.requests = 0);
+}
+
+#[test]
+fn the_number_of_arrivals_of_a_poisson_ramp_is_left_to_chance_and_that_of_a_fixed_one_is_not() {
+    let judged = |arrivals: ArrivalsKind, missing: usize| {
+        let mut run = good(Pattern::Ramp, 3);
+        run.run.configuration.arrivals = arrivals;
+        run.sends.truncate(run.sends.len() - missing);
+        (named("rate").judge)(&run.facts()).unwrap().0
+    };
+    // 20,000 of them have the standard deviation 141.
+    assert_eq!(judged(ArrivalsKind::Poisson, 3 * 141), Verdict::Valid);
+    assert_eq!(judged(ArrivalsKind::Poisson, 5 * 141), Verdict::Suspect);
+    assert_eq!(judged(ArrivalsKind::Fixed, 3 * 141), Verdict::Suspect);
+}
+
+#[test]
+fn connections_wait_in_vain_only_where_each_was_to_be_kept_and_the_answers_would_do_for_all() {
+    let judged = |spoil: fn(&mut Run)| {
+        let mut run = good(Pattern::Closed, 3);
+        run.connections_starved = 60;
+        spoil(&mut run);
+        (named("starved").judge)(&run.facts())
+    };
+    let (verdict, reason) = judged(|_| {}).unwrap();
+    assert_eq!(verdict, Verdict::Suspect);
+    assert!(
+        reason.starts_with("60 of 64 connections got no answer") && reason.contains("no worker was free"),
+        "{reason}"
+    );
+    assert_eq!(judged(|run| run.report.requests = 639).unwrap().0, Verdict::Valid);
+    assert!(judged(|run| run.run.configuration.requests_per_connection = Some(1)).is_none());
 }
 
 #[test]

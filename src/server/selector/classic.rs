@@ -57,8 +57,8 @@ pub fn random(members: usize, gaps: &[usize]) -> Program {
     program
 }
 
-/// A load of what the kernel knows beside the packet has a negative offset (linux/filter.h, SKF_AD_OFF). `skipped` instructions
-/// are jumped over when the comparison fails, none when it holds.
+/// A load of what the kernel knows beside the packet has a negative offset (linux/filter.h, SKF_AD_OFF). `skipped`
+/// instructions are jumped over when the comparison fails, none when it holds.
 #[rustfmt::skip]
 mod instructions {
     use libc::*;

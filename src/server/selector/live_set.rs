@@ -27,8 +27,8 @@ use crate::units::monotonic_ns;
 const LOOK_EVERY: Duration = BEAT_EVERY;
 
 /// A worker that has been silent for so long does not get connections. Four beats: on a busy machine
-/// a beat is late by tens of milliseconds. A worker that blocks for longer in its requests looks like one that hangs, and
-/// to a new connection it is one.
+/// a beat is late by tens of milliseconds. A worker that blocks for longer in its requests looks like one that hangs,
+/// and to a new connection it is one.
 const SILENT_AFTER: Duration = BEAT_EVERY.saturating_mul(4);
 
 pub struct LiveSet {

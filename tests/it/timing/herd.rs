@@ -37,12 +37,12 @@ fn an_exclusive_epoll_switches_for_one_worker_of_thirty_two() {
 /// Both count the same sleeps, one when they begin, the other when they end: within 5 %.
 #[test]
 fn the_kernels_wake_ups_and_the_voluntary_switches_agree_within_five_percent() {
-    for wait in ["epoll", "blocking", "epoll-exclusive"] {
+    for way in ["shared-accept", "prefork", "shared-accept --wait epoll-exclusive"] {
         let mut missing = None;
         judged(TOLERATED, || {
-            let server = format!("shared-accept --workers 8 --wait {wait}");
+            let server = format!("{way} --workers 8");
             let columns = r#""switches", "kernel_wakeups", "kernel_switches""#;
-            let (row, table) = observe(&format!("agree-{wait}"), &server, 500, columns);
+            let (row, table) = observe(&format!("agree-{}", way.replace(' ', "")), &server, 500, columns);
             missing = row.observed.as_ref().unwrap().tracepoints_missing.clone();
             if missing.is_some() {
                 assert_eq!(table.matches("tracepoints: ").count(), 1, "{table}");
@@ -53,7 +53,7 @@ fn the_kernels_wake_ups_and_the_voluntary_switches_agree_within_five_percent() {
             let of_workers = row.observed.unwrap().processes;
             assert_eq!(of_workers.iter().filter(|counts| counts.worker.is_some()).count(), 8, "{of_workers:?}");
             bar((wakeups / switches - 1.0).abs() <= 0.05 && left >= 0.95 * switches, || {
-                format!("{wait}: {switches} switches, {wakeups} wake-ups, {left} times off the CPU")
+                format!("{way}: {switches} switches, {wakeups} wake-ups, {left} times off the CPU")
             })
         });
         if let Some(why) = missing {

@@ -47,11 +47,8 @@ fn these_show(rule: &str, strategies: &[(&str, &str)]) {
 }
 
 #[test]
-fn who_sleeps_in_accept_or_at_a_semaphore_is_woken_in_rotation() {
-    these_show(
-        "round robin",
-        &[("prefork", ""), ("shared-accept", "--wait blocking"), ("shared-accept", "--lock semaphore")],
-    );
+fn workers_that_sleep_in_accept_or_at_a_semaphore_are_woken_in_turn() {
+    these_show("round robin", &[("prefork", ""), ("prefork-lock", "--lock semaphore")]);
 }
 
 #[test]
@@ -60,12 +57,12 @@ fn an_exclusive_epoll_wakes_the_worker_that_registered_first() {
 }
 
 #[test]
-fn registering_anew_after_every_connection_makes_a_rotation() {
+fn workers_that_register_again_after_every_connection_are_woken_in_turn() {
     these_show("round robin", &[("shared-accept", "--wait epoll-exclusive-rearm")]);
 }
 
 #[test]
-fn a_hash_and_dice_know_nothing_of_the_connection_before() {
+fn a_hash_and_a_random_choice_do_not_depend_on_the_connection_before() {
     these_show(
         "random",
         &[
@@ -78,7 +75,7 @@ fn a_hash_and_dice_know_nothing_of_the_connection_before() {
 }
 
 #[test]
-fn who_counts_deals_in_turns() {
+fn selectors_and_masters_that_count_give_connections_to_idle_workers_in_turn() {
     these_show(
         "round robin",
         &[
@@ -93,7 +90,7 @@ fn who_counts_deals_in_turns() {
 }
 
 #[test]
-fn the_first_free_and_the_client_s_home_are_always_the_same_worker() {
+fn first_free_and_sticky_give_one_clients_connections_to_the_same_worker() {
     these_show("priority", &[("master-dispatch", "--policy first-free"), ("master-dispatch", "--policy sticky")]);
 }
 
@@ -102,9 +99,9 @@ fn the_first_free_and_the_client_s_home_are_always_the_same_worker() {
 #[test]
 fn a_rotation_gives_four_idle_workers_a_quarter_of_a_thousand_connections_each_exactly() {
     for (name, flags) in [
-        ("shared-accept", &["--wait", "blocking"][..]),
+        ("prefork", &[][..]),
+        ("prefork-lock", &["--lock", "semaphore"]),
         ("shared-accept", &["--wait", "epoll-exclusive-rearm"]),
-        ("shared-accept", &["--lock", "semaphore"]),
         ("proxy", &[]),
     ] {
         judged(TOLERATED, || {

@@ -17,6 +17,7 @@ use crate::sys::socket::{receive_now, send_now};
 /// Reports per wait: enough to spread the cost of the call, few enough that none is old when its turn comes.
 const MAX_REPORTS: usize = 256;
 const DATA: Interest = Interest::EPOLLIN.union(Interest::EPOLLRDHUP).union(Interest::EPOLLET);
+
 pub struct EpollEngine {
     epoll: Epoll,
     buffer: Box<[u8]>,
@@ -71,13 +72,8 @@ impl Engine for EpollEngine {
         self.next += 1;
         let ends = report.flags.intersects(Interest::EPOLLRDHUP | Interest::EPOLLHUP | Interest::EPOLLERR);
         // An error too is found out by trying, hence `room`.
-        Some(Ready {
-            token: report.token,
-            room: true,
-            data: report.flags != Interest::EPOLLOUT,
-            ends,
-            failed_send: None,
-        })
+        let data = report.flags != Interest::EPOLLOUT;
+        Some(Ready { token: report.token, room: true, data, ends, failed_send: None })
     }
 
     #[inline]

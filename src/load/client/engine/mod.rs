@@ -87,11 +87,10 @@ pub trait Engine: Sized {
 
 /// The engine that a run can have: what was asked for, or epoll and why.
 pub fn choose(asked: EngineName) -> (EngineName, Option<String>) {
-    match asked {
-        EngineName::Epoll => (EngineName::Epoll, None),
-        EngineName::IoUring => match Uring::probe() {
-            Ok(()) => (EngineName::IoUring, None),
-            Err(why) => (EngineName::Epoll, Some(format!("--engine io-uring: {why}; epoll is used instead"))),
-        },
+    if asked == EngineName::IoUring
+        && let Err(why) = Uring::probe()
+    {
+        return (EngineName::Epoll, Some(format!("--engine io-uring: {why}; epoll is used instead")));
     }
+    (asked, None)
 }

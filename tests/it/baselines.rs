@@ -1,4 +1,4 @@
-//! The two yardsticks hold each other to their numbers: what the bare client counted, the null server has answered.
+//! The two baselines hold each other to their numbers: what the bare client counted, the null server has answered.
 
 use std::process::{Command, Output};
 
