@@ -8,6 +8,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::console;
+use crate::failure::Failure;
 use crate::load::client::control::{Control, ThreadStatus};
 use crate::load::counts::window::Window;
 use crate::load::options::plan::Progress;
@@ -59,7 +60,7 @@ impl<'a> Supervisor<'a> {
         self.control.stopped_at_ns().is_some()
     }
 
-    pub fn await_ready(&mut self, threads: u64) -> nix::Result<()> {
+    pub fn await_ready(&mut self, threads: u64) -> Result<(), Failure> {
         while self.marks < threads {
             self.wait(None)?;
         }
@@ -72,7 +73,7 @@ impl<'a> Supervisor<'a> {
         threads: u64,
         mut window: Window,
         observers: &mut Observers,
-    ) -> nix::Result<(Window, Usage)> {
+    ) -> Result<(Window, Usage), Failure> {
         // CPU times at both ends of the window, as far as they have been passed.
         let mut cpu_at = [None; 2];
         if window.open_ns > window.start_ns {
@@ -125,8 +126,11 @@ impl<'a> Supervisor<'a> {
         Ok((window, cpu))
     }
 
-    fn wait(&mut self, timeout: Option<Duration>) -> nix::Result<()> {
-        for i in 0..self.epoll.wait(timeout)? {
+    fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Failure> {
+        let failed = |errno| {
+            Failure::new("wait for the measuring threads", errno).advise("does a sandbox forbid epoll_wait(2)?")
+        };
+        for i in 0..self.epoll.wait(timeout).map_err(failed)? {
             match self.epoll.report(i).token {
                 THREAD => self.marks += self.control.thread_event.read().unwrap_or(0),
                 _ => _ = self.is_interrupted(),

@@ -6,10 +6,9 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, SystemTime};
 
-use nix::errno::Errno;
-
 use crate::console;
 use crate::cpu;
+use crate::failure::Failure;
 use crate::load::client::control::{Control, ThreadStatus};
 use crate::load::client::engine::Engine;
 use crate::load::client::{Assignment, ClientLoop, Settings};
@@ -17,6 +16,7 @@ use crate::load::counts::tally::{Measures, Tally};
 use crate::load::counts::window::Window;
 use crate::load::options::plan::{Plan, PlannedWindow, Progress};
 use crate::load::run::observers::Observers;
+use crate::load::run::settings::unreachable;
 use crate::load::run::supervisor::Supervisor;
 use crate::load::schedule::{Extent, Schedule, Thinker, nth_part};
 use crate::sys::fd::leave_shared_table;
@@ -38,15 +38,14 @@ pub struct Counted {
     pub observed: Result<(), String>,
 }
 
-/// Starts the threads, gives them the schedule, waits for them and adds up what they counted; or the errno, when the
-/// server cannot be reached.
+/// Starts the threads, gives them the schedule, waits for them and adds up what they counted.
 pub fn measure<E: Engine>(
     plan: &Plan,
     settings: &Settings,
     control: &Control,
     supervisor: &mut Supervisor,
     mut observers: Observers,
-) -> nix::Result<Counted> {
+) -> Result<Counted, Failure> {
     let threads = u64::from(plan.threads.count);
     let relative = window(&plan.window, 0);
     let (measured_from_ns, end_ns) = (relative.open_ns, relative.close_ns);
@@ -77,7 +76,12 @@ pub fn measure<E: Engine>(
             let _ = starter.send(window);
         }
         let (mut window, cpu) = supervisor.await_done(threads, window, &mut observers)?;
-        let tally = add_up(handles, settings.measures, control.interrupted.load(Relaxed))?;
+        let tally = add_up(handles, settings.measures)?;
+        // One thread may have found no server while another was served.
+        let is_unreached = tally.totals.established == 0 && !control.interrupted.load(Relaxed);
+        if let Some(errno) = tally.unreachable.filter(|_| is_unreached) {
+            return Err(unreachable(plan, settings, errno));
+        }
         if window.close_ns == u64::MAX {
             // The number of requests ended it, with the last answer; the wait for one that never came is no part of it.
             let last_ns = if tally.last_answer_ns > 0 { tally.last_answer_ns } else { tally.last_end_ns };
@@ -107,14 +111,20 @@ fn measure_thread<E: Engine>(
     share: Assignment,
     cpu: Option<usize>,
     start: &Receiver<Window>,
-) -> nix::Result<Tally> {
+) -> Result<Tally, Failure> {
     let mut status = ThreadStatus::new(control);
     if let Some(number) = cpu {
         let allowed = cpu::allowed();
-        cpu::pin_to(&[allowed[number % allowed.len()]])?;
+        let number = allowed[number % allowed.len()];
+        let refused = |errno| Failure::new(format_args!("pin a thread to CPU {number}"), errno);
+        cpu::pin_to(&[number])
+            .map_err(|errno| refused(errno).advise("does a sandbox forbid it? measure without --pin"))?;
     }
     leave_shared_table(&[control.stop_event.as_fd(), control.thread_event.as_fd()]);
-    let mut client = ClientLoop::<E>::new(settings, control, share)?;
+    let mut client = ClientLoop::<E>::new(settings, control, share).map_err(|errno| {
+        Failure::new("set up the engine of a thread", errno)
+            .advise("take fewer --threads or --connections, or --engine epoll")
+    })?;
     // Handshakes belong to a closed loop, and to a connection per request, but not to an open loop whose
     // connections are kept: there they would only make its first requests late.
     if settings.open_loop && settings.requests_per_connection.is_none() && !settings.connect_only {
@@ -123,8 +133,8 @@ fn measure_thread<E: Engine>(
     status.mark_ready();
     match start.recv() {
         Ok(window) => Ok(client.run(window)),
-        // The main thread gave up before the start.
-        Err(_) => Err(Errno::ECANCELED),
+        // The main thread gave up before the start, and says why.
+        Err(_) => Ok(Tally::new(settings.measures)),
     }
 }
 
@@ -134,13 +144,7 @@ fn window(planned: &PlannedWindow, start_ns: u64) -> Window {
     Window { start_ns, open_ns, close_ns }
 }
 
-/// The sum; or the errno of the first connect(2), when no connection was ever established and no one interrupted the wait
-/// for it.
-fn add_up(
-    handles: Vec<ScopedJoinHandle<nix::Result<Tally>>>,
-    measures: Measures,
-    is_interrupted: bool,
-) -> nix::Result<Tally> {
+fn add_up(handles: Vec<ScopedJoinHandle<Result<Tally, Failure>>>, measures: Measures) -> Result<Tally, Failure> {
     let mut sum = Tally::new(measures);
     for handle in handles {
         sum.add(handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
@@ -149,11 +153,7 @@ fn add_up(
         // In a closed loop a request is due when it is sent.
         sum.times.response = sum.times.service.clone();
     }
-    match sum.unreachable {
-        // One thread may have found no server while another was served.
-        Some(errno) if sum.totals.established == 0 && !is_interrupted => Err(errno),
-        _ => Ok(sum),
-    }
+    Ok(sum)
 }
 
 /// Moves the thread that draws off the CPUs that so many pinned threads measure on, if there are others. The threads must
