@@ -14,6 +14,7 @@ use nix::sys::prctl;
 use serde::Serialize;
 
 use crate::console;
+use crate::failure::Failure;
 use crate::load::options::args::plan_of;
 use crate::load::output::text::{STATISTICS, heads};
 use crate::load::run;
@@ -42,7 +43,7 @@ pub struct Demonstration {
 }
 
 pub fn run() -> Result<Demonstration, String> {
-    let server = start_server().map_err(|error| format!("start a server on 127.0.0.1: {error}"))?;
+    let server = start_server().map_err(|error| Failure::new("start a server on 127.0.0.1", error))?;
     let measure = |name: &str, flags: &str| {
         console::log(format_args!("{name}: {} s …", RUN.as_secs()));
         let options = format!("--connections 1 --duration {}s --show answers:100000 {flags}", RUN.as_secs());

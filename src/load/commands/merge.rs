@@ -19,6 +19,7 @@ use hdrhistogram::serialization::Deserializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogHistogram, IntervalLogIterator, LogEntry};
 use serde_json::{Map, Value};
 
+use crate::failure::Failure;
 use crate::load::commands::measure::Measured;
 use crate::load::counts::distributions::{Distributions, Span};
 use crate::load::counts::histogram::Times;
@@ -82,7 +83,7 @@ struct Part {
 impl Part {
     fn read(path: &Path) -> Result<Part, String> {
         let failed = |why: &dyn Display| format!("read {}: {why}", path.display());
-        let document = fs::read(path).map_err(|error| failed(&error))?;
+        let document = read(path, "is the name right, and may this user read it?")?;
         let mut report: LoadReport = serde_json::from_slice(&document)
             .map_err(|error| failed(&format!("not what `loadgen --format json` prints: {error}")))?;
         if report.schema != SCHEMA {
@@ -136,10 +137,13 @@ fn impossible(report: &LoadReport) -> Option<String> {
     found
 }
 
+fn read(path: &Path, advice: &str) -> Result<Vec<u8>, Failure> {
+    fs::read(path).map_err(|error| Failure::new(format_args!("read {}", path.display()), error).advise(advice))
+}
+
 fn read_hlog(path: &Path) -> Result<(Distributions, Duration), String> {
     let name = path.display();
-    let bytes = fs::read(path)
-        .map_err(|error| format!("read {name}: {error}; every client needs --hlog, with the name of its JSON"))?;
+    let bytes = read(path, "every client needs --hlog, with the name of its JSON")?;
     parse_hlog(&bytes).map_err(|why| format!("read {name}: {why}; copy it from its machine again"))
 }
 
