@@ -67,7 +67,7 @@ pub struct Connections {
     #[arg(id = "requests_per_connection", long = "requests-per-connection", value_name = "K", help_heading = HOW)]
     pub requests_each: Option<u64>,
 
-    /// How a connection ends that we end: in good order (fin), or with a reset (rst), which leaves no TIME_WAIT anywhere
+    /// How loadgen closes a connection: fin (normal) or rst (reset; no TIME_WAIT on either side)
     #[arg(long, value_enum, default_value_t = Close::Fin, help_heading = HOW)]
     pub close: Close,
 

@@ -74,8 +74,7 @@ impl<'a> Supervisor<'a> {
         mut window: Window,
         observers: &mut Observers,
     ) -> Result<(Window, Usage), Failure> {
-        // CPU times at both ends of the window, as far as they have been passed.
-        let mut cpu_at = [None; 2];
+        let (mut cpu_at_open, mut cpu_at_close) = (None, None);
         if window.open_ns > window.start_ns {
             self.announce("warmup");
         }
@@ -84,12 +83,13 @@ impl<'a> Supervisor<'a> {
         loop {
             let now_ns = monotonic_ns();
             window.close_ns = window.close_ns.min(self.control.stopped_at_ns().unwrap_or(u64::MAX));
-            let is_passed = [now_ns >= window.open_ns && window.open_ns < window.close_ns, now_ns >= window.close_ns];
-            for (i, phase) in ["measure", "drain"].into_iter().enumerate() {
-                if is_passed[i] && cpu_at[i].is_none() {
-                    cpu_at[i] = Some(Usage::of_process());
-                    self.announce(phase);
-                }
+            if cpu_at_open.is_none() && now_ns >= window.open_ns && window.open_ns < window.close_ns {
+                cpu_at_open = Some(Usage::of_process());
+                self.announce("measure");
+            }
+            if cpu_at_close.is_none() && now_ns >= window.close_ns {
+                cpu_at_close = Some(Usage::of_process());
+                self.announce("drain");
             }
             // Only now: a short run may be done before this thread first looks, and had its phases too.
             if self.marks == ThreadStatus::MARKS * threads {
@@ -109,7 +109,7 @@ impl<'a> Supervisor<'a> {
                 [window.open_ns, window.close_ns, progress_ns, observers_ns].into_iter().filter(|&at| at > now_ns);
             self.wait(ahead.min().map(|at_ns| Duration::from_nanos(at_ns - now_ns)))?;
         }
-        if cpu_at[1].is_none() {
+        if cpu_at_close.is_none() {
             // A number of requests ended the window, and the threads with it.
             self.announce("drain");
         }
@@ -117,7 +117,7 @@ impl<'a> Supervisor<'a> {
             console::redraw("\r\x1b[K");
         }
         let now = Usage::of_process();
-        let (from, to) = (cpu_at[0].unwrap_or(now), cpu_at[1].unwrap_or(now));
+        let (from, to) = (cpu_at_open.unwrap_or(now), cpu_at_close.unwrap_or(now));
         let cpu = Usage {
             cpu_user_us: to.cpu_user_us.saturating_sub(from.cpu_user_us),
             cpu_system_us: to.cpu_system_us.saturating_sub(from.cpu_system_us),

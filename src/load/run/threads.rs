@@ -18,7 +18,7 @@ use crate::load::options::plan::{Plan, PlannedWindow, Progress};
 use crate::load::run::observers::Observers;
 use crate::load::run::settings::unreachable;
 use crate::load::run::supervisor::Supervisor;
-use crate::load::schedule::{Extent, Schedule, Thinker, nth_part};
+use crate::load::schedule::{Schedule, ScheduleLimits, Thinker, nth_part};
 use crate::sys::fd::leave_shared_table;
 use crate::sys::process::Usage;
 use crate::units::monotonic_ns;
@@ -49,7 +49,7 @@ pub fn measure<E: Engine>(
     let threads = u64::from(plan.threads.count);
     let relative = window(&plan.window, 0);
     let (measured_from_ns, end_ns) = (relative.open_ns, relative.close_ns);
-    let extent = Extent { measured_from_ns, end_ns, requests: plan.window.requests.unwrap_or(u64::MAX) };
+    let limits = ScheduleLimits { measured_from_ns, end_ns, requests: plan.window.requests.unwrap_or(u64::MAX) };
     let mut senders = observers.senders(plan);
     thread::scope(|scope| {
         let (mut starters, mut handles) = (Vec::new(), Vec::new());
@@ -59,7 +59,7 @@ pub fn measure<E: Engine>(
             let cpu = plan.threads.pin.then_some(thread as usize);
             let share = Assignment {
                 connections: nth_part(u64::from(plan.connections.count), thread, threads),
-                schedule: Schedule::new(plan.pacing.arrivals.clone(), extent, thread, threads),
+                schedule: Schedule::new(plan.pacing.arrivals.clone(), limits, thread, threads),
                 thinker: Thinker::new(plan.pacing.think, plan.pacing.seed, thread),
                 intervals: senders.pop(),
             };

@@ -143,10 +143,9 @@ pub(super) fn slip(facts: &RunFacts) -> Option<Finding> {
         return not_judged("most requests failed");
     }
     let slips = slips(facts);
-    let matters = |&&(_, slip_us, of_us, limit): &&(_, f64, f64, f64)| slip_us > SLIP_FLOOR_US.max(limit * of_us);
-    let found = slips.iter().find(matters);
+    let found = slips.iter().find(|slip| slip.slip_us > SLIP_FLOOR_US.max(slip.limit * slip.response_us));
     let why = match found {
-        Some(&(_, slip_us, ..)) if waits_for_handshakes(facts, slip_us) => format!(
+        Some(slip) if waits_for_handshakes(facts, slip.slip_us) => format!(
             "; they waited for their connections, whose handshakes took {} at p99 and {} at most: a server whose accept \
              queue is full lets a client try again after a second (a larger --backlog, or a server that accepts faster)",
             time(facts.report.connect_us.p99),
@@ -158,10 +157,10 @@ pub(super) fn slip(facts: &RunFacts) -> Option<Finding> {
         Some(_) => "; that is the client's own lateness: --pin, --busy-poll, or an idle CPU for it".into(),
         None => String::new(),
     };
-    let (name, slip_us, of_us, limit) = *found.unwrap_or(&slips[0]);
-    let (slip, of, limit, floor) = (time(slip_us), time(of_us), limit * 100.0, time(SLIP_FLOOR_US));
+    let Slip { percentile, slip_us, response_us, limit } = found.unwrap_or(&slips[0]);
+    let (slip, of, limit, floor) = (time(*slip_us), time(*response_us), limit * 100.0, time(SLIP_FLOOR_US));
     let reason = format!(
-        "requests were sent {slip} late at {name}, where the response takes {of} (limit {limit} %, or {floor}){why}"
+        "requests were sent {slip} late at {percentile}, where the response takes {of} (limit {limit} %, or {floor}){why}"
     );
     suspect_if(found.is_some(), reason)
 }
@@ -174,18 +173,32 @@ fn waits_for_handshakes(facts: &RunFacts, slip_us: f64) -> bool {
     took_as_long && connecting > CONNECTING && connecting >= 0.5 * facts.connections_busy().min(1.0)
 }
 
-/// Percentile, slip, the response it is a part of, and the share of that which it may be.
-fn slips(facts: &RunFacts) -> Vec<(&'static str, f64, f64, f64)> {
+/// At one percentile.
+struct Slip {
+    percentile: &'static str,
+    slip_us: f64,
+    response_us: f64,
+    /// As a share of the response.
+    limit: f64,
+}
+
+fn slips(facts: &RunFacts) -> Vec<Slip> {
     let (slip, response) = (&facts.report.slip_us, &facts.report.latency_us);
     // A request that needs a handshake is not late while it has it.
     let handshake = if facts.one_request_each() { facts.report.connect_us } else { Latency::default() };
     let rests_on = |quantile: f64| facts.responses as f64 * (1.0 - quantile) >= ANSWERS_BEYOND;
-    let mut slips = vec![("p50", slip.p50 - handshake.p50, response.p50, SLIP_OF_MEDIAN)];
+    let at = |percentile, slip_us: f64, response_us, limit| Slip {
+        percentile,
+        slip_us: slip_us.max(0.0),
+        response_us,
+        limit,
+    };
+    let mut slips = vec![at("p50", slip.p50 - handshake.p50, response.p50, SLIP_OF_MEDIAN)];
     if rests_on(0.99) {
-        slips.push(("p99", slip.p99 - handshake.p99, response.p99, SLIP_OF_TAIL));
+        slips.push(at("p99", slip.p99 - handshake.p99, response.p99, SLIP_OF_TAIL));
     }
     if rests_on(0.999) {
-        slips.push(("p99.9", slip.p99_9 - handshake.p99_9, response.p99_9, SLIP_OF_TAIL));
+        slips.push(at("p99.9", slip.p99_9 - handshake.p99_9, response.p99_9, SLIP_OF_TAIL));
     }
-    slips.into_iter().map(|(name, slip_us, of_us, limit)| (name, slip_us.max(0.0), of_us, limit)).collect()
+    slips
 }
