@@ -90,8 +90,8 @@ impl BackgroundConnections {
         Ok(BackgroundConnections { stop_event, thread: Some(thread), opened, waits_for_all: wanted.idle > 0 })
     }
 
-    /// Waits until the handshakes are over, or `interrupted`; for slow connections at most [`SLOW_OPENING`]. The error is
-    /// the last errno, when idle connections were asked for and none was established.
+    /// Waits until the handshakes are over, or `interrupted`; for slow connections at most [`SLOW_OPENING`]. The error
+    /// is the last errno, when idle connections were asked for and none was established.
     pub fn wait_until_open(&self, interrupted: &dyn Fn() -> bool) -> nix::Result<()> {
         let began = Instant::now();
         while (self.waits_for_all || began.elapsed() < SLOW_OPENING) && !interrupted() {

@@ -101,7 +101,7 @@ impl<E: Engine> ClientLoop<'_, E> {
                 Ok(None) => return true,
                 Ok(Some((answer, consumed))) => {
                     taken += consumed;
-                    // No request is outstanding behind the last answer: further bytes on this connection cannot be trusted.
+                    // No request is outstanding behind the last answer: no further bytes can be trusted.
                     let unsolicited = taken < bytes && connection.due_ns.len() <= 1;
                     if unsolicited {
                         count(&mut self.tally.failures.read, Cause::Unsolicited, 1);

@@ -8,8 +8,8 @@
 //! - time-outs are not timers but one comparison per wait (see [`ClientLoop::scan`]);
 //! - memory is allocated before the start: neither a request nor its answer takes any.
 //!
-//! This file hands out what is due; [`outgoing`] connects and sends, [`incoming`] reads answers, [`ending`] handles time,
-//! failures and the end of the run.
+//! This file hands out what is due; [`outgoing`] connects and sends, [`incoming`] reads answers, [`ending`] handles
+//! time, failures and the end of the run.
 
 pub mod connection;
 pub mod control;

@@ -125,8 +125,8 @@ impl Calibration {
         let polling = self.slip_busy_poll_us.as_ref().map(|slip| row("with --busy-poll", slip)).unwrap_or_default();
         format!(
             "one thread, {connections} connections, against a server that does nothing {place}\n\n\
-             connections kept     {requests_per_s:>10.0} requests/s     {per_request:>7.2} us of CPU each, {percent:.0} % of a \
-             CPU\n\
+             connections kept     {requests_per_s:>10.0} requests/s     {per_request:>7.2} us of CPU each, \
+             {percent:.0} % of a CPU\n\
              one per request      {connections_per_s:>10.0} connections/s  {per_connection:>7.2} us of CPU each\n\n\
              {:28}{}\n{}{polling}{}\n\
              This client can do {ceiling_per_s:.0} requests/s per thread here: a server measured at more than\n\
@@ -147,13 +147,10 @@ struct NullServer(Pid);
 impl NullServer {
     /// On this CPU, if one is given: a program inherits the CPUs of the thread that starts it.
     fn start(keeps: bool, cpus: Option<(usize, &[usize])>) -> Result<(NullServer, SocketAddr), String> {
-        let found = env::current_exe();
-        let ours = found.map_err(|error| Failure::new("find this program", error).advise("is /proc mounted?"))?;
+        let ours = env::current_exe().map_err(|error| Failure::new("find this program", error))?;
         let program = ours.with_file_name("null-server");
-        let failed = |reason: io::Error| {
-            let failure = Failure::new(format_args!("start {}", program.display()), reason);
-            failure.advise("calibrate needs this program beside loadgen")
-        };
+        let tried = format!("start {}", program.display());
+        let failed = |reason| Failure::new(&tried, reason).advise("calibrate needs this program beside loadgen");
         let (output, input) = io::pipe().map_err(failed)?;
         let mut command = Command::new(&program);
         command.args(["--listen", "127.0.0.1:0"]).args((!keeps).then_some("--close"));
@@ -172,9 +169,8 @@ impl NullServer {
         let mut line = String::new();
         let _ = BufReader::new(output).read_line(&mut line);
         let address = line.trim_end().strip_prefix("ready ").and_then(|address| address.parse().ok());
-        let address =
-            address.ok_or_else(|| failed(io::Error::other(format!("it said {line:?}, and not `ready ADDRESS`"))))?;
-        Ok((server, address))
+        let said = || io::Error::other(format!("it said {line:?}, and not `ready ADDRESS`"));
+        Ok((server, address.ok_or_else(|| failed(said()))?))
     }
 }
 

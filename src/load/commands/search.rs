@@ -16,7 +16,7 @@ use crate::load::options::sweep::Sweep;
 use crate::load::run;
 use crate::load::run::observers::Observers;
 use crate::load::schedule::Rate;
-use crate::load::verdict::{self, ACHIEVED_SHARE, BUSY_CLIENT, expected_in_flight};
+use crate::load::verdict::{self, ACHIEVED_SHARE, BUSY_CLIENT, expected_outstanding};
 use crate::report::{Latency, LoadReport, Verdict};
 use crate::units::{over, time};
 
@@ -64,6 +64,7 @@ pub struct Found {
 
 /// How one run comes about, so many times as long as was asked for; without a rate in closed loop.
 type Measure<'a> = &'a mut dyn FnMut(Option<Rate>, u32) -> Result<LoadReport, String>;
+type Say<'a> = &'a dyn Fn(&str);
 
 pub fn sweep(plan: &Plan, sweep: &Sweep) -> Result<Curve, String> {
     sweep_with(sweep, &mut |rate, times| measure(plan, rate, times), &log)
@@ -110,7 +111,7 @@ const STEP_DOWN: f64 = PRECISION;
 /// The fewest requests a run may have to say anything at all.
 const LEAST_REQUESTS: f64 = 20.0;
 
-fn sweep_with(sweep: &Sweep, measure: Measure, say: &dyn Fn(&str)) -> Result<Curve, String> {
+fn sweep_with(sweep: &Sweep, measure: Measure, say: Say) -> Result<Curve, String> {
     let mut curve = Curve::default();
     for &per_s in &sweep.rates_per_s {
         match measure(Some(rate(per_s)?), 1) {
@@ -132,12 +133,7 @@ fn sweep_with(sweep: &Sweep, measure: Measure, say: &dyn Fn(&str)) -> Result<Cur
 
 /// From half of what a closed loop reaches up or down by factors of two until the answer is enclosed, then by halves
 /// of the interval.
-fn find_max_with(
-    condition: &Condition,
-    least_per_s: f64,
-    measure: Measure,
-    say: &dyn Fn(&str),
-) -> Result<Found, String> {
+fn find_max_with(condition: &Condition, least_per_s: f64, measure: Measure, say: Say) -> Result<Found, String> {
     say("closed loop, to know where to begin");
     let closed_loop = measure(None, 1)?;
     if closed_loop.requests == 0 {
@@ -154,7 +150,7 @@ struct Search<'a> {
     condition: &'a Condition,
     least_per_s: f64,
     measure: Measure<'a>,
-    say: &'a dyn Fn(&str),
+    say: Say<'a>,
     found: Found,
 }
 
@@ -268,14 +264,14 @@ impl Point {
     }
 }
 
-/// Of what was due, the share that was answered in the window, or was rightly under way at its end: the median, since a
-/// queue that grows has a mean as long as it likes.
+/// Of what was due, the share that was answered in the window, or was rightly outstanding at its end: the median, since
+/// a queue that grows has a mean as long as it likes.
 fn achieved_share(per_s: f64, report: &LoadReport) -> f64 {
     let offered_per_s = report.offered_per_s.unwrap_or(per_s);
     let due = offered_per_s * report.duration_s;
-    let under_way = expected_in_flight(offered_per_s, report.latency_us.p50, report.duration_s);
+    let outstanding = expected_outstanding(offered_per_s, report.latency_us.p50, report.duration_s);
     // One more, since the window may begin and end between two due times.
-    over(report.requests as f64 + under_way + 1.0, due).min(1.0)
+    over(report.requests as f64 + outstanding + 1.0, due).min(1.0)
 }
 
 fn rate(per_s: f64) -> Result<Rate, String> {

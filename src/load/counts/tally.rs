@@ -1,5 +1,5 @@
-//! What one thread counted. Counting allocates only when an errno, a status or a worker appears for the first time, when a
-//! second or an interval begins and when a request is lost: the size does not depend on the number of requests.
+//! What one thread counted. Counting allocates only when an errno, a status or a worker appears for the first time,
+//! when a second or an interval begins and when a request is lost: the size does not depend on the number of requests.
 
 use std::ops::Add;
 

@@ -1,5 +1,5 @@
-//! The command line, read once: `clap` parses it, [`LoadArgs::plan`] turns it into plain values. What contradicts itself
-//! is refused here, and no file behind this folder knows an option.
+//! The command line, read once: `clap` parses it, [`LoadArgs::plan`] turns it into plain values. What contradicts
+//! itself is refused here, and no file behind this folder knows an option.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -310,7 +310,8 @@ impl LoadArgs {
             (connects_only && pipelines, "--requests-per-connection 0: without requests nothing is pipelined"),
             (connects_only && self.show.is_some_and(|show| show.answers > 0),
                 "--requests-per-connection 0: without requests there is no answer to show"),
-            (connects_only && self.connections.retry, "--requests-per-connection 0: without requests there is none to retry"),
+            (connects_only && self.connections.retry,
+                "--requests-per-connection 0: without requests there is none to retry"),
             (self.connections.retry && matches!(self.method.name, "POST" | "PATCH"),
                 "--retry needs a method that may be asked twice (RFC 9110, section 9.2.2): not POST or PATCH"),
             (self.connections.retry && pipelines, "--retry needs one request at a time: leave out --pipeline"),

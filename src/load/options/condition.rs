@@ -164,8 +164,8 @@ impl Measure {
         }
     }
 
-    /// In microseconds, if it is a time. `None` where there was nothing to measure: an empty distribution is all zero, and
-    /// every real time but a slip is above that.
+    /// In microseconds, if it is a time. `None` where there was nothing to measure: an empty distribution is all zero,
+    /// and every real time but a slip is above that.
     fn of(self, report: &LoadReport) -> Option<f64> {
         match self {
             Measure::Count(count) => count(report),

@@ -71,7 +71,7 @@ pub struct Connections {
     #[arg(long, value_enum, default_value_t = Close::Fin, help_heading = HOW)]
     pub close: Close,
 
-    /// Requests under way on one connection at a time (HTTP/1.1 pipelining)
+    /// Requests outstanding on one connection at a time (HTTP/1.1 pipelining)
     #[arg(long, value_name = "D", default_value_t = 1, value_parser = value_parser!(u32).range(1..=1024), help_heading = HOW)]
     pub pipeline: u32,
 

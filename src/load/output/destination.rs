@@ -1,5 +1,5 @@
-//! A file or a pipe that a run writes to. Its reader may be slow, stalled, gone or not there yet: nothing here waits for
-//! it longer than a second, and what it did not take is reported as missing.
+//! A file or a pipe that a run writes to. Its reader may be slow, stalled, gone or not there yet: nothing here waits
+//! for it longer than a second, and what it did not take is reported as missing.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -55,8 +55,7 @@ impl Destination {
 
     fn flush(&mut self, patience: Duration) {
         if self.outcome.is_ok() {
-            let written = self.write_waiting(patience);
-            self.outcome = written.map_err(|error| {
+            self.outcome = self.write_waiting(patience).map_err(|error| {
                 let failure = Failure::new(format_args!("write {}", self.path.display()), error);
                 failure.advise("the file is not complete: is there room, and does its reader stay?").into()
             });

@@ -2,8 +2,8 @@
 //! them. What bytes mean does not depend on where the network cut them.
 //!
 //! The common case, a whole answer in one piece, is read where it lies and copies nothing. Only a head that
-//! arrives in pieces is collected, in a buffer that the connection keeps. The heads of a server under load differ only in
-//! the number of the worker: each thread compares the next head with the last one before it parses it ([`CachedHead`]).
+//! arrives in pieces is collected, in a buffer that the connection keeps. The heads of a server under load differ only
+//! in the number of the worker: each thread compares the next head with the last one first ([`CachedHead`]).
 
 mod body;
 mod head;
@@ -139,7 +139,7 @@ impl CachedHead {
         self.answer = Answer { body_bytes, ..head.answer };
     }
 
-    /// The answer at the beginning of these bytes and its length, if all of it is there and its head is the remembered one.
+    /// The answer at the beginning of these bytes and its length, if all of it is there and its head is that one.
     fn whole_answer(&self, bytes: &[u8]) -> Option<(Answer, usize)> {
         if self.head.is_empty() {
             return None;

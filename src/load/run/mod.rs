@@ -1,5 +1,5 @@
 //! One run, from the plan to the report: [`preflight`] asks whether it fits on this machine, [`threads`] measure, the
-//! [`supervisor`] waits for them, [`observers`] see each interval, and the [`verdict`](crate::load::verdict) judges what came of it.
+//! [`supervisor`] waits for them, [`observers`] see each interval, and `load::verdict` judges what came of it.
 
 pub mod observers;
 pub mod preflight;
@@ -21,13 +21,12 @@ use crate::load::client::engine::uring::UringEngine;
 use crate::load::counts::distributions::{Distributions, Span};
 use crate::load::options::plan::{EngineName, Plan};
 use crate::load::run::observers::Observers;
-use crate::load::run::preflight::Limits;
 use crate::load::run::settings::{settings, unreachable};
 use crate::load::run::summary::report;
 use crate::load::run::supervisor::Supervisor;
 use crate::load::run::threads::{Counted, measure};
 use crate::load::verdict::{RunFacts, judge};
-use crate::machine::Counters;
+use crate::machine::{Counters, Limits};
 use crate::report::{LoadReport, Trust};
 use crate::units::monotonic_ns;
 

@@ -127,9 +127,7 @@ impl<'a> Supervisor<'a> {
     }
 
     fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Failure> {
-        let failed = |errno| {
-            Failure::new("wait for the measuring threads", errno).advise("does a sandbox forbid epoll_wait(2)?")
-        };
+        let failed = |errno| Failure::new("wait for the threads", errno).advise("does a sandbox forbid epoll_wait(2)?");
         for i in 0..self.epoll.wait(timeout).map_err(failed)? {
             match self.epoll.report(i).token {
                 THREAD => self.marks += self.control.thread_event.read().unwrap_or(0),

@@ -121,10 +121,8 @@ fn measure_thread<E: Engine>(
             .map_err(|errno| refused(errno).advise("does a sandbox forbid it? measure without --pin"))?;
     }
     leave_shared_table(&[control.stop_event.as_fd(), control.thread_event.as_fd()]);
-    let mut client = ClientLoop::<E>::new(settings, control, share).map_err(|errno| {
-        Failure::new("set up the engine of a thread", errno)
-            .advise("take fewer --threads or --connections, or --engine epoll")
-    })?;
+    let failed = |errno| Failure::new("set up a thread's engine", errno).advise("fewer --threads, or --engine epoll");
+    let mut client = ClientLoop::<E>::new(settings, control, share).map_err(failed)?;
     // Handshakes belong to a closed loop, and to a connection per request, but not to an open loop whose
     // connections are kept: there they would only make its first requests late.
     if settings.open_loop && settings.requests_per_connection.is_none() && !settings.connect_only {
@@ -156,8 +154,8 @@ fn add_up(handles: Vec<ScopedJoinHandle<Result<Tally, Failure>>>, measures: Meas
     Ok(sum)
 }
 
-/// Moves the thread that draws off the CPUs that so many pinned threads measure on, if there are others. The threads must
-/// run already, since they would inherit it. (Without `--pin` the kernel wakes a thread where a CPU is idle.)
+/// Moves the thread that draws off the CPUs that so many pinned threads measure on, if there are others. The threads
+/// must run already, since they would inherit it. (Without `--pin` the kernel wakes a thread where a CPU is idle.)
 fn leave_pinned_cpus(threads: usize) {
     if let Some(others) = cpu::allowed().get(threads..).filter(|others| !others.is_empty()) {
         // A refusal costs nothing but a little accuracy.

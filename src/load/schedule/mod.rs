@@ -149,8 +149,8 @@ impl Stream {
         }
     }
 
-    /// When the next request is due. The first arrival of a Poisson process is one gap after the start, like all others:
-    /// the process has no memory.
+    /// When the next request is due. The first arrival of a Poisson process is one gap after the start, like all
+    /// others: the process has no memory.
     fn next_ns(&mut self) -> u64 {
         match self {
             Stream::Closed => 0,
