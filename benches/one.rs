@@ -159,22 +159,22 @@ fn request_parse(criterion: &mut Criterion) {
 fn answer_parse(criterion: &mut Criterion) {
     let answer = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 64\r\nX-Worker: 3\r\n\r\n\
         handled by worker 3, pid 4711                                   ";
-    let read = |reader: &mut load::Reader, template: &mut load::Template| {
-        let fed = reader.feed(black_box(answer), template);
+    let read = |reader: &mut load::Reader, cached_head: &mut load::CachedHead| {
+        let fed = reader.feed(black_box(answer), cached_head);
         assert!(matches!(fed, Ok(Some((_, consumed))) if consumed == answer.len()));
         fed
     };
     let mut reader = load::Reader::default();
     criterion.bench_function("answer parse, unknown head", |bencher| {
         bencher.iter_batched_ref(
-            || load::Template::new(false),
-            |template| read(&mut reader, template),
+            || load::CachedHead::new(false),
+            |cached_head| read(&mut reader, cached_head),
             BatchSize::SmallInput,
         );
     });
     criterion.bench_function("answer parse, known head", |bencher| {
-        let mut template = load::Template::new(false);
-        bencher.iter(|| read(&mut reader, &mut template));
+        let mut cached_head = load::CachedHead::new(false);
+        bencher.iter(|| read(&mut reader, &mut cached_head));
     });
 }
 

@@ -134,7 +134,8 @@ enum Command {
     /// Find the rule by which idle workers take connections that come one after another.
     Order {
         /// Connections to send.
-        #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(2..=100_000))]
+        #[arg(long, value_name = "N", default_value_t = 200)]
+        #[arg(value_parser = clap::value_parser!(u32).range(2..=100_000))]
         connections: u32,
         /// Connections per second; between two of them every worker must have time to fall asleep again.
         #[arg(long, value_name = "R", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]

@@ -23,7 +23,7 @@ use acceptlab::load::commands::demo::{self, Demonstration};
 use acceptlab::load::commands::search::{self, Curve, Found};
 use acceptlab::load::commands::{measure, merge};
 use acceptlab::load::options::args::{Command, Other};
-use acceptlab::load::options::gate::Gate;
+use acceptlab::load::options::condition::Condition;
 use acceptlab::load::options::plan::{Format, Plan};
 use acceptlab::load::options::sweep::Sweep;
 use acceptlab::load::output::{explain, text};
@@ -32,7 +32,7 @@ use acceptlab::terminal::{Paint, width};
 use serde::Serialize;
 
 /// Measured, and a --fail-if holds.
-const GATE_FAILED: u8 = 3;
+const CONDITION_HOLDS: u8 = 3;
 
 fn main() -> ExitCode {
     match run_command() {
@@ -72,17 +72,17 @@ fn with_engine(mut plan: Plan) -> Plan {
 }
 
 /// One run, its report, and what the conditions say about it.
-fn one_run(plan: Plan, fail_if: &[Gate], format: Format) -> Result<ExitCode, String> {
+fn one_run(plan: Plan, fail_if: &[Condition], format: Format) -> Result<ExitCode, String> {
     let measured = measure::measure(&plan)?;
     print(format, &measured.report, render)?;
-    let failed: Vec<String> = fail_if.iter().filter_map(|gate| gate.fails(&measured.report)).collect();
+    let failed: Vec<String> = fail_if.iter().filter_map(|condition| condition.fails(&measured.report)).collect();
     failed.iter().for_each(|line| console::log_last(format_args!("loadgen: {line}")));
     measured.files?;
-    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(GATE_FAILED) })
+    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(CONDITION_HOLDS) })
 }
 
 /// The highest rate that holds, or status 1 when none does.
-fn find_max(plan: &Plan, condition: &Gate, format: Format) -> Result<(), String> {
+fn find_max(plan: &Plan, condition: &Condition, format: Format) -> Result<(), String> {
     let found = search::find_max(plan, condition)?;
     print(format, &found, Found::render)?;
     match (found.highest_held_per_s, &found.ended_by) {

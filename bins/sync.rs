@@ -1,8 +1,8 @@
 //! 石器 stone: one process, one connection at a time.
 //!
-//! Who accepts: the process. Who serves: the same one, and until it is done everybody else waits in the accept
-//! queue. Who balances: nobody; there is one worker. What is inherited: nothing. If every request takes N seconds,
-//! this server answers 1/N requests per second, however many clients there are.
+//! Who accepts: the process. Who serves: the same one, and until it is done everybody else waits in the accept queue.
+//! Who balances: nobody; there is one worker. What is inherited: nothing. If every request takes N seconds, this server
+//! answers 1/N requests per second, however many clients there are.
 //!
 //! Compare with `prefork.rs`: the same loop, in several processes.
 //!

@@ -1,9 +1,9 @@
 //! 白银 silver: a thread per connection.
 //!
 //! Who accepts: the main thread. Who serves: a new thread, for as long as the connection lives. Who balances: the
-//! scheduler, which sees every connection as a thread. What is inherited: nothing, because threads
-//! share everything; a thread is cheaper than a process and can bring all others down. With C clients and N seconds per
-//! request the server answers C/N requests per second, while memory and scheduling grow with C.
+//! scheduler, which sees every connection as a thread. What is inherited: nothing, because threads share everything; a
+//! thread is cheaper than a process and can bring all others down. With C clients and N seconds per request the server
+//! answers C/N requests per second, while memory and scheduling grow with C.
 //!
 //! All threads together are worker 0: no thread outlives its connection, so no thread has a number.
 //!

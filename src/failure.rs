@@ -33,6 +33,13 @@ impl Failure {
     }
 }
 
+/// Where one line is all that is kept of it.
+impl From<Failure> for String {
+    fn from(failure: Failure) -> String {
+        failure.line
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         formatter.write_str(&self.line)

@@ -46,7 +46,7 @@ fn a_pooled_servers_full_queue_is_back_pressure_not_memory() {
     let mut clients = ask_together(&server, 400);
     answer(&mut clients[0]);
     let busy = server.open_descriptors() - idle;
-    // Two being served, eight in the queue, one in the acceptor's hand.
+    // Two being served, eight in the queue, one that the acceptor has accepted and cannot queue.
     assert!(busy <= 11, "{busy} descriptors for 400 clients of two workers");
     let answered: BTreeSet<usize> =
         clients.drain(..).skip(1).map(|mut client| held(answer(&mut client).worker())).collect();

@@ -29,12 +29,17 @@ process.on('message', (message) => {
 });
 "#;
 
-/// Where a cluster is controlled.
+/// Where a cluster is controlled. In a folder of its own, since a master locks the folder while it starts: of two that
+/// start together in one folder the second is refused.
 struct Socket(PathBuf);
 
 impl Socket {
     fn new(name: &str) -> Socket {
-        Socket(std::env::temp_dir().join(format!("acceptlab-{name}-{}.sock", std::process::id())))
+        let folder = std::env::temp_dir().join(format!("acceptlab-{name}-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        // For the client that runs as another user.
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+        Socket(folder.join("control.sock"))
     }
 
     fn path(&self) -> &str {
@@ -78,7 +83,7 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
+        let _ = fs::remove_dir_all(self.0.parent().expect("the folder that we have made"));
     }
 }
 

@@ -501,7 +501,7 @@ fn ctrl_c_prints_what_was_measured_so_far() {
         (0..100).for_each(|_| hear.recv().unwrap());
         send_signal(&child, signal);
         let report = report(&child.wait_with_output().unwrap());
-        // Each of four connections has one request under way; whoever sent the next one had its answer before.
+        // Each of four connections has one outstanding request; whoever sent the next one had its answer before.
         assert!(report.requests >= 96, "{}", report.requests);
         assert!(report.duration_s > 0.0 && report.duration_s < 600.0);
         assert_eq!(report.errors.total(), 0, "{:?}", report.errors);

@@ -158,6 +158,25 @@ fn a_kernel_without_io_uring_is_one_line_and_a_run_with_epoll() {
     }
 }
 
+/// What fails is named, and not the server, which is there.
+#[test]
+fn a_thread_that_cannot_be_pinned_is_no_unreachable_server() {
+    if !can_trace() {
+        return;
+    }
+    let address = serve(|_, stream| answer_all(stream));
+    let output = Command::new("strace")
+        .args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=sched_setaffinity"])
+        .args(["-e", "inject=sched_setaffinity:error=EPERM", env!("CARGO_BIN_EXE_loadgen")])
+        .args(["--pin", "--requests", "2", &url(address)])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.starts_with("loadgen: pin a thread to CPU ") && said.lines().count() == 1, "{said}");
+    assert!(said.ends_with(": operation not permitted; does a sandbox forbid it? measure without --pin\n"), "{said}");
+    assert_eq!(output.status.code(), Some(1));
+}
+
 #[test]
 fn the_report_says_which_engine_it_was() {
     let address = serve(|_, stream| answer_all(stream));

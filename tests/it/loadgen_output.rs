@@ -319,7 +319,11 @@ fn a_full_disk_costs_the_file_and_not_the_report() {
         let line = String::from_utf8_lossy(&output.stderr);
         let report: LoadReport = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(report.requests, 20);
-        let expected = format!("loadgen: write {full}: No space left on device (os error 28)\n");
+        let what = "no space left on device; the file is not complete: is there room, and does its reader stay?";
+        let expected = format!(
+            "loadgen: write {full}: {what}
+"
+        );
         assert_eq!((&*line, output.status.code()), (&*expected, Some(1)));
         // A path that is no path is told before anything is measured.
         let nowhere = format!("/nonexistent/{name}");

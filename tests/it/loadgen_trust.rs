@@ -348,7 +348,7 @@ fn calibration_names_the_program_that_it_needs_and_does_not_find() {
     std::fs::copy(env!("CARGO_BIN_EXE_loadgen"), &alone).unwrap();
     let output = std::process::Command::new(&alone).arg("calibrate").output().unwrap();
     let line = String::from_utf8(output.stderr).unwrap();
-    let expected = format!("loadgen: start {}/null-server: No such file", folder.display());
+    let expected = format!("loadgen: start {}/null-server: no such file", folder.display());
     assert!(line.starts_with(&expected) && line.ends_with("beside loadgen\n"), "{line}");
     assert_eq!((line.lines().count(), output.status.code()), (1, Some(1)));
     std::fs::remove_dir_all(folder).unwrap();

@@ -282,7 +282,7 @@ fn what_cannot_be_read_is_refused_even_by_force() {
     fs::write(folder.file("2.hlog"), without_slip.flatten().copied().collect::<Vec<_>>()).unwrap();
     refused("read 2.hlog: corrupt: it has no distribution of slip");
     fs::remove_file(folder.file("2.hlog")).unwrap();
-    refused("read 2.hlog: No such file or directory (os error 2); every client needs --hlog");
+    refused("read 2.hlog: no such file or directory; every client needs --hlog");
     fs::write(folder.file("2.hlog"), &log).unwrap();
     edit(&folder, 2, |report| report.schema = 2);
     refused("read 2.json: it has schema 2, and this loadgen knows 1");
@@ -304,7 +304,7 @@ fn what_cannot_be_read_is_refused_even_by_force() {
     fs::write(folder.file("2.json"), "{\"model\":\"prefork\"}").unwrap();
     refused("read 2.json: not what `loadgen --format json` prints");
     fs::remove_file(folder.file("2.json")).unwrap();
-    refused("read 2.json: No such file");
+    refused("read 2.json: no such file");
 }
 
 #[test]

@@ -29,13 +29,13 @@ use crate::load::client::engine::STOP;
 use crate::load::client::route::{Route, errno};
 use crate::load::counts::failures::{Failures, count};
 use crate::load::options::background::Background;
-use crate::load::response::Template;
+use crate::load::response::CachedHead;
 use crate::report::SlowCounts;
 use crate::sys::epoll::{Epoll, Interest};
 use crate::units::monotonic_ns;
 
-/// Handshakes under way at one time: few enough for the backlog of any server.
-const MAX_IN_FLIGHT: usize = 256;
+/// Outstanding handshakes: few enough for the backlog of any server.
+const MAX_CONNECTING: usize = 256;
 const MAX_REPORTS: usize = 256;
 /// How long the start waits for the handshakes of slow connections; those that take longer go on.
 const SLOW_OPENING: Duration = Duration::from_secs(1);
@@ -70,7 +70,7 @@ impl BackgroundConnections {
         let of_kind = |(kind, count, _)| (0..count).map(move |_| BackgroundConnection { kind, ..Default::default() });
         let background = BackgroundLoop {
             route,
-            template: Template::new(request.starts_with(b"HEAD ")),
+            cached_head: CachedHead::new(request.starts_with(b"HEAD ")),
             request,
             gap_ns: wanted.gap.as_nanos() as u64,
             timeout_ns: timeout.as_nanos() as u64,
@@ -81,7 +81,7 @@ impl BackgroundConnections {
             connecting: VecDeque::new(),
             opened: Some(sender),
             failures: Failures::default(),
-            turns: VecDeque::new(),
+            bytes_due: VecDeque::new(),
             buffer: vec![0; BUFFER_BYTES],
             wanted,
         };
@@ -90,8 +90,8 @@ impl BackgroundConnections {
         Ok(BackgroundConnections { stop_event, thread: Some(thread), opened, waits_for_all: wanted.idle > 0 })
     }
 
-    /// Waits until the handshakes are over, or `interrupted`; for slow connections at most [`SLOW_OPENING`]. The error is
-    /// the last errno, when idle connections were asked for and none was established.
+    /// Waits until the handshakes are over, or `interrupted`; for slow connections at most [`SLOW_OPENING`]. The error
+    /// is the last errno, when idle connections were asked for and none was established.
     pub fn wait_until_open(&self, interrupted: &dyn Fn() -> bool) -> nix::Result<()> {
         let began = Instant::now();
         while (self.waits_for_all || began.elapsed() < SLOW_OPENING) && !interrupted() {
@@ -128,7 +128,7 @@ struct BackgroundLoop {
     wanted: Background,
     route: Route,
     request: Vec<u8>,
-    template: Template,
+    cached_head: CachedHead,
     gap_ns: u64,
     timeout_ns: u64,
     epoll: Epoll,
@@ -140,7 +140,7 @@ struct BackgroundLoop {
     opened: Option<mpsc::Sender<Errno>>,
     failures: Failures,
     /// Whose byte is due, and when: in order, since each gap is as long as the others.
-    turns: VecDeque<(u64, usize)>,
+    bytes_due: VecDeque<(u64, usize)>,
     buffer: Vec<u8>,
 }
 
@@ -149,7 +149,7 @@ impl BackgroundLoop {
         let mut stopped = false;
         loop {
             self.open_more();
-            let due_ns = self.turns.front().map(|&(due_ns, _)| due_ns);
+            let due_ns = self.bytes_due.front().map(|&(due_ns, _)| due_ns);
             let overdue_ns = self.connecting.front().map(|&slot| self.connections[slot].began_ns + self.timeout_ns);
             let wake_ns = if stopped { Some(0) } else { due_ns.into_iter().chain(overdue_ns).min() };
             let timeout = wake_ns.map(|wake_ns| Duration::from_nanos(wake_ns.saturating_sub(monotonic_ns())));
@@ -166,12 +166,12 @@ impl BackgroundLoop {
                 return self.counts();
             }
             self.give_up_overdue();
-            self.take_turns();
+            self.move_bytes_due();
         }
     }
 
     fn open_more(&mut self) {
-        while self.connecting.len() < MAX_IN_FLIGHT
+        while self.connecting.len() < MAX_CONNECTING
             && let Some(slot) = self.unopened.next()
         {
             let interest = Interest::EPOLLIN | Interest::EPOLLOUT | Interest::EPOLLRDHUP | Interest::EPOLLET;
@@ -193,7 +193,7 @@ impl BackgroundLoop {
         }
         count(&mut self.failures.connect, errno, 1);
         let idle = self.wanted.idle as usize;
-        let is_hopeless = self.failures.total() == idle.min(MAX_IN_FLIGHT) as u64
+        let is_hopeless = self.failures.total() == idle.min(MAX_CONNECTING) as u64
             && !self.connections[..idle].iter().any(|connection| connection.is_established);
         if let Some(opened) = self.opened.as_ref().filter(|_| is_hopeless) {
             // After Ctrl-C the other end is gone.
@@ -240,7 +240,7 @@ impl BackgroundLoop {
             Kind::SlowRead => self.send_until(slot, self.request.len()),
             Kind::HalfOpen => return self.send_until(slot, half_of_the_head(&self.request)),
         }
-        self.turns.push_back((monotonic_ns() + self.gap_ns, slot));
+        self.bytes_due.push_back((monotonic_ns() + self.gap_ns, slot));
     }
 
     fn send_until(&mut self, slot: usize, end: usize) {
@@ -249,10 +249,10 @@ impl BackgroundLoop {
         }
     }
 
-    fn take_turns(&mut self) {
+    fn move_bytes_due(&mut self) {
         let now_ns = monotonic_ns();
-        while let Some(&(due_ns, slot)) = self.turns.front().filter(|(due_ns, _)| *due_ns <= now_ns) {
-            self.turns.pop_front();
+        while let Some(&(due_ns, slot)) = self.bytes_due.front().filter(|(due_ns, _)| *due_ns <= now_ns) {
+            self.bytes_due.pop_front();
             let goes_on = match self.connections[slot].kind {
                 _ if self.connections[slot].socket.is_none() => false,
                 Kind::SlowRead => self.receive(slot, 1),
@@ -263,7 +263,7 @@ impl BackgroundLoop {
             };
             if goes_on {
                 // A late byte is not made up for.
-                self.turns.push_back(((due_ns + self.gap_ns).max(now_ns), slot));
+                self.bytes_due.push_back(((due_ns + self.gap_ns).max(now_ns), slot));
             }
         }
     }
@@ -271,15 +271,18 @@ impl BackgroundLoop {
     /// Reads one byte, or all there are in pieces of `most`. True while the answer is incomplete.
     fn receive(&mut self, slot: usize, most: usize) -> bool {
         loop {
-            match self.connections[slot].receive(&mut self.buffer[..most]) {
-                Ok(bytes @ 1..) if !self.feed(slot, bytes) => return false,
-                // What is left now is not reported again (EPOLLET).
-                Ok(1..) if most > 1 => {}
-                Ok(1..) | Err(Errno::EAGAIN) => return true,
+            let bytes = match self.connections[slot].receive(&mut self.buffer[..most]) {
+                Ok(bytes @ 1..) => bytes,
+                Err(Errno::EAGAIN) => return true,
                 Ok(0) | Err(_) => {
                     self.on_end(slot);
                     return false;
                 }
+            };
+            // What is left after more than one byte is not reported again (EPOLLET).
+            let is_incomplete = self.feed(slot, bytes);
+            if most == 1 || !is_incomplete {
+                return is_incomplete;
             }
         }
     }
@@ -291,7 +294,7 @@ impl BackgroundLoop {
         if connection.written < self.request.len() {
             return true;
         }
-        match connection.reader.feed(&self.buffer[..bytes], &mut self.template) {
+        match connection.reader.feed(&self.buffer[..bytes], &mut self.cached_head) {
             Ok(None) => return true,
             Ok(Some((answer, _))) => {
                 connection.answered += 1;
@@ -313,7 +316,7 @@ impl BackgroundLoop {
             matches!(connection.kind, Kind::SlowSend | Kind::SlowRead) && connection.written == self.request.len();
         let mut is_complete = false;
         while let Ok(bytes @ 1..) = connection.receive(&mut self.buffer) {
-            let fed = connection.reader.feed(&self.buffer[..bytes], &mut self.template);
+            let fed = connection.reader.feed(&self.buffer[..bytes], &mut self.cached_head);
             is_complete = has_asked && matches!(fed, Ok(Some(_)));
         }
         if is_complete || (has_asked && connection.reader.end().is_some()) {

@@ -36,16 +36,16 @@ pub struct Connection {
     pub state: ConnectionState,
     /// Counts the sockets of this slot: a report for an earlier one is stale.
     pub generation: u32,
-    /// When the requests in hand were due: those that are neither answered nor failed nor given up, in their order.
+    /// When the outstanding requests were due: those that are neither answered nor failed nor given up, in their order.
     pub due_ns: VecDeque<u64>,
     pub sent_ns: u64,
-    /// The request in hand was sent before, at [`sent_ns`](Self::sent_ns), on a connection that the server closed.
+    /// The outstanding request was sent before, at [`sent_ns`](Self::sent_ns), on a connection that the server closed.
     pub retried: bool,
     /// Of the answer that is coming in; 0 before its first byte.
     pub first_byte_ns: u64,
     pub began_ns: u64,
     pub deadline_ns: u64,
-    /// Bytes that the kernel has taken, of those in hand when they set out.
+    /// Bytes that the kernel has taken, of the requests that were outstanding when it began to send.
     pub written: usize,
     pub to_write: usize,
     pub answers: u64,
@@ -71,7 +71,7 @@ impl Connection {
         !self.due_ns.is_empty()
     }
 
-    /// Whether a byte of the requests in hand may have reached the server.
+    /// Whether a byte of the outstanding requests may have reached the server.
     pub fn has_sent(&self) -> bool {
         self.retried || matches!(self.state, ConnectionState::Writing | ConnectionState::Reading)
     }

@@ -1,5 +1,5 @@
-//! What the main thread and the measuring threads tell each other: stop, ready, done. All of them wait in epoll, so each
-//! message is an eventfd; the values behind it are read once per event, never in a loop.
+//! What the main thread and the measuring threads tell each other: stop, ready, done. All of them wait in epoll, so
+//! each message is an eventfd; the values behind it are read once per event, never in a loop.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};

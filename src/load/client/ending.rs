@@ -23,11 +23,11 @@ impl<E: Engine> ClientLoop<'_, E> {
         let sent_ns = connection.has_sent().then_some(connection.sent_ns);
         let first_byte_ns = (connection.first_byte_ns > 0).then_some(connection.first_byte_ns);
         connection.retried = false;
-        self.busy -= 1;
+        self.outstanding -= 1;
         Some(Timestamps { due_ns, sent_ns, first_byte_ns, end_ns: self.now_ns })
     }
 
-    /// The requests in hand enter the histograms at their age. Returns how many there were.
+    /// The outstanding requests enter the histograms at their age. Returns how many there were.
     pub(super) fn requests_failed(&mut self, slot: usize) -> u64 {
         let mut failed = 0;
         while let Some(timestamps) = self.take_request(slot) {
@@ -95,12 +95,14 @@ impl<E: Engine> ClientLoop<'_, E> {
         }
         if self.tally.intervals.as_ref().is_some_and(|intervals| intervals.ends_ns <= self.now_ns) {
             let totals = self.tally.totals();
-            self.tally.intervals.iter_mut().for_each(|intervals| intervals.send(self.now_ns, totals));
+            if let Some(intervals) = &mut self.tally.intervals {
+                intervals.send(self.now_ns, totals);
+            }
         }
         let dead_ns = self.now_ns.saturating_sub(self.alive_ns);
         if self.settings.ends_by_count && self.tally.totals.open == 0 && dead_ns > self.settings.timeout_ns {
             // A run of N requests against a server that died would never end.
-            self.tally.gave_up = self.busy > 0;
+            self.tally.gave_up = self.outstanding > 0;
         }
         self.dispatch();
     }
@@ -146,7 +148,8 @@ impl<E: Engine> ClientLoop<'_, E> {
     fn abandon(&mut self, slot: usize) {
         let was_sent = self.connections[slot].has_sent();
         let requests = self.requests_failed(slot);
-        *if was_sent { &mut self.tally.abandoned } else { &mut self.tally.shed } += requests;
+        let counter = if was_sent { &mut self.tally.abandoned } else { &mut self.tally.shed };
+        *counter += requests;
         self.close_and_free(slot);
     }
 

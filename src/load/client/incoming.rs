@@ -80,7 +80,7 @@ impl<E: Engine> ClientLoop<'_, E> {
             };
             self.now_ns = monotonic_ns();
             if matches!(connection.state, ConnectionState::Closing | ConnectionState::Idle) {
-                return self.on_failed_read(slot, Cause::Unasked);
+                return self.on_failed_read(slot, Cause::Unsolicited);
             }
             let is_over = !self.read_answers(slot, bytes, ends);
             if is_over || (bytes < E::CAPACITY && !ends) {
@@ -97,16 +97,16 @@ impl<E: Engine> ClientLoop<'_, E> {
             if connection.first_byte_ns == 0 {
                 connection.first_byte_ns = self.now_ns;
             }
-            match connection.reader.feed(&self.engine.data()[taken..bytes], &mut self.template) {
+            match connection.reader.feed(&self.engine.data()[taken..bytes], &mut self.cached_head) {
                 Ok(None) => return true,
                 Ok(Some((answer, consumed))) => {
                     taken += consumed;
-                    // No request is outstanding behind the last answer: further bytes on this connection cannot be trusted.
-                    let unasked = taken < bytes && connection.due_ns.len() <= 1;
-                    if unasked {
-                        count(&mut self.tally.failures.read, Cause::Unasked, 1);
+                    // No request is outstanding behind the last answer: no further bytes can be trusted.
+                    let unsolicited = taken < bytes && connection.due_ns.len() <= 1;
+                    if unsolicited {
+                        count(&mut self.tally.failures.read, Cause::Unsolicited, 1);
                     }
-                    self.on_answer(slot, &answer, server_closed || unasked);
+                    self.on_answer(slot, &answer, server_closed || unsolicited);
                 }
                 Err(malformed) => {
                     self.on_failed_read(slot, Cause::Malformed(malformed));
@@ -190,7 +190,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         match self.connections[slot].state {
             // After the last answer a server may close as it likes; further bytes are an error.
             ConnectionState::Closing => {
-                if cause == Cause::Unasked {
+                if cause == Cause::Unsolicited {
                     count(&mut self.tally.failures.read, cause, 1);
                 }
                 self.close_and_go_on(slot);

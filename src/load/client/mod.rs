@@ -8,8 +8,8 @@
 //! - time-outs are not timers but one comparison per wait (see [`ClientLoop::scan`]);
 //! - memory is allocated before the start: neither a request nor its answer takes any.
 //!
-//! This file hands out what is due; [`outgoing`] connects and sends, [`incoming`] reads answers, [`ending`] handles time,
-//! failures and the end of the run.
+//! This file hands out what is due; [`outgoing`] connects and sends, [`incoming`] reads answers, [`ending`] handles
+//! time, failures and the end of the run.
 
 pub mod connection;
 pub mod control;
@@ -32,7 +32,7 @@ use crate::load::client::route::Route;
 use crate::load::counts::interval::IntervalSender;
 use crate::load::counts::tally::{Measures, Tally};
 use crate::load::counts::window::{Timestamps, Window};
-use crate::load::response::Template;
+use crate::load::response::CachedHead;
 use crate::load::schedule::{Schedule, Thinker};
 use crate::units::monotonic_ns;
 
@@ -75,12 +75,12 @@ pub struct Assignment {
 pub struct ClientLoop<'a, E> {
     settings: &'a Settings,
     control: &'a Control,
-    /// Before the connections, because it is dropped first: what it has under way needs their sockets.
+    /// Before the connections, because it is dropped first: what it has begun needs their sockets.
     engine: E,
     connections: Vec<Connection>,
     /// Closed after the next request is sent: closing one takes as long as sending, and no request has to wait for it.
     sockets_to_close: Vec<Socket>,
-    /// Connections without a request in hand, longest free first: an open loop uses all of them in turn.
+    /// Connections without an outstanding request, longest free first: an open loop uses all of them in turn.
     free: VecDeque<u32>,
     /// Until when the user of which connection thinks.
     thinking: BinaryHeap<Reverse<(u64, u32)>>,
@@ -93,10 +93,10 @@ pub struct ClientLoop<'a, E> {
     /// When the wait for the last answers ends.
     drained_by_ns: u64,
     tally: Tally,
-    template: Template,
+    cached_head: CachedHead,
     now_ns: u64,
-    /// Requests in hand.
-    busy: usize,
+    /// Requests, of all connections.
+    outstanding: usize,
     /// No deadline is earlier.
     scan_at_ns: u64,
     /// The last moment with an open connection, or without a request that needs one.
@@ -125,9 +125,9 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
             window: Window { start_ns: u64::MAX, open_ns: u64::MAX, close_ns: u64::MAX },
             drained_by_ns: u64::MAX,
             tally: Tally { intervals, ..Tally::new(settings.measures) },
-            template: Template::new(settings.no_body),
+            cached_head: CachedHead::new(settings.no_body),
             now_ns: monotonic_ns(),
-            busy: 0,
+            outstanding: 0,
             scan_at_ns: u64::MAX,
             alive_ns: 0,
             window_closed: false,
@@ -141,7 +141,7 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
             && self.tally.unreachable.is_none()
             && self.drained_by_ns == u64::MAX
         {
-            self.turn();
+            self.poll_once();
         }
     }
 
@@ -150,7 +150,9 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
         let _ = prctl::set_timerslack(1);
         self.window = window;
         self.drained_by_ns = window.close_ns.saturating_add(self.settings.timeout_ns);
-        self.tally.intervals.iter_mut().for_each(|intervals| intervals.begin(window.start_ns));
+        if let Some(intervals) = &mut self.tally.intervals {
+            intervals.begin(window.start_ns);
+        }
         if self.settings.thinks && !self.settings.sessions {
             self.begin_with_thinking();
         }
@@ -160,7 +162,7 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
         self.alive_ns = self.now_ns;
         self.dispatch();
         while !self.is_over() {
-            self.turn();
+            self.poll_once();
         }
         self.count_outstanding_as_lost();
         if let Some(intervals) = self.tally.intervals.take() {
@@ -181,11 +183,11 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
     fn is_over(&self) -> bool {
         // In a session a user who thinks sends another request; otherwise the schedule decides.
         let thinks = self.settings.sessions && !self.thinking.is_empty();
-        let nothing_left = self.busy == 0 && !thinks && self.next_due_ns().is_none();
+        let nothing_left = self.outstanding == 0 && !thinks && self.next_due_ns().is_none();
         nothing_left || self.tally.gave_up || self.tally.unreachable.is_some() || self.now_ns >= self.drained_by_ns
     }
 
-    fn turn(&mut self) {
+    fn poll_once(&mut self) {
         let wake_ns = if self.settings.busy_poll { self.now_ns } else { self.next_wake_ns() };
         let timeout = (wake_ns != u64::MAX).then(|| Duration::from_nanos(wake_ns.saturating_sub(self.now_ns)));
         self.engine.wait(timeout).expect("waiting fails only on bad arguments");
@@ -260,15 +262,15 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
     }
 
     fn begin(&mut self, slot: usize, due_ns: u64) {
-        if self.busy == 0 {
+        if self.outstanding == 0 {
             self.alive_ns = self.now_ns;
         }
-        self.busy += 1;
+        self.outstanding += 1;
         self.connections[slot].due_ns.push_back(due_ns);
         while self.connections[slot].due_ns.len() < self.settings.pipeline
             && let Some(due_ns) = self.take_due()
         {
-            self.busy += 1;
+            self.outstanding += 1;
             self.connections[slot].due_ns.push_back(due_ns);
         }
         match self.connections[slot].state {

@@ -171,8 +171,8 @@ impl<E: Engine> ClientLoop<'_, E> {
         self.back_off(slot);
     }
 
-    /// A server may close a kept connection while the client sends. A client that has received no byte of the answer may
-    /// then send the request once more (RFC 9112, section 9.3.1), on a new connection, whose close is an error.
+    /// A server may close a kept connection while the client sends. A client that has received no byte of the answer
+    /// may then send the request once more (RFC 9112, section 9.3.1), on a new connection, whose close is an error.
     pub(super) fn may_retry(&self, slot: usize) -> bool {
         let connection = &self.connections[slot];
         let is_untouched = connection.has_request() && connection.first_byte_ns == 0;

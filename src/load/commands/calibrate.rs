@@ -2,7 +2,6 @@
 //! program `null-server` beside this one, on a CPU of its own where there are two.
 
 use std::env;
-use std::fmt::Display;
 use std::io::{self, BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
@@ -14,6 +13,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::cpu;
+use crate::failure::Failure;
 use crate::load::counts::histogram::Times;
 use crate::load::options::args::plan_of;
 use crate::load::options::plan::Plan;
@@ -51,7 +51,10 @@ const HEADROOM: f64 = 0.8;
 
 pub fn calibrate(duration: Duration, connections: u32) -> Result<Calibration, String> {
     let cpus = cpu::allowed();
-    let apart = (cpus.len() > 1).then(|| cpus.split_last()).flatten().map(|(&theirs, ours)| (theirs, ours));
+    let apart = match cpus.as_slice() {
+        [ours @ .., theirs] if !ours.is_empty() => Some((*theirs, ours)),
+        _ => None,
+    };
     let measure = |keeps: bool, flags: &str| {
         let (_server, address) = NullServer::start(keeps, apart)?;
         let (duration, warmup) = (format_duration(duration), format_duration(duration / 5));
@@ -122,8 +125,8 @@ impl Calibration {
         let polling = self.slip_busy_poll_us.as_ref().map(|slip| row("with --busy-poll", slip)).unwrap_or_default();
         format!(
             "one thread, {connections} connections, against a server that does nothing {place}\n\n\
-             connections kept     {requests_per_s:>10.0} requests/s     {per_request:>7.2} us of CPU each, {percent:.0} % of a \
-             CPU\n\
+             connections kept     {requests_per_s:>10.0} requests/s     {per_request:>7.2} us of CPU each, \
+             {percent:.0} % of a CPU\n\
              one per request      {connections_per_s:>10.0} connections/s  {per_connection:>7.2} us of CPU each\n\n\
              {:28}{}\n{}{polling}{}\n\
              This client can do {ceiling_per_s:.0} requests/s per thread here: a server measured at more than\n\
@@ -144,27 +147,30 @@ struct NullServer(Pid);
 impl NullServer {
     /// On this CPU, if one is given: a program inherits the CPUs of the thread that starts it.
     fn start(keeps: bool, cpus: Option<(usize, &[usize])>) -> Result<(NullServer, SocketAddr), String> {
-        let ours = env::current_exe().map_err(|error| format!("find this program: {error}"))?;
+        let ours = env::current_exe().map_err(|error| Failure::new("find this program", error))?;
         let program = ours.with_file_name("null-server");
-        let failed = |error: &dyn Display| {
-            format!("start {}: {error}; calibrate needs this program beside loadgen", program.display())
-        };
-        let (output, input) = io::pipe().map_err(|error| failed(&error))?;
+        let tried = format!("start {}", program.display());
+        let failed = |reason| Failure::new(&tried, reason).advise("calibrate needs this program beside loadgen");
+        let (output, input) = io::pipe().map_err(failed)?;
         let mut command = Command::new(&program);
         command.args(["--listen", "127.0.0.1:0"]).args((!keeps).then_some("--close"));
         command.stdin(Stdio::null()).stdout(input);
-        let pin = |cpus: &[usize]| cpu::pin_to(cpus).map_err(|errno| failed(&errno.desc()));
-        cpus.map_or(Ok(()), |(theirs, _)| pin(&[theirs]))?;
-        let started = process::spawn(&mut command, &[]).map_err(|error| failed(&error));
-        cpus.map_or(Ok(()), |(_, ours)| pin(ours))?;
+        let pin = |cpus: &[usize]| cpu::pin_to(cpus).map_err(|errno| failed(errno.into()));
+        if let Some((theirs, _)) = cpus {
+            pin(&[theirs])?;
+        }
+        let started = process::spawn(&mut command, &[]).map_err(failed);
+        if let Some((_, ours)) = cpus {
+            pin(ours)?;
+        }
         // Our copy of the other end: without it the read below ends when the program does.
         drop(command);
         let server = NullServer(started?);
         let mut line = String::new();
         let _ = BufReader::new(output).read_line(&mut line);
         let address = line.trim_end().strip_prefix("ready ").and_then(|address| address.parse().ok());
-        let address = address.ok_or_else(|| failed(&format!("it said {line:?}, and not `ready ADDRESS`")))?;
-        Ok((server, address))
+        let said = || io::Error::other(format!("it said {line:?}, and not `ready ADDRESS`"));
+        Ok((server, address.ok_or_else(|| failed(said()))?))
     }
 }
 

@@ -14,6 +14,7 @@ use nix::sys::prctl;
 use serde::Serialize;
 
 use crate::console;
+use crate::failure::Failure;
 use crate::load::options::args::plan_of;
 use crate::load::output::text::{STATISTICS, heads};
 use crate::load::run;
@@ -42,7 +43,7 @@ pub struct Demonstration {
 }
 
 pub fn run() -> Result<Demonstration, String> {
-    let server = start_server().map_err(|error| format!("start a server on 127.0.0.1: {error}"))?;
+    let server = start_server().map_err(|error| Failure::new("start a server on 127.0.0.1", error))?;
     let measure = |name: &str, flags: &str| {
         console::log(format_args!("{name}: {} s …", RUN.as_secs()));
         let options = format!("--connections 1 --duration {}s --show answers:100000 {flags}", RUN.as_secs());
@@ -88,9 +89,9 @@ fn serve(mut connection: TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// What a stall of length S does to requests that are due at a constant rate. One that is due u after its beginning waits
-/// for the rest of the stall, S − u, and for the requests before it, ρ·u. So the delay falls in a straight line from S to
-/// zero at u = S / (1 − ρ), and over all delayed requests it is uniform between 0 and S.
+/// What a stall of length S does to requests that are due at a constant rate. One that is due u after its beginning
+/// waits for the rest of the stall, S − u, and for the requests before it, ρ·u. So the delay falls in a straight line
+/// from S to zero at u = S / (1 − ρ), and over all delayed requests it is uniform between 0 and S.
 struct Expected {
     service_s: f64,
     /// ρ = rate · service time: the share of the server that new requests need.
@@ -157,22 +158,22 @@ impl Demonstration {
         let (stall_s, run_s, of_100) = (STALL.as_secs(), RUN.as_secs(), expected.delayed * 100.0);
         let paragraphs = [
             format!(
-                "Closed loop: the only connection waits, and nothing else is sent. 1 request of {n} is delayed, {one}, and \
-                 no percentile below {all_but_one} sees it."
+                "Closed loop: the only connection waits, and nothing else is sent. 1 request of {n} is delayed, \
+                 {one}, and no percentile below {all_but_one} sees it."
             ),
             format!(
-                "Open loop: {RATE_PER_S} requests are due in each second of the stall S = {stall_s} s too. When it is over, \
-                 new ones go on taking ρ = rate x service time = {RATE_PER_S}/s x {service_ms:.2} ms = {utilization:.2} of \
-                 the server, so the backlog is gone S / (1 - ρ) = {delayed_for_s:.2} s after the stall began. Who was due \
-                 in that time is delayed: {delayed_for_s:.2} s of {run_s} s, {delayed}. The first waits for S, the last \
-                 for nothing, those between evenly less:"
+                "Open loop: {RATE_PER_S} requests are due in each second of the stall S = {stall_s} s too. When it \
+                 is over, new ones go on taking ρ = rate x service time = {RATE_PER_S}/s x {service_ms:.2} ms = \
+                 {utilization:.2} of the server, so the backlog is gone S / (1 - ρ) = {delayed_for_s:.2} s after the \
+                 stall began. Who was due in that time is delayed: {delayed_for_s:.2} s of {run_s} s, {delayed}. The \
+                 first waits for S, the last for nothing, those between evenly less:"
             ),
             format!("p99 = S x (1 - 1 % / {delayed}) + {service_ms:.2} ms = {p99_ms:.0} ms."),
             format!(
-                "In short: both clients used the same server with the same lost second. The closed loop sent nothing while \
-                 it waited, so the requests that would have waited are missing, and it reports one slow request in {n}. \
-                 Users do not wait for the server before they come: the open loop sends when they would, and of every 100 \
-                 of them {of_100:.0} had to wait."
+                "In short: both clients used the same server with the same lost second. The closed loop sent nothing \
+                 while it waited, so the requests that would have waited are missing, and it reports one slow \
+                 request in {n}. Users do not wait for the server before they come: the open loop sends when they \
+                 would, and of every 100 of them {of_100:.0} had to wait."
             ),
         ];
         for paragraph in &paragraphs {

@@ -1,9 +1,9 @@
 //! `loadgen merge`: one result from those of many client machines.
 //!
 //! Counts are added, distributions are added bucket by bucket, and what is computed from them is computed again: the
-//! result is what one client would have reported that had seen it all. What cannot be added exactly is left out; the order
-//! of the workers too, since no two machines agree on the time well enough to sort them. A sum only means something when
-//! its parts belong together, so that is what most of this file is about.
+//! result is what one client would have reported that had seen it all. What cannot be added exactly is left out; the
+//! order of the workers too, since no two machines agree on the time well enough to sort them. A sum only means
+//! something when its parts belong together, so that is what most of this file is about.
 
 use std::fmt::Display;
 use std::fs;
@@ -19,6 +19,7 @@ use hdrhistogram::serialization::Deserializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogHistogram, IntervalLogIterator, LogEntry};
 use serde_json::{Map, Value};
 
+use crate::failure::Failure;
 use crate::load::commands::measure::Measured;
 use crate::load::counts::distributions::{Distributions, Span};
 use crate::load::counts::histogram::Times;
@@ -82,7 +83,7 @@ struct Part {
 impl Part {
     fn read(path: &Path) -> Result<Part, String> {
         let failed = |why: &dyn Display| format!("read {}: {why}", path.display());
-        let document = fs::read(path).map_err(|error| failed(&error))?;
+        let document = read(path, "is the name right, and may this user read it?")?;
         let mut report: LoadReport = serde_json::from_slice(&document)
             .map_err(|error| failed(&format!("not what `loadgen --format json` prints: {error}")))?;
         if report.schema != SCHEMA {
@@ -106,8 +107,8 @@ impl Part {
         vec![RunPart { host: host.clone(), started_unix_ns: *started_unix_ns, seed: *seed }]
     }
 
-    /// Where the document and the histograms are not of the same run: all numbers of all five distributions are compared,
-    /// to nine digits.
+    /// Where the document and the histograms are not of the same run: all numbers of all five distributions are
+    /// compared, to nine digits.
     fn contradiction(&self) -> Option<String> {
         let LoadReport { connect_us, first_byte_us, service_us, latency_us, slip_us, .. } = &self.report;
         let reported = [connect_us, first_byte_us, service_us, latency_us, slip_us];
@@ -136,10 +137,13 @@ fn impossible(report: &LoadReport) -> Option<String> {
     found
 }
 
+fn read(path: &Path, advice: &str) -> Result<Vec<u8>, Failure> {
+    fs::read(path).map_err(|error| Failure::new(format_args!("read {}", path.display()), error).advise(advice))
+}
+
 fn read_hlog(path: &Path) -> Result<(Distributions, Duration), String> {
     let name = path.display();
-    let bytes = fs::read(path)
-        .map_err(|error| format!("read {name}: {error}; every client needs --hlog, with the name of its JSON"))?;
+    let bytes = read(path, "every client needs --hlog, with the name of its JSON")?;
     parse_hlog(&bytes).map_err(|why| format!("read {name}: {why}; copy it from its machine again"))
 }
 
@@ -301,8 +305,8 @@ fn sum(parts: &[Part], distributions: &Distributions, forced: Vec<String>) -> se
     Ok(sum)
 }
 
-/// Adds numbers of the same name, and puts lists together; background connections of one kind are one entry. (All clients
-/// ran at the same time, so the sum of their peaks is the peak, or a little more.)
+/// Adds numbers of the same name, and puts lists together; background connections of one kind are one entry. (All
+/// clients ran at the same time, so the sum of their peaks is the peak, or a little more.)
 fn add(sum: &mut Value, part: Value) {
     match (sum, part) {
         (Value::Object(sum), Value::Object(part)) => {

@@ -10,13 +10,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::console;
-use crate::load::options::gate::Gate;
+use crate::load::options::condition::Condition;
 use crate::load::options::plan::Plan;
 use crate::load::options::sweep::Sweep;
 use crate::load::run;
 use crate::load::run::observers::Observers;
 use crate::load::schedule::Rate;
-use crate::load::verdict::{self, ACHIEVED_SHARE, BUSY_CLIENT, expected_in_flight};
+use crate::load::verdict::{self, ACHIEVED_SHARE, BUSY_CLIENT, expected_outstanding};
 use crate::report::{Latency, LoadReport, Verdict};
 use crate::units::{over, time};
 
@@ -64,12 +64,13 @@ pub struct Found {
 
 /// How one run comes about, so many times as long as was asked for; without a rate in closed loop.
 type Measure<'a> = &'a mut dyn FnMut(Option<Rate>, u32) -> Result<LoadReport, String>;
+type Say<'a> = &'a dyn Fn(&str);
 
 pub fn sweep(plan: &Plan, sweep: &Sweep) -> Result<Curve, String> {
     sweep_with(sweep, &mut |rate, times| measure(plan, rate, times), &log)
 }
 
-pub fn find_max(plan: &Plan, condition: &Gate) -> Result<Found, String> {
+pub fn find_max(plan: &Plan, condition: &Condition) -> Result<Found, String> {
     let least_per_s = LEAST_REQUESTS / duration(plan).as_secs_f64();
     let mut plan = plan.clone();
     let mut measure_next = |rate, times| {
@@ -110,7 +111,7 @@ const STEP_DOWN: f64 = PRECISION;
 /// The fewest requests a run may have to say anything at all.
 const LEAST_REQUESTS: f64 = 20.0;
 
-fn sweep_with(sweep: &Sweep, measure: Measure, say: &dyn Fn(&str)) -> Result<Curve, String> {
+fn sweep_with(sweep: &Sweep, measure: Measure, say: Say) -> Result<Curve, String> {
     let mut curve = Curve::default();
     for &per_s in &sweep.rates_per_s {
         match measure(Some(rate(per_s)?), 1) {
@@ -132,24 +133,24 @@ fn sweep_with(sweep: &Sweep, measure: Measure, say: &dyn Fn(&str)) -> Result<Cur
 
 /// From half of what a closed loop reaches up or down by factors of two until the answer is enclosed, then by halves
 /// of the interval.
-fn find_max_with(gate: &Gate, least_per_s: f64, measure: Measure, say: &dyn Fn(&str)) -> Result<Found, String> {
+fn find_max_with(condition: &Condition, least_per_s: f64, measure: Measure, say: Say) -> Result<Found, String> {
     say("closed loop, to know where to begin");
     let closed_loop = measure(None, 1)?;
     if closed_loop.requests == 0 {
         return Err("find a rate that holds: the server answered nothing".into());
     }
-    let found = Found { condition: gate.text.clone(), ..Found::default() };
-    let mut search = Search { gate, least_per_s, measure, say, found };
+    let found = Found { condition: condition.text.clone(), ..Found::default() };
+    let mut search = Search { condition, least_per_s, measure, say, found };
     let done = search.run((closed_loop.qps / 2.0).max(least_per_s)).and_then(|()| search.confirm());
     search.found.ended_by = done.err();
     Ok(search.found)
 }
 
 struct Search<'a> {
-    gate: &'a Gate,
+    condition: &'a Condition,
     least_per_s: f64,
     measure: Measure<'a>,
-    say: &'a dyn Fn(&str),
+    say: Say<'a>,
     found: Found,
 }
 
@@ -216,7 +217,7 @@ impl Search<'_> {
 
     fn measure_at(&mut self, per_s: f64, times: u32) -> Result<&Point, String> {
         let report = (self.measure)(Some(rate(per_s)?), times)?;
-        let point = Point { confirms: times > 1, ..Point::of(per_s, report, Some(self.gate)) };
+        let point = Point { confirms: times > 1, ..Point::of(per_s, report, Some(self.condition)) };
         let holds = if point.holds == Some(true) { "holds" } else { "fails" };
         let longer = if point.confirms { format!(" for {times} times as long") } else { String::new() };
         (self.say)(&format!("{per_s:.1}/s {holds}{longer}: {}", point.summary()));
@@ -226,14 +227,14 @@ impl Search<'_> {
 }
 
 impl Point {
-    fn of(per_s: f64, report: LoadReport, gate: Option<&Gate>) -> Point {
+    fn of(per_s: f64, report: LoadReport, condition: Option<&Condition>) -> Point {
         let achieved_share = achieved_share(per_s, &report);
         let (is_served, drifts) = (achieved_share >= ACHIEVED_SHARE, verdict::DRIFT.failed(&report).is_some());
-        let holds = gate.map(|gate| is_served && !drifts && gate.holds(&report) == Some(true));
-        let finding = gate.map(|gate| match (is_served, drifts) {
+        let holds = condition.map(|condition| is_served && !drifts && condition.holds(&report) == Some(true));
+        let finding = condition.map(|condition| match (is_served, drifts) {
             (false, _) => format!("only {:.1} % answered in time", achieved_share * 100.0),
-            (true, true) => format!("{}, but its rate or response time drifts", gate.finding(&report)),
-            (true, false) => gate.finding(&report),
+            (true, true) => format!("{}, but its rate or response time drifts", condition.finding(&report)),
+            (true, false) => condition.finding(&report),
         });
         Point { rate_per_s: per_s, achieved_share, holds, finding, confirms: false, report }
     }
@@ -263,14 +264,14 @@ impl Point {
     }
 }
 
-/// Of what was due, the share that was answered in the window, or was rightly under way at its end: the median, since a
-/// queue that grows has a mean as long as it likes.
+/// Of what was due, the share that was answered in the window, or was rightly outstanding at its end: the median, since
+/// a queue that grows has a mean as long as it likes.
 fn achieved_share(per_s: f64, report: &LoadReport) -> f64 {
     let offered_per_s = report.offered_per_s.unwrap_or(per_s);
     let due = offered_per_s * report.duration_s;
-    let under_way = expected_in_flight(offered_per_s, report.latency_us.p50, report.duration_s);
+    let outstanding = expected_outstanding(offered_per_s, report.latency_us.p50, report.duration_s);
     // One more, since the window may begin and end between two due times.
-    over(report.requests as f64 + under_way + 1.0, due).min(1.0)
+    over(report.requests as f64 + outstanding + 1.0, due).min(1.0)
 }
 
 fn rate(per_s: f64) -> Result<Rate, String> {
@@ -358,8 +359,8 @@ mod tests {
         report
     }
 
-    fn found(gate: &str, measure: Measure) -> Found {
-        find_max_with(&gate.parse().unwrap(), 20.0, measure, &|_| {}).unwrap()
+    fn found(condition: &str, measure: Measure) -> Found {
+        find_max_with(&condition.parse().unwrap(), 20.0, measure, &|_| {}).unwrap()
     }
 
     #[test]
@@ -393,12 +394,12 @@ mod tests {
 
     #[test]
     fn a_run_whose_response_times_grow_does_not_hold() {
-        let gate: Gate = "p99<5ms".parse().unwrap();
+        let condition: Condition = "p99<5ms".parse().unwrap();
         let mut report = answered(Some(rate(500.0).unwrap()), 1000.0, 1e9);
-        assert_eq!(Point::of(500.0, report.clone(), Some(&gate)).holds, Some(true));
+        assert_eq!(Point::of(500.0, report.clone(), Some(&condition)).holds, Some(true));
         let drift = Check { name: "drift".into(), verdict: Verdict::Suspect, reason: String::new() };
         report.trust = Some(Trust { verdict: Verdict::Suspect, checks: vec![drift] });
-        let point = Point::of(500.0, report, Some(&gate));
+        let point = Point::of(500.0, report, Some(&condition));
         assert_eq!((point.holds, point.failed_checks().as_str()), (Some(false), "suspect: drift"));
     }
 

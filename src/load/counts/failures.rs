@@ -16,7 +16,7 @@ pub enum Cause {
     Eof,
     Malformed(Malformed),
     /// Bytes that belong to no request: before one was sent, or behind its answer.
-    Unasked,
+    Unsolicited,
     /// The answer has no length, and so ends with the connection; the server kept that open.
     NoLength,
 }
@@ -33,7 +33,7 @@ impl Cause {
             Cause::Errno(errno) => format!("{:?}", Errno::from_raw(errno)),
             Cause::Eof => "eof".into(),
             Cause::Malformed(Malformed(what)) => format!("malformed: {what}"),
-            Cause::Unasked => "unasked".into(),
+            Cause::Unsolicited => "unasked".into(),
             Cause::NoLength => "no length".into(),
         }
     }

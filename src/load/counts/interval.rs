@@ -184,6 +184,7 @@ impl IntervalMerger {
             self.last[thread] = Some(index);
             self.pending.entry(index).and_modify(|sum| sum.add(&counts)).or_insert(counts);
         }
+        // `None` is less than any number: nothing is complete before each thread has sent once.
         let complete = self.last.iter().min().copied().flatten();
         let mut reports = VecDeque::new();
         while let Some(entry) = self.pending.first_entry().filter(|entry| Some(*entry.key()) <= complete) {

@@ -1,6 +1,6 @@
-//! The measured window over time: the worst second, the longest silence, and whether the answers became fewer or slower.
-//! An average over a minute hides the moment in which a server replaced its workers. All times count from the beginning
-//! of the window.
+//! The measured window over time: the worst second, the longest silence, and whether the answers became fewer or
+//! slower. An average over a minute hides the moment in which a server replaced its workers. All times count from the
+//! beginning of the window.
 
 use crate::load::counts::histogram::Times;
 use crate::report::WorstSecond;

@@ -1,5 +1,5 @@
-//! What one thread counted. Counting allocates only when an errno, a status or a worker appears for the first time, when a
-//! second or an interval begins and when a request is lost: the size does not depend on the number of requests.
+//! What one thread counted. Counting allocates only when an errno, a status or a worker appears for the first time,
+//! when a second or an interval begins and when a request is lost: the size does not depend on the number of requests.
 
 use std::ops::Add;
 
@@ -107,7 +107,9 @@ impl Tally {
         if window.contains(timestamps.due_ns) && window.contains(timestamps.end_ns) {
             self.series.unanswered(timestamps.end_ns - window.open_ns, age_ns);
         }
-        self.intervals.iter_mut().for_each(|intervals| intervals.unanswered(age_ns));
+        if let Some(intervals) = &mut self.intervals {
+            intervals.unanswered(age_ns);
+        }
     }
 
     pub fn answered(&mut self, window: &Window, timestamps: Timestamps, answer: &Answer, first: bool) {

@@ -1,5 +1,5 @@
-//! The command line, read once: `clap` parses it, [`LoadArgs::plan`] turns it into plain values. What contradicts itself
-//! is refused here, and no file behind this folder knows an option.
+//! The command line, read once: `clap` parses it, [`LoadArgs::plan`] turns it into plain values. What contradicts
+//! itself is refused here, and no file behind this folder knows an option.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,8 +8,9 @@ use std::time::{Duration, SystemTime};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand, value_parser};
 
+use crate::failure::Failure;
 use crate::load::options::background::Background;
-use crate::load::options::gate::Gate;
+use crate::load::options::condition::Condition;
 use crate::load::options::plan::{
     Connections, FileFormat, Format, HOW, Method, Pacing, Plan, PlannedWindow, Progress, Show, Threads,
 };
@@ -59,9 +60,11 @@ Latency per worker, the worst second, the longest silence, single answers and th
 workers cannot be added and are left out.
 scripts/many_clients.sh does all of it by ssh.
 
-Refused, unless --force: another configuration, a client that started late, whose
-window differs, that sent late or was interrupted; a run that would count twice; and the
-same seed where anything is random (--arrivals poisson, --think exp:).
+Refused, unless --force:
+  - another configuration, or a window that differs
+  - a client that started late, sent late or was interrupted
+  - a run that would count twice
+  - the same seed where anything is random (--arrivals poisson, --think exp:)
 
 Exit status: 0 merged; 1 refused, and standard error says why; 2 wrong flags.";
 
@@ -76,8 +79,8 @@ const ONE_RUN: [&str; 6] = ["requests", "start_at", "fail_if", "show", "hlog", "
 
 #[derive(Debug)]
 pub enum Command {
-    Run(Plan, Vec<Gate>),
-    FindMax(Plan, Gate),
+    Run(Plan, Vec<Condition>),
+    FindMax(Plan, Condition),
     Sweep(Plan, Sweep),
     Explain,
     Other(Other),
@@ -167,8 +170,8 @@ struct LoadArgs {
     #[arg(short = 'd', long, value_name = "DUR", value_parser = parse_positive_duration)]
     duration: Option<Duration>,
 
-    /// Send exactly this many requests after the warm-up, instead of measuring for a --duration; with --sessions so
-    /// many users come, and each sends --requests-per-connection
+    /// Send exactly this many requests after the warm-up, instead of measuring for a --duration. With --sessions: the
+    /// number of users; each sends --requests-per-connection requests
     #[arg(short = 'n', long, value_name = "N", conflicts_with = "duration",
           value_parser = value_parser!(u64).range(1..u64::MAX))]
     requests: Option<u64>,
@@ -187,9 +190,9 @@ struct LoadArgs {
     rate: Option<(Rate, Rate)>,
 
     /// Open loop: gaps all equal (fixed), random as if from many independent users (poisson), or N at once (burst:N)
-    /// [default: fixed, with --sessions poisson]. Without a --rate replay:FILE, where a line is the time of one
-    /// request, in seconds from the start of the warm-up (0.25, 1.5, …), and `#` begins a comment; the run ends a
-    /// mean gap after the last
+    /// [default: fixed, with --sessions poisson]. replay:FILE (without --rate): each line is the time of one request,
+    /// in seconds from the start of the warm-up (0.25, 1.5, …); `#` begins a comment, and the run ends a mean gap after
+    /// the last request
     #[arg(long, value_name = "HOW", help_heading = WHEN)]
     arrivals: Option<ArrivalsOption>,
 
@@ -238,11 +241,11 @@ struct LoadArgs {
 
     /// Leave with status 3 when this holds: p99>5ms, errors>0, qps<1000 (may be given several times)
     #[arg(long, value_name = "EXPR", help_heading = TRUST)]
-    fail_if: Vec<Gate>,
+    fail_if: Vec<Condition>,
 
     /// Search the highest rate at which this holds: p99<5ms. Each step measures for --duration
     #[arg(long, value_name = "EXPR", group = RATES, conflicts_with_all = ONE_RUN, help_heading = TRUST)]
-    find_max: Option<Gate>,
+    find_max: Option<Condition>,
 
     /// Measure one rate after the other: 1000..20000 (ten steps) or 1000..20000:5
     #[arg(long, value_name = "A..B", group = RATES, conflicts_with_all = ONE_RUN, help_heading = TRUST)]
@@ -307,7 +310,8 @@ impl LoadArgs {
             (connects_only && pipelines, "--requests-per-connection 0: without requests nothing is pipelined"),
             (connects_only && self.show.is_some_and(|show| show.answers > 0),
                 "--requests-per-connection 0: without requests there is no answer to show"),
-            (connects_only && self.connections.retry, "--requests-per-connection 0: without requests there is none to retry"),
+            (connects_only && self.connections.retry,
+                "--requests-per-connection 0: without requests there is none to retry"),
             (self.connections.retry && matches!(self.method.name, "POST" | "PATCH"),
                 "--retry needs a method that may be asked twice (RFC 9110, section 9.2.2): not POST or PATCH"),
             (self.connections.retry && pipelines, "--retry needs one request at a time: leave out --pipeline"),
@@ -320,7 +324,7 @@ impl LoadArgs {
         if threads > connections {
             return Some(format!("{threads} threads cannot share {connections} connections: each needs one"));
         }
-        if let Some(Gate { text, .. }) = self.find_max.as_ref().filter(|gate| !gate.bounds_the_load()) {
+        if let Some(Condition { text, .. }) = self.find_max.as_ref().filter(|condition| !condition.bounds_the_load()) {
             return Some(format!(
                 "--find-max {text} does not fail at high rates; write it like 'p99<5ms' or 'errors==0'"
             ));
@@ -392,7 +396,9 @@ fn parse_rates(text: &str) -> Result<(Rate, Rate), String> {
 
 fn read_replay(file: &Path, warmup: Duration) -> Result<Arc<[u64]>, String> {
     let name = file.display();
-    let text = std::fs::read_to_string(file).map_err(|error| format!("read {name}: {error}"))?;
+    let text = std::fs::read_to_string(file).map_err(|error| {
+        Failure::new(format_args!("read {name}"), error).advise("is it a text file that this user may read?")
+    })?;
     let due_ns = parse_replay(&text).map_err(|why| format!("replay {name}: {why}"))?;
     if due_ns.last().is_some_and(|&last| u128::from(last) < warmup.as_nanos()) {
         let warmup = format_duration(warmup);
@@ -566,6 +572,6 @@ mod tests {
         assert!(error.contains("all of it lies in the warm-up of 1s"), "{error}");
         std::fs::remove_file(&file).unwrap();
         let error = parse(&format!("--arrivals replay:{}", file.display())).unwrap().plan().unwrap_err();
-        assert!(error.starts_with("read /") && error.contains("No such file"), "{error}");
+        assert!(error.contains(": no such file or directory; is it "), "{error}");
     }
 }

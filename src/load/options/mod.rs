@@ -2,7 +2,7 @@
 
 pub mod args;
 pub mod background;
-pub mod gate;
+pub mod condition;
 pub mod plan;
 pub mod source;
 pub mod sweep;

@@ -67,11 +67,11 @@ pub struct Connections {
     #[arg(id = "requests_per_connection", long = "requests-per-connection", value_name = "K", help_heading = HOW)]
     pub requests_each: Option<u64>,
 
-    /// How a connection ends that we end: in good order (fin), or with a reset (rst), which leaves no TIME_WAIT anywhere
+    /// How loadgen closes a connection: fin (normal) or rst (reset; no TIME_WAIT on either side)
     #[arg(long, value_enum, default_value_t = Close::Fin, help_heading = HOW)]
     pub close: Close,
 
-    /// Requests under way on one connection at a time (HTTP/1.1 pipelining)
+    /// Requests outstanding on one connection at a time (HTTP/1.1 pipelining)
     #[arg(long, value_name = "D", default_value_t = 1, value_parser = value_parser!(u32).range(1..=1024), help_heading = HOW)]
     pub pipeline: u32,
 

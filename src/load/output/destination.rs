@@ -1,5 +1,5 @@
-//! A file or a pipe that a run writes to. Its reader may be slow, stalled, gone or not there yet: nothing here waits for
-//! it longer than a second, and what it did not take is reported as missing.
+//! A file or a pipe that a run writes to. Its reader may be slow, stalled, gone or not there yet: nothing here waits
+//! for it longer than a second, and what it did not take is reported as missing.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::console::{MOST_WAITING, write_within};
+use crate::failure::Failure;
 
 /// How long the end of a run waits for a reader that takes nothing.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -24,7 +25,10 @@ pub struct Destination {
 
 impl Destination {
     pub fn create(path: &Path) -> Result<Destination, String> {
-        let file = open(path).map_err(|error| format!("create {}: {error}", path.display()))?;
+        let file = open(path).map_err(|error| {
+            let advice = "does its folder exist, and may this user write there?";
+            Failure::new(format_args!("create {}", path.display()), error).advise(advice)
+        })?;
         Ok(Destination { path: path.into(), file, waiting: Vec::new(), dropped: 0, outcome: Ok(()) })
     }
 
@@ -51,8 +55,10 @@ impl Destination {
 
     fn flush(&mut self, patience: Duration) {
         if self.outcome.is_ok() {
-            let written = self.write_waiting(patience);
-            self.outcome = written.map_err(|error| format!("write {}: {error}", self.path.display()));
+            self.outcome = self.write_waiting(patience).map_err(|error| {
+                let failure = Failure::new(format_args!("write {}", self.path.display()), error);
+                failure.advise("the file is not complete: is there room, and does its reader stay?").into()
+            });
         }
     }
 
@@ -124,7 +130,11 @@ mod tests {
             destination.write(&[b'x'; 100_000]);
             let reader = (!goes).then_some(reader);
             let line = destination.finish().unwrap_err();
-            let expected = if goes { ": Broken pipe (os error 32)" } else { "34464 bytes are missing" };
+            let expected = if goes {
+                ": broken pipe; the file is not complete: is there room, and does its reader stay?"
+            } else {
+                "34464 bytes are missing"
+            };
             assert!(line.ends_with(expected), "{line}");
             drop(reader);
             std::fs::remove_file(path).unwrap();

@@ -236,8 +236,8 @@ fn slow(page: &mut Page, counts: &SlowCounts) {
     page.named(&name, format!("{requested} asked for, {got}"));
 }
 
-/// The workers that did something or are known to exist, by number: the JSON's keys are text, and "10" would come before
-/// "2". A server may number its workers as it likes; one that calls its only worker 65000 has no others.
+/// The workers that did something or are known to exist, by number: the JSON's keys are text, and "10" would come
+/// before "2". A server may number its workers as it likes; one that calls its only worker 65000 has no others.
 fn shares(report: &LoadReport, known: u32) -> BTreeMap<u32, &WorkerShare> {
     let numbered = report.workers.iter().filter_map(|(worker, share)| Some((worker.parse().ok()?, share)));
     numbered.filter(|&(worker, share)| worker < known || share.connections + share.requests > 0).collect()

@@ -14,7 +14,7 @@ use super::{Answer, MAX_WORKERS, Malformed};
 /// A longer head is an attack or a mistake; curl has the same limit.
 pub const MAX_BYTES: usize = 300 * 1024;
 pub const MAGIC: &[u8] = b"HTTP/1.";
-/// A worker's number that has more digits is not looked for in a learned head.
+/// A worker's number that has more digits is not looked for in a remembered head.
 const MAX_DIGITS: usize = 5;
 
 pub struct Head {

@@ -2,8 +2,8 @@
 //! them. What bytes mean does not depend on where the network cut them.
 //!
 //! The common case, a whole answer in one piece, is read where it lies and copies nothing. Only a head that
-//! arrives in pieces is collected, in a buffer that the connection keeps. The heads of a server under load differ only in
-//! the number of the worker: each thread compares the next head with the last one before it parses it ([`Template`]).
+//! arrives in pieces is collected, in a buffer that the connection keeps. The heads of a server under load differ only
+//! in the number of the worker: each thread compares the next head with the last one first ([`CachedHead`]).
 
 mod body;
 mod head;
@@ -43,10 +43,10 @@ pub struct Reader {
 impl Reader {
     /// Returns a complete answer and the number of bytes up to its end, or `None` when all of them belong to one that
     /// goes on.
-    pub fn feed(&mut self, bytes: &[u8], template: &mut Template) -> Result<Option<(Answer, usize)>, Malformed> {
+    pub fn feed(&mut self, bytes: &[u8], cached_head: &mut CachedHead) -> Result<Option<(Answer, usize)>, Malformed> {
         if self.body.is_none()
             && self.partial_head.is_empty()
-            && let Some(whole) = template.whole_answer(bytes)
+            && let Some(whole) = cached_head.whole_answer(bytes)
         {
             return Ok(Some(whole));
         }
@@ -55,7 +55,7 @@ impl Reader {
             if let Some(body) = &mut self.body {
                 break body;
             }
-            let Some(head) = self.read_head(&bytes[consumed..], template)? else { return Ok(None) };
+            let Some(head) = self.read_head(&bytes[consumed..], cached_head)? else { return Ok(None) };
             consumed += head.bytes;
             if !head.is_interim() {
                 self.body = Some((head.answer, head.framing));
@@ -84,7 +84,7 @@ impl Reader {
     }
 
     /// The next head; its length is the part of it that lies in *these* bytes.
-    fn read_head(&mut self, bytes: &[u8], template: &mut Template) -> Result<Option<Head>, Malformed> {
+    fn read_head(&mut self, bytes: &[u8], cached_head: &mut CachedHead) -> Result<Option<Head>, Malformed> {
         let held = self.partial_head.len();
         if held > 0 {
             self.partial_head.extend_from_slice(bytes);
@@ -95,23 +95,23 @@ impl Reader {
             }
         }
         let all = if held > 0 { &self.partial_head } else { bytes };
-        let Some(head) = head::parse(all, template.no_body)? else {
+        let Some(head) = head::parse(all, cached_head.no_body)? else {
             if held == 0 {
                 self.partial_head.extend_from_slice(bytes);
             }
             return Ok(None);
         };
-        template.learn(&all[..head.bytes], &head);
+        cached_head.remember(&all[..head.bytes], &head);
         self.partial_head.clear();
         Ok(Some(Head { bytes: head.bytes - held, ..head }))
     }
 }
 
 /// The last head that was parsed: one with the same bytes, but for the worker's number, is not parsed again.
-pub struct Template {
+pub struct CachedHead {
     /// The answer to HEAD ends with its head.
     no_body: bool,
-    /// Empty when nothing was learned.
+    /// Empty when nothing is remembered.
     head: Vec<u8>,
     /// Where the worker's number stands in it; at its end, and empty, when there is none to replace.
     worker_at: Range<usize>,
@@ -119,18 +119,18 @@ pub struct Template {
     answer: Answer,
 }
 
-impl Template {
-    /// A longer head is not learned: the memory is taken beforehand.
+impl CachedHead {
+    /// A longer head is not remembered: the memory is taken beforehand.
     const MAX_BYTES: usize = 4096;
 
-    pub fn new(no_body: bool) -> Template {
-        let head = Vec::with_capacity(Template::MAX_BYTES);
-        Template { no_body, head, worker_at: 0..0, answer: Answer::default() }
+    pub fn new(no_body: bool) -> CachedHead {
+        let head = Vec::with_capacity(CachedHead::MAX_BYTES);
+        CachedHead { no_body, head, worker_at: 0..0, answer: Answer::default() }
     }
 
-    fn learn(&mut self, bytes: &[u8], head: &Head) {
+    fn remember(&mut self, bytes: &[u8], head: &Head) {
         let Framing::Length(body_bytes) = head.framing else { return };
-        if bytes.len() > Template::MAX_BYTES || head.is_interim() {
+        if bytes.len() > CachedHead::MAX_BYTES || head.is_interim() {
             return;
         }
         self.head.clear();
@@ -139,7 +139,7 @@ impl Template {
         self.answer = Answer { body_bytes, ..head.answer };
     }
 
-    /// The answer at the beginning of these bytes and its length, if all of it is there and its head is the learned one.
+    /// The answer at the beginning of these bytes and its length, if all of it is there and its head is that one.
     fn whole_answer(&self, bytes: &[u8]) -> Option<(Answer, usize)> {
         if self.head.is_empty() {
             return None;

@@ -15,11 +15,11 @@ enum End {
     Malformed(&'static str),
 }
 
-fn read_pieces<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, template: &mut Template) -> (Vec<Answer>, End) {
+fn read_pieces<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, cached_head: &mut CachedHead) -> (Vec<Answer>, End) {
     let (mut reader, mut answers) = (Reader::default(), Vec::new());
     for mut piece in pieces {
         while !piece.is_empty() {
-            match reader.feed(piece, template) {
+            match reader.feed(piece, cached_head) {
                 Ok(Some((answer, consumed))) => {
                     answers.push(answer);
                     piece = &piece[consumed..];
@@ -40,11 +40,11 @@ fn read_pieces<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, template: &mut Te
 
 /// Reads the bytes whole, byte by byte, and after they were seen before; expects the same each time.
 fn read_all(bytes: &[u8]) -> (Vec<Answer>, End) {
-    let mut template = Template::new(false);
-    let whole = read_pieces([bytes], &mut template);
+    let mut cached_head = CachedHead::new(false);
+    let whole = read_pieces([bytes], &mut cached_head);
     let text = bytes.escape_ascii();
-    assert_eq!(read_pieces([bytes], &mut template), whole, "the first and the second time differ for {text}");
-    let byte_by_byte = read_pieces(bytes.chunks(1), &mut Template::new(false));
+    assert_eq!(read_pieces([bytes], &mut cached_head), whole, "the first and the second time differ for {text}");
+    let byte_by_byte = read_pieces(bytes.chunks(1), &mut CachedHead::new(false));
     assert_eq!(byte_by_byte, whole, "whole and byte by byte differ for {text}");
     whole
 }
@@ -184,14 +184,14 @@ fn answers_that_never_have_a_body_end_with_their_head() {
     assert_eq!(read("HTTP/1.1 204 No Content\r\n\r\n"), answer(204, None, 0, false));
     assert_eq!(read("HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n"), answer(304, None, 0, false));
     let head = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n";
-    let fed = Reader::default().feed(head, &mut Template::new(true));
+    let fed = Reader::default().feed(head, &mut CachedHead::new(true));
     assert_eq!(fed, Ok(Some((answer(200, None, 0, false), head.len()))));
 }
 
 #[test]
 fn more_than_was_promised_is_left_to_the_caller() {
     let bytes = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhello";
-    let fed = Reader::default().feed(bytes, &mut Template::new(false));
+    let fed = Reader::default().feed(bytes, &mut CachedHead::new(false));
     assert_eq!(fed, Ok(Some((answer(200, None, 2, false), bytes.len() - 3))));
 }
 
@@ -226,11 +226,11 @@ fn an_absurd_worker_number_counts_as_unnamed() {
 }
 
 #[test]
-fn only_the_number_of_the_worker_may_differ_from_what_was_learned() {
+fn only_the_number_of_the_worker_may_differ_from_what_is_remembered() {
     let first = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Worker: 3\r\n\r\n";
-    let mut template = Template::new(false);
-    Reader::default().feed(first.as_bytes(), &mut template).unwrap();
-    let known = |bytes: &str| template.whole_answer(bytes.as_bytes());
+    let mut cached_head = CachedHead::new(false);
+    Reader::default().feed(first.as_bytes(), &mut cached_head).unwrap();
+    let known = |bytes: &str| cached_head.whole_answer(bytes.as_bytes());
     for (worker, expected) in [("0", Some(0)), ("17", Some(17)), ("00004", Some(4)), ("65536", None)] {
         let bytes = format!("{}ok", first.replace("3", worker));
         assert_eq!(known(&bytes), Some((answer(200, expected, 2, false), bytes.len())));
@@ -308,24 +308,24 @@ proptest! {
             rest = (behind, at);
         }
         pieces.push(rest.0);
-        prop_assert_eq!(read_pieces(pieces, &mut Template::new(false)), whole);
+        prop_assert_eq!(read_pieces(pieces, &mut CachedHead::new(false)), whole);
     }
 
-    /// The head that was learned, and one that differs in a byte, a few bytes or altogether.
+    /// The head that is remembered, and one that differs in a byte, a few bytes or altogether.
     #[test]
-    fn a_learned_head_changes_no_answer(
-        learned in head(),
+    fn a_remembered_head_changes_no_answer(
+        remembered in head(),
         other in head(),
         takes_other in any::<bool>(),
         changes in changes(),
         cut in any::<Index>(),
     ) {
-        let mut template = Template::new(false);
-        let _ = Reader::default().feed(format!("{learned}hello, world").as_bytes(), &mut template);
-        let bytes = changed(if takes_other { other } else { learned } + "hello, world", changes);
+        let mut cached_head = CachedHead::new(false);
+        let _ = Reader::default().feed(format!("{remembered}hello, world").as_bytes(), &mut cached_head);
+        let bytes = changed(if takes_other { other } else { remembered } + "hello, world", changes);
         for bytes in [&bytes[..], &bytes[..cut.index(bytes.len())]] {
-            let fresh = Reader::default().feed(bytes, &mut Template::new(false));
-            prop_assert_eq!(Reader::default().feed(bytes, &mut template), fresh);
+            let fresh = Reader::default().feed(bytes, &mut CachedHead::new(false));
+            prop_assert_eq!(Reader::default().feed(bytes, &mut cached_head), fresh);
         }
     }
 }

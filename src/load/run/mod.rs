@@ -1,5 +1,5 @@
 //! One run, from the plan to the report: [`preflight`] asks whether it fits on this machine, [`threads`] measure, the
-//! [`supervisor`] waits for them, [`observers`] see each interval, and the [`verdict`](crate::load::verdict) judges what came of it.
+//! [`supervisor`] waits for them, [`observers`] see each interval, and `load::verdict` judges what came of it.
 
 pub mod observers;
 pub mod preflight;
@@ -13,6 +13,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use crate::console;
+use crate::failure::Failure;
 use crate::load::background::BackgroundConnections;
 use crate::load::client::control::Control;
 use crate::load::client::engine::epoll::EpollEngine;
@@ -20,13 +21,12 @@ use crate::load::client::engine::uring::UringEngine;
 use crate::load::counts::distributions::{Distributions, Span};
 use crate::load::options::plan::{EngineName, Plan};
 use crate::load::run::observers::Observers;
-use crate::load::run::preflight::Limits;
-use crate::load::run::settings::settings;
+use crate::load::run::settings::{settings, unreachable};
 use crate::load::run::summary::report;
 use crate::load::run::supervisor::Supervisor;
 use crate::load::run::threads::{Counted, measure};
 use crate::load::verdict::{RunFacts, judge};
-use crate::machine::Counters;
+use crate::machine::{Counters, Limits};
 use crate::report::{LoadReport, Trust};
 use crate::units::monotonic_ns;
 
@@ -39,7 +39,7 @@ pub struct Outcome {
 }
 
 pub fn run(plan: &Plan, observers: Observers) -> Result<Outcome, String> {
-    let setup = |errno: Errno| format!("set up the run: {}", words(errno));
+    let setup = |errno: Errno| Failure::new("set up the run", errno);
     // A name server may take its time: until the signals are ours Ctrl-C ends the program.
     let settings = settings(plan)?;
     let control = Control::new().map_err(setup)?;
@@ -47,12 +47,6 @@ pub fn run(plan: &Plan, observers: Observers) -> Result<Outcome, String> {
     for line in preflight::prepare(plan)? {
         console::log(format_args!("loadgen: {line}"));
     }
-    let unreachable = |errno| {
-        let unix = plan.target.unix.as_ref().map(|path| path.display().to_string());
-        let inet = settings.route.address.as_socket().map(|address| address.to_string());
-        let address = unix.or(inet).unwrap_or_else(|| plan.target.authority.clone());
-        format!("connect {address}: {}; {}", words(errno), advice(errno))
-    };
 
     if plan.background.idle > 0 {
         supervisor.announce("background");
@@ -63,14 +57,15 @@ pub fn run(plan: &Plan, observers: Observers) -> Result<Outcome, String> {
     };
     let background = (plan.background.total() > 0).then(start_background).transpose().map_err(setup)?;
     if let Some(background) = &background {
-        background.wait_until_open(&|| supervisor.is_interrupted()).map_err(unreachable)?;
+        let opened = background.wait_until_open(&|| supervisor.is_interrupted());
+        opened.map_err(|errno| unreachable(plan, &settings, errno))?;
     }
     let (counters, since_ns) = (Counters::now(), monotonic_ns());
     let measure = match plan.threads.engine {
         EngineName::Epoll => measure::<EpollEngine>,
         EngineName::IoUring => measure::<UringEngine>,
     };
-    let counted = measure(plan, &settings, &control, &mut supervisor, observers).map_err(unreachable)?;
+    let counted = measure(plan, &settings, &control, &mut supervisor, observers)?;
     let interrupted = control.stopped_at_ns().is_some() || counted.tally.gave_up;
     let background = background.map(BackgroundConnections::stop).unwrap_or_default();
     let mut report = report(plan, &counted, &background, interrupted);
@@ -83,17 +78,6 @@ pub fn run(plan: &Plan, observers: Observers) -> Result<Outcome, String> {
         duration: Duration::from_nanos(window.duration_ns()),
     };
     Ok(Outcome { report, distributions: tally.times, span, observed })
-}
-
-fn advice(errno: Errno) -> &'static str {
-    match errno {
-        Errno::ECONNREFUSED | Errno::ETIMEDOUT | Errno::ENOENT => "is the server running?",
-        Errno::EADDRNOTAVAIL => "is each --source an address of this machine, with a port to spare?",
-        Errno::ENETUNREACH | Errno::EHOSTUNREACH => "no route leads to this address; is it right?",
-        Errno::EMFILE | Errno::ENFILE => "raise `ulimit -n`, or ask for fewer connections",
-        Errno::EACCES | Errno::EPERM => "may this user connect, and does no firewall forbid it?",
-        _ => "is the address right?",
-    }
 }
 
 fn trust(plan: &Plan, counted: &Counted, report: &LoadReport, machine: Counters, machine_s: f64) -> Trust {
@@ -117,10 +101,4 @@ fn trust(plan: &Plan, counted: &Counted, report: &LoadReport, machine: Counters,
         connections_starved: tally.starved,
         ports_per_s: preflight::ports_per_s(plan, &Limits::now(), tally.totals.established),
     })
-}
-
-/// An errno as it stands in the middle of a sentence.
-fn words(errno: Errno) -> String {
-    let text = errno.desc();
-    text[..1].to_ascii_lowercase() + &text[1..]
 }

@@ -1,12 +1,12 @@
 //! Arithmetic before the start: would this run out of descriptors, source ports or room in the accept queue? Then
-//! which setting helps? Pure except for [`prepare`] and [`Limits::now`], which ask the kernel.
+//! which setting helps? Pure except for [`prepare`], which asks the kernel.
 
 use std::net::IpAddr;
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{Resource, setrlimit};
 
 use crate::load::options::plan::{Close, Plan};
-use crate::machine::sysctl;
+use crate::machine::{Limits, descriptor_limits};
 
 /// Descriptors beside the connections: standard streams, epoll instances, the files of the run.
 const OTHER_DESCRIPTORS: u64 = 32;
@@ -19,36 +19,6 @@ const TIME_WAIT_S: f64 = 60.0;
 /// connect(2) tries the ports of one parity first, so that bind(2) finds the others free; only when all of them are in
 /// use does it go through the rest (__inet_hash_connect, net/ipv4/inet_hashtables.c). So one of two is at hand.
 const PORTS_AT_HAND: f64 = 2.0;
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Limits {
-    /// RLIMIT_NOFILE, the hard limit.
-    pub descriptors: u64,
-    /// Source ports of one address: net.ipv4.ip_local_port_range without ip_local_reserved_ports.
-    pub ports: u64,
-    /// net.ipv4.tcp_tw_reuse: 0 never, 1 always, 2 on the loopback.
-    pub time_wait_reuse: u64,
-    /// net.ipv4.tcp_tw_reuse_delay: how long a port in TIME_WAIT is held even so.
-    pub time_wait_reuse_delay_s: f64,
-    /// net.core.somaxconn, which caps every listen(2) backlog of this machine.
-    pub somaxconn: u64,
-}
-
-impl Limits {
-    /// Of this machine and process; what cannot be read has the kernel's default.
-    pub fn now() -> Limits {
-        let range = sysctl("net.ipv4.ip_local_port_range").unwrap_or_default();
-        let reserved = sysctl("net.ipv4.ip_local_reserved_ports").unwrap_or_default();
-        let value = |name, default| sysctl(name).and_then(|text| text.parse().ok()).unwrap_or(default);
-        Limits {
-            descriptors: descriptor_limits().1,
-            ports: count_ports(&range, &reserved),
-            time_wait_reuse: value("net.ipv4.tcp_tw_reuse", 2),
-            time_wait_reuse_delay_s: value("net.ipv4.tcp_tw_reuse_delay", 1000) as f64 / 1e3,
-            somaxconn: value("net.core.somaxconn", 4096),
-        }
-    }
-}
 
 /// Raises the soft limit of descriptors to the hard one, and gives advice on this run.
 pub fn prepare(plan: &Plan) -> Result<Vec<String>, String> {
@@ -110,8 +80,8 @@ fn port_held_s(plan: &Plan, limits: &Limits) -> f64 {
     }
 }
 
-/// The side that closes first keeps the port in TIME_WAIT. With requests that is the server, and then the client's port is
-/// free at once (tried: 500 connections through 100 ports, tcp_tw_reuse 0); a reset leaves none.
+/// The side that closes first keeps the port in TIME_WAIT. With requests that is the server, and then the client's port
+/// is free at once (tried: 500 connections through 100 ports, tcp_tw_reuse 0); a reset leaves none.
 fn closes_first(plan: &Plan) -> bool {
     plan.connections.connect_only() && plan.connections.close == Close::Fin && plan.target.unix.is_none()
 }
@@ -137,8 +107,8 @@ fn time_wait(plan: &Plan, limits: &Limits) -> Option<String> {
     let (per_s, example) = (at_hand / held_s, example_of_sources(plan));
     Some(format!(
         "each connection that we close holds its port for {held_s} s (TIME_WAIT), and connect(2) takes every second of \
-         {ports} ports first: beyond {per_s:.0} connections/s it has to search and gets slow, and fails with EADDRNOTAVAIL \
-         when none is left; --close rst leaves no TIME_WAIT, --source{example} has more ports"
+         {ports} ports first: beyond {per_s:.0} connections/s it has to search and gets slow, and fails with \
+         EADDRNOTAVAIL when none is left; --close rst leaves no TIME_WAIT, --source{example} has more ports"
     ))
 }
 
@@ -147,29 +117,10 @@ fn accept_queue(plan: &Plan, limits: &Limits) -> Option<String> {
     let (at_once, limit) = (u64::from(plan.connections.count), limits.somaxconn);
     (is_on_loopback(plan) && at_once > limit).then(|| {
         format!(
-            "{at_once} connections are opened at once, an accept queue holds {limit} (net.core.somaxconn): a server that \
-             accepts more slowly lets some wait for a second or more; raise somaxconn and the server's --backlog"
+            "{at_once} connections are opened at once, an accept queue holds {limit} (net.core.somaxconn): a server \
+             that accepts more slowly lets some wait for a second or more; raise somaxconn and the server's --backlog"
         )
     })
-}
-
-fn descriptor_limits() -> (u64, u64) {
-    getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit(2) fails only on bad arguments")
-}
-
-/// How many ports `first last` holds beside those of `8080,9148-9150`.
-fn count_ports(range: &str, reserved: &str) -> u64 {
-    // The default of ip_local_port_range (ip(7)).
-    const DEFAULT: (u64, u64) = (32_768, 60_999);
-    let pair = |text: &str, separator: fn(char) -> bool| {
-        let mut ends = text.split(separator).filter_map(|end| end.trim().parse::<u64>().ok());
-        let first = ends.next()?;
-        Some((first, ends.next().unwrap_or(first)))
-    };
-    let (first, last) = pair(range, char::is_whitespace).unwrap_or(DEFAULT);
-    let reserved = reserved.split(',').filter_map(|part| pair(part, |c| c == '-'));
-    let taken: u64 = reserved.map(|(from, to)| (to.min(last) + 1).saturating_sub(from.max(first))).sum();
-    (last + 1).saturating_sub(first).saturating_sub(taken)
 }
 
 #[cfg(test)]
@@ -262,19 +213,5 @@ mod tests {
         assert_eq!(advice("--connections 4096", &DEFAULTS), Ok(vec![]));
         assert!(advice("--connections 4097", &DEFAULTS).unwrap()[0].contains("somaxconn"));
         assert_eq!(advice_at("192.0.2.1", "--connections 4097", &DEFAULTS), Ok(vec![]));
-    }
-
-    #[test]
-    fn reserved_ports_are_not_there() {
-        assert_eq!(count_ports("32768\t60999", ""), 28_232);
-        assert_eq!(count_ports("40000 40099", "8080,40010,40090-40200"), 100 - 1 - 10);
-        assert_eq!(count_ports("", ""), 28_232);
-        assert_eq!(count_ports("5 4", "1-9"), 0);
-    }
-
-    #[test]
-    fn this_machine_has_limits() {
-        let limits = Limits::now();
-        assert!(limits.descriptors > 0 && limits.ports > 0 && limits.somaxconn > 0);
     }
 }

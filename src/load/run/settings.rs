@@ -1,7 +1,9 @@
 //! From the plan to what all measuring threads have in common: the address, and the bytes of the requests.
 
+use nix::errno::Errno;
 use socket2::SockAddr;
 
+use crate::failure::Failure;
 use crate::load::client::Settings;
 use crate::load::client::route::Route;
 use crate::load::counts::tally::Measures;
@@ -54,6 +56,22 @@ fn address(target: &Target) -> Result<SockAddr, String> {
         None => Ok(target.resolve()?.into()),
         Some(path) => SockAddr::unix(path).map_err(|error| format!("connect {}: {error}", path.display())),
     }
+}
+
+/// No connection was established: the errno of the first attempt.
+pub fn unreachable(plan: &Plan, settings: &Settings, errno: Errno) -> Failure {
+    let unix = plan.target.unix.as_ref().map(|path| path.display().to_string());
+    let inet = settings.route.address.as_socket().map(|address| address.to_string());
+    let address = unix.or(inet).unwrap_or_else(|| plan.target.authority.clone());
+    let advice = match errno {
+        Errno::ECONNREFUSED | Errno::ETIMEDOUT | Errno::ENOENT => "is the server running?",
+        Errno::EADDRNOTAVAIL => "is each --source an address of this machine, with a port to spare?",
+        Errno::ENETUNREACH | Errno::EHOSTUNREACH => "no route leads to this address; is it right?",
+        Errno::EMFILE | Errno::ENFILE => "raise `ulimit -n`, or ask for fewer connections",
+        Errno::EACCES | Errno::EPERM => "may this user connect, and does no firewall forbid it?",
+        _ => "is the address right?",
+    };
+    Failure::new(format_args!("connect {address}"), errno).advise(advice)
 }
 
 /// As few headers as HTTP/1.1 allows.

@@ -8,6 +8,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::console;
+use crate::failure::Failure;
 use crate::load::client::control::{Control, ThreadStatus};
 use crate::load::counts::window::Window;
 use crate::load::options::plan::Progress;
@@ -59,7 +60,7 @@ impl<'a> Supervisor<'a> {
         self.control.stopped_at_ns().is_some()
     }
 
-    pub fn await_ready(&mut self, threads: u64) -> nix::Result<()> {
+    pub fn await_ready(&mut self, threads: u64) -> Result<(), Failure> {
         while self.marks < threads {
             self.wait(None)?;
         }
@@ -72,9 +73,8 @@ impl<'a> Supervisor<'a> {
         threads: u64,
         mut window: Window,
         observers: &mut Observers,
-    ) -> nix::Result<(Window, Usage)> {
-        // CPU times at both ends of the window, as far as they have been passed.
-        let mut cpu_at = [None; 2];
+    ) -> Result<(Window, Usage), Failure> {
+        let (mut cpu_at_open, mut cpu_at_close) = (None, None);
         if window.open_ns > window.start_ns {
             self.announce("warmup");
         }
@@ -83,12 +83,13 @@ impl<'a> Supervisor<'a> {
         loop {
             let now_ns = monotonic_ns();
             window.close_ns = window.close_ns.min(self.control.stopped_at_ns().unwrap_or(u64::MAX));
-            let is_passed = [now_ns >= window.open_ns && window.open_ns < window.close_ns, now_ns >= window.close_ns];
-            for (i, phase) in ["measure", "drain"].into_iter().enumerate() {
-                if is_passed[i] && cpu_at[i].is_none() {
-                    cpu_at[i] = Some(Usage::of_process());
-                    self.announce(phase);
-                }
+            if cpu_at_open.is_none() && now_ns >= window.open_ns && window.open_ns < window.close_ns {
+                cpu_at_open = Some(Usage::of_process());
+                self.announce("measure");
+            }
+            if cpu_at_close.is_none() && now_ns >= window.close_ns {
+                cpu_at_close = Some(Usage::of_process());
+                self.announce("drain");
             }
             // Only now: a short run may be done before this thread first looks, and had its phases too.
             if self.marks == ThreadStatus::MARKS * threads {
@@ -108,7 +109,7 @@ impl<'a> Supervisor<'a> {
                 [window.open_ns, window.close_ns, progress_ns, observers_ns].into_iter().filter(|&at| at > now_ns);
             self.wait(ahead.min().map(|at_ns| Duration::from_nanos(at_ns - now_ns)))?;
         }
-        if cpu_at[1].is_none() {
+        if cpu_at_close.is_none() {
             // A number of requests ended the window, and the threads with it.
             self.announce("drain");
         }
@@ -116,7 +117,7 @@ impl<'a> Supervisor<'a> {
             console::redraw("\r\x1b[K");
         }
         let now = Usage::of_process();
-        let (from, to) = (cpu_at[0].unwrap_or(now), cpu_at[1].unwrap_or(now));
+        let (from, to) = (cpu_at_open.unwrap_or(now), cpu_at_close.unwrap_or(now));
         let cpu = Usage {
             cpu_user_us: to.cpu_user_us.saturating_sub(from.cpu_user_us),
             cpu_system_us: to.cpu_system_us.saturating_sub(from.cpu_system_us),
@@ -125,8 +126,9 @@ impl<'a> Supervisor<'a> {
         Ok((window, cpu))
     }
 
-    fn wait(&mut self, timeout: Option<Duration>) -> nix::Result<()> {
-        for i in 0..self.epoll.wait(timeout)? {
+    fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Failure> {
+        let failed = |errno| Failure::new("wait for the threads", errno).advise("does a sandbox forbid epoll_wait(2)?");
+        for i in 0..self.epoll.wait(timeout).map_err(failed)? {
             match self.epoll.report(i).token {
                 THREAD => self.marks += self.control.thread_event.read().unwrap_or(0),
                 _ => _ = self.is_interrupted(),

@@ -6,10 +6,9 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, SystemTime};
 
-use nix::errno::Errno;
-
 use crate::console;
 use crate::cpu;
+use crate::failure::Failure;
 use crate::load::client::control::{Control, ThreadStatus};
 use crate::load::client::engine::Engine;
 use crate::load::client::{Assignment, ClientLoop, Settings};
@@ -17,8 +16,9 @@ use crate::load::counts::tally::{Measures, Tally};
 use crate::load::counts::window::Window;
 use crate::load::options::plan::{Plan, PlannedWindow, Progress};
 use crate::load::run::observers::Observers;
+use crate::load::run::settings::unreachable;
 use crate::load::run::supervisor::Supervisor;
-use crate::load::schedule::{Extent, Schedule, Thinker, nth_part};
+use crate::load::schedule::{Schedule, ScheduleLimits, Thinker, nth_part};
 use crate::sys::fd::leave_shared_table;
 use crate::sys::process::Usage;
 use crate::units::monotonic_ns;
@@ -38,19 +38,18 @@ pub struct Counted {
     pub observed: Result<(), String>,
 }
 
-/// Starts the threads, gives them the schedule, waits for them and adds up what they counted; or the errno, when the
-/// server cannot be reached.
+/// Starts the threads, gives them the schedule, waits for them and adds up what they counted.
 pub fn measure<E: Engine>(
     plan: &Plan,
     settings: &Settings,
     control: &Control,
     supervisor: &mut Supervisor,
     mut observers: Observers,
-) -> nix::Result<Counted> {
+) -> Result<Counted, Failure> {
     let threads = u64::from(plan.threads.count);
     let relative = window(&plan.window, 0);
     let (measured_from_ns, end_ns) = (relative.open_ns, relative.close_ns);
-    let extent = Extent { measured_from_ns, end_ns, requests: plan.window.requests.unwrap_or(u64::MAX) };
+    let limits = ScheduleLimits { measured_from_ns, end_ns, requests: plan.window.requests.unwrap_or(u64::MAX) };
     let mut senders = observers.senders(plan);
     thread::scope(|scope| {
         let (mut starters, mut handles) = (Vec::new(), Vec::new());
@@ -60,7 +59,7 @@ pub fn measure<E: Engine>(
             let cpu = plan.threads.pin.then_some(thread as usize);
             let share = Assignment {
                 connections: nth_part(u64::from(plan.connections.count), thread, threads),
-                schedule: Schedule::new(plan.pacing.arrivals.clone(), extent, thread, threads),
+                schedule: Schedule::new(plan.pacing.arrivals.clone(), limits, thread, threads),
                 thinker: Thinker::new(plan.pacing.think, plan.pacing.seed, thread),
                 intervals: senders.pop(),
             };
@@ -77,7 +76,12 @@ pub fn measure<E: Engine>(
             let _ = starter.send(window);
         }
         let (mut window, cpu) = supervisor.await_done(threads, window, &mut observers)?;
-        let tally = add_up(handles, settings.measures, control.interrupted.load(Relaxed))?;
+        let tally = add_up(handles, settings.measures)?;
+        // One thread may have found no server while another was served.
+        let is_unreached = tally.totals.established == 0 && !control.interrupted.load(Relaxed);
+        if let Some(errno) = tally.unreachable.filter(|_| is_unreached) {
+            return Err(unreachable(plan, settings, errno));
+        }
         if window.close_ns == u64::MAX {
             // The number of requests ended it, with the last answer; the wait for one that never came is no part of it.
             let last_ns = if tally.last_answer_ns > 0 { tally.last_answer_ns } else { tally.last_end_ns };
@@ -107,14 +111,18 @@ fn measure_thread<E: Engine>(
     share: Assignment,
     cpu: Option<usize>,
     start: &Receiver<Window>,
-) -> nix::Result<Tally> {
+) -> Result<Tally, Failure> {
     let mut status = ThreadStatus::new(control);
     if let Some(number) = cpu {
         let allowed = cpu::allowed();
-        cpu::pin_to(&[allowed[number % allowed.len()]])?;
+        let number = allowed[number % allowed.len()];
+        let refused = |errno| Failure::new(format_args!("pin a thread to CPU {number}"), errno);
+        cpu::pin_to(&[number])
+            .map_err(|errno| refused(errno).advise("does a sandbox forbid it? measure without --pin"))?;
     }
     leave_shared_table(&[control.stop_event.as_fd(), control.thread_event.as_fd()]);
-    let mut client = ClientLoop::<E>::new(settings, control, share)?;
+    let failed = |errno| Failure::new("set up a thread's engine", errno).advise("fewer --threads, or --engine epoll");
+    let mut client = ClientLoop::<E>::new(settings, control, share).map_err(failed)?;
     // Handshakes belong to a closed loop, and to a connection per request, but not to an open loop whose
     // connections are kept: there they would only make its first requests late.
     if settings.open_loop && settings.requests_per_connection.is_none() && !settings.connect_only {
@@ -123,8 +131,8 @@ fn measure_thread<E: Engine>(
     status.mark_ready();
     match start.recv() {
         Ok(window) => Ok(client.run(window)),
-        // The main thread gave up before the start.
-        Err(_) => Err(Errno::ECANCELED),
+        // The main thread gave up before the start, and says why.
+        Err(_) => Ok(Tally::new(settings.measures)),
     }
 }
 
@@ -134,13 +142,7 @@ fn window(planned: &PlannedWindow, start_ns: u64) -> Window {
     Window { start_ns, open_ns, close_ns }
 }
 
-/// The sum; or the errno of the first connect(2), when no connection was ever established and no one interrupted the wait
-/// for it.
-fn add_up(
-    handles: Vec<ScopedJoinHandle<nix::Result<Tally>>>,
-    measures: Measures,
-    is_interrupted: bool,
-) -> nix::Result<Tally> {
+fn add_up(handles: Vec<ScopedJoinHandle<Result<Tally, Failure>>>, measures: Measures) -> Result<Tally, Failure> {
     let mut sum = Tally::new(measures);
     for handle in handles {
         sum.add(handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
@@ -149,15 +151,11 @@ fn add_up(
         // In a closed loop a request is due when it is sent.
         sum.times.response = sum.times.service.clone();
     }
-    match sum.unreachable {
-        // One thread may have found no server while another was served.
-        Some(errno) if sum.totals.established == 0 && !is_interrupted => Err(errno),
-        _ => Ok(sum),
-    }
+    Ok(sum)
 }
 
-/// Moves the thread that draws off the CPUs that so many pinned threads measure on, if there are others. The threads must
-/// run already, since they would inherit it. (Without `--pin` the kernel wakes a thread where a CPU is idle.)
+/// Moves the thread that draws off the CPUs that so many pinned threads measure on, if there are others. The threads
+/// must run already, since they would inherit it. (Without `--pin` the kernel wakes a thread where a CPU is idle.)
 fn leave_pinned_cpus(threads: usize) {
     if let Some(others) = cpu::allowed().get(threads..).filter(|others| !others.is_empty()) {
         // A refusal costs nothing but a little accuracy.

@@ -35,7 +35,7 @@ pub use think::{Think, Thinker};
 
 /// In nanoseconds from the start.
 #[derive(Debug, Clone, Copy)]
-pub struct Extent {
+pub struct ScheduleLimits {
     /// End of the warm-up: what is due from here on is measured.
     pub measured_from_ns: u64,
     /// Nothing is due at this moment or later; `u64::MAX` when a number of requests ends the run.
@@ -49,7 +49,7 @@ pub struct Schedule {
     stream: Stream,
     /// Of its next request; in a closed loop that is due at any time.
     due_ns: u64,
-    extent: Extent,
+    limits: ScheduleLimits,
 }
 
 enum Stream {
@@ -98,24 +98,24 @@ impl Sequence {
 }
 
 impl Schedule {
-    pub fn new(arrivals: Arrivals, extent: Extent, thread: u64, threads: u64) -> Schedule {
+    pub fn new(arrivals: Arrivals, limits: ScheduleLimits, thread: u64, threads: u64) -> Schedule {
         let mut stream = Stream::new(arrivals, thread, threads);
         let turn = match &stream {
             // The first measured request, k0, belongs to thread k0 mod T: shares count from there.
             Stream::Numbered { sequence, .. } => {
-                let k0 = sequence.first_at(extent.measured_from_ns) % threads;
+                let k0 = sequence.first_at(limits.measured_from_ns) % threads;
                 (thread + threads - k0) % threads
             }
             _ => thread,
         };
-        let extent = Extent { requests: nth_part(extent.requests, turn, threads), ..extent };
-        Schedule { due_ns: stream.next_ns(), stream, extent }
+        let limits = ScheduleLimits { requests: nth_part(limits.requests, turn, threads), ..limits };
+        Schedule { due_ns: stream.next_ns(), stream, limits }
     }
 
     pub fn take(&mut self, now_ns: u64) -> Option<u64> {
         let due_ns = self.next_due_ns(now_ns).filter(|&due_ns| due_ns <= now_ns)?;
-        if due_ns >= self.extent.measured_from_ns {
-            self.extent.requests -= 1;
+        if due_ns >= self.limits.measured_from_ns {
+            self.limits.requests -= 1;
         }
         self.due_ns = self.stream.next_ns();
         Some(due_ns)
@@ -124,13 +124,13 @@ impl Schedule {
     /// When the next request is due; `None` when there will be none.
     pub fn next_due_ns(&self, now_ns: u64) -> Option<u64> {
         let due_ns = if matches!(self.stream, Stream::Closed) { now_ns } else { self.due_ns };
-        let spent = due_ns >= self.extent.measured_from_ns && self.extent.requests == 0;
-        (due_ns < self.extent.end_ns && !spent).then_some(due_ns)
+        let spent = due_ns >= self.limits.measured_from_ns && self.limits.requests == 0;
+        (due_ns < self.limits.end_ns && !spent).then_some(due_ns)
     }
 
     /// From `end_ns` on nothing is due any more; what was due before stays due.
     pub fn end_at(&mut self, end_ns: u64) {
-        self.extent.end_ns = self.extent.end_ns.min(end_ns);
+        self.limits.end_ns = self.limits.end_ns.min(end_ns);
     }
 }
 
@@ -149,8 +149,8 @@ impl Stream {
         }
     }
 
-    /// When the next request is due. The first arrival of a Poisson process is one gap after the start, like all others:
-    /// the process has no memory.
+    /// When the next request is due. The first arrival of a Poisson process is one gap after the start, like all
+    /// others: the process has no memory.
     fn next_ns(&mut self) -> u64 {
         match self {
             Stream::Closed => 0,

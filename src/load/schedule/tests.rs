@@ -6,8 +6,8 @@ use super::*;
 
 const S: u64 = 1_000_000_000;
 
-fn for_duration(end_ns: u64) -> Extent {
-    Extent { measured_from_ns: 0, end_ns, requests: u64::MAX }
+fn for_duration(end_ns: u64) -> ScheduleLimits {
+    ScheduleLimits { measured_from_ns: 0, end_ns, requests: u64::MAX }
 }
 
 fn drain(schedule: &mut Schedule, until_ns: u64) -> Vec<u64> {
@@ -35,9 +35,9 @@ fn ramp(from: &str, to: &str, begin_s: u64, end_s: u64) -> Profile {
 }
 
 /// All that is due, of all threads together, in order.
-fn all(arrivals: &Arrivals, extent: Extent, threads: u64) -> Vec<u64> {
+fn all(arrivals: &Arrivals, limits: ScheduleLimits, threads: u64) -> Vec<u64> {
     let mut due: Vec<u64> =
-        (0..threads).flat_map(|t| drain(&mut Schedule::new(arrivals.clone(), extent, t, threads), u64::MAX)).collect();
+        (0..threads).flat_map(|t| drain(&mut Schedule::new(arrivals.clone(), limits, t, threads), u64::MAX)).collect();
     due.sort_unstable();
     due
 }
@@ -84,15 +84,15 @@ fn nothing_is_taken_before_it_is_due() {
 
 #[test]
 fn threads_together_keep_exactly_the_schedule_of_one() {
-    let extent = for_duration(9 * S);
-    assert_eq!(all(&fixed("7"), extent, 3), all(&fixed("7"), extent, 1));
+    let limits = for_duration(9 * S);
+    assert_eq!(all(&fixed("7"), limits, 3), all(&fixed("7"), limits, 1));
 }
 
 #[test]
 fn a_number_of_requests_counts_from_the_end_of_the_warm_up() {
-    let extent = Extent { measured_from_ns: S, end_ns: u64::MAX, requests: 11 };
+    let limits = ScheduleLimits { measured_from_ns: S, end_ns: u64::MAX, requests: 11 };
     for threads in 1..=5 {
-        let due: Vec<u64> = all(&fixed("10"), extent, threads).into_iter().filter(|&due| due >= S).collect();
+        let due: Vec<u64> = all(&fixed("10"), limits, threads).into_iter().filter(|&due| due >= S).collect();
         let expected: Vec<u64> = (10..21).map(|k| k * S / 10).collect();
         assert_eq!(due, expected, "{threads} threads");
     }
@@ -108,10 +108,10 @@ fn a_closed_loop_always_has_a_request_until_its_end() {
 
 #[test]
 fn a_closed_loop_spends_its_number_of_requests_after_the_warm_up_only() {
-    let extent = Extent { measured_from_ns: 100, end_ns: u64::MAX, requests: 3 };
-    let mut first = Schedule::new(Arrivals::Closed, extent, 0, 2);
+    let limits = ScheduleLimits { measured_from_ns: 100, end_ns: u64::MAX, requests: 3 };
+    let mut first = Schedule::new(Arrivals::Closed, limits, 0, 2);
     assert_eq!(drain_closed(&mut first, [1, 50, 100, 101, 102]), [1, 50, 100, 101]);
-    let mut second = Schedule::new(Arrivals::Closed, extent, 1, 2);
+    let mut second = Schedule::new(Arrivals::Closed, limits, 1, 2);
     assert_eq!(drain_closed(&mut second, [99, 100, 101, 102]), [99, 100]);
 }
 
@@ -191,9 +191,9 @@ fn a_ramp_begins_after_the_warm_up_and_is_exact_until_then() {
 
 #[test]
 fn after_the_end_of_a_ramp_nothing_is_due_even_if_the_schedule_goes_on() {
-    let extent = for_duration(u64::MAX);
+    let limits = for_duration(u64::MAX);
     for spacing in [Spacing::Fixed, Spacing::Poisson, Spacing::Burst(5)] {
-        let due = all(&open(ramp("100", "1", 0, 3), spacing, 1), extent, 2);
+        let due = all(&open(ramp("100", "1", 0, 3), spacing, 1), limits, 2);
         assert!(due.iter().all(|&due| due <= 3 * S) && due.len() > 100, "{}", due.len());
     }
 }
@@ -205,10 +205,10 @@ fn bursts_come_at_the_moments_of_every_nth_fixed_request() {
     let at = |ms: u64| [ms * 1_000_000; 4];
     assert_eq!(due, [at(0), at(400), at(800)].concat());
     // Of a number of requests, those of the first burst after the warm-up count first.
-    let extent = Extent { measured_from_ns: S / 10, end_ns: u64::MAX, requests: 6 };
+    let limits = ScheduleLimits { measured_from_ns: S / 10, end_ns: u64::MAX, requests: 6 };
     for threads in 1..=5 {
         let expected = [&at(0)[..], &at(400), &at(800)[..2]].concat();
-        assert_eq!(all(&burst, extent, threads), expected, "{threads} threads");
+        assert_eq!(all(&burst, limits, threads), expected, "{threads} threads");
     }
 }
 
@@ -257,14 +257,14 @@ proptest! {
         let profile =
             if is_ramp { Profile::Ramp { from, to, begin_ns, end_ns } } else { Profile::Constant(from) };
         let burst = open(profile, Spacing::Burst(size), 1);
-        let extent = Extent { measured_from_ns: begin_ns, end_ns, requests };
-        let alone = all(&burst, extent, 1);
-        prop_assert_eq!(&alone, &all(&burst, extent, threads));
+        let limits = ScheduleLimits { measured_from_ns: begin_ns, end_ns, requests };
+        let alone = all(&burst, limits, 1);
+        prop_assert_eq!(&alone, &all(&burst, limits, threads));
         prop_assert!(alone.iter().filter(|&&due| due >= begin_ns).count() as u64 <= requests);
         // Replayed, the same moments are the same schedule.
         if !alone.is_empty() {
             let replay = Arrivals::Replay(alone.clone().into());
-            prop_assert_eq!(&alone, &all(&replay, extent, threads));
+            prop_assert_eq!(&alone, &all(&replay, limits, threads));
         }
     }
 

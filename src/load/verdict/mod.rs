@@ -1,7 +1,7 @@
 //! Can these numbers be trusted? Pure: the facts of a run in, a verdict with its reasons out.
 //!
-//! A [`Rule`] is one check: its name, its limit, and the function that holds a run to it. [`pace`] has those about when
-//! requests were due and sent, [`course`] those about how the run went.
+//! A [`Rule`] is one check: its name, its limit, and the function that holds a run to it. [`schedule_kept`] has those
+//! about when requests were due and sent, [`undisturbed`] those about how the run went.
 //!
 //! Where chance plays a part a rule asks two things: is this more than chance would do, and is it large enough to
 //! matter? The first alone would fail every long run, since no machine is exact; the second alone every short one.
@@ -13,8 +13,8 @@ use crate::machine::Counters;
 use crate::report::{ArrivalsKind, Check, LoadReport, RunInfo, Trust, Verdict};
 use crate::units::{number, over, time};
 
-mod course;
-mod pace;
+mod schedule_kept;
+mod undisturbed;
 
 /// A run: its report, and what judging it needs besides.
 #[derive(Clone, Copy)]
@@ -53,8 +53,8 @@ pub(crate) const ACHIEVED_SHARE: f64 = 0.99;
 /// Below this share, and with the client to blame, the run measured the client.
 const ACHIEVED_AT_ALL: f64 = 0.95;
 /// Gaps are summed up to this length before they are judged. A client that sleeps wakes up to 100 us late (timer slack,
-/// scheduling), so gaps shorter than that collapse into one moment: at ten times that it moves the distribution function
-/// by less than the limit, and nothing is lost for a queue, which depends only on how many arrive in a millisecond.
+/// scheduling), so gaps shorter than that collapse into one moment: at ten times that it moves the distribution
+/// function by less than the limit, and a queue depends only on how many arrive in a millisecond.
 const GAP_SCALE_NS: f64 = 1_000_000.0;
 /// What a fixed schedule may always be late.
 const LATE_FLOOR_NS: f64 = 200_000.0;
@@ -129,57 +129,57 @@ const fn rule(name: &'static str, limit: fn() -> String, judge: fn(&RunFacts) ->
 #[rustfmt::skip]
 pub const DRIFT: Rule = rule("drift", || format!("rate and mean response time do not rise or fall with time \
         (Spearman, {PARTS} parts, p >= {P_LIMIT}), or the last third differs from the first by less than {} in rate, \
-        {} in time", percent(DRIFT_QPS), percent(DRIFT_LATENCY)), course::drift);
+        {} in time", percent(DRIFT_QPS), percent(DRIFT_LATENCY)), undisturbed::drift);
 #[rustfmt::skip]
 pub const CPU: Rule = rule("cpu", || format!("the client used at most {} of its threads' time (not with --busy-poll)",
-        percent(BUSY_CLIENT)), course::cpu);
+        percent(BUSY_CLIENT)), undisturbed::cpu);
 #[rustfmt::skip]
 pub const SLIP: Rule = rule("slip", || format!("open loop: the slip is at most {} of the median response time and \
         {} of p99 and p99.9, or below {}",
-        percent(SLIP_OF_MEDIAN), percent(SLIP_OF_TAIL), time(SLIP_FLOOR_US)), pace::slip);
+        percent(SLIP_OF_MEDIAN), percent(SLIP_OF_TAIL), time(SLIP_FLOOR_US)), schedule_kept::slip);
 
 #[rustfmt::skip]
 pub static RULES: [Rule; 19] = [
-    rule("requests", || "something was answered (else invalid)".into(), course::requests),
+    rule("requests", || "something was answered (else invalid)".into(), undisturbed::requests),
     rule("served", || format!("the end of the window, {} of it or more and longer than p99.9, was not without an \
         answer to {ANSWERS_MISSED} requests or more (else invalid; if --deadline ended them: suspect)",
-        percent(SILENCE)), course::served),
+        percent(SILENCE)), undisturbed::served),
     rule("rate", || format!("open loop: as many were due as were asked for, within chance ({Z_STRICT} standard \
-        deviations of the Poisson count; one in 1000 otherwise)"), pace::rate),
+        deviations of the Poisson count; one in 1000 otherwise)"), schedule_kept::rate),
     rule("achieved", || format!("open loop: at least {} of what was due was answered, apart from what is rightly \
         under way at the end (Little's law: rate x mean response); below {} because of the client (its CPU, or a \
         slip as long while connections were free): invalid",
-        percent(ACHIEVED_SHARE), percent(ACHIEVED_AT_ALL)), pace::achieved),
+        percent(ACHIEVED_SHARE), percent(ACHIEVED_AT_ALL)), schedule_kept::achieved),
     rule("gaps", || format!("Poisson: sums of gaps, at least {} long, against the gamma distribution; \
         Kolmogorov-Smirnov p >= {P_LIMIT}, or D <= {KS_SIZE}. Otherwise: at most {} sent later than one gap (at least \
         {}) after they were due",
-        time(GAP_SCALE_NS / 1e3), percent(LATE_SHARE), time(LATE_FLOOR_NS / 1e3)), pace::gaps),
+        time(GAP_SCALE_NS / 1e3), percent(LATE_SHARE), time(LATE_FLOOR_NS / 1e3)), schedule_kept::gaps),
     rule("independence", || format!("Poisson: Spearman's rank correlation of neighbouring gaps within \
-        {Z_LIMIT}/sqrt(n), or below {CORRELATION_SIZE}"), pace::independence),
+        {Z_LIMIT}/sqrt(n), or below {CORRELATION_SIZE}"), schedule_kept::independence),
     DRIFT,
     CPU,
     SLIP,
     rule("steal", || format!("the hypervisor took at most {} of the machine's time",
-        percent(STEAL_SHARE)), course::steal),
+        percent(STEAL_SHARE)), undisturbed::steal),
     rule("accept_queue", || format!("no accept queue of this machine overflowed, or it was another's: this run \
         opened at most {SMALL_BACKLOG} connections, or none of its requests waited as long as a retransmission \
-        takes ({})", time(RETRANSMISSION_US)), course::accept_queue),
+        takes ({})", time(RETRANSMISSION_US)), undisturbed::accept_queue),
     rule("ports", || format!("--requests-per-connection 0 --close fin: at most {} of the connections/s that the \
         source ports allow, or connect(2) takes at most {} at p99.9",
-        percent(PORTS_SHARE), time(SLOW_CONNECT_US)), course::ports),
-    rule("errors", || format!("at most {} of the requests failed", percent(ERROR_SHARE)), course::errors),
+        percent(PORTS_SHARE), time(SLOW_CONNECT_US)), undisturbed::ports),
+    rule("errors", || format!("at most {} of the requests failed", percent(ERROR_SHARE)), undisturbed::errors),
     rule("censored", || format!("at most {} of the times are ages of requests that were never answered",
-        percent(CENSORED_SHARE)), course::censored),
+        percent(CENSORED_SHARE)), undisturbed::censored),
     rule("percentiles", || format!("p99 rests on one answer at least; fewer than {ANSWERS_BEYOND} beyond it, or \
-        beyond p99.9, are remarked upon"), course::percentiles),
+        beyond p99.9, are remarked upon"), undisturbed::percentiles),
     rule("connections", || format!("as many were open as were asked for; below {} of them: invalid",
-        percent(CONNECTIONS_OPEN)), course::connections),
+        percent(CONNECTIONS_OPEN)), undisturbed::connections),
     rule("starved", || format!("kept connections: none waited for its first answer until --timeout, or for the second \
         half of the window, while there were {ANSWERS_EACH} answers for each or more"),
-        course::starved),
-    rule("complete", || "the run was not ended early".into(), course::complete),
+        undisturbed::starved),
+    rule("complete", || "the run was not ended early".into(), undisturbed::complete),
     rule("start", || format!("--start-at was kept to {} (else invalid)",
-        time(LATE_START_NS as f64 / 1e3)), course::start),
+        time(LATE_START_NS as f64 / 1e3)), undisturbed::start),
 ];
 
 /// The verdict is the worst of all rules that apply to this run.
@@ -239,9 +239,9 @@ impl RunFacts<'_> {
     }
 }
 
-/// Requests that a server which keeps up has under way at the end of the window (Little's law). A mean beyond
+/// Requests that a server which keeps up has outstanding at the end of the window (Little's law). A mean beyond
 /// a twentieth of the run is not a steady state and excuses nothing.
-pub(crate) fn expected_in_flight(offered_per_s: f64, mean_response_us: f64, duration_s: f64) -> f64 {
+pub(crate) fn expected_outstanding(offered_per_s: f64, mean_response_us: f64, duration_s: f64) -> f64 {
     offered_per_s * (mean_response_us / 1e6).min(0.05 * duration_s)
 }
 

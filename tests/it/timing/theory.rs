@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use acceptlab::load::schedule::{Arrivals, Extent, Profile, Schedule, Spacing};
+use acceptlab::load::schedule::{Arrivals, Profile, Schedule, ScheduleLimits, Spacing};
 use acceptlab::report::{Latency, LoadReport};
 use acceptlab::sys::epoll::{Epoll, Interest};
 use acceptlab::units::monotonic_ns;
@@ -105,7 +105,7 @@ fn listen() -> (TcpListener, SocketAddr) {
 
 fn due_ns(rate: &str, spacing: Spacing, seed: u64, seconds: u64) -> Vec<u64> {
     let arrivals = Arrivals::Open { profile: Profile::Constant(rate.parse().unwrap()), spacing, seed };
-    let extent = Extent { measured_from_ns: 0, end_ns: seconds * S as u64, requests: u64::MAX };
+    let extent = ScheduleLimits { measured_from_ns: 0, end_ns: seconds * S as u64, requests: u64::MAX };
     let mut schedule = Schedule::new(arrivals, extent, 0, 1);
     std::iter::from_fn(|| schedule.take(u64::MAX)).collect()
 }

@@ -64,8 +64,8 @@ pub trait Engine: Sized {
 
     fn established(&mut self, token: u64, socket: &Socket) -> nix::Result<()>;
 
-    /// Sends a part of the message and returns how many bytes were taken: none when there is no room. A socket that is not
-    /// yet handed over may be sent on too.
+    /// Sends a part of the message and returns how many bytes were taken: none when there is no room. A socket that is
+    /// not yet handed over may be sent on too.
     fn send(&mut self, token: u64, socket: &Socket, message: Message, part: Range<usize>) -> nix::Result<usize>;
 
     fn await_room(&mut self, token: u64, socket: &Socket) -> nix::Result<()>;
@@ -77,9 +77,9 @@ pub trait Engine: Sized {
 
     fn next(&mut self) -> Option<Ready>;
 
-    /// Takes what has arrived for the socket last reported: the number of bytes now at the beginning of [`Engine::data`],
-    /// 0 at the end of the stream.
-    /// The error is EAGAIN when there is nothing more; otherwise what became of the connection.
+    /// Takes what has arrived for the socket last reported: the number of bytes now at the beginning of
+    /// [`Engine::data`], 0 at the end of the stream. The error is EAGAIN when there is nothing more; otherwise what
+    /// became of the connection.
     fn receive(&mut self, token: u64, socket: &Socket) -> nix::Result<usize>;
 
     fn data(&self) -> &[u8];

@@ -1,5 +1,5 @@
-//! A run while it goes on (`--progress live`): a picture on the terminal behind standard error, and where there is none,
-//! or none any more, a line every two seconds. Standard output belongs to the report.
+//! A run while it goes on (`--progress live`): a picture on the terminal behind standard error, and where there is
+//! none, or none any more, a line every two seconds. Standard output belongs to the report.
 //!
 //! The main thread draws, which measures nothing, from what the measuring threads send at the end of an interval.
 
@@ -80,7 +80,7 @@ impl Observer for Live {
     }
 }
 
-/// The run in one line, without control characters: `measuring 3 s of 10 s · 81,234/s · p50 251us · p99 612us · 64 open`.
+/// One line without control characters: `measuring 3 s of 10 s · 81,234/s · p50 251us · p99 612us · 64 open`.
 fn line(state: &State) -> String {
     let now = &state.now;
     let end = state.end_s().map_or(String::new(), |end_s| format!(" of {} s", (end_s * 10.0).round() / 10.0));

@@ -48,42 +48,46 @@ fn shared(report: &LoadReport) -> Option<&Evenness> {
 }
 
 const COMPARISONS: Table<fn(f64, f64) -> bool, 6> = [
-    ("<", |found, bar| found < bar),
-    ("<=", |found, bar| found <= bar),
-    (">", |found, bar| found > bar),
-    (">=", |found, bar| found >= bar),
-    ("==", |found, bar| found == bar),
-    ("!=", |found, bar| found != bar),
+    ("<", |found, limit| found < limit),
+    ("<=", |found, limit| found <= limit),
+    (">", |found, limit| found > limit),
+    (">=", |found, limit| found >= limit),
+    ("==", |found, limit| found == limit),
+    ("!=", |found, limit| found != limit),
 ];
 
 #[derive(Debug, Clone)]
-pub struct Gate {
+pub struct Condition {
     pub text: String,
     name: String,
     measure: Measure,
-    comparison: usize,
+    comparison: &'static str,
+    compare: fn(f64, f64) -> bool,
     /// Microseconds, for a time; the index in [`VERDICTS`], for a verdict.
-    bar: f64,
+    limit: f64,
 }
 
-/// By index in the tables above.
 #[derive(Debug, Clone, Copy)]
 enum Measure {
-    Time(usize, usize),
-    Count(usize),
+    /// `statistic` is the index in [`Latency::named`].
+    Time {
+        times: fn(&LoadReport) -> &Latency,
+        statistic: usize,
+        is_slip: bool,
+    },
+    Count(fn(&LoadReport) -> Option<f64>),
     Verdict,
 }
 
-impl Gate {
+impl Condition {
     /// Whether it is true of this result. `None`: what it asks for was not measured.
     pub fn holds(&self, report: &LoadReport) -> Option<bool> {
-        let (_, holds) = COMPARISONS[self.comparison];
-        self.measure.of(report).map(|found| holds(found, self.bar))
+        self.measure.of(report).map(|found| (self.compare)(found, self.limit))
     }
 
     /// Whether it asks a number that grows with the load to stay small: what holds at low rates and fails at high ones.
     pub fn bounds_the_load(&self) -> bool {
-        !FALLING.contains(&self.name.as_str()) && ["<", "<=", "=="].contains(&COMPARISONS[self.comparison].0)
+        !FALLING.contains(&self.name.as_str()) && ["<", "<=", "=="].contains(&self.comparison)
     }
 
     /// What cannot be decided fails: otherwise a run without the number would pass.
@@ -102,51 +106,56 @@ impl Gate {
         let Some(found) = self.measure.of(report) else { return format!("{name} was not measured") };
         let found = match self.measure {
             Measure::Verdict => VERDICTS[found as usize].0.into(),
-            Measure::Time(..) => time(found),
+            Measure::Time { .. } => time(found),
             Measure::Count(_) => number(found),
         };
         format!("{name} is {found}")
     }
 }
 
-impl FromStr for Gate {
+impl FromStr for Condition {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Gate, String> {
+    fn from_str(text: &str) -> Result<Condition, String> {
         let text = text.trim();
         let shape = || format!("{text:?} is not NAME OP VALUE with one of < <= > >= == !=; names: {NAMES}");
         let at = text.find(['<', '>', '=', '!']).ok_or_else(shape)?;
         let (name, rest) = text.split_at(at);
         let value_at = rest.find(|c| !"<>=!".contains(c)).ok_or_else(shape)?;
         let (comparison, value) = rest.split_at(value_at);
-        let comparison = index(&COMPARISONS, comparison).ok_or_else(shape)?;
+        let (comparison, compare) = find(&COMPARISONS, comparison).ok_or_else(shape)?;
         let name = name.trim();
         let measure = Measure::named(name).ok_or_else(|| format!("{name:?} is not measured; names: {NAMES}"))?;
-        let bar = measure.bar(value.trim()).map_err(|why| format!("{text}: {why}"))?;
-        Ok(Gate { text: text.into(), name: name.into(), measure, comparison, bar })
+        let limit = measure.limit(value.trim()).map_err(|why| format!("{text}: {why}"))?;
+        Ok(Condition { text: text.into(), name: name.into(), measure, comparison, compare, limit })
     }
 }
 
-fn index<T>(table: &[(&str, T)], wanted: &str) -> Option<usize> {
-    table.iter().position(|(name, _)| *name == wanted)
+fn find<T: Copy>(table: &[(&'static str, T)], wanted: &str) -> Option<(&'static str, T)> {
+    table.iter().find(|(name, _)| *name == wanted).copied()
 }
 
 impl Measure {
     fn named(name: &str) -> Option<Measure> {
-        let of_times = |(clock, (prefix, _)): (usize, &(&str, _))| {
-            let statistics = &Latency::default().named()[..STATISTICS];
-            Some(Measure::Time(clock, index(statistics, name.strip_prefix(prefix)?)?))
-        };
-        let count = index(&COUNTS, name).map(Measure::Count);
-        let verdict = (name == "verdict").then_some(Measure::Verdict);
-        count.or(verdict).or_else(|| TIMES.iter().enumerate().find_map(of_times))
+        if name == "verdict" {
+            return Some(Measure::Verdict);
+        }
+        if let Some((_, count)) = find(&COUNTS, name) {
+            return Some(Measure::Count(count));
+        }
+        let statistics = &Latency::default().named()[..STATISTICS];
+        TIMES.iter().find_map(|&(prefix, times)| {
+            let wanted = name.strip_prefix(prefix)?;
+            let statistic = statistics.iter().position(|(name, _)| *name == wanted)?;
+            Some(Measure::Time { times, statistic, is_slip: prefix == SLIP })
+        })
     }
 
-    fn bar(self, value: &str) -> Result<f64, String> {
+    fn limit(self, value: &str) -> Result<f64, String> {
         match self {
-            Measure::Time(..) => parse_duration(value).map(|bar| bar.as_nanos() as f64 / 1e3),
-            Measure::Verdict => index(&VERDICTS, value)
-                .map(|place| place as f64)
+            Measure::Time { .. } => parse_duration(value).map(|limit| limit.as_nanos() as f64 / 1e3),
+            Measure::Verdict => find(&VERDICTS, value)
+                .map(|(_, verdict)| f64::from(verdict as u8))
                 .ok_or_else(|| format!("{value:?} is not a verdict; they are valid, suspect and invalid")),
             Measure::Count(_) => {
                 let number = value.parse().ok().filter(|number: &f64| number.is_finite());
@@ -155,15 +164,15 @@ impl Measure {
         }
     }
 
-    /// In microseconds, if it is a time. `None` where there was nothing to measure: an empty distribution is all zero, and
-    /// every real time but a slip is above that.
+    /// In microseconds, if it is a time. `None` where there was nothing to measure: an empty distribution is all zero,
+    /// and every real time but a slip is above that.
     fn of(self, report: &LoadReport) -> Option<f64> {
         match self {
-            Measure::Count(count) => (COUNTS[count].1)(report),
+            Measure::Count(count) => count(report),
             Measure::Verdict => report.trust.as_ref().map(|trust| f64::from(trust.verdict as u8)),
-            Measure::Time(clock, statistic) => {
-                let (prefix, latency) = (TIMES[clock].0, (TIMES[clock].1)(report));
-                let is_measured = latency.max > 0.0 || prefix == SLIP && report.service_us.max > 0.0;
+            Measure::Time { times, statistic, is_slip } => {
+                let latency = times(report);
+                let is_measured = latency.max > 0.0 || is_slip && report.service_us.max > 0.0;
                 is_measured.then(|| latency.named()[statistic].1)
             }
         }
@@ -175,7 +184,7 @@ mod tests {
     use super::*;
     use crate::report::{DeadlineCounts, EvennessPair, Trust};
 
-    fn gate(text: &str) -> Gate {
+    fn condition(text: &str) -> Condition {
         text.parse().unwrap()
     }
 
@@ -210,7 +219,7 @@ mod tests {
             ("cpu_share>0.9", false),
             ("slip.max==0us", true),
         ] {
-            assert_eq!(gate(text).holds(&report), Some(expected), "{text}");
+            assert_eq!(condition(text).holds(&report), Some(expected), "{text}");
         }
     }
 
@@ -218,22 +227,22 @@ mod tests {
     fn what_was_not_measured_cannot_be_decided_and_fails() {
         let report = measured();
         for text in ["connect.p50>1s", "first_byte.max<1s", "shed>0", "dispersion>2", "p_value<0.001"] {
-            assert_eq!(gate(text).holds(&report), None, "{text}");
-            assert!(gate(text).fails(&report).unwrap().contains("was not measured"), "{text}");
+            assert_eq!(condition(text).holds(&report), None, "{text}");
+            assert!(condition(text).fails(&report).unwrap().contains("was not measured"), "{text}");
         }
-        assert_eq!(gate("p99>5ms").holds(&LoadReport::default()), None);
+        assert_eq!(condition("p99>5ms").holds(&LoadReport::default()), None);
         let mut report = report;
         report.deadline = Some(DeadlineCounts::default());
-        assert_eq!(gate("shed>0").fails(&report), None);
+        assert_eq!(condition("shed>0").fails(&report), None);
         let evenness = Evenness { workers: 4, n: 100, dispersion: 3.5, ..Evenness::default() };
         report.evenness = Some(EvennessPair { connections: evenness.clone(), requests: evenness });
-        assert_eq!(gate("dispersion>2").holds(&report), Some(true));
+        assert_eq!(condition("dispersion>2").holds(&report), Some(true));
     }
 
     #[test]
     fn a_verdict_is_a_condition_too() {
         let mut report = measured();
-        assert!(gate("verdict!=valid").fails(&report).unwrap().contains("verdict was not measured"));
+        assert!(condition("verdict!=valid").fails(&report).unwrap().contains("verdict was not measured"));
         for (verdict, holding) in [
             (Verdict::Valid, ["verdict==valid", "verdict<suspect", "verdict<=valid"]),
             (Verdict::Suspect, ["verdict!=valid", "verdict<invalid", "verdict == suspect"]),
@@ -241,42 +250,45 @@ mod tests {
         ] {
             report.trust = Some(Trust { verdict, ..Trust::default() });
             for text in holding {
-                assert_eq!(gate(text).holds(&report), Some(true), "{text} of {verdict:?}");
+                assert_eq!(condition(text).holds(&report), Some(true), "{text} of {verdict:?}");
             }
         }
-        assert_eq!(gate("verdict!=valid").fails(&report).unwrap(), "fail-if verdict!=valid holds: verdict is invalid");
-        assert!(gate("verdict<suspect").bounds_the_load() && !gate("verdict!=valid").bounds_the_load());
-        assert!("verdict==good".parse::<Gate>().unwrap_err().contains("valid, suspect and invalid"));
-        assert!("verdict>1".parse::<Gate>().is_err() && "errors==valid".parse::<Gate>().is_err());
+        assert_eq!(
+            condition("verdict!=valid").fails(&report).unwrap(),
+            "fail-if verdict!=valid holds: verdict is invalid"
+        );
+        assert!(condition("verdict<suspect").bounds_the_load() && !condition("verdict!=valid").bounds_the_load());
+        assert!("verdict==good".parse::<Condition>().unwrap_err().contains("valid, suspect and invalid"));
+        assert!("verdict>1".parse::<Condition>().is_err() && "errors==valid".parse::<Condition>().is_err());
     }
 
     #[test]
-    fn a_gate_that_holds_says_what_was_found() {
-        assert_eq!(gate("p99>5ms").fails(&measured()).unwrap(), "fail-if p99>5ms holds: p99 is 7.20ms");
-        assert_eq!(gate("qps < 1e3").fails(&measured()).unwrap(), "fail-if qps < 1e3 holds: qps is 999.5");
-        assert_eq!(gate("p99>8ms").fails(&measured()), None);
+    fn a_condition_that_holds_says_what_was_found() {
+        assert_eq!(condition("p99>5ms").fails(&measured()).unwrap(), "fail-if p99>5ms holds: p99 is 7.20ms");
+        assert_eq!(condition("qps < 1e3").fails(&measured()).unwrap(), "fail-if qps < 1e3 holds: qps is 999.5");
+        assert_eq!(condition("p99>8ms").fails(&measured()), None);
     }
 
     #[test]
     fn a_search_needs_a_condition_that_high_rates_break() {
         for good in ["p99<5ms", "errors==0", "slip.p50<=1ms", "cpu_share<0.8"] {
-            assert!(gate(good).bounds_the_load(), "{good}");
+            assert!(condition(good).bounds_the_load(), "{good}");
         }
         for bad in ["p99>5ms", "errors!=0", "qps<1000", "p_value<0.1"] {
-            assert!(!gate(bad).bounds_the_load(), "{bad}");
+            assert!(!condition(bad).bounds_the_load(), "{bad}");
         }
     }
 
     #[test]
-    fn what_is_no_gate_is_refused_in_one_line_that_lists_the_names() {
+    fn what_is_no_condition_is_refused_in_one_line_that_lists_the_names() {
         for bad in ["", "p99", "p99>", ">5ms", "p98>5ms", "p99=>5ms", "p99=5ms", "p99<<5ms", "stdev>1ms", "foo.p99<1ms"]
         {
-            let error = bad.parse::<Gate>().unwrap_err();
+            let error = bad.parse::<Condition>().unwrap_err();
             assert!(error.contains("p99.9") && error.contains("max_over_mean"), "{bad}: {error}");
             assert!(!error.contains('\n'));
         }
         for bad in ["p99>5", "p99<5 ms", "errors>5ms", "qps<x", "qps<inf", "cpu_share>NaN", "p99>-1ms"] {
-            assert!(bad.parse::<Gate>().is_err(), "{bad:?} was accepted");
+            assert!(bad.parse::<Condition>().is_err(), "{bad:?} was accepted");
         }
     }
 }

@@ -26,10 +26,10 @@ pub(super) fn achieved(facts: &RunFacts) -> Option<Finding> {
     }
     let LoadReport { requests, duration_s, latency_us, .. } = *facts.report;
     let due = facts.due_in_window as f64;
-    let in_flight = expected_in_flight(over(due, duration_s), latency_us.mean, duration_s);
-    let under_way = if configuration.requests.is_some() { due } else { in_flight };
+    let expected = expected_outstanding(over(due, duration_s), latency_us.mean, duration_s);
+    let outstanding = if configuration.requests.is_some() { due } else { expected };
     // What was answered at all, and what was answered in time not to pile up.
-    let answered = (facts.answered_of_due as f64).min(requests as f64 + under_way);
+    let answered = (facts.answered_of_due as f64).min(requests as f64 + outstanding);
     let achieved = (answered / due).min(1.0);
     let (verdict, why) = match achieved {
         share if share >= ACHIEVED_SHARE => (Verdict::Valid, ""),
@@ -143,12 +143,12 @@ pub(super) fn slip(facts: &RunFacts) -> Option<Finding> {
         return not_judged("most requests failed");
     }
     let slips = slips(facts);
-    let matters = |&&(_, slip_us, of_us, limit): &&(_, f64, f64, f64)| slip_us > SLIP_FLOOR_US.max(limit * of_us);
-    let found = slips.iter().find(matters);
+    let found = slips.iter().find(|slip| slip.slip_us > SLIP_FLOOR_US.max(slip.limit * slip.response_us));
     let why = match found {
-        Some(&(_, slip_us, ..)) if waits_for_handshakes(facts, slip_us) => format!(
-            "; they waited for their connections, whose handshakes took {} at p99 and {} at most: a server whose accept \
-             queue is full lets a client try again after a second (a larger --backlog, or a server that accepts faster)",
+        Some(slip) if waits_for_handshakes(facts, slip.slip_us) => format!(
+            "; they waited for their connections, whose handshakes took {} at p99 and {} at most: a server whose \
+             accept queue is full lets a client try again after a second (a larger --backlog, or a server that accepts \
+             faster)",
             time(facts.report.connect_us.p99),
             time(facts.report.connect_us.max)
         ),
@@ -158,8 +158,8 @@ pub(super) fn slip(facts: &RunFacts) -> Option<Finding> {
         Some(_) => "; that is the client's own lateness: --pin, --busy-poll, or an idle CPU for it".into(),
         None => String::new(),
     };
-    let (name, slip_us, of_us, limit) = *found.unwrap_or(&slips[0]);
-    let (slip, of, limit, floor) = (time(slip_us), time(of_us), limit * 100.0, time(SLIP_FLOOR_US));
+    let Slip { name, slip_us, response_us, limit } = found.unwrap_or(&slips[0]);
+    let (slip, of, limit, floor) = (time(*slip_us), time(*response_us), limit * 100.0, time(SLIP_FLOOR_US));
     let reason = format!(
         "requests were sent {slip} late at {name}, where the response takes {of} (limit {limit} %, or {floor}){why}"
     );
@@ -174,18 +174,27 @@ fn waits_for_handshakes(facts: &RunFacts, slip_us: f64) -> bool {
     took_as_long && connecting > CONNECTING && connecting >= 0.5 * facts.connections_busy().min(1.0)
 }
 
-/// Percentile, slip, the response it is a part of, and the share of that which it may be.
-fn slips(facts: &RunFacts) -> Vec<(&'static str, f64, f64, f64)> {
+/// At one percentile.
+struct Slip {
+    name: &'static str,
+    slip_us: f64,
+    response_us: f64,
+    /// As a share of the response.
+    limit: f64,
+}
+
+fn slips(facts: &RunFacts) -> Vec<Slip> {
     let (slip, response) = (&facts.report.slip_us, &facts.report.latency_us);
     // A request that needs a handshake is not late while it has it.
     let handshake = if facts.one_request_each() { facts.report.connect_us } else { Latency::default() };
     let rests_on = |quantile: f64| facts.responses as f64 * (1.0 - quantile) >= ANSWERS_BEYOND;
-    let mut slips = vec![("p50", slip.p50 - handshake.p50, response.p50, SLIP_OF_MEDIAN)];
-    if rests_on(0.99) {
-        slips.push(("p99", slip.p99 - handshake.p99, response.p99, SLIP_OF_TAIL));
-    }
-    if rests_on(0.999) {
-        slips.push(("p99.9", slip.p99_9 - handshake.p99_9, response.p99_9, SLIP_OF_TAIL));
-    }
-    slips.into_iter().map(|(name, slip_us, of_us, limit)| (name, slip_us.max(0.0), of_us, limit)).collect()
+    let at = |name, slip_us: f64, handshake_us: f64, response_us, limit| {
+        let slip_us = (slip_us - handshake_us).max(0.0);
+        Slip { name, slip_us, response_us, limit }
+    };
+    let p50 = at("p50", slip.p50, handshake.p50, response.p50, SLIP_OF_MEDIAN);
+    let p99 = at("p99", slip.p99, handshake.p99, response.p99, SLIP_OF_TAIL);
+    let p99_9 = at("p99.9", slip.p99_9, handshake.p99_9, response.p99_9, SLIP_OF_TAIL);
+    let tail = [(0.99, p99), (0.999, p99_9)].into_iter().filter(|&(quantile, _)| rests_on(quantile));
+    std::iter::once(p50).chain(tail.map(|(_, slip)| slip)).collect()
 }

@@ -20,8 +20,8 @@ pub(super) fn requests(facts: &RunFacts) -> Option<Finding> {
     Some((Verdict::Invalid, reason))
 }
 
-/// A server that dies in the middle of the window leaves figures that look good: what is never answered has no rate, and
-/// little weight among all that was answered.
+/// A server that dies in the middle of the window leaves figures that look good: what is never answered has no rate,
+/// and little weight among all that was answered.
 pub(super) fn served(facts: &RunFacts) -> Option<Finding> {
     let LoadReport { requests, duration_s, censored, outside_window, .. } = *facts.report;
     if facts.run.interrupted || facts.parts.is_empty() || requests == 0 {
@@ -84,7 +84,8 @@ pub(super) fn drift(facts: &RunFacts) -> Option<Finding> {
         return not_judged(&format!("the run has fewer than {PARTS} intervals"));
     }
     let (qps, latency): (Vec<f64>, Vec<f64>) = parts.into_iter().unzip();
-    let (qps, latency) = (Trend::of(&qps), Trend::of(&latency));
+    let qps = Trend::of(&qps);
+    let latency = Trend::of(&latency);
     // Steps are no trends: ranks see little of a fall in the last third, and the `served` check only its end.
     let is_over = qps.first > 0.0 && qps.last == 0.0 && facts.report.requests as f64 > PARTS as f64;
     let is_slower = latency.exceeds(DRIFT_LATENCY) && (latency.last - latency.first).abs() > DRIFT_LATENCY_US;
@@ -131,8 +132,8 @@ impl Trend {
         }
     }
 
-    /// Whether it is no chance, and larger than this share of the middle of the two: the median of all is 0 when nothing
-    /// was answered half of the time.
+    /// Whether it is no chance, and larger than this share of the middle of the two: the median of all is 0 when
+    /// nothing was answered half of the time.
     fn exceeds(&self, share: f64) -> bool {
         self.z.abs() > Z_LIMIT && over((self.last - self.first).abs(), (self.first + self.last) / 2.0) > share
     }
@@ -202,8 +203,8 @@ pub(super) fn censored(facts: &RunFacts) -> Option<Finding> {
     suspect_if(censored as f64 > CENSORED_SHARE * times as f64, reason)
 }
 
-/// Few answers make a percentile uncertain, not wrong, and the reason says how few there are. Only below 100 answers is a
-/// run suspect: then p99 is the maximum.
+/// Few answers make a percentile uncertain, not wrong, and the reason says how few there are. Only below 100 answers is
+/// a run suspect: then p99 is the maximum.
 pub(super) fn percentiles(facts: &RunFacts) -> Option<Finding> {
     if facts.responses == 0 {
         return None;
@@ -240,8 +241,8 @@ pub(super) fn connections(facts: &RunFacts) -> Option<Finding> {
     Some((verdict, format!("{peak} connections were open at most, {asked} wanted")))
 }
 
-/// A server that takes one connection at a time serves the one it has for as long as its client keeps it: the answers are
-/// fast, and belong to few. Where a connection waits since all are slow, there are not enough answers for each.
+/// A server that takes one connection at a time serves the one it has for as long as its client keeps it: the answers
+/// are fast, and belong to few. Where a connection waits since all are slow, there are not enough answers for each.
 pub(super) fn starved(facts: &RunFacts) -> Option<Finding> {
     if facts.one_request_each() {
         return None;
