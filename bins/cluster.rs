@@ -73,7 +73,7 @@ struct Args {
     #[arg(long, value_enum)]
     policy: Option<Policy>,
 
-    /// Give up after this many restarts within --within, or after this many failed starts in a row
+    /// Give up when one more restart than this is needed within --within, or one more start in a row has failed
     #[arg(long, value_name = "N", default_value_t = 10)]
     max_restarts: usize,
 

@@ -26,7 +26,8 @@ pub struct MasterArgs {
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = parse_workers)]
     pub most_workers: usize,
 
-    /// In a reload: kill a new worker that does not listen within this time, and keep the old one
+    /// In a reload: kill a new worker that does not listen within this time, and keep the old one. Any other worker may
+    /// listen later, or never
     #[arg(long, value_name = "DUR", default_value = "10s", value_parser = parse_positive_duration)]
     pub listen_timeout: Duration,
 

@@ -29,7 +29,7 @@ columns = [{columns}]
 "#
     );
     let scratch = Scratch::new(name, &lesson);
-    let run = scratch.lab(&["run", "1"]);
+    let run = scratch.lab(&["run", "1", "--tables"]);
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
     // What could not be counted is told, and is no gap in the results.
     let check = scratch.lab(&["report", "--check"]);

@@ -161,7 +161,7 @@ fn the_cpu_time_per_request_of_a_foreign_server_fits_into_the_cpu_it_had() {
 fn each_repeat_has_arrivals_of_its_own() {
     let lesson = LESSON.replace("repeats = 60", "repeats = 3").replace(
         "load = \"loadgen --connections 2 --requests-per-connection 1",
-        "load = \"loadgen --connections 2 --rate 100 --arrivals poisson",
+        "load = \"loadgen --connections 1 --rate 100 --arrivals poisson",
     );
     let scratch = Scratch::new("seeds", &lesson);
     let (status, error) = ended(scratch.lab(&["run", "--seed", "5"]));

@@ -263,7 +263,11 @@ pub fn run(command: &[String], options: &Options, interrupt: &Interrupt) -> Resu
         }
         let verdicts = judge(&program, &points, |_, _| ()).inspect_err(|stop| {
             if matches!(stop, Stop::Interrupted) {
-                console::log(format_args!("interrupted in level {}, {}", level.number, level.name));
+                let before: usize = judged.iter().map(|level| level.verdicts.len()).sum();
+                let (number, name) = (level.number, level.name);
+                console::log(format_args!(
+                    "interrupted in level {number}, {name}; {before} points were judged before it"
+                ));
             }
         })?;
         let is_part = !options.only.is_empty();

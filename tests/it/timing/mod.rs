@@ -1,4 +1,5 @@
-//! The tests that look at times, in one place and one after another. A machine that is busy with something else makes
+//! The tests that look at times, in one place and one after another; the last of all, since libtest starts tests in the
+//! order of their names, so that nothing else runs beside them. A machine that is busy with something else makes
 //! anybody late, so each test says how much of that it tolerates, and the machine is measured beside it: where the bar
 //! is missed on a machine that was quiet enough the test fails at once; where the machine was not, it looks again, twice
 //! at most, and is then inconclusive. A bar that is met counts on any machine: nothing here gets better by being late.
