@@ -64,7 +64,8 @@ fn claims(lesson: &Lesson) -> String {
         format!("<tr><td>{}</td></tr>", cells.join("</td><td>"))
     };
     let head = "<tr><th>claim</th><th>here</th><th>measured</th><th>bar</th></tr>";
-    format!("\n<table>{head}{}</table>\n", lesson.judged.iter().map(row).collect::<String>())
+    // No empty line above: an HTML table ends a paragraph by itself (CommonMark, 4.6).
+    format!("<table>{head}{}</table>\n", lesson.judged.iter().map(row).collect::<String>())
 }
 
 /// What others have published, beside what was measured here.
@@ -73,7 +74,10 @@ fn published(lessons: &[Lesson]) -> String {
     let line = |(lesson, judged): (&Lesson, &Judged)| -> Option<Vec<String>> {
         let source = judged.claim.source.clone()?;
         let unit = judged.bar().map_or("", |bar| &bar.unit);
-        let published = judged.claim.published.map_or("–".to_string(), |figure| format!("{figure} {unit}"));
+        let published = judged
+            .claim
+            .published
+            .map_or("–".to_string(), |figure| format!("{figure} {unit}").trim_end().to_string());
         let lesson = lesson.number().to_string();
         Some(vec![
             lesson,
@@ -123,15 +127,23 @@ fn machines(lessons: &[Lesson]) -> String {
         }
     }
     let several = described.len() > 1;
-    let of_one = |(machine, of): &(Fingerprint, Vec<&Lesson>)| {
+    let mut text = String::new();
+    let mut known: Vec<String> = Vec::new();
+    for (machine, of) in &described {
         let numbers: Vec<&str> = of.iter().map(|lesson| lesson.number()).collect();
         let whose = if several { format!(" (lessons {})", numbers.join(", ")) } else { String::new() };
-        format!("\n## The machine{whose}\n\n{}", machine_lines(machine, of))
-    };
-    described.iter().map(of_one).collect()
+        let lines = machine_lines(machine, of);
+        text += &format!("\n## The machine{whose}\n\n");
+        text.extend(lines.iter().filter(|line| !known.contains(line)).map(|line| bullet(line)));
+        if !known.is_empty() {
+            text += &bullet("all else as above");
+        }
+        known.extend(lines);
+    }
+    text
 }
 
-fn machine_lines(machine: &Fingerprint, lessons: &[&Lesson]) -> String {
+fn machine_lines(machine: &Fingerprint, lessons: &[&Lesson]) -> Vec<String> {
     let pairs = |map: &BTreeMap<String, String>| {
         map.iter().map(|(key, value)| format!("{key} = {value}")).collect::<Vec<_>>().join("; ")
     };
@@ -141,18 +153,15 @@ fn machine_lines(machine: &Fingerprint, lessons: &[&Lesson]) -> String {
     let steal: u64 = rows.iter().map(|row| row.machine.steal_ticks).sum();
     let cpus: Vec<String> = machine.allowed_cpus.iter().map(usize::to_string).collect();
     let hardware = format!("{} MiB of memory; kernel {}", machine.memory_mib, machine.kernel);
-    [
+    let lines = [
         format!("CPU: {}, {} of them ({}); {hardware}", machine.cpu, cpus.len(), cpus.join(", ")),
         format!("mitigations: {}", pairs(&machine.mitigations)),
         format!("sysctls: {}", pairs(&machine.sysctls)),
         format!("open files: {} per process, as {}", machine.open_files, machine.user),
         format!("built by {}, {} profile", machine.rustc, machine.profile),
         format!("steal: {steal} ticks while the rows ran"),
-    ]
-    .iter()
-    .chain(&speeds(&rows))
-    .map(|line| bullet(line))
-    .collect()
+    ];
+    lines.into_iter().chain(speeds(&rows)).collect()
 }
 
 #[cfg(test)]
