@@ -116,7 +116,9 @@ fn reset(program: &Program) -> Verdict {
 fn silent_crowd(program: &Program) -> Verdict {
     let server = program.start(&["--idle-timeout", "50ms"])?;
     let crowd: Vec<Client> = (0..100).map(|_| Client::connect(server.addr)).collect::<Verdict<_>>()?;
-    served_within(server.addr, Duration::from_millis(50) * 100 + 2 * PATIENCE)?;
+    // The time-out holds for the next client, too: one that a busy machine keeps from asking for so long asks again.
+    let next = || served_within(server.addr, Duration::from_millis(50) * 100 + 2 * PATIENCE);
+    next().or_else(|_| next())?;
     drop(crowd);
-    served(server.addr).map(drop)
+    next().or_else(|_| next()).map(drop)
 }
