@@ -1,7 +1,7 @@
 //! A lesson's pictures as SVG: every run a dot, its row's median and interval, and names where the eye already is. The same
 //! rows give the same bytes.
 //!
-//! Two crates were tried first. kuva 0.6 draws most kinds, but writes its version into each file, has no `<desc>`, no
+//! Two crates were read, not yet tried: kuva 0.6 draws most kinds, but writes its version into each file, has no `<desc>`, no
 //! colours for a dark page in the same file and no names at the ends of lines; plotters 0.3 writes neither titles nor classes
 //! nor a text for a dot. Placing text is most of this code, and it would have been ours in both.
 
