@@ -27,8 +27,10 @@ use crate::report::{LoadReport, ServerReport, WorkerReport};
 /// the record unreadable, and no table shows them.
 const WORKERS_KEPT: usize = 16;
 
-/// More than all of the CPUs' time is impossible; this much more is the inaccuracy of a short window.
+/// More than all of the CPUs' time is impossible. What the two readings around a window may add: a share, since they are not
+/// made at its very ends, and a tick of /proc (proc_pid_stat(5)), which is all of a window of a few milliseconds.
 const MOST_CPU: f64 = 1.05;
+const TICK_S: f64 = 0.01;
 
 /// The first line of a record.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -162,13 +164,15 @@ impl Row {
 
     /// CPU time that the CPUs cannot have given in the measured window: then it was not measured over that window.
     pub fn impossible_cpu(&self) -> Option<String> {
-        let server = self.cpu.map(|cpu| ("server", cpu.cpus(), self.server_cpus.len()));
+        let server = self.cpu.map(|cpu| ("server", cpu.cpus(), cpu.length_us as f64 / 1e6, self.server_cpus.len()));
         let client = self.load.as_ref().filter(|load| load.duration_s > 0.0).map(|load| {
             let cpu_us = load.client.cpu_user_us + load.client.cpu_system_us;
-            ("client", cpu_us as f64 / 1e6 / load.duration_s, self.client_cpus.len())
+            ("client", cpu_us as f64 / 1e6 / load.duration_s, load.duration_s, self.client_cpus.len())
         });
-        let mut both = server.into_iter().chain(client);
-        let (who, used, had) = both.find(|(_, used, had)| *used > MOST_CPU * *had as f64)?;
+        let is_impossible = |&(_, used, length_s, had): &(_, f64, f64, usize)| {
+            used * length_s > MOST_CPU * had as f64 * length_s + TICK_S
+        };
+        let (who, used, _, had) = server.into_iter().chain(client).find(is_impossible)?;
         Some(format!("impossible: the {who} used {used:.2} CPUs of {had}"))
     }
 
@@ -319,7 +323,12 @@ mod tests {
         assert_eq!(dear.impossible_cpu().unwrap(), "impossible: the server used 1.35 CPUs of 1");
         let mut load = LoadReport { duration_s: 1.0, ..LoadReport::default() };
         load.client.cpu_system_us = 1_200_000;
-        assert!(Row { load: Some(load), ..row }.impossible_cpu().unwrap().contains("client used 1.20"));
+        let row = Row { load: Some(load), ..row };
+        assert!(row.impossible_cpu().unwrap().contains("client used 1.20"));
+        // Seven milliseconds, and the readings a third of one beside its ends.
+        let mut load = LoadReport { duration_s: 0.006_925, ..LoadReport::default() };
+        load.client.cpu_system_us = 7_278;
+        assert_eq!(Row { load: Some(load), ..row }.impossible_cpu(), None);
     }
 
     #[test]
