@@ -5,7 +5,8 @@
 //! - [`record`]: the row that a run fills, rows on disk, append-only, and the machine they were made on;
 //! - [`program`]: starting a program, awaiting its `ready` line, its output and its end;
 //! - [`run`]: one case after another: processes, faults, the clients of other projects;
-//! - [`evidence`]: rows → columns → tables → pages;
+//! - [`evidence`]: rows → columns → tables, claims judged, pictures → pages;
+//! - [`commands`]: what `lab list`, `explain`, `run`, `report` and `claims` do with all of these;
 //! - [`verify`]: the same cases as tests; [`check`]: any server against the contract; [`order`]: which worker takes connections
 //!   that come one after another; [`watch`]: a running server's counters on the terminal.
 //!
@@ -19,6 +20,7 @@ pub mod record;
 pub mod run;
 
 pub mod check;
+pub mod commands;
 pub mod order;
 pub mod verify;
 pub mod watch;
