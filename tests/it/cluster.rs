@@ -255,7 +255,8 @@ fn a_forbidden_port_is_a_failure_with_its_reason() {
         return inconclusive(Needs::Kernel("with privileged ports"), "everybody may listen on port 80 here");
     }
     let Some(ordinary) = Ordinary::new(CLUSTER).filter(|_| has_node()) else { return };
-    let program = "require('node:http').createServer(() => {}).listen(80, '127.0.0.1')";
+    // Without a file Node does not wait for the master's answer: this program stays until it has come.
+    let program = "require('node:http').createServer(() => {}).listen(80, '127.0.0.1'); setTimeout(() => {}, 60_000)";
     let flags = ["--workers", "1", "--max-restarts", "0", "--", "node", "-e", program];
     let output = ordinary.command().current_dir("/").args(flags).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
