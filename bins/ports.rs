@@ -35,7 +35,7 @@ use socket2::{Domain, Socket, Type};
     after_help = "\
 Every case opens sockets on a free port of 127.0.0.1 and says what the kernel answered to the
 last step. Two sockets on one port collide unless both set SO_REUSEPORT, or both set
-SO_REUSEADDR and neither listens. An inherited or passed descriptor is no second socket.
+SO_REUSEADDR and neither listens. An inherited or passed descriptor is not a second socket.
 What the machine does not allow (only root can try another user's socket) is skipped."
 )]
 struct Args {

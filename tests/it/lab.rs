@@ -223,9 +223,7 @@ fn every_server_of_the_syllabus_has_a_lesson() {
     let lessons = fs::read_dir(root.join("experiments")).unwrap().map(|entry| entry.unwrap().path());
     let lessons: String = lessons.filter(|path| path.extension().is_some_and(|e| e == "md")).map(read).collect();
     for name in names {
-        // The demonstration serves nobody: it has nothing that could be measured.
-        let is_measured = lessons.contains(&format!("run = \"{name}"));
-        assert!(name == "ports" || is_measured, "no experiment runs {name}");
+        assert!(lessons.contains(&format!("run = \"{name}")), "no experiment runs {name}");
     }
 }
 
