@@ -1,7 +1,7 @@
 //! The baseline for servers: recv and send of a constant, nothing parsed.
 //!
 //! One thread, one epoll. Whatever arrives in one `recv` counts as one request. The rows of the throughput tables are
-//! shares of this one: it makes the calls of a server, and nothing else costs time. It is no upper limit. A server of
+//! shares of this one: it makes the calls of a server, and nothing else costs time. It is not an upper limit. A server of
 //! several processes may make a part of the calls elsewhere: in lesson 3 `master-dispatch`, which accepts in another
 //! process, reaches 1.06 of it.
 //!

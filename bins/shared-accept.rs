@@ -88,8 +88,8 @@ fn run(wait: Wait, rearm_every: u64, args: &WorkersArgs) -> Result<ServerReport,
                     Wait::Epoll | Wait::EpollExclusive => _ = take_one(&mut events)?,
                     // An edge is reported once: what a worker leaves in the queue stays there until the next arrives.
                     Wait::EpollEdge => while take_one(&mut events)? {},
-                    // A worker that leaves the wait queue and returns is its last, so the next connection wakes
-                    // another.
+                    // Deleting and adding the entry puts this worker at the tail of the wait queue, so the next
+                    // connection wakes another.
                     Wait::EpollExclusiveRearm => {
                         taken += u64::from(take_one(&mut events)?);
                         if taken >= rearm_every {

@@ -112,7 +112,8 @@ impl FromStr for Work {
 }
 
 fn parse_cost(text: &str) -> Result<Cost, String> {
-    let usage = || format!("{text:?} is no work; write none, wait:DUR, block:DUR, spin:DUR or 90%none,10%spin:5ms");
+    let usage =
+        || format!("{text:?} is not a kind of work; write none, wait:DUR, block:DUR, spin:DUR or 90%none,10%spin:5ms");
     if text == "none" {
         return Ok(Cost::None);
     }

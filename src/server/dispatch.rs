@@ -114,7 +114,7 @@ impl Dispatcher {
     /// When the last worker has died.
     pub fn wait(&mut self, pool: &mut WorkerPool) -> Result<bool, Failure> {
         loop {
-            // A look without waiting, lest a flood of connections hide a signal or an answer.
+            // A look without waiting, so that many connections cannot delay a signal or an answer.
             let until_ns = if self.can_go_on() { Some(0) } else { self.next_pause_end_ns() };
             let timeout = until_ns.map(|until_ns| Duration::from_nanos(until_ns.saturating_sub(monotonic_ns())));
             let reports = self.epoll.wait(timeout).map_err(|errno| Failure::new("wait for connections", errno))?;

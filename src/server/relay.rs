@@ -257,7 +257,7 @@ impl Relay {
         }
         let source = if side == WORKER { &mut pair.down } else { &mut pair.up };
         if is_gone && source.has_ended {
-            // It had said its last word, and now it does not listen any more either.
+            // It has sent its FIN, and now it cannot receive any more either.
             return self.reset(key);
         }
         if is_gone || flags.intersects(Interest::EPOLLIN | Interest::EPOLLRDHUP) {
@@ -283,7 +283,7 @@ impl Relay {
         }
         let begins_to_wait_for_output = !pair.down.unsent.is_empty() && !pair.watches_output;
         let patience = match (pair.down.has_ended, pair.down.unsent.is_empty()) {
-            // Both sides have time for their last bytes, but a client that stays is no longer the worker's to end.
+            // Both sides have time for their last bytes, but the worker has closed and cannot end a client that stays.
             (true, _) => Some(LINGER),
             (false, false) => Some(idle_timeout),
             (false, true) => None,

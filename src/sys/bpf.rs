@@ -143,7 +143,8 @@ impl WordMap {
         // many bytes, whole pages of them; its size never changes, and the mapping keeps it alive.
         let start = unsafe { mmap(None, bytes, read_write, MapFlags::MAP_SHARED, &fd, 0)? };
         // SAFETY: the pages are zeroed, aligned to a page, mapped for reading and writing and never unmapped, so
-        // 'static holds; programs and other processes change them only through atomics and aligned 64-bit stores.
+        // 'static holds; programs and other processes change them only through atomics and through aligned 64-bit
+        // stores, which do not tear (Documentation/memory-barriers.txt).
         let words = unsafe { std::slice::from_raw_parts(start.as_ptr().cast::<AtomicU64>(), words.get()) };
         Ok(WordMap { fd, words })
     }

@@ -151,13 +151,13 @@ impl RobustMutex {
     /// (90d758896787).
     pub fn take(&self) -> nix::Result<()> {
         // SAFETY: the place holds a mutex since `new`, and is never unmapped.
-        self.accept_from_the_dead(unsafe { libc::pthread_mutex_lock(self.place()) })
+        self.recover_from_owner_death(unsafe { libc::pthread_mutex_lock(self.place()) })
     }
 
     /// Takes it if it is free; false when somebody has it.
     pub fn try_take(&self) -> nix::Result<bool> {
         // SAFETY: as in `take`.
-        match self.accept_from_the_dead(unsafe { libc::pthread_mutex_trylock(self.place()) }) {
+        match self.recover_from_owner_death(unsafe { libc::pthread_mutex_trylock(self.place()) }) {
             Err(Errno::EBUSY) => Ok(false),
             other => other.map(|()| true),
         }
@@ -172,7 +172,7 @@ impl RobustMutex {
 
     /// The dead holder has left it to us. Whatever it guards was left in the middle; callers guard the right to call
     /// accept(2), and the accept queue is the kernel's, so there is nothing to repair.
-    fn accept_from_the_dead(&self, result: libc::c_int) -> nix::Result<()> {
+    fn recover_from_owner_death(&self, result: libc::c_int) -> nix::Result<()> {
         match check(result) {
             // SAFETY: as in `take`; EOWNERDEAD says that the caller holds the mutex and may call this.
             Err(Errno::EOWNERDEAD) => check(unsafe { libc::pthread_mutex_consistent(self.place()) }),

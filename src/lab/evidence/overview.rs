@@ -10,6 +10,7 @@ use crate::lab::evidence::table::speeds;
 use crate::lab::plan::claim::Bar;
 use crate::lab::record::fingerprint::Fingerprint;
 use crate::lab::record::{Record, Row};
+use crate::stats::RUNS_FOR_INTERVAL;
 
 const BIAS: &str = include_str!("bias.md");
 
@@ -20,12 +21,17 @@ pub fn render(lessons: &[Lesson], links: &Links) -> String {
 
 /// What a reader must know first: how the page came about, the machine, the records.
 pub fn before(lessons: &[Lesson], links: &Links) -> String {
-    let how = "Written by `lab report` from the records; not one number here was typed. A number is the median of several \
-               runs of fresh processes, [with its 95 % interval] where there are enough runs for one. Each lesson's page \
+    let how = format!(
+        "Written by `lab report` from the records; not one number here was typed. A number is the median of \
+               several runs of fresh processes; the brackets behind it are its 95 % interval, or with fewer than \
+               {RUNS_FOR_INTERVAL} runs [the smallest, the largest]. A ratio is the median of the ratios within a block \
+               of runs, so it may differ from the ratio of two medians. A claim `holds` when the whole bracket is on the \
+               right side of its bar; with three runs that says no more than that all three agree. Each lesson's page \
                has all tables, the commands behind them and the definitions. `lab report --check` compares every page with \
-               the record.";
+               the record."
+    );
     let records = records(lessons, links);
-    format!("# Results\n\n{}{}\n## Which record\n\n{records}", paragraph(how), machines(lessons))
+    format!("# Results\n\n{}{}\n## Which record\n\n{records}", paragraph(&how), machines(lessons))
 }
 
 /// What concerns all lessons: the figures of others, and our bias.

@@ -266,9 +266,10 @@ fn judged(gap: &str, evenness: &Evenness) -> String {
     if evenness.workers < 2 || evenness.n == 0 {
         return String::new();
     }
+    let p = if evenness.p_value < 0.001 { "p < 0.001".to_string() } else { format!("p = {:.3}", evenness.p_value) };
     format!(
-        "{gap}D = {:.2} (0 in turns, 1 by chance), p = {:.3}\n{:JUDGED_AT$}max/mean = {:.3} (by chance {:.3})",
-        evenness.dispersion, evenness.p_value, "", evenness.max_over_mean, evenness.expected_max_over_mean_if_random
+        "{gap}D = {:.2} (0 in turns, 1 by chance), {p}\n{:JUDGED_AT$}max/mean = {:.3} (by chance {:.3})",
+        evenness.dispersion, "", evenness.max_over_mean, evenness.expected_max_over_mean_if_random
     )
 }
 
