@@ -256,27 +256,26 @@ pub fn run(command: &[String], options: &Options, interrupt: &Interrupt) -> Resu
     let (paint, columns) = (Paint::on(&std::io::stdout()), width(&std::io::stdout()));
     let program = Program::new(command).until(interrupt);
     let mut judged: Vec<Judged> = Vec::new();
+    let say_how_far = |stop: &Stop, judged: &[Judged]| {
+        if matches!(stop, Stop::Interrupted) {
+            let points: usize = judged.iter().map(|level| level.verdicts.len()).sum();
+            console::log(format_args!("interrupted; {points} points were judged before it"));
+        }
+    };
     for level in LEVELS.iter().filter(|level| options.level.is_none_or(|number| number == level.number)) {
         let points: Vec<&Point> = level.points().filter(is_chosen).collect();
         if points.is_empty() {
             continue;
         }
-        let verdicts = judge(&program, &points, |_, _| ()).inspect_err(|stop| {
-            if matches!(stop, Stop::Interrupted) {
-                let before: usize = judged.iter().map(|level| level.verdicts.len()).sum();
-                let (number, name) = (level.number, level.name);
-                console::log(format_args!(
-                    "interrupted in level {number}, {name}; {before} points were judged before it"
-                ));
-            }
-        })?;
+        let verdicts = judge(&program, &points, |_, _| ()).inspect_err(|stop| say_how_far(stop, &judged))?;
         let is_part = !options.only.is_empty();
         let one = Judged { level, is_part, verdicts: std::iter::zip(points, verdicts).collect() };
         let is_broken = one.failed() > 0;
-        if !options.json {
-            print_until(interrupt, &output::level(&one, command, columns, paint))?;
-        }
+        let text = output::level(&one, command, columns, paint);
         judged.push(one);
+        if !options.json {
+            print_until(interrupt, &text).inspect_err(|stop| say_how_far(stop, &judged))?;
+        }
         if is_broken && !options.all {
             break;
         }
