@@ -300,6 +300,23 @@ fn handled_by(worker: usize, pid: u32) -> Vec<u8> {
     format!("handled by worker {worker}, pid {pid}\n").into_bytes()
 }
 
+/// In so many bytes at its beginning a body names its worker, if it does.
+pub const SIGNATURE_BYTES: usize = "handled by worker 2147483647, pid 2147483647".len();
+
+/// Worker and process as the body of an answer names them: `handled by worker I, pid P`.
+pub fn signature(body: &[u8]) -> Option<(usize, i32)> {
+    let (worker, rest) = leading_number(body.strip_prefix(b"handled by worker ")?)?;
+    let (pid, _) = leading_number(rest.strip_prefix(b", pid ")?)?;
+    Some((worker as usize, pid))
+}
+
+fn leading_number(bytes: &[u8]) -> Option<(i32, &[u8])> {
+    let digits = bytes.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let add = |number: i32, byte: &u8| number.checked_mul(10)?.checked_add(i32::from(byte - b'0'));
+    let number = bytes[..digits].iter().try_fold(0, add).filter(|_| digits > 0)?;
+    Some((number, &bytes[digits..]))
+}
+
 fn render(status: &str, worker: usize, connection: &str, body: &[u8]) -> Rendered {
     let length = body.len();
     let mut bytes = format!(
@@ -413,6 +430,7 @@ mod tests {
             let (_, body) = text.split_once("\r\n\r\n").unwrap();
             assert_eq!(body.len(), expected);
             assert!(body.starts_with("handled by worker 3, pid 604\n") && body.ends_with('\n'));
+            assert_eq!(signature(body.as_bytes()), Some((3, 604)));
         }
     }
 

@@ -167,6 +167,10 @@ pub static REPORT: &[Section] = &[
              and no byte of the answer had come (RFC 9112, 9.3.1).")
             .but("They are no errors, unless the second attempt failed: that is one. Their time counts from the first \
                   attempt."),
+        metric("wrong_bodies", "wrong bodies", "",
+            "Answers of status 200 with an X-Worker whose body does not begin `handled by worker I, pid P` with the same I, \
+             as the contract asks; absent when there are none.")
+            .but("A server that has another use for X-Worker breaks nothing."),
         metric("lost[].at_s", "lost at", "s",
             "A request without an answer (errors.write, errors.read, errors.timeout): when that was clear, from the start \
              of the run; the first 10,000 are listed."),

@@ -134,6 +134,8 @@ pub struct LoadReport {
     pub deadline: Option<DeadlineCounts>,
     #[serde(default)]
     pub retried: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub wrong_bodies: u64,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lost: Vec<Lost>,
     #[serde(default)]

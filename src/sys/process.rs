@@ -136,6 +136,15 @@ impl Usage {
         self.cpu_user_us + self.cpu_system_us
     }
 
+    /// The CPU time from then to now; the rest of it is 0.
+    pub fn cpu_since(&self, then: &Usage) -> Usage {
+        Usage {
+            cpu_user_us: self.cpu_user_us.saturating_sub(then.cpu_user_us),
+            cpu_system_us: self.cpu_system_us.saturating_sub(then.cpu_system_us),
+            ..Usage::default()
+        }
+    }
+
     fn of(who: UsageWho) -> Usage {
         Usage::from(*getrusage(who).expect("getrusage(2) fails only for a bad argument").as_ref())
     }

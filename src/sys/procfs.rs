@@ -64,6 +64,12 @@ pub fn resident_kib(pid: i32) -> Option<u64> {
     kib(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?, "VmRSS:")
 }
 
+/// `VmHWM`: the most that was resident. `ru_maxrss` would be at least what the parent had when it forked, since that
+/// survives execve(2); this belongs to the address space.
+pub fn peak_resident_kib(pid: i32) -> Option<u64> {
+    kib(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?, "VmHWM:")
+}
+
 /// Proportional set size: a page shared by n processes counts 1/n in each (proc_pid_smaps_rollup in proc(5)).
 pub fn proportional_kib(pid: i32) -> Option<u64> {
     kib(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?, "Pss:")
@@ -109,7 +115,8 @@ mod tests {
     fn we_are_somebody_and_nobody_is_number_0() {
         let we = std::process::id() as i32;
         assert!(Stat::everybody().any(|stat| stat.pid == we && stat.is_alive()));
-        assert!(descriptors(we) >= Some(3) && resident_kib(we) > Some(0) && proportional_kib(we) > Some(0));
+        assert!(descriptors(we) >= Some(3) && resident_kib(we) > Some(0) && peak_resident_kib(we) >= resident_kib(we));
+        assert!(proportional_kib(we) > Some(0));
         assert!(voluntary_switches(we).is_some() && voluntary_switches(0).is_none());
         assert!(Stat::of(0).is_none() && descriptors(0).is_none() && resident_kib(0).is_none());
     }

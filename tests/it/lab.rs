@@ -557,3 +557,48 @@ fn the_glossary_has_twenty_five_words_in_order_and_every_lesson_links_it() {
         }
     }
 }
+
+/// The server to start from, with one line of it changed: wrong bodies, no worker, another status, a wrong length.
+#[test]
+fn a_server_that_answers_wrongly_fails_its_experiment() {
+    if Command::new("python3").arg("--version").output().is_err() {
+        return inconclusive(Needs::Tool("python3"), "not installed");
+    }
+    let honest = fs::read_to_string(Path::new(REPOSITORY).join("experiments/own-server/server.py")).unwrap();
+    let wrong_body = "bodies do not begin `handled by worker I, pid P`";
+    for (number, (from, to, told)) in [
+        ("f\"handled by", "f\"answered by", wrong_body),
+        ("by worker 0", "by worker 1", wrong_body),
+        ("f\"handled by worker 0, pid {os.getpid()}\\n\"", "\"\"", wrong_body),
+        ("X-Worker: 0\\r\\n", "", "answers have no X-Worker"),
+        ("200 OK", "500 No", "answers have the status 500"),
+        ("{len(body)}", "{len(body) - 1}", "or not as long as their Content-Length says"),
+        ("{len(body)}", "{len(body) + 1}", "no request was answered"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let broken = honest.replacen(from, to, 1);
+        assert_ne!(broken, honest, "{from} is not in the server");
+        let scratch = Scratch::new(&format!("wrong-{number}"), "");
+        let server = scratch.root.join("server.py");
+        fs::write(&server, broken).unwrap();
+        let clients =
+            if number == 0 { "[LOADGEN, \"bare-client --churn --connections 1 --duration 100ms\"]" } else { "LOADGEN" };
+        let lesson = LESSON
+            .replace("run = \"sync\", law = \"1/N\"", &format!("run = \"python3 {}\"", server.display()))
+            .replace("server_flags = \"--work block:1ms\"\n", "")
+            .replace("[\"qps\", \"law_qps\", \"deviation\", \"timeouts\"]", "[\"qps\"]");
+        let (before, load) = lesson.split_once("load = ").unwrap();
+        let (load, after) = load.split_once('\n').unwrap();
+        let lesson = format!("{before}load = {}\n{after}", clients.replace("LOADGEN", load));
+        fs::write(scratch.root.join("experiments/01-lesson.md"), lesson).unwrap();
+        let run = scratch.lab(&["run", "--quick", "--seed", "1"]);
+        let said = String::from_utf8(run.stderr).unwrap();
+        assert_eq!(run.status.code(), Some(1), "{from}: {said}");
+        assert!(said.contains(told), "{from}: {said}");
+        for row in recorded(&scratch) {
+            assert!(row["failure"].as_str().is_some_and(|why| why.contains(told)), "{from}: {row}");
+        }
+    }
+}

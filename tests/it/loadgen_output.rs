@@ -196,6 +196,7 @@ fn everything() -> (LoadReport, IntervalReport) {
         offered_per_s: Some(8.0),
         deadline: Some(DeadlineCounts { shed: 1, abandoned: 1 }),
         retried: 1,
+        wrong_bodies: 1,
         lost: vec![Lost {
             at_s: 0.5,
             client: Some("127.0.0.1:40123".into()),

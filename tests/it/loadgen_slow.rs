@@ -23,9 +23,9 @@ fn a_server_with_an_idle_time_out_rids_itself_of_silent_clients_but_not_of_slow_
         background.wait_until_open(&|| false).unwrap();
         background
     };
-    let silent = open(4, 7, 60_000);
+    let mut silent = open(4, 7, 60_000);
     // These are never silent for long.
-    let slow = open(3, 0, 1);
+    let mut slow = open(3, 0, 1);
     // The server ends its connections in the order of their silence. The first of ours may be silent before all
     // of them are, the second is not.
     for _ in 0..2 {

@@ -9,6 +9,7 @@ use socket2::SockRef;
 
 use super::queues::queues;
 use super::{Cause, Sent, Unheld, Verdict, broken, not_applicable};
+use crate::http::signature;
 use crate::lab::observe::processes::poll_until;
 
 /// How long an answer may take that needs no time at all.
@@ -294,14 +295,9 @@ impl Answer {
 
     /// Worker and process as the body names them: `handled by worker I, pid P`.
     pub fn signature(&self) -> Verdict<(usize, i32)> {
-        let body = String::from_utf8_lossy(&self.body);
-        let named = body.strip_prefix("handled by worker ").and_then(|rest| {
-            let (worker, rest) = rest.split_once(", pid ")?;
-            let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
-            Some((worker.parse().ok()?, rest[..digits].parse().ok()?))
-        });
         let expected = "a body that begins `handled by worker I, pid P`";
-        named.map_or_else(|| self.broken(expected, format!("{body:?}")), Ok)
+        let found = || format!("{:?}", String::from_utf8_lossy(&self.body));
+        signature(&self.body).map_or_else(|| self.broken(expected, found()), Ok)
     }
 }
 

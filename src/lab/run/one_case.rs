@@ -17,6 +17,7 @@ use crate::lab::plan::case::Case;
 use crate::lab::plan::matrix::TableKind;
 use crate::lab::program::{Interrupt, Program, Running, Stop, on_path};
 use crate::lab::record::Row;
+use crate::lab::run::contract;
 use crate::lab::run::fault_injector::{self, FaultInjector};
 use crate::lab::run::foreign;
 use crate::lab::run::sysctl::{Settings, Unset};
@@ -31,6 +32,8 @@ const START_WITHIN: Duration = Duration::from_secs(60);
 const STOP_WITHIN: Duration = Duration::from_secs(60);
 /// Beyond the time that the command line declares: for time-outs, late answers, and a number of requests.
 const CLIENT_GRACE: Duration = Duration::from_secs(120);
+const ONE_REQUEST: &str =
+    "loadgen --connections 1 --requests 1 --warmup 0s --timeout 10s --progress none --format json";
 /// Runs in which a footprint is looked for.
 const LOOKS: usize = 4;
 
@@ -136,6 +139,9 @@ fn measure(case: &Case, row: &mut Row, network: Network, interrupt: &Interrupt) 
         run_foreign(case, row, network, &url, interrupt)?;
     }
     row.observed = Some(counter.end());
+    if row.foreign.is_some() {
+        ask_once(row, network, &url, interrupt)?;
+    }
     server.signal(Signal::SIGTERM);
     let document = match server.finish(STOP_WITHIN, |_| ()) {
         Err(Stop::Failed(why)) if case.server_spec.expect_death && server.has_ended() => {
@@ -242,7 +248,9 @@ fn run_loadgen(
     row.skipped = fell_back;
     row.footprint = seen;
     row.cpu = window;
-    row.impossible_cpu().map_or(Ok(()), |why| Err(Stop::Failed(why)))
+    let expects_losses = row.expects_losses() || row.expect_timeouts;
+    let broken = || contract::broken(row.load.as_ref()?, expects_losses);
+    row.impossible_cpu().or_else(broken).map_or(Ok(()), |why| Err(Stop::Failed(why)))
 }
 
 fn run_foreign(case: &Case, row: &mut Row, network: Network, url: &str, interrupt: &Interrupt) -> Result<(), Stop> {
@@ -258,6 +266,16 @@ fn run_foreign(case: &Case, row: &mut Row, network: Network, url: &str, interrup
     }
     row.foreign = Some(report);
     Ok(())
+}
+
+/// A client of another project does not look at the bodies: the server is asked once more when all is measured.
+fn ask_once(row: &Row, network: Network, url: &str, interrupt: &Interrupt) -> Result<(), Stop> {
+    let program = Program::of(ONE_REQUEST).on_cpus(&row.client_cpus).inside(network).until(interrupt);
+    let mut client = program.launch(&[url])?;
+    let document = client.finish(CLIENT_GRACE, |_| ())?;
+    let report: LoadReport = serde_json::from_str(&document)
+        .map_err(|error| Stop::Failed(client.failure(&format!("printed no report ({error})"))))?;
+    contract::broken(&report, false).map_or(Ok(()), |why| Err(Stop::Failed(why)))
 }
 
 #[cfg(test)]

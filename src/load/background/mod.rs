@@ -104,11 +104,7 @@ impl BackgroundConnections {
         Ok(())
     }
 
-    pub fn stop(mut self) -> BackgroundCounts {
-        self.join()
-    }
-
-    fn join(&mut self) -> BackgroundCounts {
+    pub fn stop(&mut self) -> BackgroundCounts {
         // Fails only when the counter would overflow, and then it is readable already (eventfd(2)).
         let _ = self.stop_event.write(1);
         let Some(thread) = self.thread.take() else { return BackgroundCounts::default() };
@@ -119,7 +115,7 @@ impl BackgroundConnections {
 impl Drop for BackgroundConnections {
     fn drop(&mut self) {
         if !thread::panicking() {
-            self.join();
+            self.stop();
         }
     }
 }

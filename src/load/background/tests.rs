@@ -52,7 +52,7 @@ fn read_request(stream: &mut TcpStream) {
 /// Starts them, waits until the server has dealt with as many, and stops them.
 fn counts_of(handler: fn(&mut TcpStream), wanted: Background) -> Vec<SlowCounts> {
     let (address, is_done) = serve(handler);
-    let background = start(to(address), wanted);
+    let mut background = start(to(address), wanted);
     for _ in 0..wanted.total() {
         is_done.recv_timeout(Duration::from_secs(30)).unwrap();
     }
@@ -132,7 +132,7 @@ fn slow_clients_come_from_their_sources_in_turn_and_reset_where_others_do() {
     let address = listener.local_addr().unwrap().into();
     let gap = Duration::from_secs(3600);
     let wanted = Background { slow_send: 1, slow_read: 1, half_open: 2, gap, ..NONE };
-    let background = start(Route { sources, reset: true, ..to(address) }, wanted);
+    let mut background = start(Route { sources, reset: true, ..to(address) }, wanted);
     let mut streams: Vec<_> = (0..wanted.total()).map(|_| listener.accept().unwrap()).collect();
     let mut hosts: Vec<_> = streams.iter().map(|(_, peer)| peer.ip().to_string()).collect();
     hosts.sort();
@@ -150,7 +150,7 @@ fn idle_connections_say_nothing_and_are_counted_when_the_server_closes_them() {
         let _ = stream.write_all(b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n");
     };
     let (address, is_done) = serve(closes_at_once);
-    let background = start(to(address), Background { idle: 300, ..NONE });
+    let mut background = start(to(address), Background { idle: 300, ..NONE });
     for _ in 0..300 {
         is_done.recv_timeout(Duration::from_secs(30)).unwrap();
     }

@@ -13,7 +13,7 @@ use crate::units::monotonic_ns;
 
 /// How long a server that announced its close may take before the client closes first.
 const CLOSING_GRACE_NS: u64 = 1_000_000_000;
-const CONNECTED: Answer = Answer { status: 200, worker: None, body_bytes: 0, close: false };
+const CONNECTED: Answer = Answer { status: 200, worker: None, body_bytes: 0, wrong_body: false, close: false };
 
 impl<E: Engine> ClientLoop<'_, E> {
     pub(super) fn on_report(&mut self, ready: Ready) {

@@ -82,7 +82,7 @@ fn serve(mut connection: TcpStream) -> io::Result<()> {
                 thread::sleep(STALL_FROM + STALL - age);
             }
             thread::sleep(SERVICE);
-            connection.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Worker: 0\r\n\r\n")?;
+            connection.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")?;
         }
         line.clear();
     }

@@ -48,7 +48,9 @@ pub fn merge(files: &[PathBuf], hlog: Option<&Path>, force: bool) -> Result<Meas
         return Err(format!("{why} (--force merges nonetheless)"));
     }
     let mut logs = parts.iter().map(|part| part.path.with_extension("hlog"));
-    if let Some(log) = logs.find(|log| is_same_file(hlog, log)) {
+    let place = |path: &Path| fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+    let out = hlog.and_then(place);
+    if let Some(log) = logs.find(|log| out.is_some() && place(log) == out) {
         return Err(format!("write {}: it is a part of the sum; choose another name", log.display()));
     }
     let hlog: Vec<_> = hlog.map(|path| (FileFormat::Hlog, path.into())).into_iter().collect();
@@ -64,11 +66,6 @@ pub fn merge(files: &[PathBuf], hlog: Option<&Path>, force: bool) -> Result<Meas
     };
     let files = files.write(&distributions, &span, &report);
     Ok(Measured { report, files })
-}
-
-fn is_same_file(out: Option<&Path>, part: &Path) -> bool {
-    let place = |path: &Path| fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
-    out.and_then(place).is_some_and(|out| Some(out) == place(part))
 }
 
 struct Part {

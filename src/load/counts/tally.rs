@@ -61,6 +61,7 @@ pub struct Tally {
     /// Given up because of their deadline, in the whole run.
     pub shed: u64,
     pub abandoned: u64,
+    pub wrong_bodies: u64,
     /// Connections that waited for their first answer in vain, for the time-out or for half of the window at its end.
     pub starved: u64,
     pub answered_in_window: u64,
@@ -129,6 +130,7 @@ impl Tally {
             intervals.answered(latency_ns, timestamps.slip_ns(), answer.worker, first);
         }
         self.answered_connections += u64::from(first);
+        self.wrong_bodies += u64::from(answer.wrong_body);
         if let Some(worker) = answer.worker {
             let is_due_in_window = window.contains(timestamps.due_ns);
             let tally = self.worker(worker);
@@ -210,6 +212,7 @@ impl Tally {
         self.censored += other.censored;
         self.shed += other.shed;
         self.abandoned += other.abandoned;
+        self.wrong_bodies += other.wrong_bodies;
         self.starved += other.starved;
         self.answered_in_window += other.answered_in_window;
         self.answered_before += other.answered_before;
@@ -263,7 +266,7 @@ mod tests {
     use crate::load::counts::failures::Cause;
 
     const WINDOW: Window = Window { start_ns: 0, open_ns: 1_000, close_ns: 2_000 };
-    const ANSWER: Answer = Answer { status: 200, worker: Some(1), body_bytes: 64, close: false };
+    const ANSWER: Answer = Answer { status: 200, worker: Some(1), body_bytes: 64, wrong_body: false, close: false };
 
     fn timestamps(due_ns: u64, sent_ns: u64, end_ns: u64) -> Timestamps {
         Timestamps { due_ns, sent_ns: Some(sent_ns), first_byte_ns: Some(end_ns), end_ns }

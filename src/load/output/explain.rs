@@ -52,6 +52,7 @@ mod tests {
             evenness: Some(EvennessPair { connections: Evenness::default(), requests: Evenness::default() }),
             trace: vec![Traced { worker: Some(1), ..Traced::default() }],
             order: vec![1],
+            wrong_bodies: 1,
             lost: vec![Lost { client: Some("x".into()), worker: Some(1), ..Lost::default() }],
             worst_second: Some(WorstSecond::default()),
             longest_silence_ms: Some(1),

@@ -62,7 +62,10 @@ pub fn parse(bytes: &[u8], no_body: bool) -> Result<Option<Head>, Malformed> {
     let says_close = fields.close || (version == b'0' && !fields.keep_alive);
     let close = says_close || status == 101 || framing == Framing::UntilClose;
     let number = fields.worker_at.clone().and_then(|at| decimal(&bytes[at]));
-    let answer = Answer { status, worker: number.and_then(worker_number), body_bytes: 0, close };
+    let worker = number.and_then(worker_number);
+    // Until the body has come.
+    let wrong_body = worker.is_some() && status == 200 && !no_body;
+    let answer = Answer { status, worker, body_bytes: 0, wrong_body, close };
     Ok(Some(Head { answer, framing, bytes: lines.at, worker_at: fields.worker_at.filter(|_| number.is_some()) }))
 }
 

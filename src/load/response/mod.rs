@@ -17,6 +17,8 @@ use memchr::memchr;
 use body::Framing;
 use head::{Head, leading_number, worker_number};
 
+use crate::http::{SIGNATURE_BYTES, signature};
+
 /// Worker numbers index a table; a number beyond this is not one of ours and counts as "not named".
 pub const MAX_WORKERS: u32 = 65_536;
 
@@ -26,8 +28,19 @@ pub struct Answer {
     pub worker: Option<u32>,
     /// Bytes of the body, without head and chunk sizes.
     pub body_bytes: u64,
+    /// It names its worker, and its body does not, as the contract asks.
+    pub wrong_body: bool,
     /// The connection cannot carry another one: the server announced that it closes it, or the answer ends with it.
     pub close: bool,
+}
+
+impl Answer {
+    /// With its body, or the beginning of it.
+    fn compare(&mut self, body: &[u8]) {
+        let worker = self.worker.filter(|_| self.wrong_body);
+        self.wrong_body =
+            worker.is_some_and(|worker| signature(body).is_none_or(|(named, _)| named != worker as usize));
+    }
 }
 
 /// The bytes are not an answer; which part of it they should have been.
@@ -36,7 +49,8 @@ pub struct Malformed(pub &'static str);
 
 #[derive(Default)]
 pub struct Reader {
-    partial_head: Vec<u8>,
+    /// Of a head whose end has not come, or of the body behind it.
+    beginning: Vec<u8>,
     body: Option<(Answer, Framing)>,
 }
 
@@ -45,7 +59,7 @@ impl Reader {
     /// goes on.
     pub fn feed(&mut self, bytes: &[u8], cached_head: &mut CachedHead) -> Result<Option<(Answer, usize)>, Malformed> {
         if self.body.is_none()
-            && self.partial_head.is_empty()
+            && self.beginning.is_empty()
             && let Some(whole) = cached_head.whole_answer(bytes)
         {
             return Ok(Some(whole));
@@ -61,10 +75,17 @@ impl Reader {
                 self.body = Some((head.answer, head.framing));
             }
         };
-        consumed += framing.take(&bytes[consumed..], &mut answer.body_bytes)?;
+        let taken = framing.take(&bytes[consumed..], &mut answer.body_bytes)?;
+        if answer.wrong_body && matches!(framing, Framing::Length(_)) {
+            let part = taken.min(SIGNATURE_BYTES - self.beginning.len());
+            self.beginning.extend_from_slice(&bytes[consumed..][..part]);
+        }
+        consumed += taken;
         if !framing.is_complete() {
             return Ok(None);
         }
+        answer.compare(&self.beginning);
+        self.beginning.clear();
         Ok(self.body.take().map(|(answer, _)| (answer, consumed)))
     }
 
@@ -80,29 +101,29 @@ impl Reader {
 
     pub fn reset(&mut self) {
         self.body = None;
-        self.partial_head.clear();
+        self.beginning.clear();
     }
 
     /// The next head; its length is the part of it that lies in *these* bytes.
     fn read_head(&mut self, bytes: &[u8], cached_head: &mut CachedHead) -> Result<Option<Head>, Malformed> {
-        let held = self.partial_head.len();
+        let held = self.beginning.len();
         if held > 0 {
-            self.partial_head.extend_from_slice(bytes);
+            self.beginning.extend_from_slice(bytes);
             // Once it is clear that this is HTTP, only the end of a line brings something new.
-            let is_http = self.partial_head[..held].starts_with(head::MAGIC);
-            if is_http && self.partial_head.len() < head::MAX_BYTES && memchr(b'\n', bytes).is_none() {
+            let is_http = self.beginning[..held].starts_with(head::MAGIC);
+            if is_http && self.beginning.len() < head::MAX_BYTES && memchr(b'\n', bytes).is_none() {
                 return Ok(None);
             }
         }
-        let all = if held > 0 { &self.partial_head } else { bytes };
+        let all = if held > 0 { &self.beginning } else { bytes };
         let Some(head) = head::parse(all, cached_head.no_body)? else {
             if held == 0 {
-                self.partial_head.extend_from_slice(bytes);
+                self.beginning.extend_from_slice(bytes);
             }
             return Ok(None);
         };
         cached_head.remember(&all[..head.bytes], &head);
-        self.partial_head.clear();
+        self.beginning.clear();
         Ok(Some(Head { bytes: head.bytes - held, ..head }))
     }
 }
@@ -146,13 +167,14 @@ impl CachedHead {
         }
         let (before, after) = (&self.head[..self.worker_at.start], &self.head[self.worker_at.end..]);
         let rest = bytes.strip_prefix(before)?;
-        let (answer, rest) = if after.is_empty() {
+        let (mut answer, body) = if after.is_empty() {
             (self.answer, rest)
         } else {
             let (number, rest) = leading_number(rest)?;
             (Answer { worker: worker_number(number), ..self.answer }, rest.strip_prefix(after)?)
         };
-        let left = (rest.len() as u64).checked_sub(self.answer.body_bytes)?;
-        Some((answer, bytes.len() - left as usize))
+        let left = (body.len() as u64).checked_sub(answer.body_bytes)? as usize;
+        answer.compare(&body[..body.len() - left]);
+        Some((answer, bytes.len() - left))
     }
 }

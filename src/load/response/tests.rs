@@ -29,7 +29,7 @@ fn read_pieces<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, cached_head: &mut
             }
         }
     }
-    let is_complete = reader.body.is_none() && reader.partial_head.is_empty();
+    let is_complete = reader.body.is_none() && reader.beginning.is_empty();
     let end = match reader.end() {
         Some(answer) => End::Closed(answer),
         None if is_complete => End::Complete,
@@ -68,8 +68,9 @@ fn refused(bytes: impl AsRef<[u8]>) -> &'static str {
     }
 }
 
+/// None of these bodies names a worker.
 fn answer(status: u16, worker: Option<u32>, body_bytes: u64, close: bool) -> Answer {
-    Answer { status, worker, body_bytes, close }
+    Answer { status, worker, body_bytes, wrong_body: worker.is_some() && status == 200, close }
 }
 
 fn two_bytes_with(fields: &str) -> String {
@@ -244,11 +245,32 @@ fn only_the_number_of_the_worker_may_differ_from_what_is_remembered() {
     assert_eq!(known(&first.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\nok")), None);
 }
 
+#[test]
+fn a_body_names_the_worker_of_its_head_or_it_is_wrong() {
+    for (body, is_wrong) in [
+        ("handled by worker 3, pid 604\n", false),
+        ("handled by worker 3, pid 6 and more", false),
+        ("handled by worker 4, pid 604\n", true),
+        ("handled by worker 3, pid \n", true),
+        ("handled by worker 3", true),
+        ("hello", true),
+        ("", true),
+    ] {
+        let framed = |fields: &str| format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: {}\r\n\r\n{body}", body.len());
+        assert_eq!(read(&framed("X-Worker: 3\r\n")).wrong_body, is_wrong, "{body:?}");
+        assert!(!read(&framed("")).wrong_body, "{body:?}: a server of another kind");
+        assert!(!read(&framed("X-Worker: 3\r\n").replace("200 OK", "503 No")).wrong_body, "{body:?}");
+    }
+    // The contract asks for a length.
+    assert!(read("HTTP/1.1 200 OK\r\nX-Worker: 3\r\n\r\nhandled by worker 3, pid 604\n").wrong_body);
+}
+
 fn head() -> impl Strategy<Value = String> {
     let status = select(vec!["200 OK", "204 No Content", "100 Continue", "503 No", "200"]);
     let field = select(vec![
         "Content-Length: 2",
         "Content-Length: 12",
+        "Content-Length: 26",
         "X-Worker: 3",
         "X-Worker: 4",
         "X-Worker: 12",
@@ -267,7 +289,14 @@ fn head() -> impl Strategy<Value = String> {
 }
 
 fn body() -> impl Strategy<Value = &'static str> {
-    select(vec!["", "ok", "hello, world", "2\r\nok\r\n0\r\n\r\n", "000c;x=y\r\nhello, world\r\n0\r\nA: b\r\n\r\n"])
+    select(vec![
+        "",
+        "ok",
+        "hello, world",
+        "handled by worker 3, pid 4",
+        "2\r\nok\r\n0\r\n\r\n",
+        "000c;x=y\r\nhello, world\r\n0\r\nA: b\r\n\r\n",
+    ])
 }
 
 fn answers() -> impl Strategy<Value = String> {

@@ -67,7 +67,7 @@ pub fn run(plan: &Plan, observers: Observers) -> Result<Outcome, String> {
     };
     let counted = measure(plan, &settings, &control, &mut supervisor, observers)?;
     let interrupted = control.stopped_at_ns().is_some() || counted.tally.gave_up;
-    let background = background.map(BackgroundConnections::stop).unwrap_or_default();
+    let background = background.map(|mut connections| connections.stop()).unwrap_or_default();
     let mut report = report(plan, &counted, &background, interrupted);
     let machine_s = (monotonic_ns() - since_ns) as f64 / 1e9;
     report.trust = Some(trust(plan, &counted, &report, Counters::now().since(&counters), machine_s));

@@ -62,11 +62,7 @@ impl Observers {
     /// Passes on the rest, and ends all of them; the first that failed is the result.
     pub fn finish(mut self, window: &Window) -> Result<(), String> {
         self.pass_on(|merger| merger.receive_rest(window));
-        let mut outcome = Ok(());
-        for observer in self.observers {
-            outcome = outcome.and(observer.finish());
-        }
-        outcome
+        self.observers.into_iter().map(|observer| observer.finish()).fold(Ok(()), Result::and)
     }
 
     fn pass_on(&mut self, receive: impl FnOnce(&mut IntervalMerger) -> VecDeque<IntervalReport>) {

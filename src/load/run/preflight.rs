@@ -55,12 +55,8 @@ pub fn advise(plan: &Plan, limits: &Limits) -> Result<Vec<String>, String> {
     Ok([time_wait(plan, limits), accept_queue(plan, limits)].into_iter().flatten().collect())
 }
 
-fn sources(plan: &Plan) -> u64 {
-    plan.sources.as_ref().map_or(1, |sources| sources.addresses.len() as u64)
-}
-
 fn ports(plan: &Plan, limits: &Limits) -> u64 {
-    limits.ports * sources(plan)
+    limits.ports * plan.sources.as_ref().map_or(1, |sources| sources.addresses.len() as u64)
 }
 
 fn is_on_loopback(plan: &Plan) -> bool {

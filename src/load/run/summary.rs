@@ -11,9 +11,9 @@ use crate::load::counts::evenness;
 use crate::load::counts::tally::{Tally, WorkerTally};
 use crate::load::counts::window::Window;
 use crate::load::options::plan::Plan;
-use crate::load::run::supervisor::max_rss_kib;
 use crate::load::run::threads::Counted;
 use crate::report::{ClientCost, ConnectionCounts, DeadlineCounts, LoadReport, OutsideWindow, RunInfo, WorkerShare};
+use crate::sys::procfs::peak_resident_kib;
 use crate::units::over;
 
 /// The version of the document.
@@ -33,6 +33,7 @@ pub fn report(plan: &Plan, counted: &Counted, background: &BackgroundCounts, int
         offered_per_s: is_open_loop.then(|| offered(plan, tally, window)),
         deadline: plan.pacing.deadline.map(|_| DeadlineCounts { shed: tally.shed, abandoned: tally.abandoned }),
         retried: tally.totals.retried,
+        wrong_bodies: tally.wrong_bodies,
         lost: tally.failures.named_lost(window.start_ns),
         lost_more: tally.failures.lost_more,
         worst_second: tally.series.worst_second(),
@@ -54,7 +55,7 @@ pub fn report(plan: &Plan, counted: &Counted, background: &BackgroundCounts, int
             threads: plan.threads.count as usize,
             cpu_user_us: cpu.cpu_user_us,
             cpu_system_us: cpu.cpu_system_us,
-            max_rss_kib: max_rss_kib(),
+            max_rss_kib: peak_resident_kib(std::process::id() as i32).unwrap_or(0),
             ..ClientCost::default()
         },
         run: Some(run_info(plan, counted, interrupted)),

@@ -117,13 +117,7 @@ impl<'a> Supervisor<'a> {
             console::redraw("\r\x1b[K");
         }
         let now = Usage::of_process();
-        let (from, to) = (cpu_at_open.unwrap_or(now), cpu_at_close.unwrap_or(now));
-        let cpu = Usage {
-            cpu_user_us: to.cpu_user_us.saturating_sub(from.cpu_user_us),
-            cpu_system_us: to.cpu_system_us.saturating_sub(from.cpu_system_us),
-            ..Usage::default()
-        };
-        Ok((window, cpu))
+        Ok((window, cpu_at_close.unwrap_or(now).cpu_since(&cpu_at_open.unwrap_or(now))))
     }
 
     fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Failure> {
@@ -156,12 +150,4 @@ impl<'a> Supervisor<'a> {
         // Carriage return and "erase to the end of the line" (ECMA-48, EL): the line replaces itself.
         console::redraw(&format!("\r\x1b[K{what}: {elapsed_s} s{of}"));
     }
-}
-
-/// The most memory this program has had resident. `ru_maxrss` would be at least what its parent had when it forked,
-/// since it survives execve(2); `VmHWM` belongs to the address space (proc_pid_status(5)).
-pub fn max_rss_kib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    peak.and_then(|peak| peak.trim().strip_suffix(" kB")?.trim().parse().ok()).unwrap_or(0)
 }
