@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use crossbeam_channel::never;
 
 use crate::console;
+use crate::failure::Failure;
 use crate::lab::evidence::answer::outdated;
 use crate::lab::evidence::claims::{self, Judged, undecided_cases};
 use crate::lab::evidence::columns::{self, Column};
@@ -14,7 +15,7 @@ use crate::lab::evidence::gaps::gaps;
 use crate::lab::evidence::html;
 use crate::lab::evidence::lesson::{self, Lesson};
 use crate::lab::evidence::origin;
-use crate::lab::evidence::pages::Place;
+use crate::lab::evidence::pages::{Place, replace};
 use crate::lab::evidence::summary;
 use crate::lab::evidence::table;
 use crate::lab::plan::blocks::{FURTHER, estimate, schedule};
@@ -175,11 +176,12 @@ pub fn report(
     place.write(&place.pages(all, &records))?;
     let outdated = if output.out.is_none() { outdated(root, all, &records)? } else { Vec::new() };
     for (path, text) in outdated {
-        std::fs::write(&path, text).map_err(|error| format!("write {}: {error}", path.display()))?;
+        replace(&path, &text)?;
     }
     if let Some(path) = &output.html {
         let page = html::page(&Lesson::all(all, &records));
-        std::fs::write(path, page).map_err(|error| format!("write {}: {error}", path.display()))?;
+        let failed = |error| String::from(Failure::new(format_args!("write {}", path.display()), error));
+        std::fs::write(path, page).map_err(failed)?;
     }
     let lessons = chosen.iter().map(|experiment| Lesson::of(experiment, &records));
     let measured: Vec<Lesson> = lessons.filter(|lesson| lesson.record.is_some()).collect();

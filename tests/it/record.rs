@@ -1,12 +1,15 @@
-//! A record leads to a commit: where it may be made, and what `lab report --check` says when code or history change. And
-//! what a row holds: the CPU time of the measured window, and arrivals of its own.
+//! A record leads to a commit: where it may be made, and what `lab report --check` says when code or history change. What
+//! becomes of it when it is edited, when the disk is full and when the clock is set back. And what a row holds: the CPU time
+//! of the measured window, and arrivals of its own.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use crate::cluster::has_node;
 use crate::lab::{LESSON, Scratch, recorded};
-use crate::support::{Needs, inconclusive};
+use crate::support::{Needs, Ordinary, inconclusive};
 
 /// A repository with one lesson of one short run, everything committed.
 fn committed(name: &str) -> Scratch {
@@ -130,6 +133,122 @@ fn without_a_history_one_line_says_so() {
     assert_eq!((status, told.lines().count()), (Some(0), 1), "{told}");
     assert!(told.contains("no git history"), "{told}");
     assert_eq!(check_fresh(&scratch).0, Some(1));
+}
+
+/// Measures so many runs, and returns the file with their rows.
+fn measured(scratch: &Scratch, runs: usize) -> PathBuf {
+    let lesson = scratch.root.join("experiments/01-lesson.md");
+    fs::write(&lesson, LESSON.replace("repeats = 60", &format!("repeats = {runs}"))).unwrap();
+    let (status, error) = ended(scratch.lab(&["run"]));
+    assert_eq!(status, Some(0), "{error}");
+    fs::read_dir(scratch.root.join("experiments/record")).unwrap().next().unwrap().unwrap().path()
+}
+
+#[test]
+fn an_edited_record_is_one_line_that_names_the_line() {
+    let scratch = Scratch::new("edited", LESSON);
+    let record = measured(&scratch, 3);
+    let honest = fs::read_to_string(&record).unwrap();
+    let lines: Vec<&str> = honest.lines().collect();
+    let commit = format!("{}\n", lines.join("\n").replacen("\"commit\":\"", "\"commit\":\"e", 1));
+    let number = format!("{}\n", lines.join("\n").replacen("\"qps\":", "\"qps\":9", 1));
+    let cut = honest.replacen(lines[2], &lines[2][..lines[2].len() / 2], 1);
+    let left_out = honest.replacen(&format!("{}\n", lines[2]), "", 1);
+    let checksum = honest.replacen(&lines[2][lines[2].len() - 30..], "}", 1);
+    for (edited, line) in [(commit, 1), (number, 2), (cut, 3), (left_out, 3), (checksum, 3)] {
+        fs::write(&record, edited).unwrap();
+        for command in [&["report"][..], &["report", "--check"], &["claims"]] {
+            let (status, error) = ended(scratch.lab(command));
+            assert_eq!((status, error.lines().count()), (Some(1), 1), "{error}");
+            let named = format!("{}:{line}: this is not what was recorded", record.display());
+            assert!(error.contains(&named) && error.contains("restore it"), "{error}");
+        }
+    }
+    fs::write(&record, honest).unwrap();
+    assert_eq!(ended(scratch.lab(&["report"])), (Some(0), String::new()));
+}
+
+#[test]
+fn a_last_line_that_is_cut_off_costs_no_other_row() {
+    let scratch = Scratch::new("cut-off", LESSON);
+    let record = measured(&scratch, 3);
+    let text = fs::read_to_string(&record).unwrap();
+    fs::write(&record, &text[..text.len() - 300]).unwrap();
+    let (status, told) = ended(scratch.lab(&["report"]));
+    assert_eq!((status, told.lines().count()), (Some(0), 1), "{told}");
+    assert!(told.contains("the last line is cut off"), "{told}");
+    let (status, told) = check(&scratch);
+    assert_eq!(status, Some(1), "{told}");
+    assert!(told.contains("01-lesson: 2 of 3 rows"), "{told}");
+    fs::write(&record, "").unwrap();
+    let (status, told) = check(&scratch);
+    assert_eq!(status, Some(1), "{told}");
+    assert!(told.contains("not one whole line; remove it"), "{told}");
+}
+
+/// A file that may not grow stands for a disk that is full: write(2) takes a part, and then nothing (setrlimit(2)).
+#[test]
+fn a_full_disk_ends_the_run_in_one_line_and_keeps_the_rows_that_are_there() {
+    let scratch = Scratch::new("full-disk", &LESSON.replace("repeats = 60", "repeats = 40"));
+    let lab = |limit: &str| {
+        let limited = format!("trap '' XFSZ; {limit}exec \"$0\" \"$@\"");
+        let mut command = Command::new("sh");
+        command.args(["-c", &limited, env!("CARGO_BIN_EXE_lab"), "--root"]).arg(&scratch.root);
+        ended(command.args(["run", "--seed", "1"]).output().unwrap())
+    };
+    let (status, told) = lab("ulimit -f 32; ");
+    let last = told.lines().last().unwrap();
+    assert_eq!(status, Some(1), "{told}");
+    assert!(last.contains("of 40 rows are recorded: `lab report`"), "{last}");
+    let rows = recorded(&scratch).len();
+    assert!(rows > 0 && last.contains(&format!("; {rows} of 40 rows")), "{rows}: {last}");
+    let (status, told) = ended(scratch.lab(&["report"]));
+    assert_eq!((status, told.as_str()), (Some(0), ""));
+    fs::remove_dir_all(scratch.root.join("experiments/record")).unwrap();
+    let (status, told) = lab("ulimit -f 0; ");
+    assert_eq!(status, Some(1), "{told}");
+    assert_eq!(fs::read_dir(scratch.root.join("experiments/record")).unwrap().count(), 0, "an empty record is left");
+}
+
+#[test]
+fn a_clock_that_was_set_back_hides_no_new_record() {
+    let scratch = Scratch::new("clock", LESSON);
+    let record = measured(&scratch, 1);
+    fs::rename(&record, record.with_file_name("29991231T235959Z-full.jsonl")).unwrap();
+    for (run, newest) in [(1, "29991231T235959Z1-quick.jsonl"), (2, "29991231T235959Z11-quick.jsonl")] {
+        let (status, told) = ended(scratch.lab(&["run", "--quick"]));
+        assert_eq!(status, Some(0), "{told}");
+        let lines = told.lines().filter(|line| line.contains("the clock says")).count();
+        assert_eq!(lines, 1, "run {run}: {told}");
+        let page = fs::read_to_string(scratch.root.join("experiments/results/01-lesson.md")).unwrap();
+        assert!(page.contains(newest), "{page}");
+    }
+}
+
+#[test]
+fn a_tree_that_may_only_be_read_is_reported_and_a_run_says_where_it_may_record() {
+    let Some(lab) = Ordinary::new(env!("CARGO_BIN_EXE_lab")) else { return };
+    let scratch = Scratch::new("read-only", LESSON);
+    measured(&scratch, 1);
+    let folders = ["experiments/results", "experiments/record", "experiments", "."].map(|name| scratch.root.join(name));
+    let set = |mode| {
+        let of_all = |folder| fs::set_permissions(folder, PermissionsExt::from_mode(mode)).unwrap();
+        folders.iter().for_each(of_all);
+    };
+    set(0o555);
+    let ended_as_nobody =
+        |arguments: &[&str]| ended(lab.command().arg("--root").arg(&scratch.root).args(arguments).output().unwrap());
+    let reported = ended_as_nobody(&["report"]);
+    let (status, told) = ended_as_nobody(&["run", "--quick"]);
+    fs::write(scratch.root.join("experiments/results/01-lesson.md"), "edited").unwrap();
+    let rewritten = ended_as_nobody(&["report"]);
+    set(0o755);
+    assert_eq!(reported, (Some(0), String::new()));
+    assert_eq!(status, Some(1), "{told}");
+    let last = told.lines().last().unwrap();
+    assert!(last.contains("-quick.jsonl: permission denied; lab run --out DIR records elsewhere"), "{told}");
+    assert_eq!((rewritten.0, rewritten.1.lines().count()), (Some(1), 1), "{}", rewritten.1);
+    assert!(rewritten.1.contains("01-lesson.md: permission denied"), "{}", rewritten.1);
 }
 
 /// Node compiles its program while it warms up, so CPU time of the warm-up over requests of the window was too dear.

@@ -2,9 +2,10 @@
 //! number does not survive, and `lab report --check` finds it.
 
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
+use crate::failure::Failure;
 use crate::lab::evidence::claims::Judged;
 use crate::lab::evidence::lesson::{Lesson, Links};
 use crate::lab::evidence::markdown::{bullet, commands, paragraph, section, table};
@@ -80,30 +81,34 @@ impl Place {
     /// Writes what differs, and removes what is left over.
     pub fn write(&self, pages: &[Page]) -> Result<(), String> {
         let results = self.folder.join(self.links.results);
-        fs::create_dir_all(&results).map_err(|error| format!("create {}: {error}", results.display()))?;
+        fs::create_dir_all(&results).map_err(|error| failed("create", &results, error))?;
         for Page { path, text } in pages {
             replace(path, text)?;
         }
         for path in self.left_over(pages) {
-            fs::remove_file(&path).map_err(|error| format!("remove {}: {error}", path.display()))?;
+            fs::remove_file(&path).map_err(|error| failed("remove", &path, error))?;
         }
         Ok(())
     }
 }
 
-/// The old file stays whole until the new one is: a full disk loses no page.
-fn replace(path: &Path, text: &str) -> Result<(), String> {
+/// The old file stays whole until the new one is: a full disk loses no page, and no lesson.
+pub fn replace(path: &Path, text: &str) -> Result<(), String> {
     match fs::read_to_string(path) {
         Ok(old) if old == text => return Ok(()),
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(format!("read {}: {error}", path.display())),
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed("read", path, error)),
         _ => {}
     }
     let new = path.with_extension("new");
     let written = fs::write(&new, text).and_then(|()| fs::rename(&new, path));
     written.map_err(|error| {
         let _ = fs::remove_file(&new);
-        format!("write {}: {error}", path.display())
+        failed("write", path, error)
     })
+}
+
+fn failed(what: &str, path: &Path, error: io::Error) -> String {
+    Failure::new(format_args!("{what} {}", path.display()), error).into()
 }
 
 /// A heading and what stands below it.

@@ -1,5 +1,6 @@
 //! The record: one file per `lab run`, `<UTC time>-<full|quick>.jsonl`. The first line says which machine, seed
-//! and command; every other line is one row, written when it was finished. Files are never rewritten.
+//! and command; every other line is one row, written when it was finished. Files are never rewritten, and each line has a
+//! checksum that says so.
 
 pub mod content;
 pub mod fingerprint;
@@ -9,8 +10,11 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::console;
+use crate::failure::Failure;
 use crate::lab::observe::cpu_window::CpuWindow;
 use crate::lab::observe::footprint::{Footprint, ProcessSize};
 use crate::lab::observe::kernel_counts::KernelCounts;
@@ -18,6 +22,7 @@ use crate::lab::observe::speed::Speed;
 use crate::lab::observe::timeline::Snapshot;
 use crate::lab::plan::case::Case;
 use crate::lab::plan::command::{ClientCommand, ServerCommand};
+use crate::lab::plan::experiment::fnv1a;
 use crate::lab::record::content::Content;
 use crate::lab::record::fingerprint::Fingerprint;
 use crate::machine::Counters;
@@ -247,52 +252,124 @@ pub struct Record {
 pub struct Writer {
     file: File,
     path: PathBuf,
+    /// Of the whole lines in the file.
+    bytes: u64,
+    checksum: u64,
 }
 
 impl Writer {
     /// Makes a new file in `folder` and writes the header.
     pub fn create(folder: &Path, header: &Header) -> Result<Writer, String> {
-        let stamp = header.date.replace([':', '-'], "");
-        let path = folder.join(format!("{stamp}-{}.jsonl", header.scale));
-        fs::create_dir_all(folder).map_err(|error| format!("create {}: {error}", folder.display()))?;
-        let file = OpenOptions::new().append(true).create_new(true).open(&path);
-        let file = file.map_err(|error| format!("create {}: {error}; never overwritten", path.display()))?;
-        let mut writer = Writer { file, path };
-        writer.line(header)?;
+        let path = folder.join(format!("{}-{}.jsonl", stamp(folder, &header.date), header.scale));
+        let advise = |error| {
+            let failure = Failure::new(format_args!("create {}", path.display()), error);
+            failure.advise("lab run --out DIR records elsewhere")
+        };
+        fs::create_dir_all(folder).map_err(advise)?;
+        let file = OpenOptions::new().append(true).create_new(true).open(&path).map_err(advise)?;
+        let mut writer = Writer { file, path, bytes: 0, checksum: 0 };
+        writer.line(header).inspect_err(|_| {
+            // Without a header it is no record.
+            let _ = fs::remove_file(&writer.path);
+        })?;
         Ok(writer)
     }
 
-    /// Writes one line, which the kernel has when this returns: a killed lab loses only the row that it was measuring.
+    /// Writes one line, which the kernel has when this returns: a killed lab loses only the row that it was measuring. After
+    /// an error the file ends with the line before.
     pub fn line(&mut self, value: &impl Serialize) -> Result<(), String> {
-        let text = serde_json::to_string(value).expect("plain structs with string keys serialize") + "\n";
-        let written = self.file.write_all(text.as_bytes());
-        written.map_err(|error| format!("write {}: {error}", self.path.display()))
+        let text = serde_json::to_string(value).expect("plain structs with string keys serialize");
+        self.checksum = checksum(self.checksum, &text);
+        let line = format!("{}{CHECKSUM}{:016x}\"}}\n", &text[..text.len() - 1], self.checksum);
+        self.file.write_all(line.as_bytes()).map_err(|error| {
+            // Only gives back: there is room for that.
+            let _ = self.file.set_len(self.bytes);
+            Failure::new(format_args!("write {}", self.path.display()), error)
+        })?;
+        self.bytes += line.len() as u64;
+        Ok(())
     }
 }
 
-/// All records of a folder, the oldest first; none where there is no such folder.
-pub fn read_all(folder: &Path) -> Result<Vec<Record>, String> {
-    let mut paths: Vec<PathBuf> =
-        fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())).collect();
+/// The time in a new record's name. It sorts behind all that are there, because the newest counts: where the clock has been set
+/// back, the latest time gets another digit.
+fn stamp(folder: &Path, date: &str) -> String {
+    let now = date.replace([':', '-'], "");
+    let latest = paths(folder).last().map_or(String::new(), |path| file_name(path));
+    let latest_stamp = latest.split('-').next().unwrap_or_default();
+    if latest_stamp > now.as_str() {
+        console::log(format_args!(
+            "the clock says {date}, and {latest} is from later; the new record is named behind it"
+        ));
+    }
+    if latest_stamp < now.as_str() { now } else { format!("{latest_stamp}1") }
+}
+
+/// The last member of each line; its value is the [`checksum`] in hexadecimal digits.
+const CHECKSUM: &str = ",\"checksum\":\"";
+
+/// Of a line and all before it, so that none can be changed, left out or put elsewhere unnoticed.
+fn checksum(before: u64, line: &str) -> u64 {
+    fnv1a(&format!("{before:016x}{line}"))
+}
+
+/// The records of a folder, the oldest first; none where there is no such folder.
+fn paths(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten();
+    let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "jsonl"));
     // The name begins with the time, so the order of the names is the order of the runs.
     paths.sort();
-    paths.iter().map(|path| read(path)).collect()
+    paths
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// All records of a folder, the oldest first.
+pub fn read_all(folder: &Path) -> Result<Vec<Record>, String> {
+    paths(folder).iter().map(|path| read(path)).collect()
 }
 
 fn read(path: &Path) -> Result<Record, String> {
-    let text = fs::read_to_string(path).map_err(|error| format!("read {}: {error}", path.display()))?;
-    let broken = |line: usize, error: serde_json::Error| {
-        format!("{}:{}: {error}; a record is never edited: restore or remove it", path.display(), line + 1)
-    };
-    let mut lines = text.lines().enumerate();
-    let (_, first) = lines.next().unwrap_or((0, ""));
-    let header = serde_json::from_str(first).map_err(|error| broken(0, error))?;
-    let rows = lines
-        .map(|(number, line)| serde_json::from_str(line).map_err(|error| broken(number, error)))
-        .collect::<Result<Vec<Row>, String>>()?;
-    let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    Ok(Record { file, header, rows })
+    let name = path.display();
+    let text = fs::read_to_string(path).map_err(|error| Failure::new(format_args!("read {name}"), error))?;
+    // A line without an end was being written when the machine or the lab was stopped.
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    if !text.ends_with('\n') {
+        console::log(format_args!("{name}: the last line is cut off; the lines before it count"));
+    }
+    let mut lines = (1..).zip(whole.lines());
+    let (_, first) = lines.next().ok_or_else(|| format!("{name}: not one whole line; remove it"))?;
+    let mut reader = Reader { name: name.to_string(), checksum: first.contains(CHECKSUM).then_some(0) };
+    let header = reader.line(1, first)?;
+    let rows = lines.map(|(number, line)| reader.line(number, line)).collect::<Result<Vec<Row>, String>>()?;
+    Ok(Record { file: file_name(path), header, rows })
+}
+
+/// Reads the lines of a record in their order.
+struct Reader {
+    name: String,
+    /// Of the lines so far; absent in an older record.
+    checksum: Option<u64>,
+}
+
+impl Reader {
+    fn line<T: DeserializeOwned>(&mut self, number: usize, line: &str) -> Result<T, String> {
+        let broken = |what: &str| {
+            let remedy = "a record is never edited: restore it, or remove it and measure again";
+            Err(format!("{}:{number}: {what}; {remedy}", self.name))
+        };
+        if let Some(before) = &mut self.checksum {
+            let (text, written) = line.rsplit_once(CHECKSUM).unwrap_or((line, ""));
+            *before = checksum(*before, &format!("{text}}}"));
+            if written != format!("{before:016x}\"}}") {
+                return broken("this is not what was recorded (by its checksum)");
+            }
+        }
+        serde_json::from_str(line).or_else(|error| broken(&error.to_string()))
+    }
 }
 
 /// The newest record that holds rows of this experiment as its matrix has them.

@@ -72,7 +72,10 @@ pub fn run(
                 recorder.outcome.interrupted = true;
                 break;
             }
-            Err(Stop::Failed(why)) => return Err(why),
+            Err(Stop::Failed(why)) => {
+                let Outcome { rows, planned, .. } = recorder.outcome;
+                return Err(format!("{why}; {rows} of {planned} rows are recorded: `lab report` shows them"));
+            }
         }
     }
     Ok(recorder.outcome)
