@@ -146,7 +146,7 @@ pub fn claims(experiments: &[Experiment], records: &[Record], as_json: bool) -> 
     }
     let (width, paint) = (terminal::width(&stdout()), Paint::on(&stdout()));
     let section = |(experiment, judged): (&Experiment, Vec<Judged>)| {
-        let lines = claims::lines(&judged, width, paint).join("\n");
+        let lines = claims::in_full(&judged, width, paint).join("\n");
         if lines.is_empty() { lines } else { format!("{}\n{lines}\n", paint.bold(&experiment.name)) }
     };
     judged.map(section).collect()
@@ -212,7 +212,7 @@ fn tables(lesson: &Lesson) -> String {
     let (width, paint) = (terminal::width(&stdout()), Paint::on(&stdout()));
     let heading = format!("\n{} · {}\n\n", lesson.experiment.name, lesson.experiment.title);
     let drawn = lesson.tables.iter().map(table::terminal).collect::<Vec<_>>().join("\n");
-    let claims = claims::lines(&lesson.judged, width, paint);
+    let claims = claims::in_full(&lesson.judged, width, paint);
     let lines = lesson.incomplete().into_iter().chain(claims).map(|line| line + "\n");
     heading + &drawn + &lines.collect::<String>()
 }

@@ -15,7 +15,10 @@ use crate::lab::plan::claim::{Bar, Basis, Cell, Claim, Comparison, Operation};
 use crate::lab::plan::experiment::Experiment;
 use crate::lab::record::Row;
 use crate::stats::{self, Summary};
-use crate::terminal::{Paint, shortened};
+use crate::terminal::{Paint, shortened, wrapped};
+
+/// Of a verdict at the beginning of its line.
+const NAME_COLUMNS: usize = 10;
 
 /// In columns. In a narrow terminal the numbers make room for it.
 const LEAST_OF_A_SENTENCE: usize = 30;
@@ -42,6 +45,15 @@ impl Verdict {
             Verdict::Undecided => "undecided",
             Verdict::SeenOnce(_) => "seen once",
             Verdict::Skipped(_) => "skipped",
+        }
+    }
+
+    fn painted(&self, text: &str, paint: Paint) -> String {
+        match self {
+            Verdict::Holds | Verdict::SeenOnce(true) => paint.green(text),
+            Verdict::Fails | Verdict::SeenOnce(false) => paint.red(text),
+            Verdict::Undecided => paint.yellow(text),
+            Verdict::Skipped(_) => text.to_string(),
         }
     }
 
@@ -123,11 +135,9 @@ impl Judged<'_> {
     /// One line of at most `width` columns: verdict, sentence, numbers. Where it is too long, the interval is left out, and
     /// then the sentence is cut.
     pub fn line(&self, width: usize, paint: Paint) -> String {
-        let name = shortened(&format!("{:<10}", self.verdict.name()), width);
+        let name = shortened(&format!("{:<NAME_COLUMNS$}", self.verdict.name()), width);
         let room = width.saturating_sub(name.chars().count());
-        let bar = self.bar().filter(|_| self.summary.is_some()).map_or(String::new(), |bar| format!(" ({bar})"));
-        let says = &self.claim.says;
-        let complete = format!("{says}: {}{bar}", self.measured());
+        let (says, bar, complete) = (&self.claim.says, self.bar_behind(), self.complete());
         let line = if complete.chars().count() <= room {
             complete
         } else {
@@ -136,13 +146,22 @@ impl Judged<'_> {
             let left = room.saturating_sub(numbers.chars().count());
             shortened(&(shortened(says, left.max(LEAST_OF_A_SENTENCE)) + &numbers), room)
         };
-        let name = match self.verdict {
-            Verdict::Holds | Verdict::SeenOnce(true) => paint.green(&name),
-            Verdict::Fails | Verdict::SeenOnce(false) => paint.red(&name),
-            Verdict::Undecided => paint.yellow(&name),
-            Verdict::Skipped(_) => name,
-        };
-        name + &line
+        self.verdict.painted(&name, paint) + &line
+    }
+
+    /// All of it, in as many lines as that needs.
+    fn in_full(&self, width: usize, paint: Paint) -> String {
+        let name = format!("{:<NAME_COLUMNS$}", self.verdict.name());
+        let lines = wrapped(&self.complete(), width.saturating_sub(NAME_COLUMNS), 0);
+        self.verdict.painted(&name, paint) + &lines.join(&format!("\n{:NAME_COLUMNS$}", ""))
+    }
+
+    fn complete(&self) -> String {
+        format!("{}: {}{}", self.claim.says, self.measured(), self.bar_behind())
+    }
+
+    fn bar_behind(&self) -> String {
+        self.bar().filter(|_| self.summary.is_some()).map_or(String::new(), |bar| format!(" ({bar})"))
     }
 
     /// As `lab claims --format json` prints it; the contract, section 3, has the keys.
@@ -189,9 +208,9 @@ pub fn undecided_cases(experiment: &Experiment, rows: &[Row]) -> Vec<usize> {
     cases.filter(|case| undecided.iter().any(|claim| claim.uses(case))).map(|case| case.index).collect()
 }
 
-/// A line for each of them, none longer than `width` columns.
-pub fn lines(judged: &[Judged], width: usize, paint: Paint) -> Vec<String> {
-    judged.iter().map(|judged| judged.line(width, paint)).collect()
+/// Each of them in full, in lines that break at `width` columns.
+pub fn in_full(judged: &[Judged], width: usize, paint: Paint) -> Vec<String> {
+    judged.iter().map(|judged| judged.in_full(width, paint)).collect()
 }
 
 fn judge_one<'a>(experiment: &Experiment, claim: &'a Claim, rows: &[&Row]) -> Judged<'a> {
@@ -425,11 +444,14 @@ mod tests {
         let claim = format!("{VALUE}bar = \">= 90 requests/s\"");
         let experiment = experiment(&claim);
         let judged = judge(&experiment, &rows(&[1000.0, 3000.0], &[]));
-        let line = |width| lines(&judged, width, Paint { has_colour: false }).remove(0);
+        let plain = Paint { has_colour: false };
+        let line = |width| judged[0].line(width, plain);
         assert_eq!(line(100), "holds     It is fast: 2,000 [1,000, 3,000] (≥ 90 requests/s)");
         for width in [10, 20, 40, 60] {
             assert!(line(width).chars().count() <= width, "{width}: {}", line(width));
         }
+        let in_full = in_full(&judged, 40, plain).join("\n");
+        assert_eq!(in_full, "holds     It is fast: 2,000 [1,000,\n          3,000] (≥ 90 requests/s)");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A lesson in a dozen lines for a terminal: title, answer, claims, one small picture.
 
-use crate::lab::evidence::claims::{self, Verdict};
+use crate::lab::evidence::claims::Verdict;
 use crate::lab::evidence::lesson::Lesson;
 use crate::lab::evidence::pictures;
 use crate::terminal::{Paint, shortened, wrapped};
@@ -20,7 +20,7 @@ pub fn of(lesson: &Lesson, width: usize, paint: Paint) -> Vec<String> {
     judged.sort_by_key(|judged| {
         !matches!(judged.verdict, Verdict::Fails | Verdict::Undecided | Verdict::SeenOnce(false))
     });
-    let claims = claims::lines(&judged, width, paint);
+    let claims: Vec<String> = judged.iter().map(|judged| judged.line(width, paint)).collect();
     let picture = lesson.experiment.pictures.first();
     let for_a_picture = if picture.is_some() { LINES_OF_A_PICTURE } else { 0 };
     let room = MOST_LINES - lines.len() - for_a_picture;
