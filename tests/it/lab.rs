@@ -280,8 +280,9 @@ fn a_stopped_worker_keeps_the_connections_of_its_own_queue_and_goes_on_afterward
         assert!(row["failure"].is_null(), "{row}");
         let (shared, label) = (row["label"].as_str().unwrap().starts_with("prefork"), &row["label"]);
         let timeouts = row["load"]["errors"]["timeout"].as_u64().unwrap();
-        // One connection may have been in the stopped worker's hands; a queue of its own takes about half of all.
-        assert!(if shared { timeouts <= 1 } else { timeouts > 10 }, "{label}: {timeouts} of 80 stuck");
+        // One connection may have been in the stopped worker's hands, and on a busy machine a few are late; a queue of its
+        // own takes about half of all.
+        assert!(if shared { timeouts <= 8 } else { timeouts > 16 }, "{label}: {timeouts} of 80 stuck");
         // It was let go in the end: the server ended well, and its report is there.
         assert_eq!(row["server"]["workers"].as_array().unwrap().len(), 2, "{label}");
     }
