@@ -1,8 +1,9 @@
 //! The tests that look at times, in one place and one after another; the last of all, since libtest starts tests in the
-//! order of their names, so that nothing else runs beside them. A machine that is busy with something else makes
-//! anybody late, so each test says how much of that it tolerates, and the machine is measured beside it: where the bar
-//! is missed on a machine that was quiet enough the test fails at once; where the machine was not, it looks again, twice
-//! at most, and is then inconclusive. A bar that is met counts on any machine: nothing here gets better by being late.
+//! order of their names, so that nothing else runs beside them. Those of [`theory`] run together at the very end, because
+//! their programs sleep almost always. A machine that is busy with something else makes anybody late, so each test says
+//! how much of that it tolerates, and the machine is measured beside it: where the bar is missed on a machine that was
+//! quiet enough the test fails at once; where the machine was not, it looks again, twice at most, and is then
+//! inconclusive. A bar that is met counts on any machine: nothing here gets better by being late.
 //!
 //! Lower bounds that a sleep gives (sleeping never ends early) hold on any machine and stand beside their subject.
 
@@ -14,7 +15,7 @@ mod servers;
 mod theory;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -25,10 +26,16 @@ use crate::support::{Needs, inconclusive};
 
 const LOOKS: u32 = 3;
 
+static MEASURING: RwLock<()> = RwLock::new(());
+
 /// Held by the test that measures.
-pub fn alone() -> MutexGuard<'static, ()> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+pub fn alone() -> RwLockWriteGuard<'static, ()> {
+    MEASURING.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Held by tests that measure side by side, because they leave the CPUs to each other.
+pub fn together() -> RwLockReadGuard<'static, ()> {
+    MEASURING.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Looks until the bar is met, or was missed while the machine withheld no more than `tolerated`.

@@ -11,10 +11,10 @@ use super::{bar, judged};
 use crate::support::{FOREVER, Needs, held, inconclusive, kind, start};
 
 /// The line `pattern …` of `lab order`, or why there is none.
-fn pattern(name: &str, flags: &str) -> Result<String, String> {
+fn pattern(name: &str, flags: &str, connections: u32) -> Result<String, String> {
     let server = format!("{} --workers 4 {flags}", kind(name).path);
     let output = Command::new(env!("CARGO_BIN_EXE_lab"))
-        .args(["order", "--connections", "200", "--rate", "200", "--"])
+        .args(["order", "--connections", &connections.to_string(), "--rate", "200", "--"])
         .args(server.split_whitespace())
         .output()
         .unwrap();
@@ -25,15 +25,22 @@ fn pattern(name: &str, flags: &str) -> Result<String, String> {
     Ok(text.lines().find_map(|line| line.strip_prefix("pattern")).unwrap_or_default().trim().to_string())
 }
 
-/// Two hundred connections, 5 ms apart: where the machine makes the workers late they are not back asleep when the next
-/// one comes, and the order blurs. A fortieth of the second is tolerated.
-const TOLERATED: Duration = Duration::from_millis(25);
+/// A fixed order repeats itself at once.
+const OF_AN_ORDER: u32 = 100;
+/// A choice that is not quite random shows only in many.
+const OF_CHANCE: u32 = 200;
+
+/// The connections come 5 ms apart: where the machine makes the workers late they are not back asleep when the next one
+/// comes, and the order blurs. A fortieth of the time is tolerated.
+fn tolerated(connections: u32) -> Duration {
+    connections * Duration::from_millis(5) / 40
+}
 
 /// Catches any change of the order that a strategy gives to idle workers.
 #[track_caller]
-fn these_show(rule: &str, strategies: &[(&str, &str)]) {
+fn these_show(rule: &str, connections: u32, strategies: &[(&str, &str)]) {
     for (name, flags) in strategies {
-        judged(TOLERATED, || match pattern(name, flags) {
+        judged(tolerated(connections), || match pattern(name, flags, connections) {
             Ok(pattern) => bar(pattern.starts_with(rule), || {
                 format!("{name} {flags} is {rule:?} on Linux 6.18; here it is {pattern:?}")
             }),
@@ -48,23 +55,24 @@ fn these_show(rule: &str, strategies: &[(&str, &str)]) {
 
 #[test]
 fn workers_that_sleep_in_accept_or_at_a_semaphore_are_woken_in_turn() {
-    these_show("round robin", &[("prefork", ""), ("prefork-lock", "--lock semaphore")]);
+    these_show("round robin", OF_AN_ORDER, &[("prefork", ""), ("prefork-lock", "--lock semaphore")]);
 }
 
 #[test]
 fn an_exclusive_epoll_wakes_the_worker_that_registered_first() {
-    these_show("priority", &[("shared-accept", "--wait epoll-exclusive")]);
+    these_show("priority", OF_AN_ORDER, &[("shared-accept", "--wait epoll-exclusive")]);
 }
 
 #[test]
 fn workers_that_register_again_after_every_connection_are_woken_in_turn() {
-    these_show("round robin", &[("shared-accept", "--wait epoll-exclusive-rearm")]);
+    these_show("round robin", OF_AN_ORDER, &[("shared-accept", "--wait epoll-exclusive-rearm")]);
 }
 
 #[test]
 fn a_hash_and_a_random_choice_do_not_depend_on_the_connection_before() {
     these_show(
         "random",
+        OF_CHANCE,
         &[
             ("reuseport", ""),
             ("reuseport", "--select random"),
@@ -78,6 +86,7 @@ fn a_hash_and_a_random_choice_do_not_depend_on_the_connection_before() {
 fn selectors_and_masters_that_count_give_connections_to_idle_workers_in_turn() {
     these_show(
         "round robin",
+        OF_AN_ORDER,
         &[
             ("reuseport", "--select round-robin"),
             ("reuseport", "--select least-loaded"),
@@ -91,7 +100,11 @@ fn selectors_and_masters_that_count_give_connections_to_idle_workers_in_turn() {
 
 #[test]
 fn first_free_and_sticky_give_one_clients_connections_to_the_same_worker() {
-    these_show("priority", &[("master-dispatch", "--policy first-free"), ("master-dispatch", "--policy sticky")]);
+    these_show(
+        "priority",
+        OF_AN_ORDER,
+        &[("master-dispatch", "--policy first-free"), ("master-dispatch", "--policy sticky")],
+    );
 }
 
 /// The next connection comes when all are asleep again, so the order cannot blur; but where the loopback hands a close to
@@ -104,7 +117,7 @@ fn a_rotation_gives_four_idle_workers_a_quarter_of_a_thousand_connections_each_e
         ("shared-accept", &["--wait", "epoll-exclusive-rearm"]),
         ("proxy", &[]),
     ] {
-        judged(TOLERATED, || {
+        judged(Duration::from_millis(25), || {
             let shares = a_thousand_one_after_another(name, flags);
             bar(shares.iter().max().unwrap() - shares.iter().min().unwrap() <= 1, || {
                 format!("{name} {flags:?}: {shares:?} on a kernel that is not Linux 6.18, or differs from it")

@@ -6,6 +6,8 @@
 //! that found the server idle, and the client's own slip, say by how much somebody overslept. If that is more than the
 //! resolution, the run is repeated, twice at most; if it still is, the report is held to the record of that very run,
 //! with this much more room, and the test is inconclusive.
+//!
+//! These tests run side by side: clients and servers wake up for a few hundred requests per second and sleep otherwise.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -22,7 +24,7 @@ use nix::sys::prctl;
 use nix::unistd::gettid;
 use socket2::{Domain, Socket, Type};
 
-use super::alone;
+use super::together;
 use crate::support::{FOREVER, Needs, inconclusive, raise_descriptor_limit};
 
 const S: f64 = 1e9;
@@ -329,7 +331,7 @@ fn stalled(connections: &str, slip_is_the_machines: bool) -> Option<LoadReport> 
 
 #[test]
 fn response_times_of_a_server_that_stalls_are_those_of_the_closed_form() {
-    let _alone = alone();
+    let _together = together();
     // More connections than ever wait: the queue is the server's, and nothing but the machine makes the client late.
     let Some(report) = stalled("1200", true) else { return };
     assert_near("service p90", report.service_us.p90, report.latency_us.p90 / 1e6, STALL_RESOLUTION_S);
@@ -337,7 +339,7 @@ fn response_times_of_a_server_that_stalls_are_those_of_the_closed_form() {
 
 #[test]
 fn response_times_count_from_the_due_time_when_the_queue_is_the_clients() {
-    let _alone = alone();
+    let _together = together();
     // Of a stall only four requests are ever sent, and yet the closed form is the same.
     let Some(report) = stalled("4", false) else { return };
     assert!(report.service_us.p90 < report.latency_us.p90 / 10.0, "{:?}", report.service_us);
@@ -397,7 +399,7 @@ fn intervals(overhead_s: f64, seconds: f64) -> [(f64, f64); 4] {
 
 #[test]
 fn a_poisson_load_on_one_exponential_worker_is_m_m_1() {
-    let _alone = alone();
+    let _together = together();
     const SECONDS: u64 = 10;
     let rate = ARRIVALS_PER_S.to_string();
     let due_ns = due_ns(&rate, Spacing::Poisson, SEED, SECONDS);
@@ -443,7 +445,7 @@ fn a_poisson_load_on_one_exponential_worker_is_m_m_1() {
 
 #[test]
 fn a_replay_asks_once_for_each_line_of_its_file_and_ends_by_itself() {
-    let _alone = alone();
+    let _together = together();
     let file = std::env::temp_dir().join(format!("acceptlab-replay-it-{}", std::process::id()));
     let flags = format!("--arrivals replay:{} --connections 4 --threads 2", file.display());
     let (listener, address) = listen();
@@ -499,7 +501,7 @@ fn a_replay_may_come_out_of_a_pipe() {
 
 #[test]
 fn the_demonstration_shows_a_stall_that_the_closed_loop_omits() {
-    let _alone = alone();
+    let _together = together();
     let output = Command::new(env!("CARGO_BIN_EXE_loadgen"))
         .args(["demo", "--format", "json"])
         .output()
