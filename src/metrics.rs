@@ -51,7 +51,7 @@ pub struct Meaning {
     pub definition: String,
 }
 
-/// Of a metric by its key, or of one statistic of a distribution: `slip_us.p99`.
+/// Of a metric by its key, or of one statistic of a distribution: `send_delay_us.p99`.
 ///
 /// # Panics
 /// When there is no such metric: keys are constants of this program.
@@ -106,8 +106,8 @@ pub static REPORT: &[Section] = &[
         metric("latency_us", "response", "µs",
             "Response time: from the moment a request was due to the last byte of its answer, or until it failed or was given up.")
             .but("Open loop: due when the schedule says, even if it was sent later, so that a stall of the server counts \
-                  for all requests that were due in it (no coordinated omission: Tene); response = slip + service. Closed \
-                  loop, with --think too: the service time, without slip."),
+                  for all requests that were due in it (no coordinated omission: Tene); response = send delay + service. \
+                  Closed loop, with --think too: the service time, without send delay."),
         metric("service_us", "service", "µs",
             "Service time: from the moment a request was sent to the last byte of its answer.")
             .but("What a client sees that waits for each answer before it sends the next request. A request that was \
@@ -120,7 +120,7 @@ pub static REPORT: &[Section] = &[
             "From connect(2) to the established connection, or until the handshake timed out or the run ended; in the whole run, \
              without the idle connections.")
             .but("The kernel answers for the server: this does not show when a process accepts."),
-        metric("slip_us", "slip", "µs",
+        metric("send_delay_us", "send delay", "µs",
             "How late a request was sent: sent - due.")
             .but("The delay of the client itself and the wait for a free connection. Zero in a closed loop without \
                   --think."),
@@ -191,7 +191,7 @@ pub static REPORT: &[Section] = &[
         metric("connections.answered", "connections served", "",
             "Connections that got at least one answer: those that a worker can have counted.")
             .but("The sum of workers.*.connections."),
-        metric("connections.crowd_lost", "idle connections lost", "",
+        metric("connections.idle_lost", "idle connections lost", "",
             "Idle connections that the server had closed before the end."),
         metric("slow[].kind", "kind", "", "What slow connections do: send slowly, read slowly, or stay half-open."),
         metric("slow[].requested", "slow asked for", "", "Slow connections that the command line asks for."),
@@ -296,7 +296,7 @@ pub static INTERVAL: &[Section] = &[Section { title: "One interval of a run (--o
     metric("interval.connections_requested", "asked for", "", "Connections that the command line asks for."),
     metric("interval.connections_established", "established", "", "Connections established in it."),
     metric("interval.latency_us", "response", "µs", "The response times of the requests that ended in it, to two digits."),
-    metric("interval.slip_us", "slip", "µs", "How late the requests of this interval were sent."),
+    metric("interval.send_delay_us", "send delay", "µs", "How late the requests of this interval were sent."),
     metric("interval.workers", "workers", "", "The connections and requests of each worker in it, as in workers.*."),
     metric("interval.evenness", "evenness", "", "How evenly they fell on the workers, as in evenness.*."),
 ]}];
@@ -468,8 +468,8 @@ mod tests {
 
     #[test]
     fn a_statistic_of_a_distribution_has_the_meaning_of_both() {
-        let found = meaning("slip_us.p99");
-        assert_eq!(found.header, "slip p99 µs");
+        let found = meaning("send_delay_us.p99");
+        assert_eq!(found.header, "send delay p99 µs");
         assert_eq!(found.definition, "How late a request was sent: sent - due. 99 of 100 are at most this.");
         assert_eq!(meaning("latency_us.p99").header, "p99 µs");
         assert_eq!(meaning("wakeups").header, "wake-ups/connection");

@@ -124,8 +124,8 @@ pub struct LoadReport {
     pub connect_us: Latency,
     #[serde(default)]
     pub first_byte_us: Latency,
-    #[serde(default)]
-    pub slip_us: Latency,
+    #[serde(default, alias = "slip_us")]
+    pub send_delay_us: Latency,
     #[serde(default)]
     pub censored: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -357,7 +357,7 @@ pub struct IntervalReport {
     pub connections_requested: u64,
     pub connections_established: u64,
     pub latency_us: Latency,
-    pub slip_us: Latency,
+    pub send_delay_us: Latency,
     pub workers: BTreeMap<String, WorkerShare>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evenness: Option<EvennessPair>,
@@ -434,8 +434,7 @@ pub struct ConnectionCounts {
     pub peak_open: u64,
     pub established: u64,
     pub answered: u64,
-    #[serde(default)]
-    #[serde(rename = "crowd_lost")]
+    #[serde(default, alias = "crowd_lost")]
     pub idle_lost: u64,
 }
 

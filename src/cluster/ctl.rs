@@ -109,7 +109,7 @@ fn render(answer: &Value) -> String {
     for worker in workers {
         table.add_row(columns.map(|column| text(&worker[column])));
     }
-    let restart_counts = &answer["lives"];
+    let restart_counts = &answer["restart_counts"];
     let counts = ["forks", "deaths", "suicides", "hangs", "reloads", "reloads_failed"];
     let counts = counts.map(|name| format!("{} {}", name.replace('_', " "), text(&restart_counts[name]))).join(", ");
     let head = format!(

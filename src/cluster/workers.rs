@@ -468,7 +468,7 @@ impl Workers {
             "program": words.join(" "),
             "uptime_s": self.scoreboard.uptime_s(),
             "wanted": self.wanted,
-            "lives": self.counts.report(),
+            "restart_counts": self.counts.report(),
             "workers": rows,
         })
     }

@@ -15,9 +15,9 @@ fn a_thousand_silent_connections_do_not_stop_an_event_loop() {
     raise_descriptor_limit();
     for kind in SERVERS.iter().filter(|kind| kind.is_event_loop) {
         let server = start(kind.name, &[]);
-        let crowd: Vec<Client> = (0..1000).map(|_| connect(&server)).collect();
+        let clients: Vec<Client> = (0..1000).map(|_| connect(&server)).collect();
         held(served(server.addr));
-        drop(crowd);
+        drop(clients);
         held(served(server.addr));
     }
 }
@@ -38,7 +38,7 @@ fn is_out_of_descriptors(name: &str) {
     let flags: &[&str] = if name == "accept-mutex" { &["--retry", "1ms"] } else { &[] };
     let mut server = start_after("ulimit -n 32", name, flags);
     held(served(server.addr));
-    let crowd: Vec<Client> = (0..100).map(|_| connect(&server)).collect();
+    let clients: Vec<Client> = (0..100).map(|_| connect(&server)).collect();
     let mut said = String::new();
     // Who takes one connection at a time leaves the others in the accept queue.
     let runs_out = !["sync", "prefork", "prefork-lock", "prefork-poll"].contains(&name);
@@ -58,7 +58,7 @@ fn is_out_of_descriptors(name: &str) {
         let share = (ran_s - ran_before_s) / (length_s - (waited_s - waited_before_s)).max(0.01);
         assert!(share < 0.2, "{name}: thread {thread} runs {share} of the time while nothing can be done");
     }
-    drop(crowd);
+    drop(clients);
     held(served_within(server.addr, FOREVER));
     let processes = server.processes().len();
     held(server.stop());

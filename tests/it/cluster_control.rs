@@ -106,7 +106,7 @@ fn a_cluster_is_asked_for_its_status_reloaded_scaled_and_stopped() {
     let status = socket.status();
     let ids: Vec<u64> =
         status["workers"].as_array().unwrap().iter().map(|worker| worker["unique_id"].as_u64().unwrap()).collect();
-    assert_eq!((ids, status["lives"]["reloads"].as_u64()), (vec![3, 4], Some(1)));
+    assert_eq!((ids, status["restart_counts"]["reloads"].as_u64()), (vec![3, 4], Some(1)));
 
     socket.done(&["scale", "4"]);
     let serving = |wanted: usize| {
@@ -339,7 +339,7 @@ fn a_message_in_the_librarys_own_words_is_refused() {
     }
     socket.done(&["send", "{\"act\":\"disconnect\"}"]);
     held(served_within(server.addr, FOREVER));
-    assert_eq!(socket.status()["lives"]["forks"], 2);
+    assert_eq!(socket.status()["restart_counts"]["forks"], 2);
 }
 
 #[test]

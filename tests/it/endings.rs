@@ -144,7 +144,7 @@ fn sigterm_reaches_a_master_that_waits_for_a_full_channel() {
     let mut server = start("master-dispatch", &["--workers", "1", "--work", "block:60s"]);
     let sleeps = ask_together(&server, 1);
     held(sleeps[0].was_read());
-    let _crowd = ask_together(&server, 699);
+    let _clients = ask_together(&server, 699);
     server.signal(Signal::SIGTERM);
     held(held(server.ended(STOP_WITHIN)).report());
 }
@@ -154,8 +154,8 @@ fn sigterm_reaches_a_master_that_waits_for_a_full_channel() {
 #[test]
 fn sigterm_reaches_an_acceptor_that_waits_for_a_full_queue() {
     let mut server = start("thread-pool", &["--workers", "1", "--queue", "1", "--work", "block:30s"]);
-    let crowd = ask_together(&server, 4);
-    held(crowd[0].was_read());
+    let clients = ask_together(&server, 4);
+    held(clients[0].was_read());
     server.signal(Signal::SIGTERM);
     held(held(server.ended(STOP_WITHIN)).report());
 }

@@ -107,8 +107,8 @@ fn bars_and_rates_come_with_the_load_and_go_with_it() {
 
 #[test]
 fn many_workers_are_shown_side_by_side_or_a_page_at_a_time() {
-    let Some(terminal) = Terminal::open("crowd") else { return };
-    let watched = Watched::start("crowd", "64");
+    let Some(terminal) = Terminal::open("many") else { return };
+    let watched = Watched::start("many", "64");
     watch(&terminal, &watched.board, "--interval 100ms");
     terminal.shows(|screen| screen.contains("all 64 workers") && screen.contains("active: "));
     for (key, shown) in [

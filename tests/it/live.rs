@@ -45,7 +45,7 @@ fn every_way_out_gives_the_terminal_back_and_prints_the_report() {
 }
 
 #[test]
-fn rate_percentiles_slip_and_workers_are_seen_while_the_run_goes_on() {
+fn rate_percentiles_send_delay_and_workers_are_seen_while_the_run_goes_on() {
     let Some(terminal) = Terminal::open("live-picture") else { return };
     let server = start("shared-accept", &["--workers", "2"]);
     let load = "--connections 8 --rate 300 --requests-per-connection 5 --warmup 300ms --duration 60s --workers 2";
@@ -57,7 +57,7 @@ fn rate_percentiles_slip_and_workers_are_seen_while_the_run_goes_on() {
         is_drawn(screen)
             && screen.contains("measuring")
             && !screen.contains('–')
-            && screen.contains("slip p99 ")
+            && screen.contains("send delay p99 ")
             && rate_due(screen).is_some_and(|rate| (270..=330).contains(&rate))
             && screen.matches('█').count() > 10
     });

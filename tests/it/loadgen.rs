@@ -391,10 +391,10 @@ fn a_close_between_two_requests_is_no_error() {
     }
 }
 
-// ---- the idle crowd ---------------------------------------------------------------------------------------
+// ---- idle connections --------------------------------------------------------------------------------------
 
 #[test]
-fn an_idle_crowd_is_there_before_the_first_request_and_says_nothing() {
+fn idle_connections_are_there_before_the_first_request_and_send_nothing() {
     let (accepted, silent) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let books = (accepted.clone(), silent.clone());
     let (tell, hear) = mpsc::channel();
@@ -418,11 +418,11 @@ fn an_idle_crowd_is_there_before_the_first_request_and_says_nothing() {
 }
 
 #[test]
-fn a_server_that_does_not_keep_the_crowd_is_found_out() {
+fn a_server_that_does_not_keep_idle_connections_is_found_out() {
     let (tell, hear) = mpsc::channel();
     let (tell, hear) = (Mutex::new(tell), Mutex::new(hear));
     let address = serve(move |number, mut stream| {
-        // The crowd comes first, and is sent away before the one that asks is answered.
+        // The idle ones come first, and are closed before the one that asks is answered.
         if number < 5 {
             drop(stream);
             return tell.lock().unwrap().send(()).unwrap();
@@ -602,13 +602,13 @@ fn the_interval_log_holds_the_same_histograms() {
             "service" => (&report.service_us, 200),
             "connect" => (&report.connect_us, 2),
             "first_byte" => (&report.first_byte_us, 200),
-            _ => (&report.slip_us, 200),
+            _ => (&report.send_delay_us, 200),
         };
         assert_eq!(histogram.len(), count, "{tag}");
         assert_eq!(histogram.value_at_quantile(0.99) as f64 / 1e3, latency.p99, "{tag}");
         tags.push(tag.to_string());
     }
-    assert_eq!(tags, ["connect", "first_byte", "service", "response", "slip"]);
+    assert_eq!(tags, ["connect", "first_byte", "service", "response", "send_delay"]);
 }
 
 #[test]

@@ -64,14 +64,14 @@ fn an_interim_answer_is_not_the_final_one() {
 }
 
 #[test]
-fn bytes_behind_an_answer_are_unasked_and_the_answer_counts() {
+fn bytes_behind_an_answer_are_unsolicited_and_the_answer_counts() {
     let report = ask(OK.repeat(2).as_bytes(), false);
     assert_eq!((report.requests, report.errors.total()), (3, 3), "{:?}", report.errors);
-    assert_eq!(report.errors.read.get("unasked"), Some(&3), "{:?}", report.errors);
+    assert_eq!(report.errors.read.get("unsolicited"), Some(&3), "{:?}", report.errors);
 }
 
 #[test]
-fn an_answer_to_a_request_that_was_never_sent_is_unasked() {
+fn an_answer_to_a_request_that_was_never_sent_is_unsolicited() {
     // The first connections of an open loop wait for their request.
     let address = serve(|number, mut stream| {
         if number == 0 {
@@ -82,7 +82,7 @@ fn an_answer_to_a_request_that_was_never_sent_is_unasked() {
         }
     });
     let report = run("--rate 1 --requests 1 --arrivals poisson --connections 1", address);
-    assert_eq!((report.requests, report.errors.read.get("unasked")), (1, Some(&1)), "{:?}", report.errors);
+    assert_eq!((report.requests, report.errors.read.get("unsolicited")), (1, Some(&1)), "{:?}", report.errors);
 }
 
 #[test]

@@ -70,9 +70,9 @@ fn requests_that_are_late_since_the_accept_queue_was_full_are_not_blamed_on_the_
     serve_on(TcpListener::from(listener), |_, stream| answer_all(stream));
     let report = report(&client.wait_with_output().unwrap());
     assert!(report.connect_us.max >= 900e3, "{:?}", report.connect_us);
-    let slip = check(&report, "slip");
-    assert_eq!(slip.verdict, Verdict::Suspect, "{slip:?}");
-    assert!(slip.reason.contains("whose handshakes took") && !slip.reason.contains("client's"), "{slip:?}");
+    let late = check(&report, "send_delay");
+    assert_eq!(late.verdict, Verdict::Suspect, "{late:?}");
+    assert!(late.reason.contains("whose handshakes took") && !late.reason.contains("client's"), "{late:?}");
 }
 
 #[test]

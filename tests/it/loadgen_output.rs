@@ -191,7 +191,7 @@ fn everything() -> (LoadReport, IntervalReport) {
         service_us: latency_us,
         connect_us: latency_us,
         first_byte_us: latency_us,
-        slip_us: latency_us,
+        send_delay_us: latency_us,
         censored: 1,
         offered_per_s: Some(8.0),
         deadline: Some(DeadlineCounts { shed: 1, abandoned: 1 }),
@@ -227,7 +227,7 @@ fn everything() -> (LoadReport, IntervalReport) {
         trust: Some(Trust {
             verdict: Verdict::Invalid,
             checks: [Verdict::Valid, Verdict::Suspect, Verdict::Invalid]
-                .map(|verdict| Check { name: "slip".into(), verdict, reason: "because".into() })
+                .map(|verdict| Check { name: "send_delay".into(), verdict, reason: "because".into() })
                 .into(),
         }),
         run: Some(RunInfo {
@@ -254,7 +254,7 @@ fn everything() -> (LoadReport, IntervalReport) {
         connections_requested: 1,
         connections_established: 1,
         latency_us,
-        slip_us: latency_us,
+        send_delay_us: latency_us,
         workers,
         evenness: pair(),
     };
@@ -364,7 +364,7 @@ fn the_standard_python_reader_finds_all_five_distributions_in_an_hlog() {
         ("first_byte", 400, "first_byte_us"),
         ("service", 400, "service_us"),
         ("response", 400, "latency_us"),
-        ("slip", 400, "slip_us"),
+        ("send_delay", 400, "send_delay_us"),
     ];
     assert_eq!(text.lines().count(), expected.len(), "{text}");
     for (line, (tag, count, block)) in text.lines().zip(expected) {

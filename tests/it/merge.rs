@@ -142,7 +142,7 @@ fn assert_is_sum(folder: &Path, parts: &[&str], sum: &str) {
     assert!((merged.offered_per_s.unwrap() - offered.unwrap()).abs() < 1e-6 * offered.unwrap());
 
     let mut added = histograms(&file(parts[0], "hlog"));
-    assert_eq!(added.keys().collect::<Vec<_>>(), ["connect", "first_byte", "response", "service", "slip"]);
+    assert_eq!(added.keys().collect::<Vec<_>>(), ["connect", "first_byte", "response", "send_delay", "service"]);
     for part in &parts[1..] {
         for (tag, histogram) in histograms(&file(part, "hlog")) {
             added.get_mut(&tag).unwrap().add(histogram).unwrap();
@@ -155,7 +155,7 @@ fn assert_is_sum(folder: &Path, parts: &[&str], sum: &str) {
         ("first_byte", merged.first_byte_us),
         ("response", merged.latency_us),
         ("service", merged.service_us),
-        ("slip", merged.slip_us),
+        ("send_delay", merged.send_delay_us),
     ];
     for (tag, block) in blocks {
         assert_eq!(block.p99, added[tag].value_at_quantile(0.99) as f64 / 1e3, "{tag}");
@@ -195,9 +195,9 @@ fn a_sum_equals_its_parts_to_the_last_bucket_and_can_be_part_of_another() {
 #[test]
 fn what_does_not_belong_together_is_refused_in_one_line_and_forced_only_as_suspect() {
     let second_ns = 1_000_000_000;
-    let slip = |verdict| Trust {
+    let send_delay = |verdict| Trust {
         verdict,
-        checks: vec![Check { name: "slip".into(), verdict, reason: "9 ms late, bar 1 ms".into() }],
+        checks: vec![Check { name: "send_delay".into(), verdict, reason: "9 ms, bar 1 ms".into() }],
     };
     type Change<'a> = &'a dyn Fn(&mut LoadReport);
     let cases: [(Change, &str); 8] = [
@@ -223,7 +223,7 @@ fn what_does_not_belong_together_is_refused_in_one_line_and_forced_only_as_suspe
             "2.json: it began 5.001 s after the first",
         ),
         (&|report| report.duration_s /= 2.0, "no common rate"),
-        (&|report| report.trust = Some(slip(Verdict::Suspect)), "2.json: host2 slipped: 9 ms late, bar 1 ms"),
+        (&|report| report.trust = Some(send_delay(Verdict::Suspect)), "2.json: host2 was late: 9 ms, bar 1 ms"),
         (&|report| report.run.as_mut().unwrap().seed = 1, "2.json: the same --seed 1 as 1.json"),
         (&|report| report.run.as_mut().unwrap().interrupted = true, "2.json: its run ended early"),
         (&|report| report.latency_us.p99 *= 2.0, "2.json and its .hlog are not of the same run: p99 of response"),
@@ -278,9 +278,9 @@ fn what_cannot_be_read_is_refused_even_by_force() {
     flipped[digit] = if log[digit] == b'A' { b'B' } else { b'A' };
     fs::write(folder.file("2.hlog"), &flipped).unwrap();
     refused("read 2.hlog: corrupt: ");
-    let without_slip = log.split_inclusive(|&byte| byte == b'\n').filter(|line| !line.starts_with(b"Tag=slip"));
-    fs::write(folder.file("2.hlog"), without_slip.flatten().copied().collect::<Vec<_>>()).unwrap();
-    refused("read 2.hlog: corrupt: it has no distribution of slip");
+    let incomplete = log.split_inclusive(|&byte| byte == b'\n').filter(|line| !line.starts_with(b"Tag=send_delay"));
+    fs::write(folder.file("2.hlog"), incomplete.flatten().copied().collect::<Vec<_>>()).unwrap();
+    refused("read 2.hlog: corrupt: it has no distribution of send_delay");
     fs::remove_file(folder.file("2.hlog")).unwrap();
     refused("read 2.hlog: no such file or directory; every client needs --hlog");
     fs::write(folder.file("2.hlog"), &log).unwrap();
@@ -478,7 +478,7 @@ fn two_machines_reached_by_ssh_bring_a_result_that_equals_its_parts_and_the_serv
         .unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
-        // A machine that is busy with other tests starts late or slips, and then a refusal is the right answer.
+        // A machine that is busy with other tests starts or sends late, and then a refusal is the right answer.
         assert!(said.contains("--force merges nonetheless"), "{said}");
         println!("by force, since: {said}");
         let flags = ["--force", "--format", "json", "--hlog", "out/sum.hlog"];

@@ -170,7 +170,7 @@ fn updates(control: &Source) -> f64 {
     let ctl = ["ctl", "--control", control.path(), "--format", "json", "status"];
     let output = Command::new(CLUSTER).args(ctl).output().expect("cargo has built it");
     let status: Value = serde_json::from_slice(&output.stdout).expect("the status is JSON");
-    status["lives"]["counts"]["updates"].as_f64().unwrap_or(0.0)
+    status["restart_counts"]["counts"]["updates"].as_f64().unwrap_or(0.0)
 }
 
 #[test]

@@ -88,16 +88,16 @@ fn clients_that_do_not_read_do_not_fill_the_masters_memory_and_lose_nothing() {
     let server = proxy(&["--workers", "2", "--body", "1000000"]);
     held(served(server.addr));
     let before = peak_kib(&server);
-    let mut crowd: Vec<Client> = (0..20).map(|_| connect(&server)).collect();
-    for client in &mut crowd {
+    let mut clients: Vec<Client> = (0..20).map(|_| connect(&server)).collect();
+    for client in &mut clients {
         held(client.send(&GET.repeat(20)));
     }
-    crowd.iter().for_each(|client| held(client.lets_answers_pile_up()));
+    clients.iter().for_each(|client| held(client.lets_answers_pile_up()));
     held(served(server.addr));
     let more = peak_kib(&server) - before;
     assert!(more < 20 * 64 * 2, "the master has taken {more} KiB for 20 clients that do not read");
     for _ in 0..20 {
-        assert_eq!(answer(&mut crowd[0]).body.len(), 1_000_000);
+        assert_eq!(answer(&mut clients[0]).body.len(), 1_000_000);
     }
 }
 

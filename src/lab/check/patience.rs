@@ -26,7 +26,7 @@ pub const POINTS: &[Point] = &[
     own(SERVE, "idle-cpu", "waiting for a client costs no CPU time", idle_cpu),
     own(SERVE, "never-reads", "a client that never reads delays others by --idle-timeout at most", never_reads),
     own(SERVE, "reset", "a reset in the middle of a request harms no other client", reset),
-    own(SERVE, "silent-crowd", "100 connections that send nothing: the next client is served", silent_crowd),
+    own(SERVE, "silent-clients", "100 connections that send nothing: the next client is served", silent_clients),
 ];
 
 fn let_go(program: &Program, half: &[u8]) -> Verdict {
@@ -114,12 +114,12 @@ fn reset(program: &Program) -> Verdict {
 }
 
 /// A server that takes one connection at a time reaches the next client after a hundred time-outs.
-fn silent_crowd(program: &Program) -> Verdict {
+fn silent_clients(program: &Program) -> Verdict {
     let server = program.start(&["--idle-timeout", "50ms"])?;
-    let crowd: Vec<Client> = (0..100).map(|_| Client::connect(server.addr)).collect::<Verdict<_>>()?;
+    let silent: Vec<Client> = (0..100).map(|_| Client::connect(server.addr)).collect::<Verdict<_>>()?;
     let patience = Duration::from_millis(50) * 100 + 2 * PATIENCE;
     served_in_time(server.addr, patience)?;
-    drop(crowd);
+    drop(silent);
     served_in_time(server.addr, patience)
 }
 

@@ -39,10 +39,10 @@ pub struct Calibration {
     pub connections_per_s: f64,
     pub cpu_us_per_connection: f64,
     /// Open loop at [`OPEN_RATE_PER_S`]: how late requests were sent. `None`: busy polling needs a CPU of its own.
-    pub slip_us: Latency,
-    pub slip_busy_poll_us: Option<Latency>,
+    pub send_delay_us: Latency,
+    pub send_delay_busy_poll_us: Option<Latency>,
     /// The same of a client that only reads the clock: what the machine takes from anybody.
-    pub slip_clock_us: Latency,
+    pub send_delay_clock_us: Latency,
 }
 
 pub const OPEN_RATE_PER_S: u32 = 10_000;
@@ -77,9 +77,9 @@ pub fn calibrate(duration: Duration, connections: u32) -> Result<Calibration, St
         ceiling_per_s: closed.qps.max(1e6 / cpu_us_per_request.max(1e-3)),
         connections_per_s: churn.qps,
         cpu_us_per_connection: cpu_us_each(&churn),
-        slip_us: open.slip_us,
-        slip_busy_poll_us: polling.map(|report| report.slip_us),
-        slip_clock_us: clock_alone(OPEN_RATE_PER_S, duration),
+        send_delay_us: open.send_delay_us,
+        send_delay_busy_poll_us: polling.map(|report| report.send_delay_us),
+        send_delay_clock_us: clock_alone(OPEN_RATE_PER_S, duration),
     })
 }
 
@@ -119,10 +119,11 @@ impl Calibration {
         let Calibration { connections, requests_per_s, connections_per_s, ceiling_per_s, .. } = self;
         let (per_request, per_connection) = (self.cpu_us_per_request, self.cpu_us_per_connection);
         let (percent, limit_per_s) = (self.cpu_share * 100.0, self.ceiling_per_s * HEADROOM);
-        let row = |name: &str, slip: &Latency| {
-            format!("{:28}{}\n", format!("{OPEN_RATE_PER_S}/s, {name}"), cells(slip, STATISTICS, 10))
+        let row = |name: &str, delay: &Latency| {
+            format!("{:28}{}\n", format!("{OPEN_RATE_PER_S}/s, {name}"), cells(delay, STATISTICS, 10))
         };
-        let polling = self.slip_busy_poll_us.as_ref().map(|slip| row("with --busy-poll", slip)).unwrap_or_default();
+        let polling =
+            self.send_delay_busy_poll_us.as_ref().map(|delay| row("with --busy-poll", delay)).unwrap_or_default();
         format!(
             "one thread, {connections} connections, against a server that does nothing {place}\n\n\
              connections kept     {requests_per_s:>10.0} requests/s     {per_request:>7.2} us of CPU each, \
@@ -131,11 +132,11 @@ impl Calibration {
              {:28}{}\n{}{polling}{}\n\
              This client can do {ceiling_per_s:.0} requests/s per thread here: a server measured at more than\n\
              {limit_per_s:.0}/s ({:.0} %) with one thread is limited by the client; give it more --threads.\n\
-             No client can be earlier than the clock itself: the rest of a slip is its own.\n",
-            "slip",
+             No client can be earlier than the clock itself: the rest of a send delay is its own.\n",
+            "send delay",
             heads(STATISTICS, 10),
-            row("sleeping", &self.slip_us),
-            row("the clock itself", &self.slip_clock_us),
+            row("sleeping", &self.send_delay_us),
+            row("the clock itself", &self.send_delay_clock_us),
             HEADROOM * 100.0
         )
     }

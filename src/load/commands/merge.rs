@@ -107,8 +107,8 @@ impl Part {
     /// Where the document and the histograms are not of the same run: all numbers of all five distributions are
     /// compared, to nine digits.
     fn contradiction(&self) -> Option<String> {
-        let LoadReport { connect_us, first_byte_us, service_us, latency_us, slip_us, .. } = &self.report;
-        let reported = [connect_us, first_byte_us, service_us, latency_us, slip_us];
+        let LoadReport { connect_us, first_byte_us, service_us, latency_us, send_delay_us, .. } = &self.report;
+        let reported = [connect_us, first_byte_us, service_us, latency_us, send_delay_us];
         for ((tag, times), reported) in self.distributions.tagged().into_iter().zip(reported) {
             for ((name, logged), (_, reported)) in times.latency().named().into_iter().zip(reported.named()) {
                 if (logged - reported).abs() > ROUNDING * logged.abs().max(reported.abs()) {
@@ -235,11 +235,11 @@ fn invalid_part(part: &Part) -> Option<String> {
             "{path}: {host} started {late_ms} ms late, and {bearable_ms} are bearable; give all a later --start-at"
         ));
     }
-    let slipped = verdict::SLIP.failed(&part.report).map(|check| ("slipped", check));
+    let late = verdict::SEND_DELAY.failed(&part.report).map(|check| ("was late", check));
     let is_invalid = |check: &&Check| check.verdict == Verdict::Invalid;
     let invalid =
         || part.report.trust.as_ref()?.checks.iter().find(is_invalid).map(|check| ("has no valid result", check));
-    let (what, check) = slipped.or_else(invalid)?;
+    let (what, check) = late.or_else(invalid)?;
     Some(format!("{path}: {host} {what}: {}", check.reason))
 }
 
@@ -275,7 +275,7 @@ fn longest_s(parts: &[Part]) -> f64 {
 /// What is not a count, wherever it stands: computed again from the sums, or left out.
 #[rustfmt::skip]
 const NOT_ADDED: [&str; 19] = [
-    "schema", "qps", "duration_s", "latency_us", "service_us", "connect_us", "first_byte_us", "slip_us",
+    "schema", "qps", "duration_s", "latency_us", "service_us", "connect_us", "first_byte_us", "send_delay_us",
     "worst_second", "longest_silence_ms", "pipeline", "evenness", "trace", "order", "closed_after_ms", "cpu_share",
     "max_rss_kib", "trust", "run",
 ];
@@ -414,7 +414,7 @@ mod tests {
     fn log() -> (Vec<u8>, Distributions) {
         let mut distributions = Distributions::default();
         let mut rng = fastrand::Rng::with_seed(4);
-        for tag in ["connect", "first_byte", "service", "response", "slip"] {
+        for tag in ["connect", "first_byte", "service", "response", "send_delay"] {
             let times = distributions.by_tag(tag).unwrap();
             (0..500).for_each(|_| times.record(10u64.pow(rng.u32(0..11)) * rng.u64(0..100)));
         }

@@ -239,7 +239,7 @@ impl Point {
         Point { rate_per_s: per_s, achieved_share, holds, finding, confirms: false, report }
     }
 
-    /// The checks that it did not pass, in the words of the verdict: `suspect: slip, steal`.
+    /// The checks that it did not pass, in the words of the verdict: `suspect: send_delay, steal`.
     fn failed_checks(&self) -> String {
         let Some(trust) = self.report.trust.as_ref().filter(|trust| trust.verdict != Verdict::Valid) else {
             return String::new();

@@ -11,20 +11,21 @@ pub struct Distributions {
     pub first_byte: Times,
     pub service: Times,
     pub response: Times,
-    pub slip: Times,
+    pub send_delay: Times,
 }
 
 impl Distributions {
     /// Their tags in an `.hlog`, in the order of a request's life.
-    pub const TAGS: [&str; 5] = ["connect", "first_byte", "service", "response", "slip"];
+    pub const TAGS: [&str; 5] = ["connect", "first_byte", "service", "response", "send_delay"];
 
     pub fn tagged(&self) -> [(&'static str, &Times); 5] {
-        let times = [&self.connect, &self.first_byte, &self.service, &self.response, &self.slip];
+        let times = [&self.connect, &self.first_byte, &self.service, &self.response, &self.send_delay];
         std::array::from_fn(|i| (Distributions::TAGS[i], times[i]))
     }
 
     pub fn by_tag(&mut self, tag: &str) -> Option<&mut Times> {
-        let times = [&mut self.connect, &mut self.first_byte, &mut self.service, &mut self.response, &mut self.slip];
+        let times =
+            [&mut self.connect, &mut self.first_byte, &mut self.service, &mut self.response, &mut self.send_delay];
         std::iter::zip(Distributions::TAGS, times).find_map(|(known, times)| (known == tag).then_some(times))
     }
 

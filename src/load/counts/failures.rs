@@ -33,7 +33,7 @@ impl Cause {
             Cause::Errno(errno) => format!("{:?}", Errno::from_raw(errno)),
             Cause::Eof => "eof".into(),
             Cause::Malformed(Malformed(what)) => format!("malformed: {what}"),
-            Cause::Unsolicited => "unasked".into(),
+            Cause::Unsolicited => "unsolicited".into(),
             Cause::NoLength => "no length".into(),
         }
     }

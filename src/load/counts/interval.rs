@@ -42,7 +42,7 @@ struct IntervalCounts {
     /// The difference to the end of the interval before; `open` is the number at the end of this one.
     totals: Totals,
     latency: Times,
-    slip: Times,
+    send_delay: Times,
     /// Connections and requests; index = worker.
     workers: Vec<(u64, u64)>,
 }
@@ -53,7 +53,7 @@ impl IntervalCounts {
             answers: 0,
             totals: Totals::default(),
             latency: Times::with_digits(2),
-            slip: Times::with_digits(2),
+            send_delay: Times::with_digits(2),
             workers: vec![(0, 0); workers],
         }
     }
@@ -69,7 +69,7 @@ impl IntervalCounts {
         self.answers += other.answers;
         self.totals = self.totals.with(&other.totals, u64::add);
         self.latency.add(&other.latency);
-        self.slip.add(&other.slip);
+        self.send_delay.add(&other.send_delay);
         for (worker, (connections, requests)) in other.workers.iter().enumerate() {
             let sum = self.worker(worker);
             *sum = (sum.0 + connections, sum.1 + requests);
@@ -97,11 +97,11 @@ impl IntervalSender {
         self.ends_ns = start_ns + self.length_ns;
     }
 
-    pub fn answered(&mut self, latency_ns: u64, slip_ns: Option<u64>, worker: Option<u32>, first: bool) {
+    pub fn answered(&mut self, latency_ns: u64, send_delay_ns: Option<u64>, worker: Option<u32>, first: bool) {
         self.counts.answers += 1;
         self.counts.latency.record(latency_ns);
-        if let Some(slip_ns) = slip_ns {
-            self.counts.slip.record(slip_ns);
+        if let Some(send_delay_ns) = send_delay_ns {
+            self.counts.send_delay.record(send_delay_ns);
         }
         if let Some(worker) = worker {
             let counts = self.counts.worker(worker as usize);
@@ -232,7 +232,7 @@ impl IntervalMerger {
             connections_requested: self.connections_requested,
             connections_established: totals.established,
             latency_us: counts.latency.latency(),
-            slip_us: counts.slip.latency(),
+            send_delay_us: counts.send_delay.latency(),
             // Of so many workers the p-values would be simulated for longer than an interval lasts.
             evenness: (workers.len() <= JUDGED_WORKERS).then(|| evenness::pair(workers.iter().copied())).flatten(),
             // Beyond those that are known to be there only workers that did something: a number may be high.

@@ -18,7 +18,7 @@ use crate::report::Traced;
 pub struct Measures {
     /// Response time counts from the due time, and is not the service time.
     pub from_due: bool,
-    pub slip: bool,
+    pub send_delay: bool,
     /// Workers expected to answer, for room made beforehand.
     pub workers: usize,
     pub trace: usize,
@@ -127,7 +127,7 @@ impl Tally {
             self.answered_late += 1;
         }
         if let Some(intervals) = &mut self.intervals {
-            intervals.answered(latency_ns, timestamps.slip_ns(), answer.worker, first);
+            intervals.answered(latency_ns, timestamps.send_delay_ns(), answer.worker, first);
         }
         self.answered_connections += u64::from(first);
         self.wrong_bodies += u64::from(answer.wrong_body);
@@ -173,8 +173,8 @@ impl Tally {
                 self.times.first_byte.record(first_byte_ns.saturating_sub(sent_ns));
             }
         }
-        if let Some(slip_ns) = timestamps.slip_ns().filter(|_| self.measures.slip) {
-            self.times.slip.record(slip_ns);
+        if let Some(send_delay_ns) = timestamps.send_delay_ns().filter(|_| self.measures.send_delay) {
+            self.times.send_delay.record(send_delay_ns);
         }
         if self.measures.from_due {
             self.times.response.record(timestamps.end_ns.saturating_sub(timestamps.due_ns));

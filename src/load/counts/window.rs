@@ -35,7 +35,7 @@ impl Timestamps {
         Timestamps { due_ns, sent_ns: None, first_byte_ns: None, end_ns }
     }
 
-    pub fn slip_ns(&self) -> Option<u64> {
+    pub fn send_delay_ns(&self) -> Option<u64> {
         self.sent_ns.map(|sent_ns| sent_ns.saturating_sub(self.due_ns))
     }
 }

@@ -265,7 +265,7 @@ struct LoadArgs {
     interval: Duration,
 
     /// Write the histograms to this file: HdrHistogram V2 interval log, nanoseconds, tags connect, first_byte, service,
-    /// response, slip
+    /// response, send_delay
     #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
     hlog: Option<PathBuf>,
 

@@ -5,9 +5,10 @@ use std::str::FromStr;
 use crate::report::{Evenness, Latency, LoadReport, Verdict};
 use crate::units::{number, parse_duration, time};
 
-const NAMES: &str = "p50 p90 p99 p99.9 max mean, of response time or with service. connect. first_byte. slip. before \
-                     them, against a duration like 5ms; or errors timeouts qps censored shed dispersion max_over_mean \
-                     cpu_share p_value, against a number; or verdict, against valid, suspect or invalid (from good to bad)";
+const NAMES: &str = "p50 p90 p99 p99.9 max mean, of response time or with service. connect. first_byte. send_delay. \
+                     before them, against a duration like 5ms; or errors timeouts qps censored shed dispersion \
+                     max_over_mean cpu_share p_value, against a number; or verdict, against valid, suspect or invalid \
+                     (from good to bad)";
 
 type Table<T, const N: usize> = [(&'static str, T); N];
 
@@ -16,9 +17,9 @@ const TIMES: Table<fn(&LoadReport) -> &Latency, 5> = [
     ("service.", |report| &report.service_us),
     ("connect.", |report| &report.connect_us),
     ("first_byte.", |report| &report.first_byte_us),
-    (SLIP, |report| &report.slip_us),
+    (SEND_DELAY, |report| &report.send_delay_us),
 ];
-const SLIP: &str = "slip.";
+const SEND_DELAY: &str = "send_delay.";
 
 /// Of [`Latency::named`]: all but the deviation.
 const STATISTICS: usize = 6;
@@ -73,7 +74,7 @@ enum Measure {
     Time {
         times: fn(&LoadReport) -> &Latency,
         statistic: usize,
-        is_slip: bool,
+        is_send_delay: bool,
     },
     Count(fn(&LoadReport) -> Option<f64>),
     Verdict,
@@ -143,11 +144,13 @@ impl Measure {
         if let Some((_, count)) = find(&COUNTS, name) {
             return Some(Measure::Count(count));
         }
+        // What is `send_delay.` today was `slip.` once.
+        let name = &name.replace("slip.", SEND_DELAY);
         let statistics = &Latency::default().named()[..STATISTICS];
         TIMES.iter().find_map(|&(prefix, times)| {
             let wanted = name.strip_prefix(prefix)?;
             let statistic = statistics.iter().position(|(name, _)| *name == wanted)?;
-            Some(Measure::Time { times, statistic, is_slip: prefix == SLIP })
+            Some(Measure::Time { times, statistic, is_send_delay: prefix == SEND_DELAY })
         })
     }
 
@@ -165,14 +168,14 @@ impl Measure {
     }
 
     /// In microseconds, if it is a time. `None` where there was nothing to measure: an empty distribution is all zero,
-    /// and every real time but a slip is above that.
+    /// and every real time but a send delay is above that.
     fn of(self, report: &LoadReport) -> Option<f64> {
         match self {
             Measure::Count(count) => count(report),
             Measure::Verdict => report.trust.as_ref().map(|trust| f64::from(trust.verdict as u8)),
-            Measure::Time { times, statistic, is_slip } => {
+            Measure::Time { times, statistic, is_send_delay } => {
                 let latency = times(report);
-                let is_measured = latency.max > 0.0 || is_slip && report.service_us.max > 0.0;
+                let is_measured = latency.max > 0.0 || is_send_delay && report.service_us.max > 0.0;
                 is_measured.then(|| latency.named()[statistic].1)
             }
         }
@@ -217,7 +220,7 @@ mod tests {
             ("qps<1000", true),
             ("censored != 2", false),
             ("cpu_share>0.9", false),
-            ("slip.max==0us", true),
+            ("send_delay.max==0us", true),
         ] {
             assert_eq!(condition(text).holds(&report), Some(expected), "{text}");
         }
@@ -271,7 +274,7 @@ mod tests {
 
     #[test]
     fn a_search_needs_a_condition_that_high_rates_break() {
-        for good in ["p99<5ms", "errors==0", "slip.p50<=1ms", "cpu_share<0.8"] {
+        for good in ["p99<5ms", "errors==0", "send_delay.p50<=1ms", "slip.p50<=1ms", "cpu_share<0.8"] {
             assert!(condition(good).bounds_the_load(), "{good}");
         }
         for bad in ["p99>5ms", "errors!=0", "qps<1000", "p_value<0.1"] {

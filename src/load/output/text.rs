@@ -120,7 +120,7 @@ fn rows(report: &LoadReport, open_loop: bool) -> Vec<(&'static str, &Latency)> {
         ("service_us", &report.service_us, open_loop),
         ("first_byte_us", &report.first_byte_us, report.first_byte_us.max > 0.0),
         ("connect_us", &report.connect_us, true),
-        ("slip_us", &report.slip_us, open_loop || report.slip_us.max > 0.0),
+        ("send_delay_us", &report.send_delay_us, open_loop || report.send_delay_us.max > 0.0),
     ];
     rows.into_iter().filter(|(.., shown)| *shown).map(|(key, times, _)| (metrics::name(key), times)).collect()
 }
@@ -392,7 +392,7 @@ mod tests {
             service_us: spread(100.0),
             connect_us: spread(12.0),
             first_byte_us: spread(90.0),
-            slip_us: spread(0.1),
+            send_delay_us: spread(0.1),
             offered_per_s: Some(2469.0),
             censored: 3,
             retried: 7,
@@ -423,7 +423,7 @@ mod tests {
             }],
             trust: Some(Trust {
                 verdict: Verdict::Invalid,
-                checks: [("slip", Verdict::Suspect), ("gaps", Verdict::Valid), ("rate", Verdict::Invalid)]
+                checks: [("send_delay", Verdict::Suspect), ("gaps", Verdict::Valid), ("rate", Verdict::Invalid)]
                     .map(|(name, verdict)| Check {
                         name: name.into(),
                         verdict,
@@ -526,7 +526,7 @@ mod tests {
         let text = render(&full(), COLOURED, 80);
         let end = text.split("MiB\n\n").nth(1).unwrap();
         assert!(end.starts_with("\x1b[31minvalid: a reason of rate"), "{end}");
-        assert!(end.contains("\x1b[33msuspect: a reason of slip") && !end.contains("gaps"), "{end}");
+        assert!(end.contains("\x1b[33msuspect: a reason of send_delay") && !end.contains("gaps"), "{end}");
         let checks = vec![Check::default(); 7];
         let trust = Some(Trust { verdict: Verdict::Valid, checks });
         let text = plain(&LoadReport { trust, ..LoadReport::default() });

@@ -42,7 +42,7 @@ pub fn settings(plan: &Plan) -> Result<Settings, String> {
         busy_poll: plan.threads.busy_poll,
         measures: Measures {
             from_due: is_open_loop,
-            slip: is_open_loop || pacing.think.is_some(),
+            send_delay: is_open_loop || pacing.think.is_some(),
             workers: plan.workers as usize,
             trace: plan.show.answers as usize,
             order: plan.show.order as usize,

@@ -72,7 +72,7 @@ pub fn compute(report: &mut LoadReport, times: &Distributions) {
     report.service_us = times.service.latency();
     report.connect_us = times.connect.latency();
     report.first_byte_us = times.first_byte.latency();
-    report.slip_us = times.slip.latency();
+    report.send_delay_us = times.send_delay.latency();
     report.evenness = evenness::pair(report.workers.values().map(|share| (share.connections, share.requests)));
     let client = &mut report.client;
     let cpu_s = (client.cpu_user_us + client.cpu_system_us) as f64 / 1e6;

@@ -70,11 +70,11 @@ const DRIFT_LATENCY_US: f64 = 50.0;
 /// Intervals are averaged into this many parts, each long enough to be nearly independent of the next.
 const PARTS: usize = 20;
 pub(crate) const BUSY_CLIENT: f64 = 0.9;
-/// The part of a response time that may be the client's own slip, at the median and in the tail, and the slip that
+/// The part of a response time that may be the client's send delay, at the median and in the tail, and the delay that
 /// never matters.
-const SLIP_OF_MEDIAN: f64 = 0.2;
-const SLIP_OF_TAIL: f64 = 0.5;
-const SLIP_FLOOR_US: f64 = 100.0;
+const SEND_DELAY_OF_MEDIAN: f64 = 0.2;
+const SEND_DELAY_OF_TAIL: f64 = 0.5;
+const SEND_DELAY_FLOOR_US: f64 = 100.0;
 /// From this share of their time on, by Little's law, the connections and not the clock decide when to send.
 const CONNECTIONS_BUSY: f64 = 0.9;
 /// From this share of their time on, waiting for handshakes explains why requests are late.
@@ -134,9 +134,9 @@ pub const DRIFT: Rule = rule("drift", || format!("rate and mean response time do
 pub const CPU: Rule = rule("cpu", || format!("the client used at most {} of its threads' time (not with --busy-poll)",
         percent(BUSY_CLIENT)), undisturbed::cpu);
 #[rustfmt::skip]
-pub const SLIP: Rule = rule("slip", || format!("open loop: the slip is at most {} of the median response time and \
-        {} of p99 and p99.9, or below {}",
-        percent(SLIP_OF_MEDIAN), percent(SLIP_OF_TAIL), time(SLIP_FLOOR_US)), schedule_kept::slip);
+pub const SEND_DELAY: Rule = rule("send_delay", || format!("open loop: the send delay is at most {} of the median \
+        response time and {} of p99 and p99.9, or below {}",
+        percent(SEND_DELAY_OF_MEDIAN), percent(SEND_DELAY_OF_TAIL), time(SEND_DELAY_FLOOR_US)), schedule_kept::send_delay);
 
 #[rustfmt::skip]
 pub static RULES: [Rule; 19] = [
@@ -148,7 +148,7 @@ pub static RULES: [Rule; 19] = [
         deviations of the Poisson count; one in 1000 otherwise)"), schedule_kept::rate),
     rule("achieved", || format!("open loop: at least {} of what was due was answered, apart from what is rightly \
         under way at the end (Little's law: rate x mean response); below {} because of the client (its CPU, or a \
-        slip as long while connections were free): invalid",
+        send delay as long while connections were free): invalid",
         percent(ACHIEVED_SHARE), percent(ACHIEVED_AT_ALL)), schedule_kept::achieved),
     rule("gaps", || format!("Poisson: sums of gaps, at least {} long, against the gamma distribution; \
         Kolmogorov-Smirnov p >= {P_LIMIT}, or D <= {KS_SIZE}. Otherwise: at most {} sent later than one gap (at least \
@@ -158,7 +158,7 @@ pub static RULES: [Rule; 19] = [
         {Z_LIMIT}/sqrt(n), or below {CORRELATION_SIZE}"), schedule_kept::independence),
     DRIFT,
     CPU,
-    SLIP,
+    SEND_DELAY,
     rule("steal", || format!("the hypervisor took at most {} of the machine's time",
         percent(STEAL_SHARE)), undisturbed::steal),
     rule("accept_queue", || format!("no accept queue of this machine overflowed, or it was another's: this run \

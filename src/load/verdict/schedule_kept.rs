@@ -46,17 +46,17 @@ pub(super) fn achieved(facts: &RunFacts) -> Option<Finding> {
 }
 
 /// Whether it is the client that is to blame for what was not answered: it had no CPU time left, or it let connections
-/// lie idle while it was as late as it takes to lose so much. A slip of a millisecond loses nothing; a connection that
-/// waits, backs off or is broken is not the client's.
+/// lie idle while it was as late as it takes to lose so much. A send delay of a millisecond loses nothing; a connection
+/// that waits, backs off or is broken is not the client's.
 fn client_was_late(facts: &RunFacts) -> bool {
     let report = facts.report;
     let lost_s = (1.0 - ACHIEVED_AT_ALL) * report.duration_s;
-    // With --deadline what is later than that is never sent, and its slip not known.
+    // With --deadline what is later than that is never sent, and its send delay not known.
     let late_s = facts.run.configuration.deadline_s.map_or(lost_s, |deadline_s| lost_s.min(0.5 * deadline_s));
     let missing = facts.due_in_window.saturating_sub(report.requests);
     let is_broken = (report.errors.total() + facts.given_up()) * 2 > missing;
     facts.client_is_busy()
-        || (report.slip_us.p50 > late_s * 1e6 && facts.connections_busy() < CONNECTIONS_BUSY && !is_broken)
+        || (report.send_delay_us.p50 > late_s * 1e6 && facts.connections_busy() < CONNECTIONS_BUSY && !is_broken)
 }
 
 pub(super) fn gaps(facts: &RunFacts) -> Option<Finding> {
@@ -134,18 +134,18 @@ impl Gaps {
     }
 }
 
-pub(super) fn slip(facts: &RunFacts) -> Option<Finding> {
+pub(super) fn send_delay(facts: &RunFacts) -> Option<Finding> {
     if !facts.run.configuration.is_open_loop() {
         return None;
     }
     if facts.report.errors.total() > facts.report.requests {
-        // Their ages are no response times to hold a slip against.
+        // Their ages are no response times to hold a send delay against.
         return not_judged("most requests failed");
     }
-    let slips = slips(facts);
-    let found = slips.iter().find(|slip| slip.slip_us > SLIP_FLOOR_US.max(slip.limit * slip.response_us));
+    let delays = send_delays(facts);
+    let found = delays.iter().find(|delay| delay.us > SEND_DELAY_FLOOR_US.max(delay.limit * delay.response_us));
     let why = match found {
-        Some(slip) if waits_for_handshakes(facts, slip.slip_us) => format!(
+        Some(delay) if waits_for_handshakes(facts, delay.us) => format!(
             "; they waited for their connections, whose handshakes took {} at p99 and {} at most: a server whose \
              accept queue is full lets a client try again after a second (a larger --backlog, or a server that accepts \
              faster)",
@@ -158,43 +158,44 @@ pub(super) fn slip(facts: &RunFacts) -> Option<Finding> {
         Some(_) => "; that is the client's own lateness: --pin, --busy-poll, or an idle CPU for it".into(),
         None => String::new(),
     };
-    let Slip { name, slip_us, response_us, limit } = found.unwrap_or(&slips[0]);
-    let (slip, of, limit, floor) = (time(*slip_us), time(*response_us), limit * 100.0, time(SLIP_FLOOR_US));
+    let SendDelay { name, us, response_us, limit } = found.unwrap_or(&delays[0]);
+    let (delay, of, limit, floor) = (time(*us), time(*response_us), limit * 100.0, time(SEND_DELAY_FLOOR_US));
     let reason = format!(
-        "requests were sent {slip} late at {name}, where the response takes {of} (limit {limit} %, or {floor}){why}"
+        "requests were sent {delay} late at {name}, where the response takes {of} (limit {limit} %, or {floor}){why}"
     );
     suspect_if(found.is_some(), reason)
 }
 
-/// Whether requests are late since their connections are not established: handshakes take as long as the slip, and most
-/// of the time that connections are busy at all.
-fn waits_for_handshakes(facts: &RunFacts, slip_us: f64) -> bool {
+/// Whether requests are late since their connections are not established: handshakes take as long as the send delay,
+/// and most of the time that connections are busy at all.
+fn waits_for_handshakes(facts: &RunFacts, send_delay_us: f64) -> bool {
     let connecting = facts.connections_in_handshake();
-    let took_as_long = facts.report.connect_us.max >= 0.5 * slip_us && facts.report.connect_us.max >= RETRANSMISSION_US;
+    let longest_us = facts.report.connect_us.max;
+    let took_as_long = longest_us >= 0.5 * send_delay_us && longest_us >= RETRANSMISSION_US;
     took_as_long && connecting > CONNECTING && connecting >= 0.5 * facts.connections_busy().min(1.0)
 }
 
 /// At one percentile.
-struct Slip {
+struct SendDelay {
     name: &'static str,
-    slip_us: f64,
+    us: f64,
     response_us: f64,
     /// As a share of the response.
     limit: f64,
 }
 
-fn slips(facts: &RunFacts) -> Vec<Slip> {
-    let (slip, response) = (&facts.report.slip_us, &facts.report.latency_us);
+fn send_delays(facts: &RunFacts) -> Vec<SendDelay> {
+    let (delay, response) = (&facts.report.send_delay_us, &facts.report.latency_us);
     // A request that needs a handshake is not late while it has it.
     let handshake = if facts.one_request_each() { facts.report.connect_us } else { Latency::default() };
     let rests_on = |quantile: f64| facts.responses as f64 * (1.0 - quantile) >= ANSWERS_BEYOND;
-    let at = |name, slip_us: f64, handshake_us: f64, response_us, limit| {
-        let slip_us = (slip_us - handshake_us).max(0.0);
-        Slip { name, slip_us, response_us, limit }
+    let at = |name, delay_us: f64, handshake_us: f64, response_us, limit| {
+        let us = (delay_us - handshake_us).max(0.0);
+        SendDelay { name, us, response_us, limit }
     };
-    let p50 = at("p50", slip.p50, handshake.p50, response.p50, SLIP_OF_MEDIAN);
-    let p99 = at("p99", slip.p99, handshake.p99, response.p99, SLIP_OF_TAIL);
-    let p99_9 = at("p99.9", slip.p99_9, handshake.p99_9, response.p99_9, SLIP_OF_TAIL);
+    let p50 = at("p50", delay.p50, handshake.p50, response.p50, SEND_DELAY_OF_MEDIAN);
+    let p99 = at("p99", delay.p99, handshake.p99, response.p99, SEND_DELAY_OF_TAIL);
+    let p99_9 = at("p99.9", delay.p99_9, handshake.p99_9, response.p99_9, SEND_DELAY_OF_TAIL);
     let tail = [(0.99, p99), (0.999, p99_9)].into_iter().filter(|&(quantile, _)| rests_on(quantile));
-    std::iter::once(p50).chain(tail.map(|(_, slip)| slip)).collect()
+    std::iter::once(p50).chain(tail.map(|(_, delay)| delay)).collect()
 }

@@ -130,7 +130,7 @@ fn good_for(seconds: f64, pattern: Pattern, seed: u64) -> Run {
         duration_s: seconds,
         latency_us: times,
         service_us: Latency { p50: 270.0, mean: 290.0, ..times },
-        slip_us: Latency { p50: 15.0, p90: 40.0, p99: 75.0, p99_9: 110.0, max: 200.0, mean: 20.0, stdev: 15.0 },
+        send_delay_us: Latency { p50: 15.0, p90: 40.0, p99: 75.0, p99_9: 110.0, max: 200.0, mean: 20.0, stdev: 15.0 },
         client: ClientCost { cpu_share: 0.2, ..ClientCost::default() },
         ..LoadReport::default()
     };
@@ -264,8 +264,8 @@ fn each_number_beyond_its_bar_fails_its_own_check() {
     fails(Fixed, "achieved", Suspect, |run| run.report.requests -= 1000);
     fails(Closed, "cpu", Suspect, |run| run.report.client.cpu_share = 0.97);
     fails(Fixed, "cpu", Suspect, |run| run.report.client.cpu_share = 0.97);
-    fails(Fixed, "slip", Suspect, |run| run.report.slip_us.p50 = 140.0);
-    fails(Fixed, "slip", Suspect, |run| run.report.slip_us.p99 = 700.0);
+    fails(Fixed, "send_delay", Suspect, |run| run.report.send_delay_us.p50 = 140.0);
+    fails(Fixed, "send_delay", Suspect, |run| run.report.send_delay_us.p99 = 700.0);
     fails(Closed, "steal", Suspect, |run| run.machine.steal_ticks = 1_000_000);
     fails(Closed, "accept_queue", Suspect, |run| {
         run.machine.listen_overflows = 1;
@@ -329,7 +329,7 @@ fn a_rate_that_the_client_could_not_send_makes_the_run_invalid_a_slow_server_doe
     run.run.configuration.busy_poll = true;
     assert_eq!(run.judge().verdict, Verdict::Suspect);
     // Late, and the connections had room.
-    run.report.slip_us.p50 = 2e6;
+    run.report.send_delay_us.p50 = 2e6;
     assert_eq!(run.judge().verdict, Verdict::Invalid);
     // Late since every connection was waiting for the server.
     run.report.service_us.mean = 64.0 / RATE * 1e6;
@@ -398,14 +398,14 @@ fn a_server_that_breaks_or_wastes_connections_is_not_blamed_on_the_client() {
     let mut run = good(Pattern::Fixed, 3);
     (run.report.requests, run.answered_of_due) = (0, 0);
     run.fail(20_000);
-    run.report.slip_us.p50 = 200.0;
+    run.report.send_delay_us.p50 = 200.0;
     run.report.service_us.mean = 50.0;
     assert_eq!(verdict(&run).verdict, Verdict::Suspect);
     assert!(verdict(&run).reason.contains("failed"), "{}", verdict(&run).reason);
     // Most are abandoned after 50 ms, on connections that are never free.
     let mut run = good(Pattern::Fixed, 3);
     (run.report.requests, run.answered_of_due) = (8_000, 8_000);
-    run.report.slip_us.p50 = 40_000.0;
+    run.report.send_delay_us.p50 = 40_000.0;
     run.run.configuration.deadline_s = Some(0.05);
     run.report.deadline = Some(DeadlineCounts { shed: 12_000, abandoned: 0 });
     assert_eq!(verdict(&run).verdict, Verdict::Suspect);
@@ -414,25 +414,25 @@ fn a_server_that_breaks_or_wastes_connections_is_not_blamed_on_the_client() {
 #[test]
 fn a_burst_larger_than_the_connections_waits_for_them_not_for_the_client() {
     let mut run = good(Pattern::Burst(100), 3);
-    run.report.slip_us.p50 = 140.0;
-    assert!((SLIP.judge)(&run.facts()).unwrap().1.contains("more --connections"));
+    run.report.send_delay_us.p50 = 140.0;
+    assert!((SEND_DELAY.judge)(&run.facts()).unwrap().1.contains("more --connections"));
     run.run.configuration.arrivals = ArrivalsKind::Burst(10);
-    assert!((SLIP.judge)(&run.facts()).unwrap().1.contains("client's own"));
+    assert!((SEND_DELAY.judge)(&run.facts()).unwrap().1.contains("client's own"));
 }
 
 #[test]
 fn requests_that_wait_for_a_handshake_are_not_blamed_on_the_client() {
     let mut run = good(Pattern::Poisson, 3);
     // An accept queue that is full: of 64 connections some are always waiting for the second SYN, sent after a second.
-    run.report.slip_us.p99 = 1_000_000.0;
+    run.report.send_delay_us.p99 = 1_000_000.0;
     run.connections_opened = 400;
     run.report.connect_us =
         Latency { p50: 90.0, p99: 1_020_000.0, max: 3_060_000.0, mean: 500_000.0, ..Latency::default() };
-    let (verdict, reason) = (SLIP.judge)(&run.facts()).unwrap();
+    let (verdict, reason) = (SEND_DELAY.judge)(&run.facts()).unwrap();
     assert_eq!(verdict, Verdict::Suspect);
     assert!(reason.contains("handshakes took 1.02s at p99") && reason.contains("--backlog"), "{reason}");
     // Nor is the run invalid because half of it was never answered.
-    run.report.slip_us.p50 = 2_000_000.0;
+    run.report.send_delay_us.p50 = 2_000_000.0;
     run.answered_of_due /= 2;
     run.connections_opened = 1200;
     assert_eq!((named("achieved").judge)(&run.facts()).unwrap().0, Verdict::Suspect);
@@ -471,10 +471,10 @@ fn what_is_no_defect_passes() {
     passes(Pattern::Fixed, |run| {
         run.run.configuration.requests_per_connection = Some(1);
         run.report.connect_us = Latency { p50: 900.0, p99: 1500.0, p99_9: 2000.0, ..Latency::default() };
-        run.report.slip_us = Latency { p50: 920.0, p99: 1550.0, p99_9: 2090.0, ..run.report.slip_us };
+        run.report.send_delay_us = Latency { p50: 920.0, p99: 1550.0, p99_9: 2090.0, ..run.report.send_delay_us };
         run.connections_peak = 3;
     });
-    // A slip of microseconds beside a response of microseconds.
+    // A send delay of microseconds beside a response of microseconds.
     passes(Pattern::Fixed, |run| run.report.latency_us.p50 = 40.0);
     // What is under way at the end of a short run is not missing.
     passes(Pattern::Fixed, |run| {

@@ -3,7 +3,7 @@
 //!
 //! The server is one thread that keeps a record of when it began and ended each request, on the clock that the client
 //! uses too. So a machine that was busy with something else can be told from a client that is wrong: the requests
-//! that found the server idle, and the client's own slip, say by how much somebody overslept. If that is more than the
+//! that found the server idle, and the client's send delay, say by how much somebody overslept. If that is more than the
 //! resolution, the run is repeated, twice at most; if it still is, the report is held to the record of that very run,
 //! with this much more room, and the test is inconclusive.
 //!
@@ -185,8 +185,8 @@ fn measure(
 }
 
 /// How late the client sent, in the 99th percentile.
-fn client_slip_s(report: &LoadReport, _: &Record) -> f64 {
-    report.slip_us.p99 / 1e6
+fn client_send_delay_s(report: &LoadReport, _: &Record) -> f64 {
+    report.send_delay_us.p99 / 1e6
 }
 
 /// Whether the theory can be tested on such a run.
@@ -284,12 +284,12 @@ fn unsteadiness_s(service_s: &[f64]) -> f64 {
 }
 
 /// Holds a run to the closed form; what it reported, unless the machine disturbed it.
-fn stalled(connections: &str, slip_is_the_machines: bool) -> Option<LoadReport> {
+fn stalled(connections: &str, send_delay_is_the_machines: bool) -> Option<LoadReport> {
     raise_descriptor_limit();
     let due_ns = due_ns(&RATE_PER_S.to_string(), Spacing::Fixed, 1, RUN_S as u64);
     let other_disturbance_s = |report: &LoadReport, record: &Record| {
-        let slip_s = if slip_is_the_machines { client_slip_s(report, record) } else { 0.0 };
-        slip_s.max(unsteadiness_s(&record.service_times_s()))
+        let send_delay_s = if send_delay_is_the_machines { client_send_delay_s(report, record) } else { 0.0 };
+        send_delay_s.max(unsteadiness_s(&record.service_times_s()))
     };
     let run = measure(STALL_RESOLUTION_S, other_disturbance_s, || {
         let (listener, address) = listen();
@@ -405,7 +405,7 @@ fn a_poisson_load_on_one_exponential_worker_is_m_m_1() {
     let due_ns = due_ns(&rate, Spacing::Poisson, SEED, SECONDS);
     let mut rng = Rng::with_seed(SEED + 1);
     let work_s: Vec<f64> = due_ns.iter().map(|_| exponential(&mut rng, MEAN_SERVICE_S)).collect();
-    let run = measure(WAKE_RESOLUTION_S, client_slip_s, || {
+    let run = measure(WAKE_RESOLUTION_S, client_send_delay_s, || {
         let (listener, address) = listen();
         let mut work = work_s.clone().into_iter();
         let server = serve(listener, due_ns.len(), move |_| {

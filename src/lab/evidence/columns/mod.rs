@@ -118,9 +118,9 @@ pub static COLUMNS: &[Column] = &[
     report("connect_p99", "connect_us.p99", Count(|s| of_load(s, |r| &r.connect_us, |l| l.p99))),
     report("first_byte_p50", "first_byte_us.p50", Real(|s| of_load(s, |r| &r.first_byte_us, |l| l.p50))),
     report("first_byte_p99", "first_byte_us.p99", Real(|s| of_load(s, |r| &r.first_byte_us, |l| l.p99))),
-    report("slip_p50", "slip_us.p50", Real(|s| of_load(s, |r| &r.slip_us, |l| l.p50))),
-    report("slip_p99", "slip_us.p99", Real(|s| of_load(s, |r| &r.slip_us, |l| l.p99))),
-    report("slip_p99_9", "slip_us.p99_9", Real(|s| of_load(s, |r| &r.slip_us, |l| l.p99_9))),
+    report("send_delay_p50", "send_delay_us.p50", Real(|s| of_load(s, |r| &r.send_delay_us, |l| l.p50))),
+    report("send_delay_p99", "send_delay_us.p99", Real(|s| of_load(s, |r| &r.send_delay_us, |l| l.p99))),
+    report("send_delay_p99_9", "send_delay_us.p99_9", Real(|s| of_load(s, |r| &r.send_delay_us, |l| l.p99_9))),
     // What went wrong.
     report("peak_open", "connections.peak_open", Count(|s| Some(load(s)?.connections.peak_open as f64))),
     report("timeouts", "errors.timeout", Count(timeouts)),

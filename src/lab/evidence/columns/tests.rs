@@ -70,7 +70,7 @@ fn numbers_come_from_both_reports() {
 
 #[test]
 fn what_was_not_measured_has_no_number() {
-    for name in ["p50", "dispersion", "pss", "pss_per_connection", "connect_p99", "slip_p99"] {
+    for name in ["p50", "dispersion", "pss", "pss_per_connection", "connect_p99", "send_delay_p99"] {
         assert_eq!(number(name, &row()), None, "{name}");
     }
 }

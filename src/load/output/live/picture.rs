@@ -108,9 +108,9 @@ fn connections(state: &State, paint: Paint) -> Line<'static> {
     let open = format!("{} of {} connections open", grouped(open), grouped(asked));
     let errors = format!("{} errors", grouped(state.errors));
     let errors = if state.errors > 0 { Span::styled(errors, paint.style(Color::Red)) } else { Span::raw(errors) };
-    let slip = &state.now.slip_us;
-    let slip = if slip.max > 0.0 { format!(" · slip p99 {}", time(slip.p99)) } else { String::new() };
-    Line::from(vec![errors, Span::raw(format!(" · {open}{slip}"))])
+    let delay = &state.now.send_delay_us;
+    let delay = if delay.max > 0.0 { format!(" · send delay p99 {}", time(delay.p99)) } else { String::new() };
+    Line::from(vec![errors, Span::raw(format!(" · {open}{delay}"))])
 }
 
 /// The heading of the workers, with D as the report has it.
@@ -160,7 +160,7 @@ mod tests {
             state.add(&interval(number, number >= 10, 400 + 10 * u64::from(number)));
         }
         state.now.due = Some(800);
-        state.now.slip_us = Latency { p99: 61.0, max: 80.0, ..Latency::default() };
+        state.now.send_delay_us = Latency { p99: 61.0, max: 80.0, ..Latency::default() };
         state.so_far = Latency { p50: 249.0, max: 8_000.0, ..state.now.latency_us };
         state
     }
@@ -186,7 +186,7 @@ mod tests {
             "now           251us    280us    612us   1.27ms   4.31ms",
             "so far        249us    280us    612us   1.27ms   8.00ms",
             "",
-            "0 errors · 64 of 64 connections open · slip p99 61.0us",
+            "0 errors · 64 of 64 connections open · send delay p99 61.0us",
             "",
         ];
         assert_eq!(lines[after..after + 6], expected, "{lines:#?}");
