@@ -46,7 +46,7 @@ struct Args {
 
 fn main() -> ExitCode {
     let format = Args::parse().format;
-    let rows: Result<Vec<Row>, Failure> = CASES.iter().map(try_case).collect();
+    let rows: Result<Vec<Attempt>, Failure> = CASES.iter().map(try_case).collect();
     console::end(rows.map(|rows| render(&rows, format)))
 }
 

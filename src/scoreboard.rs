@@ -62,18 +62,18 @@ pub enum Count {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub struct Row {
+pub struct WorkerRow {
     words: &'static [AtomicU64],
 }
 
-impl Row {
-    /// Who sees the new count sees what this worker has done before (see [`Row::get`]): some readers rely on the
+impl WorkerRow {
+    /// Who sees the new count sees what this worker has done before (see [`WorkerRow::get`]): some readers rely on the
     /// order of two counts.
     pub fn add(self, count: Count, n: u64) {
         self.words[count as usize].fetch_add(n, Release);
     }
 
-    /// As [`Row::add`].
+    /// As [`WorkerRow::add`].
     pub fn subtract(self, count: Count, n: u64) {
         self.words[count as usize].fetch_sub(n, Release);
     }
@@ -254,10 +254,10 @@ impl Scoreboard {
         8 * self.words.len() as u64
     }
 
-    pub fn row(&self, id: usize) -> Row {
+    pub fn row(&self, id: usize) -> WorkerRow {
         let id = self.own.unwrap_or(id);
         let start = ROW_WORDS * (1 + id);
-        Row { words: &self.words[start..start + ROW_WORDS] }
+        WorkerRow { words: &self.words[start..start + ROW_WORDS] }
     }
 
     pub fn model(&self) -> String {

@@ -43,7 +43,7 @@ pub const OK: &str = "ok";
 
 /// A case and what came of it here.
 #[derive(Serialize)]
-pub struct Row {
+pub struct Attempt {
     pub attempt: &'static str,
     /// `ok`, the name of the error, or `skipped: …`.
     said: String,
@@ -56,7 +56,7 @@ pub struct Row {
 ///
 /// # Errors
 /// When what has to be there before the attempt cannot be made.
-pub fn try_case(case: &Case) -> Result<Row, Failure> {
+pub fn try_case(case: &Case) -> Result<Attempt, Failure> {
     let said = match (case.attempt_it)() {
         Ok(Ok(())) => OK.to_owned(),
         Ok(Err(error)) => name(&error),
@@ -65,7 +65,7 @@ pub fn try_case(case: &Case) -> Result<Row, Failure> {
             return Err(Failure::new(format_args!("prepare \"{}\"", case.attempt), error));
         }
     };
-    Ok(Row { attempt: case.attempt, said, why: case.why, expected: case.expected })
+    Ok(Attempt { attempt: case.attempt, said, why: case.why, expected: case.expected })
 }
 
 /// How to print the table.
@@ -75,7 +75,7 @@ pub enum Format {
     Json,
 }
 
-pub fn render(rows: &[Row], format: Format) -> String {
+pub fn render(rows: &[Attempt], format: Format) -> String {
     match format {
         Format::Json => serde_json::json!({ "schema": 1, "attempts": rows }).to_string(),
         Format::Text => rows.iter().map(line).collect::<Vec<_>>().join("\n"),
@@ -83,8 +83,8 @@ pub fn render(rows: &[Row], format: Format) -> String {
 }
 
 /// Two lines for a person: what the kernel said to it, and why.
-fn line(row: &Row) -> String {
-    let Row { attempt, said, why, expected } = row;
+fn line(row: &Attempt) -> String {
+    let Attempt { attempt, said, why, expected } = row;
     let (word, reason) = match said.split_once(": ") {
         _ if said == expected => (said.as_str(), why.to_string()),
         Some(("skipped", missing)) => ("skipped", missing.to_owned()),

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::args::MasterArgs;
 use super::poller::{Due, Poller, Token, UniqueId};
 use crate::failure::Failure;
-use crate::scoreboard::{Count, Row};
+use crate::scoreboard::{Count, WorkerRow};
 use crate::server::Ipc;
 use crate::server::accept::BACK_OFF;
 use crate::sys::epoll::Interest;
@@ -209,7 +209,7 @@ impl WorkerProcess {
 
     /// What only the program knows (requests, open connections) is there where it counts in the scoreboard. Counts are
     /// of all processes that had this number.
-    pub fn status(&self, row: Row) -> Value {
+    pub fn status(&self, row: WorkerRow) -> Value {
         json!({
             "worker": self.number,
             "unique_id": self.id.0,

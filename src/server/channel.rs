@@ -31,7 +31,7 @@ pub fn connections_per_message(workers: usize) -> usize {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum Acknowledgement {
     Taken,
     /// Another is to have it: the receiver has no room, or is about to stop.
     Refused,
@@ -49,7 +49,7 @@ pub struct Channel {
 
 impl Channel {
     /// Both ends, to be shared between two processes by a fork. Where receivers acknowledge, every message that is
-    /// received has an [`Answer`].
+    /// received has an [`Acknowledgement`].
     pub fn pair(acknowledges: bool) -> Result<(Channel, Channel), Failure> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let (one, other) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
@@ -81,7 +81,7 @@ impl Channel {
         let connection = self.next()?;
         if self.acknowledges {
             // It fails when the sender is gone, and then the connection is ours anyway.
-            let _ = self.answer(Answer::Taken);
+            let _ = self.acknowledge(Acknowledgement::Taken);
         }
         Ok(connection)
     }
@@ -97,7 +97,7 @@ impl Channel {
     /// Those of [`Channel::receive`]; EPIPE when the sender is gone: then the connection is the next to be received.
     pub fn refuse(&mut self) -> nix::Result<()> {
         let connection = self.next()?;
-        self.answer(Answer::Refused).inspect_err(|_| self.inbox.push_front(Ok(connection)))
+        self.acknowledge(Acknowledgement::Refused).inspect_err(|_| self.inbox.push_front(Ok(connection)))
     }
 
     fn next(&mut self) -> nix::Result<OwnedFd> {
@@ -107,25 +107,25 @@ impl Channel {
         }
         let next = self.inbox.pop_front().unwrap_or(Err(Errno::EINVAL));
         if self.acknowledges && matches!(next, Err(Errno::EMFILE)) {
-            // Our copy is lost, but the sender still has the connection and waits for an answer, unless it is gone.
-            let _ = self.answer(Answer::Refused);
+            // Our copy is lost. The sender, unless it is gone, still has the connection and waits.
+            let _ = self.acknowledge(Acknowledgement::Refused);
         }
         next
     }
 
-    fn answer(&self, answer: Answer) -> nix::Result<()> {
-        let byte = [matches!(answer, Answer::Taken).into()];
+    fn acknowledge(&self, acknowledgement: Acknowledgement) -> nix::Result<()> {
+        let byte = [matches!(acknowledgement, Acknowledgement::Taken).into()];
         until_uninterrupted(|| send(self.socket.as_raw_fd(), &byte, MsgFlags::MSG_NOSIGNAL).map(drop))
     }
 
-    /// The next answer to what was passed; `None` when the other end is closed.
+    /// The next acknowledgement of what was passed; `None` when the other end is closed.
     ///
     /// # Errors
     /// EAGAIN when there is none yet.
-    pub fn next_answer(&self) -> nix::Result<Option<Answer>> {
+    pub fn next_acknowledgement(&self) -> nix::Result<Option<Acknowledgement>> {
         let mut byte = [0];
         let length = until_uninterrupted(|| recv(self.socket.as_raw_fd(), &mut byte, MsgFlags::empty()))?;
-        Ok((length > 0).then_some(if byte == [1] { Answer::Taken } else { Answer::Refused }))
+        Ok((length > 0).then_some(if byte == [1] { Acknowledgement::Taken } else { Acknowledgement::Refused }))
     }
 
     /// From now on the other end cannot pass any more (EPIPE). What is on its way can still be received, and behind it
@@ -179,8 +179,8 @@ mod tests {
         worker.receive().unwrap();
         worker.more_of_message().unwrap().unwrap();
         assert_eq!(worker.receive().unwrap_err(), Errno::EINVAL);
-        worker.answer(Answer::Refused).unwrap();
-        assert_eq!(master.next_answer(), Ok(Some(Answer::Refused)));
+        worker.acknowledge(Acknowledgement::Refused).unwrap();
+        assert_eq!(master.next_acknowledgement(), Ok(Some(Acknowledgement::Refused)));
     }
 
     /// The table of a test's process is everybody's and must not be full; what the kernel would say is put in by hand.
@@ -190,7 +190,7 @@ mod tests {
         for take in [|worker: &mut Channel| worker.receive().map(drop), Channel::refuse] {
             worker.inbox.push_back(Err(Errno::EMFILE));
             assert_eq!(take(&mut worker), Err(Errno::EMFILE));
-            assert_eq!(master.next_answer(), Ok(Some(Answer::Refused)));
+            assert_eq!(master.next_acknowledgement(), Ok(Some(Acknowledgement::Refused)));
         }
     }
 

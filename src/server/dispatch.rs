@@ -20,7 +20,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::accept::{BACK_OFF, log_pause, reason_to_pause};
-use super::channel::{Answer, Channel, connections_per_message};
+use super::channel::{Acknowledgement, Channel, connections_per_message};
 use super::event_loop::EventLoop;
 use super::listener::Listener;
 use super::worker_pool::WorkerPool;
@@ -239,8 +239,8 @@ impl Dispatcher {
     fn handle_report(&mut self, i: usize, flags: Interest) {
         let Some(channel) = &self.slots[i].channel else { return };
         if flags.contains(Interest::EPOLLIN) {
-            match channel.next_answer() {
-                Ok(Some(answer)) => self.handle_answer(i, answer),
+            match channel.next_acknowledgement() {
+                Ok(Some(acknowledgement)) => self.handle_acknowledgement(i, acknowledgement),
                 Err(Errno::EAGAIN) => {}
                 Ok(None) | Err(_) => self.remove(i),
             }
@@ -252,11 +252,11 @@ impl Dispatcher {
         }
     }
 
-    fn handle_answer(&mut self, i: usize, answer: Answer) {
+    fn handle_acknowledgement(&mut self, i: usize, acknowledgement: Acknowledgement) {
         let connection = self.slots[i].unanswered.take();
-        match answer {
-            Answer::Taken => self.set_free(i),
-            Answer::Refused => {
+        match acknowledgement {
+            Acknowledgement::Taken => self.set_free(i),
+            Acknowledgement::Refused => {
                 self.slots[i].given -= 1;
                 self.slots[i].full_until_ns = Some(back_off_from_now());
                 self.returned.extend(connection);

@@ -27,7 +27,7 @@ use super::listener::Listener;
 use super::worker_pool::WorkerPool;
 use crate::cpu;
 use crate::failure::Failure;
-use crate::scoreboard::Row;
+use crate::scoreboard::WorkerRow;
 use heartbeat::{Heartbeat, Load};
 use live_set::LiveSet;
 
@@ -94,7 +94,7 @@ impl Selector {
     }
 
     /// What worker `id`, whose row this is, has to show of itself.
-    pub fn heartbeat(&self, id: usize, row: Row) -> Option<Heartbeat> {
+    pub fn heartbeat(&self, id: usize, row: WorkerRow) -> Option<Heartbeat> {
         let load = self.loads.get(id).copied();
         (self.select == Select::LiveSet || load.is_some()).then(|| Heartbeat::new(row, load))
     }

@@ -10,14 +10,14 @@ use crate::cpu;
 use crate::failure::Failure;
 use crate::http::Responses;
 use crate::membership;
-use crate::scoreboard::{Count, Row, Scoreboard};
+use crate::scoreboard::{Count, Scoreboard, WorkerRow};
 use crate::sys::process::Usage;
 use crate::units::monotonic_ns;
 use crate::work::{Cost, Work};
 
 #[derive(Debug)]
 pub struct Worker {
-    pub row: Row,
+    pub row: WorkerRow,
     pub responses: Arc<Responses>,
     pub idle_timeout: Duration,
     /// Where the blocking handler receives; empty until the first connection.

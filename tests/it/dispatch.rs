@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use acceptlab::lab::check::client::{Answer, Client, GET, GET_AND_CLOSE, PATIENCE, served};
+use acceptlab::lab::check::client::{Client, GET, GET_AND_CLOSE, PATIENCE, Response, served};
 use acceptlab::lab::check::server::Server;
 use acceptlab::lab::observe::processes::{Process, poll_until};
 use acceptlab::report::ServerReport;
@@ -101,7 +101,7 @@ fn pid_of(server: &Server, id: usize) -> i32 {
 
 /// Moves those who are answered out of `waiting`, until `left` wait.
 #[track_caller]
-pub fn await_answers(waiting: &mut Vec<Client>, left: usize) -> Vec<(Client, Answer)> {
+pub fn await_answers(waiting: &mut Vec<Client>, left: usize) -> Vec<(Client, Response)> {
     let mut answered = Vec::new();
     let done = poll_until(FOREVER, || {
         for i in (0..waiting.len()).rev() {

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use acceptlab::lab::check;
-use acceptlab::lab::check::client::{Answer, Client, GET, GET_AND_CLOSE, served_within};
+use acceptlab::lab::check::client::{Client, GET, GET_AND_CLOSE, Response, served_within};
 use acceptlab::lab::check::server::{Program, STOP_WITHIN, Server};
 use acceptlab::lab::observe::processes::{Process, poll_until};
 use nix::sys::signal::{Signal, kill};
@@ -117,7 +117,7 @@ fn a_taken_port_is_one_line_of_the_worker_and_a_failure() {
 
 /// Asks until an answer says that it closes: a worker that is to leave may not know yet, and answers as before.
 #[track_caller]
-fn last_answer(client: &mut Client) -> Answer {
+fn last_answer(client: &mut Client) -> Response {
     let last = poll_until(FOREVER, || {
         let answer = answer(client);
         let is_last = answer.expect_connection("close").is_ok();

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use acceptlab::lab::check::Verdict;
-use acceptlab::lab::check::client::{Answer, Client, GET};
+use acceptlab::lab::check::client::{Client, GET, Response};
 use acceptlab::lab::check::server::{Program, Server};
 use acceptlab::report::LoadReport;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -186,7 +186,7 @@ pub fn raise_descriptor_limit() {
 pub const FOREVER: Duration = Duration::from_secs(30);
 
 #[track_caller]
-pub fn answer(client: &mut Client) -> Answer {
+pub fn answer(client: &mut Client) -> Response {
     let answer = held(client.answer_within(FOREVER));
     held(answer.expect(200));
     answer

@@ -33,7 +33,7 @@ pub struct Client {
 
 /// One response, whole.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Response {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
@@ -42,12 +42,12 @@ pub struct Answer {
 }
 
 /// Asks once on a connection of its own and expects a 200 within [`PATIENCE`]: the server is alive.
-pub fn served(addr: SocketAddr) -> Verdict<Answer> {
+pub fn served(addr: SocketAddr) -> Verdict<Response> {
     served_within(addr, PATIENCE)
 }
 
 /// The same for a server that may keep us waiting for longer.
-pub fn served_within(addr: SocketAddr, patience: Duration) -> Verdict<Answer> {
+pub fn served_within(addr: SocketAddr, patience: Duration) -> Verdict<Response> {
     let mut client = Client::connect(addr)?;
     client.send(GET_AND_CLOSE)?;
     let answer = client.answer_within(patience)?;
@@ -85,26 +85,26 @@ impl Client {
     }
 
     /// Sends a request (no HEAD) and awaits its answer.
-    pub fn ask(&mut self, request: &[u8]) -> Verdict<Answer> {
+    pub fn ask(&mut self, request: &[u8]) -> Verdict<Response> {
         self.send(request)?;
         self.answer()
     }
 
-    pub fn answer(&mut self) -> Verdict<Answer> {
+    pub fn answer(&mut self) -> Verdict<Response> {
         self.answer_within(PATIENCE)
     }
 
-    pub fn answer_within(&mut self, patience: Duration) -> Verdict<Answer> {
+    pub fn answer_within(&mut self, patience: Duration) -> Verdict<Response> {
         self.read_answer(true, patience)
     }
 
     /// An answer, or a close without one.
-    pub fn answer_or_close(&mut self, within: Duration) -> Verdict<Option<Answer>> {
+    pub fn answer_or_close(&mut self, within: Duration) -> Verdict<Option<Response>> {
         self.read(true, within)
     }
 
     /// An answer to HEAD: its Content-Length announces a body that does not come.
-    pub fn answer_to_head(&mut self) -> Verdict<Answer> {
+    pub fn answer_to_head(&mut self) -> Verdict<Response> {
         self.read_answer(false, PATIENCE)
     }
 
@@ -166,7 +166,7 @@ impl Client {
         }
     }
 
-    fn read_answer(&mut self, with_body: bool, patience: Duration) -> Verdict<Answer> {
+    fn read_answer(&mut self, with_body: bool, patience: Duration) -> Verdict<Response> {
         match self.read(with_body, patience)? {
             Some(answer) => Ok(answer),
             None if self.answers > 0 => Err(self.closed_after_an_answer()),
@@ -185,7 +185,7 @@ impl Client {
     }
 
     /// An answer, or nothing where the connection was closed before its first byte.
-    fn read(&mut self, with_body: bool, patience: Duration) -> Verdict<Option<Answer>> {
+    fn read(&mut self, with_body: bool, patience: Duration) -> Verdict<Option<Response>> {
         let deadline = Instant::now() + patience;
         loop {
             if let Some(answer) = self.take_answer(with_body)? {
@@ -206,7 +206,7 @@ impl Client {
     }
 
     /// Takes one answer off what was received, if it is there in full.
-    fn take_answer(&mut self, with_body: bool) -> Verdict<Option<Answer>> {
+    fn take_answer(&mut self, with_body: bool) -> Verdict<Option<Response>> {
         let mut headers = [httparse::EMPTY_HEADER; 32];
         let mut head = httparse::Response::new(&mut headers);
         let head_length = match head.parse(&self.received) {
@@ -214,7 +214,7 @@ impl Client {
             Ok(httparse::Status::Partial) => return Ok(None),
             Err(error) => return self.broken("an HTTP response", format!("{error}: {}", self.shown())),
         };
-        let mut answer = Answer {
+        let mut answer = Response {
             status: head.code.expect("a complete head has a status"),
             headers: head.headers.iter().map(owned).collect(),
             body: Vec::new(),
@@ -251,7 +251,7 @@ impl Client {
     }
 }
 
-impl Answer {
+impl Response {
     pub fn header(&self, name: &str) -> Option<&str> {
         let (_, value) = self.headers.iter().find(|(other, _)| other.eq_ignore_ascii_case(name))?;
         Some(value)

@@ -22,7 +22,7 @@ pub struct Events {
 pub enum Event {
     /// SIGSTOP: the worker hangs, and the kernel keeps its sockets open. SIGKILL: it is gone, and its sockets with it.
     /// SIGUSR2: it behaves as after a fatal error, and tells its master.
-    Signal(Signal, Target),
+    Signal(Signal, WorkerChoice),
     /// SIGHUP to the server's first process, which then replaces its workers.
     Reload,
     /// The worker runs for one `factor`-th of the time, from now to the end. The last event.
@@ -38,8 +38,8 @@ pub enum Event {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Target {
-    Worker(usize),
+pub enum WorkerChoice {
+    Number(usize),
     /// One of the living workers, drawn at random each time.
     Any,
 }
@@ -65,7 +65,7 @@ impl Events {
     /// The largest worker number that is named.
     pub fn largest_worker(&self) -> Option<usize> {
         let worker = |event: &Event| match event {
-            Event::Signal(_, Target::Worker(worker)) | Event::Slow { worker, .. } => Some(*worker),
+            Event::Signal(_, WorkerChoice::Number(worker)) | Event::Slow { worker, .. } => Some(*worker),
             _ => None,
         };
         self.each().filter_map(worker).max()
@@ -86,7 +86,8 @@ fn parse_one(event: &str) -> Result<Event, String> {
         )
     };
     let number = |word: &str| word.parse().map_err(|_| refusal());
-    let target = |word: &str| if word == "any" { Ok(Target::Any) } else { number(word).map(Target::Worker) };
+    let target =
+        |word: &str| if word == "any" { Ok(WorkerChoice::Any) } else { number(word).map(WorkerChoice::Number) };
     match words[..] {
         ["stop", worker] => Ok(Event::Signal(Signal::SIGSTOP, target(worker)?)),
         ["kill", worker] => Ok(Event::Signal(Signal::SIGKILL, target(worker)?)),
@@ -126,8 +127,8 @@ mod tests {
     #[test]
     fn events_are_read_in_order() {
         let list = |text: &str| parse(text.to_string()).unwrap().list;
-        let stop = Event::Signal(Signal::SIGSTOP, Target::Worker(0));
-        let kill = Event::Signal(Signal::SIGKILL, Target::Any);
+        let stop = Event::Signal(Signal::SIGSTOP, WorkerChoice::Number(0));
+        let kill = Event::Signal(Signal::SIGKILL, WorkerChoice::Any);
         assert_eq!(
             list("stop 0; after 300ms; kill any"),
             [stop, Event::After(Duration::from_millis(300)), kill.clone()]

@@ -15,7 +15,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use nix::sys::signal::Signal;
 
 use crate::lab::observe::processes::{Process, family};
-use crate::lab::plan::events::{Event, Events, Target};
+use crate::lab::plan::events::{Event, Events, WorkerChoice};
 use crate::scoreboard::{Count, Scoreboard};
 use crate::units::monotonic_ns;
 
@@ -126,15 +126,15 @@ impl Injection {
 
     /// A living worker: one that descends from the server. The number of a dead worker may belong to any other process
     /// by now.
-    fn find(&self, target: Target) -> Option<Process> {
+    fn find(&self, target: WorkerChoice) -> Option<Process> {
         let family = family(self.scoreboard.pid());
         let living = |worker: usize| {
             let pid = self.scoreboard.row(worker).get(Count::Pid) as i32;
             family.iter().copied().find(|process| process.pid == pid)
         };
         match target {
-            Target::Worker(worker) => living(worker),
-            Target::Any => {
+            WorkerChoice::Number(worker) => living(worker),
+            WorkerChoice::Any => {
                 let living: Vec<Process> = (0..self.scoreboard.rows()).filter_map(living).collect();
                 fastrand::choice(living)
             }
@@ -142,7 +142,7 @@ impl Injection {
     }
 
     fn slow(&mut self, worker: usize, factor: u32) {
-        let Some(process) = self.find(Target::Worker(worker)) else { return };
+        let Some(process) = self.find(WorkerChoice::Number(worker)) else { return };
         self.stopped.push(process);
         loop {
             process.signal(Signal::SIGSTOP);

@@ -23,7 +23,7 @@ use crate::lab::program::{Interrupt, Stop};
 use crate::terminal::{Paint, Screen};
 use crate::units::parse_duration;
 use rates::View;
-use sample::{Look, Target};
+use sample::{Look, WatchedServer};
 
 /// A shorter interval shows the eye no more, and costs the terminal CPU time.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(50);
@@ -37,12 +37,12 @@ pub fn parse_interval(text: &str) -> Result<Duration, String> {
 
 /// Prints the counters as they are now: a line about the server, a line for each worker.
 pub fn print_once(path: &Path) -> Result<(), String> {
-    let target = Target::open(path).map_err(|failure| failure.to_string())?;
-    let now = target.sample();
+    let server = WatchedServer::open(path).map_err(|failure| failure.to_string())?;
+    let now = server.sample();
     let server = json!({
-        "server": target.command,
-        "pid": target.pid(),
-        "listen": target.addresses,
+        "server": server.command,
+        "pid": server.pid(),
+        "listen": server.addresses,
         "uptime_s": now.uptime_s,
         "workers": now.workers.len(),
         "voluntary_switches": now.switches,
@@ -63,16 +63,16 @@ pub fn run(path: &Path, interval: Duration, interrupt: &Interrupt) -> Result<(),
         let why = "show the bars: standard output is no terminal; `--once` prints the counters as JSON lines";
         return Err(Stop::Failed(why.to_string()));
     }
-    let mut target = Target::open(path).map_err(failed)?;
+    let mut server = WatchedServer::open(path).map_err(failed)?;
     let mut screen = Screen::take(&stdout()).map_err(|error| failed(Failure::new("take over the terminal", error)))?;
     let keys = keys().map_err(|error| failed(Failure::new("open the keyboard", error)))?;
-    let (mut earlier, mut now) = (None, target.sample());
+    let (mut earlier, mut now) = (None, server.sample());
     let (mut first, mut notice) = (0, None);
     let mut is_overview = now.workers.len() > View::room(screen.size().1);
     let mut due = Instant::now() + interval;
     loop {
         let (width, height) = screen.size();
-        let mut view = View::of(&target, earlier.as_ref(), &now, interval);
+        let mut view = View::of(&server, earlier.as_ref(), &now, interval);
         (view.notice, view.paint, view.is_overview) = (notice, Paint::on(&stdout()), is_overview);
         let page = view.page(width, height);
         view.scroll(first, page);
@@ -93,7 +93,7 @@ pub fn run(path: &Path, interval: Duration, interrupt: &Interrupt) -> Result<(),
                 Ok(Key::Tab) => is_overview = !is_overview,
             },
             recv(after(due.saturating_duration_since(Instant::now()))) -> _ => {
-                (earlier, now, notice) = match target.look().map_err(failed)? {
+                (earlier, now, notice) = match server.look().map_err(failed)? {
                     Look::Seen(sample) => (Some(now), sample, notice),
                     Look::Replaced(sample) => (None, sample, Some("a new server has taken the scoreboard's name")),
                 };

@@ -4,27 +4,27 @@
 use ratatui::style::{Modifier, Style};
 use ratatui::text::Line;
 
-use crate::lab::watch::rates::{RATES, View, Worker, cell};
-use crate::lab::watch::sample::State;
+use crate::lab::watch::rates::{RATES, View, WorkerRates, cell};
+use crate::lab::watch::sample::ProcessState;
 use crate::terminal::columns;
 use crate::units::short;
 
 const STRIPS: usize = RATES.len() + 1;
 
 /// The strips of the workers that are shown, on so many lines: each a title and bars above one another.
-pub fn lines(view: &View, shown: &[Worker], height: usize) -> Vec<Line<'static>> {
+pub fn lines(view: &View, shown: &[WorkerRates], height: usize) -> Vec<Line<'static>> {
     let bar_height = (height / STRIPS).saturating_sub(1).max(1);
     let (most, sums) = (view.most(), view.sums());
     let mut lines = Vec::new();
     for (i, (name, colour)) in RATES.into_iter().enumerate() {
-        let of = |worker: &Worker| worker.rates.map(|rates| rates[i]);
+        let of = |worker: &WorkerRates| worker.rates.map(|rates| rates[i]);
         let title = match sums {
             Some(sums) => format!("{name}: {} in all, a full column is {}", short(sums[i]), short(most[i])),
             None => format!("{name}: –"),
         };
         lines.extend(strip(title, view.paint.style(colour), shown, of, most[i], bar_height));
     }
-    let active = |worker: &Worker| worker.active;
+    let active = |worker: &WorkerRates| worker.active;
     let most = view.workers.iter().filter_map(active).fold(0.0, f64::max);
     let (sum, full) = (cell(view.active()), short(most));
     let title = format!("active: {sum} in all, a full column is {full}{}", not_running(view));
@@ -35,8 +35,8 @@ pub fn lines(view: &View, shown: &[Worker], height: usize) -> Vec<Line<'static>>
 fn strip(
     title: String,
     style: Style,
-    shown: &[Worker],
-    of: impl Fn(&Worker) -> Option<f64>,
+    shown: &[WorkerRates],
+    of: impl Fn(&WorkerRates) -> Option<f64>,
     most: f64,
     height: usize,
 ) -> Vec<Line<'static>> {
@@ -49,7 +49,9 @@ fn strip(
 /// The workers that do not run.
 fn not_running(view: &View) -> String {
     let mut text = String::new();
-    for (state, name) in [(State::Starting, "starting"), (State::Stopped, "stopped"), (State::Ended, "ended")] {
+    for (state, name) in
+        [(ProcessState::Starting, "starting"), (ProcessState::Stopped, "stopped"), (ProcessState::Ended, "ended")]
+    {
         let ids: Vec<usize> =
             view.workers.iter().filter(|worker| worker.state == state).map(|worker| worker.id).collect();
         match ids[..] {

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use ratatui::style::Color;
 
-use crate::lab::watch::sample::{Sample, State, Target, WorkerSample};
+use crate::lab::watch::sample::{ProcessState, Sample, WatchedServer, WorkerSample};
 use crate::terminal::Paint;
 use crate::units::short;
 
 /// Lines that are not a worker's: three of heading, the columns' names, the total, the keys.
 const FRAME_LINES: usize = 6;
 
-/// The four rates, in the order of [`Worker::rates`].
+/// The four rates, in the order of [`WorkerRates::rates`].
 pub const RATES: [(&str, Color); 4] = [
     ("connections/s", Color::Cyan),
     ("requests/s", Color::Green),
@@ -28,7 +28,7 @@ pub struct View {
     pub uptime_s: f64,
     pub is_running: bool,
     pub interval: Duration,
-    pub workers: Vec<Worker>,
+    pub workers: Vec<WorkerRates>,
     /// Of all workers in the kernel, per second; unknown at the first look.
     pub switches: Option<f64>,
     /// The first worker that is shown; [`View::scroll`] keeps it where it makes sense.
@@ -41,9 +41,9 @@ pub struct View {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Worker {
+pub struct WorkerRates {
     pub id: usize,
-    pub state: State,
+    pub state: ProcessState,
     /// Per second of the time between two looks, in the order of the columns; unknown at the first look.
     pub rates: Option<[f64; 4]>,
     /// Absent where the worker has ended: its row holds those it did not close.
@@ -52,11 +52,11 @@ pub struct Worker {
 
 impl View {
     /// The picture of a server between two looks.
-    pub fn of(target: &Target, earlier: Option<&Sample>, now: &Sample, interval: Duration) -> View {
+    pub fn of(server: &WatchedServer, earlier: Option<&Sample>, now: &Sample, interval: Duration) -> View {
         View {
-            command: target.command.clone(),
-            addresses: target.addresses.iter().map(|address| format!("{address} · ")).collect(),
-            pid: target.pid(),
+            command: server.command.clone(),
+            addresses: server.addresses.iter().map(|address| format!("{address} · ")).collect(),
+            pid: server.pid(),
             uptime_s: now.uptime_s,
             is_running: now.is_running,
             interval,
@@ -128,14 +128,14 @@ fn switches(earlier: Option<&Sample>, now: &Sample) -> Option<f64> {
 }
 
 /// Rates are differences over the time that has really passed. What has not grown for an ended server is 0.
-fn workers(earlier: Option<&Sample>, now: &Sample) -> Vec<Worker> {
+fn workers(earlier: Option<&Sample>, now: &Sample) -> Vec<WorkerRates> {
     let seconds = earlier.map(|earlier| now.at_ns.saturating_sub(earlier.at_ns) as f64 / 1e9);
     let seconds = seconds.filter(|&seconds| seconds > 0.0);
     let one = |(i, new): (usize, &WorkerSample)| {
         let old = earlier.and_then(|earlier| earlier.workers.get(i));
         let rates = old.zip(seconds).map(|(old, seconds)| rates(old, new, seconds));
-        let active = (new.state != State::Ended && now.is_running).then_some(new.active as f64);
-        Worker { id: new.worker, state: new.state, rates, active }
+        let active = (new.state != ProcessState::Ended && now.is_running).then_some(new.active as f64);
+        WorkerRates { id: new.worker, state: new.state, rates, active }
     };
     now.workers.iter().enumerate().map(one).collect()
 }
@@ -156,14 +156,15 @@ pub fn cell(value: Option<f64>) -> String {
 mod tests {
     use super::*;
 
-    fn sample(at_ns: u64, is_running: bool, accepted: u64, state: State) -> Sample {
+    fn sample(at_ns: u64, is_running: bool, accepted: u64, state: ProcessState) -> Sample {
         let worker = WorkerSample { accepted, active: 5, state, ..WorkerSample::default() };
         Sample { at_ns, uptime_s: 1.0, is_running, switches: Some(accepted), workers: vec![worker] }
     }
 
     #[test]
     fn a_rate_is_a_difference_over_the_time_that_has_passed() {
-        let (old, new) = (sample(0, true, 10, State::Running), sample(2_000_000_000, true, 40, State::Running));
+        let (old, new) =
+            (sample(0, true, 10, ProcessState::Running), sample(2_000_000_000, true, 40, ProcessState::Running));
         assert_eq!(workers(Some(&old), &new)[0].rates, Some([15.0, 0.0, 0.0, 0.0]));
         assert_eq!(switches(Some(&old), &new), Some(15.0));
         assert_eq!((workers(None, &new)[0].rates, switches(None, &new)), (None, None));
@@ -178,10 +179,10 @@ mod tests {
 
     #[test]
     fn who_has_ended_has_no_rates_and_no_connections() {
-        let [old, new] = [1, 2].map(|s| sample(s * 1_000_000_000, false, 40, State::Ended));
+        let [old, new] = [1, 2].map(|s| sample(s * 1_000_000_000, false, 40, ProcessState::Ended));
         let worker = workers(Some(&old), &new)[0];
         assert_eq!((worker.rates, worker.active), (Some([0.0; 4]), None));
-        let killed = sample(3_000_000_000, true, 40, State::Ended);
+        let killed = sample(3_000_000_000, true, 40, ProcessState::Ended);
         assert_eq!(workers(Some(&new), &killed)[0].active, None);
     }
 }

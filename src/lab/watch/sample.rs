@@ -12,12 +12,12 @@ use serde::Serialize;
 
 use crate::failure::Failure;
 use crate::lab::observe::processes::Process;
-use crate::scoreboard::{Count, Row, Scoreboard};
+use crate::scoreboard::{Count, Scoreboard, WorkerRow};
 use crate::sys::procfs::voluntary_switches;
 use crate::units::monotonic_ns;
 
 /// A server that runs, or ran at the last look.
-pub struct Target {
+pub struct WatchedServer {
     path: PathBuf,
     board: Scoreboard,
     /// Which file the name meant when it was opened.
@@ -47,7 +47,7 @@ pub struct Sample {
 pub struct WorkerSample {
     pub worker: usize,
     pub pid: i32,
-    pub state: State,
+    pub state: ProcessState,
     pub accepted: u64,
     pub requests: u64,
     pub active: u64,
@@ -62,7 +62,7 @@ pub struct WorkerSample {
 /// What a worker's process does.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub enum ProcessState {
     #[default]
     Running,
     /// Forked at most; it has not written its name into its row.
@@ -80,10 +80,10 @@ pub enum Look {
     Replaced(Sample),
 }
 
-impl Target {
+impl WatchedServer {
     /// # Errors
     /// When there is no scoreboard under this name, or its server has ended.
-    pub fn open(path: &Path) -> Result<Target, Failure> {
+    pub fn open(path: &Path) -> Result<WatchedServer, Failure> {
         let tried = || format!("scoreboard {}", path.display());
         let odd = |what: String| Failure::new(tried(), std::io::Error::other(what));
         let advice = "start a server with --scoreboard PATH and give the same path here";
@@ -100,7 +100,7 @@ impl Target {
         }
         let workers = (0..board.rows()).map(|id| board.row(id).get(Count::Pid) as i32);
         let processes: BTreeSet<i32> = workers.chain([process.pid]).collect();
-        Ok(Target {
+        Ok(WatchedServer {
             path: path.to_owned(),
             board,
             file,
@@ -122,7 +122,7 @@ impl Target {
             return Err(Failure::new(tried, std::io::Error::other("it has been cut short while it was watched")));
         }
         // A new server that has not finished its scoreboard is opened at the next look.
-        if let Some(new) = named.filter(|named| !is_ours(named)).and_then(|_| Target::open(&self.path).ok()) {
+        if let Some(new) = named.filter(|named| !is_ours(named)).and_then(|_| WatchedServer::open(&self.path).ok()) {
             *self = new;
             return Ok(Look::Replaced(self.sample()));
         }
@@ -146,16 +146,16 @@ fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
     fs::metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
-fn worker(id: usize, row: Row) -> WorkerSample {
+fn worker(id: usize, row: WorkerRow) -> WorkerSample {
     let pid = row.get(Count::Pid) as i32;
     WorkerSample {
         worker: id,
         pid,
         state: match Process::find(pid) {
-            None if pid == 0 => State::Starting,
-            None => State::Ended,
-            Some(process) if process.is_stopped() => State::Stopped,
-            Some(_) => State::Running,
+            None if pid == 0 => ProcessState::Starting,
+            None => ProcessState::Ended,
+            Some(process) if process.is_stopped() => ProcessState::Stopped,
+            Some(_) => ProcessState::Running,
         },
         accepted: row.get(Count::Accepted),
         requests: row.get(Count::Requests),

@@ -5,8 +5,8 @@ use ratatui::style::{Color, Modifier};
 use ratatui::text::{Line, Span};
 
 use crate::lab::watch::overview;
-use crate::lab::watch::rates::{RATES, View, Worker, cell, is_herd};
-use crate::lab::watch::sample::State;
+use crate::lab::watch::rates::{RATES, View, WorkerRates, cell, is_herd};
+use crate::lab::watch::sample::ProcessState;
 use crate::terminal::{Paint, bar, draw_lines};
 use crate::units::{clock, format_duration};
 
@@ -68,7 +68,7 @@ fn names(label: usize, bar_width: usize) -> Line<'static> {
     Line::styled(format!("{:label$}{names}{:>ACTIVE$}", "", "active"), Modifier::DIM)
 }
 
-fn line(worker: &Worker, label: usize, bar_width: usize, most: &[f64; 4], paint: Paint) -> Line<'static> {
+fn line(worker: &WorkerRates, label: usize, bar_width: usize, most: &[f64; 4], paint: Paint) -> Line<'static> {
     let mut spans = vec![Span::raw(format!("{:>width$} ", worker.id, width = label - 1))];
     for (i, (_, colour)) in RATES.iter().enumerate() {
         let rate = worker.rates.map(|rates| rates[i]);
@@ -78,10 +78,10 @@ fn line(worker: &Worker, label: usize, bar_width: usize, most: &[f64; 4], paint:
     }
     spans.push(Span::raw(format!("{:>ACTIVE$} ", cell(worker.active))));
     let state = match worker.state {
-        State::Running => "",
-        State::Starting => "starts",
-        State::Stopped => "stopped",
-        State::Ended => "ended",
+        ProcessState::Running => "",
+        ProcessState::Starting => "starts",
+        ProcessState::Stopped => "stopped",
+        ProcessState::Ended => "ended",
     };
     spans.push(Span::styled(state, Modifier::REVERSED));
     Line::from(spans)
@@ -121,7 +121,7 @@ pub(crate) mod tests {
     use crate::terminal::tests::lines_of;
 
     pub(crate) fn view(workers: usize, rates: impl Fn(usize) -> Option<[f64; 4]>) -> View {
-        let worker = |id| Worker { id, state: State::Running, rates: rates(id), active: Some(id as f64) };
+        let worker = |id| WorkerRates { id, state: ProcessState::Running, rates: rates(id), active: Some(id as f64) };
         View {
             command: "server --workers 4".to_string(),
             addresses: "127.0.0.1:8080 · ".to_string(),

@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use crate::scoreboard::{Count, Row};
+use crate::scoreboard::{Count, WorkerRow};
 use crate::units::monotonic_ns;
 
 /// A worker that waits for something to happen shows that it is alive this often. Twenty system calls per second are
@@ -35,7 +35,7 @@ impl Load {
 
 #[derive(Debug)]
 pub struct Heartbeat {
-    row: Row,
+    row: WorkerRow,
     load: Option<Load>,
     /// What the selector had assigned before the wait.
     assigned: u64,
@@ -45,7 +45,7 @@ pub struct Heartbeat {
 
 impl Heartbeat {
     /// Beats for the first time: a worker that has not come to its first wait does not count as silent.
-    pub fn new(row: Row, load: Option<Load>) -> Heartbeat {
+    pub fn new(row: WorkerRow, load: Option<Load>) -> Heartbeat {
         let now_ns = monotonic_ns();
         row.set_alive(now_ns);
         Heartbeat { row, load, assigned: 0, beat_ns: now_ns, corrected_ns: now_ns }

@@ -16,12 +16,12 @@ use crate::load::run::observers::Observer;
 use crate::report::{IntervalReport, Latency};
 use crate::terminal::{Paint, Screen};
 use crate::units::{grouped, time};
-use state::State;
+use state::LiveState;
 
 const PAUSE_S: f64 = 2.0;
 
 pub struct Live {
-    state: State,
+    state: LiveState,
     shown: Shown,
     paint: Paint,
 }
@@ -35,7 +35,7 @@ enum Shown {
 
 impl Live {
     pub fn new(plan: &Plan) -> Live {
-        let state = State::new(plan.configuration(), plan.pacing.seed);
+        let state = LiveState::new(plan.configuration(), plan.pacing.seed);
         let mut live = Live { state, shown: Shown::Nothing, paint: Paint::on(&stderr()) };
         if !stderr().is_terminal() {
             live.show_lines("standard error is not a terminal");
@@ -81,7 +81,7 @@ impl Observer for Live {
 }
 
 /// One line without control characters: `measuring 3 s of 10 s · 81,234/s · p50 251us · p99 612us · 64 open`.
-fn line(state: &State) -> String {
+fn line(state: &LiveState) -> String {
     let now = &state.now;
     let end = state.end_s().map_or(String::new(), |end_s| format!(" of {} s", (end_s * 10.0).round() / 10.0));
     let Latency { p50, p99, max, .. } = now.latency_us;

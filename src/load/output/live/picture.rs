@@ -1,4 +1,4 @@
-//! The picture of a [`State`]. Nothing here looks at a clock or at a terminal.
+//! The picture of a [`LiveState`]. Nothing here looks at a clock or at a terminal.
 
 use ratatui::Frame;
 use ratatui::style::{Color, Modifier, Stylize};
@@ -6,7 +6,7 @@ use ratatui::text::{Line, Span};
 
 use crate::load::counts::evenness;
 use crate::load::output::heading;
-use crate::load::output::live::state::State;
+use crate::load::output::live::state::LiveState;
 use crate::load::output::text::{STATISTICS, cells, heads};
 use crate::report::{Latency, WorkerShare};
 use crate::terminal::{Paint, bar, columns, draw_lines, wrapped};
@@ -20,12 +20,12 @@ const CURVE_LINES: usize = 8;
 const KEYS: &str = "q or Ctrl-C ends the run and prints the report";
 
 /// Draws it; a screen too small for it shows its upper left corner and the keys.
-pub fn draw(frame: &mut Frame, state: &State, paint: Paint) {
+pub fn draw(frame: &mut Frame, state: &LiveState, paint: Paint) {
     let area = frame.area();
     draw_lines(frame, picture(state, paint, area.width.into(), area.height), KEYS.to_string());
 }
 
-fn picture(state: &State, paint: Paint, width: usize, height: u16) -> Vec<Line<'static>> {
+fn picture(state: &LiveState, paint: Paint, width: usize, height: u16) -> Vec<Line<'static>> {
     let gap = || (height >= ROOMY).then(Line::default);
     let mut lines = vec![Line::from(state.configuration.url.clone().bold())];
     if height >= TINY {
@@ -57,7 +57,7 @@ fn picture(state: &State, paint: Paint, width: usize, height: u16) -> Vec<Line<'
     lines
 }
 
-fn progress(state: &State, width: usize) -> Line<'static> {
+fn progress(state: &LiveState, width: usize) -> Line<'static> {
     let elapsed = state.now.to_s;
     let of = match (state.end_s(), state.configuration.requests) {
         (Some(end_s), _) => format!(" of {end_s:.1} s"),
@@ -73,7 +73,7 @@ fn progress(state: &State, width: usize) -> Line<'static> {
     Line::raw(said + &bar)
 }
 
-fn rate(state: &State) -> Line<'static> {
+fn rate(state: &LiveState) -> Line<'static> {
     let now = format!("{} requests/s", grouped(state.now.qps.round() as u64)).bold();
     let length_s = state.now.to_s - state.now.from_s;
     let due = state.now.due.filter(|_| state.configuration.is_open_loop() && length_s > 0.0);
@@ -94,7 +94,7 @@ fn curve(rates: &[f64], lines: usize, paint: Paint) -> Vec<Line<'static>> {
 }
 
 /// The percentiles and the maximum; the mean and the deviation are left to the report.
-fn times(state: &State) -> Vec<Line<'static>> {
+fn times(state: &LiveState) -> Vec<Line<'static>> {
     let row = |name: &str, latency: &Latency| Line::raw(format!("{name:10}{}", cells(latency, STATISTICS, 9)));
     vec![
         Line::styled(format!("{:10}{}", "response", heads(STATISTICS, 9)), Modifier::DIM),
@@ -103,7 +103,7 @@ fn times(state: &State) -> Vec<Line<'static>> {
     ]
 }
 
-fn connections(state: &State, paint: Paint) -> Line<'static> {
+fn connections(state: &LiveState, paint: Paint) -> Line<'static> {
     let (open, asked) = (state.now.connections_open, state.now.connections_requested);
     let open = format!("{} of {} connections open", grouped(open), grouped(asked));
     let errors = format!("{} errors", grouped(state.errors));
@@ -114,7 +114,7 @@ fn connections(state: &State, paint: Paint) -> Line<'static> {
 }
 
 /// The heading of the workers, with D as the report has it.
-fn evenness(state: &State) -> Line<'static> {
+fn evenness(state: &LiveState) -> Line<'static> {
     let dispersion = |what: &str, of: fn(&WorkerShare) -> u64| {
         let d = evenness::dispersion(&state.workers.values().map(of).collect::<Vec<_>>());
         let d = d.map(|d| if d < 99.5 { format!("{d:.2}") } else { grouped(d.round() as u64) });
@@ -125,7 +125,7 @@ fn evenness(state: &State) -> Line<'static> {
     Line::styled(format!("worker, connections, requests{connections}{requests}"), Modifier::DIM)
 }
 
-fn workers(state: &State, paint: Paint, width: usize) -> Vec<Line<'static>> {
+fn workers(state: &LiveState, paint: Paint, width: usize) -> Vec<Line<'static>> {
     let most = state.workers.values().map(|share| share.requests).max().unwrap_or(0);
     let line = |(worker, share): (&u32, &WorkerShare)| {
         let numbers = format!("{worker:>6} {:>8} {:>12} ", grouped(share.connections), grouped(share.requests));
@@ -143,7 +143,7 @@ mod tests {
     use crate::report::{ArrivalsKind, Configuration};
     use crate::terminal::tests::lines_of;
 
-    fn running(workers: u32) -> State {
+    fn running(workers: u32) -> LiveState {
         let configuration = Configuration {
             url: "http://127.0.0.1:8080/".into(),
             arrivals: ArrivalsKind::Fixed,
@@ -155,7 +155,7 @@ mod tests {
             workers,
             ..Configuration::default()
         };
-        let mut state = State::new(configuration, 1);
+        let mut state = LiveState::new(configuration, 1);
         for number in 0..40 {
             state.add(&interval(number, number >= 10, 400 + 10 * u64::from(number)));
         }
@@ -165,7 +165,7 @@ mod tests {
         state
     }
 
-    fn screen(state: &State, width: u16, height: u16) -> Vec<String> {
+    fn screen(state: &LiveState, width: u16, height: u16) -> Vec<String> {
         lines_of(width, height, |frame| draw(frame, state, Paint { has_colour: true }))
     }
 
@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn what_is_unknown_is_no_zero() {
-        let lines = screen(&State::new(Configuration::default(), 1), 80, 24);
+        let lines = screen(&LiveState::new(Configuration::default(), 1), 80, 24);
         assert_eq!(lines.concat().matches('–').count(), 10, "{lines:#?}");
         assert!(!lines.concat().contains("worker, "));
     }

@@ -22,7 +22,7 @@ impl Phase {
 }
 
 #[derive(Debug, Default)]
-pub struct State {
+pub struct LiveState {
     pub configuration: Configuration,
     pub seed: u64,
     pub phase: Phase,
@@ -40,10 +40,10 @@ pub struct State {
     pub workers: BTreeMap<u32, WorkerShare>,
 }
 
-impl State {
-    pub fn new(configuration: Configuration, seed: u64) -> State {
+impl LiveState {
+    pub fn new(configuration: Configuration, seed: u64) -> LiveState {
         let workers = (0..configuration.workers).map(|worker| (worker, WorkerShare::default())).collect();
-        State { configuration, seed, workers, ..State::default() }
+        LiveState { configuration, seed, workers, ..LiveState::default() }
     }
 
     /// Warm-up and measurement together; unknown where a number of requests ends the run.

@@ -1,5 +1,5 @@
 use super::line;
-use super::state::{Phase, Rates, State};
+use super::state::{LiveState, Phase, Rates};
 use crate::report::{Configuration, IntervalReport, Latency, WorkerShare};
 
 /// The same answers from two workers in every tenth of a second.
@@ -22,7 +22,7 @@ pub fn interval(number: u32, measured: bool, requests: u64) -> IntervalReport {
 
 #[test]
 fn the_measurement_begins_with_new_sums_and_the_last_answers_do_not_count() {
-    let mut state = State::new(Configuration { duration_s: Some(0.4), workers: 2, ..Configuration::default() }, 1);
+    let mut state = LiveState::new(Configuration { duration_s: Some(0.4), workers: 2, ..Configuration::default() }, 1);
     for (number, measured, requests) in [(0, false, 400), (1, true, 800), (2, true, 400), (3, false, 4)] {
         state.add(&interval(number, measured, requests));
     }
@@ -49,7 +49,7 @@ fn a_day_of_intervals_needs_no_more_room_than_a_minute() {
 
 #[test]
 fn the_run_in_a_line_has_no_control_characters() {
-    let mut state = State::new(Configuration { duration_s: Some(9.0), ..Configuration::default() }, 1);
+    let mut state = LiveState::new(Configuration { duration_s: Some(9.0), ..Configuration::default() }, 1);
     state.add(&interval(19, true, 8_123));
     assert_eq!(line(&state), "measuring 2 s of 9 s · 81,230/s · p50 251us · p99 612us · 64 open");
     state.add(&IntervalReport { errors: 12, ..interval(20, false, 1) });
