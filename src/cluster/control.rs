@@ -208,7 +208,8 @@ impl Control {
     fn finish(&mut self, id: u64, line: &Value) {
         self.send(id, line);
         let Some(client) = self.clients.get_mut(&id) else { return };
-        (client.is_done, client.has_asked) = (true, true);
+        client.is_done = true;
+        client.has_asked = true;
         if client.unsent.is_empty() {
             self.clients.remove(&id);
         }

@@ -90,7 +90,8 @@ impl ListeningSocket {
         if !self.has_member(worker) {
             self.members.push((worker, number));
         }
-        (self.orphaned_ns, self.closed_by) = (None, None);
+        self.orphaned_ns = None;
+        self.closed_by = None;
     }
 
     pub fn has_member(&self, worker: UniqueId) -> bool {

@@ -105,7 +105,8 @@ impl LogFile {
 
     /// Opens the path anew: after a rotation another file has the name. When that fails, the old file stays in use.
     fn reopen(&mut self) -> Result<(), Failure> {
-        (self.file, self.is_cut) = (open_to_append(&self.path)?, false);
+        self.file = open_to_append(&self.path)?;
+        self.is_cut = false;
         Ok(())
     }
 
@@ -126,7 +127,8 @@ impl LogFile {
         }
         let is_first = self.dropped == 0;
         let dropped = count_lines(&rest[rest.len().saturating_sub(lines.len())..]);
-        (self.dropped, self.all_dropped) = (self.dropped + dropped, self.all_dropped + dropped);
+        self.dropped += dropped;
+        self.all_dropped += dropped;
         let why = match outcome {
             Ok(()) => io::Error::other("it is full and nobody reads it"),
             Err(errno) => errno.into(),

@@ -306,7 +306,8 @@ impl Master {
         match message {
             Message::Online { counts } => {
                 if let Some(worker) = self.workers.get_mut(id) {
-                    (worker.is_online, worker.counts) = (true, counts);
+                    worker.is_online = true;
+                    worker.counts = counts;
                 }
                 self.workers.log_of(id, "online", json!({}));
                 if self.notifier.as_ref().is_some_and(|notifier| notifier.value.is_some()) {
@@ -482,7 +483,8 @@ impl Master {
             };
             match self.workers.start(number, must_listen) {
                 Ok(candidate) => {
-                    (reload.old, reload.candidate) = (Some(old), Some(candidate));
+                    reload.old = Some(old);
+                    reload.candidate = Some(candidate);
                     let total = self.workers.wanted;
                     self.report_step(&format!("worker {number} of {total}: a successor is started"));
                 }

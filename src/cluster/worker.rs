@@ -203,7 +203,8 @@ impl WorkerProcess {
 
     /// Something has come from it. True: it was taken for hung.
     pub fn shows_life(&mut self, now_ns: u64) -> bool {
-        (self.heard_ns, self.silent_since_ns) = (now_ns, None);
+        self.heard_ns = now_ns;
+        self.silent_since_ns = None;
         std::mem::take(&mut self.is_hung)
     }
 

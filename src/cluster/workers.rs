@@ -223,7 +223,8 @@ impl Workers {
     /// Asks it to leave, and kills it should it not have left after the time-out.
     pub fn dismiss(&mut self, id: UniqueId) {
         let Some(worker) = self.get_mut(id) else { return };
-        (worker.state, worker.was_expected) = (WorkerState::Leaving, true);
+        worker.state = WorkerState::Leaving;
+        worker.was_expected = true;
         self.send_internal(id, json!({"act": "disconnect"}));
         self.kill_after(id, self.args.kill_timeout);
     }
@@ -257,7 +258,8 @@ impl Workers {
             return false;
         }
         let is_new = worker.state != WorkerState::Running;
-        (worker.state, worker.has_listened) = (WorkerState::Serving, true);
+        worker.state = WorkerState::Serving;
+        worker.has_listened = true;
         let number = worker.number;
         if let Some(since_ns) = self.slots[number].vacant_since_ns.take() {
             self.counts.recovered(monotonic_ns() - since_ns);

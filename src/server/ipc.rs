@@ -143,8 +143,10 @@ struct NewConnection<'a> {
 
 /// The message that a connection of this key comes with, up to its number.
 pub fn connection_head(key: &str) -> String {
-    let (key, msg) = (Value::from(key), r#"{"cmd":"NODE_CLUSTER","act":"newconn","key":"#);
-    format!(r#"{{"cmd":"NODE_HANDLE","type":"net.Native","msg":{msg}{key},"seq":"#)
+    let key = Value::from(key);
+    format!(
+        r#"{{"cmd":"NODE_HANDLE","type":"net.Native","msg":{{"cmd":"NODE_CLUSTER","act":"newconn","key":{key},"seq":"#
+    )
 }
 
 impl Ipc {
@@ -224,7 +226,8 @@ impl Ipc {
     }
 
     pub fn flush(&mut self) {
-        (self.is_full, self.is_starved) = (false, false);
+        self.is_full = false;
+        self.is_starved = false;
         while let Some(message) = self.outbox.front() {
             if self.unacknowledged.is_some() && !message.is_acknowledgement {
                 return;
@@ -248,7 +251,8 @@ impl Ipc {
                 Err(_) => {
                     self.is_broken = true;
                     self.outbox.clear();
-                    (self.sent, self.unsent_bytes) = (0, 0);
+                    self.sent = 0;
+                    self.unsent_bytes = 0;
                 }
             }
         }
@@ -265,7 +269,8 @@ impl Ipc {
 
     /// Receives once into `buffer`, and adds what that completes to `incoming`.
     pub fn receive(&mut self, buffer: &mut [u8], incoming: &mut VecDeque<Incoming>) -> Received {
-        let (handle, mut surplus) = (&mut self.handle, 0);
+        let handle = &mut self.handle;
+        let mut surplus = 0;
         let received = receive_with_fds(&self.socket, buffer, |fd| match handle {
             None => *handle = Some(fd),
             Some(_) => surplus += 1,

@@ -72,7 +72,9 @@ impl Listener {
         let copy = |fd: BorrowedFd| fd.try_clone_to_owned().map_err(|error| Failure::new("copy a descriptor", error));
         let borrowed = member.borrow();
         let (wait, second) = borrowed.descriptors();
-        let (fd, second, channel) = (copy(wait)?, second.map(copy).transpose()?, copy(borrowed.ipc.as_fd())?);
+        let fd = copy(wait)?;
+        let second = second.map(copy).transpose()?;
+        let channel = copy(borrowed.ipc.as_fd())?;
         let address = borrowed.address;
         drop(borrowed);
         Ok(Listener { fd, address, cluster: Some(Cluster { member, second, channel }) })

@@ -268,7 +268,8 @@ impl Relay {
     }
 
     fn step(&mut self, key: Key) {
-        let (is_stopping, idle_timeout) = (self.listener.is_none(), self.idle_timeout);
+        let is_stopping = self.listener.is_none();
+        let idle_timeout = self.idle_timeout;
         let Some(pair) = self.pairs.get_mut(key) else { return };
         if is_stopping {
             pair.up.discards = true;

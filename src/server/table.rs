@@ -83,7 +83,8 @@ impl Table {
     fn append(&mut self, key: Key) {
         let last = std::mem::replace(&mut self.last, key);
         if let Some(entry) = self.entries.get_mut(key) {
-            (entry.earlier, entry.later) = (last, NONE);
+            entry.earlier = last;
+            entry.later = NONE;
         }
         match self.entries.get_mut(last) {
             Some(before) => before.later = key,

@@ -94,7 +94,8 @@ impl Recorder<'_> {
         for Run { case, block, group, is_further } in runs {
             self.progress.bar.set_message(case.to_string());
             let mut row = one_case::run(case, *block, self.interrupt)?;
-            (row.group, row.is_further) = (*group, *is_further);
+            row.group = *group;
+            row.is_further = *is_further;
             self.writer.line(&row)?;
             self.outcome.rows += 1;
             let failure = row.failure.as_ref().map(|why| format!("{case}: FAILED: {why}"));

@@ -73,7 +73,9 @@ pub fn run(path: &Path, interval: Duration, interrupt: &Interrupt) -> Result<(),
     loop {
         let (width, height) = screen.size();
         let mut view = View::of(&server, earlier.as_ref(), &now, interval);
-        (view.notice, view.paint, view.is_overview) = (notice, Paint::on(&stdout()), is_overview);
+        view.notice = notice;
+        view.paint = Paint::on(&stdout());
+        view.is_overview = is_overview;
         let page = view.page(width, height);
         view.scroll(first, page);
         first = view.first;

@@ -59,6 +59,7 @@ pub fn random(members: usize, gaps: &[usize]) -> Program {
 
 /// A load of what the kernel knows beside the packet has a negative offset (linux/filter.h, SKF_AD_OFF). `skipped`
 /// instructions are jumped over when the comparison fails, none when it holds.
+// As a table, a line for each: rustfmt would make three of it.
 #[rustfmt::skip]
 mod instructions {
     use libc::*;

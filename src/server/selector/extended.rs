@@ -182,6 +182,7 @@ const ATOMIC: u8 = 0xc0;
 
 // An instruction is a code, a destination, a source, an offset and a constant. Comparisons are unsigned unless they say
 // otherwise. `fetch_add` leaves in the register what the word in memory was before (since Linux 5.12).
+// As a table, a line for each: rustfmt would make three of it.
 #[rustfmt::skip]
 mod instructions {
     use super::{ALU64, ATOMIC, Instruction, JMP, LDX, MEMORY, STX, U8, U32, U64, X};
