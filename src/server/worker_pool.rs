@@ -39,11 +39,11 @@ pub struct WorkerPool {
 /// How a worker tells the parent that it can take connections. It closes its end of the pipe afterwards: when all have
 /// written or died, the parent reads the end of the file.
 #[derive(Clone)]
-pub struct Ready {
+pub struct ReadyPipe {
     pipe: Rc<RefCell<Option<File>>>,
 }
 
-impl Ready {
+impl ReadyPipe {
     pub fn announce(self) {
         if let Some(mut pipe) = self.pipe.take() {
             // A pipe takes a line this short whole or not at all (pipe(7), PIPE_BUF); a parent that is gone has
@@ -79,13 +79,13 @@ impl WorkerPool {
     }
 
     /// Forks the next worker. `serve` runs in the child, which ends with it.
-    pub fn fork(&mut self, serve: impl FnOnce(Ready) -> Result<(), Failure>) -> Result<(), Failure> {
+    pub fn fork(&mut self, serve: impl FnOnce(ReadyPipe) -> Result<(), Failure>) -> Result<(), Failure> {
         match fork() {
             Ok(Fork::Parent { child }) => self.pids.push(Some(child)),
             Ok(Fork::Child) => {
                 // The other workers are not our children: should we panic, we must not kill them.
                 self.pids.clear();
-                let ready = Ready { pipe: Rc::new(RefCell::new(self.announce.take().map(File::from))) };
+                let ready = ReadyPipe { pipe: Rc::new(RefCell::new(self.announce.take().map(File::from))) };
                 let outcome = serve(ready.clone());
                 exit(match outcome {
                     Ok(()) => 0,

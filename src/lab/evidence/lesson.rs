@@ -85,9 +85,7 @@ impl Links {
     pub const REPOSITORY: Links = Links { results: "experiments/results", records: "experiments/record" };
 
     /// In a folder given with `--out`.
-    pub const fn of_a_run() -> Links {
-        Links { results: "results", records: "record" }
-    }
+    pub const OF_A_RUN: Links = Links { results: "results", records: "record" };
 
     pub fn page(&self, experiment: &str) -> String {
         format!("{}/{experiment}.md", self.results)

@@ -180,7 +180,7 @@ mod tests {
     fn each_lesson_has_its_question_its_answer_and_a_link() {
         let experiment = Experiment { answer: "One. Two. Three.".to_string(), ..experiment() };
         let records = [record(2)];
-        let text = render(&[Lesson::of(&experiment, &records)], &Links::of_a_run());
+        let text = render(&[Lesson::of(&experiment, &records)], &Links::OF_A_RUN);
         let unwrapped = text.replace('\n', " ");
         assert!(
             unwrapped.contains("*Why so? Or not?* One. Two. Three. **The run was interrupted after 1 of 2 rows.**"),
@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn a_lesson_without_a_record_says_so() {
-        let text = render(&[Lesson::of(&experiment(), &[])], &Links::of_a_run());
+        let text = render(&[Lesson::of(&experiment(), &[])], &Links::OF_A_RUN);
         assert!(text.contains("Not measured yet: `lab run 02-keep-alive`"), "{text}");
     }
 }

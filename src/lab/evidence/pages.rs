@@ -32,7 +32,7 @@ pub struct Place {
 impl Place {
     /// In the repository, or in the folder given with `--out`.
     pub fn new(root: &Path, out: Option<&Path>) -> Place {
-        let links = out.map_or(Links::REPOSITORY, |_| Links::of_a_run());
+        let links = if out.is_some() { Links::OF_A_RUN } else { Links::REPOSITORY };
         Place { folder: out.unwrap_or(root).to_path_buf(), links, is_repository: out.is_none() }
     }
 

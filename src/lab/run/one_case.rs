@@ -20,7 +20,7 @@ use crate::lab::record::Row;
 use crate::lab::run::contract;
 use crate::lab::run::fault_injector::{self, FaultInjector};
 use crate::lab::run::foreign;
-use crate::lab::run::sysctl::{Settings, Unset};
+use crate::lab::run::sysctl::{KernelSettings, Unset};
 use crate::machine::Counters;
 use crate::report::LoadReport;
 use crate::scoreboard::Scoreboard;
@@ -54,7 +54,7 @@ pub fn run(case: &Case, block: usize, interrupt: &Interrupt) -> Result<Row, Stop
             return Ok(Row { skipped: Some(format!("{program} is not installed ({how})")), ..row });
         }
     }
-    let settings = match Settings::make(&case.sysctl) {
+    let settings = match KernelSettings::make(&case.sysctl) {
         Ok(settings) => settings,
         Err(Unset::Missing(why) | Unset::Forbidden(why)) => return Ok(Row { skipped: Some(why), ..row }),
         Err(Unset::Failed(why)) => return Ok(Row { failure: Some(why), ..row }),

@@ -13,21 +13,23 @@ use crate::sys::namespace::NetworkNamespace;
 
 /// The settings of one run, for as long as this value lives.
 #[derive(Default)]
-pub struct Settings {
+pub struct KernelSettings {
     _changed: Vec<Sysctl>,
     /// Where server and client must run.
     pub namespace: Option<Arc<NetworkNamespace>>,
 }
 
-impl Settings {
+impl KernelSettings {
     /// Makes them. A line that needs none of the changes runs in the same network as the lines beside it that do.
-    pub fn make(wanted: &[(String, String)]) -> Result<Settings, Unset> {
+    pub fn make(wanted: &[(String, String)]) -> Result<KernelSettings, Unset> {
         let mut refusal = String::new();
         if wanted.iter().any(|(name, _)| name.starts_with("net.") && is_forbidden(name)) {
             let files: Vec<(String, String)> =
                 wanted.iter().map(|(name, value)| (file(name).display().to_string(), value.clone())).collect();
             match NetworkNamespace::new(&files) {
-                Ok(namespace) => return Ok(Settings { namespace: Some(Arc::new(namespace)), ..Settings::default() }),
+                Ok(namespace) => {
+                    return Ok(KernelSettings { namespace: Some(Arc::new(namespace)), ..KernelSettings::default() });
+                }
                 Err(error) => refusal = format!(", or a user namespace: {error}{}", forbidding_setting()),
             }
         }
@@ -36,7 +38,7 @@ impl Settings {
             set => set,
         };
         let changed = wanted.iter().map(set).collect::<Result<Vec<_>, _>>()?;
-        Ok(Settings { _changed: changed.into_iter().flatten().collect(), namespace: None })
+        Ok(KernelSettings { _changed: changed.into_iter().flatten().collect(), namespace: None })
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ratatui::style::Color;
 
-use crate::lab::watch::sample::{ProcessState, Sample, WatchedServer, WorkerSample};
+use crate::lab::watch::sample::{ProcessState, ServerSample, WatchedServer, WorkerSample};
 use crate::terminal::Paint;
 use crate::units::short;
 
@@ -52,7 +52,7 @@ pub struct WorkerRates {
 
 impl View {
     /// The picture of a server between two looks.
-    pub fn of(server: &WatchedServer, earlier: Option<&Sample>, now: &Sample, interval: Duration) -> View {
+    pub fn of(server: &WatchedServer, earlier: Option<&ServerSample>, now: &ServerSample, interval: Duration) -> View {
         View {
             command: server.command.clone(),
             addresses: server.addresses.iter().map(|address| format!("{address} · ")).collect(),
@@ -120,7 +120,7 @@ pub fn is_herd(switches: f64, connections: f64, requests: f64, workers: usize) -
 }
 
 /// A worker that has been replaced has begun to count anew.
-fn switches(earlier: Option<&Sample>, now: &Sample) -> Option<f64> {
+fn switches(earlier: Option<&ServerSample>, now: &ServerSample) -> Option<f64> {
     let earlier = earlier?;
     let seconds = now.at_ns.saturating_sub(earlier.at_ns) as f64 / 1e9;
     let grown = now.switches?.checked_sub(earlier.switches?)?;
@@ -128,7 +128,7 @@ fn switches(earlier: Option<&Sample>, now: &Sample) -> Option<f64> {
 }
 
 /// Rates are differences over the time that has really passed. What has not grown for an ended server is 0.
-fn workers(earlier: Option<&Sample>, now: &Sample) -> Vec<WorkerRates> {
+fn workers(earlier: Option<&ServerSample>, now: &ServerSample) -> Vec<WorkerRates> {
     let seconds = earlier.map(|earlier| now.at_ns.saturating_sub(earlier.at_ns) as f64 / 1e9);
     let seconds = seconds.filter(|&seconds| seconds > 0.0);
     let one = |(i, new): (usize, &WorkerSample)| {
@@ -156,9 +156,9 @@ pub fn cell(value: Option<f64>) -> String {
 mod tests {
     use super::*;
 
-    fn sample(at_ns: u64, is_running: bool, accepted: u64, state: ProcessState) -> Sample {
+    fn sample(at_ns: u64, is_running: bool, accepted: u64, state: ProcessState) -> ServerSample {
         let worker = WorkerSample { accepted, active: 5, state, ..WorkerSample::default() };
-        Sample { at_ns, uptime_s: 1.0, is_running, switches: Some(accepted), workers: vec![worker] }
+        ServerSample { at_ns, uptime_s: 1.0, is_running, switches: Some(accepted), workers: vec![worker] }
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub struct WatchedServer {
 
 /// The counters at one moment.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Sample {
+pub struct ServerSample {
     pub at_ns: u64,
     pub uptime_s: f64,
     /// The server's first process lives.
@@ -75,9 +75,9 @@ pub enum ProcessState {
 
 /// What became of a server between two looks.
 pub enum Look {
-    Seen(Sample),
+    Seen(ServerSample),
     /// Another server has taken the name, and this is its first sample.
-    Replaced(Sample),
+    Replaced(ServerSample),
 }
 
 impl WatchedServer {
@@ -129,12 +129,12 @@ impl WatchedServer {
         Ok(Look::Seen(self.sample()))
     }
 
-    pub fn sample(&self) -> Sample {
+    pub fn sample(&self) -> ServerSample {
         let mut workers: Vec<WorkerSample> = (0..self.board.rows()).map(|id| worker(id, self.board.row(id))).collect();
         let switches = count_switches(&mut workers);
         // Looked at last: a server that lives now lived when its counters were read.
         let (at_ns, uptime_s) = (monotonic_ns(), self.board.uptime_s());
-        Sample { at_ns, uptime_s, is_running: self.process.is_alive(), switches, workers }
+        ServerSample { at_ns, uptime_s, is_running: self.process.is_alive(), switches, workers }
     }
 
     pub fn pid(&self) -> i32 {

@@ -8,7 +8,7 @@ use crate::failure::Failure;
 use crate::sys::bpf::attach_classic;
 use instructions::*;
 
-pub type Program = Vec<sock_filter>;
+pub type BpfProgram = Vec<sock_filter>;
 
 /// The kernel takes no classic program that is longer (linux/bpf_common.h, BPF_MAXINSNS).
 const MAX_INSTRUCTIONS: usize = 4096;
@@ -20,7 +20,7 @@ pub const MAX_MEMBERS: usize = (MAX_INSTRUCTIONS - 3) / 2 + 1;
 ///
 /// # Errors
 /// Where the kernel is older than 4.6, which has no such programs for TCP, or allows no memory for one.
-pub fn attach(member: &Listener, program: &Program) -> Result<(), Failure> {
+pub fn attach(member: &Listener, program: &BpfProgram) -> Result<(), Failure> {
     attach_classic(member, program).map_err(|errno| {
         let tried = format_args!("attach a classic BPF program to {}", member.address());
         Failure::new(tried, errno).advise(match errno {
@@ -35,7 +35,7 @@ pub fn attach(member: &Listener, program: &Program) -> Result<(), Failure> {
 ///
 /// That CPU is the one which the network card's queue interrupts, and on the loopback the client's own. With more
 /// workers than CPUs the last ones get nothing.
-pub fn by_cpu(cpus: &[usize], workers: usize) -> Program {
+pub fn by_cpu(cpus: &[usize], workers: usize) -> BpfProgram {
     let mut program = vec![load(libc::SKF_AD_CPU)];
     for (worker, &cpu) in cpus.iter().enumerate().take(workers) {
         program.extend([skip_unless_equal(cpu, 1), answer(worker)]);
@@ -48,7 +48,7 @@ pub fn by_cpu(cpus: &[usize], workers: usize) -> Program {
 ///
 /// Chance draws among those that are left, and each gap at or below the draw moves it up by one. So the length goes
 /// with the gaps, and without any it is the plain draw.
-pub fn random(members: usize, gaps: &[usize]) -> Program {
+pub fn random(members: usize, gaps: &[usize]) -> BpfProgram {
     let mut program = vec![load(libc::SKF_AD_RANDOM), modulo(members - gaps.len())];
     for &gap in gaps {
         program.extend([skip_unless_at_least(gap, 1), add(1)]);
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     /// What the kernel would answer, were the value it loads `loaded`.
-    fn run(program: &Program, loaded: u32) -> u32 {
+    fn run(program: &BpfProgram, loaded: u32) -> u32 {
         let (mut accumulator, mut at) = (0, 0);
         loop {
             let sock_filter { code, jf, k, .. } = program[at];
