@@ -90,7 +90,7 @@ pub fn observe(command: &[String], connections: u32, rate: u32, interrupt: &Inte
     let mut client = Program::of(&client).until(interrupt).launch(&[])?;
     let length = Duration::from_secs(u64::from(connections / rate.max(1)));
     let document = client.finish(length + PATIENCE, |_| ())?;
-    let load: LoadReport = read(&document).map_err(|why| Stop::Failed(client.failure(&why)))?;
+    let load: LoadReport = client.parse(&document)?;
     if load.errors.total() > 0 {
         return Err(Stop::Failed(format!("{} of {connections} connections failed", load.errors.total())));
     }
@@ -102,7 +102,7 @@ pub fn observe(command: &[String], connections: u32, rate: u32, interrupt: &Inte
     };
     server.signal(Signal::SIGTERM);
     let document = server.finish(PATIENCE, |_| ())?;
-    let report: ServerReport = read(&document).map_err(|why| Stop::Failed(server.failure(&why)))?;
+    let report: ServerReport = server.parse(&document)?;
     Ok(Order { takers, workers: report.workers.len(), last_to_sleep_took })
 }
 
@@ -135,10 +135,6 @@ fn wake_the_others(server: i32, address: &str) -> Result<Vec<bool>, Stop> {
         took.push(taker()? == other.pid);
     }
     Ok(took)
-}
-
-fn read<T: serde::de::DeserializeOwned>(document: &str) -> Result<T, String> {
-    serde_json::from_str(document).map_err(|error| format!("printed no report ({error})"))
 }
 
 impl Order {

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, never, select, unbounded};
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::unistd::Pid;
+use serde::de::DeserializeOwned;
 
 use crate::console;
 use crate::cpu;
@@ -300,6 +301,12 @@ impl Running {
             return Ok(std::mem::take(&mut self.output));
         }
         Err(Stop::Failed(self.failure(&format!("ended with {status}"))))
+    }
+
+    /// The report that a finished program printed.
+    pub fn parse<T: DeserializeOwned>(&mut self, document: &str) -> Result<T, Stop> {
+        serde_json::from_str(document)
+            .map_err(|error| Stop::Failed(self.failure(&format!("printed no report ({error})"))))
     }
 
     /// What it had printed where [`Running::finish`] failed: even that may be a document.

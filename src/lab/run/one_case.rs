@@ -153,9 +153,7 @@ fn measure(case: &Case, row: &mut Row, network: Network, interrupt: &Interrupt) 
         }
         finished => finished?,
     };
-    let report = serde_json::from_str(&document)
-        .map_err(|error| Stop::Failed(server.failure(&format!("printed no report when it stopped ({error})"))))?;
-    row.keep_server(report);
+    row.keep_server(server.parse(&document)?);
     if server.left_something_behind() {
         return Err(Stop::Failed(server.failure("ended and left a process behind")));
     }
@@ -236,8 +234,7 @@ fn run_loadgen(
         None => {}
     }
     row.growth = before.zip(after).map(|(before, after)| after.since(before));
-    let mut report: LoadReport = serde_json::from_str(&document)
-        .map_err(|error| Stop::Failed(client.failure(&format!("printed no report ({error})"))))?;
+    let mut report: LoadReport = client.parse(&document)?;
     if case.table.kind != TableKind::Trace {
         report.trace.clear();
     }
