@@ -135,6 +135,15 @@ pub static REPORT: &[Section] = &[
         metric("*_us.mean", "mean", "µs", "Their sum / n."),
         metric("*_us.stdev", "stdev", "µs", "The standard deviation, sqrt(sum of (x - mean)^2 / n).")
             .but("Latencies are skewed: no percentile follows from it."),
+        metric("latency_quantiles_us[]", "quantiles", "µs",
+            "The response times at 1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 99, 99.9 and 100 % of the requests.")
+            .but("The curve of their distribution."),
+        metric("time_series.interval_s", "interval", "s",
+            "The window in at most 128 equal intervals, the last perhaps shorter: the length of one."),
+        metric("time_series.answered[]", "answered in the interval", "", "Requests answered in each interval."),
+        metric("time_series.p99_us[]", "p99 in the interval", "µs",
+            "The p99 of the response times of the requests that ended in each interval; 0 where none did.")
+            .but("To one digit: at most 6 % too high."),
         metric("worst_second.from_s", "worst second from", "s",
             "The second of the window with the highest p99 (of the first hour): when it began, from the start of the window."),
         metric("worst_second.requests", "worst second requests", "",
@@ -476,13 +485,14 @@ mod tests {
     }
 
     /// The definitions of the schema, and where in the document they stand.
-    const PLACES: [(&str, &str); 18] = [
+    const PLACES: [(&str, &str); 19] = [
         ("report", ""),
         ("distribution", "*_us."),
         ("errors", "errors."),
         ("deadline", "deadline."),
         ("lost", "lost[]."),
         ("worst_second", "worst_second."),
+        ("time_series", "time_series."),
         ("worker", "workers.*."),
         ("evenness", "evenness.*."),
         ("connections", "connections."),

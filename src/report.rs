@@ -145,6 +145,11 @@ pub struct LoadReport {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub longest_silence_ms: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_series: Option<TimeSeries>,
+    /// The response times at [`LoadReport::QUANTILES`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub latency_quantiles_us: Vec<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pipeline: Option<u32>,
     pub workers: BTreeMap<String, WorkerShare>,
     /// Absent when no answer named its worker.
@@ -167,6 +172,9 @@ pub struct LoadReport {
 
 impl LoadReport {
     pub const MOST_LOST: usize = 10_000;
+
+    /// The shares of the requests that are a curve of the distribution.
+    pub const QUANTILES: [f64; 15] = [0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0];
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -184,6 +192,14 @@ pub struct WorstSecond {
     pub from_s: f64,
     pub requests: u64,
     pub latency_us: Latency,
+}
+
+/// An element of each list for each interval of the window.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct TimeSeries {
+    pub interval_s: f64,
+    pub answered: Vec<u64>,
+    pub p99_us: Vec<u64>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -217,6 +233,15 @@ pub enum Verdict {
     Valid,
     Suspect,
     Invalid,
+}
+
+impl Verdict {
+    /// From good to bad.
+    pub const ALL: [Verdict; 3] = [Verdict::Valid, Verdict::Suspect, Verdict::Invalid];
+
+    pub fn name(self) -> &'static str {
+        ["valid", "suspect", "invalid"][self as usize]
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

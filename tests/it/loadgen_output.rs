@@ -8,8 +8,8 @@ use std::process::Command;
 
 use acceptlab::report::{
     Check, ClientCost, Configuration, ConnectionCounts, DeadlineCounts, Errors, Evenness, EvennessPair, IntervalReport,
-    Latency, LoadReport, Lost, OutsideWindow, RunInfo, RunPart, SlowCounts, Traced, Trust, Verdict, WorkerShare,
-    WorstSecond,
+    Latency, LoadReport, Lost, OutsideWindow, RunInfo, RunPart, SlowCounts, TimeSeries, Traced, Trust, Verdict,
+    WorkerShare, WorstSecond,
 };
 use serde_json::{Value, json};
 
@@ -206,6 +206,8 @@ fn everything() -> (LoadReport, IntervalReport) {
         lost_more: 1,
         worst_second: Some(WorstSecond { from_s: 0.0, requests: 7, latency_us }),
         longest_silence_ms: Some(52),
+        time_series: Some(TimeSeries { interval_s: 0.5, answered: vec![7, 0], p99_us: vec![900, 0] }),
+        latency_quantiles_us: vec![1.0; LoadReport::QUANTILES.len()],
         pipeline: Some(2),
         workers: workers.clone(),
         evenness: pair(),

@@ -1,9 +1,6 @@
-//! `loadgen merge`: one result from those of many client machines.
-//!
-//! Counts are added, distributions are added bucket by bucket, and what is computed from them is computed again: the
-//! result is what one client would have reported that had seen it all. What cannot be added exactly is left out; the
-//! order of the workers too, since no two machines agree on the time well enough to sort them. A sum only means
-//! something when its parts belong together, so that is what most of this file is about.
+//! `loadgen merge`: from the results of many client machines what one would have reported that had seen it all. What
+//! cannot be added exactly is left out (no two machines agree on the time well enough to sort the order of the workers).
+//! A sum only means something when its parts belong together, so that is what most of this file is about.
 
 use std::fmt::Display;
 use std::fs;
@@ -274,15 +271,16 @@ fn longest_s(parts: &[Part]) -> f64 {
 
 /// What is not a count, wherever it stands: computed again from the sums, or left out.
 #[rustfmt::skip]
-const NOT_ADDED: [&str; 19] = [
+const NOT_ADDED: [&str; 21] = [
     "schema", "qps", "duration_s", "latency_us", "service_us", "connect_us", "first_byte_us", "send_delay_us",
-    "worst_second", "longest_silence_ms", "pipeline", "evenness", "trace", "order", "closed_after_ms", "cpu_share",
-    "max_rss_kib", "trust", "run",
+    "worst_second", "longest_silence_ms", "time_series", "latency_quantiles_us", "pipeline", "evenness", "trace", "order",
+    "closed_after_ms", "cpu_share", "max_rss_kib", "trust", "run",
 ];
 
 fn sum(parts: &[Part], distributions: &Distributions, forced: Vec<String>) -> serde_json::Result<LoadReport> {
-    let mut counts = serde_json::to_value(&parts[0].report)?;
-    for part in &parts[1..] {
+    let LoadReport { schema, pipeline, .. } = parts[0].report;
+    let mut counts = serde_json::to_value(LoadReport { schema, pipeline, ..LoadReport::default() })?;
+    for part in parts {
         add(&mut counts, serde_json::to_value(&part.report)?);
     }
     let mut sum: LoadReport = serde_json::from_value(counts)?;
@@ -295,8 +293,6 @@ fn sum(parts: &[Part], distributions: &Distributions, forced: Vec<String>) -> se
     sum.client.max_rss_kib = parts.iter().map(|part| part.report.client.max_rss_kib).max().unwrap_or(0);
     sum.workers.values_mut().for_each(|share| share.latency_us = None);
     sum.slow.iter_mut().for_each(|counts| counts.closed_after_ms = None);
-    (sum.trace, sum.order) = (Vec::new(), Vec::new());
-    (sum.worst_second, sum.longest_silence_ms) = (None, None);
     sum.trust = trust(parts, forced);
     sum.run = Some(origin(parts));
     Ok(sum)

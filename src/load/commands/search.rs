@@ -1,9 +1,7 @@
-//! Many runs for one answer: the highest rate that holds, and the throughput-latency curve.
-//!
-//! Every point is a whole run of its own with everything that belongs to one. Where the answer is a rate, chance must
-//! not decide: two runs of three that agree do. Nor may the length of a run: a rate a little beyond the capacity needs
-//! time to build the queue that shows it, so a run in which response times grow does not hold, and the winner has to
-//! hold for three times as long.
+//! Many runs for one answer: the highest rate that holds, and the throughput-latency curve. Chance must not decide: two
+//! runs of three that agree do. Nor may the length of a run: a rate a little beyond the capacity needs time to build the
+//! queue that shows it, so a run in which response times grow does not hold, and the winner has to hold for three times
+//! as long.
 
 use std::time::Duration;
 
@@ -244,10 +242,9 @@ impl Point {
         let Some(trust) = self.report.trust.as_ref().filter(|trust| trust.verdict != Verdict::Valid) else {
             return String::new();
         };
-        let word = if trust.verdict == Verdict::Invalid { "invalid" } else { "suspect" };
         let failed = trust.checks.iter().filter(|check| check.verdict != Verdict::Valid);
         let names: Vec<&str> = failed.map(|check| check.name.as_str()).collect();
-        format!("{word}: {}", names.join(", "))
+        format!("{}: {}", trust.verdict.name(), names.join(", "))
     }
 
     fn client_is_limit(&self) -> bool {

@@ -1,9 +1,7 @@
 //! How evenly n items fell on k workers, and whether chance alone would have done that.
 //!
-//! Chi-square, the coefficient of variation and Jain's index are one statistic: X² = n·CV², J = 1 / (1 +
-//! CV²). The headline is D = X² / (k − 1), which does not change its meaning with n: about 0 for round robin,
-//! about 1 for hashing, far above 1 when few workers get most. The p-value asks both questions at once: is this less
-//! even than chance (few workers get most), or more even than chance (they take turns)?
+//! Chi-square, the coefficient of variation and Jain's index are one statistic: X² = n·CV², J = 1 / (1 + CV²). The
+//! headline is D = X² / (k − 1), which does not change its meaning with n.
 
 use fastrand::Rng;
 

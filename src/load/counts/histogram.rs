@@ -64,24 +64,25 @@ impl Times {
         if self.counts.is_empty() {
             return Latency::default();
         }
-        let max_ns = to_three_digits(self.max_ns);
-        let quantile_us = |quantile| self.counts.value_at_quantile(quantile).min(max_ns) as f64 / 1e3;
+        let max_us = self.quantile_us(1.0);
         Latency {
-            p50: quantile_us(0.50),
-            p90: quantile_us(0.90),
-            p99: quantile_us(0.99),
-            p99_9: quantile_us(0.999),
-            max: max_ns as f64 / 1e3,
-            mean: self.counts.mean().min(max_ns as f64) / 1e3,
+            p50: self.quantile_us(0.50),
+            p90: self.quantile_us(0.90),
+            p99: self.quantile_us(0.99),
+            p99_9: self.quantile_us(0.999),
+            max: max_us,
+            mean: (self.counts.mean() / 1e3).min(max_us),
             stdev: self.counts.stdev() / 1e3,
         }
     }
-}
 
-/// The largest value that [`Times::default`] cannot tell from this one: 2¹¹ values of each power of two have places.
-fn to_three_digits(ns: u64) -> u64 {
-    let unresolved_bits = (u64::BITS - ns.leading_zeros()).saturating_sub(11);
-    ns | ((1 << unresolved_bits) - 1)
+    /// So many of the times are at most this; 0 when there is none.
+    pub fn quantile_us(&self, quantile: f64) -> f64 {
+        // 2¹¹ values of each power of two have places in three digits.
+        let unresolved_bits = (u64::BITS - self.max_ns.leading_zeros()).saturating_sub(11);
+        let max_ns = self.max_ns | ((1 << unresolved_bits) - 1);
+        self.counts.value_at_quantile(quantile).min(max_ns) as f64 / 1e3
+    }
 }
 
 #[cfg(test)]

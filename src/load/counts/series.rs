@@ -3,12 +3,12 @@
 //! beginning of the window.
 
 use crate::load::counts::histogram::Times;
-use crate::report::WorstSecond;
+use crate::report::{TimeSeries, WorstSecond};
 
 const SECOND_NS: u64 = 1_000_000_000;
 const MILLISECOND_NS: u64 = 1_000_000;
 const SECOND_MS: u64 = 1_000;
-/// Seconds and silences of a longer window are those of its first hour: 11 MiB for each thread are enough.
+/// Seconds and silences of a longer window are those of its first hour: 14 MiB for each thread are enough.
 const LONGEST_S: u64 = 3_600;
 
 #[derive(Clone, Default)]
@@ -20,24 +20,18 @@ pub struct Series {
 #[derive(Clone)]
 struct Second {
     latency: Times,
-    /// A bit for each millisecond: an answer was complete in it.
-    answered: [u64; SECOND_MS.div_ceil(64) as usize],
+    /// Of each millisecond: an answer was complete in it.
+    answered: [bool; SECOND_MS as usize],
 }
 
 impl Series {
-    pub fn answered(&mut self, at_ns: u64, latency_ns: u64) {
-        self.parts.add(at_ns, Part { answers: 1, latency_sum_ns: latency_ns });
+    /// A request that will get no answer counts at its age.
+    pub fn record(&mut self, at_ns: u64, latency_ns: u64, is_answered: bool) {
+        let answers = u64::from(is_answered);
+        self.parts.at(at_ns).count(answers, answers * latency_ns).record(latency_ns);
         if let Some(second) = self.second(at_ns) {
             second.latency.record(latency_ns);
-            let ms = at_ns % SECOND_NS / MILLISECOND_NS;
-            second.answered[(ms / 64) as usize] |= 1 << (ms % 64);
-        }
-    }
-
-    /// A request that will get no answer counts at its age.
-    pub fn unanswered(&mut self, at_ns: u64, age_ns: u64) {
-        if let Some(second) = self.second(at_ns) {
-            second.latency.record(age_ns);
+            second.answered[(at_ns % SECOND_NS / MILLISECOND_NS) as usize] |= is_answered;
         }
     }
 
@@ -50,7 +44,7 @@ impl Series {
         if index >= self.seconds.len() {
             self.seconds.resize_with(index + 1, || None);
         }
-        let new = || Box::new(Second { latency: Times::with_digits(1), answered: [0; _] });
+        let new = || Box::new(Second { latency: Times::with_digits(1), answered: [false; _] });
         Some(self.seconds[index].get_or_insert_with(new))
     }
 
@@ -59,7 +53,7 @@ impl Series {
         for (index, second) in (0..).zip(other.seconds) {
             if let Some((second, sum)) = second.zip(self.second(index * SECOND_NS)) {
                 sum.latency.add(&second.latency);
-                sum.answered.iter_mut().zip(second.answered).for_each(|(sum, bits)| *sum |= bits);
+                sum.answered.iter_mut().zip(second.answered).for_each(|(sum, more)| *sum |= more);
             }
         }
     }
@@ -81,8 +75,7 @@ impl Series {
         let window_ms = window_ns.min(LONGEST_S * SECOND_NS) / MILLISECOND_NS;
         let has_answer = |ms: u64| {
             let second = self.seconds.get((ms / SECOND_MS) as usize).and_then(Option::as_ref);
-            let ms = ms % SECOND_MS;
-            second.is_some_and(|second| second.answered[(ms / 64) as usize] >> (ms % 64) & 1 == 1)
+            second.is_some_and(|second| second.answered[(ms % SECOND_MS) as usize])
         };
         let (mut longest, mut silent) = (0, 0);
         for ms in 0..window_ms {
@@ -99,15 +92,43 @@ impl Series {
         while window_ns > Parts::MOST << parts.shift {
             parts.double();
         }
-        let part = |(i, &part): (u64, &Part)| (i << parts.shift, ((i + 1) << parts.shift).min(window_ns), part);
-        (0..window_ns.div_ceil(1 << parts.shift)).zip(&parts.parts).map(part).collect()
+        let part = |(i, part): (u64, Part)| (i << parts.shift, ((i + 1) << parts.shift).min(window_ns), part);
+        (0..window_ns.div_ceil(1 << parts.shift)).zip(parts.parts).map(part).collect()
+    }
+
+    /// The same as it is reported; `None` of a window without length.
+    pub fn over_time(&self, window_ns: u64) -> Option<TimeSeries> {
+        let parts = self.parts(window_ns);
+        let p99_us = |part: &Part| part.latency.as_ref().map_or(0, |latency| latency.quantile_us(0.99).round() as u64);
+        Some(TimeSeries {
+            interval_s: parts.first()?.1 as f64 / 1e9,
+            answered: parts.iter().map(|(.., part)| part.answers).collect(),
+            p99_us: parts.iter().map(|(.., part)| p99_us(part)).collect(),
+        })
     }
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Clone, Default)]
 pub struct Part {
     pub answers: u64,
     pub latency_sum_ns: u64,
+    /// Of all requests that ended in it.
+    pub latency: Option<Box<Times>>,
+}
+
+impl Part {
+    /// Counts so many answers, and returns what their times, and those of requests without one, are recorded in.
+    fn count(&mut self, answers: u64, latency_sum_ns: u64) -> &mut Times {
+        self.answers += answers;
+        self.latency_sum_ns = self.latency_sum_ns.saturating_add(latency_sum_ns);
+        self.latency.get_or_insert_with(|| Box::new(Times::with_digits(1)))
+    }
+
+    fn add(&mut self, other: &Part) {
+        if let Some(latency) = &other.latency {
+            self.count(other.answers, other.latency_sum_ns).add(latency);
+        }
+    }
 }
 
 /// Parts of equal length, which doubles each time that the window outgrows them.
@@ -121,31 +142,31 @@ struct Parts {
 impl Default for Parts {
     fn default() -> Parts {
         // 2²⁰ ns are about a millisecond.
-        Parts { shift: 20, parts: [Part::default(); _] }
+        Parts { shift: 20, parts: std::array::from_fn(|_| Part::default()) }
     }
 }
 
 impl Parts {
     const MOST: u64 = 128;
 
-    fn add(&mut self, at_ns: u64, more: Part) {
+    fn at(&mut self, at_ns: u64) -> &mut Part {
         while at_ns >> self.shift >= Parts::MOST {
             self.double();
         }
-        let part = &mut self.parts[(at_ns >> self.shift) as usize];
-        part.answers += more.answers;
-        part.latency_sum_ns = part.latency_sum_ns.saturating_add(more.latency_sum_ns);
+        &mut self.parts[(at_ns >> self.shift) as usize]
     }
 
     #[cold]
     fn double(&mut self) {
-        let longer = Parts { shift: self.shift + 1, ..Parts::default() };
-        let shorter = std::mem::replace(self, longer);
-        self.merge(&shorter);
+        self.shift += 1;
+        for i in 0..self.parts.len() {
+            let part = std::mem::take(&mut self.parts[i]);
+            self.parts[i / 2].add(&part);
+        }
     }
 
     fn merge(&mut self, other: &Parts) {
-        (0..).zip(other.parts).for_each(|(i, part)| self.add(i << other.shift, part));
+        (0..).zip(&other.parts).for_each(|(i, part)| self.at(i << other.shift).add(part));
     }
 }
 
@@ -158,8 +179,8 @@ mod tests {
     #[test]
     fn the_worst_second_is_the_one_with_the_highest_p99_and_failures_count_in_it() {
         let mut series = Series::default();
-        (0..3_000).for_each(|ms| series.answered(ms * MS, MS));
-        (0..50).for_each(|i| series.unanswered((1_400 + i) * MS, 30 * MS));
+        (0..3_000).for_each(|ms| series.record(ms * MS, MS, true));
+        (0..50).for_each(|i| series.record((1_400 + i) * MS, 30 * MS, false));
         let worst = series.worst_second().unwrap();
         assert_eq!((worst.from_s, worst.requests), (1.0, 1_050));
         assert!((30_000.0..30_100.0).contains(&worst.latency_us.p99), "{worst:?}");
@@ -171,9 +192,9 @@ mod tests {
         let mut series = Series::default();
         assert_eq!(series.longest_silence_ms(700 * MS), Some(700));
         assert_eq!(series.longest_silence_ms(0), None);
-        series.answered(100 * MS, MS);
-        series.answered(900 * MS, MS);
-        series.answered(3_200 * MS, MS);
+        series.record(100 * MS, MS, true);
+        series.record(900 * MS, MS, true);
+        series.record(3_200 * MS, MS, true);
         assert_eq!(series.longest_silence_ms(3_300 * MS), Some(2_299));
         assert_eq!(series.longest_silence_ms(9_000 * MS), Some(5_799));
     }
@@ -181,9 +202,9 @@ mod tests {
     #[test]
     fn one_threads_answers_end_anothers_silence() {
         let (mut one, mut other) = (Series::default(), Series::default());
-        one.answered(0, MS);
-        other.answered(500 * MS, 40 * MS);
-        other.answered(1_500 * MS, 2 * MS);
+        one.record(0, MS, true);
+        other.record(500 * MS, 40 * MS, true);
+        other.record(1_500 * MS, 2 * MS, true);
         one.add(other);
         assert_eq!(one.longest_silence_ms(2_000 * MS), Some(999));
         let worst = one.worst_second().unwrap();
@@ -193,9 +214,26 @@ mod tests {
     #[test]
     fn the_first_hour_has_seconds_and_no_more() {
         let mut series = Series::default();
-        series.answered(LONGEST_S * SECOND_NS, MS);
+        series.record(LONGEST_S * SECOND_NS, MS, true);
         assert_eq!(series.worst_second(), None);
         assert_eq!(series.longest_silence_ms(2 * LONGEST_S * SECOND_NS), Some(3_600_000));
+    }
+
+    #[test]
+    fn an_interval_has_its_answers_and_a_p99_that_knows_of_those_that_never_came() {
+        let mut series = Series::default();
+        (0..9_000).filter(|ms| *ms < 3_000 || *ms >= 6_000).for_each(|ms| series.record(ms * MS, 2 * MS, true));
+        (0..10).for_each(|i| series.record((7_000 + i) * MS, 500 * MS, false));
+        let over_time = series.over_time(9_000 * MS).unwrap();
+        assert_eq!((over_time.answered.iter().sum::<u64>(), over_time.answered.len()), (6_000, over_time.p99_us.len()));
+        let at = |s: f64| (s / over_time.interval_s) as usize;
+        let near = |us: u64, expected: f64| (us as f64 / expected - 1.0).abs() < 0.07;
+        assert!(
+            near(over_time.p99_us[at(1.0)], 2_000.0) && near(over_time.p99_us[at(7.0)], 500_000.0),
+            "{over_time:?}"
+        );
+        assert_eq!((over_time.answered[at(4.5)], over_time.p99_us[at(4.5)]), (0, 0));
+        assert_eq!(series.over_time(0), None);
     }
 
     #[test]
@@ -204,7 +242,7 @@ mod tests {
             let (mut one, mut other) = (Series::default(), Series::default());
             for i in 0..1_000 {
                 let series = if i < 700 { &mut one } else { &mut other };
-                series.answered(i * window_ms * MS / 1_000, 2 * MS);
+                series.record(i * window_ms * MS / 1_000, 2 * MS, true);
             }
             for (mut sum, more) in [(one.clone(), other.clone()), (other, one)] {
                 sum.add(more);

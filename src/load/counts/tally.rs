@@ -106,7 +106,7 @@ impl Tally {
         self.record(window, timestamps, false);
         let age_ns = self.latency_ns(timestamps);
         if window.contains(timestamps.due_ns) && window.contains(timestamps.end_ns) {
-            self.series.unanswered(timestamps.end_ns - window.open_ns, age_ns);
+            self.series.record(timestamps.end_ns - window.open_ns, age_ns, false);
         }
         if let Some(intervals) = &mut self.intervals {
             intervals.unanswered(age_ns);
@@ -120,7 +120,7 @@ impl Tally {
         let latency_ns = self.latency_ns(timestamps);
         if in_window {
             self.answered_in_window += 1;
-            self.series.answered(timestamps.end_ns - window.open_ns, latency_ns);
+            self.series.record(timestamps.end_ns - window.open_ns, latency_ns, true);
         } else if timestamps.end_ns < window.open_ns {
             self.answered_before += 1;
         } else {

@@ -56,8 +56,8 @@ Each client machine leaves two files of the same name:
   loadgen --start-at TIME --seed N --format json --hlog host1.hlog … URL > host1.json
 and the .hlog is looked for beside each FILE.json. Distributions are added bucket by
 bucket, counts number by number; evenness and percentiles are computed from the sums.
-Latency per worker, the worst second, the longest silence, single answers and the order of
-workers cannot be added and are left out.
+Latency per worker, the worst second, the longest silence, the series over time, single answers
+and the order of workers cannot be added and are left out.
 scripts/many_clients.sh does all of it by ssh.
 
 Refused, unless --force:

@@ -38,10 +38,6 @@ const COUNTS: Table<fn(&LoadReport) -> Option<f64>, 9> = [
 ];
 const FALLING: [&str; 2] = ["qps", "p_value"];
 
-/// From good to bad, as the report writes them.
-const VERDICTS: Table<Verdict, 3> =
-    [("valid", Verdict::Valid), ("suspect", Verdict::Suspect), ("invalid", Verdict::Invalid)];
-
 /// Of the connections; one worker, or no connection, shares nothing.
 fn shared(report: &LoadReport) -> Option<&Evenness> {
     let connections = report.evenness.as_ref().map(|pair| &pair.connections);
@@ -64,7 +60,7 @@ pub struct Condition {
     measure: Measure,
     comparison: &'static str,
     compare: fn(f64, f64) -> bool,
-    /// Microseconds, for a time; the index in [`VERDICTS`], for a verdict.
+    /// Microseconds, for a time; the index in [`Verdict::ALL`], for a verdict.
     limit: f64,
 }
 
@@ -106,7 +102,7 @@ impl Condition {
         let name = &self.name;
         let Some(found) = self.measure.of(report) else { return format!("{name} was not measured") };
         let found = match self.measure {
-            Measure::Verdict => VERDICTS[found as usize].0.into(),
+            Measure::Verdict => Verdict::ALL[found as usize].name().into(),
             Measure::Time { .. } => time(found),
             Measure::Count(_) => number(found),
         };
@@ -157,8 +153,8 @@ impl Measure {
     fn limit(self, value: &str) -> Result<f64, String> {
         match self {
             Measure::Time { .. } => parse_duration(value).map(|limit| limit.as_nanos() as f64 / 1e3),
-            Measure::Verdict => find(&VERDICTS, value)
-                .map(|(_, verdict)| f64::from(verdict as u8))
+            Measure::Verdict => (Verdict::ALL.iter().position(|verdict| verdict.name() == value))
+                .map(|index| index as f64)
                 .ok_or_else(|| format!("{value:?} is not a verdict; they are valid, suspect and invalid")),
             Measure::Count(_) => {
                 let number = value.parse().ok().filter(|number: &f64| number.is_finite());

@@ -38,8 +38,8 @@ fn define(text: &mut String, key: &str, definition: &str) {
 mod tests {
     use super::*;
     use crate::report::{
-        Check, DeadlineCounts, Evenness, EvennessPair, Latency, LoadReport, Lost, RunInfo, RunPart, SlowCounts, Traced,
-        Trust, WorkerShare, WorstSecond,
+        Check, DeadlineCounts, Evenness, EvennessPair, Latency, LoadReport, Lost, RunInfo, RunPart, SlowCounts,
+        TimeSeries, Traced, Trust, WorkerShare, WorstSecond,
     };
     use serde_json::Value;
 
@@ -56,6 +56,8 @@ mod tests {
             lost: vec![Lost { client: Some("x".into()), worker: Some(1), ..Lost::default() }],
             worst_second: Some(WorstSecond::default()),
             longest_silence_ms: Some(1),
+            time_series: Some(TimeSeries { answered: vec![1], p99_us: vec![1], ..TimeSeries::default() }),
+            latency_quantiles_us: vec![1.0],
             slow: vec![SlowCounts { closed_after_ms: Some(1.0), ..SlowCounts::default() }],
             trust: Some(Trust { checks: vec![Check::default()], ..Trust::default() }),
             run: Some(RunInfo {

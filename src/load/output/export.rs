@@ -1,10 +1,5 @@
-//! A result in the formats of other people's tools. Pure: numbers in, bytes out.
-//!
-//! - `.hlog`: all distributions as an HdrHistogram V2 interval log, in nanoseconds; nothing is lost, and
-//!   [`merge`](crate::load::commands::merge) adds them up exactly;
-//! - `.hgrm`: the percentiles of the response time, in milliseconds, as the HdrHistogram plotter reads them;
-//! - CSV: every number of the report as a `name,value` line; JSON: the report itself;
-//! - NDJSON: a line of JSON for every interval, while the run goes on.
+//! A result in the formats of other people's tools, as `--hlog` and `--out` name them. Pure: numbers in, bytes out. An
+//! `.hlog` loses nothing, and [`merge`](crate::load::commands::merge) adds them up exactly.
 
 use std::path::PathBuf;
 

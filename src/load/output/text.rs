@@ -340,8 +340,8 @@ fn trust(page: &mut Page, report: &LoadReport) {
     failed.sort_by_key(|check| std::cmp::Reverse(check.verdict));
     for check in failed {
         let is_invalid = check.verdict == Verdict::Invalid;
-        let name = if is_invalid { "invalid" } else { "suspect" };
-        for line in wrapped(&format!("{name}: {} ({})", check.reason, check.name), page.columns, 2) {
+        let said = format!("{}: {} ({})", check.verdict.name(), check.reason, check.name);
+        for line in wrapped(&said, page.columns, 2) {
             page.line(if is_invalid { page.paint.red(&line) } else { page.paint.yellow(&line) });
         }
     }

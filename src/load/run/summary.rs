@@ -38,6 +38,7 @@ pub fn report(plan: &Plan, counted: &Counted, background: &BackgroundCounts, int
         lost_more: tally.failures.lost_more,
         worst_second: tally.series.worst_second(),
         longest_silence_ms: tally.series.longest_silence_ms(window.duration_ns()),
+        time_series: tally.series.over_time(window.duration_ns()),
         pipeline: (plan.connections.pipeline > 1).then_some(plan.connections.pipeline),
         workers: workers(tally, plan.workers as usize),
         connections: ConnectionCounts {
@@ -69,6 +70,7 @@ pub fn report(plan: &Plan, counted: &Counted, background: &BackgroundCounts, int
 pub fn compute(report: &mut LoadReport, times: &Distributions) {
     report.qps = over(report.requests as f64, report.duration_s);
     report.latency_us = times.response.latency();
+    report.latency_quantiles_us = LoadReport::QUANTILES.map(|quantile| times.response.quantile_us(quantile)).into();
     report.service_us = times.service.latency();
     report.connect_us = times.connect.latency();
     report.first_byte_us = times.first_byte.latency();

@@ -105,7 +105,7 @@ fn good_for(seconds: f64, pattern: Pattern, seed: u64) -> Run {
         .map(|i| {
             let answers = 180 + rng.u64(0..40);
             let latency_sum_ns = (answers as f64 * (300.0 + 40.0 * rng.f64()) * 1e3) as u64;
-            (i * PART_NS, (i + 1) * PART_NS, Part { answers, latency_sum_ns })
+            (i * PART_NS, (i + 1) * PART_NS, Part { answers, latency_sum_ns, ..Part::default() })
         })
         .collect();
     let requests = sends.len() as u64;
@@ -237,7 +237,7 @@ fn a_run_that_grows_slower_or_loses_pace_drifts() {
     fails(Pattern::Closed, "drift", Verdict::Suspect, |run| {
         for (i, (.., part)) in run.parts.iter_mut().enumerate() {
             let answers = 300 - i as u64;
-            *part = Part { answers, latency_sum_ns: part.latency_sum_ns * answers / part.answers };
+            *part = Part { answers, latency_sum_ns: part.latency_sum_ns * answers / part.answers, latency: None };
         }
     });
 }
@@ -246,7 +246,7 @@ fn a_run_that_grows_slower_or_loses_pace_drifts() {
 fn a_long_run_is_not_accused_of_trifles() {
     let mut run = good(Pattern::Closed, 3);
     let hours = (0..100_000).map(|i| {
-        let (from_ns, to_ns, part) = run.parts[i % 100];
+        let (from_ns, to_ns, part) = run.parts[i % 100].clone();
         // Three per cent slower at the end: certain, and no matter.
         let latency_sum_ns = (part.latency_sum_ns as f64 * (1.0 + 0.03 * i as f64 / 1e5)) as u64;
         (from_ns, to_ns, Part { latency_sum_ns, ..part })
