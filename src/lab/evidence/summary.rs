@@ -21,7 +21,7 @@ pub fn of(lesson: &Lesson, width: usize, paint: Paint) -> Vec<String> {
         !matches!(judged.verdict, Verdict::Fails | Verdict::Undecided | Verdict::SeenOnce(false))
     });
     let claims: Vec<String> = judged.iter().map(|judged| judged.line(width, paint)).collect();
-    let picture = lesson.experiment.pictures.first();
+    let picture = lesson.experiment.pictures.iter().find(|picture| picture.fits_a_terminal());
     let for_a_picture = if picture.is_some() { LINES_OF_A_PICTURE } else { 0 };
     let room = MOST_LINES - lines.len() - for_a_picture;
     if !lesson.answer.is_empty() {

@@ -12,7 +12,9 @@ use toml::Spanned;
 use crate::lab::plan::command::{ClientCommand, FOREIGN_CLIENTS, ServerCommand};
 use crate::lab::plan::events::{self, Events};
 use crate::lab::plan::law::Law;
-use crate::lab::plan::matrix::{AxisValue, ClientSpec, Matrix, MatrixError, Overrides, ServerSpec, TableSpec};
+use crate::lab::plan::matrix::{
+    AxisValue, ClientSpec, Matrix, MatrixError, Overrides, PictureKind, PictureSpec, ServerSpec, TableSpec,
+};
 use crate::units::parse_duration;
 
 /// The columns that need the kernel's tracepoints. Only a table that asks for one pays for them: every filter is tried
@@ -49,6 +51,8 @@ pub struct Case {
     pub events: Option<Events>,
     /// Kernel settings: name, value.
     pub sysctl: Vec<(String, String)>,
+    /// The kinds of the pictures that show it, which decide what its rows keep.
+    pub drawn_as: Vec<PictureKind>,
     pub repeats: usize,
     /// How long one run should take.
     pub estimate: Duration,
@@ -87,6 +91,8 @@ pub fn expand(experiment: &str, matrix: &Matrix, quick: bool) -> Result<Vec<Case
         if settings.repeats == 0 {
             continue;
         }
+        let shows_it = |picture: &&PictureSpec| picture.table.get_ref().all().contains(&table.id);
+        let drawn_as: Vec<PictureKind> = matrix.pictures.iter().filter(shows_it).map(|picture| picture.kind).collect();
         let first = cases.len();
         for combination in combinations(&settings.axes) {
             for server in &table.server {
@@ -98,6 +104,7 @@ pub fn expand(experiment: &str, matrix: &Matrix, quick: bool) -> Result<Vec<Case
                     }
                     case.experiment = experiment.to_string();
                     case.index = cases.len();
+                    case.drawn_as = drawn_as.clone();
                     cases.push(case);
                 }
             }
@@ -212,6 +219,7 @@ fn one(
         baseline: None,
         label,
         events,
+        drawn_as: Vec::new(),
         sysctl: table.sysctl.iter().map(setting).collect::<Result<_, _>>()?,
         repeats: settings.repeats,
         estimate: estimate(&server_command, &client),

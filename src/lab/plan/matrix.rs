@@ -72,8 +72,8 @@ pub enum PictureKind {
     Bars,
     /// Each worker's share of the connections beside what chance would give, a small picture for each row.
     Shares,
-    /// The columns `y` in order, as the percentiles of a distribution; a line for each row.
-    Quantiles,
+    /// The share of the requests over the response time that they took at most; a curve for each row.
+    Distribution,
     /// The columns `y` end to end, a bar for each row.
     Stack,
 }
@@ -96,8 +96,8 @@ pub struct TheorySpec {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PublishedPoint {
-    /// One of the columns `y`.
-    pub at: Spanned<String>,
+    /// So many per cent of the requests took at most the value.
+    pub at: f64,
     pub value: f64,
     pub label: String,
 }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use crate::lab::plan::case::Case;
 use crate::lab::plan::claim::{chosen, distinct};
 use crate::lab::plan::matrix::{
-    ColumnKind, Direction, FindColumn, Matrix, MatrixError, PictureKind, PictureSpec, TheorySpec,
+    ColumnKind, Direction, FindColumn, Matrix, MatrixError, PictureKind, PictureSpec, PublishedPoint, TheorySpec,
 };
 
 /// One line above a picture.
@@ -36,6 +36,13 @@ pub struct Picture {
     pub published: Vec<Published>,
 }
 
+impl Picture {
+    /// A curve needs more than lines of characters.
+    pub fn fits_a_terminal(&self) -> bool {
+        !self.kind != PictureKind::Distribution
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum X {
     Axis(String),
@@ -45,7 +52,8 @@ pub enum X {
 /// A figure from elsewhere.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Published {
-    pub column: String,
+    /// Of the requests.
+    pub percent: f64,
     pub value: f64,
     pub label: String,
 }
@@ -100,26 +108,22 @@ fn one(spec: &PictureSpec, find_column: FindColumn, cases: &[Case]) -> Result<Pi
         |what: &str| Err(MatrixError::at(spec.id.span(), format!("the picture {:?} {what}", spec.id.get_ref())));
     match (spec.kind, &x, y.len()) {
         (PictureKind::Lines, Some(_), 1..) | (PictureKind::Bars, None | Some(X::Axis(_)), 1) => {}
-        (PictureKind::Shares, None, 0) | (PictureKind::Quantiles | PictureKind::Stack, None, 2..) => {}
+        (PictureKind::Shares | PictureKind::Distribution, None, 0) => {}
+        (PictureKind::Stack, None, 2..) => {}
         (PictureKind::Lines, ..) => return refuse("of lines needs an `x` and a `y`"),
         (PictureKind::Bars, ..) => return refuse("of bars needs one `y`; its `x`, if any, is an axis"),
-        (PictureKind::Shares, ..) => return refuse("of shares needs neither `x` nor `y`"),
-        _ => return refuse("needs several `y`, and no `x`"),
+        (PictureKind::Stack, ..) => return refuse("of a stack needs several `y`, and no `x`"),
+        _ => return refuse("needs neither `x` nor `y`"),
     }
-    let published = spec.published.iter().map(|point| {
-        let at = point.at.get_ref();
-        if !y.contains(at) {
-            return Err(MatrixError::at(point.at.span(), format!("{at:?} is not one of the columns `y`")));
-        }
-        Ok(Published { column: at.clone(), value: point.value, label: point.label.clone() })
-    });
+    let published =
+        |point: &PublishedPoint| Published { percent: point.at, value: point.value, label: point.label.clone() };
     Ok(Picture {
         id: spec.id.get_ref().clone(),
         title: spec.title.get_ref().clone(),
         kind: spec.kind,
         theory: spec.theory.clone(),
         headline: spec.headline,
-        published: published.collect::<Result<_, _>>()?,
+        published: spec.published.iter().map(published).collect(),
         x,
         x_title: spec.x_title.clone(),
         y,

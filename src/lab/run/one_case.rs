@@ -14,7 +14,7 @@ use crate::lab::observe::kernel_counts::KernelCounter;
 use crate::lab::observe::speed;
 use crate::lab::observe::timeline::Sampler;
 use crate::lab::plan::case::Case;
-use crate::lab::plan::matrix::TableKind;
+use crate::lab::plan::matrix::{PictureKind, TableKind};
 use crate::lab::program::{Interrupt, Program, Running, Stop, on_path};
 use crate::lab::record::Row;
 use crate::lab::run::contract;
@@ -237,6 +237,10 @@ fn run_loadgen(
     let mut report: LoadReport = client.parse(&document)?;
     if case.table.kind != TableKind::Trace {
         report.trace.clear();
+    }
+    report.time_series = None;
+    if !case.drawn_as.contains(&PictureKind::Distribution) {
+        report.latency_quantiles_us.clear();
     }
     // A worker that answered nothing is in the server's report.
     report.workers.retain(|_, share| share.connections > 0 || share.requests > 0);

@@ -1,4 +1,4 @@
-//! Lines over an axis, each with its name at its end; and distributions, whose axis are the percentiles.
+//! Lines over an axis, each with its name at its end.
 
 use crate::lab::evidence::columns;
 use crate::lab::evidence::pictures::scale::{Scale, label};
@@ -102,38 +102,6 @@ fn shown<'a>(line: &'a Line, column: usize, header: &str, x_name: &str, is_axis:
 /// The room at the right for the longest name.
 fn names_room(lines: &[Line]) -> f64 {
     lines.iter().map(|line| width_of(&line.name)).fold(0.0, f64::max) + 24.0
-}
-
-/// The columns as the places of one axis.
-pub fn quantiles(picture: &Picture, lines: &[Line]) -> Option<String> {
-    let headers: Vec<String> = picture.y.iter().filter_map(|name| Some(columns::find(name)?.header())).collect();
-    let mut svg = Svg::new(WIDTH);
-    svg.text((16.0, 24.0), Anchor::Start, "ink title", &picture.title);
-    let right = WIDTH - names_room(lines) - 16.0;
-    let step = (right - LEFT - 40.0) / headers.len().saturating_sub(1).max(1) as f64;
-    let at = |i: usize| LEFT + 24.0 + i as f64 * step;
-    let marks: Vec<(f64, String)> = headers.iter().enumerate().map(|(i, header)| (at(i), header.clone())).collect();
-    let shown: Vec<Shown> = lines.iter().map(|line| distribution(line, &headers, at)).collect();
-    let y = panel(&mut svg, &shown, (picture.log_y, &[]), (0.0, right), &marks, "response time µs");
-    for figure in &picture.published {
-        let i = picture.y.iter().position(|column| *column == figure.column)?;
-        svg.open(&format!("{}: {}", figure.label, label(figure.value)));
-        svg.published((at(i), y.at(figure.value)));
-        let is_last = i + 1 == headers.len();
-        let (dx, anchor) = if is_last { (-10.0, Anchor::End) } else { (10.0, Anchor::Start) };
-        svg.text((at(i) + dx, y.at(figure.value) + 18.0), anchor, "soft small", &figure.label);
-        svg.close();
-    }
-    Some(svg.finish(TOP + HEIGHT + 30.0, &picture.title, &description(picture, lines)))
-}
-
-fn distribution<'a>(line: &'a Line, headers: &[String], at: impl Fn(usize) -> f64) -> Shown<'a> {
-    let places = line.points.first().into_iter().flat_map(|point| {
-        let values = point.values.iter().enumerate().filter_map(|(i, value)| Some((i, value.as_ref()?)));
-        values.map(|(i, value)| (at(i), value, tooltip(&line.name, &headers[i], point, value))).collect::<Vec<_>>()
-    });
-    let places = places.map(|(x, value, tooltip)| Place { x, value, tooltip }).collect();
-    Shown { name: &line.name, places, is_joined: true }
 }
 
 /// One panel between `left` and `right`: scales, lines, dots, intervals, names. The upright scale, which is returned, has

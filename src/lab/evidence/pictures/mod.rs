@@ -6,6 +6,7 @@
 //! nor a text for a dot. Placing text is most of this code, and it would have been ours in both.
 
 mod bars;
+mod distribution;
 mod lines;
 mod scale;
 mod series;
@@ -49,7 +50,7 @@ fn draw(picture: &Picture, experiment: &Experiment, rows: &[&Row]) -> Option<Dra
     }
     let svg = match picture.kind {
         PictureKind::Lines => lines::over_x(picture, &lines),
-        PictureKind::Quantiles => lines::quantiles(picture, &lines),
+        PictureKind::Distribution => distribution::of_rows(picture, &lines),
         PictureKind::Bars => bars::of_tables(picture, &lines),
         PictureKind::Stack => bars::stacked(picture, &lines),
         PictureKind::Shares => shares::of_workers(picture, &lines),
@@ -78,6 +79,7 @@ mod tests {
             let mut row = row();
             (row.experiment, row.table, row.case) = ("02-keep-alive".to_string(), "t".to_string(), case);
             row.coordinates = coordinates.map(|(name, value)| (name.to_string(), value.to_string())).to_vec();
+            row.load.as_mut().unwrap().latency_us.max = 9_000.0;
             [100.0, 110.0, 130.0].map(|qps| {
                 row.load.as_mut().unwrap().qps = qps * (case + 1) as f64;
                 row.clone()
@@ -102,7 +104,7 @@ mod tests {
         "kind = \"lines\"\nx = \"w\"\ny = \"qps\"\nlog = [\"x\", \"y\"]",
         "kind = \"bars\"\nx = \"w\"\ny = \"qps\"",
         "kind = \"shares\"",
-        "kind = \"quantiles\"\ny = [\"p50\", \"p99\"]\nonly = { w = 1 }",
+        "kind = \"distribution\"\nlog = [\"x\"]\nonly = { w = 1 }",
         "kind = \"stack\"\ny = [\"p50\", \"p99\"]\nonly = { w = 1 }",
     ];
 

@@ -50,7 +50,8 @@ impl Scale {
         }
         let decades = self.low.log10().floor() as i32..=self.high.log10().ceil() as i32;
         let within = |value: &f64| *value >= self.low * 0.999 && *value <= self.high * 1.001;
-        let factors: &[f64] = if decades.clone().count() <= 3 { &[1.0, 2.0, 5.0] } else { &[1.0] };
+        let factors: &[f64] =
+            if decades.clone().count() <= 3 || self.high < 100.0 * self.low { &[1.0, 2.0, 5.0] } else { &[1.0] };
         let all = decades.flat_map(|exponent| factors.iter().map(move |factor| factor * 10f64.powi(exponent)));
         all.filter(within).collect()
     }

@@ -159,13 +159,16 @@ fn names(picture: &Picture, keys: &[Coordinates]) -> Vec<String> {
 /// What is shown of a row when a reader points at it.
 pub fn tooltip(name: &str, what: &str, point: &Point, value: &Value) -> String {
     let runs: Vec<String> = value.runs.iter().map(|run| super::scale::label(*run)).collect();
-    let commands = point
-        .runs
-        .first()
-        .map_or(String::new(), |row| format!("\n{}\n{}", row.server_command.text(), row.client_command.text()));
+    let commands = commands(point);
     let median = &value.text;
     let runs = if runs.len() > 1 { format!(" (runs: {})", runs.join("; ")) } else { String::new() };
     format!("{name}: {median} {what}{runs}{commands}")
+}
+
+/// What was run, on lines of their own.
+pub fn commands(point: &Point) -> String {
+    let commands = |row: &&Row| format!("\n{}\n{}", row.server_command.text(), row.client_command.text());
+    point.runs.first().map_or(String::new(), commands)
 }
 
 /// The title, then each value: what somebody reads who does not see the picture.

@@ -59,16 +59,18 @@ impl Svg {
     pub fn curve(&mut self, points: &[(f64, f64)], series: usize) {
         const DASHES: [&str; 4] =
             ["", " stroke-dasharray=\"7 3\"", " stroke-dasharray=\"2 3\"", " stroke-dasharray=\"9 3 2 3\""];
+        self.polyline(points, &format!("line {}", stroke(series)), DASHES[series % DASHES.len()]);
+    }
+
+    /// `dash`: empty, or the attribute with a blank before it.
+    pub fn polyline(&mut self, points: &[(f64, f64)], class: &str, dash: &str) {
         let points: Vec<String> = points.iter().map(|(x, y)| format!("{},{}", number(*x), number(*y))).collect();
-        let (class, dash) = (stroke(series), DASHES[series % DASHES.len()]);
-        self.body += &format!("<polyline points=\"{}\" class=\"line {class}\"{dash}/>\n", points.join(" "));
+        self.body += &format!("<polyline points=\"{}\" class=\"{class}\"{dash}/>\n", points.join(" "));
     }
 
     /// What theory expects.
     pub fn expected(&mut self, points: &[(f64, f64)]) {
-        let points: Vec<String> = points.iter().map(|(x, y)| format!("{},{}", number(*x), number(*y))).collect();
-        self.body +=
-            &format!("<polyline points=\"{}\" class=\"line rule\" stroke-dasharray=\"1 4\"/>\n", points.join(" "));
+        self.polyline(points, "line rule", " stroke-dasharray=\"1 4\"");
     }
 
     /// One run of a series.
