@@ -366,7 +366,8 @@ fn workers_that_are_replaced_are_killed_asked_and_reloaded_again_and_again() {
             COLUMNS,
             "[\"answered\", \"lost_requests\", \"longest_silence\", \"forks\", \"deaths\", \"suicides\", \"reloads\", \
               \"recovery_max\", \"gave_up\", \"master_cpu_per_connection\", \"growth_rss\", \"growth_fds\", \"zombies\"]\n\
-              disturb = \"every 150ms: kill any, usr2 any, hup\"",
+              disturb = \"every 150ms: kill any, usr2 any, hup\"\n[[picture]]\nid = \"p\"\ntitle = \"P\"\n\
+              table = \"t\"\nkind = \"over-time\"",
         );
     let scratch = Scratch::new("again", &lesson);
     let output = scratch.lab(&["run", "--seed", "1"]);
@@ -378,8 +379,10 @@ fn workers_that_are_replaced_are_killed_asked_and_reloaded_again_and_again() {
     for (name, least) in [("deaths", 1), ("suicides", 1), ("reloads", 1), ("forks", 5)] {
         assert!(cluster[name].as_u64().unwrap() >= least, "{name}: {cluster}");
     }
+    let done = row["events"].as_array().unwrap().iter().map(|event| event["what"].as_str().unwrap());
+    assert!(done.take(3).eq(["kill", "suicide", "reload"]), "{row}");
     let table = fs::read_to_string(scratch.page()).unwrap();
-    assert!(table.contains("`every 150ms: kill any, usr2 any, hup`."), "{table}");
+    assert!(table.contains("`every 150ms: kill any, usr2 any, hup`.") && table.contains("01-p.svg"), "{table}");
     assert!(scratch.lab(&["report", "--check"]).status.success());
 }
 

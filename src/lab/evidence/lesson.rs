@@ -6,6 +6,7 @@ use crate::lab::evidence::claims::{Judged, judge};
 use crate::lab::evidence::pictures::{Drawn, draw_all};
 use crate::lab::evidence::table::{self, Table};
 use crate::lab::plan::experiment::Experiment;
+use crate::lab::plan::picture::Picture;
 use crate::lab::record::{Record, Row, newest};
 
 pub struct Lesson<'a> {
@@ -61,6 +62,17 @@ impl<'a> Lesson<'a> {
         let ends = answer.match_indices(". ").map(|(at, _)| at + 1).filter(|end| *end >= ENOUGH);
         let mut ends = ends.filter(|end| answer[..*end].matches('`').count().is_multiple_of(2));
         ends.next().map_or(answer, |end| &answer[..end])
+    }
+
+    /// The pictures of the lesson for which its record has nothing, a line each.
+    pub fn not_drawn(&self) -> impl Iterator<Item = String> {
+        let is_drawn = |picture: &&Picture| self.pictures.iter().any(|drawn| drawn.id == picture.id);
+        let missing =
+            self.experiment.pictures.iter().filter(move |picture| self.record.is_some() && !is_drawn(picture));
+        let again = format!("`lab run {}`", self.experiment.name);
+        missing.map(move |picture| {
+            format!("Not drawn, because the record does not have its data: {}. {again} measures it.", picture.title)
+        })
     }
 
     /// An interrupted run says so.

@@ -151,7 +151,8 @@ fn beginning(lesson: &Lesson) -> String {
     let texts = [Some(lesson.experiment.question.clone()), answer, lesson.incomplete(), unmeasured];
     let texts = texts.into_iter().flatten().map(|text| paragraph(&text));
     let picture = |picture: &Drawn| format!("![{}]({})\n", picture.title, lesson.picture_file(picture));
-    texts.chain(lesson.pictures.iter().map(picture)).collect::<Vec<_>>().join("\n")
+    let not_drawn = lesson.not_drawn().map(|line| paragraph(&line));
+    texts.chain(lesson.pictures.iter().map(picture)).chain(not_drawn).collect::<Vec<_>>().join("\n")
 }
 
 fn conditions(lesson: &Lesson, shared: &[String], is_repository: bool) -> String {

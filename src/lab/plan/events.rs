@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
 
 use crate::units::parse_positive_duration;
 
@@ -42,6 +43,14 @@ pub enum WorkerChoice {
     Number(usize),
     /// One of the living workers, drawn at random each time.
     Any,
+}
+
+/// An event that was carried out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InjectedEvent {
+    /// From the beginning of the measured window.
+    pub at_ms: u64,
+    pub what: String,
 }
 
 /// Reads `stop 0; after 300ms; kill 0`, `slow 0 50` or `every 1s: kill any, hup`.

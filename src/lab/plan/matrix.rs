@@ -74,6 +74,8 @@ pub enum PictureKind {
     Shares,
     /// The share of the requests over the response time that they took at most; a curve for each row.
     Distribution,
+    /// Answers per second above their p99 over the time of one run, with the events marked; a small picture for each row.
+    OverTime,
     /// The columns `y` end to end, a bar for each row.
     Stack,
 }

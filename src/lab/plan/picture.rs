@@ -39,7 +39,7 @@ pub struct Picture {
 impl Picture {
     /// A curve needs more than lines of characters.
     pub fn fits_a_terminal(&self) -> bool {
-        !self.kind != PictureKind::Distribution
+        !matches!(self.kind, PictureKind::Distribution | PictureKind::OverTime)
     }
 }
 
@@ -108,7 +108,7 @@ fn one(spec: &PictureSpec, find_column: FindColumn, cases: &[Case]) -> Result<Pi
         |what: &str| Err(MatrixError::at(spec.id.span(), format!("the picture {:?} {what}", spec.id.get_ref())));
     match (spec.kind, &x, y.len()) {
         (PictureKind::Lines, Some(_), 1..) | (PictureKind::Bars, None | Some(X::Axis(_)), 1) => {}
-        (PictureKind::Shares | PictureKind::Distribution, None, 0) => {}
+        (PictureKind::Shares | PictureKind::Distribution | PictureKind::OverTime, None, 0) => {}
         (PictureKind::Stack, None, 2..) => {}
         (PictureKind::Lines, ..) => return refuse("of lines needs an `x` and a `y`"),
         (PictureKind::Bars, ..) => return refuse("of bars needs one `y`; its `x`, if any, is an axis"),

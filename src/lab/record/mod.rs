@@ -22,6 +22,7 @@ use crate::lab::observe::speed::Speed;
 use crate::lab::observe::timeline::Snapshot;
 use crate::lab::plan::case::Case;
 use crate::lab::plan::command::{ClientCommand, ServerCommand};
+use crate::lab::plan::events::InjectedEvent;
 use crate::lab::plan::experiment::fnv1a;
 use crate::lab::record::content::Content;
 use crate::lab::record::fingerprint::Fingerprint;
@@ -106,6 +107,9 @@ pub struct Row {
     /// Open connections over time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub timeline: Vec<Snapshot>,
+    /// The events of `disturb` as they were carried out, where a picture shows them over time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub events: Vec<InjectedEvent>,
     /// By how much the server's first process grew while the client measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub growth: Option<ProcessSize>,

@@ -9,13 +9,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use nix::sys::signal::Signal;
 
 use crate::lab::observe::processes::{Process, family};
-use crate::lab::plan::events::{Event, Events, WorkerChoice};
+use crate::lab::plan::events::{Event, Events, InjectedEvent, WorkerChoice};
 use crate::scoreboard::{Count, Scoreboard};
 use crate::units::monotonic_ns;
 
@@ -26,7 +26,7 @@ const PERIOD: Duration = Duration::from_millis(50);
 pub struct FaultInjector {
     window_is_over: Arc<AtomicBool>,
     end: Option<Sender<()>>,
-    thread: Option<JoinHandle<Result<(), String>>>,
+    thread: Option<JoinHandle<Result<Vec<InjectedEvent>, String>>>,
 }
 
 impl FaultInjector {
@@ -41,11 +41,12 @@ impl FaultInjector {
         let window_is_over = Arc::new(AtomicBool::new(false));
         let is_over = Arc::clone(&window_is_over);
         let thread = std::thread::spawn(move || {
-            let mut injection = Injection { scoreboard, window_is_over: is_over, ended, stopped: Vec::new() };
+            let (begin, injected, stopped) = (Instant::now(), Vec::new(), Vec::new());
+            let mut injection = Injection { scoreboard, window_is_over: is_over, ended, begin, injected, stopped };
             let result = injection.inject_all(&list);
             // Blocks until the measurement has ended.
             let _ = injection.ended.recv();
-            result
+            result.map(|()| std::mem::take(&mut injection.injected))
         });
         Ok(FaultInjector { window_is_over, end: Some(end), thread: Some(thread) })
     }
@@ -56,9 +57,9 @@ impl FaultInjector {
     }
 
     /// Ends with the client; an error is an event that could not be carried out.
-    pub fn finish(&mut self) -> Result<(), String> {
+    pub fn finish(&mut self) -> Result<Vec<InjectedEvent>, String> {
         self.end = None;
-        self.thread.take().map_or(Ok(()), |thread| thread.join().expect("the events do not panic"))
+        self.thread.take().map_or(Ok(Vec::new()), |thread| thread.join().expect("the events do not panic"))
     }
 }
 
@@ -74,6 +75,8 @@ struct Injection {
     window_is_over: Arc<AtomicBool>,
     /// Never sent to, only closed.
     ended: Receiver<()>,
+    begin: Instant,
+    injected: Vec<InjectedEvent>,
     stopped: Vec<Process>,
 }
 
@@ -108,19 +111,30 @@ impl Injection {
         if self.window_is_over.load(Relaxed) {
             return Ok(());
         }
-        match event {
+        let what = match event {
             Event::Signal(signal, target) => {
                 let Some(process) = self.find(*target) else { return Ok(()) };
                 process.signal(*signal);
                 self.stopped.extend((*signal == Signal::SIGSTOP).then_some(process));
+                match signal {
+                    Signal::SIGKILL => "kill",
+                    Signal::SIGUSR2 => "suicide",
+                    _ => "stop",
+                }
             }
             Event::Reload => {
                 // A server that has ended is left alone, too.
                 Process::find(self.scoreboard.pid()).iter().for_each(|server| server.signal(Signal::SIGHUP));
+                "reload"
             }
-            Event::Write(path) => write_time(path)?,
+            Event::Write(path) => {
+                write_time(path)?;
+                "write"
+            }
             Event::After(_) | Event::Slow { .. } | Event::Every(..) => unreachable!("these take time"),
-        }
+        };
+        let at_ms = self.begin.elapsed().as_millis() as u64;
+        self.injected.push(InjectedEvent { at_ms, what: what.to_string() });
         Ok(())
     }
 

@@ -228,17 +228,21 @@ fn run_loadgen(
         _ => {}
     };
     let document = client.finish(case.estimate + CLIENT_GRACE, on_line)?;
-    match injector {
+    let injected = match injector {
         Some(injector) => injector.and_then(|mut injector| injector.finish()).map_err(Stop::Failed)?,
         None if case.events.is_some() => return Err(Stop::Failed(client.failure("never began to measure"))),
-        None => {}
-    }
+        None => Vec::new(),
+    };
     row.growth = before.zip(after).map(|(before, after)| after.since(before));
     let mut report: LoadReport = client.parse(&document)?;
     if case.table.kind != TableKind::Trace {
         report.trace.clear();
     }
-    report.time_series = None;
+    if case.drawn_as.contains(&PictureKind::OverTime) {
+        row.events = injected;
+    } else {
+        report.time_series = None;
+    }
     if !case.drawn_as.contains(&PictureKind::Distribution) {
         report.latency_quantiles_us.clear();
     }

@@ -8,6 +8,7 @@
 mod bars;
 mod distribution;
 mod lines;
+mod over_time;
 mod scale;
 mod series;
 mod shares;
@@ -51,6 +52,7 @@ fn draw(picture: &Picture, experiment: &Experiment, rows: &[&Row]) -> Option<Dra
     let svg = match picture.kind {
         PictureKind::Lines => lines::over_x(picture, &lines),
         PictureKind::Distribution => distribution::of_rows(picture, &lines),
+        PictureKind::OverTime => over_time::of_runs(picture, &lines),
         PictureKind::Bars => bars::of_tables(picture, &lines),
         PictureKind::Stack => bars::stacked(picture, &lines),
         PictureKind::Shares => shares::of_workers(picture, &lines),
@@ -62,7 +64,9 @@ fn draw(picture: &Picture, experiment: &Experiment, rows: &[&Row]) -> Option<Dra
 mod tests {
     use super::*;
     use crate::lab::evidence::columns::tests::row;
+    use crate::lab::plan::events::InjectedEvent;
     use crate::lab::plan::experiment::tests::parse_lesson;
+    use crate::report::TimeSeries;
 
     fn lesson(picture: &str) -> Experiment {
         let table = "server = [{ run = \"sync\" }, { run = \"prefork --workers {w}\" }]\nload = \"loadgen\"\n\
@@ -128,6 +132,32 @@ mod tests {
         assert_eq!((dots(&lines), dots(&bars)), (12, 12));
         assert!(lines.contains("<title>prefork, w 4: 440 [400, 520] requests/s (runs: 400; 440; 520)"), "{lines}");
         assert!(lines.contains("requests/s: sync 110 [100, 130] at 1, 220 [200, 260] at 4; prefork "), "{lines}");
+    }
+
+    const OVER_TIME: &str = "kind = \"over-time\"\nlog = [\"y\"]\nonly = { w = 1 }";
+
+    #[test]
+    fn a_run_over_time_has_a_chart_of_each_number_and_a_tick_for_each_event_in_both() {
+        let mut record = record();
+        assert_eq!(draw_all(&lesson(OVER_TIME), &record), [], "an older record has no series");
+        for row in &mut record.rows {
+            let load = row.load.as_mut().unwrap();
+            load.duration_s = 0.4;
+            load.time_series =
+                Some(TimeSeries { interval_s: 0.1, answered: vec![5, 0, 10, 5], p99_us: vec![200, 0, 900, 300] });
+            row.events = [100, 200].map(|at_ms| InjectedEvent { at_ms, what: "kill".to_string() }).into();
+        }
+        let svg = draw_all(&lesson(OVER_TIME), &record).remove(0).svg;
+        let kills = svg.lines().filter(|line| line.contains("class=\"thick s1\""));
+        assert_eq!(
+            kills.map(|line| line.matches('M').count()).collect::<Vec<_>>(),
+            [2; 4],
+            "of two charts for two rows"
+        );
+        // The interval without an answer has no p99: before it stands one alone.
+        assert_eq!((svg.matches("<polyline").count(), dots(&svg)), (2 * 2, 2), "{svg}");
+        assert!(svg.contains("sync: 0 to 100 answers/s, p99 200 to 900 µs, 2 kills"), "{svg}");
+        assert!(!svg.contains("NaN") && svg.contains("<desc>"), "{svg}");
     }
 
     #[test]

@@ -62,6 +62,13 @@ impl Svg {
         self.polyline(points, &format!("line {}", stroke(series)), DASHES[series % DASHES.len()]);
     }
 
+    /// Upright lines from `top` to `bottom`, as one element.
+    pub fn uprights(&mut self, places: &[f64], (top, bottom): (f64, f64), class: &str) {
+        let [top, bottom] = [top, bottom].map(number);
+        let path: String = places.iter().map(|x| format!("M{},{top}V{bottom}", number(*x))).collect();
+        self.body += &format!("<path d=\"{path}\" class=\"{class}\"/>\n");
+    }
+
     /// `dash`: empty, or the attribute with a blank before it.
     pub fn polyline(&mut self, points: &[(f64, f64)], class: &str, dash: &str) {
         let points: Vec<String> = points.iter().map(|(x, y)| format!("{},{}", number(*x), number(*y))).collect();
