@@ -115,12 +115,6 @@ impl Expected {
     }
 }
 
-/// Of n requests on one connection one waits.
-fn quantile_of_closed_s(n: u64, service_s: f64, quantile: f64) -> f64 {
-    let is_the_one = (1.0 - quantile) * n as f64 <= 1.0;
-    service_s + if is_the_one { STALL.as_secs_f64() } else { 0.0 }
-}
-
 fn latency(quantile_s: impl Fn(f64) -> f64) -> Latency {
     let us = |quantile| quantile_s(quantile) * 1e6;
     Latency { p50: us(0.5), p90: us(0.9), p99: us(0.99), p99_9: us(0.999), max: us(1.0), ..Latency::default() }
@@ -133,10 +127,12 @@ impl Demonstration {
         let service_s = closed.latency_us.p50 / 1e6;
         let expected = Expected::open(service_s);
         let n = closed.requests;
+        // Of n requests on one connection one waits.
+        let closed_s = |q: f64| service_s + if (1.0 - q) * n as f64 <= 1.0 { STALL.as_secs_f64() } else { 0.0 };
         let columns = heads(STATISTICS, 9);
         let rows = [
             row("closed loop", &n.to_string(), &closed.latency_us),
-            row("  expected", "", &latency(|quantile| quantile_of_closed_s(n, service_s, quantile))),
+            row("  expected", "", &latency(closed_s)),
             row(&format!("open loop, {RATE_PER_S}/s"), &open.requests.to_string(), &open.latency_us),
             row("  expected", "", &latency(|quantile| expected.quantile_s(quantile))),
         ];

@@ -88,7 +88,10 @@ impl Part {
         if let Some(number) = impossible(&report) {
             return Err(failed(&format!("damaged: no run has {number}; copy it from its machine again")));
         }
-        let (distributions, window_start) = read_hlog(&path.with_extension("hlog"))?;
+        let hlog = path.with_extension("hlog");
+        let log = read(&hlog, "every client needs --hlog, with the name of its JSON")?;
+        let (distributions, window_start) = parse_hlog(&log)
+            .map_err(|why| format!("read {}: {why}; copy it from its machine again", hlog.display()))?;
         Ok(Part { path: path.into(), report, run, distributions, window_start })
     }
 
@@ -133,12 +136,6 @@ fn impossible(report: &LoadReport) -> Option<String> {
 
 fn read(path: &Path, advice: &str) -> Result<Vec<u8>, Failure> {
     fs::read(path).map_err(|error| Failure::new(format_args!("read {}", path.display()), error).advise(advice))
-}
-
-fn read_hlog(path: &Path) -> Result<(Distributions, Duration), String> {
-    let name = path.display();
-    let bytes = read(path, "every client needs --hlog, with the name of its JSON")?;
-    parse_hlog(&bytes).map_err(|why| format!("read {name}: {why}; copy it from its machine again"))
 }
 
 fn parse_hlog(bytes: &[u8]) -> Result<(Distributions, Duration), String> {
