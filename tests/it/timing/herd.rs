@@ -25,7 +25,7 @@ fn level_triggered_epoll_wakes_thirty_two_idle_workers_for_every_connection() {
     });
 }
 
-/// Catches a second worker that is woken for nothing. The first table of experiment 06 has the figure itself.
+/// Catches a second worker that is woken for nothing. The first table of lesson 06 has the figure itself.
 #[test]
 fn an_exclusive_epoll_switches_for_one_worker_of_thirty_two() {
     judged(TOLERATED, || {
