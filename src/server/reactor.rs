@@ -25,6 +25,10 @@ const TERMINATION: u64 = u64::MAX - 1;
 /// Reports taken per wait: enough to spread its cost, few enough that no connection waits long for its turn.
 const REPORTS_PER_WAIT: usize = 256;
 
+/// The clock is read once per wait. A round that lasts for longer was kept from the CPU: a connection that was active in
+/// it was so until its end, or a client would be closed before its time.
+const LONG_ROUND_NS: u64 = 1_000_000;
+
 pub struct Reactor {
     pub worker: Worker,
     pub epoll: Epoll,
@@ -81,8 +85,12 @@ impl Reactor {
             return Ok(None);
         }
         let beat_ns = self.worker.heartbeat.as_mut().map(Heartbeat::pause);
+        let now_ns = monotonic_ns();
+        if now_ns > self.now_ns + LONG_ROUND_NS {
+            self.table.extend_activity(self.now_ns, now_ns);
+        }
         let due_ns = [self.next_due_ns(wake_ns), beat_ns].into_iter().flatten().min();
-        let timeout = due_ns.map(|due_ns| due_ns.saturating_sub(monotonic_ns()));
+        let timeout = due_ns.map(|due_ns| due_ns.saturating_sub(now_ns));
         self.reports = self
             .epoll
             .wait(timeout.map(Duration::from_nanos))

@@ -71,6 +71,15 @@ impl Table {
         }
     }
 
+    /// Those that were active last, at `from_ns`, were so until `to_ns`.
+    pub fn extend_activity(&mut self, from_ns: u64, to_ns: u64) {
+        let mut key = self.last;
+        while let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.last_active_ns == from_ns) {
+            entry.last_active_ns = to_ns;
+            key = entry.earlier;
+        }
+    }
+
     /// The connection that has been silent for longest, and since when.
     pub fn longest_idle(&self) -> Option<(Key, u64)> {
         self.entries.get(self.first).map(|entry| (self.first, entry.last_active_ns))
@@ -126,8 +135,12 @@ mod tests {
         assert_eq!(table.longest_idle(), Some((keys[3], 3)));
         table.remove(keys[3]);
         assert_eq!(table.longest_idle(), Some((keys[0], 10)));
-        table.remove(keys[0]);
+        table.touch(keys[2], 12);
+        table.touch(keys[0], 12);
+        table.extend_activity(12, 20);
         table.remove(keys[2]);
+        assert_eq!(table.longest_idle(), Some((keys[0], 20)));
+        table.remove(keys[0]);
         assert_eq!((table.longest_idle(), table.count()), (None, 0));
     }
 }

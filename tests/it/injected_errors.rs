@@ -1,9 +1,9 @@
 //! Errors that the network or a sandbox causes, put in the place of a system call's result by strace(1): a server serves
 //! on each time.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use acceptlab::lab::check::client::{served, served_within};
+use acceptlab::lab::check::client::{Client, served, served_within};
 use acceptlab::lab::check::server::{Program, Server};
 
 use crate::support::{FOREVER, SERVERS, can_trace, held, kind};
@@ -73,6 +73,20 @@ fn a_kernel_without_memory_for_a_connection_is_not_called_one_without_descriptor
         assert!(said.contains("no memory") && !said.contains("descriptor"), "{name}: {said}");
         held(server.stop());
     }
+}
+
+/// On a busy machine a server may be kept from the CPU between a wait and an accept.
+#[test]
+fn a_client_has_its_whole_idle_timeout_however_late_the_server_was() {
+    if !can_trace() {
+        return;
+    }
+    let server = start_with("accept4:delay_exit=400000:when=1", "event-driven", &["--idle-timeout", "300ms"]);
+    let since = Instant::now();
+    let mut client = held(Client::connect(server.addr));
+    held(client.closes(FOREVER));
+    let waited = since.elapsed();
+    assert!(waited > Duration::from_millis(650), "closed after {waited:?}");
 }
 
 /// Waiting with nanoseconds came late (Linux 5.11), so the lists of many sandboxes do not have it.
