@@ -390,7 +390,7 @@ pub static TABLES: &[Section] = &[
              accepted: empty wake-ups, and the last call of a worker that accepts until nothing is left."),
         metric("switches", "switches", "/connection",
             "Voluntary context switches of all tasks of the server, over connections accepted; counted from ready to the \
-             client's end, or over whole lives if a task ended between (and in records older than this count)."),
+             client's end, or over whole lives if a task ended between."),
         metric("kernel_wakeups", "kernel wake-ups", "/connection",
             "Events of the tracepoint sched:sched_wakeup for any task of the server, over connections accepted: what the \
              kernel woke, whether or not it returned to user space."),

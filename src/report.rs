@@ -3,8 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::de::IgnoredAny;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 /// What a server prints on standard output when it has stopped (section 1 of the contract).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -88,7 +87,7 @@ pub struct MasterReport {
     pub voluntary_switches: u64,
     pub involuntary_switches: u64,
     pub max_rss_kib: u64,
-    /// Absent where the master does not accept (and in documents older than this).
+    /// Absent where the master does not accept.
     #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
     pub accepts: Option<AcceptCounts>,
 }
@@ -122,23 +121,18 @@ pub struct LoadReport {
     pub latency_us: Latency,
     pub service_us: Latency,
     pub connect_us: Latency,
-    #[serde(default)]
     pub first_byte_us: Latency,
-    #[serde(default, alias = "slip_us")]
     pub send_delay_us: Latency,
-    #[serde(default)]
     pub censored: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offered_per_s: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<DeadlineCounts>,
-    #[serde(default)]
     pub retried: u64,
     #[serde(default, skip_serializing_if = "is_zero")]
     pub wrong_bodies: u64,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lost: Vec<Lost>,
-    #[serde(default)]
     pub lost_more: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worst_second: Option<WorstSecond>,
@@ -258,10 +252,7 @@ pub struct RunInfo {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_at_unix_ns: Option<u64>,
     pub seed: u64,
-    /// In records from before it had a type it is the default.
-    #[serde(deserialize_with = "configuration_or_text")]
     pub configuration: Configuration,
-    #[serde(default)]
     pub interrupted: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merged_from: Option<u64>,
@@ -345,19 +336,6 @@ impl Configuration {
     }
 }
 
-fn configuration_or_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Configuration, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Either {
-        Typed(Box<Configuration>),
-        Text(IgnoredAny),
-    }
-    Ok(match Either::deserialize(deserializer)? {
-        Either::Typed(configuration) => *configuration,
-        Either::Text(_) => Configuration::default(),
-    })
-}
-
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunPart {
     pub host: String,
@@ -374,7 +352,6 @@ pub struct IntervalReport {
     pub requests: u64,
     pub qps: f64,
     pub errors: u64,
-    #[serde(default)]
     pub retried: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub due: Option<u64>,
@@ -459,7 +436,6 @@ pub struct ConnectionCounts {
     pub peak_open: u64,
     pub established: u64,
     pub answered: u64,
-    #[serde(default, alias = "crowd_lost")]
     pub idle_lost: u64,
 }
 

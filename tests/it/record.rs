@@ -164,8 +164,13 @@ fn an_edited_record_is_one_line_that_names_the_line() {
             assert!(error.contains(&named) && error.contains("restore it"), "{error}");
         }
     }
-    fs::write(&record, honest).unwrap();
+    fs::write(&record, &honest).unwrap();
     assert_eq!(ended(scratch.lab(&["report"])), (Some(0), String::new()));
+    let without = lines.iter().map(|line| format!("{}}}\n", line.rsplit_once(",\"checksum\"").unwrap().0));
+    fs::write(&record, without.collect::<String>()).unwrap();
+    let (status, error) = ended(scratch.lab(&["report"]));
+    assert_eq!((status, error.lines().count()), (Some(1), 1), "{error}");
+    assert!(error.contains("a record of an older form; remove it and measure again"), "{error}");
 }
 
 #[test]

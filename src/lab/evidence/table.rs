@@ -104,8 +104,7 @@ fn summarize(table: &mut Table, spec: &TableSpec, rows: &[&Row], cases: &[Vec<&R
     }
 }
 
-/// The row of the same group that differs from this one in the baseline's coordinates. An older record has no groups; its
-/// rows are paired within their block.
+/// The row of the same group that differs from this one in the baseline's coordinates.
 pub fn baseline<'a>(spec: &TableSpec, rows: &[&'a Row], row: &Row) -> Option<&'a Row> {
     if spec.baseline.is_empty() {
         return None;
@@ -198,7 +197,7 @@ fn conditions(spec: &TableSpec, cases: &[Vec<&Row>]) -> Vec<String> {
     }
     if !spec.baseline.is_empty() {
         let baseline_runs = cases.iter().filter(is_baseline).map(Vec::len).max().unwrap_or(0);
-        notes.push(compared(spec, example.group.is_some(), baseline_runs));
+        notes.push(compared(spec, baseline_runs));
     }
     notes
 }
@@ -215,16 +214,12 @@ fn commands(row: &Row) -> Commands {
 }
 
 /// What the ratios are ratios to.
-fn compared(spec: &TableSpec, grouped: bool, runs: usize) -> String {
+fn compared(spec: &TableSpec, runs: usize) -> String {
     let coordinates: Vec<String> =
         spec.baseline.iter().map(|(name, value)| format!("{name} is `{}`", value.get_ref())).collect();
     let line = format!("Baseline: the line whose {} and which is otherwise the same", coordinates.join(", "));
-    if grouped {
-        let runs = if runs == 1 { "1 run".to_string() } else { format!("{runs} runs") };
-        format!("{line}, {runs}; each run is compared with the baseline's run directly before or after it.")
-    } else {
-        format!("{line}; each run is compared with the baseline's run of the same block.")
-    }
+    let runs = if runs == 1 { "1 run".to_string() } else { format!("{runs} runs") };
+    format!("{line}, {runs}; each run is compared with the baseline's run directly before or after it.")
 }
 
 /// The client's name in the matrix.

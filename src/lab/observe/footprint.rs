@@ -15,7 +15,7 @@ pub struct Footprint {
     pub processes: u64,
     pub threads: u64,
     pub fds: u64,
-    /// Those of the server's first process: of the master where there is one. Absent in older records.
+    /// Those of the server's first process: of the master where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub master_fds: Option<u64>,
     /// Proportional set size: a page shared by n processes counts 1/n in each (proc_pid_smaps_rollup in

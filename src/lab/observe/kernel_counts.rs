@@ -44,7 +44,7 @@ pub struct ProcessCounts {
     /// `voluntary_ctxt_switches` and `nonvoluntary_ctxt_switches` of proc_pid_status(5).
     pub voluntary_switches: u64,
     pub involuntary_switches: u64,
-    /// CPU time, user and system. Absent in older records.
+    /// CPU time, user and system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_us: Option<u64>,
     /// `sched:sched_wakeup` of this process, by any waker.

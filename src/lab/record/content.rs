@@ -16,14 +16,12 @@ use crate::lab::plan::experiment::{Experiment, measured_hash};
 const MEASURED: [&str; 7] =
     ["src", "bins", "experiments", "Cargo.toml", "Cargo.lock", ":!experiments/record", ":!experiments/results"];
 
-/// Empty in a record that is older than these ids.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Content {
     /// Absent where git knows no `src/`, and in a record of a dirty tree: no commit has what that one measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trees: Option<Trees>,
     /// By lesson.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub matrices: BTreeMap<String, String>,
 }
 

@@ -48,7 +48,6 @@ pub struct Header {
     pub seed: u64,
     /// The rows that were to be measured, by experiment.
     pub planned: BTreeMap<String, usize>,
-    #[serde(default)]
     pub content: Content,
     /// A part of an experiment, or values that its matrix does not have: what the command line asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -66,7 +65,7 @@ pub struct Row {
     /// The repeat: block r holds one run of every case, and a baseline as often as it is needed.
     pub block: usize,
     /// Rows of a block with the same number ran directly one after another: a baseline and what is compared with it. Absent
-    /// without a baseline, and in older records.
+    /// without a baseline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<usize>,
     /// Made because a claim was undecided, beyond the matrix' own repeats.
@@ -99,8 +98,8 @@ pub struct Row {
     pub workers_folded: Option<usize>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load: Option<LoadReport>,
-    /// Of a client that is not loadgen; older records call it by the only one there was.
-    #[serde(default, alias = "wrk", skip_serializing_if = "Option::is_none")]
+    /// Of a client that is not loadgen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub foreign: Option<ForeignReport>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub footprint: Option<Footprint>,
@@ -116,15 +115,14 @@ pub struct Row {
     /// How the server ended by itself, where the matrix expects that; it may have printed no document then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub death: Option<String>,
-    /// What the kernel counted for the server from `ready` to the client's end. Absent in older records.
+    /// What the kernel counted for the server from `ready` to the client's end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed: Option<KernelCounts>,
-    /// What the server used while the client measured. Absent where the client does not say when it measures, in a server
-    /// whose processes come and go, and in older records.
+    /// What the server used while the client measured. Absent where the client does not say when it measures, and in a server
+    /// whose processes come and go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu: Option<CpuWindow>,
-    /// How fast the CPUs were directly before the run: the server's, then the client's if it is another. Absent in older
-    /// records.
+    /// How fast the CPUs were directly before the run: the server's, then the client's if it is another.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub speed: Vec<Speed>,
     /// By how much the kernel's counters of the whole machine grew meanwhile.
@@ -229,11 +227,8 @@ pub struct ForeignReport {
     pub p50_us: Option<f64>,
     pub p90_us: Option<f64>,
     pub p99_us: Option<f64>,
-    #[serde(default)]
     pub p99_9_us: Option<f64>,
-    #[serde(default)]
     pub max_us: Option<f64>,
-    #[serde(default)]
     pub mean_us: Option<f64>,
     /// Socket errors and answers outside 2xx and 3xx.
     pub errors: u64,
@@ -346,7 +341,10 @@ fn read(path: &Path) -> Result<Record, String> {
     }
     let mut lines = (1..).zip(whole.lines());
     let (_, first) = lines.next().ok_or_else(|| format!("{name}: not one whole line; remove it"))?;
-    let mut reader = Reader { name: name.to_string(), checksum: first.contains(CHECKSUM).then_some(0) };
+    if !first.contains(CHECKSUM) {
+        return Err(format!("{name}: a record of an older form; remove it and measure again"));
+    }
+    let mut reader = Reader { name: name.to_string(), checksum: 0 };
     let header = reader.line(1, first)?;
     let rows = lines.map(|(number, line)| reader.line(number, line)).collect::<Result<Vec<Row>, String>>()?;
     Ok(Record { file: file_name(path), header, rows })
@@ -355,8 +353,8 @@ fn read(path: &Path) -> Result<Record, String> {
 /// Reads the lines of a record in their order.
 struct Reader {
     name: String,
-    /// Of the lines so far; absent in an older record.
-    checksum: Option<u64>,
+    /// Of the lines so far.
+    checksum: u64,
 }
 
 impl Reader {
@@ -365,12 +363,10 @@ impl Reader {
             let remedy = "a record is never edited: restore it, or remove it and measure again";
             Err(format!("{}:{number}: {what}; {remedy}", self.name))
         };
-        if let Some(before) = &mut self.checksum {
-            let (text, written) = line.rsplit_once(CHECKSUM).unwrap_or((line, ""));
-            *before = checksum(*before, &format!("{text}}}"));
-            if written != format!("{before:016x}\"}}") {
-                return broken("this is not what was recorded (by its checksum)");
-            }
+        let (text, written) = line.rsplit_once(CHECKSUM).unwrap_or((line, ""));
+        self.checksum = checksum(self.checksum, &format!("{text}}}"));
+        if written != format!("{:016x}\"}}", self.checksum) {
+            return broken("this is not what was recorded (by its checksum)");
         }
         serde_json::from_str(line).or_else(|error| broken(&error.to_string()))
     }
@@ -385,15 +381,6 @@ pub fn newest<'a>(records: &'a [Record], experiment: &str) -> Option<&'a Record>
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_older_record_that_calls_a_foreign_report_wrk_is_read() {
-        let mut row = serde_json::to_value(Row::default()).unwrap();
-        row["wrk"] = serde_json::json!({"requests": 7, "qps": 7.0, "duration_s": 1.0, "p50_us": 5.0, "p90_us": null,
-            "p99_us": null, "errors": 0, "timeouts": 0, "cpu_us": 9});
-        let row: Row = serde_json::from_value(row).unwrap();
-        assert_eq!(row.foreign.unwrap().requests, 7);
-    }
 
     #[test]
     fn nobody_uses_more_than_the_cpus_it_had() {
