@@ -14,10 +14,11 @@ hosts=$1 out=$2
 shift 2
 export LOADGEN=${LOADGEN:-loadgen} SSH=${SSH:-ssh -o BatchMode=yes} SCP=${SCP:-scp -q -o BatchMode=yes}
 export start=$(($(date +%s) + ${LEAD:-5})) out
+export run=$start-$(hostname)-$$
 mkdir -p "$out"
 
 one_client() { # NUMBER HOST FLAGS… URL
-  local number=$1 host=$2 hlog=/tmp/loadgen-$start-$1.hlog
+  local number=$1 host=$2 hlog=/tmp/loadgen-$run-$1.hlog
   shift 2
   $SSH "$host" "$(printf '%q ' "$LOADGEN" --format json --hlog "$hlog" --start-at "$start" --seed "$number" "$@")" \
     </dev/null >"$out/$number.json"

@@ -92,7 +92,7 @@ fn an_answer_without_a_length_on_a_connection_that_stays_open_has_a_cause_of_its
         stream.write_all(b"HTTP/1.1 200 OK\r\n\r\nok").unwrap();
         let _ = stream.read_to_end(&mut Vec::new());
     });
-    let report = run("--requests 3 --connections 1 --timeout 100ms", address);
+    let report = run("--requests 3 --connections 1 --timeout 500ms", address);
     assert_eq!(report.errors.read.get("no length"), Some(&3), "{:?}", report.errors);
     assert_eq!((report.requests, report.errors.timeout, report.errors.total()), (0, 0, 3));
 }
