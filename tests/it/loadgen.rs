@@ -223,6 +223,12 @@ fn a_server_on_the_second_address_of_its_name_is_reached() {
     let Ok(listener) = TcpListener::bind("[::1]:0") else {
         return inconclusive(Needs::Kernel("IPv6"), "::1 cannot be bound");
     };
+    // The same port of the first address is bound, so that no other test's server gets it, and nobody listens there.
+    let first = SocketAddr::from(([127, 0, 0, 1], listener.local_addr().unwrap().port()));
+    let refuses = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    if refuses.bind(&first.into()).is_err() {
+        return a_server_on_the_second_address_of_its_name_is_reached();
+    }
     let address = serve_on(listener, |_, stream| answer_all(stream));
     let hosts = std::env::temp_dir().join(format!("acceptlab-hosts-{}", std::process::id()));
     std::fs::write(&hosts, "127.0.0.1 both.test\n::1 both.test\n").unwrap();

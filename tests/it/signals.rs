@@ -1,9 +1,11 @@
 //! What supervisors, terminals and people send to a server: it stops in order, or nothing happens.
 
+use std::fs;
 use std::process::Command;
 
 use acceptlab::lab::check::client::served;
 use acceptlab::lab::check::server::{Program, STOP_WITHIN, Server};
+use acceptlab::lab::observe::processes::Process;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -26,7 +28,11 @@ fn a_quit_and_a_lost_terminal_stop_a_server_in_order() {
                 held(served(server.addr));
                 let processes = server.processes();
                 send(&server, signal);
-                let ended = held(server.ended(STOP_WITHIN));
+                let ended = server.ended(STOP_WITHIN).unwrap_or_else(|why| {
+                    let waits_in = |process: &Process| fs::read_to_string(format!("/proc/{}/wchan", process.pid));
+                    let waits = processes.iter().map(|process| (process, waits_in(process)));
+                    panic!("{} {signal}: {why:?}; {:?}", kind.name, waits.collect::<Vec<_>>())
+                });
                 assert_eq!(ended.status.code(), Some(0), "{} {signal}: {}", kind.name, ended.stderr);
                 let report = held(ended.report());
                 assert_eq!(report.workers.iter().map(|worker| worker.requests).sum::<u64>(), 1, "{}", kind.name);
