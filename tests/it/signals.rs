@@ -24,7 +24,9 @@ fn a_quit_and_a_lost_terminal_stop_a_server_in_order() {
     for kind in &SERVERS {
         for signal in [Signal::SIGQUIT, Signal::SIGHUP] {
             for send in [|server: &Server, signal| server.signal(signal), signal_all] {
-                let mut server = start(kind.name, &[]);
+                // Under nohup(1) the tests ignore SIGHUP, and so would the server.
+                let command = ["env", "--default-signal=HUP,QUIT", kind.path].map(String::from);
+                let mut server = held(Program::new(&command).start(&[]));
                 held(served(server.addr));
                 let processes = server.processes();
                 send(&server, signal);
