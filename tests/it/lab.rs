@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use acceptlab::lab::observe::processes::poll_until;
+use acceptlab::lab::observe::processes::{family, poll_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -440,30 +440,34 @@ fn what_the_workers_count_and_the_master_holds_are_in_the_table() {
     assert!(!line.contains('–'), "{line}");
 }
 
-/// net.ipv4.tcp_migrate_req, if we may change it.
-fn migration() -> Option<String> {
-    let file = "/proc/sys/net/ipv4/tcp_migrate_req";
-    let value = fs::read_to_string(file).ok()?;
-    fs::write(file, &value).ok()?;
-    Some(value.trim().to_string())
+/// A setting of the kernel that no other test depends on: it holds for the whole machine.
+const SETTING: &str = "net.ipv4.tcp_keepalive_probes";
+
+fn setting() -> Option<String> {
+    Some(fs::read_to_string(setting_file()).ok()?.trim().to_string())
+}
+
+fn setting_file() -> PathBuf {
+    Path::new("/proc/sys").join(SETTING.replace('.', "/"))
 }
 
 #[test]
 fn an_interrupted_and_a_killed_lab_put_kernel_settings_back_and_let_stopped_workers_go() {
-    let Some(before) = migration() else {
-        return inconclusive(Needs::Privilege("root"), "only root may change tcp_migrate_req");
+    let Some(before) = setting().filter(|value| fs::write(setting_file(), value).is_ok()) else {
+        return inconclusive(Needs::Privilege("root"), format!("only root may change {SETTING}"));
     };
-    let other = if before == "0" { "1" } else { "0" };
-    let settings =
-        format!("columns = [\"qps\"]\ndisturb = \"stop 0\"\nsysctl = {{ \"net.ipv4.tcp_migrate_req\" = \"{other}\" }}");
+    let other = if before == "8" { "7" } else { "8" };
+    let settings = format!("columns = [\"qps\"]\ndisturb = \"stop 0\"\nsysctl = {{ \"{SETTING}\" = \"{other}\" }}");
     let lesson = LESSON
         .replace("run = \"sync\", law = \"1/N\"", "run = \"prefork --workers 2\"")
         .replace("columns = [\"qps\", \"law_qps\", \"deviation\", \"timeouts\"]", &settings);
     let set_during_the_run = |lab: &mut Child, with: Signal| {
-        let changed = poll_until(Duration::from_secs(30), || (migration()? == other).then_some(()));
+        // The server is started once what restores the setting stands ready.
+        let is_measuring = |lab: &Child| family(lab.id() as i32).len() > 2 && setting().as_deref() == Some(other);
+        let changed = poll_until(Duration::from_secs(30), || is_measuring(lab).then_some(()));
         signal(lab, with);
         lab.wait().unwrap();
-        let restored = poll_until(Duration::from_secs(30), || (migration()? == before).then_some(()));
+        let restored = poll_until(Duration::from_secs(30), || (setting()? == before).then_some(()));
         (changed, restored)
     };
     for with in [Signal::SIGINT, Signal::SIGKILL] {
