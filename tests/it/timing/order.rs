@@ -38,55 +38,60 @@ fn tolerated(connections: u32) -> Duration {
 
 /// Catches any change of the order that a strategy gives to idle workers.
 #[track_caller]
-fn these_show(rule: &str, connections: u32, strategies: &[(&str, &str)]) {
+fn these_show(rule: &str, strategies: &[(&str, &str)]) {
     for (name, flags) in strategies {
-        judged(tolerated(connections), || match pattern(name, flags, connections) {
-            Ok(pattern) => bar(pattern.starts_with(rule), || {
-                format!("{name} {flags} is {rule:?} on Linux 6.18; here it is {pattern:?}")
-            }),
-            Err(why) if why.ends_with("needs CAP_BPF") => {
-                inconclusive(Needs::Privilege("CAP_BPF"), format!("{name} {flags}: {why}"));
-                Ok(())
-            }
-            Err(why) => panic!("{name} {flags}: {why}"),
-        });
+        judged(tolerated(OF_AN_ORDER), || shows(rule, OF_AN_ORDER, name, flags));
+    }
+}
+
+/// `Err` where the strategy shows another rule, with that rule.
+fn shows(rule: &str, connections: u32, name: &str, flags: &str) -> Result<(), String> {
+    match pattern(name, flags, connections) {
+        Ok(pattern) => bar(pattern.starts_with(rule), || {
+            format!("{name} {flags} is {rule:?} on Linux 6.18; here it is {pattern:?}")
+        }),
+        Err(why) if why.ends_with("needs CAP_BPF") => {
+            inconclusive(Needs::Privilege("CAP_BPF"), format!("{name} {flags}: {why}"));
+            Ok(())
+        }
+        Err(why) => panic!("{name} {flags}: {why}"),
     }
 }
 
 #[test]
 fn workers_that_sleep_in_accept_or_at_a_semaphore_are_woken_in_turn() {
-    these_show("round robin", OF_AN_ORDER, &[("prefork", ""), ("prefork-lock", "--lock semaphore")]);
+    these_show("round robin", &[("prefork", ""), ("prefork-lock", "--lock semaphore")]);
 }
 
 #[test]
 fn an_exclusive_epoll_wakes_the_worker_that_registered_first() {
-    these_show("priority", OF_AN_ORDER, &[("shared-accept", "--wait epoll-exclusive")]);
+    these_show("priority", &[("shared-accept", "--wait epoll-exclusive")]);
 }
 
 #[test]
 fn workers_that_register_again_after_every_connection_are_woken_in_turn() {
-    these_show("round robin", OF_AN_ORDER, &[("shared-accept", "--wait epoll-exclusive-rearm")]);
+    these_show("round robin", &[("shared-accept", "--wait epoll-exclusive-rearm")]);
 }
 
 #[test]
 fn a_hash_and_a_random_choice_do_not_depend_on_the_connection_before() {
-    these_show(
-        "random",
-        OF_CHANCE,
-        &[
-            ("reuseport", ""),
-            ("reuseport", "--select random"),
-            ("reuseport", "--select live-set"),
-            ("master-dispatch", "--policy random"),
-        ],
-    );
+    for (name, flags) in [
+        ("reuseport", ""),
+        ("reuseport", "--select random"),
+        ("reuseport", "--select live-set"),
+        ("master-dispatch", "--policy random"),
+    ] {
+        // By chance, a random choice looks as if it were not in two orders of a thousand (`lab order` looks for two rules,
+        // each at 3.3 standard deviations). A choice that is not random looks so in the second order, too.
+        let once = || shows("random", OF_CHANCE, name, flags);
+        judged(tolerated(OF_CHANCE), || once().or_else(|_| once()));
+    }
 }
 
 #[test]
 fn selectors_and_masters_that_count_give_connections_to_idle_workers_in_turn() {
     these_show(
         "round robin",
-        OF_AN_ORDER,
         &[
             ("reuseport", "--select round-robin"),
             ("reuseport", "--select least-loaded"),
@@ -100,11 +105,7 @@ fn selectors_and_masters_that_count_give_connections_to_idle_workers_in_turn() {
 
 #[test]
 fn first_free_and_sticky_give_one_clients_connections_to_the_same_worker() {
-    these_show(
-        "priority",
-        OF_AN_ORDER,
-        &[("master-dispatch", "--policy first-free"), ("master-dispatch", "--policy sticky")],
-    );
+    these_show("priority", &[("master-dispatch", "--policy first-free"), ("master-dispatch", "--policy sticky")]);
 }
 
 /// The next connection comes when all are asleep again, so the order cannot blur; but where the loopback hands a close to
