@@ -461,17 +461,18 @@ fn an_interrupted_and_a_killed_lab_put_kernel_settings_back_and_let_stopped_work
     let lesson = LESSON
         .replace("run = \"sync\", law = \"1/N\"", "run = \"prefork --workers 2\"")
         .replace("columns = [\"qps\", \"law_qps\", \"deviation\", \"timeouts\"]", &settings);
-    let set_during_the_run = |lab: &mut Child, with: Signal| {
-        // The server is started once what restores the setting stands ready.
-        let is_measuring = |lab: &Child| family(lab.id() as i32).len() > 2 && setting().as_deref() == Some(other);
-        let changed = poll_until(Duration::from_secs(30), || is_measuring(lab).then_some(()));
+    let set_during_the_run = |lab: &mut Child, with: Signal, at_once: bool| {
+        let has_server = || family(lab.id() as i32).len() > 2;
+        let is_time = || setting().as_deref() == Some(other) && (at_once || has_server());
+        let changed = poll_until(Duration::from_secs(30), || is_time().then_some(()));
         signal(lab, with);
         lab.wait().unwrap();
         let restored = poll_until(Duration::from_secs(30), || (setting()? == before).then_some(()));
         (changed, restored)
     };
-    for with in [Signal::SIGINT, Signal::SIGKILL] {
-        let scratch = Scratch::new(&format!("settings-{}", with as i32), &lesson);
+    // When the server runs; and as soon as the setting is made.
+    for (with, at_once) in [(Signal::SIGINT, false), (Signal::SIGKILL, false), (Signal::SIGKILL, true)] {
+        let scratch = Scratch::new(&format!("settings-{}-{at_once}", with as i32), &lesson);
         let mut lab = Command::new(LAB)
             .arg("--root")
             .arg(&scratch.root)
@@ -481,7 +482,7 @@ fn an_interrupted_and_a_killed_lab_put_kernel_settings_back_and_let_stopped_work
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        assert_eq!(set_during_the_run(&mut lab, with), (Some(()), Some(())), "{with}");
+        assert_eq!(set_during_the_run(&mut lab, with, at_once), (Some(()), Some(())), "{with}");
         let gone = poll_until(Duration::from_secs(30), || (!scratch.lives()).then_some(()));
         assert_eq!(gone, Some(()), "something lives after {with}");
     }

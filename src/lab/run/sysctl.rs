@@ -2,7 +2,7 @@
 //! Whoever may not change those of the machine's network gets a network of his own for the run.
 
 use std::fs::{self, OpenOptions};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -94,22 +94,20 @@ impl Sysctl {
         if before == value {
             return Ok(None);
         }
-        // Before the restorer is started: without the right to write there is nothing to restore.
-        fs::write(&file, value).map_err(unset)?;
+        // Without the right to write there is nothing to restore.
+        let mut setting = OpenOptions::new().write(true).open(&file).map_err(unset)?;
+        // The restorer first: from the write on, the old value comes back however the lab ends.
         let restorer = Command::new("sh")
             .args(["-c", "cat >/dev/null; printf %s \"$0\" >\"$1\"", &before])
             .arg(&file)
             .stdin(Stdio::piped())
             // Ctrl-C goes to the lab's group; the restorer must outlive it.
             .process_group(0)
-            .spawn();
-        match restorer {
-            Ok(restorer) => Ok(Some(Sysctl { restorer })),
-            Err(error) => {
-                let _ = fs::write(&file, before);
-                Err(Unset::Failed(format!("start a shell to restore {name}: {error}")))
-            }
-        }
+            .spawn()
+            .map_err(|error| Unset::Failed(format!("start a shell to restore {name}: {error}")))?;
+        let changed = Sysctl { restorer };
+        setting.write_all(value.as_bytes()).map_err(unset)?;
+        Ok(Some(changed))
     }
 }
 
