@@ -159,12 +159,12 @@ fn request_parse(criterion: &mut Criterion) {
 fn answer_parse(criterion: &mut Criterion) {
     let answer = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 64\r\nX-Worker: 3\r\n\r\n\
         handled by worker 3, pid 4711                                   ";
-    let read = |reader: &mut load::Reader, cached_head: &mut load::CachedHead| {
+    let read = |reader: &mut load::ResponseReader, cached_head: &mut load::CachedHead| {
         let fed = reader.feed(black_box(answer), cached_head);
         assert!(matches!(fed, Ok(Some((_, consumed))) if consumed == answer.len()));
         fed
     };
-    let mut reader = load::Reader::default();
+    let mut reader = load::ResponseReader::default();
     criterion.bench_function("answer parse, unknown head", |bencher| {
         bencher.iter_batched_ref(
             || load::CachedHead::new(false),

@@ -5,7 +5,7 @@ use socket2::{Domain, Socket};
 
 use crate::load::client::route::Route;
 use crate::load::options::background::Background;
-use crate::load::response::Reader;
+use crate::load::response::ResponseReader;
 use crate::report::SlowCounts;
 use crate::sys::socket::{receive_now, send_now};
 use crate::units::monotonic_ns;
@@ -42,7 +42,7 @@ pub struct BackgroundConnection {
     pub began_ns: u64,
     pub is_established: bool,
     pub written: usize,
-    pub reader: Reader,
+    pub reader: ResponseReader,
     pub answered: u64,
     /// How old it was when the server ended it before it was done.
     pub closed_after_ns: Option<u64>,

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use socket2::Socket;
 
 use crate::load::client::engine::token;
-use crate::load::response::Reader;
+use crate::load::response::ResponseReader;
 
 /// ```text
 ///            connect                 established            sent              answered
@@ -53,7 +53,7 @@ pub struct Connection {
     /// Those that count for `--requests-per-connection`: a session goes on when the server closed in between.
     pub of_session: u64,
     pub failures: u32,
-    pub reader: Reader,
+    pub reader: ResponseReader,
 }
 
 impl Connection {

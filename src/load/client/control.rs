@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-pub struct Control {
+pub struct RunControl {
     stopped_at_ns: AtomicU64,
     pub aborted: AtomicBool,
     /// A first connection is established: the server is there, and what fails from then on is a part of the result.
@@ -16,10 +16,10 @@ pub struct Control {
     pub thread_event: EventFd,
 }
 
-impl Control {
-    pub fn new() -> nix::Result<Control> {
+impl RunControl {
+    pub fn new() -> nix::Result<RunControl> {
         let eventfd = || EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
-        Ok(Control {
+        Ok(RunControl {
             stopped_at_ns: AtomicU64::new(u64::MAX),
             aborted: AtomicBool::new(false),
             reached: AtomicBool::new(false),
@@ -57,14 +57,14 @@ impl Control {
 
 /// What the main thread knows of a measuring thread: each is marked ready once and done once, also if it panics.
 pub struct ThreadStatus<'a> {
-    control: &'a Control,
+    control: &'a RunControl,
     marks_left: u64,
 }
 
 impl<'a> ThreadStatus<'a> {
     pub const MARKS: u64 = 2;
 
-    pub fn new(control: &'a Control) -> ThreadStatus<'a> {
+    pub fn new(control: &'a RunControl) -> ThreadStatus<'a> {
         ThreadStatus { control, marks_left: ThreadStatus::MARKS }
     }
 

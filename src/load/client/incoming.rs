@@ -4,7 +4,7 @@ use nix::errno::Errno;
 
 use super::ClientLoop;
 use crate::load::client::connection::ConnectionState;
-use crate::load::client::engine::{self, Engine, Ready, STOP};
+use crate::load::client::engine::{self, Engine, STOP, SocketReady};
 use crate::load::client::route::errno;
 use crate::load::counts::failures::{Cause, LostCause, count};
 use crate::load::counts::window::Timestamps;
@@ -16,7 +16,7 @@ const CLOSING_GRACE_NS: u64 = 1_000_000_000;
 const CONNECTED: Answer = Answer { status: 200, worker: None, body_bytes: 0, wrong_body: false, close: false };
 
 impl<E: Engine> ClientLoop<'_, E> {
-    pub(super) fn on_report(&mut self, ready: Ready) {
+    pub(super) fn on_report(&mut self, ready: SocketReady) {
         if ready.token == STOP {
             return self.apply_stop();
         }

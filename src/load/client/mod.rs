@@ -26,7 +26,7 @@ use nix::sys::prctl;
 use socket2::Socket;
 
 use crate::load::client::connection::{Connection, ConnectionState};
-use crate::load::client::control::Control;
+use crate::load::client::control::RunControl;
 use crate::load::client::engine::Engine;
 use crate::load::client::route::Route;
 use crate::load::counts::interval::IntervalSender;
@@ -40,7 +40,7 @@ mod ending;
 mod incoming;
 mod outgoing;
 
-pub struct Settings {
+pub struct ClientSettings {
     pub route: Route,
     /// As many copies as may be outstanding on a connection, each of `request_bytes`.
     pub requests: Vec<u8>,
@@ -64,7 +64,7 @@ pub struct Settings {
     pub measures: Measures,
 }
 
-/// One thread's share of the run; the [`Settings`] are the same for all.
+/// One thread's share of the run; the [`ClientSettings`] are the same for all.
 pub struct Assignment {
     pub connections: u64,
     pub schedule: Schedule,
@@ -73,8 +73,8 @@ pub struct Assignment {
 }
 
 pub struct ClientLoop<'a, E> {
-    settings: &'a Settings,
-    control: &'a Control,
+    settings: &'a ClientSettings,
+    control: &'a RunControl,
     /// Before the connections, because it is dropped first: what it has begun needs their sockets.
     engine: E,
     connections: Vec<Connection>,
@@ -105,7 +105,11 @@ pub struct ClientLoop<'a, E> {
 }
 
 impl<'a, E: Engine> ClientLoop<'a, E> {
-    pub fn new(settings: &'a Settings, control: &'a Control, share: Assignment) -> nix::Result<ClientLoop<'a, E>> {
+    pub fn new(
+        settings: &'a ClientSettings,
+        control: &'a RunControl,
+        share: Assignment,
+    ) -> nix::Result<ClientLoop<'a, E>> {
         let Assignment { connections, schedule, thinker, intervals } = share;
         let room = connections as usize;
         let messages = [settings.requests.as_slice(), &settings.last_request];

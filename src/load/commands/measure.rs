@@ -5,7 +5,7 @@ use crate::load::output::destination::Destination;
 use crate::load::output::export::{Files, both};
 use crate::load::output::live::Live;
 use crate::load::run::observers::{Observer, Observers};
-use crate::load::run::{self, Outcome};
+use crate::load::run::{self, RunResult};
 use crate::report::LoadReport;
 
 /// A report, and the files beside it: a full disk must not cost the report.
@@ -18,7 +18,7 @@ pub struct Measured {
 /// for its reader as long as Ctrl-C still ends the program.
 pub fn measure(plan: &Plan) -> Result<Measured, String> {
     let files = Files::create(&plan.files)?;
-    let Outcome { report, distributions, span, observed } = run::run(plan, observers(plan)?)?;
+    let RunResult { report, distributions, span, observed } = run::run(plan, observers(plan)?)?;
     Ok(Measured { files: both(files.write(&distributions, &span, &report), observed), report })
 }
 

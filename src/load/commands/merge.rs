@@ -39,7 +39,7 @@ const V2_COMPRESSED_HEAD_BYTES: usize = 8;
 
 /// Reads, compares and adds. An error is one line that says which file does not belong, and why.
 pub fn merge(files: &[PathBuf], hlog: Option<&Path>, force: bool) -> Result<Measured, String> {
-    let parts = files.iter().map(|path| Part::read(path)).collect::<Result<Vec<_>, _>>()?;
+    let parts = files.iter().map(|path| ReportFile::read(path)).collect::<Result<Vec<_>, _>>()?;
     let incompatibilities = incompatibilities(&parts);
     if let Some(why) = incompatibilities.first().filter(|_| !force) {
         return Err(format!("{why} (--force merges nonetheless)"));
@@ -65,7 +65,7 @@ pub fn merge(files: &[PathBuf], hlog: Option<&Path>, force: bool) -> Result<Meas
     Ok(Measured { report, files })
 }
 
-struct Part {
+struct ReportFile {
     path: PathBuf,
     report: LoadReport,
     run: RunInfo,
@@ -74,8 +74,8 @@ struct Part {
     window_start: Duration,
 }
 
-impl Part {
-    fn read(path: &Path) -> Result<Part, String> {
+impl ReportFile {
+    fn read(path: &Path) -> Result<ReportFile, String> {
         let failed = |why: &dyn Display| format!("read {}: {why}", path.display());
         let document = read(path, "is the name right, and may this user read it?")?;
         let mut report: LoadReport = serde_json::from_slice(&document)
@@ -92,7 +92,7 @@ impl Part {
         let log = read(&hlog, "every client needs --hlog, with the name of its JSON")?;
         let (distributions, window_start) = parse_hlog(&log)
             .map_err(|why| format!("read {}: {why}; copy it from its machine again", hlog.display()))?;
-        Ok(Part { path: path.into(), report, run, distributions, window_start })
+        Ok(ReportFile { path: path.into(), report, run, distributions, window_start })
     }
 
     /// The runs that are in it: more than one when it is a sum itself.
@@ -171,7 +171,7 @@ fn decode(interval: &IntervalLogHistogram) -> Option<Times> {
     Times::from_histogram(Deserializer::new().deserialize(&mut encoded.as_slice()).ok()?)
 }
 
-fn incompatibilities(parts: &[Part]) -> Vec<String> {
+fn incompatibilities(parts: &[ReportFile]) -> Vec<String> {
     let mut found = Vec::new();
     for (number, part) in parts.iter().enumerate() {
         let name = part.path.display();
@@ -188,7 +188,7 @@ fn incompatibilities(parts: &[Part]) -> Vec<String> {
     found
 }
 
-fn incompatible(one: &Part, other: &Part) -> Option<String> {
+fn incompatible(one: &ReportFile, other: &ReportFile) -> Option<String> {
     let (name, first) = (other.path.display(), one.path.display());
     if let Some(difference) = difference(&other.run.configuration, &one.run.configuration) {
         return Some(format!("{name}: another configuration than {first}: {difference}"));
@@ -220,7 +220,7 @@ fn difference(one: &Configuration, other: &Configuration) -> Option<String> {
 }
 
 /// A client that was not in time measured something else than was asked for.
-fn invalid_part(part: &Part) -> Option<String> {
+fn invalid_part(part: &ReportFile) -> Option<String> {
     let (path, RunInfo { host, .. }) = (part.path.display(), &part.run);
     let late_ms = part.run.start_at_unix_ns.map_or(0, |at| part.run.started_unix_ns.saturating_sub(at)) / 1_000_000;
     let bearable_ms = LATE_START_NS / 1_000_000;
@@ -238,7 +238,7 @@ fn invalid_part(part: &Part) -> Option<String> {
 }
 
 /// Windows that do not overlap enough. Equal configurations have equal warm-ups, so it is enough to compare the starts.
-fn windows_differ(parts: &[Part]) -> Option<String> {
+fn windows_differ(parts: &[ReportFile]) -> Option<String> {
     let shortest = parts.iter().min_by(|a, b| a.report.duration_s.total_cmp(&b.report.duration_s))?;
     let longest_s = longest_s(parts);
     let shortest_s = shortest.report.duration_s;
@@ -262,7 +262,7 @@ fn windows_differ(parts: &[Part]) -> Option<String> {
     })
 }
 
-fn longest_s(parts: &[Part]) -> f64 {
+fn longest_s(parts: &[ReportFile]) -> f64 {
     parts.iter().map(|part| part.report.duration_s).fold(0.0, f64::max)
 }
 
@@ -274,7 +274,7 @@ const NOT_ADDED: [&str; 21] = [
     "closed_after_ms", "cpu_share", "max_rss_kib", "trust", "run",
 ];
 
-fn sum(parts: &[Part], distributions: &Distributions, forced: Vec<String>) -> serde_json::Result<LoadReport> {
+fn sum(parts: &[ReportFile], distributions: &Distributions, forced: Vec<String>) -> serde_json::Result<LoadReport> {
     let LoadReport { schema, pipeline, .. } = parts[0].report;
     let mut counts = serde_json::to_value(LoadReport { schema, pipeline, ..LoadReport::default() })?;
     for part in parts {
@@ -326,9 +326,9 @@ fn add(sum: &mut Value, part: Value) {
     }
 }
 
-fn origin(parts: &[Part]) -> RunInfo {
+fn origin(parts: &[ReportFile]) -> RunInfo {
     let first = parts.iter().min_by_key(|part| part.run.started_unix_ns).expect("clap requires a file");
-    let runs: Vec<RunPart> = parts.iter().flat_map(Part::runs).collect();
+    let runs: Vec<RunPart> = parts.iter().flat_map(ReportFile::runs).collect();
     RunInfo {
         host: parts.iter().map(|part| part.run.host.as_str()).collect::<Vec<_>>().join(" "),
         interrupted: parts.iter().any(|part| part.run.interrupted),
@@ -338,7 +338,7 @@ fn origin(parts: &[Part]) -> RunInfo {
     }
 }
 
-fn trust(parts: &[Part], forced: Vec<String>) -> Option<Trust> {
+fn trust(parts: &[ReportFile], forced: Vec<String>) -> Option<Trust> {
     let mut checks = Vec::new();
     for part in parts {
         for check in part.report.trust.iter().flat_map(|trust| &trust.checks) {

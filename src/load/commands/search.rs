@@ -19,7 +19,7 @@ use crate::report::{Latency, LoadReport, Verdict};
 use crate::units::{over, time};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Point {
+pub struct RatePoint {
     pub rate_per_s: f64,
     pub achieved_share: f64,
     /// Whether the condition held at it; absent in a sweep, which has none.
@@ -35,7 +35,7 @@ pub struct Point {
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Curve {
-    pub sweep: Vec<Point>,
+    pub sweep: Vec<RatePoint>,
     /// Index of the knee: where throughput over mean response time, the *power*, is largest (Kleinrock, "Power and
     /// deterministic rules of thumb", ICC 1979).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -55,13 +55,13 @@ pub struct Found {
     pub disagreed_at_per_s: Vec<f64>,
     /// What failed was the client: the server may be able to do more.
     pub client_is_limit: bool,
-    pub runs: Vec<Point>,
+    pub runs: Vec<RatePoint>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_by: Option<String>,
 }
 
 /// How one run comes about, so many times as long as was asked for; without a rate in closed loop.
-type Measure<'a> = &'a mut dyn FnMut(Option<Rate>, u32) -> Result<LoadReport, String>;
+type RunAtRate<'a> = &'a mut dyn FnMut(Option<Rate>, u32) -> Result<LoadReport, String>;
 type Say<'a> = &'a dyn Fn(&str);
 
 pub fn sweep(plan: &Plan, sweep: &Sweep) -> Result<Curve, String> {
@@ -109,11 +109,11 @@ const STEP_DOWN: f64 = PRECISION;
 /// The fewest requests a run may have to say anything at all.
 const LEAST_REQUESTS: f64 = 20.0;
 
-fn sweep_with(sweep: &Sweep, measure: Measure, say: Say) -> Result<Curve, String> {
+fn sweep_with(sweep: &Sweep, measure: RunAtRate, say: Say) -> Result<Curve, String> {
     let mut curve = Curve::default();
     for &per_s in &sweep.rates_per_s {
         match measure(Some(rate(per_s)?), 1) {
-            Ok(report) => curve.sweep.push(Point::of(per_s, report, None)),
+            Ok(report) => curve.sweep.push(RatePoint::of(per_s, report, None)),
             Err(error) if curve.sweep.is_empty() => return Err(error),
             Err(error) => {
                 curve.ended_by = Some(error);
@@ -122,7 +122,7 @@ fn sweep_with(sweep: &Sweep, measure: Measure, say: Say) -> Result<Curve, String
         }
         say(&format!("{per_s:.0}/s: {}", curve.sweep[curve.sweep.len() - 1].summary()));
     }
-    let power = |point: &Point| point.report.qps / point.report.latency_us.mean.max(1e-3);
+    let power = |point: &RatePoint| point.report.qps / point.report.latency_us.mean.max(1e-3);
     let best = curve.sweep.iter().enumerate().max_by(|(_, a), (_, b)| power(a).total_cmp(&power(b)));
     // At the edge it may lie beyond.
     curve.knee = best.map(|(i, _)| i).filter(|&i| i > 0 && i + 1 < curve.sweep.len());
@@ -131,7 +131,7 @@ fn sweep_with(sweep: &Sweep, measure: Measure, say: Say) -> Result<Curve, String
 
 /// From half of what a closed loop reaches up or down by factors of two until the answer is enclosed, then by halves
 /// of the interval.
-fn find_max_with(condition: &Condition, least_per_s: f64, measure: Measure, say: Say) -> Result<Found, String> {
+fn find_max_with(condition: &Condition, least_per_s: f64, measure: RunAtRate, say: Say) -> Result<Found, String> {
     say("closed loop, to know where to begin");
     let closed_loop = measure(None, 1)?;
     if closed_loop.requests == 0 {
@@ -147,7 +147,7 @@ fn find_max_with(condition: &Condition, least_per_s: f64, measure: Measure, say:
 struct Search<'a> {
     condition: &'a Condition,
     least_per_s: f64,
-    measure: Measure<'a>,
+    measure: RunAtRate<'a>,
     say: Say<'a>,
     found: Found,
 }
@@ -213,9 +213,9 @@ impl Search<'_> {
         Ok(held >= 2)
     }
 
-    fn measure_at(&mut self, per_s: f64, times: u32) -> Result<&Point, String> {
+    fn measure_at(&mut self, per_s: f64, times: u32) -> Result<&RatePoint, String> {
         let report = (self.measure)(Some(rate(per_s)?), times)?;
-        let point = Point { confirms: times > 1, ..Point::of(per_s, report, Some(self.condition)) };
+        let point = RatePoint { confirms: times > 1, ..RatePoint::of(per_s, report, Some(self.condition)) };
         let holds = if point.holds == Some(true) { "holds" } else { "fails" };
         let longer = if point.confirms { format!(" for {times} times as long") } else { String::new() };
         (self.say)(&format!("{per_s:.1}/s {holds}{longer}: {}", point.summary()));
@@ -224,8 +224,8 @@ impl Search<'_> {
     }
 }
 
-impl Point {
-    fn of(per_s: f64, report: LoadReport, condition: Option<&Condition>) -> Point {
+impl RatePoint {
+    fn of(per_s: f64, report: LoadReport, condition: Option<&Condition>) -> RatePoint {
         let achieved_share = achieved_share(per_s, &report);
         let (is_served, drifts) = (achieved_share >= ACHIEVED_SHARE, verdict::DRIFT.failed(&report).is_some());
         let holds = condition.map(|condition| is_served && !drifts && condition.holds(&report) == Some(true));
@@ -234,7 +234,7 @@ impl Point {
             (true, true) => format!("{}, but its rate or response time drifts", condition.finding(&report)),
             (true, false) => condition.finding(&report),
         });
-        Point { rate_per_s: per_s, achieved_share, holds, finding, confirms: false, report }
+        RatePoint { rate_per_s: per_s, achieved_share, holds, finding, confirms: false, report }
     }
 
     /// The checks that it did not pass, in the words of the verdict: `suspect: send_delay, steal`.
@@ -290,7 +290,7 @@ impl Curve {
 impl Found {
     pub fn render(&self) -> String {
         let held = |i: usize| {
-            let Point { holds, confirms, finding, .. } = &self.runs[i];
+            let RatePoint { holds, confirms, finding, .. } = &self.runs[i];
             let longer = if *confirms { ", for longer" } else { "" };
             match (*holds, finding) {
                 (Some(true), _) => format!("holds{longer}"),
@@ -320,10 +320,10 @@ impl Found {
     }
 }
 
-fn table(points: &[Point], remark: impl Fn(usize) -> String) -> String {
+fn table(points: &[RatePoint], remark: impl Fn(usize) -> String) -> String {
     let mut text = String::from("   offered/s  answered/s       p50       p99     p99.9    errors\n");
     for (i, point) in points.iter().enumerate() {
-        let Point { rate_per_s, report, .. } = point;
+        let RatePoint { rate_per_s, report, .. } = point;
         let Latency { p50, p99, p99_9, .. } = report.latency_us;
         let times = [p50, p99, p99_9].map(|us| format!("{:>10}", time(us))).concat();
         let remarks = [remark(i), point.failed_checks()].into_iter().filter(|text| !text.is_empty());
@@ -356,7 +356,7 @@ mod tests {
         report
     }
 
-    fn found(condition: &str, measure: Measure) -> Found {
+    fn found(condition: &str, measure: RunAtRate) -> Found {
         find_max_with(&condition.parse().unwrap(), 20.0, measure, &|_| {}).unwrap()
     }
 
@@ -393,10 +393,10 @@ mod tests {
     fn a_run_whose_response_times_grow_does_not_hold() {
         let condition: Condition = "p99<5ms".parse().unwrap();
         let mut report = answered(Some(rate(500.0).unwrap()), 1000.0, 1e9);
-        assert_eq!(Point::of(500.0, report.clone(), Some(&condition)).holds, Some(true));
+        assert_eq!(RatePoint::of(500.0, report.clone(), Some(&condition)).holds, Some(true));
         let drift = Check { name: "drift".into(), verdict: Verdict::Suspect, reason: String::new() };
         report.trust = Some(Trust { verdict: Verdict::Suspect, checks: vec![drift] });
-        let point = Point::of(500.0, report, Some(&condition));
+        let point = RatePoint::of(500.0, report, Some(&condition));
         assert_eq!((point.holds, point.failed_checks().as_str()), (Some(false), "suspect: drift"));
     }
 

@@ -78,7 +78,7 @@ impl IntervalCounts {
 }
 
 /// The counts of a thread, and the number of the interval that they end with.
-type Sent = (usize, u64, IntervalCounts);
+type NumberedCounts = (usize, u64, IntervalCounts);
 
 pub struct IntervalSender {
     thread: usize,
@@ -88,7 +88,7 @@ pub struct IntervalSender {
     length_ns: u64,
     start_ns: u64,
     pub ends_ns: u64,
-    sender: Sender<Sent>,
+    sender: Sender<NumberedCounts>,
 }
 
 impl IntervalSender {
@@ -135,7 +135,7 @@ impl IntervalSender {
 
 pub struct IntervalMerger {
     length_ns: u64,
-    receiver: Receiver<Sent>,
+    receiver: Receiver<NumberedCounts>,
     /// The interval that each thread sent last; `None` before its first.
     last: Vec<Option<u64>>,
     /// Intervals that some thread has not sent yet.

@@ -87,19 +87,20 @@ impl Series {
 
     /// The window in at most 128 equal parts, the last perhaps shorter, each with its beginning and its end in
     /// nanoseconds. There are at least 64 unless the window lasts less than 64 ms.
-    pub fn parts(&self, window_ns: u64) -> Vec<(u64, u64, Part)> {
+    pub fn parts(&self, window_ns: u64) -> Vec<(u64, u64, SeriesPart)> {
         let mut parts = self.parts.clone();
         while window_ns > Parts::MOST << parts.shift {
             parts.double();
         }
-        let part = |(i, part): (u64, Part)| (i << parts.shift, ((i + 1) << parts.shift).min(window_ns), part);
+        let part = |(i, part): (u64, SeriesPart)| (i << parts.shift, ((i + 1) << parts.shift).min(window_ns), part);
         (0..window_ns.div_ceil(1 << parts.shift)).zip(parts.parts).map(part).collect()
     }
 
     /// The same as it is reported; `None` of a window without length.
     pub fn over_time(&self, window_ns: u64) -> Option<TimeSeries> {
         let parts = self.parts(window_ns);
-        let p99_us = |part: &Part| part.latency.as_ref().map_or(0, |latency| latency.quantile_us(0.99).round() as u64);
+        let p99_us =
+            |part: &SeriesPart| part.latency.as_ref().map_or(0, |latency| latency.quantile_us(0.99).round() as u64);
         Some(TimeSeries {
             interval_s: parts.first()?.1 as f64 / 1e9,
             answered: parts.iter().map(|(.., part)| part.answers).collect(),
@@ -109,14 +110,14 @@ impl Series {
 }
 
 #[derive(Clone, Default)]
-pub struct Part {
+pub struct SeriesPart {
     pub answers: u64,
     pub latency_sum_ns: u64,
     /// Of all requests that ended in it.
     pub latency: Option<Box<Times>>,
 }
 
-impl Part {
+impl SeriesPart {
     /// Counts so many answers, and returns what their times, and those of requests without one, are recorded in.
     fn count(&mut self, answers: u64, latency_sum_ns: u64) -> &mut Times {
         self.answers += answers;
@@ -124,7 +125,7 @@ impl Part {
         self.latency.get_or_insert_with(|| Box::new(Times::with_digits(1)))
     }
 
-    fn add(&mut self, other: &Part) {
+    fn add(&mut self, other: &SeriesPart) {
         if let Some(latency) = &other.latency {
             self.count(other.answers, other.latency_sum_ns).add(latency);
         }
@@ -136,20 +137,20 @@ impl Part {
 struct Parts {
     /// A part lasts 2 to the power of this, in nanoseconds.
     shift: u32,
-    parts: [Part; Parts::MOST as usize],
+    parts: [SeriesPart; Parts::MOST as usize],
 }
 
 impl Default for Parts {
     fn default() -> Parts {
         // 2²⁰ ns are about a millisecond.
-        Parts { shift: 20, parts: std::array::from_fn(|_| Part::default()) }
+        Parts { shift: 20, parts: std::array::from_fn(|_| SeriesPart::default()) }
     }
 }
 
 impl Parts {
     const MOST: u64 = 128;
 
-    fn at(&mut self, at_ns: u64) -> &mut Part {
+    fn at(&mut self, at_ns: u64) -> &mut SeriesPart {
         while at_ns >> self.shift >= Parts::MOST {
             self.double();
         }

@@ -10,9 +10,9 @@ const NAMES: &str = "p50 p90 p99 p99.9 max mean, of response time or with servic
                      max_over_mean cpu_share p_value, against a number; or verdict, against valid, suspect or invalid \
                      (from good to bad)";
 
-type Table<T, const N: usize> = [(&'static str, T); N];
+type Named<T, const N: usize> = [(&'static str, T); N];
 
-const TIMES: Table<fn(&LoadReport) -> &Latency, 5> = [
+const TIMES: Named<fn(&LoadReport) -> &Latency, 5> = [
     ("", |report| &report.latency_us),
     ("service.", |report| &report.service_us),
     ("connect.", |report| &report.connect_us),
@@ -25,7 +25,7 @@ const SEND_DELAY: &str = "send_delay.";
 const STATISTICS: usize = 6;
 
 /// `None` where it was not measured. Under a higher load those of [`FALLING`] fall.
-const COUNTS: Table<fn(&LoadReport) -> Option<f64>, 9> = [
+const COUNTS: Named<fn(&LoadReport) -> Option<f64>, 9> = [
     ("errors", |report| Some(report.errors.total() as f64)),
     ("timeouts", |report| Some(report.errors.timeout as f64)),
     ("qps", |report| Some(report.qps)),
@@ -44,7 +44,7 @@ fn shared(report: &LoadReport) -> Option<&Evenness> {
     connections.filter(|evenness| evenness.workers > 1 && evenness.n > 0)
 }
 
-const COMPARISONS: Table<fn(f64, f64) -> bool, 6> = [
+const COMPARISONS: Named<fn(f64, f64) -> bool, 6> = [
     ("<", |found, limit| found < limit),
     ("<=", |found, limit| found <= limit),
     (">", |found, limit| found > limit),

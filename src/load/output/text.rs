@@ -27,7 +27,7 @@ const LOST_LINES: usize = 4;
 
 pub fn render(report: &LoadReport, paint: Paint, columns: usize) -> String {
     let columns = columns.clamp(LEAST_COLUMNS, MOST_COLUMNS);
-    let mut page = Page { text: String::new(), paint, columns };
+    let mut page = TextReport { text: String::new(), paint, columns };
     if let Some(run) = &report.run {
         trace(&mut page, &report.trace, &run.configuration);
         page.line(paint.bold(&run.configuration.url));
@@ -50,13 +50,13 @@ pub fn render(report: &LoadReport, paint: Paint, columns: usize) -> String {
     page.text
 }
 
-struct Page {
+struct TextReport {
     text: String,
     paint: Paint,
     columns: usize,
 }
 
-impl Page {
+impl TextReport {
     fn line(&mut self, line: String) {
         self.text += &line;
         self.text.push('\n');
@@ -78,7 +78,7 @@ impl Page {
 }
 
 /// In the format of siege.
-fn trace(page: &mut Page, trace: &[Traced], configuration: &Configuration) {
+fn trace(page: &mut TextReport, trace: &[Traced], configuration: &Configuration) {
     let method = &configuration.method;
     let path = configuration.url.parse().map_or(String::new(), |target: Target| target.path);
     for answer in trace {
@@ -92,7 +92,7 @@ fn trace(page: &mut Page, trace: &[Traced], configuration: &Configuration) {
     }
 }
 
-fn rate(page: &mut Page, report: &LoadReport) {
+fn rate(page: &mut TextReport, report: &LoadReport) {
     // What was answered without a first byte is a connection that had no request (--requests-per-connection 0).
     let connects_only = report.requests > 0 && report.first_byte_us.max == 0.0;
     let (asked, got) = if connects_only { ("connections", "connections") } else { ("requests", "answers") };
@@ -125,7 +125,7 @@ fn rows(report: &LoadReport, open_loop: bool) -> Vec<(&'static str, &Latency)> {
     rows.into_iter().filter(|(.., shown)| *shown).map(|(key, times, _)| (metrics::name(key), times)).collect()
 }
 
-fn latencies(page: &mut Page, rows: &[(&str, &Latency)], report: &LoadReport) {
+fn latencies(page: &mut TextReport, rows: &[(&str, &Latency)], report: &LoadReport) {
     page.line(format!("{:10}{}", "", heads(7, 10)));
     rows.iter().for_each(|(name, latency)| page.line(format!("{name:10}{}", cells(latency, 7, 10))));
     if let (Some(worst), Some(silence_ms)) = (report.worst_second, report.longest_silence_ms) {
@@ -136,7 +136,7 @@ fn latencies(page: &mut Page, rows: &[(&str, &Latency)], report: &LoadReport) {
     page.line(String::new());
 }
 
-fn spectrum(page: &mut Page, rows: &[(&str, &Latency)]) {
+fn spectrum(page: &mut TextReport, rows: &[(&str, &Latency)]) {
     const SHADES: [char; 4] = ['█', '▓', '▒', '░'];
     let rows: Vec<_> = rows.iter().filter(|(_, latency)| latency.max > 0.0).collect();
     // Below a microsecond nothing is worth a decade of its own.
@@ -185,7 +185,7 @@ fn mark(exponent: f64) -> String {
     format!("|{:.0}{unit}", 10f64.powf(exponent - divisor))
 }
 
-fn errors(page: &mut Page, report: &LoadReport) {
+fn errors(page: &mut TextReport, report: &LoadReport) {
     let errors = &report.errors;
     let mut parts = Vec::new();
     let phases = ["connect", "write", "read", "status"];
@@ -205,7 +205,7 @@ fn errors(page: &mut Page, report: &LoadReport) {
     }
 }
 
-fn lost(page: &mut Page, report: &LoadReport) {
+fn lost(page: &mut TextReport, report: &LoadReport) {
     for (number, lost) in report.lost.iter().take(LOST_LINES).enumerate() {
         let name = if number == 0 { "lost" } else { "" };
         let client = lost.client.as_ref().map_or(String::new(), |client| format!(" from {client}"));
@@ -219,7 +219,7 @@ fn lost(page: &mut Page, report: &LoadReport) {
     }
 }
 
-fn connections(page: &mut Page, report: &LoadReport) {
+fn connections(page: &mut TextReport, report: &LoadReport) {
     let ConnectionCounts { requested, peak_open, established, answered, idle_lost } = report.connections;
     let opened = format!("{requested} asked for, {peak_open} open at most");
     page.named("connections", format!("{opened}, {established} established, {answered} answered"));
@@ -228,7 +228,7 @@ fn connections(page: &mut Page, report: &LoadReport) {
     }
 }
 
-fn slow(page: &mut Page, counts: &SlowCounts) {
+fn slow(page: &mut TextReport, counts: &SlowCounts) {
     let SlowCounts { kind, requested, established, answered, closed_by_server, closed_after_ms } = counts;
     let name = if kind == "half-open" { kind.clone() } else { format!("slow {kind}") };
     let after = closed_after_ms.map_or(String::new(), |ms| format!(" after {}", time(ms * 1e3)));
@@ -243,7 +243,7 @@ fn shares(report: &LoadReport, known: u32) -> BTreeMap<u32, &WorkerShare> {
     numbered.filter(|&(worker, share)| worker < known || share.connections + share.requests > 0).collect()
 }
 
-fn workers(page: &mut Page, report: &LoadReport, shares: &BTreeMap<u32, &WorkerShare>) {
+fn workers(page: &mut TextReport, report: &LoadReport, shares: &BTreeMap<u32, &WorkerShare>) {
     let Some(evenness) = &report.evenness else {
         // A run that only connects reads no answers.
         if report.requests == 0 || report.first_byte_us.max > 0.0 {
@@ -274,7 +274,7 @@ fn judged(gap: &str, evenness: &Evenness) -> String {
 }
 
 fn bars(
-    page: &mut Page,
+    page: &mut TextReport,
     shares: &BTreeMap<u32, &WorkerShare>,
     count: fn(&WorkerShare) -> u64,
     latency: fn(&WorkerShare) -> Option<&Latency>,
@@ -291,7 +291,7 @@ fn bars(
 
 /// The workers that took the first connections, in groups of as many as there are workers: round robin shows as equal
 /// groups.
-fn order(page: &mut Page, report: &LoadReport, workers: usize) {
+fn order(page: &mut TextReport, report: &LoadReport, workers: usize) {
     let takers = &report.order;
     if takers.is_empty() {
         return;
@@ -317,7 +317,7 @@ fn order(page: &mut Page, report: &LoadReport, workers: usize) {
     }
 }
 
-fn client(page: &mut Page, report: &LoadReport) {
+fn client(page: &mut TextReport, report: &LoadReport) {
     let client = &report.client;
     let cpu_us = (client.cpu_user_us + client.cpu_system_us) as f64;
     let each_us = cpu_us / report.requests as f64;
@@ -329,7 +329,7 @@ fn client(page: &mut Page, report: &LoadReport) {
     page.named("client", format!("{percent:.0} % of {threads} {cpus}, {each}, {mib:.1} MiB"));
 }
 
-fn trust(page: &mut Page, report: &LoadReport) {
+fn trust(page: &mut TextReport, report: &LoadReport) {
     let Some(trust) = &report.trust else { return };
     page.line(String::new());
     if trust.verdict == Verdict::Valid {
@@ -510,7 +510,7 @@ mod tests {
 
     #[test]
     fn a_spectrum_runs_from_the_median_to_the_maximum_on_a_logarithmic_axis() {
-        let mut page = Page { text: String::new(), paint: PLAIN, columns: 80 };
+        let mut page = TextReport { text: String::new(), paint: PLAIN, columns: 80 };
         let latency = Latency { p50: 10.0, p90: 100.0, p99: 1000.0, p99_9: 1e4, max: 1e5, ..Latency::default() };
         spectrum(&mut page, &[("response", &latency)]);
         let lines: Vec<&str> = page.text.lines().collect();

@@ -48,13 +48,13 @@ impl Answer {
 pub struct Malformed(pub &'static str);
 
 #[derive(Default)]
-pub struct Reader {
+pub struct ResponseReader {
     /// Of a head whose end has not come, or of the body behind it.
     beginning: Vec<u8>,
     body: Option<(Answer, Framing)>,
 }
 
-impl Reader {
+impl ResponseReader {
     /// Returns a complete answer and the number of bytes up to its end, or `None` when all of them belong to one that
     /// goes on.
     pub fn feed(&mut self, bytes: &[u8], cached_head: &mut CachedHead) -> Result<Option<(Answer, usize)>, Malformed> {

@@ -16,7 +16,7 @@ enum End {
 }
 
 fn read_pieces<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, cached_head: &mut CachedHead) -> (Vec<Answer>, End) {
-    let (mut reader, mut answers) = (Reader::default(), Vec::new());
+    let (mut reader, mut answers) = (ResponseReader::default(), Vec::new());
     for mut piece in pieces {
         while !piece.is_empty() {
             match reader.feed(piece, cached_head) {
@@ -185,14 +185,14 @@ fn answers_that_never_have_a_body_end_with_their_head() {
     assert_eq!(read("HTTP/1.1 204 No Content\r\n\r\n"), answer(204, None, 0, false));
     assert_eq!(read("HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n"), answer(304, None, 0, false));
     let head = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n";
-    let fed = Reader::default().feed(head, &mut CachedHead::new(true));
+    let fed = ResponseReader::default().feed(head, &mut CachedHead::new(true));
     assert_eq!(fed, Ok(Some((answer(200, None, 0, false), head.len()))));
 }
 
 #[test]
 fn more_than_was_promised_is_left_to_the_caller() {
     let bytes = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhello";
-    let fed = Reader::default().feed(bytes, &mut CachedHead::new(false));
+    let fed = ResponseReader::default().feed(bytes, &mut CachedHead::new(false));
     assert_eq!(fed, Ok(Some((answer(200, None, 2, false), bytes.len() - 3))));
 }
 
@@ -230,7 +230,7 @@ fn an_absurd_worker_number_counts_as_unnamed() {
 fn only_the_number_of_the_worker_may_differ_from_what_is_remembered() {
     let first = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Worker: 3\r\n\r\n";
     let mut cached_head = CachedHead::new(false);
-    Reader::default().feed(first.as_bytes(), &mut cached_head).unwrap();
+    ResponseReader::default().feed(first.as_bytes(), &mut cached_head).unwrap();
     let known = |bytes: &str| cached_head.whole_answer(bytes.as_bytes());
     for (worker, expected) in [("0", Some(0)), ("17", Some(17)), ("00004", Some(4)), ("65536", None)] {
         let bytes = format!("{}ok", first.replace("3", worker));
@@ -350,11 +350,11 @@ proptest! {
         cut in any::<Index>(),
     ) {
         let mut cached_head = CachedHead::new(false);
-        let _ = Reader::default().feed(format!("{remembered}hello, world").as_bytes(), &mut cached_head);
+        let _ = ResponseReader::default().feed(format!("{remembered}hello, world").as_bytes(), &mut cached_head);
         let bytes = changed(if takes_other { other } else { remembered } + "hello, world", changes);
         for bytes in [&bytes[..], &bytes[..cut.index(bytes.len())]] {
-            let fresh = Reader::default().feed(bytes, &mut CachedHead::new(false));
-            prop_assert_eq!(Reader::default().feed(bytes, &mut cached_head), fresh);
+            let fresh = ResponseReader::default().feed(bytes, &mut CachedHead::new(false));
+            prop_assert_eq!(ResponseReader::default().feed(bytes, &mut cached_head), fresh);
         }
     }
 }

@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use crate::console;
 use crate::failure::Failure;
 use crate::load::background::BackgroundConnections;
-use crate::load::client::control::Control;
+use crate::load::client::control::RunControl;
 use crate::load::client::engine::epoll::EpollEngine;
 use crate::load::client::engine::uring::UringEngine;
 use crate::load::counts::distributions::{Distributions, Span};
@@ -30,7 +30,7 @@ use crate::machine::{Counters, Limits};
 use crate::report::{LoadReport, Trust};
 use crate::units::monotonic_ns;
 
-pub struct Outcome {
+pub struct RunResult {
     pub report: LoadReport,
     pub distributions: Distributions,
     pub span: Span,
@@ -38,11 +38,11 @@ pub struct Outcome {
     pub observed: Result<(), String>,
 }
 
-pub fn run(plan: &Plan, observers: Observers) -> Result<Outcome, String> {
+pub fn run(plan: &Plan, observers: Observers) -> Result<RunResult, String> {
     let setup = |errno: Errno| Failure::new("set up the run", errno);
     // A name server may take its time: until the signals are ours Ctrl-C ends the program.
     let settings = settings(plan)?;
-    let control = Control::new().map_err(setup)?;
+    let control = RunControl::new().map_err(setup)?;
     let mut supervisor = Supervisor::new(&control, plan.progress).map_err(setup)?;
     for line in preflight::prepare(plan)? {
         console::log(format_args!("loadgen: {line}"));
@@ -77,7 +77,7 @@ pub fn run(plan: &Plan, observers: Observers) -> Result<Outcome, String> {
         start: Duration::from_nanos(window.open_ns - window.start_ns),
         duration: Duration::from_nanos(window.duration_ns()),
     };
-    Ok(Outcome { report, distributions: tally.times, span, observed })
+    Ok(RunResult { report, distributions: tally.times, span, observed })
 }
 
 fn trust(plan: &Plan, counted: &Counted, report: &LoadReport, machine: Counters, machine_s: f64) -> Trust {

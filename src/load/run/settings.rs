@@ -4,7 +4,7 @@ use nix::errno::Errno;
 use socket2::SockAddr;
 
 use crate::failure::Failure;
-use crate::load::client::Settings;
+use crate::load::client::ClientSettings;
 use crate::load::client::route::Route;
 use crate::load::counts::tally::Measures;
 use crate::load::options::plan::{Close, Plan};
@@ -16,13 +16,13 @@ const ONE_SEGMENT_BYTES: usize = 536;
 /// Sends that are kept with their due times to judge the schedule by.
 const SENDS_KEPT: usize = 20_000;
 
-pub fn settings(plan: &Plan) -> Result<Settings, String> {
+pub fn settings(plan: &Plan) -> Result<ClientSettings, String> {
     let Plan { connections, pacing, .. } = plan;
     let one = request_bytes(plan, "");
     let no_delay = one.len() > ONE_SEGMENT_BYTES;
     let reset = connections.close == Close::Rst;
     let is_open_loop = pacing.is_open_loop();
-    Ok(Settings {
+    Ok(ClientSettings {
         route: Route { address: address(&plan.target)?, sources: plan.sources.clone(), no_delay, reset },
         requests: one.repeat(connections.pipeline as usize),
         request_bytes: one.len(),
@@ -59,7 +59,7 @@ fn address(target: &Target) -> Result<SockAddr, String> {
 }
 
 /// No connection was established: the errno of the first attempt.
-pub fn unreachable(plan: &Plan, settings: &Settings, errno: Errno) -> Failure {
+pub fn unreachable(plan: &Plan, settings: &ClientSettings, errno: Errno) -> Failure {
     let unix = plan.target.unix.as_ref().map(|path| path.display().to_string());
     let inet = settings.route.address.as_socket().map(|address| address.to_string());
     let address = unix.or(inet).unwrap_or_else(|| plan.target.authority.clone());

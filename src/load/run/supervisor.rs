@@ -9,7 +9,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::console;
 use crate::failure::Failure;
-use crate::load::client::control::{Control, ThreadStatus};
+use crate::load::client::control::{RunControl, ThreadStatus};
 use crate::load::counts::window::Window;
 use crate::load::options::plan::Progress;
 use crate::load::run::observers::Observers;
@@ -23,7 +23,7 @@ const SIGNAL: u64 = 0;
 const THREAD: u64 = 1;
 
 pub struct Supervisor<'a> {
-    control: &'a Control,
+    control: &'a RunControl,
     signals: SignalFd,
     epoll: Epoll,
     announces_phases: bool,
@@ -34,7 +34,7 @@ pub struct Supervisor<'a> {
 
 impl<'a> Supervisor<'a> {
     /// Blocks SIGINT and SIGTERM for this thread and all it starts: from here on they are read from a descriptor.
-    pub fn new(control: &'a Control, progress: Progress) -> nix::Result<Supervisor<'a>> {
+    pub fn new(control: &'a RunControl, progress: Progress) -> nix::Result<Supervisor<'a>> {
         let ends: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
         ends.thread_block()?;
         let signals = SignalFd::with_flags(&ends, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;

@@ -9,9 +9,9 @@ use std::time::{Duration, SystemTime};
 use crate::console;
 use crate::cpu;
 use crate::failure::Failure;
-use crate::load::client::control::{Control, ThreadStatus};
+use crate::load::client::control::{RunControl, ThreadStatus};
 use crate::load::client::engine::Engine;
-use crate::load::client::{Assignment, ClientLoop, Settings};
+use crate::load::client::{Assignment, ClientLoop, ClientSettings};
 use crate::load::counts::tally::{Measures, Tally};
 use crate::load::counts::window::Window;
 use crate::load::options::plan::{Plan, PlannedWindow, Progress};
@@ -41,8 +41,8 @@ pub struct Counted {
 /// Starts the threads, gives them the schedule, waits for them and adds up what they counted.
 pub fn measure<E: Engine>(
     plan: &Plan,
-    settings: &Settings,
-    control: &Control,
+    settings: &ClientSettings,
+    control: &RunControl,
     supervisor: &mut Supervisor,
     mut observers: Observers,
 ) -> Result<Counted, Failure> {
@@ -106,8 +106,8 @@ fn start(plan: &Plan) -> (u64, SystemTime) {
 }
 
 fn measure_thread<E: Engine>(
-    settings: &Settings,
-    control: &Control,
+    settings: &ClientSettings,
+    control: &RunControl,
     share: Assignment,
     cpu: Option<usize>,
     start: &Receiver<Window>,

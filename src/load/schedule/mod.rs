@@ -46,13 +46,13 @@ pub struct ScheduleLimits {
 
 /// One thread's share; `requests` is what that thread may still take.
 pub struct Schedule {
-    stream: Stream,
+    stream: ArrivalStream,
     /// Of its next request; in a closed loop that is due at any time.
     due_ns: u64,
     limits: ScheduleLimits,
 }
 
-enum Stream {
+enum ArrivalStream {
     Closed,
     /// Requests that have a number: each due time follows from it alone.
     Numbered {
@@ -99,10 +99,10 @@ impl Sequence {
 
 impl Schedule {
     pub fn new(arrivals: Arrivals, limits: ScheduleLimits, thread: u64, threads: u64) -> Schedule {
-        let mut stream = Stream::new(arrivals, thread, threads);
+        let mut stream = ArrivalStream::new(arrivals, thread, threads);
         let turn = match &stream {
             // The first measured request, k0, belongs to thread k0 mod T: shares count from there.
-            Stream::Numbered { sequence, .. } => {
+            ArrivalStream::Numbered { sequence, .. } => {
                 let k0 = sequence.first_at(limits.measured_from_ns) % threads;
                 (thread + threads - k0) % threads
             }
@@ -123,7 +123,7 @@ impl Schedule {
 
     /// When the next request is due; `None` when there will be none.
     pub fn next_due_ns(&self, now_ns: u64) -> Option<u64> {
-        let due_ns = if matches!(self.stream, Stream::Closed) { now_ns } else { self.due_ns };
+        let due_ns = if matches!(self.stream, ArrivalStream::Closed) { now_ns } else { self.due_ns };
         let spent = due_ns >= self.limits.measured_from_ns && self.limits.requests == 0;
         (due_ns < self.limits.end_ns && !spent).then_some(due_ns)
     }
@@ -134,17 +134,17 @@ impl Schedule {
     }
 }
 
-impl Stream {
-    fn new(arrivals: Arrivals, thread: u64, threads: u64) -> Stream {
-        let numbered = |sequence| Stream::Numbered { sequence, k: thread, stride: threads };
+impl ArrivalStream {
+    fn new(arrivals: Arrivals, thread: u64, threads: u64) -> ArrivalStream {
+        let numbered = |sequence| ArrivalStream::Numbered { sequence, k: thread, stride: threads };
         let at_once = |profile, at_once| numbered(Sequence::Profile { profile, at_once });
         match arrivals {
-            Arrivals::Closed => Stream::Closed,
+            Arrivals::Closed => ArrivalStream::Closed,
             Arrivals::Replay(due_ns) => numbered(Sequence::Replay(due_ns)),
             Arrivals::Open { profile, spacing: Spacing::Fixed, .. } => at_once(profile, 1),
             Arrivals::Open { profile, spacing: Spacing::Burst(size), .. } => at_once(profile, size.into()),
             Arrivals::Open { profile, spacing: Spacing::Poisson, seed } => {
-                Stream::Poisson { profile, x: 0.0, mean_step: threads as f64, rng: rng_of_thread(seed, thread) }
+                ArrivalStream::Poisson { profile, x: 0.0, mean_step: threads as f64, rng: rng_of_thread(seed, thread) }
             }
         }
     }
@@ -153,13 +153,13 @@ impl Stream {
     /// others: the process has no memory.
     fn next_ns(&mut self) -> u64 {
         match self {
-            Stream::Closed => 0,
-            Stream::Numbered { sequence, k, stride } => {
+            ArrivalStream::Closed => 0,
+            ArrivalStream::Numbered { sequence, k, stride } => {
                 let due_ns = sequence.due_ns(*k);
                 *k += *stride;
                 due_ns
             }
-            Stream::Poisson { profile, x, mean_step, rng } => {
+            ArrivalStream::Poisson { profile, x, mean_step, rng } => {
                 *x += exponential(rng) * *mean_step;
                 profile.due_ns_of(*x)
             }

@@ -7,7 +7,7 @@
 //! matter? The first alone would fail every long run, since no machine is exact; the second alone every short one.
 //! `invalid` is for runs that did not measure what was asked for; a server that is too slow is a finding.
 
-use crate::load::counts::series::Part;
+use crate::load::counts::series::SeriesPart;
 use crate::load::counts::tally::Sent;
 use crate::machine::Counters;
 use crate::report::{ArrivalsKind, Check, LoadReport, RunInfo, Trust, Verdict};
@@ -31,7 +31,7 @@ pub struct RunFacts<'a> {
     /// The first ones of the window, of all threads, nearly in the order of the due times.
     pub sends: &'a [Sent],
     /// Of the window, with the beginning and the end in nanoseconds; none where a number of requests ended it.
-    pub parts: &'a [(u64, u64, Part)],
+    pub parts: &'a [(u64, u64, SeriesPart)],
     /// What the machine counted meanwhile, and in how many seconds (warm-up and drain included).
     pub machine: Counters,
     pub machine_s: f64,

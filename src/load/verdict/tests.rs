@@ -19,11 +19,11 @@ enum Pattern {
 }
 
 /// What its facts borrow, and those that are numbers.
-struct Run {
+struct TestRun {
     report: LoadReport,
     run: RunInfo,
     sends: Vec<Sent>,
-    parts: Vec<(u64, u64, Part)>,
+    parts: Vec<(u64, u64, SeriesPart)>,
     answered_of_due: u64,
     responses: u64,
     machine: Counters,
@@ -33,7 +33,7 @@ struct Run {
     ports_per_s: Option<f64>,
 }
 
-impl Run {
+impl TestRun {
     fn facts(&self) -> RunFacts<'_> {
         RunFacts {
             report: &self.report,
@@ -73,12 +73,12 @@ fn exponential_ns(rng: &mut Rng, mean_ns: f64) -> f64 {
     -mean_ns * (1.0 - rng.f64()).ln()
 }
 
-fn good(pattern: Pattern, seed: u64) -> Run {
+fn good(pattern: Pattern, seed: u64) -> TestRun {
     good_for(SECONDS, pattern, seed)
 }
 
 /// An idle server, and an idle client that is a few wake-ups late.
-fn good_for(seconds: f64, pattern: Pattern, seed: u64) -> Run {
+fn good_for(seconds: f64, pattern: Pattern, seed: u64) -> TestRun {
     let mut rng = Rng::with_seed(seed);
     let times = Latency { p50: 300.0, p90: 450.0, p99: 900.0, p99_9: 2500.0, max: 4000.0, mean: 320.0, stdev: 90.0 };
     let n = (RATE * seconds) as u64;
@@ -105,7 +105,7 @@ fn good_for(seconds: f64, pattern: Pattern, seed: u64) -> Run {
         .map(|i| {
             let answers = 180 + rng.u64(0..40);
             let latency_sum_ns = (answers as f64 * (300.0 + 40.0 * rng.f64()) * 1e3) as u64;
-            (i * PART_NS, (i + 1) * PART_NS, Part { answers, latency_sum_ns, ..Part::default() })
+            (i * PART_NS, (i + 1) * PART_NS, SeriesPart { answers, latency_sum_ns, ..SeriesPart::default() })
         })
         .collect();
     let requests = sends.len() as u64;
@@ -134,7 +134,7 @@ fn good_for(seconds: f64, pattern: Pattern, seed: u64) -> Run {
         client: ClientCost { cpu_share: 0.2, ..ClientCost::default() },
         ..LoadReport::default()
     };
-    Run {
+    TestRun {
         report,
         run: RunInfo { configuration, ..RunInfo::default() },
         sends,
@@ -175,7 +175,7 @@ fn a_good_poisson_run_is_accused_less_than_once_in_a_hundred() {
 
 /// Each defect alone fails its check, and no other.
 #[track_caller]
-fn fails(pattern: Pattern, name: &str, verdict: Verdict, spoil: impl Fn(&mut Run)) {
+fn fails(pattern: Pattern, name: &str, verdict: Verdict, spoil: impl Fn(&mut TestRun)) {
     let mut run = good(pattern, 3);
     spoil(&mut run);
     assert_eq!(run.defects(), [(name.to_string(), verdict)], "{:#?}", run.judge());
@@ -237,7 +237,7 @@ fn a_run_that_grows_slower_or_loses_pace_drifts() {
     fails(Pattern::Closed, "drift", Verdict::Suspect, |run| {
         for (i, (.., part)) in run.parts.iter_mut().enumerate() {
             let answers = 300 - i as u64;
-            *part = Part { answers, latency_sum_ns: part.latency_sum_ns * answers / part.answers, latency: None };
+            *part = SeriesPart { answers, latency_sum_ns: part.latency_sum_ns * answers / part.answers, latency: None };
         }
     });
 }
@@ -249,7 +249,7 @@ fn a_long_run_is_not_accused_of_trifles() {
         let (from_ns, to_ns, part) = run.parts[i % 100].clone();
         // Three per cent slower at the end: certain, and no matter.
         let latency_sum_ns = (part.latency_sum_ns as f64 * (1.0 + 0.03 * i as f64 / 1e5)) as u64;
-        (from_ns, to_ns, Part { latency_sum_ns, ..part })
+        (from_ns, to_ns, SeriesPart { latency_sum_ns, ..part })
     });
     run.parts = hours.collect();
     assert_eq!(run.defects(), []);
@@ -302,7 +302,7 @@ fn the_number_of_arrivals_of_a_poisson_ramp_is_left_to_chance_and_that_of_a_fixe
 
 #[test]
 fn connections_wait_in_vain_only_where_each_was_to_be_kept_and_the_answers_would_do_for_all() {
-    let judged = |spoil: fn(&mut Run)| {
+    let judged = |spoil: fn(&mut TestRun)| {
         let mut run = good(Pattern::Closed, 3);
         run.connections_starved = 60;
         spoil(&mut run);
@@ -341,7 +341,7 @@ fn a_server_that_dies_in_mid_window_makes_the_run_invalid() {
     for pattern in [Pattern::Closed, Pattern::Fixed, Pattern::Poisson, Pattern::Replay] {
         for dies_at in [35, 65, 85] {
             let mut run = good(pattern, 3);
-            run.parts[dies_at..].iter_mut().for_each(|(.., part)| *part = Part::default());
+            run.parts[dies_at..].iter_mut().for_each(|(.., part)| *part = SeriesPart::default());
             run.report.requests = run.report.requests * dies_at as u64 / 100;
             run.fail(40);
             let defects = run.defects();
@@ -355,11 +355,11 @@ fn a_server_that_dies_in_mid_window_makes_the_run_invalid() {
 
 #[test]
 fn silence_is_no_defect_when_nobody_asked_or_answers_take_so_long() {
-    let silent = |run: &mut Run| {
+    let silent = |run: &mut TestRun| {
         run.parts[85..].iter_mut().for_each(|(.., part)| part.answers = 0);
         run.fail(1);
     };
-    let served = |run: &Run| run.defects().iter().all(|(name, _)| name != "served");
+    let served = |run: &TestRun| run.defects().iter().all(|(name, _)| name != "served");
     // A replay whose log ends, or a thinking user.
     let mut run = good(Pattern::Replay, 3);
     silent(&mut run);
@@ -390,7 +390,7 @@ fn an_early_end_leaves_no_drift_to_judge() {
 
 #[test]
 fn a_server_that_breaks_or_wastes_connections_is_not_blamed_on_the_client() {
-    let verdict = |run: &Run| {
+    let verdict = |run: &TestRun| {
         let trust = run.judge();
         trust.checks.into_iter().find(|check| check.name == "achieved").unwrap()
     };
@@ -453,7 +453,7 @@ fn few_answers_are_counted_and_not_accused() {
 
 #[test]
 fn what_is_no_defect_passes() {
-    let passes = |pattern, spoil: fn(&mut Run)| {
+    let passes = |pattern, spoil: fn(&mut TestRun)| {
         let mut run = good(pattern, 3);
         spoil(&mut run);
         assert_eq!(run.defects(), [], "{pattern:?}");

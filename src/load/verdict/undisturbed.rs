@@ -63,11 +63,11 @@ fn usual_response_s(facts: &RunFacts) -> f64 {
     10.0 * over(facts.parts.iter().map(latency_sum_s).sum(), facts.report.requests as f64)
 }
 
-fn length_s((from_ns, to_ns, _): &(u64, u64, Part)) -> f64 {
+fn length_s((from_ns, to_ns, _): &(u64, u64, SeriesPart)) -> f64 {
     (to_ns - from_ns) as f64 / 1e9
 }
 
-fn latency_sum_s((.., part): &(u64, u64, Part)) -> f64 {
+fn latency_sum_s((.., part): &(u64, u64, SeriesPart)) -> f64 {
     part.latency_sum_ns as f64 / 1e9
 }
 
@@ -100,7 +100,7 @@ pub(super) fn drift(facts: &RunFacts) -> Option<Finding> {
 
 /// Requests per second and mean response time of [`PARTS`] equal parts of the window, or of fewer when there are
 /// not as many.
-fn parts(parts: &[(u64, u64, Part)]) -> Vec<(f64, f64)> {
+fn parts(parts: &[(u64, u64, SeriesPart)]) -> Vec<(f64, f64)> {
     let count = PARTS.min(parts.len());
     let sum = |i: usize| {
         let parts = &parts[i * parts.len() / count..(i + 1) * parts.len() / count];

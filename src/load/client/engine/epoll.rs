@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use socket2::Socket;
 
-use crate::load::client::engine::{Engine, Message, Ready, STOP, SendProgress};
+use crate::load::client::engine::{Engine, RequestBytes, STOP, SendProgress, SocketReady};
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::socket::{receive_now, send_now};
 
@@ -46,7 +46,7 @@ impl Engine for EpollEngine {
     }
 
     #[inline]
-    fn send(&mut self, _: u64, socket: &Socket, (_, bytes): Message, part: Range<usize>) -> nix::Result<usize> {
+    fn send(&mut self, _: u64, socket: &Socket, (_, bytes): RequestBytes, part: Range<usize>) -> nix::Result<usize> {
         send_now(socket, &bytes[part])
     }
 
@@ -64,7 +64,7 @@ impl Engine for EpollEngine {
     }
 
     #[inline]
-    fn next(&mut self) -> Option<Ready> {
+    fn next(&mut self) -> Option<SocketReady> {
         if self.next == self.reports {
             return None;
         }
@@ -73,7 +73,7 @@ impl Engine for EpollEngine {
         let ends = report.flags.intersects(Interest::EPOLLRDHUP | Interest::EPOLLHUP | Interest::EPOLLERR);
         // An error too is found out by trying, hence `room`.
         let data = report.flags != Interest::EPOLLOUT;
-        Some(Ready { token: report.token, room: true, data, ends, failed_send: None })
+        Some(SocketReady { token: report.token, room: true, data, ends, failed_send: None })
     }
 
     #[inline]

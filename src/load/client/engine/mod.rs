@@ -28,7 +28,7 @@ pub fn slot(token: u64) -> (usize, u32) {
 }
 
 /// Its number among those that [`Engine::new`] got, and its bytes.
-pub type Message<'a> = (usize, &'a [u8]);
+pub type RequestBytes<'a> = (usize, &'a [u8]);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SendProgress {
@@ -38,7 +38,7 @@ pub enum SendProgress {
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Ready {
+pub struct SocketReady {
     pub token: u64,
     /// The handshake is over, or there is room for more of a request.
     pub room: bool,
@@ -66,7 +66,7 @@ pub trait Engine: Sized {
 
     /// Sends a part of the message and returns how many bytes were taken: none when there is no room. A socket that is
     /// not yet handed over may be sent on too.
-    fn send(&mut self, token: u64, socket: &Socket, message: Message, part: Range<usize>) -> nix::Result<usize>;
+    fn send(&mut self, token: u64, socket: &Socket, message: RequestBytes, part: Range<usize>) -> nix::Result<usize>;
 
     fn await_room(&mut self, token: u64, socket: &Socket) -> nix::Result<()>;
 
@@ -75,7 +75,7 @@ pub trait Engine: Sized {
     /// Waits until something is ready or the time is up; `None` waits for ever.
     fn wait(&mut self, timeout: Option<Duration>) -> nix::Result<()>;
 
-    fn next(&mut self) -> Option<Ready>;
+    fn next(&mut self) -> Option<SocketReady>;
 
     /// Takes what has arrived for the socket last reported: the number of bytes now at the beginning of
     /// [`Engine::data`], 0 at the end of the stream. The error is EAGAIN when there is nothing more; otherwise what

@@ -12,7 +12,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use socket2::Socket;
 
-use crate::load::client::engine::{Engine, Message, Ready, STOP, SendProgress, slot};
+use crate::load::client::engine::{Engine, RequestBytes, STOP, SendProgress, SocketReady, slot};
 use crate::sys::fd::set_blocking;
 use crate::sys::socket::send_now;
 use crate::sys::uring::{Completion, Uring};
@@ -79,9 +79,9 @@ impl UringEngine {
     }
 
     #[inline]
-    fn interpret(&mut self, completion: Completion) -> Option<Ready> {
+    fn interpret(&mut self, completion: Completion) -> Option<SocketReady> {
         let (token, kind) = (completion.token & !KIND_MASK, completion.token & KIND_MASK);
-        let ready = Ready { token, ..Ready::default() };
+        let ready = SocketReady { token, ..SocketReady::default() };
         let under_way = &mut self.slots[slot(token).0];
         if under_way.token != Some(token) {
             return None;
@@ -104,10 +104,10 @@ impl UringEngine {
                 if ends {
                     self.slots[slot(token).0].kinds &= !RECEIVE;
                 }
-                Some(Ready { data: true, room, ends, ..ready })
+                Some(SocketReady { data: true, room, ends, ..ready })
             }
-            (ROOM, _) => Some(Ready { room: true, ..ready }),
-            (_, Err(errno)) => Some(Ready { failed_send: Some(errno), ..ready }),
+            (ROOM, _) => Some(SocketReady { room: true, ..ready }),
+            (_, Err(errno)) => Some(SocketReady { failed_send: Some(errno), ..ready }),
             (_, Ok(_)) => None,
         }
     }
@@ -146,7 +146,7 @@ impl Engine for UringEngine {
     }
 
     #[inline]
-    fn send(&mut self, token: u64, socket: &Socket, message: Message, part: Range<usize>) -> nix::Result<usize> {
+    fn send(&mut self, token: u64, socket: &Socket, message: RequestBytes, part: Range<usize>) -> nix::Result<usize> {
         let (number, bytes) = message;
         let is_ours = self.slots[slot(token).0].token == Some(token);
         if !is_ours || part.len() > FITS_BYTES {
@@ -181,14 +181,14 @@ impl Engine for UringEngine {
     }
 
     #[inline]
-    fn next(&mut self) -> Option<Ready> {
+    fn next(&mut self) -> Option<SocketReady> {
         loop {
             let completion = self.ring.next_completion()?;
             if completion.token == STOP {
                 if !completion.more {
                     self.ring.watch(&self.stop_event, STOP);
                 }
-                return Some(Ready { token: STOP, ..Ready::default() });
+                return Some(SocketReady { token: STOP, ..SocketReady::default() });
             }
             if completion.token != IGNORED
                 && let Some(ready) = self.interpret(completion)

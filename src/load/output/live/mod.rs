@@ -21,12 +21,12 @@ const PAUSE_S: f64 = 2.0;
 
 pub struct Live {
     state: LiveState,
-    shown: Shown,
+    shown: LiveOutput,
     paint: Paint,
 }
 
 /// Nothing until the first interval: the terminal is as it was, for messages and for Ctrl-C.
-enum Shown {
+enum LiveOutput {
     Nothing,
     Picture(Screen, Option<Keyboard>),
     Lines { next_s: f64 },
@@ -35,7 +35,7 @@ enum Shown {
 impl Live {
     pub fn new(plan: &Plan) -> Live {
         let state = LiveState::new(plan.configuration(), plan.pacing.seed);
-        let mut live = Live { state, shown: Shown::Nothing, paint: Paint::on(&stderr()) };
+        let mut live = Live { state, shown: LiveOutput::Nothing, paint: Paint::on(&stderr()) };
         if !stderr().is_terminal() {
             live.show_lines("standard error is not a terminal");
         }
@@ -43,7 +43,7 @@ impl Live {
     }
 
     fn show_lines(&mut self, why: impl std::fmt::Display) {
-        self.shown = Shown::Lines { next_s: self.state.now.to_s + PAUSE_S };
+        self.shown = LiveOutput::Lines { next_s: self.state.now.to_s + PAUSE_S };
         log(format!("loadgen: --progress live: {why}; there is a line every {PAUSE_S} s instead"));
     }
 }
@@ -52,27 +52,27 @@ impl Observer for Live {
     fn observe(&mut self, interval: &IntervalReport, so_far: &Latency) {
         self.state.so_far = *so_far;
         self.state.add(interval);
-        if let Shown::Nothing = self.shown {
+        if let LiveOutput::Nothing = self.shown {
             match Screen::take(&stderr()) {
-                Ok(screen) => self.shown = Shown::Picture(screen, Keyboard::open().ok()),
+                Ok(screen) => self.shown = LiveOutput::Picture(screen, Keyboard::open().ok()),
                 Err(error) => self.show_lines(error),
             }
         }
         match &mut self.shown {
-            Shown::Picture(screen, _) => {
+            LiveOutput::Picture(screen, _) => {
                 let drawn = screen.draw(|frame| picture::draw(frame, &self.state, self.paint));
                 drawn.unwrap_or_else(|error| self.show_lines(error));
             }
-            Shown::Lines { next_s } if interval.to_s >= *next_s => {
+            LiveOutput::Lines { next_s } if interval.to_s >= *next_s => {
                 *next_s = interval.to_s + PAUSE_S;
                 log(line(&self.state));
             }
-            Shown::Nothing | Shown::Lines { .. } => {}
+            LiveOutput::Nothing | LiveOutput::Lines { .. } => {}
         }
     }
 
     fn asks_to_stop(&mut self) -> bool {
-        let Shown::Picture(_, keyboard) = &mut self.shown else { return false };
+        let LiveOutput::Picture(_, keyboard) = &mut self.shown else { return false };
         // Where there is no keyboard, or none any more, signals still stop the run.
         let typed = keyboard.as_mut().and_then(|keyboard| keyboard.read(Some(Duration::ZERO)).ok());
         typed.is_some_and(|keys| keys.contains(&Key::Quit))
