@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use acceptlab::cpu;
-use acceptlab::http::{Next, Reader};
+use acceptlab::http::{Next, RequestReader};
 use acceptlab::lab::check::server::Program;
 use acceptlab::load::response as load;
 use acceptlab::server::Channel;
@@ -148,7 +148,7 @@ fn request_parse(criterion: &mut Criterion) {
     let request = b"GET / HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n\r\n";
     criterion.bench_function("request parse", |bencher| {
         bencher.iter(|| {
-            let (used, next) = Reader::default().next(black_box(request));
+            let (used, next) = RequestReader::default().next(black_box(request));
             assert!(matches!(next, Next::Request(_)));
             used
         });

@@ -25,7 +25,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use acceptlab::cluster::{AcceptingProcess, CtlArgs, Event, Master, MasterArgs, Restarts, ctl, remind_of_dashes};
+use acceptlab::cluster::{AcceptingProcess, CtlArgs, Master, MasterArgs, MasterEvent, Restarts, ctl, remind_of_dashes};
 use acceptlab::console;
 use acceptlab::report::ServerReport;
 use acceptlab::server::{self, Choice, Failure, Policy};
@@ -133,20 +133,20 @@ fn serve(args: Args, master: MasterArgs) -> Result<ServerReport, Failure> {
     let mut master = Master::start("cluster", master, most_unanswered)?;
     while let Some(event) = master.next_event()? {
         match event {
-            Event::Listen(worker, query) => master.sockets.listen(worker, &query, acceptor, &mut master.workers),
-            Event::Connection(socket, connection) => {
+            MasterEvent::Listen(worker, query) => master.sockets.listen(worker, &query, acceptor, &mut master.workers),
+            MasterEvent::Connection(socket, connection) => {
                 let free = master.sockets.free(socket);
                 let numbers = free.iter().map(|&(_, number)| number);
                 let load = |number| master.workers.load(number);
                 let (next, _) = free[choice.next(numbers, master.workers.wanted, load, &connection)];
                 master.sockets.pass(socket, connection, next, &mut master.workers);
             }
-            Event::Ready(address) => {
+            MasterEvent::Ready(address) => {
                 if let Err(failure) = server::print_ready(address) {
                     master.workers.log.log_failure(failure);
                 }
             }
-            Event::Vacant(vacancy) => match restarts.allow(monotonic_ns(), vacancy.has_served) {
+            MasterEvent::Vacant(vacancy) => match restarts.allow(monotonic_ns(), vacancy.has_served) {
                 Some(pause) => master.restart(vacancy.number, pause),
                 None => master.give_up(),
             },

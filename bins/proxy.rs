@@ -22,7 +22,7 @@ use std::os::fd::BorrowedFd;
 use std::process::ExitCode;
 
 use acceptlab::report::ServerReport;
-use acceptlab::server::relay::{Broken, Copied, Event, Stream, receive, send_some};
+use acceptlab::server::relay::{Broken, Copied, RelayEvent, Stream, receive, send_some};
 use acceptlab::server::{
     self, EventLoop, Failure, Listener, Relay, Scoreboard, ServerArgs, Worker, WorkerPool, WorkersArgs,
 };
@@ -85,11 +85,11 @@ fn run(args: &WorkersArgs) -> Result<ServerReport, Failure> {
     let mut i = 0;
     loop {
         let client = match relay.next_event()? {
-            Event::Acceptable => relay.accept()?,
+            RelayEvent::Acceptable => relay.accept()?,
             // That worker is dead or has no room: the client goes to the next, unless all have refused it.
-            Event::Refused(client) => Some(client).filter(|client| client.refusals < args.workers),
-            Event::Signal if pool.next_signal_stops(None)? => break,
-            Event::Signal => None,
+            RelayEvent::Refused(client) => Some(client).filter(|client| client.refusals < args.workers),
+            RelayEvent::Signal if pool.next_signal_stops(None)? => break,
+            RelayEvent::Signal => None,
         };
         if let Some(client) = client {
             i = (i + 1) % args.workers;

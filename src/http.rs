@@ -73,12 +73,12 @@ pub enum Next {
 
 /// Where a connection stands in its stream of requests: between two, or inside the body of one.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Reader {
+pub struct RequestReader {
     /// The request, and the bytes of its body that are still to come.
     inside: Option<(Request, u64)>,
 }
 
-impl Reader {
+impl RequestReader {
     /// Looks at the unread bytes of a connection. Returns how many of them are done with, and what comes next.
     /// A request is handed out when its body, too, has been read.
     pub fn next(&mut self, bytes: &[u8]) -> (usize, Next) {
@@ -86,10 +86,10 @@ impl Reader {
             return self.skip_body(bytes);
         }
         match parse_head(bytes) {
-            Head::Partial => (0, Next::More),
-            Head::Bad(status) => (bytes.len(), Next::Bad(status)),
-            Head::Complete { head_bytes, request, body_bytes: 0, .. } => (head_bytes, Next::Request(request)),
-            Head::Complete { head_bytes, request, body_bytes, expects_continue } => {
+            ParsedHead::Partial => (0, Next::More),
+            ParsedHead::Bad(status) => (bytes.len(), Next::Bad(status)),
+            ParsedHead::Complete { head_bytes, request, body_bytes: 0, .. } => (head_bytes, Next::Request(request)),
+            ParsedHead::Complete { head_bytes, request, body_bytes, expects_continue } => {
                 self.inside = Some((request, body_bytes));
                 let (body_read, next) = self.skip_body(&bytes[head_bytes..]);
                 let next = if next == Next::More && expects_continue && body_read == 0 {
@@ -120,36 +120,36 @@ impl Reader {
     }
 }
 
-enum Head {
+enum ParsedHead {
     Partial,
     Complete { head_bytes: usize, request: Request, body_bytes: u64, expects_continue: bool },
     Bad(Status),
 }
 
-fn parse_head(bytes: &[u8]) -> Head {
+fn parse_head(bytes: &[u8]) -> ParsedHead {
     let mut headers = [const { std::mem::MaybeUninit::uninit() }; MAX_HEADERS];
     let mut head = httparse::Request::new(&mut []);
     let visible = &bytes[..bytes.len().min(MAX_HEAD_BYTES)];
     let head_bytes = match head.parse_with_uninit_headers(visible, &mut headers) {
         Ok(httparse::Status::Complete(head_bytes)) => head_bytes,
         Ok(httparse::Status::Partial) if bytes.len() >= MAX_HEAD_BYTES => {
-            return Head::Bad(Status::HeaderFieldsTooLarge);
+            return ParsedHead::Bad(Status::HeaderFieldsTooLarge);
         }
-        Ok(httparse::Status::Partial) => return Head::Partial,
-        Err(httparse::Error::TooManyHeaders) => return Head::Bad(Status::HeaderFieldsTooLarge),
+        Ok(httparse::Status::Partial) => return ParsedHead::Partial,
+        Err(httparse::Error::TooManyHeaders) => return ParsedHead::Bad(Status::HeaderFieldsTooLarge),
         Err(httparse::Error::Version) => return judge_version(visible),
-        Err(_) => return Head::Bad(Status::BadRequest),
+        Err(_) => return ParsedHead::Bad(Status::BadRequest),
     };
     // httparse takes a lone LF as the end of a line. A proxy in front might not, and then the two see different
     // requests (RFC 9112, section 2.2 and 11.2), so we do not.
     if has_bare_lf(&bytes[..head_bytes]) {
-        return Head::Bad(Status::BadRequest);
+        return ParsedHead::Bad(Status::BadRequest);
     }
     match interpret(&head) {
         Ok((request, body_bytes, expects_continue)) => {
-            Head::Complete { head_bytes, request, body_bytes, expects_continue }
+            ParsedHead::Complete { head_bytes, request, body_bytes, expects_continue }
         }
-        Err(status) => Head::Bad(status),
+        Err(status) => ParsedHead::Bad(status),
     }
 }
 
@@ -233,7 +233,7 @@ fn has_bare_lf(head: &[u8]) -> bool {
 /// httparse refuses a version at its first odd byte, and to it a garbled line and an honest `HTTP/2.0` look the same. They
 /// get different answers, and the same one however the network cuts the line: what may still become a version waits for
 /// the line's end.
-fn judge_version(bytes: &[u8]) -> Head {
+fn judge_version(bytes: &[u8]) -> ParsedHead {
     let is_end = |byte: &u8| matches!(byte, b'\r' | b'\n');
     let start = bytes.iter().position(|byte| !is_end(byte)).unwrap_or(bytes.len());
     let mut lines = bytes[start..].splitn(2, is_end);
@@ -246,11 +246,11 @@ fn judge_version(bytes: &[u8]) -> Head {
         _ => byte.is_ascii_digit() && i < 8,
     });
     match (may_become_one, has_ended) {
-        (false, _) => Head::Bad(Status::BadRequest),
-        (true, false) if bytes.len() >= MAX_HEAD_BYTES => Head::Bad(Status::HeaderFieldsTooLarge),
-        (true, false) => Head::Partial,
-        (true, true) if matches!(version.len(), 6 | 8) => Head::Bad(Status::VersionNotSupported),
-        (true, true) => Head::Bad(Status::BadRequest),
+        (false, _) => ParsedHead::Bad(Status::BadRequest),
+        (true, false) if bytes.len() >= MAX_HEAD_BYTES => ParsedHead::Bad(Status::HeaderFieldsTooLarge),
+        (true, false) => ParsedHead::Partial,
+        (true, true) if matches!(version.len(), 6 | 8) => ParsedHead::Bad(Status::VersionNotSupported),
+        (true, true) => ParsedHead::Bad(Status::BadRequest),
     }
 }
 
@@ -335,7 +335,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn next(bytes: &[u8]) -> Next {
-        Reader::default().next(bytes).1
+        RequestReader::default().next(bytes).1
     }
 
     fn get(persistence: Persistence) -> Next {
@@ -398,7 +398,7 @@ mod tests {
     #[test]
     fn a_body_is_skipped_and_the_next_request_follows() {
         let stream = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhelloGET / HTTP/1.0\r\n\r\n";
-        let mut reader = Reader::default();
+        let mut reader = RequestReader::default();
         let (used, first) = reader.next(stream);
         assert_eq!(first, get(Persistence::Implicit));
         assert_eq!(reader.next(&stream[used..]), (18, get(Persistence::Close)));
@@ -407,7 +407,7 @@ mod tests {
     #[test]
     fn a_client_that_expects_continue_is_told_once() {
         let head = b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n";
-        let mut reader = Reader::default();
+        let mut reader = RequestReader::default();
         assert_eq!(reader.next(head), (head.len(), Next::MoreAfterContinue));
         assert_eq!(reader.next(b"x"), (1, Next::More));
         assert_eq!(reader.next(b"y"), (1, get(Persistence::Implicit)));
@@ -449,7 +449,7 @@ mod tests {
 
     /// What comes of a stream that arrives in pieces of these lengths, again and again, up to the first refusal.
     fn outcomes(stream: &[u8], cuts: &[usize]) -> Vec<Next> {
-        let (mut reader, mut unread, mut found) = (Reader::default(), Vec::new(), Vec::new());
+        let (mut reader, mut unread, mut found) = (RequestReader::default(), Vec::new(), Vec::new());
         let (mut at, mut cuts) = (0, cuts.iter().cycle());
         while at < stream.len() {
             let end = (at + cuts.next().unwrap()).min(stream.len());
@@ -509,7 +509,7 @@ mod tests {
         /// Whatever arrives, the reader never panics and never claims more bytes than there are.
         #[test]
         fn garbage_is_survived(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
-            let (used, _) = Reader::default().next(&bytes);
+            let (used, _) = RequestReader::default().next(&bytes);
             prop_assert!(used <= bytes.len());
         }
 
@@ -518,7 +518,7 @@ mod tests {
         fn a_damaged_request_is_survived(at in 0usize..53, byte in any::<u8>()) {
             let mut bytes = b"POST / HTTP/1.1\r\nHost: abc\r\nContent-Length: 4\r\n\r\nbody".to_vec();
             bytes[at] = byte;
-            let (used, _) = Reader::default().next(&bytes);
+            let (used, _) = RequestReader::default().next(&bytes);
             prop_assert!(used <= bytes.len());
         }
     }

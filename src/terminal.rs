@@ -152,8 +152,8 @@ static OURS: Mutex<Option<Arc<File>>> = Mutex::new(None);
 
 /// A terminal in raw mode, on its second screen, until this is dropped.
 pub struct Screen {
-    terminal: ratatui::Terminal<CrosstermBackend<Waiting>>,
-    output: Waiting,
+    terminal: ratatui::Terminal<CrosstermBackend<PendingOutput>>,
+    output: PendingOutput,
     size: (u16, u16),
 }
 
@@ -171,7 +171,7 @@ impl Screen {
                 next(panic);
             }));
         });
-        let mut output = Waiting { file: Arc::new(open_without_waiting(stream)?), bytes: Arc::default() };
+        let mut output = PendingOutput { file: Arc::new(open_without_waiting(stream)?), bytes: Arc::default() };
         enable_raw_mode()?;
         *ours() = Some(Arc::clone(&output.file));
         let size = size_of(&output.file);
@@ -206,7 +206,10 @@ impl Drop for Screen {
     }
 }
 
-fn terminal(output: &Waiting, (width, height): (u16, u16)) -> io::Result<ratatui::Terminal<CrosstermBackend<Waiting>>> {
+fn terminal(
+    output: &PendingOutput,
+    (width, height): (u16, u16),
+) -> io::Result<ratatui::Terminal<CrosstermBackend<PendingOutput>>> {
     let viewport = Viewport::Fixed(Rect { x: 0, y: 0, width, height });
     ratatui::Terminal::with_options(CrosstermBackend::new(output.clone()), TerminalOptions { viewport })
 }
@@ -242,12 +245,12 @@ fn ours() -> MutexGuard<'static, Option<Arc<File>>> {
 
 /// A terminal, and the bytes that it has not taken yet.
 #[derive(Clone)]
-struct Waiting {
+struct PendingOutput {
     file: Arc<File>,
     bytes: Arc<Mutex<Vec<u8>>>,
 }
 
-impl Waiting {
+impl PendingOutput {
     fn bytes(&self) -> MutexGuard<'_, Vec<u8>> {
         self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -258,7 +261,7 @@ impl Waiting {
     }
 }
 
-impl Write for Waiting {
+impl Write for PendingOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.bytes().extend_from_slice(bytes);
         Ok(bytes.len())

@@ -66,7 +66,7 @@ const MOST_UNREAD: usize = 1 << 20;
 
 /// The socket, where the master has one, and its clients.
 #[derive(Default)]
-pub struct Control {
+pub struct ControlSocket {
     _file: Option<SocketFile>,
     listener: Option<UnixListener>,
     clients: BTreeMap<u64, ControlClient>,
@@ -83,9 +83,9 @@ struct ControlClient {
     is_done: bool,
 }
 
-impl Control {
+impl ControlSocket {
     /// Takes the place of a socket that a dead master has left, and of no other file.
-    pub fn open(path: &Path, poller: &Poller) -> Result<Control, Failure> {
+    pub fn open(path: &Path, poller: &Poller) -> Result<ControlSocket, Failure> {
         let tried = || format!("control socket {}", path.display());
         let odd = |error: std::io::Error| {
             Failure::new(tried(), error).advise("choose a new file in a folder that you may write")
@@ -121,7 +121,7 @@ impl Control {
         listener.set_nonblocking(true).map_err(odd)?;
         let watched = poller.epoll.add(&listener, Token::Control(0).encode(), Interest::EPOLLIN);
         watched.map_err(|errno| Failure::new(tried(), errno))?;
-        Ok(Control { _file: SocketFile::at(path), listener: Some(listener), ..Control::default() })
+        Ok(ControlSocket { _file: SocketFile::at(path), listener: Some(listener), ..ControlSocket::default() })
     }
 
     pub fn accept(&mut self, poller: &Poller) {

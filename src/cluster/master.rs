@@ -15,7 +15,7 @@ use nix::sys::signal::Signal::*;
 use serde_json::{Value, json};
 
 use super::args::MasterArgs;
-use super::control::{Control, ControlRequest};
+use super::control::{ControlRequest, ControlSocket};
 use super::log::Log;
 use super::notifier::Notifier;
 use super::poller::{Due, Poller, Token, UniqueId};
@@ -37,7 +37,7 @@ use crate::units::monotonic_ns;
 const LONGEST_LOGGED: usize = 4096;
 
 /// What the program has to decide about; everything else the master does by itself.
-pub enum Event {
+pub enum MasterEvent {
     /// A worker has called `listen()`: [`Sockets::listen`] decides who accepts.
     Listen(UniqueId, Box<Query>),
     /// A connection of this socket, and at least one worker is free ([`Sockets::free`]) to [`Sockets::pass`] it to.
@@ -53,13 +53,13 @@ pub struct Master {
     pub workers: Workers,
     pub sockets: Sockets,
     reload: Option<RollingReload>,
-    control: Control,
+    control: ControlSocket,
     /// Clients of the control socket that wait for the end.
     stop_clients: Vec<u64>,
     notifier: Option<Notifier>,
     /// Where the program listened first, once all workers do.
     address: Option<Address>,
-    events: VecDeque<Event>,
+    events: VecDeque<MasterEvent>,
     incoming: VecDeque<Incoming>,
 }
 
@@ -73,7 +73,7 @@ impl Master {
         };
         let (mut poller, signals) = open().map_err(|errno: Errno| Failure::new("open an epoll instance", errno))?;
         let log = Log::open(&args)?;
-        let control = args.control.as_deref().map(|path| Control::open(path, &poller)).transpose()?;
+        let control = args.control.as_deref().map(|path| ControlSocket::open(path, &poller)).transpose()?;
         let notifier = args.notify.as_deref().map(|path| Notifier::new(path, args.notify_every)).transpose()?;
         if let Some(notifier) = &notifier {
             poller.at(notifier.next_ns, Due::ReadFile);
@@ -104,7 +104,7 @@ impl Master {
     ///
     /// # Errors
     /// The same when the program never served.
-    pub fn next_event(&mut self) -> Result<Option<Event>, Failure> {
+    pub fn next_event(&mut self) -> Result<Option<MasterEvent>, Failure> {
         loop {
             self.disconnect_broken();
             if self.workers.is_stopping {
@@ -114,14 +114,14 @@ impl Master {
                 return Ok(Some(event));
             }
             if let Some(vacancy) = self.workers.vacancies.pop_front() {
-                return Ok(Some(Event::Vacant(vacancy)));
+                return Ok(Some(MasterEvent::Vacant(vacancy)));
             }
             if let Some(failure) = self.exit_reason() {
                 // A program that has served has something to report first.
                 return if self.address.is_none() { Err(failure) } else { Ok(None) };
             }
             if let Some((socket, connection)) = self.sockets.next_connection(&mut self.workers)? {
-                return Ok(Some(Event::Connection(socket, connection)));
+                return Ok(Some(MasterEvent::Connection(socket, connection)));
             }
             self.wait()?;
         }
@@ -314,7 +314,7 @@ impl Master {
                     self.notify(id);
                 }
             }
-            Message::Query(query) => self.events.push_back(Event::Listen(id, query)),
+            Message::Query(query) => self.events.push_back(MasterEvent::Listen(id, query)),
             Message::Listening { port } => self.note_listening(id, port),
             Message::Close(key) => self.sockets.close_of(id, &key, &mut self.workers),
             Message::ExitedAfterDisconnect { seq } => {
@@ -390,7 +390,7 @@ impl Master {
     fn note_ready(&mut self) {
         if self.address.is_none() && self.workers.all_work() {
             self.address = self.sockets.first_address().cloned();
-            self.events.extend(self.address.clone().map(Event::Ready));
+            self.events.extend(self.address.clone().map(MasterEvent::Ready));
         }
     }
 
@@ -418,7 +418,7 @@ impl Master {
     fn disconnect(&mut self, id: UniqueId) {
         if self.workers.close_channel(id) {
             self.sockets.take_back_all(id, &mut self.workers);
-            self.events.retain(|event| !matches!(event, Event::Listen(asker, _) if *asker == id));
+            self.events.retain(|event| !matches!(event, MasterEvent::Listen(asker, _) if *asker == id));
             self.workers.log_of(id, "disconnect", json!({}));
             self.retire(id);
         }

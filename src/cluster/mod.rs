@@ -29,6 +29,6 @@ pub mod workers;
 
 pub use args::{MasterArgs, remind_of_dashes};
 pub use ctl::CtlArgs;
-pub use master::{Event, Master};
+pub use master::{Master, MasterEvent};
 pub use restarts::Restarts;
 pub use sockets::AcceptingProcess;

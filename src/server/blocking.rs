@@ -19,7 +19,7 @@ use super::member::is_passed_connections;
 use super::worker::Worker;
 use crate::console;
 use crate::failure::Failure;
-use crate::http::{CONTINUE, MAX_HEAD_BYTES, Next, Persistence, Reader, Request, Status};
+use crate::http::{CONTINUE, MAX_HEAD_BYTES, Next, Persistence, Request, RequestReader, Status};
 use crate::report::AcceptCounts;
 use crate::scoreboard::Count;
 use crate::sys::fd::until_uninterrupted;
@@ -92,7 +92,7 @@ pub fn serve(connection: OwnedFd, worker: &mut Worker) {
     worker.opened();
     // The worker's own buffer goes from connection to connection: taking one costs no allocation.
     let buffer = std::mem::take(&mut worker.buffer);
-    let mut conversation = Conversation { socket: &connection, reader: Reader::default(), buffer, filled: 0 };
+    let mut conversation = Conversation { socket: &connection, reader: RequestReader::default(), buffer, filled: 0 };
     if conversation.run(worker).is_err() {
         worker.count(Count::ClientErrors);
     }
@@ -104,18 +104,18 @@ pub fn serve(connection: OwnedFd, worker: &mut Worker) {
 }
 
 /// A connection whose client reset it, sent nonsense, or stopped in the middle.
-struct Lost;
+struct ConnectionLost;
 
 struct Conversation<'a> {
     socket: &'a OwnedFd,
-    reader: Reader,
+    reader: RequestReader,
     /// The bytes not yet consumed are the first `filled` of it.
     buffer: Vec<u8>,
     filled: usize,
 }
 
 impl Conversation<'_> {
-    fn run(&mut self, worker: &mut Worker) -> Result<(), Lost> {
+    fn run(&mut self, worker: &mut Worker) -> Result<(), ConnectionLost> {
         if self.buffer.is_empty() {
             self.buffer.resize(FIRST_BUFFER_BYTES, 0);
         }
@@ -134,20 +134,20 @@ impl Conversation<'_> {
                 Next::MoreAfterContinue => self.send_all(CONTINUE)?,
                 Next::More => match self.receive() {
                     Ok(0) if self.is_between_requests() => return Ok(()),
-                    Ok(0) => return Err(Lost),
+                    Ok(0) => return Err(ConnectionLost),
                     Ok(received) => self.filled += received,
                     // SO_RCVTIMEO is over. An idle client's connection is closed; a client that stopped in the middle
                     // of a request gets a 408.
                     Err(Errno::EAGAIN) if self.is_between_requests() => return Ok(()),
                     Err(Errno::EAGAIN) => return self.refuse(Status::RequestTimeout, worker),
-                    Err(_) => return Err(Lost),
+                    Err(_) => return Err(ConnectionLost),
                 },
             }
         }
     }
 
     /// Spends what the request costs and sends the answer. Returns what the client was told about the connection.
-    fn answer(&self, mut request: Request, worker: &mut Worker) -> Result<Persistence, Lost> {
+    fn answer(&self, mut request: Request, worker: &mut Worker) -> Result<Persistence, ConnectionLost> {
         worker.draw_cost().spend(has_given_up);
         if is_stopping() {
             request.persistence = Persistence::Close;
@@ -159,7 +159,7 @@ impl Conversation<'_> {
     }
 
     /// Says why, ends our side, and reads on for a moment so that the answer is not lost to a reset.
-    fn refuse(&self, status: Status, worker: &Worker) -> Result<(), Lost> {
+    fn refuse(&self, status: Status, worker: &Worker) -> Result<(), ConnectionLost> {
         worker.count(Count::Requests);
         self.send_all(&worker.responses.refusal(status))?;
         let until = Instant::now() + LINGER;
@@ -168,7 +168,7 @@ impl Conversation<'_> {
         let mut rest = [0; 4096];
         while Instant::now() < until && matches!(recv(self.socket.as_raw_fd(), &mut rest, MsgFlags::empty()), Ok(1..)) {
         }
-        Err(Lost)
+        Err(ConnectionLost)
     }
 
     fn is_between_requests(&self) -> bool {
@@ -183,18 +183,18 @@ impl Conversation<'_> {
         receive(self.socket, &mut self.buffer[self.filled..])
     }
 
-    fn send_all(&self, mut bytes: &[u8]) -> Result<(), Lost> {
+    fn send_all(&self, mut bytes: &[u8]) -> Result<(), ConnectionLost> {
         while !bytes.is_empty() {
             let sent = until_uninterrupted(|| send(self.socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL));
             // EAGAIN is SO_SNDTIMEO: a client that does not read.
-            bytes = &bytes[sent.map_err(|_| Lost)?..];
+            bytes = &bytes[sent.map_err(|_| ConnectionLost)?..];
         }
         Ok(())
     }
 
-    fn set_timeouts(&self, timeout: Duration) -> Result<(), Lost> {
+    fn set_timeouts(&self, timeout: Duration) -> Result<(), ConnectionLost> {
         let socket = SockRef::from(self.socket);
         let set = socket.set_read_timeout(Some(timeout)).and_then(|()| socket.set_write_timeout(Some(timeout)));
-        set.map_err(|_| Lost)
+        set.map_err(|_| ConnectionLost)
     }
 }

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 
 use super::worker::Worker;
-use crate::http::{CONTINUE, MAX_HEAD_BYTES, Next, Persistence, Reader, Request, Status};
+use crate::http::{CONTINUE, MAX_HEAD_BYTES, Next, Persistence, Request, RequestReader, Status};
 use crate::scoreboard::Count;
 use crate::sys::fd::until_uninterrupted;
 use crate::sys::signal::{has_given_up, is_leaving, is_stopping};
@@ -30,14 +30,14 @@ const RECEIVES_PER_STEP: usize = 16;
 pub const LINGER: Duration = Duration::from_secs(1);
 
 /// What all connections of one event loop use, one after another.
-pub struct Scratch {
+pub struct SharedBuffers {
     input: Vec<u8>,
     output: Vec<u8>,
 }
 
-impl Default for Scratch {
-    fn default() -> Scratch {
-        Scratch { input: vec![0; BUFFER_BYTES], output: Vec::with_capacity(2 * GATHER_BYTES) }
+impl Default for SharedBuffers {
+    fn default() -> SharedBuffers {
+        SharedBuffers { input: vec![0; BUFFER_BYTES], output: Vec::with_capacity(2 * GATHER_BYTES) }
     }
 }
 
@@ -71,7 +71,7 @@ enum ConnectionState {
 pub struct Connection {
     socket: OwnedFd,
     state: ConnectionState,
-    reader: Reader,
+    reader: RequestReader,
     /// Received but not consumed.
     left_over: Vec<u8>,
     /// Answered but not sent.
@@ -88,7 +88,7 @@ impl Connection {
         Connection {
             socket,
             state: ConnectionState::Serving,
-            reader: Reader::default(),
+            reader: RequestReader::default(),
             left_over: Vec::new(),
             unsent: Vec::new(),
             readable: true,
@@ -124,7 +124,7 @@ impl Connection {
         !self.unsent.is_empty()
     }
 
-    pub fn step(&mut self, worker: &mut Worker, scratch: &mut Scratch) -> Step {
+    pub fn step(&mut self, worker: &mut Worker, scratch: &mut SharedBuffers) -> Step {
         self.step_or_lose(worker, scratch).unwrap_or_else(|_| {
             // All connections share the buffer: what cannot be sent to this client must not go to the next.
             scratch.output.clear();
@@ -132,7 +132,7 @@ impl Connection {
         })
     }
 
-    pub fn finish_wait(&mut self, worker: &mut Worker, scratch: &mut Scratch) -> Step {
+    pub fn finish_wait(&mut self, worker: &mut Worker, scratch: &mut SharedBuffers) -> Step {
         if let ConnectionState::Waiting(request, _) = self.state {
             self.state = ConnectionState::Serving;
             self.answer(request, worker, scratch);
@@ -141,12 +141,12 @@ impl Connection {
     }
 
     /// Half a request and then silence: says so, and closes.
-    pub fn time_out(&mut self, worker: &mut Worker, scratch: &mut Scratch) -> Step {
+    pub fn time_out(&mut self, worker: &mut Worker, scratch: &mut SharedBuffers) -> Step {
         self.refuse(Status::RequestTimeout, worker, scratch);
         self.step(worker, scratch)
     }
 
-    fn step_or_lose(&mut self, worker: &mut Worker, scratch: &mut Scratch) -> nix::Result<Step> {
+    fn step_or_lose(&mut self, worker: &mut Worker, scratch: &mut SharedBuffers) -> nix::Result<Step> {
         match self.state {
             ConnectionState::Lingering => return self.discard(scratch),
             // Answers come in the order of the requests, so what arrives now is for later. (While earlier answers
@@ -189,7 +189,7 @@ impl Connection {
         &mut self,
         filled: &mut usize,
         worker: &mut Worker,
-        scratch: &mut Scratch,
+        scratch: &mut SharedBuffers,
     ) -> nix::Result<Option<Step>> {
         loop {
             let needs_more = self.state == ConnectionState::Serving
@@ -216,7 +216,7 @@ impl Connection {
 
     /// Answers requests until the bytes, or the room for answers, run out or a request changes the state. True
     /// when the bytes ran out.
-    fn gather_answers(&mut self, filled: &mut usize, worker: &mut Worker, scratch: &mut Scratch) -> bool {
+    fn gather_answers(&mut self, filled: &mut usize, worker: &mut Worker, scratch: &mut SharedBuffers) -> bool {
         let mut at = 0;
         let mut needs_more = false;
         while self.state == ConnectionState::Serving && !needs_more && scratch.output.len() < GATHER_BYTES {
@@ -241,7 +241,7 @@ impl Connection {
         needs_more
     }
 
-    fn answer(&mut self, mut request: Request, worker: &Worker, scratch: &mut Scratch) {
+    fn answer(&mut self, mut request: Request, worker: &Worker, scratch: &mut SharedBuffers) {
         if is_stopping() || is_leaving() {
             request.persistence = Persistence::Close;
         }
@@ -252,13 +252,13 @@ impl Connection {
         worker.count(Count::Requests);
     }
 
-    fn refuse(&mut self, status: Status, worker: &Worker, scratch: &mut Scratch) {
+    fn refuse(&mut self, status: Status, worker: &Worker, scratch: &mut SharedBuffers) {
         self.state = ConnectionState::Refusing;
         scratch.output.extend_from_slice(&worker.responses.refusal(status));
         worker.count(Count::Requests);
     }
 
-    fn flush(&mut self, scratch: &mut Scratch) -> nix::Result<()> {
+    fn flush(&mut self, scratch: &mut SharedBuffers) -> nix::Result<()> {
         let sent = send_some(&self.socket, &self.unsent)?;
         self.unsent.drain(..sent);
         if self.unsent.is_empty() {
@@ -281,7 +281,7 @@ impl Connection {
         }
     }
 
-    fn discard(&mut self, scratch: &mut Scratch) -> nix::Result<Step> {
+    fn discard(&mut self, scratch: &mut SharedBuffers) -> nix::Result<Step> {
         loop {
             match receive(&self.socket, &mut scratch.input) {
                 Ok(0) => return Ok(Step::Close { lost: true }),

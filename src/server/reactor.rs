@@ -8,10 +8,10 @@ use std::collections::BinaryHeap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use super::connection::{Connection, LINGER, Scratch, Step, end};
+use super::connection::{Connection, LINGER, SharedBuffers, Step, end};
 use super::selector::heartbeat::Heartbeat;
-use super::slots::Key;
-use super::table::Table;
+use super::slots::SlotKey;
+use super::table::ConnectionTable;
 use super::worker::Worker;
 use crate::failure::Failure;
 use crate::scoreboard::Count;
@@ -37,9 +37,9 @@ pub struct Reactor {
     /// The sender of a passed connection keeps a copy of it until we have acknowledged it.
     pub sender_keeps_copies: bool,
     has_short_idle_timeout: bool,
-    table: Table,
-    scratch: Scratch,
-    timers: BinaryHeap<Reverse<(u64, Key, Purpose)>>,
+    table: ConnectionTable,
+    scratch: SharedBuffers,
+    timers: BinaryHeap<Reverse<(u64, SlotKey, Purpose)>>,
     reports: usize,
     reports_taken: usize,
 }
@@ -64,8 +64,8 @@ impl Reactor {
             now_ns: monotonic_ns(),
             sender_keeps_copies: false,
             has_short_idle_timeout: false,
-            table: Table::default(),
-            scratch: Scratch::default(),
+            table: ConnectionTable::default(),
+            scratch: SharedBuffers::default(),
             timers: BinaryHeap::new(),
             reports: 0,
             reports_taken: 0,
@@ -174,7 +174,7 @@ impl Reactor {
     }
 
     /// Half a request is not one that has been read.
-    fn close_if_nothing_is_owed(&mut self, key: Key) {
+    fn close_if_nothing_is_owed(&mut self, key: SlotKey) {
         let Some(connection) = self.table.get_mut(key) else { return };
         if connection.is_between_requests() || connection.has_half_a_request() {
             let lost = connection.has_half_a_request();
@@ -182,7 +182,7 @@ impl Reactor {
         }
     }
 
-    fn take_step(&mut self, key: Key, step: fn(&mut Connection, &mut Worker, &mut Scratch) -> Step) {
+    fn take_step(&mut self, key: SlotKey, step: fn(&mut Connection, &mut Worker, &mut SharedBuffers) -> Step) {
         let Some(connection) = self.table.get_mut(key) else { return };
         match step(connection, &mut self.worker, &mut self.scratch) {
             Step::AwaitInput => self.watch(key, Interest::empty()),
@@ -194,14 +194,14 @@ impl Reactor {
         }
     }
 
-    fn set_timer(&mut self, key: Key, after: Duration, purpose: Purpose) {
+    fn set_timer(&mut self, key: SlotKey, after: Duration, purpose: Purpose) {
         self.watch(key, Interest::empty());
         let due_ns = monotonic_ns() + after.as_nanos() as u64;
         self.timers.push(Reverse((due_ns, key, purpose)));
     }
 
     /// Registers a connection, or asks again with something added. Registering reports what is ready already.
-    fn watch(&mut self, key: Key, added: Interest) {
+    fn watch(&mut self, key: SlotKey, added: Interest) {
         let is_new = self.table.set_watched(key);
         let Some(connection) = self.table.get_mut(key) else { return };
         let interest = Interest::EPOLLIN | Interest::EPOLLRDHUP | Interest::EPOLLET | added;
@@ -218,7 +218,7 @@ impl Reactor {
         }
     }
 
-    fn close(&mut self, key: Key, lost: bool) {
+    fn close(&mut self, key: SlotKey, lost: bool) {
         let is_watched = self.sender_keeps_copies && self.table.is_watched(key);
         let Some(connection) = self.table.remove(key) else { return };
         // Counted first: a client that sees the end finds it in the scoreboard.

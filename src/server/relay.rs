@@ -21,7 +21,7 @@ use super::connection::LINGER;
 pub use super::connection::{receive, send_some};
 use super::event_loop::free_descriptors;
 use super::listener::Listener;
-use super::slots::{Key, Slots};
+use super::slots::{SlotKey, Slots};
 use super::worker_pool::WorkerPool;
 use crate::failure::Failure;
 use crate::report::AcceptCounts;
@@ -43,7 +43,7 @@ const LISTENER: u64 = u64::MAX;
 const SIGNALS: u64 = u64::MAX - 1;
 
 /// What the master has to decide about; everything else the relay does by itself.
-pub enum Event {
+pub enum RelayEvent {
     /// A client waits at the listener: [`Relay::accept`].
     Acceptable,
     /// The worker would not be connected to. The client has not been listened to yet, so another worker can have it.
@@ -66,9 +66,9 @@ pub struct Relay {
     pairs: Slots<Pair>,
     /// Refused before we could begin to wait for an answer.
     refused: Vec<PendingClient>,
-    yielded: Vec<Key>,
+    yielded: Vec<SlotKey>,
     /// When to look at a pair again, and its key. A pair that has done something since gets another.
-    timers: BinaryHeap<Reverse<(u64, Key)>>,
+    timers: BinaryHeap<Reverse<(u64, SlotKey)>>,
     copy: CopyStep,
     buffer: Box<[u8]>,
     idle_timeout: Duration,
@@ -117,7 +117,7 @@ impl Relay {
         })
     }
 
-    pub fn next_event(&mut self) -> Result<Event, Failure> {
+    pub fn next_event(&mut self) -> Result<RelayEvent, Failure> {
         loop {
             if let Some(event) = self.relay_once(None)? {
                 return Ok(event);
@@ -188,7 +188,7 @@ impl Relay {
             if monotonic_ns() >= deadline_ns {
                 break;
             }
-            if let Some(Event::Signal) = self.relay_once(Some(deadline_ns))? {
+            if let Some(RelayEvent::Signal) = self.relay_once(Some(deadline_ns))? {
                 pool.reap_stopped();
             }
         }
@@ -198,7 +198,7 @@ impl Relay {
 
     /// Waits (at most until `until_ns`) and takes the reports up to one that the master must decide about. `None` when
     /// all are taken, so that the caller can look around: the last of them may have been all there was to wait for.
-    fn relay_once(&mut self, until_ns: Option<u64>) -> Result<Option<Event>, Failure> {
+    fn relay_once(&mut self, until_ns: Option<u64>) -> Result<Option<RelayEvent>, Failure> {
         if self.reports_taken == self.reports {
             self.wait(until_ns)?;
         }
@@ -210,13 +210,13 @@ impl Relay {
                 LISTENER if DESCRIPTORS_PER_CONNECTION * (self.pairs.count() + 1) > self.room => {
                     self.pause_accepting(Errno::EMFILE)?
                 }
-                LISTENER => return Ok(Some(Event::Acceptable)),
-                SIGNALS => return Ok(Some(Event::Signal)),
+                LISTENER => return Ok(Some(RelayEvent::Acceptable)),
+                SIGNALS => return Ok(Some(RelayEvent::Signal)),
                 token => self.serve(token >> 1, token & 1, ready.flags),
             }
         }
         if let Some(client) = self.refused.pop() {
-            return Ok(Some(Event::Refused(client)));
+            return Ok(Some(RelayEvent::Refused(client)));
         }
         for key in std::mem::take(&mut self.yielded) {
             self.step(key);
@@ -237,7 +237,7 @@ impl Relay {
         Ok(())
     }
 
-    fn serve(&mut self, key: Key, side: u64, flags: Interest) {
+    fn serve(&mut self, key: SlotKey, side: u64, flags: Interest) {
         let now_ns = self.now_ns;
         let Some(pair) = self.pairs.get_mut(key) else { return };
         let is_gone = flags.intersects(Interest::EPOLLERR | Interest::EPOLLHUP);
@@ -267,7 +267,7 @@ impl Relay {
         self.step(key);
     }
 
-    fn step(&mut self, key: Key) {
+    fn step(&mut self, key: SlotKey) {
         let is_stopping = self.listener.is_none();
         let idle_timeout = self.idle_timeout;
         let Some(pair) = self.pairs.get_mut(key) else { return };
@@ -306,20 +306,20 @@ impl Relay {
         }
     }
 
-    fn close(&mut self, key: Key) {
+    fn close(&mut self, key: SlotKey) {
         // Dropping the sockets closes them and ends their registrations: nobody else holds them.
         drop(self.pairs.remove(key));
     }
 
     /// A client's reset travels on: the worker need not finish what nobody waits for. (The other way round there is
     /// nothing to gain: a reset would take away from the client what it has not read yet.)
-    fn reset(&mut self, key: Key) {
+    fn reset(&mut self, key: SlotKey) {
         if let Some(pair) = self.pairs.remove(key) {
             let _ = SockRef::from(&pair.worker).set_linger(Some(Duration::ZERO));
         }
     }
 
-    fn pass_on(&mut self, key: Key) {
+    fn pass_on(&mut self, key: SlotKey) {
         if let Some(pair) = self.pairs.remove(key) {
             drop(pair.worker);
             self.refuse(pair.client, pair.refusals);
@@ -370,7 +370,7 @@ impl Relay {
 const CLIENT: u64 = 0;
 const WORKER: u64 = 1;
 
-fn token(key: Key, side: u64) -> u64 {
+fn token(key: SlotKey, side: u64) -> u64 {
     key << 1 | side
 }
 

@@ -2,7 +2,7 @@
 //! apart, so the key of one that is gone finds nothing.
 
 /// A generation and a place, in 63 bits.
-pub type Key = u64;
+pub type SlotKey = u64;
 
 const PLACE_BITS: u32 = 31;
 
@@ -27,7 +27,7 @@ impl<T> Slots<T> {
         self.slots.len() - self.free.len()
     }
 
-    pub fn insert(&mut self, value: T) -> Key {
+    pub fn insert(&mut self, value: T) -> SlotKey {
         let place = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot { value: None, generation: 0 });
             self.slots.len() as u32 - 1
@@ -38,37 +38,37 @@ impl<T> Slots<T> {
         key(slot.generation, place)
     }
 
-    pub fn get(&self, key: Key) -> Option<&T> {
+    pub fn get(&self, key: SlotKey) -> Option<&T> {
         let slot = self.slots.get(place(key))?;
         slot.value.as_ref().filter(|_| slot.generation == generation(key))
     }
 
-    pub fn get_mut(&mut self, key: Key) -> Option<&mut T> {
+    pub fn get_mut(&mut self, key: SlotKey) -> Option<&mut T> {
         let slot = self.slots.get_mut(place(key))?;
         slot.value.as_mut().filter(|_| slot.generation == generation(key))
     }
 
-    pub fn remove(&mut self, key: Key) -> Option<T> {
+    pub fn remove(&mut self, key: SlotKey) -> Option<T> {
         self.get(key)?;
         self.free.push(place(key) as u32);
         self.slots[place(key)].value.take()
     }
 
-    pub fn keys(&self) -> Vec<Key> {
+    pub fn keys(&self) -> Vec<SlotKey> {
         let used = self.slots.iter().zip(0..).filter(|(slot, _)| slot.value.is_some());
         used.map(|(slot, place)| key(slot.generation, place)).collect()
     }
 }
 
-fn key(generation: u32, place: u32) -> Key {
+fn key(generation: u32, place: u32) -> SlotKey {
     u64::from(generation) << PLACE_BITS | u64::from(place)
 }
 
-fn place(key: Key) -> usize {
+fn place(key: SlotKey) -> usize {
     (key & ((1 << PLACE_BITS) - 1)) as usize
 }
 
-fn generation(key: Key) -> u32 {
+fn generation(key: SlotKey) -> u32 {
     (key >> PLACE_BITS) as u32
 }
 

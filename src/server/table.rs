@@ -4,65 +4,65 @@
 //! does something: no heap, no timer per connection, no allocation.
 
 use super::connection::Connection;
-use super::slots::{Key, Slots};
+use super::slots::{SlotKey, Slots};
 
-const NONE: Key = u64::MAX;
+const NONE: SlotKey = u64::MAX;
 
 struct Entry {
     connection: Connection,
     last_active_ns: u64,
     /// The neighbours in the list.
-    earlier: Key,
-    later: Key,
+    earlier: SlotKey,
+    later: SlotKey,
     /// Registered with epoll; a connection that is served at once and closed never is.
     is_watched: bool,
 }
 
-pub struct Table {
+pub struct ConnectionTable {
     entries: Slots<Entry>,
     /// The connection that has been silent for longest, and the one that was active last.
-    first: Key,
-    last: Key,
+    first: SlotKey,
+    last: SlotKey,
 }
 
-impl Default for Table {
-    fn default() -> Table {
-        Table { entries: Slots::default(), first: NONE, last: NONE }
+impl Default for ConnectionTable {
+    fn default() -> ConnectionTable {
+        ConnectionTable { entries: Slots::default(), first: NONE, last: NONE }
     }
 }
 
-impl Table {
+impl ConnectionTable {
     pub fn count(&self) -> usize {
         self.entries.count()
     }
 
-    pub fn insert(&mut self, connection: Connection, now_ns: u64) -> Key {
+    pub fn insert(&mut self, connection: Connection, now_ns: u64) -> SlotKey {
         let entry = Entry { connection, last_active_ns: now_ns, earlier: NONE, later: NONE, is_watched: false };
         let key = self.entries.insert(entry);
         self.append(key);
         key
     }
 
-    pub fn remove(&mut self, key: Key) -> Option<Connection> {
+    pub fn remove(&mut self, key: SlotKey) -> Option<Connection> {
         self.unlink(key);
         self.entries.remove(key).map(|entry| entry.connection)
     }
 
-    pub fn get_mut(&mut self, key: Key) -> Option<&mut Connection> {
+    pub fn get_mut(&mut self, key: SlotKey) -> Option<&mut Connection> {
         self.entries.get_mut(key).map(|entry| &mut entry.connection)
     }
 
     /// True the first time: the caller is to register the connection.
-    pub fn set_watched(&mut self, key: Key) -> bool {
+    pub fn set_watched(&mut self, key: SlotKey) -> bool {
         self.entries.get_mut(key).is_some_and(|entry| !std::mem::replace(&mut entry.is_watched, true))
     }
 
-    pub fn is_watched(&self, key: Key) -> bool {
+    pub fn is_watched(&self, key: SlotKey) -> bool {
         self.entries.get(key).is_some_and(|entry| entry.is_watched)
     }
 
     /// The connection has done something: it goes to the end of the list.
-    pub fn touch(&mut self, key: Key, now_ns: u64) {
+    pub fn touch(&mut self, key: SlotKey, now_ns: u64) {
         let Some(entry) = self.entries.get_mut(key) else { return };
         entry.last_active_ns = now_ns;
         if self.last != key {
@@ -81,15 +81,15 @@ impl Table {
     }
 
     /// The connection that has been silent for longest, and since when.
-    pub fn longest_idle(&self) -> Option<(Key, u64)> {
+    pub fn longest_idle(&self) -> Option<(SlotKey, u64)> {
         self.entries.get(self.first).map(|entry| (self.first, entry.last_active_ns))
     }
 
-    pub fn keys(&self) -> Vec<Key> {
+    pub fn keys(&self) -> Vec<SlotKey> {
         self.entries.keys()
     }
 
-    fn append(&mut self, key: Key) {
+    fn append(&mut self, key: SlotKey) {
         let last = std::mem::replace(&mut self.last, key);
         if let Some(entry) = self.entries.get_mut(key) {
             entry.earlier = last;
@@ -101,7 +101,7 @@ impl Table {
         }
     }
 
-    fn unlink(&mut self, key: Key) {
+    fn unlink(&mut self, key: SlotKey) {
         let Some(&Entry { earlier, later, .. }) = self.entries.get(key) else { return };
         match self.entries.get_mut(earlier) {
             Some(before) => before.later = later,
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn the_longest_idle_connection_is_at_the_front() {
-        let mut table = Table::default();
+        let mut table = ConnectionTable::default();
         let keys: Vec<_> = (0..4).map(|now_ns| table.insert(connection(), now_ns)).collect();
         assert_eq!(table.longest_idle(), Some((keys[0], 0)));
         table.touch(keys[0], 10);

@@ -67,7 +67,7 @@ impl Instruction {
 pub fn load(program: &[Instruction]) -> nix::Result<OwnedFd> {
     /// The beginning of what BPF_PROG_LOAD takes; what a shorter argument leaves out is zero (bpf(2)).
     #[repr(C)]
-    struct Load {
+    struct ProgLoad {
         kind: u32,
         instructions: u32,
         first: u64,
@@ -75,7 +75,7 @@ pub fn load(program: &[Instruction]) -> nix::Result<OwnedFd> {
     }
     // The verifier asks for a licence because some helpers are for GPL programs alone. None of ours is.
     let license = c"MIT";
-    let argument = Load {
+    let argument = ProgLoad {
         kind: BPF_PROG_TYPE_SK_REUSEPORT,
         instructions: u32::try_from(program.len()).map_err(|_| Errno::E2BIG)?,
         first: program.as_ptr() as u64,
