@@ -16,7 +16,7 @@ use std::time::Duration;
 use acceptlab::console;
 use acceptlab::lab::commands::{self, Output};
 use acceptlab::lab::evidence::columns::{self, Column};
-use acceptlab::lab::evidence::pages::Place;
+use acceptlab::lab::evidence::pages::OutputFolder;
 use acceptlab::lab::observe::processes::proc_is_mounted;
 use acceptlab::lab::observe::tracepoints::mount_for_ourselves;
 use acceptlab::lab::plan::by_hand::{Axis, ByHand};
@@ -231,7 +231,7 @@ fn run(arguments: Arguments) -> Result<bool, Stop> {
         }
         Command::Claims { experiment, format, out } => {
             let (root, all) = load(root)?;
-            let records = record::read_all(&Place::new(&root, out.as_deref()).records())?;
+            let records = record::read_all(&OutputFolder::new(&root, out.as_deref()).records())?;
             let chosen = experiment::select(all, &experiment)?;
             print(&commands::claims(&chosen, &records, format == Format::Json))
         }

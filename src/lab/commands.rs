@@ -9,13 +9,13 @@ use crossbeam_channel::never;
 use crate::console;
 use crate::failure::Failure;
 use crate::lab::evidence::answer::outdated;
-use crate::lab::evidence::claims::{self, Judged, undecided_cases};
+use crate::lab::evidence::claims::{self, JudgedClaim, undecided_cases};
 use crate::lab::evidence::columns::{self, Column};
 use crate::lab::evidence::gaps::gaps;
 use crate::lab::evidence::html;
 use crate::lab::evidence::lesson::{self, Lesson};
 use crate::lab::evidence::origin;
-use crate::lab::evidence::pages::{Place, replace};
+use crate::lab::evidence::pages::{OutputFolder, replace};
 use crate::lab::evidence::summary;
 use crate::lab::evidence::table;
 use crate::lab::plan::blocks::{FURTHER, estimate, schedule};
@@ -25,7 +25,7 @@ use crate::lab::plan::law;
 use crate::lab::program::{Interrupt, Stop, print_until};
 use crate::lab::record::content;
 use crate::lab::record::{self, Record};
-use crate::lab::run::all_cases::{self, Outcome};
+use crate::lab::run::all_cases::{self, RecordingResult};
 use crate::terminal::{self, Paint, wrapped};
 
 /// Where a report goes, and what of it is printed.
@@ -77,7 +77,7 @@ pub fn measure(
     interrupt: &Interrupt,
 ) -> Result<bool, Stop> {
     let chosen = experiment::select(all.clone(), words)?;
-    let place = Place::new(root, output.out.as_deref());
+    let place = OutputFolder::new(root, output.out.as_deref());
     if output.out.is_none() && !quick {
         require_a_commit(root, &all)?;
     }
@@ -91,10 +91,10 @@ pub fn measure(
 }
 
 /// How a measurement ended, and whether nothing failed.
-fn conclude(outcome: &Outcome, shown: &str) -> Result<bool, Stop> {
+fn conclude(outcome: &RecordingResult, shown: &str) -> Result<bool, Stop> {
     // Again, where it is not lost above the tables.
     outcome.failures.iter().for_each(console::log);
-    let Outcome { rows, planned, interrupted, failures } = outcome;
+    let RecordingResult { rows, planned, interrupted, failures } = outcome;
     let end = if *interrupted { format!("interrupted after {rows} of {planned} rows") } else { format!("{rows} rows") };
     console::log_last(format_args!("{end}, {} failed; {shown}", failures.len()));
     if *interrupted { Err(Stop::Interrupted) } else { Ok(failures.is_empty()) }
@@ -115,7 +115,7 @@ pub fn measure_by_hand(
     };
     let narrowed = [by_hand.narrow(experiment)?];
     let scratch = std::env::temp_dir().join(format!("acceptlab-by-hand-{}", std::process::id()));
-    let records = Place::new(root, Some(out.unwrap_or(&scratch))).records();
+    let records = OutputFolder::new(root, Some(out.unwrap_or(&scratch))).records();
     console::log(format_args!("seed {seed}"));
     let outcome = all_cases::run(root, &records, &narrowed, quick, seed, |_, _| Vec::new(), interrupt);
     let measured = outcome.and_then(|outcome| Ok((outcome, record::read_all(&records)?)));
@@ -145,7 +145,7 @@ pub fn claims(experiments: &[Experiment], records: &[Record], as_json: bool) -> 
         return serde_json::Value::from_iter(documents).to_string() + "\n";
     }
     let (width, paint) = (terminal::width(&stdout()), Paint::on(&stdout()));
-    let section = |(experiment, judged): (&Experiment, Vec<Judged>)| {
+    let section = |(experiment, judged): (&Experiment, Vec<JudgedClaim>)| {
         let lines = claims::in_full(&judged, width, paint).join("\n");
         if lines.is_empty() { lines } else { format!("{}\n{lines}\n", paint.bold(&experiment.name)) }
     };
@@ -171,7 +171,7 @@ pub fn report(
     chosen: &[Experiment],
     interrupt: &Interrupt,
 ) -> Result<bool, Stop> {
-    let place = Place::new(root, output.out.as_deref());
+    let place = OutputFolder::new(root, output.out.as_deref());
     let records = record::read_all(&place.records())?;
     place.write(&place.pages(all, &records))?;
     let outdated = if output.out.is_none() { outdated(root, all, &records)? } else { Vec::new() };
@@ -190,7 +190,7 @@ pub fn report(
 }
 
 /// A dozen lines for each lesson; after several lessons the pictures that show what it is all about, and where to read on.
-fn in_short(lessons: &[Lesson], place: &Place) -> String {
+fn in_short(lessons: &[Lesson], place: &OutputFolder) -> String {
     let (width, paint) = (terminal::width(&stdout()), Paint::on(&stdout()));
     let mut lines: Vec<String> = Vec::new();
     for lesson in lessons {
@@ -219,7 +219,7 @@ fn tables(lesson: &Lesson) -> String {
 
 /// Whether the pages are what the records give, and the records what the code gives.
 pub fn check_report(root: &Path, out: Option<&Path>, all: &[Experiment], fresh: bool) -> Result<bool, String> {
-    let place = Place::new(root, out);
+    let place = OutputFolder::new(root, out);
     let records = record::read_all(&place.records())?;
     let differences = place.differences(&place.pages(all, &records));
     let (gaps, origins) = (gaps(all, &records), origin::judge(root, all, &records));

@@ -49,7 +49,7 @@ pub struct Order {
 
 /// The rule behind an order.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Pattern {
+pub enum OrderPattern {
     /// Every worker in turn, in this cycle.
     RoundRobin(Vec<u32>),
     /// The same with exceptions: the cycle that is seen most often, and its share.
@@ -174,23 +174,23 @@ impl Order {
         self.last_to_sleep_took.iter().filter(|&&took| took).count()
     }
 
-    pub fn pattern(&self) -> Pattern {
+    pub fn pattern(&self) -> OrderPattern {
         if let Some(worker) = favourite(&self.takers).filter(|_| self.workers > 1) {
             let stacked = self.times_the_last_to_sleep_took();
             return match self.last_to_sleep_took.len() {
-                0 => Pattern::Favourite(worker),
-                probes if stacked + 1 >= probes => Pattern::LastInFirstOut(worker),
-                _ if stacked <= 1 => Pattern::Priority(worker),
-                _ => Pattern::Favourite(worker),
+                0 => OrderPattern::Favourite(worker),
+                probes if stacked + 1 >= probes => OrderPattern::LastInFirstOut(worker),
+                _ if stacked <= 1 => OrderPattern::Priority(worker),
+                _ => OrderPattern::Favourite(worker),
             };
         }
         if self.agreement(self.workers) >= NEARLY_ALL && self.agreement(1) <= 1.0 - NEARLY_ALL {
-            return Pattern::RoundRobin(self.takers[self.takers.len() - self.workers..].to_vec());
+            return OrderPattern::RoundRobin(self.takers[self.takers.len() - self.workers..].to_vec());
         }
         if self.served_by_all() >= NEARLY_ALL && self.takers.len() >= 5 * self.workers && self.workers > 1 {
             return match self.agreement(self.workers) >= MOST_AGREEMENTS {
                 true => self.mostly_round_robin(),
-                false => Pattern::ShuffledRounds,
+                false => OrderPattern::ShuffledRounds,
             };
         }
         if self.agreement(self.workers) >= MOST_AGREEMENTS
@@ -200,13 +200,13 @@ impl Order {
             return self.mostly_round_robin();
         }
         if let Some((worker, share)) = self.busiest().filter(|&(_, share)| share >= MOST && self.workers > 1) {
-            return Pattern::Mostly { worker, share };
+            return OrderPattern::Mostly { worker, share };
         }
         if self.agreement_by_chance() * (self.takers.len() as f64) < EXPECTED_AGREEMENTS {
-            return Pattern::TooFew;
+            return OrderPattern::TooFew;
         }
         let independent = [1, self.workers].iter().all(|&lag| self.z_score(lag).abs() < Z_LIMIT);
-        if independent { Pattern::Random } else { Pattern::Unnamed }
+        if independent { OrderPattern::Random } else { OrderPattern::Unnamed }
     }
 
     /// The share of rounds that served every worker once. The first connection begins a round.
@@ -222,7 +222,7 @@ impl Order {
     }
 
     /// The cycle that most stretches of a round's length follow; it begins as it is first seen.
-    fn mostly_round_robin(&self) -> Pattern {
+    fn mostly_round_robin(&self) -> OrderPattern {
         let stretches = self.takers.windows(self.workers);
         let all = stretches.len();
         let mut seen: Vec<(Vec<u32>, &[u32], usize)> = Vec::new();
@@ -237,9 +237,9 @@ impl Order {
         }
         match seen.iter().rev().max_by_key(|(.., count)| *count) {
             Some((_, cycle, count)) => {
-                Pattern::MostlyRoundRobin { cycle: cycle.to_vec(), share: *count as f64 / all as f64 }
+                OrderPattern::MostlyRoundRobin { cycle: cycle.to_vec(), share: *count as f64 / all as f64 }
             }
-            None => Pattern::Unnamed,
+            None => OrderPattern::Unnamed,
         }
     }
 
@@ -283,32 +283,32 @@ impl Order {
     }
 }
 
-impl Pattern {
+impl OrderPattern {
     fn describe(&self) -> String {
         match self {
-            Pattern::RoundRobin(cycle) => format!("round robin: {}", arrows(cycle)),
-            Pattern::MostlyRoundRobin { cycle, share } => format!(
+            OrderPattern::RoundRobin(cycle) => format!("round robin: {}", arrows(cycle)),
+            OrderPattern::MostlyRoundRobin { cycle, share } => format!(
                 "mostly round robin {}, with exceptions: {:.0} % of the connections stand in this cycle",
                 arrows(cycle),
                 100.0 * share
             ),
-            Pattern::ShuffledRounds => {
+            OrderPattern::ShuffledRounds => {
                 "shuffled per round: each round serves every worker once, in an order that changes".to_string()
             }
-            Pattern::Mostly { worker, share } => {
+            OrderPattern::Mostly { worker, share } => {
                 format!("mostly worker {worker}, with exceptions: it took {:.0} % of the connections", 100.0 * share)
             }
-            Pattern::Priority(worker) => format!(
+            OrderPattern::Priority(worker) => format!(
                 "priority: worker {worker} takes all while it is idle, however long the others have slept (at a \
                  shared socket: the one that registered first)"
             ),
-            Pattern::LastInFirstOut(worker) => {
+            OrderPattern::LastInFirstOut(worker) => {
                 format!("last in, first out: worker {worker} was always the last to fall asleep")
             }
-            Pattern::Favourite(worker) => format!("one favourite: worker {worker}, by an unknown rule"),
-            Pattern::Random => "random: no connection depends on the one before or a round before".to_string(),
-            Pattern::TooFew => "too few connections to find the rule; raise --connections".to_string(),
-            Pattern::Unnamed => "unknown: not random, and no simple rule".to_string(),
+            OrderPattern::Favourite(worker) => format!("one favourite: worker {worker}, by an unknown rule"),
+            OrderPattern::Random => "random: no connection depends on the one before or a round before".to_string(),
+            OrderPattern::TooFew => "too few connections to find the rule; raise --connections".to_string(),
+            OrderPattern::Unnamed => "unknown: not random, and no simple rule".to_string(),
         }
     }
 }
@@ -332,17 +332,17 @@ mod tests {
     #[test]
     fn a_rotation_is_round_robin_whichever_way_it_turns() {
         let down = order((0..400).map(|i| 3 - i % 4));
-        assert_eq!(down.pattern(), Pattern::RoundRobin(vec![3, 2, 1, 0]));
+        assert_eq!(down.pattern(), OrderPattern::RoundRobin(vec![3, 2, 1, 0]));
         assert_eq!((down.agreement(4), down.agreement(1)), (1.0, 0.0));
     }
 
     #[test]
     fn one_taker_is_a_priority_if_it_stays_one_and_a_stack_if_the_last_to_sleep_takes_over() {
         let after = |took: &[bool]| Order { last_to_sleep_took: took.to_vec(), ..order([3; 200]) }.pattern();
-        assert_eq!(after(&[false; 5]), Pattern::Priority(3));
-        assert_eq!(after(&[true; 5]), Pattern::LastInFirstOut(3));
-        assert_eq!(after(&[true, false, true, false, false]), Pattern::Favourite(3));
-        assert_eq!(after(&[]), Pattern::Favourite(3));
+        assert_eq!(after(&[false; 5]), OrderPattern::Priority(3));
+        assert_eq!(after(&[true; 5]), OrderPattern::LastInFirstOut(3));
+        assert_eq!(after(&[true, false, true, false, false]), OrderPattern::Favourite(3));
+        assert_eq!(after(&[]), OrderPattern::Favourite(3));
     }
 
     fn digits(text: &str) -> Order {
@@ -351,7 +351,7 @@ mod tests {
 
     #[test]
     fn a_rotation_with_exceptions_is_named_by_the_cycle_that_is_seen_most() {
-        let Pattern::MostlyRoundRobin { cycle, share } = digits("1302 1302 1302 1321 0321").pattern() else {
+        let OrderPattern::MostlyRoundRobin { cycle, share } = digits("1302 1302 1302 1321 0321").pattern() else {
             panic!("{:?}", digits("1302 1302 1302 1321 0321").pattern())
         };
         assert_eq!((cycle, (100.0 * share).round()), (vec![1, 3, 0, 2], 65.0));
@@ -367,18 +367,18 @@ mod tests {
             dice.shuffle(&mut round);
             round
         };
-        assert_eq!(order((0..100).flat_map(round)).pattern(), Pattern::ShuffledRounds);
+        assert_eq!(order((0..100).flat_map(round)).pattern(), OrderPattern::ShuffledRounds);
         let mostly = order((0..200).map(|i| if i % 8 == 5 { i / 8 % 3 } else { 3 }));
-        assert_eq!(mostly.pattern(), Pattern::Mostly { worker: 3, share: 0.875 });
-        assert_eq!(order([2; 200]).pattern(), Pattern::Favourite(2));
+        assert_eq!(mostly.pattern(), OrderPattern::Mostly { worker: 3, share: 0.875 });
+        assert_eq!(order([2; 200]).pattern(), OrderPattern::Favourite(2));
     }
 
     #[test]
     fn dice_are_random_and_loaded_dice_too_but_runs_are_not() {
         let mut dice = fastrand::Rng::with_seed(7);
-        assert_eq!(order((0..1000).map(|_| dice.u32(0..4))).pattern(), Pattern::Random);
-        assert_eq!(order((0..1000).map(|_| dice.u32(0..8).saturating_sub(4))).pattern(), Pattern::Random);
-        assert_eq!(order((0..1000).map(|i| i / 10 % 4)).pattern(), Pattern::Unnamed);
-        assert_eq!(order((0..20).map(|_| dice.u32(0..4))).pattern(), Pattern::TooFew);
+        assert_eq!(order((0..1000).map(|_| dice.u32(0..4))).pattern(), OrderPattern::Random);
+        assert_eq!(order((0..1000).map(|_| dice.u32(0..8).saturating_sub(4))).pattern(), OrderPattern::Random);
+        assert_eq!(order((0..1000).map(|i| i / 10 % 4)).pattern(), OrderPattern::Unnamed);
+        assert_eq!(order((0..20).map(|_| dice.u32(0..4))).pattern(), OrderPattern::TooFew);
     }
 }

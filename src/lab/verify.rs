@@ -3,7 +3,7 @@
 
 use crate::console;
 use crate::lab::evidence::accounting::first_error;
-use crate::lab::evidence::claims::{Judged, Verdict, judge};
+use crate::lab::evidence::claims::{ClaimVerdict, JudgedClaim, judge};
 use crate::lab::plan::case::Case;
 use crate::lab::plan::experiment::Experiment;
 use crate::lab::program::{Interrupt, Stop, print_until};
@@ -13,14 +13,14 @@ use crate::lab::run::one_case;
 /// Runs every case and prints a line for each, and then one for each claim; true when all of them passed.
 pub fn run(experiments: &[Experiment], interrupt: &Interrupt) -> Result<bool, Stop> {
     let cases: Vec<Case> = experiments.iter().flat_map(|experiment| experiment.cases(true)).collect();
-    let mut tally = Tally::default();
+    let mut tally = OutcomeCounts::default();
     let mut rows: Vec<Row> = Vec::new();
     let mut verify = |case: &Case| {
         let row = one_case::run(case, 0, interrupt)?;
         let outcome = match (&row.skipped, first_error(&row)) {
-            (Some(why), _) => Outcome::Skipped(why.clone()),
-            (None, None) => Outcome::Passed,
-            (None, Some(what)) => Outcome::Failed(what),
+            (Some(why), _) => TestOutcome::Skipped(why.clone()),
+            (None, None) => TestOutcome::Passed,
+            (None, Some(what)) => TestOutcome::Failed(what),
         };
         rows.push(row);
         print_until(interrupt, &tally.line(&case.to_string(), outcome))
@@ -40,45 +40,45 @@ pub fn run(experiments: &[Experiment], interrupt: &Interrupt) -> Result<bool, St
     Ok(tally.failed == 0)
 }
 
-enum Outcome {
+enum TestOutcome {
     Passed,
     Failed(String),
     Skipped(String),
 }
 
 #[derive(Default)]
-struct Tally {
+struct OutcomeCounts {
     passed: usize,
     failed: usize,
     skipped: usize,
 }
 
-impl Tally {
-    fn line(&mut self, name: &str, outcome: Outcome) -> String {
+impl OutcomeCounts {
+    fn line(&mut self, name: &str, outcome: TestOutcome) -> String {
         let (count, line) = match outcome {
-            Outcome::Passed => (&mut self.passed, format!("ok       {name}\n")),
-            Outcome::Failed(what) => (&mut self.failed, format!("FAIL     {name}: {what}\n")),
-            Outcome::Skipped(why) => (&mut self.skipped, format!("skipped  {name}: {why}\n")),
+            TestOutcome::Passed => (&mut self.passed, format!("ok       {name}\n")),
+            TestOutcome::Failed(what) => (&mut self.failed, format!("FAIL     {name}: {what}\n")),
+            TestOutcome::Skipped(why) => (&mut self.skipped, format!("skipped  {name}: {why}\n")),
         };
         *count += 1;
         line
     }
 }
 
-impl std::fmt::Display for Tally {
+impl std::fmt::Display for OutcomeCounts {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
     }
 }
 
 /// A count that is exact needs no second run.
-fn asserted(judged: &Judged) -> Outcome {
+fn asserted(judged: &JudgedClaim) -> TestOutcome {
     match &judged.verdict {
-        Verdict::Skipped(reason) => Outcome::Skipped(reason.clone()),
-        Verdict::Holds | Verdict::SeenOnce(true) => Outcome::Passed,
+        ClaimVerdict::Skipped(reason) => TestOutcome::Skipped(reason.clone()),
+        ClaimVerdict::Holds | ClaimVerdict::SeenOnce(true) => TestOutcome::Passed,
         _ => {
             let bar = judged.bar().map_or(String::new(), |bar| format!(", and the bar is {bar}"));
-            Outcome::Failed(format!("it is {}{bar}", judged.measured()))
+            TestOutcome::Failed(format!("it is {}{bar}", judged.measured()))
         }
     }
 }

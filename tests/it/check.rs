@@ -2,13 +2,13 @@
 
 use std::process::{Command, Output};
 
-use acceptlab::lab::check::{self, Cause, Unheld, Verdict};
+use acceptlab::lab::check::{self, CommonCause, ProbeResult, Unheld};
 use acceptlab::lab::program::Program;
 
 use crate::support::{Needs, inconclusive, kind};
 
 /// The verdicts of `command` on the points named.
-fn judge<const N: usize>(command: &[&str], ids: [&str; N]) -> [Verdict; N] {
+fn judge<const N: usize>(command: &[&str], ids: [&str; N]) -> [ProbeResult; N] {
     let all = check::points();
     let points = ids.map(|id| *all.iter().find(|point| point.id == id).expect("a point with this id"));
     let command: Vec<String> = command.iter().map(|word| word.to_string()).collect();
@@ -17,7 +17,7 @@ fn judge<const N: usize>(command: &[&str], ids: [&str; N]) -> [Verdict; N] {
 }
 
 #[track_caller]
-fn assert_found(verdict: &Verdict, word: &str) {
+fn assert_found(verdict: &ProbeResult, word: &str) {
     match verdict {
         Err(Unheld::Broken { found, .. }) => assert!(found.contains(word), "{word:?} is not in {found:?}"),
         other => panic!("not broken but {other:?}"),
@@ -43,7 +43,7 @@ fn a_server_that_never_says_ready_fails_for_one_reason_and_is_asked_nothing_else
     for verdict in &verdicts {
         assert_found(verdict, "\"hello\"");
         assert_found(verdict, "oops");
-        assert!(matches!(verdict, Err(Unheld::Broken { cause: Some(Cause::NotReady), .. })), "{verdict:?}");
+        assert!(matches!(verdict, Err(Unheld::Broken { cause: Some(CommonCause::NotReady), .. })), "{verdict:?}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! The counts behind the columns: what they hold, what they leave out, and that two independent books agree.
 
-use acceptlab::lab::evidence::columns::{self, Sample, Value};
+use acceptlab::lab::evidence::columns::{self, Formula, Sample};
 use acceptlab::lab::record::{self, Row};
 use acceptlab::report::WorkerReport;
 
@@ -41,7 +41,7 @@ columns = [{columns}]
 #[track_caller]
 pub fn number(column: &str, row: &Row) -> f64 {
     match columns::find(column).unwrap().value {
-        Value::Real(of) => of(Sample { row, baseline: None }).unwrap_or_else(|| panic!("no {column} in {row:?}")),
+        Formula::Real(of) => of(Sample { row, baseline: None }).unwrap_or_else(|| panic!("no {column} in {row:?}")),
         _ => panic!("{column} is not a real number"),
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use acceptlab::lab::check::Verdict;
+use acceptlab::lab::check::ProbeResult;
 use acceptlab::lab::check::client::{Client, GET, Response};
 use acceptlab::lab::check::server::{Program, Server};
 use acceptlab::report::LoadReport;
@@ -67,7 +67,7 @@ pub fn start_after(preparation: &str, name: &str, flags: &[&str]) -> Server {
 
 /// The value, or a panic with what was expected and found.
 #[track_caller]
-pub fn held<T>(verdict: Verdict<T>) -> T {
+pub fn held<T>(verdict: ProbeResult<T>) -> T {
     verdict.unwrap_or_else(|why| panic!("{why:?}"))
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::client::{Client, GET, GET_AND_CLOSE, PATIENCE, served};
 use super::server::Server;
-use super::{Point, SERVE, Verdict, broken, shared};
+use super::{Point, ProbeResult, SERVE, broken, shared};
 use crate::lab::observe::processes::poll_until;
 
 pub const POINTS: &[Point] = &[
@@ -17,14 +17,14 @@ pub const POINTS: &[Point] = &[
         .hint("close(2) the connection on every way out, after an error, too"),
 ];
 
-fn get(server: &Server) -> Verdict {
+fn get(server: &Server) -> ProbeResult {
     let mut client = Client::connect(server.addr)?;
     client.ask(GET_AND_CLOSE)?.expect(200)?;
     // Bytes that Content-Length does not announce would come before the close.
     client.closes(PATIENCE)
 }
 
-fn signature(server: &Server) -> Verdict {
+fn signature(server: &Server) -> ProbeResult {
     let answer = served(server.addr)?;
     let (worker, pid) = answer.signature()?;
     if worker != answer.worker()? {
@@ -37,20 +37,20 @@ fn signature(server: &Server) -> Verdict {
     Ok(())
 }
 
-fn close_1_0(server: &Server) -> Verdict {
+fn close_1_0(server: &Server) -> ProbeResult {
     let mut client = Client::connect(server.addr)?;
     client.ask(b"GET / HTTP/1.0\r\n\r\n")?.expect(200)?;
     client.closes(PATIENCE)
 }
 
-fn header_names(server: &Server) -> Verdict {
+fn header_names(server: &Server) -> ProbeResult {
     let mut client = Client::connect(server.addr)?;
     client.ask(b"GET / HTTP/1.1\r\nhOST: a\r\ncONNECTION: CLOSE\r\n\r\n")?.expect(200)?;
     client.closes(PATIENCE)
 }
 
-fn no_leak(server: &Server) -> Verdict {
-    let ways_to_leave: [fn(&mut Client) -> Verdict; 3] = [
+fn no_leak(server: &Server) -> ProbeResult {
+    let ways_to_leave: [fn(&mut Client) -> ProbeResult; 3] = [
         |client| client.ask(GET_AND_CLOSE).map(drop),
         |client| client.ask(GET).map(drop),
         |client| client.ask(b"nonsense\r\n\r\n").map(drop),

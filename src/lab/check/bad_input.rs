@@ -3,7 +3,7 @@
 use super::client::{Client, GET, PATIENCE, served};
 use super::http::LARGEST_BODY;
 use super::server::Server;
-use super::{Point, SERVE, Verdict, shared};
+use super::{Point, ProbeResult, SERVE, shared};
 
 pub const POINTS: &[Point] = &[
     shared(SERVE, "bad-request-line", "a malformed request line gets 400 and a close", |server| {
@@ -75,7 +75,7 @@ pub const POINTS: &[Point] = &[
 
 /// Sends `request` and a good one behind it: the answer has one of `statuses`, the connection is closed without
 /// an answer to the second, and the next client is served.
-fn refused(server: &Server, request: &[u8], statuses: &[u16]) -> Verdict {
+fn refused(server: &Server, request: &[u8], statuses: &[u16]) -> ProbeResult {
     let mut client = Client::connect(server.addr)?;
     client.send(request)?;
     client.send(GET)?;
@@ -93,7 +93,7 @@ fn post_with(headers: &str) -> Vec<u8> {
     format!("POST / HTTP/1.1\r\nHost: a\r\n{headers}\r\n").into_bytes()
 }
 
-fn chunked(server: &Server) -> Verdict {
+fn chunked(server: &Server) -> ProbeResult {
     let mut request = post_with("Transfer-Encoding: chunked\r\n");
     request.extend_from_slice(b"3\r\nabc\r\n0\r\n\r\n");
     let mut client = Client::connect(server.addr)?;

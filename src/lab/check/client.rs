@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use socket2::SockRef;
 
 use super::queues::queues;
-use super::{Cause, Sent, Unheld, Verdict, broken, not_applicable};
+use super::{CommonCause, ProbeResult, SentRequest, Unheld, broken, not_applicable};
 use crate::http::signature;
 use crate::lab::observe::processes::poll_until;
 
@@ -28,7 +28,7 @@ pub struct Client {
     received: Vec<u8>,
     answers: usize,
     /// Since the last answer; after an answer it stays until the next is sent.
-    sent: Sent,
+    sent: SentRequest,
 }
 
 /// One response, whole.
@@ -38,16 +38,16 @@ pub struct Response {
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
     /// What it answers.
-    sent: Sent,
+    sent: SentRequest,
 }
 
 /// Asks once on a connection of its own and expects a 200 within [`PATIENCE`]: the server is alive.
-pub fn served(addr: SocketAddr) -> Verdict<Response> {
+pub fn served(addr: SocketAddr) -> ProbeResult<Response> {
     served_within(addr, PATIENCE)
 }
 
 /// The same for a server that may keep us waiting for longer.
-pub fn served_within(addr: SocketAddr, patience: Duration) -> Verdict<Response> {
+pub fn served_within(addr: SocketAddr, patience: Duration) -> ProbeResult<Response> {
     let mut client = Client::connect(addr)?;
     client.send(GET_AND_CLOSE)?;
     let answer = client.answer_within(patience)?;
@@ -56,7 +56,7 @@ pub fn served_within(addr: SocketAddr, patience: Duration) -> Verdict<Response> 
 }
 
 impl Client {
-    pub fn connect(addr: SocketAddr) -> Verdict<Client> {
+    pub fn connect(addr: SocketAddr) -> ProbeResult<Client> {
         let connected = TcpStream::connect_timeout(&addr, PATIENCE).and_then(|stream| {
             // Each write leaves as a segment of its own; otherwise no request would arrive in pieces.
             stream.set_nodelay(true)?;
@@ -64,16 +64,16 @@ impl Client {
             Ok(stream)
         });
         match connected {
-            Ok(stream) => Ok(Client { stream, received: Vec::new(), answers: 0, sent: Sent::default() }),
+            Ok(stream) => Ok(Client { stream, received: Vec::new(), answers: 0, sent: SentRequest::default() }),
             Err(error) => broken(format!("a connection to {addr}"), error.to_string()),
         }
     }
 
     /// Sends `bytes`. A server may answer and close before it has read the last of them; only the answer shows whether
     /// that was right.
-    pub fn send(&mut self, bytes: &[u8]) -> Verdict {
+    pub fn send(&mut self, bytes: &[u8]) -> ProbeResult {
         if self.sent.request <= self.answers {
-            self.sent = Sent { request: self.answers + 1, ..Sent::default() };
+            self.sent = SentRequest { request: self.answers + 1, ..SentRequest::default() };
         }
         self.sent.add(bytes);
         match self.stream.write_all(bytes) {
@@ -85,31 +85,31 @@ impl Client {
     }
 
     /// Sends a request (no HEAD) and awaits its answer.
-    pub fn ask(&mut self, request: &[u8]) -> Verdict<Response> {
+    pub fn ask(&mut self, request: &[u8]) -> ProbeResult<Response> {
         self.send(request)?;
         self.answer()
     }
 
-    pub fn answer(&mut self) -> Verdict<Response> {
+    pub fn answer(&mut self) -> ProbeResult<Response> {
         self.answer_within(PATIENCE)
     }
 
-    pub fn answer_within(&mut self, patience: Duration) -> Verdict<Response> {
+    pub fn answer_within(&mut self, patience: Duration) -> ProbeResult<Response> {
         self.read_answer(true, patience)
     }
 
     /// An answer, or a close without one.
-    pub fn answer_or_close(&mut self, within: Duration) -> Verdict<Option<Response>> {
+    pub fn answer_or_close(&mut self, within: Duration) -> ProbeResult<Option<Response>> {
         self.read(true, within)
     }
 
     /// An answer to HEAD: its Content-Length announces a body that does not come.
-    pub fn answer_to_head(&mut self) -> Verdict<Response> {
+    pub fn answer_to_head(&mut self) -> ProbeResult<Response> {
         self.read_answer(false, PATIENCE)
     }
 
     /// The server closes the connection, and sends nothing before it does.
-    pub fn closes(&mut self, within: Duration) -> Verdict {
+    pub fn closes(&mut self, within: Duration) -> ProbeResult {
         let expected = format!("the connection is closed within {within:?}");
         match self.receive(Instant::now() + within) {
             Ok(0) if self.received.is_empty() => Ok(()),
@@ -127,7 +127,7 @@ impl Client {
     }
 
     /// Waits until every byte we sent has arrived and the server has taken it out of its socket.
-    pub fn was_read(&self) -> Verdict {
+    pub fn was_read(&self) -> ProbeResult {
         let (ours, theirs) = self.addresses()?;
         let read = poll_until(PATIENCE, || match (queues(ours, theirs), queues(theirs, ours)) {
             (Err(errno), _) | (_, Err(errno)) => Some(not_applicable(format!("sock_diag(7): {errno}"))),
@@ -139,7 +139,7 @@ impl Client {
 
     /// Waits until an answer has begun to arrive and, since we do not read it, no more of it comes: the sockets are full,
     /// or the server has sent everything.
-    pub fn lets_answers_pile_up(&self) -> Verdict {
+    pub fn lets_answers_pile_up(&self) -> ProbeResult {
         let (ours, theirs) = self.addresses()?;
         // A server that has an answer ready does not pause for so long in the middle of sending.
         let standstill = Duration::from_millis(50);
@@ -156,7 +156,7 @@ impl Client {
     }
 
     /// Of both ends, ours first.
-    fn addresses(&self) -> Verdict<(SocketAddrV4, SocketAddrV4)> {
+    fn addresses(&self) -> ProbeResult<(SocketAddrV4, SocketAddrV4)> {
         match (self.stream.local_addr(), self.stream.peer_addr()) {
             (Ok(SocketAddr::V4(ours)), Ok(SocketAddr::V4(theirs))) => Ok((ours, theirs)),
             (Ok(_), Ok(_)) => not_applicable("the queues of an IPv6 connection are not read"),
@@ -166,7 +166,7 @@ impl Client {
         }
     }
 
-    fn read_answer(&mut self, with_body: bool, patience: Duration) -> Verdict<Response> {
+    fn read_answer(&mut self, with_body: bool, patience: Duration) -> ProbeResult<Response> {
         match self.read(with_body, patience)? {
             Some(answer) => Ok(answer),
             None if self.answers > 0 => Err(self.closed_after_an_answer()),
@@ -177,15 +177,15 @@ impl Client {
     /// Nothing has asked for a close: a probe sends nothing behind `Connection: close`.
     fn closed_after_an_answer(&self) -> Unheld {
         let found = format!("the connection is closed after answer {}", self.answers);
-        Unheld::new("an answer on the same connection", found).after(&self.sent).because(Cause::KeepAlive)
+        Unheld::new("an answer on the same connection", found).after(&self.sent).because(CommonCause::KeepAlive)
     }
 
-    fn broken<T>(&self, expected: impl Into<String>, found: impl Into<String>) -> Verdict<T> {
+    fn broken<T>(&self, expected: impl Into<String>, found: impl Into<String>) -> ProbeResult<T> {
         Err(Unheld::new(expected, found).after(&self.sent))
     }
 
     /// An answer, or nothing where the connection was closed before its first byte.
-    fn read(&mut self, with_body: bool, patience: Duration) -> Verdict<Option<Response>> {
+    fn read(&mut self, with_body: bool, patience: Duration) -> ProbeResult<Option<Response>> {
         let deadline = Instant::now() + patience;
         loop {
             if let Some(answer) = self.take_answer(with_body)? {
@@ -206,7 +206,7 @@ impl Client {
     }
 
     /// Takes one answer off what was received, if it is there in full.
-    fn take_answer(&mut self, with_body: bool) -> Verdict<Option<Response>> {
+    fn take_answer(&mut self, with_body: bool) -> ProbeResult<Option<Response>> {
         let mut headers = [httparse::EMPTY_HEADER; 32];
         let mut head = httparse::Response::new(&mut headers);
         let head_length = match head.parse(&self.received) {
@@ -258,26 +258,26 @@ impl Response {
     }
 
     /// A point is broken by this answer.
-    pub fn broken<T>(&self, expected: impl Into<String>, found: impl Into<String>) -> Verdict<T> {
+    pub fn broken<T>(&self, expected: impl Into<String>, found: impl Into<String>) -> ProbeResult<T> {
         Err(Unheld::new(expected, found).after(&self.sent))
     }
 
-    pub fn content_length(&self) -> Verdict<usize> {
+    pub fn content_length(&self) -> ProbeResult<usize> {
         self.number("Content-Length")
     }
 
     /// The number in `X-Worker`.
-    pub fn worker(&self) -> Verdict<usize> {
+    pub fn worker(&self) -> ProbeResult<usize> {
         self.number("X-Worker")
     }
 
-    fn number(&self, header: &str) -> Verdict<usize> {
+    fn number(&self, header: &str) -> ProbeResult<usize> {
         let value = self.header(header);
         let number = value.and_then(|value| value.parse().ok());
         number.map_or_else(|| self.broken(format!("`{header}: N`"), format!("{value:?} in {:?}", self.headers)), Ok)
     }
 
-    pub fn expect(&self, status: u16) -> Verdict {
+    pub fn expect(&self, status: u16) -> ProbeResult {
         if self.status == status {
             return Ok(());
         }
@@ -285,7 +285,7 @@ impl Response {
     }
 
     /// The connection option it carries is `option` (`close`, `keep-alive`), in any case.
-    pub fn expect_connection(&self, option: &str) -> Verdict {
+    pub fn expect_connection(&self, option: &str) -> ProbeResult {
         match self.header("connection") {
             Some(value) if value.eq_ignore_ascii_case(option) => Ok(()),
             Some(value) => self.broken(format!("`Connection: {option}`"), format!("`Connection: {value}`")),
@@ -294,7 +294,7 @@ impl Response {
     }
 
     /// Worker and process as the body names them: `handled by worker I, pid P`.
-    pub fn signature(&self) -> Verdict<(usize, i32)> {
+    pub fn signature(&self) -> ProbeResult<(usize, i32)> {
         let expected = "a body that begins `handled by worker I, pid P`";
         let found = || format!("{:?}", String::from_utf8_lossy(&self.body));
         signature(&self.body).map_or_else(|| self.broken(expected, found()), Ok)

@@ -2,7 +2,7 @@
 
 use super::client::{Client, GET, GET_AND_CLOSE, PATIENCE};
 use super::server::Server;
-use super::{Point, SERVE, Verdict, shared};
+use super::{Point, ProbeResult, SERVE, shared};
 
 const HEAD: &[u8] = b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n";
 
@@ -29,7 +29,7 @@ const SKIP_THE_BODY: &str = "read and discard Content-Length bytes before the ne
 
 /// Several lines of one name are one list (RFC 9110, section 5.2), and close in it is decisive (RFC 9112, section
 /// 9.3), whichever comes first.
-fn close_wins(server: &Server) -> Verdict {
+fn close_wins(server: &Server) -> ProbeResult {
     for request in [
         b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nConnection: keep-alive\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive\r\nConnection: close\r\n\r\n",
@@ -42,7 +42,7 @@ fn close_wins(server: &Server) -> Verdict {
 }
 
 /// `ab -k` hangs otherwise.
-fn keep_alive_1_0(server: &Server) -> Verdict {
+fn keep_alive_1_0(server: &Server) -> ProbeResult {
     let mut client = Client::connect(server.addr)?;
     for _ in 0..2 {
         let answer = client.ask(b"GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n")?;
@@ -53,7 +53,7 @@ fn keep_alive_1_0(server: &Server) -> Verdict {
 }
 
 /// GET and HEAD in turns, so that an answer in the wrong place has or lacks a body; only the last one closes.
-fn pipelining(server: &Server) -> Verdict {
+fn pipelining(server: &Server) -> ProbeResult {
     let mut client = Client::connect(server.addr)?;
     let mut requests = [GET, HEAD].concat().repeat(4);
     requests.extend_from_slice(GET);
@@ -68,7 +68,7 @@ fn pipelining(server: &Server) -> Verdict {
     client.closes(PATIENCE)
 }
 
-fn byte_by_byte(server: &Server) -> Verdict {
+fn byte_by_byte(server: &Server) -> ProbeResult {
     let mut client = Client::connect(server.addr)?;
     for byte in GET {
         send_apart(&mut client, &[*byte])?;
@@ -76,7 +76,7 @@ fn byte_by_byte(server: &Server) -> Verdict {
     client.answer()?.expect(200)
 }
 
-fn split_anywhere(server: &Server) -> Verdict {
+fn split_anywhere(server: &Server) -> ProbeResult {
     let mut client = Client::connect(server.addr)?;
     for position in 1..GET.len() {
         let (front, back) = GET.split_at(position);
@@ -87,12 +87,12 @@ fn split_anywhere(server: &Server) -> Verdict {
 }
 
 /// Sends and waits until the server has read it, so that what follows comes to it as another piece.
-fn send_apart(client: &mut Client, bytes: &[u8]) -> Verdict {
+fn send_apart(client: &mut Client, bytes: &[u8]) -> ProbeResult {
     client.send(bytes)?;
     client.was_read()
 }
 
-fn head(server: &Server) -> Verdict {
+fn head(server: &Server) -> ProbeResult {
     let mut client = Client::connect(server.addr)?;
     let announced = client.ask(GET)?.content_length()?;
     client.send(HEAD)?;
@@ -105,7 +105,7 @@ fn head(server: &Server) -> Verdict {
     client.ask(GET)?.expect(200)
 }
 
-fn post(server: &Server, length: usize) -> Verdict {
+fn post(server: &Server, length: usize) -> ProbeResult {
     let mut client = Client::connect(server.addr)?;
     let mut request = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n").into_bytes();
     // A body that looks like requests: a server that does not skip it answers them.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crossbeam_channel::{RecvTimeoutError, Sender, unbounded};
 
 use super::server::{NotReady, Program, Server};
-use super::{Cause, Point, Probe, Verdict, start};
+use super::{CommonCause, Point, Probe, ProbeResult, start};
 use crate::lab::observe::processes::{Process, family};
 use crate::lab::program::Stop;
 
@@ -20,13 +20,13 @@ const EXAMINERS: usize = 4;
 pub fn judge(
     program: &Program,
     points: &[&'static Point],
-    mut report: impl FnMut(&Point, &Verdict),
-) -> Result<Vec<Verdict>, Stop> {
+    mut report: impl FnMut(&Point, &ProbeResult),
+) -> Result<Vec<ProbeResult>, Stop> {
     let first_start = match program.start_on("127.0.0.1:0", &[]) {
         Err(NotReady::NotStarted(why)) => return Err(Stop::Failed(why)),
         Err(NotReady::Interrupted) => return Err(Stop::Interrupted),
         Err(not_ready) => Err(not_ready.into_broken(&[])),
-        Ok(server) => start::listens(&server).map_err(|why| why.because(Cause::NotReady)),
+        Ok(server) => start::listens(&server).map_err(|why| why.because(CommonCause::NotReady)),
     };
     let Err(why) = first_start else { return judge_running(program, points, report) };
     points.iter().for_each(|point| report(point, &Err(why.clone())));
@@ -37,10 +37,10 @@ pub fn judge(
 fn judge_running(
     program: &Program,
     points: &[&'static Point],
-    mut report: impl FnMut(&Point, &Verdict),
-) -> Result<Vec<Verdict>, Stop> {
+    mut report: impl FnMut(&Point, &ProbeResult),
+) -> Result<Vec<ProbeResult>, Stop> {
     let jobs = Mutex::new(jobs(points));
-    let mut verdicts: Vec<Option<Verdict>> = points.iter().map(|_| None).collect();
+    let mut verdicts: Vec<Option<ProbeResult>> = points.iter().map(|_| None).collect();
     std::thread::scope(|scope| {
         let (sender, receiver) = unbounded();
         for _ in 0..EXAMINERS {
@@ -62,7 +62,7 @@ fn judge_running(
             }
         }
     });
-    verdicts.into_iter().collect::<Option<Vec<Verdict>>>().ok_or(Stop::Interrupted)
+    verdicts.into_iter().collect::<Option<Vec<ProbeResult>>>().ok_or(Stop::Interrupted)
 }
 
 /// How long an interrupt may go unnoticed.
@@ -86,7 +86,7 @@ fn examine(
     program: &Program,
     points: &[&'static Point],
     jobs: &Mutex<VecDeque<Vec<usize>>>,
-    verdicts: &Sender<(usize, Verdict)>,
+    verdicts: &Sender<(usize, ProbeResult)>,
 ) {
     loop {
         let Some(job) = jobs.lock().expect("no examiner panics with the lock").pop_front() else { return };
@@ -106,7 +106,7 @@ fn examine(
 
 /// Runs a probe on the shared server. After a broken point the server may be dead or stuck, so the next point gets a new
 /// one.
-fn on_shared(program: &Program, server: &mut Option<Server>, probe: fn(&Server) -> Verdict) -> Verdict {
+fn on_shared(program: &Program, server: &mut Option<Server>, probe: fn(&Server) -> ProbeResult) -> ProbeResult {
     let asked = match server.take() {
         Some(server) => server,
         None => program.start(&[])?,

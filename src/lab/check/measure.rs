@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use super::client::{Client, GET, GET_AND_CLOSE, PATIENCE, served};
 use super::server::{NotReady, Program, Server};
 use super::stop::stopped_by;
-use super::{FLAGS, Point, SCOREBOARD, SERVE, STOP, Verdict, broken, not_applicable, own, shared};
+use super::{FLAGS, Point, ProbeResult, SCOREBOARD, SERVE, STOP, broken, not_applicable, own, shared};
 use crate::lab::observe::processes::poll_until;
 use crate::scoreboard::{Count, Scoreboard};
 
@@ -30,7 +30,7 @@ pub const POINTS: &[Point] = &[
     own(SCOREBOARD, "scoreboard", "--scoreboard PATH puts the live counters in this file", scoreboard),
 ];
 
-fn keep_alive_1_1(server: &Server) -> Verdict {
+fn keep_alive_1_1(server: &Server) -> ProbeResult {
     let mut client = Client::connect(server.addr)?;
     for _ in 0..3 {
         client.ask(GET)?.expect(200)?;
@@ -38,14 +38,14 @@ fn keep_alive_1_1(server: &Server) -> Verdict {
     Ok(())
 }
 
-fn close_1_1(server: &Server) -> Verdict {
+fn close_1_1(server: &Server) -> ProbeResult {
     let mut client = Client::connect(server.addr)?;
     client.ask(GET)?.expect(200)?;
     client.ask(GET_AND_CLOSE)?.expect(200)?;
     client.closes(PATIENCE)
 }
 
-fn workers(program: &Program) -> Verdict {
+fn workers(program: &Program) -> ProbeResult {
     let flags = ["--workers", "3"];
     if program.names(flags[0]) {
         return not_applicable("the command line sets --workers itself");
@@ -71,12 +71,12 @@ fn workers(program: &Program) -> Verdict {
     Ok(())
 }
 
-fn serves_with(program: &Program, flags: &[&str]) -> Verdict {
+fn serves_with(program: &Program, flags: &[&str]) -> ProbeResult {
     let server = program.start(flags)?;
     served(server.addr).map(drop)
 }
 
-fn body_n(program: &Program) -> Verdict {
+fn body_n(program: &Program) -> ProbeResult {
     let server = program.start(&["--body", "1000"])?;
     let answer = served(server.addr)?;
     answer.signature()?;
@@ -86,7 +86,7 @@ fn body_n(program: &Program) -> Verdict {
     }
 }
 
-fn fields(program: &Program) -> Verdict {
+fn fields(program: &Program) -> ProbeResult {
     let (server, ended) = stopped_by(program, Signal::SIGTERM)?;
     let document = ended.document()?;
     if document["listen"].as_str() != Some(&server.addr.to_string()) {
@@ -114,7 +114,7 @@ const WORKER_FIELDS: [&str; 13] = [
 ];
 
 /// Connections and requests per worker, counted here from `X-Worker` and there by the worker.
-fn counts_agree(program: &Program) -> Verdict {
+fn counts_agree(program: &Program) -> ProbeResult {
     let mut server = program.start(&[])?;
     let mut ours: BTreeMap<usize, (u64, u64)> = BTreeMap::new();
     for requests in [1, 4, 4, 7, 1, 4, 4, 7] {
@@ -138,7 +138,7 @@ fn counts_agree(program: &Program) -> Verdict {
 }
 
 /// The file has the layout of the contract, names the server's processes, and one request adds one to its counts.
-fn scoreboard(program: &Program) -> Verdict {
+fn scoreboard(program: &Program) -> ProbeResult {
     let path = std::env::temp_dir().join(format!("acceptlab-check-{:016x}", fastrand::u64(..)));
     let Some(name) = path.to_str() else {
         return not_applicable("the path of the temporary folder is not UTF-8");
@@ -152,7 +152,7 @@ fn scoreboard(program: &Program) -> Verdict {
     verdict
 }
 
-fn counts_one_request(server: &Server, board: Scoreboard, path: &Path) -> Verdict {
+fn counts_one_request(server: &Server, board: Scoreboard, path: &Path) -> ProbeResult {
     let counts = || {
         // To read what a server has cut off its file would kill us (SIGBUS, mmap(2)).
         let is_whole = std::fs::metadata(path).is_ok_and(|file| file.len() >= board.bytes());

@@ -46,9 +46,9 @@ pub enum Unheld {
         found: String,
         /// What the client had sent on its connection.
         #[serde(flatten)]
-        sent: Option<Sent>,
+        sent: Option<SentRequest>,
         #[serde(skip_serializing_if = "Option::is_none")]
-        cause: Option<Cause>,
+        cause: Option<CommonCause>,
     },
     NotApplicable {
         why: String,
@@ -57,7 +57,7 @@ pub enum Unheld {
 
 /// What a client sent since the last answer.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Sent {
+pub struct SentRequest {
     /// Counted from 1 on its connection.
     pub request: usize,
     /// The first bytes, escaped.
@@ -69,7 +69,7 @@ pub struct Sent {
 
 /// What makes several points fail at once.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Cause {
+pub enum CommonCause {
     NotReady,
     /// This flag of the contract is a wrong flag to the program.
     Flag(String),
@@ -79,14 +79,14 @@ pub enum Cause {
 }
 
 /// What a probe returns: the point holds, or why not.
-pub type Verdict<T = ()> = Result<T, Unheld>;
+pub type ProbeResult<T = ()> = Result<T, Unheld>;
 
 /// A broken point.
-pub fn broken<T>(expected: impl Into<String>, found: impl Into<String>) -> Verdict<T> {
+pub fn broken<T>(expected: impl Into<String>, found: impl Into<String>) -> ProbeResult<T> {
     Err(Unheld::new(expected, found))
 }
 
-fn not_applicable<T>(why: impl Into<String>) -> Verdict<T> {
+fn not_applicable<T>(why: impl Into<String>) -> ProbeResult<T> {
     Err(Unheld::NotApplicable { why: why.into() })
 }
 
@@ -95,14 +95,14 @@ impl Unheld {
         Unheld::Broken { expected: expected.into(), found: found.into(), sent: None, cause: None }
     }
 
-    fn after(mut self, bytes: &Sent) -> Unheld {
+    fn after(mut self, bytes: &SentRequest) -> Unheld {
         if let Unheld::Broken { sent, .. } = &mut self {
             *sent = (bytes.length > 0).then(|| bytes.clone());
         }
         self
     }
 
-    fn because(mut self, known: Cause) -> Unheld {
+    fn because(mut self, known: CommonCause) -> Unheld {
         if let Unheld::Broken { cause, .. } = &mut self {
             *cause = Some(known);
         }
@@ -110,7 +110,7 @@ impl Unheld {
     }
 }
 
-impl Sent {
+impl SentRequest {
     /// Of a long request the beginning is shown.
     fn add(&mut self, bytes: &[u8]) {
         const MOST: usize = 160;
@@ -132,18 +132,18 @@ impl fmt::Display for Unheld {
     }
 }
 
-impl fmt::Display for Cause {
+impl fmt::Display for CommonCause {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            Cause::NotReady => f.write_str("it does not get ready"),
-            Cause::Flag(flag) => write!(f, "the flag {flag} is refused"),
-            Cause::KeepAlive => f.write_str("keep-alive is missing"),
-            Cause::Report => f.write_str("the report at SIGTERM is missing or incomplete"),
+            CommonCause::NotReady => f.write_str("it does not get ready"),
+            CommonCause::Flag(flag) => write!(f, "the flag {flag} is refused"),
+            CommonCause::KeepAlive => f.write_str("keep-alive is missing"),
+            CommonCause::Report => f.write_str("the report at SIGTERM is missing or incomplete"),
         }
     }
 }
 
-impl Serialize for Cause {
+impl Serialize for CommonCause {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
@@ -163,9 +163,9 @@ pub struct Point {
 enum Probe {
     /// Asks a server that all of these share. The probe closes its connections before it returns, because a server that
     /// takes one connection at a time would keep the next probe waiting.
-    Shared(fn(&Server) -> Verdict),
+    Shared(fn(&Server) -> ProbeResult),
     /// Starts servers of its own.
-    Own(fn(&Program) -> Verdict),
+    Own(fn(&Program) -> ProbeResult),
 }
 
 const FLAGS: &str = "Flags";
@@ -174,11 +174,11 @@ const SERVE: &str = "Serve";
 const STOP: &str = "Stop";
 const SCOREBOARD: &str = "The scoreboard's layout";
 
-const fn shared(part: &'static str, id: &'static str, says: &'static str, probe: fn(&Server) -> Verdict) -> Point {
+const fn shared(part: &'static str, id: &'static str, says: &'static str, probe: fn(&Server) -> ProbeResult) -> Point {
     Point { id, says, part, hint: "", probe: Probe::Shared(probe) }
 }
 
-const fn own(part: &'static str, id: &'static str, says: &'static str, probe: fn(&Program) -> Verdict) -> Point {
+const fn own(part: &'static str, id: &'static str, says: &'static str, probe: fn(&Program) -> ProbeResult) -> Point {
     Point { id, says, part, hint: "", probe: Probe::Own(probe) }
 }
 
@@ -243,11 +243,11 @@ impl Options {
 }
 
 /// A level and the verdicts on those of its points that were tried.
-struct Judged {
+struct JudgedLevel {
     level: &'static Level,
     /// It was asked for some of its points only.
     is_part: bool,
-    verdicts: Vec<(&'static Point, Verdict)>,
+    verdicts: Vec<(&'static Point, ProbeResult)>,
 }
 
 /// Judges `command` level by level, prints the verdicts as they come, and returns whether all that were tried hold.
@@ -255,8 +255,8 @@ pub fn run(command: &[String], options: &Options, interrupt: &Interrupt) -> Resu
     let is_chosen = |point: &&Point| options.only.is_empty() || options.only.iter().any(|id| id == point.id);
     let (paint, columns) = (Paint::on(&std::io::stdout()), width(&std::io::stdout()));
     let program = Program::new(command).until(interrupt);
-    let mut judged: Vec<Judged> = Vec::new();
-    let say_how_far = |stop: &Stop, judged: &[Judged]| {
+    let mut judged: Vec<JudgedLevel> = Vec::new();
+    let say_how_far = |stop: &Stop, judged: &[JudgedLevel]| {
         if matches!(stop, Stop::Interrupted) {
             let points: usize = judged.iter().map(|level| level.verdicts.len()).sum();
             console::log(format_args!("interrupted; {points} points were judged before it"));
@@ -269,7 +269,7 @@ pub fn run(command: &[String], options: &Options, interrupt: &Interrupt) -> Resu
         }
         let verdicts = judge(&program, &points, |_, _| ()).inspect_err(|stop| say_how_far(stop, &judged))?;
         let is_part = !options.only.is_empty();
-        let one = Judged { level, is_part, verdicts: std::iter::zip(points, verdicts).collect() };
+        let one = JudgedLevel { level, is_part, verdicts: std::iter::zip(points, verdicts).collect() };
         let is_broken = one.failed() > 0;
         let text = output::level(&one, command, columns, paint);
         judged.push(one);
@@ -326,7 +326,7 @@ mod tests {
 
     #[test]
     fn of_a_long_request_the_beginning_is_shown() {
-        let mut sent = Sent { request: 1, ..Sent::default() };
+        let mut sent = SentRequest { request: 1, ..SentRequest::default() };
         sent.add(b"GET /\r\n");
         sent.add(&[b'a'; 1000]);
         sent.add(b"bbb");

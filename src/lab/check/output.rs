@@ -2,13 +2,13 @@
 
 use serde_json::{Value, json};
 
-use super::{Cause, Judged, LEVELS, Point, Unheld, Verdict};
+use super::{CommonCause, JudgedLevel, LEVELS, Point, ProbeResult, Unheld};
 use crate::terminal::{Paint, wrapped};
 
 /// Where the second and later lines of a verdict begin.
 const INDENT: usize = 8;
 
-impl Judged {
+impl JudgedLevel {
     pub fn held(&self) -> usize {
         self.verdicts.iter().filter(|(_, verdict)| verdict.is_ok()).count()
     }
@@ -18,7 +18,7 @@ impl Judged {
     }
 
     pub fn skipped(&self) -> usize {
-        let is_skipped = |verdict: &Verdict| matches!(verdict, Err(Unheld::NotApplicable { .. }));
+        let is_skipped = |verdict: &ProbeResult| matches!(verdict, Err(Unheld::NotApplicable { .. }));
         self.verdicts.iter().filter(|(_, verdict)| is_skipped(verdict)).count()
     }
 
@@ -31,7 +31,7 @@ impl Judged {
 }
 
 /// A level: its score, what holds on one line, and each thing that is wrong.
-pub fn level(judged: &Judged, command: &[String], columns: usize, paint: Paint) -> String {
+pub fn level(judged: &JudgedLevel, command: &[String], columns: usize, paint: Paint) -> String {
     let level = judged.level;
     let heading = format!("level {} of {}: {}", level.number, LEVELS.len(), level.name);
     let score = format!("{heading:<34} {} of {} points", judged.score(), level.score);
@@ -41,7 +41,7 @@ pub fn level(judged: &Judged, command: &[String], columns: usize, paint: Paint) 
         let lines = wrapped(&held.join(" "), columns.saturating_sub(6), 6).join("\n");
         text += &format!("{} {lines}\n", paint.green("ok   "));
     }
-    let mut shown: Vec<&Cause> = Vec::new();
+    let mut shown: Vec<&CommonCause> = Vec::new();
     for (point, verdict) in &judged.verdicts {
         match verdict {
             Ok(()) if !judged.is_part => {}
@@ -63,19 +63,19 @@ pub fn level(judged: &Judged, command: &[String], columns: usize, paint: Paint) 
 }
 
 /// Flags that are refused are one thing that is wrong.
-fn is_same(one: &Cause, other: &Cause) -> bool {
+fn is_same(one: &CommonCause, other: &CommonCause) -> bool {
     std::mem::discriminant(one) == std::mem::discriminant(other)
 }
 
 /// A cause and the points that fail because of it.
-fn depending(judged: &Judged, cause: &Cause, columns: usize, paint: Paint) -> String {
+fn depending(judged: &JudgedLevel, cause: &CommonCause, columns: usize, paint: Paint) -> String {
     let (mut ids, mut flags) = (Vec::new(), Vec::new());
     for (point, verdict) in &judged.verdicts {
         if let Err(Unheld::Broken { cause: Some(other), .. }) = verdict
             && is_same(other, cause)
         {
             ids.push(point.id);
-            flags.extend(matches!(other, Cause::Flag(_)).then(|| other.to_string()));
+            flags.extend(matches!(other, CommonCause::Flag(_)).then(|| other.to_string()));
         }
     }
     flags.dedup();
@@ -86,7 +86,7 @@ fn depending(judged: &Judged, cause: &Cause, columns: usize, paint: Paint) -> St
 }
 
 /// One verdict as text: a word, the id, the sentence, and what was sent, expected and found where the point is broken.
-pub fn line(point: &Point, verdict: &Verdict, paint: Paint) -> String {
+pub fn line(point: &Point, verdict: &ProbeResult, paint: Paint) -> String {
     let word = match verdict {
         Ok(()) => paint.green("ok   "),
         Err(Unheld::Broken { .. }) => paint.red("FAIL "),
@@ -95,7 +95,7 @@ pub fn line(point: &Point, verdict: &Verdict, paint: Paint) -> String {
     format!("{word} {:<24} {}\n{}", point.id, point.says, more(verdict)).trim_end().to_string()
 }
 
-fn more(verdict: &Verdict) -> String {
+fn more(verdict: &ProbeResult) -> String {
     match verdict {
         Ok(()) => String::new(),
         Err(Unheld::Broken { expected, found, sent, .. }) => {
@@ -109,7 +109,7 @@ fn more(verdict: &Verdict) -> String {
 }
 
 /// What is usually missing, and the command that tries this point again.
-fn advice(point: &Point, verdict: &Verdict, command: &[String]) -> String {
+fn advice(point: &Point, verdict: &ProbeResult, command: &[String]) -> String {
     let hint = match verdict {
         Err(Unheld::Broken { cause: Some(cause), .. }) => hint(cause),
         _ => point.hint,
@@ -123,12 +123,14 @@ fn advice(point: &Point, verdict: &Verdict, command: &[String]) -> String {
     )
 }
 
-fn hint(cause: &Cause) -> &'static str {
+fn hint(cause: &CommonCause) -> &'static str {
     match cause {
-        Cause::NotReady => "print it when every worker can accept, and flush: a pipe is not a terminal (setvbuf(3))",
-        Cause::Flag(_) => "take the flag, even where it changes nothing",
-        Cause::KeepAlive => "after the answer read the next request; close when the client does, or asks for it",
-        Cause::Report => "at SIGTERM print the counters as one JSON document, flush, and exit with status 0",
+        CommonCause::NotReady => {
+            "print it when every worker can accept, and flush: a pipe is not a terminal (setvbuf(3))"
+        }
+        CommonCause::Flag(_) => "take the flag, even where it changes nothing",
+        CommonCause::KeepAlive => "after the answer read the next request; close when the client does, or asks for it",
+        CommonCause::Report => "at SIGTERM print the counters as one JSON document, flush, and exit with status 0",
     }
 }
 
@@ -143,9 +145,9 @@ fn quoted(word: &str) -> String {
 }
 
 /// How many of the hundred points, the counts, and how far it came.
-pub fn last_line(judged: &[Judged], is_part: bool) -> String {
+pub fn last_line(judged: &[JudgedLevel], is_part: bool) -> String {
     let [passed, failed, skipped, not_tried] = tally(judged);
-    let score: usize = judged.iter().map(Judged::score).sum();
+    let score: usize = judged.iter().map(JudgedLevel::score).sum();
     let score = if is_part { String::new() } else { format!("score {score} of 100: ") };
     let mut text = format!("{score}{passed} passed, {failed} failed, {skipped} skipped");
     if not_tried > 0 && !is_part {
@@ -158,15 +160,15 @@ pub fn last_line(judged: &[Judged], is_part: bool) -> String {
 }
 
 /// How many points passed, failed, were skipped and were not tried.
-fn tally(judged: &[Judged]) -> [usize; 4] {
-    let sum = |count: fn(&Judged) -> usize| judged.iter().map(count).sum::<usize>();
+fn tally(judged: &[JudgedLevel]) -> [usize; 4] {
+    let sum = |count: fn(&JudgedLevel) -> usize| judged.iter().map(count).sum::<usize>();
     let not_tried = super::points().len() - sum(|one| one.verdicts.len());
-    [sum(Judged::held), sum(Judged::failed), sum(Judged::skipped), not_tried]
+    [sum(JudgedLevel::held), sum(JudgedLevel::failed), sum(JudgedLevel::skipped), not_tried]
 }
 
 /// The verdicts as JSON.
-pub fn document(command: &[String], judged: &[Judged]) -> String {
-    let point = |level: usize, point: &Point, verdict: &Verdict| {
+pub fn document(command: &[String], judged: &[JudgedLevel]) -> String {
+    let point = |level: usize, point: &Point, verdict: &ProbeResult| {
         let mut entry = match verdict {
             Ok(()) => json!({ "verdict": "held" }),
             Err(why) => json!(why),
@@ -174,13 +176,13 @@ pub fn document(command: &[String], judged: &[Judged]) -> String {
         (entry["id"], entry["says"], entry["level"]) = (json!(point.id), json!(point.says), json!(level));
         entry
     };
-    let of_level = |one: &Judged| -> Vec<Value> {
+    let of_level = |one: &JudgedLevel| -> Vec<Value> {
         one.verdicts.iter().map(|(tried, verdict)| point(one.level.number, tried, verdict)).collect()
     };
     let rows: Vec<Value> = judged.iter().flat_map(of_level).collect();
     let [passed, failed, skipped, not_tried] = tally(judged);
     let tally = json!({ "passed": passed, "failed": failed, "skipped": skipped, "not_tried": not_tried });
-    let score: usize = judged.iter().map(Judged::score).sum();
+    let score: usize = judged.iter().map(JudgedLevel::score).sum();
     json!({ "schema": 1, "command": command, "score": score, "tally": tally, "points": rows }).to_string()
 }
 
@@ -191,8 +193,8 @@ mod tests {
 
     const PLAIN: Paint = Paint { has_colour: false };
 
-    fn judged(verdicts: impl IntoIterator<Item = Verdict>) -> Judged {
-        Judged { level: &LEVELS[0], is_part: false, verdicts: LEVELS[0].points().zip(verdicts).collect() }
+    fn judged(verdicts: impl IntoIterator<Item = ProbeResult>) -> JudgedLevel {
+        JudgedLevel { level: &LEVELS[0], is_part: false, verdicts: LEVELS[0].points().zip(verdicts).collect() }
     }
 
     #[test]
@@ -204,7 +206,7 @@ mod tests {
 
     #[test]
     fn points_that_fail_for_one_cause_are_one_message() {
-        let refused = || Err(Unheld::new("a start", "status 2").because(Cause::Flag("--x".into())));
+        let refused = || Err(Unheld::new("a start", "status 2").because(CommonCause::Flag("--x".into())));
         let shown = level(&judged([Ok(()), refused(), Ok(()), refused()]), &["a b".into()], 80, PLAIN);
         assert!(
             shown.contains("\nok    ready-line ipv6\nFAIL  the flag --x is refused: 2 points depend on it\n"),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::client::{Client, GET, PATIENCE, served, served_within};
 use super::server::Program;
-use super::{FLAGS, Point, SERVE, Verdict, broken, own};
+use super::{FLAGS, Point, ProbeResult, SERVE, broken, own};
 
 /// Short enough to wait for, long enough not to hit a client that is only slow to be scheduled.
 const IDLE: (&str, Duration) = ("300ms", Duration::from_millis(300));
@@ -29,7 +29,7 @@ pub const POINTS: &[Point] = &[
     own(SERVE, "silent-clients", "100 connections that send nothing: the next client is served", silent_clients),
 ];
 
-fn let_go(program: &Program, half: &[u8]) -> Verdict {
+fn let_go(program: &Program, half: &[u8]) -> ProbeResult {
     let server = program.start(&["--idle-timeout", IDLE.0])?;
     let mut client = Client::connect(server.addr)?;
     let since = Instant::now();
@@ -41,7 +41,7 @@ fn let_go(program: &Program, half: &[u8]) -> Verdict {
 
 /// A close, or 408 and a close, not before the time-out and within patience. `since` is before the last byte was sent, so
 /// before the server could start its clock, however late we are to read ours.
-fn closes_when_idle(client: &mut Client, since: Instant) -> Verdict {
+fn closes_when_idle(client: &mut Client, since: Instant) -> ProbeResult {
     if let Some(answer) = client.answer_or_close(PATIENCE)? {
         answer.expect(408)?;
     }
@@ -53,7 +53,7 @@ fn closes_when_idle(client: &mut Client, since: Instant) -> Verdict {
     Ok(())
 }
 
-fn idle_keep_alive(program: &Program) -> Verdict {
+fn idle_keep_alive(program: &Program) -> ProbeResult {
     let server = program.start(&["--idle-timeout", IDLE.0])?;
     let mut client = Client::connect(server.addr)?;
     let since = Instant::now();
@@ -65,7 +65,7 @@ fn idle_keep_alive(program: &Program) -> Verdict {
 
 /// A busy loop uses all of a CPU that the other examiners leave to it; a tenth of a CPU is more than ten ticks of
 /// rounding.
-fn idle_cpu(program: &Program) -> Verdict {
+fn idle_cpu(program: &Program) -> ProbeResult {
     let server = program.start(&[])?;
     served(server.addr)?;
     let mut half = Client::connect(server.addr)?;
@@ -85,7 +85,7 @@ fn idle_cpu(program: &Program) -> Verdict {
 
 /// Sends requests and reads no answer, until the server takes no more; then others are served while the client is still
 /// connected, and after it has left.
-fn never_reads(program: &Program) -> Verdict {
+fn never_reads(program: &Program) -> ProbeResult {
     let server = program.start(&["--body", "1000000", "--idle-timeout", IDLE.0])?;
     let mut client = Client::connect(server.addr)?;
     let no_room_within = Duration::from_millis(100);
@@ -101,7 +101,7 @@ fn never_reads(program: &Program) -> Verdict {
     served_in_time(server.addr, PATIENCE)
 }
 
-fn reset(program: &Program) -> Verdict {
+fn reset(program: &Program) -> ProbeResult {
     let server = program.start(&[])?;
     for request in [&GET[..10], GET, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc", b""] {
         for _ in 0..5 {
@@ -114,9 +114,9 @@ fn reset(program: &Program) -> Verdict {
 }
 
 /// A server that takes one connection at a time reaches the next client after a hundred time-outs.
-fn silent_clients(program: &Program) -> Verdict {
+fn silent_clients(program: &Program) -> ProbeResult {
     let server = program.start(&["--idle-timeout", "50ms"])?;
-    let silent: Vec<Client> = (0..100).map(|_| Client::connect(server.addr)).collect::<Verdict<_>>()?;
+    let silent: Vec<Client> = (0..100).map(|_| Client::connect(server.addr)).collect::<ProbeResult<_>>()?;
     let patience = Duration::from_millis(50) * 100 + 2 * PATIENCE;
     served_in_time(server.addr, patience)?;
     drop(silent);
@@ -124,6 +124,6 @@ fn silent_clients(program: &Program) -> Verdict {
 }
 
 /// --idle-timeout holds for the next client, too: one that a busy machine keeps from asking for so long asks again.
-fn served_in_time(addr: SocketAddr, patience: Duration) -> Verdict {
+fn served_in_time(addr: SocketAddr, patience: Duration) -> ProbeResult {
     served_within(addr, patience).or_else(|_| served_within(addr, patience)).map(drop)
 }

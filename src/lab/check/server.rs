@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::{Cause, Unheld, Verdict, broken};
+use super::{CommonCause, ProbeResult, Unheld, broken};
 use crate::lab::observe::processes::{Process, family, poll_until};
 pub use crate::lab::program::{NotReady, Program};
 use crate::lab::program::{Running, reason};
@@ -37,7 +37,7 @@ pub struct Ended {
 
 impl Program {
     /// Starts it on a free port of 127.0.0.1 and awaits its ready line.
-    pub fn start(&self, flags: &[&str]) -> Verdict<Server> {
+    pub fn start(&self, flags: &[&str]) -> ProbeResult<Server> {
         self.start_on("127.0.0.1:0", flags).map_err(|not_ready| not_ready.into_broken(flags))
     }
 
@@ -67,8 +67,8 @@ impl NotReady {
                 let mut names = flags.iter().filter(|flag| flag.starts_with("--") && **flag != "--listen");
                 let refused = names.clone().find(|flag| said.contains(**flag)).or(names.next());
                 let cause = match refused {
-                    Some(flag) => is_refusal.then(|| Cause::Flag(flag.to_string())),
-                    None => flags.is_empty().then_some(Cause::NotReady),
+                    Some(flag) => is_refusal.then(|| CommonCause::Flag(flag.to_string())),
+                    None => flags.is_empty().then_some(CommonCause::NotReady),
                 };
                 let said = reason(said).map_or(String::new(), |line| format!("; it said: {line}"));
                 (format!("it {found}{said}"), cause)
@@ -103,7 +103,7 @@ impl Server {
     }
 
     /// Awaits its end.
-    pub fn ended(&mut self, within: Duration) -> Verdict<Ended> {
+    pub fn ended(&mut self, within: Duration) -> ProbeResult<Ended> {
         let Ok(Some(status)) = self.running.await_exit(within) else {
             return broken(format!("its end within {within:?}"), "it is still running");
         };
@@ -112,7 +112,7 @@ impl Server {
     }
 
     /// SIGTERM, and the report it prints.
-    pub fn stop(&mut self) -> Verdict<ServerReport> {
+    pub fn stop(&mut self) -> ProbeResult<ServerReport> {
         self.signal(Signal::SIGTERM);
         self.ended(STOP_WITHIN)?.report()
     }
@@ -150,20 +150,20 @@ impl Drop for Server {
 
 impl Ended {
     /// Exit status 0 and one JSON document.
-    pub fn document(&self) -> Verdict<Value> {
+    pub fn document(&self) -> ProbeResult<Value> {
         if !self.status.success() {
             let found = format!("{}; it said: {:?}", self.status, self.stderr.trim());
-            return Err(Unheld::new("exit status 0", found).because(Cause::Report));
+            return Err(Unheld::new("exit status 0", found).because(CommonCause::Report));
         }
         let expected = "one JSON document on standard output after the ready line";
         let unreadable = |error| Unheld::new(expected, format!("{error} in {:?}", self.stdout));
-        serde_json::from_str(&self.stdout).map_err(|error| unreadable(error).because(Cause::Report))
+        serde_json::from_str(&self.stdout).map_err(|error| unreadable(error).because(CommonCause::Report))
     }
 
     /// The document with all the fields of the contract.
-    pub fn report(&self) -> Verdict<ServerReport> {
+    pub fn report(&self) -> ProbeResult<ServerReport> {
         let lacking = |error| Unheld::new("the fields of the contract", format!("{error} in {:?}", self.stdout));
-        serde_json::from_value(self.document()?).map_err(|error| lacking(error).because(Cause::Report))
+        serde_json::from_value(self.document()?).map_err(|error| lacking(error).because(CommonCause::Report))
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 
 use super::client::Client;
 use super::server::{NotReady, Program, Server, with_flags};
-use super::{FLAGS, Point, START, Verdict, broken, not_applicable, own, shared};
+use super::{FLAGS, Point, ProbeResult, START, broken, not_applicable, own, shared};
 
 pub const READY: Point =
     shared(START, "ready-line", "the first line is `ready ADDR:PORT`, printed when it takes connections", listens);
@@ -23,11 +23,11 @@ pub const POINTS: &[Point] = &[
 ];
 
 /// The line means that a client can connect at once.
-pub fn listens(server: &Server) -> Verdict {
+pub fn listens(server: &Server) -> ProbeResult {
     Client::connect(server.addr).map(drop)
 }
 
-fn free_port(program: &Program) -> Verdict {
+fn free_port(program: &Program) -> ProbeResult {
     let (one, other) = (program.start(&[])?, program.start(&[])?);
     if one.addr.port() == 0 || one.addr.port() == other.addr.port() {
         return broken("two starts, two ports", format!("{} and {}", one.addr, other.addr));
@@ -36,7 +36,7 @@ fn free_port(program: &Program) -> Verdict {
     listens(&other)
 }
 
-fn ipv6(program: &Program) -> Verdict {
+fn ipv6(program: &Program) -> ProbeResult {
     if TcpListener::bind("[::1]:0").is_err() {
         return not_applicable("this machine has no IPv6 loopback");
     }
@@ -47,7 +47,7 @@ fn ipv6(program: &Program) -> Verdict {
     listens(&server)
 }
 
-fn taken_port(program: &Program) -> Verdict {
+fn taken_port(program: &Program) -> ProbeResult {
     let owner = TcpListener::bind("127.0.0.1:0").expect("the loopback has a free port");
     let taken = owner.local_addr().expect("a bound socket has an address").to_string();
     let expected = format!("exit status 1 and one line on standard error that names {taken}");
@@ -66,7 +66,7 @@ fn taken_port(program: &Program) -> Verdict {
 }
 
 /// A wrong flag is the caller's mistake; its exit status is another than that of a failed start.
-pub fn refused(program: &Program, flags: &[&str]) -> Verdict {
+pub fn refused(program: &Program, flags: &[&str]) -> ProbeResult {
     let expected = with_flags("exit status 2 and a line about it on standard error", flags);
     match program.start_on("127.0.0.1:0", flags) {
         Err(NotReady::Silent { status: Some(status), stderr, .. }) => {

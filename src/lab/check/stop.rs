@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 
 use super::client::{Client, GET, PATIENCE, served};
 use super::server::{Ended, Program, STOP_WITHIN, Server};
-use super::{Point, STOP, Verdict, broken, not_applicable, own};
+use super::{Point, ProbeResult, STOP, broken, not_applicable, own};
 
 /// How long a process may still exist when it has nothing left to do, or its parent has died.
 const GONE_WITHIN: Duration = Duration::from_secs(2);
@@ -29,7 +29,7 @@ pub const POINTS: &[Point] = &[
     own(STOP, "sigkill-parent", "no child outlives its parent, however the parent dies", children_die_too),
 ];
 
-pub fn stopped_by(program: &Program, signal: Signal) -> Verdict<(Server, Ended)> {
+pub fn stopped_by(program: &Program, signal: Signal) -> ProbeResult<(Server, Ended)> {
     let mut server = program.start(&[])?;
     served(server.addr)?;
     server.signal(signal);
@@ -38,14 +38,14 @@ pub fn stopped_by(program: &Program, signal: Signal) -> Verdict<(Server, Ended)>
 }
 
 /// A client whose request the server has read and is working on.
-fn in_work(server: &Server) -> Verdict<Client> {
+fn in_work(server: &Server) -> ProbeResult<Client> {
     let mut client = Client::connect(server.addr)?;
     client.send(GET)?;
     client.was_read()?;
     Ok(client)
 }
 
-fn answers_what_it_read(program: &Program) -> Verdict {
+fn answers_what_it_read(program: &Program) -> ProbeResult {
     for work in ["block:500ms", "wait:500ms"] {
         answered_last(program, work)?.ended(STOP_WITHIN)?.document()?;
     }
@@ -53,7 +53,7 @@ fn answers_what_it_read(program: &Program) -> Verdict {
 }
 
 /// The five seconds are for requests in work; a server that waits for their end has missed that all is done.
-fn ends_with_the_last_answer(program: &Program) -> Verdict {
+fn ends_with_the_last_answer(program: &Program) -> ProbeResult {
     for work in ["block:500ms", "wait:500ms"] {
         answered_last(program, work)?.ended(GONE_WITHIN)?;
     }
@@ -61,7 +61,7 @@ fn ends_with_the_last_answer(program: &Program) -> Verdict {
 }
 
 /// A server that got SIGTERM while it worked on its only request, and has answered it.
-fn answered_last(program: &Program, work: &str) -> Verdict<Server> {
+fn answered_last(program: &Program, work: &str) -> ProbeResult<Server> {
     let server = program.start(&["--work", work])?;
     let mut client = in_work(&server)?;
     server.signal(Signal::SIGTERM);
@@ -72,7 +72,7 @@ fn answered_last(program: &Program, work: &str) -> Verdict<Server> {
     Ok(server)
 }
 
-fn ends_beside_an_idle_client(program: &Program) -> Verdict {
+fn ends_beside_an_idle_client(program: &Program) -> ProbeResult {
     let mut server = program.start(&[])?;
     let mut client = Client::connect(server.addr)?;
     client.ask(GET)?.expect(200)?;
@@ -82,7 +82,7 @@ fn ends_beside_an_idle_client(program: &Program) -> Verdict {
 }
 
 /// Half a request needs no answer.
-fn ends_beside_half_a_request(program: &Program) -> Verdict {
+fn ends_beside_half_a_request(program: &Program) -> ProbeResult {
     let mut server = program.start(&[])?;
     let mut client = Client::connect(server.addr)?;
     client.send(b"GET / HTTP/1.1\r\nHo")?;
@@ -95,7 +95,7 @@ fn ends_beside_half_a_request(program: &Program) -> Verdict {
 
 /// Twice what the sockets of both ends hold for a client that does not read (tcp(7): 4 MB by default), so SIGTERM
 /// comes in the middle of it.
-fn sends_the_rest(program: &Program) -> Verdict {
+fn sends_the_rest(program: &Program) -> ProbeResult {
     let body = 8_000_000;
     let mut server = program.start(&["--body", &body.to_string()])?;
     let mut client = Client::connect(server.addr)?;
@@ -112,7 +112,7 @@ fn sends_the_rest(program: &Program) -> Verdict {
 
 /// The first client's request keeps the server from ending while the second connects. The kernel may establish the second
 /// connection; the server must neither accept nor answer it.
-fn takes_no_new_connection(program: &Program) -> Verdict {
+fn takes_no_new_connection(program: &Program) -> ProbeResult {
     let mut server = program.start(&["--work", "block:1200ms"])?;
     let mut first = in_work(&server)?;
     server.signal(Signal::SIGTERM);
@@ -132,7 +132,7 @@ fn takes_no_new_connection(program: &Program) -> Verdict {
 }
 
 /// A worker that sleeps and one that waits: both get the signal at the same time, because each needs five seconds.
-fn gives_up(program: &Program) -> Verdict {
+fn gives_up(program: &Program) -> ProbeResult {
     let mut servers = [program.start(&["--work", "block:60s"])?, program.start(&["--work", "wait:60s"])?];
     let clients = [in_work(&servers[0])?, in_work(&servers[1])?];
     servers.iter().for_each(|server| server.signal(Signal::SIGTERM));
@@ -143,13 +143,13 @@ fn gives_up(program: &Program) -> Verdict {
     Ok(())
 }
 
-fn reaps(program: &Program) -> Verdict {
+fn reaps(program: &Program) -> ProbeResult {
     let server = program.start(&[])?;
     served(server.addr)?;
     takes_all_along(server, Signal::SIGTERM)
 }
 
-fn children_die_too(program: &Program) -> Verdict {
+fn children_die_too(program: &Program) -> ProbeResult {
     let server = program.start(&[])?;
     served(server.addr)?;
     match server.processes().len() {
@@ -159,7 +159,7 @@ fn children_die_too(program: &Program) -> Verdict {
 }
 
 /// When this signal has ended the server, none of its processes is left.
-fn takes_all_along(mut server: Server, signal: Signal) -> Verdict {
+fn takes_all_along(mut server: Server, signal: Signal) -> ProbeResult {
     let processes = server.processes();
     server.signal(signal);
     server.ended(STOP_WITHIN)?;

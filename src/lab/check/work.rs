@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::client::{Client, GET};
 use super::server::Program;
-use super::{FLAGS, Point, Verdict, broken, own, start};
+use super::{FLAGS, Point, ProbeResult, broken, own, start};
 
 pub const POINTS: &[Point] = &[
     own(FLAGS, "work-wait", "--work wait:DUR takes at least so long", |program| takes(program, "wait:80ms", 80)),
@@ -20,7 +20,7 @@ pub const POINTS: &[Point] = &[
     }),
 ];
 
-fn takes(program: &Program, work: &str, at_least_ms: u64) -> Verdict {
+fn takes(program: &Program, work: &str, at_least_ms: u64) -> ProbeResult {
     let server = program.start(&["--work", work])?;
     let mut client = Client::connect(server.addr)?;
     for _ in 0..2 {
@@ -34,9 +34,9 @@ fn takes(program: &Program, work: &str, at_least_ms: u64) -> Verdict {
 
 /// By chance, 40 requests are all of one kind once in 2³⁹ times. Each has a connection of its own, because a server must
 /// not begin with the same random numbers at every connection.
-fn mixture(program: &Program) -> Verdict {
+fn mixture(program: &Program) -> ProbeResult {
     let server = program.start(&["--work", "50%none,50%wait:50ms"])?;
-    let times = (0..40).map(|_| timed(&mut Client::connect(server.addr)?)).collect::<Verdict<Vec<_>>>()?;
+    let times = (0..40).map(|_| timed(&mut Client::connect(server.addr)?)).collect::<ProbeResult<Vec<_>>>()?;
     let expensive = times.iter().filter(|took| **took >= Duration::from_millis(50)).count();
     if expensive == 0 || expensive == times.len() {
         return broken("some of 40 requests take 50ms and some do not", format!("{expensive} of them do"));
@@ -44,7 +44,7 @@ fn mixture(program: &Program) -> Verdict {
     Ok(())
 }
 
-fn timed(client: &mut Client) -> Verdict<Duration> {
+fn timed(client: &mut Client) -> ProbeResult<Duration> {
     let sent = Instant::now();
     client.ask(GET)?.expect(200)?;
     Ok(sent.elapsed())

@@ -4,14 +4,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::lab::evidence::claims::{Judged, judge};
-use crate::lab::plan::citation::{END, Part, Piece, pieces};
+use crate::lab::evidence::claims::{JudgedClaim, judge};
+use crate::lab::plan::citation::{CitedNumber, END, Piece, pieces};
 use crate::lab::plan::claim::Claim;
 use crate::lab::plan::experiment::Experiment;
 use crate::lab::record::{Record, Row};
 
 /// The text with numbers in place of its citations; – where nothing was measured.
-pub fn fill(text: &str, experiment: &Experiment, judged: &[Judged]) -> String {
+pub fn fill(text: &str, experiment: &Experiment, judged: &[JudgedClaim]) -> String {
     let render = |piece: &Piece| match piece {
         Piece::Text(text) => text.to_string(),
         Piece::Citation { id, part, .. } => number(id, *part, judged).unwrap_or("–".to_string()),
@@ -20,7 +20,7 @@ pub fn fill(text: &str, experiment: &Experiment, judged: &[Judged]) -> String {
 }
 
 /// The same text with new numbers between the comments; an old number stays where nothing was measured.
-fn updated(text: &str, claims: &[Claim], judged: &[Judged]) -> String {
+fn updated(text: &str, claims: &[Claim], judged: &[JudgedClaim]) -> String {
     let render = |piece: &Piece| match piece {
         Piece::Text(text) => text.to_string(),
         Piece::Citation { begin, id, part, shown } => {
@@ -35,16 +35,16 @@ fn taken_apart<'a>(text: &'a str, claims: &[Claim]) -> Vec<Piece<'a>> {
     pieces(text, claims).expect("the file was checked when it was read")
 }
 
-fn number(id: &str, part: Part, judged: &[Judged]) -> Option<String> {
+fn number(id: &str, part: CitedNumber, judged: &[JudgedClaim]) -> Option<String> {
     let judged = judged.iter().find(|judged| judged.claim.id == id)?;
     match part {
-        Part::Measured => Some(judged.print(judged.summary?.median)),
-        Part::Interval => {
+        CitedNumber::Measured => Some(judged.print(judged.summary?.median)),
+        CitedNumber::Interval => {
             let [low, high] = judged.interval()?.map(|end| judged.print(end));
             Some(if low == high { low } else { format!("{low} to {high}") })
         }
-        Part::Value => Some(judged.print_side(judged.sides?[0])),
-        Part::Other => Some(judged.print_side(judged.sides?[1])),
+        CitedNumber::Value => Some(judged.print_side(judged.sides?[0])),
+        CitedNumber::Other => Some(judged.print_side(judged.sides?[1])),
     }
 }
 
@@ -69,7 +69,7 @@ pub fn outdated(root: &Path, experiments: &[Experiment], records: &[Record]) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::evidence::claims::Verdict;
+    use crate::lab::evidence::claims::ClaimVerdict;
     use crate::lab::plan::experiment::tests::parse_lesson;
     use crate::stats::summarize;
 
@@ -82,9 +82,9 @@ mod tests {
     fn citations_become_numbers_and_stay_citations_in_the_lesson() {
         let experiment = parse_lesson(LESSON).unwrap();
         let values = vec![1.5, 2.0, 2.5];
-        let judged = Judged {
+        let judged = JudgedClaim {
             claim: &experiment.claims[0],
-            verdict: Verdict::Undecided,
+            verdict: ClaimVerdict::Undecided,
             summary: summarize(&values),
             values,
             sides: Some([4000.0, 2000.0]),

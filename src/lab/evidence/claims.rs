@@ -25,7 +25,7 @@ const LEAST_OF_A_SENTENCE: usize = 30;
 
 /// Whether a claim is true by the rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub enum ClaimVerdict {
     /// The whole interval is within the bar.
     Holds,
     /// None of it is.
@@ -37,42 +37,42 @@ pub enum Verdict {
     Skipped(String),
 }
 
-impl Verdict {
+impl ClaimVerdict {
     pub fn name(&self) -> &'static str {
         match self {
-            Verdict::Holds => "holds",
-            Verdict::Fails => "fails",
-            Verdict::Undecided => "undecided",
-            Verdict::SeenOnce(_) => "seen once",
-            Verdict::Skipped(_) => "skipped",
+            ClaimVerdict::Holds => "holds",
+            ClaimVerdict::Fails => "fails",
+            ClaimVerdict::Undecided => "undecided",
+            ClaimVerdict::SeenOnce(_) => "seen once",
+            ClaimVerdict::Skipped(_) => "skipped",
         }
     }
 
     fn painted(&self, text: &str, paint: Paint) -> String {
         match self {
-            Verdict::Holds | Verdict::SeenOnce(true) => paint.green(text),
-            Verdict::Fails | Verdict::SeenOnce(false) => paint.red(text),
-            Verdict::Undecided => paint.yellow(text),
-            Verdict::Skipped(_) => text.to_string(),
+            ClaimVerdict::Holds | ClaimVerdict::SeenOnce(true) => paint.green(text),
+            ClaimVerdict::Fails | ClaimVerdict::SeenOnce(false) => paint.red(text),
+            ClaimVerdict::Undecided => paint.yellow(text),
+            ClaimVerdict::Skipped(_) => text.to_string(),
         }
     }
 
-    fn of(summary: &Summary, runs: usize, bar: &Bar) -> Verdict {
+    fn of(summary: &Summary, runs: usize, bar: &Bar) -> ClaimVerdict {
         if runs == 1 {
-            return Verdict::SeenOnce(bar.contains(summary.median));
+            return ClaimVerdict::SeenOnce(bar.contains(summary.median));
         }
         if bar.contains(summary.low) && bar.contains(summary.high) {
-            return Verdict::Holds;
+            return ClaimVerdict::Holds;
         }
-        if summary.high < bar.low || summary.low > bar.high { Verdict::Fails } else { Verdict::Undecided }
+        if summary.high < bar.low || summary.low > bar.high { ClaimVerdict::Fails } else { ClaimVerdict::Undecided }
     }
 }
 
 /// A claim with what the rows say about it.
 #[derive(Debug, Clone)]
-pub struct Judged<'a> {
+pub struct JudgedClaim<'a> {
     pub claim: &'a Claim,
-    pub verdict: Verdict,
+    pub verdict: ClaimVerdict,
     /// What each run gave, in the bar's unit.
     pub values: Vec<f64>,
     /// Of these values.
@@ -81,7 +81,7 @@ pub struct Judged<'a> {
     pub sides: Option<[f64; 2]>,
 }
 
-impl Judged<'_> {
+impl JudgedClaim<'_> {
     pub fn bar(&self) -> Option<&Bar> {
         self.claim.comparison().map(|comparison| &comparison.bar)
     }
@@ -109,7 +109,7 @@ impl Judged<'_> {
     pub fn measured(&self) -> String {
         let Some(summary) = &self.summary else {
             return match &self.verdict {
-                Verdict::Skipped(reason) => reason.clone(),
+                ClaimVerdict::Skipped(reason) => reason.clone(),
                 _ => "–".to_string(),
             };
         };
@@ -123,13 +123,13 @@ impl Judged<'_> {
 
     /// Why it fails or stays undecided, where it does.
     pub fn why(&self) -> Option<&str> {
-        let is_open = matches!(self.verdict, Verdict::Fails | Verdict::Undecided);
+        let is_open = matches!(self.verdict, ClaimVerdict::Fails | ClaimVerdict::Undecided);
         self.claim.why.as_deref().filter(|_| is_open)
     }
 
     /// Whether a reader would ask why, and the lesson does not say it.
     pub fn is_unexplained(&self) -> bool {
-        matches!(self.verdict, Verdict::Fails | Verdict::Undecided) && self.claim.why.is_none()
+        matches!(self.verdict, ClaimVerdict::Fails | ClaimVerdict::Undecided) && self.claim.why.is_none()
     }
 
     /// One line of at most `width` columns: verdict, sentence, numbers. Where it is too long, the interval is left out, and
@@ -183,7 +183,7 @@ impl Judged<'_> {
             object["comparison"] = json!(comparison);
             object["unit"] = json!(bar.unit);
         }
-        if let Verdict::Skipped(reason) = &self.verdict {
+        if let ClaimVerdict::Skipped(reason) = &self.verdict {
             object["reason"] = json!(reason);
         }
         if let Some(why) = self.why() {
@@ -194,7 +194,7 @@ impl Judged<'_> {
 }
 
 /// Judges every claim of an experiment from rows, of which those of other experiments are ignored.
-pub fn judge<'a>(experiment: &'a Experiment, rows: &[Row]) -> Vec<Judged<'a>> {
+pub fn judge<'a>(experiment: &'a Experiment, rows: &[Row]) -> Vec<JudgedClaim<'a>> {
     let rows: Vec<&Row> = rows.iter().filter(|row| row.experiment == experiment.name).collect();
     experiment.claims.iter().map(|claim| judge_one(experiment, claim, &rows)).collect()
 }
@@ -202,21 +202,21 @@ pub fn judge<'a>(experiment: &'a Experiment, rows: &[Row]) -> Vec<Judged<'a>> {
 /// The cases, by index, of which more runs could decide an undecided claim.
 pub fn undecided_cases(experiment: &Experiment, rows: &[Row]) -> Vec<usize> {
     let judged = judge(experiment, rows);
-    let undecided = judged.iter().filter(|judged| judged.verdict == Verdict::Undecided);
+    let undecided = judged.iter().filter(|judged| judged.verdict == ClaimVerdict::Undecided);
     let undecided: Vec<&Claim> = undecided.map(|judged| judged.claim).collect();
     let cases = experiment.cases(false).into_iter();
     cases.filter(|case| undecided.iter().any(|claim| claim.uses(case))).map(|case| case.index).collect()
 }
 
 /// Each of them in full, in lines that break at `width` columns.
-pub fn in_full(judged: &[Judged], width: usize, paint: Paint) -> Vec<String> {
+pub fn in_full(judged: &[JudgedClaim], width: usize, paint: Paint) -> Vec<String> {
     judged.iter().map(|judged| judged.in_full(width, paint)).collect()
 }
 
-fn judge_one<'a>(experiment: &Experiment, claim: &'a Claim, rows: &[&Row]) -> Judged<'a> {
-    let nothing = |reason: String| Judged {
+fn judge_one<'a>(experiment: &Experiment, claim: &'a Claim, rows: &[&Row]) -> JudgedClaim<'a> {
+    let nothing = |reason: String| JudgedClaim {
         claim,
-        verdict: Verdict::Skipped(reason),
+        verdict: ClaimVerdict::Skipped(reason),
         values: Vec::new(),
         summary: None,
         sides: None,
@@ -230,8 +230,8 @@ fn judge_one<'a>(experiment: &Experiment, claim: &'a Claim, rows: &[&Row]) -> Ju
         Ok((values, sides)) => match stats::summarize(&values) {
             None => nothing("the two rows have no block in common, or the divisor is 0".to_string()),
             Some(summary) => {
-                let verdict = Verdict::of(&summary, values.len(), &comparison.bar);
-                Judged { claim, verdict, values, summary: Some(summary), sides }
+                let verdict = ClaimVerdict::of(&summary, values.len(), &comparison.bar);
+                JudgedClaim { claim, verdict, values, summary: Some(summary), sides }
             }
         },
     }
@@ -254,14 +254,14 @@ fn measure(
 
 /// One number of one run.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Reading {
+struct RunNumber {
     block: usize,
     group: Option<usize>,
     number: f64,
 }
 
 /// The number of every run of a cell that has one, or why there is none.
-fn readings(experiment: &Experiment, cell: &Cell, rows: &[&Row]) -> Result<Vec<Reading>, String> {
+fn readings(experiment: &Experiment, cell: &Cell, rows: &[&Row]) -> Result<Vec<RunNumber>, String> {
     let spec = experiment.matrix.tables.iter().find(|spec| spec.id == cell.table);
     let column = columns::find(&cell.column);
     let (spec, column) = spec.zip(column).expect("the claim was checked when the file was read");
@@ -270,9 +270,9 @@ fn readings(experiment: &Experiment, cell: &Cell, rows: &[&Row]) -> Result<Vec<R
     let complete = runs.iter().filter(|row| row.failure.is_none() && row.skipped.is_none());
     let reading = |row: &&Row| {
         let number = column.number(Sample { row, baseline: table::baseline(spec, &of_table, row) })?;
-        Some(Reading { block: row.block, group: row.group, number })
+        Some(RunNumber { block: row.block, group: row.group, number })
     };
-    let readings: Vec<Reading> = complete.filter_map(reading).filter(|reading| reading.number.is_finite()).collect();
+    let readings: Vec<RunNumber> = complete.filter_map(reading).filter(|reading| reading.number.is_finite()).collect();
     if !readings.is_empty() {
         return Ok(readings);
     }
@@ -291,18 +291,18 @@ fn failed(why: &str) -> String {
 
 /// One number per block that has both: from runs directly beside each other if there are such runs (a baseline runs several
 /// times in a block), otherwise from the medians within the block.
-fn paired(values: &[Reading], others: &[Reading], operation: Operation) -> Vec<f64> {
+fn paired(values: &[RunNumber], others: &[RunNumber], operation: Operation) -> Vec<f64> {
     let combine = |a: f64, b: f64| match operation {
         Operation::Over => (b != 0.0).then(|| a / b),
         Operation::Minus => Some(a - b),
     };
-    let of_block = |readings: &[Reading], block: usize| -> Vec<Reading> {
+    let of_block = |readings: &[RunNumber], block: usize| -> Vec<RunNumber> {
         readings.iter().copied().filter(|reading| reading.block == block).collect()
     };
     let blocks: BTreeSet<usize> = values.iter().map(|reading| reading.block).collect();
     let one = |block: usize| {
         let (values, others) = (of_block(values, block), of_block(others, block));
-        let beside = |value: &Reading| {
+        let beside = |value: &RunNumber| {
             let other = others.iter().find(|other| value.group.is_some() && other.group == value.group)?;
             combine(value.number, other.number)
         };
@@ -315,7 +315,7 @@ fn paired(values: &[Reading], others: &[Reading], operation: Operation) -> Vec<f
     blocks.into_iter().filter_map(one).collect()
 }
 
-fn median(readings: &[Reading]) -> f64 {
+fn median(readings: &[RunNumber]) -> f64 {
     let numbers: Vec<f64> = readings.iter().map(|reading| reading.number).collect();
     stats::median(&numbers).expect("there is a reading")
 }
@@ -349,7 +349,7 @@ mod tests {
         [of("sync", sync), of("prefork", prefork)].concat()
     }
 
-    fn verdict(claim: &str, rows: &[Row]) -> Verdict {
+    fn verdict(claim: &str, rows: &[Row]) -> ClaimVerdict {
         judge(&experiment(claim), rows)[0].verdict.clone()
     }
 
@@ -357,30 +357,30 @@ mod tests {
     fn a_claim_is_decided_when_the_whole_interval_is_on_one_side_of_the_bar() {
         let claim = |bar: &str| format!("{VALUE}bar = \"{bar} requests/s\"");
         let runs = rows(&[90.0, 100.0, 110.0], &[]);
-        assert_eq!(verdict(&claim(">= 90"), &runs), Verdict::Holds);
-        assert_eq!(verdict(&claim(">= 91"), &runs), Verdict::Undecided);
-        assert_eq!(verdict(&claim(">= 111"), &runs), Verdict::Fails);
-        assert_eq!(verdict(&claim("<= 89"), &runs), Verdict::Fails);
-        assert_eq!(verdict(&claim("80..120"), &runs), Verdict::Holds);
-        assert_eq!(verdict(&claim("95..105"), &runs), Verdict::Undecided);
-        assert_eq!(verdict(&claim("111..120"), &runs), Verdict::Fails);
+        assert_eq!(verdict(&claim(">= 90"), &runs), ClaimVerdict::Holds);
+        assert_eq!(verdict(&claim(">= 91"), &runs), ClaimVerdict::Undecided);
+        assert_eq!(verdict(&claim(">= 111"), &runs), ClaimVerdict::Fails);
+        assert_eq!(verdict(&claim("<= 89"), &runs), ClaimVerdict::Fails);
+        assert_eq!(verdict(&claim("80..120"), &runs), ClaimVerdict::Holds);
+        assert_eq!(verdict(&claim("95..105"), &runs), ClaimVerdict::Undecided);
+        assert_eq!(verdict(&claim("111..120"), &runs), ClaimVerdict::Fails);
         // Twelve runs: the interval leaves out the two lowest and the two highest.
         let many: Vec<f64> = (1..=12).map(f64::from).collect();
-        assert_eq!(verdict(&claim("3..10"), &rows(&many, &[])), Verdict::Holds);
-        assert_eq!(verdict(&claim("4..10"), &rows(&many, &[])), Verdict::Undecided);
+        assert_eq!(verdict(&claim("3..10"), &rows(&many, &[])), ClaimVerdict::Holds);
+        assert_eq!(verdict(&claim("4..10"), &rows(&many, &[])), ClaimVerdict::Undecided);
     }
 
     #[test]
     fn a_single_run_was_only_seen_once() {
         let claim = format!("{VALUE}bar = \">= 90 requests/s\"");
-        assert_eq!(verdict(&claim, &rows(&[95.0], &[])), Verdict::SeenOnce(true));
-        assert_eq!(verdict(&claim, &rows(&[85.0], &[])), Verdict::SeenOnce(false));
+        assert_eq!(verdict(&claim, &rows(&[95.0], &[])), ClaimVerdict::SeenOnce(true));
+        assert_eq!(verdict(&claim, &rows(&[85.0], &[])), ClaimVerdict::SeenOnce(false));
     }
 
     #[test]
     fn what_was_not_measured_is_skipped_with_its_reason() {
         let reason = |rows: &[Row]| match verdict(&format!("{VALUE}bar = \">= 90 requests/s\""), rows) {
-            Verdict::Skipped(reason) => reason,
+            ClaimVerdict::Skipped(reason) => reason,
             verdict => panic!("{verdict:?}"),
         };
         assert_eq!(reason(&[]), "not measured: table t, server sync, client loadgen");
@@ -393,14 +393,14 @@ mod tests {
         silent[0].load = None;
         assert!(reason(&silent).starts_with("no run has this number: qps"));
         let skipped = verdict("skipped = \"no design\"", &[]);
-        assert_eq!(skipped, Verdict::Skipped("no design".to_string()));
+        assert_eq!(skipped, ClaimVerdict::Skipped("no design".to_string()));
     }
 
     #[test]
     fn a_failed_run_does_not_count_beside_others() {
         let mut runs = rows(&[95.0, 5.0], &[]);
         runs[1].failure = Some("sync ended".to_string());
-        assert_eq!(verdict(&format!("{VALUE}bar = \">= 90 requests/s\""), &runs), Verdict::SeenOnce(true));
+        assert_eq!(verdict(&format!("{VALUE}bar = \">= 90 requests/s\""), &runs), ClaimVerdict::SeenOnce(true));
     }
 
     fn ratios(rows: &[Row]) -> Vec<f64> {
@@ -436,7 +436,7 @@ mod tests {
         let experiment = experiment(&claim);
         let judged = &judge(&experiment, &rows(&[100.0, 110.0], &[50.0, 70.0]))[0];
         assert_eq!((judged.values.as_slice(), judged.sides), (&[50.0, 40.0][..], Some([105.0, 60.0])));
-        assert_eq!(judged.verdict, Verdict::Holds);
+        assert_eq!(judged.verdict, ClaimVerdict::Holds);
     }
 
     #[test]

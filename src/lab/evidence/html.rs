@@ -4,7 +4,7 @@
 use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd, html};
 
 use crate::lab::evidence::lesson::{Lesson, Links};
-use crate::lab::evidence::pages::Part;
+use crate::lab::evidence::pages::PageSection;
 use crate::lab::evidence::pictures::{STYLE, escaped};
 use crate::lab::evidence::{overview, pages};
 
@@ -49,7 +49,7 @@ fn entry(lesson: &Lesson) -> String {
 /// A lesson's page; what is long is folded.
 fn section(lesson: &Lesson) -> String {
     let mut text = format!("<section id=\"{}\">\n", escaped(&lesson.experiment.name));
-    for Part { level, title, body } in pages::parts(lesson, false) {
+    for PageSection { level, title, body } in pages::parts(lesson, false) {
         let body = rendered(&body, std::slice::from_ref(lesson));
         text += &match (level, title.as_str()) {
             (1, _) => format!("<h2>{}</h2>\n{body}", escaped(&title)),

@@ -2,7 +2,7 @@
 //! and the answer's numbers. Each page shows a part of it.
 
 use crate::lab::evidence::answer::fill;
-use crate::lab::evidence::claims::{Judged, judge};
+use crate::lab::evidence::claims::{JudgedClaim, judge};
 use crate::lab::evidence::pictures::{Drawn, draw_all};
 use crate::lab::evidence::table::{self, Table};
 use crate::lab::plan::experiment::Experiment;
@@ -13,7 +13,7 @@ pub struct Lesson<'a> {
     pub experiment: &'a Experiment,
     pub record: Option<&'a Record>,
     pub tables: Vec<Table>,
-    pub judged: Vec<Judged<'a>>,
+    pub judged: Vec<JudgedClaim<'a>>,
     pub pictures: Vec<Drawn>,
     /// With the numbers of the record; empty where the lesson has none.
     pub answer: String,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::lab::evidence::claims::Judged;
+use crate::lab::evidence::claims::JudgedClaim;
 use crate::lab::evidence::lesson::{Lesson, Links};
 use crate::lab::evidence::markdown::{bullet, paragraph, table};
 use crate::lab::evidence::pictures::escaped;
@@ -64,7 +64,7 @@ fn claims(lesson: &Lesson) -> String {
     if lesson.judged.is_empty() {
         return String::new();
     }
-    let row = |judged: &Judged| {
+    let row = |judged: &JudgedClaim| {
         let bar = judged.bar().map_or(String::new(), Bar::to_string);
         let cells = [&judged.claim.says, judged.verdict.name(), &judged.measured(), &bar].map(escaped);
         format!("<tr><td>{}</td></tr>", cells.join("</td><td>"))
@@ -77,7 +77,7 @@ fn claims(lesson: &Lesson) -> String {
 /// What others have published, beside what was measured here.
 fn published(lessons: &[Lesson]) -> String {
     let all = lessons.iter().flat_map(|lesson| lesson.judged.iter().map(move |judged| (lesson, judged)));
-    let line = |(lesson, judged): (&Lesson, &Judged)| -> Option<Vec<String>> {
+    let line = |(lesson, judged): (&Lesson, &JudgedClaim)| -> Option<Vec<String>> {
         let source = judged.claim.source.clone()?;
         let unit = judged.bar().map_or("", |bar| &bar.unit);
         let published = judged

@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
-use crate::lab::evidence::claims::Judged;
+use crate::lab::evidence::claims::JudgedClaim;
 use crate::lab::evidence::lesson::{Lesson, Links};
 use crate::lab::evidence::markdown::{bullet, commands, paragraph, section, table};
 use crate::lab::evidence::overview;
@@ -23,17 +23,17 @@ pub struct Page {
 }
 
 /// Where RESULTS.md, the lessons' pages and their records are.
-pub struct Place {
+pub struct OutputFolder {
     folder: PathBuf,
     links: Links,
     is_repository: bool,
 }
 
-impl Place {
+impl OutputFolder {
     /// In the repository, or in the folder given with `--out`.
-    pub fn new(root: &Path, out: Option<&Path>) -> Place {
+    pub fn new(root: &Path, out: Option<&Path>) -> OutputFolder {
         let links = if out.is_some() { Links::OF_A_RUN } else { Links::REPOSITORY };
-        Place { folder: out.unwrap_or(root).to_path_buf(), links, is_repository: out.is_none() }
+        OutputFolder { folder: out.unwrap_or(root).to_path_buf(), links, is_repository: out.is_none() }
     }
 
     pub fn results(&self) -> PathBuf {
@@ -112,7 +112,7 @@ fn failed(what: &str, path: &Path, error: io::Error) -> String {
 }
 
 /// A heading and what stands below it.
-pub struct Part {
+pub struct PageSection {
     pub level: usize,
     pub title: String,
     pub body: String,
@@ -120,14 +120,14 @@ pub struct Part {
 
 /// The page of one lesson. Only in the repository is the lesson itself beside it.
 fn render(lesson: &Lesson, is_repository: bool) -> String {
-    let text = |part: Part| format!("{} {}\n\n{}", "#".repeat(part.level), part.title, part.body);
+    let text = |part: PageSection| format!("{} {}\n\n{}", "#".repeat(part.level), part.title, part.body);
     let parts: Vec<String> = parts(lesson, is_repository).into_iter().map(text).collect();
     parts.join("\n").trim_end().to_string() + "\n"
 }
 
 /// The same in parts, those that are empty left out.
-pub fn parts(lesson: &Lesson, is_repository: bool) -> Vec<Part> {
-    let part = |level, title: &str, body| Part { level, title: title.to_string(), body };
+pub fn parts(lesson: &Lesson, is_repository: bool) -> Vec<PageSection> {
+    let part = |level, title: &str, body| PageSection { level, title: title.to_string(), body };
     let shared = shared_notes(lesson);
     let title = format!("{} · {}", lesson.number(), lesson.experiment.title);
     let mut parts = vec![part(1, &title, beginning(lesson)), part(2, "Claims", claims(lesson))];
@@ -170,14 +170,14 @@ fn claims(lesson: &Lesson) -> String {
     if lesson.judged.is_empty() {
         return String::new();
     }
-    let line = |judged: &Judged| {
+    let line = |judged: &JudgedClaim| {
         let bar = judged.bar().map_or(String::new(), Bar::to_string);
         vec![judged.claim.says.clone(), judged.verdict.name().to_string(), judged.measured(), bar]
     };
     let lines: Vec<Vec<String>> = lesson.judged.iter().map(line).collect();
     let headers = ["claim", "here", "measured", "bar"].map(String::from);
     let table = table(&headers, &lines, |header| header != "measured");
-    let remark = |judged: &Judged| {
+    let remark = |judged: &JudgedClaim| {
         let source = judged.claim.source.as_ref().map(|source| format!("Source: {source}."));
         let why = judged.why().map(|why| format!("*{}*: {why}", judged.verdict.name()));
         let remarks: Vec<String> = why.into_iter().chain(source).collect();
@@ -224,17 +224,17 @@ mod tests {
     use crate::lab::evidence::lesson::tests::{experiment, record};
 
     /// A folder that is gone when dropped.
-    struct Scratch(PathBuf);
+    struct TempFolder(PathBuf);
 
-    impl Scratch {
-        fn new(name: &str) -> Scratch {
+    impl TempFolder {
+        fn new(name: &str) -> TempFolder {
             let folder = std::env::temp_dir().join(format!("acceptlab-pages-{name}-{}", std::process::id()));
             fs::create_dir_all(&folder).unwrap();
-            Scratch(folder)
+            TempFolder(folder)
         }
     }
 
-    impl Drop for Scratch {
+    impl Drop for TempFolder {
         fn drop(&mut self) {
             let _ = fs::remove_dir_all(&self.0);
         }
@@ -257,8 +257,8 @@ mod tests {
 
     #[test]
     fn a_tampered_page_is_found_and_written_again_and_a_page_of_no_lesson_is_removed() {
-        let scratch = Scratch::new("tampered");
-        let place = Place::new(&scratch.0, Some(&scratch.0));
+        let scratch = TempFolder::new("tampered");
+        let place = OutputFolder::new(&scratch.0, Some(&scratch.0));
         let pages = place.pages(&[experiment()], &[record(1)]);
         assert_eq!(place.differences(&pages).len(), 2);
         place.write(&pages).unwrap();
@@ -275,9 +275,9 @@ mod tests {
 
     #[test]
     fn a_place_that_cannot_be_written_is_one_line() {
-        let scratch = Scratch::new("file");
+        let scratch = TempFolder::new("file");
         fs::write(scratch.0.join("results"), "").unwrap();
-        let error = Place::new(&scratch.0, Some(&scratch.0)).write(&[]).unwrap_err();
+        let error = OutputFolder::new(&scratch.0, Some(&scratch.0)).write(&[]).unwrap_err();
         assert!(error.starts_with("create ") && error.lines().count() == 1, "{error}");
     }
 }

@@ -1,6 +1,6 @@
 //! A lesson in a dozen lines for a terminal: title, answer, claims, one small picture.
 
-use crate::lab::evidence::claims::Verdict;
+use crate::lab::evidence::claims::ClaimVerdict;
 use crate::lab::evidence::lesson::Lesson;
 use crate::lab::evidence::pictures;
 use crate::terminal::{Paint, shortened, wrapped};
@@ -18,7 +18,7 @@ pub fn of(lesson: &Lesson, width: usize, paint: Paint) -> Vec<String> {
     let mut judged = lesson.judged.clone();
     // First what may surprise.
     judged.sort_by_key(|judged| {
-        !matches!(judged.verdict, Verdict::Fails | Verdict::Undecided | Verdict::SeenOnce(false))
+        !matches!(judged.verdict, ClaimVerdict::Fails | ClaimVerdict::Undecided | ClaimVerdict::SeenOnce(false))
     });
     let claims: Vec<String> = judged.iter().map(|judged| judged.line(width, paint)).collect();
     let picture = lesson.experiment.pictures.iter().find(|picture| picture.fits_a_terminal());

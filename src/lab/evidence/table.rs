@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, ContentArrangement};
 
-use crate::lab::evidence::columns::{self, Column, Sample, Value};
+use crate::lab::evidence::columns::{self, Column, Formula, Sample};
 use crate::lab::evidence::{accounting, numbers};
 use crate::lab::plan::blocks::FURTHER;
 use crate::lab::plan::case::TRACED_COLUMNS;
@@ -129,8 +129,8 @@ fn client_is_the_limit(samples: &[Sample]) -> bool {
 
 fn cell(column: &Column, samples: &[Sample]) -> String {
     let text = match column.value {
-        Value::Picture { of, median_by } => picture(samples, of, median_by),
-        Value::Pooled(of) => of(samples).map(|number| column.print(number)),
+        Formula::Picture { of, median_by } => picture(samples, of, median_by),
+        Formula::Pooled(of) => of(samples).map(|number| column.print(number)),
         _ => {
             let numbers: Vec<f64> = samples.iter().filter_map(|sample| column.number(*sample)).collect();
             stats::summarize(&numbers).map(|summary| spread(&summary, |number| column.print(number)))
@@ -360,7 +360,7 @@ fn trace(row: &Row) -> Option<(Commands, Vec<String>)> {
 
 /// Texts and pictures are aligned to the left, numbers to the right.
 pub fn is_text(header: &str) -> bool {
-    let is_picture = |column: &Column| column.header() == header && matches!(column.value, Value::Picture { .. });
+    let is_picture = |column: &Column| column.header() == header && matches!(column.value, Formula::Picture { .. });
     ["server", "client", "law"].contains(&header) || columns::COLUMNS.iter().any(is_picture)
 }
 

@@ -87,7 +87,7 @@ pub fn expand(experiment: &str, matrix: &Matrix, quick: bool) -> Result<Vec<Case
         if matrix.tables[..i].iter().any(|other| other.id == table.id) {
             return Err(MatrixError::anywhere(format!("two tables have the id {:?}; rename one", table.id)));
         }
-        let settings = Settings::of(matrix, table, quick)?;
+        let settings = TableSettings::of(matrix, table, quick)?;
         if settings.repeats == 0 {
             continue;
         }
@@ -117,22 +117,22 @@ pub fn expand(experiment: &str, matrix: &Matrix, quick: bool) -> Result<Vec<Case
 }
 
 /// What holds for a table after `--quick` and the defaults at the top have been applied.
-struct Settings {
+struct TableSettings {
     repeats: usize,
     axes: BTreeMap<String, Vec<String>>,
     duration: String,
     warmup: String,
 }
 
-impl Settings {
-    fn of(matrix: &Matrix, table: &TableSpec, quick: bool) -> Result<Settings, MatrixError> {
+impl TableSettings {
+    fn of(matrix: &Matrix, table: &TableSpec, quick: bool) -> Result<TableSettings, MatrixError> {
         check_axes(matrix, table)?;
         // The table's own word counts before the matrix's.
         let overrides: &[&Overrides] = if quick { &[&table.quick, &matrix.quick] } else { &[] };
         let overrides = || overrides.iter();
         let duration = overrides().find_map(|set| set.duration.clone()).or(table.duration.clone());
         let warmup = overrides().find_map(|set| set.warmup.clone()).or(table.warmup.clone());
-        let settings = Settings {
+        let settings = TableSettings {
             repeats: overrides().find_map(|set| set.repeats).or(table.repeats).unwrap_or(matrix.repeats),
             axes: table.axes.iter().map(|(name, values)| axis(name, values, overrides())).collect(),
             duration: duration.unwrap_or(matrix.duration.clone()),
@@ -173,7 +173,7 @@ fn combinations(axes: &BTreeMap<String, Vec<String>>) -> Vec<Vec<(String, String
 /// One server under one client for one combination. Its place among the cases is set by the caller.
 fn one(
     table: &TableSpec,
-    settings: &Settings,
+    settings: &TableSettings,
     combination: &[(String, String)],
     server: &ServerSpec,
     client: &ClientSpec,

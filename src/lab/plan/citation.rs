@@ -9,7 +9,7 @@ pub const END: &str = "<!--/-->";
 
 /// What of a claim is cited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
+pub enum CitedNumber {
     /// `ID`: what was measured and is compared with the bar.
     Measured,
     /// `ID:interval`: the interval around it.
@@ -28,7 +28,7 @@ pub enum Piece<'a> {
         /// The comment in front of the number.
         begin: &'a str,
         id: &'a str,
-        part: Part,
+        part: CitedNumber,
         /// The number as it stands in the text; [`END`] follows it.
         shown: &'a str,
     },
@@ -62,7 +62,7 @@ pub fn pieces<'a>(text: &'a str, claims: &[Claim]) -> Result<Vec<Piece<'a>>, (us
     Ok(pieces)
 }
 
-fn cited(id: &str, part: &str, claims: &[Claim]) -> Result<Part, String> {
+fn cited(id: &str, part: &str, claims: &[Claim]) -> Result<CitedNumber, String> {
     let Some(claim) = claims.iter().find(|claim| claim.id == id) else {
         let ids: Vec<&str> = claims.iter().map(|claim| claim.id.as_str()).collect();
         return Err(format!("no claim {id:?}; there are {}", ids.join(", ")));
@@ -70,10 +70,10 @@ fn cited(id: &str, part: &str, claims: &[Claim]) -> Result<Part, String> {
     let operation =
         claim.comparison().and_then(|comparison| comparison.other.as_ref()).map(|(operation, _)| *operation);
     match (part, operation) {
-        ("", _) => Ok(Part::Measured),
-        ("interval", _) => Ok(Part::Interval),
-        ("value", Some(_)) => Ok(Part::Value),
-        ("over", Some(Operation::Over)) | ("minus", Some(Operation::Minus)) => Ok(Part::Other),
+        ("", _) => Ok(CitedNumber::Measured),
+        ("interval", _) => Ok(CitedNumber::Interval),
+        ("value", Some(_)) => Ok(CitedNumber::Value),
+        ("over", Some(Operation::Over)) | ("minus", Some(Operation::Minus)) => Ok(CitedNumber::Other),
         _ => {
             let parts = match operation {
                 None => "",
@@ -108,14 +108,14 @@ mod tests {
             })
             .collect();
         assert_eq!(joined, text);
-        let parts: Vec<(Part, &str)> = pieces
+        let parts: Vec<(CitedNumber, &str)> = pieces
             .iter()
             .filter_map(|piece| match piece {
                 Piece::Citation { part, shown, .. } => Some((*part, *shown)),
                 Piece::Text(_) => None,
             })
             .collect();
-        assert_eq!(parts, [(Part::Measured, "31.8"), (Part::Interval, "31 to 32")]);
+        assert_eq!(parts, [(CitedNumber::Measured, "31.8"), (CitedNumber::Interval, "31 to 32")]);
     }
 
     #[test]

@@ -344,20 +344,20 @@ fn read(path: &Path) -> Result<Record, String> {
     if !first.contains(CHECKSUM) {
         return Err(format!("{name}: a record of an older form; remove it and measure again"));
     }
-    let mut reader = Reader { name: name.to_string(), checksum: 0 };
+    let mut reader = RecordReader { name: name.to_string(), checksum: 0 };
     let header = reader.line(1, first)?;
     let rows = lines.map(|(number, line)| reader.line(number, line)).collect::<Result<Vec<Row>, String>>()?;
     Ok(Record { file: file_name(path), header, rows })
 }
 
 /// Reads the lines of a record in their order.
-struct Reader {
+struct RecordReader {
     name: String,
     /// Of the lines so far.
     checksum: u64,
 }
 
-impl Reader {
+impl RecordReader {
     fn line<T: DeserializeOwned>(&mut self, number: usize, line: &str) -> Result<T, String> {
         let broken = |what: &str| {
             let remedy = "a record is never edited: restore it, or remove it and measure again";

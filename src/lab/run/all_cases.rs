@@ -20,7 +20,7 @@ use crate::units::utc_now;
 
 /// How it ended.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Outcome {
+pub struct RecordingResult {
     pub rows: usize,
     pub planned: usize,
     /// What failed and why, a line each.
@@ -41,7 +41,7 @@ pub fn run(
     seed: u64,
     undecided: Undecided,
     interrupt: &Interrupt,
-) -> Result<Outcome, String> {
+) -> Result<RecordingResult, String> {
     let schedules: Vec<Vec<Run>> = experiments.iter().map(|experiment| schedule(experiment, quick, seed)).collect();
     let names = experiments.iter().map(|experiment| experiment.name.clone());
     let planned: BTreeMap<String, usize> = names.zip(schedules.iter().map(Vec::len)).collect();
@@ -58,7 +58,7 @@ pub fn run(
     let mut recorder = Recorder {
         writer: Writer::create(records, &header)?,
         progress: ProgressDisplay::new(&schedules.concat()),
-        outcome: Outcome { rows: 0, planned, failures: Vec::new(), interrupted: false },
+        outcome: RecordingResult { rows: 0, planned, failures: Vec::new(), interrupted: false },
         interrupt,
     };
     for (experiment, runs) in experiments.iter().zip(&schedules) {
@@ -73,7 +73,7 @@ pub fn run(
                 break;
             }
             Err(Stop::Failed(why)) => {
-                let Outcome { rows, planned, .. } = recorder.outcome;
+                let RecordingResult { rows, planned, .. } = recorder.outcome;
                 return Err(format!("{why}; {rows} of {planned} rows are recorded: `lab report` shows them"));
             }
         }
@@ -84,7 +84,7 @@ pub fn run(
 struct Recorder<'a> {
     writer: Writer,
     progress: ProgressDisplay,
-    outcome: Outcome,
+    outcome: RecordingResult,
     interrupt: &'a Interrupt,
 }
 

@@ -26,7 +26,7 @@ pub struct Column {
     pub name: &'static str,
     /// The key of what it shows in [`metrics`], which has its header and its definition.
     metric: &'static str,
-    pub value: Value,
+    pub value: Formula,
 }
 
 impl Column {
@@ -65,7 +65,7 @@ impl Column {
 }
 
 /// How a cell comes out of a row; `None` prints as –.
-pub enum Value {
+pub enum Formula {
     /// Whole numbers.
     Count(fn(Sample) -> Option<f64>),
     Real(fn(Sample) -> Option<f64>),
@@ -83,15 +83,15 @@ pub fn find(name: &str) -> Option<&'static Column> {
     COLUMNS.iter().find(|column| column.name == name)
 }
 
-use Value::{Count, Picture, Pooled, Real};
+use Formula::{Count, Picture, Pooled, Real};
 
 /// A number that only the lab computes: the column has its metric's key.
-const fn own(name: &'static str, value: Value) -> Column {
+const fn own(name: &'static str, value: Formula) -> Column {
     Column { name, metric: name, value }
 }
 
 /// A number of loadgen's report.
-const fn report(name: &'static str, metric: &'static str, value: Value) -> Column {
+const fn report(name: &'static str, metric: &'static str, value: Formula) -> Column {
     Column { name, metric, value }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::lab::evidence::columns;
 use crate::lab::evidence::pictures::scale::{Scale, label};
-use crate::lab::evidence::pictures::series::{Line, Point, description, tooltip};
+use crate::lab::evidence::pictures::series::{Line, PicturePoint, description, tooltip};
 use crate::lab::evidence::pictures::svg::{Anchor, Svg, fill, stroke, width_of};
 use crate::lab::plan::picture::{Picture, X};
 use crate::terminal::shortened;
@@ -68,7 +68,7 @@ pub fn of_tables(picture: &Picture, lines: &[Line]) -> Option<String> {
     Some(svg.finish(bottom + 28.0, &picture.title, &description(picture, lines)))
 }
 
-fn panel_of<'a>(point: &'a Point) -> Panel<'a> {
+fn panel_of<'a>(point: &'a PicturePoint) -> Panel<'a> {
     Panel { table: &point.table.id, x: &point.x_text }
 }
 
@@ -83,7 +83,7 @@ fn panels<'a>(lines: &'a [Line]) -> Vec<Panel<'a>> {
 }
 
 /// What a panel shows, as far as there is room.
-fn head(picture: &Picture, point: &Point, width: f64) -> String {
+fn head(picture: &Picture, point: &PicturePoint, width: f64) -> String {
     let of_table = point.table.title.split(':').next().unwrap_or_default();
     let head = match (&picture.x_title, &picture.x) {
         (Some(title), Some(_)) => format!("{title} {}", point.x_text),
@@ -127,7 +127,7 @@ fn grid(svg: &mut Svg, x: &Scale, bottom: f64) {
     }
 }
 
-fn bar(svg: &mut Svg, x: &Scale, row: usize, line: &Line, point: &Point, header: &str) {
+fn bar(svg: &mut Svg, x: &Scale, row: usize, line: &Line, point: &PicturePoint, header: &str) {
     let Some(value) = point.values.first().and_then(Option::as_ref) else { return };
     let (y, end) = (middle(row), x.at(value.summary.median));
     svg.open(&tooltip(&line.name, header, point, value));

@@ -18,14 +18,14 @@ const NAMED_AT: [f64; 4] = [0.8, 0.2, 0.7, 0.3];
 /// Share of the requests and time in µs, rising.
 type Points = Vec<(f64, f64)>;
 
-struct Curve<'a> {
+struct DistributionCurve<'a> {
     line: &'a Line<'a>,
     runs: Vec<Points>,
     medians: Points,
 }
 
 pub fn of_rows(picture: &Picture, lines: &[Line]) -> Option<String> {
-    let curves: Vec<Curve> = lines.iter().filter_map(curve).collect();
+    let curves: Vec<DistributionCurve> = lines.iter().filter_map(curve).collect();
     let measured = curves.iter().flat_map(|curve| &curve.runs).flatten().map(|(_, us)| *us);
     let published = picture.published.iter().map(|figure| figure.value);
     let room = picture.published.iter().map(|figure| width_of(&figure.label) * 0.85).fold(0.0, f64::max);
@@ -57,18 +57,18 @@ pub fn of_rows(picture: &Picture, lines: &[Line]) -> Option<String> {
         svg.text((x + 10.0, y + 4.0), Anchor::Start, &fill(series), &curve.line.name);
     }
     picture.published.iter().for_each(|figure| mark(&mut svg, figure, &picture.published, &x));
-    let of_curve = |curve: &Curve| format!("{} {}", curve.line.name, in_words(curve));
+    let of_curve = |curve: &DistributionCurve| format!("{} {}", curve.line.name, in_words(curve));
     let description = curves.iter().map(of_curve).collect::<Vec<_>>().join("; ");
     let description = format!("The response times µs that a share of the requests took at most: {description}.");
     (!curves.is_empty()).then(|| svg.finish(BOTTOM + 48.0, &picture.title, &description))
 }
 
-fn curve<'a>(line: &'a Line) -> Option<Curve<'a>> {
+fn curve<'a>(line: &'a Line) -> Option<DistributionCurve<'a>> {
     let runs: Vec<Points> = line.points.first()?.runs.iter().filter_map(|row| quantiles(row)).collect();
     let times = |i: usize| runs.iter().filter_map(|run| Some(run.get(i)?.1)).collect::<Vec<f64>>();
     let shares = runs.first()?.iter().enumerate();
     let medians = shares.filter_map(|(i, (share, _))| Some((*share, median(&times(i))?))).collect();
-    Some(Curve { line, runs, medians })
+    Some(DistributionCurve { line, runs, medians })
 }
 
 /// Of a record that is older than these, the upper half.
@@ -85,15 +85,15 @@ fn height(share: f64) -> f64 {
 }
 
 /// `1 % 2,100, 50 % 24,600, 100 % 144,000`.
-fn in_words(curve: &Curve) -> String {
+fn in_words(curve: &DistributionCurve) -> String {
     let word = |(share, us): &(f64, f64)| format!("{} % {}", label(100.0 * share), label(us.round()));
     curve.medians.iter().map(word).collect::<Vec<_>>().join(", ")
 }
 
 /// The place beside a curve that has the most room to its right.
-fn free_place(series: usize, curves: &[Curve], x: &Scale, right: f64) -> (f64, f64) {
+fn free_place(series: usize, curves: &[DistributionCurve], x: &Scale, right: f64) -> (f64, f64) {
     // Of the run that is farthest to the right.
-    let at = |curve: &Curve, share: f64| {
+    let at = |curve: &DistributionCurve, share: f64| {
         let times = curve.runs.iter().filter_map(|run| run.iter().find(|(known, _)| *known >= share));
         x.at(times.map(|(_, us)| *us).fold(0.0, f64::max))
     };

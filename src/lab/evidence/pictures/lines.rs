@@ -2,7 +2,7 @@
 
 use crate::lab::evidence::columns;
 use crate::lab::evidence::pictures::scale::{Scale, label};
-use crate::lab::evidence::pictures::series::{Line, Point, Value, description, tooltip};
+use crate::lab::evidence::pictures::series::{Line, MeasuredValue, PicturePoint, description, tooltip};
 use crate::lab::evidence::pictures::svg::{Anchor, Svg, fill, stroke, width_of};
 use crate::lab::evidence::pictures::theory::Queue;
 use crate::lab::plan::matrix::TheorySpec;
@@ -16,16 +16,16 @@ const LEFT: f64 = 64.0;
 const LEADING: f64 = 15.0;
 
 /// A place of a line in pixels, with what was measured there.
-struct Place<'a> {
+struct PlottedPoint<'a> {
     x: f64,
-    value: &'a Value,
+    value: &'a MeasuredValue,
     tooltip: String,
 }
 
 /// A line as a panel shows it: its name, and whether its points are joined.
-struct Shown<'a> {
+struct PanelLine<'a> {
     name: &'a str,
-    places: Vec<Place<'a>>,
+    places: Vec<PlottedPoint<'a>>,
     is_joined: bool,
 }
 
@@ -48,7 +48,7 @@ pub fn over_x(picture: &Picture, lines: &[Line]) -> Option<String> {
         let right = left + width - names_room(lines).min(width / 2.0);
         let make = if is_axis { Scale::of_places } else { Scale::new };
         let x = make(ticks.iter().copied(), picture.log_x, left + LEFT + 8.0, right - 8.0);
-        let shown: Vec<Shown> = lines.iter().map(|line| shown(line, i, &header, &x_name, is_axis, &x)).collect();
+        let shown: Vec<PanelLine> = lines.iter().map(|line| shown(line, i, &header, &x_name, is_axis, &x)).collect();
         let marks = if is_axis { ticks.clone() } else { x.ticks() };
         let marks: Vec<(f64, String)> = marks.into_iter().map(|value| (x.at(value), label(value))).collect();
         let curves = theory(picture, column, lines, &x);
@@ -75,7 +75,7 @@ fn theory<'a>(picture: &'a Picture, column: &str, lines: &[Line], x: &Scale) -> 
     };
     let Some(line) = lines.first() else { return Vec::new() };
     let curve = |spec: &'a TheorySpec| {
-        let place = |point: &Point| {
+        let place = |point: &PicturePoint| {
             let row = point.runs.first()?;
             let queues = f64::from(spec.queues);
             let queue = Queue {
@@ -90,13 +90,13 @@ fn theory<'a>(picture: &'a Picture, column: &str, lines: &[Line], x: &Scale) -> 
     picture.theory.iter().map(curve).collect()
 }
 
-fn shown<'a>(line: &'a Line, column: usize, header: &str, x_name: &str, is_axis: bool, x: &Scale) -> Shown<'a> {
-    let place = |point: &'a Point| {
+fn shown<'a>(line: &'a Line, column: usize, header: &str, x_name: &str, is_axis: bool, x: &Scale) -> PanelLine<'a> {
+    let place = |point: &'a PicturePoint| {
         let value = point.values[column].as_ref()?;
         let name = if is_axis { format!("{}, {x_name} {}", line.name, point.x_text) } else { line.name.clone() };
-        Some(Place { x: x.at(point.x), value, tooltip: tooltip(&name, header, point, value) })
+        Some(PlottedPoint { x: x.at(point.x), value, tooltip: tooltip(&name, header, point, value) })
     };
-    Shown { name: &line.name, places: line.points.iter().filter_map(place).collect(), is_joined: is_axis }
+    PanelLine { name: &line.name, places: line.points.iter().filter_map(place).collect(), is_joined: is_axis }
 }
 
 /// The room at the right for the longest name.
@@ -108,7 +108,7 @@ fn names_room(lines: &[Line]) -> f64 {
 /// room for other values, too.
 fn panel(
     svg: &mut Svg,
-    lines: &[Shown],
+    lines: &[PanelLine],
     (is_log, also): (bool, &[f64]),
     (left, right): (f64, f64),
     marks: &[(f64, String)],
@@ -133,7 +133,7 @@ fn panel(
     }
     svg.line((left + LEFT, bottom), (right, bottom), "rule");
     for (series, line) in lines.iter().enumerate() {
-        let at = |place: &Place| (place.x, y.at(place.value.summary.median));
+        let at = |place: &PlottedPoint| (place.x, y.at(place.value.summary.median));
         let points: Vec<(f64, f64)> = line.places.iter().map(at).collect();
         if line.is_joined && points.len() > 1 {
             svg.curve(&points, series);
@@ -146,7 +146,7 @@ fn panel(
             svg.close();
         }
     }
-    let end = |line: &Shown| Some(line.places.last()?).map(|place| (place.x, y.at(place.value.summary.median)));
+    let end = |line: &PanelLine| Some(line.places.last()?).map(|place| (place.x, y.at(place.value.summary.median)));
     let is_joined = lines.iter().any(|line| line.is_joined);
     if !is_joined {
         for (series, line) in lines.iter().enumerate() {
@@ -161,7 +161,7 @@ fn panel(
 }
 
 /// Names beside the ends of lines, pushed apart where they would cover each other.
-fn name_ends(svg: &mut Svg, lines: &[Shown], ends: &[Option<(f64, f64)>], right: f64) {
+fn name_ends(svg: &mut Svg, lines: &[PanelLine], ends: &[Option<(f64, f64)>], right: f64) {
     let mut order: Vec<(usize, (f64, f64))> =
         ends.iter().enumerate().filter_map(|(i, end)| Some((i, (*end)?))).collect();
     order.sort_by(|a, b| a.1.1.total_cmp(&b.1.1));

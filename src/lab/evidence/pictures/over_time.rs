@@ -19,7 +19,7 @@ const P99: (f64, f64) = (162.0, 252.0);
 const TOP: f64 = 62.0;
 
 /// The run of a row that is shown: the one with the median number of answers, the lower one of two.
-struct Shown<'a> {
+struct ShownRun<'a> {
     line: &'a Line<'a>,
     row: &'a Row,
     /// Seconds and a value, for each interval.
@@ -28,7 +28,7 @@ struct Shown<'a> {
 }
 
 pub fn of_runs(picture: &Picture, lines: &[Line]) -> Option<String> {
-    let cells: Vec<Shown> = lines.iter().filter_map(shown).collect();
+    let cells: Vec<ShownRun> = lines.iter().filter_map(shown).collect();
     let columns = cells.len().clamp(1, MOST_COLUMNS);
     let width = (WIDTH - 16.0) / columns as f64 - LEFT;
     let p99_us: Vec<f64> = cells.iter().flat_map(|cell| values(&cell.p99_us)).collect();
@@ -67,11 +67,11 @@ pub fn of_runs(picture: &Picture, lines: &[Line]) -> Option<String> {
         svg.close();
     }
     let height = TOP + CELL * cells.len().div_ceil(columns) as f64;
-    let description = cells.iter().map(Shown::in_words).collect::<Vec<_>>().join("; ");
+    let description = cells.iter().map(ShownRun::in_words).collect::<Vec<_>>().join("; ");
     (!cells.is_empty()).then(|| svg.finish(height, &picture.title, &description))
 }
 
-fn shown<'a>(line: &'a Line) -> Option<Shown<'a>> {
+fn shown<'a>(line: &'a Line) -> Option<ShownRun<'a>> {
     let mut runs: Vec<(&Row, &LoadReport, &TimeSeries)> = Vec::new();
     for row in &line.points.first()?.runs {
         runs.extend(row.load.as_ref().and_then(|load| Some((*row, load, load.time_series.as_ref()?))));
@@ -86,7 +86,7 @@ fn shown<'a>(line: &'a Line) -> Option<Shown<'a>> {
     let length_s = |i: usize| interval_s.min(load.duration_s - i as f64 * interval_s);
     let rates = indices().map(|i| (middle(i), series.answered[i] as f64 / length_s(i))).collect();
     let p99_us = indices().filter_map(|i| Some((middle(i), *series.p99_us.get(i)? as f64)));
-    Some(Shown { line, row, rates, p99_us: p99_us.filter(|(_, us)| *us > 0.0).collect() })
+    Some(ShownRun { line, row, rates, p99_us: p99_us.filter(|(_, us)| *us > 0.0).collect() })
 }
 
 fn values(points: &[(f64, f64)]) -> Vec<f64> {
@@ -97,7 +97,7 @@ fn interval_s(row: &Row) -> f64 {
     row.load.as_ref().and_then(|load| load.time_series.as_ref()).map_or(0.0, |series| series.interval_s)
 }
 
-impl Shown<'_> {
+impl ShownRun<'_> {
     /// `rr: 12,300 to 45,600 answers/s, p99 310 to 2,900 µs, 20 reloads`.
     fn in_words(&self) -> String {
         let range = |points: &[(f64, f64)]| {

@@ -15,7 +15,7 @@ type Coordinates = Vec<(String, String)>;
 
 /// One column of one case.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Value {
+pub struct MeasuredValue {
     pub runs: Vec<f64>,
     pub summary: Summary,
     /// `31.8 [31.7, 31.9]`.
@@ -24,12 +24,12 @@ pub struct Value {
 
 /// One case: its place, and a value for each column of the picture.
 #[derive(Debug, Clone)]
-pub struct Point<'a> {
+pub struct PicturePoint<'a> {
     pub table: &'a TableSpec,
     pub x: f64,
     /// As the axis has it.
     pub x_text: String,
-    pub values: Vec<Option<Value>>,
+    pub values: Vec<Option<MeasuredValue>>,
     pub mark: Option<f64>,
     pub runs: Vec<&'a Row>,
 }
@@ -38,7 +38,7 @@ pub struct Point<'a> {
 #[derive(Debug, Clone)]
 pub struct Line<'a> {
     pub name: String,
-    pub points: Vec<Point<'a>>,
+    pub points: Vec<PicturePoint<'a>>,
 }
 
 /// The lines of a picture. Cases without one finished run are left out.
@@ -47,7 +47,7 @@ pub fn lines_of<'a>(picture: &'a Picture, experiment: &'a Experiment, rows: &[&'
         Some(X::Axis(axis)) => Some(axis.as_str()),
         _ => None,
     };
-    let mut lines: Vec<(Coordinates, Vec<Point>)> = Vec::new();
+    let mut lines: Vec<(Coordinates, Vec<PicturePoint>)> = Vec::new();
     for id in &picture.tables {
         let Some(spec) = experiment.matrix.tables.iter().find(|spec| spec.id == *id) else { continue };
         let of_table: Vec<&Row> = rows.iter().copied().filter(|row| row.table == *id).collect();
@@ -64,7 +64,7 @@ pub fn lines_of<'a>(picture: &'a Picture, experiment: &'a Experiment, rows: &[&'
     }
     let keys: Vec<Coordinates> = lines.iter().map(|(key, _)| key.clone()).collect();
     let names = names(picture, &keys);
-    let by_x = |mut points: Vec<Point<'a>>| {
+    let by_x = |mut points: Vec<PicturePoint<'a>>| {
         points.sort_by(|a, b| a.x.total_cmp(&b.x));
         points
     };
@@ -78,7 +78,7 @@ fn is_drawn(picture: &Picture, row: &Row) -> bool {
         .all(|(name, values)| row.coordinate(name).is_none_or(|value| values.iter().any(|allowed| allowed == value)))
 }
 
-fn point<'a>(picture: &Picture, spec: &'a TableSpec, rows: &[&'a Row], case: &[&'a Row]) -> Option<Point<'a>> {
+fn point<'a>(picture: &Picture, spec: &'a TableSpec, rows: &[&'a Row], case: &[&'a Row]) -> Option<PicturePoint<'a>> {
     let samples = samples(spec, rows, case);
     let first = samples.first()?.row;
     let numbers =
@@ -89,7 +89,7 @@ fn point<'a>(picture: &Picture, spec: &'a TableSpec, rows: &[&'a Row], case: &[&
         let summary = summarize(&runs)?;
         let [median, low, high] = [summary.median, summary.low, summary.high].map(|number| column.print(number));
         let text = if low == median && high == median { median } else { format!("{median} [{low}, {high}]") };
-        Some(Value { runs, summary, text })
+        Some(MeasuredValue { runs, summary, text })
     };
     let middle = |name: &String| median(&numbers(columns::find(name)?));
     let (x, x_text) = match &picture.x {
@@ -100,7 +100,7 @@ fn point<'a>(picture: &Picture, spec: &'a TableSpec, rows: &[&'a Row], case: &[&
         Some(X::Column(name)) => (middle(name)?, String::new()),
         None => (0.0, String::new()),
     };
-    Some(Point {
+    Some(PicturePoint {
         table: spec,
         x,
         x_text,
@@ -157,7 +157,7 @@ fn names(picture: &Picture, keys: &[Coordinates]) -> Vec<String> {
 }
 
 /// What is shown of a row when a reader points at it.
-pub fn tooltip(name: &str, what: &str, point: &Point, value: &Value) -> String {
+pub fn tooltip(name: &str, what: &str, point: &PicturePoint, value: &MeasuredValue) -> String {
     let runs: Vec<String> = value.runs.iter().map(|run| super::scale::label(*run)).collect();
     let commands = commands(point);
     let median = &value.text;
@@ -166,7 +166,7 @@ pub fn tooltip(name: &str, what: &str, point: &Point, value: &Value) -> String {
 }
 
 /// What was run, on lines of their own.
-pub fn commands(point: &Point) -> String {
+pub fn commands(point: &PicturePoint) -> String {
     let commands = |row: &&Row| format!("\n{}\n{}", row.server_command.text(), row.client_command.text());
     point.runs.first().map_or(String::new(), commands)
 }

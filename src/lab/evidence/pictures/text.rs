@@ -1,22 +1,22 @@
 //! A picture in characters, as far as a terminal has room.
 
 use crate::lab::evidence::columns::{self, Column, connections_per_worker};
-use crate::lab::evidence::pictures::series::{Line, Point};
+use crate::lab::evidence::pictures::series::{Line, PicturePoint};
 use crate::lab::plan::matrix::PictureKind;
 use crate::lab::plan::picture::{Picture, X};
 use crate::terminal::{bar, shortened, step};
 
 /// A bar with its number.
-struct Cell {
+struct TextBar {
     value: f64,
     text: String,
 }
 
 /// What stands beside one another: a table, or a value of the axis.
-struct Panel {
+struct TextPanel {
     head: String,
     /// By line.
-    cells: Vec<Option<Cell>>,
+    cells: Vec<Option<TextBar>>,
 }
 
 const LONGEST_NAME: usize = 32;
@@ -42,7 +42,7 @@ pub fn of_lines(picture: &Picture, lines: &[Line], width: usize, most: usize) ->
         head + &format!("  {:<1$}", shortened(&panel.head, each.saturating_sub(3)), each.saturating_sub(2))
     })];
     for row in chosen(&last.cells, most.saturating_sub(1)) {
-        let of_panel = |panel: &Panel| {
+        let of_panel = |panel: &TextPanel| {
             let largest = panel.cells.iter().flatten().map(|cell| cell.value).fold(0.0, f64::max);
             let text = panel.cells[row].as_ref().map_or("–".to_string(), |cell| {
                 format!("{} {}", bar(cell.value, largest, each.saturating_sub(3 + NUMBER)), cell.text)
@@ -54,11 +54,11 @@ pub fn of_lines(picture: &Picture, lines: &[Line], width: usize, most: usize) ->
     drawn.into_iter().map(|line| shortened(line.trim_end(), width)).collect()
 }
 
-fn panels(picture: &Picture, lines: &[Line]) -> Vec<Panel> {
+fn panels(picture: &Picture, lines: &[Line]) -> Vec<TextPanel> {
     let Some(header) = picture.y.first().and_then(|name| columns::find(name)).map(Column::header) else {
         return Vec::new();
     };
-    let mut places: Vec<(&str, &str, &Point)> = Vec::new();
+    let mut places: Vec<(&str, &str, &PicturePoint)> = Vec::new();
     for point in lines.iter().flat_map(|line| &line.points) {
         // Lines share one panel, whatever tables they come from.
         let table = if picture.kind == PictureKind::Bars { point.table.id.as_str() } else { "" };
@@ -69,26 +69,26 @@ fn panels(picture: &Picture, lines: &[Line]) -> Vec<Panel> {
     if picture.kind != PictureKind::Bars {
         places.sort_by(|a, b| a.2.x.total_cmp(&b.2.x));
     }
-    let panel = |(table, x, point): &(&str, &str, &Point)| {
+    let panel = |(table, x, point): &(&str, &str, &PicturePoint)| {
         let of_line = |line: &Line| {
             let mut points = line.points.iter();
             let its = points.find(|point| (table.is_empty() || point.table.id == *table) && point.x_text == *x)?;
             let value = its.values.first()?.as_ref()?;
             let text = value.text.split(' ').next().unwrap_or_default().to_string();
-            Some(Cell { value: value.summary.median, text })
+            Some(TextBar { value: value.summary.median, text })
         };
         let place = match &picture.x {
             Some(X::Axis(axis)) => format!("{} {x}, {header}", picture.x_title.as_ref().unwrap_or(axis)),
             _ if table.is_empty() => header.clone(),
             _ => point.table.title.split(':').next().unwrap_or_default().to_string(),
         };
-        Panel { head: place, cells: lines.iter().map(of_line).collect() }
+        TextPanel { head: place, cells: lines.iter().map(of_line).collect() }
     };
     places.iter().map(panel).collect()
 }
 
 /// At most so many rows, in their order.
-fn chosen(cells: &[Option<Cell>], most: usize) -> Vec<usize> {
+fn chosen(cells: &[Option<TextBar>], most: usize) -> Vec<usize> {
     let mut ranked: Vec<usize> = (0..cells.len()).collect();
     let value = |row: &usize| cells[*row].as_ref().map(|cell| cell.value);
     ranked.sort_by(|a, b| value(b).partial_cmp(&value(a)).unwrap_or(std::cmp::Ordering::Equal));
