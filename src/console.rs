@@ -136,11 +136,11 @@ fn write_if_room(out: BorrowedFd, bytes: &[u8], wait: Duration) -> nix::Result<u
 ///
 /// # Errors
 /// Those of write(2), but for EAGAIN and EINTR.
-pub fn write_within(out: impl AsFd, waiting: &mut Vec<u8>, patience: Duration) -> nix::Result<()> {
+pub fn write_within(out: impl AsFd, waiting: &mut Vec<u8>, timeout: Duration) -> nix::Result<()> {
     let mut written = 0;
     let mut outcome = Ok(());
     while written < waiting.len() {
-        match until_uninterrupted(|| write_if_room(out.as_fd(), &waiting[written..], patience)) {
+        match until_uninterrupted(|| write_if_room(out.as_fd(), &waiting[written..], timeout)) {
             Ok(length) => written += length,
             Err(errno) => {
                 outcome = if errno == Errno::EAGAIN { Ok(()) } else { Err(errno) };

@@ -146,7 +146,7 @@ const TAKE: &[u8] = b"\x1b[?1049h\x1b[?25l\x1b[2J";
 const GIVE_BACK: &[u8] = b"\x1b[?1049l\x1b[?25h";
 const CLEAR: &[u8] = b"\x1b[2J";
 /// How long the end of a screen waits for a terminal that does not read.
-const PATIENCE: Duration = Duration::from_millis(500);
+const RESTORE_TIMEOUT: Duration = Duration::from_millis(500);
 
 static OURS: Mutex<Option<Arc<File>>> = Mutex::new(None);
 
@@ -236,7 +236,7 @@ fn give_back() {
     let Some(file) = ours().take() else { return };
     let _ = disable_raw_mode();
     // Where the terminal is gone there is nothing to give back.
-    let _ = write_within(&file, &mut GIVE_BACK.to_vec(), PATIENCE);
+    let _ = write_within(&file, &mut GIVE_BACK.to_vec(), RESTORE_TIMEOUT);
 }
 
 fn ours() -> MutexGuard<'static, Option<Arc<File>>> {

@@ -15,7 +15,7 @@ use crate::console;
 use crate::failure::Failure;
 
 /// A master answers far sooner, except to a reload or a stop.
-const PATIENCE: Duration = Duration::from_secs(10);
+const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Asks a running master to do something, and waits for the answer: after a reload and at a stop until it is done.
 #[derive(Args, Clone, Debug)]
@@ -65,7 +65,7 @@ fn ask(args: &CtlArgs) -> Result<Value, Failure> {
     };
     let mut stream = connect(args.control.as_deref())?;
     if !matches!(args.request, ControlRequest::Reload | ControlRequest::Stop) {
-        stream.set_read_timeout(Some(PATIENCE)).map_err(lost)?;
+        stream.set_read_timeout(Some(REPLY_TIMEOUT)).map_err(lost)?;
     }
     let line = serde_json::to_string(&args.request).expect("its keys are strings");
     // A master that refuses us at once has closed its end already, and its answer is there.

@@ -34,7 +34,7 @@ const PROBES: usize = 5;
 const LINES: usize = 8;
 
 /// Starts and stops may take this long; the run itself is known.
-const PATIENCE: Duration = Duration::from_secs(30);
+const START_STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The workers that took the connections, in the order in which these came.
 #[derive(Debug, Clone, PartialEq)]
@@ -82,14 +82,14 @@ pub enum OrderPattern {
 pub fn observe(command: &[String], connections: u32, rate: u32, interrupt: &Interrupt) -> Result<Order, Stop> {
     let program = Program::new(command).until(interrupt);
     let mut server = program.launch(&["--listen", "127.0.0.1:0"])?;
-    let address = server.await_ready(PATIENCE).map_err(|why| why.stop(program.name()))?;
+    let address = server.await_ready(START_STOP_TIMEOUT).map_err(|why| why.stop(program.name()))?;
     let client = format!(
         "loadgen --connections 1 --requests-per-connection 1 --requests {connections} --rate {rate} \
          --show answers:{connections} --format json http://{address}/"
     );
     let mut client = Program::of(&client).until(interrupt).launch(&[])?;
     let length = Duration::from_secs(u64::from(connections / rate.max(1)));
-    let document = client.finish(length + PATIENCE, |_| ())?;
+    let document = client.finish(length + START_STOP_TIMEOUT, |_| ())?;
     let load: LoadReport = client.parse(&document)?;
     if load.errors.total() > 0 {
         return Err(Stop::Failed(format!("{} of {connections} connections failed", load.errors.total())));
@@ -101,7 +101,7 @@ pub fn observe(command: &[String], connections: u32, rate: u32, interrupt: &Inte
         None => Vec::new(),
     };
     server.signal(Signal::SIGTERM);
-    let document = server.finish(PATIENCE, |_| ())?;
+    let document = server.finish(START_STOP_TIMEOUT, |_| ())?;
     let report: ServerReport = server.parse(&document)?;
     Ok(Order { takers, workers: report.workers.len(), last_to_sleep_took })
 }
@@ -129,7 +129,7 @@ fn wake_the_others(server: i32, address: &str) -> Result<Vec<bool>, Stop> {
         family(server).into_iter().filter(|process| ![server, favourite].contains(&process.pid)).collect();
     let mut took = Vec::new();
     for other in others.iter().cycle().take(if others.is_empty() { 0 } else { PROBES }) {
-        if !(other.stop(PATIENCE) && other.resume(PATIENCE)) {
+        if !(other.stop(START_STOP_TIMEOUT) && other.resume(START_STOP_TIMEOUT)) {
             return Err(failed(format!("pid {} does not stop and resume", other.pid)));
         }
         took.push(taker()? == other.pid);

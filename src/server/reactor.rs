@@ -164,9 +164,9 @@ impl Reactor {
 
     /// From now on a connection between two requests may be silent for so long at most. The others have their time:
     /// what has begun is finished.
-    pub fn shorten_idle_timeout(&mut self, patience: Duration) {
+    pub fn shorten_idle_timeout(&mut self, timeout: Duration) {
         self.has_short_idle_timeout = true;
-        self.worker.idle_timeout = patience.min(self.worker.idle_timeout);
+        self.worker.idle_timeout = timeout.min(self.worker.idle_timeout);
     }
 
     pub fn open(&self) -> usize {

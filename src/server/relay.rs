@@ -283,13 +283,13 @@ impl Relay {
             PairStep::Wait => {}
         }
         let begins_to_wait_for_output = !pair.down.unsent.is_empty() && !pair.watches_output;
-        let patience = match (pair.down.has_ended, pair.down.unsent.is_empty()) {
+        let timeout = match (pair.down.has_ended, pair.down.unsent.is_empty()) {
             // Both sides have time for their last bytes, but the worker has closed and cannot end a client that stays.
             (true, _) => Some(LINGER),
             (false, false) => Some(idle_timeout),
             (false, true) => None,
         };
-        pair.due_ns = patience.map(|patience| pair.active_ns + patience.as_nanos() as u64);
+        pair.due_ns = timeout.map(|timeout| pair.active_ns + timeout.as_nanos() as u64);
         if let Some(due_ns) = pair.due_ns
             && pair.timer_ns.is_none_or(|timer_ns| due_ns < timer_ns)
         {

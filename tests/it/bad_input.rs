@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::time::{Duration, Instant};
 
-use acceptlab::lab::check::client::{Client, GET, GET_AND_CLOSE, PATIENCE, served, served_within};
+use acceptlab::lab::check::client::{ANSWER_TIMEOUT, Client, GET, GET_AND_CLOSE, served, served_within};
 use acceptlab::lab::check::server::Server;
 use acceptlab::lab::observe::processes::poll_until;
 
@@ -127,7 +127,7 @@ fn an_answer_that_cannot_be_sent_does_not_go_to_the_next_client() {
             leaving.reset();
             let mut next = connect(&server);
             held(next.send(GET_AND_CLOSE));
-            next.stream.set_read_timeout(Some(PATIENCE)).expect("the time is not zero");
+            next.stream.set_read_timeout(Some(ANSWER_TIMEOUT)).expect("the time is not zero");
             let mut received = String::new();
             next.stream.read_to_string(&mut received).expect("text, then a close");
             assert_eq!(received.matches("HTTP/1.1 ").count(), 1, "{}: {received:?}", kind.name);

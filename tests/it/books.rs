@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use acceptlab::lab::check::client::{GET, PATIENCE, served};
+use acceptlab::lab::check::client::{ANSWER_TIMEOUT, GET, served};
 use acceptlab::lab::check::server::Server;
 use acceptlab::lab::observe::processes::poll_until;
 use acceptlab::report::AcceptCounts;
@@ -94,7 +94,7 @@ fn a_scoreboard_is_readable_while_the_server_runs() {
     // An answer may arrive a moment before it is counted.
     let row = board.row(0);
     let counts = || [Count::Accepted, Count::Active, Count::Requests].map(|count| row.get(count));
-    let counted = poll_until(PATIENCE, || (counts() == [2, 2, 6]).then_some(()));
+    let counted = poll_until(ANSWER_TIMEOUT, || (counts() == [2, 2, 6]).then_some(()));
     assert_eq!(counted, Some(()), "accepted, active, requests: {:?}", counts());
 }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use acceptlab::lab::check::client::{Client, GET, GET_AND_CLOSE, PATIENCE, Response, served};
+use acceptlab::lab::check::client::{ANSWER_TIMEOUT, Client, GET, GET_AND_CLOSE, Response, served};
 use acceptlab::lab::check::server::Server;
 use acceptlab::lab::observe::processes::{Process, poll_until};
 use acceptlab::report::ServerReport;
@@ -78,7 +78,7 @@ impl Stopped {
     #[track_caller]
     pub fn new(pid: i32) -> Stopped {
         let process = Process::find(pid).expect("it runs");
-        assert!(process.stop(PATIENCE), "process {pid} does not stop");
+        assert!(process.stop(ANSWER_TIMEOUT), "process {pid} does not stop");
         Stopped(process)
     }
 }
@@ -202,7 +202,7 @@ fn one_client_address_always_finds_the_same_worker_and_many_addresses_find_sever
 fn worker_for(source: Ipv4Addr, server: SocketAddr) -> usize {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
-    socket.connect_timeout(&server.into(), PATIENCE).unwrap();
+    socket.connect_timeout(&server.into(), ANSWER_TIMEOUT).unwrap();
     let mut stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(FOREVER)).unwrap();
     stream.write_all(GET_AND_CLOSE).unwrap();

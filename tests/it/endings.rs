@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use acceptlab::lab::check::client::{Client, GET, PATIENCE, served};
+use acceptlab::lab::check::client::{ANSWER_TIMEOUT, Client, GET, served};
 use acceptlab::lab::check::server::{NotReady, Program, STOP_WITHIN, Server};
 use acceptlab::lab::observe::processes::{Process, poll_until};
 use nix::sys::signal::Signal;
@@ -52,10 +52,10 @@ pub fn ends_under_load(name: &str, flags: &[&str]) {
         let processes = server.processes();
         server.signal(Signal::SIGTERM);
         let report = held(held(server.ended(STOP_WITHIN)).report());
-        let left = Server::left_behind(&processes, PATIENCE);
+        let left = Server::left_behind(&processes, ANSWER_TIMEOUT);
         assert!(left.is_empty(), "{name} left {left:?}");
         let counted: u64 = report.workers.iter().map(|worker| worker.requests).sum();
-        let arrived = poll_until(PATIENCE, || (answered.load(Ordering::Relaxed) == counted).then_some(()));
+        let arrived = poll_until(ANSWER_TIMEOUT, || (answered.load(Ordering::Relaxed) == counted).then_some(()));
         assert!(arrived.is_some(), "{name} answered {counted}, {} arrived", answered.load(Ordering::Relaxed));
     });
 }
@@ -86,7 +86,7 @@ fn killing_the_parent_with_sigkill_leaves_no_child() {
         let processes = server.processes();
         assert!(processes.len() >= 5, "{name} is {} processes", processes.len());
         server.signal(Signal::SIGKILL);
-        let left = Server::left_behind(&processes, PATIENCE);
+        let left = Server::left_behind(&processes, ANSWER_TIMEOUT);
         assert!(left.is_empty(), "{name} left {left:?}");
         drop(client);
     }
@@ -109,7 +109,7 @@ pub fn outlives_a_worker(name: &str, flags: &[&str]) {
     })
     .unwrap_or_else(|| panic!("{name} {flags:?}: only the master answers"));
     Process::find(victim).expect("it has just answered").kill();
-    held(client.closes(PATIENCE));
+    held(client.closes(ANSWER_TIMEOUT));
     // A connection that was the victim's own when it died is lost with it; later ones are not.
     let mut in_a_row = 0;
     let served_again = poll_until(FOREVER, || {
@@ -166,6 +166,6 @@ fn a_dropped_server_is_gone() {
     let server = start("prefork", &["--workers", "3"]);
     let processes = server.processes();
     drop(server);
-    assert!(Server::left_behind(&processes, PATIENCE).is_empty());
+    assert!(Server::left_behind(&processes, ANSWER_TIMEOUT).is_empty());
     assert_eq!(processes.len(), 4, "{} is a parent and three workers", kind("prefork").name);
 }

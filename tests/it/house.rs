@@ -189,7 +189,7 @@ fn no_thread_exists_when_a_process_forks_and_fork_asserts_it() {
 /// Where code sleeps for a time, and why that orders nothing.
 const SLEEPS: [(&str, &str); 7] = [
     ("bins/null-server.rs", "backs off after accept(2) found no descriptor left; it is tried again whatever happens"),
-    ("src/lab/check/patience.rs", "watches for a given time that something does not happen"),
+    ("src/lab/check/timeouts.rs", "watches for a given time that something does not happen"),
     ("src/lab/check/stop.rs", "gives a server time in which it must not do something"),
     ("src/lab/observe/processes.rs", "the pause between two looks of poll_until, which waits for a state"),
     ("src/load/commands/demo.rs", "the stall that the demonstration is about"),

@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use acceptlab::lab::check::client::{Client, GET, PATIENCE, served_within};
+use acceptlab::lab::check::client::{ANSWER_TIMEOUT, Client, GET, served_within};
 use acceptlab::lab::check::server::{STOP_WITHIN, Server};
 use acceptlab::lab::observe::processes::{Process, poll_until};
 use acceptlab::server::GRACE;
@@ -43,7 +43,7 @@ fn waits_for_the_listener(worker: &Process) -> bool {
 
 /// The one worker that waits for the listener, as soon as there is exactly one and the others do not run.
 fn holder(server: &Server) -> Process {
-    let holder = poll_until(PATIENCE, || {
+    let holder = poll_until(ANSWER_TIMEOUT, || {
         let holders: Vec<Process> = workers(server).into_iter().filter(waits_for_the_listener).collect();
         <[Process; 1]>::try_from(holders).ok().map(|[holder]| holder)
     });
@@ -84,7 +84,7 @@ fn of_idle_workers_exactly_one_waits_for_the_listener() {
         held(server.stop());
     }
     let mut server = start("prefork", &["--workers", "8"]);
-    let all = poll_until(PATIENCE, || workers(&server).iter().all(waits_for_the_listener).then_some(()));
+    let all = poll_until(ANSWER_TIMEOUT, || workers(&server).iter().all(waits_for_the_listener).then_some(()));
     assert!(all.is_some(), "without a lock not all sleep in accept");
     held(server.stop());
 }
@@ -104,7 +104,7 @@ fn outlives_its_holders(lock: (&str, &[&str])) {
         let holder = holder(&server);
         holder.kill();
         // The next one has it without a connection that would have to come first.
-        let gone = poll_until(PATIENCE, || (workers(&server).len() == left).then_some(()));
+        let gone = poll_until(ANSWER_TIMEOUT, || (workers(&server).len() == left).then_some(()));
         assert!(gone.is_some(), "{lock:?}: {} did not die", holder.pid);
         for _ in 0..10 {
             held(served_within(server.addr, FOREVER));

@@ -63,8 +63,8 @@ fn load_while(server: &Server, act: impl FnOnce()) -> LoadReport {
 /// Node's own primary may: what it has passed to a worker that ends without an answer, it forgets. There another asks.
 #[track_caller]
 fn await_successor(master: &str, server: &Server, worker: usize, pid: i32) {
-    let patience = if master == "node" { Duration::from_secs(1) } else { FOREVER };
-    let replaced = poll_until(FOREVER, || match served_within(server.addr, patience) {
+    let timeout = if master == "node" { Duration::from_secs(1) } else { FOREVER };
+    let replaced = poll_until(FOREVER, || match served_within(server.addr, timeout) {
         Ok(answer) => {
             let (other, now) = held(answer.signature());
             (other == worker && now != pid).then_some(())

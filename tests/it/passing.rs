@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use acceptlab::lab::check::client::{Client, PATIENCE, served, served_within};
+use acceptlab::lab::check::client::{ANSWER_TIMEOUT, Client, served, served_within};
 use acceptlab::lab::check::server::{Program, STOP_WITHIN, Server};
 use acceptlab::lab::observe::processes::poll_until;
 use nix::sys::signal::Signal;
@@ -64,11 +64,11 @@ fn the_death_of_all_children_leaves_a_master_that_serves() {
     let server = start("pass-listener", &["--workers", "2", "--master", "serves"]);
     let child = *server.processes().last().expect("it has a child");
     child.kill();
-    assert!(Server::left_behind(&[child], PATIENCE).is_empty());
+    assert!(Server::left_behind(&[child], ANSWER_TIMEOUT).is_empty());
     for _ in 0..5 {
         assert_eq!(held(held(served_within(server.addr, FOREVER)).signature()), (1, server.pid()));
     }
-    let said = poll_until(PATIENCE, || server.said().contains("was killed by SIGKILL; 0 left").then_some(()));
+    let said = poll_until(ANSWER_TIMEOUT, || server.said().contains("was killed by SIGKILL; 0 left").then_some(()));
     assert!(said.is_some());
 }
 

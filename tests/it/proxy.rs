@@ -6,7 +6,7 @@ use std::net::Shutdown;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use acceptlab::lab::check::client::{Client, GET, GET_AND_CLOSE, PATIENCE, served};
+use acceptlab::lab::check::client::{ANSWER_TIMEOUT, Client, GET, GET_AND_CLOSE, served};
 use acceptlab::lab::check::server::{STOP_WITHIN, Server};
 use acceptlab::lab::observe::processes::{Process, poll_until};
 use acceptlab::report::WorkerReport;
@@ -76,7 +76,7 @@ fn a_client_that_has_sent_its_last_byte_still_gets_its_answer_and_then_the_end()
     held(client.send(GET));
     client.stream.shutdown(Shutdown::Write).unwrap();
     answer(&mut client);
-    held(client.closes(PATIENCE));
+    held(client.closes(ANSWER_TIMEOUT));
     // With the client still there: both ends have said their last byte, so nobody is waited for.
     lets_go(&server, nobody);
 }
@@ -134,7 +134,7 @@ fn a_client_that_stays_when_its_worker_has_ended_is_let_go() {
     let nobody = descriptors(&server)[0];
     let mut client = connect(&server);
     held(held(client.ask(GET)).expect(200));
-    held(client.closes(PATIENCE));
+    held(client.closes(ANSWER_TIMEOUT));
     lets_go(&server, nobody);
     drop(client);
 }
@@ -151,7 +151,7 @@ fn a_client_that_was_slow_and_stays_when_its_worker_has_ended_is_let_go() {
     for _ in 0..20 {
         answer(&mut client);
     }
-    held(client.closes(PATIENCE));
+    held(client.closes(ANSWER_TIMEOUT));
     lets_go(&server, nobody);
     drop(client);
 }
@@ -178,13 +178,13 @@ fn a_dead_workers_turn_goes_to_the_next_worker_and_no_client_notices() {
     let (worker, victim) = held(held(served(server.addr)).signature());
     Process::find(victim).expect("it has just answered").kill();
     // From the moment it is gone its port refuses; what the master says about it may come later.
-    let gone = poll_until(PATIENCE, || Process::find(victim).is_none().then_some(()));
+    let gone = poll_until(ANSWER_TIMEOUT, || Process::find(victim).is_none().then_some(()));
     assert!(gone.is_some(), "worker {worker} survives SIGKILL");
     for _ in 0..30 {
         assert_ne!(held(held(served(server.addr)).worker()), worker);
     }
     let mut said = String::new();
-    let is_told = poll_until(PATIENCE, || {
+    let is_told = poll_until(ANSWER_TIMEOUT, || {
         said += &server.said();
         said.contains("was killed by SIGKILL; 2 left").then_some(())
     });

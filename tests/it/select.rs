@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use acceptlab::cpu;
-use acceptlab::lab::check::client::{Client, GET, PATIENCE, served, served_within};
+use acceptlab::lab::check::client::{ANSWER_TIMEOUT, Client, GET, served, served_within};
 use acceptlab::lab::check::server::{NotReady, Program, Server};
 use acceptlab::lab::observe::processes::{Process, poll_until};
 use acceptlab::report::LoadReport;
@@ -179,7 +179,7 @@ fn long_lived_connections_are_levelled_by_least_loaded() {
     assert!(spread(&active()) <= 1, "{:?}", active());
     // Whoever loses its connections is sent the next.
     clients.retain(|&(worker, _)| worker != 2);
-    poll_until(PATIENCE, || (active()[2] == 0).then_some(())).expect("closed connections are noticed");
+    poll_until(ANSWER_TIMEOUT, || (active()[2] == 0).then_some(())).expect("closed connections are noticed");
     let next: Vec<usize> = (0..8)
         .map(|_| open())
         .map(|(worker, client)| {
@@ -251,7 +251,7 @@ fn connections_that_wait_for_a_worker_of_the_live_set_are_closed_when_it_dies() 
     let dying = Process::find(pids(&server)[&1]).expect("it has just answered");
     // A parent that hangs too does not take the worker out of the set before the clients are there.
     let parent = Process::find(server.pid()).expect("it runs");
-    assert!(parent.stop(PATIENCE) && dying.stop(PATIENCE), "they do not stop");
+    assert!(parent.stop(ANSWER_TIMEOUT) && dying.stop(ANSWER_TIMEOUT), "they do not stop");
     let mut clients: Vec<Client> = (0..40).map(|_| connect(&server)).collect();
     clients.iter_mut().for_each(|client| held(client.send(GET)));
     dying.kill();

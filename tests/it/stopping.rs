@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use acceptlab::lab::check::client::{GET, PATIENCE, served};
+use acceptlab::lab::check::client::{ANSWER_TIMEOUT, GET, served};
 use acceptlab::lab::check::server::{Program, Server};
 use acceptlab::lab::observe::processes::{Process, poll_until};
 use acceptlab::server::GRACE;
@@ -78,7 +78,7 @@ fn a_killed_worker_has_no_connection_open_in_the_report() {
     let mut client = connect(&server);
     let (_, victim) = held(held(client.ask(GET)).signature());
     Process::find(victim).expect("it has just answered").kill();
-    held(client.closes(PATIENCE));
+    held(client.closes(ANSWER_TIMEOUT));
     let workers = held(server.stop()).workers;
     assert!(workers.iter().all(|worker| worker.active == 0), "{workers:?}");
 }
@@ -92,7 +92,7 @@ fn stopping_and_continuing_a_worker_does_not_count_as_a_wake_up() {
         let mut server = start(name, &[&["--workers", "1"], wait].concat());
         let worker = server.processes()[1];
         for _ in 0..5 {
-            assert!(worker.stop(PATIENCE) && worker.resume(PATIENCE), "{name} {wait:?}");
+            assert!(worker.stop(ANSWER_TIMEOUT) && worker.resume(ANSWER_TIMEOUT), "{name} {wait:?}");
         }
         let workers = held(server.stop()).workers;
         let counts = (workers[0].wakeups, workers[0].empty_wakeups, workers[0].accept_eagain);
@@ -105,7 +105,7 @@ fn stopping_and_continuing_a_worker_does_not_count_as_a_wake_up() {
 fn a_master_that_serves_does_not_give_its_workers_the_grace_a_second_time() {
     let mut server = start("pass-listener", &["--master", "serves", "--workers", "2", "--work", "wait:4s"]);
     let worker = server.processes()[1];
-    assert!(worker.stop(PATIENCE));
+    assert!(worker.stop(ANSWER_TIMEOUT));
     let own = ask_together(&server, 1);
     held(own[0].was_read());
     stops_within(&mut server, Duration::from_secs(7));

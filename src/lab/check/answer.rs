@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::client::{Client, GET, GET_AND_CLOSE, PATIENCE, served};
+use super::client::{ANSWER_TIMEOUT, Client, GET, GET_AND_CLOSE, served};
 use super::server::Server;
 use super::{Point, ProbeResult, SERVE, broken, shared};
 use crate::lab::observe::processes::poll_until;
@@ -21,7 +21,7 @@ fn get(server: &Server) -> ProbeResult {
     let mut client = Client::connect(server.addr)?;
     client.ask(GET_AND_CLOSE)?.expect(200)?;
     // Bytes that Content-Length does not announce would come before the close.
-    client.closes(PATIENCE)
+    client.closes(ANSWER_TIMEOUT)
 }
 
 fn signature(server: &Server) -> ProbeResult {
@@ -40,13 +40,13 @@ fn signature(server: &Server) -> ProbeResult {
 fn close_1_0(server: &Server) -> ProbeResult {
     let mut client = Client::connect(server.addr)?;
     client.ask(b"GET / HTTP/1.0\r\n\r\n")?.expect(200)?;
-    client.closes(PATIENCE)
+    client.closes(ANSWER_TIMEOUT)
 }
 
 fn header_names(server: &Server) -> ProbeResult {
     let mut client = Client::connect(server.addr)?;
     client.ask(b"GET / HTTP/1.1\r\nhOST: a\r\ncONNECTION: CLOSE\r\n\r\n")?.expect(200)?;
-    client.closes(PATIENCE)
+    client.closes(ANSWER_TIMEOUT)
 }
 
 fn no_leak(server: &Server) -> ProbeResult {

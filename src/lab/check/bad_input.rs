@@ -1,6 +1,6 @@
 //! Points about bad requests: the right 4xx or 5xx and a close, never a crash and never a hang.
 
-use super::client::{Client, GET, PATIENCE, served};
+use super::client::{ANSWER_TIMEOUT, Client, GET, served};
 use super::http::LARGEST_BODY;
 use super::server::Server;
 use super::{Point, ProbeResult, SERVE, shared};
@@ -83,7 +83,7 @@ fn refused(server: &Server, request: &[u8], statuses: &[u16]) -> ProbeResult {
     if !statuses.contains(&answer.status) {
         return answer.broken(format!("a status of {statuses:?}"), format!("status {}", answer.status));
     }
-    client.closes(PATIENCE)?;
+    client.closes(ANSWER_TIMEOUT)?;
     // A server may go on reading for a moment, so that no reset overtakes its answer; we have read it.
     drop(client);
     served(server.addr).map(drop)
@@ -100,7 +100,7 @@ fn chunked(server: &Server) -> ProbeResult {
     let answer = client.ask(&request)?;
     match answer.status {
         200..300 => client.ask(GET)?.expect(200),
-        400 | 411 | 501 => client.closes(PATIENCE),
+        400 | 411 | 501 => client.closes(ANSWER_TIMEOUT),
         other => answer.broken("2xx, 400, 411 or 501", other.to_string()),
     }
 }

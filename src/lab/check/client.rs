@@ -13,7 +13,7 @@ use crate::http::signature;
 use crate::lab::observe::processes::poll_until;
 
 /// How long an answer may take that needs no time at all.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The shortest request with nothing special about it.
 pub const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -41,26 +41,26 @@ pub struct Response {
     sent: SentRequest,
 }
 
-/// Asks once on a connection of its own and expects a 200 within [`PATIENCE`]: the server is alive.
+/// Asks once on a connection of its own and expects a 200 within [`ANSWER_TIMEOUT`]: the server is alive.
 pub fn served(addr: SocketAddr) -> ProbeResult<Response> {
-    served_within(addr, PATIENCE)
+    served_within(addr, ANSWER_TIMEOUT)
 }
 
 /// The same for a server that may keep us waiting for longer.
-pub fn served_within(addr: SocketAddr, patience: Duration) -> ProbeResult<Response> {
+pub fn served_within(addr: SocketAddr, timeout: Duration) -> ProbeResult<Response> {
     let mut client = Client::connect(addr)?;
     client.send(GET_AND_CLOSE)?;
-    let answer = client.answer_within(patience)?;
+    let answer = client.answer_within(timeout)?;
     answer.expect(200)?;
     Ok(answer)
 }
 
 impl Client {
     pub fn connect(addr: SocketAddr) -> ProbeResult<Client> {
-        let connected = TcpStream::connect_timeout(&addr, PATIENCE).and_then(|stream| {
+        let connected = TcpStream::connect_timeout(&addr, ANSWER_TIMEOUT).and_then(|stream| {
             // Each write leaves as a segment of its own; otherwise no request would arrive in pieces.
             stream.set_nodelay(true)?;
-            stream.set_write_timeout(Some(PATIENCE))?;
+            stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
             Ok(stream)
         });
         match connected {
@@ -78,7 +78,7 @@ impl Client {
         self.sent.add(bytes);
         match self.stream.write_all(bytes) {
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                self.broken("the request is read", format!("it is not read for {PATIENCE:?}"))
+                self.broken("the request is read", format!("it is not read for {ANSWER_TIMEOUT:?}"))
             }
             _ => Ok(()),
         }
@@ -91,11 +91,11 @@ impl Client {
     }
 
     pub fn answer(&mut self) -> ProbeResult<Response> {
-        self.answer_within(PATIENCE)
+        self.answer_within(ANSWER_TIMEOUT)
     }
 
-    pub fn answer_within(&mut self, patience: Duration) -> ProbeResult<Response> {
-        self.read_answer(true, patience)
+    pub fn answer_within(&mut self, timeout: Duration) -> ProbeResult<Response> {
+        self.read_answer(true, timeout)
     }
 
     /// An answer, or a close without one.
@@ -105,7 +105,7 @@ impl Client {
 
     /// An answer to HEAD: its Content-Length announces a body that does not come.
     pub fn answer_to_head(&mut self) -> ProbeResult<Response> {
-        self.read_answer(false, PATIENCE)
+        self.read_answer(false, ANSWER_TIMEOUT)
     }
 
     /// The server closes the connection, and sends nothing before it does.
@@ -129,7 +129,7 @@ impl Client {
     /// Waits until every byte we sent has arrived and the server has taken it out of its socket.
     pub fn was_read(&self) -> ProbeResult {
         let (ours, theirs) = self.addresses()?;
-        let read = poll_until(PATIENCE, || match (queues(ours, theirs), queues(theirs, ours)) {
+        let read = poll_until(ANSWER_TIMEOUT, || match (queues(ours, theirs), queues(theirs, ours)) {
             (Err(errno), _) | (_, Err(errno)) => Some(not_applicable(format!("sock_diag(7): {errno}"))),
             (Ok(Some(near)), Ok(Some(far))) => (near.sent == 0 && far.received == 0).then_some(Ok(())),
             _ => None,
@@ -144,7 +144,7 @@ impl Client {
         // A server that has an answer ready does not pause for so long in the middle of sending.
         let standstill = Duration::from_millis(50);
         let mut last = (0, Instant::now());
-        let piled_up = poll_until(PATIENCE, || match queues(ours, theirs) {
+        let piled_up = poll_until(ANSWER_TIMEOUT, || match queues(ours, theirs) {
             Err(errno) => Some(not_applicable(format!("sock_diag(7): {errno}"))),
             Ok(Some(near)) if near.received != last.0 => {
                 last = (near.received, Instant::now());
@@ -166,8 +166,8 @@ impl Client {
         }
     }
 
-    fn read_answer(&mut self, with_body: bool, patience: Duration) -> ProbeResult<Response> {
-        match self.read(with_body, patience)? {
+    fn read_answer(&mut self, with_body: bool, timeout: Duration) -> ProbeResult<Response> {
+        match self.read(with_body, timeout)? {
             Some(answer) => Ok(answer),
             None if self.answers > 0 => Err(self.closed_after_an_answer()),
             None => self.broken("an answer", "the connection is closed without one"),
@@ -185,8 +185,8 @@ impl Client {
     }
 
     /// An answer, or nothing where the connection was closed before its first byte.
-    fn read(&mut self, with_body: bool, patience: Duration) -> ProbeResult<Option<Response>> {
-        let deadline = Instant::now() + patience;
+    fn read(&mut self, with_body: bool, timeout: Duration) -> ProbeResult<Option<Response>> {
+        let deadline = Instant::now() + timeout;
         loop {
             if let Some(answer) = self.take_answer(with_body)? {
                 return Ok(Some(answer));
@@ -194,7 +194,7 @@ impl Client {
             match self.receive(deadline) {
                 Ok(count) if count > 0 => {}
                 Err(error) if is_timeout(&error) => {
-                    return self.broken("an answer or a close", format!("{} in {patience:?}", self.shown()));
+                    return self.broken("an answer or a close", format!("{} in {timeout:?}", self.shown()));
                 }
                 _ if self.received.is_empty() => return Ok(None),
                 _ => {

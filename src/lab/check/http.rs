@@ -1,6 +1,6 @@
 //! Good requests in all their forms: methods, bodies, versions, and bytes that the network may divide wherever it likes.
 
-use super::client::{Client, GET, GET_AND_CLOSE, PATIENCE};
+use super::client::{ANSWER_TIMEOUT, Client, GET, GET_AND_CLOSE};
 use super::server::Server;
 use super::{Point, ProbeResult, SERVE, shared};
 
@@ -36,7 +36,7 @@ fn close_wins(server: &Server) -> ProbeResult {
     ] {
         let mut client = Client::connect(server.addr)?;
         client.ask(request)?.expect(200)?;
-        client.closes(PATIENCE)?;
+        client.closes(ANSWER_TIMEOUT)?;
     }
     Ok(())
 }
@@ -65,7 +65,7 @@ fn pipelining(server: &Server) -> ProbeResult {
     }
     client.answer()?.expect(200)?;
     client.answer()?.expect(200)?;
-    client.closes(PATIENCE)
+    client.closes(ANSWER_TIMEOUT)
 }
 
 fn byte_by_byte(server: &Server) -> ProbeResult {
@@ -112,5 +112,5 @@ fn post(server: &Server, length: usize) -> ProbeResult {
     request.extend(GET.iter().cycle().take(length));
     client.ask(&request)?.expect(200)?;
     client.ask(GET_AND_CLOSE)?.expect(200)?;
-    client.closes(PATIENCE)
+    client.closes(ANSWER_TIMEOUT)
 }

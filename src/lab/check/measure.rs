@@ -6,7 +6,7 @@ use std::path::Path;
 
 use nix::sys::signal::Signal;
 
-use super::client::{Client, GET, GET_AND_CLOSE, PATIENCE, served};
+use super::client::{ANSWER_TIMEOUT, Client, GET, GET_AND_CLOSE, served};
 use super::server::{NotReady, Program, Server};
 use super::stop::stopped_by;
 use super::{FLAGS, Point, ProbeResult, SCOREBOARD, SERVE, STOP, broken, not_applicable, own, shared};
@@ -42,7 +42,7 @@ fn close_1_1(server: &Server) -> ProbeResult {
     let mut client = Client::connect(server.addr)?;
     client.ask(GET)?.expect(200)?;
     client.ask(GET_AND_CLOSE)?.expect(200)?;
-    client.closes(PATIENCE)
+    client.closes(ANSWER_TIMEOUT)
 }
 
 fn workers(program: &Program) -> ProbeResult {
@@ -171,7 +171,7 @@ fn counts_one_request(server: &Server, board: Scoreboard, path: &Path) -> ProbeR
     let expected = counts().map(|(accepted, requests)| (accepted + 1, requests + 1));
     served(server.addr)?;
     // An answer may arrive a moment before it is counted.
-    match poll_until(PATIENCE, || (counts().is_some() && counts() == expected).then_some(())) {
+    match poll_until(ANSWER_TIMEOUT, || (counts().is_some() && counts() == expected).then_some(())) {
         Some(()) => Ok(()),
         None => broken(format!("(accepted, requests) {expected:?} after a request"), format!("{:?}", counts())),
     }

@@ -7,7 +7,7 @@
 //!
 //! In reading order: [`server`] (the program as a process), [`client`] and [`queues`] (the program as seen from the
 //! network), then the tables by level: 1 [`start`], 2 [`answer`], 3 [`measure`] and [`work`], 4 [`http`], 5 [`bad_input`]
-//! and [`patience`], 6 [`stop`]; [`judge`] tries them, [`output`] shows what came out.
+//! and [`timeouts`], 6 [`stop`]; [`judge`] tries them, [`output`] shows what came out.
 
 use std::fmt;
 
@@ -28,9 +28,9 @@ mod answer;
 mod bad_input;
 mod http;
 mod measure;
-mod patience;
 mod start;
 mod stop;
+mod timeouts;
 mod work;
 
 pub use judge::judge;
@@ -209,7 +209,7 @@ pub const LEVELS: [Level; 6] = [
         reached: "you may now enter a matrix: experiments/own-server/README.md",
     },
     Level { number: 4, name: "HTTP", score: 20, tables: &[http::POINTS], reached: "" },
-    Level { number: 5, name: "robust", score: 20, tables: &[bad_input::POINTS, patience::POINTS], reached: "" },
+    Level { number: 5, name: "robust", score: 20, tables: &[bad_input::POINTS, timeouts::POINTS], reached: "" },
     Level { number: 6, name: "ends well", score: 10, tables: &[stop::POINTS], reached: "" },
 ];
 

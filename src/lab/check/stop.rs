@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::client::{Client, GET, PATIENCE, served};
+use super::client::{ANSWER_TIMEOUT, Client, GET, served};
 use super::server::{Ended, Program, STOP_WITHIN, Server};
 use super::{Point, ProbeResult, STOP, broken, not_applicable, own};
 
@@ -68,7 +68,7 @@ fn answered_last(program: &Program, work: &str) -> ProbeResult<Server> {
     let answer = client.answer()?;
     answer.expect(200)?;
     answer.expect_connection("close")?;
-    client.closes(PATIENCE)?;
+    client.closes(ANSWER_TIMEOUT)?;
     Ok(server)
 }
 

@@ -11,7 +11,7 @@ use crate::console::{MOST_WAITING, write_within};
 use crate::failure::Failure;
 
 /// How long the end of a run waits for a reader that takes nothing.
-const PATIENCE: Duration = Duration::from_secs(1);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub struct Destination {
@@ -43,7 +43,7 @@ impl Destination {
     }
 
     pub fn finish(mut self) -> Result<(), String> {
-        self.flush(PATIENCE);
+        self.flush(FLUSH_TIMEOUT);
         self.outcome?;
         let missing = match (self.waiting.len(), self.dropped) {
             (0, 0) => return Ok(()),
@@ -53,21 +53,21 @@ impl Destination {
         Err(format!("write {}: it is not read: {missing}", self.path.display()))
     }
 
-    fn flush(&mut self, patience: Duration) {
+    fn flush(&mut self, timeout: Duration) {
         if self.outcome.is_ok() {
-            self.outcome = self.write_waiting(patience).map_err(|error| {
+            self.outcome = self.write_waiting(timeout).map_err(|error| {
                 let failure = Failure::new(format_args!("write {}", self.path.display()), error);
                 failure.advise("the file is not complete: is there room, and does its reader stay?").into()
             });
         }
     }
 
-    fn write_waiting(&mut self, patience: Duration) -> io::Result<()> {
+    fn write_waiting(&mut self, timeout: Duration) -> io::Result<()> {
         if self.file.is_none() {
             self.file = open(&self.path)?;
         }
         let Some(file) = &self.file else { return Ok(()) };
-        Ok(write_within(file, &mut self.waiting, patience)?)
+        Ok(write_within(file, &mut self.waiting, timeout)?)
     }
 }
 

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::client::{Client, GET, PATIENCE, served, served_within};
+use super::client::{ANSWER_TIMEOUT, Client, GET, served, served_within};
 use super::server::Program;
 use super::{FLAGS, Point, ProbeResult, SERVE, broken, own};
 
@@ -36,16 +36,16 @@ fn let_go(program: &Program, half: &[u8]) -> ProbeResult {
     client.send(half)?;
     closes_when_idle(&mut client, since)?;
     drop(client);
-    served_in_time(server.addr, PATIENCE)
+    served_in_time(server.addr, ANSWER_TIMEOUT)
 }
 
-/// A close, or 408 and a close, not before the time-out and within patience. `since` is before the last byte was sent, so
-/// before the server could start its clock, however late we are to read ours.
+/// A close, or 408 and a close, not before the time-out and within [`ANSWER_TIMEOUT`]. `since` is before the last byte
+/// was sent, so before the server could start its clock, however late we are to read ours.
 fn closes_when_idle(client: &mut Client, since: Instant) -> ProbeResult {
-    if let Some(answer) = client.answer_or_close(PATIENCE)? {
+    if let Some(answer) = client.answer_or_close(ANSWER_TIMEOUT)? {
         answer.expect(408)?;
     }
-    client.closes(PATIENCE)?;
+    client.closes(ANSWER_TIMEOUT)?;
     let waited = since.elapsed();
     if waited < IDLE.1 * 4 / 5 {
         return broken(format!("408 or a close after {:?}", IDLE.1), format!("a close after {waited:?}"));
@@ -60,7 +60,7 @@ fn idle_keep_alive(program: &Program) -> ProbeResult {
     client.ask(GET)?.expect(200)?;
     closes_when_idle(&mut client, since)?;
     drop(client);
-    served_in_time(server.addr, PATIENCE)
+    served_in_time(server.addr, ANSWER_TIMEOUT)
 }
 
 /// A busy loop uses all of a CPU that the other examiners leave to it; a tenth of a CPU is more than ten ticks of
@@ -96,9 +96,9 @@ fn never_reads(program: &Program) -> ProbeResult {
             break;
         }
     }
-    served_in_time(server.addr, PATIENCE)?;
+    served_in_time(server.addr, ANSWER_TIMEOUT)?;
     drop(client);
-    served_in_time(server.addr, PATIENCE)
+    served_in_time(server.addr, ANSWER_TIMEOUT)
 }
 
 fn reset(program: &Program) -> ProbeResult {
@@ -110,20 +110,20 @@ fn reset(program: &Program) -> ProbeResult {
             client.reset();
         }
     }
-    served_in_time(server.addr, PATIENCE)
+    served_in_time(server.addr, ANSWER_TIMEOUT)
 }
 
 /// A server that takes one connection at a time reaches the next client after a hundred time-outs.
 fn silent_clients(program: &Program) -> ProbeResult {
     let server = program.start(&["--idle-timeout", "50ms"])?;
     let silent: Vec<Client> = (0..100).map(|_| Client::connect(server.addr)).collect::<ProbeResult<_>>()?;
-    let patience = Duration::from_millis(50) * 100 + 2 * PATIENCE;
-    served_in_time(server.addr, patience)?;
+    let timeout = Duration::from_millis(50) * 100 + 2 * ANSWER_TIMEOUT;
+    served_in_time(server.addr, timeout)?;
     drop(silent);
-    served_in_time(server.addr, patience)
+    served_in_time(server.addr, timeout)
 }
 
 /// --idle-timeout holds for the next client, too: one that a busy machine keeps from asking for so long asks again.
-fn served_in_time(addr: SocketAddr, patience: Duration) -> ProbeResult {
-    served_within(addr, patience).or_else(|_| served_within(addr, patience)).map(drop)
+fn served_in_time(addr: SocketAddr, timeout: Duration) -> ProbeResult {
+    served_within(addr, timeout).or_else(|_| served_within(addr, timeout)).map(drop)
 }
