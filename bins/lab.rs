@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use acceptlab::console;
+use acceptlab::console::{self, Format};
 use acceptlab::lab::commands::{self, Output};
 use acceptlab::lab::evidence::columns::{self, Column};
 use acceptlab::lab::evidence::pages::OutputFolder;
@@ -24,7 +24,7 @@ use acceptlab::lab::plan::experiment::{self, Experiment};
 use acceptlab::lab::program::{Stop, print_until, watch_for_interrupt};
 use acceptlab::lab::{check, order, record, verify, watch};
 use clap::builder::PossibleValuesParser;
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 use crossbeam_channel::never;
 
 /// The laboratory: experiments in, evidence out
@@ -175,12 +175,6 @@ enum Command {
         #[arg(last = true, required_unless_present = "explain")]
         command: Vec<String>,
     },
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Text,
-    Json,
 }
 
 fn a_point() -> PossibleValuesParser {

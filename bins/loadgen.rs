@@ -16,7 +16,7 @@
 use std::io;
 use std::process::ExitCode;
 
-use acceptlab::console;
+use acceptlab::console::{self, Format};
 use acceptlab::load::client::engine;
 use acceptlab::load::commands::calibrate::{self, Calibration};
 use acceptlab::load::commands::demo::{self, Demonstration};
@@ -24,7 +24,7 @@ use acceptlab::load::commands::search::{self, Curve, Found};
 use acceptlab::load::commands::{measure, merge};
 use acceptlab::load::options::args::{Command, Other};
 use acceptlab::load::options::condition::Condition;
-use acceptlab::load::options::plan::{Format, Plan};
+use acceptlab::load::options::plan::Plan;
 use acceptlab::load::options::sweep::Sweep;
 use acceptlab::load::output::{explain, text};
 use acceptlab::report::LoadReport;

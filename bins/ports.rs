@@ -21,7 +21,7 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
-use acceptlab::console;
+use acceptlab::console::{self, Format};
 use acceptlab::server::{Channel, Failure};
 use attempts::*;
 use clap::Parser;

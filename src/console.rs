@@ -16,6 +16,7 @@ use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use clap::ValueEnum;
 use memchr::memchr_iter;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -31,6 +32,13 @@ const PIECE: usize = 4096;
 
 /// How long a program that ends waits for room for its last line.
 const LAST_WAIT: Duration = Duration::from_secs(1);
+
+/// How a program prints its result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Text,
+    Json,
+}
 
 /// Lines of this process that found no room and have not been reported yet.
 static DROPPED: Mutex<u64> = Mutex::new(0);

@@ -5,13 +5,13 @@
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 
-use clap::ValueEnum;
 use nix::errno::Errno;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Uid, geteuid, seteuid};
 use serde::Serialize;
 use socket2::{Domain, Socket, Type};
 
+use acceptlab::console::Format;
 use acceptlab::server::Failure;
 use acceptlab::sys::process::{Fork, fork};
 
@@ -66,13 +66,6 @@ pub fn try_case(case: &Case) -> Result<Attempt, Failure> {
         }
     };
     Ok(Attempt { attempt: case.attempt, said, why: case.why, expected: case.expected })
-}
-
-/// How to print the table.
-#[derive(Clone, Copy, ValueEnum)]
-pub enum Format {
-    Text,
-    Json,
 }
 
 pub fn render(rows: &[Attempt], format: Format) -> String {

@@ -5,13 +5,13 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use comfy_table::Table;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use serde_json::{Value, json};
 
 use super::control::ControlRequest;
-use crate::console;
+use crate::console::{self, Format};
 use crate::failure::Failure;
 
 /// A master answers far sooner, except to a reload or a stop.
@@ -30,12 +30,6 @@ pub struct CtlArgs {
 
     #[command(subcommand)]
     request: ControlRequest,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Text,
-    Json,
 }
 
 /// Prints what the master answers; with `--format json` a failure is a line of JSON, too, but a wrong option is not.

@@ -8,11 +8,12 @@ use std::time::{Duration, SystemTime};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand, value_parser};
 
+use crate::console::Format;
 use crate::failure::Failure;
 use crate::load::options::background::Background;
 use crate::load::options::condition::Condition;
 use crate::load::options::plan::{
-    Connections, FileFormat, Format, HOW, Method, Pacing, Plan, PlannedWindow, Progress, Show, Threads,
+    Connections, FileFormat, HOW, Method, Pacing, Plan, PlannedWindow, Progress, Show, Threads,
 };
 use crate::load::options::source::Sources;
 use crate::load::options::sweep::Sweep;
