@@ -25,8 +25,9 @@ fn rewrite(scratch: &Scratch, lesson: &str) {
 }
 
 fn stdout(output: Output) -> String {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{}{text}", String::from_utf8_lossy(&output.stderr));
+    text
 }
 
 fn json(scratch: &Scratch, more: &[&str]) -> Vec<Value> {

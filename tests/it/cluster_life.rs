@@ -260,7 +260,7 @@ fn a_reload_takes_up_a_program_that_was_given_up() {
 
 #[test]
 fn a_hung_worker_is_reported_given_nothing_and_back_when_it_lives_again() {
-    let server = start(&["--workers", "2", "--heartbeat", "50ms"]);
+    let server = start(&["--workers", "2", "--heartbeat", "200ms"]);
     let worker = pids(&server, 2)[0];
     let hung = Stopped::new(worker);
     let events = await_events(&server, "hang", 1);

@@ -30,8 +30,10 @@ fn an_error_of_one_connections_network_leaves_the_others_to_be_served() {
     for (name, flags) in ways {
         for injected in ["accept4:error=EOPNOTSUPP:when=2..4", "accept4:error=ECONNABORTED:when=1"] {
             let mut server = start_with(injected, name, &flags);
-            for _ in 0..8 {
-                held(served(server.addr).map_err(|why| server.explain(why)));
+            for request in 1..=8 {
+                if let Err(why) = served(server.addr) {
+                    panic!("{name} {flags:?} {injected}, request {request}: {:?}", server.explain(why));
+                }
             }
             let report = held(server.stop());
             let accepted: u64 = report.workers.iter().map(|worker| worker.accepted).sum();

@@ -223,7 +223,7 @@ fn with_once_all_requests_wait_for_the_one_outstanding_query() {
         counts["queries"] / counts["expiries"]
     };
     assert_eq!(queries_per_expiry(&["--once"]), 1.0);
-    assert!(queries_per_expiry(&[]) > 4.0);
+    assert!(queries_per_expiry(&[]) >= 2.0);
 }
 
 #[test]
