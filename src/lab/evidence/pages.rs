@@ -159,10 +159,17 @@ fn conditions(lesson: &Lesson, shared: &[String], is_repository: bool) -> String
     let file = lesson.record.map_or("", |record| &record.file);
     let name = &lesson.experiment.name;
     let why = if is_repository { format!(" The lesson says why: [{name}](../{name}.md).") } else { String::new() };
-    let origin = format!("Record: [{file}](../record/{file}). Measured by `{}`.{why}", lesson.command());
+    let origin = format!(
+        "The raw rows, a line of JSON for each run: [{file}](../record/{file}). Measured by `{}`.{why}",
+        lesson.command()
+    );
+    let pairs = "The runs were made in blocks, each with one run of every line in random order. A ratio is taken within a \
+                 block, and the median of all blocks is shown. Where a table has a baseline, a run of it stands in each \
+                 group: the lines directly before and after are compared with that run. `block` and `group` of a raw row \
+                 say where it belongs.";
     let noise = "Counts (switches, wake-ups, connections, losses) survive a noisy machine. Times and rates do not: compare \
                  ratios of lines of one table.";
-    [&[origin][..], shared, &[noise.to_string()]].concat().iter().map(|line| bullet(line)).collect()
+    [&[origin, pairs.to_string()][..], shared, &[noise.to_string()]].concat().iter().map(|line| bullet(line)).collect()
 }
 
 /// Each claim with its verdict, and below them why those do not hold that do not.
@@ -197,13 +204,16 @@ fn shared_notes(lesson: &Lesson) -> Vec<String> {
     first.notes.iter().filter(is_shared).cloned().collect()
 }
 
+/// How the first line of each table was measured, so that it can be tried by hand.
 fn all_commands(lesson: &Lesson) -> String {
+    let pinned = "Each server takes a free port, so the port differs from run to run. No `taskset` stands here, because the \
+                  lab itself pins both programs before they start, to the CPUs that the notes name.";
     let mut text = String::new();
     for table in lesson.tables.iter().filter(|table| !table.commands.is_empty()) {
         let examples: Vec<String> = table.commands.iter().map(commands).collect();
         text += &format!("{}\n{}\n", paragraph(&format!("{}:", table.title)), examples.join("\n"));
     }
-    text
+    if text.is_empty() { text } else { format!("{}\n{text}", paragraph(pinned)) }
 }
 
 /// What the columns mean, each once, in the order in which a reader meets them.
