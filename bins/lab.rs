@@ -19,8 +19,8 @@ use acceptlab::lab::evidence::columns::{self, Column};
 use acceptlab::lab::evidence::pages::OutputFolder;
 use acceptlab::lab::observe::processes::proc_is_mounted;
 use acceptlab::lab::observe::tracepoints::mount_for_ourselves;
-use acceptlab::lab::plan::by_hand::{Axis, ByHand};
 use acceptlab::lab::plan::experiment::{self, Experiment};
+use acceptlab::lab::plan::manual_values::{Axis, ManualValues};
 use acceptlab::lab::program::{Stop, print_until, watch_for_interrupt};
 use acceptlab::lab::{check, order, record, verify, watch};
 use clap::builder::PossibleValuesParser;
@@ -208,10 +208,10 @@ fn run(arguments: Arguments) -> Result<bool, Stop> {
             let seed = seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
             let (root, out) = (absolute(&root)?, out.as_deref().map(absolute).transpose()?);
             enter(&root)?;
-            let by_hand = ByHand { tables: table, axes: set };
-            if !by_hand.is_empty() {
+            let values = ManualValues { tables: table, axes: set };
+            if !values.is_empty() {
                 let chosen = experiment::select(all, &experiment)?;
-                return commands::measure_by_hand(&root, &chosen, &by_hand, quick, seed, out.as_deref(), &interrupt);
+                return commands::measure_values(&root, &chosen, &values, quick, seed, out.as_deref(), &interrupt);
             }
             let output = Output { out, tables, html: None };
             commands::measure(&root, all, &experiment, quick, seed, &output, &interrupt)

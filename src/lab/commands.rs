@@ -19,9 +19,9 @@ use crate::lab::evidence::pages::{OutputFolder, replace};
 use crate::lab::evidence::summary;
 use crate::lab::evidence::table;
 use crate::lab::plan::blocks::{FURTHER, estimate, schedule};
-use crate::lab::plan::by_hand::ByHand;
 use crate::lab::plan::experiment::{self, Experiment};
 use crate::lab::plan::law;
+use crate::lab::plan::manual_values::ManualValues;
 use crate::lab::program::{Interrupt, Stop, print_until};
 use crate::lab::record::content;
 use crate::lab::record::{self, Record};
@@ -101,19 +101,19 @@ fn conclude(outcome: &RecordingResult, shown: &str) -> Result<bool, Stop> {
 }
 
 /// A part of an experiment, or values of one's own: the tables are printed, and the rows are kept with `--out` only.
-pub fn measure_by_hand(
+pub fn measure_values(
     root: &Path,
     chosen: &[Experiment],
-    by_hand: &ByHand,
+    manual_values: &ManualValues,
     quick: bool,
     seed: u64,
     out: Option<&Path>,
     interrupt: &Interrupt,
 ) -> Result<bool, Stop> {
     let [experiment] = chosen else {
-        return Err(format!("{by_hand} is about one experiment; name it: lab run NN {by_hand}").into());
+        return Err(format!("{manual_values} is about one experiment; name it: lab run NN {manual_values}").into());
     };
-    let narrowed = [by_hand.narrow(experiment)?];
+    let narrowed = [manual_values.narrow(experiment)?];
     let scratch = std::env::temp_dir().join(format!("acceptlab-by-hand-{}", std::process::id()));
     let records = OutputFolder::new(root, Some(out.unwrap_or(&scratch))).records();
     console::log(format_args!("seed {seed}"));
@@ -128,7 +128,7 @@ pub fn measure_by_hand(
     let drawn = lesson::tables(&narrowed[0], newest).iter().map(table::terminal).collect::<Vec<_>>().join("\n");
     let until = if outcome.interrupted { never() } else { interrupt.clone() };
     let (name, title) = (&experiment.name, &experiment.title);
-    print_until(&until, &format!("\n{name} · {title}, by hand: {by_hand}\n\n{drawn}\n"))?;
+    print_until(&until, &format!("\n{name} · {title}, by hand: {manual_values}\n\n{drawn}\n"))?;
     let kept = out.map_or("nothing is recorded; --out DIR keeps the rows".to_string(), |out| {
         format!("the rows are in {}", out.display())
     });

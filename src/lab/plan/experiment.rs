@@ -31,8 +31,8 @@ pub struct Experiment {
     pub measured_hash: String,
     pub claims: Vec<Claim>,
     pub pictures: Vec<Picture>,
-    /// What the command line has changed, see [`crate::lab::plan::by_hand`].
-    pub by_hand: Option<String>,
+    /// What the command line has changed, see [`crate::lab::plan::manual_values`].
+    pub manual_values: Option<String>,
 }
 
 impl Experiment {
@@ -107,8 +107,8 @@ fn parse(name: &str, text: &str, find_column: FindColumn) -> Result<Experiment, 
         return Err((1 + text[..offset].matches('\n').count(), what));
     }
     let measured_hash = measured_hash(text).expect("its block is a table: it has just been read");
-    let (name, answer, by_hand) = (name.to_string(), answer(text), None);
-    Ok(Experiment { name, title, question, answer, matrix, measured_hash, claims, pictures, by_hand })
+    let (name, answer, manual_values) = (name.to_string(), answer(text), None);
+    Ok(Experiment { name, title, question, answer, matrix, measured_hash, claims, pictures, manual_values })
 }
 
 /// A hash of what a lesson's matrix says about measuring: a claim, a title or a chosen column may change when the rows are

@@ -51,7 +51,7 @@ pub fn run(
         seed,
         planned,
         content: Content::now(root, experiments),
-        by_hand: experiments.iter().find_map(|experiment| experiment.by_hand.clone()),
+        by_hand: experiments.iter().find_map(|experiment| experiment.manual_values.clone()),
         machine: fingerprint::take(root, content::commit(root, experiments)),
     };
     let planned = schedules.iter().map(Vec::len).sum();

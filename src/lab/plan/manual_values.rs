@@ -7,7 +7,7 @@ use crate::lab::plan::matrix::{AxisValue, TableSpec};
 
 /// What the command line asks for.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct ByHand {
+pub struct ManualValues {
     /// Ids of tables; every table that has the axes when empty.
     pub tables: Vec<String>,
     pub axes: Vec<Axis>,
@@ -38,7 +38,7 @@ impl std::str::FromStr for Axis {
 }
 
 /// As it is written on the command line: the mark of what is measured this way.
-impl std::fmt::Display for ByHand {
+impl std::fmt::Display for ManualValues {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         let tables = self.tables.iter().map(|id| format!("--table {id}"));
         let axes = self.axes.iter().map(|axis| format!("--set {}={}", axis.name, axis.values.join(",")));
@@ -46,7 +46,7 @@ impl std::fmt::Display for ByHand {
     }
 }
 
-impl ByHand {
+impl ManualValues {
     pub fn is_empty(&self) -> bool {
         self.tables.is_empty() && self.axes.is_empty()
     }
@@ -89,7 +89,7 @@ impl ByHand {
         matrix.pictures.clear();
         narrowed.claims.clear();
         narrowed.pictures.clear();
-        narrowed.by_hand = Some(self.to_string());
+        narrowed.manual_values = Some(self.to_string());
         for quick in [false, true] {
             case::expand(name, &narrowed.matrix, quick).map_err(|error| format!("{name} {self}: {}", error.what))?;
         }
@@ -122,7 +122,7 @@ columns = ["qps"]"#;
     fn narrow(tables: &[&str], axes: &[&str]) -> Result<Vec<String>, String> {
         let tables = tables.iter().map(|id| id.to_string()).collect();
         let axes = axes.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
-        let narrowed = ByHand { tables, axes }.narrow(&parse_lesson(TABLES).unwrap())?;
+        let narrowed = ManualValues { tables, axes }.narrow(&parse_lesson(TABLES).unwrap())?;
         Ok(narrowed.cases(true).iter().map(|case| case.server.text().to_string()).collect())
     }
 
@@ -151,7 +151,7 @@ columns = ["qps"]"#;
 
     #[test]
     fn the_mark_is_what_was_asked() {
-        let by_hand = ByHand { tables: vec!["t".to_string()], axes: vec!["workers=1, 4".parse().unwrap()] };
-        assert_eq!(by_hand.to_string(), "--table t --set workers=1,4");
+        let manual_values = ManualValues { tables: vec!["t".to_string()], axes: vec!["workers=1, 4".parse().unwrap()] };
+        assert_eq!(manual_values.to_string(), "--table t --set workers=1,4");
     }
 }
