@@ -1,9 +1,8 @@
 //! The baseline for servers: recv and send of a constant, nothing parsed.
 //!
 //! One thread, one epoll. Whatever arrives in one `recv` counts as one request. The rows of the throughput tables are
-//! shares of this one: it makes the calls of a server, and nothing else costs time. It is not an upper limit. A server of
-//! several processes may make a part of the calls elsewhere: in lesson 3 `master-dispatch`, which accepts in another
-//! process, reaches 1.06 of it.
+//! shares of this one: it makes the calls of a server, and nothing else costs time. It is not an upper limit: a server
+//! of several processes may make a part of the calls elsewhere, as `master-dispatch` does, which accepts in its master.
 //!
 //! With `--close` it closes after each answer, as the others do when they are asked to: then accept, recv, send and
 //! close are the whole of a connection. It takes the flags of the other servers, and has no work and no time-outs.
