@@ -16,7 +16,7 @@ use acceptlab::cpu;
 use acceptlab::http::{Next, RequestReader};
 use acceptlab::lab::check::server::Program;
 use acceptlab::load::response as load;
-use acceptlab::server::Channel;
+use acceptlab::server::channel::Channel;
 use acceptlab::sys::epoll::{Epoll, Interest};
 use acceptlab::sys::process::{Fork, fork, reap};
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};

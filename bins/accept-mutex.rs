@@ -20,7 +20,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use acceptlab::report::ServerReport;
-use acceptlab::server::{self, AcceptMutex, EventLoop, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs};
+use acceptlab::server::lock::AcceptMutex;
+use acceptlab::server::{self, EventLoop, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs};
 use acceptlab::units::parse_duration;
 use clap::Parser;
 

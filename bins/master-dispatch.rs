@@ -18,11 +18,10 @@ mod moved;
 use std::process::ExitCode;
 
 use acceptlab::report::ServerReport;
-use acceptlab::server::channel::connections_per_message;
-use acceptlab::server::{
-    self, Channel, Choice, Dispatcher, EventLoop, Failure, Listener, Policy, Scoreboard, Worker, WorkerPool,
-    WorkersArgs, dispatch,
-};
+use acceptlab::server::channel::{Channel, connections_per_message};
+use acceptlab::server::dispatch::{self, Dispatcher};
+use acceptlab::server::policy::{Choice, Policy};
+use acceptlab::server::{self, EventLoop, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs};
 use clap::Parser;
 
 /// The master accepts and passes every connection to a worker of its choice

@@ -18,9 +18,8 @@
 use std::process::ExitCode;
 
 use acceptlab::report::ServerReport;
-use acceptlab::server::{
-    self, Channel, EventLoop, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs, termination,
-};
+use acceptlab::server::channel::Channel;
+use acceptlab::server::{self, EventLoop, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs, termination};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, ValueEnum};
 

@@ -22,7 +22,8 @@ use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 use acceptlab::console::{self, Format};
-use acceptlab::server::{Channel, Failure};
+use acceptlab::server::Failure;
+use acceptlab::server::channel::Channel;
 use attempts::*;
 use clap::Parser;
 use socket2::{Domain, Socket, Type};

@@ -16,9 +16,8 @@
 use std::process::ExitCode;
 
 use acceptlab::report::ServerReport;
-use acceptlab::server::{
-    self, Failure, Listener, Lock, Scoreboard, Worker, WorkerPool, WorkersArgs, blocking, termination,
-};
+use acceptlab::server::lock::Lock;
+use acceptlab::server::{self, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs, blocking, termination};
 use clap::{Parser, ValueEnum};
 
 /// Prefork with a lock around accept, four kinds of it

@@ -22,10 +22,8 @@ use std::os::fd::BorrowedFd;
 use std::process::ExitCode;
 
 use acceptlab::report::ServerReport;
-use acceptlab::server::relay::{Broken, Copied, RelayEvent, Stream, receive, send_some};
-use acceptlab::server::{
-    self, EventLoop, Failure, Listener, Relay, Scoreboard, ServerArgs, Worker, WorkerPool, WorkersArgs,
-};
+use acceptlab::server::relay::{Broken, Copied, Relay, RelayEvent, Stream, receive, send_some};
+use acceptlab::server::{self, EventLoop, Failure, Listener, Scoreboard, ServerArgs, Worker, WorkerPool, WorkersArgs};
 use clap::Parser;
 use nix::errno::Errno;
 

@@ -48,15 +48,10 @@ pub mod waiting;
 pub mod worker;
 pub mod worker_pool;
 
+// What most servers need; what one architecture is about is imported from its module.
 pub use args::{ServerArgs, WorkersArgs};
-pub use channel::Channel;
-pub use dispatch::Dispatcher;
 pub use event_loop::EventLoop;
-pub use ipc::Ipc;
 pub use listener::Listener;
-pub use lock::{AcceptMutex, Lock};
-pub use policy::{Choice, Policy};
-pub use relay::Relay;
 pub use worker::Worker;
 pub use worker_pool::WorkerPool;
 
