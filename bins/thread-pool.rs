@@ -23,48 +23,53 @@ use acceptlab::scoreboard::Count;
 use acceptlab::server::{self, Failure, Listener, Scoreboard, Worker, WorkersArgs, blocking, termination, worker};
 use acceptlab::sys::process::Usage;
 use clap::Parser;
-use crossbeam_channel::{Receiver, SendTimeoutError, Sender};
+use crossbeam_channel::{SendTimeoutError, Sender};
 
 /// One acceptor, a bounded queue, N worker threads
 #[derive(Parser)]
 #[command(name = "thread-pool", version)]
 struct Args {
-    #[command(flatten)]
-    workers: WorkersArgs,
-
     /// Connections that may wait for a thread before the acceptor stops accepting
     #[arg(long, value_name = "N", default_value_t = 128)]
     queue: usize,
+
+    #[command(flatten)]
+    workers: WorkersArgs,
 }
 
 /// How long the acceptor may sleep on a full queue before it checks whether the server is to stop.
 const CHECK_EVERY: Duration = Duration::from_millis(100);
 
 fn main() -> ExitCode {
-    server::finish(run(&Args::parse()))
+    let args = Args::parse();
+    server::finish(run(args.queue, &args.workers))
 }
 
-fn run(args: &Args) -> Result<ServerReport, Failure> {
-    let (workers, server) = (args.workers.workers, &args.workers.server);
-    let listener = Listener::bind(server)?;
-    let scoreboard = Scoreboard::create("thread-pool", workers, server.scoreboard.as_deref())?;
+fn run(queue: usize, args: &WorkersArgs) -> Result<ServerReport, Failure> {
+    let listener = Listener::bind(&args.server)?;
+    let scoreboard = Scoreboard::create("thread-pool", args.workers, args.server.scoreboard.as_deref())?;
     termination::shut_sockets_when_stopping(&listener)?;
 
-    let (queue, waiting) = crossbeam_channel::bounded(args.queue);
     // Nothing is ever sent: the channel ends when the last thread that holds `alive` has ended.
     let (alive, all_gone) = crossbeam_channel::bounded::<()>(0);
-    for id in 0..workers {
-        let worker = Worker::new(id, server, &scoreboard);
-        let (waiting, alive, pin) = (waiting.clone(), alive.clone(), server.pin.then_some(id));
+    let (queue, waiting) = crossbeam_channel::bounded(queue);
+    for id in 0..args.workers {
+        let mut worker = Worker::new(id, &args.server, &scoreboard);
+        let (alive, pin, waiting) = (alive.clone(), args.server.pin.then_some(id), waiting.clone());
         let spawned = thread::Builder::new().spawn(move || {
             let _held_until_the_end = alive;
-            serve_from(&waiting, worker, pin);
+            worker::pin_or_log(pin);
+            for connection in waiting {
+                worker.count(Count::Wakeups);
+                blocking::serve(connection, &mut worker);
+            }
+            worker.record_thread_usage();
         });
         spawned.map_err(|error| {
             Failure::new(format_args!("spawn worker {id}"), error).advise("start fewer with --workers")
         })?;
     }
-    drop((waiting, alive));
+    drop((alive, waiting));
     server::ready(listener.address())?;
 
     let mut accepts = AcceptCounts::default();
@@ -89,13 +94,4 @@ fn hand_over(queue: &Sender<OwnedFd>, mut connection: OwnedFd) -> bool {
             Err(_) => return false,
         }
     }
-}
-
-fn serve_from(waiting: &Receiver<OwnedFd>, mut worker: Worker, pin: Option<usize>) {
-    worker::pin_or_log(pin);
-    for connection in waiting {
-        worker.count(Count::Wakeups);
-        blocking::serve(connection, &mut worker);
-    }
-    worker.record_thread_usage();
 }

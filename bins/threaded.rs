@@ -41,13 +41,15 @@ fn run(args: &ServerArgs) -> Result<ServerReport, Failure> {
     let scoreboard = Scoreboard::create("threaded", 1, args.scoreboard.as_deref())?;
     let mut all_threads = Worker::new(0, args, &scoreboard);
     termination::shut_sockets_when_stopping(&listener)?;
-    server::ready(listener.address())?;
 
     // Nothing is ever sent: the channel ends when the last thread that holds `alive` has ended.
     let (alive, all_gone) = crossbeam_channel::bounded::<()>(0);
-    for i in 0.. {
-        let Some(connection) = blocking::accept(&listener, &all_threads)? else { break };
-        let (mut worker, alive, pin) = (all_threads.for_one_connection(), alive.clone(), args.pin.then_some(i));
+    server::ready(listener.address())?;
+
+    let mut threads = 0;
+    while let Some(connection) = blocking::accept(&listener, &all_threads)? {
+        let mut worker = all_threads.for_one_connection();
+        let (alive, pin) = (alive.clone(), args.pin.then_some(threads));
         let spawned = thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
             let _held_until_the_end = alive;
             worker::pin_or_log(pin);
@@ -57,6 +59,7 @@ fn run(args: &ServerArgs) -> Result<ServerReport, Failure> {
             // The closure is gone and the connection in it closed: this client is lost, the others are not.
             blocking::back_off_from_spawning(&error);
         }
+        threads += 1;
     }
 
     drop(alive);
