@@ -65,9 +65,9 @@ fn run(master: Master, args: &WorkersArgs) -> Result<ServerReport, Failure> {
         pool.fork(|ready| {
             listener = None;
             let passed = theirs.receive().map_err(|errno| Failure::new("receive the listener", errno))?;
+            let passed = Listener::from_passed(passed)?;
             drop((ours, theirs));
             let worker = Worker::start(id, &args.server, &scoreboard)?;
-            let passed = Listener::from_passed(passed)?;
             // A master that has closed its copy cannot shut the socket; its SIGTERM makes the workers do it.
             termination::shut_shared_listener_when_stopping(&passed)?;
             let mut events = EventLoop::new(passed, worker)?;
@@ -83,41 +83,34 @@ fn run(master: Master, args: &WorkersArgs) -> Result<ServerReport, Failure> {
     pool.await_ready()?;
 
     let listener = listener.expect("only a worker gives it up");
-    match master {
-        Master::Closes => {
-            drop(listener);
-            server::ready(address)?;
-            pool.supervise(|| {})?;
-            Ok(pool.report(address))
-        }
-        Master::Serves => {
-            serve_as_the_last(listener, args, scoreboard, &mut pool)?;
-            Ok(scoreboard.report(address, None))
-        }
+    if master == Master::Serves {
+        return serve_as_the_last(listener, args, pool);
     }
+    drop(listener);
+    server::ready(address)?;
+
+    pool.supervise(|| {})?;
+    Ok(pool.report(address))
 }
 
-/// One socket, one accept queue, and the master is one more that is woken for it.
-fn serve_as_the_last(
-    listener: Listener,
-    args: &WorkersArgs,
-    scoreboard: Scoreboard,
-    pool: &mut WorkerPool,
-) -> Result<(), Failure> {
+/// The master is one more worker: it waits for the same accept queue.
+fn serve_as_the_last(listener: Listener, args: &WorkersArgs, mut pool: WorkerPool) -> Result<ServerReport, Failure> {
     let address = listener.address();
+    let worker = Worker::start(args.workers - 1, &args.server, pool.scoreboard())?;
     // The signal itself shuts the socket for all of them: a master in the middle of a request could not.
     termination::shut_listener_when_stopping(&listener)?;
-    let worker = Worker::start(args.workers - 1, &args.server, &scoreboard)?;
     let mut events = EventLoop::new(listener, worker)?;
     server::ready(address)?;
+
     while events.serve_until_connection()? {
         let connection = events.acceptor.accept_nonblocking();
         events.add_accepted(connection)?;
-        // It still has children to look after; without them it is the last worker, and serves on.
+        // The master's other task. When all its children are dead it is the last worker, and serves on.
         pool.reap_dead();
     }
+
     pool.begin_stop();
     events.finish()?.record_usage();
     pool.stop();
-    Ok(())
+    Ok(pool.scoreboard().report(address, None))
 }
