@@ -61,11 +61,12 @@ fn run(retry: Duration, args: &WorkersArgs) -> Result<ServerReport, Failure> {
             let mut events = EventLoop::new(&listener, worker)?;
             ready.announce();
 
+            // Only the worker that holds the mutex watches the socket, so a connection wakes no other.
             while events.wait_for_turn(&mutex)? {
-                let accepted = listener.accept_nonblocking();
+                let connection = events.acceptor.accept_nonblocking();
                 // Before serving: meanwhile another worker may accept the next.
                 mutex.give()?;
-                events.add_accepted(accepted)?;
+                events.add_accepted(connection)?;
             }
             events.finish().map(drop)
         })?;
@@ -73,6 +74,7 @@ fn run(retry: Duration, args: &WorkersArgs) -> Result<ServerReport, Failure> {
     pool.await_ready()?;
     server::ready(listener.address())?;
 
+    // All processes share the socket: when the parent shuts it, no worker can accept from it any more.
     pool.supervise(|| listener.shut())?;
     Ok(pool.report(listener.address()))
 }

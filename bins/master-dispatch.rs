@@ -42,37 +42,36 @@ fn main() -> ExitCode {
 }
 
 fn run(policy: Policy, args: &WorkersArgs) -> Result<ServerReport, Failure> {
-    let (workers, server) = (args.workers, &args.server);
-    let acknowledge = policy == Policy::Acknowledged;
-    let listener = Listener::bind(server)?.nonblocking()?;
+    let listener = Listener::bind(&args.server)?.nonblocking()?;
     let address = listener.address();
     let mut listener = Some(listener);
-    let scoreboard = Scoreboard::create("master-dispatch", workers, server.scoreboard.as_deref())?;
+    let scoreboard = Scoreboard::create("master-dispatch", args.workers, args.server.scoreboard.as_deref())?;
 
     let mut pool = WorkerPool::new(scoreboard)?;
     let mut channels = Vec::new();
-    for id in 0..workers {
-        let (ours, theirs) = Channel::pair(acknowledge)?;
+    for id in 0..args.workers {
+        let (ours, theirs) = Channel::pair(policy == Policy::Acknowledged)?;
         channels.push(ours);
         pool.fork(|ready| {
-            // The master's: a worker that kept these ends would never see its channel's end, and one that kept the
-            // listener would keep the port open.
+            // These are the master's. A worker that kept these ends of the channels would never see the end of its
+            // own channel; one that kept the listener would keep the port open.
             channels.clear();
             listener = None;
-            let worker = Worker::start(id, server, &scoreboard)?;
-            let mut events = EventLoop::new(theirs, worker)?.taking_at_once(connections_per_message(workers));
+            let worker = Worker::start(id, &args.server, &scoreboard)?;
+            let mut events = EventLoop::new(theirs, worker)?.taking_at_once(connections_per_message(args.workers));
             ready.announce();
 
             while events.serve_until_connection()? {
                 dispatch::take_message(&mut events)?;
             }
-            // What the master has passed is accepted, and no other process can answer it, unless the master waits for
-            // an answer.
+            // These connections are accepted, and the master has closed its copies: no other process can answer them.
+            // Where the master waits for an acknowledgement it still has a copy, and the worker refuses them.
             dispatch::take_or_refuse_rest(&mut events)?;
             events.finish().map(drop)
         })?;
     }
     pool.await_ready()?;
+
     let listener = listener.expect("only a worker gives it up");
     let mut dispatcher = Dispatcher::new(listener, channels, scoreboard, &pool)?;
     server::ready(address)?;
@@ -81,17 +80,18 @@ fn run(policy: Policy, args: &WorkersArgs) -> Result<ServerReport, Failure> {
     while dispatcher.wait(&mut pool)? {
         // Connections for one worker travel in one message: a burst costs a system call per worker.
         while let Some(connection) = dispatcher.next_connection()? {
-            // Those that are alive, have room in their channel and, where they acknowledge, have nothing to
-            // acknowledge. So a worker that hangs is passed over once its channel is full.
+            // A worker is free when it is alive and has room in its channel; where workers acknowledge, it must also
+            // have acknowledged all that it was given. So a worker that hangs gets no more once its channel is full.
             let free = dispatcher.free();
             let load = |i| dispatcher.load(i);
-            let next = free[choice.next(free.iter().copied(), workers, load, &connection)];
+            let next = free[choice.next(free.iter().copied(), args.workers, load, &connection)];
             dispatcher.give(connection, next);
         }
         dispatcher.pass();
     }
-    // Nobody new is taken, and the workers find the ends of their channels.
+
     let accepts = dispatcher.accepts();
+    // This closes the listener and the channels: nothing more is accepted, and each worker finds its channel's end.
     drop(dispatcher);
     pool.stop();
     Ok(pool.report(address).with_accepts(accepts))

@@ -83,6 +83,7 @@ fn run(lock: Kind, args: &WorkersArgs) -> Result<ServerReport, Failure> {
     pool.await_ready()?;
     server::ready(listener.address())?;
 
+    // All processes share the socket: when the parent shuts it, no worker can accept from it any more.
     pool.supervise(|| listener.shut())?;
     Ok(pool.report(listener.address()))
 }

@@ -67,8 +67,7 @@ fn run(call: Call, args: &WorkersArgs) -> Result<ServerReport, Failure> {
             termination::shut_connections_when_stopping(&listener)?;
             ready.announce();
 
-            let mut sleep = || waiting.sleep(&listener);
-            while let Some(connection) = blocking::accept_after(&mut sleep, &listener, &worker)? {
+            while let Some(connection) = blocking::accept_after(|| waiting.sleep(&listener), &listener, &worker)? {
                 blocking::serve(connection, &mut worker);
             }
             Ok(())
@@ -77,6 +76,7 @@ fn run(call: Call, args: &WorkersArgs) -> Result<ServerReport, Failure> {
     pool.await_ready()?;
     server::ready(listener.address())?;
 
+    // All processes share the socket: when the parent shuts it, no worker can accept from it any more.
     pool.supervise(|| listener.shut())?;
     Ok(pool.report(listener.address()))
 }

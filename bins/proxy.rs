@@ -65,7 +65,7 @@ fn run(args: &WorkersArgs) -> Result<ServerReport, Failure> {
                 let connection = events.acceptor.accept_nonblocking();
                 events.add_accepted(connection)?;
             }
-            // The master has sent its request already, and nobody else can answer it.
+            // The master may have sent their requests already, and no other process can answer them.
             while let Ok(connection) = events.acceptor.accept_nonblocking() {
                 events.add_accepted(Ok(connection))?;
             }
@@ -94,6 +94,7 @@ fn run(args: &WorkersArgs) -> Result<ServerReport, Failure> {
             relay.connect(client, addresses[i]);
         }
     }
+
     let accepts = relay.finish(&mut pool)?;
     Ok(pool.report(address).with_accepts(accepts))
 }

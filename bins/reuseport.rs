@@ -53,10 +53,11 @@ fn run(select: Select, args: &WorkersArgs) -> Result<ServerReport, Failure> {
     let mut pool = WorkerPool::new(scoreboard)?;
     for id in 0..args.workers {
         pool.fork(|ready| {
-            let mut worker = Worker::start(id, &args.server, &scoreboard)?;
-            worker.heartbeat = selector.heartbeat(id, worker.row);
             let ours = listeners.swap_remove(id);
             listeners.clear();
+            let mut worker = Worker::start(id, &args.server, &scoreboard)?;
+            // Some ways to `--select` look at the workers. The hash does not, and then there is no heartbeat.
+            worker.heartbeat = selector.heartbeat(id, worker.row);
             termination::shut_listener_when_stopping(&ours)?;
             let mut events = EventLoop::new(ours, worker)?;
             ready.announce();

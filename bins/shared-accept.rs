@@ -81,17 +81,23 @@ fn run(wait: Wait, rearm_every: u64, args: &WorkersArgs) -> Result<ServerReport,
             let mut events = EventLoop::watching(&listener, interest, worker)?;
             ready.announce();
 
-            let take_one = |events: &mut EventLoop<_>| events.add_accepted(listener.accept_nonblocking());
             let mut taken = 0;
             while events.serve_until_connection()? {
+                let connection = events.acceptor.accept_nonblocking();
+                let mut has_taken = events.add_accepted(connection)?;
                 match wait {
-                    Wait::Epoll | Wait::EpollExclusive => _ = take_one(&mut events)?,
+                    Wait::Epoll | Wait::EpollExclusive => {}
                     // An edge is reported once: what a worker leaves in the queue stays there until the next arrives.
-                    Wait::EpollEdge => while take_one(&mut events)? {},
+                    Wait::EpollEdge => {
+                        while has_taken {
+                            let connection = events.acceptor.accept_nonblocking();
+                            has_taken = events.add_accepted(connection)?;
+                        }
+                    }
                     // Deleting and adding the entry puts this worker at the tail of the wait queue, so the next
                     // connection wakes another.
                     Wait::EpollExclusiveRearm => {
-                        taken += u64::from(take_one(&mut events)?);
+                        taken += u64::from(has_taken);
                         if taken >= rearm_every {
                             taken = 0;
                             events.rearm()?;
@@ -105,6 +111,7 @@ fn run(wait: Wait, rearm_every: u64, args: &WorkersArgs) -> Result<ServerReport,
     pool.await_ready()?;
     server::ready(listener.address())?;
 
+    // All processes share the socket: when the parent shuts it, no worker can accept from it any more.
     pool.supervise(|| listener.shut())?;
     Ok(pool.report(listener.address()))
 }
