@@ -81,9 +81,9 @@ enum Command {
     /// Write RESULTS.md and a page for each lesson from the newest records, and print each in short
     Report {
         /// Write nothing. Exit with 1 when a page is not what the records give, when no commit of the history has
-        /// what a record was measured with, or when a table is incomplete: a planned row is missing, every run of a case
-        /// has failed, or a column has no number. Lists the lessons that are stale: `src/`, `bins/` or the matrix have
-        /// changed since.
+        /// what a record was measured with, or when a table is incomplete: a planned row is missing, every run of a
+        /// case has failed, or a column has no number. Lists the lessons that are stale: `src/`, `bins/` or the matrix
+        /// have changed since.
         #[arg(long)]
         check: bool,
         /// With --check: exit with 1 when a lesson is stale.
@@ -102,7 +102,8 @@ enum Command {
     /// Judge what the lessons say by the newest record of each: holds, fails, or undecided
     ///
     /// A claim holds (or fails) when the whole interval of what was measured is within (or outside) its bar. It is
-    /// undecided when the interval contains the bar, seen once when there is a single run, and skipped when there is none.
+    /// undecided when the interval contains the bar, seen once when there is a single run, and skipped when there is
+    /// none.
     Claims {
         /// Experiments by number or name: `2`, `02` or `02-keep-alive-throughput`; all when none is named.
         experiment: Vec<String>,
@@ -112,7 +113,8 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
     },
-    /// Run each case once, briefly, as a test: no error, client and server counted the same, and what a claim counts is right.
+    /// Run each case once, briefly, as a test: no error, client and server counted the same, and what a claim counts
+    /// is right.
     Verify {
         /// Experiments by number or name: `2`, `02` or `02-keep-alive-throughput`; all when none is named.
         experiment: Vec<String>,
