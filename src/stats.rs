@@ -46,7 +46,7 @@ fn outside(n: usize) -> usize {
     0
 }
 
-/// Two groups of values with little between them.
+/// Two groups of values, with few values between them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TwoModes {
     /// The means of both groups.
@@ -56,10 +56,18 @@ pub struct TwoModes {
     pub low_share: f64,
 }
 
-/// Whether values have two modes, so that a median between them is nobody's: the split with the least variance within its
-/// two groups leaves at most 15 % of the variance there, each group has at least a sixth of the values, and their means are
-/// at least 5 % apart. The measure is the η of Otsu, IEEE Trans. SMC 9 (1979): of one normal mode 2/π = 0.64 of the variance
-/// lies between the halves, of a uniform one 0.75. Of 16 values, fewer would split by chance too often.
+/// Two modes, if the values have them. Then their median may lie where no value is, and says nothing.
+///
+/// The sorted values are split into two groups so that the variance within the groups is smallest. There are two modes
+/// when
+///
+/// - at most 15 % of the variance is within the groups, so at least 85 % is between them;
+/// - each group has at least a sixth of the values;
+/// - the mean of the higher group is at least 5 % above that of the lower;
+/// - there are at least 16 values: fewer would look like two groups by chance too often.
+///
+/// The share between the groups is η of Otsu, IEEE Trans. SMC 9 (1979). A normal distribution, which has one mode, has
+/// 2/π = 0.64 of its variance between its halves, a uniform distribution 0.75.
 pub fn two_modes(values: &[f64]) -> Option<TwoModes> {
     const FEWEST: usize = 16;
     let mut sorted = values.to_vec();

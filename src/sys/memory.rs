@@ -33,13 +33,14 @@ pub fn shared_words(words: NonZeroUsize, file: Option<(&File, Access)>) -> nix::
             unsafe { mmap_anonymous(None, bytes, read_write, MapFlags::MAP_SHARED)? }
         }
         Some((file, access)) => {
-            // Touching a page behind the end of the file would be SIGBUS, not an error we could report.
+            // An access to a page behind the end of the file would be SIGBUS, not an error that we could report.
             let length = file.metadata().map_err(errno_of)?.len();
             if length < bytes.get() as u64 {
                 return Err(Errno::EINVAL);
             }
             let protection = if access == Access::Read { ProtFlags::PROT_READ } else { read_write };
-            // SAFETY: as above; the file covers every page of the mapping, and keeps to it (see above).
+            // SAFETY: as above. The file covers the whole mapping (checked above), and nobody shortens it (see the
+            // comment of this function).
             unsafe { mmap(None, bytes, protection, MapFlags::MAP_SHARED, file, 0)? }
         }
     };

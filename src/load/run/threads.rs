@@ -96,9 +96,9 @@ pub fn measure<E: Engine>(
 fn start(plan: &Plan) -> (u64, SystemTime) {
     let (soon_ns, now) = (monotonic_ns() + LEAD_NS, SystemTime::now());
     let soon = now + Duration::from_nanos(LEAD_NS);
-    // Too late is too late: the report says by how much.
+    // If that time is over, the run starts at once; the report says how late.
     let wait = plan.window.start_at.and_then(|at| at.duration_since(soon).ok()).unwrap_or_default();
-    // The live view has the terminal for itself.
+    // While the live view draws, nothing else is written to the terminal.
     if wait > SILENT_WAIT && plan.progress != Progress::Live {
         console::log(format_args!("loadgen: waiting {:.0} s for --start-at", wait.as_secs_f64()));
     }
