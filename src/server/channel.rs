@@ -33,7 +33,7 @@ pub fn connections_per_message(workers: usize) -> usize {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Acknowledgement {
     Taken,
-    /// Another is to have it: the receiver has no room, or is about to stop.
+    /// The receiver has no room, or is about to stop: the sender gives the connection to another.
     Refused,
 }
 
@@ -43,7 +43,7 @@ pub struct Channel {
     socket: OwnedFd,
     /// The receiver acknowledges every message.
     pub acknowledges: bool,
-    /// Received, and not asked for yet.
+    /// Received in a message, and not yet taken from this channel.
     inbox: VecDeque<nix::Result<OwnedFd>>,
 }
 
@@ -56,7 +56,7 @@ impl Channel {
             .map_err(|errno| Failure::new("open a Unix socket pair", errno).advise("raise ulimit -n"))?;
         socket2::SockRef::from(&one)
             .set_send_buffer_size(BUFFER_BYTES)
-            .map_err(|error| Failure::new("bound a Unix socket pair", error))?;
+            .map_err(|error| Failure::new("limit the send buffer of a Unix socket pair", error))?;
         let end = |socket| Channel { socket, acknowledges, inbox: VecDeque::with_capacity(MOST_PER_MESSAGE) };
         Ok((end(one), end(other)))
     }
@@ -71,12 +71,12 @@ impl Channel {
     }
 
     /// Takes the next connection, and acknowledges it before a byte of it is read: until then the sender can give it
-    /// to another. Those that came in the same message are to be had from [`Channel::more_of_message`].
+    /// to another. [`Channel::more_of_message`] has the others of the same message.
     ///
     /// # Errors
     /// EAGAIN when none is waiting; EINVAL, like an accept on a listener that was shut, when the sender is gone;
-    /// EMFILE when our table of descriptors was full and the connection is lost, or refused where receivers
-    /// acknowledge: see that there is room before.
+    /// EMFILE when our table of descriptors was full: then the connection is lost or, where receivers acknowledge,
+    /// refused. So the caller looks first whether there is room.
     pub fn receive(&mut self) -> nix::Result<OwnedFd> {
         let connection = self.next()?;
         if self.acknowledges {
@@ -94,7 +94,7 @@ impl Channel {
     /// Gives the next connection back to the sender.
     ///
     /// # Errors
-    /// Those of [`Channel::receive`]; EPIPE when the sender is gone: then the connection is the next to be received.
+    /// Those of [`Channel::receive`]. EPIPE when the sender is gone: then [`Channel::receive`] returns this connection.
     pub fn refuse(&mut self) -> nix::Result<()> {
         let connection = self.next()?;
         self.acknowledge(Acknowledgement::Refused).inspect_err(|_| self.inbox.push_front(Ok(connection)))

@@ -35,12 +35,12 @@ pub struct EventLoop<A> {
     has_taken: bool,
     /// Connections that our table of descriptors has room for.
     room: usize,
-    /// Until then the acceptor is not watched: the system had no means for another connection.
+    /// Until then the acceptor is not watched: there was no descriptor or memory for another connection.
     paused_until_ns: Option<u64>,
     is_watching: bool,
-    /// It was shut: it stays ready for ever, and no connection comes from it any more.
+    /// The acceptor was shut: it is reported as ready for ever, and no connection comes from it any more.
     is_shut: bool,
-    /// So many turns at the accept mutex are left to the other workers.
+    /// How many turns at the accept mutex this worker leaves to the others.
     turns_to_leave: usize,
 }
 
@@ -71,8 +71,8 @@ impl<A: Acceptor> EventLoop<A> {
         })
     }
 
-    /// The acceptor brings up to so many connections at once. Unlike those of an accept queue, those of a message that
-    /// find no room are lost, so there must be room for all of them before it is looked at.
+    /// One message of the acceptor brings at most so many connections. A connection of a message is lost when there is
+    /// no descriptor for it (one in an accept queue waits), so the acceptor is read only when there is room for all.
     pub fn taking_at_once(mut self, connections: usize) -> EventLoop<A> {
         self.room = self.room.saturating_sub(connections - 1).max(1);
         self
@@ -86,7 +86,7 @@ impl<A: Acceptor> EventLoop<A> {
     pub fn serve_until_connection(&mut self) -> Result<bool, Failure> {
         while !is_stopping() && !self.has_left() {
             match self.reactor.next_report(self.paused_until_ns)? {
-                // Asked beforehand: accept(2) would leave the connection in its queue, but a channel would drop it.
+                // No room. accept(2) would leave the connection in its queue, but a channel would lose it.
                 Some(Ready { token: ACCEPTOR, .. }) if self.reactor.open() >= self.room => {
                     self.acceptor.receive_messages();
                     self.pause_accepting(Errno::EMFILE)?;
@@ -103,8 +103,9 @@ impl<A: Acceptor> EventLoop<A> {
         Ok(false)
     }
 
-    /// A worker of a cluster that leaves, and has nothing open any more. Until then a connection between two requests
-    /// is not closed at once: its next request may be on its way, and is answered with `Connection: close`.
+    /// True: this worker of a cluster was asked to leave, and it has no open connection any more. It does not close a
+    /// connection between two requests at once: its next request may be on its way, and is answered with
+    /// `Connection: close`.
     fn has_left(&mut self) -> bool {
         if !is_leaving() {
             return false;
@@ -117,12 +118,12 @@ impl<A: Acceptor> EventLoop<A> {
     /// mutex. True: a connection waits there, and the caller has the mutex; it must accept, give the mutex back and
     /// only then serve the connection.
     ///
-    /// The other workers wait for their connections, and for the time to try again. That is not about the listening
-    /// socket, so it does not count as a wake-up. The rules are nginx's (`src/event/ngx_event.c`).
+    /// The other workers wait for their connections, and for the time to try again. A wait that ends so does not count
+    /// as a wake-up, because the listening socket did not end it. The rules are nginx's (`src/event/ngx_event.c`).
     pub fn wait_for_turn(&mut self, mutex: &AcceptMutex) -> Result<bool, Failure> {
         while !is_stopping() {
             if !self.reactor.is_about_to_wait() {
-                // Without the mutex. The acceptor's report has had its turn before all others.
+                // These are served without the mutex. A report about the acceptor has been handled already.
                 if let Some(ready) = self.reactor.next_report(None)?.filter(|ready| ready.token != ACCEPTOR) {
                     self.reactor.serve(ready);
                 }
@@ -130,7 +131,7 @@ impl<A: Acceptor> EventLoop<A> {
             }
             let has_turn = self.may_try() && mutex.try_take()?;
             match (has_turn, self.is_watching) {
-                // The last holder has left the acceptor registered: it is often the next one, too.
+                // A worker that gives the mutex back leaves the acceptor registered: often it is the next holder, too.
                 (true, false) => self.watch_acceptor()?,
                 (false, true) => self.stop_watching()?,
                 _ => {}
@@ -149,7 +150,8 @@ impl<A: Acceptor> EventLoop<A> {
         Ok(false)
     }
 
-    /// A worker that has connections in more than 7/8 of its room leaves one turn to the others for each above that.
+    /// A worker whose connections fill more than 7/8 of its room leaves turns to the others: one for each connection
+    /// above 7/8.
     fn may_try(&mut self) -> bool {
         let is_mine = self.turns_to_leave == 0;
         self.turns_to_leave = self.turns_to_leave.saturating_sub(1);
@@ -172,8 +174,8 @@ impl<A: Acceptor> EventLoop<A> {
             NoConnection::Nobody => {}
             NoConnection::Pause(errno) => self.pause_accepting(errno)?,
             NoConnection::Shut => {
-                // It was the end that woke us, unless we have taken connections before we came to it. What we have, we
-                // still serve.
+                // The end of the socket woke this worker, unless it has taken a connection in the same wake-up. The
+                // connections that are open are still served.
                 if !self.has_taken {
                     self.reactor.worker.row.subtract(Count::Wakeups, 1);
                 }
@@ -192,7 +194,7 @@ impl<A: Acceptor> EventLoop<A> {
 
     pub fn finish(self) -> Result<Worker, Failure> {
         if self.is_watching {
-            // Before the close: in another process the socket may live on, and with it the registration.
+            // Before the close: another process may keep the socket open, and then the registration would stay, too.
             let _ = leave(&self.reactor.epoll, &self.acceptor);
         }
         forget_listener();
@@ -208,7 +210,7 @@ impl<A: Acceptor> EventLoop<A> {
 
     fn stop_watching(&mut self) -> Result<(), Failure> {
         self.is_watching = false;
-        leave(&self.reactor.epoll, &self.acceptor).map_err(|errno| Failure::new("leave the acceptor", errno))
+        leave(&self.reactor.epoll, &self.acceptor).map_err(|errno| Failure::new("stop watching the acceptor", errno))
     }
 
     fn resume_when_due(&mut self) -> Result<(), Failure> {
@@ -219,7 +221,7 @@ impl<A: Acceptor> EventLoop<A> {
     fn watch_acceptor(&mut self) -> Result<(), Failure> {
         self.is_watching = true;
         let watched = watch(&self.reactor.epoll, &self.acceptor, self.interest);
-        watched.map_err(|errno| Failure::new("return to the acceptor", errno))
+        watched.map_err(|errno| Failure::new("watch the acceptor again", errno))
     }
 }
 
@@ -236,7 +238,7 @@ fn leave(epoll: &Epoll, acceptor: &impl Acceptor) -> nix::Result<()> {
 /// How many descriptors this process may still open. Nothing but connections is opened after the start.
 pub(super) fn free_descriptors() -> usize {
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(usize::MAX, |(soft, _)| soft as usize);
-    // One of those counted is the folder's own. Where there is no /proc: more than a server has open at the start.
+    // One of those counted is the descriptor that reads the folder. Without /proc: more than a server has at its start.
     let open = std::fs::read_dir("/proc/self/fd").map_or(32, |entries| entries.count().saturating_sub(1));
     limit.saturating_sub(open)
 }

@@ -25,8 +25,9 @@ const TERMINATION: u64 = u64::MAX - 1;
 /// Reports taken per wait: enough to spread its cost, few enough that no connection waits long for its turn.
 const REPORTS_PER_WAIT: usize = 256;
 
-/// The clock is read once per wait. A round that lasts for longer was kept from the CPU: a connection that was active in
-/// it was so until its end, or a client would be closed before its time.
+/// The clock is read once per wait. The time from one wait to the next can be longer than this, when the worker blocks
+/// or does not get the CPU. Then a connection that was active in it counts as active until its end: otherwise a client
+/// would be closed too early.
 const LONG_ROUND_NS: u64 = 1_000_000;
 
 pub struct Reactor {

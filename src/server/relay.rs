@@ -1,8 +1,8 @@
-//! The pairs of a master that stands between its clients and its workers, and what it waits for.
+//! A master that stands between its clients and its workers: its pairs of sockets, and what it waits for.
 //!
-//! A pair is two sockets, the client's and one of our own to a worker, and two streams. How a stream is copied is the
-//! caller's ([`CopyStep`]); here is which pair is ready, and what its ends mean: the end of a stream travels as what it
-//! is (shutdown(2), SHUT_WR), and so does a client's reset.
+//! A pair is two sockets, the client's and one of our own to a worker, and two streams, one in each direction. The
+//! caller's [`CopyStep`] copies a stream. The relay finds out which pair is ready, and passes on how a stream ends: an
+//! end as an end (shutdown(2), SHUT_WR), and a client's reset as a reset.
 //!
 //! splice(2) would keep the bytes in the kernel, for the price of a pipe: two more descriptors per stream.
 
@@ -31,7 +31,7 @@ use crate::sys::errno_of;
 use crate::sys::signal::GRACE;
 use crate::units::monotonic_ns;
 
-/// What one receive brings at most, and so the most that is kept of one direction.
+/// The most that one receive brings, and so the most that is kept of a stream.
 const BUFFER_BYTES: usize = 64 * 1024;
 
 const REPORTS_PER_WAIT: usize = 256;
@@ -46,7 +46,8 @@ const SIGNALS: u64 = u64::MAX - 1;
 pub enum RelayEvent {
     /// A client waits at the listener: [`Relay::accept`].
     Acceptable,
-    /// The worker would not be connected to. The client has not been listened to yet, so another worker can have it.
+    /// The master could not connect to the worker. Nothing has been received from the client yet, so another worker
+    /// can have it.
     Refused(PendingClient),
     /// A signal waits for [`WorkerPool::next_signal_stops`].
     Signal,
@@ -64,17 +65,17 @@ pub struct Relay {
     listener: Option<Listener>,
     epoll: Epoll,
     pairs: Slots<Pair>,
-    /// Refused before we could begin to wait for an answer.
+    /// Clients that a worker has refused, for the caller to pass on.
     refused: Vec<PendingClient>,
     yielded: Vec<SlotKey>,
-    /// When to look at a pair again, and its key. A pair that has done something since gets another.
+    /// When to look at a pair again, and its key. If the pair has been active since then, it gets a new timer.
     timers: BinaryHeap<Reverse<(u64, SlotKey)>>,
     copy: CopyStep,
     buffer: Box<[u8]>,
     idle_timeout: Duration,
-    /// Descriptors that our table had room for before the first pair.
+    /// How many descriptors this process could still open before the first pair.
     room: usize,
-    /// Until then the listener is not watched: the system had no means for another connection.
+    /// Until then the listener is not watched: there was no descriptor or memory for another connection.
     paused_until_ns: Option<u64>,
     reports: usize,
     reports_taken: usize,
@@ -83,8 +84,9 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Watches the listener, which nobody else may hold, and the pool's signals. `idle_timeout` is for a client that
-    /// does not take what its worker has said; one that says nothing is the worker's to end.
+    /// Watches the listener, which no other process may hold, and the pool's signals. After `idle_timeout` the relay
+    /// closes a client that does not receive what its worker has sent. A client that sends nothing is closed by its
+    /// worker.
     pub fn new(
         listener: Listener,
         pool: &WorkerPool,
@@ -129,8 +131,7 @@ impl Relay {
     pub fn accept(&mut self) -> Result<Option<PendingClient>, Failure> {
         let Some(listener) = &self.listener else { return Ok(None) };
         self.accepts.count(Count::Wakeups);
-        // The socket to the worker first: a client that was accepted and cannot be passed on would be lost, in the
-        // accept queue it can wait.
+        // The socket to the worker first: without it an accepted client would be lost. In the accept queue it can wait.
         let accepted = open_socket().and_then(|to_worker| {
             let socket = listener.accept_nonblocking()?;
             Ok(PendingClient { refusals: 0, socket, to_worker })
@@ -152,7 +153,7 @@ impl Relay {
     pub fn connect(&mut self, client: PendingClient, address: SocketAddr) {
         match client.to_worker.connect(&address.into()) {
             Ok(()) => {}
-            // On loopback, too: the answer is processed when the call has let go of the socket.
+            // On loopback, too: the kernel processes the answer after this call has released the socket.
             Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
             // Refused, or no local port left for this address; another worker has another address.
             Err(_) => {
@@ -170,9 +171,10 @@ impl Relay {
         }
     }
 
-    /// Stops the pool: no client is accepted or listened to any more, and what workers still say to those they have
-    /// heard is relayed until all have been reaped, for at most [`GRACE`]. In this order: a request that we had taken
-    /// from a client has gone to its worker before the worker is told. Returns what was accepted in all.
+    /// Stops the pool. From now on no client is accepted, and nothing is received from a client for its worker. What
+    /// workers still send is relayed until all of them have been reaped, for at most [`GRACE`]. A request that was
+    /// received from a client is sent to its worker before the worker is told to stop. Returns how many connections
+    /// were accepted in all.
     pub fn finish(mut self, pool: &mut WorkerPool) -> Result<AcceptCounts, Failure> {
         let deadline_ns = monotonic_ns() + GRACE.as_nanos() as u64;
         self.listener = None;
@@ -197,7 +199,7 @@ impl Relay {
     }
 
     /// Waits (at most until `until_ns`) and takes the reports up to one that the master must decide about. `None` when
-    /// all are taken, so that the caller can look around: the last of them may have been all there was to wait for.
+    /// all are taken, so that the caller checks whether it still waits for anything.
     fn relay_once(&mut self, until_ns: Option<u64>) -> Result<Option<RelayEvent>, Failure> {
         if self.reports_taken == self.reports {
             self.wait(until_ns)?;
@@ -245,7 +247,7 @@ impl Relay {
             if is_gone {
                 return self.pass_on(key);
             }
-            // Now the client can be listened to. Its first request is often there already.
+            // From now on the client's bytes are received. Its first request is often there already.
             pair.is_connected = true;
             pair.up.readable = true;
             if self.epoll.add(&pair.client, token(key, CLIENT), client_interest()).is_err() {
@@ -277,14 +279,14 @@ impl Relay {
         match pair.copy(self.copy, &mut self.buffer) {
             PairStep::Reset => return self.reset(key),
             PairStep::Done => return self.close(key),
-            // The worker has ended it, and what it said is with the kernel.
+            // The worker has ended the stream, and the kernel has all that it sent.
             _ if is_stopping && pair.down.has_ended => return self.close(key),
             PairStep::Yield => self.yielded.push(key),
             PairStep::Wait => {}
         }
         let begins_to_wait_for_output = !pair.down.unsent.is_empty() && !pair.watches_output;
         let timeout = match (pair.down.has_ended, pair.down.unsent.is_empty()) {
-            // Both sides have time for their last bytes, but the worker has closed and cannot end a client that stays.
+            // Time for the last bytes of both sides. The worker has closed, so it cannot end a client that stays.
             (true, _) => Some(LINGER),
             (false, false) => Some(idle_timeout),
             (false, true) => None,
@@ -311,8 +313,8 @@ impl Relay {
         drop(self.pairs.remove(key));
     }
 
-    /// A client's reset travels on: the worker need not finish what nobody waits for. (The other way round there is
-    /// nothing to gain: a reset would take away from the client what it has not read yet.)
+    /// Passes a client's reset on: the worker need not finish what nobody waits for. A worker's reset is not passed on:
+    /// it would take away from the client what it has not read yet.
     fn reset(&mut self, key: SlotKey) {
         if let Some(pair) = self.pairs.remove(key) {
             let _ = SockRef::from(&pair.worker).set_linger(Some(Duration::ZERO));
@@ -326,8 +328,8 @@ impl Relay {
         }
     }
 
-    /// The socket that was refused is of no more use (connect(2), NOTES). A client for whom there is no other is let
-    /// go.
+    /// The socket that was refused cannot be used again (connect(2), NOTES). When no other can be opened, the client is
+    /// closed.
     fn refuse(&mut self, client: OwnedFd, refusals: usize) {
         if let Ok(to_worker) = open_socket() {
             self.refused.push(PendingClient { refusals: refusals + 1, socket: client, to_worker });
@@ -355,14 +357,14 @@ impl Relay {
         log_pause(reason);
         self.paused_until_ns = Some(self.now_ns + BACK_OFF.as_nanos() as u64);
         let Some(listener) = &self.listener else { return Ok(()) };
-        self.epoll.delete(listener).map_err(|errno| Failure::new("leave the listener", errno))
+        self.epoll.delete(listener).map_err(|errno| Failure::new("stop watching the listener", errno))
     }
 
     fn resume_when_due(&mut self) -> Result<(), Failure> {
         let ended = self.paused_until_ns.take_if(|until_ns| self.now_ns >= *until_ns);
         let Some(listener) = self.listener.as_ref().filter(|_| ended.is_some()) else { return Ok(()) };
         let watched = self.epoll.add(listener, LISTENER, Interest::EPOLLIN);
-        watched.map_err(|errno| Failure::new("return to the listener", errno))
+        watched.map_err(|errno| Failure::new("watch the listener again", errno))
     }
 }
 
@@ -381,7 +383,7 @@ fn client_interest() -> Interest {
 fn open_socket() -> nix::Result<Socket> {
     let open = || {
         let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-        // The second half of a request is not to wait for the ACK of the first (tcp(7)).
+        // The second half of a request must not wait for the ACK of the first (tcp(7), TCP_NODELAY).
         socket.set_tcp_nodelay(true)?;
         Ok::<_, std::io::Error>(socket)
     };
@@ -392,28 +394,28 @@ struct Pair {
     client: OwnedFd,
     worker: Socket,
     refusals: usize,
-    /// Before that nothing is received from the client.
+    /// To the worker. Until then nothing is received from the client.
     is_connected: bool,
     /// From the client to the worker.
     up: Stream,
     /// From the worker to the client.
     down: Stream,
-    /// We have had to wait for the client to read, and asked to be told.
+    /// The client did not take all at some time, so EPOLLOUT is watched as well.
     watches_output: bool,
-    /// When either side last moved.
+    /// When either side was last active.
     active_ns: u64,
-    /// When to close it, if neither side moves until then.
+    /// When to close it, if neither side is active until then.
     due_ns: Option<u64>,
-    /// Its next timer, which is not later than that.
+    /// Its next timer, which is not later than `due_ns`.
     timer_ns: Option<u64>,
 }
 
 enum PairStep {
     Wait,
     Yield,
-    /// Both streams have ended; closing tells the last who does not know.
+    /// Both streams have ended, and the pair can be closed.
     Done,
-    /// The client has gone in the middle.
+    /// The client has broken the connection off.
     Reset,
 }
 
@@ -438,16 +440,16 @@ impl Pair {
         let had_ended = (self.up.has_ended, self.down.has_ended);
         let mut up = copy(&mut self.up, client, worker, buffer);
         if let Err(Broken::Sink) = up {
-            // The worker is done with this client, and may have said so: that still goes down. What the client says
-            // meanwhile is received for nobody, since closing over it would be a reset (RFC 9112, section 9.6).
+            // The worker takes no more. What it sent before still goes to the client. What the client sends meanwhile
+            // is received and thrown away: a close with unread bytes would be a reset (RFC 9112, section 9.6).
             self.up.discards = true;
             self.up.unsent = Vec::new();
             up = copy(&mut self.up, client, worker, buffer);
         }
         let mut down = copy(&mut self.down, worker, client, buffer);
         if let Err(Broken::Source) = down {
-            // The worker was killed, or closed over something it had not read. What it had said before has been
-            // received before the error; for the client it is an end.
+            // The worker was killed, or closed with unread bytes. What it sent before has been received before the
+            // error. For the client this is the end of the stream.
             self.down.has_ended = true;
             down = Ok(Copied::All);
         }
@@ -465,15 +467,15 @@ impl Pair {
 
 #[derive(Default)]
 pub struct Stream {
-    /// Received but not taken by the sink; at most [`BUFFER_BYTES`], and none while all goes well.
+    /// Received but not taken by the sink; at most [`BUFFER_BYTES`], and empty while the sink takes everything.
     pub unsent: Vec<u8>,
-    /// False when the last receive emptied the source: the next edge will tell.
+    /// False when the last receive emptied the source; the next report of epoll makes it true.
     pub readable: bool,
     /// The source has said that it will send no more; behind its last byte stands the end of the stream.
     pub end_announced: bool,
     /// The end has been received, and all before it has been sent.
     pub has_ended: bool,
-    /// Nobody wants what is still to be received.
+    /// What is still received is thrown away.
     pub discards: bool,
 }
 
@@ -489,5 +491,5 @@ pub enum Broken {
     Sink,
 }
 
-/// A step with a stream: copies from a source to a sink what both have ready, through a buffer.
+/// One step of copying a stream: from its source to its sink, through a buffer, as much as both are ready for.
 pub type CopyStep = fn(&mut Stream, BorrowedFd, BorrowedFd, &mut [u8]) -> Result<Copied, Broken>;

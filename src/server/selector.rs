@@ -3,23 +3,26 @@
 //! [`Select`] has the ways to choose side by side, [`Selector::attach`] what each does:
 //!
 //! - [`classic`]: a few instructions of classic BPF that return the number of a socket; anybody may attach them;
-//! - [`live_set`]: such a program, replaced whenever a worker falls silent or comes back;
+//! - [`live_set`]: such a program, replaced whenever a worker stops showing signs of life, or shows them again;
 //! - [`extended`]: programs with a memory, which take turns or weigh loads; they need CAP_BPF;
-//! - [`heartbeat`]: what a worker shows of itself to those who choose.
+//! - [`heartbeat`]: what a worker shows of itself to a program or a parent that chooses by it.
 //!
-//! When it is asked. Once per connection, when the SYN arrives: the request that is made then belongs to the chosen
-//! listener, and so does the connection that grows out of it. (A bare SYN from a raw socket takes a turn of
-//! `round-robin`, and no connection comes of it.) Between the choice and the accept lie a round trip and the time in
-//! the queue, and nobody chooses again. A segment that belongs to no connection asks, too: a straggler behind a reset,
-//! and with SYN cookies the ACK, for then nothing was remembered of the SYN. Programs that count have to tell them
-//! apart, and under SYN cookies they leave the choice to the hash.
+//! When the kernel asks the program. Once per connection, when the SYN arrives: the listener that is chosen then keeps
+//! the connection. The accept comes later, after a round trip and the time in the queue, and nothing is chosen again.
+//! The kernel also asks for a segment that belongs to no connection: one that arrives after a reset and, with SYN
+//! cookies, the ACK of the handshake, because the kernel kept nothing of the SYN. A program that counts must not count
+//! these; with SYN cookies it leaves the choice to the hash. (A SYN from a raw socket takes a turn of `round-robin`
+//! and never becomes a connection.)
 //!
-//! What a number means. The group is an array in the order of the listen(2) calls, so socket i is worker i's. When a
-//! socket leaves, the kernel moves the last one into the hole (`reuseport_detach_sock` in net/core/sock_reuseport.c):
-//! after the death of worker 1 of 4, number 1 is worker 3's and number 3 is nobody's. A number that is nobody's is no
-//! error: the kernel falls back on its hash. So `cpu` and `random` go on by themselves when a worker dies, a little
-//! less exactly; [`live_set`] follows the moves; the extended programs name sockets in a map of their own instead,
-//! where a socket that has left is an empty place, and leave the choice to the hash when they come upon one.
+//! What a number means. The group is an array in the order of the listen(2) calls, so socket i belongs to worker i.
+//! When a socket leaves, the kernel moves the last one into its place (`reuseport_detach_sock` in
+//! net/core/sock_reuseport.c): after the death of worker 1 of 4, number 1 belongs to worker 3, and number 3 to nobody.
+//! When a program returns a number that belongs to nobody, the kernel uses its hash. So when a worker dies,
+//!
+//! - `cpu` and `random` need no change and become a little less exact;
+//! - the parent gives [`live_set`] a new program for the new numbers;
+//! - the extended programs name sockets in a map of their own, where a socket that has left is an empty entry, and
+//!   leave the choice to the hash when they find one.
 
 use clap::ValueEnum;
 
@@ -77,30 +80,30 @@ impl Selector {
         let attach = |program| classic::attach(&listeners[0], &program);
         let mut loads = Vec::new();
         match select {
-            // No program. The hash knows neither workers nor CPUs.
+            // No program: the hash knows nothing about workers or CPUs.
             Select::Hash => {}
-            // What comes after the SYN is processed there too, and is in that CPU's cache. SO_INCOMING_CPU on each
-            // listener would say the same, but groups did not heed it from Linux 4.6 to 6.1 (b261eda84ec1).
+            // The CPU of the SYN also processes what comes after it, and has it in its cache. SO_INCOMING_CPU on each
+            // listener would do the same, but from Linux 4.6 to 6.1 groups ignored it (b261eda84ec1).
             Select::Cpu => attach(classic::by_cpu(&cpu::allowed(), listeners.len()))?,
-            // The hash gives one client with one port the same worker each time; chance does not. For the live set it
-            // is right until the parent sees that a worker shows no sign of life.
+            // The hash gives one address and port the same worker each time; chance does not. The live set begins with
+            // all workers: the parent replaces this program when it sees that one shows no sign of life.
             Select::Random | Select::LiveSet => attach(classic::random(listeners.len(), &[]))?,
-            // A counter in the kernel: exactly even, and as blind as the hash.
+            // A counter in the kernel. It is exactly even and, like the hash, does not look at who is busy.
             Select::RoundRobin => extended::take_turns(listeners)?,
-            // The kernel counts what it sends to each worker, and each worker what it is done with.
+            // The program counts what it gives to each worker, and each worker what it has finished.
             Select::LeastLoaded => loads = extended::weigh_loads(listeners)?,
         }
         Ok(Selector { select, loads, live_set: None })
     }
 
-    /// What worker `id`, whose row this is, has to show of itself.
+    /// The heartbeat of worker `id`, whose row this is. `None` where the choice does not look at workers.
     pub fn heartbeat(&self, id: usize, row: WorkerRow) -> Option<Heartbeat> {
         let load = self.loads.get(id).copied();
         (self.select == Select::LiveSet || load.is_some()).then(|| Heartbeat::new(row, load))
     }
 
-    /// Closes the parent's copies of the listeners: one kept open would keep its queue in the group, and nobody would
-    /// ever accept from it. Only the live set keeps them, and attaches one program after another through them.
+    /// Closes the parent's copies of the listeners. A copy would keep a dead worker's queue in the group, and nobody
+    /// would ever accept from it. Only the live set keeps the copies: the parent attaches its programs through them.
     pub fn close_copies(&mut self, listeners: Vec<Listener>) {
         self.live_set = (self.select == Select::LiveSet).then(|| LiveSet::new(listeners));
     }

@@ -22,7 +22,7 @@ pub struct Worker {
     pub idle_timeout: Duration,
     /// Where the blocking handler receives; empty until the first connection.
     pub buffer: Vec<u8>,
-    /// Its signs of life, where the kernel chooses by them.
+    /// What it shows of itself, where the kernel or the parent chooses by that.
     pub heartbeat: Option<Heartbeat>,
     work: Arc<Work>,
     random: fastrand::Rng,
@@ -40,14 +40,14 @@ impl Worker {
             buffer: Vec::new(),
             heartbeat: None,
             work: Arc::new(args.work.clone()),
-            // Another seed for every worker and every run: repeated runs are to show how much chance does.
+            // Another seed for every worker and every run: repeated runs show how much is chance.
             random: fastrand::Rng::with_seed(monotonic_ns() ^ u64::from(pid) << 32 ^ id as u64),
         };
         worker.row.set_pid(pid);
         worker
     }
 
-    /// A worker for a single connection, with the same number and row, and random numbers of its own.
+    /// A worker for a single connection: the same number and row, but random numbers of its own.
     pub fn for_one_connection(&mut self) -> Worker {
         Worker {
             row: self.row,
@@ -60,6 +60,10 @@ impl Worker {
         }
     }
 
+    /// As [`Worker::new`], for a worker that is a process: first prepares it ([`pin_and_prepare`]).
+    ///
+    /// # Errors
+    /// With `--pin`, when the process cannot be pinned to its CPU.
     pub fn start(id: usize, args: &ServerArgs, scoreboard: &Scoreboard) -> Result<Worker, Failure> {
         pin_and_prepare(args.pin.then_some(id))?;
         Ok(Worker::new(id, args, scoreboard))
@@ -94,8 +98,8 @@ impl Worker {
     }
 }
 
-/// Prepares the calling thread: pins it to CPU `pin` mod CPUs (of those it was started with),
-/// and sets its timer slack to 1 ns, because `block:1.8ms` is to be 1.8 ms and not the default 50 µs more.
+/// Prepares the calling thread: pins it to CPU `pin` mod CPUs (of those it was started with), and sets its timer slack
+/// to 1 ns: with the default, `block:1.8ms` would take up to 50 µs longer.
 pub fn pin_and_prepare(pin: Option<usize>) -> Result<(), Failure> {
     if let Some(i) = pin {
         let cpus = cpu::allowed();
@@ -107,7 +111,7 @@ pub fn pin_and_prepare(pin: Option<usize>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// As [`pin_and_prepare`], for a thread that serves all the same when it cannot be pinned.
+/// As [`pin_and_prepare`], but a thread that cannot be pinned logs why, and serves nevertheless.
 pub fn pin_or_log(pin: Option<usize>) {
     if let Err(failure) = pin_and_prepare(pin) {
         console::log(failure);
