@@ -58,8 +58,7 @@ pub struct Connection {
 
 impl Connection {
     pub fn is_established(&self) -> bool {
-        use ConnectionState::{BackingOff, Closed, Connecting};
-        !matches!(self.state, Closed | Connecting | BackingOff)
+        !matches!(self.state, ConnectionState::Closed | ConnectionState::Connecting | ConnectionState::BackingOff)
     }
 
     /// Whether the kernel has finished the handshake, seen or not: getpeername(2) knows no peer before.

@@ -82,8 +82,7 @@ impl<E: Engine> ClientLoop<'_, E> {
             if matches!(connection.state, ConnectionState::Closing | ConnectionState::Idle) {
                 return self.on_failed_read(slot, Cause::Unsolicited);
             }
-            let is_over = !self.read_answers(slot, bytes, ends);
-            if is_over || (bytes < E::CAPACITY && !ends) {
+            if !self.read_answers(slot, bytes, ends) || (bytes < E::CAPACITY && !ends) {
                 return;
             }
         }

@@ -105,11 +105,7 @@ pub struct ClientLoop<'a, E> {
 }
 
 impl<'a, E: Engine> ClientLoop<'a, E> {
-    pub fn new(
-        settings: &'a ClientSettings,
-        control: &'a RunControl,
-        share: Assignment,
-    ) -> nix::Result<ClientLoop<'a, E>> {
+    pub fn new(settings: &'a ClientSettings, control: &'a RunControl, share: Assignment) -> nix::Result<Self> {
         let Assignment { connections, schedule, thinker, intervals } = share;
         let room = connections as usize;
         let messages = [settings.requests.as_slice(), &settings.last_request];

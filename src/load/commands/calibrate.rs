@@ -122,8 +122,7 @@ impl Calibration {
         let row = |name: &str, delay: &Latency| {
             format!("{:28}{}\n", format!("{OPEN_RATE_PER_S}/s, {name}"), cells(delay, STATISTICS, 10))
         };
-        let polling =
-            self.send_delay_busy_poll_us.as_ref().map(|delay| row("with --busy-poll", delay)).unwrap_or_default();
+        let polling = self.send_delay_busy_poll_us.map_or(String::new(), |delay| row("with --busy-poll", &delay));
         format!(
             "one thread, {connections} connections, against a server that does nothing {place}\n\n\
              connections kept     {requests_per_s:>10.0} requests/s     {per_request:>7.2} us of CPU each, \

@@ -100,7 +100,7 @@ impl Series {
     pub fn over_time(&self, window_ns: u64) -> Option<TimeSeries> {
         let parts = self.parts(window_ns);
         let p99_us =
-            |part: &SeriesPart| part.latency.as_ref().map_or(0, |latency| latency.quantile_us(0.99).round() as u64);
+            |part: &SeriesPart| part.latency.as_ref().map_or(0, |times| times.quantile_us(0.99).round() as u64);
         Some(TimeSeries {
             interval_s: parts.first()?.1 as f64 / 1e9,
             answered: parts.iter().map(|(.., part)| part.answers).collect(),

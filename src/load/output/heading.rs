@@ -7,12 +7,8 @@ use crate::report::{ArrivalsKind, Configuration, RunInfo};
 use crate::units::format_duration;
 
 pub fn load(run: &RunInfo) -> String {
-    match run.merged_from {
-        None => in_words(&run.configuration, Some(run.seed)),
-        Some(clients) => {
-            format!("the sum of {clients} clients: {}\n{}", run.host, in_words(&run.configuration, None))
-        }
-    }
+    let Some(clients) = run.merged_from else { return in_words(&run.configuration, Some(run.seed)) };
+    format!("the sum of {clients} clients: {}\n{}", run.host, in_words(&run.configuration, None))
 }
 
 /// The load, without the seed when there are several.

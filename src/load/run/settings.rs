@@ -8,7 +8,6 @@ use crate::load::client::ClientSettings;
 use crate::load::client::route::Route;
 use crate::load::counts::tally::Measures;
 use crate::load::options::plan::{Close, Plan};
-use crate::load::options::target::Target;
 use crate::load::options::values::is_host;
 
 /// Fits into one segment on every path (RFC 9293, section 3.7.1).
@@ -17,13 +16,17 @@ const ONE_SEGMENT_BYTES: usize = 536;
 const SENDS_KEPT: usize = 20_000;
 
 pub fn settings(plan: &Plan) -> Result<ClientSettings, String> {
-    let Plan { connections, pacing, .. } = plan;
+    let Plan { target, connections, pacing, .. } = plan;
+    let address = match &target.unix {
+        None => target.resolve()?.into(),
+        Some(path) => SockAddr::unix(path).map_err(|error| format!("connect {}: {error}", path.display()))?,
+    };
     let one = request_bytes(plan, "");
     let no_delay = one.len() > ONE_SEGMENT_BYTES;
     let reset = connections.close == Close::Rst;
     let is_open_loop = pacing.is_open_loop();
     Ok(ClientSettings {
-        route: Route { address: address(&plan.target)?, sources: plan.sources.clone(), no_delay, reset },
+        route: Route { address, sources: plan.sources.clone(), no_delay, reset },
         requests: one.repeat(connections.pipeline as usize),
         request_bytes: one.len(),
         pipeline: connections.pipeline as usize,
@@ -49,13 +52,6 @@ pub fn settings(plan: &Plan) -> Result<ClientSettings, String> {
             sends: if is_open_loop { SENDS_KEPT / plan.threads.count as usize } else { 0 },
         },
     })
-}
-
-fn address(target: &Target) -> Result<SockAddr, String> {
-    match &target.unix {
-        None => Ok(target.resolve()?.into()),
-        Some(path) => SockAddr::unix(path).map_err(|error| format!("connect {}: {error}", path.display())),
-    }
 }
 
 /// No connection was established: the errno of the first attempt.

@@ -47,8 +47,7 @@ pub fn measure<E: Engine>(
     mut observers: Observers,
 ) -> Result<Counted, Failure> {
     let threads = u64::from(plan.threads.count);
-    let relative = window(&plan.window, 0);
-    let (measured_from_ns, end_ns) = (relative.open_ns, relative.close_ns);
+    let Window { open_ns: measured_from_ns, close_ns: end_ns, .. } = window(&plan.window, 0);
     let limits = ScheduleLimits { measured_from_ns, end_ns, requests: plan.window.requests.unwrap_or(u64::MAX) };
     let mut senders = observers.senders(plan);
     thread::scope(|scope| {
@@ -116,9 +115,9 @@ fn measure_thread<E: Engine>(
     if let Some(number) = cpu {
         let allowed = cpu::allowed();
         let number = allowed[number % allowed.len()];
-        let refused = |errno| Failure::new(format_args!("pin a thread to CPU {number}"), errno);
-        cpu::pin_to(&[number])
-            .map_err(|errno| refused(errno).advise("does a sandbox forbid it? measure without --pin"))?;
+        let advice = "does a sandbox forbid it? measure without --pin";
+        let refused = |errno| Failure::new(format_args!("pin a thread to CPU {number}"), errno).advise(advice);
+        cpu::pin_to(&[number]).map_err(refused)?;
     }
     leave_shared_table(&[control.stop_event.as_fd(), control.thread_event.as_fd()]);
     let failed = |errno| Failure::new("set up a thread's engine", errno).advise("fewer --threads, or --engine epoll");

@@ -84,14 +84,13 @@ pub(super) fn drift(facts: &RunFacts) -> Option<Finding> {
         return not_judged(&format!("the run has fewer than {PARTS} intervals"));
     }
     let (qps, latency): (Vec<f64>, Vec<f64>) = parts.into_iter().unzip();
-    let qps = Trend::of(&qps);
-    let latency = Trend::of(&latency);
+    let (qps, latency) = (Trend::of(&qps), Trend::of(&latency));
     // Steps are no trends: ranks see little of a fall in the last third, and the `served` check only its end.
     let is_over = qps.first > 0.0 && qps.last == 0.0 && facts.report.requests as f64 > PARTS as f64;
     let is_slower = latency.exceeds(DRIFT_LATENCY) && (latency.last - latency.first).abs() > DRIFT_LATENCY_US;
     let (from, to) = (number(qps.first.round()), number(qps.last.round()));
     let (from_us, to_us) = (time(latency.first), time(latency.last));
-    let limits = format!("limits {} % and {} %", DRIFT_QPS * 100.0, DRIFT_LATENCY * 100.0);
+    let limits = format!("limits {} and {}", percent(DRIFT_QPS), percent(DRIFT_LATENCY));
     let reason = format!(
         "from the first to the last third: {from} to {to} requests/s, mean response {from_us} to {to_us} ({limits})"
     );
@@ -145,8 +144,7 @@ pub(super) fn cpu(facts: &RunFacts) -> Option<Finding> {
         return not_judged(&format!("{used}, as --busy-poll always does"));
     }
     let advice = if facts.client_is_busy() { "; the client may be the limit: more --threads" } else { "" };
-    let limit = BUSY_CLIENT * 100.0;
-    suspect_if(facts.client_is_busy(), format!("{used} (limit {limit} %){advice}"))
+    suspect_if(facts.client_is_busy(), format!("{used} (limit {}){advice}", percent(BUSY_CLIENT)))
 }
 
 pub(super) fn steal(facts: &RunFacts) -> Option<Finding> {
