@@ -129,7 +129,7 @@ fn client_is_the_limit(samples: &[Sample]) -> bool {
 
 fn cell(column: &Column, samples: &[Sample]) -> String {
     let text = match column.value {
-        Formula::Picture { of, median_by } => picture(samples, of, median_by),
+        Formula::Picture { of, median_by } => columns::median_run(samples, median_by).and_then(of),
         Formula::Pooled(of) => of(samples).map(|number| column.print(number)),
         _ => {
             let numbers: Vec<f64> = samples.iter().filter_map(|sample| column.number(*sample)).collect();
@@ -137,15 +137,6 @@ fn cell(column: &Column, samples: &[Sample]) -> String {
         }
     };
     text.unwrap_or("–".to_string())
-}
-
-/// The picture of the run whose number is the (lower) median.
-fn picture(samples: &[Sample], of: fn(&Row) -> Option<String>, median_by: fn(Sample) -> Option<f64>) -> Option<String> {
-    let mut ranked: Vec<(f64, &Row)> =
-        samples.iter().filter_map(|sample| Some((median_by(*sample)?, sample.row))).collect();
-    ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let (_, row) = ranked.get(ranked.len().checked_sub(1)? / 2)?;
-    of(row)
 }
 
 /// `median [low, high]`, or one number when all three print the same.

@@ -144,14 +144,14 @@ pub static COLUMNS: &[Column] = &[
     report("client_cpu_share", "client.cpu_share", Real(client_cpu_share)),
     report("client_max_rss", "client.max_rss_kib", Count(|s| Some(load(s)?.client.max_rss_kib as f64))),
     // Who got the connections.
-    report("dispersion", "evenness.*.dispersion", Real(|s| evenness(s, |e| e.dispersion))),
+    report("dispersion", "evenness.*.dispersion", Real(dispersion)),
     own("p_value", Pooled(pooled_p_value)),
     report("max_over_mean", "evenness.*.max_over_mean", Real(|s| evenness(s, |e| e.max_over_mean))),
     report("expected_max_over_mean", "evenness.*.expected_max_over_mean_if_random", Real(|s| evenness(s, |e| e.expected_max_over_mean_if_random))),
     own("top_two", Real(top_two)),
     own("max_over_min", Real(max_over_min)),
     own("max_minus_min", Count(max_minus_min)),
-    own("bars", Picture { of: bars, median_by: |s| evenness(s, |e| e.dispersion) }),
+    own("bars", Picture { of: bars, median_by: dispersion }),
     own("live", Picture { of: live, median_by: live_max_over_mean }),
     own("live_max_over_mean", Real(live_max_over_mean)),
     // What the kernel did for it.
@@ -426,6 +426,25 @@ fn top_two(sample: Sample) -> Option<f64> {
     let mut counts = connections_per_worker(sample.row)?;
     counts.sort_by(|a, b| b.cmp(a));
     ratio(100.0 * counts.iter().take(2).sum::<u64>() as f64, counts.iter().sum::<u64>() as f64)
+}
+
+/// The run whose number is the median, the lower one of two.
+pub fn median_run<'a>(samples: &[Sample<'a>], number: fn(Sample) -> Option<f64>) -> Option<&'a Row> {
+    let mut ranked: Vec<(f64, &Row)> =
+        samples.iter().filter_map(|sample| Some((number(*sample)?, sample.row))).collect();
+    ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (_, row) = ranked.get(ranked.len().checked_sub(1)? / 2)?;
+    Some(row)
+}
+
+/// The run whose connections stand for a row: that of the column `bars`.
+pub fn median_run_by_dispersion<'a>(rows: &[&'a Row]) -> Option<&'a Row> {
+    let samples: Vec<Sample> = rows.iter().map(|row| Sample { row, baseline: None }).collect();
+    median_run(&samples, dispersion)
+}
+
+fn dispersion(sample: Sample) -> Option<f64> {
+    evenness(sample, |e| e.dispersion)
 }
 
 /// `█▇▅ 2503 2417 1580`: eighths of the busiest worker's count, then the counts.

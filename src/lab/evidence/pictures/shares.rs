@@ -1,12 +1,13 @@
 //! Who got the connections: a small picture for each row, a bar for each worker, and behind them the band in which 95 % of
-//! the workers would lie if every connection went to a worker by chance.
+//! the workers would lie if every connection went to a worker by chance. The bars are those of one run, so they add up to
+//! 100 %. Medians over the runs would not: where one worker gets most, it is another worker in each run.
 
-use crate::lab::evidence::columns::connections_per_worker;
+use crate::lab::evidence::columns::{connections_per_worker, median_run_by_dispersion};
 use crate::lab::evidence::pictures::series::Line;
 use crate::lab::evidence::pictures::svg::{Anchor, Svg, fill};
 use crate::lab::plan::picture::Picture;
-use crate::stats::median;
 use crate::terminal::shortened;
+use crate::units::grouped;
 
 const WIDTH: f64 = 880.0;
 const TOP: f64 = 70.0;
@@ -16,10 +17,16 @@ const PLOT: (f64, f64) = (176.0, 92.0);
 
 const LONGEST_NAME: usize = 25;
 
-/// The shares of the workers, run by run, and how many connections there were.
+const WHAT: &str = "Bars: each worker's share in one run, the one with the median D. Dots: each run. Grey: where 95 % of the \
+                    workers lie by chance.";
+
+/// By worker, as parts of 1.
 struct Shares {
+    /// Of the run with the median D.
+    drawn: Vec<f64>,
+    /// How many connections that run had.
+    connections: u64,
     runs: Vec<Vec<f64>>,
-    connections: f64,
 }
 
 pub fn of_workers(picture: &Picture, lines: &[Line]) -> Option<String> {
@@ -28,33 +35,32 @@ pub fn of_workers(picture: &Picture, lines: &[Line]) -> Option<String> {
     let top = if most <= 0.5 { 0.5 } else { 1.0 };
     let mut svg = Svg::new(WIDTH);
     svg.text((16.0, 24.0), Anchor::Start, "ink title", &picture.title);
-    let what =
-        "A bar is a worker's share of the connections, a dot one run. Grey: where 95 % of the workers lie by chance.";
-    svg.text((16.0, 44.0), Anchor::Start, "soft", what);
+    svg.text((16.0, 44.0), Anchor::Start, "soft", WHAT);
     for (i, (line, shares)) in cells.iter().enumerate() {
         let corner = (24.0 + CELL.0 * (i % COLUMNS) as f64, TOP + CELL.1 * (i / COLUMNS) as f64);
         cell(&mut svg, corner, line, shares, top);
     }
     let height = TOP + CELL.1 * cells.len().div_ceil(COLUMNS) as f64;
-    let of_cell = |(line, shares): &(&Line, Shares)| format!("{}: {}", line.name, percents(&medians(shares)));
-    let description = cells.iter().map(of_cell).collect::<Vec<_>>().join("; ");
+    let of_cell = |(line, shares): &(&Line, Shares)| format!("{}: {}", line.name, percents(&shares.drawn));
+    let description = format!("{WHAT} {}", cells.iter().map(of_cell).collect::<Vec<_>>().join("; "));
     (!cells.is_empty()).then(|| svg.finish(height, &picture.title, &description))
 }
 
 fn shares(line: &Line) -> Option<Shares> {
-    let counts: Vec<Vec<u64>> =
-        line.points.first()?.runs.iter().filter_map(|row| connections_per_worker(row)).collect();
-    let totals: Vec<f64> = counts.iter().map(|counts| counts.iter().sum::<u64>() as f64).collect();
-    let of_run = |(counts, total): (&Vec<u64>, &f64)| counts.iter().map(|count| *count as f64 / total).collect();
-    let connections = median(&totals).filter(|total| *total > 0.0)?;
-    Some(Shares { runs: counts.iter().zip(&totals).map(of_run).collect(), connections })
+    let rows = &line.points.first()?.runs;
+    let drawn = connections_per_worker(median_run_by_dispersion(rows)?)?;
+    let runs = rows.iter().filter_map(|row| connections_per_worker(row));
+    let connections = drawn.iter().sum();
+    (connections > 0).then(|| Shares {
+        connections,
+        runs: runs.map(|counts| parts(&counts)).collect(),
+        drawn: parts(&drawn),
+    })
 }
 
-/// Worker by worker over the runs.
-fn medians(shares: &Shares) -> Vec<f64> {
-    let workers = shares.runs.iter().map(Vec::len).max().unwrap_or(0);
-    let of = |worker: usize| shares.runs.iter().filter_map(|run| run.get(worker).copied()).collect::<Vec<f64>>();
-    (0..workers).map(|worker| median(&of(worker)).unwrap_or(0.0)).collect()
+fn parts(counts: &[u64]) -> Vec<f64> {
+    let total = counts.iter().sum::<u64>().max(1) as f64;
+    counts.iter().map(|count| *count as f64 / total).collect()
 }
 
 fn percents(shares: &[f64]) -> String {
@@ -62,17 +68,16 @@ fn percents(shares: &[f64]) -> String {
 }
 
 fn cell(svg: &mut Svg, (x, y): (f64, f64), line: &Line, shares: &Shares, top: f64) {
-    let medians = medians(shares);
-    let chance = 1.0 / medians.len() as f64;
+    let chance = 1.0 / shares.drawn.len() as f64;
     // The binomial's standard deviation, and the normal's 95 %.
-    let band = 1.96 * (chance * (1.0 - chance) / shares.connections).sqrt();
+    let band = 1.96 * (chance * (1.0 - chance) / shares.connections as f64).sqrt();
     let at = |share: f64| y + 18.0 + PLOT.1 * (1.0 - share / top);
-    svg.open(&format!("{}: {} of about {} connections", line.name, percents(&medians), shares.connections));
+    svg.open(&format!("{}: {} of {} connections", line.name, percents(&shares.drawn), grouped(shares.connections)));
     svg.text((x, y + 4.0), Anchor::Start, "ink name", &shortened(&line.name, LONGEST_NAME));
     let height = (at(chance - band) - at(chance + band)).max(2.0);
     svg.rect((x, at(chance) - height / 2.0), (PLOT.0, height), "band");
-    let step = PLOT.0 / medians.len() as f64;
-    for (worker, share) in medians.iter().enumerate() {
+    let step = PLOT.0 / shares.drawn.len() as f64;
+    for (worker, share) in shares.drawn.iter().enumerate() {
         let left = x + step * worker as f64;
         let width = (step - 4.0).max(2.0);
         svg.rect((left + 2.0, at(*share)), (width, at(0.0) - at(*share)), &format!("bar {}", fill(0)));
@@ -80,7 +85,7 @@ fn cell(svg: &mut Svg, (x, y): (f64, f64), line: &Line, shares: &Shares, top: f6
         runs.for_each(|run| svg.dot((left + step / 2.0, at(*run)), 0));
     }
     svg.line((x, at(0.0)), (x + PLOT.0, at(0.0)), "rule");
-    let busiest = medians.iter().copied().fold(0.0, f64::max);
+    let busiest = shares.drawn.iter().copied().fold(0.0, f64::max);
     let text = format!("busiest {:.1} %, by chance {:.1} %", 100.0 * busiest, 100.0 * chance);
     svg.text((x, at(0.0) + 15.0), Anchor::Start, "soft small", &text);
     svg.close();
