@@ -332,10 +332,11 @@ pub static TABLES: &[Section] = &[
     ]},
     Section { title: "What went wrong", metrics: &[
         metric("stuck", "stuck", "%",
-            "100 · requests without an answer within the client's time-out, over those due since the measurement began."),
+            "100 · timeouts / (answered + late + u). late: answers after the measured window to requests that were due in it; \
+             u: timeouts and connect, write and read errors of the whole run."),
         metric("lost", "lost", "%",
-            "100 · requests without an answer for any reason (reset, refused, timed out), over those due since the \
-             measurement began."),
+            "100 · u / (answered + late + u). late: answers after the measured window to requests that were due in it; \
+             u: timeouts and connect, write and read errors of the whole run."),
         metric("resets", "resets", "",
             "Connections that ended with a network error or without an answer, before the time-out."),
         metric("lost_requests", "lost requests", "",

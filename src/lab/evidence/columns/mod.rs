@@ -262,17 +262,17 @@ fn unanswered(report: &LoadReport) -> u64 {
     report.errors.total() - report.errors.status.values().sum::<u64>()
 }
 
-/// Requests that were due since the measurement began: answered, or not.
-fn due(report: &LoadReport) -> f64 {
+/// What `stuck` and `lost` are shares of: answered in the measured window, answered after it, without an answer.
+fn answered_or_not(report: &LoadReport) -> f64 {
     (report.requests + report.outside_window.late + unanswered(report)) as f64
 }
 
 fn stuck(sample: Sample) -> Option<f64> {
-    ratio(100.0 * load(sample)?.errors.timeout as f64, due(load(sample)?))
+    ratio(100.0 * load(sample)?.errors.timeout as f64, answered_or_not(load(sample)?))
 }
 
 fn lost(sample: Sample) -> Option<f64> {
-    ratio(100.0 * unanswered(load(sample)?) as f64, due(load(sample)?))
+    ratio(100.0 * unanswered(load(sample)?) as f64, answered_or_not(load(sample)?))
 }
 
 fn resets(sample: Sample) -> Option<f64> {

@@ -69,6 +69,16 @@ fn numbers_come_from_both_reports() {
 }
 
 #[test]
+fn late_answers_and_all_failures_are_in_what_stuck_and_lost_are_shares_of() {
+    let mut row = row();
+    let report = row.load.as_mut().unwrap();
+    report.errors.timeout = 4;
+    report.errors.read.insert("ECONNRESET".to_string(), 2);
+    // 90 answers in the window and 4 late ones; the 6 of the warm-up do not count.
+    assert_eq!((number("stuck", &row), number("lost", &row)), (Some(4.0), Some(6.0)));
+}
+
+#[test]
 fn what_was_not_measured_has_no_number() {
     for name in ["p50", "dispersion", "pss", "pss_per_connection", "connect_p99", "send_delay_p99"] {
         assert_eq!(number(name, &row()), None, "{name}");
