@@ -150,16 +150,7 @@ fn conditions(spec: &TableSpec, cases: &[Vec<&Row>]) -> Vec<String> {
     let Some(example) = cases.first().and_then(|case| case.first()) else { return Vec::new() };
     let is_baseline =
         |case: &&Vec<&Row>| !spec.baseline.is_empty() && spec.baseline_of(&case[0].coordinates) == case[0].coordinates;
-    let runs = cases.iter().filter(|case| !is_baseline(case)).map(Vec::len);
-    let (fewest, most) = (runs.clone().min().unwrap_or(0), runs.max().unwrap_or(0));
-    let runs = if fewest == most { most.to_string() } else { format!("{fewest} to {most}") };
-    let repeats = match fewest {
-        1 => "one run of fresh processes per line, so no spread is known".to_string(),
-        2..RUNS_FOR_INTERVAL => {
-            format!("median [smallest, largest] of {runs} runs of fresh processes; too few for a confidence interval")
-        }
-        _ => format!("median [95 % interval of the median, order statistics] of {runs} runs of fresh processes"),
-    };
+    let repeats = repeats(&cases.iter().filter(|case| !is_baseline(case)).map(Vec::len).collect::<Vec<_>>());
     let client = &example.client_command;
     let model = if client.rate.is_some() { "open loop" } else { "closed loop" };
     let warmup = warmups(cases);
@@ -191,6 +182,23 @@ fn conditions(spec: &TableSpec, cases: &[Vec<&Row>]) -> Vec<String> {
         notes.push(compared(spec, baseline_runs));
     }
     notes
+}
+
+/// What a number and its brackets are. A line that an undecided claim needs may have more runs, and then other brackets.
+fn repeats(runs: &[usize]) -> String {
+    let of_kind = |from: usize, below: usize| {
+        let its = runs.iter().filter(|runs| (from..below).contains(*runs));
+        let (fewest, most) = (its.clone().min()?, its.max()?);
+        Some(if fewest == most { most.to_string() } else { format!("{fewest} to {most}") })
+    };
+    let one = of_kind(1, 2).map(|_| "one run of fresh processes per line, so no spread is known".to_string());
+    let few = of_kind(2, RUNS_FOR_INTERVAL).map(|number| {
+        format!("median [smallest, largest] of {number} runs of fresh processes, too few for a confidence interval")
+    });
+    let many = of_kind(RUNS_FOR_INTERVAL, usize::MAX).map(|number| {
+        format!("median [95 % interval of the median, order statistics] of {number} runs of fresh processes")
+    });
+    [one, few, many].into_iter().flatten().collect::<Vec<_>>().join("; lines with more runs: ")
 }
 
 /// One example for each client.
@@ -430,6 +438,15 @@ mod tests {
         rows[1].client_command = "wrk -t 1".to_string().into();
         let note = &of(&spec("columns = []"), &rows.iter().collect::<Vec<_>>()).notes[0];
         assert!(note.contains("loadgen: 200ms of warm-up, wrk: no warm-up"), "{note}");
+    }
+
+    #[test]
+    fn lines_with_few_runs_and_lines_with_many_are_told_apart() {
+        assert_eq!(
+            repeats(&[3, 12, 3, 9]),
+            "median [smallest, largest] of 3 runs of fresh processes, too few for a confidence interval; lines with more \
+             runs: median [95 % interval of the median, order statistics] of 9 to 12 runs of fresh processes"
+        );
     }
 
     #[test]
