@@ -422,7 +422,7 @@ pub static TABLES: &[Section] = &[
     Section { title: "What a master did to keep its workers alive", metrics: &[
         metric("forks", "started", "", "Worker processes started, the first ones included."),
         metric("deaths", "deaths", "", "Workers that ended unasked and without having announced it."),
-        metric("suicides", "suicides", "", "Workers that announced their end."),
+        metric("suicides", "announced ends", "", "Workers that announced their end."),
         metric("hangs", "hangs", "", "Times that a worker gave no sign of life."),
         metric("reloads", "reloads", "", "Reloads that replaced every worker."),
         metric("reloads_failed", "failed reloads", "", "Reloads that were abandoned, because a new worker did not serve."),
@@ -435,9 +435,9 @@ pub static TABLES: &[Section] = &[
             "Connections that a worker refused or left unanswered when it died, and that were passed again."),
     ]},
     Section { title: "What the workers counted themselves, or the master for them", metrics: &[
-        metric("looks", "looks", "/s",
+        metric("looks", "reads", "/s",
             "Reads of the value's source per second: by each worker for itself, or by the notifier for all."),
-        metric("idle_looks", "looks in vain", "%",
+        metric("idle_looks", "reads without news", "%",
             "100 · reads by workers that found the value they had, over all of theirs."),
         metric("pushes", "pushes", "/s", "Messages per second with the value, from the notifier to a worker."),
         metric("updates", "updates", "", "New values that arrived, at all workers together."),

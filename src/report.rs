@@ -29,7 +29,7 @@ pub struct ClusterReport {
     pub reloads: u64,
     pub reloads_failed: u64,
     pub gave_up: bool,
-    /// Times from a death or a suicide to the moment a successor listened; absent where there was none.
+    /// Times from a death or an announced end to the moment a successor listened; absent where there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery_ms: Option<Recovery>,
     /// Connections passed to workers, and those that came back (refused, or their worker died) and were passed again.

@@ -25,8 +25,8 @@ pub fn before(lessons: &[Lesson], links: &Links) -> String {
         "Written by `lab report` from the records; not one number here was typed. A number is the median of \
                several runs of fresh processes; the brackets behind it are its 95 % interval, or with fewer than \
                {RUNS_FOR_INTERVAL} runs [the smallest, the largest]. A ratio is the median of the ratios within a block \
-               of runs, so it may differ from the ratio of two medians. A claim `holds` when the whole bracket is on the \
-               right side of its bar; with three runs that says no more than that all three agree. Each lesson's page \
+               of runs, so it may differ from the ratio of two medians. A claim `holds` when the whole bracket meets \
+               what is required; with three runs that says no more than that all three agree. Each lesson's page \
                has all tables, the commands behind them and the definitions. `lab report --check` compares every page with \
                the record."
     );
@@ -69,7 +69,7 @@ fn claims(lesson: &Lesson) -> String {
         let cells = [&judged.claim.says, judged.verdict.name(), &judged.measured(), &bar].map(escaped);
         format!("<tr><td>{}</td></tr>", cells.join("</td><td>"))
     };
-    let head = "<tr><th>claim</th><th>here</th><th>measured</th><th>bar</th></tr>";
+    let head = "<tr><th>claim</th><th>here</th><th>measured</th><th>required</th></tr>";
     // No empty line above: an HTML table ends a paragraph by itself (CommonMark, 4.6).
     format!("<table>{head}{}</table>\n", lesson.judged.iter().map(row).collect::<String>())
 }

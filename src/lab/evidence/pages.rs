@@ -182,7 +182,7 @@ fn claims(lesson: &Lesson) -> String {
         vec![judged.claim.says.clone(), judged.verdict.name().to_string(), judged.measured(), bar]
     };
     let lines: Vec<Vec<String>> = lesson.judged.iter().map(line).collect();
-    let headers = ["claim", "here", "measured", "bar"].map(String::from);
+    let headers = ["claim", "here", "measured", "required"].map(String::from);
     let table = table(&headers, &lines, |header| header != "measured");
     let remark = |judged: &JudgedClaim| {
         let source = judged.claim.source.as_ref().map(|source| format!("Source: {source}."));
