@@ -31,16 +31,16 @@ pub const POINTS: &[Point] = &[
 
 fn let_go(program: &Program, half: &[u8]) -> ProbeResult {
     let server = program.start(&["--idle-timeout", IDLE.0])?;
-    let mut client = Client::connect(server.addr)?;
     let since = Instant::now();
+    let mut client = Client::connect(server.addr)?;
     client.send(half)?;
     closes_when_idle(&mut client, since)?;
     drop(client);
     served_in_time(server.addr, ANSWER_TIMEOUT)
 }
 
-/// A close, or 408 and a close, not before the time-out and within [`ANSWER_TIMEOUT`]. `since` is before the last byte
-/// was sent, so before the server could start its clock, however late we are to read ours.
+/// A close, or 408 and a close, not before the time-out and within [`ANSWER_TIMEOUT`]. `since` is before the connection
+/// was opened, or before its last byte was sent: before the server could start its clock, however late we read ours.
 fn closes_when_idle(client: &mut Client, since: Instant) -> ProbeResult {
     if let Some(answer) = client.answer_or_close(ANSWER_TIMEOUT)? {
         answer.expect(408)?;
