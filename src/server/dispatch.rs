@@ -1,17 +1,17 @@
-//! What a master does that accepts for its workers: it accepts what is ready, counts how many connections each worker
-//! has, and passes connections on, those for one worker in one message. Which worker gets a connection is not decided
-//! here.
+//! A master that accepts for its workers: it accepts what is ready, counts how many connections each worker has, and
+//! passes connections on, those for one worker in one message. The caller decides which worker gets a connection.
 //!
-//! A worker is *free* while it lives and has room in its channel; where workers acknowledge, only while it has
-//! answered for what it was given last. While nobody is free nothing is accepted, and connections wait in the kernel's
-//! accept queue. A connection that its worker could not be given, or has refused, is the next to be given to another.
+//! A worker is *free* while it is alive and has room in its channel; where workers acknowledge, it must also have
+//! acknowledged what it was given last. While no worker is free, nothing is accepted, and connections wait in the
+//! kernel's accept queue. A connection that could not be passed to its worker, or was refused by it, goes to another
+//! worker before any new connection.
 //!
-//! The listener is registered edge-triggered: told once that it is ready, we accept until it is empty, and a master
-//! that cannot accept for the moment needs no system call to look away.
+//! The listener is registered edge-triggered: it is reported once, and then the master accepts until the queue is
+//! empty. A master that cannot accept for the moment needs no system call to stop watching it.
 //!
-//! What passing costs beside accepting and serving, when connections come one at a time: sendmsg and close here,
-//! epoll_wait and recvmsg there. Of those that are ready together up to sixteen share these calls. To acknowledge
-//! costs a send there, and a wait and a receive here, and then nothing is shared.
+//! Passing adds these system calls to accepting and serving, when connections come one at a time: sendmsg and close in
+//! the master, epoll_wait and recvmsg in the worker. Up to sixteen connections that are ready together share these
+//! calls. An acknowledgement adds a send in the worker, and a wait and a receive in the master; then nothing is shared.
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -52,18 +52,18 @@ pub struct Dispatcher {
     /// Connections given since the last [`Dispatcher::pass`], and the most there may be.
     given: usize,
     batch: usize,
-    /// Until then nothing is done: there was no descriptor or kernel memory left.
+    /// Until then nothing is accepted or passed: there was no descriptor or kernel memory left.
     paused_until_ns: Option<u64>,
 }
 
 struct ChannelSlot {
-    /// `None` once it has died, or takes no more.
+    /// `None` when the worker has died, or takes no more connections.
     channel: Option<Channel>,
     given: u64,
     outbox: Vec<OwnedFd>,
-    /// Passed, but the worker has not answered: should it refuse or die, the connection is still ours.
+    /// Passed, and not acknowledged yet. The master keeps its copy for the case that the worker refuses it or dies.
     unanswered: Option<OwnedFd>,
-    /// It has refused; until then it is not asked again, as after an accept for which there was no descriptor.
+    /// The worker has refused a connection: until then it gets no other.
     full_until_ns: Option<u64>,
 }
 
@@ -114,7 +114,7 @@ impl Dispatcher {
     /// When the last worker has died.
     pub fn wait(&mut self, pool: &mut WorkerPool) -> Result<bool, Failure> {
         loop {
-            // A look without waiting, so that many connections cannot delay a signal or an answer.
+            // With work to do it only polls, so that many connections cannot delay a signal or an acknowledgement.
             let until_ns = if self.can_go_on() { Some(0) } else { self.next_pause_end_ns() };
             let timeout = until_ns.map(|until_ns| Duration::from_nanos(until_ns.saturating_sub(monotonic_ns())));
             let reports = self.epoll.wait(timeout).map_err(|errno| Failure::new("wait for connections", errno))?;
@@ -182,8 +182,8 @@ impl Dispatcher {
     /// was lost on arrival, because the worker's table of descriptors was full; it says so only where it acknowledges.
     pub fn load(&self, i: usize) -> u64 {
         let row = self.scoreboard.row(i);
-        // In this order: a worker enters a connection as open before it enters it as accepted, so that one which
-        // arrives while we look is counted twice rather than not at all.
+        // In this order: a worker counts a connection as open before it counts it as accepted. So one that arrives
+        // between these two reads is counted twice rather than not at all.
         let accepted = row.get(Count::Accepted);
         let closed = accepted.saturating_sub(row.get(Count::Active));
         self.slots[i].given.saturating_sub(closed)
@@ -195,7 +195,7 @@ impl Dispatcher {
         self.slots[i].given += 1;
         self.given += 1;
         if self.workers_acknowledge {
-            // One at a time: not free again before it has answered.
+            // One connection at a time: the worker is free again when it has acknowledged this one.
             self.free.retain(|&free| free != i);
         }
     }
@@ -227,7 +227,7 @@ impl Dispatcher {
                 self.free.retain(|&free| free != i);
                 self.watch(i, Interest::EPOLLOUT);
             }
-            // Too many are on their way to all workers together (unix(7)), and nobody tells when they have arrived.
+            // Too many are on their way to all workers together (unix(7)). No event reports their arrival, so wait.
             Errno::ETOOMANYREFS | Errno::ENOBUFS | Errno::ENOMEM => {
                 self.set_free(i);
                 self.back_off();
@@ -283,7 +283,7 @@ impl Dispatcher {
     fn watch(&mut self, i: usize, added: Interest) {
         let Some(channel) = &self.slots[i].channel else { return };
         if self.epoll.modify(channel, i as u64, interest(self.workers_acknowledge) | added).is_err() {
-            // A registration is changed without allocating; should it fail, nothing more is reported of this worker.
+            // To change a registration needs no memory. If it fails nevertheless, this worker is not reported any more.
             self.remove(i);
         }
     }
@@ -317,7 +317,7 @@ impl Dispatcher {
     }
 }
 
-/// Only answers are to be received. That the other end was closed is reported in any case (epoll_ctl(2), EPOLLHUP).
+/// Only acknowledgements are received. A closed channel is reported in any case (epoll_ctl(2), EPOLLHUP).
 fn interest(workers_acknowledge: bool) -> Interest {
     if workers_acknowledge { Interest::EPOLLIN } else { Interest::empty() }
 }
@@ -326,8 +326,8 @@ fn back_off_from_now() -> u64 {
     monotonic_ns() + BACK_OFF.as_nanos() as u64
 }
 
-/// A worker takes the connections that have come in one message. Where it acknowledges and is full, it gives the
-/// connection back: that needs a descriptor to receive it with, so the last free one is kept for this.
+/// A worker takes the connections of one message. Where it acknowledges and is full, it refuses the connection. To
+/// refuse it, the worker must receive it first, so the last free descriptor is kept for this.
 pub fn take_message(events: &mut EventLoop<Channel>) -> Result<(), Failure> {
     if events.acceptor.acknowledges && !events.has_room_for(2) {
         let refused = events.acceptor.refuse();
@@ -341,7 +341,8 @@ pub fn take_message(events: &mut EventLoop<Channel>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A worker that is to stop takes what is still in its channel, or refuses it where the master waits for an answer.
+/// A worker that is to stop takes what is still in its channel or, where the master waits for acknowledgements, refuses
+/// it.
 pub fn take_or_refuse_rest(events: &mut EventLoop<Channel>) -> Result<(), Failure> {
     events.acceptor.shut();
     while events.acceptor.acknowledges && events.acceptor.refuse().is_ok() {}

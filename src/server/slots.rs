@@ -1,5 +1,5 @@
-//! Values under keys that a report or a timer can carry: a place is used again, and its generation tells the values
-//! apart, so the key of one that is gone finds nothing.
+//! Values under keys that a report or a timer can carry. A place is used again for a new value with a new generation,
+//! so the key of a removed value finds nothing.
 
 /// A generation and a place, in 63 bits.
 pub type SlotKey = u64;
