@@ -334,22 +334,22 @@ fn a_killed_worker_is_a_disturbance_and_no_failed_run() {
     let lesson = LESSON
         .replace("repeats = 60", "repeats = 1")
         .replace("run = \"sync\", law = \"1/N\"", "run = \"reuseport --workers 2\"")
-        .replace("--connections 2", "--connections 100 --rate 200 --timeout 1s")
-        .replace("duration = \"100ms\"", "duration = \"400ms\"")
+        .replace("--connections 2", "--connections 200 --rate 200 --timeout 1s")
+        .replace("duration = \"100ms\"", "duration = \"800ms\"")
         .replace(
             "[\"qps\", \"law_qps\", \"deviation\", \"timeouts\"]",
-            "[\"lost\", \"resets\"]\ndisturb = \"stop 0; after 200ms; kill 0\"",
+            "[\"lost\", \"resets\"]\ndisturb = \"stop 0; after 400ms; kill 0\"",
         );
     let scratch = Scratch::new("killed", &lesson);
     let output = scratch.lab(&["run", "--seed", "1"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let row = &recorded(&scratch)[0];
     assert!(row["failure"].is_null(), "{row}");
-    // About half of the connections of 200 ms stood in its queue, and went down with it.
+    // About half of the connections of 400 ms stood in its queue, and went down with it.
     let resets: u64 = row["load"]["errors"]["read"].as_object().unwrap().values().filter_map(|n| n.as_u64()).sum();
     assert!(resets > 3, "{row}");
     let page = fs::read_to_string(scratch.page()).unwrap();
-    assert!(page.contains("stop 0; after 200ms; kill 0"), "{page}");
+    assert!(page.contains("stop 0; after 400ms; kill 0"), "{page}");
 }
 
 const COLUMNS: &str = "[\"qps\", \"law_qps\", \"deviation\", \"timeouts\"]";

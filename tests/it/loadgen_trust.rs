@@ -224,6 +224,9 @@ fn the_highest_rate_of_four_workers_that_sleep_five_milliseconds_is_below_800_pe
     let server = start("thread-pool", &["--workers", "4", "--work", "block:5ms"]);
     let flags = "--find-max errors==0 --connections 4 --duration 400ms --timeout 2s --format json";
     let output = run(flags, server.addr);
+    if said(&output).contains("never holds") {
+        return inconclusive(Needs::QuietMachine, said(&output));
+    }
     let found: Found = json(&output);
     assert!(output.status.success(), "{}", said(&output));
     let (held, failed) = (found.highest_held_per_s.unwrap(), found.lowest_failed_per_s.unwrap());

@@ -102,23 +102,29 @@ fn published(lessons: &[Lesson]) -> String {
     format!("## Published figures\n\n{}\n", table(&headers, &lines, |_| true))
 }
 
-/// Which lesson comes from which record and commit.
+/// Which lesson comes from which record and commit; a line for each record.
 fn records(lessons: &[Lesson], links: &Links) -> String {
-    let line = |lesson: &Lesson| -> Option<Vec<String>> {
-        let record = lesson.record?;
-        let name = &lesson.experiment.name;
-        Some(vec![
-            format!("[{name}]({})", links.page(name)),
+    let mut of_record: Vec<(&Record, Vec<String>)> = Vec::new();
+    for (lesson, record) in lessons.iter().filter_map(|lesson| Some((lesson, lesson.record?))) {
+        let link = format!("[{}]({})", lesson.number(), links.page(&lesson.experiment.name));
+        match of_record.iter_mut().find(|(known, _)| known.file == record.file) {
+            Some((_, of)) => of.push(link),
+            None => of_record.push((record, vec![link])),
+        }
+    }
+    if of_record.is_empty() {
+        return "Nothing was measured yet.\n".to_string();
+    }
+    let line = |(record, lessons): &(&Record, Vec<String>)| {
+        vec![
+            lessons.join(", "),
             format!("[{}]({})", record.file, links.record(&record.file)),
             format!("{}, {}", record.header.scale, record.header.date),
             format!("`{}`", record.header.machine.commit),
-        ])
+        ]
     };
-    let lines: Vec<Vec<String>> = lessons.iter().filter_map(line).collect();
-    if lines.is_empty() {
-        return "Nothing was measured yet.\n".to_string();
-    }
-    table(&["lesson", "record", "run", "commit"].map(String::from), &lines, |_| true)
+    let lines: Vec<Vec<String>> = of_record.iter().map(line).collect();
+    table(&["lessons", "record", "run", "commit"].map(String::from), &lines, |_| true)
 }
 
 /// Each machine once, with its lessons where there are several.
