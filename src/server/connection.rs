@@ -58,7 +58,7 @@ pub enum Step {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum ConnectionState {
+enum ServingState {
     Serving,
     /// A request waits for I/O; the next one is not looked at before it is answered.
     Waiting(Request, Duration),
@@ -70,7 +70,7 @@ enum ConnectionState {
 #[derive(Debug)]
 pub struct Connection {
     socket: OwnedFd,
-    state: ConnectionState,
+    state: ServingState,
     reader: RequestReader,
     /// Received but not consumed.
     left_over: Vec<u8>,
@@ -87,7 +87,7 @@ impl Connection {
     pub fn new(socket: OwnedFd) -> Connection {
         Connection {
             socket,
-            state: ConnectionState::Serving,
+            state: ServingState::Serving,
             reader: RequestReader::default(),
             left_over: Vec::new(),
             unsent: Vec::new(),
@@ -103,21 +103,21 @@ impl Connection {
     }
 
     pub fn is_waiting(&self) -> bool {
-        matches!(self.state, ConnectionState::Waiting(..))
+        matches!(self.state, ServingState::Waiting(..))
     }
 
     pub fn is_lingering(&self) -> bool {
-        self.state == ConnectionState::Lingering
+        self.state == ServingState::Lingering
     }
 
     pub fn is_between_requests(&self) -> bool {
-        self.state == ConnectionState::Serving && !self.has_unsent() && !self.has_half_a_request()
+        self.state == ServingState::Serving && !self.has_unsent() && !self.has_half_a_request()
     }
 
     /// Part of a request has arrived, and it is the client's turn.
     pub fn has_half_a_request(&self) -> bool {
         let has_part = !self.left_over.is_empty() || self.reader.is_inside_body();
-        self.state == ConnectionState::Serving && !self.has_unsent() && has_part
+        self.state == ServingState::Serving && !self.has_unsent() && has_part
     }
 
     pub fn has_unsent(&self) -> bool {
@@ -133,8 +133,8 @@ impl Connection {
     }
 
     pub fn finish_wait(&mut self, worker: &mut Worker, scratch: &mut SharedBuffers) -> Step {
-        if let ConnectionState::Waiting(request, _) = self.state {
-            self.state = ConnectionState::Serving;
+        if let ServingState::Waiting(request, _) = self.state {
+            self.state = ServingState::Serving;
             self.answer(request, worker, scratch);
         }
         self.step(worker, scratch)
@@ -148,10 +148,10 @@ impl Connection {
 
     fn step_or_lose(&mut self, worker: &mut Worker, scratch: &mut SharedBuffers) -> nix::Result<Step> {
         match self.state {
-            ConnectionState::Lingering => return self.discard(scratch),
+            ServingState::Lingering => return self.discard(scratch),
             // Answers come in the order of the requests, so what arrives now is for later. (While earlier answers
             // are unsent, the wait has not begun.)
-            ConnectionState::Waiting(..) if !self.has_unsent() => return Ok(Step::AwaitInput),
+            ServingState::Waiting(..) if !self.has_unsent() => return Ok(Step::AwaitInput),
             _ => {}
         }
         let mut filled = self.left_over.len();
@@ -192,7 +192,7 @@ impl Connection {
         scratch: &mut SharedBuffers,
     ) -> nix::Result<Option<Step>> {
         loop {
-            let needs_more = self.state == ConnectionState::Serving
+            let needs_more = self.state == ServingState::Serving
                 && self.unsent.is_empty()
                 && self.gather_answers(filled, worker, scratch);
             self.flush(scratch)?;
@@ -200,12 +200,12 @@ impl Connection {
                 return Ok(Some(Step::AwaitOutput));
             }
             match self.state {
-                ConnectionState::Serving if needs_more => return Ok(None),
-                ConnectionState::Serving => {}
-                ConnectionState::Waiting(_, duration) => return Ok(Some(Step::AwaitWork(duration))),
-                ConnectionState::Closing => return Ok(Some(Step::Close { lost: false })),
-                ConnectionState::Refusing | ConnectionState::Lingering => {
-                    self.state = ConnectionState::Lingering;
+                ServingState::Serving if needs_more => return Ok(None),
+                ServingState::Serving => {}
+                ServingState::Waiting(_, duration) => return Ok(Some(Step::AwaitWork(duration))),
+                ServingState::Closing => return Ok(Some(Step::Close { lost: false })),
+                ServingState::Refusing | ServingState::Lingering => {
+                    self.state = ServingState::Lingering;
                     // It fails only on a connection that is gone already.
                     let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Write);
                     return Ok(Some(Step::Linger));
@@ -219,7 +219,7 @@ impl Connection {
     fn gather_answers(&mut self, filled: &mut usize, worker: &mut Worker, scratch: &mut SharedBuffers) -> bool {
         let mut at = 0;
         let mut needs_more = false;
-        while self.state == ConnectionState::Serving && !needs_more && scratch.output.len() < GATHER_BYTES {
+        while self.state == ServingState::Serving && !needs_more && scratch.output.len() < GATHER_BYTES {
             let (used, next) = self.reader.next(&scratch.input[at..*filled]);
             at += used;
             match next {
@@ -227,7 +227,7 @@ impl Connection {
                 Next::MoreAfterContinue => scratch.output.extend_from_slice(CONTINUE),
                 Next::Bad(status) => self.refuse(status, worker, scratch),
                 Next::Request(request) => match worker.draw_cost() {
-                    Cost::Wait(duration) => self.state = ConnectionState::Waiting(request, duration),
+                    Cost::Wait(duration) => self.state = ServingState::Waiting(request, duration),
                     cost => {
                         // The others wait as well: this is what `block` and `spin` do to an event loop.
                         cost.spend(has_given_up);
@@ -246,14 +246,14 @@ impl Connection {
             request.persistence = Persistence::Close;
         }
         if request.persistence == Persistence::Close {
-            self.state = ConnectionState::Closing;
+            self.state = ServingState::Closing;
         }
         scratch.output.extend_from_slice(worker.responses.ok(request));
         worker.count(Count::Requests);
     }
 
     fn refuse(&mut self, status: Status, worker: &Worker, scratch: &mut SharedBuffers) {
-        self.state = ConnectionState::Refusing;
+        self.state = ServingState::Refusing;
         scratch.output.extend_from_slice(&worker.responses.refusal(status));
         worker.count(Count::Requests);
     }

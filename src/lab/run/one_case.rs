@@ -234,21 +234,10 @@ fn run_loadgen(
         None => Vec::new(),
     };
     row.growth = before.zip(after).map(|(before, after)| after.since(before));
-    let mut report: LoadReport = client.parse(&document)?;
-    if case.table.kind != TableKind::Trace {
-        report.trace.clear();
-    }
+    row.load = Some(without_unused(client.parse(&document)?, case));
     if case.drawn_as.contains(&PictureKind::OverTime) {
         row.events = injected;
-    } else {
-        report.time_series = None;
     }
-    if !case.drawn_as.contains(&PictureKind::Distribution) {
-        report.latency_quantiles_us.clear();
-    }
-    // A worker that answered nothing is in the server's report.
-    report.workers.retain(|_, share| share.connections > 0 || share.requests > 0);
-    row.load = Some(report);
     // The numbers of the other engine must not stand in the line of io_uring.
     row.skipped = fell_back;
     row.footprint = seen;
@@ -256,6 +245,22 @@ fn run_loadgen(
     let expects_losses = row.expects_losses() || row.expect_timeouts;
     let broken = || contract::broken(row.load.as_ref()?, expects_losses);
     row.impossible_cpu().or_else(broken).map_or(Ok(()), |why| Err(Stop::Failed(why)))
+}
+
+/// The report without what no table and no picture of this case shows.
+fn without_unused(mut report: LoadReport, case: &Case) -> LoadReport {
+    if case.table.kind != TableKind::Trace {
+        report.trace.clear();
+    }
+    if !case.drawn_as.contains(&PictureKind::OverTime) {
+        report.time_series = None;
+    }
+    if !case.drawn_as.contains(&PictureKind::Distribution) {
+        report.latency_quantiles_us.clear();
+    }
+    // A worker that answered nothing is in the server's report.
+    report.workers.retain(|_, share| share.connections > 0 || share.requests > 0);
+    report
 }
 
 fn run_foreign(case: &Case, row: &mut Row, network: Network, url: &str, interrupt: &Interrupt) -> Result<(), Stop> {

@@ -31,7 +31,7 @@ pub enum ConnectionState {
 }
 
 #[derive(Default)]
-pub struct Connection {
+pub struct ClientConnection {
     pub socket: Option<Socket>,
     pub state: ConnectionState,
     /// Counts the sockets of this slot: a report for an earlier one is stale.
@@ -56,7 +56,7 @@ pub struct Connection {
     pub reader: ResponseReader,
 }
 
-impl Connection {
+impl ClientConnection {
     pub fn is_established(&self) -> bool {
         !matches!(self.state, ConnectionState::Closed | ConnectionState::Connecting | ConnectionState::BackingOff)
     }

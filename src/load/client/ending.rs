@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use nix::errno::Errno;
 
 use super::ClientLoop;
-use crate::load::client::connection::{Connection, ConnectionState};
+use crate::load::client::connection::{ClientConnection, ConnectionState};
 use crate::load::client::engine::Engine;
 use crate::load::counts::failures::{Cause, LostCause, LostRequest};
 use crate::load::counts::window::Timestamps;
@@ -85,7 +85,7 @@ impl<E: Engine> ClientLoop<'_, E> {
         if self.now_ns >= self.window.close_ns && !self.window_closed {
             self.window_closed = true;
             let long_ago_ns = self.now_ns.saturating_sub(self.window.duration_ns() / 2);
-            let starves = |other: &&Connection| other.awaits_first_answer() && other.sent_ns <= long_ago_ns;
+            let starves = |other: &&ClientConnection| other.awaits_first_answer() && other.sent_ns <= long_ago_ns;
             self.tally.starved += self.connections.iter().filter(starves).count() as u64;
             self.forget_unsent();
             for Reverse((_, slot)) in std::mem::take(&mut self.thinking) {

@@ -25,7 +25,7 @@ use nix::errno::Errno;
 use nix::sys::prctl;
 use socket2::Socket;
 
-use crate::load::client::connection::{Connection, ConnectionState};
+use crate::load::client::connection::{ClientConnection, ConnectionState};
 use crate::load::client::control::RunControl;
 use crate::load::client::engine::Engine;
 use crate::load::client::route::Route;
@@ -77,7 +77,7 @@ pub struct ClientLoop<'a, E> {
     control: &'a RunControl,
     /// Before the connections, because it is dropped first: what it has begun needs their sockets.
     engine: E,
-    connections: Vec<Connection>,
+    connections: Vec<ClientConnection>,
     /// Closed after the next request is sent: closing one takes as long as sending, and no request has to wait for it.
     sockets_to_close: Vec<Socket>,
     /// Connections without an outstanding request, longest free first: an open loop uses all of them in turn.
@@ -110,7 +110,8 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
         let room = connections as usize;
         let messages = [settings.requests.as_slice(), &settings.last_request];
         let due_ns = || VecDeque::with_capacity(settings.pipeline);
-        let connection = |_| Connection { due_ns: due_ns(), deadline_ns: u64::MAX, ..Connection::default() };
+        let connection =
+            |_| ClientConnection { due_ns: due_ns(), deadline_ns: u64::MAX, ..ClientConnection::default() };
         Ok(ClientLoop {
             settings,
             control,
