@@ -8,14 +8,12 @@ use crate::support::{SERVERS, kind};
 
 pub fn keeps_the_contract(name: &str, flags: &[&str]) {
     let points = check::points();
-    let mut broken = Vec::new();
     let command: Vec<String> = [&[kind(name).path], flags].concat().into_iter().map(String::from).collect();
-    let judged = check::judge(&Program::new(&command), &points, |point, verdict| {
-        if matches!(verdict, Err(Unheld::Broken { .. })) {
-            broken.push(check::line(point, verdict, Paint { has_colour: false }));
-        }
-    });
-    judged.expect("cargo has built it");
+    let verdicts = check::judge(&Program::new(&command), &points).expect("cargo has built it");
+    let judged = points.iter().zip(&verdicts);
+    let broken = judged.filter(|(_, verdict)| matches!(verdict, Err(Unheld::Broken { .. })));
+    let broken: Vec<String> =
+        broken.map(|(point, verdict)| check::line(point, verdict, Paint { has_colour: false })).collect();
     assert!(broken.is_empty(), "{name} {flags:?}:\n{}", broken.join("\n"));
 }
 

@@ -408,7 +408,7 @@ fn a_cluster_of_our_servers_keeps_the_contract_of_a_server() {
     let points: Vec<_> = check::points().into_iter().filter(|point| !of_flags.contains(&point.id)).collect();
     for schedule in ["rr", "none"] {
         let command = [CLUSTER, "--workers", "2", "--schedule", schedule, "--", EVENT_DRIVEN].map(String::from);
-        let verdicts = check::judge(&Program::new(&command), &points, |_, _| {}).expect("it can be started");
+        let verdicts = check::judge(&Program::new(&command), &points).expect("it can be started");
         for (point, verdict) in points.iter().zip(verdicts) {
             assert!(verdict.is_ok(), "{schedule}: {}: {verdict:?}", point.id);
         }

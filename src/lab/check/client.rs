@@ -214,6 +214,8 @@ impl Client {
             Ok(httparse::Status::Partial) => return Ok(None),
             Err(error) => return self.broken("an HTTP response", format!("{error}: {}", self.shown())),
         };
+        let owned =
+            |header: &httparse::Header| (header.name.into(), String::from_utf8_lossy(header.value).into_owned());
         let mut answer = Response {
             status: head.code.expect("a complete head has a status"),
             headers: head.headers.iter().map(owned).collect(),
@@ -299,10 +301,6 @@ impl Response {
         let found = || format!("{:?}", String::from_utf8_lossy(&self.body));
         signature(&self.body).map_or_else(|| self.broken(expected, found()), Ok)
     }
-}
-
-fn owned(header: &httparse::Header) -> (String, String) {
-    (header.name.to_string(), String::from_utf8_lossy(header.value).into_owned())
 }
 
 fn is_timeout(error: &std::io::Error) -> bool {

@@ -15,30 +15,21 @@ use crate::lab::program::Stop;
 /// with two CPUs.
 const EXAMINERS: usize = 4;
 
-/// Judges `program` on `points`; `report` gets each verdict once, in the order of `points`. A program that does not get
-/// ready breaks them all, and none is tried.
-pub fn judge(
-    program: &Program,
-    points: &[&'static Point],
-    mut report: impl FnMut(&Point, &ProbeResult),
-) -> Result<Vec<ProbeResult>, Stop> {
+/// Judges `program` on `points`: a verdict for each, in their order. A program that does not get ready breaks them all,
+/// and none is tried.
+pub fn judge(program: &Program, points: &[&'static Point]) -> Result<Vec<ProbeResult>, Stop> {
     let first_start = match program.start_on("127.0.0.1:0", &[]) {
         Err(NotReady::NotStarted(why)) => return Err(Stop::Failed(why)),
         Err(NotReady::Interrupted) => return Err(Stop::Interrupted),
         Err(not_ready) => Err(not_ready.into_broken(&[])),
         Ok(server) => start::listens(&server).map_err(|why| why.because(CommonCause::NotReady)),
     };
-    let Err(why) = first_start else { return judge_running(program, points, report) };
-    points.iter().for_each(|point| report(point, &Err(why.clone())));
+    let Err(why) = first_start else { return judge_running(program, points) };
     Ok(vec![Err(why); points.len()])
 }
 
 /// Hands the points to the examiners and puts their verdicts back into the order of `points`.
-fn judge_running(
-    program: &Program,
-    points: &[&'static Point],
-    mut report: impl FnMut(&Point, &ProbeResult),
-) -> Result<Vec<ProbeResult>, Stop> {
+fn judge_running(program: &Program, points: &[&'static Point]) -> Result<Vec<ProbeResult>, Stop> {
     let jobs = Mutex::new(jobs(points));
     let mut verdicts: Vec<Option<ProbeResult>> = points.iter().map(|_| None).collect();
     std::thread::scope(|scope| {
@@ -48,17 +39,12 @@ fn judge_running(
             scope.spawn(move || examine(program, points, jobs, &sender));
         }
         drop(sender);
-        let mut reported = 0;
         loop {
             match receiver.recv_timeout(INTERRUPT_WITHIN) {
                 Err(RecvTimeoutError::Disconnected) => break,
                 _ if program.is_interrupted() => kill_descendants(),
                 Ok((index, verdict)) => verdicts[index] = Some(verdict),
                 Err(RecvTimeoutError::Timeout) => {}
-            }
-            while let Some(Some(verdict)) = verdicts.get(reported) {
-                report(points[reported], verdict);
-                reported += 1;
             }
         }
     });

@@ -235,13 +235,6 @@ pub struct Options {
     pub json: bool,
 }
 
-impl Options {
-    /// Then there is nothing to say of the hundred points.
-    fn leaves_out(&self) -> bool {
-        self.level.is_some() || !self.only.is_empty()
-    }
-}
-
 /// A level and the verdicts on those of its points that were tried.
 struct JudgedLevel {
     level: &'static Level,
@@ -267,7 +260,7 @@ pub fn run(command: &[String], options: &Options, interrupt: &Interrupt) -> Resu
         if points.is_empty() {
             continue;
         }
-        let verdicts = judge(&program, &points, |_, _| ()).inspect_err(|stop| say_how_far(stop, &judged))?;
+        let verdicts = judge(&program, &points).inspect_err(|stop| say_how_far(stop, &judged))?;
         let is_part = !options.only.is_empty();
         let one = JudgedLevel { level, is_part, verdicts: std::iter::zip(points, verdicts).collect() };
         let is_broken = one.failed() > 0;
@@ -282,7 +275,7 @@ pub fn run(command: &[String], options: &Options, interrupt: &Interrupt) -> Resu
     }
     let end = match options.json {
         true => output::document(command, &judged),
-        false => output::last_line(&judged, options.leaves_out()),
+        false => output::last_line(&judged, options.level.is_some() || !options.only.is_empty()),
     };
     print_until(interrupt, &(end + "\n"))?;
     Ok(judged.iter().all(|one| one.failed() == 0))

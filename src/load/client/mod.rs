@@ -110,8 +110,7 @@ impl<'a, E: Engine> ClientLoop<'a, E> {
         let room = connections as usize;
         let messages = [settings.requests.as_slice(), &settings.last_request];
         let due_ns = || VecDeque::with_capacity(settings.pipeline);
-        let connection =
-            |_| ClientConnection { due_ns: due_ns(), deadline_ns: u64::MAX, ..ClientConnection::default() };
+        let connection = |_| ClientConnection { due_ns: due_ns(), deadline_ns: u64::MAX, ..Default::default() };
         Ok(ClientLoop {
             settings,
             control,
