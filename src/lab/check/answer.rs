@@ -8,18 +8,25 @@ use super::{Point, ProbeResult, SERVE, broken, shared};
 use crate::lab::observe::processes::poll_until;
 
 pub const POINTS: &[Point] = &[
-    shared(SERVE, "get", "a GET is answered with 200 and a right Content-Length", get)
-        .hint("Content-Length counts the bytes of the body and no others"),
+    shared(SERVE, "get", "a GET is answered with 200 and a right Content-Length", |server| {
+        answered_and_closed(server, GET_AND_CLOSE)
+    })
+    .hint("Content-Length counts the bytes of the body and no others"),
     shared(SERVE, "signature", "the body begins with `handled by worker I, pid P`, I as in X-Worker", signature),
-    shared(SERVE, "close-1.0", "a 1.0 connection is closed after the answer", close_1_0),
-    shared(SERVE, "header-names", "header names and connection options have no case", header_names),
+    shared(SERVE, "close-1.0", "a 1.0 connection is closed after the answer", |server| {
+        answered_and_closed(server, b"GET / HTTP/1.0\r\n\r\n")
+    }),
+    shared(SERVE, "header-names", "header names and connection options have no case", |server| {
+        answered_and_closed(server, b"GET / HTTP/1.1\r\nhOST: a\r\ncONNECTION: CLOSE\r\n\r\n")
+    }),
     shared(SERVE, "descriptors", "a connection that ended leaves no descriptor behind", no_leak)
         .hint("close(2) the connection on every way out, after an error, too"),
 ];
 
-fn get(server: &Server) -> ProbeResult {
+/// Asks on a connection of its own for a 200, and for a close right behind it.
+pub fn answered_and_closed(server: &Server, request: &[u8]) -> ProbeResult {
     let mut client = Client::connect(server.addr)?;
-    client.ask(GET_AND_CLOSE)?.expect(200)?;
+    client.ask(request)?.expect(200)?;
     // Bytes that Content-Length does not announce would come before the close.
     client.closes(ANSWER_TIMEOUT)
 }
@@ -35,18 +42,6 @@ fn signature(server: &Server) -> ProbeResult {
         return answer.broken("the pid of one of its processes", format!("{pid}, not one of {family:?}"));
     }
     Ok(())
-}
-
-fn close_1_0(server: &Server) -> ProbeResult {
-    let mut client = Client::connect(server.addr)?;
-    client.ask(b"GET / HTTP/1.0\r\n\r\n")?.expect(200)?;
-    client.closes(ANSWER_TIMEOUT)
-}
-
-fn header_names(server: &Server) -> ProbeResult {
-    let mut client = Client::connect(server.addr)?;
-    client.ask(b"GET / HTTP/1.1\r\nhOST: a\r\ncONNECTION: CLOSE\r\n\r\n")?.expect(200)?;
-    client.closes(ANSWER_TIMEOUT)
 }
 
 fn no_leak(server: &Server) -> ProbeResult {

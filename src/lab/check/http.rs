@@ -1,5 +1,6 @@
 //! Good requests in all their forms: methods, bodies, versions, and bytes that the network may divide wherever it likes.
 
+use super::answer::answered_and_closed;
 use super::client::{ANSWER_TIMEOUT, Client, GET, GET_AND_CLOSE};
 use super::server::Server;
 use super::{Point, ProbeResult, SERVE, shared};
@@ -30,15 +31,10 @@ const SKIP_THE_BODY: &str = "read and discard Content-Length bytes before the ne
 /// Several lines of one name are one list (RFC 9110, section 5.2), and close in it is decisive (RFC 9112, section
 /// 9.3), whichever comes first.
 fn close_wins(server: &Server) -> ProbeResult {
-    for request in [
-        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nConnection: keep-alive\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive\r\nConnection: close\r\n\r\n",
-    ] {
-        let mut client = Client::connect(server.addr)?;
-        client.ask(request)?.expect(200)?;
-        client.closes(ANSWER_TIMEOUT)?;
-    }
-    Ok(())
+    let close_first = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nConnection: keep-alive\r\n\r\n";
+    let close_last = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive\r\nConnection: close\r\n\r\n";
+    answered_and_closed(server, close_first)?;
+    answered_and_closed(server, close_last)
 }
 
 /// `ab -k` hangs otherwise.
