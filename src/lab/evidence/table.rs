@@ -276,7 +276,7 @@ fn multiplicity(spec: &TableSpec, table: &Table) -> Option<String> {
 pub fn speeds(rows: &[&Row]) -> Vec<String> {
     let mut by_cpu: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
     for speed in rows.iter().flat_map(|row| &row.speed) {
-        by_cpu.entry(speed.cpu).or_default().push(speed.total_us());
+        by_cpu.entry(speed.cpu).or_default().push(speed.loop_us + speed.calls_us);
     }
     let note = |(cpu, times): (usize, Vec<f64>)| {
         let modes = stats::two_modes(&times)?;

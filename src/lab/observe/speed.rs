@@ -25,12 +25,6 @@ pub struct Speed {
     pub calls_us: f64,
 }
 
-impl Speed {
-    pub fn total_us(&self) -> f64 {
-        self.loop_us + self.calls_us
-    }
-}
-
 /// Tries the first CPU of the server and the last of the client, once if they are the same. Where a sandbox refuses to pin
 /// a thread, nothing is known.
 pub fn beside(server_cpus: &[usize], client_cpus: &[usize]) -> Vec<Speed> {

@@ -283,9 +283,7 @@ fn ask_once(row: &Row, network: Network, url: &str, interrupt: &Interrupt) -> Re
     let program = Program::of(ONE_REQUEST).on_cpus(&row.client_cpus).inside(network).until(interrupt);
     let mut client = program.launch(&[url])?;
     let document = client.finish(CLIENT_GRACE, |_| ())?;
-    let report: LoadReport = serde_json::from_str(&document)
-        .map_err(|error| Stop::Failed(client.failure(&format!("printed no report ({error})"))))?;
-    contract::broken(&report, false).map_or(Ok(()), |why| Err(Stop::Failed(why)))
+    contract::broken(&client.parse(&document)?, false).map_or(Ok(()), |why| Err(Stop::Failed(why)))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use ratatui::text::{Line, Span};
 use crate::lab::watch::overview;
 use crate::lab::watch::rates::{RATES, View, WorkerRates, cell, is_herd};
 use crate::lab::watch::sample::ProcessState;
-use crate::terminal::{Paint, bar, draw_lines};
+use crate::terminal::{Paint, bar, draw_lines, shortened};
 use crate::units::{clock, format_duration};
 
 /// Columns that are not bars: the worker's number, four numbers, active connections, what is odd about it.
@@ -40,12 +40,12 @@ fn heading(view: &View, width: usize) -> Vec<Line<'static>> {
     let interval = format_duration(view.interval);
     let place = format!("{}pid {} · {state} · a look every {interval}", view.addresses, view.pid);
     let news = match (view.notice, view.sums()) {
-        (Some(notice), _) => Line::raw(shorten(notice, width)),
+        (Some(notice), _) => Line::raw(shortened(notice, width)),
         (None, Some(sums)) if sums[0] > 0.0 => per_connection(view, sums),
         _ => Line::default(),
     };
     let bold = Modifier::BOLD;
-    vec![Line::styled(shorten(&view.command, width), bold), Line::raw(shorten(&place, width)), news]
+    vec![Line::styled(shortened(&view.command, width), bold), Line::raw(shortened(&place, width)), news]
 }
 
 /// What user space sees of the wake-ups, and what the kernel counts of them.
@@ -103,14 +103,6 @@ fn keys(view: &View, last: usize) -> String {
         _ if count == shown => format!("q quits · Tab {other} · all {count} workers"),
         _ => format!("q quits · Tab {other} · ↑ ↓ PgUp PgDn move · workers {}–{} of {count}", view.first, last - 1),
     }
-}
-
-/// The beginning of a text, with a sign where something is missing.
-fn shorten(text: &str, width: usize) -> String {
-    if text.chars().count() <= width {
-        return text.to_string();
-    }
-    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
 }
 
 #[cfg(test)]

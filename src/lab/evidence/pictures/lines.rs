@@ -42,10 +42,11 @@ pub fn over_x(picture: &Picture, lines: &[Line]) -> Option<String> {
     let mut svg = Svg::new(WIDTH);
     svg.text((16.0, 24.0), Anchor::Start, "ink title", &picture.title);
     let width = (WIDTH - 16.0) / picture.y.len() as f64;
+    let longest_name = lines.iter().map(|line| width_of(&line.name)).fold(0.0, f64::max);
     for (i, column) in picture.y.iter().enumerate() {
         let header = columns::find(column)?.header();
         let left = i as f64 * width;
-        let right = left + width - names_room(lines).min(width / 2.0);
+        let right = left + width - (longest_name + 24.0).min(width / 2.0);
         let make = if is_axis { Scale::of_places } else { Scale::new };
         let x = make(ticks.iter().copied(), picture.log_x, left + LEFT + 8.0, right - 8.0);
         let shown: Vec<PanelLine> = lines.iter().map(|line| shown(line, i, &header, &x_name, is_axis, &x)).collect();
@@ -97,11 +98,6 @@ fn shown<'a>(line: &'a Line, column: usize, header: &str, x_name: &str, is_axis:
         Some(PlottedPoint { x: x.at(point.x), value, tooltip: tooltip(&name, header, point, value) })
     };
     PanelLine { name: &line.name, places: line.points.iter().filter_map(place).collect(), is_joined: is_axis }
-}
-
-/// The room at the right for the longest name.
-fn names_room(lines: &[Line]) -> f64 {
-    lines.iter().map(|line| width_of(&line.name)).fold(0.0, f64::max) + 24.0
 }
 
 /// One panel between `left` and `right`: scales, lines, dots, intervals, names. The upright scale, which is returned, has
