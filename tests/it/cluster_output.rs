@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::cluster::{CLUSTER, await_events, count, events_in, has_node, run, start_with};
-use crate::support::{FOREVER, held};
+use crate::support::{FOREVER, held, said_with};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_event-driven");
 
@@ -129,7 +129,7 @@ fn a_worker_cannot_break_the_masters_scoreboard() {
         catch (error) { console.log(error.code); }
         require('node:http').createServer((_, response) => response.end('')).listen(0, '127.0.0.1');";
     let mut server = start_with(&["--workers", "1"], &["node", "-e", vandal, "--"]);
-    assert!(server.said().contains("worker 0: EPERM"));
+    said_with(&server, "worker 0: EPERM");
     held(server.stop());
 }
 

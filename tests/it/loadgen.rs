@@ -2,7 +2,7 @@
 //! both sides of the conversation.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver};
@@ -428,9 +428,10 @@ fn a_server_that_does_not_keep_idle_connections_is_found_out() {
     let (tell, hear) = mpsc::channel();
     let (tell, hear) = (Mutex::new(tell), Mutex::new(hear));
     let address = serve(move |number, mut stream| {
-        // The idle ones come first, and are closed before the one that asks is answered.
+        // The idle ones come first, and the client has seen that they are closed before the one that asks is answered.
         if number < 5 {
-            drop(stream);
+            stream.shutdown(Shutdown::Write).unwrap();
+            wait_for_close(stream);
             return tell.lock().unwrap().send(()).unwrap();
         }
         read_request(&mut stream).unwrap();

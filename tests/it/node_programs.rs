@@ -215,9 +215,9 @@ fn with_once_all_requests_wait_for_the_one_outstanding_query() {
         return;
     }
     let queries_per_expiry = |flags: &[&str]| {
-        let flags = [&["--ttl", "10s", "--query", "50ms"], flags].concat();
+        let flags = [&["--ttl", "10s", "--query", "100ms"], flags].concat();
         let mut server = start("cluster", "avalanche.js", &flags);
-        let loaded = load(server.addr, &["--connections", "32", "--duration", "2500ms"]);
+        let loaded = load(server.addr, &["--connections", "16", "--duration", "2500ms"]);
         assert_eq!(loaded.errors.total(), 0, "{:?}", loaded.errors);
         let counts = stopped(&mut server).counts;
         counts["queries"] / counts["expiries"]

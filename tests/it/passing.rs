@@ -8,7 +8,9 @@ use acceptlab::lab::observe::processes::poll_until;
 use nix::sys::signal::Signal;
 
 use crate::dispatch::{Stopped, accepted, await_answers, stop};
-use crate::support::{FOREVER, answer, ask_together, can_trace, held, kind, load, raise_descriptor_limit, start};
+use crate::support::{
+    FOREVER, answer, ask_together, can_trace, held, kind, load, raise_descriptor_limit, said_with, start,
+};
 
 #[test]
 fn a_passed_listener_that_the_master_closes_is_served_by_the_workers_alone() {
@@ -68,8 +70,7 @@ fn the_death_of_all_children_leaves_a_master_that_serves() {
     for _ in 0..5 {
         assert_eq!(held(held(served_within(server.addr, FOREVER)).signature()), (1, server.pid()));
     }
-    let said = poll_until(ANSWER_TIMEOUT, || server.said().contains("was killed by SIGKILL; 0 left").then_some(()));
-    assert!(said.is_some());
+    said_with(&server, "was killed by SIGKILL; 0 left");
 }
 
 /// The master sleeps until 64 connections are in its accept queue. Then it passes them sixteen at a time, eight to

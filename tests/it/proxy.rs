@@ -13,7 +13,7 @@ use acceptlab::report::WorkerReport;
 use acceptlab::server::GRACE;
 use nix::sys::signal::Signal;
 
-use crate::support::{FOREVER, answer, connect, held, start};
+use crate::support::{FOREVER, answer, connect, held, said_with, start};
 
 fn proxy(flags: &[&str]) -> Server {
     start("proxy", flags)
@@ -183,12 +183,7 @@ fn a_dead_workers_turn_goes_to_the_next_worker_and_no_client_notices() {
     for _ in 0..30 {
         assert_ne!(held(held(served(server.addr)).worker()), worker);
     }
-    let mut said = String::new();
-    let is_told = poll_until(ANSWER_TIMEOUT, || {
-        said += &server.said();
-        said.contains("was killed by SIGKILL; 2 left").then_some(())
-    });
-    assert!(is_told.is_some(), "{said:?}");
+    said_with(&server, "was killed by SIGKILL; 2 left");
     let report = held(server.stop());
     assert_eq!(report.workers.iter().map(|worker| worker.requests).sum::<u64>(), 31);
 }

@@ -17,7 +17,9 @@ use nix::unistd::Pid;
 
 use crate::contract::all_keep_the_contract;
 use crate::endings::ends_under_load;
-use crate::support::{FOREVER, Needs, Ordinary, answer, connect, held, inconclusive, kind, one_after_another, start};
+use crate::support::{
+    FOREVER, Needs, Ordinary, answer, connect, held, inconclusive, kind, one_after_another, said_with, start,
+};
 
 /// As anybody may run them.
 const UNPRIVILEGED: [&str; 4] = ["hash", "cpu", "random", "live-set"];
@@ -356,7 +358,7 @@ fn a_server_that_loses_its_capability_while_it_runs_keeps_its_selector_and_its_c
         let hung = pids(&server)[&1];
         tell(hung, Signal::SIGKILL);
         is_served_by(&server, &[0, 2, 3]);
-        let said = server.said();
+        let said = said_with(&server, "\n");
         assert_eq!(said.lines().count(), 1, "{select}: {said}");
         let accepted: Vec<u64> = held(server.stop()).workers.iter().map(|worker| worker.accepted).collect();
         assert!(accepted.iter().all(|share| *share >= 100), "{select}: {accepted:?}");

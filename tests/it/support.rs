@@ -9,6 +9,7 @@ use std::time::Duration;
 use acceptlab::lab::check::ProbeResult;
 use acceptlab::lab::check::client::{Client, GET, Response};
 use acceptlab::lab::check::server::{Program, Server};
+use acceptlab::lab::observe::processes::poll_until;
 use acceptlab::report::LoadReport;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::geteuid;
@@ -63,6 +64,18 @@ pub fn start(name: &str, flags: &[&str]) -> Server {
 pub fn start_after(preparation: &str, name: &str, flags: &[&str]) -> Server {
     let command = ["sh", "-c", &format!("{preparation}; exec \"$0\" \"$@\""), kind(name).path];
     held(Program::new(&command.map(String::from)).start(flags))
+}
+
+/// What the server has said on standard error, from the moment that `line` is in it: it has written that line already,
+/// and the thread that reads it may be late.
+pub fn said_with(server: &Server, line: &str) -> String {
+    let mut said = String::new();
+    let is_there = poll_until(FOREVER, || {
+        said += &server.said();
+        said.contains(line).then_some(())
+    });
+    assert!(is_there.is_some(), "nowhere does it say {line:?}: {said:?}");
+    said
 }
 
 /// The value, or a panic with what was expected and found.
