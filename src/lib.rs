@@ -7,7 +7,7 @@
 //! - [`server`]: listener, blocking handler, non-blocking connection, event loop, forking; passing connections and
 //!   relaying bytes, choosing among sockets, locks, being told to stop;
 //! - [`cluster`]: workers of any program, in the protocol of Node's cluster: kept alive, and given connections;
-//! - [`load`]: when to send, how to send, what came back, how evenly;
+//! - [`load`]: when to send, how to send, what came back; [`evenness`]: how evenly the workers shared it;
 //! - [`lab`]: experiment file → cases → rows → record → report;
 //! - [`report`] and [`scoreboard`]: the two JSON documents and the live counters in which these three meet;
 //! - [`membership`]: whether this process is a worker of a cluster;
@@ -36,6 +36,7 @@ pub mod lab;
 
 pub mod console;
 pub mod cpu;
+pub mod evenness;
 pub mod failure;
 pub mod keyboard;
 pub mod machine;

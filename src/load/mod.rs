@@ -4,7 +4,7 @@
 //! - [`schedule`]: WHEN to send: closed loop, open loop, replay; pure arithmetic;
 //! - [`options`]: the command line, turned once into a [`plan`](options::plan) of plain values;
 //! - [`response`]: answers out of bytes;
-//! - [`counts`]: what is counted: histograms, tallies, intervals, evenness;
+//! - [`counts`]: what is counted: histograms, tallies, intervals;
 //! - [`client`]: HOW to send: one loop per thread; its engines carry the bytes, by epoll or io_uring;
 //! - [`background`]: connections that are not measured: idle, or slow on purpose;
 //! - [`verdict`]: whether to trust the result;

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use acceptlab::load::counts::evenness;
+use acceptlab::evenness;
 use acceptlab::report::{ArrivalsKind, Check, LoadReport, ServerReport, Trust, Verdict, WorkerShare};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

@@ -494,17 +494,12 @@ mod tests {
     fn a_picture_is_that_of_the_median_run() {
         let spec = spec("columns = [\"bars\"]");
         let mut rows = runs(0, "sync", &[1.0, 2.0, 3.0]);
-        for (row, dispersion) in rows.iter_mut().zip([9.0, 0.0, 1.0]) {
-            let load = row.load.as_mut().unwrap();
-            load.workers.get_mut("1").unwrap().connections = dispersion as u64;
-            let evenness = Evenness { dispersion, ..Evenness::default() };
-            load.evenness = Some(EvennessPair { connections: evenness.clone(), requests: evenness });
+        for (row, count) in rows.iter_mut().zip([9, 0, 1]) {
+            row.load.as_mut().unwrap().workers.get_mut("1").unwrap().connections = count;
         }
         let table = of(&spec, &rows.iter().collect::<Vec<_>>());
         assert_eq!(table.cells[0][1], "█▂▁ 80 1 0");
     }
-
-    use crate::report::{Evenness, EvennessPair};
 
     #[test]
     fn a_trace_reads_like_siege() {

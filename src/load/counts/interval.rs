@@ -6,7 +6,7 @@ use std::ops::{Add, Sub};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
-use crate::load::counts::evenness;
+use crate::evenness;
 use crate::load::counts::histogram::Times;
 use crate::load::counts::window::Window;
 use crate::report::{IntervalReport, Latency, WorkerShare};

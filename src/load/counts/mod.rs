@@ -1,7 +1,6 @@
-//! What was counted: histograms, tallies, the window over time, evenness.
+//! What was counted: histograms, tallies, the window over time.
 
 pub mod distributions;
-pub mod evenness;
 pub mod failures;
 pub mod histogram;
 pub mod interval;

@@ -5,9 +5,9 @@ use std::time::SystemTime;
 
 use nix::unistd::gethostname;
 
+use crate::evenness;
 use crate::load::background::BackgroundCounts;
 use crate::load::counts::distributions::Distributions;
-use crate::load::counts::evenness;
 use crate::load::counts::tally::{Tally, WorkerTally};
 use crate::load::counts::window::Window;
 use crate::load::options::plan::Plan;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::evenness;
 use crate::lab::evidence::{accounting, numbers};
 use crate::lab::observe::cpu_window::CpuWindow;
 use crate::lab::observe::kernel_counts::ProcessCounts;
@@ -146,12 +147,12 @@ pub static COLUMNS: &[Column] = &[
     // Who got the connections.
     report("dispersion", "evenness.*.dispersion", Real(dispersion)),
     own("p_value", Pooled(pooled_p_value)),
-    report("max_over_mean", "evenness.*.max_over_mean", Real(|s| evenness(s, |e| e.max_over_mean))),
-    report("expected_max_over_mean", "evenness.*.expected_max_over_mean_if_random", Real(|s| evenness(s, |e| e.expected_max_over_mean_if_random))),
+    report("max_over_mean", "evenness.*.max_over_mean", Real(|s| Some(evenness(s.row)?.max_over_mean))),
+    report("expected_max_over_mean", "evenness.*.expected_max_over_mean_if_random", Real(|s| Some(evenness(s.row)?.expected_max_over_mean_if_random))),
     own("top_two", Real(top_two)),
     own("max_over_min", Real(max_over_min)),
     own("max_minus_min", Count(max_minus_min)),
-    own("bars", Picture { of: bars, median_by: dispersion }),
+    own("bars", Picture { of: bars, median_by: dispersion_of_bars }),
     own("live", Picture { of: live, median_by: live_max_over_mean }),
     own("live_max_over_mean", Real(live_max_over_mean)),
     // What the kernel did for it.
@@ -382,22 +383,25 @@ fn client_cpu_share(sample: Sample) -> Option<f64> {
     load(sample).map(|report| report.client.cpu_share).or(sample.row.foreign.as_ref().and_then(share))
 }
 
-fn evenness(sample: Sample, of: fn(&Evenness) -> f64) -> Option<f64> {
-    load(sample)?.evenness.as_ref().map(|pair| of(&pair.connections))
+/// With the workers that answered nothing, where their number is known; otherwise as loadgen saw it.
+fn evenness(row: &Row) -> Option<Evenness> {
+    let of_all = connections_per_worker(row).map(|counts| evenness::measure(&counts));
+    let of_loadgen = || Some(row.load.as_ref()?.evenness.as_ref()?.connections.clone());
+    of_all.or_else(of_loadgen).filter(|evenness| evenness.n > 0)
 }
 
 /// X² and the degrees of freedom of independent runs add up (Fisher, Statistical Methods for Research Workers, 1925, § 20),
 /// also where another worker is the busiest in each. With few connections per worker the sum is closer to chi-square than
 /// its parts.
 fn pooled_p_value(samples: &[Sample]) -> Option<f64> {
-    let runs = samples.iter().filter_map(|sample| load(*sample)?.evenness.as_ref()).map(|pair| &pair.connections);
-    let comparable = runs.filter(|run| run.workers > 1 && run.n > 0);
+    let runs = samples.iter().filter_map(|sample| evenness(sample.row));
+    let comparable = runs.filter(|run| run.workers > 1);
     let degrees = comparable.map(|run| (run.dispersion, (run.workers - 1) as f64));
     let (x, degrees) = degrees.fold((0.0, 0.0), |(x, sum), (d, degrees)| (x + d * degrees, sum + degrees));
     (degrees > 0.0).then(|| stats::two_sided_chi_square(x, degrees))
 }
 
-/// Connections by worker as the client counted them, with workers that answered nothing.
+/// Connections by worker as the client counted them, with workers that answered nothing; `None` when all did so.
 pub fn connections_per_worker(row: &Row) -> Option<Vec<u64>> {
     if row.workers_folded.is_some() {
         return None;
@@ -409,7 +413,7 @@ pub fn connections_per_worker(row: &Row) -> Option<Vec<u64>> {
     for (worker, share) in &report.workers {
         counts.insert(worker.parse().ok()?, share.connections);
     }
-    Some(counts.into_values().collect())
+    Some(counts.into_values().collect()).filter(|counts: &Vec<u64>| counts.iter().any(|count| *count > 0))
 }
 
 fn max_over_min(sample: Sample) -> Option<f64> {
@@ -437,20 +441,25 @@ pub fn median_run<'a>(samples: &[Sample<'a>], number: fn(Sample) -> Option<f64>)
     Some(row)
 }
 
-/// The run whose connections stand for a row: that of the column `bars`.
-pub fn median_run_by_dispersion<'a>(rows: &[&'a Row]) -> Option<&'a Row> {
+/// The connections by worker that stand for a row: those of one run, which the column `bars` shows, too.
+pub fn connections_of_median_run(rows: &[&Row]) -> Option<Vec<u64>> {
     let samples: Vec<Sample> = rows.iter().map(|row| Sample { row, baseline: None }).collect();
-    median_run(&samples, dispersion)
+    connections_per_worker(median_run(&samples, dispersion_of_bars)?)
 }
 
 fn dispersion(sample: Sample) -> Option<f64> {
-    evenness(sample, |e| e.dispersion)
+    Some(evenness(sample.row)?.dispersion)
+}
+
+/// Only of a run that has bars: another may not be chosen to show them.
+fn dispersion_of_bars(sample: Sample) -> Option<f64> {
+    connections_per_worker(sample.row).and_then(|_| dispersion(sample))
 }
 
 /// `█▇▅ 2503 2417 1580`: eighths of the busiest worker's count, then the counts.
 fn bars(row: &Row) -> Option<String> {
     let counts = connections_per_worker(row)?;
-    let most = *counts.iter().max().filter(|most| **most > 0)?;
+    let most = *counts.iter().max()?;
     let picture: String = counts.iter().map(|count| step(*count as f64, most as f64)).collect();
     let numbers: Vec<String> = counts.iter().map(u64::to_string).collect();
     Some(format!("{picture} {}", numbers.join(" ")))

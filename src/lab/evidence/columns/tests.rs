@@ -80,7 +80,7 @@ fn late_answers_and_all_failures_are_in_what_stuck_and_lost_are_shares_of() {
 
 #[test]
 fn what_was_not_measured_has_no_number() {
-    for name in ["p50", "dispersion", "pss", "pss_per_connection", "connect_p99", "send_delay_p99"] {
+    for name in ["p50", "pss", "pss_per_connection", "connect_p99", "send_delay_p99"] {
         assert_eq!(number(name, &row()), None, "{name}");
     }
 }
@@ -157,6 +157,22 @@ fn a_worker_without_connections_still_has_its_bar() {
 }
 
 #[test]
+fn workers_that_answered_nothing_count_in_the_dispersion() {
+    let mut row = row();
+    let (server, load) = (row.server.as_mut().unwrap(), row.load.as_mut().unwrap());
+    server.workers = (0..4).map(|id| WorkerReport { id, ..WorkerReport::default() }).collect();
+    load.workers.remove("1");
+    // All that loadgen saw is one worker: perfectly even.
+    let seen = evenness::measure(&[80]);
+    load.evenness = Some(EvennessPair { connections: seen.clone(), requests: seen });
+    assert_eq!((number("dispersion", &row), number("max_over_mean", &row)), (Some(80.0), Some(4.0)));
+    assert!(number("p_value", &row).unwrap() < 1e-9);
+    row.load.as_mut().unwrap().workers.clear();
+    row.load.as_mut().unwrap().evenness = None;
+    assert_eq!((number("dispersion", &row), number("max_minus_min", &row), bars(&row)), (None, None, None));
+}
+
+#[test]
 fn every_column_has_a_name_and_a_header_of_its_own_and_every_metric_of_the_tables_a_column() {
     for (i, column) in COLUMNS.iter().enumerate() {
         let same = |other: &Column| other.name == column.name || other.header() == column.header();
@@ -171,6 +187,7 @@ fn every_column_has_a_name_and_a_header_of_its_own_and_every_metric_of_the_table
 fn the_runs_of_a_case_are_one_sample_of_chance() {
     let run = |dispersion| {
         let mut row = row();
+        row.workers_folded = Some(8);
         let evenness = Evenness { workers: 8, n: 800, dispersion, ..Evenness::default() };
         row.load.as_mut().unwrap().evenness = Some(EvennessPair { connections: evenness.clone(), requests: evenness });
         row

@@ -2,7 +2,7 @@
 //! the workers would lie if every connection went to a worker by chance. The bars are those of one run, so they add up to
 //! 100 %. Medians over the runs would not: where one worker gets most, it is another worker in each run.
 
-use crate::lab::evidence::columns::{connections_per_worker, median_run_by_dispersion};
+use crate::lab::evidence::columns::{connections_of_median_run, connections_per_worker};
 use crate::lab::evidence::pictures::series::Line;
 use crate::lab::evidence::pictures::svg::{Anchor, Svg, fill};
 use crate::lab::plan::picture::Picture;
@@ -48,18 +48,17 @@ pub fn of_workers(picture: &Picture, lines: &[Line]) -> Option<String> {
 
 fn shares(line: &Line) -> Option<Shares> {
     let rows = &line.points.first()?.runs;
-    let drawn = connections_per_worker(median_run_by_dispersion(rows)?)?;
+    let drawn = connections_of_median_run(rows)?;
     let runs = rows.iter().filter_map(|row| connections_per_worker(row));
-    let connections = drawn.iter().sum();
-    (connections > 0).then(|| Shares {
-        connections,
+    Some(Shares {
+        connections: drawn.iter().sum(),
         runs: runs.map(|counts| parts(&counts)).collect(),
         drawn: parts(&drawn),
     })
 }
 
 fn parts(counts: &[u64]) -> Vec<f64> {
-    let total = counts.iter().sum::<u64>().max(1) as f64;
+    let total = counts.iter().sum::<u64>() as f64;
     counts.iter().map(|count| *count as f64 / total).collect()
 }
 

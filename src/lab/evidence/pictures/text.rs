@@ -1,6 +1,6 @@
 //! A picture in characters, as far as a terminal has room.
 
-use crate::lab::evidence::columns::{self, Column, connections_per_worker, median_run_by_dispersion};
+use crate::lab::evidence::columns::{self, Column, connections_of_median_run};
 use crate::lab::evidence::pictures::series::{Line, PicturePoint};
 use crate::lab::plan::matrix::PictureKind;
 use crate::lab::plan::picture::{Picture, X};
@@ -105,14 +105,12 @@ fn chosen(cells: &[Option<TextBar>], most: usize) -> Vec<usize> {
 
 /// `▇▇▅▂ busiest 46.2 %`: one run, as in the picture.
 fn shares(line: &Line) -> Option<String> {
-    let counts = connections_per_worker(median_run_by_dispersion(&line.points.first()?.runs)?)?;
+    let counts = connections_of_median_run(&line.points.first()?.runs)?;
     let (busiest, total) = (*counts.iter().max()?, counts.iter().sum::<u64>());
     let steps: String = counts.iter().map(|count| step(*count as f64, busiest as f64)).collect();
-    (total > 0).then(|| {
-        format!(
-            "{steps}  busiest {:.1} %, by chance {:.1} %",
-            100.0 * busiest as f64 / total as f64,
-            100.0 / counts.len() as f64
-        )
-    })
+    Some(format!(
+        "{steps}  busiest {:.1} %, by chance {:.1} %",
+        100.0 * busiest as f64 / total as f64,
+        100.0 / counts.len() as f64
+    ))
 }

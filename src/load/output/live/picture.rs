@@ -4,7 +4,7 @@ use ratatui::Frame;
 use ratatui::style::{Color, Modifier, Stylize};
 use ratatui::text::{Line, Span};
 
-use crate::load::counts::evenness;
+use crate::evenness;
 use crate::load::output::heading;
 use crate::load::output::live::state::LiveState;
 use crate::load::output::text::{STATISTICS, cells, heads};
