@@ -10,19 +10,21 @@ use crate::terminal::shortened;
 use crate::units::grouped;
 
 const WIDTH: f64 = 880.0;
-const TOP: f64 = 70.0;
+const TOP: f64 = 88.0;
 const COLUMNS: usize = 4;
 const CELL: (f64, f64) = (212.0, 150.0);
 const PLOT: (f64, f64) = (176.0, 92.0);
 
 const LONGEST_NAME: usize = 25;
 
-const WHAT: &str = "Bars: each worker's share in one run, the one with the median D. Dots: each run. Grey: where 95 % of the \
-                    workers lie by chance.";
+const WHAT: [&str; 2] = [
+    "Bars: each worker's share in one run, the one with the median dispersion D (of two in the middle, the lower D).",
+    "Dots: each run. Grey: where 95 % of the workers lie by chance.",
+];
 
 /// By worker, as parts of 1.
 struct Shares {
-    /// Of the run with the median D.
+    /// Of the run with the median dispersion D.
     drawn: Vec<f64>,
     /// How many connections that run had.
     connections: u64,
@@ -35,14 +37,16 @@ pub fn of_workers(picture: &Picture, lines: &[Line]) -> Option<String> {
     let top = if most <= 0.5 { 0.5 } else { 1.0 };
     let mut svg = Svg::new(WIDTH);
     svg.text((16.0, 24.0), Anchor::Start, "ink title", &picture.title);
-    svg.text((16.0, 44.0), Anchor::Start, "soft", WHAT);
+    for (y, what) in [44.0, 62.0].into_iter().zip(WHAT) {
+        svg.text((16.0, y), Anchor::Start, "soft", what);
+    }
     for (i, (line, shares)) in cells.iter().enumerate() {
         let corner = (24.0 + CELL.0 * (i % COLUMNS) as f64, TOP + CELL.1 * (i / COLUMNS) as f64);
         cell(&mut svg, corner, line, shares, top);
     }
     let height = TOP + CELL.1 * cells.len().div_ceil(COLUMNS) as f64;
     let of_cell = |(line, shares): &(&Line, Shares)| format!("{}: {}", line.name, percents(&shares.drawn));
-    let description = format!("{WHAT} {}", cells.iter().map(of_cell).collect::<Vec<_>>().join("; "));
+    let description = format!("{} {}", WHAT.join(" "), cells.iter().map(of_cell).collect::<Vec<_>>().join("; "));
     (!cells.is_empty()).then(|| svg.finish(height, &picture.title, &description))
 }
 
