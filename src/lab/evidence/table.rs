@@ -158,7 +158,10 @@ fn conditions(spec: &TableSpec, cases: &[Vec<&Row>]) -> Vec<String> {
         (server, client) if server == client => format!("server and client share CPUs {}", list(server)),
         (server, client) => format!("server on CPU {}, client on CPU {}", list(server), list(client)),
     };
-    let mut notes = vec![format!("{repeats}; {model}, {warmup}; {pinned}.")];
+    // A table of nothing but its baseline has no repeats to speak of here.
+    let parts = [repeats, format!("{model}, {warmup}"), pinned];
+    let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+    let mut notes = vec![format!("{}.", parts.join("; "))];
     if let Some(acts) = &example.disturb {
         let names_a_worker = events::parse(acts.clone()).is_ok_and(|events| events.largest_worker().is_some());
         let hint = if names_a_worker { " (numbers are workers)" } else { "" };
@@ -447,6 +450,14 @@ mod tests {
             "median [smallest, largest] of 3 runs of fresh processes, too few for a confidence interval; lines with more \
              runs: median [95 % interval of the median, order statistics] of 9 to 12 runs of fresh processes"
         );
+    }
+
+    #[test]
+    fn a_table_of_nothing_but_its_baseline_does_not_begin_with_a_semicolon() {
+        let spec = spec("columns = [\"qps\"]\nbaseline = { server = \"sync\" }");
+        let rows = runs(0, "sync", &[1.0]);
+        let note = &of(&spec, &rows.iter().collect::<Vec<_>>()).notes[0];
+        assert!(note.starts_with("closed loop, "), "{note}");
     }
 
     #[test]
