@@ -163,10 +163,10 @@ fn conditions(lesson: &Lesson, shared: &[String], is_repository: bool) -> String
         "The raw rows, a line of JSON for each run: [{file}](../record/{file}). Measured by `{}`.{why}",
         lesson.command()
     );
-    let pairs = "The runs were made in blocks, each with one run of every line in random order. A ratio is taken within a \
-                 block, and the median of all blocks is shown. Where a table has a baseline, a run of it stands in each \
-                 group: the lines directly before and after are compared with that run. `block` and `group` of a raw row \
-                 say where it belongs.";
+    let pairs = "The runs were made in blocks, each with one run of every line in random order (further blocks: only of \
+                 the lines that an undecided claim needs). A ratio is taken within a block, and the median of all blocks \
+                 is shown. Where a table has a baseline, a run of it stands in each group: the lines directly before and \
+                 after are compared with that run. `block` and `group` of a raw row say where it belongs.";
     let noise = "Counts (switches, wake-ups, connections, losses) survive a noisy machine. Times and rates do not: compare \
                  ratios of lines of one table.";
     [&[origin, pairs.to_string()][..], shared, &[noise.to_string()]].concat().iter().map(|line| bullet(line)).collect()
