@@ -51,6 +51,7 @@ fn main() -> ExitCode {
 
 fn run(retry: Duration, args: &WorkersArgs) -> Result<ServerReport, Failure> {
     let listener = Listener::bind(&args.server)?.nonblocking()?;
+    let address = listener.address();
     let mutex = AcceptMutex::new(retry)?;
     let scoreboard = Scoreboard::create("accept-mutex", args.workers, args.server.scoreboard.as_deref())?;
 
@@ -72,9 +73,9 @@ fn run(retry: Duration, args: &WorkersArgs) -> Result<ServerReport, Failure> {
         })?;
     }
     pool.await_ready()?;
-    server::ready(listener.address())?;
+    server::ready(address)?;
 
     // All processes share the socket: when the parent shuts it, no worker can accept from it any more.
     pool.supervise(|| listener.shut())?;
-    Ok(pool.report(listener.address()))
+    Ok(pool.report(address))
 }

@@ -51,6 +51,7 @@ fn main() -> ExitCode {
 
 fn run(lock: Kind, args: &WorkersArgs) -> Result<ServerReport, Failure> {
     let listener = Listener::bind(&args.server)?;
+    let address = listener.address();
     let mut lock = match lock {
         // The portable one: two system calls per connection. Now and then a release wakes more than the next worker,
         // so with many of them the switches grow again.
@@ -81,9 +82,9 @@ fn run(lock: Kind, args: &WorkersArgs) -> Result<ServerReport, Failure> {
         })?;
     }
     pool.await_ready()?;
-    server::ready(listener.address())?;
+    server::ready(address)?;
 
     // All processes share the socket: when the parent shuts it, no worker can accept from it any more.
     pool.supervise(|| listener.shut())?;
-    Ok(pool.report(listener.address()))
+    Ok(pool.report(address))
 }

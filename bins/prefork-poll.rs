@@ -51,6 +51,7 @@ fn main() -> ExitCode {
 
 fn run(call: Call, args: &WorkersArgs) -> Result<ServerReport, Failure> {
     let listener = Listener::bind(&args.server)?.nonblocking()?;
+    let address = listener.address();
     let mut waiting = match call {
         // poll(2) puts every caller on the socket's wait queue, none of them exclusively: a connection wakes them all.
         Call::Poll => Waiting::in_poll(),
@@ -74,9 +75,9 @@ fn run(call: Call, args: &WorkersArgs) -> Result<ServerReport, Failure> {
         })?;
     }
     pool.await_ready()?;
-    server::ready(listener.address())?;
+    server::ready(address)?;
 
     // All processes share the socket: when the parent shuts it, no worker can accept from it any more.
     pool.supervise(|| listener.shut())?;
-    Ok(pool.report(listener.address()))
+    Ok(pool.report(address))
 }

@@ -32,6 +32,7 @@ fn main() -> ExitCode {
 
 fn run(args: &WorkersArgs) -> Result<ServerReport, Failure> {
     let listener = Listener::bind(&args.server)?;
+    let address = listener.address();
     let scoreboard = Scoreboard::create("prefork", args.workers, args.server.scoreboard.as_deref())?;
 
     let mut pool = WorkerPool::new(scoreboard)?;
@@ -48,9 +49,9 @@ fn run(args: &WorkersArgs) -> Result<ServerReport, Failure> {
         })?;
     }
     pool.await_ready()?;
-    server::ready(listener.address())?;
+    server::ready(address)?;
 
     // All processes share the socket: when the parent shuts it, no worker can accept from it any more.
     pool.supervise(|| listener.shut())?;
-    Ok(pool.report(listener.address()))
+    Ok(pool.report(address))
 }

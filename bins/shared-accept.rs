@@ -65,6 +65,7 @@ fn main() -> ExitCode {
 
 fn run(wait: Wait, rearm_every: u64, args: &WorkersArgs) -> Result<ServerReport, Failure> {
     let listener = Listener::bind(&args.server)?.nonblocking()?;
+    let address = listener.address();
     let interest = match wait {
         Wait::Epoll => Interest::EPOLLIN,
         Wait::EpollEdge => Interest::EPOLLIN | Interest::EPOLLET,
@@ -109,9 +110,9 @@ fn run(wait: Wait, rearm_every: u64, args: &WorkersArgs) -> Result<ServerReport,
         })?;
     }
     pool.await_ready()?;
-    server::ready(listener.address())?;
+    server::ready(address)?;
 
     // All processes share the socket: when the parent shuts it, no worker can accept from it any more.
     pool.supervise(|| listener.shut())?;
-    Ok(pool.report(listener.address()))
+    Ok(pool.report(address))
 }

@@ -31,15 +31,16 @@ fn main() -> ExitCode {
 
 fn run(args: &ServerArgs) -> Result<ServerReport, Failure> {
     let listener = Listener::bind(args)?;
+    let address = listener.address();
     let scoreboard = Scoreboard::create("sync", 1, args.scoreboard.as_deref())?;
     let mut worker = Worker::start(0, args, &scoreboard)?;
     termination::shut_sockets_when_stopping(&listener)?;
-    server::ready(listener.address())?;
+    server::ready(address)?;
 
     while let Some(connection) = blocking::accept(&listener, &worker)? {
         blocking::serve(connection, &mut worker);
     }
 
     worker.record_usage();
-    Ok(scoreboard.report(listener.address(), None))
+    Ok(scoreboard.report(address, None))
 }

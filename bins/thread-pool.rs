@@ -47,6 +47,7 @@ fn main() -> ExitCode {
 
 fn run(queue: usize, args: &WorkersArgs) -> Result<ServerReport, Failure> {
     let listener = Listener::bind(&args.server)?;
+    let address = listener.address();
     let scoreboard = Scoreboard::create("thread-pool", args.workers, args.server.scoreboard.as_deref())?;
     termination::shut_sockets_when_stopping(&listener)?;
 
@@ -56,7 +57,7 @@ fn run(queue: usize, args: &WorkersArgs) -> Result<ServerReport, Failure> {
     for id in 0..args.workers {
         let mut worker = Worker::new(id, &args.server, &scoreboard);
         let (alive, pin, waiting) = (alive.clone(), args.server.pin.then_some(id), waiting.clone());
-        let spawned = thread::Builder::new().spawn(move || {
+        let spawned = thread::Builder::new().stack_size(blocking::STACK_BYTES).spawn(move || {
             let _held_until_the_end = alive;
             worker::pin_or_log(pin);
             for connection in waiting {
@@ -70,7 +71,7 @@ fn run(queue: usize, args: &WorkersArgs) -> Result<ServerReport, Failure> {
         })?;
     }
     drop((alive, waiting));
-    server::ready(listener.address())?;
+    server::ready(address)?;
 
     let mut accepts = AcceptCounts::default();
     while let Some(connection) = blocking::accept_for_a_thread(&listener, &mut accepts)? {
@@ -81,7 +82,7 @@ fn run(queue: usize, args: &WorkersArgs) -> Result<ServerReport, Failure> {
 
     drop(queue);
     termination::wait_for_threads(&all_gone);
-    Ok(scoreboard.report(listener.address(), Some(Usage::of_thread())).with_accepts(accepts))
+    Ok(scoreboard.report(address, Some(Usage::of_thread())).with_accepts(accepts))
 }
 
 /// Waits for room in the queue: the back-pressure. False when the server is to stop instead.

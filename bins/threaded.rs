@@ -29,28 +29,26 @@ struct Args {
     server: ServerArgs,
 }
 
-/// Enough for the blocking handler; the default of 2 MiB would reserve 20 GiB for 10,000 connections.
-const STACK_BYTES: usize = 128 * 1024;
-
 fn main() -> ExitCode {
     server::finish(run(&Args::parse().server))
 }
 
 fn run(args: &ServerArgs) -> Result<ServerReport, Failure> {
     let listener = Listener::bind(args)?;
+    let address = listener.address();
     let scoreboard = Scoreboard::create("threaded", 1, args.scoreboard.as_deref())?;
     let mut all_threads = Worker::new(0, args, &scoreboard);
     termination::shut_sockets_when_stopping(&listener)?;
 
     // Nothing is ever sent: the channel ends when the last thread that holds `alive` has ended.
     let (alive, all_gone) = crossbeam_channel::bounded::<()>(0);
-    server::ready(listener.address())?;
+    server::ready(address)?;
 
     let mut threads = 0;
     while let Some(connection) = blocking::accept(&listener, &all_threads)? {
         let mut worker = all_threads.for_one_connection();
         let (alive, pin) = (alive.clone(), args.pin.then_some(threads));
-        let spawned = thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
+        let spawned = thread::Builder::new().stack_size(blocking::STACK_BYTES).spawn(move || {
             let _held_until_the_end = alive;
             worker::pin_or_log(pin);
             blocking::serve(connection, &mut worker);
@@ -65,5 +63,5 @@ fn run(args: &ServerArgs) -> Result<ServerReport, Failure> {
     drop(alive);
     termination::wait_for_threads(&all_gone);
     all_threads.record_usage();
-    Ok(scoreboard.report(listener.address(), None))
+    Ok(scoreboard.report(address, None))
 }

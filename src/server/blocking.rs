@@ -28,6 +28,9 @@ use crate::sys::signal::{has_given_up, is_stopping, note_socket};
 /// Room for most requests; a longer head makes the buffer grow.
 const FIRST_BUFFER_BYTES: usize = 2048;
 
+/// A thread's stack: enough to serve; the default of 2 MiB would reserve 20 GiB for 10,000 connections.
+pub const STACK_BYTES: usize = 128 * 1024;
+
 /// Blocks until there is a connection for this worker; `None` when the server is to stop.
 pub fn accept(listener: &Listener, worker: &Worker) -> Result<Option<OwnedFd>, Failure> {
     accept_after(|| Ok(()), listener, worker)
