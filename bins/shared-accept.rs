@@ -82,28 +82,12 @@ fn run(wait: Wait, rearm_every: u64, args: &WorkersArgs) -> Result<ServerReport,
             let mut events = EventLoop::watching(&listener, interest, worker)?;
             ready.announce();
 
-            let mut taken = 0;
+            let mut taken: u64 = 0;
             while events.serve_until_connection()? {
                 let connection = events.acceptor.accept_nonblocking();
-                let mut has_taken = events.add_accepted(connection)?;
-                match wait {
-                    Wait::Epoll | Wait::EpollExclusive => {}
-                    // An edge is reported once: what a worker leaves in the queue stays there until the next arrives.
-                    Wait::EpollEdge => {
-                        while has_taken {
-                            let connection = events.acceptor.accept_nonblocking();
-                            has_taken = events.add_accepted(connection)?;
-                        }
-                    }
-                    // Deleting and adding the entry puts this worker at the tail of the wait queue, so the next
-                    // connection wakes another.
-                    Wait::EpollExclusiveRearm => {
-                        taken += u64::from(has_taken);
-                        if taken >= rearm_every {
-                            taken = 0;
-                            events.rearm()?;
-                        }
-                    }
+                if events.add_accepted(connection)? {
+                    taken += 1;
+                    after_accepting(wait, &mut events, taken.is_multiple_of(rearm_every))?;
                 }
             }
             events.finish().map(drop)
@@ -115,4 +99,17 @@ fn run(wait: Wait, rearm_every: u64, args: &WorkersArgs) -> Result<ServerReport,
     // All processes share the socket: when the parent shuts it, no worker can accept from it any more.
     pool.supervise(|| listener.shut())?;
     Ok(pool.report(address))
+}
+
+/// What some ways to wait need after each connection that was taken.
+fn after_accepting(wait: Wait, events: &mut EventLoop<&Listener>, is_kth: bool) -> Result<(), Failure> {
+    match wait {
+        // An edge is reported once: what a worker leaves in the queue stays there until the next arrives.
+        Wait::EpollEdge => while events.add_accepted(events.acceptor.accept_nonblocking())? {},
+        // Deleting and adding the entry puts this worker at the tail of the wait queue, so the next connection wakes
+        // another.
+        Wait::EpollExclusiveRearm if is_kth => events.rearm()?,
+        Wait::Epoll | Wait::EpollExclusive | Wait::EpollExclusiveRearm => {}
+    }
+    Ok(())
 }
