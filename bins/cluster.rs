@@ -67,8 +67,8 @@ struct Args {
     command: Option<Command>,
 
     /// Who accepts
-    #[arg(long, value_enum, default_value_t = Schedule::Rr)]
-    schedule: Schedule,
+    #[arg(long, value_enum, default_value_t = SchedulingPolicy::Rr)]
+    schedule: SchedulingPolicy,
 
     /// With rr: which of the free workers gets the next connection [default: acknowledged]
     #[arg(long, value_enum)]
@@ -97,7 +97,7 @@ enum Command {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Schedule {
+enum SchedulingPolicy {
     /// The master, which passes each connection to a free worker
     Rr,
     /// The workers: they share the listening socket
@@ -114,7 +114,7 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
-        (None, Some(master)) if args.schedule == Schedule::Rr || args.policy.is_none() => {
+        (None, Some(master)) if args.schedule == SchedulingPolicy::Rr || args.policy.is_none() => {
             server::finish(serve(args, master))
         }
         _ => {
@@ -126,7 +126,8 @@ fn main() -> ExitCode {
 
 fn serve(args: Args, master: MasterArgs) -> Result<ServerReport, Failure> {
     let policy = args.policy.unwrap_or(Policy::Acknowledged);
-    let acceptor = if args.schedule == Schedule::Rr { AcceptingProcess::Master } else { AcceptingProcess::Worker };
+    let acceptor =
+        if args.schedule == SchedulingPolicy::Rr { AcceptingProcess::Master } else { AcceptingProcess::Worker };
     // A client is sent to the worker that knows it, even if that has to finish something first.
     let most_unanswered = if policy == Policy::Sticky { 16 } else { 1 };
     let mut choice = Choice::by(policy);

@@ -89,7 +89,7 @@ fn serve(listener: &Listener, worker: &Worker, mut epoll: Epoll, closes: bool) -
                     };
                     worker.opened();
                     // The request is often there already, and then nothing needs to be registered.
-                    if closes && answer_once(&connection, answer, &mut buffer, worker) != Next::Wait {
+                    if closes && answer_once(&connection, answer, &mut buffer, worker) != AfterRequest::Wait {
                         worker.closed();
                         continue;
                     }
@@ -101,7 +101,7 @@ fn serve(listener: &Listener, worker: &Worker, mut epoll: Epoll, closes: bool) -
                 token => {
                     let Some(connection) = &connections[token as usize] else { continue };
                     let next = answer_once(connection, answer, &mut buffer, worker);
-                    if next == Next::Lost || (closes && next == Next::Answered) {
+                    if next == AfterRequest::Lost || (closes && next == AfterRequest::Answered) {
                         worker.closed();
                         connections[token as usize] = None;
                     }
@@ -112,20 +112,20 @@ fn serve(listener: &Listener, worker: &Worker, mut epoll: Epoll, closes: bool) -
 }
 
 #[derive(PartialEq, Eq)]
-enum Next {
+enum AfterRequest {
     Answered,
     Wait,
     Lost,
 }
 
-fn answer_once(connection: &OwnedFd, answer: &[u8], buffer: &mut [u8], worker: &Worker) -> Next {
+fn answer_once(connection: &OwnedFd, answer: &[u8], buffer: &mut [u8], worker: &Worker) -> AfterRequest {
     let fd = connection.as_raw_fd();
     match recv(fd, buffer, MsgFlags::empty()) {
-        Err(Errno::EAGAIN) => Next::Wait,
+        Err(Errno::EAGAIN) => AfterRequest::Wait,
         Ok(1..) if send(fd, answer, MsgFlags::MSG_NOSIGNAL) == Ok(answer.len()) => {
             worker.count(Count::Requests);
-            Next::Answered
+            AfterRequest::Answered
         }
-        _ => Next::Lost,
+        _ => AfterRequest::Lost,
     }
 }

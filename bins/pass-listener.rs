@@ -28,15 +28,15 @@ use clap::{CommandFactory, Parser, ValueEnum};
 #[command(name = "pass-listener", version)]
 struct Args {
     /// What the master does with its own copy
-    #[arg(long, value_enum, default_value_t = Master::Closes)]
-    master: Master,
+    #[arg(long, value_enum, default_value_t = MasterRole::Closes)]
+    master: MasterRole,
 
     #[command(flatten)]
     workers: WorkersArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Master {
+enum MasterRole {
     /// Accepts and serves too, as the last of the workers
     Serves,
     /// Closes it, and only supervises
@@ -45,21 +45,21 @@ enum Master {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    if args.master == Master::Serves && args.workers.workers == 1 {
+    if args.master == MasterRole::Serves && args.workers.workers == 1 {
         let conflict = "--master serves makes the master one of the workers, so there must be another: --workers 2";
         Args::command().error(ErrorKind::ArgumentConflict, conflict).exit();
     }
     server::finish(run(args.master, &args.workers))
 }
 
-fn run(master: Master, args: &WorkersArgs) -> Result<ServerReport, Failure> {
+fn run(master: MasterRole, args: &WorkersArgs) -> Result<ServerReport, Failure> {
     let listener = Listener::bind(&args.server)?.nonblocking()?;
     let address = listener.address();
     let mut listener = Some(listener);
     let scoreboard = Scoreboard::create("pass-listener", args.workers, args.server.scoreboard.as_deref())?;
 
     let mut pool = WorkerPool::new(scoreboard)?;
-    for id in 0..args.workers - usize::from(master == Master::Serves) {
+    for id in 0..args.workers - usize::from(master == MasterRole::Serves) {
         let (ours, mut theirs) = Channel::pair(false)?;
         ours.pass(listener.as_slice()).map_err(|errno| Failure::new("pass the listener", errno))?;
         pool.fork(|ready| {
@@ -83,7 +83,7 @@ fn run(master: Master, args: &WorkersArgs) -> Result<ServerReport, Failure> {
     pool.await_ready()?;
 
     let listener = listener.expect("only a worker gives it up");
-    if master == Master::Serves {
+    if master == MasterRole::Serves {
         return serve_as_the_last(listener, args, pool);
     }
     drop(listener);

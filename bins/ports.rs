@@ -47,142 +47,142 @@ struct Args {
 
 fn main() -> ExitCode {
     let format = Args::parse().format;
-    let rows: Result<Vec<Attempt>, Failure> = CASES.iter().map(try_case).collect();
+    let rows: Result<Vec<AttemptResult>, Failure> = ATTEMPTS.iter().map(make_attempt).collect();
     console::end(rows.map(|rows| render(&rows, format)))
 }
 
 /// From the collision to the ways around it.
-const CASES: [Case; 20] = [
-    Case {
+const ATTEMPTS: [Attempt; 20] = [
+    Attempt {
         attempt: "a second socket binds the port of a listener",
         expected: TAKEN,
         why: "an address belongs to one socket: this is why separately started workers need ports of their own",
-        attempt_it: || binds_beside(listener(&[])?, &[]),
+        try_it: || binds_beside(listener(&[])?, &[]),
     },
-    Case {
+    Attempt {
         attempt: "a second socket binds a port that is bound, and nobody listens yet",
         expected: TAKEN,
         why: "bind takes the port, not listen",
-        attempt_it: || binds_beside(bound(ANY_PORT, &[])?, &[]),
+        try_it: || binds_beside(bound(ANY_PORT, &[])?, &[]),
     },
-    Case {
+    Attempt {
         attempt: "a second socket binds the port on another address, 127.0.0.2",
         expected: OK,
         why: "a connection names its address, so it is clear whose it is",
-        attempt_it: || binds_at(Ipv4Addr::new(127, 0, 0, 2), listener(&[])?, &[]),
+        try_it: || binds_at(Ipv4Addr::new(127, 0, 0, 2), listener(&[])?, &[]),
     },
-    Case {
+    Attempt {
         attempt: "a second socket binds the port on all addresses, 0.0.0.0",
         expected: TAKEN,
         why: "all addresses include the one that is taken",
-        attempt_it: || binds_at(Ipv4Addr::UNSPECIFIED, listener(&[])?, &[]),
+        try_it: || binds_at(Ipv4Addr::UNSPECIFIED, listener(&[])?, &[]),
     },
-    Case {
+    Attempt {
         attempt: "the port on 0.0.0.0 again, both with SO_REUSEADDR",
         expected: TAKEN,
         why: "Linux refuses as long as one of them listens; BSD would let the more specific address win (socket(7))",
-        attempt_it: || binds_at(Ipv4Addr::UNSPECIFIED, listener(&[ReuseAddr])?, &[ReuseAddr]),
+        try_it: || binds_at(Ipv4Addr::UNSPECIFIED, listener(&[ReuseAddr])?, &[ReuseAddr]),
     },
-    Case {
+    Attempt {
         attempt: "a UDP socket binds the port of a TCP listener",
         expected: OK,
         why: "each protocol counts its own ports",
-        attempt_it: || {
+        try_it: || {
             let taken = listener(&[])?;
             let udp = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
             Ok(udp.bind(&taken.local_addr()?))
         },
     },
-    Case {
+    Attempt {
         attempt: "a restart: the listener is closed, one of its connections is still open",
         expected: TAKEN,
         why: "the connection has the port as its own",
-        attempt_it: || binds_after_a_listener(&[], &[], served),
+        try_it: || binds_after_a_listener(&[], &[], served),
     },
-    Case {
+    Attempt {
         attempt: "the same, the new one with SO_REUSEADDR",
         expected: TAKEN,
         why: "both must agree: the old connection has inherited its listener's option, which was off",
-        attempt_it: || binds_after_a_listener(&[], &[ReuseAddr], served),
+        try_it: || binds_after_a_listener(&[], &[ReuseAddr], served),
     },
-    Case {
+    Attempt {
         attempt: "the same, the old one and the new one with SO_REUSEADDR",
         expected: OK,
         why: "a connection takes no connections, so it is clear whose the next one is",
-        attempt_it: || binds_after_a_listener(&[ReuseAddr], &[ReuseAddr], served),
+        try_it: || binds_after_a_listener(&[ReuseAddr], &[ReuseAddr], served),
     },
-    Case {
+    Attempt {
         attempt: "a restart: the last connection is closed, too, and in TIME_WAIT",
         expected: TAKEN,
         why: "who closes first keeps the port for a minute, lest late segments reach the next connection",
-        attempt_it: || binds_after_a_listener(&[], &[], in_time_wait),
+        try_it: || binds_after_a_listener(&[], &[], in_time_wait),
     },
-    Case {
+    Attempt {
         attempt: "the same, both with SO_REUSEADDR",
         expected: OK,
         why: "this is what the option is for, and why every server sets it",
-        attempt_it: || binds_after_a_listener(&[ReuseAddr], &[ReuseAddr], in_time_wait),
+        try_it: || binds_after_a_listener(&[ReuseAddr], &[ReuseAddr], in_time_wait),
     },
-    Case {
+    Attempt {
         attempt: "two sockets with SO_REUSEADDR, the first listens, the second binds",
         expected: TAKEN,
         why: "the option never lets two sockets listen: one port, one accept queue",
-        attempt_it: || binds_beside(listener(&[ReuseAddr])?, &[ReuseAddr]),
+        try_it: || binds_beside(listener(&[ReuseAddr])?, &[ReuseAddr]),
     },
-    Case {
+    Attempt {
         attempt: "two sockets with SO_REUSEADDR both bind, and neither listens",
         expected: OK,
         why: "while nobody can be connected to, nothing is unclear",
-        attempt_it: || binds_beside(bound(ANY_PORT, &[ReuseAddr])?, &[ReuseAddr]),
+        try_it: || binds_beside(bound(ANY_PORT, &[ReuseAddr])?, &[ReuseAddr]),
     },
-    Case {
+    Attempt {
         attempt: "then both listen",
         expected: TAKEN,
         why: "the first to listen has the port; the second is told by listen, not by bind",
-        attempt_it: || {
+        try_it: || {
             let first = bound(ANY_PORT, &[ReuseAddr])?;
             let second = bound(address(&first)?, &[ReuseAddr])?;
             first.listen(BACKLOG)?;
             Ok(second.listen(BACKLOG))
         },
     },
-    Case {
+    Attempt {
         attempt: "two sockets with SO_REUSEPORT both listen",
         expected: OK,
         why: "the option makes a group; a hash of the addresses chooses a member for each connection",
-        attempt_it: || {
+        try_it: || {
             let first = listener(&[ReusePort])?;
             let second = bound(address(&first)?, &[ReusePort])?;
             Ok(second.listen(BACKLOG))
         },
     },
-    Case {
+    Attempt {
         attempt: "a second socket with SO_REUSEPORT, the first is without",
         expected: TAKEN,
         why: "a group is joined by consent: all of its members have set the option before they were bound",
-        attempt_it: || binds_beside(listener(&[])?, &[ReusePort]),
+        try_it: || binds_beside(listener(&[])?, &[ReusePort]),
     },
-    Case {
+    Attempt {
         attempt: "two sockets with SO_REUSEPORT, the second is another user's",
         expected: TAKEN,
         why: "the members have one effective user; nobody else may take a share of the connections",
-        attempt_it: || {
+        try_it: || {
             let first = listener(&[ReusePort])?;
             let second = as_another_user(|| socket(&[ReusePort]))?;
             Ok(second.bind(&first.local_addr()?))
         },
     },
-    Case {
+    Attempt {
         attempt: "a forked child accepts from the listener it inherited",
         expected: OK,
         why: "a second descriptor of the same socket: nothing is bound, so nothing collides",
-        attempt_it: child_accepts,
+        try_it: child_accepts,
     },
-    Case {
+    Attempt {
         attempt: "who was passed the listener over a Unix socket accepts from it",
         expected: OK,
         why: "the same: what travels is the socket, and the number the receiver sees is his own",
-        attempt_it: || {
+        try_it: || {
             let listener = listener(&[])?;
             let _client = TcpStream::connect(address(&listener)?)?;
             let (ours, mut theirs) = Channel::pair(false).map_err(|failure| io::Error::other(failure.to_string()))?;
@@ -190,11 +190,11 @@ const CASES: [Case; 20] = [
             Ok(Socket::from(theirs.receive()?).accept().map(drop))
         },
     },
-    Case {
+    Attempt {
         attempt: "the listener is closed, but a copy of its descriptor is not; another binds the port",
         expected: TAKEN,
         why: "the port is free when the last descriptor is closed: a child that keeps one keeps the port",
-        attempt_it: || {
+        try_it: || {
             let listener = listener(&[])?;
             let address = address(&listener)?;
             let _copy = listener.as_fd().try_clone_to_owned()?;

@@ -25,15 +25,15 @@ use clap::{Parser, ValueEnum};
 #[command(name = "prefork-lock", version)]
 struct Args {
     /// What lets one worker at a time wait for the shared socket
-    #[arg(long, value_enum, default_value_t = Kind::Fcntl)]
-    lock: Kind,
+    #[arg(long, value_enum, default_value_t = LockKind::Fcntl)]
+    lock: LockKind,
 
     #[command(flatten)]
     workers: WorkersArgs,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Kind {
+enum LockKind {
     /// A record lock on a file, fcntl(2): the process's
     Fcntl,
     /// A lock on a file, flock(2): the open file's, so that each worker opens it for itself
@@ -49,21 +49,21 @@ fn main() -> ExitCode {
     server::finish(run(args.lock, &args.workers))
 }
 
-fn run(lock: Kind, args: &WorkersArgs) -> Result<ServerReport, Failure> {
+fn run(lock: LockKind, args: &WorkersArgs) -> Result<ServerReport, Failure> {
     let listener = Listener::bind(&args.server)?;
     let address = listener.address();
     let mut lock = match lock {
         // The portable one: two system calls per connection. Now and then a release wakes more than the next worker,
         // so with many of them the switches grow again.
-        Kind::Fcntl => Lock::fcntl(),
+        LockKind::Fcntl => Lock::fcntl(),
         // The same in both. But workers with an inherited descriptor would all hold it at once (`Lock::join`).
-        Kind::Flock => Lock::flock(),
+        LockKind::Flock => Lock::flock(),
         // First come, first served: the workers rotate, as in plain accept, for two more calls. What a killed server
         // leaves, the next removes.
-        Kind::Semaphore => Lock::semaphore(),
+        LockKind::Semaphore => Lock::semaphore(),
         // No system call unless somebody waits. The first worker that comes after the release has it, even one that
         // never slept.
-        Kind::Mutex => Lock::mutex(),
+        LockKind::Mutex => Lock::mutex(),
     }?;
     let scoreboard = Scoreboard::create("prefork-lock", args.workers, args.server.scoreboard.as_deref())?;
 

@@ -1,4 +1,4 @@
-//! What the cases of a port are made of: sockets, options, restarts, a child; and what is said of each case.
+//! What the attempts on a port are made of: sockets, options, restarts, a child; and what is said of each.
 
 #![forbid(unsafe_code)]
 
@@ -15,12 +15,12 @@ use acceptlab::console::Format;
 use acceptlab::server::Failure;
 use acceptlab::sys::process::{Fork, fork};
 
-/// One case: what is tried, what Linux 6.18 says to it, and why.
-pub struct Case {
+/// What is tried, what Linux 6.18 says to it, and why.
+pub struct Attempt {
     pub attempt: &'static str,
     pub expected: &'static str,
     pub why: &'static str,
-    pub attempt_it: fn() -> Outcome,
+    pub try_it: fn() -> Outcome,
 }
 
 /// What the kernel said to the last step, unless the steps before it have failed.
@@ -41,9 +41,9 @@ impl<E: Into<io::Error>> From<E> for NotTried {
 pub const TAKEN: &str = "EADDRINUSE";
 pub const OK: &str = "ok";
 
-/// A case and what came of it here.
+/// An attempt, and its result here.
 #[derive(Serialize)]
-pub struct Attempt {
+pub struct AttemptResult {
     pub attempt: &'static str,
     /// `ok`, the name of the error, or `skipped: …`.
     said: String,
@@ -52,23 +52,23 @@ pub struct Attempt {
     expected: &'static str,
 }
 
-/// Tries a case.
+/// Makes an attempt.
 ///
 /// # Errors
 /// When what has to be there before the attempt cannot be made.
-pub fn try_case(case: &Case) -> Result<Attempt, Failure> {
-    let said = match (case.attempt_it)() {
+pub fn make_attempt(tried: &Attempt) -> Result<AttemptResult, Failure> {
+    let said = match (tried.try_it)() {
         Ok(Ok(())) => OK.to_owned(),
         Ok(Err(error)) => name(&error),
         Err(NotTried::Skipped(missing)) => format!("skipped: {missing}"),
         Err(NotTried::Failed(error)) => {
-            return Err(Failure::new(format_args!("prepare \"{}\"", case.attempt), error));
+            return Err(Failure::new(format_args!("prepare \"{}\"", tried.attempt), error));
         }
     };
-    Ok(Attempt { attempt: case.attempt, said, why: case.why, expected: case.expected })
+    Ok(AttemptResult { attempt: tried.attempt, said, why: tried.why, expected: tried.expected })
 }
 
-pub fn render(rows: &[Attempt], format: Format) -> String {
+pub fn render(rows: &[AttemptResult], format: Format) -> String {
     match format {
         Format::Json => serde_json::json!({ "schema": 1, "attempts": rows }).to_string(),
         Format::Text => rows.iter().map(line).collect::<Vec<_>>().join("\n"),
@@ -76,8 +76,8 @@ pub fn render(rows: &[Attempt], format: Format) -> String {
 }
 
 /// Two lines for a person: what the kernel said to it, and why.
-fn line(row: &Attempt) -> String {
-    let Attempt { attempt, said, why, expected } = row;
+fn line(row: &AttemptResult) -> String {
+    let AttemptResult { attempt, said, why, expected } = row;
     let (word, reason) = match said.split_once(": ") {
         _ if said == expected => (said.as_str(), why.to_string()),
         Some(("skipped", missing)) => ("skipped", missing.to_owned()),

@@ -14,7 +14,7 @@ use crate::units::monotonic_ns;
 const SMALL_BUFFER_BYTES: usize = 1;
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Kind {
+pub enum BackgroundKind {
     #[default]
     Idle,
     SlowSend,
@@ -22,21 +22,21 @@ pub enum Kind {
     HalfOpen,
 }
 
-impl Kind {
+impl BackgroundKind {
     /// How many of each are wanted, and its name in the report, in the order in which they are opened.
-    pub fn each(wanted: &Background) -> [(Kind, u32, &'static str); 4] {
+    pub fn each(wanted: &Background) -> [(BackgroundKind, u32, &'static str); 4] {
         [
-            (Kind::Idle, wanted.idle, "idle"),
-            (Kind::SlowSend, wanted.slow_send, "send"),
-            (Kind::SlowRead, wanted.slow_read, "read"),
-            (Kind::HalfOpen, wanted.half_open, "half-open"),
+            (BackgroundKind::Idle, wanted.idle, "idle"),
+            (BackgroundKind::SlowSend, wanted.slow_send, "send"),
+            (BackgroundKind::SlowRead, wanted.slow_read, "read"),
+            (BackgroundKind::HalfOpen, wanted.half_open, "half-open"),
         ]
     }
 }
 
 #[derive(Default)]
 pub struct BackgroundConnection {
-    pub kind: Kind,
+    pub kind: BackgroundKind,
     pub socket: Option<Socket>,
     /// When connect(2) was called: its age counts from here, since the server may know of it before us.
     pub began_ns: u64,
@@ -54,9 +54,9 @@ impl BackgroundConnection {
         let is_unix = Domain::from(i32::from(route.address.family())) == Domain::UNIX;
         let socket = route.connect(number, |socket| match self.kind {
             // Before connect(2): the first window is offered in the handshake, and none is taken back.
-            Kind::SlowRead => socket.set_recv_buffer_size(SMALL_BUFFER_BYTES),
+            BackgroundKind::SlowRead => socket.set_recv_buffer_size(SMALL_BUFFER_BYTES),
             // Each byte a segment: Nagle's algorithm would put several into one when acknowledgements are late.
-            Kind::SlowSend if !is_unix => socket.set_tcp_nodelay(true),
+            BackgroundKind::SlowSend if !is_unix => socket.set_tcp_nodelay(true),
             _ => Ok(()),
         })?;
         Ok(self.socket.insert(socket))
@@ -77,7 +77,7 @@ impl BackgroundConnection {
     }
 }
 
-pub fn counts_of(connections: &[BackgroundConnection], kind: Kind, requested: u32, name: &str) -> SlowCounts {
+pub fn counts_of(connections: &[BackgroundConnection], kind: BackgroundKind, requested: u32, name: &str) -> SlowCounts {
     let of_kind = || connections.iter().filter(|connection| connection.kind == kind);
     let mut closed_after_ns: Vec<u64> = of_kind().filter_map(|connection| connection.closed_after_ns).collect();
     closed_after_ns.sort_unstable();

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use connection::{BackgroundConnection, Kind};
+use connection::{BackgroundConnection, BackgroundKind};
 
 use crate::load::client::engine::STOP;
 use crate::load::client::route::{Route, errno};
@@ -76,7 +76,7 @@ impl BackgroundConnections {
             timeout_ns: timeout.as_nanos() as u64,
             epoll,
             stop_event: stop_event.clone(),
-            connections: Kind::each(&wanted).into_iter().flat_map(of_kind).collect(),
+            connections: BackgroundKind::each(&wanted).into_iter().flat_map(of_kind).collect(),
             unopened: 0..wanted.total() as usize,
             connecting: VecDeque::new(),
             opened: Some(sender),
@@ -184,7 +184,7 @@ impl BackgroundLoop {
 
     fn connect_failed(&mut self, slot: usize, errno: Errno) {
         self.connections[slot].socket = None;
-        if self.connections[slot].kind != Kind::Idle {
+        if self.connections[slot].kind != BackgroundKind::Idle {
             return;
         }
         count(&mut self.failures.connect, errno, 1);
@@ -222,8 +222,8 @@ impl BackgroundLoop {
             return self.on_end(slot);
         }
         match self.connections[slot].kind {
-            Kind::SlowSend if flags.contains(Interest::EPOLLIN) => _ = self.receive(slot, BUFFER_BYTES),
-            Kind::SlowRead if flags.contains(Interest::EPOLLOUT) => self.send_until(slot, self.request.len()),
+            BackgroundKind::SlowSend if flags.contains(Interest::EPOLLIN) => _ = self.receive(slot, BUFFER_BYTES),
+            BackgroundKind::SlowRead if flags.contains(Interest::EPOLLOUT) => self.send_until(slot, self.request.len()),
             _ => {}
         }
     }
@@ -231,10 +231,10 @@ impl BackgroundLoop {
     fn ask(&mut self, slot: usize) {
         self.connections[slot].written = 0;
         match self.connections[slot].kind {
-            Kind::Idle => return,
-            Kind::SlowSend => {}
-            Kind::SlowRead => self.send_until(slot, self.request.len()),
-            Kind::HalfOpen => return self.send_until(slot, half_of_the_head(&self.request)),
+            BackgroundKind::Idle => return,
+            BackgroundKind::SlowSend => {}
+            BackgroundKind::SlowRead => self.send_until(slot, self.request.len()),
+            BackgroundKind::HalfOpen => return self.send_until(slot, half_of_the_head(&self.request)),
         }
         self.bytes_due.push_back((monotonic_ns() + self.gap_ns, slot));
     }
@@ -251,7 +251,7 @@ impl BackgroundLoop {
             self.bytes_due.pop_front();
             let goes_on = match self.connections[slot].kind {
                 _ if self.connections[slot].socket.is_none() => false,
-                Kind::SlowRead => self.receive(slot, 1),
+                BackgroundKind::SlowRead => self.receive(slot, 1),
                 _ => {
                     self.send_until(slot, self.connections[slot].written + 1);
                     self.connections[slot].written < self.request.len()
@@ -308,8 +308,8 @@ impl BackgroundLoop {
     /// The server closed, so all that it will ever send is here: the rest is read at once.
     fn on_end(&mut self, slot: usize) {
         let connection = &mut self.connections[slot];
-        let has_asked =
-            matches!(connection.kind, Kind::SlowSend | Kind::SlowRead) && connection.written == self.request.len();
+        let has_asked = matches!(connection.kind, BackgroundKind::SlowSend | BackgroundKind::SlowRead)
+            && connection.written == self.request.len();
         let mut is_complete = false;
         while let Ok(bytes @ 1..) = connection.receive(&mut self.buffer) {
             let fed = connection.reader.feed(&self.buffer[..bytes], &mut self.cached_head);
@@ -325,7 +325,7 @@ impl BackgroundLoop {
 
     fn counts(self) -> BackgroundCounts {
         let counts = |(kind, requested, name)| connection::counts_of(&self.connections, kind, requested, name);
-        let [idle, slow @ ..] = Kind::each(&self.wanted);
+        let [idle, slow @ ..] = BackgroundKind::each(&self.wanted);
         let slow = slow.into_iter().filter(|&(_, requested, _)| requested > 0).map(counts).collect();
         BackgroundCounts { idle: counts(idle), failures: self.failures, slow }
     }
