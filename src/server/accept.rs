@@ -15,6 +15,11 @@ use crate::sys;
 /// How long to wait before the next accept after one that the system had no means for.
 pub const BACK_OFF: Duration = Duration::from_millis(50);
 
+/// When a pause of [`BACK_OFF`] ends that begins at `now_ns`; both are times of CLOCK_MONOTONIC.
+pub fn pause_end_ns(now_ns: u64) -> u64 {
+    now_ns + BACK_OFF.as_nanos() as u64
+}
+
 /// Where an event loop gets its connections from: readable when there may be one.
 pub trait Acceptor: AsFd {
     /// Receives what a master sends, for a worker that has no room for a connection.

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::accept::{BACK_OFF, log_pause, reason_to_pause};
+use super::accept::{log_pause, pause_end_ns, reason_to_pause};
 use super::channel::{Acknowledgement, Channel, connections_per_message};
 use super::event_loop::EventLoop;
 use super::listener::Listener;
@@ -258,7 +258,7 @@ impl Dispatcher {
             Acknowledgement::Taken => self.set_free(i),
             Acknowledgement::Refused => {
                 self.slots[i].given -= 1;
-                self.slots[i].full_until_ns = Some(back_off_from_now());
+                self.slots[i].full_until_ns = Some(pause_end_ns(monotonic_ns()));
                 self.returned.extend(connection);
             }
         }
@@ -294,7 +294,7 @@ impl Dispatcher {
     }
 
     fn back_off(&mut self) {
-        self.paused_until_ns = Some(back_off_from_now());
+        self.paused_until_ns = Some(pause_end_ns(monotonic_ns()));
     }
 
     fn end_pauses(&mut self) {
@@ -320,10 +320,6 @@ impl Dispatcher {
 /// Only acknowledgements are received. A closed channel is reported in any case (epoll_ctl(2), EPOLLHUP).
 fn interest(workers_acknowledge: bool) -> Interest {
     if workers_acknowledge { Interest::EPOLLIN } else { Interest::empty() }
-}
-
-fn back_off_from_now() -> u64 {
-    monotonic_ns() + BACK_OFF.as_nanos() as u64
 }
 
 /// A worker takes the connections of one message. Where it acknowledges and is full, it refuses the connection. To

@@ -13,7 +13,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
 
-use super::accept::{Acceptor, BACK_OFF, NoConnection, log_pause, no_connection};
+use super::accept::{Acceptor, NoConnection, log_pause, no_connection, pause_end_ns};
 use super::lock::AcceptMutex;
 use super::reactor::{ACCEPTOR, Reactor};
 use super::worker::Worker;
@@ -86,7 +86,8 @@ impl<A: Acceptor> EventLoop<A> {
     pub fn serve_until_connection(&mut self) -> Result<bool, Failure> {
         while !is_stopping() && !self.has_left() {
             match self.reactor.next_report(self.paused_until_ns)? {
-                // No room. accept(2) would leave the connection in its queue, but a channel would lose it.
+                // No room. Checked before the call that would fail with this error: accept(2) would leave the connection
+                // in its queue, but a channel would lose it.
                 Some(Ready { token: ACCEPTOR, .. }) if self.reactor.open() >= self.room => {
                     self.acceptor.receive_messages();
                     self.pause_accepting(Errno::EMFILE)?;
@@ -204,7 +205,7 @@ impl<A: Acceptor> EventLoop<A> {
 
     fn pause_accepting(&mut self, reason: Errno) -> Result<(), Failure> {
         log_pause(reason);
-        self.paused_until_ns = Some(self.reactor.now_ns + BACK_OFF.as_nanos() as u64);
+        self.paused_until_ns = Some(pause_end_ns(self.reactor.now_ns));
         self.stop_watching()
     }
 

@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{Shutdown, shutdown};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use super::accept::{BACK_OFF, log_pause, reason_to_pause};
+use super::accept::{log_pause, pause_end_ns, reason_to_pause};
 use super::connection::LINGER;
 pub use super::connection::{receive, send_some};
 use super::event_loop::free_descriptors;
@@ -209,6 +209,7 @@ impl Relay {
             self.reports_taken += 1;
             match ready.token {
                 LISTENER if self.listener.is_none() => {}
+                // Checked before the calls that would fail with this error.
                 LISTENER if DESCRIPTORS_PER_CONNECTION * (self.pairs.count() + 1) > self.room => {
                     self.pause_accepting(Errno::EMFILE)?
                 }
@@ -355,7 +356,7 @@ impl Relay {
 
     fn pause_accepting(&mut self, reason: Errno) -> Result<(), Failure> {
         log_pause(reason);
-        self.paused_until_ns = Some(self.now_ns + BACK_OFF.as_nanos() as u64);
+        self.paused_until_ns = Some(pause_end_ns(self.now_ns));
         let Some(listener) = &self.listener else { return Ok(()) };
         self.epoll.delete(listener).map_err(|errno| Failure::new("stop watching the listener", errno))
     }
