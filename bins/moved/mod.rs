@@ -1,4 +1,5 @@
-//! Flags of programs that were split, one idea to a program: recorded commands, and people, still use them.
+//! Flags of programs that were split, one idea to a program: command lines in scripts and lessons that are older than
+//! the split go on working.
 
 #![forbid(unsafe_code)]
 

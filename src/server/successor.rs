@@ -1,4 +1,5 @@
-//! A program that was split, started with an old flag, replaces itself by the program that has it now (execve(2)).
+//! A program that was split, started with an old flag, replaces itself by the program that has it now (execve(2)):
+//! command lines in scripts and lessons that are older than the split go on working.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;

@@ -54,6 +54,7 @@ fn every_way_of_waiting_keeps_the_contract() {
     all_keep_the_contract("shared-accept", &others.map(|wait| ["--wait", wait]));
 }
 
+/// Command lines in scripts and lessons that are older than the split go on working.
 #[test]
 fn a_flag_of_a_program_that_was_split_starts_the_program_that_has_it_now() {
     for (name, flags, successor) in [
