@@ -144,7 +144,7 @@ pub enum Other {
     },
 }
 
-/// Sends HTTP requests, measures the answers, and shows how evenly the workers behind the port shared them.
+/// The load generator: when to send, how to send, what came back, who answered
 #[derive(Debug, Parser)]
 #[command(name = "loadgen", version, allow_negative_numbers = true, after_help = EXAMPLES)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, disable_help_subcommand = true)]
