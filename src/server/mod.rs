@@ -13,7 +13,7 @@
 //! - [`relay`]: copy bytes between clients and workers that have ports of their own;
 //! - [`waiting`]: other calls to wait in than accept and an epoll of one's own;
 //! - [`successor`]: a program that was split goes on under its old flags;
-//! - [`termination`]: being told to stop.
+//! - [`termination`]: how a server learns that it must stop.
 //!
 //! The beginning and the end of every program are here: [`ready`] and [`finish`].
 

@@ -8,7 +8,7 @@ use crate::load::run::observers::{Observer, Observers};
 use crate::load::run::{self, RunResult};
 use crate::report::LoadReport;
 
-/// A report, and the files beside it: a full disk must not cost the report.
+/// A report, and the files beside it: the report is printed even if they cannot be written.
 pub struct Measured {
     pub report: LoadReport,
     pub files: Result<(), String>,

@@ -1,5 +1,5 @@
 //! One run, from the plan to the report: [`preflight`] asks whether it fits on this machine, [`threads`] measure, the
-//! [`supervisor`] waits for them, [`observers`] see each interval, and `load::verdict` judges what came of it.
+//! [`supervisor`] waits for them, [`observers`] see each interval, and `load::verdict` judges the result.
 
 pub mod observers;
 pub mod preflight;
@@ -34,7 +34,7 @@ pub struct RunResult {
     pub report: LoadReport,
     pub distributions: Distributions,
     pub span: Span,
-    /// What hindered the observers; it must not cost the report.
+    /// What hindered the observers; the report is printed even then.
     pub observed: Result<(), String>,
 }
 
