@@ -86,8 +86,8 @@ impl<A: Acceptor> EventLoop<A> {
     pub fn serve_until_connection(&mut self) -> Result<bool, Failure> {
         while !is_stopping() && !self.has_left() {
             match self.reactor.next_report(self.paused_until_ns)? {
-                // No room. Checked before the call that would fail with this error: accept(2) would leave the connection
-                // in its queue, but a channel would lose it.
+                // No room. Checked before the call that would fail with this error: accept(2) would leave the
+                // connection in its queue, but a channel would lose it.
                 Some(Ready { token: ACCEPTOR, .. }) if self.reactor.open() >= self.room => {
                     self.acceptor.receive_messages();
                     self.pause_accepting(Errno::EMFILE)?;
