@@ -63,8 +63,8 @@ impl Scratch {
         self.root.join("experiments/results/01-lesson.md")
     }
 
-    /// Starts a full run and returns when its first row is recorded; the lab goes on talking to the second value.
-    fn run_until_the_first_row(&self) -> (Child, Lines<BufReader<ChildStderr>>) {
+    /// Starts a full run; the lab talks to the second value.
+    fn start(&self) -> (Child, Lines<BufReader<ChildStderr>>) {
         let mut lab = Command::new(LAB)
             .arg("--root")
             .arg(&self.root)
@@ -74,7 +74,13 @@ impl Scratch {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut lines = BufReader::new(lab.stderr.take().unwrap()).lines();
+        let lines = BufReader::new(lab.stderr.take().unwrap()).lines();
+        (lab, lines)
+    }
+
+    /// Starts a full run and returns when its first row is recorded.
+    fn run_until_the_first_row(&self) -> (Child, Lines<BufReader<ChildStderr>>) {
+        let (lab, mut lines) = self.start();
         let is_row = |line: std::io::Result<String>| line.unwrap().contains("01-lesson t: sync");
         assert!(lines.any(is_row), "the lab ended before its first row");
         (lab, lines)
@@ -440,20 +446,26 @@ fn what_the_workers_count_and_the_master_holds_are_in_the_table() {
     assert!(!line.contains('–'), "{line}");
 }
 
-/// A setting of the kernel that no other test depends on: it holds for the whole machine.
+/// Settings of the kernel that no other test depends on: they hold for the whole machine.
 const SETTING: &str = "net.ipv4.tcp_keepalive_probes";
+const SHARED_SETTING: &str = "net.ipv4.tcp_keepalive_intvl";
 
-fn setting() -> Option<String> {
-    Some(fs::read_to_string(setting_file()).ok()?.trim().to_string())
+fn setting(name: &str) -> Option<String> {
+    Some(fs::read_to_string(setting_file(name)).ok()?.trim().to_string())
 }
 
-fn setting_file() -> PathBuf {
-    Path::new("/proc/sys").join(SETTING.replace('.', "/"))
+fn setting_file(name: &str) -> PathBuf {
+    Path::new("/proc/sys").join(name.replace('.', "/"))
+}
+
+/// Its value, where we may change it.
+fn changeable(name: &str) -> Option<String> {
+    setting(name).filter(|value| fs::write(setting_file(name), value).is_ok())
 }
 
 #[test]
 fn an_interrupted_and_a_killed_lab_put_kernel_settings_back_and_let_stopped_workers_go() {
-    let Some(before) = setting().filter(|value| fs::write(setting_file(), value).is_ok()) else {
+    let Some(before) = changeable(SETTING) else {
         return inconclusive(Needs::Privilege("root"), format!("only root may change {SETTING}"));
     };
     let other = if before == "8" { "7" } else { "8" };
@@ -463,29 +475,47 @@ fn an_interrupted_and_a_killed_lab_put_kernel_settings_back_and_let_stopped_work
         .replace("columns = [\"qps\", \"law_qps\", \"deviation\", \"timeouts\"]", &settings);
     let set_during_the_run = |lab: &mut Child, with: Signal, at_once: bool| {
         let has_server = || family(lab.id() as i32).len() > 2;
-        let is_time = || setting().as_deref() == Some(other) && (at_once || has_server());
+        let is_time = || setting(SETTING).as_deref() == Some(other) && (at_once || has_server());
         let changed = poll_until(Duration::from_secs(30), || is_time().then_some(()));
         signal(lab, with);
         lab.wait().unwrap();
-        let restored = poll_until(Duration::from_secs(30), || (setting()? == before).then_some(()));
+        let restored = poll_until(Duration::from_secs(30), || (setting(SETTING)? == before).then_some(()));
         (changed, restored)
     };
     // When the server runs; and as soon as the setting is made.
     for (with, at_once) in [(Signal::SIGINT, false), (Signal::SIGKILL, false), (Signal::SIGKILL, true)] {
         let scratch = Scratch::new(&format!("settings-{}-{at_once}", with as i32), &lesson);
-        let mut lab = Command::new(LAB)
-            .arg("--root")
-            .arg(&scratch.root)
-            .args(["run", "--seed", "1"])
-            .env("ACCEPTLAB_TEST", &scratch.root)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let (mut lab, _lines) = scratch.start();
         assert_eq!(set_during_the_run(&mut lab, with, at_once), (Some(()), Some(())), "{with}");
         let gone = poll_until(Duration::from_secs(30), || (!scratch.lives()).then_some(()));
         assert_eq!(gone, Some(()), "something lives after {with}");
     }
+}
+
+#[test]
+fn a_lab_waits_for_the_kernel_setting_of_another_and_restores_what_was_there_before_both() {
+    let Some(before) = changeable(SHARED_SETTING) else {
+        return inconclusive(Needs::Privilege("root"), format!("only root may change {SHARED_SETTING}"));
+    };
+    let scratch = |value: &str| {
+        let settings = format!("sysctl = {{ \"{SHARED_SETTING}\" = \"{value}\" }}\ncolumns");
+        let lesson = LESSON.replace("repeats = 60", "repeats = 1").replace("\"100ms\"", "\"30s\"");
+        Scratch::new(&format!("turn-{value}"), &lesson.replace("columns", &settings))
+    };
+    let becomes = |value: &str| {
+        let seen = poll_until(Duration::from_secs(30), || (setting(SHARED_SETTING)? == value).then_some(()));
+        assert_eq!(seen, Some(()), "{SHARED_SETTING} does not become {value}");
+    };
+    let (first, second) = (scratch("61"), scratch("62"));
+    let (mut killed, _lines) = first.start();
+    becomes("61");
+    let (mut waiting, mut lines) = second.start();
+    assert!(lines.any(|line| line.unwrap().contains("waiting for another lab")), "it does not wait");
+    signal(&killed, Signal::SIGKILL);
+    becomes("62");
+    signal(&waiting, Signal::SIGINT);
+    assert_eq!((killed.wait().unwrap().code(), waiting.wait().unwrap().code()), (None, Some(130)));
+    becomes(&before);
 }
 
 #[test]

@@ -54,10 +54,11 @@ pub fn run(case: &Case, block: usize, interrupt: &Interrupt) -> Result<Row, Stop
             return Ok(Row { skipped: Some(format!("{program} is not installed ({how})")), ..row });
         }
     }
-    let settings = match KernelSettings::make(&case.sysctl) {
+    let settings = match KernelSettings::make(&case.sysctl, interrupt) {
         Ok(settings) => settings,
         Err(Unset::Missing(why) | Unset::Forbidden(why)) => return Ok(Row { skipped: Some(why), ..row }),
         Err(Unset::Failed(why)) => return Ok(Row { failure: Some(why), ..row }),
+        Err(Unset::Interrupted) => return Err(Stop::Interrupted),
     };
     row.speed = speed::beside(&row.server_cpus, &row.client_cpus);
     let namespace = settings.namespace.as_ref();

@@ -1,27 +1,39 @@
 //! Kernel settings a matrix asks for: set before the server starts, and restored afterwards, even when the lab is killed.
-//! Whoever may not change those of the machine's network gets a network of his own for the run.
+//! Labs that ask for the same setting take turns. Whoever may not change those of the machine's network gets a network of
+//! his own for the run.
 
-use std::fs::{self, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Write, read_to_string};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
+use crossbeam_channel::{after, bounded, select};
+
+use crate::console;
+use crate::lab::program::Interrupt;
 use crate::machine::sysctl;
+use crate::sys::lock::flock;
 use crate::sys::namespace::NetworkNamespace;
+
+/// How long the lab waits for its turn before it says so.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// The settings of one run, for as long as this value lives.
 #[derive(Default)]
 pub struct KernelSettings {
-    _changed: Vec<Sysctl>,
+    _made: Vec<Sysctl>,
     /// Where server and client must run.
     pub namespace: Option<Arc<NetworkNamespace>>,
 }
 
 impl KernelSettings {
-    /// Makes them. A line that needs none of the changes runs in the same network as the lines beside it that do.
-    pub fn make(wanted: &[(String, String)]) -> Result<KernelSettings, Unset> {
+    /// Makes them, and waits while another lab has one of them. A line that needs none of the changes runs in the same
+    /// network as the lines beside it that do.
+    pub fn make(wanted: &[(String, String)], interrupt: &Interrupt) -> Result<KernelSettings, Unset> {
         let mut refusal = String::new();
         if wanted.iter().any(|(name, _)| name.starts_with("net.") && is_forbidden(name)) {
             let files: Vec<(String, String)> =
@@ -33,12 +45,12 @@ impl KernelSettings {
                 Err(error) => refusal = format!(", or a user namespace: {error}{}", forbidding_setting()),
             }
         }
-        let set = |(name, value): &(String, String)| match Sysctl::set(name, value) {
+        let set = |(name, value): &(String, String)| match Sysctl::set(name, value, interrupt) {
             Err(Unset::Forbidden(why)) => Err(Unset::Missing(why + &refusal)),
             set => set,
         };
-        let changed = wanted.iter().map(set).collect::<Result<Vec<_>, _>>()?;
-        Ok(KernelSettings { _changed: changed.into_iter().flatten().collect(), namespace: None })
+        // In the order of their names, as a matrix keeps them: two labs never wait for each other.
+        Ok(KernelSettings { _made: wanted.iter().map(set).collect::<Result<_, _>>()?, namespace: None })
     }
 }
 
@@ -63,10 +75,13 @@ fn forbidding_setting() -> String {
     settings.into_iter().find(is_so).map_or(String::new(), |(name, value)| format!(" ({name} = {value})"))
 }
 
-/// One setting that was changed; dropping it restores the old value.
+/// One setting that no other lab may change; dropping it restores the old value.
 struct Sysctl {
-    /// A shell that reads until we close the pipe, or have died, and then writes the old value.
-    restorer: Child,
+    /// A shell that reads until we close the pipe, or have died, and then writes the old value. `None` when the setting had
+    /// the wanted value already.
+    restorer: Option<Child>,
+    /// The file, locked (flock(2)). Each network namespace has files of its own, so labs in different ones do not wait.
+    lock: File,
 }
 
 /// Why a setting could not be made.
@@ -77,11 +92,12 @@ pub enum Unset {
     /// As [`Unset::Missing`], for want of a privilege.
     Forbidden(String),
     Failed(String),
+    Interrupted,
 }
 
 impl Sysctl {
-    /// Sets `net.ipv4.tcp_migrate_req`, for example. `None` when it has this value already.
-    fn set(name: &str, value: &str) -> Result<Option<Sysctl>, Unset> {
+    /// Sets `net.ipv4.tcp_migrate_req`, for example.
+    fn set(name: &str, value: &str, interrupt: &Interrupt) -> Result<Sysctl, Unset> {
         let file = file(name);
         let unset = |error: std::io::Error| match error.kind() {
             ErrorKind::NotFound => Unset::Missing(format!("there is no {}", file.display())),
@@ -90,9 +106,13 @@ impl Sysctl {
             }
             _ => Unset::Failed(format!("set {name} = {value}: {error}")),
         };
-        let before = fs::read_to_string(&file).map_err(unset)?.trim().to_string();
+        let lock = File::open(&file).map_err(unset)?;
+        wait_for_turn(name, lock.try_clone().map_err(unset)?, interrupt)?;
+        // Only now: until then it may be the value of another lab.
+        let before = read_to_string(&lock).map_err(unset)?.trim().to_string();
+        let mut made = Sysctl { restorer: None, lock };
         if before == value {
-            return Ok(None);
+            return Ok(made);
         }
         // Without the right to write there is nothing to restore.
         let mut setting = OpenOptions::new().write(true).open(&file).map_err(unset)?;
@@ -101,19 +121,40 @@ impl Sysctl {
             .args(["-c", "cat >/dev/null; printf %s \"$0\" >\"$1\"", &before])
             .arg(&file)
             .stdin(Stdio::piped())
+            // Nothing is printed; the descriptor holds the lock until the old value is written, even when we are killed.
+            .stdout(made.lock.try_clone().map_err(unset)?)
             // Ctrl-C goes to the lab's group; the restorer must outlive it.
             .process_group(0)
             .spawn()
             .map_err(|error| Unset::Failed(format!("start a shell to restore {name}: {error}")))?;
-        let changed = Sysctl { restorer };
+        made.restorer = Some(restorer);
         setting.write_all(value.as_bytes()).map_err(unset)?;
-        Ok(Some(changed))
+        Ok(made)
+    }
+}
+
+/// Locks the file of a setting for all that share this opening of it. Where it cannot be locked, nobody has to wait.
+fn wait_for_turn(name: &str, file: File, interrupt: &Interrupt) -> Result<(), Unset> {
+    let (sender, turn) = bounded::<()>(0);
+    // A thread of its own, because a signal to stop does not end flock(2): the signals are blocked in every thread.
+    thread::spawn(move || {
+        let _ = flock(file, libc::LOCK_EX);
+        drop(sender);
+    });
+    let notice = after(SILENCE);
+    loop {
+        select! {
+            recv(turn) -> _ => return Ok(()),
+            recv(interrupt) -> _ => return Err(Unset::Interrupted),
+            recv(notice) -> _ => console::log(format_args!("waiting for another lab that has set {name}")),
+        }
     }
 }
 
 impl Drop for Sysctl {
     fn drop(&mut self) {
-        drop(self.restorer.stdin.take());
-        let _ = self.restorer.wait();
+        let Some(restorer) = &mut self.restorer else { return };
+        drop(restorer.stdin.take());
+        let _ = restorer.wait();
     }
 }
