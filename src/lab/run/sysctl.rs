@@ -77,6 +77,8 @@ fn forbidding_setting() -> String {
 
 /// One setting that no other lab may change; dropping it restores the old value.
 struct Sysctl {
+    file: PathBuf,
+    before: String,
     /// A shell that reads until we close the pipe, or have died, and then writes the old value. `None` when the setting had
     /// the wanted value already.
     restorer: Option<Child>,
@@ -110,15 +112,15 @@ impl Sysctl {
         wait_for_turn(name, lock.try_clone().map_err(unset)?, interrupt)?;
         // Only now: until then it may be the value of another lab.
         let before = read_to_string(&lock).map_err(unset)?.trim().to_string();
-        let mut made = Sysctl { restorer: None, lock };
-        if before == value {
+        let mut made = Sysctl { file: file.clone(), before, restorer: None, lock };
+        if made.before == value {
             return Ok(made);
         }
         // Without the right to write there is nothing to restore.
         let mut setting = OpenOptions::new().write(true).open(&file).map_err(unset)?;
         // The restorer first: from the write on, the old value comes back however the lab ends.
         let restorer = Command::new("sh")
-            .args(["-c", "cat >/dev/null; printf %s \"$0\" >\"$1\"", &before])
+            .args(["-c", "while read -r _; do :; done; printf %s \"$0\" >\"$1\"", &made.before])
             .arg(&file)
             .stdin(Stdio::piped())
             // Nothing is printed; the descriptor holds the lock until the old value is written, even when we are killed.
@@ -154,7 +156,15 @@ fn wait_for_turn(name: &str, file: File, interrupt: &Interrupt) -> Result<(), Un
 impl Drop for Sysctl {
     fn drop(&mut self) {
         let Some(restorer) = &mut self.restorer else { return };
-        drop(restorer.stdin.take());
-        let _ = restorer.wait();
+        // It closes the pipe first.
+        let how = match restorer.wait() {
+            Ok(status) if status.success() => return,
+            Ok(status) => status.to_string(),
+            Err(error) => error.to_string(),
+        };
+        let (file, before) = (self.file.display(), &self.before);
+        console::log(format_args!(
+            "{file} is not restored (the shell for it: {how}); do it as root: echo '{before}' >{file}"
+        ));
     }
 }
