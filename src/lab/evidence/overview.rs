@@ -25,10 +25,13 @@ pub fn before(lessons: &[Lesson], links: &Links) -> String {
         "Written by `lab report` from the records; not one number here was typed. A number is the median of \
                several runs of fresh processes; the brackets behind it are its 95 % interval, or with fewer than \
                {RUNS_FOR_INTERVAL} runs [the smallest, the largest]. A ratio is the median of the ratios within a block \
-               of runs, so it may differ from the ratio of two medians. A claim `holds` when the whole bracket meets \
-               what is required; with three runs that says no more than that all three agree. Each lesson's page \
-               has all tables, the commands behind them and the definitions. `lab report --check` compares every page with \
-               the record."
+               of runs (one run of each line, close together), so it may differ from the ratio of two medians. A claim \
+               `holds` when the whole bracket meets what is required, `fails` when none of it does, and is `undecided` \
+               otherwise; `seen once` has one run and no bracket, `skipped` was not measured, for the reason given. With \
+               three runs `holds` says no more than that all three agree. D is 0 when each worker gets the same number \
+               of connections, about 1 by chance, and larger when few get most; p50 and p99 are the times that 50 % and \
+               99 % of the requests do not exceed. GLOSSARY.md has the other words. Each lesson's page has all tables, \
+               the commands behind them and the definitions. `lab report --check` compares every page with the record."
     );
     let records = records(lessons, links);
     format!("# Results\n\n{}{}\n## Which record\n\n{records}", paragraph(&how), machines(lessons))
