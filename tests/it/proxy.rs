@@ -203,7 +203,8 @@ fn a_master_whose_last_worker_has_died_says_so_and_ends() {
 /// whole, and says that it was the last.
 #[test]
 fn a_stop_under_load_relays_every_answer_and_the_books_balance() {
-    let mut server = proxy(&["--workers", "2", "--work", "wait:200ms"]);
+    // Long work: at any moment most requests are at a worker, also where clients and master are late.
+    let mut server = proxy(&["--workers", "2", "--work", "wait:500ms"]);
     let (addr, answered, connections, last) = (server.addr, AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for _ in 0..64 {
@@ -221,7 +222,7 @@ fn a_stop_under_load_relays_every_answer_and_the_books_balance() {
                 }
             });
         }
-        let busy = poll_until(FOREVER, || (answered.load(Ordering::Relaxed) > 250).then_some(()));
+        let busy = poll_until(FOREVER, || (answered.load(Ordering::Relaxed) > 150).then_some(()));
         assert!(busy.is_some(), "{} answers", answered.load(Ordering::Relaxed));
         server.signal(Signal::SIGTERM);
     });
