@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use acceptlab::load::commands::calibrate::Calibration;
 use acceptlab::load::commands::search::{Curve, Found};
@@ -15,6 +15,7 @@ use nix::unistd::Pid;
 use serde::de::DeserializeOwned;
 
 use crate::support::{FOREVER, Needs, inconclusive, start};
+use crate::timing::Machine;
 
 fn loadgen(flags: &str, address: Option<SocketAddr>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_loadgen"));
@@ -223,8 +224,10 @@ fn a_run_that_was_ended_early_has_no_drift() {
 fn the_highest_rate_of_four_workers_that_sleep_five_milliseconds_is_below_800_per_second() {
     let server = start("thread-pool", &["--workers", "4", "--work", "block:5ms"]);
     let flags = "--find-max errors==0 --connections 4 --duration 400ms --timeout 2s --format json";
+    let machine = Machine::watch();
     let output = run(flags, server.addr);
-    if said(&output).contains("never holds") {
+    // A machine that takes the CPU away for a second in all leaves no rate that holds; on any other that is a defect.
+    if said(&output).contains("never holds") && machine.withheld() > Duration::from_secs(1) {
         return inconclusive(Needs::QuietMachine, said(&output));
     }
     let found: Found = json(&output);

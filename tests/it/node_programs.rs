@@ -223,7 +223,8 @@ fn with_once_all_requests_wait_for_the_one_outstanding_query() {
         counts["queries"] / counts["expiries"]
     };
     assert_eq!(queries_per_expiry(&["--once"]), 1.0);
-    assert!(queries_per_expiry(&[]) >= 2.0);
+    let found = queries_per_expiry(&[]);
+    assert!(found > 4.0, "{found}");
 }
 
 #[test]
