@@ -7,6 +7,7 @@
 //! - [`server`]: listener, blocking handler, non-blocking connection, event loop, forking; passing connections and
 //!   relaying bytes, choosing among sockets, locks, being told to stop;
 //! - [`cluster`]: workers of any program, in the protocol of Node's cluster: kept alive, and given connections;
+//! - [`pm`]: applications of any kind, kept alive by a daemon;
 //! - [`load`]: when to send, how to send, what came back; [`evenness`]: how evenly the workers shared it;
 //! - [`lab`]: experiment file → cases → rows → record → report;
 //! - [`report`] and [`scoreboard`]: the two JSON documents and the live counters in which these three meet;
@@ -29,6 +30,8 @@ pub mod work;
 pub mod server;
 
 pub mod cluster;
+
+pub mod pm;
 
 pub mod load;
 

@@ -1,0 +1,1 @@
+//! The command line: commands, options, and which applications a command is about.

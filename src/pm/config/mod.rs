@@ -1,0 +1,1 @@
+//! What an application is: plain values, out of a file or the command line.

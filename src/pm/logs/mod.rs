@@ -1,0 +1,1 @@
+//! What the processes write: whole lines, with time stamps.
