@@ -89,6 +89,7 @@ mod tests {
     use super::*;
     use crate::lab::observe::processes::poll_until;
     use nix::unistd::getpgrp;
+    use std::io::Read;
     use std::os::unix::process::CommandExt;
     use std::process::{Command, Stdio};
     use std::time::Duration;
@@ -108,14 +109,19 @@ mod tests {
 
     #[test]
     fn a_footprint_is_complete_when_the_server_holds_its_own_descriptors_and_the_connections() {
-        let child = Command::new("sleep").arg("60").process_group(0).stdin(Stdio::piped()).spawn();
-        let mut child = child.expect("sleep starts");
+        // Not a program that is still being loaded: its loader has the libraries open for a moment.
+        let script = ["-c", "echo loaded; read line"];
+        let mut shell = Command::new("sh");
+        let shell = shell.args(script).process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = shell.spawn().expect("sh starts");
+        let mut said = [0; 7];
+        child.stdout.as_mut().expect("a pipe").read_exact(&mut said).expect("it says that it is loaded");
         let group = child.id() as i32;
         let before = of_group(group).fds;
         let within = |ms| Instant::now() + Duration::from_millis(ms);
         // Long for what comes, on a busy machine; short for the one more that never comes.
         let (held, more) = (settled(group, before, within(30_000)), settled(group, before + 1, within(50)));
-        child.kill().and_then(|()| child.wait()).expect("sleep ends");
+        child.kill().and_then(|()| child.wait()).expect("sh ends");
         assert_eq!(held.map(|footprint| footprint.fds), Some(before));
         assert_eq!(more, None);
     }

@@ -153,6 +153,7 @@ fn split_authority(authority: &str) -> Result<(String, u16), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use socket2::{Domain, Socket, Type};
 
     #[test]
     fn urls_are_taken_apart() {
@@ -184,13 +185,21 @@ mod tests {
 
     #[test]
     fn each_address_is_tried_until_one_takes_the_connection() {
-        let listener = std::net::TcpListener::bind("127.0.0.2:0").unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let open = listener.local_addr().unwrap();
-        let closed = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), open.port());
-        assert_eq!(first_that_connects(&[closed, open]), Ok(open));
-        drop(listener);
-        let refused = first_that_connects(&[closed, open]);
+        // Bound, so that no other test can listen there, and not listening.
+        let bound: Vec<Socket> = [[127, 0, 0, 1], [127, 0, 0, 2]].into_iter().map(bind).collect();
+        let closed: Vec<SocketAddr> =
+            bound.iter().map(|socket| socket.local_addr().unwrap().as_socket().unwrap()).collect();
+        assert_eq!(first_that_connects(&[closed[0], open]), Ok(open));
+        let refused = first_that_connects(&closed);
         assert_eq!(refused.unwrap_err(), "127.0.0.1 connection refused, 127.0.0.2 connection refused");
+    }
+
+    fn bind(address: [u8; 4]) -> Socket {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((address, 0)).into()).unwrap();
+        socket
     }
 
     #[test]
