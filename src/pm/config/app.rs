@@ -1,0 +1,140 @@
+//! What an application is, as plain values: one field per key of the configuration, with PM2's names and defaults.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// How the processes of an application are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExecMode {
+    /// Each is a process of its own, of any program.
+    Fork,
+    /// They are the workers of one `cluster` and share its ports.
+    Cluster,
+}
+
+/// How a line of the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogType {
+    Text,
+    Json,
+}
+
+/// One application. Paths are absolute, durations are written in milliseconds, sizes in bytes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AppConfig {
+    /// Without a slash: it is part of the names of files.
+    pub name: String,
+    pub namespace: String,
+    /// An absolute path, or the name of a program that PATH finds.
+    pub script: PathBuf,
+    pub args: Vec<String>,
+    /// The program that runs the script; `None`: the script is a program itself.
+    pub interpreter: Option<String>,
+    pub interpreter_args: Vec<String>,
+    pub cwd: PathBuf,
+    pub exec_mode: ExecMode,
+    /// At least 1: `max`, 0 and negative numbers have become a number of processes.
+    pub instances: usize,
+    /// What the application gets beside, or instead of, the environment of the one who starts it.
+    pub env: BTreeMap<String, String>,
+    /// The variable that tells each process its number among the instances.
+    pub instance_var: String,
+    pub autorestart: bool,
+    pub max_restarts: u64,
+    #[serde(with = "milliseconds")]
+    pub min_uptime: Duration,
+    #[serde(with = "milliseconds")]
+    pub restart_delay: Duration,
+    /// 0: the delay does not grow.
+    #[serde(with = "milliseconds")]
+    pub exp_backoff_restart_delay: Duration,
+    pub stop_exit_codes: Vec<i32>,
+    /// A pattern of crontab(5), with seconds in front where it has six fields.
+    pub cron_restart: Option<String>,
+    /// Bytes of resident memory of one process.
+    pub max_memory_restart: Option<u64>,
+    /// The files and folders that are watched; none: nothing is.
+    pub watch: Vec<PathBuf>,
+    /// Globs of what is not watched below them.
+    pub ignore_watch: Vec<String>,
+    #[serde(with = "milliseconds")]
+    pub watch_delay: Duration,
+    /// From the signal that asks a process to end until SIGKILL.
+    #[serde(with = "milliseconds")]
+    pub kill_timeout: Duration,
+    /// The process says itself when it is ready.
+    pub wait_ready: bool,
+    #[serde(with = "milliseconds")]
+    pub listen_timeout: Duration,
+    /// What the process has started ends with it.
+    pub treekill: bool,
+    /// `None`: a file in the folder of the process manager.
+    pub out_file: Option<PathBuf>,
+    pub error_file: Option<PathBuf>,
+    pub log_date_format: Option<String>,
+    pub log_type: LogType,
+    /// All instances write into the same files.
+    pub merge_logs: bool,
+    /// Keys that mean nothing to us, as they were.
+    pub unknown: Map<String, Value>,
+}
+
+impl Default for AppConfig {
+    fn default() -> AppConfig {
+        AppConfig {
+            name: String::new(),
+            namespace: "default".to_owned(),
+            script: PathBuf::new(),
+            args: Vec::new(),
+            interpreter: None,
+            interpreter_args: Vec::new(),
+            cwd: PathBuf::new(),
+            exec_mode: ExecMode::Fork,
+            instances: 1,
+            env: BTreeMap::new(),
+            instance_var: "NODE_APP_INSTANCE".to_owned(),
+            autorestart: true,
+            max_restarts: 16,
+            min_uptime: Duration::from_millis(1000),
+            restart_delay: Duration::ZERO,
+            exp_backoff_restart_delay: Duration::ZERO,
+            stop_exit_codes: Vec::new(),
+            cron_restart: None,
+            max_memory_restart: None,
+            watch: Vec::new(),
+            ignore_watch: Vec::new(),
+            watch_delay: Duration::ZERO,
+            kill_timeout: Duration::from_millis(1600),
+            wait_ready: false,
+            listen_timeout: Duration::from_millis(3000),
+            treekill: true,
+            out_file: None,
+            error_file: None,
+            log_date_format: None,
+            log_type: LogType::Text,
+            merge_logs: false,
+            unknown: Map::new(),
+        }
+    }
+}
+
+mod milliseconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        u64::deserialize(deserializer).map(Duration::from_millis)
+    }
+}
