@@ -1,1 +1,13 @@
-//! What the processes write: whole lines, with time stamps.
+//! What the applications write, from their pipes into files, and from the files to a person. As the data travels:
+//!
+//! - [`lines`]: whole lines out of the bytes of a pipe, each as text or as JSON;
+//! - [`file`]: a file that lines are added to: rotated, emptied, opened anew, and tried again where it is full;
+//! - [`writer`]: one output of one process: from its pipe, line by line, to its files.
+
+pub mod file;
+pub mod lines;
+pub mod writer;
+
+pub use file::{LogFiles, Rotation};
+pub use lines::{LineFormat, LogStream};
+pub use writer::{LogSettings, LogWriter};
