@@ -6,6 +6,7 @@
 //! - [`http`] and [`work`]: what one request is, and what it costs;
 //! - [`server`]: listener, blocking handler, non-blocking connection, event loop, forking; passing connections and
 //!   relaying bytes, choosing among sockets, locks, being told to stop;
+//! - [`phased_loop`]: an event loop with Node's phases: observers, callbacks, request objects;
 //! - [`cluster`]: workers of any program, in the protocol of Node's cluster: kept alive, and given connections;
 //! - [`pm`]: applications of any kind, kept alive by a daemon;
 //! - [`load`]: when to send, how to send, what came back; [`evenness`]: how evenly the workers shared it;
@@ -15,6 +16,7 @@
 //! - [`failure`]: how a program that cannot go on says so; [`console`]: standard error and output, read or not;
 //! - [`metrics`]: every number that anything prints, defined once; [`terminal`] and [`keyboard`]: what is
 //!   drawn in a terminal and what is typed there;
+//! - [`slots`]: values under keys that can be out of date;
 //! - [`units`], [`stats`], [`cpu`], [`machine`], [`sys`]: durations, statistics, the CPUs we may use, what the kernel
 //!   counted, and the system calls as thin safe lines.
 //!
@@ -26,6 +28,8 @@
 
 pub mod http;
 pub mod work;
+
+pub mod phased_loop;
 
 pub mod server;
 
@@ -47,6 +51,7 @@ pub mod membership;
 pub mod metrics;
 pub mod report;
 pub mod scoreboard;
+pub mod slots;
 pub mod stats;
 pub mod sys;
 pub mod terminal;

@@ -3,7 +3,7 @@
 //! - [`args`]: the command line of every server; [`listener`]: the listening socket; [`accept`]: a failed accept;
 //! - [`worker`]: what one worker carries with it;
 //! - [`blocking`]: serve a connection and do nothing else meanwhile;
-//! - [`connection`], [`slots`], [`table`], [`reactor`] and [`event_loop`]: serve many connections step by step;
+//! - [`connection`], [`table`], [`reactor`] and [`event_loop`]: serve many connections step by step;
 //! - [`worker_pool`]: fork workers, wait until they are ready, stop and reap them;
 //! - [`selector`]: programs in the kernel that choose among the sockets of a group;
 //! - [`channel`]: pass connections to another process; [`dispatch`]: accept for others, and who has how many;
@@ -40,7 +40,6 @@ pub mod policy;
 pub mod reactor;
 pub mod relay;
 pub mod selector;
-pub mod slots;
 pub mod successor;
 pub mod table;
 pub mod termination;

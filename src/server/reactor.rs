@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use super::connection::{Connection, LINGER, SharedBuffers, Step, end};
 use super::selector::heartbeat::Heartbeat;
-use super::slots::SlotKey;
 use super::table::ConnectionTable;
 use super::worker::Worker;
 use crate::failure::Failure;
 use crate::scoreboard::Count;
+use crate::slots::SlotKey;
 use crate::sys::epoll::{Epoll, Interest, Ready};
 use crate::sys::signal::{has_given_up, wake_on_termination};
 use crate::units::monotonic_ns;

@@ -4,7 +4,7 @@
 //! does something: no heap, no timer per connection, no allocation.
 
 use super::connection::Connection;
-use super::slots::{SlotKey, Slots};
+use crate::slots::{SlotKey, Slots};
 
 const NONE: SlotKey = u64::MAX;
 
