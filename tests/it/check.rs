@@ -1,11 +1,14 @@
 //! `lab check` finds out a server that breaks a point, and says which.
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use acceptlab::lab::check::{self, CommonCause, ProbeResult, Unheld};
+use acceptlab::lab::observe::processes::Process;
 use acceptlab::lab::program::Program;
+use nix::sys::signal::Signal;
 
-use crate::support::{Needs, inconclusive, kind};
+use crate::support::{FOREVER, Needs, inconclusive, kind};
 
 /// The verdicts of `command` on the points named.
 fn judge<const N: usize>(command: &[&str], ids: [&str; N]) -> [ProbeResult; N] {
@@ -185,6 +188,24 @@ fn a_scoreboard_that_only_changes_is_found_out() {
     };
     let [scoreboard] = judge(&server, ["scoreboard"]);
     assert_found(&scoreboard, "not a scoreboard");
+}
+
+/// As with Ctrl-Z and `fg`: a receive that is interrupted so is no close by the server.
+#[test]
+fn an_examiner_that_is_stopped_and_goes_on_judges_as_if_it_had_not_been() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lab"));
+    command.args(["check", "--only", "idle-silent", "--", kind("sync").path]).stdout(Stdio::piped());
+    let mut examiner = command.spawn().expect("cargo has built it");
+    let process = Process::find(examiner.id() as i32).expect("it has not been waited for");
+    while examiner.try_wait().expect("our child").is_none() {
+        if process.stop(FOREVER) {
+            process.signal(Signal::SIGCONT);
+        }
+        // Time in which it gets on; nothing is ordered by it.
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let output = examiner.wait_with_output().expect("our child");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
 #[test]

@@ -233,15 +233,23 @@ impl Client {
     }
 
     fn receive(&mut self, deadline: Instant) -> std::io::Result<usize> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(ErrorKind::TimedOut.into());
-        }
-        self.stream.set_read_timeout(Some(left))?;
         let mut buffer = [0; 65536];
-        let count = self.stream.read(&mut buffer)?;
-        self.received.extend_from_slice(&buffer[..count]);
-        Ok(count)
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(ErrorKind::TimedOut.into());
+            }
+            self.stream.set_read_timeout(Some(left))?;
+            match self.stream.read(&mut buffer) {
+                // Whoever was stopped and goes on has this, too, where a receive has a time-out (signal(7)).
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                received => {
+                    let count = received?;
+                    self.received.extend_from_slice(&buffer[..count]);
+                    return Ok(count);
+                }
+            }
+        }
     }
 
     fn shown(&self) -> String {
