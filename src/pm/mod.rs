@@ -12,6 +12,7 @@
 
 pub mod args;
 pub mod config;
+pub mod cron;
 pub mod logs;
 pub mod restarts;
 pub mod watch;

@@ -1,21 +1,163 @@
 //! What an application is: plain values, out of a file or the command line. In reading order:
 //!
-//! - [`app`]: the values, one field per key.
+//! - [`app`]: the values, one field per key;
+//! - [`evaluate`]: a file in JavaScript becomes one value, and [`documents`]: one in JSON, YAML or TOML;
+//! - [`values`]: what one value may be; [`keys`]: the keys of one application become its values.
 
 mod app;
+mod documents;
+mod evaluate;
+mod keys;
+mod values;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-pub use app::{AppConfig, ExecMode, LogType};
+use serde_json::{Map, Value};
 
+pub use app::{AppConfig, ExecMode, LogType};
+use keys::Surroundings;
+
+use crate::console;
 use crate::failure::Failure;
 
-/// The applications of a configuration file. With a name, the variables of its `env_NAME` come over those of `env`.
+/// A configuration, read.
+#[derive(Debug)]
+pub struct Configuration {
+    pub apps: Vec<AppConfig>,
+    /// Lines about what has no effect.
+    pub warnings: Vec<String>,
+}
+
+/// Whether a file describes applications, by its name; otherwise it is a program.
+pub fn is_configuration(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let endings = [".json", ".yaml", ".yml", ".toml", ".config.js", ".config.cjs", ".config.mjs"];
+    endings.iter().any(|ending| name.ends_with(ending))
+}
+
+/// The applications of a configuration file; warnings go to standard error. With a name, the variables of its `env_NAME`
+/// come over those of `env`.
 ///
 /// # Errors
-/// One line with the file, and the line in it where there is one.
-pub fn load(path: &Path, _env_name: Option<&str>) -> Result<Vec<AppConfig>, Failure> {
-    let text = fs::read_to_string(path).map_err(|error| Failure::new(path.display(), error))?;
-    serde_json::from_str(&text).map_err(|error| Failure::relay(format!("{}: {error}", path.display())))
+/// One line with the file, and the line in it or the application and the key.
+pub fn load(path: &Path, env_name: Option<&str>) -> Result<Vec<AppConfig>, Failure> {
+    let configuration = read(path, env_name, &Map::new())?;
+    configuration.warnings.iter().for_each(console::log);
+    Ok(configuration.apps)
+}
+
+/// The same, with keys that count more than those of the file: for example `{"instances": "max"}` from the command line.
+///
+/// # Errors
+/// As [`load`].
+pub fn read(path: &Path, env_name: Option<&str>, over: &Map<String, Value>) -> Result<Configuration, Failure> {
+    let failure = |why: String| Failure::relay(format!("{}: {why}", path.display()));
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let surroundings = Surroundings::at(folder).map_err(|error| Failure::new(path.display(), error))?;
+    let (document, mut warnings) = document(path)?;
+    let (applications, others) = applications(document, path).map_err(failure)?;
+    for key in others {
+        warnings.push(match key.as_str() {
+            "deploy" => "\"deploy\" is ignored: pm does not deploy".to_owned(),
+            _ => format!("{key:?} is ignored: pm does not know it"),
+        });
+    }
+    if let Some(name) =
+        env_name.filter(|name| applications.iter().all(|keys| !keys.contains_key(&format!("env_{name}"))))
+    {
+        warnings.push(format!("no application has \"env_{name}\""));
+    }
+    let mut names = BTreeSet::new();
+    let mut apps = Vec::new();
+    for (i, keys) in applications.into_iter().enumerate() {
+        let which = match keys.get("name") {
+            Some(Value::String(name)) => format!("application {name:?}"),
+            _ => format!("application {}", i + 1),
+        };
+        let app = keys::application(keys, over.clone(), &surroundings, env_name)
+            .map_err(|why| failure(format!("{which}: {why}")))?;
+        if !names.insert(app.name.clone()) {
+            return Err(failure(format!("two applications have the name {:?}; a name stands for one", app.name)));
+        }
+        let unknown = app.unknown.keys().map(|key| format!("{which}: {key:?} has no effect: pm does not know it"));
+        warnings.extend(unknown);
+        apps.push(app);
+    }
+    let warnings = warnings.into_iter().map(|warning| format!("{}: {warning}", path.display())).collect();
+    Ok(Configuration { apps, warnings })
+}
+
+/// One application that no file describes: its keys come from the command line, and paths begin at this folder.
+///
+/// # Errors
+/// What is wrong with which key.
+pub fn from_keys(keys: Map<String, Value>, folder: &Path) -> Result<AppConfig, Failure> {
+    let surroundings = Surroundings::at(folder).map_err(|error| Failure::new(folder.display(), error))?;
+    keys::application(keys, Map::new(), &surroundings, None).map_err(Failure::relay)
+}
+
+/// The file as one value, and notes about what is not in it.
+fn document(path: &Path) -> Result<(Value, Vec<String>), Failure> {
+    let text = || fs::read_to_string(path).map_err(|error| Failure::new(path.display(), error));
+    let value = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("js" | "cjs" | "mjs") => {
+            text()?;
+            let evaluated = evaluate::evaluate("node", path, evaluate::TIME)?;
+            return Ok((evaluated.value, evaluated.notes));
+        }
+        Some("json") => documents::json(path, &text()?)?,
+        Some("yaml" | "yml") => documents::yaml(path, &text()?)?,
+        Some("toml") => documents::toml(path, &text()?)?,
+        _ => {
+            let failure = Failure::relay(format!("{} is not a configuration by its name", path.display()));
+            return Err(failure.advise("it ends with .js, .cjs, .mjs, .json, .yaml, .yml or .toml"));
+        }
+    };
+    Ok((value, Vec::new()))
+}
+
+type Keys = Map<String, Value>;
+
+/// The applications of a file, whichever shape it has: `{apps: [...]}`, `{apps: {...}}`, a list, one application, or a
+/// package.json. And the keys beside `apps`.
+fn applications(document: Value, path: &Path) -> Result<(Vec<Keys>, Vec<String>), String> {
+    let mut keys = match document {
+        Value::Array(items) => return Ok((objects(items)?, Vec::new())),
+        Value::Object(keys) => keys,
+        _ => return Err("it is neither an object with \"apps\" nor a list of applications".into()),
+    };
+    let is_package = path.file_name().is_some_and(|name| name == "package.json");
+    if let Some(pm2) = keys.remove("pm2").filter(|_| is_package) {
+        return applications(pm2, Path::new("pm2"));
+    }
+    match keys.remove("apps") {
+        Some(Value::Array(items)) => {
+            Ok((objects(items)?, if is_package { Vec::new() } else { keys.keys().cloned().collect() }))
+        }
+        Some(Value::Object(app)) => Ok((vec![app], keys.keys().cloned().collect())),
+        Some(_) => Err("\"apps\" is neither a list nor an object".into()),
+        None if is_package => {
+            let main = keys.get("main").cloned().unwrap_or_else(|| "index.js".into());
+            let mut app = Map::from_iter([("script".to_owned(), main)]);
+            // Of "@scope/name", the name.
+            let name = keys.get("name").and_then(Value::as_str).and_then(|name| name.rsplit('/').next());
+            app.extend(name.map(|name| ("name".to_owned(), name.into())));
+            Ok((vec![app], Vec::new()))
+        }
+        None if keys.contains_key("script") || keys.contains_key("exec") => Ok((vec![keys], Vec::new())),
+        None => Err("it has neither \"apps\" nor \"script\"".into()),
+    }
+}
+
+fn objects(items: Vec<Value>) -> Result<Vec<Keys>, String> {
+    if items.is_empty() {
+        return Err("it has no application".into());
+    }
+    let object = |(i, item)| match item {
+        Value::Object(keys) => Ok(keys),
+        _ => Err(format!("application {} is not an object", i + 1)),
+    };
+    items.into_iter().enumerate().map(object).collect()
 }
