@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::inotify::Inotify;
 
 use crate::failure::Failure;
+use crate::sys::inotify;
 use crate::units::monotonic_ns;
 
 /// Longer contents are not pushed.
@@ -71,11 +72,9 @@ impl Notifier {
 
     /// True: the contents are not what they were.
     pub fn has_changed(&mut self, now_ns: u64) -> bool {
-        let mut is_to_be_read = false;
-        while let Some(events) = self.inotify.as_ref().and_then(|inotify| inotify.read_events().ok()) {
-            // An overflow has no name, and may have been about anything.
-            is_to_be_read |= events.iter().any(|event| event.name.as_ref().is_none_or(|name| *name == self.name));
-        }
+        let events = self.inotify.as_ref().map(inotify::events).unwrap_or_default();
+        // An overflow has no name, and may have been about anything.
+        let mut is_to_be_read = events.iter().any(|event| event.name.as_ref().is_none_or(|name| *name == self.name));
         if now_ns >= self.next_ns {
             // From the time that was due, so that the looks do not drift; from now where several are overdue.
             let every = self.read_every.unwrap_or(LOOK_EVERY).as_nanos() as u64;
@@ -104,15 +103,9 @@ fn version(path: &Path) -> Option<Version> {
     Some((metadata.dev(), metadata.ino(), metadata.len(), metadata.ctime(), metadata.ctime_nsec()))
 }
 
-/// The folder, not the file: a careful writer writes another file and renames it.
 fn watch_folder_of(path: &Path) -> nix::Result<Inotify> {
-    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let events = AddWatchFlags::IN_CLOSE_WRITE
-        | AddWatchFlags::IN_MOVED_TO
-        | AddWatchFlags::IN_MOVED_FROM
-        | AddWatchFlags::IN_DELETE;
-    inotify.add_watch(folder, events)?;
+    let inotify = inotify::open()?;
+    inotify.add_watch(inotify::folder_of(path), inotify::REPLACED)?;
     Ok(inotify)
 }
 

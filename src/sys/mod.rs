@@ -6,6 +6,8 @@ use nix::errno::Errno;
 pub mod bpf;
 pub mod epoll;
 pub mod fd;
+pub mod inotify;
+pub mod local_time;
 pub mod lock;
 pub mod memory;
 pub mod namespace;
