@@ -1,1 +1,539 @@
-//! Files that changed.
+//! Files that changed, in folders with all that is in them, as the kernel reports it (inotify(7)). Only folders are
+//! watched, so 50,000 files in ten folders need ten watches; a new folder is watched when it comes.
+//!
+//! What is seen: a file is written and closed, created, deleted, or replaced by a rename; a folder comes with files in
+//! it, or goes; a link on the way to what is watched leads elsewhere (`current` → `releases/8`, and the `..data` of a
+//! Kubernetes ConfigMap). Links inside the folders are not followed.
+//!
+//! What is ignored: names that begin with a dot, `node_modules`, what matches a glob, and the log files of the
+//! application. A name without a slash means this name at any depth, a path means the one from the working folder; an
+//! ignored folder is not entered.
+//!
+//! A burst of changes is one: it is reported when nothing has changed for the delay, at the latest after ten times that.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
+use nix::errno::Errno;
+use nix::sys::inotify::{AddWatchFlags, Inotify, InotifyEvent, WatchDescriptor};
+
+use crate::failure::Failure;
+use crate::sys::inotify;
+
+/// An editor saves a file in several steps, and a compiler writes many.
+const SHORTEST_DELAY: Duration = Duration::from_millis(50);
+
+/// A burst that goes on is reported after so many delays.
+const MOST_DELAYS: u64 = 10;
+
+/// So many paths of a burst are named.
+const MOST_PATHS: usize = 100;
+
+/// The link that Kubernetes replaces when a ConfigMap changes; all its files are links through this one.
+const CONFIG_MAP_LINK: &str = "..data";
+
+/// All paths are absolute.
+#[derive(Clone, Debug, Default)]
+pub struct WatchSettings {
+    /// Files, and folders with all that is in them. They are watched even where their own name is ignored, and may come
+    /// later.
+    pub roots: Vec<PathBuf>,
+    /// Globs (crate globset): `*` stops at a slash, `**` does not.
+    pub ignore: Vec<String>,
+    /// What a glob with a slash begins in.
+    pub working_folder: PathBuf,
+    /// What the process manager writes there itself: log files; also with a number behind, as rotation leaves them.
+    pub own_files: Vec<PathBuf>,
+    /// At least 50 ms.
+    pub delay: Duration,
+}
+
+pub struct Watcher {
+    inotify: Inotify,
+    settings: WatchSettings,
+    globs: GlobSet,
+    folders: BTreeMap<WatchDescriptor, WatchedFolder>,
+    changed: BTreeSet<PathBuf>,
+    /// The first and the last change of this burst, of CLOCK_MONOTONIC.
+    burst_ns: Option<(u64, u64)>,
+    problems: Vec<String>,
+    /// How many folders could not be watched since this was last described, and the first of all.
+    unwatched: u64,
+    first_unwatched: Option<(PathBuf, Errno)>,
+    is_limit_said: bool,
+}
+
+struct WatchedFolder {
+    path: PathBuf,
+    /// All that is in it counts.
+    is_whole: bool,
+    /// Otherwise these only: a root, or a link on the way to one.
+    names: BTreeSet<OsString>,
+}
+
+impl Watcher {
+    /// What can be watched is watched now; what cannot is said by [`Watcher::take_problems`].
+    ///
+    /// # Errors
+    /// EMFILE when this user has no inotify instance left.
+    pub fn new(settings: WatchSettings) -> nix::Result<Watcher> {
+        let mut problems = Vec::new();
+        let globs = globs(&settings.ignore, &mut problems);
+        let mut watcher = Watcher {
+            inotify: inotify::open()?,
+            settings,
+            globs,
+            folders: BTreeMap::new(),
+            changed: BTreeSet::new(),
+            burst_ns: None,
+            problems,
+            unwatched: 0,
+            first_unwatched: None,
+            is_limit_said: false,
+        };
+        watcher.watch_roots();
+        Ok(watcher)
+    }
+
+    /// When to ask whatever the descriptor says, of CLOCK_MONOTONIC. `None`: not before it is readable.
+    pub fn due_ns(&self) -> Option<u64> {
+        let delay = self.settings.delay.max(SHORTEST_DELAY).as_nanos() as u64;
+        self.burst_ns.map(|(first, last)| (last + delay).min(first + MOST_DELAYS * delay))
+    }
+
+    /// Reads what the kernel has reported. When a burst of changes is over, the paths that changed, at most 100.
+    pub fn changed(&mut self, now_ns: u64) -> Option<Vec<PathBuf>> {
+        for event in inotify::events(&self.inotify) {
+            self.handle(&event, now_ns);
+        }
+        self.describe_unwatched();
+        if self.due_ns()? > now_ns {
+            return None;
+        }
+        self.burst_ns = None;
+        Some(std::mem::take(&mut self.changed).into_iter().collect())
+    }
+
+    /// What has to be said about watching itself: each once.
+    pub fn take_problems(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.problems)
+    }
+
+    fn handle(&mut self, event: &InotifyEvent, now_ns: u64) {
+        let has = |flags: AddWatchFlags| event.mask.intersects(flags);
+        if has(AddWatchFlags::IN_Q_OVERFLOW) {
+            // What it was about is not known: anything may have changed, and folders may have come.
+            self.settings.roots.clone().into_iter().for_each(|root| self.add_change(root, now_ns));
+            return self.watch_roots();
+        }
+        if has(AddWatchFlags::IN_IGNORED) {
+            self.folders.remove(&event.wd);
+            return;
+        }
+        let (Some(folder), Some(name)) = (self.folders.get(&event.wd), &event.name) else { return };
+        let path = folder.path.join(name);
+        let comes_or_goes = has(AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVE);
+        if folder.names.contains(name) && name != CONFIG_MAP_LINK {
+            if comes_or_goes {
+                self.unwatch(&path);
+                self.watch_roots();
+            }
+            return self.add_change(path, now_ns);
+        }
+        let is_counted = folder.is_whole || folder.names.contains(name);
+        if !is_counted || (self.is_ignored(&path, name) && name != CONFIG_MAP_LINK) {
+            return;
+        }
+        if !has(AddWatchFlags::IN_ISDIR) {
+            // A new file is complete when it is closed; a link is complete at once.
+            if !has(AddWatchFlags::IN_CREATE) || is_link(&path) {
+                self.add_change(path, now_ns);
+            }
+        } else if has(AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO) {
+            let mut files = Vec::new();
+            self.watch_tree(path, &mut files);
+            files.into_iter().for_each(|file| self.add_change(file, now_ns));
+        } else {
+            self.unwatch(&path);
+            self.add_change(path, now_ns);
+        }
+    }
+
+    fn add_change(&mut self, path: PathBuf, now_ns: u64) {
+        let first = self.burst_ns.map_or(now_ns, |(first, _)| first);
+        self.burst_ns = Some((first, now_ns));
+        if self.changed.len() < MOST_PATHS {
+            self.changed.insert(path);
+        }
+    }
+
+    fn watch_roots(&mut self) {
+        for root in self.settings.roots.clone() {
+            self.watch_way_to(&root);
+            if root.is_dir() {
+                self.watch_tree(root, &mut Vec::new());
+            }
+        }
+        self.describe_unwatched();
+    }
+
+    /// Watches for the name of the root itself, for each link on the way to it, and for the first name that is missing.
+    fn watch_way_to(&mut self, root: &Path) {
+        let mut way: Vec<&Path> = root.ancestors().filter(|path| path.file_name().is_some()).collect();
+        way.reverse();
+        for path in way {
+            let found = fs::symlink_metadata(path);
+            let is_link = found.as_ref().is_ok_and(|metadata| metadata.is_symlink());
+            if !is_link && found.is_ok() && path != root {
+                continue;
+            }
+            let names = [path.file_name().unwrap_or_default(), OsStr::new(CONFIG_MAP_LINK)];
+            self.watch(inotify::folder_of(path), false, &names);
+            if found.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Watches a folder and those in it; `files` gets what else is there.
+    fn watch_tree(&mut self, root: PathBuf, files: &mut Vec<PathBuf>) {
+        let mut waiting = vec![root];
+        while let Some(folder) = waiting.pop() {
+            // First the watch, then the look: what comes between is seen twice, not never.
+            if !self.watch(&folder, true, &[]) {
+                continue;
+            }
+            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+                let path = entry.path();
+                if self.is_ignored(&path, &entry.file_name()) {
+                    continue;
+                }
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    waiting.push(path);
+                } else if files.len() < MOST_PATHS {
+                    files.push(path);
+                }
+            }
+        }
+    }
+
+    /// False: it is not watched.
+    fn watch(&mut self, path: &Path, is_whole: bool, names: &[&OsStr]) -> bool {
+        let events = inotify::REPLACED | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_ONLYDIR;
+        match self.inotify.add_watch(path, events) {
+            Ok(descriptor) => {
+                let new = WatchedFolder { path: path.to_owned(), is_whole: false, names: BTreeSet::new() };
+                let folder = self.folders.entry(descriptor).or_insert(new);
+                folder.is_whole |= is_whole;
+                folder.names.extend(names.iter().map(|&name| name.to_owned()));
+                true
+            }
+            // It has gone meanwhile.
+            Err(Errno::ENOENT | Errno::ENOTDIR) => false,
+            Err(errno) => {
+                self.unwatched += 1;
+                self.first_unwatched.get_or_insert_with(|| (path.to_owned(), errno));
+                false
+            }
+        }
+    }
+
+    /// A folder, and those in it, that are there no more, or under another name.
+    fn unwatch(&mut self, path: &Path) {
+        self.folders.retain(|&descriptor, folder| {
+            let stays = !folder.path.starts_with(path);
+            // Where the folder was deleted, the kernel has removed its watch already.
+            let _ = stays || self.inotify.rm_watch(descriptor).is_ok();
+            stays
+        });
+    }
+
+    fn is_ignored(&self, path: &Path, name: &OsStr) -> bool {
+        let is_usual = name.as_encoded_bytes().starts_with(b".") || name == "node_modules";
+        let relative = path.strip_prefix(&self.settings.working_folder).unwrap_or(path);
+        is_usual || self.globs.is_match(relative) || self.globs.is_match(path) || self.is_own(path)
+    }
+
+    fn is_own(&self, path: &Path) -> bool {
+        let has_number = path.extension().is_some_and(|end| end.as_encoded_bytes().iter().all(u8::is_ascii_digit));
+        let own = &self.settings.own_files;
+        own.iter().any(|file| file == path) || has_number && own.contains(&path.with_extension(""))
+    }
+
+    /// One line about all folders that could not be watched; of those that come later there is none.
+    fn describe_unwatched(&mut self) {
+        let count = std::mem::take(&mut self.unwatched);
+        let Some((path, errno)) = self.first_unwatched.as_ref().filter(|_| count > 0 && !self.is_limit_said) else {
+            return;
+        };
+        let others = if count > 1 { format!(" and {} more folders", count - 1) } else { String::new() };
+        let tried = format!("watch {}{others}", path.display());
+        let failure = match errno {
+            Errno::ENOSPC => Failure::new(tried, std::io::Error::other("the user's limit is reached"))
+                .advise("changes there are not seen; raise fs.inotify.max_user_watches, or ignore more"),
+            errno => Failure::new(tried, *errno).advise("changes there are not seen"),
+        };
+        self.problems.push(failure.to_string());
+        self.is_limit_said = true;
+    }
+}
+
+/// What epoll waits for.
+impl AsFd for Watcher {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inotify.as_fd()
+    }
+}
+
+/// A symbolic link, or one more name of a file: nobody will close it after writing.
+fn is_link(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink() || metadata.nlink() > 1)
+}
+
+/// A glob that cannot be read is said, and the others count.
+fn globs(patterns: &[String], problems: &mut Vec<String>) -> GlobSet {
+    let mut set = GlobSetBuilder::new();
+    for pattern in patterns {
+        let trimmed = pattern.trim_start_matches("./").trim_end_matches('/');
+        let anywhere = if trimmed.contains('/') { trimmed.to_owned() } else { format!("**/{trimmed}") };
+        match GlobBuilder::new(&anywhere).literal_separator(true).build() {
+            Ok(glob) => drop(set.add(glob)),
+            Err(error) => problems.push(format!("ignore {pattern:?}: {}; the others count", error.kind())),
+        }
+    }
+    set.build().unwrap_or_else(|error| {
+        problems.push(format!("ignore {patterns:?}: {error}; none counts"));
+        GlobSet::empty()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+    use std::process::Command;
+
+    const S: u64 = 1_000_000_000;
+
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Folder {
+            let folder = std::env::temp_dir().join(format!("acceptlab-watch-{name}-{}", std::process::id()));
+            let _ = fs::remove_dir_all(&folder);
+            fs::create_dir(&folder).unwrap();
+            Folder(folder)
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.0.join(name)
+        }
+
+        fn write(&self, name: &str) {
+            fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
+            fs::write(self.path(name), name).unwrap();
+        }
+
+        fn watcher(&self, roots: &[&str], ignore: &[&str]) -> Watcher {
+            Watcher::new(WatchSettings {
+                roots: roots.iter().map(|root| self.path(root)).collect(),
+                ignore: ignore.iter().map(|&glob| glob.to_owned()).collect(),
+                working_folder: self.0.clone(),
+                own_files: vec![self.path("app/out.log")],
+                delay: Duration::ZERO,
+            })
+            .unwrap()
+        }
+
+        /// What a burst that is over consists of.
+        #[track_caller]
+        fn expect(&self, watcher: &mut Watcher, expected: &[&str]) {
+            assert_eq!(watcher.changed(S), None, "a burst is not over at once");
+            let paths = watcher.changed(2 * S).unwrap_or_default();
+            let names = paths.iter().map(|path| path.strip_prefix(&self.0).unwrap().to_str().unwrap());
+            assert_eq!(names.collect::<Vec<_>>(), expected);
+            assert_eq!(watcher.changed(3 * S), None, "it is reported once");
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn writing_creating_renaming_and_deleting_is_seen_and_reading_is_not() {
+        let folder = Folder::new("seen");
+        ["app/a.js", "app/lib/b.js", "app/lib/c.js", "elsewhere"].iter().for_each(|name| folder.write(name));
+        let mut watcher = folder.watcher(&["app"], &[]);
+        fs::read(folder.path("app/a.js")).unwrap();
+        folder.expect(&mut watcher, &[]);
+        folder.write("app/a.js");
+        folder.expect(&mut watcher, &["app/a.js"]);
+        fs::rename(folder.path("elsewhere"), folder.path("app/lib/b.js")).unwrap();
+        fs::remove_file(folder.path("app/lib/c.js")).unwrap();
+        folder.expect(&mut watcher, &["app/lib/b.js", "app/lib/c.js"]);
+        symlink("a.js", folder.path("app/link")).unwrap();
+        folder.expect(&mut watcher, &["app/link"]);
+    }
+
+    #[test]
+    fn a_new_folder_is_watched_with_all_that_is_in_it_until_it_goes() {
+        let folder = Folder::new("folders");
+        folder.write("app/a.js");
+        let mut watcher = folder.watcher(&["app"], &[]);
+        folder.write("app/new/deep/x.js");
+        folder.expect(&mut watcher, &["app/new/deep/x.js"]);
+        folder.write("app/new/deep/y.js");
+        folder.expect(&mut watcher, &["app/new/deep/y.js"]);
+        fs::rename(folder.path("app/new"), folder.path("app/moved")).unwrap();
+        folder.expect(&mut watcher, &["app/moved/deep/x.js", "app/moved/deep/y.js", "app/new"]);
+        folder.write("app/moved/deep/x.js");
+        folder.expect(&mut watcher, &["app/moved/deep/x.js"]);
+        fs::rename(folder.path("app/moved"), folder.path("gone")).unwrap();
+        folder.expect(&mut watcher, &["app/moved"]);
+        folder.write("gone/deep/x.js");
+        folder.expect(&mut watcher, &[]);
+    }
+
+    #[test]
+    fn what_is_ignored_is_not_seen_and_ignored_folders_are_not_entered() {
+        let folder = Folder::new("ignored");
+        for name in ["app/.git/x", "app/node_modules/x", "app/tmp/x", "app/lib/x", "app/public/a/x"] {
+            folder.write(name);
+        }
+        let ignore = ["./app/tmp/", "*.log", "app/public/**", "[oops", "\\.swp"];
+        let mut watcher = folder.watcher(&["app"], &ignore);
+        let problems = watcher.take_problems();
+        assert!(problems.len() == 1 && problems[0].contains("[oops"), "{problems:?}");
+        for name in ["app/.git/x", "app/.env", "app/node_modules/x", "app/lib/node_modules/y"] {
+            folder.write(name);
+        }
+        for name in ["app/tmp/x", "app/lib/a.log", "app/public/a/x", "app/out.log", "app/out.log.1"] {
+            folder.write(name);
+        }
+        folder.expect(&mut watcher, &[]);
+        folder.write("app/lib/tmp");
+        folder.write("app/out.log.1.js");
+        folder.expect(&mut watcher, &["app/lib/tmp", "app/out.log.1.js"]);
+        assert!(!watcher.folders.values().any(|folder| folder.path.ends_with("tmp") || folder.path.ends_with(".git")));
+    }
+
+    #[test]
+    fn a_burst_is_over_after_the_delay_and_one_without_end_is_reported_all_the_same() {
+        let folder = Folder::new("burst");
+        folder.write("app/a.js");
+        let mut watcher = folder.watcher(&["app"], &[]);
+        watcher.settings.delay = Duration::from_secs(1);
+        assert_eq!((watcher.changed(5 * S), watcher.due_ns()), (None, None));
+        let mut report = |now| {
+            folder.write("app/a.js");
+            (watcher.changed(now).is_some(), watcher.due_ns())
+        };
+        assert_eq!(report(10 * S), (false, Some(11 * S)));
+        assert_eq!(report(10 * S + S / 2), (false, Some(11 * S + S / 2)));
+        for tenth in 1..95 {
+            let now = 10 * S + S / 2 + tenth * S / 10;
+            assert_eq!(report(now), (false, Some((now + S).min(20 * S))));
+        }
+        assert_eq!(report(20 * S), (true, None));
+    }
+
+    #[test]
+    fn the_links_on_the_way_to_what_is_watched_may_lead_elsewhere() {
+        let folder = Folder::new("links");
+        folder.write("releases/1/src/a.js");
+        folder.write("releases/2/src/a.js");
+        symlink("releases/1", folder.path("current")).unwrap();
+        let mut watcher = folder.watcher(&["current/src", "config"], &[]);
+        folder.write("releases/1/src/a.js");
+        folder.expect(&mut watcher, &["current/src/a.js"]);
+        symlink("releases/2", folder.path("next")).unwrap();
+        fs::rename(folder.path("next"), folder.path("current")).unwrap();
+        folder.expect(&mut watcher, &["current"]);
+        folder.write("releases/1/src/a.js");
+        folder.expect(&mut watcher, &[]);
+        folder.write("releases/2/src/a.js");
+        folder.expect(&mut watcher, &["current/src/a.js"]);
+        // What is watched may come later.
+        folder.write("config/a.json");
+        folder.expect(&mut watcher, &["config"]);
+        folder.write("config/a.json");
+        folder.expect(&mut watcher, &["config/a.json"]);
+    }
+
+    #[test]
+    fn the_files_of_a_config_map_change_with_its_link_whether_they_or_their_folder_are_watched() {
+        let folder = Folder::new("config-map");
+        folder.write("config/..1/app.json");
+        symlink("..1", folder.path("config/..data")).unwrap();
+        symlink("..data/app.json", folder.path("config/app.json")).unwrap();
+        let mut watchers = ["config", "config/app.json"].map(|root| folder.watcher(&[root], &[]));
+        for version in ["config/..2", "config/..3"] {
+            folder.write(&format!("{version}/app.json"));
+            symlink(folder.path(version), folder.path("config/..data_tmp")).unwrap();
+            fs::rename(folder.path("config/..data_tmp"), folder.path("config/..data")).unwrap();
+            for watcher in &mut watchers {
+                folder.expect(watcher, &["config/..data"]);
+            }
+        }
+    }
+
+    #[test]
+    fn one_file_is_watched_whoever_replaces_it() {
+        let folder = Folder::new("file");
+        ["app/.env", "app/other"].iter().for_each(|name| folder.write(name));
+        let mut watcher = folder.watcher(&["app/.env"], &[]);
+        folder.write("app/other");
+        folder.expect(&mut watcher, &[]);
+        folder.write("app/.env");
+        folder.expect(&mut watcher, &["app/.env"]);
+        for _ in 0..2 {
+            folder.write("app/.env.new");
+            fs::rename(folder.path("app/.env.new"), folder.path("app/.env")).unwrap();
+            folder.expect(&mut watcher, &["app/.env"]);
+        }
+    }
+
+    #[test]
+    fn where_the_limit_of_watches_is_reached_one_line_says_so_and_the_rest_is_watched() {
+        const INSIDE: &str = "ACCEPTLAB_FEW_WATCHES";
+        if std::env::var_os(INSIDE).is_none() {
+            // The limit of a user namespace of our own (namespaces(7)); nobody else's changes.
+            let name =
+                "pm::watch::tests::where_the_limit_of_watches_is_reached_one_line_says_so_and_the_rest_is_watched";
+            let script = "echo 10 > /proc/sys/user/max_inotify_watches && exec \"$@\" || exit 77";
+            let mut test = Command::new("unshare");
+            test.args(["--user", "--map-root-user", "sh", "-c", script, "sh"]);
+            let output = test.arg(std::env::current_exe().unwrap()).args([name, "--exact"]).env(INSIDE, "1").output();
+            match output {
+                Ok(output) if output.status.success() => {}
+                Ok(output) if output.status.code() != Some(77) && output.status.code() != Some(1) => {
+                    panic!("{}", String::from_utf8_lossy(&output.stdout))
+                }
+                other => eprintln!("skipped: no user namespace with a limit of its own: {other:?}"),
+            }
+            return;
+        }
+        let folder = Folder::new("limit");
+        (0..40).for_each(|number| folder.write(&format!("app/{number}/x")));
+        let mut watcher = folder.watcher(&["app"], &[]);
+        let problems = watcher.take_problems();
+        assert!(problems.len() == 1, "{problems:?}");
+        assert!(problems[0].contains(" and 31 more folders") || problems[0].contains(" and 32 more folders"));
+        assert!(problems[0].contains("fs.inotify.max_user_watches"));
+        (0..40).for_each(|number| folder.write(&format!("app/{number}/x")));
+        assert_eq!(watcher.changed(S), None);
+        assert!(watcher.changed(2 * S).unwrap().len() >= 8);
+        folder.write("app/new/x");
+        watcher.changed(S);
+        assert!(watcher.take_problems().is_empty(), "it is said once");
+    }
+}
