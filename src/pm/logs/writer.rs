@@ -14,6 +14,7 @@ use nix::unistd::read;
 
 use super::file::{AppendFile, Buffers, LogFiles, Rotation};
 use super::lines::{LineFormat, LineSplitter, USUAL_CAPACITY};
+use super::time_stamp::TimeStamps;
 use crate::sys::fd::until_uninterrupted;
 use crate::units::utc_now_ms;
 
@@ -29,16 +30,28 @@ pub struct LogSettings {
     /// Each gets every line: the log of this output, and perhaps one for all outputs of the application.
     pub paths: Vec<PathBuf>,
     pub format: LineFormat,
+    /// `log_date_format`. Without it text has no time, and JSON has that of UTC (RFC 3339).
+    pub date_format: Option<String>,
     pub rotation: Option<Rotation>,
 }
 
 pub struct LogWriter {
     fifo: OwnedFd,
     splitter: LineSplitter,
+    clock: Clock,
+    destinations: Destinations,
+    has_ended: bool,
+}
+
+enum Clock {
+    Silent,
+    Utc(String),
+    Local(TimeStamps),
+}
+
+struct Destinations {
     files: Vec<Rc<RefCell<AppendFile>>>,
     shared: LogFiles,
-    is_json: bool,
-    has_ended: bool,
 }
 
 impl LogWriter {
@@ -49,14 +62,15 @@ impl LogWriter {
     pub fn open(fifo: OwnedFd, settings: &LogSettings, files: &LogFiles) -> nix::Result<LogWriter> {
         let flags = OFlag::from_bits_retain(fcntl(&fifo, FcntlArg::F_GETFL)?);
         fcntl(&fifo, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        Ok(LogWriter {
-            fifo,
-            splitter: LineSplitter::new(settings.format.clone()),
-            files: settings.paths.iter().map(|path| files.at(path, settings.rotation)).collect(),
-            shared: files.clone(),
-            is_json: matches!(settings.format, LineFormat::Json { .. }),
-            has_ended: false,
-        })
+        let clock = match (&settings.date_format, &settings.format) {
+            (Some(format), _) if !format.is_empty() => Clock::Local(TimeStamps::new(format)),
+            (_, LineFormat::Json { .. }) => Clock::Utc(String::new()),
+            (_, LineFormat::Plain) => Clock::Silent,
+        };
+        let splitter = LineSplitter::new(settings.format.clone());
+        let shared = files.clone();
+        let files = settings.paths.iter().map(|path| files.at(path, settings.rotation)).collect();
+        Ok(LogWriter { fifo, splitter, clock, destinations: Destinations { files, shared }, has_ended: false })
     }
 
     /// Reads what is there, at most 1 MiB, and writes the lines that it completes. True: there is more.
@@ -64,9 +78,9 @@ impl LogWriter {
     /// # Errors
     /// Those of read(2) but for EAGAIN. A file that cannot be written is none: see [`LogFiles::take_problems`].
     pub fn read_available(&mut self) -> nix::Result<bool> {
-        let buffers = self.shared.buffers();
+        let buffers = self.destinations.shared.buffers();
         let Buffers { input, output } = &mut *buffers.borrow_mut();
-        let time = if self.is_json { utc_now_ms() } else { String::new() };
+        let time = self.clock.now();
         let mut left = MOST_AT_ONCE;
         let outcome = loop {
             match until_uninterrupted(|| read(&self.fifo, input)) {
@@ -76,9 +90,9 @@ impl LogWriter {
                 }
                 Ok(length) => {
                     self.has_ended = false;
-                    self.splitter.take(&input[..length], &time, output);
+                    self.splitter.take(&input[..length], time, output);
                     if output.len() >= BATCH {
-                        self.write(output);
+                        self.destinations.write(output);
                     }
                     // A read that could take more has emptied the pipe (pipe(7)).
                     if length < input.len() {
@@ -93,7 +107,7 @@ impl LogWriter {
                 Err(errno) => break Err(errno),
             }
         };
-        self.write(output);
+        self.destinations.write(output);
         outcome
     }
 
@@ -103,12 +117,11 @@ impl LogWriter {
     /// # Errors
     /// As of [`LogWriter::read_available`].
     pub fn finish(&mut self) -> nix::Result<()> {
-        // As much as any pipe holds that an ordinary user may have (pipe(7), /proc/sys/fs/pipe-max-size).
+        // One call reads as much as any pipe holds that an ordinary user may have (pipe(7), /proc/sys/fs/pipe-max-size).
         let outcome = self.read_available();
-        let time = if self.is_json { utc_now_ms() } else { String::new() };
         let mut lines = Vec::new();
-        self.splitter.end(&time, &mut lines);
-        self.write(&mut lines);
+        self.splitter.end(self.clock.now(), &mut lines);
+        self.destinations.write(&mut lines);
         outcome.map(drop)
     }
 
@@ -119,20 +132,39 @@ impl LogWriter {
 
     /// For `pm flush`: its files are empty again.
     pub fn flush(&self) {
-        self.files.iter().for_each(|file| self.shared.report(file.borrow_mut().flush()));
+        self.destinations.for_each(AppendFile::flush);
     }
 
     /// For the logs of one application; [`LogFiles::reopen`] does it for all.
     pub fn reopen(&self) {
-        self.files.iter().for_each(|file| self.shared.report(file.borrow_mut().reopen()));
+        self.destinations.for_each(AppendFile::reopen);
     }
+}
 
+impl Destinations {
     fn write(&self, lines: &mut Vec<u8>) {
         if !lines.is_empty() {
-            self.files.iter().for_each(|file| self.shared.report(file.borrow_mut().append(lines)));
+            self.for_each(|file| file.append(lines));
         }
         lines.clear();
         lines.shrink_to(USUAL_CAPACITY);
+    }
+
+    fn for_each(&self, action: impl Fn(&mut AppendFile) -> Option<String>) {
+        self.files.iter().for_each(|file| self.shared.report(action(&mut file.borrow_mut())));
+    }
+}
+
+impl Clock {
+    fn now(&mut self) -> &str {
+        match self {
+            Clock::Silent => "",
+            Clock::Utc(text) => {
+                *text = utc_now_ms();
+                text
+            }
+            Clock::Local(stamps) => stamps.now(),
+        }
     }
 }
 
