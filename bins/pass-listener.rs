@@ -99,14 +99,16 @@ fn serve_as_the_last(listener: Listener, args: &WorkersArgs, mut pool: WorkerPoo
     let worker = Worker::start(args.workers - 1, &args.server, pool.scoreboard())?;
     // The signal itself shuts the socket for all of them: a master in the middle of a request could not.
     termination::shut_listener_when_stopping(&listener)?;
-    let mut events = EventLoop::new(listener, worker)?;
+    // A worker that dies wakes the master, too.
+    let mut events = EventLoop::new(listener.woken_by(pool.signals())?, worker)?;
     server::ready(address)?;
 
     while events.serve_until_connection()? {
         let connection = events.acceptor.accept_nonblocking();
-        events.add_accepted(connection)?;
-        // The master's other task. When all its children are dead it is the last worker, and serves on.
-        pool.reap_dead();
+        if !events.add_accepted(connection)? {
+            // The master's other task. When all its children are dead it is the last worker, and serves on.
+            pool.reap_dead_after_signal();
+        }
     }
 
     pool.begin_stop();

@@ -22,14 +22,15 @@ use crate::membership;
 pub struct Listener {
     /// The socket, or what a worker of a cluster waits for.
     fd: OwnedFd,
+    /// Another descriptor to wait for.
+    second: Option<OwnedFd>,
     address: SocketAddr,
     cluster: Option<Cluster>,
 }
 
 struct Cluster {
     member: Rc<RefCell<Member>>,
-    /// Copies of its descriptors: another to wait for, and what a signal shuts.
-    second: Option<OwnedFd>,
+    /// A copy of its descriptor: what a signal shuts.
     channel: OwnedFd,
 }
 
@@ -65,11 +66,10 @@ impl Listener {
         let bound = SockRef::from(&socket).local_addr();
         let bound = bound.map_err(|error| Failure::new("ask a listening socket for its address", error))?;
         let address = bound.as_socket().expect("a TCP socket has an IP address");
-        Ok(Listener { fd: socket, address, cluster: None })
+        Ok(Listener { fd: socket, second: None, address, cluster: None })
     }
 
     fn of_cluster(member: Rc<RefCell<Member>>) -> Result<Listener, Failure> {
-        let copy = |fd: BorrowedFd| fd.try_clone_to_owned().map_err(|error| Failure::new("copy a descriptor", error));
         let borrowed = member.borrow();
         let (wait, second) = borrowed.descriptors();
         let fd = copy(wait)?;
@@ -77,7 +77,7 @@ impl Listener {
         let channel = copy(borrowed.ipc.as_fd())?;
         let address = borrowed.address;
         drop(borrowed);
-        Ok(Listener { fd, address, cluster: Some(Cluster { member, second, channel }) })
+        Ok(Listener { fd, second, address, cluster: Some(Cluster { member, channel }) })
     }
 
     fn bind_with(
@@ -114,6 +114,11 @@ impl Listener {
             SockRef::from(&self.fd).set_nonblocking(true).map_err(|error| Failure::new(tried, error))?;
         }
         Ok(self)
+    }
+
+    /// An event loop that waits for a connection is woken when `other` is readable, too; then no connection may be there.
+    pub fn woken_by(self, other: impl AsFd) -> Result<Listener, Failure> {
+        Ok(Listener { second: Some(copy(other.as_fd())?), ..self })
     }
 
     /// Shuts it in every process that holds it: none takes a new connection, blocked and later accepts return EINVAL.
@@ -163,7 +168,7 @@ impl Acceptor for Listener {
     }
 
     fn second_descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.cluster.as_ref()?.second.as_ref().map(OwnedFd::as_fd)
+        self.second.as_ref().map(OwnedFd::as_fd)
     }
 
     fn sender_keeps_copies(&self) -> bool {
@@ -173,6 +178,10 @@ impl Acceptor for Listener {
 
 /// A listener that workers share is never a cluster's: nothing is passed.
 impl Acceptor for &Listener {}
+
+fn copy(fd: BorrowedFd) -> Result<OwnedFd, Failure> {
+    fd.try_clone_to_owned().map_err(|error| Failure::new("copy a descriptor", error))
+}
 
 fn explain_bind(address: SocketAddr, error: std::io::Error) -> Failure {
     let advice = match error.kind() {

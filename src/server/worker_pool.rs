@@ -168,6 +168,13 @@ impl WorkerPool {
         self.pids.iter().flatten().count()
     }
 
+    /// For a master that serves, when [`WorkerPool::signals`] may have woken it. Its handlers take the signals that stop
+    /// it, so only SIGCHLD waits there.
+    pub fn reap_dead_after_signal(&mut self) {
+        let _ = self.signals.take();
+        self.reap_dead();
+    }
+
     /// Asks every worker to stop, waits for [`GRACE`], kills the rest, reaps all.
     pub fn stop(&mut self) {
         let deadline = self.begin_stop();

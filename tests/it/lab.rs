@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 
 use crate::cluster::has_node;
 use crate::support::{Needs, inconclusive};
+use crate::timing::Machine;
 
 const LAB: &str = env!("CARGO_BIN_EXE_lab");
 const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
@@ -273,14 +274,16 @@ fn a_stopped_worker_keeps_the_connections_of_its_own_queue_and_goes_on_afterward
             "[{ run = \"sync\", law = \"1/N\" }]",
             "[{ run = \"prefork --workers 2\" }, { run = \"reuseport --workers 2\" }]",
         )
-        .replace("--connections 2", "--connections 100 --rate 200 --timeout 200ms")
-        .replace("duration = \"100ms\"", "duration = \"800ms\"")
+        .replace("--connections 2", "--connections 100 --rate 200 --timeout 600ms")
+        .replace("duration = \"100ms\"", "duration = \"1600ms\"")
         .replace(
             "columns = [\"qps\", \"law_qps\", \"deviation\", \"timeouts\"]",
             "columns = [\"stuck\"]\ndisturb = \"stop 1\"",
         );
     let scratch = Scratch::new("disturbed", &lesson);
+    let machine = Machine::watch();
     let output = scratch.lab(&["run", "--seed", "1"]);
+    let withheld = machine.withheld();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     for row in recorded(&scratch) {
         assert!(row["failure"].is_null(), "{row}");
@@ -288,7 +291,12 @@ fn a_stopped_worker_keeps_the_connections_of_its_own_queue_and_goes_on_afterward
         let timeouts = row["load"]["errors"]["timeout"].as_u64().unwrap();
         // One connection may have been in the stopped worker's hands, and on a busy machine a few are late; a queue of its
         // own takes about half of all.
-        assert!(if shared { timeouts <= 8 } else { timeouts > 10 }, "{label}: {timeouts} of 160 stuck");
+        if shared && timeouts > 8 && withheld > Duration::from_millis(600) {
+            let why = format!("{label}: {timeouts} of 320 late; the machine withheld {withheld:?}");
+            inconclusive(Needs::QuietMachine, why);
+        } else {
+            assert!(if shared { timeouts <= 8 } else { timeouts > 10 }, "{label}: {timeouts} of 320 stuck");
+        }
         // It was let go in the end: the server ended well, and its report is there.
         assert_eq!(row["server"]["workers"].as_array().unwrap().len(), 2, "{label}");
     }
@@ -623,14 +631,16 @@ fn a_server_that_answers_wrongly_fails_its_experiment() {
         let server = scratch.root.join("server.py");
         fs::write(&server, broken).unwrap();
         let clients =
-            if number == 0 { "[LOADGEN, \"bare-client --churn --connections 1 --duration 100ms\"]" } else { "LOADGEN" };
+            if number == 0 { "[LOADGEN, \"bare-client --churn --connections 1 --duration 1s\"]" } else { "LOADGEN" };
         let lesson = LESSON
             .replace("run = \"sync\", law = \"1/N\"", &format!("run = \"python3 {}\"", server.display()))
             .replace("server_flags = \"--work block:1ms\"\n", "")
             .replace("[\"qps\", \"law_qps\", \"deviation\", \"timeouts\"]", "[\"qps\"]");
         let (before, load) = lesson.split_once("load = ").unwrap();
         let (load, after) = load.split_once('\n').unwrap();
-        let lesson = format!("{before}load = {}\n{after}", clients.replace("LOADGEN", load));
+        // Answers, and not a time in which a busy machine may have none.
+        let load = load.replace("--duration {duration}", "--requests 20");
+        let lesson = format!("{before}load = {}\n{after}", clients.replace("LOADGEN", &load));
         fs::write(scratch.root.join("experiments/01-lesson.md"), lesson).unwrap();
         let run = scratch.lab(&["run", "--quick", "--seed", "1"]);
         let said = String::from_utf8(run.stderr).unwrap();
