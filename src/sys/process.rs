@@ -11,7 +11,7 @@ use nix::sys::prctl;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
-use nix::unistd::{ForkResult, Pid, getpid, getppid};
+use nix::unistd::{ForkResult, Pid, getpid, getppid, setsid};
 
 use crate::sys::namespace::{self, NetworkNamespace};
 
@@ -87,6 +87,18 @@ pub fn spawn_child(
     };
     // SAFETY: between fork and exec the closure makes system calls alone and allocates nothing (signal-safety(7)).
     unsafe { command.process_group(0).pre_exec(prepare) }.spawn()
+}
+
+/// Starts a program that outlives us: in a session of its own, so that no terminal reaches it, and with no signal
+/// blocked. It leads a process group, too: a signal to the group reaches what the program has started.
+pub fn spawn_in_session(command: &mut Command) -> std::io::Result<Child> {
+    let prepare = || {
+        setsid()?;
+        SigSet::empty().thread_set_mask()?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes system calls alone and allocates nothing (signal-safety(7)).
+    unsafe { command.pre_exec(prepare) }.spawn()
 }
 
 /// Runs `last` when the process exits, after main has returned or exit(3) was called; not when a signal kills it.
@@ -169,6 +181,17 @@ pub enum Ending {
     KilledBy(i32),
 }
 
+impl Ending {
+    /// Out of the number in which wait(2) packs the two cases.
+    pub fn of_wait_status(status: i32) -> Ending {
+        if libc::WIFSIGNALED(status) {
+            Ending::KilledBy(libc::WTERMSIG(status))
+        } else {
+            Ending::Exited(libc::WEXITSTATUS(status))
+        }
+    }
+}
+
 impl fmt::Display for Ending {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         match *self {
@@ -201,10 +224,5 @@ pub fn reap() -> nix::Result<Option<(Pid, Ending, Usage)>> {
     if pid == 0 {
         return Ok(None);
     }
-    let ending = if libc::WIFSIGNALED(status) {
-        Ending::KilledBy(libc::WTERMSIG(status))
-    } else {
-        Ending::Exited(libc::WEXITSTATUS(status))
-    };
-    Ok(Some((Pid::from_raw(pid), ending, Usage::from(raw))))
+    Ok(Some((Pid::from_raw(pid), Ending::of_wait_status(status), Usage::from(raw))))
 }
