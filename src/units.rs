@@ -127,6 +127,11 @@ pub fn utc_now_ms() -> String {
     format!("{}.{:03}Z", utc(now.as_secs()).trim_end_matches('Z'), now.subsec_millis())
 }
 
+/// Of the wall clock, which may jump: to be shown, never to measure.
+pub fn wall_ms() -> u64 {
+    since_1970().as_millis() as u64
+}
+
 fn since_1970() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }

@@ -90,10 +90,16 @@ pub fn spawn_child(
 }
 
 /// Starts a program that outlives us: in a session of its own, so that no terminal reaches it, and with no signal
-/// blocked. It leads a process group, too: a signal to the group reaches what the program has started.
-pub fn spawn_in_session(command: &mut Command) -> std::io::Result<Child> {
-    let prepare = || {
+/// blocked. It leads a process group, too: a signal to the group reaches what the program has started. `kept` is open
+/// there under the number it has here.
+pub fn spawn_in_session(command: &mut Command, kept: Option<BorrowedFd>) -> std::io::Result<Child> {
+    let number = kept.map(|fd| fd.as_raw_fd());
+    let prepare = move || {
         setsid()?;
+        if let Some(number) = number {
+            // SAFETY: fcntl(2) with F_SETFD touches no memory.
+            Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, 0) })?;
+        }
         SigSet::empty().thread_set_mask()?;
         Ok(())
     };

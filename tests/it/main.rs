@@ -51,6 +51,7 @@ mod merge;
 mod node_programs;
 mod ordinary_user;
 mod passing;
+mod pm;
 mod ports;
 mod proxy;
 mod readers;

@@ -1,0 +1,135 @@
+//! What each command asks the daemon, and what it prints of the answer.
+
+use std::collections::BTreeMap;
+use std::io::stdout;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::args::{PmCommand, StartArgs, Targets};
+use super::client::{self, PmConnection};
+use super::config::{self, AppConfig};
+use super::daemon;
+use super::home::{self, PmHome};
+use super::output;
+use super::protocol::{PmReply, PmRequest};
+use crate::console::{self, Format};
+use crate::failure::Failure;
+use crate::terminal::{Paint, width};
+
+/// Runs one command to its end.
+///
+/// # Errors
+/// One line for the user.
+pub fn run(command: PmCommand) -> Result<(), Failure> {
+    let home = PmHome::find()?;
+    let ask = |request: PmRequest| PmConnection::open(&home)?.ask(&request);
+    let change = |request: PmRequest| print_list(&ask(request)?);
+    match command {
+        PmCommand::Start(args) => start(&home, &args),
+        PmCommand::Stop(Targets { targets }) => change(PmRequest::Stop { targets }),
+        PmCommand::Restart(Targets { targets }) => change(PmRequest::Restart { targets }),
+        PmCommand::Delete(Targets { targets }) => {
+            ask(PmRequest::Delete { targets })?;
+            print_list(&ask(PmRequest::List)?)
+        }
+        PmCommand::Scale { name, instances } => change(PmRequest::Scale { name, instances: instances.into() }),
+        PmCommand::List { format: Format::Text } => print_list(&ask(PmRequest::List)?),
+        PmCommand::List { format: Format::Json } | PmCommand::Jlist => {
+            let list = serde_json::to_string(&ask(PmRequest::List)?.processes).expect("its keys are strings");
+            console::print(&format!("{list}\n"))
+        }
+        PmCommand::Describe(Targets { targets }) => {
+            let reply = ask(PmRequest::Describe { targets })?;
+            console::print(&output::describe(&reply.processes, Paint::on(&stdout())))
+        }
+        PmCommand::Env(Targets { targets }) => {
+            console::print(&output::environment(&ask(PmRequest::Describe { targets })?.processes))
+        }
+        PmCommand::Signal { signal, targets: Targets { targets } } => {
+            change(PmRequest::Signal { signal: signal as i32, targets })
+        }
+        PmCommand::Reset(Targets { targets }) => change(PmRequest::Reset { targets }),
+        PmCommand::Save => {
+            let reply = ask(PmRequest::Save)?;
+            let processes = reply.processes.len();
+            console::print(&format!("{processes} processes saved in {}\n", home.dump().display()))
+        }
+        PmCommand::Resurrect => change(PmRequest::Resurrect),
+        PmCommand::Events => events(&home),
+        PmCommand::Ping => {
+            ask(PmRequest::Ping)?;
+            console::print(&format!("the daemon of {} answers\n", home.folder().display()))
+        }
+        PmCommand::Kill => kill(&home),
+        PmCommand::Daemon => daemon::run(&home, None, client::daemon_is_ready),
+    }
+}
+
+fn start(home: &PmHome, args: &StartArgs) -> Result<(), Failure> {
+    let path = Path::new(&args.file);
+    let is_file = path.is_file();
+    if !is_file && !args.file.contains('/') && !args.no_daemon {
+        let targets = vec![args.file.clone()];
+        // A daemon that is not there knows no application.
+        if let Some(mut connection) = PmConnection::find(home)?
+            && connection.ask(&PmRequest::Describe { targets: targets.clone() }).is_ok()
+        {
+            return print_list(&connection.ask(&PmRequest::Wake { targets })?);
+        }
+    }
+    let mut keys = args.keys.to_keys();
+    if !args.arguments.is_empty() {
+        keys.insert("args".to_owned(), json!(args.arguments));
+    }
+    let is_configuration = is_file && config::is_configuration(path);
+    let apps = if is_configuration {
+        let configuration = config::read(path, args.env.as_deref(), &keys)?;
+        configuration.warnings.iter().for_each(console::log);
+        chosen(configuration.apps, &args.names)?
+    } else {
+        keys.insert("script".to_owned(), Value::from(args.file.clone()));
+        let folder = std::env::current_dir().map_err(|error| Failure::new("find the current folder", error))?;
+        vec![config::from_keys(keys, &folder)?]
+    };
+    let variables =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let environment: BTreeMap<String, String> = variables.filter(|(name, _)| name != home::VARIABLE).collect();
+    let request = PmRequest::Start { apps, environment, only_new: !is_configuration && !args.force };
+    if args.no_daemon {
+        return daemon::run(home, Some(request), || {});
+    }
+    print_list(&PmConnection::open(home)?.ask(&request)?)
+}
+
+/// Those with these names; all, when none is given.
+fn chosen(apps: Vec<AppConfig>, names: &[String]) -> Result<Vec<AppConfig>, Failure> {
+    if let Some(name) = names.iter().find(|name| !apps.iter().any(|app| app.name == **name)) {
+        let there = apps.iter().map(|app| app.name.as_str()).collect::<Vec<_>>().join(", ");
+        return Err(Failure::relay(format!("no application {name:?} in the configuration; there are: {there}")));
+    }
+    Ok(apps.into_iter().filter(|app| names.is_empty() || names.contains(&app.name)).collect())
+}
+
+fn print_list(reply: &PmReply) -> Result<(), Failure> {
+    console::print(&output::list(&reply.processes, width(&stdout()), Paint::on(&stdout())))
+}
+
+fn events(home: &PmHome) -> Result<(), Failure> {
+    let mut connection = PmConnection::open(home)?;
+    connection.send(&PmRequest::Events)?;
+    while let Some(line) = connection.receive()? {
+        console::print(&line)?;
+    }
+    Ok(())
+}
+
+fn kill(home: &PmHome) -> Result<(), Failure> {
+    let Some(mut connection) = PmConnection::find(home)? else {
+        return console::print("there is no daemon\n");
+    };
+    let ended = connection.ask(&PmRequest::Kill)?.processes.len();
+    // It has ended when it has left us.
+    while connection.receive()?.is_some() {}
+    console::print(&format!("{ended} processes and the daemon have ended\n"))
+}

@@ -1,0 +1,149 @@
+//! The folder of one process manager, `$PM_HOME`: where its files are, and the locks by which there is one daemon.
+//!
+//! ```text
+//! control.sock       where clients find the daemon (0600)
+//! daemon.lock        held by the daemon as long as it lives; it has the daemon's pid, for people
+//! start.lock         held by a client that starts the daemon, so that two clients start one
+//! state.json         what runs now: the next daemon adopts it
+//! dump.json          what `pm save` has kept for `pm resurrect`
+//! pm.log             what the daemon says
+//! logs/NAME-out-ID.log, logs/NAME-error-ID.log
+//! fifo/ID-out, fifo/ID-err     the applications' standard output and error; they outlive the daemon
+//! ```
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+use super::logs::LogStream;
+use crate::failure::Failure;
+use crate::sys::fd::until_uninterrupted;
+
+/// Where the environment names the folder.
+pub const VARIABLE: &str = "PM_HOME";
+
+#[derive(Clone, Debug)]
+pub struct PmHome {
+    folder: PathBuf,
+}
+
+/// The daemon of this folder is who holds it. The kernel releases it when its holder dies, however it dies.
+pub struct DaemonLock {
+    _file: Flock<File>,
+}
+
+/// What a client holds while it starts the daemon.
+pub struct StartLock {
+    _file: Flock<File>,
+}
+
+impl PmHome {
+    /// `$PM_HOME`, or `~/.pm`.
+    pub fn find() -> Result<PmHome, Failure> {
+        let named = std::env::var_os(VARIABLE).filter(|name| !name.is_empty()).map(PathBuf::from);
+        let folder = named.or_else(|| std::env::home_dir().map(|home| home.join(".pm")));
+        let Some(folder) = folder else {
+            return Err(Failure::relay(format!("find the home folder: there is none; set {VARIABLE} to a folder")));
+        };
+        let folder = std::path::absolute(&folder).map_err(|error| Failure::new(folder.display(), error))?;
+        Ok(PmHome { folder })
+    }
+
+    /// Makes the folders that are missing, for our user only.
+    pub fn make(&self) -> Result<(), Failure> {
+        for folder in [self.folder.clone(), self.logs(), self.folder.join("fifo")] {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+            made.map_err(|error| {
+                Failure::new(format_args!("create the folder {}", folder.display()), error)
+                    .advise(format_args!("set {VARIABLE} to a folder that you may write"))
+            })?;
+        }
+        Ok(())
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("control.sock")
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.folder.join("state.json")
+    }
+
+    pub fn dump(&self) -> PathBuf {
+        self.folder.join("dump.json")
+    }
+
+    pub fn log(&self) -> PathBuf {
+        self.folder.join("pm.log")
+    }
+
+    pub fn logs(&self) -> PathBuf {
+        self.folder.join("logs")
+    }
+
+    pub fn fifo(&self, id: u32, stream: LogStream) -> PathBuf {
+        self.folder.join("fifo").join(format!("{id}-{}", stream.name()))
+    }
+
+    /// `None`: another daemon has it.
+    pub fn lock_daemon(&self) -> Result<Option<DaemonLock>, Failure> {
+        let path = self.folder.join("daemon.lock");
+        let failed = |error: io::Error| Failure::new(format_args!("lock {}", path.display()), error);
+        match Flock::lock(self.open_lock(&path).map_err(failed)?, FlockArg::LockExclusiveNonblock) {
+            Ok(mut file) => {
+                // Only for people: who holds the lock is the daemon, whatever number stands here.
+                let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+                written.map_err(failed)?;
+                Ok(Some(DaemonLock { _file: file }))
+            }
+            Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, errno)) => Err(failed(errno.into())),
+        }
+    }
+
+    /// Waits until no other client starts a daemon.
+    pub fn lock_start(&self) -> Result<StartLock, Failure> {
+        let path = self.folder.join("start.lock");
+        let failed = |error: io::Error| Failure::new(format_args!("lock {}", path.display()), error);
+        let locked = until_uninterrupted(|| {
+            let file = self.open_lock(&path).map_err(crate::sys::errno_of)?;
+            Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno)
+        });
+        Ok(StartLock { _file: locked.map_err(|errno| failed(errno.into()))? })
+    }
+
+    fn open_lock(&self, path: &Path) -> io::Result<File> {
+        OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)
+    }
+
+    /// Replaces a file: after a crash of the program or of the machine it has its old or its new content, and is whole.
+    pub fn replace(&self, path: &Path, content: &[u8]) -> Result<(), Failure> {
+        let temporary = path.with_extension("json.new");
+        let write = || {
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+            file.write_all(content)?;
+            file.sync_all()?;
+            fs::rename(&temporary, path)?;
+            // The new name is on the disk when its folder is (fsync(2)).
+            File::open(&self.folder)?.sync_all()
+        };
+        write().map_err(|error: io::Error| Failure::new(format_args!("write {}", path.display()), error))
+    }
+
+    /// `None` when there is no such file.
+    pub fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, Failure> {
+        match fs::read(path) {
+            Ok(content) => Ok(Some(content)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Failure::new(format_args!("read {}", path.display()), error)),
+        }
+    }
+}

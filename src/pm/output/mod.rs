@@ -1,0 +1,21 @@
+//! What a person reads: pure, from the entries of `jlist`. [`list`]: all processes in a table; [`describe`]: one of them.
+
+pub mod describe;
+pub mod list;
+
+pub use describe::{describe, environment};
+pub use list::list;
+
+/// A duration in its largest whole unit, as PM2 shows it: `12s`, `5m`, `3h`, `2D`.
+fn age(ms: u64) -> String {
+    match ms / 1000 {
+        seconds @ 0..60 => format!("{seconds}s"),
+        seconds @ 60..3600 => format!("{}m", seconds / 60),
+        seconds @ 3600..86_400 => format!("{}h", seconds / 3600),
+        seconds => format!("{}D", seconds / 86_400),
+    }
+}
+
+fn size(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}

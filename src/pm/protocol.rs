@@ -1,0 +1,174 @@
+//! What a client and the daemon say to each other on the control socket. A client sends one request, a line of JSON; the
+//! answer is lines of JSON, of which the last has the key `"ok"`. Any program may be a client:
+//!
+//! ```text
+//! $ echo '{"do":"list"}' | nc -U ~/.pm/control.sock
+//! {"ok":true,"processes":[{"pid":604,"name":"web","pm_id":0,…}]}
+//! ```
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::config::AppConfig;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "kebab-case")]
+pub enum PmRequest {
+    Ping,
+    List,
+    /// An application whose name is there already is restarted with the new configuration.
+    Start {
+        apps: Vec<AppConfig>,
+        /// Of the client: what the applications' own variables are added to.
+        #[serde(default)]
+        environment: BTreeMap<String, String>,
+        /// A name that is there already is an error.
+        #[serde(default)]
+        only_new: bool,
+    },
+    /// Starts what is stopped.
+    Wake {
+        targets: Vec<String>,
+    },
+    Stop {
+        targets: Vec<String>,
+    },
+    Restart {
+        targets: Vec<String>,
+    },
+    Delete {
+        targets: Vec<String>,
+    },
+    /// As `list`, of these alone.
+    Describe {
+        targets: Vec<String>,
+    },
+    /// Sends a signal, by its number.
+    Signal {
+        signal: i32,
+        targets: Vec<String>,
+    },
+    /// Sets the counts of restarts to 0.
+    Reset {
+        targets: Vec<String>,
+    },
+    /// From now on so many processes.
+    Scale {
+        name: String,
+        instances: usize,
+    },
+    Save,
+    Resurrect,
+    /// Events, each a line, until the client leaves.
+    Events,
+    /// Stops all processes, and the daemon.
+    Kill,
+}
+
+/// The last line of an answer.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct PmReply {
+    pub ok: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// All of them for `list`, otherwise those that the request was about, as they are now.
+    #[serde(default)]
+    pub processes: Vec<ProcessEntry>,
+}
+
+impl PmReply {
+    pub fn refusal(error: impl Into<String>) -> PmReply {
+        PmReply { error: Some(error.into()), ..PmReply::default() }
+    }
+}
+
+/// One process as `pm jlist` shows it, with PM2's keys, so that programs written for PM2's list read ours.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ProcessEntry {
+    /// 0: there is none.
+    pub pid: i32,
+    pub name: String,
+    pub pm_id: u32,
+    pub monit: ProcessUsage,
+    pub pm2_env: ProcessState,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct ProcessUsage {
+    /// Resident, in bytes.
+    pub memory: u64,
+    /// Percent of one CPU.
+    pub cpu: f64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ProcessState {
+    pub status: ProcessStatus,
+    /// The last start, in milliseconds since 1970.
+    pub pm_uptime: u64,
+    pub created_at: u64,
+    /// How long the process has been up, in milliseconds of a clock that does not jump; 0 where there is none.
+    pub uptime_ms: u64,
+    pub restart_time: u64,
+    pub unstable_restarts: u64,
+    /// `fork_mode` or `cluster_mode`.
+    pub exec_mode: String,
+    pub instances: usize,
+    pub pm_exec_path: String,
+    pub pm_cwd: String,
+    pub pm_out_log_path: String,
+    pub pm_err_log_path: String,
+    pub exec_interpreter: String,
+    pub args: Vec<String>,
+    pub namespace: String,
+    #[serde(rename = "NODE_APP_INSTANCE")]
+    pub number: usize,
+    pub env: BTreeMap<String, String>,
+    /// Why it is not online, or how it ended last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// How the last process ended: a status, or 128 and the signal's number as in a shell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// Keys of the configuration that nobody here knows.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub unknown: Map<String, Value>,
+    pub autorestart: bool,
+    pub watch: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cron_restart: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_memory_restart: Option<u64>,
+}
+
+/// With PM2's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProcessStatus {
+    Online,
+    /// It runs, and has not said yet that it is ready.
+    Launching,
+    /// It was asked to end.
+    Stopping,
+    Stopped,
+    /// It ended, and is started again after a delay.
+    #[serde(rename = "waiting restart")]
+    WaitingRestart,
+    /// It could not be started, or ended too often.
+    Errored,
+}
+
+impl ProcessStatus {
+    pub fn name(self) -> &'static str {
+        match self {
+            ProcessStatus::Online => "online",
+            ProcessStatus::Launching => "launching",
+            ProcessStatus::Stopping => "stopping",
+            ProcessStatus::Stopped => "stopped",
+            ProcessStatus::WaitingRestart => "waiting restart",
+            ProcessStatus::Errored => "errored",
+        }
+    }
+}
