@@ -69,7 +69,9 @@ pub fn run(command: PmCommand) -> Result<(), Failure> {
 fn start(home: &PmHome, args: &StartArgs) -> Result<(), Failure> {
     let path = Path::new(&args.file);
     let is_file = path.is_file();
-    if !is_file && !args.file.contains('/') && !args.no_daemon {
+    let mut keys = args.keys.to_keys();
+    // With an option it is a program, even if an application has its name.
+    if !is_file && !args.file.contains('/') && !args.no_daemon && keys.is_empty() && args.arguments.is_empty() {
         let targets = vec![args.file.clone()];
         // A daemon that is not there knows no application.
         if let Some(mut connection) = PmConnection::find(home)?
@@ -78,7 +80,6 @@ fn start(home: &PmHome, args: &StartArgs) -> Result<(), Failure> {
             return print_list(&connection.ask(&PmRequest::Wake { targets })?);
         }
     }
-    let mut keys = args.keys.to_keys();
     if !args.arguments.is_empty() {
         keys.insert("args".to_owned(), json!(args.arguments));
     }

@@ -298,20 +298,6 @@ fn a_program_that_ignores_sigint_is_killed_with_what_it_has_started() {
 }
 
 #[test]
-fn what_a_program_has_started_has_its_time_to_end_even_if_the_program_is_gone() {
-    let pm = Manager::new("leftover");
-    // The child is asked together with its parent, and needs longer.
-    let child = "trap 'sleep 0.3; echo cleaned up; exit' INT; echo ready; while :; do sleep 0.1; done";
-    let script = pm.script("parent.sh", &format!("bash -c '{}' &\nexec sleep 1000\n", child.replace('\'', "'\\''")));
-    pm.done(&["start", &script, "--kill-timeout", "20000"]);
-    pm.await_log("parent-out-0.log", "ready");
-    let pid = pm.pid("parent");
-    pm.done(&["stop", "parent"]);
-    pm.await_log("parent-out-0.log", "cleaned up");
-    assert!(!is_alive(pid));
-}
-
-#[test]
 fn a_program_that_forks_and_ends_is_given_up_and_its_children_do_not_pile_up() {
     let pm = Manager::new("double");
     let script = pm.script("double.sh", "(sleep 1000 &)\necho $$\nexit 0\n");
