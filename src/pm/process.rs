@@ -180,7 +180,12 @@ impl ManagedProcess {
                 LogType::Text => LineFormat::Plain,
                 LogType::Json => LineFormat::Json { stream, process_id: self.id, app_name: config.name.clone() },
             };
-            let settings = LogSettings { paths: vec![self.log_path(home, stream)], format, rotation: None };
+            let settings = LogSettings {
+                paths: vec![self.log_path(home, stream)],
+                format,
+                date_format: config.log_date_format.clone(),
+                rotation: None,
+            };
             let writer = LogWriter::open(fifo.into(), &settings, files);
             let writer =
                 writer.map_err(|errno| Failure::new(format_args!("read the output of {}", config.name), errno))?;
