@@ -29,6 +29,7 @@ use crate::sys::epoll::{Epoll, Interest};
 use crate::units::monotonic_ns;
 
 pub mod pool;
+pub mod scenario;
 
 use pool::{HelperPool, NoResult, Outcome, RequestClass};
 
@@ -42,7 +43,7 @@ const REPORTS_PER_WAIT: usize = 1024;
 /// times.
 const PENDING_ROUNDS: usize = 8;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Phase {
     /// No callback runs: the program itself does.

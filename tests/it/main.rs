@@ -56,6 +56,7 @@ mod ports;
 mod proxy;
 mod readers;
 mod record;
+mod scenarios;
 mod screen;
 mod select;
 mod signals;

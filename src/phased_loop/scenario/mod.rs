@@ -1,0 +1,72 @@
+//! A scenario says what callbacks do: start timers, queue immediates, read a file, and so on. It is JSON, so that one
+//! text can run here and, translated, on Node:
+//!
+//! ```json
+//! {"about": "a tick runs before the loop goes on",
+//!  "steps": [{"timer": {"id": "t1", "after": "1ms", "then": [{"nextTick": {"id": "n1"}}]}},
+//!            {"immediate": {"id": "i1"}}]}
+//! ```
+//!
+//! The steps are done in order, before the loop starts, as Node does a main module. Each step but `clear`, `again` and
+//! `spin` has a callback; when it runs, it is reported as a line of JSON, and the steps in its `then` are done. The
+//! names are Node's. In reading order:
+//!
+//! - [`language`]: what a scenario is, and each kind of step;
+//! - [`run`](mod@run): what each kind of step is on the loop.
+//!
+//! `tests/it/scenarios.rs` holds the order against Node's own.
+
+mod language;
+mod run;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::failure::Failure;
+use crate::units::parse_positive_duration;
+
+pub use language::*;
+pub use run::{CallbackLine, run};
+
+/// The part of the command line that is about scenarios.
+#[derive(Args, Clone, Debug)]
+pub struct ScenarioArgs {
+    /// Run the scenario in this JSON file instead of a server: one line of JSON for each callback
+    #[arg(long, value_name = "FILE")]
+    pub scenario: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub limits: ScenarioLimits,
+}
+
+/// When a scenario is given up, because it may never end.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct ScenarioLimits {
+    /// Give a scenario up after so many callbacks
+    #[arg(long, value_name = "N", default_value_t = 10_000, requires = "scenario",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub limit: u64,
+
+    /// Give a scenario up after this time
+    #[arg(long, value_name = "DUR", default_value = "10s", requires = "scenario",
+          value_parser = parse_positive_duration)]
+    pub time_limit: Duration,
+}
+
+/// Runs the scenario in a file and reports each callback as it runs.
+///
+/// # Errors
+/// One line: the file cannot be read, is no scenario, or its scenario was given up.
+pub fn run_file(
+    file: &Path,
+    limits: ScenarioLimits,
+    report: impl FnMut(CallbackLine) + 'static,
+) -> Result<(), Failure> {
+    let tried = format!("scenario {}", file.display());
+    let text = std::fs::read(file).map_err(|error| Failure::new(format!("read {tried}"), error))?;
+    let scenario = Scenario::parse(&text).map_err(|wrong| Failure::new(&tried, io::Error::other(wrong)))?;
+    run(&scenario, file, limits, report).map_err(|wrong| Failure::new(&tried, wrong))
+}
