@@ -13,7 +13,7 @@ use nix::time::{ClockId, ClockNanosleepFlags, clock_nanosleep};
 
 use crate::units::{monotonic_ns, parse_duration, thread_cpu_ns};
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cost {
     None,
     Wait(Duration),

@@ -481,6 +481,17 @@ impl PhasedLoop {
         self.microtasks.push_back(Box::new(callback));
     }
 
+    /// A timer that is due once, and closed before `callback` runs.
+    pub fn set_timeout(&mut self, after: Duration, callback: impl FnOnce(&mut PhasedLoop) + 'static) -> Observer {
+        let mut callback = Some(callback);
+        let timer = self.observe(Phase::Timers, move |events, event| {
+            events.close(event.observer, |_| {});
+            callback.take().into_iter().for_each(|callback| callback(events));
+        });
+        self.start_timer(timer, after, Duration::ZERO);
+        timer
+    }
+
     /// In the next check phase.
     pub fn immediate(&mut self, callback: impl FnOnce(&mut PhasedLoop) + 'static) {
         self.immediates.push_back(Box::new(callback));

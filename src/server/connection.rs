@@ -47,8 +47,8 @@ pub enum Step {
     AwaitInput,
     /// Wait until the socket takes more from us.
     AwaitOutput,
-    /// The request waits for I/O: call [`Connection::finish_wait`] after this long.
-    AwaitWork(Duration),
+    /// The request waits, for I/O or for a helper thread: call [`Connection::finish_wait`] when this is spent.
+    AwaitWork(Cost),
     /// It could go on, but others wait: come back to it after them.
     Yield,
     /// The refusal is sent; read what still comes for a moment, then close.
@@ -60,8 +60,8 @@ pub enum Step {
 #[derive(Debug, PartialEq, Eq)]
 enum ServingState {
     Serving,
-    /// A request waits for I/O; the next one is not looked at before it is answered.
-    Waiting(Request, Duration),
+    /// A request waits; the next one is not looked at before it is answered.
+    Waiting(Request, Cost),
     Closing,
     Refusing,
     Lingering,
@@ -202,7 +202,7 @@ impl Connection {
             match self.state {
                 ServingState::Serving if needs_more => return Ok(None),
                 ServingState::Serving => {}
-                ServingState::Waiting(_, duration) => return Ok(Some(Step::AwaitWork(duration))),
+                ServingState::Waiting(_, cost) => return Ok(Some(Step::AwaitWork(cost))),
                 ServingState::Closing => return Ok(Some(Step::Close { lost: false })),
                 ServingState::Refusing | ServingState::Lingering => {
                     self.state = ServingState::Lingering;
@@ -226,14 +226,16 @@ impl Connection {
                 Next::More => needs_more = true,
                 Next::MoreAfterContinue => scratch.output.extend_from_slice(CONTINUE),
                 Next::Bad(status) => self.refuse(status, worker, scratch),
-                Next::Request(request) => match worker.draw_cost() {
-                    Cost::Wait(duration) => self.state = ServingState::Waiting(request, duration),
-                    cost => {
+                Next::Request(request) => {
+                    let cost = worker.draw_cost();
+                    if worker.is_free_during(cost) {
+                        self.state = ServingState::Waiting(request, cost);
+                    } else {
                         // The others wait as well: this is what `block` and `spin` do to an event loop.
                         cost.spend(has_given_up);
                         self.answer(request, worker, scratch);
                     }
-                },
+                }
             }
         }
         scratch.input.copy_within(at..*filled, 0);

@@ -4,6 +4,7 @@
 //! - [`worker`]: what one worker carries with it;
 //! - [`blocking`]: serve a connection and do nothing else meanwhile;
 //! - [`connection`], [`table`], [`reactor`] and [`event_loop`]: serve many connections step by step;
+//! - [`callbacks`]: the same, as callbacks of a [`PhasedLoop`](crate::phased_loop::PhasedLoop);
 //! - [`worker_pool`]: fork workers, wait until they are ready, stop and reap them;
 //! - [`selector`]: programs in the kernel that choose among the sockets of a group;
 //! - [`channel`]: pass connections to another process; [`dispatch`]: accept for others, and who has how many;
@@ -28,6 +29,7 @@ use crate::report::ServerReport;
 pub mod accept;
 pub mod args;
 pub mod blocking;
+pub mod callbacks;
 pub mod channel;
 pub mod connection;
 pub mod dispatch;

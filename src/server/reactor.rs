@@ -188,7 +188,7 @@ impl Reactor {
         match step(connection, &mut self.worker, &mut self.scratch) {
             Step::AwaitInput => self.watch(key, Interest::empty()),
             Step::AwaitOutput => self.watch(key, Interest::EPOLLOUT),
-            Step::AwaitWork(duration) => self.set_timer(key, duration, Purpose::Answer),
+            Step::AwaitWork(cost) => self.set_timer(key, cost.duration(), Purpose::Answer),
             Step::Yield => self.set_timer(key, Duration::ZERO, Purpose::GoOn),
             Step::Linger => self.set_timer(key, LINGER, Purpose::Close),
             Step::Close { lost } => self.close(key, lost),

@@ -44,6 +44,7 @@ each_keeps_the_contract! {
     threaded_keeps_the_contract "threaded"
     thread_pool_keeps_the_contract "thread-pool"
     event_driven_keeps_the_contract "event-driven"
+    event_loop_keeps_the_contract "event-loop"
     shared_accept_keeps_the_contract "shared-accept"
     accept_mutex_keeps_the_contract "accept-mutex"
     reuseport_keeps_the_contract "reuseport"

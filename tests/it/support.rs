@@ -27,7 +27,7 @@ pub struct Kind {
 }
 
 /// In teaching order.
-pub const SERVERS: [Kind; 13] = [
+pub const SERVERS: [Kind; 14] = [
     one_process("sync", env!("CARGO_BIN_EXE_sync")),
     Kind { is_forked: true, ..one_process("prefork", env!("CARGO_BIN_EXE_prefork")) },
     Kind { is_forked: true, ..one_process("prefork-poll", env!("CARGO_BIN_EXE_prefork-poll")) },
@@ -35,6 +35,7 @@ pub const SERVERS: [Kind; 13] = [
     one_process("threaded", env!("CARGO_BIN_EXE_threaded")),
     one_process("thread-pool", env!("CARGO_BIN_EXE_thread-pool")),
     Kind { is_event_loop: true, ..one_process("event-driven", env!("CARGO_BIN_EXE_event-driven")) },
+    Kind { is_event_loop: true, ..one_process("event-loop", env!("CARGO_BIN_EXE_event-loop")) },
     event_loops("shared-accept", env!("CARGO_BIN_EXE_shared-accept")),
     event_loops("accept-mutex", env!("CARGO_BIN_EXE_accept-mutex")),
     event_loops("reuseport", env!("CARGO_BIN_EXE_reuseport")),
