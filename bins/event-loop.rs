@@ -16,6 +16,7 @@
 use std::cell::RefCell;
 use std::process::ExitCode;
 use std::rc::Rc;
+use std::time::Duration;
 
 use acceptlab::membership::is_member;
 use acceptlab::phased_loop::{ObservedEvent, Observer, Phase, PhasedLoop, RunMode};
@@ -26,6 +27,7 @@ use acceptlab::server::callbacks::Connections;
 use acceptlab::server::{self, Failure, Listener, Scoreboard, ServerArgs, Worker, termination};
 use acceptlab::sys::epoll::Interest;
 use acceptlab::sys::signal::{forget_listener, has_given_up, wake_on_termination};
+use acceptlab::units::parse_duration;
 use clap::Parser;
 use clap::builder::RangedU64ValueParser;
 
@@ -37,16 +39,19 @@ struct Args {
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
     pool: usize,
 
+    /// Work that blocks for this long or longer may occupy at most half of the helper threads, rounded up
+    #[arg(long, value_name = "DUR", value_parser = parse_duration)]
+    slow: Option<Duration>,
+
     #[command(flatten)]
     server: ServerArgs,
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    server::finish(run(args.pool, &args.server))
+    server::finish(run(&Args::parse()))
 }
 
-fn run(pool: usize, args: &ServerArgs) -> Result<ServerReport, Failure> {
+fn run(Args { pool, slow, server: args }: &Args) -> Result<ServerReport, Failure> {
     if is_member() {
         let line = "this server does not speak with the master of a cluster; give `cluster` event-driven instead";
         return Err(Failure::relay(line.to_owned()));
@@ -57,8 +62,8 @@ fn run(pool: usize, args: &ServerArgs) -> Result<ServerReport, Failure> {
     let mut worker = Worker::start(0, args, &scoreboard)?;
     worker.has_helpers = true;
     termination::shut_listener_when_stopping(&listener)?;
-    let mut events = PhasedLoop::new(pool).map_err(|errno| Failure::new("open an event loop", errno))?;
-    let connections = Connections::new(worker);
+    let mut events = PhasedLoop::new(*pool).map_err(|errno| Failure::new("open an event loop", errno))?;
+    let connections = Connections::new(worker, slow.unwrap_or(Duration::MAX));
     let failed = Rc::new(RefCell::new(None));
 
     // The first observer: the listening socket. Its callback accepts.

@@ -315,7 +315,7 @@ pub static INTERVAL: &[Section] = &[Section { title: "One interval of a run (--o
 pub static TABLES: &[Section] = &[
     Section { title: "How much", metrics: &[
         metric("law_qps", "law requests", "/s",
-            "What the law promises (`lab explain`), with the N, M, C and P of the command lines."),
+            "What the law promises (`lab explain`), with the N, M, C, H and P of the command lines."),
         metric("deviation", "deviation", "%", "100 · (requests/s − law) / law."),
         metric("share_of_baseline", "share of baseline", "",
             "Requests/s over those of the baseline's run directly before or after."),

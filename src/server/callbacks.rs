@@ -26,6 +26,7 @@ struct SharedByAll {
     worker: Worker,
     scratch: SharedBuffers,
     open: Slots<Rc<Served>>,
+    slow_from: Duration,
     is_ending: bool,
 }
 
@@ -46,9 +47,10 @@ struct Served {
 type TakeStep = fn(&mut Connection, &mut Worker, &mut SharedBuffers) -> Step;
 
 impl Connections {
-    pub fn new(worker: Worker) -> Connections {
+    /// Work that blocks for `slow_from` or longer belongs to the slow class of requests.
+    pub fn new(worker: Worker, slow_from: Duration) -> Connections {
         let (scratch, open) = (SharedBuffers::default(), Slots::default());
-        Connections(Rc::new(RefCell::new(SharedByAll { worker, scratch, open, is_ending: false })))
+        Connections(Rc::new(RefCell::new(SharedByAll { worker, scratch, open, slow_from, is_ending: false })))
     }
 
     pub fn count(&self, count: Count) {
@@ -109,10 +111,10 @@ impl Connections {
 
     fn on_ready(&self, events: &mut PhasedLoop, served: &Rc<Served>, event: ObservedEvent) {
         let is_gone = event.ready.intersects(Interest::EPOLLERR | Interest::EPOLLHUP);
-        if let Some(connection) = &mut *served.connection.borrow_mut() {
-            if event.ready.intersects(Interest::EPOLLIN | Interest::EPOLLRDHUP) || is_gone {
-                connection.mark_readable(is_gone || event.ready.contains(Interest::EPOLLRDHUP));
-            }
+        if let Some(connection) = &mut *served.connection.borrow_mut()
+            && (event.ready.intersects(Interest::EPOLLIN | Interest::EPOLLRDHUP) || is_gone)
+        {
+            connection.mark_readable(is_gone || event.ready.contains(Interest::EPOLLRDHUP));
         }
         served.touch(events.now_ns());
         if is_gone && served.is(Connection::is_waiting) {
@@ -166,7 +168,9 @@ impl Connections {
                 let block = move || Cost::Block(duration).spend(has_given_up);
                 let done = move |events: &mut PhasedLoop| all.go_on(events, &later, Connection::finish_wait);
                 let fallback = done.clone();
-                if events.submit(RequestClass::Fast, block, move |events, _| done(events)).is_err() {
+                let is_slow = duration >= self.0.borrow().slow_from;
+                let class = if is_slow { RequestClass::Slow } else { RequestClass::Fast };
+                if events.submit(class, block, move |events, _| done(events)).is_err() {
                     // Without a helper thread this is an event loop that blocks.
                     block();
                     events.immediate(fallback);

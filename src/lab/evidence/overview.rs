@@ -62,47 +62,41 @@ fn section(lesson: &Lesson, links: &Links) -> String {
     heading + &paragraph(&text.join(" ")) + &picture.unwrap_or_default() + &claims(lesson)
 }
 
-/// The claims of a lesson on one line: a line for each would make this page too long to be read at once.
 fn claims(lesson: &Lesson) -> String {
-    if lesson.judged.is_empty() {
-        return String::new();
-    }
     let row = |judged: &JudgedClaim| {
         let bar = judged.bar().map_or(String::new(), Bar::to_string);
-        let cells = [&judged.claim.says, judged.verdict.name(), &judged.measured(), &bar].map(escaped);
-        format!("<tr><td>{}</td></tr>", cells.join("</td><td>"))
+        [judged.claim.says.clone(), judged.verdict.name().to_string(), judged.measured(), bar]
     };
-    let head = "<tr><th>claim</th><th>here</th><th>measured</th><th>required</th></tr>";
+    on_one_line(["claim", "here", "measured", "required"], lesson.judged.iter().map(row))
+}
+
+/// A table on one line: a line for each row would make this page too long to be read at once. Without a row, nothing.
+fn on_one_line<const N: usize>(headers: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let row = |cells: [String; N]| {
+        format!("<tr><td>{}</td></tr>", cells.each_ref().map(|cell| escaped(cell)).join("</td><td>"))
+    };
+    let rows: String = rows.map(row).collect();
+    if rows.is_empty() {
+        return rows;
+    }
     // No empty line above: an HTML table ends a paragraph by itself (CommonMark, 4.6).
-    format!("<table>{head}{}</table>\n", lesson.judged.iter().map(row).collect::<String>())
+    format!("<table><tr><th>{}</th></tr>{rows}</table>\n", headers.join("</th><th>"))
 }
 
 /// What others have published, beside what was measured here.
 fn published(lessons: &[Lesson]) -> String {
     let all = lessons.iter().flat_map(|lesson| lesson.judged.iter().map(move |judged| (lesson, judged)));
-    let line = |(lesson, judged): (&Lesson, &JudgedClaim)| -> Option<Vec<String>> {
+    let row = |(lesson, judged): (&Lesson, &JudgedClaim)| -> Option<[String; 6]> {
         let source = judged.claim.source.clone()?;
         let unit = judged.bar().map_or("", |bar| &bar.unit);
-        let published = judged
-            .claim
-            .published
-            .map_or("–".to_string(), |figure| format!("{figure} {unit}").trim_end().to_string());
-        let lesson = lesson.number().to_string();
-        Some(vec![
-            lesson,
-            judged.claim.says.clone(),
-            source,
-            published,
-            judged.measured(),
-            judged.verdict.name().to_string(),
-        ])
+        let figure = judged.claim.published.map(|figure| format!("{figure} {unit}").trim_end().to_string());
+        let (lesson, verdict) = (lesson.number().to_string(), judged.verdict.name().to_string());
+        let figure = figure.unwrap_or_else(|| "–".to_string());
+        Some([lesson, judged.claim.says.clone(), source, figure, judged.measured(), verdict])
     };
-    let lines: Vec<Vec<String>> = all.filter_map(line).collect();
-    if lines.is_empty() {
-        return String::new();
-    }
-    let headers = ["lesson", "claim", "source", "published", "measured", "here"].map(String::from);
-    format!("## Published figures\n\n{}\n", table(&headers, &lines, |_| true))
+    let headers = ["lesson", "claim", "source", "published", "measured", "here"];
+    let figures = on_one_line(headers, all.filter_map(row));
+    if figures.is_empty() { figures } else { format!("## Published figures\n\n{figures}\n") }
 }
 
 /// Which lesson comes from which record and commit; a line for each record.

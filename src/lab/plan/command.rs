@@ -20,6 +20,8 @@ pub const FOREIGN_CLIENTS: [&str; 3] = ["wrk", "oha", "bare-client"];
 pub struct ServerCommand {
     text: String,
     pub workers: Option<usize>,
+    /// Helper threads.
+    pub pool: Option<usize>,
     pub work: Option<Work>,
 }
 
@@ -46,7 +48,8 @@ pub struct ClientCommand {
 
 impl From<String> for ServerCommand {
     fn from(text: String) -> ServerCommand {
-        ServerCommand { workers: value(&text, "--workers"), work: value(&text, "--work"), text }
+        let (workers, pool, work) = (value(&text, "--workers"), value(&text, "--pool"), value(&text, "--work"));
+        ServerCommand { workers, pool, work, text }
     }
 }
 

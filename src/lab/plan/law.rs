@@ -1,4 +1,4 @@
-//! Laws: how many answers per second theory allows, as a formula over four letters. [`EXPLANATION`] is what
+//! Laws: how many answers per second theory allows, as a formula over five letters. [`EXPLANATION`] is what
 //! `lab explain` prints about them.
 
 use crate::lab::plan::command::{ClientCommand, ServerCommand};
@@ -11,12 +11,16 @@ Laws (written in a matrix as `law = \"min(M,C)/N\"`)
   idle while a request waits.
 
   N: seconds of work per request, from --work (of a mixture: the mean)
-  X: 1, M, C, P, or the smallest of several, such as min(M,C)
+  X: 1, M, C, H, P, or the smallest of several, such as min(M,C)
      M: workers, from --workers, else the number of CPUs
+     H: helper threads, from --pool, else 4
      C: clients, from --connections
      P: CPUs the server may use
 
   Example: 3 workers, 8 clients, 10 ms of work: min(3,8) / 0.010 s = 300 requests per second.";
+
+/// What `--pool` is when it is not given.
+const DEFAULT_POOL: usize = 4;
 
 /// A parsed law: the letters whose smallest value is X.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,9 +32,9 @@ impl Law {
     pub fn parse(text: &str) -> Result<Law, String> {
         let numerator = text.strip_suffix("/N").unwrap_or_default();
         let letters = numerator.strip_prefix("min(").and_then(|rest| rest.strip_suffix(')')).unwrap_or(numerator);
-        let letter = |term: &str| term.parse().ok().filter(|letter| "1MCP".contains(*letter));
+        let letter = |term: &str| term.parse().ok().filter(|letter| "1MCHP".contains(*letter));
         let terms = letters.split(',').map(letter).collect::<Option<Vec<char>>>().ok_or_else(|| {
-            format!("{text:?} is not a law; write 1/N, M/N, C/N, P/N or the smallest of several, like min(M,C)/N")
+            format!("{text:?} is not a law; write 1/N, M/N, C/N, H/N, P/N or the smallest of several, like min(M,C)/N")
         })?;
         Ok(Law { terms })
     }
@@ -40,6 +44,7 @@ impl Law {
         let value = |letter: &char| match letter {
             'M' => Some(server.workers.unwrap_or(server_cpus) as f64),
             'C' => client.connections.map(|connections| connections as f64),
+            'H' => Some(server.pool.unwrap_or(DEFAULT_POOL) as f64),
             'P' => Some(server_cpus as f64),
             _ => Some(1.0),
         };
@@ -68,6 +73,8 @@ mod tests {
         assert_eq!(law("C/N"), 800.0);
         assert_eq!(law("min(M,C)/N"), 300.0);
         assert_eq!(law("min(M,C,P)/N"), 200.0);
+        assert_eq!(predict("min(H,C)/N", "event-loop --work block:10ms", EIGHT), Some(400.0));
+        assert_eq!(predict("min(H,C)/N", "event-loop --pool 6 --work block:10ms", EIGHT), Some(600.0));
     }
 
     #[test]
