@@ -37,8 +37,10 @@ impl LogStream {
 /// What stands before and behind the text of a line.
 #[derive(Clone, Debug)]
 pub enum LineFormat {
-    /// The line as it is.
+    /// The line as it is, behind its time.
     Plain,
+    /// The same behind a text, such as the name of who wrote it.
+    Named(String),
     /// `{"timestamp":…,"type":"out","process_id":0,"app_name":"api","message":…}`
     Json { stream: LogStream, process_id: u32, app_name: String },
 }
@@ -118,7 +120,10 @@ fn whole_characters(bytes: &[u8]) -> usize {
 impl LineFormat {
     fn write(&self, line: &[u8], goes_on: bool, time: &str, lines: &mut Vec<u8>) {
         match self {
-            LineFormat::Plain => {
+            LineFormat::Plain | LineFormat::Named(_) => {
+                if let LineFormat::Named(name) = self {
+                    lines.extend_from_slice(name.as_bytes());
+                }
                 if !time.is_empty() {
                     lines.extend_from_slice(time.as_bytes());
                     lines.extend_from_slice(b": ");
@@ -129,17 +134,21 @@ impl LineFormat {
                 }
             }
             LineFormat::Json { stream, process_id, app_name } => {
-                lines.extend_from_slice(b"{\"timestamp\":\"");
-                write_escaped(time.as_bytes(), lines);
-                lines.extend_from_slice(b"\",\"type\":\"");
+                lines.extend_from_slice(b"{\"timestamp\":");
+                if time.is_empty() {
+                    lines.extend_from_slice(b"null");
+                } else {
+                    write_string(time.as_bytes(), lines);
+                }
+                lines.extend_from_slice(b",\"type\":\"");
                 lines.extend_from_slice(stream.name().as_bytes());
                 lines.extend_from_slice(b"\",\"process_id\":");
                 write_number(*process_id, lines);
-                lines.extend_from_slice(b",\"app_name\":\"");
-                write_escaped(app_name.as_bytes(), lines);
-                lines.extend_from_slice(b"\",\"message\":\"");
-                write_escaped(line, lines);
-                lines.extend_from_slice(if goes_on { b"\",\"goes_on\":true}" } else { b"\"}" });
+                lines.extend_from_slice(b",\"app_name\":");
+                write_string(app_name.as_bytes(), lines);
+                lines.extend_from_slice(b",\"message\":");
+                write_string(line, lines);
+                lines.extend_from_slice(if goes_on { b",\"goes_on\":true}" } else { b"}" });
             }
         }
         lines.push(b'\n');
@@ -153,11 +162,12 @@ fn write_number(number: u32, text: &mut Vec<u8>) {
     text.push(b'0' + (number % 10) as u8);
 }
 
-/// As the inside of a JSON string (RFC 8259, section 7). A byte that is not UTF-8 becomes the four characters `\xff`:
+/// As a JSON string (RFC 8259, section 7). A byte that is not UTF-8 becomes the four characters `\xff`:
 /// JSON has no way to say it.
-pub fn write_escaped(bytes: &[u8], text: &mut Vec<u8>) {
+fn write_string(bytes: &[u8], text: &mut Vec<u8>) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     let hex = |byte: u8| [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]];
+    text.push(b'"');
     for chunk in bytes.utf8_chunks() {
         let mut valid = chunk.valid().as_bytes();
         while let Some(at) = valid.iter().position(|&byte| byte < 0x20 || byte == b'"' || byte == b'\\') {
@@ -179,6 +189,7 @@ pub fn write_escaped(bytes: &[u8], text: &mut Vec<u8>) {
             text.extend_from_slice(&hex(byte));
         }
     }
+    text.push(b'"');
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::sys::local_time::LocalTime;
+use crate::units::utc_now_ms;
 
 const MONTHS: [&str; 12] = [
     "January",
@@ -37,6 +38,37 @@ const LONG_TOKENS: [(&str, &str); 7] = [
     ("L", "MM/DD/YYYY"),
     ("x", "XSSS"),
 ];
+
+/// What time stands in a line.
+pub enum Clock {
+    /// None: an empty text.
+    Silent,
+    /// RFC 3339 in UTC, with milliseconds.
+    Utc(String),
+    Local(TimeStamps),
+}
+
+impl Clock {
+    /// An empty format is none. An object of JSON has always a time.
+    pub fn new(format: Option<&str>, is_json: bool) -> Clock {
+        match format.filter(|format| !format.is_empty()) {
+            Some(format) => Clock::Local(TimeStamps::new(format)),
+            None if is_json => Clock::Utc(String::new()),
+            None => Clock::Silent,
+        }
+    }
+
+    pub fn now(&mut self) -> &str {
+        match self {
+            Clock::Silent => "",
+            Clock::Utc(text) => {
+                *text = utc_now_ms();
+                text
+            }
+            Clock::Local(stamps) => stamps.now(),
+        }
+    }
+}
 
 #[derive(Clone, Debug, PartialEq)]
 enum Part {

@@ -1,0 +1,587 @@
+//! `pm logs`: the last lines of several files, and then each new line, for a person or a program. It survives what
+//! happens to a log: the file is rotated, by us or by logrotate, even several times between two looks; it is emptied; it
+//! is deleted and comes again. It sleeps until the kernel reports something (inotify(7)), and ends quietly when its
+//! reader is gone.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use memchr::memrchr_iter;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, Inotify, WatchDescriptor};
+
+use super::file::rotated;
+use super::lines::{LineFormat, LineSplitter, LogStream};
+use super::time_stamp::Clock;
+use crate::console::write_within;
+use crate::failure::Failure;
+use crate::sys::fd::until_uninterrupted;
+use crate::sys::{errno_of, inotify};
+use crate::terminal::Paint;
+
+const BLOCK: usize = 64 << 10;
+
+/// How often to look where the kernel cannot report: the folder does not exist yet, or this user may watch no more.
+const LOOK_EVERY_MS: u16 = 500;
+
+/// A log file to be read, and what its lines are.
+#[derive(Clone, Debug)]
+pub struct FollowedFile {
+    pub path: PathBuf,
+    pub stream: LogStream,
+    pub app_name: String,
+    pub process_id: u32,
+    /// Its lines are JSON objects already.
+    pub is_json: bool,
+}
+
+/// How a line is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShownAs {
+    /// Behind the number and the name of its process.
+    Named,
+    Raw,
+    Json,
+}
+
+#[derive(Clone, Debug)]
+pub struct FollowOptions {
+    /// How many of the lines that are there; of each file.
+    pub lines: usize,
+    pub shown_as: ShownAs,
+    /// Otherwise it ends when these are shown.
+    pub goes_on: bool,
+    /// Shows when a new line was read, in this form ([`super::time_stamp`]).
+    pub time_format: Option<String>,
+    pub paint: Paint,
+}
+
+/// Shows the lines of these files. A file that several of them name is read once; in JSON, its lines have the number of
+/// the first.
+///
+/// # Errors
+/// When `out` cannot be written, as on a full disk. A reader that is gone is none.
+pub fn follow(files: &[FollowedFile], options: &FollowOptions, out: &impl AsFd) -> Result<(), Failure> {
+    match show(files, options, out) {
+        Ok(()) | Err(Errno::EPIPE) => Ok(()),
+        Err(errno) => Err(Failure::new("write the lines", errno)),
+    }
+}
+
+fn show(files: &[FollowedFile], options: &FollowOptions, out: &impl AsFd) -> nix::Result<()> {
+    // Where this user has no instance left, we look every so often.
+    let inotify = inotify::open().ok();
+    let mut readers = readers(files, options);
+    for reader in &mut readers {
+        reader.open_at_last(options.lines);
+        reader.watch(inotify.as_ref());
+        reader.read(out)?;
+        if !options.goes_on {
+            reader.end(out)?;
+        }
+    }
+    if !options.goes_on {
+        return Ok(());
+    }
+    let has_clock = options.shown_as != ShownAs::Raw;
+    for reader in readers.iter_mut().filter(|reader| has_clock && !reader.is_as_it_is) {
+        reader.clock = Clock::new(options.time_format.as_deref(), options.shown_as == ShownAs::Json);
+    }
+    loop {
+        let changes = wait(inotify.as_ref(), &readers, out)?;
+        for reader in &mut readers {
+            if changes.is_any_name || reader.watches().any(|watch| changes.files.contains(&watch)) {
+                reader.read(out)?;
+            }
+            if changes.is_any_name {
+                reader.follow_rotation(out)?;
+                reader.watch(inotify.as_ref());
+                // Again, because something may have come before the watch.
+                reader.follow_rotation(out)?;
+                reader.read(out)?;
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+struct Changes {
+    files: Vec<WatchDescriptor>,
+    /// Some name came or went, or it is not known what happened.
+    is_any_name: bool,
+}
+
+/// Waits until some file has changed.
+///
+/// # Errors
+/// EPIPE when the reader of `out` is gone.
+fn wait(inotify: Option<&Inotify>, readers: &[Reader], out: &impl AsFd) -> nix::Result<Changes> {
+    let timeout = if readers.iter().all(Reader::is_watched) { PollTimeout::NONE } else { LOOK_EVERY_MS.into() };
+    // Nothing is asked of `out`: that its reader is gone is always reported (poll(2), POLLERR and POLLHUP).
+    let mut fds = vec![PollFd::new(out.as_fd(), PollFlags::empty())];
+    fds.extend(inotify.map(|inotify| PollFd::new(inotify.as_fd(), PollFlags::POLLIN)));
+    let ready = until_uninterrupted(|| poll(&mut fds, timeout))?;
+    if fds[0].any() == Some(true) {
+        return Err(Errno::EPIPE);
+    }
+    let mut changes = Changes { is_any_name: ready == 0, files: Vec::new() };
+    for event in inotify.map(inotify::events).unwrap_or_default() {
+        match event.mask.contains(AddWatchFlags::IN_MODIFY) {
+            true => changes.files.push(event.wd),
+            false => changes.is_any_name = true,
+        }
+    }
+    Ok(changes)
+}
+
+/// In the order in which they are named; a name is as wide as the longest.
+fn readers(files: &[FollowedFile], options: &FollowOptions) -> Vec<Reader> {
+    let same_path = |file: &FollowedFile| files.iter().filter(|other| other.path == file.path).count();
+    // Where several processes write, a line does not say which of them did.
+    let label = |file: &FollowedFile| match same_path(file) {
+        1 => format!("{}|{}", file.process_id, file.app_name),
+        _ => file.app_name.clone(),
+    };
+    let width = files.iter().map(|file| label(file).chars().count()).max().unwrap_or(0);
+    let mut readers: Vec<Reader> = Vec::new();
+    let mut names: Vec<&str> = Vec::new();
+    for file in files {
+        if readers.iter().any(|reader| reader.path == file.path) {
+            continue;
+        }
+        let number = names.iter().position(|&name| name == file.app_name).unwrap_or(names.len());
+        if number == names.len() {
+            names.push(&file.app_name);
+        }
+        let is_as_it_is = options.shown_as == ShownAs::Json && file.is_json;
+        let format = match options.shown_as {
+            ShownAs::Named => {
+                let bar = if file.stream == LogStream::Error { options.paint.red("|") } else { "|".to_owned() };
+                let name = format!("{:width$}", label(file));
+                LineFormat::Named(format!("{} {bar} ", coloured(options.paint, number, &name)))
+            }
+            ShownAs::Json if !is_as_it_is => {
+                LineFormat::Json { stream: file.stream, process_id: file.process_id, app_name: file.app_name.clone() }
+            }
+            _ => LineFormat::Plain,
+        };
+        readers.push(Reader {
+            path: file.path.clone(),
+            splitter: LineSplitter::new(format),
+            clock: Clock::Silent,
+            is_as_it_is,
+            current: None,
+            previous: None,
+            folder_watch: None,
+        });
+    }
+    readers
+}
+
+/// Each application has a colour, as long as there are some.
+fn coloured(paint: Paint, number: usize, name: &str) -> String {
+    match number % 4 {
+        0 => paint.cyan(name),
+        1 => paint.green(name),
+        2 => paint.yellow(name),
+        _ => paint.bold(name),
+    }
+}
+
+struct Reader {
+    path: PathBuf,
+    splitter: LineSplitter,
+    /// Silent for lines that were there before us: it is not known when they were written.
+    clock: Clock,
+    /// The lines are what they have to be.
+    is_as_it_is: bool,
+    current: Option<OpenLog>,
+    /// What had the path before: whoever writes may not have noticed yet.
+    previous: Option<OpenLog>,
+    folder_watch: Option<WatchDescriptor>,
+}
+
+struct OpenLog {
+    file: File,
+    id: FileId,
+    position: u64,
+    watch: Option<WatchDescriptor>,
+}
+
+/// Device and inode.
+type FileId = (u64, u64);
+
+impl Reader {
+    fn open_at_last(&mut self, lines: usize) {
+        self.current = OpenLog::open(&self.path);
+        if let Some(log) = &mut self.current {
+            // Where it cannot be read backwards, from its beginning.
+            log.seek(start_of_last_lines(&log.file, lines).unwrap_or(0));
+        }
+    }
+
+    fn watch(&mut self, inotify: Option<&Inotify>) {
+        let Some(inotify) = inotify else { return };
+        let names = inotify::REPLACED.difference(AddWatchFlags::IN_CLOSE_WRITE) | AddWatchFlags::IN_CREATE;
+        // Again each time: the folder may be another one, too.
+        self.folder_watch = inotify.add_watch(inotify::folder_of(&self.path), names).ok();
+        if let Some(log) = self.current.as_mut().filter(|log| log.watch.is_none()) {
+            // By its descriptor: the path may lead to another file already.
+            let link = format!("/proc/self/fd/{}", log.file.as_raw_fd());
+            log.watch = inotify.add_watch(link.as_str(), AddWatchFlags::IN_MODIFY).ok();
+        }
+    }
+
+    fn is_watched(&self) -> bool {
+        self.folder_watch.is_some() && self.current.as_ref().is_none_or(|log| log.watch.is_some())
+    }
+
+    fn watches(&self) -> impl Iterator<Item = WatchDescriptor> {
+        [&self.previous, &self.current].into_iter().flatten().filter_map(|log| log.watch)
+    }
+
+    fn read(&mut self, out: &impl AsFd) -> nix::Result<()> {
+        for log in [&mut self.previous, &mut self.current].into_iter().flatten() {
+            log.read(&mut self.splitter, &mut self.clock, out)?;
+        }
+        Ok(())
+    }
+
+    /// A last line without an end.
+    fn end(&mut self, out: &impl AsFd) -> nix::Result<()> {
+        let mut lines = Vec::new();
+        self.splitter.end(self.clock.now(), &mut lines);
+        write_within(out, &mut lines, Duration::MAX)
+    }
+
+    /// Where the path leads to another file than the one that is read, goes on with that, after those that had the path
+    /// in between.
+    fn follow_rotation(&mut self, out: &impl AsFd) -> nix::Result<()> {
+        let old = self.current.as_ref().map(|log| log.id);
+        let Some(newest) = OpenLog::open(&self.path).filter(|log| Some(log.id) != old) else { return Ok(()) };
+        let mut newer = vec![newest];
+        let mut is_found = false;
+        for number in 1.. {
+            let older = OpenLog::open(&rotated(&self.path, number)).filter(|_| old.is_some() && !is_found);
+            let Some(log) = older else { break };
+            is_found = Some(log.id) == old;
+            // The same one again: it was rotated meanwhile.
+            if !is_found && newer.last().is_none_or(|last| last.id != log.id) {
+                newer.push(log);
+            }
+        }
+        if !is_found {
+            // The one that was read is not among them, so those with numbers may be of earlier times.
+            newer.truncate(1);
+        }
+        while let Some(log) = newer.pop() {
+            self.read(out)?;
+            self.end(out)?;
+            self.previous = self.current.replace(log);
+        }
+        self.read(out)
+    }
+}
+
+impl OpenLog {
+    /// `None` for what is not a file: reading a FIFO would take the lines from its reader.
+    fn open(path: &Path) -> Option<OpenLog> {
+        let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path).ok()?;
+        let metadata = file.metadata().ok().filter(Metadata::is_file)?;
+        Some(OpenLog { file, id: (metadata.dev(), metadata.ino()), position: 0, watch: None })
+    }
+
+    fn seek(&mut self, position: u64) {
+        self.position = self.file.seek(SeekFrom::Start(position)).unwrap_or(0);
+    }
+
+    /// To the end that the file has now.
+    fn read(&mut self, splitter: &mut LineSplitter, clock: &mut Clock, out: &impl AsFd) -> nix::Result<()> {
+        let size = self.file.metadata().map_err(errno_of)?.len();
+        let mut lines = Vec::new();
+        if size < self.position {
+            splitter.end(clock.now(), &mut lines);
+            self.seek(0);
+        }
+        let mut block = vec![0; BLOCK];
+        // What comes meanwhile is reported, and is for the next time: others have their turn.
+        while self.position < size {
+            let most = BLOCK.min((size - self.position) as usize);
+            let length = self.file.read(&mut block[..most]).map_err(errno_of)?;
+            if length == 0 {
+                break;
+            }
+            self.position += length as u64;
+            splitter.take(&block[..length], clock.now(), &mut lines);
+            write_within(out, &mut lines, Duration::MAX)?;
+        }
+        write_within(out, &mut lines, Duration::MAX)
+    }
+}
+
+/// Where the last so many lines begin, found backwards in blocks, so that a large file costs no more than its end.
+fn start_of_last_lines(file: &File, lines: usize) -> std::io::Result<u64> {
+    let size = file.metadata()?.len();
+    let (mut end, mut missing) = (size, lines);
+    let mut block = vec![0; BLOCK];
+    while end > 0 && missing > 0 {
+        let start = end.saturating_sub(BLOCK as u64);
+        let block = &mut block[..(end - start) as usize];
+        file.read_exact_at(block, start)?;
+        // The last byte ends the last line; each other end is the beginning of a line.
+        for at in memrchr_iter(b'\n', block).map(|at| start + at as u64 + 1).filter(|&at| at < size) {
+            missing -= 1;
+            if missing == 0 {
+                return Ok(at);
+            }
+        }
+        end = start;
+    }
+    Ok(end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::fd::OwnedFd;
+    use std::thread;
+
+    use nix::fcntl::OFlag;
+    use nix::unistd::pipe2;
+
+    use super::super::lines::{GOES_ON, LONGEST_LINE};
+
+    const PLAIN: Paint = Paint { has_colour: false };
+
+    struct Logs(PathBuf);
+
+    impl Logs {
+        fn new(name: &str) -> Logs {
+            let folder = std::env::temp_dir().join(format!("acceptlab-follow-{name}-{}", std::process::id()));
+            let _ = fs::remove_dir_all(&folder);
+            fs::create_dir(&folder).unwrap();
+            Logs(folder)
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.0.join(name)
+        }
+
+        fn add(&self, name: &str, text: &str) {
+            let mut file = OpenOptions::new().append(true).create(true).open(self.path(name)).unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+        }
+
+        fn rotate(&self, name: &str) {
+            for number in (1..9).rev() {
+                let _ = fs::rename(rotated(&self.path(name), number), rotated(&self.path(name), number + 1));
+            }
+            fs::rename(self.path(name), rotated(&self.path(name), 1)).unwrap();
+        }
+
+        fn file(&self, name: &str, process_id: u32) -> FollowedFile {
+            FollowedFile {
+                path: self.path(name),
+                stream: if name.contains("error") { LogStream::Error } else { LogStream::Out },
+                app_name: name.split('-').next().unwrap().to_owned(),
+                process_id,
+                is_json: name.ends_with("json"),
+            }
+        }
+
+        /// What is shown of what is there.
+        fn show(&self, files: &[FollowedFile], options: FollowOptions) -> String {
+            let out = File::create(self.path("shown")).unwrap();
+            follow(files, &FollowOptions { goes_on: false, ..options }, &out).unwrap();
+            String::from_utf8(fs::read(self.path("shown")).unwrap()).unwrap()
+        }
+
+        /// A reader that has read what is there, and where it writes.
+        fn reader(&self, name: &str) -> (Reader, File) {
+            let mut reader = readers(&[self.file(name, 0)], &options(ShownAs::Raw)).pop().unwrap();
+            let out = File::create(self.path("shown")).unwrap();
+            reader.open_at_last(15);
+            reader.read(&out).unwrap();
+            (reader, out)
+        }
+
+        fn shown(&self) -> String {
+            fs::read_to_string(self.path("shown")).unwrap()
+        }
+    }
+
+    impl Drop for Logs {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn options(shown_as: ShownAs) -> FollowOptions {
+        FollowOptions { lines: 15, shown_as, goes_on: true, time_format: None, paint: PLAIN }
+    }
+
+    /// Follows in a thread, until the reader that is returned is dropped.
+    fn follow_in_thread(
+        files: Vec<FollowedFile>,
+        options: FollowOptions,
+    ) -> (impl Iterator<Item = String>, thread::JoinHandle<Result<(), Failure>>) {
+        let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).unwrap();
+        let follower = thread::spawn(move || follow(&files, &options, &theirs));
+        (BufReader::new(File::from(ours)).lines().map(Result::unwrap), follower)
+    }
+
+    #[test]
+    fn the_last_lines_are_found_backwards_whatever_their_length() {
+        let logs = Logs::new("last");
+        let long = "x".repeat(BLOCK);
+        for text in ["", "a", "a\n", "\n", "a\nb", "a\nb\n\n", &format!("a\n{long}\nb\n{long}{long}\n"), &long] {
+            fs::write(logs.path("log"), text).unwrap();
+            let file = File::open(logs.path("log")).unwrap();
+            let all: Vec<&str> = text.split_inclusive('\n').collect();
+            for lines in 0..all.len() + 2 {
+                let start = start_of_last_lines(&file, lines).unwrap() as usize;
+                assert_eq!(text[start..], all[all.len().saturating_sub(lines)..].concat(), "{lines} lines");
+            }
+        }
+    }
+
+    #[test]
+    fn lines_are_shown_behind_number_and_name_or_raw_or_as_json() {
+        let logs = Logs::new("shown");
+        logs.add("api-out", "one\ntwo\nhalf");
+        logs.add("longer-error.json", "{\"message\":\"three\"}\n");
+        let files = [logs.file("api-out", 0), logs.file("longer-error.json", 12), logs.file("missing-out", 3)];
+        let named = "0|api     | two\n0|api     | half\n12|longer | {\"message\":\"three\"}\n";
+        assert_eq!(logs.show(&files, FollowOptions { lines: 2, ..options(ShownAs::Named) }), named);
+        assert_eq!(logs.show(&files, options(ShownAs::Raw)), "one\ntwo\nhalf\n{\"message\":\"three\"}\n");
+        let json = logs.show(&files, options(ShownAs::Json));
+        let lines: Vec<&str> = json.lines().collect();
+        let first: serde_json::Value = serde_json::from_str(lines[0]).unwrap();
+        assert_eq!((&first["message"], &first["process_id"]), (&"one".into(), &0.into()));
+        assert!(first["timestamp"].is_null(), "it is not known when it was written");
+        assert_eq!(lines.last(), Some(&"{\"message\":\"three\"}"));
+        // Two processes in one file: it is nobody's alone, and shown once.
+        let merged = [logs.file("api-out", 0), logs.file("api-out", 1)];
+        assert_eq!(logs.show(&merged, FollowOptions { lines: 1, ..options(ShownAs::Named) }), "api | half\n");
+        let coloured = FollowOptions { paint: Paint { has_colour: true }, ..options(ShownAs::Named) };
+        assert!(logs.show(&files, coloured).starts_with("\x1b[36m0|api    \x1b[0m | one\n"));
+    }
+
+    #[test]
+    fn a_line_is_shown_when_it_is_whole_and_a_giant_one_in_pieces() {
+        let logs = Logs::new("giant");
+        logs.add("api", "half");
+        let (mut reader, out) = logs.reader("api");
+        assert_eq!(logs.shown(), "");
+        logs.add("api", " and half\n");
+        reader.read(&out).unwrap();
+        assert_eq!(logs.shown(), "half and half\n");
+        let giant = "x".repeat(5 * LONGEST_LINE / 2);
+        logs.add("api", &format!("{giant}\nnext\n"));
+        reader.read(&out).unwrap();
+        assert_eq!(logs.shown().matches(GOES_ON).count(), 2);
+        assert_eq!(logs.shown().replace(&format!("{GOES_ON}\n"), ""), format!("half and half\n{giant}\nnext\n"));
+        assert!(logs.show(&[logs.file("api", 0)], options(ShownAs::Raw)).ends_with("x\nnext\n"));
+    }
+
+    #[test]
+    fn no_line_is_lost_or_shown_twice_however_often_the_log_was_rotated_between_two_looks() {
+        let logs = Logs::new("rotated");
+        logs.add("api", "earlier\n");
+        logs.rotate("api");
+        logs.add("api", "0\n");
+        let (mut reader, out) = logs.reader("api");
+        let mut expected = "0\n".to_owned();
+        for rotations in [0, 1, 2, 5, 1] {
+            for rotation in 0..rotations {
+                let line = format!("{rotation} of {rotations}\n");
+                logs.add("api", &line);
+                logs.rotate("api");
+                logs.add("api", "first\n");
+                expected += &format!("{line}first\n");
+            }
+            reader.follow_rotation(&out).unwrap();
+            reader.read(&out).unwrap();
+            assert_eq!(logs.shown(), expected);
+        }
+        // As logrotate does it: whoever writes still has the old file, which may be shortened or gone.
+        logs.rotate("api");
+        logs.add("api.1", "late\n");
+        logs.add("api", "new\n");
+        reader.follow_rotation(&out).unwrap();
+        logs.add("api.1", "later\n");
+        reader.read(&out).unwrap();
+        assert_eq!(logs.shown(), format!("{expected}late\nnew\nlater\n"));
+        fs::write(logs.path("api"), "a\n").unwrap();
+        reader.read(&out).unwrap();
+        fs::remove_file(logs.path("api")).unwrap();
+        reader.follow_rotation(&out).unwrap();
+        logs.add("api", "again\n");
+        reader.follow_rotation(&out).unwrap();
+        assert_eq!(logs.shown(), format!("{expected}late\nnew\nlater\na\nagain\n"));
+    }
+
+    #[test]
+    fn new_lines_of_several_files_come_with_their_time_across_rotation_truncation_and_first_creation() {
+        let logs = Logs::new("follows");
+        logs.add("api-out", "before\n");
+        let files = vec![logs.file("api-out", 0), logs.file("web-out", 1), logs.file("late/x", 2)];
+        let with_time = FollowOptions { time_format: Some("[T]".to_owned()), ..options(ShownAs::Named) };
+        let (mut lines, follower) = follow_in_thread(files, with_time);
+        let mut expect = |expected: &str| assert_eq!(lines.next().as_deref(), Some(expected));
+        expect("0|api    | before");
+        logs.add("api-out", "new\n");
+        expect("0|api    | T: new");
+        logs.add("web-out", "first\n");
+        expect("1|web    | T: first");
+        logs.add("web-out", "second\n");
+        expect("1|web    | T: second");
+        logs.rotate("api-out");
+        logs.add("api-out", "rotated\n");
+        expect("0|api    | T: rotated");
+        logs.add("api-out", "and on\n");
+        expect("0|api    | T: and on");
+        File::options().write(true).open(logs.path("api-out")).unwrap().set_len(0).unwrap();
+        logs.add("api-out", "emptied\n");
+        expect("0|api    | T: emptied");
+        // The folder comes later, too.
+        fs::create_dir(logs.path("late")).unwrap();
+        logs.add("late/x", "here\n");
+        expect("2|late/x | T: here");
+        drop(lines);
+        follower.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn it_ends_quietly_when_its_reader_is_gone_though_nothing_is_written() {
+        let logs = Logs::new("gone");
+        logs.add("api", "line\n");
+        let (mut lines, follower) = follow_in_thread(vec![logs.file("api", 0)], options(ShownAs::Raw));
+        assert_eq!(lines.next().as_deref(), Some("line"));
+        drop(lines);
+        follower.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_full_disk_is_an_error_and_a_fifo_is_not_read() {
+        let logs = Logs::new("full");
+        logs.add("api", "line\n");
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let outcome = follow(&[logs.file("api", 0)], &options(ShownAs::Raw), &full);
+        assert_eq!(outcome.unwrap_err().to_string(), "write the lines: no space left on device");
+        nix::unistd::mkfifo(&logs.path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let fifo: OwnedFd = File::options().read(true).write(true).open(logs.path("fifo")).unwrap().into();
+        nix::unistd::write(&fifo, b"theirs\n").unwrap();
+        assert_eq!(logs.show(&[logs.file("fifo", 0)], options(ShownAs::Raw)), "");
+        let mut bytes = [0; 10];
+        assert_eq!(nix::unistd::read(&fifo, &mut bytes), Ok(7));
+    }
+}
