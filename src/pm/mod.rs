@@ -9,7 +9,7 @@
 //!   what happens to them; [`restarts`] and [`cron`]: whether and when a process starts again;
 //! - [`process`]: one process as the daemon keeps it; [`fork_mode`]: how it is started, and asked to end;
 //! - [`logs`]: what the processes write; [`watch`]: files that changed; [`dump`]: what survives the daemon;
-//! - [`output`]: what a person reads.
+//! - [`output`]: what a person reads; [`startup`]: the systemd unit, and what systemd and the daemon say to each other.
 
 pub mod args;
 pub mod client;
@@ -26,4 +26,5 @@ pub mod output;
 pub mod process;
 pub mod protocol;
 pub mod restarts;
+pub mod startup;
 pub mod watch;

@@ -113,6 +113,7 @@ impl RestartBudget {
 
     fn why_given_up(&self, ending: Ending) -> String {
         let restarts = match self.max_restarts {
+            0 => return format!("it {ending}, and max_restarts is 0"),
             1 => "1 restart".to_owned(),
             most => format!("{most} restarts"),
         };
@@ -130,5 +131,199 @@ impl RestartBudget {
         let delay = self.grown_delay;
         self.grown_delay = delay.mul_f64(GROWTH).min(LONGEST_DELAY.max(self.first_grown_delay));
         delay
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const CRASH: Ending = Ending::Exited(1);
+
+    fn app(max_restarts: u64) -> AppConfig {
+        AppConfig { max_restarts, ..AppConfig::default() }
+    }
+
+    /// How often a program that always ends after so long is restarted, and after which delays; at most `most` times.
+    fn delays(app: &AppConfig, uptime: Duration, most: usize) -> Vec<Duration> {
+        let mut budget = RestartBudget::new(app);
+        let decisions = std::iter::repeat_with(|| budget.exited(uptime, CRASH)).take(most);
+        let delays = decisions.map_while(|decision| match decision {
+            Decision::Restart => Some(Duration::ZERO),
+            Decision::RestartAfter(delay) => Some(delay),
+            Decision::GiveUp { .. } | Decision::Stopped => None,
+        });
+        delays.collect()
+    }
+
+    #[test]
+    fn a_crash_loop_of_any_of_these_periods_ends_after_max_restarts_with_and_without_a_delay() {
+        for (period_s, delay_s) in
+            [(0.1, 0.0), (1.0, 0.0), (5.0, 0.0), (20.0, 0.0), (0.1, 3.0), (1.0, 3.0), (5.0, 3.0), (20.0, 3.0)]
+        {
+            for max_restarts in [3, 10, 16] {
+                let restart_delay = Duration::from_secs_f64(delay_s);
+                let app = AppConfig { restart_delay, ..app(max_restarts) };
+                let delays = delays(&app, Duration::from_secs_f64(period_s), 1000);
+                assert_eq!(
+                    delays,
+                    vec![restart_delay; max_restarts as usize],
+                    "{period_s} s, {delay_s} s, {max_restarts}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_program_that_is_up_for_a_minute_each_time_is_never_given_up() {
+        assert_eq!(delays(&app(1), MADE_UP_AFTER, 1000).len(), 1000);
+        assert_eq!(delays(&app(1), MADE_UP_AFTER - Duration::from_millis(1), 1000).len(), 1);
+    }
+
+    #[test]
+    fn a_longer_min_uptime_makes_the_minute_longer() {
+        let app = AppConfig { min_uptime: Duration::from_secs(3600), ..app(4) };
+        assert_eq!(delays(&app, Duration::from_secs(3599), 1000).len(), 4);
+        assert_eq!(delays(&app, Duration::from_secs(3600), 1000).len(), 1000);
+    }
+
+    #[test]
+    fn an_hour_of_uptime_makes_up_for_sixty_restarts() {
+        let mut budget = RestartBudget::new(&app(100));
+        for _ in 0..100 {
+            assert_eq!(budget.exited(Duration::ZERO, CRASH), Decision::Restart);
+        }
+        assert_eq!(budget.exited(Duration::from_secs(3600), CRASH), Decision::Restart);
+        let more = (0..100).take_while(|_| budget.exited(Duration::ZERO, CRASH) == Decision::Restart).count();
+        assert_eq!(more, 59);
+    }
+
+    #[test]
+    fn a_process_that_was_up_for_min_uptime_ends_the_row_of_unstable_ones() {
+        let mut budget = RestartBudget::new(&app(16));
+        let unstable = [0, 999, 1000, 10, 5000].map(|ms| {
+            budget.exited(Duration::from_millis(ms), CRASH);
+            budget.unstable()
+        });
+        assert_eq!(unstable, [1, 2, 0, 1, 0]);
+    }
+
+    #[test]
+    fn the_reason_says_how_it_ended_how_often_and_what_it_lacked() {
+        let why = |uptime_ms, ending| {
+            let mut budget = RestartBudget::new(&app(2));
+            let last = (0..3).map(|_| budget.exited(Duration::from_millis(uptime_ms), ending)).last();
+            let Some(Decision::GiveUp { why }) = last else { panic!("{last:?}") };
+            why
+        };
+        assert_eq!(
+            why(100, CRASH),
+            "it ended with status 1 after 2 restarts in a row, and was never up for min_uptime, 1s"
+        );
+        assert_eq!(
+            why(2000, Ending::KilledBy(11)),
+            "it was killed by SIGSEGV after 2 restarts, and was not up for 60s in between"
+        );
+    }
+
+    #[test]
+    fn without_restarts_the_first_end_is_the_last() {
+        let decision = RestartBudget::new(&app(0)).exited(Duration::from_secs(9999), CRASH);
+        assert_eq!(decision, Decision::GiveUp { why: "it ended with status 1, and max_restarts is 0".into() });
+    }
+
+    #[test]
+    fn a_growing_delay_grows_to_fifteen_seconds_and_begins_anew_after_half_a_minute() {
+        let app = AppConfig { exp_backoff_restart_delay: Duration::from_millis(100), ..app(100) };
+        let grown = delays(&app, Duration::from_millis(50), 15);
+        assert_eq!(grown[..3], [100, 150, 225].map(Duration::from_millis));
+        assert!(grown.windows(2).all(|pair| pair[1] == pair[0].mul_f64(1.5).min(LONGEST_DELAY)), "{grown:?}");
+        assert_eq!(grown[14], LONGEST_DELAY);
+        let mut budget = RestartBudget::new(&app);
+        let after = [1, 1, 29_999, 30_000, 1].map(|ms| budget.exited(Duration::from_millis(ms), CRASH));
+        assert_eq!(
+            after,
+            [100_000, 150_000, 225_000, 100_000, 150_000].map(|us| Decision::RestartAfter(Duration::from_micros(us)))
+        );
+    }
+
+    #[test]
+    fn a_growing_delay_that_begins_above_the_bound_stays_as_it_is() {
+        let app = AppConfig { exp_backoff_restart_delay: Duration::from_secs(20), ..app(3) };
+        assert_eq!(delays(&app, Duration::ZERO, 10), vec![Duration::from_secs(20); 3]);
+    }
+
+    #[test]
+    fn these_statuses_and_autorestart_false_stop_it() {
+        let mut budget = RestartBudget::new(&AppConfig { stop_exit_codes: vec![0, 3], ..app(16) });
+        let decisions = [Ending::Exited(1), Ending::KilledBy(3), Ending::Exited(3), Ending::Exited(0)]
+            .map(|ending| budget.exited(Duration::ZERO, ending));
+        assert_eq!(decisions, [Decision::Restart, Decision::Restart, Decision::Stopped, Decision::Stopped]);
+        let mut budget = RestartBudget::new(&AppConfig { autorestart: false, ..app(16) });
+        assert_eq!(budget.exited(Duration::from_secs(9999), CRASH), Decision::Stopped);
+    }
+
+    #[test]
+    fn a_start_by_hand_begins_anew() {
+        let app = AppConfig { exp_backoff_restart_delay: Duration::from_millis(100), ..app(2) };
+        let mut budget = RestartBudget::new(&app);
+        for _ in 0..3 {
+            budget.exited(Duration::ZERO, CRASH);
+        }
+        budget.reset();
+        assert_eq!(budget, RestartBudget::new(&app));
+    }
+
+    #[test]
+    fn the_next_daemon_goes_on_counting() {
+        let mut budget = RestartBudget::new(&app(2));
+        budget.exited(Duration::ZERO, CRASH);
+        let mut next: RestartBudget = serde_json::from_str(&serde_json::to_string(&budget).unwrap()).unwrap();
+        assert_eq!(next.exited(Duration::ZERO, CRASH), Decision::Restart);
+        assert!(matches!(next.exited(Duration::ZERO, CRASH), Decision::GiveUp { .. }));
+    }
+
+    proptest! {
+        /// The law of the budget, over any part of any life: between two ends there are at most `max_restarts`
+        /// restarts, plus one for each whole `made_up_after` in an uptime.
+        #[test]
+        fn restarts_never_exceed_the_budget(
+            max_restarts in 0u64..20,
+            min_uptime_s in prop_oneof![Just(1u64), Just(90), Just(600)],
+            uptimes_ms in prop::collection::vec(prop_oneof![0u64..2_000, 0u64..130_000, 0u64..2_000_000], 1..120),
+        ) {
+            let app = AppConfig { min_uptime: Duration::from_secs(min_uptime_s), ..app(max_restarts) };
+            let mut budget = RestartBudget::new(&app);
+            let made_up_after_ms = 1000 * min_uptime_s.max(60);
+            let restarted: Vec<u64> = uptimes_ms
+                .iter()
+                .take_while(|&&ms| !matches!(budget.exited(Duration::from_millis(ms), CRASH), Decision::GiveUp { .. }))
+                .map(|ms| ms / made_up_after_ms)
+                .collect();
+            for from in 0..restarted.len() {
+                for to in from..restarted.len() {
+                    let allowed = max_restarts + restarted[from..=to].iter().sum::<u64>();
+                    prop_assert!((to - from + 1) as u64 <= allowed, "{from}..={to} of {restarted:?}");
+                }
+            }
+        }
+
+        /// Whatever the period below a minute, and whatever the delays: exactly `max_restarts`.
+        #[test]
+        fn a_loop_of_any_period_below_a_minute_is_restarted_exactly_max_restarts_times(
+            max_restarts in 0u64..50,
+            period_ms in 0u64..60_000,
+            restart_delay_ms in 0u64..100_000,
+            exp_backoff_restart_delay_ms in prop_oneof![Just(0u64), 1u64..20_000],
+        ) {
+            let app = AppConfig {
+                restart_delay: Duration::from_millis(restart_delay_ms),
+                exp_backoff_restart_delay: Duration::from_millis(exp_backoff_restart_delay_ms),
+                ..app(max_restarts)
+            };
+            prop_assert_eq!(delays(&app, Duration::from_millis(period_ms), 1000).len() as u64, max_restarts);
+        }
     }
 }

@@ -52,6 +52,7 @@ mod node_programs;
 mod ordinary_user;
 mod passing;
 mod pm;
+mod pm_config;
 mod ports;
 mod proxy;
 mod readers;

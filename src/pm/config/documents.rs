@@ -61,7 +61,7 @@ fn without_comments(text: &str) -> String {
             ('/', Some('*')) => {
                 let mut before = ' ';
                 rest.next();
-                while let Some(character) = rest.next() {
+                for character in rest.by_ref() {
                     plain.push(if character == '\n' { '\n' } else { ' ' });
                     if (before, character) == ('*', '/') {
                         break;

@@ -5,27 +5,28 @@ use std::collections::BTreeMap;
 use std::env;
 use std::path::{Component, Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::app::{AppConfig, ExecMode, LogType};
+use super::app::{AppConfig, ExecMode};
 use super::values;
 use crate::cpu;
 use crate::pm::cron::CronSchedule;
 
 /// Where a configuration is read: what relative paths, `~` and `max` mean there.
-pub struct Surroundings {
+pub struct ConfigFolder {
     /// The folder of the file, as an absolute path.
     pub folder: PathBuf,
     pub home: Option<PathBuf>,
     pub cpus: usize,
 }
 
-impl Surroundings {
+impl ConfigFolder {
     /// # Errors
     /// There is no such folder.
-    pub fn at(folder: &Path) -> std::io::Result<Surroundings> {
+    pub fn at(folder: &Path) -> std::io::Result<ConfigFolder> {
         let home = env::var_os("HOME").map(PathBuf::from);
-        Ok(Surroundings { folder: folder.canonicalize()?, home, cpus: cpu::allowed().len() })
+        Ok(ConfigFolder { folder: folder.canonicalize()?, home, cpus: cpu::allowed().len() })
     }
 
     /// `~/` is the home, `base` is where other relative paths begin; `.` and `..` are gone.
@@ -55,20 +56,20 @@ impl Surroundings {
 pub fn application(
     keys: Map<String, Value>,
     over: Map<String, Value>,
-    surroundings: &Surroundings,
+    config_folder: &ConfigFolder,
     env_name: Option<&str>,
 ) -> Result<AppConfig, String> {
-    let mut keys = Keys { file: keys, over };
+    let mut keys = UnreadKeys { file: keys, over };
     let mut app = AppConfig::default();
-    let folder = &surroundings.folder;
+    let folder = &config_folder.folder;
     let (env, mut watched) = environment(&mut keys, env_name)?;
     app.env = env;
 
-    app.cwd = surroundings.absolute(folder, &keys.read(&["cwd"], values::text)?.unwrap_or_default());
+    app.cwd = config_folder.absolute(folder, &keys.read(&["cwd"], values::text)?.unwrap_or_default());
     let script = keys.read(&["script", "exec"], values::text)?.filter(|script| !script.is_empty());
     let script = script.ok_or("there is no \"script\": say which program or file is to run")?;
     let args = keys.read(&["args"], values::words)?.unwrap_or_default();
-    set_script(&mut app, &script, args, surroundings);
+    set_script(&mut app, &script, args, config_folder);
     keys.set(&mut app.interpreter, &["interpreter", "exec_interpreter"], |value| {
         values::text(value).map(|program| Some(program).filter(|program| !matches!(program.as_str(), "none" | "")))
     })?;
@@ -77,13 +78,13 @@ pub fn application(
     check_name(&app.name)?;
     keys.set(&mut app.namespace, &["namespace"], values::text)?;
 
-    let instances = keys.read(&["instances"], |value| values::instances(value, surroundings.cpus))?;
+    let instances = keys.read(&["instances"], |value| values::instances(value, config_folder.cpus))?;
     app.instances = instances.unwrap_or(1);
     let is_node = app.interpreter.as_deref().is_some_and(|program| program.ends_with("node"));
     if instances.is_some() && is_node {
         app.exec_mode = ExecMode::Cluster;
     }
-    keys.set(&mut app.exec_mode, &["exec_mode"], exec_mode)?;
+    keys.set(&mut app.exec_mode, &["exec_mode"], word)?;
     keys.set(&mut app.instance_var, &["instance_var"], values::text)?;
 
     keys.set(&mut app.autorestart, &["autorestart"], values::yes_or_no)?;
@@ -96,8 +97,8 @@ pub fn application(
     keys.set(&mut app.max_memory_restart, &["max_memory_restart"], |value| values::size(value).map(Some))?;
 
     // Said for the environment, it counts more than what is said for all.
-    let whole = keys.read(&["watch"], |value| watch(value, &app.cwd, surroundings))?;
-    let chosen = watched.take().map(|value| watch(&value, &app.cwd, surroundings)).transpose()?;
+    let whole = keys.read(&["watch"], |value| watch(value, &app.cwd, config_folder))?;
+    let chosen = watched.take().map(|value| watch(&value, &app.cwd, config_folder)).transpose()?;
     app.watch = chosen.or(whole).unwrap_or_default();
     keys.set(&mut app.ignore_watch, &["ignore_watch"], values::texts)?;
     keys.set(&mut app.watch_delay, &["watch_delay"], values::duration)?;
@@ -109,7 +110,7 @@ pub fn application(
 
     let log = |value: &Value| {
         let file = values::text(value)?;
-        let file = if file == "NULL" { PathBuf::from("/dev/null") } else { surroundings.absolute(folder, &file) };
+        let file = if file == "NULL" { PathBuf::from("/dev/null") } else { config_folder.absolute(folder, &file) };
         Ok(Some(file))
     };
     keys.set(&mut app.out_file, &["out_file", "output", "out", "out_log"], log)?;
@@ -118,7 +119,7 @@ pub fn application(
         app.log_date_format = Some("YYYY-MM-DDTHH:mm:ss".to_owned());
     }
     keys.set(&mut app.log_date_format, &["log_date_format"], |value| values::text(value).map(Some))?;
-    keys.set(&mut app.log_type, &["log_type"], log_type)?;
+    keys.set(&mut app.log_type, &["log_type"], word)?;
     keys.set(&mut app.merge_logs, &["merge_logs", "combine_logs"], values::yes_or_no)?;
 
     app.unknown = keys.file;
@@ -127,12 +128,12 @@ pub fn application(
 }
 
 /// The keys that are not read yet.
-struct Keys {
+struct UnreadKeys {
     file: Map<String, Value>,
     over: Map<String, Value>,
 }
 
-impl Keys {
+impl UnreadKeys {
     /// Takes the key that has one of these names. `null` is as good as no key.
     fn read<T>(&mut self, names: &[&str], read: impl FnOnce(&Value) -> Result<T, String>) -> Result<Option<T>, String> {
         let of_file = take(&mut self.file, names);
@@ -169,7 +170,10 @@ fn take<'n>(keys: &mut Map<String, Value>, names: &[&'n str]) -> Result<Option<(
 
 /// The variables of `env`, and over them those of the chosen `env_NAME`. `null` takes a variable away. `watch` is no
 /// variable there but the key of that name, for this environment.
-fn environment(keys: &mut Keys, env_name: Option<&str>) -> Result<(BTreeMap<String, String>, Option<Value>), String> {
+fn environment(
+    keys: &mut UnreadKeys,
+    env_name: Option<&str>,
+) -> Result<(BTreeMap<String, String>, Option<Value>), String> {
     let names: Vec<String> = keys.file.keys().filter(|key| key.starts_with("env_")).cloned().collect();
     let mut blocks = vec![("env".to_owned(), keys.file.remove("env"))];
     for name in names {
@@ -204,8 +208,8 @@ fn environment(keys: &mut Keys, env_name: Option<&str>) -> Result<(BTreeMap<Stri
 }
 
 /// A file in `cwd`, or a program that PATH finds, or, if there is no such file and the text has spaces, a command line.
-fn set_script(app: &mut AppConfig, script: &str, args: Vec<String>, surroundings: &Surroundings) {
-    let file = surroundings.absolute(&app.cwd, script);
+fn set_script(app: &mut AppConfig, script: &str, args: Vec<String>, config_folder: &ConfigFolder) {
+    let file = config_folder.absolute(&app.cwd, script);
     let interpreter = Path::new(script).extension().and_then(|extension| interpreter(extension.to_str()?));
     let is_command_line = script.contains(char::is_whitespace) && !file.exists();
     let words = shell_words::split(script).ok().filter(|_| !script.contains(['|', '&', ';', '<', '>', '$', '`', '(']));
@@ -264,20 +268,13 @@ fn check_name(name: &str) -> Result<(), String> {
     Err(format!("name: {name:?} cannot be a name: {why}"))
 }
 
-fn exec_mode(value: &Value) -> Result<ExecMode, String> {
-    match value.as_str() {
-        Some("fork" | "fork_mode") => Ok(ExecMode::Fork),
-        Some("cluster" | "cluster_mode") => Ok(ExecMode::Cluster),
-        _ => Err(format!("{value} is neither \"fork\" nor \"cluster\"")),
-    }
-}
-
-fn log_type(value: &Value) -> Result<LogType, String> {
-    match value.as_str() {
-        Some("json") => Ok(LogType::Json),
-        Some("text" | "raw") => Ok(LogType::Text),
-        _ => Err(format!("{value} is neither \"text\" nor \"json\"")),
-    }
+/// A word of `T`; PM2 also writes `fork_mode`, and `raw` for text.
+fn word<T: DeserializeOwned>(value: &Value) -> Result<T, String> {
+    let word = match values::text(value)?.as_str() {
+        "raw" => "text".to_owned(),
+        word => word.trim_end_matches("_mode").to_owned(),
+    };
+    serde_json::from_value(word.into()).map_err(|error| error.to_string())
 }
 
 /// A pattern, or false or 0 for none.
@@ -290,10 +287,10 @@ fn cron_pattern(value: &Value) -> Result<Option<String>, String> {
 }
 
 /// `true` watches all of the working directory, a list these files and folders in it.
-fn watch(value: &Value, cwd: &Path, surroundings: &Surroundings) -> Result<Vec<PathBuf>, String> {
+fn watch(value: &Value, cwd: &Path, config_folder: &ConfigFolder) -> Result<Vec<PathBuf>, String> {
     match values::yes_or_no(value) {
         Ok(true) => Ok(vec![cwd.to_owned()]),
         Ok(false) => Ok(Vec::new()),
-        Err(_) => Ok(values::texts(value)?.iter().map(|path| surroundings.absolute(cwd, path)).collect()),
+        Err(_) => Ok(values::texts(value)?.iter().map(|path| config_folder.absolute(cwd, path)).collect()),
     }
 }

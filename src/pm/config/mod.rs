@@ -6,7 +6,7 @@
 
 mod app;
 mod documents;
-mod evaluate;
+pub mod evaluate;
 mod keys;
 mod values;
 
@@ -17,9 +17,8 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 pub use app::{AppConfig, ExecMode, LogType};
-use keys::Surroundings;
+use keys::ConfigFolder;
 
-use crate::console;
 use crate::failure::Failure;
 
 /// A configuration, read.
@@ -37,38 +36,24 @@ pub fn is_configuration(path: &Path) -> bool {
     endings.iter().any(|ending| name.ends_with(ending))
 }
 
-/// The applications of a configuration file; warnings go to standard error. With a name, the variables of its `env_NAME`
-/// come over those of `env`.
+/// Reads a configuration file. With a name, the variables of its `env_NAME` come over those of `env`. The keys in `over`
+/// count more than those of the file: for example `{"instances": "max"}` from the command line.
 ///
 /// # Errors
 /// One line with the file, and the line in it or the application and the key.
-pub fn load(path: &Path, env_name: Option<&str>) -> Result<Vec<AppConfig>, Failure> {
-    let configuration = read(path, env_name, &Map::new())?;
-    configuration.warnings.iter().for_each(console::log);
-    Ok(configuration.apps)
-}
-
-/// The same, with keys that count more than those of the file: for example `{"instances": "max"}` from the command line.
-///
-/// # Errors
-/// As [`load`].
 pub fn read(path: &Path, env_name: Option<&str>, over: &Map<String, Value>) -> Result<Configuration, Failure> {
     let failure = |why: String| Failure::relay(format!("{}: {why}", path.display()));
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let surroundings = Surroundings::at(folder).map_err(|error| Failure::new(path.display(), error))?;
+    let config_folder = ConfigFolder::at(folder).map_err(|error| Failure::new(path.display(), error))?;
     let (document, mut warnings) = document(path)?;
     let (applications, others) = applications(document, path).map_err(failure)?;
-    for key in others {
-        warnings.push(match key.as_str() {
-            "deploy" => "\"deploy\" is ignored: pm does not deploy".to_owned(),
-            _ => format!("{key:?} is ignored: pm does not know it"),
-        });
-    }
-    if let Some(name) =
-        env_name.filter(|name| applications.iter().all(|keys| !keys.contains_key(&format!("env_{name}"))))
-    {
-        warnings.push(format!("no application has \"env_{name}\""));
-    }
+    warnings.extend(others.iter().map(|key| match key.as_str() {
+        "deploy" => "\"deploy\" is ignored: pm does not deploy".to_owned(),
+        _ => format!("{key:?} is ignored: pm does not know it"),
+    }));
+    let block = env_name.map(|name| format!("env_{name}"));
+    let unused = block.filter(|block| applications.iter().all(|keys| !keys.contains_key(block)));
+    warnings.extend(unused.map(|block| format!("no application has {block:?}")));
     let mut names = BTreeSet::new();
     let mut apps = Vec::new();
     for (i, keys) in applications.into_iter().enumerate() {
@@ -76,7 +61,7 @@ pub fn read(path: &Path, env_name: Option<&str>, over: &Map<String, Value>) -> R
             Some(Value::String(name)) => format!("application {name:?}"),
             _ => format!("application {}", i + 1),
         };
-        let app = keys::application(keys, over.clone(), &surroundings, env_name)
+        let app = keys::application(keys, over.clone(), &config_folder, env_name)
             .map_err(|why| failure(format!("{which}: {why}")))?;
         if !names.insert(app.name.clone()) {
             return Err(failure(format!("two applications have the name {:?}; a name stands for one", app.name)));
@@ -94,8 +79,8 @@ pub fn read(path: &Path, env_name: Option<&str>, over: &Map<String, Value>) -> R
 /// # Errors
 /// What is wrong with which key.
 pub fn from_keys(keys: Map<String, Value>, folder: &Path) -> Result<AppConfig, Failure> {
-    let surroundings = Surroundings::at(folder).map_err(|error| Failure::new(folder.display(), error))?;
-    keys::application(keys, Map::new(), &surroundings, None).map_err(Failure::relay)
+    let config_folder = ConfigFolder::at(folder).map_err(|error| Failure::new(folder.display(), error))?;
+    keys::application(keys, Map::new(), &config_folder, None).map_err(Failure::relay)
 }
 
 /// The file as one value, and notes about what is not in it.
@@ -118,11 +103,11 @@ fn document(path: &Path) -> Result<(Value, Vec<String>), Failure> {
     Ok((value, Vec::new()))
 }
 
-type Keys = Map<String, Value>;
+type KeyMap = Map<String, Value>;
 
 /// The applications of a file, whichever shape it has: `{apps: [...]}`, `{apps: {...}}`, a list, one application, or a
 /// package.json. And the keys beside `apps`.
-fn applications(document: Value, path: &Path) -> Result<(Vec<Keys>, Vec<String>), String> {
+fn applications(document: Value, path: &Path) -> Result<(Vec<KeyMap>, Vec<String>), String> {
     let mut keys = match document {
         Value::Array(items) => return Ok((objects(items)?, Vec::new())),
         Value::Object(keys) => keys,
@@ -132,26 +117,28 @@ fn applications(document: Value, path: &Path) -> Result<(Vec<Keys>, Vec<String>)
     if let Some(pm2) = keys.remove("pm2").filter(|_| is_package) {
         return applications(pm2, Path::new("pm2"));
     }
-    match keys.remove("apps") {
-        Some(Value::Array(items)) => {
-            Ok((objects(items)?, if is_package { Vec::new() } else { keys.keys().cloned().collect() }))
-        }
-        Some(Value::Object(app)) => Ok((vec![app], keys.keys().cloned().collect())),
-        Some(_) => Err("\"apps\" is neither a list nor an object".into()),
-        None if is_package => {
-            let main = keys.get("main").cloned().unwrap_or_else(|| "index.js".into());
-            let mut app = Map::from_iter([("script".to_owned(), main)]);
-            // Of "@scope/name", the name.
-            let name = keys.get("name").and_then(Value::as_str).and_then(|name| name.rsplit('/').next());
-            app.extend(name.map(|name| ("name".to_owned(), name.into())));
-            Ok((vec![app], Vec::new()))
-        }
-        None if keys.contains_key("script") || keys.contains_key("exec") => Ok((vec![keys], Vec::new())),
-        None => Err("it has neither \"apps\" nor \"script\"".into()),
-    }
+    let apps = match keys.remove("apps") {
+        Some(Value::Array(items)) => objects(items)?,
+        Some(Value::Object(app)) => vec![app],
+        Some(_) => return Err("\"apps\" is neither a list nor an object".into()),
+        None if is_package => vec![of_package(&keys)],
+        None if keys.contains_key("script") || keys.contains_key("exec") => return Ok((vec![keys], Vec::new())),
+        None => return Err("it has neither \"apps\" nor \"script\"".into()),
+    };
+    Ok((apps, if is_package { Vec::new() } else { keys.keys().cloned().collect() }))
 }
 
-fn objects(items: Vec<Value>) -> Result<Vec<Keys>, String> {
+/// The application that a package.json is, if it says nothing about applications.
+fn of_package(keys: &KeyMap) -> KeyMap {
+    let mut app = Map::new();
+    app.insert("script".into(), keys.get("main").cloned().unwrap_or_else(|| "index.js".into()));
+    // Of "@scope/name", the name.
+    let name = keys.get("name").and_then(Value::as_str).and_then(|name| name.rsplit('/').next());
+    app.extend(name.map(|name| ("name".to_owned(), name.into())));
+    app
+}
+
+fn objects(items: Vec<Value>) -> Result<Vec<KeyMap>, String> {
     if items.is_empty() {
         return Err("it has no application".into());
     }
