@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use memchr::{memchr, memrchr};
+use memchr::memchr;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::write;
@@ -105,10 +105,16 @@ impl LogFiles {
 
 pub(super) struct AppendFile {
     path: PathBuf,
+    wanted_rotation: Option<Rotation>,
+    /// `None`, too, when it could not be rotated.
     rotation: Option<Rotation>,
     file: Option<File>,
     /// The rest of a line of which only the beginning is in the file.
     rest: Vec<u8>,
+    /// The last lines could not be written, and that was said.
+    is_failing: bool,
+    /// What has to be said of a file that can be written.
+    problem: Option<String>,
     /// Lines since the last that could be written.
     lost: u64,
     all_lost: u64,
@@ -118,8 +124,18 @@ pub(super) struct AppendFile {
 
 impl AppendFile {
     fn new(path: &Path, rotation: Option<Rotation>) -> AppendFile {
-        let path = path.to_owned();
-        AppendFile { path, rotation, file: None, rest: Vec::new(), lost: 0, all_lost: 0, retry_ns: 0 }
+        AppendFile {
+            path: path.to_owned(),
+            wanted_rotation: rotation,
+            rotation,
+            file: None,
+            rest: Vec::new(),
+            is_failing: false,
+            problem: None,
+            lost: 0,
+            all_lost: 0,
+            retry_ns: 0,
+        }
     }
 
     /// Adds whole lines, all in one write(2) if the kernel takes them. Returns what has to be said elsewhere.
@@ -133,10 +149,11 @@ impl AppendFile {
             Ok(()) => {
                 self.retry_ns = 0;
                 let lost = std::mem::take(&mut self.lost);
-                (lost > 0).then(|| format!("write {}: it goes on; {lost} lines were lost", self.path.display()))
+                let goes_on = || format!("write {}: it goes on; {lost} lines were lost", self.path.display());
+                std::mem::take(&mut self.is_failing).then(goes_on).or(self.problem.take())
             }
             Err((errno, written)) => {
-                let is_first = self.lost == 0;
+                let is_first = !std::mem::replace(&mut self.is_failing, true);
                 self.lose_behind(lines, written);
                 // A FIFO may have room at any moment; a disk is not looked at for every line.
                 let wait = if errno == Errno::EAGAIN { 0 } else { RETRY_EVERY.as_nanos() as u64 };
@@ -164,6 +181,7 @@ impl AppendFile {
     #[must_use]
     pub fn reopen(&mut self) -> Option<String> {
         self.retry_ns = 0;
+        self.rotation = self.wanted_rotation;
         self.file.as_ref()?;
         match open_to_append(&self.path) {
             Ok(file) => {
@@ -190,15 +208,25 @@ impl AppendFile {
         }
         let metadata = self.file.as_ref().and_then(|file| file.metadata().ok());
         let Some(metadata) = metadata.filter(|metadata| metadata.is_file()) else { return Ok(()) };
-        let is_deleted = metadata.nlink() == 0;
-        let is_full = |rotation: &Rotation| metadata.len() > 0 && metadata.len() + length as u64 > rotation.largest;
-        if let Some(rotation) = self.rotation.filter(|rotation| !is_deleted && is_full(rotation)) {
-            rotate(&self.path, rotation.kept).map_err(|errno| (errno, 0))?;
-            self.file = Some(open_to_append(&self.path).map_err(|errno| (errno, 0))?);
-        } else if is_deleted {
+        if metadata.nlink() == 0 || self.rotate_if_full(metadata.len(), length as u64) {
             self.file = Some(open_to_append(&self.path).map_err(|errno| (errno, 0))?);
         }
         Ok(())
+    }
+
+    /// True: another file is to have the path. Where the folder refuses, lines go on to this one.
+    fn rotate_if_full(&mut self, size: u64, length: u64) -> bool {
+        let is_full = |rotation: &Rotation| size > 0 && size + length > rotation.largest;
+        let Some(rotation) = self.rotation.filter(is_full) else { return false };
+        match rotate(&self.path, rotation.kept) {
+            Ok(()) => true,
+            Err(errno) => {
+                let failure = Failure::new(format_args!("rotate {}", self.path.display()), errno);
+                self.problem = Some(failure.advise("it grows on until the logs are reopened").to_string());
+                self.rotation = None;
+                false
+            }
+        }
     }
 
     fn write_rest(&mut self) -> nix::Result<()> {
@@ -229,7 +257,6 @@ impl AppendFile {
         let is_cut = done.last().is_some_and(|&byte| byte != b'\n');
         let rest = if is_cut { memchr(b'\n', left).map_or(left.len(), |end| end + 1) } else { 0 };
         if is_cut {
-            debug_assert!(memrchr(b'\n', done) != Some(done.len() - 1));
             self.rest = left[..rest].to_vec();
         }
         self.lose(count_lines(&left[rest..]));

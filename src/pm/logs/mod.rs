@@ -7,7 +7,7 @@
 //! - [`follow`]: the last lines of several files, and each new one.
 
 pub mod file;
-mod follow;
+pub mod follow;
 pub mod lines;
 pub mod time_stamp;
 pub mod writer;

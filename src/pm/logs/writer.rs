@@ -321,6 +321,27 @@ mod tests {
     }
 
     #[test]
+    fn a_log_that_cannot_be_rotated_grows_on_and_that_is_said_once() {
+        let folder = Folder::new("stuck");
+        let (files, path) = (LogFiles::default(), folder.path("api.log"));
+        // A folder that is not empty has the name that the log would get.
+        fs::create_dir_all(rotated(&path, 1).join("x")).unwrap();
+        let (mut writer, mut pipe) = output(&files, &path, Some(Rotation { largest: 10, kept: 1 }));
+        (0..5).for_each(|number| say(&mut writer, &mut pipe, format!("line {number}\n").as_bytes()));
+        assert_eq!(folder.read("api.log"), "line 0\nline 1\nline 2\nline 3\nline 4\n");
+        let problems = files.take_problems();
+        assert!(
+            problems.len() == 1 && problems[0].starts_with(&format!("rotate {}: ", path.display())),
+            "{problems:?}"
+        );
+        assert_eq!(files.lost(), 0);
+        fs::remove_dir_all(rotated(&path, 1)).unwrap();
+        files.reopen();
+        say(&mut writer, &mut pipe, b"line 5\n");
+        assert_eq!(folder.read("api.log"), "line 5\n");
+    }
+
+    #[test]
     fn a_line_that_was_cut_is_completed_before_the_next() {
         let folder = Folder::new("cut");
         let (files, path) = (LogFiles::default(), folder.path("fifo"));
