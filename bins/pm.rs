@@ -43,7 +43,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    match commands::run(Args::parse().command) {
+    match commands::run(Args::parse().command, "cluster") {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             console::log_last(failure);

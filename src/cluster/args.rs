@@ -60,6 +60,14 @@ pub struct MasterArgs {
     #[arg(long)]
     pub silent: bool,
 
+    /// The workers write to FILE.N-out and FILE.N-err instead, where N is the worker's number: files or FIFOs that exist
+    #[arg(long, value_name = "FILE")]
+    pub worker_output: Option<PathBuf>,
+
+    /// A variable in which each worker finds its number, beside WORKER_ID
+    #[arg(long, value_name = "NAME")]
+    pub instance_var: Option<String>,
+
     /// Set a variable in the workers' environment; may be given several times
     #[arg(long, value_name = "NAME=VALUE", value_parser = OsStringValueParser::new().try_map(parse_variable))]
     pub env: Vec<(OsString, OsString)>,

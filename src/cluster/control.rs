@@ -31,7 +31,12 @@ pub enum ControlRequest {
     /// The workers, and what has happened to them
     Status,
     /// Replace all workers, one after another, each when its successor listens
-    Reload,
+    Reload {
+        /// Of the workers that are started from now on, in place of the master's own
+        #[arg(skip)]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        environment: Option<BTreeMap<String, String>>,
+    },
     /// From now on so many workers
     Scale {
         #[arg(value_name = "N", value_parser = parse_workers)]

@@ -58,7 +58,7 @@ fn ask(args: &CtlArgs) -> Result<Value, Failure> {
         Failure::new("read the master's answer", error).advise(advice)
     };
     let mut stream = connect(args.control.as_deref())?;
-    if !matches!(args.request, ControlRequest::Reload | ControlRequest::Stop) {
+    if !matches!(args.request, ControlRequest::Reload { .. } | ControlRequest::Stop) {
         stream.set_read_timeout(Some(REPLY_TIMEOUT)).map_err(lost)?;
     }
     let line = serde_json::to_string(&args.request).expect("its keys are strings");

@@ -583,7 +583,10 @@ impl Master {
                 let why = "the program was given up; mend it, and `cluster ctl reload` tries it once more";
                 self.control.refuse(client, why);
             }
-            ControlRequest::Reload => self.start_reload(Some(client)),
+            ControlRequest::Reload { environment } => {
+                self.workers.environment = environment.or(self.workers.environment.take());
+                self.start_reload(Some(client));
+            }
             ControlRequest::Scale { workers } => self.scale(client, workers),
             ControlRequest::Send { worker, message } => self.send_message(client, worker, &message),
             ControlRequest::Stop => {

@@ -2,6 +2,7 @@
 //! reload, or when a worker has said that it is about to leave, one leaves and another is its successor.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fs::OpenOptions;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 use std::time::Duration;
@@ -60,6 +61,8 @@ pub struct Workers {
     pub scoreboard: Scoreboard,
     scoreboard_fd: OwnedFd,
     pub outputs: Outputs,
+    /// In place of the master's own.
+    pub environment: Option<BTreeMap<String, String>>,
     inspector: Option<InspectorPorts>,
     last_id: u64,
     last_seq: u64,
@@ -80,6 +83,7 @@ impl Workers {
             poller,
             log,
             outputs: Outputs::default(),
+            environment: None,
             inspector: InspectorPorts::of(&args.program, node_options.as_deref()),
             processes: BTreeMap::new(),
             wanted: args.workers,
@@ -184,15 +188,26 @@ impl Workers {
 
     /// With what differs from worker to worker: the pipes it writes to, and the inspector's port.
     fn command(&mut self, number: usize, id: UniqueId) -> Result<Command, Failure> {
-        let mut pipe = |stream| {
-            let opened = self.outputs.open(&self.poller, id, stream, number);
-            opened.map_err(|errno| Failure::new("open a pipe", errno).advise("raise ulimit -n"))
+        let mut output = |stream| {
+            let Some(base) = &self.args.worker_output else {
+                let opened = self.outputs.open(&self.poller, id, stream, number);
+                return opened.map_err(|errno| Failure::new("open a pipe", errno).advise("raise ulimit -n"));
+            };
+            let word = if stream == OutputStream::Output { "out" } else { "err" };
+            let path = format!("{}.{number}-{word}", base.display());
+            // Open for reading too: a FIFO whose reader is gone for a while then ends nobody (fifo(7)).
+            let opened = OpenOptions::new().read(true).append(true).open(&path);
+            opened.map(OwnedFd::from).map_err(|error| Failure::new(format_args!("open {path}"), error))
         };
-        let (stdout, stderr) = (pipe(OutputStream::Output)?, pipe(OutputStream::Error)?);
+        let (stdout, stderr) = (output(OutputStream::Output)?, output(OutputStream::Error)?);
         let program = &self.args.program;
         let inspected = self.inspector.as_mut().map(|inspector| inspector.next_command(program));
         let (arguments, node_options) = inspected.unwrap_or_else(|| (program.clone(), None));
         let mut command = Command::new(&arguments[0]);
+        if let Some(environment) = &self.environment {
+            command.env_clear().envs(environment);
+        }
+        command.envs(self.args.instance_var.iter().map(|name| (name, number.to_string())));
         command.args(&arguments[1..]).envs(self.args.env.iter().map(|(name, value)| (name, value)));
         command.envs(node_options.map(|options| ("NODE_OPTIONS", options)));
         command.stdout(stdout).stderr(stderr);

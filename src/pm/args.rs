@@ -14,6 +14,8 @@ pub enum PmCommand {
     Stop(Targets),
     /// Stop applications and start them again; those that are stopped are started
     Restart(Targets),
+    /// Replace the workers of a cluster one by one, without losing a request; restart an application that is none
+    Reload(ReloadArgs),
     /// Stop applications, and forget them
     #[command(visible_alias = "del")]
     Delete(Targets),
@@ -37,6 +39,10 @@ pub enum PmCommand {
     Describe(Targets),
     /// Show the environment that an application is started with
     Env(Targets),
+    /// Empty the logs of applications
+    Flush(Targets),
+    /// Open the logs anew, after logrotate(8) has renamed them; so does SIGUSR2 to the daemon
+    ReloadLogs,
     /// Send a signal to applications
     Signal {
         /// Such as SIGUSR2, or its number
@@ -68,6 +74,17 @@ pub struct Targets {
     /// An id, a name, a namespace, /regex/ over names, or all
     #[arg(required = true, value_name = "APPLICATION")]
     pub targets: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct ReloadArgs {
+    /// An id, a name, a namespace, /regex/ over names, or all; or a configuration, which is read anew
+    #[arg(required = true, value_name = "APPLICATION|CONFIG")]
+    pub targets: Vec<String>,
+
+    /// Of a configuration: the variables of its env_NAME come over those of env
+    #[arg(long, value_name = "NAME")]
+    pub env: Option<String>,
 }
 
 #[derive(Args, Debug)]

@@ -1,12 +1,13 @@
 //! What each command asks the daemon, and what it prints of the answer.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::stdout;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::args::{PmCommand, StartArgs, Targets};
+use super::args::{PmCommand, ReloadArgs, StartArgs, Targets};
 use super::client::{self, PmConnection};
 use super::config::{self, AppConfig};
 use super::daemon;
@@ -17,16 +18,19 @@ use crate::console::{self, Format};
 use crate::failure::Failure;
 use crate::terminal::{Paint, width};
 
-/// Runs one command to its end.
+/// Runs one command to its end. Cluster mode runs the program `cluster`, which is beside this one.
 ///
 /// # Errors
 /// One line for the user.
-pub fn run(command: PmCommand) -> Result<(), Failure> {
+pub fn run(command: PmCommand, cluster: &str) -> Result<(), Failure> {
     let home = PmHome::find()?;
+    let program = std::env::current_exe().map_err(|error| Failure::new("find this program", error))?;
+    let cluster = program.with_file_name(cluster);
     let ask = |request: PmRequest| PmConnection::open(&home)?.ask(&request);
     let change = |request: PmRequest| print_list(&ask(request)?);
     match command {
-        PmCommand::Start(args) => start(&home, &args),
+        PmCommand::Start(args) => start(&home, cluster, &args),
+        PmCommand::Reload(args) => reload(&home, args),
         PmCommand::Stop(Targets { targets }) => change(PmRequest::Stop { targets }),
         PmCommand::Restart(Targets { targets }) => change(PmRequest::Restart { targets }),
         PmCommand::Delete(Targets { targets }) => {
@@ -49,6 +53,8 @@ pub fn run(command: PmCommand) -> Result<(), Failure> {
         PmCommand::Signal { signal, targets: Targets { targets } } => {
             change(PmRequest::Signal { signal: signal as i32, targets })
         }
+        PmCommand::Flush(Targets { targets }) => change(PmRequest::Flush { targets }),
+        PmCommand::ReloadLogs => ask(PmRequest::ReloadLogs).map(drop),
         PmCommand::Reset(Targets { targets }) => change(PmRequest::Reset { targets }),
         PmCommand::Save => {
             let reply = ask(PmRequest::Save)?;
@@ -62,11 +68,11 @@ pub fn run(command: PmCommand) -> Result<(), Failure> {
             console::print(&format!("the daemon of {} answers\n", home.folder().display()))
         }
         PmCommand::Kill => kill(&home),
-        PmCommand::Daemon => daemon::run(&home, None, client::daemon_is_ready),
+        PmCommand::Daemon => daemon::run(&home, cluster, None, client::daemon_is_ready),
     }
 }
 
-fn start(home: &PmHome, args: &StartArgs) -> Result<(), Failure> {
+fn start(home: &PmHome, cluster: PathBuf, args: &StartArgs) -> Result<(), Failure> {
     let path = Path::new(&args.file);
     let is_file = path.is_file();
     let mut keys = args.keys.to_keys();
@@ -93,14 +99,31 @@ fn start(home: &PmHome, args: &StartArgs) -> Result<(), Failure> {
         let folder = std::env::current_dir().map_err(|error| Failure::new("find the current folder", error))?;
         vec![config::from_keys(keys, &folder)?]
     };
-    let variables =
-        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    let environment: BTreeMap<String, String> = variables.filter(|(name, _)| name != home::VARIABLE).collect();
-    let request = PmRequest::Start { apps, environment, only_new: !is_configuration && !args.force };
+    let only_new = !is_configuration && !args.force;
+    let request = PmRequest::Start { apps, environment: environment(), only_new, reload: false };
     if args.no_daemon {
-        return daemon::run(home, Some(request), || {});
+        return daemon::run(home, cluster, Some(request), || {});
     }
     print_list(&PmConnection::open(home)?.ask(&request)?)
+}
+
+fn reload(home: &PmHome, args: ReloadArgs) -> Result<(), Failure> {
+    let file = Path::new(&args.targets[0]);
+    let request = if file.is_file() && config::is_configuration(file) {
+        let configuration = config::read(file, args.env.as_deref(), &Map::new())?;
+        configuration.warnings.iter().for_each(console::log);
+        let apps = chosen(configuration.apps, &args.targets[1..])?;
+        PmRequest::Start { apps, environment: environment(), only_new: false, reload: true }
+    } else {
+        PmRequest::Reload { targets: args.targets }
+    };
+    print_list(&PmConnection::open(home)?.ask(&request)?)
+}
+
+/// Ours, for the applications; without the variables that are not text.
+fn environment() -> BTreeMap<String, String> {
+    let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+    std::env::vars_os().filter_map(text).filter(|(name, _)| name != home::VARIABLE).collect()
 }
 
 /// Those with these names; all, when none is given.

@@ -10,6 +10,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -19,9 +20,9 @@ use nix::unistd::geteuid;
 use serde::Serialize;
 
 use super::dump::{AfterStop, SavedState};
-use super::god::{God, PmToken};
+use super::god::{God, PmToken, StartMode};
 use super::home::PmHome;
-use super::protocol::{PmReply, PmRequest, ProcessStatus};
+use super::protocol::{PmReply, PmRequest};
 use crate::console::{self, write_within};
 use crate::failure::Failure;
 use crate::sys::epoll::Interest;
@@ -53,6 +54,8 @@ struct AwaitedChange {
     processes: BTreeSet<u32>,
     /// One that could not be started makes the answer a failure.
     starts: bool,
+    /// It wants to know, and waits for nothing.
+    only_looks: bool,
 }
 
 struct Daemon {
@@ -70,7 +73,7 @@ struct Daemon {
 ///
 /// # Errors
 /// Another daemon with the same folder; a folder or a socket that cannot be made.
-pub fn run(home: &PmHome, first: Option<PmRequest>, ready: impl FnOnce()) -> Result<(), Failure> {
+pub fn run(home: &PmHome, cluster: PathBuf, first: Option<PmRequest>, ready: impl FnOnce()) -> Result<(), Failure> {
     home.make()?;
     let Some(_lock) = home.lock_daemon()? else {
         let taken = format!("start the daemon: another one runs with {}", home.folder().display());
@@ -79,7 +82,7 @@ pub fn run(home: &PmHome, first: Option<PmRequest>, ready: impl FnOnce()) -> Res
     let failed = |errno| Failure::new("take signals", errno);
     let others = [Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGPIPE];
     let signals = SignalQueue::open_for(&others).map_err(failed)?;
-    let god = God::new(home.clone())?;
+    let god = God::new(home.clone(), cluster)?;
     let listener = listen(home)?;
     let watched = god.epoll.add(&listener, PmToken::Client(0).encode(), Interest::EPOLLIN);
     watched.and_then(|()| god.epoll.add(&signals, PmToken::Signals.encode(), Interest::EPOLLIN)).map_err(failed)?;
@@ -147,6 +150,10 @@ impl Daemon {
                     PmToken::Client(0) => self.accept(),
                     PmToken::Client(client) => self.client_ready(client),
                     PmToken::Process(id) => self.god.process_ended(id),
+                    PmToken::Channel(id) => self.god.channel_ready(id),
+                    PmToken::Call(id) => self.god.call_ready(id),
+                    PmToken::Watch(id) => self.god.watch_ready(id),
+                    PmToken::WallClock => self.god.wall_clock_ready(),
                     PmToken::Output(id, output) => self.god.output_ready(id, output),
                 }
             }
@@ -224,20 +231,41 @@ impl Daemon {
     }
 
     fn carry_out(&mut self, client: u64, request: PmRequest) {
-        let starts = matches!(request, PmRequest::Start { .. } | PmRequest::Wake { .. } | PmRequest::Restart { .. });
+        let starts = matches!(
+            request,
+            PmRequest::Start { .. }
+                | PmRequest::Wake { .. }
+                | PmRequest::Restart { .. }
+                | PmRequest::Reload { .. }
+                | PmRequest::Scale { .. }
+        );
+        let only_looks = matches!(request, PmRequest::Ping | PmRequest::List | PmRequest::Describe { .. });
         let begun = match request {
             PmRequest::Ping => Ok(BTreeSet::new()),
             PmRequest::List => Ok(self.god.all()),
             PmRequest::Start { .. } | PmRequest::Wake { .. } | PmRequest::Resurrect if self.is_ending => {
                 Err("the process manager is ending".to_owned())
             }
-            PmRequest::Start { apps, environment, only_new } => self.god.start(apps, &environment, only_new),
+            PmRequest::Start { apps, environment, only_new, reload } => {
+                let mode = match (only_new, reload) {
+                    (true, _) => StartMode::New,
+                    (false, true) => StartMode::Reload,
+                    (false, false) => StartMode::Restart,
+                };
+                self.god.start(apps, &environment, mode)
+            }
             PmRequest::Wake { targets } => self.each(&targets, |god, id| god.wake(id)),
             PmRequest::Stop { targets } => self.each(&targets, |god, id| god.stop(id, AfterStop::Remain)),
+            PmRequest::Reload { targets } => self.each(&targets, God::reload),
             PmRequest::Restart { targets } => self.each(&targets, God::restart),
             PmRequest::Delete { targets } => self.each(&targets, |god, id| god.stop(id, AfterStop::Delete)),
             PmRequest::Describe { targets } => self.god.find(&targets),
             PmRequest::Reset { targets } => self.each(&targets, God::reset),
+            PmRequest::Flush { targets } => self.each(&targets, |god, id| god.flush_logs(id)),
+            PmRequest::ReloadLogs => {
+                self.god.reopen_logs();
+                Ok(BTreeSet::new())
+            }
             PmRequest::Signal { signal, targets } => self.signal(signal, &targets),
             PmRequest::Scale { name, instances } => self.god.scale(&name, instances),
             PmRequest::Save => self.god.save_dump().map(|()| self.god.all()).map_err(String::from),
@@ -256,7 +284,7 @@ impl Daemon {
         match begun {
             Ok(processes) => {
                 if let Some(client) = self.clients.get_mut(&client) {
-                    client.awaited = Some(AwaitedChange { processes, starts });
+                    client.awaited = Some(AwaitedChange { processes, starts, only_looks });
                 }
                 self.answer_awaited();
             }
@@ -280,18 +308,16 @@ impl Daemon {
     /// Answers those whose processes have come to rest.
     fn answer_awaited(&mut self) {
         let is_done = |client: &PmClient| {
-            client.awaited.as_ref().is_some_and(|awaited| !awaited.processes.iter().any(|&id| self.god.is_busy(id)))
+            let is_done = |awaited: &AwaitedChange| {
+                awaited.only_looks || !awaited.processes.iter().any(|&id| self.god.is_busy(id))
+            };
+            client.awaited.as_ref().is_some_and(is_done)
         };
         let done: Vec<u64> = self.clients.iter().filter(|(_, client)| is_done(client)).map(|(&id, _)| id).collect();
         for id in done {
             let Some(awaited) = self.clients.get_mut(&id).and_then(|client| client.awaited.take()) else { continue };
             let processes = self.god.entries(&awaited.processes);
-            let failed =
-                processes.iter().find(|entry| awaited.starts && entry.pm2_env.status == ProcessStatus::Errored);
-            let error = failed.map(|entry| {
-                let reason = entry.pm2_env.reason.as_deref().unwrap_or("it ended too often");
-                format!("{}: {reason}", entry.name)
-            });
+            let error = awaited.processes.iter().find_map(|&id| self.god.failure(id)).filter(|_| awaited.starts);
             self.answer(id, &PmReply { ok: error.is_none(), error, processes });
             self.serve_requests(id);
         }

@@ -41,6 +41,7 @@ pub struct SavedProcess {
     pub created_ms: u64,
     pub reason: Option<String>,
     pub exit_code: Option<i32>,
+    pub worker_ids: Vec<u32>,
 }
 
 /// What becomes of a process that was asked to end.
@@ -49,6 +50,8 @@ pub enum AfterStop {
     Remain,
     Restart,
     Delete,
+    /// It is errored, with the reason that it has.
+    Fail,
 }
 
 impl SavedState {

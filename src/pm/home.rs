@@ -8,7 +8,8 @@
 //! dump.json          what `pm save` has kept for `pm resurrect`
 //! pm.log             what the daemon says
 //! logs/NAME-out-ID.log, logs/NAME-error-ID.log
-//! fifo/ID-out, fifo/ID-err     the applications' standard output and error; they outlive the daemon
+//! fifo/ID.N-out, fifo/ID.N-err     what the applications (N = 0) and their workers write; it outlives the daemon
+//! masters/ID/control.sock          of the `cluster` that an application in cluster mode is
 //! ```
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -89,8 +90,14 @@ impl PmHome {
         self.folder.join("logs")
     }
 
-    pub fn fifo(&self, id: u32, stream: LogStream) -> PathBuf {
-        self.folder.join("fifo").join(format!("{id}-{}", stream.name()))
+    /// What the names of an application's FIFOs begin with.
+    pub fn fifo_base(&self, id: u32) -> PathBuf {
+        self.folder.join("fifo").join(id.to_string())
+    }
+
+    /// Of a worker of a cluster; worker 0 is all that there is in fork mode.
+    pub fn fifo(&self, id: u32, worker: usize, stream: LogStream) -> PathBuf {
+        self.folder.join("fifo").join(format!("{id}.{worker}-{}", stream.name()))
     }
 
     /// `None`: another daemon has it.

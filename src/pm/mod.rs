@@ -8,11 +8,13 @@
 //! - [`daemon`]: waits for clients, processes and times, in one loop; [`god`]: the applications and their processes, and
 //!   what happens to them; [`restarts`] and [`cron`]: whether and when a process starts again;
 //! - [`process`]: one process as the daemon keeps it; [`fork_mode`]: how it is started, and asked to end;
+//!   [`cluster_mode`]: the same for a cluster, which has workers;
 //! - [`logs`]: what the processes write; [`watch`]: files that changed; [`dump`]: what survives the daemon;
 //! - [`output`]: what a person reads; [`startup`]: the systemd unit, and what systemd and the daemon say to each other.
 
 pub mod args;
 pub mod client;
+pub mod cluster_mode;
 pub mod commands;
 pub mod config;
 pub mod cron;

@@ -1,20 +1,22 @@
 //! One process of an application as the daemon keeps it: how it is doing, what is due next, and how it is listed.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
 use std::time::Duration;
 
-use nix::unistd::Pid;
-
+use super::cluster_mode::{self, ClusterCall};
 use super::config::{AppConfig, ExecMode, LogType};
+use super::cron::{CronRestart, CronSchedule};
 use super::dump::{AfterStop, SavedProcess};
-use super::fork_mode::{RunningProcess, open_fifo};
+use super::fork_mode::{ProcessIdentity, ReadyChannel, RunningProcess, TreeMember, open_fifo};
 use super::home::{self, PmHome};
 use super::logs::{LineFormat, LogFiles, LogSettings, LogStream, LogWriter};
 use super::protocol::{ProcessEntry, ProcessState, ProcessStatus, ProcessUsage};
 use super::restarts::RestartBudget;
+use super::watch::Watcher;
 use crate::failure::Failure;
 use crate::sys::process::Ending;
 use crate::sys::procfs::{self, Stat};
@@ -25,6 +27,9 @@ const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Between two looks at the CPU time from which a share is computed.
 const CPU_SAMPLE_NS: u64 = 200_000_000;
+
+/// Between two looks at the memory of a process that has a limit.
+pub const LOOK_AT_MEMORY_EVERY: Duration = Duration::from_millis(500);
 
 /// What is to be run, and the environment of who has asked for it.
 pub struct Application {
@@ -38,9 +43,10 @@ pub enum ProcessDue {
     /// It was asked to end and had its time.
     Kill,
     /// The process has ended; has what it had started ended, too?
-    LookAtGroup,
+    LookAtTree,
     Restart,
-    /// Of its memory.
+    /// It has not said that it is ready.
+    NotReady,
     LookAtMemory,
 }
 
@@ -51,8 +57,9 @@ pub struct ManagedProcess {
     pub status: ProcessStatus,
     pub running: Option<RunningProcess>,
     pub after_stop: Option<AfterStop>,
-    /// It has ended; what is left of its group is still awaited.
-    pub left: Option<Pid>,
+    /// What it had started when it was asked to end; it has the same time to do so.
+    pub tree: Vec<TreeMember>,
+    pub watcher: Option<Watcher>,
     /// At most one of each kind.
     pub due: Vec<(u64, ProcessDue)>,
     pub budget: RestartBudget,
@@ -60,9 +67,19 @@ pub struct ManagedProcess {
     pub created_ms: u64,
     pub reason: Option<String>,
     pub exit_code: Option<i32>,
-    /// The writers of its two outputs, from its first start on.
-    pub outputs: Vec<(LogStream, LogWriter)>,
-    cpu: CpuSample,
+    /// In cluster mode each worker has an id; the first is ours.
+    pub worker_ids: Vec<u32>,
+    /// What its cluster is doing for us.
+    pub call: Option<ClusterCall>,
+    /// Why the last thing that its cluster was asked for was not done.
+    pub refusal: Option<String>,
+    /// The writers of its outputs, from its first start on: two for each worker.
+    pub outputs: Vec<LogWriter>,
+    /// Where it says that it is ready.
+    pub channel: Option<ReadyChannel>,
+    /// Restarts by the clock on the wall; none while it was stopped by hand.
+    pub cron: Option<CronRestart>,
+    cpu: Vec<CpuSample>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -82,15 +99,21 @@ impl ManagedProcess {
             status: ProcessStatus::Stopped,
             running: None,
             after_stop: None,
-            left: None,
+            tree: Vec::new(),
+            watcher: None,
             due: Vec::new(),
             budget,
             restart_time: 0,
             created_ms: wall_ms(),
             reason: None,
             exit_code: None,
+            worker_ids: vec![id],
+            call: None,
+            refusal: None,
             outputs: Vec::new(),
-            cpu: CpuSample::default(),
+            channel: None,
+            cron: None,
+            cpu: Vec::new(),
         }
     }
 
@@ -103,6 +126,7 @@ impl ManagedProcess {
             created_ms: saved.created_ms,
             reason: saved.reason,
             exit_code: saved.exit_code,
+            worker_ids: saved.worker_ids,
             ..ManagedProcess::new(saved.id, saved.number, app)
         }
     }
@@ -119,12 +143,36 @@ impl ManagedProcess {
             created_ms: self.created_ms,
             reason: self.reason.clone(),
             exit_code: self.exit_code,
+            worker_ids: self.worker_ids.clone(),
         }
+    }
+
+    /// Gives each worker of a cluster that has none an id, from this one on.
+    pub fn name_workers(&mut self, first_free: u32) {
+        let wanted = if self.is_cluster() { self.app.config.instances } else { 1 };
+        let missing = wanted.saturating_sub(self.worker_ids.len()) as u32;
+        self.worker_ids.extend(first_free..first_free + missing);
+    }
+
+    pub fn is_cluster(&self) -> bool {
+        self.app.config.exec_mode == ExecMode::Cluster
     }
 
     /// A command that asked for this is still waiting.
     pub fn is_busy(&self) -> bool {
-        matches!(self.status, ProcessStatus::Stopping | ProcessStatus::Launching)
+        matches!(self.status, ProcessStatus::Stopping | ProcessStatus::Launching) || self.call.is_some()
+    }
+
+    /// A process has started: what its configuration says is watched from now on.
+    pub fn begin_watching(&mut self) {
+        let config = &self.app.config;
+        if self.cron.is_none() {
+            let schedule = config.cron_restart.as_deref().and_then(|pattern| CronSchedule::new(pattern).ok());
+            self.cron = schedule.map(|schedule| CronRestart::new(schedule, (wall_ms() / 1000) as i64));
+        }
+        if config.max_memory_restart.is_some() {
+            self.set_due(LOOK_AT_MEMORY_EVERY, ProcessDue::LookAtMemory);
+        }
     }
 
     pub fn set_due(&mut self, after: Duration, due: ProcessDue) {
@@ -168,40 +216,42 @@ impl ManagedProcess {
         command
     }
 
-    /// Opens the reading ends of its FIFOs, where they are not open yet.
-    pub fn open_outputs(&mut self, home: &PmHome, files: &LogFiles) -> Result<bool, Failure> {
-        if !self.outputs.is_empty() {
-            return Ok(false);
-        }
-        for stream in [LogStream::Out, LogStream::Error] {
-            let fifo = open_fifo(home, self.id, stream)?;
-            let config = &self.app.config;
+    /// The environment as the process gets it.
+    pub fn environment(&self, home: &PmHome) -> BTreeMap<String, String> {
+        let command = self.command(home);
+        let text = |text: &OsStr| text.to_str().map(str::to_owned);
+        command.get_envs().filter_map(|(name, value)| Some((text(name)?, text(value?)?))).collect()
+    }
+
+    /// Opens the reading ends of its FIFOs that are not open yet: how many were.
+    pub fn open_outputs(&mut self, home: &PmHome, files: &LogFiles) -> Result<usize, Failure> {
+        let opened = self.outputs.len();
+        for output in opened..2 * self.worker_ids.len() {
+            let (worker, stream) = (output / 2, [LogStream::Out, LogStream::Error][output % 2]);
+            let fifo = open_fifo(home, self.id, worker, stream)?;
+            let (config, process_id) = (&self.app.config, self.worker_ids[worker]);
             let format = match config.log_type {
                 LogType::Text => LineFormat::Plain,
-                LogType::Json => LineFormat::Json { stream, process_id: self.id, app_name: config.name.clone() },
+                LogType::Json => LineFormat::Json { stream, process_id, app_name: config.name.clone() },
             };
-            let settings = LogSettings {
-                paths: vec![self.log_path(home, stream)],
-                format,
-                date_format: config.log_date_format.clone(),
-                rotation: None,
-            };
+            let paths = vec![self.log_path(home, worker, stream)];
+            let date_format = config.log_date_format.clone();
+            let settings = LogSettings { paths, format, date_format, rotation: None };
             let writer = LogWriter::open(fifo.into(), &settings, files);
-            let writer =
-                writer.map_err(|errno| Failure::new(format_args!("read the output of {}", config.name), errno))?;
-            self.outputs.push((stream, writer));
+            let failed = |errno| Failure::new(format_args!("read the output of {}", config.name), errno);
+            self.outputs.push(writer.map_err(failed)?);
         }
-        Ok(true)
+        Ok(opened)
     }
 
     /// Instances have files of their own unless `merge_logs` is set: the id stands before the extension.
-    pub fn log_path(&self, home: &PmHome, stream: LogStream) -> PathBuf {
+    pub fn log_path(&self, home: &PmHome, worker: usize, stream: LogStream) -> PathBuf {
         let config = &self.app.config;
         let (file, word) = match stream {
             LogStream::Out => (&config.out_file, "out"),
             LogStream::Error => (&config.error_file, "error"),
         };
-        let id = if config.merge_logs { String::new() } else { format!("-{}", self.id) };
+        let id = if config.merge_logs { String::new() } else { format!("-{}", self.worker_ids[worker]) };
         match file {
             None => home.logs().join(format!("{}-{word}{id}.log", config.name)),
             Some(file) if config.instances == 1 || config.merge_logs => file.clone(),
@@ -209,23 +259,29 @@ impl ManagedProcess {
         }
     }
 
-    /// As it is listed. The CPU share is that since the last look, or over the life of the process.
-    pub fn entry(&mut self, home: &PmHome) -> ProcessEntry {
-        let usage = self.usage();
+    /// As it is listed: one entry, or in cluster mode one for each worker.
+    pub fn entries(&mut self, home: &PmHome) -> Vec<ProcessEntry> {
+        let identity = self.running.as_ref().map(|running| running.identity);
+        if !self.is_cluster() {
+            return vec![self.entry(home, 0, identity)];
+        }
+        let workers = identity.map(|master| cluster_mode::workers(master.pid)).unwrap_or_default();
+        let wanted = self.app.config.instances.min(self.worker_ids.len());
+        (0..wanted).map(|worker| self.entry(home, worker, workers.get(&worker).map(ProcessIdentity::of))).collect()
+    }
+
+    fn entry(&mut self, home: &PmHome, worker: usize, identity: Option<ProcessIdentity>) -> ProcessEntry {
+        let monit = identity.map(|identity| self.usage(worker, identity)).unwrap_or_default();
         let config = &self.app.config;
-        let running = self.running.as_ref().map(|running| running.identity);
-        let path = |stream| self.log_path(home, stream).display().to_string();
+        let path = |stream| self.log_path(home, worker, stream).display().to_string();
         let state = ProcessState {
             status: self.status,
-            pm_uptime: running.map_or(0, |running| running.since_ms),
+            pm_uptime: identity.map_or(0, |identity| identity.since_ms),
             created_at: self.created_ms,
-            uptime_ms: running.map_or(0, |running| monotonic_ns().saturating_sub(running.since_ns) / 1_000_000),
+            uptime_ms: identity.map_or(0, |identity| monotonic_ns().saturating_sub(identity.since_ns) / 1_000_000),
             restart_time: self.restart_time,
             unstable_restarts: self.budget.unstable(),
-            exec_mode: match config.exec_mode {
-                ExecMode::Fork => "fork_mode".to_owned(),
-                ExecMode::Cluster => "cluster_mode".to_owned(),
-            },
+            exec_mode: if self.is_cluster() { "cluster_mode" } else { "fork_mode" }.to_owned(),
             instances: config.instances,
             pm_exec_path: config.script.display().to_string(),
             pm_cwd: config.cwd.display().to_string(),
@@ -234,7 +290,7 @@ impl ManagedProcess {
             exec_interpreter: config.interpreter.clone().unwrap_or_else(|| "none".to_owned()),
             args: config.args.clone(),
             namespace: config.namespace.clone(),
-            number: self.number,
+            number: self.number + worker,
             env: config.env.clone(),
             reason: self.reason.clone(),
             exit_code: self.exit_code,
@@ -244,28 +300,36 @@ impl ManagedProcess {
             cron_restart: config.cron_restart.clone(),
             max_memory_restart: config.max_memory_restart,
         };
-        let pid = running.map_or(0, |running| running.pid);
-        ProcessEntry { pid, name: config.name.clone(), pm_id: self.id, monit: usage, pm2_env: state }
+        let (pid, name) = (identity.map_or(0, |identity| identity.pid), config.name.clone());
+        ProcessEntry { pid, name, pm_id: self.worker_ids[worker], monit, pm2_env: state }
     }
 
-    fn usage(&mut self) -> ProcessUsage {
-        let Some(running) = &self.running else { return ProcessUsage::default() };
-        let identity = running.identity;
+    /// The CPU share is that since the last look, or over the life of the process.
+    fn usage(&mut self, worker: usize, identity: ProcessIdentity) -> ProcessUsage {
         let Some(stat) = Stat::of(identity.pid) else { return ProcessUsage::default() };
         let now_ns = monotonic_ns();
-        let last = if self.cpu.at_ns < identity.since_ns {
-            CpuSample { at_ns: identity.since_ns, ..CpuSample::default() }
-        } else {
-            self.cpu
-        };
-        let elapsed_ns = now_ns.saturating_sub(last.at_ns);
+        self.cpu.resize_with(self.worker_ids.len(), CpuSample::default);
+        let sample = &mut self.cpu[worker];
+        if sample.at_ns < identity.since_ns {
+            *sample = CpuSample { at_ns: identity.since_ns, ..CpuSample::default() };
+        }
+        let elapsed_ns = now_ns.saturating_sub(sample.at_ns);
         if elapsed_ns >= CPU_SAMPLE_NS {
-            let seconds = stat.cpu_ticks.saturating_sub(last.ticks) as f64 / TICKS_PER_SECOND;
+            let seconds = stat.cpu_ticks.saturating_sub(sample.ticks) as f64 / TICKS_PER_SECOND;
             let percent = (seconds / (elapsed_ns as f64 / 1e9) * 1000.0).round() / 10.0;
-            self.cpu = CpuSample { at_ns: now_ns, ticks: stat.cpu_ticks, percent };
+            *sample = CpuSample { at_ns: now_ns, ticks: stat.cpu_ticks, percent };
         }
         let memory = procfs::resident_kib(identity.pid).unwrap_or(0) * 1024;
-        ProcessUsage { memory, cpu: self.cpu.percent }
+        ProcessUsage { memory, cpu: sample.percent }
+    }
+
+    /// The processes that do the application's work.
+    pub fn working_pids(&self) -> Vec<i32> {
+        let Some(running) = &self.running else { return Vec::new() };
+        if !self.is_cluster() {
+            return vec![running.identity.pid];
+        }
+        cluster_mode::workers(running.identity.pid).values().map(|stat| stat.pid).collect()
     }
 }
 

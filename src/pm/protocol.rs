@@ -27,6 +27,9 @@ pub enum PmRequest {
         /// A name that is there already is an error.
         #[serde(default)]
         only_new: bool,
+        /// One that is there is reloaded instead of restarted.
+        #[serde(default)]
+        reload: bool,
     },
     /// Starts what is stopped.
     Wake {
@@ -38,6 +41,10 @@ pub enum PmRequest {
     Restart {
         targets: Vec<String>,
     },
+    /// Replaces the workers of a cluster, one after another; restarts what is none.
+    Reload {
+        targets: Vec<String>,
+    },
     Delete {
         targets: Vec<String>,
     },
@@ -45,6 +52,12 @@ pub enum PmRequest {
     Describe {
         targets: Vec<String>,
     },
+    /// Empties the logs.
+    Flush {
+        targets: Vec<String>,
+    },
+    /// Opens the logs anew, whose files have other names now.
+    ReloadLogs,
     /// Sends a signal, by its number.
     Signal {
         signal: i32,

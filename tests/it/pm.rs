@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use acceptlab::lab::check::client::served_within;
 use acceptlab::lab::observe::processes::{members, poll_until};
 use acceptlab::sys::procfs::{Stat, voluntary_switches};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::support::{FOREVER, Ordinary};
+use crate::support::{FOREVER, Ordinary, held};
 
 const PM: &str = env!("CARGO_BIN_EXE_pm");
 
@@ -457,4 +458,217 @@ fn while_nothing_happens_the_daemon_does_not_wake_up() {
     // The last client may still be leaving when the first look is taken.
     assert!(poll_until(FOREVER, is_quiet).is_some());
     assert!(is_quiet().is_some());
+}
+
+#[test]
+fn what_a_program_has_started_has_its_time_to_end_even_if_the_program_is_gone() {
+    let pm = Manager::new("leftover");
+    // The child, in a group of its own (set -m), is asked together with its parent, and needs longer.
+    let child =
+        pm.script("child.sh", "trap 'sleep 0.3; echo cleaned up; exit' INT\necho ready\nwhile :; do sleep 0.1; done\n");
+    let script = pm.script("parent.sh", &format!("set -m\nbash {child} &\nexec sleep 1000\n"));
+    pm.done(&["start", &script, "--kill-timeout", "20000"]);
+    pm.await_log("parent-out-0.log", "ready");
+    let pid = pm.pid("parent");
+    pm.done(&["stop", "parent"]);
+    pm.await_log("parent-out-0.log", "cleaned up");
+    assert!(!is_alive(pid));
+}
+
+#[test]
+fn what_was_saved_is_resurrected_as_it_was() {
+    let pm = Manager::new("saved");
+    assert!(pm.refused(&["resurrect"]).contains("pm save"));
+    pm.done(&["start", "sleep", "--name", "on", "-i", "2", "--", "1000"]);
+    pm.done(&["start", "sleep", "--name", "off", "--", "1000"]);
+    pm.done(&["stop", "off"]);
+    pm.done(&["save"]);
+    pm.done(&["kill"]);
+    assert_eq!(pm.list(), [] as [Value; 0]);
+    pm.done(&["resurrect"]);
+    let states: Vec<(String, String)> = pm
+        .list()
+        .iter()
+        .map(|process| (process["name"].as_str().unwrap().to_owned(), status_of(process).to_owned()))
+        .collect();
+    let expected = [("on", "online"), ("on", "online"), ("off", "stopped")];
+    assert_eq!(states, expected.map(|(name, status)| (name.to_owned(), status.to_owned())));
+    // What is there stays as it is.
+    let pids = |pm: &Manager| pm.list().iter().map(|process| process["pid"].clone()).collect::<Vec<_>>();
+    let before = pids(&pm);
+    pm.done(&["resurrect"]);
+    assert_eq!(pids(&pm), before);
+}
+
+fn environment_of(pid: i32) -> Vec<String> {
+    let bytes = fs::read(format!("/proc/{pid}/environ")).unwrap();
+    bytes.split(|&byte| byte == 0).map(|variable| String::from_utf8_lossy(variable).into_owned()).collect()
+}
+
+#[test]
+fn a_configuration_that_is_started_again_has_its_new_environment_and_no_other() {
+    let pm = Manager::new("environment");
+    let config = |env: Value| json!({"apps": [{"name": "app", "script": "sleep", "args": "1000", "env": env}]});
+    let file = pm.script("apps.json", &config(json!({"KEPT": "1", "REMOVED": "1"})).to_string());
+    pm.done(&["start", &file]);
+    let first = environment_of(pm.pid("app"));
+    assert!(first.contains(&"KEPT=1".to_owned()) && first.contains(&"REMOVED=1".to_owned()), "{first:?}");
+    pm.script("apps.json", &config(json!({"KEPT": "2"})).to_string());
+    pm.done(&["start", &file]);
+    let second = environment_of(pm.pid("app"));
+    assert!(second.contains(&"KEPT=2".to_owned()), "{second:?}");
+    assert!(!second.iter().any(|variable| variable.starts_with("REMOVED=")), "{second:?}");
+    assert_eq!(pm.done(&["env", "app"]), "KEPT=2\n");
+    assert!(pm.refused(&["start", &file, "other"]).contains("there are: app"));
+}
+
+#[test]
+fn an_application_is_scaled_up_and_down() {
+    let pm = Manager::new("scale");
+    pm.done(&["start", "sleep", "--", "1000"]);
+    let first = pm.pid("sleep");
+    pm.done(&["scale", "sleep", "3"]);
+    let processes = pm.list();
+    let numbers: Vec<u64> =
+        processes.iter().map(|process| process["pm2_env"]["NODE_APP_INSTANCE"].as_u64().unwrap()).collect();
+    assert_eq!(numbers, [0, 1, 2]);
+    pm.done(&["scale", "sleep", "1"]);
+    assert_eq!(pm.pid("sleep"), first);
+    assert!(pm.refused(&["scale", "other", "2"]).contains("there are: sleep"));
+}
+
+#[test]
+fn what_happens_is_an_event_a_line() {
+    let pm = Manager::new("events");
+    pm.done(&["ping"]);
+    let mut events = pm.command(&["events"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(events.stdout.take().unwrap()).lines();
+    // The listener may be late for the first.
+    pm.done(&["start", "sleep", "--", "1000"]);
+    let mut seen = Vec::new();
+    while !seen.contains(&"stop".to_owned()) {
+        pm.run(&["restart", "sleep"]);
+        pm.done(&["stop", "sleep"]);
+        for line in lines.by_ref() {
+            let event: Value = serde_json::from_str(&line.unwrap()).unwrap();
+            assert_eq!((&event["name"], &event["pm_id"]), (&json!("sleep"), &json!(0)), "{event}");
+            seen.push(event["event"].as_str().unwrap().to_owned());
+            if event["event"] == "stop" {
+                break;
+            }
+        }
+    }
+    assert!(seen.contains(&"online".to_owned()), "{seen:?}");
+    pm.done(&["kill"]);
+    assert!(events.wait().unwrap().success());
+}
+
+#[test]
+fn a_process_that_uses_more_memory_than_it_may_is_restarted() {
+    let pm = Manager::new("memory");
+    let script = pm
+        .script("greedy.sh", "big=$(head -c 60000000 /dev/zero | tr '\\0' x)\necho grown\nwhile :; do sleep 1; done\n");
+    pm.done(&["start", &script, "--max-memory-restart", "30M"]);
+    let pid = pm.pid("greedy");
+    pm.await_successor("greedy", pid);
+    assert!(pm.process("greedy")["pm2_env"]["restart_time"].as_u64() >= Some(1));
+}
+
+#[test]
+fn a_process_that_says_when_it_is_ready_is_awaited_and_one_that_never_does_fails_the_command() {
+    let pm = Manager::new("ready");
+    let script = pm.script("late.sh", "sleep 0.3\necho '\"ready\"' >&$NODE_CHANNEL_FD\nexec sleep 1000\n");
+    let begun = Instant::now();
+    pm.done(&["start", &script, "--wait-ready", "--listen-timeout", "30000"]);
+    assert!(begun.elapsed() >= Duration::from_millis(300));
+    assert_eq!(status_of(&pm.process("late")), "online");
+    let never = pm.script("never.sh", "exec sleep 1000\n");
+    let said = pm.refused(&["start", &never, "--wait-ready", "--listen-timeout", "200"]);
+    assert!(said.contains("never: it has not said within 200ms that it is ready"), "{said}");
+    let process = pm.process("never");
+    assert_eq!((status_of(&process), &process["pid"]), ("errored", &json!(0)));
+}
+
+#[test]
+fn a_process_is_restarted_when_a_file_changes_and_when_its_time_comes() {
+    let pm = Manager::new("watch");
+    fs::create_dir(pm.folder.join("app")).unwrap();
+    let script = pm.script("app/watched.sh", "exec sleep 1000\n");
+    let folder = pm.folder.join("app");
+    pm.done(&["start", &script, "--watch", "--cwd", folder.to_str().unwrap()]);
+    let pid = pm.pid("watched");
+    pm.script("app/changed.txt", "new");
+    pm.await_successor("watched", pid);
+    pm.done(&["start", "sleep", "--cron-restart", "* * * * * *", "--", "1000"]);
+    let pid = pm.pid("sleep");
+    pm.await_successor("sleep", pid);
+}
+
+/// A cluster of our server on a free port: its configuration, and where its script is.
+fn cluster_app(pm: &Manager, env: Value) -> (String, String) {
+    let script = pm.script("web.sh", &format!("exec {} --listen 127.0.0.1:0\n", env!("CARGO_BIN_EXE_event-driven")));
+    let app = json!({"name": "web", "script": script, "interpreter": "bash", "exec_mode": "cluster", "instances": 2,
+                     "listen_timeout": 5000, "env": env});
+    (pm.script("web.json", &json!({"apps": [app]}).to_string()), script)
+}
+
+fn web_pids(pm: &Manager) -> Vec<i32> {
+    let web = pm.list().into_iter().filter(|process| process["name"] == "web");
+    web.map(|process| process["pid"].as_i64().unwrap() as i32).collect()
+}
+
+/// The address on which the workers of application 0 listen.
+fn web_address(pm: &Manager) -> std::net::SocketAddr {
+    let socket = pm.home().join("masters/0/control.sock");
+    let output = Command::new(env!("CARGO_BIN_EXE_cluster"))
+        .args(["ctl", "--control", socket.to_str().unwrap(), "--format", "json", "status"])
+        .output()
+        .unwrap();
+    let status: Value = serde_json::from_slice(&output.stdout).unwrap();
+    status["listen"].as_str().unwrap_or_else(|| panic!("{status}")).parse().unwrap()
+}
+
+#[test]
+fn a_cluster_is_started_reloaded_scaled_and_adopted_and_serves_meanwhile() {
+    let pm = Manager::new("cluster");
+    let (file, script) = cluster_app(&pm, json!({"REMOVED": "1"}));
+    pm.done(&["start", &file]);
+    let first = web_pids(&pm);
+    assert_eq!(first.len(), 2);
+    let entries = pm.list();
+    assert_eq!(entries.iter().map(|entry| entry["pm_id"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 1]);
+    assert!(entries.iter().all(|entry| entry["pm2_env"]["exec_mode"] == "cluster_mode"), "{entries:?}");
+    let address = web_address(&pm);
+    held(served_within(address, FOREVER));
+    let environment = environment_of(first[1]);
+    assert!(environment.contains(&"REMOVED=1".to_owned()) && environment.contains(&"NODE_APP_INSTANCE=1".to_owned()));
+
+    // A reload with the file as it is now.
+    cluster_app(&pm, json!({}));
+    pm.done(&["reload", &file]);
+    let second = web_pids(&pm);
+    assert!(second.len() == 2 && second.iter().all(|pid| !first.contains(pid) && *pid > 0), "{first:?} {second:?}");
+    assert!(!environment_of(second[0]).contains(&"REMOVED=1".to_owned()));
+    held(served_within(address, FOREVER));
+
+    // A version that never listens leaves the old one serving.
+    fs::write(&script, "exec sleep 1000\n").unwrap();
+    let said = pm.refused(&["reload", "web"]);
+    assert!(said.contains("web: ") && said.contains("abandoned"), "{said}");
+    assert_eq!(web_pids(&pm), second);
+    held(served_within(address, FOREVER));
+    cluster_app(&pm, json!({}));
+
+    pm.kill_daemon();
+    held(served_within(address, FOREVER));
+    assert_eq!(web_pids(&pm), second);
+    kill(Pid::from_raw(second[0]), Signal::SIGKILL).unwrap();
+    let is_replaced = || (web_pids(&pm)[0] != second[0] && web_pids(&pm)[0] > 0).then_some(());
+    assert!(poll_until(FOREVER, is_replaced).is_some());
+    pm.done(&["scale", "web", "3"]);
+    let has_three = || (web_pids(&pm).iter().filter(|pid| **pid > 0).count() == 3).then_some(());
+    assert!(poll_until(FOREVER, has_three).is_some(), "{:?}", pm.list());
+    let last = web_pids(&pm);
+    pm.done(&["stop", "web"]);
+    assert!(last.iter().all(|&pid| !is_alive(pid)));
 }
