@@ -91,9 +91,11 @@ impl ClusterCall {
     /// Reads what has come. `None`: the answer is not complete. An error says why it was not done.
     pub fn read(&mut self) -> Option<Result<(), String>> {
         let mut buffer = [0; 4096];
-        loop {
+        let mut has_ended = false;
+        while !has_ended {
             match self.stream.read(&mut buffer) {
-                Ok(0) => return Some(Err("its cluster has ended meanwhile".to_owned())),
+                // Behind the answer it closes its end.
+                Ok(0) => has_ended = true,
                 Ok(length) => self.received.extend_from_slice(&buffer[..length]),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
@@ -102,8 +104,10 @@ impl ClusterCall {
         }
         // Lines before the last are steps on the way.
         let lines = self.received.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"));
-        let answer =
-            lines.filter_map(|line| serde_json::from_slice::<Value>(line).ok()).find(|line| line["ok"].is_boolean())?;
+        let mut answers = lines.filter_map(|line| serde_json::from_slice::<Value>(line).ok());
+        let Some(answer) = answers.find(|line| line["ok"].is_boolean()) else {
+            return has_ended.then(|| Err("its cluster has ended meanwhile".to_owned()));
+        };
         let why = || answer["error"].as_str().unwrap_or("its cluster refused").to_owned();
         Some(if answer["ok"] == true { Ok(()) } else { Err(why()) })
     }

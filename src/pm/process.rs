@@ -195,7 +195,11 @@ impl ManagedProcess {
             Ending::Exited(status) => status,
             Ending::KilledBy(signal) => 128 + signal,
         });
-        self.reason = Some(ending.map_or("it has ended, nobody knows how".to_owned(), |ending| format!("it {ending}")));
+        // A process that was stopped because of a failure has its reason already.
+        if self.after_stop != Some(AfterStop::Fail) {
+            let how = ending.map_or("it has ended, nobody knows how".to_owned(), |ending| format!("it {ending}"));
+            self.reason = Some(how);
+        }
     }
 
     /// The command line, with the environment: that of the client, the application's over it, and ours.
