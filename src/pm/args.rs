@@ -4,6 +4,7 @@ use clap::{Args, Subcommand};
 use nix::sys::signal::Signal;
 use serde_json::{Map, Value, json};
 
+use super::startup::StartupArgs;
 use crate::console::Format;
 
 #[derive(Subcommand, Debug)]
@@ -13,9 +14,9 @@ pub enum PmCommand {
     /// Stop applications, and keep them in the list
     Stop(Targets),
     /// Stop applications and start them again; those that are stopped are started
-    Restart(Targets),
+    Restart(AgainArgs),
     /// Replace the workers of a cluster one by one, without losing a request; restart an application that is none
-    Reload(ReloadArgs),
+    Reload(AgainArgs),
     /// Stop applications, and forget them
     #[command(visible_alias = "del")]
     Delete(Targets),
@@ -37,8 +38,12 @@ pub enum PmCommand {
     /// Show all that is known about a process
     #[command(visible_alias = "show")]
     Describe(Targets),
+    /// Watch what all processes use, on the whole screen, until q
+    Monit,
     /// Show the environment that an application is started with
     Env(Targets),
+    /// Show what applications have written, and go on with what they write
+    Logs(LogsArgs),
     /// Empty the logs of applications
     Flush(Targets),
     /// Open the logs anew, after logrotate(8) has renamed them; so does SIGUSR2 to the daemon
@@ -58,6 +63,8 @@ pub enum PmCommand {
     Save,
     /// Start the applications that `save` has kept
     Resurrect,
+    /// Print the systemd unit that starts the daemon with the machine
+    Startup(StartupArgs),
     /// Print what happens, an event a line as JSON, until it is interrupted
     Events,
     /// Say whether the daemon answers, and start it if there is none
@@ -77,7 +84,42 @@ pub struct Targets {
 }
 
 #[derive(Args, Debug)]
-pub struct ReloadArgs {
+pub struct LogsArgs {
+    /// An id, a name, a namespace, /regex/ over names, or all
+    #[arg(value_name = "APPLICATION", default_value = "all")]
+    pub targets: Vec<String>,
+
+    /// Begin with so many lines of each file that are there
+    #[arg(long, value_name = "N", default_value_t = 15)]
+    pub lines: usize,
+
+    /// Each line as JSON
+    #[arg(long, conflicts_with = "raw")]
+    pub json: bool,
+
+    /// Each line as it was written
+    #[arg(long)]
+    pub raw: bool,
+
+    /// Only standard output
+    #[arg(long, conflicts_with = "err")]
+    pub out: bool,
+
+    /// Only standard error
+    #[arg(long)]
+    pub err: bool,
+
+    /// End when the lines that are there are shown
+    #[arg(long)]
+    pub nostream: bool,
+
+    /// Show when a new line was read, such as 'HH:mm:ss'
+    #[arg(long, value_name = "FORMAT")]
+    pub timestamp: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct AgainArgs {
     /// An id, a name, a namespace, /regex/ over names, or all; or a configuration, which is read anew
     #[arg(required = true, value_name = "APPLICATION|CONFIG")]
     pub targets: Vec<String>,

@@ -10,6 +10,7 @@ use nix::unistd::dup2_stdout;
 
 use super::home::{self, PmHome};
 use super::protocol::{PmReply, PmRequest};
+use super::startup;
 use crate::console;
 use crate::failure::Failure;
 use crate::sys::process::spawn_in_session;
@@ -86,8 +87,11 @@ impl PmConnection {
     }
 }
 
-/// Tells the client that has started us, and leaves it: what we say later has nobody to read it.
+/// Tells the client or systemd that has started us, and leaves it: what we say later has nobody to read it.
 pub fn daemon_is_ready() {
+    if let Err(error) = startup::notify("READY=1") {
+        console::log(Failure::new("tell systemd that we are ready", error));
+    }
     let _ = console::print(&format!("{READY}\n"));
     let nowhere = OpenOptions::new().write(true).open("/dev/null");
     let _ = nowhere.map(|nowhere| dup2_stdout(&nowhere));

@@ -27,6 +27,11 @@ pub fn control_socket(home: &PmHome, id: u32) -> PathBuf {
     home.folder().join("masters").join(id.to_string()).join("control.sock")
 }
 
+/// What the `cluster` itself says: its events.
+pub fn log(home: &PmHome, config: &AppConfig, id: u32) -> PathBuf {
+    home.logs().join(format!("{}-cluster-{id}.log", config.name))
+}
+
 /// The command line of the `cluster` (`program`), which runs this command in each worker. What it says itself goes to a
 /// log of its own.
 ///
@@ -40,7 +45,7 @@ pub fn command(
     id: u32,
 ) -> Result<Command, Failure> {
     let socket = control_socket(home, id);
-    let log = home.logs().join(format!("{}-cluster-{id}.log", config.name));
+    let log = log(home, config, id);
     let prepare = || {
         DirBuilder::new().recursive(true).mode(0o700).create(socket.parent().expect("it is in a folder"))?;
         OpenOptions::new().append(true).create(true).mode(0o600).open(&log)

@@ -4,19 +4,23 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::stdout;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::args::{PmCommand, ReloadArgs, StartArgs, Targets};
+use super::args::{AgainArgs, LogsArgs, PmCommand, StartArgs, Targets};
 use super::client::{self, PmConnection};
-use super::config::{self, AppConfig};
+use super::config::{self, AppConfig, LogType};
 use super::daemon;
 use super::home::{self, PmHome};
+use super::logs::{FollowOptions, FollowedFile, LogStream, ShownAs, follow};
 use super::output;
 use super::protocol::{PmReply, PmRequest};
+use super::startup;
 use crate::console::{self, Format};
 use crate::failure::Failure;
-use crate::terminal::{Paint, width};
+use crate::keyboard::{Key, Keyboard};
+use crate::terminal::{Paint, Screen, draw_lines, width};
 
 /// Runs one command to its end. Cluster mode runs the program `cluster`, which is beside this one.
 ///
@@ -30,9 +34,9 @@ pub fn run(command: PmCommand, cluster: &str) -> Result<(), Failure> {
     let change = |request: PmRequest| print_list(&ask(request)?);
     match command {
         PmCommand::Start(args) => start(&home, cluster, &args),
-        PmCommand::Reload(args) => reload(&home, args),
+        PmCommand::Reload(args) => again(&home, args, true),
         PmCommand::Stop(Targets { targets }) => change(PmRequest::Stop { targets }),
-        PmCommand::Restart(Targets { targets }) => change(PmRequest::Restart { targets }),
+        PmCommand::Restart(args) => again(&home, args, false),
         PmCommand::Delete(Targets { targets }) => {
             ask(PmRequest::Delete { targets })?;
             print_list(&ask(PmRequest::List)?)
@@ -47,12 +51,14 @@ pub fn run(command: PmCommand, cluster: &str) -> Result<(), Failure> {
             let reply = ask(PmRequest::Describe { targets })?;
             console::print(&output::describe(&reply.processes, Paint::on(&stdout())))
         }
+        PmCommand::Monit => monit(&home),
         PmCommand::Env(Targets { targets }) => {
             console::print(&output::environment(&ask(PmRequest::Describe { targets })?.processes))
         }
         PmCommand::Signal { signal, targets: Targets { targets } } => {
             change(PmRequest::Signal { signal: signal as i32, targets })
         }
+        PmCommand::Logs(args) => logs(&home, args),
         PmCommand::Flush(Targets { targets }) => change(PmRequest::Flush { targets }),
         PmCommand::ReloadLogs => ask(PmRequest::ReloadLogs).map(drop),
         PmCommand::Reset(Targets { targets }) => change(PmRequest::Reset { targets }),
@@ -62,6 +68,10 @@ pub fn run(command: PmCommand, cluster: &str) -> Result<(), Failure> {
             console::print(&format!("{processes} processes saved in {}\n", home.dump().display()))
         }
         PmCommand::Resurrect => change(PmRequest::Resurrect),
+        PmCommand::Startup(args) => {
+            let text = startup::startup(&args, std::env::var_os(home::VARIABLE).as_deref())?;
+            console::print(&format!("{}\n", text.trim_end()))
+        }
         PmCommand::Events => events(&home),
         PmCommand::Ping => {
             ask(PmRequest::Ping)?;
@@ -107,15 +117,18 @@ fn start(home: &PmHome, cluster: PathBuf, args: &StartArgs) -> Result<(), Failur
     print_list(&PmConnection::open(home)?.ask(&request)?)
 }
 
-fn reload(home: &PmHome, args: ReloadArgs) -> Result<(), Failure> {
+/// A restart or a reload, with the configuration as it is now where one is named.
+fn again(home: &PmHome, args: AgainArgs, reload: bool) -> Result<(), Failure> {
     let file = Path::new(&args.targets[0]);
     let request = if file.is_file() && config::is_configuration(file) {
         let configuration = config::read(file, args.env.as_deref(), &Map::new())?;
         configuration.warnings.iter().for_each(console::log);
         let apps = chosen(configuration.apps, &args.targets[1..])?;
-        PmRequest::Start { apps, environment: environment(), only_new: false, reload: true }
-    } else {
+        PmRequest::Start { apps, environment: environment(), only_new: false, reload }
+    } else if reload {
         PmRequest::Reload { targets: args.targets }
+    } else {
+        PmRequest::Restart { targets: args.targets }
     };
     print_list(&PmConnection::open(home)?.ask(&request)?)
 }
@@ -123,7 +136,8 @@ fn reload(home: &PmHome, args: ReloadArgs) -> Result<(), Failure> {
 /// Ours, for the applications; without the variables that are not text.
 fn environment() -> BTreeMap<String, String> {
     let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
-    std::env::vars_os().filter_map(text).filter(|(name, _)| name != home::VARIABLE).collect()
+    let is_theirs = |name: &str| name != home::VARIABLE && !startup::VARIABLES.contains(&name);
+    std::env::vars_os().filter_map(text).filter(|(name, _)| is_theirs(name)).collect()
 }
 
 /// Those with these names; all, when none is given.
@@ -137,6 +151,51 @@ fn chosen(apps: Vec<AppConfig>, names: &[String]) -> Result<Vec<AppConfig>, Fail
 
 fn print_list(reply: &PmReply) -> Result<(), Failure> {
     console::print(&output::list(&reply.processes, width(&stdout()), Paint::on(&stdout())))
+}
+
+fn monit(home: &PmHome) -> Result<(), Failure> {
+    const LOOK_EVERY: Duration = Duration::from_secs(1);
+    let odd = |error| Failure::new("draw on the terminal", error).advise("`pm list` needs none");
+    let mut connection = PmConnection::open(home)?;
+    let mut keyboard = Keyboard::open().map_err(odd)?;
+    let mut screen = Screen::take(&stdout()).map_err(odd)?;
+    loop {
+        let entries = connection.ask(&PmRequest::List)?.processes;
+        let lines = output::monit(&entries, Paint::on(&stdout()));
+        screen.draw(|frame| draw_lines(frame, lines, "q quits".to_owned())).map_err(odd)?;
+        if keyboard.read(Some(LOOK_EVERY)).map_err(odd)?.contains(&Key::Quit) {
+            return Ok(());
+        }
+    }
+}
+
+fn logs(home: &PmHome, args: LogsArgs) -> Result<(), Failure> {
+    let reply = PmConnection::open(home)?.ask(&PmRequest::Describe { targets: args.targets })?;
+    let files = reply.processes.iter().flat_map(|entry| {
+        let state = &entry.pm2_env;
+        let paths =
+            [(LogStream::Out, &state.pm_out_log_path, args.err), (LogStream::Error, &state.pm_err_log_path, args.out)];
+        paths.into_iter().filter(|(_, _, is_unwanted)| !is_unwanted).map(|(stream, path, _)| FollowedFile {
+            path: path.into(),
+            stream,
+            app_name: entry.name.clone(),
+            process_id: entry.pm_id,
+            is_json: state.log_type == LogType::Json,
+        })
+    });
+    let shown_as = match (args.json, args.raw) {
+        (true, _) => ShownAs::Json,
+        (false, true) => ShownAs::Raw,
+        (false, false) => ShownAs::Named,
+    };
+    let options = FollowOptions {
+        lines: args.lines,
+        shown_as,
+        goes_on: !args.nostream,
+        time_format: args.timestamp,
+        paint: Paint::on(&stdout()),
+    };
+    follow(&files.collect::<Vec<_>>(), &options, &stdout())
 }
 
 fn events(home: &PmHome) -> Result<(), Failure> {

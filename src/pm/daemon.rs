@@ -23,6 +23,7 @@ use super::dump::{AfterStop, SavedState};
 use super::god::{God, PmToken, StartMode};
 use super::home::PmHome;
 use super::protocol::{PmReply, PmRequest};
+use super::startup;
 use crate::console::{self, write_within};
 use crate::failure::Failure;
 use crate::sys::epoll::Interest;
@@ -111,8 +112,14 @@ pub fn run(home: &PmHome, cluster: PathBuf, first: Option<PmRequest>, ready: imp
     outcome
 }
 
-/// The lock is ours, so a socket that is there is a dead daemon's.
+/// The socket that systemd has opened for us; otherwise our own. The lock is ours, so a socket that is there is a dead
+/// daemon's.
 fn listen(home: &PmHome) -> Result<UnixListener, Failure> {
+    let passed = startup::passed_sockets().map_err(|errno| Failure::new("take the socket of systemd", errno))?;
+    if let Some(listener) = passed.into_iter().next().map(UnixListener::from) {
+        let prepared = listener.set_nonblocking(true);
+        return prepared.map(|()| listener).map_err(|error| Failure::new("take the socket of systemd", error));
+    }
     let path = home.socket();
     let _ = fs::remove_file(&path);
     // It is made with the rights that it will have, so that it is not open to others even for a moment.

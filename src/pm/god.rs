@@ -584,6 +584,14 @@ impl God {
         let Some(process) = self.processes.get_mut(&id) else { return };
         self.has_changed = true;
         process.due.clear();
+        if process.is_cluster() && ending == Some(Ending::Exited(1)) {
+            process.status = ProcessStatus::Errored;
+            process.reason = Some(format!(
+                "its cluster has given it up: see {}",
+                cluster_mode::log(&self.home, &process.app.config, id).display()
+            ));
+            return self.report(id, "errored");
+        }
         // One whose end nobody saw counts as killed.
         match process.budget.exited(uptime, ending.unwrap_or(Ending::KilledBy(Signal::SIGKILL as i32))) {
             Decision::Restart => {

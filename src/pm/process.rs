@@ -299,6 +299,8 @@ impl ManagedProcess {
             reason: self.reason.clone(),
             exit_code: self.exit_code,
             unknown: config.unknown.clone(),
+            merge_logs: config.merge_logs,
+            log_type: config.log_type,
             autorestart: config.autorestart,
             watch: !config.watch.is_empty(),
             cron_restart: config.cron_restart.clone(),

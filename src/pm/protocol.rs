@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::config::AppConfig;
+use super::config::{AppConfig, LogType};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "kebab-case")]
@@ -148,6 +148,8 @@ pub struct ProcessState {
     /// Keys of the configuration that nobody here knows.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub unknown: Map<String, Value>,
+    pub merge_logs: bool,
+    pub log_type: LogType,
     pub autorestart: bool,
     pub watch: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]

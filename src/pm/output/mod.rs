@@ -1,10 +1,13 @@
-//! What a person reads: pure, from the entries of `jlist`. [`list`]: all processes in a table; [`describe`]: one of them.
+//! What a person reads: pure, from the entries of `jlist`. [`list`]: all processes in a table; [`describe`]: one of them;
+//! [`monit`]: what they use now, on a full screen.
 
 pub mod describe;
 pub mod list;
+pub mod monit;
 
 pub use describe::{describe, environment};
 pub use list::list;
+pub use monit::monit;
 
 /// A duration in its largest whole unit, as PM2 shows it: `12s`, `5m`, `3h`, `2D`.
 fn age(ms: u64) -> String {
