@@ -88,7 +88,7 @@ pub enum RunMode {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LoopMetrics {
     pub turns: u64,
-    /// Reports of the poll phase; results of helper threads that come at once are one.
+    /// Callbacks of the poll phase: a descriptor that is ready, a request that is finished.
     pub events: u64,
     /// Time in the waits of the poll phase, in nanoseconds.
     pub idle_ns: u64,
@@ -108,7 +108,7 @@ struct ObserverState {
     is_closing: bool,
     /// Of a descriptor: epoll knows it.
     is_registered: bool,
-    /// Of a timer: the number of its last start. An entry of the heap with another number is out of date.
+    /// The number of its last start. An entry of a list with another number is out of date.
     start: u64,
     repeat_ns: u64,
 }
@@ -122,9 +122,10 @@ pub struct PhasedLoop {
     holding: usize,
     /// Due time, number of the start, observer: the earliest first, of two that are due at once the one started first.
     timers: BinaryHeap<Reverse<(u64, u64, SlotKey)>>,
-    timer_starts: u64,
-    /// The started observers of the idle, prepare and check phases; the one started last is first, as in libuv.
-    each_turn: [VecDeque<SlotKey>; 3],
+    /// The started observers of the idle, prepare and check phases with the numbers of their starts; the one started
+    /// last is first, as in libuv.
+    each_turn: [VecDeque<(u64, SlotKey)>; 3],
+    starts: u64,
     pending: VecDeque<Callback>,
     immediates: VecDeque<Callback>,
     next_ticks: VecDeque<Callback>,
@@ -150,8 +151,8 @@ impl PhasedLoop {
             observers: Slots::default(),
             holding: 0,
             timers: BinaryHeap::new(),
-            timer_starts: 0,
             each_turn: Default::default(),
+            starts: 0,
             pending: VecDeque::new(),
             immediates: VecDeque::new(),
             next_ticks: VecDeque::new(),
@@ -172,18 +173,20 @@ impl PhasedLoop {
         assert_eq!(self.phase, Phase::Main, "a callback must not run the loop that runs it");
         // What the program itself has put there comes before the first event.
         self.run_queues();
-        if mode == RunMode::UntilDone && self.is_alive() && !self.is_stopped {
-            self.update_time();
+        // Before the timers: the loop turns once for one that is due, even when nothing else is alive.
+        let mut goes_on = self.is_alive();
+        self.update_time();
+        if mode == RunMode::UntilDone && goes_on && !self.is_stopped {
             self.run_timers();
         }
-        while self.is_alive() && !self.is_stopped {
-            self.metrics.turns += 1;
+        while goes_on && !self.is_stopped {
             let has_work = !(self.pending.is_empty() && self.each_turn[0].is_empty());
             self.run_pending();
             self.run_each_turn(Phase::Idle);
             self.run_each_turn(Phase::Prepare);
             let may_wait = mode == RunMode::UntilDone || (mode == RunMode::Once && !has_work);
             let timeout = if may_wait { self.poll_timeout() } else { Some(Duration::ZERO) };
+            self.metrics.turns += 1;
             self.poll(timeout)?;
             (0..PENDING_ROUNDS).for_each(|_| self.run_pending());
             self.run_each_turn(Phase::Check);
@@ -191,9 +194,7 @@ impl PhasedLoop {
             self.run_closing();
             self.update_time();
             self.run_timers();
-            if mode != RunMode::UntilDone {
-                break;
-            }
+            goes_on = mode == RunMode::UntilDone && self.is_alive();
         }
         self.phase = Phase::Main;
         self.is_stopped = false;
@@ -203,20 +204,16 @@ impl PhasedLoop {
     /// *Timers*: those due by `now`. One that a callback starts waits for the next turn, and one that a callback stops
     /// does not run.
     fn run_timers(&mut self) {
-        let mut due = Vec::new();
+        let (now_ns, last_start) = (self.now_ns, self.starts);
         while let Some((due_ns, start, key)) = self.next_timer()
-            && due_ns <= self.now_ns
+            && due_ns <= now_ns
+            && start <= last_start
         {
             self.timers.pop();
-            due.push((start, key));
-        }
-        for (start, key) in due {
-            if self.is_started(start, key) {
-                // Before its callback, which may stop it, or start it for another time.
-                self.stop_observer(Observer(key));
-                self.restart_timer(Observer(key));
-                self.call(key, Interest::empty());
-            }
+            // Before its callback, which may stop it, or start it for another time.
+            self.stop_observer(Observer(key));
+            self.restart_timer(Observer(key));
+            self.call(key, Interest::empty());
         }
     }
 
@@ -225,10 +222,11 @@ impl PhasedLoop {
         mem::take(&mut self.pending).into_iter().for_each(|callback| self.call_once(Phase::Pending, callback));
     }
 
-    /// *Idle*, *prepare*, *check*: every started observer of that kind, each turn.
+    /// *Idle*, *prepare*, *check*: every started observer of that kind, each turn. One that a callback starts waits for
+    /// the next turn.
     fn run_each_turn(&mut self, phase: Phase) {
-        for key in self.each_turn[place(phase)].clone() {
-            if self.is_active(Observer(key)) {
+        for (start, key) in self.each_turn[place(phase)].clone() {
+            if self.is_started(start, key) {
                 self.call(key, Interest::empty());
             }
         }
@@ -258,10 +256,10 @@ impl PhasedLoop {
         }
         for i in 0..reports {
             let ready = self.epoll.report(i);
-            self.metrics.events += 1;
             if ready.token == FINISHED_REQUESTS {
                 self.finish_requests();
             } else if self.is_active(Observer(ready.token)) {
+                self.metrics.events += 1;
                 self.call(ready.token, ready.flags);
             }
         }
@@ -284,6 +282,7 @@ impl PhasedLoop {
     fn finish_requests(&mut self) {
         for (key, outcome) in self.pool.take_finished() {
             if let Some(callback) = self.requests.remove(key) {
+                self.metrics.events += 1;
                 self.call_once(Phase::Poll, Box::new(|events| callback(events, outcome)));
             }
         }
@@ -359,13 +358,8 @@ impl PhasedLoop {
     }
 
     fn arm(&mut self, timer: Observer, after_ns: u64) {
-        self.timer_starts += 1;
-        let start = self.timer_starts;
+        let start = self.activate(timer);
         self.timers.push(Reverse((self.now_ns.saturating_add(after_ns), start, timer.0)));
-        if let Some(state) = self.observers.get_mut(timer.0) {
-            state.start = start;
-        }
-        self.set_active(timer, true);
     }
 
     /// Calls the observer while the descriptor is ready as `interest` says. Once more: with another interest.
@@ -373,11 +367,14 @@ impl PhasedLoop {
     /// # Errors
     /// Of epoll_ctl(2).
     pub fn start_io(&mut self, observer: Observer, fd: impl AsFd, interest: Interest) -> nix::Result<()> {
-        let Some(ObserverState { is_registered, .. }) = self.observers.get_mut(observer.0) else { return Ok(()) };
-        if mem::replace(is_registered, true) {
+        let Some(state @ ObserverState { is_closing: false, .. }) = self.observers.get_mut(observer.0) else {
+            return Ok(());
+        };
+        if state.is_registered {
             self.epoll.modify(fd, observer.0, interest)?;
         } else {
             self.epoll.add(fd, observer.0, interest)?;
+            state.is_registered = true;
         }
         self.set_active(observer, true);
         Ok(())
@@ -396,8 +393,8 @@ impl PhasedLoop {
     /// Starts an idle, prepare or check observer.
     pub fn start(&mut self, observer: Observer) {
         if let Some(&mut ObserverState { phase, is_active: false, .. }) = self.open(observer) {
-            self.each_turn[place(phase)].push_front(observer.0);
-            self.set_active(observer, true);
+            let start = self.activate(observer);
+            self.each_turn[place(phase)].push_front((start, observer.0));
         }
     }
 
@@ -406,7 +403,7 @@ impl PhasedLoop {
         self.set_active(observer, false);
         if let Some(list) = self.observers.get(observer.0).and_then(|state| self.each_turn.get_mut(place(state.phase)))
         {
-            list.retain(|&key| key != observer.0);
+            list.retain(|&(_, key)| key != observer.0);
         }
     }
 
@@ -445,6 +442,16 @@ impl PhasedLoop {
         self.observers.get_mut(observer.0).filter(|state| !state.is_closing)
     }
 
+    /// The number of this start.
+    fn activate(&mut self, observer: Observer) -> u64 {
+        self.starts += 1;
+        if let Some(state) = self.observers.get_mut(observer.0) {
+            state.start = self.starts;
+        }
+        self.set_active(observer, true);
+        self.starts
+    }
+
     fn set_active(&mut self, observer: Observer, is_active: bool) {
         let Some(state) = self.observers.get_mut(observer.0) else { return };
         if state.is_referenced && state.is_active != is_active {
@@ -464,8 +471,8 @@ impl PhasedLoop {
         None
     }
 
-    fn is_started(&self, start: u64, timer: SlotKey) -> bool {
-        self.observers.get(timer).is_some_and(|state| state.is_active && state.start == start)
+    fn is_started(&self, start: u64, key: SlotKey) -> bool {
+        self.observers.get(key).is_some_and(|state| state.is_active && state.start == start)
     }
 }
 

@@ -64,15 +64,15 @@ struct JobQueue {
 }
 
 impl HelperPool {
-    /// No thread is started before the first job: until then the process may fork.
+    /// A pool of at least one thread. None is started before the first job: until then the process may fork.
     pub fn new(size: usize) -> nix::Result<HelperPool> {
         let shared = SharedPool {
-            queue: Mutex::new(JobQueue { most_slow: size.div_ceil(2), ..JobQueue::default() }),
+            queue: Mutex::default(),
             queue_changed: Condvar::new(),
             finished: Mutex::default(),
             event: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
         };
-        Ok(HelperPool { shared: Arc::new(shared), size, started: 0 })
+        Ok(HelperPool { shared: Arc::new(shared), size: size.max(1), started: 0 })
     }
 
     /// # Errors
@@ -86,7 +86,10 @@ impl HelperPool {
                 Err(error) => return Err(error),
             }
         }
-        lock(&self.shared.queue).waiting.push_back(Job { request, class, work });
+        let mut queue = lock(&self.shared.queue);
+        queue.most_slow = self.started.div_ceil(2);
+        queue.waiting.push_back(Job { request, class, work });
+        drop(queue);
         self.shared.queue_changed.notify_one();
         Ok(())
     }

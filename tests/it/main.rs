@@ -51,6 +51,7 @@ mod merge;
 mod node_programs;
 mod ordinary_user;
 mod passing;
+mod phased_loop;
 mod pm;
 mod pm_config;
 mod ports;
