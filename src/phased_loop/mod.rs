@@ -17,8 +17,7 @@
 //! Times are in nanoseconds of CLOCK_MONOTONIC. The clock is read twice a turn: callbacks of one phase see the same
 //! `now`.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::mem;
 use std::os::fd::AsFd;
@@ -105,11 +104,12 @@ struct ObserverState {
     callback: Option<ObserverCallback>,
     is_active: bool,
     is_referenced: bool,
-    is_closing: bool,
     /// Of a descriptor: epoll knows it.
     is_registered: bool,
     /// The number of its last start. An entry of a list with another number is out of date.
     start: u64,
+    /// Of a timer.
+    due_ns: u64,
     repeat_ns: u64,
 }
 
@@ -121,7 +121,10 @@ pub struct PhasedLoop {
     /// Observers that are active and referenced: the loop goes on for them.
     holding: usize,
     /// Due time, number of the start, observer: the earliest first, of two that are due at once the one started first.
-    timers: BinaryHeap<Reverse<(u64, u64, SlotKey)>>,
+    timers: BTreeSet<(u64, u64, SlotKey)>,
+    /// Those that were started since somebody asked for the earliest: sorted first, a million of them is inserted in half
+    /// the time.
+    new_timers: Vec<(u64, u64, SlotKey)>,
     /// The started observers of the idle, prepare and check phases with the numbers of their starts; the one started
     /// last is first, as in libuv.
     each_turn: [VecDeque<(u64, SlotKey)>; 3],
@@ -130,7 +133,7 @@ pub struct PhasedLoop {
     immediates: VecDeque<Callback>,
     next_ticks: VecDeque<Callback>,
     microtasks: VecDeque<Callback>,
-    closing: Vec<(SlotKey, Callback)>,
+    closing: Vec<Callback>,
     requests: Slots<RequestCallback>,
     pool: HelperPool,
     is_stopped: bool,
@@ -150,7 +153,8 @@ impl PhasedLoop {
             phase: Phase::Main,
             observers: Slots::default(),
             holding: 0,
-            timers: BinaryHeap::new(),
+            timers: BTreeSet::new(),
+            new_timers: Vec::new(),
             each_turn: Default::default(),
             starts: 0,
             pending: VecDeque::new(),
@@ -205,11 +209,10 @@ impl PhasedLoop {
     /// does not run.
     fn run_timers(&mut self) {
         let (now_ns, last_start) = (self.now_ns, self.starts);
-        while let Some((due_ns, start, key)) = self.next_timer()
+        while let Some(&(due_ns, start, key)) = self.timers().first()
             && due_ns <= now_ns
             && start <= last_start
         {
-            self.timers.pop();
             // Before its callback, which may stop it, or start it for another time.
             self.stop_observer(Observer(key));
             self.restart_timer(Observer(key));
@@ -240,10 +243,7 @@ impl PhasedLoop {
     /// *Closing*: the last callbacks of closed observers, the last closed first, as in libuv. What these close waits for
     /// the next turn.
     fn run_closing(&mut self) {
-        for (key, callback) in mem::take(&mut self.closing).into_iter().rev() {
-            self.observers.remove(key);
-            self.call_once(Phase::Closing, callback);
-        }
+        mem::take(&mut self.closing).into_iter().rev().for_each(|callback| self.call_once(Phase::Closing, callback));
     }
 
     /// *Poll*: waits for events, then calls the observers of those that came. Results of helper threads are events.
@@ -275,7 +275,7 @@ impl PhasedLoop {
         if self.is_stopped || is_needed || has_nothing || !self.closing.is_empty() {
             return Some(Duration::ZERO);
         }
-        let (due_ns, ..) = self.next_timer()?;
+        let (due_ns, ..) = self.timers().first()?;
         Some(Duration::from_nanos(due_ns.saturating_sub(monotonic_ns())))
     }
 
@@ -334,32 +334,28 @@ impl PhasedLoop {
             callback: Some(Box::new(callback)),
             is_active: false,
             is_referenced: true,
-            is_closing: false,
             is_registered: false,
             start: 0,
+            due_ns: 0,
             repeat_ns: 0,
         }))
     }
 
     /// Due `after` the cached `now`, and then every `repeat` (zero: once). A started timer is started anew.
     pub fn start_timer(&mut self, timer: Observer, after: Duration, repeat: Duration) {
-        let Some(state) = self.open(timer) else { return };
-        state.repeat_ns = nanoseconds(repeat);
-        self.arm(timer, nanoseconds(after));
+        if let Some(state) = self.observers.get_mut(timer.0) {
+            state.repeat_ns = nanoseconds(repeat);
+            self.activate(timer, nanoseconds(after));
+        }
     }
 
     /// Starts a timer that repeats for its repeat from now. False: it does not repeat, and is left alone.
     pub fn restart_timer(&mut self, timer: Observer) -> bool {
-        let repeat_ns = self.open(timer).map_or(0, |state| state.repeat_ns);
+        let repeat_ns = self.observers.get(timer.0).map_or(0, |state| state.repeat_ns);
         if repeat_ns > 0 {
-            self.arm(timer, repeat_ns);
+            self.activate(timer, repeat_ns);
         }
         repeat_ns > 0
-    }
-
-    fn arm(&mut self, timer: Observer, after_ns: u64) {
-        let start = self.activate(timer);
-        self.timers.push(Reverse((self.now_ns.saturating_add(after_ns), start, timer.0)));
     }
 
     /// Calls the observer while the descriptor is ready as `interest` says. Once more: with another interest.
@@ -367,9 +363,7 @@ impl PhasedLoop {
     /// # Errors
     /// Of epoll_ctl(2).
     pub fn start_io(&mut self, observer: Observer, fd: impl AsFd, interest: Interest) -> nix::Result<()> {
-        let Some(state @ ObserverState { is_closing: false, .. }) = self.observers.get_mut(observer.0) else {
-            return Ok(());
-        };
+        let Some(state) = self.observers.get_mut(observer.0) else { return Ok(()) };
         if state.is_registered {
             self.epoll.modify(fd, observer.0, interest)?;
         } else {
@@ -386,33 +380,39 @@ impl PhasedLoop {
     /// Of epoll_ctl(2).
     pub fn stop_io(&mut self, observer: Observer, fd: impl AsFd) -> nix::Result<()> {
         self.stop_observer(observer);
-        let was_registered = self.open(observer).is_some_and(|state| mem::take(&mut state.is_registered));
-        if was_registered { self.epoll.delete(fd) } else { Ok(()) }
+        let Some(state) = self.observers.get_mut(observer.0) else { return Ok(()) };
+        if mem::take(&mut state.is_registered) { self.epoll.delete(fd) } else { Ok(()) }
     }
 
     /// Starts an idle, prepare or check observer.
     pub fn start(&mut self, observer: Observer) {
-        if let Some(&mut ObserverState { phase, is_active: false, .. }) = self.open(observer) {
-            let start = self.activate(observer);
-            self.each_turn[place(phase)].push_front((start, observer.0));
+        if !self.is_active(observer) {
+            self.activate(observer, 0);
         }
     }
 
     /// The observer is not called any more, until it is started again.
     pub fn stop_observer(&mut self, observer: Observer) {
+        if !self.is_active(observer) {
+            return;
+        }
         self.set_active(observer, false);
-        if let Some(list) = self.observers.get(observer.0).and_then(|state| self.each_turn.get_mut(place(state.phase)))
-        {
-            list.retain(|&(_, key)| key != observer.0);
+        match self.observers.get(observer.0) {
+            Some(&ObserverState { phase: Phase::Timers, due_ns, start, .. }) => {
+                self.timers().remove(&(due_ns, start, observer.0));
+            }
+            Some(&ObserverState { phase: phase @ (Phase::Idle | Phase::Prepare | Phase::Check), .. }) => {
+                self.each_turn[place(phase)].retain(|&(_, key)| key != observer.0);
+            }
+            _ => {}
         }
     }
 
     /// Stops the observer for good; `callback` runs in the closing phase. To close it a second time does nothing.
     pub fn close(&mut self, observer: Observer, callback: impl FnOnce(&mut PhasedLoop) + 'static) {
         self.stop_observer(observer);
-        if let Some(state) = self.open(observer) {
-            state.is_closing = true;
-            self.closing.push((observer.0, Box::new(callback)));
+        if self.observers.remove(observer.0).is_some() {
+            self.closing.push(Box::new(callback));
         }
     }
 
@@ -434,22 +434,28 @@ impl PhasedLoop {
         self.observers.get(observer.0).is_some_and(|state| state.is_active)
     }
 
+    /// It has been closed.
     pub fn is_closing(&self, observer: Observer) -> bool {
-        self.observers.get(observer.0).is_none_or(|state| state.is_closing)
+        self.observers.get(observer.0).is_none()
     }
 
-    fn open(&mut self, observer: Observer) -> Option<&mut ObserverState> {
-        self.observers.get_mut(observer.0).filter(|state| !state.is_closing)
-    }
-
-    /// The number of this start.
-    fn activate(&mut self, observer: Observer) -> u64 {
+    /// Puts it into the list of its phase, a timer for `after_ns` from now.
+    fn activate(&mut self, observer: Observer, after_ns: u64) {
+        self.stop_observer(observer);
+        let Some(state) = self.observers.get_mut(observer.0) else { return };
         self.starts += 1;
-        if let Some(state) = self.observers.get_mut(observer.0) {
-            state.start = self.starts;
+        (state.start, state.due_ns) = (self.starts, self.now_ns.saturating_add(after_ns));
+        match state.phase {
+            Phase::Timers => self.new_timers.push((state.due_ns, state.start, observer.0)),
+            phase => self.each_turn[place(phase)].push_front((state.start, observer.0)),
         }
         self.set_active(observer, true);
-        self.starts
+    }
+
+    fn timers(&mut self) -> &mut BTreeSet<(u64, u64, SlotKey)> {
+        self.new_timers.sort_unstable();
+        self.timers.extend(self.new_timers.drain(..));
+        &mut self.timers
     }
 
     fn set_active(&mut self, observer: Observer, is_active: bool) {
@@ -458,17 +464,6 @@ impl PhasedLoop {
             self.holding = if is_active { self.holding + 1 } else { self.holding - 1 };
         }
         state.is_active = is_active;
-    }
-
-    /// The first entry of the heap that is not out of date.
-    fn next_timer(&mut self) -> Option<(u64, u64, SlotKey)> {
-        while let Some(&Reverse((due_ns, start, key))) = self.timers.peek() {
-            if self.is_started(start, key) {
-                return Some((due_ns, start, key));
-            }
-            self.timers.pop();
-        }
-        None
     }
 
     fn is_started(&self, start: u64, key: SlotKey) -> bool {
@@ -544,7 +539,7 @@ impl PhasedLoop {
 
     /// No observer is left that is not closed, and no request that is not finished.
     pub fn is_empty(&self) -> bool {
-        self.observers.count() == 0 && self.requests.count() == 0
+        self.observers.count() == 0 && self.closing.is_empty() && self.requests.count() == 0
     }
 
     /// The time that callbacks see: it stands still while they run.
