@@ -68,6 +68,8 @@ impl Connections {
 
     /// A new connection. Its first request is often there already, so this begins to serve it.
     pub fn add(&self, events: &mut PhasedLoop, socket: OwnedFd) {
+        // The cached time may be older than the connection, and its idle time-out begins now.
+        events.update_time();
         let served = Rc::new_cyclic(|served: &std::rc::Weak<Served>| {
             let callback = |all: &Connections, call: fn(&Connections, &mut PhasedLoop, &Rc<Served>, ObservedEvent)| {
                 let (all, served) = (all.clone(), served.clone());
@@ -116,13 +118,14 @@ impl Connections {
         {
             connection.mark_readable(is_gone || event.ready.contains(Interest::EPOLLRDHUP));
         }
-        served.touch(events.now_ns());
         if is_gone && served.is(Connection::is_waiting) {
             // There is no client left to answer.
-            self.close(events, served, true);
-        } else {
-            self.go_on(events, served, Connection::step);
+            return self.close(events, served, true);
         }
+        self.go_on(events, served, Connection::step);
+        // It may have spun: the client's silence begins now, not when this turn began.
+        events.update_time();
+        served.touch(events.now_ns());
     }
 
     /// The idle time-out is over, or was when the timer was started: since then the connection may have been active.

@@ -7,11 +7,20 @@ use acceptlab::lab::check::client::{GET, served};
 
 use crate::support::{answer, ask_together, connect, held, start};
 
-/// Half the requests wait for a minute. Of clients who ask one after another, those who drew nothing to wait for
-/// are answered, although one who came first is still waiting.
 #[test]
 fn one_slow_wait_request_does_not_hold_up_the_others_in_an_event_loop() {
-    let server = start("event-driven", &["--work", "50%none,50%wait:60s"]);
+    others_are_answered("event-driven", "50%none,50%wait:60s");
+}
+
+#[test]
+fn a_request_that_blocks_a_helper_thread_does_not_hold_up_the_others() {
+    others_are_answered("event-loop", "50%none,50%block:60s");
+}
+
+/// Half the requests wait for a minute. Of clients who ask one after another, those who drew nothing to wait for
+/// are answered, although one who came first is still waiting.
+fn others_are_answered(name: &str, work: &str) {
+    let server = start(name, &["--work", work]);
     let soon = Duration::from_millis(500);
     let mut waiting = Vec::new();
     let mut answered_while_one_waits = false;

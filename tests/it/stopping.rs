@@ -15,8 +15,9 @@ use crate::support::{FOREVER, ask_together, connect, held, kind, start};
 /// Its only worker, or one of two, sleeps in a request for longer than the whole test.
 #[test]
 fn after_sigterm_a_worker_in_the_middle_of_a_request_is_not_connected_to() {
-    let ways: [(&str, &[&str]); 5] = [
+    let ways: [(&str, &[&str]); 6] = [
         ("event-driven", &[]),
+        ("event-loop", &[]),
         ("reuseport", &["--workers", "2"]),
         ("reuseport", &["--workers", "2", "--select", "live-set"]),
         ("pass-listener", &["--workers", "2"]),

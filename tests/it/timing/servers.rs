@@ -53,6 +53,19 @@ fn block_work_holds_up_the_whole_event_loop() {
 }
 
 #[test]
+fn as_many_blocking_requests_run_at_once_as_an_event_loop_has_helpers() {
+    side_by_side("event-loop", &["--work", "block:500ms", "--pool", "10"], 10);
+    let two = together("event-loop", &["--work", "block:100ms", "--pool", "2"], 10);
+    assert!(two >= HALF_A_SECOND, "ten requests at two helpers took {two:?}");
+}
+
+#[test]
+fn slow_requests_occupy_half_of_the_helpers() {
+    let slow = together("event-loop", &["--work", "block:100ms", "--pool", "4", "--slow", "100ms"], 10);
+    assert!(slow >= HALF_A_SECOND, "ten slow requests at four helpers, two of them for slow ones, took {slow:?}");
+}
+
+#[test]
 fn wait_work_holds_up_nobody_in_an_event_loop() {
     for server in SERVERS.iter().filter(|server| server.is_event_loop) {
         side_by_side(server.name, &["--work", "wait:500ms"], 20);
