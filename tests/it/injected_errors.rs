@@ -32,7 +32,8 @@ fn an_error_of_one_connections_network_leaves_the_others_to_be_served() {
             let mut server = start_with(injected, name, &flags);
             for request in 1..=8 {
                 if let Err(why) = served(server.addr) {
-                    panic!("{name} {flags:?} {injected}, request {request}: {:?}", server.explain(why));
+                    let (why, said) = (server.explain(why), server.said());
+                    panic!("{name} {flags:?} {injected}, request {request}: {why:?}; it said: {said:?}");
                 }
             }
             let report = held(server.stop());
