@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::time::{Duration, Instant};
 
-use acceptlab::lab::check::client::{ANSWER_TIMEOUT, Client, GET, GET_AND_CLOSE, served, served_within};
+use acceptlab::lab::check::client::{Client, GET, GET_AND_CLOSE, served, served_within};
 use acceptlab::lab::check::server::Server;
 use acceptlab::lab::observe::processes::poll_until;
 
-use crate::support::{FOREVER, SERVERS, ask_together, connect, held, raise_descriptor_limit, start, start_after};
+use crate::support::{
+    FOREVER, Needs, SERVERS, ask_together, connect, held, inconclusive, raise_descriptor_limit, start, start_after,
+};
 
 #[test]
 fn a_thousand_silent_connections_do_not_stop_an_event_loop() {
@@ -55,7 +57,14 @@ fn is_out_of_descriptors(name: &str) {
     for (thread, (ran_s, waited_s)) in scheduled(&server) {
         let (ran_before_s, waited_before_s) = before.get(&thread).copied().unwrap_or_default();
         // A thread that spins runs whenever it may: on a busy machine it has less of the CPU, and waits for it instead.
-        let share = (ran_s - ran_before_s) / (length_s - (waited_s - waited_before_s)).max(0.01);
+        let (ran_s, waited_s) = (ran_s - ran_before_s, waited_s - waited_before_s);
+        let share = ran_s / (length_s - waited_s).max(0.01);
+        if share >= 0.2 && waited_s > length_s / 2.0 {
+            // Its time to wake up is over before it may sleep, so what is left is no time in which it could sleep.
+            let why = format!("{name}: thread {thread} waited {waited_s} of {length_s} s for a CPU");
+            inconclusive(Needs::QuietMachine, why);
+            continue;
+        }
         assert!(share < 0.2, "{name}: thread {thread} runs {share} of the time while nothing can be done");
     }
     drop(clients);
@@ -127,7 +136,7 @@ fn an_answer_that_cannot_be_sent_does_not_go_to_the_next_client() {
             leaving.reset();
             let mut next = connect(&server);
             held(next.send(GET_AND_CLOSE));
-            next.stream.set_read_timeout(Some(ANSWER_TIMEOUT)).expect("the time is not zero");
+            next.stream.set_read_timeout(Some(FOREVER)).expect("the time is not zero");
             let mut received = String::new();
             next.stream.read_to_string(&mut received).expect("text, then a close");
             assert_eq!(received.matches("HTTP/1.1 ").count(), 1, "{}: {received:?}", kind.name);

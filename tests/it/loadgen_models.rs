@@ -259,7 +259,7 @@ fn what_was_measured_before_the_server_died_is_reported_by_every_thread() {
             answer_all(listener.accept().unwrap().0);
         }
     });
-    let flags = "--rate 10 --requests-per-connection 1 --threads 4 --connections 4 --duration 800ms --timeout 300ms";
+    let flags = "--rate 10 --requests-per-connection 1 --threads 4 --connections 4 --duration 800ms --timeout 5s";
     let report = run(flags, address);
     assert_eq!(report.requests, 2, "{:?}", report.errors);
     assert!(report.errors.connect["ECONNREFUSED"] >= 1, "{:?}", report.errors);
