@@ -211,8 +211,8 @@ fn kill(home: &PmHome) -> Result<(), Failure> {
     let Some(mut connection) = PmConnection::find(home)? else {
         return console::print("there is no daemon\n");
     };
-    let ended = connection.ask(&PmRequest::Kill)?.processes.len();
+    connection.ask(&PmRequest::Kill)?;
     // It has ended when it has left us.
     while connection.receive()?.is_some() {}
-    console::print(&format!("{ended} processes and the daemon have ended\n"))
+    console::print("all applications and the daemon have ended\n")
 }
