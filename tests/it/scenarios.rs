@@ -27,7 +27,11 @@ const ANY_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
 fn lines(scenario: &Scenario) -> Vec<CallbackLine> {
     let lines = Rc::new(RefCell::new(Vec::new()));
     let reported = lines.clone();
-    run(scenario, Path::new(ANY_FILE), LIMITS, move |line| reported.borrow_mut().push(line)).expect("it ends");
+    let report = move |line| {
+        reported.borrow_mut().push(line);
+        Ok(())
+    };
+    run(scenario, Path::new(ANY_FILE), LIMITS, report).expect("it ends");
     lines.take()
 }
 
@@ -296,7 +300,7 @@ fn every_example_runs() {
         let path = entry.unwrap().path();
         let scenario = parse(&std::fs::read_to_string(&path).unwrap());
         assert!(scenario.about.len() > 20, "{} does not say what it shows", path.display());
-        let outcome = run_file(&path, ScenarioLimits { limit: 100, ..LIMITS }, |_| {});
+        let outcome = run_file(&path, ScenarioLimits { limit: 100, ..LIMITS }, |_| Ok(()));
         // One shows what never ends.
         assert_eq!(outcome.is_err(), path.ends_with("starving.json"), "{}: {:?}", path.display(), outcome.err());
         examples += 1;
@@ -312,7 +316,7 @@ fn refusal(text: &str, limits: ScenarioLimits) -> String {
     let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let file = std::env::temp_dir().join(format!("acceptlab-scenario-{}-{number}.json", std::process::id()));
     std::fs::write(&file, text).unwrap();
-    let outcome = run_file(&file, limits, |_| {});
+    let outcome = run_file(&file, limits, |_| Ok(()));
     std::fs::remove_file(&file).unwrap();
     let line = outcome.expect_err(text).to_string();
     line.replace(&file.display().to_string(), "FILE")
@@ -366,7 +370,7 @@ fn a_file_that_is_no_scenario_is_refused_with_the_place_and_what_to_do() {
 
 #[test]
 fn a_file_that_cannot_be_read_is_named() {
-    let said = |path: &str| run_file(Path::new(path), LIMITS, |_| {}).expect_err("unreadable").to_string();
+    let said = |path: &str| run_file(Path::new(path), LIMITS, |_| Ok(())).expect_err("unreadable").to_string();
     assert!(said("/no/such/file").starts_with("read scenario /no/such/file: no such file or directory"));
     assert!(said("/").starts_with("read scenario /: is a directory"));
 }
@@ -388,7 +392,7 @@ fn a_scenario_that_never_ends_is_given_up_at_its_limit_of_callbacks() {
     let enough = r#"{"steps": [{"nextTick": {"id": "x", "then": [{"nextTick": {"id": "y"}}]}}]}"#;
     assert!(refusal(enough, ScenarioLimits { limit: 1, ..LIMITS }).contains("1 callbacks, the last \"x\""));
     let enough = parse(enough);
-    assert!(run(&enough, Path::new(ANY_FILE), ScenarioLimits { limit: 2, ..LIMITS }, |_| {}).is_ok());
+    assert!(run(&enough, Path::new(ANY_FILE), ScenarioLimits { limit: 2, ..LIMITS }, |_| Ok(())).is_ok());
 }
 
 #[test]

@@ -21,10 +21,12 @@ mod run;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
 
+use crate::console;
 use crate::failure::Failure;
 use crate::units::parse_positive_duration;
 
@@ -63,10 +65,26 @@ pub struct ScenarioLimits {
 pub fn run_file(
     file: &Path,
     limits: ScenarioLimits,
-    report: impl FnMut(CallbackLine) + 'static,
+    report: impl FnMut(CallbackLine) -> io::Result<()> + 'static,
 ) -> Result<(), Failure> {
     let tried = format!("scenario {}", file.display());
     let text = std::fs::read(file).map_err(|error| Failure::new(format!("read {tried}"), error))?;
     let scenario = Scenario::parse(&text).map_err(|wrong| Failure::new(&tried, io::Error::other(wrong)))?;
     run(&scenario, file, limits, report).map_err(|wrong| Failure::new(&tried, wrong))
+}
+
+/// The same for a program: prints each callback as a line of JSON when it runs, then perhaps what went wrong, and gives
+/// the exit status.
+pub fn print_file(file: &Path, limits: ScenarioLimits) -> ExitCode {
+    let print_line = |line: CallbackLine| {
+        let line = serde_json::to_string(&line).map_err(io::Error::other)?;
+        console::print(&format!("{line}\n")).map_err(|failure| io::Error::other(String::from(failure)))
+    };
+    match run_file(file, limits, print_line) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            console::log_last(failure);
+            ExitCode::FAILURE
+        }
+    }
 }

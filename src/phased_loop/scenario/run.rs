@@ -42,12 +42,12 @@ pub struct CallbackLine {
 /// Runs it until nothing is left to wait for, and reports each callback as it runs. The file is what `readFile` reads.
 ///
 /// # Errors
-/// What stopped it: a limit, or a system call.
+/// What stopped it: a limit, a system call, or the report.
 pub fn run(
     scenario: &Scenario,
     file: &Path,
     limits: ScenarioLimits,
-    report: impl FnMut(CallbackLine) + 'static,
+    report: impl FnMut(CallbackLine) -> io::Result<()> + 'static,
 ) -> io::Result<()> {
     let mut events = PhasedLoop::new(POOL_THREADS)?;
     let run = ScenarioRun {
@@ -80,7 +80,7 @@ struct ScenarioRun {
     steps: BTreeMap<String, ScenarioStep>,
     file: PathBuf,
     limits: ScenarioLimits,
-    report: Box<dyn FnMut(CallbackLine)>,
+    report: Box<dyn FnMut(CallbackLine) -> io::Result<()>>,
     /// By the id of their step; the one started last, as a variable of a program would hold it.
     timers: BTreeMap<String, Observer>,
     callbacks: u64,
@@ -212,8 +212,11 @@ impl Runner {
         if let Some(option) = too_much {
             return self.give_up(events, option);
         }
-        self.0.borrow_mut().report(events.phase(), id);
-        self.perform_all(events, then);
+        let reported = self.0.borrow_mut().report(events.phase(), id);
+        match reported {
+            Ok(()) => self.perform_all(events, then),
+            Err(error) => self.fail(events, error),
+        }
     }
 
     /// `option` is the one that would allow more.
@@ -307,7 +310,7 @@ impl ScenarioRun {
         if self.callbacks == self.limits.limit { Some(LIMIT) } else { is_late.then_some(TIME_LIMIT) }
     }
 
-    fn report(&mut self, phase: Phase, id: &str) {
+    fn report(&mut self, phase: Phase, id: &str) -> io::Result<()> {
         if !matches!(phase, Phase::NextTick | Phase::Microtask)
             && let Some(FirstTurn { timers, others }) = self.first_turn.take()
         {
@@ -322,7 +325,7 @@ impl ScenarioRun {
         self.callbacks += 1;
         self.last = Some(id.into());
         let either = others.collect();
-        (self.report)(CallbackLine { phase, id: id.into(), either });
+        (self.report)(CallbackLine { phase, id: id.into(), either })
     }
 }
 
