@@ -9,7 +9,8 @@
 //! Compare with `event-driven.rs` (whoever blocks stops all) and `thread-pool.rs` (a thread for a whole connection).
 //!
 //! See it: `event-loop --pool 4 --work block:1s`, then `loadgen --connections 5 --requests 5 http://127.0.0.1:8080/`:
-//! four answers after one second, the fifth after two.
+//! four answers after one second, the fifth after two. In which order callbacks run, without a server:
+//! `event-loop --scenario experiments/scenarios/what-runs-first.json`.
 
 #![forbid(unsafe_code)]
 
@@ -19,6 +20,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use acceptlab::membership::is_member;
+use acceptlab::phased_loop::scenario::{ScenarioArgs, print_file};
 use acceptlab::phased_loop::{ObservedEvent, Observer, Phase, PhasedLoop, RunMode};
 use acceptlab::report::ServerReport;
 use acceptlab::scoreboard::Count;
@@ -44,14 +46,21 @@ struct Args {
     slow: Option<Duration>,
 
     #[command(flatten)]
+    scenario: ScenarioArgs,
+
+    #[command(flatten)]
     server: ServerArgs,
 }
 
 fn main() -> ExitCode {
-    server::finish(run(&Args::parse()))
+    let args = Args::parse();
+    match &args.scenario.scenario {
+        Some(file) => print_file(file, args.scenario.limits),
+        None => server::finish(run(&args)),
+    }
 }
 
-fn run(Args { pool, slow, server: args }: &Args) -> Result<ServerReport, Failure> {
+fn run(Args { pool, slow, server: args, .. }: &Args) -> Result<ServerReport, Failure> {
     if is_member() {
         let line = "this server does not speak with the master of a cluster; give `cluster` event-driven instead";
         return Err(Failure::relay(line.to_owned()));

@@ -8,6 +8,7 @@ mod node;
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -103,11 +104,15 @@ fn a_thousand_random_scenarios_run_in_nodes_order() {
         if differing.is_empty() {
             return;
         }
+        // With delays as long as these so many are not held up: this is another order.
+        if nth > 1 && differing.len() > 200 {
+            break;
+        }
     }
     let (seed, (ours, theirs)) = &last[0];
     let program = node::block(&generate::scenario(*seed, 2).steps, 0);
     panic!(
-        "{} of {count} scenarios {differing:?} run in another order at each of {LOOKS} looks; seed {seed}:\n\
+        "{} of {count} scenarios {differing:?} run in another order at each look; seed {seed}:\n\
          {program}\nours  {}\nNode's {}",
         differing.len(),
         ids(ours),
@@ -306,6 +311,68 @@ fn every_example_runs() {
         examples += 1;
     }
     assert!(examples >= 4);
+}
+
+// ---- the program --------------------------------------------------------------------------------------------
+
+const EVENT_LOOP: &str = env!("CARGO_BIN_EXE_event-loop");
+
+/// What it prints on standard output and standard error, and its exit status.
+fn event_loop(args: &[&str]) -> (String, String, Option<i32>) {
+    let output = Command::new(EVENT_LOOP).args(args).output().expect("cargo has built it");
+    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+    (text(output.stdout), text(output.stderr), output.status.code())
+}
+
+#[test]
+fn the_program_prints_a_line_of_json_for_each_callback() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/experiments/scenarios/what-runs-first.json");
+    let (printed, said, status) = event_loop(&["--scenario", file]);
+    let expected = r#"{"phase":"poll","id":"file"}
+{"phase":"nextTick","id":"tick"}
+{"phase":"microtask","id":"microtask"}
+{"phase":"check","id":"immediate"}
+{"phase":"closing","id":"close"}
+{"phase":"timers","id":"timer"}
+{"phase":"poll","id":"socket"}
+"#;
+    assert_eq!((&printed[..], &said[..], status), (expected, "", Some(0)));
+}
+
+#[test]
+fn the_program_runs_a_scenario_in_the_order_in_which_the_library_does() {
+    let folder = Folder::new("scenario-files");
+    std::fs::create_dir_all(&folder.0).unwrap();
+    for seed in 0..20 {
+        let scenario = generate::scenario(seed, 4);
+        let file = folder.0.join(format!("{seed}.json"));
+        std::fs::write(&file, serde_json::to_string_pretty(&scenario).unwrap()).unwrap();
+        // A process that is held up may run a timer too early for the rest, see LOOKS.
+        let is_same = (0..LOOKS).any(|_| {
+            let (printed, said, status) = event_loop(&["--scenario", file.to_str().unwrap()]);
+            assert_eq!((&said[..], status), ("", Some(0)), "seed {seed}");
+            let printed = printed.lines().map(|line| serde_json::from_str(line).expect("a callback"));
+            printed.collect::<Vec<CallbackLine>>() == lines(&scenario)
+        });
+        assert!(is_same, "seed {seed}");
+    }
+}
+
+#[test]
+fn the_program_says_in_one_line_why_it_gives_a_scenario_up_and_exits_with_1() {
+    let starving = concat!(env!("CARGO_MANIFEST_DIR"), "/experiments/scenarios/starving.json");
+    let (printed, said, status) = event_loop(&["--scenario", starving, "--limit", "3"]);
+    assert_eq!((printed, status), ("{\"phase\":\"nextTick\",\"id\":\"tick\"}\n".repeat(3), Some(1)));
+    assert!(said.contains(" and 3 callbacks, the last \"tick\"; end it with clear"), "{said}");
+    assert_eq!(said.lines().count(), 1);
+
+    let (printed, said, status) = event_loop(&["--scenario", "/no/such/file"]);
+    assert_eq!((&printed[..], status), ("", Some(1)));
+    assert!(said.starts_with("read scenario /no/such/file: no such file or directory"), "{said}");
+
+    for wrong in [&["--limit", "3"][..], &["--scenario", starving, "--limit", "0"], &["--time-limit", "1s"]] {
+        assert_eq!(event_loop(wrong).2, Some(2), "{wrong:?}");
+    }
 }
 
 // ---- bad input ----------------------------------------------------------------------------------------------
