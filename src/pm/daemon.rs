@@ -13,6 +13,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::sys::stat::{Mode, umask};
@@ -67,6 +68,8 @@ struct Daemon {
     last_client: u64,
     is_ending: bool,
     ends_with_last: bool,
+    /// The listener is not watched: see [`Daemon::accept`].
+    is_paused: bool,
 }
 
 /// Runs until `pm kill` or a signal. `ready` is called when clients can come. With a first request it carries that out,
@@ -83,6 +86,8 @@ pub fn run(home: &PmHome, cluster: PathBuf, first: Option<PmRequest>, ready: imp
     let failed = |errno| Failure::new("take signals", errno);
     let others = [Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGPIPE];
     let signals = SignalQueue::open_for(&others).map_err(failed)?;
+    // Three for each process, and 1024 are soon too few. The applications inherit it.
+    let _ = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
     let god = God::new(home.clone(), cluster)?;
     let listener = listen(home)?;
     let watched = god.epoll.add(&listener, PmToken::Client(0).encode(), Interest::EPOLLIN);
@@ -95,6 +100,7 @@ pub fn run(home: &PmHome, cluster: PathBuf, first: Option<PmRequest>, ready: imp
         last_client: 0,
         is_ending: false,
         ends_with_last: false,
+        is_paused: false,
     };
     match SavedState::read(home, &home.state()) {
         Ok(Some(state)) => daemon.god.adopt(state),
@@ -151,6 +157,7 @@ impl Daemon {
             let timeout = self.god.until_due();
             let reports = self.god.epoll.wait(timeout).map_err(|errno| Failure::new("wait for events", errno))?;
             let tokens: Vec<u64> = (0..reports).map(|i| self.god.epoll.report(i).token).collect();
+            self.accept_again();
             for token in tokens.into_iter().filter_map(PmToken::decode) {
                 match token {
                     PmToken::Signals => self.take_signals(),
@@ -165,6 +172,14 @@ impl Daemon {
                 }
             }
             self.god.run_due();
+        }
+    }
+
+    /// Something has happened, which may have left us a descriptor.
+    fn accept_again(&mut self) {
+        if self.is_paused {
+            let token = PmToken::Client(0).encode();
+            self.is_paused = self.god.epoll.add(&self.listener, token, Interest::EPOLLIN).is_err();
         }
     }
 
@@ -187,7 +202,15 @@ impl Daemon {
     }
 
     fn accept(&mut self) {
-        let Ok((stream, _)) = self.listener.accept() else { return };
+        let stream = match self.listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) if [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind()) => return,
+            // No descriptor left, perhaps. It would be reported again at once, so it is not watched for a while.
+            Err(_) => {
+                self.is_paused = self.god.epoll.delete(&self.listener).is_ok();
+                return;
+            }
+        };
         self.last_client += 1;
         let id = self.last_client;
         if self.clients.len() >= MOST_CLIENTS

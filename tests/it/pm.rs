@@ -604,6 +604,82 @@ fn a_process_is_restarted_when_a_file_changes_and_when_its_time_comes() {
     pm.await_successor("sleep", pid);
 }
 
+/// How many processes are `sleep` for so many seconds.
+fn sleepers(seconds: &str) -> usize {
+    let wanted = format!("sleep\0{seconds}\0");
+    let command = |stat: &Stat| fs::read_to_string(format!("/proc/{}/cmdline", stat.pid)).unwrap_or_default();
+    Stat::everybody().filter(|stat| stat.is_alive() && command(stat) == wanted).count()
+}
+
+#[test]
+fn a_daemon_that_is_killed_at_any_moment_leaves_no_process_that_nobody_knows_and_starts_none_twice() {
+    let pm = Manager::new("moments");
+    let seconds = format!("9{}", std::process::id());
+    for name in ["one", "two", "three"] {
+        pm.done(&["start", "sleep", "--name", name, "--", &seconds]);
+    }
+    for moment in 0..12 {
+        let mut restart = pm.command(&["restart", "all"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(moment * 2));
+        pm.kill_daemon();
+        // It may have been answered or not.
+        restart.wait().unwrap();
+        for name in ["one", "two", "three"] {
+            pm.await_status(name, "online");
+        }
+        let are_three = || (sleepers(&seconds) == 3).then_some(());
+        assert!(poll_until(FOREVER, are_three).is_some(), "moment {moment}: {} of 3", sleepers(&seconds));
+    }
+}
+
+#[test]
+fn logs_are_shown_flushed_and_opened_anew() {
+    let pm = Manager::new("logs");
+    let script = pm
+        .script("talk.sh", "echo said\necho complained >&2\nread -r line < \"$1\"\necho \"$line\"\nexec sleep 1000\n");
+    let fifo = pm.folder.join("go");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    pm.done(&["start", &script, "--", fifo.to_str().unwrap()]);
+    pm.await_log("talk-out-0.log", "said");
+    pm.await_log("talk-error-0.log", "complained");
+    let shown = pm.done(&["logs", "talk", "--nostream"]);
+    assert!(shown.contains("said") && shown.contains("complained") && shown.contains("talk"), "{shown}");
+    assert_eq!(pm.done(&["logs", "talk", "--nostream", "--raw", "--out"]), "said\n");
+    pm.done(&["flush", "talk"]);
+    assert_eq!(pm.done(&["logs", "--nostream", "--raw"]), "");
+    let log = pm.home().join("logs/talk-out-0.log");
+    fs::rename(&log, log.with_extension("old")).unwrap();
+    pm.done(&["reload-logs"]);
+    fs::write(&fifo, "after\n").unwrap();
+    assert_eq!(pm.await_log("talk-out-0.log", "after"), "after\n");
+    assert!(pm.refused(&["logs", "other", "--nostream"]).contains("there are: talk"));
+}
+
+#[test]
+fn a_manager_in_the_foreground_ends_with_its_last_process_or_with_a_signal() {
+    let pm = Manager::new("foreground");
+    let script = pm.script("short.sh", "echo done\n");
+    pm.done(&["start", "--no-daemon", "--no-autorestart", &script]);
+    pm.await_log("short-out-0.log", "done");
+    let mut foreground = pm.command(&["start", "--no-daemon", "sleep", "--", "1000"]);
+    let mut foreground = foreground.stderr(Stdio::null()).spawn().unwrap();
+    let socket = pm.home().join("control.sock");
+    assert!(poll_until(FOREVER, || UnixStream::connect(&socket).ok()).is_some());
+    let pid = pm.pid("sleep");
+    kill(Pid::from_raw(foreground.id() as i32), Signal::SIGTERM).unwrap();
+    assert!(foreground.wait().unwrap().success());
+    assert!(!is_alive(pid) && !socket.exists());
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_is_one_line_with_what_to_do() {
+    let pm = Manager::new("readonly");
+    let output = pm.command(&["ping"]).env("PM_HOME", "/proc/pm").output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.starts_with("create the folder /proc/pm: ") && said.contains("set PM_HOME"), "{said}");
+    assert_eq!((output.status.code(), said.lines().count()), (Some(1), 1));
+}
+
 /// A cluster of our server on a free port: its configuration, and where its script is.
 fn cluster_app(pm: &Manager, env: Value) -> (String, String) {
     let script = pm.script("web.sh", &format!("exec {} --listen 127.0.0.1:0\n", env!("CARGO_BIN_EXE_event-driven")));
