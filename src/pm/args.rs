@@ -10,7 +10,7 @@ use crate::console::Format;
 #[derive(Subcommand, Debug)]
 pub enum PmCommand {
     /// Start a program, the applications of a configuration, or an application that is stopped
-    Start(StartArgs),
+    Start(Box<StartArgs>),
     /// Stop applications, and keep them in the list
     Stop(Targets),
     /// Stop applications and start them again; those that are stopped are started

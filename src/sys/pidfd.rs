@@ -98,6 +98,7 @@ mod tests {
             poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE).unwrap();
             assert_eq!(pidfd.reap(), Ok(Some(expected)));
             assert_eq!((pidfd.reap(), pidfd.signal(Signal::SIGTERM)), (Err(Errno::ECHILD), Err(Errno::ESRCH)));
+            assert!(child.wait().is_err(), "it was reaped");
             // A kernel before 6.15 does not know it.
             assert!(pidfd.ending().is_none_or(|ending| ending == expected));
         }
