@@ -16,6 +16,7 @@ use acceptlab::cpu;
 use acceptlab::http::{Next, RequestReader};
 use acceptlab::lab::check::server::Program;
 use acceptlab::load::response as load;
+use acceptlab::phased_loop::{Phase, PhasedLoop, RunMode};
 use acceptlab::server::channel::Channel;
 use acceptlab::sys::epoll::{Epoll, Interest};
 use acceptlab::sys::process::{Fork, fork, reap};
@@ -26,7 +27,7 @@ criterion_group! {
     name = one;
     config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
     targets = fork_and_wait, thread_spawn_and_join, accept, descriptor_pass, epoll_wakeup, channel_hand_over,
-        request_parse, answer_parse, connection_round_trip
+        a_million_timers, request_parse, answer_parse, connection_round_trip
 }
 criterion_main!(one);
 
@@ -141,6 +142,29 @@ fn channel_hand_over(criterion: &mut Criterion) {
         })
     };
     criterion.bench_function("channel hand-over", |bencher| bencher.iter_custom(once_each_way));
+}
+
+/// A timer of the event loop with phases, from its start to its close in its callback: one of a million, due within a
+/// millisecond, in no order.
+fn a_million_timers(criterion: &mut Criterion) {
+    const TIMERS: u32 = 1_000_000;
+    let mut group = criterion.benchmark_group("timer of the event loop");
+    let one_of_a_million = |rounds: u64| {
+        let mut took = Duration::ZERO;
+        for _ in 0..rounds {
+            let mut events = PhasedLoop::new(1).expect("an event loop");
+            let mut random = fastrand::Rng::with_seed(7);
+            let began = Instant::now();
+            for _ in 0..TIMERS {
+                let timer = events.observe(Phase::Timers, |events, event| events.close(event.observer, |_| {}));
+                events.start_timer(timer, Duration::from_nanos(random.u64(0..1_000_000)), Duration::ZERO);
+            }
+            assert_eq!(events.run(RunMode::UntilDone), Ok(false));
+            took += began.elapsed() / TIMERS;
+        }
+        took
+    };
+    group.sample_size(10).bench_function("start and run", |bencher| bencher.iter_custom(one_of_a_million));
 }
 
 /// The request that wrk sends.

@@ -42,10 +42,11 @@ const REPORTS_PER_WAIT: usize = 1024;
 /// times.
 const PENDING_ROUNDS: usize = 8;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Phase {
     /// No callback runs: the program itself does.
+    #[default]
     Main,
     Timers,
     Pending,
@@ -97,6 +98,7 @@ type Callback = Box<dyn FnOnce(&mut PhasedLoop)>;
 type ObserverCallback = Box<dyn FnMut(&mut PhasedLoop, ObservedEvent)>;
 type RequestCallback = Box<dyn FnOnce(&mut PhasedLoop, Outcome)>;
 
+#[derive(Default)]
 struct ObserverState {
     /// Where its callback runs: timers, idle, prepare, poll or check.
     phase: Phase,
@@ -229,7 +231,7 @@ impl PhasedLoop {
     /// the next turn.
     fn run_each_turn(&mut self, phase: Phase) {
         for (start, key) in self.each_turn[place(phase)].clone() {
-            if self.is_started(start, key) {
+            if self.observers.get(key).is_some_and(|state| state.is_active && state.start == start) {
                 self.call(key, Interest::empty());
             }
         }
@@ -332,12 +334,8 @@ impl PhasedLoop {
         Observer(self.observers.insert(ObserverState {
             phase,
             callback: Some(Box::new(callback)),
-            is_active: false,
             is_referenced: true,
-            is_registered: false,
-            start: 0,
-            due_ns: 0,
-            repeat_ns: 0,
+            ..ObserverState::default()
         }))
     }
 
@@ -393,19 +391,14 @@ impl PhasedLoop {
 
     /// The observer is not called any more, until it is started again.
     pub fn stop_observer(&mut self, observer: Observer) {
-        if !self.is_active(observer) {
-            return;
+        let state = self.observers.get(observer.0);
+        let Some(&ObserverState { phase, is_active: true, start, due_ns, .. }) = state else { return };
+        match phase {
+            Phase::Timers => drop(self.timers().remove(&(due_ns, start, observer.0))),
+            Phase::Poll => {}
+            _ => self.each_turn[place(phase)].retain(|&(_, key)| key != observer.0),
         }
         self.set_active(observer, false);
-        match self.observers.get(observer.0) {
-            Some(&ObserverState { phase: Phase::Timers, due_ns, start, .. }) => {
-                self.timers().remove(&(due_ns, start, observer.0));
-            }
-            Some(&ObserverState { phase: phase @ (Phase::Idle | Phase::Prepare | Phase::Check), .. }) => {
-                self.each_turn[place(phase)].retain(|&(_, key)| key != observer.0);
-            }
-            _ => {}
-        }
     }
 
     /// Stops the observer for good; `callback` runs in the closing phase. To close it a second time does nothing.
@@ -464,10 +457,6 @@ impl PhasedLoop {
             self.holding = if is_active { self.holding + 1 } else { self.holding - 1 };
         }
         state.is_active = is_active;
-    }
-
-    fn is_started(&self, start: u64, key: SlotKey) -> bool {
-        self.observers.get(key).is_some_and(|state| state.is_active && state.start == start)
     }
 }
 
