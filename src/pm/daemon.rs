@@ -89,7 +89,9 @@ pub fn run(home: &PmHome, cluster: PathBuf, first: Option<PmRequest>, ready: imp
     // Three for each process, and 1024 are soon too few. The applications inherit it.
     let _ = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
     let god = God::new(home.clone(), cluster)?;
-    let listener = listen(home)?;
+    let passed = take_passed_socket()?;
+    let is_passed = passed.is_some();
+    let listener = passed.map_or_else(|| listen(home), Ok)?;
     let watched = god.epoll.add(&listener, PmToken::Client(0).encode(), Interest::EPOLLIN);
     watched.and_then(|()| god.epoll.add(&signals, PmToken::Signals.encode(), Interest::EPOLLIN)).map_err(failed)?;
     let mut daemon = Daemon {
@@ -114,18 +116,24 @@ pub fn run(home: &PmHome, cluster: PathBuf, first: Option<PmRequest>, ready: imp
         daemon.ends_with_last = true;
     }
     let outcome = daemon.serve();
-    let _ = fs::remove_file(home.socket());
+    // systemd's socket stays: whoever comes next makes systemd start us again.
+    if !is_passed {
+        let _ = fs::remove_file(home.socket());
+    }
     outcome
 }
 
-/// The socket that systemd has opened for us; otherwise our own. The lock is ours, so a socket that is there is a dead
-/// daemon's.
+/// The socket that systemd has opened for us, if it has.
+fn take_passed_socket() -> Result<Option<UnixListener>, Failure> {
+    let failed = |error| Failure::new("take the socket of systemd", error);
+    let passed = startup::passed_sockets().map_err(|errno| failed(errno.into()))?;
+    let Some(listener) = passed.into_iter().next().map(UnixListener::from) else { return Ok(None) };
+    listener.set_nonblocking(true).map_err(failed)?;
+    Ok(Some(listener))
+}
+
+/// Our own. The lock is ours, so a socket that is there is a dead daemon's.
 fn listen(home: &PmHome) -> Result<UnixListener, Failure> {
-    let passed = startup::passed_sockets().map_err(|errno| Failure::new("take the socket of systemd", errno))?;
-    if let Some(listener) = passed.into_iter().next().map(UnixListener::from) {
-        let prepared = listener.set_nonblocking(true);
-        return prepared.map(|()| listener).map_err(|error| Failure::new("take the socket of systemd", error));
-    }
     let path = home.socket();
     let _ = fs::remove_file(&path);
     // It is made with the rights that it will have, so that it is not open to others even for a moment.
