@@ -377,6 +377,13 @@ pub static TABLES: &[Section] = &[
         metric("live", "live connections over time", "",
             "Live connections of each worker at up to eight moments, from left to right, of the run with the median live \
              max/mean; heights are shares of the largest."),
+        metric("orders", "orders", "",
+            "The orders in which the lines of a program came that ran to its end, and how often each, of the run with the \
+             median share of its commonest order."),
+        metric("distinct_orders", "distinct orders", "",
+            "How many different orders there were."),
+        metric("commonest_order", "commonest order", "%",
+            "100 · the runs with the order that came most often / all runs."),
         metric("live_max_over_mean", "live max/mean", "",
             "The worst moment: live connections of the busiest worker over the mean, while at least half of the most \
              connections were open."),

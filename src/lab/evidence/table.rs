@@ -42,7 +42,7 @@ pub fn of(spec: &TableSpec, rows: &[&Row]) -> Table {
     let cases = by_case(rows);
     let mut table = Table { title: spec.title.clone(), notes: conditions(spec, &cases), ..Table::default() };
     match spec.kind {
-        TableKind::Summary => {
+        TableKind::Summary | TableKind::Orders => {
             summarize(&mut table, spec, rows, &cases);
             table.commands = first_commands(&cases);
         }
@@ -158,8 +158,12 @@ fn conditions(spec: &TableSpec, cases: &[Vec<&Row>]) -> Vec<String> {
         (server, client) if server == client => format!("server and client share CPUs {}", list(server)),
         (server, client) => format!("server on CPU {}, client on CPU {}", list(server), list(client)),
     };
+    let how = match client.runs() {
+        Some(runs) => [format!("each ran {runs} times to its end"), format!("on CPUs {}", list(&example.server_cpus))],
+        None => [format!("{model}, {warmup}"), pinned],
+    };
     // A table of nothing but its baseline has no repeats to speak of here.
-    let parts = [repeats, format!("{model}, {warmup}"), pinned];
+    let parts: Vec<String> = [repeats].into_iter().chain(how).collect();
     let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
     let mut notes = vec![format!("{}.", parts.join("; "))];
     if let Some(acts) = &example.disturb {

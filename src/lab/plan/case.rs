@@ -13,7 +13,7 @@ use crate::lab::plan::command::{ClientCommand, FOREIGN_CLIENTS, ServerCommand};
 use crate::lab::plan::events::{self, Events};
 use crate::lab::plan::law::Law;
 use crate::lab::plan::matrix::{
-    AxisValue, ClientSpec, Matrix, MatrixError, Overrides, PictureKind, PictureSpec, ServerSpec, TableSpec,
+    AxisValue, ClientSpec, Matrix, MatrixError, Overrides, PictureKind, PictureSpec, ServerSpec, TableKind, TableSpec,
 };
 use crate::units::parse_duration;
 
@@ -191,7 +191,12 @@ fn one(
     let client = ClientCommand::from(self::fill(client.run(), &values, table.load.span())?);
     let program = client.program();
     let is_loadgen = program == "loadgen";
-    if !is_loadgen && !FOREIGN_CLIENTS.contains(&program) {
+    let runs_to_the_end = table.kind == TableKind::Orders;
+    if runs_to_the_end != client.runs().is_some() {
+        let what = "`kind = \"orders\"` and `load = \"runs N\"` belong together".to_string();
+        return Err(MatrixError::at(table.load.span(), what));
+    }
+    if !is_loadgen && !runs_to_the_end && !FOREIGN_CLIENTS.contains(&program) {
         let others = FOREIGN_CLIENTS.join(", ");
         let what = format!("the lab cannot read what {program:?} prints; use loadgen or one of {others}");
         return Err(MatrixError::at(table.load.span(), what));
@@ -206,7 +211,8 @@ fn one(
         return Err(MatrixError::at(table.load.span(), what));
     }
     // Behind ` -- ` the flag is the started program's, like `server_flags`.
-    let server_command = ServerCommand::from(format!("{label}{flags} --listen 127.0.0.1:0"));
+    let listen = if runs_to_the_end { "" } else { " --listen 127.0.0.1:0" };
+    let server_command = ServerCommand::from(format!("{label}{flags}{listen}"));
     let mut coordinates = combination.to_vec();
     coordinates.push(("server".to_string(), server.run.get_ref().clone()));
     coordinates.push(("client".to_string(), name.unwrap_or(program).to_string()));

@@ -98,6 +98,11 @@ impl ClientCommand {
         self.text.split_whitespace().next().unwrap_or_default()
     }
 
+    /// Of a table of orders: how often the program runs to its end.
+    pub fn runs(&self) -> Option<u64> {
+        self.text.strip_prefix("runs ")?.parse().ok()
+    }
+
     /// How long it sends, warm-up included. A number of requests says so only together with a rate.
     pub fn length(&self) -> Duration {
         let counted = self.requests.zip(self.rate).filter(|(_, rate)| *rate > 0.0);

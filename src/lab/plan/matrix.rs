@@ -192,6 +192,9 @@ pub enum TableKind {
     Summary,
     /// The first answers of one run, one by one, as siege prints them.
     Trace,
+    /// A row per program that is no server: it runs to its end, again and again (`load = "runs 50"`), and each time prints
+    /// JSON lines with an `id`. In how many orders do they come?
+    Orders,
 }
 
 /// One server of a table.

@@ -109,6 +109,9 @@ pub struct Row {
     /// The events of `disturb` as they were carried out, where a picture shows them over time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub events: Vec<InjectedEvent>,
+    /// In which orders the lines of a program came that ran to its end, and how often each.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub orders: BTreeMap<String, u64>,
     /// By how much the server's first process grew while the client measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub growth: Option<ProcessSize>,

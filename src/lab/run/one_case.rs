@@ -1,11 +1,13 @@
 //! One case, run once: start a fresh server, await `ready`, run the client, stop the server, and put both
 //! documents into one row. Whatever goes wrong becomes the row's `failure`, so that no run is lost silently.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::cpu;
 use crate::lab::observe::cpu_window::CpuMeter;
@@ -114,6 +116,10 @@ fn measure_with_footprint(case: &Case, row: &mut Row, network: Network, interrup
 }
 
 fn measure(case: &Case, row: &mut Row, network: Network, interrupt: &Interrupt) -> Result<(), Stop> {
+    if let Some(runs) = case.client.runs() {
+        row.orders = orders_of(case, row, runs, interrupt)?;
+        return Ok(());
+    }
     let board = (case.events.is_some() || case.table.timeline).then(Board::new);
     let command = match &board {
         Some(board) => case.server.with(&format!("--scoreboard {}", board.path)),
@@ -159,6 +165,22 @@ fn measure(case: &Case, row: &mut Row, network: Network, interrupt: &Interrupt) 
         return Err(Stop::Failed(server.failure("ended and left a process behind")));
     }
     Ok(())
+}
+
+/// Runs a program to its end so many times: in which orders do its lines come?
+fn orders_of(case: &Case, row: &Row, runs: u64, interrupt: &Interrupt) -> Result<BTreeMap<String, u64>, Stop> {
+    let mut orders = BTreeMap::new();
+    for _ in 0..runs {
+        let program = Program::of(case.server.text()).on_cpus(&row.server_cpus).until(interrupt);
+        let mut running = program.launch(&[])?;
+        let text = running.finish(CLIENT_GRACE, |_| ())?;
+        let id = |line: &str| Some(serde_json::from_str::<Value>(line).ok()?["id"].as_str()?.to_string());
+        let order = text.lines().map(id).collect::<Option<Vec<String>>>().filter(|ids| !ids.is_empty());
+        let order =
+            order.ok_or_else(|| Stop::Failed(running.failure("printed something else than lines with an id")))?;
+        *orders.entry(order.join(", ")).or_default() += 1;
+    }
+    Ok(orders)
 }
 
 /// A file for the server's scoreboard. It is removed when the server is ready; the mapping stays.

@@ -1,5 +1,6 @@
 //! The columns a table may have: how each number comes out of a row. What it means stands in [`metrics`].
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use crate::evenness;
@@ -153,6 +154,9 @@ pub static COLUMNS: &[Column] = &[
     own("max_over_min", Real(max_over_min)),
     own("max_minus_min", Count(max_minus_min)),
     own("bars", Picture { of: bars, median_by: dispersion_of_bars }),
+    own("orders", Picture { of: orders, median_by: commonest_order }),
+    own("distinct_orders", Count(|s| Some(s.row.orders.len() as f64).filter(|orders| *orders > 0.0))),
+    own("commonest_order", Real(commonest_order)),
     own("live", Picture { of: live, median_by: live_max_over_mean }),
     own("live_max_over_mean", Real(live_max_over_mean)),
     // What the kernel did for it.
@@ -463,6 +467,21 @@ fn bars(row: &Row) -> Option<String> {
     let picture: String = counts.iter().map(|count| step(*count as f64, most as f64)).collect();
     let numbers: Vec<String> = counts.iter().map(u64::to_string).collect();
     Some(format!("{picture} {}", numbers.join(" ")))
+}
+
+/// `timer, immediate 62 %; immediate, timer 38 %`.
+fn orders(row: &Row) -> Option<String> {
+    let all: u64 = row.orders.values().sum();
+    let mut orders: Vec<(&String, &u64)> = row.orders.iter().collect();
+    orders.sort_by_key(|(_, times)| Reverse(**times));
+    let share = |times: u64| numbers::real(100.0 * times as f64 / all as f64);
+    let orders: Vec<String> = orders.into_iter().map(|(order, times)| format!("{order} {} %", share(*times))).collect();
+    (!orders.is_empty()).then(|| orders.join("; "))
+}
+
+fn commonest_order(sample: Sample) -> Option<f64> {
+    let orders = &sample.row.orders;
+    ratio(100.0 * orders.values().copied().max()? as f64, orders.values().sum::<u64>() as f64)
 }
 
 /// `▃▄▅▆ ▃▃▃▂`: a group for each worker, a bar for each look.
