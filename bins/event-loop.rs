@@ -79,17 +79,18 @@ fn run(Args { pool, slow, server: args, .. }: &Args) -> Result<ServerReport, Fai
     let acceptor = events.observe(Phase::Poll, {
         let (listener, connections, failed) = (listener.clone(), connections.clone(), failed.clone());
         move |events, event| {
-            if let Err(failure) = accept(events, event, &listener, &connections) {
-                *failed.borrow_mut() = Some(failure);
-                events.stop();
+            if let Err(failure) = accept(events, event, &listener, &connections, &failed) {
+                fail(events, &failed, failure);
             }
         }
     });
     watch(&mut events, acceptor, &listener)?;
     // The second: the signal to stop, and the end of the time that is left then.
     let stop = events.observe(Phase::Poll, {
-        let connections = connections.clone();
+        let (listener, connections) = (listener.clone(), connections.clone());
         move |events, _| {
+            // Unwatched first: it is shut, and would be reported as ready for ever.
+            let _ = events.stop_io(acceptor, &*listener);
             events.close(acceptor, |_| {});
             if has_given_up() { events.stop() } else { connections.finish(events) }
         }
@@ -115,6 +116,7 @@ fn accept(
     event: ObservedEvent,
     listener: &Rc<Listener>,
     connections: &Connections,
+    failed: &Rc<RefCell<Option<Failure>>>,
 ) -> Result<(), Failure> {
     connections.count(Count::Wakeups);
     let errno = match listener.accept_nonblocking() {
@@ -131,13 +133,15 @@ fn accept(
             events
                 .stop_io(event.observer, &**listener)
                 .map_err(|errno| Failure::new("stop watching the listener", errno))?;
-            let (acceptor, listener) = (event.observer, listener.clone());
-            events.set_timeout(BACK_OFF, move |events| drop(watch(events, acceptor, &listener)));
+            let (acceptor, listener, failed) = (event.observer, listener.clone(), failed.clone());
+            events.set_timeout(BACK_OFF, move |events| {
+                watch(events, acceptor, &listener).unwrap_or_else(|failure| fail(events, &failed, failure));
+            });
         }
         // The signal's own observer does the rest. This event was not about a connection.
         NoConnection::Shut => {
             connections.uncount(Count::Wakeups);
-            events.close(event.observer, |_| {});
+            let _ = events.stop_io(event.observer, &**listener);
         }
     }
     Ok(())
@@ -146,4 +150,10 @@ fn accept(
 fn watch(events: &mut PhasedLoop, acceptor: Observer, listener: &Listener) -> Result<(), Failure> {
     let watched = events.start_io(acceptor, listener, Interest::EPOLLIN);
     watched.map_err(|errno| Failure::new("watch the listener", errno))
+}
+
+/// What a callback cannot return: the loop ends, and the program says why.
+fn fail(events: &mut PhasedLoop, failed: &RefCell<Option<Failure>>, failure: Failure) {
+    *failed.borrow_mut() = Some(failure);
+    events.stop();
 }

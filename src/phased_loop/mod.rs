@@ -10,12 +10,12 @@
 //! └─────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Behind each callback, whatever its phase: all of the `nextTick` queue, then all microtasks, and again, until both are
+//! After each callback, whatever its phase: all of the `nextTick` queue, then all microtasks, and again, until both are
 //! empty. A callback that panics ends the run, as an exception that nobody catches ends Node. Sources: `uv_run` in
 //! libuv's `src/unix/core.c`; Node's `lib/internal/process/task_queues.js`.
 //!
 //! Times are in nanoseconds of CLOCK_MONOTONIC. The clock is read twice a turn: callbacks of one phase see the same
-//! `now`.
+//! `now`, unless one of them calls [`PhasedLoop::update_time`].
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
@@ -38,7 +38,7 @@ const FINISHED_REQUESTS: u64 = u64::MAX;
 /// Reports taken per wait; what is left comes in the next turn.
 const REPORTS_PER_WAIT: usize = 1024;
 
-/// What is put off to the pending phase by the poll phase still runs in this turn; what that puts off in turn, so many
+/// What is deferred to the pending phase by the poll phase still runs in this turn; what that defers in turn, so many
 /// times.
 const PENDING_ROUNDS: usize = 8;
 
@@ -121,7 +121,7 @@ pub struct PhasedLoop {
     phase: Phase,
     observers: Slots<ObserverState>,
     /// Observers that are active and referenced: the loop goes on for them.
-    holding: usize,
+    active_referenced: usize,
     /// Due time, number of the start, observer: the earliest first, of two that are due at once the one started first.
     timers: BTreeSet<(u64, u64, SlotKey)>,
     /// Those that were started since somebody asked for the earliest: sorted first, a million of them is inserted in half
@@ -154,7 +154,7 @@ impl PhasedLoop {
             now_ns: monotonic_ns(),
             phase: Phase::Main,
             observers: Slots::default(),
-            holding: 0,
+            active_referenced: 0,
             timers: BTreeSet::new(),
             new_timers: Vec::new(),
             each_turn: Default::default(),
@@ -174,7 +174,7 @@ impl PhasedLoop {
     /// Turns as `mode` says. True when something is still alive.
     ///
     /// # Errors
-    /// Of epoll_wait(2); an interrupting signal is none.
+    /// Of epoll_wait(2); an interrupting signal is no error.
     pub fn run(&mut self, mode: RunMode) -> nix::Result<bool> {
         assert_eq!(self.phase, Phase::Main, "a callback must not run the loop that runs it");
         // What the program itself has put there comes before the first event.
@@ -193,7 +193,10 @@ impl PhasedLoop {
             let may_wait = mode == RunMode::UntilDone || (mode == RunMode::Once && !has_work);
             let timeout = if may_wait { self.poll_timeout() } else { Some(Duration::ZERO) };
             self.metrics.turns += 1;
-            self.poll(timeout)?;
+            if let Err(errno) = self.poll(timeout) {
+                self.phase = Phase::Main;
+                return Err(errno);
+            }
             (0..PENDING_ROUNDS).for_each(|_| self.run_pending());
             self.run_each_turn(Phase::Check);
             self.run_immediates();
@@ -222,7 +225,7 @@ impl PhasedLoop {
         }
     }
 
-    /// *Pending*: callbacks that were put off to here, without those that they put off in turn.
+    /// *Pending*: callbacks that were deferred to here, without those that they deferred in turn.
     fn run_pending(&mut self) {
         mem::take(&mut self.pending).into_iter().for_each(|callback| self.call_once(Phase::Pending, callback));
     }
@@ -273,7 +276,7 @@ impl PhasedLoop {
     fn poll_timeout(&mut self) -> Option<Duration> {
         let [idle, ..] = &self.each_turn;
         let is_needed = !(idle.is_empty() && self.pending.is_empty() && self.immediates.is_empty());
-        let has_nothing = self.holding == 0 && self.requests.count() == 0;
+        let has_nothing = self.active_referenced == 0 && self.requests.count() == 0;
         if self.is_stopped || is_needed || has_nothing || !self.closing.is_empty() {
             return Some(Duration::ZERO);
         }
@@ -401,7 +404,8 @@ impl PhasedLoop {
         self.set_active(observer, false);
     }
 
-    /// Stops the observer for good; `callback` runs in the closing phase. To close it a second time does nothing.
+    /// Stops the observer for good; `callback` runs in the closing phase. To close it a second time does nothing. A
+    /// descriptor that stays open needs [`PhasedLoop::stop_io`] first: epoll would report it for ever.
     pub fn close(&mut self, observer: Observer, callback: impl FnOnce(&mut PhasedLoop) + 'static) {
         self.stop_observer(observer);
         if self.observers.remove(observer.0).is_some() {
@@ -454,7 +458,7 @@ impl PhasedLoop {
     fn set_active(&mut self, observer: Observer, is_active: bool) {
         let Some(state) = self.observers.get_mut(observer.0) else { return };
         if state.is_referenced && state.is_active != is_active {
-            self.holding = if is_active { self.holding + 1 } else { self.holding - 1 };
+            self.active_referenced = if is_active { self.active_referenced + 1 } else { self.active_referenced - 1 };
         }
         state.is_active = is_active;
     }
@@ -462,12 +466,12 @@ impl PhasedLoop {
 
 /// Callbacks that wait for no event, request objects, and the loop as a whole.
 impl PhasedLoop {
-    /// Behind the callback that runs now, before anything else.
+    /// After the callback that runs now, before anything else.
     pub fn next_tick(&mut self, callback: impl FnOnce(&mut PhasedLoop) + 'static) {
         self.next_ticks.push_back(Box::new(callback));
     }
 
-    /// Behind the callback that runs now and all of the `nextTick` queue.
+    /// After the callback that runs now and all of the `nextTick` queue.
     pub fn microtask(&mut self, callback: impl FnOnce(&mut PhasedLoop) + 'static) {
         self.microtasks.push_back(Box::new(callback));
     }
@@ -489,7 +493,7 @@ impl PhasedLoop {
     }
 
     /// In the next pending phase.
-    pub fn put_off(&mut self, callback: impl FnOnce(&mut PhasedLoop) + 'static) {
+    pub fn defer(&mut self, callback: impl FnOnce(&mut PhasedLoop) + 'static) {
         self.pending.push_back(Box::new(callback));
     }
 
@@ -515,7 +519,7 @@ impl PhasedLoop {
         self.pool.cancel(request.0)
     }
 
-    /// The run ends behind the turn that runs now; when none does, the next run has no turn.
+    /// The run ends after the current turn. Between two runs: the next run has no turn.
     pub fn stop(&mut self) {
         self.is_stopped = true;
     }
@@ -523,7 +527,7 @@ impl PhasedLoop {
     /// There is something to go on for.
     pub fn is_alive(&self) -> bool {
         let has_callbacks = !(self.pending.is_empty() && self.immediates.is_empty() && self.closing.is_empty());
-        self.holding > 0 || self.requests.count() > 0 || has_callbacks
+        self.active_referenced > 0 || self.requests.count() > 0 || has_callbacks
     }
 
     /// No observer is left that is not closed, and no request that is not finished.
@@ -587,7 +591,7 @@ mod tests {
         };
         events.start_timer(timer, Duration::ZERO, Duration::ZERO);
         events.immediate(note("immediate"));
-        events.put_off(note("put off"));
+        events.defer(note("deferred"));
         let done = note("request");
         events
             .submit(
@@ -607,7 +611,7 @@ mod tests {
                 ("timer", Phase::Timers),
                 ("tick", Phase::NextTick),
                 ("micro", Phase::Microtask),
-                ("put off", Phase::Pending),
+                ("deferred", Phase::Pending),
                 ("immediate", Phase::Check),
             ]
         );

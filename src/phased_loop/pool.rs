@@ -80,7 +80,7 @@ impl HelperPool {
     pub fn submit(&mut self, request: SlotKey, class: RequestClass, work: HelperWork) -> io::Result<()> {
         while self.started < self.size {
             let shared = self.shared.clone();
-            match thread::Builder::new().name(format!("helper {}", self.started)).spawn(move || shared.help()) {
+            match thread::Builder::new().name(format!("helper {}", self.started)).spawn(move || shared.run_helper()) {
                 Ok(_) => self.started += 1,
                 Err(_) if self.started > 0 => self.size = self.started,
                 Err(error) => return Err(error),
@@ -120,7 +120,7 @@ impl AsFd for HelperPool {
     }
 }
 
-/// The threads end behind the job they are at; nobody waits for them.
+/// The threads end after the job they are at; nobody waits for them.
 impl Drop for HelperPool {
     fn drop(&mut self) {
         lock(&self.shared.queue).is_closed = true;
@@ -130,7 +130,7 @@ impl Drop for HelperPool {
 
 impl SharedPool {
     /// The life of a helper thread.
-    fn help(&self) {
+    fn run_helper(&self) {
         // Exact sleeps, as in every worker (prctl(2), PR_SET_TIMERSLACK); an older kernel sleeps a little longer.
         let _ = nix::sys::prctl::set_timerslack(1);
         while let Some(Job { request, class, work }) = self.wait_for_job() {

@@ -1,7 +1,7 @@
 //! Serves connections with the callbacks of a [`PhasedLoop`]: each connection is two observers, of its socket and of its
 //! silence, and its state is what their callbacks hold. Work that blocks becomes a request object.
 //!
-//! Where the reactor has one list of all that may happen to a connection, here each wait names what comes behind it.
+//! Where the reactor has one list of all that may happen to a connection, here each wait names what comes after it.
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::connection::{Connection, LINGER, SharedBuffers, Step};
 use super::worker::Worker;
 use crate::phased_loop::pool::RequestClass;
-use crate::phased_loop::{ObservedEvent, Observer, Phase, PhasedLoop};
+use crate::phased_loop::{ObservedEvent, Observer, Phase, PhasedLoop, Request};
 use crate::scoreboard::Count;
 use crate::slots::{SlotKey, Slots};
 use crate::sys::epoll::Interest;
@@ -36,12 +36,16 @@ struct Served {
     /// `None` when it is closed. A callback that comes later finds nothing to do.
     connection: RefCell<Option<Connection>>,
     socket: Observer,
-    silence: Observer,
-    /// The timer of a request that waits.
-    wait: Cell<Option<Observer>>,
+    idle_timer: Observer,
+    /// The timer of a request that waits, or of the end after a refusal.
+    timer: Cell<Option<Observer>>,
+    /// The work of a helper thread.
+    request: Cell<Option<Request>>,
+    /// It goes on in this turn's check phase.
+    is_yielding: Cell<bool>,
     last_active_ns: Cell<u64>,
     /// Its time is over. Its bytes may be there nevertheless, when the loop was blocked: the next poll phase shows it.
-    is_suspected: Cell<bool>,
+    has_grace_turn: Cell<bool>,
 }
 
 type TakeStep = fn(&mut Connection, &mut Worker, &mut SharedBuffers) -> Step;
@@ -81,10 +85,12 @@ impl Connections {
                 key: Cell::new(0),
                 connection: RefCell::new(Some(Connection::new(socket))),
                 socket: events.observe(Phase::Poll, callback(self, Connections::on_ready)),
-                silence: events.observe(Phase::Timers, callback(self, Connections::on_silence)),
-                wait: Cell::new(None),
+                idle_timer: events.observe(Phase::Timers, callback(self, Connections::on_idle_timeout)),
+                timer: Cell::new(None),
+                request: Cell::new(None),
+                is_yielding: Cell::new(false),
                 last_active_ns: Cell::new(events.now_ns()),
-                is_suspected: Cell::new(false),
+                has_grace_turn: Cell::new(false),
             }
         });
         let idle_timeout = {
@@ -93,8 +99,8 @@ impl Connections {
             served.key.set(all.open.insert(served.clone()));
             all.worker.idle_timeout
         };
-        events.start_timer(served.silence, idle_timeout, Duration::ZERO);
-        self.go_on(events, &served, Connection::step);
+        events.start_timer(served.idle_timer, idle_timeout, Duration::ZERO);
+        self.advance(events, &served, Connection::step);
     }
 
     /// Answers what has arrived and closes the rest. The loop ends when the last connection is closed.
@@ -106,7 +112,7 @@ impl Connections {
         };
         for served in &open {
             served.connection.borrow_mut().iter_mut().for_each(|connection| connection.mark_readable(false));
-            self.go_on(events, served, Connection::step);
+            self.advance(events, served, Connection::step);
         }
         self.end_if_done(events);
     }
@@ -122,46 +128,46 @@ impl Connections {
             // There is no client left to answer.
             return self.close(events, served, true);
         }
-        self.go_on(events, served, Connection::step);
-        // It may have spun: the client's silence begins now, not when this turn began.
-        events.update_time();
-        served.touch(events.now_ns());
+        self.advance(events, served, Connection::step);
     }
 
     /// The idle time-out is over, or was when the timer was started: since then the connection may have been active.
-    fn on_silence(&self, events: &mut PhasedLoop, served: &Rc<Served>, _: ObservedEvent) {
+    fn on_idle_timeout(&self, events: &mut PhasedLoop, served: &Rc<Served>, _: ObservedEvent) {
         let due_ns = served.last_active_ns.get() + self.0.borrow().worker.idle_timeout.as_nanos() as u64;
         let is_ours = (served.is(Connection::is_waiting) && !served.is(Connection::has_unsent))
             || served.is(Connection::is_lingering);
         if is_ours {
             // It is silent because we have not answered yet, and its timer or its helper will come.
             served.touch(events.now_ns());
-            self.await_silence(events, served);
+            self.restart_idle_timer(events, served);
         } else if due_ns > events.now_ns() {
-            events.start_timer(served.silence, Duration::from_nanos(due_ns - events.now_ns()), Duration::ZERO);
-        } else if !served.is_suspected.replace(true) {
-            events.start_timer(served.silence, Duration::ZERO, Duration::ZERO);
+            events.start_timer(served.idle_timer, Duration::from_nanos(due_ns - events.now_ns()), Duration::ZERO);
+        } else if !served.has_grace_turn.replace(true) {
+            events.start_timer(served.idle_timer, Duration::ZERO, Duration::ZERO);
         } else if served.is(Connection::has_half_a_request) {
             served.touch(events.now_ns());
-            self.await_silence(events, served);
-            self.go_on(events, served, Connection::time_out);
+            self.restart_idle_timer(events, served);
+            self.advance(events, served, Connection::time_out);
         } else {
             let does_not_read = served.is(Connection::has_unsent);
             self.close(events, served, does_not_read);
         }
     }
 
-    fn await_silence(&self, events: &mut PhasedLoop, served: &Served) {
-        events.start_timer(served.silence, self.0.borrow().worker.idle_timeout, Duration::ZERO);
+    fn restart_idle_timer(&self, events: &mut PhasedLoop, served: &Served) {
+        events.start_timer(served.idle_timer, self.0.borrow().worker.idle_timeout, Duration::ZERO);
     }
 
-    /// One step, and what comes behind it.
-    fn go_on(&self, events: &mut PhasedLoop, served: &Rc<Served>, take_step: TakeStep) {
+    /// One step, and what comes after it.
+    fn advance(&self, events: &mut PhasedLoop, served: &Rc<Served>, take_step: TakeStep) {
         let step = {
             let SharedByAll { worker, scratch, .. } = &mut *self.0.borrow_mut();
             let Some(connection) = &mut *served.connection.borrow_mut() else { return };
             take_step(connection, worker, scratch)
         };
+        // It may have spun, or it is long ago that the client sent something: its silence begins now.
+        events.update_time();
+        served.touch(events.now_ns());
         let (all, later) = (self.clone(), served.clone());
         match step {
             Step::AwaitInput => self.watch(events, served, Interest::empty()),
@@ -169,30 +175,39 @@ impl Connections {
             Step::AwaitWork(Cost::Block(duration)) => {
                 self.watch(events, served, Interest::empty());
                 let block = move || Cost::Block(duration).spend(has_given_up);
-                let done = move |events: &mut PhasedLoop| all.go_on(events, &later, Connection::finish_wait);
+                let done = move |events: &mut PhasedLoop| all.advance(events, &later, Connection::finish_wait);
                 let fallback = done.clone();
                 let is_slow = duration >= self.0.borrow().slow_from;
                 let class = if is_slow { RequestClass::Slow } else { RequestClass::Fast };
-                if events.submit(class, block, move |events, _| done(events)).is_err() {
+                match events.submit(class, block, move |events, _| done(events)) {
+                    Ok(request) => served.request.set(Some(request)),
                     // Without a helper thread this is an event loop that blocks.
-                    block();
-                    events.immediate(fallback);
+                    Err(_) => {
+                        block();
+                        events.immediate(fallback);
+                    }
                 }
             }
             Step::AwaitWork(cost) => {
                 self.watch(events, served, Interest::empty());
-                let answer = move |events: &mut PhasedLoop| all.go_on(events, &later, Connection::finish_wait);
-                events.update_time();
-                served.wait.set(Some(events.set_timeout(cost.duration(), answer)));
+                let answer = move |events: &mut PhasedLoop| all.advance(events, &later, Connection::finish_wait);
+                served.timer.set(Some(events.set_timeout(cost.duration(), answer)));
             }
             Step::Yield => {
                 self.watch(events, served, Interest::empty());
-                events.immediate(move |events| all.go_on(events, &later, Connection::step));
+                if !served.is_yielding.replace(true) {
+                    events.immediate(move |events| {
+                        later.is_yielding.set(false);
+                        all.advance(events, &later, Connection::step);
+                    });
+                }
             }
             Step::Linger => {
                 self.watch(events, served, Interest::empty());
-                let close = move |events: &mut PhasedLoop| all.close(events, &later, true);
-                served.wait.set(Some(events.set_timeout(LINGER, close)));
+                if !served.timer.get().is_some_and(|timer| events.is_active(timer)) {
+                    let close = move |events: &mut PhasedLoop| all.close(events, &later, true);
+                    served.timer.set(Some(events.set_timeout(LINGER, close)));
+                }
             }
             Step::Close { lost } => self.close(events, served, lost),
         }
@@ -235,8 +250,12 @@ impl Connections {
         }
         // This closes the socket, which also ends its registration.
         drop(connection);
-        for observer in [Some(served.socket), Some(served.silence), served.wait.take()].into_iter().flatten() {
+        for observer in [Some(served.socket), Some(served.idle_timer), served.timer.take()].into_iter().flatten() {
             events.close(observer, |_| {});
+        }
+        if let Some(request) = served.request.take() {
+            // If no helper has begun it, none needs to: there is nobody to answer.
+            events.cancel(request);
         }
         self.end_if_done(events);
     }
@@ -253,7 +272,7 @@ impl Connections {
 impl Served {
     fn touch(&self, now_ns: u64) {
         self.last_active_ns.set(now_ns);
-        self.is_suspected.set(false);
+        self.has_grace_turn.set(false);
     }
 
     fn is(&self, condition: fn(&Connection) -> bool) -> bool {

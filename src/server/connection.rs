@@ -284,7 +284,7 @@ impl Connection {
     }
 
     fn discard(&mut self, scratch: &mut SharedBuffers) -> nix::Result<Step> {
-        loop {
+        for _ in 0..RECEIVES_PER_STEP {
             match receive(&self.socket, &mut scratch.input) {
                 Ok(0) => return Ok(Step::Close { lost: true }),
                 Ok(_) => {}
@@ -292,6 +292,7 @@ impl Connection {
                 Err(errno) => return Err(errno),
             }
         }
+        Ok(Step::Yield)
     }
 }
 

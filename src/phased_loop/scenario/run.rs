@@ -126,7 +126,7 @@ impl Runner {
             ScenarioStep::Immediate(step) => events.immediate(self.callback(step)),
             ScenarioStep::NextTick(step) => events.next_tick(self.callback(step)),
             ScenarioStep::Microtask(step) => events.microtask(self.callback(step)),
-            ScenarioStep::Pending(step) => events.put_off(self.callback(step)),
+            ScenarioStep::Pending(step) => events.defer(self.callback(step)),
             ScenarioStep::ReadFile(step) => self.read_file(events, step),
             ScenarioStep::Socket(step) => self.send_to_socket(events, step)?,
             ScenarioStep::Close(step) => {
