@@ -182,7 +182,8 @@ mod test_timer_from_check {
         each_turn(&mut events, Phase::Check, move |events, event| {
             check_log.add("check");
             events.stop_observer(event.observer);
-            events.start_timer(timer, ms(5), ONCE);
+            // Longer than a busy machine needs from here to the next turn.
+            events.start_timer(timer, ms(1000), ONCE);
             events.start(prepare);
         });
         run_to_its_end(&mut events);

@@ -1,5 +1,5 @@
-// The scenarios of this folder in Node's words: node node.js NAME prints a line for each callback, as
-// `event-loop --scenario NAME.json` does.
+// The scenarios of scenarios/ in Node's words: node experiments/scenarios.js NAME prints a line for each callback, as
+// `event-loop --scenario experiments/scenarios/NAME.json` does.
 'use strict';
 const fs = require('fs');
 
