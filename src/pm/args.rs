@@ -258,6 +258,14 @@ pub struct KeyArgs {
     /// All its processes write into the same files
     #[arg(long)]
     merge_logs: bool,
+
+    /// Rotate a log that is larger, such as 10M: it gets the number 1 behind its name
+    #[arg(long, value_name = "SIZE")]
+    log_max_size: Option<String>,
+
+    /// So many rotated logs stay [default: 10]
+    #[arg(long, value_name = "N")]
+    log_retain: Option<String>,
 }
 
 impl KeyArgs {
@@ -280,6 +288,8 @@ impl KeyArgs {
             ("error_file", &self.error),
             ("log_date_format", &self.log_date_format),
             ("log_type", &self.log_type),
+            ("log_max_size", &self.log_max_size),
+            ("log_retain", &self.log_retain),
         ];
         let texts = texts.into_iter().filter_map(|(key, text)| Some((key, json!(text.as_ref()?))));
         let switches = [

@@ -82,6 +82,10 @@ pub struct AppConfig {
     pub log_type: LogType,
     /// All instances write into the same files.
     pub merge_logs: bool,
+    /// In bytes; a larger log is rotated. `None`: it is not.
+    pub log_max_size: Option<u64>,
+    /// How many rotated logs stay.
+    pub log_retain: u64,
     /// Keys that mean nothing to us, as they were.
     pub unknown: Map<String, Value>,
 }
@@ -120,6 +124,8 @@ impl Default for AppConfig {
             log_date_format: None,
             log_type: LogType::Text,
             merge_logs: false,
+            log_max_size: None,
+            log_retain: 10,
             unknown: Map::new(),
         }
     }

@@ -121,6 +121,8 @@ pub fn application(
     keys.set(&mut app.log_date_format, &["log_date_format"], |value| values::text(value).map(Some))?;
     keys.set(&mut app.log_type, &["log_type"], word)?;
     keys.set(&mut app.merge_logs, &["merge_logs", "combine_logs"], values::yes_or_no)?;
+    keys.set(&mut app.log_max_size, &["log_max_size"], |value| values::size(value).map(Some))?;
+    keys.set(&mut app.log_retain, &["log_retain"], values::count)?;
 
     app.unknown = keys.file;
     app.unknown.extend(keys.over);

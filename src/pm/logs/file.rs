@@ -279,7 +279,8 @@ impl AppendFile {
 
 /// The newest gets number 1; what had the last number is gone.
 fn rotate(path: &Path, kept: usize) -> nix::Result<()> {
-    for number in (1..kept).rev() {
+    let used = (1..kept).take_while(|&number| rotated(path, number).exists()).count();
+    for number in (1..=used).rev() {
         let _ = fs::rename(rotated(path, number), rotated(path, number + 1));
     }
     let done = if kept == 0 { fs::remove_file(path) } else { fs::rename(path, rotated(path, 1)) };

@@ -21,7 +21,7 @@ use crate::sys::fd::until_uninterrupted;
 const MOST_AT_ONCE: usize = 1 << 20;
 
 /// So many bytes of lines are one write(2), or a little more.
-const BATCH: usize = 256 << 10;
+const BATCH: usize = 64 << 10;
 
 /// Where the lines of one output go, and how they look.
 #[derive(Clone, Debug)]

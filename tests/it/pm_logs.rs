@@ -1,0 +1,167 @@
+//! What the process manager does with what applications write, and how it is read.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use acceptlab::lab::observe::processes::poll_until;
+use acceptlab::pm::logs::file::rotated;
+use acceptlab::sys::procfs::resident_kib;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::pm::Manager;
+use crate::support::FOREVER;
+
+/// A `pm logs` whose lines are read one after another; it is killed with this.
+struct Follower {
+    child: Child,
+    lines: Box<dyn Iterator<Item = String>>,
+}
+
+impl Follower {
+    fn start(mut command: Command) -> Follower {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        Follower { child, lines: Box::new(lines) }
+    }
+
+    fn next(&mut self) -> String {
+        self.lines.next().expect("it follows")
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The lines that two applications have written, and where they say more when they are sent a signal.
+fn two_applications(pm: &Manager) {
+    for name in ["api", "web"] {
+        let text = "trap 'echo again; echo trouble >&2' USR2\necho begun\nwhile :; do sleep 0.05; done\n";
+        let script = pm.script(&format!("{name}.sh"), text);
+        pm.done(&["start", &script]);
+        pm.await_log(&format!("{name}-out-{}.log", u8::from(name == "web")), "begun\n");
+    }
+}
+
+#[test]
+fn the_logs_of_several_applications_are_followed_with_their_names_across_a_rotation() {
+    let pm = Manager::new("logs-follow");
+    two_applications(&pm);
+    let mut follower = Follower::start(pm.command(&["logs", "--out"]));
+    assert_eq!([follower.next(), follower.next()], ["0|api | begun", "1|web | begun"]);
+    pm.done(&["signal", "SIGUSR2", "web"]);
+    assert_eq!(follower.next(), "1|web | again");
+    // As logrotate(8) does it.
+    let log = pm.home().join("logs/api-out-0.log");
+    fs::rename(&log, rotated(&log, 1)).unwrap();
+    pm.done(&["reload-logs"]);
+    pm.done(&["signal", "SIGUSR2", "api"]);
+    assert_eq!(follower.next(), "0|api | again");
+    pm.await_log("api-out-0.log", "again\n");
+    pm.done(&["flush", "api"]);
+    assert_eq!(fs::read(&log).unwrap(), b"");
+    pm.done(&["signal", "SIGUSR2", "api"]);
+    assert_eq!(follower.next(), "0|api | again");
+}
+
+#[test]
+fn the_last_lines_are_shown_raw_as_json_and_of_one_stream() {
+    let pm = Manager::new("logs-shown");
+    two_applications(&pm);
+    pm.done(&["signal", "SIGUSR2", "api"]);
+    pm.await_log("api-out-0.log", "again\n");
+    pm.await_log("api-error-0.log", "trouble\n");
+    let show = |flags: &[&str]| pm.done(&[&["logs", "--nostream"], flags].concat());
+    assert_eq!(show(&["api", "--raw"]), "begun\nagain\ntrouble\n");
+    assert_eq!(show(&["api", "--raw", "--lines", "1", "--out"]), "again\n");
+    assert_eq!(show(&["/a/", "--err"]), "0|api | trouble\n");
+    let object: Value = serde_json::from_str(&show(&["web", "--json"])).unwrap();
+    assert_eq!(
+        (&object["app_name"], &object["message"], &object["type"]),
+        (&"web".into(), &"begun".into(), &"out".into())
+    );
+    assert!(pm.refused(&["logs", "nobody"]).contains("nobody"));
+}
+
+#[test]
+fn every_line_of_a_busy_application_is_there_whole_and_in_order_across_rotations() {
+    let pm = Manager::new("logs-busy");
+    let script = pm.script("count.sh", "seq 1 200000\nprintf end\n");
+    pm.done(&["start", &script, "--no-autorestart", "--log-max-size", "200K", "--log-retain", "50"]);
+    pm.await_log("count-out-0.log", "end\n");
+    let log = pm.home().join("logs/count-out-0.log");
+    let numbers: Vec<usize> = (1..50).take_while(|&number| rotated(&log, number).exists()).collect();
+    assert!(numbers.len() > 3, "{numbers:?}");
+    let mut text = String::new();
+    for path in numbers.into_iter().rev().map(|number| rotated(&log, number)).chain([log.clone()]) {
+        let part = fs::read_to_string(path).unwrap();
+        assert!(part.len() <= 200 << 10 && part.ends_with('\n'), "{} bytes", part.len());
+        text += &part;
+    }
+    assert!(text == (1..200_001).map(|number| format!("{number}\n")).collect::<String>() + "end\n");
+}
+
+#[test]
+fn lines_of_several_processes_in_one_file_stay_whole() {
+    let pm = Manager::new("logs-merged");
+    let text = "i=0\nwhile [ $i -lt 500 ]; do printf 'from %s ' $NODE_APP_INSTANCE; echo \"line $i\"; i=$((i + 1)); done\n\
+                exec sleep 1000\n";
+    let script = pm.script("many.sh", text);
+    pm.done(&["start", &script, "-i", "4", "--merge-logs", "--output", "all.log"]);
+    let path = pm.home().with_file_name("all.log");
+    let read = || fs::read_to_string(&path).ok().filter(|text| text.lines().count() == 2000);
+    let text = poll_until(FOREVER, read).unwrap_or_else(|| panic!("{}", fs::read_to_string(&path).unwrap_or_default()));
+    let mut next = [0; 4];
+    for line in text.lines() {
+        let words: Vec<&str> = line.split(' ').collect();
+        let ["from", process, "line", number] = words[..] else { panic!("{line:?}") };
+        let next = &mut next[process.parse::<usize>().unwrap()];
+        assert_eq!(number.parse(), Ok(*next));
+        *next += 1;
+    }
+}
+
+#[test]
+fn an_application_whose_log_cannot_be_written_goes_on_and_the_daemon_says_so_once() {
+    let pm = Manager::new("logs-full");
+    let script = pm.script("full.sh", "seq 1 100000\necho done >&2\nexec sleep 1000\n");
+    pm.done(&["start", &script, "--output", "/dev/full"]);
+    // It has written more than any pipe holds.
+    pm.await_log("full-error-0.log", "done\n");
+    let problem = "write /dev/full: no space left on device";
+    let read = || fs::read_to_string(pm.home().join("pm.log")).ok().filter(|said| said.contains(problem));
+    let said = poll_until(FOREVER, read).expect("the daemon says it");
+    assert_eq!(said.matches(problem).count(), 1, "{said}");
+}
+
+#[test]
+fn a_line_of_100_mb_costs_the_daemon_little_memory() {
+    let pm = Manager::new("logs-giant");
+    let script = pm.script("giant.sh", "head -c 100000000 /dev/zero | tr '\\0' x\necho\necho done\nexec sleep 1000\n");
+    pm.done(&["start", &script]);
+    let daemon = pm.daemon();
+    pm.await_log("giant-out-0.log", "\ndone\n");
+    let resident = resident_kib(daemon).unwrap();
+    assert!(resident < 20 << 10, "{resident} KiB");
+    let text = fs::read(pm.home().join("logs/giant-out-0.log")).unwrap();
+    assert_eq!(memchr::memchr_iter(b'x', &text).count(), 100_000_000);
+}
+
+#[test]
+fn a_daemon_that_is_killed_loses_nothing_of_what_is_written_meanwhile() {
+    let pm = Manager::new("logs-adopted");
+    let text = "trap 'echo meanwhile' USR2\necho begun\nwhile :; do sleep 0.05; done\n";
+    pm.done(&["start", &pm.script("app.sh", text)]);
+    pm.await_log("app-out-0.log", "begun\n");
+    let pid = pm.pid("app");
+    pm.kill_daemon();
+    kill(Pid::from_raw(pid), Signal::SIGUSR2).unwrap();
+    assert_eq!(pm.pid("app"), pid, "it is adopted");
+    assert_eq!(pm.await_log("app-out-0.log", "meanwhile\n"), "begun\nmeanwhile\n");
+}
