@@ -23,7 +23,7 @@ pub enum PmCommand {
     /// From now on so many processes of an application
     Scale {
         name: String,
-        #[arg(value_name = "N", value_parser = clap::value_parser!(u16).range(1..=10_000))]
+        #[arg(value_name = "N", value_parser = parse_instances, allow_hyphen_values = true)]
         instances: u16,
     },
     /// Show all processes in a table
@@ -314,4 +314,10 @@ fn parse_signal(text: &str) -> Result<Signal, String> {
     let numbered = || text.parse::<i32>().ok().and_then(|number| Signal::try_from(number).ok());
     let odd = || format!("{text:?} is no signal; write it like SIGUSR2 or 12");
     named.parse().ok().or_else(numbered).ok_or_else(odd)
+}
+
+/// How many there shall be. A sign would mean a difference, and is refused: `+1` must not end all but one.
+fn parse_instances(text: &str) -> Result<u16, String> {
+    let number = text.parse().ok().filter(|number| (1..=10_000).contains(number) && !text.starts_with('+'));
+    number.ok_or_else(|| "write how many there shall be, 1 to 10000, without a sign".to_string())
 }

@@ -306,6 +306,11 @@ impl Daemon {
             }
             PmRequest::Signal { signal, targets } => self.signal(signal, &targets),
             PmRequest::Scale { name, instances } => self.god.scale(&name, instances),
+            // Most likely a mistake, and the file may be the only list there is.
+            PmRequest::Save if self.god.all().is_empty() => {
+                Err("save: there is no application; dump.json stays as it is (remove it to keep an empty list)"
+                    .to_string())
+            }
             PmRequest::Save => self.god.save_dump().map(|()| self.god.all()).map_err(String::from),
             PmRequest::Resurrect => self.god.resurrect().map_err(String::from),
             PmRequest::Events => {

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigHandler, SigSet, Signal};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{ForkResult, Pid, getpid, getppid, setsid};
 
@@ -90,7 +90,7 @@ pub fn spawn_child(
 }
 
 /// Starts a program that outlives us: in a session of its own, so that no terminal reaches it, and with no signal
-/// blocked. It leads a process group, too: a signal to the group reaches what the program has started. `kept` is open
+/// blocked or ignored (execve(2) keeps what is ignored: a shell's background job ignores SIGINT). It leads a process group, too: a signal to the group reaches what the program has started. `kept` is open
 /// there under the number it has here.
 pub fn spawn_in_session(command: &mut Command, kept: Option<BorrowedFd>) -> std::io::Result<Child> {
     let number = kept.map(|fd| fd.as_raw_fd());
@@ -99,6 +99,10 @@ pub fn spawn_in_session(command: &mut Command, kept: Option<BorrowedFd>) -> std:
         if let Some(number) = number {
             // SAFETY: fcntl(2) with F_SETFD touches no memory.
             Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, 0) })?;
+        }
+        for signal in Signal::iterator().filter(|signal| !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP)) {
+            // SAFETY: SIG_DFL is no function of ours (signal(2)).
+            unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }?;
         }
         SigSet::empty().thread_set_mask()?;
         Ok(())

@@ -54,6 +54,7 @@ mod passing;
 mod phased_loop;
 mod pm;
 mod pm_config;
+mod pm_habits;
 mod pm_logs;
 mod pm_startup;
 mod ports;
