@@ -79,7 +79,7 @@ struct Daemon {
 /// Another daemon with the same folder; a folder or a socket that cannot be made.
 pub fn run(home: &PmHome, cluster: PathBuf, first: Option<PmRequest>, ready: impl FnOnce()) -> Result<(), Failure> {
     home.make()?;
-    let Some(_lock) = home.lock_daemon()? else {
+    let Some(lock) = home.lock_daemon()? else {
         let taken = format!("start the daemon: another one runs with {}", home.folder().display());
         return Err(Failure::relay(taken).advise("`pm kill` ends it"));
     };
