@@ -119,10 +119,10 @@ pub fn run(home: &PmHome, cluster: PathBuf, first: Option<PmRequest>, ready: imp
     // systemd's socket stays: whoever comes next makes systemd start us again.
     if !is_passed {
         let _ = fs::remove_file(home.socket());
-        // Before its clients see that it has ended: they may start the next daemon at once.
-        drop(lock);
-        drop(daemon);
     }
+    // Before its clients see that it has ended: they may start the next daemon at once.
+    drop(lock);
+    drop(daemon);
     outcome
 }
 
