@@ -162,9 +162,7 @@ fn the_library_does_not_know_which_architectures_exist() {
             // As a whole string, the last part of a path, or the first word of a command line.
             let knows =
                 |end: &str| ["\"", "/"].iter().any(|start| code(&text).contains(&format!("{start}{name}{end}")));
-            // What the process manager does not do by itself, it leaves to this program.
-            let is_its_own = name == "cluster" && path.starts_with(root().join("src/pm"));
-            assert!(is_its_own || !(knows("\"") || knows(" --")), "{} knows {name}", path.display());
+            assert!(!(knows("\"") || knows(" --")), "{} knows {name}", path.display());
         }
     }
 }
