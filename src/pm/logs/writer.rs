@@ -39,7 +39,6 @@ pub struct LogWriter {
     splitter: LineSplitter,
     clock: Clock,
     destinations: Destinations,
-    has_ended: bool,
 }
 
 struct Destinations {
@@ -60,40 +59,36 @@ impl LogWriter {
         let splitter = LineSplitter::new(settings.format.clone());
         let shared = files.clone();
         let files = settings.paths.iter().map(|path| files.at(path, settings.rotation)).collect();
-        Ok(LogWriter { fifo, splitter, clock, destinations: Destinations { files, shared }, has_ended: false })
+        Ok(LogWriter { fifo, splitter, clock, destinations: Destinations { files, shared } })
     }
 
-    /// Reads what is there, at most 1 MiB, and writes the lines that it completes. True: there is more.
+    /// Reads what is there, at most 1 MiB, and writes the lines that it completes. If there is more, epoll says so.
     ///
     /// # Errors
     /// Those of read(2) but for EAGAIN. A file that cannot be written is none: see [`LogFiles::take_problems`].
-    pub fn read_available(&mut self) -> nix::Result<bool> {
+    pub fn read_available(&mut self) -> nix::Result<()> {
         let buffers = self.destinations.shared.buffers();
         let Buffers { input, output } = &mut *buffers.borrow_mut();
         let time = self.clock.now();
         let mut left = MOST_AT_ONCE;
         let outcome = loop {
             match until_uninterrupted(|| read(&self.fifo, input)) {
-                Ok(0) => {
-                    self.has_ended = true;
-                    break Ok(false);
-                }
+                Ok(0) => break Ok(()),
                 Ok(length) => {
-                    self.has_ended = false;
                     self.splitter.take(&input[..length], time, output);
                     if output.len() >= BATCH {
                         self.destinations.write(output);
                     }
                     // A read that could take more has emptied the pipe (pipe(7)).
                     if length < input.len() {
-                        break Ok(false);
+                        break Ok(());
                     }
                     left = left.saturating_sub(length);
                     if left == 0 {
-                        break Ok(true);
+                        break Ok(());
                     }
                 }
-                Err(Errno::EAGAIN) => break Ok(false),
+                Err(Errno::EAGAIN) => break Ok(()),
                 Err(errno) => break Err(errno),
             }
         };
@@ -112,22 +107,12 @@ impl LogWriter {
         let mut lines = Vec::new();
         self.splitter.end(self.clock.now(), &mut lines);
         self.destinations.write(&mut lines);
-        outcome.map(drop)
-    }
-
-    /// True when no process has the FIFO open for writing, as the last read found: epoll will say so again and again.
-    pub fn has_ended(&self) -> bool {
-        self.has_ended
+        outcome
     }
 
     /// For `pm flush`: its files are empty again.
     pub fn flush(&self) {
         self.destinations.for_each(AppendFile::flush);
-    }
-
-    /// For the logs of one application; [`LogFiles::reopen`] does it for all.
-    pub fn reopen(&self) {
-        self.destinations.for_each(AppendFile::reopen);
     }
 }
 
@@ -210,7 +195,7 @@ mod tests {
 
     fn say(writer: &mut LogWriter, process: &mut File, text: &[u8]) {
         process.write_all(text).unwrap();
-        assert_eq!(writer.read_available(), Ok(false));
+        assert_eq!(writer.read_available(), Ok(()));
     }
 
     #[test]
@@ -376,12 +361,10 @@ mod tests {
         for text in ["a\nlast", "next\nlast\0"] {
             let process = OpenOptions::new().read(true).write(true).open(folder.path("fifo")).unwrap();
             write(&process, text.as_bytes()).unwrap();
-            assert_eq!(writer.read_available(), Ok(false));
-            assert!(!writer.has_ended());
+            assert_eq!(writer.read_available(), Ok(()));
             drop(process);
             writer.finish().unwrap();
-            assert_eq!(writer.read_available(), Ok(false));
-            assert!(writer.has_ended());
+            assert_eq!(writer.read_available(), Ok(()));
         }
         assert_eq!(folder.read("out.log"), "a\nlast\nnext\nlast\0\n");
         assert_eq!(folder.read("all.log"), folder.read("out.log"));
