@@ -90,12 +90,16 @@ pub fn spawn_child(
 }
 
 /// Starts a program that outlives us: in a session of its own, so that no terminal reaches it, and with no signal
-/// blocked or ignored (execve(2) keeps what is ignored: a shell's background job ignores SIGINT). It leads a process group, too: a signal to the group reaches what the program has started. `kept` is open
-/// there under the number it has here.
+/// blocked or ignored (execve(2) keeps what is ignored: a shell's background job ignores SIGINT). It leads a process
+/// group, too: a signal to the group reaches what the program has started. Of our descriptors above 2 only `kept` is open
+/// there, under the number it has here.
 pub fn spawn_in_session(command: &mut Command, kept: Option<BorrowedFd>) -> std::io::Result<Child> {
     let number = kept.map(|fd| fd.as_raw_fd());
     let prepare = move || {
         setsid()?;
+        // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC marks descriptors and touches no memory. A kernel before 5.11
+        // does not know it, and what we have inherited without the mark stays open there.
+        unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
         if let Some(number) = number {
             // SAFETY: fcntl(2) with F_SETFD touches no memory.
             Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, 0) })?;
