@@ -42,6 +42,9 @@ const MOST_UNREAD: usize = 16 << 20;
 /// How long the last answer may take to be read.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 
+/// How long the listener is not watched after a client that could not be accepted.
+const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(50);
+
 struct PmClient {
     stream: UnixStream,
     received: Vec<u8>,
@@ -165,7 +168,8 @@ impl Daemon {
                 self.flush_last();
                 return Ok(());
             }
-            let timeout = self.god.until_due();
+            let pause = self.is_paused.then_some(ACCEPT_AGAIN_AFTER);
+            let timeout = [self.god.until_due(), pause].into_iter().flatten().min();
             let reports = self.god.epoll.wait(timeout).map_err(|errno| Failure::new("wait for events", errno))?;
             let tokens: Vec<u64> = (0..reports).map(|i| self.god.epoll.report(i).token).collect();
             self.accept_again();
@@ -186,7 +190,7 @@ impl Daemon {
         }
     }
 
-    /// Something has happened, which may have left us a descriptor.
+    /// Time has passed, or something has happened that may have left us a descriptor.
     fn accept_again(&mut self) {
         if self.is_paused {
             let token = PmToken::Client(0).encode();
@@ -217,7 +221,8 @@ impl Daemon {
             Ok((stream, _)) => stream,
             Err(error) if [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind()) => return,
             // No descriptor left, perhaps. It would be reported again at once, so it is not watched for a while.
-            Err(_) => {
+            Err(error) => {
+                console::log(Failure::new("accept a client", error).advise("clients wait, and it is tried again"));
                 self.is_paused = self.god.epoll.delete(&self.listener).is_ok();
                 return;
             }

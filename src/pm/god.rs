@@ -319,6 +319,12 @@ impl God {
     pub fn restart(&mut self, id: u32) {
         let Some(process) = self.processes.get_mut(&id) else { return };
         process.budget.reset();
+        self.restart_unasked(id);
+    }
+
+    /// Earlier failures still count: otherwise a clock or a limit would restart a program for ever that fails each time.
+    fn restart_unasked(&mut self, id: u32) {
+        let Some(process) = self.processes.get_mut(&id) else { return };
         process.restart_time += 1;
         self.stop(id, AfterStop::Restart);
     }
@@ -326,8 +332,14 @@ impl God {
     /// Replaces the workers of a cluster one by one, each when its successor listens; anything else is restarted.
     pub fn reload(&mut self, id: u32) {
         let Some(process) = self.processes.get_mut(&id) else { return };
+        process.budget.reset();
+        self.reload_unasked(id);
+    }
+
+    fn reload_unasked(&mut self, id: u32) {
+        let Some(process) = self.processes.get_mut(&id) else { return };
         if !process.is_cluster() || process.running.is_none() || process.after_stop.is_some() {
-            return self.restart(id);
+            return self.restart_unasked(id);
         }
         process.restart_time += 1;
         let environment = process.environment(&self.home);
@@ -358,7 +370,8 @@ impl God {
         let Some(outcome) = process.call.as_mut().and_then(ClusterCall::read) else { return };
         process.call = None;
         process.refusal = outcome.err();
-        self.report(id, "reloaded");
+        let event = if process.refusal.is_none() { "reloaded" } else { "refused" };
+        self.report(id, event);
     }
 
     /// What the last command could not do with it.
@@ -373,6 +386,10 @@ impl God {
     /// Asks it to end, and does the rest when it has. One that does not run has ended already.
     pub fn stop(&mut self, id: u32, after: AfterStop) {
         let Some(process) = self.processes.get_mut(&id) else { return };
+        // Who deletes it has the last word.
+        if process.after_stop == Some(AfterStop::Delete) {
+            return;
+        }
         self.has_changed = true;
         process.forget_due(ProcessDue::Restart);
         process.refusal = None;
@@ -541,6 +558,10 @@ impl God {
         let changed = watcher.changed(monotonic_ns());
         watcher.take_problems().iter().for_each(console::log);
         if let Some(first) = changed.as_ref().and_then(|paths| paths.first()) {
+            // What somebody has stopped, or is just ending, does not begin again because of a file.
+            if process.status == ProcessStatus::Stopped || process.after_stop.is_some() {
+                return;
+            }
             process.reason = Some(format!("{} has changed", first.display()));
             self.report(id, "change");
             self.reload(id);
@@ -634,10 +655,11 @@ impl God {
         let _ = self.wall_clock.clear();
         let now_s = (wall_ms() / 1000) as i64;
         for id in self.all() {
-            let cron = self.processes.get_mut(&id).and_then(|process| process.cron.as_mut());
-            if cron.is_some_and(|cron| cron.is_due(now_s)) {
+            let Some(process) = self.processes.get_mut(&id) else { continue };
+            let is_due = process.cron.as_mut().is_some_and(|cron| cron.is_due(now_s));
+            if is_due && process.after_stop.is_none() && process.status != ProcessStatus::Errored {
                 self.report(id, "cron");
-                self.restart(id);
+                self.restart_unasked(id);
             }
         }
         self.has_changed = true;
@@ -706,12 +728,17 @@ impl God {
                 let used =
                     process.working_pids().into_iter().filter_map(procfs::resident_kib).max().unwrap_or(0) * 1024;
                 match config.max_memory_restart {
-                    Some(most) if used > most => {
+                    Some(most) if used > most && process.call.is_none() && process.after_stop.is_none() => {
                         process.reason = Some(format!("it used {used} bytes of memory, and may use {most}"));
                         process.set_due(LOOK_AT_MEMORY_EVERY, ProcessDue::LookAtMemory);
-                        if process.call.is_none() {
-                            self.report(id, "memory");
-                            self.reload(id);
+                        // It counts as a failure, so that a program that always needs more is given up.
+                        let uptime = process.running.as_ref().map(|running| running.uptime(monotonic_ns()));
+                        let ending = Ending::KilledBy(Signal::SIGKILL as i32);
+                        let decision = process.budget.exited(uptime.unwrap_or_default(), ending);
+                        self.report(id, "memory");
+                        match decision {
+                            Decision::GiveUp { .. } => self.stop(id, AfterStop::Fail),
+                            _ => self.reload_unasked(id),
                         }
                     }
                     _ => process.set_due(LOOK_AT_MEMORY_EVERY, ProcessDue::LookAtMemory),

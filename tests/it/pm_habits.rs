@@ -1,8 +1,14 @@
 //! What people do with a process manager in passing, and must not lose anything by.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+
+use acceptlab::lab::observe::processes::poll_until;
 
 use crate::pm::Manager;
+use crate::support::FOREVER;
 
 #[test]
 fn a_sign_in_scale_is_refused_and_no_process_ends() {
@@ -45,4 +51,73 @@ fn an_application_ignores_no_signal_whoever_started_the_daemon() {
     let ignored = u64::from_str_radix(ignored.trim(), 16).unwrap();
     // The signals 1 to 31 have a name each; the two above them are the C library's own.
     assert_eq!(ignored & 0x7fff_ffff, 0, "{ignored:x}");
+}
+
+/// A second application watches the same folder: when it is restarted, the first has been told, too.
+#[test]
+fn a_stopped_application_does_not_start_because_a_file_changes() {
+    let manager = Manager::new("stopped-watch");
+    let script = manager.script("sleep.sh", "exec sleep 600\n");
+    for name in ["stopped", "witness"] {
+        manager.done(&["start", &script, "--name", name, "--watch"]);
+    }
+    manager.done(&["stop", "stopped"]);
+    let witness = manager.pid("witness");
+    manager.script("new.sh", "true\n");
+    manager.await_successor("witness", witness);
+    manager.await_status("stopped", "stopped");
+}
+
+#[test]
+fn a_program_that_always_needs_too_much_memory_is_given_up() {
+    let manager = Manager::new("memory-loop");
+    let script = manager.script("sleep.sh", "exec sleep 600\n");
+    manager.done(&["start", &script, "--name", "large", "--max-memory-restart", "1K", "--max-restarts", "2"]);
+    let large = manager.await_status("large", "errored");
+    assert_eq!(large["pm2_env"]["restart_time"], 2, "{large}");
+    assert!(manager.done(&["describe", "large"]).contains("bytes of memory"));
+}
+
+/// As `nc -N` does: whoever has sent all requests and shuts that side is answered, and then the end comes.
+#[test]
+fn a_client_that_sends_no_more_is_answered_and_closed() {
+    let manager = Manager::new("half-closed");
+    let script = manager.script("sleep.sh", "exec sleep 600\n");
+    manager.done(&["start", &script, "--name", "sleep"]);
+    let mut client = UnixStream::connect(manager.home().join("control.sock")).unwrap();
+    client.set_read_timeout(Some(FOREVER)).unwrap();
+    client.write_all(b"{\"do\":\"list\"}\n{\"do\":\"restart\",\"targets\":[\"sleep\"]}\n").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    let mut said = String::new();
+    client.read_to_string(&mut said).unwrap();
+    assert_eq!(said.lines().count(), 2, "{said}");
+}
+
+/// A lock or a pipe of the shell that happened to start the daemon must not be held for ever.
+#[test]
+fn neither_the_daemon_nor_an_application_keeps_a_descriptor_of_the_first_client() {
+    let manager = Manager::new("kept");
+    let script = manager.script("sleep.sh", "exec sleep 600\n");
+    let held = manager.script("held", "");
+    let pm = env!("CARGO_BIN_EXE_pm");
+    let line = format!("exec 9<{held}; {pm} start {script} --name sleep");
+    let mut shell = std::process::Command::new("sh");
+    let started = shell.args(["-c", &line]).env("PM_HOME", manager.home()).output().unwrap();
+    assert!(started.status.success(), "{started:?}");
+    let daemon = fs::read_to_string(manager.home().join("daemon.lock")).unwrap();
+    for pid in [daemon.trim().parse().unwrap(), manager.pid("sleep")] {
+        let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+        let files: Vec<_> = open.filter_map(|fd| fs::read_link(fd.unwrap().path()).ok()).collect();
+        assert!(!files.iter().any(|file| file == std::path::Path::new(&held)), "{pid}: {files:?}");
+    }
+}
+
+#[test]
+fn an_application_that_is_being_deleted_is_not_restarted_by_the_clock() {
+    let manager = Manager::new("delete-cron");
+    let script = manager.script("stubborn.sh", "trap '' INT\nwhile :; do sleep 0.1; done\n");
+    manager.done(&["start", &script, "--name", "stubborn", "--cron-restart", "* * * * * *", "--kill-timeout", "3s"]);
+    manager.done(&["delete", "stubborn"]);
+    let gone = poll_until(FOREVER, || manager.list().is_empty().then_some(()));
+    assert!(gone.is_some(), "{:?}", manager.list());
 }
