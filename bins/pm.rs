@@ -1,4 +1,4 @@
-//! The process manager: it keeps applications alive, of any program or of many workers, and outlives its own death.
+//! The process manager: starts applications, restarts those that end, and adopts them after its daemon was killed.
 //!
 //! The way of a command: command line (src/pm/args.rs, commands.rs) → client (client.rs), which starts the daemon when it
 //! is not there → daemon (daemon.rs), which waits for clients, processes and times → God (god.rs), which starts
@@ -34,7 +34,7 @@ adopts them.
 Any program may ask the daemon: one JSON request a line on $PM_HOME/control.sock, such as
 {\"do\":\"list\"} or {\"do\":\"restart\",\"targets\":[\"api\"]}.";
 
-/// The process manager: it keeps applications alive, of any program or of many workers, and outlives its own death
+/// The process manager: starts applications, restarts those that end, and adopts them after its daemon was killed
 #[derive(Parser)]
 #[command(name = "pm", version, after_help = AFTER_HELP)]
 struct Args {
