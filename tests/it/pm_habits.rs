@@ -46,11 +46,16 @@ fn an_application_ignores_no_signal_whoever_started_the_daemon() {
     let mut shell = std::process::Command::new("sh");
     let started = shell.args(["-c", &line]).env("PM_HOME", manager.home()).output().unwrap();
     assert!(started.status.success(), "{started:?}");
-    let status = fs::read_to_string(format!("/proc/{}/status", manager.pid("sleep"))).unwrap();
-    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
-    let ignored = u64::from_str_radix(ignored.trim(), 16).unwrap();
-    // The signals 1 to 31 have a name each; the two above them are the C library's own.
-    assert_eq!(ignored & 0x7fff_ffff, 0, "{ignored:x}");
+    let pid = manager.pid("sleep");
+    let ignored = || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim();
+        // The signals 1 to 31 have a name each; the two above them are the C library's own.
+        u64::from_str_radix(ignored, 16).unwrap() & 0x7fff_ffff
+    };
+    // The shell that runs the script ignores SIGQUIT for itself, until it has become the sleep.
+    let none = poll_until(FOREVER, || (ignored() == 0).then_some(()));
+    assert!(none.is_some(), "{:x}", ignored());
 }
 
 /// A second application watches the same folder: when it is restarted, the first has been told, too.
