@@ -82,8 +82,8 @@ enum Command {
     Report {
         /// Write nothing. Exit with 1 when a page is not what the records give, when no commit of the history has
         /// what a record was measured with, or when a table is incomplete: a planned row is missing, every run of a
-        /// case has failed, or a column has no number. Lists the lessons that are stale: `src/`, `bins/` or the matrix
-        /// have changed since.
+        /// case has failed, or a column has no number. Lists the lessons that are stale: the matrix has changed
+        /// since, or code that their rows come from.
         #[arg(long)]
         check: bool,
         /// With --check: exit with 1 when a lesson is stale.

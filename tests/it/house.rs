@@ -57,6 +57,23 @@ fn unsafe_code_is_in_sys_alone_and_each_has_its_argument() {
     }
 }
 
+/// So a change in such a folder can change no other program's rows (`src/lab/evidence/origin.rs`).
+#[test]
+fn a_folder_with_a_programs_name_is_a_part_of_that_program_alone() {
+    let names = programs().into_iter().map(|program| program.name);
+    let folders: Vec<String> = names.filter(|name| root().join("src").join(name).is_dir()).collect();
+    assert!(folders.contains(&"cluster".to_owned()) && folders.contains(&"pm".to_owned()), "{folders:?}");
+    for folder in folders.iter().filter(|folder| *folder != "lab") {
+        let names = [format!("crate::{folder}"), format!("acceptlab::{folder}")];
+        for (path, text) in sources("src").into_iter().chain(sources("bins")) {
+            let relative = path.strip_prefix(root()).unwrap().to_str().unwrap();
+            let is_own = relative.starts_with(&format!("src/{folder}/")) || relative == format!("bins/{folder}.rs");
+            let is_used = text.lines().filter(is_code).any(|line| names.iter().any(|name| line.contains(name)));
+            assert!(is_own || !is_used, "{relative} uses src/{folder}/");
+        }
+    }
+}
+
 #[test]
 fn no_program_is_built_as_an_empty_test_or_bench() {
     let manifest: toml::Table = fs::read_to_string(root().join("Cargo.toml")).unwrap().parse().unwrap();

@@ -96,13 +96,35 @@ fn a_record_is_stale_when_the_code_or_its_matrix_has_changed_and_not_when_a_text
     assert_eq!(check_fresh(&scratch).0, Some(1));
     commit(&scratch);
     let (status, told) = check(&scratch);
-    assert_eq!((status, told.trim()), (Some(0), "stale, changed since: src/: 01-lesson"));
+    assert_eq!((status, told.trim()), (Some(0), "stale, changed since: src/one.rs: 01-lesson"));
 
     let lesson = scratch.root.join("experiments/01-lesson.md");
     fs::write(&lesson, fs::read_to_string(&lesson).unwrap().replace("\"100ms\"", "\"101ms\"")).unwrap();
     commit(&scratch);
     let (status, told) = check(&scratch);
-    assert_eq!((status, told.trim()), (Some(0), "stale, changed since: src/, the matrix: 01-lesson"));
+    assert_eq!((status, told.trim()), (Some(0), "stale, changed since: src/one.rs, the matrix: 01-lesson"));
+}
+
+#[test]
+fn a_lesson_is_not_stale_by_a_change_of_what_it_does_not_run() {
+    let scratch = committed("does-not-run");
+    let (status, error) = ended(scratch.lab(&["run"]));
+    assert_eq!(status, Some(0), "{error}");
+    for folder in ["src/pm", "src/lab/evidence", "src/server"] {
+        fs::create_dir_all(scratch.root.join(folder)).unwrap();
+    }
+    for file in ["src/pm/god.rs", "src/lab/evidence/table.rs", "bins/pm.rs"] {
+        append(&scratch, file, "// two\n");
+    }
+    commit(&scratch);
+    assert_eq!(check_fresh(&scratch), (Some(0), String::new()));
+
+    for file in ["bins/sync.rs", "bins/loadgen.rs", "src/server/connection.rs", "src/server/accept.rs"] {
+        append(&scratch, file, "// two\n");
+    }
+    commit(&scratch);
+    let told = check(&scratch).1;
+    assert_eq!(told.trim(), "stale, changed since: bins/loadgen.rs, bins/sync.rs, src/server/: 01-lesson");
 }
 
 #[test]

@@ -1,11 +1,18 @@
 //! Whether records come from code that the history has, and whether they are still true of the code as it is.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use crate::lab::plan::experiment::Experiment;
-use crate::lab::record::content::{Content, History};
+use crate::lab::record::content::{Content, History, Trees, changed_files};
 use crate::lab::record::{Record, newest};
+
+/// Programs that take part in every run.
+const IN_EVERY_RUN: [&str; 2] = ["lab", "loadgen"];
+
+/// What reads rows, or shows servers, but takes no part in making rows.
+const MAKES_NO_ROWS: [&str; 3] = ["src/lab/evidence/", "src/lab/watch/", "src/lab/check/"];
 
 /// What was found, in lines for a person.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -28,7 +35,7 @@ pub fn judge(root: &Path, experiments: &[Experiment], records: &[Record]) -> Ori
         let name = experiment.name.as_str();
         let Some(record) = newest(records, name) else { continue };
         let then = &record.header.content;
-        if let Some(why) = changes(then, &now, name, has_git) {
+        if let Some(why) = changes(root, then, &now, experiment, has_git) {
             stale.entry(why).or_default().push(name);
         }
         let (Some(trees), Some(matrix)) = (&then.trees, then.matrices.get(name)) else { continue };
@@ -55,19 +62,59 @@ pub fn judge(root: &Path, experiments: &[Experiment], records: &[Record]) -> Ori
 }
 
 /// Why a lesson's record is stale. Without git only the matrix can have changed.
-fn changes(then: &Content, now: &Content, lesson: &str, has_git: bool) -> Option<String> {
+fn changes(root: &Path, then: &Content, now: &Content, lesson: &Experiment, has_git: bool) -> Option<String> {
     let Some(measured) = &then.trees else {
         return Some("the record names no commit: it is old, or of a dirty tree".to_string());
     };
-    let mut changed = Vec::new();
-    match &now.trees {
-        Some(trees) => {
-            changed.extend((trees.src != measured.src).then_some("src/"));
-            changed.extend((trees.bins != measured.bins).then_some("bins/"));
-        }
-        None if has_git => changed.push("files that are not committed"),
-        None => {}
-    }
-    changed.extend((then.matrices.get(lesson) != now.matrices.get(lesson)).then_some("the matrix"));
+    let mut changed = match &now.trees {
+        Some(trees) => changed_code(root, measured, trees, lesson),
+        None if has_git => vec!["files that are not committed".to_string()],
+        None => Vec::new(),
+    };
+    let (matrix, name) = ("the matrix".to_string(), &lesson.name);
+    changed.extend((then.matrices.get(name) != now.matrices.get(name)).then_some(matrix));
     (!changed.is_empty()).then(|| format!("changed since: {}", changed.join(", ")))
+}
+
+/// The folders and programs that have changed and that the lesson's rows come from.
+fn changed_code(root: &Path, then: &Trees, now: &Trees, lesson: &Experiment) -> Vec<String> {
+    let Some(files) = changed_files(root, then, now) else {
+        let (src, bins) = ((then.src != now.src).then_some("src/"), (then.bins != now.bins).then_some("bins/"));
+        return src.into_iter().chain(bins).map(String::from).collect();
+    };
+    let programs = programs(root, lesson);
+    let deciding = files.iter().filter(|file| decides(root, file, &programs));
+    // A program is named whole, the library by its folder.
+    let place = |file: &String| match file.strip_prefix("src/").and_then(|file| file.split_once('/')) {
+        Some((folder, _)) => format!("src/{folder}/"),
+        None => file.clone(),
+    };
+    deciding.map(place).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// The words of a lesson's command lines, the names of its programs among them; and those that a program of it names as
+/// one that it starts.
+fn programs(root: &Path, lesson: &Experiment) -> BTreeSet<String> {
+    let cases = lesson.cases(false);
+    let words = cases.iter().flat_map(|case| [case.server.text(), case.client.text()]);
+    let words = words.flat_map(|command| command.split([' ', '/'])).chain(IN_EVERY_RUN);
+    let mut programs: BTreeSet<String> = words.map(String::from).collect();
+    for program in programs.clone() {
+        let text = fs::read_to_string(source(root, &program)).unwrap_or_default();
+        programs.extend(text.split('"').filter(|word| source(root, word).exists()).map(String::from));
+    }
+    programs
+}
+
+fn source(root: &Path, program: &str) -> PathBuf {
+    root.join("bins").join(program).with_extension("rs")
+}
+
+/// Whether a change of this file may change the rows of a lesson that runs these programs. A folder of `src/` that has the
+/// name of a program is a part of that one alone.
+fn decides(root: &Path, file: &str, programs: &BTreeSet<String>) -> bool {
+    let program = file.strip_prefix("bins/").and_then(|file| file.strip_suffix(".rs"));
+    let folder = file.strip_prefix("src/").and_then(|file| Some(file.split_once('/')?.0));
+    let of_one = program.or(folder.filter(|folder| source(root, folder).exists()));
+    of_one.is_none_or(|name| programs.contains(name)) && !MAKES_NO_ROWS.iter().any(|folder| file.starts_with(folder))
 }

@@ -42,6 +42,15 @@ impl Content {
     }
 }
 
+/// The files below `src/` and `bins/` in which two contents differ; `None` where git does not know one of them.
+pub fn changed_files(root: &Path, then: &Trees, now: &Trees) -> Option<Vec<String>> {
+    let below = |folder: &str, then: &str, now: &str| {
+        let names = git(root, &["diff", "--name-only", "--no-renames", then, now])?;
+        Some(names.lines().map(|name| format!("{folder}/{name}")).collect::<Vec<_>>())
+    };
+    Some([below("src", &then.src, &now.src)?, below("bins", &then.bins, &now.bins)?].concat())
+}
+
 /// The commit's name, with `-dirty` where something else than it is measured; empty without git.
 pub fn commit(root: &Path, experiments: &[Experiment]) -> String {
     let mark = if dirty(root, experiments).is_empty() { "" } else { "-dirty" };
