@@ -13,6 +13,7 @@
 //! - [`lab`]: experiment file → cases → rows → record → report;
 //! - [`report`] and [`scoreboard`]: the two JSON documents and the live counters in which these three meet;
 //! - [`membership`]: whether this process is a worker of a cluster;
+//! - [`control_socket`]: how a program that runs is asked to do something;
 //! - [`failure`]: how a program that cannot go on says so; [`console`]: standard error and output, read or not;
 //! - [`metrics`]: every number that anything prints, defined once; [`terminal`] and [`keyboard`]: what is
 //!   drawn in a terminal and what is typed there;
@@ -42,6 +43,7 @@ pub mod load;
 pub mod lab;
 
 pub mod console;
+pub mod control_socket;
 pub mod cpu;
 pub mod evenness;
 pub mod failure;

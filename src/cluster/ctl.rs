@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::control::ControlRequest;
 use crate::console::{self, Format};
+use crate::control_socket;
 use crate::failure::Failure;
 
 /// A master answers far sooner, except to a reload or a stop.
@@ -85,7 +86,7 @@ fn connect(path: Option<&Path>) -> Result<UnixStream, Failure> {
         let line = "find the cluster: give the --control SOCKET that its master was given, or set CLUSTER_CONTROL";
         return Err(Failure::relay(line.to_owned()));
     };
-    UnixStream::connect(path).map_err(|error| {
+    control_socket::connect(path).map_err(|error| {
         Failure::new(format_args!("connect to {}", path.display()), error)
             .advise("is a cluster running with this --control, and are you its user?")
     })

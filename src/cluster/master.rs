@@ -15,7 +15,7 @@ use nix::sys::signal::Signal::*;
 use serde_json::{Value, json};
 
 use super::args::MasterArgs;
-use super::control::{ControlRequest, ControlSocket};
+use super::control::{ControlRequest, MasterControl};
 use super::log::Log;
 use super::notifier::Notifier;
 use super::poller::{Due, Poller, Token, UniqueId};
@@ -53,7 +53,7 @@ pub struct Master {
     pub workers: Workers,
     pub sockets: Sockets,
     reload: Option<RollingReload>,
-    control: ControlSocket,
+    control: MasterControl,
     /// Clients of the control socket that wait for the end.
     stop_clients: Vec<u64>,
     notifier: Option<Notifier>,
@@ -73,7 +73,7 @@ impl Master {
         };
         let (mut poller, signals) = open().map_err(|errno: Errno| Failure::new("open an epoll instance", errno))?;
         let log = Log::open(&args)?;
-        let control = args.control.as_deref().map(|path| ControlSocket::open(path, &poller)).transpose()?;
+        let control = args.control.as_deref().map(|path| MasterControl::open(path, &poller)).transpose()?;
         let notifier = args.notify.as_deref().map(|path| Notifier::new(path, args.notify_every)).transpose()?;
         if let Some(notifier) = &notifier {
             poller.at(notifier.next_ns, Due::ReadFile);
@@ -214,7 +214,7 @@ impl Master {
                 self.workers.outputs.read(id, stream, &mut self.workers.log);
             }
             Token::Control(0) => self.control.accept(&self.workers.poller),
-            Token::Control(client) => self.handle_client(client),
+            Token::Control(client) => self.handle_client(client, flags),
             Token::Notifier => self.read_watched_file(),
         }
         Ok(())
@@ -261,7 +261,7 @@ impl Master {
                 self.sockets.suspend(id, &mut self.workers);
             }
         }
-        self.control.watch_again(&self.workers.poller);
+        self.control.accept_again(&self.workers.poller);
         self.workers.log.console.flush(Duration::ZERO);
         self.workers.poller.after(self.workers.heartbeat(), Due::Heartbeat);
     }
@@ -566,8 +566,8 @@ impl Master {
         }
     }
 
-    fn handle_client(&mut self, client: u64) {
-        let Some(request) = self.control.receive(client) else { return };
+    fn handle_client(&mut self, client: u64, ready: Interest) {
+        let Some(request) = self.control.receive(client, ready) else { return };
         if self.workers.is_stopping {
             return self.control.refuse(client, "the cluster stops");
         }

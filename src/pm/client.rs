@@ -12,6 +12,7 @@ use super::home::{self, PmHome};
 use super::protocol::{PmReply, PmRequest};
 use super::startup;
 use crate::console;
+use crate::control_socket;
 use crate::failure::Failure;
 use crate::sys::process::spawn_in_session;
 
@@ -28,7 +29,7 @@ pub struct PmConnection {
 impl PmConnection {
     /// `None`: there is no daemon.
     pub fn find(home: &PmHome) -> Result<Option<PmConnection>, Failure> {
-        match UnixStream::connect(home.socket()) {
+        match control_socket::connect(&home.socket()) {
             Ok(stream) => Ok(Some(PmConnection { stream: BufReader::new(stream) })),
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => Ok(None),
             Err(error) => {

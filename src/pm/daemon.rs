@@ -5,54 +5,40 @@
 //! sends what is no request, disturbs nobody.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, Permissions};
-use std::io::{ErrorKind, Read, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::fs;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
-use nix::sys::socket::{getsockopt, sockopt};
-use nix::sys::stat::{Mode, umask};
-use nix::unistd::geteuid;
-use serde::Serialize;
 
 use super::dump::{AfterStop, SavedState};
 use super::god::{God, PmToken, StartMode};
 use super::home::PmHome;
 use super::protocol::{PmReply, PmRequest};
 use super::startup;
-use crate::console::{self, write_within};
+use crate::console;
+use crate::control_socket::{self, ControlSettings, ControlSocket};
 use crate::failure::Failure;
-use crate::sys::epoll::Interest;
+use crate::sys::epoll::{Interest, Ready};
 use crate::sys::signal::SignalQueue;
 
-/// A client that comes when so many are there takes the place of the oldest: clients that hang do not keep others out.
-const MOST_CLIENTS: usize = 64;
-
-/// The longest request: hundreds of applications, each with its environment.
-const LONGEST_REQUEST: usize = 16 << 20;
-
-/// A client that does not read is disconnected when so many bytes wait for it.
-const MOST_UNREAD: usize = 16 << 20;
+/// The longest request has hundreds of applications, each with its environment; the longest answer as many entries.
+const SETTINGS: ControlSettings = ControlSettings {
+    owner: "this process manager",
+    most_clients: 64,
+    longest_request: 16 << 20,
+    most_unread: 16 << 20,
+    answers_once: false,
+    token: |client| PmToken::Client(client).encode(),
+};
 
 /// How long the last answer may take to be read.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 
 /// How long the listener is not watched after a client that could not be accepted.
 const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(50);
-
-struct PmClient {
-    stream: UnixStream,
-    received: Vec<u8>,
-    unsent: Vec<u8>,
-    is_subscriber: bool,
-    /// Its request is being carried out.
-    awaited: Option<AwaitedChange>,
-}
 
 /// What a client waits for: until none of these processes is starting or stopping.
 struct AwaitedChange {
@@ -65,14 +51,12 @@ struct AwaitedChange {
 
 struct Daemon {
     god: God,
-    listener: UnixListener,
+    control: ControlSocket,
     signals: SignalQueue,
-    clients: BTreeMap<u64, PmClient>,
-    last_client: u64,
+    /// By client; one may have left.
+    awaited: BTreeMap<u64, AwaitedChange>,
     is_ending: bool,
     ends_with_last: bool,
-    /// The listener is not watched: see [`Daemon::accept`].
-    is_paused: bool,
 }
 
 /// Runs until `pm kill` or a signal. `ready` is called when clients can come. With a first request it carries that out,
@@ -95,18 +79,11 @@ pub fn run(home: &PmHome, cluster: PathBuf, first: Option<PmRequest>, ready: imp
     let passed = take_passed_socket()?;
     let is_passed = passed.is_some();
     let listener = passed.map_or_else(|| listen(home), Ok)?;
-    let watched = god.epoll.add(&listener, PmToken::Client(0).encode(), Interest::EPOLLIN);
-    watched.and_then(|()| god.epoll.add(&signals, PmToken::Signals.encode(), Interest::EPOLLIN)).map_err(failed)?;
-    let mut daemon = Daemon {
-        god,
-        listener,
-        signals,
-        clients: BTreeMap::new(),
-        last_client: 0,
-        is_ending: false,
-        ends_with_last: false,
-        is_paused: false,
-    };
+    god.epoll.add(&signals, PmToken::Signals.encode(), Interest::EPOLLIN).map_err(failed)?;
+    let watched = ControlSocket::new(listener, SETTINGS, &god.epoll);
+    let control = watched.map_err(|error| Failure::new("wait for clients", error))?;
+    let mut daemon =
+        Daemon { god, control, signals, awaited: BTreeMap::new(), is_ending: false, ends_with_last: false };
     match SavedState::read(home, &home.state()) {
         Ok(Some(state)) => daemon.god.adopt(state),
         Ok(None) => {}
@@ -115,7 +92,7 @@ pub fn run(home: &PmHome, cluster: PathBuf, first: Option<PmRequest>, ready: imp
     }
     ready();
     if let Some(first) = first {
-        daemon.carry_out(0, first);
+        daemon.begin(first).map_err(Failure::relay)?;
         daemon.ends_with_last = true;
     }
     let outcome = daemon.serve();
@@ -131,53 +108,45 @@ pub fn run(home: &PmHome, cluster: PathBuf, first: Option<PmRequest>, ready: imp
 
 /// The socket that systemd has opened for us, if it has.
 fn take_passed_socket() -> Result<Option<UnixListener>, Failure> {
-    let failed = |error| Failure::new("take the socket of systemd", error);
-    let passed = startup::passed_sockets().map_err(|errno| failed(errno.into()))?;
-    let Some(listener) = passed.into_iter().next().map(UnixListener::from) else { return Ok(None) };
-    listener.set_nonblocking(true).map_err(failed)?;
-    Ok(Some(listener))
+    let passed = startup::passed_sockets().map_err(|errno| Failure::new("take the socket of systemd", errno))?;
+    Ok(passed.into_iter().next().map(UnixListener::from))
 }
 
 /// Our own. The lock is ours, so a socket that is there is a dead daemon's.
 fn listen(home: &PmHome) -> Result<UnixListener, Failure> {
     let path = home.socket();
     let _ = fs::remove_file(&path);
-    // It is made with the rights that it will have, so that it is not open to others even for a moment.
-    let before = umask(Mode::from_bits_truncate(0o177));
-    let bound = UnixListener::bind(&path);
-    umask(before);
-    let prepared = bound.and_then(|listener| {
-        fs::set_permissions(&path, Permissions::from_mode(0o600))?;
-        listener.set_nonblocking(true)?;
-        Ok(listener)
-    });
-    prepared.map_err(|error| Failure::new(format_args!("control socket {}", path.display()), error))
+    control_socket::bind(&path).map_err(|error| Failure::new(format_args!("control socket {}", path.display()), error))
 }
 
 impl Daemon {
     fn serve(&mut self) -> Result<(), Failure> {
         loop {
             self.god.save_state();
-            self.send_events();
+            self.god.take_events().iter().for_each(|event| self.control.publish(event));
             self.answer_awaited();
             if self.ends_with_last && !self.is_ending && !self.god.has_work() {
                 self.end();
                 continue;
             }
             if self.is_ending && self.god.all().is_empty() {
-                self.flush_last();
+                self.control.flush_within(LAST_WAIT);
                 return Ok(());
             }
-            let pause = self.is_paused.then_some(ACCEPT_AGAIN_AFTER);
+            let pause = self.control.is_paused().then_some(ACCEPT_AGAIN_AFTER);
             let timeout = [self.god.until_due(), pause].into_iter().flatten().min();
             let reports = self.god.epoll.wait(timeout).map_err(|errno| Failure::new("wait for events", errno))?;
-            let tokens: Vec<u64> = (0..reports).map(|i| self.god.epoll.report(i).token).collect();
-            self.accept_again();
-            for token in tokens.into_iter().filter_map(PmToken::decode) {
+            let reports: Vec<Ready> = (0..reports).map(|i| self.god.epoll.report(i)).collect();
+            self.control.accept_again(&self.god.epoll);
+            for Ready { token, flags } in reports {
+                let Some(token) = PmToken::decode(token) else { continue };
                 match token {
                     PmToken::Signals => self.take_signals(),
                     PmToken::Client(0) => self.accept(),
-                    PmToken::Client(client) => self.client_ready(client),
+                    PmToken::Client(client) => {
+                        self.control.receive(client, flags);
+                        self.serve_requests(client);
+                    }
                     PmToken::Process(id) => self.god.process_ended(id),
                     PmToken::Channel(id) => self.god.channel_ready(id),
                     PmToken::Call(id) => self.god.call_ready(id),
@@ -187,14 +156,6 @@ impl Daemon {
                 }
             }
             self.god.run_due();
-        }
-    }
-
-    /// Time has passed, or something has happened that may have left us a descriptor.
-    fn accept_again(&mut self) {
-        if self.is_paused {
-            let token = PmToken::Client(0).encode();
-            self.is_paused = self.god.epoll.add(&self.listener, token, Interest::EPOLLIN).is_err();
         }
     }
 
@@ -217,62 +178,15 @@ impl Daemon {
     }
 
     fn accept(&mut self) {
-        let stream = match self.listener.accept() {
-            Ok((stream, _)) => stream,
-            Err(error) if [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind()) => return,
-            // No descriptor left, perhaps. It would be reported again at once, so it is not watched for a while.
-            Err(error) => {
-                console::log(Failure::new("accept a client", error).advise("clients wait, and it is tried again"));
-                self.is_paused = self.god.epoll.delete(&self.listener).is_ok();
-                return;
-            }
-        };
-        self.last_client += 1;
-        let id = self.last_client;
-        if self.clients.len() >= MOST_CLIENTS
-            && let Some(oldest) = self.clients.keys().next().copied()
-        {
-            self.clients.remove(&oldest);
+        if let Err(error) = self.control.accept(&self.god.epoll) {
+            console::log(Failure::new("accept a client", error).advise("clients wait, and it is tried again"));
         }
-        let interest = Interest::EPOLLIN | Interest::EPOLLOUT | Interest::EPOLLRDHUP | Interest::EPOLLET;
-        let watched = stream.set_nonblocking(true).is_ok()
-            && self.god.epoll.add(&stream, PmToken::Client(id).encode(), interest).is_ok();
-        if !watched {
-            return;
-        }
-        let is_known = is_our_user(&stream);
-        let client = PmClient { stream, received: Vec::new(), unsent: Vec::new(), is_subscriber: false, awaited: None };
-        self.clients.insert(id, client);
-        if !is_known {
-            self.answer(id, &PmReply::refusal("this process manager belongs to another user"));
-            self.clients.remove(&id);
-        }
-    }
-
-    fn client_ready(&mut self, id: u64) {
-        let Some(client) = self.clients.get_mut(&id) else { return };
-        if !client.flush() || !client.receive() {
-            self.clients.remove(&id);
-            return;
-        }
-        self.serve_requests(id);
     }
 
     /// One after another: the next when the last is answered.
-    fn serve_requests(&mut self, id: u64) {
-        while let Some(client) = self.clients.get_mut(&id).filter(|client| client.awaited.is_none()) {
-            let Some(end) = client.received.iter().position(|&byte| byte == b'\n') else {
-                if client.received.len() > LONGEST_REQUEST {
-                    self.answer(id, &PmReply::refusal("a request has at most 16 MiB"));
-                    self.clients.remove(&id);
-                }
-                return;
-            };
-            let line: Vec<u8> = client.received.drain(..=end).collect();
-            match serde_json::from_slice(&line) {
-                Ok(request) => self.carry_out(id, request),
-                Err(error) => self.answer(id, &PmReply::refusal(format!("that is not a request: {error}"))),
-            }
+    fn serve_requests(&mut self, client: u64) {
+        while let Some(request) = self.control.next_request(client) {
+            self.carry_out(client, request);
         }
     }
 
@@ -286,8 +200,22 @@ impl Daemon {
                 | PmRequest::Scale { .. }
         );
         let only_looks = matches!(request, PmRequest::Ping | PmRequest::List | PmRequest::Describe { .. });
-        let begun = match request {
-            PmRequest::Ping => Ok(BTreeSet::new()),
+        if matches!(request, PmRequest::Events) {
+            return self.control.subscribe(client);
+        }
+        match self.begin(request) {
+            Ok(processes) => {
+                self.awaited.insert(client, AwaitedChange { processes, starts, only_looks });
+                self.answer_awaited();
+            }
+            Err(why) => self.control.refuse(client, &why),
+        }
+    }
+
+    /// Begins what is asked for, and returns the processes that it is about.
+    fn begin(&mut self, request: PmRequest) -> Result<BTreeSet<u32>, String> {
+        match request {
+            PmRequest::Ping | PmRequest::Events => Ok(BTreeSet::new()),
             PmRequest::List => Ok(self.god.all()),
             PmRequest::Start { .. } | PmRequest::Wake { .. } | PmRequest::Resurrect if self.is_ending => {
                 Err("the process manager is ending".to_owned())
@@ -321,25 +249,10 @@ impl Daemon {
             }
             PmRequest::Save => self.god.save_dump().map(|()| self.god.all()).map_err(String::from),
             PmRequest::Resurrect => self.god.resurrect().map_err(String::from),
-            PmRequest::Events => {
-                if let Some(client) = self.clients.get_mut(&client) {
-                    client.is_subscriber = true;
-                }
-                return;
-            }
             PmRequest::Kill => {
                 self.end();
                 Ok(self.god.all())
             }
-        };
-        match begun {
-            Ok(processes) => {
-                if let Some(client) = self.clients.get_mut(&client) {
-                    client.awaited = Some(AwaitedChange { processes, starts, only_looks });
-                }
-                self.answer_awaited();
-            }
-            Err(error) => self.answer(client, &PmReply::refusal(error)),
         }
     }
 
@@ -358,76 +271,16 @@ impl Daemon {
 
     /// Answers those whose processes have come to rest.
     fn answer_awaited(&mut self) {
-        let is_done = |client: &PmClient| {
-            let is_done = |awaited: &AwaitedChange| {
-                awaited.only_looks || !awaited.processes.iter().any(|&id| self.god.is_busy(id))
-            };
-            client.awaited.as_ref().is_some_and(is_done)
-        };
-        let done: Vec<u64> = self.clients.iter().filter(|(_, client)| is_done(client)).map(|(&id, _)| id).collect();
-        for id in done {
-            let Some(awaited) = self.clients.get_mut(&id).and_then(|client| client.awaited.take()) else { continue };
+        let is_done =
+            |awaited: &AwaitedChange| awaited.only_looks || !awaited.processes.iter().any(|&id| self.god.is_busy(id));
+        let done: Vec<u64> =
+            self.awaited.iter().filter(|(_, awaited)| is_done(awaited)).map(|(&client, _)| client).collect();
+        for client in done {
+            let Some(awaited) = self.awaited.remove(&client) else { continue };
             let processes = self.god.entries(&awaited.processes);
             let error = awaited.processes.iter().find_map(|&id| self.god.failure(id)).filter(|_| awaited.starts);
-            self.answer(id, &PmReply { ok: error.is_none(), error, processes });
-            self.serve_requests(id);
+            self.control.answer(client, &PmReply { ok: error.is_none(), error, processes });
+            self.serve_requests(client);
         }
     }
-
-    fn send_events(&mut self) {
-        for event in self.god.take_events() {
-            let subscribers = self.clients.iter().filter(|(_, client)| client.is_subscriber);
-            for id in subscribers.map(|(&id, _)| id).collect::<Vec<_>>() {
-                self.answer(id, &event);
-            }
-        }
-    }
-
-    fn answer(&mut self, id: u64, line: &impl Serialize) {
-        let Some(client) = self.clients.get_mut(&id) else { return };
-        serde_json::to_writer(&mut client.unsent, line).expect("its keys are strings");
-        client.unsent.push(b'\n');
-        if !client.flush() || client.unsent.len() > MOST_UNREAD {
-            self.clients.remove(&id);
-        }
-    }
-
-    fn flush_last(&mut self) {
-        for client in self.clients.values_mut() {
-            let _ = write_within(&client.stream, &mut client.unsent, LAST_WAIT);
-        }
-    }
-}
-
-impl PmClient {
-    /// False: it is gone.
-    fn flush(&mut self) -> bool {
-        while !self.unsent.is_empty() {
-            match self.stream.write(&self.unsent) {
-                Ok(written) => drop(self.unsent.drain(..written)),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return error.kind() == ErrorKind::WouldBlock,
-            }
-        }
-        true
-    }
-
-    /// False: it is gone. One that has asked may have shut its side, and waits.
-    fn receive(&mut self) -> bool {
-        let mut buffer = [0; 4096];
-        while self.received.len() <= LONGEST_REQUEST {
-            match self.stream.read(&mut buffer) {
-                Ok(0) => return self.awaited.is_some() || self.is_subscriber || self.received.contains(&b'\n'),
-                Ok(length) => self.received.extend_from_slice(&buffer[..length]),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return error.kind() == ErrorKind::WouldBlock,
-            }
-        }
-        true
-    }
-}
-
-fn is_our_user(stream: &UnixStream) -> bool {
-    let peer = getsockopt(&stream.as_fd(), sockopt::PeerCredentials);
-    peer.is_ok_and(|peer| peer.uid() == 0 || peer.uid() == geteuid().as_raw())
 }

@@ -91,12 +91,6 @@ pub struct PmReply {
     pub processes: Vec<ProcessEntry>,
 }
 
-impl PmReply {
-    pub fn refusal(error: impl Into<String>) -> PmReply {
-        PmReply { error: Some(error.into()), ..PmReply::default() }
-    }
-}
-
 /// One process as `pm jlist` shows it, with PM2's keys, so that programs written for PM2's list read ours.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ProcessEntry {

@@ -1,7 +1,7 @@
 //! What people do with a process manager in passing, and must not lose anything by.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
@@ -96,6 +96,40 @@ fn a_client_that_sends_no_more_is_answered_and_closed() {
     let mut said = String::new();
     client.read_to_string(&mut said).unwrap();
     assert_eq!(said.lines().count(), 2, "{said}");
+}
+
+/// A socket's address has 108 bytes; a path may be longer.
+#[test]
+fn a_folder_with_a_long_name_is_as_good_as_another() {
+    let manager = Manager::new(&"long-".repeat(24));
+    let script = manager.script("sleep.sh", "exec sleep 600\n");
+    manager.done(&["start", &script, "--name", "sleep"]);
+    manager.kill_daemon();
+    manager.await_status("sleep", "online");
+    assert!(manager.home().as_os_str().len() > 108 && manager.home().join("control.sock").exists());
+}
+
+/// Whoever waits for an answer keeps the place; those that came later and ask for nothing do not.
+#[test]
+fn a_client_that_waits_for_an_answer_is_not_disconnected_for_others() {
+    let manager = Manager::new("crowd");
+    let script = manager.script("stubborn.sh", "trap '' INT\necho ready\nwhile :; do sleep 0.1; done\n");
+    manager.done(&["start", &script, "--name", "stubborn", "--kill-timeout", "3s"]);
+    manager.await_log("stubborn-out-0.log", "ready");
+    let connect = || {
+        let client = UnixStream::connect(manager.home().join("control.sock")).unwrap();
+        client.set_read_timeout(Some(FOREVER)).unwrap();
+        client
+    };
+    let mut waiting = connect();
+    waiting.write_all(b"{\"do\":\"stop\",\"targets\":[\"stubborn\"]}\n").unwrap();
+    let stopping = || (manager.process("stubborn")["pm2_env"]["status"] == "stopping").then_some(());
+    assert!(poll_until(FOREVER, stopping).is_some());
+    let idle: Vec<UnixStream> = (0..100).map(|_| connect()).collect();
+    let mut answer = String::new();
+    BufReader::new(&waiting).read_line(&mut answer).unwrap();
+    assert!(answer.contains("\"ok\":true") && answer.contains("\"stopped\""), "{answer}");
+    drop(idle);
 }
 
 /// A lock or a pipe of the shell that happened to start the daemon must not be held for ever.
