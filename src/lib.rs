@@ -15,6 +15,7 @@
 //! - [`membership`]: whether this process is a worker of a cluster;
 //! - [`control_socket`]: how a program that runs is asked to do something;
 //! - [`failure`]: how a program that cannot go on says so; [`console`]: standard error and output, read or not;
+//! - [`logs`]: what other programs write, line by line, into files;
 //! - [`metrics`]: every number that anything prints, defined once; [`terminal`] and [`keyboard`]: what is
 //!   drawn in a terminal and what is typed there;
 //! - [`slots`]: values under keys that can be out of date;
@@ -48,6 +49,7 @@ pub mod cpu;
 pub mod evenness;
 pub mod failure;
 pub mod keyboard;
+pub mod logs;
 pub mod machine;
 pub mod membership;
 pub mod metrics;

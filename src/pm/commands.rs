@@ -13,13 +13,14 @@ use super::client::{self, PmConnection};
 use super::config::{self, AppConfig, LogType};
 use super::daemon;
 use super::home::{self, PmHome};
-use super::logs::{FollowOptions, FollowedFile, LogStream, ShownAs, follow};
+use super::logs::{FollowOptions, FollowedFile, ShownAs, follow};
 use super::output;
 use super::protocol::{PmReply, PmRequest};
 use super::startup;
 use crate::console::{self, Format};
 use crate::failure::Failure;
 use crate::keyboard::{Key, Keyboard};
+use crate::logs::lines::LogStream;
 use crate::terminal::{Paint, Screen, draw_lines, width};
 
 /// Runs one command to its end. Cluster mode runs the program `cluster`, which is beside this one.

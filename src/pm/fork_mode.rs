@@ -21,8 +21,8 @@ use nix::unistd::{Pid, mkfifo};
 use serde::{Deserialize, Serialize};
 
 use super::home::{self, PmHome};
-use super::logs::LogStream;
 use crate::failure::Failure;
+use crate::logs::lines::LogStream;
 use crate::sys::pidfd::PidFd;
 use crate::sys::process::{Ending, spawn_in_session};
 use crate::sys::procfs::Stat;

@@ -24,13 +24,14 @@ use super::fork_mode::{
     self, ChannelEvent, ReadyChannel, RunningProcess, find_leaders, is_alive, kill_group, signal_all,
 };
 use super::home::PmHome;
-use super::logs::{LogFiles, LogStream, LogWriter};
+use super::logs::LogFiles;
 use super::process::{Application, LOOK_AT_MEMORY_EVERY, ManagedProcess, ProcessDue};
 use super::protocol::{ProcessEntry, ProcessStatus};
 use super::restarts::{Decision, RestartBudget};
 use super::watch::{WatchSettings, Watcher};
 use crate::console;
 use crate::failure::Failure;
+use crate::logs::lines::LogStream;
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::process::Ending;
 use crate::sys::procfs;
@@ -442,7 +443,7 @@ impl God {
         self.report(id, "delete");
         let Some(mut process) = self.processes.remove(&id) else { return };
         for (output, mut writer) in process.outputs.drain(..).enumerate() {
-            let _ = writer.finish();
+            let _ = writer.finish(&mut self.files);
             // Whoever still has it open writes into the void, as if the terminal were gone.
             let stream = [LogStream::Out, LogStream::Error][output % 2];
             let _ = fs::remove_file(self.home.fifo(id, output / 2, stream));
@@ -516,7 +517,7 @@ impl God {
     /// Reads what it writes, from now on.
     fn watch_outputs(&mut self, id: u32) -> Result<(), Failure> {
         let Some(process) = self.processes.get_mut(&id) else { return Ok(()) };
-        let opened = process.open_outputs(&self.home, &self.files)?;
+        let opened = process.open_outputs(&self.home, &mut self.files)?;
         for (output, writer) in process.outputs.iter().enumerate().skip(opened) {
             let watched = self.epoll.add(writer, PmToken::Output(id, output).encode(), Interest::EPOLLIN);
             watched.map_err(|errno| Failure::new("watch an output", errno))?;
@@ -585,7 +586,7 @@ impl God {
         drop(running);
         process.note_ending(ending);
         for writer in &mut process.outputs {
-            let _ = writer.finish();
+            let _ = writer.finish(&mut self.files);
         }
         if process.after_stop.is_some() {
             process.tree.retain(is_alive);
@@ -668,7 +669,7 @@ impl God {
     pub fn output_ready(&mut self, id: u32, output: usize) {
         let Some(process) = self.processes.get_mut(&id) else { return };
         let Some(writer) = process.outputs.get_mut(output) else { return };
-        if let Err(errno) = writer.read_available() {
+        if let Err(errno) = writer.read_available(&mut self.files) {
             let _ = self.epoll.delete(&*writer);
             console::log(Failure::new(format_args!("read the output of {}", process.app.config.name), errno));
         }
@@ -762,12 +763,12 @@ impl God {
     }
 
     /// Empties the logs.
-    pub fn flush_logs(&self, id: u32) {
+    pub fn flush_logs(&mut self, id: u32) {
         let outputs = self.processes.get(&id).map_or(&[][..], |process| &process.outputs);
-        outputs.iter().for_each(LogWriter::flush);
+        outputs.iter().for_each(|writer| writer.flush(&mut self.files));
     }
 
-    pub fn reopen_logs(&self) {
+    pub fn reopen_logs(&mut self) {
         self.files.reopen();
     }
 

@@ -20,8 +20,8 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-use super::logs::LogStream;
 use crate::failure::Failure;
+use crate::logs::lines::LogStream;
 use crate::sys::fd::until_uninterrupted;
 
 /// Where the environment names the folder.

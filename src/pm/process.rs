@@ -13,11 +13,13 @@ use super::cron::{CronRestart, CronSchedule};
 use super::dump::{AfterStop, SavedProcess};
 use super::fork_mode::{ProcessIdentity, ReadyChannel, RunningProcess, TreeMember, open_fifo};
 use super::home::{self, PmHome};
-use super::logs::{LineFormat, LogFiles, LogSettings, LogStream, LogWriter, Rotation};
+use super::logs::{LogFiles, LogSettings, LogWriter};
 use super::protocol::{ProcessEntry, ProcessState, ProcessStatus, ProcessUsage};
 use super::restarts::RestartBudget;
 use super::watch::Watcher;
 use crate::failure::Failure;
+use crate::logs::append_file::Rotation;
+use crate::logs::lines::{LineFormat, LogStream};
 use crate::sys::process::Ending;
 use crate::sys::procfs::{self, Stat};
 use crate::units::{monotonic_ns, wall_ms};
@@ -228,7 +230,7 @@ impl ManagedProcess {
     }
 
     /// Opens the reading ends of its FIFOs that are not open yet: how many were.
-    pub fn open_outputs(&mut self, home: &PmHome, files: &LogFiles) -> Result<usize, Failure> {
+    pub fn open_outputs(&mut self, home: &PmHome, files: &mut LogFiles) -> Result<usize, Failure> {
         let opened = self.outputs.len();
         for output in opened..2 * self.worker_ids.len() {
             let (worker, stream) = (output / 2, [LogStream::Out, LogStream::Error][output % 2]);
@@ -238,11 +240,11 @@ impl ManagedProcess {
                 LogType::Text => LineFormat::Plain,
                 LogType::Json => LineFormat::Json { stream, process_id, app_name: config.name.clone() },
             };
-            let paths = vec![self.log_path(home, worker, stream)];
+            let path = self.log_path(home, worker, stream);
             let date_format = config.log_date_format.clone();
             let kept = usize::try_from(config.log_retain).unwrap_or(usize::MAX);
             let rotation = config.log_max_size.map(|largest| Rotation { largest, kept });
-            let settings = LogSettings { paths, format, date_format, rotation };
+            let settings = LogSettings { path, format, date_format, rotation };
             let writer = LogWriter::open(fifo.into(), &settings, files);
             let failed = |errno| Failure::new(format_args!("read the output of {}", config.name), errno);
             self.outputs.push(writer.map_err(failed)?);

@@ -7,7 +7,6 @@ pub mod bpf;
 pub mod epoll;
 pub mod fd;
 pub mod inotify;
-pub mod local_time;
 pub mod lock;
 pub mod memory;
 pub mod namespace;

@@ -135,7 +135,7 @@ fn an_events_file_that_stalls_says_so_once_and_gets_whole_lines_again() {
         events.iter().find(|event| event["event"] == "failure").cloned()
     });
     let what = stalled.expect("64 KiB are full at some time")["what"].as_str().unwrap().to_owned();
-    assert!(what.contains("it is full and nobody reads it; lines are dropped"), "{what}");
+    assert!(what.contains("it is full and nobody reads it; lines are lost"), "{what}");
 }
 
 #[test]

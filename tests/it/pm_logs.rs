@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
 use acceptlab::lab::observe::processes::poll_until;
-use acceptlab::pm::logs::file::rotated;
+use acceptlab::logs::append_file::rotated;
 use acceptlab::sys::procfs::resident_kib;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

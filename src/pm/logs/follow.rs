@@ -16,11 +16,11 @@ use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, Inotify, WatchDescriptor};
 
-use super::file::rotated;
-use super::lines::{LineFormat, LineSplitter, LogStream};
-use super::time_stamp::Clock;
 use crate::console::write_within;
 use crate::failure::Failure;
+use crate::logs::append_file::rotated;
+use crate::logs::clock::Clock;
+use crate::logs::lines::{LineFormat, LineSplitter, LogStream};
 use crate::sys::fd::until_uninterrupted;
 use crate::sys::{errno_of, inotify};
 use crate::terminal::Paint;
@@ -57,7 +57,7 @@ pub struct FollowOptions {
     pub shown_as: ShownAs,
     /// Otherwise it ends when these are shown.
     pub goes_on: bool,
-    /// Shows when a new line was read, in this form ([`super::time_stamp`]).
+    /// Shows when a new line was read, in this form ([`crate::logs::clock`]).
     pub time_format: Option<String>,
     pub paint: Paint,
 }
@@ -174,7 +174,7 @@ fn readers(files: &[FollowedFile], options: &FollowOptions) -> Vec<Reader> {
         readers.push(Reader {
             path: file.path.clone(),
             splitter: LineSplitter::new(format),
-            clock: Clock::Silent,
+            clock: Clock::new(None, false),
             is_as_it_is,
             current: None,
             previous: None,
@@ -357,7 +357,7 @@ mod tests {
     use nix::fcntl::OFlag;
     use nix::unistd::pipe2;
 
-    use super::super::lines::{GOES_ON, LONGEST_LINE};
+    use crate::logs::lines::{GOES_ON, LONGEST_LINE};
 
     const PLAIN: Paint = Paint { has_colour: false };
 

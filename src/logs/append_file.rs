@@ -6,13 +6,10 @@
 //! counted; this is said once, and what is lost in all is said when it goes on. A line of which only the beginning was
 //! written is completed first, so even then each line in the file is whole.
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use memchr::memchr;
@@ -38,82 +35,16 @@ pub struct Rotation {
     pub kept: usize,
 }
 
-/// The files that are being written, each open once. A copy is the same set.
-#[derive(Clone, Default)]
-pub struct LogFiles {
-    files: Rc<RefCell<BTreeMap<PathBuf, Weak<RefCell<AppendFile>>>>>,
-    problems: Rc<RefCell<Vec<String>>>,
-    buffers: Rc<RefCell<Buffers>>,
-}
-
-/// Of all writers, since only one works at a time.
-pub(super) struct Buffers {
-    pub input: Vec<u8>,
-    pub output: Vec<u8>,
-}
-
-impl Default for Buffers {
-    /// What a pipe holds, if nobody has changed it (pipe(7)).
-    fn default() -> Buffers {
-        Buffers { input: vec![0; 64 << 10], output: Vec::new() }
-    }
-}
-
-impl LogFiles {
-    /// The file at this path. It is opened with the first line; who asks first decides about its rotation.
-    pub(super) fn at(&self, path: &Path, rotation: Option<Rotation>) -> Rc<RefCell<AppendFile>> {
-        let mut files = self.files.borrow_mut();
-        files.retain(|_, file| file.strong_count() > 0);
-        if let Some(file) = files.get(path).and_then(Weak::upgrade) {
-            return file;
-        }
-        let file = Rc::new(RefCell::new(AppendFile::new(path, rotation)));
-        files.insert(path.to_owned(), Rc::downgrade(&file));
-        file
-    }
-
-    /// For SIGUSR2 and `pm reload-logs`: opens every path anew, because another file has its name now.
-    pub fn reopen(&self) {
-        self.for_each(AppendFile::reopen);
-    }
-
-    /// What has to be said elsewhere since this was last asked: which file cannot be written and why, and how many
-    /// lines were lost when it goes on.
-    pub fn take_problems(&self) -> Vec<String> {
-        self.problems.take()
-    }
-
-    /// Lines that could not be written, of the files that are open.
-    pub fn lost(&self) -> u64 {
-        self.files.borrow().values().filter_map(Weak::upgrade).map(|file| file.borrow().all_lost).sum()
-    }
-
-    pub(super) fn report(&self, problem: Option<String>) {
-        self.problems.borrow_mut().extend(problem);
-    }
-
-    pub(super) fn buffers(&self) -> Rc<RefCell<Buffers>> {
-        Rc::clone(&self.buffers)
-    }
-
-    fn for_each(&self, action: impl Fn(&mut AppendFile) -> Option<String>) {
-        for file in self.files.borrow().values().filter_map(Weak::upgrade) {
-            self.report(action(&mut file.borrow_mut()));
-        }
-    }
-}
-
-pub(super) struct AppendFile {
+#[derive(Default)]
+pub struct AppendFile {
     path: PathBuf,
-    wanted_rotation: Option<Rotation>,
-    /// `None`, too, when it could not be rotated.
     rotation: Option<Rotation>,
+    /// It could not be rotated, and grows on until it is opened anew.
+    is_stuck: bool,
     file: Option<File>,
     /// The rest of a line of which only the beginning is in the file.
     rest: Vec<u8>,
-    /// The last lines could not be written, and that was said.
-    is_failing: bool,
-    /// What has to be said of a file that can be written.
+    /// Why lines are lost, as long as they are.
     problem: Option<String>,
     /// Lines since the last that could be written.
     lost: u64,
@@ -123,19 +54,28 @@ pub(super) struct AppendFile {
 }
 
 impl AppendFile {
-    fn new(path: &Path, rotation: Option<Rotation>) -> AppendFile {
-        AppendFile {
-            path: path.to_owned(),
-            wanted_rotation: rotation,
-            rotation,
-            file: None,
-            rest: Vec::new(),
-            is_failing: false,
-            problem: None,
-            lost: 0,
-            all_lost: 0,
-            retry_ns: 0,
-        }
+    /// It is opened with the first line, and its folder made.
+    pub fn new(path: &Path, rotation: Option<Rotation>) -> AppendFile {
+        AppendFile { path: path.to_owned(), rotation, ..AppendFile::default() }
+    }
+
+    /// Why lines are lost; `None` while they are not.
+    pub fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
+    }
+
+    /// Lines that could not be written.
+    pub fn all_lost(&self) -> u64 {
+        self.all_lost
+    }
+
+    /// Opens it before the first line.
+    ///
+    /// # Errors
+    /// A file that cannot be opened.
+    pub fn open(&mut self) -> Result<(), Failure> {
+        self.file = Some(open_to_append(&self.path).map_err(|errno| self.failure(errno))?);
+        Ok(())
     }
 
     /// Adds whole lines, all in one write(2) if the kernel takes them. Returns what has to be said elsewhere.
@@ -145,27 +85,29 @@ impl AppendFile {
             self.lose(count_lines(lines));
             return None;
         }
-        match self.prepare(lines.len()).and_then(|()| self.write_all(lines)) {
-            Ok(()) => {
+        match self.prepare(lines.len()).and_then(|notice| self.write_all(lines).map(|()| notice)) {
+            Ok(notice) => {
                 self.retry_ns = 0;
                 let lost = std::mem::take(&mut self.lost);
-                let goes_on = || format!("write {}: it goes on; {lost} lines were lost", self.path.display());
-                std::mem::take(&mut self.is_failing).then(goes_on).or(self.problem.take())
+                let goes_on = |_| format!("write {}: it goes on; {lost} lines were lost", self.path.display());
+                self.problem.take().map(goes_on).or(notice)
             }
             Err((errno, written)) => {
-                let is_first = !std::mem::replace(&mut self.is_failing, true);
                 self.lose_behind(lines, written);
                 // A FIFO may have room at any moment; a disk is not looked at for every line.
                 let wait = if errno == Errno::EAGAIN { 0 } else { RETRY_EVERY.as_nanos() as u64 };
                 self.retry_ns = monotonic_ns() + wait;
-                is_first.then(|| self.failure(errno).advise("lines are lost until it can be written").to_string())
+                let is_first = self.problem.is_none();
+                let problem = self.failure(errno).advise("lines are lost until it can be written").to_string();
+                self.problem = Some(problem);
+                self.problem.clone().filter(|_| is_first)
             }
         }
     }
 
-    /// Empties the file for `pm flush`.
+    /// Empties the file.
     #[must_use]
-    pub fn flush(&mut self) -> Option<String> {
+    pub fn empty(&mut self) -> Option<String> {
         self.rest.clear();
         let emptied = match &self.file {
             Some(file) => file.set_len(0),
@@ -177,11 +119,11 @@ impl AppendFile {
             .then(|| Failure::new(format_args!("empty {}", self.path.display()), error).to_string())
     }
 
-    /// When that fails, the old file stays in use.
+    /// Opens the path anew, because another file has its name now. When that fails, the old file stays in use.
     #[must_use]
     pub fn reopen(&mut self) -> Option<String> {
         self.retry_ns = 0;
-        self.rotation = self.wanted_rotation;
+        self.is_stuck = false;
         self.file.as_ref()?;
         match open_to_append(&self.path) {
             Ok(file) => {
@@ -197,9 +139,9 @@ impl AppendFile {
         }
     }
 
-    /// The file is open and has room for a batch of this length. Errors come with the bytes written, of which there are
-    /// none yet.
-    fn prepare(&mut self, length: usize) -> Result<(), (Errno, usize)> {
+    /// The file is open and has room for a batch of this length. Returns what has to be said about that. Errors come
+    /// with the bytes written, of which there are none yet.
+    fn prepare(&mut self, length: usize) -> Result<Option<String>, (Errno, usize)> {
         if self.file.is_none() {
             self.file = Some(open_to_append(&self.path).map_err(|errno| (errno, 0))?);
         }
@@ -207,26 +149,19 @@ impl AppendFile {
             self.write_rest().map_err(|errno| (errno, 0))?;
         }
         let metadata = self.file.as_ref().and_then(|file| file.metadata().ok());
-        let Some(metadata) = metadata.filter(|metadata| metadata.is_file()) else { return Ok(()) };
-        if metadata.nlink() == 0 || self.rotate_if_full(metadata.len(), length as u64) {
-            self.file = Some(open_to_append(&self.path).map_err(|errno| (errno, 0))?);
-        }
-        Ok(())
-    }
-
-    /// True: another file is to have the path. Where the folder refuses, lines go on to this one.
-    fn rotate_if_full(&mut self, size: u64, length: u64) -> bool {
-        let is_full = |rotation: &Rotation| size > 0 && size + length > rotation.largest;
-        let Some(rotation) = self.rotation.filter(is_full) else { return false };
-        match rotate(&self.path, rotation.kept) {
-            Ok(()) => true,
-            Err(errno) => {
+        let Some(metadata) = metadata.filter(|metadata| metadata.is_file()) else { return Ok(None) };
+        let is_full = |rotation: &Rotation| metadata.len() > 0 && metadata.len() + length as u64 > rotation.largest;
+        let rotation = self.rotation.filter(|rotation| !self.is_stuck && is_full(rotation));
+        match rotation.map(|rotation| rotate(&self.path, rotation.kept)) {
+            Some(Err(errno)) => {
+                self.is_stuck = true;
                 let failure = Failure::new(format_args!("rotate {}", self.path.display()), errno);
-                self.problem = Some(failure.advise("it grows on until the logs are reopened").to_string());
-                self.rotation = None;
-                false
+                return Ok(Some(failure.advise("it grows on until the logs are reopened").to_string()));
             }
+            None if metadata.nlink() > 0 => {}
+            _ => self.file = Some(open_to_append(&self.path).map_err(|errno| (errno, 0))?),
         }
+        Ok(None)
     }
 
     fn write_rest(&mut self) -> nix::Result<()> {
@@ -271,7 +206,6 @@ impl AppendFile {
         let tried = format!("write {}", self.path.display());
         match errno {
             Errno::EAGAIN => Failure::new(tried, io::Error::other("it is full and nobody reads it")),
-            Errno::ENXIO => Failure::new(tried, io::Error::other("it is a FIFO that nobody reads")),
             errno => Failure::new(tried, errno),
         }
     }
@@ -298,13 +232,43 @@ pub fn rotated(path: &Path, number: usize) -> PathBuf {
     name.into()
 }
 
-/// Without waiting for anybody: a FIFO may have no reader.
+/// Without waiting for anybody. Opened for reading too, a FIFO needs no reader: it is there before its reader, and after
+/// (fifo(7)).
 fn open_to_append(path: &Path) -> nix::Result<File> {
+    let is_fifo = fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo());
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-    let open = || OpenOptions::new().append(true).create(true).custom_flags(flags.bits()).open(path);
+    let open = || OpenOptions::new().append(true).create(true).read(is_fifo).custom_flags(flags.bits()).open(path);
     let opened = open().or_else(|error| match (error.kind(), path.parent()) {
         (io::ErrorKind::NotFound, Some(folder)) => fs::create_dir_all(folder).and_then(|()| open()),
         _ => Err(error),
     });
     opened.map_err(errno_of)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn a_fifo_without_a_reader_blocks_nothing_and_its_reader_gets_whole_lines_and_the_loss_is_counted() {
+        let path = std::env::temp_dir().join(format!("acceptlab-log-fifo-{}", std::process::id()));
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let mut file = AppendFile::new(&path, None);
+        let line = [&[b'x'; 999][..], b"\n"].concat();
+        let problems: Vec<String> = (0..200).filter_map(|_| file.append(&line)).collect();
+        assert!(problems.len() == 1 && problems[0].contains("nobody reads it"), "{problems:?}");
+        assert_eq!(file.problem(), Some(&*problems[0]));
+        assert!(file.all_lost() > 100);
+        let mut reader = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&path).unwrap();
+        let mut taken = vec![0; 1 << 20];
+        let length = reader.read(&mut taken).unwrap();
+        let notice = file.append(&line).unwrap();
+        assert!(notice.ends_with(&format!("{} lines were lost", file.all_lost())), "{notice}");
+        let more = reader.read(&mut taken[length..]).unwrap();
+        let lines = taken[..length + more].split_inclusive(|&byte| byte == b'\n');
+        assert!(lines.clone().all(|taken| taken == line));
+        assert_eq!(lines.count() as u64, 201 - file.all_lost());
+        fs::remove_file(path).unwrap();
+    }
 }

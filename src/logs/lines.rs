@@ -1,13 +1,14 @@
-//! Whole lines out of the bytes of a pipe, which come in any pieces. Pure: bytes in, bytes out, nothing is allocated for
-//! a line.
+//! Whole lines out of the bytes of a pipe, which come in any pieces. Pure: bytes in, bytes out.
 //!
 //! Bytes stay as they are, NUL and invalid UTF-8 too; in JSON they are escaped. A line longer than [`LONGEST_LINE`] is
 //! written in pieces of that size, each on a line of its own that ends with [`GOES_ON`], so its writer cannot make us
 //! keep any amount, and no byte of it is lost.
 
-use std::str::Utf8Error;
+use std::borrow::Cow;
+use std::str::{Utf8Chunk, Utf8Error};
 
 use memchr::{memchr, memrchr};
+use serde::Serialize;
 
 /// The most that is kept of a line until its end comes.
 pub const LONGEST_LINE: usize = 1 << 20;
@@ -57,27 +58,23 @@ impl LineSplitter {
         LineSplitter { format, line: Vec::new() }
     }
 
-    /// Adds to `lines` all lines that these bytes complete, at `time`, a text that may be empty.
+    /// Adds to `lines` all lines that these bytes, at most [`LONGEST_LINE`], complete, at `time`, a text that may be
+    /// empty.
     pub fn take(&mut self, mut bytes: &[u8], time: &str, lines: &mut Vec<u8>) {
-        if matches!(self.format, LineFormat::Plain)
-            && time.is_empty()
-            && let Some(first) = memchr(b'\n', bytes)
-        {
-            // The others need no look at each.
-            self.keep(&bytes[..first], time, lines);
-            self.finish(time, lines);
-            let last = memrchr(b'\n', bytes).unwrap_or(first);
-            lines.extend_from_slice(&bytes[first + 1..=last.max(first)]);
-            bytes = &bytes[last + 1..];
-        }
+        let is_as_it_is = matches!(self.format, LineFormat::Plain) && time.is_empty();
         while let Some(end) = memchr(b'\n', bytes) {
-            if self.line.is_empty() && end <= LONGEST_LINE {
-                self.format.write(&bytes[..end], false, time, lines);
-            } else {
+            let mut length = end + 1;
+            if !self.line.is_empty() {
                 self.keep(&bytes[..end], time, lines);
                 self.finish(time, lines);
+            } else if is_as_it_is {
+                // The others need no look at each.
+                length = memrchr(b'\n', bytes).unwrap_or(end) + 1;
+                lines.extend_from_slice(&bytes[..length]);
+            } else {
+                self.format.write(&bytes[..end], false, time, lines);
             }
-            bytes = &bytes[end + 1..];
+            bytes = &bytes[length..];
         }
         self.keep(bytes, time, lines);
     }
@@ -134,62 +131,45 @@ impl LineFormat {
                 }
             }
             LineFormat::Json { stream, process_id, app_name } => {
-                lines.extend_from_slice(b"{\"timestamp\":");
-                if time.is_empty() {
-                    lines.extend_from_slice(b"null");
-                } else {
-                    write_string(time.as_bytes(), lines);
-                }
-                lines.extend_from_slice(b",\"type\":\"");
-                lines.extend_from_slice(stream.name().as_bytes());
-                lines.extend_from_slice(b"\",\"process_id\":");
-                write_number(*process_id, lines);
-                lines.extend_from_slice(b",\"app_name\":");
-                write_string(app_name.as_bytes(), lines);
-                lines.extend_from_slice(b",\"message\":");
-                write_string(line, lines);
-                lines.extend_from_slice(if goes_on { b",\"goes_on\":true}" } else { b"}" });
+                let object = JsonLine {
+                    timestamp: Some(time).filter(|time| !time.is_empty()),
+                    stream: stream.name(),
+                    process_id: *process_id,
+                    app_name,
+                    message: text_of(line),
+                    goes_on: goes_on.then_some(true),
+                };
+                serde_json::to_writer(&mut *lines, &object).expect("its keys are strings");
             }
         }
         lines.push(b'\n');
     }
 }
 
-fn write_number(number: u32, text: &mut Vec<u8>) {
-    if number >= 10 {
-        write_number(number / 10, text);
-    }
-    text.push(b'0' + (number % 10) as u8);
+#[derive(Serialize)]
+struct JsonLine<'a> {
+    timestamp: Option<&'a str>,
+    #[serde(rename = "type")]
+    stream: &'a str,
+    process_id: u32,
+    app_name: &'a str,
+    message: Cow<'a, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    goes_on: Option<bool>,
 }
 
-/// As a JSON string (RFC 8259, section 7). A byte that is not UTF-8 becomes the four characters `\xff`:
-/// JSON has no way to say it.
-fn write_string(bytes: &[u8], text: &mut Vec<u8>) {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
-    let hex = |byte: u8| [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]];
-    text.push(b'"');
-    for chunk in bytes.utf8_chunks() {
-        let mut valid = chunk.valid().as_bytes();
-        while let Some(at) = valid.iter().position(|&byte| byte < 0x20 || byte == b'"' || byte == b'\\') {
-            text.extend_from_slice(&valid[..at]);
-            match valid[at] {
-                byte @ (b'"' | b'\\') => text.extend_from_slice(&[b'\\', byte]),
-                b'\t' => text.extend_from_slice(b"\\t"),
-                b'\r' => text.extend_from_slice(b"\\r"),
-                byte => {
-                    text.extend_from_slice(b"\\u00");
-                    text.extend_from_slice(&hex(byte));
-                }
-            }
-            valid = &valid[at + 1..];
-        }
-        text.extend_from_slice(valid);
-        for &byte in chunk.invalid() {
-            text.extend_from_slice(b"\\\\x");
-            text.extend_from_slice(&hex(byte));
-        }
-    }
-    text.push(b'"');
+/// A byte that is not UTF-8 becomes the four characters `\xff`: JSON has no way to say it.
+fn text_of(bytes: &[u8]) -> Cow<'_, str> {
+    let escaped = |_| {
+        let chunks = bytes.utf8_chunks();
+        let text = |chunk: Utf8Chunk| format!("{}{}", chunk.valid(), escape(chunk.invalid()));
+        Cow::Owned(chunks.map(text).collect())
+    };
+    str::from_utf8(bytes).map_or_else(escaped, Cow::Borrowed)
+}
+
+fn escape(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("\\x{byte:02x}")).collect()
 }
 
 #[cfg(test)]
