@@ -9,10 +9,11 @@
 //! Compare with `event-driven.rs` (whoever blocks stops all) and `thread-pool.rs` (a thread for a whole connection).
 //!
 //! See it: `event-loop --pool 4 --work block:1s`, then `loadgen --connections 5 --requests 5 http://127.0.0.1:8080/`:
-//! four answers after one second, the fifth after two. In which order callbacks run, without a server:
-//! `event-loop --scenario experiments/scenarios/what-runs-first.json`.
+//! four answers after one second, the fifth after two. In which order callbacks run, `scenario.rs` shows.
 
 #![forbid(unsafe_code)]
+
+mod moved;
 
 use std::cell::RefCell;
 use std::process::ExitCode;
@@ -20,7 +21,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use acceptlab::membership::is_member;
-use acceptlab::phased_loop::scenario::{ScenarioArgs, print_file};
+use acceptlab::phased_loop::pool::PoolArgs;
 use acceptlab::phased_loop::{ObservedEvent, Observer, Phase, PhasedLoop, RunMode};
 use acceptlab::report::ServerReport;
 use acceptlab::scoreboard::Count;
@@ -31,36 +32,27 @@ use acceptlab::sys::epoll::Interest;
 use acceptlab::sys::signal::{forget_listener, has_given_up, wake_on_termination};
 use acceptlab::units::parse_duration;
 use clap::Parser;
-use clap::builder::RangedU64ValueParser;
 
 /// An event loop with Node's phases; what blocks, blocks a helper thread
 #[derive(Parser)]
-#[command(name = "event-loop", version)]
+#[command(name = "event-loop", version, after_help = "`event-loop --scenario FILE` is `scenario FILE`")]
 struct Args {
-    /// Helper threads for work that blocks
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
-    pool: usize,
+    #[command(flatten)]
+    pool: PoolArgs,
 
     /// Work that blocks for this long or longer may occupy at most half of the helper threads, rounded up
     #[arg(long, value_name = "DUR", value_parser = parse_duration)]
     slow: Option<Duration>,
 
     #[command(flatten)]
-    scenario: ScenarioArgs,
-
-    #[command(flatten)]
     server: ServerArgs,
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    match &args.scenario.scenario {
-        Some(file) => print_file(file, args.scenario.limits),
-        None => server::finish(run(&args)),
-    }
+    server::finish(run(&Args::parse_from(moved::arguments())))
 }
 
-fn run(Args { pool, slow, server: args, .. }: &Args) -> Result<ServerReport, Failure> {
+fn run(Args { pool, slow, server: args }: &Args) -> Result<ServerReport, Failure> {
     if is_member() {
         let line = "this server does not speak with the master of a cluster; give `cluster` event-driven instead";
         return Err(Failure::relay(line.to_owned()));
@@ -71,7 +63,7 @@ fn run(Args { pool, slow, server: args, .. }: &Args) -> Result<ServerReport, Fai
     let mut worker = Worker::start(0, args, &scoreboard)?;
     worker.has_helpers = true;
     termination::shut_listener_when_stopping(&listener)?;
-    let mut events = PhasedLoop::new(*pool).map_err(|errno| Failure::new("open an event loop", errno))?;
+    let mut events = PhasedLoop::new(pool.threads).map_err(|errno| Failure::new("open an event loop", errno))?;
     let connections = Connections::new(worker, slow.unwrap_or(Duration::MAX));
     let failed = Rc::new(RefCell::new(None));
 

@@ -1,5 +1,5 @@
 //! Flags of programs that were split, one idea to a program: command lines in scripts and lessons that are older than
-//! the split go on working.
+//! the split go on working. `event-loop --scenario FILE` is in the contract.
 
 #![forbid(unsafe_code)]
 
@@ -7,7 +7,7 @@ use std::ffi::OsString;
 
 use acceptlab::server::successor;
 
-const MOVED: [(&str, &str, &str); 11] = [
+const MOVED: [(&str, &str, &str); 12] = [
     ("shared-accept", "--lock none", ""),
     ("shared-accept", "--lock accept-mutex --wait epoll", "accept-mutex"),
     ("shared-accept", "--lock fcntl --wait blocking", "prefork-lock --lock fcntl"),
@@ -19,6 +19,7 @@ const MOVED: [(&str, &str, &str); 11] = [
     ("shared-accept", "--wait epoll-shared", "prefork-poll --call epoll"),
     ("master-dispatch", "--pass connection", ""),
     ("master-dispatch", "--pass listener", "pass-listener"),
+    ("event-loop", "--scenario", "scenario"),
 ];
 
 /// The arguments of this program. Does not return where they are another program's now: that one goes on.

@@ -12,9 +12,23 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
+use clap::Args;
+use clap::builder::RangedU64ValueParser;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::slots::SlotKey;
+
+/// As many as libuv has.
+pub const DEFAULT_THREADS: usize = 4;
+
+/// The part of a command line that is about the pool.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct PoolArgs {
+    /// Helper threads for work that blocks
+    #[arg(long = "pool", value_name = "N", default_value_t = DEFAULT_THREADS,
+          value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    pub threads: usize,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestClass {

@@ -7,23 +7,30 @@ mod generate;
 mod node;
 
 use std::cell::RefCell;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::time::Duration;
 
 use acceptlab::phased_loop::Phase;
-use acceptlab::phased_loop::scenario::{CallbackLine, Scenario, ScenarioLimits, run, run_file};
+use acceptlab::phased_loop::pool::{DEFAULT_THREADS, PoolArgs};
+use acceptlab::phased_loop::scenario::{CallbackLine, Scenario, ScenarioArgs, run, run_file};
 
 use crate::cluster::has_node;
 
 /// The phase and the id of each callback, in the order in which they ran.
 type Order = Vec<(Phase, String)>;
 
-const LIMITS: ScenarioLimits = ScenarioLimits { limit: 10_000, time_limit: Duration::from_secs(30) };
+/// For a scenario that ends. What `readFile` reads is any file.
+fn args() -> ScenarioArgs {
+    args_of(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
+}
 
-/// What `readFile` reads.
-const ANY_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+fn args_of(file: impl Into<PathBuf>) -> ScenarioArgs {
+    let pool = PoolArgs { threads: DEFAULT_THREADS };
+    ScenarioArgs { file: file.into(), pool, limit: 10_000, time_limit: Duration::from_secs(30) }
+}
 
 fn lines(scenario: &Scenario) -> Vec<CallbackLine> {
     let lines = Rc::new(RefCell::new(Vec::new()));
@@ -32,7 +39,7 @@ fn lines(scenario: &Scenario) -> Vec<CallbackLine> {
         reported.borrow_mut().push(line);
         Ok(())
     };
-    run(scenario, Path::new(ANY_FILE), LIMITS, report).expect("it ends");
+    run(scenario, &args(), report).expect("it ends");
     lines.take()
 }
 
@@ -305,7 +312,7 @@ fn every_example_runs() {
         let path = entry.unwrap().path();
         let scenario = parse(&std::fs::read_to_string(&path).unwrap());
         assert!(scenario.about.len() > 20, "{} does not say what it shows", path.display());
-        let outcome = run_file(&path, ScenarioLimits { limit: 100, ..LIMITS }, |_| Ok(()));
+        let outcome = run_file(&ScenarioArgs { limit: 100, ..args_of(&path) }, |_| Ok(()));
         // One shows what never ends.
         assert_eq!(outcome.is_err(), path.ends_with("starving.json"), "{}: {:?}", path.display(), outcome.err());
         examples += 1;
@@ -315,11 +322,12 @@ fn every_example_runs() {
 
 // ---- the program --------------------------------------------------------------------------------------------
 
+const SCENARIO: &str = env!("CARGO_BIN_EXE_scenario");
 const EVENT_LOOP: &str = env!("CARGO_BIN_EXE_event-loop");
 
 /// What it prints on standard output and standard error, and its exit status.
-fn event_loop(args: &[&str]) -> (String, String, Option<i32>) {
-    let output = Command::new(EVENT_LOOP).args(args).output().expect("cargo has built it");
+fn output(program: &str, args: &[&str]) -> (String, String, Option<i32>) {
+    let output = Command::new(program).args(args).output().expect("cargo has built it");
     let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
     (text(output.stdout), text(output.stderr), output.status.code())
 }
@@ -327,7 +335,6 @@ fn event_loop(args: &[&str]) -> (String, String, Option<i32>) {
 #[test]
 fn the_program_prints_a_line_of_json_for_each_callback() {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/experiments/scenarios/what-runs-first.json");
-    let (printed, said, status) = event_loop(&["--scenario", file]);
     let expected = r#"{"phase":"poll","id":"file"}
 {"phase":"nextTick","id":"tick"}
 {"phase":"microtask","id":"microtask"}
@@ -336,7 +343,33 @@ fn the_program_prints_a_line_of_json_for_each_callback() {
 {"phase":"timers","id":"timer"}
 {"phase":"poll","id":"socket"}
 "#;
-    assert_eq!((&printed[..], &said[..], status), (expected, "", Some(0)));
+    // The contract's command line is `event-loop --scenario FILE`; the program that has it is another.
+    let one_word = format!("--scenario={file}");
+    for (program, args) in [(SCENARIO, &[file][..]), (EVENT_LOOP, &["--scenario", file]), (EVENT_LOOP, &[&one_word])] {
+        let (printed, said, status) = output(program, args);
+        assert_eq!((&printed[..], &said[..], status), (expected, "", Some(0)), "{program} {args:?}");
+    }
+}
+
+#[test]
+fn a_scenarios_loop_has_as_many_helper_threads_as_it_is_given() {
+    let folder = Folder::new("scenario-pool");
+    std::fs::create_dir_all(&folder.0).unwrap();
+    let file = folder.0.join("waits.json");
+    let text = r#"{"steps": [{"readFile": {"id": "file", "then": [{"timer": {"id": "t", "after": "1h"}}]}}]}"#;
+    std::fs::write(&file, text).unwrap();
+    let mut child = Command::new(EVENT_LOOP)
+        .args(["--pool", "7", "--scenario", file.to_str().unwrap(), "--time-limit", "1h"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "{\"phase\":\"poll\",\"id\":\"file\"}\n");
+    let threads = std::fs::read_dir(format!("/proc/{}/task", child.id())).unwrap().count();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(threads, 1 + 7);
 }
 
 #[test]
@@ -349,7 +382,7 @@ fn the_program_runs_a_scenario_in_the_order_in_which_the_library_does() {
         let is_same = (0..LOOKS).any(|nth| {
             let scenario = generate::scenario(seed, 2 << nth.min(6));
             std::fs::write(&file, serde_json::to_string_pretty(&scenario).unwrap()).unwrap();
-            let (printed, said, status) = event_loop(&["--scenario", file.to_str().unwrap()]);
+            let (printed, said, status) = output(SCENARIO, &[file.to_str().unwrap()]);
             assert_eq!((&said[..], status), ("", Some(0)), "seed {seed}");
             let printed = printed.lines().map(|line| serde_json::from_str(line).expect("a callback"));
             printed.collect::<Vec<CallbackLine>>() == lines(&scenario)
@@ -361,29 +394,36 @@ fn the_program_runs_a_scenario_in_the_order_in_which_the_library_does() {
 #[test]
 fn the_program_says_in_one_line_why_it_gives_a_scenario_up_and_exits_with_1() {
     let starving = concat!(env!("CARGO_MANIFEST_DIR"), "/experiments/scenarios/starving.json");
-    let (printed, said, status) = event_loop(&["--scenario", starving, "--limit", "3"]);
+    let (printed, said, status) = output(SCENARIO, &[starving, "--limit", "3"]);
     assert_eq!((printed, status), ("{\"phase\":\"nextTick\",\"id\":\"tick\"}\n".repeat(3), Some(1)));
     assert!(said.contains(" and 3 callbacks, the last \"tick\"; end it with clear"), "{said}");
     assert_eq!(said.lines().count(), 1);
 
-    let (printed, said, status) = event_loop(&["--scenario", "/no/such/file"]);
+    let (printed, said, status) = output(SCENARIO, &["/no/such/file"]);
     assert_eq!((&printed[..], status), ("", Some(1)));
     assert!(said.starts_with("read scenario /no/such/file: no such file or directory"), "{said}");
 
-    for wrong in [&["--limit", "3"][..], &["--scenario", starving, "--limit", "0"], &["--time-limit", "1s"]] {
-        assert_eq!(event_loop(wrong).2, Some(2), "{wrong:?}");
+    for (program, wrong) in [
+        (SCENARIO, &["--limit", "3"][..]),
+        (SCENARIO, &[starving, "--limit", "0"]),
+        (SCENARIO, &[starving, "--pool", "0"]),
+        (EVENT_LOOP, &["--limit", "3"]),
+        (EVENT_LOOP, &["--scenario", starving, "--listen", "127.0.0.1:0"]),
+        (EVENT_LOOP, &["--scenario"]),
+    ] {
+        assert_eq!(output(program, wrong).2, Some(2), "{wrong:?}");
     }
 }
 
 // ---- bad input ----------------------------------------------------------------------------------------------
 
 /// What is said of a scenario file with this text.
-fn refusal(text: &str, limits: ScenarioLimits) -> String {
+fn refusal(text: &str, args: ScenarioArgs) -> String {
     static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let file = std::env::temp_dir().join(format!("acceptlab-scenario-{}-{number}.json", std::process::id()));
     std::fs::write(&file, text).unwrap();
-    let outcome = run_file(&file, limits, |_| Ok(()));
+    let outcome = run_file(&ScenarioArgs { file: file.clone(), ..args }, |_| Ok(()));
     std::fs::remove_file(&file).unwrap();
     let line = outcome.expect_err(text).to_string();
     line.replace(&file.display().to_string(), "FILE")
@@ -391,7 +431,7 @@ fn refusal(text: &str, limits: ScenarioLimits) -> String {
 
 #[test]
 fn a_file_that_is_no_scenario_is_refused_with_the_place_and_what_to_do() {
-    let refused = |text: &str| refusal(text, LIMITS);
+    let refused = |text: &str| refusal(text, args());
     let cases = [
         ("{\"steps\": [\n  {\"timer\"]}", "scenario FILE: expected `:` at line 2 column 11"),
         ("", "scenario FILE: EOF while parsing a value at line 1 column 0"),
@@ -437,17 +477,17 @@ fn a_file_that_is_no_scenario_is_refused_with_the_place_and_what_to_do() {
 
 #[test]
 fn a_file_that_cannot_be_read_is_named() {
-    let said = |path: &str| run_file(Path::new(path), LIMITS, |_| Ok(())).expect_err("unreadable").to_string();
+    let said = |path: &str| run_file(&args_of(path), |_| Ok(())).expect_err("unreadable").to_string();
     assert!(said("/no/such/file").starts_with("read scenario /no/such/file: no such file or directory"));
     assert!(said("/").starts_with("read scenario /: is a directory"));
 }
 
 #[test]
 fn a_scenario_that_never_ends_is_given_up_at_its_limit_of_callbacks() {
-    let limits = ScenarioLimits { limit: 100, ..LIMITS };
+    let limited = || ScenarioArgs { limit: 100, ..args() };
     let text = r#"{"steps": [{"KIND": {"id": "x", "then": [{"again": {"step": "x"}}]}}]}"#;
     for kind in ["nextTick", "microtask", "immediate", "socket", "close", "readFile", "pending", "idle", "prepare"] {
-        let said = refusal(&text.replace("KIND", kind), limits);
+        let said = refusal(&text.replace("KIND", kind), limited());
         assert!(said.starts_with("scenario FILE: it has not ended after "), "{kind}: {said}");
         let expected =
             " and 100 callbacks, the last \"x\"; end it with clear, or without again; or allow more with --limit N";
@@ -455,22 +495,22 @@ fn a_scenario_that_never_ends_is_given_up_at_its_limit_of_callbacks() {
     }
     let twice =
         r#"{"steps": [{"nextTick": {"id": "x", "then": [{"again": {"step": "x"}}, {"again": {"step": "x"}}]}}]}"#;
-    assert!(refusal(twice, limits).contains("100 callbacks"));
+    assert!(refusal(twice, limited()).contains("100 callbacks"));
     let enough = r#"{"steps": [{"nextTick": {"id": "x", "then": [{"nextTick": {"id": "y"}}]}}]}"#;
-    assert!(refusal(enough, ScenarioLimits { limit: 1, ..LIMITS }).contains("1 callbacks, the last \"x\""));
+    assert!(refusal(enough, ScenarioArgs { limit: 1, ..args() }).contains("1 callbacks, the last \"x\""));
     let enough = parse(enough);
-    assert!(run(&enough, Path::new(ANY_FILE), ScenarioLimits { limit: 2, ..LIMITS }, |_| Ok(())).is_ok());
+    assert!(run(&enough, &ScenarioArgs { limit: 2, ..args() }, |_| Ok(())).is_ok());
 }
 
 #[test]
 fn a_scenario_that_waits_too_long_is_given_up_at_its_limit_of_time() {
-    let limits = ScenarioLimits { time_limit: Duration::from_millis(50), ..LIMITS };
+    let limited = || ScenarioArgs { time_limit: Duration::from_millis(50), ..args() };
     for text in [
         r#"{"steps": [{"timer": {"id": "t", "after": "1h"}}]}"#,
         r#"{"steps": [{"timer": {"id": "t", "after": "10ms", "repeat": true}}]}"#,
         r#"{"steps": [{"nextTick": {"id": "t", "then": [{"spin": {"for": "1h"}}, {"again": {"step": "t"}}]}}]}"#,
     ] {
-        let said = refusal(text, limits);
+        let said = refusal(text, limited());
         assert!(said.starts_with("scenario FILE: it has not ended after "), "{said}");
         assert!(said.ends_with("or allow more with --time-limit DUR"), "{said}");
     }

@@ -2,6 +2,7 @@
 //! `lab explain` prints about them.
 
 use crate::lab::plan::command::{ClientCommand, ServerCommand};
+use crate::phased_loop::pool::DEFAULT_THREADS;
 
 pub const EXPLANATION: &str = "\
 Laws (written in a matrix as `law = \"min(M,C)/N\"`)
@@ -18,9 +19,6 @@ Laws (written in a matrix as `law = \"min(M,C)/N\"`)
      P: CPUs the server may use
 
   Example: 3 workers, 8 clients, 10 ms of work: min(3,8) / 0.010 s = 300 requests per second.";
-
-/// What `--pool` is when it is not given.
-const DEFAULT_POOL: usize = 4;
 
 /// A parsed law: the letters whose smallest value is X.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,7 +42,7 @@ impl Law {
         let value = |letter: &char| match letter {
             'M' => Some(server.workers.unwrap_or(server_cpus) as f64),
             'C' => client.connections.map(|connections| connections as f64),
-            'H' => Some(server.pool.unwrap_or(DEFAULT_POOL) as f64),
+            'H' => Some(server.pool.unwrap_or(DEFAULT_THREADS) as f64),
             'P' => Some(server_cpus as f64),
             _ => Some(1.0),
         };

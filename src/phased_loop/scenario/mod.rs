@@ -20,7 +20,7 @@ mod language;
 mod run;
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -28,33 +28,27 @@ use clap::Args;
 
 use crate::console;
 use crate::failure::Failure;
+use crate::phased_loop::pool::PoolArgs;
 use crate::units::parse_positive_duration;
 
 pub use language::*;
 pub use run::{CallbackLine, run};
 
-/// The part of the command line that is about scenarios.
+/// A scenario's file, and how it is run.
 #[derive(Args, Clone, Debug)]
 pub struct ScenarioArgs {
-    /// Run the scenario in this JSON file instead of a server: one line of JSON for each callback
-    #[arg(long, value_name = "FILE")]
-    pub scenario: Option<PathBuf>,
+    /// The scenario, in JSON; `readFile` reads this file
+    pub file: PathBuf,
 
     #[command(flatten)]
-    pub limits: ScenarioLimits,
-}
+    pub pool: PoolArgs,
 
-/// When a scenario is given up, because it may never end.
-#[derive(Args, Clone, Copy, Debug)]
-pub struct ScenarioLimits {
-    /// Give a scenario up after so many callbacks
-    #[arg(long, value_name = "N", default_value_t = 10_000, requires = "scenario",
-          value_parser = clap::value_parser!(u64).range(1..))]
+    /// Give a scenario up after so many callbacks: it may never end
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub limit: u64,
 
     /// Give a scenario up after this time
-    #[arg(long, value_name = "DUR", default_value = "10s", requires = "scenario",
-          value_parser = parse_positive_duration)]
+    #[arg(long, value_name = "DUR", default_value = "10s", value_parser = parse_positive_duration)]
     pub time_limit: Duration,
 }
 
@@ -63,24 +57,23 @@ pub struct ScenarioLimits {
 /// # Errors
 /// One line: the file cannot be read, is no scenario, or its scenario was given up.
 pub fn run_file(
-    file: &Path,
-    limits: ScenarioLimits,
+    args: &ScenarioArgs,
     report: impl FnMut(CallbackLine) -> io::Result<()> + 'static,
 ) -> Result<(), Failure> {
-    let tried = format!("scenario {}", file.display());
-    let text = std::fs::read(file).map_err(|error| Failure::new(format!("read {tried}"), error))?;
+    let tried = format!("scenario {}", args.file.display());
+    let text = std::fs::read(&args.file).map_err(|error| Failure::new(format!("read {tried}"), error))?;
     let scenario = Scenario::parse(&text).map_err(|wrong| Failure::new(&tried, io::Error::other(wrong)))?;
-    run(&scenario, file, limits, report).map_err(|wrong| Failure::new(&tried, wrong))
+    run(&scenario, args, report).map_err(|wrong| Failure::new(&tried, wrong))
 }
 
 /// The same for a program: prints each callback as a line of JSON when it runs, then perhaps what went wrong, and gives
 /// the exit status.
-pub fn print_file(file: &Path, limits: ScenarioLimits) -> ExitCode {
+pub fn print_file(args: &ScenarioArgs) -> ExitCode {
     let print_line = |line: CallbackLine| {
         let line = serde_json::to_string(&line).map_err(io::Error::other)?;
         console::print(&format!("{line}\n")).map_err(|failure| io::Error::other(String::from(failure)))
     };
-    match run_file(file, limits, print_line) {
+    match run_file(args, print_line) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             console::log_last(failure);

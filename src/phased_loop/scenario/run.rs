@@ -6,13 +6,12 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::ScenarioLimits;
+use super::ScenarioArgs;
 use super::language::{CallbackStep, Scenario, ScenarioStep, TimerStep};
 use crate::phased_loop::pool::RequestClass;
 use crate::phased_loop::{ObservedEvent, Observer, Phase, PhasedLoop, RunMode};
@@ -21,9 +20,6 @@ use crate::units::{monotonic_ns, time};
 
 /// Node's setTimeout takes no less.
 const SHORTEST_TIMER: Duration = Duration::from_millis(1);
-
-/// As many as Node has.
-const POOL_THREADS: usize = 4;
 
 const LIMIT: &str = "--limit N";
 const TIME_LIMIT: &str = "--time-limit DUR";
@@ -39,21 +35,19 @@ pub struct CallbackLine {
     pub either: Vec<String>,
 }
 
-/// Runs it until nothing is left to wait for, and reports each callback as it runs. The file is what `readFile` reads.
+/// Runs it until nothing is left to wait for, and reports each callback as it runs.
 ///
 /// # Errors
 /// What stopped it: a limit, a system call, or the report.
 pub fn run(
     scenario: &Scenario,
-    file: &Path,
-    limits: ScenarioLimits,
+    args: &ScenarioArgs,
     report: impl FnMut(CallbackLine) -> io::Result<()> + 'static,
 ) -> io::Result<()> {
-    let mut events = PhasedLoop::new(POOL_THREADS)?;
+    let mut events = PhasedLoop::new(args.pool.threads)?;
     let run = ScenarioRun {
         steps: scenario.every_step().into_iter().filter_map(|step| Some((step.id()?.into(), step.clone()))).collect(),
-        file: file.into(),
-        limits,
+        args: args.clone(),
         report: Box::new(report),
         timers: BTreeMap::new(),
         callbacks: 0,
@@ -67,7 +61,7 @@ pub fn run(
     // A scenario that only waits is given up by a timer, which keeps the loop from nothing.
     let late = run.clone();
     let time_limit = events.observe(Phase::Timers, move |events, _| late.give_up(events, TIME_LIMIT));
-    events.start_timer(time_limit, limits.time_limit, Duration::ZERO);
+    events.start_timer(time_limit, args.time_limit, Duration::ZERO);
     events.set_referenced(time_limit, false);
     run.perform_all(&mut events, &scenario.steps);
     events.run(RunMode::UntilDone)?;
@@ -78,8 +72,7 @@ pub fn run(
 /// What is known of a scenario while it runs.
 struct ScenarioRun {
     steps: BTreeMap<String, ScenarioStep>,
-    file: PathBuf,
-    limits: ScenarioLimits,
+    args: ScenarioArgs,
     report: Box<dyn FnMut(CallbackLine) -> io::Result<()>>,
     /// By the id of their step; the one started last, as a variable of a program would hold it.
     timers: BTreeMap<String, Observer>,
@@ -279,7 +272,7 @@ impl Runner {
     }
 
     fn read_file(&self, events: &mut PhasedLoop, step: &CallbackStep) {
-        let file = self.0.borrow().file.clone();
+        let file = self.0.borrow().args.file.clone();
         let (run, step) = (self.clone(), step.clone());
         // A pipe that nobody writes to must not hold up a thread of the pool.
         let open = move || OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(file);
@@ -301,13 +294,13 @@ impl Runner {
 
 impl ScenarioRun {
     fn given_up_ns(&self) -> u64 {
-        self.started_ns + self.limits.time_limit.as_nanos() as u64
+        self.started_ns + self.args.time_limit.as_nanos() as u64
     }
 
     /// The option that would allow one callback more.
     fn limit_reached(&self) -> Option<&'static str> {
         let is_late = monotonic_ns() > self.given_up_ns();
-        if self.callbacks == self.limits.limit { Some(LIMIT) } else { is_late.then_some(TIME_LIMIT) }
+        if self.callbacks == self.args.limit { Some(LIMIT) } else { is_late.then_some(TIME_LIMIT) }
     }
 
     fn report(&mut self, phase: Phase, id: &str) -> io::Result<()> {
