@@ -4,34 +4,51 @@
 //! Where the reactor has one list of all that may happen to a connection, here each wait names what comes after it.
 
 use std::cell::{Cell, RefCell};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::connection::{Connection, LINGER, SharedBuffers, Step};
+use nix::errno::Errno;
+
+use super::accept::{Acceptor, BACK_OFF, NoConnection, log_pause, no_connection};
+use super::connection::{Connection, LINGER, SharedBuffers, Step, end};
+use super::event_loop::{LEAVE_IDLE, free_descriptors};
+use super::listener::Listener;
 use super::worker::Worker;
+use crate::failure::Failure;
 use crate::phased_loop::pool::RequestClass;
-use crate::phased_loop::{ObservedEvent, Observer, Phase, PhasedLoop, Request};
+use crate::phased_loop::{ObservedEvent, Observer, Phase, PhasedLoop, Request, RunMode};
 use crate::scoreboard::Count;
 use crate::slots::{SlotKey, Slots};
 use crate::sys::epoll::Interest;
-use crate::sys::signal::has_given_up;
+use crate::sys::signal::{forget_listener, has_given_up, is_leaving, wake_on_termination};
 use crate::work::Cost;
 
-/// All connections of one loop. A clone is the same.
+/// All connections of one loop, and where they come from. A clone is the same.
 #[derive(Clone)]
-pub struct Connections(Rc<RefCell<SharedByAll>>);
+pub struct Connections {
+    pub acceptor: Rc<Listener>,
+    state: Rc<RefCell<State>>,
+}
 
-struct SharedByAll {
+/// What the callbacks of all connections share.
+struct State {
     worker: Worker,
     scratch: SharedBuffers,
-    open: Slots<Rc<Served>>,
+    open: Slots<Rc<OpenConnection>>,
+    /// Connections that our table of descriptors has room for.
+    room: usize,
     slow_from: Duration,
+    /// Of the acceptor; a second one where it has two descriptors.
+    acceptors: Vec<Observer>,
+    /// A signal has asked the server to stop.
     is_ending: bool,
+    /// What a callback cannot return. It has ended the loop.
+    failure: Option<Failure>,
 }
 
 /// What the callbacks of one connection share.
-struct Served {
+struct OpenConnection {
     key: Cell<SlotKey>,
     /// `None` when it is closed. A callback that comes later finds nothing to do.
     connection: RefCell<Option<Connection>>,
@@ -44,44 +61,170 @@ struct Served {
     /// It goes on in this turn's check phase.
     is_yielding: Cell<bool>,
     last_active_ns: Cell<u64>,
-    /// Its time is over. Its bytes may be there nevertheless, when the loop was blocked: the next poll phase shows it.
-    has_grace_turn: Cell<bool>,
 }
 
+type Accept = fn(&Connections, &mut PhasedLoop) -> Result<(), Failure>;
 type TakeStep = fn(&mut Connection, &mut Worker, &mut SharedBuffers) -> Step;
 
 impl Connections {
-    /// Work that blocks for `slow_from` or longer belongs to the slow class of requests.
-    pub fn new(worker: Worker, slow_from: Duration) -> Connections {
-        let (scratch, open) = (SharedBuffers::default(), Slots::default());
-        Connections(Rc::new(RefCell::new(SharedByAll { worker, scratch, open, slow_from, is_ending: false })))
+    /// Work that blocks for `slow_from` or longer belongs to the slow class of requests. Nothing but connections is opened
+    /// after this.
+    pub fn new(acceptor: Listener, mut worker: Worker, slow_from: Duration) -> Connections {
+        worker.has_helpers = true;
+        let state = State {
+            worker,
+            scratch: SharedBuffers::default(),
+            open: Slots::default(),
+            room: free_descriptors(),
+            slow_from,
+            acceptors: Vec::new(),
+            is_ending: false,
+            failure: None,
+        };
+        Connections { acceptor: Rc::new(acceptor), state: Rc::new(RefCell::new(state)) }
     }
 
-    pub fn count(&self, count: Count) {
-        self.0.borrow().worker.count(count);
+    /// Turns the loop until the server is to stop. `accept` is the callback for a new connection: it takes one, so that
+    /// the open ones have their turn before the next, and gives it to [`Connections::add_accepted`].
+    ///
+    /// # Errors
+    /// Of the acceptor and of epoll(7).
+    pub fn serve(&self, events: &mut PhasedLoop, accept: Accept) -> Result<(), Failure> {
+        let acceptors = [(); 2].map(|()| {
+            let all = self.clone();
+            events.observe(Phase::Poll, move |events, _| all.on_acceptor_ready(events, accept))
+        });
+        self.state.borrow_mut().acceptors = acceptors.to_vec();
+        self.watch_acceptor(events)?;
+        let all = self.clone();
+        let stop = events.observe(Phase::Poll, move |events, _| all.on_termination(events));
+        let signal = wake_on_termination().map_err(|errno| Failure::new("handle SIGTERM", errno))?;
+        let started = events.start_io(stop, signal, Interest::EPOLLIN | Interest::EPOLLET);
+        started.map_err(|errno| Failure::new("watch for SIGTERM", errno))?;
+        events.run(RunMode::UntilDone).map_err(|errno| Failure::new("wait for events", errno))?;
+        forget_listener();
+        self.state.borrow().worker.record_usage();
+        self.state.borrow_mut().failure.take().map_or(Ok(()), Err)
     }
 
-    /// Takes back what was counted too early.
-    pub fn uncount(&self, count: Count) {
-        self.0.borrow().worker.row.subtract(count, 1);
+    /// Takes what an accept returned: a connection, or the reason why there is none.
+    ///
+    /// # Errors
+    /// When the acceptor is broken.
+    pub fn add_accepted(&self, events: &mut PhasedLoop, accepted: nix::Result<OwnedFd>) -> Result<(), Failure> {
+        let errno = match accepted {
+            Ok(socket) => {
+                self.add(events, socket);
+                return Ok(());
+            }
+            Err(errno) => errno,
+        };
+        match no_connection(errno, false, |count| self.count(count))? {
+            NoConnection::Nobody => Ok(()),
+            NoConnection::Pause(errno) => self.pause_accepting(events, errno),
+            NoConnection::Shut => {
+                // The signal's own observer does the rest. This event was not about a connection.
+                self.state.borrow().worker.row.subtract(Count::Wakeups, 1);
+                self.stop_watching(events)
+            }
+        }
     }
 
-    pub fn record_usage(&self) {
-        self.0.borrow().worker.record_usage();
+    fn on_acceptor_ready(&self, events: &mut PhasedLoop, accept: Accept) {
+        let has_room = self.count_open() < self.state.borrow().room;
+        let accepted = if has_room {
+            self.count(Count::Wakeups);
+            accept(self, events)
+        } else {
+            // Checked before the call that would fail with this error: a channel would lose the connection.
+            self.acceptor.receive_messages();
+            self.pause_accepting(events, Errno::EMFILE)
+        };
+        self.end_at_failure(events, accepted);
+        if is_leaving() {
+            self.leave(events);
+        }
+    }
+
+    fn on_termination(&self, events: &mut PhasedLoop) {
+        // Unwatched first: it is shut, and would be reported as ready for ever.
+        let _ = self.stop_watching(events);
+        self.state.borrow_mut().acceptors.clear();
+        if has_given_up() { events.stop() } else { self.finish(events) }
+    }
+
+    fn pause_accepting(&self, events: &mut PhasedLoop, reason: Errno) -> Result<(), Failure> {
+        log_pause(reason);
+        self.stop_watching(events)?;
+        let all = self.clone();
+        events.set_timeout(BACK_OFF, move |events| {
+            let watched = all.watch_acceptor(events);
+            all.end_at_failure(events, watched);
+        });
+        Ok(())
+    }
+
+    fn watch_acceptor(&self, events: &mut PhasedLoop) -> Result<(), Failure> {
+        let watched = self.each_descriptor(|observer, fd| events.start_io(observer, fd, Interest::EPOLLIN));
+        watched.map_err(|errno| Failure::new("watch the acceptor", errno))
+    }
+
+    fn stop_watching(&self, events: &mut PhasedLoop) -> Result<(), Failure> {
+        let stopped = self.each_descriptor(|observer, fd| events.stop_io(observer, fd));
+        stopped.map_err(|errno| Failure::new("stop watching the acceptor", errno))
+    }
+
+    /// The descriptors of the acceptor and their observers.
+    fn each_descriptor(&self, mut call: impl FnMut(Observer, BorrowedFd) -> nix::Result<()>) -> nix::Result<()> {
+        let descriptors = [Some(self.acceptor.as_fd()), self.acceptor.second_descriptor()].into_iter().flatten();
+        descriptors.zip(&self.state.borrow().acceptors).try_for_each(|(fd, &observer)| call(observer, fd))
+    }
+
+    fn end_at_failure(&self, events: &mut PhasedLoop, outcome: Result<(), Failure>) {
+        if let Err(failure) = outcome {
+            self.state.borrow_mut().failure = Some(failure);
+            events.stop();
+        }
+    }
+
+    /// This worker of a cluster takes nothing new, and ends with its last connection. It does not close one between two
+    /// requests at once: its next request may be on its way, and is answered with `Connection: close`.
+    fn leave(&self, events: &mut PhasedLoop) {
+        let idle_timeout = self.state.borrow().worker.idle_timeout;
+        self.state.borrow_mut().worker.idle_timeout = LEAVE_IDLE.min(idle_timeout);
+        for connection in self.all_open() {
+            // It looks how much of the shorter time is left.
+            events.start_timer(connection.idle_timer, Duration::ZERO, Duration::ZERO);
+        }
+        self.end_if_done(events);
+    }
+
+    fn count(&self, count: Count) {
+        self.state.borrow().worker.count(count);
+    }
+
+    fn count_open(&self) -> usize {
+        self.state.borrow().open.count()
+    }
+
+    fn all_open(&self) -> Vec<Rc<OpenConnection>> {
+        let state = self.state.borrow();
+        state.open.keys().into_iter().filter_map(|key| state.open.get(key).cloned()).collect()
     }
 
     /// A new connection. Its first request is often there already, so this begins to serve it.
-    pub fn add(&self, events: &mut PhasedLoop, socket: OwnedFd) {
+    fn add(&self, events: &mut PhasedLoop, socket: OwnedFd) {
         // The cached time may be older than the connection, and its idle time-out begins now.
         events.update_time();
-        let served = Rc::new_cyclic(|served: &std::rc::Weak<Served>| {
-            let callback = |all: &Connections, call: fn(&Connections, &mut PhasedLoop, &Rc<Served>, ObservedEvent)| {
-                let (all, served) = (all.clone(), served.clone());
-                move |events: &mut PhasedLoop, event| {
-                    served.upgrade().iter().for_each(|served| call(&all, events, served, event))
-                }
-            };
-            Served {
+        let served = Rc::new_cyclic(|served: &std::rc::Weak<OpenConnection>| {
+            let callback =
+                |all: &Connections, call: fn(&Connections, &mut PhasedLoop, &Rc<OpenConnection>, ObservedEvent)| {
+                    let (all, served) = (all.clone(), served.clone());
+                    move |events: &mut PhasedLoop, event| {
+                        served.upgrade().iter().for_each(|served| call(&all, events, served, event))
+                    }
+                };
+            OpenConnection {
                 key: Cell::new(0),
                 connection: RefCell::new(Some(Connection::new(socket))),
                 socket: events.observe(Phase::Poll, callback(self, Connections::on_ready)),
@@ -90,11 +233,10 @@ impl Connections {
                 request: Cell::new(None),
                 is_yielding: Cell::new(false),
                 last_active_ns: Cell::new(events.now_ns()),
-                has_grace_turn: Cell::new(false),
             }
         });
         let idle_timeout = {
-            let mut all = self.0.borrow_mut();
+            let mut all = self.state.borrow_mut();
             all.worker.opened();
             served.key.set(all.open.insert(served.clone()));
             all.worker.idle_timeout
@@ -104,20 +246,21 @@ impl Connections {
     }
 
     /// Answers what has arrived and closes the rest. The loop ends when the last connection is closed.
-    pub fn finish(&self, events: &mut PhasedLoop) {
-        self.0.borrow_mut().is_ending = true;
-        let open: Vec<Rc<Served>> = {
-            let all = self.0.borrow();
-            all.open.keys().into_iter().filter_map(|key| all.open.get(key).cloned()).collect()
-        };
-        for served in &open {
-            served.connection.borrow_mut().iter_mut().for_each(|connection| connection.mark_readable(false));
-            self.advance(events, served, Connection::step);
+    fn finish(&self, events: &mut PhasedLoop) {
+        self.state.borrow_mut().is_ending = true;
+        for served in &self.all_open() {
+            self.look(events, served);
         }
         self.end_if_done(events);
     }
 
-    fn on_ready(&self, events: &mut PhasedLoop, served: &Rc<Served>, event: ObservedEvent) {
+    /// Goes on with what its socket has, whether or not that has been reported.
+    fn look(&self, events: &mut PhasedLoop, served: &Rc<OpenConnection>) {
+        served.connection.borrow_mut().iter_mut().for_each(|connection| connection.mark_readable(false));
+        self.advance(events, served, Connection::step);
+    }
+
+    fn on_ready(&self, events: &mut PhasedLoop, served: &Rc<OpenConnection>, event: ObservedEvent) {
         let is_gone = event.ready.intersects(Interest::EPOLLERR | Interest::EPOLLHUP);
         if let Some(connection) = &mut *served.connection.borrow_mut()
             && (event.ready.intersects(Interest::EPOLLIN | Interest::EPOLLRDHUP) || is_gone)
@@ -132,20 +275,21 @@ impl Connections {
     }
 
     /// The idle time-out is over, or was when the timer was started: since then the connection may have been active.
-    fn on_idle_timeout(&self, events: &mut PhasedLoop, served: &Rc<Served>, _: ObservedEvent) {
-        let due_ns = served.last_active_ns.get() + self.0.borrow().worker.idle_timeout.as_nanos() as u64;
+    fn on_idle_timeout(&self, events: &mut PhasedLoop, served: &Rc<OpenConnection>, _: ObservedEvent) {
+        let due_ns = served.last_active_ns.get() + self.state.borrow().worker.idle_timeout.as_nanos() as u64;
         let is_ours = (served.is(Connection::is_waiting) && !served.is(Connection::has_unsent))
             || served.is(Connection::is_lingering);
-        if is_ours {
-            // It is silent because we have not answered yet, and its timer or its helper will come.
-            served.touch(events.now_ns());
-            self.restart_idle_timer(events, served);
-        } else if due_ns > events.now_ns() {
+        if due_ns > events.now_ns() {
             events.start_timer(served.idle_timer, Duration::from_nanos(due_ns - events.now_ns()), Duration::ZERO);
-        } else if !served.has_grace_turn.replace(true) {
-            events.start_timer(served.idle_timer, Duration::ZERO, Duration::ZERO);
+        } else if is_ours || (is_leaving() && !served.is(Connection::is_between_requests)) {
+            // It is silent because we have not answered yet, and its timer or its helper will come; or this worker is
+            // leaving, and a request that has begun is still finished.
+            self.restart_idle_timer(events, served);
+        } else if served.is(Connection::is_ready) {
+            // The loop was blocked, or has had many others to call first, and has not come to this one yet.
+            self.restart_idle_timer(events, served);
+            self.look(events, served);
         } else if served.is(Connection::has_half_a_request) {
-            served.touch(events.now_ns());
             self.restart_idle_timer(events, served);
             self.advance(events, served, Connection::time_out);
         } else {
@@ -154,20 +298,21 @@ impl Connections {
         }
     }
 
-    fn restart_idle_timer(&self, events: &mut PhasedLoop, served: &Served) {
-        events.start_timer(served.idle_timer, self.0.borrow().worker.idle_timeout, Duration::ZERO);
+    fn restart_idle_timer(&self, events: &mut PhasedLoop, served: &OpenConnection) {
+        served.last_active_ns.set(events.now_ns());
+        events.start_timer(served.idle_timer, self.state.borrow().worker.idle_timeout, Duration::ZERO);
     }
 
     /// One step, and what comes after it.
-    fn advance(&self, events: &mut PhasedLoop, served: &Rc<Served>, take_step: TakeStep) {
+    fn advance(&self, events: &mut PhasedLoop, served: &Rc<OpenConnection>, take_step: TakeStep) {
         let step = {
-            let SharedByAll { worker, scratch, .. } = &mut *self.0.borrow_mut();
+            let State { worker, scratch, .. } = &mut *self.state.borrow_mut();
             let Some(connection) = &mut *served.connection.borrow_mut() else { return };
             take_step(connection, worker, scratch)
         };
         // It may have spun, or it is long ago that the client sent something: its silence begins now.
         events.update_time();
-        served.touch(events.now_ns());
+        served.last_active_ns.set(events.now_ns());
         let (all, later) = (self.clone(), served.clone());
         match step {
             Step::AwaitInput => self.watch(events, served, Interest::empty()),
@@ -177,7 +322,7 @@ impl Connections {
                 let block = move || Cost::Block(duration).spend(has_given_up);
                 let done = move |events: &mut PhasedLoop| all.advance(events, &later, Connection::finish_wait);
                 let fallback = done.clone();
-                let is_slow = duration >= self.0.borrow().slow_from;
+                let is_slow = duration >= self.state.borrow().slow_from;
                 let class = if is_slow { RequestClass::Slow } else { RequestClass::Fast };
                 match events.submit(class, block, move |events, _| done(events)) {
                     Ok(request) => served.request.set(Some(request)),
@@ -211,7 +356,7 @@ impl Connections {
             }
             Step::Close { lost } => self.close(events, served, lost),
         }
-        if self.0.borrow().is_ending {
+        if self.state.borrow().is_ending {
             // Half a request is not one that has been read.
             let is_half = served.is(Connection::has_half_a_request);
             if is_half || served.is(Connection::is_between_requests) {
@@ -222,7 +367,7 @@ impl Connections {
 
     /// Registers the socket, edge-triggered, or asks again with something added. Registering reports what is ready
     /// already.
-    fn watch(&self, events: &mut PhasedLoop, served: &Rc<Served>, added: Interest) {
+    fn watch(&self, events: &mut PhasedLoop, served: &Rc<OpenConnection>, added: Interest) {
         if events.is_active(served.socket) && added.is_empty() {
             return;
         }
@@ -237,18 +382,23 @@ impl Connections {
         }
     }
 
-    fn close(&self, events: &mut PhasedLoop, served: &Rc<Served>, lost: bool) {
+    fn close(&self, events: &mut PhasedLoop, served: &Rc<OpenConnection>, lost: bool) {
         let Some(connection) = served.connection.take() else { return };
         {
             // Counted first: a client that sees the end finds it in the scoreboard.
-            let mut all = self.0.borrow_mut();
+            let mut all = self.state.borrow_mut();
             all.worker.closed();
             if lost {
                 all.worker.count(Count::ClientErrors);
             }
             all.open.remove(served.key.get());
         }
-        // This closes the socket, which also ends its registration.
+        if self.acceptor.sender_keeps_copies() {
+            // Otherwise the registration would live on, and report a connection that is gone (epoll(7), question 6).
+            let _ = events.stop_io(served.socket, &connection);
+            end(&connection);
+        }
+        // This closes the socket, which also ends its registration where nobody else holds it.
         drop(connection);
         for observer in [Some(served.socket), Some(served.idle_timer), served.timer.take()].into_iter().flatten() {
             events.close(observer, |_| {});
@@ -262,20 +412,66 @@ impl Connections {
 
     /// A helper thread may still be at work for a client that has left: nobody waits for it.
     fn end_if_done(&self, events: &mut PhasedLoop) {
-        let all = self.0.borrow();
-        if all.is_ending && all.open.count() == 0 {
+        if (self.state.borrow().is_ending || is_leaving()) && self.count_open() == 0 {
             events.stop();
         }
     }
 }
 
-impl Served {
-    fn touch(&self, now_ns: u64) {
-        self.last_active_ns.set(now_ns);
-        self.has_grace_turn.set(false);
-    }
-
+impl OpenConnection {
     fn is(&self, condition: fn(&Connection) -> bool) -> bool {
         self.connection.borrow().as_ref().is_some_and(condition)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use clap::Parser;
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+    use super::*;
+    use crate::scoreboard::Scoreboard;
+    use crate::server::ServerArgs;
+    use crate::units::monotonic_ns;
+
+    #[derive(Parser)]
+    struct Args {
+        #[command(flatten)]
+        server: ServerArgs,
+    }
+
+    /// More than the poll phase looks at in two turns.
+    const MANY: usize = 2_200;
+
+    #[test]
+    fn a_connection_whose_request_has_arrived_is_not_silent_however_many_others_are_called_first() {
+        let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+        let Args { server: args } = Args::parse_from(["test", "--listen", "127.0.0.1:0", "--idle-timeout", "1ms"]);
+        let scoreboard = Scoreboard::create("test", 1, None).unwrap();
+        let worker = Worker::new(0, &args, &scoreboard);
+        let connections = Connections::new(Listener::bind(&args).unwrap(), worker, Duration::MAX);
+        let mut events = PhasedLoop::new(1).unwrap();
+        let mut clients: Vec<UnixStream> = (0..MANY)
+            .map(|_| {
+                let (client, server) = UnixStream::pair().unwrap();
+                server.set_nonblocking(true).unwrap();
+                connections.add_accepted(&mut events, Ok(server.into())).unwrap();
+                client
+            })
+            .collect();
+        clients.iter_mut().for_each(|client| client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap());
+        let all_are_due_ns = monotonic_ns() + 1_000_000;
+        while monotonic_ns() <= all_are_due_ns {}
+        // Until all of them are silent again.
+        events.run(RunMode::UntilDone).unwrap();
+        for mut client in clients {
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer:?}");
+        }
     }
 }

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 
 use super::worker::Worker;
@@ -122,6 +123,13 @@ impl Connection {
 
     pub fn has_unsent(&self) -> bool {
         !self.unsent.is_empty()
+    }
+
+    /// Its socket has something for us, or takes more from us where that is what it waits for, whatever has been reported
+    /// so far.
+    pub fn is_ready(&self) -> bool {
+        let awaited = if self.has_unsent() { PollFlags::POLLOUT } else { PollFlags::POLLIN };
+        poll(&mut [PollFd::new(self.socket.as_fd(), awaited)], PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
     pub fn step(&mut self, worker: &mut Worker, scratch: &mut SharedBuffers) -> Step {

@@ -25,7 +25,7 @@ use crate::units::monotonic_ns;
 
 /// A worker that leaves closes a connection that has been silent for so long. A client under load asks far sooner, and
 /// one that is silent does not hold the worker until the master kills it.
-const LEAVE_IDLE: Duration = Duration::from_secs(1);
+pub(super) const LEAVE_IDLE: Duration = Duration::from_secs(1);
 
 pub struct EventLoop<A> {
     pub acceptor: A,

@@ -21,6 +21,10 @@ use crate::cluster::{CLUSTER, await_events, count, events_in, has_node, run, sta
 use crate::support::{FOREVER, SERVERS, answer, connect, held, kind, load};
 
 const EVENT_DRIVEN: &str = env!("CARGO_BIN_EXE_event-driven");
+const EVENT_LOOP: &str = env!("CARGO_BIN_EXE_event-loop");
+
+/// Each has code of its own for what a master asks for.
+const EVENT_LOOPS: [&str; 2] = [EVENT_DRIVEN, EVENT_LOOP];
 
 /// Node's own primary with two of our processes: `exec` is a flag of theirs, since Node calls its own path with it.
 const NODE_PRIMARY: &str = r#"
@@ -38,9 +42,8 @@ cluster.fork();
 "#;
 
 /// The servers of the syllabus that are one process.
-/// `event-loop` does not speak with a master, and says so.
 fn single_processes() -> impl Iterator<Item = &'static str> {
-    SERVERS.iter().filter(|kind| !kind.is_forked && kind.name != "event-loop").map(|kind| kind.path)
+    SERVERS.iter().filter(|kind| !kind.is_forked).map(|kind| kind.path)
 }
 
 #[track_caller]
@@ -76,31 +79,29 @@ fn every_server_of_one_process_works_in_a_cluster_in_both_schedules_and_counts_i
 }
 
 #[test]
-fn our_event_loop_works_under_nodes_own_primary_in_both_schedules() {
+fn our_event_loops_work_under_nodes_own_primary_in_both_schedules() {
     if !has_node() {
         return;
     }
-    for policy in ["rr", "none"] {
-        let command = ["node", "-e", NODE_PRIMARY, "--", EVENT_DRIVEN, policy].map(String::from);
+    for (program, policy) in EVENT_LOOPS.into_iter().flat_map(|program| [(program, "rr"), (program, "none")]) {
+        let command = ["node", "-e", NODE_PRIMARY, "--", program, policy].map(String::from);
         let mut server = held(Program::new(&command).start(&[]));
         all_workers_answer(&server, 2);
         let report = load(server.addr, &["--connections", "6", "--requests-per-connection", "1", "--requests", "200"]);
-        assert_eq!((report.requests, report.errors.total()), (200, 0), "{policy}");
+        assert_eq!((report.requests, report.errors.total()), (200, 0), "{program} {policy}");
         server.signal(Signal::SIGTERM);
         let ended = held(server.ended(STOP_WITHIN));
-        assert_eq!(ended.stderr.matches("exit 0 true").count(), 2, "{policy}: {}", ended.stderr);
+        assert_eq!(ended.stderr.matches("exit 0 true").count(), 2, "{program} {policy}: {}", ended.stderr);
     }
 }
 
 #[test]
 fn a_server_that_cannot_be_a_worker_says_so_and_names_one_that_can() {
-    for program in SERVERS.iter().filter(|kind| kind.is_forked || kind.name == "event-loop") {
+    for program in SERVERS.iter().filter(|kind| kind.is_forked) {
         let output = run(&["--workers", "1", "--max-restarts", "0", "--", program.path, "--listen", "127.0.0.1:0"]);
         assert_eq!(output.status.code(), Some(1), "{}", program.name);
         let said = String::from_utf8_lossy(&output.stderr);
-        let why =
-            if program.is_forked { "a worker of a cluster, which has one" } else { "give `cluster` event-driven" };
-        assert!(said.contains(why), "{said}");
+        assert!(said.contains("a worker of a cluster, which has one"), "{said}");
         assert_eq!(count(&events_in(&said), "giveup"), 1);
     }
 }
@@ -134,8 +135,9 @@ fn last_answer(client: &mut Client) -> Response {
 
 #[test]
 fn a_connection_that_is_open_when_a_worker_leaves_is_answered_once_more_with_connection_close() {
-    for (schedule, leave) in [("rr", Signal::SIGUSR2), ("none", Signal::SIGUSR2), ("rr", Signal::SIGHUP)] {
-        let server = start_with(&["--workers", "1", "--schedule", schedule], &[EVENT_DRIVEN]);
+    let ways = [("rr", Signal::SIGUSR2), ("none", Signal::SIGUSR2), ("rr", Signal::SIGHUP)];
+    for (program, (schedule, leave)) in EVENT_LOOPS.into_iter().flat_map(|program| ways.map(|way| (program, way))) {
+        let server = start_with(&["--workers", "1", "--schedule", schedule], &[program]);
         let mut client = connect(&server);
         let (_, pid) = held(held(client.ask(GET)).signature());
         match leave {
@@ -151,14 +153,36 @@ fn a_connection_that_is_open_when_a_worker_leaves_is_answered_once_more_with_con
 
 #[test]
 fn a_client_that_says_nothing_does_not_keep_a_worker_that_leaves() {
-    let server = start_with(&["--workers", "1"], &[EVENT_DRIVEN]);
-    let mut client = connect(&server);
-    held(client.ask(GET));
-    server.signal(Signal::SIGHUP);
-    held(client.closes(FOREVER));
-    let events = await_events(&server, "reloaded", 1);
-    let exit = events.iter().find(|event| event["event"] == "exit").unwrap();
-    assert_eq!(exit["status"], 0);
+    for program in EVENT_LOOPS {
+        let server = start_with(&["--workers", "1"], &[program]);
+        let mut client = connect(&server);
+        held(client.ask(GET));
+        server.signal(Signal::SIGHUP);
+        held(client.closes(FOREVER));
+        let events = await_events(&server, "reloaded", 1);
+        let exit = events.iter().find(|event| event["event"] == "exit").unwrap();
+        assert_eq!(exit["status"], 0, "{program}");
+    }
+}
+
+#[test]
+fn reloads_under_load_lose_no_request_of_an_event_loop() {
+    for (program, schedule) in EVENT_LOOPS.into_iter().flat_map(|program| [(program, "rr"), (program, "none")]) {
+        let server = start_with(&["--workers", "2", "--schedule", schedule], &[program]);
+        let address = server.addr;
+        let client = std::thread::spawn(move || {
+            load(address, &["--connections", "16", "--requests-per-connection", "20", "--duration", "3s"])
+        });
+        let mut reloads = 0;
+        while !client.is_finished() {
+            server.signal(Signal::SIGHUP);
+            await_events(&server, "reloaded", 1);
+            reloads += 1;
+        }
+        let report = client.join().unwrap();
+        assert_eq!(report.errors.total(), 0, "{program} {schedule}, {reloads} reloads: {:?}", report.errors);
+        assert!(report.requests > 0 && reloads > 0, "{program} {schedule}");
+    }
 }
 
 #[test]
@@ -187,8 +211,9 @@ fn a_request_that_waits_for_its_work_is_answered_before_its_worker_leaves() {
 
 #[test]
 fn a_fatal_error_ends_with_status_1_and_sigterm_with_0() {
-    for (signal, status) in [(Signal::SIGUSR2, 1), (Signal::SIGTERM, 0)] {
-        let server = start_with(&["--workers", "1"], &[EVENT_DRIVEN]);
+    let ends = [(Signal::SIGUSR2, 1), (Signal::SIGTERM, 0)];
+    for (program, (signal, status)) in EVENT_LOOPS.into_iter().flat_map(|program| ends.map(|end| (program, end))) {
+        let server = start_with(&["--workers", "1"], &[program]);
         let (_, pid) = held(held(served_within(server.addr, FOREVER)).signature());
         kill(Pid::from_raw(pid), signal).unwrap();
         let events = await_events(&server, "exit", 1);
@@ -200,9 +225,9 @@ fn a_fatal_error_ends_with_status_1_and_sigterm_with_0() {
 
 #[test]
 fn a_worker_without_a_descriptor_left_gives_the_connection_to_another() {
-    for schedule in ["rr", "none"] {
+    for (program, schedule) in EVENT_LOOPS.into_iter().flat_map(|program| [(program, "rr"), (program, "none")]) {
         // Worker 0 has room for few.
-        let limited = format!("[ $WORKER_ID = 0 ] && ulimit -n 24; exec {EVENT_DRIVEN} \"$@\"");
+        let limited = format!("[ $WORKER_ID = 0 ] && ulimit -n 24; exec {program} \"$@\"");
         let flags = ["--workers", "2", "--schedule", schedule];
         let mut server = start_with(&flags, &["sh", "-c", &limited, "sh"]);
         let mut clients: Vec<Client> = (0..60).map(|_| connect(&server)).collect();
@@ -213,8 +238,8 @@ fn a_worker_without_a_descriptor_left_gives_the_connection_to_another() {
         drop(clients);
         all_workers_answer(&server, 2);
         let report = held(server.stop()).cluster.unwrap();
-        assert_eq!(report.deaths, 0, "{schedule}");
-        assert_eq!(report.returned > 0, schedule == "rr");
+        assert_eq!(report.deaths, 0, "{program} {schedule}");
+        assert_eq!(report.returned > 0, schedule == "rr", "{program}");
     }
 }
 
@@ -225,14 +250,14 @@ struct Worker {
 }
 
 impl Worker {
-    fn start() -> Worker {
-        Worker::start_after("true")
+    fn start(program: &str) -> Worker {
+        Worker::start_after("true", program)
     }
 
     /// From a shell that runs `preparation` first.
-    fn start_after(preparation: &str) -> Worker {
+    fn start_after(preparation: &str, program: &str) -> Worker {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let mut command = with_channel(theirs.into(), preparation);
+        let mut command = with_channel(theirs.into(), preparation, program);
         let child = command.args(["--listen", "127.0.0.1:0"]).spawn().unwrap();
         ours.set_read_timeout(Some(FOREVER)).unwrap();
         Worker { child, channel: ours }
@@ -294,13 +319,13 @@ impl Drop for Worker {
     }
 }
 
-/// Our event loop with this end of a channel, as descriptor 3: a shell puts it there, so that it is inheritable in that
-/// process alone, and not in whatever other tests start meanwhile.
-fn with_channel(channel: OwnedFd, preparation: &str) -> Command {
+/// A server with this end of a channel, as descriptor 3: a shell puts it there, so that it is inheritable in that process
+/// alone, and not in whatever other tests start meanwhile.
+fn with_channel(channel: OwnedFd, preparation: &str, program: &str) -> Command {
     let script = format!("{preparation}; exec 3<&0 </dev/null; exec \"$0\" \"$@\"");
     let mut command = Command::new("sh");
     command
-        .args(["-c", &script, EVENT_DRIVEN])
+        .args(["-c", &script, program])
         .env("NODE_CHANNEL_FD", "3")
         .env("NODE_UNIQUE_ID", "1")
         .stdin(Stdio::from(channel))
@@ -311,72 +336,78 @@ fn with_channel(channel: OwnedFd, preparation: &str) -> Command {
 
 #[test]
 fn a_worker_asks_as_node_does_and_answers_a_sign_of_life_it_is_asked_for() {
-    let mut worker = Worker::start();
-    let query = worker.serve();
-    assert_eq!(
-        (&query["cmd"], &query["address"], &query["port"], &query["addressType"], &query["index"]),
-        (&json!("NODE_CLUSTER"), &json!("127.0.0.1"), &json!(0), &json!(4), &json!(0))
-    );
-    // Garbage, strangers' messages and descriptors that never came do it no harm.
-    worker.say("garbage\n7\n{\"cmd\":\"NODE_CLUSTER\",\"act\":\"newconn\",\"key\":\"k\",\"seq\":3}");
-    worker.say(r#"{"cmd":"NODE_HANDLE","type":"net.Native","msg":{"cmd":"NODE_CLUSTER","act":"heartbeat"}}"#);
-    let mut line = String::new();
-    BufReader::new(&worker.channel).read_line(&mut line).unwrap();
-    assert_eq!(line, "{\"cmd\":\"NODE_HANDLE_NACK\"}\n");
-    worker.say(r#"{"cmd":"NODE_CLUSTER","act":"disconnect","seq":4}"#);
-    assert_eq!(worker.hear("close")["key"], "k");
-    assert_eq!(worker.ended(), Some(0));
+    for program in EVENT_LOOPS {
+        let mut worker = Worker::start(program);
+        let query = worker.serve();
+        assert_eq!(
+            (&query["cmd"], &query["address"], &query["port"], &query["addressType"], &query["index"]),
+            (&json!("NODE_CLUSTER"), &json!("127.0.0.1"), &json!(0), &json!(4), &json!(0))
+        );
+        // Garbage, strangers' messages and descriptors that never came do it no harm.
+        worker.say("garbage\n7\n{\"cmd\":\"NODE_CLUSTER\",\"act\":\"newconn\",\"key\":\"k\",\"seq\":3}");
+        worker.say(r#"{"cmd":"NODE_HANDLE","type":"net.Native","msg":{"cmd":"NODE_CLUSTER","act":"heartbeat"}}"#);
+        let mut line = String::new();
+        BufReader::new(&worker.channel).read_line(&mut line).unwrap();
+        assert_eq!(line, "{\"cmd\":\"NODE_HANDLE_NACK\"}\n");
+        worker.say(r#"{"cmd":"NODE_CLUSTER","act":"disconnect","seq":4}"#);
+        assert_eq!(worker.hear("close")["key"], "k");
+        assert_eq!(worker.ended(), Some(0));
+    }
 }
 
 #[test]
 fn a_worker_that_has_no_room_refuses_each_connection_and_takes_one_when_another_has_ended() {
-    let mut worker = Worker::start_after("ulimit -n 24");
-    worker.serve();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut clients = Vec::new();
-    let pass = |worker: &mut Worker, clients: &mut Vec<TcpStream>, seq| {
-        clients.push(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
-        let connection = listener.accept().unwrap().0;
-        // As libuv's are, and our masters'.
-        connection.set_nonblocking(true).unwrap();
-        worker.takes(&connection, seq)
-    };
-    let taken = (1..24).take_while(|&seq| pass(&mut worker, &mut clients, seq)).count();
-    assert!((1..23).contains(&taken), "{taken}");
-    assert!((24..27).all(|seq| !pass(&mut worker, &mut clients, seq)));
-    let mut first = clients.swap_remove(0);
-    first.write_all(GET_AND_CLOSE).unwrap();
-    first.read_to_end(&mut Vec::new()).unwrap();
-    drop(first);
-    // It may hear of the end a little later.
-    let mut seqs = 27..;
-    let takes = || pass(&mut worker, &mut clients, seqs.next().unwrap()).then_some(());
-    assert!(poll_until(FOREVER, takes).is_some());
+    for program in EVENT_LOOPS {
+        let mut worker = Worker::start_after("ulimit -n 24", program);
+        worker.serve();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut clients = Vec::new();
+        let pass = |worker: &mut Worker, clients: &mut Vec<TcpStream>, seq| {
+            clients.push(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+            let connection = listener.accept().unwrap().0;
+            // As libuv's are, and our masters'.
+            connection.set_nonblocking(true).unwrap();
+            worker.takes(&connection, seq)
+        };
+        let taken = (1..24).take_while(|&seq| pass(&mut worker, &mut clients, seq)).count();
+        assert!((1..23).contains(&taken), "{taken}");
+        assert!((24..27).all(|seq| !pass(&mut worker, &mut clients, seq)));
+        let mut first = clients.swap_remove(0);
+        first.write_all(GET_AND_CLOSE).unwrap();
+        first.read_to_end(&mut Vec::new()).unwrap();
+        drop(first);
+        // It may hear of the end a little later.
+        let mut seqs = 27..;
+        let takes = || pass(&mut worker, &mut clients, seqs.next().unwrap()).then_some(());
+        assert!(poll_until(FOREVER, takes).is_some());
+    }
 }
 
 #[test]
 fn a_master_that_is_gone_ends_its_worker() {
-    let mut asks = Worker::start();
-    asks.hear("queryServer");
-    asks.channel.shutdown(std::net::Shutdown::Both).unwrap();
-    assert_eq!(asks.ended(), Some(1));
-    let mut serves = Worker::start();
-    serves.serve();
-    serves.channel.shutdown(std::net::Shutdown::Both).unwrap();
-    assert_eq!(serves.ended(), Some(0));
+    for program in EVENT_LOOPS {
+        let mut asks = Worker::start(program);
+        asks.hear("queryServer");
+        asks.channel.shutdown(std::net::Shutdown::Both).unwrap();
+        assert_eq!(asks.ended(), Some(1));
+        let mut serves = Worker::start(program);
+        serves.serve();
+        serves.channel.shutdown(std::net::Shutdown::Both).unwrap();
+        assert_eq!(serves.ended(), Some(0));
+    }
 }
 
 #[test]
 fn a_channel_that_is_none_is_one_line_and_a_failure() {
     let file: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
     let output = |mut command: Command| -> Output { command.args(["--listen", "127.0.0.1:0"]).output().unwrap() };
-    let mut absent = with_channel(file, "true");
+    let mut absent = with_channel(file, "true", EVENT_DRIVEN);
     absent.env("NODE_CHANNEL_FD", "250");
     let mut odd = Command::new(EVENT_DRIVEN);
     odd.env("NODE_CHANNEL_FD", "three").env("NODE_UNIQUE_ID", "1");
     let mut standard = Command::new(EVENT_DRIVEN);
     standard.env("NODE_CHANNEL_FD", "0").env("NODE_UNIQUE_ID", "1");
-    let no_socket = with_channel(std::fs::File::open("/dev/null").unwrap().into(), "true");
+    let no_socket = with_channel(std::fs::File::open("/dev/null").unwrap().into(), "true", EVENT_DRIVEN);
     for command in [absent, odd, standard, no_socket] {
         let output = output(command);
         let said = String::from_utf8_lossy(&output.stderr);
@@ -409,11 +440,11 @@ fn outside_a_cluster_a_server_binds_by_itself() {
 fn a_cluster_of_our_servers_keeps_the_contract_of_a_server() {
     let of_flags = ["workers", "scoreboard", "taken-port", "wrong-flag", "wrong-duration", "wrong-work"];
     let points: Vec<_> = check::points().into_iter().filter(|point| !of_flags.contains(&point.id)).collect();
-    for schedule in ["rr", "none"] {
-        let command = [CLUSTER, "--workers", "2", "--schedule", schedule, "--", EVENT_DRIVEN].map(String::from);
+    for (program, schedule) in EVENT_LOOPS.into_iter().flat_map(|program| [(program, "rr"), (program, "none")]) {
+        let command = [CLUSTER, "--workers", "2", "--schedule", schedule, "--", program].map(String::from);
         let verdicts = check::judge(&Program::new(&command), &points).expect("it can be started");
         for (point, verdict) in points.iter().zip(verdicts) {
-            assert!(verdict.is_ok(), "{schedule}: {}: {verdict:?}", point.id);
+            assert!(verdict.is_ok(), "{program} {schedule}: {}: {verdict:?}", point.id);
         }
     }
 }
