@@ -1,33 +1,30 @@
 //! The command line: commands, options, and which applications a command is about.
 
-use clap::{Args, Subcommand};
-use nix::sys::signal::Signal;
+use clap::error::Error;
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, Subcommand};
 use serde_json::{Map, Value, json};
 
+use super::protocol::{PmRequest, TARGETS};
 use super::startup::StartupArgs;
 use crate::console::Format;
 
 #[derive(Subcommand, Debug)]
 pub enum PmCommand {
-    /// Start a program, the applications of a configuration, or an application that is stopped
+    /// Start programs, the applications of a configuration, or applications that are stopped
     Start(Box<StartArgs>),
     /// Stop applications, and keep them in the list
-    Stop(Targets),
+    Stop(TargetArgs),
     /// Stop applications and start them again; those that are stopped are started
-    Restart(AgainArgs),
-    /// Replace the workers of a cluster one by one, without losing a request; restart an application that is none
-    Reload(AgainArgs),
+    #[command(alias = "startOrRestart")]
+    Restart(TargetArgs),
+    /// Replace the workers of a cluster one by one, without losing a request; restart what is not a cluster
+    #[command(alias = "startOrReload")]
+    Reload(TargetArgs),
     /// Stop applications, and forget them
     #[command(visible_alias = "del")]
-    Delete(Targets),
-    /// From now on so many processes of an application
-    Scale {
-        name: String,
-        #[arg(value_name = "N", value_parser = parse_instances, allow_hyphen_values = true)]
-        instances: u16,
-    },
+    Delete(TargetArgs),
     /// Show all processes in a table
-    #[command(visible_aliases = ["ls", "status"])]
+    #[command(visible_aliases = ["ls", "l", "ps", "status"])]
     List {
         /// A table for people, or what `jlist` prints
         #[arg(long, value_enum, default_value_t = Format::Text)]
@@ -35,40 +32,25 @@ pub enum PmCommand {
     },
     /// Print all processes as one JSON array, with the keys of PM2's
     Jlist,
-    /// Show all that is known about a process
-    #[command(visible_alias = "show")]
-    Describe(Targets),
-    /// Watch what all processes use, on the whole screen, until q
-    Monit,
-    /// Show the environment that an application is started with
-    Env(Targets),
-    /// Show what applications have written, and go on with what they write
-    Logs(LogsArgs),
-    /// Empty the logs of applications
-    Flush(Targets),
-    /// Open the logs anew, after logrotate(8) has renamed them; so does SIGUSR2 to the daemon
-    ReloadLogs,
-    /// Send a signal to applications
-    Signal {
-        /// Such as SIGUSR2, or its number
-        #[arg(value_parser = parse_signal)]
-        signal: Signal,
-        #[command(flatten)]
-        targets: Targets,
+    /// Show the environment that a process has
+    Env {
+        #[arg(required = true, value_name = "APPLICATION", help = TARGETS)]
+        targets: Vec<String>,
     },
-    /// Set the count of restarts to 0
-    Reset(Targets),
-    /// Keep the list of applications in a file, for `resurrect`
-    #[command(visible_alias = "dump")]
-    Save,
-    /// Start the applications that `save` has kept
-    Resurrect,
-    /// Print the systemd unit that starts the daemon with the machine
+    /// Show what applications have written, and go on with what they write
+    #[command(visible_alias = "log")]
+    Logs(LogsArgs),
+    /// Watch processes and their logs on the whole screen, until q
+    #[command(visible_alias = "monitor")]
+    Monit,
+    #[command(flatten)]
+    Ask(PmRequest),
+    /// Let systemd start the daemon with the machine: installs the unit as root, otherwise prints it
     Startup(StartupArgs),
+    /// Take back what `startup` has installed
+    Unstartup(StartupArgs),
     /// Print what happens, an event a line as JSON, until it is interrupted
     Events,
-    /// Say whether the daemon answers, and start it if there is none
-    Ping,
     /// Stop all applications, and the daemon
     Kill,
     /// Be the daemon, in this terminal; other commands start it when there is none
@@ -77,16 +59,30 @@ pub enum PmCommand {
 
 /// Which applications.
 #[derive(Args, Debug)]
-pub struct Targets {
-    /// An id, a name, a namespace, /regex/ over names, or all
-    #[arg(required = true, value_name = "APPLICATION")]
+pub struct TargetArgs {
+    /// An id, a name, a namespace, /regex/ over names, or all; or a configuration, and names in it
+    #[arg(required = true, value_name = "APPLICATION|CONFIG")]
     pub targets: Vec<String>,
+
+    #[command(flatten)]
+    pub of_config: OfConfigArgs,
+}
+
+/// What is taken from a configuration.
+#[derive(Args, Debug)]
+pub struct OfConfigArgs {
+    /// Of a configuration only these applications
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    pub only: Vec<String>,
+
+    /// Of a configuration: the variables of its env_NAME come over those of env
+    #[arg(long, value_name = "NAME")]
+    pub env: Option<String>,
 }
 
 #[derive(Args, Debug)]
 pub struct LogsArgs {
-    /// An id, a name, a namespace, /regex/ over names, or all
-    #[arg(value_name = "APPLICATION", default_value = "all")]
+    #[arg(value_name = "APPLICATION", default_value = "all", help = TARGETS)]
     pub targets: Vec<String>,
 
     /// Begin with so many lines of each file that are there
@@ -119,33 +115,18 @@ pub struct LogsArgs {
 }
 
 #[derive(Args, Debug)]
-pub struct AgainArgs {
-    /// An id, a name, a namespace, /regex/ over names, or all; or a configuration, which is read anew
-    #[arg(required = true, value_name = "APPLICATION|CONFIG")]
-    pub targets: Vec<String>,
-
-    /// Of a configuration: the variables of its env_NAME come over those of env
-    #[arg(long, value_name = "NAME")]
-    pub env: Option<String>,
-}
-
-#[derive(Args, Debug)]
 pub struct StartArgs {
-    /// A configuration (ecosystem.config.js, *.json, *.yaml, *.toml), a program or script, or an application in the list
-    #[arg(value_name = "FILE")]
-    pub file: String,
+    /// A configuration (ecosystem.config.js, *.json, *.yaml, *.toml) and names in it; or programs, scripts, a command
+    /// line in quotes; or applications in the list
+    #[arg(value_name = "FILE", default_value = "ecosystem.config.js")]
+    pub files: Vec<String>,
 
-    /// Of a configuration only these applications
-    #[arg(value_name = "NAME")]
-    pub names: Vec<String>,
+    #[command(flatten)]
+    pub of_config: OfConfigArgs,
 
     /// Stay in this terminal instead of leaving a daemon behind; Ctrl-C stops the applications
     #[arg(long)]
     pub no_daemon: bool,
-
-    /// Of a configuration: the variables of its env_NAME come over those of env
-    #[arg(long, value_name = "NAME")]
-    pub env: Option<String>,
 
     /// Give a name that is there already the new configuration, and restart it
     #[arg(short, long)]
@@ -159,165 +140,82 @@ pub struct StartArgs {
     pub arguments: Vec<String>,
 }
 
-/// Keys of the configuration, which these options set. See `pm start --help` for their defaults.
-#[derive(Args, Debug)]
-#[command(next_help_heading = "Keys of the configuration")]
-pub struct KeyArgs {
-    /// What the application is called [default: the file without its extension]
-    #[arg(short, long)]
-    name: Option<String>,
+/// The keys of a configuration that options of `pm start` have set.
+#[derive(Debug, Default)]
+pub struct KeyArgs(pub Map<String, Value>);
 
-    /// Processes: a number, max (one for each CPU), or -1 (all CPUs but one)
-    #[arg(short, long, value_name = "N|max|-N", allow_hyphen_values = true)]
-    instances: Option<String>,
+/// Each sets the key of its name: with a value, with several (`...`), or, where there is none, with true; `no-` means
+/// false. Beside it its letter, what its value is, and its help.
+const KEY_OPTIONS: &[(&str, &str, &str, &str)] = &[
+    ("name", "n", "NAME", "What the application is called [default: the file without its extension]"),
+    ("instances", "i", "N|max|-N", "Processes: a number, max (one for each CPU), or -1 (all CPUs but one)"),
+    ("namespace", "", "NAME", "A name for several applications"),
+    ("interpreter", "", "PROGRAM", "What runs the script [default: by its extension: node, python3, ...]; or none"),
+    ("interpreter-args", "", "ARGS", "What the interpreter gets before the script"),
+    ("node-args", "", "ARGS", "The same, by the name that it has in PM2"),
+    ("cwd", "", "FOLDER", "The folder that it runs in [default: this one]"),
+    ("watch", "", "", "Restart it when a file below its folder changes"),
+    ("ignore-watch", "", "GLOB...", "What --watch does not watch; may be given several times"),
+    ("max-memory-restart", "", "SIZE", "Restart it when it uses more memory, such as 300M"),
+    ("cron-restart", "c", "PATTERN", "Restart it at these times, written as in crontab(5)"),
+    ("max-restarts", "", "N", "Give it up after so many restarts [default: 16]"),
+    ("min-uptime", "", "MS", "A process that ends before is unstable [default: 1000]"),
+    ("restart-delay", "", "MS", "Wait so long before a restart [default: 0]"),
+    ("exp-backoff-restart-delay", "", "MS", "Wait so long before a restart, and longer each time, up to 15 s"),
+    ("stop-exit-codes", "", "STATUS,...", "Do not restart it when it ends with one of these statuses"),
+    ("no-autorestart", "", "", "Do not restart it when it ends"),
+    ("kill-timeout", "", "MS", "From the signal that asks it to end until SIGKILL [default: 1600]"),
+    ("wait-ready", "", "", "It says itself when it is ready: process.send('ready')"),
+    ("listen-timeout", "", "MS", "With --wait-ready: give it up after so long [default: 3000]"),
+    ("no-treekill", "", "", "Leave alone what the process has started when it ends"),
+    ("output", "o", "FILE", "Where its output goes [default: $PM_HOME/logs/NAME-out-ID.log]"),
+    ("error", "e", "FILE", "Where its standard error goes [default: $PM_HOME/logs/NAME-error-ID.log]"),
+    ("log", "l", "FILE", "Where both go that have no file of their own"),
+    ("log-date-format", "", "FORMAT", "Put a time before each line, such as 'YYYY-MM-DD HH:mm:ss'"),
+    ("time", "", "", "The same, with the time as YYYY-MM-DDTHH:mm:ss"),
+    ("log-type", "", "text|json", "Each line as JSON, or as it is"),
+    ("merge-logs", "", "", "All its processes write into the same files"),
+    ("log-max-size", "", "SIZE", "Rotate a log that is larger, such as 10M: it gets the number 1 behind its name"),
+    ("log-retain", "", "N", "So many rotated logs stay [default: 10]"),
+];
 
-    /// A name for several applications
-    #[arg(long)]
-    namespace: Option<String>,
+impl Args for KeyArgs {
+    fn augment_args(command: Command) -> Command {
+        let options = KEY_OPTIONS.iter().map(|&(name, letter, value, help)| {
+            let arg = Arg::new(name).long(name).short(letter.chars().next()).help(help);
+            let arg = arg.help_heading("Keys of the configuration");
+            match value {
+                "" => arg.action(ArgAction::SetTrue),
+                // -1, and --options of an interpreter.
+                _ if name == "instances" || name.ends_with("-args") => arg.value_name(value).allow_hyphen_values(true),
+                _ if value.ends_with("...") => arg.value_name(value).action(ArgAction::Append).value_delimiter(','),
+                _ => arg.value_name(value),
+            }
+        });
+        command.args(options)
+    }
 
-    /// What runs the script [default: by its extension: node, python3, bash, ...]; none: it is a program
-    #[arg(long, value_name = "PROGRAM")]
-    interpreter: Option<String>,
-
-    /// The folder that it runs in [default: this one]
-    #[arg(long, value_name = "FOLDER")]
-    cwd: Option<String>,
-
-    /// Restart it when a file below its folder changes
-    #[arg(long)]
-    watch: bool,
-
-    /// Globs of what --watch does not watch
-    #[arg(long, value_name = "GLOB")]
-    ignore_watch: Vec<String>,
-
-    /// Restart it when it uses more memory, such as 300M
-    #[arg(long, value_name = "SIZE")]
-    max_memory_restart: Option<String>,
-
-    /// Restart it at these times, written as in crontab(5)
-    #[arg(short, long = "cron-restart", value_name = "PATTERN")]
-    cron_restart: Option<String>,
-
-    /// Give it up after so many restarts [default: 16]
-    #[arg(long, value_name = "N")]
-    max_restarts: Option<u32>,
-
-    /// A process that ends before is unstable [default: 1000, in ms]
-    #[arg(long, value_name = "MS")]
-    min_uptime: Option<String>,
-
-    /// Wait so long before a restart [default: 0]
-    #[arg(long, value_name = "MS")]
-    restart_delay: Option<String>,
-
-    /// Wait so long before the first restart, and 1.5 times as long, up to 15 s, before each that follows
-    #[arg(long, value_name = "MS")]
-    exp_backoff_restart_delay: Option<String>,
-
-    /// Do not restart it when it ends with one of these statuses
-    #[arg(long, value_name = "STATUS", value_delimiter = ',')]
-    stop_exit_codes: Vec<u8>,
-
-    /// Do not restart it when it ends
-    #[arg(long)]
-    no_autorestart: bool,
-
-    /// From the signal that asks it to end until SIGKILL [default: 1600]
-    #[arg(long, value_name = "MS")]
-    kill_timeout: Option<String>,
-
-    /// It says itself when it is ready: process.send('ready')
-    #[arg(long)]
-    wait_ready: bool,
-
-    /// With --wait-ready: give it up after so long [default: 3000]
-    #[arg(long, value_name = "MS")]
-    listen_timeout: Option<String>,
-
-    /// Leave alone what the process has started when it ends
-    #[arg(long)]
-    no_treekill: bool,
-
-    /// Where its standard output goes [default: $PM_HOME/logs/NAME-out-ID.log]
-    #[arg(short, long, value_name = "FILE")]
-    output: Option<String>,
-
-    /// Where its standard error goes [default: $PM_HOME/logs/NAME-error-ID.log]
-    #[arg(short, long, value_name = "FILE")]
-    error: Option<String>,
-
-    /// Put a time before each line, such as 'YYYY-MM-DD HH:mm:ss'
-    #[arg(long, value_name = "FORMAT")]
-    log_date_format: Option<String>,
-
-    /// Each line as JSON, or as it is
-    #[arg(long, value_name = "text|json")]
-    log_type: Option<String>,
-
-    /// All its processes write into the same files
-    #[arg(long)]
-    merge_logs: bool,
-
-    /// Rotate a log that is larger, such as 10M: it gets the number 1 behind its name
-    #[arg(long, value_name = "SIZE")]
-    log_max_size: Option<String>,
-
-    /// So many rotated logs stay [default: 10]
-    #[arg(long, value_name = "N")]
-    log_retain: Option<String>,
-}
-
-impl KeyArgs {
-    /// Those that were given, as a configuration has them.
-    pub fn to_keys(&self) -> Map<String, Value> {
-        let texts = [
-            ("name", &self.name),
-            ("instances", &self.instances),
-            ("namespace", &self.namespace),
-            ("interpreter", &self.interpreter),
-            ("cwd", &self.cwd),
-            ("max_memory_restart", &self.max_memory_restart),
-            ("cron_restart", &self.cron_restart),
-            ("min_uptime", &self.min_uptime),
-            ("restart_delay", &self.restart_delay),
-            ("exp_backoff_restart_delay", &self.exp_backoff_restart_delay),
-            ("kill_timeout", &self.kill_timeout),
-            ("listen_timeout", &self.listen_timeout),
-            ("out_file", &self.output),
-            ("error_file", &self.error),
-            ("log_date_format", &self.log_date_format),
-            ("log_type", &self.log_type),
-            ("log_max_size", &self.log_max_size),
-            ("log_retain", &self.log_retain),
-        ];
-        let texts = texts.into_iter().filter_map(|(key, text)| Some((key, json!(text.as_ref()?))));
-        let switches = [
-            ("watch", self.watch, true),
-            ("wait_ready", self.wait_ready, true),
-            ("merge_logs", self.merge_logs, true),
-            ("autorestart", self.no_autorestart, false),
-            ("treekill", self.no_treekill, false),
-        ];
-        let switches = switches.into_iter().filter(|(_, is_given, _)| *is_given).map(|(key, _, on)| (key, json!(on)));
-        let restarts = self.max_restarts.map(|most| ("max_restarts", json!(most)));
-        let ignored = Some(("ignore_watch", json!(self.ignore_watch))).filter(|_| !self.ignore_watch.is_empty());
-        let codes = Some(("stop_exit_codes", json!(self.stop_exit_codes))).filter(|_| !self.stop_exit_codes.is_empty());
-        let all = texts.chain(switches).chain(restarts).chain(ignored).chain(codes);
-        all.map(|(key, value)| (key.to_owned(), value)).collect()
+    fn augment_args_for_update(command: Command) -> Command {
+        KeyArgs::augment_args(command)
     }
 }
 
-/// A name with or without SIG, or a number.
-fn parse_signal(text: &str) -> Result<Signal, String> {
-    let named = format!("SIG{}", text.to_uppercase().trim_start_matches("SIG"));
-    let numbered = || text.parse::<i32>().ok().and_then(|number| Signal::try_from(number).ok());
-    let odd = || format!("{text:?} is no signal; write it like SIGUSR2 or 12");
-    named.parse().ok().or_else(numbered).ok_or_else(odd)
-}
+impl FromArgMatches for KeyArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<KeyArgs, Error> {
+        let given = KEY_OPTIONS.iter().filter_map(|&(name, _, value, _)| {
+            let key = name.replace('-', "_");
+            if value.is_empty() {
+                let on =
+                    || key.strip_prefix("no_").map_or((key.clone(), json!(true)), |key| (key.into(), json!(false)));
+                return matches.get_flag(name).then(on);
+            }
+            let values: Vec<&String> = matches.get_many(name)?.collect();
+            Some(if value.ends_with("...") { (key, json!(values)) } else { (key, json!(values[0])) })
+        });
+        Ok(KeyArgs(given.collect()))
+    }
 
-/// How many there shall be. A sign would mean a difference, and is refused: `+1` must not end all but one.
-fn parse_instances(text: &str) -> Result<u16, String> {
-    let number = text.parse().ok().filter(|number| (1..=10_000).contains(number) && !text.starts_with('+'));
-    number.ok_or_else(|| "write how many there shall be, 1 to 10000, without a sign".to_string())
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), Error> {
+        KeyArgs::from_arg_matches(matches).map(|keys| *self = keys)
+    }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::args::{AgainArgs, LogsArgs, PmCommand, StartArgs, Targets};
+use super::args::{KeyArgs, LogsArgs, OfConfigArgs, PmCommand, StartArgs, TargetArgs};
 use super::client::{self, PmConnection};
 use super::config::{self, AppConfig, LogType};
 use super::daemon;
@@ -32,64 +32,48 @@ pub fn run(command: PmCommand, cluster: &str) -> Result<(), Failure> {
     let program = std::env::current_exe().map_err(|error| Failure::new("find this program", error))?;
     let cluster = program.with_file_name(cluster);
     let ask = |request: PmRequest| PmConnection::open(&home)?.ask(&request);
-    let change = |request: PmRequest| print_list(&ask(request)?);
     match command {
-        PmCommand::Start(args) => start(&home, cluster, &args),
-        PmCommand::Reload(args) => again(&home, args, true),
-        PmCommand::Stop(Targets { targets }) => change(PmRequest::Stop { targets }),
+        PmCommand::Start(args) => start(&home, cluster, *args),
+        PmCommand::Stop(args) => end(&home, &args, |targets| PmRequest::Stop { targets }),
+        PmCommand::Delete(args) => end(&home, &args, |targets| PmRequest::Delete { targets }),
         PmCommand::Restart(args) => again(&home, args, false),
-        PmCommand::Delete(Targets { targets }) => {
-            ask(PmRequest::Delete { targets })?;
-            print_list(&ask(PmRequest::List)?)
-        }
-        PmCommand::Scale { name, instances } => change(PmRequest::Scale { name, instances: instances.into() }),
+        PmCommand::Reload(args) => again(&home, args, true),
         PmCommand::List { format: Format::Text } => print_list(&ask(PmRequest::List)?),
         PmCommand::List { format: Format::Json } | PmCommand::Jlist => {
             let list = serde_json::to_string(&ask(PmRequest::List)?.processes).expect("its keys are strings");
             console::print(&format!("{list}\n"))
         }
-        PmCommand::Describe(Targets { targets }) => {
-            let reply = ask(PmRequest::Describe { targets })?;
-            console::print(&output::describe(&reply.processes, Paint::on(&stdout())))
-        }
-        PmCommand::Monit => monit(&home),
-        PmCommand::Env(Targets { targets }) => {
+        PmCommand::Env { targets } => {
             console::print(&output::environment(&ask(PmRequest::Describe { targets })?.processes))
         }
-        PmCommand::Signal { signal, targets: Targets { targets } } => {
-            change(PmRequest::Signal { signal: signal as i32, targets })
-        }
         PmCommand::Logs(args) => logs(&home, args),
-        PmCommand::Flush(Targets { targets }) => change(PmRequest::Flush { targets }),
-        PmCommand::ReloadLogs => ask(PmRequest::ReloadLogs).map(drop),
-        PmCommand::Reset(Targets { targets }) => change(PmRequest::Reset { targets }),
-        PmCommand::Save => {
-            let reply = ask(PmRequest::Save)?;
-            let processes = reply.processes.len();
-            console::print(&format!("{processes} processes saved in {}\n", home.dump().display()))
+        PmCommand::Monit => monit(&home),
+        PmCommand::Ask(request) => {
+            let reply = ask(request.clone())?;
+            match request {
+                PmRequest::Describe { .. } => console::print(&output::describe(&reply.processes, Paint::on(&stdout()))),
+                PmRequest::Save => {
+                    let (processes, dump) = (reply.processes.len(), home.dump());
+                    console::print(&format!("{processes} processes saved in {}\n", dump.display()))
+                }
+                PmRequest::Ping => console::print(&format!("the daemon of {} answers\n", home.folder().display())),
+                PmRequest::ReloadLogs => Ok(()),
+                _ => print_list(&reply),
+            }
         }
-        PmCommand::Resurrect => change(PmRequest::Resurrect),
-        PmCommand::Startup(args) => {
-            let text = startup::startup(&args, std::env::var_os(home::VARIABLE).as_deref())?;
-            console::print(&format!("{}\n", text.trim_end()))
-        }
+        PmCommand::Startup(args) => console::print(&startup::startup(&args)?),
+        PmCommand::Unstartup(args) => console::print(&startup::unstartup(&args)?),
         PmCommand::Events => events(&home),
-        PmCommand::Ping => {
-            ask(PmRequest::Ping)?;
-            console::print(&format!("the daemon of {} answers\n", home.folder().display()))
-        }
         PmCommand::Kill => kill(&home),
         PmCommand::Daemon => daemon::run(&home, cluster, None, client::daemon_is_ready),
     }
 }
 
-fn start(home: &PmHome, cluster: PathBuf, args: &StartArgs) -> Result<(), Failure> {
-    let path = Path::new(&args.file);
-    let is_file = path.is_file();
-    let mut keys = args.keys.to_keys();
-    // With an option it is a program, even if an application has its name.
-    if !is_file && !args.file.contains('/') && !args.no_daemon && keys.is_empty() && args.arguments.is_empty() {
-        let targets = vec![args.file.clone()];
+fn start(home: &PmHome, cluster: PathBuf, args: StartArgs) -> Result<(), Failure> {
+    let StartArgs { files, of_config, no_daemon, force, keys: KeyArgs(mut keys), arguments } = args;
+    // With an option they are programs, even if an application has such a name.
+    if !no_daemon && keys.is_empty() && arguments.is_empty() && files.iter().all(|file| !Path::new(file).is_file()) {
+        let targets = files.clone();
         // A daemon that is not there knows no application.
         if let Some(mut connection) = PmConnection::find(home)?
             && connection.ask(&PmRequest::Describe { targets: targets.clone() }).is_ok()
@@ -97,41 +81,71 @@ fn start(home: &PmHome, cluster: PathBuf, args: &StartArgs) -> Result<(), Failur
             return print_list(&connection.ask(&PmRequest::Wake { targets })?);
         }
     }
-    if !args.arguments.is_empty() {
-        keys.insert("args".to_owned(), json!(args.arguments));
+    if !arguments.is_empty() {
+        keys.insert("args".to_owned(), json!(arguments));
     }
-    let is_configuration = is_file && config::is_configuration(path);
-    let apps = if is_configuration {
-        let configuration = config::read(path, args.env.as_deref(), &keys)?;
-        configuration.warnings.iter().for_each(console::log);
-        chosen(configuration.apps, &args.names)?
-    } else {
-        keys.insert("script".to_owned(), Value::from(args.file.clone()));
+    let configured = read_configuration(&files, &of_config, &keys)?;
+    let only_new = configured.is_none() && !force;
+    let of_program = |file| {
         let folder = std::env::current_dir().map_err(|error| Failure::new("find the current folder", error))?;
-        vec![config::from_keys(keys, &folder)?]
+        keys.insert("script".to_owned(), Value::String(file));
+        config::from_keys(keys.clone(), &folder)
     };
-    let only_new = !is_configuration && !args.force;
+    let apps = configured.map_or_else(|| files.into_iter().map(of_program).collect(), Ok)?;
     let request = PmRequest::Start { apps, environment: environment(), only_new, reload: false };
-    if args.no_daemon {
+    if no_daemon {
         return daemon::run(home, cluster, Some(request), || {});
     }
     print_list(&PmConnection::open(home)?.ask(&request)?)
 }
 
 /// A restart or a reload, with the configuration as it is now where one is named.
-fn again(home: &PmHome, args: AgainArgs, reload: bool) -> Result<(), Failure> {
-    let file = Path::new(&args.targets[0]);
-    let request = if file.is_file() && config::is_configuration(file) {
-        let configuration = config::read(file, args.env.as_deref(), &Map::new())?;
-        configuration.warnings.iter().for_each(console::log);
-        let apps = chosen(configuration.apps, &args.targets[1..])?;
-        PmRequest::Start { apps, environment: environment(), only_new: false, reload }
-    } else if reload {
-        PmRequest::Reload { targets: args.targets }
-    } else {
-        PmRequest::Restart { targets: args.targets }
+fn again(home: &PmHome, args: TargetArgs, reload: bool) -> Result<(), Failure> {
+    let TargetArgs { targets, of_config } = args;
+    let request = match read_configuration(&targets, &of_config, &Map::new())? {
+        Some(apps) => PmRequest::Start { apps, environment: environment(), only_new: false, reload },
+        None if reload => PmRequest::Reload { targets },
+        None => PmRequest::Restart { targets },
     };
     print_list(&PmConnection::open(home)?.ask(&request)?)
+}
+
+/// A stop or a delete, of those applications of a configuration that are in the list where one is named.
+fn end(home: &PmHome, args: &TargetArgs, request: fn(Vec<String>) -> PmRequest) -> Result<(), Failure> {
+    let mut connection = PmConnection::open(home)?;
+    let mut targets = args.targets.clone();
+    if let Some(apps) = read_configuration(&targets, &args.of_config, &Map::new())? {
+        let listed = connection.ask(&PmRequest::List)?.processes;
+        let names = apps.into_iter().map(|app| app.name);
+        targets = names.filter(|name| listed.iter().any(|entry| entry.name == *name)).collect();
+        if targets.is_empty() {
+            let file = &args.targets[0];
+            return Err(Failure::relay(format!("no application of {file} is in the list; `pm list` shows it")));
+        }
+    }
+    let reply = connection.ask(&request(targets))?;
+    let is_gone = reply.processes.is_empty();
+    print_list(&if is_gone { connection.ask(&PmRequest::List)? } else { reply })
+}
+
+/// The applications that are meant, where the first target is a configuration.
+fn read_configuration(
+    targets: &[String],
+    of_config: &OfConfigArgs,
+    over: &Map<String, Value>,
+) -> Result<Option<Vec<AppConfig>>, Failure> {
+    let path = Path::new(&targets[0]);
+    if !config::is_configuration(path) {
+        return match of_config {
+            OfConfigArgs { env: None, only } if only.is_empty() => Ok(None),
+            _ => {
+                Err(Failure::relay(format!("--env and --only are for a configuration, and {} is none", path.display())))
+            }
+        };
+    }
+    let configuration = config::read(path, of_config.env.as_deref(), over)?;
+    configuration.warnings.iter().for_each(console::log);
+    chosen(configuration.apps, &[&targets[1..], &of_config.only].concat()).map(Some)
 }
 
 /// Ours, for the applications; without the variables that are not text.

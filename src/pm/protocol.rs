@@ -8,17 +8,24 @@
 
 use std::collections::BTreeMap;
 
+use clap::Subcommand;
+use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::config::{AppConfig, LogType};
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// What the targets of a request are.
+pub const TARGETS: &str = "An id, a name, a namespace, /regex/ over names, or all";
+
+/// A request; those that the command line has in the same form are its subcommands, too.
+#[derive(Clone, Debug, Subcommand, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "kebab-case")]
 pub enum PmRequest {
-    Ping,
+    #[command(skip)]
     List,
     /// An application whose name is there already is restarted with the new configuration.
+    #[command(skip)]
     Start {
         apps: Vec<AppConfig>,
         /// Of the client: what the applications' own variables are added to.
@@ -32,52 +39,78 @@ pub enum PmRequest {
         reload: bool,
     },
     /// Starts what is stopped.
-    Wake {
-        targets: Vec<String>,
-    },
-    Stop {
-        targets: Vec<String>,
-    },
-    Restart {
-        targets: Vec<String>,
-    },
+    #[command(skip)]
+    Wake { targets: Vec<String> },
+    #[command(skip)]
+    Stop { targets: Vec<String> },
+    #[command(skip)]
+    Restart { targets: Vec<String> },
     /// Replaces the workers of a cluster, one after another; restarts what is none.
-    Reload {
-        targets: Vec<String>,
-    },
-    Delete {
-        targets: Vec<String>,
-    },
-    /// As `list`, of these alone.
+    #[command(skip)]
+    Reload { targets: Vec<String> },
+    #[command(skip)]
+    Delete { targets: Vec<String> },
+    /// Show all that is known about a process
+    #[command(visible_aliases = ["show", "info", "desc"])]
     Describe {
+        #[arg(required = true, value_name = "APPLICATION", help = TARGETS)]
         targets: Vec<String>,
     },
-    /// Empties the logs.
-    Flush {
-        targets: Vec<String>,
-    },
-    /// Opens the logs anew, whose files have other names now.
-    ReloadLogs,
-    /// Sends a signal, by its number.
-    Signal {
-        signal: i32,
-        targets: Vec<String>,
-    },
-    /// Sets the counts of restarts to 0.
-    Reset {
-        targets: Vec<String>,
-    },
-    /// From now on so many processes.
+    /// From now on so many processes of an application
     Scale {
         name: String,
+        #[arg(value_name = "N", value_parser = parse_instances, allow_hyphen_values = true)]
         instances: usize,
     },
+    /// Empty the logs of applications
+    Flush {
+        #[arg(value_name = "APPLICATION", default_value = "all", help = TARGETS)]
+        targets: Vec<String>,
+    },
+    /// Open the logs anew, after logrotate(8) has renamed them; so does SIGUSR2 to the daemon
+    #[command(alias = "reloadLogs")]
+    ReloadLogs,
+    /// Send a signal to applications
+    #[command(alias = "sendSignal")]
+    Signal {
+        /// Such as SIGUSR2, or its number
+        #[arg(value_parser = parse_signal)]
+        signal: i32,
+        #[arg(required = true, value_name = "APPLICATION", help = TARGETS)]
+        targets: Vec<String>,
+    },
+    /// Set the count of restarts to 0
+    Reset {
+        #[arg(required = true, value_name = "APPLICATION", help = TARGETS)]
+        targets: Vec<String>,
+    },
+    /// Keep the list of applications in a file, for `resurrect`
+    #[command(visible_alias = "dump")]
     Save,
+    /// Start the applications that `save` has kept
     Resurrect,
     /// Events, each a line, until the client leaves.
+    #[command(skip)]
     Events,
+    /// Say whether the daemon answers, and start it if there is none
+    Ping,
     /// Stops all processes, and the daemon.
+    #[command(skip)]
     Kill,
+}
+
+/// A name with or without SIG, or a number: the number.
+fn parse_signal(text: &str) -> Result<i32, String> {
+    let named = format!("SIG{}", text.to_uppercase().trim_start_matches("SIG"));
+    let numbered = || text.parse::<i32>().ok().and_then(|number| Signal::try_from(number).ok());
+    let odd = || format!("{text:?} is not a signal; write it like SIGUSR2 or 12");
+    named.parse().ok().or_else(numbered).map(|signal| signal as i32).ok_or_else(odd)
+}
+
+/// How many there shall be. A sign would mean a difference, and is refused: `+1` must not end all but one.
+fn parse_instances(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| (1..=10_000).contains(number) && !text.starts_with('+'));
+    number.ok_or_else(|| "write how many there shall be, 1 to 10000, without a sign".to_string())
 }
 
 /// The last line of an answer.

@@ -1,4 +1,5 @@
-//! systemd: the unit that starts the daemon with the machine, and what the daemon says to and takes from its starter.
+//! systemd: the unit that starts the daemon with the machine (pm.service), and what systemd and the daemon say to each
+//! other.
 //!
 //! The unit's `KillMode=process` leaves the applications alone when the daemon is killed; `Restart=on-failure` starts the
 //! next daemon, which adopts them. `Type=notify`: the unit counts as started when clients can come.
@@ -10,60 +11,131 @@ use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use clap::Args;
 use nix::errno::Errno;
 use nix::unistd::{User, geteuid};
 
+use super::home;
 use crate::failure::Failure;
 use crate::sys::fd::take_inherited;
 
-/// What systemd says to the daemon alone: its applications do not get these variables.
+/// What systemd says to the daemon only: its applications do not get these variables.
 pub const VARIABLES: [&str; 6] =
     ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID", "WATCHDOG_USEC"];
 
 /// The first descriptor that a starter passes (sd_listen_fds(3)).
 const FIRST_PASSED: RawFd = 3;
 
-const UNITS: &str = "/etc/systemd/system";
-
 #[derive(Args, Debug)]
 pub struct StartupArgs {
-    /// Write the unit, which needs root; otherwise it is only printed
-    #[arg(long)]
-    install: bool,
+    /// The only one that pm knows
+    #[arg(value_name = "INIT", value_parser = ["systemd"], default_value = "systemd")]
+    _init: String,
 
     /// Whose applications they are [default: you, also under sudo]
-    #[arg(long, value_name = "NAME")]
+    #[arg(short, long, value_name = "NAME")]
     user: Option<String>,
+
+    /// Only print the unit, even as root
+    #[arg(long)]
+    print: bool,
+
+    /// Install below this folder, such as the file system of another machine [default: /]
+    #[arg(long, value_name = "FOLDER")]
+    root: Option<PathBuf>,
 }
 
-/// What the unit depends on.
-struct SystemdUnit<'a> {
-    program: &'a Path,
-    home: &'a Path,
-    user: &'a str,
-    /// Where the daemon and its applications find programs such as `node`.
-    path: &'a str,
+/// Where the unit of a user is, and the link that starts it with the machine, as `systemctl enable` makes it.
+struct UnitFiles {
+    name: String,
+    unit: PathBuf,
+    link: PathBuf,
+}
+
+impl UnitFiles {
+    fn new(root: Option<&Path>, user: &str) -> UnitFiles {
+        let folder = root.unwrap_or(Path::new("/")).join("etc/systemd/system");
+        let name = format!("pm-{user}.service");
+        UnitFiles { unit: folder.join(&name), link: folder.join("multi-user.target.wants").join(&name), name }
+    }
+
+    fn install(&self, text: &str) -> io::Result<()> {
+        fs::create_dir_all(self.link.parent().expect("it is in a folder"))?;
+        fs::write(&self.unit, text)?;
+        match symlink(format!("../{}", self.name), &self.link) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        fs::remove_file(&self.unit)?;
+        fs::remove_file(&self.link)
+    }
+
+    fn failed(&self, what: &str, error: io::Error) -> Failure {
+        let failure = Failure::new(format_args!("{what} {}", self.unit.display()), error);
+        failure.advise("only root may change what starts with the machine")
+    }
 }
 
 /// Prints the unit or installs it: what a person reads.
 ///
 /// # Errors
 /// There is no such user; the unit cannot be written.
-pub fn startup(args: &StartupArgs, home: Option<&OsStr>) -> Result<String, Failure> {
+pub fn startup(args: &StartupArgs) -> Result<String, Failure> {
     let user = find_user(args.user.as_deref())?;
     let program = env::current_exe().map_err(|error| Failure::new("find the program pm", error))?;
-    let home = home.map_or_else(|| user.dir.join(".pm"), PathBuf::from);
+    let named = env::var_os(home::VARIABLE);
+    let home = named.map_or_else(|| user.dir.join(".pm"), PathBuf::from);
     let path = env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin".to_owned());
-    let text = SystemdUnit { program: &program, home: &home, user: &user.name, path: &path }.text();
-    if !args.install {
-        return Ok(text);
+    let text = unit(&program, &home, &user.name, &path);
+    if args.print || args.root.is_none() && !geteuid().is_root() {
+        let [path, home] = [format!("PATH={path}"), format!("{}={}", home::VARIABLE, home.display())];
+        let words = ["sudo", "env", &path, &home, &program.to_string_lossy(), "startup", "--user", &user.name];
+        return Ok(format!(
+            "{text}\n# Nothing is installed yet. As root, this installs it:\n# {}\n",
+            shell_words::join(words)
+        ));
     }
-    let (name, file) = install(Path::new(UNITS), &user.name, &text)?;
-    Ok(format!("wrote {}; now: systemctl daemon-reload && systemctl enable --now {name}", file.display()))
+    let files = UnitFiles::new(args.root.as_deref(), &user.name);
+    files.install(&text).map_err(|error| files.failed("write", error))?;
+    let done = format!(
+        "installed {}: the daemon starts with the machine, and resurrects what `pm save` has kept\n",
+        files.unit.display()
+    );
+    Ok(done + reload_systemd(args)?)
+}
+
+/// Takes back what `startup` has installed.
+///
+/// # Errors
+/// There is no unit of this user, or it cannot be removed.
+pub fn unstartup(args: &StartupArgs) -> Result<String, Failure> {
+    let files = UnitFiles::new(args.root.as_deref(), &find_user(args.user.as_deref())?.name);
+    if args.print {
+        return Ok(format!("would remove {} and {}\n", files.unit.display(), files.link.display()));
+    }
+    files.remove().map_err(|error| files.failed("remove", error))?;
+    Ok(format!("removed {}: the daemon does not start with the machine any more\n", files.unit.display())
+        + reload_systemd(args)?)
+}
+
+/// Lets systemd read its units anew, if they are this machine's and it runs here (sd_booted(3)).
+fn reload_systemd(args: &StartupArgs) -> Result<&'static str, Failure> {
+    if args.root.is_some() || !Path::new("/run/systemd/system").is_dir() {
+        return Ok("systemd does not run here, so nobody has read the unit yet\n");
+    }
+    let status = Command::new("systemctl").arg("daemon-reload").status();
+    match status.map_err(|error| Failure::new("run systemctl daemon-reload", error))?.success() {
+        true => Ok(""),
+        false => Err(Failure::relay("systemctl daemon-reload failed; the files are as they should be".to_owned())),
+    }
 }
 
 fn find_user(named: Option<&str>) -> Result<User, Failure> {
@@ -76,48 +148,14 @@ fn find_user(named: Option<&str>) -> Result<User, Failure> {
     found.map_err(|name| Failure::relay(format!("there is no user {name}")))
 }
 
-/// Writes the unit into this folder: its name, and its file.
-fn install(folder: &Path, user: &str, text: &str) -> Result<(String, PathBuf), Failure> {
-    let name = format!("pm-{user}.service");
-    let file = folder.join(&name);
-    fs::write(&file, text).map_err(|error| {
-        let failure = Failure::new(format!("write {}", file.display()), error);
-        failure.advise("only root may install a unit; without --install it is printed")
-    })?;
-    Ok((name, file))
-}
-
-impl SystemdUnit<'_> {
-    fn text(&self) -> String {
-        let pm = quoted(&self.program.to_string_lossy(), true);
-        let setting = |name: &str, value: &str| quoted(&format!("{name}={value}"), false);
-        format!(
-            "\
-[Unit]
-Description=pm: the applications of {user}
-After=network.target
-
-[Service]
-Type=notify
-User={user}
-Environment={home}
-Environment={path}
-ExecStart={pm} daemon
-ExecStartPost=-{pm} resurrect
-ExecReload={pm} reload all
-ExecStop={pm} kill
-KillMode=process
-Restart=on-failure
-LimitNOFILE=infinity
-
-[Install]
-WantedBy=multi-user.target
-",
-            user = escaped(self.user),
-            home = setting("PM_HOME", &self.home.to_string_lossy()),
-            path = setting("PATH", self.path),
-        )
-    }
+/// The text of the unit. `path`: where the daemon and its applications find programs such as `node`.
+fn unit(program: &Path, home: &Path, user: &str, path: &str) -> String {
+    let setting = |name: &str, value: &str| quoted(&format!("{name}={value}"), false);
+    include_str!("pm.service")
+        .replace("{pm}", &quoted(&program.to_string_lossy(), true))
+        .replace("{home}", &setting(home::VARIABLE, &home.to_string_lossy()))
+        .replace("{path}", &setting("PATH", path))
+        .replace("{user}", &escaped(user))
 }
 
 /// `%` begins a specifier in a unit (systemd.unit(5)).
@@ -131,12 +169,12 @@ fn quoted(text: &str, is_command: bool) -> String {
     format!("\"{}\"", if is_command { text.replace('$', "$$") } else { text })
 }
 
-/// Tells the starter, where one listens, a state such as `READY=1` (sd_notify(3)): whether one was told.
+/// Tells the starter, where one listens, a state such as `READY=1` (sd_notify(3)).
 ///
 /// # Errors
 /// Whom `$NOTIFY_SOCKET` names does not listen.
-pub fn notify(state: &str) -> io::Result<bool> {
-    env::var_os("NOTIFY_SOCKET").map_or(Ok(false), |address| notify_at(&address, state).map(|()| true))
+pub fn notify(state: &str) -> io::Result<()> {
+    env::var_os("NOTIFY_SOCKET").map_or(Ok(()), |address| notify_at(&address, state))
 }
 
 fn notify_at(address: &OsStr, state: &str) -> io::Result<()> {
@@ -176,7 +214,7 @@ mod tests {
     #[test]
     fn the_unit_waits_for_the_daemon_and_leaves_the_applications_alone() {
         let (program, home) = (Path::new("/opt/p m/pm"), Path::new("/home/a%b/.pm"));
-        let text = SystemdUnit { program, home, user: "ann", path: "/usr/bin:/opt/$x" }.text();
+        let text = unit(program, home, "ann", "/usr/bin:/opt/$x");
         for line in [
             "Type=notify",
             "User=ann",
@@ -194,17 +232,6 @@ mod tests {
     #[test]
     fn a_word_of_a_command_stays_one_word() {
         assert_eq!(quoted("a $b \"c\" \\ 100%", true), r#""a $$b \"c\" \\ 100%%""#);
-    }
-
-    #[test]
-    fn the_unit_is_written_into_the_folder_or_the_line_says_who_may() {
-        let folder = env::temp_dir().join(format!("acceptlab-startup-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        let (name, file) = install(&folder, "ann", "[Unit]\n").unwrap();
-        assert_eq!((name.as_str(), fs::read_to_string(&file).unwrap().as_str()), ("pm-ann.service", "[Unit]\n"));
-        fs::remove_dir_all(&folder).unwrap();
-        let line = install(&folder, "ann", "[Unit]\n").unwrap_err().to_string();
-        assert!(line.contains("pm-ann.service: ") && line.contains("only root may"), "{line}");
     }
 
     #[test]

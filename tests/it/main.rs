@@ -53,6 +53,7 @@ mod ordinary_user;
 mod passing;
 mod phased_loop;
 mod pm;
+mod pm_commands;
 mod pm_config;
 mod pm_habits;
 mod pm_logs;

@@ -1,5 +1,6 @@
 //! The process manager and systemd: the unit, and the two protocols between them.
 
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener};
@@ -8,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use acceptlab::pm::startup::VARIABLES;
 
 use crate::pm::Manager;
-use crate::support::FOREVER;
+use crate::support::{FOREVER, Ordinary};
 
 /// A daemon that the test has started as systemd would. It ends with `pm kill`, and is reaped.
 struct StartedDaemon<'a> {
@@ -32,7 +33,7 @@ fn start<'a>(manager: &'a Manager, command: &mut Command) -> StartedDaemon<'a> {
 #[test]
 fn the_unit_is_printed_for_this_program_and_this_folder() {
     let manager = Manager::new("unit");
-    let unit = manager.done(&["startup", "--user", "root"]);
+    let unit = manager.done(&["startup", "--print", "--user", "root"]);
     let program = env!("CARGO_BIN_EXE_pm");
     for line in [
         format!("ExecStart=\"{program}\" daemon"),
@@ -43,6 +44,42 @@ fn the_unit_is_printed_for_this_program_and_this_folder() {
         assert!(unit.lines().any(|other| other == line), "{line} is not in\n{unit}");
     }
     assert!(manager.refused(&["startup", "--user", "nobody-has-this-name"]).contains("there is no user"));
+}
+
+#[test]
+fn an_ordinary_user_is_told_the_command_that_installs_the_unit_and_may_not_install_it() {
+    let Some(ordinary) = Ordinary::new(env!("CARGO_BIN_EXE_pm")) else { return };
+    let run = |args: &[&str]| {
+        let output = ordinary.command().args(args).env("PM_HOME", "/srv/a b/.pm").output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (status, unit, _) = run(&["startup", "systemd", "--user", "root"]);
+    let last = unit.lines().last().unwrap();
+    assert_eq!(status, Some(0));
+    assert!(last.starts_with("# sudo env ") && last.contains("'PM_HOME=/srv/a b/.pm'"), "{unit}");
+    assert!(last.ends_with(" startup --user root") && unit.starts_with("[Unit]\n"), "{unit}");
+    let (status, _, said) = run(&["startup", "--user", "root", "--root", "/"]);
+    assert!(status == Some(1) && said.contains("permission denied; only root may"), "{said}");
+}
+
+/// Into a folder of our own: no systemd runs here, and none would read it.
+#[test]
+fn a_unit_is_installed_so_that_it_starts_with_the_machine_and_is_taken_back() {
+    let manager = Manager::new("install");
+    let root = manager.home().with_file_name("root");
+    let args = ["--user", "root", "--root", root.to_str().unwrap()];
+    for _twice in 0..2 {
+        let said = manager.done(&[&["startup"], &args[..]].concat());
+        assert!(said.contains("installed") && said.contains("systemd does not run here"), "{said}");
+    }
+    let folder = root.join("etc/systemd/system");
+    let link = folder.join("multi-user.target.wants/pm-root.service");
+    assert_eq!(fs::read(&link).unwrap(), fs::read(folder.join("pm-root.service")).unwrap());
+    let printed = manager.done(&["startup", "--print", "--user", "root"]);
+    assert!(printed.starts_with(&fs::read_to_string(&link).unwrap()), "{printed}");
+    manager.done(&[&["unstartup"], &args[..]].concat());
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "only the folder of links is left");
+    assert!(manager.refused(&[&["unstartup"], &args[..]].concat()).contains("no such file"));
 }
 
 #[test]

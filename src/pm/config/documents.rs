@@ -1,29 +1,97 @@
 //! A configuration in JSON, YAML or TOML, as one value.
 
+use std::fmt;
 use std::path::Path;
 
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
 use crate::failure::Failure;
 
-/// Reads JSON in which comments and a comma after the last item are allowed.
+/// No configuration is nested so deeply. The parser of JSON would need more stack than there is.
+const DEEPEST: usize = 1000;
+
+/// Reads JSON5: JSON with comments, a comma after the last item, and names without quotation marks.
 ///
 /// # Errors
 /// One line with the file and the line in it; so for all three.
 pub fn json(path: &Path, text: &str) -> Result<Value, Failure> {
-    serde_json::from_str(&without_comments(text)).map_err(|error| {
+    let mut depth = 0;
+    for (number, line) in text.lines().enumerate() {
+        depth += line.matches(['[', '{']).count();
+        depth = depth.saturating_sub(line.matches([']', '}']).count());
+        if depth > DEEPEST {
+            return Err(at(path, number + 1, "more than 1000 brackets are open"));
+        }
+    }
+    json5::from_str(text).map_err(|error| {
         let said = error.to_string();
         let what = said.rsplit_once(" at line ").map_or(said.as_str(), |(what, _)| what);
-        at(path, error.line(), what)
+        at(path, error.position().map_or(0, |position| position.line) + 1, what)
     })
 }
 
+/// Reads YAML 1.2, in which `no` and `on` are texts. Numbers, `true` and `false` are kept as the text that stands there:
+/// the variable `VERSION: 1.10` is not 1.1. (What is to be a number is read from such a text as well.)
 pub fn yaml(path: &Path, text: &str) -> Result<Value, Failure> {
-    serde_saphyr::from_str(text).map_err(|error| {
+    let options = || serde_saphyr::options! { strict_booleans: true };
+    let read = || {
+        let mut value: Value = serde_saphyr::from_str_with_options(text, options())?;
+        serde_saphyr::with_deserializer_from_str_with_options(text, options(), |deserializer| {
+            AsWritten(&mut value).deserialize(deserializer)
+        })?;
+        Ok(value)
+    };
+    read().map_err(|error: serde_saphyr::Error| {
         let line = error.location().map_or(0, |location| location.line() as usize);
         let error = error.without_snippet().to_string();
         at(path, line, error.lines().next().unwrap_or_default())
     })
+}
+
+/// Reads the same document a second time: its scalars as texts.
+struct AsWritten<'v>(&'v mut Value);
+
+impl<'de> DeserializeSeed<'de> for AsWritten<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        match self.0 {
+            Value::Object(_) => deserializer.deserialize_map(self),
+            Value::Array(_) => deserializer.deserialize_seq(self),
+            Value::Number(_) | Value::Bool(_) => {
+                *self.0 = String::deserialize(deserializer)?.into();
+                Ok(())
+            }
+            Value::String(_) | Value::Null => IgnoredAny::deserialize(deserializer).map(drop),
+        }
+    }
+}
+
+impl<'de> Visitor<'de> for AsWritten<'_> {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str("what was read before")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(key) = map.next_key::<String>()? {
+            match self.0.get_mut(&key) {
+                Some(value) => map.next_value_seed(AsWritten(value))?,
+                None => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        let values = self.0.as_array_mut().into_iter().flatten();
+        for value in values {
+            items.next_element_seed(AsWritten(value))?;
+        }
+        Ok(())
+    }
 }
 
 pub fn toml(path: &Path, text: &str) -> Result<Value, Failure> {
@@ -35,56 +103,6 @@ pub fn toml(path: &Path, text: &str) -> Result<Value, Failure> {
 
 fn at(path: &Path, line: usize, what: &str) -> Failure {
     Failure::relay(format!("{}:{line}: {}", path.display(), what.replace('\n', ", ")))
-}
-
-/// Puts spaces where comments and commas before a closing bracket are, so that every line keeps its number.
-fn without_comments(text: &str) -> String {
-    let mut plain = String::with_capacity(text.len());
-    // Where the last comma is, as long as only space and comments have come after it.
-    let mut comma = None;
-    let mut rest = text.chars().peekable();
-    while let Some(character) = rest.next() {
-        match (character, rest.peek()) {
-            ('"', _) => {
-                plain.push('"');
-                while let Some(character) = rest.next() {
-                    plain.push(character);
-                    match character {
-                        '\\' => plain.extend(rest.next()),
-                        '"' => break,
-                        _ => {}
-                    }
-                }
-                comma = None;
-            }
-            ('/', Some('/')) => while rest.next_if(|&character| character != '\n').is_some() {},
-            ('/', Some('*')) => {
-                let mut before = ' ';
-                rest.next();
-                for character in rest.by_ref() {
-                    plain.push(if character == '\n' { '\n' } else { ' ' });
-                    if (before, character) == ('*', '/') {
-                        break;
-                    }
-                    before = character;
-                }
-            }
-            (',', _) => {
-                comma = Some(plain.len());
-                plain.push(',');
-            }
-            (character, _) => {
-                if let (']' | '}', Some(comma)) = (character, comma) {
-                    plain.replace_range(comma..=comma, " ");
-                }
-                if !character.is_whitespace() {
-                    comma = None;
-                }
-                plain.push(character);
-            }
-        }
-    }
-    plain
 }
 
 #[cfg(test)]
@@ -114,17 +132,34 @@ mod tests {
     }
 
     #[test]
-    fn the_three_say_the_same() {
+    fn json_and_toml_say_the_same() {
         let expected = serde_json::json!({"apps": [{"script": "a.js", "instances": 2, "env": {"A": "1"}}]});
         assert_eq!(json(path(), &expected.to_string()).unwrap(), expected);
-        let text = "apps:\n  - script: a.js\n    instances: 2\n    env:\n      A: '1'\n";
-        assert_eq!(yaml(path(), text).unwrap(), expected);
         assert_eq!(toml(path(), "[[apps]]\nscript = 'a.js'\ninstances = 2\nenv = { A = '1' }\n").unwrap(), expected);
     }
 
     #[test]
     fn an_anchor_in_yaml_is_shared() {
         let text = "base: &base {max_restarts: 3}\napps:\n  - <<: *base\n    script: a.js\n";
-        assert_eq!(yaml(path(), text).unwrap()["apps"][0], serde_json::json!({"max_restarts": 3, "script": "a.js"}));
+        assert_eq!(yaml(path(), text).unwrap()["apps"][0], serde_json::json!({"max_restarts": "3", "script": "a.js"}));
+    }
+
+    #[test]
+    fn yaml_keeps_the_text_of_what_is_not_a_text() {
+        let text =
+            "apps:\n  - name: 42\n    env: {A: 012, B: no, C: 1.10, D: true, E: ~, F: 0x1f, G: 'x', H: [1e3, on]}\n";
+        let expected = serde_json::json!({"apps": [{"name": "42", "env": {
+            "A": "012", "B": "no", "C": "1.10", "D": "true", "E": null, "F": "0x1f", "G": "x", "H": ["1e3", "on"]}}]});
+        assert_eq!(yaml(path(), text).unwrap(), expected);
+        assert_eq!(yaml(path(), "a: &x {b: 1}\nc: [*x, *x]\n").unwrap()["c"][1]["b"], "1");
+    }
+
+    #[test]
+    fn what_is_nested_too_deeply_is_an_error() {
+        for open in ["[", "{\"a\":", "[\n"] {
+            assert!(json(path(), &open.repeat(200_000)).is_err());
+        }
+        assert!(yaml(path(), &"[".repeat(200_000)).is_err());
+        assert!(toml(path(), &format!("a = {}", "[".repeat(200_000))).is_err());
     }
 }

@@ -115,6 +115,9 @@ pub fn application(
     };
     keys.set(&mut app.out_file, &["out_file", "output", "out", "out_log"], log)?;
     keys.set(&mut app.error_file, &["error_file", "error", "err_file", "err", "err_log"], log)?;
+    let both = keys.read(&["log_file", "log"], log)?.flatten();
+    app.out_file = app.out_file.or_else(|| both.clone());
+    app.error_file = app.error_file.or(both);
     if keys.read(&["time"], values::yes_or_no)? == Some(true) {
         app.log_date_format = Some("YYYY-MM-DDTHH:mm:ss".to_owned());
     }
