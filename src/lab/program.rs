@@ -24,10 +24,15 @@ use crate::failure::Failure;
 use crate::lab::observe::processes::{Process, members};
 use crate::sys::namespace::NetworkNamespace;
 use crate::sys::process::spawn_child;
+use crate::sys::procfs::is_asleep;
 
 /// How long the output of a program that has ended may still be on its way through a pipe. A process that it left behind
 /// may hold the pipe open for longer.
 const DRAIN_WITHIN: Duration = Duration::from_secs(1);
+
+/// How much longer than asked for a program is waited for that still runs, waits for a CPU on a busy machine, or has just
+/// ended.
+pub const LATE_BY: Duration = Duration::from_secs(10);
 
 /// Why a wait ended without what it waited for.
 #[derive(Debug)]
@@ -238,10 +243,16 @@ impl Running {
 
     /// The address in its ready line.
     pub fn await_ready(&mut self, within: Duration) -> Result<String, NotReady> {
-        let line = select! {
-            recv(self.interrupt) -> _ => return Err(NotReady::Interrupted),
-            recv(self.stdout) -> line => line.map_err(|_| "closed its standard output before it was ready".to_string()),
-            default(within) => Err(format!("printed nothing within {within:?}")),
+        let deadline = Instant::now() + within;
+        let line = loop {
+            let Some(left) = self.time_left(deadline) else { break Err(format!("printed nothing within {within:?}")) };
+            select! {
+                recv(self.interrupt) -> _ => return Err(NotReady::Interrupted),
+                recv(self.stdout) -> line => {
+                    break line.map_err(|_| "closed its standard output before it was ready".to_string());
+                }
+                default(left) => {}
+            }
         };
         if let Some(address) = line.as_ref().ok().and_then(|line| line.strip_prefix("ready ")) {
             return Ok(address.to_string());
@@ -257,14 +268,30 @@ impl Running {
 
     /// How it ended; `None` when it is still running then.
     pub fn await_exit(&mut self, within: Duration) -> Result<Option<ExitStatus>, Stop> {
-        if self.status.is_none() {
-            self.status = select! {
-                recv(self.exit) -> status => status.ok(),
+        let deadline = Instant::now() + within;
+        while self.status.is_none()
+            && let Some(left) = self.time_left(deadline)
+        {
+            select! {
+                recv(self.exit) -> status => self.status = status.ok(),
                 recv(self.interrupt) -> _ => return Err(Stop::Interrupted),
-                default(within) => None,
-            };
+                default(left) => {}
+            }
         }
         Ok(self.status)
+    }
+
+    /// How long to wait before the next look; `None` when nothing more is to be expected: the time is up, and all of its
+    /// processes sleep. One that does not sleep gets [`LATE_BY`] more.
+    fn time_left(&self, deadline: Instant) -> Option<Duration> {
+        const LOOK_EVERY: Duration = Duration::from_millis(50);
+        let now = Instant::now();
+        if now < deadline {
+            return Some(deadline - now);
+        }
+        let members = members(self.pid());
+        let sleeps = !members.is_empty() && members.iter().all(|stat| is_asleep(stat.pid));
+        (now < deadline + LATE_BY && !sleeps).then_some(LOOK_EVERY)
     }
 
     /// Waits for the end and returns all of standard output. `on_stderr` sees every line of standard error when it comes.
@@ -418,6 +445,20 @@ mod tests {
         assert_eq!(ended(&format!("{refused}, or so it seems")).missing_privilege(), None);
         let Stop::Failed(line) = ended(refused).stop("reuseport") else { panic!("not a failure") };
         assert!(line.starts_with("reuseport ended with exit status: 1 before") && !line.contains("one line"));
+    }
+
+    #[test]
+    fn a_program_that_still_runs_when_its_time_is_up_gets_more_and_one_that_sleeps_does_not() {
+        let launch = |script: &str| Program::new(&["sh", "-c", script].map(String::from)).launch(&[]).unwrap();
+        // What exec does is over when the line comes, and the processor is needed from then on.
+        let mut busy = launch("echo ready 1; i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done");
+        busy.await_ready(Duration::from_secs(30)).unwrap();
+        assert!(busy.await_exit(Duration::from_millis(10)).unwrap().is_some());
+        let mut sleeper = launch("echo ready 1; exec sleep 60");
+        sleeper.await_ready(Duration::from_secs(30)).unwrap();
+        let since = Instant::now();
+        assert!(sleeper.await_exit(Duration::from_millis(500)).unwrap().is_none());
+        assert!(since.elapsed() < LATE_BY, "{:?}", since.elapsed());
     }
 
     #[test]

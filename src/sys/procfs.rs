@@ -54,6 +54,17 @@ impl Stat {
     }
 }
 
+/// Every thread of the process sleeps until something happens, or is stopped: none runs or waits for a CPU. False for a
+/// process that has ended.
+pub fn is_asleep(pid: i32) -> bool {
+    let state = |task: fs::DirEntry| {
+        let stat = fs::read_to_string(task.path().join("stat")).ok()?;
+        Some(Stat::parse(pid, &stat)?.state)
+    };
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    tasks.flatten().filter_map(state).all(|state| matches!(state, 'S' | 'T'))
+}
+
 /// Open descriptors. `None` when there is no such process, or it is another user's.
 pub fn descriptors(pid: i32) -> Option<u64> {
     Some(fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count() as u64)

@@ -29,6 +29,8 @@ pub struct Client {
     answers: usize,
     /// Since the last answer; after an answer it stays until the next is sent.
     sent: SentRequest,
+    /// How the server has ended it: `closed` or `reset`.
+    end: &'static str,
 }
 
 /// One response, whole.
@@ -64,7 +66,10 @@ impl Client {
             Ok(stream)
         });
         match connected {
-            Ok(stream) => Ok(Client { stream, received: Vec::new(), answers: 0, sent: SentRequest::default() }),
+            Ok(stream) => {
+                let (received, sent) = (Vec::new(), SentRequest::default());
+                Ok(Client { stream, received, answers: 0, sent, end: "closed" })
+            }
             Err(error) => broken(format!("a connection to {addr}"), error.to_string()),
         }
     }
@@ -170,7 +175,7 @@ impl Client {
         match self.read(with_body, timeout)? {
             Some(answer) => Ok(answer),
             None if self.answers > 0 => Err(self.closed_after_an_answer()),
-            None => self.broken("an answer", "the connection is closed without one"),
+            None => self.broken("an answer", format!("the connection is {} without one", self.end)),
         }
     }
 
@@ -196,9 +201,12 @@ impl Client {
                 Err(error) if is_timeout(&error) => {
                     return self.broken("an answer or a close", format!("{} in {timeout:?}", self.shown()));
                 }
-                _ if self.received.is_empty() => return Ok(None),
-                _ => {
-                    let found = format!("the connection is closed after {}", self.shown());
+                ended => {
+                    self.end = if ended.is_ok() { "closed" } else { "reset" };
+                    if self.received.is_empty() {
+                        return Ok(None);
+                    }
+                    let found = format!("the connection is {} after {}", self.end, self.shown());
                     return self.broken("a whole answer", found);
                 }
             }

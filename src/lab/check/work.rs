@@ -9,7 +9,8 @@ use super::{FLAGS, Point, ProbeResult, broken, own, start};
 pub const POINTS: &[Point] = &[
     own(FLAGS, "work-wait", "--work wait:DUR takes at least so long", |program| takes(program, "wait:80ms", 80)),
     own(FLAGS, "work-block", "--work block:DUR takes at least so long", |program| takes(program, "block:80ms", 80)),
-    own(FLAGS, "work-spin", "--work spin:DUR takes at least so long", |program| takes(program, "spin:80ms", 80)),
+    // Short: where fifty others want the CPU, each of its milliseconds takes fifty.
+    own(FLAGS, "work-spin", "--work spin:DUR takes at least so long", |program| takes(program, "spin:20ms", 20)),
     own(FLAGS, "work-fraction", "a duration may have a fraction", |program| takes(program, "block:1.8ms", 1)),
     own(FLAGS, "work-mixture", "a mixture makes some requests cheap and some expensive", mixture),
     own(FLAGS, "wrong-work", "wrong work is a wrong flag", |program| {
