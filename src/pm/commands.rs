@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::stdout;
+use std::fs::{self, File};
+use std::io::{self, stdout};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use regex_lite::Regex;
 use serde_json::{Map, Value, json};
 
 use super::args::{KeyArgs, LogsArgs, OfConfigArgs, PmCommand, StartArgs, TargetArgs};
@@ -14,14 +17,14 @@ use super::config::{self, AppConfig, LogType};
 use super::daemon;
 use super::home::{self, PmHome};
 use super::logs::{FollowOptions, FollowedFile, ShownAs, follow};
-use super::output;
-use super::protocol::{PmReply, PmRequest};
+use super::output::{self, MonitView};
+use super::protocol::{PmReply, PmRequest, ProcessEntry};
 use super::startup;
 use crate::console::{self, Format};
 use crate::failure::Failure;
 use crate::keyboard::{Key, Keyboard};
 use crate::logs::lines::LogStream;
-use crate::terminal::{Paint, Screen, draw_lines, width};
+use crate::terminal::{Paint, Screen, width};
 
 /// Runs one command to its end. Cluster mode runs the program `cluster`, which is beside this one.
 ///
@@ -43,9 +46,7 @@ pub fn run(command: PmCommand, cluster: &str) -> Result<(), Failure> {
             let list = serde_json::to_string(&ask(PmRequest::List)?.processes).expect("its keys are strings");
             console::print(&format!("{list}\n"))
         }
-        PmCommand::Env { targets } => {
-            console::print(&output::environment(&ask(PmRequest::Describe { targets })?.processes))
-        }
+        PmCommand::Env { targets } => console::print(&environments(&ask(PmRequest::Describe { targets })?.processes)),
         PmCommand::Logs(args) => logs(&home, args),
         PmCommand::Monit => monit(&home),
         PmCommand::Ask(request) => {
@@ -174,14 +175,60 @@ fn monit(home: &PmHome) -> Result<(), Failure> {
     let mut connection = PmConnection::open(home)?;
     let mut keyboard = Keyboard::open().map_err(odd)?;
     let mut screen = Screen::take(&stdout()).map_err(odd)?;
+    let mut chosen = 0;
     loop {
         let entries = connection.ask(&PmRequest::List)?.processes;
-        let lines = output::monit(&entries, Paint::on(&stdout()));
-        screen.draw(|frame| draw_lines(frame, lines, "q quits".to_owned())).map_err(odd)?;
-        if keyboard.read(Some(LOOK_EVERY)).map_err(odd)?.contains(&Key::Quit) {
-            return Ok(());
+        let last = entries.len().saturating_sub(1);
+        chosen = last.min(chosen);
+        let logs = entries.get(chosen).map(|entry| (&entry.pm2_env.pm_out_log_path, &entry.pm2_env.pm_err_log_path));
+        let (output, errors) = logs.map(|(output, errors)| (tail(output), tail(errors))).unwrap_or_default();
+        let view = MonitView { entries: &entries, chosen, output, errors, paint: Paint::on(&stdout()) };
+        screen.draw(|frame| view.draw(frame)).map_err(odd)?;
+        for key in keyboard.read(Some(LOOK_EVERY)).map_err(odd)? {
+            match key {
+                Key::Quit => return Ok(()),
+                Key::Up => chosen = chosen.saturating_sub(1),
+                Key::Down => chosen = last.min(chosen + 1),
+                Key::Home | Key::PageUp => chosen = 0,
+                Key::End | Key::PageDown => chosen = last,
+                Key::Tab => chosen = if chosen == last { 0 } else { chosen + 1 },
+            }
         }
     }
+}
+
+/// The end of a log, as much as a screen may show, without colours.
+fn tail(path: &str) -> String {
+    const SHOWN: u64 = 32 << 10;
+    let read = || {
+        let file = File::open(path)?;
+        let start = file.metadata()?.len().saturating_sub(SHOWN);
+        let mut end = vec![0; SHOWN as usize];
+        let length = file.read_at(&mut end, start)?;
+        end.truncate(length);
+        Ok(end)
+    };
+    let end = read().unwrap_or_else(|error: io::Error| Failure::new(path, error).to_string().into_bytes());
+    let colours = Regex::new("\x1b\\[[0-9;]*[A-Za-z]").expect("it is a regular expression");
+    colours.replace_all(&String::from_utf8_lossy(&end), "").into_owned()
+}
+
+/// The variables that each process has; those of the configuration, where it does not run.
+fn environments(entries: &[ProcessEntry]) -> String {
+    let of_process = |entry: &ProcessEntry| {
+        let environ = fs::read(format!("/proc/{}/environ", entry.pid)).ok().filter(|_| entry.pid > 0)?;
+        let variables = environ.split(|&byte| byte == 0).filter(|variable| !variable.is_empty());
+        Some(variables.map(|variable| String::from_utf8_lossy(variable).into_owned()).collect::<Vec<_>>())
+    };
+    let variables = entries.iter().flat_map(|entry| {
+        let mut variables = of_process(entry).unwrap_or_else(|| {
+            console::log(format_args!("{} does not run: only what its configuration sets", entry.name));
+            entry.pm2_env.env.iter().map(|(name, value)| format!("{name}={value}")).collect()
+        });
+        variables.sort_unstable();
+        variables
+    });
+    variables.map(|variable| variable + "\n").collect()
 }
 
 fn logs(home: &PmHome, args: LogsArgs) -> Result<(), Failure> {

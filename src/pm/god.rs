@@ -349,6 +349,11 @@ impl God {
             console::log(failure);
         }
         self.call(id, call);
+        // A new configuration has taken away what the old one watched.
+        if let Some(process) = self.processes.get_mut(&id) {
+            process.begin_watching();
+        }
+        self.watch_files(id);
         self.report(id, "reload");
     }
 

@@ -2,9 +2,12 @@
 
 use std::fs;
 
+use acceptlab::lab::observe::processes::poll_until;
 use serde_json::{Value, json};
 
 use crate::pm::Manager;
+use crate::support::FOREVER;
+use crate::terminal::Terminal;
 
 /// Two sleeping applications, and the configuration that describes them.
 fn configured(name: &str) -> (Manager, String) {
@@ -135,4 +138,91 @@ fn several_programs_a_command_line_and_the_arguments_of_a_program_are_started() 
     pm.await_log("line-out-2.log", "c d\n");
     pm.done(&["start", "env", "--name", "words", "--no-autorestart", "--", "echo", "run", "-x"]);
     pm.await_log("words-out-3.log", "run -x\n");
+}
+
+#[test]
+fn env_shows_every_variable_that_the_process_gets() {
+    let pm = Manager::new("env");
+    let apps = json!([{"name": "web", "script": "sleep", "args": "1000", "env": {"COLOUR": "blue"}}]);
+    let file = pm.script("apps.json", &apps.to_string());
+    let mut start = pm.command(&["start", &file]);
+    assert!(start.env("OF_THE_SHELL", "a b").status().unwrap().success());
+    let shown = pm.done(&["env", "web"]);
+    for variable in ["COLOUR=blue", "OF_THE_SHELL=a b", "NODE_APP_INSTANCE=0"] {
+        assert!(shown.lines().any(|line| line == variable), "no {variable} in {shown}");
+    }
+    assert!(shown.lines().any(|line| line.starts_with("PATH=")), "{shown}");
+    pm.done(&["stop", "web"]);
+    let output = pm.run(&["env", "web"]);
+    assert_eq!(output.stdout, b"COLOUR=blue\n");
+    assert!(String::from_utf8(output.stderr).unwrap().contains("web does not run"));
+}
+
+/// A table that is wider than its terminal is broken into lines that nobody can read.
+#[test]
+fn the_table_fits_a_terminal_of_any_width_and_says_why_an_application_is_errored() {
+    let Some(terminal) = Terminal::open("pm-list") else { return };
+    let pm = Manager::new("table");
+    let script = pm.script("broken.sh", "exit 3\n");
+    pm.done(&["start", "sleep", "--name", "an-application-with-a-long-name", "--namespace", "nightly", "--", "1000"]);
+    pm.done(&["start", "sleep", "--name", "网络服务器", "-i", "3", "--", "1000"]);
+    pm.done(&["start", &script, "--max-restarts", "1"]);
+    pm.await_status("broken", "errored");
+    let line = format!("clear; PM_HOME={} {} list; echo shown", pm.home().display(), env!("CARGO_BIN_EXE_pm"));
+    for (width, has) in [(60, "↺"), (80, "uptime"), (100, "mode"), (160, "an-application-with-a-long-name")] {
+        terminal.tmux(&["resize-window", "-x", &width.to_string(), "-y", "24"]);
+        // The terminal hears of it a little later than tmux.
+        terminal.keys(&[&format!("clear; until stty size | grep '^24 {width}$'; do :; done"), "Enter"]);
+        terminal.shows(|screen| screen.contains(&format!("24 {width}\nprompt>")));
+        terminal.keys(&[&line, "Enter"]);
+        let screen = terminal.shows(|screen| screen.contains("\nshown"));
+        let table: Vec<&str> = screen.lines().skip_while(|line| !line.starts_with('┌')).collect();
+        assert!(table.len() > 9 && table[..9].iter().all(|line| line.starts_with(['┌', '│', '╞', '└'])), "{screen}");
+        assert!(table[8].starts_with('└') && table[8].ends_with('┘') && screen.contains(has), "{width}: {screen}");
+        assert!(screen.contains("an-app") && screen.contains("网络服务器"), "{screen}");
+        assert!(table[9].starts_with("broken: it ended with status 3"), "{screen}");
+    }
+    assert!(!pm.done(&["list"]).contains('\x1b'), "what is not a terminal gets no colours");
+}
+
+#[test]
+fn monit_shows_all_processes_and_the_logs_of_the_one_that_is_chosen() {
+    let Some(terminal) = Terminal::open("pm-monit") else { return };
+    let pm = Manager::new("monit");
+    for name in ["one", "two"] {
+        let text = format!("echo out of {name}; printf '\\033[31merr of {name}\\033[0m\\n' >&2; exec sleep 1000\n");
+        pm.done(&["start", &pm.script(&format!("{name}.sh"), &text)]);
+    }
+    pm.await_log("two-error-1.log", "err of two");
+    terminal.keys(&[&format!("PM_HOME={} {} monit", pm.home().display(), env!("CARGO_BIN_EXE_pm")), "Enter"]);
+    let screen = terminal.shows(|screen| screen.contains("err of one"));
+    for shown in ["2 of 2 processes online", "one (id 0)", "status: online", "\nout of one\n", "\nerr of one\n"] {
+        assert!(screen.contains(shown), "no {shown} in\n{screen}");
+    }
+    terminal.keys(&["Down"]);
+    terminal.shows(|screen| screen.contains("two (id 1)") && screen.contains("\nout of two\n"));
+    terminal.keys(&["q"]);
+    terminal.is_given_back();
+}
+
+/// Only its workers are replaced; what the daemon does for the application is by the new configuration, too.
+#[test]
+fn a_cluster_that_is_reloaded_with_a_configuration_watches_and_keeps_the_time_as_it_says() {
+    let pm = Manager::new("reload-watch");
+    let script = pm.script("web.sh", &format!("exec {} --listen 127.0.0.1:0\n", env!("CARGO_BIN_EXE_event-driven")));
+    let watched = pm.script("watched", "");
+    let configure = |key: &str, value: Value| {
+        let mut app = json!({"name": "web", "script": script, "exec_mode": "cluster", "instances": 1});
+        app[key] = value;
+        pm.script("web.json", &json!([app]).to_string())
+    };
+    let restarts = || pm.process("web")["pm2_env"]["restart_time"].as_u64().unwrap();
+    pm.done(&["start", &configure("autorestart", json!(true))]);
+    pm.done(&["reload", &configure("watch", json!([watched]))]);
+    let before = restarts();
+    fs::write(&watched, "changed").unwrap();
+    assert!(poll_until(FOREVER, || (restarts() > before).then_some(())).is_some(), "its file has changed");
+    pm.done(&["reload", &configure("cron_restart", json!("* * * * * *"))]);
+    let before = restarts();
+    assert!(poll_until(FOREVER, || (restarts() > before + 1).then_some(())).is_some(), "two seconds have passed");
 }

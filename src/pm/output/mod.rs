@@ -1,13 +1,15 @@
 //! What a person reads: pure, from the entries of `jlist`. [`list`]: all processes in a table; [`describe`]: one of them;
-//! [`monit`]: what they use now, on a full screen.
+//! [`monit`]: what they use now, and the logs of one, on a full screen.
 
 pub mod describe;
 pub mod list;
 pub mod monit;
 
-pub use describe::{describe, environment};
+use ratatui::text::Span;
+
+pub use describe::describe;
 pub use list::list;
-pub use monit::monit;
+pub use monit::MonitView;
 
 /// A duration in its largest whole unit, as PM2 shows it: `12s`, `5m`, `3h`, `2D`.
 fn age(ms: u64) -> String {
@@ -20,5 +22,22 @@ fn age(ms: u64) -> String {
 }
 
 fn size(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+    let mib = bytes as f64 / f64::from(1 << 20);
+    if mib < 1000.0 { format!("{mib:.1} MiB") } else { format!("{:.1} GiB", mib / 1024.0) }
+}
+
+/// How many columns of a terminal this text takes; a Chinese character takes two.
+fn columns_of(text: &str) -> usize {
+    Span::raw(text).width()
+}
+
+/// At most so many columns; what is cut ends with `…`.
+fn fitted(text: &str, width: usize) -> String {
+    let mut kept = text.to_owned();
+    while columns_of(&kept) > width {
+        kept.truncate(kept.trim_end_matches('…').len());
+        kept.pop();
+        kept.push('…');
+    }
+    kept
 }

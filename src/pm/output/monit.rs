@@ -1,43 +1,90 @@
-//! All processes on a full screen: what each uses now, as bars.
+//! The full screen: all processes and what each uses now, and of the chosen one the facts and the last lines of its logs.
 
+use ratatui::Frame;
+use ratatui::layout::{Constraint, Layout};
 use ratatui::style::{Color, Modifier};
-use ratatui::text::{Line, Span};
+use ratatui::text::{Line, Text};
+use ratatui::widgets::{Block, Borders, Cell, Paragraph, Row, Table, TableState, Wrap};
 
+use super::describe::facts;
 use super::{age, size};
 use crate::pm::protocol::{ProcessEntry, ProcessStatus};
-use crate::terminal::{Paint, bar, shortened};
+use crate::terminal::{Paint, bar};
 
-/// Columns of a name, and of a bar.
-const NAME: usize = 20;
-const BAR: usize = 16;
+/// Columns of a bar. A full one is one CPU, or the memory of the largest process.
+const BAR: u16 = 10;
 
-/// A line for all, and one for each process. A full bar is one CPU, or the memory of the largest process.
-pub fn monit(entries: &[ProcessEntry], paint: Paint) -> Vec<Line<'static>> {
-    let online = entries.iter().filter(|entry| entry.pm2_env.status == ProcessStatus::Online).count();
-    let cpu: f64 = entries.iter().map(|entry| entry.monit.cpu).sum();
-    let memory: u64 = entries.iter().map(|entry| entry.monit.memory).sum();
-    let most = entries.iter().map(|entry| entry.monit.memory).max().unwrap_or(0);
-    let all = format!("{online} of {} processes online, {cpu:.1}% of a CPU, {}", entries.len(), size(memory));
-    let names = format!(
-        "{:>4} {:NAME$} {:16}{:>6} {:>8} {:>7} cpu{:19}memory",
-        "id", "name", "status", "age", "restarts", "", ""
-    );
-    let head = [Line::from(all), Line::default(), Line::styled(names, Modifier::DIM)];
-    let row = |entry: &ProcessEntry| {
-        let state = &entry.pm2_env;
-        let colour = match state.status {
-            ProcessStatus::Online => Color::Green,
-            ProcessStatus::Stopped | ProcessStatus::Errored => Color::Red,
-            _ => Color::Yellow,
+pub struct MonitView<'a> {
+    pub entries: &'a [ProcessEntry],
+    /// Which of them is chosen.
+    pub chosen: usize,
+    /// The last lines of its two logs.
+    pub output: String,
+    pub errors: String,
+    pub paint: Paint,
+}
+
+impl MonitView<'_> {
+    pub fn draw(&self, frame: &mut Frame) {
+        // Its head, all processes if there is room, and the half of the screen if not.
+        let listed = (self.entries.len() as u16 + 1).min(frame.area().height / 2);
+        let rows = [Constraint::Length(1), Constraint::Length(listed), Constraint::Length(4)];
+        let rows =
+            Layout::vertical(rows.into_iter().chain([Constraint::Fill(3), Constraint::Fill(2), Constraint::Length(1)]));
+        let [all, list, about, output, errors, keys] = rows.areas(frame.area());
+        frame.render_widget(self.all(), all);
+        frame.render_stateful_widget(self.list(), list, &mut TableState::new().with_selected(self.chosen));
+        frame.render_widget(Line::styled("up and down choose a process, q quits", Modifier::DIM), keys);
+        let Some(entry) = self.entries.get(self.chosen) else { return };
+        let known = facts(entry).into_iter().map(|(name, value)| format!("{name}: {value}")).collect::<Vec<_>>();
+        let title = |text: &str| Block::new().borders(Borders::TOP).title(format!(" {text} "));
+        let known = Paragraph::new(known.join(" · ")).wrap(Wrap { trim: true });
+        frame.render_widget(known.block(title(&format!("{} (id {})", entry.name, entry.pm_id))), about);
+        // The last lines, which are those at the bottom.
+        let lines = |text: &str, height: u16| {
+            let lines: Vec<String> = text.lines().map(|line| line.replace('\t', "    ")).collect();
+            let first = lines.len().saturating_sub(usize::from(height) - 1);
+            Text::from_iter(lines.into_iter().skip(first).map(Line::from))
         };
-        let cpu = bar(entry.monit.cpu, 100.0, BAR);
-        let memory = bar(entry.monit.memory as f64, most as f64, BAR);
-        Line::from(vec![
-            Span::raw(format!("{:>4} {:NAME$} ", entry.pm_id, shortened(&entry.name, NAME))),
-            Span::styled(format!("{:16}", state.status.name()), paint.style(colour)),
-            Span::raw(format!("{:>6} {:>8} ", age(state.uptime_ms), state.restart_time)),
-            Span::raw(format!("{:>6.1}% {cpu:BAR$} {memory:BAR$} {}", entry.monit.cpu, size(entry.monit.memory))),
-        ])
-    };
-    head.into_iter().chain(entries.iter().map(row)).collect()
+        frame.render_widget(Paragraph::new(lines(&self.output, output.height.max(1))).block(title("output")), output);
+        let text = lines(&self.errors, errors.height.max(1)).style(self.paint.style(Color::Red));
+        frame.render_widget(Paragraph::new(text).block(title("errors")), errors);
+    }
+
+    fn all(&self) -> String {
+        let online = self.entries.iter().filter(|entry| entry.pm2_env.status == ProcessStatus::Online).count();
+        let cpu: f64 = self.entries.iter().map(|entry| entry.monit.cpu).sum();
+        let memory: u64 = self.entries.iter().map(|entry| entry.monit.memory).sum();
+        format!("{online} of {} processes online, {cpu:.1}% of a CPU, {}", self.entries.len(), size(memory))
+    }
+
+    fn list(&self) -> Table<'_> {
+        let most = self.entries.iter().map(|entry| entry.monit.memory).max().unwrap_or(0);
+        let row = |entry: &ProcessEntry| {
+            let state = &entry.pm2_env;
+            let colour = match state.status {
+                ProcessStatus::Online => Color::Green,
+                ProcessStatus::Stopped | ProcessStatus::Errored => Color::Red,
+                _ => Color::Yellow,
+            };
+            let right = |text: String| Cell::new(Text::from(text).right_aligned());
+            Row::new([
+                right(entry.pm_id.to_string()),
+                Cell::new(entry.name.clone()),
+                Cell::new(state.status.name()).style(self.paint.style(colour)),
+                right(age(state.uptime_ms)),
+                right(state.restart_time.to_string()),
+                right(format!("{:.1}%", entry.monit.cpu)),
+                Cell::new(bar(entry.monit.cpu, 100.0, BAR.into())),
+                right(size(entry.monit.memory)),
+                Cell::new(bar(entry.monit.memory as f64, most as f64, BAR.into())),
+            ])
+        };
+        let widths = [4, 0, 9, 6, 4, 6, BAR, 9, BAR];
+        let widths = widths.map(|width| if width == 0 { Constraint::Fill(1) } else { Constraint::Length(width) });
+        let head = ["  id", "name", "status", "uptime", "   ↺", "   cpu", "", "   memory", ""];
+        Table::new(self.entries.iter().map(row), widths)
+            .header(Row::new(head).style(Modifier::DIM))
+            .row_highlight_style(Modifier::REVERSED)
+    }
 }
