@@ -2,16 +2,18 @@
 //! time, so that lines of several workers never mix.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::pipe2;
 
 use super::log::Log;
 use super::poller::{OutputStream, Poller, Token, UniqueId};
-use crate::logs::lines::{LineFormat, LineSplitter};
+use crate::logs::lines::{END_OF_OUTPUT, LineFormat, LineSplitter};
 use crate::sys::epoll::Interest;
 use crate::units::utc_now_ms;
 
@@ -86,5 +88,24 @@ impl Pipe {
     /// What stands before a line.
     fn head(&self) -> String {
         format!("{} worker {}", utc_now_ms(), self.number)
+    }
+}
+
+/// With `--worker-output`.
+pub fn path_of_worker(base: &Path, number: usize, stream: OutputStream) -> PathBuf {
+    let word = if stream == OutputStream::Output { "out" } else { "err" };
+    format!("{}.{number}-{word}", base.display()).into()
+}
+
+/// The worker has ended: whoever reads its FIFOs learns it between its last byte and the first of its successor. Where
+/// a FIFO is full nobody waits, and a line without an end is continued.
+pub fn end_worker(base: &Path, number: usize) {
+    for stream in [OutputStream::Output, OutputStream::Error] {
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).custom_flags(OFlag::O_NONBLOCK.bits());
+        let fifo = options.open(path_of_worker(base, number, stream)).ok();
+        let fifo = fifo.filter(|fifo| fifo.metadata().is_ok_and(|metadata| metadata.file_type().is_fifo()));
+        // As few bytes as these are written together, or not at all (pipe(7), PIPE_BUF).
+        let _ = fifo.map(|mut fifo| fifo.write(END_OF_OUTPUT));
     }
 }

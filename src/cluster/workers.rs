@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::args::MasterArgs;
 use super::log::Log;
 use super::node::{self, InspectorPorts};
-use super::output::Outputs;
+use super::output::{self, Outputs};
 use super::poller::{Due, OutputStream, Poller, Token, UniqueId};
 use super::restarts::RestartCounts;
 use super::worker::{WorkerProcess, WorkerState};
@@ -193,11 +193,10 @@ impl Workers {
                 let opened = self.outputs.open(&self.poller, id, stream, number);
                 return opened.map_err(|errno| Failure::new("open a pipe", errno).advise("raise ulimit -n"));
             };
-            let word = if stream == OutputStream::Output { "out" } else { "err" };
-            let path = format!("{}.{number}-{word}", base.display());
+            let path = output::path_of_worker(base, number, stream);
             // Open for reading too: a FIFO whose reader is gone for a while then ends nobody (fifo(7)).
             let opened = OpenOptions::new().read(true).append(true).open(&path);
-            opened.map(OwnedFd::from).map_err(|error| Failure::new(format_args!("open {path}"), error))
+            opened.map(OwnedFd::from).map_err(|error| Failure::new(format_args!("open {}", path.display()), error))
         };
         let (stdout, stderr) = (output(OutputStream::Output)?, output(OutputStream::Error)?);
         let program = &self.args.program;
@@ -443,6 +442,7 @@ impl Workers {
         };
         self.log.log_of(&worker, "exit", json!({"status": status, "signal": signal}));
         let number = worker.number;
+        self.args.worker_output.iter().for_each(|base| output::end_worker(base, number));
         if !worker.was_expected {
             self.counts.report.deaths += 1;
         }

@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::str::{Utf8Chunk, Utf8Error};
 
-use memchr::{memchr, memrchr};
+use memchr::{memchr, memmem, memrchr};
 use serde::Serialize;
 
 /// The most that is kept of a line until its end comes.
@@ -15,6 +15,10 @@ pub const LONGEST_LINE: usize = 1 << 20;
 
 /// The end of a piece of a line that is too long; in JSON it has `"goes_on":true`.
 pub const GOES_ON: &str = " [the line goes on]";
+
+/// Behind what a process has written to a FIFO that its successor inherits: it ends a line that has no end, and is in no
+/// log. Whoever starts the processes writes it, because only they know in time that one has ended.
+pub const END_OF_OUTPUT: &[u8] = b"\0\x1eend of output\x1e\0\n";
 
 /// What a buffer keeps between two uses; a rare long line must not stay in memory.
 pub const USUAL_CAPACITY: usize = 64 << 10;
@@ -61,7 +65,8 @@ impl LineSplitter {
     /// Adds to `lines` all lines that these bytes, at most [`LONGEST_LINE`], complete, at `time`, a text that may be
     /// empty.
     pub fn take(&mut self, mut bytes: &[u8], time: &str, lines: &mut Vec<u8>) {
-        let is_as_it_is = matches!(self.format, LineFormat::Plain) && time.is_empty();
+        let has_end = memmem::find(bytes, END_OF_OUTPUT).is_some();
+        let is_as_it_is = matches!(self.format, LineFormat::Plain) && time.is_empty() && !has_end;
         while let Some(end) = memchr(b'\n', bytes) {
             let mut length = end + 1;
             if !self.line.is_empty() {
@@ -72,7 +77,7 @@ impl LineSplitter {
                 length = memrchr(b'\n', bytes).unwrap_or(end) + 1;
                 lines.extend_from_slice(&bytes[..length]);
             } else {
-                self.format.write(&bytes[..end], false, time, lines);
+                self.format.write_whole(&bytes[..end], time, lines);
             }
             bytes = &bytes[length..];
         }
@@ -87,7 +92,7 @@ impl LineSplitter {
     }
 
     fn finish(&mut self, time: &str, lines: &mut Vec<u8>) {
-        self.format.write(&self.line, false, time, lines);
+        self.format.write_whole(&self.line, time, lines);
         self.line.clear();
         self.line.shrink_to(USUAL_CAPACITY);
     }
@@ -115,6 +120,13 @@ fn whole_characters(bytes: &[u8]) -> usize {
 }
 
 impl LineFormat {
+    fn write_whole(&self, line: &[u8], time: &str, lines: &mut Vec<u8>) {
+        match line.strip_suffix(&END_OF_OUTPUT[..END_OF_OUTPUT.len() - 1]) {
+            Some(b"") => {}
+            unended => self.write(unended.unwrap_or(line), false, time, lines),
+        }
+    }
+
     fn write(&self, line: &[u8], goes_on: bool, time: &str, lines: &mut Vec<u8>) {
         match self {
             LineFormat::Plain | LineFormat::Named(_) => {
@@ -207,6 +219,15 @@ mod tests {
         assert!(lines.is_empty());
         splitter.take(b"lf\na\nrest", "", &mut lines);
         assert_eq!(lines, b"half\na\n");
+    }
+
+    #[test]
+    fn the_end_of_an_output_ends_a_line_and_is_none() {
+        let bytes = [b"one\ntwo\nhalf", END_OF_OUTPUT, b"other\n", END_OF_OUTPUT, b"last\n"].concat();
+        for size in 1..bytes.len() + 1 {
+            assert_eq!(split(LineFormat::Plain, &bytes, size, ""), b"one\ntwo\nhalf\nother\nlast\n");
+            assert_eq!(split(LineFormat::Plain, &bytes, size, "T"), b"T: one\nT: two\nT: half\nT: other\nT: last\n");
+        }
     }
 
     #[test]

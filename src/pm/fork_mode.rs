@@ -13,7 +13,6 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::stat::Mode;
 use nix::time::ClockId;
@@ -27,9 +26,6 @@ use crate::sys::pidfd::PidFd;
 use crate::sys::process::{Ending, spawn_in_session};
 use crate::sys::procfs::Stat;
 use crate::units::{clock_ns, monotonic_ns, wall_ms};
-
-/// What a FIFO holds while nobody reads, if the kernel lets us have it (pipe(7), pipe-user-pages-soft).
-const FIFO_BYTES: i32 = 256 << 10;
 
 /// What names one process for ever: its number and its start, in ticks since the machine was started. The state file
 /// has it, so that the next daemon finds the process, and no other that has its number.
@@ -263,7 +259,8 @@ pub fn announce_channel(command: &mut Command, theirs: &UnixStream) {
 }
 
 /// A FIFO that is open for reading too, so that its reader can go and come: nothing is lost, and nobody gets SIGPIPE
-/// (fifo(7)).
+/// (fifo(7)). It is as large as any: a user may have 512 applications before the kernel makes their pipes smaller, and
+/// would have 128 if ours held four times as much (pipe(7), pipe-user-pages-soft).
 pub fn open_fifo(home: &PmHome, id: u32, worker: usize, stream: LogStream) -> Result<File, Failure> {
     let path = home.fifo(id, worker, stream);
     let failed = |error: std::io::Error| Failure::new(format_args!("open {}", path.display()), error);
@@ -271,8 +268,5 @@ pub fn open_fifo(home: &PmHome, id: u32, worker: usize, stream: LogStream) -> Re
         Ok(()) | Err(Errno::EEXIST) => {}
         Err(errno) => return Err(failed(errno.into())),
     }
-    let fifo = OpenOptions::new().read(true).write(true).open(&path).map_err(failed)?;
-    // A user who has many pipes gets no larger ones (EPERM), which is as good.
-    let _ = fcntl(&fifo, FcntlArg::F_SETPIPE_SZ(FIFO_BYTES));
-    Ok(fifo)
+    OpenOptions::new().read(true).write(true).open(&path).map_err(failed)
 }

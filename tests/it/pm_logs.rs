@@ -7,9 +7,10 @@ use std::process::{Child, Command, Stdio};
 use acceptlab::lab::observe::processes::poll_until;
 use acceptlab::logs::append_file::rotated;
 use acceptlab::sys::procfs::resident_kib;
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use serde_json::Value;
+use nix::unistd::{Pid, pipe};
+use serde_json::{Value, json};
 
 use crate::pm::Manager;
 use crate::support::FOREVER;
@@ -164,4 +165,33 @@ fn a_daemon_that_is_killed_loses_nothing_of_what_is_written_meanwhile() {
     kill(Pid::from_raw(pid), Signal::SIGUSR2).unwrap();
     assert_eq!(pm.pid("app"), pid, "it is adopted");
     assert_eq!(pm.await_log("app-out-0.log", "meanwhile\n"), "begun\nmeanwhile\n");
+}
+
+/// Says a beginning of a line, and ends; the next of the name says what it is.
+const HALVES: &str = "if mkdir begun 2>/dev/null; then printf half; exit 1; fi\necho whole\nexec sleep 1000\n";
+
+#[test]
+fn a_line_without_an_end_is_not_continued_by_the_next_process_of_its_name() {
+    let pm = Manager::new("logs-halves");
+    pm.done(&["start", &pm.script("app.sh", HALVES)]);
+    assert_eq!(pm.await_log("app-out-0.log", "whole\n"), "half\nwhole\n");
+    // In cluster mode the cluster knows who has ended.
+    let app = json!({"name": "web", "script": pm.script("web.sh", &HALVES.replace("begun", "begun-web")),
+                     "interpreter": "bash", "exec_mode": "cluster"});
+    pm.run(&["start", &pm.script("web.json", &json!({"apps": [app]}).to_string())]);
+    assert_eq!(pm.await_log("web-out-1.log", "whole\n"), "half\nwhole\n");
+}
+
+/// A user may have 16384 pages in pipes (pipe(7), pipe-user-pages-soft): those of 128 applications, if each of their
+/// pipes had 64.
+#[test]
+fn the_pipes_of_an_application_are_as_large_as_any() {
+    let pm = Manager::new("logs-pipes");
+    pm.done(&["start", &pm.script("app.sh", "exec sleep 1000\n")]);
+    let usual = fcntl(&pipe().unwrap().0, FcntlArg::F_GETPIPE_SZ).unwrap();
+    for stream in ["out", "err"] {
+        let fifo =
+            fs::File::options().read(true).write(true).open(pm.home().join(format!("fifo/0.0-{stream}"))).unwrap();
+        assert_eq!(fcntl(&fifo, FcntlArg::F_GETPIPE_SZ), Ok(usual));
+    }
 }
