@@ -59,16 +59,16 @@ pub fn log_last(line: impl fmt::Display) {
 
 fn log_within(line: impl fmt::Display, wait: Duration) {
     let mut dropped = DROPPED.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut waiting = format!("{}{line}\n", describe_loss(*dropped)).into_bytes();
+    let mut waiting = format!("{}{line}\n", describe_loss(*dropped, "error")).into_bytes();
     let is_read = write_within(io::stderr(), &mut waiting, wait).is_ok();
     *dropped = if is_read && !waiting.is_empty() { *dropped + 1 } else { 0 };
 }
 
-fn describe_loss(dropped: u64) -> String {
+fn describe_loss(dropped: u64, stream: &str) -> String {
     match dropped {
         0 => String::new(),
-        1 => "1 line was dropped here: standard error was not read\n".to_owned(),
-        _ => format!("{dropped} lines were dropped here: standard error was not read\n"),
+        1 => format!("1 line was dropped here: standard {stream} was not read\n"),
+        _ => format!("{dropped} lines were dropped here: standard {stream} was not read\n"),
     }
 }
 
@@ -168,6 +168,8 @@ pub fn count_lines(bytes: &[u8]) -> u64 {
 /// bound, and is written later.
 #[derive(Default)]
 pub struct Console {
+    /// Otherwise standard error.
+    is_output: bool,
     waiting: Vec<u8>,
     dropped: u64,
     all_dropped: u64,
@@ -177,13 +179,18 @@ pub struct Console {
 pub const MOST_WAITING: usize = 1 << 20;
 
 impl Console {
+    pub fn on_standard_output() -> Console {
+        Console { is_output: true, waiting: Vec::new(), dropped: 0, all_dropped: 0 }
+    }
+
     /// Whole lines, which nobody else's come between.
     pub fn write(&mut self, lines: &[u8]) {
         if self.waiting.len() + lines.len() > MOST_WAITING {
             self.dropped += count_lines(lines);
             self.all_dropped += count_lines(lines);
         } else {
-            self.waiting.extend(describe_loss(std::mem::take(&mut self.dropped)).as_bytes());
+            let stream = if self.is_output { "output" } else { "error" };
+            self.waiting.extend(describe_loss(std::mem::take(&mut self.dropped), stream).as_bytes());
             self.waiting.extend(lines);
         }
         self.flush(Duration::ZERO);
@@ -191,7 +198,11 @@ impl Console {
 
     /// Writes what is taken now, or at most within this time.
     pub fn flush(&mut self, within: Duration) {
-        if write_within(io::stderr(), &mut self.waiting, within).is_err() {
+        let written = match self.is_output {
+            true => write_within(io::stdout(), &mut self.waiting, within),
+            false => write_within(io::stderr(), &mut self.waiting, within),
+        };
+        if written.is_err() {
             // A reader that is gone wants none of it.
             self.all_dropped += count_lines(&self.waiting);
             self.waiting.clear();

@@ -212,7 +212,7 @@ impl AppendFile {
 }
 
 /// The newest gets number 1; what had the last number is gone.
-fn rotate(path: &Path, kept: usize) -> nix::Result<()> {
+pub fn rotate(path: &Path, kept: usize) -> nix::Result<()> {
     let used = (1..kept).take_while(|&number| rotated(path, number).exists()).count();
     for number in (1..=used).rev() {
         let _ = fs::rename(rotated(path, number), rotated(path, number + 1));

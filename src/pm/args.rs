@@ -37,7 +37,7 @@ pub enum PmCommand {
         #[arg(required = true, value_name = "APPLICATION", help = TARGETS)]
         targets: Vec<String>,
     },
-    /// Show what applications have written, and go on with what they write
+    /// Show what applications have written, and go on with what they write; also those that start later
     #[command(visible_alias = "log")]
     Logs(LogsArgs),
     /// Watch processes and their logs on the whole screen, until q
@@ -124,7 +124,7 @@ pub struct StartArgs {
     #[command(flatten)]
     pub of_config: OfConfigArgs,
 
-    /// Stay in this terminal instead of leaving a daemon behind; Ctrl-C stops the applications
+    /// Stay in this terminal instead of leaving a daemon behind, and show what the applications write; Ctrl-C stops them
     #[arg(long)]
     pub no_daemon: bool,
 

@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
@@ -72,6 +72,13 @@ impl PmConnection {
         Ok((length.map_err(|error| Failure::new("read the daemon's answer", error))? > 0).then_some(line))
     }
 
+    /// Reads what is there, and forgets it. False: the daemon is gone.
+    pub fn discard(&mut self) -> bool {
+        let is_prepared = self.stream.get_ref().set_nonblocking(true).is_ok();
+        let read = self.stream.read_to_end(&mut Vec::new());
+        is_prepared && read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+    }
+
     /// Asks, and awaits the answer.
     ///
     /// # Errors
@@ -85,6 +92,13 @@ impl PmConnection {
             Some(error) => Err(Failure::relay(error)),
             None => Ok(reply),
         }
+    }
+}
+
+/// Readable when the daemon has said something, or is gone.
+impl AsFd for PmConnection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.get_ref().as_fd()
     }
 }
 
@@ -102,8 +116,7 @@ pub fn daemon_is_ready() {
 fn start_daemon(home: &PmHome) -> Result<(), Failure> {
     let failed = |error| Failure::new("start the daemon", error);
     let program = std::env::current_exe().map_err(failed)?;
-    let log = OpenOptions::new().append(true).create(true).mode(0o600).open(home.log());
-    let log = log.map_err(|error| Failure::new(format_args!("write {}", home.log().display()), error))?;
+    let log = home.open_log().map_err(|error| Failure::new(format_args!("write {}", home.log().display()), error))?;
     let mut command = Command::new(program);
     command.arg(DAEMON).env(home::VARIABLE, home.folder()).current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);

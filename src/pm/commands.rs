@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, stdout};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use super::client::{self, PmConnection};
 use super::config::{self, AppConfig, LogType};
 use super::daemon;
 use super::home::{self, PmHome};
-use super::logs::{FollowOptions, FollowedFile, ShownAs, follow};
+use super::logs::{AppLog, FollowOptions, LaterLogs, ShownAs, follow};
 use super::output::{self, MonitView};
 use super::protocol::{PmReply, PmRequest, ProcessEntry};
 use super::startup;
@@ -232,19 +233,15 @@ fn environments(entries: &[ProcessEntry]) -> String {
 }
 
 fn logs(home: &PmHome, args: LogsArgs) -> Result<(), Failure> {
-    let reply = PmConnection::open(home)?.ask(&PmRequest::Describe { targets: args.targets })?;
-    let files = reply.processes.iter().flat_map(|entry| {
-        let state = &entry.pm2_env;
-        let paths =
-            [(LogStream::Out, &state.pm_out_log_path, args.err), (LogStream::Error, &state.pm_err_log_path, args.out)];
-        paths.into_iter().filter(|(_, _, is_unwanted)| !is_unwanted).map(|(stream, path, _)| FollowedFile {
-            path: path.into(),
-            stream,
-            app_name: entry.name.clone(),
-            process_id: entry.pm_id,
-            is_json: state.log_type == LogType::Json,
-        })
-    });
+    // First, so that no application that starts now is missed.
+    let mut events = PmConnection::open(home)?;
+    events.send(&PmRequest::Events)?;
+    let mut connection = PmConnection::open(home)?;
+    let mut logs = || -> Result<Vec<AppLog>, Failure> {
+        let reply = connection.ask(&PmRequest::Describe { targets: args.targets.clone() })?;
+        let is_wanted = |log: &AppLog| if log.stream == LogStream::Out { !args.err } else { !args.out };
+        Ok(reply.processes.iter().flat_map(logs_of).filter(is_wanted).collect())
+    };
     let shown_as = match (args.json, args.raw) {
         (true, _) => ShownAs::Json,
         (false, true) => ShownAs::Raw,
@@ -257,7 +254,24 @@ fn logs(home: &PmHome, args: LogsArgs) -> Result<(), Failure> {
         time_format: args.timestamp,
         paint: Paint::on(&stdout()),
     };
-    follow(&files.collect::<Vec<_>>(), &options, &stdout())
+    let first = logs()?;
+    let descriptor = events.as_fd().try_clone_to_owned().map_err(|error| Failure::new("await events", error))?;
+    // One that is unknown now may come again.
+    let mut later = || events.discard().then(|| logs().unwrap_or_default());
+    let later = LaterLogs { events: descriptor.as_fd(), logs: &mut later };
+    follow(&first, &options, &stdout(), Some(later))
+}
+
+fn logs_of(entry: &ProcessEntry) -> [AppLog; 2] {
+    let state = &entry.pm2_env;
+    let logs = [(LogStream::Out, &state.pm_out_log_path), (LogStream::Error, &state.pm_err_log_path)];
+    logs.map(|(stream, path)| AppLog {
+        path: path.into(),
+        stream,
+        app_name: entry.name.clone(),
+        process_id: entry.pm_id,
+        is_json: state.log_type == LogType::Json,
+    })
 }
 
 fn events(home: &PmHome) -> Result<(), Failure> {

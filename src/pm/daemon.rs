@@ -16,6 +16,7 @@ use nix::sys::signal::Signal;
 use super::dump::{AfterStop, SavedState};
 use super::god::{God, PmToken, StartMode};
 use super::home::PmHome;
+use super::logs::OwnLog;
 use super::protocol::{PmReply, PmRequest};
 use super::startup;
 use crate::console;
@@ -53,6 +54,7 @@ struct Daemon {
     god: God,
     control: ControlSocket,
     signals: SignalQueue,
+    own_log: Option<OwnLog>,
     /// By client; one may have left.
     awaited: BTreeMap<u64, AwaitedChange>,
     is_ending: bool,
@@ -73,7 +75,7 @@ pub fn run(home: &PmHome, cluster: PathBuf, first: Option<PmRequest>, ready: imp
     let failed = |errno| Failure::new("take signals", errno);
     let others = [Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGPIPE];
     let signals = SignalQueue::open_for(&others).map_err(failed)?;
-    // Three for each process, and 1024 are soon too few. The applications inherit it.
+    // Five for each process, and 1024 are soon too few. The applications inherit it.
     let _ = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
     let god = God::new(home.clone(), cluster)?;
     let passed = take_passed_socket()?;
@@ -82,8 +84,18 @@ pub fn run(home: &PmHome, cluster: PathBuf, first: Option<PmRequest>, ready: imp
     god.epoll.add(&signals, PmToken::Signals.encode(), Interest::EPOLLIN).map_err(failed)?;
     let watched = ControlSocket::new(listener, SETTINGS, &god.epoll);
     let control = watched.map_err(|error| Failure::new("wait for clients", error))?;
-    let mut daemon =
-        Daemon { god, control, signals, awaited: BTreeMap::new(), is_ending: false, ends_with_last: false };
+    let mut daemon = Daemon {
+        god,
+        control,
+        signals,
+        own_log: OwnLog::find(home),
+        awaited: BTreeMap::new(),
+        is_ending: false,
+        ends_with_last: false,
+    };
+    if first.is_some() {
+        daemon.god.show_lines();
+    }
     match SavedState::read(home, &home.state()) {
         Ok(Some(state)) => daemon.god.adopt(state),
         Ok(None) => {}
@@ -123,7 +135,9 @@ impl Daemon {
     fn serve(&mut self) -> Result<(), Failure> {
         loop {
             self.god.save_state();
-            self.god.take_events().iter().for_each(|event| self.control.publish(event));
+            let events = self.god.take_events();
+            events.iter().for_each(|event| self.control.publish(event));
+            self.own_log.iter().filter(|_| !events.is_empty()).for_each(OwnLog::check);
             self.answer_awaited();
             if self.ends_with_last && !self.is_ending && !self.god.has_work() {
                 self.end();
@@ -159,11 +173,16 @@ impl Daemon {
         }
     }
 
+    fn reopen_logs(&mut self) {
+        self.god.reopen_logs();
+        self.own_log.iter().for_each(OwnLog::check);
+    }
+
     fn take_signals(&mut self) {
         while let Ok(Some(signal)) = self.signals.take() {
             match signal {
                 Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT => self.end(),
-                Signal::SIGUSR2 => self.god.reopen_logs(),
+                Signal::SIGUSR2 => self.reopen_logs(),
                 _ => {}
             }
         }
@@ -237,7 +256,7 @@ impl Daemon {
             PmRequest::Reset { targets } => self.each(&targets, God::reset),
             PmRequest::Flush { targets } => self.each(&targets, |god, id| god.flush_logs(id)),
             PmRequest::ReloadLogs => {
-                self.god.reopen_logs();
+                self.reopen_logs();
                 Ok(BTreeSet::new())
             }
             PmRequest::Signal { signal, targets } => self.signal(signal, &targets),

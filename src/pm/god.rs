@@ -35,6 +35,7 @@ use crate::logs::lines::LogStream;
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::process::Ending;
 use crate::sys::procfs;
+use crate::terminal::Paint;
 use crate::units::{format_duration, monotonic_ns, utc_now_ms, wall_ms};
 
 const REPORTS_PER_WAIT: usize = 64;
@@ -527,6 +528,7 @@ impl God {
             let watched = self.epoll.add(writer, PmToken::Output(id, output).encode(), Interest::EPOLLIN);
             watched.map_err(|errno| Failure::new("watch an output", errno))?;
         }
+        self.report_logs(id);
         Ok(())
     }
 
@@ -678,7 +680,14 @@ impl God {
             let _ = self.epoll.delete(&*writer);
             console::log(Failure::new(format_args!("read the output of {}", process.app.config.name), errno));
         }
-        self.files.take_problems().iter().for_each(console::log);
+        self.report_logs(id);
+    }
+
+    /// That lines of a log are lost, or are no more.
+    fn report_logs(&mut self, id: u32) {
+        for problem in self.files.take_problems() {
+            self.report_because(id, "log", Some(problem));
+        }
     }
 
     /// How long to wait for events; for ever while nothing is due.
@@ -775,6 +784,12 @@ impl God {
 
     pub fn reopen_logs(&mut self) {
         self.files.reopen();
+        self.files.take_problems().iter().for_each(console::log);
+    }
+
+    /// From now on what the applications write is shown on standard output, too.
+    pub fn show_lines(&mut self) {
+        self.files.show(Paint::on(&io::stdout()));
     }
 
     /// Adopts what a daemon before us has left.
@@ -894,11 +909,16 @@ impl God {
     }
 
     fn report(&mut self, id: u32, event: &str) {
+        let reason = self.processes.get(&id).and_then(|process| process.reason.clone());
+        self.report_because(id, event, reason);
+    }
+
+    fn report_because(&mut self, id: u32, event: &str, reason: Option<String>) {
         let Some(process) = self.processes.get(&id) else { return };
         let pid = process.running.as_ref().map_or(0, |running| running.identity.pid);
         let name = &process.app.config.name;
         let mut line = json!({"at": utc_now_ms(), "event": event, "name": name, "pm_id": id, "pid": pid});
-        if let Some(reason) = &process.reason {
+        if let Some(reason) = reason {
             line["reason"] = json!(reason);
         }
         console::log(&line);

@@ -6,7 +6,7 @@
 //! start.lock         held by a client that starts the daemon, so that two clients start one
 //! state.json         what runs now: the next daemon adopts it
 //! dump.json          what `pm save` has kept for `pm resurrect`
-//! pm.log             what the daemon says
+//! pm.log, pm.log.1   what the daemon says; the second is what it said before, when the first has reached 10 MiB
 //! logs/NAME-out-ID.log, logs/NAME-error-ID.log
 //! fifo/ID.N-out, fifo/ID.N-err     what the applications (N = 0) and their workers write; it outlives the daemon
 //! masters/ID/control.sock          of the `cluster` that an application in cluster mode is
@@ -84,6 +84,11 @@ impl PmHome {
 
     pub fn log(&self) -> PathBuf {
         self.folder.join("pm.log")
+    }
+
+    /// To be added to.
+    pub fn open_log(&self) -> io::Result<File> {
+        OpenOptions::new().append(true).create(true).mode(0o600).open(self.log())
     }
 
     pub fn logs(&self) -> PathBuf {

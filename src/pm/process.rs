@@ -13,13 +13,13 @@ use super::cron::{CronRestart, CronSchedule};
 use super::dump::{AfterStop, SavedProcess};
 use super::fork_mode::{ProcessIdentity, ReadyChannel, RunningProcess, TreeMember, open_fifo};
 use super::home::{self, PmHome};
-use super::logs::{LogFiles, LogSettings, LogWriter};
+use super::logs::{AppLog, LogFiles, LogSettings, LogWriter};
 use super::protocol::{ProcessEntry, ProcessState, ProcessStatus, ProcessUsage};
 use super::restarts::RestartBudget;
 use super::watch::Watcher;
 use crate::failure::Failure;
 use crate::logs::append_file::Rotation;
-use crate::logs::lines::{LineFormat, LogStream};
+use crate::logs::lines::LogStream;
 use crate::sys::process::Ending;
 use crate::sys::procfs::{self, Stat};
 use crate::units::{monotonic_ns, wall_ms};
@@ -236,15 +236,17 @@ impl ManagedProcess {
             let (worker, stream) = (output / 2, [LogStream::Out, LogStream::Error][output % 2]);
             let fifo = open_fifo(home, self.id, worker, stream)?;
             let (config, process_id) = (&self.app.config, self.worker_ids[worker]);
-            let format = match config.log_type {
-                LogType::Text => LineFormat::Plain,
-                LogType::Json => LineFormat::Json { stream, process_id, app_name: config.name.clone() },
+            let log = AppLog {
+                path: self.log_path(home, worker, stream),
+                stream,
+                app_name: config.name.clone(),
+                process_id,
+                is_json: config.log_type == LogType::Json,
             };
-            let path = self.log_path(home, worker, stream);
             let date_format = config.log_date_format.clone();
             let kept = usize::try_from(config.log_retain).unwrap_or(usize::MAX);
             let rotation = config.log_max_size.map(|largest| Rotation { largest, kept });
-            let settings = LogSettings { path, format, date_format, rotation };
+            let settings = LogSettings { log, date_format, rotation };
             let writer = LogWriter::open(fifo.into(), &settings, files);
             let failed = |errno| Failure::new(format_args!("read the output of {}", config.name), errno);
             self.outputs.push(writer.map_err(failed)?);
@@ -301,6 +303,7 @@ impl ManagedProcess {
             number: self.number + worker,
             env: config.env.clone(),
             reason: self.reason.clone(),
+            log_problem: self.outputs.iter().skip(2 * worker).take(2).find_map(LogWriter::problem),
             exit_code: self.exit_code,
             unknown: config.unknown.clone(),
             merge_logs: config.merge_logs,

@@ -169,6 +169,9 @@ pub struct ProcessState {
     /// Why it is not online, or how it ended last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Why lines that it writes are lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_problem: Option<String>,
     /// How the last process ended: a status, or 128 and the signal's number as in a shell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,

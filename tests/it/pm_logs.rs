@@ -1,7 +1,7 @@
 //! What the process manager does with what applications write, and how it is read.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 
 use acceptlab::lab::observe::processes::poll_until;
@@ -72,6 +72,51 @@ fn the_logs_of_several_applications_are_followed_with_their_names_across_a_rotat
 }
 
 #[test]
+fn an_application_that_starts_later_is_followed_from_its_first_line() {
+    let pm = Manager::new("logs-later");
+    pm.done(&["start", &pm.script("api.sh", "echo begun\nexec sleep 1000\n")]);
+    pm.await_log("api-out-0.log", "begun\n");
+    let mut follower = Follower::start(pm.command(&["logs", "--lines", "1"]));
+    assert_eq!(follower.next(), "0|api | begun");
+    let text = "seq 1 20\ntrap 'echo again' USR2\nwhile :; do sleep 0.05; done\n";
+    pm.done(&["start", &pm.script("later.sh", text)]);
+    for number in 1..21 {
+        assert_eq!(follower.next(), format!("1|later | {number}"));
+    }
+    pm.done(&["signal", "SIGUSR2", "later"]);
+    assert_eq!(follower.next(), "1|later | again");
+}
+
+#[test]
+fn without_a_daemon_the_lines_are_shown_as_they_come_and_are_in_the_logs_too() {
+    let pm = Manager::new("logs-shown-here");
+    let script = pm.script("app.sh", "echo one\necho two >&2\nprintf three\n");
+    let shown = pm.done(&["start", "--no-daemon", &script, "--no-autorestart"]);
+    let mut lines: Vec<&str> = shown.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["0|app | one", "0|app | three", "0|app | two"]);
+    assert_eq!(pm.await_log("app-out-0.log", "three\n"), "one\nthree\n");
+}
+
+#[test]
+fn what_the_daemon_says_is_rotated_and_it_goes_on_where_its_log_was_moved() {
+    let pm = Manager::new("logs-own");
+    pm.done(&["start", &pm.script("app.sh", "exec sleep 1000\n")]);
+    let log = pm.home().join("pm.log");
+    let said = |event: &str| fs::read_to_string(&log).is_ok_and(|said| said.contains(event));
+    fs::File::options().append(true).open(&log).unwrap().set_len(11 << 20).unwrap();
+    pm.done(&["restart", "app"]);
+    pm.done(&["stop", "app"]);
+    assert!(said("\"event\":\"stop\"") && fs::metadata(&log).unwrap().len() < 10_000);
+    assert!(fs::metadata(rotated(&log, 1)).unwrap().len() > 10 << 20);
+    // As logrotate(8) does it.
+    fs::rename(&log, pm.home().join("moved")).unwrap();
+    pm.done(&["reload-logs"]);
+    pm.done(&["start", "app"]);
+    assert!(said("\"event\":\"online\""));
+}
+
+#[test]
 fn the_last_lines_are_shown_raw_as_json_and_of_one_stream() {
     let pm = Manager::new("logs-shown");
     two_applications(&pm);
@@ -135,10 +180,30 @@ fn an_application_whose_log_cannot_be_written_goes_on_and_the_daemon_says_so_onc
     pm.done(&["start", &script, "--output", "/dev/full"]);
     // It has written more than any pipe holds.
     pm.await_log("full-error-0.log", "done\n");
-    let problem = "write /dev/full: no space left on device";
+    let problem = "write /dev/full: no space left on device; lines are lost";
     let read = || fs::read_to_string(pm.home().join("pm.log")).ok().filter(|said| said.contains(problem));
     let said = poll_until(FOREVER, read).expect("the daemon says it");
     assert_eq!(said.matches(problem).count(), 1, "{said}");
+    for command in [&["list"][..], &["describe", "full"]] {
+        assert!(pm.done(command).contains(problem), "{command:?}");
+    }
+}
+
+#[test]
+fn a_log_that_cannot_be_opened_is_said_by_the_command_that_starts_the_application_and_is_an_event() {
+    let pm = Manager::new("logs-closed");
+    pm.done(&["ping"]);
+    let mut events = pm.connect();
+    events.write_all(b"{\"do\":\"events\"}\n").unwrap();
+    let script = pm.script("closed.sh", "echo lost\nexec sleep 1000\n");
+    let said = pm.done(&["start", &script, "--output", "/proc/no.log"]);
+    let problem = "write /proc/no.log: no such file or directory; lines are lost until it can be written";
+    assert!(said.contains("online") && said.contains(&format!("closed: {problem}\n")), "{said}");
+    let mut events = BufReader::new(events).lines().map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
+    let event = events.find(|event| event["event"] == "log").unwrap();
+    assert_eq!((&event["name"], &event["reason"]), (&"closed".into(), &problem.into()));
+    let described = pm.done(&["describe", "closed"]);
+    assert!(described.contains(problem), "{described}");
 }
 
 #[test]

@@ -5,22 +5,23 @@
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use memchr::memrchr_iter;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::inotify::{AddWatchFlags, Inotify, WatchDescriptor};
+use nix::sys::inotify::{AddWatchFlags, Inotify};
 
+use super::app_log::AppLog;
 use crate::console::write_within;
 use crate::failure::Failure;
 use crate::logs::append_file::rotated;
 use crate::logs::clock::Clock;
-use crate::logs::lines::{LineFormat, LineSplitter, LogStream};
+use crate::logs::lines::{LineFormat, LineSplitter};
 use crate::sys::fd::until_uninterrupted;
 use crate::sys::{errno_of, inotify};
 use crate::terminal::Paint;
@@ -29,17 +30,6 @@ const BLOCK: usize = 64 << 10;
 
 /// How often to look where the kernel cannot report: the folder does not exist yet, or this user may watch no more.
 const LOOK_EVERY_MS: u16 = 500;
-
-/// A log file to be read, and what its lines are.
-#[derive(Clone, Debug)]
-pub struct FollowedFile {
-    pub path: PathBuf,
-    pub stream: LogStream,
-    pub app_name: String,
-    pub process_id: u32,
-    /// Its lines are JSON objects already.
-    pub is_json: bool,
-}
 
 /// How a line is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,167 +52,168 @@ pub struct FollowOptions {
     pub paint: Paint,
 }
 
-/// Shows the lines of these files. A file that several of them name is read once; in JSON, its lines have the number of
+/// More logs, which come while some are followed.
+pub struct LaterLogs<'a> {
+    /// Readable when there may be some.
+    pub events: BorrowedFd<'a>,
+    /// All that there are now; `None` when none will come any more.
+    pub logs: &'a mut dyn FnMut() -> Option<Vec<AppLog>>,
+}
+
+/// Shows the lines of these logs. A file that several of them name is read once; in JSON, its lines have the number of
 /// the first.
 ///
 /// # Errors
 /// When `out` cannot be written, as on a full disk. A reader that is gone is none.
-pub fn follow(files: &[FollowedFile], options: &FollowOptions, out: &impl AsFd) -> Result<(), Failure> {
-    match show(files, options, out) {
+pub fn follow(
+    logs: &[AppLog],
+    options: &FollowOptions,
+    out: &impl AsFd,
+    later: Option<LaterLogs>,
+) -> Result<(), Failure> {
+    // Where this user has no inotify instance left, we look every so often.
+    let inotify = inotify::open().ok();
+    let mut follower = Follower { options, out: out.as_fd(), inotify, readers: Vec::new(), width: 0 };
+    match follower.show(logs, later) {
         Ok(()) | Err(Errno::EPIPE) => Ok(()),
         Err(errno) => Err(Failure::new("write the lines", errno)),
     }
 }
 
-fn show(files: &[FollowedFile], options: &FollowOptions, out: &impl AsFd) -> nix::Result<()> {
-    // Where this user has no instance left, we look every so often.
-    let inotify = inotify::open().ok();
-    let mut readers = readers(files, options);
-    for reader in &mut readers {
-        reader.open_at_last(options.lines);
-        reader.watch(inotify.as_ref());
-        reader.read(out)?;
-        if !options.goes_on {
-            reader.end(out)?;
-        }
-    }
-    if !options.goes_on {
-        return Ok(());
-    }
-    let has_clock = options.shown_as != ShownAs::Raw;
-    for reader in readers.iter_mut().filter(|reader| has_clock && !reader.is_as_it_is) {
-        reader.clock = Clock::new(options.time_format.as_deref(), options.shown_as == ShownAs::Json);
-    }
-    loop {
-        let changes = wait(inotify.as_ref(), &readers, out)?;
-        for reader in &mut readers {
-            if changes.is_any_name || reader.watches().any(|watch| changes.files.contains(&watch)) {
-                reader.read(out)?;
-            }
-            if changes.is_any_name {
-                reader.follow_rotation(out)?;
-                reader.watch(inotify.as_ref());
-                // Again, because something may have come before the watch.
-                reader.follow_rotation(out)?;
-                reader.read(out)?;
-            }
-        }
-    }
+struct Follower<'a> {
+    options: &'a FollowOptions,
+    out: BorrowedFd<'a>,
+    inotify: Option<Inotify>,
+    /// In the order in which they were named.
+    readers: Vec<Reader>,
+    /// Of the longest label.
+    width: usize,
 }
 
+/// What has happened while we waited.
 #[derive(Default)]
 struct Changes {
-    files: Vec<WatchDescriptor>,
     /// Some name came or went, or it is not known what happened.
     is_any_name: bool,
+    may_be_more: bool,
 }
 
-/// Waits until some file has changed.
-///
-/// # Errors
-/// EPIPE when the reader of `out` is gone.
-fn wait(inotify: Option<&Inotify>, readers: &[Reader], out: &impl AsFd) -> nix::Result<Changes> {
-    let timeout = if readers.iter().all(Reader::is_watched) { PollTimeout::NONE } else { LOOK_EVERY_MS.into() };
-    // Nothing is asked of `out`: that its reader is gone is always reported (poll(2), POLLERR and POLLHUP).
-    let mut fds = vec![PollFd::new(out.as_fd(), PollFlags::empty())];
-    fds.extend(inotify.map(|inotify| PollFd::new(inotify.as_fd(), PollFlags::POLLIN)));
-    let ready = until_uninterrupted(|| poll(&mut fds, timeout))?;
-    if fds[0].any() == Some(true) {
-        return Err(Errno::EPIPE);
-    }
-    let mut changes = Changes { is_any_name: ready == 0, files: Vec::new() };
-    for event in inotify.map(inotify::events).unwrap_or_default() {
-        match event.mask.contains(AddWatchFlags::IN_MODIFY) {
-            true => changes.files.push(event.wd),
-            false => changes.is_any_name = true,
+impl Follower<'_> {
+    fn show(&mut self, logs: &[AppLog], mut later: Option<LaterLogs>) -> nix::Result<()> {
+        let start = SystemTime::now();
+        self.add(logs, None)?;
+        while self.options.goes_on {
+            let changes = self.wait(later.as_ref().map(|later| later.events))?;
+            for reader in &mut self.readers {
+                reader.read(self.out)?;
+                if changes.is_any_name {
+                    reader.follow_rotation(self.out)?;
+                    reader.watch(self.inotify.as_ref());
+                    // Again, because something may have come before the watch.
+                    reader.follow_rotation(self.out)?;
+                    reader.read(self.out)?;
+                }
+            }
+            if let Some(LaterLogs { logs, .. }) = later.as_mut().filter(|_| changes.may_be_more) {
+                match logs() {
+                    Some(logs) => self.add(&logs, Some(start))?,
+                    None => later = None,
+                }
+            }
         }
+        Ok(())
     }
-    Ok(changes)
-}
 
-/// In the order in which they are named; a name is as wide as the longest.
-fn readers(files: &[FollowedFile], options: &FollowOptions) -> Vec<Reader> {
-    let same_path = |file: &FollowedFile| files.iter().filter(|other| other.path == file.path).count();
-    // Where several processes write, a line does not say which of them did.
-    let label = |file: &FollowedFile| match same_path(file) {
-        1 => format!("{}|{}", file.process_id, file.app_name),
-        _ => file.app_name.clone(),
-    };
-    let width = files.iter().map(|file| label(file).chars().count()).max().unwrap_or(0);
-    let mut readers: Vec<Reader> = Vec::new();
-    let mut names: Vec<&str> = Vec::new();
-    for file in files {
-        if readers.iter().any(|reader| reader.path == file.path) {
-            continue;
-        }
-        let number = names.iter().position(|&name| name == file.app_name).unwrap_or(names.len());
-        if number == names.len() {
-            names.push(&file.app_name);
-        }
-        let is_as_it_is = options.shown_as == ShownAs::Json && file.is_json;
-        let format = match options.shown_as {
-            ShownAs::Named => {
-                let bar = if file.stream == LogStream::Error { options.paint.red("|") } else { "|".to_owned() };
-                let name = format!("{:width$}", label(file));
-                LineFormat::Named(format!("{} {bar} ", coloured(options.paint, number, &name)))
-            }
-            ShownAs::Json if !is_as_it_is => {
-                LineFormat::Json { stream: file.stream, process_id: file.process_id, app_name: file.app_name.clone() }
-            }
-            _ => LineFormat::Plain,
+    /// Shows the last lines of those that are not known yet; all lines, if the file has come since then.
+    fn add(&mut self, logs: &[AppLog], since: Option<SystemTime>) -> nix::Result<()> {
+        // Where several processes write, a line does not say which of them did.
+        let label = |log: &AppLog| match logs.iter().filter(|other| other.path == log.path).count() {
+            1 => log.label(),
+            _ => log.app_name.clone(),
         };
-        readers.push(Reader {
-            path: file.path.clone(),
-            splitter: LineSplitter::new(format),
-            clock: Clock::new(None, false),
-            is_as_it_is,
-            current: None,
-            previous: None,
-            folder_watch: None,
-        });
+        self.width = logs.iter().map(|log| label(log).chars().count()).max().unwrap_or(0).max(self.width);
+        for log in logs {
+            if self.readers.iter().any(|reader| reader.path == log.path) {
+                continue;
+            }
+            let (options, out) = (self.options, self.out);
+            let is_as_it_is = options.shown_as == ShownAs::Json && log.is_json;
+            let format = match options.shown_as {
+                ShownAs::Named => log.named(&format!("{:1$}", label(log), self.width), options.paint),
+                ShownAs::Json if !is_as_it_is => log.json(),
+                _ => LineFormat::Plain,
+            };
+            let mut reader = Reader::new(log.path.clone(), LineSplitter::new(format));
+            reader.open_at_last(options.lines, since);
+            reader.watch(self.inotify.as_ref());
+            reader.read(out)?;
+            if !options.goes_on {
+                reader.end(out)?;
+            }
+            // When the lines that were there before us were written is not known.
+            if options.shown_as != ShownAs::Raw && !is_as_it_is {
+                reader.clock = Clock::new(options.time_format.as_deref(), options.shown_as == ShownAs::Json);
+            }
+            self.readers.push(reader);
+        }
+        Ok(())
     }
-    readers
-}
 
-/// Each application has a colour, as long as there are some.
-fn coloured(paint: Paint, number: usize, name: &str) -> String {
-    match number % 4 {
-        0 => paint.cyan(name),
-        1 => paint.green(name),
-        2 => paint.yellow(name),
-        _ => paint.bold(name),
+    /// Waits until something has changed.
+    ///
+    /// # Errors
+    /// EPIPE when the reader of `out` is gone.
+    fn wait(&self, events: Option<BorrowedFd>) -> nix::Result<Changes> {
+        let is_watched = self.readers.iter().all(Reader::is_watched);
+        let timeout = if is_watched { PollTimeout::NONE } else { LOOK_EVERY_MS.into() };
+        // Nothing is asked of `out`: that its reader is gone is always reported (poll(2), POLLERR and POLLHUP).
+        let mut fds = vec![PollFd::new(self.out, PollFlags::empty())];
+        fds.extend(events.map(|events| PollFd::new(events, PollFlags::POLLIN)));
+        fds.extend(self.inotify.as_ref().map(|inotify| PollFd::new(inotify.as_fd(), PollFlags::POLLIN)));
+        let ready = until_uninterrupted(|| poll(&mut fds, timeout))?;
+        if fds[0].any() == Some(true) {
+            return Err(Errno::EPIPE);
+        }
+        let may_be_more = events.is_some() && fds[1].any() == Some(true);
+        let changes = self.inotify.as_ref().map(inotify::events).unwrap_or_default();
+        let is_name = changes.iter().any(|change| !change.mask.contains(AddWatchFlags::IN_MODIFY));
+        Ok(Changes { is_any_name: ready == 0 || is_name, may_be_more })
     }
 }
 
 struct Reader {
     path: PathBuf,
     splitter: LineSplitter,
-    /// Silent for lines that were there before us: it is not known when they were written.
     clock: Clock,
-    /// The lines are what they have to be.
-    is_as_it_is: bool,
     current: Option<OpenLog>,
     /// What had the path before: whoever writes may not have noticed yet.
     previous: Option<OpenLog>,
-    folder_watch: Option<WatchDescriptor>,
+    is_folder_watched: bool,
 }
 
 struct OpenLog {
     file: File,
     id: FileId,
     position: u64,
-    watch: Option<WatchDescriptor>,
+    is_watched: bool,
 }
 
 /// Device and inode.
 type FileId = (u64, u64);
 
 impl Reader {
-    fn open_at_last(&mut self, lines: usize) {
+    fn new(path: PathBuf, splitter: LineSplitter) -> Reader {
+        let clock = Clock::new(None, false);
+        Reader { path, splitter, clock, current: None, previous: None, is_folder_watched: false }
+    }
+
+    fn open_at_last(&mut self, lines: usize, since: Option<SystemTime>) {
         self.current = OpenLog::open(&self.path);
         if let Some(log) = &mut self.current {
+            let created = log.file.metadata().and_then(|metadata| metadata.created()).ok();
+            let is_new = since.is_some_and(|since| created.is_some_and(|created| created >= since));
             // Where it cannot be read backwards, from its beginning.
-            log.seek(start_of_last_lines(&log.file, lines).unwrap_or(0));
+            log.seek(if is_new { 0 } else { start_of_last_lines(&log.file, lines).unwrap_or(0) });
         }
     }
 
@@ -230,23 +221,19 @@ impl Reader {
         let Some(inotify) = inotify else { return };
         let names = inotify::REPLACED.difference(AddWatchFlags::IN_CLOSE_WRITE) | AddWatchFlags::IN_CREATE;
         // Again each time: the folder may be another one, too.
-        self.folder_watch = inotify.add_watch(inotify::folder_of(&self.path), names).ok();
-        if let Some(log) = self.current.as_mut().filter(|log| log.watch.is_none()) {
+        self.is_folder_watched = inotify.add_watch(inotify::folder_of(&self.path), names).is_ok();
+        if let Some(log) = self.current.as_mut().filter(|log| !log.is_watched) {
             // By its descriptor: the path may lead to another file already.
             let link = format!("/proc/self/fd/{}", log.file.as_raw_fd());
-            log.watch = inotify.add_watch(link.as_str(), AddWatchFlags::IN_MODIFY).ok();
+            log.is_watched = inotify.add_watch(link.as_str(), AddWatchFlags::IN_MODIFY).is_ok();
         }
     }
 
     fn is_watched(&self) -> bool {
-        self.folder_watch.is_some() && self.current.as_ref().is_none_or(|log| log.watch.is_some())
+        self.is_folder_watched && self.current.as_ref().is_none_or(|log| log.is_watched)
     }
 
-    fn watches(&self) -> impl Iterator<Item = WatchDescriptor> {
-        [&self.previous, &self.current].into_iter().flatten().filter_map(|log| log.watch)
-    }
-
-    fn read(&mut self, out: &impl AsFd) -> nix::Result<()> {
+    fn read(&mut self, out: BorrowedFd) -> nix::Result<()> {
         for log in [&mut self.previous, &mut self.current].into_iter().flatten() {
             log.read(&mut self.splitter, &mut self.clock, out)?;
         }
@@ -254,7 +241,7 @@ impl Reader {
     }
 
     /// A last line without an end.
-    fn end(&mut self, out: &impl AsFd) -> nix::Result<()> {
+    fn end(&mut self, out: BorrowedFd) -> nix::Result<()> {
         let mut lines = Vec::new();
         self.splitter.end(self.clock.now(), &mut lines);
         write_within(out, &mut lines, Duration::MAX)
@@ -262,7 +249,7 @@ impl Reader {
 
     /// Where the path leads to another file than the one that is read, goes on with that, after those that had the path
     /// in between.
-    fn follow_rotation(&mut self, out: &impl AsFd) -> nix::Result<()> {
+    fn follow_rotation(&mut self, out: BorrowedFd) -> nix::Result<()> {
         let old = self.current.as_ref().map(|log| log.id);
         let Some(newest) = OpenLog::open(&self.path).filter(|log| Some(log.id) != old) else { return Ok(()) };
         let mut newer = vec![newest];
@@ -294,7 +281,7 @@ impl OpenLog {
     fn open(path: &Path) -> Option<OpenLog> {
         let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path).ok()?;
         let metadata = file.metadata().ok().filter(Metadata::is_file)?;
-        Some(OpenLog { file, id: (metadata.dev(), metadata.ino()), position: 0, watch: None })
+        Some(OpenLog { file, id: (metadata.dev(), metadata.ino()), position: 0, is_watched: false })
     }
 
     fn seek(&mut self, position: u64) {
@@ -302,14 +289,14 @@ impl OpenLog {
     }
 
     /// To the end that the file has now.
-    fn read(&mut self, splitter: &mut LineSplitter, clock: &mut Clock, out: &impl AsFd) -> nix::Result<()> {
+    fn read(&mut self, splitter: &mut LineSplitter, clock: &mut Clock, out: BorrowedFd) -> nix::Result<()> {
         let size = self.file.metadata().map_err(errno_of)?.len();
         let mut lines = Vec::new();
         if size < self.position {
             splitter.end(clock.now(), &mut lines);
             self.seek(0);
         }
-        let mut block = vec![0; BLOCK];
+        let mut block = if self.position < size { vec![0; BLOCK] } else { Vec::new() };
         // What comes meanwhile is reported, and is for the next time: others have their turn.
         while self.position < size {
             let most = BLOCK.min((size - self.position) as usize);
@@ -357,7 +344,7 @@ mod tests {
     use nix::fcntl::OFlag;
     use nix::unistd::pipe2;
 
-    use crate::logs::lines::{GOES_ON, LONGEST_LINE};
+    use crate::logs::lines::{GOES_ON, LONGEST_LINE, LogStream};
 
     const PLAIN: Paint = Paint { has_colour: false };
 
@@ -387,8 +374,8 @@ mod tests {
             fs::rename(self.path(name), rotated(&self.path(name), 1)).unwrap();
         }
 
-        fn file(&self, name: &str, process_id: u32) -> FollowedFile {
-            FollowedFile {
+        fn file(&self, name: &str, process_id: u32) -> AppLog {
+            AppLog {
                 path: self.path(name),
                 stream: if name.contains("error") { LogStream::Error } else { LogStream::Out },
                 app_name: name.split('-').next().unwrap().to_owned(),
@@ -398,18 +385,18 @@ mod tests {
         }
 
         /// What is shown of what is there.
-        fn show(&self, files: &[FollowedFile], options: FollowOptions) -> String {
+        fn show(&self, files: &[AppLog], options: FollowOptions) -> String {
             let out = File::create(self.path("shown")).unwrap();
-            follow(files, &FollowOptions { goes_on: false, ..options }, &out).unwrap();
+            follow(files, &FollowOptions { goes_on: false, ..options }, &out, None).unwrap();
             String::from_utf8(fs::read(self.path("shown")).unwrap()).unwrap()
         }
 
         /// A reader that has read what is there, and where it writes.
         fn reader(&self, name: &str) -> (Reader, File) {
-            let mut reader = readers(&[self.file(name, 0)], &options(ShownAs::Raw)).pop().unwrap();
+            let mut reader = Reader::new(self.path(name), LineSplitter::new(LineFormat::Plain));
             let out = File::create(self.path("shown")).unwrap();
-            reader.open_at_last(15);
-            reader.read(&out).unwrap();
+            reader.open_at_last(15, None);
+            reader.read(out.as_fd()).unwrap();
             (reader, out)
         }
 
@@ -430,11 +417,11 @@ mod tests {
 
     /// Follows in a thread, until the reader that is returned is dropped.
     fn follow_in_thread(
-        files: Vec<FollowedFile>,
+        files: Vec<AppLog>,
         options: FollowOptions,
     ) -> (impl Iterator<Item = String>, thread::JoinHandle<Result<(), Failure>>) {
         let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).unwrap();
-        let follower = thread::spawn(move || follow(&files, &options, &theirs));
+        let follower = thread::spawn(move || follow(&files, &options, &theirs, None));
         (BufReader::new(File::from(ours)).lines().map(Result::unwrap), follower)
     }
 
@@ -482,11 +469,11 @@ mod tests {
         let (mut reader, out) = logs.reader("api");
         assert_eq!(logs.shown(), "");
         logs.add("api", " and half\n");
-        reader.read(&out).unwrap();
+        reader.read(out.as_fd()).unwrap();
         assert_eq!(logs.shown(), "half and half\n");
         let giant = "x".repeat(5 * LONGEST_LINE / 2);
         logs.add("api", &format!("{giant}\nnext\n"));
-        reader.read(&out).unwrap();
+        reader.read(out.as_fd()).unwrap();
         assert_eq!(logs.shown().matches(GOES_ON).count(), 2);
         assert_eq!(logs.shown().replace(&format!("{GOES_ON}\n"), ""), format!("half and half\n{giant}\nnext\n"));
         assert!(logs.show(&[logs.file("api", 0)], options(ShownAs::Raw)).ends_with("x\nnext\n"));
@@ -508,24 +495,24 @@ mod tests {
                 logs.add("api", "first\n");
                 expected += &format!("{line}first\n");
             }
-            reader.follow_rotation(&out).unwrap();
-            reader.read(&out).unwrap();
+            reader.follow_rotation(out.as_fd()).unwrap();
+            reader.read(out.as_fd()).unwrap();
             assert_eq!(logs.shown(), expected);
         }
         // As logrotate does it: whoever writes still has the old file, which may be shortened or gone.
         logs.rotate("api");
         logs.add("api.1", "late\n");
         logs.add("api", "new\n");
-        reader.follow_rotation(&out).unwrap();
+        reader.follow_rotation(out.as_fd()).unwrap();
         logs.add("api.1", "later\n");
-        reader.read(&out).unwrap();
+        reader.read(out.as_fd()).unwrap();
         assert_eq!(logs.shown(), format!("{expected}late\nnew\nlater\n"));
         fs::write(logs.path("api"), "a\n").unwrap();
-        reader.read(&out).unwrap();
+        reader.read(out.as_fd()).unwrap();
         fs::remove_file(logs.path("api")).unwrap();
-        reader.follow_rotation(&out).unwrap();
+        reader.follow_rotation(out.as_fd()).unwrap();
         logs.add("api", "again\n");
-        reader.follow_rotation(&out).unwrap();
+        reader.follow_rotation(out.as_fd()).unwrap();
         assert_eq!(logs.shown(), format!("{expected}late\nnew\nlater\na\nagain\n"));
     }
 
@@ -575,7 +562,7 @@ mod tests {
         let logs = Logs::new("full");
         logs.add("api", "line\n");
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let outcome = follow(&[logs.file("api", 0)], &options(ShownAs::Raw), &full);
+        let outcome = follow(&[logs.file("api", 0)], &options(ShownAs::Raw), &full, None);
         assert_eq!(outcome.unwrap_err().to_string(), "write the lines: no space left on device");
         nix::unistd::mkfifo(&logs.path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         let fifo: OwnedFd = File::options().read(true).write(true).open(logs.path("fifo")).unwrap().into();

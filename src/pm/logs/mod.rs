@@ -1,8 +1,13 @@
-//! What the applications write, from their pipes into files ([`writer`]), and from the files to a person ([`follow`]). The
-//! lines themselves, and the files, are those of [`crate::logs`].
+//! What the applications write, from their pipes into files ([`writer`]), and from the files to a person ([`follow`]); an
+//! [`app_log`] says whose lines a file has. The lines themselves, and the files, are those of [`crate::logs`]. What the
+//! daemon says is in [`own_log`].
 
+pub mod app_log;
 pub mod follow;
+pub mod own_log;
 pub mod writer;
 
-pub use follow::{FollowOptions, FollowedFile, ShownAs, follow};
+pub use app_log::AppLog;
+pub use follow::{FollowOptions, LaterLogs, ShownAs, follow};
+pub use own_log::OwnLog;
 pub use writer::{LogFiles, LogSettings, LogWriter};

@@ -13,10 +13,13 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::read;
 
+use super::app_log::AppLog;
+use crate::console::Console;
 use crate::logs::append_file::{AppendFile, Rotation};
 use crate::logs::clock::Clock;
 use crate::logs::lines::{LineFormat, LineSplitter, USUAL_CAPACITY};
 use crate::sys::fd::until_uninterrupted;
+use crate::terminal::Paint;
 
 /// What is read before another output has its turn.
 const MOST_AT_ONCE: usize = 1 << 20;
@@ -27,8 +30,7 @@ const BLOCK: usize = 64 << 10;
 /// Where the lines of one output go, and how they look.
 #[derive(Clone, Debug)]
 pub struct LogSettings {
-    pub path: PathBuf,
-    pub format: LineFormat,
+    pub log: AppLog,
     /// `log_date_format`. Without it text has no time, and JSON has that of UTC (RFC 3339).
     pub date_format: Option<String>,
     pub rotation: Option<Rotation>,
@@ -38,24 +40,34 @@ pub struct LogSettings {
 pub struct LogFiles {
     files: BTreeMap<PathBuf, Weak<RefCell<AppendFile>>>,
     problems: Vec<String>,
+    /// Shows each line, too.
+    terminal: Option<(Console, Paint)>,
     block: Vec<u8>,
     lines: Vec<u8>,
 }
 
 impl Default for LogFiles {
     fn default() -> LogFiles {
-        LogFiles { files: BTreeMap::new(), problems: Vec::new(), block: vec![0; BLOCK], lines: Vec::new() }
+        let (files, problems, lines) = (BTreeMap::new(), Vec::new(), Vec::new());
+        LogFiles { files, problems, terminal: None, block: vec![0; BLOCK], lines }
     }
 }
 
 impl LogFiles {
-    /// The file at this path. Who asks first decides about its rotation.
+    /// From now on each line is shown on standard output, too, as `pm logs` shows it.
+    pub fn show(&mut self, paint: Paint) {
+        self.terminal = Some((Console::on_standard_output(), paint));
+    }
+
+    /// The file at this path, open if it can be. Who asks first decides about its rotation.
     fn at(&mut self, path: &Path, rotation: Option<Rotation>) -> Rc<RefCell<AppendFile>> {
         self.files.retain(|_, file| file.strong_count() > 0);
         if let Some(file) = self.files.get(path).and_then(Weak::upgrade) {
             return file;
         }
-        let file = Rc::new(RefCell::new(AppendFile::new(path, rotation)));
+        let mut file = AppendFile::new(path, rotation);
+        self.problems.extend(file.append(b""));
+        let file = Rc::new(RefCell::new(file));
         self.files.insert(path.to_owned(), Rc::downgrade(&file));
         file
     }
@@ -66,8 +78,8 @@ impl LogFiles {
         self.problems.extend(files.filter_map(|file| file.borrow_mut().reopen()));
     }
 
-    /// What has to be said elsewhere since this was last asked: which file cannot be written and why, and how many
-    /// lines were lost when it goes on.
+    /// What has to be said since this was last asked: which file cannot be written and why, and how many lines were lost
+    /// when it goes on.
     pub fn take_problems(&mut self) -> Vec<String> {
         std::mem::take(&mut self.problems)
     }
@@ -78,23 +90,32 @@ pub struct LogWriter {
     splitter: LineSplitter,
     clock: Clock,
     file: Rc<RefCell<AppendFile>>,
+    /// The lines of the log as they are shown.
+    shown: LineSplitter,
 }
 
 impl LogWriter {
-    /// Makes the FIFO's reading end non-blocking. The file is opened with the first line, and its folder made.
+    /// Makes the FIFO's reading end non-blocking.
     ///
     /// # Errors
     /// Those of fcntl(2).
     pub fn open(fifo: OwnedFd, settings: &LogSettings, files: &mut LogFiles) -> nix::Result<LogWriter> {
         let flags = OFlag::from_bits_retain(fcntl(&fifo, FcntlArg::F_GETFL)?);
         fcntl(&fifo, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        let is_json = matches!(settings.format, LineFormat::Json { .. });
+        let LogSettings { log, date_format, rotation } = settings;
+        let paint = files.terminal.as_ref().map_or(Paint { has_colour: false }, |(_, paint)| *paint);
         Ok(LogWriter {
             fifo,
-            splitter: LineSplitter::new(settings.format.clone()),
-            clock: Clock::new(settings.date_format.as_deref(), is_json),
-            file: files.at(&settings.path, settings.rotation),
+            splitter: LineSplitter::new(if log.is_json { log.json() } else { LineFormat::Plain }),
+            clock: Clock::new(date_format.as_deref(), log.is_json),
+            file: files.at(&log.path, *rotation),
+            shown: LineSplitter::new(log.named(&log.label(), paint)),
         })
+    }
+
+    /// Why lines of its log are lost; `None` while they are not.
+    pub fn problem(&self) -> Option<String> {
+        self.file.borrow().problem().map(str::to_owned)
     }
 
     /// Reads what is there, at most 1 MiB, and writes the lines that it completes. If there is more, epoll says so.
@@ -102,17 +123,16 @@ impl LogWriter {
     /// # Errors
     /// Those of read(2) but for EAGAIN. A file that cannot be written is none: see [`LogFiles::take_problems`].
     pub fn read_available(&mut self, files: &mut LogFiles) -> nix::Result<()> {
-        let LogFiles { block, lines, problems, .. } = files;
         let mut left = MOST_AT_ONCE;
         while left > 0 {
-            let length = match until_uninterrupted(|| read(&self.fifo, block)) {
+            let length = match until_uninterrupted(|| read(&self.fifo, &mut files.block)) {
                 Err(Errno::EAGAIN) => break,
                 read => read?,
             };
-            self.splitter.take(&block[..length], self.clock.now(), lines);
-            self.write(lines, problems);
+            self.splitter.take(&files.block[..length], self.clock.now(), &mut files.lines);
+            self.write(files);
             // A read that could take more has emptied the pipe (pipe(7)).
-            left = if length < block.len() { 0 } else { left.saturating_sub(length) };
+            left = if length < BLOCK { 0 } else { left.saturating_sub(length) };
         }
         Ok(())
     }
@@ -126,7 +146,7 @@ impl LogWriter {
         // One call reads as much as any pipe holds that an ordinary user may have (pipe(7), /proc/sys/fs/pipe-max-size).
         let outcome = self.read_available(files);
         self.splitter.end(self.clock.now(), &mut files.lines);
-        self.write(&mut files.lines, &mut files.problems);
+        self.write(files);
         outcome
     }
 
@@ -135,9 +155,15 @@ impl LogWriter {
         files.problems.extend(self.file.borrow_mut().empty());
     }
 
-    fn write(&self, lines: &mut Vec<u8>, problems: &mut Vec<String>) {
+    fn write(&mut self, files: &mut LogFiles) {
+        let LogFiles { lines, problems, terminal, .. } = files;
         if !lines.is_empty() {
             problems.extend(self.file.borrow_mut().append(lines));
+            if let Some((console, _)) = terminal {
+                let mut shown = Vec::new();
+                self.shown.take(lines, "", &mut shown);
+                console.write(&shown);
+            }
         }
         lines.clear();
         lines.shrink_to(USUAL_CAPACITY);
@@ -189,21 +215,26 @@ mod tests {
         }
     }
 
+    fn log(path: &Path, is_json: bool) -> AppLog {
+        let path = path.to_owned();
+        AppLog { path, stream: LogStream::Out, app_name: "api".into(), process_id: 1, is_json }
+    }
+
     /// A writer and the end that a process would write to.
     fn output(files: &mut LogFiles, path: &Path, rotation: Option<Rotation>) -> (LogWriter, File) {
-        output_as(files, path, rotation, LineFormat::Plain, None)
+        output_as(files, path, rotation, false, None)
     }
 
     fn output_as(
         files: &mut LogFiles,
         path: &Path,
         rotation: Option<Rotation>,
-        format: LineFormat,
+        is_json: bool,
         date_format: Option<&str>,
     ) -> (LogWriter, File) {
         let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).unwrap();
         let date_format = date_format.map(str::to_owned);
-        let settings = LogSettings { path: path.to_owned(), format, date_format, rotation };
+        let settings = LogSettings { log: log(path, is_json), date_format, rotation };
         (LogWriter::open(ours, &settings, files).unwrap(), File::from(theirs))
     }
 
@@ -372,8 +403,7 @@ mod tests {
         let mut files = LogFiles::default();
         mkfifo(&folder.path("fifo"), Mode::S_IRWXU).unwrap();
         let fifo = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(folder.path("fifo"));
-        let path = folder.path("out.log");
-        let settings = LogSettings { path, format: LineFormat::Plain, date_format: None, rotation: None };
+        let settings = LogSettings { log: log(&folder.path("out.log"), false), date_format: None, rotation: None };
         let mut writer = LogWriter::open(fifo.unwrap().into(), &settings, &mut files).unwrap();
         for text in ["a\nlast", "next\nlast\0"] {
             let process = OpenOptions::new().read(true).write(true).open(folder.path("fifo")).unwrap();
@@ -391,13 +421,12 @@ mod tests {
         let folder = Folder::new("time");
         let mut files = LogFiles::default();
         let (mut writer, mut pipe) =
-            output_as(&mut files, &folder.path("text"), None, LineFormat::Plain, Some("YYYY-MM-DD HH:mm:ss.SSS Z"));
+            output_as(&mut files, &folder.path("text"), None, false, Some("YYYY-MM-DD HH:mm:ss.SSS Z"));
         say(&mut files, &mut writer, &mut pipe, b"one\ntwo\n");
         let text = folder.read("text");
         let (time, line) = text.lines().next().unwrap().split_at("2026-11-29 16:05:14.123 +00:00".len());
         assert!(time.starts_with("20") && line == ": one", "{text}");
-        let json = LineFormat::Json { stream: LogStream::Out, process_id: 1, app_name: "api".into() };
-        let (mut writer, mut pipe) = output_as(&mut files, &folder.path("json"), None, json, None);
+        let (mut writer, mut pipe) = output_as(&mut files, &folder.path("json"), None, true, None);
         say(&mut files, &mut writer, &mut pipe, b"a \"b\"\n");
         let value: serde_json::Value = serde_json::from_str(&folder.read("json")).unwrap();
         assert!(value["timestamp"].as_str().unwrap().ends_with('Z') && value["message"] == "a \"b\"", "{value}");

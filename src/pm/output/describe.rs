@@ -39,6 +39,7 @@ pub fn facts(entry: &ProcessEntry) -> Vec<(&'static str, String)> {
         ("folder", Some(state.pm_cwd.clone())),
         ("output log", Some(state.pm_out_log_path.clone())),
         ("error log", Some(state.pm_err_log_path.clone())),
+        ("lost lines", state.log_problem.clone()),
         ("restarts when it ends", yes_or_no(state.autorestart)),
         ("watched", yes_or_no(state.watch)),
         ("restarts at", state.cron_restart.clone()),

@@ -54,11 +54,12 @@ pub fn list(entries: &[ProcessEntry], width: usize, paint: Paint) -> String {
         }));
     }
     // Instances fail for the same reason: once for each application.
-    let failed = entries
-        .iter()
-        .filter(|entry| matches!(entry.pm2_env.status, ProcessStatus::Errored | ProcessStatus::WaitingRestart));
-    let reasons: BTreeMap<&str, &str> =
-        failed.filter_map(|entry| Some((entry.name.as_str(), entry.pm2_env.reason.as_deref()?))).collect();
+    let reason = |entry: &ProcessEntry| match entry.pm2_env.status {
+        ProcessStatus::Errored | ProcessStatus::WaitingRestart => entry.pm2_env.reason.clone(),
+        _ => entry.pm2_env.log_problem.clone(),
+    };
+    let reasons: BTreeMap<&str, String> =
+        entries.iter().filter_map(|entry| Some((entry.name.as_str(), reason(entry)?))).collect();
     let lines = reasons.into_iter().flat_map(|(name, why)| wrapped(&format!("{name}: {why}"), width, 2));
     format!("{table}\n{}", lines.map(|line| line + "\n").collect::<String>())
 }
