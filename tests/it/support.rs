@@ -2,7 +2,7 @@
 //! does to anybody's server; the tests do it to ours.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -120,6 +120,13 @@ pub fn load(addr: SocketAddr, flags: &[&str]) -> LoadReport {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}; loadgen said: {stderr}"))
 }
 
+/// Not fs::copy: a child that another test forks meanwhile would have our copy open for writing until it execs, and
+/// whoever execs the copy before that gets ETXTBSY.
+pub fn copy_program(program: &str, to: &Path) {
+    let installed = Command::new("install").args(["-m", "755", program]).arg(to).status();
+    assert!(installed.is_ok_and(|status| status.success()), "no room for {}", to.display());
+}
+
 /// A program as a user without any privilege runs it, and without a way to gain one: as we do or, where we are root,
 /// as nobody in particular. He may not be able to reach the folder cargo builds in, so he has a copy.
 pub struct Ordinary {
@@ -137,10 +144,7 @@ impl Ordinary {
         // Several tests want one at the same time.
         let name = format!("acceptlab-ordinary-{}-{:?}", std::process::id(), std::thread::current().id());
         let copy = std::env::temp_dir().join(name);
-        // Not fs::copy: a child that another test forks meanwhile would have our copy open for writing until it
-        // execs, and who execs the copy before that gets ETXTBSY.
-        let installed = Command::new("install").args(["-m", "755", program]).arg(&copy).status();
-        assert!(installed.is_ok_and(|status| status.success()), "no room for {}", copy.display());
+        copy_program(program, &copy);
         // 65534, whom everybody calls nobody, is who `ports` takes for another user.
         let drop_to = "setpriv --reuid=65533 --regid=65533 --clear-groups --inh-caps=-all --bounding-set=-all";
         let command: Vec<String> = drop_to.split(' ').map(String::from).chain([copy.display().to_string()]).collect();
