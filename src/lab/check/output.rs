@@ -115,8 +115,7 @@ fn advice(point: &Point, verdict: &ProbeResult, command: &[String]) -> String {
         _ => point.hint,
     };
     let hint = if hint.is_empty() { String::new() } else { format!("{:INDENT$}hint      {hint}\n", "") };
-    let command: Vec<String> = command.iter().map(|word| quoted(word)).collect();
-    let (id, command) = (point.id, command.join(" "));
+    let (id, command) = (point.id, shell_words::join(command));
     format!(
         "{hint}{:INDENT$}contract  lab check --explain {id}\n{:INDENT$}repeat    lab check --only {id} -- {command}\n",
         "", ""
@@ -131,16 +130,6 @@ fn hint(cause: &CommonCause) -> &'static str {
         CommonCause::Flag(_) => "take the flag, even where it changes nothing",
         CommonCause::KeepAlive => "after the answer read the next request; close when the client does, or asks for it",
         CommonCause::Report => "at SIGTERM print the counters as one JSON document, flush, and exit with status 0",
-    }
-}
-
-/// A word as a shell reads it again.
-fn quoted(word: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,%@+".contains(c);
-    if !word.is_empty() && word.chars().all(is_plain) {
-        word.to_string()
-    } else {
-        format!("'{}'", word.replace('\'', "'\\''"))
     }
 }
 
