@@ -82,6 +82,8 @@ pub struct JudgedClaim<'a> {
 }
 
 impl JudgedClaim<'_> {
+    pub const HEADERS: [&'static str; 4] = ["claim", "here", "measured", "required"];
+
     pub fn bar(&self) -> Option<&Bar> {
         self.claim.comparison().map(|comparison| &comparison.bar)
     }
@@ -107,18 +109,17 @@ impl JudgedClaim<'_> {
 
     /// `31.8 [31.7, 31.9]`, or why there is no number.
     pub fn measured(&self) -> String {
-        let Some(summary) = &self.summary else {
-            return match &self.verdict {
-                ClaimVerdict::Skipped(reason) => reason.clone(),
-                _ => "–".to_string(),
-            };
-        };
-        let median = self.print(summary.median);
-        let interval = self.interval().map(|ends| ends.map(|end| self.print(end)));
-        match interval {
-            Some([low, high]) if low != median || high != median => format!("{median} [{low}, {high}]"),
-            _ => median,
+        match (&self.summary, &self.verdict) {
+            (Some(summary), _) => numbers::spread(summary, |number| self.print(number)),
+            (None, ClaimVerdict::Skipped(reason)) => reason.clone(),
+            (None, _) => "–".to_string(),
         }
+    }
+
+    /// A line of a table below [`JudgedClaim::HEADERS`].
+    pub fn cells(&self) -> [String; 4] {
+        let bar = self.bar().map_or(String::new(), Bar::to_string);
+        [self.claim.says.clone(), self.verdict.name().to_string(), self.measured(), bar]
     }
 
     /// Why it fails or stays undecided, where it does.

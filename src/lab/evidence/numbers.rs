@@ -1,6 +1,13 @@
 //! How numbers are printed wherever a row is shown: in tables, claims and answers.
 
+use crate::stats::Summary;
 use crate::units::grouped;
+
+/// `median [low, high]`, or one number when all three print the same.
+pub fn spread(summary: &Summary, print: impl Fn(f64) -> String) -> String {
+    let [median, low, high] = [summary.median, summary.low, summary.high].map(print);
+    if low == median && high == median { median } else { format!("{median} [{low}, {high}]") }
+}
 
 /// Whole numbers with thousands separated.
 pub fn count(value: f64) -> String {

@@ -7,7 +7,6 @@ use crate::lab::evidence::lesson::{Lesson, Links};
 use crate::lab::evidence::markdown::{bullet, paragraph, table};
 use crate::lab::evidence::pictures::escaped;
 use crate::lab::evidence::table::speeds;
-use crate::lab::plan::claim::Bar;
 use crate::lab::record::fingerprint::Fingerprint;
 use crate::lab::record::{Record, Row};
 use crate::stats::RUNS_FOR_INTERVAL;
@@ -63,11 +62,7 @@ fn section(lesson: &Lesson, links: &Links) -> String {
 }
 
 fn claims(lesson: &Lesson) -> String {
-    let row = |judged: &JudgedClaim| {
-        let bar = judged.bar().map_or(String::new(), Bar::to_string);
-        [judged.claim.says.clone(), judged.verdict.name().to_string(), judged.measured(), bar]
-    };
-    on_one_line(["claim", "here", "measured", "required"], lesson.judged.iter().map(row))
+    on_one_line(JudgedClaim::HEADERS, lesson.judged.iter().map(JudgedClaim::cells))
 }
 
 /// A table on one line: a line for each row would make this page too long to be read at once. Without a row, nothing.

@@ -11,7 +11,6 @@ use crate::lab::evidence::lesson::{Lesson, Links};
 use crate::lab::evidence::markdown::{bullet, commands, paragraph, section, table};
 use crate::lab::evidence::overview;
 use crate::lab::evidence::pictures::Drawn;
-use crate::lab::plan::claim::Bar;
 use crate::lab::plan::experiment::Experiment;
 use crate::lab::record::Record;
 
@@ -177,13 +176,8 @@ fn claims(lesson: &Lesson) -> String {
     if lesson.judged.is_empty() {
         return String::new();
     }
-    let line = |judged: &JudgedClaim| {
-        let bar = judged.bar().map_or(String::new(), Bar::to_string);
-        vec![judged.claim.says.clone(), judged.verdict.name().to_string(), judged.measured(), bar]
-    };
-    let lines: Vec<Vec<String>> = lesson.judged.iter().map(line).collect();
-    let headers = ["claim", "here", "measured", "required"].map(String::from);
-    let table = table(&headers, &lines, |header| header != "measured");
+    let lines: Vec<Vec<String>> = lesson.judged.iter().map(|judged| judged.cells().into()).collect();
+    let table = table(&JudgedClaim::HEADERS.map(String::from), &lines, |header| header != "measured");
     let remark = |judged: &JudgedClaim| {
         let source = judged.claim.source.as_ref().map(|source| format!("Source: {source}."));
         let why = judged.why().map(|why| format!("*{}*: {why}", judged.verdict.name()));

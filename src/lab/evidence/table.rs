@@ -13,7 +13,7 @@ use crate::lab::plan::case::TRACED_COLUMNS;
 use crate::lab::plan::events;
 use crate::lab::plan::matrix::{TableKind, TableSpec};
 use crate::lab::record::Row;
-use crate::stats::{self, RUNS_FOR_INTERVAL, Summary};
+use crate::stats::{self, RUNS_FOR_INTERVAL};
 use crate::units::{format_duration, grouped};
 
 /// Command lines that belong together: a server's and a client's.
@@ -73,7 +73,7 @@ pub fn samples<'a>(spec: &TableSpec, rows: &[&'a Row], case: &[&'a Row]) -> Vec<
 
 fn summarize(table: &mut Table, spec: &TableSpec, rows: &[&Row], cases: &[Vec<&Row>]) {
     let columns: Vec<&Column> = spec.columns.iter().filter_map(|name| columns::find(name.get_ref())).collect();
-    let several_clients = spec.load.get_ref().clients().len() > 1;
+    let several_clients = spec.load.get_ref().all().len() > 1;
     let has_law = spec.server.iter().any(|server| server.law.is_some());
     table.headers = spec.axes.keys().cloned().collect();
     table.headers.push("server".to_string());
@@ -133,16 +133,10 @@ fn cell(column: &Column, samples: &[Sample]) -> String {
         Formula::Pooled(of) => of(samples).map(|number| column.print(number)),
         _ => {
             let numbers: Vec<f64> = samples.iter().filter_map(|sample| column.number(*sample)).collect();
-            stats::summarize(&numbers).map(|summary| spread(&summary, |number| column.print(number)))
+            stats::summarize(&numbers).map(|summary| numbers::spread(&summary, |number| column.print(number)))
         }
     };
     text.unwrap_or("–".to_string())
-}
-
-/// `median [low, high]`, or one number when all three print the same.
-fn spread(summary: &Summary, print: impl Fn(f64) -> String) -> String {
-    let (median, low, high) = (print(summary.median), print(summary.low), print(summary.high));
-    if low == median && high == median { median } else { format!("{median} [{low}, {high}]") }
 }
 
 /// What a reader must know before comparing: repeats, spread, loop model, warm-up, pinning, command lines.

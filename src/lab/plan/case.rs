@@ -91,12 +91,12 @@ pub fn expand(experiment: &str, matrix: &Matrix, quick: bool) -> Result<Vec<Case
         if settings.repeats == 0 {
             continue;
         }
-        let shows_it = |picture: &&PictureSpec| picture.table.get_ref().all().contains(&table.id);
+        let shows_it = |picture: &&PictureSpec| picture.table.get_ref().texts().contains(&table.id);
         let drawn_as: Vec<PictureKind> = matrix.pictures.iter().filter(shows_it).map(|picture| picture.kind).collect();
         let first = cases.len();
         for combination in combinations(&settings.axes) {
             for server in &table.server {
-                for client in table.load.get_ref().clients() {
+                for client in table.load.get_ref().all() {
                     let mut case = one(table, &settings, &combination, server, client)?;
                     if cases[first..].iter().any(|other| other.coordinates == case.coordinates) {
                         let what = format!("two lines are called {:?}; give a client a name", case.coordinates);

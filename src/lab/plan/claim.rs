@@ -7,7 +7,7 @@ use std::ops::Range;
 use toml::Spanned;
 
 use crate::lab::plan::case::Case;
-use crate::lab::plan::matrix::{AxisValue, CellSpec, ClaimSpec, ColumnKind, FindColumn, Matrix, MatrixError};
+use crate::lab::plan::matrix::{AxisValue, CellSpec, ClaimSpec, ColumnKind, FindColumn, Matrix, MatrixError, check_id};
 
 /// The unit of a ratio.
 const TIMES: &str = "times";
@@ -163,17 +163,10 @@ pub fn resolve(matrix: &Matrix, subject: &Subject) -> Result<Vec<Claim>, MatrixE
     let mut claims: Vec<Claim> = Vec::new();
     for spec in &matrix.claims {
         let claim = one(spec, subject)?;
-        let refuse = |what: String| Err(MatrixError::at(spec.id.span(), what));
-        let is_name = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        if claim.id.is_empty() || !claim.id.bytes().all(is_name) {
-            return refuse(format!("the id {:?} is not small letters, digits and hyphens", claim.id));
-        }
-        if claims.iter().any(|other| other.id == claim.id) {
-            return refuse(format!("two claims have the id {:?}; rename one", claim.id));
-        }
+        check_id("claims", &spec.id, claims.iter().map(|other| &other.id))?;
         if claim.is_counted && !claim.cells().all(|cell| cell.quick.is_some()) {
             let what = "is counted, so `lab verify` asserts it; keep its rows in the quick axes";
-            return refuse(format!("the claim {:?} {what}", claim.id));
+            return Err(MatrixError::at(spec.id.span(), format!("the claim {:?} {what}", claim.id)));
         }
         claims.push(claim);
     }

@@ -34,13 +34,13 @@ pub struct PictureSpec {
     pub title: Spanned<String>,
     pub kind: PictureKind,
     /// The table whose rows are drawn, or several.
-    pub table: Spanned<Names>,
+    pub table: Spanned<OneOrSeveral<AxisValue>>,
     /// An axis, or a column.
     pub x: Option<Spanned<String>>,
     /// What the axis is called; its own name where nothing is said.
     pub x_title: Option<String>,
     /// A column, or several.
-    pub y: Option<Spanned<Names>>,
+    pub y: Option<Spanned<OneOrSeveral<AxisValue>>>,
     /// A column that is marked in each bar: a law beside what was measured.
     pub mark: Option<Spanned<String>>,
     /// What has a logarithmic scale: `["x", "y"]`.
@@ -48,7 +48,7 @@ pub struct PictureSpec {
     pub log: Vec<Direction>,
     /// Rows with these values of an axis, or of `server`, alone are drawn; a server as in a claim.
     #[serde(default)]
-    pub only: BTreeMap<String, Spanned<Names>>,
+    pub only: BTreeMap<String, Spanned<OneOrSeveral<AxisValue>>>,
     /// What servers are called, by their command line or words of it.
     #[serde(default)]
     pub names: BTreeMap<String, Spanned<String>>,
@@ -104,19 +104,26 @@ pub struct PublishedPoint {
     pub label: String,
 }
 
+/// A value, or a list of them.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
-pub enum Names {
-    One(AxisValue),
-    Several(Vec<AxisValue>),
+pub enum OneOrSeveral<T> {
+    One(T),
+    Several(Vec<T>),
 }
 
-impl Names {
-    pub fn all(&self) -> Vec<String> {
+impl<T> OneOrSeveral<T> {
+    pub fn all(&self) -> &[T] {
         match self {
-            Names::One(name) => vec![name.to_string()],
-            Names::Several(names) => names.iter().map(AxisValue::to_string).collect(),
+            OneOrSeveral::One(value) => std::slice::from_ref(value),
+            OneOrSeveral::Several(values) => values,
         }
+    }
+}
+
+impl OneOrSeveral<AxisValue> {
+    pub fn texts(&self) -> Vec<String> {
+        self.all().iter().map(AxisValue::to_string).collect()
     }
 }
 
@@ -143,7 +150,7 @@ pub struct TableSpec {
     #[serde(default)]
     pub server_flags: Option<Spanned<String>>,
     /// One client's command line, or several to be compared.
-    pub load: Spanned<Clients>,
+    pub load: Spanned<OneOrSeveral<ClientSpec>>,
     #[serde(default)]
     pub axes: BTreeMap<String, Vec<AxisValue>>,
     pub columns: Vec<Spanned<String>>,
@@ -211,22 +218,6 @@ pub struct ServerSpec {
     /// Its workers die during the run. With the last of them the server may end by itself.
     #[serde(default)]
     pub expect_death: bool,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
-pub enum Clients {
-    One(ClientSpec),
-    Several(Vec<ClientSpec>),
-}
-
-impl Clients {
-    pub fn clients(&self) -> &[ClientSpec] {
-        match self {
-            Clients::One(client) => std::slice::from_ref(client),
-            Clients::Several(clients) => clients,
-        }
-    }
 }
 
 /// One client of a table: its command line, and a name where the program's own name is not enough.
@@ -319,6 +310,23 @@ pub struct Overrides {
 pub struct MatrixError {
     pub span: Option<Range<usize>>,
     pub what: String,
+}
+
+/// Refuses an id that is not a name, or that one before has.
+pub fn check_id<'a>(
+    what: &str,
+    id: &Spanned<String>,
+    mut before: impl Iterator<Item = &'a String>,
+) -> Result<(), MatrixError> {
+    let name = id.get_ref();
+    let is_name = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if name.is_empty() || !name.bytes().all(is_name) {
+        return Err(MatrixError::at(id.span(), format!("the id {name:?} is not small letters, digits and hyphens")));
+    }
+    match before.any(|other| other == name) {
+        true => Err(MatrixError::at(id.span(), format!("two {what} have the id {name:?}; rename one"))),
+        false => Ok(()),
+    }
 }
 
 impl MatrixError {

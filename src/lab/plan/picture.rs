@@ -8,6 +8,7 @@ use crate::lab::plan::case::Case;
 use crate::lab::plan::claim::{chosen, distinct};
 use crate::lab::plan::matrix::{
     ColumnKind, Direction, FindColumn, Matrix, MatrixError, PictureKind, PictureSpec, PublishedPoint, TheorySpec,
+    check_id,
 };
 
 /// One line above a picture.
@@ -63,15 +64,7 @@ pub fn resolve(matrix: &Matrix, find_column: FindColumn, cases: &[Case]) -> Resu
     let mut pictures: Vec<Picture> = Vec::new();
     for spec in &matrix.pictures {
         let picture = one(spec, find_column, cases)?;
-        let is_name = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        if picture.id.is_empty() || !picture.id.bytes().all(is_name) {
-            let what = format!("the id {:?} is not small letters, digits and hyphens", picture.id);
-            return Err(MatrixError::at(spec.id.span(), what));
-        }
-        if pictures.iter().any(|other| other.id == picture.id) {
-            let what = format!("two pictures have the id {:?}; rename one", picture.id);
-            return Err(MatrixError::at(spec.id.span(), what));
-        }
+        check_id("pictures", &spec.id, pictures.iter().map(|other| &other.id))?;
         pictures.push(picture);
     }
     Ok(pictures)
@@ -83,7 +76,7 @@ fn one(spec: &PictureSpec, find_column: FindColumn, cases: &[Case]) -> Result<Pi
         let what = format!("a title of {length} characters is wider than a picture; {LONGEST_TITLE} are not");
         return Err(MatrixError::at(spec.title.span(), what));
     }
-    let tables = spec.table.get_ref().all();
+    let tables = spec.table.get_ref().texts();
     for id in &tables {
         if !cases.iter().any(|case| case.table.id == *id) {
             let known = distinct(cases.iter().map(|case| &case.table.id));
@@ -97,7 +90,7 @@ fn one(spec: &PictureSpec, find_column: FindColumn, cases: &[Case]) -> Result<Pi
         None => Err(MatrixError::at(span, format!("no column {name:?}; `lab explain` lists them"))),
     };
     let y = spec.y.as_ref().map_or(Ok(Vec::new()), |names| {
-        names.get_ref().all().iter().map(|name| column(name, names.span())).collect::<Result<Vec<_>, _>>()
+        names.get_ref().texts().iter().map(|name| column(name, names.span())).collect::<Result<Vec<_>, _>>()
     })?;
     let x = match &spec.x {
         Some(name) if has_axis(&of_tables, name.get_ref()) => Some(X::Axis(name.get_ref().clone())),
@@ -144,7 +137,7 @@ fn has_axis(cases: &[&Case], name: &str) -> bool {
 fn only(spec: &PictureSpec, cases: &[&Case]) -> Result<BTreeMap<String, Vec<String>>, MatrixError> {
     let mut only = BTreeMap::new();
     for (axis, wanted) in &spec.only {
-        let wanted_values = wanted.get_ref().all();
+        let wanted_values = wanted.get_ref().texts();
         let values = wanted_values.iter().map(|value| values(cases, axis, value, wanted.span()));
         only.insert(axis.clone(), values.collect::<Result<Vec<_>, _>>()?.concat());
     }

@@ -3,11 +3,10 @@
 use crate::lab::evidence::columns;
 use crate::lab::evidence::pictures::scale::{Scale, label};
 use crate::lab::evidence::pictures::series::{Line, PicturePoint, description, tooltip};
-use crate::lab::evidence::pictures::svg::{Anchor, Svg, fill, stroke, width_of};
+use crate::lab::evidence::pictures::svg::{Anchor, Svg, WIDTH, fill, stroke, width_of};
 use crate::lab::plan::picture::{Picture, X};
 use crate::terminal::shortened;
 
-const WIDTH: f64 = 880.0;
 const TOP: f64 = 76.0;
 const ROW: f64 = 26.0;
 const WIDEST_NAME: f64 = 364.0;
@@ -31,8 +30,7 @@ pub fn of_tables(picture: &Picture, lines: &[Line]) -> Option<String> {
     let left = names.iter().map(|name| width_of(name)).fold(0.0, f64::max).min(WIDEST_NAME) + 28.0;
     let bottom = TOP + ROW * names.len() as f64;
     let width = (WIDTH - left) / panels.len() as f64;
-    let mut svg = Svg::new(WIDTH);
-    svg.text((16.0, 24.0), Anchor::Start, "ink title", &picture.title);
+    let mut svg = Svg::new(&picture.title);
     svg.text((left, 62.0), Anchor::Start, "soft small", &below);
     for (row, name) in names.iter().enumerate() {
         svg.text((left - 12.0, middle(row) + 4.0), Anchor::End, "ink", &cut(name));
@@ -65,7 +63,7 @@ pub fn of_tables(picture: &Picture, lines: &[Line]) -> Option<String> {
             }
         }
     }
-    Some(svg.finish(bottom + 28.0, &picture.title, &description(picture, lines)))
+    Some(svg.finish(bottom + 28.0, &description(picture, lines)))
 }
 
 fn panel_of<'a>(point: &'a PicturePoint) -> Panel<'a> {
@@ -151,8 +149,7 @@ pub fn stacked(picture: &Picture, lines: &[Line]) -> Option<String> {
     let totals: Vec<f64> = lines.iter().map(|line| medians(line).iter().sum()).collect();
     let bottom = TOP + ROW * lines.len() as f64;
     let x = Scale::new(totals.iter().copied(), false, left, WIDTH - BEHIND);
-    let mut svg = Svg::new(WIDTH);
-    svg.text((16.0, 24.0), Anchor::Start, "ink title", &picture.title);
+    let mut svg = Svg::new(&picture.title);
     let step = |header: &String| width_of(header) * 0.9 + 34.0;
     let mut place = left.min(WIDTH - headers.iter().map(step).sum::<f64>()).max(16.0);
     for (i, header) in headers.iter().enumerate() {
@@ -182,5 +179,5 @@ pub fn stacked(picture: &Picture, lines: &[Line]) -> Option<String> {
         let total = label((before * 10.0_f64).round() / 10.0);
         svg.text((x.at(end) + 9.0, middle(row) + 4.0), Anchor::Start, "ink small", &total);
     }
-    Some(svg.finish(bottom + 28.0, &picture.title, &description(picture, lines)))
+    Some(svg.finish(bottom + 28.0, &description(picture, lines)))
 }

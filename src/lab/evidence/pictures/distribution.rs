@@ -2,13 +2,12 @@
 
 use crate::lab::evidence::pictures::scale::{Scale, label};
 use crate::lab::evidence::pictures::series::{Line, commands};
-use crate::lab::evidence::pictures::svg::{Anchor, Svg, fill, stroke, width_of};
+use crate::lab::evidence::pictures::svg::{Anchor, Svg, WIDTH, fill, stroke, width_of};
 use crate::lab::plan::picture::{Picture, Published};
 use crate::lab::record::Row;
 use crate::report::LoadReport;
 use crate::stats::median;
 
-const WIDTH: f64 = 880.0;
 const TOP: f64 = 62.0;
 const BOTTOM: f64 = 332.0;
 const LEFT: f64 = 64.0;
@@ -31,8 +30,7 @@ pub fn of_rows(picture: &Picture, lines: &[Line]) -> Option<String> {
     let room = picture.published.iter().map(|figure| width_of(&figure.label) * 0.85).fold(0.0, f64::max);
     let right = WIDTH - room - 16.0;
     let x = Scale::new(measured.chain(published).collect::<Vec<_>>().into_iter(), picture.log_x, LEFT + 8.0, right);
-    let mut svg = Svg::new(WIDTH);
-    svg.text((16.0, 24.0), Anchor::Start, "ink title", &picture.title);
+    let mut svg = Svg::new(&picture.title);
     svg.text((16.0, TOP - 16.0), Anchor::Start, "soft", "requests that took at most so long, %");
     for percent in [0.0, 20.0, 40.0, 60.0, 80.0, 100.0] {
         let y = height(percent / 100.0);
@@ -60,7 +58,7 @@ pub fn of_rows(picture: &Picture, lines: &[Line]) -> Option<String> {
     let of_curve = |curve: &DistributionCurve| format!("{} {}", curve.line.name, in_words(curve));
     let description = curves.iter().map(of_curve).collect::<Vec<_>>().join("; ");
     let description = format!("The response times µs that a share of the requests took at most: {description}.");
-    (!curves.is_empty()).then(|| svg.finish(BOTTOM + 48.0, &picture.title, &description))
+    (!curves.is_empty()).then(|| svg.finish(BOTTOM + 48.0, &description))
 }
 
 fn curve<'a>(line: &'a Line) -> Option<DistributionCurve<'a>> {

@@ -1,14 +1,13 @@
 //! Lines over an axis, each with its name at its end.
 
 use crate::lab::evidence::columns;
-use crate::lab::evidence::pictures::scale::{Scale, label};
+use crate::lab::evidence::pictures::scale::{Scale, grid, label};
 use crate::lab::evidence::pictures::series::{Line, MeasuredValue, PicturePoint, description, tooltip};
-use crate::lab::evidence::pictures::svg::{Anchor, Svg, fill, stroke, width_of};
+use crate::lab::evidence::pictures::svg::{Anchor, Svg, WIDTH, fill, stroke, width_of};
 use crate::lab::evidence::pictures::theory::Queue;
 use crate::lab::plan::matrix::TheorySpec;
 use crate::lab::plan::picture::{Picture, X};
 
-const WIDTH: f64 = 880.0;
 const TOP: f64 = 62.0;
 const HEIGHT: f64 = 270.0;
 const LEFT: f64 = 64.0;
@@ -39,8 +38,7 @@ pub fn over_x(picture: &Picture, lines: &[Line]) -> Option<String> {
     let mut ticks: Vec<f64> = points().map(|point| point.x).collect();
     ticks.sort_by(f64::total_cmp);
     ticks.dedup();
-    let mut svg = Svg::new(WIDTH);
-    svg.text((16.0, 24.0), Anchor::Start, "ink title", &picture.title);
+    let mut svg = Svg::new(&picture.title);
     let width = (WIDTH - 16.0) / picture.y.len() as f64;
     let longest_name = lines.iter().map(|line| width_of(&line.name)).fold(0.0, f64::max);
     for (i, column) in picture.y.iter().enumerate() {
@@ -64,7 +62,7 @@ pub fn over_x(picture: &Picture, lines: &[Line]) -> Option<String> {
         }
         svg.text(((left + LEFT + right) / 2.0, TOP + HEIGHT + 36.0), Anchor::Middle, "soft", &x_name);
     }
-    Some(svg.finish(TOP + HEIGHT + 48.0, &picture.title, &description(picture, lines)))
+    Some(svg.finish(TOP + HEIGHT + 48.0, &description(picture, lines)))
 }
 
 /// By name, places in pixels and values in µs; empty for columns of which theory says nothing.
@@ -114,10 +112,7 @@ fn panel(
     let values = lines.iter().flat_map(|line| &line.places).flat_map(|place| place.value.runs.iter().copied());
     let y = Scale::new(values.chain(also.iter().copied()), is_log, bottom, TOP);
     svg.text((left + 16.0, TOP - 16.0), Anchor::Start, "soft", header);
-    for tick in y.ticks() {
-        svg.line((left + LEFT, y.at(tick)), (right, y.at(tick)), "grid");
-        svg.text((left + LEFT - 8.0, y.at(tick) + 4.0), Anchor::End, "soft small", &label(tick));
-    }
+    grid(svg, &y, (left + LEFT, right));
     let mut free = f64::NEG_INFINITY;
     for (place, text) in marks {
         svg.line((*place, bottom), (*place, bottom + 4.0), "rule");

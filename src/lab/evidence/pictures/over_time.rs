@@ -1,15 +1,14 @@
 //! A run over its time: answers per second above the p99 of the same intervals, and upright lines where something was done
 //! to the server. A small picture for each row; all have the same scale of time and of the p99.
 
-use crate::lab::evidence::pictures::scale::{Scale, label};
+use crate::lab::evidence::pictures::scale::{Scale, grid, label};
 use crate::lab::evidence::pictures::series::{Line, commands};
-use crate::lab::evidence::pictures::svg::{Anchor, Svg, fill, stroke};
+use crate::lab::evidence::pictures::svg::{Anchor, Svg, WIDTH, fill, stroke};
 use crate::lab::plan::picture::Picture;
 use crate::lab::record::Row;
 use crate::report::{LoadReport, TimeSeries};
 use crate::terminal::shortened;
 
-const WIDTH: f64 = 880.0;
 const LEFT: f64 = 64.0;
 const MOST_COLUMNS: usize = 2;
 /// Of a row of pictures, down from its head.
@@ -33,8 +32,7 @@ pub fn of_runs(picture: &Picture, lines: &[Line]) -> Option<String> {
     let width = (WIDTH - 16.0) / columns as f64 - LEFT;
     let p99_us: Vec<f64> = cells.iter().flat_map(|cell| values(&cell.p99_us)).collect();
     let until_s = cells.iter().filter_map(|cell| Some(cell.row.load.as_ref()?.duration_s)).fold(0.0, f64::max);
-    let mut svg = Svg::new(WIDTH);
-    svg.text((16.0, 24.0), Anchor::Start, "ink title", &picture.title);
+    let mut svg = Svg::new(&picture.title);
     svg.text((16.0, 44.0), Anchor::Start, "soft", "One run of each row; the axis is seconds of the measured window.");
     for (i, cell) in cells.iter().enumerate() {
         let left = LEFT + (width + LEFT) * (i % columns) as f64;
@@ -68,7 +66,7 @@ pub fn of_runs(picture: &Picture, lines: &[Line]) -> Option<String> {
     }
     let height = TOP + CELL * cells.len().div_ceil(columns) as f64;
     let description = cells.iter().map(ShownRun::in_words).collect::<Vec<_>>().join("; ");
-    (!cells.is_empty()).then(|| svg.finish(height, &picture.title, &description))
+    (!cells.is_empty()).then(|| svg.finish(height, &description))
 }
 
 fn shown<'a>(line: &'a Line) -> Option<ShownRun<'a>> {
@@ -147,13 +145,6 @@ fn names_of_events(svg: &mut Svg, row: &Row, (mut right, y): (f64, f64)) {
         let text = counted(count, what);
         svg.text((right, y), Anchor::End, &format!("small {}", fill(colour(kind))), &text);
         right -= 7.0 * text.len() as f64;
-    }
-}
-
-fn grid(svg: &mut Svg, y: &Scale, (left, right): (f64, f64)) {
-    for tick in y.ticks() {
-        svg.line((left, y.at(tick)), (right, y.at(tick)), "grid");
-        svg.text((left - 8.0, y.at(tick) + 4.0), Anchor::End, "soft small", &label(tick));
     }
 }
 

@@ -1,5 +1,6 @@
 //! From values to pixels.
 
+use crate::lab::evidence::pictures::svg::{Anchor, Svg};
 use crate::units::grouped;
 
 /// A linear or a logarithmic scale between two places.
@@ -68,6 +69,14 @@ fn step(high: f64) -> f64 {
 fn top(high: f64) -> f64 {
     let step = step(high);
     (high / step).ceil() * step
+}
+
+/// A line and a value for each tick of an upright scale.
+pub fn grid(svg: &mut Svg, y: &Scale, (left, right): (f64, f64)) {
+    for tick in y.ticks() {
+        svg.line((left, y.at(tick)), (right, y.at(tick)), "grid");
+        svg.text((left - 8.0, y.at(tick) + 4.0), Anchor::End, "soft small", &label(tick));
+    }
 }
 
 /// A value below or beside a scale.

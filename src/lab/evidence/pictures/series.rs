@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::lab::evidence::columns::{self, Column};
+use crate::lab::evidence::numbers::spread;
 use crate::lab::evidence::table::{by_case, samples};
 use crate::lab::plan::experiment::Experiment;
 use crate::lab::plan::matrix::TableSpec;
@@ -87,9 +88,7 @@ fn point<'a>(picture: &Picture, spec: &'a TableSpec, rows: &[&'a Row], case: &[&
         let column = columns::find(name)?;
         let runs = numbers(column);
         let summary = summarize(&runs)?;
-        let [median, low, high] = [summary.median, summary.low, summary.high].map(|number| column.print(number));
-        let text = if low == median && high == median { median } else { format!("{median} [{low}, {high}]") };
-        Some(MeasuredValue { runs, summary, text })
+        Some(MeasuredValue { runs, summary, text: spread(&summary, |number| column.print(number)) })
     };
     let middle = |name: &String| median(&numbers(columns::find(name)?));
     let (x, x_text) = match &picture.x {

@@ -9,7 +9,6 @@ use crate::lab::plan::picture::Picture;
 use crate::terminal::shortened;
 use crate::units::grouped;
 
-const WIDTH: f64 = 880.0;
 const TOP: f64 = 88.0;
 const COLUMNS: usize = 4;
 const CELL: (f64, f64) = (212.0, 150.0);
@@ -35,8 +34,7 @@ pub fn of_workers(picture: &Picture, lines: &[Line]) -> Option<String> {
     let cells: Vec<(&Line, Shares)> = lines.iter().filter_map(|line| Some((line, shares(line)?))).collect();
     let most = cells.iter().flat_map(|(_, shares)| shares.runs.iter().flatten().copied()).fold(0.0, f64::max);
     let top = if most <= 0.5 { 0.5 } else { 1.0 };
-    let mut svg = Svg::new(WIDTH);
-    svg.text((16.0, 24.0), Anchor::Start, "ink title", &picture.title);
+    let mut svg = Svg::new(&picture.title);
     for (y, what) in [44.0, 62.0].into_iter().zip(WHAT) {
         svg.text((16.0, y), Anchor::Start, "soft", what);
     }
@@ -47,7 +45,7 @@ pub fn of_workers(picture: &Picture, lines: &[Line]) -> Option<String> {
     let height = TOP + CELL.1 * cells.len().div_ceil(COLUMNS) as f64;
     let of_cell = |(line, shares): &(&Line, Shares)| format!("{}: {}", line.name, percents(&shares.drawn));
     let description = format!("{} {}", WHAT.join(" "), cells.iter().map(of_cell).collect::<Vec<_>>().join("; "));
-    (!cells.is_empty()).then(|| svg.finish(height, &picture.title, &description))
+    (!cells.is_empty()).then(|| svg.finish(height, &description))
 }
 
 fn shares(line: &Line) -> Option<Shares> {

@@ -1,9 +1,12 @@
 //! SVG elements as text. Colours stand in classes, with other values where a page is dark; shapes and dashes tell the
 //! same apart where there is no colour.
 
+/// Of every picture.
+pub const WIDTH: f64 = 880.0;
+
 /// Elements of one picture, drawn from the back to the front.
 pub struct Svg {
-    width: f64,
+    title: String,
     body: String,
 }
 
@@ -31,8 +34,11 @@ text{font:13px system-ui,-apple-system,'Segoe UI',sans-serif}.title{font-weight:
 .name{font-weight:600}.line{fill:none;stroke-width:2}.thin{stroke-width:1}.thick{stroke-width:2.5}.run{fill-opacity:.55}.bar{fill-opacity:.3}";
 
 impl Svg {
-    pub fn new(width: f64) -> Svg {
-        Svg { width, body: String::new() }
+    /// With its title at the top.
+    pub fn new(title: &str) -> Svg {
+        let mut svg = Svg { title: title.to_string(), body: String::new() };
+        svg.text((16.0, 24.0), Anchor::Start, "ink title", title);
+        svg
     }
 
     pub fn text(&mut self, (x, y): (f64, f64), anchor: Anchor, class: &str, text: &str) {
@@ -109,13 +115,13 @@ impl Svg {
         self.body += "</g>\n";
     }
 
-    pub fn finish(self, height: f64, title: &str, description: &str) -> String {
-        let (width, height) = (number(self.width), number(height));
+    pub fn finish(self, height: f64, description: &str) -> String {
+        let (width, height) = (number(WIDTH), number(height));
         format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
              viewBox=\"0 0 {width} {height}\" role=\"img\">\n<title>{}</title>\n<desc>{}</desc>\n\
              <style>\n{STYLE}\n</style>\n<rect width=\"{width}\" height=\"{height}\" class=\"paper\"/>\n{}</svg>\n",
-            escaped(title),
+            escaped(&self.title),
             escaped(description),
             self.body
         )
