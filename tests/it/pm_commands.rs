@@ -202,6 +202,7 @@ fn monit_shows_all_processes_and_the_logs_of_the_one_that_is_chosen() {
     terminal.keys(&["Down"]);
     terminal.shows(|screen| screen.contains("two (id 1)") && screen.contains("\nout of two\n"));
     terminal.keys(&["q"]);
+    terminal.shows(|screen| screen.trim_end().ends_with("monit\nprompt>"));
     terminal.is_given_back();
 }
 
