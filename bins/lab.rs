@@ -57,7 +57,8 @@ enum Command {
     /// Every row is recorded as soon as it is finished. Ctrl-C ends all servers and clients, and the tables are written
     /// from the rows that are there.
     Run {
-        /// Experiments by number or name: `2`, `02` or `02-keep-alive-throughput`; all when none is named.
+        /// Experiments by number or name: `2`, `02` or `02-keep-alive-throughput`; all when none is named,
+        /// but for the longest (`lab list` says which), which a full run makes only by its name.
         experiment: Vec<String>,
         /// Small values and one repeat: a test that everything works. Do not quote these numbers.
         #[arg(long)]

@@ -1,5 +1,5 @@
-//! The two documents in which the programs meet: what a server prints when it stops, and what `loadgen` prints
-//! when it is done. Counts are totals, times carry their unit in the name.
+//! The documents in which the programs meet: what a server prints when it stops, and what `loadgen` and `trial` print
+//! when they are done. Counts are totals, times carry their unit in the name.
 
 use std::collections::BTreeMap;
 
@@ -107,6 +107,20 @@ impl ServerReport {
         self.master.iter_mut().for_each(|master| master.accepts = Some(accepts));
         self
     }
+}
+
+/// What `trial --format json` prints: the numbers of one task for one process manager, by the keys of
+/// [`metrics`](crate::metrics).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct TrialReport {
+    /// Of the manager.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub version: String,
+    /// Why nothing was measured: a program is not installed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<String>,
+    #[serde(flatten)]
+    pub numbers: BTreeMap<String, f64>,
 }
 
 /// What `loadgen --format json` prints (section 2 of the contract). What each number means stands in

@@ -45,7 +45,8 @@ pub fn list(experiments: &[Experiment]) -> String {
             let (cases, runs) = (experiment.cases(quick).len(), schedule(experiment, quick, 0));
             let time = all_cases::minutes(estimate(&runs));
             let more = if quick || experiment.claims.is_empty() { String::new() } else { further.clone() };
-            text += &format!("  {scale}: {cases} cases, {} runs, about {time}{more}\n", runs.len());
+            let named = if !quick && experiment.matrix.only_named { "; only where it is named" } else { "" };
+            text += &format!("  {scale}: {cases} cases, {} runs, about {time}{more}{named}\n", runs.len());
         }
         text.push('\n');
     }
@@ -76,7 +77,10 @@ pub fn measure(
     output: &Output,
     interrupt: &Interrupt,
 ) -> Result<bool, Stop> {
-    let chosen = experiment::select(all.clone(), words)?;
+    let mut chosen = experiment::select(all.clone(), words)?;
+    if words.is_empty() && !quick {
+        chosen.retain(|experiment| !experiment.matrix.only_named);
+    }
     let place = OutputFolder::new(root, output.out.as_deref());
     if output.out.is_none() && !quick {
         require_a_commit(root, &all)?;

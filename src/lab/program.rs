@@ -71,6 +71,7 @@ pub fn watch_for_interrupt() -> Interrupt {
 /// A command line that can be started.
 pub struct Program {
     words: Vec<String>,
+    variables: Vec<(String, OsString)>,
     cpus: Option<Vec<usize>>,
     namespace: Option<Arc<NetworkNamespace>>,
     interrupt: Interrupt,
@@ -92,7 +93,7 @@ pub enum NotReady {
 
 impl Program {
     pub fn new(words: &[String]) -> Program {
-        Program { words: words.to_vec(), cpus: None, namespace: None, interrupt: never() }
+        Program { words: words.to_vec(), variables: Vec::new(), cpus: None, namespace: None, interrupt: never() }
     }
 
     /// A command line whose words are separated by blanks.
@@ -102,6 +103,12 @@ impl Program {
 
     pub fn on_cpus(self, cpus: &[usize]) -> Program {
         Program { cpus: Some(cpus.to_vec()), ..self }
+    }
+
+    /// With this variable in its environment.
+    pub fn with_variable(mut self, name: &str, value: impl Into<OsString>) -> Program {
+        self.variables.push((name.to_string(), value.into()));
+        self
     }
 
     /// In this network; in ours when it is absent.
@@ -135,6 +142,7 @@ impl Program {
         let path = find(name)?;
         let mut command = Command::new(path);
         command.args(words).args(more).env("PATH", search_path());
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut start = || {
             spawn_child(&mut command, &[], Signal::SIGTERM, self.namespace.as_deref()).map_err(|error| {
@@ -334,6 +342,12 @@ impl Running {
     pub fn parse<T: DeserializeOwned>(&mut self, document: &str) -> Result<T, Stop> {
         serde_json::from_str(document)
             .map_err(|error| Stop::Failed(self.failure(&format!("printed no report ({error})"))))
+    }
+
+    /// Asks it to end, and waits even when the lab itself is interrupted: a program that cleans up needs the time.
+    pub fn terminate(&mut self, within: Duration) {
+        self.signal(Signal::SIGTERM);
+        self.status = self.status.or(self.exit.recv_timeout(within).ok());
     }
 
     /// What it had printed where [`Running::finish`] failed: even that may be a document.

@@ -69,3 +69,4 @@ mod signals;
 mod stopping;
 mod theory;
 mod timing;
+mod trials;

@@ -42,7 +42,7 @@ pub fn of(spec: &TableSpec, rows: &[&Row]) -> Table {
     let cases = by_case(rows);
     let mut table = Table { title: spec.title.clone(), notes: conditions(spec, &cases), ..Table::default() };
     match spec.kind {
-        TableKind::Summary | TableKind::Orders => {
+        TableKind::Summary | TableKind::Orders | TableKind::Trials => {
             summarize(&mut table, spec, rows, &cases);
             table.commands = first_commands(&cases);
         }
@@ -76,7 +76,8 @@ fn summarize(table: &mut Table, spec: &TableSpec, rows: &[&Row], cases: &[Vec<&R
     let several_clients = spec.load.get_ref().all().len() > 1;
     let has_law = spec.server.iter().any(|server| server.law.is_some());
     table.headers = spec.axes.keys().cloned().collect();
-    table.headers.push("server".to_string());
+    let runs = if spec.kind == TableKind::Trials { "manager" } else { "server" };
+    table.headers.push(runs.to_string());
     table.headers.extend(several_clients.then(|| "client".to_string()));
     table.headers.extend(has_law.then(|| "law".to_string()));
     table.coordinates = table.headers.len();

@@ -106,6 +106,18 @@ pub fn members(group: i32) -> Vec<Stat> {
     with_descendants(group, |stat| stat.group == group)
 }
 
+/// The living processes whose environment was started with this variable: what a program has left behind that no parent
+/// connects with it any more.
+pub fn with_variable(name: &str, value: &str) -> Vec<Process> {
+    let wanted = format!("{name}={value}");
+    let has_it = |stat: &Stat| {
+        let environment = std::fs::read(format!("/proc/{}/environ", stat.pid)).unwrap_or_default();
+        environment.split(|&byte| byte == 0).any(|variable| variable == wanted.as_bytes())
+    };
+    let found = Stat::everybody().filter(Stat::is_alive).filter(has_it);
+    found.map(|stat| Process { pid: stat.pid, started: stat.started }).collect()
+}
+
 fn with_descendants(root: i32, belongs: impl Fn(&Stat) -> bool) -> Vec<Stat> {
     let all: Vec<Stat> = Stat::everybody().collect();
     let mut found = BTreeSet::from([root]);

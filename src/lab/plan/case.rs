@@ -191,15 +191,17 @@ fn one(
     let client = ClientCommand::from(self::fill(client.run(), &values, table.load.span())?);
     let program = client.program();
     let is_loadgen = program == "loadgen";
-    let runs_to_the_end = table.kind == TableKind::Orders;
-    if runs_to_the_end != client.runs().is_some() {
-        let what = "`kind = \"orders\"` and `load = \"runs N\"` belong together".to_string();
-        return Err(MatrixError::at(table.load.span(), what));
-    }
-    if !is_loadgen && !runs_to_the_end && !FOREIGN_CLIENTS.contains(&program) {
-        let others = FOREIGN_CLIENTS.join(", ");
-        let what = format!("the lab cannot read what {program:?} prints; use loadgen or one of {others}");
-        return Err(MatrixError::at(table.load.span(), what));
+    let (fits, remedy) = match table.kind {
+        TableKind::Orders => (client.runs().is_some(), "`kind = \"orders\"` needs `load = \"runs N\"`".to_string()),
+        TableKind::Trials => (program == "trial", "`kind = \"trials\"` needs `load = \"trial NAME\"`".to_string()),
+        TableKind::Summary | TableKind::Trace => {
+            let others = FOREIGN_CLIENTS.join(", ");
+            let remedy = format!("the lab cannot read what {program:?} prints; use loadgen or one of {others}");
+            (is_loadgen || FOREIGN_CLIENTS.contains(&program), remedy)
+        }
+    };
+    if !fits {
+        return Err(MatrixError::at(table.load.span(), remedy));
     }
     let parse =
         |written: &Spanned<String>| events::parse(fill(written)?).map_err(|what| MatrixError::at(written.span(), what));
@@ -211,7 +213,8 @@ fn one(
         return Err(MatrixError::at(table.load.span(), what));
     }
     // Behind ` -- ` the flag is the started program's, like `server_flags`.
-    let listen = if runs_to_the_end { "" } else { " --listen 127.0.0.1:0" };
+    let serves = matches!(table.kind, TableKind::Summary | TableKind::Trace);
+    let listen = if serves { " --listen 127.0.0.1:0" } else { "" };
     let server_command = ServerCommand::from(format!("{label}{flags}{listen}"));
     let mut coordinates = combination.to_vec();
     coordinates.push(("server".to_string(), server.run.get_ref().clone()));
@@ -228,7 +231,10 @@ fn one(
         drawn_as: Vec::new(),
         sysctl: table.sysctl.iter().map(setting).collect::<Result<_, _>>()?,
         repeats: settings.repeats,
-        estimate: estimate(&server_command, &client),
+        estimate: match table.kind {
+            TableKind::Trials => parse_duration(&settings.duration).map_err(MatrixError::anywhere)?,
+            _ => estimate(&server_command, &client),
+        },
         server: server_command,
         client,
     })
@@ -408,6 +414,8 @@ quick = { axes = { connections = [8] } }"#;
                 "a table of their own",
             ),
             ("\"p50\"", "\"p51\"", "lab explain"),
+            ("axes", "kind = \"trials\"\naxes", "needs `load = \"trial NAME\"`"),
+            ("axes", "kind = \"orders\"\naxes", "needs `load = \"runs N\"`"),
             ("load = \"loadgen", "load = [\"loadgen\", \"loadgen --pin\"] #", "give a client a name"),
         ] {
             let broken = TABLE.replace(from, to);

@@ -16,6 +16,9 @@ pub struct Matrix {
     /// The values of `{duration}` and `{warmup}` in command lines.
     pub duration: String,
     pub warmup: String,
+    /// It takes long: `lab run` without a name leaves it out, but not `lab run --quick`.
+    #[serde(default)]
+    pub only_named: bool,
     #[serde(default)]
     pub quick: Overrides,
     #[serde(rename = "table")]
@@ -202,6 +205,9 @@ pub enum TableKind {
     /// A row per program that is no server: it runs to its end, again and again (`load = "runs 50"`), and each time prints
     /// JSON lines with an `id`. In how many orders do they come?
     Orders,
+    /// A row per process manager (`pm` and `pm2` stand where servers do), with the numbers of a trial (`load = "trial NAME"`).
+    /// `duration` says about how long it takes.
+    Trials,
 }
 
 /// One server of a table.

@@ -27,7 +27,7 @@ use crate::lab::plan::experiment::fnv1a;
 use crate::lab::record::content::Content;
 use crate::lab::record::fingerprint::Fingerprint;
 use crate::machine::Counters;
-use crate::report::{LoadReport, ServerReport, WorkerReport};
+use crate::report::{LoadReport, ServerReport, TrialReport, WorkerReport};
 
 /// The workers of a server with more than these are added up into one entry: ten thousand of them per row would make
 /// the record unreadable, and no table shows them.
@@ -112,6 +112,9 @@ pub struct Row {
     /// In which orders the lines of a program came that ran to its end, and how often each.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub orders: BTreeMap<String, u64>,
+    /// What a trial of a process manager has measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial: Option<TrialReport>,
     /// By how much the server's first process grew while the client measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub growth: Option<ProcessSize>,

@@ -24,7 +24,7 @@ use crate::lab::run::fault_injector::{self, FaultInjector};
 use crate::lab::run::foreign;
 use crate::lab::run::sysctl::{KernelSettings, Unset};
 use crate::machine::Counters;
-use crate::report::LoadReport;
+use crate::report::{LoadReport, TrialReport};
 use crate::scoreboard::Scoreboard;
 use crate::sys::namespace::NetworkNamespace;
 use crate::sys::process::Usage;
@@ -34,6 +34,8 @@ const START_WITHIN: Duration = Duration::from_secs(60);
 const STOP_WITHIN: Duration = Duration::from_secs(60);
 /// Beyond the time that the command line declares: for time-outs, late answers, and a number of requests.
 const CLIENT_GRACE: Duration = Duration::from_secs(120);
+/// A trial that is told to end stops a process manager and all that it has started.
+const CLEAN_UP_WITHIN: Duration = Duration::from_secs(30);
 const ONE_REQUEST: &str =
     "loadgen --connections 1 --requests 1 --warmup 0s --timeout 10s --progress none --format json";
 /// Runs in which a footprint is looked for.
@@ -120,6 +122,12 @@ fn measure(case: &Case, row: &mut Row, network: Network, interrupt: &Interrupt) 
         row.orders = orders_of(case, row, runs, interrupt)?;
         return Ok(());
     }
+    if case.table.kind == TableKind::Trials {
+        let report = trial_of(case, row, interrupt)?;
+        row.skipped = report.skipped.clone();
+        row.trial = Some(report);
+        return Ok(());
+    }
     let board = (case.events.is_some() || case.table.timeline).then(Board::new);
     let command = match &board {
         Some(board) => case.server.with(&format!("--scoreboard {}", board.path)),
@@ -181,6 +189,19 @@ fn orders_of(case: &Case, row: &Row, runs: u64, interrupt: &Interrupt) -> Result
         *orders.entry(order.join(", ")).or_default() += 1;
     }
     Ok(orders)
+}
+
+/// One trial of a process manager. When the lab is interrupted it gets the time to end the manager.
+fn trial_of(case: &Case, row: &Row, interrupt: &Interrupt) -> Result<TrialReport, Stop> {
+    let program = Program::of(case.client.text()).on_cpus(&row.client_cpus).until(interrupt);
+    let mut running = program.launch(&["--manager", case.server.text(), "--format", "json"])?;
+    match running.finish(case.estimate + CLIENT_GRACE, |_| ()) {
+        Ok(document) => running.parse(&document),
+        Err(stop) => {
+            running.terminate(CLEAN_UP_WITHIN);
+            Err(stop)
+        }
+    }
 }
 
 /// A file for the server's scoreboard. It is removed when the server is ready; the mapping stays.

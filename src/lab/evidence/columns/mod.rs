@@ -195,6 +195,44 @@ pub static COLUMNS: &[Column] = &[
     own("stale", Real(|s| Some(ratio(counted(s, "stale_us")?, counted(s, "updates")?)? / 1e3))),
     own("queries", Count(|s| counted(s, "queries"))),
     own("queries_per_expiry", Real(|s| ratio(counted(s, "queries")?, counted(s, "expiries")?))),
+    // What a trial of a process manager has measured.
+    own("trial_answered", Count(|s| trial(s, "trial_answered"))),
+    own("lost_kept_alive", Count(|s| trial(s, "lost_kept_alive"))),
+    own("retried_kept_alive", Count(|s| trial(s, "retried_kept_alive"))),
+    own("lost_new_connections", Count(|s| trial(s, "lost_new_connections"))),
+    own("reload_s", Real(|s| trial(s, "reload_s"))),
+    own("reloads_refused", Count(|s| trial(s, "reloads_refused"))),
+    own("old_answers", Real(|s| trial(s, "old_answers"))),
+    own("crash_loops", Count(|s| trial(s, "crash_loops"))),
+    own("given_up", Count(|s| trial(s, "given_up"))),
+    own("most_starts", Count(|s| trial(s, "most_starts"))),
+    own("lines_written", Count(|s| trial(s, "lines_written"))),
+    own("lines_per_minute", Count(|s| trial(s, "lines_per_minute"))),
+    own("lines_lost", Count(|s| trial(s, "lines_lost"))),
+    own("lines_broken", Count(|s| trial(s, "lines_broken"))),
+    own("lines_out_of_order", Count(|s| trial(s, "lines_out_of_order"))),
+    own("log_rotations", Count(|s| trial(s, "log_rotations"))),
+    own("daemon_rss_mib", Real(|s| trial(s, "daemon_rss_mib"))),
+    own("daemon_growth_mib", Real(|s| trial(s, "daemon_growth_mib"))),
+    own("over_limit_s", Real(|s| trial(s, "over_limit_s"))),
+    own("still_over", Count(|s| trial(s, "still_over"))),
+    own("adopted", Real(|s| trial(s, "adopted"))),
+    own("variables_wrong", Count(|s| trial(s, "variables_wrong"))),
+    own("variables_left", Count(|s| trial(s, "variables_left"))),
+    own("kills", Count(|s| trial(s, "kills"))),
+    own("dumps_damaged", Count(|s| trial(s, "dumps_damaged"))),
+    own("lists_incomplete", Count(|s| trial(s, "lists_incomplete"))),
+    own("sockets", Count(|s| trial(s, "sockets"))),
+    own("sockets_open", Count(|s| trial(s, "sockets_open"))),
+    own("strangers_admitted", Count(|s| trial(s, "strangers_admitted"))),
+    own("keys_read", Count(|s| trial(s, "keys_read"))),
+    own("keys_wrong", Count(|s| trial(s, "keys_wrong"))),
+    own("answer_p50_ms", Real(|s| trial(s, "answer_p50_ms"))),
+    own("answer_p99_ms", Real(|s| trial(s, "answer_p99_ms"))),
+    own("daemon_wakeups", Real(|s| trial(s, "daemon_wakeups"))),
+    own("list_ms", Real(|s| trial(s, "list_ms"))),
+    own("start_ms", Count(|s| trial(s, "start_ms"))),
+    own("start_all_ms", Count(|s| trial(s, "start_all_ms"))),
 ];
 
 fn load<'a>(sample: Sample<'a>) -> Option<&'a LoadReport> {
@@ -302,6 +340,10 @@ fn counted(sample: Sample, name: &str) -> Option<f64> {
 
 fn counted_of(sample: Sample, names: &[&str]) -> Option<f64> {
     names.iter().filter_map(|name| counted(sample, name)).reduce(|a, b| a + b)
+}
+
+fn trial(sample: Sample, key: &str) -> Option<f64> {
+    sample.row.trial.as_ref()?.numbers.get(key).copied()
 }
 
 fn per_second(sample: Sample, count: f64) -> Option<f64> {

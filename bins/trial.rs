@@ -1,0 +1,177 @@
+//! The trials of process managers: one task for `pm` or for npm's PM2, its numbers as JSON.
+//!
+//! Each trial starts the manager with a folder of its own, gives it a configuration that both managers read, does what
+//! its name says, and leaves nothing behind: also after Ctrl-C the manager and all that it has started end, and the folder
+//! is removed. The applications are the Node programs in experiments/watchmen/. Where `node` or the manager is not
+//! installed, the trial says so in `skipped` and measures nothing.
+//!
+//! See it: `trial killed-daemon --manager pm`, then the same with `--manager pm2`. The lab runs all of them, in turns:
+//! `lab run 20`.
+
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use acceptlab::console::{self, Format};
+use acceptlab::lab::program::{Stop, watch_for_interrupt};
+use acceptlab::lab::trials::manager::{Manager, ManagerKind};
+use acceptlab::lab::trials::{Measured, keeping, serving, telling};
+use acceptlab::metrics;
+use acceptlab::report::TrialReport;
+use acceptlab::units::parse_duration;
+use clap::{Parser, Subcommand};
+
+/// The trials of process managers: one task for `pm` or for npm's PM2, its numbers as JSON
+#[derive(Parser)]
+#[command(name = "trial", version)]
+struct Args {
+    #[command(subcommand)]
+    trial: Trial,
+
+    /// Which manager
+    #[arg(long, value_enum, global = true, default_value = "pm")]
+    manager: ManagerKind,
+
+    /// The folder of the applications
+    #[arg(long, value_name = "FOLDER", global = true, default_value = "experiments/watchmen")]
+    programs: PathBuf,
+
+    /// A line for each number with its definition, or one JSON object
+    #[arg(long, value_enum, global = true, default_value = "text")]
+    format: Format,
+}
+
+#[derive(Subcommand)]
+enum Trial {
+    /// Reloads under load: how many requests are lost?
+    Reloads {
+        #[arg(long, value_name = "N", default_value_t = 20)]
+        reloads: u32,
+        #[arg(long, value_name = "DUR", default_value = "30s", value_parser = parse_duration)]
+        duration: Duration,
+    },
+    /// A new version that never gets ready: does the old one go on serving?
+    NeverReady {
+        #[arg(long, value_name = "DUR", default_value = "6s", value_parser = parse_duration)]
+        duration: Duration,
+    },
+    /// Programs that crash after each period, with and without a delay: is each given up within its restarts?
+    CrashLoops {
+        #[arg(long, value_name = "N", default_value_t = 3)]
+        max_restarts: u32,
+        #[arg(long, value_name = "DUR,…", default_value = "100ms,1s,5s,20s", value_delimiter = ',')]
+        #[arg(value_parser = parse_duration)]
+        periods: Vec<Duration>,
+        #[arg(long, value_name = "DUR", default_value = "500ms", value_parser = parse_duration)]
+        delay: Duration,
+    },
+    /// Lines of four processes in one log that is rotated: are they whole, in order and complete, and how large is the daemon?
+    Logs {
+        #[arg(long, value_name = "N", default_value_t = 4)]
+        writers: usize,
+        #[arg(long, value_name = "N", default_value_t = 1_000_000)]
+        lines_per_minute: u32,
+        #[arg(long, value_name = "DUR", default_value = "2m", value_parser = parse_duration)]
+        duration: Duration,
+        #[arg(long, value_name = "N", default_value_t = 7)]
+        rotations: u32,
+    },
+    /// A process that needs more than its limit of memory: when does it end?
+    MemoryLimit {
+        /// Wait no longer
+        #[arg(long, value_name = "DUR", default_value = "40s", value_parser = parse_duration)]
+        within: Duration,
+    },
+    /// The daemon is killed: do the applications go on serving, and does the next daemon find them?
+    KilledDaemon {
+        #[arg(long, value_name = "DUR", default_value = "6s", value_parser = parse_duration)]
+        duration: Duration,
+    },
+    /// Variables that change between two configurations: which has the process after a reload?
+    Environment,
+    /// The daemon is killed at random moments while it saves its list: is what is saved whole?
+    KilledSaves {
+        #[arg(long, value_name = "N", default_value_t = 200)]
+        kills: u32,
+        /// Fewer, where they take longer
+        #[arg(long, value_name = "DUR", default_value = "30s", value_parser = parse_duration)]
+        within: Duration,
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        seed: u64,
+    },
+    /// The manager's sockets: whom do they let in?
+    Sockets,
+    /// The list as JSON: does a program that was written for PM2 read it?
+    Jlist,
+    /// One of the workers is slow: how long do requests take?
+    SlowWorker {
+        #[arg(long, value_name = "N", default_value_t = 4)]
+        workers: usize,
+        #[arg(long, value_name = "DUR", default_value = "30ms", value_parser = parse_duration)]
+        slow: Duration,
+        #[arg(long, value_name = "DUR", default_value = "6s", value_parser = parse_duration)]
+        duration: Duration,
+    },
+    /// Nothing happens: what does the daemon cost, and how long do commands take?
+    Idle {
+        #[arg(long, value_name = "N", default_value_t = 20)]
+        applications: usize,
+        #[arg(long, value_name = "DUR", default_value = "5s", value_parser = parse_duration)]
+        duration: Duration,
+    },
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(&args) {
+        Ok(report) => console::end(Ok::<_, String>(print(&report, args.format))),
+        // 128 + SIGINT, as shells report it.
+        Err(Stop::Interrupted) => ExitCode::from(130),
+        Err(Stop::Failed(line)) => console::end(Err(format!("trial: {line}"))),
+    }
+}
+
+fn run(args: &Args) -> Result<TrialReport, Stop> {
+    let interrupt = watch_for_interrupt();
+    if let Some(why) = args.manager.missing() {
+        return Ok(TrialReport { skipped: Some(why), ..TrialReport::default() });
+    }
+    let manager = Manager::new(args.manager, &args.programs, interrupt)?;
+    let version = manager.version()?;
+    Ok(TrialReport { version, numbers: measure(&args.trial, &manager)?, skipped: None })
+}
+
+fn measure(trial: &Trial, manager: &Manager) -> Measured {
+    match *trial {
+        Trial::Reloads { reloads, duration } => serving::reloads(manager, reloads, duration),
+        Trial::NeverReady { duration } => serving::never_ready(manager, duration),
+        Trial::CrashLoops { max_restarts, ref periods, delay } => {
+            keeping::crash_loops(manager, max_restarts, periods, delay)
+        }
+        Trial::Logs { writers, lines_per_minute, duration, rotations } => {
+            telling::logs(manager, writers, lines_per_minute, duration, rotations)
+        }
+        Trial::MemoryLimit { within } => keeping::memory_limit(manager, within),
+        Trial::KilledDaemon { duration } => serving::killed_daemon(manager, duration),
+        Trial::Environment => serving::environment(manager),
+        Trial::KilledSaves { kills, within, seed } => keeping::killed_saves(manager, kills, within, seed),
+        Trial::Sockets => telling::sockets(manager),
+        Trial::Jlist => telling::jlist(manager),
+        Trial::SlowWorker { workers, slow, duration } => serving::slow_worker(manager, workers, slow, duration),
+        Trial::Idle { applications, duration } => telling::idle(manager, applications, duration),
+    }
+}
+
+fn print(report: &TrialReport, format: Format) -> String {
+    if format == Format::Json {
+        return serde_json::to_string(report).expect("numbers and texts are JSON");
+    }
+    let line = |(key, number): (&String, &f64)| {
+        let meaning = metrics::meaning(key);
+        format!("{number:>12.3}  {}: {}", meaning.header, meaning.definition)
+    };
+    let lines = report.skipped.iter().map(|why| format!("skipped: {why}")).chain(report.numbers.iter().map(line));
+    lines.collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,27 @@
+//! Trials of process managers: the same task for `pm` and for npm's PM2, from the same configuration. Each trial starts a
+//! manager of its own, with a folder of its own, and returns numbers; what they mean stands in [`crate::metrics`].
+//!
+//! - [`manager`]: the two managers, each by its command line, and the folder that a trial leaves nothing behind in;
+//! - [`load`]: requests to an application, by `loadgen`, while something is done to it;
+//! - [`serving`]: what a reload, a new version, a killed daemon and a slow worker cost those who ask;
+//! - [`keeping`]: what a manager does when an application crashes or grows, or when the manager itself is killed;
+//! - [`telling`]: what it writes and says: logs, sockets, `jlist`, and what it costs while nothing happens.
+
+pub mod keeping;
+pub mod load;
+pub mod manager;
+pub mod serving;
+pub mod telling;
+
+use std::collections::BTreeMap;
+
+use crate::lab::program::Stop;
+
+/// What a trial has measured, by the keys of [`crate::metrics`].
+pub type Numbers = BTreeMap<String, f64>;
+
+pub type Measured = Result<Numbers, Stop>;
+
+fn numbers<const N: usize>(pairs: [(&str, f64); N]) -> Numbers {
+    pairs.into_iter().map(|(key, number)| (key.to_string(), number)).collect()
+}

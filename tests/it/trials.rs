@@ -1,0 +1,174 @@
+//! The trials of process managers: what `trial` prints, that it leaves nothing behind, and that the lab makes rows of it.
+
+use std::fs;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use acceptlab::lab::observe::processes::{poll_until, with_variable};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::cluster::has_node;
+use crate::lab::Scratch;
+use crate::support::FOREVER;
+
+const TRIAL: &str = env!("CARGO_BIN_EXE_trial");
+const PROGRAMS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/experiments/watchmen");
+
+fn trial(words: &[&str]) -> Output {
+    Command::new(TRIAL).args(words).args(["--programs", PROGRAMS]).output().unwrap()
+}
+
+/// The numbers of a trial of `pm`.
+#[track_caller]
+fn numbers(words: &[&str]) -> Value {
+    let output = trial(&[words, &["--format", "json"]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn a_trial_prints_one_object_of_numbers() {
+    if !has_node() {
+        return;
+    }
+    let found = numbers(&["environment"]);
+    assert_eq!(found["version"], "0.1.0");
+    assert_eq!((&found["variables_wrong"], &found["variables_left"]), (&0.0.into(), &0.0.into()));
+    let text = String::from_utf8(trial(&["sockets"]).stdout).unwrap();
+    assert!(text.contains("sockets open: Those whose mode gives a right"), "{text}");
+}
+
+#[test]
+fn a_killed_daemon_of_pm_costs_no_request_and_the_next_adopts_all_processes() {
+    if !has_node() {
+        return;
+    }
+    let found = numbers(&["killed-daemon", "--duration", "3s"]);
+    assert_eq!((&found["lost_new_connections"], &found["adopted"]), (&0.0.into(), &100.0.into()));
+}
+
+#[test]
+fn every_crash_loop_is_given_up_by_pm() {
+    if !has_node() {
+        return;
+    }
+    let found = numbers(&["crash-loops", "--periods", "50ms,1200ms", "--max-restarts", "1", "--delay", "100ms"]);
+    assert_eq!(
+        (&found["crash_loops"], &found["given_up"], &found["most_starts"]),
+        (&4.0.into(), &4.0.into(), &2.0.into())
+    );
+}
+
+#[test]
+fn lines_are_whole_in_order_and_complete_across_rotations() {
+    if !has_node() {
+        return;
+    }
+    let found = numbers(&["logs", "--lines-per-minute", "60000", "--duration", "2s", "--rotations", "1"]);
+    for key in ["lines_lost", "lines_broken", "lines_out_of_order"] {
+        assert_eq!(found[key], 0.0, "{key}: {found}");
+    }
+    assert_eq!((&found["lines_written"], &found["log_rotations"]), (&2000.0.into(), &1.0.into()));
+}
+
+#[test]
+fn a_trial_without_its_programs_says_what_is_missing() {
+    let run = |manager: &str| {
+        let output =
+            Command::new(TRIAL).args(["jlist", "--manager", manager]).env("PATH", "/nowhere").output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(run("pm"), "skipped: node is not installed (Debian: apt-get install nodejs)\n");
+    let output = Command::new(TRIAL).args(["jlist", "--programs", "/nowhere"]).output().unwrap();
+    if has_node() {
+        let expected = "trial: find /nowhere: no such file or directory; start it in the repository, or say where with --programs\n";
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), expected);
+    }
+}
+
+#[test]
+fn an_interrupted_trial_ends_the_manager_and_all_that_it_has_started() {
+    if !has_node() {
+        return;
+    }
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let mut running = Command::new(TRIAL)
+            .args(["slow-worker", "--duration", "600s", "--programs", PROGRAMS])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let folder = std::env::temp_dir().join(format!("acceptlab-trial-{}", running.id()));
+        let processes = || with_variable("ACCEPTLAB_TRIAL", folder.to_str().unwrap());
+        // The daemon, the master, four workers, and the client.
+        let all = poll_until(FOREVER, || (processes().len() >= 7).then_some(()));
+        assert!(all.is_some(), "{:?}", processes());
+        kill(Pid::from_raw(running.id() as i32), signal).unwrap();
+        assert_eq!(running.wait().unwrap().code(), Some(130));
+        assert_eq!(processes(), []);
+        assert!(!folder.exists());
+    }
+}
+
+#[test]
+fn an_interrupted_lab_lets_its_trial_clean_up() {
+    if !has_node() {
+        return;
+    }
+    let scratch = Scratch::new("trials", &lesson("slow-worker --duration 600s", "answer_p99_ms"));
+    let mut lab = Command::new(env!("CARGO_BIN_EXE_lab"))
+        .arg("--root")
+        .arg(&scratch.root)
+        .args(["run", "--quick"])
+        .env("ACCEPTLAB_TEST", &scratch.root)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let processes = || with_variable("ACCEPTLAB_TEST", scratch.root.to_str().unwrap()).len();
+    // The lab, the trial, the daemon, the master, four workers, and the client.
+    assert!(poll_until(FOREVER, || (processes() >= 9).then_some(())).is_some(), "{}", processes());
+    kill(Pid::from_raw(lab.id() as i32), Signal::SIGINT).unwrap();
+    assert_eq!(lab.wait().unwrap().code(), Some(130));
+    assert!(poll_until(Duration::from_secs(10), || (!scratch.lives()).then_some(())).is_some());
+}
+
+#[test]
+fn the_lab_makes_a_row_of_each_trial() {
+    if !has_node() {
+        return;
+    }
+    let scratch = Scratch::new("trial-rows", &lesson("jlist", "keys_read"));
+    let run = scratch.lab(&["run", "--quick", "--tables"]);
+    let text = String::from_utf8(run.stdout).unwrap();
+    assert!(run.status.success(), "{text}");
+    let row = text.lines().find(|line| line.contains("pm") && line.contains("32"));
+    assert!(row.is_some() && text.contains("manager"), "{text}");
+    let records = fs::read_dir(scratch.root.join("experiments/record")).unwrap().count();
+    assert_eq!(records, 1);
+}
+
+/// With one table of `pm`.
+fn lesson(trial: &str, column: &str) -> String {
+    format!(
+        r#"# A lesson
+
+Which?
+
+```toml
+repeats = 1
+duration = "1s"
+warmup = "0s"
+[[table]]
+id = "t"
+title = "A table"
+kind = "trials"
+server = [{{ run = "pm" }}]
+load = "trial {trial} --programs {PROGRAMS}"
+columns = ["{column}"]
+```
+"#
+    )
+}
