@@ -20,7 +20,7 @@ use acceptlab::console::{self, Format};
 use acceptlab::load::client::engine;
 use acceptlab::load::commands::calibrate::{self, Calibration};
 use acceptlab::load::commands::demo::{self, Demonstration};
-use acceptlab::load::commands::search::{self, Curve, Found};
+use acceptlab::load::commands::search::{self, Curve, SearchResult};
 use acceptlab::load::commands::{measure, merge};
 use acceptlab::load::options::args::{Command, Other};
 use acceptlab::load::options::condition::Condition;
@@ -84,7 +84,7 @@ fn one_run(plan: Plan, fail_if: &[Condition], format: Format) -> Result<ExitCode
 /// The highest rate that holds, or status 1 when none does.
 fn find_max(plan: &Plan, condition: &Condition, format: Format) -> Result<(), String> {
     let found = search::find_max(plan, condition)?;
-    print(format, &found, Found::render)?;
+    print(format, &found, SearchResult::render)?;
     match (found.highest_held_per_s, &found.ended_by) {
         (Some(_), None) => Ok(()),
         _ => Err(found.answer()),

@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 
-use acceptlab::server::successor;
+use acceptlab::server::moved_flags;
 
 const MOVED: [(&str, &str, &str); 12] = [
     ("shared-accept", "--lock none", ""),
@@ -24,5 +24,5 @@ const MOVED: [(&str, &str, &str); 12] = [
 
 /// The arguments of this program. Does not return where they are another program's now: that one goes on.
 pub fn arguments() -> Vec<OsString> {
-    successor::arguments(env!("CARGO_BIN_NAME"), &MOVED)
+    moved_flags::arguments(env!("CARGO_BIN_NAME"), &MOVED)
 }

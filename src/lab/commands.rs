@@ -11,7 +11,7 @@ use crate::failure::Failure;
 use crate::lab::evidence::answer::outdated;
 use crate::lab::evidence::claims::{self, JudgedClaim, undecided_cases};
 use crate::lab::evidence::columns::{self, Column};
-use crate::lab::evidence::gaps::gaps;
+use crate::lab::evidence::completeness::missing;
 use crate::lab::evidence::html;
 use crate::lab::evidence::lesson::{self, Lesson};
 use crate::lab::evidence::origin;
@@ -226,12 +226,12 @@ pub fn check_report(root: &Path, out: Option<&Path>, all: &[Experiment], fresh: 
     let place = OutputFolder::new(root, out);
     let records = record::read_all(&place.records())?;
     let differences = place.differences(&place.pages(all, &records));
-    let (gaps, origins) = (gaps(all, &records), origin::judge(root, all, &records));
+    let (missing, origins) = (missing(all, &records), origin::judge(root, all, &records));
     let lines =
-        differences.iter().chain(&gaps).chain(&origins.unsearched).chain(&origins.stale).chain(&origins.unknown);
+        differences.iter().chain(&missing).chain(&origins.unsearched).chain(&origins.stale).chain(&origins.unknown);
     lines.for_each(console::log);
-    if !gaps.is_empty() {
-        return Err(format!("the tables are incomplete in {} places; `lab run` measures again", gaps.len()));
+    if !missing.is_empty() {
+        return Err(format!("the tables are incomplete in {} places; `lab run` measures again", missing.len()));
     }
     if !differences.is_empty() {
         return Err(format!("{} pages differ; `lab report` rewrites them", differences.len()));

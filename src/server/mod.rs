@@ -13,7 +13,7 @@
 //! - [`lock`]: locks that let one worker at a time accept;
 //! - [`relay`]: copy bytes between clients and workers that have ports of their own;
 //! - [`waiting`]: other calls to wait in than accept and an epoll of one's own;
-//! - [`successor`]: a program that was split goes on under its old flags;
+//! - [`moved_flags`]: a program that was split goes on under its old flags;
 //! - [`termination`]: how a server learns that it must stop.
 //!
 //! The beginning and the end of every program are here: [`ready`] and [`finish`].
@@ -38,11 +38,11 @@ pub mod ipc;
 pub mod listener;
 pub mod lock;
 pub mod member;
+pub mod moved_flags;
 pub mod policy;
 pub mod reactor;
 pub mod relay;
 pub mod selector;
-pub mod successor;
 pub mod table;
 pub mod termination;
 pub mod waiting;

@@ -3,7 +3,7 @@
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use acceptlab::lab::check::{self, CommonCause, ProbeResult, Unheld};
+use acceptlab::lab::check::{self, CommonCause, NotHeld, ProbeResult};
 use acceptlab::lab::observe::processes::Process;
 use acceptlab::lab::program::Program;
 use nix::sys::signal::Signal;
@@ -22,7 +22,7 @@ fn judge<const N: usize>(command: &[&str], ids: [&str; N]) -> [ProbeResult; N] {
 #[track_caller]
 fn assert_found(verdict: &ProbeResult, word: &str) {
     match verdict {
-        Err(Unheld::Broken { found, .. }) => assert!(found.contains(word), "{word:?} is not in {found:?}"),
+        Err(NotHeld::Broken { found, .. }) => assert!(found.contains(word), "{word:?} is not in {found:?}"),
         other => panic!("not broken but {other:?}"),
     }
 }
@@ -36,7 +36,7 @@ fn a_server_that_parses_nothing_fails_what_needs_a_parser() {
     let null_server = [env!("CARGO_BIN_EXE_null-server")];
     let verdicts = judge(&null_server, ["bad-request-line", "method", "version", "close-1.0", "post"]);
     for verdict in &verdicts {
-        assert!(matches!(verdict, Err(Unheld::Broken { .. })), "{verdicts:?}");
+        assert!(matches!(verdict, Err(NotHeld::Broken { .. })), "{verdicts:?}");
     }
 }
 
@@ -46,7 +46,7 @@ fn a_server_that_never_says_ready_fails_for_one_reason_and_is_asked_nothing_else
     for verdict in &verdicts {
         assert_found(verdict, "\"hello\"");
         assert_found(verdict, "oops");
-        assert!(matches!(verdict, Err(Unheld::Broken { cause: Some(CommonCause::NotReady), .. })), "{verdict:?}");
+        assert!(matches!(verdict, Err(NotHeld::Broken { cause: Some(CommonCause::NotReady), .. })), "{verdict:?}");
     }
 }
 

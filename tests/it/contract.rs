@@ -1,6 +1,6 @@
 //! Every server × section 1 of the contract, point by point as `lab check` judges it.
 
-use acceptlab::lab::check::{self, Unheld};
+use acceptlab::lab::check::{self, NotHeld};
 use acceptlab::lab::program::Program;
 use acceptlab::terminal::Paint;
 
@@ -11,7 +11,7 @@ pub fn keeps_the_contract(name: &str, flags: &[&str]) {
     let command: Vec<String> = [&[kind(name).path], flags].concat().into_iter().map(String::from).collect();
     let verdicts = check::judge(&Program::new(&command), &points).expect("cargo has built it");
     let judged = points.iter().zip(&verdicts);
-    let broken = judged.filter(|(_, verdict)| matches!(verdict, Err(Unheld::Broken { .. })));
+    let broken = judged.filter(|(_, verdict)| matches!(verdict, Err(NotHeld::Broken { .. })));
     let broken: Vec<String> =
         broken.map(|(point, verdict)| check::line(point, verdict, Paint { has_colour: false })).collect();
     assert!(broken.is_empty(), "{name} {flags:?}:\n{}", broken.join("\n"));

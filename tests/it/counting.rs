@@ -1,4 +1,4 @@
-//! The counts behind the columns: what they hold, what they leave out, and that two independent books agree.
+//! The counts behind the columns: what they hold, what they leave out, and that two independent counts agree.
 
 use acceptlab::lab::evidence::columns::{self, Formula, Sample};
 use acceptlab::lab::record::{self, Row};

@@ -259,7 +259,7 @@ fn least_connections_evens_out_what_leaving_clients_have_made_uneven() {
 }
 
 #[test]
-fn every_way_to_dispatch_serves_every_connection_and_balances_the_books() {
+fn every_way_to_dispatch_serves_every_connection_and_both_sides_count_the_same() {
     for (name, way) in ways() {
         let mut server = start(name, &[&["--workers", "4"], &way[..]].concat());
         let load = load(server.addr, &["--requests-per-connection", "1", "--connections", "64", "--requests", "2000"]);

@@ -18,7 +18,7 @@ const WAYS: [(&str, &[&str]); 7] = [
 ];
 
 #[test]
-fn every_way_of_waiting_serves_every_connection_and_balances_the_books() {
+fn every_way_of_waiting_serves_every_connection_and_both_sides_count_the_same() {
     for (name, wait) in WAYS {
         let mut server = start(name, &[&["--workers", "4"], wait].concat());
         let flags = ["--connections", "16", "--requests-per-connection", "1", "--requests", "2000"];

@@ -22,14 +22,14 @@ use crate::support::{Needs, inconclusive};
 // ---- the book ---------------------------------------------------------------------------------------------
 
 #[test]
-fn a_number_of_requests_is_sent_exactly_and_both_books_agree() {
+fn a_number_of_requests_is_sent_exactly_and_both_sides_count_the_same() {
     for flags in ["", "--rate 2000", "--rate 2000 --arrivals poisson", "--requests-per-connection 3"] {
         let (connections, requests) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-        let books = (connections.clone(), requests.clone());
+        let counted = (connections.clone(), requests.clone());
         let address = serve(move |_, mut stream| {
-            books.0.fetch_add(1, Ordering::SeqCst);
+            counted.0.fetch_add(1, Ordering::SeqCst);
             while let Some(request) = read_request(&mut stream) {
-                books.1.fetch_add(1, Ordering::SeqCst);
+                counted.1.fetch_add(1, Ordering::SeqCst);
                 let last = request.contains("Connection: close\r\n");
                 stream.write_all(if last { OK_AND_CLOSE } else { OK }.as_bytes()).unwrap();
                 if last {
@@ -403,17 +403,17 @@ fn a_close_between_two_requests_is_no_error() {
 #[test]
 fn idle_connections_are_there_before_the_first_request_and_send_nothing() {
     let (accepted, silent) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-    let books = (accepted.clone(), silent.clone());
+    let counted = (accepted.clone(), silent.clone());
     let (tell, hear) = mpsc::channel();
     let tell = Mutex::new(tell);
     let address = serve(move |_, mut stream| {
-        books.0.fetch_add(1, Ordering::SeqCst);
+        counted.0.fetch_add(1, Ordering::SeqCst);
         let mut answered = 0;
         while read_request(&mut stream).is_some() {
             answered += 1;
             stream.write_all(OK.as_bytes()).unwrap();
         }
-        books.1.fetch_add(u64::from(answered == 0), Ordering::SeqCst);
+        counted.1.fetch_add(u64::from(answered == 0), Ordering::SeqCst);
         tell.lock().unwrap().send(()).unwrap();
     });
     let report = run("--background idle:300 --requests 10 --connections 2", address);

@@ -40,12 +40,12 @@ fn a_session_has_a_connection_of_its_own_and_asks_k_times() {
 fn connect_only_opens_and_closes_and_says_nothing() {
     for close in ["fin", "rst"] {
         let (connections, bytes) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-        let books = (connections.clone(), bytes.clone());
+        let counted = (connections.clone(), bytes.clone());
         let address = serve(move |_, mut stream| {
-            books.0.fetch_add(1, Ordering::SeqCst);
+            counted.0.fetch_add(1, Ordering::SeqCst);
             let mut all = Vec::new();
             let _ = stream.read_to_end(&mut all);
-            books.1.fetch_add(all.len() as u64, Ordering::SeqCst);
+            counted.1.fetch_add(all.len() as u64, Ordering::SeqCst);
         });
         let report =
             run(&format!("--requests-per-connection 0 --connections 4 --requests 50 --close {close}"), address);

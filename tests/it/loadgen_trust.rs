@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use acceptlab::load::commands::calibrate::Calibration;
-use acceptlab::load::commands::search::{Curve, Found};
+use acceptlab::load::commands::search::{Curve, SearchResult};
 use acceptlab::report::{LoadReport, Verdict};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -230,7 +230,7 @@ fn the_highest_rate_of_four_workers_that_sleep_five_milliseconds_is_below_800_pe
     if said(&output).contains("never holds") && machine.withheld() > Duration::from_secs(1) {
         return inconclusive(Needs::QuietMachine, said(&output));
     }
-    let found: Found = json(&output);
+    let found: SearchResult = json(&output);
     assert!(output.status.success(), "{}", said(&output));
     let (held, failed) = (found.highest_held_per_s.unwrap(), found.lowest_failed_per_s.unwrap());
     // The law bounds what can hold: 4 / 5 ms, and a queue that does not show in three times the length. How far below
@@ -307,7 +307,7 @@ fn a_server_that_dies_in_mid_search_costs_nothing_of_what_is_known() {
         let output = child.wait_with_output().unwrap();
         (rest.join().unwrap(), output)
     });
-    let found: Found = json(&output);
+    let found: SearchResult = json(&output);
     assert_eq!(output.status.code(), Some(1), "{rest}");
     assert!(!found.runs.is_empty() && found.ended_by.is_some(), "{}", found.render());
 }

@@ -55,7 +55,7 @@ fn signal(process: &Process, signal: Signal) {
 }
 
 #[test]
-fn every_lock_serves_every_connection_and_balances_the_books() {
+fn every_lock_serves_every_connection_and_both_sides_count_the_same() {
     for lock in LOCKS {
         let mut server = start_locked(lock, "4");
         let flags = ["--connections", "16", "--requests-per-connection", "1", "--requests", "2000"];

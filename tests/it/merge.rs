@@ -118,15 +118,15 @@ fn assert_is_sum(folder: &Path, parts: &[&str], sum: &str) {
     for (index, count) in counts.into_iter().enumerate() {
         assert_eq!(count(&merged), total(count), "count {index}");
     }
-    let mut books = BTreeMap::<String, WorkerShare>::new();
+    let mut counted = BTreeMap::<String, WorkerShare>::new();
     for (worker, share) in reports.iter().flat_map(|report| &report.workers) {
-        let sum = books.entry(worker.clone()).or_default();
+        let sum = counted.entry(worker.clone()).or_default();
         sum.connections += share.connections;
         sum.requests += share.requests;
     }
-    assert_eq!(merged.workers, books);
+    assert_eq!(merged.workers, counted);
     let pair = merged.evenness.as_ref().unwrap();
-    let column = |count: fn(&WorkerShare) -> u64| books.values().map(count).collect::<Vec<_>>();
+    let column = |count: fn(&WorkerShare) -> u64| counted.values().map(count).collect::<Vec<_>>();
     assert_eq!(pair.connections.n, column(|share| share.connections).iter().sum::<u64>());
     for (found, counts) in
         [(&pair.connections, column(|share| share.connections)), (&pair.requests, column(|share| share.requests))]

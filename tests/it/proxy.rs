@@ -202,7 +202,7 @@ fn a_master_whose_last_worker_has_died_says_so_and_ends() {
 /// machine runs no client, and the end comes in the middle: what a worker has counted as answered has reached its client,
 /// whole, and says that it was the last.
 #[test]
-fn a_stop_under_load_relays_every_answer_and_the_books_balance() {
+fn a_stop_under_load_relays_every_answer_and_both_sides_count_the_same() {
     // Long work: at any moment most requests are at a worker, also where clients and master are late.
     let mut server = proxy(&["--workers", "2", "--work", "wait:500ms"]);
     let (addr, answered, connections, last) = (server.addr, AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));

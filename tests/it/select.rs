@@ -299,7 +299,7 @@ fn where_the_worker_of_a_cpu_is_killed_another_takes_its_connections() {
 }
 
 #[test]
-fn every_selector_serves_every_connection_and_balances_the_books() {
+fn every_selector_serves_every_connection_and_both_sides_count_the_same() {
     for (select, mut server) in each_of_four() {
         let load = load(&server, "16");
         assert_eq!(load.errors.total(), 0, "{select}: {:?}", load.errors);

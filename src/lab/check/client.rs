@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use socket2::SockRef;
 
 use super::queues::queues;
-use super::{CommonCause, ProbeResult, SentRequest, Unheld, broken, not_applicable};
+use super::{CommonCause, NotHeld, ProbeResult, SentRequest, broken, not_applicable};
 use crate::http::signature;
 use crate::lab::observe::processes::poll_until;
 
@@ -180,13 +180,13 @@ impl Client {
     }
 
     /// Nothing has asked for a close: a probe sends nothing behind `Connection: close`.
-    fn closed_after_an_answer(&self) -> Unheld {
+    fn closed_after_an_answer(&self) -> NotHeld {
         let found = format!("the connection is closed after answer {}", self.answers);
-        Unheld::new("an answer on the same connection", found).after(&self.sent).because(CommonCause::KeepAlive)
+        NotHeld::new("an answer on the same connection", found).after(&self.sent).because(CommonCause::KeepAlive)
     }
 
     fn broken<T>(&self, expected: impl Into<String>, found: impl Into<String>) -> ProbeResult<T> {
-        Err(Unheld::new(expected, found).after(&self.sent))
+        Err(NotHeld::new(expected, found).after(&self.sent))
     }
 
     /// An answer, or nothing where the connection was closed before its first byte.
@@ -277,7 +277,7 @@ impl Response {
 
     /// A point is broken by this answer.
     pub fn broken<T>(&self, expected: impl Into<String>, found: impl Into<String>) -> ProbeResult<T> {
-        Err(Unheld::new(expected, found).after(&self.sent))
+        Err(NotHeld::new(expected, found).after(&self.sent))
     }
 
     pub fn content_length(&self) -> ProbeResult<usize> {

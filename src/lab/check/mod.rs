@@ -40,7 +40,7 @@ use server::{Program, Server};
 /// Why a point does not hold.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "verdict", rename_all = "snake_case")]
-pub enum Unheld {
+pub enum NotHeld {
     Broken {
         expected: String,
         found: String,
@@ -79,31 +79,31 @@ pub enum CommonCause {
 }
 
 /// What a probe returns: the point holds, or why not.
-pub type ProbeResult<T = ()> = Result<T, Unheld>;
+pub type ProbeResult<T = ()> = Result<T, NotHeld>;
 
 /// A broken point.
 pub fn broken<T>(expected: impl Into<String>, found: impl Into<String>) -> ProbeResult<T> {
-    Err(Unheld::new(expected, found))
+    Err(NotHeld::new(expected, found))
 }
 
 fn not_applicable<T>(why: impl Into<String>) -> ProbeResult<T> {
-    Err(Unheld::NotApplicable { why: why.into() })
+    Err(NotHeld::NotApplicable { why: why.into() })
 }
 
-impl Unheld {
-    fn new(expected: impl Into<String>, found: impl Into<String>) -> Unheld {
-        Unheld::Broken { expected: expected.into(), found: found.into(), sent: None, cause: None }
+impl NotHeld {
+    fn new(expected: impl Into<String>, found: impl Into<String>) -> NotHeld {
+        NotHeld::Broken { expected: expected.into(), found: found.into(), sent: None, cause: None }
     }
 
-    fn after(mut self, bytes: &SentRequest) -> Unheld {
-        if let Unheld::Broken { sent, .. } = &mut self {
+    fn after(mut self, bytes: &SentRequest) -> NotHeld {
+        if let NotHeld::Broken { sent, .. } = &mut self {
             *sent = (bytes.length > 0).then(|| bytes.clone());
         }
         self
     }
 
-    fn because(mut self, known: CommonCause) -> Unheld {
-        if let Unheld::Broken { cause, .. } = &mut self {
+    fn because(mut self, known: CommonCause) -> NotHeld {
+        if let NotHeld::Broken { cause, .. } = &mut self {
             *cause = Some(known);
         }
         self
@@ -123,11 +123,11 @@ impl SentRequest {
     }
 }
 
-impl fmt::Display for Unheld {
+impl fmt::Display for NotHeld {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            Unheld::Broken { expected, found, .. } => write!(f, "{found}; expected was {expected}"),
-            Unheld::NotApplicable { why } => f.write_str(why),
+            NotHeld::Broken { expected, found, .. } => write!(f, "{found}; expected was {expected}"),
+            NotHeld::NotApplicable { why } => f.write_str(why),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{CommonCause, JudgedLevel, LEVELS, Point, ProbeResult, Unheld};
+use super::{CommonCause, JudgedLevel, LEVELS, NotHeld, Point, ProbeResult};
 use crate::terminal::{Paint, wrapped};
 
 /// Where the second and later lines of a verdict begin.
@@ -18,7 +18,7 @@ impl JudgedLevel {
     }
 
     pub fn skipped(&self) -> usize {
-        let is_skipped = |verdict: &ProbeResult| matches!(verdict, Err(Unheld::NotApplicable { .. }));
+        let is_skipped = |verdict: &ProbeResult| matches!(verdict, Err(NotHeld::NotApplicable { .. }));
         self.verdicts.iter().filter(|(_, verdict)| is_skipped(verdict)).count()
     }
 
@@ -45,15 +45,15 @@ pub fn level(judged: &JudgedLevel, command: &[String], columns: usize, paint: Pa
     for (point, verdict) in &judged.verdicts {
         match verdict {
             Ok(()) if !judged.is_part => {}
-            Err(Unheld::Broken { cause: Some(cause), .. }) if shown.iter().any(|other| is_same(other, cause)) => {}
-            Err(Unheld::Broken { cause: Some(cause), .. }) => {
+            Err(NotHeld::Broken { cause: Some(cause), .. }) if shown.iter().any(|other| is_same(other, cause)) => {}
+            Err(NotHeld::Broken { cause: Some(cause), .. }) => {
                 shown.push(cause);
                 text += &(depending(judged, cause, columns, paint) + &more(verdict) + &advice(point, verdict, command));
             }
-            Err(Unheld::Broken { .. }) => {
+            Err(NotHeld::Broken { .. }) => {
                 text += &(line(point, verdict, paint) + "\n" + &advice(point, verdict, command));
             }
-            Ok(()) | Err(Unheld::NotApplicable { .. }) => text += &(line(point, verdict, paint) + "\n"),
+            Ok(()) | Err(NotHeld::NotApplicable { .. }) => text += &(line(point, verdict, paint) + "\n"),
         }
     }
     if judged.held() + judged.skipped() == level.points().count() && !level.reached.is_empty() {
@@ -71,7 +71,7 @@ fn is_same(one: &CommonCause, other: &CommonCause) -> bool {
 fn depending(judged: &JudgedLevel, cause: &CommonCause, columns: usize, paint: Paint) -> String {
     let (mut ids, mut flags) = (Vec::new(), Vec::new());
     for (point, verdict) in &judged.verdicts {
-        if let Err(Unheld::Broken { cause: Some(other), .. }) = verdict
+        if let Err(NotHeld::Broken { cause: Some(other), .. }) = verdict
             && is_same(other, cause)
         {
             ids.push(point.id);
@@ -89,8 +89,8 @@ fn depending(judged: &JudgedLevel, cause: &CommonCause, columns: usize, paint: P
 pub fn line(point: &Point, verdict: &ProbeResult, paint: Paint) -> String {
     let word = match verdict {
         Ok(()) => paint.green("ok   "),
-        Err(Unheld::Broken { .. }) => paint.red("FAIL "),
-        Err(Unheld::NotApplicable { .. }) => paint.yellow("n/a  "),
+        Err(NotHeld::Broken { .. }) => paint.red("FAIL "),
+        Err(NotHeld::NotApplicable { .. }) => paint.yellow("n/a  "),
     };
     format!("{word} {:<24} {}\n{}", point.id, point.says, more(verdict)).trim_end().to_string()
 }
@@ -98,20 +98,20 @@ pub fn line(point: &Point, verdict: &ProbeResult, paint: Paint) -> String {
 fn more(verdict: &ProbeResult) -> String {
     match verdict {
         Ok(()) => String::new(),
-        Err(Unheld::Broken { expected, found, sent, .. }) => {
+        Err(NotHeld::Broken { expected, found, sent, .. }) => {
             let sent = sent.as_ref().map_or(String::new(), |sent| {
                 format!("{:INDENT$}sent      request {} of a connection: {}\n", "", sent.request, sent.shown)
             });
             format!("{sent}{:INDENT$}expected  {expected}\n{:INDENT$}found     {found}\n", "", "")
         }
-        Err(Unheld::NotApplicable { why }) => format!("{:INDENT$}{why}\n", ""),
+        Err(NotHeld::NotApplicable { why }) => format!("{:INDENT$}{why}\n", ""),
     }
 }
 
 /// What is usually missing, and the command that tries this point again.
 fn advice(point: &Point, verdict: &ProbeResult, command: &[String]) -> String {
     let hint = match verdict {
-        Err(Unheld::Broken { cause: Some(cause), .. }) => hint(cause),
+        Err(NotHeld::Broken { cause: Some(cause), .. }) => hint(cause),
         _ => point.hint,
     };
     let hint = if hint.is_empty() { String::new() } else { format!("{:INDENT$}hint      {hint}\n", "") };
@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn points_that_fail_for_one_cause_are_one_message() {
-        let refused = || Err(Unheld::new("a start", "status 2").because(CommonCause::Flag("--x".into())));
+        let refused = || Err(NotHeld::new("a start", "status 2").because(CommonCause::Flag("--x".into())));
         let shown = level(&judged([Ok(()), refused(), Ok(()), refused()]), &["a b".into()], 80, PLAIN);
         assert!(
             shown.contains("\nok    ready-line ipv6\nFAIL  the flag --x is refused: 2 points depend on it\n"),

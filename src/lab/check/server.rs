@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::{CommonCause, ProbeResult, Unheld, broken};
+use super::{CommonCause, NotHeld, ProbeResult, broken};
 use crate::lab::observe::processes::{Process, family, poll_until};
 use crate::lab::program::{LATE_BY, Running, reason};
 pub use crate::lab::program::{NotReady, Program};
@@ -58,7 +58,7 @@ impl Program {
 
 impl NotReady {
     /// A program that refuses a flag breaks all points with this flag, and one that is silent breaks them all.
-    pub fn into_broken(self, flags: &[&str]) -> Unheld {
+    pub fn into_broken(self, flags: &[&str]) -> NotHeld {
         let (found, cause) = match self {
             NotReady::NotStarted(why) => (why, None),
             NotReady::Interrupted => ("interrupted".to_string(), None),
@@ -76,7 +76,7 @@ impl NotReady {
             }
         };
         let expected = with_flags("first line on standard output `ready ADDR:PORT`", flags);
-        Unheld::Broken { expected, found, sent: None, cause }
+        NotHeld::Broken { expected, found, sent: None, cause }
     }
 }
 
@@ -135,10 +135,10 @@ impl Server {
     }
 
     /// Adds to a broken point that the server is not there any more, where that is so.
-    pub fn explain(&self, why: Unheld) -> Unheld {
+    pub fn explain(&self, why: NotHeld) -> NotHeld {
         match why {
-            Unheld::Broken { expected, found, sent, cause } if Process::find(self.pid()).is_none() => {
-                Unheld::Broken { expected, found: format!("{found}; the server has ended by itself"), sent, cause }
+            NotHeld::Broken { expected, found, sent, cause } if Process::find(self.pid()).is_none() => {
+                NotHeld::Broken { expected, found: format!("{found}; the server has ended by itself"), sent, cause }
             }
             other => other,
         }
@@ -156,16 +156,16 @@ impl Ended {
     pub fn document(&self) -> ProbeResult<Value> {
         if !self.status.success() {
             let found = format!("{}; it said: {:?}", self.status, self.stderr.trim());
-            return Err(Unheld::new("exit status 0", found).because(CommonCause::Report));
+            return Err(NotHeld::new("exit status 0", found).because(CommonCause::Report));
         }
         let expected = "one JSON document on standard output after the ready line";
-        let unreadable = |error| Unheld::new(expected, format!("{error} in {:?}", self.stdout));
+        let unreadable = |error| NotHeld::new(expected, format!("{error} in {:?}", self.stdout));
         serde_json::from_str(&self.stdout).map_err(|error| unreadable(error).because(CommonCause::Report))
     }
 
     /// The document with all the fields of the contract.
     pub fn report(&self) -> ProbeResult<ServerReport> {
-        let lacking = |error| Unheld::new("the fields of the contract", format!("{error} in {:?}", self.stdout));
+        let lacking = |error| NotHeld::new("the fields of the contract", format!("{error} in {:?}", self.stdout));
         serde_json::from_value(self.document()?).map_err(|error| lacking(error).because(CommonCause::Report))
     }
 }

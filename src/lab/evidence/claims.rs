@@ -244,38 +244,38 @@ fn measure(
     comparison: &Comparison,
     rows: &[&Row],
 ) -> Result<(Vec<f64>, Option<[f64; 2]>), String> {
-    let value = readings(experiment, &comparison.value, rows)?;
+    let value = values_of_runs(experiment, &comparison.value, rows)?;
     let scaled = |numbers: Vec<f64>| numbers.into_iter().map(|number| comparison.scale * number).collect();
     let Some((operation, other)) = &comparison.other else {
-        return Ok((scaled(value.iter().map(|reading| reading.number).collect()), None));
+        return Ok((scaled(value.iter().map(|value| value.number).collect()), None));
     };
-    let other = readings(experiment, other, rows)?;
+    let other = values_of_runs(experiment, other, rows)?;
     Ok((scaled(paired(&value, &other, *operation)), Some([median(&value), median(&other)])))
 }
 
 /// One number of one run.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct RunNumber {
+struct RunValue {
     block: usize,
     group: Option<usize>,
     number: f64,
 }
 
 /// The number of every run of a cell that has one, or why there is none.
-fn readings(experiment: &Experiment, cell: &Cell, rows: &[&Row]) -> Result<Vec<RunNumber>, String> {
+fn values_of_runs(experiment: &Experiment, cell: &Cell, rows: &[&Row]) -> Result<Vec<RunValue>, String> {
     let spec = experiment.matrix.tables.iter().find(|spec| spec.id == cell.table);
     let column = columns::find(&cell.column);
     let (spec, column) = spec.zip(column).expect("the claim was checked when the file was read");
     let of_table: Vec<&Row> = rows.iter().copied().filter(|row| row.table == cell.table).collect();
     let runs: Vec<&Row> = of_table.iter().copied().filter(|row| cell.is_at(&row.table, &row.coordinates)).collect();
     let complete = runs.iter().filter(|row| row.failure.is_none() && row.skipped.is_none());
-    let reading = |row: &&Row| {
+    let value = |row: &&Row| {
         let number = column.number(Sample { row, baseline: table::baseline(spec, &of_table, row) })?;
-        Some(RunNumber { block: row.block, group: row.group, number })
+        Some(RunValue { block: row.block, group: row.group, number })
     };
-    let readings: Vec<RunNumber> = complete.filter_map(reading).filter(|reading| reading.number.is_finite()).collect();
-    if !readings.is_empty() {
-        return Ok(readings);
+    let values_of_runs: Vec<RunValue> = complete.filter_map(value).filter(|value| value.number.is_finite()).collect();
+    if !values_of_runs.is_empty() {
+        return Ok(values_of_runs);
     }
     let reason = runs.iter().find_map(|row| row.skipped.clone().or(row.failure.as_ref().map(|why| failed(why))));
     let coordinates: Vec<String> = cell.coordinates.iter().map(|(name, value)| format!("{name} {value}")).collect();
@@ -292,18 +292,18 @@ fn failed(why: &str) -> String {
 
 /// One number per block that has both: from runs directly beside each other if there are such runs (a baseline runs several
 /// times in a block), otherwise from the medians within the block.
-fn paired(values: &[RunNumber], others: &[RunNumber], operation: Operation) -> Vec<f64> {
+fn paired(values: &[RunValue], others: &[RunValue], operation: Operation) -> Vec<f64> {
     let combine = |a: f64, b: f64| match operation {
         Operation::Over => (b != 0.0).then(|| a / b),
         Operation::Minus => Some(a - b),
     };
-    let of_block = |readings: &[RunNumber], block: usize| -> Vec<RunNumber> {
-        readings.iter().copied().filter(|reading| reading.block == block).collect()
+    let of_block = |values_of_runs: &[RunValue], block: usize| -> Vec<RunValue> {
+        values_of_runs.iter().copied().filter(|value| value.block == block).collect()
     };
-    let blocks: BTreeSet<usize> = values.iter().map(|reading| reading.block).collect();
+    let blocks: BTreeSet<usize> = values.iter().map(|value| value.block).collect();
     let one = |block: usize| {
         let (values, others) = (of_block(values, block), of_block(others, block));
-        let beside = |value: &RunNumber| {
+        let beside = |value: &RunValue| {
             let other = others.iter().find(|other| value.group.is_some() && other.group == value.group)?;
             combine(value.number, other.number)
         };
@@ -316,9 +316,9 @@ fn paired(values: &[RunNumber], others: &[RunNumber], operation: Operation) -> V
     blocks.into_iter().filter_map(one).collect()
 }
 
-fn median(readings: &[RunNumber]) -> f64 {
-    let numbers: Vec<f64> = readings.iter().map(|reading| reading.number).collect();
-    stats::median(&numbers).expect("there is a reading")
+fn median(values_of_runs: &[RunValue]) -> f64 {
+    let numbers: Vec<f64> = values_of_runs.iter().map(|value| value.number).collect();
+    stats::median(&numbers).expect("there is a value")
 }
 
 #[cfg(test)]

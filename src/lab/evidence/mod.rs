@@ -5,7 +5,7 @@ pub mod accounting;
 pub mod answer;
 pub mod claims;
 pub mod columns;
-pub mod gaps;
+pub mod completeness;
 pub mod html;
 pub mod lesson;
 pub mod markdown;

@@ -22,7 +22,7 @@ use crate::lab::record::Row;
 use crate::lab::run::contract;
 use crate::lab::run::fault_injector::{self, FaultInjector};
 use crate::lab::run::foreign;
-use crate::lab::run::sysctl::{KernelSettings, Unset};
+use crate::lab::run::sysctl::{KernelSettings, SettingError};
 use crate::machine::Counters;
 use crate::report::{LoadReport, TrialReport};
 use crate::scoreboard::Scoreboard;
@@ -60,9 +60,9 @@ pub fn run(case: &Case, block: usize, interrupt: &Interrupt) -> Result<Row, Stop
     }
     let settings = match KernelSettings::make(&case.sysctl, interrupt) {
         Ok(settings) => settings,
-        Err(Unset::Missing(why) | Unset::Forbidden(why)) => return Ok(Row { skipped: Some(why), ..row }),
-        Err(Unset::Failed(why)) => return Ok(Row { failure: Some(why), ..row }),
-        Err(Unset::Interrupted) => return Err(Stop::Interrupted),
+        Err(SettingError::Missing(why) | SettingError::Forbidden(why)) => return Ok(Row { skipped: Some(why), ..row }),
+        Err(SettingError::Failed(why)) => return Ok(Row { failure: Some(why), ..row }),
+        Err(SettingError::Interrupted) => return Err(Stop::Interrupted),
     };
     row.speed = speed::beside(&row.server_cpus, &row.client_cpus);
     let namespace = settings.namespace.as_ref();

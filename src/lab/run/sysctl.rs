@@ -33,7 +33,7 @@ pub struct KernelSettings {
 impl KernelSettings {
     /// Makes them, and waits while another lab has one of them. A line that needs none of the changes runs in the same
     /// network as the lines beside it that do.
-    pub fn make(wanted: &[(String, String)], interrupt: &Interrupt) -> Result<KernelSettings, Unset> {
+    pub fn make(wanted: &[(String, String)], interrupt: &Interrupt) -> Result<KernelSettings, SettingError> {
         let mut refusal = String::new();
         if wanted.iter().any(|(name, _)| name.starts_with("net.") && is_forbidden(name)) {
             let files: Vec<(String, String)> =
@@ -46,7 +46,7 @@ impl KernelSettings {
             }
         }
         let set = |(name, value): &(String, String)| match Sysctl::set(name, value, interrupt) {
-            Err(Unset::Forbidden(why)) => Err(Unset::Missing(why + &refusal)),
+            Err(SettingError::Forbidden(why)) => Err(SettingError::Missing(why + &refusal)),
             set => set,
         };
         // In the order of their names, as a matrix keeps them: two labs never wait for each other.
@@ -88,10 +88,10 @@ struct Sysctl {
 
 /// Why a setting could not be made.
 #[derive(Debug)]
-pub enum Unset {
+pub enum SettingError {
     /// It is not there, or we may not change it: the run is skipped, it has not failed.
     Missing(String),
-    /// As [`Unset::Missing`], for want of a privilege.
+    /// As [`SettingError::Missing`], for want of a privilege.
     Forbidden(String),
     Failed(String),
     Interrupted,
@@ -99,14 +99,14 @@ pub enum Unset {
 
 impl Sysctl {
     /// Sets `net.ipv4.tcp_migrate_req`, for example.
-    fn set(name: &str, value: &str, interrupt: &Interrupt) -> Result<Sysctl, Unset> {
+    fn set(name: &str, value: &str, interrupt: &Interrupt) -> Result<Sysctl, SettingError> {
         let file = file(name);
         let unset = |error: std::io::Error| match error.kind() {
-            ErrorKind::NotFound => Unset::Missing(format!("there is no {}", file.display())),
+            ErrorKind::NotFound => SettingError::Missing(format!("there is no {}", file.display())),
             ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
-                Unset::Forbidden("needs CAP_NET_ADMIN".to_string())
+                SettingError::Forbidden("needs CAP_NET_ADMIN".to_string())
             }
-            _ => Unset::Failed(format!("set {name} = {value}: {error}")),
+            _ => SettingError::Failed(format!("set {name} = {value}: {error}")),
         };
         let lock = File::open(&file).map_err(unset)?;
         wait_for_turn(name, lock.try_clone().map_err(unset)?, interrupt)?;
@@ -128,7 +128,7 @@ impl Sysctl {
             // Ctrl-C goes to the lab's group; the restorer must outlive it.
             .process_group(0)
             .spawn()
-            .map_err(|error| Unset::Failed(format!("start a shell to restore {name}: {error}")))?;
+            .map_err(|error| SettingError::Failed(format!("start a shell to restore {name}: {error}")))?;
         made.restorer = Some(restorer);
         setting.write_all(value.as_bytes()).map_err(unset)?;
         Ok(made)
@@ -136,7 +136,7 @@ impl Sysctl {
 }
 
 /// Locks the file of a setting for all that share this opening of it. Where it cannot be locked, nobody has to wait.
-fn wait_for_turn(name: &str, file: File, interrupt: &Interrupt) -> Result<(), Unset> {
+fn wait_for_turn(name: &str, file: File, interrupt: &Interrupt) -> Result<(), SettingError> {
     let (sender, turn) = bounded::<()>(0);
     // A thread of its own, because a signal to stop does not end flock(2): the signals are blocked in every thread.
     thread::spawn(move || {
@@ -147,7 +147,7 @@ fn wait_for_turn(name: &str, file: File, interrupt: &Interrupt) -> Result<(), Un
     loop {
         select! {
             recv(turn) -> _ => return Ok(()),
-            recv(interrupt) -> _ => return Err(Unset::Interrupted),
+            recv(interrupt) -> _ => return Err(SettingError::Interrupted),
             recv(notice) -> _ => console::log(format_args!("waiting for another lab that has set {name}")),
         }
     }

@@ -45,7 +45,7 @@ pub struct Curve {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Found {
+pub struct SearchResult {
     pub condition: String,
     /// The highest rate at which it held in two runs of three and in a longer one, and the lowest above at which it did
     /// not: the answer lies between them.
@@ -62,13 +62,13 @@ pub struct Found {
 
 /// How one run comes about, so many times as long as was asked for; without a rate in closed loop.
 type RunAtRate<'a> = &'a mut dyn FnMut(Option<Rate>, u32) -> Result<LoadReport, String>;
-type Say<'a> = &'a dyn Fn(&str);
+type LogLine<'a> = &'a dyn Fn(&str);
 
 pub fn sweep(plan: &Plan, sweep: &Sweep) -> Result<Curve, String> {
     sweep_with(sweep, &mut |rate, times| measure(plan, rate, times), &log)
 }
 
-pub fn find_max(plan: &Plan, condition: &Condition) -> Result<Found, String> {
+pub fn find_max(plan: &Plan, condition: &Condition) -> Result<SearchResult, String> {
     let least_per_s = LEAST_REQUESTS / duration(plan).as_secs_f64();
     let mut plan = plan.clone();
     let mut measure_next = |rate, times| {
@@ -109,7 +109,7 @@ const STEP_DOWN: f64 = PRECISION;
 /// The fewest requests a run may have to say anything at all.
 const LEAST_REQUESTS: f64 = 20.0;
 
-fn sweep_with(sweep: &Sweep, measure: RunAtRate, say: Say) -> Result<Curve, String> {
+fn sweep_with(sweep: &Sweep, measure: RunAtRate, say: LogLine) -> Result<Curve, String> {
     let mut curve = Curve::default();
     for &per_s in &sweep.rates_per_s {
         match measure(Some(rate(per_s)?), 1) {
@@ -131,13 +131,18 @@ fn sweep_with(sweep: &Sweep, measure: RunAtRate, say: Say) -> Result<Curve, Stri
 
 /// From half of what a closed loop reaches up or down by factors of two until the answer is enclosed, then by halves
 /// of the interval.
-fn find_max_with(condition: &Condition, least_per_s: f64, measure: RunAtRate, say: Say) -> Result<Found, String> {
+fn find_max_with(
+    condition: &Condition,
+    least_per_s: f64,
+    measure: RunAtRate,
+    say: LogLine,
+) -> Result<SearchResult, String> {
     say("closed loop, to know where to begin");
     let closed_loop = measure(None, 1)?;
     if closed_loop.requests == 0 {
         return Err("find a rate that holds: the server answered nothing".into());
     }
-    let found = Found { condition: condition.text.clone(), ..Found::default() };
+    let found = SearchResult { condition: condition.text.clone(), ..SearchResult::default() };
     let mut search = Search { condition, least_per_s, measure, say, found };
     let done = search.run((closed_loop.qps / 2.0).max(least_per_s)).and_then(|()| search.confirm());
     search.found.ended_by = done.err();
@@ -148,8 +153,8 @@ struct Search<'a> {
     condition: &'a Condition,
     least_per_s: f64,
     measure: RunAtRate<'a>,
-    say: Say<'a>,
-    found: Found,
+    say: LogLine<'a>,
+    found: SearchResult,
 }
 
 impl Search<'_> {
@@ -287,7 +292,7 @@ impl Curve {
     }
 }
 
-impl Found {
+impl SearchResult {
     pub fn render(&self) -> String {
         let held = |i: usize| {
             let RatePoint { holds, confirms, finding, .. } = &self.runs[i];
@@ -356,7 +361,7 @@ mod tests {
         report
     }
 
-    fn found(condition: &str, measure: RunAtRate) -> Found {
+    fn found(condition: &str, measure: RunAtRate) -> SearchResult {
         find_max_with(&condition.parse().unwrap(), 20.0, measure, &|_| {}).unwrap()
     }
 

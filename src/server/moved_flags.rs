@@ -23,8 +23,8 @@ pub fn arguments(program: &str, moved: &[(&str, &str, &str)]) -> Vec<OsString> {
                 take(&mut arguments, &format!("--{flag}"));
             }
             let mut words = command.split_whitespace();
-            if let Some(successor) = words.next() {
-                replace_by(successor, words, &arguments);
+            if let Some(other) = words.next() {
+                replace_by(other, words, &arguments);
             }
         }
     }
@@ -54,11 +54,11 @@ fn take_name(arguments: &mut Vec<OsString>, name: &str) -> bool {
 }
 
 /// Goes on as a program that is installed beside this one.
-fn replace_by<'a>(successor: &str, flags: impl Iterator<Item = &'a str>, arguments: &[OsString]) -> ! {
+fn replace_by<'a>(other: &str, flags: impl Iterator<Item = &'a str>, arguments: &[OsString]) -> ! {
     let own = std::env::current_exe().unwrap_or_else(|_| PathBuf::from(&arguments[0]));
-    let path = own.with_file_name(successor);
+    let path = own.with_file_name(other);
     let error = Command::new(&path).args(flags).args(&arguments[1..]).exec();
-    let advice = format!("these flags are {successor}'s now; install it beside {}", own.display());
+    let advice = format!("these flags are {other}'s now; install it beside {}", own.display());
     console::log_last(Failure::new(format_args!("run {}", path.display()), error).advise(advice));
     exit(1)
 }

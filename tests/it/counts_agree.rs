@@ -13,8 +13,8 @@ use acceptlab::scoreboard::Scoreboard;
 
 use crate::support::{connect, held, load, start};
 
-/// Runs `loadgen` with `flags` against a fresh server and compares the books worker by worker.
-fn the_books_agree(name: &str, server_flags: &[&str], flags: &[&str]) {
+/// Runs `loadgen` with `flags` against a fresh server and compares the counts worker by worker.
+fn both_sides_count_the_same(name: &str, server_flags: &[&str], flags: &[&str]) {
     let mut server = start(name, server_flags);
     let load = load(server.addr, &[&["--requests", "2000"], flags].concat());
     assert_eq!(load.errors.total(), 0, "{name}: {:?}", load.errors);
@@ -38,8 +38,8 @@ fn both_ways(name: &str) {
         "prefork" | "thread-pool" => ("8", &["--workers", "8"]),
         _ => ("8", &[]),
     };
-    the_books_agree(name, server_flags, &["--connections", connections]);
-    the_books_agree(name, &[], &["--connections", "8", "--requests-per-connection", "1"]);
+    both_sides_count_the_same(name, server_flags, &["--connections", connections]);
+    both_sides_count_the_same(name, &[], &["--connections", "8", "--requests-per-connection", "1"]);
 }
 
 macro_rules! the_clients_book_equals_the_servers_book {

@@ -13,20 +13,20 @@ use crate::lab::record::{Record, Row, newest};
 /// Why the report is incomplete, a line each: an experiment has no record, a row is missing that was planned or that the
 /// matrix asks for, every run of a case failed, a column has not one number, or a claim fails and nobody says why. (A case of which some runs failed has its
 /// numbers, and a note below the table.)
-pub fn gaps(experiments: &[Experiment], records: &[Record]) -> Vec<String> {
+pub fn missing(experiments: &[Experiment], records: &[Record]) -> Vec<String> {
     let of_one = |experiment: &Experiment| match newest(records, &experiment.name) {
-        Some(record) => gaps_of(experiment, record),
+        Some(record) => missing_in(experiment, record),
         None => vec![format!("{}: not measured", experiment.name)],
     };
     experiments.iter().flat_map(of_one).collect()
 }
 
-fn gaps_of(experiment: &Experiment, record: &Record) -> Vec<String> {
+fn missing_in(experiment: &Experiment, record: &Record) -> Vec<String> {
     let rows: Vec<&Row> = rows_of(record, &experiment.name).collect();
-    let mut gaps = Vec::new();
+    let mut missing = Vec::new();
     let planned = record.header.planned.get(&experiment.name).copied().unwrap_or_default();
     if rows.len() < planned {
-        gaps.push(format!("{}: {} of {planned} rows", experiment.name, rows.len()));
+        missing.push(format!("{}: {} of {planned} rows", experiment.name, rows.len()));
     }
     // A record of another matrix has other cases. The lesson is stale then, and `origin` says so.
     let is_of_this_matrix = record.header.content.matrices.get(&experiment.name) == Some(&experiment.measured_hash);
@@ -34,27 +34,27 @@ fn gaps_of(experiment: &Experiment, record: &Record) -> Vec<String> {
         let is_its = |row: &&&Row| row.table == case.table.id && row.coordinates == case.coordinates;
         let runs: Vec<&&Row> = rows.iter().filter(is_its).collect();
         if is_of_this_matrix && runs.len() < case.repeats {
-            gaps.push(format!("{}: {} of {} runs", case, runs.len(), case.repeats));
+            missing.push(format!("{}: {} of {} runs", case, runs.len(), case.repeats));
         }
         let failures: Vec<&String> = runs.iter().filter_map(|row| row.failure.as_ref()).collect();
         if let Some(why) = failures.last().filter(|_| failures.len() == runs.len()) {
-            gaps.push(format!("{case}: every run failed: {why}"));
+            missing.push(format!("{case}: every run failed: {why}"));
         }
     }
     if record.header.scale == "quick" {
         // A quick run is a test as well.
         let is_new = |row: &&&Row| row.failure.is_none() && row.skipped.is_none();
         let error = |row: &&Row| Some(format!("{} {}: {}", row.table, row.label, accounting::first_error(row)?));
-        gaps.extend(rows.iter().filter(is_new).filter_map(error));
+        missing.extend(rows.iter().filter(is_new).filter_map(error));
     }
-    gaps.extend(empty_columns(experiment, record, &rows));
+    missing.extend(empty_columns(experiment, record, &rows));
     let judged = judge(experiment, &record.rows);
     let unexplained = judged.iter().filter(|judged| judged.is_unexplained());
-    gaps.extend(unexplained.map(|judged| {
+    missing.extend(unexplained.map(|judged| {
         let (name, id, verdict) = (&experiment.name, &judged.claim.id, judged.verdict.name());
         format!("{name}: the claim {id} is {verdict:?} and has no `why`")
     }));
-    gaps
+    missing
 }
 
 /// Columns that print – in every line, unless a program is not installed, a privilege is missing, or the kernel's
@@ -101,39 +101,39 @@ mod tests {
     }
 
     /// What is missing once the record has been spoilt.
-    fn gaps_after(spoil: fn(&mut Record)) -> String {
+    fn missing_after(spoil: fn(&mut Record)) -> String {
         let mut record = complete();
         spoil(&mut record);
-        gaps(&[experiment()], &[record]).join("\n")
+        missing(&[experiment()], &[record]).join("\n")
     }
 
     #[test]
-    fn a_complete_record_has_no_gap() {
-        assert_eq!(gaps_after(|_| ()), "");
+    fn in_a_complete_record_nothing_is_missing() {
+        assert_eq!(missing_after(|_| ()), "");
     }
 
     #[test]
-    fn every_kind_of_gap_is_found() {
-        let interrupted = gaps_after(|record| *record.header.planned.get_mut("02-keep-alive").unwrap() = 2);
+    fn everything_that_is_missing_is_found() {
+        let interrupted = missing_after(|record| *record.header.planned.get_mut("02-keep-alive").unwrap() = 2);
         assert_eq!(interrupted, "02-keep-alive: 1 of 2 rows");
-        let other_case = gaps_after(|record| record.rows[0].coordinates.clear());
+        let other_case = missing_after(|record| record.rows[0].coordinates.clear());
         assert!(other_case.starts_with("02-keep-alive t: sync") && other_case.ends_with("0 of 1 runs"));
-        let failed = gaps_after(|record| record.rows[0].failure = Some("sync ended".to_string()));
+        let failed = missing_after(|record| record.rows[0].failure = Some("sync ended".to_string()));
         assert!(failed.contains("every run failed: sync ended"), "{failed}");
-        let silent = gaps_after(|record| record.rows[0].load = None);
+        let silent = missing_after(|record| record.rows[0].load = None);
         assert_eq!(silent, "02-keep-alive t: no number in the column \"requests/s\"");
-        assert_eq!(gaps(&[experiment()], &[]), ["02-keep-alive: not measured"]);
+        assert_eq!(missing(&[experiment()], &[]), ["02-keep-alive: not measured"]);
     }
 
     #[test]
     fn a_quick_run_is_also_a_test_that_both_sides_counted_the_same() {
-        let lost = gaps_after(|record| record.rows[0].load.as_mut().unwrap().connections.established += 1);
+        let lost = missing_after(|record| record.rows[0].load.as_mut().unwrap().connections.established += 1);
         assert!(lost.contains("t prefork --workers 3: the client established 101 connections"), "{lost}");
     }
 
     #[test]
-    fn a_client_that_is_not_installed_is_no_gap() {
-        let skipped = gaps_after(|record| {
+    fn a_client_that_is_not_installed_is_not_missing() {
+        let skipped = missing_after(|record| {
             (record.rows[0].load, record.rows[0].skipped) = (None, Some("not installed".to_string()));
         });
         assert_eq!(skipped, "");
