@@ -31,6 +31,19 @@ pub struct MasterArgs {
     #[arg(long, value_name = "DUR", default_value = "10s", value_parser = parse_positive_duration)]
     pub listen_timeout: Duration,
 
+    /// A worker serves when it says so, with process.send('ready'), not when it listens; one that does not say so within
+    /// --listen-timeout is killed
+    #[arg(long)]
+    pub wait_ready: bool,
+
+    /// A worker that ends by itself has no successor; when the last has ended, so does the cluster
+    #[arg(long)]
+    pub no_restart: bool,
+
+    /// The same of a worker that ends with one of these statuses
+    #[arg(long, value_name = "STATUS,...", value_delimiter = ',')]
+    pub stop_codes: Vec<i32>,
+
     /// Kill a worker that has not left this long after it was asked to, or said that it would
     #[arg(long, value_name = "DUR", default_value = "5s", value_parser = parse_duration)]
     pub kill_timeout: Duration,

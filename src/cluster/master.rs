@@ -116,6 +116,9 @@ impl Master {
             if let Some(vacancy) = self.workers.vacancies.pop_front() {
                 return Ok(Some(MasterEvent::Vacant(vacancy)));
             }
+            if self.workers.are_finished() {
+                return Ok(None);
+            }
             if let Some(failure) = self.exit_reason() {
                 // A program that has served has something to report first.
                 return if self.address.is_none() { Err(failure) } else { Ok(None) };
@@ -330,6 +333,10 @@ impl Master {
             }
             Message::Count(counts) => counts.iter().for_each(|(name, n)| self.workers.counts.count(name, *n)),
             Message::Program(message) => {
+                if self.workers.args.wait_ready && message == "ready" {
+                    self.workers.log_of(id, "ready", json!({}));
+                    self.note_serving(id);
+                }
                 let fields = match message.to_string().len() {
                     bytes if bytes > LONGEST_LOGGED => json!({"bytes": bytes}),
                     _ => json!({"message": message}),
@@ -364,13 +371,17 @@ impl Master {
         let first = self.sockets.addresses_of(id).next();
         let address = self.sockets.addresses_of(id).find(is_meant).or(first).map(Address::to_string);
         self.workers.log_of(id, "listening", json!({"address": address}));
-        if address.is_some() {
-            let is_first = self.workers.note_listening(id);
-            if is_first {
-                self.note_working(id);
-            } else {
-                self.note_ready();
-            }
+        if address.is_some() && !self.workers.args.wait_ready {
+            self.note_serving(id);
+        }
+    }
+
+    fn note_serving(&mut self, id: UniqueId) {
+        let is_first = self.workers.note_listening(id);
+        if is_first {
+            self.note_working(id);
+        } else {
+            self.note_ready();
         }
     }
 

@@ -37,6 +37,8 @@ struct WorkerSlot {
     /// What the kernel accounted to all processes that had it.
     usage: Usage,
     vacant_since_ns: Option<u64>,
+    /// The last worker has ended as it was to (`--stop-codes`, `--no-restart`), and has no successor.
+    is_finished: bool,
     /// The program was asked what to do about the vacancy, and no process was started since.
     is_start_due: bool,
 }
@@ -129,16 +131,21 @@ impl Workers {
     }
 
     pub fn is_vacant(&self, number: usize) -> bool {
-        number < self.wanted && self.holder(number).is_none()
+        number < self.wanted && !self.slots[number].is_finished && self.holder(number).is_none()
     }
 
     pub fn is_closed(&self) -> bool {
         self.is_stopping || self.counts.report.gave_up
     }
 
+    /// All workers have ended as they were to.
+    pub fn are_finished(&self) -> bool {
+        self.is_empty() && self.slots[..self.wanted].iter().all(|slot| slot.is_finished)
+    }
+
     /// Every number has a worker that does what it is there for.
     pub fn all_work(&self) -> bool {
-        let mut works = vec![false; self.wanted];
+        let mut works: Vec<bool> = self.slots[..self.wanted].iter().map(|slot| slot.is_finished).collect();
         let working = self.iter().filter(|worker| worker.state.is_working() && worker.number < self.wanted);
         working.for_each(|worker| works[worker.number] = true);
         works.into_iter().all(|works| works)
@@ -161,6 +168,7 @@ impl Workers {
         let id = UniqueId(self.last_id);
         let command = self.command(number, id)?;
         let board = self.scoreboard_fd.as_fd();
+        let must_listen = must_listen || self.args.wait_ready;
         let worker = WorkerProcess::start(command, &self.args, number, id, must_listen, board)?;
         if let Some(ipc) = &worker.ipc
             && let Err(errno) = self.poller.epoll.add(ipc, Token::Worker(id).encode(), Interest::empty())
@@ -290,7 +298,10 @@ impl Workers {
         let Some(worker) = self.processes.get_mut(&id) else { return Ok(false) };
         match worker.state {
             WorkerState::Starting { must_listen: true } => {
-                let what = format!("it does not listen after {limit}, and the one it is to replace does");
+                let what = match self.args.wait_ready {
+                    true => format!("it has not said after {limit} that it is ready"),
+                    false => format!("it does not listen after {limit}, and the one it is to replace does"),
+                };
                 self.log.log_of(worker, "failure", json!({"what": what}));
                 self.set_last_error(id, &what);
                 self.kill_after(id, Duration::ZERO);
@@ -440,13 +451,19 @@ impl Workers {
             Ending::Exited(status) => (Some(status), None),
             Ending::KilledBy(signal) => (None, Signal::try_from(signal).map(Signal::as_str).ok()),
         };
-        self.log.log_of(&worker, "exit", json!({"status": status, "signal": signal}));
+        let exit_reason = ending.to_string();
+        let is_stop_code = status.is_some_and(|status| self.args.stop_codes.contains(&status));
+        let is_finished = !worker.was_expected && (self.args.no_restart || is_stop_code);
+        let is_expected = worker.was_expected || is_finished;
+        let fields = json!({"status": status, "signal": signal, "expected": is_expected, "how": exit_reason});
+        self.log.log_of(&worker, "exit", fields);
         let number = worker.number;
         self.args.worker_output.iter().for_each(|base| output::end_worker(base, number));
-        if !worker.was_expected {
+        if !is_expected {
             self.counts.report.deaths += 1;
         }
         let slot = &mut self.slots[number];
+        slot.is_finished |= is_finished;
         slot.usage = sum(slot.usage, usage);
         let row = self.scoreboard.row(number);
         row.set_usage(slot.usage);
@@ -455,7 +472,6 @@ impl Workers {
         if self.iter().all(|other| other.number != number) {
             row.lose_open_connections();
         }
-        let exit_reason = ending.to_string();
         match &worker.last_error {
             Some(error) => self.last_error.clone_from(error),
             None if !worker.was_expected => self.last_error = format!("worker {number} {exit_reason}"),

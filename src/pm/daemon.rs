@@ -10,11 +10,10 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 
-use super::dump::{AfterStop, SavedState};
-use super::god::{God, PmToken, StartMode};
+use super::dump::AfterStop;
+use super::god::{God, PmToken};
 use super::home::PmHome;
 use super::logs::OwnLog;
 use super::protocol::{PmReply, PmRequest};
@@ -23,6 +22,7 @@ use crate::console;
 use crate::control_socket::{self, ControlSettings, ControlSocket};
 use crate::failure::Failure;
 use crate::sys::epoll::{Interest, Ready};
+use crate::sys::process::DescriptorLimit;
 use crate::sys::signal::SignalQueue;
 
 /// The longest request has hundreds of applications, each with its environment; the longest answer as many entries.
@@ -75,9 +75,8 @@ pub fn run(home: &PmHome, cluster: PathBuf, first: Option<PmRequest>, ready: imp
     let failed = |errno| Failure::new("take signals", errno);
     let others = [Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGPIPE];
     let signals = SignalQueue::open_for(&others).map_err(failed)?;
-    // Five for each process, and 1024 are soon too few. The applications inherit it.
-    let _ = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
-    let god = God::new(home.clone(), cluster)?;
+    // Five for each process, and 1024 are soon too few.
+    let god = God::new(home.clone(), cluster, DescriptorLimit::raise().ok())?;
     let passed = take_passed_socket()?;
     let is_passed = passed.is_some();
     let listener = passed.map_or_else(|| listen(home), Ok)?;
@@ -96,12 +95,7 @@ pub fn run(home: &PmHome, cluster: PathBuf, first: Option<PmRequest>, ready: imp
     if first.is_some() {
         daemon.god.show_lines();
     }
-    match SavedState::read(home, &home.state()) {
-        Ok(Some(state)) => daemon.god.adopt(state),
-        Ok(None) => {}
-        // What it says is lost, but the next state must be kept.
-        Err(failure) => console::log(failure.advise("nothing is adopted; see with ps what still runs")),
-    }
+    daemon.god.adopt();
     ready();
     if let Some(first) = first {
         daemon.begin(first).map_err(Failure::relay)?;
@@ -148,9 +142,7 @@ impl Daemon {
                 return Ok(());
             }
             let pause = self.control.is_paused().then_some(ACCEPT_AGAIN_AFTER);
-            let timeout = [self.god.until_due(), pause].into_iter().flatten().min();
-            let reports = self.god.epoll.wait(timeout).map_err(|errno| Failure::new("wait for events", errno))?;
-            let reports: Vec<Ready> = (0..reports).map(|i| self.god.epoll.report(i)).collect();
+            let reports = self.god.wait(pause)?;
             self.control.accept_again(&self.god.epoll);
             for Ready { token, flags } in reports {
                 let Some(token) = PmToken::decode(token) else { continue };
@@ -161,12 +153,7 @@ impl Daemon {
                         self.control.receive(client, flags);
                         self.serve_requests(client);
                     }
-                    PmToken::Process(id) => self.god.process_ended(id),
-                    PmToken::Channel(id) => self.god.channel_ready(id),
-                    PmToken::Call(id) => self.god.call_ready(id),
-                    PmToken::Watch(id) => self.god.watch_ready(id),
-                    PmToken::WallClock => self.god.wall_clock_ready(),
-                    PmToken::Output(id, output) => self.god.output_ready(id, output),
+                    token => self.god.ready(token),
                 }
             }
             self.god.run_due();
@@ -240,12 +227,7 @@ impl Daemon {
                 Err("the process manager is ending".to_owned())
             }
             PmRequest::Start { apps, environment, only_new, reload } => {
-                let mode = match (only_new, reload) {
-                    (true, _) => StartMode::New,
-                    (false, true) => StartMode::Reload,
-                    (false, false) => StartMode::Restart,
-                };
-                self.god.start(apps, &environment, mode)
+                self.god.start(apps, &environment, only_new, reload)
             }
             PmRequest::Wake { targets } => self.each(&targets, |god, id| god.wake(id)),
             PmRequest::Stop { targets } => self.each(&targets, |god, id| god.stop(id, AfterStop::Remain)),

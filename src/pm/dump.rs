@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::config::AppConfig;
 use super::fork_mode::ProcessIdentity;
 use super::home::PmHome;
+use super::launch::Launch;
 use super::protocol::ProcessStatus;
 use super::restarts::RestartBudget;
 use crate::failure::Failure;
@@ -17,34 +18,51 @@ use crate::failure::Failure;
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SavedState {
     /// Of the machine's start: numbers and times of processes mean nothing after the next.
-    pub boot: String,
+    boot: String,
     pub apps: Vec<SavedApplication>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SavedApplication {
-    pub config: AppConfig,
-    pub environment: BTreeMap<String, String>,
-    pub processes: Vec<SavedProcess>,
+    pub app: Application,
+    pub processes: Vec<ProcessRecord>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-pub struct SavedProcess {
+/// What is to be run, and the environment of whoever has asked for it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Application {
+    pub config: AppConfig,
+    pub environment: BTreeMap<String, String>,
+}
+
+/// What the daemon knows of one process of an application, and the next daemon has to know.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ProcessRecord {
     pub id: u32,
     /// Among the instances of the application.
     pub number: usize,
     pub status: ProcessStatus,
+    /// What becomes of it when it has ended, where it was asked to end.
     pub after_stop: Option<AfterStop>,
+    /// Of the process that runs.
     pub identity: Option<ProcessIdentity>,
+    pub launch: Launch,
     pub budget: RestartBudget,
-    pub restart_time: u64,
     pub created_ms: u64,
+    /// Why it is not online, or how it ended last.
     pub reason: Option<String>,
     pub exit_code: Option<i32>,
-    pub worker_ids: Vec<u32>,
+    /// In cluster mode each worker is listed by itself; in fork mode the process is the only one.
+    pub workers: Vec<WorkerRecord>,
 }
 
-/// What becomes of a process that was asked to end.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct WorkerRecord {
+    /// The first one's is that of the process.
+    pub id: u32,
+    pub restarts: u64,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AfterStop {
     Remain,

@@ -1,25 +1,22 @@
-//! One process: started in a session and process group of its own, watched by a descriptor, and asked to end together
-//! with what it has started.
+//! One process: started in a session of its own, watched by a descriptor, writing to FIFOs that outlive the daemon.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::signal::{Signal, killpg};
 use nix::sys::stat::Mode;
+use nix::sys::wait::waitpid;
 use nix::time::ClockId;
 use nix::unistd::{Pid, mkfifo};
 use serde::{Deserialize, Serialize};
 
-use super::home::{self, PmHome};
+use super::home::PmHome;
 use crate::failure::Failure;
 use crate::logs::lines::LogStream;
 use crate::sys::pidfd::PidFd;
@@ -64,27 +61,21 @@ impl RunningProcess {
     /// # Errors
     /// What cannot be executed, and what to do about it.
     pub fn start(command: &mut Command, kept: Option<BorrowedFd>) -> Result<RunningProcess, Failure> {
-        let tried = || format!("start {}", Path::new(command.get_program()).display());
-        if let Some(folder) = command.get_current_dir().filter(|folder| !folder.is_dir()) {
-            let cwd = format!("{} in {}", tried(), folder.display());
-            return Err(Failure::new(cwd, Errno::ENOENT).advise("cwd has to be a folder"));
-        }
-        let (tried, program) = (tried(), command.get_program().to_owned());
-        let child = spawn_in_session(command, kept).map_err(|error| {
-            let failure = Failure::new(tried, error);
-            let mode = fs::metadata(&program).map(|metadata| metadata.permissions().mode());
-            if mode.is_ok_and(|mode| mode & 0o111 == 0) {
-                return failure.advise("make it executable (chmod +x), or name an --interpreter");
-            }
-            failure
-        })?;
+        let tried = format!("start {}", Path::new(command.get_program()).display());
+        let mut child = spawn_in_session(command, kept).map_err(|error| Failure::new(tried, error))?;
         let pid = Pid::from_raw(child.id() as i32);
-        let failed = |errno: Errno| Failure::new(format_args!("watch process {pid}"), errno);
-        let pidfd = PidFd::open(pid).map_err(failed)?;
-        // It is our child, so even if it has ended its entry is there.
-        let started = Stat::of(pid.as_raw()).ok_or(Errno::ESRCH).map_err(failed)?.started;
-        let identity = ProcessIdentity { pid: pid.as_raw(), started, since_ns: monotonic_ns(), since_ms: wall_ms() };
-        Ok(RunningProcess { identity, pidfd })
+        let watched = PidFd::open(pid).and_then(|pidfd| {
+            // It is our child, so even if it has ended its entry is there.
+            let started = Stat::of(pid.as_raw()).ok_or(Errno::ESRCH)?.started;
+            let identity =
+                ProcessIdentity { pid: pid.as_raw(), started, since_ns: monotonic_ns(), since_ms: wall_ms() };
+            Ok(RunningProcess { identity, pidfd })
+        });
+        watched.map_err(|errno| {
+            // Nobody would notice its end.
+            let _ = child.kill().and_then(|()| child.wait());
+            Failure::new(format_args!("watch process {pid}"), errno).advise("it was killed")
+        })
     }
 
     /// The process of this number, if it is still the one that was started then.
@@ -115,44 +106,15 @@ impl RunningProcess {
         self.pidfd.signal(signal)
     }
 
-    /// Processes that this one has started, and theirs, and all others of its group.
-    pub fn descendants(&self) -> Vec<TreeMember> {
-        let all: Vec<Stat> = Stat::everybody().collect();
-        let leader = self.identity.pid;
-        let mut found = vec![leader];
-        let mut next = 0;
-        while let Some(&parent) = found.get(next) {
-            let is_child = |stat: &&Stat| stat.parent == parent || parent == leader && stat.group == leader;
-            let new: Vec<i32> =
-                all.iter().filter(is_child).map(|stat| stat.pid).filter(|pid| !found.contains(pid)).collect();
-            found.extend(new);
-            next += 1;
-        }
-        let members = all.iter().filter(|stat| stat.pid != leader && found.contains(&stat.pid));
-        members.map(|stat| TreeMember { pid: stat.pid, started: stat.started }).collect()
-    }
-}
-
-/// One of the processes that an application's process has started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TreeMember {
-    pid: i32,
-    started: u64,
-}
-
-pub fn is_alive(member: &TreeMember) -> bool {
-    Stat::of(member.pid).is_some_and(|stat| stat.started == member.started && stat.is_alive())
-}
-
-pub fn signal_all(members: &[TreeMember], signal: Signal) {
-    for member in members {
-        // One that has ended meanwhile needs no signal.
-        let _ = kill(Pid::from_raw(member.pid), signal);
+    /// It cannot be watched.
+    pub fn kill_and_reap(self) {
+        let _ = killpg(self.pid(), Signal::SIGKILL);
+        let _ = waitpid(self.pid(), None);
     }
 }
 
 /// Where a process says that it is ready: `process.send('ready')` of a Node program, whose channel to its parent has a
-/// JSON message a line; or a line like `ready 127.0.0.1:8080`, as our servers print it.
+/// JSON message a line.
 pub struct ReadyChannel {
     stream: UnixStream,
     line: Vec<u8>,
@@ -195,11 +157,10 @@ impl ReadyChannel {
     /// Other messages mean nothing to us; of a long one only the beginning is kept.
     fn has_said_ready(&mut self, bytes: &[u8]) -> bool {
         const MESSAGE: &[u8] = b"\"ready\"";
-        const LINE: &[u8] = b"ready ";
         let mut is_ready = false;
         for &byte in bytes {
             if byte == b'\n' {
-                is_ready |= self.line == MESSAGE || self.line.starts_with(LINE);
+                is_ready |= self.line == MESSAGE;
                 self.line.clear();
             } else if self.line.len() <= MESSAGE.len() {
                 self.line.push(byte);
@@ -216,38 +177,9 @@ impl AsFd for ReadyChannel {
     }
 }
 
-/// The processes that a manager with this folder has started, by their ids: they lead a group, and have both in their
-/// environment. What they have started may have it, too: the oldest counts.
-pub fn find_leaders(home: &PmHome) -> BTreeMap<u32, ProcessIdentity> {
-    let mut leaders: BTreeMap<u32, ProcessIdentity> = BTreeMap::new();
-    let ours = [home::VARIABLE.as_bytes(), b"=", home.folder().as_os_str().as_bytes()].concat();
-    for stat in Stat::everybody().filter(|stat| stat.pid == stat.group && stat.is_alive()) {
-        let Ok(environment) = fs::read(format!("/proc/{}/environ", stat.pid)) else { continue };
-        let mut variables = environment.split(|&byte| byte == 0);
-        let id =
-            variables.clone().find_map(|variable| str::from_utf8(variable.strip_prefix(b"pm_id=")?).ok()?.parse().ok());
-        let Some(id) = id.filter(|_| variables.any(|variable| variable == ours)) else { continue };
-        let identity = ProcessIdentity::of(&stat);
-        leaders
-            .entry(id)
-            .and_modify(|oldest| {
-                if identity.started < oldest.started {
-                    *oldest = identity;
-                }
-            })
-            .or_insert(identity);
-    }
-    leaders
-}
-
-/// Kills what is left of a group whose leader has ended.
-pub fn kill_group(leader: Pid) {
-    let _ = killpg(leader, Signal::SIGKILL);
-}
-
 /// Lets the program write to its FIFOs; it reads nothing.
 pub fn redirect(command: &mut Command, home: &PmHome, id: u32) -> Result<(), Failure> {
-    let open = |stream| open_fifo(home, id, 0, stream);
+    let open = |stream| open_fifo(&home.fifo(id, 0, stream));
     command.stdin(Stdio::null()).stdout(open(LogStream::Out)?).stderr(open(LogStream::Error)?);
     Ok(())
 }
@@ -261,12 +193,11 @@ pub fn announce_channel(command: &mut Command, theirs: &UnixStream) {
 /// A FIFO that is open for reading too, so that its reader can go and come: nothing is lost, and nobody gets SIGPIPE
 /// (fifo(7)). It is as large as any: a user may have 512 applications before the kernel makes their pipes smaller, and
 /// would have 128 if ours held four times as much (pipe(7), pipe-user-pages-soft).
-pub fn open_fifo(home: &PmHome, id: u32, worker: usize, stream: LogStream) -> Result<File, Failure> {
-    let path = home.fifo(id, worker, stream);
+pub fn open_fifo(path: &Path) -> Result<File, Failure> {
     let failed = |error: std::io::Error| Failure::new(format_args!("open {}", path.display()), error);
-    match mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR) {
+    match mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR) {
         Ok(()) | Err(Errno::EEXIST) => {}
         Err(errno) => return Err(failed(errno.into())),
     }
-    OpenOptions::new().read(true).write(true).open(&path).map_err(failed)
+    OpenOptions::new().read(true).write(true).open(path).map_err(failed)
 }

@@ -8,6 +8,7 @@
 //! dump.json          what `pm save` has kept for `pm resurrect`
 //! pm.log, pm.log.1   what the daemon says; the second is what it said before, when the first has reached 10 MiB
 //! logs/NAME-out-ID.log, logs/NAME-error-ID.log
+//! fifo/ID-events     what a cluster says of its workers
 //! fifo/ID.N-out, fifo/ID.N-err     what the applications (N = 0) and their workers write; it outlives the daemon
 //! masters/ID/control.sock          of the `cluster` that an application in cluster mode is
 //! ```
@@ -23,6 +24,7 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::failure::Failure;
 use crate::logs::lines::LogStream;
 use crate::sys::fd::until_uninterrupted;
+use crate::units::wall_ms;
 
 /// Where the environment names the folder.
 pub const VARIABLE: &str = "PM_HOME";
@@ -105,6 +107,11 @@ impl PmHome {
         self.folder.join("fifo").join(format!("{id}.{worker}-{}", stream.name()))
     }
 
+    /// Where the cluster of an application says what happens to its workers.
+    pub fn worker_events(&self, id: u32) -> PathBuf {
+        self.folder.join("fifo").join(format!("{id}-events"))
+    }
+
     /// `None`: another daemon has it.
     pub fn lock_daemon(&self) -> Result<Option<DaemonLock>, Failure> {
         let path = self.folder.join("daemon.lock");
@@ -142,12 +149,23 @@ impl PmHome {
         let write = || {
             let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
             file.write_all(content)?;
-            file.sync_all()?;
-            fs::rename(&temporary, path)?;
-            // The new name is on the disk when its folder is (fsync(2)).
-            File::open(&self.folder)?.sync_all()
+            file.sync_data()?;
+            fs::rename(&temporary, path)
         };
         write().map_err(|error: io::Error| Failure::new(format_args!("write {}", path.display()), error))
+    }
+
+    /// Until then a file that was replaced may have its old content after a crash of the machine (fsync(2)).
+    pub fn sync(&self) -> Result<(), Failure> {
+        let synced = File::open(&self.folder).and_then(|folder| folder.sync_all());
+        synced.map_err(|error| Failure::new(format_args!("write {}", self.folder.display()), error))
+    }
+
+    /// Gives a file another name, under which a person may look at it.
+    pub fn set_aside(&self, path: &Path) -> Result<PathBuf, Failure> {
+        let aside = path.with_extension(format!("damaged-{}.json", wall_ms()));
+        fs::rename(path, &aside).map_err(|error| Failure::new(format_args!("rename {}", path.display()), error))?;
+        Ok(aside)
     }
 
     /// `None` when there is no such file.

@@ -7,8 +7,9 @@
 //!   daemon, and starts it when it is not there;
 //! - [`daemon`]: waits for clients, processes and times, in one loop; [`god`]: the applications and their processes, and
 //!   what happens to them; [`restarts`] and [`cron`]: whether and when a process starts again;
-//! - [`process`]: one process as the daemon keeps it; [`fork_mode`]: how it is started, and asked to end;
-//!   [`cluster_mode`]: the same for a cluster, which has workers;
+//! - [`process`]: one process as the daemon keeps it; [`program`]: whether what it runs is there; [`fork_mode`]: how it is
+//!   started; [`cluster_mode`]: the same for a cluster, which has workers; [`launch`]: how a process is known again;
+//!   [`process_tree`]: what it has started;
 //! - [`logs`]: what the processes write; [`watch`]: files that changed; [`dump`]: what survives the daemon;
 //! - [`output`]: what a person reads; [`startup`]: the systemd unit, and what systemd and the daemon say to each other.
 
@@ -23,9 +24,12 @@ pub mod dump;
 pub mod fork_mode;
 pub mod god;
 pub mod home;
+pub mod launch;
 pub mod logs;
 pub mod output;
 pub mod process;
+pub mod process_tree;
+pub mod program;
 pub mod protocol;
 pub mod restarts;
 pub mod startup;

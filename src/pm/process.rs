@@ -1,19 +1,21 @@
 //! One process of an application as the daemon keeps it: how it is doing, what is due next, and how it is listed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::cluster_mode::{self, ClusterCall};
-use super::config::{AppConfig, ExecMode, LogType};
+use super::cluster_mode::{self, ClusterCall, WorkerEvents};
+use super::config::{ExecMode, LogType};
 use super::cron::{CronRestart, CronSchedule};
-use super::dump::{AfterStop, SavedProcess};
-use super::fork_mode::{ProcessIdentity, ReadyChannel, RunningProcess, TreeMember, open_fifo};
+use super::dump::{AfterStop, Application, ProcessRecord, WorkerRecord};
+use super::fork_mode::{ProcessIdentity, ReadyChannel, RunningProcess, open_fifo};
 use super::home::{self, PmHome};
+use super::launch::{self, Launch};
 use super::logs::{AppLog, LogFiles, LogSettings, LogWriter};
+use super::process_tree::ProcessTree;
 use super::protocol::{ProcessEntry, ProcessState, ProcessStatus, ProcessUsage};
 use super::restarts::RestartBudget;
 use super::watch::Watcher;
@@ -33,11 +35,8 @@ const CPU_SAMPLE_NS: u64 = 200_000_000;
 /// Between two looks at the memory of a process that has a limit.
 pub const LOOK_AT_MEMORY_EVERY: Duration = Duration::from_millis(500);
 
-/// What is to be run, and the environment of who has asked for it.
-pub struct Application {
-    pub config: AppConfig,
-    pub environment: BTreeMap<String, String>,
-}
+/// What says of a process of Node that it has a parent to talk to. The client's parent is none of an application.
+const NODE_VARIABLES: [&str; 3] = ["NODE_CHANNEL_FD", "NODE_CHANNEL_SERIALIZATION_MODE", "NODE_UNIQUE_ID"];
 
 /// What is due at a time of CLOCK_MONOTONIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,28 +52,22 @@ pub enum ProcessDue {
 }
 
 pub struct ManagedProcess {
-    pub id: u32,
-    pub number: usize,
+    /// What the state file has.
+    pub saved: ProcessRecord,
     pub app: Rc<Application>,
-    pub status: ProcessStatus,
     pub running: Option<RunningProcess>,
-    pub after_stop: Option<AfterStop>,
-    /// What it had started when it was asked to end; it has the same time to do so.
-    pub tree: Vec<TreeMember>,
+    /// What it has started, since it was asked to end; that has the same time to do so.
+    pub tree: Option<ProcessTree>,
     pub watcher: Option<Watcher>,
     /// At most one of each kind.
     pub due: Vec<(u64, ProcessDue)>,
-    pub budget: RestartBudget,
-    pub restart_time: u64,
-    pub created_ms: u64,
-    pub reason: Option<String>,
-    pub exit_code: Option<i32>,
-    /// In cluster mode each worker has an id; the first is ours.
-    pub worker_ids: Vec<u32>,
     /// What its cluster is doing for us.
     pub call: Option<ClusterCall>,
     /// Why the last thing that its cluster was asked for was not done.
     pub refusal: Option<String>,
+    pub worker_events: Option<WorkerEvents>,
+    /// The workers of its cluster that have been online since it was launched.
+    pub online_workers: BTreeSet<usize>,
     /// The writers of its outputs, from its first start on: two for each worker.
     pub outputs: Vec<LogWriter>,
     /// Where it says that it is ready.
@@ -93,25 +86,30 @@ struct CpuSample {
 
 impl ManagedProcess {
     pub fn new(id: u32, number: usize, app: Rc<Application>) -> ManagedProcess {
-        let budget = RestartBudget::new(&app.config);
-        ManagedProcess {
+        let saved = ProcessRecord {
             id,
             number,
-            app,
             status: ProcessStatus::Stopped,
-            running: None,
             after_stop: None,
-            tree: Vec::new(),
-            watcher: None,
-            due: Vec::new(),
-            budget,
-            restart_time: 0,
+            identity: None,
+            launch: Launch::of_new_process(),
+            budget: RestartBudget::new(&app.config),
             created_ms: wall_ms(),
             reason: None,
             exit_code: None,
-            worker_ids: vec![id],
+            workers: vec![WorkerRecord { id, restarts: 0 }],
+        };
+        ManagedProcess {
+            saved,
+            app,
+            running: None,
+            tree: None,
+            watcher: None,
+            due: Vec::new(),
             call: None,
             refusal: None,
+            worker_events: None,
+            online_workers: BTreeSet::new(),
             outputs: Vec::new(),
             channel: None,
             cron: None,
@@ -119,50 +117,56 @@ impl ManagedProcess {
         }
     }
 
-    pub fn restore(saved: SavedProcess, app: Rc<Application>) -> ManagedProcess {
-        ManagedProcess {
-            status: saved.status,
-            after_stop: saved.after_stop,
-            budget: saved.budget,
-            restart_time: saved.restart_time,
-            created_ms: saved.created_ms,
-            reason: saved.reason,
-            exit_code: saved.exit_code,
-            worker_ids: saved.worker_ids,
-            ..ManagedProcess::new(saved.id, saved.number, app)
-        }
+    /// For the state file.
+    pub fn record(&self) -> ProcessRecord {
+        ProcessRecord { identity: self.running.as_ref().map(|running| running.identity), ..self.saved.clone() }
     }
 
-    pub fn save(&self) -> SavedProcess {
-        SavedProcess {
-            id: self.id,
-            number: self.number,
-            status: self.status,
-            after_stop: self.after_stop,
-            identity: self.running.as_ref().map(|running| running.identity),
-            budget: self.budget.clone(),
-            restart_time: self.restart_time,
-            created_ms: self.created_ms,
-            reason: self.reason.clone(),
-            exit_code: self.exit_code,
-            worker_ids: self.worker_ids.clone(),
-        }
+    pub fn id(&self) -> u32 {
+        self.saved.id
+    }
+
+    pub fn name(&self) -> &str {
+        &self.app.config.name
     }
 
     /// Gives each worker of a cluster that has none an id, from this one on.
     pub fn name_workers(&mut self, first_free: u32) {
         let wanted = if self.is_cluster() { self.app.config.instances } else { 1 };
-        let missing = wanted.saturating_sub(self.worker_ids.len()) as u32;
-        self.worker_ids.extend(first_free..first_free + missing);
+        let missing = wanted.saturating_sub(self.saved.workers.len()) as u32;
+        let new = first_free..first_free + missing;
+        self.saved.workers.extend(new.map(|id| WorkerRecord { id, restarts: 0 }));
+    }
+
+    pub fn has_worker(&self, id: u32) -> bool {
+        self.saved.workers.iter().any(|worker| worker.id == id)
+    }
+
+    /// Of all its workers.
+    pub fn count_restart(&mut self) {
+        self.saved.workers.iter_mut().for_each(|worker| worker.restarts += 1);
+    }
+
+    /// What it has started, where that ends with it.
+    pub fn tree(&mut self) -> Option<&mut ProcessTree> {
+        if let (None, Some(running), true) = (&self.tree, &self.running, self.app.config.treekill) {
+            self.tree = Some(ProcessTree::new(running.identity.pid, self.saved.launch.clone()));
+        }
+        self.tree.as_mut()
     }
 
     pub fn is_cluster(&self) -> bool {
         self.app.config.exec_mode == ExecMode::Cluster
     }
 
-    /// A command that asked for this is still waiting.
+    /// Its configuration has ends after which it does not start again.
+    pub fn may_finish(&self) -> bool {
+        !self.app.config.autorestart || !self.app.config.stop_exit_codes.is_empty()
+    }
+
+    /// A command that asked for something is still waiting.
     pub fn is_busy(&self) -> bool {
-        matches!(self.status, ProcessStatus::Stopping | ProcessStatus::Launching) || self.call.is_some()
+        matches!(self.saved.status, ProcessStatus::Stopping | ProcessStatus::Launching) || self.call.is_some()
     }
 
     /// A process has started: what its configuration says is watched from now on.
@@ -186,6 +190,10 @@ impl ManagedProcess {
         self.due.retain(|(_, other)| *other != due);
     }
 
+    pub fn is_due(&self, due: ProcessDue) -> bool {
+        self.due.iter().any(|(_, other)| *other == due)
+    }
+
     /// Takes what was due at this time.
     pub fn take_due(&mut self, now_ns: u64) -> Option<ProcessDue> {
         let at = self.due.iter().position(|(due_ns, _)| *due_ns <= now_ns)?;
@@ -193,14 +201,14 @@ impl ManagedProcess {
     }
 
     pub fn note_ending(&mut self, ending: Option<Ending>) {
-        self.exit_code = ending.map(|ending| match ending {
+        self.saved.exit_code = ending.map(|ending| match ending {
             Ending::Exited(status) => status,
             Ending::KilledBy(signal) => 128 + signal,
         });
         // A process that was stopped because of a failure has its reason already.
-        if self.after_stop != Some(AfterStop::Fail) {
+        if self.saved.after_stop != Some(AfterStop::Fail) {
             let how = ending.map_or("it has ended, nobody knows how".to_owned(), |ending| format!("it {ending}"));
-            self.reason = Some(how);
+            self.saved.reason = Some(how);
         }
     }
 
@@ -216,9 +224,13 @@ impl ManagedProcess {
             }
         };
         command.args(&config.args).current_dir(&config.cwd);
-        command.env_clear().envs(&self.app.environment).envs(&config.env);
-        command.env(&config.instance_var, self.number.to_string());
-        command.env(home::VARIABLE, home.folder()).env("pm_id", self.id.to_string()).env("name", &config.name);
+        command.env_clear().envs(&self.app.environment);
+        for name in NODE_VARIABLES {
+            command.env_remove(name);
+        }
+        command.envs(&config.env).env(&config.instance_var, self.saved.number.to_string());
+        command.env(home::VARIABLE, home.folder()).env("pm_id", self.id().to_string()).env("name", &config.name);
+        command.env(launch::VARIABLE, self.saved.launch.mark());
         command
     }
 
@@ -232,15 +244,15 @@ impl ManagedProcess {
     /// Opens the reading ends of its FIFOs that are not open yet: how many were.
     pub fn open_outputs(&mut self, home: &PmHome, files: &mut LogFiles) -> Result<usize, Failure> {
         let opened = self.outputs.len();
-        for output in opened..2 * self.worker_ids.len() {
+        for output in opened..2 * self.saved.workers.len() {
             let (worker, stream) = (output / 2, [LogStream::Out, LogStream::Error][output % 2]);
-            let fifo = open_fifo(home, self.id, worker, stream)?;
-            let (config, process_id) = (&self.app.config, self.worker_ids[worker]);
+            let fifo = open_fifo(&home.fifo(self.id(), worker, stream))?;
+            let config = &self.app.config;
             let log = AppLog {
                 path: self.log_path(home, worker, stream),
                 stream,
                 app_name: config.name.clone(),
-                process_id,
+                process_id: self.saved.workers[worker].id,
                 is_json: config.log_type == LogType::Json,
             };
             let date_format = config.log_date_format.clone();
@@ -261,7 +273,7 @@ impl ManagedProcess {
             LogStream::Out => (&config.out_file, "out"),
             LogStream::Error => (&config.error_file, "error"),
         };
-        let id = if config.merge_logs { String::new() } else { format!("-{}", self.worker_ids[worker]) };
+        let id = if config.merge_logs { String::new() } else { format!("-{}", self.saved.workers[worker].id) };
         match file {
             None => home.logs().join(format!("{}-{word}{id}.log", config.name)),
             Some(file) if config.instances == 1 || config.merge_logs => file.clone(),
@@ -276,7 +288,7 @@ impl ManagedProcess {
             return vec![self.entry(home, 0, identity)];
         }
         let workers = identity.map(|master| cluster_mode::workers(master.pid)).unwrap_or_default();
-        let wanted = self.app.config.instances.min(self.worker_ids.len());
+        let wanted = self.app.config.instances.min(self.saved.workers.len());
         (0..wanted).map(|worker| self.entry(home, worker, workers.get(&worker).map(ProcessIdentity::of))).collect()
     }
 
@@ -285,12 +297,12 @@ impl ManagedProcess {
         let config = &self.app.config;
         let path = |stream| self.log_path(home, worker, stream).display().to_string();
         let state = ProcessState {
-            status: self.status,
+            status: self.saved.status,
             pm_uptime: identity.map_or(0, |identity| identity.since_ms),
-            created_at: self.created_ms,
+            created_at: self.saved.created_ms,
             uptime_ms: identity.map_or(0, |identity| monotonic_ns().saturating_sub(identity.since_ns) / 1_000_000),
-            restart_time: self.restart_time,
-            unstable_restarts: self.budget.unstable(),
+            restart_time: self.saved.workers[worker].restarts,
+            unstable_restarts: self.saved.budget.unstable(),
             exec_mode: if self.is_cluster() { "cluster_mode" } else { "fork_mode" }.to_owned(),
             instances: config.instances,
             pm_exec_path: config.script.display().to_string(),
@@ -300,11 +312,11 @@ impl ManagedProcess {
             exec_interpreter: config.interpreter.clone().unwrap_or_else(|| "none".to_owned()),
             args: config.args.clone(),
             namespace: config.namespace.clone(),
-            number: self.number + worker,
+            number: self.saved.number + worker,
             env: config.env.clone(),
-            reason: self.reason.clone(),
+            reason: self.saved.reason.clone(),
             log_problem: self.outputs.iter().skip(2 * worker).take(2).find_map(LogWriter::problem),
-            exit_code: self.exit_code,
+            exit_code: self.saved.exit_code,
             unknown: config.unknown.clone(),
             merge_logs: config.merge_logs,
             log_type: config.log_type,
@@ -314,14 +326,14 @@ impl ManagedProcess {
             max_memory_restart: config.max_memory_restart,
         };
         let (pid, name) = (identity.map_or(0, |identity| identity.pid), config.name.clone());
-        ProcessEntry { pid, name, pm_id: self.worker_ids[worker], monit, pm2_env: state }
+        ProcessEntry { pid, name, pm_id: self.saved.workers[worker].id, monit, pm2_env: state }
     }
 
     /// The CPU share is that since the last look, or over the life of the process.
     fn usage(&mut self, worker: usize, identity: ProcessIdentity) -> ProcessUsage {
         let Some(stat) = Stat::of(identity.pid) else { return ProcessUsage::default() };
         let now_ns = monotonic_ns();
-        self.cpu.resize_with(self.worker_ids.len(), CpuSample::default);
+        self.cpu.resize_with(self.saved.workers.len(), CpuSample::default);
         let sample = &mut self.cpu[worker];
         if sample.at_ns < identity.since_ns {
             *sample = CpuSample { at_ns: identity.since_ns, ..CpuSample::default() };

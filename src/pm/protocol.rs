@@ -56,11 +56,11 @@ pub enum PmRequest {
         #[arg(required = true, value_name = "APPLICATION", help = TARGETS)]
         targets: Vec<String>,
     },
-    /// From now on so many processes of an application
+    /// From now on so many processes of an application; +N or -N, so many more or fewer
     Scale {
         name: String,
         #[arg(value_name = "N", value_parser = parse_instances, allow_hyphen_values = true)]
-        instances: usize,
+        instances: Instances,
     },
     /// Empty the logs of applications
     Flush {
@@ -107,10 +107,24 @@ fn parse_signal(text: &str) -> Result<i32, String> {
     named.parse().ok().or_else(numbered).map(|signal| signal as i32).ok_or_else(odd)
 }
 
-/// How many there shall be. A sign would mean a difference, and is refused: `+1` must not end all but one.
-fn parse_instances(text: &str) -> Result<usize, String> {
-    let number = text.parse().ok().filter(|number| (1..=10_000).contains(number) && !text.starts_with('+'));
-    number.ok_or_else(|| "write how many there shall be, 1 to 10000, without a sign".to_string())
+/// How many processes an application is to have.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Instances {
+    Exactly(usize),
+    /// Than there are; a negative number, fewer.
+    More {
+        more: isize,
+    },
+}
+
+fn parse_instances(text: &str) -> Result<Instances, String> {
+    let number = if text.starts_with(['+', '-']) {
+        text.parse().ok().map(|more| Instances::More { more })
+    } else {
+        text.parse().ok().map(Instances::Exactly)
+    };
+    number.ok_or_else(|| "write it like 4, +2 or -1".to_owned())
 }
 
 /// The last line of an answer.
@@ -206,6 +220,11 @@ pub enum ProcessStatus {
 }
 
 impl ProcessStatus {
+    /// Nobody has stopped it, and it has not failed.
+    pub fn is_to_run(self) -> bool {
+        !matches!(self, ProcessStatus::Stopped | ProcessStatus::Errored)
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             ProcessStatus::Online => "online",

@@ -8,7 +8,7 @@ use std::process::{Child, Command};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
-use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use nix::sys::signal::{SigHandler, SigSet, Signal};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{ForkResult, Pid, getpid, getppid, setsid};
@@ -113,6 +113,29 @@ pub fn spawn_in_session(command: &mut Command, kept: Option<BorrowedFd>) -> std:
     };
     // SAFETY: between fork and exec the closure makes system calls alone and allocates nothing (signal-safety(7)).
     unsafe { command.pre_exec(prepare) }.spawn()
+}
+
+/// The limit of open descriptors (RLIMIT_NOFILE, getrlimit(2)) that this process was started with: soft and hard.
+#[derive(Clone, Copy, Debug)]
+pub struct DescriptorLimit(libc::rlimit);
+
+impl DescriptorLimit {
+    /// Raises ours as far as it may be, and returns what it was.
+    pub fn raise() -> nix::Result<DescriptorLimit> {
+        let (rlim_cur, rlim_max) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        setrlimit(Resource::RLIMIT_NOFILE, rlim_max, rlim_max)?;
+        Ok(DescriptorLimit(libc::rlimit { rlim_cur, rlim_max }))
+    }
+
+    /// A program that we start gets it back: some take a high one for a number of descriptors to close or to keep room
+    /// for.
+    pub fn restore_in(self, command: &mut Command) {
+        let limit = self.0;
+        // SAFETY: setrlimit(2) reads the struct, which the closure owns.
+        let restore = move || Errno::result(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }).map(drop);
+        // SAFETY: between fork and exec the closure makes one system call and allocates nothing (signal-safety(7)).
+        unsafe { command.pre_exec(move || restore().map_err(Into::into)) };
+    }
 }
 
 /// Runs `last` when the process exits, after main has returned or exit(3) was called; not when a signal kills it.

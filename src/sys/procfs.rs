@@ -1,14 +1,16 @@
 //! What the kernel tells of a process in files: proc(5).
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 /// What we read of `/proc/PID/stat` (proc_pid_stat(5)).
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Stat {
     pub pid: i32,
     pub state: char,
     pub parent: i32,
     pub group: i32,
+    pub session: i32,
     pub threads: u64,
     /// Minor page faults of children that have ended and were waited for.
     pub child_faults: u64,
@@ -38,6 +40,7 @@ impl Stat {
             state: fields.first()?.chars().next()?,
             parent: number(1)? as i32,
             group: number(2)? as i32,
+            session: number(3)? as i32,
             child_faults: number(8)?,
             cpu_ticks: number(11)? + number(12)?,
             threads: number(17)?,
@@ -63,6 +66,34 @@ pub fn is_asleep(pid: i32) -> bool {
     };
     let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
     tasks.flatten().filter_map(state).all(|state| matches!(state, 'S' | 'T'))
+}
+
+/// The processes that belong to something, and all that descend from them.
+pub fn with_descendants(all: &[Stat], belongs: impl Fn(&Stat) -> bool) -> Vec<&Stat> {
+    let mut found: BTreeSet<i32> = all.iter().filter(|stat| belongs(stat)).map(|stat| stat.pid).collect();
+    loop {
+        let is_new = |stat: &&Stat| !found.contains(&stat.pid) && found.contains(&stat.parent);
+        let new: Vec<i32> = all.iter().filter(is_new).map(|stat| stat.pid).collect();
+        if new.is_empty() {
+            return all.iter().filter(|stat| found.contains(&stat.pid)).collect();
+        }
+        found.extend(new);
+    }
+}
+
+/// The environment that a process was started with, of variables that are text. `None` when there is no such process, or
+/// it is another user's.
+pub fn environment(pid: i32) -> Option<BTreeMap<String, String>> {
+    let content = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let variables = content.split(|&byte| byte == 0).filter_map(|variable| str::from_utf8(variable).ok());
+    Some(variables.filter_map(|variable| variable.split_once('=')).map(|(n, v)| (n.to_owned(), v.to_owned())).collect())
+}
+
+/// The command line of a process, of words that are text.
+pub fn command_line(pid: i32) -> Vec<String> {
+    let content = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let words = content.split_inclusive(|&byte| byte == 0).filter_map(|word| word.strip_suffix(b"\0"));
+    words.filter_map(|word| String::from_utf8(word.to_vec()).ok()).collect()
 }
 
 /// Open descriptors. `None` when there is no such process, or it is another user's.
@@ -110,8 +141,17 @@ mod tests {
     #[test]
     fn a_process_is_read_behind_a_name_with_brackets() {
         let stat = "12 (a) b) S 1 77 12 0 -1 0 0 5 0 0 1 2 0 0 20 0 3 0 100 0";
-        let read =
-            Stat { pid: 12, state: 'S', parent: 1, group: 77, threads: 3, child_faults: 5, cpu_ticks: 3, started: 100 };
+        let read = Stat {
+            pid: 12,
+            state: 'S',
+            parent: 1,
+            group: 77,
+            session: 12,
+            threads: 3,
+            child_faults: 5,
+            cpu_ticks: 3,
+            started: 100,
+        };
         assert_eq!(Stat::parse(12, stat), Some(read));
         assert_eq!(Stat::parse(12, "12 (a) S 1 77"), None);
     }

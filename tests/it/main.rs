@@ -55,6 +55,7 @@ mod phased_loop;
 mod pm;
 mod pm_commands;
 mod pm_config;
+mod pm_failures;
 mod pm_habits;
 mod pm_logs;
 mod pm_startup;

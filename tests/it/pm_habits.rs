@@ -11,16 +11,17 @@ use crate::pm::Manager;
 use crate::support::FOREVER;
 
 #[test]
-fn a_sign_in_scale_is_refused_and_no_process_ends() {
+fn a_sign_in_scale_means_more_or_fewer_and_the_last_process_stays() {
     let manager = Manager::new("scale-sign");
     let script = manager.script("sleep.sh", "exec sleep 600\n");
     manager.done(&["start", &script, "--name", "sleep", "-i", "3"]);
-    for difference in ["+1", "-1"] {
-        let output = manager.run(&["scale", "sleep", difference]);
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert!(output.status.code() == Some(2) && said.contains("without a sign"), "{said}");
-    }
-    assert_eq!(manager.list().len(), 3);
+    manager.done(&["scale", "sleep", "+1"]);
+    assert_eq!(manager.list().len(), 4);
+    manager.done(&["scale", "sleep", "-2"]);
+    assert_eq!(manager.list().len(), 2);
+    let said = manager.refused(&["scale", "sleep", "-2"]);
+    assert!(said.contains("sleep would have 0 processes"), "{said}");
+    assert_eq!(manager.list().len(), 2);
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! The processes of a server as proc(5) shows them: their descriptors, their CPU time, and signals to them.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -8,7 +7,7 @@ use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 
-use crate::sys::procfs::{Stat, descriptors};
+use crate::sys::procfs::{Stat, descriptors, environment, with_descendants};
 use crate::units::clock_ns;
 
 /// A process, distinguished from a later one with the same number.
@@ -95,40 +94,26 @@ pub fn proc_is_mounted() -> Result<(), String> {
 
 /// The process `root` and all living processes that descend from it, root first.
 pub fn family(root: i32) -> Vec<Process> {
-    let mut family = with_descendants(root, |_| false);
-    family.retain(Stat::is_alive);
+    let all: Vec<Stat> = Stat::everybody().collect();
+    let mut family = with_descendants(&all, |stat| stat.pid == root || stat.parent == root);
+    family.retain(|stat| stat.is_alive());
     family.sort_by_key(|stat| stat.pid != root);
     family.iter().map(|stat| Process { pid: stat.pid, started: stat.started }).collect()
 }
 
 /// The processes of a group and all that descend from them, zombies included.
 pub fn members(group: i32) -> Vec<Stat> {
-    with_descendants(group, |stat| stat.group == group)
+    let all: Vec<Stat> = Stat::everybody().collect();
+    let found = with_descendants(&all, |stat| stat.group == group || stat.parent == group);
+    found.into_iter().cloned().collect()
 }
 
 /// The living processes whose environment was started with this variable: what a program has left behind that no parent
 /// connects with it any more.
 pub fn with_variable(name: &str, value: &str) -> Vec<Process> {
-    let wanted = format!("{name}={value}");
-    let has_it = |stat: &Stat| {
-        let environment = std::fs::read(format!("/proc/{}/environ", stat.pid)).unwrap_or_default();
-        environment.split(|&byte| byte == 0).any(|variable| variable == wanted.as_bytes())
-    };
+    let has_it = |stat: &Stat| environment(stat.pid).is_some_and(|found| found.get(name).is_some_and(|v| v == value));
     let found = Stat::everybody().filter(Stat::is_alive).filter(has_it);
     found.map(|stat| Process { pid: stat.pid, started: stat.started }).collect()
-}
-
-fn with_descendants(root: i32, belongs: impl Fn(&Stat) -> bool) -> Vec<Stat> {
-    let all: Vec<Stat> = Stat::everybody().collect();
-    let mut found = BTreeSet::from([root]);
-    loop {
-        let is_new = |stat: &&Stat| !found.contains(&stat.pid) && (found.contains(&stat.parent) || belongs(stat));
-        let new: Vec<i32> = all.iter().filter(is_new).map(|stat| stat.pid).collect();
-        if new.is_empty() {
-            return all.into_iter().filter(|stat| found.contains(&stat.pid)).collect();
-        }
-        found.extend(new);
-    }
 }
 
 /// Calls `probe` again and again until it returns a value or the time is up. For states that the kernel shows but does

@@ -1,0 +1,348 @@
+//! An application is brought to its configuration: started, scaled, started again with other keys. And what is known of
+//! it survives the daemon: it is saved, resurrected, adopted.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::super::cluster_mode::{self, ClusterCall};
+use super::super::config::{AppConfig, ExecMode};
+use super::super::dump::{AfterStop, Application, SavedApplication, SavedState};
+use super::super::fork_mode::{ProcessIdentity, RunningProcess};
+use super::super::launch::{LaunchedProcess, find_launched};
+use super::super::process::ManagedProcess;
+use super::super::program::check_program;
+use super::super::protocol::{Instances, ProcessStatus};
+use super::super::restarts::RestartBudget;
+use super::{God, PmToken};
+use crate::console;
+use crate::failure::Failure;
+use crate::sys::epoll::Interest;
+use crate::sys::procfs;
+use crate::units::monotonic_ns;
+
+/// The most that `pm scale` may ask for in fork mode.
+const MOST_PROCESSES: usize = 10_000;
+
+/// The processes of an application that was brought to a configuration.
+struct Configured {
+    /// They were there before. True: the program that they run is still the same.
+    known: Vec<(u32, bool)>,
+    /// They are not started yet.
+    new: Vec<u32>,
+}
+
+impl God {
+    /// Starts these applications. One whose name is there already gets the new configuration: its processes are
+    /// restarted (or, with `reload`, reloaded), further ones are added, and those too many are deleted.
+    ///
+    /// # Errors
+    /// A program that is not there, or a name that is, where only new ones are wanted: then nothing is started.
+    pub fn start(
+        &mut self,
+        apps: Vec<AppConfig>,
+        environment: &BTreeMap<String, String>,
+        only_new: bool,
+        reload: bool,
+    ) -> Result<BTreeSet<u32>, String> {
+        if let Some(known) = apps.iter().find(|app| only_new && !self.of_name(&app.name).is_empty()) {
+            let name = &known.name;
+            return Err(format!("there is an application {name:?} already; `pm restart {name}`, or choose a --name"));
+        }
+        let apps = apps.into_iter().map(|config| Application { config, environment: environment.clone() });
+        let apps: Vec<Application> = apps.collect();
+        apps.iter().try_for_each(check_program)?;
+        let (mut known, mut new) = (Vec::new(), Vec::new());
+        for app in apps {
+            let configured = self.configure(app);
+            known.extend(configured.known);
+            new.extend(configured.new);
+        }
+        self.launch_new(&new);
+        for &(id, is_same_program) in &known {
+            if reload && is_same_program { self.reload(id) } else { self.restart(id) }
+        }
+        Ok(known.into_iter().map(|(id, _)| id).chain(new).collect())
+    }
+
+    /// From now on so many processes of this application.
+    pub fn scale(&mut self, name: &str, instances: Instances) -> Result<BTreeSet<u32>, String> {
+        let known = self.of_name(name);
+        let first = known.first().and_then(|id| self.processes.get(id)).ok_or_else(|| self.unknown(name))?;
+        let mut app = Application::clone(&first.app);
+        let wanted = match instances {
+            Instances::Exactly(wanted) => wanted,
+            Instances::More { more } => app.config.instances.saturating_add_signed(more),
+        };
+        let most = if first.is_cluster() { cluster_mode::MOST_WORKERS } else { MOST_PROCESSES };
+        if !(1..=most).contains(&wanted) {
+            return Err(format!("{name} would have {wanted} processes; 1 to {most} are possible"));
+        }
+        app.config.instances = wanted;
+        let configured = self.configure(app);
+        for &(id, _) in &configured.known {
+            if self.processes.get(&id).is_some_and(|process| process.is_cluster() && process.running.is_some()) {
+                self.watch_outputs(id)?;
+                self.call(id, ClusterCall::scale(&self.home, id, wanted));
+            }
+        }
+        self.launch_new(&configured.new);
+        Ok(self.of_name(name).into_iter().chain(known).collect())
+    }
+
+    /// Gives the processes of this name the application, deletes those that are too many, and adds those that are
+    /// missing.
+    fn configure(&mut self, app: Application) -> Configured {
+        let app = Rc::new(app);
+        let of_name = self.of_name(&app.config.name);
+        // A cluster starts its workers itself.
+        let wanted = if app.config.exec_mode == ExecMode::Fork { app.config.instances } else { 1 };
+        let (kept, surplus) = of_name.split_at(of_name.len().min(wanted));
+        surplus.iter().for_each(|&id| self.stop(id, AfterStop::Delete));
+        let known = kept.iter().enumerate().map(|(number, &id)| (id, self.configure_process(id, number, &app)));
+        let known = known.collect();
+        let new = (kept.len()..wanted).map(|number| self.add(number, Rc::clone(&app))).collect();
+        self.has_changed = true;
+        Configured { known, new }
+    }
+
+    /// True when a running cluster can go over to the new configuration worker by worker: the program is the same.
+    fn configure_process(&mut self, id: u32, number: usize, app: &Rc<Application>) -> bool {
+        let first_free = self.first_free_id();
+        let Some(process) = self.processes.get_mut(&id) else { return false };
+        let (old, new) = (&process.app.config, &app.config);
+        let program = |config: &AppConfig| {
+            let AppConfig { script, args, interpreter, interpreter_args, cwd, exec_mode, .. } = config.clone();
+            (script, args, interpreter, interpreter_args, cwd, exec_mode)
+        };
+        let is_same_program = program(old) == program(new) && old.instances == new.instances;
+        let other_number = AppConfig { instances: new.instances, ..old.clone() };
+        if other_number != *new {
+            process.saved.budget = RestartBudget::new(new);
+            // Its logs and what it watches may have other names now.
+            process.outputs.clear();
+            (process.watcher, process.cron) = (None, None);
+        }
+        process.saved.number = number;
+        process.app = Rc::clone(app);
+        process.name_workers(first_free);
+        is_same_program
+    }
+
+    fn add(&mut self, number: usize, app: Rc<Application>) -> u32 {
+        let id = self.first_free_id();
+        let mut process = ManagedProcess::new(id, number, app);
+        process.name_workers(id + 1);
+        process.saved.status = ProcessStatus::WaitingRestart;
+        self.processes.insert(id, process);
+        id
+    }
+
+    /// The state file knows them before they exist, so a daemon that is killed in between leaves no process that nobody
+    /// knows.
+    fn launch_new(&mut self, ids: &[u32]) {
+        self.has_changed = true;
+        self.save_state();
+        ids.iter().for_each(|&id| self.launch(id));
+    }
+
+    /// Those of an application, in the order of their numbers.
+    fn of_name(&self, name: &str) -> Vec<u32> {
+        let of_name = self.processes.values().filter(|process| process.name() == name);
+        let mut ids: Vec<(usize, u32)> = of_name.map(|process| (process.saved.number, process.id())).collect();
+        ids.sort_unstable();
+        ids.into_iter().map(|(_, id)| id).collect()
+    }
+
+    fn first_free_id(&self) -> u32 {
+        let workers = self.processes.values().flat_map(|process| &process.saved.workers);
+        workers.map(|worker| worker.id).max().map_or(0, |last| last + 1)
+    }
+
+    /// Writes the state file, if something has changed since.
+    pub fn save_state(&mut self) {
+        if !std::mem::take(&mut self.has_changed) {
+            return;
+        }
+        let due_s = self.processes.values().filter_map(|process| process.cron.as_ref()?.due_s());
+        if let Err(errno) = self.wall_clock.set(due_s) {
+            console::log(Failure::new("set the timer of cron_restart", errno));
+        }
+        if let Err(failure) = self.state().write(&self.home, &self.home.state()) {
+            console::log(failure.advise("the next daemon would not find what runs now"));
+        }
+    }
+
+    /// Keeps the applications as they are for [`God::resurrect`].
+    pub fn save_dump(&self) -> Result<(), Failure> {
+        self.state().write(&self.home, &self.home.dump())?;
+        self.home.sync()
+    }
+
+    fn state(&self) -> SavedState {
+        let mut apps: Vec<(*const Application, SavedApplication)> = Vec::new();
+        for process in self.processes.values() {
+            let of = Rc::as_ptr(&process.app);
+            let at = apps.iter().position(|(app, _)| *app == of).unwrap_or_else(|| {
+                let app = Application::clone(&process.app);
+                apps.push((of, SavedApplication { app, processes: Vec::new() }));
+                apps.len() - 1
+            });
+            apps[at].1.processes.push(process.record());
+        }
+        SavedState::new(apps.into_iter().map(|(_, app)| app).collect())
+    }
+
+    /// Starts what was online when it was saved, and knows the rest again as stopped. A name that is there stays as it is.
+    pub fn resurrect(&mut self) -> Result<BTreeSet<u32>, Failure> {
+        let path = self.home.dump();
+        let Some(state) = SavedState::read(&self.home, &path)? else {
+            return Err(Failure::relay(format!("read {}: there is none; `pm save` writes it", path.display())));
+        };
+        let is_missing = |saved: &SavedApplication| self.of_name(&saved.app.config.name).is_empty();
+        let missing: Vec<SavedApplication> = state.apps.into_iter().filter(is_missing).collect();
+        let (mut new, mut all) = (Vec::new(), BTreeSet::new());
+        for saved in missing {
+            let app = Rc::new(saved.app);
+            for record in saved.processes {
+                let id = self.add(record.number, Rc::clone(&app));
+                all.insert(id);
+                if record.status.is_to_run() {
+                    new.push(id);
+                } else if let Some(process) = self.processes.get_mut(&id) {
+                    process.saved.status = ProcessStatus::Stopped;
+                }
+            }
+        }
+        self.launch_new(&new);
+        Ok(all)
+    }
+
+    /// Adopts what a daemon before us has left, as its state file says.
+    pub fn adopt(&mut self) {
+        let launched = find_launched(&self.home);
+        match SavedState::read(&self.home, &self.home.state()) {
+            Ok(None) => {}
+            Ok(Some(state)) => self.adopt_saved(state, &launched),
+            Err(failure) => {
+                let kept = self.home.set_aside(&self.home.state());
+                let kept =
+                    kept.map_or_else(|failure| failure.to_string(), |path| format!("kept as {}", path.display()));
+                let found = "the applications that run are found again by their environment";
+                console::log(failure.advise(format_args!("{kept}; {found}, stopped ones are lost")));
+                self.adopt_launched(launched);
+            }
+        }
+    }
+
+    fn adopt_saved(&mut self, state: SavedState, launched: &[LaunchedProcess]) {
+        let is_of_this_boot = state.is_of_this_boot();
+        for saved in state.apps {
+            let app = Rc::new(saved.app);
+            for mut record in saved.processes {
+                let identity = record.identity.take().filter(|_| is_of_this_boot);
+                // It may have been started after the state was written for the last time.
+                let newer = record.launch.find_later(launched).filter(|_| record.status.is_to_run());
+                let running = identity.and_then(RunningProcess::adopt);
+                let running = running.or_else(|| RunningProcess::adopt(ProcessIdentity::of(&newer?.stat)));
+                if let Some(newer) = newer {
+                    record.launch = newer.launch.clone();
+                }
+                if !is_of_this_boot && record.status.is_to_run() {
+                    // The machine has ended it: nobody has failed.
+                    record.status = ProcessStatus::WaitingRestart;
+                }
+                let since_ns = identity.map_or(0, |identity| identity.since_ns);
+                let mut process = ManagedProcess::new(record.id, record.number, Rc::clone(&app));
+                (process.running, process.saved) = (running, record);
+                self.take_over(process, since_ns);
+            }
+        }
+    }
+
+    /// Without a state file: the configuration is that of the dump, or what the command line tells.
+    fn adopt_launched(&mut self, launched: Vec<LaunchedProcess>) {
+        let dump = SavedState::read(&self.home, &self.home.dump()).ok().flatten();
+        let saved: Vec<Application> = dump.into_iter().flat_map(|dump| dump.apps).map(|saved| saved.app).collect();
+        let mut apps: BTreeMap<String, Rc<Application>> = BTreeMap::new();
+        for process in &launched {
+            // What a process has started in a session of its own has its mark, too.
+            let is_first =
+                launched.iter().all(|other| other.id != process.id || other.stat.started >= process.stat.started);
+            let name =
+                process.environment.get("name").filter(|_| is_first && !self.processes.contains_key(&process.id));
+            let Some(name) = name else { continue };
+            let count = launched.iter().filter(|other| other.environment.get("name") == Some(name)).count();
+            let app = apps.entry(name.clone()).or_insert_with(|| {
+                let known = saved.iter().find(|app| app.config.name == *name).cloned();
+                Rc::new(known.unwrap_or_else(|| found_application(name, process, count)))
+            });
+            let number = process.environment.get(&app.config.instance_var).and_then(|number| number.parse().ok());
+            let mut adopted = ManagedProcess::new(process.id, number.unwrap_or(0), Rc::clone(app));
+            let last = launched.iter().map(|other| other.id).max().unwrap_or(0);
+            adopted.name_workers(self.first_free_id().max(last + 1));
+            adopted.saved.launch = process.launch.clone();
+            adopted.running = RunningProcess::adopt(ProcessIdentity::of(&process.stat));
+            adopted.saved.status = ProcessStatus::Online;
+            self.take_over(adopted, 0);
+        }
+    }
+
+    /// One of a daemon before us. Its process, if it is gone, was up since then.
+    fn take_over(&mut self, process: ManagedProcess, since_ns: u64) {
+        let id = process.id();
+        self.processes.insert(id, process);
+        self.has_changed = true;
+        if let Err(failure) = self.watch_outputs(id) {
+            console::log(failure);
+        }
+        let Some(process) = self.processes.get_mut(&id) else { return };
+        let Some(running) = &process.running else { return self.resume_without_process(id, since_ns) };
+        if let Err(errno) = self.epoll.add(&running.pidfd, PmToken::Ended(id).encode(), Interest::EPOLLIN) {
+            console::log(Failure::new(format_args!("watch process {}", running.pid()), errno));
+        }
+        if let Some(after) = process.saved.after_stop.take() {
+            return self.stop(id, after);
+        }
+        process.saved.status = ProcessStatus::Online;
+        process.begin_watching();
+        self.report(id, "adopt");
+        self.watch_files(id);
+    }
+
+    fn resume_without_process(&mut self, id: u32, since_ns: u64) {
+        let Some(process) = self.processes.get_mut(&id) else { return };
+        match process.saved.status {
+            _ if process.saved.after_stop.is_some() => self.finish_stop(id),
+            ProcessStatus::Stopped | ProcessStatus::Errored => {}
+            ProcessStatus::WaitingRestart => self.launch(id),
+            _ => {
+                process.note_ending(None);
+                let uptime = Duration::from_nanos(monotonic_ns().saturating_sub(since_ns));
+                self.report(id, "exit");
+                self.decide(id, uptime, None);
+            }
+        }
+    }
+}
+
+/// As far as the process itself tells: its command line is the script and its arguments.
+fn found_application(name: &str, process: &LaunchedProcess, count: usize) -> Application {
+    let mut words = procfs::command_line(process.stat.pid);
+    let (mut exec_mode, mut instances) = (ExecMode::Fork, count);
+    // A `cluster`: its program is behind the dashes.
+    if let Some(dashes) =
+        words.iter().position(|word| word == "--").filter(|_| words.iter().any(|word| word == "--control"))
+    {
+        let workers = words.iter().skip_while(|word| *word != "--workers").nth(1);
+        instances = workers.and_then(|workers| workers.parse().ok()).unwrap_or(1);
+        exec_mode = ExecMode::Cluster;
+        words.drain(..=dashes);
+    }
+    let script = if words.is_empty() { name.to_owned() } else { words.remove(0) };
+    let cwd = fs::read_link(format!("/proc/{}/cwd", process.stat.pid)).unwrap_or_else(|_| "/".into());
+    let (name, script) = (name.to_owned(), script.into());
+    let config = AppConfig { name, script, args: words, cwd, exec_mode, instances, ..AppConfig::default() };
+    Application { config, environment: process.environment.clone() }
+}

@@ -1,0 +1,239 @@
+//! What the process manager does when something else fails: a damaged file, a program that is not there, a worker or a
+//! cluster that dies or hangs, a machine that was started again.
+
+use std::fs;
+use std::process::Stdio;
+
+use acceptlab::lab::observe::processes::poll_until;
+use acceptlab::sys::procfs::Stat;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::pm::{Manager, await_end, cluster_app, environment_of, is_alive, web_pids};
+use crate::support::FOREVER;
+
+fn kill_9(pid: i32) {
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+}
+
+#[test]
+fn a_script_that_is_not_there_is_refused_with_its_path_and_nothing_is_listed() {
+    let pm = Manager::new("no-script");
+    let there = pm.script("there.sh", "exec sleep 600\n");
+    for (missing, instances) in [("nothing.sh", "1"), ("nothing.js", "1"), ("./nothing", "1"), ("./nothing", "2")] {
+        let said = pm.refused(&["start", missing, "-i", instances]);
+        assert!(said.contains("start /") && said.contains("nothing") && said.contains("no such file"), "{said}");
+    }
+    // One of several: then none is started.
+    let apps = json!({"apps": [{"name": "there", "script": there}, {"name": "missing", "script": "nothing.sh"}]});
+    let said = pm.refused(&["start", &pm.script("apps.json", &apps.to_string())]);
+    assert!(said.contains("nothing.sh"), "{said}");
+    assert_eq!(pm.list(), [] as [Value; 0]);
+    // One that was there, and is gone when it is to start again.
+    pm.done(&["start", &there]);
+    fs::remove_file(&there).unwrap();
+    let said = pm.refused(&["restart", "there"]);
+    assert!(said.contains("there: start /") && said.contains("no such file"), "{said}");
+    assert_eq!(pm.process("there")["pm2_env"]["status"], "errored");
+}
+
+#[test]
+fn a_worker_of_a_cluster_that_dies_is_counted_and_is_an_event() {
+    let pm = Manager::new("worker-dies");
+    let (file, _) = cluster_app(&pm, json!({}));
+    pm.done(&["start", &file]);
+    let first = web_pids(&pm);
+    kill_9(first[1]);
+    let restarts = |pm: &Manager| -> Vec<Value> {
+        pm.list().iter().map(|entry| entry["pm2_env"]["restart_time"].clone()).collect()
+    };
+    let is_counted = || (restarts(&pm) == [0, 1] && web_pids(&pm)[1] > 0).then_some(());
+    assert!(poll_until(FOREVER, is_counted).is_some(), "{:?}", pm.list());
+    let exit = format!("\"pid\":{},\"pm_id\":1,\"reason\":\"was killed by SIGKILL\"", first[1]);
+    let log = fs::read_to_string(pm.home().join("pm.log")).unwrap();
+    assert!(log.lines().any(|line| line.contains("\"event\":\"exit\"") && line.contains(&exit)), "{log}");
+    // One that dies while there is no daemon is counted by the next.
+    pm.kill_daemon();
+    kill_9(first[0]);
+    let is_counted = || (restarts(&pm) == [1, 1] && web_pids(&pm)[0] > 0).then_some(());
+    assert!(poll_until(FOREVER, is_counted).is_some(), "{:?}", pm.list());
+    // Those that are replaced or too many have not died.
+    pm.done(&["scale", "web", "-1"]);
+    pm.done(&["reload", "web"]);
+    assert_eq!(restarts(&pm), [2]);
+    let log = fs::read_to_string(pm.home().join("pm.log")).unwrap();
+    let count = |event: &str| log.matches(&format!("\"event\":\"{event}\"")).count();
+    assert_eq!((count("scaled"), count("reloaded"), count("exit")), (1, 1, 2), "{log}");
+}
+
+#[test]
+fn a_damaged_state_is_kept_and_the_applications_that_run_are_found_again() {
+    let pm = Manager::new("damaged");
+    let script = pm.script("sleep.sh", "exec sleep 600\n");
+    pm.done(&["start", &script, "--name", "sleep", "-i", "2", "--kill-timeout", "5s"]);
+    pm.done(&["save"]);
+    // The configuration of one is in the dump; of the others there is only what the system shows.
+    pm.done(&["start", &script, "--name", "unsaved"]);
+    let (file, _) = cluster_app(&pm, json!({}));
+    pm.done(&["start", &file]);
+    let pids = |pm: &Manager| -> Vec<Value> { pm.list().iter().map(|entry| entry["pid"].clone()).collect() };
+    let before = pids(&pm);
+    pm.kill_daemon();
+    fs::write(pm.home().join("state.json"), "{").unwrap();
+    assert_eq!(pids(&pm), before);
+    let log = fs::read_to_string(pm.home().join("pm.log")).unwrap();
+    let said: Vec<&str> = log.lines().filter(|line| line.contains("read ") && line.contains("state.json")).collect();
+    assert!(said.len() == 1 && said[0].contains("kept as "), "{log}");
+    let kept = said[0].split("kept as ").nth(1).unwrap().split(';').next().unwrap();
+    assert_eq!(fs::read_to_string(kept).unwrap(), "{");
+    // They are kept alive as before.
+    let pid = pm.pid("unsaved");
+    kill_9(pid);
+    pm.await_successor("unsaved", pid);
+    let workers = web_pids(&pm);
+    kill_9(workers[0]);
+    let is_replaced = || (web_pids(&pm)[0] != workers[0] && web_pids(&pm)[0] > 0).then_some(());
+    assert!(poll_until(FOREVER, is_replaced).is_some(), "{:?}", pm.list());
+}
+
+/// What an application has started in a session of its own has its environment, too.
+#[test]
+fn what_an_application_has_started_is_not_adopted_in_its_place() {
+    let pm = Manager::new("stranger");
+    let script = pm.script("parent.sh", "setsid sleep 601 &\necho $!\nexec sleep 602\n");
+    pm.done(&["start", &script]);
+    let child: i32 = pm.await_log("parent-out-0.log", "\n").trim().parse().unwrap();
+    let pid = pm.pid("parent");
+    pm.kill_daemon();
+    kill_9(pid);
+    await_end(pid);
+    let successor = pm.await_successor("parent", pid);
+    assert!(successor != child && is_alive(child));
+    assert_eq!(pm.process("parent")["pm2_env"]["restart_time"], 1);
+    // It belongs to the application nevertheless, and ends with it.
+    pm.done(&["stop", "parent"]);
+    assert!(!is_alive(child));
+}
+
+#[test]
+fn a_child_that_is_started_while_its_parent_ends_does_not_stay_behind() {
+    let pm = Manager::new("late-child");
+    let text =
+        "trap 'setsid sleep 603 & echo $!; sleep 604 & echo $!; exit' INT\necho ready\nwhile :; do sleep 0.1; done\n";
+    let script = pm.script("late.sh", text);
+    pm.done(&["start", &script, "--kill-timeout", "300"]);
+    pm.await_log("late-out-0.log", "ready");
+    pm.done(&["stop", "late"]);
+    let log = pm.await_log("late-out-0.log", "\n");
+    let children: Vec<i32> = log.lines().skip(1).map(|line| line.parse().unwrap()).collect();
+    assert!(children.len() == 2 && children.iter().all(|&child| !is_alive(child)), "{log}");
+}
+
+#[test]
+fn a_new_start_of_the_machine_is_no_crash() {
+    let pm = Manager::new("boot");
+    let script = pm.script("sleep.sh", "exec sleep 600\n");
+    pm.done(&["start", &script, "--name", "sleep", "--max-restarts", "0"]);
+    pm.done(&["start", &script, "--name", "stopped"]);
+    pm.done(&["stop", "stopped"]);
+    let pid = pm.pid("sleep");
+    pm.kill_daemon();
+    kill_9(pid);
+    await_end(pid);
+    let path = pm.home().join("state.json");
+    let mut state: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    state["boot"] = json!("another");
+    fs::write(&path, state.to_string()).unwrap();
+    let sleep = pm.await_status("sleep", "online");
+    assert_eq!((&sleep["pm2_env"]["restart_time"], &sleep["pm2_env"]["unstable_restarts"]), (&json!(0), &json!(0)));
+    pm.await_status("stopped", "stopped");
+}
+
+/// The daemon needs many descriptors, and may have been started by a Node program. Both is nothing to an application.
+#[test]
+fn an_application_has_the_limits_of_the_client_and_none_of_its_channels() {
+    let pm = Manager::new("limits");
+    let script = pm.script("sleep.sh", "exec sleep 600\n");
+    let mut shell = std::process::Command::new("sh");
+    let line = format!("ulimit -S -n 200; exec {} start {script} --name sleep", env!("CARGO_BIN_EXE_pm"));
+    shell.args(["-c", &line]).env("PM_HOME", pm.home()).env("NODE_CHANNEL_FD", "3").env("NODE_UNIQUE_ID", "7");
+    assert!(shell.stdout(Stdio::null()).status().unwrap().success());
+    let pid = pm.pid("sleep");
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let limit = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert_eq!(limit.split_whitespace().nth(3), Some("200"));
+    let environment = environment_of(pid);
+    assert!(!environment.iter().any(|variable| variable.starts_with("NODE_CHANNEL") || variable.starts_with("NODE_U")));
+}
+
+/// A request with a large environment does not fit into the socket of a cluster that does not read.
+#[test]
+fn a_cluster_that_hangs_keeps_nobody_else_waiting() {
+    let pm = Manager::new("hung-cluster");
+    let (file, _) = cluster_app(&pm, json!({}));
+    pm.done(&["start", &file]);
+    let large: Vec<(String, String)> = (0..5).map(|i| (format!("LARGE_{i}"), "x".repeat(100_000))).collect();
+    let master = Stat::of(web_pids(&pm)[0]).unwrap().parent;
+    kill(Pid::from_raw(master), Signal::SIGSTOP).unwrap();
+    let mut reload = pm.command(&["reload", &file]);
+    let mut reload = reload.envs(large).stdout(Stdio::null()).spawn().unwrap();
+    let is_asked = || {
+        let log = fs::read_to_string(pm.home().join("pm.log")).unwrap();
+        log.contains("\"event\":\"reload\"").then_some(())
+    };
+    assert!(poll_until(FOREVER, is_asked).is_some());
+    assert_eq!(pm.list().len(), 2);
+    assert!(reload.try_wait().unwrap().is_none());
+    kill(Pid::from_raw(master), Signal::SIGCONT).unwrap();
+    assert!(reload.wait().unwrap().success());
+    assert!(environment_of(web_pids(&pm)[0]).iter().any(|variable| variable.starts_with("LARGE_4=x")));
+}
+
+/// A worker that writes what Node's process.send('ready') writes, after a while; or never.
+fn ready_app(pm: &Manager, text: &str, more: Value) -> String {
+    let script = pm.script("worker.sh", text);
+    let mut app = json!({"name": "web", "script": script, "interpreter": "bash", "exec_mode": "cluster", "instances": 2,
+                         "listen_timeout": 1500});
+    more.as_object().unwrap().iter().for_each(|(key, value)| app[key] = value.clone());
+    pm.script("web.json", &json!({"apps": [app]}).to_string())
+}
+
+#[test]
+fn a_cluster_whose_workers_say_when_they_are_ready_is_awaited_and_a_version_that_never_does_keeps_the_old() {
+    let pm = Manager::new("cluster-ready");
+    let says_ready = "echo '\"ready\"' >&$NODE_CHANNEL_FD\nexec sleep 600\n";
+    let file = ready_app(&pm, says_ready, json!({"wait_ready": true}));
+    pm.done(&["start", &file]);
+    let first = web_pids(&pm);
+    assert!(first.len() == 2 && first.iter().all(|&pid| pid > 0), "{:?}", pm.list());
+    pm.script("worker.sh", "exec sleep 600\n");
+    let said = pm.refused(&["reload", "web"]);
+    assert!(said.contains("has not said after 1.5s"), "{said}");
+    assert_eq!(web_pids(&pm), first);
+    pm.script("worker.sh", says_ready);
+    pm.done(&["reload", "web"]);
+    assert!(web_pids(&pm).iter().all(|pid| !first.contains(pid) && *pid > 0), "{:?}", pm.list());
+}
+
+/// It reads a queue, say.
+#[test]
+fn a_cluster_whose_workers_never_listen_is_online_after_listen_timeout() {
+    let pm = Manager::new("cluster-silent");
+    pm.done(&["start", &ready_app(&pm, "exec sleep 600\n", json!({}))]);
+    assert!(pm.list().iter().all(|entry| entry["pm2_env"]["status"] == "online"), "{:?}", pm.list());
+}
+
+#[test]
+fn workers_that_end_as_they_are_to_have_no_successors_and_with_the_last_the_application_is_stopped() {
+    for (name, key) in [("codes", json!({"stop_exit_codes": [7]})), ("once", json!({"autorestart": false}))] {
+        let pm = Manager::new(&format!("cluster-{name}"));
+        pm.done(&["start", &ready_app(&pm, "sleep 2\nexit 7\n", key)]);
+        let is_stopped = || {
+            let list = pm.list();
+            list.iter().all(|entry| entry["pm2_env"]["status"] == "stopped").then_some(list)
+        };
+        let stopped = poll_until(FOREVER, is_stopped).unwrap_or_else(|| panic!("{:?}", pm.list()));
+        assert!(stopped.iter().all(|entry| entry["pm2_env"]["restart_time"] == 0), "{stopped:?}");
+    }
+}
