@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use acceptlab::phased_loop::PhasedLoop;
-use acceptlab::phased_loop::pool::PoolArgs;
+use acceptlab::phased_loop::args::PoolArgs;
 use acceptlab::report::ServerReport;
 use acceptlab::server::callbacks::Connections;
 use acceptlab::server::{self, Failure, Listener, Scoreboard, ServerArgs, Worker, termination};

@@ -7,28 +7,13 @@
 use std::any::Any;
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use clap::Args;
-use clap::builder::RangedU64ValueParser;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::slots::SlotKey;
-
-/// As many as libuv has.
-pub const DEFAULT_THREADS: usize = 4;
-
-/// The part of a command line that is about the pool.
-#[derive(Args, Clone, Copy, Debug)]
-pub struct PoolArgs {
-    /// Helper threads for work that blocks
-    #[arg(long = "pool", value_name = "N", default_value_t = DEFAULT_THREADS,
-          value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
-    pub threads: usize,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestClass {
@@ -46,151 +31,123 @@ pub enum NoResult {
 
 pub type Outcome = Result<Box<dyn Any + Send>, NoResult>;
 
-pub type HelperWork = Box<dyn FnOnce() -> Box<dyn Any + Send> + Send>;
+pub type Work = Box<dyn FnOnce() -> Box<dyn Any + Send> + Send>;
 
-struct Job {
-    request: SlotKey,
-    class: RequestClass,
-    work: HelperWork,
-}
-
-/// The helper threads as the loop sees them.
+/// What the loop and its helper threads share.
 pub struct HelperPool {
-    shared: Arc<SharedPool>,
     size: usize,
-    started: usize,
-}
-
-struct SharedPool {
-    queue: Mutex<JobQueue>,
-    queue_changed: Condvar,
-    finished: Mutex<Vec<(SlotKey, Outcome)>>,
+    requests: Mutex<Requests>,
+    /// Something may be begun.
+    changed: Condvar,
     /// Readable while something is finished.
-    event: EventFd,
+    pub event: EventFd,
 }
 
 #[derive(Default)]
-struct JobQueue {
-    waiting: VecDeque<Job>,
+struct Requests {
+    waiting: VecDeque<(SlotKey, RequestClass, Work)>,
     slow_running: usize,
-    most_slow: usize,
+    threads: usize,
+    finished: Vec<(SlotKey, Outcome)>,
     is_closed: bool,
 }
 
 impl HelperPool {
-    /// A pool of at least one thread. None is started before the first job: until then the process may fork.
-    pub fn new(size: usize) -> nix::Result<HelperPool> {
-        let shared = SharedPool {
-            queue: Mutex::default(),
-            queue_changed: Condvar::new(),
-            finished: Mutex::default(),
-            event: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
-        };
-        Ok(HelperPool { shared: Arc::new(shared), size: size.max(1), started: 0 })
+    /// A pool of at least one thread. None is started before the first request: until then the process may fork.
+    pub fn new(size: usize) -> nix::Result<Arc<HelperPool>> {
+        let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        Ok(Arc::new(HelperPool { size: size.max(1), requests: Mutex::default(), changed: Condvar::new(), event }))
     }
 
     /// # Errors
-    /// When not a single thread could be started. With fewer than asked for, the pool goes on.
-    pub fn submit(&mut self, request: SlotKey, class: RequestClass, work: HelperWork) -> io::Result<()> {
-        while self.started < self.size {
-            let shared = self.shared.clone();
-            match thread::Builder::new().name(format!("helper {}", self.started)).spawn(move || shared.run_helper()) {
-                Ok(_) => self.started += 1,
-                Err(_) if self.started > 0 => self.size = self.started,
-                Err(error) => return Err(error),
+    /// When not a single thread could be started. With fewer than asked for, the pool goes on, and the next request
+    /// tries again.
+    pub fn submit(self: &Arc<Self>, request: SlotKey, class: RequestClass, work: Work) -> io::Result<()> {
+        let mut requests = self.lock();
+        while requests.threads < self.size {
+            let pool = self.clone();
+            match thread::Builder::new().name(format!("helper {}", requests.threads)).spawn(move || pool.run_helper()) {
+                Ok(_) => requests.threads += 1,
+                Err(error) if requests.threads == 0 => return Err(error),
+                Err(_) => break,
             }
         }
-        let mut queue = lock(&self.shared.queue);
-        queue.most_slow = self.started.div_ceil(2);
-        queue.waiting.push_back(Job { request, class, work });
-        drop(queue);
-        self.shared.queue_changed.notify_one();
+        requests.waiting.push_back((request, class, work));
+        drop(requests);
+        self.changed.notify_one();
         Ok(())
     }
 
-    /// Takes back a job that no thread has begun; it is finished, without a result. False when it is too late.
+    /// Takes back a request that no thread has begun; it is finished, without a result. False when it is too late.
     pub fn cancel(&self, request: SlotKey) -> bool {
-        let mut queue = lock(&self.shared.queue);
-        let at = queue.waiting.iter().position(|job| job.request == request);
-        let cancelled = at.and_then(|at| queue.waiting.remove(at)).is_some();
-        drop(queue);
-        if cancelled {
-            self.shared.finish(request, Err(NoResult::Cancelled));
+        let mut requests = self.lock();
+        let at = requests.waiting.iter().position(|(waiting, ..)| *waiting == request);
+        let is_cancelled = at.and_then(|at| requests.waiting.remove(at)).is_some();
+        if is_cancelled {
+            self.finish(requests, request, Err(NoResult::Cancelled));
         }
-        cancelled
+        is_cancelled
     }
 
     /// What has been finished since the last call, in that order.
     pub fn take_finished(&self) -> Vec<(SlotKey, Outcome)> {
         // Emptied first: what is finished from here on makes it readable again. It fails when it is empty already.
-        let _ = self.shared.event.read();
-        std::mem::take(&mut *lock(&self.shared.finished))
+        let _ = self.event.read();
+        std::mem::take(&mut self.lock().finished)
     }
-}
 
-impl AsFd for HelperPool {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.shared.event.as_fd()
+    /// The threads end after the work they are at; nobody waits for them.
+    pub fn close(&self) {
+        self.lock().is_closed = true;
+        self.changed.notify_all();
     }
-}
 
-/// The threads end after the job they are at; nobody waits for them.
-impl Drop for HelperPool {
-    fn drop(&mut self) {
-        lock(&self.shared.queue).is_closed = true;
-        self.shared.queue_changed.notify_all();
-    }
-}
-
-impl SharedPool {
     /// The life of a helper thread.
     fn run_helper(&self) {
         // Exact sleeps, as in every worker (prctl(2), PR_SET_TIMERSLACK); an older kernel sleeps a little longer.
         let _ = nix::sys::prctl::set_timerslack(1);
-        while let Some(Job { request, class, work }) = self.wait_for_job() {
+        let mut requests = self.lock();
+        while !requests.is_closed {
+            let Some((request, class, work)) = requests.take_next() else {
+                requests = self.changed.wait(requests).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            drop(requests);
             let outcome = catch_unwind(AssertUnwindSafe(work)).map_err(|_| NoResult::Panicked);
+            requests = self.lock();
             if class == RequestClass::Slow {
-                lock(&self.queue).slow_running -= 1;
+                requests.slow_running -= 1;
                 // Another thread may be asleep beside slow work that it was not allowed to begin.
-                self.queue_changed.notify_one();
+                self.changed.notify_one();
             }
-            self.finish(request, outcome);
+            self.finish(requests, request, outcome);
+            requests = self.lock();
         }
     }
 
-    fn wait_for_job(&self) -> Option<Job> {
-        let mut queue = lock(&self.queue);
-        while !queue.is_closed {
-            if let Some(job) = queue.take_next() {
-                return Some(job);
-            }
-            queue = self.queue_changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
-        }
-        None
-    }
-
-    fn finish(&self, request: SlotKey, outcome: Outcome) {
-        let mut finished = lock(&self.finished);
-        finished.push((request, outcome));
-        if finished.len() == 1 {
+    fn finish(&self, mut requests: MutexGuard<Requests>, request: SlotKey, outcome: Outcome) {
+        requests.finished.push((request, outcome));
+        let is_first = requests.finished.len() == 1;
+        drop(requests);
+        if is_first {
             // It fails only when 2^64 - 2 results wait.
             let _ = self.event.write(1);
         }
     }
-}
 
-impl JobQueue {
-    /// The job that was submitted first, among those that may begin now.
-    fn take_next(&mut self) -> Option<Job> {
-        let may_be_slow = self.slow_running < self.most_slow;
-        let at = self.waiting.iter().position(|job| job.class == RequestClass::Fast || may_be_slow)?;
-        let job = self.waiting.remove(at)?;
-        self.slow_running += usize::from(job.class == RequestClass::Slow);
-        Some(job)
+    /// No code that can panic runs under this lock.
+    fn lock(&self) -> MutexGuard<'_, Requests> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// No code that can panic runs under these locks.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+impl Requests {
+    /// The request that was submitted first, among those that may begin now.
+    fn take_next(&mut self) -> Option<(SlotKey, RequestClass, Work)> {
+        let may_be_slow = self.slow_running < self.threads.div_ceil(2);
+        let at = self.waiting.iter().position(|(_, class, _)| *class == RequestClass::Fast || may_be_slow)?;
+        let next = self.waiting.remove(at)?;
+        self.slow_running += usize::from(next.1 == RequestClass::Slow);
+        Some(next)
+    }
 }

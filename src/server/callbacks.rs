@@ -157,7 +157,7 @@ impl Connections {
         log_pause(reason);
         self.stop_watching(events)?;
         let all = self.clone();
-        events.set_timeout(BACK_OFF, move |events| {
+        set_timeout(events, BACK_OFF, move |events| {
             let watched = all.watch_acceptor(events);
             all.end_at_failure(events, watched);
         });
@@ -232,7 +232,7 @@ impl Connections {
                 timer: Cell::new(None),
                 request: Cell::new(None),
                 is_yielding: Cell::new(false),
-                last_active_ns: Cell::new(events.now_ns()),
+                last_active_ns: Cell::new(events.now_ns),
             }
         });
         let idle_timeout = {
@@ -279,8 +279,8 @@ impl Connections {
         let due_ns = served.last_active_ns.get() + self.state.borrow().worker.idle_timeout.as_nanos() as u64;
         let is_ours = (served.is(Connection::is_waiting) && !served.is(Connection::has_unsent))
             || served.is(Connection::is_lingering);
-        if due_ns > events.now_ns() {
-            events.start_timer(served.idle_timer, Duration::from_nanos(due_ns - events.now_ns()), Duration::ZERO);
+        if due_ns > events.now_ns {
+            events.start_timer(served.idle_timer, Duration::from_nanos(due_ns - events.now_ns), Duration::ZERO);
         } else if is_ours || (is_leaving() && !served.is(Connection::is_between_requests)) {
             // It is silent because we have not answered yet, and its timer or its helper will come; or this worker is
             // leaving, and a request that has begun is still finished.
@@ -299,7 +299,7 @@ impl Connections {
     }
 
     fn restart_idle_timer(&self, events: &mut PhasedLoop, served: &OpenConnection) {
-        served.last_active_ns.set(events.now_ns());
+        served.last_active_ns.set(events.now_ns);
         events.start_timer(served.idle_timer, self.state.borrow().worker.idle_timeout, Duration::ZERO);
     }
 
@@ -312,7 +312,7 @@ impl Connections {
         };
         // It may have spun, or it is long ago that the client sent something: its silence begins now.
         events.update_time();
-        served.last_active_ns.set(events.now_ns());
+        served.last_active_ns.set(events.now_ns);
         let (all, later) = (self.clone(), served.clone());
         match step {
             Step::AwaitInput => self.watch(events, served, Interest::empty()),
@@ -329,19 +329,19 @@ impl Connections {
                     // Without a helper thread this is an event loop that blocks.
                     Err(_) => {
                         block();
-                        events.immediate(fallback);
+                        events.queue(Phase::Check, fallback);
                     }
                 }
             }
             Step::AwaitWork(cost) => {
                 self.watch(events, served, Interest::empty());
                 let answer = move |events: &mut PhasedLoop| all.advance(events, &later, Connection::finish_wait);
-                served.timer.set(Some(events.set_timeout(cost.duration(), answer)));
+                served.timer.set(Some(set_timeout(events, cost.duration(), answer)));
             }
             Step::Yield => {
                 self.watch(events, served, Interest::empty());
                 if !served.is_yielding.replace(true) {
-                    events.immediate(move |events| {
+                    events.queue(Phase::Check, move |events| {
                         later.is_yielding.set(false);
                         all.advance(events, &later, Connection::step);
                     });
@@ -351,7 +351,7 @@ impl Connections {
                 self.watch(events, served, Interest::empty());
                 if !served.timer.get().is_some_and(|timer| events.is_active(timer)) {
                     let close = move |events: &mut PhasedLoop| all.close(events, &later, true);
-                    served.timer.set(Some(events.set_timeout(LINGER, close)));
+                    served.timer.set(Some(set_timeout(events, LINGER, close)));
                 }
             }
             Step::Close { lost } => self.close(events, served, lost),
@@ -416,6 +416,17 @@ impl Connections {
             events.stop();
         }
     }
+}
+
+/// A timer that is due once, and closed before `callback` runs.
+fn set_timeout(events: &mut PhasedLoop, after: Duration, callback: impl FnOnce(&mut PhasedLoop) + 'static) -> Observer {
+    let mut callback = Some(callback);
+    let timer = events.observe(Phase::Timers, move |events, event| {
+        events.close(event.observer, |_| {});
+        callback.take().into_iter().for_each(|callback| callback(events));
+    });
+    events.start_timer(timer, after, Duration::ZERO);
+    timer
 }
 
 impl OpenConnection {

@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use acceptlab::phased_loop::Phase;
-use acceptlab::phased_loop::pool::{DEFAULT_THREADS, PoolArgs};
+use acceptlab::phased_loop::args::{DEFAULT_THREADS, PoolArgs};
 use acceptlab::phased_loop::scenario::{CallbackLine, Scenario, ScenarioArgs, run, run_file};
 
 use crate::cluster::has_node;

@@ -2,7 +2,7 @@
 //! `lab explain` prints about them.
 
 use crate::lab::plan::command::{ClientCommand, ServerCommand};
-use crate::phased_loop::pool::DEFAULT_THREADS;
+use crate::phased_loop::args::DEFAULT_THREADS;
 
 pub const EXPLANATION: &str = "\
 Laws (written in a matrix as `law = \"min(M,C)/N\"`)

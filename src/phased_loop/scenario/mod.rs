@@ -28,7 +28,7 @@ use clap::Args;
 
 use crate::console;
 use crate::failure::Failure;
-use crate::phased_loop::pool::PoolArgs;
+use crate::phased_loop::args::PoolArgs;
 use crate::units::parse_positive_duration;
 
 pub use language::*;

@@ -116,10 +116,10 @@ impl Runner {
         self.note_first_turn(step);
         match step {
             ScenarioStep::Timer(timer) => self.start_timer(events, timer),
-            ScenarioStep::Immediate(step) => events.immediate(self.callback(step)),
-            ScenarioStep::NextTick(step) => events.next_tick(self.callback(step)),
-            ScenarioStep::Microtask(step) => events.microtask(self.callback(step)),
-            ScenarioStep::Pending(step) => events.defer(self.callback(step)),
+            ScenarioStep::Immediate(step) => events.queue(Phase::Check, self.callback(step)),
+            ScenarioStep::NextTick(step) => events.queue(Phase::NextTick, self.callback(step)),
+            ScenarioStep::Microtask(step) => events.queue(Phase::Microtask, self.callback(step)),
+            ScenarioStep::Pending(step) => events.queue(Phase::Pending, self.callback(step)),
             ScenarioStep::ReadFile(step) => self.read_file(events, step),
             ScenarioStep::Socket(step) => self.send_to_socket(events, step)?,
             ScenarioStep::Close(step) => {
@@ -205,7 +205,7 @@ impl Runner {
         if let Some(option) = too_much {
             return self.give_up(events, option);
         }
-        let reported = self.0.borrow_mut().report(events.phase(), id);
+        let reported = self.0.borrow_mut().report(events.phase, id);
         match reported {
             Ok(()) => self.perform_all(events, then),
             Err(error) => self.fail(events, error),

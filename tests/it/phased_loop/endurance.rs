@@ -6,6 +6,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Instant;
 
 use acceptlab::phased_loop::pool::{NoResult, RequestClass};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::*;
 use crate::inconclusive::{Needs, inconclusive};
@@ -47,7 +48,7 @@ fn a_callback_that_panics_ends_the_run_and_the_loop_can_be_dropped_with_all_that
 #[test]
 fn a_hundred_thousand_timers_run_and_another_hundred_thousand_that_were_stopped_do_not() {
     let (mut events, ran) = (new_loop(), Counter::default());
-    let began_ns = events.now_ns();
+    let began_ns = events.now_ns;
     for i in 0..100_000 {
         timer(&mut events, Duration::from_nanos(i * 7919 % 1_000_000), Duration::ZERO, ran.callback());
         let stopped = timer(&mut events, Duration::ZERO, ms(1), never);
@@ -55,7 +56,7 @@ fn a_hundred_thousand_timers_run_and_another_hundred_thousand_that_were_stopped_
     }
     run_to_its_end(&mut events);
     assert_eq!(ran.get(), 100_000);
-    assert!(events.now_ns() - began_ns >= 999_999);
+    assert!(events.now_ns - began_ns >= 999_999);
 }
 
 #[test]
@@ -125,6 +126,7 @@ fn with_fewer_threads_than_asked_for_all_work_is_done_and_slow_work_still_leaves
         // Room for the test's own stack and two more of 8 GiB each.
         return run_again(name, "ulimit -v 30000000;", 8 << 30);
     }
+    let before = threads();
     let (mut events, log) = (PhasedLoop::new(4).unwrap(), Log::default());
     let (release, wait) = std::sync::mpsc::channel::<()>();
     let wait = Arc::new(Mutex::new(wait));
@@ -145,7 +147,44 @@ fn with_fewer_threads_than_asked_for_all_work_is_done_and_slow_work_still_leaves
     events.submit(RequestClass::Fast, || (), done).unwrap();
     run_to_its_end(&mut events);
     assert_eq!(log.take(), ["fast", "slow", "slow", "slow", "slow"]);
-    let threads = std::fs::read_dir("/proc/self/task").unwrap();
-    let names = threads.map(|thread| std::fs::read_to_string(thread.unwrap().path().join("comm")).unwrap());
-    assert_eq!(names.filter(|name| name.starts_with("helper")).count(), 2);
+    assert_eq!(threads() - before, 2);
+}
+
+fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").unwrap().count()
+}
+
+#[test]
+fn threads_that_could_not_be_started_are_started_with_a_later_request() {
+    if std::env::var_os(STACK).is_none() {
+        let name = "threads_that_could_not_be_started_are_started_with_a_later_request";
+        return run_again(name, "ulimit -S -v 30000000;", 8 << 30);
+    }
+    let before = threads();
+    let mut events = PhasedLoop::new(4).unwrap();
+    events.submit(RequestClass::Fast, || (), |_, result| assert_eq!(result, Ok(()))).unwrap();
+    assert_eq!(threads() - before, 2);
+    let (_, most) = getrlimit(Resource::RLIMIT_AS).unwrap();
+    setrlimit(Resource::RLIMIT_AS, most, most).unwrap();
+    events.submit(RequestClass::Fast, || (), |_, result| assert_eq!(result, Ok(()))).unwrap();
+    assert_eq!(threads() - before, 4);
+    run_to_its_end(&mut events);
+}
+
+#[test]
+fn a_million_timers_run_in_the_order_in_which_they_are_due() {
+    let (mut events, last_ns, ran) = (new_loop(), Rc::new(Cell::new(0)), Counter::default());
+    for i in 0..1_000_000_u64 {
+        let after = Duration::from_nanos(i * 7919 % 1_000_000);
+        let due_ns = events.now_ns + after.as_nanos() as u64;
+        let (last_ns, ran) = (last_ns.clone(), ran.clone());
+        timer(&mut events, after, Duration::ZERO, move |events, event| {
+            assert!(last_ns.replace(due_ns) <= due_ns && due_ns <= events.now_ns);
+            ran.add();
+            events.close(event.observer, |_| {});
+        });
+    }
+    run_to_its_end(&mut events);
+    assert_eq!(ran.get(), 1_000_000);
+    assert!(events.is_empty());
 }

@@ -47,7 +47,7 @@ mod test_threadpool {
         let (count, ours) = (done.clone(), thread::current().id());
         let callback = move |events: &mut PhasedLoop, result: Result<_, NoResult>| {
             assert_ne!(result.unwrap(), ours);
-            assert_eq!((thread::current().id(), events.phase()), (ours, Phase::Poll));
+            assert_eq!((thread::current().id(), events.phase), (ours, Phase::Poll));
             count.add();
         };
         events.submit(RequestClass::Fast, || thread::current().id(), callback).unwrap();

@@ -14,7 +14,7 @@ mod test_timer {
     fn single_timers_run_once_repeating_ones_until_they_are_closed_and_a_stopped_one_never() {
         let mut events = new_loop();
         let (began_ns, once, repeated, closed) =
-            (events.now_ns(), Counter::default(), Counter::default(), Counter::default());
+            (events.now_ns, Counter::default(), Counter::default(), Counter::default());
         for i in 0..10 {
             let (once, closed) = (once.clone(), closed.clone());
             timer(&mut events, ms(5 * i), ONCE, move |events, event| {
@@ -35,7 +35,7 @@ mod test_timer {
         events.set_referenced(stopped, false);
         run_to_its_end(&mut events);
         assert_eq!((once.get(), repeated.get(), closed.get()), (10, 5, 11));
-        assert!(events.now_ns() - began_ns >= 50_000_000);
+        assert!(events.now_ns - began_ns >= 50_000_000);
     }
 
     #[test]
@@ -136,7 +136,7 @@ mod test_timer {
     fn no_timer_runs_early() {
         let mut events = new_loop();
         for after in [1, 2, 10] {
-            let due_ns = events.now_ns() + after * 1_000_000;
+            let due_ns = events.now_ns + after * 1_000_000;
             timer(&mut events, ms(after), ONCE, move |_, _| assert!(monotonic_ns() >= due_ns));
         }
         run_to_its_end(&mut events);
@@ -147,7 +147,7 @@ mod test_timer {
         for mode in [RunMode::Once, RunMode::NoWait] {
             let (mut events, ran) = (new_loop(), Counter::default());
             timer(&mut events, ms(10), ms(10), ran.callback());
-            let late_ns = events.now_ns() + 20_000_000;
+            let late_ns = events.now_ns + 20_000_000;
             while monotonic_ns() < late_ns {
                 std::hint::spin_loop();
             }
