@@ -384,6 +384,8 @@ pub static TABLES: &[Section] = &[
             "How many different orders there were."),
         metric("commonest_order", "commonest order", "%",
             "100 · the runs with the order that came most often / all runs."),
+        metric("same_order", "in the baseline's order", "%",
+            "100 · the runs with the order that came most often in the baseline's runs / all runs."),
         metric("live_max_over_mean", "live max/mean", "",
             "The worst moment: live connections of the busiest worker over the mean, while at least half of the most \
              connections were open."),

@@ -157,6 +157,7 @@ pub static COLUMNS: &[Column] = &[
     own("orders", Picture { of: orders, median_by: commonest_order }),
     own("distinct_orders", Count(|s| Some(s.row.orders.len() as f64).filter(|orders| *orders > 0.0))),
     own("commonest_order", Real(commonest_order)),
+    own("same_order", Real(same_order)),
     own("live", Picture { of: live, median_by: live_max_over_mean }),
     own("live_max_over_mean", Real(live_max_over_mean)),
     // What the kernel did for it.
@@ -524,6 +525,12 @@ fn orders(row: &Row) -> Option<String> {
 fn commonest_order(sample: Sample) -> Option<f64> {
     let orders = &sample.row.orders;
     ratio(100.0 * orders.values().copied().max()? as f64, orders.values().sum::<u64>() as f64)
+}
+
+fn same_order(sample: Sample) -> Option<f64> {
+    let (commonest, _) = sample.baseline?.orders.iter().max_by_key(|(_, times)| **times)?;
+    let orders = &sample.row.orders;
+    ratio(100.0 * orders.get(commonest).copied().unwrap_or(0) as f64, orders.values().sum::<u64>() as f64)
 }
 
 /// `▃▄▅▆ ▃▃▃▂`: a group for each worker, a bar for each look.

@@ -204,3 +204,17 @@ fn the_runs_of_a_case_are_one_sample_of_chance() {
     // Turns in one run and a heap in another are not chance in the middle; nor is a median of their p-values.
     assert!(p(&[0.0, 9.0]) < 0.001 && p(&[1.0, 0.9, 1.1]) > 0.5);
 }
+
+#[test]
+fn a_programs_runs_are_compared_with_the_order_that_is_its_baselines_most_often() {
+    let with = |orders: &[(&str, u64)]| Row {
+        orders: orders.iter().map(|(order, times)| (order.to_string(), *times)).collect(),
+        ..row()
+    };
+    let measured = with(&[("a, b", 3), ("b, a", 1)]);
+    let [baseline, other] = [with(&[("a, b", 6), ("b, a", 2)]), with(&[("c", 1)])];
+    let same = |baseline| find("same_order").unwrap().number(Sample { row: &measured, baseline });
+    assert_eq!(same(Some(&baseline)), Some(75.0));
+    assert_eq!(same(Some(&other)), Some(0.0));
+    assert_eq!(same(None), None);
+}
