@@ -29,7 +29,7 @@ fn a_thousand_silent_connections_do_not_stop_an_event_loop() {
 #[test]
 fn a_server_without_descriptors_backs_off_says_so_once_and_serves_again() {
     std::thread::scope(|scope| {
-        for kind in &SERVERS {
+        for kind in SERVERS {
             scope.spawn(|| is_out_of_descriptors(kind.name));
         }
     });

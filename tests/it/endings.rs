@@ -14,7 +14,7 @@ use crate::support::{FOREVER, Kind, SERVERS, ask_together, connect, held, kind, 
 /// Also by a server of the same kind, which for SO_REUSEPORT would be no error to the kernel.
 #[test]
 fn a_taken_port_is_explained() {
-    for Kind { name, path, .. } in &SERVERS {
+    for Kind { name, path, .. } in SERVERS {
         let first = start(name, &[]);
         let taken = first.addr.to_string();
         match Program::new(&[path.to_string()]).start_on(&taken, &[]) {
@@ -34,7 +34,7 @@ fn a_taken_port_is_explained() {
 #[test]
 fn sigterm_under_load_answers_what_was_read_and_leaves_no_process_behind() {
     std::thread::scope(|scope| {
-        for kind in &SERVERS {
+        for kind in SERVERS {
             scope.spawn(|| ends_under_load(kind.name, &[]));
         }
     });
@@ -124,7 +124,7 @@ pub fn outlives_a_worker(name: &str, flags: &[&str]) {
 
 #[test]
 fn ctrl_c_twice_ends_a_server_like_once() {
-    for Kind { name, .. } in &SERVERS {
+    for Kind { name, .. } in SERVERS {
         let mut server = start(name, &["--work", "block:200ms"]);
         let mut client = connect(&server);
         held(client.send(GET));

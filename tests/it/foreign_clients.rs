@@ -35,7 +35,7 @@ fn flags(kind: &Kind) -> &'static [&'static str] {
 }
 
 fn against_every_server(test: impl Fn(&Kind, &str)) {
-    for kind in &SERVERS {
+    for kind in SERVERS {
         let server = start(kind.name, flags(kind));
         test(kind, &format!("http://{}/", server.addr));
     }

@@ -261,7 +261,7 @@ fn no_file_of_src_imports_in_a_circle() {
 #[test]
 fn defaults_live_in_one_place_so_two_servers_in_one_table_differ_only_by_name() {
     let mut first: BTreeMap<String, (String, &str)> = BTreeMap::new();
-    for server in &SERVERS {
+    for server in SERVERS {
         let output = Command::new(server.path).arg("--help").env("COLUMNS", "100").output().unwrap();
         let help = String::from_utf8(output.stdout).unwrap();
         let (_, options) = help.split_once("Options:\n").expect("it has some");

@@ -31,7 +31,7 @@ const PRIVILEGED: [&str; 2] = ["round-robin", "least-loaded"];
 
 #[test]
 fn every_server_and_strategy_serves_without_a_privilege() {
-    for server in &SERVERS {
+    for server in SERVERS {
         let Some(ordinary) = Ordinary::new(server.path) else { return };
         let program = ordinary.program();
         let strategies = STRATEGIES.iter().filter(|(name, _)| *name == server.name);

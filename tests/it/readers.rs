@@ -112,7 +112,7 @@ fn a_line_for_which_a_stalled_log_has_no_room_is_dropped_and_the_loss_is_logged_
 
 #[test]
 fn a_server_whose_ready_line_nobody_reads_serves_and_stops() {
-    for kind in &SERVERS {
+    for kind in SERVERS {
         let (reader, writer) = pipe().unwrap();
         drop(reader);
         let (mut server, addr) = Process::start(kind.path, &[], writer.into(), Stdio::null());
@@ -125,7 +125,7 @@ fn a_server_whose_ready_line_nobody_reads_serves_and_stops() {
 /// It would write its ready line and then its report; the first signal ends the one wait, the second the other.
 #[test]
 fn a_server_whose_output_is_stalled_ends_at_the_second_signal() {
-    for kind in &SERVERS {
+    for kind in SERVERS {
         let (_reader, writer) = full_pipe();
         let (mut server, addr) = Process::start(kind.path, &[], writer.into(), Stdio::null());
         let listens = poll_until(FOREVER, || TcpStream::connect(addr).ok());

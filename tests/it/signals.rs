@@ -21,7 +21,7 @@ fn signal_all(server: &Server, signal: Signal) {
 /// To the master, and to its whole group as a terminal does.
 #[test]
 fn a_quit_and_a_lost_terminal_stop_a_server_in_order() {
-    for kind in &SERVERS {
+    for kind in SERVERS {
         for signal in [Signal::SIGQUIT, Signal::SIGHUP] {
             for send in [|server: &Server, signal| server.signal(signal), signal_all] {
                 // Under nohup(1) the tests ignore SIGHUP, and so would the server.
@@ -47,7 +47,7 @@ fn a_quit_and_a_lost_terminal_stop_a_server_in_order() {
 #[test]
 fn signals_that_mean_nothing_to_a_server_change_nothing() {
     use Signal::{SIGALRM, SIGPIPE, SIGTTOU, SIGUSR1, SIGUSR2, SIGWINCH};
-    for kind in &SERVERS {
+    for kind in SERVERS {
         let mut server = start(kind.name, &[]);
         let before = server.processes();
         for signal in [SIGUSR1, SIGUSR2, SIGALRM, SIGPIPE, SIGWINCH, SIGTTOU] {

@@ -27,7 +27,7 @@ pub struct Kind {
 }
 
 /// In teaching order.
-pub const SERVERS: [Kind; 14] = [
+pub const SERVERS: &[Kind] = &[
     one_process("sync", env!("CARGO_BIN_EXE_sync")),
     Kind { is_forked: true, ..one_process("prefork", env!("CARGO_BIN_EXE_prefork")) },
     Kind { is_forked: true, ..one_process("prefork-poll", env!("CARGO_BIN_EXE_prefork-poll")) },
