@@ -154,6 +154,7 @@ fn conditions(spec: &TableSpec, cases: &[Vec<&Row>]) -> Vec<String> {
         (server, client) => format!("server on CPU {}, client on CPU {}", list(server), list(client)),
     };
     let how = match client.runs() {
+        _ if spec.kind == TableKind::Trials => [versions(cases), format!("on CPUs {}", list(&example.client_cpus))],
         Some(runs) => [format!("each ran {runs} times to its end"), format!("on CPUs {}", list(&example.server_cpus))],
         None => [format!("{model}, {warmup}"), pinned],
     };
@@ -210,7 +211,19 @@ fn first_commands(cases: &[Vec<&Row>]) -> Vec<Commands> {
     rows.filter(|row| clients.insert(client_name(row))).map(|row| commands(row)).collect()
 }
 
+/// `pm 0.1.0, pm2 7.0.4`.
+fn versions(cases: &[Vec<&Row>]) -> String {
+    let version = |case: &Vec<&Row>| {
+        Some(format!("{} {}", case[0].label, case.iter().find_map(|row| row.trial.as_ref())?.version))
+    };
+    cases.iter().filter_map(version).collect::<Vec<_>>().join(", ")
+}
+
 fn commands(row: &Row) -> Commands {
+    // The command of a trial names the manager.
+    if row.trial.is_some() {
+        return vec![row.client_command.text().to_string()];
+    }
     vec![row.server_command.text().to_string(), row.client_command.text().to_string()]
 }
 

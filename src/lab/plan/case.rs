@@ -188,8 +188,8 @@ fn one(
         Law::parse(law.get_ref()).map_err(|what| MatrixError::at(law.span(), what))?;
     }
     let name = client.name();
-    let client = ClientCommand::from(self::fill(client.run(), &values, table.load.span())?);
-    let program = client.program();
+    let mut client = ClientCommand::from(self::fill(client.run(), &values, table.load.span())?);
+    let program = client.program().to_string();
     let is_loadgen = program == "loadgen";
     let (fits, remedy) = match table.kind {
         TableKind::Orders => (client.runs().is_some(), "`kind = \"orders\"` needs `load = \"runs N\"`".to_string()),
@@ -197,11 +197,14 @@ fn one(
         TableKind::Summary | TableKind::Trace => {
             let others = FOREIGN_CLIENTS.join(", ");
             let remedy = format!("the lab cannot read what {program:?} prints; use loadgen or one of {others}");
-            (is_loadgen || FOREIGN_CLIENTS.contains(&program), remedy)
+            (is_loadgen || FOREIGN_CLIENTS.contains(&&*program), remedy)
         }
     };
     if !fits {
         return Err(MatrixError::at(table.load.span(), remedy));
+    }
+    if table.kind == TableKind::Trials {
+        client = format!("{} --manager {label}", client.text()).into();
     }
     let parse =
         |written: &Spanned<String>| events::parse(fill(written)?).map_err(|what| MatrixError::at(written.span(), what));
@@ -218,7 +221,7 @@ fn one(
     let server_command = ServerCommand::from(format!("{label}{flags}{listen}"));
     let mut coordinates = combination.to_vec();
     coordinates.push(("server".to_string(), server.run.get_ref().clone()));
-    coordinates.push(("client".to_string(), name.unwrap_or(program).to_string()));
+    coordinates.push(("client".to_string(), name.unwrap_or(&program).to_string()));
     Ok(Case {
         experiment: String::new(),
         table: table.clone(),

@@ -194,7 +194,7 @@ fn orders_of(case: &Case, row: &Row, runs: u64, interrupt: &Interrupt) -> Result
 /// One trial of a process manager. When the lab is interrupted it gets the time to end the manager.
 fn trial_of(case: &Case, row: &Row, interrupt: &Interrupt) -> Result<TrialReport, Stop> {
     let program = Program::of(case.client.text()).on_cpus(&row.client_cpus).until(interrupt);
-    let mut running = program.launch(&["--manager", case.server.text(), "--format", "json"])?;
+    let mut running = program.launch(&["--format", "json"])?;
     match running.finish(case.estimate + CLIENT_GRACE, |_| ()) {
         Ok(document) => running.parse(&document),
         Err(stop) => {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::manager::Manager;
+use super::manager::{ExecMode, Manager};
 use super::{Measured, numbers};
 use crate::lab::observe::processes::Process;
 use crate::lab::program::Stop;
@@ -64,7 +64,7 @@ pub fn memory_limit(manager: &Manager, within: Duration) -> Measured {
 pub fn killed_saves(manager: &Manager, kills: u32, within: Duration, seed: u64) -> Measured {
     const APPS: usize = 5;
     let apps: Vec<Value> = (0..APPS)
-        .map(|number| json!({"name": format!("sleep-{number}"), "script": "sleep", "args": "1000", "interpreter": "none", "exec_mode": "fork"}))
+        .map(|number| json!({"name": format!("sleep-{number}"), "script": "sleep", "args": "1000", "interpreter": "none", "exec_mode": ExecMode::Fork}))
         .collect();
     manager.start(&apps)?;
     let then = Instant::now();
@@ -74,10 +74,9 @@ pub fn killed_saves(manager: &Manager, kills: u32, within: Duration, seed: u64) 
     let (mut done, mut damaged, mut missing) = (0, 0, 0);
     let begin = Instant::now();
     while done < kills && begin.elapsed() < within {
-        let daemon = manager.daemon()?;
         let mut save = manager.launch(&["save"])?;
         manager.pause_until(Instant::now() + usual.mul_f64(random.f64()))?;
-        daemon.kill();
+        manager.kill_daemon()?;
         save.terminate(GRACE);
         done += 1;
         let saved = fs::read(manager.dump()).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use crossbeam_channel::select;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
@@ -46,6 +46,14 @@ impl ManagerKind {
         let (name, how) = needed.into_iter().find(|(name, _)| on_path(name).is_none())?;
         Some(format!("{name} is not installed ({how})"))
     }
+}
+
+/// How a manager runs the processes of an application: each for itself, or as workers that share a port.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExecMode {
+    Fork,
+    Cluster,
 }
 
 /// A manager with a folder of its own. Dropping it ends the manager and all that it has started, and removes the folder.
@@ -171,6 +179,13 @@ impl Manager {
         let pid = fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok());
         let process = pid.and_then(Process::find);
         process.ok_or_else(|| Stop::Failed(format!("{} names no process that lives", file.display())))
+    }
+
+    /// Kills it, and returns when it is gone: until then it still has its lock and its sockets.
+    pub fn kill_daemon(&self) -> Result<(), Stop> {
+        let daemon = self.daemon()?;
+        daemon.kill();
+        self.await_value(KILL_WITHIN, "the end of the killed daemon", || Ok((!daemon.is_alive()).then_some(())))
     }
 
     pub fn home(&self) -> PathBuf {

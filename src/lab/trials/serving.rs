@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::load::{self, Load};
-use super::manager::Manager;
+use super::manager::{ExecMode, Manager};
 use super::{Measured, numbers};
 use crate::lab::program::Stop;
 use crate::stats;
@@ -17,12 +17,12 @@ const KEPT_ALIVE: &str = "--connections 16 --retry";
 const NEW_CONNECTIONS: &str = "--connections 8 --requests-per-connection 1 --rate 300";
 
 /// The server, with these variables.
-fn server(manager: &Manager, port: u16, mode: &str, instances: usize, variables: Value, more: Value) -> Value {
+fn server(manager: &Manager, port: u16, mode: ExecMode, instances: usize, variables: Value, more: Value) -> Value {
     let mut env = json!({"PORT": port});
     env.as_object_mut().expect("it is one").extend(variables.as_object().cloned().unwrap_or_default());
     let mut keys = json!({"exec_mode": mode, "instances": instances, "env": env, "wait_ready": true});
     keys.as_object_mut().expect("it is one").extend(more.as_object().cloned().unwrap_or_default());
-    manager.app(&format!("{mode}-server"), "server.js", &[], keys)
+    manager.app(&format!("{mode:?}-server"), "server.js", &[], keys)
 }
 
 fn start_and_await(manager: &Manager, apps: &[Value], ports: &[u16]) -> Result<(), Stop> {
@@ -35,7 +35,7 @@ fn start_and_await(manager: &Manager, apps: &[Value], ports: &[u16]) -> Result<(
 /// Reloads two workers again and again while two clients ask them.
 pub fn reloads(manager: &Manager, reloads: u32, duration: Duration) -> Measured {
     let port = load::free_port()?;
-    let apps = [server(manager, port, "cluster", 2, json!({}), json!({}))];
+    let apps = [server(manager, port, ExecMode::Cluster, 2, json!({}), json!({}))];
     start_and_await(manager, &apps, &[port])?;
     let kept_alive = Load::start(manager, KEPT_ALIVE, duration, port)?;
     let new_connections = Load::start(manager, NEW_CONNECTIONS, duration, port)?;
@@ -61,7 +61,7 @@ pub fn reloads(manager: &Manager, reloads: u32, duration: Duration) -> Measured 
 /// A new version never gets ready. Which one answers?
 pub fn never_ready(manager: &Manager, duration: Duration) -> Measured {
     let port = load::free_port()?;
-    let app = |variables| [server(manager, port, "cluster", 2, variables, json!({"listen_timeout": 1000}))];
+    let app = |variables| [server(manager, port, ExecMode::Cluster, 2, variables, json!({"listen_timeout": 1000}))];
     start_and_await(manager, &app(json!({"TRIAL_VERSION": 1})), &[port])?;
     let client = Load::start(manager, NEW_CONNECTIONS, duration, port)?;
     let refused = !manager.reload(&app(json!({"TRIAL_VERSION": 2, "TRIAL_NEVER_READY": 1})))?;
@@ -80,8 +80,8 @@ pub fn never_ready(manager: &Manager, duration: Duration) -> Measured {
 pub fn killed_daemon(manager: &Manager, duration: Duration) -> Measured {
     let (shared, alone) = (load::free_port()?, load::free_port()?);
     let apps = [
-        server(manager, shared, "cluster", 2, json!({}), json!({})),
-        server(manager, alone, "fork", 1, json!({}), json!({})),
+        server(manager, shared, ExecMode::Cluster, 2, json!({}), json!({})),
+        server(manager, alone, ExecMode::Fork, 1, json!({}), json!({})),
     ];
     start_and_await(manager, &apps, &[shared, alone])?;
     let before: Vec<i32> = manager.list()?.iter().map(|entry| entry.pid).collect();
@@ -91,7 +91,7 @@ pub fn killed_daemon(manager: &Manager, duration: Duration) -> Measured {
     ];
     let begin = Instant::now();
     manager.pause_until(begin + duration / 3)?;
-    manager.daemon()?.kill();
+    manager.kill_daemon()?;
     manager.pause_until(begin + duration * 2 / 3)?;
     let adopted = manager.list()?.iter().filter(|entry| entry.pid > 0 && before.contains(&entry.pid)).count();
     let reports = clients.into_iter().map(Load::finish).collect::<Result<Vec<_>, Stop>>()?;
@@ -104,7 +104,7 @@ pub fn killed_daemon(manager: &Manager, duration: Duration) -> Measured {
 
 /// One variable stays, one changes, one comes, and one goes.
 pub fn environment(manager: &Manager) -> Measured {
-    let ports = [("cluster", load::free_port()?), ("fork", load::free_port()?)];
+    let ports = [(ExecMode::Cluster, load::free_port()?), (ExecMode::Fork, load::free_port()?)];
     let apps =
         |variables: Value| ports.map(|(mode, port)| server(manager, port, mode, 1, variables.clone(), json!({})));
     start_and_await(
@@ -133,7 +133,7 @@ pub fn environment(manager: &Manager) -> Measured {
 pub fn slow_worker(manager: &Manager, workers: usize, slow: Duration, duration: Duration) -> Measured {
     let port = load::free_port()?;
     let variables = json!({"TRIAL_SLOW_MS": slow.as_secs_f64() * 1e3});
-    start_and_await(manager, &[server(manager, port, "cluster", workers, variables, json!({}))], &[port])?;
+    start_and_await(manager, &[server(manager, port, ExecMode::Cluster, workers, variables, json!({}))], &[port])?;
     let report =
         Load::start(manager, "--connections 64 --requests-per-connection 1 --rate 200", duration, port)?.finish()?;
     Ok(numbers([

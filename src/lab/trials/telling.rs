@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::unistd::{Gid, Uid};
 use serde_json::{Value, json};
 
-use super::manager::Manager;
+use super::manager::{ExecMode, Manager};
 use super::{Measured, Numbers, numbers};
 use crate::failure::Failure;
 use crate::lab::program::{Stop, on_path};
@@ -28,7 +28,7 @@ pub fn logs(manager: &Manager, writers: usize, lines_per_minute: u32, duration: 
     let lines = (per_second * duration.as_secs_f64()).round() as u64;
     let (folder, log) = (manager.folder().to_string_lossy(), manager.path("lines.log"));
     let args = [&*folder, &lines.to_string(), &per_second.to_string()];
-    let keys = json!({"exec_mode": "fork", "instances": writers, "merge_logs": true, "out_file": log});
+    let keys = json!({"exec_mode": ExecMode::Fork, "instances": writers, "merge_logs": true, "out_file": log});
     manager.start(&[manager.app("writer", "write-lines.js", &args, keys)])?;
     let (begin, daemon) = (Instant::now(), manager.daemon()?);
     let is_done = |number: usize| manager.path(&format!("done-{number}")).exists();
@@ -120,8 +120,12 @@ fn parse_line(line: &[u8]) -> Option<(usize, u64)> {
 
 /// Whom the sockets of the manager let in.
 pub fn sockets(manager: &Manager) -> Measured {
-    let apps =
-        [manager.app("web", "server.js", &[], json!({"exec_mode": "cluster", "instances": 1, "env": {"PORT": 0}}))];
+    let apps = [manager.app(
+        "web",
+        "server.js",
+        &[],
+        json!({"exec_mode": ExecMode::Cluster, "instances": 1, "env": {"PORT": 0}}),
+    )];
     manager.start(&apps)?;
     let sockets = manager.sockets();
     let is_open = |path: &&PathBuf| fs::metadata(path).is_ok_and(|file| file.permissions().mode() & 0o077 != 0);
@@ -143,11 +147,11 @@ pub fn sockets(manager: &Manager) -> Measured {
 
 /// A program that reads PM2's list reads this one.
 pub fn jlist(manager: &Manager) -> Measured {
-    let server = |mode: &str| {
+    let server = |name: &str, mode: ExecMode| {
         let keys = json!({"exec_mode": mode, "instances": 1, "env": {"PORT": 0}});
-        manager.app(mode, "server.js", &[], keys)
+        manager.app(name, "server.js", &[], keys)
     };
-    manager.start(&[server("fork"), server("cluster")])?;
+    manager.start(&[server("alone", ExecMode::Fork), server("shared", ExecMode::Cluster)])?;
     manager.await_value(WITHIN, "both online", || Ok((manager.count("online")? == 2).then_some(())))?;
     let file = manager.path("jlist.json");
     manager.write(&file, &manager.jlist()?)?;
@@ -163,7 +167,7 @@ fn number_in(text: &str, key: &str) -> Result<f64, Stop> {
 
 /// With so many applications that sleep: what the daemon costs meanwhile, and how long commands take.
 pub fn idle(manager: &Manager, applications: usize, duration: Duration) -> Measured {
-    let sleeper = |number: usize| json!({"name": format!("sleep-{number}"), "script": "sleep", "args": "1000", "interpreter": "none", "exec_mode": "fork"});
+    let sleeper = |number: usize| json!({"name": format!("sleep-{number}"), "script": "sleep", "args": "1000", "interpreter": "none", "exec_mode": ExecMode::Fork});
     let begin = Instant::now();
     manager.start(&(0..applications).map(sleeper).collect::<Vec<Value>>())?;
     let started = begin.elapsed();
