@@ -72,11 +72,12 @@ impl PmConnection {
         Ok((length.map_err(|error| Failure::new("read the daemon's answer", error))? > 0).then_some(line))
     }
 
-    /// Reads what is there, and forgets it. False: the daemon is gone.
-    pub fn discard(&mut self) -> bool {
-        let is_prepared = self.stream.get_ref().set_nonblocking(true).is_ok();
-        let read = self.stream.read_to_end(&mut Vec::new());
-        is_prepared && read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+    /// Reads what is there, and forgets it: whether there was something. `None`: the daemon is gone.
+    pub fn discard(&mut self) -> Option<bool> {
+        self.stream.get_ref().set_nonblocking(true).ok()?;
+        let mut said = Vec::new();
+        let error = self.stream.read_to_end(&mut said).err()?;
+        (error.kind() == ErrorKind::WouldBlock).then_some(!said.is_empty())
     }
 
     /// Asks, and awaits the answer.

@@ -257,7 +257,7 @@ fn logs(home: &PmHome, args: LogsArgs) -> Result<(), Failure> {
     let first = logs()?;
     let descriptor = events.as_fd().try_clone_to_owned().map_err(|error| Failure::new("await events", error))?;
     // One that is unknown now may come again.
-    let mut later = || events.discard().then(|| logs().unwrap_or_default());
+    let mut later = || Some(if events.discard()? { logs().unwrap_or_default() } else { Vec::new() });
     let later = LaterLogs { events: descriptor.as_fd(), logs: &mut later };
     follow(&first, &options, &stdout(), Some(later))
 }

@@ -14,7 +14,7 @@ use super::dump::{AfterStop, Application, ProcessRecord, WorkerRecord};
 use super::fork_mode::{ProcessIdentity, ReadyChannel, RunningProcess, open_fifo};
 use super::home::{self, PmHome};
 use super::launch::{self, Launch};
-use super::logs::{AppLog, LogFiles, LogSettings, LogWriter};
+use super::logs::{AppLog, LogFiles, LogWriter};
 use super::process_tree::ProcessTree;
 use super::protocol::{ProcessEntry, ProcessState, ProcessStatus, ProcessUsage};
 use super::restarts::RestartBudget;
@@ -255,11 +255,10 @@ impl ManagedProcess {
                 process_id: self.saved.workers[worker].id,
                 is_json: config.log_type == LogType::Json,
             };
-            let date_format = config.log_date_format.clone();
+            let date_format = config.log_date_format.as_deref();
             let kept = usize::try_from(config.log_retain).unwrap_or(usize::MAX);
             let rotation = config.log_max_size.map(|largest| Rotation { largest, kept });
-            let settings = LogSettings { log, date_format, rotation };
-            let writer = LogWriter::open(fifo.into(), &settings, files);
+            let writer = LogWriter::open(fifo.into(), &log, date_format, rotation, files);
             let failed = |errno| Failure::new(format_args!("read the output of {}", config.name), errno);
             self.outputs.push(writer.map_err(failed)?);
         }

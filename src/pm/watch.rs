@@ -14,6 +14,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -63,10 +64,8 @@ pub struct Watcher {
     /// The first and the last change of this burst, of CLOCK_MONOTONIC.
     burst_ns: Option<(u64, u64)>,
     problems: Vec<String>,
-    /// How many folders could not be watched since this was last described, and the first of all.
-    unwatched: u64,
-    first_unwatched: Option<(PathBuf, Errno)>,
-    is_limit_said: bool,
+    /// Some folder could not be watched, and that was said.
+    is_incomplete: bool,
 }
 
 struct WatchedFolder {
@@ -93,9 +92,7 @@ impl Watcher {
             changed: BTreeSet::new(),
             burst_ns: None,
             problems,
-            unwatched: 0,
-            first_unwatched: None,
-            is_limit_said: false,
+            is_incomplete: false,
         };
         watcher.watch_roots();
         Ok(watcher)
@@ -112,7 +109,6 @@ impl Watcher {
         for event in inotify::events(&self.inotify) {
             self.handle(&event, now_ns);
         }
-        self.describe_unwatched();
         if self.due_ns()? > now_ns {
             return None;
         }
@@ -156,9 +152,7 @@ impl Watcher {
                 self.add_change(path, now_ns);
             }
         } else if has(AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO) {
-            let mut files = Vec::new();
-            self.watch_tree(path, &mut files);
-            files.into_iter().for_each(|file| self.add_change(file, now_ns));
+            self.watch_tree(path, Some(now_ns));
         } else {
             self.unwatch(&path);
             self.add_change(path, now_ns);
@@ -177,10 +171,9 @@ impl Watcher {
         for root in self.settings.roots.clone() {
             self.watch_way_to(&root);
             if root.is_dir() {
-                self.watch_tree(root, &mut Vec::new());
+                self.watch_tree(root, None);
             }
         }
-        self.describe_unwatched();
     }
 
     /// Watches for the name of the root itself, for each link on the way to it, and for the first name that is missing.
@@ -201,8 +194,8 @@ impl Watcher {
         }
     }
 
-    /// Watches a folder and those in it; `files` gets what else is there.
-    fn watch_tree(&mut self, root: PathBuf, files: &mut Vec<PathBuf>) {
+    /// Watches a folder and those in it; what else is there counts as changed, if it has come just now.
+    fn watch_tree(&mut self, root: PathBuf, now_ns: Option<u64>) {
         let mut waiting = vec![root];
         while let Some(folder) = waiting.pop() {
             // First the watch, then the look: what comes between is seen twice, not never.
@@ -216,8 +209,8 @@ impl Watcher {
                 }
                 if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                     waiting.push(path);
-                } else if files.len() < MOST_PATHS {
-                    files.push(path);
+                } else if let Some(now_ns) = now_ns {
+                    self.add_change(path, now_ns);
                 }
             }
         }
@@ -237,8 +230,16 @@ impl Watcher {
             // It has gone meanwhile.
             Err(Errno::ENOENT | Errno::ENOTDIR) => false,
             Err(errno) => {
-                self.unwatched += 1;
-                self.first_unwatched.get_or_insert_with(|| (path.to_owned(), errno));
+                // One line is enough: the first of very many.
+                if !std::mem::replace(&mut self.is_incomplete, true) {
+                    let why = match errno {
+                        Errno::ENOSPC => io::Error::other("this user may watch no more folders"),
+                        errno => errno.into(),
+                    };
+                    let failure = Failure::new(format_args!("watch {}", path.display()), why);
+                    let advice = "some changes are not seen; raise fs.inotify.max_user_watches, or ignore more folders";
+                    self.problems.push(failure.advise(advice).to_string());
+                }
                 false
             }
         }
@@ -264,23 +265,6 @@ impl Watcher {
         let has_number = path.extension().is_some_and(|end| end.as_encoded_bytes().iter().all(u8::is_ascii_digit));
         let own = &self.settings.own_files;
         own.iter().any(|file| file == path) || has_number && own.contains(&path.with_extension(""))
-    }
-
-    /// One line about all folders that could not be watched; of those that come later there is none.
-    fn describe_unwatched(&mut self) {
-        let count = std::mem::take(&mut self.unwatched);
-        let Some((path, errno)) = self.first_unwatched.as_ref().filter(|_| count > 0 && !self.is_limit_said) else {
-            return;
-        };
-        let others = if count > 1 { format!(" and {} more folders", count - 1) } else { String::new() };
-        let tried = format!("watch {}{others}", path.display());
-        let failure = match errno {
-            Errno::ENOSPC => Failure::new(tried, std::io::Error::other("the user's limit is reached"))
-                .advise("changes there are not seen; raise fs.inotify.max_user_watches, or ignore more"),
-            errno => Failure::new(tried, *errno).advise("changes there are not seen"),
-        };
-        self.problems.push(failure.to_string());
-        self.is_limit_said = true;
     }
 }
 
@@ -527,8 +511,9 @@ mod tests {
         let mut watcher = folder.watcher(&["app"], &[]);
         let problems = watcher.take_problems();
         assert!(problems.len() == 1, "{problems:?}");
-        assert!(problems[0].contains(" and 31 more folders") || problems[0].contains(" and 32 more folders"));
-        assert!(problems[0].contains("fs.inotify.max_user_watches"));
+        assert!(
+            problems[0].contains("may watch no more folders") && problems[0].contains("fs.inotify.max_user_watches")
+        );
         (0..40).for_each(|number| folder.write(&format!("app/{number}/x")));
         assert_eq!(watcher.changed(S), None);
         assert!(watcher.changed(2 * S).unwrap().len() >= 8);

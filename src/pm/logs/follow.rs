@@ -4,7 +4,6 @@
 //! reader is gone.
 
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -56,7 +55,7 @@ pub struct FollowOptions {
 pub struct LaterLogs<'a> {
     /// Readable when there may be some.
     pub events: BorrowedFd<'a>,
-    /// All that there are now; `None` when none will come any more.
+    /// All that there are now, if that may have changed; `None` when none will come any more.
     pub logs: &'a mut dyn FnMut() -> Option<Vec<AppLog>>,
 }
 
@@ -73,7 +72,7 @@ pub fn follow(
 ) -> Result<(), Failure> {
     // Where this user has no inotify instance left, we look every so often.
     let inotify = inotify::open().ok();
-    let mut follower = Follower { options, out: out.as_fd(), inotify, readers: Vec::new(), width: 0 };
+    let mut follower = Follower { options, out: out.as_fd(), inotify, readers: Vec::new(), is_watched: true, width: 0 };
     match follower.show(logs, later) {
         Ok(()) | Err(Errno::EPIPE) => Ok(()),
         Err(errno) => Err(Failure::new("write the lines", errno)),
@@ -86,16 +85,10 @@ struct Follower<'a> {
     inotify: Option<Inotify>,
     /// In the order in which they were named.
     readers: Vec<Reader>,
+    /// The kernel reports all of them.
+    is_watched: bool,
     /// Of the longest label.
     width: usize,
-}
-
-/// What has happened while we waited.
-#[derive(Default)]
-struct Changes {
-    /// Some name came or went, or it is not known what happened.
-    is_any_name: bool,
-    may_be_more: bool,
 }
 
 impl Follower<'_> {
@@ -103,22 +96,21 @@ impl Follower<'_> {
         let start = SystemTime::now();
         self.add(logs, None)?;
         while self.options.goes_on {
-            let changes = self.wait(later.as_ref().map(|later| later.events))?;
+            let is_any_name = self.wait(later.as_ref().map(|later| later.events))?;
+            self.is_watched |= is_any_name;
             for reader in &mut self.readers {
                 reader.read(self.out)?;
-                if changes.is_any_name {
+                if is_any_name {
                     reader.follow_rotation(self.out)?;
-                    reader.watch(self.inotify.as_ref());
+                    self.is_watched &= reader.watch(self.inotify.as_ref());
                     // Again, because something may have come before the watch.
                     reader.follow_rotation(self.out)?;
                     reader.read(self.out)?;
                 }
             }
-            if let Some(LaterLogs { logs, .. }) = later.as_mut().filter(|_| changes.may_be_more) {
-                match logs() {
-                    Some(logs) => self.add(&logs, Some(start))?,
-                    None => later = None,
-                }
+            match later.as_mut().and_then(|later| (later.logs)()) {
+                Some(logs) => self.add(&logs, Some(start))?,
+                None => later = None,
             }
         }
         Ok(())
@@ -145,7 +137,7 @@ impl Follower<'_> {
             };
             let mut reader = Reader::new(log.path.clone(), LineSplitter::new(format));
             reader.open_at_last(options.lines, since);
-            reader.watch(self.inotify.as_ref());
+            self.is_watched &= reader.watch(self.inotify.as_ref());
             reader.read(out)?;
             if !options.goes_on {
                 reader.end(out)?;
@@ -159,13 +151,12 @@ impl Follower<'_> {
         Ok(())
     }
 
-    /// Waits until something has changed.
+    /// Waits until something has changed. True: some name came or went, or it is not known what happened.
     ///
     /// # Errors
     /// EPIPE when the reader of `out` is gone.
-    fn wait(&self, events: Option<BorrowedFd>) -> nix::Result<Changes> {
-        let is_watched = self.readers.iter().all(Reader::is_watched);
-        let timeout = if is_watched { PollTimeout::NONE } else { LOOK_EVERY_MS.into() };
+    fn wait(&self, events: Option<BorrowedFd>) -> nix::Result<bool> {
+        let timeout = if self.is_watched { PollTimeout::NONE } else { LOOK_EVERY_MS.into() };
         // Nothing is asked of `out`: that its reader is gone is always reported (poll(2), POLLERR and POLLHUP).
         let mut fds = vec![PollFd::new(self.out, PollFlags::empty())];
         fds.extend(events.map(|events| PollFd::new(events, PollFlags::POLLIN)));
@@ -174,10 +165,8 @@ impl Follower<'_> {
         if fds[0].any() == Some(true) {
             return Err(Errno::EPIPE);
         }
-        let may_be_more = events.is_some() && fds[1].any() == Some(true);
         let changes = self.inotify.as_ref().map(inotify::events).unwrap_or_default();
-        let is_name = changes.iter().any(|change| !change.mask.contains(AddWatchFlags::IN_MODIFY));
-        Ok(Changes { is_any_name: ready == 0 || is_name, may_be_more })
+        Ok(ready == 0 || changes.iter().any(|change| !change.mask.contains(AddWatchFlags::IN_MODIFY)))
     }
 }
 
@@ -188,23 +177,18 @@ struct Reader {
     current: Option<OpenLog>,
     /// What had the path before: whoever writes may not have noticed yet.
     previous: Option<OpenLog>,
-    is_folder_watched: bool,
 }
 
 struct OpenLog {
     file: File,
-    id: FileId,
+    /// Device and inode.
+    id: (u64, u64),
     position: u64,
-    is_watched: bool,
 }
-
-/// Device and inode.
-type FileId = (u64, u64);
 
 impl Reader {
     fn new(path: PathBuf, splitter: LineSplitter) -> Reader {
-        let clock = Clock::new(None, false);
-        Reader { path, splitter, clock, current: None, previous: None, is_folder_watched: false }
+        Reader { path, splitter, clock: Clock::new(None, false), current: None, previous: None }
     }
 
     fn open_at_last(&mut self, lines: usize, since: Option<SystemTime>) {
@@ -213,24 +197,19 @@ impl Reader {
             let created = log.file.metadata().and_then(|metadata| metadata.created()).ok();
             let is_new = since.is_some_and(|since| created.is_some_and(|created| created >= since));
             // Where it cannot be read backwards, from its beginning.
-            log.seek(if is_new { 0 } else { start_of_last_lines(&log.file, lines).unwrap_or(0) });
+            log.position = if is_new { 0 } else { start_of_last_lines(&log.file, lines).unwrap_or(0) };
         }
     }
 
-    fn watch(&mut self, inotify: Option<&Inotify>) {
-        let Some(inotify) = inotify else { return };
+    /// Again each time that some name has changed: the folder may be another one, too. False: the kernel reports nothing.
+    fn watch(&self, inotify: Option<&Inotify>) -> bool {
+        let Some(inotify) = inotify else { return false };
         let names = inotify::REPLACED.difference(AddWatchFlags::IN_CLOSE_WRITE) | AddWatchFlags::IN_CREATE;
-        // Again each time: the folder may be another one, too.
-        self.is_folder_watched = inotify.add_watch(inotify::folder_of(&self.path), names).is_ok();
-        if let Some(log) = self.current.as_mut().filter(|log| !log.is_watched) {
-            // By its descriptor: the path may lead to another file already.
-            let link = format!("/proc/self/fd/{}", log.file.as_raw_fd());
-            log.is_watched = inotify.add_watch(link.as_str(), AddWatchFlags::IN_MODIFY).is_ok();
-        }
-    }
-
-    fn is_watched(&self) -> bool {
-        self.is_folder_watched && self.current.as_ref().is_none_or(|log| log.is_watched)
+        let folder = inotify.add_watch(inotify::folder_of(&self.path), names);
+        // By its descriptor: the path may lead to another file already.
+        let link = self.current.as_ref().map(|log| format!("/proc/self/fd/{}", log.file.as_raw_fd()));
+        let file = link.map_or(Ok(()), |link| inotify.add_watch(link.as_str(), AddWatchFlags::IN_MODIFY).map(drop));
+        folder.is_ok() && file.is_ok()
     }
 
     fn read(&mut self, out: BorrowedFd) -> nix::Result<()> {
@@ -281,34 +260,28 @@ impl OpenLog {
     fn open(path: &Path) -> Option<OpenLog> {
         let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path).ok()?;
         let metadata = file.metadata().ok().filter(Metadata::is_file)?;
-        Some(OpenLog { file, id: (metadata.dev(), metadata.ino()), position: 0, is_watched: false })
+        Some(OpenLog { file, id: (metadata.dev(), metadata.ino()), position: 0 })
     }
 
-    fn seek(&mut self, position: u64) {
-        self.position = self.file.seek(SeekFrom::Start(position)).unwrap_or(0);
-    }
-
-    /// To the end that the file has now.
+    /// To the end that the file has now. What comes meanwhile is reported, and is for the next time: others have their
+    /// turn.
     fn read(&mut self, splitter: &mut LineSplitter, clock: &mut Clock, out: BorrowedFd) -> nix::Result<()> {
         let size = self.file.metadata().map_err(errno_of)?.len();
         let mut lines = Vec::new();
         if size < self.position {
             splitter.end(clock.now(), &mut lines);
-            self.seek(0);
+            self.position = 0;
         }
-        let mut block = if self.position < size { vec![0; BLOCK] } else { Vec::new() };
-        // What comes meanwhile is reported, and is for the next time: others have their turn.
-        while self.position < size {
-            let most = BLOCK.min((size - self.position) as usize);
-            let length = self.file.read(&mut block[..most]).map_err(errno_of)?;
-            if length == 0 {
-                break;
-            }
+        let mut block = vec![0; BLOCK.min((size - self.position) as usize)];
+        loop {
+            let length = self.file.read_at(&mut block, self.position).map_err(errno_of)?;
             self.position += length as u64;
             splitter.take(&block[..length], clock.now(), &mut lines);
             write_within(out, &mut lines, Duration::MAX)?;
+            if length == 0 || self.position >= size {
+                return Ok(());
+            }
         }
-        write_within(out, &mut lines, Duration::MAX)
     }
 }
 

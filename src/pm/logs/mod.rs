@@ -10,4 +10,4 @@ pub mod writer;
 pub use app_log::AppLog;
 pub use follow::{FollowOptions, LaterLogs, ShownAs, follow};
 pub use own_log::OwnLog;
-pub use writer::{LogFiles, LogSettings, LogWriter};
+pub use writer::{LogFiles, LogWriter};

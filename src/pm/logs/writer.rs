@@ -27,16 +27,8 @@ const MOST_AT_ONCE: usize = 1 << 20;
 /// What is read with one read(2): what a pipe holds, if nobody has changed it (pipe(7)).
 const BLOCK: usize = 64 << 10;
 
-/// Where the lines of one output go, and how they look.
-#[derive(Clone, Debug)]
-pub struct LogSettings {
-    pub log: AppLog,
-    /// `log_date_format`. Without it text has no time, and JSON has that of UTC (RFC 3339).
-    pub date_format: Option<String>,
-    pub rotation: Option<Rotation>,
-}
-
 /// The logs that are being written, each open once, and the buffers of all writers, since only one works at a time.
+#[derive(Default)]
 pub struct LogFiles {
     files: BTreeMap<PathBuf, Weak<RefCell<AppendFile>>>,
     problems: Vec<String>,
@@ -44,13 +36,6 @@ pub struct LogFiles {
     terminal: Option<(Console, Paint)>,
     block: Vec<u8>,
     lines: Vec<u8>,
-}
-
-impl Default for LogFiles {
-    fn default() -> LogFiles {
-        let (files, problems, lines) = (BTreeMap::new(), Vec::new(), Vec::new());
-        LogFiles { files, problems, terminal: None, block: vec![0; BLOCK], lines }
-    }
 }
 
 impl LogFiles {
@@ -95,20 +80,26 @@ pub struct LogWriter {
 }
 
 impl LogWriter {
-    /// Makes the FIFO's reading end non-blocking.
+    /// Makes the FIFO's reading end non-blocking. Without a date format (`log_date_format`) text has no time, and JSON
+    /// has that of UTC (RFC 3339).
     ///
     /// # Errors
     /// Those of fcntl(2).
-    pub fn open(fifo: OwnedFd, settings: &LogSettings, files: &mut LogFiles) -> nix::Result<LogWriter> {
+    pub fn open(
+        fifo: OwnedFd,
+        log: &AppLog,
+        date_format: Option<&str>,
+        rotation: Option<Rotation>,
+        files: &mut LogFiles,
+    ) -> nix::Result<LogWriter> {
         let flags = OFlag::from_bits_retain(fcntl(&fifo, FcntlArg::F_GETFL)?);
         fcntl(&fifo, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        let LogSettings { log, date_format, rotation } = settings;
         let paint = files.terminal.as_ref().map_or(Paint { has_colour: false }, |(_, paint)| *paint);
         Ok(LogWriter {
             fifo,
             splitter: LineSplitter::new(if log.is_json { log.json() } else { LineFormat::Plain }),
-            clock: Clock::new(date_format.as_deref(), log.is_json),
-            file: files.at(&log.path, *rotation),
+            clock: Clock::new(date_format, log.is_json),
+            file: files.at(&log.path, rotation),
             shown: LineSplitter::new(log.named(&log.label(), paint)),
         })
     }
@@ -123,6 +114,7 @@ impl LogWriter {
     /// # Errors
     /// Those of read(2) but for EAGAIN. A file that cannot be written is none: see [`LogFiles::take_problems`].
     pub fn read_available(&mut self, files: &mut LogFiles) -> nix::Result<()> {
+        files.block.resize(BLOCK, 0);
         let mut left = MOST_AT_ONCE;
         while left > 0 {
             let length = match until_uninterrupted(|| read(&self.fifo, &mut files.block)) {
@@ -233,9 +225,7 @@ mod tests {
         date_format: Option<&str>,
     ) -> (LogWriter, File) {
         let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).unwrap();
-        let date_format = date_format.map(str::to_owned);
-        let settings = LogSettings { log: log(path, is_json), date_format, rotation };
-        (LogWriter::open(ours, &settings, files).unwrap(), File::from(theirs))
+        (LogWriter::open(ours, &log(path, is_json), date_format, rotation, files).unwrap(), File::from(theirs))
     }
 
     fn say(files: &mut LogFiles, writer: &mut LogWriter, process: &mut File, text: &[u8]) {
@@ -403,8 +393,8 @@ mod tests {
         let mut files = LogFiles::default();
         mkfifo(&folder.path("fifo"), Mode::S_IRWXU).unwrap();
         let fifo = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(folder.path("fifo"));
-        let settings = LogSettings { log: log(&folder.path("out.log"), false), date_format: None, rotation: None };
-        let mut writer = LogWriter::open(fifo.unwrap().into(), &settings, &mut files).unwrap();
+        let log = log(&folder.path("out.log"), false);
+        let mut writer = LogWriter::open(fifo.unwrap().into(), &log, None, None, &mut files).unwrap();
         for text in ["a\nlast", "next\nlast\0"] {
             let process = OpenOptions::new().read(true).write(true).open(folder.path("fifo")).unwrap();
             write(&process, text.as_bytes()).unwrap();
