@@ -5,9 +5,8 @@
 //! it, or goes; a link on the way to what is watched leads elsewhere (`current` → `releases/8`, and the `..data` of a
 //! Kubernetes ConfigMap). Links inside the folders are not followed.
 //!
-//! What is ignored: names that begin with a dot, `node_modules`, what matches a glob, and the log files of the
-//! application. A name without a slash means this name at any depth, a path means the one from the working folder; an
-//! ignored folder is not entered.
+//! What is ignored: names that begin with a dot, `node_modules`, and what matches a glob. A name without a slash means
+//! this name at any depth, a path means the one from the working folder; an ignored folder is not entered.
 //!
 //! A burst of changes is one: it is reported when nothing has changed for the delay, at the latest after ten times that.
 
@@ -49,8 +48,6 @@ pub struct WatchSettings {
     pub ignore: Vec<String>,
     /// What a glob with a slash begins in.
     pub working_folder: PathBuf,
-    /// What the process manager writes there itself: log files; also with a number behind, as rotation leaves them.
-    pub own_files: Vec<PathBuf>,
     /// At least 50 ms.
     pub delay: Duration,
 }
@@ -258,13 +255,7 @@ impl Watcher {
     fn is_ignored(&self, path: &Path, name: &OsStr) -> bool {
         let is_usual = name.as_encoded_bytes().starts_with(b".") || name == "node_modules";
         let relative = path.strip_prefix(&self.settings.working_folder).unwrap_or(path);
-        is_usual || self.globs.is_match(relative) || self.globs.is_match(path) || self.is_own(path)
-    }
-
-    fn is_own(&self, path: &Path) -> bool {
-        let has_number = path.extension().is_some_and(|end| end.as_encoded_bytes().iter().all(u8::is_ascii_digit));
-        let own = &self.settings.own_files;
-        own.iter().any(|file| file == path) || has_number && own.contains(&path.with_extension(""))
+        is_usual || self.globs.is_match(relative) || self.globs.is_match(path)
     }
 }
 
@@ -329,7 +320,6 @@ mod tests {
                 roots: roots.iter().map(|root| self.path(root)).collect(),
                 ignore: ignore.iter().map(|&glob| glob.to_owned()).collect(),
                 working_folder: self.0.clone(),
-                own_files: vec![self.path("app/out.log")],
                 delay: Duration::ZERO,
             })
             .unwrap()
@@ -400,13 +390,12 @@ mod tests {
         for name in ["app/.git/x", "app/.env", "app/node_modules/x", "app/lib/node_modules/y"] {
             folder.write(name);
         }
-        for name in ["app/tmp/x", "app/lib/a.log", "app/public/a/x", "app/out.log", "app/out.log.1"] {
+        for name in ["app/tmp/x", "app/lib/a.log", "app/public/a/x"] {
             folder.write(name);
         }
         folder.expect(&mut watcher, &[]);
         folder.write("app/lib/tmp");
-        folder.write("app/out.log.1.js");
-        folder.expect(&mut watcher, &["app/lib/tmp", "app/out.log.1.js"]);
+        folder.expect(&mut watcher, &["app/lib/tmp"]);
         assert!(!watcher.folders.values().any(|folder| folder.path.ends_with("tmp") || folder.path.ends_with(".git")));
     }
 

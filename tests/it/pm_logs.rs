@@ -232,6 +232,29 @@ fn a_daemon_that_is_killed_loses_nothing_of_what_is_written_meanwhile() {
     assert_eq!(pm.await_log("app-out-0.log", "meanwhile\n"), "begun\nmeanwhile\n");
 }
 
+#[test]
+fn logs_in_a_watched_folder_restart_nothing_when_they_are_rotated_and_opened_anew() {
+    let pm = Manager::new("logs-watched");
+    let script = pm.script("app.sh", "trap 'seq 1 1000' USR2\necho begun\nwhile :; do sleep 0.05; done\n");
+    let flags = ["-i", "2", "--watch", "--output", "app.log", "--error", "error.log", "--log-max-size", "1K"];
+    pm.done(&[&["start", &script][..], &flags].concat());
+    let folder = pm.home().with_file_name("");
+    pm.done(&["signal", "SIGUSR2", "app"]);
+    for number in 0..2 {
+        let rotated = || folder.join(format!("app-{number}.log.1")).exists().then_some(());
+        assert!(poll_until(FOREVER, rotated).is_some());
+    }
+    pm.done(&["reload-logs"]);
+    // What is changed last is reported last, and is the only thing that restarts them.
+    pm.script("changed.txt", "new");
+    let restarts = || pm.list().iter().map(|process| process["pm2_env"]["restart_time"].clone()).collect::<Vec<_>>();
+    let is_restarted = || restarts().iter().all(|count| *count != 0).then_some(());
+    assert!(poll_until(FOREVER, is_restarted).is_some());
+    assert_eq!(restarts(), [1, 1]);
+    let reasons = fs::read_to_string(pm.home().join("pm.log")).unwrap();
+    assert!(reasons.lines().filter(|line| line.contains("\"change\"")).all(|line| line.contains("changed.txt")));
+}
+
 /// Says a beginning of a line, and ends; the next of the name says what it is.
 const HALVES: &str = "if mkdir begun 2>/dev/null; then printf half; exit 1; fi\necho whole\nexec sleep 1000\n";
 

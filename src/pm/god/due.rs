@@ -12,7 +12,6 @@ use super::super::watch::{WatchSettings, Watcher};
 use super::{God, PmToken};
 use crate::console;
 use crate::failure::Failure;
-use crate::logs::lines::LogStream;
 use crate::sys::epoll::Interest;
 use crate::sys::process::Ending;
 use crate::sys::procfs;
@@ -101,7 +100,6 @@ impl God {
             roots: config.watch.clone(),
             ignore: config.ignore_watch.clone(),
             working_folder: config.cwd.clone(),
-            own_files: [LogStream::Out, LogStream::Error].map(|stream| process.log_path(&self.home, 0, stream)).into(),
             delay: config.watch_delay,
         };
         let watched = Watcher::new(settings).and_then(|watcher| {
@@ -110,8 +108,9 @@ impl God {
         });
         match watched {
             Ok(mut watcher) => {
-                watcher.take_problems().iter().for_each(console::log);
+                let problems = watcher.take_problems();
                 process.watcher = Some(watcher);
+                problems.into_iter().for_each(|problem| self.report_because(id, "watch", Some(problem)));
             }
             Err(errno) => console::log(Failure::new(format_args!("watch the files of {}", config.name), errno)),
         }
@@ -122,8 +121,11 @@ impl God {
         let Some(process) = self.processes.get_mut(&id) else { return };
         let Some(watcher) = &mut process.watcher else { return };
         let changed = watcher.changed(monotonic_ns());
-        watcher.take_problems().iter().for_each(console::log);
-        let Some(first) = changed.as_ref().and_then(|paths| paths.first()) else { return };
+        let problems = watcher.take_problems();
+        problems.into_iter().for_each(|problem| self.report_because(id, "watch", Some(problem)));
+        // That we have rotated or emptied a log is no reason to restart anything.
+        let first = changed.into_iter().flatten().find(|path| !self.files.has(path));
+        let (Some(first), Some(process)) = (first, self.processes.get_mut(&id)) else { return };
         // What somebody has stopped, or is just ending, does not begin again because of a file.
         if process.saved.status == ProcessStatus::Stopped || process.saved.after_stop.is_some() {
             return;

@@ -57,6 +57,12 @@ impl LogFiles {
         file
     }
 
+    /// It is a log, or was one before it was rotated.
+    pub fn has(&self, path: &Path) -> bool {
+        let has_number = path.extension().is_some_and(|end| end.as_encoded_bytes().iter().all(u8::is_ascii_digit));
+        self.files.contains_key(path) || has_number && self.files.contains_key(&path.with_extension(""))
+    }
+
     /// For SIGUSR2 and `pm reload-logs`: opens every path anew, because another file has its name now.
     pub fn reopen(&mut self) {
         let files = self.files.values().filter_map(Weak::upgrade);
