@@ -12,6 +12,7 @@ use acceptlab::pm::config::{self, AppConfig, Configuration, ExecMode, LogType, i
 use serde_json::{Map, Value, json};
 
 use crate::inconclusive::{Needs, inconclusive};
+use crate::pm::Manager;
 
 fn ecosystem(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/ecosystem").join(file)
@@ -436,4 +437,125 @@ fn a_configuration_is_told_from_a_program_by_its_name() {
     let yes = ["ecosystem.config.js", "x/pm2.config.cjs", "a.config.mjs", "a.json", "a.yaml", "a.yml", "a.toml"];
     assert!(yes.iter().all(|name| is_configuration(Path::new(name))));
     assert!(["app.js", "config.js", "a.py", "json", "a"].iter().all(|name| !is_configuration(Path::new(name))));
+}
+
+/// The real program, and one line for each.
+#[test]
+fn a_configuration_that_cannot_be_one_is_refused_in_one_line_and_nothing_starts() {
+    let pm = Manager::new("bad-config");
+    let many: Vec<Value> = (0..10_000).map(|i| json!({"name": format!("app-{i}"), "script": "sleep"})).collect();
+    let many = json!({"apps": many}).to_string();
+    let endless = "for (;;) {}\n";
+    let mut bad = vec![
+        ("syntax.json", "{\n  \"apps\": [\n    {\"script\": }\n  ]\n}\n", "syntax.json:3: "),
+        ("syntax.yaml", "apps:\n  - script: a\n   name: [\n", "syntax.yaml:3: "),
+        ("syntax.toml", "[[apps]]\nscript = = 1\n", "syntax.toml:2: "),
+        ("list.json", "[]", "it has no application"),
+        ("empty.json", "{\"apps\": []}", "it has no application"),
+        ("nothing.json", "{}", "neither \"apps\" nor \"script\""),
+        ("number.json", "7", "neither an object with \"apps\" nor a list"),
+        (
+            "type.json",
+            "[{\"name\": \"a\", \"script\": \"sleep\", \"max_restarts\": true}]",
+            "application \"a\": max_restarts: true",
+        ),
+        ("slash.json", "[{\"name\": \"a/b\", \"script\": \"sleep\"}]", "no / and no .."),
+        ("dots.yaml", "- name: '..'\n  script: sleep\n", "the name of a folder"),
+        ("many.json", &many, "10000 processes are more than"),
+    ];
+    if has_node() {
+        bad.extend([
+            (
+                "syntax.config.js",
+                "module.exports = {\n  apps: [ { script: 'a' 'b' } ],\n};\n",
+                "syntax.config.js:2: SyntaxError",
+            ),
+            (
+                "cycle.config.js",
+                "const app = { script: 'a' };\napp.self = app;\nmodule.exports = app;\n",
+                "self contains itself",
+            ),
+            ("throw.config.js", "\nthrow new Error('no way');\n", "throw.config.js:2: Error: no way"),
+            ("endless.config.js", endless, "has not evaluated it within 10s"),
+        ]);
+    }
+    for (file, text, expected) in bad {
+        let said = pm.refused(&["start", &pm.script(file, text)]);
+        assert!(said.contains(file) && said.contains(expected), "{file}: {said}");
+    }
+    let folder = pm.home().with_file_name("folder.json");
+    fs::create_dir(&folder).unwrap();
+    let fifo = pm.home().with_file_name("fifo.yaml");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for path in [folder, fifo] {
+        assert!(pm.refused(&["start", path.to_str().unwrap()]).contains("it is not a file"));
+    }
+    let large = pm.script("large.json", "{");
+    fs::File::options().write(true).open(&large).unwrap().set_len(100 << 20).unwrap();
+    assert!(pm.refused(&["start", &large]).contains("more than 16 MiB"));
+    assert_eq!(pm.list(), [] as [Value; 0]);
+}
+
+#[test]
+fn without_node_in_path_programs_and_json_go_on_and_javascript_says_what_is_missing() {
+    let pm = Manager::new("no-node");
+    let javascript = pm.script("a.config.js", "module.exports = [];\n");
+    let json = pm.script("a.json", r#"[{"name": "nap", "script": "/bin/sleep", "args": "1000"}]"#);
+    let run = |file: &str| pm.command(&["start", file]).env("PATH", "/nowhere").output().unwrap();
+    let (refused, started) = (run(&javascript), run(&json));
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        refused.status.code() == Some(1) && said.contains("there is no node") && said.lines().count() == 1,
+        "{said}"
+    );
+    assert!(started.status.success(), "{started:?}");
+    assert_eq!(pm.process("nap")["pm2_env"]["status"], "online");
+}
+
+#[test]
+fn variables_in_yaml_reach_the_process_as_they_are_written_and_a_name_may_be_a_number() {
+    let pm = Manager::new("yaml-text");
+    let script = pm.script("say.sh", "echo $A $B $C $D $E; exec sleep 1000\n");
+    let text = format!(
+        "apps:\n  - name: 42\n    script: {script}\n    instances: 1\n    autorestart: true\n    max_restarts: 3\n    env:\n      \
+         A: 012\n      B: no\n      C: 1.10\n      D: on\n      E: 0x1F\n"
+    );
+    pm.done(&["start", &pm.script("apps.yaml", &text)]);
+    pm.await_log("42-out-0.log", "012 no 1.10 on 0x1F\n");
+}
+
+/// A program that reads the list as one written for PM2 does: which keys there are, and what their types are.
+#[test]
+fn the_list_is_read_by_a_program_that_was_written_for_pm2() {
+    if !has_node() {
+        return;
+    }
+    let pm = Manager::new("jlist-reader");
+    let reader = pm.script(
+        "reader.js",
+        r#"
+        const number = (value) => { if (!Number.isInteger(value)) throw new Error(`${value} is not a whole number`); return value; };
+        const text = (value) => { if (typeof value !== 'string') throw new Error(`${value} is not a text`); return value; };
+        const list = JSON.parse(require('fs').readFileSync(0, 'utf8'));
+        for (const { pid, name, pm_id, monit, pm2_env: env } of list) {
+          [pid, pm_id, monit.memory, env.pm_uptime, env.created_at, env.restart_time, env.unstable_restarts,
+           env.instances, env.NODE_APP_INSTANCE].forEach(number);
+          if (typeof monit.cpu !== 'number') throw new Error('cpu');
+          [name, env.pm_exec_path, env.pm_cwd, env.pm_out_log_path, env.pm_err_log_path, env.namespace].forEach(text);
+          if (!['fork_mode', 'cluster_mode'].includes(env.exec_mode)) throw new Error(env.exec_mode);
+          if (!['online', 'stopping', 'stopped', 'launching', 'errored', 'waiting restart'].includes(env.status)) throw new Error(env.status);
+          if (env.status === 'online' && !(Date.now() - env.pm_uptime < 3600e3 && monit.memory > 0)) throw new Error('up');
+          console.log(`${pm_id} ${name} ${env.status} ${env.restart_time} ${Array.isArray(env.args)}`);
+        }
+        "#,
+    );
+    pm.done(&["start", "sleep", "-i", "2", "--name", "two", "--", "1000"]);
+    pm.done(&["start", "sleep", "--name", "one", "--", "1000"]);
+    pm.done(&["restart", "one"]);
+    pm.done(&["stop", "1"]);
+    let mut program = Command::new("node").arg(&reader).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut program.stdin.take().unwrap(), pm.done(&["jlist"]).as_bytes()).unwrap();
+    let output = program.wait_with_output().unwrap();
+    let read = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(read, "0 two online 0 true\n1 two stopped 0 true\n2 one online 1 true\n");
 }

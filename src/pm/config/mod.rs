@@ -17,9 +17,15 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 pub use app::{AppConfig, ExecMode, LogType};
-use keys::ConfigFolder;
+use keys::KeyMap;
 
 use crate::failure::Failure;
+
+/// No configuration comes near it, in bytes.
+const LARGEST: u64 = 16 << 20;
+
+/// More of them are a mistake that would stop the machine.
+const MOST_PROCESSES: usize = 2000;
 
 /// A configuration, read.
 #[derive(Debug)]
@@ -44,7 +50,7 @@ pub fn is_configuration(path: &Path) -> bool {
 pub fn read(path: &Path, env_name: Option<&str>, over: &Map<String, Value>) -> Result<Configuration, Failure> {
     let failure = |why: String| Failure::relay(format!("{}: {why}", path.display()));
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let config_folder = ConfigFolder::at(folder).map_err(|error| Failure::new(path.display(), error))?;
+    let folder = folder.canonicalize().map_err(|error| Failure::new(path.display(), error))?;
     let (document, mut warnings) = document(path)?;
     let (applications, others) = applications(document, path).map_err(failure)?;
     warnings.extend(others.iter().map(|key| match key.as_str() {
@@ -61,7 +67,7 @@ pub fn read(path: &Path, env_name: Option<&str>, over: &Map<String, Value>) -> R
             Some(Value::String(name)) => format!("application {name:?}"),
             _ => format!("application {}", i + 1),
         };
-        let app = keys::application(keys, over.clone(), &config_folder, env_name)
+        let app = keys::application(keys, over.clone(), &folder, env_name)
             .map_err(|why| failure(format!("{which}: {why}")))?;
         if !names.insert(app.name.clone()) {
             return Err(failure(format!("two applications have the name {:?}; a name stands for one", app.name)));
@@ -69,6 +75,12 @@ pub fn read(path: &Path, env_name: Option<&str>, over: &Map<String, Value>) -> R
         let unknown = app.unknown.keys().map(|key| format!("{which}: {key:?} has no effect: pm does not know it"));
         warnings.extend(unknown);
         apps.push(app);
+    }
+    let processes: usize = apps.iter().map(|app| app.instances).sum();
+    if processes > MOST_PROCESSES {
+        return Err(failure(format!(
+            "{processes} processes are more than the {MOST_PROCESSES} that pm starts at most"
+        )));
     }
     let warnings = warnings.into_iter().map(|warning| format!("{}: {warning}", path.display())).collect();
     Ok(Configuration { apps, warnings })
@@ -79,13 +91,19 @@ pub fn read(path: &Path, env_name: Option<&str>, over: &Map<String, Value>) -> R
 /// # Errors
 /// What is wrong with which key.
 pub fn from_keys(keys: Map<String, Value>, folder: &Path) -> Result<AppConfig, Failure> {
-    let config_folder = ConfigFolder::at(folder).map_err(|error| Failure::new(folder.display(), error))?;
-    keys::application(keys, Map::new(), &config_folder, None).map_err(Failure::relay)
+    let folder = folder.canonicalize().map_err(|error| Failure::new(folder.display(), error))?;
+    keys::application(keys, Map::new(), &folder, None).map_err(Failure::relay)
 }
 
 /// The file as one value, and notes about what is not in it.
 fn document(path: &Path) -> Result<(Value, Vec<String>), Failure> {
-    let text = || fs::read_to_string(path).map_err(|error| Failure::new(path.display(), error));
+    let failed = |error| Failure::new(path.display(), error);
+    let metadata = fs::metadata(path).map_err(failed)?;
+    if !metadata.is_file() || metadata.len() > LARGEST {
+        let why = if metadata.is_file() { "it has more than 16 MiB" } else { "it is not a file" };
+        return Err(Failure::relay(format!("{}: {why}", path.display())));
+    }
+    let text = || fs::read_to_string(path).map_err(failed);
     let value = match path.extension().and_then(|extension| extension.to_str()) {
         Some("js" | "cjs" | "mjs") => {
             text()?;
@@ -102,8 +120,6 @@ fn document(path: &Path) -> Result<(Value, Vec<String>), Failure> {
     };
     Ok((value, Vec::new()))
 }
-
-type KeyMap = Map<String, Value>;
 
 /// The applications of a file, whichever shape it has: `{apps: [...]}`, `{apps: {...}}`, a list, one application, or a
 /// package.json. And the keys beside `apps`.
