@@ -14,8 +14,10 @@ use super::values::{
 
 pub type KeyMap = Map<String, Value>;
 
-/// The names of each key, of which the first is its name in [`AppConfig`], and how its value is read.
-const KEYS: &[(&[&str], fn(&Value) -> ReadValue)] = &[
+/// The names of a key, of which the first is its name in [`AppConfig`], and how its value is read.
+type ConfigKey = (&'static [&'static str], fn(&Value) -> ReadValue);
+
+const KEYS: &[ConfigKey] = &[
     (&["name"], text),
     (&["namespace"], text),
     (&["script", "exec"], text),

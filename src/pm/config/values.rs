@@ -87,7 +87,7 @@ pub fn size(value: &Value) -> ReadValue {
     let split = units.into_iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, bytes as f64)));
     let bytes = split.and_then(|(number, bytes)| Some(number.trim().parse::<f64>().ok()? * bytes));
     match bytes {
-        Some(bytes) if bytes >= 1.0 && bytes < 1e18 => Ok(json!(bytes as u64)),
+        Some(bytes) if (1.0..1e18).contains(&bytes) => Ok(json!(bytes as u64)),
         _ => refuse(value, "a size; write bytes as a number, or a text like \"300M\""),
     }
 }
