@@ -15,39 +15,24 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 /// set by more was wrong before: the schedule begins anew. (cron(8) of Debian has the same bound.)
 const CORRECTION: Duration = Duration::from_secs(3 * 3600);
 
-/// A pattern: minute, hour, day of the month, month, day of the week; with seconds in front where it has six fields.
-#[derive(Debug)]
-pub struct CronSchedule {
-    cron: Cron,
-}
-
-impl CronSchedule {
-    /// # Errors
-    /// What is wrong with the pattern.
-    pub fn new(pattern: &str) -> Result<CronSchedule, String> {
-        let cron = CronParser::builder().seconds(Seconds::Optional).build().parse(pattern);
-        let cron = cron.map_err(|error| format!("{pattern:?} is not a pattern of crontab(5): {error}"))?;
-        Ok(CronSchedule { cron })
-    }
-
-    /// The first time after this one, both in seconds since 1970; `None`: the pattern never comes again.
-    pub fn next_after(&self, now_s: i64) -> Option<i64> {
-        let now = DateTime::from_timestamp(now_s, 0)?.with_timezone(&Local);
-        self.cron.find_next_occurrence(&now, false).ok().map(|next| next.timestamp())
-    }
-}
-
-/// One application's schedule, and when it is due.
+/// One application's pattern, and when it is due.
 #[derive(Debug)]
 pub struct CronRestart {
-    schedule: CronSchedule,
+    cron: Cron,
     due_s: Option<i64>,
     seen_s: i64,
 }
 
 impl CronRestart {
-    pub fn new(schedule: CronSchedule, now_s: i64) -> CronRestart {
-        CronRestart { due_s: schedule.next_after(now_s), schedule, seen_s: now_s }
+    /// From this time on, in seconds since 1970. The pattern: minute, hour, day of the month, month, day of the week; with
+    /// seconds in front where it has six fields.
+    ///
+    /// # Errors
+    /// What is wrong with the pattern.
+    pub fn new(pattern: &str, now_s: i64) -> Result<CronRestart, String> {
+        let cron = CronParser::builder().seconds(Seconds::Optional).build().parse(pattern);
+        let cron = cron.map_err(|error| format!("{pattern:?} is not a pattern of crontab(5): {error}"))?;
+        Ok(CronRestart { due_s: next_after(&cron, now_s), cron, seen_s: now_s })
     }
 
     /// Whether it is due at this time of the wall clock. However many times have passed since the last look, it is due
@@ -57,7 +42,7 @@ impl CronRestart {
         let was_set_back = now_s < self.seen_s - correction_s;
         let is_late_by_s = self.due_s.map_or(-1, |due_s| now_s - due_s);
         if was_set_back || is_late_by_s >= 0 {
-            self.due_s = self.schedule.next_after(now_s);
+            self.due_s = next_after(&self.cron, now_s);
             self.seen_s = now_s;
         }
         // Set back a little, the clock shows again what it has shown: the due time stays where it was.
@@ -69,6 +54,12 @@ impl CronRestart {
     pub fn due_s(&self) -> Option<i64> {
         self.due_s
     }
+}
+
+/// `None`: the pattern never comes again.
+fn next_after(cron: &Cron, now_s: i64) -> Option<i64> {
+    let now = DateTime::from_timestamp(now_s, 0)?.with_timezone(&Local);
+    cron.find_next_occurrence(&now, false).ok().map(|next| next.timestamp())
 }
 
 /// Waits for a time of the wall clock: its descriptor is readable when that time has come, and also when the clock was
@@ -119,28 +110,27 @@ mod tests {
 
     /// Local time may be anything; every time zone has whole minutes.
     fn hourly(now_s: i64) -> CronRestart {
-        CronRestart::new(CronSchedule::new("0 * * * *").unwrap(), now_s)
+        CronRestart::new("0 * * * *", now_s).unwrap()
     }
 
     /// The beginning of an hour of local time.
     fn an_hour() -> i64 {
-        CronSchedule::new("0 * * * *").unwrap().next_after(1_800_000_000).unwrap()
+        CronRestart::new("0 * * * *", 1_800_000_000).unwrap().due_s().unwrap()
     }
 
     #[test]
     fn the_next_time_comes_after_now() {
-        let every_minute = CronSchedule::new("* * * * *").unwrap();
-        assert_eq!(every_minute.next_after(1_800_000_000), Some(1_800_000_060));
-        assert_eq!(every_minute.next_after(1_800_000_059), Some(1_800_000_060));
-        let every_five_seconds = CronSchedule::new("*/5 * * * * *").unwrap();
-        assert_eq!(every_five_seconds.next_after(1_800_000_001), Some(1_800_000_005));
-        assert_eq!(CronSchedule::new("0 0 30 2 *").unwrap().next_after(0), None, "no February has 30 days");
+        let next = |pattern, now_s| CronRestart::new(pattern, now_s).unwrap().due_s();
+        assert_eq!(next("* * * * *", 1_800_000_000), Some(1_800_000_060));
+        assert_eq!(next("* * * * *", 1_800_000_059), Some(1_800_000_060));
+        assert_eq!(next("*/5 * * * * *", 1_800_000_001), Some(1_800_000_005));
+        assert_eq!(CronRestart::new("0 0 30 2 *", 0).unwrap().due_s(), None, "no February has 30 days");
     }
 
     #[test]
     fn what_is_no_pattern_is_refused() {
         for pattern in ["", "* * *", "61 * * * *", "often", "* * * * * * * *"] {
-            let why = CronSchedule::new(pattern).unwrap_err();
+            let why = CronRestart::new(pattern, 0).unwrap_err();
             assert!(why.contains("is not a pattern") && !why.contains('\n'), "{why}");
         }
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::cluster_mode::{self, ClusterCall, WorkerEvents};
 use super::config::{ExecMode, LogType};
-use super::cron::{CronRestart, CronSchedule};
+use super::cron::CronRestart;
 use super::dump::{AfterStop, Application, ProcessRecord, WorkerRecord};
 use super::fork_mode::{ProcessIdentity, ReadyChannel, RunningProcess, open_fifo};
 use super::home::{self, PmHome};
@@ -173,8 +173,8 @@ impl ManagedProcess {
     pub fn begin_watching(&mut self) {
         let config = &self.app.config;
         if self.cron.is_none() {
-            let schedule = config.cron_restart.as_deref().and_then(|pattern| CronSchedule::new(pattern).ok());
-            self.cron = schedule.map(|schedule| CronRestart::new(schedule, (wall_ms() / 1000) as i64));
+            let now_s = (wall_ms() / 1000) as i64;
+            self.cron = config.cron_restart.as_deref().and_then(|pattern| CronRestart::new(pattern, now_s).ok());
         }
         if config.max_memory_restart.is_some() {
             self.set_due(LOOK_AT_MEMORY_EVERY, ProcessDue::LookAtMemory);

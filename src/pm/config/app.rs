@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use smart_default::SmartDefault;
 
 /// How the processes of an application are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,11 +27,12 @@ pub enum LogType {
 }
 
 /// One application. Paths are absolute, durations are written in milliseconds, sizes in bytes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, SmartDefault)]
 #[serde(default)]
 pub struct AppConfig {
     /// Without a slash: it is part of the names of files.
     pub name: String,
+    #[default = "default"]
     pub namespace: String,
     /// An absolute path, or the name of a program that PATH finds.
     pub script: PathBuf,
@@ -39,16 +41,22 @@ pub struct AppConfig {
     pub interpreter: Option<String>,
     pub interpreter_args: Vec<String>,
     pub cwd: PathBuf,
+    #[default(ExecMode::Fork)]
     pub exec_mode: ExecMode,
     /// At least 1: `max`, 0 and negative numbers have become a number of processes.
+    #[default = 1]
     pub instances: usize,
     /// What the application gets beside, or instead of, the environment of the one who starts it.
     pub env: BTreeMap<String, String>,
     /// The variable that tells each process its number among the instances.
+    #[default = "NODE_APP_INSTANCE"]
     pub instance_var: String,
+    #[default = true]
     pub autorestart: bool,
+    #[default = 16]
     pub max_restarts: u64,
     #[serde(with = "milliseconds")]
+    #[default(Duration::from_millis(1000))]
     pub min_uptime: Duration,
     #[serde(with = "milliseconds")]
     pub restart_delay: Duration,
@@ -68,67 +76,31 @@ pub struct AppConfig {
     pub watch_delay: Duration,
     /// From the signal that asks a process to end until SIGKILL.
     #[serde(with = "milliseconds")]
+    #[default(Duration::from_millis(1600))]
     pub kill_timeout: Duration,
     /// The process says itself when it is ready.
     pub wait_ready: bool,
     #[serde(with = "milliseconds")]
+    #[default(Duration::from_millis(3000))]
     pub listen_timeout: Duration,
     /// What the process has started ends with it.
+    #[default = true]
     pub treekill: bool,
     /// `None`: a file in the folder of the process manager.
     pub out_file: Option<PathBuf>,
     pub error_file: Option<PathBuf>,
     pub log_date_format: Option<String>,
+    #[default(LogType::Text)]
     pub log_type: LogType,
     /// All instances write into the same files.
     pub merge_logs: bool,
     /// In bytes; a larger log is rotated. `None`: it is not.
     pub log_max_size: Option<u64>,
     /// How many rotated logs stay.
+    #[default = 10]
     pub log_retain: u64,
     /// Keys that mean nothing to us, as they were.
     pub unknown: Map<String, Value>,
-}
-
-impl Default for AppConfig {
-    fn default() -> AppConfig {
-        AppConfig {
-            name: String::new(),
-            namespace: "default".to_owned(),
-            script: PathBuf::new(),
-            args: Vec::new(),
-            interpreter: None,
-            interpreter_args: Vec::new(),
-            cwd: PathBuf::new(),
-            exec_mode: ExecMode::Fork,
-            instances: 1,
-            env: BTreeMap::new(),
-            instance_var: "NODE_APP_INSTANCE".to_owned(),
-            autorestart: true,
-            max_restarts: 16,
-            min_uptime: Duration::from_millis(1000),
-            restart_delay: Duration::ZERO,
-            exp_backoff_restart_delay: Duration::ZERO,
-            stop_exit_codes: Vec::new(),
-            cron_restart: None,
-            max_memory_restart: None,
-            watch: Vec::new(),
-            ignore_watch: Vec::new(),
-            watch_delay: Duration::ZERO,
-            kill_timeout: Duration::from_millis(1600),
-            wait_ready: false,
-            listen_timeout: Duration::from_millis(3000),
-            treekill: true,
-            out_file: None,
-            error_file: None,
-            log_date_format: None,
-            log_type: LogType::Text,
-            merge_logs: false,
-            log_max_size: None,
-            log_retain: 10,
-            unknown: Map::new(),
-        }
-    }
 }
 
 mod milliseconds {

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::cpu;
-use crate::pm::cron::CronSchedule;
+use crate::pm::cron::CronRestart;
 use crate::units::parse_duration;
 
 pub type ReadValue = Result<Value, String>;
@@ -144,7 +144,7 @@ pub fn cron_pattern(value: &Value) -> ReadValue {
         return Ok(Value::Null);
     }
     let pattern = text(value)?;
-    CronSchedule::new(pattern.as_str().unwrap_or_default()).map(|_| pattern)
+    CronRestart::new(pattern.as_str().unwrap_or_default(), 0).map(|_| pattern)
 }
 
 /// `true` watches all of the working directory, a list these files and folders in it.
