@@ -300,7 +300,7 @@ impl ManagedProcess {
             pm_uptime: identity.map_or(0, |identity| identity.since_ms),
             created_at: self.saved.created_ms,
             uptime_ms: identity.map_or(0, |identity| monotonic_ns().saturating_sub(identity.since_ns) / 1_000_000),
-            restart_time: self.saved.workers[worker].restarts,
+            restarts: self.saved.workers[worker].restarts,
             unstable_restarts: self.saved.budget.unstable(),
             exec_mode: if self.is_cluster() { "cluster_mode" } else { "fork_mode" }.to_owned(),
             instances: config.instances,

@@ -39,7 +39,7 @@ impl ProcessTree {
             is_of_session
                 || is_first && stat.session == self.leader
                 || was_there(stat)
-                || stat.parent == 1 && self.launch.has_marked(stat.pid)
+                || stat.parent == 1 && stat.is_alive() && self.launch.has_marked(stat.pid)
         };
         let found = with_descendants(everybody, belongs);
         let alive: Vec<&Stat> = found.into_iter().filter(|stat| stat.is_alive()).collect();

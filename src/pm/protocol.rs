@@ -165,7 +165,8 @@ pub struct ProcessState {
     pub created_at: u64,
     /// How long the process has been up, in milliseconds of a clock that does not jump; 0 where there is none.
     pub uptime_ms: u64,
-    pub restart_time: u64,
+    #[serde(rename = "restart_time")]
+    pub restarts: u64,
     pub unstable_restarts: u64,
     /// `fork_mode` or `cluster_mode`.
     pub exec_mode: String,

@@ -1,7 +1,8 @@
 //! What the kernel tells of a process in files: proc(5).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 
 /// What we read of `/proc/PID/stat` (proc_pid_stat(5)).
 #[derive(Clone, Debug, PartialEq)]
@@ -23,7 +24,10 @@ pub struct Stat {
 impl Stat {
     /// `None` when there is no such process.
     pub fn of(pid: i32) -> Option<Stat> {
-        Stat::parse(pid, &fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+        // The kernel gives it whole: 52 numbers and a name of 15 bytes, which may be any but NUL.
+        let mut content = [0; 1200];
+        let length = File::open(format!("/proc/{pid}/stat")).ok()?.read(&mut content).ok()?;
+        Stat::parse(pid, &String::from_utf8_lossy(&content[..length]))
     }
 
     pub fn everybody() -> impl Iterator<Item = Stat> {

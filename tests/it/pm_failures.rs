@@ -237,3 +237,16 @@ fn workers_that_end_as_they_are_to_have_no_successors_and_with_the_last_the_appl
         assert!(stopped.iter().all(|entry| entry["pm2_env"]["restart_time"] == 0), "{stopped:?}");
     }
 }
+
+/// prctl(2), PR_SET_NAME: the name may be any bytes, and stands in /proc/PID/stat.
+#[test]
+fn a_process_that_has_given_itself_an_odd_name_is_adopted() {
+    let pm = Manager::new("odd-name");
+    let name = r"open('/proc/self/comm', 'wb').write(b'\xff) Z 1 (')";
+    let script = pm.script("named.py", &format!("import time\n{name}\nprint('ready', flush=True)\ntime.sleep(600)\n"));
+    pm.done(&["start", &script, "--interpreter", "python3"]);
+    pm.await_log("named-out-0.log", "ready");
+    let pid = pm.pid("named");
+    pm.kill_daemon();
+    assert_eq!(pm.pid("named"), pid);
+}

@@ -5,10 +5,12 @@
 //! - here: who is there, and what is asked of one that runs;
 //! - [`applications`]: an application is brought to its configuration, saved, adopted;
 //! - [`lifecycle`]: one process starts, is ready, is asked to end, has ended;
+//! - [`clusters`]: a cluster is asked, and says what happens to its workers;
 //! - [`due`]: what is done because of a time, a file, or memory;
 //! - [`token`]: what epoll reports.
 
 mod applications;
+mod clusters;
 mod due;
 mod lifecycle;
 mod token;

@@ -25,7 +25,7 @@ pub fn facts(entry: &ProcessEntry) -> Vec<(&'static str, String)> {
         ("last exit status", state.exit_code.map(|code| code.to_string())),
         ("pid", runs(entry.pid.to_string())),
         ("uptime", runs(age(state.uptime_ms))),
-        ("restarts", Some(state.restart_time.to_string())),
+        ("restarts", Some(state.restarts.to_string())),
         ("unstable restarts", Some(state.unstable_restarts.to_string())),
         ("memory", runs(size(entry.monit.memory))),
         ("memory limit", state.max_memory_restart.map(size)),

@@ -74,7 +74,7 @@ fn row(entry: &ProcessEntry) -> [String; COLUMNS.len()] {
         state.exec_mode.trim_end_matches("_mode").to_owned(),
         is_there(entry.pid.to_string()),
         is_there(age(state.uptime_ms)),
-        state.restart_time.to_string(),
+        state.restarts.to_string(),
         state.status.name().to_owned(),
         is_there(format!("{:.1}%", entry.monit.cpu)),
         is_there(size(entry.monit.memory)),

@@ -73,7 +73,7 @@ impl MonitView<'_> {
                 Cell::new(entry.name.clone()),
                 Cell::new(state.status.name()).style(self.paint.style(colour)),
                 right(age(state.uptime_ms)),
-                right(state.restart_time.to_string()),
+                right(state.restarts.to_string()),
                 right(format!("{:.1}%", entry.monit.cpu)),
                 Cell::new(bar(entry.monit.cpu, 100.0, BAR.into())),
                 right(size(entry.monit.memory)),
