@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use nix::unistd::dup2_stdout;
 
 use super::home::{self, PmHome};
+use super::launch;
 use super::protocol::{PmReply, PmRequest};
 use super::startup;
 use crate::console;
@@ -120,6 +121,8 @@ fn start_daemon(home: &PmHome) -> Result<(), Failure> {
     let log = home.open_log().map_err(|error| Failure::new(format_args!("write {}", home.log().display()), error))?;
     let mut command = Command::new(program);
     command.arg(DAEMON).env(home::VARIABLE, home.folder()).current_dir("/");
+    // An application may be the client; the daemon does not end with it.
+    command.env_remove(launch::VARIABLE);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
     let mut daemon = spawn_in_session(&mut command, None).map_err(failed)?;
     let mut said = String::new();

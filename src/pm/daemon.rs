@@ -90,18 +90,15 @@ pub fn run(home: &PmHome, cluster: PathBuf, first: Option<PmRequest>, ready: imp
         own_log: OwnLog::find(home),
         awaited: BTreeMap::new(),
         is_ending: false,
-        ends_with_last: false,
+        ends_with_last: first.is_some(),
     };
     if first.is_some() {
         daemon.god.show_lines();
     }
     daemon.god.adopt();
     ready();
-    if let Some(first) = first {
-        daemon.begin(first).map_err(Failure::relay)?;
-        daemon.ends_with_last = true;
-    }
-    let outcome = daemon.serve();
+    let begun = first.map_or(Ok(BTreeSet::new()), |first| daemon.begin(first));
+    let outcome = begun.map_err(Failure::relay).and_then(|_| daemon.serve());
     // systemd's socket stays: whoever comes next makes systemd start us again.
     if !is_passed {
         let _ = fs::remove_file(home.socket());

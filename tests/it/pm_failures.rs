@@ -250,3 +250,21 @@ fn a_process_that_has_given_itself_an_odd_name_is_adopted() {
     pm.kill_daemon();
     assert_eq!(pm.pid("named"), pid);
 }
+
+/// A script that deploys, say. The daemon that it starts is not a part of it.
+#[test]
+fn an_application_may_start_the_daemon_and_end_without_it() {
+    let pm = Manager::new("client-app");
+    let pm_program = env!("CARGO_BIN_EXE_pm");
+    let text = format!("echo ready\nread line < fifo\n{pm_program} ping\necho asked\nexec sleep 600\n");
+    let script = pm.script("client.sh", &text);
+    nix::unistd::mkfifo(&pm.home().with_file_name("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    pm.done(&["start", &script]);
+    pm.await_log("client-out-0.log", "ready");
+    pm.kill_daemon();
+    fs::write(pm.home().with_file_name("fifo"), "go\n").unwrap();
+    pm.await_log("client-out-0.log", "asked");
+    let daemon = pm.daemon();
+    pm.done(&["stop", "client"]);
+    assert_eq!((pm.daemon(), is_alive(daemon)), (daemon, true));
+}
