@@ -108,8 +108,6 @@ struct ObserverState {
     callback: Option<ObserverCallback>,
     is_active: bool,
     is_unreferenced: bool,
-    /// Of a descriptor: epoll knows it.
-    is_registered: bool,
     /// Of a timer: zero for once.
     repeat: Duration,
 }
@@ -333,11 +331,8 @@ impl PhasedLoop {
 
     /// Starts a timer that repeats for its repeat from now. False: it does not repeat, and is left alone.
     pub fn restart_timer(&mut self, timer: Observer) -> bool {
-        let repeat = self.observers.get(timer.0).map_or(Duration::ZERO, |state| state.repeat);
-        if !repeat.is_zero() {
-            self.activate(timer, repeat);
-        }
-        !repeat.is_zero()
+        let repeat = self.observers.get(timer.0).map(|state| state.repeat).filter(|repeat| !repeat.is_zero());
+        repeat.map(|repeat| self.activate(timer, repeat)).is_some()
     }
 
     /// Calls the observer while the descriptor is ready as `interest` says. Once more: with another interest.
@@ -345,12 +340,11 @@ impl PhasedLoop {
     /// # Errors
     /// Of epoll_ctl(2).
     pub fn start_io(&mut self, observer: Observer, fd: impl AsFd, interest: Interest) -> nix::Result<()> {
-        let Some(state) = self.observers.get_mut(observer.0) else { return Ok(()) };
-        if state.is_registered {
+        let Some(state) = self.observers.get(observer.0) else { return Ok(()) };
+        if state.is_active {
             self.epoll.modify(fd, observer.0, interest)?;
         } else {
             self.epoll.add(fd, observer.0, interest)?;
-            state.is_registered = true;
         }
         self.update(observer, |state| state.is_active = true);
         Ok(())
@@ -361,9 +355,9 @@ impl PhasedLoop {
     /// # Errors
     /// Of epoll_ctl(2).
     pub fn stop_io(&mut self, observer: Observer, fd: impl AsFd) -> nix::Result<()> {
+        let was_active = self.is_active(observer);
         self.stop_observer(observer);
-        let Some(state) = self.observers.get_mut(observer.0) else { return Ok(()) };
-        if mem::take(&mut state.is_registered) { self.epoll.delete(fd) } else { Ok(()) }
+        if was_active { self.epoll.delete(fd) } else { Ok(()) }
     }
 
     /// Starts an idle, prepare or check observer.
@@ -373,7 +367,7 @@ impl PhasedLoop {
         }
     }
 
-    /// The observer is not called any more, until it is started again.
+    /// The observer is not called any more, until it is started again. For one of a descriptor see [`PhasedLoop::stop_io`].
     pub fn stop_observer(&mut self, observer: Observer) {
         if let Some(state) = self.observers.get(observer.0) {
             self.started.remove(&state.place);

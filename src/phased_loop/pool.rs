@@ -84,7 +84,8 @@ impl HelperPool {
         let at = requests.waiting.iter().position(|(waiting, ..)| *waiting == request);
         let is_cancelled = at.and_then(|at| requests.waiting.remove(at)).is_some();
         if is_cancelled {
-            self.finish(requests, request, Err(NoResult::Cancelled));
+            requests.finished.push((request, Err(NoResult::Cancelled)));
+            self.report();
         }
         is_cancelled
     }
@@ -120,19 +121,18 @@ impl HelperPool {
                 // Another thread may be asleep beside slow work that it was not allowed to begin.
                 self.changed.notify_one();
             }
-            self.finish(requests, request, outcome);
-            requests = self.lock();
+            requests.finished.push((request, outcome));
+            if requests.finished.len() == 1 {
+                drop(requests);
+                self.report();
+                requests = self.lock();
+            }
         }
     }
 
-    fn finish(&self, mut requests: MutexGuard<Requests>, request: SlotKey, outcome: Outcome) {
-        requests.finished.push((request, outcome));
-        let is_first = requests.finished.len() == 1;
-        drop(requests);
-        if is_first {
-            // It fails only when 2^64 - 2 results wait.
-            let _ = self.event.write(1);
-        }
+    /// Wakes the loop. It fails only when 2^64 - 2 results wait.
+    fn report(&self) {
+        let _ = self.event.write(1);
     }
 
     /// No code that can panic runs under this lock.
