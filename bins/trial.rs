@@ -107,6 +107,9 @@ enum Trial {
     Jlist,
     /// One of the workers is slow: how long do requests take?
     SlowWorker {
+        /// rr: the master passes connections by turns; none: each worker accepts when it is free. PM2 does not know it
+        #[arg(long, default_value = "rr", value_parser = ["rr", "none"])]
+        schedule: String,
         #[arg(long, value_name = "N", default_value_t = 4)]
         workers: usize,
         #[arg(long, value_name = "DUR", default_value = "30ms", value_parser = parse_duration)]
@@ -159,7 +162,9 @@ fn measure(trial: &Trial, manager: &Manager) -> Measured {
         Trial::KilledSaves { kills, within, seed } => keeping::killed_saves(manager, kills, within, seed),
         Trial::Sockets => telling::sockets(manager),
         Trial::Jlist => telling::jlist(manager),
-        Trial::SlowWorker { workers, slow, duration } => serving::slow_worker(manager, workers, slow, duration),
+        Trial::SlowWorker { ref schedule, workers, slow, duration } => {
+            serving::slow_worker(manager, schedule, workers, slow, duration)
+        }
         Trial::Idle { applications, duration } => telling::idle(manager, applications, duration),
     }
 }

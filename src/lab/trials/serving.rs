@@ -129,11 +129,16 @@ pub fn environment(manager: &Manager) -> Measured {
     Ok(numbers([("variables_wrong", wrong as f64), ("variables_left", left as f64)]))
 }
 
-/// The first of the workers needs longer for each request.
-pub fn slow_worker(manager: &Manager, workers: usize, slow: Duration, duration: Duration) -> Measured {
+/// The first of the workers needs longer for each request. `schedule` says who accepts, as in Node's cluster; PM2 does not
+/// know the key.
+pub fn slow_worker(manager: &Manager, schedule: &str, workers: usize, slow: Duration, duration: Duration) -> Measured {
     let port = load::free_port()?;
     let variables = json!({"TRIAL_SLOW_MS": slow.as_secs_f64() * 1e3});
-    start_and_await(manager, &[server(manager, port, ExecMode::Cluster, workers, variables, json!({}))], &[port])?;
+    start_and_await(
+        manager,
+        &[server(manager, port, ExecMode::Cluster, workers, variables, json!({"schedule": schedule}))],
+        &[port],
+    )?;
     let report =
         Load::start(manager, "--connections 64 --requests-per-connection 1 --rate 200", duration, port)?.finish()?;
     Ok(numbers([

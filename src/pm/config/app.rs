@@ -18,6 +18,25 @@ pub enum ExecMode {
     Cluster,
 }
 
+/// Who accepts the connections of an application in cluster mode, as in Node's cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    /// The master, which passes them to the workers by turns.
+    Rr,
+    /// The workers, each when it is free.
+    None,
+}
+
+impl Schedule {
+    pub fn name(self) -> &'static str {
+        match self {
+            Schedule::Rr => "rr",
+            Schedule::None => "none",
+        }
+    }
+}
+
 /// How a line of the log is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -51,6 +70,8 @@ pub struct AppConfig {
     /// The variable that tells each process its number among the instances.
     #[default = "NODE_APP_INSTANCE"]
     pub instance_var: String,
+    #[default(Schedule::Rr)]
+    pub schedule: Schedule,
     #[default = true]
     pub autorestart: bool,
     #[default = 16]

@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::app::{AppConfig, ExecMode, LogType};
+use super::app::{AppConfig, ExecMode, LogType, Schedule};
 use super::values::{
     self, ReadValue, count, cron_pattern, duration, instances, interpreter, size, statuses, text, texts, watch, word,
     words, yes_or_no,
@@ -28,6 +28,7 @@ const KEYS: &[ConfigKey] = &[
     (&["instances"], instances),
     (&["exec_mode"], word::<ExecMode>),
     (&["instance_var"], text),
+    (&["schedule"], word::<Schedule>),
     (&["autorestart"], yes_or_no),
     (&["max_restarts"], count),
     (&["min_uptime"], duration),
