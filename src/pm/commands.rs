@@ -93,7 +93,13 @@ fn start(home: &PmHome, cluster: PathBuf, args: StartArgs) -> Result<(), Failure
         keys.insert("script".to_owned(), Value::String(file));
         config::from_keys(keys.clone(), &folder)
     };
-    let apps = configured.map_or_else(|| files.into_iter().map(of_program).collect(), Ok)?;
+    let apps: Vec<AppConfig> = configured.map_or_else(|| files.into_iter().map(of_program).collect(), Ok)?;
+    if let Some((_, app)) =
+        apps.iter().enumerate().find(|(i, app)| apps[..*i].iter().any(|other| other.name == app.name))
+    {
+        let advice = "start them one by one, each with a --name of its own";
+        return Err(Failure::relay(format!("two programs have the name {:?}", app.name)).advise(advice));
+    }
     let request = PmRequest::Start { apps, environment: environment(), only_new, reload: false };
     if no_daemon {
         return daemon::run(home, cluster, Some(request), || {});

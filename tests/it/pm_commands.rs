@@ -131,6 +131,9 @@ fn several_programs_a_command_line_and_the_arguments_of_a_program_are_started() 
     let [one, two] = ["one", "two"].map(|name| pm.script(&format!("{name}.sh"), "exec sleep 1000\n"));
     pm.done(&["start", &one, &two]);
     assert_eq!(statuses(&pm), are(&[("one", "online"), ("two", "online")]));
+    for twice in [&["start", &one, &two, "--name", "x"][..], &["start", &one, &one, "--force"]] {
+        assert!(pm.refused(twice).contains("two programs have the name"), "{twice:?}");
+    }
     pm.done(&["stop", "all"]);
     pm.done(&["start", "one", "two"]);
     assert_eq!(statuses(&pm), are(&[("one", "online"), ("two", "online")]));
@@ -168,14 +171,15 @@ fn the_table_fits_a_terminal_of_any_width_and_says_why_an_application_is_errored
     pm.done(&["start", "sleep", "--name", "网络服务器", "-i", "3", "--", "1000"]);
     pm.done(&["start", &script, "--max-restarts", "1"]);
     pm.await_status("broken", "errored");
-    let line = format!("clear; PM_HOME={} {} list; echo shown", pm.home().display(), env!("CARGO_BIN_EXE_pm"));
+    let line =
+        format!("clear; PM_HOME={} {} list; echo $((40 + 2)) shown", pm.home().display(), env!("CARGO_BIN_EXE_pm"));
     for (width, has) in [(60, "↺"), (80, "uptime"), (100, "mode"), (160, "an-application-with-a-long-name")] {
         terminal.tmux(&["resize-window", "-x", &width.to_string(), "-y", "24"]);
         // The terminal hears of it a little later than tmux.
         terminal.keys(&[&format!("clear; until stty size | grep '^24 {width}$'; do :; done"), "Enter"]);
         terminal.shows(|screen| screen.contains(&format!("24 {width}\nprompt>")));
         terminal.keys(&[&line, "Enter"]);
-        let screen = terminal.shows(|screen| screen.contains("\nshown"));
+        let screen = terminal.shows(|screen| screen.contains("\n42 shown"));
         let table: Vec<&str> = screen.lines().skip_while(|line| !line.starts_with('┌')).collect();
         assert!(table.len() > 9 && table[..9].iter().all(|line| line.starts_with(['┌', '│', '╞', '└'])), "{screen}");
         assert!(table[8].starts_with('└') && table[8].ends_with('┘') && screen.contains(has), "{width}: {screen}");

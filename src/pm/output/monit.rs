@@ -7,7 +7,7 @@ use ratatui::text::{Line, Text};
 use ratatui::widgets::{Block, Borders, Cell, Paragraph, Row, Table, TableState, Wrap};
 
 use super::describe::facts;
-use super::{age, size};
+use super::{age, fitted, size};
 use crate::pm::protocol::{ProcessEntry, ProcessStatus};
 use crate::terminal::{Paint, bar};
 
@@ -33,7 +33,7 @@ impl MonitView<'_> {
             Layout::vertical(rows.into_iter().chain([Constraint::Fill(3), Constraint::Fill(2), Constraint::Length(1)]));
         let [all, list, about, output, errors, keys] = rows.areas(frame.area());
         frame.render_widget(self.all(), all);
-        frame.render_stateful_widget(self.list(), list, &mut TableState::new().with_selected(self.chosen));
+        frame.render_stateful_widget(self.list(list.width), list, &mut TableState::new().with_selected(self.chosen));
         frame.render_widget(Line::styled("up and down choose a process, q quits", Modifier::DIM), keys);
         let Some(entry) = self.entries.get(self.chosen) else { return };
         let known = facts(entry).into_iter().map(|(name, value)| format!("{name}: {value}")).collect::<Vec<_>>();
@@ -58,7 +58,10 @@ impl MonitView<'_> {
         format!("{online} of {} processes online, {cpu:.1}% of a CPU, {}", self.entries.len(), size(memory))
     }
 
-    fn list(&self) -> Table<'_> {
+    fn list(&self, width: u16) -> Table<'_> {
+        let widths = [4, 0, 9, 6, 4, 6, BAR, 9, BAR];
+        // Between columns is a space.
+        let name_width = usize::from(width.saturating_sub(widths.iter().sum::<u16>() + widths.len() as u16 - 1));
         let most = self.entries.iter().map(|entry| entry.monit.memory).max().unwrap_or(0);
         let row = |entry: &ProcessEntry| {
             let state = &entry.pm2_env;
@@ -70,7 +73,7 @@ impl MonitView<'_> {
             let right = |text: String| Cell::new(Text::from(text).right_aligned());
             Row::new([
                 right(entry.pm_id.to_string()),
-                Cell::new(entry.name.clone()),
+                Cell::new(fitted(&entry.name, name_width)),
                 Cell::new(state.status.name()).style(self.paint.style(colour)),
                 right(age(state.uptime_ms)),
                 right(state.restarts.to_string()),
@@ -80,7 +83,6 @@ impl MonitView<'_> {
                 Cell::new(bar(entry.monit.memory as f64, most as f64, BAR.into())),
             ])
         };
-        let widths = [4, 0, 9, 6, 4, 6, BAR, 9, BAR];
         let widths = widths.map(|width| if width == 0 { Constraint::Fill(1) } else { Constraint::Length(width) });
         let head = ["  id", "name", "status", "uptime", "   ↺", "   cpu", "", "   memory", ""];
         Table::new(self.entries.iter().map(row), widths)
