@@ -140,6 +140,10 @@ impl Reactor {
         }
         self.table.touch(key, self.now_ns);
         self.take_step(key, Connection::step);
+        if is_gone && self.table.get_mut(key).is_some_and(|connection| connection.is_waiting()) {
+            // It came in one report with the request that was just read: no other report will tell.
+            self.close(key, true);
+        }
     }
 
     /// Answers what has arrived, closes the rest, and goes on until nothing is open or it is time to give up.
