@@ -239,6 +239,11 @@ fn logs_in_a_watched_folder_restart_nothing_when_they_are_rotated_and_opened_ane
     let flags = ["-i", "2", "--watch", "--output", "app.log", "--error", "error.log", "--log-max-size", "1K"];
     pm.done(&[&["start", &script][..], &flags].concat());
     let folder = pm.home().with_file_name("");
+    for number in 0..2 {
+        let has_begun =
+            || fs::read_to_string(folder.join(format!("app-{number}.log"))).is_ok_and(|log| log == "begun\n");
+        assert!(poll_until(FOREVER, || has_begun().then_some(())).is_some());
+    }
     pm.done(&["signal", "SIGUSR2", "app"]);
     for number in 0..2 {
         let rotated = || folder.join(format!("app-{number}.log.1")).exists().then_some(());

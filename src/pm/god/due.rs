@@ -96,9 +96,11 @@ impl God {
         if config.watch.is_empty() || process.watcher.is_some() {
             return;
         }
+        // Our own folder may be in there, and changes with everything that we do.
+        let own = globset::escape(&self.home.folder().to_string_lossy());
         let settings = WatchSettings {
             roots: config.watch.clone(),
-            ignore: config.ignore_watch.clone(),
+            ignore: config.ignore_watch.iter().cloned().chain([own]).collect(),
             working_folder: config.cwd.clone(),
             delay: config.watch_delay,
         };
