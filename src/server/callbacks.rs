@@ -267,11 +267,14 @@ impl Connections {
         {
             connection.mark_readable(is_gone || event.ready.contains(Interest::EPOLLRDHUP));
         }
-        if is_gone && served.is(Connection::is_waiting) {
-            // There is no client left to answer.
-            return self.close(events, served, true);
+        let has_lost_its_client = || is_gone && served.is(Connection::is_waiting);
+        if !has_lost_its_client() {
+            self.advance(events, served, Connection::step);
         }
-        self.advance(events, served, Connection::step);
+        // There is no client left to answer, whether its request was read before or came in one report with the reset.
+        if has_lost_its_client() {
+            self.close(events, served, true);
+        }
     }
 
     /// The idle time-out is over, or was when the timer was started: since then the connection may have been active.

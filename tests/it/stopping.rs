@@ -120,18 +120,20 @@ fn stops_within(server: &mut Server, most: Duration) {
 /// The request and the reset behind it are one report to a worker that was kept from the CPU meanwhile.
 #[test]
 fn a_client_that_resets_just_behind_its_request_is_not_waited_for() {
-    let mut server = start("event-driven", &["--work", "wait:60s"]);
-    let mut client = connect(&server);
-    let (half, rest) = GET.split_at(10);
-    held(client.send(half));
-    held(client.was_read());
-    let worker = server.processes()[0];
-    assert!(worker.stop(ANSWER_TIMEOUT));
-    held(client.send(rest));
-    client.reset();
-    assert!(worker.resume(ANSWER_TIMEOUT));
-    let since = Instant::now();
-    let report = held(server.stop());
-    assert!(since.elapsed() < GRACE, "it waited for the client: {:?}", since.elapsed());
-    assert_eq!((report.workers[0].client_errors, report.workers[0].active), (1, 0));
+    for name in ["event-driven", "event-loop"] {
+        let mut server = start(name, &["--work", "wait:60s"]);
+        let mut client = connect(&server);
+        let (half, rest) = GET.split_at(10);
+        held(client.send(half));
+        held(client.was_read());
+        let worker = server.processes()[0];
+        assert!(worker.stop(ANSWER_TIMEOUT));
+        held(client.send(rest));
+        client.reset();
+        assert!(worker.resume(ANSWER_TIMEOUT));
+        let since = Instant::now();
+        let report = held(server.stop());
+        assert!(since.elapsed() < GRACE, "{name} waited for the client: {:?}", since.elapsed());
+        assert_eq!((report.workers[0].client_errors, report.workers[0].active), (1, 0), "{name}");
+    }
 }
