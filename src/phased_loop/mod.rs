@@ -40,6 +40,9 @@ const FINISHED_REQUESTS: u64 = u64::MAX;
 /// Reports taken per wait; what is left comes in the next turn.
 const REPORTS_PER_WAIT: usize = 1024;
 
+/// What a pending callback defers after poll still runs in the same turn, so many times: `uv_run` of libuv since 1.45.
+const PENDING_ROUNDS: usize = 8;
+
 /// A started observer: its phase, a number that orders it there, the number of its start, and its key. Timers are ordered
 /// by the time when they are due, then by their start; of the others the one started last comes first, as in libuv.
 type Place = (Phase, u64, u64, SlotKey);
@@ -176,7 +179,7 @@ impl PhasedLoop {
             let may_wait = mode == RunMode::UntilDone || (mode == RunMode::Once && !has_work);
             self.metrics.turns += 1;
             self.poll(if may_wait { self.poll_timeout() } else { Some(Duration::ZERO) })?;
-            self.run_pending();
+            (0..PENDING_ROUNDS).for_each(|_| self.run_pending());
             self.run_check();
             self.run_closing();
             self.update_time();
@@ -525,5 +528,26 @@ mod tests {
         );
         assert_eq!(last, ("request", Phase::Poll));
         assert!(events.is_empty());
+    }
+
+    #[test]
+    fn what_pending_callbacks_defer_after_poll_runs_eight_times_before_check() {
+        fn defer(events: &mut PhasedLoop, left: u32, ran: Rc<RefCell<Vec<u32>>>) {
+            events.queue(Phase::Pending, move |events| {
+                ran.borrow_mut().push(left);
+                if left > 1 {
+                    defer(events, left - 1, ran);
+                }
+            });
+        }
+        let mut events = PhasedLoop::new(1).unwrap();
+        let ran = Rc::new(RefCell::new(Vec::new()));
+        defer(&mut events, 20, ran.clone());
+        let in_check = ran.clone();
+        events.queue(Phase::Check, move |_| in_check.borrow_mut().push(0));
+        assert_eq!(events.run(RunMode::UntilDone), Ok(false));
+        // One before poll, eight after it.
+        assert_eq!(ran.borrow().iter().position(|&left| left == 0), Some(9));
+        assert_eq!(ran.borrow().len(), 21);
     }
 }
