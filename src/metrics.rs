@@ -456,10 +456,10 @@ pub static TABLES: &[Section] = &[
             "Queries that reached the database, over the times that a worker's cache entry was asked for and had expired."),
     ]},
     Section { title: "Trials of process managers", metrics: &[
-        metric("trial_answered", "answered", "", "Requests that the application has answered, to all clients."),
+        metric("trial_answered", "answers", "", "Requests that the application has answered, to all clients."),
         metric("lost_kept_alive", "lost, kept alive", "",
             "Requests without an answer, of a client whose connections stay open."),
-        metric("retried_kept_alive", "retried", "",
+        metric("retried_kept_alive", "retried, kept alive", "",
             "Requests that this client has sent once more, because its connection was closed before any byte of an answer."),
         metric("lost_new_connections", "lost, new connections", "",
             "Requests without an answer, of clients with a connection for each request."),

@@ -206,7 +206,8 @@ fn monit_shows_all_processes_and_the_logs_of_the_one_that_is_chosen() {
     terminal.keys(&["Down"]);
     terminal.shows(|screen| screen.contains("two (id 1)") && screen.contains("\nout of two\n"));
     terminal.keys(&["q"]);
-    terminal.shows(|screen| screen.trim_end().ends_with("monit\nprompt>"));
+    // The line that was typed may be longer than the screen is wide.
+    terminal.shows(|screen| screen.replace('\n', "").trim_end().ends_with("monitprompt>"));
     terminal.is_given_back();
 }
 

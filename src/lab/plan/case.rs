@@ -417,8 +417,8 @@ quick = { axes = { connections = [8] } }"#;
                 "a table of their own",
             ),
             ("\"p50\"", "\"p51\"", "lab explain"),
-            ("axes", "kind = \"trials\"\naxes", "needs `load = \"trial NAME\"`"),
-            ("axes", "kind = \"orders\"\naxes", "needs `load = \"runs N\"`"),
+            ("axes = { work", "kind = \"trials\"\naxes = { work", "needs `load = \"trial NAME\"`"),
+            ("axes = { work", "kind = \"orders\"\naxes = { work", "needs `load = \"runs N\"`"),
             ("load = \"loadgen", "load = [\"loadgen\", \"loadgen --pin\"] #", "give a client a name"),
         ] {
             let broken = TABLE.replace(from, to);

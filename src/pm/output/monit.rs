@@ -53,7 +53,8 @@ impl MonitView<'_> {
 
     fn all(&self) -> String {
         let online = self.entries.iter().filter(|entry| entry.pm2_env.status == ProcessStatus::Online).count();
-        let cpu: f64 = self.entries.iter().map(|entry| entry.monit.cpu).sum();
+        // From 0.0: the sum of none is -0.0.
+        let cpu = self.entries.iter().fold(0.0, |sum, entry| sum + entry.monit.cpu);
         let memory: u64 = self.entries.iter().map(|entry| entry.monit.memory).sum();
         format!("{online} of {} processes online, {cpu:.1}% of a CPU, {}", self.entries.len(), size(memory))
     }
