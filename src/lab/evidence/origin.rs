@@ -98,7 +98,8 @@ fn programs(root: &Path, lesson: &Experiment) -> BTreeSet<String> {
     let cases = lesson.cases(false);
     let words = cases.iter().flat_map(|case| [case.server.text(), case.client.text()]);
     let words = words.flat_map(|command| command.split([' ', '/'])).chain(IN_EVERY_RUN);
-    let mut programs: BTreeSet<String> = words.map(String::from).collect();
+    // A flag of a program that was split has the name of the program that it starts.
+    let mut programs: BTreeSet<String> = words.map(|word| word.trim_start_matches('-').to_string()).collect();
     for program in programs.clone() {
         let text = fs::read_to_string(source(root, &program)).unwrap_or_default();
         programs.extend(text.split('"').filter(|word| source(root, word).exists()).map(String::from));
@@ -113,7 +114,8 @@ fn source(root: &Path, program: &str) -> PathBuf {
 /// Whether a change of this file may change the rows of a lesson that runs these programs. A folder of `src/` that has the
 /// name of a program is a part of that one alone.
 fn decides(root: &Path, file: &str, programs: &BTreeSet<String>) -> bool {
-    let program = file.strip_prefix("bins/").and_then(|file| file.strip_suffix(".rs"));
+    let program =
+        file.strip_prefix("bins/").and_then(|file| file.strip_suffix(".rs")).filter(|name| !name.contains('/'));
     let folder = file.strip_prefix("src/").and_then(|file| Some(file.split_once('/')?.0));
     let of_one = program.or(folder.filter(|folder| source(root, folder).exists()));
     of_one.is_none_or(|name| programs.contains(name)) && !MAKES_NO_ROWS.iter().any(|folder| file.starts_with(folder))
