@@ -128,6 +128,18 @@ fn a_lesson_is_not_stale_by_a_change_of_what_it_does_not_run() {
 }
 
 #[test]
+fn a_change_of_another_lesson_is_none_of_what_is_measured() {
+    let scratch = committed("another-lesson");
+    append(&scratch, "experiments/02-other.md", &LESSON.replace("# 1", "# 2"));
+    commit(&scratch);
+    append(&scratch, "experiments/02-other.md", "\nA word more.\n");
+    let (status, error) = ended(scratch.lab(&["run", "1"]));
+    assert_eq!(status, Some(0), "{error}");
+    let record = fs::read_dir(scratch.root.join("experiments/record")).unwrap().next().unwrap().unwrap().path();
+    assert!(!fs::read_to_string(record).unwrap().contains("-dirty"));
+}
+
+#[test]
 fn a_record_outlives_its_commit_as_long_as_a_commit_has_its_content() {
     let scratch = committed("squashed");
     let (status, error) = ended(scratch.lab(&["run"]));

@@ -57,19 +57,20 @@ pub fn commit(root: &Path, experiments: &[Experiment]) -> String {
     git(root, &["rev-parse", "--short=12", "HEAD"]).map_or(String::new(), |commit| commit + mark)
 }
 
-/// The files that decide the rows and are not as the commit has them. A lesson's text does not decide them: its matrix
-/// does, as far as it says what to measure. None where there is no git.
+/// The files that decide the rows of these lessons and are not as the commit has them. A lesson's text does not decide
+/// them: its matrix does, as far as it says what to measure. None where there is no git.
 pub fn dirty(root: &Path, experiments: &[Experiment]) -> Vec<String> {
     let arguments = ["status", "--porcelain", "--no-renames", "--untracked-files=all", "--"];
     let status = git(root, &[&arguments[..], &MEASURED].concat()).unwrap_or_default();
     let paths = status.lines().filter_map(|line| line.trim_start().split_once(' ')).map(|(_, path)| path.trim());
-    let has_the_same_matrix = |path: &&str| {
-        let name =
-            path.strip_suffix(".md").and_then(|path| path.rsplit_once("experiments/")).map_or("", |(_, name)| name);
-        let now = experiments.iter().find(|experiment| experiment.name == name).map(|its| its.measured_hash.clone());
-        now.is_some() && now == matrix_at(root, "HEAD", name)
+    let decides = |path: &&str| match path.strip_suffix(".md").and_then(|path| path.rsplit_once("experiments/")) {
+        Some((_, name)) => {
+            let its = experiments.iter().find(|experiment| experiment.name == name);
+            its.is_some_and(|its| matrix_at(root, "HEAD", name).as_ref() != Some(&its.measured_hash))
+        }
+        None => true,
     };
-    paths.filter(|path| !has_the_same_matrix(path)).map(str::to_string).collect()
+    paths.filter(decides).map(str::to_string).collect()
 }
 
 /// The hash of a lesson's matrix as a commit has it.
