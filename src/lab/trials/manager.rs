@@ -122,13 +122,19 @@ impl Manager {
         Ok(text.split_whitespace().next_back().unwrap_or_default().to_string())
     }
 
-    /// Starts these applications, from a file. Whether the manager was content.
-    pub fn start(&self, apps: &[Value]) -> Result<bool, Stop> {
+    /// Starts these applications, from a file.
+    ///
+    /// # Errors
+    /// When the manager refuses: what follows would measure nothing.
+    pub fn start(&self, apps: &[Value]) -> Result<(), Stop> {
         let file = self.configure(apps)?;
-        self.succeeds(&["start", &file])
+        match self.succeeds(&["start", &file])? {
+            true => Ok(()),
+            false => Err(Stop::Failed(format!("{} refuses to start {file}", self.kind.program()))),
+        }
     }
 
-    /// Reads the configuration anew, replaces what runs, and returns whether the manager was content.
+    /// Reads the configuration anew, replaces what runs, and returns whether the manager says that it has.
     pub fn reload(&self, apps: &[Value]) -> Result<bool, Stop> {
         let file = self.configure(apps)?;
         self.succeeds(&["reload", &file])
