@@ -81,7 +81,8 @@ impl God {
         for id in self.all() {
             let Some(process) = self.processes.get_mut(&id) else { continue };
             let is_due = process.cron.as_mut().is_some_and(|cron| cron.is_due(now_s));
-            if is_due && process.saved.after_stop.is_none() && process.saved.status != ProcessStatus::Errored {
+            // One that is being restarted or reloaded is as new as it can be; cut short, its command would fail.
+            if is_due && !process.is_busy() && process.saved.status != ProcessStatus::Errored {
                 self.report(id, "cron");
                 self.restart_unasked(id);
             }
