@@ -78,7 +78,8 @@ fn an_application_that_starts_later_is_followed_from_its_first_line() {
     pm.await_log("api-out-0.log", "begun\n");
     let mut follower = Follower::start(pm.command(&["logs", "--lines", "1"]));
     assert_eq!(follower.next(), "0|api | begun");
-    let text = "seq 1 20\ntrap 'echo again' USR2\nwhile :; do sleep 0.05; done\n";
+    // First the trap: the signal comes as soon as the last line was read.
+    let text = "trap 'echo again' USR2\nseq 1 20\nwhile :; do sleep 0.05; done\n";
     pm.done(&["start", &pm.script("later.sh", text)]);
     for number in 1..21 {
         assert_eq!(follower.next(), format!("1|later | {number}"));
@@ -235,9 +236,10 @@ fn a_daemon_that_is_killed_loses_nothing_of_what_is_written_meanwhile() {
 #[test]
 fn logs_in_a_watched_folder_restart_nothing_when_they_are_rotated_and_opened_anew() {
     let pm = Manager::new("logs-watched");
-    let script = pm.script("app.sh", "trap 'seq 1 1000' USR2\necho begun\nwhile :; do sleep 0.05; done\n");
+    // A name that is not watched: a child of another test may have it open still, and close it after the watch has begun.
+    let script = pm.script(".app.sh", "trap 'seq 1 1000' USR2\necho begun\nwhile :; do sleep 0.05; done\n");
     let flags = ["-i", "2", "--watch", "--output", "app.log", "--error", "error.log", "--log-max-size", "1K"];
-    pm.done(&[&["start", &script][..], &flags].concat());
+    pm.done(&[&["start", &script, "--name", "app"][..], &flags].concat());
     let folder = pm.home().with_file_name("");
     for number in 0..2 {
         let has_begun =
@@ -255,9 +257,9 @@ fn logs_in_a_watched_folder_restart_nothing_when_they_are_rotated_and_opened_ane
     let restarts = || pm.list().iter().map(|process| process["pm2_env"]["restart_time"].clone()).collect::<Vec<_>>();
     let is_restarted = || restarts().iter().all(|count| *count != 0).then_some(());
     assert!(poll_until(FOREVER, is_restarted).is_some());
-    assert_eq!(restarts(), [1, 1]);
-    let reasons = fs::read_to_string(pm.home().join("pm.log")).unwrap();
-    assert!(reasons.lines().filter(|line| line.contains("\"change\"")).all(|line| line.contains("changed.txt")));
+    let events = fs::read_to_string(pm.home().join("pm.log")).unwrap();
+    assert_eq!(restarts(), [1, 1], "{events}");
+    assert!(events.lines().filter(|line| line.contains("\"change\"")).all(|line| line.contains("changed.txt")));
 }
 
 /// Says a beginning of a line, and ends; the next of the name says what it is.
