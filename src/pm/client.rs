@@ -23,7 +23,11 @@ const DAEMON: &str = "daemon";
 /// What the daemon says on its standard output when clients can come; anything else is why it could not start.
 const READY: &str = "ready";
 
+/// How often a request is sent while daemons are killed: one that is dying may still take a connection.
+const MOST_TRIES: usize = 5;
+
 pub struct PmConnection {
+    home: PmHome,
     stream: BufReader<UnixStream>,
 }
 
@@ -31,7 +35,7 @@ impl PmConnection {
     /// `None`: there is no daemon.
     pub fn find(home: &PmHome) -> Result<Option<PmConnection>, Failure> {
         match control_socket::connect(&home.socket()) {
-            Ok(stream) => Ok(Some(PmConnection { stream: BufReader::new(stream) })),
+            Ok(stream) => Ok(Some(PmConnection { home: home.clone(), stream: BufReader::new(stream) })),
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => Ok(None),
             Err(error) => {
                 let tried = format!("connect to {}", home.socket().display());
@@ -56,13 +60,14 @@ impl PmConnection {
         PmConnection::find(home)?.ok_or_else(lost)
     }
 
-    pub fn send(&mut self, request: &PmRequest) -> Result<(), Failure> {
+    /// False: the daemon has closed its end before it had all of it. One that refuses us has answered nevertheless.
+    pub fn send(&mut self, request: &PmRequest) -> Result<bool, Failure> {
         let mut line = serde_json::to_vec(request).expect("its keys are strings");
         line.push(b'\n');
-        // A daemon that refuses us at once has closed its end already, and its answer is there.
         match self.stream.get_mut().write_all(&line) {
-            Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Failure::new("ask the daemon", error)),
-            _ => Ok(()),
+            Ok(()) => Ok(true),
+            Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => Ok(false),
+            Err(error) => Err(Failure::new("ask the daemon", error)),
         }
     }
 
@@ -81,13 +86,21 @@ impl PmConnection {
         (error.kind() == ErrorKind::WouldBlock).then_some(!said.is_empty())
     }
 
-    /// Asks, and awaits the answer.
+    /// Asks, and awaits the answer; asks the next daemon where this one was killed and cannot have done anything.
     ///
     /// # Errors
     /// What the daemon answers if it could not do it.
     pub fn ask(&mut self, request: &PmRequest) -> Result<PmReply, Failure> {
-        self.send(request)?;
-        let line = self.receive()?.ok_or_else(|| Failure::relay("the daemon ended before it answered".to_owned()))?;
+        let mut tries = 1..MOST_TRIES;
+        let line = loop {
+            if let Some(line) = self.exchange(request)? {
+                break line;
+            }
+            if tries.next().is_none() {
+                return Err(lost());
+            }
+            *self = PmConnection::open(&self.home)?;
+        };
         let reply: PmReply = serde_json::from_str(&line)
             .map_err(|error| Failure::new("read the daemon's answer", error).advise("is it of another version?"))?;
         match reply.error {
@@ -95,6 +108,25 @@ impl PmConnection {
             None => Ok(reply),
         }
     }
+
+    /// The answer. `None`: the daemon was killed, and the request may be sent again, because it changes nothing or was
+    /// not read to its end.
+    fn exchange(&mut self, request: &PmRequest) -> Result<Option<String>, Failure> {
+        let is_sent = self.send(request)?;
+        let mut line = String::new();
+        match self.stream.read_line(&mut line) {
+            Ok(_) if line.ends_with('\n') => Ok(Some(line)),
+            Ok(_) if is_sent && !request.only_looks() => Err(lost()),
+            Ok(_) => Ok(None),
+            // There was something that it had not read when it ended (unix(7)).
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(None),
+            Err(error) => Err(Failure::new("read the daemon's answer", error)),
+        }
+    }
+}
+
+fn lost() -> Failure {
+    Failure::relay("the daemon ended before it answered; `pm list` shows what it has done".to_owned())
 }
 
 /// Readable when the daemon has said something, or is gone.

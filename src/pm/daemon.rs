@@ -6,11 +6,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 use super::dump::AfterStop;
 use super::god::{God, PmToken};
@@ -22,6 +25,7 @@ use crate::console;
 use crate::control_socket::{self, ControlSettings, ControlSocket};
 use crate::failure::Failure;
 use crate::sys::epoll::{Interest, Ready};
+use crate::sys::pidfd::PidFd;
 use crate::sys::process::DescriptorLimit;
 use crate::sys::signal::SignalQueue;
 
@@ -68,7 +72,13 @@ struct Daemon {
 /// Another daemon with the same folder; a folder or a socket that cannot be made.
 pub fn run(home: &PmHome, cluster: PathBuf, first: Option<PmRequest>, ready: impl FnOnce()) -> Result<(), Failure> {
     home.make()?;
-    let Some(lock) = home.lock_daemon()? else {
+    let mut lock = home.lock_daemon()?;
+    if lock.is_none() && control_socket::connect(&home.socket()).is_err() {
+        // It was killed, and the lock is the last that the kernel takes from it.
+        await_end_of_daemon(home);
+        lock = home.lock_daemon()?;
+    }
+    let Some(lock) = lock else {
         let taken = format!("start the daemon: another one runs with {}", home.folder().display());
         return Err(Failure::relay(taken).advise("`pm kill` ends it"));
     };
@@ -107,6 +117,12 @@ pub fn run(home: &PmHome, cluster: PathBuf, first: Option<PmRequest>, ready: imp
     drop(lock);
     drop(daemon);
     outcome
+}
+
+/// Waits until the daemon that has the lock is gone, at most for five seconds.
+fn await_end_of_daemon(home: &PmHome) {
+    let Some(daemon) = home.daemon_pid().and_then(|pid| PidFd::open(Pid::from_raw(pid)).ok()) else { return };
+    let _ = poll(&mut [PollFd::new(daemon.as_fd(), PollFlags::POLLIN)], 5_000_u16);
 }
 
 /// The socket that systemd has opened for us, if it has.
@@ -202,7 +218,7 @@ impl Daemon {
                 | PmRequest::Reload { .. }
                 | PmRequest::Scale { .. }
         );
-        let only_looks = matches!(request, PmRequest::Ping | PmRequest::List | PmRequest::Describe { .. });
+        let only_looks = request.only_looks();
         if matches!(request, PmRequest::Events) {
             return self.control.subscribe(client);
         }

@@ -72,6 +72,11 @@ impl PmHome {
         &self.folder
     }
 
+    /// Of the daemon that has the lock, or had it last.
+    pub fn daemon_pid(&self) -> Option<i32> {
+        fs::read_to_string(self.folder.join("daemon.lock")).ok()?.trim().parse().ok()
+    }
+
     pub fn socket(&self) -> PathBuf {
         self.folder.join("control.sock")
     }

@@ -99,6 +99,13 @@ pub enum PmRequest {
     Kill,
 }
 
+impl PmRequest {
+    /// It wants to know, and changes nothing.
+    pub fn only_looks(&self) -> bool {
+        matches!(self, PmRequest::Ping | PmRequest::List | PmRequest::Describe { .. })
+    }
+}
+
 /// A name with or without SIG, or a number: the number.
 fn parse_signal(text: &str) -> Result<i32, String> {
     let named = format!("SIG{}", text.to_uppercase().trim_start_matches("SIG"));

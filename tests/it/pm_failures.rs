@@ -67,6 +67,19 @@ fn a_worker_of_a_cluster_that_dies_is_counted_and_is_an_event() {
     assert_eq!((count("scaled"), count("reloaded"), count("exit")), (1, 1, 2), "{log}");
 }
 
+/// It may die before it has accepted the client, before it has read the request, or still have the lock.
+#[test]
+fn a_command_directly_after_the_daemon_was_killed_is_done_by_the_next_one() {
+    let pm = Manager::new("killed-often");
+    pm.done(&["start", "sleep", "--name", "nap", "--", "1000"]);
+    let pid = pm.pid("nap");
+    for round in 0..20 {
+        // Nobody waits for its end.
+        kill_9(pm.daemon());
+        assert_eq!(pm.pid("nap"), pid, "round {round}");
+    }
+}
+
 #[test]
 fn a_damaged_state_is_kept_and_the_applications_that_run_are_found_again() {
     let pm = Manager::new("damaged");
