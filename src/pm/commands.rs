@@ -17,7 +17,7 @@ use super::client::{self, PmConnection};
 use super::config::{self, AppConfig, LogType};
 use super::daemon;
 use super::home::{self, PmHome};
-use super::logs::{AppLog, FollowOptions, LaterLogs, ShownAs, follow};
+use super::logs::{AppLog, LaterLogs, follow};
 use super::output::{self, MonitView};
 use super::protocol::{PmReply, PmRequest, ProcessEntry};
 use super::startup;
@@ -48,7 +48,7 @@ pub fn run(command: PmCommand, cluster: &str) -> Result<(), Failure> {
             console::print(&format!("{list}\n"))
         }
         PmCommand::Env { targets } => console::print(&environments(&ask(PmRequest::Describe { targets })?.processes)),
-        PmCommand::Logs(args) => logs(&home, args),
+        PmCommand::Logs(args) => logs(&home, &args),
         PmCommand::Monit => monit(&home),
         PmCommand::Ask(request) => {
             let reply = ask(request.clone())?;
@@ -238,7 +238,7 @@ fn environments(entries: &[ProcessEntry]) -> String {
     variables.map(|variable| variable + "\n").collect()
 }
 
-fn logs(home: &PmHome, args: LogsArgs) -> Result<(), Failure> {
+fn logs(home: &PmHome, args: &LogsArgs) -> Result<(), Failure> {
     // First, so that no application that starts now is missed.
     let mut events = PmConnection::open(home)?;
     events.send(&PmRequest::Events)?;
@@ -248,24 +248,12 @@ fn logs(home: &PmHome, args: LogsArgs) -> Result<(), Failure> {
         let is_wanted = |log: &AppLog| if log.stream == LogStream::Out { !args.err } else { !args.out };
         Ok(reply.processes.iter().flat_map(logs_of).filter(is_wanted).collect())
     };
-    let shown_as = match (args.json, args.raw) {
-        (true, _) => ShownAs::Json,
-        (false, true) => ShownAs::Raw,
-        (false, false) => ShownAs::Named,
-    };
-    let options = FollowOptions {
-        lines: args.lines,
-        shown_as,
-        goes_on: !args.nostream,
-        time_format: args.timestamp,
-        paint: Paint::on(&stdout()),
-    };
     let first = logs()?;
     let descriptor = events.as_fd().try_clone_to_owned().map_err(|error| Failure::new("await events", error))?;
     // One that is unknown now may come again.
     let mut later = || Some(if events.discard()? { logs().unwrap_or_default() } else { Vec::new() });
     let later = LaterLogs { events: descriptor.as_fd(), logs: &mut later };
-    follow(&first, &options, &stdout(), Some(later))
+    follow(&first, args, &stdout(), Some(later))
 }
 
 fn logs_of(entry: &ProcessEntry) -> [AppLog; 2] {

@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 use super::dump::AfterStop;
 use super::god::{God, PmToken};
 use super::home::PmHome;
-use super::logs::OwnLog;
+use super::logs::own_log;
 use super::protocol::{PmReply, PmRequest};
 use super::startup;
 use crate::console;
@@ -58,7 +58,8 @@ struct Daemon {
     god: God,
     control: ControlSocket,
     signals: SignalQueue,
-    own_log: Option<OwnLog>,
+    /// Our standard error is its `pm.log`.
+    own_log: Option<PmHome>,
     /// By client; one may have left.
     awaited: BTreeMap<u64, AwaitedChange>,
     is_ending: bool,
@@ -97,7 +98,7 @@ pub fn run(home: &PmHome, cluster: PathBuf, first: Option<PmRequest>, ready: imp
         god,
         control,
         signals,
-        own_log: OwnLog::find(home),
+        own_log: own_log::is_standard_error(home).then(|| home.clone()),
         awaited: BTreeMap::new(),
         is_ending: false,
         ends_with_last: first.is_some(),
@@ -144,7 +145,7 @@ impl Daemon {
             self.god.save_state();
             let events = self.god.take_events();
             events.iter().for_each(|event| self.control.publish(event));
-            self.own_log.iter().filter(|_| !events.is_empty()).for_each(OwnLog::check);
+            self.own_log.iter().filter(|_| !events.is_empty()).for_each(own_log::check);
             self.answer_awaited();
             if self.ends_with_last && !self.is_ending && !self.god.has_work() {
                 self.end();
@@ -175,7 +176,7 @@ impl Daemon {
 
     fn reopen_logs(&mut self) {
         self.god.reopen_logs();
-        self.own_log.iter().for_each(OwnLog::check);
+        self.own_log.iter().for_each(own_log::check);
     }
 
     fn take_signals(&mut self) {

@@ -1,5 +1,5 @@
-//! Files that changed, in folders with all that is in them, as the kernel reports it (inotify(7)). Only folders are
-//! watched, so 50,000 files in ten folders need ten watches; a new folder is watched when it comes.
+//! Files that changed, in folders with all that is in them (inotify(7)). Only folders are watched, so 50,000 files in ten
+//! folders need ten watches; a new folder is watched when it comes.
 //!
 //! What is seen: a file is written and closed, created, deleted, or replaced by a rename; a folder comes with files in
 //! it, or goes; a link on the way to what is watched leads elsewhere (`current` → `releases/8`, and the `..data` of a
@@ -23,6 +23,7 @@ use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, Inotify, InotifyEvent, WatchDescriptor};
 
+use super::config::AppConfig;
 use crate::failure::Failure;
 use crate::sys::inotify;
 
@@ -38,23 +39,9 @@ const MOST_PATHS: usize = 100;
 /// The link that Kubernetes replaces when a ConfigMap changes; all its files are links through this one.
 const CONFIG_MAP_LINK: &str = "..data";
 
-/// All paths are absolute.
-#[derive(Clone, Debug, Default)]
-pub struct WatchSettings {
-    /// Files, and folders with all that is in them. They are watched even where their own name is ignored, and may come
-    /// later.
-    pub roots: Vec<PathBuf>,
-    /// Globs (crate globset): `*` stops at a slash, `**` does not.
-    pub ignore: Vec<String>,
-    /// What a glob with a slash begins in.
-    pub working_folder: PathBuf,
-    /// At least 50 ms.
-    pub delay: Duration,
-}
-
 pub struct Watcher {
     inotify: Inotify,
-    settings: WatchSettings,
+    config: AppConfig,
     globs: GlobSet,
     folders: BTreeMap<WatchDescriptor, WatchedFolder>,
     changed: BTreeSet<PathBuf>,
@@ -65,25 +52,26 @@ pub struct Watcher {
     is_incomplete: bool,
 }
 
+#[derive(Default)]
 struct WatchedFolder {
     path: PathBuf,
     /// All that is in it counts.
     is_whole: bool,
-    /// Otherwise these only: a root, or a link on the way to one.
+    /// Otherwise these, and the link of a ConfigMap: a root, a link on the way to one, the first name that is missing.
     names: BTreeSet<OsString>,
 }
 
 impl Watcher {
-    /// What can be watched is watched now; what cannot is said by [`Watcher::take_problems`].
+    /// Watches what the configuration names, even where that name is ignored, or comes later. What cannot be watched is
+    /// said by [`Watcher::take_problems`].
     ///
     /// # Errors
     /// EMFILE when this user has no inotify instance left.
-    pub fn new(settings: WatchSettings) -> nix::Result<Watcher> {
-        let mut problems = Vec::new();
-        let globs = globs(&settings.ignore, &mut problems);
+    pub fn new(config: AppConfig) -> nix::Result<Watcher> {
+        let (globs, problems) = globs(&config.ignore_watch);
         let mut watcher = Watcher {
             inotify: inotify::open()?,
-            settings,
+            config,
             globs,
             folders: BTreeMap::new(),
             changed: BTreeSet::new(),
@@ -97,7 +85,7 @@ impl Watcher {
 
     /// When to ask whatever the descriptor says, of CLOCK_MONOTONIC. `None`: not before it is readable.
     pub fn due_ns(&self) -> Option<u64> {
-        let delay = self.settings.delay.max(SHORTEST_DELAY).as_nanos() as u64;
+        let delay = self.config.watch_delay.max(SHORTEST_DELAY).as_nanos() as u64;
         self.burst_ns.map(|(first, last)| (last + delay).min(first + MOST_DELAYS * delay))
     }
 
@@ -122,30 +110,25 @@ impl Watcher {
         let has = |flags: AddWatchFlags| event.mask.intersects(flags);
         if has(AddWatchFlags::IN_Q_OVERFLOW) {
             // What it was about is not known: anything may have changed, and folders may have come.
-            self.settings.roots.clone().into_iter().for_each(|root| self.add_change(root, now_ns));
+            self.config.watch.clone().into_iter().for_each(|root| self.add_change(root, now_ns));
             return self.watch_roots();
-        }
-        if has(AddWatchFlags::IN_IGNORED) {
-            self.folders.remove(&event.wd);
-            return;
         }
         let (Some(folder), Some(name)) = (self.folders.get(&event.wd), &event.name) else { return };
         let path = folder.path.join(name);
-        let comes_or_goes = has(AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVE);
-        if folder.names.contains(name) && name != CONFIG_MAP_LINK {
-            if comes_or_goes {
+        if folder.names.contains(name) {
+            if has(AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVE) {
                 self.unwatch(&path);
                 self.watch_roots();
             }
             return self.add_change(path, now_ns);
         }
-        let is_counted = folder.is_whole || folder.names.contains(name);
-        if !is_counted || (self.is_ignored(&path, name) && name != CONFIG_MAP_LINK) {
+        if (!folder.is_whole && name != CONFIG_MAP_LINK) || self.is_ignored(&path, name) {
             return;
         }
         if !has(AddWatchFlags::IN_ISDIR) {
-            // A new file is complete when it is closed; a link is complete at once.
-            if !has(AddWatchFlags::IN_CREATE) || is_link(&path) {
+            // A new file is complete when it is closed; a link, or one more name of a file, is complete at once.
+            let is_link = |metadata: fs::Metadata| metadata.is_symlink() || metadata.nlink() > 1;
+            if !has(AddWatchFlags::IN_CREATE) || fs::symlink_metadata(&path).is_ok_and(is_link) {
                 self.add_change(path, now_ns);
             }
         } else if has(AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO) {
@@ -157,36 +140,28 @@ impl Watcher {
     }
 
     fn add_change(&mut self, path: PathBuf, now_ns: u64) {
-        let first = self.burst_ns.map_or(now_ns, |(first, _)| first);
-        self.burst_ns = Some((first, now_ns));
+        self.burst_ns = Some((self.burst_ns.map_or(now_ns, |(first, _)| first), now_ns));
         if self.changed.len() < MOST_PATHS {
             self.changed.insert(path);
         }
     }
 
+    /// With the name of the root itself, each link on the way to it, and the first name that is missing.
     fn watch_roots(&mut self) {
-        for root in self.settings.roots.clone() {
-            self.watch_way_to(&root);
+        for root in self.config.watch.clone() {
+            let mut way: Vec<&Path> = root.ancestors().filter(|path| path.file_name().is_some()).collect();
+            while let Some(path) = way.pop() {
+                let found = fs::symlink_metadata(path);
+                let is_link = found.as_ref().is_ok_and(fs::Metadata::is_symlink);
+                if found.is_err() || is_link || path == root {
+                    self.watch(inotify::folder_of(path), path.file_name());
+                }
+                if found.is_err() {
+                    break;
+                }
+            }
             if root.is_dir() {
                 self.watch_tree(root, None);
-            }
-        }
-    }
-
-    /// Watches for the name of the root itself, for each link on the way to it, and for the first name that is missing.
-    fn watch_way_to(&mut self, root: &Path) {
-        let mut way: Vec<&Path> = root.ancestors().filter(|path| path.file_name().is_some()).collect();
-        way.reverse();
-        for path in way {
-            let found = fs::symlink_metadata(path);
-            let is_link = found.as_ref().is_ok_and(|metadata| metadata.is_symlink());
-            if !is_link && found.is_ok() && path != root {
-                continue;
-            }
-            let names = [path.file_name().unwrap_or_default(), OsStr::new(CONFIG_MAP_LINK)];
-            self.watch(inotify::folder_of(path), false, &names);
-            if found.is_err() {
-                return;
             }
         }
     }
@@ -196,7 +171,7 @@ impl Watcher {
         let mut waiting = vec![root];
         while let Some(folder) = waiting.pop() {
             // First the watch, then the look: what comes between is seen twice, not never.
-            if !self.watch(&folder, true, &[]) {
+            if !self.watch(&folder, None) {
                 continue;
             }
             for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
@@ -213,33 +188,31 @@ impl Watcher {
         }
     }
 
-    /// False: it is not watched.
-    fn watch(&mut self, path: &Path, is_whole: bool, names: &[&OsStr]) -> bool {
+    /// All that is in this folder, or this name. False: it is not watched.
+    fn watch(&mut self, path: &Path, name: Option<&OsStr>) -> bool {
         let events = inotify::REPLACED | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_ONLYDIR;
         match self.inotify.add_watch(path, events) {
             Ok(descriptor) => {
-                let new = WatchedFolder { path: path.to_owned(), is_whole: false, names: BTreeSet::new() };
-                let folder = self.folders.entry(descriptor).or_insert(new);
-                folder.is_whole |= is_whole;
-                folder.names.extend(names.iter().map(|&name| name.to_owned()));
-                true
+                let new = || WatchedFolder { path: path.to_owned(), ..WatchedFolder::default() };
+                let folder = self.folders.entry(descriptor).or_insert_with(new);
+                folder.is_whole |= name.is_none();
+                folder.names.extend(name.map(OsStr::to_owned));
+                return true;
             }
             // It has gone meanwhile.
-            Err(Errno::ENOENT | Errno::ENOTDIR) => false,
+            Err(Errno::ENOENT | Errno::ENOTDIR) => {}
+            // One line is enough: the first of very many.
+            Err(_) if self.is_incomplete => {}
             Err(errno) => {
-                // One line is enough: the first of very many.
-                if !std::mem::replace(&mut self.is_incomplete, true) {
-                    let why = match errno {
-                        Errno::ENOSPC => io::Error::other("this user may watch no more folders"),
-                        errno => errno.into(),
-                    };
-                    let failure = Failure::new(format_args!("watch {}", path.display()), why);
-                    let advice = "some changes are not seen; raise fs.inotify.max_user_watches, or ignore more folders";
-                    self.problems.push(failure.advise(advice).to_string());
-                }
-                false
+                self.is_incomplete = true;
+                let too_many = || io::Error::other("this user may watch no more folders");
+                let why = if errno == Errno::ENOSPC { too_many() } else { errno.into() };
+                let advice = "some changes are not seen; raise fs.inotify.max_user_watches, or ignore more folders";
+                let failure = Failure::new(format_args!("watch {}", path.display()), why).advise(advice);
+                self.problems.push(failure.to_string());
             }
         }
+        false
     }
 
     /// A folder, and those in it, that are there no more, or under another name.
@@ -253,27 +226,21 @@ impl Watcher {
     }
 
     fn is_ignored(&self, path: &Path, name: &OsStr) -> bool {
-        let is_usual = name.as_encoded_bytes().starts_with(b".") || name == "node_modules";
-        let relative = path.strip_prefix(&self.settings.working_folder).unwrap_or(path);
-        is_usual || self.globs.is_match(relative) || self.globs.is_match(path)
+        let is_hidden = name.as_encoded_bytes().starts_with(b".") && name != CONFIG_MAP_LINK;
+        let relative = path.strip_prefix(&self.config.cwd).unwrap_or(path);
+        is_hidden || name == "node_modules" || self.globs.is_match(relative) || self.globs.is_match(path)
     }
 }
 
-/// What epoll waits for.
 impl AsFd for Watcher {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.inotify.as_fd()
     }
 }
 
-/// A symbolic link, or one more name of a file: nobody will close it after writing.
-fn is_link(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink() || metadata.nlink() > 1)
-}
-
-/// A glob that cannot be read is said, and the others count.
-fn globs(patterns: &[String], problems: &mut Vec<String>) -> GlobSet {
-    let mut set = GlobSetBuilder::new();
+/// In which `*` stops at a slash, and `**` does not. One that cannot be read is said, and the others count.
+fn globs(patterns: &[String]) -> (GlobSet, Vec<String>) {
+    let (mut set, mut problems) = (GlobSetBuilder::new(), Vec::new());
     for pattern in patterns {
         let trimmed = pattern.trim_start_matches("./").trim_end_matches('/');
         let anywhere = if trimmed.contains('/') { trimmed.to_owned() } else { format!("**/{trimmed}") };
@@ -282,10 +249,11 @@ fn globs(patterns: &[String], problems: &mut Vec<String>) -> GlobSet {
             Err(error) => problems.push(format!("ignore {pattern:?}: {}; the others count", error.kind())),
         }
     }
-    set.build().unwrap_or_else(|error| {
+    let set = set.build().unwrap_or_else(|error| {
         problems.push(format!("ignore {patterns:?}: {error}; none counts"));
         GlobSet::empty()
-    })
+    });
+    (set, problems)
 }
 
 #[cfg(test)]
@@ -316,11 +284,11 @@ mod tests {
         }
 
         fn watcher(&self, roots: &[&str], ignore: &[&str]) -> Watcher {
-            Watcher::new(WatchSettings {
-                roots: roots.iter().map(|root| self.path(root)).collect(),
-                ignore: ignore.iter().map(|&glob| glob.to_owned()).collect(),
-                working_folder: self.0.clone(),
-                delay: Duration::ZERO,
+            Watcher::new(AppConfig {
+                watch: roots.iter().map(|root| self.path(root)).collect(),
+                ignore_watch: ignore.iter().map(|&glob| glob.to_owned()).collect(),
+                cwd: self.0.clone(),
+                ..AppConfig::default()
             })
             .unwrap()
         }
@@ -404,7 +372,7 @@ mod tests {
         let folder = Folder::new("burst");
         folder.write("app/a.js");
         let mut watcher = folder.watcher(&["app"], &[]);
-        watcher.settings.delay = Duration::from_secs(1);
+        watcher.config.watch_delay = Duration::from_secs(1);
         assert_eq!((watcher.changed(5 * S), watcher.due_ns()), (None, None));
         let mut report = |now| {
             folder.write("app/a.js");

@@ -8,7 +8,7 @@ use super::super::dump::AfterStop;
 use super::super::process::{LOOK_AT_MEMORY_EVERY, ProcessDue};
 use super::super::protocol::ProcessStatus;
 use super::super::restarts::Decision;
-use super::super::watch::{WatchSettings, Watcher};
+use super::super::watch::Watcher;
 use super::{God, PmToken};
 use crate::console;
 use crate::failure::Failure;
@@ -99,13 +99,9 @@ impl God {
         }
         // Our own folder may be in there, and changes with everything that we do.
         let own = globset::escape(&self.home.folder().to_string_lossy());
-        let settings = WatchSettings {
-            roots: config.watch.clone(),
-            ignore: config.ignore_watch.iter().cloned().chain([own]).collect(),
-            working_folder: config.cwd.clone(),
-            delay: config.watch_delay,
-        };
-        let watched = Watcher::new(settings).and_then(|watcher| {
+        let mut watched = config.clone();
+        watched.ignore_watch.push(own);
+        let watched = Watcher::new(watched).and_then(|watcher| {
             self.epoll.add(&watcher, PmToken::Watch(id).encode(), Interest::EPOLLIN)?;
             Ok(watcher)
         });

@@ -1,4 +1,4 @@
-//! The log of one output of one process, and how its lines look.
+//! The log of one output of one process.
 
 use std::path::PathBuf;
 

@@ -1,7 +1,6 @@
-//! `pm logs`: the last lines of several files, and then each new line, for a person or a program. It survives what
-//! happens to a log: the file is rotated, by us or by logrotate, even several times between two looks; it is emptied; it
-//! is deleted and comes again. It sleeps until the kernel reports something (inotify(7)), and ends quietly when its
-//! reader is gone.
+//! `pm logs`: the last lines of several files, and then each new line. It survives what happens to a log: the file is
+//! rotated, by us or by logrotate, even several times between two looks; it is emptied; it is deleted and comes again. It
+//! sleeps until the kernel reports something (inotify(7)), and ends quietly when its reader is gone.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -21,6 +20,7 @@ use crate::failure::Failure;
 use crate::logs::append_file::rotated;
 use crate::logs::clock::Clock;
 use crate::logs::lines::{LineFormat, LineSplitter};
+use crate::pm::args::LogsArgs;
 use crate::sys::fd::until_uninterrupted;
 use crate::sys::{errno_of, inotify};
 use crate::terminal::Paint;
@@ -29,27 +29,6 @@ const BLOCK: usize = 64 << 10;
 
 /// How often to look where the kernel cannot report: the folder does not exist yet, or this user may watch no more.
 const LOOK_EVERY_MS: u16 = 500;
-
-/// How a line is shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ShownAs {
-    /// Behind the number and the name of its process.
-    Named,
-    Raw,
-    Json,
-}
-
-#[derive(Clone, Debug)]
-pub struct FollowOptions {
-    /// How many of the lines that are there; of each file.
-    pub lines: usize,
-    pub shown_as: ShownAs,
-    /// Otherwise it ends when these are shown.
-    pub goes_on: bool,
-    /// Shows when a new line was read, in this form ([`crate::logs::clock`]).
-    pub time_format: Option<String>,
-    pub paint: Paint,
-}
 
 /// More logs, which come while some are followed.
 pub struct LaterLogs<'a> {
@@ -64,15 +43,10 @@ pub struct LaterLogs<'a> {
 ///
 /// # Errors
 /// When `out` cannot be written, as on a full disk. A reader that is gone is none.
-pub fn follow(
-    logs: &[AppLog],
-    options: &FollowOptions,
-    out: &impl AsFd,
-    later: Option<LaterLogs>,
-) -> Result<(), Failure> {
+pub fn follow(logs: &[AppLog], args: &LogsArgs, out: &impl AsFd, later: Option<LaterLogs>) -> Result<(), Failure> {
     // Where this user has no inotify instance left, we look every so often.
     let inotify = inotify::open().ok();
-    let mut follower = Follower { options, out: out.as_fd(), inotify, readers: Vec::new(), is_watched: true, width: 0 };
+    let follower = Follower { args, out: out.as_fd(), inotify, readers: Vec::new(), is_watched: true, width: 0 };
     match follower.show(logs, later) {
         Ok(()) | Err(Errno::EPIPE) => Ok(()),
         Err(errno) => Err(Failure::new("write the lines", errno)),
@@ -80,7 +54,7 @@ pub fn follow(
 }
 
 struct Follower<'a> {
-    options: &'a FollowOptions,
+    args: &'a LogsArgs,
     out: BorrowedFd<'a>,
     inotify: Option<Inotify>,
     /// In the order in which they were named.
@@ -92,21 +66,20 @@ struct Follower<'a> {
 }
 
 impl Follower<'_> {
-    fn show(&mut self, logs: &[AppLog], mut later: Option<LaterLogs>) -> nix::Result<()> {
+    fn show(mut self, logs: &[AppLog], mut later: Option<LaterLogs>) -> nix::Result<()> {
         let start = SystemTime::now();
         self.add(logs, None)?;
-        while self.options.goes_on {
+        while !self.args.nostream {
             let is_any_name = self.wait(later.as_ref().map(|later| later.events))?;
             self.is_watched |= is_any_name;
             for reader in &mut self.readers {
-                reader.read(self.out)?;
                 if is_any_name {
                     reader.follow_rotation(self.out)?;
                     self.is_watched &= reader.watch(self.inotify.as_ref());
                     // Again, because something may have come before the watch.
                     reader.follow_rotation(self.out)?;
-                    reader.read(self.out)?;
                 }
+                reader.read(self.out)?;
             }
             match later.as_mut().and_then(|later| (later.logs)()) {
                 Some(logs) => self.add(&logs, Some(start))?,
@@ -128,23 +101,23 @@ impl Follower<'_> {
             if self.readers.iter().any(|reader| reader.path == log.path) {
                 continue;
             }
-            let (options, out) = (self.options, self.out);
-            let is_as_it_is = options.shown_as == ShownAs::Json && log.is_json;
-            let format = match options.shown_as {
-                ShownAs::Named => log.named(&format!("{:1$}", label(log), self.width), options.paint),
-                ShownAs::Json if !is_as_it_is => log.json(),
+            let format = match self.args {
+                LogsArgs { json: true, .. } if !log.is_json => log.json(),
+                LogsArgs { json: false, raw: false, .. } => {
+                    log.named(&format!("{:1$}", label(log), self.width), Paint::on(&self.out))
+                }
                 _ => LineFormat::Plain,
             };
-            let mut reader = Reader::new(log.path.clone(), LineSplitter::new(format));
-            reader.open_at_last(options.lines, since);
+            let has_time = !matches!(format, LineFormat::Plain);
+            let mut reader = Reader::open(&log.path, format, self.args.lines, since);
             self.is_watched &= reader.watch(self.inotify.as_ref());
-            reader.read(out)?;
-            if !options.goes_on {
-                reader.end(out)?;
+            reader.read(self.out)?;
+            if self.args.nostream {
+                reader.end(self.out)?;
             }
             // When the lines that were there before us were written is not known.
-            if options.shown_as != ShownAs::Raw && !is_as_it_is {
-                reader.clock = Clock::new(options.time_format.as_deref(), options.shown_as == ShownAs::Json);
+            if has_time {
+                reader.clock = Clock::new(self.args.timestamp.as_deref(), self.args.json);
             }
             self.readers.push(reader);
         }
@@ -187,18 +160,16 @@ struct OpenLog {
 }
 
 impl Reader {
-    fn new(path: PathBuf, splitter: LineSplitter) -> Reader {
-        Reader { path, splitter, clock: Clock::new(None, false), current: None, previous: None }
-    }
-
-    fn open_at_last(&mut self, lines: usize, since: Option<SystemTime>) {
-        self.current = OpenLog::open(&self.path);
-        if let Some(log) = &mut self.current {
+    /// At the last so many lines; at the beginning, if the file has come since then, or cannot be read backwards.
+    fn open(path: &Path, format: LineFormat, lines: usize, since: Option<SystemTime>) -> Reader {
+        let mut current = OpenLog::open(path);
+        if let Some(log) = &mut current {
             let created = log.file.metadata().and_then(|metadata| metadata.created()).ok();
-            let is_new = since.is_some_and(|since| created.is_some_and(|created| created >= since));
-            // Where it cannot be read backwards, from its beginning.
+            let is_new = since.is_some() && created >= since;
             log.position = if is_new { 0 } else { start_of_last_lines(&log.file, lines).unwrap_or(0) };
         }
+        let (splitter, clock) = (LineSplitter::new(format), Clock::new(None, false));
+        Reader { path: path.to_owned(), splitter, clock, current, previous: None }
     }
 
     /// Again each time that some name has changed: the folder may be another one, too. False: the kernel reports nothing.
@@ -219,7 +190,7 @@ impl Reader {
         Ok(())
     }
 
-    /// A last line without an end.
+    /// The last line may have no end.
     fn end(&mut self, out: BorrowedFd) -> nix::Result<()> {
         let mut lines = Vec::new();
         self.splitter.end(self.clock.now(), &mut lines);
@@ -232,20 +203,11 @@ impl Reader {
         let old = self.current.as_ref().map(|log| log.id);
         let Some(newest) = OpenLog::open(&self.path).filter(|log| Some(log.id) != old) else { return Ok(()) };
         let mut newer = vec![newest];
-        let mut is_found = false;
-        for number in 1.. {
-            let older = OpenLog::open(&rotated(&self.path, number)).filter(|_| old.is_some() && !is_found);
-            let Some(log) = older else { break };
-            is_found = Some(log.id) == old;
-            // The same one again: it was rotated meanwhile.
-            if !is_found && newer.last().is_none_or(|last| last.id != log.id) {
-                newer.push(log);
-            }
-        }
-        if !is_found {
-            // The one that was read is not among them, so those with numbers may be of earlier times.
-            newer.truncate(1);
-        }
+        newer.extend((1..).map_while(|number| OpenLog::open(&rotated(&self.path, number))));
+        // The same one twice: it was rotated meanwhile.
+        newer.dedup_by_key(|log| log.id);
+        // Where the one that was read is not among them, those with numbers may be of earlier times.
+        newer.truncate(newer.iter().position(|log| Some(log.id) == old).unwrap_or(1));
         while let Some(log) = newer.pop() {
             self.read(out)?;
             self.end(out)?;
@@ -295,13 +257,10 @@ fn start_of_last_lines(file: &File, lines: usize) -> std::io::Result<u64> {
         let block = &mut block[..(end - start) as usize];
         file.read_exact_at(block, start)?;
         // The last byte ends the last line; each other end is the beginning of a line.
-        for at in memrchr_iter(b'\n', block).map(|at| start + at as u64 + 1).filter(|&at| at < size) {
-            missing -= 1;
-            if missing == 0 {
-                return Ok(at);
-            }
-        }
-        end = start;
+        let begin = memrchr_iter(b'\n', block).map(|at| start + at as u64 + 1).filter(|&at| at < size);
+        let begin: Vec<u64> = begin.take(missing).collect();
+        missing -= begin.len();
+        end = begin.last().filter(|_| missing == 0).copied().unwrap_or(start);
     }
     Ok(end)
 }
@@ -318,8 +277,6 @@ mod tests {
     use nix::unistd::pipe2;
 
     use crate::logs::lines::{GOES_ON, LONGEST_LINE, LogStream};
-
-    const PLAIN: Paint = Paint { has_colour: false };
 
     struct Logs(PathBuf);
 
@@ -358,17 +315,16 @@ mod tests {
         }
 
         /// What is shown of what is there.
-        fn show(&self, files: &[AppLog], options: FollowOptions) -> String {
+        fn show(&self, files: &[AppLog], args: LogsArgs) -> String {
             let out = File::create(self.path("shown")).unwrap();
-            follow(files, &FollowOptions { goes_on: false, ..options }, &out, None).unwrap();
+            follow(files, &LogsArgs { nostream: true, ..args }, &out, None).unwrap();
             String::from_utf8(fs::read(self.path("shown")).unwrap()).unwrap()
         }
 
         /// A reader that has read what is there, and where it writes.
         fn reader(&self, name: &str) -> (Reader, File) {
-            let mut reader = Reader::new(self.path(name), LineSplitter::new(LineFormat::Plain));
+            let mut reader = Reader::open(&self.path(name), LineFormat::Plain, 15, None);
             let out = File::create(self.path("shown")).unwrap();
-            reader.open_at_last(15, None);
             reader.read(out.as_fd()).unwrap();
             (reader, out)
         }
@@ -384,17 +340,20 @@ mod tests {
         }
     }
 
-    fn options(shown_as: ShownAs) -> FollowOptions {
-        FollowOptions { lines: 15, shown_as, goes_on: true, time_format: None, paint: PLAIN }
+    /// Raw, as JSON, or neither.
+    fn args(shown_as: &str) -> LogsArgs {
+        let (targets, lines, timestamp) = (Vec::new(), 15, None);
+        let (json, raw) = (shown_as == "json", shown_as == "raw");
+        LogsArgs { targets, lines, json, raw, out: false, err: false, nostream: false, timestamp }
     }
 
     /// Follows in a thread, until the reader that is returned is dropped.
     fn follow_in_thread(
         files: Vec<AppLog>,
-        options: FollowOptions,
+        args: LogsArgs,
     ) -> (impl Iterator<Item = String>, thread::JoinHandle<Result<(), Failure>>) {
         let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).unwrap();
-        let follower = thread::spawn(move || follow(&files, &options, &theirs, None));
+        let follower = thread::spawn(move || follow(&files, &args, &theirs, None));
         (BufReader::new(File::from(ours)).lines().map(Result::unwrap), follower)
     }
 
@@ -420,9 +379,9 @@ mod tests {
         logs.add("longer-error.json", "{\"message\":\"three\"}\n");
         let files = [logs.file("api-out", 0), logs.file("longer-error.json", 12), logs.file("missing-out", 3)];
         let named = "0|api     | two\n0|api     | half\n12|longer | {\"message\":\"three\"}\n";
-        assert_eq!(logs.show(&files, FollowOptions { lines: 2, ..options(ShownAs::Named) }), named);
-        assert_eq!(logs.show(&files, options(ShownAs::Raw)), "one\ntwo\nhalf\n{\"message\":\"three\"}\n");
-        let json = logs.show(&files, options(ShownAs::Json));
+        assert_eq!(logs.show(&files, LogsArgs { lines: 2, ..args("named") }), named);
+        assert_eq!(logs.show(&files, args("raw")), "one\ntwo\nhalf\n{\"message\":\"three\"}\n");
+        let json = logs.show(&files, args("json"));
         let lines: Vec<&str> = json.lines().collect();
         let first: serde_json::Value = serde_json::from_str(lines[0]).unwrap();
         assert_eq!((&first["message"], &first["process_id"]), (&"one".into(), &0.into()));
@@ -430,9 +389,9 @@ mod tests {
         assert_eq!(lines.last(), Some(&"{\"message\":\"three\"}"));
         // Two processes in one file: it is nobody's alone, and shown once.
         let merged = [logs.file("api-out", 0), logs.file("api-out", 1)];
-        assert_eq!(logs.show(&merged, FollowOptions { lines: 1, ..options(ShownAs::Named) }), "api | half\n");
-        let coloured = FollowOptions { paint: Paint { has_colour: true }, ..options(ShownAs::Named) };
-        assert!(logs.show(&files, coloured).starts_with("\x1b[36m0|api    \x1b[0m | one\n"));
+        assert_eq!(logs.show(&merged, LogsArgs { lines: 1, ..args("named") }), "api | half\n");
+        let coloured = files[0].named("0|api    ", Paint { has_colour: true });
+        assert!(matches!(coloured, LineFormat::Named(text) if text == "\x1b[36m0|api    \x1b[0m | "));
     }
 
     #[test]
@@ -449,7 +408,7 @@ mod tests {
         reader.read(out.as_fd()).unwrap();
         assert_eq!(logs.shown().matches(GOES_ON).count(), 2);
         assert_eq!(logs.shown().replace(&format!("{GOES_ON}\n"), ""), format!("half and half\n{giant}\nnext\n"));
-        assert!(logs.show(&[logs.file("api", 0)], options(ShownAs::Raw)).ends_with("x\nnext\n"));
+        assert!(logs.show(&[logs.file("api", 0)], args("raw")).ends_with("x\nnext\n"));
     }
 
     #[test]
@@ -494,7 +453,7 @@ mod tests {
         let logs = Logs::new("follows");
         logs.add("api-out", "before\n");
         let files = vec![logs.file("api-out", 0), logs.file("web-out", 1), logs.file("late/x", 2)];
-        let with_time = FollowOptions { time_format: Some("[T]".to_owned()), ..options(ShownAs::Named) };
+        let with_time = LogsArgs { timestamp: Some("[T]".to_owned()), ..args("named") };
         let (mut lines, follower) = follow_in_thread(files, with_time);
         let mut expect = |expected: &str| assert_eq!(lines.next().as_deref(), Some(expected));
         expect("0|api    | before");
@@ -524,7 +483,7 @@ mod tests {
     fn it_ends_quietly_when_its_reader_is_gone_though_nothing_is_written() {
         let logs = Logs::new("gone");
         logs.add("api", "line\n");
-        let (mut lines, follower) = follow_in_thread(vec![logs.file("api", 0)], options(ShownAs::Raw));
+        let (mut lines, follower) = follow_in_thread(vec![logs.file("api", 0)], args("raw"));
         assert_eq!(lines.next().as_deref(), Some("line"));
         drop(lines);
         follower.join().unwrap().unwrap();
@@ -535,12 +494,12 @@ mod tests {
         let logs = Logs::new("full");
         logs.add("api", "line\n");
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let outcome = follow(&[logs.file("api", 0)], &options(ShownAs::Raw), &full, None);
+        let outcome = follow(&[logs.file("api", 0)], &args("raw"), &full, None);
         assert_eq!(outcome.unwrap_err().to_string(), "write the lines: no space left on device");
         nix::unistd::mkfifo(&logs.path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         let fifo: OwnedFd = File::options().read(true).write(true).open(logs.path("fifo")).unwrap().into();
         nix::unistd::write(&fifo, b"theirs\n").unwrap();
-        assert_eq!(logs.show(&[logs.file("fifo", 0)], options(ShownAs::Raw)), "");
+        assert_eq!(logs.show(&[logs.file("fifo", 0)], args("raw")), "");
         let mut bytes = [0; 10];
         assert_eq!(nix::unistd::read(&fifo, &mut bytes), Ok(7));
     }

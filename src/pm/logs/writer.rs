@@ -1,7 +1,6 @@
-//! One output of one process: read from its pipe as it comes, and written in whole lines to its log.
-//!
-//! The pipe is a FIFO that outlives both ends: the process may be restarted, and the next daemon reads on. So a writer
-//! stays when its process ends; [`LogWriter::finish`] then completes a line that has no end.
+//! One output of one process: read from its pipe as it comes, and written in whole lines to its log. The pipe is a FIFO
+//! that outlives both ends: the process may be restarted, and the next daemon reads on. So a writer stays when its process
+//! ends.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -39,7 +38,7 @@ pub struct LogFiles {
 }
 
 impl LogFiles {
-    /// From now on each line is shown on standard output, too, as `pm logs` shows it.
+    /// On standard output, as `pm logs` does it.
     pub fn show(&mut self, paint: Paint) {
         self.terminal = Some((Console::on_standard_output(), paint));
     }
@@ -47,12 +46,11 @@ impl LogFiles {
     /// The file at this path, open if it can be. Who asks first decides about its rotation.
     fn at(&mut self, path: &Path, rotation: Option<Rotation>) -> Rc<RefCell<AppendFile>> {
         self.files.retain(|_, file| file.strong_count() > 0);
-        if let Some(file) = self.files.get(path).and_then(Weak::upgrade) {
-            return file;
-        }
-        let mut file = AppendFile::new(path, rotation);
-        self.problems.extend(file.append(b""));
-        let file = Rc::new(RefCell::new(file));
+        let file = self.files.get(path).and_then(Weak::upgrade).unwrap_or_else(|| {
+            let mut file = AppendFile::new(path, rotation);
+            self.problems.extend(file.append(b""));
+            Rc::new(RefCell::new(file))
+        });
         self.files.insert(path.to_owned(), Rc::downgrade(&file));
         file
     }
@@ -81,7 +79,7 @@ pub struct LogWriter {
     splitter: LineSplitter,
     clock: Clock,
     file: Rc<RefCell<AppendFile>>,
-    /// The lines of the log as they are shown.
+    /// Of what is shown.
     shown: LineSplitter,
 }
 
@@ -154,17 +152,16 @@ impl LogWriter {
     }
 
     fn write(&mut self, files: &mut LogFiles) {
-        let LogFiles { lines, problems, terminal, .. } = files;
-        if !lines.is_empty() {
-            problems.extend(self.file.borrow_mut().append(lines));
-            if let Some((console, _)) = terminal {
+        if !files.lines.is_empty() {
+            files.problems.extend(self.file.borrow_mut().append(&files.lines));
+            if let Some((console, _)) = &mut files.terminal {
                 let mut shown = Vec::new();
-                self.shown.take(lines, "", &mut shown);
+                self.shown.take(&files.lines, "", &mut shown);
                 console.write(&shown);
             }
         }
-        lines.clear();
-        lines.shrink_to(USUAL_CAPACITY);
+        files.lines.clear();
+        files.lines.shrink_to(USUAL_CAPACITY);
     }
 }
 
