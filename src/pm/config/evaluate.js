@@ -1,4 +1,5 @@
-// Evaluates an ecosystem file and writes one line of JSON to a descriptor: { value, notes } or { error, file, line }.
+// Evaluates an ecosystem file and writes one line of JSON to a descriptor: { Ok: [value, notes] } or { Err: line }, as
+// serde reads a Result.
 // Run as `node --eval THIS FILE DESCRIPTOR`; what the file itself prints goes elsewhere.
 const { spawnSync } = require('node:child_process');
 const { readFileSync, writeSync } = require('node:fs');
@@ -38,11 +39,11 @@ function place(error) {
   const stack = String(error?.stack ?? '');
   const head = stack.split('\n', 1)[0];
   const found = /^(\/.+|file:\/\/.+):(\d+)$/.exec(head) ?? /(?:\(|at )(\/.+?|file:\/\/.+?):(\d+):\d+\)?$/m.exec(stack);
-  if (found) return { file: found[1].startsWith('file:') ? fileURLToPath(found[1]) : found[1], line: Number(found[2]) };
-  if (!(error instanceof SyntaxError)) return {};
+  if (found) return `${found[1].startsWith('file:') ? fileURLToPath(found[1]) : found[1]}:${found[2]}`;
+  if (!(error instanceof SyntaxError)) return path;
   const check = spawnSync(process.execPath, ['--input-type=module', '--check', '-'], { input: readFileSync(file), encoding: 'utf8' });
   const line = /:(\d+)$/.exec(check.stderr.split('\n', 1)[0]);
-  return line ? { file, line: Number(line[1]) } : {};
+  return line ? `${file}:${line[1]}` : path;
 }
 
 // `export` in a file that Node takes for CommonJS by its name: read again as a module.
@@ -66,14 +67,16 @@ async function evaluate() {
   const value = await ('default' in module ? module.default : module);
   if (typeof value === 'function') throw new Error('it exports a function, and is to export an object');
   const notes = [];
-  return { value: plain(value, '', [], notes) ?? null, notes };
+  return [plain(value, '', [], notes) ?? null, notes];
+}
+
+function failure(error) {
+  const said = error instanceof Error ? `${error.name}: ${error.message.split('\n', 1)[0]}` : `it throws ${JSON.stringify(error)}`;
+  return `${place(error)}: ${said}`;
 }
 
 evaluate()
-  .catch((error) => {
-    const said = error instanceof Error ? `${error.name}: ${error.message.split('\n', 1)[0]}` : `it throws ${JSON.stringify(error)}`;
-    return { error: said, ...place(error) };
-  })
+  .then((evaluated) => ({ Ok: evaluated }), (error) => ({ Err: failure(error) }))
   .then((result) => {
     writeSync(Number(descriptor), JSON.stringify(result) + '\n');
     process.exit(0);

@@ -2,14 +2,13 @@
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use serde::Deserialize;
 use serde_json::Value;
 
 use crate::failure::Failure;
@@ -25,25 +24,12 @@ pub const TIME: Duration = Duration::from_secs(10);
 /// No ecosystem file comes near it.
 const LONGEST_RESULT: usize = 16 << 20;
 
-/// What the file exports, as JSON, and notes about what JSON cannot express.
-#[derive(Debug, PartialEq)]
-pub struct Evaluated {
-    pub value: Value,
-    pub notes: Vec<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum EvaluationLine {
-    Failed { error: String, file: Option<PathBuf>, line: Option<u64> },
-    Done { value: Value, notes: Vec<String> },
-}
-
-/// Evaluates the file with this `node`. What the file prints appears on standard error.
+/// Evaluates the file with this `node`: what it exports, as JSON, and notes about what JSON cannot express. What the file
+/// prints appears on standard error.
 ///
 /// # Errors
 /// One line: there is no node, the file does not end in time, or what is wrong with it, with file and line.
-pub fn evaluate(node: &str, path: &Path, time: Duration) -> Result<Evaluated, Failure> {
+pub fn evaluate(node: &str, path: &Path, time: Duration) -> Result<(Value, Vec<String>), Failure> {
     let failure = |why: String| Failure::relay(format!("{}: {why}", path.display()));
     let (mut result, result_end) = io::pipe().map_err(|error| Failure::new("pipe", error))?;
     let mut command = Command::new(node);
@@ -60,47 +46,35 @@ pub fn evaluate(node: &str, path: &Path, time: Duration) -> Result<Evaluated, Fa
     // It may have started others, and may not end by itself.
     let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
     let status = child.wait().map_err(|error| Failure::new("wait for node", error))?;
-    let line = match line.map_err(|error| Failure::new(format!("{}: read from {node}", path.display()), error))? {
-        NodeOutput::Line(line) => line,
-        NodeOutput::TooLong => return Err(failure(format!("it exports more than {} MiB", LONGEST_RESULT >> 20))),
-        NodeOutput::TimedOut => {
-            let time = format_duration(time);
-            let advice = "it may only describe applications, and is to end by itself";
-            return Err(failure(format!("{node} has not evaluated it within {time}")).advise(advice));
-        }
-        NodeOutput::Closed => return Err(failure(format!("{node} ended before the file was evaluated ({status})"))),
-    };
-    match serde_json::from_slice(&line).map_err(|error| failure(format!("{node} answered something else: {error}")))? {
-        EvaluationLine::Done { value, notes } => Ok(Evaluated { value, notes }),
-        EvaluationLine::Failed { error, file: Some(file), line: Some(line) } => {
-            Err(Failure::relay(format!("{}:{line}: {error}", file.display())))
-        }
-        EvaluationLine::Failed { error, .. } => Err(failure(error)),
+    let line = line.map_err(|error| match error.kind() {
+        io::ErrorKind::TimedOut => failure(format!("{node} has not evaluated it within {}", format_duration(time)))
+            .advise("it may only describe applications, and is to end by itself"),
+        _ => Failure::new(format!("{}: read from {node}", path.display()), error),
+    })?;
+    if !line.ends_with(b"\n") {
+        return Err(failure(match line.len() {
+            LONGEST_RESULT.. => format!("it exports more than {} MiB", LONGEST_RESULT >> 20),
+            _ => format!("{node} ended before the file was evaluated ({status})"),
+        }));
     }
+    let evaluated: Result<_, String> =
+        serde_json::from_slice(&line).map_err(|error| failure(format!("{node} answered something else: {error}")))?;
+    evaluated.map_err(Failure::relay)
 }
 
-enum NodeOutput {
-    Line(Vec<u8>),
-    TooLong,
-    TimedOut,
-    Closed,
-}
-
-fn read_line(result: &mut io::PipeReader, deadline: Instant) -> io::Result<NodeOutput> {
+/// The line, or what there is of it when its writer has ended or it is too long.
+fn read_line(result: &mut io::PipeReader, deadline: Instant) -> io::Result<Vec<u8>> {
     let (mut line, mut piece) = (Vec::new(), [0; 65536]);
-    while !line.ends_with(b"\n") {
-        let left =
-            PollTimeout::try_from(deadline.saturating_duration_since(Instant::now())).unwrap_or(PollTimeout::MAX);
+    while !line.ends_with(b"\n") && line.len() < LONGEST_RESULT {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         if until_uninterrupted(|| poll(&mut [PollFd::new(result.as_fd(), PollFlags::POLLIN)], left))? == 0 {
-            return Ok(NodeOutput::TimedOut);
+            return Err(io::ErrorKind::TimedOut.into());
         }
         match result.read(&mut piece)? {
-            0 => return Ok(NodeOutput::Closed),
+            0 => break,
             n => line.extend_from_slice(&piece[..n]),
         }
-        if line.len() > LONGEST_RESULT {
-            return Ok(NodeOutput::TooLong);
-        }
     }
-    Ok(NodeOutput::Line(line))
+    Ok(line)
 }

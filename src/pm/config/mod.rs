@@ -11,13 +11,14 @@ mod keys;
 mod values;
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::Path;
+use std::{env, fs, mem};
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 pub use app::{AppConfig, ExecMode, LogType};
 use keys::KeyMap;
+pub use keys::{ConfigKey, KEYS, first};
 
 use crate::failure::Failure;
 
@@ -86,12 +87,12 @@ pub fn read(path: &Path, env_name: Option<&str>, over: &Map<String, Value>) -> R
     Ok(Configuration { apps, warnings })
 }
 
-/// One application that no file describes: its keys come from the command line, and paths begin at this folder.
+/// One application that no file describes: its keys come from the command line, and paths begin at the current folder.
 ///
 /// # Errors
 /// What is wrong with which key.
-pub fn from_keys(keys: Map<String, Value>, folder: &Path) -> Result<AppConfig, Failure> {
-    let folder = folder.canonicalize().map_err(|error| Failure::new(folder.display(), error))?;
+pub fn from_keys(keys: Map<String, Value>) -> Result<AppConfig, Failure> {
+    let folder = env::current_dir().map_err(|error| Failure::new("find the current folder", error))?;
     keys::application(keys, Map::new(), &folder, None).map_err(Failure::relay)
 }
 
@@ -107,8 +108,7 @@ fn document(path: &Path) -> Result<(Value, Vec<String>), Failure> {
     let value = match path.extension().and_then(|extension| extension.to_str()) {
         Some("js" | "cjs" | "mjs") => {
             text()?;
-            let evaluated = evaluate::evaluate("node", path, evaluate::TIME)?;
-            return Ok((evaluated.value, evaluated.notes));
+            return evaluate::evaluate("node", path, evaluate::TIME);
         }
         Some("json") => documents::json(path, &text()?)?,
         Some("yaml" | "yml") => documents::yaml(path, &text()?)?,
@@ -125,8 +125,8 @@ fn document(path: &Path) -> Result<(Value, Vec<String>), Failure> {
 /// package.json. And the keys beside `apps`.
 fn applications(document: Value, path: &Path) -> Result<(Vec<KeyMap>, Vec<String>), String> {
     let mut keys = match document {
-        Value::Array(items) => return Ok((objects(items)?, Vec::new())),
         Value::Object(keys) => keys,
+        Value::Array(_) => Map::from_iter([("apps".to_owned(), document)]),
         _ => return Err("it is neither an object with \"apps\" nor a list of applications".into()),
     };
     let is_package = path.file_name().is_some_and(|name| name == "package.json");
@@ -134,33 +134,27 @@ fn applications(document: Value, path: &Path) -> Result<(Vec<KeyMap>, Vec<String
         return applications(pm2, Path::new("pm2"));
     }
     let apps = match keys.remove("apps") {
-        Some(Value::Array(items)) => objects(items)?,
-        Some(Value::Object(app)) => vec![app],
+        Some(Value::Array(apps)) => apps,
+        Some(app @ Value::Object(_)) => vec![app],
         Some(_) => return Err("\"apps\" is neither a list nor an object".into()),
-        None if is_package => vec![of_package(&keys)],
-        None if keys.contains_key("script") || keys.contains_key("exec") => return Ok((vec![keys], Vec::new())),
+        None if is_package => {
+            let script = keys.get("main").cloned().unwrap_or_else(|| "index.js".into());
+            // Of "@scope/name", the name.
+            let name = keys.get("name").and_then(Value::as_str).and_then(|name| name.rsplit('/').next());
+            vec![json!({"script": script, "name": name})]
+        }
+        None if keys.contains_key("script") || keys.contains_key("exec") => {
+            vec![Value::Object(mem::take(&mut keys))]
+        }
         None => return Err("it has neither \"apps\" nor \"script\"".into()),
     };
-    Ok((apps, if is_package { Vec::new() } else { keys.keys().cloned().collect() }))
-}
-
-/// The application that a package.json is, if it says nothing about applications.
-fn of_package(keys: &KeyMap) -> KeyMap {
-    let mut app = Map::new();
-    app.insert("script".into(), keys.get("main").cloned().unwrap_or_else(|| "index.js".into()));
-    // Of "@scope/name", the name.
-    let name = keys.get("name").and_then(Value::as_str).and_then(|name| name.rsplit('/').next());
-    app.extend(name.map(|name| ("name".to_owned(), name.into())));
-    app
-}
-
-fn objects(items: Vec<Value>) -> Result<Vec<KeyMap>, String> {
-    if items.is_empty() {
+    if apps.is_empty() {
         return Err("it has no application".into());
     }
-    let object = |(i, item)| match item {
+    let keys_of = |(i, app)| match app {
         Value::Object(keys) => Ok(keys),
         _ => Err(format!("application {} is not an object", i + 1)),
     };
-    items.into_iter().enumerate().map(object).collect()
+    let apps = apps.into_iter().enumerate().map(keys_of).collect::<Result<_, _>>()?;
+    Ok((apps, if is_package { Vec::new() } else { keys.keys().cloned().collect() }))
 }
