@@ -4,6 +4,7 @@ use clap::error::Error;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, Subcommand};
 use serde_json::{Map, Value, json};
 
+use super::config::{ConfigKey, KEYS, first};
 use super::protocol::{PmRequest, TARGETS};
 use super::startup::StartupArgs;
 use crate::console::Format;
@@ -144,55 +145,31 @@ pub struct StartArgs {
 #[derive(Debug, Default)]
 pub struct KeyArgs(pub Map<String, Value>);
 
-/// Each sets the key of its name: with a value, with several (`...`), or, where there is none, with true; `no-` means
-/// false. Beside it its letter, what its value is, and its help.
-const KEY_OPTIONS: &[(&str, &str, &str, &str)] = &[
-    ("name", "n", "NAME", "What the application is called [default: the file without its extension]"),
-    ("instances", "i", "N|max|-N", "Processes: a number, max (one for each CPU), or -1 (all CPUs but one)"),
-    ("namespace", "", "NAME", "A name for several applications"),
-    ("interpreter", "", "PROGRAM", "What runs the script [default: by its extension: node, python3, ...]; or none"),
-    ("interpreter-args", "", "ARGS", "What the interpreter gets before the script"),
-    ("node-args", "", "ARGS", "The same, by the name that it has in PM2"),
-    ("cwd", "", "FOLDER", "The folder that it runs in [default: this one]"),
-    ("watch", "", "", "Restart it when a file below its folder changes"),
-    ("ignore-watch", "", "GLOB...", "What --watch does not watch; may be given several times"),
-    ("max-memory-restart", "", "SIZE", "Restart it when it uses more memory, such as 300M"),
-    ("cron-restart", "c", "PATTERN", "Restart it at these times, written as in crontab(5)"),
-    ("max-restarts", "", "N", "Give it up after so many restarts [default: 16]"),
-    ("min-uptime", "", "MS", "A process that ends before is unstable [default: 1000]"),
-    ("restart-delay", "", "MS", "Wait so long before a restart [default: 0]"),
-    ("exp-backoff-restart-delay", "", "MS", "Wait so long before a restart, and longer each time, up to 15 s"),
-    ("stop-exit-codes", "", "STATUS,...", "Do not restart it when it ends with one of these statuses"),
-    ("no-autorestart", "", "", "Do not restart it when it ends"),
-    ("kill-timeout", "", "MS", "From the signal that asks it to end until SIGKILL [default: 1600]"),
-    ("wait-ready", "", "", "It says itself when it is ready: process.send('ready')"),
-    ("listen-timeout", "", "MS", "With --wait-ready: give it up after so long [default: 3000]"),
-    ("no-treekill", "", "", "Leave alone what the process has started when it ends"),
-    ("output", "o", "FILE", "Where its output goes [default: $PM_HOME/logs/NAME-out-ID.log]"),
-    ("error", "e", "FILE", "Where its standard error goes [default: $PM_HOME/logs/NAME-error-ID.log]"),
-    ("log", "l", "FILE", "Where both go that have no file of their own"),
-    ("log-date-format", "", "FORMAT", "Put a time before each line, such as 'YYYY-MM-DD HH:mm:ss'"),
-    ("time", "", "", "The same, with the time as YYYY-MM-DDTHH:mm:ss"),
-    ("log-type", "", "text|json", "Each line as JSON, or as it is"),
-    ("merge-logs", "", "", "All its processes write into the same files"),
-    ("log-max-size", "", "SIZE", "Rotate a log that is larger, such as 10M: it gets the number 1 behind its name"),
-    ("log-retain", "", "N", "So many rotated logs stay [default: 10]"),
-];
+/// The keys that are options.
+fn options() -> impl Iterator<Item = &'static ConfigKey> {
+    KEYS.iter().filter(|(.., help)| !help.is_empty())
+}
+
+/// Any name of the key is a name of its option.
+fn arg(&(names, _, option, help): &'static ConfigKey) -> Arg {
+    let (letter, value) = option.split_once(' ').unwrap_or(("", option));
+    let mut others = names.split(' ').map(|name| name.replace('_', "-"));
+    let name = others.next().unwrap_or_default();
+    let no = if value == "no-" { value } else { "" };
+    let arg = Arg::new(first(names)).long(format!("{no}{name}")).short(letter.chars().next()).visible_aliases(others);
+    let arg = arg.help(help).help_heading("Keys of the configuration");
+    match value {
+        "" | "no-" => arg.action(ArgAction::SetTrue),
+        // -1, and --options of an interpreter.
+        "N|max|-N" | "ARGS" => arg.value_name(value).allow_hyphen_values(true),
+        _ if value.ends_with("...") => arg.value_name(value).action(ArgAction::Append).value_delimiter(','),
+        _ => arg.value_name(value),
+    }
+}
 
 impl Args for KeyArgs {
     fn augment_args(command: Command) -> Command {
-        let options = KEY_OPTIONS.iter().map(|&(name, letter, value, help)| {
-            let arg = Arg::new(name).long(name).short(letter.chars().next()).help(help);
-            let arg = arg.help_heading("Keys of the configuration");
-            match value {
-                "" => arg.action(ArgAction::SetTrue),
-                // -1, and --options of an interpreter.
-                _ if name == "instances" || name.ends_with("-args") => arg.value_name(value).allow_hyphen_values(true),
-                _ if value.ends_with("...") => arg.value_name(value).action(ArgAction::Append).value_delimiter(','),
-                _ => arg.value_name(value),
-            }
-        });
-        command.args(options)
+        command.args(options().map(arg))
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -202,15 +179,14 @@ impl Args for KeyArgs {
 
 impl FromArgMatches for KeyArgs {
     fn from_arg_matches(matches: &ArgMatches) -> Result<KeyArgs, Error> {
-        let given = KEY_OPTIONS.iter().filter_map(|&(name, _, value, _)| {
-            let key = name.replace('-', "_");
-            if value.is_empty() {
-                let on =
-                    || key.strip_prefix("no_").map_or((key.clone(), json!(true)), |key| (key.into(), json!(false)));
-                return matches.get_flag(name).then(on);
-            }
-            let values: Vec<&String> = matches.get_many(name)?.collect();
-            Some(if value.ends_with("...") { (key, json!(values)) } else { (key, json!(values[0])) })
+        let given = options().filter_map(|&(names, _, option, _)| {
+            let key = first(names);
+            let value = match option {
+                "" | "no-" => matches.get_flag(key).then(|| json!(option.is_empty()))?,
+                _ if option.ends_with("...") => json!(matches.get_many::<String>(key)?.collect::<Vec<_>>()),
+                _ => json!(matches.get_one::<String>(key)?),
+            };
+            Some((key.to_owned(), value))
         });
         Ok(KeyArgs(given.collect()))
     }

@@ -1,6 +1,6 @@
 //! What each command asks the daemon, and what it prints of the answer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, stdout};
@@ -89,14 +89,12 @@ fn start(home: &PmHome, cluster: PathBuf, args: StartArgs) -> Result<(), Failure
     let configured = read_configuration(&files, &of_config, &keys)?;
     let only_new = configured.is_none() && !force;
     let of_program = |file| {
-        let folder = std::env::current_dir().map_err(|error| Failure::new("find the current folder", error))?;
         keys.insert("script".to_owned(), Value::String(file));
-        config::from_keys(keys.clone(), &folder)
+        config::from_keys(keys.clone())
     };
     let apps: Vec<AppConfig> = configured.map_or_else(|| files.into_iter().map(of_program).collect(), Ok)?;
-    if let Some((_, app)) =
-        apps.iter().enumerate().find(|(i, app)| apps[..*i].iter().any(|other| other.name == app.name))
-    {
+    let mut names = BTreeSet::new();
+    if let Some(app) = apps.iter().find(|app| !names.insert(&app.name)) {
         let advice = "start them one by one, each with a --name of its own";
         return Err(Failure::relay(format!("two programs have the name {:?}", app.name)).advise(advice));
     }
@@ -222,20 +220,18 @@ fn tail(path: &str) -> String {
 
 /// The variables that each process has; those of the configuration, where it does not run.
 fn environments(entries: &[ProcessEntry]) -> String {
-    let of_process = |entry: &ProcessEntry| {
-        let environ = fs::read(format!("/proc/{}/environ", entry.pid)).ok().filter(|_| entry.pid > 0)?;
-        let variables = environ.split(|&byte| byte == 0).filter(|variable| !variable.is_empty());
-        Some(variables.map(|variable| String::from_utf8_lossy(variable).into_owned()).collect::<Vec<_>>())
-    };
     let variables = entries.iter().flat_map(|entry| {
-        let mut variables = of_process(entry).unwrap_or_else(|| {
-            console::log(format_args!("{} does not run: only what its configuration sets", entry.name));
-            entry.pm2_env.env.iter().map(|(name, value)| format!("{name}={value}")).collect()
-        });
+        let mut variables: Vec<String> = match fs::read(format!("/proc/{}/environ", entry.pid)) {
+            Ok(environ) => String::from_utf8_lossy(&environ).split('\0').map(str::to_owned).collect(),
+            Err(_) => {
+                console::log(format_args!("{} does not run: only what its configuration sets", entry.name));
+                entry.pm2_env.env.iter().map(|(name, value)| format!("{name}={value}")).collect()
+            }
+        };
         variables.sort_unstable();
         variables
     });
-    variables.map(|variable| variable + "\n").collect()
+    variables.filter(|variable| !variable.is_empty()).map(|variable| variable + "\n").collect()
 }
 
 fn logs(home: &PmHome, args: &LogsArgs) -> Result<(), Failure> {

@@ -8,52 +8,63 @@ use serde_json::{Map, Value};
 
 use super::app::{AppConfig, ExecMode, LogType, Schedule};
 use super::values::{
-    self, ReadValue, count, cron_pattern, duration, instances, interpreter, size, statuses, text, texts, watch, word,
-    words, yes_or_no,
+    ReadValue, count, cron_pattern, duration, instances, interpreter, size, statuses, text, texts, watch, word, words,
+    yes_or_no,
 };
 
 pub type KeyMap = Map<String, Value>;
 
-/// The names of a key, of which the first is its name in [`AppConfig`], and how its value is read.
-type ConfigKey = (&'static [&'static str], fn(&Value) -> ReadValue);
+/// The names of a key, of which the first is its name in [`AppConfig`]; how its value is read; and as an option of
+/// `pm start`, its letter and what its value is, and its help. No value: a switch, which means true, or `no-`, false.
+pub type ConfigKey = (&'static str, fn(&Value) -> ReadValue, &'static str, &'static str);
 
-const KEYS: &[ConfigKey] = &[
-    (&["name"], text),
-    (&["namespace"], text),
-    (&["script", "exec"], text),
-    (&["args"], words),
-    (&["interpreter", "exec_interpreter"], interpreter),
-    (&["interpreter_args", "node_args"], words),
-    (&["cwd"], text),
-    (&["instances"], instances),
-    (&["exec_mode"], word::<ExecMode>),
-    (&["instance_var"], text),
-    (&["schedule"], word::<Schedule>),
-    (&["autorestart"], yes_or_no),
-    (&["max_restarts"], count),
-    (&["min_uptime"], duration),
-    (&["restart_delay"], duration),
-    (&["exp_backoff_restart_delay"], duration),
-    (&["stop_exit_codes"], statuses),
-    (&["cron_restart", "cron"], cron_pattern),
-    (&["max_memory_restart"], size),
-    (&["watch"], watch),
-    (&["ignore_watch"], texts),
-    (&["watch_delay"], duration),
-    (&["kill_timeout"], duration),
-    (&["wait_ready"], yes_or_no),
-    (&["listen_timeout"], duration),
-    (&["treekill"], yes_or_no),
-    (&["out_file", "output", "out", "out_log"], text),
-    (&["error_file", "error", "err_file", "err", "err_log"], text),
-    // The next two stand for others, and are not in AppConfig.
-    (&["log_file", "log"], text),
-    (&["time"], yes_or_no),
-    (&["log_date_format"], text),
-    (&["log_type"], word::<LogType>),
-    (&["merge_logs", "combine_logs"], yes_or_no),
-    (&["log_max_size"], size),
-    (&["log_retain"], count),
+pub const KEYS: &[ConfigKey] = &[
+    ("name", text, "n NAME", "What the application is called [default: the file without its extension]"),
+    ("instances", instances, "i N|max|-N", "Processes: a number, max (one for each CPU), or -1 (all CPUs but one)"),
+    ("namespace", text, "NAME", "A name for several applications"),
+    ("script exec", text, "", ""),
+    ("args", words, "", ""),
+    (
+        "interpreter exec_interpreter",
+        interpreter,
+        "PROGRAM",
+        "What runs the script [default: by its extension: node, python3, ...]; or none",
+    ),
+    ("interpreter_args node_args", words, "ARGS", "What the interpreter gets before the script"),
+    ("cwd", text, "FOLDER", "The folder that it runs in [default: this one]"),
+    ("exec_mode", word::<ExecMode>, "", ""),
+    ("instance_var", text, "", ""),
+    ("schedule", word::<Schedule>, "", ""),
+    ("watch", watch, "", "Restart it when a file below its folder changes"),
+    ("ignore_watch", texts, "GLOB...", "What --watch does not watch; may be given several times"),
+    ("watch_delay", duration, "", ""),
+    ("max_memory_restart", size, "SIZE", "Restart it when it uses more memory, such as 300M"),
+    ("cron_restart cron", cron_pattern, "c PATTERN", "Restart it at these times, written as in crontab(5)"),
+    ("max_restarts", count, "N", "Give it up after so many restarts [default: 16]"),
+    ("min_uptime", duration, "MS", "A process that ends before is unstable [default: 1000]"),
+    ("restart_delay", duration, "MS", "Wait so long before a restart [default: 0]"),
+    ("exp_backoff_restart_delay", duration, "MS", "Wait so long before a restart, and longer each time, up to 15 s"),
+    ("stop_exit_codes", statuses, "STATUS,...", "Do not restart it when it ends with one of these statuses"),
+    ("autorestart", yes_or_no, "no-", "Do not restart it when it ends"),
+    ("kill_timeout", duration, "MS", "From the signal that asks it to end until SIGKILL [default: 1600]"),
+    ("wait_ready", yes_or_no, "", "It says itself when it is ready: process.send('ready')"),
+    ("listen_timeout", duration, "MS", "With --wait-ready: give it up after so long [default: 3000]"),
+    ("treekill", yes_or_no, "no-", "Leave alone what the process has started when it ends"),
+    ("out_file output out out_log", text, "o FILE", "Where its output goes [default: $PM_HOME/logs/NAME-out-ID.log]"),
+    (
+        "error_file error err_file err err_log",
+        text,
+        "e FILE",
+        "Where its standard error goes [default: $PM_HOME/logs/NAME-error-ID.log]",
+    ),
+    // `log_file` and `time` stand for others, and are not in AppConfig.
+    ("log_file log", text, "l FILE", "Where both go that have no file of their own"),
+    ("log_date_format", text, "FORMAT", "Put a time before each line, such as 'YYYY-MM-DD HH:mm:ss'"),
+    ("time", yes_or_no, "", "The same, with the time as YYYY-MM-DDTHH:mm:ss"),
+    ("log_type", word::<LogType>, "text|json", "Each line as JSON, or as it is"),
+    ("merge_logs combine_logs", yes_or_no, "", "All its processes write into the same files"),
+    ("log_max_size", size, "SIZE", "Rotate a log that is larger, such as 10M: it gets the number 1 behind its name"),
+    ("log_retain", count, "N", "So many rotated logs stay [default: 10]"),
 ];
 
 /// One application out of its keys. Those in `over` count more, whatever name of the key the file uses. Relative paths
@@ -67,17 +78,13 @@ pub fn application(
     folder: &Path,
     env_name: Option<&str>,
 ) -> Result<AppConfig, String> {
-    let (env, watched) = environment(&mut file, env_name)?;
-    let mut keys = Map::new();
-    for (names, read) in KEYS {
+    let env = environment(&mut file, &mut over, env_name)?;
+    let mut keys = Map::from_iter([("env".to_owned(), Value::Object(env))]);
+    for &(names, read, ..) in KEYS {
         let of_file = take(&mut file, names)?;
         if let Some((name, value)) = take(&mut over, names)?.or(of_file) {
-            keys.insert(names[0].to_owned(), read(&value).map_err(|why| format!("{name}: {why}"))?);
+            keys.insert(first(names).to_owned(), read(&value).map_err(|why| format!("{name}: {why}"))?);
         }
-    }
-    // Said for the environment, it counts more than what is said for all.
-    if let Some(watched) = watched {
-        keys.insert("watch".to_owned(), watch(&watched).map_err(|why| format!("watch: {why}"))?);
     }
     if keys.remove("time") == Some(Value::Bool(true)) {
         keys.entry("log_date_format").or_insert("YYYY-MM-DDTHH:mm:ss".into());
@@ -87,24 +94,12 @@ pub fn application(
             keys.entry(file).or_insert(both.clone());
         }
     }
-    keys.insert("env".to_owned(), Value::Object(env));
-    let is_named = |key: &str| keys.contains_key(key);
-    let [has_name, has_interpreter, has_mode, has_instances] =
-        ["name", "interpreter", "exec_mode", "instances"].map(is_named);
-    let mut app: AppConfig = serde_json::from_value(Value::Object(keys)).map_err(|error| error.to_string())?;
-
-    let given = (app.name.clone(), app.interpreter.take());
+    let mut app: AppConfig = serde_json::from_value(Value::Object(keys.clone())).map_err(|error| error.to_string())?;
     app.cwd = absolute(folder, &app.cwd);
-    set_script(&mut app)?;
-    if has_name {
-        app.name = given.0;
-    }
-    if has_interpreter {
-        app.interpreter = given.1;
-    }
+    set_script(&mut app, &keys)?;
     check_name(&app.name)?;
     let is_node = app.interpreter.as_deref().is_some_and(|program| program.ends_with("node"));
-    if has_instances && is_node && !has_mode {
+    if is_node && keys.contains_key("instances") && !keys.contains_key("exec_mode") {
         app.exec_mode = ExecMode::Cluster;
     }
     app.watch = app.watch.iter().map(|path| absolute(&app.cwd, path)).collect();
@@ -116,19 +111,19 @@ pub fn application(
     Ok(app)
 }
 
+/// The first of the names of a key.
+pub fn first(names: &str) -> &str {
+    names.split(' ').next().unwrap_or_default()
+}
+
 /// Takes the key that has one of these names. `null` is as good as no key.
-fn take<'n>(keys: &mut KeyMap, names: &[&'n str]) -> Result<Option<(&'n str, Value)>, String> {
-    let mut found: Option<(&str, Value)> = None;
-    for &name in names {
-        match (keys.remove(name), &found) {
-            (None | Some(Value::Null), _) => {}
-            (Some(value), Some((first, same))) if value != *same => {
-                return Err(format!("\"{first}\" and \"{name}\" are two names of one key; give one"));
-            }
-            (Some(value), _) => found = Some((name, value)),
-        }
+fn take<'n>(keys: &mut KeyMap, names: &'n str) -> Result<Option<(&'n str, Value)>, String> {
+    let found = names.split(' ').filter_map(|name| Some((name, keys.remove(name).filter(|value| !value.is_null())?)));
+    let mut found: Vec<(&str, Value)> = found.collect();
+    if let Some((name, _)) = found.iter().find(|(_, value)| *value != found[0].1) {
+        return Err(format!("\"{}\" and \"{name}\" are two names of one key; give one", found[0].0));
     }
-    Ok(found)
+    Ok(found.pop())
 }
 
 /// `~/` is the home, `base` is where other relative paths begin; `.` and `..` are gone.
@@ -146,19 +141,11 @@ fn absolute(base: &Path, path: &Path) -> PathBuf {
 }
 
 /// The variables of `env`, and over them those of the chosen `env_NAME`. `null` takes a variable away. `watch` is no
-/// variable there but the key of that name, for this environment.
-fn environment(keys: &mut KeyMap, env_name: Option<&str>) -> Result<(KeyMap, Option<Value>), String> {
-    let names: Vec<String> = keys.keys().filter(|key| key.starts_with("env_")).cloned().collect();
-    let mut blocks = vec![("env".to_owned(), keys.remove("env"))];
-    for name in names {
-        let block = keys.remove(&name);
-        if env_name.is_some_and(|chosen| name["env_".len()..] == *chosen) {
-            blocks.push((name, block));
-        }
-    }
-    let (mut env, mut watched) = (Map::new(), None);
-    for (block, variables) in blocks {
-        let variables = match variables {
+/// variable there but the key of that name, for this environment: it goes to `over`.
+fn environment(file: &mut KeyMap, over: &mut KeyMap, env_name: Option<&str>) -> Result<KeyMap, String> {
+    let mut env = Map::new();
+    for block in ["env".to_owned()].into_iter().chain(env_name.map(|name| format!("env_{name}"))) {
+        let variables = match file.remove(&block) {
             Some(Value::Object(variables)) => variables,
             None | Some(Value::Null) => continue,
             Some(_) => return Err(format!("{block} is not an object of variables")),
@@ -168,23 +155,25 @@ fn environment(keys: &mut KeyMap, env_name: Option<&str>) -> Result<(KeyMap, Opt
                 return Err(format!("{block}: {name:?} cannot be the name of a variable"));
             }
             match value {
-                value if name == "watch" && (value.is_array() || values::yes_or_no(&value).is_ok()) => {
-                    watched = Some(value)
+                value if name == "watch" && (value.is_array() || yes_or_no(&value).is_ok()) => {
+                    drop(over.insert(name, value))
                 }
                 Value::Null => drop(env.remove(&name)),
                 Value::String(_) | Value::Number(_) => {
-                    let value = values::text(&value).map_err(|why| format!("{block}.{name}: {why}"))?;
-                    env.insert(name, value);
+                    let value = text(&value).map_err(|why| format!("{block}.{name}: {why}"))?;
+                    drop(env.insert(name, value))
                 }
                 value => drop(env.insert(name, value.to_string().into())),
             }
         }
     }
-    Ok((env, watched))
+    file.retain(|key, _| !key.starts_with("env_"));
+    Ok(env)
 }
 
-/// A file in `cwd`, or a program that PATH finds, or, if there is no such file and the text has spaces, a command line.
-fn set_script(app: &mut AppConfig) -> Result<(), String> {
+/// A file in `cwd`, or a program that PATH finds, or, if there is no such file and the text has spaces, a command line. It
+/// says the name and the interpreter, too, where the keys do not.
+fn set_script(app: &mut AppConfig, keys: &KeyMap) -> Result<(), String> {
     let script = app.script.to_string_lossy().into_owned();
     if script.is_empty() {
         return Err("there is no \"script\": say which program or file is to run".to_owned());
@@ -200,10 +189,14 @@ fn set_script(app: &mut AppConfig) -> Result<(), String> {
         app.script = words.remove(0).into();
         app.args.splice(0..0, words);
     } else if file.is_file() || script.contains('/') || interpreter.is_some() {
-        app.interpreter = interpreter.map(str::to_owned);
+        if !keys.contains_key("interpreter") {
+            app.interpreter = interpreter.map(str::to_owned);
+        }
         app.script = file;
     }
-    app.name = named.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    if !keys.contains_key("name") {
+        app.name = named.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    }
     Ok(())
 }
 

@@ -1,7 +1,6 @@
 //! One value of a configuration, as people write it: `"300M"`, `"3s"`, `"max"`, `"a 'b c'"`. It becomes a value as
 //! [`super::AppConfig`] has it; an error says what it is not.
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -26,13 +25,13 @@ pub fn text(value: &Value) -> ReadValue {
 }
 
 /// A word of `T`; PM2 also writes `fork_mode`, and `raw` for text.
-pub fn word<T: DeserializeOwned + Serialize>(value: &Value) -> ReadValue {
+pub fn word<T: DeserializeOwned>(value: &Value) -> ReadValue {
     let text = text(value)?;
     let word = match text.as_str().unwrap_or_default() {
         "raw" => "text",
         word => word.trim_end_matches("_mode"),
     };
-    serde_json::from_value::<T>(word.into()).map(|word| json!(word)).map_err(|error| error.to_string())
+    serde_json::from_value::<T>(word.into()).map(|_| word.into()).map_err(|error| error.to_string())
 }
 
 /// A program, or nothing for `none`.
@@ -50,16 +49,15 @@ pub fn yes_or_no(value: &Value) -> ReadValue {
     }
 }
 
+/// A number or a text, without the blanks around it; of other values, nothing.
+fn written(value: &Value) -> String {
+    text(value).ok().as_ref().and_then(Value::as_str).unwrap_or_default().trim().to_owned()
+}
+
+/// JavaScript and TOML write a whole number as 2.0 as well.
 fn integer(value: &Value) -> Option<i64> {
-    match value {
-        // JavaScript and TOML write a whole number as 2.0 as well.
-        Value::Number(number) => number.as_i64().or_else(|| {
-            let float = number.as_f64()?;
-            (float.fract() == 0.0 && float.abs() < 9e15).then_some(float as i64)
-        }),
-        Value::String(text) => text.trim().parse().ok(),
-        _ => None,
-    }
+    let text = written(value);
+    text.strip_suffix(".0").unwrap_or(&text).parse().ok()
 }
 
 /// A count, at least 0.
@@ -71,17 +69,17 @@ pub fn count(value: &Value) -> ReadValue {
 
 /// Milliseconds as a number, or a text with a unit such as `3s`.
 pub fn duration(value: &Value) -> ReadValue {
-    let text = value.as_str().map_or_else(|| value.to_string(), |text| text.trim().to_owned());
+    let text = written(value);
     let unit = if text.ends_with(|last: char| last.is_ascii_digit()) { "ms" } else { "" };
     match parse_duration(&format!("{text}{unit}")) {
-        Ok(duration) if !value.is_array() => Ok(json!(duration.as_millis() as u64)),
-        _ => refuse(value, "a duration; write milliseconds as a number, or a text like \"3s\""),
+        Ok(duration) => Ok(json!(duration.as_millis() as u64)),
+        Err(_) => refuse(value, "a duration; write milliseconds as a number, or a text like \"3s\""),
     }
 }
 
 /// Bytes as a number, or a text with a unit such as `300M`, in powers of 1024.
 pub fn size(value: &Value) -> ReadValue {
-    let text = value.as_str().map_or_else(|| value.to_string(), |text| text.trim().to_ascii_uppercase());
+    let text = written(value).to_ascii_uppercase();
     let text = text.trim_end_matches('B').trim_end_matches('I');
     let units = [("K", 1u64 << 10), ("M", 1 << 20), ("G", 1 << 30), ("", 1)];
     let split = units.into_iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, bytes as f64)));
