@@ -51,37 +51,15 @@ pub struct StartupArgs {
 }
 
 /// Where the unit of a user is, and the link that starts it with the machine, as `systemctl enable` makes it.
-struct UnitFiles {
-    name: String,
-    unit: PathBuf,
-    link: PathBuf,
+fn unit_and_link(root: Option<&Path>, user: &User) -> (PathBuf, PathBuf) {
+    let folder = root.unwrap_or(Path::new("/")).join("etc/systemd/system");
+    let name = format!("pm-{}.service", user.name);
+    (folder.join(&name), folder.join("multi-user.target.wants").join(name))
 }
 
-impl UnitFiles {
-    fn new(root: Option<&Path>, user: &str) -> UnitFiles {
-        let folder = root.unwrap_or(Path::new("/")).join("etc/systemd/system");
-        let name = format!("pm-{user}.service");
-        UnitFiles { unit: folder.join(&name), link: folder.join("multi-user.target.wants").join(&name), name }
-    }
-
-    fn install(&self, text: &str) -> io::Result<()> {
-        fs::create_dir_all(self.link.parent().expect("it is in a folder"))?;
-        fs::write(&self.unit, text)?;
-        match symlink(format!("../{}", self.name), &self.link) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-            _ => Ok(()),
-        }
-    }
-
-    fn remove(&self) -> io::Result<()> {
-        fs::remove_file(&self.unit)?;
-        fs::remove_file(&self.link)
-    }
-
-    fn failed(&self, what: &str, error: io::Error) -> Failure {
-        let failure = Failure::new(format_args!("{what} {}", self.unit.display()), error);
-        failure.advise("only root may change what starts with the machine")
-    }
+fn failed(what: &str, unit: &Path, error: io::Error) -> Failure {
+    let failure = Failure::new(format_args!("{what} {}", unit.display()), error);
+    failure.advise("only root may change what starts with the machine")
 }
 
 /// Prints the unit or installs it: what a person reads.
@@ -91,10 +69,9 @@ impl UnitFiles {
 pub fn startup(args: &StartupArgs) -> Result<String, Failure> {
     let user = find_user(args.user.as_deref())?;
     let program = env::current_exe().map_err(|error| Failure::new("find the program pm", error))?;
-    let named = env::var_os(home::VARIABLE);
-    let home = named.map_or_else(|| user.dir.join(".pm"), PathBuf::from);
+    let home = env::var_os(home::VARIABLE).map_or_else(|| user.dir.join(".pm"), PathBuf::from);
     let path = env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin".to_owned());
-    let text = unit(&program, &home, &user.name, &path);
+    let text = unit_text(&program, &home, &user.name, &path);
     if args.print || args.root.is_none() && !geteuid().is_root() {
         let [path, home] = [format!("PATH={path}"), format!("{}={}", home::VARIABLE, home.display())];
         let words = ["sudo", "env", &path, &home, &program.to_string_lossy(), "startup", "--user", &user.name];
@@ -103,13 +80,21 @@ pub fn startup(args: &StartupArgs) -> Result<String, Failure> {
             shell_words::join(words)
         ));
     }
-    let files = UnitFiles::new(args.root.as_deref(), &user.name);
-    files.install(&text).map_err(|error| files.failed("write", error))?;
-    let done = format!(
-        "installed {}: the daemon starts with the machine, and resurrects what `pm save` has kept\n",
-        files.unit.display()
-    );
-    Ok(done + reload_systemd(args)?)
+    let (unit, link) = unit_and_link(args.root.as_deref(), &user);
+    let install = || {
+        fs::create_dir_all(link.parent().expect("it is in a folder"))?;
+        fs::write(&unit, &text)?;
+        match symlink(Path::new("..").join(unit.file_name().expect("it has a name")), &link) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => Ok(()),
+        }
+    };
+    install().map_err(|error| failed("write", &unit, error))?;
+    Ok(format!(
+        "installed {}: the daemon starts with the machine, and resurrects what `pm save` has kept\n{}",
+        unit.display(),
+        reload_systemd(args)?
+    ))
 }
 
 /// Takes back what `startup` has installed.
@@ -117,13 +102,15 @@ pub fn startup(args: &StartupArgs) -> Result<String, Failure> {
 /// # Errors
 /// There is no unit of this user, or it cannot be removed.
 pub fn unstartup(args: &StartupArgs) -> Result<String, Failure> {
-    let files = UnitFiles::new(args.root.as_deref(), &find_user(args.user.as_deref())?.name);
+    let (unit, link) = unit_and_link(args.root.as_deref(), &find_user(args.user.as_deref())?);
+    let [unit_path, link_path] = [unit.display(), link.display()];
     if args.print {
-        return Ok(format!("would remove {} and {}\n", files.unit.display(), files.link.display()));
+        return Ok(format!("would remove {unit_path} and {link_path}\n"));
     }
-    files.remove().map_err(|error| files.failed("remove", error))?;
-    Ok(format!("removed {}: the daemon does not start with the machine any more\n", files.unit.display())
-        + reload_systemd(args)?)
+    let removed = fs::remove_file(&unit).and_then(|()| fs::remove_file(&link));
+    removed.map_err(|error| failed("remove", &unit, error))?;
+    let reloaded = reload_systemd(args)?;
+    Ok(format!("removed {unit_path}: the daemon does not start with the machine any more\n{reloaded}"))
 }
 
 /// Lets systemd read its units anew, if they are this machine's and it runs here (sd_booted(3)).
@@ -149,7 +136,7 @@ fn find_user(named: Option<&str>) -> Result<User, Failure> {
 }
 
 /// The text of the unit. `path`: where the daemon and its applications find programs such as `node`.
-fn unit(program: &Path, home: &Path, user: &str, path: &str) -> String {
+fn unit_text(program: &Path, home: &Path, user: &str, path: &str) -> String {
     let setting = |name: &str, value: &str| quoted(&format!("{name}={value}"), false);
     include_str!("pm.service")
         .replace("{pm}", &quoted(&program.to_string_lossy(), true))
@@ -214,7 +201,7 @@ mod tests {
     #[test]
     fn the_unit_waits_for_the_daemon_and_leaves_the_applications_alone() {
         let (program, home) = (Path::new("/opt/p m/pm"), Path::new("/home/a%b/.pm"));
-        let text = unit(program, home, "ann", "/usr/bin:/opt/$x");
+        let text = unit_text(program, home, "ann", "/usr/bin:/opt/$x");
         for line in [
             "Type=notify",
             "User=ann",
