@@ -1,7 +1,8 @@
 //! The full screen: all processes and what each uses now, and of the chosen one the facts and the last lines of its logs.
 
 use ratatui::Frame;
-use ratatui::layout::{Constraint, Layout};
+use ratatui::layout::Constraint::{Fill, Length};
+use ratatui::layout::Layout;
 use ratatui::style::{Color, Modifier};
 use ratatui::text::{Line, Text};
 use ratatui::widgets::{Block, Borders, Cell, Paragraph, Row, Table, TableState, Wrap};
@@ -28,10 +29,8 @@ impl MonitView<'_> {
     pub fn draw(&self, frame: &mut Frame) {
         // Its head, all processes if there is room, and the half of the screen if not.
         let listed = (self.entries.len() as u16 + 1).min(frame.area().height / 2);
-        let rows = [Constraint::Length(1), Constraint::Length(listed), Constraint::Length(4)];
-        let rows =
-            Layout::vertical(rows.into_iter().chain([Constraint::Fill(3), Constraint::Fill(2), Constraint::Length(1)]));
-        let [all, list, about, output, errors, keys] = rows.areas(frame.area());
+        let rows = [Length(1), Length(listed), Length(4), Fill(3), Fill(2), Length(1)];
+        let [all, list, about, output, errors, keys] = Layout::vertical(rows).areas(frame.area());
         frame.render_widget(self.all(), all);
         frame.render_stateful_widget(self.list(list.width), list, &mut TableState::new().with_selected(self.chosen));
         frame.render_widget(Line::styled("up and down choose a process, q quits", Modifier::DIM), keys);
@@ -84,7 +83,7 @@ impl MonitView<'_> {
                 Cell::new(bar(entry.monit.memory as f64, most as f64, BAR.into())),
             ])
         };
-        let widths = widths.map(|width| if width == 0 { Constraint::Fill(1) } else { Constraint::Length(width) });
+        let widths = widths.map(|width| if width == 0 { Fill(1) } else { Length(width) });
         let head = ["  id", "name", "status", "uptime", "   ↺", "   cpu", "", "   memory", ""];
         Table::new(self.entries.iter().map(row), widths)
             .header(Row::new(head).style(Modifier::DIM))
