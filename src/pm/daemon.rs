@@ -16,9 +16,10 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::dump::AfterStop;
-use super::god::{God, PmToken};
+use super::god::{God, PmSource, Shared};
 use super::home::PmHome;
 use super::logs::own_log;
+use super::process::ManagedProcess;
 use super::protocol::{PmReply, PmRequest};
 use super::startup;
 use crate::console;
@@ -36,7 +37,7 @@ const SETTINGS: ControlSettings = ControlSettings {
     longest_request: 16 << 20,
     most_unread: 16 << 20,
     answers_once: false,
-    token: |client| PmToken::Client(client).encode(),
+    token: |client| PmSource::Client.token(client),
 };
 
 /// How long the last answer may take to be read.
@@ -88,11 +89,12 @@ pub fn run(home: &PmHome, cluster: PathBuf, first: Option<PmRequest>, ready: imp
     let signals = SignalQueue::open_for(&others).map_err(failed)?;
     // Five for each process, and 1024 are soon too few.
     let god = God::new(home.clone(), cluster, DescriptorLimit::raise().ok())?;
-    let passed = take_passed_socket()?;
+    let passed = startup::passed_sockets().map_err(|errno| Failure::new("take the socket of systemd", errno))?;
+    let passed = passed.into_iter().next().map(UnixListener::from);
     let is_passed = passed.is_some();
     let listener = passed.map_or_else(|| listen(home), Ok)?;
-    god.epoll.add(&signals, PmToken::Signals.encode(), Interest::EPOLLIN).map_err(failed)?;
-    let watched = ControlSocket::new(listener, SETTINGS, &god.epoll);
+    god.shared.epoll.add(&signals, PmSource::Signals.token(0u32), Interest::EPOLLIN).map_err(failed)?;
+    let watched = ControlSocket::new(listener, SETTINGS, &god.shared.epoll);
     let control = watched.map_err(|error| Failure::new("wait for clients", error))?;
     let mut daemon = Daemon {
         god,
@@ -104,7 +106,7 @@ pub fn run(home: &PmHome, cluster: PathBuf, first: Option<PmRequest>, ready: imp
         ends_with_last: first.is_some(),
     };
     if first.is_some() {
-        daemon.god.show_lines();
+        daemon.god.shared.show_lines();
     }
     daemon.god.adopt();
     ready();
@@ -126,12 +128,6 @@ fn await_end_of_daemon(home: &PmHome) {
     let _ = poll(&mut [PollFd::new(daemon.as_fd(), PollFlags::POLLIN)], 5_000_u16);
 }
 
-/// The socket that systemd has opened for us, if it has.
-fn take_passed_socket() -> Result<Option<UnixListener>, Failure> {
-    let passed = startup::passed_sockets().map_err(|errno| Failure::new("take the socket of systemd", errno))?;
-    Ok(passed.into_iter().next().map(UnixListener::from))
-}
-
 /// Our own. The lock is ours, so a socket that is there is a dead daemon's.
 fn listen(home: &PmHome) -> Result<UnixListener, Failure> {
     let path = home.socket();
@@ -143,7 +139,7 @@ impl Daemon {
     fn serve(&mut self) -> Result<(), Failure> {
         loop {
             self.god.save_state();
-            let events = self.god.take_events();
+            let events = self.god.shared.take_events();
             events.iter().for_each(|event| self.control.publish(event));
             self.own_log.iter().filter(|_| !events.is_empty()).for_each(own_log::check);
             self.answer_awaited();
@@ -157,17 +153,22 @@ impl Daemon {
             }
             let pause = self.control.is_paused().then_some(ACCEPT_AGAIN_AFTER);
             let reports = self.god.wait(pause)?;
-            self.control.accept_again(&self.god.epoll);
+            self.control.accept_again(&self.god.shared.epoll);
             for Ready { token, flags } in reports {
-                let Some(token) = PmToken::decode(token) else { continue };
-                match token {
-                    PmToken::Signals => self.take_signals(),
-                    PmToken::Client(0) => self.accept(),
-                    PmToken::Client(client) => {
+                match PmSource::decode(token) {
+                    None => {}
+                    Some((PmSource::Signals, _)) => self.take_signals(),
+                    Some((PmSource::Client, 0)) => {
+                        if let Err(error) = self.control.accept(&self.god.shared.epoll) {
+                            let failure = Failure::new("accept a client", error);
+                            console::log(failure.advise("clients wait, and it is tried again"));
+                        }
+                    }
+                    Some((PmSource::Client, client)) => {
                         self.control.receive(client, flags);
                         self.serve_requests(client);
                     }
-                    token => self.god.ready(token),
+                    Some((source, which)) => self.god.ready(source, which),
                 }
             }
             self.god.run_due();
@@ -175,7 +176,7 @@ impl Daemon {
     }
 
     fn reopen_logs(&mut self) {
-        self.god.reopen_logs();
+        self.god.shared.reopen_logs();
         self.own_log.iter().for_each(own_log::check);
     }
 
@@ -193,13 +194,7 @@ impl Daemon {
     fn end(&mut self) {
         self.is_ending = true;
         for id in self.god.all() {
-            self.god.stop(id, AfterStop::Delete);
-        }
-    }
-
-    fn accept(&mut self) {
-        if let Err(error) = self.control.accept(&self.god.epoll) {
-            console::log(Failure::new("accept a client", error).advise("clients wait, and it is tried again"));
+            self.god.with(id, |process, shared| process.stop(shared, AfterStop::Delete));
         }
     }
 
@@ -243,14 +238,18 @@ impl Daemon {
             PmRequest::Start { apps, environment, only_new, reload } => {
                 self.god.start(apps, &environment, only_new, reload)
             }
-            PmRequest::Wake { targets } => self.each(&targets, |god, id| god.wake(id)),
-            PmRequest::Stop { targets } => self.each(&targets, |god, id| god.stop(id, AfterStop::Remain)),
-            PmRequest::Reload { targets } => self.each(&targets, God::reload),
-            PmRequest::Restart { targets } => self.each(&targets, God::restart),
-            PmRequest::Delete { targets } => self.each(&targets, |god, id| god.stop(id, AfterStop::Delete)),
+            PmRequest::Wake { targets } => self.each(&targets, ManagedProcess::wake),
+            PmRequest::Stop { targets } => {
+                self.each(&targets, |process, shared| process.stop(shared, AfterStop::Remain))
+            }
+            PmRequest::Reload { targets } => self.each(&targets, ManagedProcess::reload),
+            PmRequest::Restart { targets } => self.each(&targets, ManagedProcess::restart),
+            PmRequest::Delete { targets } => {
+                self.each(&targets, |process, shared| process.stop(shared, AfterStop::Delete))
+            }
             PmRequest::Describe { targets } => self.god.find(&targets),
-            PmRequest::Reset { targets } => self.each(&targets, God::reset),
-            PmRequest::Flush { targets } => self.each(&targets, |god, id| god.flush_logs(id)),
+            PmRequest::Reset { targets } => self.each(&targets, ManagedProcess::reset),
+            PmRequest::Flush { targets } => self.each(&targets, ManagedProcess::flush_logs),
             PmRequest::ReloadLogs => {
                 self.reopen_logs();
                 Ok(BTreeSet::new())
@@ -271,29 +270,34 @@ impl Daemon {
         }
     }
 
-    fn each(&mut self, targets: &[String], action: impl Fn(&mut God, u32)) -> Result<BTreeSet<u32>, String> {
+    fn each(
+        &mut self,
+        targets: &[String],
+        action: impl Fn(&mut ManagedProcess, &mut Shared),
+    ) -> Result<BTreeSet<u32>, String> {
         let found = self.god.find(targets)?;
-        found.iter().for_each(|&id| action(&mut self.god, id));
+        found.iter().for_each(|&id| self.god.with(id, &action));
         Ok(found)
     }
 
     fn signal(&mut self, number: i32, targets: &[String]) -> Result<BTreeSet<u32>, String> {
         let signal = Signal::try_from(number).map_err(|_| format!("{number} is not the number of a signal"))?;
         let found = self.god.find(targets)?;
-        found.iter().try_for_each(|&id| self.god.signal(id, signal)).map_err(String::from)?;
+        found.iter().filter_map(|id| self.god.processes.get(id)).try_for_each(|process| process.signal(signal))?;
         Ok(found)
     }
 
     /// Answers those whose processes have come to rest.
     fn answer_awaited(&mut self) {
-        let is_done =
-            |awaited: &AwaitedChange| awaited.only_looks || !awaited.processes.iter().any(|&id| self.god.is_busy(id));
-        let done: Vec<u64> =
-            self.awaited.iter().filter(|(_, awaited)| is_done(awaited)).map(|(&client, _)| client).collect();
-        for client in done {
+        let processes = &self.god.processes;
+        let is_busy = |id: &u32| processes.get(id).is_some_and(ManagedProcess::is_busy);
+        let is_done = |awaited: &AwaitedChange| awaited.only_looks || !awaited.processes.iter().any(is_busy);
+        let done = self.awaited.iter().filter(|(_, awaited)| is_done(awaited)).map(|(&client, _)| client);
+        for client in done.collect::<Vec<_>>() {
             let Some(awaited) = self.awaited.remove(&client) else { continue };
+            let of_request = awaited.processes.iter().filter_map(|id| self.god.processes.get(id));
+            let error = of_request.filter(|_| awaited.starts).find_map(ManagedProcess::failure);
             let processes = self.god.entries(&awaited.processes);
-            let error = awaited.processes.iter().find_map(|&id| self.god.failure(id)).filter(|_| awaited.starts);
             self.control.answer(client, &PmReply { ok: error.is_none(), error, processes });
             self.serve_requests(client);
         }

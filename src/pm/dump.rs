@@ -2,14 +2,15 @@
 //! the next daemon adopts it; `dump.json` is what `pm save` has kept, and `pm resurrect` starts it.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::config::AppConfig;
 use super::fork_mode::ProcessIdentity;
-use super::home::PmHome;
 use super::launch::Launch;
 use super::protocol::ProcessStatus;
 use super::restarts::RestartBudget;
@@ -29,14 +30,14 @@ pub struct SavedApplication {
 }
 
 /// What is to be run, and the environment of whoever has asked for it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Application {
     pub config: AppConfig,
     pub environment: BTreeMap<String, String>,
 }
 
 /// What the daemon knows of one process of an application, and the next daemon has to know.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ProcessRecord {
     pub id: u32,
     /// Among the instances of the application.
@@ -82,16 +83,25 @@ impl SavedState {
         self.boot == boot()
     }
 
-    pub fn write(&self, home: &PmHome, path: &Path) -> Result<(), Failure> {
-        let content = serde_json::to_vec(self).expect("its keys are strings");
-        home.replace(path, &content)
+    /// After a crash of the program or of the machine the file has its old or its new content, and is whole.
+    pub fn write(&self, path: &Path) -> Result<(), Failure> {
+        let temporary = path.with_extension("json.new");
+        let write = || {
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+            file.write_all(&serde_json::to_vec(self)?)?;
+            file.sync_data()?;
+            fs::rename(&temporary, path)
+        };
+        write().map_err(|error: io::Error| Failure::new(format_args!("write {}", path.display()), error))
     }
 
     /// `None` when there is no such file.
-    pub fn read(home: &PmHome, path: &Path) -> Result<Option<SavedState>, Failure> {
-        let Some(content) = home.read(path)? else { return Ok(None) };
-        let state = serde_json::from_slice(&content);
-        state.map(Some).map_err(|error| Failure::new(format_args!("read {}", path.display()), error))
+    pub fn read(path: &Path) -> Result<Option<SavedState>, Failure> {
+        let read = match fs::read(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            read => read.and_then(|content| Ok(serde_json::from_slice(&content)?)),
+        };
+        read.map(Some).map_err(|error| Failure::new(format_args!("read {}", path.display()), error))
     }
 }
 

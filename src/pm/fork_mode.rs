@@ -1,11 +1,11 @@
 //! One process: started in a session of its own, watched by a descriptor, writing to FIFOs that outlive the daemon.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, ErrorKind, Read};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -16,9 +16,8 @@ use nix::time::ClockId;
 use nix::unistd::{Pid, mkfifo};
 use serde::{Deserialize, Serialize};
 
-use super::home::PmHome;
+use super::json_lines::JsonLines;
 use crate::failure::Failure;
-use crate::logs::lines::LogStream;
 use crate::sys::pidfd::PidFd;
 use crate::sys::process::{Ending, spawn_in_session};
 use crate::sys::procfs::Stat;
@@ -36,7 +35,6 @@ pub struct ProcessIdentity {
 }
 
 impl ProcessIdentity {
-    /// Of a process that somebody else has started.
     pub fn of(stat: &Stat) -> ProcessIdentity {
         // The kernel counts its start in ticks of 10 ms of CLOCK_BOOTTIME (proc_pid_stat(5)).
         let age_ms = (clock_ns(ClockId::CLOCK_BOOTTIME) / 1_000_000).saturating_sub(stat.started * 10);
@@ -62,18 +60,15 @@ impl RunningProcess {
     /// What cannot be executed, and what to do about it.
     pub fn start(command: &mut Command, kept: Option<BorrowedFd>) -> Result<RunningProcess, Failure> {
         let tried = format!("start {}", Path::new(command.get_program()).display());
-        let mut child = spawn_in_session(command, kept).map_err(|error| Failure::new(tried, error))?;
+        let child = spawn_in_session(command, kept).map_err(|error| Failure::new(tried, error))?;
         let pid = Pid::from_raw(child.id() as i32);
         let watched = PidFd::open(pid).and_then(|pidfd| {
             // It is our child, so even if it has ended its entry is there.
-            let started = Stat::of(pid.as_raw()).ok_or(Errno::ESRCH)?.started;
-            let identity =
-                ProcessIdentity { pid: pid.as_raw(), started, since_ns: monotonic_ns(), since_ms: wall_ms() };
-            Ok(RunningProcess { identity, pidfd })
+            let stat = Stat::of(pid.as_raw()).ok_or(Errno::ESRCH)?;
+            Ok(RunningProcess { identity: ProcessIdentity::of(&stat), pidfd })
         });
         watched.map_err(|errno| {
-            // Nobody would notice its end.
-            let _ = child.kill().and_then(|()| child.wait());
+            kill_and_reap(pid);
             Failure::new(format_args!("watch process {pid}"), errno).advise("it was killed")
         })
     }
@@ -86,10 +81,6 @@ impl RunningProcess {
         is_same.then_some(RunningProcess { identity, pidfd })
     }
 
-    pub fn pid(&self) -> Pid {
-        Pid::from_raw(self.identity.pid)
-    }
-
     pub fn uptime(&self, now_ns: u64) -> Duration {
         Duration::from_nanos(now_ns.saturating_sub(self.identity.since_ns))
     }
@@ -99,102 +90,32 @@ impl RunningProcess {
     pub fn reap(&self) -> Option<Ending> {
         self.pidfd.reap().unwrap_or_else(|_| self.pidfd.ending())
     }
-
-    /// # Errors
-    /// ESRCH when it has ended.
-    pub fn signal(&self, signal: Signal) -> nix::Result<()> {
-        self.pidfd.signal(signal)
-    }
-
-    /// It cannot be watched.
-    pub fn kill_and_reap(self) {
-        let _ = killpg(self.pid(), Signal::SIGKILL);
-        let _ = waitpid(self.pid(), None);
-    }
 }
 
-/// Where a process says that it is ready: `process.send('ready')` of a Node program, whose channel to its parent has a
-/// JSON message a line.
-pub struct ReadyChannel {
-    stream: UnixStream,
-    line: Vec<u8>,
+/// For one that cannot be watched: nobody would notice its end.
+pub fn kill_and_reap(pid: Pid) {
+    let _ = killpg(pid, Signal::SIGKILL);
+    let _ = waitpid(pid, None);
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ChannelEvent {
-    Nothing,
-    Ready,
-    Closed,
-}
-
-impl ReadyChannel {
-    /// Our end, and the one for the program.
-    pub fn open() -> Result<(ReadyChannel, UnixStream), Failure> {
-        let open = || {
-            let (ours, theirs) = UnixStream::pair()?;
-            ours.set_nonblocking(true)?;
-            Ok((ours, theirs))
-        };
-        let (stream, theirs) = open().map_err(|error: io::Error| Failure::new("open a channel", error))?;
-        Ok((ReadyChannel { stream, line: Vec::new() }, theirs))
-    }
-
-    pub fn read(&mut self) -> ChannelEvent {
-        let mut buffer = [0; 4096];
-        match self.stream.read(&mut buffer) {
-            Ok(0) => ChannelEvent::Closed,
-            Ok(length) => {
-                let is_ready = self.has_said_ready(&buffer[..length]);
-                if is_ready { ChannelEvent::Ready } else { ChannelEvent::Nothing }
-            }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
-                ChannelEvent::Nothing
-            }
-            Err(_) => ChannelEvent::Closed,
-        }
-    }
-
-    /// Other messages mean nothing to us; of a long one only the beginning is kept.
-    fn has_said_ready(&mut self, bytes: &[u8]) -> bool {
-        const MESSAGE: &[u8] = b"\"ready\"";
-        let mut is_ready = false;
-        for &byte in bytes {
-            if byte == b'\n' {
-                is_ready |= self.line == MESSAGE;
-                self.line.clear();
-            } else if self.line.len() <= MESSAGE.len() {
-                self.line.push(byte);
-            }
-        }
-        is_ready
-    }
-}
-
-/// In an epoll set.
-impl AsFd for ReadyChannel {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.stream.as_fd()
-    }
-}
-
-/// Lets the program write to its FIFOs; it reads nothing.
-pub fn redirect(command: &mut Command, home: &PmHome, id: u32) -> Result<(), Failure> {
-    let open = |stream| open_fifo(&home.fifo(id, 0, stream));
-    command.stdin(Stdio::null()).stdout(open(LogStream::Out)?).stderr(open(LogStream::Error)?);
-    Ok(())
-}
-
-/// Lets the program inherit the end of its channel, as Node's fork() does.
-pub fn announce_channel(command: &mut Command, theirs: &UnixStream) {
-    command.env("NODE_CHANNEL_FD", theirs.as_raw_fd().to_string());
-    command.env("NODE_CHANNEL_SERIALIZATION_MODE", "json");
+/// Where a process says that it is ready, by `process.send('ready')` of a Node program: our end, and the one that the
+/// program inherits, as of Node's fork().
+pub fn open_channel(command: &mut Command) -> Result<(JsonLines<UnixStream>, UnixStream), Failure> {
+    let open = || {
+        let (ours, theirs) = UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        Ok((ours, theirs))
+    };
+    let (ours, theirs) = open().map_err(|error: io::Error| Failure::new("open a channel", error))?;
+    command.env("NODE_CHANNEL_FD", theirs.as_raw_fd().to_string()).env("NODE_CHANNEL_SERIALIZATION_MODE", "json");
+    Ok((JsonLines::new(ours), theirs))
 }
 
 /// A FIFO that is open for reading too, so that its reader can go and come: nothing is lost, and nobody gets SIGPIPE
 /// (fifo(7)). It is as large as any: a user may have 512 applications before the kernel makes their pipes smaller, and
 /// would have 128 if ours held four times as much (pipe(7), pipe-user-pages-soft).
 pub fn open_fifo(path: &Path) -> Result<File, Failure> {
-    let failed = |error: std::io::Error| Failure::new(format_args!("open {}", path.display()), error);
+    let failed = |error: io::Error| Failure::new(format_args!("open {}", path.display()), error);
     match mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR) {
         Ok(()) | Err(Errno::EEXIST) => {}
         Err(errno) => return Err(failed(errno.into())),

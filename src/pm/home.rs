@@ -14,7 +14,7 @@
 //! ```
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -23,6 +23,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::failure::Failure;
 use crate::logs::lines::LogStream;
+use crate::sys::errno_of;
 use crate::sys::fd::until_uninterrupted;
 use crate::units::wall_ms;
 
@@ -32,16 +33,6 @@ pub const VARIABLE: &str = "PM_HOME";
 #[derive(Clone, Debug)]
 pub struct PmHome {
     folder: PathBuf,
-}
-
-/// The daemon of this folder is who holds it. The kernel releases it when its holder dies, however it dies.
-pub struct DaemonLock {
-    _file: Flock<File>,
-}
-
-/// What a client holds while it starts the daemon.
-pub struct StartLock {
-    _file: Flock<File>,
 }
 
 impl PmHome {
@@ -117,47 +108,31 @@ impl PmHome {
         self.folder.join("fifo").join(format!("{id}-events"))
     }
 
-    /// `None`: another daemon has it.
-    pub fn lock_daemon(&self) -> Result<Option<DaemonLock>, Failure> {
-        let path = self.folder.join("daemon.lock");
-        let failed = |error: io::Error| Failure::new(format_args!("lock {}", path.display()), error);
-        match Flock::lock(self.open_lock(&path).map_err(failed)?, FlockArg::LockExclusiveNonblock) {
-            Ok(mut file) => {
-                // Only for people: who holds the lock is the daemon, whatever number stands here.
-                let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
-                written.map_err(failed)?;
-                Ok(Some(DaemonLock { _file: file }))
-            }
-            Err((_, Errno::EWOULDBLOCK)) => Ok(None),
-            Err((_, errno)) => Err(failed(errno.into())),
-        }
+    /// The daemon of this folder is whoever holds this. `None`: another one does.
+    pub fn lock_daemon(&self) -> Result<Option<Flock<File>>, Failure> {
+        let Some(mut lock) = self.lock("daemon.lock", FlockArg::LockExclusiveNonblock)? else { return Ok(None) };
+        // Only for people: who holds the lock is the daemon, whatever number stands here.
+        let written = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
+        written.map_err(|error| Failure::new("write daemon.lock", error))?;
+        Ok(Some(lock))
     }
 
     /// Waits until no other client starts a daemon.
-    pub fn lock_start(&self) -> Result<StartLock, Failure> {
-        let path = self.folder.join("start.lock");
-        let failed = |error: io::Error| Failure::new(format_args!("lock {}", path.display()), error);
+    pub fn lock_start(&self) -> Result<Option<Flock<File>>, Failure> {
+        self.lock("start.lock", FlockArg::LockExclusive)
+    }
+
+    /// The kernel releases it when its holder dies, however it dies.
+    fn lock(&self, name: &str, how: FlockArg) -> Result<Option<Flock<File>>, Failure> {
+        let path = self.folder.join(name);
         let locked = until_uninterrupted(|| {
-            let file = self.open_lock(&path).map_err(crate::sys::errno_of)?;
-            Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno)
+            let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+            Flock::lock(file.map_err(errno_of)?, how).map_err(|(_, errno)| errno)
         });
-        Ok(StartLock { _file: locked.map_err(|errno| failed(errno.into()))? })
-    }
-
-    fn open_lock(&self, path: &Path) -> io::Result<File> {
-        OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)
-    }
-
-    /// Replaces a file: after a crash of the program or of the machine it has its old or its new content, and is whole.
-    pub fn replace(&self, path: &Path, content: &[u8]) -> Result<(), Failure> {
-        let temporary = path.with_extension("json.new");
-        let write = || {
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-            file.write_all(content)?;
-            file.sync_data()?;
-            fs::rename(&temporary, path)
-        };
-        write().map_err(|error: io::Error| Failure::new(format_args!("write {}", path.display()), error))
+        match locked {
+            Err(Errno::EWOULDBLOCK) => Ok(None),
+            locked => locked.map(Some).map_err(|errno| Failure::new(format_args!("lock {}", path.display()), errno)),
+        }
     }
 
     /// Until then a file that was replaced may have its old content after a crash of the machine (fsync(2)).
@@ -171,14 +146,5 @@ impl PmHome {
         let aside = path.with_extension(format!("damaged-{}.json", wall_ms()));
         fs::rename(path, &aside).map_err(|error| Failure::new(format_args!("rename {}", path.display()), error))?;
         Ok(aside)
-    }
-
-    /// `None` when there is no such file.
-    pub fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, Failure> {
-        match fs::read(path) {
-            Ok(content) => Ok(Some(content)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Failure::new(format_args!("read {}", path.display()), error)),
-        }
     }
 }

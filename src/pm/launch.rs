@@ -14,7 +14,7 @@ use crate::sys::procfs::{self, Stat};
 pub const VARIABLE: &str = "PM_LAUNCH";
 
 /// One start of a process of an application.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Launch {
     /// Random, and the same for all starts of this process.
     token: String,

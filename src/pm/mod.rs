@@ -8,8 +8,8 @@
 //! - [`daemon`]: waits for clients, processes and times, in one loop; [`god`]: the applications and their processes, and
 //!   what happens to them; [`restarts`] and [`cron`]: whether and when a process starts again;
 //! - [`process`]: one process as the daemon keeps it; [`program`]: whether what it runs is there; [`fork_mode`]: how it is
-//!   started; [`cluster_mode`]: the same for a cluster, which has workers; [`launch`]: how a process is known again;
-//!   [`process_tree`]: what it has started;
+//!   started; [`cluster_mode`]: the same for a cluster, which has workers; [`json_lines`]: how either says how it is; [`launch`]:
+//!   how a process is known again; [`process_tree`]: what it has started;
 //! - [`logs`]: what the processes write; [`watch`]: files that changed; [`dump`]: what survives the daemon;
 //! - [`output`]: what a person reads; [`startup`]: the systemd unit, and what systemd and the daemon say to each other.
 
@@ -24,6 +24,7 @@ pub mod dump;
 pub mod fork_mode;
 pub mod god;
 pub mod home;
+mod json_lines;
 pub mod launch;
 pub mod logs;
 pub mod output;

@@ -2,22 +2,27 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
+use std::fs::File;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::cluster_mode::{self, ClusterCall, WorkerEvents};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::cluster_mode::{self, ClusterCall};
 use super::config::{ExecMode, LogType};
 use super::cron::CronRestart;
 use super::dump::{AfterStop, Application, ProcessRecord, WorkerRecord};
-use super::fork_mode::{ProcessIdentity, ReadyChannel, RunningProcess, open_fifo};
+use super::fork_mode::{ProcessIdentity, RunningProcess, open_fifo};
 use super::home::{self, PmHome};
+use super::json_lines::JsonLines;
 use super::launch::{self, Launch};
 use super::logs::{AppLog, LogFiles, LogWriter};
 use super::process_tree::ProcessTree;
 use super::protocol::{ProcessEntry, ProcessState, ProcessStatus, ProcessUsage};
-use super::restarts::RestartBudget;
 use super::watch::Watcher;
 use crate::failure::Failure;
 use crate::logs::append_file::Rotation;
@@ -32,14 +37,11 @@ const TICKS_PER_SECOND: f64 = 100.0;
 /// Between two looks at the CPU time from which a share is computed.
 const CPU_SAMPLE_NS: u64 = 200_000_000;
 
-/// Between two looks at the memory of a process that has a limit.
-pub const LOOK_AT_MEMORY_EVERY: Duration = Duration::from_millis(500);
-
 /// What says of a process of Node that it has a parent to talk to. The client's parent is none of an application.
 const NODE_VARIABLES: [&str; 3] = ["NODE_CHANNEL_FD", "NODE_CHANNEL_SERIALIZATION_MODE", "NODE_UNIQUE_ID"];
 
-/// What is due at a time of CLOCK_MONOTONIC.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What is due at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ProcessDue {
     /// It was asked to end and had its time.
     Kill,
@@ -51,6 +53,7 @@ pub enum ProcessDue {
     LookAtMemory,
 }
 
+#[derive(Default)]
 pub struct ManagedProcess {
     /// What the state file has.
     pub saved: ProcessRecord,
@@ -59,21 +62,23 @@ pub struct ManagedProcess {
     /// What it has started, since it was asked to end; that has the same time to do so.
     pub tree: Option<ProcessTree>,
     pub watcher: Option<Watcher>,
-    /// At most one of each kind.
-    pub due: Vec<(u64, ProcessDue)>,
+    /// When, of CLOCK_MONOTONIC.
+    pub due: BTreeMap<ProcessDue, u64>,
     /// What its cluster is doing for us.
     pub call: Option<ClusterCall>,
     /// Why the last thing that its cluster was asked for was not done.
     pub refusal: Option<String>,
-    pub worker_events: Option<WorkerEvents>,
+    pub worker_events: Option<JsonLines<File>>,
     /// The workers of its cluster that have been online since it was launched.
     pub online_workers: BTreeSet<usize>,
     /// The writers of its outputs, from its first start on: two for each worker.
     pub outputs: Vec<LogWriter>,
     /// Where it says that it is ready.
-    pub channel: Option<ReadyChannel>,
+    pub channel: Option<JsonLines<UnixStream>>,
     /// Restarts by the clock on the wall; none while it was stopped by hand.
     pub cron: Option<CronRestart>,
+    /// It has ended, and leaves the list.
+    pub is_deleted: bool,
     cpu: Vec<CpuSample>,
 }
 
@@ -89,32 +94,12 @@ impl ManagedProcess {
         let saved = ProcessRecord {
             id,
             number,
-            status: ProcessStatus::Stopped,
-            after_stop: None,
-            identity: None,
             launch: Launch::of_new_process(),
-            budget: RestartBudget::new(&app.config),
             created_ms: wall_ms(),
-            reason: None,
-            exit_code: None,
             workers: vec![WorkerRecord { id, restarts: 0 }],
+            ..ProcessRecord::default()
         };
-        ManagedProcess {
-            saved,
-            app,
-            running: None,
-            tree: None,
-            watcher: None,
-            due: Vec::new(),
-            call: None,
-            refusal: None,
-            worker_events: None,
-            online_workers: BTreeSet::new(),
-            outputs: Vec::new(),
-            channel: None,
-            cron: None,
-            cpu: Vec::new(),
-        }
+        ManagedProcess { saved, app, ..ManagedProcess::default() }
     }
 
     /// For the state file.
@@ -159,45 +144,27 @@ impl ManagedProcess {
         self.app.config.exec_mode == ExecMode::Cluster
     }
 
-    /// Its configuration has ends after which it does not start again.
-    pub fn may_finish(&self) -> bool {
-        !self.app.config.autorestart || !self.app.config.stop_exit_codes.is_empty()
-    }
-
     /// A command that asked for something is still waiting.
     pub fn is_busy(&self) -> bool {
         matches!(self.saved.status, ProcessStatus::Stopping | ProcessStatus::Launching) || self.call.is_some()
     }
 
-    /// A process has started: what its configuration says is watched from now on.
-    pub fn begin_watching(&mut self) {
-        let config = &self.app.config;
-        if self.cron.is_none() {
-            let now_s = (wall_ms() / 1000) as i64;
-            self.cron = config.cron_restart.as_deref().and_then(|pattern| CronRestart::new(pattern, now_s).ok());
-        }
-        if config.max_memory_restart.is_some() {
-            self.set_due(LOOK_AT_MEMORY_EVERY, ProcessDue::LookAtMemory);
-        }
+    /// What the last command could not do with it.
+    pub fn failure(&self) -> Option<String> {
+        let errored = self.saved.reason.as_deref().filter(|_| self.saved.status == ProcessStatus::Errored);
+        let why = errored.or(self.refusal.as_deref())?;
+        Some(format!("{}: {why}", self.name()))
+    }
+
+    /// To all that do its work.
+    pub fn signal(&self, signal: Signal) -> Result<(), Failure> {
+        let mut sent = self.working_pids().into_iter().map(|pid| kill(Pid::from_raw(pid), signal));
+        sent.try_for_each(|sent| sent)
+            .map_err(|errno| Failure::new(format_args!("send {signal} to {}", self.name()), errno))
     }
 
     pub fn set_due(&mut self, after: Duration, due: ProcessDue) {
-        self.forget_due(due);
-        self.due.push((monotonic_ns().saturating_add(after.as_nanos() as u64), due));
-    }
-
-    pub fn forget_due(&mut self, due: ProcessDue) {
-        self.due.retain(|(_, other)| *other != due);
-    }
-
-    pub fn is_due(&self, due: ProcessDue) -> bool {
-        self.due.iter().any(|(_, other)| *other == due)
-    }
-
-    /// Takes what was due at this time.
-    pub fn take_due(&mut self, now_ns: u64) -> Option<ProcessDue> {
-        let at = self.due.iter().position(|(due_ns, _)| *due_ns <= now_ns)?;
-        Some(self.due.swap_remove(at).1)
+        self.due.insert(due, monotonic_ns().saturating_add(after.as_nanos() as u64));
     }
 
     pub fn note_ending(&mut self, ending: Option<Ending>) {
@@ -241,28 +208,22 @@ impl ManagedProcess {
         command.get_envs().filter_map(|(name, value)| Some((text(name)?, text(value?)?))).collect()
     }
 
-    /// Opens the reading ends of its FIFOs that are not open yet: how many were.
-    pub fn open_outputs(&mut self, home: &PmHome, files: &mut LogFiles) -> Result<usize, Failure> {
-        let opened = self.outputs.len();
-        for output in opened..2 * self.saved.workers.len() {
-            let (worker, stream) = (output / 2, [LogStream::Out, LogStream::Error][output % 2]);
-            let fifo = open_fifo(&home.fifo(self.id(), worker, stream))?;
-            let config = &self.app.config;
-            let log = AppLog {
-                path: self.log_path(home, worker, stream),
-                stream,
-                app_name: config.name.clone(),
-                process_id: self.saved.workers[worker].id,
-                is_json: config.log_type == LogType::Json,
-            };
-            let date_format = config.log_date_format.as_deref();
-            let kept = usize::try_from(config.log_retain).unwrap_or(usize::MAX);
-            let rotation = config.log_max_size.map(|largest| Rotation { largest, kept });
-            let writer = LogWriter::open(fifo.into(), &log, date_format, rotation, files);
-            let failed = |errno| Failure::new(format_args!("read the output of {}", config.name), errno);
-            self.outputs.push(writer.map_err(failed)?);
-        }
-        Ok(opened)
+    /// Reads one of its outputs from now on: two for each worker.
+    pub fn open_output(&self, home: &PmHome, output: usize, files: &mut LogFiles) -> Result<LogWriter, Failure> {
+        let (worker, stream) = (output / 2, [LogStream::Out, LogStream::Error][output % 2]);
+        let fifo = open_fifo(&home.fifo(self.id(), worker, stream))?;
+        let config = &self.app.config;
+        let log = AppLog {
+            path: self.log_path(home, worker, stream),
+            stream,
+            app_name: config.name.clone(),
+            process_id: self.saved.workers[worker].id,
+            is_json: config.log_type == LogType::Json,
+        };
+        let kept = usize::try_from(config.log_retain).unwrap_or(usize::MAX);
+        let rotation = config.log_max_size.map(|largest| Rotation { largest, kept });
+        LogWriter::open(fifo.into(), &log, config.log_date_format.as_deref(), rotation, files)
+            .map_err(|errno| Failure::new(format_args!("read the output of {}", config.name), errno))
     }
 
     /// Instances have files of their own unless `merge_logs` is set: the id stands before the extension.
@@ -301,7 +262,7 @@ impl ManagedProcess {
             created_at: self.saved.created_ms,
             uptime_ms: identity.map_or(0, |identity| monotonic_ns().saturating_sub(identity.since_ns) / 1_000_000),
             restarts: self.saved.workers[worker].restarts,
-            unstable_restarts: self.saved.budget.unstable(),
+            unstable_restarts: self.saved.budget.unstable,
             exec_mode: if self.is_cluster() { "cluster_mode" } else { "fork_mode" }.to_owned(),
             instances: config.instances,
             pm_exec_path: config.script.display().to_string(),

@@ -211,7 +211,7 @@ pub struct ProcessState {
 }
 
 /// With PM2's words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ProcessStatus {
     Online,
@@ -219,6 +219,7 @@ pub enum ProcessStatus {
     Launching,
     /// It was asked to end.
     Stopping,
+    #[default]
     Stopped,
     /// It ended, and is started again after a delay.
     #[serde(rename = "waiting restart")]

@@ -42,96 +42,64 @@ pub enum Decision {
 }
 
 /// The restarts of one process of an application, as far as they bound further ones. The state file keeps it, so the
-/// next daemon goes on counting.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// next daemon goes on counting. A start by hand begins with a new one: what was before counts no longer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RestartBudget {
-    autorestart: bool,
-    stop_exit_codes: Vec<i32>,
-    max_restarts: u64,
-    min_uptime: Duration,
-    restart_delay: Duration,
-    first_grown_delay: Duration,
-    unstable: u64,
+    /// Restarts in a row of a process that was up for less than `min_uptime`: `unstable_restarts` in `jlist`.
+    pub unstable: u64,
     not_made_up: u64,
-    /// The delay before the next restart, where delays grow.
+    /// The delay before the next restart, where delays grow and have grown.
     grown_delay: Duration,
 }
 
 impl RestartBudget {
-    pub fn new(app: &AppConfig) -> RestartBudget {
-        RestartBudget {
-            autorestart: app.autorestart,
-            stop_exit_codes: app.stop_exit_codes.clone(),
-            max_restarts: app.max_restarts,
-            min_uptime: app.min_uptime,
-            restart_delay: app.restart_delay,
-            first_grown_delay: app.exp_backoff_restart_delay,
-            unstable: 0,
-            not_made_up: 0,
-            grown_delay: app.exp_backoff_restart_delay,
-        }
-    }
-
     /// A process ended by itself after it had been up for so long; nobody had asked it to.
-    pub fn exited(&mut self, uptime: Duration, ending: Ending) -> Decision {
-        if !self.autorestart || matches!(ending, Ending::Exited(status) if self.stop_exit_codes.contains(&status)) {
+    pub fn exited(&mut self, app: &AppConfig, uptime: Duration, ending: Ending) -> Decision {
+        if !app.autorestart || matches!(ending, Ending::Exited(status) if app.stop_exit_codes.contains(&status)) {
             return Decision::Stopped;
         }
-        self.make_up(uptime);
-        if self.not_made_up >= self.max_restarts {
-            return Decision::GiveUp { why: self.why_given_up(ending) };
+        self.unstable = if uptime < app.min_uptime { self.unstable + 1 } else { 0 };
+        let made_up = uptime.as_nanos() / made_up_after(app).as_nanos();
+        self.not_made_up = self.not_made_up.saturating_sub(u64::try_from(made_up).unwrap_or(u64::MAX));
+        if uptime >= GROWN_DELAY_ENDS_AFTER {
+            self.grown_delay = Duration::ZERO;
+        }
+        if self.not_made_up >= app.max_restarts {
+            return Decision::GiveUp { why: self.why_given_up(app, ending) };
         }
         self.not_made_up += 1;
-        match self.next_delay() {
+        match self.next_delay(app) {
             Duration::ZERO => Decision::Restart,
             delay => Decision::RestartAfter(delay),
         }
     }
 
-    /// Somebody started, restarted or reloaded the application by hand: what was before counts no longer.
-    pub fn reset(&mut self) {
-        (self.unstable, self.not_made_up, self.grown_delay) = (0, 0, self.first_grown_delay);
-    }
-
-    /// Restarts in a row of a process that was up for less than `min_uptime`: `unstable_restarts` in `jlist`.
-    pub fn unstable(&self) -> u64 {
-        self.unstable
-    }
-
-    fn make_up(&mut self, uptime: Duration) {
-        self.unstable = if uptime < self.min_uptime { self.unstable + 1 } else { 0 };
-        let restarts = uptime.as_nanos() / self.made_up_after().as_nanos();
-        self.not_made_up = self.not_made_up.saturating_sub(u64::try_from(restarts).unwrap_or(u64::MAX));
-        if uptime >= GROWN_DELAY_ENDS_AFTER {
-            self.grown_delay = self.first_grown_delay;
-        }
-    }
-
-    fn made_up_after(&self) -> Duration {
-        MADE_UP_AFTER.max(self.min_uptime)
-    }
-
-    fn why_given_up(&self, ending: Ending) -> String {
-        let restarts = match self.max_restarts {
+    fn why_given_up(&self, app: &AppConfig, ending: Ending) -> String {
+        let restarts = match app.max_restarts {
             0 => return format!("it {ending}, and max_restarts is 0"),
             1 => "1 restart".to_owned(),
             most => format!("{most} restarts"),
         };
-        if self.unstable > self.max_restarts {
-            let min_uptime = format_duration(self.min_uptime);
+        if self.unstable > app.max_restarts {
+            let min_uptime = format_duration(app.min_uptime);
             return format!("it {ending} after {restarts} in a row, and was never up for min_uptime, {min_uptime}");
         }
-        format!("it {ending} after {restarts}, and was not up for {} in between", format_duration(self.made_up_after()))
+        format!("it {ending} after {restarts}, and was not up for {} in between", format_duration(made_up_after(app)))
     }
 
-    fn next_delay(&mut self) -> Duration {
-        if self.first_grown_delay.is_zero() {
-            return self.restart_delay;
+    fn next_delay(&mut self, app: &AppConfig) -> Duration {
+        let first = app.exp_backoff_restart_delay;
+        if first.is_zero() {
+            return app.restart_delay;
         }
-        let delay = self.grown_delay;
-        self.grown_delay = delay.mul_f64(GROWTH).min(LONGEST_DELAY.max(self.first_grown_delay));
+        let delay = self.grown_delay.max(first);
+        self.grown_delay = delay.mul_f64(GROWTH).min(LONGEST_DELAY.max(first));
         delay
     }
+}
+
+fn made_up_after(app: &AppConfig) -> Duration {
+    MADE_UP_AFTER.max(app.min_uptime)
 }
 
 #[cfg(test)]
@@ -148,8 +116,8 @@ mod tests {
 
     /// How often a program that always ends after so long is restarted, and after which delays; at most `most` times.
     fn delays(app: &AppConfig, uptime: Duration, most: usize) -> Vec<Duration> {
-        let mut budget = RestartBudget::new(app);
-        let decisions = std::iter::repeat_with(|| budget.exited(uptime, CRASH)).take(most);
+        let mut budget = RestartBudget::default();
+        let decisions = std::iter::repeat_with(|| budget.exited(app, uptime, CRASH)).take(most);
         let delays = decisions.map_while(|decision| match decision {
             Decision::Restart => Some(Duration::ZERO),
             Decision::RestartAfter(delay) => Some(delay),
@@ -191,21 +159,21 @@ mod tests {
 
     #[test]
     fn an_hour_of_uptime_makes_up_for_sixty_restarts() {
-        let mut budget = RestartBudget::new(&app(100));
+        let (app, mut budget) = (app(100), RestartBudget::default());
         for _ in 0..100 {
-            assert_eq!(budget.exited(Duration::ZERO, CRASH), Decision::Restart);
+            assert_eq!(budget.exited(&app, Duration::ZERO, CRASH), Decision::Restart);
         }
-        assert_eq!(budget.exited(Duration::from_secs(3600), CRASH), Decision::Restart);
-        let more = (0..100).take_while(|_| budget.exited(Duration::ZERO, CRASH) == Decision::Restart).count();
+        assert_eq!(budget.exited(&app, Duration::from_secs(3600), CRASH), Decision::Restart);
+        let more = (0..100).take_while(|_| budget.exited(&app, Duration::ZERO, CRASH) == Decision::Restart).count();
         assert_eq!(more, 59);
     }
 
     #[test]
     fn a_process_that_was_up_for_min_uptime_ends_the_row_of_unstable_ones() {
-        let mut budget = RestartBudget::new(&app(16));
+        let mut budget = RestartBudget::default();
         let unstable = [0, 999, 1000, 10, 5000].map(|ms| {
-            budget.exited(Duration::from_millis(ms), CRASH);
-            budget.unstable()
+            budget.exited(&app(16), Duration::from_millis(ms), CRASH);
+            budget.unstable
         });
         assert_eq!(unstable, [1, 2, 0, 1, 0]);
     }
@@ -213,8 +181,8 @@ mod tests {
     #[test]
     fn the_reason_says_how_it_ended_how_often_and_what_it_lacked() {
         let why = |uptime_ms, ending| {
-            let mut budget = RestartBudget::new(&app(2));
-            let last = (0..3).map(|_| budget.exited(Duration::from_millis(uptime_ms), ending)).last();
+            let mut budget = RestartBudget::default();
+            let last = (0..3).map(|_| budget.exited(&app(2), Duration::from_millis(uptime_ms), ending)).last();
             let Some(Decision::GiveUp { why }) = last else { panic!("{last:?}") };
             why
         };
@@ -230,7 +198,7 @@ mod tests {
 
     #[test]
     fn without_restarts_the_first_end_is_the_last() {
-        let decision = RestartBudget::new(&app(0)).exited(Duration::from_secs(9999), CRASH);
+        let decision = RestartBudget::default().exited(&app(0), Duration::from_secs(9999), CRASH);
         assert_eq!(decision, Decision::GiveUp { why: "it ended with status 1, and max_restarts is 0".into() });
     }
 
@@ -241,8 +209,8 @@ mod tests {
         assert_eq!(grown[..3], [100, 150, 225].map(Duration::from_millis));
         assert!(grown.windows(2).all(|pair| pair[1] == pair[0].mul_f64(1.5).min(LONGEST_DELAY)), "{grown:?}");
         assert_eq!(grown[14], LONGEST_DELAY);
-        let mut budget = RestartBudget::new(&app);
-        let after = [1, 1, 29_999, 30_000, 1].map(|ms| budget.exited(Duration::from_millis(ms), CRASH));
+        let mut budget = RestartBudget::default();
+        let after = [1, 1, 29_999, 30_000, 1].map(|ms| budget.exited(&app, Duration::from_millis(ms), CRASH));
         assert_eq!(
             after,
             [100_000, 150_000, 225_000, 100_000, 150_000].map(|us| Decision::RestartAfter(Duration::from_micros(us)))
@@ -257,32 +225,22 @@ mod tests {
 
     #[test]
     fn these_statuses_and_autorestart_false_stop_it() {
-        let mut budget = RestartBudget::new(&AppConfig { stop_exit_codes: vec![0, 3], ..app(16) });
+        let mut budget = RestartBudget::default();
+        let with_codes = AppConfig { stop_exit_codes: vec![0, 3], ..app(16) };
         let decisions = [Ending::Exited(1), Ending::KilledBy(3), Ending::Exited(3), Ending::Exited(0)]
-            .map(|ending| budget.exited(Duration::ZERO, ending));
+            .map(|ending| budget.exited(&with_codes, Duration::ZERO, ending));
         assert_eq!(decisions, [Decision::Restart, Decision::Restart, Decision::Stopped, Decision::Stopped]);
-        let mut budget = RestartBudget::new(&AppConfig { autorestart: false, ..app(16) });
-        assert_eq!(budget.exited(Duration::from_secs(9999), CRASH), Decision::Stopped);
-    }
-
-    #[test]
-    fn a_start_by_hand_begins_anew() {
-        let app = AppConfig { exp_backoff_restart_delay: Duration::from_millis(100), ..app(2) };
-        let mut budget = RestartBudget::new(&app);
-        for _ in 0..3 {
-            budget.exited(Duration::ZERO, CRASH);
-        }
-        budget.reset();
-        assert_eq!(budget, RestartBudget::new(&app));
+        let once = AppConfig { autorestart: false, ..app(16) };
+        assert_eq!(RestartBudget::default().exited(&once, Duration::from_secs(9999), CRASH), Decision::Stopped);
     }
 
     #[test]
     fn the_next_daemon_goes_on_counting() {
-        let mut budget = RestartBudget::new(&app(2));
-        budget.exited(Duration::ZERO, CRASH);
+        let (app, mut budget) = (app(2), RestartBudget::default());
+        budget.exited(&app, Duration::ZERO, CRASH);
         let mut next: RestartBudget = serde_json::from_str(&serde_json::to_string(&budget).unwrap()).unwrap();
-        assert_eq!(next.exited(Duration::ZERO, CRASH), Decision::Restart);
-        assert!(matches!(next.exited(Duration::ZERO, CRASH), Decision::GiveUp { .. }));
+        assert_eq!(next.exited(&app, Duration::ZERO, CRASH), Decision::Restart);
+        assert!(matches!(next.exited(&app, Duration::ZERO, CRASH), Decision::GiveUp { .. }));
     }
 
     proptest! {
@@ -295,11 +253,11 @@ mod tests {
             uptimes_ms in prop::collection::vec(prop_oneof![0u64..2_000, 0u64..130_000, 0u64..2_000_000], 1..120),
         ) {
             let app = AppConfig { min_uptime: Duration::from_secs(min_uptime_s), ..app(max_restarts) };
-            let mut budget = RestartBudget::new(&app);
+            let mut budget = RestartBudget::default();
             let made_up_after_ms = 1000 * min_uptime_s.max(60);
             let restarted: Vec<u64> = uptimes_ms
                 .iter()
-                .take_while(|&&ms| !matches!(budget.exited(Duration::from_millis(ms), CRASH), Decision::GiveUp { .. }))
+                .take_while(|&&ms| !matches!(budget.exited(&app, Duration::from_millis(ms), CRASH), Decision::GiveUp { .. }))
                 .map(|ms| ms / made_up_after_ms)
                 .collect();
             for from in 0..restarted.len() {

@@ -6,7 +6,9 @@ use std::fs;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::super::cluster_mode::{self, ClusterCall};
+use serde_json::json;
+
+use super::super::cluster_mode;
 use super::super::config::{AppConfig, ExecMode};
 use super::super::dump::{AfterStop, Application, SavedApplication, SavedState};
 use super::super::fork_mode::{ProcessIdentity, RunningProcess};
@@ -15,7 +17,7 @@ use super::super::process::ManagedProcess;
 use super::super::program::check_program;
 use super::super::protocol::{Instances, ProcessStatus};
 use super::super::restarts::RestartBudget;
-use super::{God, PmToken};
+use super::{God, PmSource, Shared};
 use crate::console;
 use crate::failure::Failure;
 use crate::sys::epoll::Interest;
@@ -24,14 +26,6 @@ use crate::units::monotonic_ns;
 
 /// The most that `pm scale` may ask for in fork mode.
 const MOST_PROCESSES: usize = 10_000;
-
-/// The processes of an application that was brought to a configuration.
-struct Configured {
-    /// They were there before. True: the program that they run is still the same.
-    known: Vec<(u32, bool)>,
-    /// They are not started yet.
-    new: Vec<u32>,
-}
 
 impl God {
     /// Starts these applications. One whose name is there already gets the new configuration: its processes are
@@ -55,13 +49,14 @@ impl God {
         apps.iter().try_for_each(check_program)?;
         let (mut known, mut new) = (Vec::new(), Vec::new());
         for app in apps {
-            let configured = self.configure(app);
-            known.extend(configured.known);
-            new.extend(configured.new);
+            let (of_before, added) = self.configure(app);
+            known.extend(of_before);
+            new.extend(added);
         }
         self.launch_new(&new);
         for &(id, is_same_program) in &known {
-            if reload && is_same_program { self.reload(id) } else { self.restart(id) }
+            let is_reloaded = reload && is_same_program;
+            self.with(id, if is_reloaded { ManagedProcess::reload } else { ManagedProcess::restart });
         }
         Ok(known.into_iter().map(|(id, _)| id).chain(new).collect())
     }
@@ -80,54 +75,35 @@ impl God {
             return Err(format!("{name} would have {wanted} processes; 1 to {most} are possible"));
         }
         app.config.instances = wanted;
-        let configured = self.configure(app);
-        for &(id, _) in &configured.known {
-            if self.processes.get(&id).is_some_and(|process| process.is_cluster() && process.running.is_some()) {
-                self.watch_outputs(id)?;
-                self.call(id, ClusterCall::scale(&self.home, id, wanted));
-            }
+        let (_, new) = self.configure(app);
+        let of_name = self.processes.values_mut().filter(|process| process.name() == name);
+        for process in of_name.filter(|process| process.is_cluster() && process.running.is_some()) {
+            process.watch_outputs(&mut self.shared)?;
+            process.call(&mut self.shared, "scaled", &json!({"do": "scale", "workers": wanted}));
         }
-        self.launch_new(&configured.new);
+        self.launch_new(&new);
         Ok(self.of_name(name).into_iter().chain(known).collect())
     }
 
     /// Gives the processes of this name the application, deletes those that are too many, and adds those that are
-    /// missing.
-    fn configure(&mut self, app: Application) -> Configured {
+    /// missing. Those that were there, each with what [`ManagedProcess::configure`] says, and the new ones, which are not
+    /// started yet.
+    fn configure(&mut self, app: Application) -> (Vec<(u32, bool)>, Vec<u32>) {
         let app = Rc::new(app);
-        let of_name = self.of_name(&app.config.name);
+        let mut known = self.of_name(&app.config.name);
         // A cluster starts its workers itself.
         let wanted = if app.config.exec_mode == ExecMode::Fork { app.config.instances } else { 1 };
-        let (kept, surplus) = of_name.split_at(of_name.len().min(wanted));
-        surplus.iter().for_each(|&id| self.stop(id, AfterStop::Delete));
-        let known = kept.iter().enumerate().map(|(number, &id)| (id, self.configure_process(id, number, &app)));
-        let known = known.collect();
-        let new = (kept.len()..wanted).map(|number| self.add(number, Rc::clone(&app))).collect();
-        self.has_changed = true;
-        Configured { known, new }
-    }
-
-    /// True when a running cluster can go over to the new configuration worker by worker: the program is the same.
-    fn configure_process(&mut self, id: u32, number: usize, app: &Rc<Application>) -> bool {
-        let first_free = self.first_free_id();
-        let Some(process) = self.processes.get_mut(&id) else { return false };
-        let (old, new) = (&process.app.config, &app.config);
-        let program = |config: &AppConfig| {
-            let AppConfig { script, args, interpreter, interpreter_args, cwd, exec_mode, .. } = config.clone();
-            (script, args, interpreter, interpreter_args, cwd, exec_mode)
-        };
-        let is_same_program = program(old) == program(new) && old.instances == new.instances;
-        let other_number = AppConfig { instances: new.instances, ..old.clone() };
-        if other_number != *new {
-            process.saved.budget = RestartBudget::new(new);
-            // Its logs and what it watches may have other names now.
-            process.outputs.clear();
-            (process.watcher, process.cron) = (None, None);
+        for id in known.split_off(known.len().min(wanted)) {
+            self.with(id, |process, shared| process.stop(shared, AfterStop::Delete));
         }
-        process.saved.number = number;
-        process.app = Rc::clone(app);
-        process.name_workers(first_free);
-        is_same_program
+        let configured = known.iter().enumerate().filter_map(|(number, id)| {
+            let first_free = self.first_free_id();
+            Some((*id, self.processes.get_mut(id)?.configure(number, &app, first_free)))
+        });
+        let configured = configured.collect();
+        let new = (known.len()..wanted).map(|number| self.add(number, Rc::clone(&app))).collect();
+        self.shared.has_changed = true;
+        (configured, new)
     }
 
     fn add(&mut self, number: usize, app: Rc<Application>) -> u32 {
@@ -142,9 +118,9 @@ impl God {
     /// The state file knows them before they exist, so a daemon that is killed in between leaves no process that nobody
     /// knows.
     fn launch_new(&mut self, ids: &[u32]) {
-        self.has_changed = true;
+        self.shared.has_changed = true;
         self.save_state();
-        ids.iter().for_each(|&id| self.launch(id));
+        ids.iter().for_each(|&id| self.with(id, ManagedProcess::launch));
     }
 
     /// Those of an application, in the order of their numbers.
@@ -162,22 +138,22 @@ impl God {
 
     /// Writes the state file, if something has changed since.
     pub fn save_state(&mut self) {
-        if !std::mem::take(&mut self.has_changed) {
+        if !std::mem::take(&mut self.shared.has_changed) {
             return;
         }
         let due_s = self.processes.values().filter_map(|process| process.cron.as_ref()?.due_s());
         if let Err(errno) = self.wall_clock.set(due_s) {
             console::log(Failure::new("set the timer of cron_restart", errno));
         }
-        if let Err(failure) = self.state().write(&self.home, &self.home.state()) {
+        if let Err(failure) = self.state().write(&self.shared.home.state()) {
             console::log(failure.advise("the next daemon would not find what runs now"));
         }
     }
 
     /// Keeps the applications as they are for [`God::resurrect`].
     pub fn save_dump(&self) -> Result<(), Failure> {
-        self.state().write(&self.home, &self.home.dump())?;
-        self.home.sync()
+        self.state().write(&self.shared.home.dump())?;
+        self.shared.home.sync()
     }
 
     fn state(&self) -> SavedState {
@@ -196,8 +172,8 @@ impl God {
 
     /// Starts what was online when it was saved, and knows the rest again as stopped. A name that is there stays as it is.
     pub fn resurrect(&mut self) -> Result<BTreeSet<u32>, Failure> {
-        let path = self.home.dump();
-        let Some(state) = SavedState::read(&self.home, &path)? else {
+        let path = self.shared.home.dump();
+        let Some(state) = SavedState::read(&path)? else {
             return Err(Failure::relay(format!("read {}: there is none; `pm save` writes it", path.display())));
         };
         let is_missing = |saved: &SavedApplication| self.of_name(&saved.app.config.name).is_empty();
@@ -221,14 +197,15 @@ impl God {
 
     /// Adopts what a daemon before us has left, as its state file says.
     pub fn adopt(&mut self) {
-        let launched = find_launched(&self.home);
-        match SavedState::read(&self.home, &self.home.state()) {
+        let (home, launched) = (&self.shared.home, find_launched(&self.shared.home));
+        match SavedState::read(&home.state()) {
             Ok(None) => {}
             Ok(Some(state)) => self.adopt_saved(state, &launched),
             Err(failure) => {
-                let kept = self.home.set_aside(&self.home.state());
-                let kept =
-                    kept.map_or_else(|failure| failure.to_string(), |path| format!("kept as {}", path.display()));
+                let kept = match home.set_aside(&home.state()) {
+                    Ok(path) => format!("kept as {}", path.display()),
+                    Err(failure) => failure.into(),
+                };
                 let found = "the applications that run are found again by their environment";
                 console::log(failure.advise(format_args!("{kept}; {found}, stopped ones are lost")));
                 self.adopt_launched(launched);
@@ -262,16 +239,14 @@ impl God {
     }
 
     /// Without a state file: the configuration is that of the dump, or what the command line tells.
-    fn adopt_launched(&mut self, launched: Vec<LaunchedProcess>) {
-        let dump = SavedState::read(&self.home, &self.home.dump()).ok().flatten();
+    fn adopt_launched(&mut self, mut launched: Vec<LaunchedProcess>) {
+        // What a process has started in a session of its own has its mark, too, and is younger.
+        launched.sort_by_key(|process| process.stat.started);
+        let dump = SavedState::read(&self.shared.home.dump()).ok().flatten();
         let saved: Vec<Application> = dump.into_iter().flat_map(|dump| dump.apps).map(|saved| saved.app).collect();
         let mut apps: BTreeMap<String, Rc<Application>> = BTreeMap::new();
         for process in &launched {
-            // What a process has started in a session of its own has its mark, too.
-            let is_first =
-                launched.iter().all(|other| other.id != process.id || other.stat.started >= process.stat.started);
-            let name =
-                process.environment.get("name").filter(|_| is_first && !self.processes.contains_key(&process.id));
+            let name = process.environment.get("name").filter(|_| !self.processes.contains_key(&process.id));
             let Some(name) = name else { continue };
             let count = launched.iter().filter(|other| other.environment.get("name") == Some(name)).count();
             let app = apps.entry(name.clone()).or_insert_with(|| {
@@ -289,39 +264,60 @@ impl God {
         }
     }
 
-    /// One of a daemon before us. Its process, if it is gone, was up since then.
     fn take_over(&mut self, process: ManagedProcess, since_ns: u64) {
         let id = process.id();
         self.processes.insert(id, process);
-        self.has_changed = true;
-        if let Err(failure) = self.watch_outputs(id) {
-            console::log(failure);
+        self.with(id, |process, shared| process.resume(shared, since_ns));
+    }
+}
+
+impl ManagedProcess {
+    /// True when a running cluster can go over to the new configuration worker by worker: the program is the same.
+    fn configure(&mut self, number: usize, app: &Rc<Application>, first_free: u32) -> bool {
+        let (old, new) = (&self.app.config, &app.config);
+        let program = |config: &AppConfig| {
+            let AppConfig { script, args, interpreter, interpreter_args, cwd, exec_mode, .. } = config.clone();
+            (script, args, interpreter, interpreter_args, cwd, exec_mode)
+        };
+        let is_same_program = program(old) == program(new) && old.instances == new.instances;
+        let other_number = AppConfig { instances: new.instances, ..old.clone() };
+        if other_number != *new {
+            self.saved.budget = RestartBudget::default();
+            // Its logs and what it watches may have other names now.
+            self.outputs.clear();
+            (self.watcher, self.cron) = (None, None);
         }
-        let Some(process) = self.processes.get_mut(&id) else { return };
-        let Some(running) = &process.running else { return self.resume_without_process(id, since_ns) };
-        if let Err(errno) = self.epoll.add(&running.pidfd, PmToken::Ended(id).encode(), Interest::EPOLLIN) {
-            console::log(Failure::new(format_args!("watch process {}", running.pid()), errno));
-        }
-        if let Some(after) = process.saved.after_stop.take() {
-            return self.stop(id, after);
-        }
-        process.saved.status = ProcessStatus::Online;
-        process.begin_watching();
-        self.report(id, "adopt");
-        self.watch_files(id);
+        self.saved.number = number;
+        self.app = Rc::clone(app);
+        self.name_workers(first_free);
+        is_same_program
     }
 
-    fn resume_without_process(&mut self, id: u32, since_ns: u64) {
-        let Some(process) = self.processes.get_mut(&id) else { return };
-        match process.saved.status {
-            _ if process.saved.after_stop.is_some() => self.finish_stop(id),
+    /// One of a daemon before us. Its process, if it is gone, was up since then.
+    fn resume(&mut self, shared: &mut Shared, since_ns: u64) {
+        shared.has_changed = true;
+        if let Err(failure) = self.watch_outputs(shared) {
+            console::log(failure);
+        }
+        if let Some(running) = &self.running {
+            if let Err(errno) = shared.epoll.add(&running.pidfd, PmSource::Ended.token(self.id()), Interest::EPOLLIN) {
+                console::log(Failure::new(format_args!("watch process {}", running.identity.pid), errno));
+            }
+            if let Some(after) = self.saved.after_stop.take() {
+                return self.stop(shared, after);
+            }
+            self.saved.status = ProcessStatus::Online;
+            shared.report(self, "adopt");
+            return self.begin_watching(shared);
+        }
+        match self.saved.status {
+            _ if self.saved.after_stop.is_some() => self.finish_stop(shared),
             ProcessStatus::Stopped | ProcessStatus::Errored => {}
-            ProcessStatus::WaitingRestart => self.launch(id),
+            ProcessStatus::WaitingRestart => self.launch(shared),
             _ => {
-                process.note_ending(None);
-                let uptime = Duration::from_nanos(monotonic_ns().saturating_sub(since_ns));
-                self.report(id, "exit");
-                self.decide(id, uptime, None);
+                self.note_ending(None);
+                shared.report(self, "exit");
+                self.decide(shared, Duration::from_nanos(monotonic_ns().saturating_sub(since_ns)), None);
             }
         }
     }

@@ -1,99 +1,93 @@
 //! What an application in cluster mode has more: its `cluster` is asked for something, and says what happens to the
 //! workers.
 
-use std::io;
+use serde_json::{Value, json};
 
-use serde_json::json;
-
-use super::super::cluster_mode::{CallOutcome, ClusterCall, WorkerEvent, WorkerEventKind};
-use super::{God, PmToken};
+use super::super::cluster_mode::{ClusterCall, WorkerEvent};
+use super::super::process::ManagedProcess;
+use super::super::restarts::RestartBudget;
+use super::{PmSource, Shared};
 use crate::console;
 use crate::failure::Failure;
 use crate::sys::epoll::Interest;
-use crate::units::utc_now_ms;
 
-impl God {
+impl ManagedProcess {
     /// Replaces the workers of a cluster one by one, each when its successor listens; anything else is restarted.
-    pub fn reload(&mut self, id: u32) {
-        let Some(process) = self.processes.get_mut(&id) else { return };
-        process.saved.budget.reset();
-        self.reload_unasked(id);
+    pub fn reload(&mut self, shared: &mut Shared) {
+        self.saved.budget = RestartBudget::default();
+        self.reload_unasked(shared);
     }
 
-    pub(super) fn reload_unasked(&mut self, id: u32) {
-        let Some(process) = self.processes.get_mut(&id) else { return };
-        if !process.is_cluster() || process.running.is_none() || process.saved.after_stop.is_some() {
-            return self.restart_unasked(id);
+    pub(super) fn reload_unasked(&mut self, shared: &mut Shared) {
+        if !self.is_cluster() || self.running.is_none() || self.saved.after_stop.is_some() {
+            return self.restart_unasked(shared);
         }
-        process.count_restart();
-        let call = ClusterCall::reload(&self.home, id, &process.environment(&self.home));
-        if let Err(failure) = self.watch_outputs(id) {
+        self.count_restart();
+        if let Err(failure) = self.watch_outputs(shared) {
             console::log(failure);
         }
-        self.call(id, call);
+        let environment = self.environment(&shared.home);
+        self.call(shared, "reloaded", &json!({"do": "reload", "environment": environment}));
         // A new configuration has taken away what the old one watched.
-        if let Some(process) = self.processes.get_mut(&id) {
-            process.begin_watching();
-        }
-        self.watch_files(id);
-        self.report(id, "reload");
+        self.begin_watching(shared);
+        shared.report(self, "reload");
     }
 
-    pub(super) fn call(&mut self, id: u32, call: io::Result<ClusterCall>) {
+    /// Asks its cluster. When that has done it, this event has happened.
+    pub(super) fn call(&mut self, shared: &mut Shared, event: &'static str, request: &Value) {
+        let id = self.id();
         let interest = Interest::EPOLLIN | Interest::EPOLLOUT | Interest::EPOLLET;
-        let watched = call.and_then(|call| {
-            self.epoll.add(&call, PmToken::Call(id).encode(), interest)?;
+        let call = ClusterCall::new(&shared.home, id, event, request).and_then(|call| {
+            shared.epoll.add(&call.lines.source, PmSource::Call.token(id), interest)?;
             Ok(call)
         });
-        self.has_changed = true;
-        let Some(process) = self.processes.get_mut(&id) else { return };
-        match watched {
-            Ok(call) => (process.call, process.refusal) = (Some(call), None),
-            Err(error) => process.refusal = Some(Failure::new("ask its cluster", error).to_string()),
+        shared.has_changed = true;
+        match call {
+            Ok(call) => (self.call, self.refusal) = (Some(call), None),
+            Err(error) => self.refusal = Some(Failure::new("ask its cluster", error).to_string()),
         }
     }
 
-    pub(super) fn call_ready(&mut self, id: u32) {
-        let Some(process) = self.processes.get_mut(&id) else { return };
-        let event = match process.call.as_mut().map(ClusterCall::go_on) {
-            None | Some(CallOutcome::Pending) => return,
-            Some(CallOutcome::Done(event)) => {
-                process.saved.reason = None;
-                event
+    pub(super) fn call_ready(&mut self, shared: &mut Shared) {
+        let Some(outcome) = self.call.as_mut().and_then(ClusterCall::go_on) else { return };
+        self.call = None;
+        match outcome {
+            Ok(event) => {
+                self.saved.reason = None;
+                shared.report(self, event);
             }
-            Some(CallOutcome::Refused(why)) => {
-                process.refusal = Some(why);
-                "refused"
+            Err(why) => {
+                self.refusal = Some(why);
+                shared.report(self, "refused");
             }
-        };
-        process.call = None;
-        self.report(id, event);
+        }
     }
 
     /// What its cluster says of the workers: one that ends unasked is a restart.
-    pub(super) fn workers_ready(&mut self, id: u32) {
-        let Some(process) = self.processes.get_mut(&id) else { return };
-        let Some(events) = &mut process.worker_events else { return };
-        for WorkerEvent { worker, pid, kind } in events.read() {
-            let Some(process) = self.processes.get_mut(&id) else { return };
-            let Some(record) = process.saved.workers.get_mut(worker) else { continue };
-            let mut line = json!({"at": utc_now_ms(), "event": "online", "pm_id": record.id, "pid": pid});
-            match kind {
-                WorkerEventKind::Online => {
-                    process.online_workers.insert(worker);
+    pub(super) fn workers_ready(&mut self, shared: &mut Shared) {
+        let Some(events) = &mut self.worker_events else { return };
+        let (events, _): (Vec<WorkerEvent>, bool) = events.read();
+        for WorkerEvent { event, worker, pid, expected, how } in events {
+            let Some(record) = self.saved.workers.get_mut(worker) else { continue };
+            let id = record.id;
+            let (event, reason) = match event.as_str() {
+                // To listen is not to be ready.
+                "listening" if self.app.config.wait_ready => continue,
+                "listening" | "ready" | "not-listening" => {
+                    self.online_workers.insert(worker);
+                    ("online", None)
                 }
-                WorkerEventKind::Exited(ending) => {
+                "exit" if !expected => {
                     record.restarts += 1;
-                    (line["event"], line["reason"]) = (json!("exit"), json!(ending));
-                    process.saved.reason = Some(format!("worker {worker} {ending}"));
+                    self.saved.reason = Some(format!("worker {worker} {how}"));
+                    ("exit", Some(how))
                 }
-            }
-            line["name"] = json!(process.name());
-            let are_online = process.online_workers.len() >= process.app.config.instances;
-            self.has_changed = true;
-            self.publish(line);
-            if are_online {
-                self.note_ready(id);
+                _ => continue,
+            };
+            shared.has_changed = true;
+            shared.publish(event, self.name(), id, pid, reason.as_deref());
+            if self.online_workers.len() >= self.app.config.instances {
+                self.note_ready(shared);
             }
         }
     }

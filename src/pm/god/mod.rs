@@ -2,7 +2,7 @@
 //! Nothing here waits: a process that was asked to end is `stopping` until the kernel says that it has ended, or its
 //! time is up.
 //!
-//! - here: who is there, and what is asked of one that runs;
+//! - here: which processes there are, and what they share;
 //! - [`applications`]: an application is brought to its configuration, saved, adopted;
 //! - [`lifecycle`]: one process starts, is ready, is asked to end, has ended;
 //! - [`clusters`]: a cluster is asked, and says what happens to its workers;
@@ -18,12 +18,9 @@ mod token;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
-use std::rc::Rc;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use regex_lite::Regex;
 use serde_json::{Value, json};
 
@@ -31,7 +28,8 @@ use super::cron::WallClockTimer;
 use super::home::PmHome;
 use super::logs::LogFiles;
 use super::process::ManagedProcess;
-use super::protocol::{ProcessEntry, ProcessStatus};
+use super::protocol::ProcessEntry;
+use super::restarts::RestartBudget;
 use crate::console;
 use crate::failure::Failure;
 use crate::sys::epoll::{Epoll, Interest, Ready};
@@ -40,69 +38,76 @@ use crate::sys::procfs::Stat;
 use crate::terminal::Paint;
 use crate::units::utc_now_ms;
 
-pub use token::PmToken;
+pub use token::PmSource;
 
 const REPORTS_PER_WAIT: usize = 64;
 
 pub struct God {
+    pub processes: BTreeMap<u32, ManagedProcess>,
+    pub shared: Shared,
+    wall_clock: WallClockTimer,
+}
+
+/// What all processes share.
+pub struct Shared {
     home: PmHome,
     /// The program that cluster mode runs.
     cluster: PathBuf,
     /// What the daemon was started with, and its processes get.
     descriptor_limit: Option<DescriptorLimit>,
     pub epoll: Epoll,
-    processes: BTreeMap<u32, ManagedProcess>,
     files: LogFiles,
-    wall_clock: WallClockTimer,
     /// Since they were last taken.
     events: Vec<Value>,
     /// The state file is older than the processes.
     has_changed: bool,
     /// The processes of the machine, as they were at the first look after the last wait.
-    everybody: Option<Rc<Vec<Stat>>>,
+    everybody: Option<Vec<Stat>>,
 }
 
 impl God {
     pub fn new(home: PmHome, cluster: PathBuf, descriptor_limit: Option<DescriptorLimit>) -> Result<God, Failure> {
         let open = || {
             let (epoll, wall_clock) = (Epoll::new(REPORTS_PER_WAIT)?, WallClockTimer::new()?);
-            epoll.add(&wall_clock, PmToken::WallClock.encode(), Interest::EPOLLIN)?;
+            epoll.add(&wall_clock, PmSource::WallClock.token(0u32), Interest::EPOLLIN)?;
             Ok((epoll, wall_clock))
         };
         let (epoll, wall_clock) = open().map_err(|errno: Errno| Failure::new("wait for events", errno))?;
-        Ok(God {
-            home,
-            cluster,
-            descriptor_limit,
-            epoll,
-            processes: BTreeMap::new(),
-            files: LogFiles::default(),
-            wall_clock,
-            events: Vec::new(),
-            has_changed: false,
-            everybody: None,
-        })
+        let (files, events) = (LogFiles::default(), Vec::new());
+        let shared =
+            Shared { home, cluster, descriptor_limit, epoll, files, events, has_changed: false, everybody: None };
+        Ok(God { processes: BTreeMap::new(), shared, wall_clock })
     }
 
     /// Waits until something happens, something is due, or so much time has passed; for ever while nothing is due.
     pub fn wait(&mut self, most: Option<Duration>) -> Result<Vec<Ready>, Failure> {
         let timeout = [self.until_due(), most].into_iter().flatten().min();
-        let reports = self.epoll.wait(timeout).map_err(|errno| Failure::new("wait for events", errno))?;
-        self.everybody = None;
-        Ok((0..reports).map(|i| self.epoll.report(i)).collect())
+        let reports = self.shared.epoll.wait(timeout).map_err(|errno| Failure::new("wait for events", errno))?;
+        self.shared.everybody = None;
+        Ok((0..reports).map(|i| self.shared.epoll.report(i)).collect())
     }
 
-    /// What has happened to a process.
-    pub fn ready(&mut self, token: PmToken) {
-        match token {
-            PmToken::WallClock => self.wall_clock_ready(),
-            PmToken::Ended(id) => self.process_ended(id),
-            PmToken::Channel(id) => self.channel_ready(id),
-            PmToken::Call(id) => self.call_ready(id),
-            PmToken::Workers(id) => self.workers_ready(id),
-            PmToken::Watch(id) => self.watch_ready(id),
-            PmToken::Output(id, output) => self.output_ready(id, output),
-            PmToken::Signals | PmToken::Client(_) => {}
+    /// Does this with a process, if there still is one with this id.
+    pub fn with(&mut self, id: u32, action: impl FnOnce(&mut ManagedProcess, &mut Shared)) {
+        let Some(process) = self.processes.get_mut(&id) else { return };
+        action(process, &mut self.shared);
+        if process.is_deleted {
+            self.processes.remove(&id);
+        }
+    }
+
+    /// Something has happened to a process.
+    pub fn ready(&mut self, source: PmSource, which: u64) {
+        let (id, output) = (which as u32, (which >> 32) as usize);
+        match source {
+            PmSource::WallClock => self.wall_clock_ready(),
+            PmSource::Ended => self.with(id, ManagedProcess::has_ended),
+            PmSource::Channel => self.with(id, ManagedProcess::channel_ready),
+            PmSource::Call => self.with(id, ManagedProcess::call_ready),
+            PmSource::Workers => self.with(id, ManagedProcess::workers_ready),
+            PmSource::Watch => self.with(id, ManagedProcess::watch_ready),
+            PmSource::Output => self.with(id, |process, shared| process.output_ready(shared, output)),
+            PmSource::Signals | PmSource::Client => {}
         }
     }
 
@@ -150,48 +155,30 @@ impl God {
 
     pub fn entries(&mut self, ids: &BTreeSet<u32>) -> Vec<ProcessEntry> {
         let chosen = self.processes.values_mut().filter(|process| ids.contains(&process.id()));
-        chosen.flat_map(|process| process.entries(&self.home)).collect()
+        chosen.flat_map(|process| process.entries(&self.shared.home)).collect()
     }
 
     /// A process runs, or will.
     pub fn has_work(&self) -> bool {
         self.processes.values().any(|process| process.running.is_some() || !process.due.is_empty())
     }
+}
 
-    /// A command that asked for something is still waiting.
-    pub fn is_busy(&self, id: u32) -> bool {
-        self.processes.get(&id).is_some_and(ManagedProcess::is_busy)
-    }
-
-    /// What the last command could not do with it.
-    pub fn failure(&self, id: u32) -> Option<String> {
-        let process = self.processes.get(&id)?;
-        let errored = process.saved.reason.as_deref().filter(|_| process.saved.status == ProcessStatus::Errored);
-        let why = errored.or(process.refusal.as_deref())?;
-        Some(format!("{}: {why}", process.name()))
-    }
-
-    pub fn signal(&mut self, id: u32, signal: Signal) -> Result<(), Failure> {
-        let Some(process) = self.processes.get(&id) else { return Ok(()) };
-        let mut sent = process.working_pids().into_iter().map(|pid| kill(Pid::from_raw(pid), signal));
-        sent.try_for_each(|sent| sent)
-            .map_err(|errno| Failure::new(format_args!("send {signal} to {}", process.name()), errno))
-    }
-
+impl ManagedProcess {
     /// Sets its counts of restarts to 0.
-    pub fn reset(&mut self, id: u32) {
-        let Some(process) = self.processes.get_mut(&id) else { return };
-        process.saved.workers.iter_mut().for_each(|worker| worker.restarts = 0);
-        process.saved.budget.reset();
-        self.has_changed = true;
+    pub fn reset(&mut self, shared: &mut Shared) {
+        self.saved.workers.iter_mut().for_each(|worker| worker.restarts = 0);
+        self.saved.budget = RestartBudget::default();
+        shared.has_changed = true;
     }
 
     /// Empties the logs.
-    pub fn flush_logs(&mut self, id: u32) {
-        let outputs = self.processes.get(&id).map_or(&[][..], |process| &process.outputs);
-        outputs.iter().for_each(|writer| writer.flush(&mut self.files));
+    pub fn flush_logs(&mut self, shared: &mut Shared) {
+        self.outputs.iter().for_each(|writer| writer.flush(&mut shared.files));
     }
+}
 
+impl Shared {
     pub fn reopen_logs(&mut self) {
         self.files.reopen();
         self.files.take_problems().iter().for_each(console::log);
@@ -207,27 +194,30 @@ impl God {
     }
 
     /// What has happened to this process is an event, with its reason.
-    fn report(&mut self, id: u32, event: &str) {
-        let reason = self.processes.get(&id).and_then(|process| process.saved.reason.clone());
-        self.report_because(id, event, reason);
+    fn report(&mut self, process: &ManagedProcess, event: &str) {
+        self.report_because(process, event, process.saved.reason.as_deref());
     }
 
-    fn report_because(&mut self, id: u32, event: &str, reason: Option<String>) {
-        let Some(process) = self.processes.get(&id) else { return };
+    fn report_because(&mut self, process: &ManagedProcess, event: &str, reason: Option<&str>) {
         let pid = process.running.as_ref().map_or(0, |running| running.identity.pid);
-        let mut line = json!({"at": utc_now_ms(), "event": event, "name": process.name(), "pm_id": id, "pid": pid});
+        self.publish(event, process.name(), process.id(), pid, reason);
+    }
+
+    fn publish(&mut self, event: &str, name: &str, id: u32, pid: i32, reason: Option<&str>) {
+        let mut line = json!({"at": utc_now_ms(), "event": event, "name": name, "pm_id": id, "pid": pid});
         if let Some(reason) = reason {
             line["reason"] = json!(reason);
         }
-        self.publish(line);
+        console::log(&line);
+        self.events.push(line);
     }
 
-    fn publish(&mut self, event: Value) {
-        console::log(&event);
-        self.events.push(event);
+    /// That lines of a log are lost, or are no more.
+    fn report_logs(&mut self, process: &ManagedProcess) {
+        self.files.take_problems().iter().for_each(|why| self.report_because(process, "log", Some(why)));
     }
 
-    fn everybody(&mut self) -> Rc<Vec<Stat>> {
-        Rc::clone(self.everybody.get_or_insert_with(|| Rc::new(Stat::everybody().collect())))
+    fn everybody(&mut self) -> &[Stat] {
+        self.everybody.get_or_insert_with(|| Stat::everybody().collect())
     }
 }
