@@ -142,7 +142,7 @@ impl Daemon {
             let events = self.god.shared.take_events();
             events.iter().for_each(|event| self.control.publish(event));
             self.own_log.iter().filter(|_| !events.is_empty()).for_each(own_log::check);
-            self.answer_awaited();
+            self.answer_awaited().into_iter().for_each(|client| self.serve_requests(client));
             if self.ends_with_last && !self.is_ending && !self.god.has_work() {
                 self.end();
                 continue;
@@ -198,10 +198,14 @@ impl Daemon {
         }
     }
 
-    /// One after another: the next when the last is answered.
+    /// One after another: the next when the last is answered. What one client asks for may be what others wait for.
     fn serve_requests(&mut self, client: u64) {
-        while let Some(request) = self.control.next_request(client) {
-            self.carry_out(client, request);
+        let mut clients = BTreeSet::from([client]);
+        while let Some(client) = clients.pop_first() {
+            while let Some(request) = self.control.next_request(client) {
+                self.carry_out(client, request);
+                clients.extend(self.answer_awaited());
+            }
         }
     }
 
@@ -221,7 +225,6 @@ impl Daemon {
         match self.begin(request) {
             Ok(processes) => {
                 self.awaited.insert(client, AwaitedChange { processes, starts, only_looks });
-                self.answer_awaited();
             }
             Err(why) => self.control.refuse(client, &why),
         }
@@ -232,7 +235,9 @@ impl Daemon {
         match request {
             PmRequest::Ping | PmRequest::Events => Ok(BTreeSet::new()),
             PmRequest::List => Ok(self.god.all()),
-            PmRequest::Start { .. } | PmRequest::Wake { .. } | PmRequest::Resurrect if self.is_ending => {
+            PmRequest::Start { .. } | PmRequest::Wake { .. } | PmRequest::Scale { .. } | PmRequest::Resurrect
+                if self.is_ending =>
+            {
                 Err("the process manager is ending".to_owned())
             }
             PmRequest::Start { apps, environment, only_new, reload } => {
@@ -287,19 +292,20 @@ impl Daemon {
         Ok(found)
     }
 
-    /// Answers those whose processes have come to rest.
-    fn answer_awaited(&mut self) {
+    /// Answers the clients whose processes have come to rest, and says who they are: each may have asked for more.
+    fn answer_awaited(&mut self) -> Vec<u64> {
         let processes = &self.god.processes;
         let is_busy = |id: &u32| processes.get(id).is_some_and(ManagedProcess::is_busy);
         let is_done = |awaited: &AwaitedChange| awaited.only_looks || !awaited.processes.iter().any(is_busy);
         let done = self.awaited.iter().filter(|(_, awaited)| is_done(awaited)).map(|(&client, _)| client);
-        for client in done.collect::<Vec<_>>() {
+        let done: Vec<u64> = done.collect();
+        for &client in &done {
             let Some(awaited) = self.awaited.remove(&client) else { continue };
             let of_request = awaited.processes.iter().filter_map(|id| self.god.processes.get(id));
             let error = of_request.filter(|_| awaited.starts).find_map(ManagedProcess::failure);
             let processes = self.god.entries(&awaited.processes);
             self.control.answer(client, &PmReply { ok: error.is_none(), error, processes });
-            self.serve_requests(client);
         }
+        done
     }
 }

@@ -9,6 +9,7 @@ use std::process::Command;
 use std::rc::Rc;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -158,8 +159,11 @@ impl ManagedProcess {
 
     /// To all that do its work.
     pub fn signal(&self, signal: Signal) -> Result<(), Failure> {
-        let mut sent = self.working_pids().into_iter().map(|pid| kill(Pid::from_raw(pid), signal));
-        sent.try_for_each(|sent| sent)
+        let sent = self.working_pids().into_iter().map(|pid| kill(Pid::from_raw(pid), signal));
+        // One that has just ended needs none.
+        sent.filter(|sent| *sent != Err(Errno::ESRCH))
+            .collect::<nix::Result<Vec<()>>>()
+            .map(drop)
             .map_err(|errno| Failure::new(format_args!("send {signal} to {}", self.name()), errno))
     }
 

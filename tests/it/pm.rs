@@ -438,6 +438,20 @@ fn clients_that_hang_or_send_garbage_disturb_nobody() {
 }
 
 #[test]
+fn as_many_requests_as_a_client_sends_at_once_are_answered_one_by_one() {
+    const REQUESTS: usize = 30_000;
+    let pm = Manager::new("many-requests");
+    pm.done(&["start", "sleep", "--", "1000"]);
+    let stream = pm.connect();
+    let mut writer = stream.try_clone().unwrap();
+    let writing = std::thread::spawn(move || writer.write_all("{\"do\":\"ping\"}\n".repeat(REQUESTS).as_bytes()));
+    let answers = BufReader::new(&stream).lines().take(REQUESTS).map(Result::unwrap);
+    assert_eq!(answers.filter(|answer| answer.contains("\"ok\":true")).count(), REQUESTS);
+    writing.join().unwrap().unwrap();
+    assert_eq!(status_of(&pm.process("sleep")), "online");
+}
+
+#[test]
 fn while_nothing_happens_the_daemon_does_not_wake_up() {
     let pm = Manager::new("idle");
     for i in 0..3 {
