@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -29,6 +30,7 @@ use crate::sys::epoll::{Interest, Ready};
 use crate::sys::pidfd::PidFd;
 use crate::sys::process::DescriptorLimit;
 use crate::sys::signal::SignalQueue;
+use crate::terminal::Paint;
 
 /// The longest request has hundreds of applications, each with its environment; the longest answer as many entries.
 const SETTINGS: ControlSettings = ControlSettings {
@@ -106,7 +108,7 @@ pub fn run(home: &PmHome, cluster: PathBuf, first: Option<PmRequest>, ready: imp
         ends_with_last: first.is_some(),
     };
     if first.is_some() {
-        daemon.god.shared.show_lines();
+        daemon.god.shared.files.show(Paint::on(&io::stdout()));
     }
     daemon.god.adopt();
     ready();
@@ -139,7 +141,7 @@ impl Daemon {
     fn serve(&mut self) -> Result<(), Failure> {
         loop {
             self.god.save_state();
-            let events = self.god.shared.take_events();
+            let events = std::mem::take(&mut self.god.shared.events);
             events.iter().for_each(|event| self.control.publish(event));
             self.own_log.iter().filter(|_| !events.is_empty()).for_each(own_log::check);
             self.answer_awaited().into_iter().for_each(|client| self.serve_requests(client));
@@ -176,7 +178,9 @@ impl Daemon {
     }
 
     fn reopen_logs(&mut self) {
-        self.god.shared.reopen_logs();
+        let files = &mut self.god.shared.files;
+        files.reopen();
+        files.take_problems().iter().for_each(console::log);
         self.own_log.iter().for_each(own_log::check);
     }
 

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::json_lines::JsonLines;
 use crate::failure::Failure;
 use crate::sys::pidfd::PidFd;
-use crate::sys::process::{Ending, spawn_in_session};
+use crate::sys::process::spawn_in_session;
 use crate::sys::procfs::Stat;
 use crate::units::{clock_ns, monotonic_ns, wall_ms};
 
@@ -81,14 +81,8 @@ impl RunningProcess {
         is_same.then_some(RunningProcess { identity, pidfd })
     }
 
-    pub fn uptime(&self, now_ns: u64) -> Duration {
-        Duration::from_nanos(now_ns.saturating_sub(self.identity.since_ns))
-    }
-
-    /// How it has ended, once its descriptor says that it has. `None` where nobody knows: it was the child of a daemon
-    /// before us, and the kernel does not tell.
-    pub fn reap(&self) -> Option<Ending> {
-        self.pidfd.reap().unwrap_or_else(|_| self.pidfd.ending())
+    pub fn uptime(&self) -> Duration {
+        Duration::from_nanos(monotonic_ns().saturating_sub(self.identity.since_ns))
     }
 }
 

@@ -103,11 +103,6 @@ impl ManagedProcess {
         ManagedProcess { saved, app, ..ManagedProcess::default() }
     }
 
-    /// For the state file.
-    pub fn record(&self) -> ProcessRecord {
-        ProcessRecord { identity: self.running.as_ref().map(|running| running.identity), ..self.saved.clone() }
-    }
-
     pub fn id(&self) -> u32 {
         self.saved.id
     }
@@ -122,10 +117,6 @@ impl ManagedProcess {
         let missing = wanted.saturating_sub(self.saved.workers.len()) as u32;
         let new = first_free..first_free + missing;
         self.saved.workers.extend(new.map(|id| WorkerRecord { id, restarts: 0 }));
-    }
-
-    pub fn has_worker(&self, id: u32) -> bool {
-        self.saved.workers.iter().any(|worker| worker.id == id)
     }
 
     /// Of all its workers.

@@ -31,12 +31,10 @@ const GROWN_DELAY_ENDS_AFTER: Duration = Duration::from_secs(30);
 /// What happens to an application whose process has ended by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    Restart,
+    /// So long after its end; zero: at once.
     RestartAfter(Duration),
     /// It has been restarted too often. `why` is a sentence for the log and for `describe`.
-    GiveUp {
-        why: String,
-    },
+    GiveUp { why: String },
     /// The configuration says that it stays ended after this.
     Stopped,
 }
@@ -68,10 +66,7 @@ impl RestartBudget {
             return Decision::GiveUp { why: self.why_given_up(app, ending) };
         }
         self.not_made_up += 1;
-        match self.next_delay(app) {
-            Duration::ZERO => Decision::Restart,
-            delay => Decision::RestartAfter(delay),
-        }
+        Decision::RestartAfter(self.next_delay(app))
     }
 
     fn why_given_up(&self, app: &AppConfig, ending: Ending) -> String {
@@ -109,6 +104,7 @@ mod tests {
     use super::*;
 
     const CRASH: Ending = Ending::Exited(1);
+    const AT_ONCE: Decision = Decision::RestartAfter(Duration::ZERO);
 
     fn app(max_restarts: u64) -> AppConfig {
         AppConfig { max_restarts, ..AppConfig::default() }
@@ -119,7 +115,6 @@ mod tests {
         let mut budget = RestartBudget::default();
         let decisions = std::iter::repeat_with(|| budget.exited(app, uptime, CRASH)).take(most);
         let delays = decisions.map_while(|decision| match decision {
-            Decision::Restart => Some(Duration::ZERO),
             Decision::RestartAfter(delay) => Some(delay),
             Decision::GiveUp { .. } | Decision::Stopped => None,
         });
@@ -161,10 +156,10 @@ mod tests {
     fn an_hour_of_uptime_makes_up_for_sixty_restarts() {
         let (app, mut budget) = (app(100), RestartBudget::default());
         for _ in 0..100 {
-            assert_eq!(budget.exited(&app, Duration::ZERO, CRASH), Decision::Restart);
+            assert_eq!(budget.exited(&app, Duration::ZERO, CRASH), AT_ONCE);
         }
-        assert_eq!(budget.exited(&app, Duration::from_secs(3600), CRASH), Decision::Restart);
-        let more = (0..100).take_while(|_| budget.exited(&app, Duration::ZERO, CRASH) == Decision::Restart).count();
+        assert_eq!(budget.exited(&app, Duration::from_secs(3600), CRASH), AT_ONCE);
+        let more = (0..100).take_while(|_| budget.exited(&app, Duration::ZERO, CRASH) == AT_ONCE).count();
         assert_eq!(more, 59);
     }
 
@@ -229,7 +224,7 @@ mod tests {
         let with_codes = AppConfig { stop_exit_codes: vec![0, 3], ..app(16) };
         let decisions = [Ending::Exited(1), Ending::KilledBy(3), Ending::Exited(3), Ending::Exited(0)]
             .map(|ending| budget.exited(&with_codes, Duration::ZERO, ending));
-        assert_eq!(decisions, [Decision::Restart, Decision::Restart, Decision::Stopped, Decision::Stopped]);
+        assert_eq!(decisions, [AT_ONCE, AT_ONCE, Decision::Stopped, Decision::Stopped]);
         let once = AppConfig { autorestart: false, ..app(16) };
         assert_eq!(RestartBudget::default().exited(&once, Duration::from_secs(9999), CRASH), Decision::Stopped);
     }
@@ -239,7 +234,7 @@ mod tests {
         let (app, mut budget) = (app(2), RestartBudget::default());
         budget.exited(&app, Duration::ZERO, CRASH);
         let mut next: RestartBudget = serde_json::from_str(&serde_json::to_string(&budget).unwrap()).unwrap();
-        assert_eq!(next.exited(&app, Duration::ZERO, CRASH), Decision::Restart);
+        assert_eq!(next.exited(&app, Duration::ZERO, CRASH), AT_ONCE);
         assert!(matches!(next.exited(&app, Duration::ZERO, CRASH), Decision::GiveUp { .. }));
     }
 

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::super::cluster_mode;
 use super::super::config::{AppConfig, ExecMode};
-use super::super::dump::{AfterStop, Application, SavedApplication, SavedState};
+use super::super::dump::{AfterStop, Application, ProcessRecord, SavedApplication, SavedState};
 use super::super::fork_mode::{ProcessIdentity, RunningProcess};
 use super::super::launch::{LaunchedProcess, find_launched};
 use super::super::process::ManagedProcess;
@@ -165,7 +165,8 @@ impl God {
                 apps.push((of, SavedApplication { app, processes: Vec::new() }));
                 apps.len() - 1
             });
-            apps[at].1.processes.push(process.record());
+            let identity = process.running.as_ref().map(|running| running.identity);
+            apps[at].1.processes.push(ProcessRecord { identity, ..process.saved.clone() });
         }
         SavedState::new(apps.into_iter().map(|(_, app)| app).collect())
     }

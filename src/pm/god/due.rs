@@ -6,6 +6,7 @@ use nix::sys::signal::Signal;
 
 use super::super::cron::CronRestart;
 use super::super::dump::AfterStop;
+use super::super::fork_mode::RunningProcess;
 use super::super::process::{ManagedProcess, ProcessDue};
 use super::super::protocol::ProcessStatus;
 use super::super::restarts::Decision;
@@ -94,7 +95,7 @@ impl ManagedProcess {
         }
         self.saved.reason = Some(format!("it used {used} bytes of memory, and may use {most}"));
         // It counts as a failure, so that a program that always needs more is given up.
-        let uptime = self.running.as_ref().map(|running| running.uptime(monotonic_ns())).unwrap_or_default();
+        let uptime = self.running.as_ref().map(RunningProcess::uptime).unwrap_or_default();
         let ending = Ending::KilledBy(Signal::SIGKILL as i32);
         let decision = self.saved.budget.exited(&self.app.config, uptime, ending);
         shared.report(self, "memory");

@@ -19,7 +19,6 @@ use crate::failure::Failure;
 use crate::logs::lines::LogStream;
 use crate::sys::epoll::Interest;
 use crate::sys::process::Ending;
-use crate::units::monotonic_ns;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
@@ -264,7 +263,8 @@ impl ManagedProcess {
         self.workers_ready(shared);
         let Some(running) = self.running.take() else { return };
         (self.call, self.channel) = (None, None);
-        let ending = running.reap();
+        // `None` where nobody knows: it was the child of a daemon before us, and the kernel does not tell.
+        let ending = running.pidfd.reap().unwrap_or_else(|_| running.pidfd.ending());
         let _ = shared.epoll.delete(&running.pidfd);
         self.note_ending(ending);
         for writer in &mut self.outputs {
@@ -276,7 +276,7 @@ impl ManagedProcess {
         // It leaves nobody behind.
         self.tree.take().iter().for_each(|tree| tree.signal(Signal::SIGKILL));
         shared.report(self, "exit");
-        self.decide(shared, running.uptime(monotonic_ns()), ending);
+        self.decide(shared, running.uptime(), ending);
     }
 
     /// It has ended without being asked to.
@@ -300,12 +300,11 @@ impl ManagedProcess {
             }
         };
         match decision {
-            Decision::Restart => {
-                self.count_restart();
-                self.launch(shared);
-            }
             Decision::RestartAfter(delay) => {
                 self.count_restart();
+                if delay.is_zero() {
+                    return self.launch(shared);
+                }
                 self.saved.status = ProcessStatus::WaitingRestart;
                 self.set_due(delay, ProcessDue::Restart);
             }

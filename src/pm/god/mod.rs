@@ -16,7 +16,6 @@ mod lifecycle;
 mod token;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -25,6 +24,7 @@ use regex_lite::Regex;
 use serde_json::{Value, json};
 
 use super::cron::WallClockTimer;
+use super::dump::WorkerRecord;
 use super::home::PmHome;
 use super::logs::LogFiles;
 use super::process::ManagedProcess;
@@ -35,7 +35,6 @@ use crate::failure::Failure;
 use crate::sys::epoll::{Epoll, Interest, Ready};
 use crate::sys::process::DescriptorLimit;
 use crate::sys::procfs::Stat;
-use crate::terminal::Paint;
 use crate::units::utc_now_ms;
 
 pub use token::PmSource;
@@ -56,9 +55,9 @@ pub struct Shared {
     /// What the daemon was started with, and its processes get.
     descriptor_limit: Option<DescriptorLimit>,
     pub epoll: Epoll,
-    files: LogFiles,
+    pub files: LogFiles,
     /// Since they were last taken.
-    events: Vec<Value>,
+    pub events: Vec<Value>,
     /// The state file is older than the processes.
     has_changed: bool,
     /// The processes of the machine, as they were at the first look after the last wait.
@@ -130,7 +129,8 @@ impl God {
                 with(&|process| regex.is_match(process.name()))
             } else {
                 let named = with(&|process| process.name() == target);
-                let numbered = with(&|process| target.parse().is_ok_and(|id| process.has_worker(id)));
+                let has_id = |worker: &WorkerRecord| target.parse() == Ok(worker.id);
+                let numbered = with(&|process| process.saved.workers.iter().any(has_id));
                 let spaced = with(&|process| process.app.config.namespace == *target);
                 [named, numbered, spaced].into_iter().find(|ids| !ids.is_empty()).unwrap_or_default()
             };
@@ -179,20 +179,6 @@ impl ManagedProcess {
 }
 
 impl Shared {
-    pub fn reopen_logs(&mut self) {
-        self.files.reopen();
-        self.files.take_problems().iter().for_each(console::log);
-    }
-
-    /// From now on what the applications write is shown on standard output, too.
-    pub fn show_lines(&mut self) {
-        self.files.show(Paint::on(&io::stdout()));
-    }
-
-    pub fn take_events(&mut self) -> Vec<Value> {
-        std::mem::take(&mut self.events)
-    }
-
     /// What has happened to this process is an event, with its reason.
     fn report(&mut self, process: &ManagedProcess, event: &str) {
         self.report_because(process, event, process.saved.reason.as_deref());
