@@ -231,7 +231,8 @@ impl ManagedProcess {
         let id = if config.merge_logs { String::new() } else { format!("-{}", self.saved.workers[worker].id) };
         match file {
             None => home.logs().join(format!("{}-{word}{id}.log", config.name)),
-            Some(file) if config.instances == 1 || config.merge_logs => file.clone(),
+            // A device is the same for all.
+            Some(file) if config.instances == 1 || config.merge_logs || file.starts_with("/dev") => file.clone(),
             Some(file) => with_id(file, &id),
         }
     }

@@ -290,3 +290,13 @@ fn the_pipes_of_an_application_are_as_large_as_any() {
         assert_eq!(fcntl(&fifo, FcntlArg::F_GETPIPE_SZ), Ok(usual));
     }
 }
+
+#[test]
+fn several_processes_may_throw_their_lines_away() {
+    let pm = Manager::new("null-logs");
+    pm.done(&["start", "sleep", "-i", "2", "--output", "NULL", "--error", "/dev/null", "--", "1000"]);
+    let paths = ["pm_out_log_path", "pm_err_log_path"];
+    for process in pm.list() {
+        assert_eq!(paths.map(|path| process["pm2_env"][path].as_str().unwrap().to_owned()), ["/dev/null", "/dev/null"]);
+    }
+}
