@@ -67,13 +67,16 @@ struct Daemon {
     awaited: BTreeMap<u64, AwaitedChange>,
     is_ending: bool,
     ends_with_last: bool,
+    /// Which of the applications that it ended with was given up, and why.
+    given_up: Option<String>,
 }
 
 /// Runs until `pm kill` or a signal. `ready` is called when clients can come. With a first request it carries that out,
 /// and ends with the last process.
 ///
 /// # Errors
-/// Another daemon with the same folder; a folder or a socket that cannot be made.
+/// Another daemon with the same folder; a folder or a socket that cannot be made; after a first request, an application
+/// that was given up.
 pub fn run(home: &PmHome, cluster: PathBuf, first: Option<PmRequest>, ready: impl FnOnce()) -> Result<(), Failure> {
     home.make()?;
     let mut lock = home.lock_daemon()?;
@@ -106,6 +109,7 @@ pub fn run(home: &PmHome, cluster: PathBuf, first: Option<PmRequest>, ready: imp
         awaited: BTreeMap::new(),
         is_ending: false,
         ends_with_last: first.is_some(),
+        given_up: None,
     };
     if first.is_some() {
         daemon.god.shared.files.show(Paint::on(&io::stdout()));
@@ -146,12 +150,13 @@ impl Daemon {
             self.own_log.iter().filter(|_| !events.is_empty()).for_each(own_log::check);
             self.answer_awaited().into_iter().for_each(|client| self.serve_requests(client));
             if self.ends_with_last && !self.is_ending && !self.god.has_work() {
+                self.given_up = self.god.processes.values().find_map(ManagedProcess::failure);
                 self.end();
                 continue;
             }
             if self.is_ending && self.god.all().is_empty() {
                 self.control.flush_within(LAST_WAIT);
-                return Ok(());
+                return self.given_up.take().map_or(Ok(()), |why| Err(Failure::relay(why)));
             }
             let pause = self.control.is_paused().then_some(ACCEPT_AGAIN_AFTER);
             let reports = self.god.wait(pause)?;

@@ -670,6 +670,12 @@ fn a_manager_in_the_foreground_ends_with_its_last_process_or_with_a_signal() {
     let script = pm.script("short.sh", "echo done\n");
     pm.done(&["start", "--no-daemon", "--no-autorestart", &script]);
     pm.await_log("short-out-0.log", "done");
+    // Whoever has started it in a container wants to know.
+    let crash = pm.script("crash.sh", "exit 3\n");
+    let output = pm.command(&["start", "--no-daemon", "--max-restarts", "1", &crash]).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.lines().last().unwrap().starts_with("crash: it ended with status 3"), "{said}");
     let mut foreground = pm.command(&["start", "--no-daemon", "sleep", "--", "1000"]);
     let mut foreground = foreground.stderr(Stdio::null()).spawn().unwrap();
     let socket = pm.home().join("control.sock");
