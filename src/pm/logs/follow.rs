@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, Inotify};
+use nix::time::ClockId;
 
 use super::app_log::AppLog;
 use crate::console::write_within;
@@ -24,6 +25,7 @@ use crate::pm::args::LogsArgs;
 use crate::sys::fd::until_uninterrupted;
 use crate::sys::{errno_of, inotify};
 use crate::terminal::Paint;
+use crate::units::clock_ns;
 
 const BLOCK: usize = 64 << 10;
 
@@ -67,7 +69,8 @@ struct Follower<'a> {
 
 impl Follower<'_> {
     fn show(mut self, logs: &[AppLog], mut later: Option<LaterLogs>) -> nix::Result<()> {
-        let start = SystemTime::now();
+        // By the clock of file systems, which lags behind the other: it stands still between two ticks.
+        let start = SystemTime::UNIX_EPOCH + Duration::from_nanos(clock_ns(ClockId::CLOCK_REALTIME_COARSE));
         self.add(logs, None)?;
         while !self.args.nostream {
             let is_any_name = self.wait(later.as_ref().map(|later| later.events))?;
