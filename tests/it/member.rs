@@ -230,12 +230,14 @@ fn a_worker_without_a_descriptor_left_gives_the_connection_to_another() {
         let limited = format!("[ $WORKER_ID = 0 ] && ulimit -n 24; exec {program} \"$@\"");
         let flags = ["--workers", "2", "--schedule", schedule];
         let mut server = start_with(&flags, &["sh", "-c", &limited, "sh"]);
-        let mut clients: Vec<Client> = (0..60).map(|_| connect(&server)).collect();
-        for client in &mut clients {
+        // One after another, so that both are free each time, and half of the turns are worker 0's.
+        let served = |_| {
+            let mut client = connect(&server);
             held(client.send(GET));
-            answer(client);
-        }
-        drop(clients);
+            answer(&mut client);
+            client
+        };
+        drop((0..60).map(served).collect::<Vec<Client>>());
         all_workers_answer(&server, 2);
         let report = held(server.stop()).cluster.unwrap();
         assert_eq!(report.deaths, 0, "{program} {schedule}");
