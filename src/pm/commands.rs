@@ -67,7 +67,10 @@ pub fn run(command: PmCommand, cluster: &str) -> Result<(), Failure> {
         PmCommand::Unstartup(args) => console::print(&startup::unstartup(&args)?),
         PmCommand::Events => events(&home),
         PmCommand::Kill => kill(&home),
-        PmCommand::Daemon => daemon::run(&home, cluster, None, client::daemon_is_ready),
+        PmCommand::Daemon => daemon::run(&home, cluster, None, client::daemon_is_ready).inspect_err(|why| {
+            // To the client that waits for the first word, if it still does.
+            let _ = console::print(&format!("{why}\n"));
+        }),
     }
 }
 

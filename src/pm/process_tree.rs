@@ -30,7 +30,7 @@ impl ProcessTree {
 
     /// Looks at who is there now, and sends `signal` to those that were not there before, except for the leader. The first
     /// look has to be made before the leader is reaped: until then its number is no other session's.
-    pub fn look(&mut self, everybody: &[Stat], signal: Signal) {
+    pub fn look(&mut self, all: &[Stat], signal: Signal) {
         let is_first = self.members.is_empty();
         let was_there =
             |stat: &Stat| self.members.iter().any(|member| (member.pid, member.started) == (stat.pid, stat.started));
@@ -41,7 +41,7 @@ impl ProcessTree {
                 || was_there(stat)
                 || stat.parent == 1 && stat.is_alive() && self.launch.has_marked(stat.pid)
         };
-        let found = with_descendants(everybody, belongs);
+        let found = with_descendants(all, belongs);
         let alive: Vec<&Stat> = found.into_iter().filter(|stat| stat.is_alive()).collect();
         alive.iter().filter(|stat| !was_there(stat)).for_each(|stat| self.send(stat.pid, signal));
         let member = |stat: &&Stat| Member { pid: stat.pid, started: stat.started, session: stat.session };

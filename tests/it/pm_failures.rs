@@ -281,3 +281,11 @@ fn an_application_may_start_the_daemon_and_end_without_it() {
     pm.done(&["stop", "client"]);
     assert_eq!((pm.daemon(), is_alive(daemon)), (daemon, true));
 }
+
+#[test]
+fn a_daemon_that_cannot_start_tells_the_client_why() {
+    let pm = Manager::new("no-socket");
+    fs::create_dir_all(pm.home().join("control.sock/not-a-socket")).unwrap();
+    let said = pm.refused(&["list"]);
+    assert!(said.contains("control.sock: ") && said.contains("in use"), "{said}");
+}

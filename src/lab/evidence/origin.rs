@@ -11,6 +11,9 @@ use crate::lab::record::{Record, newest};
 /// Programs that take part in every run.
 const IN_EVERY_RUN: [&str; 2] = ["lab", "loadgen"];
 
+/// A part of the lab that one other program alone is made of, and that program.
+const OF_A_PROGRAM: (&str, &str) = ("src/lab/trials/", "trial");
+
 /// What reads rows, or shows servers, but takes no part in making rows.
 const MAKES_NO_ROWS: [&str; 3] = ["src/lab/evidence/", "src/lab/watch/", "src/lab/check/"];
 
@@ -117,6 +120,9 @@ fn decides(root: &Path, file: &str, programs: &BTreeSet<String>) -> bool {
     let program =
         file.strip_prefix("bins/").and_then(|file| file.strip_suffix(".rs")).filter(|name| !name.contains('/'));
     let folder = file.strip_prefix("src/").and_then(|file| Some(file.split_once('/')?.0));
-    let of_one = program.or(folder.filter(|folder| source(root, folder).exists()));
+    let of_one = match OF_A_PROGRAM {
+        (folder, program) if file.starts_with(folder) => Some(program),
+        _ => program.or(folder.filter(|folder| source(root, folder).exists())),
+    };
     of_one.is_none_or(|name| programs.contains(name)) && !MAKES_NO_ROWS.iter().any(|folder| file.starts_with(folder))
 }

@@ -39,7 +39,9 @@ pub fn crash_loops(manager: &Manager, max_restarts: u32, periods: &[Duration], d
     }
     // One byte for each start.
     let starts = |number: usize| fs::metadata(manager.path(&name(number))).map_or(0, |file| file.len());
-    let within = |number: &usize| given_up.contains(&name(*number)) && starts(*number) <= u64::from(lives);
+    // One that never ran was not given up.
+    let within =
+        |number: &usize| given_up.contains(&name(*number)) && (1..=u64::from(lives)).contains(&starts(*number));
     Ok(numbers([
         ("crash_loops", loops.len() as f64),
         ("given_up", (0..loops.len()).filter(within).count() as f64),

@@ -134,7 +134,7 @@ impl Manager {
         }
     }
 
-    /// Reads the configuration anew, replaces what runs, and returns whether the manager says that it has.
+    /// Reads the configuration anew, replaces what runs, and says whether the command ends with status 0.
     pub fn reload(&self, apps: &[Value]) -> Result<bool, Stop> {
         let file = self.configure(apps)?;
         self.succeeds(&["reload", &file])

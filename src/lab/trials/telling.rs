@@ -62,7 +62,8 @@ pub fn logs(manager: &Manager, writers: usize, lines_per_minute: u32, duration: 
         Ok((last.1.elapsed() > Duration::from_secs(1)).then_some(()))
     })?;
     let kept = KeptLines::read(&files, writers)?;
-    let (first, most) = (sizes.first().copied().unwrap_or(0), sizes.iter().copied().max().unwrap_or(0));
+    let unseen = || Stop::Failed("the memory of the daemon was never seen".to_string());
+    let (&first, &most) = sizes.first().zip(sizes.iter().max()).ok_or_else(unseen)?;
     let written = lines * writers as u64;
     Ok(numbers([
         ("lines_written", written as f64),
@@ -178,11 +179,12 @@ pub fn idle(manager: &Manager, applications: usize, duration: Duration) -> Measu
         lists.push(begin.elapsed().as_secs_f64() * 1e3);
     }
     let daemon = manager.daemon()?;
-    let switches = || voluntary_switches(daemon.pid).unwrap_or(0) as f64;
-    let before = switches();
+    let unseen = || Stop::Failed("the daemon has ended while nothing happened".to_string());
+    let switches = || voluntary_switches(daemon.pid).map(|switches| switches as f64).ok_or_else(unseen);
+    let before = switches()?;
     manager.pause_until(Instant::now() + duration)?;
-    let wakeups: Numbers = numbers([("daemon_wakeups", (switches() - before) / duration.as_secs_f64())]);
-    let rss = resident_kib(daemon.pid).unwrap_or(0) as f64 / MIB;
+    let wakeups: Numbers = numbers([("daemon_wakeups", (switches()? - before) / duration.as_secs_f64())]);
+    let rss = resident_kib(daemon.pid).ok_or_else(unseen)? as f64 / MIB;
     let begin = Instant::now();
     manager.start(&[sleeper(applications)])?;
     let one = begin.elapsed().as_secs_f64() * 1e3;

@@ -182,11 +182,11 @@ impl ManagedProcess {
         let (signal, more) =
             if self.is_cluster() { (Signal::SIGTERM, CLUSTER_NEEDS) } else { (Signal::SIGINT, Duration::ZERO) };
         // As long as it lives, its children are still its children.
-        let everybody = shared.everybody();
+        let all = shared.all_processes();
         // One that has ended is reported by its descriptor.
         let _ = running.pidfd.signal(signal);
         if let Some(tree) = self.tree().filter(|_| signal == Signal::SIGINT) {
-            tree.look(everybody, signal);
+            tree.look(all, signal);
         }
         self.saved.status = ProcessStatus::Stopping;
         self.set_due(self.app.config.kill_timeout + more, ProcessDue::Kill);
@@ -210,7 +210,7 @@ impl ManagedProcess {
     fn look_at_tree(&mut self, shared: &mut Shared) -> bool {
         let has_time = self.saved.after_stop.is_some() && self.due.contains_key(&ProcessDue::Kill);
         let Some(tree) = self.tree() else { return true };
-        tree.look(shared.everybody(), if has_time { Signal::SIGINT } else { Signal::SIGKILL });
+        tree.look(shared.all_processes(), if has_time { Signal::SIGINT } else { Signal::SIGKILL });
         tree.is_empty()
     }
 

@@ -61,7 +61,7 @@ pub struct Shared {
     /// The state file is older than the processes.
     has_changed: bool,
     /// The processes of the machine, as they were at the first look after the last wait.
-    everybody: Option<Vec<Stat>>,
+    all_processes: Option<Vec<Stat>>,
 }
 
 impl God {
@@ -74,7 +74,7 @@ impl God {
         let (epoll, wall_clock) = open().map_err(|errno: Errno| Failure::new("wait for events", errno))?;
         let (files, events) = (LogFiles::default(), Vec::new());
         let shared =
-            Shared { home, cluster, descriptor_limit, epoll, files, events, has_changed: false, everybody: None };
+            Shared { home, cluster, descriptor_limit, epoll, files, events, has_changed: false, all_processes: None };
         Ok(God { processes: BTreeMap::new(), shared, wall_clock })
     }
 
@@ -82,7 +82,7 @@ impl God {
     pub fn wait(&mut self, most: Option<Duration>) -> Result<Vec<Ready>, Failure> {
         let timeout = [self.until_due(), most].into_iter().flatten().min();
         let reports = self.shared.epoll.wait(timeout).map_err(|errno| Failure::new("wait for events", errno))?;
-        self.shared.everybody = None;
+        self.shared.all_processes = None;
         Ok((0..reports).map(|i| self.shared.epoll.report(i)).collect())
     }
 
@@ -203,7 +203,7 @@ impl Shared {
         self.files.take_problems().iter().for_each(|why| self.report_because(process, "log", Some(why)));
     }
 
-    fn everybody(&mut self) -> &[Stat] {
-        self.everybody.get_or_insert_with(|| Stat::everybody().collect())
+    fn all_processes(&mut self) -> &[Stat] {
+        self.all_processes.get_or_insert_with(|| Stat::everybody().collect())
     }
 }
