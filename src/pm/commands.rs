@@ -17,7 +17,7 @@ use super::client::{self, PmConnection};
 use super::config::{self, AppConfig, LogType};
 use super::daemon;
 use super::home::{self, PmHome};
-use super::logs::{AppLog, LaterLogs, follow};
+use super::logs::{AppLog, LaterLogs, follow, own_log};
 use super::output::{self, MonitView};
 use super::protocol::{PmReply, PmRequest, ProcessEntry};
 use super::startup;
@@ -68,8 +68,10 @@ pub fn run(command: PmCommand, cluster: &str) -> Result<(), Failure> {
         PmCommand::Events => events(&home),
         PmCommand::Kill => kill(&home),
         PmCommand::Daemon => daemon::run(&home, cluster, None, client::daemon_is_ready).inspect_err(|why| {
-            // To the client that waits for the first word, if it still does.
-            let _ = console::print(&format!("{why}\n"));
+            // To the client that waits for the first word, if it still does; `pm.log` has it, too.
+            if own_log::is_standard_error(&home) {
+                let _ = console::print(&format!("{why}\n"));
+            }
         }),
     }
 }

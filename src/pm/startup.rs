@@ -58,8 +58,9 @@ fn unit_and_link(root: Option<&Path>, user: &User) -> (PathBuf, PathBuf) {
 }
 
 fn failed(what: &str, unit: &Path, error: io::Error) -> Failure {
+    let is_forbidden = error.kind() == io::ErrorKind::PermissionDenied;
     let failure = Failure::new(format_args!("{what} {}", unit.display()), error);
-    failure.advise("only root may change what starts with the machine")
+    if is_forbidden { failure.advise("only root may change what starts with the machine") } else { failure }
 }
 
 /// Prints the unit or installs it: what a person reads.
@@ -116,7 +117,7 @@ pub fn unstartup(args: &StartupArgs) -> Result<String, Failure> {
 /// Lets systemd read its units anew, if they are this machine's and it runs here (sd_booted(3)).
 fn reload_systemd(args: &StartupArgs) -> Result<&'static str, Failure> {
     if args.root.is_some() || !Path::new("/run/systemd/system").is_dir() {
-        return Ok("systemd does not run here, so nobody has read the unit yet\n");
+        return Ok("no systemd was told: it reads its units when it starts\n");
     }
     let status = Command::new("systemctl").arg("daemon-reload").status();
     match status.map_err(|error| Failure::new("run systemctl daemon-reload", error))?.success() {
