@@ -440,52 +440,17 @@ impl OpenConnection {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Write};
-    use std::os::unix::net::UnixStream;
-
-    use clap::Parser;
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-
     use super::*;
-    use crate::scoreboard::Scoreboard;
-    use crate::server::ServerArgs;
-    use crate::units::monotonic_ns;
-
-    #[derive(Parser)]
-    struct Args {
-        #[command(flatten)]
-        server: ServerArgs,
-    }
-
-    /// More than the poll phase looks at in two turns.
-    const MANY: usize = 2_200;
+    use crate::server::reactor::tests::{assert_all_answered, clients_that_wait_too_long, impatient_worker};
 
     #[test]
     fn a_connection_whose_request_has_arrived_is_not_silent_however_many_others_are_called_first() {
-        let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-        setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
-        let Args { server: args } = Args::parse_from(["test", "--listen", "127.0.0.1:0", "--idle-timeout", "1ms"]);
-        let scoreboard = Scoreboard::create("test", 1, None).unwrap();
-        let worker = Worker::new(0, &args, &scoreboard);
+        let (args, worker) = impatient_worker();
         let connections = Connections::new(Listener::bind(&args).unwrap(), worker, Duration::MAX);
         let mut events = PhasedLoop::new(1).unwrap();
-        let mut clients: Vec<UnixStream> = (0..MANY)
-            .map(|_| {
-                let (client, server) = UnixStream::pair().unwrap();
-                server.set_nonblocking(true).unwrap();
-                connections.add_accepted(&mut events, Ok(server.into())).unwrap();
-                client
-            })
-            .collect();
-        clients.iter_mut().for_each(|client| client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap());
-        let all_are_due_ns = monotonic_ns() + 1_000_000;
-        while monotonic_ns() <= all_are_due_ns {}
+        let clients = clients_that_wait_too_long(|socket| connections.add_accepted(&mut events, Ok(socket)).unwrap());
         // Until all of them are silent again.
         events.run(RunMode::UntilDone).unwrap();
-        for mut client in clients {
-            let mut answer = String::new();
-            client.read_to_string(&mut answer).unwrap();
-            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer:?}");
-        }
+        assert_all_answered(clients);
     }
 }

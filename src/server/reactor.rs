@@ -277,6 +277,11 @@ impl Reactor {
                 // It is silent because we have not answered yet, and its timer will come; or this worker is leaving,
                 // and a request that has begun is still finished.
                 self.table.touch(key, self.now_ns);
+            } else if connection.is_ready() {
+                // The worker was blocked, or has had many others to serve first, and has not come to this one yet.
+                connection.mark_readable(false);
+                self.table.touch(key, self.now_ns);
+                self.take_step(key, Connection::step);
             } else if connection.has_half_a_request() {
                 self.table.touch(key, self.now_ns);
                 self.take_step(key, Connection::time_out);
@@ -293,5 +298,74 @@ impl Reactor {
         let idle_ns = self.worker.idle_timeout.as_nanos() as u64;
         let silent_ns = self.table.longest_idle().map(|(_, since_ns)| since_ns + idle_ns);
         [timer_ns, silent_ns, wake_ns].into_iter().flatten().min()
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use clap::Parser;
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+    use super::*;
+    use crate::scoreboard::Scoreboard;
+    use crate::server::ServerArgs;
+
+    /// More than any loop of ours looks at in two turns.
+    const MANY: usize = 2_200;
+
+    #[derive(Parser)]
+    struct Args {
+        #[command(flatten)]
+        server: ServerArgs,
+    }
+
+    /// A worker whose connections may be silent for 1 ms.
+    pub fn impatient_worker() -> (ServerArgs, Worker) {
+        let Args { server: args } = Args::parse_from(["test", "--listen", "127.0.0.1:0", "--idle-timeout", "1ms"]);
+        let scoreboard = Scoreboard::create("test", 1, None).unwrap();
+        let worker = Worker::new(0, &args, &scoreboard);
+        (args, worker)
+    }
+
+    /// Gives a loop many connections, and returns their clients when all of them have sent a request and the idle
+    /// time-out of each is over.
+    pub fn clients_that_wait_too_long(mut add: impl FnMut(OwnedFd)) -> Vec<UnixStream> {
+        let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+        let mut connect = |_| {
+            let (client, server) = UnixStream::pair().unwrap();
+            server.set_nonblocking(true).unwrap();
+            add(server.into());
+            client
+        };
+        let mut clients: Vec<UnixStream> = (0..MANY).map(&mut connect).collect();
+        clients.iter_mut().for_each(|client| client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap());
+        let all_are_due_ns = monotonic_ns() + 1_000_000;
+        while monotonic_ns() <= all_are_due_ns {}
+        clients
+    }
+
+    pub fn assert_all_answered(clients: Vec<UnixStream>) {
+        for mut client in clients {
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn a_connection_whose_request_has_arrived_is_not_silent_however_many_others_are_served_first() {
+        let mut reactor = Reactor::new(impatient_worker().1).unwrap();
+        let clients = clients_that_wait_too_long(|socket| reactor.add(socket));
+        // Until all of them are silent again.
+        while reactor.open() > 0 {
+            if let Some(ready) = reactor.next_report(None).unwrap() {
+                reactor.serve(ready);
+            }
+        }
+        assert_all_answered(clients);
     }
 }
