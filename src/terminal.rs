@@ -14,7 +14,7 @@ use ratatui::backend::CrosstermBackend;
 use ratatui::crossterm::terminal::{disable_raw_mode, enable_raw_mode};
 use ratatui::layout::Rect;
 use ratatui::style::{Color, Modifier, Style};
-use ratatui::text::Line;
+use ratatui::text::{Line, Span};
 use ratatui::{Frame, TerminalOptions, Viewport};
 
 use crate::console::write_within;
@@ -60,7 +60,7 @@ pub fn wrapped(text: &str, width: usize, indent: usize) -> Vec<String> {
         let line = lines.last_mut().expect("one is there from the start");
         if line.trim().is_empty() {
             line.push_str(word);
-        } else if line.chars().count() + 1 + word.chars().count() <= width {
+        } else if columns_of(line) + 1 + columns_of(word) <= width {
             *line += &format!(" {word}");
         } else {
             lines.push(format!("{:indent$}{word}", ""));
@@ -69,13 +69,20 @@ pub fn wrapped(text: &str, width: usize, indent: usize) -> Vec<String> {
     lines
 }
 
-/// At most so many characters; what is cut ends with `…`.
+/// How many columns of a terminal this text takes; a Chinese character takes two.
+pub fn columns_of(text: &str) -> usize {
+    Span::raw(text).width()
+}
+
+/// At most so many columns; what is cut ends with `…`.
 pub fn shortened(text: &str, width: usize) -> String {
-    if text.chars().count() <= width {
+    if columns_of(text) <= width {
         return text.to_string();
     }
-    let Some(kept) = width.checked_sub(1) else { return String::new() };
-    format!("{}…", text.chars().take(kept).collect::<String>().trim_end())
+    let Some(room) = width.checked_sub(1) else { return String::new() };
+    let ends = text.char_indices().map(|(at, character)| at + character.len_utf8());
+    let kept = ends.take_while(|&end| columns_of(&text[..end]) <= room).last().unwrap_or(0);
+    format!("{}…", text[..kept].trim_end())
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -305,6 +312,17 @@ pub(crate) mod tests {
         assert_eq!(wrapped("a bc def", 4, 2), ["a bc", "  def"]);
         assert_eq!(wrapped("  a b c", 5, 2), ["  a b", "  c"]);
         assert_eq!(wrapped("a verylong b", 4, 0), ["a", "verylong", "b"]);
+    }
+
+    #[test]
+    fn what_is_cut_fits_its_columns_and_a_wide_character_takes_two() {
+        assert_eq!(
+            ["plain", "a name", "观察者", "观察者a"].map(|text| shortened(text, 5)),
+            ["plain", "a na…", "观察…", "观察…"]
+        );
+        assert_eq!([6, 4, 1, 0].map(|width| shortened("观察者", width)), ["观察者", "观…", "…", ""]);
+        assert_eq!(shortened("a bcd", 3), "a…");
+        assert_eq!(wrapped("观察 者", 6, 0), ["观察", "者"]);
     }
 
     #[test]

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{Cell, CellAlignment, Color, Table};
 
-use super::{age, columns_of, fitted, size};
+use super::{age, size};
 use crate::pm::protocol::{ProcessEntry, ProcessStatus};
-use crate::terminal::{Paint, wrapped};
+use crate::terminal::{Paint, columns_of, shortened, wrapped};
 
 const COLUMNS: [&str; 10] = ["id", "name", "namespace", "mode", "pid", "uptime", "↺", "status", "cpu", "memory"];
 const NAME: usize = 1;
@@ -47,7 +47,7 @@ pub fn list(entries: &[ProcessEntry], width: usize, paint: Paint) -> String {
     table.set_header(columns.iter().map(|&column| COLUMNS[column]));
     for (entry, row) in entries.iter().zip(&rows) {
         table.add_row(columns.iter().map(|&column| match column {
-            NAME => Cell::new(fitted(&row[NAME], name_width)),
+            NAME => Cell::new(shortened(&row[NAME], name_width)),
             STATUS if paint.has_colour => Cell::new(&row[STATUS]).fg(colour(entry.pm2_env.status)),
             2 | 3 | STATUS => Cell::new(&row[column]),
             _ => Cell::new(&row[column]).set_alignment(CellAlignment::Right),

@@ -5,8 +5,6 @@ pub mod describe;
 pub mod list;
 pub mod monit;
 
-use ratatui::text::Span;
-
 pub use describe::describe;
 pub use list::list;
 pub use monit::MonitView;
@@ -24,20 +22,4 @@ fn age(ms: u64) -> String {
 fn size(bytes: u64) -> String {
     let mib = bytes as f64 / f64::from(1 << 20);
     if mib < 1000.0 { format!("{mib:.1} MiB") } else { format!("{:.1} GiB", mib / 1024.0) }
-}
-
-/// How many columns of a terminal this text takes; a Chinese character takes two.
-fn columns_of(text: &str) -> usize {
-    Span::raw(text).width()
-}
-
-/// At most so many columns; what is cut ends with `…`.
-fn fitted(text: &str, width: usize) -> String {
-    let mut kept = text.to_owned();
-    while columns_of(&kept) > width {
-        kept.truncate(kept.trim_end_matches('…').len());
-        kept.pop();
-        kept.push('…');
-    }
-    kept
 }

@@ -8,9 +8,9 @@ use ratatui::text::{Line, Text};
 use ratatui::widgets::{Block, Borders, Cell, Paragraph, Row, Table, TableState, Wrap};
 
 use super::describe::facts;
-use super::{age, fitted, size};
+use super::{age, size};
 use crate::pm::protocol::{ProcessEntry, ProcessStatus};
-use crate::terminal::{Paint, bar};
+use crate::terminal::{Paint, bar, shortened};
 
 /// Columns of a bar. A full one is one CPU, or the memory of the largest process.
 const BAR: u16 = 10;
@@ -73,7 +73,7 @@ impl MonitView<'_> {
             let right = |text: String| Cell::new(Text::from(text).right_aligned());
             Row::new([
                 right(entry.pm_id.to_string()),
-                Cell::new(fitted(&entry.name, name_width)),
+                Cell::new(shortened(&entry.name, name_width)),
                 Cell::new(state.status.name()).style(self.paint.style(colour)),
                 right(age(state.uptime_ms)),
                 right(state.restarts.to_string()),
