@@ -132,7 +132,7 @@ pub fn open_worker_events(home: &PmHome, id: u32) -> Result<JsonLines<File>, Fai
 /// The workers of this `cluster` by their number: its children. Of two with one number, as during a reload, the older.
 pub fn workers(master: i32) -> BTreeMap<usize, Stat> {
     let mut workers: BTreeMap<usize, Stat> = BTreeMap::new();
-    for stat in Stat::everybody().filter(|stat| stat.parent == master && stat.is_alive()) {
+    for stat in Stat::all_processes().filter(|stat| stat.parent == master && stat.is_alive()) {
         let number = || procfs::environment(stat.pid)?.remove("WORKER_ID")?.parse().ok();
         let Some(number) = number() else { continue };
         if workers.get(&number).is_none_or(|other| stat.started < other.started) {

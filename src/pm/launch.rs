@@ -77,5 +77,5 @@ pub fn find_launched(home: &PmHome) -> Vec<LaunchedProcess> {
             environment.get(home::VARIABLE).is_some_and(|folder| home.folder().as_os_str() == folder.as_str());
         is_ours.then_some(LaunchedProcess { launch, stat, id, environment })
     };
-    Stat::everybody().filter(|stat| stat.pid == stat.session && stat.is_alive()).filter_map(of).collect()
+    Stat::all_processes().filter(|stat| stat.pid == stat.session && stat.is_alive()).filter_map(of).collect()
 }

@@ -51,7 +51,7 @@ struct State {
 struct OpenConnection {
     key: Cell<SlotKey>,
     /// `None` when it is closed. A callback that comes later finds nothing to do.
-    connection: RefCell<Option<Connection>>,
+    state_machine: RefCell<Option<Connection>>,
     socket: Observer,
     idle_timer: Observer,
     /// The timer of a request that waits, or of the end after a refusal.
@@ -216,17 +216,17 @@ impl Connections {
     fn add(&self, events: &mut PhasedLoop, socket: OwnedFd) {
         // The cached time may be older than the connection, and its idle time-out begins now.
         events.update_time();
-        let served = Rc::new_cyclic(|served: &std::rc::Weak<OpenConnection>| {
+        let connection = Rc::new_cyclic(|connection: &std::rc::Weak<OpenConnection>| {
             let callback =
                 |all: &Connections, call: fn(&Connections, &mut PhasedLoop, &Rc<OpenConnection>, ObservedEvent)| {
-                    let (all, served) = (all.clone(), served.clone());
+                    let (all, connection) = (all.clone(), connection.clone());
                     move |events: &mut PhasedLoop, event| {
-                        served.upgrade().iter().for_each(|served| call(&all, events, served, event))
+                        connection.upgrade().iter().for_each(|connection| call(&all, events, connection, event))
                     }
                 };
             OpenConnection {
                 key: Cell::new(0),
-                connection: RefCell::new(Some(Connection::new(socket))),
+                state_machine: RefCell::new(Some(Connection::new(socket))),
                 socket: events.observe(Phase::Poll, callback(self, Connections::on_ready)),
                 idle_timer: events.observe(Phase::Timers, callback(self, Connections::on_idle_timeout)),
                 timer: Cell::new(None),
@@ -238,97 +238,97 @@ impl Connections {
         let idle_timeout = {
             let mut all = self.state.borrow_mut();
             all.worker.opened();
-            served.key.set(all.open.insert(served.clone()));
+            connection.key.set(all.open.insert(connection.clone()));
             all.worker.idle_timeout
         };
-        events.start_timer(served.idle_timer, idle_timeout, Duration::ZERO);
-        self.advance(events, &served, Connection::step);
+        events.start_timer(connection.idle_timer, idle_timeout, Duration::ZERO);
+        self.advance(events, &connection, Connection::step);
     }
 
     /// Answers what has arrived and closes the rest. The loop ends when the last connection is closed.
     fn finish(&self, events: &mut PhasedLoop) {
         self.state.borrow_mut().is_ending = true;
-        for served in &self.all_open() {
-            self.look(events, served);
+        for connection in &self.all_open() {
+            self.look(events, connection);
         }
         self.end_if_done(events);
     }
 
     /// Goes on with what its socket has, whether or not that has been reported.
-    fn look(&self, events: &mut PhasedLoop, served: &Rc<OpenConnection>) {
-        served.connection.borrow_mut().iter_mut().for_each(|connection| connection.mark_readable(false));
-        self.advance(events, served, Connection::step);
+    fn look(&self, events: &mut PhasedLoop, connection: &Rc<OpenConnection>) {
+        connection.state_machine.borrow_mut().iter_mut().for_each(|state_machine| state_machine.mark_readable(false));
+        self.advance(events, connection, Connection::step);
     }
 
-    fn on_ready(&self, events: &mut PhasedLoop, served: &Rc<OpenConnection>, event: ObservedEvent) {
+    fn on_ready(&self, events: &mut PhasedLoop, connection: &Rc<OpenConnection>, event: ObservedEvent) {
         let is_gone = event.ready.intersects(Interest::EPOLLERR | Interest::EPOLLHUP);
-        if let Some(connection) = &mut *served.connection.borrow_mut()
+        if let Some(state_machine) = &mut *connection.state_machine.borrow_mut()
             && (event.ready.intersects(Interest::EPOLLIN | Interest::EPOLLRDHUP) || is_gone)
         {
-            connection.mark_readable(is_gone || event.ready.contains(Interest::EPOLLRDHUP));
+            state_machine.mark_readable(is_gone || event.ready.contains(Interest::EPOLLRDHUP));
         }
-        let has_lost_its_client = || is_gone && served.is(Connection::is_waiting);
+        let has_lost_its_client = || is_gone && connection.is(Connection::is_waiting);
         if !has_lost_its_client() {
-            self.advance(events, served, Connection::step);
+            self.advance(events, connection, Connection::step);
         }
         // There is no client left to answer, whether its request was read before or came in one report with the reset.
         if has_lost_its_client() {
-            self.close(events, served, true);
+            self.close(events, connection, true);
         }
     }
 
     /// The idle time-out is over, or was when the timer was started: since then the connection may have been active.
-    fn on_idle_timeout(&self, events: &mut PhasedLoop, served: &Rc<OpenConnection>, _: ObservedEvent) {
-        let due_ns = served.last_active_ns.get() + self.state.borrow().worker.idle_timeout.as_nanos() as u64;
-        let is_ours = (served.is(Connection::is_waiting) && !served.is(Connection::has_unsent))
-            || served.is(Connection::is_lingering);
+    fn on_idle_timeout(&self, events: &mut PhasedLoop, connection: &Rc<OpenConnection>, _: ObservedEvent) {
+        let due_ns = connection.last_active_ns.get() + self.state.borrow().worker.idle_timeout.as_nanos() as u64;
+        let is_ours = (connection.is(Connection::is_waiting) && !connection.is(Connection::has_unsent))
+            || connection.is(Connection::is_lingering);
         if due_ns > events.now_ns {
-            events.start_timer(served.idle_timer, Duration::from_nanos(due_ns - events.now_ns), Duration::ZERO);
-        } else if is_ours || (is_leaving() && !served.is(Connection::is_between_requests)) {
+            events.start_timer(connection.idle_timer, Duration::from_nanos(due_ns - events.now_ns), Duration::ZERO);
+        } else if is_ours || (is_leaving() && !connection.is(Connection::is_between_requests)) {
             // It is silent because we have not answered yet, and its timer or its helper will come; or this worker is
             // leaving, and a request that has begun is still finished.
-            self.restart_idle_timer(events, served);
-        } else if served.is(Connection::is_ready) {
+            self.restart_idle_timer(events, connection);
+        } else if connection.is(Connection::is_ready) {
             // The loop was blocked, or has had many others to call first, and has not come to this one yet.
-            self.restart_idle_timer(events, served);
-            self.look(events, served);
-        } else if served.is(Connection::has_half_a_request) {
-            self.restart_idle_timer(events, served);
-            self.advance(events, served, Connection::time_out);
+            self.restart_idle_timer(events, connection);
+            self.look(events, connection);
+        } else if connection.is(Connection::has_half_a_request) {
+            self.restart_idle_timer(events, connection);
+            self.advance(events, connection, Connection::time_out);
         } else {
-            let does_not_read = served.is(Connection::has_unsent);
-            self.close(events, served, does_not_read);
+            let does_not_read = connection.is(Connection::has_unsent);
+            self.close(events, connection, does_not_read);
         }
     }
 
-    fn restart_idle_timer(&self, events: &mut PhasedLoop, served: &OpenConnection) {
-        served.last_active_ns.set(events.now_ns);
-        events.start_timer(served.idle_timer, self.state.borrow().worker.idle_timeout, Duration::ZERO);
+    fn restart_idle_timer(&self, events: &mut PhasedLoop, connection: &OpenConnection) {
+        connection.last_active_ns.set(events.now_ns);
+        events.start_timer(connection.idle_timer, self.state.borrow().worker.idle_timeout, Duration::ZERO);
     }
 
     /// One step, and what comes after it.
-    fn advance(&self, events: &mut PhasedLoop, served: &Rc<OpenConnection>, take_step: TakeStep) {
+    fn advance(&self, events: &mut PhasedLoop, connection: &Rc<OpenConnection>, take_step: TakeStep) {
         let step = {
             let State { worker, scratch, .. } = &mut *self.state.borrow_mut();
-            let Some(connection) = &mut *served.connection.borrow_mut() else { return };
-            take_step(connection, worker, scratch)
+            let Some(state_machine) = &mut *connection.state_machine.borrow_mut() else { return };
+            take_step(state_machine, worker, scratch)
         };
         // It may have spun, or it is long ago that the client sent something: its silence begins now.
         events.update_time();
-        served.last_active_ns.set(events.now_ns);
-        let (all, later) = (self.clone(), served.clone());
+        connection.last_active_ns.set(events.now_ns);
+        let (all, later) = (self.clone(), connection.clone());
         match step {
-            Step::AwaitInput => self.watch(events, served, Interest::empty()),
-            Step::AwaitOutput => self.watch(events, served, Interest::EPOLLOUT),
+            Step::AwaitInput => self.watch(events, connection, Interest::empty()),
+            Step::AwaitOutput => self.watch(events, connection, Interest::EPOLLOUT),
             Step::AwaitWork(Cost::Block(duration)) => {
-                self.watch(events, served, Interest::empty());
+                self.watch(events, connection, Interest::empty());
                 let block = move || Cost::Block(duration).spend(has_given_up);
                 let done = move |events: &mut PhasedLoop| all.advance(events, &later, Connection::finish_wait);
                 let fallback = done.clone();
                 let is_slow = duration >= self.state.borrow().slow_from;
                 let class = if is_slow { RequestClass::Slow } else { RequestClass::Fast };
                 match events.submit(class, block, move |events, _| done(events)) {
-                    Ok(request) => served.request.set(Some(request)),
+                    Ok(request) => connection.request.set(Some(request)),
                     // Without a helper thread this is an event loop that blocks.
                     Err(_) => {
                         block();
@@ -337,13 +337,13 @@ impl Connections {
                 }
             }
             Step::AwaitWork(cost) => {
-                self.watch(events, served, Interest::empty());
+                self.watch(events, connection, Interest::empty());
                 let answer = move |events: &mut PhasedLoop| all.advance(events, &later, Connection::finish_wait);
-                served.timer.set(Some(set_timeout(events, cost.duration(), answer)));
+                connection.timer.set(Some(set_timeout(events, cost.duration(), answer)));
             }
             Step::Yield => {
-                self.watch(events, served, Interest::empty());
-                if !served.is_yielding.replace(true) {
+                self.watch(events, connection, Interest::empty());
+                if !connection.is_yielding.replace(true) {
                     events.queue(Phase::Check, move |events| {
                         later.is_yielding.set(false);
                         all.advance(events, &later, Connection::step);
@@ -351,42 +351,42 @@ impl Connections {
                 }
             }
             Step::Linger => {
-                self.watch(events, served, Interest::empty());
-                if !served.timer.get().is_some_and(|timer| events.is_active(timer)) {
+                self.watch(events, connection, Interest::empty());
+                if !connection.timer.get().is_some_and(|timer| events.is_active(timer)) {
                     let close = move |events: &mut PhasedLoop| all.close(events, &later, true);
-                    served.timer.set(Some(set_timeout(events, LINGER, close)));
+                    connection.timer.set(Some(set_timeout(events, LINGER, close)));
                 }
             }
-            Step::Close { lost } => self.close(events, served, lost),
+            Step::Close { lost } => self.close(events, connection, lost),
         }
         if self.state.borrow().is_ending {
             // Half a request is not one that has been read.
-            let is_half = served.is(Connection::has_half_a_request);
-            if is_half || served.is(Connection::is_between_requests) {
-                self.close(events, served, is_half);
+            let is_half = connection.is(Connection::has_half_a_request);
+            if is_half || connection.is(Connection::is_between_requests) {
+                self.close(events, connection, is_half);
             }
         }
     }
 
     /// Registers the socket, edge-triggered, or asks again with something added. Registering reports what is ready
     /// already.
-    fn watch(&self, events: &mut PhasedLoop, served: &Rc<OpenConnection>, added: Interest) {
-        if events.is_active(served.socket) && added.is_empty() {
+    fn watch(&self, events: &mut PhasedLoop, connection: &Rc<OpenConnection>, added: Interest) {
+        if events.is_active(connection.socket) && added.is_empty() {
             return;
         }
         let interest = Interest::EPOLLIN | Interest::EPOLLRDHUP | Interest::EPOLLET | added;
-        let started = match &*served.connection.borrow() {
-            Some(connection) => events.start_io(served.socket, connection, interest),
+        let started = match &*connection.state_machine.borrow() {
+            Some(state_machine) => events.start_io(connection.socket, state_machine, interest),
             None => Ok(()),
         };
         if started.is_err() {
             // No memory or no watch left (epoll_ctl(2)): a connection we cannot wait for cannot be served.
-            self.close(events, served, true);
+            self.close(events, connection, true);
         }
     }
 
-    fn close(&self, events: &mut PhasedLoop, served: &Rc<OpenConnection>, lost: bool) {
-        let Some(connection) = served.connection.take() else { return };
+    fn close(&self, events: &mut PhasedLoop, connection: &Rc<OpenConnection>, lost: bool) {
+        let Some(state_machine) = connection.state_machine.take() else { return };
         {
             // Counted first: a client that sees the end finds it in the scoreboard.
             let mut all = self.state.borrow_mut();
@@ -394,19 +394,21 @@ impl Connections {
             if lost {
                 all.worker.count(Count::ClientErrors);
             }
-            all.open.remove(served.key.get());
+            all.open.remove(connection.key.get());
         }
         if self.acceptor.sender_keeps_copies() {
             // Otherwise the registration would live on, and report a connection that is gone (epoll(7), question 6).
-            let _ = events.stop_io(served.socket, &connection);
-            end(&connection);
+            let _ = events.stop_io(connection.socket, &state_machine);
+            end(&state_machine);
         }
         // This closes the socket, which also ends its registration where nobody else holds it.
-        drop(connection);
-        for observer in [Some(served.socket), Some(served.idle_timer), served.timer.take()].into_iter().flatten() {
+        drop(state_machine);
+        for observer in
+            [Some(connection.socket), Some(connection.idle_timer), connection.timer.take()].into_iter().flatten()
+        {
             events.close(observer, |_| {});
         }
-        if let Some(request) = served.request.take() {
+        if let Some(request) = connection.request.take() {
             // If no helper has begun it, none needs to: there is nobody to answer.
             events.cancel(request);
         }
@@ -434,7 +436,7 @@ fn set_timeout(events: &mut PhasedLoop, after: Duration, callback: impl FnOnce(&
 
 impl OpenConnection {
     fn is(&self, condition: fn(&Connection) -> bool) -> bool {
-        self.connection.borrow().as_ref().is_some_and(condition)
+        self.state_machine.borrow().as_ref().is_some_and(condition)
     }
 }
 

@@ -30,7 +30,7 @@ impl Stat {
         Stat::parse(pid, &String::from_utf8_lossy(&content[..length]))
     }
 
-    pub fn everybody() -> impl Iterator<Item = Stat> {
+    pub fn all_processes() -> impl Iterator<Item = Stat> {
         let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
         fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(number).filter_map(Stat::of)
     }
@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn we_are_somebody_and_nobody_is_number_0() {
         let we = std::process::id() as i32;
-        assert!(Stat::everybody().any(|stat| stat.pid == we && stat.is_alive()));
+        assert!(Stat::all_processes().any(|stat| stat.pid == we && stat.is_alive()));
         assert!(descriptors(we) >= Some(3) && resident_kib(we) > Some(0) && peak_resident_kib(we) >= resident_kib(we));
         assert!(proportional_kib(we) > Some(0));
         assert!(voluntary_switches(we).is_some() && voluntary_switches(0).is_none());

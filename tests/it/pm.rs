@@ -617,7 +617,7 @@ fn a_process_is_restarted_when_a_file_changes_and_when_its_time_comes() {
 fn sleepers(seconds: &str) -> usize {
     let wanted = format!("sleep\0{seconds}\0");
     let command = |stat: &Stat| fs::read_to_string(format!("/proc/{}/cmdline", stat.pid)).unwrap_or_default();
-    Stat::everybody().filter(|stat| stat.is_alive() && command(stat) == wanted).count()
+    Stat::all_processes().filter(|stat| stat.is_alive() && command(stat) == wanted).count()
 }
 
 #[test]

@@ -71,7 +71,7 @@ impl ProcessSize {
         Some(ProcessSize {
             rss_kib: resident_kib(pid)? as i64,
             fds: descriptors(pid)? as i64,
-            zombies: Stat::everybody().filter(|stat| stat.parent == pid && stat.is_zombie()).count() as i64,
+            zombies: Stat::all_processes().filter(|stat| stat.parent == pid && stat.is_zombie()).count() as i64,
         })
     }
 

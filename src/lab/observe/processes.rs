@@ -94,7 +94,7 @@ pub fn proc_is_mounted() -> Result<(), String> {
 
 /// The process `root` and all living processes that descend from it, root first.
 pub fn family(root: i32) -> Vec<Process> {
-    let all: Vec<Stat> = Stat::everybody().collect();
+    let all: Vec<Stat> = Stat::all_processes().collect();
     let mut family = with_descendants(&all, |stat| stat.pid == root || stat.parent == root);
     family.retain(|stat| stat.is_alive());
     family.sort_by_key(|stat| stat.pid != root);
@@ -103,7 +103,7 @@ pub fn family(root: i32) -> Vec<Process> {
 
 /// The processes of a group and all that descend from them, zombies included.
 pub fn members(group: i32) -> Vec<Stat> {
-    let all: Vec<Stat> = Stat::everybody().collect();
+    let all: Vec<Stat> = Stat::all_processes().collect();
     let found = with_descendants(&all, |stat| stat.group == group || stat.parent == group);
     found.into_iter().cloned().collect()
 }
@@ -112,7 +112,7 @@ pub fn members(group: i32) -> Vec<Stat> {
 /// connects with it any more.
 pub fn with_variable(name: &str, value: &str) -> Vec<Process> {
     let has_it = |stat: &Stat| environment(stat.pid).is_some_and(|found| found.get(name).is_some_and(|v| v == value));
-    let found = Stat::everybody().filter(Stat::is_alive).filter(has_it);
+    let found = Stat::all_processes().filter(Stat::is_alive).filter(has_it);
     found.map(|stat| Process { pid: stat.pid, started: stat.started }).collect()
 }
 

@@ -204,6 +204,6 @@ impl Shared {
     }
 
     fn all_processes(&mut self) -> &[Stat] {
-        self.all_processes.get_or_insert_with(|| Stat::everybody().collect())
+        self.all_processes.get_or_insert_with(|| Stat::all_processes().collect())
     }
 }

@@ -32,7 +32,7 @@ const ATTEMPTS: u32 = 3;
 
 /// When a request got the worker, and when it had its answer.
 #[derive(Clone, Copy)]
-struct Served {
+struct ServicePeriod {
     begin_ns: u64,
     end_ns: u64,
 }
@@ -43,7 +43,7 @@ fn serve(
     listener: TcpListener,
     count: usize,
     mut work: impl FnMut(u64) + Send + 'static,
-) -> thread::JoinHandle<Vec<Served>> {
+) -> thread::JoinHandle<Vec<ServicePeriod>> {
     const LISTENER: u64 = u64::MAX;
     listener.set_nonblocking(true).unwrap();
     thread::spawn(move || {
@@ -58,7 +58,7 @@ fn serve(
         // Level-triggered a connection stays in line after its report, and its next request would jump the queue.
         let interest = Interest::EPOLLIN | Interest::EPOLLET;
         let mut connections: Vec<TcpStream> = Vec::new();
-        let mut served: Vec<Served> = Vec::with_capacity(count);
+        let mut served: Vec<ServicePeriod> = Vec::with_capacity(count);
         while served.len() < count {
             let reports = epoll.wait(Some(FOREVER)).unwrap();
             assert!(reports > 0, "only {} of {count} requests came", served.len());
@@ -81,7 +81,7 @@ fn serve(
                         let first_ns = served.first().map_or(begin_ns, |first| first.begin_ns);
                         work(begin_ns - first_ns);
                         connection.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap();
-                        served.push(Served { begin_ns, end_ns: monotonic_ns() });
+                        served.push(ServicePeriod { begin_ns, end_ns: monotonic_ns() });
                     }
                     Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
                 }
@@ -113,13 +113,13 @@ fn due_ns(rate: &str, spacing: Spacing, seed: u64, seconds: u64) -> Vec<u64> {
 /// A run as the server's record has it.
 struct Record {
     due_ns: Vec<u64>,
-    served: Vec<Served>,
+    served: Vec<ServicePeriod>,
     /// The client's clock began with its schedule; the request that came fastest tells when.
     began_ns: u64,
 }
 
 impl Record {
-    fn new(due_ns: &[u64], served: Vec<Served>) -> Record {
+    fn new(due_ns: &[u64], served: Vec<ServicePeriod>) -> Record {
         assert_eq!(due_ns.len(), served.len());
         let began_ns = due_ns.iter().zip(&served).map(|(due, served)| served.begin_ns - due).min().unwrap();
         Record { due_ns: due_ns.to_vec(), served, began_ns }
@@ -134,7 +134,7 @@ impl Record {
     /// of a backlog belongs to the service, and the server is idle only where nothing is due.
     fn service_times_s(&self) -> Vec<f64> {
         let service_ns = |k: usize| {
-            let Served { begin_ns, end_ns } = self.served[k];
+            let ServicePeriod { begin_ns, end_ns } = self.served[k];
             let free_ns = if k > 0 { self.served[k - 1].end_ns } else { 0 };
             end_ns - if self.due_at_ns(k) <= free_ns { free_ns } else { begin_ns }
         };
