@@ -2,8 +2,8 @@
 //! folders need ten watches; a new folder is watched when it comes.
 //!
 //! What is seen: a file is written and closed, created, deleted, or replaced by a rename; a folder comes with files in
-//! it, or goes; a link on the way to what is watched leads elsewhere (`current` → `releases/8`, and the `..data` of a
-//! Kubernetes ConfigMap). Links inside the folders are not followed.
+//! it, or goes; a link on the way to what is watched leads elsewhere (`current` → `releases/8`). Links inside the folders
+//! are not followed.
 //!
 //! What is ignored: names that begin with a dot, `node_modules`, and what matches a glob. A name without a slash means
 //! this name at any depth, a path means the one from the working folder; an ignored folder is not entered.
@@ -11,7 +11,6 @@
 //! A burst of changes is one: it is reported when nothing has changed for the delay, at the latest after ten times that.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -36,29 +35,17 @@ const MOST_DELAYS: u64 = 10;
 /// So many paths of a burst are named.
 const MOST_PATHS: usize = 100;
 
-/// The link that Kubernetes replaces when a ConfigMap changes; all its files are links through this one.
-const CONFIG_MAP_LINK: &str = "..data";
-
 pub struct Watcher {
     inotify: Inotify,
     config: AppConfig,
     globs: GlobSet,
-    folders: BTreeMap<WatchDescriptor, WatchedFolder>,
+    folders: BTreeMap<WatchDescriptor, PathBuf>,
     changed: BTreeSet<PathBuf>,
     /// The first and the last change of this burst, of CLOCK_MONOTONIC.
     burst_ns: Option<(u64, u64)>,
     problems: Vec<String>,
     /// Some folder could not be watched, and that was said.
     is_incomplete: bool,
-}
-
-#[derive(Default)]
-struct WatchedFolder {
-    path: PathBuf,
-    /// All that is in it counts.
-    is_whole: bool,
-    /// Otherwise these, and the link of a ConfigMap: a root, a link on the way to one, the first name that is missing.
-    names: BTreeSet<OsString>,
 }
 
 impl Watcher {
@@ -114,15 +101,16 @@ impl Watcher {
             return self.watch_roots();
         }
         let (Some(folder), Some(name)) = (self.folders.get(&event.wd), &event.name) else { return };
-        let path = folder.path.join(name);
-        if folder.names.contains(name) {
+        let path = folder.join(name);
+        // What is watched itself, or is on the way to it.
+        if self.config.watch.iter().any(|root| root.starts_with(&path)) {
             if has(AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVE) {
                 self.unwatch(&path);
                 self.watch_roots();
             }
             return self.add_change(path, now_ns);
         }
-        if (!folder.is_whole && name != CONFIG_MAP_LINK) || self.is_ignored(&path, name) {
+        if !self.is_watched(&path) {
             return;
         }
         if !has(AddWatchFlags::IN_ISDIR) {
@@ -146,23 +134,16 @@ impl Watcher {
         }
     }
 
-    /// With the name of the root itself, each link on the way to it, and the first name that is missing.
+    /// With the folder of the root itself, of each link on the way to it, and of the first name that is missing.
     fn watch_roots(&mut self) {
         for root in self.config.watch.clone() {
-            let mut way: Vec<&Path> = root.ancestors().filter(|path| path.file_name().is_some()).collect();
-            while let Some(path) = way.pop() {
-                let found = fs::symlink_metadata(path);
-                let is_link = found.as_ref().is_ok_and(fs::Metadata::is_symlink);
-                if found.is_err() || is_link || path == root {
-                    self.watch(inotify::folder_of(path), path.file_name());
-                }
-                if found.is_err() {
-                    break;
+            for path in root.ancestors() {
+                let is_plain = fs::symlink_metadata(path).is_ok_and(|metadata| !metadata.is_symlink());
+                if path == root || !is_plain {
+                    self.watch(inotify::folder_of(path));
                 }
             }
-            if root.is_dir() {
-                self.watch_tree(root, None);
-            }
+            self.watch_tree(root, None);
         }
     }
 
@@ -171,12 +152,12 @@ impl Watcher {
         let mut waiting = vec![root];
         while let Some(folder) = waiting.pop() {
             // First the watch, then the look: what comes between is seen twice, not never.
-            if !self.watch(&folder, None) {
+            if !self.watch(&folder) {
                 continue;
             }
             for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
                 let path = entry.path();
-                if self.is_ignored(&path, &entry.file_name()) {
+                if !self.is_watched(&path) {
                     continue;
                 }
                 if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -188,18 +169,14 @@ impl Watcher {
         }
     }
 
-    /// All that is in this folder, or this name. False: it is not watched.
-    fn watch(&mut self, path: &Path, name: Option<&OsStr>) -> bool {
+    /// What is in this folder. False: there is no such folder, or it cannot be watched.
+    fn watch(&mut self, path: &Path) -> bool {
         let events = inotify::REPLACED | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_ONLYDIR;
         match self.inotify.add_watch(path, events) {
             Ok(descriptor) => {
-                let new = || WatchedFolder { path: path.to_owned(), ..WatchedFolder::default() };
-                let folder = self.folders.entry(descriptor).or_insert_with(new);
-                folder.is_whole |= name.is_none();
-                folder.names.extend(name.map(OsStr::to_owned));
+                self.folders.entry(descriptor).or_insert_with(|| path.to_owned());
                 return true;
             }
-            // It has gone meanwhile.
             Err(Errno::ENOENT | Errno::ENOTDIR) => {}
             // One line is enough: the first of very many.
             Err(_) if self.is_incomplete => {}
@@ -218,15 +195,22 @@ impl Watcher {
     /// A folder, and those in it, that are there no more, or under another name.
     fn unwatch(&mut self, path: &Path) {
         self.folders.retain(|&descriptor, folder| {
-            let stays = !folder.path.starts_with(path);
+            let stays = !folder.starts_with(path);
             // Where the folder was deleted, the kernel has removed its watch already.
             let _ = stays || self.inotify.rm_watch(descriptor).is_ok();
             stays
         });
     }
 
-    fn is_ignored(&self, path: &Path, name: &OsStr) -> bool {
-        let is_hidden = name.as_encoded_bytes().starts_with(b".") && name != CONFIG_MAP_LINK;
+    /// It is below a root, and nothing on the way down to it is ignored.
+    fn is_watched(&self, path: &Path) -> bool {
+        let mut roots = self.config.watch.iter().filter(|root| path.starts_with(root));
+        roots.any(|root| !path.ancestors().take_while(|above| above != root).any(|above| self.is_ignored(above)))
+    }
+
+    fn is_ignored(&self, path: &Path) -> bool {
+        let name = path.file_name().unwrap_or_default();
+        let is_hidden = name.as_encoded_bytes().starts_with(b".");
         let relative = path.strip_prefix(&self.config.cwd).unwrap_or(path);
         is_hidden || name == "node_modules" || self.globs.is_match(relative) || self.globs.is_match(path)
     }
@@ -364,7 +348,7 @@ mod tests {
         folder.expect(&mut watcher, &[]);
         folder.write("app/lib/tmp");
         folder.expect(&mut watcher, &["app/lib/tmp"]);
-        assert!(!watcher.folders.values().any(|folder| folder.path.ends_with("tmp") || folder.path.ends_with(".git")));
+        assert!(!watcher.folders.values().any(|folder| folder.ends_with("tmp") || folder.ends_with(".git")));
     }
 
     #[test]
@@ -408,23 +392,6 @@ mod tests {
         folder.expect(&mut watcher, &["config"]);
         folder.write("config/a.json");
         folder.expect(&mut watcher, &["config/a.json"]);
-    }
-
-    #[test]
-    fn the_files_of_a_config_map_change_with_its_link_whether_they_or_their_folder_are_watched() {
-        let folder = Folder::new("config-map");
-        folder.write("config/..1/app.json");
-        symlink("..1", folder.path("config/..data")).unwrap();
-        symlink("..data/app.json", folder.path("config/app.json")).unwrap();
-        let mut watchers = ["config", "config/app.json"].map(|root| folder.watcher(&[root], &[]));
-        for version in ["config/..2", "config/..3"] {
-            folder.write(&format!("{version}/app.json"));
-            symlink(folder.path(version), folder.path("config/..data_tmp")).unwrap();
-            fs::rename(folder.path("config/..data_tmp"), folder.path("config/..data")).unwrap();
-            for watcher in &mut watchers {
-                folder.expect(watcher, &["config/..data"]);
-            }
-        }
     }
 
     #[test]
