@@ -17,10 +17,9 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::dump::AfterStop;
-use super::god::{God, PmSource, Shared};
+use super::god::{God, ManagedProcess, PmSource, Shared};
 use super::home::PmHome;
 use super::logs::own_log;
-use super::process::ManagedProcess;
 use super::protocol::{PmReply, PmRequest};
 use super::startup;
 use crate::console;
@@ -263,7 +262,10 @@ impl Daemon {
             }
             PmRequest::Describe { targets } => self.god.find(&targets),
             PmRequest::Reset { targets } => self.each(&targets, ManagedProcess::reset),
-            PmRequest::Flush { targets } => self.each(&targets, ManagedProcess::flush_logs),
+            PmRequest::Flush { targets } => {
+                let found = self.each(&targets, ManagedProcess::flush_logs)?;
+                self.god.shared.files.take_problems().pop().map_or(Ok(found), Err)
+            }
             PmRequest::ReloadLogs => {
                 self.reopen_logs();
                 Ok(BTreeSet::new())

@@ -15,6 +15,7 @@ use super::launch::Launch;
 use super::protocol::ProcessStatus;
 use super::restarts::RestartBudget;
 use crate::failure::Failure;
+use crate::units::wall_ms;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SavedState {
@@ -71,6 +72,15 @@ pub enum AfterStop {
     Delete,
     /// It is errored, with the reason that it has.
     Fail,
+}
+
+impl ProcessRecord {
+    /// Of one that has not been started yet.
+    pub fn new(id: u32, number: usize) -> ProcessRecord {
+        let workers = vec![WorkerRecord { id, restarts: 0 }];
+        let (launch, created_ms) = (Launch::of_new_process(), wall_ms());
+        ProcessRecord { id, number, launch, created_ms, workers, ..ProcessRecord::default() }
+    }
 }
 
 impl SavedState {

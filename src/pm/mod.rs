@@ -7,15 +7,13 @@
 //!   daemon, and starts it when it is not there;
 //! - [`daemon`]: waits for clients, processes and times, in one loop; [`god`]: the applications and their processes, and
 //!   what happens to them; [`restarts`] and [`cron`]: whether and when a process starts again;
-//! - [`process`]: one process as the daemon keeps it; [`program`]: whether what it runs is there; [`fork_mode`]: how it is
-//!   started; [`cluster_mode`]: the same for a cluster, which has workers; [`json_lines`]: how either says how it is; [`launch`]:
-//!   how a process is known again; [`process_tree`]: what it has started;
+//! - [`program`]: whether what a process runs is there; [`fork_mode`]: how it is started; [`json_lines`]: how it says how it
+//!   is; [`launch`]: how it is known again; [`process_tree`]: what it has started;
 //! - [`logs`]: what the processes write; [`watch`]: files that changed; [`dump`]: what survives the daemon;
 //! - [`output`]: what a person reads; [`startup`]: the systemd unit, and what systemd and the daemon say to each other.
 
 pub mod args;
 pub mod client;
-pub mod cluster_mode;
 pub mod commands;
 pub mod config;
 pub mod cron;
@@ -28,7 +26,6 @@ mod json_lines;
 pub mod launch;
 pub mod logs;
 pub mod output;
-pub mod process;
 pub mod process_tree;
 pub mod program;
 pub mod protocol;

@@ -205,6 +205,10 @@ fn a_log_that_cannot_be_opened_is_said_by_the_command_that_starts_the_applicatio
     assert_eq!((&event["name"], &event["reason"]), (&"closed".into(), &problem.into()));
     let described = pm.done(&["describe", "closed"]);
     assert!(described.contains(problem), "{described}");
+    let folder = pm.home().join("logs");
+    pm.done(&["start", &script, "--name", "folder", "--output", folder.to_str().unwrap()]);
+    let said = pm.refused(&["flush", "folder"]);
+    assert!(said.contains(&format!("empty {}: is a directory", folder.display())), "{said}");
 }
 
 #[test]
@@ -298,5 +302,23 @@ fn several_processes_may_throw_their_lines_away() {
     let paths = ["pm_out_log_path", "pm_err_log_path"];
     for process in pm.list() {
         assert_eq!(paths.map(|path| process["pm2_env"][path].as_str().unwrap().to_owned()), ["/dev/null", "/dev/null"]);
+    }
+}
+
+#[test]
+fn a_process_with_a_log_of_its_own_that_gets_a_second_one_has_another_log_and_loses_no_line() {
+    let pm = Manager::new("scaled-log");
+    let text = "trap 'echo end' USR2\nprintf 'beginning '\necho ready >&2\nwhile :; do sleep 0.05; done\n";
+    let (script, log) = (pm.script("half.sh", text), pm.script("half.log", ""));
+    pm.done(&["start", &script, "--output", &log]);
+    pm.await_log("half-error-0.log", "ready");
+    pm.done(&["scale", "half", "2"]);
+    assert_eq!(fs::read_to_string(&log).unwrap(), "beginning \n");
+    pm.await_log("half-error-1.log", "ready");
+    pm.done(&["signal", "SIGUSR2", "half"]);
+    for (process, expected) in pm.list().iter().zip(["end\n", "beginning end\n"]) {
+        let log = process["pm2_env"]["pm_out_log_path"].as_str().unwrap();
+        let is_written = || (fs::read_to_string(log).ok()? == expected).then_some(());
+        assert!(poll_until(FOREVER, is_written).is_some(), "{log}: {:?}", fs::read_to_string(log));
     }
 }

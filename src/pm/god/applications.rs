@@ -8,16 +8,15 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::super::cluster_mode;
 use super::super::config::{AppConfig, ExecMode};
 use super::super::dump::{AfterStop, Application, ProcessRecord, SavedApplication, SavedState};
 use super::super::fork_mode::{ProcessIdentity, RunningProcess};
+use super::super::home::PmHome;
 use super::super::launch::{LaunchedProcess, find_launched};
-use super::super::process::ManagedProcess;
 use super::super::program::check_program;
 use super::super::protocol::{Instances, ProcessStatus};
 use super::super::restarts::RestartBudget;
-use super::{God, PmSource, Shared};
+use super::{God, ManagedProcess, PmSource, Shared, cluster_mode};
 use crate::console;
 use crate::failure::Failure;
 use crate::sys::epoll::Interest;
@@ -78,7 +77,6 @@ impl God {
         let (_, new) = self.configure(app);
         let of_name = self.processes.values_mut().filter(|process| process.name() == name);
         for process in of_name.filter(|process| process.is_cluster() && process.running.is_some()) {
-            process.watch_outputs(&mut self.shared)?;
             process.call(&mut self.shared, "scaled", &json!({"do": "scale", "workers": wanted}));
         }
         self.launch_new(&new);
@@ -98,7 +96,7 @@ impl God {
         }
         let configured = known.iter().enumerate().filter_map(|(number, id)| {
             let first_free = self.first_free_id();
-            Some((*id, self.processes.get_mut(id)?.configure(number, &app, first_free)))
+            Some((*id, self.processes.get_mut(id)?.configure(&mut self.shared, number, &app, first_free)))
         });
         let configured = configured.collect();
         let new = (known.len()..wanted).map(|number| self.add(number, Rc::clone(&app))).collect();
@@ -108,7 +106,7 @@ impl God {
 
     fn add(&mut self, number: usize, app: Rc<Application>) -> u32 {
         let id = self.first_free_id();
-        let mut process = ManagedProcess::new(id, number, app);
+        let mut process = ManagedProcess::new(ProcessRecord::new(id, number), app);
         process.name_workers(id + 1);
         process.saved.status = ProcessStatus::WaitingRestart;
         self.processes.insert(id, process);
@@ -199,9 +197,8 @@ impl God {
     /// Adopts what a daemon before us has left, as its state file says.
     pub fn adopt(&mut self) {
         let (home, launched) = (&self.shared.home, find_launched(&self.shared.home));
-        match SavedState::read(&home.state()) {
-            Ok(None) => {}
-            Ok(Some(state)) => self.adopt_saved(state, &launched),
+        let state = match SavedState::read(&home.state()) {
+            Ok(state) => state.unwrap_or_else(|| SavedState::new(Vec::new())),
             Err(failure) => {
                 let kept = match home.set_aside(&home.state()) {
                     Ok(path) => format!("kept as {}", path.display()),
@@ -209,19 +206,17 @@ impl God {
                 };
                 let found = "the applications that run are found again by their environment";
                 console::log(failure.advise(format_args!("{kept}; {found}, stopped ones are lost")));
-                self.adopt_launched(launched);
+                found_state(home, &launched)
             }
-        }
-    }
-
-    fn adopt_saved(&mut self, state: SavedState, launched: &[LaunchedProcess]) {
+        };
         let is_of_this_boot = state.is_of_this_boot();
+        let last = state.apps.iter().flat_map(|saved| &saved.processes).map(|record| record.id).max().unwrap_or(0);
         for saved in state.apps {
             let app = Rc::new(saved.app);
             for mut record in saved.processes {
                 let identity = record.identity.take().filter(|_| is_of_this_boot);
                 // It may have been started after the state was written for the last time.
-                let newer = record.launch.find_later(launched).filter(|_| record.status.is_to_run());
+                let newer = record.launch.find_later(&launched).filter(|_| record.status.is_to_run());
                 let running = identity.and_then(RunningProcess::adopt);
                 let running = running.or_else(|| RunningProcess::adopt(ProcessIdentity::of(&newer?.stat)));
                 if let Some(newer) = newer {
@@ -231,50 +226,21 @@ impl God {
                     // The machine has ended it: nobody has failed.
                     record.status = ProcessStatus::WaitingRestart;
                 }
+                let id = record.id;
                 let since_ns = identity.map_or(0, |identity| identity.since_ns);
-                let mut process = ManagedProcess::new(record.id, record.number, Rc::clone(&app));
-                (process.running, process.saved) = (running, record);
-                self.take_over(process, since_ns);
+                let mut process = ManagedProcess::new(record, Rc::clone(&app));
+                process.name_workers(self.first_free_id().max(last + 1));
+                process.running = running;
+                self.processes.insert(id, process);
+                self.with(id, |process, shared| process.resume(shared, since_ns));
             }
         }
-    }
-
-    /// Without a state file: the configuration is that of the dump, or what the command line tells.
-    fn adopt_launched(&mut self, mut launched: Vec<LaunchedProcess>) {
-        // What a process has started in a session of its own has its mark, too, and is younger.
-        launched.sort_by_key(|process| process.stat.started);
-        let dump = SavedState::read(&self.shared.home.dump()).ok().flatten();
-        let saved: Vec<Application> = dump.into_iter().flat_map(|dump| dump.apps).map(|saved| saved.app).collect();
-        let mut apps: BTreeMap<String, Rc<Application>> = BTreeMap::new();
-        for process in &launched {
-            let name = process.environment.get("name").filter(|_| !self.processes.contains_key(&process.id));
-            let Some(name) = name else { continue };
-            let count = launched.iter().filter(|other| other.environment.get("name") == Some(name)).count();
-            let app = apps.entry(name.clone()).or_insert_with(|| {
-                let known = saved.iter().find(|app| app.config.name == *name).cloned();
-                Rc::new(known.unwrap_or_else(|| found_application(name, process, count)))
-            });
-            let number = process.environment.get(&app.config.instance_var).and_then(|number| number.parse().ok());
-            let mut adopted = ManagedProcess::new(process.id, number.unwrap_or(0), Rc::clone(app));
-            let last = launched.iter().map(|other| other.id).max().unwrap_or(0);
-            adopted.name_workers(self.first_free_id().max(last + 1));
-            adopted.saved.launch = process.launch.clone();
-            adopted.running = RunningProcess::adopt(ProcessIdentity::of(&process.stat));
-            adopted.saved.status = ProcessStatus::Online;
-            self.take_over(adopted, 0);
-        }
-    }
-
-    fn take_over(&mut self, process: ManagedProcess, since_ns: u64) {
-        let id = process.id();
-        self.processes.insert(id, process);
-        self.with(id, |process, shared| process.resume(shared, since_ns));
     }
 }
 
 impl ManagedProcess {
     /// True when a running cluster can go over to the new configuration worker by worker: the program is the same.
-    fn configure(&mut self, number: usize, app: &Rc<Application>, first_free: u32) -> bool {
+    fn configure(&mut self, shared: &mut Shared, number: usize, app: &Rc<Application>, first_free: u32) -> bool {
         let (old, new) = (&self.app.config, &app.config);
         let program = |config: &AppConfig| {
             let AppConfig { script, args, interpreter, interpreter_args, cwd, exec_mode, .. } = config.clone();
@@ -284,22 +250,32 @@ impl ManagedProcess {
         let other_number = AppConfig { instances: new.instances, ..old.clone() };
         if other_number != *new {
             self.saved.budget = RestartBudget::default();
-            // Its logs and what it watches may have other names now.
-            self.outputs.clear();
             (self.watcher, self.cron) = (None, None);
+        }
+        if old != new {
+            // Its logs may have other names now.
+            self.finish_outputs(shared);
+            self.outputs.clear();
         }
         self.saved.number = number;
         self.app = Rc::clone(app);
         self.name_workers(first_free);
+        if self.running.is_some() {
+            self.watch_outputs_or_say(shared);
+        }
         is_same_program
+    }
+
+    fn watch_outputs_or_say(&mut self, shared: &mut Shared) {
+        if let Err(failure) = self.watch_outputs(shared) {
+            console::log(failure);
+        }
     }
 
     /// One of a daemon before us. Its process, if it is gone, was up since then.
     fn resume(&mut self, shared: &mut Shared, since_ns: u64) {
         shared.has_changed = true;
-        if let Err(failure) = self.watch_outputs(shared) {
-            console::log(failure);
-        }
+        self.watch_outputs_or_say(shared);
         if let Some(running) = &self.running {
             if let Err(errno) = shared.epoll.add(&running.pidfd, PmSource::Ended.token(self.id()), Interest::EPOLLIN) {
                 console::log(Failure::new(format_args!("watch process {}", running.identity.pid), errno));
@@ -322,6 +298,38 @@ impl ManagedProcess {
             }
         }
     }
+}
+
+/// Without a state file: the configuration is that of the dump, or what the command line tells.
+fn found_state(home: &PmHome, launched: &[LaunchedProcess]) -> SavedState {
+    let dump = SavedState::read(&home.dump()).ok().flatten();
+    let saved: Vec<Application> = dump.into_iter().flat_map(|dump| dump.apps).map(|saved| saved.app).collect();
+    let mut by_id: BTreeMap<u32, &LaunchedProcess> = BTreeMap::new();
+    for process in launched {
+        let first = by_id.entry(process.id).or_insert(process);
+        // What a process has started in a session of its own has its mark, too, and is younger.
+        if process.stat.started < first.stat.started {
+            *first = process;
+        }
+    }
+    let mut apps: BTreeMap<&String, SavedApplication> = BTreeMap::new();
+    for (&id, process) in &by_id {
+        let Some(name) = process.environment.get("name") else { continue };
+        let SavedApplication { app, processes } = apps.entry(name).or_insert_with(|| {
+            let count = by_id.values().filter(|other| other.environment.get("name") == Some(name)).count();
+            let known = saved.iter().find(|app| app.config.name == *name).cloned();
+            let app = known.unwrap_or_else(|| found_application(name, process, count));
+            SavedApplication { app, processes: Vec::new() }
+        });
+        let number = process.environment.get(&app.config.instance_var).and_then(|number| number.parse().ok());
+        processes.push(ProcessRecord {
+            identity: Some(ProcessIdentity::of(&process.stat)),
+            launch: process.launch.clone(),
+            status: ProcessStatus::Online,
+            ..ProcessRecord::new(id, number.unwrap_or(0))
+        });
+    }
+    SavedState::new(apps.into_values().collect())
 }
 
 /// As far as the process itself tells: its command line is the script and its arguments.

@@ -6,14 +6,13 @@ use std::os::fd::AsFd;
 use std::process::Stdio;
 use std::time::Duration;
 
-use super::super::cluster_mode;
 use super::super::dump::AfterStop;
 use super::super::fork_mode::{RunningProcess, kill_and_reap, open_channel, open_fifo};
-use super::super::process::{ManagedProcess, ProcessDue};
 use super::super::program::check_program;
 use super::super::protocol::ProcessStatus;
 use super::super::restarts::{Decision, RestartBudget};
-use super::{PmSource, Shared};
+use super::process::ProcessDue;
+use super::{ManagedProcess, PmSource, Shared, cluster_mode};
 use crate::console;
 use crate::failure::Failure;
 use crate::logs::lines::LogStream;
@@ -120,6 +119,13 @@ impl ManagedProcess {
             console::log(Failure::new(format_args!("read the output of {}", self.name()), errno));
         }
         shared.report_logs(self);
+    }
+
+    /// Reads what it has written until now; what has no end yet is a line.
+    pub(super) fn finish_outputs(&mut self, shared: &mut Shared) {
+        for writer in &mut self.outputs {
+            let _ = writer.finish(&mut shared.files);
+        }
     }
 
     /// It has said something on its channel, or closed it.
@@ -247,8 +253,8 @@ impl ManagedProcess {
     fn delete(&mut self, shared: &mut Shared) {
         shared.report(self, "delete");
         self.is_deleted = true;
-        for (output, mut writer) in self.outputs.drain(..).enumerate() {
-            let _ = writer.finish(&mut shared.files);
+        self.finish_outputs(shared);
+        for output in 0..std::mem::take(&mut self.outputs).len() {
             // Whoever still has it open writes into the void, as if the terminal were gone.
             let stream = [LogStream::Out, LogStream::Error][output % 2];
             let _ = fs::remove_file(shared.home.fifo(self.saved.id, output / 2, stream));
@@ -267,9 +273,7 @@ impl ManagedProcess {
         let ending = running.pidfd.reap().unwrap_or_else(|_| running.pidfd.ending());
         let _ = shared.epoll.delete(&running.pidfd);
         self.note_ending(ending);
-        for writer in &mut self.outputs {
-            let _ = writer.finish(&mut shared.files);
-        }
+        self.finish_outputs(shared);
         if self.saved.after_stop.is_some() {
             return self.finish_stop_when_alone(shared);
         }

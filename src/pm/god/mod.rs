@@ -5,14 +5,15 @@
 //! - here: which processes there are, and what they share;
 //! - [`applications`]: an application is brought to its configuration, saved, adopted;
 //! - [`lifecycle`]: one process starts, is ready, is asked to end, has ended;
-//! - [`clusters`]: a cluster is asked, and says what happens to its workers;
+//! - [`process`]: one process as the daemon keeps it; [`cluster_mode`]: what a cluster has more, which has workers;
 //! - [`due`]: what is done because of a time, a file, or memory;
 //! - [`token`]: what epoll reports.
 
 mod applications;
-mod clusters;
+mod cluster_mode;
 mod due;
 mod lifecycle;
+mod process;
 mod token;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,7 +28,6 @@ use super::cron::WallClockTimer;
 use super::dump::WorkerRecord;
 use super::home::PmHome;
 use super::logs::LogFiles;
-use super::process::ManagedProcess;
 use super::protocol::ProcessEntry;
 use super::restarts::RestartBudget;
 use crate::console;
@@ -37,6 +37,7 @@ use crate::sys::process::DescriptorLimit;
 use crate::sys::procfs::Stat;
 use crate::units::utc_now_ms;
 
+pub use process::ManagedProcess;
 pub use token::PmSource;
 
 const REPORTS_PER_WAIT: usize = 64;

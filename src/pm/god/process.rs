@@ -13,24 +13,24 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::super::config::{ExecMode, LogType};
+use super::super::cron::CronRestart;
+use super::super::dump::{AfterStop, Application, ProcessRecord, WorkerRecord};
+use super::super::fork_mode::{ProcessIdentity, RunningProcess, open_fifo};
+use super::super::home::{self, PmHome};
+use super::super::json_lines::JsonLines;
+use super::super::launch;
+use super::super::logs::{AppLog, LogFiles, LogWriter};
+use super::super::process_tree::ProcessTree;
+use super::super::protocol::{ProcessEntry, ProcessState, ProcessStatus, ProcessUsage};
+use super::super::watch::Watcher;
 use super::cluster_mode::{self, ClusterCall};
-use super::config::{ExecMode, LogType};
-use super::cron::CronRestart;
-use super::dump::{AfterStop, Application, ProcessRecord, WorkerRecord};
-use super::fork_mode::{ProcessIdentity, RunningProcess, open_fifo};
-use super::home::{self, PmHome};
-use super::json_lines::JsonLines;
-use super::launch::{self, Launch};
-use super::logs::{AppLog, LogFiles, LogWriter};
-use super::process_tree::ProcessTree;
-use super::protocol::{ProcessEntry, ProcessState, ProcessStatus, ProcessUsage};
-use super::watch::Watcher;
 use crate::failure::Failure;
 use crate::logs::append_file::Rotation;
 use crate::logs::lines::LogStream;
 use crate::sys::process::Ending;
 use crate::sys::procfs::{self, Stat};
-use crate::units::{monotonic_ns, wall_ms};
+use crate::units::monotonic_ns;
 
 /// The kernel's ticks of CPU time in one second (`USER_HZ`, proc_pid_stat(5)).
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -91,15 +91,7 @@ struct CpuSample {
 }
 
 impl ManagedProcess {
-    pub fn new(id: u32, number: usize, app: Rc<Application>) -> ManagedProcess {
-        let saved = ProcessRecord {
-            id,
-            number,
-            launch: Launch::of_new_process(),
-            created_ms: wall_ms(),
-            workers: vec![WorkerRecord { id, restarts: 0 }],
-            ..ProcessRecord::default()
-        };
+    pub fn new(saved: ProcessRecord, app: Rc<Application>) -> ManagedProcess {
         ManagedProcess { saved, app, ..ManagedProcess::default() }
     }
 
