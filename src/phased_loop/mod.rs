@@ -18,8 +18,6 @@
 //! `now`, unless one of them calls [`PhasedLoop::update_time`].
 
 use std::collections::{BTreeSet, VecDeque};
-use std::io;
-use std::mem;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -90,15 +88,6 @@ pub enum RunMode {
     NoWait,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LoopMetrics {
-    pub turns: u64,
-    /// Callbacks of the poll phase: a descriptor that is ready, a request that is finished.
-    pub events: u64,
-    /// Time in the waits of the poll phase, in nanoseconds.
-    pub idle_ns: u64,
-}
-
 type Callback = Box<dyn FnOnce(&mut PhasedLoop)>;
 type ObserverCallback = Box<dyn FnMut(&mut PhasedLoop, ObservedEvent)>;
 type RequestCallback = Box<dyn FnOnce(&mut PhasedLoop, Outcome)>;
@@ -131,7 +120,7 @@ pub struct PhasedLoop {
     requests: Slots<RequestCallback>,
     pool: Arc<HelperPool>,
     is_stopped: bool,
-    pub metrics: LoopMetrics,
+    pub turns: u64,
 }
 
 /// The turn, phase by phase.
@@ -153,7 +142,7 @@ impl PhasedLoop {
             requests: Slots::default(),
             pool,
             is_stopped: false,
-            metrics: LoopMetrics::default(),
+            turns: 0,
         })
     }
 
@@ -177,7 +166,7 @@ impl PhasedLoop {
             self.run_each_turn(Phase::Idle);
             self.run_each_turn(Phase::Prepare);
             let may_wait = mode == RunMode::UntilDone || (mode == RunMode::Once && !has_work);
-            self.metrics.turns += 1;
+            self.turns += 1;
             self.poll(if may_wait { self.poll_timeout() } else { Some(Duration::ZERO) })?;
             (0..PENDING_ROUNDS).for_each(|_| self.run_pending());
             self.run_check();
@@ -235,22 +224,16 @@ impl PhasedLoop {
 
     /// *Poll*: waits for events, then calls the observers of those that came. Results of helper threads are events.
     fn poll(&mut self, timeout: Option<Duration>) -> nix::Result<()> {
-        let began_ns = monotonic_ns();
         let reports = self.epoll.wait(timeout)?;
         self.update_time();
-        if timeout != Some(Duration::ZERO) {
-            self.metrics.idle_ns += self.now_ns - began_ns;
-        }
         for i in 0..reports {
             let ready = self.epoll.report(i);
             if ready.token == FINISHED_REQUESTS {
                 for (key, outcome) in self.pool.take_finished() {
                     let Some(callback) = self.requests.remove(key) else { continue };
-                    self.metrics.events += 1;
                     self.call(Phase::Poll, |events| callback(events, outcome));
                 }
             } else if self.is_active(Observer(ready.token)) {
-                self.metrics.events += 1;
                 self.call_observer(ready.token, ready.flags);
             }
         }
@@ -287,7 +270,7 @@ impl PhasedLoop {
     }
 
     fn call_queued(&mut self, phase: Phase) {
-        for callback in mem::take(&mut self.queued[phase as usize]) {
+        for callback in std::mem::take(&mut self.queued[phase as usize]) {
             self.call(phase, callback);
         }
     }
@@ -315,12 +298,8 @@ impl PhasedLoop {
 /// Observers: made, then started. One that is active and referenced keeps the loop going.
 impl PhasedLoop {
     /// Its callback runs in this phase: timers, idle, prepare, poll (see [`PhasedLoop::start_io`]) or check.
-    pub fn observe(
-        &mut self,
-        phase: Phase,
-        callback: impl FnMut(&mut PhasedLoop, ObservedEvent) + 'static,
-    ) -> Observer {
-        let (place, callback) = ((phase, 0, 0, 0), Some(Box::new(callback) as ObserverCallback));
+    pub fn observe(&mut self, phase: Phase, call: impl FnMut(&mut PhasedLoop, ObservedEvent) + 'static) -> Observer {
+        let (place, callback) = ((phase, 0, 0, 0), Some(Box::new(call) as ObserverCallback));
         Observer(self.observers.insert(ObserverState { place, callback, ..ObserverState::default() }))
     }
 
@@ -344,10 +323,9 @@ impl PhasedLoop {
     /// Of epoll_ctl(2).
     pub fn start_io(&mut self, observer: Observer, fd: impl AsFd, interest: Interest) -> nix::Result<()> {
         let Some(state) = self.observers.get(observer.0) else { return Ok(()) };
-        if state.is_active {
-            self.epoll.modify(fd, observer.0, interest)?;
-        } else {
-            self.epoll.add(fd, observer.0, interest)?;
+        match state.is_active {
+            true => self.epoll.modify(fd, observer.0, interest)?,
+            false => self.epoll.add(fd, observer.0, interest)?,
         }
         self.update(observer, |state| state.is_active = true);
         Ok(())
@@ -434,7 +412,7 @@ impl PhasedLoop {
         class: RequestClass,
         work: impl FnOnce() -> T + Send + 'static,
         done: impl FnOnce(&mut PhasedLoop, Result<T, NoResult>) + 'static,
-    ) -> io::Result<Request> {
+    ) -> std::io::Result<Request> {
         let key = self.requests.insert(Box::new(|events: &mut PhasedLoop, outcome: Outcome| {
             done(events, outcome.map(|result| *result.downcast().expect("what this request's work returned")));
         }));
@@ -459,7 +437,7 @@ impl PhasedLoop {
 
     /// No observer is left that is not closed, and no request that is not finished.
     pub fn is_empty(&self) -> bool {
-        self.observers.count() == 0 && !self.has_queued() && self.requests.count() == 0
+        self.observers.count() == 0 && !self.is_alive()
     }
 
     /// For a callback that has taken long, before it starts a timer.

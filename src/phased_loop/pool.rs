@@ -6,7 +6,6 @@
 
 use std::any::Any;
 use std::collections::VecDeque;
-use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -30,7 +29,6 @@ pub enum NoResult {
 }
 
 pub type Outcome = Result<Box<dyn Any + Send>, NoResult>;
-
 pub type Work = Box<dyn FnOnce() -> Box<dyn Any + Send> + Send>;
 
 /// What the loop and its helper threads share.
@@ -39,7 +37,7 @@ pub struct HelperPool {
     requests: Mutex<Requests>,
     /// Something may be begun.
     changed: Condvar,
-    /// Readable while something is finished.
+    /// Readable while something is finished. A write fails only when 2^64 - 2 results wait.
     pub event: EventFd,
 }
 
@@ -62,7 +60,7 @@ impl HelperPool {
     /// # Errors
     /// When not a single thread could be started. With fewer than asked for, the pool goes on, and the next request
     /// tries again.
-    pub fn submit(self: &Arc<Self>, request: SlotKey, class: RequestClass, work: Work) -> io::Result<()> {
+    pub fn submit(self: &Arc<Self>, request: SlotKey, class: RequestClass, work: Work) -> std::io::Result<()> {
         let mut requests = self.lock();
         while requests.threads < self.size {
             let pool = self.clone();
@@ -85,7 +83,7 @@ impl HelperPool {
         let is_cancelled = at.and_then(|at| requests.waiting.remove(at)).is_some();
         if is_cancelled {
             requests.finished.push((request, Err(NoResult::Cancelled)));
-            self.report();
+            let _ = self.event.write(1);
         }
         is_cancelled
     }
@@ -124,15 +122,10 @@ impl HelperPool {
             requests.finished.push((request, outcome));
             if requests.finished.len() == 1 {
                 drop(requests);
-                self.report();
+                let _ = self.event.write(1);
                 requests = self.lock();
             }
         }
-    }
-
-    /// Wakes the loop. It fails only when 2^64 - 2 results wait.
-    fn report(&self) {
-        let _ = self.event.write(1);
     }
 
     /// No code that can panic runs under this lock.

@@ -81,7 +81,7 @@ mod test_ref {
     fn an_empty_loop_ends_at_once() {
         let mut events = new_loop();
         run_to_its_end(&mut events);
-        assert_eq!(events.metrics.turns, 0);
+        assert_eq!(events.turns, 0);
     }
 
     #[test]
