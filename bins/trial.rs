@@ -117,7 +117,7 @@ enum Trial {
         #[arg(long, value_name = "DUR", default_value = "6s", value_parser = parse_duration)]
         duration: Duration,
     },
-    /// Nothing happens: what does the daemon cost, and how long do commands take?
+    /// Nothing happens: what does the daemon cost, how long do commands take, and how soon is a killed process back?
     Idle {
         #[arg(long, value_name = "N", default_value_t = 20)]
         applications: usize,

@@ -24,6 +24,14 @@ const calls = {
     if (step.repeat) timers.set(step.id, setInterval(() => { left += 1; run(); }, ms));
     else timers.set(step.id, setTimeout(() => { timers.delete(step.id); run(); }, ms));
   },
+  timers({ id, count, within }) {
+    const run = callback('timers', { id });
+    const ms = Math.max(1, milliseconds(within));
+    let waiting = count;
+    for (let i = 0; i < count; i += 1) {
+      setTimeout(() => { waiting -= 1; if (waiting === 0) run(); }, 1 + (i * 7919) % ms);
+    }
+  },
   immediate: (step) => setImmediate(callback('check', step)),
   nextTick: (step) => process.nextTick(callback('nextTick', step)),
   microtask(step) { // both of Node's ways to queue one

@@ -380,6 +380,8 @@ pub static TABLES: &[Section] = &[
         metric("orders", "orders", "",
             "The orders in which the lines of a program came that ran to its end, and how often each, of the run with the \
              median share of its commonest order."),
+        metric("run_ms", "run", "ms",
+            "The median time from the start of a program that runs to its end to that end."),
         metric("distinct_orders", "distinct orders", "",
             "How many different orders there were."),
         metric("commonest_order", "commonest order", "%",
@@ -504,6 +506,8 @@ pub static TABLES: &[Section] = &[
         metric("daemon_wakeups", "wake-ups", "/s",
             "Voluntary context switches of the daemon's threads per second, while nothing happens."),
         metric("list_ms", "list", "ms", "The median time of the command `list`."),
+        metric("restart_ms", "back after", "ms",
+            "The median time from the SIGKILL of an application's process to the moment when the next one is there."),
         metric("start_ms", "start one more", "ms", "The time of the command that starts one more application."),
         metric("start_all_ms", "start", "ms", "The time of the command that starts the daemon and all applications."),
     ]},

@@ -294,6 +294,17 @@ fn a_repeated_timer_runs_until_it_is_cleared_on_node_as_here() {
 }
 
 #[test]
+fn of_many_timers_the_last_to_run_is_reported_on_node_as_here() {
+    let scenario = parse(
+        r#"{"steps": [{"timers": {"id": "last", "count": 1000, "within": "50ms"}}, {"timer": {"id": "one", "after": "1ms"}}]}"#,
+    );
+    assert_eq!(ids(&order(&scenario)), "one last");
+    if has_node() {
+        assert_eq!(ids(&node::main_order(&scenario, &Folder::new("many-timers").0)), "one last");
+    }
+}
+
+#[test]
 fn the_phases_that_node_has_no_call_for_run_in_the_loops_order() {
     let scenario = parse(
         r#"{"steps": [{"immediate": {"id": "check"}}, {"socket": {"id": "poll"}}, {"close": {"id": "closing"}},

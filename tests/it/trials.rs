@@ -62,6 +62,16 @@ fn every_crash_loop_is_given_up_by_pm() {
 }
 
 #[test]
+fn pm_starts_a_killed_process_again_within_a_second() {
+    if !has_node() {
+        return;
+    }
+    let found = numbers(&["idle", "--applications", "5", "--duration", "1s"]);
+    let back_ms = found["restart_ms"].as_f64().unwrap();
+    assert!((0.1..1000.0).contains(&back_ms), "{found}");
+}
+
+#[test]
 fn lines_are_whole_in_order_and_complete_across_rotations() {
     if !has_node() {
         return;

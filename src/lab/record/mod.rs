@@ -112,6 +112,9 @@ pub struct Row {
     /// In which orders the lines of a program came that ran to its end, and how often each.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub orders: BTreeMap<String, u64>,
+    /// How long such a program ran, in the median.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_ms: Option<f64>,
     /// What a trial of a process manager has measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trial: Option<TrialReport>,

@@ -26,6 +26,7 @@ use crate::lab::run::sysctl::{KernelSettings, SettingError};
 use crate::machine::Counters;
 use crate::report::{LoadReport, TrialReport};
 use crate::scoreboard::Scoreboard;
+use crate::stats;
 use crate::sys::namespace::NetworkNamespace;
 use crate::sys::process::Usage;
 
@@ -119,7 +120,8 @@ fn measure_with_footprint(case: &Case, row: &mut Row, network: Network, interrup
 
 fn measure(case: &Case, row: &mut Row, network: Network, interrupt: &Interrupt) -> Result<(), Stop> {
     if let Some(runs) = case.client.runs() {
-        row.orders = orders_of(case, row, runs, interrupt)?;
+        let (orders, took_ms) = run_to_the_end(case, row, runs, interrupt)?;
+        (row.orders, row.run_ms) = (orders, stats::median(&took_ms));
         return Ok(());
     }
     if case.table.kind == TableKind::Trials {
@@ -175,20 +177,27 @@ fn measure(case: &Case, row: &mut Row, network: Network, interrupt: &Interrupt) 
     Ok(())
 }
 
-/// Runs a program to its end so many times: in which orders do its lines come?
-fn orders_of(case: &Case, row: &Row, runs: u64, interrupt: &Interrupt) -> Result<BTreeMap<String, u64>, Stop> {
-    let mut orders = BTreeMap::new();
+/// Runs a program to its end so many times: in which orders do its lines come, and how many ms does each run take?
+fn run_to_the_end(
+    case: &Case,
+    row: &Row,
+    runs: u64,
+    interrupt: &Interrupt,
+) -> Result<(BTreeMap<String, u64>, Vec<f64>), Stop> {
+    let (mut orders, mut took_ms) = (BTreeMap::new(), Vec::new());
     for _ in 0..runs {
+        let begin = Instant::now();
         let program = Program::of(case.server.text()).on_cpus(&row.server_cpus).until(interrupt);
         let mut running = program.launch(&[])?;
         let text = running.finish(CLIENT_GRACE, |_| ())?;
+        took_ms.push(begin.elapsed().as_secs_f64() * 1e3);
         let id = |line: &str| Some(serde_json::from_str::<Value>(line).ok()?["id"].as_str()?.to_string());
         let order = text.lines().map(id).collect::<Option<Vec<String>>>().filter(|ids| !ids.is_empty());
         let order =
             order.ok_or_else(|| Stop::Failed(running.failure("printed something else than lines with an id")))?;
         *orders.entry(order.join(", ")).or_default() += 1;
     }
-    Ok(orders)
+    Ok((orders, took_ms))
 }
 
 /// One trial of a process manager. When the lab is interrupted it gets the time to end the manager.

@@ -13,12 +13,15 @@ use serde_json::{Value, json};
 use super::manager::{ExecMode, Manager};
 use super::{Measured, Numbers, numbers};
 use crate::failure::Failure;
+use crate::lab::observe::processes::{Process, family};
 use crate::lab::program::{Stop, on_path};
 use crate::stats;
 use crate::sys::procfs::{resident_kib, voluntary_switches};
 
 const WITHIN: Duration = Duration::from_secs(60);
 const MIB: f64 = 1024.0;
+/// Processes that are killed, one after another.
+const KILLS: usize = 5;
 /// The number of the user `nobody`, on Debian and elsewhere.
 const NOBODY: u32 = 65534;
 
@@ -188,15 +191,27 @@ pub fn idle(manager: &Manager, applications: usize, duration: Duration) -> Measu
     let begin = Instant::now();
     manager.start(&[sleeper(applications)])?;
     let one = begin.elapsed().as_secs_f64() * 1e3;
+    let killed = manager.list()?.iter().take(KILLS).filter_map(|entry| Process::find(entry.pid)).collect::<Vec<_>>();
+    let restarts = killed.iter().map(|process| restart_ms(manager, &daemon, process)).collect::<Result<Vec<_>, _>>()?;
     Ok(wakeups
         .into_iter()
         .chain(numbers([
             ("daemon_rss_mib", rss),
             ("list_ms", stats::median(&lists).unwrap_or(0.0)),
+            ("restart_ms", stats::median(&restarts).ok_or_else(unseen)?),
             ("start_ms", one),
             ("start_all_ms", started.as_secs_f64() * 1e3),
         ]))
         .collect())
+}
+
+/// Kills a process of the daemon's, and waits until it has another one.
+fn restart_ms(manager: &Manager, daemon: &Process, process: &Process) -> Result<f64, Stop> {
+    let before = family(daemon.pid);
+    let begin = Instant::now();
+    process.kill();
+    let is_back = || family(daemon.pid).iter().any(|process| !before.contains(process));
+    manager.await_value(WITHIN, "the next process", || Ok(is_back().then(|| begin.elapsed().as_secs_f64() * 1e3)))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The language of scenarios: JSON, typed, and checked before anything runs.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,8 @@ pub enum ScenarioStep {
     /// timers: `after` is a whole number of milliseconds, and at least 1 ms, as Node's setTimeout makes it. With
     /// `repeat` the callback runs every `after` until it is cleared.
     Timer(TimerStep),
+    /// timers: so many, due after 1 ms to `within`, in no order. The callback of the last one to run is reported.
+    Timers(TimersStep),
     /// check: of the turn that runs, or of the next one if this is the check phase.
     Immediate(CallbackStep),
     /// nextTick: when the callback that runs now has ended, before the loop goes on.
@@ -76,6 +79,15 @@ pub struct TimerStep {
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
+pub struct TimersStep {
+    pub id: String,
+    pub count: NonZeroU32,
+    #[serde(with = "whole_milliseconds")]
+    pub within: Duration,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct ClearStep {
     /// The id of a timer of this scenario.
     pub timer: String,
@@ -117,6 +129,7 @@ impl ScenarioStep {
     pub fn id(&self) -> Option<&str> {
         match self {
             ScenarioStep::Timer(timer) => Some(&timer.id),
+            ScenarioStep::Timers(timers) => Some(&timers.id),
             ScenarioStep::Immediate(callback)
             | ScenarioStep::NextTick(callback)
             | ScenarioStep::Microtask(callback)
@@ -143,7 +156,7 @@ impl ScenarioStep {
             | ScenarioStep::Pending(callback)
             | ScenarioStep::Idle(callback)
             | ScenarioStep::Prepare(callback) => &callback.then,
-            ScenarioStep::Clear(_) | ScenarioStep::Again(_) | ScenarioStep::Spin(_) => &[],
+            ScenarioStep::Timers(_) | ScenarioStep::Clear(_) | ScenarioStep::Again(_) | ScenarioStep::Spin(_) => &[],
         }
     }
 }

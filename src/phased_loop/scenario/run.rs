@@ -1,6 +1,6 @@
 //! A scenario on the loop: each kind of step is one or two of the loop's calls.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::ScenarioArgs;
-use super::language::{CallbackStep, Scenario, ScenarioStep, TimerStep};
+use super::language::{CallbackStep, Scenario, ScenarioStep, TimerStep, TimersStep};
 use crate::phased_loop::pool::RequestClass;
 use crate::phased_loop::{ObservedEvent, Observer, Phase, PhasedLoop, RunMode};
 use crate::sys::epoll::Interest;
@@ -116,6 +116,7 @@ impl Runner {
         self.note_first_turn(step);
         match step {
             ScenarioStep::Timer(timer) => self.start_timer(events, timer),
+            ScenarioStep::Timers(timers) => self.start_timers(events, timers),
             ScenarioStep::Immediate(step) => events.queue(Phase::Check, self.callback(step)),
             ScenarioStep::NextTick(step) => events.queue(Phase::NextTick, self.callback(step)),
             ScenarioStep::Microtask(step) => events.queue(Phase::Microtask, self.callback(step)),
@@ -163,6 +164,9 @@ impl Runner {
         match step {
             ScenarioStep::Timer(timer) if timer.after <= SHORTEST_TIMER => {
                 first_turn.timers.insert(timer.id.clone());
+            }
+            ScenarioStep::Timers(timers) if timers.within <= SHORTEST_TIMER => {
+                first_turn.timers.insert(timers.id.clone());
             }
             ScenarioStep::Clear(clear) => {
                 first_turn.timers.remove(&clear.timer);
@@ -240,6 +244,23 @@ impl Runner {
         let after = step.after.max(SHORTEST_TIMER);
         events.start_timer(timer, after, if step.repeat { after } else { Duration::ZERO });
         self.0.borrow_mut().timers.insert(step.id.clone(), timer);
+    }
+
+    fn start_timers(&self, events: &mut PhasedLoop, step: &TimersStep) {
+        let (left, id) = (Rc::new(Cell::new(step.count.get())), Rc::<str>::from(&*step.id));
+        for number in 0..u64::from(step.count.get()) {
+            let (run, left, id) = (self.clone(), left.clone(), id.clone());
+            let timer = events.observe(Phase::Timers, move |events, event| {
+                events.close(event.observer, |_| {});
+                left.set(left.get() - 1);
+                if left.get() == 0 {
+                    run.call(events, &id, &[]);
+                }
+            });
+            // 7919 is a prime number: neighbours are not due one after another.
+            let after_ms = 1 + number * 7919 % (step.within.as_millis() as u64).max(1);
+            events.start_timer(timer, Duration::from_millis(after_ms), Duration::ZERO);
+        }
     }
 
     fn send_to_socket(&self, events: &mut PhasedLoop, step: &CallbackStep) -> io::Result<()> {

@@ -155,6 +155,7 @@ pub static COLUMNS: &[Column] = &[
     own("max_minus_min", Count(max_minus_min)),
     own("bars", Picture { of: bars, median_by: dispersion_of_bars }),
     own("orders", Picture { of: orders, median_by: commonest_order }),
+    own("run_ms", Real(|s| s.row.run_ms)),
     own("distinct_orders", Count(|s| Some(s.row.orders.len() as f64).filter(|orders| *orders > 0.0))),
     own("commonest_order", Real(commonest_order)),
     own("same_order", Real(same_order)),
@@ -232,6 +233,7 @@ pub static COLUMNS: &[Column] = &[
     own("answer_p99_ms", Real(|s| trial(s, "answer_p99_ms"))),
     own("daemon_wakeups", Real(|s| trial(s, "daemon_wakeups"))),
     own("list_ms", Real(|s| trial(s, "list_ms"))),
+    own("restart_ms", Real(|s| trial(s, "restart_ms"))),
     own("start_ms", Count(|s| trial(s, "start_ms"))),
     own("start_all_ms", Count(|s| trial(s, "start_all_ms"))),
 ];
