@@ -4,30 +4,17 @@ use acceptlab::lab::evidence::columns::{self, Formula, Sample};
 use acceptlab::lab::record::{self, Row};
 use acceptlab::report::WorkerReport;
 
-use crate::lab::Scratch;
+use crate::lab::{Scratch, one_table};
 use crate::support::{held, one_after_another, start};
 
 /// Runs one server under connections that come one after another to sleeping workers; the row, and what the table
 /// says below it.
 pub fn observe(name: &str, server: &str, connections: u32, columns: &str) -> (Row, String) {
-    let lesson = format!(
-        r#"# A lesson
-
-Does it count?
-
-```toml
-repeats = 1
-duration = "1s"
-warmup = "0s"
-[[table]]
-id = "t"
-title = "A table"
-server = [{{ run = "{server}" }}]
+    let lesson = one_table(&format!(
+        r#"server = [{{ run = "{server}" }}]
 load = "loadgen --connections 1 --requests-per-connection 1 --requests {connections} --rate 500"
-columns = [{columns}]
-```
-"#
-    );
+columns = [{columns}]"#
+    ));
     let scratch = Scratch::new(name, &lesson);
     let run = scratch.lab(&["run", "1", "--tables"]);
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));

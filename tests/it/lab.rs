@@ -38,6 +38,12 @@ columns = ["qps", "law_qps", "deviation", "timeouts"]
 ```
 "#;
 
+/// A lesson of one run: its table has these lines.
+pub fn one_table(lines: &str) -> String {
+    let head = "# A lesson\n\nDoes it run?\n\n```toml\nrepeats = 1\nduration = \"1s\"\nwarmup = \"0s\"";
+    format!("{head}\n[[table]]\nid = \"t\"\ntitle = \"A table\"\n{lines}\n```\n")
+}
+
 /// A folder with one lesson, as `lab --root` wants it; gone when dropped.
 pub struct Scratch {
     pub root: PathBuf,

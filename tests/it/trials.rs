@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::cluster::has_node;
-use crate::lab::Scratch;
+use crate::lab::{Scratch, one_table};
 use crate::support::FOREVER;
 
 const TRIAL: &str = env!("CARGO_BIN_EXE_trial");
@@ -162,23 +162,11 @@ fn the_lab_makes_a_row_of_each_trial() {
 
 /// With one table of `pm`.
 fn lesson(trial: &str, column: &str) -> String {
-    format!(
-        r#"# A lesson
-
-Which?
-
-```toml
-repeats = 1
-duration = "1s"
-warmup = "0s"
-[[table]]
-id = "t"
-title = "A table"
-kind = "trials"
+    let load = format!("trial {trial} --programs {PROGRAMS}");
+    one_table(&format!(
+        r#"kind = "trials"
 server = [{{ run = "pm" }}]
-load = "trial {trial} --programs {PROGRAMS}"
-columns = ["{column}"]
-```
-"#
-    )
+load = "{load}"
+columns = ["{column}"]"#
+    ))
 }
