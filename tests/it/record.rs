@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use crate::cluster::has_node;
-use crate::lab::{LESSON, Scratch, recorded};
+use crate::lab::{LESSON, Scratch, one_table, recorded};
 use crate::support::{Needs, Ordinary, inconclusive};
 
 /// A repository with one lesson of one short run, everything committed.
@@ -125,6 +125,35 @@ fn a_lesson_is_not_stale_by_a_change_of_what_it_does_not_run() {
     commit(&scratch);
     let told = check(&scratch).1;
     assert_eq!(told.trim(), "stale, changed since: bins/loadgen.rs, bins/sync.rs, src/server/: 01-lesson");
+}
+
+#[test]
+fn a_lesson_is_stale_when_a_file_of_experiments_that_it_runs_has_changed() {
+    let scratch = committed("its-files");
+    let table = r#"kind = "orders"
+server = [{ run = "cat experiments/order.js" }]
+load = "runs 1"
+columns = ["distinct_orders", "run_ms"]"#;
+    fs::write(scratch.root.join("experiments/01-lesson.md"), one_table(table)).unwrap();
+    append(&scratch, "experiments/order.js", "{\"id\": \"a\"}\n");
+    append(&scratch, "experiments/other.js", "");
+    append(&scratch, "bins/cat.rs", "const FOLDER: &str = \"experiments/folder\";\n");
+    fs::create_dir(scratch.root.join("experiments/folder")).unwrap();
+    append(&scratch, "experiments/folder/app.js", "");
+    commit(&scratch);
+    let (status, error) = ended(scratch.lab(&["run"]));
+    assert_eq!(status, Some(0), "{error}");
+    append(&scratch, "experiments/other.js", "// two\n");
+    commit(&scratch);
+    assert_eq!(check_fresh(&scratch), (Some(0), String::new()));
+
+    append(&scratch, "experiments/order.js", "\n");
+    append(&scratch, "experiments/folder/app.js", "// two\n");
+    commit(&scratch);
+    let (status, told) = check(&scratch);
+    let changed = "experiments/folder/app.js, experiments/order.js";
+    assert_eq!((status, told.trim()), (Some(0), &*format!("stale, changed since: {changed}: 01-lesson")));
+    assert_eq!(check_fresh(&scratch).0, Some(1));
 }
 
 #[test]

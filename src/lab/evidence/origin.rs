@@ -14,6 +14,9 @@ const IN_EVERY_RUN: [&str; 2] = ["lab", "loadgen"];
 /// A part of the lab that one other program alone is made of, and that program.
 const OF_A_PROGRAM: (&str, &str) = ("src/lab/trials/", "trial");
 
+/// Where lessons have programs and files of their own.
+const FILES_OF_LESSONS: &str = "experiments/";
+
 /// What reads rows, or shows servers, but takes no part in making rows.
 const MAKES_NO_ROWS: [&str; 3] = ["src/lab/evidence/", "src/lab/watch/", "src/lab/check/"];
 
@@ -70,7 +73,10 @@ fn changes(root: &Path, then: &Content, now: &Content, lesson: &Experiment, has_
         return Some("the record names no commit: it is old, or of a dirty tree".to_string());
     };
     let mut changed = match &now.trees {
-        Some(trees) => changed_code(root, measured, trees, lesson),
+        Some(trees) => {
+            let programs = programs(root, lesson);
+            [changed_code(root, measured, trees, &programs), changed_lesson_files(then, now, &programs)].concat()
+        }
         None if has_git => vec!["files that are not committed".to_string()],
         None => Vec::new(),
     };
@@ -80,13 +86,12 @@ fn changes(root: &Path, then: &Content, now: &Content, lesson: &Experiment, has_
 }
 
 /// The folders and programs that have changed and that the lesson's rows come from.
-fn changed_code(root: &Path, then: &Trees, now: &Trees, lesson: &Experiment) -> Vec<String> {
+fn changed_code(root: &Path, then: &Trees, now: &Trees, programs: &BTreeSet<String>) -> Vec<String> {
     let Some(files) = changed_files(root, then, now) else {
         let (src, bins) = ((then.src != now.src).then_some("src/"), (then.bins != now.bins).then_some("bins/"));
         return src.into_iter().chain(bins).map(String::from).collect();
     };
-    let programs = programs(root, lesson);
-    let deciding = files.iter().filter(|file| decides(root, file, &programs));
+    let deciding = files.iter().filter(|file| decides(root, file, programs));
     // A program is named whole, the library by its folder.
     let place = |file: &String| match file.strip_prefix("src/").and_then(|file| file.split_once('/')) {
         Some((folder, _)) => format!("src/{folder}/"),
@@ -95,17 +100,28 @@ fn changed_code(root: &Path, then: &Trees, now: &Trees, lesson: &Experiment) -> 
     deciding.map(place).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
+/// The files of `experiments/` that have changed and that the lesson names, or a folder that they are in.
+fn changed_lesson_files(then: &Content, now: &Content, programs: &BTreeSet<String>) -> Vec<String> {
+    let is_place = |place: &Path| {
+        place.to_str().is_some_and(|place| place.starts_with(FILES_OF_LESSONS) && programs.contains(place))
+    };
+    let is_named = |path: &str| Path::new(path).ancestors().any(is_place);
+    let changed = then.files.iter().filter(|(path, id)| now.files.get(*path) != Some(id) && is_named(path));
+    changed.map(|(path, _)| path.clone()).collect()
+}
+
 /// The words of a lesson's command lines, the names of its programs among them; and those that a program of it names as
-/// one that it starts.
+/// one that it starts, or as a folder of `experiments/`.
 fn programs(root: &Path, lesson: &Experiment) -> BTreeSet<String> {
     let cases = lesson.cases(false);
     let words = cases.iter().flat_map(|case| [case.server.text(), case.client.text()]);
-    let words = words.flat_map(|command| command.split([' ', '/'])).chain(IN_EVERY_RUN);
+    let words = words.flat_map(|command| command.split(' ').chain(command.split([' ', '/']))).chain(IN_EVERY_RUN);
     // A flag of a program that was split has the name of the program that it starts.
     let mut programs: BTreeSet<String> = words.map(|word| word.trim_start_matches('-').to_string()).collect();
     for program in programs.clone() {
         let text = fs::read_to_string(source(root, &program)).unwrap_or_default();
-        programs.extend(text.split('"').filter(|word| source(root, word).exists()).map(String::from));
+        let is_named = |word: &&str| word.starts_with(FILES_OF_LESSONS) || source(root, word).exists();
+        programs.extend(text.split('"').filter(is_named).map(String::from));
     }
     programs
 }

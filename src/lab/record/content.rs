@@ -1,5 +1,6 @@
-//! What a record was measured with, by its content: git's tree ids of `src/` and `bins/` and a hash of each lesson's
-//! matrix. They outlive a rebased or squashed commit. Here git is asked; [`crate::lab::evidence::origin`] judges.
+//! What a record was measured with, by its content: git's ids of `src/`, of `bins/` and of the files that lessons run, and
+//! a hash of each lesson's matrix. They outlive a rebased or squashed commit. Here git is asked;
+//! [`crate::lab::evidence::origin`] judges.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,6 +24,9 @@ pub struct Content {
     pub trees: Option<Trees>,
     /// By lesson.
     pub matrices: BTreeMap<String, String>,
+    /// Of the programs and scenarios in `experiments/`, by path. Older records have none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,8 +42,21 @@ impl Content {
         let id = |folder: &str| git(root, &["rev-parse", "--verify", "--quiet", &format!("HEAD:./{folder}")]);
         let trees = id("src").zip(id("bins")).map(|(src, bins)| Trees { src, bins });
         let trees = trees.filter(|_| dirty(root, experiments).is_empty());
-        Content { trees, matrices: experiments.iter().map(hash).collect() }
+        let files = trees.as_ref().map_or(BTreeMap::new(), |_| lesson_files(root));
+        Content { trees, matrices: experiments.iter().map(hash).collect(), files }
     }
+}
+
+/// The committed files of `experiments/` that are no lesson and were not generated, with git's ids of their content.
+fn lesson_files(root: &Path) -> BTreeMap<String, String> {
+    let listed = git(root, &["ls-tree", "-r", "HEAD", "experiments/"]).unwrap_or_default();
+    let file = |line: &str| {
+        let (about, path) = line.split_once('\t')?;
+        let is_other = path.ends_with(".md") || ["record/", "results/"].iter().any(|folder| path.contains(folder));
+        let id = about.rsplit(' ').next()?;
+        (!is_other).then(|| (path.to_string(), id.to_string()))
+    };
+    listed.lines().filter_map(file).collect()
 }
 
 /// The files below `src/` and `bins/` in which two contents differ; `None` where git does not know one of them.
