@@ -1,6 +1,7 @@
 //! The lab: experiments in, evidence out. In the order in which they import each other:
 //!
 //! - [`plan`]: experiment file → matrix → cases, typed command lines, events, laws, and the order of the runs;
+//! - [`deadline`]: how long to wait on a machine that is busy;
 //! - [`observe`]: what /proc, the scoreboard and the kernel's tracepoints show of a server;
 //! - [`record`]: the row that a run fills, rows on disk, append-only, and the machine they were made on;
 //! - [`program`]: starting a program, awaiting its `ready` line, its output and its end;
@@ -13,6 +14,7 @@
 //!
 //! Errors are one line each, complete with file, argument and remedy, and are printed by `bins/lab.rs` only.
 
+pub mod deadline;
 pub mod evidence;
 pub mod observe;
 pub mod plan;

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, never, select, unbounded};
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
@@ -21,18 +21,14 @@ use serde::de::DeserializeOwned;
 use crate::console;
 use crate::cpu;
 use crate::failure::Failure;
+use crate::lab::deadline::Deadline;
 use crate::lab::observe::processes::{Process, members};
 use crate::sys::namespace::NetworkNamespace;
 use crate::sys::process::spawn_child;
-use crate::sys::procfs::is_asleep;
 
 /// How long the output of a program that has ended may still be on its way through a pipe. A process that it left behind
 /// may hold the pipe open for longer.
 const DRAIN_WITHIN: Duration = Duration::from_secs(1);
-
-/// How much longer than asked for a program is waited for that still runs, waits for a CPU on a busy machine, or has just
-/// ended.
-pub const LATE_BY: Duration = Duration::from_secs(10);
 
 /// Why a wait ended without what it waited for.
 #[derive(Debug)]
@@ -251,15 +247,15 @@ impl Running {
 
     /// The address in its ready line.
     pub fn await_ready(&mut self, within: Duration) -> Result<String, NotReady> {
-        let deadline = Instant::now() + within;
+        let mut deadline = Deadline::after(within);
         let line = loop {
-            let Some(left) = self.time_left(deadline) else { break Err(format!("printed nothing within {within:?}")) };
+            let Some(pause) = deadline.next_look() else { break Err(format!("printed nothing within {within:?}")) };
             select! {
                 recv(self.interrupt) -> _ => return Err(NotReady::Interrupted),
                 recv(self.stdout) -> line => {
                     break line.map_err(|_| "closed its standard output before it was ready".to_string());
                 }
-                default(left) => {}
+                default(pause) => {}
             }
         };
         if let Some(address) = line.as_ref().ok().and_then(|line| line.strip_prefix("ready ")) {
@@ -276,37 +272,27 @@ impl Running {
 
     /// How it ended; `None` when it is still running then.
     pub fn await_exit(&mut self, within: Duration) -> Result<Option<ExitStatus>, Stop> {
-        let deadline = Instant::now() + within;
+        let mut deadline = Deadline::after(within);
         while self.status.is_none()
-            && let Some(left) = self.time_left(deadline)
+            && let Some(pause) = deadline.next_look()
         {
             select! {
                 recv(self.exit) -> status => self.status = status.ok(),
                 recv(self.interrupt) -> _ => return Err(Stop::Interrupted),
-                default(left) => {}
+                default(pause) => {}
             }
         }
         Ok(self.status)
     }
 
-    /// How long to wait before the next look; `None` when nothing more is to be expected: the time is up, and all of its
-    /// processes sleep. One that does not sleep gets [`LATE_BY`] more.
-    fn time_left(&self, deadline: Instant) -> Option<Duration> {
-        const LOOK_EVERY: Duration = Duration::from_millis(50);
-        let now = Instant::now();
-        if now < deadline {
-            return Some(deadline - now);
-        }
-        let members = members(self.pid());
-        let sleeps = !members.is_empty() && members.iter().all(|stat| is_asleep(stat.pid));
-        (now < deadline + LATE_BY && !sleeps).then_some(LOOK_EVERY)
-    }
-
     /// Waits for the end and returns all of standard output. `on_stderr` sees every line of standard error when it comes.
     pub fn finish(&mut self, within: Duration, mut on_stderr: impl FnMut(&str)) -> Result<String, Stop> {
-        let deadline = Instant::now() + within;
+        let mut deadline = Deadline::after(within);
         let (mut stdout, mut stderr) = (self.stdout.clone(), self.stderr.clone());
         let status = loop {
+            let Some(pause) = deadline.next_look() else {
+                return Err(Stop::Failed(self.failure(&format!("did not end within {within:?}"))));
+            };
             select! {
                 recv(self.interrupt) -> _ => return Err(Stop::Interrupted),
                 recv(stdout) -> line => match line {
@@ -321,9 +307,7 @@ impl Running {
                     Err(_) => stderr = never(),
                 },
                 recv(self.exit) -> status => break status.expect("an exit is always reported"),
-                default(deadline.saturating_duration_since(Instant::now())) => {
-                    return Err(Stop::Failed(self.failure(&format!("did not end within {within:?}"))));
-                }
+                default(pause) => {}
             }
         };
         self.status = Some(status);
@@ -462,17 +446,15 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_still_runs_when_its_time_is_up_gets_more_and_one_that_sleeps_does_not() {
+    fn a_program_that_hangs_is_found_on_any_machine() {
         let launch = |script: &str| Program::new(&["sh", "-c", script].map(String::from)).launch(&[]).unwrap();
-        // What exec does is over when the line comes, and the processor is needed from then on.
-        let mut busy = launch("echo ready 1; i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done");
-        busy.await_ready(Duration::from_secs(30)).unwrap();
-        assert!(busy.await_exit(Duration::from_millis(10)).unwrap().is_some());
-        let mut sleeper = launch("echo ready 1; exec sleep 60");
-        sleeper.await_ready(Duration::from_secs(30)).unwrap();
-        let since = Instant::now();
-        assert!(sleeper.await_exit(Duration::from_millis(500)).unwrap().is_none());
-        assert!(since.elapsed() < LATE_BY, "{:?}", since.elapsed());
+        let within = Duration::from_millis(100);
+        let mut silent = launch("exec sleep 60");
+        let Err(NotReady::Silent { status: None, found, .. }) = silent.await_ready(within) else { panic!("ready") };
+        assert_eq!(found, "printed nothing within 100ms");
+        assert!(silent.await_exit(within).unwrap().is_none());
+        let Err(Stop::Failed(line)) = silent.finish(within, |_| ()) else { panic!("it has ended") };
+        assert_eq!(line, "sh did not end within 100ms");
     }
 
     #[test]

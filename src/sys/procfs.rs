@@ -61,17 +61,6 @@ impl Stat {
     }
 }
 
-/// Every thread of the process sleeps until something happens, or is stopped: none runs or waits for a CPU. False for a
-/// process that has ended.
-pub fn is_asleep(pid: i32) -> bool {
-    let state = |task: fs::DirEntry| {
-        let stat = fs::read_to_string(task.path().join("stat")).ok()?;
-        Some(Stat::parse(pid, &stat)?.state)
-    };
-    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
-    tasks.flatten().filter_map(state).all(|state| matches!(state, 'S' | 'T'))
-}
-
 /// The processes that belong to something, and all that descend from them.
 pub fn with_descendants(all: &[Stat], belongs: impl Fn(&Stat) -> bool) -> Vec<&Stat> {
     let mut found: BTreeSet<i32> = all.iter().filter(|stat| belongs(stat)).map(|stat| stat.pid).collect();

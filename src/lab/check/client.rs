@@ -10,6 +10,7 @@ use socket2::SockRef;
 use super::queues::queues;
 use super::{CommonCause, NotHeld, ProbeResult, SentRequest, broken, not_applicable};
 use crate::http::signature;
+use crate::lab::deadline::Deadline;
 use crate::lab::observe::processes::poll_until;
 
 /// How long an answer may take that needs no time at all.
@@ -116,7 +117,7 @@ impl Client {
     /// The server closes the connection, and sends nothing before it does.
     pub fn closes(&mut self, within: Duration) -> ProbeResult {
         let expected = format!("the connection is closed within {within:?}");
-        match self.receive(Instant::now() + within) {
+        match self.receive(&mut Deadline::after(within)) {
             Ok(0) if self.received.is_empty() => Ok(()),
             Ok(_) => self.broken(expected, format!("{} more bytes: {}", self.received.len(), self.shown())),
             Err(error) if is_timeout(&error) => self.broken(expected, "it stays open"),
@@ -191,12 +192,12 @@ impl Client {
 
     /// An answer, or nothing where the connection was closed before its first byte.
     fn read(&mut self, with_body: bool, timeout: Duration) -> ProbeResult<Option<Response>> {
-        let deadline = Instant::now() + timeout;
+        let mut deadline = Deadline::after(timeout);
         loop {
             if let Some(answer) = self.take_answer(with_body)? {
                 return Ok(Some(answer));
             }
-            match self.receive(deadline) {
+            match self.receive(&mut deadline) {
                 Ok(count) if count > 0 => {}
                 Err(error) if is_timeout(&error) => {
                     return self.broken("an answer or a close", format!("{} in {timeout:?}", self.shown()));
@@ -240,15 +241,13 @@ impl Client {
         Ok(Some(answer))
     }
 
-    fn receive(&mut self, deadline: Instant) -> std::io::Result<usize> {
+    fn receive(&mut self, deadline: &mut Deadline) -> std::io::Result<usize> {
         let mut buffer = [0; 65536];
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(ErrorKind::TimedOut.into());
-            }
-            self.stream.set_read_timeout(Some(left))?;
+            let pause = deadline.next_look().ok_or(ErrorKind::TimedOut)?;
+            self.stream.set_read_timeout(Some(pause))?;
             match self.stream.read(&mut buffer) {
+                Err(error) if is_timeout(&error) => {}
                 // Whoever was stopped and goes on has this, too, where a receive has a time-out (signal(7)).
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 received => {

@@ -9,10 +9,9 @@ use serde_json::Value;
 
 use super::{CommonCause, NotHeld, ProbeResult, broken};
 use crate::lab::observe::processes::{Process, family, poll_until};
-use crate::lab::program::{LATE_BY, Running, reason};
 pub use crate::lab::program::{NotReady, Program};
+use crate::lab::program::{Running, reason};
 use crate::report::ServerReport;
-use crate::sys::procfs::is_asleep;
 
 /// From the start to the ready line. An interpreter may need a while to come up on a busy machine.
 const READY_WITHIN: Duration = Duration::from_secs(10);
@@ -126,9 +125,7 @@ impl Server {
     /// Those of `processes` that outlived it, after waiting for them to go. They are killed.
     pub fn left_behind(processes: &[Process], within: Duration) -> Vec<Process> {
         let left = || processes.iter().copied().filter(Process::is_alive).collect::<Vec<_>>();
-        let no_more_go = |left: &[Process]| left.iter().all(|process| is_asleep(process.pid));
-        poll_until(within, || left().is_empty().then_some(()))
-            .or_else(|| poll_until(LATE_BY, || no_more_go(&left()).then_some(())));
+        poll_until(within, || left().is_empty().then_some(()));
         let left = left();
         left.iter().for_each(Process::kill);
         left

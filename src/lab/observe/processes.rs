@@ -1,12 +1,13 @@
 //! The processes of a server as proc(5) shows them: their descriptors, their CPU time, and signals to them.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 
+use crate::lab::deadline::Deadline;
 use crate::sys::procfs::{Stat, descriptors, environment, with_descendants};
 use crate::units::clock_ns;
 
@@ -119,14 +120,12 @@ pub fn with_variable(name: &str, value: &str) -> Vec<Process> {
 /// Calls `probe` again and again until it returns a value or the time is up. For states that the kernel shows but does
 /// not announce.
 pub fn poll_until<T>(within: Duration, mut probe: impl FnMut() -> Option<T>) -> Option<T> {
-    let deadline = Instant::now() + within;
+    let mut deadline = Deadline::after(within);
     loop {
         if let Some(found) = probe() {
             return Some(found);
         }
-        if Instant::now() >= deadline {
-            return None;
-        }
+        deadline.next_look()?;
         std::thread::sleep(Duration::from_millis(2));
     }
 }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
+use crate::lab::deadline::Deadline;
 use crate::lab::observe::processes::{Process, with_variable};
 use crate::lab::program::{Interrupt, Program, Running, Stop, on_path};
 
@@ -263,12 +264,12 @@ impl Manager {
         within: Duration,
         mut probe: impl FnMut() -> Result<Option<T>, Stop>,
     ) -> Result<Option<T>, Stop> {
-        let deadline = Instant::now() + within;
+        let mut deadline = Deadline::after(within);
         loop {
             if let Some(found) = probe()? {
                 return Ok(Some(found));
             }
-            if Instant::now() >= deadline {
+            if deadline.next_look().is_none() {
                 return Ok(None);
             }
             self.pause_until(Instant::now() + LOOK_EVERY)?;
