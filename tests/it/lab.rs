@@ -5,14 +5,14 @@ use std::fs;
 use std::io::{BufRead, BufReader, Lines};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use acceptlab::lab::observe::processes::{family, poll_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::cluster::has_node;
-use crate::support::{Needs, inconclusive};
+use crate::support::{FOREVER, Needs, inconclusive};
 use crate::timing::Machine;
 
 const LAB: &str = env!("CARGO_BIN_EXE_lab");
@@ -212,11 +212,8 @@ fn a_killed_lab_takes_its_programs_with_it() {
     signal(&lab, Signal::SIGKILL);
     lab.wait().unwrap();
     // Nobody can tell us: the kernel has sent them SIGTERM, and they are no children of ours.
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while scratch.lives() {
-        assert!(Instant::now() < deadline, "something the lab started outlives it");
-        std::thread::yield_now();
-    }
+    let gone = poll_until(FOREVER, || (!scratch.lives()).then_some(()));
+    assert!(gone.is_some(), "something the lab started outlives it");
 }
 
 #[test]
@@ -490,10 +487,10 @@ fn an_interrupted_and_a_killed_lab_put_kernel_settings_back_and_let_stopped_work
     let set_during_the_run = |lab: &mut Child, with: Signal, at_once: bool| {
         let has_server = || family(lab.id() as i32).len() > 2;
         let is_time = || setting(SETTING).as_deref() == Some(other) && (at_once || has_server());
-        let changed = poll_until(Duration::from_secs(30), || is_time().then_some(()));
+        let changed = poll_until(FOREVER, || is_time().then_some(()));
         signal(lab, with);
         lab.wait().unwrap();
-        let restored = poll_until(Duration::from_secs(30), || (setting(SETTING)? == before).then_some(()));
+        let restored = poll_until(FOREVER, || (setting(SETTING)? == before).then_some(()));
         (changed, restored)
     };
     // When the server runs; and as soon as the setting is made.
@@ -501,7 +498,7 @@ fn an_interrupted_and_a_killed_lab_put_kernel_settings_back_and_let_stopped_work
         let scratch = Scratch::new(&format!("settings-{}-{at_once}", with as i32), &lesson);
         let (mut lab, _lines) = scratch.start();
         assert_eq!(set_during_the_run(&mut lab, with, at_once), (Some(()), Some(())), "{with}");
-        let gone = poll_until(Duration::from_secs(30), || (!scratch.lives()).then_some(()));
+        let gone = poll_until(FOREVER, || (!scratch.lives()).then_some(()));
         assert_eq!(gone, Some(()), "something lives after {with}");
     }
 }
@@ -517,7 +514,7 @@ fn a_lab_waits_for_the_kernel_setting_of_another_and_restores_what_was_there_bef
         Scratch::new(&format!("turn-{value}"), &lesson.replace("columns", &settings))
     };
     let becomes = |value: &str| {
-        let seen = poll_until(Duration::from_secs(30), || (setting(SHARED_SETTING)? == value).then_some(()));
+        let seen = poll_until(FOREVER, || (setting(SHARED_SETTING)? == value).then_some(()));
         assert_eq!(seen, Some(()), "{SHARED_SETTING} does not become {value}");
     };
     let (first, second) = (scratch("61"), scratch("62"));

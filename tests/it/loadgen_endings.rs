@@ -2,13 +2,14 @@
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Stdio;
-use std::time::{Duration, Instant};
 
+use acceptlab::lab::observe::processes::poll_until;
 use acceptlab::report::{Check, LoadReport, Verdict};
 use nix::sys::signal::Signal;
 use socket2::{Domain, Socket, Type};
 
 use crate::generator::{answer_all, loadgen, report, send_signal, serve, serve_on, start, url};
+use crate::support::FOREVER;
 
 /// A server whose accept queue is full, so that the kernel drops every further SYN (listen(2)); and the connection
 /// that fills it.
@@ -24,18 +25,14 @@ fn full_listener() -> (Socket, SocketAddr, TcpStream) {
 /// Waits until a connection to this port has sent its SYN and got no answer (state 2 in proc_net_tcp(5)).
 fn wait_for_a_handshake(address: SocketAddr) {
     let to_port = format!(":{:04X}", address.port());
-    let deadline = Instant::now() + Duration::from_secs(30);
-    loop {
+    let waits = poll_until(FOREVER, || {
         let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
         let mut sockets = table.lines().skip(1).map(|line| line.split_whitespace().skip(2));
-        if sockets
-            .any(|mut fields| fields.next().is_some_and(|to| to.ends_with(&to_port)) && fields.next() == Some("02"))
-        {
-            return;
-        }
-        assert!(Instant::now() < deadline, "nothing connects to {address}");
-        std::thread::yield_now();
-    }
+        let is_it = sockets
+            .any(|mut fields| fields.next().is_some_and(|to| to.ends_with(&to_port)) && fields.next() == Some("02"));
+        is_it.then_some(())
+    });
+    assert!(waits.is_some(), "nothing connects to {address}");
 }
 
 fn check<'a>(report: &'a LoadReport, name: &str) -> &'a Check {

@@ -3,10 +3,12 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use acceptlab::lab::observe::processes::poll_until;
 use acceptlab::load::commands::calibrate::Calibration;
 use acceptlab::load::commands::search::{Curve, SearchResult};
 use acceptlab::report::{LoadReport, Verdict};
@@ -207,11 +209,8 @@ fn a_run_that_was_ended_early_has_no_drift() {
     // It has begun when the server has answered it.
     let status = format!("/proc/{}/net/tcp", child.id());
     let port = format!(":{:04X} 01", server.addr.port());
-    let deadline = Instant::now() + FOREVER;
-    while !std::fs::read_to_string(&status).unwrap().contains(&port) {
-        assert!(Instant::now() < deadline, "it never connected");
-        thread::yield_now();
-    }
+    let connected = poll_until(FOREVER, || std::fs::read_to_string(&status).unwrap().contains(&port).then_some(()));
+    assert!(connected.is_some(), "it never connected");
     kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
     let report: LoadReport = json(&child.wait_with_output().unwrap());
     assert!(check(&report, "drift").1.starts_with("not judged"), "{:?}", report.trust);
@@ -369,29 +368,20 @@ fn the_null_server_dies_with_the_client_that_started_it() {
         (child, stdout)
     };
     let children = format!("/proc/{0}/task/{0}/children", client.id());
-    let deadline = Instant::now() + FOREVER;
-    let server = loop {
-        let Ok(pids) = std::fs::read_to_string(&children) else {
-            client.kill().unwrap();
-            client.wait().unwrap();
-            return inconclusive(Needs::Kernel("CONFIG_PROC_CHILDREN"), format!("no {children}"));
-        };
-        // It is the server once it has told its address: then the client connects to it.
-        let pid = pids.split_whitespace().next().map(String::from);
-        if let Some(pid) = pid.filter(|pid| command_line(pid).contains("null-server")) {
-            break pid;
-        }
-        assert!(Instant::now() < deadline, "no null server");
-        std::thread::yield_now();
-    };
+    let first_child = || Some(std::fs::read_to_string(&children).ok()?.split_whitespace().next()?.to_string());
+    let is_shown = Path::new(&children).exists();
+    // It is the server once it has told its address: then the client connects to it.
+    let is_server = |pid: &String| command_line(pid).contains("null-server");
+    let server = is_shown.then(|| poll_until(FOREVER, || first_child().filter(is_server)).expect("a null server"));
     client.kill().unwrap();
     client.wait().unwrap();
+    let Some(server) = server else {
+        return inconclusive(Needs::Kernel("CONFIG_PROC_CHILDREN"), format!("no {children}"));
+    };
     // Whoever held the other end of it is gone.
     stdout.read_to_end(&mut Vec::new()).unwrap();
-    while command_line(&server).contains("null-server") {
-        assert!(Instant::now() < deadline, "process {server} outlives its parent");
-        std::thread::yield_now();
-    }
+    let gone = poll_until(FOREVER, || (!command_line(&server).contains("null-server")).then_some(()));
+    assert!(gone.is_some(), "process {server} outlives its parent");
 }
 
 fn command_line(pid: &str) -> String {

@@ -2,17 +2,16 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use acceptlab::lab::check::client::{ANSWER_TIMEOUT, Client, GET, served_within};
-use acceptlab::lab::check::server::{STOP_WITHIN, Server};
+use acceptlab::lab::check::server::Server;
 use acceptlab::lab::observe::processes::{Process, poll_until};
-use acceptlab::server::GRACE;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::endings::ends_under_load;
-use crate::support::{FOREVER, answer, connect, held, kind, load, start, start_after};
+use crate::support::{FOREVER, answer, connect, ends_at_once, held, kind, load, start, start_after};
 
 /// Four kinds of lock for which a worker of `prefork-lock` sleeps, and the one that `accept-mutex` only tries.
 const LOCKS: [(&str, &[&str]); 5] = [
@@ -139,10 +138,7 @@ fn eight_workers_at_the_lock_stop_at_once() {
         for signal in [Signal::SIGTERM, Signal::SIGINT] {
             let mut server = start_locked(lock, "8");
             holder(&server);
-            let since = Instant::now();
-            server.signal(signal);
-            let report = held(held(server.ended(STOP_WITHIN)).report());
-            assert!(since.elapsed() < GRACE, "{lock:?}: {:?}", since.elapsed());
+            let report = ends_at_once(&mut server, signal);
             assert_eq!(report.workers.iter().map(|worker| worker.accepted).sum::<u64>(), 0, "{lock:?}");
         }
     }

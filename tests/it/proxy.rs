@@ -4,16 +4,15 @@ use std::fs;
 use std::io::Write;
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use acceptlab::lab::check::client::{ANSWER_TIMEOUT, Client, GET, GET_AND_CLOSE, served};
 use acceptlab::lab::check::server::{STOP_WITHIN, Server};
 use acceptlab::lab::observe::processes::{Process, poll_until};
 use acceptlab::report::WorkerReport;
-use acceptlab::server::GRACE;
 use nix::sys::signal::Signal;
 
-use crate::support::{FOREVER, answer, connect, held, said_with, start};
+use crate::support::{FOREVER, answer, connect, ends_at_once, held, said_with, start};
 
 fn proxy(flags: &[&str]) -> Server {
     start("proxy", flags)
@@ -167,9 +166,7 @@ fn a_clients_reset_reaches_its_worker() {
     held(client.was_read());
     client.reset();
     lets_go(&server, nobody);
-    let since = Instant::now();
-    let report = held(server.stop());
-    assert!(since.elapsed() < GRACE, "it waited for its worker: {:?}", since.elapsed());
+    let report = ends_at_once(&mut server, Signal::SIGTERM);
     assert_eq!((report.workers[0].client_errors, report.workers[0].active), (1, 0));
 }
 

@@ -4,7 +4,7 @@ use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use acceptlab::lab::check::client::served;
 use acceptlab::lab::check::server::STOP_WITHIN;
@@ -130,15 +130,13 @@ fn a_server_whose_output_is_stalled_ends_at_the_second_signal() {
         let (mut server, addr) = Process::start(kind.path, &[], writer.into(), Stdio::null());
         let listens = poll_until(FOREVER, || TcpStream::connect(addr).ok());
         assert!(listens.is_some(), "{} does not listen", kind.name);
-        let start = Instant::now();
-        let status = poll_until(FOREVER, || {
+        let status = poll_until(STOP_WITHIN, || {
             server.signal(Signal::SIGTERM);
             std::thread::sleep(Duration::from_millis(50));
             server.0.try_wait().unwrap()
         });
         let status = status.unwrap_or_else(|| panic!("{} does not end", kind.name));
         assert_eq!(status.signal(), Some(Signal::SIGTERM as i32), "{}: {status}", kind.name);
-        assert!(start.elapsed() < STOP_WITHIN, "{}: {:?}", kind.name, start.elapsed());
     }
 }
 

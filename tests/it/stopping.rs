@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 use std::net::TcpStream;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use acceptlab::lab::check::client::{ANSWER_TIMEOUT, GET, served};
 use acceptlab::lab::check::server::{Program, Server};
@@ -10,7 +10,7 @@ use acceptlab::lab::observe::processes::{Process, poll_until};
 use acceptlab::server::GRACE;
 use nix::sys::signal::Signal;
 
-use crate::support::{FOREVER, ask_together, connect, held, kind, start};
+use crate::support::{FOREVER, ask_together, connect, ends_at_once, held, kind, start};
 
 /// Its only worker, or one of two, sleeps in a request for longer than the whole test.
 #[test]
@@ -66,10 +66,7 @@ fn a_server_started_with_sigchld_ignored_stops_at_once_and_knows_what_its_worker
     let command = ["bash", "-c", "trap '' CHLD; exec \"$0\" \"$@\"", kind("prefork").path];
     let mut server = held(Program::new(&command.map(String::from)).start(&["--workers", "2"]));
     held(served(server.addr));
-    let since = Instant::now();
-    let report = held(server.stop());
-    // A server that waits for children it never hears of ends when the grace is over, not before.
-    assert!(since.elapsed() < GRACE, "it took {:?} to stop", since.elapsed());
+    let report = ends_at_once(&mut server, Signal::SIGTERM);
     assert!(report.workers.iter().all(|worker| worker.max_rss_kib > 0), "{:?}", report.workers);
 }
 
@@ -131,9 +128,7 @@ fn a_client_that_resets_just_behind_its_request_is_not_waited_for() {
         held(client.send(rest));
         client.reset();
         assert!(worker.resume(ANSWER_TIMEOUT));
-        let since = Instant::now();
-        let report = held(server.stop());
-        assert!(since.elapsed() < GRACE, "{name} waited for the client: {:?}", since.elapsed());
+        let report = ends_at_once(&mut server, Signal::SIGTERM);
         assert_eq!((report.workers[0].client_errors, report.workers[0].active), (1, 0), "{name}");
     }
 }

@@ -10,8 +10,10 @@ use acceptlab::lab::check::ProbeResult;
 use acceptlab::lab::check::client::{Client, GET, Response};
 use acceptlab::lab::check::server::{Program, Server};
 use acceptlab::lab::observe::processes::poll_until;
-use acceptlab::report::LoadReport;
+use acceptlab::report::{LoadReport, ServerReport};
+use acceptlab::server::GRACE;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
 
 pub use crate::inconclusive::{Needs, inconclusive};
@@ -88,6 +90,13 @@ pub fn held<T>(verdict: ProbeResult<T>) -> T {
 #[track_caller]
 pub fn connect(server: &Server) -> Client {
     held(Client::connect(server.addr))
+}
+
+/// A server that waits for somebody in vain ends when the grace is over, and not before. This one does not.
+#[track_caller]
+pub fn ends_at_once(server: &mut Server, signal: Signal) -> ServerReport {
+    server.signal(signal);
+    held(held(server.ended(GRACE / 2)).report())
 }
 
 /// Connects `count` clients that have all sent a request before the first is answered.
