@@ -88,6 +88,9 @@ enum Trial {
     KilledDaemon {
         #[arg(long, value_name = "DUR", default_value = "6s", value_parser = parse_duration)]
         duration: Duration,
+        /// How long a request may take; longer on a machine that is too busy for the load
+        #[arg(long, value_name = "DUR", default_value = "2s", value_parser = parse_duration)]
+        timeout: Duration,
     },
     /// Variables that change between two configurations: which has the process after a reload?
     Environment,
@@ -157,7 +160,7 @@ fn measure(trial: &Trial, manager: &Manager) -> Measured {
             telling::logs(manager, writers, lines_per_minute, duration, rotations)
         }
         Trial::MemoryLimit { within } => keeping::memory_limit(manager, within),
-        Trial::KilledDaemon { duration } => serving::killed_daemon(manager, duration),
+        Trial::KilledDaemon { duration, timeout } => serving::killed_daemon(manager, duration, timeout),
         Trial::Environment => serving::environment(manager),
         Trial::KilledSaves { kills, within, seed } => keeping::killed_saves(manager, kills, within, seed),
         Trial::Sockets => telling::sockets(manager),

@@ -45,7 +45,8 @@ fn a_killed_daemon_of_pm_costs_no_request_and_the_next_adopts_all_processes() {
     if !has_node() {
         return;
     }
-    let found = numbers(&["killed-daemon", "--duration", "3s"]);
+    // On a busy machine an application answers late; one that has ended, or hangs, never does.
+    let found = numbers(&["killed-daemon", "--duration", "3s", "--timeout", "60s"]);
     assert_eq!((&found["lost_new_connections"], &found["adopted"]), (&0.0.into(), &100.0.into()));
 }
 

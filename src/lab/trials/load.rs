@@ -10,9 +10,10 @@ use crate::lab::check::client::served_within;
 use crate::lab::program::{Running, Stop};
 use crate::report::LoadReport;
 
-/// Beyond the time that it sends: for late answers and time-outs.
+/// Beyond the time in which it may have an answer.
 const GRACE: Duration = Duration::from_secs(60);
-const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// How long a request may take, unless a trial says otherwise.
+pub const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
 /// A port of the loopback device that nobody listens on.
 pub fn free_port() -> Result<u16, Stop> {
@@ -29,20 +30,27 @@ pub fn ask(port: u16) -> Option<Value> {
 /// A client that sends until it has a report.
 pub struct Load {
     running: Running,
-    duration: Duration,
+    within: Duration,
 }
 
 impl Load {
-    /// Sends for so long, once it is there; `flags` are those of `loadgen`.
-    pub fn start(manager: &Manager, flags: &str, duration: Duration, port: u16) -> Result<Load, Stop> {
-        let command = format!("loadgen {flags} --warmup 0s --timeout 2s --progress phases --format json");
-        let (duration_flag, url) = (format!("{}ms", duration.as_millis()), format!("http://127.0.0.1:{port}/"));
-        let running = manager.launch_other(&command, &["--duration", &duration_flag, &url])?;
-        Ok(Load { running, duration })
+    /// Sends for so long, once it is there, and gives up a request after `timeout`; `flags` are those of `loadgen`.
+    pub fn start(
+        manager: &Manager,
+        flags: &str,
+        duration: Duration,
+        timeout: Duration,
+        port: u16,
+    ) -> Result<Load, Stop> {
+        let command = format!("loadgen {flags} --warmup 0s --progress phases --format json");
+        let [duration_ms, timeout_ms] = [duration, timeout].map(|time| format!("{}ms", time.as_millis()));
+        let url = format!("http://127.0.0.1:{port}/");
+        let running = manager.launch_other(&command, &["--duration", &duration_ms, "--timeout", &timeout_ms, &url])?;
+        Ok(Load { running, within: duration + timeout + GRACE })
     }
 
     pub fn finish(mut self) -> Result<LoadReport, Stop> {
-        let document = self.running.finish(self.duration + GRACE, |_| ())?;
+        let document = self.running.finish(self.within, |_| ())?;
         self.running.parse(&document)
     }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::load::{self, Load};
+use super::load::{self, ANSWER_WITHIN, Load};
 use super::manager::{ExecMode, Manager};
 use super::{Measured, numbers};
 use crate::lab::program::Stop;
@@ -37,8 +37,8 @@ pub fn reloads(manager: &Manager, reloads: u32, duration: Duration) -> Measured 
     let port = load::free_port()?;
     let apps = [server(manager, port, ExecMode::Cluster, 2, json!({}), json!({}))];
     start_and_await(manager, &apps, &[port])?;
-    let kept_alive = Load::start(manager, KEPT_ALIVE, duration, port)?;
-    let new_connections = Load::start(manager, NEW_CONNECTIONS, duration, port)?;
+    let kept_alive = Load::start(manager, KEPT_ALIVE, duration, ANSWER_WITHIN, port)?;
+    let new_connections = Load::start(manager, NEW_CONNECTIONS, duration, ANSWER_WITHIN, port)?;
     let begin = Instant::now();
     let (mut seconds, mut refused) = (Vec::new(), 0.0);
     for number in 1..=reloads {
@@ -63,7 +63,7 @@ pub fn never_ready(manager: &Manager, duration: Duration) -> Measured {
     let port = load::free_port()?;
     let app = |variables| [server(manager, port, ExecMode::Cluster, 2, variables, json!({"listen_timeout": 1000}))];
     start_and_await(manager, &app(json!({"TRIAL_VERSION": 1})), &[port])?;
-    let client = Load::start(manager, NEW_CONNECTIONS, duration, port)?;
+    let client = Load::start(manager, NEW_CONNECTIONS, duration, ANSWER_WITHIN, port)?;
     let refused = !manager.reload(&app(json!({"TRIAL_VERSION": 2, "TRIAL_NEVER_READY": 1})))?;
     let report = client.finish()?;
     let answers: Vec<Option<Value>> = (0..20).map(|_| load::ask(port)).collect();
@@ -77,7 +77,7 @@ pub fn never_ready(manager: &Manager, duration: Duration) -> Measured {
 }
 
 /// The daemon is killed under load, and then asked for its list, which starts the next one.
-pub fn killed_daemon(manager: &Manager, duration: Duration) -> Measured {
+pub fn killed_daemon(manager: &Manager, duration: Duration, timeout: Duration) -> Measured {
     let (shared, alone) = (load::free_port()?, load::free_port()?);
     let apps = [
         server(manager, shared, ExecMode::Cluster, 2, json!({}), json!({})),
@@ -86,8 +86,8 @@ pub fn killed_daemon(manager: &Manager, duration: Duration) -> Measured {
     start_and_await(manager, &apps, &[shared, alone])?;
     let before: Vec<i32> = manager.list()?.iter().map(|entry| entry.pid).collect();
     let clients = [
-        Load::start(manager, NEW_CONNECTIONS, duration, shared)?,
-        Load::start(manager, NEW_CONNECTIONS, duration, alone)?,
+        Load::start(manager, NEW_CONNECTIONS, duration, timeout, shared)?,
+        Load::start(manager, NEW_CONNECTIONS, duration, timeout, alone)?,
     ];
     let begin = Instant::now();
     manager.pause_until(begin + duration / 3)?;
@@ -140,7 +140,8 @@ pub fn slow_worker(manager: &Manager, schedule: &str, workers: usize, slow: Dura
         &[port],
     )?;
     let report =
-        Load::start(manager, "--connections 64 --requests-per-connection 1 --rate 200", duration, port)?.finish()?;
+        Load::start(manager, "--connections 64 --requests-per-connection 1 --rate 200", duration, ANSWER_WITHIN, port)?
+            .finish()?;
     Ok(numbers([
         ("trial_answered", load::answered(&report)),
         ("answer_p50_ms", report.latency_us.p50 / 1e3),
