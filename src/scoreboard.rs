@@ -87,6 +87,12 @@ impl WorkerRow {
         self.words[Count::Active as usize].store(0, Release);
     }
 
+    /// The same for one connection, where others of the row stay open. A process that is killed just after it has counted
+    /// its last one as closed has none left to lose.
+    pub fn lose_open_connection(self) {
+        let _ = self.words[Count::Active as usize].fetch_update(Release, Acquire, |open| open.checked_sub(1));
+    }
+
     pub fn set_pid(self, pid: u32) {
         self.words[Count::Pid as usize].store(pid.into(), Relaxed);
     }
@@ -105,6 +111,15 @@ impl WorkerRow {
         ] {
             self.words[count as usize].store(value, Relaxed);
         }
+    }
+
+    /// Of one more process that has served for this row.
+    pub fn add_usage(self, usage: Usage) {
+        self.add(Count::CpuUserUs, usage.cpu_user_us);
+        self.add(Count::CpuSystemUs, usage.cpu_system_us);
+        self.add(Count::VoluntarySwitches, usage.voluntary_switches);
+        self.add(Count::InvoluntarySwitches, usage.involuntary_switches);
+        self.words[Count::MaxRssKib as usize].fetch_max(usage.max_rss_kib, Release);
     }
 
     fn report(self, id: usize) -> WorkerReport {

@@ -5,7 +5,7 @@
 //! - [`blocking`]: serve a connection and do nothing else meanwhile;
 //! - [`connection`], [`table`], [`reactor`] and [`event_loop`]: serve many connections step by step;
 //! - [`callbacks`]: the same, as callbacks of a [`PhasedLoop`](crate::phased_loop::PhasedLoop);
-//! - [`worker_pool`]: fork workers, wait until they are ready, stop and reap them;
+//! - [`children`]: fork processes, stop and reap them; [`worker_pool`]: wait until they are ready, and supervise them;
 //! - [`selector`]: programs in the kernel that choose among the sockets of a group;
 //! - [`channel`]: pass connections to another process; [`dispatch`]: accept for others, and who has how many;
 //!   [`policy`]: who is next;
@@ -31,6 +31,7 @@ pub mod args;
 pub mod blocking;
 pub mod callbacks;
 pub mod channel;
+pub mod children;
 pub mod connection;
 pub mod dispatch;
 pub mod event_loop;
