@@ -1,4 +1,4 @@
-//! The event loop: one thread, one epoll, many connections.
+//! The event loop: one thread, one call to wait in, many connections.
 //!
 //! [`EventLoop::serve_until_connection`] serves the connections that are ready, and returns when a new one waits at the
 //! acceptor. The caller then does the one thing that differs between architectures: it takes the connection, from a
@@ -15,11 +15,12 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use super::accept::{Acceptor, NoConnection, log_pause, no_connection, pause_end_ns};
 use super::lock::AcceptMutex;
+use super::multiplexer::Multiplexer;
 use super::reactor::{ACCEPTOR, Reactor};
 use super::worker::Worker;
 use crate::failure::Failure;
 use crate::scoreboard::Count;
-use crate::sys::epoll::{Epoll, Interest, Ready};
+use crate::sys::epoll::{Interest, Ready};
 use crate::sys::signal::{forget_listener, is_leaving, is_stopping};
 use crate::units::monotonic_ns;
 
@@ -51,13 +52,22 @@ impl<A: Acceptor> EventLoop<A> {
 
     /// As [`EventLoop::new`], with another registration of the acceptor than the level-triggered one.
     pub fn watching(acceptor: A, interest: Interest, worker: Worker) -> Result<EventLoop<A>, Failure> {
+        EventLoop::open(acceptor, interest, Multiplexer::epoll()?, worker)
+    }
+
+    /// As [`EventLoop::new`], with another call to wait in than epoll_wait.
+    pub fn waiting_in(multiplexer: Multiplexer, acceptor: A, worker: Worker) -> Result<EventLoop<A>, Failure> {
+        EventLoop::open(acceptor, Interest::EPOLLIN, multiplexer, worker)
+    }
+
+    fn open(acceptor: A, interest: Interest, multiplexer: Multiplexer, worker: Worker) -> Result<Self, Failure> {
         let open = || {
-            let mut reactor = Reactor::new(worker)?;
+            let mut reactor = Reactor::new(worker, multiplexer)?;
             reactor.sender_keeps_copies = acceptor.sender_keeps_copies();
-            watch(&reactor.epoll, &acceptor, interest)?;
+            watch(&mut reactor.multiplexer, &acceptor, interest)?;
             Ok(reactor)
         };
-        let reactor = open().map_err(|errno: nix::Error| Failure::new("open an epoll instance", errno))?;
+        let reactor = open().map_err(|errno: nix::Error| Failure::new("watch the acceptor", errno))?;
         Ok(EventLoop {
             acceptor,
             interest,
@@ -193,10 +203,10 @@ impl<A: Acceptor> EventLoop<A> {
         self.watch_acceptor()
     }
 
-    pub fn finish(self) -> Result<Worker, Failure> {
+    pub fn finish(mut self) -> Result<Worker, Failure> {
         if self.is_watching {
             // Before the close: another process may keep the socket open, and then the registration would stay, too.
-            let _ = leave(&self.reactor.epoll, &self.acceptor);
+            let _ = leave(&mut self.reactor.multiplexer, &self.acceptor);
         }
         forget_listener();
         drop(self.acceptor);
@@ -211,7 +221,8 @@ impl<A: Acceptor> EventLoop<A> {
 
     fn stop_watching(&mut self) -> Result<(), Failure> {
         self.is_watching = false;
-        leave(&self.reactor.epoll, &self.acceptor).map_err(|errno| Failure::new("stop watching the acceptor", errno))
+        leave(&mut self.reactor.multiplexer, &self.acceptor)
+            .map_err(|errno| Failure::new("stop watching the acceptor", errno))
     }
 
     fn resume_when_due(&mut self) -> Result<(), Failure> {
@@ -221,19 +232,19 @@ impl<A: Acceptor> EventLoop<A> {
 
     fn watch_acceptor(&mut self) -> Result<(), Failure> {
         self.is_watching = true;
-        let watched = watch(&self.reactor.epoll, &self.acceptor, self.interest);
+        let watched = watch(&mut self.reactor.multiplexer, &self.acceptor, self.interest);
         watched.map_err(|errno| Failure::new("watch the acceptor again", errno))
     }
 }
 
-fn watch(epoll: &Epoll, acceptor: &impl Acceptor, interest: Interest) -> nix::Result<()> {
-    epoll.add(acceptor, ACCEPTOR, interest)?;
-    acceptor.second_descriptor().map_or(Ok(()), |second| epoll.add(second, ACCEPTOR, Interest::EPOLLIN))
+fn watch(multiplexer: &mut Multiplexer, acceptor: &impl Acceptor, interest: Interest) -> nix::Result<()> {
+    multiplexer.add(acceptor, ACCEPTOR, interest)?;
+    acceptor.second_descriptor().map_or(Ok(()), |second| multiplexer.add(second, ACCEPTOR, Interest::EPOLLIN))
 }
 
-fn leave(epoll: &Epoll, acceptor: &impl Acceptor) -> nix::Result<()> {
-    epoll.delete(acceptor)?;
-    acceptor.second_descriptor().map_or(Ok(()), |second| epoll.delete(second))
+fn leave(multiplexer: &mut Multiplexer, acceptor: &impl Acceptor) -> nix::Result<()> {
+    multiplexer.remove(acceptor)?;
+    acceptor.second_descriptor().map_or(Ok(()), |second| multiplexer.remove(second))
 }
 
 /// How many descriptors this process may still open. Nothing but connections is opened after the start.

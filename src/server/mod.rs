@@ -3,7 +3,7 @@
 //! - [`args`]: the command line of every server; [`listener`]: the listening socket; [`accept`]: a failed accept;
 //! - [`worker`]: what one worker carries with it;
 //! - [`blocking`]: serve a connection and do nothing else meanwhile;
-//! - [`connection`], [`table`], [`reactor`] and [`event_loop`]: serve many connections step by step;
+//! - [`connection`], [`table`], [`multiplexer`], [`reactor`] and [`event_loop`]: serve many connections step by step;
 //! - [`callbacks`]: the same, as callbacks of a [`PhasedLoop`](crate::phased_loop::PhasedLoop);
 //! - [`children`]: fork processes, stop and reap them; [`worker_pool`]: wait until they are ready, and supervise them;
 //! - [`selector`]: programs in the kernel that choose among the sockets of a group;
@@ -40,6 +40,7 @@ pub mod listener;
 pub mod lock;
 pub mod member;
 pub mod moved_flags;
+pub mod multiplexer;
 pub mod policy;
 pub mod reactor;
 pub mod relay;

@@ -1,7 +1,6 @@
 //! The reactor: waits for many connections at once and takes a step with each that is ready or due.
 //!
-//! Connections are registered edge-triggered, once, and only when they have to be waited for: a step goes on until
-//! the socket has nothing more (epoll(7)).
+//! Connections are registered only when they have to be waited for: a step goes on until the socket has nothing more.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -9,21 +8,19 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use super::connection::{Connection, LINGER, SharedBuffers, Step, end};
+use super::multiplexer::{Multiplexer, REPORTS_PER_WAIT};
 use super::selector::heartbeat::Heartbeat;
 use super::table::ConnectionTable;
 use super::worker::Worker;
 use crate::failure::Failure;
 use crate::scoreboard::Count;
 use crate::slots::SlotKey;
-use crate::sys::epoll::{Epoll, Interest, Ready};
+use crate::sys::epoll::{Interest, Ready};
 use crate::sys::signal::{has_given_up, wake_on_termination};
 use crate::units::monotonic_ns;
 
 pub const ACCEPTOR: u64 = u64::MAX;
 const TERMINATION: u64 = u64::MAX - 1;
-
-/// Reports taken per wait: enough to spread its cost, few enough that no connection waits long for its turn.
-const REPORTS_PER_WAIT: usize = 256;
 
 /// The clock is read once per wait. The time from one wait to the next can be longer than this, when the worker blocks
 /// or does not get the CPU. Then a connection that was active in it counts as active until its end: otherwise a client
@@ -32,7 +29,7 @@ const LONG_ROUND_NS: u64 = 1_000_000;
 
 pub struct Reactor {
     pub worker: Worker,
-    pub epoll: Epoll,
+    pub multiplexer: Multiplexer,
     pub now_ns: u64,
     termination: BorrowedFd<'static>,
     /// The sender of a passed connection keeps a copy of it until we have acknowledged it.
@@ -54,13 +51,12 @@ enum Purpose {
 }
 
 impl Reactor {
-    pub fn new(worker: Worker) -> nix::Result<Reactor> {
-        let epoll = Epoll::new(REPORTS_PER_WAIT)?;
+    pub fn new(worker: Worker, mut multiplexer: Multiplexer) -> nix::Result<Reactor> {
         let termination = wake_on_termination()?;
-        epoll.add(termination, TERMINATION, Interest::EPOLLIN)?;
+        multiplexer.add(termination, TERMINATION, Interest::EPOLLIN)?;
         Ok(Reactor {
             worker,
-            epoll,
+            multiplexer,
             termination,
             now_ns: monotonic_ns(),
             sender_keeps_copies: false,
@@ -80,7 +76,7 @@ impl Reactor {
     pub fn next_report(&mut self, wake_ns: Option<u64>) -> Result<Option<Ready>, Failure> {
         if self.reports_taken < self.reports {
             self.reports_taken += 1;
-            return Ok(Some(self.epoll.report(self.reports_taken - 1)));
+            return Ok(Some(self.multiplexer.report(self.reports_taken - 1)));
         }
         if self.run_timers() | self.close_silent() {
             return Ok(None);
@@ -93,7 +89,7 @@ impl Reactor {
         let due_ns = [self.next_due_ns(wake_ns), beat_ns].into_iter().flatten().min();
         let timeout = due_ns.map(|due_ns| due_ns.saturating_sub(now_ns));
         self.reports = self
-            .epoll
+            .multiplexer
             .wait(timeout.map(Duration::from_nanos))
             .map_err(|errno| Failure::new("wait for events", errno))?;
         self.reports_taken = 0;
@@ -108,7 +104,7 @@ impl Reactor {
     }
 
     pub fn has_report_about(&self, token: u64) -> bool {
-        (self.reports_taken..self.reports).any(|i| self.epoll.report(i).token == token)
+        (self.reports_taken..self.reports).any(|i| self.multiplexer.report(i).token == token)
     }
 
     /// Shows that the worker is alive, for a parent that watches. A wait that could have reported the acceptor and did
@@ -116,7 +112,7 @@ impl Reactor {
     fn beat(&mut self, is_acceptor_watched: bool) {
         let Some(heartbeat) = &mut self.worker.heartbeat else { return };
         let has_seen_all = is_acceptor_watched && self.reports < REPORTS_PER_WAIT;
-        let is_someone_queued = || (0..self.reports).any(|i| self.epoll.report(i).token == ACCEPTOR);
+        let is_someone_queued = || (0..self.reports).any(|i| self.multiplexer.report(i).token == ACCEPTOR);
         heartbeat.beat(self.now_ns, has_seen_all && !is_someone_queued());
     }
 
@@ -157,7 +153,7 @@ impl Reactor {
         }
         // It stays readable, and a wait that includes it would not wait. The end of the grace period interrupts
         // the wait instead.
-        let _ = self.epoll.delete(self.termination);
+        let _ = self.multiplexer.remove(self.termination);
         while self.table.count() > 0 && !has_given_up() {
             if let Some(ready) = self.next_report(None)? {
                 self.serve(ready);
@@ -190,34 +186,25 @@ impl Reactor {
     fn take_step(&mut self, key: SlotKey, step: fn(&mut Connection, &mut Worker, &mut SharedBuffers) -> Step) {
         let Some(connection) = self.table.get_mut(key) else { return };
         match step(connection, &mut self.worker, &mut self.scratch) {
-            Step::AwaitInput => self.watch(key, Interest::empty()),
+            Step::AwaitInput => self.watch(key, Interest::EPOLLIN),
             Step::AwaitOutput => self.watch(key, Interest::EPOLLOUT),
-            Step::AwaitWork(cost) => self.set_timer(key, cost.duration(), Purpose::Answer),
-            Step::Yield => self.set_timer(key, Duration::ZERO, Purpose::GoOn),
-            Step::Linger => self.set_timer(key, LINGER, Purpose::Close),
+            Step::AwaitWork(cost) => self.set_timer(key, Interest::empty(), cost.duration(), Purpose::Answer),
+            Step::Yield => self.set_timer(key, Interest::empty(), Duration::ZERO, Purpose::GoOn),
+            Step::Linger => self.set_timer(key, Interest::EPOLLIN, LINGER, Purpose::Close),
             Step::Close { lost } => self.close(key, lost),
         }
     }
 
-    fn set_timer(&mut self, key: SlotKey, after: Duration, purpose: Purpose) {
-        self.watch(key, Interest::empty());
+    fn set_timer(&mut self, key: SlotKey, awaited: Interest, after: Duration, purpose: Purpose) {
+        self.watch(key, awaited);
         let due_ns = monotonic_ns() + after.as_nanos() as u64;
         self.timers.push(Reverse((due_ns, key, purpose)));
     }
 
-    /// Registers a connection, or asks again with something added. Registering reports what is ready already.
-    fn watch(&mut self, key: SlotKey, added: Interest) {
+    fn watch(&mut self, key: SlotKey, awaited: Interest) {
         let is_new = self.table.set_watched(key);
         let Some(connection) = self.table.get_mut(key) else { return };
-        let interest = Interest::EPOLLIN | Interest::EPOLLRDHUP | Interest::EPOLLET | added;
-        let watched = if is_new {
-            self.epoll.add(&*connection, key, interest)
-        } else if added.is_empty() {
-            Ok(())
-        } else {
-            self.epoll.modify(&*connection, key, interest)
-        };
-        if watched.is_err() {
+        if self.multiplexer.await_of(&*connection, key, awaited, is_new).is_err() {
             // No memory or no watch left (epoll_ctl(2)): a connection we cannot wait for cannot be served.
             self.close(key, true);
         }
@@ -234,10 +221,11 @@ impl Reactor {
         if self.sender_keeps_copies {
             // Otherwise the registration would live on, and report a connection that is gone (epoll(7), question 6).
             if is_watched {
-                let _ = self.epoll.delete(&connection);
+                let _ = self.multiplexer.remove(&connection);
             }
             end(&connection);
         }
+        self.multiplexer.forget(&connection);
         // This closes the socket, which also ends its registration where nobody else holds it.
         drop(connection);
     }
@@ -358,7 +346,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_connection_whose_request_has_arrived_is_not_silent_however_many_others_are_served_first() {
-        let mut reactor = Reactor::new(impatient_worker().1).unwrap();
+        let mut reactor = Reactor::new(impatient_worker().1, Multiplexer::epoll().unwrap()).unwrap();
         let clients = clients_that_wait_too_long(|socket| reactor.add(socket));
         // Until all of them are silent again.
         while reactor.open() > 0 {

@@ -12,6 +12,7 @@ pub mod memory;
 pub mod namespace;
 pub mod perf;
 pub mod pidfd;
+pub mod poll;
 pub mod process;
 pub mod procfs;
 pub mod signal;
