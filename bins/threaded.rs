@@ -55,7 +55,7 @@ fn run(args: &ServerArgs) -> Result<ServerReport, Failure> {
         });
         if let Err(error) = spawned {
             // The closure is gone and the connection in it closed: this client is lost, the others are not.
-            blocking::back_off_from_spawning(&error);
+            blocking::back_off_from_spawning("spawn a thread", error);
         }
         threads += 1;
     }

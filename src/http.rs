@@ -272,10 +272,11 @@ struct Rendered {
 impl Responses {
     /// `body_bytes` is what `--body` asks for; the body is never shorter than the line that names the worker.
     pub fn new(worker: usize, pid: u32, body_bytes: usize) -> Responses {
-        let mut body = handled_by(worker, pid);
-        while body.len() < body_bytes {
-            body.push(if (body.len() + 1).is_multiple_of(64) || body.len() + 1 == body_bytes { b'\n' } else { b'.' });
-        }
+        let line = handled_by(worker, pid);
+        let mut body = vec![b'.'; body_bytes.max(line.len())];
+        body.iter_mut().skip(63).step_by(64).for_each(|end_of_line| *end_of_line = b'\n');
+        *body.last_mut().expect("the line is in it") = b'\n';
+        body[..line.len()].copy_from_slice(&line);
         let render = |connection| render("200 OK", worker, connection, &body);
         Responses { worker, pid, ok: [render(""), render("Connection: keep-alive\r\n"), render(CLOSE)] }
     }

@@ -4,15 +4,15 @@
 //! SO_SNDTIMEO), and a worker that is to stop finds its sockets shut ([`crate::sys::signal`]), so nothing here
 //! polls or races.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
+use nix::sys::socket::{MsgFlags, Shutdown, SockFlag, recv, send, shutdown};
 use socket2::SockRef;
 
-use super::accept::{BACK_OFF, NoConnection, log_pause, no_connection};
+use super::accept::{BACK_OFF, NoConnection, accept_next, log_pause, no_connection};
 use super::connection::{LINGER, end, receive};
 use super::listener::Listener;
 use super::member::is_passed_connections;
@@ -44,6 +44,11 @@ pub fn accept_after(
     worker: &Worker,
 ) -> Result<Option<OwnedFd>, Failure> {
     next_connection(|| wait().and_then(|()| listener.accept()), |count| worker.count(count))
+}
+
+/// As [`accept`], from a socket at which several threads of this process wait.
+pub fn accept_beside_others(socket: impl AsFd, worker: &Worker) -> Result<Option<OwnedFd>, Failure> {
+    next_connection(|| accept_next(&socket, SockFlag::empty()), |count| worker.count(count))
 }
 
 /// As [`accept`], for another thread of this process to serve; the acceptor has counts of its own.
@@ -82,11 +87,11 @@ fn next_connection(
     Ok(None)
 }
 
-/// For a thread that could not be spawned: says so once, and gives others time to end.
-pub fn back_off_from_spawning(error: &std::io::Error) {
+/// For a thread or a process that could not be made (`tried`): says so once, and gives others time to end.
+pub fn back_off_from_spawning(tried: &str, error: impl Into<std::io::Error>) {
     static SAID: Once = Once::new();
     SAID.call_once(|| {
-        console::log(format_args!("spawn a thread: {error}; its connection is closed (raise ulimit -u)"));
+        console::log(Failure::new(tried, error.into()).advise("its connection is closed (raise ulimit -u)"));
     });
     std::thread::sleep(BACK_OFF);
 }

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
-use std::sync::Once;
+use std::sync::{Arc, Once};
 
 use nix::sys::socket::{Shutdown, SockFlag, shutdown};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -114,6 +114,19 @@ impl Listener {
             SockRef::from(&self.fd).set_nonblocking(true).map_err(|error| Failure::new(tried, error))?;
         }
         Ok(self)
+    }
+
+    /// The socket, for several threads that accept from it.
+    ///
+    /// # Errors
+    /// In a worker of a cluster: connections reach it over a channel, which one thread reads.
+    pub fn into_shared(self) -> Result<Arc<OwnedFd>, Failure> {
+        if self.cluster.is_some() {
+            let line = "accept in several threads: this is a worker of a cluster, which has one thread that accepts; \
+                        give `cluster` a server that is so, such as thread-pool or threaded";
+            return Err(Failure::relay(line.to_owned()));
+        }
+        Ok(Arc::new(self.fd))
     }
 
     /// An event loop that waits for a connection is woken when `other` is readable, too; then no connection may be there.

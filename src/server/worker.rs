@@ -64,6 +64,12 @@ impl Worker {
         }
     }
 
+    /// Its answers name the calling process from now on: one that was forked for a connection, after
+    /// [`Worker::for_one_connection`].
+    pub fn answer_as_this_process(&mut self, id: usize, args: &ServerArgs) {
+        self.responses = Arc::new(Responses::new(id, std::process::id(), args.body));
+    }
+
     /// As [`Worker::new`], for a worker that is a process: first prepares it ([`pin_and_prepare`]).
     ///
     /// # Errors

@@ -9,7 +9,8 @@ use acceptlab::lab::check::server::Server;
 use acceptlab::lab::observe::processes::poll_until;
 
 use crate::support::{
-    FOREVER, Needs, SERVERS, ask_together, connect, held, inconclusive, raise_descriptor_limit, start, start_after,
+    FOREVER, Needs, Processes, SERVERS, ask_together, connect, held, inconclusive, raise_descriptor_limit, start,
+    start_after,
 };
 
 #[test]
@@ -42,8 +43,8 @@ fn is_out_of_descriptors(name: &str) {
     held(served(server.addr));
     let clients: Vec<Client> = (0..100).map(|_| connect(&server)).collect();
     let mut said = String::new();
-    // Who takes one connection at a time leaves the others in the accept queue.
-    let runs_out = !["sync", "prefork", "prefork-lock", "prefork-poll"].contains(&name);
+    // Who takes one connection at a time leaves the others in the accept queue; a parent that forks keeps none.
+    let runs_out = !["sync", "fork", "prefork", "prefork-lock", "prefork-poll", "prethreaded"].contains(&name);
     if runs_out {
         let complaint = poll_until(Duration::from_secs(5), || {
             said += &server.said();
@@ -127,7 +128,7 @@ fn loses_nobody(name: &str, flags: &[&str]) {
 #[test]
 fn an_answer_that_cannot_be_sent_does_not_go_to_the_next_client() {
     for kind in SERVERS.iter().filter(|kind| kind.is_event_loop) {
-        let one_loop: &[&str] = if kind.is_forked { &["--workers", "1"] } else { &[] };
+        let one_loop: &[&str] = if kind.processes == Processes::Workers { &["--workers", "1"] } else { &[] };
         let server = start(kind.name, &[one_loop, &["--work", "spin:50ms"]].concat());
         for _ in 0..3 {
             let mut leaving = connect(&server);

@@ -38,11 +38,14 @@ macro_rules! each_keeps_the_contract {
 
 each_keeps_the_contract! {
     sync_keeps_the_contract "sync"
+    fork_keeps_the_contract "fork"
     prefork_keeps_the_contract "prefork"
     prefork_poll_keeps_the_contract "prefork-poll"
     prefork_lock_keeps_the_contract "prefork-lock"
     threaded_keeps_the_contract "threaded"
+    prethreaded_keeps_the_contract "prethreaded"
     thread_pool_keeps_the_contract "thread-pool"
+    select_poll_keeps_the_contract "select-poll"
     event_driven_keeps_the_contract "event-driven"
     event_loop_keeps_the_contract "event-loop"
     shared_accept_keeps_the_contract "shared-accept"

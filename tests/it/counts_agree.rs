@@ -35,7 +35,7 @@ fn both_ways(name: &str) {
     // A blocking worker belongs to its connection for as long as that is open, so the others need their own.
     let (connections, server_flags): (_, &[&str]) = match name {
         "sync" => ("1", &[]),
-        "prefork" | "thread-pool" => ("8", &["--workers", "8"]),
+        "prefork" | "prethreaded" | "thread-pool" => ("8", &["--workers", "8"]),
         _ => ("8", &[]),
     };
     both_sides_count_the_same(name, server_flags, &["--connections", connections]);
@@ -50,9 +50,12 @@ macro_rules! the_clients_book_equals_the_servers_book {
 
 the_clients_book_equals_the_servers_book! {
     the_clients_book_equals_that_of_sync "sync"
+    the_clients_book_equals_that_of_fork "fork"
     the_clients_book_equals_that_of_prefork "prefork"
     the_clients_book_equals_that_of_threaded "threaded"
+    the_clients_book_equals_that_of_prethreaded "prethreaded"
     the_clients_book_equals_that_of_thread_pool "thread-pool"
+    the_clients_book_equals_that_of_select_poll "select-poll"
     the_clients_book_equals_that_of_event_driven "event-driven"
     the_clients_book_equals_that_of_shared_accept "shared-accept"
     the_clients_book_equals_that_of_reuseport "reuseport"

@@ -9,7 +9,9 @@ use acceptlab::lab::check::server::{NotReady, Program, STOP_WITHIN, Server};
 use acceptlab::lab::observe::processes::{Process, poll_until};
 use nix::sys::signal::Signal;
 
-use crate::support::{FOREVER, Kind, SERVERS, ask_together, connect, held, kind, raise_descriptor_limit, start};
+use crate::support::{
+    FOREVER, Kind, Processes, SERVERS, ask_together, connect, held, kind, raise_descriptor_limit, start,
+};
 
 /// Also by a server of the same kind, which for SO_REUSEPORT would be no error to the kernel.
 #[test]
@@ -79,7 +81,7 @@ fn ask_until_it_ends(addr: SocketAddr, answered: &AtomicU64) {
 
 #[test]
 fn killing_the_parent_with_sigkill_leaves_no_child() {
-    for Kind { name, .. } in SERVERS.iter().filter(|kind| kind.is_forked) {
+    for Kind { name, .. } in SERVERS.iter().filter(|kind| kind.processes == Processes::Workers) {
         let server = start(name, &["--workers", "4"]);
         let client = connect(&server);
         held(served(server.addr));
@@ -94,7 +96,7 @@ fn killing_the_parent_with_sigkill_leaves_no_child() {
 
 #[test]
 fn a_worker_killed_in_the_middle_is_reaped_and_leaves_the_others_serving() {
-    for Kind { name, .. } in SERVERS.iter().filter(|kind| kind.is_forked) {
+    for Kind { name, .. } in SERVERS.iter().filter(|kind| kind.processes == Processes::Workers) {
         outlives_a_worker(name, &[]);
     }
 }

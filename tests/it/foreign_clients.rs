@@ -27,7 +27,7 @@ fn clients(kind: &Kind) -> &'static str {
 }
 
 fn flags(kind: &Kind) -> &'static [&'static str] {
-    if matches!(kind.name, "prefork" | "prefork-poll" | "prefork-lock" | "thread-pool") {
+    if matches!(kind.name, "prefork" | "prefork-poll" | "prefork-lock" | "prethreaded" | "thread-pool") {
         &["--workers", "4"]
     } else {
         &[]

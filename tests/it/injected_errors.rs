@@ -63,6 +63,21 @@ fn accepts_that_fail_again_and_again_are_logged_and_cost_next_to_nothing() {
     }
 }
 
+/// As ulimit -u would let it fail for anybody but root.
+#[test]
+fn a_process_that_cannot_be_forked_is_said_and_costs_one_client() {
+    if !can_trace() {
+        return;
+    }
+    let mut server = start_with("clone:error=EAGAIN:when=1", "fork", &[]);
+    let mut lost = held(Client::connect(server.addr));
+    held(lost.closes(FOREVER));
+    held(served_within(server.addr, FOREVER).map_err(|why| server.explain(why)));
+    let expected = "fork a process: try again; its connection is closed (raise ulimit -u)";
+    assert_eq!(said_with(&server, "fork a process").trim_end(), expected);
+    held(server.stop());
+}
+
 #[test]
 fn a_kernel_without_memory_for_a_connection_is_not_called_one_without_descriptors() {
     if !can_trace() {

@@ -10,6 +10,7 @@ mod bad_input;
 mod baselines;
 mod check;
 mod claims;
+mod classic_servers;
 mod cluster;
 mod cluster_control;
 mod cluster_life;

@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::cluster::{CLUSTER, await_events, count, events_in, has_node, run, start_with};
-use crate::support::{FOREVER, SERVERS, answer, connect, held, kind, load};
+use crate::support::{FOREVER, Kind, Processes, SERVERS, answer, connect, held, kind, load};
 
 const EVENT_DRIVEN: &str = env!("CARGO_BIN_EXE_event-driven");
 const EVENT_LOOP: &str = env!("CARGO_BIN_EXE_event-loop");
@@ -41,9 +41,13 @@ cluster.fork();
 cluster.fork();
 "#;
 
-/// The servers of the syllabus that are one process.
-fn single_processes() -> impl Iterator<Item = &'static str> {
-    SERVERS.iter().filter(|kind| !kind.is_forked).map(|kind| kind.path)
+/// Connections reach a worker of a cluster over a channel, which one thread of one process reads.
+fn has_one_acceptor(kind: &Kind) -> bool {
+    kind.processes == Processes::One && kind.name != "prethreaded"
+}
+
+fn servers_with_one_acceptor() -> impl Iterator<Item = &'static str> {
+    SERVERS.iter().filter(|kind| has_one_acceptor(kind)).map(|kind| kind.path)
 }
 
 #[track_caller]
@@ -58,7 +62,7 @@ fn all_workers_answer(server: &Server, workers: usize) {
 
 #[test]
 fn every_server_of_one_process_works_in_a_cluster_in_both_schedules_and_counts_in_the_masters_scoreboard() {
-    for program in single_processes() {
+    for program in servers_with_one_acceptor() {
         for schedule in ["rr", "none"] {
             let mut server = start_with(&["--workers", "3", "--schedule", schedule], &[program]);
             all_workers_answer(&server, 3);
@@ -97,7 +101,7 @@ fn our_event_loops_work_under_nodes_own_primary_in_both_schedules() {
 
 #[test]
 fn a_server_that_cannot_be_a_worker_says_so_and_names_one_that_can() {
-    for program in SERVERS.iter().filter(|kind| kind.is_forked) {
+    for program in SERVERS.iter().filter(|kind| !has_one_acceptor(kind)) {
         let output = run(&["--workers", "1", "--max-restarts", "0", "--", program.path, "--listen", "127.0.0.1:0"]);
         assert_eq!(output.status.code(), Some(1), "{}", program.name);
         let said = String::from_utf8_lossy(&output.stderr);
@@ -187,7 +191,7 @@ fn reloads_under_load_lose_no_request_of_an_event_loop() {
 
 #[test]
 fn a_request_that_waits_for_its_work_is_answered_before_its_worker_leaves() {
-    for program in single_processes() {
+    for program in servers_with_one_acceptor() {
         for schedule in ["rr", "none"] {
             let flags = ["--workers", "1", "--schedule", schedule];
             let server = start_with(&flags, &[program, "--work", "wait:500ms"]);

@@ -22,20 +22,31 @@ pub use crate::inconclusive::{Needs, inconclusive};
 pub struct Kind {
     pub name: &'static str,
     pub path: &'static str,
-    /// It takes `--workers` and forks: it is more than one process.
-    pub is_forked: bool,
+    pub processes: Processes,
     /// One worker serves many connections at a time.
     pub is_event_loop: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Processes {
+    One,
+    /// One for each connection.
+    PerConnection,
+    /// As many as `--workers` says, and a master.
+    Workers,
 }
 
 /// In teaching order.
 pub const SERVERS: &[Kind] = &[
     one_process("sync", env!("CARGO_BIN_EXE_sync")),
-    Kind { is_forked: true, ..one_process("prefork", env!("CARGO_BIN_EXE_prefork")) },
-    Kind { is_forked: true, ..one_process("prefork-poll", env!("CARGO_BIN_EXE_prefork-poll")) },
-    Kind { is_forked: true, ..one_process("prefork-lock", env!("CARGO_BIN_EXE_prefork-lock")) },
+    Kind { processes: Processes::PerConnection, ..one_process("fork", env!("CARGO_BIN_EXE_fork")) },
+    Kind { processes: Processes::Workers, ..one_process("prefork", env!("CARGO_BIN_EXE_prefork")) },
+    Kind { processes: Processes::Workers, ..one_process("prefork-poll", env!("CARGO_BIN_EXE_prefork-poll")) },
+    Kind { processes: Processes::Workers, ..one_process("prefork-lock", env!("CARGO_BIN_EXE_prefork-lock")) },
     one_process("threaded", env!("CARGO_BIN_EXE_threaded")),
+    one_process("prethreaded", env!("CARGO_BIN_EXE_prethreaded")),
     one_process("thread-pool", env!("CARGO_BIN_EXE_thread-pool")),
+    Kind { is_event_loop: true, ..one_process("select-poll", env!("CARGO_BIN_EXE_select-poll")) },
     Kind { is_event_loop: true, ..one_process("event-driven", env!("CARGO_BIN_EXE_event-driven")) },
     Kind { is_event_loop: true, ..one_process("event-loop", env!("CARGO_BIN_EXE_event-loop")) },
     event_loops("shared-accept", env!("CARGO_BIN_EXE_shared-accept")),
@@ -47,11 +58,11 @@ pub const SERVERS: &[Kind] = &[
 ];
 
 const fn one_process(name: &'static str, path: &'static str) -> Kind {
-    Kind { name, path, is_forked: false, is_event_loop: false }
+    Kind { name, path, processes: Processes::One, is_event_loop: false }
 }
 
 const fn event_loops(name: &'static str, path: &'static str) -> Kind {
-    Kind { name, path, is_forked: true, is_event_loop: true }
+    Kind { name, path, processes: Processes::Workers, is_event_loop: true }
 }
 
 pub fn kind(name: &str) -> &'static Kind {

@@ -32,7 +32,10 @@ pub fn answered_and_closed(server: &Server, request: &[u8]) -> ProbeResult {
 }
 
 fn signature(server: &Server) -> ProbeResult {
-    let answer = served(server.addr)?;
+    // Open until the end: a process that was forked for a connection ends with it.
+    let mut client = Client::connect(server.addr)?;
+    let answer = client.ask(GET)?;
+    answer.expect(200)?;
     let (worker, pid) = answer.signature()?;
     if worker != answer.worker()? {
         return answer.broken("one worker in body and X-Worker", format!("{worker} and {}", answer.worker()?));
