@@ -79,9 +79,8 @@ const EXAMPLES: &[(&str, &str)] = &[
     (
         "startup",
         "\
-  pm startup                          prints the unit, and the command that installs it
-  sudo pm startup --user ann          installs it
-  pm startup --root /mnt --user ann   into the file system of another machine",
+  pm startup                    prints the unit, and the command that installs it
+  sudo pm startup --user ann    installs it",
     ),
     ("unstartup", "  sudo pm unstartup --user ann"),
     ("events", "  pm events | jq -c 'select(.event == \"exit\")'"),

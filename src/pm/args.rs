@@ -81,6 +81,12 @@ pub struct OfConfigArgs {
     pub env: Option<String>,
 }
 
+impl OfConfigArgs {
+    pub fn is_empty(&self) -> bool {
+        self.only.is_empty() && self.env.is_none()
+    }
+}
+
 #[derive(Args, Debug)]
 pub struct LogsArgs {
     #[arg(value_name = "APPLICATION", default_value = "all", help = TARGETS)]

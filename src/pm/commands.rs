@@ -79,7 +79,8 @@ pub fn run(command: PmCommand, cluster: &str) -> Result<(), Failure> {
 fn start(home: &PmHome, cluster: PathBuf, args: StartArgs) -> Result<(), Failure> {
     let StartArgs { files, of_config, no_daemon, force, keys: KeyArgs(mut keys), arguments } = args;
     // With an option they are programs, even if an application has such a name.
-    if !no_daemon && keys.is_empty() && arguments.is_empty() && files.iter().all(|file| !Path::new(file).is_file()) {
+    let has_options = no_daemon || !keys.is_empty() || !arguments.is_empty() || !of_config.is_empty();
+    if !has_options && files.iter().all(|file| !Path::new(file).is_file()) {
         let targets = files.clone();
         // A daemon that is not there knows no application.
         if let Some(mut connection) = PmConnection::find(home)?
@@ -147,12 +148,8 @@ fn read_configuration(
 ) -> Result<Option<Vec<AppConfig>>, Failure> {
     let path = Path::new(&targets[0]);
     if !config::is_configuration(path) {
-        return match of_config {
-            OfConfigArgs { env: None, only } if only.is_empty() => Ok(None),
-            _ => {
-                Err(Failure::relay(format!("--env and --only are for a configuration, and {} is none", path.display())))
-            }
-        };
+        let why = || format!("--env and --only are for a configuration, and {} is none", path.display());
+        return if of_config.is_empty() { Ok(None) } else { Err(Failure::relay(why())) };
     }
     let configuration = config::read(path, of_config.env.as_deref(), over)?;
     configuration.warnings.iter().for_each(console::log);
@@ -271,6 +268,8 @@ fn logs_of(entry: &ProcessEntry) -> [AppLog; 2] {
 
 fn events(home: &PmHome) -> Result<(), Failure> {
     let mut connection = PmConnection::open(home)?;
+    // A daemon that is being killed may still take a connection; one that answers is alive.
+    connection.ask(&PmRequest::Ping)?;
     connection.send(&PmRequest::Events)?;
     while let Some(line) = connection.receive()? {
         console::print(&line)?;

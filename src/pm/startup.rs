@@ -40,19 +40,11 @@ pub struct StartupArgs {
     /// Whose applications they are [default: you, also under sudo]
     #[arg(short, long, value_name = "NAME")]
     user: Option<String>,
-
-    /// Only print the unit, even as root
-    #[arg(long)]
-    print: bool,
-
-    /// Install below this folder, such as the file system of another machine [default: /]
-    #[arg(long, value_name = "FOLDER")]
-    root: Option<PathBuf>,
 }
 
 /// Where the unit of a user is, and the link that starts it with the machine, as `systemctl enable` makes it.
-fn unit_and_link(root: Option<&Path>, user: &User) -> (PathBuf, PathBuf) {
-    let folder = root.unwrap_or(Path::new("/")).join("etc/systemd/system");
+fn unit_and_link(user: &User) -> (PathBuf, PathBuf) {
+    let folder = Path::new("/etc/systemd/system");
     let name = format!("pm-{}.service", user.name);
     (folder.join(&name), folder.join("multi-user.target.wants").join(name))
 }
@@ -63,7 +55,7 @@ fn failed(what: &str, unit: &Path, error: io::Error) -> Failure {
     if is_forbidden { failure.advise("only root may change what starts with the machine") } else { failure }
 }
 
-/// Prints the unit or installs it: what a person reads.
+/// Installs the unit as root, and otherwise shows it: what a person reads.
 ///
 /// # Errors
 /// There is no such user; the unit cannot be written.
@@ -73,7 +65,7 @@ pub fn startup(args: &StartupArgs) -> Result<String, Failure> {
     let home = env::var_os(home::VARIABLE).map_or_else(|| user.dir.join(".pm"), PathBuf::from);
     let path = env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin".to_owned());
     let text = unit_text(&program, &home, &user.name, &path);
-    if args.print || args.root.is_none() && !geteuid().is_root() {
+    if !geteuid().is_root() {
         let [path, home] = [format!("PATH={path}"), format!("{}={}", home::VARIABLE, home.display())];
         let words = ["sudo", "env", &path, &home, &program.to_string_lossy(), "startup", "--user", &user.name];
         return Ok(format!(
@@ -81,7 +73,7 @@ pub fn startup(args: &StartupArgs) -> Result<String, Failure> {
             shell_words::join(words)
         ));
     }
-    let (unit, link) = unit_and_link(args.root.as_deref(), &user);
+    let (unit, link) = unit_and_link(&user);
     let install = || {
         fs::create_dir_all(link.parent().expect("it is in a folder"))?;
         fs::write(&unit, &text)?;
@@ -94,7 +86,7 @@ pub fn startup(args: &StartupArgs) -> Result<String, Failure> {
     Ok(format!(
         "installed {}: the daemon starts with the machine, and resurrects what `pm save` has kept\n{}",
         unit.display(),
-        reload_systemd(args)?
+        reload_systemd()?
     ))
 }
 
@@ -103,20 +95,16 @@ pub fn startup(args: &StartupArgs) -> Result<String, Failure> {
 /// # Errors
 /// There is no unit of this user, or it cannot be removed.
 pub fn unstartup(args: &StartupArgs) -> Result<String, Failure> {
-    let (unit, link) = unit_and_link(args.root.as_deref(), &find_user(args.user.as_deref())?);
-    let [unit_path, link_path] = [unit.display(), link.display()];
-    if args.print {
-        return Ok(format!("would remove {unit_path} and {link_path}\n"));
-    }
+    let (unit, link) = unit_and_link(&find_user(args.user.as_deref())?);
     let removed = fs::remove_file(&unit).and_then(|()| fs::remove_file(&link));
     removed.map_err(|error| failed("remove", &unit, error))?;
-    let reloaded = reload_systemd(args)?;
-    Ok(format!("removed {unit_path}: the daemon does not start with the machine any more\n{reloaded}"))
+    let reloaded = reload_systemd()?;
+    Ok(format!("removed {}: the daemon does not start with the machine any more\n{reloaded}", unit.display()))
 }
 
-/// Lets systemd read its units anew, if they are this machine's and it runs here (sd_booted(3)).
-fn reload_systemd(args: &StartupArgs) -> Result<&'static str, Failure> {
-    if args.root.is_some() || !Path::new("/run/systemd/system").is_dir() {
+/// Lets systemd read its units anew, if it runs here (sd_booted(3)).
+fn reload_systemd() -> Result<&'static str, Failure> {
+    if !Path::new("/run/systemd/system").is_dir() {
         return Ok("no systemd was told: it reads its units when it starts\n");
     }
     let status = Command::new("systemctl").arg("daemon-reload").status();

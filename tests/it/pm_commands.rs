@@ -54,7 +54,9 @@ fn a_configuration_stands_for_its_applications_in_every_command() {
     assert_eq!((statuses(&pm), pm.pid("other")), (are(&[("other", "online")]), other));
     assert!(pm.refused(&["delete", &file]).contains("no application of"));
     assert!(pm.refused(&["stop", &file, "--only", "wbe"]).contains("there are: web, job"));
-    assert!(pm.refused(&["stop", "other", "--only", "web"]).contains("for a configuration"));
+    for [command, option] in [["stop", "--only"], ["restart", "--env"], ["start", "--env"]] {
+        assert!(pm.refused(&[command, "other", option, "web"]).contains("for a configuration"), "{command}");
+    }
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! The process manager and systemd: the unit, and the two protocols between them.
 
-use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener};
@@ -9,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use acceptlab::pm::startup::VARIABLES;
 
 use crate::pm::Manager;
-use crate::support::{FOREVER, Ordinary};
+use crate::support::{FOREVER, Needs, Ordinary, inconclusive};
 
 /// A daemon that the test has started as systemd would. It ends with `pm kill`, and is reaped.
 struct StartedDaemon<'a> {
@@ -31,55 +30,53 @@ fn start<'a>(manager: &'a Manager, command: &mut Command) -> StartedDaemon<'a> {
 }
 
 #[test]
-fn the_unit_is_printed_for_this_program_and_this_folder() {
-    let manager = Manager::new("unit");
-    let unit = manager.done(&["startup", "--print", "--user", "root"]);
-    let program = env!("CARGO_BIN_EXE_pm");
-    for line in [
-        format!("ExecStart=\"{program}\" daemon"),
-        format!("Environment=\"PM_HOME={}\"", manager.home().display()),
-        "User=root".to_owned(),
-        "Type=notify".to_owned(),
-    ] {
-        assert!(unit.lines().any(|other| other == line), "{line} is not in\n{unit}");
-    }
-    assert!(manager.refused(&["startup", "--user", "nobody-has-this-name"]).contains("there is no user"));
-}
-
-#[test]
-fn an_ordinary_user_is_told_the_command_that_installs_the_unit_and_may_not_install_it() {
+fn an_ordinary_user_sees_the_unit_and_the_command_that_installs_it_and_may_not_remove_it() {
     let Some(ordinary) = Ordinary::new(env!("CARGO_BIN_EXE_pm")) else { return };
     let run = |args: &[&str]| {
         let output = ordinary.command().args(args).env("PM_HOME", "/srv/a b/.pm").output().unwrap();
         (output.status.code(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
     };
     let (status, unit, _) = run(&["startup", "systemd", "--user", "root"]);
-    let last = unit.lines().last().unwrap();
     assert_eq!(status, Some(0));
+    for line in ["Environment=\"PM_HOME=/srv/a b/.pm\"", "User=root", "Type=notify"] {
+        assert!(unit.lines().any(|other| other == line), "{line} is not in\n{unit}");
+    }
+    let last = unit.lines().last().unwrap();
     assert!(last.starts_with("# sudo env ") && last.contains("'PM_HOME=/srv/a b/.pm'"), "{unit}");
     assert!(last.ends_with(" startup --user root") && unit.starts_with("[Unit]\n"), "{unit}");
-    let (status, _, said) = run(&["startup", "--user", "root", "--root", "/"]);
-    assert!(status == Some(1) && said.contains("permission denied; only root may"), "{said}");
+    let (status, _, said) = run(&["startup", "--user", "nobody-has-this-name"]);
+    assert!(status == Some(1) && said.contains("there is no user"), "{said}");
+    assert_eq!(run(&["unstartup", "--user", "root"]).0, Some(1));
 }
 
-/// Into a folder of our own: no systemd runs here, and none would read it.
+/// In a mount namespace, where a file system of its own has taken the place of systemd's folder.
 #[test]
 fn a_unit_is_installed_so_that_it_starts_with_the_machine_and_is_taken_back() {
     let manager = Manager::new("install");
-    let root = manager.home().with_file_name("root");
-    let args = ["--user", "root", "--root", root.to_str().unwrap()];
-    for _twice in 0..2 {
-        let said = manager.done(&[&["startup"], &args[..]].concat());
-        assert!(said.contains("installed") && said.contains("no systemd was told"), "{said}");
+    let in_a_sandbox = |commands: &str| {
+        let line = format!("set -e; mkdir -p /etc/systemd; mount -t tmpfs none /etc/systemd; pm=$0; {commands}");
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", &line, env!("CARGO_BIN_EXE_pm")]).env("PM_HOME", manager.home());
+        let output = command.output().expect("unshare exists");
+        (output.status.success(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    if let (false, _, why) = in_a_sandbox("true") {
+        return inconclusive(Needs::Privilege("CAP_SYS_ADMIN"), why);
     }
-    let folder = root.join("etc/systemd/system");
-    let link = folder.join("multi-user.target.wants/pm-root.service");
-    assert_eq!(fs::read(&link).unwrap(), fs::read(folder.join("pm-root.service")).unwrap());
-    let printed = manager.done(&["startup", "--print", "--user", "root"]);
-    assert!(printed.starts_with(&fs::read_to_string(&link).unwrap()), "{printed}");
-    manager.done(&[&["unstartup"], &args[..]].concat());
-    assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "only the folder of links is left");
-    assert!(manager.refused(&[&["unstartup"], &args[..]].concat()).contains("no such file"));
+    let install = "$pm startup --user root";
+    let show = "cat /etc/systemd/system/multi-user.target.wants/pm-root.service";
+    let (is_done, said, why) = in_a_sandbox(&format!("{install}; {install}; {show}"));
+    assert!(is_done && said.contains("installed /etc/systemd/system/pm-root.service"), "{said}{why}");
+    let program = env!("CARGO_BIN_EXE_pm");
+    for line in [format!("ExecStart=\"{program}\" daemon"), "User=root".to_owned()] {
+        assert!(said.lines().any(|other| other == line), "{line} is not in\n{said}");
+    }
+    let remove = "$pm unstartup --user root";
+    let (is_done, said, why) =
+        in_a_sandbox(&format!("{install}; {remove}; echo left:; find /etc/systemd -name 'pm-*'"));
+    assert!(is_done && said.ends_with("left:\n"), "{said}{why}");
+    let (is_done, _, why) = in_a_sandbox(remove);
+    assert!(!is_done && why.contains("no such file"), "{why}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! All that is known about processes, a line for each fact.
 
-use super::{age, size};
+use super::{row, size};
 use crate::pm::protocol::ProcessEntry;
 use crate::terminal::Paint;
 
@@ -16,22 +16,23 @@ pub fn describe(entries: &[ProcessEntry], paint: Paint) -> String {
 /// What is known about one, the most urgent first.
 pub fn facts(entry: &ProcessEntry) -> Vec<(&'static str, String)> {
     let state = &entry.pm2_env;
+    let [_, _, namespace, mode, pid, uptime, restarts, status, cpu, memory] = row(entry);
     let runs = |fact: String| Some(fact).filter(|_| entry.pid > 0);
     let yes_or_no = |yes: bool| Some(if yes { "yes" } else { "no" }.to_owned());
     let unknown = state.unknown.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
     let facts = [
-        ("status", Some(state.status.name().to_owned())),
+        ("status", Some(status)),
         ("reason", state.reason.clone()),
         ("last exit status", state.exit_code.map(|code| code.to_string())),
-        ("pid", runs(entry.pid.to_string())),
-        ("uptime", runs(age(state.uptime_ms))),
-        ("restarts", Some(state.restarts.to_string())),
+        ("pid", runs(pid)),
+        ("uptime", runs(uptime)),
+        ("restarts", Some(restarts)),
         ("unstable restarts", Some(state.unstable_restarts.to_string())),
-        ("memory", runs(size(entry.monit.memory))),
+        ("memory", runs(memory)),
         ("memory limit", state.max_memory_restart.map(size)),
-        ("cpu", runs(format!("{:.1}%", entry.monit.cpu))),
-        ("namespace", Some(state.namespace.clone())),
-        ("mode", Some(state.exec_mode.trim_end_matches("_mode").to_owned())),
+        ("cpu", runs(cpu)),
+        ("namespace", Some(namespace)),
+        ("mode", Some(mode)),
         ("instance", Some(format!("{} of {}", state.number + 1, state.instances))),
         ("script", Some(state.pm_exec_path.clone())),
         ("arguments", Some(state.args.join(" ")).filter(|args| !args.is_empty())),

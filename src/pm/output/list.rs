@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use comfy_table::presets::UTF8_FULL_CONDENSED;
-use comfy_table::{Cell, CellAlignment, Color, Table};
+use comfy_table::{Cell, CellAlignment, Table};
 
-use super::{age, size};
+use super::{colour, row};
 use crate::pm::protocol::{ProcessEntry, ProcessStatus};
 use crate::terminal::{Paint, columns_of, shortened, wrapped};
 
@@ -48,7 +48,7 @@ pub fn list(entries: &[ProcessEntry], width: usize, paint: Paint) -> String {
     for (entry, row) in entries.iter().zip(&rows) {
         table.add_row(columns.iter().map(|&column| match column {
             NAME => Cell::new(shortened(&row[NAME], name_width)),
-            STATUS if paint.has_colour => Cell::new(&row[STATUS]).fg(colour(entry.pm2_env.status)),
+            STATUS if paint.has_colour => Cell::new(&row[STATUS]).fg(colour(entry.pm2_env.status).0),
             2 | 3 | STATUS => Cell::new(&row[column]),
             _ => Cell::new(&row[column]).set_alignment(CellAlignment::Right),
         }));
@@ -62,29 +62,4 @@ pub fn list(entries: &[ProcessEntry], width: usize, paint: Paint) -> String {
         entries.iter().filter_map(|entry| Some((entry.name.as_str(), reason(entry)?))).collect();
     let lines = reasons.into_iter().flat_map(|(name, why)| wrapped(&format!("{name}: {why}"), width, 2));
     format!("{table}\n{}", lines.map(|line| line + "\n").collect::<String>())
-}
-
-fn row(entry: &ProcessEntry) -> [String; COLUMNS.len()] {
-    let state = &entry.pm2_env;
-    let is_there = |text: String| if entry.pid == 0 { "–".to_owned() } else { text };
-    [
-        entry.pm_id.to_string(),
-        entry.name.clone(),
-        state.namespace.clone(),
-        state.exec_mode.trim_end_matches("_mode").to_owned(),
-        is_there(entry.pid.to_string()),
-        is_there(age(state.uptime_ms)),
-        state.restarts.to_string(),
-        state.status.name().to_owned(),
-        is_there(format!("{:.1}%", entry.monit.cpu)),
-        is_there(size(entry.monit.memory)),
-    ]
-}
-
-fn colour(status: ProcessStatus) -> Color {
-    match status {
-        ProcessStatus::Online => Color::Green,
-        ProcessStatus::Stopped | ProcessStatus::Errored => Color::Red,
-        _ => Color::Yellow,
-    }
 }

@@ -8,7 +8,7 @@ use ratatui::text::{Line, Text};
 use ratatui::widgets::{Block, Borders, Cell, Paragraph, Row, Table, TableState, Wrap};
 
 use super::describe::facts;
-use super::{age, size};
+use super::{colour, row, size};
 use crate::pm::protocol::{ProcessEntry, ProcessStatus};
 use crate::terminal::{Paint, bar, shortened};
 
@@ -63,29 +63,24 @@ impl MonitView<'_> {
         // Between columns is a space.
         let name_width = usize::from(width.saturating_sub(widths.iter().sum::<u16>() + widths.len() as u16 - 1));
         let most = self.entries.iter().map(|entry| entry.monit.memory).max().unwrap_or(0);
-        let row = |entry: &ProcessEntry| {
-            let state = &entry.pm2_env;
-            let colour = match state.status {
-                ProcessStatus::Online => Color::Green,
-                ProcessStatus::Stopped | ProcessStatus::Errored => Color::Red,
-                _ => Color::Yellow,
-            };
+        let cells = |entry: &ProcessEntry| {
+            let [id, name, _, _, _, uptime, restarts, status, cpu, memory] = row(entry);
             let right = |text: String| Cell::new(Text::from(text).right_aligned());
             Row::new([
-                right(entry.pm_id.to_string()),
-                Cell::new(shortened(&entry.name, name_width)),
-                Cell::new(state.status.name()).style(self.paint.style(colour)),
-                right(age(state.uptime_ms)),
-                right(state.restarts.to_string()),
-                right(format!("{:.1}%", entry.monit.cpu)),
+                right(id),
+                Cell::new(shortened(&name, name_width)),
+                Cell::new(status).style(self.paint.style(colour(entry.pm2_env.status).1)),
+                right(uptime),
+                right(restarts),
+                right(cpu),
                 Cell::new(bar(entry.monit.cpu, 100.0, BAR.into())),
-                right(size(entry.monit.memory)),
+                right(memory),
                 Cell::new(bar(entry.monit.memory as f64, most as f64, BAR.into())),
             ])
         };
         let widths = widths.map(|width| if width == 0 { Fill(1) } else { Length(width) });
         let head = ["  id", "name", "status", "uptime", "   ↺", "   cpu", "", "   memory", ""];
-        Table::new(self.entries.iter().map(row), widths)
+        Table::new(self.entries.iter().map(cells), widths)
             .header(Row::new(head).style(Modifier::DIM))
             .row_highlight_style(Modifier::REVERSED)
     }
