@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, stdout};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
@@ -25,6 +25,7 @@ use crate::console::{self, Format};
 use crate::failure::Failure;
 use crate::keyboard::{Key, Keyboard};
 use crate::logs::lines::LogStream;
+use crate::sys::procfs;
 use crate::terminal::{Paint, Screen, width};
 
 /// Runs one command to its end. Cluster mode runs the program `cluster`, which is beside this one.
@@ -223,23 +224,17 @@ fn tail(path: &str) -> String {
 /// The variables that each process has; those of the configuration, where it does not run.
 fn environments(entries: &[ProcessEntry]) -> String {
     let variables = entries.iter().flat_map(|entry| {
-        let mut variables: Vec<String> = match fs::read(format!("/proc/{}/environ", entry.pid)) {
-            Ok(environ) => String::from_utf8_lossy(&environ).split('\0').map(str::to_owned).collect(),
-            Err(_) => {
-                console::log(format_args!("{} does not run: only what its configuration sets", entry.name));
-                entry.pm2_env.env.iter().map(|(name, value)| format!("{name}={value}")).collect()
-            }
-        };
-        variables.sort_unstable();
-        variables
+        procfs::environment(entry.pid).unwrap_or_else(|| {
+            console::log(format_args!("{} does not run: only what its configuration sets", entry.name));
+            entry.pm2_env.env.clone()
+        })
     });
-    variables.filter(|variable| !variable.is_empty()).map(|variable| variable + "\n").collect()
+    variables.map(|(name, value)| format!("{name}={value}\n")).collect()
 }
 
 fn logs(home: &PmHome, args: &LogsArgs) -> Result<(), Failure> {
     // First, so that no application that starts now is missed.
-    let mut events = PmConnection::open(home)?;
-    events.send(&PmRequest::Events)?;
+    let mut events = listen(home)?;
     let mut connection = PmConnection::open(home)?;
     let mut logs = || -> Result<Vec<AppLog>, Failure> {
         let reply = connection.ask(&PmRequest::Describe { targets: args.targets.clone() })?;
@@ -266,11 +261,17 @@ fn logs_of(entry: &ProcessEntry) -> [AppLog; 2] {
     })
 }
 
-fn events(home: &PmHome) -> Result<(), Failure> {
+/// A connection on which events come.
+fn listen(home: &PmHome) -> Result<PmConnection, Failure> {
     let mut connection = PmConnection::open(home)?;
     // A daemon that is being killed may still take a connection; one that answers is alive.
     connection.ask(&PmRequest::Ping)?;
     connection.send(&PmRequest::Events)?;
+    Ok(connection)
+}
+
+fn events(home: &PmHome) -> Result<(), Failure> {
+    let mut connection = listen(home)?;
     while let Some(line) = connection.receive()? {
         console::print(&line)?;
     }

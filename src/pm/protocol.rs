@@ -7,6 +7,7 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use clap::Subcommand;
 use nix::sys::signal::Signal;
@@ -200,7 +201,6 @@ pub struct ProcessState {
     /// Keys of the configuration that nobody here knows.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub unknown: Map<String, Value>,
-    pub merge_logs: bool,
     pub log_type: LogType,
     pub autorestart: bool,
     pub watch: bool,
@@ -233,15 +233,11 @@ impl ProcessStatus {
     pub fn is_to_run(self) -> bool {
         !matches!(self, ProcessStatus::Stopped | ProcessStatus::Errored)
     }
+}
 
-    pub fn name(self) -> &'static str {
-        match self {
-            ProcessStatus::Online => "online",
-            ProcessStatus::Launching => "launching",
-            ProcessStatus::Stopping => "stopping",
-            ProcessStatus::Stopped => "stopped",
-            ProcessStatus::WaitingRestart => "waiting restart",
-            ProcessStatus::Errored => "errored",
-        }
+/// As in JSON.
+impl fmt::Display for ProcessStatus {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        self.serialize(formatter)
     }
 }

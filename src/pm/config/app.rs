@@ -1,6 +1,7 @@
 //! What an application is, as plain values: one field per key of the configuration, with PM2's names and defaults.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -28,12 +29,10 @@ pub enum Schedule {
     None,
 }
 
-impl Schedule {
-    pub fn name(self) -> &'static str {
-        match self {
-            Schedule::Rr => "rr",
-            Schedule::None => "none",
-        }
+/// As in a configuration, and as an option of `cluster`.
+impl fmt::Display for Schedule {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        self.serialize(formatter)
     }
 }
 

@@ -65,7 +65,7 @@ pub fn command(
     let mut command = Command::new(program);
     command.arg("--control").arg(socket);
     command.arg("--worker-output").arg(home.fifo_base(id)).arg("--events").arg(home.worker_events(id));
-    command.args(["--instance-var", &config.instance_var, "--schedule", config.schedule.name()]);
+    command.args(["--instance-var", &config.instance_var, "--schedule", &config.schedule.to_string()]);
     command.args(["--workers", &config.instances.to_string()]);
     command.args(["--most-workers", &MOST_WORKERS.max(config.instances).to_string()]);
     command.args(["--max-restarts", &config.max_restarts.to_string(), "--within", &ms(within)]);

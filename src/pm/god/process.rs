@@ -266,7 +266,6 @@ impl ManagedProcess {
             log_problem: self.outputs.iter().skip(2 * worker).take(2).find_map(LogWriter::problem),
             exit_code: self.saved.exit_code,
             unknown: config.unknown.clone(),
-            merge_logs: config.merge_logs,
             log_type: config.log_type,
             autorestart: config.autorestart,
             watch: !config.watch.is_empty(),

@@ -23,7 +23,7 @@ fn row(entry: &ProcessEntry) -> [String; 10] {
         if_it_runs(entry.pid.to_string()),
         if_it_runs(age(state.uptime_ms)),
         state.restarts.to_string(),
-        state.status.name().to_owned(),
+        state.status.to_string(),
         if_it_runs(format!("{:.1}%", entry.monit.cpu)),
         if_it_runs(size(entry.monit.memory)),
     ]
