@@ -13,86 +13,55 @@
 
 #![forbid(unsafe_code)]
 
-use std::os::fd::OwnedFd;
 use std::process::ExitCode;
-use std::thread;
-use std::time::Duration;
 
 use acceptlab::report::{AcceptCounts, ServerReport};
 use acceptlab::scoreboard::Count;
-use acceptlab::server::{self, Failure, Listener, Scoreboard, Worker, WorkersArgs, blocking, termination, worker};
+use acceptlab::server::threads::{WorkerThreads, send};
+use acceptlab::server::{self, Failure, Listener, QueueArgs, Scoreboard, Worker, blocking, is_stopping, termination};
 use acceptlab::sys::process::Usage;
 use clap::Parser;
-use crossbeam_channel::{SendTimeoutError, Sender};
 
 /// One acceptor, a bounded queue, N worker threads
 #[derive(Parser)]
 #[command(name = "thread-pool", version)]
 struct Args {
-    /// Connections that may wait for a thread before the acceptor stops accepting
-    #[arg(long, value_name = "N", default_value_t = 128)]
-    queue: usize,
-
     #[command(flatten)]
-    workers: WorkersArgs,
+    pool: QueueArgs,
 }
-
-/// How long the acceptor may sleep on a full queue before it checks whether the server is to stop.
-const CHECK_EVERY: Duration = Duration::from_millis(100);
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    server::finish(run(args.queue, &args.workers))
+    server::finish(run(&Args::parse().pool))
 }
 
-fn run(queue: usize, args: &WorkersArgs) -> Result<ServerReport, Failure> {
+fn run(QueueArgs { queue, workers: args }: &QueueArgs) -> Result<ServerReport, Failure> {
     let listener = Listener::bind(&args.server)?;
     let address = listener.address();
     let scoreboard = Scoreboard::create("thread-pool", args.workers, args.server.scoreboard.as_deref())?;
     termination::shut_sockets_when_stopping(&listener)?;
 
-    // Nothing is ever sent: the channel ends when the last thread that holds `alive` has ended.
-    let (alive, all_gone) = crossbeam_channel::bounded::<()>(0);
-    let (queue, waiting) = crossbeam_channel::bounded(queue);
+    let threads = WorkerThreads::default();
+    let (queue, accepted) = crossbeam_channel::bounded(*queue);
     for id in 0..args.workers {
-        let mut worker = Worker::new(id, &args.server, &scoreboard);
-        let (alive, pin, waiting) = (alive.clone(), args.server.pin.then_some(id), waiting.clone());
-        let spawned = thread::Builder::new().stack_size(blocking::STACK_BYTES).spawn(move || {
-            let _held_until_the_end = alive;
-            worker::pin_or_log(pin);
-            for connection in waiting {
+        let accepted = accepted.clone();
+        threads.spawn(id, &args.server, Worker::new(id, &args.server, &scoreboard), |worker| {
+            for connection in accepted {
                 worker.count(Count::Wakeups);
-                blocking::serve(connection, &mut worker);
+                blocking::serve(connection, worker);
             }
-            worker.record_thread_usage();
-        });
-        spawned.map_err(|error| {
-            Failure::new(format_args!("spawn worker {id}"), error).advise("start fewer with --workers")
         })?;
     }
-    drop((alive, waiting));
+    drop(accepted);
     server::ready(address)?;
 
     let mut accepts = AcceptCounts::default();
     while let Some(connection) = blocking::accept_for_a_thread(&listener, &mut accepts)? {
-        if !hand_over(&queue, connection) {
+        if !send(&queue, connection, is_stopping) {
             break;
         }
     }
 
     drop(queue);
-    termination::wait_for_threads(&all_gone);
+    threads.wait_for_end();
     Ok(scoreboard.report(address, Some(Usage::of_thread())).with_accepts(accepts))
-}
-
-/// Waits for room in the queue: the back-pressure. False when the server is to stop instead.
-fn hand_over(queue: &Sender<OwnedFd>, mut connection: OwnedFd) -> bool {
-    loop {
-        match queue.send_timeout(connection, CHECK_EVERY) {
-            Ok(()) => return true,
-            // No signal interrupts this wait, so it checks by itself.
-            Err(SendTimeoutError::Timeout(back)) if !server::is_stopping() => connection = back,
-            Err(_) => return false,
-        }
-    }
 }

@@ -69,6 +69,17 @@ pub struct WorkersArgs {
     pub server: ServerArgs,
 }
 
+/// Flags of a server whose threads take their work from a queue.
+#[derive(Args, Clone, Debug)]
+pub struct QueueArgs {
+    /// How many may wait in a queue; whoever would add one more waits
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub queue: usize,
+
+    #[command(flatten)]
+    pub workers: WorkersArgs,
+}
+
 /// The kernel takes a bigger number but could never run them (pid_max is at most 2^22).
 const MAX_WORKERS: usize = 1 << 20;
 

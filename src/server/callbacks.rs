@@ -70,7 +70,7 @@ impl Connections {
     /// Work that blocks for `slow_from` or longer belongs to the slow class of requests. Nothing but connections is opened
     /// after this.
     pub fn new(acceptor: Listener, mut worker: Worker, slow_from: Duration) -> Connections {
-        worker.has_helpers = true;
+        worker.is_free_during = |cost| matches!(cost, Cost::Wait(_) | Cost::Block(_));
         let state = State {
             worker,
             scratch: SharedBuffers::default(),

@@ -236,7 +236,7 @@ impl Connection {
                 Next::Bad(status) => self.refuse(status, worker, scratch),
                 Next::Request(request) => {
                     let cost = worker.draw_cost();
-                    if worker.is_free_during(cost) {
+                    if (worker.is_free_during)(cost) {
                         self.state = ServingState::Waiting(request, cost);
                     } else {
                         // The others wait as well: this is what `block` and `spin` do to an event loop.

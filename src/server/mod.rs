@@ -6,6 +6,7 @@
 //! - [`connection`], [`table`], [`multiplexer`], [`reactor`] and [`event_loop`]: serve many connections step by step;
 //! - [`callbacks`]: the same, as callbacks of a [`PhasedLoop`](crate::phased_loop::PhasedLoop);
 //! - [`children`]: fork processes, stop and reap them; [`worker_pool`]: wait until they are ready, and supervise them;
+//! - [`threads`]: worker threads and their queue; [`poller`]: one epoll for the connections of several threads;
 //! - [`selector`]: programs in the kernel that choose among the sockets of a group;
 //! - [`channel`]: pass connections to another process; [`dispatch`]: accept for others, and who has how many;
 //!   [`policy`]: who is next;
@@ -42,17 +43,19 @@ pub mod member;
 pub mod moved_flags;
 pub mod multiplexer;
 pub mod policy;
+pub mod poller;
 pub mod reactor;
 pub mod relay;
 pub mod selector;
 pub mod table;
 pub mod termination;
+pub mod threads;
 pub mod waiting;
 pub mod worker;
 pub mod worker_pool;
 
 // What most servers need; what one architecture is about is imported from its module.
-pub use args::{ServerArgs, WorkersArgs};
+pub use args::{QueueArgs, ServerArgs, WorkersArgs};
 pub use event_loop::EventLoop;
 pub use listener::Listener;
 pub use worker::Worker;
@@ -60,7 +63,7 @@ pub use worker_pool::WorkerPool;
 
 pub use crate::failure::Failure;
 pub use crate::scoreboard::Scoreboard;
-pub use crate::sys::signal::{GRACE, is_stopping};
+pub use crate::sys::signal::{GRACE, has_given_up, is_stopping};
 
 /// Prints the line that everybody waits for, or in a cluster tells the master. Call it when every worker can take a
 /// connection.

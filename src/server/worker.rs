@@ -24,8 +24,9 @@ pub struct Worker {
     pub buffer: Vec<u8>,
     /// What it shows of itself, where the kernel or the parent chooses by that.
     pub heartbeat: Option<Heartbeat>,
-    /// Blocking work goes to helper threads.
-    pub has_helpers: bool,
+    /// Whether somebody else does work of this cost, so that this worker may serve others meanwhile. An event loop has a
+    /// timer for a wait.
+    pub is_free_during: fn(Cost) -> bool,
     work: Arc<Work>,
     random: fastrand::Rng,
 }
@@ -41,7 +42,7 @@ impl Worker {
             idle_timeout: args.idle_timeout,
             buffer: Vec::new(),
             heartbeat: None,
-            has_helpers: false,
+            is_free_during: |cost| matches!(cost, Cost::Wait(_)),
             work: Arc::new(args.work.clone()),
             // Another seed for every worker and every run: repeated runs show how much is chance.
             random: fastrand::Rng::with_seed(monotonic_ns() ^ u64::from(pid) << 32 ^ id as u64),
@@ -58,7 +59,7 @@ impl Worker {
             idle_timeout: self.idle_timeout,
             buffer: Vec::new(),
             heartbeat: None,
-            has_helpers: false,
+            is_free_during: self.is_free_during,
             work: self.work.clone(),
             random: self.random.fork(),
         }
@@ -81,11 +82,6 @@ impl Worker {
 
     pub fn draw_cost(&mut self) -> Cost {
         self.work.draw(&mut self.random)
-    }
-
-    /// An event loop may serve others while a request costs this.
-    pub fn is_free_during(&self, cost: Cost) -> bool {
-        matches!(cost, Cost::Wait(_)) || (self.has_helpers && matches!(cost, Cost::Block(_)))
     }
 
     pub fn count(&self, count: Count) {

@@ -31,6 +31,12 @@ impl Epoll {
         })
     }
 
+    /// Another descriptor of the same instance: one thread waits, and others register.
+    pub fn try_clone(&self) -> nix::Result<Epoll> {
+        let copy = self.instance.0.try_clone().map_err(|error| Errno::try_from(error).unwrap_or(Errno::EMFILE))?;
+        Ok(Epoll { instance: Instance(copy), events: vec![EpollEvent::empty(); self.events.len()] })
+    }
+
     pub fn add(&self, fd: impl AsFd, token: u64, interest: Interest) -> nix::Result<()> {
         self.instance.add(fd, EpollEvent::new(interest, token))
     }

@@ -3,9 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use acceptlab::lab::check::client::{GET, served};
+use acceptlab::lab::check::client::{ANSWER_TIMEOUT, Client, GET, served};
+use acceptlab::lab::check::server::STOP_WITHIN;
+use nix::sys::signal::Signal;
 
-use crate::support::{answer, ask_together, connect, held, start};
+use crate::support::{FOREVER, answer, ask_together, connect, held, raise_descriptor_limit, start};
+
+/// Servers whose threads serve a request, and not a connection to its end.
+const THREADS_FOR_REQUESTS: [&str; 1] = ["idle-busy"];
 
 #[test]
 fn one_slow_wait_request_does_not_hold_up_the_others_in_an_event_loop() {
@@ -75,5 +80,75 @@ fn every_connection_of_a_mixture_draws_its_own_cost() {
         let dear = (0..40).filter(is_dear).count();
         // Binomial(40, 1/2) leaves this range once in 100 million times.
         assert!((5..=35).contains(&dear), "{name}: {dear} of 40 requests took 20ms");
+    }
+}
+
+#[test]
+fn a_thousand_kept_connections_need_no_thread_each() {
+    raise_descriptor_limit();
+    for name in THREADS_FOR_REQUESTS {
+        let server = start(name, &["--workers", "8"]);
+        let mut clients = ask_together(&server, 1000);
+        clients.iter_mut().for_each(|client| drop(answer(client)));
+        for client in &mut clients {
+            held(client.send(GET));
+            answer(client);
+        }
+    }
+}
+
+/// The idle time-out is half a minute: who held the only thread for that long would be noticed.
+#[test]
+fn a_client_that_sends_half_a_request_or_does_not_read_holds_no_thread() {
+    for name in THREADS_FOR_REQUESTS {
+        let server = start(name, &["--workers", "1", "--body", "8000000"]);
+        let mut half = connect(&server);
+        held(half.send(&GET[..10]));
+        held(half.was_read());
+        let mut unread = connect(&server);
+        held(unread.send(GET));
+        held(unread.lets_answers_pile_up());
+        held(connect(&server).ask(GET));
+        held(half.send(&GET[10..]));
+        answer(&mut half);
+        assert_eq!(answer(&mut unread).body.len(), 8_000_000, "{name}");
+    }
+}
+
+#[test]
+fn a_full_queue_delays_requests_and_loses_none() {
+    for name in THREADS_FOR_REQUESTS {
+        let server = start(name, &["--workers", "2", "--queue", "1", "--work", "block:2ms"]);
+        let mut clients: Vec<Client> = ask_together(&server, 200);
+        clients.iter_mut().for_each(|client| drop(answer(client)));
+    }
+}
+
+/// One request is being worked on, one is in each queue, one waits for room in it, and the rest is in the sockets.
+#[test]
+fn sigterm_answers_what_is_in_every_stage() {
+    for name in THREADS_FOR_REQUESTS {
+        let mut server = start(name, &["--workers", "1", "--queue", "1", "--work", "block:100ms"]);
+        let mut clients = ask_together(&server, 8);
+        clients.iter_mut().for_each(|client| drop(answer(client)));
+        clients.iter_mut().for_each(|client| held(client.send(GET)));
+        server.signal(Signal::SIGTERM);
+        for client in &mut clients {
+            held(held(client.answer_within(FOREVER)).expect_connection("close"));
+            held(client.closes(ANSWER_TIMEOUT));
+        }
+        let workers = held(held(server.ended(STOP_WITHIN)).report()).workers;
+        assert_eq!((workers[0].accepted, workers[0].requests, workers[0].active), (8, 16, 0), "{name}");
+    }
+}
+
+#[test]
+fn sigterm_reaches_a_poller_that_waits_for_a_full_queue() {
+    for name in THREADS_FOR_REQUESTS {
+        let mut server = start(name, &["--workers", "1", "--queue", "1", "--work", "block:30s"]);
+        let clients = ask_together(&server, 6);
+        held(clients[0].was_read());
+        server.signal(Signal::SIGTERM);
+        held(held(server.ended(STOP_WITHIN)).report());
     }
 }

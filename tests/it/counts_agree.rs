@@ -22,11 +22,11 @@ fn both_sides_count_the_same(name: &str, server_flags: &[&str], flags: &[&str]) 
     let number = |id: &String| id.parse().expect("X-Worker is a number");
     let mut clients: BTreeMap<usize, (u64, u64)> =
         load.workers.iter().map(|(id, share)| (number(id), (share.connections, share.requests))).collect();
-    clients.retain(|_, (connections, _)| *connections > 0);
+    clients.retain(|_, (connections, requests)| *connections + *requests > 0);
     let report = held(server.stop());
     let mut servers: BTreeMap<usize, (u64, u64)> =
         report.workers.iter().map(|worker| (worker.id, (worker.accepted, worker.requests))).collect();
-    servers.retain(|_, (accepted, _)| *accepted > 0);
+    servers.retain(|_, (accepted, requests)| *accepted + *requests > 0);
     assert_eq!(clients, servers, "{name} {flags:?}");
     assert_eq!(clients.values().map(|(_, requests)| requests).sum::<u64>(), 2000, "{name} {flags:?}");
 }
@@ -55,6 +55,7 @@ the_clients_book_equals_the_servers_book! {
     the_clients_book_equals_that_of_threaded "threaded"
     the_clients_book_equals_that_of_prethreaded "prethreaded"
     the_clients_book_equals_that_of_thread_pool "thread-pool"
+    the_clients_book_equals_that_of_idle_busy "idle-busy"
     the_clients_book_equals_that_of_select_poll "select-poll"
     the_clients_book_equals_that_of_event_driven "event-driven"
     the_clients_book_equals_that_of_shared_accept "shared-accept"
@@ -127,7 +128,7 @@ fn a_master_that_accepts_counts_its_accepts_and_one_that_only_supervises_has_no_
         held(server.stop()).master.expect("there is one").accepts
     };
     assert_eq!(book_of("prefork"), None);
-    for name in ["master-dispatch", "proxy", "thread-pool"] {
+    for name in ["master-dispatch", "proxy", "thread-pool", "idle-busy"] {
         let book = book_of(name).unwrap_or_else(|| panic!("{name} has no book"));
         let AcceptCounts { accepted, wakeups, empty_wakeups, accept_eagain } = book;
         assert_eq!(accepted, 50, "{name}: {book:?}");

@@ -6,14 +6,17 @@ use acceptlab::lab::check::server::Program;
 
 use crate::support::{SERVERS, can_trace, held, load};
 
+/// Servers with a queue between threads.
+const HANDS_ON: [&str; 2] = ["thread-pool", "idle-busy"];
+
 /// Of a server's thousand requests over one connection strace(1) sees the calls for memory, for a lock that is contended
-/// and for a log. The pool's queue has a lock, and is what that architecture is about.
+/// and for a log. Where a request goes from thread to thread, a queue has a lock, and is what that architecture is about.
 #[test]
 fn between_accept_and_response_there_is_no_allocation_lock_or_log() {
     if !can_trace() {
         return;
     }
-    for server in SERVERS.iter().filter(|server| server.name != "thread-pool") {
+    for server in SERVERS.iter().filter(|server| !HANDS_ON.contains(&server.name)) {
         let log = std::env::temp_dir().join(format!("acceptlab-rule-5-{}-{}", server.name, std::process::id()));
         // As a detached grandchild: the server is our child, and has its signals.
         let strace = "strace -D -f -qq -e trace=brk,mmap,munmap,mremap,madvise,futex,write,openat -o";
