@@ -141,11 +141,31 @@ impl Connection {
     }
 
     pub fn finish_wait(&mut self, worker: &mut Worker, scratch: &mut SharedBuffers) -> Step {
+        self.answer_waiting(worker, scratch);
+        self.step(worker, scratch)
+    }
+
+    /// As [`Connection::finish_wait`], for a worker that answers and reads nothing.
+    pub fn finish_wait_and_send(&mut self, worker: &Worker, scratch: &mut SharedBuffers) -> Step {
+        self.answer_waiting(worker, scratch);
+        if self.flush(scratch).is_err() {
+            scratch.output.clear();
+            return Step::Close { lost: true };
+        }
+        match self.state {
+            _ if self.has_unsent() => Step::AwaitOutput,
+            ServingState::Closing => Step::Close { lost: false },
+            // They came with the request that was answered, and no report will tell of them.
+            _ if !self.left_over.is_empty() => Step::Yield,
+            _ => Step::AwaitInput,
+        }
+    }
+
+    fn answer_waiting(&mut self, worker: &Worker, scratch: &mut SharedBuffers) {
         if let ServingState::Waiting(request, _) = self.state {
             self.state = ServingState::Serving;
             self.answer(request, worker, scratch);
         }
-        self.step(worker, scratch)
     }
 
     /// Half a request and then silence: says so, and closes.

@@ -266,6 +266,13 @@ impl WaitingConnections {
         self.after(ready.open, step, worker)
     }
 
+    /// Answers a request whose work is done, and puts the connection back.
+    pub fn answer(&self, mut request: WaitingRequest, worker: &Worker, buffers: &mut SharedBuffers) {
+        request.open.count_for(worker);
+        let step = request.open.connection.finish_wait_and_send(worker, buffers);
+        self.after(request.open, step, worker);
+    }
+
     /// Where a connection belongs after a step.
     fn after(&self, mut open: OpenConnection, step: Step, worker: &Worker) -> Option<WaitingRequest> {
         let now_ns = monotonic_ns();

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use crate::support::{FOREVER, answer, ask_together, connect, held, raise_descriptor_limit, start};
 
 /// Servers whose threads serve a request, and not a connection to its end.
-const THREADS_FOR_REQUESTS: [&str; 1] = ["idle-busy"];
+const THREADS_FOR_REQUESTS: [&str; 2] = ["idle-busy", "half-sync"];
 
 #[test]
 fn one_slow_wait_request_does_not_hold_up_the_others_in_an_event_loop() {
