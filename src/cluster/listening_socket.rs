@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use serde_json::Value;
@@ -30,7 +30,7 @@ pub struct ListeningSocket {
     /// The message that each of its connections comes with, up to its number.
     pub connection_head: String,
     _file: Option<SocketFile>,
-    pub socket: Rc<OwnedFd>,
+    pub socket: Arc<OwnedFd>,
     /// With the port that the kernel chose.
     pub address: Address,
     pub data: Value,
@@ -39,7 +39,7 @@ pub struct ListeningSocket {
     /// Those that can be given a connection, in the order in which they became free.
     pub free: Vec<(UniqueId, usize)>,
     /// Accepted, and to be given again.
-    pub returned: VecDeque<Rc<OwnedFd>>,
+    pub returned: VecDeque<Arc<OwnedFd>>,
     pub is_ready: bool,
     /// Since when it has no member, and its connections wait for a successor.
     pub orphaned_ns: Option<u64>,
@@ -51,7 +51,7 @@ impl ListeningSocket {
     /// started with.
     pub fn bind(query: &Query, key: String, inherited: &mut Inherited) -> nix::Result<ListeningSocket> {
         let mut file = None;
-        let (socket, address): (Rc<OwnedFd>, Address) = match query.target()? {
+        let (socket, address): (Arc<OwnedFd>, Address) = match query.target()? {
             ListenTarget::Ip(candidates) => {
                 let mut bound = Err(Errno::EINVAL);
                 for address in candidates {
@@ -61,12 +61,12 @@ impl ListeningSocket {
                     }
                 }
                 let (socket, address) = bound?;
-                (Rc::new(socket), address)
+                (Arc::new(socket), address)
             }
             ListenTarget::Path(path) => {
                 let socket = bind_unix(&path, query).map_err(errno_of)?;
                 file = SocketFile::at(&path);
-                (Rc::new(socket), Address::Path(path))
+                (Arc::new(socket), Address::Path(path))
             }
             ListenTarget::Inherited(fd) => inherited.take(fd)?,
         };
@@ -192,13 +192,13 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 /// Sockets that we were started with, as systemd's socket activation does. They are kept: a program that has closed one
 /// may want it again, and it cannot be opened anew.
 #[derive(Default)]
-pub struct Inherited(BTreeMap<RawFd, Rc<OwnedFd>>);
+pub struct Inherited(BTreeMap<RawFd, Arc<OwnedFd>>);
 
 impl Inherited {
-    fn take(&mut self, number: RawFd) -> nix::Result<(Rc<OwnedFd>, Address)> {
+    fn take(&mut self, number: RawFd) -> nix::Result<(Arc<OwnedFd>, Address)> {
         let fd = match self.0.entry(number) {
-            Entry::Occupied(taken) => Rc::clone(taken.get()),
-            Entry::Vacant(place) => Rc::clone(place.insert(Rc::new(take_inherited(number)?))),
+            Entry::Occupied(taken) => Arc::clone(taken.get()),
+            Entry::Vacant(place) => Arc::clone(place.insert(Arc::new(take_inherited(number)?))),
         };
         let socket = SockRef::from(&fd);
         let prepare = || {
@@ -212,6 +212,6 @@ impl Inherited {
             ip.or_else(path).ok_or_else(|| std::io::Error::from(Errno::ENOTSUP))
         };
         let address = prepare().map_err(errno_of)?;
-        Ok((Rc::clone(&fd), address))
+        Ok((Arc::clone(&fd), address))
     }
 }

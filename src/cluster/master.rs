@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::mem;
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -41,7 +41,7 @@ pub enum MasterEvent {
     /// A worker has called `listen()`: [`Sockets::listen`] decides who accepts.
     Listen(UniqueId, Box<Query>),
     /// A connection of this socket, and at least one worker is free ([`Sockets::free`]) to [`Sockets::pass`] it to.
-    Connection(u64, Rc<OwnedFd>),
+    Connection(u64, Arc<OwnedFd>),
     /// For the first time all workers take connections.
     Ready(Address),
     /// A number has no worker that serves, or is about to: [`Master::restart`] it or [`Master::give_up`].

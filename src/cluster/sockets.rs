@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::mem;
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::sys::socket::SockFlag;
@@ -78,7 +78,7 @@ impl Sockets {
     }
 
     /// The next connection, of all sockets in turn: one that was given back, or one that the kernel has.
-    pub fn next_connection(&mut self, workers: &mut Workers) -> Result<Option<(u64, Rc<OwnedFd>)>, Failure> {
+    pub fn next_connection(&mut self, workers: &mut Workers) -> Result<Option<(u64, Arc<OwnedFd>)>, Failure> {
         if self.is_paused {
             return Ok(None);
         }
@@ -89,7 +89,7 @@ impl Sockets {
                 }
                 // What a worker gets is non-blocking: libuv expects that.
                 match accept_next(&*socket, SockFlag::SOCK_NONBLOCK) {
-                    Ok(connection) => return Ok(Some((token, Rc::new(connection)))),
+                    Ok(connection) => return Ok(Some((token, Arc::new(connection)))),
                     Err(errno) => match reason_to_pause(errno, true, |_| {})? {
                         None => socket.is_ready = false,
                         Some(reason) => {
@@ -106,7 +106,7 @@ impl Sockets {
     }
 
     /// Passes a connection to a worker, and keeps a copy until it is answered for.
-    pub fn pass(&mut self, socket: u64, connection: Rc<OwnedFd>, id: UniqueId, workers: &mut Workers) {
+    pub fn pass(&mut self, socket: u64, connection: Arc<OwnedFd>, id: UniqueId, workers: &mut Workers) {
         let seq = workers.next_seq();
         let Some(found) = self.sockets.get_mut(&socket) else { return };
         let worker =
@@ -115,7 +115,7 @@ impl Sockets {
             found.set_busy(id);
             return found.returned.push_back(connection);
         };
-        ipc.send_connection(&found.connection_head, seq, Rc::clone(&connection));
+        ipc.send_connection(&found.connection_head, seq, Arc::clone(&connection));
         unanswered.push(Unanswered { seq, socket, connection });
         if unanswered.len() >= self.most_unanswered {
             found.set_busy(id);
@@ -136,7 +136,7 @@ impl Sockets {
             }
             self.set_free(socket, id, workers);
             // Nothing waits for our copy to be closed: first the worker is to get its next connection.
-            self.passed.extend(Rc::try_unwrap(connection));
+            self.passed.extend(Arc::try_unwrap(connection));
         } else {
             // It has no room, or is about to leave: at once it would refuse again.
             self.give_back(socket, connection, workers);
@@ -179,7 +179,7 @@ impl Sockets {
                     }
                     AcceptingProcess::Worker => {
                         let reply = protocol::shared(query, &key, &socket.data, seq);
-                        ipc.send_handle(&reply, Rc::clone(&socket.socket), seq);
+                        ipc.send_handle(&reply, Arc::clone(&socket.socket), seq);
                     }
                 }
             }
@@ -319,7 +319,7 @@ impl Sockets {
         self.inherited = Inherited::default();
     }
 
-    fn give_back(&mut self, socket: u64, connection: Rc<OwnedFd>, workers: &mut Workers) {
+    fn give_back(&mut self, socket: u64, connection: Arc<OwnedFd>, workers: &mut Workers) {
         if let Some(found) = self.sockets.get_mut(&socket) {
             found.returned.push_back(connection);
             workers.counts.report.returned += 1;

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
@@ -86,7 +86,7 @@ pub struct WorkerProcess {
 pub struct Unanswered {
     pub seq: u64,
     pub socket: u64,
-    pub connection: Rc<OwnedFd>,
+    pub connection: Arc<OwnedFd>,
 }
 
 /// What the user can do about a program that could not be started.

@@ -17,7 +17,7 @@ use std::io::Write;
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use memchr::memchr;
 use nix::errno::Errno;
@@ -103,7 +103,7 @@ pub struct Ipc {
 #[derive(Default)]
 struct OutgoingMessage {
     line: Vec<u8>,
-    handle: Option<(Rc<OwnedFd>, u64)>,
+    handle: Option<(Arc<OwnedFd>, u64)>,
     /// It says what has become of a descriptor, and is not held back while ours are unacknowledged.
     is_acknowledgement: bool,
     /// It speaks of a descriptor that it does not have.
@@ -190,14 +190,14 @@ impl Ipc {
     }
 
     /// Sends a message with a copy of a stream socket, listening or connected. The tag names it to us.
-    pub fn send_handle(&mut self, message: &impl Serialize, handle: Rc<OwnedFd>, tag: u64) {
+    pub fn send_handle(&mut self, message: &impl Serialize, handle: Arc<OwnedFd>, tag: u64) {
         let message = WithHandle { cmd: "NODE_HANDLE", r#type: "net.Native", msg: message };
         self.post(&message, Some((handle, tag)));
     }
 
     /// Passes a connection of a handle, of which all that is the same each time has been written once
     /// ([`connection_head`]); the number is its tag.
-    pub fn send_connection(&mut self, head: &str, seq: u64, connection: Rc<OwnedFd>) {
+    pub fn send_connection(&mut self, head: &str, seq: u64, connection: Arc<OwnedFd>) {
         let mut line = self.empty_line();
         line.extend_from_slice(head.as_bytes());
         line.write_fmt(format_args!("{seq}}}}}\n")).expect("memory takes it");
@@ -294,7 +294,7 @@ impl Ipc {
         received
     }
 
-    fn post(&mut self, message: &impl Serialize, handle: Option<(Rc<OwnedFd>, u64)>) {
+    fn post(&mut self, message: &impl Serialize, handle: Option<(Arc<OwnedFd>, u64)>) {
         let mut line = self.empty_line();
         serde_json::to_writer(&mut line, message).expect("memory takes it, and its keys are strings");
         line.push(b'\n');

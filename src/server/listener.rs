@@ -1,8 +1,8 @@
 //! The listening socket: bind, listen with a backlog, accept.
 
-use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, Once};
 use std::rc::Rc;
 use std::sync::{Arc, Once};
 
@@ -11,7 +11,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::accept::{Acceptor, accept_next};
 use super::args::ServerArgs;
-use super::member::{Member, is_passed_connections};
+use super::member::{Member, is_passed_connections, lock};
 use crate::console;
 use crate::failure::Failure;
 use crate::machine::sysctl;
@@ -29,7 +29,7 @@ pub struct Listener {
 }
 
 struct Cluster {
-    member: Rc<RefCell<Member>>,
+    member: Arc<Mutex<Member>>,
     /// A copy of its descriptor: what a signal shuts.
     channel: OwnedFd,
 }
@@ -69,8 +69,8 @@ impl Listener {
         Ok(Listener { fd: socket, second: None, address, cluster: None })
     }
 
-    fn of_cluster(member: Rc<RefCell<Member>>) -> Result<Listener, Failure> {
-        let borrowed = member.borrow();
+    fn of_cluster(member: Arc<Mutex<Member>>) -> Result<Listener, Failure> {
+        let borrowed = lock(&member);
         let (wait, second) = borrowed.descriptors();
         let fd = copy(wait)?;
         let second = second.map(copy).transpose()?;
@@ -144,7 +144,7 @@ impl Listener {
     pub fn accept(&self) -> nix::Result<OwnedFd> {
         match &self.cluster {
             None => accept_next(&self.fd, SockFlag::empty()),
-            Some(cluster) => cluster.member.borrow_mut().accept_blocking(),
+            Some(cluster) => lock(&cluster.member).accept_blocking(),
         }
     }
 
@@ -152,14 +152,14 @@ impl Listener {
     pub fn accept_nonblocking(&self) -> nix::Result<OwnedFd> {
         match &self.cluster {
             None => accept_next(&self.fd, SockFlag::SOCK_NONBLOCK),
-            Some(cluster) => cluster.member.borrow_mut().accept(),
+            Some(cluster) => lock(&cluster.member).accept(),
         }
     }
 
     pub fn with_shared_socket<T>(&self, call: impl FnOnce(Option<BorrowedFd>) -> T) -> T {
         match &self.cluster {
             None => call(None),
-            Some(cluster) => call(cluster.member.borrow().shared_socket()),
+            Some(cluster) => call(lock(&cluster.member).shared_socket()),
         }
     }
 
@@ -177,7 +177,7 @@ impl AsFd for Listener {
 
 impl Acceptor for Listener {
     fn receive_messages(&self) {
-        self.cluster.iter().for_each(|cluster| cluster.member.borrow_mut().refuse());
+        self.cluster.iter().for_each(|cluster| lock(&cluster.member).refuse());
     }
 
     fn second_descriptor(&self) -> Option<BorrowedFd<'_>> {

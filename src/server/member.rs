@@ -12,8 +12,8 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -42,7 +42,7 @@ const SPARE: u64 = 4;
 
 thread_local! {
     /// The channel is the process's, and the thread that listens has it.
-    static MEMBER: RefCell<Option<Rc<RefCell<Member>>>> = const { RefCell::new(None) };
+    static MEMBER: RefCell<Option<Arc<Mutex<Member>>>> = const { RefCell::new(None) };
 }
 
 static IS_PASSED_CONNECTIONS: AtomicBool = AtomicBool::new(false);
@@ -71,7 +71,7 @@ pub struct Member {
 
 impl Member {
     /// Joins the cluster: asks for the socket to listen on, and waits for the answer.
-    pub fn join(membership: Membership, args: &ServerArgs) -> Result<Rc<RefCell<Member>>, Failure> {
+    pub fn join(membership: Membership, args: &ServerArgs) -> Result<Arc<Mutex<Member>>, Failure> {
         if MEMBER.with_borrow(Option::is_some) {
             let line = format!(
                 "bind {}: this is a worker of a cluster, which has one listener; give `cluster` a server that has one",
@@ -109,7 +109,7 @@ impl Member {
         // `counts`: in the master's scoreboard. Node's primary ignores it.
         member.send(json!({"act": "online", "counts": true}));
         member.ask(args)?;
-        let member = Rc::new(RefCell::new(member));
+        let member = Arc::new(Mutex::new(member));
         MEMBER.set(Some(member.clone()));
         Ok(member)
     }
@@ -339,11 +339,16 @@ fn address_type(ip: IpAddr) -> u8 {
     if ip.is_ipv4() { 4 } else { 6 }
 }
 
+/// Locked by whichever thread accepts.
+pub(super) fn lock(member: &Mutex<Member>) -> MutexGuard<'_, Member> {
+    member.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Tells the master that this worker takes connections. False: this process is not a worker.
 pub fn notify_listening(address: SocketAddr) -> bool {
     MEMBER.with_borrow(|member| {
         let Some(member) = member else { return false };
-        member.borrow_mut().send(json!({
+        lock(member).send(json!({
             "act": "listening", "address": address.ip().to_string(), "port": address.port(),
             "addressType": address_type(address.ip()), "fd": -1,
         }));
@@ -357,5 +362,5 @@ pub fn is_passed_connections() -> bool {
 }
 
 pub fn has_failed() -> bool {
-    MEMBER.with_borrow(|member| member.as_ref().is_some_and(|member| member.borrow().has_failed))
+    MEMBER.with_borrow(|member| member.as_ref().is_some_and(|member| lock(member).has_failed))
 }

@@ -10,7 +10,11 @@ use nix::sys::signal::Signal;
 use crate::support::{FOREVER, answer, ask_together, connect, held, raise_descriptor_limit, start};
 
 /// Servers whose threads serve a request, and not a connection to its end.
-const THREADS_FOR_REQUESTS: [&str; 2] = ["idle-busy", "half-sync"];
+const THREADS_FOR_REQUESTS: [&str; 3] = ["idle-busy", "half-sync", "leader-follower"];
+
+fn short_queue(name: &str) -> &'static [&'static str] {
+    if name == "leader-follower" { &[] } else { &["--queue", "1"] }
+}
 
 #[test]
 fn one_slow_wait_request_does_not_hold_up_the_others_in_an_event_loop() {
@@ -118,7 +122,7 @@ fn a_client_that_sends_half_a_request_or_does_not_read_holds_no_thread() {
 #[test]
 fn a_full_queue_delays_requests_and_loses_none() {
     for name in THREADS_FOR_REQUESTS {
-        let server = start(name, &["--workers", "2", "--queue", "1", "--work", "block:2ms"]);
+        let server = start(name, &[short_queue(name), &["--workers", "2", "--work", "block:2ms"]].concat());
         let mut clients: Vec<Client> = ask_together(&server, 200);
         clients.iter_mut().for_each(|client| drop(answer(client)));
     }
@@ -128,7 +132,7 @@ fn a_full_queue_delays_requests_and_loses_none() {
 #[test]
 fn sigterm_answers_what_is_in_every_stage() {
     for name in THREADS_FOR_REQUESTS {
-        let mut server = start(name, &["--workers", "1", "--queue", "1", "--work", "block:100ms"]);
+        let mut server = start(name, &[short_queue(name), &["--workers", "1", "--work", "block:100ms"]].concat());
         let mut clients = ask_together(&server, 8);
         clients.iter_mut().for_each(|client| drop(answer(client)));
         clients.iter_mut().for_each(|client| held(client.send(GET)));
@@ -145,7 +149,7 @@ fn sigterm_answers_what_is_in_every_stage() {
 #[test]
 fn sigterm_reaches_a_poller_that_waits_for_a_full_queue() {
     for name in THREADS_FOR_REQUESTS {
-        let mut server = start(name, &["--workers", "1", "--queue", "1", "--work", "block:30s"]);
+        let mut server = start(name, &[short_queue(name), &["--workers", "1", "--work", "block:30s"]].concat());
         let clients = ask_together(&server, 6);
         held(clients[0].was_read());
         server.signal(Signal::SIGTERM);

@@ -57,6 +57,7 @@ the_clients_book_equals_the_servers_book! {
     the_clients_book_equals_that_of_thread_pool "thread-pool"
     the_clients_book_equals_that_of_idle_busy "idle-busy"
     the_clients_book_equals_that_of_half_sync "half-sync"
+    the_clients_book_equals_that_of_leader_follower "leader-follower"
     the_clients_book_equals_that_of_select_poll "select-poll"
     the_clients_book_equals_that_of_event_driven "event-driven"
     the_clients_book_equals_that_of_shared_accept "shared-accept"

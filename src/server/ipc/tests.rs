@@ -126,7 +126,7 @@ fn a_connection_is_distinguished_from_other_descriptors_and_answered_in_one_mess
     let mut ends = Ends::new();
     let passed = |key: &str| {
         let mut master = Ends::new();
-        master.ipc.send_connection(&connection_head(key), 5, Rc::new(open()));
+        master.ipc.send_connection(&connection_head(key), 5, Arc::new(open()));
         let (line, handles) = master.sent();
         assert_eq!(handles, 1);
         line
@@ -170,7 +170,7 @@ fn a_ping_is_answered_by_the_library_of_the_other_end_and_holds_back_what_follow
 #[test]
 fn behind_a_descriptor_everything_waits_for_its_acknowledgement_but_an_acknowledgement() {
     let mut ends = Ends::new();
-    ends.ipc.send_handle(&json!(1), Rc::new(open()), 8);
+    ends.ipc.send_handle(&json!(1), Arc::new(open()), 8);
     ends.ipc.send(&json!("later"));
     let (line, handles) = ends.sent();
     assert!(line.contains("\"msg\":1") && !line.contains("later") && handles == 1, "{line}");
@@ -197,7 +197,7 @@ fn an_end_that_owes_an_acknowledgement_is_read_however_much_waits_behind_it() {
 #[test]
 fn a_descriptor_that_never_arrives_is_given_up_and_named() {
     let mut ends = Ends::new();
-    ends.ipc.send_handle(&json!(1), Rc::new(open()), 8);
+    ends.ipc.send_handle(&json!(1), Arc::new(open()), 8);
     for _ in 0..MOST_RETRANSMISSIONS {
         assert_eq!(ends.sent().1, 1);
         assert!(ends.receive(NACK, None).is_empty());
@@ -210,7 +210,7 @@ fn a_descriptor_that_never_arrives_is_given_up_and_named() {
 fn what_nothing_was_sent_of_can_be_recalled() {
     let mut ends = Ends::new();
     for tag in 1..=3 {
-        ends.ipc.send_handle(&json!(tag), Rc::new(open()), tag);
+        ends.ipc.send_handle(&json!(tag), Arc::new(open()), tag);
     }
     ends.ipc.send(&json!("other"));
     assert_eq!(ends.ipc.recall(), [2, 3]);
