@@ -100,11 +100,11 @@ pub fn serve(connection: OwnedFd, worker: &mut Worker) {
     worker.opened();
     // The worker's own buffer goes from connection to connection: taking one costs no allocation.
     let buffer = std::mem::take(&mut worker.buffer);
-    let mut conversation = Conversation { socket: &connection, reader: RequestReader::default(), buffer, filled: 0 };
-    if conversation.run(worker).is_err() {
+    let mut served = BlockingConnection { socket: &connection, reader: RequestReader::default(), buffer, filled: 0 };
+    if served.run(worker).is_err() {
         worker.count(Count::ClientErrors);
     }
-    worker.buffer = conversation.buffer;
+    worker.buffer = served.buffer;
     if is_passed_connections() {
         end(&connection);
     }
@@ -114,7 +114,7 @@ pub fn serve(connection: OwnedFd, worker: &mut Worker) {
 /// A connection whose client reset it, sent nonsense, or stopped in the middle.
 struct ConnectionLost;
 
-struct Conversation<'a> {
+struct BlockingConnection<'a> {
     socket: &'a OwnedFd,
     reader: RequestReader,
     /// The bytes not yet consumed are the first `filled` of it.
@@ -122,7 +122,7 @@ struct Conversation<'a> {
     filled: usize,
 }
 
-impl Conversation<'_> {
+impl BlockingConnection<'_> {
     fn run(&mut self, worker: &mut Worker) -> Result<(), ConnectionLost> {
         if self.buffer.is_empty() {
             self.buffer.resize(FIRST_BUFFER_BYTES, 0);

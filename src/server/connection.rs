@@ -1,4 +1,4 @@
-//! One non-blocking connection: a state machine that goes on as far as it can whenever its socket is ready.
+//! One non-blocking connection: it goes on with its [`Conversation`] as far as it can whenever its socket is ready.
 //!
 //! An idle connection owns no buffer. Bytes are received into the event loop's one buffer; only what is left over
 //! (half a request, an answer the socket would not take) is kept here until the next step.
@@ -10,18 +10,14 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 
+use super::conversation::{Conversation, GATHER_BYTES, ServingState};
 use super::worker::Worker;
-use crate::http::{CONTINUE, MAX_HEAD_BYTES, Next, Persistence, Request, RequestReader, Status};
-use crate::scoreboard::Count;
+use crate::http::MAX_HEAD_BYTES;
 use crate::sys::fd::until_uninterrupted;
-use crate::sys::signal::{has_given_up, is_leaving, is_stopping};
 use crate::work::Cost;
 
 /// Room for what one receive brings, after what may be left over from the one before.
 const BUFFER_BYTES: usize = 4 * MAX_HEAD_BYTES;
-
-/// Answers to pipelined requests are gathered up to here before they are sent.
-const GATHER_BYTES: usize = 64 * 1024;
 
 /// A client that sends without end gets this many receives, and then it is the others' turn.
 const RECEIVES_PER_STEP: usize = 16;
@@ -58,21 +54,10 @@ pub enum Step {
     Close { lost: bool },
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum ServingState {
-    Serving,
-    /// A request waits; the next one is not looked at before it is answered.
-    Waiting(Request, Cost),
-    Closing,
-    Refusing,
-    Lingering,
-}
-
 #[derive(Debug)]
 pub struct Connection {
     socket: OwnedFd,
-    state: ServingState,
-    reader: RequestReader,
+    conversation: Conversation,
     /// Received but not consumed.
     left_over: Vec<u8>,
     /// Answered but not sent.
@@ -88,8 +73,7 @@ impl Connection {
     pub fn new(socket: OwnedFd) -> Connection {
         Connection {
             socket,
-            state: ServingState::Serving,
-            reader: RequestReader::default(),
+            conversation: Conversation::default(),
             left_over: Vec::new(),
             unsent: Vec::new(),
             readable: true,
@@ -104,21 +88,21 @@ impl Connection {
     }
 
     pub fn is_waiting(&self) -> bool {
-        matches!(self.state, ServingState::Waiting(..))
+        matches!(self.conversation.state(), ServingState::Waiting(_))
     }
 
     pub fn is_lingering(&self) -> bool {
-        self.state == ServingState::Lingering
+        self.conversation.state() == ServingState::Lingering
     }
 
     pub fn is_between_requests(&self) -> bool {
-        self.state == ServingState::Serving && !self.has_unsent() && !self.has_half_a_request()
+        self.conversation.state() == ServingState::Serving && !self.has_unsent() && !self.has_half_a_request()
     }
 
     /// Part of a request has arrived, and it is the client's turn.
     pub fn has_half_a_request(&self) -> bool {
-        let has_part = !self.left_over.is_empty() || self.reader.is_inside_body();
-        self.state == ServingState::Serving && !self.has_unsent() && has_part
+        let has_part = !self.left_over.is_empty() || self.conversation.is_inside_body();
+        self.conversation.state() == ServingState::Serving && !self.has_unsent() && has_part
     }
 
     pub fn has_unsent(&self) -> bool {
@@ -141,18 +125,18 @@ impl Connection {
     }
 
     pub fn finish_wait(&mut self, worker: &mut Worker, scratch: &mut SharedBuffers) -> Step {
-        self.answer_waiting(worker, scratch);
+        self.conversation.finish_work(worker, &mut scratch.output);
         self.step(worker, scratch)
     }
 
     /// As [`Connection::finish_wait`], for a worker that answers and reads nothing.
     pub fn finish_wait_and_send(&mut self, worker: &Worker, scratch: &mut SharedBuffers) -> Step {
-        self.answer_waiting(worker, scratch);
+        self.conversation.finish_work(worker, &mut scratch.output);
         if self.flush(scratch).is_err() {
             scratch.output.clear();
             return Step::Close { lost: true };
         }
-        match self.state {
+        match self.conversation.state() {
             _ if self.has_unsent() => Step::AwaitOutput,
             ServingState::Closing => Step::Close { lost: false },
             // They came with the request that was answered, and no report will tell of them.
@@ -161,21 +145,14 @@ impl Connection {
         }
     }
 
-    fn answer_waiting(&mut self, worker: &Worker, scratch: &mut SharedBuffers) {
-        if let ServingState::Waiting(request, _) = self.state {
-            self.state = ServingState::Serving;
-            self.answer(request, worker, scratch);
-        }
-    }
-
     /// Half a request and then silence: says so, and closes.
     pub fn time_out(&mut self, worker: &mut Worker, scratch: &mut SharedBuffers) -> Step {
-        self.refuse(Status::RequestTimeout, worker, scratch);
+        self.conversation.time_out(worker, &mut scratch.output);
         self.step(worker, scratch)
     }
 
     fn step_or_lose(&mut self, worker: &mut Worker, scratch: &mut SharedBuffers) -> nix::Result<Step> {
-        match self.state {
+        match self.conversation.state() {
             ServingState::Lingering => return self.discard(scratch),
             // Answers come in the order of the requests, so what arrives now is for later. (While earlier answers
             // are unsent, the wait has not begun.)
@@ -196,7 +173,7 @@ impl Connection {
             }
             match receive(&self.socket, &mut scratch.input[filled..]) {
                 // Everything that came before the end of the stream has been answered.
-                Ok(0) => return Ok(Step::Close { lost: filled > 0 || self.reader.is_inside_body() }),
+                Ok(0) => return Ok(Step::Close { lost: filled > 0 || self.conversation.is_inside_body() }),
                 Ok(received) => {
                     filled += received;
                     // A short receive has emptied a stream socket (epoll(7), question 9), unless the end of the
@@ -220,72 +197,31 @@ impl Connection {
         scratch: &mut SharedBuffers,
     ) -> nix::Result<Option<Step>> {
         loop {
-            let needs_more = self.state == ServingState::Serving
-                && self.unsent.is_empty()
-                && self.gather_answers(filled, worker, scratch);
+            let mut needs_more = false;
+            if self.unsent.is_empty() {
+                let received = &scratch.input[..*filled];
+                let used = self.conversation.answer_requests(received, worker, &mut scratch.output);
+                needs_more = self.conversation.state() == ServingState::Serving && scratch.output.len() < GATHER_BYTES;
+                scratch.input.copy_within(used..*filled, 0);
+                *filled -= used;
+            }
             self.flush(scratch)?;
             if !self.unsent.is_empty() {
                 return Ok(Some(Step::AwaitOutput));
             }
-            match self.state {
+            match self.conversation.state() {
                 ServingState::Serving if needs_more => return Ok(None),
                 ServingState::Serving => {}
-                ServingState::Waiting(_, cost) => return Ok(Some(Step::AwaitWork(cost))),
+                ServingState::Waiting(cost) => return Ok(Some(Step::AwaitWork(cost))),
                 ServingState::Closing => return Ok(Some(Step::Close { lost: false })),
                 ServingState::Refusing | ServingState::Lingering => {
-                    self.state = ServingState::Lingering;
+                    self.conversation.linger();
                     // It fails only on a connection that is gone already.
                     let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Write);
                     return Ok(Some(Step::Linger));
                 }
             }
         }
-    }
-
-    /// Answers requests until the bytes, or the room for answers, run out or a request changes the state. True
-    /// when the bytes ran out.
-    fn gather_answers(&mut self, filled: &mut usize, worker: &mut Worker, scratch: &mut SharedBuffers) -> bool {
-        let mut at = 0;
-        let mut needs_more = false;
-        while self.state == ServingState::Serving && !needs_more && scratch.output.len() < GATHER_BYTES {
-            let (used, next) = self.reader.next(&scratch.input[at..*filled]);
-            at += used;
-            match next {
-                Next::More => needs_more = true,
-                Next::MoreAfterContinue => scratch.output.extend_from_slice(CONTINUE),
-                Next::Bad(status) => self.refuse(status, worker, scratch),
-                Next::Request(request) => {
-                    let cost = worker.draw_cost();
-                    if (worker.is_free_during)(cost) {
-                        self.state = ServingState::Waiting(request, cost);
-                    } else {
-                        // The others wait as well: this is what `block` and `spin` do to an event loop.
-                        cost.spend(has_given_up);
-                        self.answer(request, worker, scratch);
-                    }
-                }
-            }
-        }
-        scratch.input.copy_within(at..*filled, 0);
-        *filled -= at;
-        needs_more
-    }
-
-    fn answer(&mut self, mut request: Request, worker: &Worker, scratch: &mut SharedBuffers) {
-        if is_stopping() || is_leaving() {
-            request.persistence = Persistence::Close;
-        }
-        if request.persistence == Persistence::Close {
-            self.state = ServingState::Closing;
-        }
-        scratch.output.extend_from_slice(worker.responses.ok(request));
-        worker.count(Count::Requests);
-    }
-
-    fn refuse(&mut self, status: Status, worker: &Worker, scratch: &mut SharedBuffers) {
-        self.state = ServingState::Refusing;
-        scratch.output.extend_from_slice(&worker.responses.refusal(status));
-        worker.count(Count::Requests);
     }
 
     fn flush(&mut self, scratch: &mut SharedBuffers) -> nix::Result<()> {

@@ -3,8 +3,6 @@
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, Once};
-use std::rc::Rc;
-use std::sync::{Arc, Once};
 
 use nix::sys::socket::{Shutdown, SockFlag, shutdown};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};

@@ -3,7 +3,8 @@
 //! - [`args`]: the command line of every server; [`listener`]: the listening socket; [`accept`]: a failed accept;
 //! - [`worker`]: what one worker carries with it;
 //! - [`blocking`]: serve a connection and do nothing else meanwhile;
-//! - [`connection`], [`table`], [`multiplexer`], [`reactor`] and [`event_loop`]: serve many connections step by step;
+//! - [`conversation`]: requests in, answers out, without a socket; [`connection`], [`table`], [`multiplexer`],
+//!   [`reactor`] and [`event_loop`]: serve many connections step by step;
 //! - [`callbacks`]: the same, as callbacks of a [`PhasedLoop`](crate::phased_loop::PhasedLoop);
 //! - [`children`]: fork processes, stop and reap them; [`worker_pool`]: wait until they are ready, and supervise them;
 //! - [`threads`]: worker threads and their queue; [`poller`]: one epoll for the connections of several threads;
@@ -34,6 +35,7 @@ pub mod callbacks;
 pub mod channel;
 pub mod children;
 pub mod connection;
+pub mod conversation;
 pub mod dispatch;
 pub mod event_loop;
 pub mod ipc;
