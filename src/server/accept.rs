@@ -53,7 +53,7 @@ pub fn accept_next(listener: impl AsFd, flags: SockFlag) -> nix::Result<OwnedFd>
 
 /// The errors that accept(2) lists as those of a connection's network; ECONNABORTED, when the client has left; and
 /// EPERM and EACCES, when the rules of a firewall or of a security module are against it.
-fn is_about_one_connection(errno: Errno) -> bool {
+pub fn is_about_one_connection(errno: Errno) -> bool {
     use Errno::*;
     #[rustfmt::skip]
     let about_one = [

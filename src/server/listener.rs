@@ -107,9 +107,18 @@ impl Listener {
     /// Lets `accept` return EAGAIN instead of blocking. A property of the socket, not of our descriptor:
     /// processes that share the socket share it (open(2), O_NONBLOCK).
     pub fn nonblocking(self) -> Result<Listener, Failure> {
+        self.set_nonblocking(true)
+    }
+
+    /// The opposite of [`Listener::nonblocking`].
+    pub fn blocking(self) -> Result<Listener, Failure> {
+        self.set_nonblocking(false)
+    }
+
+    fn set_nonblocking(self, nonblocking: bool) -> Result<Listener, Failure> {
         if self.cluster.is_none() {
-            let tried = format_args!("make {} non-blocking", self.address);
-            SockRef::from(&self.fd).set_nonblocking(true).map_err(|error| Failure::new(tried, error))?;
+            let tried = format_args!("set the mode of {}", self.address);
+            SockRef::from(&self.fd).set_nonblocking(nonblocking).map_err(|error| Failure::new(tried, error))?;
         }
         Ok(self)
     }

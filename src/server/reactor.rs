@@ -25,7 +25,7 @@ const TERMINATION: u64 = u64::MAX - 1;
 /// The clock is read once per wait. The time from one wait to the next can be longer than this, when the worker blocks
 /// or does not get the CPU. Then a connection that was active in it counts as active until its end: otherwise a client
 /// would be closed too early.
-const LONG_ROUND_NS: u64 = 1_000_000;
+pub const LONG_ROUND_NS: u64 = 1_000_000;
 
 pub struct Reactor {
     pub worker: Worker,
@@ -35,7 +35,7 @@ pub struct Reactor {
     /// The sender of a passed connection keeps a copy of it until we have acknowledged it.
     pub sender_keeps_copies: bool,
     has_short_idle_timeout: bool,
-    table: ConnectionTable,
+    table: ConnectionTable<Connection>,
     scratch: SharedBuffers,
     timers: BinaryHeap<Reverse<(u64, SlotKey, Purpose)>>,
     reports: usize,

@@ -3,13 +3,12 @@
 //! All time-outs of a loop are equally long, so the list stays in order when a connection moves to its end whenever it
 //! does something: no heap, no timer per connection, no allocation.
 
-use super::connection::Connection;
 use crate::slots::{SlotKey, Slots};
 
 const NONE: SlotKey = u64::MAX;
 
-struct Entry {
-    connection: Connection,
+struct Entry<C> {
+    connection: C,
     last_active_ns: u64,
     /// The neighbours in the list.
     earlier: SlotKey,
@@ -18,37 +17,37 @@ struct Entry {
     is_watched: bool,
 }
 
-pub struct ConnectionTable {
-    entries: Slots<Entry>,
+pub struct ConnectionTable<C> {
+    entries: Slots<Entry<C>>,
     /// The connection that has been silent for longest, and the one that was active last.
     first: SlotKey,
     last: SlotKey,
 }
 
-impl Default for ConnectionTable {
-    fn default() -> ConnectionTable {
+impl<C> Default for ConnectionTable<C> {
+    fn default() -> ConnectionTable<C> {
         ConnectionTable { entries: Slots::default(), first: NONE, last: NONE }
     }
 }
 
-impl ConnectionTable {
+impl<C> ConnectionTable<C> {
     pub fn count(&self) -> usize {
         self.entries.count()
     }
 
-    pub fn insert(&mut self, connection: Connection, now_ns: u64) -> SlotKey {
+    pub fn insert(&mut self, connection: C, now_ns: u64) -> SlotKey {
         let entry = Entry { connection, last_active_ns: now_ns, earlier: NONE, later: NONE, is_watched: false };
         let key = self.entries.insert(entry);
         self.append(key);
         key
     }
 
-    pub fn remove(&mut self, key: SlotKey) -> Option<Connection> {
+    pub fn remove(&mut self, key: SlotKey) -> Option<C> {
         self.unlink(key);
         self.entries.remove(key).map(|entry| entry.connection)
     }
 
-    pub fn get_mut(&mut self, key: SlotKey) -> Option<&mut Connection> {
+    pub fn get_mut(&mut self, key: SlotKey) -> Option<&mut C> {
         self.entries.get_mut(key).map(|entry| &mut entry.connection)
     }
 
@@ -117,16 +116,11 @@ impl ConnectionTable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::OwnedFd;
-
-    fn connection() -> Connection {
-        Connection::new(OwnedFd::from(std::fs::File::open("/dev/null").unwrap()))
-    }
 
     #[test]
     fn the_longest_idle_connection_is_at_the_front() {
         let mut table = ConnectionTable::default();
-        let keys: Vec<_> = (0..4).map(|now_ns| table.insert(connection(), now_ns)).collect();
+        let keys: Vec<_> = (0..4).map(|now_ns| table.insert('c', now_ns)).collect();
         assert_eq!(table.longest_idle(), Some((keys[0], 0)));
         table.touch(keys[0], 10);
         table.touch(keys[2], 11);

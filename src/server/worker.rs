@@ -84,6 +84,11 @@ impl Worker {
         self.work.draw(&mut self.random)
     }
 
+    /// Requests cost more than their answers.
+    pub fn has_work(&self) -> bool {
+        self.work.mean_s() > 0.0
+    }
+
     pub fn count(&self, count: Count) {
         self.row.add(count, 1);
     }

@@ -1,4 +1,4 @@
-//! io_uring(7): one thread's ring with the few operations a client needs. Requests are queued in memory and go to the
+//! io_uring(7): one thread's ring with the few operations that a client or a server needs. Requests are queued in memory and go to the
 //! kernel all together with the next wait; what became of them comes back as completions.
 //!
 //! A ring of this kind belongs to one thread (SINGLE_ISSUER), and the kernel does its part only while this thread
@@ -8,7 +8,7 @@
 use std::io;
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
@@ -18,13 +18,23 @@ use io_uring::types::{BufRingEntry, CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode};
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use nix::sys::socket::Shutdown;
 
 use super::errno_of;
+use crate::slots::Slots;
 
 /// Requests that may be queued before the kernel has to take them.
 const QUEUED: u32 = 512;
 /// The only group of buffers.
 const GROUP: u16 = 0;
+
+/// The token of completions that bring a connection: see [`Uring::take_accepted`].
+pub const ACCEPTED: u64 = u64::MAX;
+/// The token of a connection that could not be passed, less its descriptor.
+const NOT_PASSED: u64 = ACCEPTED - 1;
+const MOST_DESCRIPTORS: u64 = 1 << 30;
+/// The token of a completion has this bit when it is about [`Uring::send_owned`]; others of a ring that uses it do not.
+pub const SENT: u64 = 1 << 63;
 
 #[derive(Debug, Clone, Copy)]
 pub struct Completion {
@@ -39,6 +49,12 @@ pub struct Uring {
     ring: IoUring,
     buffers: Buffers,
     messages: Vec<Box<[u8]>>,
+    /// What is being sent, and the token of the request.
+    outgoing: Slots<(u64, Vec<u8>)>,
+    /// What has been sent last, until it is taken.
+    sent: Vec<u8>,
+    /// The connection that the last completion has brought, until it is taken.
+    accepted: Option<OwnedFd>,
     /// A completion that was looked at before its turn.
     ahead: Option<cqueue::Entry>,
     /// The buffer of the last completion and its filled part.
@@ -63,7 +79,8 @@ impl Uring {
         // until `Drop`, which unmaps it only when no request is left that could take a buffer.
         unsafe { ring.submitter().register_buf_ring_with_flags(buffers.address(), buffers.count, GROUP, 0) }
             .map_err(errno_of)?;
-        Ok(Uring { ring, buffers, messages, ahead: None, held: None, submissions: 0 })
+        let (outgoing, sent) = (Slots::default(), Vec::new());
+        Ok(Uring { ring, buffers, messages, outgoing, sent, accepted: None, ahead: None, held: None, submissions: 0 })
     }
 
     /// Whether this kernel gives us such a ring. One that does (DEFER_TASKRUN, Linux 6.1) has multishot receive and
@@ -79,6 +96,65 @@ impl Uring {
     pub fn receive(&mut self, socket: impl AsFd, token: u64) {
         let entry = opcode::RecvMulti::new(Fd(socket.as_fd().as_raw_fd()), GROUP).build();
         self.push(entry.user_data(token));
+    }
+
+    /// Receives once.
+    pub fn receive_once(&mut self, socket: impl AsFd, token: u64) {
+        let entry = opcode::Recv::new(Fd(socket.as_fd().as_raw_fd()), std::ptr::null_mut(), 0).buf_group(GROUP);
+        self.push(entry.build().flags(Flags::BUFFER_SELECT).user_data(token));
+    }
+
+    /// Accepts, again and again: until a completion with the token [`ACCEPTED`] has no `more`. The listening socket must
+    /// be in blocking mode, otherwise an empty queue is an error.
+    pub fn accept(&mut self, listener: impl AsFd) {
+        let entry = opcode::AcceptMulti::new(Fd(listener.as_fd().as_raw_fd())).flags(libc::SOCK_CLOEXEC);
+        self.push(entry.build().user_data(ACCEPTED));
+    }
+
+    /// Accepts no more; what has been accepted is still reported.
+    pub fn stop_accepting(&mut self, of_this: u64) {
+        self.cancel(ACCEPTED, of_this);
+    }
+
+    /// The connection of the last completion, when its token is [`ACCEPTED`] and its result none of an error.
+    pub fn take_accepted(&mut self) -> Option<OwnedFd> {
+        self.accepted.take()
+    }
+
+    /// Gives a connection to the thread of another ring in this process, where it is reported like an accepted one. When
+    /// that fails, this ring reports an error, and [`Uring::take_accepted`] has the connection back.
+    pub fn pass(&mut self, ring: BorrowedFd, connection: OwnedFd) {
+        let descriptor = connection.into_raw_fd();
+        let entry = opcode::MsgRingData::new(Fd(ring.as_raw_fd()), descriptor, ACCEPTED, None);
+        self.push(entry.build().flags(Flags::SKIP_SUCCESS).user_data(NOT_PASSED - descriptor as u64));
+    }
+
+    /// Sends these bytes, all of them. The ring keeps them until it reports what became of them, with the token
+    /// `SENT | token`; then [`Uring::take_sent`] has them back.
+    pub fn send_owned(&mut self, socket: impl AsFd, bytes: Vec<u8>, token: u64) {
+        let (start, length) = (bytes.as_ptr(), bytes.len() as u32);
+        let key = self.outgoing.insert((token, bytes));
+        let entry = opcode::Send::new(Fd(socket.as_fd().as_raw_fd()), start, length);
+        let entry = entry.flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL).build();
+        self.push(entry.user_data(SENT | key));
+    }
+
+    /// What the last completion says has been sent.
+    pub fn take_sent(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.sent)
+    }
+
+    /// Ends a connection as shutdown(2) does, in its turn after what was queued before.
+    pub fn shutdown(&mut self, socket: impl AsFd, how: Shutdown, token: u64) {
+        let how = if how == Shutdown::Write { libc::SHUT_WR } else { libc::SHUT_RDWR };
+        let entry = opcode::Shutdown::new(Fd(socket.as_fd().as_raw_fd()), how).build();
+        self.push(entry.flags(Flags::SKIP_SUCCESS).user_data(token));
+    }
+
+    /// Closes a descriptor, in its turn.
+    pub fn close(&mut self, descriptor: OwnedFd, token: u64) {
+        let entry = opcode::Close::new(Fd(descriptor.into_raw_fd())).build();
+        self.push(entry.flags(Flags::SKIP_SUCCESS).user_data(token));
     }
 
     /// Reports once that one of `events` (poll(2)) is there.
@@ -156,10 +232,29 @@ impl Uring {
             self.buffers.give_back(buffer);
         }
         let entry = self.ahead.take().or_else(|| self.ring.completion().next())?;
-        let completion = read(&entry);
+        let mut completion = read(&entry);
+        if completion.token & SENT != 0 {
+            self.take_back(&mut completion);
+        }
         self.held =
             cqueue::buffer_select(entry.flags()).map(|buffer| (buffer, completion.result.unwrap_or(0) as usize));
         Some(completion)
+    }
+
+    /// What a request has held, or has brought, is ours again.
+    fn take_back(&mut self, completion: &mut Completion) {
+        let descriptor = match completion.result {
+            Ok(accepted) if completion.token == ACCEPTED => Some(accepted as i32),
+            Err(_) if completion.token > NOT_PASSED - MOST_DESCRIPTORS && completion.token <= NOT_PASSED => {
+                Some((NOT_PASSED - completion.token) as i32)
+            }
+            _ => None,
+        };
+        // SAFETY: the kernel has opened it for this completion, or a `pass` has given it up: nobody else owns it.
+        self.accepted = descriptor.map(|descriptor| unsafe { OwnedFd::from_raw_fd(descriptor) });
+        if let Some((token, bytes)) = self.outgoing.remove(completion.token & !SENT) {
+            (completion.token, self.sent) = (SENT | token, bytes);
+        }
     }
 
     /// The completion behind the last one; it keeps its turn.
@@ -176,13 +271,21 @@ impl Uring {
 
     fn push(&mut self, entry: Entry) {
         loop {
-            // SAFETY: the only pointer in an entry of ours is into a message (`send`). Messages are never changed, and
+            // SAFETY: the only pointers in entries of ours are into a message (`send`) and into outgoing bytes. Messages are
+            // never changed; outgoing bytes leave their slot when the kernel has reported that it has sent them; both are
             // dropped only when no request is left (`Drop`). Descriptors need not be valid: EBADF.
             if unsafe { self.ring.submission().push(&entry) }.is_ok() {
                 return;
             }
             self.submit();
         }
+    }
+}
+
+impl AsFd for Uring {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the ring's descriptor is open as long as the ring.
+        unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }
     }
 }
 
@@ -196,6 +299,7 @@ impl Drop for Uring {
         if !is_quiet {
             // Better lost than written to by the kernel when somebody else has it.
             std::mem::forget(std::mem::take(&mut self.messages));
+            std::mem::forget(std::mem::take(&mut self.outgoing));
             self.buffers.is_lost = true;
         }
     }
