@@ -229,15 +229,15 @@ impl<A: Acceptor> Poller<A> {
 
     fn watch_acceptor(&mut self) -> Result<(), Failure> {
         self.is_watching = true;
-        let descriptors = std::iter::once(self.acceptor.as_fd()).chain(self.acceptor.second_descriptor());
-        let added = descriptors.map(|fd| self.epoll.add(fd, ACCEPTOR, Interest::EPOLLIN)).collect::<nix::Result<()>>();
+        let mut descriptors = std::iter::once(self.acceptor.as_fd()).chain(self.acceptor.second_descriptor());
+        let added = descriptors.try_for_each(|fd| self.epoll.add(fd, ACCEPTOR, Interest::EPOLLIN));
         added.map_err(|errno| Failure::new("watch the acceptor", errno))
     }
 
     fn stop_watching(&mut self) -> Result<(), Failure> {
         self.is_watching = false;
-        let descriptors = std::iter::once(self.acceptor.as_fd()).chain(self.acceptor.second_descriptor());
-        let deleted = descriptors.map(|fd| self.epoll.delete(fd)).collect::<nix::Result<()>>();
+        let mut descriptors = std::iter::once(self.acceptor.as_fd()).chain(self.acceptor.second_descriptor());
+        let deleted = descriptors.try_for_each(|fd| self.epoll.delete(fd));
         deleted.map_err(|errno| Failure::new("stop watching the acceptor", errno))
     }
 }
