@@ -464,7 +464,7 @@ fn a_file_that_is_no_scenario_is_refused_with_the_place_and_what_to_do() {
         ("", "scenario FILE: EOF while parsing a value at line 1 column 0"),
         (
             r#"{"steps": [{"tmer": {"id": "t"}}]}"#,
-            "scenario FILE: unknown variant `tmer`, expected one of `timer`, `immed",
+            "scenario FILE: unknown variant `tmer`, expected one of `timer`, `timers`, `immed",
         ),
         (
             r#"{"steps": [{"immediate": {"id": "i", "thn": []}}]}"#,

@@ -1,6 +1,5 @@
 //! An application whose processes share its ports: one `cluster`, which starts, restarts and replaces the workers. Here
-//! is what it has more than another process: it is asked over its control socket, says what happens to its workers, and
-//! they are looked up.
+//! is how it is started, asked over its control socket, and where it says what happens to its workers.
 
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -13,26 +12,22 @@ use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::super::config::AppConfig;
 use super::super::fork_mode::open_fifo;
 use super::super::home::PmHome;
 use super::super::json_lines::JsonLines;
-use super::super::restarts::{MADE_UP_AFTER, RestartBudget};
-use super::process::ManagedProcess;
-use super::{PmSource, Shared};
+use super::super::restarts::MADE_UP_AFTER;
 use crate::console::write_within;
-use crate::control_socket::connect_without_waiting;
 use crate::failure::Failure;
-use crate::sys::epoll::Interest;
 use crate::sys::procfs::{self, Stat};
 
 /// The most processes that `pm scale` may ask for.
 pub const MOST_WORKERS: usize = 256;
 
 /// Where the `cluster` of this application is asked. A folder of its own: a master locks the folder while it starts.
-fn control_socket(home: &PmHome, id: u32) -> PathBuf {
+pub fn control_socket(home: &PmHome, id: u32) -> PathBuf {
     home.folder().join("masters").join(id.to_string()).join("control.sock")
 }
 
@@ -85,15 +80,15 @@ pub fn command(
 
 /// A request to a `cluster`, and its answer.
 pub struct ClusterCall {
-    lines: JsonLines<UnixStream>,
-    unsent: Vec<u8>,
+    pub lines: JsonLines<UnixStream>,
+    pub unsent: Vec<u8>,
     /// What has happened when it is done.
-    event: &'static str,
+    pub event: &'static str,
 }
 
 impl ClusterCall {
     /// Sends what there is room for, and reads what has come. The outcome: the event's name, or why it was refused.
-    fn go_on(&mut self) -> Option<Result<&'static str, String>> {
+    pub fn go_on(&mut self) -> Option<Result<&'static str, String>> {
         // A cluster that refuses us at once has closed its end already, and its answer is there.
         let _ = write_within(&self.lines.source, &mut self.unsent, Duration::ZERO);
         let (lines, has_ended): (Vec<Value>, bool) = self.lines.read();
@@ -108,17 +103,17 @@ impl ClusterCall {
 
 /// What has happened to a worker, as its `cluster` says it (`--events`).
 #[derive(Deserialize)]
-struct WorkerEvent {
-    event: String,
+pub struct WorkerEvent {
+    pub event: String,
     /// Its number.
-    worker: usize,
-    pid: i32,
+    pub worker: usize,
+    pub pid: i32,
     /// It was asked to end.
     #[serde(default)]
-    expected: bool,
+    pub expected: bool,
     /// It has ended.
     #[serde(default)]
-    how: String,
+    pub how: String,
 }
 
 /// Where a `cluster` says what happens to its workers: a FIFO, which outlives the daemon.
@@ -139,85 +134,4 @@ pub fn workers(master: i32) -> BTreeMap<usize, Stat> {
         }
     }
     workers
-}
-
-impl ManagedProcess {
-    /// Replaces the workers of a cluster one by one, each when its successor listens; anything else is restarted.
-    pub fn reload(&mut self, shared: &mut Shared) {
-        self.saved.budget = RestartBudget::default();
-        self.reload_unasked(shared);
-    }
-
-    pub(super) fn reload_unasked(&mut self, shared: &mut Shared) {
-        if !self.is_cluster() || self.running.is_none() || self.saved.after_stop.is_some() {
-            return self.restart_unasked(shared);
-        }
-        self.count_restart();
-        let environment = self.environment(&shared.home);
-        self.call(shared, "reloaded", &json!({"do": "reload", "environment": environment}));
-        // A new configuration has taken away what the old one watched.
-        self.begin_watching(shared);
-        shared.report(self, "reload");
-    }
-
-    /// Asks its cluster. When that has done it, this event has happened.
-    pub(super) fn call(&mut self, shared: &mut Shared, event: &'static str, request: &Value) {
-        let id = self.id();
-        let interest = Interest::EPOLLIN | Interest::EPOLLOUT | Interest::EPOLLET;
-        let call = || {
-            let lines = JsonLines::new(connect_without_waiting(&control_socket(&shared.home, id))?);
-            shared.epoll.add(&lines.source, PmSource::Call.token(id), interest)?;
-            Ok(ClusterCall { lines, unsent: format!("{request}\n").into_bytes(), event })
-        };
-        let call = call().map_err(|error: io::Error| Failure::new("ask its cluster", error).to_string());
-        shared.has_changed = true;
-        match call {
-            Ok(call) => (self.call, self.refusal) = (Some(call), None),
-            Err(why) => self.refusal = Some(why),
-        }
-    }
-
-    pub(super) fn call_ready(&mut self, shared: &mut Shared) {
-        let Some(outcome) = self.call.as_mut().and_then(ClusterCall::go_on) else { return };
-        self.call = None;
-        match outcome {
-            Ok(event) => {
-                self.saved.reason = None;
-                shared.report(self, event);
-            }
-            Err(why) => {
-                self.refusal = Some(why);
-                shared.report(self, "refused");
-            }
-        }
-    }
-
-    /// What its cluster says of the workers: one that ends unasked is a restart.
-    pub(super) fn workers_ready(&mut self, shared: &mut Shared) {
-        let Some(events) = &mut self.worker_events else { return };
-        let (events, _): (Vec<WorkerEvent>, bool) = events.read();
-        for WorkerEvent { event, worker, pid, expected, how } in events {
-            let Some(record) = self.saved.workers.get_mut(worker) else { continue };
-            let id = record.id;
-            let (event, reason) = match event.as_str() {
-                // To listen is not to be ready.
-                "listening" if self.app.config.wait_ready => continue,
-                "listening" | "ready" | "not-listening" => {
-                    self.online_workers.insert(worker);
-                    ("online", None)
-                }
-                "exit" if !expected => {
-                    record.restarts += 1;
-                    self.saved.reason = Some(format!("worker {worker} {how}"));
-                    ("exit", Some(how))
-                }
-                _ => continue,
-            };
-            shared.has_changed = true;
-            shared.publish(event, self.name(), id, pid, reason.as_deref());
-            if self.online_workers.len() >= self.app.config.instances {
-                self.note_ready(shared);
-            }
-        }
-    }
 }

@@ -5,12 +5,14 @@
 //! - here: which processes there are, and what they share;
 //! - [`applications`]: an application is brought to its configuration, saved, adopted;
 //! - [`lifecycle`]: one process starts, is ready, is asked to end, has ended;
-//! - [`process`]: one process as the daemon keeps it; [`cluster_mode`]: what a cluster has more, which has workers;
+//! - [`process`]: one process as the daemon keeps it; [`cluster_mode`]: how a cluster is started, asked and heard;
+//! - [`clusters`]: it is asked, and says what happens to its workers;
 //! - [`due`]: what is done because of a time, a file, or memory;
 //! - [`token`]: what epoll reports.
 
 mod applications;
 mod cluster_mode;
+mod clusters;
 mod due;
 mod lifecycle;
 mod process;
