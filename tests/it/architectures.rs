@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use crate::support::{FOREVER, answer, ask_together, connect, held, raise_descriptor_limit, start};
 
 /// Servers whose threads serve a request, and not a connection to its end.
-const THREADS_FOR_REQUESTS: [&str; 3] = ["idle-busy", "half-sync", "leader-follower"];
+pub const THREADS_FOR_REQUESTS: [&str; 3] = ["idle-busy", "half-sync", "leader-follower"];
 
 fn short_queue(name: &str) -> &'static [&'static str] {
     if name == "leader-follower" { &[] } else { &["--queue", "1"] }

@@ -4,7 +4,8 @@
 use std::time::{Duration, Instant};
 
 use super::{bar, judged};
-use crate::support::{SERVERS, answer, ask_together, start};
+use crate::architectures::THREADS_FOR_REQUESTS;
+use crate::support::{Kind, SERVERS, answer, ask_together, start};
 
 const HALF_A_SECOND: Duration = Duration::from_millis(500);
 /// Side by side the work takes half a second, one after another a second or more: the bar is at one second. Half of
@@ -67,9 +68,9 @@ fn slow_requests_occupy_half_of_the_helpers() {
 
 #[test]
 fn wait_work_holds_up_nobody_in_an_event_loop() {
-    // Here a request that waits keeps its thread.
-    let of_threads = ["idle-busy", "half-sync", "leader-follower"];
-    for server in SERVERS.iter().filter(|server| server.is_event_loop && !of_threads.contains(&server.name)) {
+    // Where a thread serves a request, one that waits keeps its thread.
+    let is_event_loop = |server: &&Kind| server.is_event_loop && !THREADS_FOR_REQUESTS.contains(&server.name);
+    for server in SERVERS.iter().filter(is_event_loop) {
         side_by_side(server.name, &["--work", "wait:500ms"], 20);
     }
 }
