@@ -309,8 +309,9 @@ impl WaitingConnections {
 
     fn put_back(&self, mut open: OpenConnection, interest: Interest, due_ns: u64) {
         let mut waiting = self.waiting();
-        let awaits_request = !open.connection.has_unsent() && !open.connection.is_lingering();
-        if waiting.is_ending && awaits_request && !interest.contains(Interest::EPOLLOUT) {
+        let is_owed = interest.contains(Interest::EPOLLOUT) || open.connection.has_unsent();
+        // The next request may have come since the answer, which did not say that it was the last one.
+        if waiting.is_ending && !is_owed && !open.connection.is_lingering() && !open.connection.is_ready() {
             let lost = open.connection.has_half_a_request();
             return open.close(lost);
         }
@@ -365,7 +366,8 @@ impl WaitingConnections {
         None
     }
 
-    /// From now on nothing waits here for a request. Returns the connections that did, to be served once more.
+    /// From now on nothing waits here for a request that has not come. Returns the connections that did, to be served
+    /// once more.
     fn end(&self) -> Vec<ReadyConnection> {
         let mut waiting = self.waiting();
         waiting.is_ending = true;
@@ -436,6 +438,7 @@ impl Drop for OpenConnection {
 #[cfg(test)]
 mod tests {
     use std::net::{TcpListener, TcpStream};
+    use std::os::unix::net::UnixStream;
 
     use super::*;
 
@@ -459,8 +462,23 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_put_back_after_the_end_is_served_when_it_has_a_request_and_closed_when_not() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut poller = Poller::new(listener, Duration::from_secs(30)).unwrap();
+        let (asking, silent) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
+        poller.connections.add(asking.1.into());
+        poller.connections.add(silent.1.into());
+        let taken = poller.connections.end();
+        std::io::Write::write_all(&mut &asking.0, b"GET").unwrap();
+        taken.into_iter().for_each(|ready| poller.connections.put_back(ready.open, Interest::EPOLLIN, u64::MAX));
+        assert_eq!(poller.connections.open(), 1);
+        assert!(matches!(poller.next_event(), Ok(Some(Event::Ready(_)))));
+        assert_eq!(std::io::Read::read(&mut &silent.0, &mut [0; 1]).unwrap(), 0);
+    }
+
+    #[test]
     fn a_connection_of_a_thread_that_panics_is_closed_and_no_longer_counted() {
-        let (client, socket) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (client, socket) = UnixStream::pair().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let poller = Poller::new(listener, Duration::from_secs(30)).unwrap();
         poller.connections.add(socket.into());
