@@ -1,7 +1,8 @@
 //! What a master does with the signals of supervisors and people, and what two masters with one path do to each other.
 
 use std::fs;
-use std::process::Command;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{Command, Stdio};
 
 use acceptlab::lab::check::client::{GET, served_within};
 use acceptlab::lab::check::server::{STOP_WITHIN, Server};
@@ -136,28 +137,34 @@ fn one_of_several_masters_that_start_at_once_takes_a_stale_path() {
     let scratch = Scratch::new("race");
     let socket = scratch.path("c");
     for _ in 0..5 {
-        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
-        let clusters: Vec<_> = (0..4)
+        drop(UnixListener::bind(&socket).unwrap());
+        // What another test forks meanwhile has our listener open until it execs, and a master would find it alive.
+        let is_stale = poll_until(FOREVER, || UnixStream::connect(&socket).is_err().then_some(()));
+        assert!(is_stale.is_some());
+        let mut clusters: Vec<_> = (0..4)
             .map(|_| {
                 let mut command = Command::new(CLUSTER);
-                command.args(["--control", &socket, "--workers", "1", "--", "sleep", "60"]);
-                command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().unwrap()
+                command.args(["--control", &socket, "--workers", "1", "--", PROGRAM, "--listen", "127.0.0.1:0"]);
+                command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
             })
             .collect();
-        let mut clusters = clusters;
         let three_ended = poll_until(FOREVER, || {
             let ended = clusters.iter_mut().filter_map(|child| child.try_wait().unwrap()).count();
-            (ended == 3).then_some(())
+            (ended >= 3).then_some(())
         });
         // The others give up as soon as one looks at the path; it may not listen yet.
-        let stopped = poll_until(FOREVER, || ctl(&socket, "stop").then_some(())).is_some();
-        for child in &mut clusters {
-            if three_ended.is_none() || !stopped {
-                let _ = child.kill();
-            }
-            let _ = child.wait();
-        }
-        assert!(three_ended.is_some() && stopped);
+        let stopped = poll_until(FOREVER, || ctl(&socket, "stop").then_some(()));
+        let outcomes: Vec<_> = clusters
+            .into_iter()
+            .map(|mut child| {
+                if three_ended.is_none() || stopped.is_none() {
+                    let _ = child.kill();
+                }
+                let output = child.wait_with_output().unwrap();
+                (output.status, String::from_utf8_lossy(&output.stderr).into_owned())
+            })
+            .collect();
+        assert!(three_ended.is_some() && stopped.is_some(), "{outcomes:#?}");
     }
 }
 
