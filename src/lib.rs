@@ -6,6 +6,7 @@
 //! - [`http`] and [`work`]: what one request is, and what it costs;
 //! - [`server`]: listener, blocking handler, non-blocking connection, event loop, forking; passing connections and
 //!   relaying bytes, choosing among sockets, locks, being told to stop;
+//! - [`uring`]: an event loop over io_uring(7), asked once and told what has been done;
 //! - [`phased_loop`]: an event loop with Node's phases: observers, callbacks, request objects;
 //! - [`cluster`]: workers of any program, in the protocol of Node's cluster: kept alive, and given connections;
 //! - [`pm`]: applications of any kind, kept alive by a daemon;
@@ -32,6 +33,8 @@ pub mod http;
 pub mod work;
 
 pub mod phased_loop;
+
+pub mod uring;
 
 pub mod server;
 

@@ -268,7 +268,7 @@ impl AsFd for Connection {
 
 /// Ends the connection for the client even if another process holds a copy of the socket: until the last copy is
 /// closed, a close sends nothing (close(2), shutdown(2)).
-pub(super) fn end(socket: impl AsFd) {
+pub fn end(socket: impl AsFd) {
     // It fails only on a connection that is gone already.
     let _ = shutdown(socket.as_fd().as_raw_fd(), Shutdown::Both);
 }

@@ -18,7 +18,6 @@ use io_uring::types::{BufRingEntry, CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode};
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
-use nix::sys::socket::Shutdown;
 
 use super::errno_of;
 use crate::slots::Slots;
@@ -30,7 +29,7 @@ const GROUP: u16 = 0;
 
 /// The token of completions that bring a connection: see [`Uring::take_accepted`].
 pub const ACCEPTED: u64 = u64::MAX;
-/// The token of a connection that could not be passed, less its descriptor.
+/// The token of a connection that could not be passed, less its descriptor: in a ring that passes, no other is as high.
 const NOT_PASSED: u64 = ACCEPTED - 1;
 const MOST_DESCRIPTORS: u64 = 1 << 30;
 /// The token of a completion has this bit when it is about [`Uring::send_owned`]; others of a ring that uses it do not.
@@ -55,6 +54,8 @@ pub struct Uring {
     sent: Vec<u8>,
     /// The connection that the last completion has brought, until it is taken.
     accepted: Option<OwnedFd>,
+    /// It has passed a connection, so a token may be one of [`NOT_PASSED`].
+    has_passed: bool,
     /// A completion that was looked at before its turn.
     ahead: Option<cqueue::Entry>,
     /// The buffer of the last completion and its filled part.
@@ -80,7 +81,18 @@ impl Uring {
         unsafe { ring.submitter().register_buf_ring_with_flags(buffers.address(), buffers.count, GROUP, 0) }
             .map_err(errno_of)?;
         let (outgoing, sent) = (Slots::default(), Vec::new());
-        Ok(Uring { ring, buffers, messages, outgoing, sent, accepted: None, ahead: None, held: None, submissions: 0 })
+        Ok(Uring {
+            ring,
+            buffers,
+            messages,
+            outgoing,
+            sent,
+            accepted: None,
+            has_passed: false,
+            ahead: None,
+            held: None,
+            submissions: 0,
+        })
     }
 
     /// Whether this kernel gives us such a ring. One that does (DEFER_TASKRUN, Linux 6.1) has multishot receive and
@@ -124,6 +136,7 @@ impl Uring {
     /// Gives a connection to the thread of another ring in this process, where it is reported like an accepted one. When
     /// that fails, this ring reports an error, and [`Uring::take_accepted`] has the connection back.
     pub fn pass(&mut self, ring: BorrowedFd, connection: OwnedFd) {
+        self.has_passed = true;
         let descriptor = connection.into_raw_fd();
         let entry = opcode::MsgRingData::new(Fd(ring.as_raw_fd()), descriptor, ACCEPTED, None);
         self.push(entry.build().flags(Flags::SKIP_SUCCESS).user_data(NOT_PASSED - descriptor as u64));
@@ -142,13 +155,6 @@ impl Uring {
     /// What the last completion says has been sent.
     pub fn take_sent(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.sent)
-    }
-
-    /// Ends a connection as shutdown(2) does, in its turn after what was queued before.
-    pub fn shutdown(&mut self, socket: impl AsFd, how: Shutdown, token: u64) {
-        let how = if how == Shutdown::Write { libc::SHUT_WR } else { libc::SHUT_RDWR };
-        let entry = opcode::Shutdown::new(Fd(socket.as_fd().as_raw_fd()), how).build();
-        self.push(entry.flags(Flags::SKIP_SUCCESS).user_data(token));
     }
 
     /// Closes a descriptor, in its turn.
@@ -245,7 +251,7 @@ impl Uring {
     fn take_back(&mut self, completion: &mut Completion) {
         let descriptor = match completion.result {
             Ok(accepted) if completion.token == ACCEPTED => Some(accepted as i32),
-            Err(_) if completion.token > NOT_PASSED - MOST_DESCRIPTORS && completion.token <= NOT_PASSED => {
+            Err(_) if self.has_passed && (NOT_PASSED - MOST_DESCRIPTORS..=NOT_PASSED).contains(&completion.token) => {
                 Some((NOT_PASSED - completion.token) as i32)
             }
             _ => None,

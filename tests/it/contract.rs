@@ -57,6 +57,7 @@ each_keeps_the_contract! {
     master_dispatch_keeps_the_contract "master-dispatch"
     pass_listener_keeps_the_contract "pass-listener"
     proxy_keeps_the_contract "proxy"
+    uring_keeps_the_contract "uring"
 }
 
 #[test]

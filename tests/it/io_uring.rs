@@ -1,10 +1,13 @@
-//! `sys::uring`: receiving into shared buffers, sending, cancelling and waiting, each on a socket pair.
+//! `sys::uring`: receiving into shared buffers, sending, accepting, passing, cancelling and waiting.
 
+use std::fs::File;
 use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use acceptlab::sys::uring::{Completion, Uring};
+use acceptlab::sys::uring::{ACCEPTED, Completion, SENT, Uring};
 use nix::errno::Errno;
 
 use crate::support::{Needs, inconclusive};
@@ -104,4 +107,55 @@ fn a_send_that_fails_is_reported() {
     ring.send(&ours, 0, 0..1, 3);
     let completion = next(&mut ring);
     assert_eq!((completion.token, completion.result), (3, Err(Errno::EPIPE)));
+}
+
+#[test]
+fn what_a_ring_sends_it_keeps_until_it_has_said_so_and_then_gives_back() {
+    let Some(mut ring) = ring(&[]) else { return };
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    ring.send_owned(&ours, b"hello".to_vec(), 5);
+    let completion = next(&mut ring);
+    assert_eq!((completion.token, completion.result), (SENT | 5, Ok(5)));
+    assert_eq!(ring.take_sent(), b"hello");
+    assert_eq!(ring.take_sent(), b"");
+    ring.close(ours.into(), 6);
+    ring.submit();
+    let mut received = Vec::new();
+    theirs.read_to_end(&mut received).unwrap();
+    assert_eq!(received, b"hello");
+}
+
+#[test]
+fn one_request_accepts_all_connections_and_another_ring_of_the_process_can_be_given_them() {
+    let (Some(mut acceptor), Some(mut other)) = (ring(&[]), ring(&[])) else { return };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    acceptor.accept(&listener);
+    for _ in 0..3 {
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let completion = next(&mut acceptor);
+        assert_eq!((completion.token, completion.more), (ACCEPTED, true));
+        let connection = acceptor.take_accepted().expect("a connection was reported");
+        assert!(acceptor.take_accepted().is_none());
+        acceptor.pass(other.as_fd(), connection);
+        acceptor.submit();
+        assert_eq!(next(&mut other).token, ACCEPTED);
+        let passed = other.take_accepted().expect("a connection was passed");
+        TcpStream::from(passed).write_all(b"!").unwrap();
+        assert_eq!(client.read(&mut [0; 2]).unwrap(), 1);
+        assert_eq!(client.read(&mut [0; 2]).unwrap(), 0, "nobody else holds the connection");
+    }
+    acceptor.stop_accepting(9);
+    let completion = next(&mut acceptor);
+    assert_eq!((completion.token, completion.result, completion.more), (ACCEPTED, Err(Errno::ECANCELED), false));
+}
+
+#[test]
+fn a_connection_that_cannot_be_passed_comes_back() {
+    let Some(mut ring) = ring(&[]) else { return };
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let no_ring = File::open("/dev/null").unwrap();
+    ring.pass(no_ring.as_fd(), ours.into());
+    assert!(next(&mut ring).result.is_err());
+    drop(ring.take_accepted().expect("it is ours again"));
+    assert_eq!(theirs.read(&mut [0]).unwrap(), 0);
 }

@@ -72,3 +72,4 @@ mod stopping;
 mod theory;
 mod timing;
 mod trials;
+mod uring_server;

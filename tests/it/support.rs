@@ -58,6 +58,7 @@ pub const SERVERS: &[Kind] = &[
     event_loops("master-dispatch", env!("CARGO_BIN_EXE_master-dispatch")),
     event_loops("pass-listener", env!("CARGO_BIN_EXE_pass-listener")),
     event_loops("proxy", env!("CARGO_BIN_EXE_proxy")),
+    event_loops("uring", env!("CARGO_BIN_EXE_uring")),
 ];
 
 const fn one_process(name: &'static str, path: &'static str) -> Kind {

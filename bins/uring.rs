@@ -1,0 +1,194 @@
+//! 铂金 platinum: N io_uring loops, fed by one shared queue, a socket each, or one acceptor.
+//!
+//! Who accepts: with `--accept shared` each worker asks one listening socket for all connections to come (a multishot
+//! accept), and the kernel gives a new one to the ring that has asked first; with `reuseport` each worker asks a socket
+//! of its own; with `handoff` one thread accepts and passes the number of the descriptor to the next worker's ring
+//! (IORING_OP_MSG_RING). Who serves: the worker whose ring was told. Who balances: the kernel, its hash, or the
+//! acceptor's turn. What is inherited: the listening sockets, as in `shared-accept` and `reuseport`; with `handoff`
+//! nothing, because a descriptor's number means something only to threads of one process.
+//!
+//! No worker ever calls accept, recv, send or close: what a turn of the loop asks for goes to the kernel in one system
+//! call, io_uring_enter(2), with which it also waits. So the busier the server, the fewer system calls per request.
+//!
+//! Compare with `shared-accept.rs`, `reuseport.rs` and `master-dispatch.rs` (the same three with epoll).
+//!
+//! See it: `strace -fc target/release/uring --workers 1`, then `loadgen --connections 64 http://127.0.0.1:8080/`, and
+//! Ctrl-C: far fewer calls than requests. Who takes each connection: `lab order -- uring --workers 4 --accept shared`.
+
+#![forbid(unsafe_code)]
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+use acceptlab::report::{AcceptCounts, ServerReport};
+use acceptlab::scoreboard::Count;
+use acceptlab::server::{self, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs, termination, worker};
+use acceptlab::sys::process::Usage;
+use acceptlab::sys::signal::{forget_listener, wake_on_termination};
+use acceptlab::sys::uring::{ACCEPTED, Uring};
+use acceptlab::units::monotonic_ns;
+use acceptlab::uring::accept::RingAcceptor;
+use acceptlab::uring::{RingLoop, TERMINATION};
+use clap::{Parser, ValueEnum};
+use crossbeam_channel::Sender;
+
+/// N io_uring loops, fed by one shared queue, a socket each, or one acceptor
+#[derive(Parser)]
+#[command(name = "uring", version)]
+struct Args {
+    /// Where the rings get their connections from
+    #[arg(long, value_enum, default_value_t = Accept::Reuseport)]
+    accept: Accept,
+
+    #[command(flatten)]
+    workers: WorkersArgs,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Accept {
+    /// One listening socket: all rings ask it
+    Shared,
+    /// A SO_REUSEPORT socket for each ring
+    Reuseport,
+    /// One thread accepts, and passes each connection to the next ring
+    Handoff,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    server::finish(run(args.accept, &args.workers))
+}
+
+fn run(accept: Accept, args: &WorkersArgs) -> Result<ServerReport, Failure> {
+    Uring::probe().map_err(|why| Failure::relay(why).advise("the same with epoll: reuseport, shared-accept"))?;
+    match accept {
+        Accept::Shared => serve_in_processes(vec![Listener::bind(&args.server)?], args),
+        Accept::Reuseport => serve_in_processes(Listener::bind_group(args.workers, &args.server)?, args),
+        Accept::Handoff => hand_off(args),
+    }
+}
+
+/// A worker process for each listener, or all on the only one.
+fn serve_in_processes(mut listeners: Vec<Listener>, args: &WorkersArgs) -> Result<ServerReport, Failure> {
+    let address = listeners[0].address();
+    let scoreboard = Scoreboard::create("uring", args.workers, args.server.scoreboard.as_deref())?;
+    let is_shared = listeners.len() == 1;
+    let mut pool = WorkerPool::new(scoreboard)?;
+    for id in 0..args.workers {
+        pool.fork(|ready| {
+            let ours = listeners.swap_remove(if is_shared { 0 } else { id }).blocking()?;
+            listeners.clear();
+            let worker = Worker::start(id, &args.server, &scoreboard)?;
+            if !is_shared {
+                termination::shut_listener_when_stopping(&ours)?;
+            }
+            let mut events = RingLoop::new(worker, wake()?)?;
+            ready.announce();
+
+            events.serve(Some(&ours))?;
+            events.finish(Some(ours)).map(drop)
+        })?;
+    }
+    pool.await_ready()?;
+    server::ready(address)?;
+
+    // Of a group each worker shuts its own; a copy kept open here would keep its queue in the group.
+    if !is_shared {
+        listeners.clear();
+    }
+    pool.supervise(|| listeners.iter().for_each(Listener::shut))?;
+    Ok(pool.report(address))
+}
+
+/// Worker threads, whose rings this thread gives the connections to, one after another.
+fn hand_off(args: &WorkersArgs) -> Result<ServerReport, Failure> {
+    let listener = Listener::bind(&args.server)?;
+    let address = listener.address();
+    let scoreboard = Scoreboard::create("uring", args.workers, args.server.scoreboard.as_deref())?;
+    let termination = wake()?;
+    termination::shut_listener_when_stopping(&listener)?;
+
+    // Nothing is ever sent by `alive`: its channel ends when the last thread that holds it has ended.
+    let (alive, all_gone) = crossbeam_channel::bounded::<()>(0);
+    let (announce, announced) = crossbeam_channel::bounded(args.workers);
+    for id in 0..args.workers {
+        let worker = Worker::new(id, &args.server, &scoreboard);
+        let (alive, announce, pin) = (alive.clone(), announce.clone(), args.server.pin.then_some(id));
+        let spawned = thread::Builder::new().spawn(move || {
+            let _held_until_the_end = alive;
+            worker::pin_or_log(pin);
+            if let Err(failure) = serve_passed(id, worker, termination, &announce) {
+                // Before it was ready the main thread waits for this; after that nobody does.
+                let _ = announce.try_send(Err(failure));
+            }
+        });
+        spawned.map_err(|error| {
+            Failure::new(format_args!("spawn worker {id}"), error).advise("start fewer with --workers")
+        })?;
+    }
+    let mut rings = Vec::new();
+    for outcome in announced.iter().take(args.workers) {
+        rings.push(outcome?);
+    }
+    rings.sort_unstable_by_key(|(id, _)| *id);
+    server::ready(address)?;
+
+    let accepts = pass_connections(&listener, termination, &rings)?;
+    drop((listener, alive));
+    termination::wait_for_threads(&all_gone);
+    Ok(scoreboard.report(address, Some(Usage::of_thread())).with_accepts(accepts))
+}
+
+type Announced = Result<(usize, OwnedFd), Failure>;
+
+fn serve_passed(
+    id: usize,
+    worker: Worker,
+    termination: BorrowedFd,
+    announce: &Sender<Announced>,
+) -> Result<(), Failure> {
+    let mut events = RingLoop::new(worker, termination)?;
+    let ring = events.ring().as_fd().try_clone_to_owned();
+    let ring = ring.map_err(|error| Failure::new("copy the descriptor of a ring", error))?;
+    // The main thread takes as many as there are workers.
+    let _ = announce.send(Ok((id, ring)));
+    events.serve(None)?;
+    events.finish(None)?.record_thread_usage();
+    Ok(())
+}
+
+fn pass_connections(
+    listener: &Listener,
+    termination: BorrowedFd,
+    rings: &[(usize, OwnedFd)],
+) -> Result<AcceptCounts, Failure> {
+    let (mut acceptor, mut accepts) = (RingAcceptor::default(), AcceptCounts::default());
+    let mut ring = Uring::new(1, 4096, Vec::new()).map_err(|errno| Failure::new("open a ring", errno))?;
+    ring.watch(termination, TERMINATION);
+    let mut turns = rings.iter().cycle();
+    while !server::is_stopping() && !acceptor.is_shut() {
+        acceptor.ask(&mut ring, listener.as_fd());
+        let pause = acceptor.due_ns().map(|due_ns| Duration::from_nanos(due_ns.saturating_sub(monotonic_ns())));
+        ring.wait(pause).map_err(|errno| Failure::new("wait for the ring", errno))?;
+        while let Some(completion) = ring.next_completion() {
+            // Any other tells that it is time to stop, or that a worker's ring is gone, and its connection with it.
+            if completion.token != ACCEPTED {
+                continue;
+            }
+            let accepted = acceptor.take(&mut ring, completion, |count| accepts.count(count))?;
+            if let (Some(connection), Some((_, of_worker))) = (accepted, turns.next()) {
+                accepts.count(Count::Accepted);
+                ring.pass(of_worker.as_fd(), connection);
+            }
+        }
+    }
+    forget_listener();
+    Ok(accepts)
+}
+
+/// What becomes readable when the server is to stop.
+fn wake() -> Result<BorrowedFd<'static>, Failure> {
+    wake_on_termination().map_err(|errno| Failure::new("handle SIGTERM", errno))
+}
