@@ -4,7 +4,7 @@
 use crate::lab::evidence::table::{Commands, Table, is_text};
 use crate::terminal::wrapped;
 
-pub const WIDTH: usize = 150;
+pub const WIDTH: usize = 158;
 
 /// Wider tables are cut by GitHub's pages and by every phone.
 const MOST_COLUMNS: usize = 7;

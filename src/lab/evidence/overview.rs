@@ -55,8 +55,8 @@ fn section(lesson: &Lesson, links: &Links) -> String {
     let picture = lesson
         .pictures
         .first()
-        .map(|picture| format!("\n![{}]({})\n", picture.title, links.beside(&lesson.picture_file(picture))));
-    // No empty line below: there are only so many on a page that is read at once.
+        .map(|picture| format!("![{}]({})\n", picture.title, links.beside(&lesson.picture_file(picture))));
+    // No empty line below, and none above the picture: there are only so many on a page that is read at once.
     let heading = format!("\n## [{title}]({})\n", links.page(&experiment.name));
     heading + &paragraph(&text.join(" ")) + &picture.unwrap_or_default() + &claims(lesson)
 }
