@@ -3,10 +3,11 @@
 //! Who accepts: the main thread. Who serves: two halves. The asynchronous half is the main thread: one epoll, which
 //! reads from all connections until a request is whole. The synchronous half is N threads: each takes a request from
 //! the queue, does its work, and sends the answer. Who balances: the queue between the halves; whoever is free takes
-//! the next. What is inherited: nothing, because threads share everything. The queue costs a switch when a thread sleeps at it,
-//! and it buys that a thread never sees half a request and that the main thread never does the work. When the queue is
-//! full the main thread waits: it reads nothing, and requests wait in their sockets. An answer that the client does not
-//! read goes back to the epoll. What the main thread refuses by itself, such as bad input, counts for worker 0.
+//! the next. What is inherited: nothing, because threads share everything. The queue costs a switch when a thread
+//! sleeps at it, and it buys that a thread never sees half a request and that the main thread never does the work. When
+//! the queue is full the main thread waits: it reads nothing, and requests wait in their sockets. An answer that the
+//! client does not read goes back to the epoll. What the main thread refuses by itself, such as bad input, counts for
+//! worker 0.
 //!
 //! Schmidt and Cranor called this half-sync/half-async (Pattern Languages of Program Design 2, 1996).
 //!

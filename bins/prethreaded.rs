@@ -19,11 +19,11 @@
 
 use std::process::{ExitCode, exit};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 
 use acceptlab::console;
 use acceptlab::report::ServerReport;
-use acceptlab::server::{self, Failure, Listener, Scoreboard, Worker, WorkersArgs, blocking, termination, worker};
+use acceptlab::server::threads::WorkerThreads;
+use acceptlab::server::{self, Failure, Listener, Scoreboard, Worker, WorkersArgs, blocking, termination};
 use acceptlab::sys::process::Usage;
 use clap::{Parser, ValueEnum};
 
@@ -58,39 +58,30 @@ fn run(lock: LockKind, args: &WorkersArgs) -> Result<ServerReport, Failure> {
     let scoreboard = Scoreboard::create("prethreaded", args.workers, args.server.scoreboard.as_deref())?;
     termination::shut_sockets_when_stopping(&listener)?;
 
-    // Nothing is ever sent: the channel ends when the last thread that holds `alive` has ended.
-    let (alive, all_gone) = crossbeam_channel::bounded::<()>(0);
     let socket = listener.into_shared()?;
     let lock = match lock {
         LockKind::None => None,
         LockKind::Mutex => Some(Arc::new(Mutex::new(()))),
     };
+    let threads = WorkerThreads::default();
     for id in 0..args.workers {
-        let mut worker = Worker::new(id, &args.server, &scoreboard);
-        let (alive, pin, lock, socket) = (alive.clone(), args.server.pin.then_some(id), lock.clone(), socket.clone());
-        let spawned = thread::Builder::new().stack_size(blocking::STACK_BYTES).spawn(move || {
-            let _held_until_the_end = alive;
-            worker::pin_or_log(pin);
+        let (lock, socket) = (lock.clone(), socket.clone());
+        threads.spawn(id, &args.server, Worker::new(id, &args.server, &scoreboard), move |worker| {
             while let Some(connection) = {
                 // What it guards is the kernel's: a thread that panicked with it has left nothing half done.
                 let _turn = lock.as_ref().map(|lock| lock.lock().unwrap_or_else(PoisonError::into_inner));
-                blocking::accept_beside_others(&socket, &worker).unwrap_or_else(|failure| {
+                blocking::accept_beside_others(&socket, worker).unwrap_or_else(|failure| {
                     console::log_last(failure);
                     exit(1)
                 })
             } {
-                blocking::serve(connection, &mut worker);
+                blocking::serve(connection, worker);
             }
-            worker.record_thread_usage();
-        });
-        spawned.map_err(|error| {
-            Failure::new(format_args!("spawn worker {id}"), error).advise("start fewer with --workers")
         })?;
     }
-    drop(alive);
     server::ready(address)?;
 
     termination::wait_for_signal()?;
-    termination::wait_for_threads(&all_gone);
+    threads.wait_for_end();
     Ok(scoreboard.report(address, Some(Usage::of_thread())))
 }

@@ -19,12 +19,13 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
-use std::thread;
 use std::time::Duration;
 
+use acceptlab::console;
 use acceptlab::report::{AcceptCounts, ServerReport};
 use acceptlab::scoreboard::Count;
-use acceptlab::server::{self, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs, termination, worker};
+use acceptlab::server::threads::WorkerThreads;
+use acceptlab::server::{self, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs, termination};
 use acceptlab::sys::process::Usage;
 use acceptlab::sys::signal::{forget_listener, wake_on_termination};
 use acceptlab::sys::uring::{ACCEPTED, Uring};
@@ -32,7 +33,7 @@ use acceptlab::units::monotonic_ns;
 use acceptlab::uring::accept::RingAcceptor;
 use acceptlab::uring::{RingLoop, TERMINATION};
 use clap::{Parser, ValueEnum};
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Sender, TrySendError};
 
 /// N io_uring loops, fed by one shared queue, a socket each, or one acceptor
 #[derive(Parser)]
@@ -80,15 +81,15 @@ fn serve_in_processes(mut listeners: Vec<Listener>, args: &WorkersArgs) -> Resul
         pool.fork(|ready| {
             let ours = listeners.swap_remove(if is_shared { 0 } else { id }).blocking()?;
             listeners.clear();
-            let worker = Worker::start(id, &args.server, &scoreboard)?;
+            let mut worker = Worker::start(id, &args.server, &scoreboard)?;
             if !is_shared {
                 termination::shut_listener_when_stopping(&ours)?;
             }
-            let mut events = RingLoop::new(worker, wake()?)?;
+            let mut events = RingLoop::new(&mut worker, wake()?)?;
             ready.announce();
 
             events.serve(Some(&ours))?;
-            events.finish(Some(ours)).map(drop)
+            events.finish(Some(ours))
         })?;
     }
     pool.await_ready()?;
@@ -110,34 +111,31 @@ fn hand_off(args: &WorkersArgs) -> Result<ServerReport, Failure> {
     let termination = wake()?;
     termination::shut_listener_when_stopping(&listener)?;
 
-    // Nothing is ever sent by `alive`: its channel ends when the last thread that holds it has ended.
-    let (alive, all_gone) = crossbeam_channel::bounded::<()>(0);
+    let threads = WorkerThreads::default();
     let (announce, announced) = crossbeam_channel::bounded(args.workers);
     for id in 0..args.workers {
-        let worker = Worker::new(id, &args.server, &scoreboard);
-        let (alive, announce, pin) = (alive.clone(), announce.clone(), args.server.pin.then_some(id));
-        let spawned = thread::Builder::new().spawn(move || {
-            let _held_until_the_end = alive;
-            worker::pin_or_log(pin);
-            if let Err(failure) = serve_passed(id, worker, termination, &announce) {
-                // Before it was ready the main thread waits for this; after that nobody does.
-                let _ = announce.try_send(Err(failure));
+        let announce = announce.clone();
+        threads.spawn(id, &args.server, Worker::new(id, &args.server, &scoreboard), move |worker| {
+            let failed = serve_passed(id, worker, termination, &announce).err();
+            // Before it was ready the main thread waits for this, and fails with it; after that nobody takes it.
+            let unread = failed.and_then(|failure| announce.try_send(Err(failure)).err());
+            if let Some(Err(failure)) = unread.map(TrySendError::into_inner) {
+                console::log(failure.advise(format_args!("worker {id} serves no more")));
             }
-        });
-        spawned.map_err(|error| {
-            Failure::new(format_args!("spawn worker {id}"), error).advise("start fewer with --workers")
         })?;
     }
+    drop(announce);
     let mut rings = Vec::new();
     for outcome in announced.iter().take(args.workers) {
         rings.push(outcome?);
     }
+    drop(announced);
     rings.sort_unstable_by_key(|(id, _)| *id);
     server::ready(address)?;
 
     let accepts = pass_connections(&listener, termination, &rings)?;
-    drop((listener, alive));
-    termination::wait_for_threads(&all_gone);
+    drop(listener);
+    threads.wait_for_end();
     Ok(scoreboard.report(address, Some(Usage::of_thread())).with_accepts(accepts))
 }
 
@@ -145,7 +143,7 @@ type Announced = Result<(usize, OwnedFd), Failure>;
 
 fn serve_passed(
     id: usize,
-    worker: Worker,
+    worker: &mut Worker,
     termination: BorrowedFd,
     announce: &Sender<Announced>,
 ) -> Result<(), Failure> {
@@ -155,8 +153,7 @@ fn serve_passed(
     // The main thread takes as many as there are workers.
     let _ = announce.send(Ok((id, ring)));
     events.serve(None)?;
-    events.finish(None)?.record_thread_usage();
-    Ok(())
+    events.finish(None)
 }
 
 fn pass_connections(

@@ -42,9 +42,9 @@ const MOST_UNREAD_BYTES: usize = 64 * 1024;
 /// Empty buffers kept for the next answers.
 const MOST_SPARE: usize = 64;
 
-pub struct RingLoop {
+pub struct RingLoop<'a> {
     ring: Uring,
-    worker: Worker,
+    worker: &'a mut Worker,
     table: ConnectionTable<RingConnection>,
     timers: BinaryHeap<Reverse<(u64, SlotKey, Purpose)>>,
     now_ns: u64,
@@ -88,12 +88,12 @@ impl RingConnection {
     }
 }
 
-impl RingLoop {
+impl<'a> RingLoop<'a> {
     /// Of the calling thread. The termination is a descriptor that becomes readable when the server is to stop.
     ///
     /// # Errors
     /// When this kernel gives us no ring.
-    pub fn new(worker: Worker, termination: BorrowedFd) -> Result<RingLoop, Failure> {
+    pub fn new(worker: &'a mut Worker, termination: BorrowedFd) -> Result<RingLoop<'a>, Failure> {
         let mut ring =
             Uring::new(BUFFERS, BUFFER_BYTES, Vec::new()).map_err(|errno| Failure::new("open a ring", errno))?;
         ring.watch(termination, TERMINATION);
@@ -133,7 +133,7 @@ impl RingLoop {
     ///
     /// # Errors
     /// Of the ring.
-    pub fn finish(mut self, listener: Option<Listener>) -> Result<Worker, Failure> {
+    pub fn finish(mut self, listener: Option<Listener>) -> Result<(), Failure> {
         self.acceptor.stop(&mut self.ring, IGNORED);
         self.turn(Some(self.now_ns))?;
         // The ring has let go of it.
@@ -144,7 +144,7 @@ impl RingLoop {
         while self.table.count() > 0 && !has_given_up() {
             self.turn(self.due_ns())?;
         }
-        Ok(self.worker)
+        Ok(())
     }
 
     /// Gives the kernel what has been asked for, waits until something is done or due, and deals with all of it.
@@ -208,7 +208,7 @@ impl RingLoop {
             Ok(_) => {
                 let mut data = self.ring.data();
                 if connection.is_served() && connection.left_over.is_empty() {
-                    let used = connection.conversation.answer_requests(data, &mut self.worker, &mut self.output);
+                    let used = connection.conversation.answer_requests(data, self.worker, &mut self.output);
                     data = &data[used..];
                 }
                 connection.left_over.extend_from_slice(data);
@@ -244,7 +244,7 @@ impl RingLoop {
         }
         if connection.is_served() && self.output.is_empty() && !connection.left_over.is_empty() {
             let received = &connection.left_over;
-            let used = connection.conversation.answer_requests(received, &mut self.worker, &mut self.output);
+            let used = connection.conversation.answer_requests(received, self.worker, &mut self.output);
             connection.left_over.drain(..used);
         }
         if connection.left_over.is_empty() {
@@ -352,7 +352,7 @@ impl RingLoop {
                 Purpose::Close => self.close(key, true),
                 Purpose::Answer => {
                     connection.has_timer = false;
-                    connection.conversation.finish_work(&self.worker, &mut self.output);
+                    connection.conversation.finish_work(self.worker, &mut self.output);
                     self.go_on(key);
                 }
             }
@@ -373,7 +373,7 @@ impl RingLoop {
                 _ if connection.is_closing => {}
                 ServingState::Waiting(_) | ServingState::Lingering if !connection.is_sending => {}
                 _ if connection.has_half_a_request() => {
-                    connection.conversation.time_out(&self.worker, &mut self.output);
+                    connection.conversation.time_out(self.worker, &mut self.output);
                     self.go_on(key);
                 }
                 _ => {
