@@ -16,6 +16,7 @@ use acceptlab::http::{Persistence, Request};
 use acceptlab::report::ServerReport;
 use acceptlab::scoreboard::Count;
 use acceptlab::server::accept::{BACK_OFF, log_pause, reason_to_pause};
+use acceptlab::server::connection::WITH_THE_END;
 use acceptlab::server::{self, Failure, Listener, Scoreboard, ServerArgs, Worker};
 use acceptlab::sys::epoll::{Epoll, Interest};
 use acceptlab::sys::signal::wake_on_termination;
@@ -67,6 +68,8 @@ fn serve(listener: &Listener, worker: &Worker, mut epoll: Epoll, closes: bool) -
     let failed = |errno: Errno| Failure::new("wait for events", errno);
     let persistence = if closes { Persistence::Close } else { Persistence::Implicit };
     let answer = worker.responses.ok(Request { persistence, head_only: false });
+    // The close sends the answer, and the end of the stream with it.
+    let flags = if closes { WITH_THE_END } else { MsgFlags::empty() };
     let mut buffer = [0; 16 * 1024];
     // By descriptor number, which is the token as well.
     let mut connections: Vec<Option<OwnedFd>> = Vec::new();
@@ -89,7 +92,7 @@ fn serve(listener: &Listener, worker: &Worker, mut epoll: Epoll, closes: bool) -
                     };
                     worker.opened();
                     // The request is often there already, and then nothing needs to be registered.
-                    if closes && answer_once(&connection, answer, &mut buffer, worker) != AfterRequest::Wait {
+                    if closes && answer_once(&connection, answer, flags, &mut buffer, worker) != AfterRequest::Wait {
                         worker.closed();
                         continue;
                     }
@@ -100,7 +103,7 @@ fn serve(listener: &Listener, worker: &Worker, mut epoll: Epoll, closes: bool) -
                 }
                 token => {
                     let Some(connection) = &connections[token as usize] else { continue };
-                    let next = answer_once(connection, answer, &mut buffer, worker);
+                    let next = answer_once(connection, answer, flags, &mut buffer, worker);
                     if next == AfterRequest::Lost || (closes && next == AfterRequest::Answered) {
                         worker.closed();
                         connections[token as usize] = None;
@@ -118,11 +121,17 @@ enum AfterRequest {
     Lost,
 }
 
-fn answer_once(connection: &OwnedFd, answer: &[u8], buffer: &mut [u8], worker: &Worker) -> AfterRequest {
+fn answer_once(
+    connection: &OwnedFd,
+    answer: &[u8],
+    flags: MsgFlags,
+    buffer: &mut [u8],
+    worker: &Worker,
+) -> AfterRequest {
     let fd = connection.as_raw_fd();
     match recv(fd, buffer, MsgFlags::empty()) {
         Err(Errno::EAGAIN) => AfterRequest::Wait,
-        Ok(1..) if send(fd, answer, MsgFlags::MSG_NOSIGNAL) == Ok(answer.len()) => {
+        Ok(1..) if send(fd, answer, flags | MsgFlags::MSG_NOSIGNAL) == Ok(answer.len()) => {
             worker.count(Count::Requests);
             AfterRequest::Answered
         }

@@ -216,8 +216,7 @@ impl Connection {
                 ServingState::Closing => return Ok(Some(Step::Close { lost: false })),
                 ServingState::Refusing | ServingState::Lingering => {
                     self.conversation.linger();
-                    // It fails only on a connection that is gone already.
-                    let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Write);
+                    send_end(&self.socket);
                     return Ok(Some(Step::Linger));
                 }
             }
@@ -225,17 +224,22 @@ impl Connection {
     }
 
     fn flush(&mut self, scratch: &mut SharedBuffers) -> nix::Result<()> {
-        let sent = send_some(&self.socket, &self.unsent)?;
+        let is_last = self.conversation.state() == ServingState::Closing;
+        let flags = if is_last { WITH_THE_END } else { MsgFlags::empty() };
+        let sent = send_with(flags, &self.socket, &self.unsent)?;
         self.unsent.drain(..sent);
         if self.unsent.is_empty() {
             // Gives the memory back: an idle connection owns no buffer.
             self.unsent = Vec::new();
-            let sent = send_some(&self.socket, &scratch.output)?;
+            let sent = send_with(flags, &self.socket, &scratch.output)?;
             self.unsent.extend_from_slice(&scratch.output[sent..]);
         } else {
             self.unsent.extend_from_slice(&scratch.output);
         }
         scratch.output.clear();
+        if is_last && self.unsent.is_empty() {
+            send_end(&self.socket);
+        }
         Ok(())
     }
 
@@ -273,6 +277,17 @@ pub fn end(socket: impl AsFd) {
     let _ = shutdown(socket.as_fd().as_raw_fd(), Shutdown::Both);
 }
 
+/// For the last bytes of a connection: the kernel keeps them until [`send_end`], so that both are one segment (MSG_MORE,
+/// send(2)).
+pub const WITH_THE_END: MsgFlags = MsgFlags::from_bits_retain(libc::MSG_MORE);
+
+/// Tells the client that nothing more comes. A close would tell it too, but it throws away what is still to be sent
+/// when the client has sent more than we have read.
+pub fn send_end(socket: &impl AsRawFd) {
+    // It fails only on a connection that is gone already.
+    let _ = shutdown(socket.as_raw_fd(), Shutdown::Write);
+}
+
 /// Receives what is there, 0 bytes at the end of the stream; EAGAIN when there is nothing yet.
 pub fn receive(socket: &impl AsRawFd, buffer: &mut [u8]) -> nix::Result<usize> {
     until_uninterrupted(|| recv(socket.as_raw_fd(), buffer, MsgFlags::empty()))
@@ -280,9 +295,13 @@ pub fn receive(socket: &impl AsRawFd, buffer: &mut [u8]) -> nix::Result<usize> {
 
 /// How many of the bytes the socket took; fewer than all when it is full.
 pub fn send_some(socket: &impl AsRawFd, bytes: &[u8]) -> nix::Result<usize> {
-    let mut sent = 0;
+    send_with(MsgFlags::empty(), socket, bytes)
+}
+
+fn send_with(flags: MsgFlags, socket: &impl AsRawFd, bytes: &[u8]) -> nix::Result<usize> {
+    let (mut sent, flags) = (0, flags | MsgFlags::MSG_NOSIGNAL);
     while sent < bytes.len() {
-        match until_uninterrupted(|| send(socket.as_raw_fd(), &bytes[sent..], MsgFlags::MSG_NOSIGNAL)) {
+        match until_uninterrupted(|| send(socket.as_raw_fd(), &bytes[sent..], flags)) {
             Ok(n) => sent += n,
             Err(Errno::EAGAIN) => break,
             Err(errno) => return Err(errno),

@@ -18,6 +18,7 @@ use io_uring::types::{BufRingEntry, CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode};
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use nix::sys::socket::MsgFlags;
 
 use super::errno_of;
 use crate::slots::Slots;
@@ -142,13 +143,13 @@ impl Uring {
         self.push(entry.build().flags(Flags::SKIP_SUCCESS).user_data(NOT_PASSED - descriptor as u64));
     }
 
-    /// Sends these bytes, all of them. The ring keeps them until it reports what became of them, with the token
+    /// Sends these bytes, all of them; flags as in send(2). The ring keeps them until it reports what became of them, with the token
     /// `SENT | token`; then [`Uring::take_sent`] has them back.
-    pub fn send_owned(&mut self, socket: impl AsFd, bytes: Vec<u8>, token: u64) {
+    pub fn send_owned(&mut self, socket: impl AsFd, bytes: Vec<u8>, flags: MsgFlags, token: u64) {
         let (start, length) = (bytes.as_ptr(), bytes.len() as u32);
         let key = self.outgoing.insert((token, bytes));
         let entry = opcode::Send::new(Fd(socket.as_fd().as_raw_fd()), start, length);
-        let entry = entry.flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL).build();
+        let entry = entry.flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL | flags.bits()).build();
         self.push(entry.user_data(SENT | key));
     }
 

@@ -9,16 +9,16 @@ pub mod accept;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::socket::{Shutdown, shutdown};
+use nix::sys::socket::MsgFlags;
 
 use self::accept::RingAcceptor;
 use crate::failure::Failure;
 use crate::scoreboard::Count;
-use crate::server::connection::{LINGER, end};
+use crate::server::connection::{LINGER, WITH_THE_END, end, send_end};
 use crate::server::conversation::{Conversation, ServingState};
 use crate::server::reactor::LONG_ROUND_NS;
 use crate::server::table::ConnectionTable;
@@ -253,7 +253,9 @@ impl<'a> RingLoop<'a> {
         }
         if !self.output.is_empty() {
             let answers = std::mem::replace(&mut self.output, self.spare.pop().unwrap_or_default());
-            self.ring.send_owned(&connection.socket, answers, key);
+            let is_last = connection.conversation.state() == ServingState::Closing;
+            let flags = if is_last { WITH_THE_END } else { MsgFlags::empty() };
+            self.ring.send_owned(&connection.socket, answers, flags, key);
             (connection.is_sending, connection.is_kept) = (true, true);
             if self.worker.has_work() {
                 // The work of the next request must not hold up this answer.
@@ -278,12 +280,14 @@ impl<'a> RingLoop<'a> {
                 self.set_timer(key, cost.duration(), Purpose::Answer);
             }
             ServingState::Waiting(_) => self.receive(key),
-            ServingState::Closing => self.close(key, false),
+            ServingState::Closing => {
+                send_end(&connection.socket);
+                self.close(key, false);
+            }
             ServingState::Refusing => {
                 connection.conversation.linger();
                 connection.left_over = Vec::new();
-                // It fails only on a connection that is gone already.
-                let _ = shutdown(connection.socket.as_raw_fd(), Shutdown::Write);
+                send_end(&connection.socket);
                 self.receive(key);
                 self.set_timer(key, LINGER, Purpose::Close);
             }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use acceptlab::sys::uring::{ACCEPTED, Completion, SENT, Uring};
 use nix::errno::Errno;
+use nix::sys::socket::MsgFlags;
 
 use crate::support::{Needs, inconclusive};
 
@@ -113,7 +114,7 @@ fn a_send_that_fails_is_reported() {
 fn what_a_ring_sends_it_keeps_until_it_has_said_so_and_then_gives_back() {
     let Some(mut ring) = ring(&[]) else { return };
     let (ours, mut theirs) = UnixStream::pair().unwrap();
-    ring.send_owned(&ours, b"hello".to_vec(), 5);
+    ring.send_owned(&ours, b"hello".to_vec(), MsgFlags::empty(), 5);
     let completion = next(&mut ring);
     assert_eq!((completion.token, completion.result), (SENT | 5, Ok(5)));
     assert_eq!(ring.take_sent(), b"hello");
