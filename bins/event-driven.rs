@@ -15,7 +15,7 @@
 use std::process::ExitCode;
 
 use acceptlab::report::ServerReport;
-use acceptlab::server::{self, EventLoop, Failure, Listener, Scoreboard, ServerArgs, Worker, termination};
+use acceptlab::server::{self, EventLoop, Failure, Listener, Scoreboard, ServerArgs, SpinArgs, Worker, termination};
 use clap::Parser;
 
 /// One thread, one epoll, non-blocking connections
@@ -23,18 +23,22 @@ use clap::Parser;
 #[command(name = "event-driven", version)]
 struct Args {
     #[command(flatten)]
+    spin: SpinArgs,
+
+    #[command(flatten)]
     server: ServerArgs,
 }
 
 fn main() -> ExitCode {
-    server::finish(run(&Args::parse().server))
+    server::finish(run(&Args::parse()))
 }
 
-fn run(args: &ServerArgs) -> Result<ServerReport, Failure> {
+fn run(Args { spin, server: args }: &Args) -> Result<ServerReport, Failure> {
     let listener = Listener::bind(args)?.nonblocking()?;
     let address = listener.address();
     let scoreboard = Scoreboard::create("event-driven", 1, args.scoreboard.as_deref())?;
-    let worker = Worker::start(0, args, &scoreboard)?;
+    let mut worker = Worker::start(0, args, &scoreboard)?;
+    worker.spin = spin.before_sleep;
     termination::shut_listener_when_stopping(&listener)?;
     let mut events = EventLoop::new(listener, worker)?;
     server::ready(address)?;

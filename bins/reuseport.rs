@@ -19,7 +19,9 @@ use std::process::ExitCode;
 
 use acceptlab::report::ServerReport;
 use acceptlab::server::selector::{Select, Selector};
-use acceptlab::server::{self, EventLoop, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs, termination};
+use acceptlab::server::{
+    self, EventLoop, Failure, Listener, Scoreboard, SpinArgs, Worker, WorkerPool, WorkersArgs, termination,
+};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 
@@ -32,6 +34,9 @@ struct Args {
     select: Select,
 
     #[command(flatten)]
+    spin: SpinArgs,
+
+    #[command(flatten)]
     workers: WorkersArgs,
 }
 
@@ -41,14 +46,14 @@ fn main() -> ExitCode {
         let message = format!("the program of this --select has room for {} workers", args.select.most_workers());
         Args::command().error(ErrorKind::ValueValidation, message).exit();
     }
-    server::finish(run(args.select, &args.workers))
+    server::finish(run(&args))
 }
 
-fn run(select: Select, args: &WorkersArgs) -> Result<ServerReport, Failure> {
+fn run(Args { select, spin, workers: args }: &Args) -> Result<ServerReport, Failure> {
     let mut listeners = Listener::bind_group(args.workers, &args.server)?;
     let address = listeners[0].address();
     let scoreboard = Scoreboard::create("reuseport", args.workers, args.server.scoreboard.as_deref())?;
-    let mut selector = Selector::attach(select, &listeners)?;
+    let mut selector = Selector::attach(*select, &listeners)?;
 
     let mut pool = WorkerPool::new(scoreboard)?;
     for id in 0..args.workers {
@@ -56,6 +61,7 @@ fn run(select: Select, args: &WorkersArgs) -> Result<ServerReport, Failure> {
             let ours = listeners.swap_remove(id);
             listeners.clear();
             let mut worker = Worker::start(id, &args.server, &scoreboard)?;
+            worker.spin = spin.before_sleep;
             // Some ways to `--select` look at the workers. The hash does not, and then there is no heartbeat.
             worker.heartbeat = selector.heartbeat(id, worker.row);
             termination::shut_listener_when_stopping(&ours)?;

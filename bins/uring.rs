@@ -25,7 +25,7 @@ use acceptlab::console;
 use acceptlab::report::{AcceptCounts, ServerReport};
 use acceptlab::scoreboard::Count;
 use acceptlab::server::threads::WorkerThreads;
-use acceptlab::server::{self, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs, termination};
+use acceptlab::server::{self, Failure, Listener, Scoreboard, SpinArgs, Worker, WorkerPool, WorkersArgs, termination};
 use acceptlab::sys::process::Usage;
 use acceptlab::sys::signal::{forget_listener, wake_on_termination};
 use acceptlab::sys::uring::{ACCEPTED, Uring};
@@ -44,6 +44,9 @@ struct Args {
     accept: Accept,
 
     #[command(flatten)]
+    spin: SpinArgs,
+
+    #[command(flatten)]
     workers: WorkersArgs,
 }
 
@@ -58,21 +61,24 @@ enum Accept {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    server::finish(run(args.accept, &args.workers))
+    server::finish(run(&Args::parse()))
 }
 
-fn run(accept: Accept, args: &WorkersArgs) -> Result<ServerReport, Failure> {
+fn run(args: &Args) -> Result<ServerReport, Failure> {
     Uring::probe().map_err(|why| Failure::relay(why).advise("the same with epoll: reuseport, shared-accept"))?;
-    match accept {
-        Accept::Shared => serve_in_processes(vec![Listener::bind(&args.server)?], args),
-        Accept::Reuseport => serve_in_processes(Listener::bind_group(args.workers, &args.server)?, args),
+    let WorkersArgs { workers, server } = &args.workers;
+    match args.accept {
+        Accept::Shared => serve_in_processes(vec![Listener::bind(server)?], args),
+        Accept::Reuseport => serve_in_processes(Listener::bind_group(*workers, server)?, args),
         Accept::Handoff => hand_off(args),
     }
 }
 
 /// A worker process for each listener, or all on the only one.
-fn serve_in_processes(mut listeners: Vec<Listener>, args: &WorkersArgs) -> Result<ServerReport, Failure> {
+fn serve_in_processes(
+    mut listeners: Vec<Listener>,
+    Args { spin, workers: args, .. }: &Args,
+) -> Result<ServerReport, Failure> {
     let address = listeners[0].address();
     let scoreboard = Scoreboard::create("uring", args.workers, args.server.scoreboard.as_deref())?;
     let is_shared = listeners.len() == 1;
@@ -82,6 +88,7 @@ fn serve_in_processes(mut listeners: Vec<Listener>, args: &WorkersArgs) -> Resul
             let ours = listeners.swap_remove(if is_shared { 0 } else { id }).blocking()?;
             listeners.clear();
             let mut worker = Worker::start(id, &args.server, &scoreboard)?;
+            worker.spin = spin.before_sleep;
             if !is_shared {
                 termination::shut_listener_when_stopping(&ours)?;
             }
@@ -104,7 +111,7 @@ fn serve_in_processes(mut listeners: Vec<Listener>, args: &WorkersArgs) -> Resul
 }
 
 /// Worker threads, whose rings this thread gives the connections to, one after another.
-fn hand_off(args: &WorkersArgs) -> Result<ServerReport, Failure> {
+fn hand_off(Args { spin, workers: args, .. }: &Args) -> Result<ServerReport, Failure> {
     let listener = Listener::bind(&args.server)?;
     let address = listener.address();
     let scoreboard = Scoreboard::create("uring", args.workers, args.server.scoreboard.as_deref())?;
@@ -115,7 +122,9 @@ fn hand_off(args: &WorkersArgs) -> Result<ServerReport, Failure> {
     let (announce, announced) = crossbeam_channel::bounded(args.workers);
     for id in 0..args.workers {
         let announce = announce.clone();
-        threads.spawn(id, &args.server, Worker::new(id, &args.server, &scoreboard), move |worker| {
+        let mut worker = Worker::new(id, &args.server, &scoreboard);
+        worker.spin = spin.before_sleep;
+        threads.spawn(id, &args.server, worker, move |worker| {
             let failed = serve_passed(id, worker, termination, &announce).err();
             // Before it was ready the main thread waits for this, and fails with it; after that nobody takes it.
             let unread = failed.and_then(|failure| announce.try_send(Err(failure)).err());

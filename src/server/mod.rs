@@ -4,7 +4,7 @@
 //! - [`worker`]: what one worker carries with it;
 //! - [`blocking`]: serve a connection and do nothing else meanwhile;
 //! - [`conversation`]: requests in, answers out, without a socket; [`connection`], [`table`], [`multiplexer`],
-//!   [`reactor`] and [`event_loop`]: serve many connections step by step;
+//!   [`reactor`] and [`event_loop`]: serve many connections step by step; [`spin`]: look again before sleeping;
 //! - [`callbacks`]: the same, as callbacks of a [`PhasedLoop`](crate::phased_loop::PhasedLoop);
 //! - [`children`]: fork processes, stop and reap them; [`worker_pool`]: wait until they are ready, and supervise them;
 //! - [`threads`]: worker threads and their queue; [`poller`]: one epoll for the connections of several threads;
@@ -49,6 +49,7 @@ pub mod poller;
 pub mod reactor;
 pub mod relay;
 pub mod selector;
+pub mod spin;
 pub mod table;
 pub mod termination;
 pub mod threads;
@@ -60,6 +61,7 @@ pub mod worker_pool;
 pub use args::{QueueArgs, ServerArgs, WorkersArgs};
 pub use event_loop::EventLoop;
 pub use listener::Listener;
+pub use spin::SpinArgs;
 pub use worker::Worker;
 pub use worker_pool::WorkerPool;
 

@@ -88,10 +88,9 @@ impl Reactor {
         }
         let due_ns = [self.next_due_ns(wake_ns), beat_ns].into_iter().flatten().min();
         let timeout = due_ns.map(|due_ns| due_ns.saturating_sub(now_ns));
-        self.reports = self
-            .multiplexer
-            .wait(timeout.map(Duration::from_nanos))
-            .map_err(|errno| Failure::new("wait for events", errno))?;
+        let multiplexer = &mut self.multiplexer;
+        let waited = self.worker.spin.wait(timeout.map(Duration::from_nanos), |timeout| multiplexer.wait(timeout));
+        self.reports = waited.map_err(|errno| Failure::new("wait for events", errno))?;
         self.reports_taken = 0;
         self.now_ns = monotonic_ns();
         self.beat(wake_ns.is_none());

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::args::ServerArgs;
 use super::selector::heartbeat::Heartbeat;
+use super::spin::Spin;
 use crate::console;
 use crate::cpu;
 use crate::failure::Failure;
@@ -24,6 +25,8 @@ pub struct Worker {
     pub buffer: Vec<u8>,
     /// What it shows of itself, where the kernel or the parent chooses by that.
     pub heartbeat: Option<Heartbeat>,
+    /// How long its event loop looks before it sleeps.
+    pub spin: Spin,
     /// Whether somebody else does work of this cost, so that this worker may serve others meanwhile. An event loop has a
     /// timer for a wait.
     pub is_free_during: fn(Cost) -> bool,
@@ -42,6 +45,7 @@ impl Worker {
             idle_timeout: args.idle_timeout,
             buffer: Vec::new(),
             heartbeat: None,
+            spin: Spin::default(),
             is_free_during: |cost| matches!(cost, Cost::Wait(_)),
             work: Arc::new(args.work.clone()),
             // Another seed for every worker and every run: repeated runs show how much is chance.
@@ -59,6 +63,7 @@ impl Worker {
             idle_timeout: self.idle_timeout,
             buffer: Vec::new(),
             heartbeat: None,
+            spin: Spin::default(),
             is_free_during: self.is_free_during,
             work: self.work.clone(),
             random: self.random.fork(),

@@ -154,7 +154,12 @@ impl<'a> RingLoop<'a> {
             self.table.extend_activity(self.now_ns, began_ns);
         }
         let timeout = due_ns.map(|due_ns| Duration::from_nanos(due_ns.saturating_sub(began_ns)));
-        self.ring.wait(timeout).map_err(|errno| Failure::new("wait for the ring", errno))?;
+        let ring = &mut self.ring;
+        let waited = self.worker.spin.wait(timeout, |timeout| {
+            ring.wait(timeout)?;
+            Ok(ring.peek().into_iter().count())
+        });
+        waited.map_err(|errno| Failure::new("wait for the ring", errno))?;
         self.now_ns = monotonic_ns();
         while let Some(completion) = self.ring.next_completion() {
             self.complete(completion)?;

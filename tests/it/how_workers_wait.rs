@@ -2,9 +2,11 @@
 
 use std::process::Command;
 
+use nix::sys::signal::Signal;
+
 use crate::contract::all_keep_the_contract;
 use crate::endings::{ends_under_load, outlives_a_worker};
-use crate::support::{held, kind, load, start};
+use crate::support::{ends_at_once, held, kind, load, start};
 
 /// A program, and the flags that make it wait in this way.
 const WAYS: [(&str, &[&str]); 7] = [
@@ -52,6 +54,40 @@ fn every_way_of_waiting_keeps_the_contract() {
     all_keep_the_contract("prefork-poll", &[["--call", "epoll"]]);
     let others = ["epoll-edge", "epoll-exclusive", "epoll-exclusive-rearm"];
     all_keep_the_contract("shared-accept", &others.map(|wait| ["--wait", wait]));
+}
+
+/// The loops that can look again before they sleep.
+const SPINNING: [&str; 3] = ["event-driven", "reuseport", "uring"];
+
+#[test]
+fn a_loop_that_spins_keeps_the_contract_and_so_does_one_that_spins_while_it_pays() {
+    for name in SPINNING {
+        all_keep_the_contract(name, &[["--spin", "50us"], ["--spin", "adaptive:200us"]]);
+    }
+}
+
+#[test]
+fn a_loop_that_spins_does_not_sleep_between_requests_and_one_that_does_not_sleeps_before_each() {
+    for name in SPINNING {
+        let sleeps = |flags: &[&str]| {
+            let mut server = start(name, flags);
+            let load = load(server.addr, &["--connections", "1", "--requests", "1000", "--threads", "1"]);
+            assert_eq!(load.errors.total(), 0, "{name} {flags:?}: {:?}", load.errors);
+            let report = held(server.stop());
+            report.workers.iter().map(|worker| worker.voluntary_switches).sum::<u64>()
+        };
+        // A few at the start and at the end. A window of a minute is longer than any pause between two requests.
+        let (spinning, sleeping) = (sleeps(&["--spin", "1m"]), sleeps(&[]));
+        assert!(spinning < 50 && sleeping > 200, "{name}: {spinning} sleeps with a spin, {sleeping} without");
+    }
+}
+
+#[test]
+fn a_loop_that_spins_ends_at_once_when_it_is_asked_to() {
+    for name in SPINNING {
+        let mut server = start(name, &["--spin", "1m"]);
+        ends_at_once(&mut server, Signal::SIGTERM);
+    }
 }
 
 /// Command lines in scripts and lessons that are older than the split go on working.
