@@ -361,11 +361,19 @@ pub static TABLES: &[Section] = &[
              of a thread among the workers' threads: its share of their CPU time."),
         metric("client_cpu_per_connection", "client CPU", "µs/connection",
             "Client CPU per request times answered requests per connection opened."),
+        metric("limit_2_cpus", "requests/s on 2 CPUs", "",
+            "The requests/s that the CPU times of this row allow on 2 CPUs: r * min(10^6 / a, 2 * 10^6 / (a + w)), with r \
+             requests per connection, a: master CPU and w: worker CPU per connection; one acceptor has one CPU at most."),
+        metric("limit_64_cpus", "requests/s on 64 CPUs", "",
+            "The same on 64 CPUs: r * min(10^6 / a, 64 * 10^6 / (a + w))."),
     ]},
     Section { title: "Who got the connections", metrics: &[
         metric("p_value", "p, all runs", "",
             "The probability of connections at least as uneven, or at least as even, if chance chose the worker in every run: \
              twice the smaller tail of chi-square, for X^2 = D * (k - 1) and its k - 1 degrees of freedom summed over the runs."),
+        metric("work_dispersion", "D of work", "",
+            "Dispersion of answers per worker, as that of connections."),
+        metric("work_max_over_mean", "work max/mean", "", "Answers of the busiest worker / (answers / workers)."),
         metric("top_two", "two busiest", "%", "100 · connections of the two busiest workers over those of all."),
         metric("max_over_min", "max/min", "",
             "Connections of the busiest worker over those of the least busy one; nothing if that got none."),

@@ -12,7 +12,7 @@ use crate::lab::plan::law::Law;
 use crate::lab::plan::matrix::ColumnKind;
 use crate::lab::record::{ForeignReport, Row};
 use crate::metrics;
-use crate::report::{ClusterReport, Evenness, Latency, LoadReport, WorkerReport};
+use crate::report::{ClusterReport, Evenness, Latency, LoadReport, WorkerReport, WorkerShare};
 use crate::stats;
 use crate::terminal::step;
 
@@ -143,6 +143,8 @@ pub static COLUMNS: &[Column] = &[
     own("worker_cpu_per_connection", Real(|s| Some(server_cpu_per_connection(s)? - master_cpu_per_connection(s).unwrap_or(0.0)))),
     own("master_cpu_per_connection", Real(master_cpu_per_connection)),
     own("client_cpu_per_connection", Real(client_cpu_per_connection)),
+    own("limit_2_cpus", Real(|s| limit_of_cpus(s, 2.0))),
+    own("limit_64_cpus", Real(|s| limit_of_cpus(s, 64.0))),
     report("client_cpu_share", "client.cpu_share", Real(client_cpu_share)),
     report("client_max_rss", "client.max_rss_kib", Count(|s| Some(load(s)?.client.max_rss_kib as f64))),
     // Who got the connections.
@@ -150,6 +152,8 @@ pub static COLUMNS: &[Column] = &[
     own("p_value", Pooled(pooled_p_value)),
     report("max_over_mean", "evenness.*.max_over_mean", Real(|s| Some(evenness(s.row)?.max_over_mean))),
     report("expected_max_over_mean", "evenness.*.expected_max_over_mean_if_random", Real(|s| Some(evenness(s.row)?.expected_max_over_mean_if_random))),
+    own("work_dispersion", Real(|s| Some(answers(s)?.dispersion))),
+    own("work_max_over_mean", Real(|s| Some(answers(s)?.max_over_mean))),
     own("top_two", Real(top_two)),
     own("max_over_min", Real(max_over_min)),
     own("max_minus_min", Count(max_minus_min)),
@@ -409,6 +413,13 @@ fn master_cpu_per_connection(sample: Sample) -> Option<f64> {
     ratio(cpu_us as f64, load(sample)?.connections.established as f64)
 }
 
+/// What the CPU times allow: all of them together on the CPUs, and those of one acceptor on one CPU.
+fn limit_of_cpus(sample: Sample, cpus: f64) -> Option<f64> {
+    let of_all = ratio(1e6 * cpus, server_cpu_per_connection(sample)?)?;
+    let of_acceptor = master_cpu_per_connection(sample).and_then(|cpu_us| ratio(1e6, cpu_us));
+    ratio(of_acceptor.map_or(of_all, |rate| rate.min(of_all)), connections_per_request(load(sample)?)?)
+}
+
 fn master_fds(sample: Sample) -> Option<f64> {
     sample.row.server.as_ref()?.master.as_ref()?;
     Some(sample.row.footprint.as_ref()?.master_fds? as f64)
@@ -452,6 +463,14 @@ fn pooled_p_value(samples: &[Sample]) -> Option<f64> {
 
 /// Connections by worker as the client counted them, with workers that answered nothing; `None` when all did so.
 pub fn connections_per_worker(row: &Row) -> Option<Vec<u64>> {
+    per_worker(row, |share| share.connections)
+}
+
+fn answers(sample: Sample) -> Option<Evenness> {
+    per_worker(sample.row, |share| share.requests).map(|counts| evenness::measure(&counts))
+}
+
+fn per_worker(row: &Row, counted: fn(&WorkerShare) -> u64) -> Option<Vec<u64>> {
     if row.workers_folded.is_some() {
         return None;
     }
@@ -460,7 +479,7 @@ pub fn connections_per_worker(row: &Row) -> Option<Vec<u64>> {
     let all = row.server.iter().flat_map(|server| &server.workers);
     let mut counts: BTreeMap<usize, u64> = all.map(|worker| (worker.id, 0)).collect();
     for (worker, share) in &report.workers {
-        counts.insert(worker.parse().ok()?, share.connections);
+        counts.insert(worker.parse().ok()?, counted(share));
     }
     Some(counts.into_values().collect()).filter(|counts: &Vec<u64>| counts.iter().any(|count| *count > 0))
 }

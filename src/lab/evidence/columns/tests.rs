@@ -119,6 +119,24 @@ fn a_masters_cpu_is_that_of_the_run_where_it_is_known() {
 }
 
 #[test]
+fn one_acceptor_limits_many_cpus_and_all_cpu_time_limits_few() {
+    let row = of_master(&[]);
+    assert_eq!(number("server_cpu_per_connection", &row), Some(16.0));
+    assert_eq!(number("limit_2_cpus", &row), Some(125_000.0));
+    assert!((number("limit_64_cpus", &row).unwrap() - 1e6 / 6.0).abs() < 1e-6);
+}
+
+#[test]
+fn answers_can_be_spread_otherwise_than_connections() {
+    let mut row = row();
+    let workers = &mut row.load.as_mut().unwrap().workers;
+    workers.get_mut("0").unwrap().requests = 150;
+    workers.get_mut("1").unwrap().requests = 50;
+    assert_eq!((number("max_over_mean", &row), number("work_max_over_mean", &row)), (Some(2.4), Some(2.25)));
+    assert_eq!(number("work_dispersion", &row), Some(87.5));
+}
+
+#[test]
 fn a_master_that_is_a_thread_among_the_workers_has_its_share_of_the_process() {
     let mut row = of_master(&[]);
     let own = {
