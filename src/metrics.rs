@@ -348,8 +348,8 @@ pub static TABLES: &[Section] = &[
             "CPU time of all workers and the master, user and system, per request, both in the measured window; over the \
              whole run and all its requests where the client has no window or a process came or went."),
         metric("client_cpu_per_request", "client CPU", "µs/request",
-            "CPU time of the client over its requests, both in the measured window (for `wrk` and `oha`, which have no \
-             warm-up: in the whole run)."),
+            "CPU time of the client over its requests, both in the measured window (for `wrk`, `oha` and `shb`, which have \
+             no warm-up: in the whole run)."),
         metric("client_cpu_over_baseline", "client CPU over baseline", "",
             "Client CPU per request over that of the baseline's run directly before or after."),
         metric("server_cpu_per_connection", "server CPU", "µs/connection",

@@ -12,7 +12,7 @@ use crate::units::parse_duration;
 use crate::work::Work;
 
 /// Clients of other projects (and `bare-client`) whose output the lab can read.
-pub const FOREIGN_CLIENTS: [&str; 3] = ["wrk", "oha", "bare-client"];
+pub const FOREIGN_CLIENTS: [&str; 4] = ["wrk", "oha", "shb", "bare-client"];
 
 /// The command line of a server.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -25,7 +25,7 @@ pub struct ServerCommand {
     pub work: Option<Work>,
 }
 
-/// The command line of a client: loadgen's, wrk's or oha's.
+/// The command line of a client: loadgen's, or that of one of [`FOREIGN_CLIENTS`].
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
 pub struct ClientCommand {

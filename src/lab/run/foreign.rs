@@ -12,6 +12,7 @@ pub fn parse(program: &str, text: &str) -> Option<ForeignReport> {
     match program {
         "wrk" => parse_wrk(text),
         "oha" => parse_oha(text),
+        "shb" => parse_shb(text),
         "bare-client" => parse_bare_client(text),
         _ => None,
     }
@@ -74,6 +75,28 @@ fn parse_oha(text: &str) -> Option<ForeignReport> {
     })
 }
 
+/// What `shb --json` prints; times are seconds.
+fn parse_shb(text: &str) -> Option<ForeignReport> {
+    let report: Value = serde_json::from_str(text).ok()?;
+    let (requests, times) = (&report["requests"], &report["latencySeconds"]);
+    let us = |value: &Value| Some(value.as_f64()? * 1e6);
+    let statuses = report["statusCodes"].as_object()?.iter();
+    let bad_answers = statuses.filter(|(status, _)| !status.starts_with(['2', '3'])).filter_map(|(_, n)| n.as_u64());
+    Some(ForeignReport {
+        requests: requests["ok"].as_u64()?,
+        qps: report["requestsPerSec"].as_f64()?,
+        duration_s: report["durationSeconds"].as_f64()?,
+        p50_us: us(&times["percentiles"]["p50"]),
+        p90_us: us(&times["percentiles"]["p90"]),
+        p99_us: us(&times["percentiles"]["p99"]),
+        p99_9_us: us(&times["percentiles"]["p99.9"]),
+        max_us: us(&times["max"]),
+        mean_us: us(&times["mean"]),
+        errors: requests["errors"].as_u64()? + requests["connectErrors"].as_u64()? + bad_answers.sum::<u64>(),
+        ..ForeignReport::default()
+    })
+}
+
 /// The one line of `bare-client`.
 fn parse_bare_client(text: &str) -> Option<ForeignReport> {
     let report: Value = serde_json::from_str(text).ok()?;
@@ -130,6 +153,18 @@ Transfer/sec:     30.81MB
         let report = parse_wrk(text).unwrap();
         assert_eq!((report.errors, report.timeouts, report.p99_us), (0, 0, None));
         assert_eq!(parse_wrk("unable to connect"), None);
+    }
+
+    #[test]
+    fn shb_is_read_with_percentiles_and_answers_that_are_errors() {
+        let text = r#"{"durationSeconds": 0.5, "requestsPerSec": 300000.0, "statusCodes": {"200": 149999, "500": 1},
+            "requests": {"total": 150002, "ok": 150000, "errors": 2, "connectErrors": 3},
+            "latencySeconds": {"min": 1e-5, "mean": 2e-4, "max": 0.002, "percentiles": {"p50": 2.1e-4, "p99": 1e-3}}}"#;
+        let report = parse_shb(text).unwrap();
+        assert_eq!((report.requests, report.qps, report.duration_s), (150_000, 300_000.0, 0.5));
+        assert_eq!((report.p50_us, report.p99_us, report.max_us), (Some(210.0), Some(1000.0), Some(2000.0)));
+        assert_eq!((report.errors, report.timeouts), (6, 0));
+        assert_eq!(parse_shb("shb 0.6.0"), None);
     }
 
     #[test]

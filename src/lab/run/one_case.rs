@@ -86,6 +86,7 @@ fn how_to_install(program: &str) -> Option<&'static str> {
     match program {
         "wrk" => Some("Debian: apt-get install wrk"),
         "oha" => Some("cargo install oha"),
+        "shb" => Some("cargo install shb"),
         "node" => Some("Debian: apt-get install nodejs"),
         _ => None,
     }
@@ -263,6 +264,8 @@ fn run_loadgen(
         "phase warmup" if case.table.probe => {
             let deadline = Instant::now() + case.client.warmup.unwrap_or_default();
             seen = footprint::settled(group, expected, deadline);
+            // The silent connections are there, and each may have a process of its own.
+            meter = Some(CpuMeter::of(group));
         }
         "phase measure" => {
             meter.iter_mut().for_each(CpuMeter::begin);
