@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::accept::{Acceptor, BACK_OFF, NoConnection, log_pause, no_connection};
-use super::connection::{Connection, LINGER, SharedBuffers, Step, end};
+use super::connection::{Awaited, Connection, EventHandler, LINGER, SharedBuffers, Step, end};
 use super::event_loop::{LEAVE_IDLE, free_descriptors};
 use super::listener::Listener;
 use super::worker::Worker;
@@ -226,7 +226,7 @@ impl Connections {
                 };
             OpenConnection {
                 key: Cell::new(0),
-                state_machine: RefCell::new(Some(Connection::new(socket))),
+                state_machine: RefCell::new(Some(Connection::from(socket))),
                 socket: events.observe(Phase::Poll, callback(self, Connections::on_ready)),
                 idle_timer: events.observe(Phase::Timers, callback(self, Connections::on_idle_timeout)),
                 timer: Cell::new(None),
@@ -267,7 +267,7 @@ impl Connections {
         {
             state_machine.mark_readable(is_gone || event.ready.contains(Interest::EPOLLRDHUP));
         }
-        let has_lost_its_client = || is_gone && connection.is(Connection::is_waiting);
+        let has_lost_its_client = || is_gone && connection.awaits(Awaited::Work);
         if !has_lost_its_client() {
             self.advance(events, connection, Connection::step);
         }
@@ -280,23 +280,22 @@ impl Connections {
     /// The idle time-out is over, or was when the timer was started: since then the connection may have been active.
     fn on_idle_timeout(&self, events: &mut PhasedLoop, connection: &Rc<OpenConnection>, _: ObservedEvent) {
         let due_ns = connection.last_active_ns.get() + self.state.borrow().worker.idle_timeout.as_nanos() as u64;
-        let is_ours = (connection.is(Connection::is_waiting) && !connection.is(Connection::has_unsent))
-            || connection.is(Connection::is_lingering);
+        let is_ours = connection.awaits(Awaited::Work) || connection.awaits(Awaited::EndOfStream);
         if due_ns > events.now_ns {
             events.start_timer(connection.idle_timer, Duration::from_nanos(due_ns - events.now_ns), Duration::ZERO);
-        } else if is_ours || (is_leaving() && !connection.is(Connection::is_between_requests)) {
+        } else if is_ours || (is_leaving() && !connection.awaits(Awaited::Request)) {
             // It is silent because we have not answered yet, and its timer or its helper will come; or this worker is
             // leaving, and a request that has begun is still finished.
             self.restart_idle_timer(events, connection);
-        } else if connection.is(Connection::is_ready) {
+        } else if connection.is_ready() {
             // The loop was blocked, or has had many others to call first, and has not come to this one yet.
             self.restart_idle_timer(events, connection);
             self.look(events, connection);
-        } else if connection.is(Connection::has_half_a_request) {
+        } else if connection.awaits(Awaited::RestOfRequest) {
             self.restart_idle_timer(events, connection);
             self.advance(events, connection, Connection::time_out);
         } else {
-            let does_not_read = connection.is(Connection::has_unsent);
+            let does_not_read = connection.awaits(Awaited::RoomForAnswer);
             self.close(events, connection, does_not_read);
         }
     }
@@ -361,8 +360,8 @@ impl Connections {
         }
         if self.state.borrow().is_ending {
             // Half a request is not one that has been read.
-            let is_half = connection.is(Connection::has_half_a_request);
-            if is_half || connection.is(Connection::is_between_requests) {
+            let is_half = connection.awaits(Awaited::RestOfRequest);
+            if is_half || connection.awaits(Awaited::Request) {
                 self.close(events, connection, is_half);
             }
         }
@@ -435,8 +434,12 @@ fn set_timeout(events: &mut PhasedLoop, after: Duration, callback: impl FnOnce(&
 }
 
 impl OpenConnection {
-    fn is(&self, condition: fn(&Connection) -> bool) -> bool {
-        self.state_machine.borrow().as_ref().is_some_and(condition)
+    fn awaits(&self, awaited: Awaited) -> bool {
+        self.state_machine.borrow().as_ref().is_some_and(|connection| connection.awaited() == awaited)
+    }
+
+    fn is_ready(&self) -> bool {
+        self.state_machine.borrow().as_ref().is_some_and(Connection::is_ready)
     }
 }
 

@@ -20,7 +20,7 @@ use crate::work::Cost;
 const BUFFER_BYTES: usize = 4 * MAX_HEAD_BYTES;
 
 /// A client that sends without end gets this many receives, and then it is the others' turn.
-const RECEIVES_PER_STEP: usize = 16;
+pub const RECEIVES_PER_STEP: usize = 16;
 
 /// How long to go on reading after a refusal, so that the client gets to see it: closing a socket with unread
 /// bytes sends a reset, which overtakes the answer (RFC 9112, section 9.6).
@@ -54,6 +54,49 @@ pub enum Step {
     Close { lost: bool },
 }
 
+/// What a connection waits for between two steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Awaited {
+    Request,
+    /// Part of a request has arrived, and it is the client's turn.
+    RestOfRequest,
+    Work,
+    /// That the client takes its answer.
+    RoomForAnswer,
+    /// It lingers.
+    EndOfStream,
+}
+
+/// Why a loop goes on with a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wake {
+    /// Its socket is ready, or it is its turn again.
+    Ready,
+    WorkDone,
+    /// Half a request and then silence.
+    TimedOut,
+}
+
+/// What a reactor serves step by step. (Schmidt's word, in "Reactor", Pattern Languages of Program Design, 1995.)
+pub trait EventHandler: AsFd {
+    /// What all of one loop use, one after another.
+    type Shared: Default;
+
+    fn go_on(&mut self, wake: Wake, worker: &mut Worker, shared: &mut Self::Shared) -> Step;
+
+    /// The socket has become readable; `end_announced` when its other end has been closed, too.
+    fn mark_readable(&mut self, end_announced: bool);
+
+    fn awaited(&self) -> Awaited;
+
+    /// Its socket has something for us, or takes more from us where that is what it waits for, whatever has been reported
+    /// so far.
+    fn is_ready(&self) -> bool {
+        let events = if self.awaited() == Awaited::RoomForAnswer { PollFlags::POLLOUT } else { PollFlags::POLLIN };
+        poll(&mut [PollFd::new(self.as_fd(), events)], PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+}
+
 #[derive(Debug)]
 pub struct Connection {
     socket: OwnedFd,
@@ -69,53 +112,6 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Takes over a socket that is in non-blocking mode.
-    pub fn new(socket: OwnedFd) -> Connection {
-        Connection {
-            socket,
-            conversation: Conversation::default(),
-            left_over: Vec::new(),
-            unsent: Vec::new(),
-            readable: true,
-            end_announced: false,
-        }
-    }
-
-    /// The socket has become readable; `end_announced` when its other end has been closed, too.
-    pub fn mark_readable(&mut self, end_announced: bool) {
-        self.readable = true;
-        self.end_announced |= end_announced;
-    }
-
-    pub fn is_waiting(&self) -> bool {
-        matches!(self.conversation.state(), ServingState::Waiting(_))
-    }
-
-    pub fn is_lingering(&self) -> bool {
-        self.conversation.state() == ServingState::Lingering
-    }
-
-    pub fn is_between_requests(&self) -> bool {
-        self.conversation.state() == ServingState::Serving && !self.has_unsent() && !self.has_half_a_request()
-    }
-
-    /// Part of a request has arrived, and it is the client's turn.
-    pub fn has_half_a_request(&self) -> bool {
-        let has_part = !self.left_over.is_empty() || self.conversation.is_inside_body();
-        self.conversation.state() == ServingState::Serving && !self.has_unsent() && has_part
-    }
-
-    pub fn has_unsent(&self) -> bool {
-        !self.unsent.is_empty()
-    }
-
-    /// Its socket has something for us, or takes more from us where that is what it waits for, whatever has been reported
-    /// so far.
-    pub fn is_ready(&self) -> bool {
-        let awaited = if self.has_unsent() { PollFlags::POLLOUT } else { PollFlags::POLLIN };
-        poll(&mut [PollFd::new(self.socket.as_fd(), awaited)], PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
-    }
-
     pub fn step(&mut self, worker: &mut Worker, scratch: &mut SharedBuffers) -> Step {
         self.step_or_lose(worker, scratch).unwrap_or_else(|_| {
             // All connections share the buffer: what cannot be sent to this client must not go to the next.
@@ -137,7 +133,7 @@ impl Connection {
             return Step::Close { lost: true };
         }
         match self.conversation.state() {
-            _ if self.has_unsent() => Step::AwaitOutput,
+            _ if !self.unsent.is_empty() => Step::AwaitOutput,
             ServingState::Closing => Step::Close { lost: false },
             // They came with the request that was answered, and no report will tell of them.
             _ if !self.left_over.is_empty() => Step::Yield,
@@ -156,7 +152,7 @@ impl Connection {
             ServingState::Lingering => return self.discard(scratch),
             // Answers come in the order of the requests, so what arrives now is for later. (While earlier answers
             // are unsent, the wait has not begun.)
-            ServingState::Waiting(..) if !self.has_unsent() => return Ok(Step::AwaitInput),
+            ServingState::Waiting(..) if self.unsent.is_empty() => return Ok(Step::AwaitInput),
             _ => {}
         }
         let mut filled = self.left_over.len();
@@ -261,6 +257,47 @@ impl Connection {
             }
         }
         Ok(Step::Yield)
+    }
+}
+
+impl EventHandler for Connection {
+    type Shared = SharedBuffers;
+
+    fn go_on(&mut self, wake: Wake, worker: &mut Worker, scratch: &mut SharedBuffers) -> Step {
+        match wake {
+            Wake::Ready => self.step(worker, scratch),
+            Wake::WorkDone => self.finish_wait(worker, scratch),
+            Wake::TimedOut => self.time_out(worker, scratch),
+        }
+    }
+
+    fn mark_readable(&mut self, end_announced: bool) {
+        self.readable = true;
+        self.end_announced |= end_announced;
+    }
+
+    fn awaited(&self) -> Awaited {
+        match self.conversation.state() {
+            ServingState::Lingering => Awaited::EndOfStream,
+            _ if !self.unsent.is_empty() => Awaited::RoomForAnswer,
+            ServingState::Waiting(_) => Awaited::Work,
+            _ if !self.left_over.is_empty() || self.conversation.is_inside_body() => Awaited::RestOfRequest,
+            _ => Awaited::Request,
+        }
+    }
+}
+
+/// Takes over a socket that is in non-blocking mode.
+impl From<OwnedFd> for Connection {
+    fn from(socket: OwnedFd) -> Connection {
+        Connection {
+            socket,
+            conversation: Conversation::default(),
+            left_over: Vec::new(),
+            unsent: Vec::new(),
+            readable: true,
+            end_announced: false,
+        }
     }
 }
 

@@ -327,7 +327,7 @@ fn interest(workers_acknowledge: bool) -> Interest {
 pub fn take_message(events: &mut EventLoop<Channel>) -> Result<(), Failure> {
     if events.acceptor.acknowledges && !events.has_room_for(2) {
         let refused = events.acceptor.refuse();
-        return refused.or_else(|errno| events.add_accepted(Err(errno)).map(drop));
+        return refused.or_else(|errno| events.add_accepted(Err::<OwnedFd, _>(errno)).map(drop));
     }
     let first = events.acceptor.receive();
     events.add_accepted(first)?;

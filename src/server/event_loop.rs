@@ -7,13 +7,13 @@
 //! The acceptor is level-triggered, and one connection is taken per wake-up: a burst is shared among all who wait
 //! for it, and the listener's reports do not push the connections' aside.
 
-use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
 
 use super::accept::{Acceptor, NoConnection, log_pause, no_connection, pause_end_ns};
+use super::connection::{Connection, EventHandler};
 use super::lock::AcceptMutex;
 use super::multiplexer::Multiplexer;
 use super::reactor::{ACCEPTOR, Reactor};
@@ -28,10 +28,10 @@ use crate::units::monotonic_ns;
 /// one that is silent does not hold the worker until the master kills it.
 pub(super) const LEAVE_IDLE: Duration = Duration::from_secs(1);
 
-pub struct EventLoop<A> {
+pub struct EventLoop<A, C: EventHandler = Connection> {
     pub acceptor: A,
     interest: Interest,
-    reactor: Reactor,
+    reactor: Reactor<C>,
     /// A connection has been taken since the last wake-up, so that wake-up was not empty.
     has_taken: bool,
     /// Connections that our table of descriptors has room for.
@@ -59,6 +59,13 @@ impl<A: Acceptor> EventLoop<A> {
     pub fn waiting_in(multiplexer: Multiplexer, acceptor: A, worker: Worker) -> Result<EventLoop<A>, Failure> {
         EventLoop::open(acceptor, Interest::EPOLLIN, multiplexer, worker)
     }
+}
+
+impl<A: Acceptor, C: EventHandler> EventLoop<A, C> {
+    /// As [`EventLoop::new`], for what else is served step by step.
+    pub fn serving(acceptor: A, worker: Worker) -> Result<EventLoop<A, C>, Failure> {
+        EventLoop::open(acceptor, Interest::EPOLLIN, Multiplexer::epoll()?, worker)
+    }
 
     fn open(acceptor: A, interest: Interest, multiplexer: Multiplexer, worker: Worker) -> Result<Self, Failure> {
         let open = || {
@@ -83,7 +90,7 @@ impl<A: Acceptor> EventLoop<A> {
 
     /// One message of the acceptor brings at most so many connections. A connection of a message is lost when there is
     /// no descriptor for it (one in an accept queue waits), so the acceptor is read only when there is room for all.
-    pub fn taking_at_once(mut self, connections: usize) -> EventLoop<A> {
+    pub fn taking_at_once(mut self, connections: usize) -> EventLoop<A, C> {
         self.room = self.room.saturating_sub(connections - 1).max(1);
         self
     }
@@ -171,10 +178,10 @@ impl<A: Acceptor> EventLoop<A> {
     }
 
     /// Takes what an accept returned: a connection, or the reason why there is none. True when it was a connection.
-    pub fn add_accepted(&mut self, accepted: nix::Result<OwnedFd>) -> Result<bool, Failure> {
+    pub fn add_accepted(&mut self, accepted: nix::Result<impl Into<C>>) -> Result<bool, Failure> {
         let errno = match accepted {
-            Ok(socket) => {
-                self.reactor.add(socket);
+            Ok(connection) => {
+                self.reactor.add(connection.into());
                 self.has_taken = true;
                 self.turns_to_leave = self.reactor.open().saturating_sub(self.room - self.room / 8);
                 return Ok(true);

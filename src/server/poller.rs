@@ -14,7 +14,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::accept::{Acceptor, NoConnection, log_pause, no_connection, pause_end_ns};
-use super::connection::{Connection, LINGER, SharedBuffers, Step, end};
+use super::connection::{Awaited, Connection, EventHandler, LINGER, SharedBuffers, Step, end};
 use super::event_loop::free_descriptors;
 use super::member::is_passed_connections;
 use super::worker::Worker;
@@ -300,7 +300,7 @@ impl WaitingConnections {
 
     fn add(&self, socket: OwnedFd) {
         self.open.count.fetch_add(1, SeqCst);
-        let connection = Connection::new(socket);
+        let connection = Connection::from(socket);
         let (all, row) = (self.open.clone(), None);
         let open = OpenConnection { connection, all, row, is_registered: false, lingers_until_ns: None };
         let silent_ns = monotonic_ns() + self.idle_timeout.as_nanos() as u64;
@@ -309,11 +309,12 @@ impl WaitingConnections {
 
     fn put_back(&self, mut open: OpenConnection, interest: Interest, due_ns: u64) {
         let mut waiting = self.waiting();
-        let is_owed = interest.contains(Interest::EPOLLOUT) || open.connection.has_unsent();
+        let awaited = open.connection.awaited();
+        let is_owed =
+            interest.contains(Interest::EPOLLOUT) || [Awaited::RoomForAnswer, Awaited::EndOfStream].contains(&awaited);
         // The next request may have come since the answer, which did not say that it was the last one.
-        if waiting.is_ending && !is_owed && !open.connection.is_lingering() && !open.connection.is_ready() {
-            let lost = open.connection.has_half_a_request();
-            return open.close(lost);
+        if waiting.is_ending && !is_owed && !open.connection.is_ready() {
+            return open.close(awaited == Awaited::RestOfRequest);
         }
         let was_registered = std::mem::replace(&mut open.is_registered, true);
         let key = waiting.connections.insert((open, due_ns));
@@ -350,16 +351,17 @@ impl WaitingConnections {
         while let Some(&(_, key)) = waiting.due.first().filter(|(due_ns, _)| *due_ns <= now_ns) {
             let mut open = waiting.remove(key)?;
             let connection = &mut open.connection;
-            if connection.is_lingering() {
+            let awaited = connection.awaited();
+            if awaited == Awaited::EndOfStream {
                 open.close(true);
             } else if connection.is_ready() {
                 // It has been silent only to a poller that was late.
                 connection.mark_readable(false);
                 return Some(ReadyConnection { open, take_step: Connection::step });
-            } else if connection.has_half_a_request() {
+            } else if awaited == Awaited::RestOfRequest {
                 return Some(ReadyConnection { open, take_step: Connection::time_out });
             } else {
-                let does_not_read = connection.has_unsent();
+                let does_not_read = awaited == Awaited::RoomForAnswer;
                 open.close(does_not_read);
             }
         }

@@ -1,13 +1,14 @@
 //! The reactor: waits for many connections at once and takes a step with each that is ready or due.
 //!
 //! Connections are registered only when they have to be waited for: a step goes on until the socket has nothing more.
+//! What a connection is, a state machine or a coroutine, is its own affair.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use super::connection::{Connection, LINGER, SharedBuffers, Step, end};
+use super::connection::{Awaited, EventHandler, LINGER, Step, Wake, end};
 use super::multiplexer::{Multiplexer, REPORTS_PER_WAIT};
 use super::selector::heartbeat::Heartbeat;
 use super::table::ConnectionTable;
@@ -27,7 +28,7 @@ const TERMINATION: u64 = u64::MAX - 1;
 /// would be closed too early.
 pub const LONG_ROUND_NS: u64 = 1_000_000;
 
-pub struct Reactor {
+pub struct Reactor<C: EventHandler> {
     pub worker: Worker,
     pub multiplexer: Multiplexer,
     pub now_ns: u64,
@@ -35,8 +36,8 @@ pub struct Reactor {
     /// The sender of a passed connection keeps a copy of it until we have acknowledged it.
     pub sender_keeps_copies: bool,
     has_short_idle_timeout: bool,
-    table: ConnectionTable<Connection>,
-    scratch: SharedBuffers,
+    table: ConnectionTable<C>,
+    shared: C::Shared,
     timers: BinaryHeap<Reverse<(u64, SlotKey, Purpose)>>,
     reports: usize,
     reports_taken: usize,
@@ -50,8 +51,8 @@ enum Purpose {
     Close,
 }
 
-impl Reactor {
-    pub fn new(worker: Worker, mut multiplexer: Multiplexer) -> nix::Result<Reactor> {
+impl<C: EventHandler> Reactor<C> {
+    pub fn new(worker: Worker, mut multiplexer: Multiplexer) -> nix::Result<Reactor<C>> {
         let termination = wake_on_termination()?;
         multiplexer.add(termination, TERMINATION, Interest::EPOLLIN)?;
         Ok(Reactor {
@@ -62,7 +63,7 @@ impl Reactor {
             sender_keeps_copies: false,
             has_short_idle_timeout: false,
             table: ConnectionTable::default(),
-            scratch: SharedBuffers::default(),
+            shared: C::Shared::default(),
             timers: BinaryHeap::new(),
             reports: 0,
             reports_taken: 0,
@@ -116,17 +117,17 @@ impl Reactor {
     }
 
     /// A new connection. Its first request is often there already, and then it is never registered at all.
-    pub fn add(&mut self, socket: OwnedFd) {
+    pub fn add(&mut self, connection: C) {
         self.worker.opened();
-        let key = self.table.insert(Connection::new(socket), self.now_ns);
-        self.take_step(key, Connection::step);
+        let key = self.table.insert(connection, self.now_ns);
+        self.take_step(key, Wake::Ready);
     }
 
     pub fn serve(&mut self, ready: Ready) {
         let key = ready.token;
         let Some(connection) = self.table.get_mut(key) else { return };
         let is_gone = ready.flags.intersects(Interest::EPOLLERR | Interest::EPOLLHUP);
-        if is_gone && connection.is_waiting() {
+        if is_gone && connection.awaited() == Awaited::Work {
             // There is no client left to answer.
             return self.close(key, true);
         }
@@ -134,8 +135,8 @@ impl Reactor {
             connection.mark_readable(is_gone || ready.flags.contains(Interest::EPOLLRDHUP));
         }
         self.table.touch(key, self.now_ns);
-        self.take_step(key, Connection::step);
-        if is_gone && self.table.get_mut(key).is_some_and(|connection| connection.is_waiting()) {
+        self.take_step(key, Wake::Ready);
+        if is_gone && self.table.get_mut(key).is_some_and(|connection| connection.awaited() == Awaited::Work) {
             // It came in one report with the request that was just read: no other report will tell.
             self.close(key, true);
         }
@@ -147,7 +148,7 @@ impl Reactor {
             if let Some(connection) = self.table.get_mut(key) {
                 connection.mark_readable(false);
             }
-            self.take_step(key, Connection::step);
+            self.take_step(key, Wake::Ready);
             self.close_if_nothing_is_owed(key);
         }
         // It stays readable, and a wait that includes it would not wait. The end of the grace period interrupts
@@ -176,15 +177,16 @@ impl Reactor {
     /// Half a request is not one that has been read.
     fn close_if_nothing_is_owed(&mut self, key: SlotKey) {
         let Some(connection) = self.table.get_mut(key) else { return };
-        if connection.is_between_requests() || connection.has_half_a_request() {
-            let lost = connection.has_half_a_request();
-            self.close(key, lost);
+        match connection.awaited() {
+            Awaited::Request => self.close(key, false),
+            Awaited::RestOfRequest => self.close(key, true),
+            Awaited::Work | Awaited::RoomForAnswer | Awaited::EndOfStream => {}
         }
     }
 
-    fn take_step(&mut self, key: SlotKey, step: fn(&mut Connection, &mut Worker, &mut SharedBuffers) -> Step) {
+    fn take_step(&mut self, key: SlotKey, wake: Wake) {
         let Some(connection) = self.table.get_mut(key) else { return };
-        match step(connection, &mut self.worker, &mut self.scratch) {
+        match connection.go_on(wake, &mut self.worker, &mut self.shared) {
             Step::AwaitInput => self.watch(key, Interest::EPOLLIN),
             Step::AwaitOutput => self.watch(key, Interest::EPOLLOUT),
             Step::AwaitWork(cost) => self.set_timer(key, Interest::empty(), cost.duration(), Purpose::Answer),
@@ -241,8 +243,8 @@ impl Reactor {
             }
             self.table.touch(key, self.now_ns);
             match purpose {
-                Purpose::GoOn => self.take_step(key, Connection::step),
-                Purpose::Answer => self.take_step(key, Connection::finish_wait),
+                Purpose::GoOn => self.take_step(key, Wake::Ready),
+                Purpose::Answer => self.take_step(key, Wake::WorkDone),
                 Purpose::Close => self.close(key, true),
             }
         }
@@ -259,8 +261,9 @@ impl Reactor {
             }
             let Some(connection) = self.table.get_mut(key) else { break };
             any = true;
-            let is_ours = (connection.is_waiting() && !connection.has_unsent()) || connection.is_lingering();
-            if is_ours || (self.has_short_idle_timeout && !connection.is_between_requests()) {
+            let awaited = connection.awaited();
+            let is_ours = matches!(awaited, Awaited::Work | Awaited::EndOfStream);
+            if is_ours || (self.has_short_idle_timeout && awaited != Awaited::Request) {
                 // It is silent because we have not answered yet, and its timer will come; or this worker is leaving,
                 // and a request that has begun is still finished.
                 self.table.touch(key, self.now_ns);
@@ -268,12 +271,12 @@ impl Reactor {
                 // The worker was blocked, or has had many others to serve first, and has not come to this one yet.
                 connection.mark_readable(false);
                 self.table.touch(key, self.now_ns);
-                self.take_step(key, Connection::step);
-            } else if connection.has_half_a_request() {
+                self.take_step(key, Wake::Ready);
+            } else if awaited == Awaited::RestOfRequest {
                 self.table.touch(key, self.now_ns);
-                self.take_step(key, Connection::time_out);
+                self.take_step(key, Wake::TimedOut);
             } else {
-                let does_not_read = connection.has_unsent();
+                let does_not_read = awaited == Awaited::RoomForAnswer;
                 self.close(key, does_not_read);
             }
         }
@@ -291,6 +294,7 @@ impl Reactor {
 #[cfg(test)]
 pub(super) mod tests {
     use std::io::{Read, Write};
+    use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
 
     use clap::Parser;
@@ -299,6 +303,7 @@ pub(super) mod tests {
     use super::*;
     use crate::scoreboard::Scoreboard;
     use crate::server::ServerArgs;
+    use crate::server::connection::Connection;
 
     /// More than any loop of ours looks at in two turns.
     const MANY: usize = 2_200;
@@ -345,8 +350,8 @@ pub(super) mod tests {
 
     #[test]
     fn a_connection_whose_request_has_arrived_is_not_silent_however_many_others_are_served_first() {
-        let mut reactor = Reactor::new(impatient_worker().1, Multiplexer::epoll().unwrap()).unwrap();
-        let clients = clients_that_wait_too_long(|socket| reactor.add(socket));
+        let mut reactor = Reactor::<Connection>::new(impatient_worker().1, Multiplexer::epoll().unwrap()).unwrap();
+        let clients = clients_that_wait_too_long(|socket| reactor.add(socket.into()));
         // Until all of them are silent again.
         while reactor.open() > 0 {
             if let Some(ready) = reactor.next_report(None).unwrap() {
