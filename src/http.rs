@@ -82,6 +82,9 @@ impl RequestReader {
     /// Looks at the unread bytes of a connection. Returns how many of them are done with, and what comes next.
     /// A request is handed out when its body, too, has been read.
     pub fn next(&mut self, bytes: &[u8]) -> (usize, Next) {
+        if bytes.is_empty() {
+            return (0, Next::More);
+        }
         if self.inside.is_some() {
             return self.skip_body(bytes);
         }

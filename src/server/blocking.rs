@@ -3,17 +3,19 @@
 //! Its system calls are the plain ones: accept, recv, send, close. Time-outs are the socket's own (SO_RCVTIMEO,
 //! SO_SNDTIMEO), and a worker that is to stop finds its sockets shut ([`crate::sys::signal`]), so nothing here
 //! polls or races.
+//!
+//! What it does between two waits ([`handle`]) does not depend on how it waits ([`Io`]).
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, Shutdown, SockFlag, recv, send, shutdown};
+use nix::sys::socket::{Shutdown, SockFlag, shutdown};
 use socket2::SockRef;
 
 use super::accept::{BACK_OFF, NoConnection, accept_next, log_pause, no_connection};
-use super::connection::{LINGER, end, receive};
+use super::connection::{Awaited, LINGER, end, receive, send_some};
 use super::listener::Listener;
 use super::member::is_passed_connections;
 use super::worker::Worker;
@@ -22,8 +24,8 @@ use crate::failure::Failure;
 use crate::http::{CONTINUE, MAX_HEAD_BYTES, Next, Persistence, Request, RequestReader, Status};
 use crate::report::AcceptCounts;
 use crate::scoreboard::Count;
-use crate::sys::fd::until_uninterrupted;
-use crate::sys::signal::{has_given_up, is_stopping, note_socket};
+use crate::sys::signal::{has_given_up, is_leaving, is_stopping, note_socket};
+use crate::work::Cost;
 
 /// Room for most requests; a longer head makes the buffer grow.
 const FIRST_BUFFER_BYTES: usize = 2048;
@@ -99,38 +101,62 @@ pub fn back_off_from_spawning(tried: &str, error: impl Into<std::io::Error>) {
 pub fn serve(connection: OwnedFd, worker: &mut Worker) {
     worker.opened();
     // The worker's own buffer goes from connection to connection: taking one costs no allocation.
-    let buffer = std::mem::take(&mut worker.buffer);
-    let mut served = BlockingConnection { socket: &connection, reader: RequestReader::default(), buffer, filled: 0 };
-    if served.run(worker).is_err() {
+    let mut io = BlockingIo { socket: &connection, buffer: std::mem::take(&mut worker.buffer) };
+    let served = io.set_timeouts(worker.idle_timeout).and_then(|()| handle(&mut io, worker));
+    worker.buffer = io.buffer;
+    if served.is_err() {
         worker.count(Count::ClientErrors);
     }
-    worker.buffer = served.buffer;
     if is_passed_connections() {
         end(&connection);
     }
     worker.closed();
 }
 
-/// A connection whose client reset it, sent nonsense, or stopped in the middle.
-struct ConnectionLost;
+/// The calls in which the handler waits. A thread sleeps in them; a coroutine lets others run meanwhile.
+pub trait Io {
+    /// The bytes received and not yet consumed are the first of it.
+    fn buffer(&mut self) -> &mut Vec<u8>;
 
-struct BlockingConnection<'a> {
-    socket: &'a OwnedFd,
+    /// Reads on among the first `filled` bytes of the buffer.
+    fn parse(&mut self, reader: &mut RequestReader, filled: usize) -> (usize, Next) {
+        reader.next(&self.buffer()[..filled])
+    }
+
+    /// Receives behind the first `filled` bytes of the buffer. `awaited` is a request, or the rest of one.
+    ///
+    /// # Errors
+    /// EAGAIN when the idle time-out is over.
+    fn receive(&mut self, filled: usize, awaited: Awaited) -> nix::Result<usize>;
+
+    fn send_all(&mut self, bytes: &[u8]) -> Result<(), ConnectionLost>;
+
+    fn spend(&mut self, cost: Cost) -> Result<(), ConnectionLost>;
+
+    /// Ends our side, and reads on for a moment so that a refusal is not lost to a reset.
+    fn linger(&mut self);
+}
+
+/// A connection whose client reset it, sent nonsense, or stopped in the middle.
+pub struct ConnectionLost;
+
+/// Serves a connection to its end, in a straight line.
+pub fn handle(io: &mut impl Io, worker: &mut Worker) -> Result<(), ConnectionLost> {
+    Handler { io, reader: RequestReader::default(), filled: 0 }.run(worker)
+}
+
+struct Handler<'a, I> {
+    io: &'a mut I,
     reader: RequestReader,
-    /// The bytes not yet consumed are the first `filled` of it.
-    buffer: Vec<u8>,
+    /// So many bytes are not yet consumed.
     filled: usize,
 }
 
-impl BlockingConnection<'_> {
+impl<I: Io> Handler<'_, I> {
     fn run(&mut self, worker: &mut Worker) -> Result<(), ConnectionLost> {
-        if self.buffer.is_empty() {
-            self.buffer.resize(FIRST_BUFFER_BYTES, 0);
-        }
-        self.set_timeouts(worker.idle_timeout)?;
         loop {
-            let (used, next) = self.reader.next(&self.buffer[..self.filled]);
-            self.buffer.copy_within(used..self.filled, 0);
+            let (used, next) = self.io.parse(&mut self.reader, self.filled);
+            self.io.buffer().copy_within(used..self.filled, 0);
             self.filled -= used;
             match next {
                 Next::Request(request) => {
@@ -139,14 +165,13 @@ impl BlockingConnection<'_> {
                     }
                 }
                 Next::Bad(status) => return self.refuse(status, worker),
-                Next::MoreAfterContinue => self.send_all(CONTINUE)?,
-                Next::More => match self.receive() {
-                    Ok(0) if self.is_between_requests() => return Ok(()),
+                Next::MoreAfterContinue => self.io.send_all(CONTINUE)?,
+                Next::More => match self.io.receive(self.filled, self.awaited()) {
+                    Ok(0) if self.awaited() == Awaited::Request => return Ok(()),
                     Ok(0) => return Err(ConnectionLost),
                     Ok(received) => self.filled += received,
-                    // SO_RCVTIMEO is over. An idle client's connection is closed; a client that stopped in the middle
-                    // of a request gets a 408.
-                    Err(Errno::EAGAIN) if self.is_between_requests() => return Ok(()),
+                    // An idle client's connection is closed; a client that stopped in the middle of a request gets a 408.
+                    Err(Errno::EAGAIN) if self.awaited() == Awaited::Request => return Ok(()),
                     Err(Errno::EAGAIN) => return self.refuse(Status::RequestTimeout, worker),
                     Err(_) => return Err(ConnectionLost),
                 },
@@ -155,54 +180,79 @@ impl BlockingConnection<'_> {
     }
 
     /// Spends what the request costs and sends the answer. Returns what the client was told about the connection.
-    fn answer(&self, mut request: Request, worker: &mut Worker) -> Result<Persistence, ConnectionLost> {
-        worker.draw_cost().spend(has_given_up);
-        if is_stopping() {
+    fn answer(&mut self, mut request: Request, worker: &mut Worker) -> Result<Persistence, ConnectionLost> {
+        self.io.spend(worker.draw_cost())?;
+        if is_stopping() || is_leaving() {
             request.persistence = Persistence::Close;
         }
         // Counted first: a client that has its answer finds it in the scoreboard.
         worker.count(Count::Requests);
-        self.send_all(worker.responses.ok(request))?;
+        self.io.send_all(worker.responses.ok(request))?;
         Ok(request.persistence)
     }
 
-    /// Says why, ends our side, and reads on for a moment so that the answer is not lost to a reset.
-    fn refuse(&self, status: Status, worker: &Worker) -> Result<(), ConnectionLost> {
+    /// Says why, and lingers.
+    fn refuse(&mut self, status: Status, worker: &Worker) -> Result<(), ConnectionLost> {
         worker.count(Count::Requests);
-        self.send_all(&worker.responses.refusal(status))?;
-        let until = Instant::now() + LINGER;
-        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Write);
-        self.set_timeouts(LINGER)?;
-        let mut rest = [0; 4096];
-        while Instant::now() < until && matches!(recv(self.socket.as_raw_fd(), &mut rest, MsgFlags::empty()), Ok(1..)) {
-        }
+        self.io.send_all(&worker.responses.refusal(status))?;
+        self.io.linger();
         Err(ConnectionLost)
     }
 
-    fn is_between_requests(&self) -> bool {
-        self.filled == 0 && !self.reader.is_inside_body()
+    fn awaited(&self) -> Awaited {
+        if self.filled == 0 && !self.reader.is_inside_body() { Awaited::Request } else { Awaited::RestOfRequest }
     }
+}
 
-    fn receive(&mut self) -> nix::Result<usize> {
-        if self.filled == self.buffer.len() {
-            // The reader refuses a head that fills MAX_HEAD_BYTES, so the buffer never outgrows that.
-            self.buffer.resize((2 * self.filled).min(MAX_HEAD_BYTES), 0);
-        }
-        receive(self.socket, &mut self.buffer[self.filled..])
+/// Makes room behind the first `filled` bytes.
+pub fn make_room(buffer: &mut Vec<u8>, filled: usize) {
+    if filled == buffer.len() {
+        // The reader refuses a head that fills MAX_HEAD_BYTES, so the buffer never outgrows that.
+        buffer.resize((2 * filled).clamp(FIRST_BUFFER_BYTES, MAX_HEAD_BYTES), 0);
     }
+}
 
-    fn send_all(&self, mut bytes: &[u8]) -> Result<(), ConnectionLost> {
-        while !bytes.is_empty() {
-            let sent = until_uninterrupted(|| send(self.socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL));
-            // EAGAIN is SO_SNDTIMEO: a client that does not read.
-            bytes = &bytes[sent.map_err(|_| ConnectionLost)?..];
-        }
-        Ok(())
-    }
+/// The socket's own time-outs, and calls that sleep.
+struct BlockingIo<'a> {
+    socket: &'a OwnedFd,
+    buffer: Vec<u8>,
+}
 
+impl BlockingIo<'_> {
     fn set_timeouts(&self, timeout: Duration) -> Result<(), ConnectionLost> {
         let socket = SockRef::from(self.socket);
         let set = socket.set_read_timeout(Some(timeout)).and_then(|()| socket.set_write_timeout(Some(timeout)));
         set.map_err(|_| ConnectionLost)
+    }
+}
+
+impl Io for BlockingIo<'_> {
+    fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.buffer
+    }
+
+    fn receive(&mut self, filled: usize, _: Awaited) -> nix::Result<usize> {
+        make_room(&mut self.buffer, filled);
+        // EAGAIN: SO_RCVTIMEO is over.
+        receive(self.socket, &mut self.buffer[filled..])
+    }
+
+    fn send_all(&mut self, bytes: &[u8]) -> Result<(), ConnectionLost> {
+        // Fewer than all: SO_SNDTIMEO is over, and the client does not read.
+        let is_sent = send_some(self.socket, bytes).is_ok_and(|sent| sent == bytes.len());
+        if is_sent { Ok(()) } else { Err(ConnectionLost) }
+    }
+
+    fn spend(&mut self, cost: Cost) -> Result<(), ConnectionLost> {
+        cost.spend(has_given_up);
+        Ok(())
+    }
+
+    fn linger(&mut self) {
+        let until = Instant::now() + LINGER;
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Write);
+        if self.set_timeouts(LINGER).is_ok() {
+            while Instant::now() < until && matches!(receive(self.socket, &mut self.buffer), Ok(1..)) {}
+        }
     }
 }
