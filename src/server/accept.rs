@@ -1,5 +1,6 @@
 //! accept(2), and the one policy for what it returns instead of a connection.
 
+use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Once;
 use std::time::Duration;
@@ -101,19 +102,20 @@ pub fn reason_to_pause(errno: Errno, has_taken: bool, count: impl FnMut(Count)) 
 
 /// Logs why nothing is accepted for the moment, once per process.
 pub fn log_pause(errno: Errno) {
+    let advice = match errno {
+        Errno::EMFILE => "no descriptor left; connections wait until others end (raise ulimit -n)",
+        Errno::ENFILE => "no descriptor left in the whole system; connections wait (raise fs.file-max)",
+        Errno::ENOBUFS | Errno::ENOMEM => "the kernel has no memory left for sockets; connections wait until it has",
+        _ => {
+            let failure = Failure::new("accept", errno);
+            return log_once(failure.advise("connections wait, and it is tried again and again"));
+        }
+    };
+    log_once(format_args!("accept: {advice}"));
+}
+
+/// As [`log_pause`], for a reason that comes before the accept.
+pub fn log_once(reason: impl fmt::Display) {
     static SAID: Once = Once::new();
-    SAID.call_once(|| {
-        let advice = match errno {
-            Errno::EMFILE => "no descriptor left; connections wait until others end (raise ulimit -n)",
-            Errno::ENFILE => "no descriptor left in the whole system; connections wait (raise fs.file-max)",
-            Errno::ENOBUFS | Errno::ENOMEM => {
-                "the kernel has no memory left for sockets; connections wait until it has"
-            }
-            _ => {
-                let failure = Failure::new("accept", errno);
-                return console::log(failure.advise("connections wait, and it is tried again and again"));
-            }
-        };
-        console::log(format_args!("accept: {advice}"));
-    });
+    SAID.call_once(|| console::log(reason));
 }

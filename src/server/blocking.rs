@@ -170,7 +170,7 @@ impl<I: Io> Handler<'_, I> {
                     Ok(0) if self.awaited() == Awaited::Request => return Ok(()),
                     Ok(0) => return Err(ConnectionLost),
                     Ok(received) => self.filled += received,
-                    // An idle client's connection is closed; a client that stopped in the middle of a request gets a 408.
+                    // An idle client's connection is closed; one that stopped in the middle of a request gets a 408.
                     Err(Errno::EAGAIN) if self.awaited() == Awaited::Request => return Ok(()),
                     Err(Errno::EAGAIN) => return self.refuse(Status::RequestTimeout, worker),
                     Err(_) => return Err(ConnectionLost),

@@ -89,8 +89,8 @@ pub trait EventHandler: AsFd {
 
     fn awaited(&self) -> Awaited;
 
-    /// Its socket has something for us, or takes more from us where that is what it waits for, whatever has been reported
-    /// so far.
+    /// Its socket has something for us, or takes more from us where that is what it waits for, whatever has been
+    /// reported so far.
     fn is_ready(&self) -> bool {
         let events = if self.awaited() == Awaited::RoomForAnswer { PollFlags::POLLOUT } else { PollFlags::POLLIN };
         poll(&mut [PollFd::new(self.as_fd(), events)], PollTimeout::ZERO).is_ok_and(|ready| ready > 0)

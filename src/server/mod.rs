@@ -5,7 +5,8 @@
 //! - [`blocking`]: serve a connection and do nothing else meanwhile;
 //! - [`conversation`]: requests in, answers out, without a socket; [`connection`], [`table`], [`multiplexer`],
 //!   [`reactor`] and [`event_loop`]: serve many connections step by step; [`spin`]: look again before sleeping;
-//! - [`callbacks`]: the same, as callbacks of a [`PhasedLoop`](crate::phased_loop::PhasedLoop);
+//! - [`coroutine`]: the blocking handler on a stack of its own, which such a loop resumes;
+//! - [`callbacks`]: the steps, as callbacks of a [`PhasedLoop`](crate::phased_loop::PhasedLoop);
 //! - [`children`]: fork processes, stop and reap them; [`worker_pool`]: wait until they are ready, and supervise them;
 //! - [`threads`]: worker threads and their queue; [`poller`]: one epoll for the connections of several threads;
 //! - [`selector`]: programs in the kernel that choose among the sockets of a group;
@@ -36,6 +37,7 @@ pub mod channel;
 pub mod children;
 pub mod connection;
 pub mod conversation;
+pub mod coroutine;
 pub mod dispatch;
 pub mod event_loop;
 pub mod ipc;

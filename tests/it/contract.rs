@@ -58,6 +58,7 @@ each_keeps_the_contract! {
     pass_listener_keeps_the_contract "pass-listener"
     proxy_keeps_the_contract "proxy"
     uring_keeps_the_contract "uring"
+    coroutines_keep_the_contract "coroutines"
 }
 
 #[test]

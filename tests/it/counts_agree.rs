@@ -65,6 +65,7 @@ the_clients_book_equals_the_servers_book! {
     the_clients_book_equals_that_of_master_dispatch "master-dispatch"
     the_clients_book_equals_that_of_proxy "proxy"
     the_clients_book_equals_that_of_uring "uring"
+    the_clients_book_equals_that_of_coroutines "coroutines"
 }
 
 /// A file for a scoreboard, gone when the test is.

@@ -20,6 +20,7 @@ mod cluster_readers;
 mod cluster_signals;
 mod cluster_sockets;
 mod contract;
+mod coroutines;
 mod counting;
 mod counts_agree;
 mod dispatch;
