@@ -138,15 +138,15 @@ impl Member {
         if let Some(socket) = &self.socket {
             let accepted = accept_next(socket, SockFlag::SOCK_NONBLOCK);
             let is_empty = matches!(accepted, Err(Errno::EAGAIN));
-            if is_empty || monotonic_ns() >= self.read_ns + READ_EVERY_NS {
-                self.receive();
-            }
             if !is_empty {
+                if monotonic_ns() >= self.read_ns + READ_EVERY_NS {
+                    self.receive();
+                }
                 return accepted;
             }
-        } else {
-            self.receive();
         }
+        // Until nothing is left: who waits for edges is not woken for the rest.
+        while self.receive() == Received::Something && self.waiting.is_empty() {}
         match self.next_passed() {
             Some(connection) => Ok(connection),
             None if self.is_shut => Err(Errno::EINVAL),
@@ -183,10 +183,11 @@ impl Member {
         }
     }
 
-    fn receive(&mut self) {
+    fn receive(&mut self) -> Received {
         self.read_ns = monotonic_ns();
         let mut incoming = std::mem::take(&mut self.incoming);
-        self.is_shut |= self.ipc.receive(&mut self.buffer, &mut incoming) == Received::End;
+        let received = self.ipc.receive(&mut self.buffer, &mut incoming);
+        self.is_shut |= received == Received::End;
         // A signal that has come stays readable: it can wait while there are messages.
         if incoming.is_empty() && matches!(self.fatal_error.take(), Ok(Some(_))) {
             self.end_after_a_fatal_error();
@@ -219,6 +220,7 @@ impl Member {
         } else {
             self.watch();
         }
+        received
     }
 
     fn next_passed(&mut self) -> Option<OwnedFd> {
