@@ -13,7 +13,7 @@ use super::member::{Member, is_passed_connections, lock};
 use crate::console;
 use crate::failure::Failure;
 use crate::machine::sysctl;
-use crate::membership;
+use crate::membership::{self, is_member};
 
 /// A bound TCP socket that queues connections until they are accepted; or, in a worker of a cluster, what the master
 /// gives instead.
@@ -44,6 +44,11 @@ impl Listener {
     /// A group of non-blocking sockets on one port; the kernel hashes each connection to one of them (socket(7),
     /// SO_REUSEPORT). With port 0 the first takes any free port and the others follow.
     pub fn bind_group(sockets: usize, args: &ServerArgs) -> Result<Vec<Listener>, Failure> {
+        if is_member() {
+            let line = "bind a group of sockets: this is a worker of a cluster, which has one listener; give `cluster` a \
+                        server that has one";
+            return Err(Failure::relay(line.to_owned()));
+        }
         let mut address = args.listen;
         if address.port() != 0 {
             // A group of another server of ours would let us join and take half of its connections. A socket
