@@ -1,5 +1,6 @@
 //! Worker threads, from the first spawn to the end of the last one, and the bounded queue that gives them work.
 
+use std::fmt::Display;
 use std::thread;
 use std::time::Duration;
 
@@ -37,14 +38,22 @@ impl WorkerThreads {
         mut worker: Worker,
         serve: impl FnOnce(&mut Worker) + Send + 'static,
     ) -> Result<(), Failure> {
-        let (alive, pin) = (self.alive.clone(), args.pin.then_some(id));
-        let spawned = thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
-            let _held_until_the_end = alive;
+        let pin = args.pin.then_some(id);
+        self.spawn_thread(format_args!("worker {id}"), move || {
             pin_or_log(pin);
             serve(&mut worker);
             worker.record_thread_usage();
+        })
+    }
+
+    /// As [`WorkerThreads::spawn`], for a thread that accounts for itself.
+    pub fn spawn_thread(&self, name: impl Display, run: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
+        let alive = self.alive.clone();
+        let spawned = thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
+            let _held_until_the_end = alive;
+            run();
         });
-        let failed = |error| Failure::new(format_args!("spawn worker {id}"), error);
+        let failed = |error| Failure::new(format_args!("spawn {name}"), error);
         spawned.map(drop).map_err(|error| failed(error).advise("start fewer with --workers"))
     }
 
