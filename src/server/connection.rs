@@ -54,6 +54,9 @@ pub enum Step {
     Close { lost: bool },
 }
 
+/// What is done next with a connection, by a worker with its buffers.
+pub type TakeStep<S = OwnedFd> = fn(&mut Connection<S>, &mut Worker, &mut SharedBuffers) -> Step;
+
 /// What a connection waits for between two steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Awaited {
@@ -98,8 +101,8 @@ pub trait EventHandler: AsFd {
 }
 
 #[derive(Debug)]
-pub struct Connection {
-    socket: OwnedFd,
+pub struct Connection<S = OwnedFd> {
+    socket: S,
     conversation: Conversation,
     /// Received but not consumed.
     left_over: Vec<u8>,
@@ -111,7 +114,11 @@ pub struct Connection {
     end_announced: bool,
 }
 
-impl Connection {
+impl<S: AsFd + AsRawFd> Connection<S> {
+    pub fn socket(&self) -> &S {
+        &self.socket
+    }
+
     pub fn step(&mut self, worker: &mut Worker, scratch: &mut SharedBuffers) -> Step {
         self.step_or_lose(worker, scratch).unwrap_or_else(|_| {
             // All connections share the buffer: what cannot be sent to this client must not go to the next.
@@ -145,6 +152,19 @@ impl Connection {
     pub fn time_out(&mut self, worker: &mut Worker, scratch: &mut SharedBuffers) -> Step {
         self.conversation.time_out(worker, &mut scratch.output);
         self.step(worker, scratch)
+    }
+
+    /// It has been silent for too long, unless something has come that nobody has looked at yet: ends it.
+    pub fn end_silence(&mut self, worker: &mut Worker, scratch: &mut SharedBuffers) -> Step {
+        match self.awaited() {
+            Awaited::EndOfStream => Step::Close { lost: true },
+            _ if self.is_ready() => {
+                self.mark_readable(false);
+                self.step(worker, scratch)
+            }
+            Awaited::RestOfRequest => self.time_out(worker, scratch),
+            awaited => Step::Close { lost: awaited == Awaited::RoomForAnswer },
+        }
     }
 
     fn step_or_lose(&mut self, worker: &mut Worker, scratch: &mut SharedBuffers) -> nix::Result<Step> {
@@ -260,7 +280,7 @@ impl Connection {
     }
 }
 
-impl EventHandler for Connection {
+impl<S: AsFd + AsRawFd> EventHandler for Connection<S> {
     type Shared = SharedBuffers;
 
     fn go_on(&mut self, wake: Wake, worker: &mut Worker, scratch: &mut SharedBuffers) -> Step {
@@ -288,8 +308,8 @@ impl EventHandler for Connection {
 }
 
 /// Takes over a socket that is in non-blocking mode.
-impl From<OwnedFd> for Connection {
-    fn from(socket: OwnedFd) -> Connection {
+impl<S> From<S> for Connection<S> {
+    fn from(socket: S) -> Connection<S> {
         Connection {
             socket,
             conversation: Conversation::default(),
@@ -301,7 +321,7 @@ impl From<OwnedFd> for Connection {
     }
 }
 
-impl AsFd for Connection {
+impl<S: AsFd> AsFd for Connection<S> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

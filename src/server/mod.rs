@@ -9,6 +9,7 @@
 //! - [`callbacks`]: the steps, as callbacks of a [`PhasedLoop`](crate::phased_loop::PhasedLoop);
 //! - [`children`]: fork processes, stop and reap them; [`worker_pool`]: wait until they are ready, and supervise them;
 //! - [`threads`]: worker threads and their queue; [`poller`]: one epoll for the connections of several threads;
+//! - [`tasks`]: connections as tasks of an asynchronous runtime;
 //! - [`selector`]: programs in the kernel that choose among the sockets of a group;
 //! - [`channel`]: pass connections to another process; [`dispatch`]: accept for others, and who has how many;
 //!   [`policy`]: who is next;
@@ -53,6 +54,7 @@ pub mod relay;
 pub mod selector;
 pub mod spin;
 pub mod table;
+pub mod tasks;
 pub mod termination;
 pub mod threads;
 pub mod waiting;

@@ -14,7 +14,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::accept::{Acceptor, NoConnection, log_pause, no_connection, pause_end_ns};
-use super::connection::{Awaited, Connection, EventHandler, LINGER, SharedBuffers, Step, end};
+use super::connection::{Awaited, Connection, EventHandler, LINGER, SharedBuffers, Step, TakeStep, end};
 use super::event_loop::free_descriptors;
 use super::member::is_passed_connections;
 use super::worker::Worker;
@@ -39,8 +39,6 @@ pub enum Event {
     /// A connection that is the caller's until it is put back.
     Ready(ReadyConnection),
 }
-
-type TakeStep = fn(&mut Connection, &mut Worker, &mut SharedBuffers) -> Step;
 
 /// A connection that has something to be read, or room for its answer.
 pub struct ReadyConnection {

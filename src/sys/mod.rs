@@ -3,6 +3,7 @@
 
 use nix::errno::Errno;
 
+pub mod async_fd;
 pub mod bpf;
 pub mod epoll;
 pub mod fd;
