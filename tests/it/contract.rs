@@ -59,6 +59,7 @@ each_keeps_the_contract! {
     proxy_keeps_the_contract "proxy"
     uring_keeps_the_contract "uring"
     coroutines_keep_the_contract "coroutines"
+    tokio_keeps_the_contract "tokio"
 }
 
 #[test]

@@ -66,6 +66,7 @@ the_clients_book_equals_the_servers_book! {
     the_clients_book_equals_that_of_proxy "proxy"
     the_clients_book_equals_that_of_uring "uring"
     the_clients_book_equals_that_of_coroutines "coroutines"
+    the_clients_book_equals_that_of_tokio "tokio"
 }
 
 /// A file for a scoreboard, gone when the test is.

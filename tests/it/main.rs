@@ -72,5 +72,6 @@ mod signals;
 mod stopping;
 mod theory;
 mod timing;
+mod tokio_server;
 mod trials;
 mod uring_server;

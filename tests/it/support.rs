@@ -60,6 +60,7 @@ pub const SERVERS: &[Kind] = &[
     event_loops("proxy", env!("CARGO_BIN_EXE_proxy")),
     event_loops("uring", env!("CARGO_BIN_EXE_uring")),
     Kind { is_event_loop: true, ..one_process("coroutines", env!("CARGO_BIN_EXE_coroutines")) },
+    Kind { is_event_loop: true, ..one_process("tokio", env!("CARGO_BIN_EXE_tokio")) },
 ];
 
 const fn one_process(name: &'static str, path: &'static str) -> Kind {
