@@ -26,7 +26,8 @@ pub trait Acceptor: AsFd {
     /// Receives what a master sends, for a worker that has no room for a connection.
     fn receive_messages(&self) {}
 
-    /// A second descriptor to wait for, as if it were the acceptor itself.
+    /// A second descriptor to wait for. An event loop tells which of the two was reported
+    /// ([`EventLoop::is_about_second`](super::EventLoop::is_about_second)).
     fn second_descriptor(&self) -> Option<BorrowedFd<'_>> {
         None
     }

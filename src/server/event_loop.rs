@@ -16,7 +16,7 @@ use super::accept::{Acceptor, NoConnection, log_pause, no_connection, pause_end_
 use super::connection::{Connection, EventHandler};
 use super::lock::AcceptMutex;
 use super::multiplexer::Multiplexer;
-use super::reactor::{ACCEPTOR, Reactor};
+use super::reactor::{ACCEPTOR, Reactor, SECOND};
 use super::worker::Worker;
 use crate::failure::Failure;
 use crate::scoreboard::Count;
@@ -39,6 +39,8 @@ pub struct EventLoop<A, C: EventHandler = Connection> {
     /// Until then the acceptor is not watched: there was no descriptor or memory for another connection.
     paused_until_ns: Option<u64>,
     is_watching: bool,
+    /// The last report was about the acceptor's second descriptor.
+    is_about_second: bool,
     /// The acceptor was shut: it is reported as ready for ever, and no connection comes from it any more.
     is_shut: bool,
     /// How many turns at the accept mutex this worker leaves to the others.
@@ -83,6 +85,7 @@ impl<A: Acceptor, C: EventHandler> EventLoop<A, C> {
             room: free_descriptors(),
             paused_until_ns: None,
             is_watching: true,
+            is_about_second: false,
             is_shut: false,
             turns_to_leave: 0,
         })
@@ -105,13 +108,14 @@ impl<A: Acceptor, C: EventHandler> EventLoop<A, C> {
             match self.reactor.next_report(self.paused_until_ns)? {
                 // No room. Checked before the call that would fail with this error: accept(2) would leave the
                 // connection in its queue, but a channel would lose it.
-                Some(Ready { token: ACCEPTOR, .. }) if self.reactor.open() >= self.room => {
+                Some(Ready { token: ACCEPTOR | SECOND, .. }) if self.reactor.open() >= self.room => {
                     self.acceptor.receive_messages();
                     self.pause_accepting(Errno::EMFILE)?;
                 }
-                Some(Ready { token: ACCEPTOR, .. }) => {
+                Some(Ready { token: token @ (ACCEPTOR | SECOND), .. }) => {
                     self.reactor.worker.count(Count::Wakeups);
                     self.has_taken = false;
+                    self.is_about_second = token == SECOND;
                     return Ok(true);
                 }
                 Some(ready) => self.reactor.serve(ready),
@@ -119,6 +123,11 @@ impl<A: Acceptor, C: EventHandler> EventLoop<A, C> {
             }
         }
         Ok(false)
+    }
+
+    /// The connection waits at the acceptor's second descriptor.
+    pub fn is_about_second(&self) -> bool {
+        self.is_about_second
     }
 
     /// True: this worker of a cluster was asked to leave, and it has no open connection any more. It does not close a
@@ -226,8 +235,11 @@ impl<A: Acceptor, C: EventHandler> EventLoop<A, C> {
         self.stop_watching()
     }
 
+    /// Both descriptors may have been reported together, and each report may end here.
     fn stop_watching(&mut self) -> Result<(), Failure> {
-        self.is_watching = false;
+        if !std::mem::take(&mut self.is_watching) {
+            return Ok(());
+        }
         leave(&mut self.reactor.multiplexer, &self.acceptor)
             .map_err(|errno| Failure::new("stop watching the acceptor", errno))
     }
@@ -246,7 +258,7 @@ impl<A: Acceptor, C: EventHandler> EventLoop<A, C> {
 
 fn watch(multiplexer: &mut Multiplexer, acceptor: &impl Acceptor, interest: Interest) -> nix::Result<()> {
     multiplexer.add(acceptor, ACCEPTOR, interest)?;
-    acceptor.second_descriptor().map_or(Ok(()), |second| multiplexer.add(second, ACCEPTOR, Interest::EPOLLIN))
+    acceptor.second_descriptor().map_or(Ok(()), |second| multiplexer.add(second, SECOND, Interest::EPOLLIN))
 }
 
 fn leave(multiplexer: &mut Multiplexer, acceptor: &impl Acceptor) -> nix::Result<()> {

@@ -21,7 +21,9 @@ use crate::sys::signal::{has_given_up, wake_on_termination};
 use crate::units::monotonic_ns;
 
 pub const ACCEPTOR: u64 = u64::MAX;
-const TERMINATION: u64 = u64::MAX - 1;
+/// The acceptor's second descriptor.
+pub const SECOND: u64 = u64::MAX - 1;
+const TERMINATION: u64 = u64::MAX - 2;
 
 /// The clock is read once per wait. The time from one wait to the next can be longer than this, when the worker blocks
 /// or does not get the CPU. Then a connection that was active in it counts as active until its end: otherwise a client
