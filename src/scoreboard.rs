@@ -3,7 +3,8 @@
 //!
 //! Rules of use: a row is written by its worker alone (or by whoever reaps it, afterwards), each row has cache
 //! lines of its own, and readers need no lock: each counter is exact by itself, two of them may be a moment apart.
-//! In a cluster a worker and its successor may write to one row at the same time: they add, and nothing gets lost.
+//! In two cases others write to it as well; both add, so nothing gets lost: in a cluster a worker and its successor may
+//! have one row at the same time; and whoever passes a connection on may count it as open for the worker that gets it.
 //!
 //! Layout, in 64-bit words of the machine's byte order: a header of [`ROW_WORDS`] (magic, version, rows, start in
 //! nanoseconds of CLOCK_MONOTONIC, pid of the first process, eight words of program name), then the rows, each in
@@ -91,6 +92,11 @@ impl WorkerRow {
     /// its last one as closed has none left to lose.
     pub fn lose_open_connection(self) {
         let _ = self.words[Count::Active as usize].fetch_update(Release, Acquire, |open| open.checked_sub(1));
+    }
+
+    /// Its process has ended and was reaped: what it has used is not known earlier.
+    fn has_ended(self) -> bool {
+        self.get(Count::MaxRssKib) > 0
     }
 
     pub fn set_pid(self, pid: u32) {
@@ -273,6 +279,13 @@ impl Scoreboard {
         let id = self.own.unwrap_or(id);
         let start = ROW_WORDS * (1 + id);
         WorkerRow { words: &self.words[start..start + ROW_WORDS] }
+    }
+
+    /// Of these workers, which are processes, the one with the fewest open connections, and how many that are. One that
+    /// has died has none and will take none: it is left out.
+    pub fn least_busy(&self, among: impl IntoIterator<Item = usize>) -> Option<(usize, u64)> {
+        let alive = among.into_iter().filter(|&id| !self.row(id).has_ended());
+        alive.map(|id| (id, self.row(id).get(Count::Active))).min_by_key(|&(_, open)| open)
     }
 
     pub fn model(&self) -> String {

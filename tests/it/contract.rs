@@ -56,6 +56,7 @@ each_keeps_the_contract! {
     reuseport_keeps_the_contract "reuseport"
     master_dispatch_keeps_the_contract "master-dispatch"
     pass_listener_keeps_the_contract "pass-listener"
+    peers_keeps_the_contract "peers"
     proxy_keeps_the_contract "proxy"
     uring_keeps_the_contract "uring"
     coroutines_keep_the_contract "coroutines"

@@ -63,6 +63,7 @@ the_clients_book_equals_the_servers_book! {
     the_clients_book_equals_that_of_shared_accept "shared-accept"
     the_clients_book_equals_that_of_reuseport "reuseport"
     the_clients_book_equals_that_of_master_dispatch "master-dispatch"
+    the_clients_book_equals_that_of_peers "peers"
     the_clients_book_equals_that_of_proxy "proxy"
     the_clients_book_equals_that_of_uring "uring"
     the_clients_book_equals_that_of_coroutines "coroutines"

@@ -29,22 +29,22 @@ fn ways() -> impl Iterator<Item = (&'static str, [&'static str; 2])> {
 }
 
 /// A server whose scoreboard we watch.
-struct Watched {
-    server: Server,
-    board: Scoreboard,
+pub struct Watched {
+    pub server: Server,
+    pub board: Scoreboard,
     path: PathBuf,
 }
 
 impl Watched {
-    fn start(name: &str, flags: &[&str]) -> Watched {
-        let path = std::env::temp_dir().join(format!("acceptlab-dispatch-{name}-{}", std::process::id()));
+    pub fn start(name: &str, test: &str, flags: &[&str]) -> Watched {
+        let path = std::env::temp_dir().join(format!("acceptlab-{name}-{test}-{}", std::process::id()));
         let board = ["--scoreboard", path.to_str().expect("made of ASCII")];
-        let server = start("master-dispatch", &[&board, flags].concat());
+        let server = start(name, &[&board, flags].concat());
         let board = Scoreboard::open(&path).expect("the server has made it");
         Watched { server, board, path }
     }
 
-    fn active(&self) -> Vec<u64> {
+    pub fn active(&self) -> Vec<u64> {
         (0..self.board.rows()).map(|id| self.board.row(id).get(Count::Active)).collect()
     }
 
@@ -57,7 +57,7 @@ impl Watched {
 
     /// A connection that stays open, and the worker that has it.
     #[track_caller]
-    fn hold(&self) -> (Client, usize) {
+    pub fn hold(&self) -> (Client, usize) {
         let mut client = connect(&self.server);
         held(client.send(GET));
         let worker = held(answer(&mut client).worker());
@@ -150,7 +150,7 @@ pub fn accepted(report: &ServerReport) -> Vec<u64> {
     report.workers.iter().map(|worker| worker.accepted).collect()
 }
 
-fn spread(counts: &[u64]) -> u64 {
+pub fn spread(counts: &[u64]) -> u64 {
     counts.iter().max().unwrap() - counts.iter().min().unwrap()
 }
 
@@ -222,7 +222,7 @@ fn under_load_a_sticky_client_stays_with_its_worker() {
 
 #[test]
 fn first_free_gives_an_idle_server_s_connections_to_the_first_worker() {
-    let watched = Watched::start("first", &["--workers", "4", "--policy", "first-free"]);
+    let watched = Watched::start("master-dispatch", "first", &["--workers", "4", "--policy", "first-free"]);
     for _ in 0..50 {
         assert_eq!(held(held(served(watched.server.addr)).worker()), 0);
         watched.await_active(0);
@@ -231,7 +231,7 @@ fn first_free_gives_an_idle_server_s_connections_to_the_first_worker() {
 
 #[test]
 fn first_free_fills_the_workers_in_the_order_of_the_list() {
-    let watched = Watched::start("fills", &["--workers", "4", "--policy", "first-free"]);
+    let watched = Watched::start("master-dispatch", "fills", &["--workers", "4", "--policy", "first-free"]);
     let mut clients: Vec<(Client, usize)> = (0..6).map(|_| watched.hold()).collect();
     let takers: Vec<usize> = clients.iter().map(|(_, worker)| *worker).collect();
     assert_eq!(takers, [0, 1, 2, 3, 0, 1]);
@@ -243,7 +243,7 @@ fn first_free_fills_the_workers_in_the_order_of_the_list() {
 
 #[test]
 fn least_connections_evens_out_what_leaving_clients_have_made_uneven() {
-    let watched = Watched::start("least", &["--workers", "4", "--policy", "least-connections"]);
+    let watched = Watched::start("master-dispatch", "least", &["--workers", "4", "--policy", "least-connections"]);
     let mut clients: Vec<(Client, usize)> = (0..40).map(|_| watched.hold()).collect();
     assert_eq!(watched.active(), [10; 4]);
     let mut leaving = 0;
@@ -329,7 +329,8 @@ fn a_hung_worker_that_does_not_acknowledge_holds_what_its_channel_holds_and_the_
 #[test]
 fn least_connections_gives_a_hung_worker_few_connections() {
     for policy in ["least-connections", "first-free"] {
-        let watched = Watched::start(&format!("hung-{policy}"), &["--workers", "2", "--policy", policy]);
+        let watched =
+            Watched::start("master-dispatch", &format!("hung-{policy}"), &["--workers", "2", "--policy", policy]);
         let hung = Stopped::new(watched.board.row(0).get(Count::Pid) as i32);
         let mut waiting = fill(&watched.server, 50);
         // A close that is counted late makes a tie.

@@ -53,6 +53,7 @@ mod merge;
 mod node_programs;
 mod ordinary_user;
 mod passing;
+mod peers;
 mod phased_loop;
 mod pm;
 mod pm_commands;

@@ -15,11 +15,12 @@ use crate::support::{FOREVER, ask_together, connect, ends_at_once, held, kind, s
 /// Its only worker, or one of two, sleeps in a request for longer than the whole test.
 #[test]
 fn after_sigterm_a_worker_in_the_middle_of_a_request_is_not_connected_to() {
-    let ways: [(&str, &[&str]); 6] = [
+    let ways: [(&str, &[&str]); 7] = [
         ("event-driven", &[]),
         ("event-loop", &[]),
         ("reuseport", &["--workers", "2"]),
         ("reuseport", &["--workers", "2", "--select", "live-set"]),
+        ("peers", &["--workers", "2"]),
         ("pass-listener", &["--workers", "2"]),
         ("pass-listener", &["--workers", "2", "--master", "serves"]),
     ];

@@ -57,6 +57,7 @@ pub const SERVERS: &[Kind] = &[
     event_loops("reuseport", env!("CARGO_BIN_EXE_reuseport")),
     event_loops("master-dispatch", env!("CARGO_BIN_EXE_master-dispatch")),
     event_loops("pass-listener", env!("CARGO_BIN_EXE_pass-listener")),
+    event_loops("peers", env!("CARGO_BIN_EXE_peers")),
     event_loops("proxy", env!("CARGO_BIN_EXE_proxy")),
     event_loops("uring", env!("CARGO_BIN_EXE_uring")),
     Kind { is_event_loop: true, ..one_process("coroutines", env!("CARGO_BIN_EXE_coroutines")) },
