@@ -7,22 +7,34 @@
 //! With `epoll`, the default, every sleeping worker is woken for each connection, and all but one find nothing:
 //! the thundering herd.
 //!
+//! With `--yield DUR` a worker that has more connections than the least busy one accepts later: it serves its own for
+//! DUR, or until it has no more than that one, and then takes what is still there (puma: `wait_for_less_busy_worker`, 5
+//! ms). With `epoll` the others were woken as well, and one of them takes the connection at once. With
+//! `epoll-exclusive` none of them was: the kernel gives a wake-up to one worker, and wakes no second one when the first
+//! takes its entry out of the epoll, puts it back, or closes the epoll (seen on Linux 6.18). So the connection waits
+//! for DUR, or until the next one comes and wakes another worker. A worker that hangs with few connections makes the
+//! others late, by DUR for each connection.
+//!
 //! Compare with `event-driven.rs` (the same loop, once), `prefork-poll.rs` (one connection at a time, the same herd),
 //! `accept-mutex.rs` (a lock before the socket) and `reuseport.rs` (a socket each).
 //!
 //! See it: `shared-accept --workers 8`, then `loadgen --connections 1 --requests-per-connection 1 --requests 2000
-//! http://127.0.0.1:8080/`, and Ctrl-C: `voluntary_switches` of all workers together go far beyond `accepted`. The
-//! same again with `--wait epoll-exclusive`. Who takes each connection: `lab order -- shared-accept --workers 4`.
+//! http://127.0.0.1:8080/`, and Ctrl-C: `voluntary_switches` of all workers together go far beyond `accepted`. The same
+//! again with `--wait epoll-exclusive`. Who takes each connection: `lab order -- shared-accept --workers 4`. Where 16
+//! connections stay: `loadgen --connections 16 --duration 1s http://127.0.0.1:8080/`, with `--yield 5ms` and without.
 
 #![forbid(unsafe_code)]
 
 mod moved;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use acceptlab::report::ServerReport;
+use acceptlab::scoreboard::Count;
 use acceptlab::server::{self, EventLoop, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs};
 use acceptlab::sys::epoll::Interest;
+use acceptlab::units::parse_duration;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, ValueEnum};
 
@@ -37,6 +49,10 @@ struct Args {
     /// With --wait epoll-exclusive-rearm: go to the end of the wait queue after every K-th connection [default: 1]
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u64).range(1..))]
     rearm: Option<u64>,
+
+    /// A worker that has more connections open than another leaves a new one to it, for this long at most
+    #[arg(long = "yield", value_name = "DUR", value_parser = parse_duration)]
+    yield_for: Option<Duration>,
 
     #[command(flatten)]
     workers: WorkersArgs,
@@ -60,10 +76,15 @@ fn main() -> ExitCode {
         let conflict = "--rearm K goes with --wait epoll-exclusive-rearm only";
         Args::command().error(ErrorKind::ArgumentConflict, conflict).exit();
     }
-    server::finish(run(args.wait, args.rearm.unwrap_or(1), &args.workers))
+    if args.yield_for.is_some() && args.wait == Wait::EpollEdge {
+        let conflict =
+            "with --wait epoll-edge a worker takes all there are, so --yield DUR would leave nothing to others";
+        Args::command().error(ErrorKind::ArgumentConflict, conflict).exit();
+    }
+    server::finish(run(args.wait, args.rearm.unwrap_or(1), args.yield_for, &args.workers))
 }
 
-fn run(wait: Wait, rearm_every: u64, args: &WorkersArgs) -> Result<ServerReport, Failure> {
+fn run(wait: Wait, rearm_every: u64, yield_for: Option<Duration>, args: &WorkersArgs) -> Result<ServerReport, Failure> {
     let listener = Listener::bind(&args.server)?.nonblocking()?;
     let address = listener.address();
     let interest = match wait {
@@ -82,8 +103,15 @@ fn run(wait: Wait, rearm_every: u64, args: &WorkersArgs) -> Result<ServerReport,
             let mut events = EventLoop::watching(&listener, interest, worker)?;
             ready.announce();
 
+            let open = || scoreboard.row(id).get(Count::Active);
+            let is_busier = || scoreboard.least_busy(0..args.workers).is_some_and(|(_, fewest)| open() > fewest);
             let mut taken: u64 = 0;
             while events.serve_until_connection()? {
+                if let Some(at_most) = yield_for
+                    && !events.serve_while(is_busier, at_most)?
+                {
+                    break;
+                }
                 let connection = events.acceptor.accept_nonblocking();
                 if events.add_accepted(connection)? {
                     taken += 1;

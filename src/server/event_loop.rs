@@ -130,6 +130,25 @@ impl<A: Acceptor, C: EventHandler> EventLoop<A, C> {
         self.is_about_second
     }
 
+    /// Leaves the connection that was reported to others who wait for the acceptor, while `condition` holds and for
+    /// `at_most`, and serves its own meanwhile. Then it may still be there, or not. False: the server is to stop.
+    pub fn serve_while(&mut self, condition: impl Fn() -> bool, at_most: Duration) -> Result<bool, Failure> {
+        let until_ns = self.reactor.now_ns + at_most.as_nanos() as u64;
+        while condition() && self.reactor.now_ns < until_ns {
+            self.stop_watching()?;
+            if let Some(ready) = self.reactor.next_report(Some(until_ns))? {
+                self.reactor.serve(ready);
+            }
+            if is_stopping() {
+                return Ok(false);
+            }
+        }
+        if !self.is_watching {
+            self.watch_acceptor()?;
+        }
+        Ok(true)
+    }
+
     /// True: this worker of a cluster was asked to leave, and it has no open connection any more. It does not close a
     /// connection between two requests at once: its next request may be on its way, and is answered with
     /// `Connection: close`.

@@ -2,14 +2,19 @@
 
 use std::process::Command;
 
+use acceptlab::lab::check::client::{Client, GET};
+use acceptlab::lab::observe::processes::{Process, poll_until};
+use acceptlab::scoreboard::Count;
+use acceptlab::server::GRACE;
 use nix::sys::signal::Signal;
 
 use crate::contract::all_keep_the_contract;
+use crate::dispatch::{Stopped, Watched, spread};
 use crate::endings::{ends_under_load, outlives_a_worker};
-use crate::support::{ends_at_once, held, kind, load, start};
+use crate::support::{FOREVER, connect, ends_at_once, held, kind, load, start};
 
 /// A program, and the flags that make it wait in this way.
-const WAYS: [(&str, &[&str]); 7] = [
+const WAYS: [(&str, &[&str]); 9] = [
     ("prefork", &[]),
     ("prefork-poll", &["--call", "poll"]),
     ("prefork-poll", &["--call", "epoll"]),
@@ -17,6 +22,8 @@ const WAYS: [(&str, &[&str]); 7] = [
     ("shared-accept", &["--wait", "epoll-edge"]),
     ("shared-accept", &["--wait", "epoll-exclusive"]),
     ("shared-accept", &["--wait", "epoll-exclusive-rearm"]),
+    ("shared-accept", &["--yield", "1ms"]),
+    ("shared-accept", &["--wait", "epoll-exclusive", "--yield", "1ms"]),
 ];
 
 #[test]
@@ -54,6 +61,7 @@ fn every_way_of_waiting_keeps_the_contract() {
     all_keep_the_contract("prefork-poll", &[["--call", "epoll"]]);
     let others = ["epoll-edge", "epoll-exclusive", "epoll-exclusive-rearm"];
     all_keep_the_contract("shared-accept", &others.map(|wait| ["--wait", wait]));
+    all_keep_the_contract("shared-accept", &[["--yield", "1ms"]]);
 }
 
 /// The loops that can look again before they sleep.
@@ -108,9 +116,68 @@ fn a_flag_of_a_program_that_was_split_starts_the_program_that_has_it_now() {
 }
 
 #[test]
-fn a_rearm_count_without_its_way_of_waiting_is_refused() {
-    for flags in [&["--rearm", "4"][..], &["--wait", "epoll-exclusive-rearm", "--rearm", "0"]] {
+fn flags_that_do_not_fit_the_way_of_waiting_are_refused() {
+    for flags in [
+        &["--rearm", "4"][..],
+        &["--wait", "epoll-exclusive-rearm", "--rearm", "0"],
+        &["--wait", "epoll-edge", "--yield", "5ms"],
+    ] {
         let output = Command::new(kind("shared-accept").path).args(flags).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{flags:?}");
     }
+}
+
+/// Sixteen connections come one after another and stay. All workers sleep each time, and nobody but the first is woken.
+#[test]
+fn a_worker_that_yields_does_not_have_all_connections_that_stay() {
+    let shares = |test: &str, flags: &[&str]| {
+        let watched = Watched::start("shared-accept", test, &[&["--workers", "4"], flags].concat());
+        let _clients: Vec<(Client, usize)> = (0..16).map(|_| watched.hold()).collect();
+        watched.active()
+    };
+    let alone = shares("one-has-all", &["--wait", "epoll-exclusive"]);
+    assert!(spread(&alone) >= 8, "{alone:?}");
+    for wait in ["epoll", "epoll-exclusive"] {
+        let yielded = shares(&format!("yields-{wait}"), &["--wait", wait, "--yield", "5ms"]);
+        assert!(spread(&yielded) <= 2, "{wait}: {yielded:?}");
+    }
+}
+
+/// A worker that waited for those who are not there would not answer for a minute.
+#[test]
+fn a_worker_without_others_or_whose_only_peer_is_dead_yields_to_nobody() {
+    let alone = Watched::start("shared-accept", "alone", &["--workers", "1", "--yield", "60s"]);
+    let _clients: Vec<(Client, usize)> = (0..5).map(|_| alone.hold()).collect();
+
+    let left = Watched::start("shared-accept", "left", &["--workers", "2", "--yield", "60s"]);
+    Process::find(left.board.row(1).get(Count::Pid) as i32).expect("it runs").kill();
+    let is_reaped = poll_until(FOREVER, || left.server.said().contains("1 left").then_some(()));
+    assert!(is_reaped.is_some());
+    let _clients: Vec<(Client, usize)> = (0..5).map(|_| left.hold()).collect();
+}
+
+/// The other has none, and hangs.
+#[test]
+fn a_worker_yields_for_a_while_and_then_takes_the_connection_whatever_others_do() {
+    let watched = Watched::start("shared-accept", "while", &["--workers", "2", "--yield", "20ms"]);
+    let _hung = Stopped::new(watched.board.row(1).get(Count::Pid) as i32);
+    let _clients: Vec<(Client, usize)> = (0..5).map(|_| watched.hold()).collect();
+    assert_eq!(watched.active(), [5, 0]);
+    let row = watched.board.row(0);
+    // It accepted later and not in vain.
+    assert_eq!((row.get(Count::Wakeups), row.get(Count::EmptyWakeups)), (5, 0));
+}
+
+#[test]
+fn sigterm_ends_a_worker_that_yields_at_once() {
+    let mut watched = Watched::start("shared-accept", "ends", &["--workers", "2", "--yield", "60s"]);
+    let hung = Stopped::new(watched.board.row(1).get(Count::Pid) as i32);
+    let _first = watched.hold();
+    let mut second = connect(&watched.server);
+    held(second.send(GET));
+    let yields = poll_until(FOREVER, || (watched.board.row(0).get(Count::Wakeups) == 2).then_some(()));
+    assert!(yields.is_some());
+    watched.server.signal(Signal::SIGTERM);
+    drop(hung);
+    held(held(watched.server.ended(GRACE / 2)).report());
 }
