@@ -21,7 +21,6 @@
 use std::process::ExitCode;
 
 use acceptlab::report::{AcceptCounts, ServerReport};
-use acceptlab::scoreboard::Count;
 use acceptlab::server::connection::SharedBuffers;
 use acceptlab::server::poller::{Event, Poller, WaitingRequest};
 use acceptlab::server::threads::{WorkerThreads, send};
@@ -70,12 +69,7 @@ fn run(QueueArgs { queue, workers: args }: &QueueArgs) -> Result<ServerReport, F
     let mut buffers = SharedBuffers::default();
     while let Some(event) = poller.next_event()? {
         match event {
-            Event::New => {
-                let connection = poller.acceptor.accept_nonblocking();
-                if poller.add_accepted(connection, |count| accepts.count(count))? {
-                    accepts.count(Count::Accepted);
-                }
-            }
+            Event::New => poller.accept(&mut accepts)?,
             Event::Ready(connection) => {
                 let request = poller.connections.read(connection, &mut reader, &mut buffers);
                 // Nobody takes it when every thread has panicked, or the server gives up.

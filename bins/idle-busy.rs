@@ -17,7 +17,6 @@
 use std::process::ExitCode;
 
 use acceptlab::report::{AcceptCounts, ServerReport};
-use acceptlab::scoreboard::Count;
 use acceptlab::server::connection::SharedBuffers;
 use acceptlab::server::poller::{Event, Poller};
 use acceptlab::server::threads::{WorkerThreads, send};
@@ -61,12 +60,7 @@ fn run(QueueArgs { queue, workers: args }: &QueueArgs) -> Result<ServerReport, F
     let mut accepts = AcceptCounts::default();
     while let Some(event) = poller.next_event()? {
         match event {
-            Event::New => {
-                let connection = poller.acceptor.accept_nonblocking();
-                if poller.add_accepted(connection, |count| accepts.count(count))? {
-                    accepts.count(Count::Accepted);
-                }
-            }
+            Event::New => poller.accept(&mut accepts)?,
             Event::Ready(connection) => {
                 if !send(&queue, connection, has_given_up) {
                     break;

@@ -16,9 +16,11 @@ use nix::errno::Errno;
 use super::accept::{Acceptor, NoConnection, log_pause, no_connection, pause_end_ns};
 use super::connection::{Awaited, Connection, EventHandler, LINGER, SharedBuffers, Step, TakeStep, end};
 use super::event_loop::free_descriptors;
+use super::listener::Listener;
 use super::member::is_passed_connections;
 use super::worker::Worker;
 use crate::failure::Failure;
+use crate::report::AcceptCounts;
 use crate::scoreboard::{Count, WorkerRow};
 use crate::slots::{SlotKey, Slots};
 use crate::sys::epoll::{Epoll, Interest, Ready};
@@ -237,6 +239,17 @@ impl<A: Acceptor> Poller<A> {
         let mut descriptors = std::iter::once(self.acceptor.as_fd()).chain(self.acceptor.second_descriptor());
         let deleted = descriptors.try_for_each(|fd| self.epoll.delete(fd));
         deleted.map_err(|errno| Failure::new("stop watching the acceptor", errno))
+    }
+}
+
+impl Poller<Listener> {
+    /// Accepts the connection that waits; other threads serve it, and the acceptor has counts of its own.
+    pub fn accept(&mut self, counts: &mut AcceptCounts) -> Result<(), Failure> {
+        let connection = self.acceptor.accept_nonblocking();
+        if self.add_accepted(connection, |count| counts.count(count))? {
+            counts.count(Count::Accepted);
+        }
+        Ok(())
     }
 }
 
