@@ -55,7 +55,19 @@ pub fn accept_beside_others(socket: impl AsFd, worker: &Worker) -> Result<Option
 
 /// As [`accept`], for another thread of this process to serve; the acceptor has counts of its own.
 pub fn accept_for_a_thread(listener: &Listener, counts: &mut AcceptCounts) -> Result<Option<OwnedFd>, Failure> {
-    let accepted = next_connection(|| listener.accept(), |count| counts.count(count))?;
+    accept_counting(|| listener.accept(), counts)
+}
+
+/// As [`accept_for_a_thread`], for one that has an event loop.
+pub fn accept_for_a_loop(listener: &Listener, counts: &mut AcceptCounts) -> Result<Option<OwnedFd>, Failure> {
+    accept_counting(|| listener.accept_for_another(), counts)
+}
+
+fn accept_counting(
+    accept: impl FnMut() -> nix::Result<OwnedFd>,
+    counts: &mut AcceptCounts,
+) -> Result<Option<OwnedFd>, Failure> {
+    let accepted = next_connection(accept, |count| counts.count(count))?;
     if accepted.is_some() {
         counts.count(Count::Accepted);
     }

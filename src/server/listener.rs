@@ -160,6 +160,14 @@ impl Listener {
         }
     }
 
+    /// The next connection, for an event loop in another thread: the accept blocks, the connection does not.
+    pub fn accept_for_another(&self) -> nix::Result<OwnedFd> {
+        match &self.cluster {
+            None => accept_next(&self.fd, SockFlag::SOCK_NONBLOCK),
+            Some(cluster) => lock(&cluster.member).await_next(),
+        }
+    }
+
     /// The next connection, for an event loop.
     pub fn accept_nonblocking(&self) -> nix::Result<OwnedFd> {
         match &self.cluster {

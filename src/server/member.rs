@@ -160,6 +160,14 @@ impl Member {
     /// # Errors
     /// Also EINTR.
     pub fn accept_blocking(&mut self) -> nix::Result<OwnedFd> {
+        self.await_next().and_then(|fd| set_blocking(&fd).map(|()| fd))
+    }
+
+    /// As [`Member::accept_blocking`], but the connection is non-blocking.
+    ///
+    /// # Errors
+    /// Also EINTR.
+    pub fn await_next(&mut self) -> nix::Result<OwnedFd> {
         loop {
             match self.accept() {
                 Err(Errno::EAGAIN) if is_leaving() => {
@@ -169,7 +177,7 @@ impl Member {
                 Err(Errno::EAGAIN) => {
                     poll(&mut [PollFd::new(self.epoll.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?;
                 }
-                accepted => return accepted.and_then(|fd| set_blocking(&fd).map(|()| fd)),
+                accepted => return accepted,
             }
         }
     }

@@ -46,10 +46,10 @@ impl WorkerThreads {
         })
     }
 
-    /// As [`WorkerThreads::spawn`], for a thread that accounts for itself.
+    /// As [`WorkerThreads::spawn`], for a thread that accounts for itself. `top -H` shows its name.
     pub fn spawn_thread(&self, name: impl Display, run: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
         let alive = self.alive.clone();
-        let spawned = thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
+        let spawned = thread::Builder::new().name(name.to_string()).stack_size(STACK_BYTES).spawn(move || {
             let _held_until_the_end = alive;
             run();
         });
