@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use acceptlab::lab::check::client::{ANSWER_TIMEOUT, Client, GET, served};
+use acceptlab::lab::check::client::{ANSWER_TIMEOUT, Client, GET, GET_AND_CLOSE, served};
 use acceptlab::lab::check::server::STOP_WITHIN;
 use nix::sys::signal::Signal;
 
-use crate::support::{FOREVER, answer, ask_together, connect, held, raise_descriptor_limit, start};
+use crate::support::{FOREVER, answer, ask_together, connect, held, load, raise_descriptor_limit, start};
 
 /// Servers whose threads serve a request, and not a connection to its end.
-pub const THREADS_FOR_REQUESTS: [&str; 3] = ["idle-busy", "half-sync", "leader-follower"];
+pub const THREADS_FOR_REQUESTS: [&str; 4] = ["idle-busy", "half-sync", "pipeline", "leader-follower"];
 
 fn short_queue(name: &str) -> &'static [&'static str] {
     if name == "leader-follower" { &[] } else { &["--queue", "1"] }
@@ -155,4 +155,54 @@ fn sigterm_reaches_a_poller_that_waits_for_a_full_queue() {
         server.signal(Signal::SIGTERM);
         held(held(server.ended(STOP_WITHIN)).report());
     }
+}
+
+/// In the order of the stages: one is being worked on, two are in that queue, one is in the hands of the reading stage; two
+/// wait to be read, one is in the hands of the main thread. The reading stage may have a few more connections that it has
+/// not read from when it finds the queue full.
+#[test]
+fn a_full_stage_of_a_pipeline_stops_those_before_it_until_connections_wait_in_the_kernel() {
+    let server = start("pipeline", &["--workers", "1", "--queue", "2", "--work", "block:10ms"]);
+    held(served(server.addr));
+    let idle = server.open_descriptors();
+    let ask = |_| {
+        let mut client = connect(&server);
+        held(client.send(GET_AND_CLOSE));
+        client
+    };
+    let mut clients: Vec<Client> = (0..200).map(ask).collect();
+    answer(&mut clients[0]);
+    let busy = server.open_descriptors() - idle;
+    assert!(busy <= 30, "{busy} descriptors for 200 clients of one worker");
+    clients.iter_mut().skip(1).for_each(|client| drop(answer(client)));
+}
+
+#[test]
+fn sigterm_lets_a_pipeline_finish_what_is_in_its_stages_and_an_answer_that_is_not_read_yet() {
+    let flags = ["--workers", "1", "--queue", "1", "--work", "block:20ms", "--body", "8000000"];
+    let mut server = start("pipeline", &flags);
+    let mut clients = ask_together(&server, 6);
+    clients.iter_mut().for_each(|client| drop(answer(client)));
+    let mut unread = ask_together(&server, 1).remove(0);
+    held(unread.lets_answers_pile_up());
+    clients.iter_mut().for_each(|client| held(client.send(GET)));
+    server.signal(Signal::SIGTERM);
+    for client in &mut clients {
+        held(held(client.answer_within(FOREVER)).expect_connection("close"));
+        held(client.closes(ANSWER_TIMEOUT));
+    }
+    assert_eq!(answer(&mut unread).body.len(), 8_000_000);
+    let worker = &held(held(server.ended(STOP_WITHIN)).report()).workers[0];
+    assert_eq!((worker.accepted, worker.requests, worker.active), (7, 13, 0), "{worker:?}");
+}
+
+/// Without work its stage only passes requests on; the calls for the network are the other stages'.
+#[test]
+fn what_the_other_stages_of_a_pipeline_use_is_the_masters() {
+    let mut server = start("pipeline", &["--workers", "1"]);
+    assert_eq!(load(server.addr, &["--connections", "8", "--requests", "3000"]).requests, 3000);
+    let report = held(server.stop());
+    let (master, worker) = (report.master.expect("it has one"), &report.workers[0]);
+    let (others_us, worker_us) = (master.cpu_user_us + master.cpu_system_us, worker.cpu_user_us + worker.cpu_system_us);
+    assert!(worker_us > 0 && others_us > worker_us, "{master:?} {worker:?}");
 }

@@ -47,6 +47,7 @@ each_keeps_the_contract! {
     thread_pool_keeps_the_contract "thread-pool"
     idle_busy_keeps_the_contract "idle-busy"
     half_sync_keeps_the_contract "half-sync"
+    pipeline_keeps_the_contract "pipeline"
     leader_follower_keeps_the_contract "leader-follower"
     select_poll_keeps_the_contract "select-poll"
     event_driven_keeps_the_contract "event-driven"

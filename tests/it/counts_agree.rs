@@ -57,6 +57,7 @@ the_clients_book_equals_the_servers_book! {
     the_clients_book_equals_that_of_thread_pool "thread-pool"
     the_clients_book_equals_that_of_idle_busy "idle-busy"
     the_clients_book_equals_that_of_half_sync "half-sync"
+    the_clients_book_equals_that_of_pipeline "pipeline"
     the_clients_book_equals_that_of_leader_follower "leader-follower"
     the_clients_book_equals_that_of_select_poll "select-poll"
     the_clients_book_equals_that_of_event_driven "event-driven"
@@ -134,7 +135,7 @@ fn a_master_that_accepts_counts_its_accepts_and_one_that_only_supervises_has_no_
         held(server.stop()).master.expect("there is one").accepts
     };
     assert_eq!(book_of("prefork"), None);
-    for name in ["master-dispatch", "proxy", "thread-pool", "idle-busy", "half-sync"] {
+    for name in ["master-dispatch", "proxy", "thread-pool", "idle-busy", "half-sync", "pipeline"] {
         let book = book_of(name).unwrap_or_else(|| panic!("{name} has no book"));
         let AcceptCounts { accepted, wakeups, empty_wakeups, accept_eagain } = book;
         assert_eq!(accepted, 50, "{name}: {book:?}");

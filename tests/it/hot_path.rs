@@ -7,7 +7,7 @@ use acceptlab::lab::check::server::Program;
 use crate::support::{SERVERS, can_trace, held, load};
 
 /// Servers with a queue between threads, or a role that threads hand on.
-const HANDS_ON: [&str; 4] = ["thread-pool", "idle-busy", "half-sync", "leader-follower"];
+const HANDS_ON: [&str; 5] = ["thread-pool", "idle-busy", "half-sync", "pipeline", "leader-follower"];
 
 /// Of a server's thousand requests over one connection strace(1) sees the calls for memory, for a lock that is contended
 /// and for a log. Where a request goes from thread to thread, a queue has a lock, and is what that architecture is about.

@@ -48,6 +48,7 @@ pub const SERVERS: &[Kind] = &[
     one_process("thread-pool", env!("CARGO_BIN_EXE_thread-pool")),
     Kind { is_event_loop: true, ..one_process("idle-busy", env!("CARGO_BIN_EXE_idle-busy")) },
     Kind { is_event_loop: true, ..one_process("half-sync", env!("CARGO_BIN_EXE_half-sync")) },
+    Kind { is_event_loop: true, ..one_process("pipeline", env!("CARGO_BIN_EXE_pipeline")) },
     Kind { is_event_loop: true, ..one_process("leader-follower", env!("CARGO_BIN_EXE_leader-follower")) },
     Kind { is_event_loop: true, ..one_process("select-poll", env!("CARGO_BIN_EXE_select-poll")) },
     Kind { is_event_loop: true, ..one_process("event-driven", env!("CARGO_BIN_EXE_event-driven")) },
