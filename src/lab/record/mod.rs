@@ -205,11 +205,13 @@ impl Row {
     }
 }
 
-/// All workers as one: the sums of counts and times, and the largest resident size.
+/// All workers as one: the sums of counts and times, the largest resident size, and the process that they have in common.
 fn sum(workers: &[WorkerReport]) -> WorkerReport {
+    let pid = workers.first().map_or(0, |first| first.pid);
+    let pid = if workers.iter().all(|worker| worker.pid == pid) { pid } else { 0 };
     workers.iter().fold(WorkerReport::default(), |a, b| WorkerReport {
         id: 0,
-        pid: 0,
+        pid,
         accepted: a.accepted + b.accepted,
         requests: a.requests + b.requests,
         active: a.active + b.active,
@@ -416,8 +418,15 @@ mod tests {
         row.keep_server(report(16));
         assert_eq!(row.server.as_ref().unwrap().workers.len(), 16);
         row.keep_server(report(17));
-        let folded = &row.server.unwrap().workers;
+        let folded = &row.server.as_ref().unwrap().workers;
         assert_eq!((folded.len(), folded[0].accepted, folded[0].requests, folded[0].max_rss_kib), (1, 34, 85, 7));
         assert_eq!(row.workers_folded, Some(17));
+        let pid_of = |pids: [i32; 2]| {
+            let workers = (0..17).map(|i| WorkerReport { pid: pids[i % 2], ..worker.clone() }).collect();
+            let mut row = Row::default();
+            row.keep_server(ServerReport { workers, ..ServerReport::default() });
+            row.server.unwrap().workers[0].pid
+        };
+        assert_eq!((pid_of([4, 4]), pid_of([4, 5])), (4, 0), "threads of one process, and processes");
     }
 }
