@@ -6,16 +6,16 @@
 //!
 //! What it does between two waits ([`handle`]) does not depend on how it waits ([`Io`]).
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::socket::{Shutdown, SockFlag, shutdown};
+use nix::sys::socket::{MsgFlags, SockFlag};
 use socket2::SockRef;
 
 use super::accept::{BACK_OFF, NoConnection, accept_next, log_pause, no_connection};
-use super::connection::{Awaited, LINGER, end, receive, send_some};
+use super::connection::{Awaited, LINGER, WITH_THE_END, end, receive, send_end, send_with};
 use super::listener::Listener;
 use super::member::is_passed_connections;
 use super::worker::Worker;
@@ -141,11 +141,13 @@ pub trait Io {
     /// EAGAIN when the idle time-out is over.
     fn receive(&mut self, filled: usize, awaited: Awaited) -> nix::Result<usize>;
 
-    fn send_all(&mut self, bytes: &[u8]) -> Result<(), ConnectionLost>;
+    fn send_all(&mut self, flags: MsgFlags, bytes: &[u8]) -> Result<(), ConnectionLost>;
+
+    fn socket(&self) -> &OwnedFd;
 
     fn spend(&mut self, cost: Cost) -> Result<(), ConnectionLost>;
 
-    /// Ends our side, and reads on for a moment so that a refusal is not lost to a reset.
+    /// Reads on for a moment, so that a refusal is not lost to a reset.
     fn linger(&mut self);
 }
 
@@ -177,7 +179,7 @@ impl<I: Io> Handler<'_, I> {
                     }
                 }
                 Next::Bad(status) => return self.refuse(status, worker),
-                Next::MoreAfterContinue => self.io.send_all(CONTINUE)?,
+                Next::MoreAfterContinue => self.io.send_all(MsgFlags::empty(), CONTINUE)?,
                 Next::More => match self.io.receive(self.filled, self.awaited()) {
                     Ok(0) if self.awaited() == Awaited::Request => return Ok(()),
                     Ok(0) => return Err(ConnectionLost),
@@ -199,14 +201,24 @@ impl<I: Io> Handler<'_, I> {
         }
         // Counted first: a client that has its answer finds it in the scoreboard.
         worker.count(Count::Requests);
-        self.io.send_all(worker.responses.ok(request))?;
+        let answer = worker.responses.ok(request);
+        match request.persistence {
+            Persistence::Close => self.send_last(answer)?,
+            _ => self.io.send_all(MsgFlags::empty(), answer)?,
+        }
         Ok(request.persistence)
+    }
+
+    fn send_last(&mut self, bytes: &[u8]) -> Result<(), ConnectionLost> {
+        self.io.send_all(WITH_THE_END, bytes)?;
+        send_end(self.io.socket());
+        Ok(())
     }
 
     /// Says why, and lingers.
     fn refuse(&mut self, status: Status, worker: &Worker) -> Result<(), ConnectionLost> {
         worker.count(Count::Requests);
-        self.io.send_all(&worker.responses.refusal(status))?;
+        self.send_last(&worker.responses.refusal(status))?;
         self.io.linger();
         Err(ConnectionLost)
     }
@@ -249,9 +261,13 @@ impl Io for BlockingIo<'_> {
         receive(self.socket, &mut self.buffer[filled..])
     }
 
-    fn send_all(&mut self, bytes: &[u8]) -> Result<(), ConnectionLost> {
+    fn socket(&self) -> &OwnedFd {
+        self.socket
+    }
+
+    fn send_all(&mut self, flags: MsgFlags, bytes: &[u8]) -> Result<(), ConnectionLost> {
         // Fewer than all: SO_SNDTIMEO is over, and the client does not read.
-        let is_sent = send_some(self.socket, bytes).is_ok_and(|sent| sent == bytes.len());
+        let is_sent = send_with(flags, self.socket, bytes).is_ok_and(|sent| sent == bytes.len());
         if is_sent { Ok(()) } else { Err(ConnectionLost) }
     }
 
@@ -262,7 +278,6 @@ impl Io for BlockingIo<'_> {
 
     fn linger(&mut self) {
         let until = Instant::now() + LINGER;
-        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Write);
         if self.set_timeouts(LINGER).is_ok() {
             while Instant::now() < until && matches!(receive(self.socket, &mut self.buffer), Ok(1..)) {}
         }

@@ -232,7 +232,6 @@ impl<S: AsFd + AsRawFd> Connection<S> {
                 ServingState::Closing => return Ok(Some(Step::Close { lost: false })),
                 ServingState::Refusing | ServingState::Lingering => {
                     self.conversation.linger();
-                    send_end(&self.socket);
                     return Ok(Some(Step::Linger));
                 }
             }
@@ -240,7 +239,7 @@ impl<S: AsFd + AsRawFd> Connection<S> {
     }
 
     fn flush(&mut self, scratch: &mut SharedBuffers) -> nix::Result<()> {
-        let is_last = self.conversation.state() == ServingState::Closing;
+        let is_last = matches!(self.conversation.state(), ServingState::Closing | ServingState::Refusing);
         let flags = if is_last { WITH_THE_END } else { MsgFlags::empty() };
         let sent = send_with(flags, &self.socket, &self.unsent)?;
         self.unsent.drain(..sent);
@@ -355,7 +354,7 @@ pub fn send_some(socket: &impl AsRawFd, bytes: &[u8]) -> nix::Result<usize> {
     send_with(MsgFlags::empty(), socket, bytes)
 }
 
-fn send_with(flags: MsgFlags, socket: &impl AsRawFd, bytes: &[u8]) -> nix::Result<usize> {
+pub fn send_with(flags: MsgFlags, socket: &impl AsRawFd, bytes: &[u8]) -> nix::Result<usize> {
     let (mut sent, flags) = (0, flags | MsgFlags::MSG_NOSIGNAL);
     while sent < bytes.len() {
         match until_uninterrupted(|| send(socket.as_raw_fd(), &bytes[sent..], flags)) {

@@ -6,18 +6,18 @@
 //! again: their pages are there already.
 
 use std::cell::{Cell, RefCell};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use corosensei::stack::DefaultStack;
 use corosensei::{CoroutineResult, Yielder};
 use nix::errno::Errno;
-use nix::sys::socket::{Shutdown, shutdown};
+use nix::sys::socket::MsgFlags;
 
 use super::accept::log_once;
 use super::blocking::{ConnectionLost, Io, make_room};
-use super::connection::{Awaited, EventHandler, RECEIVES_PER_STEP, Step, Wake, receive, send_some};
+use super::connection::{Awaited, EventHandler, RECEIVES_PER_STEP, Step, Wake, receive, send_with};
 use super::worker::Worker;
 use crate::failure::Failure;
 use crate::http::{Next, RequestReader};
@@ -279,9 +279,13 @@ impl Io for CoroutineIo<'_> {
         self.receive_or(|| Step::AwaitInput, filled, awaited)
     }
 
-    fn send_all(&mut self, mut bytes: &[u8]) -> Result<(), ConnectionLost> {
+    fn socket(&self) -> &OwnedFd {
+        &self.socket.fd
+    }
+
+    fn send_all(&mut self, flags: MsgFlags, mut bytes: &[u8]) -> Result<(), ConnectionLost> {
         loop {
-            bytes = &bytes[send_some(&self.socket.fd, bytes).map_err(|_| ConnectionLost)?..];
+            bytes = &bytes[send_with(flags, &self.socket.fd, bytes).map_err(|_| ConnectionLost)?..];
             if bytes.is_empty() {
                 return Ok(());
             }
@@ -301,7 +305,6 @@ impl Io for CoroutineIo<'_> {
     }
 
     fn linger(&mut self) {
-        let _ = shutdown(self.socket.fd.as_raw_fd(), Shutdown::Write);
         // The loop closes it when the moment is over.
         while matches!(self.receive_or(|| Step::Linger, 0, Awaited::EndOfStream), Ok(1..)) {}
     }

@@ -258,7 +258,8 @@ impl<'a> RingLoop<'a> {
         }
         if !self.output.is_empty() {
             let answers = std::mem::replace(&mut self.output, self.spare.pop().unwrap_or_default());
-            let is_last = connection.conversation.state() == ServingState::Closing;
+            let state = connection.conversation.state();
+            let is_last = matches!(state, ServingState::Closing | ServingState::Refusing);
             let flags = if is_last { WITH_THE_END } else { MsgFlags::empty() };
             self.ring.send_owned(&connection.socket, answers, flags, key);
             (connection.is_sending, connection.is_kept) = (true, true);

@@ -1,10 +1,13 @@
 //! What a server does between accept and answer, seen from outside.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
 
 use acceptlab::lab::check::server::Program;
 
-use crate::support::{SERVERS, can_trace, held, load};
+use crate::support::{Needs, SERVERS, can_trace, held, inconclusive, load, start};
 
 /// Servers with a queue between threads, or a role that threads hand on.
 const HANDS_ON: [&str; 5] = ["thread-pool", "idle-busy", "half-sync", "pipeline", "leader-follower"];
@@ -34,5 +37,42 @@ fn between_accept_and_response_there_is_no_allocation_lock_or_log() {
         fs::remove_file(&log).unwrap();
         // A thread for the connection, and its end, are a few; one call in ten requests would be a hundred.
         assert!(calls < 50, "{}: {calls} calls for memory, locks or logs in 1000 requests", server.name);
+    }
+}
+
+/// The kernel's count of a connection's segments, read from the client's end.
+fn segments_received(client: &TcpStream) -> Option<u32> {
+    let source = client.local_addr().ok()?.to_string();
+    let output = Command::new("ss").args(["-tinH", "src", &source]).output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.split_whitespace().find_map(|word| word.strip_prefix("segs_in:")?.parse().ok())
+}
+
+/// A connection of its own, on which this is asked; it waits for the end of the stream, or for `bytes`.
+fn segments_of(addr: SocketAddr, request: &[u8], bytes: usize) -> (usize, Option<u32>) {
+    let mut client = TcpStream::connect(addr).unwrap();
+    client.write_all(request).unwrap();
+    let mut answer = Vec::new();
+    (&mut client).take(bytes as u64).read_to_end(&mut answer).unwrap();
+    (answer.len(), segments_received(&client))
+}
+
+/// The proxy copies what it gets, and learns only afterwards that it was the last.
+#[test]
+fn the_end_of_a_connection_travels_in_the_segment_of_its_last_answer() {
+    for server in SERVERS.iter().filter(|server| server.name != "proxy") {
+        let mut running = start(server.name, &[]);
+        // The request may be acknowledged by a segment of its own, or not: the least of several connections.
+        let least = |request: &[u8], bytes| (0..10).filter_map(|_| segments_of(running.addr, request, bytes).1).min();
+        let closing = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        let (length, _) = segments_of(running.addr, closing, usize::MAX);
+        // Shorter by this header; what is left of the longer answer never comes.
+        let kept = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        let kept_length = length - "Connection: close\r\n".len();
+        let (Some(with_end), Some(without)) = (least(closing, usize::MAX), least(kept, kept_length)) else {
+            return inconclusive(Needs::Tool("ss"), "the count of a connection's segments");
+        };
+        held(running.stop());
+        assert_eq!(with_end, without, "{}: segments of a connection that ends, and of one that stays", server.name);
     }
 }
