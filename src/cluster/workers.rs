@@ -464,7 +464,7 @@ impl Workers {
         }
         let slot = &mut self.slots[number];
         slot.is_finished |= is_finished;
-        slot.usage = sum(slot.usage, usage);
+        slot.usage = slot.usage + usage;
         let row = self.scoreboard.row(number);
         row.set_usage(slot.usage);
         // The kernel has closed the connections of one that was killed. Where another process counts in the same row,
@@ -508,15 +508,5 @@ impl Workers {
 
     fn find(&self, pid: Pid) -> Option<UniqueId> {
         self.iter().find(|worker| worker.pid == pid).map(|worker| worker.id)
-    }
-}
-
-fn sum(one: Usage, other: Usage) -> Usage {
-    Usage {
-        cpu_user_us: one.cpu_user_us + other.cpu_user_us,
-        cpu_system_us: one.cpu_system_us + other.cpu_system_us,
-        voluntary_switches: one.voluntary_switches + other.voluntary_switches,
-        involuntary_switches: one.involuntary_switches + other.involuntary_switches,
-        max_rss_kib: one.max_rss_kib.max(other.max_rss_kib),
     }
 }

@@ -1,6 +1,7 @@
 //! fork(2), starting programs, die-with-parent, and waiting for children with their accounts (wait4(2)).
 
 use std::fmt;
+use std::ops::Add;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
@@ -196,6 +197,21 @@ impl Usage {
 
     fn of(who: UsageWho) -> Usage {
         Usage::from(*getrusage(who).expect("getrusage(2) fails only for a bad argument").as_ref())
+    }
+}
+
+/// Of both together.
+impl Add for Usage {
+    type Output = Usage;
+
+    fn add(self, other: Usage) -> Usage {
+        Usage {
+            cpu_user_us: self.cpu_user_us + other.cpu_user_us,
+            cpu_system_us: self.cpu_system_us + other.cpu_system_us,
+            voluntary_switches: self.voluntary_switches + other.voluntary_switches,
+            involuntary_switches: self.involuntary_switches + other.involuntary_switches,
+            max_rss_kib: self.max_rss_kib.max(other.max_rss_kib),
+        }
     }
 }
 
