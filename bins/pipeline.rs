@@ -3,13 +3,15 @@
 //! Who accepts: the main thread, the first stage; it only accepts. Who serves: a thread reads from all connections with
 //! one epoll until a request is whole, the first of N threads that is free does its work, and a last thread formats the
 //! answer and sends it. Who balances: the queue before the work; whoever is free takes the next. What is inherited:
-//! nothing, because threads share everything. Each queue has room for `--queue N`, and a stage that finds the next queue
-//! full waits: so pressure goes back from stage to stage until connections wait in the kernel's accept queue and requests
-//! in their sockets. When it ends, each stage ends the next one, from the front to the back, after its last request.
+//! nothing, because threads share everything. Each queue has room for `--queue N`, and a stage that finds the next
+//! queue full waits: pressure goes back from stage to stage until connections wait in the kernel's accept queue and
+//! requests in their sockets. At the end each stage ends the next, from the front to the back, after its last request.
 //!
-//! A request changes threads three times, and a stage does one thing only, so `top -H` shows which stage is the limit. The numbers of workers are those of the work: its thread has done the `requests`, although
-//! the last stage sends them; what the other three stages have used is the master's. An answer that the client does not
-//! read goes back to the reading stage. What that refuses by itself, such as bad input, counts for worker 0.
+//! A request changes threads twice, and its connection has done so once before. For that a stage does one thing only,
+//! and `top -H` shows which stage is the limit. The workers of the report are the threads of the third stage: they have
+//! done the work of the `requests`, although the last stage sends the answers. What the other stages use is the
+//! master's. An answer that the client does not read goes back to the reading stage. What that refuses, such as bad
+//! input, counts for worker 0.
 //!
 //! Welsh, Culler and Brewer called this SEDA, a staged event-driven architecture (SOSP 2001).
 //!

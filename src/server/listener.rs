@@ -45,8 +45,8 @@ impl Listener {
     /// SO_REUSEPORT). With port 0 the first takes any free port and the others follow.
     pub fn bind_group(sockets: usize, args: &ServerArgs) -> Result<Vec<Listener>, Failure> {
         if is_member() {
-            let line = "bind a group of sockets: this is a worker of a cluster, which has one listener; give `cluster` a \
-                        server that has one";
+            let line = "bind a group of sockets: this is a worker of a cluster, which has one listener; give `cluster` \
+                        a server that has one";
             return Err(Failure::relay(line.to_owned()));
         }
         let mut address = args.listen;

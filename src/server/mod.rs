@@ -8,7 +8,8 @@
 //! - [`coroutine`]: the blocking handler on a stack of its own, which such a loop resumes;
 //! - [`callbacks`]: the steps, as callbacks of a [`PhasedLoop`](crate::phased_loop::PhasedLoop);
 //! - [`children`]: fork processes, stop and reap them; [`worker_pool`]: wait until they are ready, and supervise them;
-//! - [`threads`]: worker threads and their queue; [`accepted_queue`]: one for connections; [`poller`]: one epoll for the connections of several threads;
+//! - [`threads`]: worker threads and their queue; [`accepted_queue`]: one for connections; [`poller`]: one epoll for
+//!   the connections of several threads;
 //! - [`tasks`]: connections as tasks of an asynchronous runtime;
 //! - [`selector`]: programs in the kernel that choose among the sockets of a group;
 //! - [`channel`]: pass connections to another process; [`dispatch`]: accept for others, and who has how many;

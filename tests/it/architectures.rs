@@ -157,9 +157,8 @@ fn sigterm_reaches_a_poller_that_waits_for_a_full_queue() {
     }
 }
 
-/// In the order of the stages: one is being worked on, two are in that queue, one is in the hands of the reading stage; two
-/// wait to be read, one is in the hands of the main thread. The reading stage may have a few more connections that it has
-/// not read from when it finds the queue full.
+/// One is being worked on, two are in that queue, the reading stage has one; two are in its queue, the main thread has
+/// one. The reading stage may have a few more connections, which it has not read from when it finds the queue full.
 #[test]
 fn a_full_stage_of_a_pipeline_stops_those_before_it_until_connections_wait_in_the_kernel() {
     let server = start("pipeline", &["--workers", "1", "--queue", "2", "--work", "block:10ms"]);
