@@ -17,9 +17,10 @@
 //! Compare with `event-driven.rs` (one thread, steps without `await`), `reuseport.rs` (`per-core` with processes) and
 //! `idle-busy.rs` (one epoll for several threads, and a queue).
 //!
-//! See it: `tokio --workers 2 --work spin:1ms`, then `loadgen --connections 8 --duration 5s http://127.0.0.1:8080/` and
-//! Ctrl-C: compare `requests` of the two workers with those of `--runtime per-core`, whose hash may give 6 of 8
-//! connections to one thread.
+//! See it: `tokio --workers 2 --work block:5ms`, then `loadgen --connections 64 --rate 300 --duration 5s
+//! http://127.0.0.1:8080/` and Ctrl-C: both workers have the same number of `requests`, whatever they have `accepted`.
+//! With `--runtime per-core` the numbers follow each other. With `--rate 100` both threads sleep now and then, and the
+//! slowest answers of the one runtime take several times 5 ms.
 
 #![forbid(unsafe_code)]
 
