@@ -9,8 +9,8 @@
 //!
 //! Stealing repairs what accept spoiled, but only for tasks that are ready and wait in a queue. One epoll serves all
 //! threads, and one of them waits in it. When it hears of a single request it runs that task, and wakes nobody to wait
-//! in its place: work that blocks (`block`, `spin`; no spawn_blocking is used) then keeps an idle thread from hearing of
-//! the next request. A `wait` is a timer, in steps of 1 ms, and the thread serves others meanwhile.
+//! in its place: work that blocks (`block`, `spin`; there is no spawn_blocking) then keeps an idle thread from hearing
+//! of the next request. A `wait` is a timer, in steps of 1 ms, and the thread serves others meanwhile.
 //!
 //! Work stealing: Blumofe and Leiserson (J. ACM 46(5), 1999); tokio's own: https://tokio.rs/blog/2019-10-scheduler.
 //!
