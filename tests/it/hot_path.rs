@@ -57,22 +57,28 @@ fn segments_of(addr: SocketAddr, request: &[u8], bytes: usize) -> (usize, Option
     (answer.len(), segments_received(&client))
 }
 
-/// The proxy copies what it gets, and learns only afterwards that it was the last.
+/// The request may be acknowledged by a segment of its own, or not: hence the least of many connections, and more of
+/// them before a server is accused.
 #[test]
 fn the_end_of_a_connection_travels_in_the_segment_of_its_last_answer() {
-    for server in SERVERS.iter().filter(|server| server.name != "proxy") {
-        let mut running = start(server.name, &[]);
-        // The request may be acknowledged by a segment of its own, or not: the least of several connections.
-        let least = |request: &[u8], bytes| (0..10).filter_map(|_| segments_of(running.addr, request, bytes).1).min();
+    for name in ["threaded", "event-driven", "coroutines", "tokio", "uring"] {
+        let mut server = start(name, &[]);
         let closing = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
-        let (length, _) = segments_of(running.addr, closing, usize::MAX);
-        // Shorter by this header; what is left of the longer answer never comes.
         let kept = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        let (length, _) = segments_of(server.addr, closing, usize::MAX);
         let kept_length = length - "Connection: close\r\n".len();
-        let (Some(with_end), Some(without)) = (least(closing, usize::MAX), least(kept, kept_length)) else {
-            return inconclusive(Needs::Tool("ss"), "the count of a connection's segments");
-        };
-        held(running.stop());
-        assert_eq!(with_end, without, "{}: segments of a connection that ends, and of one that stays", server.name);
+        let least = |request: &[u8], bytes| (0..40).filter_map(|_| segments_of(server.addr, request, bytes).1).min();
+        let (mut with_end, mut without) = (u32::MAX, u32::MAX);
+        for _ in 0..20 {
+            let (Some(some), Some(others)) = (least(closing, usize::MAX), least(kept, kept_length)) else {
+                return inconclusive(Needs::Tool("ss"), "the count of a connection's segments");
+            };
+            (with_end, without) = (with_end.min(some), without.min(others));
+            if with_end == without {
+                break;
+            }
+        }
+        held(server.stop());
+        assert_eq!(with_end, without, "{name}: segments of a connection that ends, and of one that stays");
     }
 }
