@@ -14,6 +14,7 @@ use crate::console;
 use crate::failure::Failure;
 use crate::machine::sysctl;
 use crate::membership::{self, is_member};
+use crate::sys::socket::accept_queue_length;
 
 /// A bound TCP socket that queues connections until they are accepted; or, in a worker of a cluster, what the master
 /// gives instead.
@@ -174,6 +175,11 @@ impl Listener {
             None => accept_next(&self.fd, SockFlag::SOCK_NONBLOCK),
             Some(cluster) => lock(&cluster.member).accept(),
         }
+    }
+
+    /// How many connections wait to be accepted; `None` where the kernel does not say.
+    pub fn queued(&self) -> Option<usize> {
+        accept_queue_length(&self.fd).ok()
     }
 
     pub fn with_shared_socket<T>(&self, call: impl FnOnce(Option<BorrowedFd>) -> T) -> T {

@@ -1,6 +1,6 @@
 //! send(2) and recv(2) without libc's wrappers. These are cancellation points (pthreads(7)): around each call in a
 //! process with threads they spend two atomic operations on a way to die that nobody here uses. Where the two calls
-//! are all that a program does, that is one hundredth of its time.
+//! are all that a program does, that is one hundredth of its time. And how many connections wait at a listening socket.
 
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -51,10 +51,39 @@ pub fn receive_now(socket: impl AsFd, buffer: &mut [u8]) -> nix::Result<usize> {
     })
 }
 
+/// How many connections wait in the accept queue. The kernel has it in a field that means something else for a
+/// connection (`tcp_get_info` in net/ipv4/tcp.c); `ss` shows it as Recv-Q.
+pub fn accept_queue_length(listener: impl AsFd) -> nix::Result<usize> {
+    // SAFETY: tcp_info is a plain struct of integers, for which all zeros is a value.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes into a struct of that size, which lives for the call (tcp(7)).
+    let result = unsafe {
+        libc::getsockopt(
+            listener.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    Errno::result(result).map(|_| info.tcpi_unacked as usize)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn connections_that_are_not_accepted_are_counted() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _clients = [(); 3].map(|()| TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+        assert_eq!(accept_queue_length(&listener), Ok(3));
+        listener.accept().unwrap();
+        assert_eq!(accept_queue_length(&listener), Ok(2));
+    }
 
     #[test]
     fn what_is_sent_is_received_and_nothing_is_waited_for() {

@@ -123,3 +123,15 @@ fn a_wait_that_a_sandbox_refuses_is_made_another_way() {
         held(server.stop());
     }
 }
+
+/// As a sandbox may: then the master accepts until there is none.
+#[test]
+fn a_master_that_cannot_ask_how_many_connections_wait_serves_all_the_same() {
+    if !can_trace() {
+        return;
+    }
+    let mut server = start_with("getsockopt:error=ENOPROTOOPT", "master-dispatch", &["--workers", "2"]);
+    (0..8).for_each(|_| drop(held(served(server.addr))));
+    let accepts = held(server.stop()).master.and_then(|master| master.accepts).expect("it accepts");
+    assert!(accepts.accepted == 8 && accepts.accept_eagain > 0, "{accepts:?}");
+}
