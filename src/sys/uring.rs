@@ -303,6 +303,9 @@ impl Drop for Uring {
         let _ = self.ring.submit();
         let cancelled = self.ring.submitter().register_sync_cancel(None, CancelBuilder::any());
         let is_quiet = cancelled.map_or_else(|error| error.raw_os_error() == Some(libc::ENOENT), |()| true);
+        // A cancelled accept still waits at its listening socket until this thread has let it go: a wake-up for a new
+        // connection would end there, and no other ring that waits would hear of it.
+        let _ = self.ring.submit();
         if !is_quiet {
             // Better lost than written to by the kernel when somebody else has it.
             std::mem::forget(std::mem::take(&mut self.messages));

@@ -19,6 +19,10 @@ pub struct RingAcceptor {
 }
 
 impl RingAcceptor {
+    pub fn is_asked(&self) -> bool {
+        self.is_asked
+    }
+
     /// It was shut, and has no more connections.
     pub fn is_shut(&self) -> bool {
         self.is_shut

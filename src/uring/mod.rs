@@ -134,8 +134,10 @@ impl<'a> RingLoop<'a> {
     /// # Errors
     /// Of the ring.
     pub fn finish(mut self, listener: Option<Listener>) -> Result<(), Failure> {
-        self.acceptor.stop(&mut self.ring, IGNORED);
-        self.turn(Some(self.now_ns))?;
+        match &listener {
+            Some(listener) => self.leave(listener.as_fd())?,
+            None => self.turn(Some(self.now_ns))?,
+        }
         // The ring has let go of it.
         forget_listener();
         drop(listener);
@@ -143,6 +145,22 @@ impl<'a> RingLoop<'a> {
         self.table.keys().into_iter().for_each(|key| self.go_on(key));
         while self.table.count() > 0 && !has_given_up() {
             self.turn(self.due_ns())?;
+        }
+        Ok(())
+    }
+
+    /// A new connection may have woken this ring just before the accept was cancelled. A cancelled accept takes nothing,
+    /// and no other ring was woken: the connection would wait until the next one comes. So what waits now is taken.
+    fn leave(&mut self, listener: BorrowedFd) -> Result<(), Failure> {
+        self.stop_accepting()?;
+        self.acceptor.ask(&mut self.ring, listener);
+        self.stop_accepting()
+    }
+
+    fn stop_accepting(&mut self) -> Result<(), Failure> {
+        while self.acceptor.is_asked() {
+            self.acceptor.stop(&mut self.ring, IGNORED);
+            self.turn(None)?;
         }
         Ok(())
     }

@@ -1,15 +1,20 @@
 //! `sys::uring`: receiving into shared buffers, sending, accepting, passing, cancelling and waiting.
+//!
+//! What the kernel promises about accepting and passing, liburing's own tests assert, too (github.com/axboe/liburing,
+//! test/accept.c, accept-mshot-stress.c, msg-ring.c, msg-ring-overflow.c). Here are those promises that our servers
+//! rely on.
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
+use std::thread;
 use std::time::Duration;
 
 use acceptlab::sys::uring::{ACCEPTED, Completion, SENT, Uring};
 use nix::errno::Errno;
-use nix::sys::socket::MsgFlags;
+use nix::sys::socket::{MsgFlags, Shutdown, shutdown};
 
 use crate::support::{Needs, inconclusive};
 
@@ -156,7 +161,113 @@ fn a_connection_that_cannot_be_passed_comes_back() {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     let no_ring = File::open("/dev/null").unwrap();
     ring.pass(no_ring.as_fd(), ours.into());
-    assert!(next(&mut ring).result.is_err());
+    assert_eq!(next(&mut ring).result, Err(Errno::EBADFD));
     drop(ring.take_accepted().expect("it is ours again"));
     assert_eq!(theirs.read(&mut [0]).unwrap(), 0);
+}
+
+/// More completions than a ring of ours has room for: each of these requests is completed at once.
+const MORE_THAN_FIT: usize = 5000;
+
+fn fill(ring: &mut Uring) {
+    let (readable, mut other) = UnixStream::pair().unwrap();
+    other.write_all(b"!").unwrap();
+    (0..MORE_THAN_FIT).for_each(|_| ring.poll(&readable, libc::POLLIN, 1));
+    ring.wait(Some(Duration::ZERO)).unwrap();
+}
+
+/// The completion behind those of [`fill`], none of which may be missing.
+fn next_after_fill(ring: &mut Uring) -> Completion {
+    (0..MORE_THAN_FIT).for_each(|_| assert_eq!(next(ring).token, 1));
+    next(ring)
+}
+
+/// Whoever does not ask again accepts nothing more.
+#[test]
+fn over_a_full_completion_queue_an_accept_brings_its_connection_and_says_that_it_is_over() {
+    let Some(mut ring) = ring(&[]) else { return };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let connect = || TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    fill(&mut ring);
+    ring.accept(&listener);
+    let first = connect();
+    ring.wait(Some(Duration::ZERO)).unwrap();
+    let second = connect();
+    let completion = next_after_fill(&mut ring);
+    assert_eq!((completion.token, completion.more), (ACCEPTED, false));
+    let accepted = TcpStream::from(ring.take_accepted().expect("a connection was reported"));
+    assert_eq!(accepted.peer_addr().unwrap(), first.local_addr().unwrap());
+    ring.wait(Some(Duration::from_millis(20))).unwrap();
+    assert!(ring.next_completion().is_none());
+
+    ring.accept(&listener);
+    assert!(next(&mut ring).more);
+    let accepted = TcpStream::from(ring.take_accepted().expect("it has waited in the accept queue"));
+    assert_eq!(accepted.peer_addr().unwrap(), second.local_addr().unwrap());
+}
+
+#[test]
+fn a_connection_passed_to_a_ring_with_a_full_completion_queue_waits_for_its_turn() {
+    let (Some(mut acceptor), Some(mut other)) = (ring(&[]), ring(&[])) else { return };
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    fill(&mut other);
+    acceptor.pass(other.as_fd(), ours.into());
+    acceptor.submit();
+    assert_eq!(next_after_fill(&mut other).token, ACCEPTED);
+    UnixStream::from(other.take_accepted().expect("a connection was passed")).write_all(b"!").unwrap();
+    assert_eq!(theirs.read(&mut [0; 2]).unwrap(), 1);
+}
+
+/// As many as an accept queue of the standard library holds.
+const CLIENTS: u8 = 128;
+
+#[test]
+fn connections_whose_clients_have_gone_again_are_all_accepted_with_what_they_have_sent() {
+    let Some(mut ring) = ring(&[]) else { return };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    ring.accept(&listener);
+    let clients = thread::spawn(move || {
+        for byte in 0..CLIENTS {
+            TcpStream::connect(address).unwrap().write_all(&[byte]).unwrap();
+        }
+    });
+    for byte in 0..CLIENTS {
+        let completion = next(&mut ring);
+        assert_eq!((completion.token, completion.more), (ACCEPTED, true));
+        let mut sent = Vec::new();
+        TcpStream::from(ring.take_accepted().unwrap()).read_to_end(&mut sent).unwrap();
+        assert_eq!(sent, [byte]);
+    }
+    clients.join().unwrap();
+}
+
+/// It has asked first: until it has let go, the next connection would wake it, and nobody else.
+#[test]
+fn a_ring_that_ends_while_it_accepts_leaves_the_listener_to_others() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    for _ in 0..50 {
+        let (Some(mut first), Some(mut second)) = (ring(&[]), ring(&[])) else { return };
+        for ring in [&mut first, &mut second] {
+            ring.accept(&listener);
+            ring.wait(Some(Duration::ZERO)).unwrap();
+        }
+        drop(first);
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert_eq!(next(&mut second).token, ACCEPTED);
+        let accepted = TcpStream::from(second.take_accepted().expect("a connection was reported"));
+        assert_eq!(accepted.peer_addr().unwrap(), client.local_addr().unwrap());
+    }
+}
+
+/// How a signal reaches a ring that accepts.
+#[test]
+fn a_listener_that_is_shut_ends_its_accept() {
+    let Some(mut ring) = ring(&[]) else { return };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    ring.accept(&listener);
+    ring.wait(Some(Duration::ZERO)).unwrap();
+    shutdown(listener.as_raw_fd(), Shutdown::Read).unwrap();
+    let completion = next(&mut ring);
+    assert_eq!((completion.token, completion.result, completion.more), (ACCEPTED, Err(Errno::EINVAL), false));
 }

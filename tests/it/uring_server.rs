@@ -1,8 +1,12 @@
 //! `uring`: three ways to get a connection, and a kernel that gives it no ring.
 
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
 use std::process::Command;
 
-use acceptlab::lab::check::client::served;
+use acceptlab::lab::check::client::{ANSWER_TIMEOUT, GET, served};
+use acceptlab::lab::observe::processes::Process;
+use nix::sys::signal::Signal;
 
 use crate::contract::all_keep_the_contract;
 use crate::support::{can_trace, held, load, start};
@@ -17,6 +21,22 @@ fn an_acceptor_passes_connections_to_the_rings_in_turns() {
     let server = start("uring", &["--workers", "3", "--accept", "handoff"]);
     let passed: Vec<usize> = (0..9).map(|_| held(held(served(server.addr)).worker())).collect();
     assert!(passed.windows(2).all(|pair| pair[1] == (pair[0] + 1) % 3), "{passed:?}");
+}
+
+/// The worker that answers has asked first, so the next connection wakes its ring and no other. It may be closed without
+/// an answer, as every connection whose request has not come when its worker stops; its client hears of that.
+#[test]
+fn a_worker_that_is_stopped_leaves_no_connection_in_the_shared_queue() {
+    for _ in 0..20 {
+        let server = start("uring", &["--workers", "3", "--accept", "shared"]);
+        let (_, worker) = held(held(served(server.addr)).signature());
+        Process::find(worker).expect("it has just answered").signal(Signal::SIGTERM);
+        let mut client = TcpStream::connect(server.addr).unwrap();
+        client.set_read_timeout(Some(ANSWER_TIMEOUT)).unwrap();
+        let _ = client.write_all(GET);
+        let heard = client.read(&mut [0]);
+        assert!(!heard.is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "nobody has taken the connection");
+    }
 }
 
 /// Answers are gathered while one is being sent, and a body takes more than one of the ring's buffers.
