@@ -440,6 +440,17 @@ mod tests {
     }
 
     #[test]
+    fn the_least_busy_worker_is_not_one_that_has_ended() {
+        let board = Scoreboard::create("test", 3, None).unwrap();
+        board.row(0).add(Count::Active, 3);
+        board.row(2).add(Count::Active, 2);
+        assert_eq!(board.least_busy(0..3), Some((1, 0)));
+        board.row(1).add_usage(Usage::of_process());
+        assert_eq!(board.least_busy(0..3), Some((2, 2)));
+        assert_eq!(board.least_busy([1]), None);
+    }
+
+    #[test]
     fn a_scoreboard_from_before_the_boot_has_no_uptime_and_says_so() {
         let board = Scoreboard::create("test", 1, None).unwrap();
         assert!(!board.is_from_an_earlier_boot());
