@@ -5,6 +5,10 @@
 //! Unix socket pair; the workers give the listening socket up at once. A connection travels as SCM_RIGHTS: the worker
 //! gets a descriptor of its own, the master closes its copy. Node's cluster works like `--policy acknowledged`.
 //!
+//! Where the master is on the CPU of a busy worker, the scheduler lets it preempt the worker for each connection, and
+//! each travels alone. With `--batch` it waits until the worker sleeps or its time slice is over (a few milliseconds).
+//! Then several connections are there, and share the system calls and the wake-ups; the price is that they have waited.
+//!
 //! Compare with `pass-listener.rs` (the listening socket travels, once), `shared-accept.rs` (no middleman) and
 //! `thread-pool.rs` (the same idea inside one process).
 //!
@@ -22,6 +26,7 @@ use acceptlab::server::channel::{Channel, connections_per_message};
 use acceptlab::server::dispatch::{self, Dispatcher};
 use acceptlab::server::policy::{Choice, Policy};
 use acceptlab::server::{self, EventLoop, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs};
+use acceptlab::sys::process::run_without_preempting;
 use clap::Parser;
 
 /// The master accepts and passes every connection to a worker of its choice
@@ -32,16 +37,20 @@ struct Args {
     #[arg(long, value_enum, default_value_t = Policy::RoundRobin)]
     policy: Policy,
 
+    /// The master does not interrupt its workers to accept (SCHED_BATCH): connections gather, and travel together
+    #[arg(long)]
+    batch: bool,
+
     #[command(flatten)]
     workers: WorkersArgs,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse_from(moved::arguments());
-    server::finish(run(args.policy, &args.workers))
+    server::finish(run(args.policy, args.batch, &args.workers))
 }
 
-fn run(policy: Policy, args: &WorkersArgs) -> Result<ServerReport, Failure> {
+fn run(policy: Policy, batch: bool, args: &WorkersArgs) -> Result<ServerReport, Failure> {
     let listener = Listener::bind(&args.server)?.nonblocking()?;
     let address = listener.address();
     let mut listener = Some(listener);
@@ -74,6 +83,9 @@ fn run(policy: Policy, args: &WorkersArgs) -> Result<ServerReport, Failure> {
 
     let listener = listener.expect("only a worker gives it up");
     let mut dispatcher = Dispatcher::new(listener, channels, scoreboard, &pool)?;
+    if batch {
+        run_without_preempting().map_err(|errno| Failure::new("run under SCHED_BATCH", errno))?;
+    }
     server::ready(address)?;
 
     let mut choice = Choice::by(policy);
