@@ -19,6 +19,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use acceptlab::console;
@@ -139,7 +140,7 @@ fn hand_off(Args { spin, workers: args, .. }: &Args) -> Result<ServerReport, Fai
         rings.push(outcome?);
     }
     drop(announced);
-    rings.sort_unstable_by_key(|(id, _)| *id);
+    rings.sort_unstable_by_key(|ring: &WorkerRing| ring.id);
     server::ready(address)?;
 
     let accepts = pass_connections(&listener, termination, &rings)?;
@@ -148,7 +149,15 @@ fn hand_off(Args { spin, workers: args, .. }: &Args) -> Result<ServerReport, Fai
     Ok(scoreboard.report(address, Some(Usage::of_thread())).with_accepts(accepts))
 }
 
-type Announced = Result<(usize, OwnedFd), Failure>;
+/// Where a worker's connections are passed to.
+struct WorkerRing {
+    id: usize,
+    ring: OwnedFd,
+    /// Gone with the worker's thread: a ring that nobody looks at takes connections without an error.
+    alive: Weak<()>,
+}
+
+type Announced = Result<WorkerRing, Failure>;
 
 fn serve_passed(
     id: usize,
@@ -159,8 +168,9 @@ fn serve_passed(
     let mut events = RingLoop::new(worker, termination)?;
     let ring = events.ring().as_fd().try_clone_to_owned();
     let ring = ring.map_err(|error| Failure::new("copy the descriptor of a ring", error))?;
+    let alive = Arc::new(());
     // The main thread takes as many as there are workers.
-    let _ = announce.send(Ok((id, ring)));
+    let _ = announce.send(Ok(WorkerRing { id, ring, alive: Arc::downgrade(&alive) }));
     events.serve(None)?;
     events.finish(None)
 }
@@ -168,12 +178,13 @@ fn serve_passed(
 fn pass_connections(
     listener: &Listener,
     termination: BorrowedFd,
-    rings: &[(usize, OwnedFd)],
+    rings: &[WorkerRing],
 ) -> Result<AcceptCounts, Failure> {
     let (mut acceptor, mut accepts) = (RingAcceptor::default(), AcceptCounts::default());
     let mut ring = Uring::new(1, 4096, Vec::new()).map_err(|errno| Failure::new("open a ring", errno))?;
     ring.watch(termination, TERMINATION);
     let mut turns = rings.iter().cycle();
+    let mut next_alive = || turns.by_ref().take(rings.len()).find(|ring| ring.alive.strong_count() > 0);
     while !server::is_stopping() && !acceptor.is_shut() {
         acceptor.ask(&mut ring, listener.as_fd());
         let pause = acceptor.due_ns().map(|due_ns| Duration::from_nanos(due_ns.saturating_sub(monotonic_ns())));
@@ -184,9 +195,10 @@ fn pass_connections(
                 continue;
             }
             let accepted = acceptor.take(&mut ring, completion, |count| accepts.count(count))?;
-            if let (Some(connection), Some((_, of_worker))) = (accepted, turns.next()) {
-                accepts.count(Count::Accepted);
-                ring.pass(of_worker.as_fd(), connection);
+            let Some(connection) = accepted else { continue };
+            accepts.count(Count::Accepted);
+            if let Some(worker) = next_alive() {
+                ring.pass(worker.ring.as_fd(), connection);
             }
         }
     }
