@@ -109,7 +109,6 @@ impl AsyncAcceptor {
                 }
                 NoConnection::Pause(errno) => {
                     log_pause(errno);
-                    drop(ready);
                     sleep(BACK_OFF).await;
                 }
                 NoConnection::Shut => return Ok(None),
