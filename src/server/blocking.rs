@@ -119,10 +119,9 @@ pub fn serve(connection: OwnedFd, worker: &mut Worker) {
     if served.is_err() {
         worker.count(Count::ClientErrors);
     }
-    if is_passed_connections() {
-        end(&connection);
-    }
+    // Counted first: a client that sees the end finds it in the scoreboard.
     worker.closed();
+    if is_passed_connections() { end(&connection) } else { send_end(&connection) }
 }
 
 /// The calls in which the handler waits. A thread sleeps in them; a coroutine lets others run meanwhile.
@@ -143,11 +142,9 @@ pub trait Io {
 
     fn send_all(&mut self, flags: MsgFlags, bytes: &[u8]) -> Result<(), ConnectionLost>;
 
-    fn socket(&self) -> &OwnedFd;
-
     fn spend(&mut self, cost: Cost) -> Result<(), ConnectionLost>;
 
-    /// Reads on for a moment, so that a refusal is not lost to a reset.
+    /// Ends our side, and reads on for a moment so that a refusal is not lost to a reset.
     fn linger(&mut self);
 }
 
@@ -202,23 +199,15 @@ impl<I: Io> Handler<'_, I> {
         // Counted first: a client that has its answer finds it in the scoreboard.
         worker.count(Count::Requests);
         let answer = worker.responses.ok(request);
-        match request.persistence {
-            Persistence::Close => self.send_last(answer)?,
-            _ => self.io.send_all(MsgFlags::empty(), answer)?,
-        }
+        let is_last = request.persistence == Persistence::Close;
+        self.io.send_all(if is_last { WITH_THE_END } else { MsgFlags::empty() }, answer)?;
         Ok(request.persistence)
-    }
-
-    fn send_last(&mut self, bytes: &[u8]) -> Result<(), ConnectionLost> {
-        self.io.send_all(WITH_THE_END, bytes)?;
-        send_end(self.io.socket());
-        Ok(())
     }
 
     /// Says why, and lingers.
     fn refuse(&mut self, status: Status, worker: &Worker) -> Result<(), ConnectionLost> {
         worker.count(Count::Requests);
-        self.send_last(&worker.responses.refusal(status))?;
+        self.io.send_all(WITH_THE_END, &worker.responses.refusal(status))?;
         self.io.linger();
         Err(ConnectionLost)
     }
@@ -261,10 +250,6 @@ impl Io for BlockingIo<'_> {
         receive(self.socket, &mut self.buffer[filled..])
     }
 
-    fn socket(&self) -> &OwnedFd {
-        self.socket
-    }
-
     fn send_all(&mut self, flags: MsgFlags, bytes: &[u8]) -> Result<(), ConnectionLost> {
         // Fewer than all: SO_SNDTIMEO is over, and the client does not read.
         let is_sent = send_with(flags, self.socket, bytes).is_ok_and(|sent| sent == bytes.len());
@@ -278,6 +263,7 @@ impl Io for BlockingIo<'_> {
 
     fn linger(&mut self) {
         let until = Instant::now() + LINGER;
+        send_end(self.socket);
         if self.set_timeouts(LINGER).is_ok() {
             while Instant::now() < until && matches!(receive(self.socket, &mut self.buffer), Ok(1..)) {}
         }

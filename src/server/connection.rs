@@ -101,7 +101,7 @@ pub trait EventHandler: AsFd {
 }
 
 #[derive(Debug)]
-pub struct Connection<S = OwnedFd> {
+pub struct Connection<S: AsRawFd = OwnedFd> {
     socket: S,
     conversation: Conversation,
     /// Received but not consumed.
@@ -232,6 +232,7 @@ impl<S: AsFd + AsRawFd> Connection<S> {
                 ServingState::Closing => return Ok(Some(Step::Close { lost: false })),
                 ServingState::Refusing | ServingState::Lingering => {
                     self.conversation.linger();
+                    send_end(&self.socket);
                     return Ok(Some(Step::Linger));
                 }
             }
@@ -252,9 +253,6 @@ impl<S: AsFd + AsRawFd> Connection<S> {
             self.unsent.extend_from_slice(&scratch.output);
         }
         scratch.output.clear();
-        if is_last && self.unsent.is_empty() {
-            send_end(&self.socket);
-        }
         Ok(())
     }
 
@@ -307,7 +305,7 @@ impl<S: AsFd + AsRawFd> EventHandler for Connection<S> {
 }
 
 /// Takes over a socket that is in non-blocking mode.
-impl<S> From<S> for Connection<S> {
+impl<S: AsRawFd> From<S> for Connection<S> {
     fn from(socket: S) -> Connection<S> {
         Connection {
             socket,
@@ -320,9 +318,18 @@ impl<S> From<S> for Connection<S> {
     }
 }
 
-impl<S: AsFd> AsFd for Connection<S> {
+impl<S: AsFd + AsRawFd> AsFd for Connection<S> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+/// Whoever drops it has counted it as closed: a client that sees the end finds it in the scoreboard.
+impl<S: AsRawFd> Drop for Connection<S> {
+    fn drop(&mut self) {
+        if self.conversation.state() == ServingState::Closing {
+            send_end(&self.socket);
+        }
     }
 }
 

@@ -17,7 +17,9 @@ use nix::sys::socket::MsgFlags;
 
 use super::accept::log_once;
 use super::blocking::{ConnectionLost, Io, make_room};
-use super::connection::{Awaited, EventHandler, RECEIVES_PER_STEP, Step, Wake, receive, send_with};
+use super::connection::{
+    Awaited, EventHandler, RECEIVES_PER_STEP, Step, WITH_THE_END, Wake, receive, send_end, send_with,
+};
 use super::worker::Worker;
 use crate::failure::Failure;
 use crate::http::{Next, RequestReader};
@@ -95,6 +97,7 @@ impl Coroutines {
             awaited: Cell::new(Awaited::Request),
             readable: Cell::new(true),
             end_announced: Cell::new(false),
+            owes_end: Cell::new(false),
         });
         let (of_io, pool) = (socket.clone(), self.pool.clone());
         let body = Body::with_stack(self.take_stack()?, move |yielder, _| {
@@ -157,6 +160,17 @@ struct Socket {
     readable: Cell<bool>,
     /// Behind the last byte stands the end of the stream.
     end_announced: Cell<bool>,
+    /// What was sent last waits in the kernel for the end.
+    owes_end: Cell<bool>,
+}
+
+/// Whoever drops it has counted the connection as closed: a client that sees the end finds it in the scoreboard.
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if self.owes_end.get() {
+            send_end(&self.fd);
+        }
+    }
 }
 
 impl EventHandler for Coroutine {
@@ -279,11 +293,8 @@ impl Io for CoroutineIo<'_> {
         self.receive_or(|| Step::AwaitInput, filled, awaited)
     }
 
-    fn socket(&self) -> &OwnedFd {
-        &self.socket.fd
-    }
-
     fn send_all(&mut self, flags: MsgFlags, mut bytes: &[u8]) -> Result<(), ConnectionLost> {
+        self.socket.owes_end.set(flags == WITH_THE_END);
         loop {
             bytes = &bytes[send_with(flags, &self.socket.fd, bytes).map_err(|_| ConnectionLost)?..];
             if bytes.is_empty() {
@@ -305,6 +316,7 @@ impl Io for CoroutineIo<'_> {
     }
 
     fn linger(&mut self) {
+        send_end(&self.socket.fd);
         // The loop closes it when the moment is over.
         while matches!(self.receive_or(|| Step::Linger, 0, Awaited::EndOfStream), Ok(1..)) {}
     }

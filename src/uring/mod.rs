@@ -304,10 +304,7 @@ impl<'a> RingLoop<'a> {
                 self.set_timer(key, cost.duration(), Purpose::Answer);
             }
             ServingState::Waiting(_) => self.receive(key),
-            ServingState::Closing => {
-                send_end(&connection.socket);
-                self.close(key, false);
-            }
+            ServingState::Closing => self.close(key, false),
             ServingState::Refusing => {
                 connection.conversation.linger();
                 connection.left_over = Vec::new();
@@ -363,6 +360,9 @@ impl<'a> RingLoop<'a> {
 
     fn remove(&mut self, key: SlotKey) {
         if let Some(connection) = self.table.remove(key) {
+            if connection.conversation.state() == ServingState::Closing {
+                send_end(&connection.socket);
+            }
             self.ring.close(connection.socket, IGNORED);
         }
     }
