@@ -79,6 +79,7 @@ fn steal(args: &WorkersArgs) -> Result<ServerReport, Failure> {
     let scoreboard = Scoreboard::create("tokio", args.workers, args.server.scoreboard.as_deref())?;
     termination::shut_sockets_when_stopping(&listener)?;
 
+    try_threads(args.workers)?;
     let (pin, workers) = (args.server.pin, args.workers);
     let workers = (0..workers).rev().map(|id| (id, Worker::new(id, &args.server, &scoreboard)));
     let workers = Mutex::new(workers.collect::<Vec<_>>());
@@ -107,6 +108,20 @@ fn steal(args: &WorkersArgs) -> Result<ServerReport, Failure> {
     // A thread that is blocked by its work is not waited for.
     runtime.shutdown_timeout(Duration::from_secs(1));
     Ok(scoreboard.report(address, Some(Usage::of_thread())))
+}
+
+/// Starts so many threads and ends them again: where one cannot be started, the runtime would abort the process.
+fn try_threads(count: usize) -> Result<(), Failure> {
+    let threads = WorkerThreads::default();
+    // Nothing is ever sent: they wait for its end.
+    let (hold, held) = crossbeam_channel::bounded::<()>(0);
+    for id in 0..count {
+        let held = held.clone();
+        threads.spawn_thread(format_args!("worker {id}"), move || held.into_iter().for_each(drop))?;
+    }
+    drop(hold);
+    threads.wait_for_end();
+    Ok(())
 }
 
 /// A thread for each worker, and in it a runtime.

@@ -1,11 +1,12 @@
-//! The two baselines hold each other to their numbers: what the bare client counted, the null server has answered.
+//! The baselines hold each other to their numbers: what the bare client counted, the null server has answered.
 
 use std::process::{Command, Output};
 
 use acceptlab::lab::check::server::Program;
+use acceptlab::sys::uring::Uring;
 use serde_json::Value;
 
-use crate::support::held;
+use crate::support::{Needs, held, inconclusive};
 
 fn bare_client(url: &str, flags: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_bare-client")).args(flags).arg(url).output().unwrap()
@@ -13,9 +14,13 @@ fn bare_client(url: &str, flags: &[&str]) -> Output {
 
 #[test]
 fn every_request_the_bare_client_counts_was_answered_and_at_most_one_more_per_connection() {
-    for churn in [false, true] {
-        let flags: &[&str] = if churn { &["--close"] } else { &[] };
-        let mut server = held(Program::new(&[env!("CARGO_BIN_EXE_null-server").into()]).start(flags));
+    let (epoll, ring) = (env!("CARGO_BIN_EXE_null-server"), env!("CARGO_BIN_EXE_null-uring"));
+    for (program, flags, churn) in [(epoll, &[][..], false), (epoll, &["--close"], true), (ring, &[], false)] {
+        if let (true, Err(why)) = (program == ring, Uring::probe()) {
+            inconclusive(Needs::Kernel("io_uring"), why);
+            continue;
+        }
+        let mut server = held(Program::new(&[program.into()]).start(flags));
         let url = format!("http://{}/", server.addr);
         let mode: &[&str] = if churn { &["--churn"] } else { &[] };
         let output = bare_client(&url, &[&["--connections", "8", "--duration", "200ms"], mode].concat());

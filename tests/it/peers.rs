@@ -11,7 +11,7 @@ use crate::support::{FOREVER, ask_together, held, raise_descriptor_limit, start,
 
 /// Where each connection goes to a worker by chance, the spread is four or less once in seven times.
 #[test]
-fn connections_that_stay_are_spread_evenly_and_most_are_served_by_whom_the_hash_has_chosen() {
+fn connections_that_stay_are_spread_evenly_because_some_are_passed_on() {
     let mut watched = Watched::start("peers", "even", &["--workers", "4"]);
     let clients: Vec<(Client, usize)> = (0..64).map(|_| watched.hold()).collect();
     assert!(spread(&watched.active()) <= 4, "{:?}", watched.active());
