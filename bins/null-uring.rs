@@ -9,18 +9,16 @@
 
 #![forbid(unsafe_code)]
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use acceptlab::http::{Persistence, Request};
 use acceptlab::report::ServerReport;
 use acceptlab::scoreboard::Count;
+use acceptlab::server::accept::{BACK_OFF, is_about_one_connection, log_pause, reason_to_pause};
 use acceptlab::server::{self, Failure, Listener, Scoreboard, ServerArgs, Worker};
 use acceptlab::sys::signal::wake_on_termination;
 use acceptlab::sys::uring::{ACCEPTED, Uring};
-use acceptlab::units::monotonic_ns;
-use acceptlab::uring::accept::RingAcceptor;
 use clap::Parser;
 use nix::errno::Errno;
 
@@ -63,26 +61,35 @@ fn run(args: &ServerArgs) -> Result<ServerReport, Failure> {
 }
 
 fn serve(listener: &Listener, worker: &Worker, mut ring: Uring, answer_bytes: usize) -> Result<(), Failure> {
-    let mut acceptor = RingAcceptor::default();
     // By descriptor number, which is the token as well.
     let mut connections: Vec<Option<OwnedFd>> = Vec::new();
+    ring.accept(listener);
     loop {
-        acceptor.ask(&mut ring, listener.as_fd());
-        let pause = acceptor.due_ns().map(|due_ns| Duration::from_nanos(due_ns.saturating_sub(monotonic_ns())));
-        ring.wait(pause).map_err(|errno| Failure::new("wait for the ring", errno))?;
+        ring.wait(None).map_err(|errno| Failure::new("wait for the ring", errno))?;
         while let Some(completion) = ring.next_completion() {
             let token = completion.token;
             match token {
                 TERMINATION => return Ok(()),
                 NOT_SENT => {}
                 ACCEPTED => {
-                    let accepted = acceptor.take(&mut ring, completion, |count| worker.count(count))?;
-                    let Some(connection) = accepted else { continue };
-                    worker.opened();
-                    let fd = connection.as_raw_fd() as usize;
-                    ring.receive(&connection, fd as u64);
-                    connections.resize_with(connections.len().max(fd + 1), || None);
-                    connections[fd] = Some(connection);
+                    worker.count(Count::Wakeups);
+                    if let Err(errno) = completion.result
+                        && !is_about_one_connection(errno)
+                        && let Some(reason) = reason_to_pause(errno, false, |count| worker.count(count))?
+                    {
+                        log_pause(reason);
+                        std::thread::sleep(BACK_OFF);
+                    }
+                    if let Some(connection) = ring.take_accepted() {
+                        worker.opened();
+                        let fd = connection.as_raw_fd() as usize;
+                        ring.receive(&connection, fd as u64);
+                        connections.resize_with(connections.len().max(fd + 1), || None);
+                        connections[fd] = Some(connection);
+                    }
+                    if !completion.more {
+                        ring.accept(listener);
+                    }
                 }
                 _ => {
                     let Some(connection) = &connections[token as usize] else { continue };

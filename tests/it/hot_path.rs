@@ -42,8 +42,8 @@ fn between_accept_and_response_there_is_no_allocation_lock_or_log() {
 
 /// The kernel's count of a connection's segments, read from the client's end.
 fn segments_received(client: &TcpStream) -> Option<u32> {
-    let source = client.local_addr().ok()?.to_string();
-    let output = Command::new("ss").args(["-tinH", "src", &source]).output().ok()?;
+    let (ours, theirs) = (client.local_addr().ok()?.to_string(), client.peer_addr().ok()?.to_string());
+    let output = Command::new("ss").args(["-tinH", "src", &ours, "dst", &theirs]).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.split_whitespace().find_map(|word| word.strip_prefix("segs_in:")?.parse().ok())
 }

@@ -209,7 +209,8 @@ fn no_thread_exists_when_a_process_forks_and_fork_asserts_it() {
 }
 
 /// Where code sleeps for a time, and why that orders nothing.
-const SLEEPS: [(&str, &str); 7] = [
+const SLEEPS: [(&str, &str); 8] = [
+    ("bins/null-uring.rs", "backs off after accept(2) found no descriptor left; it is tried again whatever happens"),
     ("bins/null-server.rs", "backs off after accept(2) found no descriptor left; it is tried again whatever happens"),
     ("src/lab/check/timeouts.rs", "watches for a given time that something does not happen"),
     ("src/lab/check/stop.rs", "gives a server time in which it must not do something"),

@@ -323,7 +323,8 @@ fn every_example_runs() {
         let path = entry.unwrap().path();
         let scenario = parse(&std::fs::read_to_string(&path).unwrap());
         assert!(scenario.about.len() > 20, "{} does not say what it shows", path.display());
-        let outcome = run_file(&ScenarioArgs { limit: 100, ..args_of(&path) }, |_| Ok(()));
+        let outcome =
+            run_file(&ScenarioArgs { limit: 100, time_limit: Duration::from_secs(300), ..args_of(&path) }, |_| Ok(()));
         // One shows what never ends.
         assert_eq!(outcome.is_err(), path.ends_with("starving.json"), "{}: {:?}", path.display(), outcome.err());
         examples += 1;

@@ -16,7 +16,7 @@ use crate::load::options::plan::EngineName;
 use crate::sys::uring::Uring;
 
 /// The token of the stop event; no connection has it, since slots stay far below 2²⁹.
-pub const STOP: u64 = u64::MAX;
+pub const STOP: u64 = u64::MAX - 2;
 
 /// The slot of a connection, and in the upper half its generation: a report for a socket that was closed is stale.
 pub fn token(slot: usize, generation: u32) -> u64 {

@@ -15,7 +15,7 @@ use socket2::Socket;
 use crate::load::client::engine::{Engine, RequestBytes, STOP, SendProgress, SocketReady, slot};
 use crate::sys::fd::set_blocking;
 use crate::sys::socket::send_now;
-use crate::sys::uring::{Completion, Uring};
+use crate::sys::uring::{ACCEPTED, Completion, Uring};
 
 /// As many buffers as connections may all answer at once, within these limits.
 const BUFFERS: std::ops::RangeInclusive<usize> = 16..=1024;
@@ -25,6 +25,8 @@ const FITS_BYTES: usize = 2048;
 /// Slots that are cleared together at the end.
 const BATCH: usize = 256;
 const IGNORED: u64 = u64::MAX - 1;
+/// What a completion with that token brings would be taken for the number of a new descriptor, and closed.
+const _: () = assert!(STOP != ACCEPTED && IGNORED != ACCEPTED && STOP != IGNORED);
 
 /// What a completion is about, in bits of the token that no slot reaches.
 const RECEIVE: u64 = 1 << 29;
