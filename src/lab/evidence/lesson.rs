@@ -153,7 +153,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_short_answer_ends_with_a_sentence_and_not_inside_a_command() {
-        let (short, command) = ("s".repeat(200), "c".repeat(130));
+        let (short, command) = ("s".repeat(100), "c".repeat(130));
         let answer = format!("{short}. `{command}. x` wakes 31.8. The other one. No more.");
         let experiment = Experiment { answer, ..experiment() };
         let expected = format!("{short}. `{command}. x` wakes 31.8.");
