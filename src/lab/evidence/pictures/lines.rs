@@ -10,7 +10,7 @@ use crate::lab::plan::picture::{Picture, X};
 
 const TOP: f64 = 62.0;
 const HEIGHT: f64 = 270.0;
-const LEFT: f64 = 64.0;
+const LEFT: f64 = 76.0;
 /// Lines of text are so far apart.
 const LEADING: f64 = 15.0;
 
