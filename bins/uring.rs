@@ -8,7 +8,8 @@
 //! nothing, because a descriptor's number means something only to threads of one process.
 //!
 //! No worker ever calls accept, recv, send or close: what a turn of the loop asks for goes to the kernel in one system
-//! call, io_uring_enter(2), with which it also waits. So the busier the server, the fewer system calls per request.
+//! call, io_uring_enter(2), with which it also waits. So the busier the server, the fewer system calls per request. One
+//! call is made beside it: shutdown(2), once for each connection that ends with its answer.
 //!
 //! Compare with `shared-accept.rs`, `reuseport.rs` and `master-dispatch.rs` (the same three with epoll).
 //!

@@ -143,8 +143,8 @@ impl Uring {
         self.push(entry.build().flags(Flags::SKIP_SUCCESS).user_data(NOT_PASSED - descriptor as u64));
     }
 
-    /// Sends these bytes, all of them; flags as in send(2). The ring keeps them until it reports what became of them, with the token
-    /// `SENT | token`; then [`Uring::take_sent`] has them back.
+    /// Sends these bytes, all of them; flags as in send(2). The ring keeps them until it reports what became of them,
+    /// with the token `SENT | token`; then [`Uring::take_sent`] has them back.
     pub fn send_owned(&mut self, socket: impl AsFd, bytes: Vec<u8>, flags: MsgFlags, token: u64) {
         let (start, length) = (bytes.as_ptr(), bytes.len() as u32);
         let key = self.outgoing.insert((token, bytes));
