@@ -5,10 +5,6 @@
 //! Unix socket pair; the workers give the listening socket up at once. A connection travels as SCM_RIGHTS: the worker
 //! gets a descriptor of its own, the master closes its copy. Node's cluster works like `--policy acknowledged`.
 //!
-//! Where the master is on the CPU of a busy worker, the scheduler lets it preempt the worker for each connection, and
-//! each travels alone. With `--batch` it waits until the worker sleeps or its time slice is over (a few milliseconds).
-//! Then several connections are there, and share the system calls and the wake-ups; the price is that they have waited.
-//!
 //! Compare with `pass-listener.rs` (the listening socket travels, once), `shared-accept.rs` (no middleman) and
 //! `thread-pool.rs` (the same idea inside one process).
 //!
@@ -25,8 +21,7 @@ use acceptlab::report::ServerReport;
 use acceptlab::server::channel::{Channel, connections_per_message};
 use acceptlab::server::dispatch::{self, Dispatcher};
 use acceptlab::server::policy::{Choice, Policy};
-use acceptlab::server::{self, EventLoop, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs};
-use acceptlab::sys::process::run_without_preempting;
+use acceptlab::server::{self, EventLoop, Failure, Listener, Scoreboard, SpinArgs, Worker, WorkerPool, WorkersArgs};
 use clap::Parser;
 
 /// The master accepts and passes every connection to a worker of its choice
@@ -37,9 +32,8 @@ struct Args {
     #[arg(long, value_enum, default_value_t = Policy::RoundRobin)]
     policy: Policy,
 
-    /// The master does not interrupt its workers to accept (SCHED_BATCH): connections gather, and travel together
-    #[arg(long)]
-    batch: bool,
+    #[command(flatten)]
+    spin: SpinArgs,
 
     #[command(flatten)]
     workers: WorkersArgs,
@@ -47,10 +41,10 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse_from(moved::arguments());
-    server::finish(run(args.policy, args.batch, &args.workers))
+    server::finish(run(&args))
 }
 
-fn run(policy: Policy, batch: bool, args: &WorkersArgs) -> Result<ServerReport, Failure> {
+fn run(Args { policy, spin, workers: args }: &Args) -> Result<ServerReport, Failure> {
     let listener = Listener::bind(&args.server)?.nonblocking()?;
     let address = listener.address();
     let mut listener = Some(listener);
@@ -59,14 +53,15 @@ fn run(policy: Policy, batch: bool, args: &WorkersArgs) -> Result<ServerReport, 
     let mut pool = WorkerPool::new(scoreboard)?;
     let mut channels = Vec::new();
     for id in 0..args.workers {
-        let (ours, theirs) = Channel::pair(policy == Policy::Acknowledged)?;
+        let (ours, theirs) = Channel::pair(*policy == Policy::Acknowledged)?;
         channels.push(ours);
         pool.fork(|ready| {
             // These are the master's. A worker that kept these ends of the channels would never see the end of its
             // own channel; one that kept the listener would keep the port open.
             channels.clear();
             listener = None;
-            let worker = Worker::start(id, &args.server, &scoreboard)?;
+            let mut worker = Worker::start(id, &args.server, &scoreboard)?;
+            worker.spin = spin.before_sleep;
             let mut events = EventLoop::new(theirs, worker)?.taking_at_once(connections_per_message(args.workers));
             ready.announce();
 
@@ -83,12 +78,10 @@ fn run(policy: Policy, batch: bool, args: &WorkersArgs) -> Result<ServerReport, 
 
     let listener = listener.expect("only a worker gives it up");
     let mut dispatcher = Dispatcher::new(listener, channels, scoreboard, &pool)?;
-    if batch {
-        run_without_preempting().map_err(|errno| Failure::new("run under SCHED_BATCH", errno))?;
-    }
+    dispatcher.spin = spin.before_sleep;
     server::ready(address)?;
 
-    let mut choice = Choice::by(policy);
+    let mut choice = Choice::by(*policy);
     while dispatcher.wait(&mut pool)? {
         // Connections for one worker travel in one message: a burst costs a system call per worker.
         while let Some(connection) = dispatcher.next_connection()? {

@@ -30,7 +30,9 @@ use acceptlab::report::ServerReport;
 use acceptlab::scoreboard::Count;
 use acceptlab::server::accept::Acceptor;
 use acceptlab::server::channel::Channel;
-use acceptlab::server::{self, EventLoop, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs, termination};
+use acceptlab::server::{
+    self, EventLoop, Failure, Listener, Scoreboard, SpinArgs, Worker, WorkerPool, WorkersArgs, termination,
+};
 use clap::Parser;
 use fastrand::Rng;
 use nix::errno::Errno;
@@ -39,6 +41,9 @@ use nix::errno::Errno;
 #[derive(Parser)]
 #[command(name = "peers", version)]
 struct Args {
+    #[command(flatten)]
+    spin: SpinArgs,
+
     #[command(flatten)]
     workers: WorkersArgs,
 }
@@ -62,10 +67,10 @@ impl Acceptor for Sources {
 }
 
 fn main() -> ExitCode {
-    server::finish(run(&Args::parse().workers))
+    server::finish(run(&Args::parse()))
 }
 
-fn run(args: &WorkersArgs) -> Result<ServerReport, Failure> {
+fn run(Args { spin, workers: args }: &Args) -> Result<ServerReport, Failure> {
     let mut listeners = Listener::bind_group(args.workers, &args.server)?;
     let address = listeners[0].address();
     let (mut outboxes, mut inboxes) = (Vec::new(), Vec::new());
@@ -83,7 +88,8 @@ fn run(args: &WorkersArgs) -> Result<ServerReport, Failure> {
             // With a copy kept open a dead worker's queue would stay in the group, and its inbox would take more.
             listeners.clear();
             inboxes.clear();
-            let worker = Worker::start(id, &args.server, &scoreboard)?;
+            let mut worker = Worker::start(id, &args.server, &scoreboard)?;
+            worker.spin = spin.before_sleep;
             termination::shut_listener_when_stopping(&sources.listener)?;
             let mut events = EventLoop::new(sources, worker)?;
             let mut peers = Peers { id, scoreboard, outboxes: &outboxes, random: Rng::new() };

@@ -32,7 +32,7 @@ use std::time::Duration;
 
 use acceptlab::report::ServerReport;
 use acceptlab::scoreboard::Count;
-use acceptlab::server::{self, EventLoop, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs};
+use acceptlab::server::{self, EventLoop, Failure, Listener, Scoreboard, SpinArgs, Worker, WorkerPool, WorkersArgs};
 use acceptlab::sys::epoll::Interest;
 use acceptlab::units::parse_duration;
 use clap::error::ErrorKind;
@@ -53,6 +53,9 @@ struct Args {
     /// A worker that has more connections open than another leaves a new one to it, for this long at most
     #[arg(long = "yield", value_name = "DUR", value_parser = parse_duration)]
     yield_for: Option<Duration>,
+
+    #[command(flatten)]
+    spin: SpinArgs,
 
     #[command(flatten)]
     workers: WorkersArgs,
@@ -81,10 +84,10 @@ fn main() -> ExitCode {
             "with --wait epoll-edge a worker takes all there are, so --yield DUR would leave nothing to others";
         Args::command().error(ErrorKind::ArgumentConflict, conflict).exit();
     }
-    server::finish(run(args.wait, args.rearm.unwrap_or(1), args.yield_for, &args.workers))
+    server::finish(run(&args))
 }
 
-fn run(wait: Wait, rearm_every: u64, yield_for: Option<Duration>, args: &WorkersArgs) -> Result<ServerReport, Failure> {
+fn run(&Args { wait, rearm, yield_for, spin, workers: ref args }: &Args) -> Result<ServerReport, Failure> {
     let listener = Listener::bind(&args.server)?.nonblocking()?;
     let address = listener.address();
     let interest = match wait {
@@ -99,7 +102,8 @@ fn run(wait: Wait, rearm_every: u64, yield_for: Option<Duration>, args: &Workers
     let mut pool = WorkerPool::new(scoreboard)?;
     for id in 0..args.workers {
         pool.fork(|ready| {
-            let worker = Worker::start(id, &args.server, &scoreboard)?;
+            let mut worker = Worker::start(id, &args.server, &scoreboard)?;
+            worker.spin = spin.before_sleep;
             let mut events = EventLoop::watching(&listener, interest, worker)?;
             ready.announce();
 
@@ -115,7 +119,7 @@ fn run(wait: Wait, rearm_every: u64, yield_for: Option<Duration>, args: &Workers
                 let connection = events.acceptor.accept_nonblocking();
                 if events.add_accepted(connection)? {
                     taken += 1;
-                    after_accepting(wait, &mut events, taken.is_multiple_of(rearm_every))?;
+                    after_accepting(wait, &mut events, taken.is_multiple_of(rearm.unwrap_or(1)))?;
                 }
             }
             events.finish().map(drop)

@@ -25,6 +25,7 @@ use super::accept::{log_pause, pause_end_ns, reason_to_pause};
 use super::channel::{Acknowledgement, Channel, connections_per_message};
 use super::event_loop::EventLoop;
 use super::listener::Listener;
+use super::spin::Spin;
 use super::worker_pool::WorkerPool;
 use crate::failure::Failure;
 use crate::report::AcceptCounts;
@@ -39,6 +40,8 @@ const SIGNALS: u64 = u64::MAX - 1;
 const REPORTS_PER_WAIT: usize = 64;
 
 pub struct Dispatcher {
+    /// How long the master looks for connections before it sleeps.
+    pub spin: Spin,
     listener: Listener,
     scoreboard: Scoreboard,
     epoll: Epoll,
@@ -95,6 +98,7 @@ impl Dispatcher {
             ChannelSlot { channel: Some(channel), given: 0, outbox, unanswered: None, full_until_ns: None }
         };
         Ok(Dispatcher {
+            spin: Spin::default(),
             listener,
             scoreboard,
             epoll,
@@ -121,7 +125,8 @@ impl Dispatcher {
             // With work to do it only polls, so that many connections cannot delay a signal or an acknowledgement.
             let until_ns = if self.can_go_on() { Some(0) } else { self.next_pause_end_ns() };
             let timeout = until_ns.map(|until_ns| Duration::from_nanos(until_ns.saturating_sub(monotonic_ns())));
-            let reports = self.epoll.wait(timeout).map_err(|errno| Failure::new("wait for connections", errno))?;
+            let waited = self.spin.wait(timeout, |timeout| self.epoll.wait(timeout));
+            let reports = waited.map_err(|errno| Failure::new("wait for connections", errno))?;
             for i in 0..reports {
                 match self.epoll.report(i) {
                     Ready { token: LISTENER, .. } => {

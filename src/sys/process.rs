@@ -279,11 +279,3 @@ pub fn reap() -> nix::Result<Option<(Pid, Ending, Usage)>> {
     }
     Ok(Some((Pid::from_raw(pid), Ending::of_wait_status(status), Usage::from(raw))))
 }
-
-/// From now on this thread does not preempt another when it is woken: it runs when a CPU is idle, or when the other
-/// sleeps or has used up its slice (sched(7), SCHED_BATCH). It needs no privilege.
-pub fn run_without_preempting() -> nix::Result<()> {
-    let parameters = libc::sched_param { sched_priority: 0 };
-    // SAFETY: the kernel reads one sched_param, which lives for the call; 0 is the calling thread.
-    Errno::result(unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameters) }).map(drop)
-}

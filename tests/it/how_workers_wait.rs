@@ -65,7 +65,7 @@ fn every_way_of_waiting_keeps_the_contract() {
 }
 
 /// The loops that can look again before they sleep.
-const SPINNING: [&str; 3] = ["event-driven", "reuseport", "uring"];
+const SPINNING: [&str; 6] = ["event-driven", "shared-accept", "reuseport", "master-dispatch", "peers", "uring"];
 
 #[test]
 fn a_loop_that_spins_keeps_the_contract_and_so_does_one_that_spins_while_it_pays() {

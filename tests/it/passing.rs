@@ -129,21 +129,3 @@ fn passing_costs_at_most_two_system_calls_per_connection_on_each_side() {
         assert!(bounds.contains(&worker), "{connections} at a time: {worker} calls of the workers per connection");
     }
 }
-
-#[test]
-fn only_the_master_gives_way_to_its_workers_where_it_is_to_gather_connections() {
-    // The policy is field 41 (proc_pid_stat(5)); 3 is SCHED_BATCH (sched_setscheduler(2)).
-    let policy = |pid: i32| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
-        let fields = stat.rsplit_once(") ").expect("proc_pid_stat(5)").1;
-        fields.split(' ').nth(41 - 3).map(String::from).expect("41 fields")
-    };
-    for (flags, expected) in [(&["--workers", "2"][..], "0"), (&["--workers", "2", "--batch"], "3")] {
-        let mut server = start("master-dispatch", flags);
-        let others = server.processes().into_iter().filter(|process| process.pid != server.pid());
-        assert!(others.map(|worker| policy(worker.pid)).all(|policy| policy == "0"), "{flags:?}");
-        assert_eq!(policy(server.pid()), expected, "{flags:?}");
-        ask_together(&server, 20).iter_mut().for_each(|client| drop(answer(client)));
-        assert_eq!(accepted(&stop(&mut server)), [10, 10]);
-    }
-}
