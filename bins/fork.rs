@@ -1,10 +1,11 @@
 //! 青铜 bronze: a process for each connection.
 //!
-//! Who accepts: the parent. Who serves: a child, forked for the connection and gone with it. Who balances: the scheduler,
-//! which sees every connection as a process. What is inherited: the accepted connection, with a copy of all that the
-//! parent had in memory; nothing that the child changes comes back, and a child that dies takes one client with it. With
-//! C clients and N seconds per request the server answers C/N requests per second, for the price of a fork, an exit and a
-//! reaped child per connection (Stevens, Fenner, Rudoff, *UNIX Network Programming* 1, section 30.5).
+//! Who accepts: the parent. Who serves: a child, forked for the connection and gone with it. Who balances: the
+//! scheduler, which sees every connection as a process. What is inherited: the accepted connection, with a copy of all
+//! that the parent had in memory; nothing that the child changes comes back, and a child that dies takes one client
+//! with it. With C clients and N seconds per request the server answers C/N requests per second, for the price of a
+//! fork, an exit and a reaped child per connection (Stevens, Fenner, Rudoff, *UNIX Network Programming* 1, section
+//! 30.5).
 //!
 //! All children together are worker 0: no child outlives its connection, so no child has a number.
 //!
@@ -55,7 +56,8 @@ fn run(args: &ServerArgs) -> Result<ServerReport, Failure> {
             blocking::serve(connection, &mut worker);
             Ok(())
         });
-        // The closure is gone and with it the parent's copy of the connection: the child's end of it is the end.
+        // The parent's copy went with the closure, so the connection ends when the child closes its own. If the fork
+        // has failed, this client is lost.
         if let Err(error) = forked {
             blocking::back_off_from_spawning("fork a process", error);
         }

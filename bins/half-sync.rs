@@ -5,9 +5,9 @@
 //! the queue, does its work, and sends the answer. Who balances: the queue between the halves; whoever is free takes
 //! the next. What is inherited: nothing, because threads share everything. The queue costs a switch when a thread
 //! sleeps at it, and it buys that a thread never sees half a request and that the main thread never does the work. When
-//! the queue is full the main thread waits: it reads nothing, and requests wait in their sockets. An answer that the
-//! client does not read goes back to the epoll. What the main thread refuses by itself, such as bad input, counts for
-//! worker 0.
+//! the queue is full the main thread waits: it accepts and reads nothing, and requests wait in their sockets. An answer
+//! that the client does not read goes back to the epoll. What the main thread refuses by itself, such as bad input,
+//! counts for worker 0.
 //!
 //! Schmidt and Cranor called this half-sync/half-async (Pattern Languages of Program Design 2, 1996).
 //!
@@ -57,6 +57,7 @@ fn run(QueueArgs { queue, workers: args }: &QueueArgs) -> Result<ServerReport, F
                 request.cost.spend(has_given_up);
                 connections.answer(request, worker, &mut buffers);
             }
+            Ok(())
         })?;
     }
     drop(requests);
@@ -81,6 +82,6 @@ fn run(QueueArgs { queue, workers: args }: &QueueArgs) -> Result<ServerReport, F
     }
 
     drop(queue);
-    threads.wait_for_end();
+    threads.wait_for_end()?;
     Ok(scoreboard.report(address, Some(Usage::of_thread())).with_accepts(accepts))
 }

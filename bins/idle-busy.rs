@@ -52,6 +52,7 @@ fn run(QueueArgs { queue, workers: args }: &QueueArgs) -> Result<ServerReport, F
             for connection in busy {
                 idle.serve(connection, worker, &mut buffers);
             }
+            Ok(())
         })?;
     }
     drop(busy);
@@ -70,6 +71,6 @@ fn run(QueueArgs { queue, workers: args }: &QueueArgs) -> Result<ServerReport, F
     }
 
     drop(queue);
-    threads.wait_for_end();
+    threads.wait_for_end()?;
     Ok(scoreboard.report(address, Some(Usage::of_thread())).with_accepts(accepts))
 }

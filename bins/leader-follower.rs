@@ -48,32 +48,24 @@ fn run(args: &WorkersArgs) -> Result<ServerReport, Failure> {
     termination::shut_listener_when_stopping(&listener)?;
     let poller = Poller::new(listener, args.server.idle_timeout)?;
     let connections = poller.connections.clone();
-    // Who has locked it is the leader.
+    // The thread that holds the lock is the leader.
     let role = Arc::new(Mutex::new(poller));
 
     let threads = WorkerThreads::default();
-    let (failed, failure) = crossbeam_channel::bounded(1);
     for id in 0..args.workers {
-        let (role, connections, failed) = (role.clone(), connections.clone(), failed.clone());
+        let (role, connections) = (role.clone(), connections.clone());
         threads.spawn(id, &args.server, Worker::new(id, &args.server, &scoreboard), move |worker| {
             let mut buffers = SharedBuffers::default();
-            loop {
-                match lead(&role, worker) {
-                    Ok(Some(connection)) => connections.serve(connection, worker, &mut buffers),
-                    Ok(None) => break,
-                    Err(failure) => {
-                        // The first is enough: the others fail in the same way.
-                        let _ = failed.try_send(failure);
-                        break;
-                    }
-                }
+            while let Some(connection) = lead(&role, worker)? {
+                connections.serve(connection, worker, &mut buffers);
             }
+            Ok(())
         })?;
     }
     server::ready(address)?;
 
-    threads.wait_for_end();
-    failure.try_recv().map_or_else(|_| Ok(scoreboard.report(address, None)), Err)
+    threads.wait_for_end()?;
+    Ok(scoreboard.report(address, None))
 }
 
 /// Waits for the role, and with it for a connection that is to be served; the return promotes the next leader. `None`

@@ -5,7 +5,9 @@
 //! of several processes may make a part of the calls elsewhere, as `master-dispatch` does, which accepts in its master.
 //!
 //! With `--close` it closes after each answer, as the others do when they are asked to: then accept, recv, send and
-//! close are the whole of a connection. It takes the flags of the other servers, and has no work and no time-outs.
+//! close are the whole of a connection. The end of the stream (FIN) then travels with the answer, as in the others;
+//! with `--fin apart` it is a segment of its own. It takes the flags of the other servers, and has no work and no
+//! time-outs.
 
 #![forbid(unsafe_code)]
 
@@ -20,7 +22,7 @@ use acceptlab::server::connection::WITH_THE_END;
 use acceptlab::server::{self, Failure, Listener, Scoreboard, ServerArgs, Worker};
 use acceptlab::sys::epoll::{Epoll, Interest};
 use acceptlab::sys::signal::wake_on_termination;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
 
@@ -32,8 +34,20 @@ struct Args {
     #[arg(long)]
     close: bool,
 
+    /// With --close: where the end of the stream travels
+    #[arg(long, value_enum, default_value_t = Fin::Along, requires = "close")]
+    fin: Fin,
+
     #[command(flatten)]
     server: ServerArgs,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Fin {
+    /// In the segment of the answer (MSG_MORE, then close)
+    Along,
+    /// In a segment of its own
+    Apart,
 }
 
 const LISTENER: u64 = u64::MAX;
@@ -43,15 +57,14 @@ fn main() -> ExitCode {
     server::finish(run(&Args::parse()))
 }
 
-fn run(args: &Args) -> Result<ServerReport, Failure> {
-    let (args, closes) = (&args.server, args.close);
+fn run(Args { close, fin, server: args }: &Args) -> Result<ServerReport, Failure> {
     let listener = Listener::bind(args)?.nonblocking()?;
     let scoreboard = Scoreboard::create("null-server", 1, args.scoreboard.as_deref())?;
     let worker = Worker::start(0, args, &scoreboard)?;
     let epoll = open_epoll(&listener).map_err(|errno| Failure::new("open an epoll instance", errno))?;
     server::ready(listener.address())?;
 
-    serve(&listener, &worker, epoll, closes)?;
+    serve(&listener, &worker, epoll, *close, *fin)?;
 
     worker.record_usage();
     Ok(scoreboard.report(listener.address(), None))
@@ -64,12 +77,12 @@ fn open_epoll(listener: &Listener) -> nix::Result<Epoll> {
     Ok(epoll)
 }
 
-fn serve(listener: &Listener, worker: &Worker, mut epoll: Epoll, closes: bool) -> Result<(), Failure> {
+fn serve(listener: &Listener, worker: &Worker, mut epoll: Epoll, closes: bool, fin: Fin) -> Result<(), Failure> {
     let failed = |errno: Errno| Failure::new("wait for events", errno);
     let persistence = if closes { Persistence::Close } else { Persistence::Implicit };
     let answer = worker.responses.ok(Request { persistence, head_only: false });
     // The close sends the answer, and the end of the stream with it.
-    let flags = if closes { WITH_THE_END } else { MsgFlags::empty() };
+    let flags = if closes && fin == Fin::Along { WITH_THE_END } else { MsgFlags::empty() };
     let mut buffer = [0; 16 * 1024];
     // By descriptor number, which is the token as well.
     let mut connections: Vec<Option<OwnedFd>> = Vec::new();

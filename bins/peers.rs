@@ -2,7 +2,7 @@
 //!
 //! Who accepts: each worker, from its own accept queue. Who serves: the worker that accepted, or the one that it has
 //! passed the connection on to. Who balances: the kernel's hash, and then the worker that accepted. Its rule: of two
-//! others, drawn by chance, the one with fewer open connections gets it, if it has fewer than we have. What is
+//! others, chosen at random, the one with fewer open connections gets it, if it has fewer than we have. What is
 //! inherited: a listening socket for each worker, and an inbox for each, a Unix socket pair. A worker keeps its own
 //! socket, its own inbox and the sending ends of all inboxes: N + 2 descriptors in each of N workers.
 //!
@@ -147,8 +147,8 @@ impl Peers<'_> {
         is_passed
     }
 
-    /// Of two others, drawn by chance, the less busy one, if it has fewer connections than we. With as many as we have,
-    /// to pass would cost something and even out nothing.
+    /// Of two others, chosen at random, the less busy one, if it has fewer connections than we. With as many as we
+    /// have, to pass would cost something and even out nothing.
     fn less_busy(&mut self) -> Option<usize> {
         let others = self.outboxes.len() - 1;
         if others == 0 {

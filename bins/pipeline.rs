@@ -22,9 +22,8 @@
 
 #![forbid(unsafe_code)]
 
-use std::process::{ExitCode, exit};
+use std::process::ExitCode;
 
-use acceptlab::console;
 use acceptlab::report::{AcceptCounts, ServerReport};
 use acceptlab::server::accepted_queue::{AcceptedQueue, accepted_queue};
 use acceptlab::server::connection::SharedBuffers;
@@ -66,11 +65,9 @@ fn run(QueueArgs { queue, workers: args }: &QueueArgs) -> Result<ServerReport, F
     let (account, accounts) = bounded(2);
     let (mut reader, of_reader) = (worker(0), account.clone());
     threads.spawn_thread("reading stage", move || {
-        if let Err(failure) = read(poller, &mut reader, to_work) {
-            console::log_last(failure);
-            exit(1);
-        }
+        read(poller, &mut reader, to_work)?;
         let _ = of_reader.send(Usage::of_thread());
+        Ok(())
     })?;
     for id in 0..args.workers {
         let (requests, to_write) = (requests.clone(), to_write.clone());
@@ -81,6 +78,7 @@ fn run(QueueArgs { queue, workers: args }: &QueueArgs) -> Result<ServerReport, F
                     break;
                 }
             }
+            Ok(())
         })?;
     }
     let workers: Vec<Worker> = (0..args.workers).map(worker).collect();
@@ -90,6 +88,7 @@ fn run(QueueArgs { queue, workers: args }: &QueueArgs) -> Result<ServerReport, F
             connections.answer(request, &workers[id], &mut buffers);
         }
         let _ = account.send(Usage::of_thread());
+        Ok(())
     })?;
     drop((requests, to_write));
     server::ready(address)?;
@@ -102,7 +101,7 @@ fn run(QueueArgs { queue, workers: args }: &QueueArgs) -> Result<ServerReport, F
     }
 
     drop(to_read);
-    threads.wait_for_end();
+    threads.wait_for_end()?;
     let stages = accounts.try_iter().fold(Usage::of_thread(), |all, stage| all + stage);
     Ok(scoreboard.report(address, Some(stages)).with_accepts(accepts))
 }

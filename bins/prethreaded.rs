@@ -1,13 +1,14 @@
 //! 白银 silver: N threads started beforehand, all blocking in accept on one socket, with or without a mutex around it.
 //!
-//! Who accepts: every thread, or with `--lock mutex` the one that holds the mutex. Who serves: the thread that accepted,
-//! one connection at a time. Who balances: the kernel, which wakes one of the sleepers per connection; with the mutex the
-//! order in which waiting threads get it. What is inherited: nothing, because threads share everything; the main thread
-//! only waits for the end. With M threads and N seconds per request the server answers M/N requests per second.
+//! Who accepts: every thread, or with `--lock mutex` the one that holds the mutex. Who serves: the thread that
+//! accepted, one connection at a time. Who balances: the kernel, which wakes one of the sleepers per connection; with
+//! the mutex the order in which waiting threads get it. What is inherited: nothing, because threads share everything;
+//! the main thread only waits for the end. With M threads and N seconds per request the server answers M/N requests per
+//! second.
 //!
-//! With the mutex it is the seventh of the nine designs that Stevens, Fenner and Rudoff compare (*UNIX Network Programming*
-//! 1, figure 30.1 and section 30.11); `thread-pool` is the eighth. A lock within one process costs a system call only
-//! when somebody waits for it.
+//! With the mutex it is row 7 of the nine designs that Stevens, Fenner and Rudoff compare (*UNIX Network Programming*
+//! 1, figure 30.1, whose rows begin with 0, and section 30.11); `thread-pool` is row 8. A lock within one process costs
+//! a system call only when somebody waits for it.
 //!
 //! Compare with `prefork.rs` (processes instead of threads), `prefork-lock.rs` (a lock between processes) and
 //! `thread-pool.rs` (one thread accepts for the others).
@@ -17,10 +18,10 @@
 
 #![forbid(unsafe_code)]
 
-use std::process::{ExitCode, exit};
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use acceptlab::console;
 use acceptlab::report::ServerReport;
 use acceptlab::server::threads::WorkerThreads;
 use acceptlab::server::{self, Failure, Listener, Scoreboard, Worker, WorkersArgs, blocking, termination};
@@ -67,21 +68,21 @@ fn run(lock: LockKind, args: &WorkersArgs) -> Result<ServerReport, Failure> {
     for id in 0..args.workers {
         let (lock, socket) = (lock.clone(), socket.clone());
         threads.spawn(id, &args.server, Worker::new(id, &args.server, &scoreboard), move |worker| {
-            while let Some(connection) = {
-                // What it guards is the kernel's: a thread that panicked with it has left nothing half done.
-                let _turn = lock.as_ref().map(|lock| lock.lock().unwrap_or_else(PoisonError::into_inner));
-                blocking::accept_beside_others(&socket, worker).unwrap_or_else(|failure| {
-                    console::log_last(failure);
-                    exit(1)
-                })
-            } {
+            while let Some(connection) = accept_in_turn(lock.as_deref(), &socket, worker)? {
                 blocking::serve(connection, worker);
             }
+            Ok(())
         })?;
     }
     server::ready(address)?;
 
-    termination::wait_for_signal()?;
-    threads.wait_for_end();
+    threads.wait_for_end()?;
     Ok(scoreboard.report(address, Some(Usage::of_thread())))
+}
+
+/// With a lock it waits for its turn, and holds the lock until it has a connection. `None` when the server is to stop.
+fn accept_in_turn(lock: Option<&Mutex<()>>, socket: &OwnedFd, worker: &Worker) -> Result<Option<OwnedFd>, Failure> {
+    // What it guards is the kernel's: a thread that panicked with it has left nothing half done.
+    let _turn = lock.map(|lock| lock.lock().unwrap_or_else(PoisonError::into_inner));
+    blocking::accept_beside_others(socket, worker)
 }

@@ -1,12 +1,13 @@
 //! 黄金 gold: one thread, and select or poll over all its connections.
 //!
 //! Who accepts: the thread. Who serves: the same one, all connections at once, each a step at a time. Who balances:
-//! nobody; there is one worker. What is inherited: nothing. Each call passes all descriptors to the kernel, which looks at
-//! each of them, and so does the program when the call returns: a request costs more, the more connections are silent.
-//! That is why ten thousand clients were a problem, and why epoll is told of each connection once.
+//! nobody; there is one worker. What is inherited: nothing. Each call passes all descriptors to the kernel, which looks
+//! at each of them, and so does the program when the call returns: a request costs more, the more connections are
+//! silent. That is why ten thousand clients were a problem, and why epoll is told of each connection once.
 //!
-//! `select` has a set of 1,024 bits (FD_SETSIZE): a descriptor from there on has none, and to set it writes somewhere
-//! else. So with it the server opens no more descriptors than that, and other connections wait in the accept queue.
+//! `select` has a set of 1,024 bits (FD_SETSIZE): a descriptor of 1,024 or more has no bit, and FD_SET would write
+//! outside of the set (select(2)). So with it the server opens no more descriptors than that, and other connections
+//! wait in the accept queue.
 //!
 //! Compare with `event-driven.rs`: the difference is the call.
 //!

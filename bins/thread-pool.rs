@@ -49,6 +49,7 @@ fn run(QueueArgs { queue, workers: args }: &QueueArgs) -> Result<ServerReport, F
                 worker.count(Count::Wakeups);
                 blocking::serve(connection, worker);
             }
+            Ok(())
         })?;
     }
     drop(accepted);
@@ -62,6 +63,6 @@ fn run(QueueArgs { queue, workers: args }: &QueueArgs) -> Result<ServerReport, F
     }
 
     drop(queue);
-    threads.wait_for_end();
+    threads.wait_for_end()?;
     Ok(scoreboard.report(address, Some(Usage::of_thread())).with_accepts(accepts))
 }

@@ -19,8 +19,8 @@
 //!
 //! See it: `tokio --workers 2 --work block:5ms`, then `loadgen --connections 64 --rate 300 --duration 5s
 //! http://127.0.0.1:8080/` and Ctrl-C: both workers have the same number of `requests`, whatever they have `accepted`.
-//! With `--runtime per-core` the numbers follow each other. With `--rate 100` both threads sleep now and then, and the
-//! slowest answers of the one runtime take several times 5 ms.
+//! With `--runtime per-core` a worker with more `accepted` has more `requests`. With `--rate 100` both threads sleep
+//! now and then, and the slowest answers of the one runtime take several times 5 ms.
 
 #![forbid(unsafe_code)]
 
@@ -35,7 +35,7 @@ use acceptlab::report::ServerReport;
 use acceptlab::server::blocking::STACK_BYTES;
 use acceptlab::server::connection::Step;
 use acceptlab::server::tasks::{self, AsyncAcceptor, AsyncConnection};
-use acceptlab::server::threads::WorkerThreads;
+use acceptlab::server::threads::{WorkerThreads, try_threads};
 use acceptlab::server::{self, Failure, Listener, Scoreboard, Worker, WorkersArgs, termination};
 use acceptlab::sys::process::Usage;
 use clap::{Parser, ValueEnum};
@@ -100,7 +100,10 @@ fn steal(args: &WorkersArgs) -> Result<ServerReport, Failure> {
     // Nothing is ever sent: the channel ends with the task.
     let (alive, all_gone) = crossbeam_channel::bounded::<()>(0);
     runtime.spawn(async move {
-        serve(listener).await;
+        if let Err(failure) = serve(listener).await {
+            console::log_last(failure);
+            exit(1);
+        }
         drop(alive);
     });
     termination::wait_for_signal()?;
@@ -108,20 +111,6 @@ fn steal(args: &WorkersArgs) -> Result<ServerReport, Failure> {
     // A thread that is blocked by its work is not waited for.
     runtime.shutdown_timeout(Duration::from_secs(1));
     Ok(scoreboard.report(address, Some(Usage::of_thread())))
-}
-
-/// Starts so many threads and ends them again: where one cannot be started, the runtime would abort the process.
-fn try_threads(count: usize) -> Result<(), Failure> {
-    let threads = WorkerThreads::default();
-    // Nothing is ever sent: they wait for its end.
-    let (hold, held) = crossbeam_channel::bounded::<()>(0);
-    for id in 0..count {
-        let held = held.clone();
-        threads.spawn_thread(format_args!("worker {id}"), move || held.into_iter().for_each(drop))?;
-    }
-    drop(hold);
-    threads.wait_for_end();
-    Ok(())
 }
 
 /// A thread for each worker, and in it a runtime.
@@ -138,25 +127,24 @@ fn serve_per_core(args: &WorkersArgs) -> Result<ServerReport, Failure> {
         let runtime = runtime.map_err(|error| Failure::new(format_args!("start runtime {id}"), error))?;
         threads.spawn_thread(format_args!("worker {id}"), move || {
             tasks::enter(worker, pin);
-            runtime.block_on(serve(listener));
+            runtime.block_on(serve(listener))?;
             tasks::leave();
+            Ok(())
         })?;
     }
     server::ready(address)?;
 
-    threads.wait_for_end();
+    threads.wait_for_end()?;
     Ok(scoreboard.report(address, Some(Usage::of_thread())))
 }
 
 /// Accepts, and gives each connection a task. Returns when the server is to stop, and all of them have ended.
-async fn serve(listener: Listener) {
+async fn serve(listener: Listener) -> Result<(), Failure> {
     // Nothing is ever sent: the channel ends when the last task that holds `open` has ended.
     let (open, mut all_closed) = mpsc::channel::<()>(1);
-    if let Err(failure) = accept(listener, open).await {
-        console::log_last(failure);
-        exit(1);
-    }
+    accept(listener, open).await?;
     all_closed.recv().await;
+    Ok(())
 }
 
 async fn accept(listener: Listener, open: mpsc::Sender<()>) -> Result<(), Failure> {

@@ -5,11 +5,12 @@
 //! of its own; with `handoff` one thread accepts and passes the number of the descriptor to the next worker's ring
 //! (IORING_OP_MSG_RING). Who serves: the worker whose ring was told. Who balances: the kernel, its hash, or the
 //! acceptor's turn. What is inherited: the listening sockets, as in `shared-accept` and `reuseport`; with `handoff`
-//! nothing, because a descriptor's number means something only to threads of one process.
+//! nothing, because a descriptor's number means something only to threads of one process. A worker that is blocked by
+//! its work still gets its turn, and the connections wait for it.
 //!
-//! No worker ever calls accept, recv, send or close: what a turn of the loop asks for goes to the kernel in one system
-//! call, io_uring_enter(2), with which it also waits. So the busier the server, the fewer system calls per request. One
-//! call is made beside it: shutdown(2), once for each connection that ends with its answer.
+//! While it serves, no worker calls accept, recv, send or close: what a turn of the loop asks for goes to the kernel in
+//! one system call, io_uring_enter(2), with which it also waits. So the busier the server, the fewer system calls per
+//! request. One call is made beside it: shutdown(2), once for each connection that ends with its answer.
 //!
 //! Compare with `shared-accept.rs`, `reuseport.rs` and `master-dispatch.rs` (the same three with epoll).
 //!
@@ -30,7 +31,7 @@ use acceptlab::server::threads::WorkerThreads;
 use acceptlab::server::{self, Failure, Listener, Scoreboard, SpinArgs, Worker, WorkerPool, WorkersArgs, termination};
 use acceptlab::sys::process::Usage;
 use acceptlab::sys::signal::{forget_listener, wake_on_termination};
-use acceptlab::sys::uring::{ACCEPTED, Uring};
+use acceptlab::sys::uring::{ACCEPTED, Uring, explain};
 use acceptlab::units::monotonic_ns;
 use acceptlab::uring::accept::RingAcceptor;
 use acceptlab::uring::{RingLoop, TERMINATION};
@@ -79,11 +80,11 @@ fn run(args: &Args) -> Result<ServerReport, Failure> {
 /// A worker process for each listener, or all on the only one.
 fn serve_in_processes(
     mut listeners: Vec<Listener>,
-    Args { spin, workers: args, .. }: &Args,
+    Args { accept, spin, workers: args }: &Args,
 ) -> Result<ServerReport, Failure> {
     let address = listeners[0].address();
     let scoreboard = Scoreboard::create("uring", args.workers, args.server.scoreboard.as_deref())?;
-    let is_shared = listeners.len() == 1;
+    let is_shared = *accept == Accept::Shared;
     let mut pool = WorkerPool::new(scoreboard)?;
     for id in 0..args.workers {
         pool.fork(|ready| {
@@ -133,6 +134,7 @@ fn hand_off(Args { spin, workers: args, .. }: &Args) -> Result<ServerReport, Fai
             if let Some(Err(failure)) = unread.map(TrySendError::into_inner) {
                 console::log(failure.advise(format_args!("worker {id} serves no more")));
             }
+            Ok(())
         })?;
     }
     drop(announce);
@@ -146,7 +148,7 @@ fn hand_off(Args { spin, workers: args, .. }: &Args) -> Result<ServerReport, Fai
 
     let accepts = pass_connections(&listener, termination, &rings)?;
     drop(listener);
-    threads.wait_for_end();
+    threads.wait_for_end()?;
     Ok(scoreboard.report(address, Some(Usage::of_thread())).with_accepts(accepts))
 }
 
@@ -160,6 +162,7 @@ struct WorkerRing {
 
 type Announced = Result<WorkerRing, Failure>;
 
+/// What a worker's thread does: it tells where its ring is, and serves what is passed there.
 fn serve_passed(
     id: usize,
     worker: &mut Worker,
@@ -176,13 +179,14 @@ fn serve_passed(
     events.finish(None)
 }
 
+/// What the main thread does: it accepts through a ring of its own, and gives each connection to the next worker.
 fn pass_connections(
     listener: &Listener,
     termination: BorrowedFd,
     rings: &[WorkerRing],
 ) -> Result<AcceptCounts, Failure> {
     let (mut acceptor, mut accepts) = (RingAcceptor::default(), AcceptCounts::default());
-    let mut ring = Uring::new(1, 4096, Vec::new()).map_err(|errno| Failure::new("open a ring", errno))?;
+    let mut ring = Uring::new(1, 4096, Vec::new()).map_err(|errno| Failure::relay(explain(errno)))?;
     ring.watch(termination, TERMINATION);
     let mut turns = rings.iter().cycle();
     let mut next_alive = || turns.by_ref().take(rings.len()).find(|ring| ring.alive.strong_count() > 0);
@@ -198,8 +202,10 @@ fn pass_connections(
             let accepted = acceptor.take(&mut ring, completion, |count| accepts.count(count))?;
             let Some(connection) = accepted else { continue };
             accepts.count(Count::Accepted);
-            if let Some(worker) = next_alive() {
-                ring.pass(worker.ring.as_fd(), connection);
+            match next_alive() {
+                Some(worker) => ring.pass(worker.ring.as_fd(), connection),
+                None if server::is_stopping() => {}
+                None => return Err(Failure::relay("no worker is left".to_owned())),
             }
         }
     }

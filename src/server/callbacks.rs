@@ -1,5 +1,5 @@
-//! Serves connections with the callbacks of a [`PhasedLoop`]: each connection is two observers, of its socket and of its
-//! silence, and its state is what their callbacks hold. Work that blocks becomes a request object.
+//! Serves connections with the callbacks of a [`PhasedLoop`]: each connection is two observers, of its socket and of
+//! its silence, and its state is what their callbacks hold. Work that blocks becomes a request object.
 //!
 //! Where the reactor has one list of all that may happen to a connection, here each wait names what comes after it.
 
@@ -67,8 +67,8 @@ type Accept = fn(&Connections, &mut PhasedLoop) -> Result<(), Failure>;
 type TakeStep = fn(&mut Connection, &mut Worker, &mut SharedBuffers) -> Step;
 
 impl Connections {
-    /// Work that blocks for `slow_from` or longer belongs to the slow class of requests. Nothing but connections is opened
-    /// after this.
+    /// Work that blocks for `slow_from` or longer belongs to the slow class of requests. Nothing but connections is
+    /// opened after this.
     pub fn new(acceptor: Listener, mut worker: Worker, slow_from: Duration) -> Connections {
         worker.is_free_during = |cost| matches!(cost, Cost::Wait(_) | Cost::Block(_));
         let state = State {

@@ -340,8 +340,8 @@ pub fn end(socket: impl AsFd) {
     let _ = shutdown(socket.as_fd().as_raw_fd(), Shutdown::Both);
 }
 
-/// For the last bytes of a connection: the kernel keeps them until [`send_end`], so that both are one segment (MSG_MORE,
-/// send(2)).
+/// For the last bytes of a connection: the kernel keeps them until [`send_end`], so that both are one segment
+/// (MSG_MORE, send(2)).
 pub const WITH_THE_END: MsgFlags = MsgFlags::from_bits_retain(libc::MSG_MORE);
 
 /// Tells the client that nothing more comes. A close would tell it too, but it throws away what is still to be sent

@@ -142,7 +142,8 @@ impl Listener {
         Ok(Arc::new(self.fd))
     }
 
-    /// An event loop that waits for a connection is woken when `other` is readable, too; then no connection may be there.
+    /// An event loop that waits for a connection is woken when `other` is readable, too; then no connection may be
+    /// there.
     pub fn woken_by(self, other: impl AsFd) -> Result<Listener, Failure> {
         Ok(Listener { second: Some(copy(other.as_fd())?), ..self })
     }

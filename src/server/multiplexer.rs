@@ -1,15 +1,15 @@
 //! The call in which an event loop waits for all its descriptors at once: epoll(7), or one of the two before it.
 //!
-//! epoll is told once of each connection and reports changes (edge-triggered). select and poll are asked anew each time,
-//! and report what is so (level-triggered): they are told only what the connection waits for at the moment, or they would
-//! report the same bytes again and again.
+//! epoll is told once of each connection and reports changes (edge-triggered). select and poll are asked anew each
+//! time, and report what is so (level-triggered): they are told only what the connection waits for at the moment, or
+//! they would report the same bytes again and again.
 
 use std::os::fd::AsFd;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::console;
+use super::accept::log_once;
 use crate::failure::Failure;
 use crate::sys::epoll::{Epoll, Interest, Ready};
 use crate::sys::poll::{Call, PollSet};
@@ -32,15 +32,15 @@ impl Multiplexer {
         Multiplexer::PollSet(PollSet::new(Call::Poll))
     }
 
-    /// A connection with a descriptor from FD_SETSIZE on could not be watched. So this process opens no such descriptor:
-    /// the connection waits in the accept queue, as always when there is no descriptor left.
+    /// A connection with a descriptor from FD_SETSIZE on could not be watched. So this process opens no such
+    /// descriptor: the connection waits in the accept queue, as always when there is no descriptor left.
     pub fn select() -> Result<Multiplexer, Failure> {
         let most = libc::FD_SETSIZE as u64;
         let lower = || {
             let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
             if soft > most {
                 setrlimit(Resource::RLIMIT_NOFILE, most, hard)?;
-                console::log(format_args!(
+                log_once(format_args!(
                     "select watches {most} sockets at most: this process opens no more; other connections wait"
                 ));
             }

@@ -86,7 +86,7 @@ struct Waiting {
     is_ending: bool,
 }
 
-/// Who has it waits for the connections of all.
+/// The thread that has it waits for the connections of all.
 pub struct Poller<A> {
     pub acceptor: A,
     pub connections: Arc<WaitingConnections>,

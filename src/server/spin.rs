@@ -1,6 +1,6 @@
-//! Look again before sleeping. A thread that sleeps has to be woken, and the system call that makes something ready pays
-//! for that: on loopback it is the client's. A thread that looks again and again is there when something comes, and
-//! burns its CPU meanwhile.
+//! Look again before sleeping. A thread that sleeps has to be woken, and the system call that makes something ready
+//! pays for that: on loopback it is the client's. A thread that looks again and again is there when something comes,
+//! and burns its CPU meanwhile.
 
 use std::str::FromStr;
 use std::time::{Duration, Instant};

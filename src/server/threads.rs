@@ -1,6 +1,7 @@
 //! Worker threads, from the first spawn to the end of the last one, and the bounded queue that gives them work.
 
 use std::fmt::Display;
+use std::process::exit;
 use std::thread;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use super::args::ServerArgs;
 use super::blocking::STACK_BYTES;
 use super::termination::wait_for_threads;
 use super::worker::{Worker, pin_or_log};
+use crate::console;
 use crate::failure::Failure;
 use crate::sys::signal::is_stopping;
 
@@ -30,40 +32,74 @@ impl Default for WorkerThreads {
 }
 
 impl WorkerThreads {
-    /// Spawns the thread of worker `id`. It records what it has used when `serve` returns.
+    /// Spawns the thread of worker `id`. It records what it has used when `serve` returns; should that fail, the
+    /// process ends. A thread that panics leaves the others serving.
     pub fn spawn(
         &self,
         id: usize,
         args: &ServerArgs,
         mut worker: Worker,
-        serve: impl FnOnce(&mut Worker) + Send + 'static,
+        serve: impl FnOnce(&mut Worker) -> Result<(), Failure> + Send + 'static,
     ) -> Result<(), Failure> {
         let pin = args.pin.then_some(id);
         self.spawn_thread(format_args!("worker {id}"), move || {
             pin_or_log(pin);
-            serve(&mut worker);
+            serve(&mut worker)?;
             worker.record_thread_usage();
+            Ok(())
         })
     }
 
     /// As [`WorkerThreads::spawn`], for a thread that accounts for itself. `top -H` shows its name.
-    pub fn spawn_thread(&self, name: impl Display, run: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
+    pub fn spawn_thread(
+        &self,
+        name: impl Display,
+        run: impl FnOnce() -> Result<(), Failure> + Send + 'static,
+    ) -> Result<(), Failure> {
         let alive = self.alive.clone();
         let spawned = thread::Builder::new().name(name.to_string()).stack_size(STACK_BYTES).spawn(move || {
             let _held_until_the_end = alive;
-            run();
+            if let Err(failure) = run() {
+                console::log_last(failure);
+                exit(1);
+            }
         });
         let failed = |error| Failure::new(format_args!("spawn {name}"), error);
         spawned.map(drop).map_err(|error| failed(error).advise("start fewer with --workers"))
     }
 
     /// Waits until every thread has ended. When the server is to stop they have the grace period for that.
-    pub fn wait_for_end(self) {
+    ///
+    /// # Errors
+    /// When all of them have ended before: they have panicked, and nobody serves.
+    pub fn wait_for_end(self) -> Result<(), Failure> {
         drop(self.alive);
         // No signal interrupts this wait, so it checks by itself.
         while !is_stopping() && self.all_gone.recv_timeout(CHECK_EVERY) == Err(RecvTimeoutError::Timeout) {}
+        let is_asked_to = is_stopping();
         wait_for_threads(&self.all_gone);
+        if is_asked_to { Ok(()) } else { Err(Failure::relay("every thread has ended: nobody serves".to_owned())) }
     }
+}
+
+/// Starts so many threads and ends them again, for a server that could not say that one cannot be started.
+///
+/// # Errors
+/// When one cannot be started.
+pub fn try_threads(count: usize) -> Result<(), Failure> {
+    let threads = WorkerThreads::default();
+    // Nothing is ever sent: they wait for its end.
+    let (hold, held) = crossbeam_channel::bounded::<()>(0);
+    for id in 0..count {
+        let held = held.clone();
+        threads.spawn_thread(format_args!("worker {id}"), move || {
+            held.into_iter().for_each(drop);
+            Ok(())
+        })?;
+    }
+    drop((hold, threads.alive));
+    wait_for_threads(&threads.all_gone);
+    Ok(())
 }
 
 /// Waits for room in the queue: the back-pressure. False when `gives_up` says so before there is room.
@@ -75,5 +111,28 @@ pub fn send<T>(queue: &Sender<T>, mut item: T, gives_up: fn() -> bool) -> bool {
             Err(SendTimeoutError::Timeout(back)) if !gives_up() => item = back,
             Err(_) => return false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_every_thread_has_panicked_the_end_is_an_error() {
+        let threads = WorkerThreads::default();
+        for id in 0..2 {
+            threads.spawn_thread(id, || panic!("a defect of a handler")).unwrap();
+        }
+        let failure = threads.wait_for_end().unwrap_err();
+        assert_eq!(failure.to_string(), "every thread has ended: nobody serves");
+    }
+
+    #[test]
+    fn threads_that_were_only_tried_are_gone() {
+        try_threads(3).unwrap();
+        let names = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        let names = names.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+        assert_eq!(names.filter(|name| name.starts_with("worker ")).count(), 0);
     }
 }

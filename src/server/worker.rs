@@ -27,8 +27,8 @@ pub struct Worker {
     pub heartbeat: Option<Heartbeat>,
     /// How long its event loop looks before it sleeps.
     pub spin: Spin,
-    /// Whether somebody else does work of this cost, so that this worker may serve others meanwhile. An event loop has a
-    /// timer for a wait.
+    /// Whether somebody else does work of this cost, so that this worker may serve others meanwhile. An event loop has
+    /// a timer for a wait.
     pub is_free_during: fn(Cost) -> bool,
     work: Arc<Work>,
     random: fastrand::Rng,

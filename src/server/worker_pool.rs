@@ -147,8 +147,8 @@ impl WorkerPool {
         self.children.count()
     }
 
-    /// For a master that serves, when [`WorkerPool::signals`] may have woken it. Its handlers take the signals that stop
-    /// it, so only SIGCHLD waits there.
+    /// For a master that serves, when [`WorkerPool::signals`] may have woken it. Its handlers take the signals that
+    /// stop it, so only SIGCHLD waits there.
     pub fn reap_dead_after_signal(&mut self) {
         let _ = self.children.waiting_signal();
         self.reap_dead();

@@ -1,5 +1,5 @@
-//! select(2) and poll(2), the calls before epoll(7): the kernel keeps nothing between two calls, so each call passes all
-//! descriptors and looks at all of them.
+//! select(2) and poll(2), the calls before epoll(7): the kernel keeps nothing between two calls, so each call passes
+//! all descriptors and looks at all of them.
 
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::Duration;
@@ -11,7 +11,8 @@ use super::epoll::{Interest, Ready};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
-    /// No descriptor from FD_SETSIZE (1,024) on, and a client that has gone shows only where something is awaited of it.
+    /// No descriptor from FD_SETSIZE (1,024) on, and a client that has gone shows only where something is awaited of
+    /// it.
     Select,
     Poll,
 }
@@ -93,8 +94,8 @@ impl PollSet {
 
     fn poll(&mut self, timeout: *const libc::timespec) -> nix::Result<usize> {
         let (entries, count) = (self.entries.as_mut_ptr(), self.entries.len() as libc::nfds_t);
-        // SAFETY: the kernel reads and writes `count` entries of the vector, which is borrowed mutably; the timespec, if
-        // any, outlives the call, and a null signal mask means "leave it alone" (ppoll(2)).
+        // SAFETY: the kernel reads and writes `count` entries of the vector, which is borrowed mutably; the timespec,
+        // if any, outlives the call, and a null signal mask means "leave it alone" (ppoll(2)).
         let ready = Errno::result(unsafe { libc::ppoll(entries, count, timeout, std::ptr::null()) })?;
         Ok(ready as usize)
     }

@@ -1,5 +1,5 @@
-//! io_uring(7): one thread's ring with the few operations that a client or a server needs. Requests are queued in memory and go to the
-//! kernel all together with the next wait; what became of them comes back as completions.
+//! io_uring(7): one thread's ring with the few operations that a client or a server needs. Requests are queued in
+//! memory and go to the kernel all together with the next wait; what became of them comes back as completions.
 //!
 //! A ring of this kind belongs to one thread (SINGLE_ISSUER), and the kernel does its part only while this thread
 //! waits (DEFER_TASKRUN): no interrupt between two answers, no other thread. Bytes received lie in buffers that the
@@ -117,8 +117,8 @@ impl Uring {
         self.push(entry.build().flags(Flags::BUFFER_SELECT).user_data(token));
     }
 
-    /// Accepts, again and again: until a completion with the token [`ACCEPTED`] has no `more`. The listening socket must
-    /// be in blocking mode, otherwise an empty queue is an error.
+    /// Accepts, again and again: until a completion with the token [`ACCEPTED`] has no `more`. The listening socket
+    /// must be in blocking mode, otherwise an empty queue is an error.
     pub fn accept(&mut self, listener: impl AsFd) {
         let entry = opcode::AcceptMulti::new(Fd(listener.as_fd().as_raw_fd())).flags(libc::SOCK_CLOEXEC);
         self.push(entry.build().user_data(ACCEPTED));
@@ -134,8 +134,8 @@ impl Uring {
         self.accepted.take()
     }
 
-    /// Gives a connection to the thread of another ring in this process, where it is reported like an accepted one. When
-    /// that fails, this ring reports an error, and [`Uring::take_accepted`] has the connection back.
+    /// Gives a connection to the thread of another ring in this process, where it is reported like an accepted one.
+    /// When that fails, this ring reports an error, and [`Uring::take_accepted`] has the connection back.
     pub fn pass(&mut self, ring: BorrowedFd, connection: OwnedFd) {
         self.has_passed = true;
         let descriptor = connection.into_raw_fd();
@@ -278,9 +278,9 @@ impl Uring {
 
     fn push(&mut self, entry: Entry) {
         loop {
-            // SAFETY: the only pointers in entries of ours are into a message (`send`) and into outgoing bytes. Messages are
-            // never changed; outgoing bytes leave their slot when the kernel has reported that it has sent them; both are
-            // dropped only when no request is left (`Drop`). Descriptors need not be valid: EBADF.
+            // SAFETY: the only pointers in entries of ours are into a message (`send`) and into outgoing bytes.
+            // Messages are never changed; outgoing bytes leave their slot when the kernel has reported that it has sent
+            // them; both are dropped only when no request is left (`Drop`). Descriptors need not be valid: EBADF.
             if unsafe { self.ring.submission().push(&entry) }.is_ok() {
                 return;
             }
@@ -391,7 +391,8 @@ fn read(entry: &cqueue::Entry) -> Completion {
     Completion { token: entry.user_data(), result, more: cqueue::more(entry.flags()) }
 }
 
-fn explain(errno: Errno) -> String {
+/// Why there is no ring, in a line.
+pub fn explain(errno: Errno) -> String {
     match errno {
         Errno::ENOSYS => "this kernel has no io_uring".into(),
         Errno::EPERM | Errno::EACCES => {
@@ -399,6 +400,7 @@ fn explain(errno: Errno) -> String {
         }
         Errno::EINVAL => "this kernel's io_uring is too old, it takes Linux 6.1".into(),
         Errno::ENOMEM => "no memory may be locked for io_uring; raise `ulimit -l`".into(),
+        Errno::EMFILE => "no descriptor is left for a ring; raise `ulimit -n`".into(),
         errno => format!("io_uring_setup: {errno}"),
     }
 }

@@ -33,7 +33,8 @@ impl RingAcceptor {
         self.paused_until_ns
     }
 
-    /// Asks the ring to accept, where it is not asked already and there is no pause. The socket must be in blocking mode.
+    /// Asks the ring to accept, where it is not asked already and there is no pause. The socket must be in blocking
+    /// mode.
     pub fn ask(&mut self, ring: &mut Uring, listener: BorrowedFd) {
         self.paused_until_ns.take_if(|until_ns| *until_ns <= monotonic_ns());
         if !self.is_asked && !self.is_shut && self.paused_until_ns.is_none() {

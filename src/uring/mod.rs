@@ -25,7 +25,7 @@ use crate::server::table::ConnectionTable;
 use crate::server::{Listener, Worker};
 use crate::slots::SlotKey;
 use crate::sys::signal::{forget_listener, has_given_up, is_stopping};
-use crate::sys::uring::{ACCEPTED, Completion, SENT, Uring};
+use crate::sys::uring::{ACCEPTED, Completion, SENT, Uring, explain};
 use crate::units::monotonic_ns;
 
 /// Buffers for what is received: the kernel takes one when bytes arrive, so silent connections need none.
@@ -94,8 +94,8 @@ impl<'a> RingLoop<'a> {
     /// # Errors
     /// When this kernel gives us no ring.
     pub fn new(worker: &'a mut Worker, termination: BorrowedFd) -> Result<RingLoop<'a>, Failure> {
-        let mut ring =
-            Uring::new(BUFFERS, BUFFER_BYTES, Vec::new()).map_err(|errno| Failure::new("open a ring", errno))?;
+        let opened = Uring::new(BUFFERS, BUFFER_BYTES, Vec::new());
+        let mut ring = opened.map_err(|errno| Failure::relay(explain(errno)))?;
         ring.watch(termination, TERMINATION);
         Ok(RingLoop {
             ring,
@@ -149,8 +149,9 @@ impl<'a> RingLoop<'a> {
         Ok(())
     }
 
-    /// A new connection may have woken this ring just before the accept was cancelled. A cancelled accept takes nothing,
-    /// and no other ring was woken: the connection would wait until the next one comes. So what waits now is taken.
+    /// A new connection may have woken this ring just before the accept was cancelled. A cancelled accept takes
+    /// nothing, and no other ring was woken: the connection would wait until the next one comes. So what waits now is
+    /// taken.
     fn leave(&mut self, listener: BorrowedFd) -> Result<(), Failure> {
         self.stop_accepting()?;
         self.acceptor.ask(&mut self.ring, listener);
@@ -288,11 +289,7 @@ impl<'a> RingLoop<'a> {
         }
         match connection.conversation.state() {
             ServingState::Serving if connection.is_sending => self.receive(key),
-            ServingState::Serving if connection.has_ended => {
-                let lost = connection.has_half_a_request();
-                self.close(key, lost);
-            }
-            ServingState::Serving if self.is_finishing => {
+            ServingState::Serving if connection.has_ended || self.is_finishing => {
                 let lost = connection.has_half_a_request();
                 self.close(key, lost);
             }
@@ -350,8 +347,8 @@ impl<'a> RingLoop<'a> {
             self.worker.count(Count::ClientErrors);
         }
         if connection.is_receiving || connection.is_sending {
-            // Both are completed by that. No request to the ring: the kernel would do it in a thread of its own and look
-            // the number up there, when it may be that of a new connection.
+            // Both are completed by that. No request to the ring: the kernel would do it in a thread of its own and
+            // look the number up there, when it may be that of a new connection.
             end(&connection.socket);
         } else {
             self.remove(key);

@@ -82,3 +82,22 @@ fn the_end_of_a_connection_travels_in_the_segment_of_its_last_answer() {
         assert_eq!(with_end, without, "{name}: segments of a connection that ends, and of one that stays");
     }
 }
+
+#[test]
+fn the_baseline_sends_the_end_with_its_answer_or_where_it_is_asked_to_in_a_segment_of_its_own() {
+    let baseline = Program::new(&[env!("CARGO_BIN_EXE_null-server").into()]);
+    let along = held(baseline.start(&["--close"]));
+    let apart = held(baseline.start(&["--close", "--fin", "apart"]));
+    let least = |addr: SocketAddr| {
+        (0..40).filter_map(|_| segments_of(addr, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", usize::MAX).1).min()
+    };
+    for _ in 0..20 {
+        let (Some(with_it), Some(after_it)) = (least(along.addr), least(apart.addr)) else {
+            return inconclusive(Needs::Tool("ss"), "the count of a connection's segments");
+        };
+        if after_it == with_it + 1 {
+            return;
+        }
+    }
+    panic!("in eight hundred connections the end never took one segment more");
+}

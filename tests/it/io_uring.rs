@@ -1,8 +1,9 @@
 //! `sys::uring`: receiving into shared buffers, sending, accepting, passing, cancelling and waiting.
 //!
 //! What the kernel promises about accepting and passing, liburing's own tests assert, too (github.com/axboe/liburing,
-//! test/accept.c, accept-mshot-stress.c, msg-ring.c, msg-ring-overflow.c). Here are those promises that our servers
-//! rely on.
+//! test/accept.c, accept-non-empty.c, accept-mshot-stress.c, msg-ring.c, msg-ring-overflow.c). Here are those promises
+//! that our servers rely on. They use neither descriptors that only a ring knows (fd-pass.c, msg-ring-fd.c) nor the
+//! peer's address in an accept (accept-reuse.c).
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -153,6 +154,23 @@ fn one_request_accepts_all_connections_and_another_ring_of_the_process_can_be_gi
     acceptor.stop_accepting(9);
     let completion = next(&mut acceptor);
     assert_eq!((completion.token, completion.result, completion.more), (ACCEPTED, Err(Errno::ECANCELED), false));
+}
+
+#[test]
+fn an_accept_asked_while_connections_wait_brings_them_all_and_those_that_come_later() {
+    let Some(mut ring) = ring(&[]) else { return };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let connect = || TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let waiting = [connect(), connect()];
+    ring.accept(&listener);
+    let mut take = |client: &TcpStream| {
+        let completion = next(&mut ring);
+        assert_eq!((completion.token, completion.more), (ACCEPTED, true));
+        let connection = TcpStream::from(ring.take_accepted().expect("a connection was reported"));
+        assert_eq!(connection.peer_addr().unwrap(), client.local_addr().unwrap(), "in the order of their coming");
+    };
+    waiting.iter().for_each(&mut take);
+    take(&connect());
 }
 
 #[test]

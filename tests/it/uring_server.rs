@@ -55,15 +55,27 @@ fn a_kernel_without_io_uring_is_one_line_that_names_the_same_with_epoll() {
     if !can_trace() {
         return;
     }
-    for (errno, words) in [("ENOSYS", "has no io_uring"), ("EPERM", "is not allowed"), ("EINVAL", "Linux 6.1")] {
-        let output = Command::new("strace")
-            .args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=io_uring_setup"])
-            .args(["-e", &format!("inject=io_uring_setup:error={errno}"), env!("CARGO_BIN_EXE_uring")])
-            .args(["--listen", "127.0.0.1:0"])
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(said.contains(words) && said.contains("reuseport") && said.lines().count() == 1, "{said}");
-        assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
+    let programs = [env!("CARGO_BIN_EXE_uring"), env!("CARGO_BIN_EXE_null-uring")];
+    for (errno, words) in [
+        ("ENOSYS", "has no io_uring"),
+        ("EPERM", "is not allowed"),
+        ("EINVAL", "Linux 6.1"),
+        ("ENOMEM", "ulimit -l"),
+        ("EMFILE", "ulimit -n"),
+    ] {
+        for program in programs {
+            let output = Command::new("strace")
+                .args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=io_uring_setup"])
+                .args(["-e", &format!("inject=io_uring_setup:error={errno}"), program])
+                .args(["--listen", "127.0.0.1:0"])
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(
+                said.contains(words) && said.contains("the same with epoll") && said.lines().count() == 1,
+                "{said}"
+            );
+            assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
+        }
     }
 }

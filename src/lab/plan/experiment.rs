@@ -137,7 +137,7 @@ fn heading(text: &str) -> Result<(String, String), (usize, String)> {
     };
     let paragraph: Vec<&str> = lines
         .skip_while(|line| line.trim().is_empty())
-        .take_while(|line| !line.trim().is_empty() && !line.starts_with(['#', '`']))
+        .take_while(|line| !line.trim().is_empty() && !line.starts_with('#') && !line.starts_with("```"))
         .collect();
     Ok((title[2..].trim().to_string(), paragraph.join(" ")))
 }

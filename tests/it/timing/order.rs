@@ -60,12 +60,12 @@ fn shows(rule: &str, connections: u32, name: &str, flags: &str) -> Result<(), St
 
 #[test]
 fn workers_that_sleep_in_accept_or_at_a_semaphore_are_woken_in_turn() {
-    these_show("round robin", &[("prefork", ""), ("prefork-lock", "--lock semaphore")]);
+    these_show("round robin", &[("prefork", ""), ("prethreaded", ""), ("prefork-lock", "--lock semaphore")]);
 }
 
 #[test]
-fn an_exclusive_epoll_wakes_the_worker_that_registered_first() {
-    these_show("priority", &[("shared-accept", "--wait epoll-exclusive")]);
+fn an_exclusive_epoll_and_a_shared_accept_of_rings_wake_the_worker_that_registered_first() {
+    these_show("priority", &[("shared-accept", "--wait epoll-exclusive"), ("uring", "--accept shared")]);
 }
 
 #[test]
@@ -80,6 +80,8 @@ fn a_hash_and_a_random_choice_do_not_depend_on_the_connection_before() {
         ("reuseport", "--select random"),
         ("reuseport", "--select live-set"),
         ("master-dispatch", "--policy random"),
+        ("uring", "--accept reuseport"),
+        ("tokio", "--runtime per-core"),
         // Idle workers have nothing to pass on.
         ("peers", ""),
     ] {
@@ -100,6 +102,7 @@ fn selectors_and_masters_that_count_give_connections_to_idle_workers_in_turn() {
             ("master-dispatch", ""),
             ("master-dispatch", "--policy least-connections"),
             ("master-dispatch", "--policy acknowledged"),
+            ("uring", "--accept handoff"),
             ("proxy", ""),
         ],
     );
