@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use acceptlab::report::ServerReport;
 use acceptlab::server::lock::AcceptMutex;
-use acceptlab::server::{self, EventLoop, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs};
+use acceptlab::server::{self, EventLoop, Failure, Listener, Scoreboard, SpinArgs, Worker, WorkerPool, WorkersArgs};
 use acceptlab::units::parse_duration;
 use clap::Parser;
 
@@ -32,6 +32,9 @@ struct Args {
     /// A worker that has not got the mutex tries again after this long at most [default: as in nginx]
     #[arg(long, value_name = "DUR", default_value = "500ms", value_parser = parse_retry)]
     retry: Duration,
+
+    #[command(flatten)]
+    spin: SpinArgs,
 
     #[command(flatten)]
     workers: WorkersArgs,
@@ -45,20 +48,20 @@ fn parse_retry(text: &str) -> Result<Duration, String> {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    server::finish(run(args.retry, &args.workers))
+    server::finish(run(&Args::parse()))
 }
 
-fn run(retry: Duration, args: &WorkersArgs) -> Result<ServerReport, Failure> {
+fn run(Args { retry, spin, workers: args }: &Args) -> Result<ServerReport, Failure> {
     let listener = Listener::bind(&args.server)?.nonblocking()?;
     let address = listener.address();
-    let mutex = AcceptMutex::new(retry)?;
+    let mutex = AcceptMutex::new(*retry)?;
     let scoreboard = Scoreboard::create("accept-mutex", args.workers, args.server.scoreboard.as_deref())?;
 
     let mut pool = WorkerPool::new(scoreboard)?;
     for id in 0..args.workers {
         pool.fork(|ready| {
-            let worker = Worker::start(id, &args.server, &scoreboard)?;
+            let mut worker = Worker::start(id, &args.server, &scoreboard)?;
+            worker.spin = spin.before_sleep;
             let mut events = EventLoop::new(&listener, worker)?;
             ready.announce();
 

@@ -25,7 +25,9 @@ use std::process::ExitCode;
 
 use acceptlab::report::ServerReport;
 use acceptlab::server::coroutine::{Coroutine, Coroutines, parse_stack_kib};
-use acceptlab::server::{self, EventLoop, Failure, Listener, Scoreboard, ServerArgs, Worker, blocking, termination};
+use acceptlab::server::{
+    self, EventLoop, Failure, Listener, Scoreboard, ServerArgs, SpinArgs, Worker, blocking, termination,
+};
 use clap::Parser;
 
 /// One thread, one epoll, and a coroutine with a stack of its own for each connection
@@ -37,22 +39,26 @@ struct Args {
     stack: usize,
 
     #[command(flatten)]
+    spin: SpinArgs,
+
+    #[command(flatten)]
     server: ServerArgs,
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    server::finish(run(args.stack, &args.server))
+    server::finish(run(&Args::parse()))
 }
 
-fn run(stack_kib: usize, args: &ServerArgs) -> Result<ServerReport, Failure> {
+fn run(Args { stack, spin, server: args }: &Args) -> Result<ServerReport, Failure> {
     let listener = Listener::bind(args)?.nonblocking()?;
     let address = listener.address();
     let scoreboard = Scoreboard::create("coroutines", 1, args.scoreboard.as_deref())?;
     let mut all_coroutines = Worker::start(0, args, &scoreboard)?;
     termination::shut_listener_when_stopping(&listener)?;
-    let coroutines = Coroutines::with_stacks_of(stack_kib * 1024);
-    let mut events: EventLoop<_, Coroutine> = EventLoop::serving(listener, all_coroutines.for_one_connection())?;
+    let coroutines = Coroutines::with_stacks_of(stack * 1024);
+    let mut scheduler = all_coroutines.for_one_connection();
+    scheduler.spin = spin.before_sleep;
+    let mut events: EventLoop<_, Coroutine> = EventLoop::serving(listener, scheduler)?;
     server::ready(address)?;
 
     while events.serve_until_connection()? {

@@ -19,7 +19,9 @@ use std::process::ExitCode;
 
 use acceptlab::report::ServerReport;
 use acceptlab::server::channel::Channel;
-use acceptlab::server::{self, EventLoop, Failure, Listener, Scoreboard, Worker, WorkerPool, WorkersArgs, termination};
+use acceptlab::server::{
+    self, EventLoop, Failure, Listener, Scoreboard, SpinArgs, Worker, WorkerPool, WorkersArgs, termination,
+};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, ValueEnum};
 
@@ -30,6 +32,9 @@ struct Args {
     /// What the master does with its own copy
     #[arg(long, value_enum, default_value_t = MasterRole::Closes)]
     master: MasterRole,
+
+    #[command(flatten)]
+    spin: SpinArgs,
 
     #[command(flatten)]
     workers: WorkersArgs,
@@ -49,10 +54,10 @@ fn main() -> ExitCode {
         let conflict = "--master serves makes the master one of the workers, so there must be another: --workers 2";
         Args::command().error(ErrorKind::ArgumentConflict, conflict).exit();
     }
-    server::finish(run(args.master, &args.workers))
+    server::finish(run(&args))
 }
 
-fn run(master: MasterRole, args: &WorkersArgs) -> Result<ServerReport, Failure> {
+fn run(&Args { master, spin, workers: ref args }: &Args) -> Result<ServerReport, Failure> {
     let listener = Listener::bind(&args.server)?.nonblocking()?;
     let address = listener.address();
     let mut listener = Some(listener);
@@ -67,7 +72,8 @@ fn run(master: MasterRole, args: &WorkersArgs) -> Result<ServerReport, Failure> 
             let passed = theirs.receive().map_err(|errno| Failure::new("receive the listener", errno))?;
             let passed = Listener::from_passed(passed)?;
             drop((ours, theirs));
-            let worker = Worker::start(id, &args.server, &scoreboard)?;
+            let mut worker = Worker::start(id, &args.server, &scoreboard)?;
+            worker.spin = spin.before_sleep;
             // A master that has closed its copy cannot shut the socket; its SIGTERM makes the workers do it.
             termination::shut_shared_listener_when_stopping(&passed)?;
             let mut events = EventLoop::new(passed, worker)?;
@@ -84,7 +90,7 @@ fn run(master: MasterRole, args: &WorkersArgs) -> Result<ServerReport, Failure> 
 
     let listener = listener.expect("only a worker gives it up");
     if master == MasterRole::Serves {
-        return serve_as_the_last(listener, args, pool);
+        return serve_as_the_last(listener, spin, args, pool);
     }
     drop(listener);
     server::ready(address)?;
@@ -94,9 +100,15 @@ fn run(master: MasterRole, args: &WorkersArgs) -> Result<ServerReport, Failure> 
 }
 
 /// The master is one more worker: it waits for the same accept queue.
-fn serve_as_the_last(listener: Listener, args: &WorkersArgs, mut pool: WorkerPool) -> Result<ServerReport, Failure> {
+fn serve_as_the_last(
+    listener: Listener,
+    spin: SpinArgs,
+    args: &WorkersArgs,
+    mut pool: WorkerPool,
+) -> Result<ServerReport, Failure> {
     let address = listener.address();
-    let worker = Worker::start(args.workers - 1, &args.server, pool.scoreboard())?;
+    let mut worker = Worker::start(args.workers - 1, &args.server, pool.scoreboard())?;
+    worker.spin = spin.before_sleep;
     // The signal itself shuts the socket for all of them: a master in the middle of a request could not.
     termination::shut_listener_when_stopping(&listener)?;
     // A worker that dies wakes the master, too.

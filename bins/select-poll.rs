@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use acceptlab::report::ServerReport;
 use acceptlab::server::multiplexer::Multiplexer;
-use acceptlab::server::{self, EventLoop, Failure, Listener, Scoreboard, ServerArgs, Worker, termination};
+use acceptlab::server::{self, EventLoop, Failure, Listener, Scoreboard, ServerArgs, SpinArgs, Worker, termination};
 use clap::{Parser, ValueEnum};
 
 /// One thread, and select or poll over all its connections
@@ -30,6 +30,9 @@ struct Args {
     /// The call in which the thread sleeps until a connection is ready
     #[arg(long, value_enum, default_value_t = Call::Poll)]
     call: Call,
+
+    #[command(flatten)]
+    spin: SpinArgs,
 
     #[command(flatten)]
     server: ServerArgs,
@@ -44,15 +47,15 @@ enum Call {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    server::finish(run(args.call, &args.server))
+    server::finish(run(&Args::parse()))
 }
 
-fn run(call: Call, args: &ServerArgs) -> Result<ServerReport, Failure> {
+fn run(Args { call, spin, server: args }: &Args) -> Result<ServerReport, Failure> {
     let listener = Listener::bind(args)?.nonblocking()?;
     let address = listener.address();
     let scoreboard = Scoreboard::create("select-poll", 1, args.scoreboard.as_deref())?;
-    let worker = Worker::start(0, args, &scoreboard)?;
+    let mut worker = Worker::start(0, args, &scoreboard)?;
+    worker.spin = spin.before_sleep;
     termination::shut_listener_when_stopping(&listener)?;
     let multiplexer = match call {
         Call::Select => Multiplexer::select()?,

@@ -13,7 +13,7 @@ use super::termination::wait_for_threads;
 use super::worker::{Worker, pin_or_log};
 use crate::console;
 use crate::failure::Failure;
-use crate::sys::signal::is_stopping;
+use crate::sys::signal::{is_leaving, is_stopping};
 
 /// How long a wait for a queue or a thread lasts before it checks whether the server is to stop.
 const CHECK_EVERY: Duration = Duration::from_millis(100);
@@ -76,7 +76,7 @@ impl WorkerThreads {
         drop(self.alive);
         // No signal interrupts this wait, so it checks by itself.
         while !is_stopping() && self.all_gone.recv_timeout(CHECK_EVERY) == Err(RecvTimeoutError::Timeout) {}
-        let is_asked_to = is_stopping();
+        let is_asked_to = is_stopping() || is_leaving();
         wait_for_threads(&self.all_gone);
         if is_asked_to { Ok(()) } else { Err(Failure::relay("every thread has ended: nobody serves".to_owned())) }
     }

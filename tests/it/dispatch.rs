@@ -287,13 +287,11 @@ fn sigterm_under_load_ends_every_way_to_dispatch_well() {
     }
 }
 
-/// Where connections are acknowledged, and where the master serves too, a stop takes another course; one that spins
-/// never sleeps.
+/// Where connections are acknowledged, and where the master serves too, a stop takes another course.
 #[test]
-fn a_master_that_awaits_acknowledgements_one_that_spins_and_one_that_serves_keep_the_contract() {
+fn a_master_that_awaits_acknowledgements_and_one_that_serves_keep_the_contract() {
     std::thread::scope(|scope| {
         scope.spawn(|| keeps_the_contract("master-dispatch", &["--policy", "acknowledged"]));
-        scope.spawn(|| keeps_the_contract("master-dispatch", &["--spin", "1ms"]));
         scope.spawn(|| keeps_the_contract("pass-listener", &["--master", "serves", "--workers", "2"]));
     });
 }
