@@ -371,9 +371,9 @@ pub static TABLES: &[Section] = &[
         metric("p_value", "p, all runs", "",
             "The probability of connections at least as uneven, or at least as even, if chance chose the worker in every run: \
              twice the smaller tail of chi-square, for X^2 = D * (k - 1) and its k - 1 degrees of freedom summed over the runs."),
-        metric("work_dispersion", "D of work", "",
+        metric("answers_dispersion", "D of answers", "",
             "Dispersion of answers per worker, as that of connections."),
-        metric("work_max_over_mean", "work max/mean", "", "Answers of the busiest worker / (answers / workers)."),
+        metric("answers_max_over_mean", "answers max/mean", "", "Answers of the busiest worker / (answers / workers)."),
         metric("top_two", "two busiest", "%", "100 · connections of the two busiest workers over those of all."),
         metric("max_over_min", "max/min", "",
             "Connections of the busiest worker over those of the least busy one; nothing if that got none."),

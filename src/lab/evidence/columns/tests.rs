@@ -132,8 +132,8 @@ fn answers_can_be_spread_otherwise_than_connections() {
     let workers = &mut row.load.as_mut().unwrap().workers;
     workers.get_mut("0").unwrap().requests = 150;
     workers.get_mut("1").unwrap().requests = 50;
-    assert_eq!((number("max_over_mean", &row), number("work_max_over_mean", &row)), (Some(2.4), Some(2.25)));
-    assert_eq!(number("work_dispersion", &row), Some(87.5));
+    assert_eq!((number("max_over_mean", &row), number("answers_max_over_mean", &row)), (Some(2.4), Some(2.25)));
+    assert_eq!(number("answers_dispersion", &row), Some(87.5));
 }
 
 #[test]
