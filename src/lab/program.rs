@@ -416,11 +416,11 @@ pub fn on_path(name: &str) -> Option<PathBuf> {
     env::split_paths(&search_path()).map(|folder| folder.join(name)).find(|path| path.is_file())
 }
 
-/// The folder of the lab's own file, then the PATH.
+/// The folder of the lab's own file, the PATH, and where Debian puts servers.
 fn search_path() -> OsString {
     let beside = env::current_exe().ok().and_then(|lab| Some(lab.parent()?.to_path_buf()));
     let path = env::var_os("PATH");
-    let folders = beside.into_iter().chain(path.iter().flat_map(env::split_paths));
+    let folders = beside.into_iter().chain(path.iter().flat_map(env::split_paths)).chain([PathBuf::from("/usr/sbin")]);
     // A folder whose name holds the separator cannot be in a PATH.
     env::join_paths(folders).unwrap_or(path.unwrap_or_default())
 }

@@ -167,6 +167,10 @@ fn conditions(spec: &TableSpec, cases: &[Vec<&Row>]) -> Vec<String> {
         let hint = if names_a_worker { " (numbers are workers)" } else { "" };
         notes.push(format!("Once the client measured: `{acts}`{hint}."));
     }
+    let versions: BTreeSet<&str> = cases.iter().flatten().filter_map(|row| row.version.as_deref()).collect();
+    if !versions.is_empty() {
+        notes.push(format!("Servers of other projects: {}.", versions.into_iter().collect::<Vec<_>>().join(", ")));
+    }
     if cases.iter().flatten().any(|row| row.own_network) {
         notes.push(
             "Server and client in a network namespace of their own: this user may not change the machine's settings."

@@ -102,6 +102,14 @@ pub fn family(root: i32) -> Vec<Process> {
     family.iter().map(|stat| Process { pid: stat.pid, started: stat.started }).collect()
 }
 
+/// The living children of a process, in the order in which they were started.
+pub fn children(parent: i32) -> Vec<Process> {
+    let mut children: Vec<Stat> =
+        Stat::all_processes().filter(|stat| stat.parent == parent && stat.is_alive()).collect();
+    children.sort_by_key(|stat| (stat.started, stat.pid));
+    children.iter().map(|stat| Process { pid: stat.pid, started: stat.started }).collect()
+}
+
 /// The processes of a group and all that descend from them, zombies included.
 pub fn members(group: i32) -> Vec<Stat> {
     let all: Vec<Stat> = Stat::all_processes().collect();

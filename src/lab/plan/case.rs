@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use toml::Spanned;
 
 use crate::lab::plan::command::{ClientCommand, FOREIGN_CLIENTS, ServerCommand};
@@ -28,6 +29,8 @@ const GROWTH_COLUMNS: [&str; 3] = ["growth_rss", "growth_fds", "zombies"];
 const OVERHEAD: Duration = Duration::from_millis(150);
 /// The same for a program that Node runs.
 const NODE_OVERHEAD: Duration = Duration::from_millis(500);
+/// The same for a server of another project.
+const CONTENDER_OVERHEAD: Duration = Duration::from_millis(1200);
 
 /// One line of a table, to be run `repeats` times.
 #[derive(Debug, Clone)]
@@ -49,6 +52,8 @@ pub struct Case {
     pub client: ClientCommand,
     /// What is done to the server.
     pub events: Option<Events>,
+    /// The signal that stands for `hup` in them.
+    pub reload: Signal,
     /// Kernel settings: name, value.
     pub sysctl: Vec<(String, String)>,
     /// The kinds of the pictures that show it, which decide what its rows keep.
@@ -70,7 +75,7 @@ impl Case {
     /// The same case with a client that warms up for so long.
     pub fn with_warmup(&self, warmup: Duration) -> Case {
         let client = self.client.with_warmup(warmup);
-        Case { estimate: estimate(&self.server, &client), client, ..self.clone() }
+        Case { estimate: estimate(&self.server_spec, &self.server, &client), client, ..self.clone() }
     }
 }
 
@@ -187,6 +192,7 @@ fn one(
     if let Some(law) = &server.law {
         Law::parse(law.get_ref()).map_err(|what| MatrixError::at(law.span(), what))?;
     }
+    let reload = server.reload_signal()?;
     let name = client.name();
     let mut client = ClientCommand::from(self::fill(client.run(), &values, table.load.span())?);
     let program = client.program().to_string();
@@ -215,6 +221,10 @@ fn one(
         let what = format!("{program} does not say when it measures; disturb, timeline and growth need loadgen");
         return Err(MatrixError::at(table.load.span(), what));
     }
+    if server.contender && table.timeline {
+        let what = "a contender has no scoreboard to take a timeline from".to_string();
+        return Err(MatrixError::at(server.run.span(), what));
+    }
     // Behind ` -- ` the flag is the started program's, like `server_flags`.
     let serves = matches!(table.kind, TableKind::Summary | TableKind::Trace);
     let listen = if serves { " --listen 127.0.0.1:0" } else { "" };
@@ -231,12 +241,13 @@ fn one(
         baseline: None,
         label,
         events,
+        reload,
         drawn_as: Vec::new(),
         sysctl: table.sysctl.iter().map(setting).collect::<Result<_, _>>()?,
         repeats: settings.repeats,
         estimate: match table.kind {
             TableKind::Trials => parse_duration(&settings.duration).map_err(MatrixError::anywhere)?,
-            _ => estimate(&server_command, &client),
+            _ => estimate(server, &server_command, &client),
         },
         server: server_command,
         client,
@@ -245,9 +256,13 @@ fn one(
 
 /// How long a run should take. Where only a number of requests ends it, the work of each decides, or without work what
 /// these programs do in a second.
-fn estimate(server: &ServerCommand, client: &ClientCommand) -> Duration {
+fn estimate(spec: &ServerSpec, server: &ServerCommand, client: &ClientCommand) -> Duration {
     let is_node = server.text().split_whitespace().any(|word| word == "node");
-    let overhead = if is_node { NODE_OVERHEAD } else { OVERHEAD };
+    let overhead = match spec.contender {
+        true => CONTENDER_OVERHEAD,
+        false if is_node => NODE_OVERHEAD,
+        false => OVERHEAD,
+    };
     let work_s = server.work.as_ref().map_or(0.0, |work| work.mean_s());
     let at_a_time = client.connections.unwrap_or(1).max(1) as f64;
     let unpaced = client.unpaced_requests.unwrap_or(0.0) * work_s / at_a_time;
@@ -407,6 +422,7 @@ quick = { axes = { connections = [8] } }"#;
             ("{connections+1}", "{work+1}", "needs an axis of whole numbers"),
             ("{connections+1}", "{connections", "never closes"),
             ("\"1/N\"", "\"2/N\"", "is not a law"),
+            ("law = \"1/N\"", "reload = \"HUP\"", "write it like SIGUSR2"),
             ("\"loadgen", "\"siege", "use loadgen or one of wrk, oha"),
             ("server = \"sync\"", "server = \"snyc\"", "is not a row of table"),
             ("[8] } }", "[] , cores = [2] } }", "does not exist"),

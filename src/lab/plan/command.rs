@@ -58,6 +58,11 @@ impl ServerCommand {
         &self.text
     }
 
+    /// The first word.
+    pub fn program(&self) -> &str {
+        self.text.split_whitespace().next().unwrap_or_default()
+    }
+
     /// With one more flag of the server's own. Where the server starts another program, that one's command line begins
     /// behind `--`, and the flag stands before it.
     pub fn with(&self, flag: &str) -> ServerCommand {

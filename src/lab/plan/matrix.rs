@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use nix::sys::signal::Signal;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -224,6 +225,19 @@ pub struct ServerSpec {
     /// Its workers die during the run. With the last of them the server may end by itself.
     #[serde(default)]
     pub expect_death: bool,
+    /// A server of another project, which prints neither a `ready` line nor a report: see [`crate::lab::run::contender`].
+    #[serde(default)]
+    pub contender: bool,
+    /// The signal at which its first process replaces the workers; SIGHUP, as the contract has it, where nothing is said.
+    pub reload: Option<Spanned<String>>,
+}
+
+impl ServerSpec {
+    pub fn reload_signal(&self) -> Result<Signal, MatrixError> {
+        let Some(name) = &self.reload else { return Ok(Signal::SIGHUP) };
+        let what = || format!("{:?} is not a signal; write it like SIGUSR2", name.get_ref());
+        name.get_ref().parse().map_err(|_| MatrixError::at(name.span(), what()))
+    }
 }
 
 /// One client of a table: its command line, and a name where the program's own name is not enough.

@@ -124,6 +124,9 @@ pub struct Row {
     /// How the server ended by itself, where the matrix expects that; it may have printed no document then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub death: Option<String>,
+    /// Of a server of another project, which prints no report: its version, in the first block.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
     /// What the kernel counted for the server from `ready` to the client's end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed: Option<KernelCounts>,

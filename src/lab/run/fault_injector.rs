@@ -1,8 +1,8 @@
 //! Carries out the events of a matrix while the client measures.
 //!
 //! The first event happens when the client says that it measures, and none after the measured window (a slowed worker
-//! stays slow to the end). Workers are found by their rows in the scoreboard at the moment of the event, because a master
-//! may have replaced them; a worker that is dead then is left alone.
+//! stays slow to the end). Workers are found at the moment of the event, because a master may have replaced them; a worker
+//! that is dead then is left alone.
 
 use std::fs;
 use std::path::Path;
@@ -14,13 +14,55 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use nix::sys::signal::Signal;
 
-use crate::lab::observe::processes::{Process, family};
+use crate::lab::observe::processes::{Process, children, family};
 use crate::lab::plan::events::{Event, Events, InjectedEvent, WorkerChoice};
 use crate::scoreboard::{Count, Scoreboard};
 use crate::units::monotonic_ns;
 
 /// A slowed worker runs for its share of each period, and is stopped for the rest.
 const PERIOD: Duration = Duration::from_millis(50);
+
+/// Where the workers of a server are found.
+#[derive(Clone, Copy)]
+pub enum Workers {
+    /// By their rows.
+    Scoreboard(Scoreboard),
+    /// They are the children of this process, in the order in which they were started.
+    Children(i32),
+}
+
+impl Workers {
+    /// The server's first process.
+    fn server(&self) -> i32 {
+        match self {
+            Workers::Scoreboard(scoreboard) => scoreboard.pid(),
+            Workers::Children(server) => *server,
+        }
+    }
+
+    fn count(&self) -> usize {
+        match self {
+            Workers::Scoreboard(scoreboard) => scoreboard.rows(),
+            Workers::Children(server) => children(*server).len(),
+        }
+    }
+
+    /// Those that live, by number. A worker descends from the server: the number of a dead one may belong to any other process
+    /// by now.
+    fn living(&self) -> Vec<(usize, Process)> {
+        match self {
+            Workers::Scoreboard(scoreboard) => {
+                let family = family(scoreboard.pid());
+                let of_row = |worker: usize| {
+                    let pid = scoreboard.row(worker).get(Count::Pid) as i32;
+                    Some((worker, family.iter().copied().find(|process| process.pid == pid)?))
+                };
+                (0..scoreboard.rows()).filter_map(of_row).collect()
+            }
+            Workers::Children(server) => children(*server).into_iter().enumerate().collect(),
+        }
+    }
+}
 
 /// A thread that carries out events beside the measurement. Ending it lets every worker it stopped go on.
 pub struct FaultInjector {
@@ -31,8 +73,9 @@ pub struct FaultInjector {
 
 impl FaultInjector {
     /// Begins at once. An event may name a worker that the server does not have; that is the error.
-    pub fn begin(events: &Events, scoreboard: Scoreboard) -> Result<FaultInjector, String> {
-        let rows = scoreboard.rows();
+    /// `reload` is the signal that asks the server for one.
+    pub fn begin(events: &Events, workers: Workers, reload: Signal) -> Result<FaultInjector, String> {
+        let rows = workers.count();
         if let Some(worker) = events.largest_worker().filter(|&worker| worker >= rows) {
             return Err(format!("disturb worker {worker}: the server has {rows} workers"));
         }
@@ -42,7 +85,7 @@ impl FaultInjector {
         let is_over = Arc::clone(&window_is_over);
         let thread = std::thread::spawn(move || {
             let (begin, injected, stopped) = (Instant::now(), Vec::new(), Vec::new());
-            let mut injection = Injection { scoreboard, window_is_over: is_over, ended, begin, injected, stopped };
+            let mut injection = Injection { workers, reload, window_is_over: is_over, ended, begin, injected, stopped };
             let result = injection.inject_all(&list);
             // Blocks until the measurement has ended.
             let _ = injection.ended.recv();
@@ -71,7 +114,8 @@ impl Drop for FaultInjector {
 }
 
 struct Injection {
-    scoreboard: Scoreboard,
+    workers: Workers,
+    reload: Signal,
     window_is_over: Arc<AtomicBool>,
     /// Never sent to, only closed.
     ended: Receiver<()>,
@@ -124,7 +168,7 @@ impl Injection {
             }
             Event::Reload => {
                 // A server that has ended is left alone, too.
-                Process::find(self.scoreboard.pid()).iter().for_each(|server| server.signal(Signal::SIGHUP));
+                Process::find(self.workers.server()).iter().for_each(|server| server.signal(self.reload));
                 "reload"
             }
             Event::Write(path) => {
@@ -138,21 +182,13 @@ impl Injection {
         Ok(())
     }
 
-    /// A living worker: one that descends from the server. The number of a dead worker may belong to any other process
-    /// by now.
     fn find(&self, target: WorkerChoice) -> Option<Process> {
-        let family = family(self.scoreboard.pid());
-        let living = |worker: usize| {
-            let pid = self.scoreboard.row(worker).get(Count::Pid) as i32;
-            family.iter().copied().find(|process| process.pid == pid)
-        };
-        match target {
-            WorkerChoice::Number(worker) => living(worker),
-            WorkerChoice::Any => {
-                let living: Vec<Process> = (0..self.scoreboard.rows()).filter_map(living).collect();
-                fastrand::choice(living)
-            }
-        }
+        let mut living = self.workers.living().into_iter();
+        let (_, process) = match target {
+            WorkerChoice::Number(wanted) => living.find(|(worker, _)| *worker == wanted),
+            WorkerChoice::Any => fastrand::choice(living),
+        }?;
+        Some(process)
     }
 
     fn slow(&mut self, worker: usize, factor: u32) {

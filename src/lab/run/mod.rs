@@ -1,6 +1,7 @@
 //! One case after another: start the processes, inject faults, measure, stop.
 
 pub mod all_cases;
+pub mod contender;
 pub mod contract;
 pub mod fault_injector;
 pub mod foreign;

@@ -19,8 +19,9 @@ use crate::lab::plan::case::Case;
 use crate::lab::plan::matrix::{PictureKind, TableKind};
 use crate::lab::program::{Interrupt, Program, Running, Stop, on_path};
 use crate::lab::record::Row;
+use crate::lab::run::contender::{self, Contender};
 use crate::lab::run::contract;
-use crate::lab::run::fault_injector::{self, FaultInjector};
+use crate::lab::run::fault_injector::{self, FaultInjector, Workers};
 use crate::lab::run::foreign;
 use crate::lab::run::sysctl::{KernelSettings, SettingError};
 use crate::machine::Counters;
@@ -54,7 +55,9 @@ pub fn run(case: &Case, block: usize, interrupt: &Interrupt) -> Result<Row, Stop
         ..Row::planned(case, block)
     };
     // Of the server's words, too: `cluster … -- node x.js` needs node.
-    for program in [case.client.text(), case.server.text()].into_iter().flat_map(str::split_whitespace) {
+    for word in [case.client.text(), case.server.text()].into_iter().flat_map(str::split_whitespace) {
+        // The script that starts a server of another project has its name.
+        let program = word.rsplit('/').next().unwrap_or(word);
         if let Some(how) = how_to_install(program).filter(|_| on_path(program).is_none()) {
             return Ok(Row { skipped: Some(format!("{program} is not installed ({how})")), ..row });
         }
@@ -88,6 +91,7 @@ fn how_to_install(program: &str) -> Option<&'static str> {
         "oha" => Some("cargo install oha"),
         "shb" => Some("cargo install shb"),
         "node" => Some("Debian: apt-get install nodejs"),
+        "nginx" | "haproxy" | "apache2" | "gunicorn" | "uvicorn" | "puma" => Some("scripts/install_contenders.sh"),
         _ => None,
     }
 }
@@ -131,14 +135,24 @@ fn measure(case: &Case, row: &mut Row, network: Network, interrupt: &Interrupt) 
         row.trial = Some(report);
         return Ok(());
     }
-    let board = (case.events.is_some() || case.table.timeline).then(Board::new);
+    let contender = case.server_spec.contender.then(Contender::new).transpose()?;
+    if contender.is_some() && row.block == 0 {
+        row.version = contender::version(&case.server, interrupt);
+    }
+    let needs_board = contender.is_none() && (case.events.is_some() || case.table.timeline);
+    let board = needs_board.then(Board::new);
     let command = match &board {
         Some(board) => case.server.with(&format!("--scoreboard {}", board.path)),
         None => case.server.clone(),
     };
-    let program = Program::of(command.text()).on_cpus(&row.server_cpus).inside(network).until(interrupt);
+    let program = contender.as_ref().map_or_else(|| Program::of(command.text()), |its| its.program(&command));
+    let program = program.on_cpus(&row.server_cpus).inside(network).until(interrupt);
     let mut server = program.launch(&[])?;
-    let address = match server.await_ready(START_WITHIN) {
+    let ready = match &contender {
+        Some(contender) => contender.await_ready(&mut server, START_WITHIN),
+        None => server.await_ready(START_WITHIN),
+    };
+    let address = match ready {
         Ok(address) => address,
         Err(why) => {
             row.skipped = why.missing_privilege().map(str::to_string);
@@ -158,9 +172,12 @@ fn measure(case: &Case, row: &mut Row, network: Network, interrupt: &Interrupt) 
     }
     row.observed = Some(counter.end());
     if row.foreign.is_some() {
-        ask_once(row, network, &url, interrupt)?;
+        ask_once(case, row, network, &url, interrupt)?;
     }
     server.signal(Signal::SIGTERM);
+    if let Some(contender) = contender {
+        return contender.await_end(&mut server, STOP_WITHIN);
+    }
     let document = match server.finish(STOP_WITHIN, |_| ()) {
         Err(Stop::Failed(why)) if case.server_spec.expect_death && server.has_ended() => {
             row.death = Some(why);
@@ -270,8 +287,8 @@ fn run_loadgen(
         "phase measure" => {
             meter.iter_mut().for_each(CpuMeter::begin);
             before = ProcessSize::of(group).filter(|_| case.needs_growth());
-            let events = case.events.as_ref().zip(scoreboard);
-            injector = events.map(|(events, scoreboard)| FaultInjector::begin(events, scoreboard));
+            let workers = scoreboard.map_or(Workers::Children(group), Workers::Scoreboard);
+            injector = case.events.as_ref().map(|events| FaultInjector::begin(events, workers, case.reload));
         }
         "phase drain" => {
             window = meter.take().and_then(CpuMeter::end);
@@ -299,7 +316,7 @@ fn run_loadgen(
     row.footprint = seen;
     row.cpu = window;
     let expects_losses = row.expects_losses() || row.expect_timeouts;
-    let broken = || contract::broken(row.load.as_ref()?, expects_losses);
+    let broken = || contract::broken(row.load.as_ref()?, expects_losses, !case.server_spec.contender);
     row.impossible_cpu().or_else(broken).map_or(Ok(()), |why| Err(Stop::Failed(why)))
 }
 
@@ -335,11 +352,12 @@ fn run_foreign(case: &Case, row: &mut Row, network: Network, url: &str, interrup
 }
 
 /// A client of another project does not look at the bodies: the server is asked once more when all is measured.
-fn ask_once(row: &Row, network: Network, url: &str, interrupt: &Interrupt) -> Result<(), Stop> {
+fn ask_once(case: &Case, row: &Row, network: Network, url: &str, interrupt: &Interrupt) -> Result<(), Stop> {
     let program = Program::of(ONE_REQUEST).on_cpus(&row.client_cpus).inside(network).until(interrupt);
     let mut client = program.launch(&[url])?;
     let document = client.finish(CLIENT_GRACE, |_| ())?;
-    contract::broken(&client.parse(&document)?, false).map_or(Ok(()), |why| Err(Stop::Failed(why)))
+    let names_workers = !case.server_spec.contender;
+    contract::broken(&client.parse(&document)?, false, names_workers).map_or(Ok(()), |why| Err(Stop::Failed(why)))
 }
 
 #[cfg(test)]

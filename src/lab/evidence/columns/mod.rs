@@ -481,7 +481,12 @@ fn per_worker(row: &Row, counted: fn(&WorkerShare) -> u64) -> Option<Vec<u64>> {
     for (worker, share) in &report.workers {
         counts.insert(worker.parse().ok()?, counted(share));
     }
-    Some(counts.into_values().collect()).filter(|counts: &Vec<u64>| counts.iter().any(|count| *count > 0))
+    let mut counts: Vec<u64> = counts.into_values().collect();
+    if row.server.is_none() {
+        // Of a server of another project we know how many workers it was to have, and not their numbers.
+        counts.resize(counts.len().max(row.server_command.workers.unwrap_or(0)), 0);
+    }
+    Some(counts).filter(|counts| counts.iter().any(|count| *count > 0))
 }
 
 fn max_over_min(sample: Sample) -> Option<f64> {
@@ -589,7 +594,9 @@ fn accept_eagain(sample: Sample) -> Option<f64> {
 /// What the kernel counted while the client ran.
 fn observed(sample: Sample, of: fn(&ProcessCounts) -> Option<u64>) -> Option<f64> {
     let total = sample.row.observed.as_ref()?.total(of)?;
-    ratio(total as f64, sample.row.workers_total(|w| w.accepted)? as f64)
+    // A server of another project has no report.
+    let established = || Some(load(sample)?.connections.established);
+    ratio(total as f64, sample.row.workers_total(|w| w.accepted).or_else(established)? as f64)
 }
 
 /// Those of whole lives where the kernel's counts are missing.

@@ -69,6 +69,13 @@ fn numbers_come_from_both_reports() {
 }
 
 #[test]
+fn a_worker_that_answered_nothing_counts_also_where_the_server_has_no_report() {
+    let row = Row { server: None, ..row() };
+    assert_eq!(connections_per_worker(&row), Some(vec![80, 20, 0]));
+    assert!((number("max_over_mean", &row).unwrap() - 2.4).abs() < 1e-9);
+}
+
+#[test]
 fn late_answers_and_all_failures_are_in_what_stuck_and_lost_are_shares_of() {
     let mut row = row();
     let report = row.load.as_mut().unwrap();

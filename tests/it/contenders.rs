@@ -1,0 +1,123 @@
+//! Servers of other projects beside ours, as the lab starts them. `scripts/install_contenders.sh` installs them; one that is
+//! missing is a skipped row, as everywhere in the lab, and these tests hold for whatever is there.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use crate::lab::{Scratch, one_table, recorded};
+
+/// Every program and every way to accept for which there is a configuration.
+const CONTENDERS: &[&str] = &[
+    "nginx shared --workers 2",
+    "nginx mutex --workers 2",
+    "nginx reuseport --workers 2",
+    "haproxy",
+    "haproxy busy-polling",
+    "apache2 event",
+    "apache2 prefork --workers 4",
+    "gunicorn --worker-class sync",
+    "gunicorn --worker-class gthread --threads 4 --reuse-port --workers 2",
+    "gunicorn --worker-class gevent",
+    "uvicorn --workers 2",
+    "puma --workers 2",
+    "node",
+    "pm2 --workers 2",
+];
+
+/// A folder with a lesson of one table of these servers, and with the scripts that start them.
+fn scratch(name: &str, servers: &[&str], reload: &str, lines: &str) -> Scratch {
+    let scratch = Scratch::new(name, &lesson(servers, reload, lines));
+    let scripts = concat!(env!("CARGO_MANIFEST_DIR"), "/experiments/contenders");
+    symlink(scripts, scratch.root.join("experiments/contenders")).unwrap();
+    scratch
+}
+
+fn lesson(servers: &[&str], reload: &str, lines: &str) -> String {
+    let server = |words: &&str| format!("{{ run = \"experiments/contenders/{words}\", contender = true{reload} }}, ");
+    let servers: String = servers.iter().map(server).collect();
+    one_table(&format!("server = [{servers}]\n{lines}"))
+}
+
+/// With its temporary files in the scratch folder, so that what is left of them is seen.
+fn run(scratch: &Scratch, variables: &[(&str, &str)]) -> Output {
+    let mut lab = Command::new(env!("CARGO_BIN_EXE_lab"));
+    lab.arg("--root").arg(&scratch.root).args(["run", "--seed", "1"]);
+    lab.env("TMPDIR", &scratch.root).env("ACCEPTLAB_TEST", &scratch.root).envs(variables.iter().copied());
+    lab.output().unwrap()
+}
+
+/// The rows of those that are installed; none of them has failed, and of none is anything left.
+fn measured(scratch: &Scratch) -> Vec<Value> {
+    let output = run(scratch, &[]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(!scratch.lives(), "a process is left");
+    let is_left = |name: &str| name.starts_with("acceptlab-contender");
+    let left =
+        fs::read_dir(&scratch.root).unwrap().flatten().any(|entry| is_left(&entry.file_name().to_string_lossy()));
+    assert!(!left, "files are left");
+    let mut rows = recorded(scratch);
+    for row in &rows {
+        match row["skipped"].as_str() {
+            Some(why) => assert!(why.contains("is not installed (") && !why.contains('\n'), "{why}"),
+            None => assert!(row["failure"].is_null(), "{row}"),
+        }
+    }
+    rows.retain(|row| row["skipped"].is_null());
+    rows
+}
+
+#[test]
+fn each_contender_that_is_installed_answers_is_measured_with_its_children_and_leaves_nothing_behind() {
+    let load = "load = \"loadgen --connections 2 --duration 200ms --warmup 200ms\"\ncolumns = [\"qps\"]";
+    let folder = scratch("contenders", CONTENDERS, "", load);
+    for row in measured(&folder) {
+        let label = row["label"].as_str().unwrap();
+        assert!(row["load"]["requests"].as_u64().unwrap() > 0, "{label}");
+        assert_eq!((&row["server"], &row["load"]["errors"]["timeout"]), (&Value::Null, &Value::from(0)), "{label}");
+        assert!(row["version"].as_str().is_some_and(|version| version.contains(['.'])), "{label}: {}", row["version"]);
+        // The answers come from children of the first process, where there are any.
+        let cpu = |of: &str| row["cpu"][of].as_u64().unwrap_or_else(|| panic!("{label}: a process has come or gone"));
+        assert!(cpu("cpu_us") > 0, "{label}");
+        let has_children = !label.ends_with("contenders/node");
+        assert!(!has_children || cpu("first_us") < cpu("cpu_us"), "{label}: {}", row["cpu"]);
+        let names_it = !label.contains("apache2");
+        assert_eq!(row["load"]["workers"].as_object().is_some_and(|workers| !workers.is_empty()), names_it, "{label}");
+    }
+}
+
+#[test]
+fn a_contender_that_is_missing_is_skipped_with_a_line() {
+    let load = "load = \"loadgen --connections 2 --duration 50ms\"\ncolumns = [\"qps\"]";
+    let folder = scratch("no-contender", &["uvicorn --workers 2", "puma"], "", load);
+    let output = run(&folder, &[("PATH", "/nowhere")]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let why = |row: Value| row["skipped"].as_str().unwrap().to_string();
+    let reasons: Vec<String> = recorded(&folder).into_iter().map(why).collect();
+    let remedy = "is not installed (scripts/install_contenders.sh)";
+    assert!(
+        reasons.contains(&format!("uvicorn {remedy}")) && reasons.contains(&format!("puma {remedy}")),
+        "{reasons:?}"
+    );
+    assert!(folder.lab(&["report", "--check"]).status.success());
+}
+
+#[test]
+fn a_contenders_worker_is_stopped_and_goes_on_and_its_workers_are_replaced() {
+    let load = "load = \"loadgen --connections 100 --requests-per-connection 1 --rate 200 --timeout 600ms \
+                --duration 1600ms\"\ncolumns = [\"stuck\"]\ndisturb =";
+    let servers = ["nginx reuseport --workers 2", "gunicorn --worker-class gthread --reuse-port --workers 2"];
+    let folder = scratch("stopped-contender", &servers, "", &format!("{load} \"stop 1\""));
+    for row in measured(&folder) {
+        let timeouts = row["load"]["errors"]["timeout"].as_u64().unwrap();
+        assert!(timeouts > 10, "{}: {timeouts} of 320 stuck", row["label"]);
+    }
+    let reload = ", reload = \"SIGUSR2\"";
+    let folder = scratch("reloaded-contender", &["haproxy"], reload, &format!("{load} \"after 300ms; hup\""));
+    for row in measured(&folder) {
+        let workers = row["load"]["workers"].as_object().unwrap();
+        assert!(row["cpu"].is_null() && !workers.is_empty(), "the worker is another one now: {row}");
+    }
+}
