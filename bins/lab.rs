@@ -17,12 +17,14 @@ use acceptlab::console::{self, Format};
 use acceptlab::lab::commands::{self, Output};
 use acceptlab::lab::evidence::columns::{self, Column};
 use acceptlab::lab::evidence::pages::OutputFolder;
+use acceptlab::lab::inspect::{self, Target};
 use acceptlab::lab::observe::processes::proc_is_mounted;
 use acceptlab::lab::observe::tracepoints::mount_for_ourselves;
 use acceptlab::lab::plan::experiment::{self, Experiment};
 use acceptlab::lab::plan::manual_values::{Axis, ManualValues};
 use acceptlab::lab::program::{Stop, print_until, watch_for_interrupt};
 use acceptlab::lab::{check, order, record, verify, watch};
+use acceptlab::units::parse_positive_duration;
 use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand};
 use crossbeam_channel::never;
@@ -155,6 +157,29 @@ enum Command {
         #[arg(long)]
         once: bool,
     },
+    /// Say how any running server accepts, from outside, and what is wrong with it
+    ///
+    /// It reads /proc and the kernel's tables of sockets; the server is not written to, not stopped and not traced, and
+    /// needs no counters of its own. A server of your own user needs no root.
+    ///
+    /// Findings: hung-worker, queue-full, blind-selector, nobody-accepts, herd, uneven, one-acceptor, no-reuseport,
+    /// more-workers-than-cpus. Each has its numbers, what to do, and the lesson that explains it.
+    Inspect {
+        /// What to look at: a process and those it has started, a port, an address, or `unix:PATH`.
+        #[arg(value_name = "PID|:PORT|ADDR:PORT", value_parser = Target::parse)]
+        target: Target,
+        /// How long to look.
+        #[arg(long, value_name = "DUR", default_value = "3s", value_parser = parse_positive_duration)]
+        duration: Duration,
+        #[arg(long, value_enum, default_value = "text")]
+        format: Format,
+        /// Exit with 3 when there is one of these findings; `hung` is short for hung-worker.
+        #[arg(long, value_name = "FINDING,...", value_delimiter = ',', value_parser = inspect::parse_finding)]
+        fail_if: Vec<String>,
+        /// Look into the network namespace of this process, a container's say.
+        #[arg(long, value_name = "PID")]
+        netns: Option<i32>,
+    },
     /// Test any server, in any language, against section 1 of the contract
     ///
     /// Six levels: it starts, it answers, it can be measured, HTTP, it is robust, it ends well. The first broken level
@@ -184,10 +209,15 @@ fn a_point() -> PossibleValuesParser {
     check::points().into_iter().map(|point| point.id).into()
 }
 
+/// The status of a program that did its work and found what it was told to fail for, as of `loadgen --fail-if`.
+const FOUND: u8 = 3;
+
 fn main() -> ExitCode {
-    match run(Arguments::parse()) {
+    let arguments = Arguments::parse();
+    let failure = if matches!(arguments.command, Command::Inspect { .. }) { FOUND } else { 1 };
+    match run(arguments) {
         Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(1),
+        Ok(false) => ExitCode::from(failure),
         // 128 + SIGINT, as shells report it.
         Err(Stop::Interrupted) => ExitCode::from(130),
         Err(Stop::Failed(line)) => {
@@ -247,6 +277,12 @@ fn run(arguments: Arguments) -> Result<bool, Stop> {
         }
         Command::Watch { path, once: true, .. } => Ok(watch::print_once(&path).map(|()| true)?),
         Command::Watch { path, interval, .. } => watch::run(&path, interval, &watch_for_interrupt()).map(|()| true),
+        Command::Inspect { target, duration, format, fail_if, netns } => {
+            proc_is_mounted()?;
+            netns.map_or(Ok(()), inspect::enter_namespace_of)?;
+            let options = inspect::Options { target, duration, json: format == Format::Json, fail_if };
+            inspect::run(options, &watch_for_interrupt())
+        }
         Command::Check { explain: Some(point), .. } => print(&check::explain(&point).expect("clap knows the points")),
         Command::Check { all, level, only, format, command, .. } => {
             proc_is_mounted()?;

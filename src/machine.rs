@@ -28,8 +28,8 @@ impl Counters {
         let netstat = fs::read_to_string(format!("/proc/{process}/net/netstat")).unwrap_or_default();
         let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
         Counters {
-            listen_overflows: tcp_ext(&netstat, "ListenOverflows"),
-            listen_drops: tcp_ext(&netstat, "ListenDrops"),
+            listen_overflows: network_counter(&netstat, "TcpExt:", "ListenOverflows"),
+            listen_drops: network_counter(&netstat, "TcpExt:", "ListenDrops"),
             steal_ticks: number(stat.split_whitespace().nth(8).unwrap_or_default()),
         }
     }
@@ -112,9 +112,9 @@ pub(crate) fn number(text: &str) -> u64 {
     text.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(0)
 }
 
-/// One counter of the `TcpExt:` pair of lines, names above values.
-fn tcp_ext(netstat: &str, name: &str) -> u64 {
-    let mut lines = netstat.lines().filter(|line| line.starts_with("TcpExt:"));
+/// One counter of /proc/net/netstat or /proc/net/snmp, whose lines are pairs: names above values. `group` begins both.
+pub fn network_counter(text: &str, group: &str, name: &str) -> u64 {
+    let mut lines = text.lines().filter(|line| line.starts_with(group));
     let (Some(names), Some(values)) = (lines.next(), lines.next()) else { return 0 };
     let mut pairs = names.split_whitespace().zip(values.split_whitespace());
     pairs.find(|(key, _)| *key == name).map_or(0, |(_, value)| number(value))
@@ -127,9 +127,9 @@ mod tests {
     #[test]
     fn a_counter_is_found_below_its_name() {
         let netstat = "TcpExt: A ListenOverflows ListenDrops\nTcpExt: 1 22 333\nIpExt: A\nIpExt: 4\n";
-        assert_eq!(tcp_ext(netstat, "ListenOverflows"), 22);
-        assert_eq!(tcp_ext(netstat, "Missing"), 0);
-        assert_eq!(tcp_ext("", "ListenDrops"), 0);
+        assert_eq!(network_counter(netstat, "TcpExt:", "ListenOverflows"), 22);
+        assert_eq!(network_counter(netstat, "TcpExt:", "Missing"), 0);
+        assert_eq!(network_counter("", "TcpExt:", "ListenDrops"), 0);
     }
 
     #[test]

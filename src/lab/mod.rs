@@ -10,6 +10,7 @@
 //! - [`commands`]: what `lab list`, `explain`, `run`, `report` and `claims` do with all of these;
 //! - [`verify`]: the same cases as tests; [`check`]: any server against the contract; [`order`]: which worker takes connections
 //!   that come one after another; [`watch`]: a running server's counters on the terminal;
+//!   [`inspect`]: how any running server accepts, seen from outside;
 //! - [`trials`]: one task for a process manager, ours or PM2, as the program `trial` runs it.
 //!
 //! Errors are one line each, complete with file, argument and remedy, and are printed by `bins/lab.rs` only.
@@ -24,6 +25,7 @@ pub mod run;
 
 pub mod check;
 pub mod commands;
+pub mod inspect;
 pub mod order;
 pub mod trials;
 pub mod verify;

@@ -42,6 +42,17 @@ pub fn until_uninterrupted<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::
     }
 }
 
+/// Whether two descriptors of two processes mean the same open file (kcmp(2)).
+///
+/// # Errors
+/// EPERM when one of the processes is another user's, ENOSYS where the kernel was built without it, ESRCH, EBADF.
+pub fn is_same_file((pid, fd): (i32, RawFd), (other_pid, other_fd): (i32, RawFd)) -> nix::Result<bool> {
+    const KCMP_FILE: libc::c_int = 0;
+    // SAFETY: kcmp(2) with KCMP_FILE takes five numbers and touches no memory.
+    let order = unsafe { libc::syscall(libc::SYS_kcmp, pid, other_pid, KCMP_FILE, fd as u64, other_fd as u64) };
+    Errno::result(order).map(|order| order == 0)
+}
+
 /// The next connection of a listening socket. Its peer's address is not asked for: almost no server needs it.
 pub fn accept(listener: impl AsFd, flags: SockFlag) -> nix::Result<OwnedFd> {
     let fd = accept4(listener.as_fd().as_raw_fd(), flags | SockFlag::SOCK_CLOEXEC)?;

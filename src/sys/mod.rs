@@ -17,6 +17,7 @@ pub mod poll;
 pub mod process;
 pub mod procfs;
 pub mod signal;
+pub mod sock_diag;
 pub mod socket;
 pub mod terminal;
 pub mod uring;

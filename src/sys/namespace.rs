@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::sys::stat::Mode;
 use nix::unistd::{getegid, geteuid, write};
@@ -81,6 +81,18 @@ pub(super) fn enter([user, network]: [i32; 2]) -> nix::Result<()> {
     for (number, kind) in [(user, libc::CLONE_NEWUSER), (network, libc::CLONE_NEWNET)] {
         // SAFETY: setns(2) touches no memory.
         Errno::result(unsafe { libc::setns(number, kind) })?;
+    }
+    Ok(())
+}
+
+/// Moves the calling process, which has one thread, into the network namespace of another; where the right to do so is
+/// missing, into its user namespace first, which gives it to the user who made that (setns(2)).
+pub fn enter_network_of(pid: i32) -> io::Result<()> {
+    let open = |name: &str| File::open(format!("/proc/{pid}/ns/{name}"));
+    let network = open("net")?;
+    if setns(&network, CloneFlags::CLONE_NEWNET) == Err(Errno::EPERM) {
+        setns(&open("user")?, CloneFlags::CLONE_NEWUSER)?;
+        setns(&network, CloneFlags::CLONE_NEWNET)?;
     }
     Ok(())
 }

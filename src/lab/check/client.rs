@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
-use super::queues::queues;
 use super::{CommonCause, NotHeld, ProbeResult, SentRequest, broken, not_applicable};
 use crate::http::signature;
 use crate::lab::deadline::Deadline;
 use crate::lab::observe::processes::poll_until;
+use crate::sys::sock_diag::tcp_connection;
 
 /// How long an answer may take that needs no time at all.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -135,7 +135,7 @@ impl Client {
     /// Waits until every byte we sent has arrived and the server has taken it out of its socket.
     pub fn was_read(&self) -> ProbeResult {
         let (ours, theirs) = self.addresses()?;
-        let read = poll_until(ANSWER_TIMEOUT, || match (queues(ours, theirs), queues(theirs, ours)) {
+        let read = poll_until(ANSWER_TIMEOUT, || match (tcp_connection(ours, theirs), tcp_connection(theirs, ours)) {
             (Err(errno), _) | (_, Err(errno)) => Some(not_applicable(format!("sock_diag(7): {errno}"))),
             (Ok(Some(near)), Ok(Some(far))) => (near.sent == 0 && far.received == 0).then_some(Ok(())),
             _ => None,
@@ -150,7 +150,7 @@ impl Client {
         // A server that has an answer ready does not pause for so long in the middle of sending.
         let standstill = Duration::from_millis(50);
         let mut last = (0, Instant::now());
-        let piled_up = poll_until(ANSWER_TIMEOUT, || match queues(ours, theirs) {
+        let piled_up = poll_until(ANSWER_TIMEOUT, || match tcp_connection(ours, theirs) {
             Err(errno) => Some(not_applicable(format!("sock_diag(7): {errno}"))),
             Ok(Some(near)) if near.received != last.0 => {
                 last = (near.received, Instant::now());

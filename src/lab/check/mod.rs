@@ -5,7 +5,7 @@
 //! and a probe. A level that is broken ends the check, because what is behind it needs what is missing. To see a level
 //! broken that needs a parser: `lab check --level 5 -- target/release/null-server`.
 //!
-//! In reading order: [`server`] (the program as a process), [`client`] and [`queues`] (the program as seen from the
+//! In reading order: [`server`] (the program as a process), [`client`] (the program as seen from the
 //! network), then the tables by level: 1 [`start`], 2 [`answer`], 3 [`measure`] and [`work`], 4 [`http`], 5 [`bad_input`]
 //! and [`timeouts`], 6 [`stop`]; [`judge`] tries them, [`output`] shows what came out.
 
@@ -22,7 +22,6 @@ pub mod server;
 
 mod judge;
 mod output;
-mod queues;
 
 mod answer;
 mod bad_input;

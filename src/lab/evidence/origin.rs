@@ -18,7 +18,7 @@ const OF_A_PROGRAM: (&str, &str) = ("src/lab/trials/", "trial");
 const FILES_OF_LESSONS: &str = "experiments/";
 
 /// What reads rows, or shows servers, but takes no part in making rows.
-const MAKES_NO_ROWS: [&str; 3] = ["src/lab/evidence/", "src/lab/watch/", "src/lab/check/"];
+const MAKES_NO_ROWS: [&str; 4] = ["src/lab/evidence/", "src/lab/watch/", "src/lab/check/", "src/lab/inspect/"];
 
 /// What was found, in lines for a person.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -135,7 +135,7 @@ fn online_cpus() -> Result<Vec<usize>, String> {
 }
 
 /// `0-3,8` as the kernel writes it.
-fn parse_cpus(list: &str) -> Option<Vec<usize>> {
+pub fn parse_cpus(list: &str) -> Option<Vec<usize>> {
     let mut cpus = Vec::new();
     for part in list.split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));

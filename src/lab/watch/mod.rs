@@ -23,6 +23,7 @@ use crate::lab::program::{Interrupt, Stop};
 use crate::terminal::{Paint, Screen};
 use crate::units::parse_duration;
 use rates::View;
+pub use rates::is_herd;
 use sample::{Look, WatchedServer};
 
 /// A shorter interval shows the eye no more, and costs the terminal CPU time.

@@ -1,0 +1,235 @@
+//! What a recording says: a pure function of what was read. [`summary`] adds up each process, [`roles`] tells who accepts
+//! and who serves, [`workers`] measures each of them, [`wrong`] finds what is wrong, [`advice`] what to do.
+
+mod advice;
+mod roles;
+mod summary;
+mod workers;
+mod wrong;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
+use super::look::{Recording, Task};
+use crate::evenness;
+use crate::report::Evenness;
+use crate::units::over;
+pub use roles::{Dispatch, Roles, Way};
+pub use summary::Wait;
+use summary::{Summary, summarize};
+pub use workers::{State, Worker};
+pub use wrong::{Finding, IDS};
+
+/// What `lab inspect --format json` prints (contract, section 6; `schema/inspect.schema.json`).
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Diagnosis {
+    pub schema: u32,
+    /// The command line of the first process.
+    pub command: String,
+    pub duration_s: f64,
+    pub listeners: Vec<ListenerState>,
+    pub dispatch: Dispatch,
+    pub way: Way,
+    pub workers: Vec<Worker>,
+    /// The process that accepts for the workers, where it is none of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub master: Option<Worker>,
+    pub totals: Totals,
+    /// Of the connections seen at each worker, or, where few were seen, of their CPU time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evenness: Option<Evenness>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evenness_of: Option<Basis>,
+    pub findings: Vec<Finding>,
+    pub unseen: Vec<String>,
+}
+
+/// What the workers' shares were measured by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Basis {
+    Connections,
+    Cpu,
+}
+
+/// All sockets that are bound to one address.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ListenerState {
+    pub address: String,
+    pub sharing: Sharing,
+    pub sockets: usize,
+    pub is_dual: bool,
+    /// Of one socket.
+    pub backlog: u32,
+    /// Connections that nobody has accepted, in all its sockets.
+    pub queued: u32,
+    /// In the fullest socket at any look.
+    pub most_queued: u32,
+    /// While it was looked at.
+    pub drops: u32,
+    /// Each socket: who holds it, and what waits in it.
+    pub queues: Vec<Queue>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Queue {
+    pub inode: u32,
+    /// The processes that accept from it.
+    pub pids: Vec<i32>,
+    pub queued: u32,
+    /// The fewest that waited in it at any look of the last second.
+    pub least_queued: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sharing {
+    One,
+    Shared,
+    Reuseport,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Totals {
+    /// Connections that began.
+    pub new_connections: u64,
+    /// Open ones now.
+    pub connections: u64,
+    /// Requests beside the first of each connection, as far as their segments were seen.
+    pub more_requests: u64,
+    pub unaccepted: u64,
+    /// For a second or longer.
+    pub unaccepted_long: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub switches_per_connection: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_us_per_connection: Option<f64>,
+}
+
+/// With fewer connections there is no number per connection.
+const ENOUGH: u64 = 10;
+
+pub fn diagnose(recording: &Recording) -> Diagnosis {
+    let summaries = summarize(recording);
+    let roles = roles::roles(recording, &summaries);
+    let totals = totals(recording, &summaries, &roles);
+    let listeners = listeners(recording, &roles);
+    let mut workers: Vec<Worker> = Vec::new();
+    for pid in &roles.workers {
+        workers.push(Worker::of(recording, &summaries[pid], &roles, &listeners));
+    }
+    let (evenness, basis) = workers::share_out(&mut workers, totals.new_connections);
+    let master = roles.acceptors.keys().find(|pid| !roles.workers.contains(pid));
+    let master = master.map(|pid| Worker::of(recording, &summaries[pid], &roles, &listeners));
+    let mut diagnosis = Diagnosis {
+        schema: 1,
+        command: command(recording, &roles),
+        duration_s: recording.seconds(),
+        listeners,
+        dispatch: roles.dispatch,
+        way: roles.way,
+        workers,
+        master,
+        totals,
+        evenness,
+        evenness_of: basis,
+        findings: Vec::new(),
+        unseen: recording.unseen.clone(),
+    };
+    diagnosis.findings = wrong::findings(recording, &summaries, &roles, &diagnosis);
+    diagnosis
+}
+
+/// Of the process whose parent is no member of the server.
+fn command(recording: &Recording, roles: &Roles) -> String {
+    let all = &recording.last().processes;
+    let is_root = |parent: i32| !all.iter().any(|other| other.pid == parent);
+    let root = all.iter().find(|process| is_root(process.parent)).map(|process| process.pid);
+    let root = root.or(roles.workers.first().copied());
+    let words = root.and_then(|pid| recording.commands.get(&pid)).cloned().unwrap_or_default();
+    let mut words: Vec<&str> = words.iter().map(String::as_str).collect();
+    if let Some(first) = words.first_mut() {
+        *first = first.rsplit('/').next().unwrap_or(first);
+    }
+    words.join(" ")
+}
+
+fn totals(recording: &Recording, summaries: &BTreeMap<i32, Summary>, roles: &Roles) -> Totals {
+    let (first, last) = (recording.first(), recording.last());
+    // On the loopback every closed connection leaves its TIME_WAIT on this machine, so all are seen. Elsewhere a client
+    // that closes first keeps it, and the count of the whole network namespace says more.
+    let is_local = last.listeners.iter().all(|listener| listener.ip().is_none_or(|ip| ip.ip().is_loopback()));
+    let of_all = last.passive_opens.saturating_sub(first.passive_opens);
+    let new_connections = if is_local { last.new } else { last.new.max(of_all) };
+    let who: BTreeSet<i32> = roles.acceptors.keys().chain(&roles.workers).copied().collect();
+    let sum = |of: fn(&Summary) -> u64| who.iter().map(|pid| of(&summaries[pid])).sum::<u64>() as f64;
+    let per = |amount: f64| (new_connections >= ENOUGH).then(|| over(amount, new_connections as f64));
+    Totals {
+        new_connections,
+        connections: last.open,
+        more_requests: last.requests,
+        unaccepted: last.unaccepted,
+        unaccepted_long: last.unaccepted_long,
+        switches_per_connection: per(sum(|summary| summary.voluntary)),
+        cpu_us_per_connection: per(sum(|summary| summary.cpu_ns) / 1e3),
+    }
+}
+
+fn listeners(recording: &Recording, roles: &Roles) -> Vec<ListenerState> {
+    let (first, last) = (recording.first(), recording.last());
+    let recent = recording.recent();
+    let accepting = |inode: u32| -> Vec<i32> {
+        let all = last.processes.iter().filter(|process| process.holds.contains(&inode));
+        all.map(|process| process.pid).filter(|pid| roles.acceptors.contains_key(pid)).collect()
+    };
+    let mut found: Vec<ListenerState> = Vec::new();
+    for listener in &last.listeners {
+        let pids = accepting(listener.inode);
+        let at_looks = |looks: &[super::look::Look]| -> Vec<u32> {
+            let all = looks.iter().flat_map(|look| &look.listeners);
+            all.filter(|other| other.inode == listener.inode).map(|other| other.queued).collect()
+        };
+        let before = first.listeners.iter().find(|other| other.inode == listener.inode);
+        let drops = listener.drops.saturating_sub(before.map_or(0, |before| before.drops));
+        let most_queued = at_looks(&recording.looks).into_iter().max().unwrap_or(0);
+        let least_queued = at_looks(recent).into_iter().min().unwrap_or(0);
+        let queue = Queue { inode: listener.inode, pids, queued: listener.queued, least_queued };
+        match found.iter_mut().find(|other| other.address == listener.address) {
+            Some(group) => {
+                group.sockets += 1;
+                group.sharing = Sharing::Reuseport;
+                group.queued += listener.queued;
+                group.most_queued = group.most_queued.max(most_queued);
+                group.drops += drops;
+                group.queues.push(queue);
+            }
+            None => found.push(ListenerState {
+                address: listener.address.clone(),
+                sharing: if queue.pids.len() > 1 { Sharing::Shared } else { Sharing::One },
+                sockets: 1,
+                is_dual: listener.is_dual,
+                backlog: listener.backlog,
+                queued: listener.queued,
+                most_queued,
+                drops,
+                queues: vec![queue],
+            }),
+        }
+    }
+    found
+}
+
+/// Counts of a few workers that chance would hardly make; `None` where there is nothing to compare.
+fn measured(counts: &[u64]) -> Option<Evenness> {
+    (counts.len() > 1 && counts.iter().sum::<u64>() > 0).then(|| evenness::measure(counts))
+}
+
+/// The threads of a process that had most of its CPU time, of those that live.
+fn busiest<'a>(summary: &Summary<'a>) -> Option<(&'a Task, u64)> {
+    let of = |task: &'a Task| (task, summary.cpu_of.get(&task.tid).copied().unwrap_or(0));
+    summary.last.tasks.iter().map(of).max_by_key(|(_, cpu_ns)| *cpu_ns)
+}

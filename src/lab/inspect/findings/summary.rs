@@ -1,0 +1,176 @@
+//! One process over all looks: by how much its counters grew, and which ways to wait for a listener it was seen in.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
+use crate::lab::inspect::look::{Call, Look, Process, Recording, Task};
+
+/// How a worker waits for a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Wait {
+    Accept,
+    Poll,
+    Select,
+    Epoll,
+    EpollEdge,
+    EpollExclusive,
+    #[serde(rename = "io_uring")]
+    IoUring,
+    Lock,
+    Other,
+}
+
+impl Wait {
+    /// The name of the contract.
+    pub fn name(self) -> String {
+        serde_json::to_value(self).ok().and_then(|name| name.as_str().map(str::to_string)).unwrap_or_default()
+    }
+
+    pub fn is_epoll(self) -> bool {
+        matches!(self, Wait::Epoll | Wait::EpollEdge | Wait::EpollExclusive)
+    }
+
+    /// The kernel wakes every worker that sleeps like this in a call of its own.
+    pub fn wakes_all(self) -> bool {
+        matches!(self, Wait::Poll | Wait::Select | Wait::Epoll | Wait::EpollEdge)
+    }
+}
+
+const EPOLLEXCLUSIVE: u32 = 1 << 28;
+const EPOLLET: u32 = 1 << 31;
+
+/// Threads that event loops start for work that blocks (Node, libuv, ours), and those in which io_uring works for its
+/// process: they take no connections.
+const HELPERS: [&str; 7] =
+    ["libuv-worker", "V8Worker", "DelayedTaskSche", "SignalInspector", "helper", "iou-wrk", "iou-sqp"];
+
+pub struct Summary<'a> {
+    pub first: &'a Process,
+    pub last: &'a Process,
+    /// How it was seen to wait for one of the listeners, and whether it was seen at all.
+    pub wait: Option<Wait>,
+    /// Its epoll instance is also another process's.
+    pub shares_epoll: bool,
+    /// Threads that were seen to wait for a listener.
+    pub acceptors: BTreeSet<i32>,
+    pub cpu_ns: u64,
+    pub wait_ns: u64,
+    pub voluntary: u64,
+    /// By thread: CPU time.
+    pub cpu_of: BTreeMap<i32, u64>,
+    /// How often its threads were seen in each call.
+    pub calls: BTreeMap<Call, usize>,
+}
+
+/// All processes that were there at the last look.
+pub fn summarize(recording: &Recording) -> BTreeMap<i32, Summary<'_>> {
+    let pids = recording.last().processes.iter().map(|process| process.pid);
+    pids.filter_map(|pid| Some((pid, Summary::of(&recording.process(pid).collect::<Vec<_>>())?))).collect()
+}
+
+impl<'a> Summary<'a> {
+    pub fn of(looks: &[(&Look, &'a Process)]) -> Option<Summary<'a>> {
+        let (first, last) = (looks.first()?.1, looks.last()?.1);
+        let mut summary = Summary {
+            first,
+            last,
+            wait: None,
+            shares_epoll: looks.iter().flat_map(|(_, process)| &process.watches).any(|w| w.instance_of.is_some()),
+            acceptors: BTreeSet::new(),
+            cpu_ns: 0,
+            wait_ns: 0,
+            voluntary: 0,
+            cpu_of: BTreeMap::new(),
+            calls: BTreeMap::new(),
+        };
+        let mut before: BTreeMap<i32, &Task> = BTreeMap::new();
+        for (i, (_, process)) in looks.iter().enumerate() {
+            for task in &process.tasks {
+                *summary.calls.entry(task.call).or_default() += 1;
+                if task.is_at_listener {
+                    summary.acceptors.insert(task.tid);
+                }
+                // A thread that was not there before began with nothing.
+                let nothing = Task::default();
+                let then = before.get(&task.tid).copied().unwrap_or(if i == 0 { task } else { &nothing });
+                let cpu_ns = task.cpu_ns.saturating_sub(then.cpu_ns);
+                summary.cpu_ns += cpu_ns;
+                *summary.cpu_of.entry(task.tid).or_default() += cpu_ns;
+                summary.wait_ns += task.wait_ns.saturating_sub(then.wait_ns);
+                summary.voluntary += task.voluntary.saturating_sub(then.voluntary);
+            }
+            before = process.tasks.iter().map(|task| (task.tid, task)).collect();
+        }
+        summary.wait = looks.iter().find_map(|(_, process)| seen_wait(process));
+        Some(summary)
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.last.pid
+    }
+
+    /// Different connections that were seen at this process.
+    pub fn seen(&self) -> u64 {
+        self.first.open + self.last.new
+    }
+
+    /// Threads that may serve connections.
+    pub fn threads(&self) -> impl Iterator<Item = &'a Task> {
+        self.last.tasks.iter().filter(|task| !HELPERS.iter().any(|helper| task.name.starts_with(helper)))
+    }
+
+    /// In none of these threads' calls did it sleep for anything.
+    pub fn is_always_running(&self) -> bool {
+        self.calls.keys().all(|call| *call == Call::Running)
+    }
+}
+
+/// How the process waits for a listener at this look, if it does.
+pub fn seen_wait(process: &Process) -> Option<Wait> {
+    if let Some(watch) = process.watches.first() {
+        return Some(match watch.events {
+            events if events & EPOLLEXCLUSIVE != 0 => Wait::EpollExclusive,
+            events if events & EPOLLET != 0 => Wait::EpollEdge,
+            _ => Wait::Epoll,
+        });
+    }
+    if !process.holds.is_empty() && process.ring_accepts.is_some_and(|accepts| accepts > 0) {
+        return Some(Wait::IoUring);
+    }
+    process.tasks.iter().filter(|task| task.is_at_listener).find_map(|task| match task.call {
+        Call::Accept => Some(Wait::Accept),
+        Call::Poll => Some(Wait::Poll),
+        Call::Select => Some(Wait::Select),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::inspect::look::Watch;
+
+    #[test]
+    fn the_flags_of_epoll_say_whom_the_kernel_wakes() {
+        let wait = |events| {
+            let watches = vec![Watch { events, ..Watch::default() }];
+            seen_wait(&Process { watches, ..Process::default() }).map(Wait::name)
+        };
+        let names = [0x19, 0x8000_0019, 0x1000_0019].map(|events| wait(events).unwrap());
+        assert_eq!(names, ["epoll", "epoll-edge", "epoll-exclusive"]);
+        assert_eq!(seen_wait(&Process::default()), None);
+    }
+
+    #[test]
+    fn counters_of_threads_that_end_and_begin_are_added_up() {
+        let task = |tid, cpu_ns| Task { tid, cpu_ns, ..Task::default() };
+        let process = |tasks: &[Task]| Process { pid: 7, tasks: tasks.to_vec(), ..Process::default() };
+        let looks = [&[task(1, 100), task(2, 50)][..], &[task(1, 110), task(2, 60)], &[task(1, 110), task(3, 5)]];
+        let looks = looks.map(|tasks| (Look::default(), process(tasks)));
+        let looks: Vec<_> = looks.iter().map(|(look, process)| (look, process)).collect();
+        let summary = Summary::of(&looks).unwrap();
+        assert_eq!((summary.cpu_ns, summary.cpu_of[&2], summary.cpu_of[&3]), (25, 10, 5));
+    }
+}

@@ -1,0 +1,1 @@
+//! Each finding, from a recorded look.

@@ -1,0 +1,170 @@
+//! Each worker: how it waits, its share, what it costs, and whether it hangs.
+
+use serde::Serialize;
+
+use super::roles::Roles;
+use super::summary::{Summary, Wait};
+use super::{Basis, ENOUGH, ListenerState, measured};
+use crate::lab::inspect::look::{Call, Look, Process, Recording};
+use crate::report::Evenness;
+
+/// So many connections seen for each worker are enough to speak of its share.
+const SEEN_PER_WORKER: u64 = 5;
+/// Below this, CPU time says nothing about connections.
+const CPU_ENOUGH_NS: u64 = 5_000_000;
+/// A worker that uses less than this share of a CPU, and has no connection, is idle.
+const IDLE_SHARE: f64 = 0.002;
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Worker {
+    pub pid: i32,
+    pub waits_in: Wait,
+    /// Its epoll instance is also other processes'.
+    pub shares_epoll: bool,
+    pub threads: usize,
+    /// Of the new connections.
+    pub accepted_share: Option<f64>,
+    /// Open now.
+    pub connections: u64,
+    pub switches_per_connection: Option<f64>,
+    /// Of one CPU; of several threads together it may be more than 1.
+    pub cpu_share: f64,
+    /// Of the time, ready to run and without a CPU.
+    pub waited_share: f64,
+    pub switches_per_s: f64,
+    /// Connections in its own socket's queue; absent where it shares the socket.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queued: Option<u32>,
+    pub state: State,
+    /// Why it hangs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hangs_in: Option<&'static str>,
+    #[serde(skip)]
+    pub seen: u64,
+    #[serde(skip)]
+    pub cpu_ns: u64,
+    #[serde(skip)]
+    pub voluntary: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    Serving,
+    Idle,
+    Hung,
+}
+
+impl Recording {
+    /// The looks of the last second, from the last one that is a second old; all, where none is.
+    pub fn recent(&self) -> &[Look] {
+        let since = self.last().at_ns.saturating_sub(super::super::look::LONG_NS);
+        let from = self.looks.iter().rposition(|look| look.at_ns <= since).unwrap_or(0);
+        &self.looks[from..]
+    }
+}
+
+impl Worker {
+    pub fn of(recording: &Recording, summary: &Summary, roles: &Roles, listeners: &[ListenerState]) -> Worker {
+        let (pid, seconds) = (summary.pid(), recording.seconds().max(1e-3));
+        let own = listeners.iter().flat_map(|listener| &listener.queues).filter(|queue| queue.pids == [pid]);
+        let own: Vec<_> = own.collect();
+        let least_queued = own.iter().map(|queue| queue.least_queued).max().unwrap_or(0);
+        let hangs_in = hangs_in(recording, pid, least_queued);
+        let cpu_share = summary.cpu_ns as f64 / 1e9 / seconds;
+        Worker {
+            pid,
+            waits_in: roles.acceptors.get(&pid).copied().unwrap_or_else(|| sleeps_in(summary)),
+            shares_epoll: summary.shares_epoll,
+            threads: summary.threads().count(),
+            accepted_share: None,
+            connections: summary.last.open,
+            switches_per_connection: None,
+            cpu_share,
+            waited_share: summary.wait_ns as f64 / 1e9 / seconds,
+            switches_per_s: summary.voluntary as f64 / seconds,
+            queued: (!own.is_empty()).then(|| own.iter().map(|queue| queue.queued).sum()),
+            state: match hangs_in {
+                Some(_) => State::Hung,
+                None if summary.last.open + summary.last.new == 0 && cpu_share < IDLE_SHARE => State::Idle,
+                None => State::Serving,
+            },
+            hangs_in,
+            seen: summary.seen(),
+            cpu_ns: summary.cpu_ns,
+            voluntary: summary.voluntary,
+        }
+    }
+}
+
+/// The call of a worker that does not wait for the listener: for connections that are passed to it, say.
+fn sleeps_in(summary: &Summary) -> Wait {
+    let most = summary.calls.iter().filter(|(call, _)| **call != Call::Running).max_by_key(|(_, count)| **count);
+    match most.map(|(call, _)| *call) {
+        Some(Call::Accept) => Wait::Accept,
+        Some(Call::Poll) => Wait::Poll,
+        Some(Call::Select) => Wait::Select,
+        Some(Call::Epoll) => Wait::Epoll,
+        Some(Call::IoUring) => Wait::IoUring,
+        Some(Call::Lock) => Wait::Lock,
+        _ => Wait::Other,
+    }
+}
+
+/// Why a worker counts as hung: it is stopped, or for a second it has not run, or has run in circles, while connections
+/// wait for it. `least_queued` is the fewest that waited in a socket of its own.
+fn hangs_in(recording: &Recording, pid: i32, least_queued: u32) -> Option<&'static str> {
+    let looks = recording.recent();
+    let of = |look: &'_ Look| look.processes.iter().position(|process| process.pid == pid);
+    let (first, last) = (looks.first()?, looks.last()?);
+    let (first_seen, last_seen) = (&first.processes[of(first)?], &last.processes[of(last)?]);
+    if matches!(last_seen.state, 'T' | 't') {
+        return Some("stopped by a signal");
+    }
+    if last.at_ns - first.at_ns < super::super::look::LONG_NS || first_seen.started != last_seen.started {
+        return None;
+    }
+    let seen: Vec<&Process> = looks.iter().filter_map(|look| Some(&look.processes[of(look)?])).collect();
+    let sum = |process: &Process, of: fn(&super::Task) -> u64| process.tasks.iter().map(of).sum::<u64>();
+    let has_run = sum(last_seen, |task| task.cpu_ns) > sum(first_seen, |task| task.cpu_ns);
+    let has_slept = sum(last_seen, |task| task.voluntary) > sum(first_seen, |task| task.voluntary);
+    let calls = || seen.iter().flat_map(|process| &process.tasks).map(|task| task.call);
+    // A client that does not read its answers has unread requests, too, and an event loop is right to wait.
+    let waits = |call| matches!(call, Call::Epoll | Call::Poll | Call::Select | Call::IoUring | Call::Transfer);
+    let is_stuck = last_seen.unread > 0 && !calls().any(waits);
+    if !has_run && (least_queued > 0 || is_stuck) {
+        return Some(match last_seen.state {
+            'D' => "in the kernel, where no signal reaches it (state D)",
+            _ => "asleep in another call than that for connections",
+        });
+    }
+    let moves = last_seen.new > first_seen.new || last_seen.open < first_seen.open;
+    let is_always_running = calls().all(|call| call == Call::Running);
+    let is_in_circles = has_run && !has_slept && is_always_running && !moves && last_seen.unread > 0;
+    is_in_circles.then_some("running, and in no system call")
+}
+
+/// Gives each worker its share: by the connections seen at it, or, where too few were seen, by its CPU time.
+pub fn share_out(workers: &mut [Worker], new_connections: u64) -> (Option<Evenness>, Option<Basis>) {
+    let count = workers.len() as u64;
+    let seen: u64 = workers.iter().map(|worker| worker.seen).sum();
+    let cpu_ns: u64 = workers.iter().map(|worker| worker.cpu_ns).sum();
+    let (basis, shares): (_, Vec<f64>) = if seen >= (SEEN_PER_WORKER * count).max(ENOUGH) {
+        (Basis::Connections, workers.iter().map(|worker| worker.seen as f64 / seen as f64).collect())
+    } else if new_connections >= ENOUGH && cpu_ns >= CPU_ENOUGH_NS {
+        (Basis::Cpu, workers.iter().map(|worker| worker.cpu_ns as f64 / cpu_ns as f64).collect())
+    } else {
+        return (None, None);
+    };
+    for (worker, &share) in workers.iter_mut().zip(&shares) {
+        worker.accepted_share = Some(share);
+        let accepted = share * new_connections as f64;
+        worker.switches_per_connection = (accepted >= 1.0).then(|| worker.voluntary as f64 / accepted);
+    }
+    let counts: Vec<u64> = match basis {
+        Basis::Connections => workers.iter().map(|worker| worker.seen).collect(),
+        Basis::Cpu => shares.iter().map(|share| (share * new_connections as f64).round() as u64).collect(),
+    };
+    let evenness = measured(&counts);
+    (evenness.clone(), evenness.map(|_| basis))
+}

@@ -1,0 +1,374 @@
+//! What is wrong, each with the numbers that say so, the lesson that explains it, and what to do about it.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::roles::{Dispatch, Roles, Way};
+use super::summary::{Summary, Wait};
+use super::{Basis, Diagnosis, ENOUGH, ListenerState, Sharing, State, Totals, Worker, advice, busiest};
+use crate::lab::inspect::look::{Call, Recording};
+use crate::lab::watch::is_herd;
+use crate::units::number;
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Finding {
+    pub id: &'static str,
+    pub says: String,
+    pub numbers: BTreeMap<&'static str, f64>,
+    pub lesson: &'static str,
+    pub advice: String,
+}
+
+/// All there are, as `--fail-if` takes them.
+pub const IDS: [&str; 9] = [
+    "hung-worker",
+    "queue-full",
+    "blind-selector",
+    "nobody-accepts",
+    "herd",
+    "uneven",
+    "one-acceptor",
+    "no-reuseport",
+    "more-workers-than-cpus",
+];
+
+const HERD: &str = "06-the-thundering-herd";
+const WHO_GETS_IT: &str = "07-who-gets-the-connection-all-strategies";
+const ONE_QUEUE_OR_MANY: &str = "08-one-queue-or-many";
+const HANGS: &str = "09-a-worker-that-hangs";
+const LOST: &str = "10-lost-in-the-queue";
+const STAYING: &str = "16-connections-that-stay";
+const ONE_THREAD: &str = "18-one-thread-is-not-enough";
+const ONE_ACCEPTOR: &str = "25-one-acceptor-or-many";
+
+/// Chance makes this seldom enough.
+const UNLIKELY: f64 = 0.01;
+/// The busiest worker has at least so many times the mean; CPU time is a worse measure than connections.
+const NOTABLE: f64 = 1.3;
+const NOTABLE_BY_CPU: f64 = 1.6;
+/// A thread with this share of a CPU has none left.
+const CEILING: f64 = 0.85;
+
+struct Case<'a> {
+    recording: &'a Recording,
+    summaries: &'a BTreeMap<i32, Summary<'a>>,
+    roles: &'a Roles,
+    found: &'a Diagnosis,
+    kind: advice::Kind,
+}
+
+/// In the order of [`IDS`].
+pub fn findings(
+    recording: &Recording,
+    summaries: &BTreeMap<i32, Summary>,
+    roles: &Roles,
+    found: &Diagnosis,
+) -> Vec<Finding> {
+    let case = Case { recording, summaries, roles, found, kind: advice::kind(recording) };
+    let mut findings = case.hung();
+    findings.extend(case.found.listeners.iter().filter_map(|listener| case.queue_full(listener)));
+    findings.extend(case.found.listeners.iter().filter_map(|listener| case.blind_selector(listener)));
+    let rest = [
+        case.nobody_accepts(),
+        case.herd(),
+        case.uneven(),
+        case.one_acceptor(),
+        case.no_reuseport(),
+        case.more_workers_than_cpus(),
+    ];
+    findings.extend(rest.into_iter().flatten());
+    findings
+}
+
+fn finding(id: &'static str, lesson: &'static str, says: String, advice: &str) -> Finding {
+    Finding { id, says, numbers: BTreeMap::new(), lesson, advice: advice.to_string() }
+}
+
+impl Finding {
+    fn with(mut self, numbers: &[(&'static str, f64)]) -> Finding {
+        self.numbers.extend(numbers.iter().copied());
+        self
+    }
+}
+
+impl Case<'_> {
+    fn hung(&self) -> Vec<Finding> {
+        let all = self.found.workers.iter().chain(&self.found.master);
+        let hung = all.filter(|worker| worker.state == State::Hung);
+        let one = hung.map(|worker| {
+            let pid = worker.pid;
+            let process = &self.summaries[&pid].last;
+            let why = worker.hangs_in.unwrap_or_default();
+            let waits = match (worker.queued.unwrap_or(0), process.open) {
+                (0, 0) => "no connection waits for it yet".to_string(),
+                (queued, 0) => format!("{queued} connections wait in its own queue"),
+                (0, open) => format!("it holds {open} open connections"),
+                (queued, open) => format!("it holds {open} open connections, and {queued} wait in its own queue"),
+            };
+            let signal =
+                if why.starts_with("stopped") { format!("; `kill -CONT {pid}` lets it go on") } else { String::new() };
+            let advice = format!("{}{signal}", advice::replace(self.kind));
+            finding("hung-worker", HANGS, format!("pid {pid} hangs: {why}; {waits}"), &advice).with(&[
+                ("pid", f64::from(pid)),
+                ("queued", f64::from(worker.queued.unwrap_or(0))),
+                ("connections", process.open as f64),
+                ("unread_connections", process.unread as f64),
+            ])
+        });
+        one.collect()
+    }
+
+    fn queue_full(&self, listener: &ListenerState) -> Option<Finding> {
+        let (most, backlog, drops) = (listener.most_queued, listener.backlog, listener.drops);
+        // The kernel takes one more than the backlog (`sk_acceptq_is_full` in include/net/sock.h).
+        if most <= backlog && drops == 0 {
+            return None;
+        }
+        let somaxconn = self.recording.machine.somaxconn;
+        let limit = match u64::from(backlog) >= somaxconn {
+            true => format!("; net.core.somaxconn is {somaxconn}, so it must rise first"),
+            false => String::new(),
+        };
+        let dropped = if drops > 0 { format!(", and {drops} were dropped meanwhile") } else { String::new() };
+        let address = &listener.address;
+        let says = format!("the accept queue of {address} is full: {most} waited, its backlog is {backlog}{dropped}");
+        let advice = format!("{}{limit}", advice::longer_queue(self.kind));
+        Some(finding("queue-full", LOST, says, &advice).with(&[
+            ("most_queued", f64::from(most)),
+            ("backlog", f64::from(backlog)),
+            ("drops", f64::from(drops)),
+            ("somaxconn", somaxconn as f64),
+        ]))
+    }
+
+    /// The hash goes on to choose a socket whose owner does not accept.
+    fn blind_selector(&self, listener: &ListenerState) -> Option<Finding> {
+        let queues = &listener.queues;
+        let is_hung = |pid: &i32| self.found.workers.iter().any(|w| w.pid == *pid && w.state == State::Hung);
+        let blocked = queues.iter().filter(|queue| {
+            let nobody = queue.pids.is_empty() || queue.pids.iter().all(is_hung);
+            queue.least_queued > 0 && (nobody || queues.iter().any(|other| other.least_queued == 0))
+        });
+        let blocked: Vec<_> = blocked.collect();
+        let has_time = self.recording.recent().len() > 1 && self.recording.seconds() >= 1.0;
+        if listener.sharing != Sharing::Reuseport || blocked.is_empty() || blocked.len() == queues.len() || !has_time {
+            return None;
+        }
+        let (sockets, waiting) = (queues.len(), blocked.iter().map(|queue| queue.queued).sum::<u32>());
+        let whose = match blocked[0].pids.first() {
+            Some(pid) => format!("of pid {pid}"),
+            None => "that nobody accepts from".to_string(),
+        };
+        let says = format!(
+            "the kernel chooses one of {sockets} sockets by a hash and does not look at their queues: {waiting} \
+             connections wait in that {whose}, while others are empty"
+        );
+        let advice = "a selector that knows the workers (SO_ATTACH_REUSEPORT_CBPF or _EBPF), or one shared socket";
+        let numbers = [("sockets", sockets as f64), ("blocked", blocked.len() as f64), ("queued", f64::from(waiting))];
+        Some(finding("blind-selector", HANGS, says, advice).with(&numbers))
+    }
+
+    fn nobody_accepts(&self) -> Option<Finding> {
+        let long = self.found.totals.unaccepted_long;
+        let is_explained = self.found.workers.iter().chain(&self.found.master).any(|w| w.state == State::Hung);
+        if long == 0 || is_explained {
+            return None;
+        }
+        let mut calls: BTreeMap<Call, usize> = BTreeMap::new();
+        for pid in self.roles.acceptors.keys() {
+            for (call, count) in &self.summaries[pid].calls {
+                *calls.entry(*call).or_default() += count;
+            }
+        }
+        let does = match calls.iter().max_by_key(|(_, count)| **count).map(|(call, _)| *call) {
+            None => "no process that accepts was seen",
+            Some(Call::Transfer) => "the workers wait for bytes of the clients they have",
+            Some(Call::Running) => "the workers have no CPU time left for them",
+            Some(Call::Sleep | Call::Futex | Call::Lock) => "the workers sleep in other calls",
+            Some(_) => "the workers wait for other events",
+        };
+        let says = format!("{long} connections have waited for a second or longer to be accepted: {does}");
+        let advice = "more workers, or event loops, which hold a silent client for the price of a descriptor";
+        Some(finding("nobody-accepts", ONE_THREAD, says, advice).with(&[("unaccepted", long as f64)]))
+    }
+
+    fn herd(&self) -> Option<Finding> {
+        let Totals { new_connections, more_requests, .. } = self.found.totals;
+        let alone = |pid: &&i32| {
+            let summary = &self.summaries[pid];
+            self.roles.acceptors[pid].wakes_all() && !summary.shares_epoll
+        };
+        let sleepers: Vec<&i32> = self.roles.acceptors.keys().filter(alone).collect();
+        let is_shared = self.found.listeners.iter().any(|listener| listener.sharing == Sharing::Shared);
+        let switches = sleepers.iter().map(|pid| self.summaries[pid].voluntary).sum::<u64>() as f64;
+        let (count, asked) = (new_connections as f64, (new_connections + more_requests) as f64);
+        if !is_shared || new_connections < ENOUGH || !is_herd(switches, count, asked, sleepers.len()) {
+            return None;
+        }
+        let (per, workers) = (switches / asked, sleepers.len());
+        let says = format!(
+            "each connection wakes most of the {workers} workers, and one gets it: {} switches per connection or request, \
+             where 1 would do",
+            number(per)
+        );
+        let numbers = [("switches_per_connection", per), ("workers", workers as f64)];
+        Some(finding("herd", HERD, says, advice::wake_one(self.kind)).with(&numbers))
+    }
+
+    fn uneven(&self) -> Option<Finding> {
+        let evenness = self.found.evenness.as_ref()?;
+        let by_cpu = self.found.evenness_of == Some(Basis::Cpu);
+        let notable = if by_cpu { NOTABLE_BY_CPU } else { NOTABLE };
+        let is_chance = evenness.dispersion <= 1.0 || evenness.p_value >= UNLIKELY;
+        let expected = evenness.expected_max_over_mean_if_random;
+        if is_chance || evenness.max_over_mean < notable.max(expected) || self.roles.way == Way::Children {
+            return None;
+        }
+        let share_of = |worker: &Worker| worker.accepted_share.unwrap_or(0.0);
+        let busiest = self.found.workers.iter().max_by(|a, b| share_of(a).total_cmp(&share_of(b)))?;
+        let share = 100.0 * share_of(busiest);
+        let measured = if by_cpu { "of the CPU time" } else { "of the connections that were seen" };
+        let (cause, lesson) = self.cause_of_unevenness(evenness.max_over_mean);
+        let says = format!(
+            "pid {} has {} % {measured}, {} times the mean (chance would give {}): D = {}; {cause}",
+            busiest.pid,
+            number(share),
+            number(evenness.max_over_mean),
+            number(expected),
+            number(evenness.dispersion),
+        );
+        Some(finding("uneven", lesson, says, advice::even_out(self.kind)).with(&[
+            ("dispersion", evenness.dispersion),
+            ("p_value", evenness.p_value),
+            ("max_over_mean", evenness.max_over_mean),
+            ("expected_max_over_mean_if_random", expected),
+            ("offered_load", self.offered_load()),
+        ]))
+    }
+
+    /// In Erlangs: how many workers were busy at a time.
+    fn offered_load(&self) -> f64 {
+        self.found.workers.iter().map(|worker| worker.cpu_share).sum()
+    }
+
+    fn cause_of_unevenness(&self, max_over_mean: f64) -> (String, &'static str) {
+        let waits: Vec<Wait> = self.roles.acceptors.values().copied().collect();
+        let all = |wait| !waits.is_empty() && waits.iter().all(|other| *other == wait);
+        let (load, count) = (self.offered_load(), self.found.workers.len());
+        if self.found.dispatch == Dispatch::MasterPassesDescriptors || self.found.dispatch == Dispatch::MasterProxies {
+            return ("the master chooses so".to_string(), WHO_GETS_IT);
+        }
+        if self.found.listeners.iter().all(|listener| listener.sharing == Sharing::Reuseport) {
+            return ("the hash of few clients, or connections that stay".to_string(), STAYING);
+        }
+        if all(Wait::EpollExclusive) {
+            let expected = ordered_shares(count, load).first().copied().unwrap_or(0.0) * count as f64;
+            let explains = expected / max_over_mean > 0.75 && expected / max_over_mean < 1.33;
+            let verdict = if explains { "which explains it" } else { "which does not explain all of it" };
+            let says = format!(
+                "EPOLLEXCLUSIVE wakes the first registered worker that sleeps: with {} of {count} workers busy it would \
+                 have {} times the mean, {verdict}",
+                number(load),
+                number(expected)
+            );
+            return (says, WHO_GETS_IT);
+        }
+        let why = match () {
+            () if all(Wait::Lock) => "the last holder of the lock often gets it again",
+            () if waits.iter().any(|wait| wait.wakes_all()) => {
+                "all are woken, and the first to run takes the connection"
+            }
+            () => "the order in which the workers wait",
+        };
+        (why.to_string(), WHO_GETS_IT)
+    }
+
+    fn one_acceptor(&self) -> Option<Finding> {
+        let is_one = !matches!(self.found.dispatch, Dispatch::WorkersAccept | Dispatch::Unknown);
+        let pid = self.roles.acceptors.keys().next().filter(|_| is_one && self.roles.acceptors.len() == 1)?;
+        let summary = &self.summaries[pid];
+        let seconds = self.recording.seconds().max(1e-3);
+        let share = |ns: u64| ns as f64 / 1e9 / seconds;
+        let (task, cpu_ns) = busiest(summary)?;
+        let is_acceptor = summary.acceptors.is_empty() || summary.acceptors.contains(&task.tid) || task.tid == *pid;
+        let workers = self.found.workers.iter().filter(|worker| worker.pid != *pid);
+        let others: f64 = match self.found.dispatch {
+            Dispatch::Threads => share(summary.cpu_ns - cpu_ns) / (summary.threads().count().max(2) - 1) as f64,
+            _ => workers.map(|worker| worker.cpu_share).sum::<f64>() / self.found.workers.len().max(1) as f64,
+        };
+        if self.roles.way == Way::ThreadsAccept || !is_acceptor || share(cpu_ns) < CEILING || others > 0.7 * CEILING {
+            return None;
+        }
+        let says = format!(
+            "one thread accepts for all and uses {} % of a CPU, its workers {} % each: the server takes no more \
+             connections than that thread",
+            number(100.0 * share(cpu_ns)),
+            number(100.0 * others)
+        );
+        let numbers = [("acceptor_cpu_share", share(cpu_ns)), ("worker_cpu_share", others)];
+        Some(finding("one-acceptor", ONE_ACCEPTOR, says, advice::more_acceptors(self.kind)).with(&numbers))
+    }
+
+    fn no_reuseport(&self) -> Option<Finding> {
+        let is_asked = |word: &String| {
+            let word = word.to_lowercase().replace(['-', '_'], "");
+            word.contains("reuseport") && !word.contains('/')
+        };
+        let asked =
+            self.recording.commands.values().flat_map(|words| words.iter().skip(1)).find(|word| is_asked(word))?;
+        let shared = self.found.listeners.iter().find(|listener| listener.sharing == Sharing::Shared)?;
+        let workers = shared.queues[0].pids.len();
+        let says = format!("{asked} is asked for, but {workers} workers share one socket of {}", shared.address);
+        let numbers = [("sockets", 1.0), ("workers", workers as f64)];
+        Some(finding("no-reuseport", ONE_QUEUE_OR_MANY, says, advice::really_reuseport(self.kind)).with(&numbers))
+    }
+
+    fn more_workers_than_cpus(&self) -> Option<Finding> {
+        let is_loop = |wait: &Wait| wait.is_epoll() || *wait == Wait::IoUring;
+        let (workers, cpus) = (self.found.workers.len(), self.recording.machine.cpus);
+        let sum = |of: fn(&Worker) -> f64| self.found.workers.iter().map(of).sum::<f64>();
+        let (used, waited) = (sum(|worker| worker.cpu_share), sum(|worker| worker.waited_share));
+        let are_loops = self.found.workers.iter().all(|worker| is_loop(&worker.waits_in));
+        if !are_loops || workers <= cpus || used < 0.5 || waited < used {
+            return None;
+        }
+        let says = format!(
+            "{workers} event loops share {cpus} CPUs: together they ran {} % of the time and waited {} % of it for a CPU",
+            number(100.0 * used),
+            number(100.0 * waited)
+        );
+        let numbers =
+            [("workers", workers as f64), ("cpus", cpus as f64), ("cpu_share", used), ("waited_share", waited)];
+        Some(finding("more-workers-than-cpus", HERD, says, advice::fewer_workers(self.kind)).with(&numbers))
+    }
+}
+
+/// The shares of workers that are asked in a fixed order, the first that is free: worker i gets what overflows from those
+/// before it, a·(B(i−1, a) − B(i, a)) with B Erlang's loss formula and `load` a in Erlangs.
+fn ordered_shares(workers: usize, load: f64) -> Vec<f64> {
+    let mut blocked = 1.0;
+    let mut shares = Vec::new();
+    for n in 1..=workers {
+        let next = load * blocked / (n as f64 + load * blocked);
+        shares.push(blocked - next);
+        blocked = next;
+    }
+    let all: f64 = shares.iter().sum();
+    if all > 0.0 { shares.iter().map(|share| share / all).collect() } else { shares }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waiters_in_a_fixed_order_share_by_erlangs_formula() {
+        // At little load the first gets nearly all; at 4.26 Erlangs fifteen share as in Stevens' figure 30.2.
+        assert!(ordered_shares(4, 0.05)[0] > 0.95);
+        let fifteen = ordered_shares(15, 4.26);
+        assert!((fifteen[0] - 1006.0 / 5011.0).abs() < 0.02, "{fifteen:?}");
+        assert!(fifteen.windows(2).all(|pair| pair[0] > pair[1]), "{fifteen:?}");
+        assert!((fifteen.iter().sum::<f64>() - 1.0).abs() < 1e-9);
+    }
+}

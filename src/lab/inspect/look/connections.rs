@@ -1,0 +1,262 @@
+//! The connections of a listener from look to look: who owns them, which are new, which nobody accepts, and in which
+//! bytes wait to be read. Counts, so that a recording stays small with 100,000 connections.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::SocketAddr;
+
+use nix::sys::socket::AddressFamily;
+
+use crate::sys::sock_diag::{ANY_CONNECTION, CLOSE_WAIT, ESTABLISHED, Extra, TIME_WAIT, tcp_sockets, unix_sockets};
+
+/// Of so many connections the numbers of received segments are read at every look. Of more it would keep the kernel's
+/// locks on them too long.
+const FEW: usize = 2_000;
+
+/// Waiting for so long is long.
+pub const LONG_NS: u64 = 1_000_000_000;
+
+/// One connection, of TCP or of a Unix socket.
+struct Connection {
+    key: Key,
+    cookie: u64,
+    inode: u32,
+    is_alive: bool,
+    received: u32,
+    data_segments: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Key {
+    Tcp(SocketAddr, SocketAddr),
+    Unix(u32),
+}
+
+/// What one process has of the connections.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Owned {
+    pub open: u64,
+    /// Different ones since the first look.
+    pub new: u64,
+    /// Those in which received bytes have waited for a second, and no more came or went.
+    pub unread: u64,
+}
+
+/// What was seen of the connections at one look.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Seen {
+    pub owned: BTreeMap<i32, Owned>,
+    pub open: u64,
+    pub unaccepted: u64,
+    /// Those that have not been accepted for a second.
+    pub unaccepted_long: u64,
+    /// Different connections since the first look.
+    pub new: u64,
+    /// Segments with data that came on connections which were there before, since the first look.
+    pub requests: u64,
+}
+
+#[derive(Default)]
+pub struct Tracker {
+    is_begun: bool,
+    seen_by: HashSet<(i32, u32)>,
+    new_by: BTreeMap<i32, u64>,
+    /// The cookies of a connection while it lives, and while it is in TIME_WAIT.
+    known: HashMap<Key, [u64; 2]>,
+    unaccepted_since: HashMap<u64, u64>,
+    unread_since: HashMap<u64, (u32, u32, u64)>,
+    segments: HashMap<u64, u32>,
+    new: u64,
+    requests: u64,
+}
+
+impl Tracker {
+    /// Reads the connections of these addresses; `sockets` are those that each process has a descriptor of.
+    pub fn look(&mut self, addresses: &[String], sockets: &BTreeMap<i32, Vec<u32>>, now_ns: u64) -> Seen {
+        let connections = self.read(addresses);
+        let seen = self.count(&connections, sockets, now_ns);
+        self.is_begun = true;
+        seen
+    }
+
+    fn read(&self, addresses: &[String]) -> Vec<Connection> {
+        let extra = if self.segments.len() <= FEW { Extra::Segments } else { Extra::Nothing };
+        let mut found = Vec::new();
+        for address in addresses {
+            match address.parse::<SocketAddr>() {
+                Ok(address) => found.extend(of_tcp(address, extra)),
+                Err(_) => found.extend(of_unix(address.trim_start_matches("unix:"))),
+            }
+        }
+        found
+    }
+
+    fn count(&mut self, connections: &[Connection], sockets: &BTreeMap<i32, Vec<u32>>, now_ns: u64) -> Seen {
+        let mut seen = Seen::default();
+        let (mut unaccepted, mut unread, mut segments) = (HashMap::new(), HashMap::new(), HashMap::new());
+        let mut by_inode: HashMap<u32, bool> = HashMap::new();
+        for connection in connections {
+            self.count_new(connection);
+            if !connection.is_alive {
+                continue;
+            }
+            let cookie = connection.cookie;
+            seen.open += 1;
+            if connection.inode == 0 {
+                let since = self.unaccepted_since.get(&cookie).copied().unwrap_or(now_ns);
+                seen.unaccepted += 1;
+                seen.unaccepted_long += u64::from(now_ns - since >= LONG_NS);
+                unaccepted.insert(cookie, since);
+                continue;
+            }
+            let before = self.segments.get(&cookie).copied();
+            // A connection's first segment is the connection's own; before the first look nothing is counted.
+            let until_now = before.unwrap_or(if self.is_begun { 1 } else { connection.data_segments });
+            self.requests += u64::from(connection.data_segments.saturating_sub(until_now));
+            segments.insert(cookie, connection.data_segments.max(until_now));
+            let mut is_unread_long = false;
+            if connection.received > 0 {
+                let state = (connection.received, connection.data_segments);
+                let since = match self.unread_since.get(&cookie) {
+                    Some(&(received, segments, since)) if (received, segments) == state => since,
+                    _ => now_ns,
+                };
+                unread.insert(cookie, (state.0, state.1, since));
+                is_unread_long = now_ns - since >= LONG_NS;
+            }
+            by_inode.insert(connection.inode, is_unread_long);
+        }
+        (self.unaccepted_since, self.unread_since, self.segments) = (unaccepted, unread, segments);
+        for (&pid, inodes) in sockets {
+            let owned = seen.owned.entry(pid).or_default();
+            for inode in inodes {
+                if self.seen_by.insert((pid, *inode)) && self.is_begun {
+                    *self.new_by.entry(pid).or_default() += 1;
+                }
+                if let Some(is_unread_long) = by_inode.get(inode) {
+                    owned.open += 1;
+                    owned.unread += u64::from(*is_unread_long);
+                }
+            }
+            owned.new = self.new_by.get(&pid).copied().unwrap_or(0);
+        }
+        (seen.new, seen.requests) = (self.new, self.requests);
+        seen
+    }
+
+    /// A connection goes from its life to TIME_WAIT, where the kernel gives it another cookie.
+    fn count_new(&mut self, connection: &Connection) {
+        let stage = usize::from(!connection.is_alive);
+        let known = self.known.entry(connection.key).or_insert([0, 0]);
+        let is_known = known[stage] == connection.cookie || (stage == 1 && known[0] != 0 && known[1] == 0);
+        if !is_known {
+            *known = [0, 0];
+            self.new += u64::from(self.is_begun);
+        }
+        known[stage] = connection.cookie;
+    }
+}
+
+/// Of one listener's address, with those in TIME_WAIT on either side of a loopback connection.
+fn of_tcp(address: SocketAddr, extra: Extra) -> Vec<Connection> {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let (any, port) = (address.ip().is_unspecified(), address.port());
+    let ours = tcp_sockets(family, ANY_CONNECTION, port, 0, extra).unwrap_or_default();
+    let closed_by_clients = tcp_sockets(family, 1 << TIME_WAIT, 0, port, Extra::Nothing).unwrap_or_default();
+    let ours = ours.into_iter().map(|socket| (socket.local, socket.remote, socket));
+    let theirs = closed_by_clients.into_iter().map(|socket| (socket.remote, socket.local, socket));
+    let of_address = ours.chain(theirs).filter(|(local, ..)| any || local.ip() == address.ip());
+    let connection = of_address.filter_map(|(local, remote, socket)| {
+        let is_open = matches!(socket.state, ESTABLISHED | CLOSE_WAIT);
+        // Without an inode these were closed by their owner, or are not yet established.
+        let is_alive = is_open || (socket.inode != 0 && socket.state != TIME_WAIT);
+        (is_alive || socket.state == TIME_WAIT).then_some(Connection {
+            key: Key::Tcp(local, remote),
+            cookie: socket.cookie,
+            inode: socket.inode,
+            is_alive,
+            received: socket.received,
+            data_segments: socket.data_segments,
+        })
+    });
+    connection.collect()
+}
+
+/// An accepted Unix socket has the name of its listener.
+fn of_unix(name: &str) -> Vec<Connection> {
+    let all = unix_sockets().unwrap_or_default().into_iter();
+    let accepted = all.filter(|socket| socket.state == ESTABLISHED && socket.name == name);
+    let connection = accepted.map(|socket| Connection {
+        key: Key::Unix(socket.peer),
+        cookie: u64::from(socket.peer),
+        inode: socket.inode,
+        is_alive: true,
+        received: socket.received,
+        data_segments: 0,
+    });
+    connection.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connection(remote: u16, cookie: u64, inode: u32) -> Connection {
+        let [local, remote] = [80, remote].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        Connection { key: Key::Tcp(local, remote), cookie, inode, is_alive: true, received: 0, data_segments: 1 }
+    }
+
+    fn look(tracker: &mut Tracker, connections: &[Connection], sockets: &[(i32, &[u32])], now_ns: u64) -> Seen {
+        let sockets = sockets.iter().map(|(pid, inodes)| (*pid, inodes.to_vec())).collect();
+        let seen = tracker.count(connections, &sockets, now_ns);
+        tracker.is_begun = true;
+        seen
+    }
+
+    #[test]
+    fn a_connection_is_new_once_for_its_owner_and_once_in_all() {
+        let mut tracker = Tracker::default();
+        let first = look(&mut tracker, &[connection(1, 11, 101)], &[(7, &[101])], 0);
+        assert_eq!((first.new, first.owned[&7]), (0, Owned { open: 1, new: 0, unread: 0 }));
+        let both = [connection(1, 11, 101), connection(2, 12, 102)];
+        for now_ns in [1, 2] {
+            let seen = look(&mut tracker, &both, &[(7, &[101]), (8, &[102])], now_ns);
+            assert_eq!((seen.new, seen.open), (1, 2));
+            assert_eq!((seen.owned[&7].new, seen.owned[&8].new), (0, 1));
+        }
+    }
+
+    #[test]
+    fn a_closed_connection_is_the_same_one_and_its_port_may_come_back() {
+        let mut tracker = Tracker::default();
+        look(&mut tracker, &[], &[], 0);
+        let closed = |cookie| Connection { is_alive: false, inode: 0, ..connection(1, cookie, 0) };
+        let stages = [connection(1, 11, 101), closed(21), closed(21), connection(1, 12, 103), closed(22), closed(23)];
+        let new = stages.map(|stage| look(&mut tracker, &[stage], &[], 1).new);
+        assert_eq!(new, [1, 1, 1, 2, 2, 3]);
+    }
+
+    #[test]
+    fn what_waits_for_a_second_is_counted_until_something_moves() {
+        let mut tracker = Tracker::default();
+        let mut at = |unread, segments, ms: u64| {
+            let unaccepted = connection(1, 11, 0);
+            let held = Connection { received: unread, data_segments: segments, ..connection(2, 12, 102) };
+            let seen = look(&mut tracker, &[unaccepted, held], &[(7, &[102])], ms * 1_000_000);
+            (seen.unaccepted, seen.unaccepted_long, seen.owned[&7].unread)
+        };
+        assert_eq!(at(5, 1, 0), (1, 0, 0));
+        assert_eq!(at(5, 1, 999), (1, 0, 0));
+        assert_eq!(at(5, 1, 1000), (1, 1, 1));
+        assert_eq!(at(5, 2, 1100), (1, 1, 0));
+    }
+
+    #[test]
+    fn requests_are_the_segments_behind_a_connections_first() {
+        let mut tracker = Tracker::default();
+        let old = |data_segments| Connection { data_segments, ..connection(1, 11, 101) };
+        let new = |data_segments| Connection { data_segments, ..connection(2, 12, 102) };
+        assert_eq!(look(&mut tracker, &[old(100)], &[], 0).requests, 0);
+        assert_eq!(look(&mut tracker, &[old(103), new(2)], &[], 1).requests, 4);
+        assert_eq!(look(&mut tracker, &[old(103), new(2)], &[], 2).requests, 4);
+    }
+}

@@ -1,0 +1,80 @@
+//! What is read of a running server: looks, one after another, as plain values. A look reads /proc and asks the kernel
+//! for its sockets (sock_diag(7)); the server is not stopped, not written to and not traced.
+//!
+//! [`listeners`] finds the sockets that a target means, [`process`] and [`calls`] read the processes that have them and
+//! what belongs to these, and [`connections`] counts from look to look. Findings are made of a [`Recording`] alone.
+
+mod calls;
+mod connections;
+mod listeners;
+mod observer;
+mod process;
+
+use serde::{Deserialize, Serialize};
+
+pub use calls::Call;
+pub use connections::LONG_NS;
+pub use listeners::{Listener, Target};
+pub use observer::Observer;
+pub use process::{Process, Task, Watch};
+
+/// All that was read of a server.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Recording {
+    pub machine: Machine,
+    /// The command lines of processes, by pid.
+    pub commands: std::collections::BTreeMap<i32, Vec<String>>,
+    /// In the order of time; at least two.
+    pub looks: Vec<Look>,
+    /// What could not be seen, and why, a line each.
+    #[serde(default)]
+    pub unseen: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    /// CPUs that the server may use.
+    pub cpus: usize,
+    pub somaxconn: u64,
+}
+
+/// What was there at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Look {
+    /// CLOCK_MONOTONIC.
+    pub at_ns: u64,
+    pub listeners: Vec<Listener>,
+    pub processes: Vec<Process>,
+    pub open: u64,
+    pub unaccepted: u64,
+    /// Those that nobody has accepted for a second.
+    #[serde(default)]
+    pub unaccepted_long: u64,
+    /// Connections that began since the first look, as far as they were seen.
+    pub new: u64,
+    /// Segments with data since the first look, beside the first of each connection.
+    #[serde(default)]
+    pub requests: u64,
+    /// `PassiveOpens` of the network namespace: the connections of all its listeners.
+    pub passive_opens: u64,
+}
+
+impl Recording {
+    pub fn first(&self) -> &Look {
+        self.looks.first().expect("at least two looks")
+    }
+
+    pub fn last(&self) -> &Look {
+        self.looks.last().expect("at least two looks")
+    }
+
+    pub fn seconds(&self) -> f64 {
+        (self.last().at_ns - self.first().at_ns) as f64 / 1e9
+    }
+
+    /// A process at every look at which it was there.
+    pub fn process(&self, pid: i32) -> impl Iterator<Item = (&Look, &Process)> {
+        let find = move |look: &'_ Look| look.processes.iter().position(|process| process.pid == pid);
+        self.looks.iter().filter_map(move |look| Some((look, &look.processes[find(look)?])))
+    }
+}

@@ -1,0 +1,359 @@
+//! Finds the processes that belong to a target, and looks at them again and again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+use super::connections::Tracker;
+use super::listeners::{self, Listener, Target};
+use super::process::{Descriptors, Memory, Process};
+use super::{Look, Machine, Recording};
+use crate::cpu;
+use crate::lab::observe::processes::Process as Identity;
+use crate::lab::observe::tracepoints::parse_cpus;
+use crate::machine::{network_counter, sysctl};
+use crate::sys::procfs::{Stat, command_line, with_descendants};
+use crate::sys::sock_diag::unix_sockets;
+use crate::units::monotonic_ns;
+
+/// The pid of kthreadd, the parent of all threads of the kernel.
+const KTHREADD: i32 = 2;
+
+pub struct Observer {
+    target: Target,
+    /// Distinguishes a target that is a process from a later one of its number.
+    identity: Option<Identity>,
+    addresses: Vec<String>,
+    /// Processes that hold a listener, and all that descend from them.
+    members: BTreeSet<i32>,
+    /// Brothers of these that hold none: pid and start.
+    strangers: BTreeSet<(i32, u64)>,
+    /// By inode of a Unix socket: who has it.
+    channels: BTreeMap<i32, BTreeSet<i32>>,
+    memory: Memory,
+    tracker: Tracker,
+    /// What all looks have in common.
+    pub recording: Recording,
+}
+
+impl Observer {
+    /// Finds the listeners and the processes of a target.
+    ///
+    /// # Errors
+    /// One line: what there is instead, and what the user can do.
+    pub fn begin(target: Target) -> Result<Observer, String> {
+        let all = all_listeners()?;
+        let identity = match target {
+            Target::Process(pid) => Some(identify(pid)?),
+            _ => None,
+        };
+        let addresses = match target {
+            Target::Process(pid) => addresses_of_process(pid, &all)?,
+            _ => listeners::addresses_of(&target, &all),
+        };
+        if addresses.is_empty() {
+            return Err(format!("nobody listens on {target} in this network namespace{}", elsewhere(&target)));
+        }
+        let inodes = inodes_of(&all, &addresses);
+        let (holders, hidden) = holders_of(&inodes);
+        if matches!(target, Target::Port(_)) {
+            is_one_server(&target, &all, &addresses, &holders)?;
+        }
+        let mut unseen = Vec::new();
+        for listener in all.iter().filter(|listener| inodes.contains(&listener.inode)) {
+            if !holders.values().any(|held| held.contains(&listener.inode)) {
+                let (address, uid) = (&listener.address, listener.uid);
+                let line = format!(
+                    "who has the socket of {address}: user {uid}, whose processes we may not look into, or another PID \
+                     namespace ({hidden} processes are closed to us); run it as root"
+                );
+                unseen.push(line);
+            }
+        }
+        unseen.dedup();
+        let cpus = holders.keys().next().and_then(|&pid| allowed_cpus(pid)).unwrap_or(cpu::allowed().len());
+        let somaxconn = sysctl("net.core.somaxconn").and_then(|text| text.parse().ok()).unwrap_or(0);
+        Ok(Observer {
+            target,
+            identity,
+            addresses: addresses.into_iter().collect(),
+            members: holders.into_keys().collect(),
+            strangers: BTreeSet::new(),
+            channels: BTreeMap::new(),
+            memory: Memory::default(),
+            tracker: Tracker::default(),
+            recording: Recording { machine: Machine { cpus, somaxconn }, unseen, ..Recording::default() },
+        })
+    }
+
+    /// Looks once, and returns how long that took in nanoseconds.
+    ///
+    /// # Errors
+    /// When the target has ended, or does not listen any more.
+    pub fn look(&mut self) -> Result<u64, String> {
+        let at_ns = monotonic_ns();
+        if self.identity.is_some_and(|identity| !identity.is_alive()) {
+            return Err(format!("{} has ended", self.target));
+        }
+        let all = all_listeners()?;
+        let listeners: Vec<Listener> =
+            all.iter().filter(|listener| self.addresses.contains(&listener.address)).cloned().collect();
+        if listeners.is_empty() {
+            return Err(format!("nobody listens on {} any more", self.addresses.join(", ")));
+        }
+        let inodes: BTreeSet<u32> = listeners.iter().map(|listener| listener.inode).collect();
+        let elsewhere: BTreeMap<u32, &str> = all
+            .iter()
+            .filter(|other| other.inode != 0 && !inodes.contains(&other.inode))
+            .map(|other| (other.inode, other.address.as_str()))
+            .collect();
+        let (mut processes, sockets) = self.processes(&inodes, &elsewhere);
+        let seen = self.tracker.look(&self.addresses, &sockets, at_ns);
+        self.find_channels(&sockets);
+        for process in &mut processes {
+            let owned = seen.owned.get(&process.pid).copied().unwrap_or_default();
+            (process.open, process.new, process.unread) = (owned.open, owned.new, owned.unread);
+            process.channels = self.channels.get(&process.pid).cloned().unwrap_or_default();
+        }
+        let snmp = fs::read_to_string("/proc/self/net/snmp").unwrap_or_default();
+        self.recording.looks.push(Look {
+            at_ns,
+            listeners,
+            processes,
+            open: seen.open,
+            unaccepted: seen.unaccepted,
+            unaccepted_long: seen.unaccepted_long,
+            new: seen.new,
+            requests: seen.requests,
+            passive_opens: network_counter(&snmp, "Tcp:", "PassiveOpens"),
+        });
+        if self.memory.calls_hidden {
+            let line = "the arguments of the calls that threads wait in (/proc/PID/syscall): Yama or a security module \
+                        forbids it; run it as root";
+            self.not_seen(line.to_string());
+        }
+        Ok(monotonic_ns() - at_ns)
+    }
+
+    fn not_seen(&mut self, line: String) {
+        if !self.recording.unseen.contains(&line) {
+            self.recording.unseen.push(line);
+        }
+    }
+
+    /// The processes of the server as they are now, and the sockets of each.
+    fn processes(
+        &mut self,
+        inodes: &BTreeSet<u32>,
+        elsewhere: &BTreeMap<u32, &str>,
+    ) -> (Vec<Process>, BTreeMap<i32, Vec<u32>>) {
+        let stats: Vec<Stat> = Stat::all_processes().collect();
+        self.adopt_brothers(&stats, inodes);
+        let members = &self.members;
+        // What a service manager has started is not its server.
+        let is_manager = |pid: i32| pid == 1 && matches!(comm(1).as_str(), "systemd" | "init");
+        let of_members = with_descendants(&stats, |stat| {
+            members.contains(&stat.pid) || (members.contains(&stat.parent) && !is_manager(stat.parent))
+        });
+        let (mut processes, mut sockets, mut closed) = (Vec::new(), BTreeMap::new(), Vec::new());
+        for stat in of_members.into_iter().filter(|stat| stat.is_alive()) {
+            let Some(descriptors) = Descriptors::of(stat.pid) else {
+                closed.push(stat.pid);
+                continue;
+            };
+            let mut process = self.memory.read(stat, &descriptors, inodes);
+            let others = descriptors.sockets().filter_map(|inode| elsewhere.get(&inode));
+            process.listens_elsewhere = others.map(|address| address.to_string()).collect();
+            processes.push(process);
+            sockets.insert(stat.pid, descriptors.sockets().filter(|inode| !inodes.contains(inode)).collect());
+            self.recording.commands.entry(stat.pid).or_insert_with(|| command_of(stat.pid));
+        }
+        // One that has just ended is closed, too.
+        if let Some(pid) = closed.into_iter().find(|&pid| Identity::find(pid).is_some()) {
+            let line = format!("pid {pid}, which belongs to the server: it is another user's; run it as root");
+            self.not_seen(line);
+        }
+        (processes, sockets)
+    }
+
+    /// Children of the members' parents that hold a listener, too: workers of a master that holds none.
+    fn adopt_brothers(&mut self, stats: &[Stat], inodes: &BTreeSet<u32>) {
+        let is_member = |stat: &&Stat| self.members.contains(&stat.pid);
+        let parents: BTreeSet<i32> =
+            stats.iter().filter(is_member).map(|stat| stat.parent).filter(|&parent| parent > 1).collect();
+        let brothers = stats.iter().filter(|stat| parents.contains(&stat.parent) && !self.members.contains(&stat.pid));
+        for stat in brothers.collect::<Vec<_>>() {
+            if self.strangers.insert((stat.pid, stat.started))
+                && Descriptors::of(stat.pid).is_some_and(|found| found.sockets().any(|inode| inodes.contains(&inode)))
+            {
+                self.members.insert(stat.pid);
+            }
+        }
+    }
+
+    /// Who is at the other end of each process's Unix sockets; asked for again when there are other processes.
+    fn find_channels(&mut self, sockets: &BTreeMap<i32, Vec<u32>>) {
+        if sockets.keys().eq(self.channels.keys()) {
+            return;
+        }
+        let peers: BTreeMap<u32, u32> =
+            unix_sockets().unwrap_or_default().iter().map(|socket| (socket.inode, socket.peer)).collect();
+        let mut owners: BTreeMap<u32, Vec<i32>> = BTreeMap::new();
+        for (&pid, inodes) in sockets {
+            inodes.iter().for_each(|&inode| owners.entry(inode).or_default().push(pid));
+        }
+        let others = |pid: i32, inodes: &[u32]| {
+            let peers = inodes.iter().filter_map(|inode| peers.get(inode)).filter_map(|peer| owners.get(peer));
+            peers.flatten().copied().filter(|&other| other != pid).collect()
+        };
+        self.channels = sockets.iter().map(|(&pid, inodes)| (pid, others(pid, inodes))).collect();
+    }
+}
+
+fn all_listeners() -> Result<Vec<Listener>, String> {
+    listeners::all().map_err(|errno| format!("ask the kernel for its sockets (sock_diag): {}", errno.desc()))
+}
+
+fn inodes_of(all: &[Listener], addresses: &BTreeSet<String>) -> BTreeSet<u32> {
+    all.iter().filter(|listener| addresses.contains(&listener.address)).map(|listener| listener.inode).collect()
+}
+
+/// The processes that have a descriptor of one of these sockets, and how many could not be asked.
+fn holders_of(inodes: &BTreeSet<u32>) -> (BTreeMap<i32, BTreeSet<u32>>, usize) {
+    let (mut holders, mut hidden) = (BTreeMap::new(), 0);
+    for stat in Stat::all_processes().filter(Stat::is_alive) {
+        match Descriptors::of(stat.pid) {
+            None => hidden += 1,
+            Some(descriptors) => {
+                let held: BTreeSet<u32> = descriptors.sockets().filter(|inode| inodes.contains(inode)).collect();
+                if !held.is_empty() {
+                    holders.insert(stat.pid, held);
+                }
+            }
+        }
+    }
+    (holders, hidden)
+}
+
+/// Several addresses of one port are one server if some process holds both.
+fn is_one_server(
+    target: &Target,
+    all: &[Listener],
+    addresses: &BTreeSet<String>,
+    holders: &BTreeMap<i32, BTreeSet<u32>>,
+) -> Result<(), String> {
+    let pids = |address: &String| -> BTreeSet<i32> {
+        let inodes = inodes_of(all, &BTreeSet::from([address.clone()]));
+        holders.iter().filter(|(_, held)| !held.is_disjoint(&inodes)).map(|(pid, _)| *pid).collect()
+    };
+    let mut groups: Vec<(Vec<&String>, BTreeSet<i32>)> = Vec::new();
+    for address in addresses {
+        let pids = pids(address);
+        match groups.iter_mut().find(|(_, others)| !others.is_disjoint(&pids)) {
+            Some((of_group, others)) => {
+                of_group.push(address);
+                others.extend(pids);
+            }
+            None => groups.push((vec![address], pids)),
+        }
+    }
+    if groups.len() < 2 {
+        return Ok(());
+    }
+    let named = groups.iter().map(|(addresses, pids)| match pids.first() {
+        Some(pid) => format!("{} (pid {pid})", addresses[0]),
+        None => addresses[0].clone(),
+    });
+    let named = named.collect::<Vec<_>>().join(", ");
+    Err(format!("{target} belongs to several servers: {named}; name an address instead of the port"))
+}
+
+/// A process that can be looked at, or a line that says why not.
+fn identify(pid: i32) -> Result<Identity, String> {
+    let stat = Stat::of(pid).ok_or(format!("there is no process {pid}, or /proc hides it (hidepid)"))?;
+    if stat.is_zombie() {
+        return Err(format!("pid {pid} has ended; its parent, pid {}, has not asked how (a zombie)", stat.parent));
+    }
+    if pid == KTHREADD || stat.parent == KTHREADD {
+        return Err(format!("pid {pid} is a thread of the kernel ({}), which has no descriptors", comm(pid)));
+    }
+    let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/net"));
+    match (namespace(&pid.to_string()), namespace("self")) {
+        (Ok(theirs), Ok(ours)) if theirs != ours => {
+            Err(format!("pid {pid} is in another network namespace; add --netns {pid}"))
+        }
+        (Err(_), _) if fs::read_dir(format!("/proc/{pid}/fd")).is_err() => {
+            Err(format!("pid {pid} ({}) is another user's; run it as root or as that user", comm(pid)))
+        }
+        _ => Identity::find(pid).ok_or(format!("pid {pid} has ended")),
+    }
+}
+
+/// Where a process listens, or, where it does not, its descendants.
+fn addresses_of_process(pid: i32, all: &[Listener]) -> Result<BTreeSet<String>, String> {
+    let of = |pid: i32| -> BTreeSet<String> {
+        let Some(descriptors) = Descriptors::of(pid) else { return BTreeSet::new() };
+        let inodes: BTreeSet<u32> = descriptors.sockets().collect();
+        all.iter().filter(|listener| inodes.contains(&listener.inode)).map(|found| found.address.clone()).collect()
+    };
+    let own = of(pid);
+    if !own.is_empty() {
+        return Ok(own);
+    }
+    let stats: Vec<Stat> = Stat::all_processes().collect();
+    let descendants = with_descendants(&stats, |stat| stat.parent == pid);
+    let theirs: BTreeSet<String> = descendants.iter().flat_map(|stat| of(stat.pid)).collect();
+    if !theirs.is_empty() {
+        return Ok(theirs);
+    }
+    let parent = stats.iter().find(|stat| stat.pid == pid).map_or(0, |stat| stat.parent);
+    let of_parent = if parent > 1 { of(parent) } else { BTreeSet::new() };
+    let hint = match of_parent.first() {
+        Some(address) => format!("; its parent, pid {parent}, listens on {address}"),
+        None => String::new(),
+    };
+    Err(format!("pid {pid} ({}) does not listen, nor does a process that it has started{hint}", comm(pid)))
+}
+
+/// A process in another network namespace where somebody listens on the same port.
+fn elsewhere(target: &Target) -> String {
+    let port = match target {
+        Target::Port(port) => *port,
+        Target::Address(address) => address.port(),
+        Target::Process(_) | Target::Unix(_) => return String::new(),
+    };
+    let ours = fs::read_link("/proc/self/ns/net").ok();
+    let mut looked: BTreeSet<_> = ours.into_iter().collect();
+    for stat in Stat::all_processes() {
+        let pid = stat.pid;
+        let Ok(namespace) = fs::read_link(format!("/proc/{pid}/ns/net")) else { continue };
+        if !looked.insert(namespace) {
+            continue;
+        }
+        let of_port = format!(":{port:04X} ");
+        let has_it = |table: &str| {
+            let text = fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default();
+            // Local address, remote address, state: 0A listens (proc_pid_net(5)).
+            text.lines().any(|line| line.contains(&of_port) && line.split_whitespace().nth(3) == Some("0A"))
+        };
+        if has_it("tcp") || has_it("tcp6") {
+            return format!("; in that of pid {pid} somebody does: add --netns {pid}");
+        }
+    }
+    String::new()
+}
+
+pub fn comm(pid: i32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_string()
+}
+
+fn command_of(pid: i32) -> Vec<String> {
+    let words = command_line(pid);
+    if words.is_empty() { vec![comm(pid)] } else { words }
+}
+
+/// How many CPUs a process may use (`Cpus_allowed_list` of proc_pid_status(5)).
+fn allowed_cpus(pid: i32) -> Option<usize> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+    parse_cpus(list.trim()).map(|cpus| cpus.len())
+}

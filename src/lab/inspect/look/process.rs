@@ -1,0 +1,291 @@
+//! One process as /proc shows it: which sockets it has, what watches the listening ones, and what its threads do.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+use serde::{Deserialize, Serialize};
+
+use super::calls::{Call, waiting};
+use crate::sys::fd::is_same_file;
+use crate::sys::procfs::Stat;
+
+/// A process with more descriptors is asked only once what its epoll instances watch: the kernel keeps them locked
+/// while it writes the list.
+const FEW_DESCRIPTORS: usize = 1_000;
+
+/// IORING_OP_ACCEPT, as the list of armed polls in the fdinfo of a ring names it.
+const RING_ACCEPT: &str = "op=13,";
+
+/// A process at one look.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Process {
+    pub pid: i32,
+    pub parent: i32,
+    /// In ticks since the machine was started: a later process of the same number has another.
+    pub started: u64,
+    /// As in proc_pid_stat(5): R, S, D, T, Z.
+    pub state: char,
+    /// The inodes of the listening sockets that are inspected, of which it has a descriptor.
+    pub holds: BTreeSet<u32>,
+    /// Whether accept(2) on them waits.
+    #[serde(default)]
+    pub is_blocking: bool,
+    /// Where it listens beside them.
+    #[serde(default)]
+    pub listens_elsewhere: Vec<String>,
+    /// What its epoll instances are told of the listening sockets.
+    #[serde(default)]
+    pub watches: Vec<Watch>,
+    /// Requests to accept that wait in its io_uring instances; `None` where it has none.
+    #[serde(default)]
+    pub ring_accepts: Option<u32>,
+    /// The other ends of its Unix socket pairs: processes of the same server.
+    #[serde(default)]
+    pub channels: BTreeSet<i32>,
+    pub tasks: Vec<Task>,
+    /// Connections of the listener: open ones, different ones since the first look, and those in which bytes have
+    /// waited for a second.
+    #[serde(default)]
+    pub open: u64,
+    #[serde(default)]
+    pub new: u64,
+    #[serde(default)]
+    pub unread: u64,
+}
+
+/// One listening socket in one epoll instance.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Watch {
+    /// The descriptor of the instance.
+    #[serde(default)]
+    pub instance: i32,
+    pub listener: u32,
+    /// As epoll_ctl(2) was given them.
+    pub events: u32,
+    /// The first process with a descriptor of the same instance, if that is another.
+    #[serde(default)]
+    pub instance_of: Option<i32>,
+}
+
+/// A thread at one look.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Task {
+    pub tid: i32,
+    pub name: String,
+    pub call: Call,
+    /// It waits in `call` for one of the listening sockets, perhaps by an epoll instance that watches it.
+    #[serde(default)]
+    pub is_at_listener: bool,
+    /// It waits in `call` for one of the connections.
+    #[serde(default)]
+    pub is_at_socket: bool,
+    /// Of a futex.
+    #[serde(default)]
+    pub address: u64,
+    /// On a CPU, and ready for one (Linux, Documentation/scheduler/sched-stats.rst).
+    pub cpu_ns: u64,
+    pub wait_ns: u64,
+    pub voluntary: u64,
+}
+
+/// What an open descriptor is.
+#[derive(Clone, Copy, PartialEq)]
+enum Link {
+    Socket(u32),
+    Epoll,
+    Ring,
+}
+
+/// The descriptors of a process that matter here.
+#[derive(Default)]
+pub struct Descriptors {
+    links: BTreeMap<i32, Link>,
+    count: usize,
+}
+
+impl Descriptors {
+    /// `None` when there is no such process, or it may not be looked into.
+    pub fn of(pid: i32) -> Option<Descriptors> {
+        let mut found = Descriptors::default();
+        for entry in fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten() {
+            found.count += 1;
+            let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            let link = fs::read_link(entry.path()).ok().and_then(|link| parse_link(link.to_str()?));
+            if let (Some(number), Some(link)) = (number, link) {
+                found.links.insert(number, link);
+            }
+        }
+        Some(found)
+    }
+
+    pub fn sockets(&self) -> impl Iterator<Item = u32> {
+        self.links.values().filter_map(|link| if let Link::Socket(inode) = link { Some(*inode) } else { None })
+    }
+
+    fn with(&self, wanted: Link) -> impl Iterator<Item = i32> {
+        self.links.iter().filter(move |(_, link)| **link == wanted).map(|(number, _)| *number)
+    }
+
+    fn socket(&self, number: i32) -> Option<u32> {
+        self.links.get(&number).and_then(|link| if let Link::Socket(inode) = link { Some(*inode) } else { None })
+    }
+}
+
+fn parse_link(link: &str) -> Option<Link> {
+    match link {
+        "anon_inode:[eventpoll]" => Some(Link::Epoll),
+        "anon_inode:[io_uring]" => Some(Link::Ring),
+        _ => link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok().map(Link::Socket),
+    }
+}
+
+/// What has been found out about processes at earlier looks.
+#[derive(Default)]
+pub struct Memory {
+    watches: BTreeMap<i32, Vec<Watch>>,
+    /// By the descriptor's number: the first process with an epoll instance there that watches a listener. One that is
+    /// shared was inherited, so it has the same number in all.
+    instances: BTreeMap<i32, i32>,
+    /// Why the calls of threads are known only in part.
+    pub calls_hidden: bool,
+}
+
+impl Memory {
+    /// Reads a process. `listeners` are the inodes that are inspected.
+    pub fn read(&mut self, stat: &Stat, descriptors: &Descriptors, listeners: &BTreeSet<u32>) -> Process {
+        let pid = stat.pid;
+        let holds: BTreeSet<u32> = descriptors.sockets().filter(|inode| listeners.contains(inode)).collect();
+        let watches = if holds.is_empty() { Vec::new() } else { self.watches(pid, descriptors, &holds) };
+        let mut rings = descriptors.with(Link::Ring).peekable();
+        let ring_accepts = rings.peek().is_some().then(|| {
+            let info = |ring| fs::read_to_string(format!("/proc/{pid}/fdinfo/{ring}")).unwrap_or_default();
+            rings.map(|ring| info(ring).matches(RING_ACCEPT).count() as u32).sum()
+        });
+        let waits = |inode: &u32| {
+            let mut numbers = descriptors.with(Link::Socket(*inode));
+            numbers.next().is_some_and(|number| flags(pid, number) & libc::O_NONBLOCK == 0)
+        };
+        Process {
+            pid,
+            parent: stat.parent,
+            started: stat.started,
+            state: stat.state,
+            is_blocking: holds.iter().any(waits),
+            ring_accepts,
+            tasks: self.tasks(pid, descriptors, &holds, &watches),
+            watches,
+            holds,
+            ..Process::default()
+        }
+    }
+
+    fn watches(&mut self, pid: i32, descriptors: &Descriptors, holds: &BTreeSet<u32>) -> Vec<Watch> {
+        if descriptors.count > FEW_DESCRIPTORS
+            && let Some(known) = self.watches.get(&pid)
+        {
+            return known.clone();
+        }
+        let mut found = Vec::new();
+        for number in descriptors.with(Link::Epoll) {
+            let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).unwrap_or_default();
+            let mut watches: Vec<Watch> =
+                info.lines().filter_map(parse_watch).filter(|watch| holds.contains(&watch.listener)).collect();
+            if watches.is_empty() {
+                continue;
+            }
+            watches.iter_mut().for_each(|watch| watch.instance = number);
+            let first = *self.instances.entry(number).or_insert(pid);
+            if first != pid && is_same_file((first, number), (pid, number)) == Ok(true) {
+                watches.iter_mut().for_each(|watch| watch.instance_of = Some(first));
+            }
+            found.extend(watches);
+        }
+        self.watches.insert(pid, found.clone());
+        found
+    }
+
+    fn tasks(&mut self, pid: i32, descriptors: &Descriptors, holds: &BTreeSet<u32>, watches: &[Watch]) -> Vec<Task> {
+        let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+        let tids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let mut tasks = Vec::new();
+        for tid in tids {
+            let folder = format!("/proc/{pid}/task/{tid}");
+            // A thread that has just ended has no status any more.
+            let Ok(status) = fs::read_to_string(format!("{folder}/status")) else { continue };
+            let waiting = waiting(pid, tid).unwrap_or_default();
+            self.calls_hidden |= waiting.is_a_guess;
+            let sockets = || waiting.descriptors.iter().filter_map(|number| descriptors.socket(*number));
+            let is_in_watch = waiting.call == Call::Epoll
+                && watches.iter().any(|watch| waiting.descriptors.contains(&watch.instance));
+            let schedstat = fs::read_to_string(format!("{folder}/schedstat")).unwrap_or_default();
+            let mut times = schedstat.split_ascii_whitespace().map(|word| word.parse().unwrap_or(0));
+            tasks.push(Task {
+                tid,
+                name: field(&status, "Name:").unwrap_or_default().to_string(),
+                call: waiting.call,
+                // A guess names no descriptor: whoever has the socket may wait for it.
+                is_at_listener: is_in_watch
+                    || sockets().any(|inode| holds.contains(&inode))
+                    || (waiting.is_a_guess && waiting.call == Call::Accept),
+                is_at_socket: waiting.call == Call::Transfer && sockets().any(|inode| !holds.contains(&inode)),
+                address: waiting.address,
+                cpu_ns: times.next().unwrap_or(0),
+                wait_ns: times.next().unwrap_or(0),
+                voluntary: field(&status, "voluntary_ctxt_switches:").and_then(|n| n.parse().ok()).unwrap_or(0),
+            });
+        }
+        tasks
+    }
+}
+
+fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+    status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
+}
+
+/// The flags of an open file (proc_pid_fdinfo(5)).
+fn flags(pid: i32, number: i32) -> i32 {
+    let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).unwrap_or_default();
+    field(&info, "flags:").and_then(|octal| i32::from_str_radix(octal, 8).ok()).unwrap_or(0)
+}
+
+/// A line of an epoll instance's fdinfo: `tfd: 7 events: 19 data: 0 pos:0 ino:61fe sdev:9`, numbers in hexadecimal but
+/// for the first.
+fn parse_watch(line: &str) -> Option<Watch> {
+    let after = |name: &str| line.split_once(name)?.1.split_ascii_whitespace().next();
+    let hexadecimal = |name| u32::from_str_radix(after(name)?, 16).ok();
+    line.starts_with("tfd:").then_some(())?;
+    Some(Watch { listener: hexadecimal("ino:")?, events: hexadecimal("events:")?, ..Watch::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+    use std::os::fd::AsRawFd;
+
+    use crate::sys::epoll::{Epoll, Interest};
+
+    #[test]
+    fn an_entry_of_an_epoll_instance_is_read() {
+        let line = "tfd:        7 events: 10000019 data:                5  pos:0 ino:61fe sdev:9";
+        let watch = parse_watch(line).unwrap();
+        assert_eq!((watch.listener, watch.events), (0x61fe, 0x1000_0019));
+        assert!(parse_watch("pos:\t0").is_none() && parse_watch("flags:\t02").is_none());
+    }
+
+    #[test]
+    fn our_own_listener_and_what_watches_it_are_found() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let epoll = Epoll::new(1).unwrap();
+        epoll.add(&listener, 0, Interest::EPOLLIN | Interest::EPOLLEXCLUSIVE).unwrap();
+        let pid = std::process::id() as i32;
+        let descriptors = Descriptors::of(pid).unwrap();
+        let inode = descriptors.socket(listener.as_raw_fd()).unwrap();
+        let stat = Stat::of(pid).unwrap();
+        let process = Memory::default().read(&stat, &descriptors, &BTreeSet::from([inode]));
+        assert!(process.is_blocking && process.holds.contains(&inode), "{process:?}");
+        let exclusive = process.watches.iter().find(|watch| watch.events & (1 << 28) != 0);
+        assert_eq!(exclusive.map(|watch| watch.listener), Some(inode));
+        assert!(process.tasks.iter().any(|task| task.cpu_ns > 0 && !task.name.is_empty()), "{process:?}");
+    }
+}

@@ -1,0 +1,86 @@
+//! `lab inspect PID|:PORT|ADDR:PORT`: how any running server accepts, what that costs, what is wrong, and which lesson
+//! explains it. It reads, and nothing else: the server is not written to, not stopped and not traced.
+//!
+//! As the data travels: [`look`] reads /proc and the kernel's sockets and writes plain values, [`findings`] is a pure
+//! function of these, [`output`] prints what it returns as text or JSON.
+
+pub mod findings;
+pub mod look;
+pub mod output;
+
+use std::io::stdout;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{after, select};
+
+use crate::lab::program::{Interrupt, Stop, print_until};
+use crate::sys::namespace::enter_network_of;
+use crate::terminal::{Paint, width};
+use findings::{Diagnosis, IDS, diagnose};
+pub use look::{Observer, Recording, Target};
+
+pub struct Options {
+    pub target: Target,
+    pub duration: Duration,
+    pub json: bool,
+    /// Ids of findings.
+    pub fail_if: Vec<String>,
+}
+
+/// Between two looks; longer where a look takes long, so that the looks use a small share of one CPU.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+const PAUSE_PER_LOOK: u32 = 30;
+
+/// No wider, so that a report can be mailed.
+const MOST_COLUMNS: usize = 80;
+
+/// A finding by its id; `hung` is short for `hung-worker`.
+pub fn parse_finding(text: &str) -> Result<String, String> {
+    let id = if text == "hung" { "hung-worker" } else { text };
+    match IDS.contains(&id) {
+        true => Ok(id.to_string()),
+        false => Err(format!("no finding has this name; there are {}", IDS.join(", "))),
+    }
+}
+
+/// Makes the network namespace of a process ours. Call it before any other thread exists.
+pub fn enter_namespace_of(pid: i32) -> Result<(), String> {
+    enter_network_of(pid).map_err(|error| {
+        let what = format!("enter the network namespace of pid {pid}");
+        crate::failure::Failure::new(what, error).advise("needs CAP_SYS_ADMIN in it: run it as root").to_string()
+    })
+}
+
+/// Looks, prints, and returns whether none of the findings of `--fail-if` was there.
+pub fn run(options: Options, interrupt: &Interrupt) -> Result<bool, Stop> {
+    let mut observer = Observer::begin(options.target).map_err(Stop::Failed)?;
+    let diagnosis = diagnose(&record(&mut observer, options.duration, interrupt)?);
+    let text = match options.json {
+        true => output::json(&diagnosis),
+        false => output::text(&diagnosis, width(&stdout()).min(MOST_COLUMNS), Paint::on(&stdout())),
+    };
+    print_until(interrupt, &text)?;
+    Ok(!fails(&diagnosis, &options.fail_if))
+}
+
+fn fails(diagnosis: &Diagnosis, ids: &[String]) -> bool {
+    diagnosis.findings.iter().any(|finding| ids.iter().any(|id| id == finding.id))
+}
+
+/// Looks again and again for so long, at least twice.
+fn record(observer: &mut Observer, duration: Duration, interrupt: &Interrupt) -> Result<Recording, Stop> {
+    observer.recording.looks.clear();
+    let end = Instant::now() + duration;
+    loop {
+        let took = Duration::from_nanos(observer.look().map_err(Stop::Failed)?);
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() && observer.recording.looks.len() > 1 {
+            return Ok(observer.recording.clone());
+        }
+        let pause = LOOK_EVERY.max(took * PAUSE_PER_LOOK).min(duration / 2).min(left);
+        select! {
+            recv(interrupt) -> _ => return Err(Stop::Interrupted),
+            recv(after(pause)) -> _ => {}
+        }
+    }
+}
