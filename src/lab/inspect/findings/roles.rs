@@ -49,6 +49,9 @@ pub struct Roles {
 /// Below this share of the CPU time of a process its other threads only help.
 const HELP: f64 = 0.1;
 
+/// A child that is forked for a connection has at least so many page faults.
+const FAULTS_PER_CHILD: u64 = 10;
+
 pub fn roles(recording: &Recording, summaries: &BTreeMap<i32, Summary>) -> Roles {
     let acceptors = acceptors(recording, summaries);
     let (dispatch, way, workers) = match acceptors.len() {
@@ -62,13 +65,18 @@ pub fn roles(recording: &Recording, summaries: &BTreeMap<i32, Summary>) -> Roles
     Roles { dispatch, way, acceptors, workers }
 }
 
-/// The processes that accept. One that only holds the listener, because it will fork or has forked, is none.
+/// The processes that accept, of those that live. One that only holds the listener, because it will fork or has forked, is
+/// none.
 fn acceptors(recording: &Recording, summaries: &BTreeMap<i32, Summary>) -> BTreeMap<i32, Wait> {
-    let holders = || summaries.values().filter(|summary| !summary.last.holds.is_empty());
+    let lives = |summary: &&Summary| recording.last().processes.iter().any(|process| process.pid == summary.pid());
+    let holders = || summaries.values().filter(|summary| !summary.last.holds.is_empty()).filter(lives);
     let mut found: BTreeMap<i32, Wait> =
         holders().filter_map(|summary| Some((summary.pid(), wait_of(summary)?))).collect();
-    // Busy workers were seen in no call: they are those who own connections, or who are brothers of such.
-    let busy = |summary: &&Summary| !found.contains_key(&summary.pid()) && summary.seen() > 0;
+    // Busy workers were seen in no call, but they own connections. A child of an acceptor was forked for its connection.
+    let busy = |summary: &&Summary| {
+        let is_known = |pid: i32| found.contains_key(&pid);
+        !is_known(summary.pid()) && !is_known(summary.last.parent) && summary.seen() > 0
+    };
     let more: Vec<(i32, Wait)> = holders().filter(busy).map(|summary| (summary.pid(), guess(summary))).collect();
     found.extend(more);
     for pid in behind_a_lock(recording, summaries, &found) {
@@ -79,6 +87,8 @@ fn acceptors(recording: &Recording, summaries: &BTreeMap<i32, Summary>) -> BTree
 
 fn wait_of(summary: &Summary) -> Option<Wait> {
     match summary.wait {
+        // The parent that made the instance has it, too, and does not wait in it.
+        Some(_) if summary.shares_epoll && summary.acceptors.is_empty() && summary.seen() == 0 => None,
         Some(Wait::Accept) if is_thread_lock(summary) => Some(Wait::Lock),
         Some(wait) => Some(wait),
         // A ring in which no request was seen: the kernel shows none while the process is inside.
@@ -93,7 +103,8 @@ fn guess(summary: &Summary) -> Wait {
     match summary.last.is_blocking {
         true => Wait::Accept,
         false if was_in(Call::Select) => Wait::Select,
-        false if was_in(Call::Poll) => Wait::Poll,
+        // Many connections at once, and no epoll instance.
+        false if was_in(Call::Poll) || summary.most_open > 1 => Wait::Poll,
         false => Wait::Other,
     }
 }
@@ -110,33 +121,35 @@ fn is_thread_lock(summary: &Summary) -> bool {
     one_at_a_time && !main_accepts && (at_one_futex > 1 || (at_one_futex == 1 && summary.acceptors.len() > 1))
 }
 
-/// Brothers that hold one listener, of which at most one at a time waits for it, while others wait for a lock, or in epoll
-/// without the listener until they get it.
+/// Brothers that hold one listener, of which one at a time waits for it, while others wait for a lock, or in epoll without
+/// the listener until they get it.
 fn behind_a_lock(
     recording: &Recording,
     summaries: &BTreeMap<i32, Summary>,
     acceptors: &BTreeMap<i32, Wait>,
 ) -> BTreeSet<i32> {
-    let waits_elsewhere = |process: &Process| {
-        seen_wait(process).is_none()
-            && process.tasks.len() == 1
-            && process.tasks.iter().all(|task| matches!(task.call, Call::Lock | Call::Futex | Call::Epoll))
-    };
     let mut behind = BTreeSet::new();
     let of_acceptors = acceptors.keys().filter_map(|pid| summaries.get(pid));
     let families: BTreeSet<(i32, u32)> =
         of_acceptors.flat_map(|summary| summary.last.holds.iter().map(|inode| (summary.last.parent, *inode))).collect();
     for (parent, inode) in families {
         let is_brother = |process: &&Process| process.parent == parent && process.holds.contains(&inode);
-        let (mut waiting, mut at_once) = (BTreeSet::new(), 0);
+        let (mut at_lock, mut waiting, mut several) = (0, 0, 0);
         for look in &recording.looks {
             let brothers: Vec<&Process> = look.processes.iter().filter(is_brother).collect();
-            at_once = at_once.max(brothers.iter().filter(|process| seen_wait(process).is_some()).count());
-            waiting.extend(brothers.iter().filter(|process| waits_elsewhere(process)).map(|process| process.pid));
+            let does = |calls: &[Call]| {
+                let alone = brothers.iter().filter(|process| process.tasks.len() == 1 && seen_wait(process).is_none());
+                alone.filter(|process| calls.contains(&process.tasks[0].call)).count()
+            };
+            at_lock += does(&[Call::Lock]);
+            waiting += does(&[Call::Futex, Call::Epoll]);
+            several += usize::from(brothers.iter().filter(|process| seen_wait(process).is_some()).count() > 1);
         }
-        if at_once <= 1 && !waiting.is_empty() {
-            let all = summaries.values().filter(|summary| is_brother(&summary.last));
-            behind.extend(all.map(Summary::pid));
+        // One process is read after another, and meanwhile the lock may go from one to the next.
+        let is_one_at_a_time = several * 5 <= recording.looks.len();
+        if at_lock > 0 || (waiting > 0 && is_one_at_a_time) {
+            let all = recording.last().processes.iter().filter(is_brother);
+            behind.extend(all.map(|process| process.pid));
         }
     }
     behind
@@ -145,47 +158,38 @@ fn behind_a_lock(
 /// One process accepts: it serves by itself, by its threads, or by other processes.
 fn by_one(acceptor: &Summary, summaries: &BTreeMap<i32, Summary>) -> (Dispatch, Way, Vec<i32>) {
     let pid = acceptor.pid();
-    let others = || summaries.values().filter(move |other| other.pid() != pid && other.wait.is_none());
+    let others = || summaries.values().filter(move |other| other.pid() != pid);
     let pids = |chosen: Vec<&Summary>| chosen.iter().map(|summary| summary.pid()).collect::<Vec<_>>();
-    let own: Vec<&Summary> = others().filter(|other| other.seen() > 0).collect();
+    let own: Vec<&Summary> = others().filter(|other| other.most_open > 0).collect();
     let on_ports: Vec<&Summary> = others().filter(|other| !other.last.listens_elsewhere.is_empty()).collect();
+    // The workers of a proxy have connections of other ports only.
     if !on_ports.is_empty() && own.is_empty() {
         return (Dispatch::MasterProxies, Way::OtherPorts, pids(on_ports));
     }
-    let linked = |other: &&Summary| other.last.channels.contains(&pid) && other.last.holds.is_empty();
-    let channels: Vec<&Summary> = others().filter(linked).collect();
-    let served_by_others: u64 = own.iter().map(|other| other.seen()).sum();
+    let is_linked = |other: &&Summary| other.last.channels.contains(&pid) && other.last.holds.is_empty();
+    let linked: Vec<&Summary> = others().filter(is_linked).collect();
     // What an acceptor passes on it has had for a moment, too; what it serves it keeps.
     let keeps = acceptor.last.open > own.iter().map(|other| other.last.open).sum::<u64>();
-    if served_by_others > 0 && !keeps {
-        return match channels.is_empty() {
-            true => (Dispatch::MasterPassesDescriptors, Way::Children, pids(own)),
-            false => (Dispatch::MasterPassesDescriptors, Way::Channel, pids(channels)),
-        };
+    let faults = acceptor.last.child_faults - acceptor.first.child_faults;
+    let forks = faults > 0 && faults >= FAULTS_PER_CHILD * acceptor.last.new;
+    if !linked.is_empty() && !keeps && (!own.is_empty() || acceptor.threads.len() == 1) {
+        return (Dispatch::MasterPassesDescriptors, Way::Channel, pids(linked));
     }
-    // Nothing was served yet; children that are linked to the acceptor and hold no listener wait for what it will pass.
-    if !channels.is_empty() && acceptor.last.open == 0 && acceptor.threads().count() == 1 {
-        return (Dispatch::MasterPassesDescriptors, Way::Channel, pids(channels));
+    if linked.is_empty() && !keeps && (!own.is_empty() || forks) {
+        return (Dispatch::MasterPassesDescriptors, Way::Children, pids(own));
     }
     let (dispatch, way) = by_threads(acceptor);
     (dispatch, way, vec![pid])
 }
 
 fn by_threads(acceptor: &Summary) -> (Dispatch, Way) {
-    let threads = acceptor.threads().count();
-    let watches_once = acceptor.last.watches.len() <= 1;
-    if threads < 2 {
-        return (Dispatch::WorkersAccept, Way::OwnAccept);
-    }
-    if acceptor.acceptors.len() > 1 || !watches_once {
-        return (Dispatch::Threads, Way::ThreadsAccept);
-    }
-    // Of two threads and more one does nearly all the work: the others help it, with files and names, say.
-    let busiest = acceptor.cpu_of.values().copied().max().unwrap_or(0);
-    let is_loop = acceptor.cpu_ns > 0 && acceptor.cpu_ns - busiest < (HELP * acceptor.cpu_ns as f64) as u64;
-    let waits_in_loop = acceptor.wait.is_some_and(|wait| wait != Wait::Accept);
-    match is_loop && waits_in_loop && acceptor.seen() > 0 {
-        true => (Dispatch::WorkersAccept, Way::OwnAccept),
-        false => (Dispatch::Threads, Way::Handover),
+    let is_loop = acceptor.cpu_ns_of_others() < (HELP * acceptor.cpu_ns as f64) as u64;
+    let takes_turns = acceptor.acceptors.len() > 1 || acceptor.last.watches.len() > 1;
+    match acceptor.threads.len() {
+        // A thread for each connection may have come and gone between two looks.
+        0 | 1 if is_loop || acceptor.cpu_ns == 0 => (Dispatch::WorkersAccept, Way::OwnAccept),
+        0 | 1 => (Dispatch::Threads, Way::Handover),
+        _ if takes_turns || is_thread_lock(acceptor) => (Dispatch::Threads, Way::ThreadsAccept),
+        _ => (Dispatch::Threads, Way::Handover),
     }
 }

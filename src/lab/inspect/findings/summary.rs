@@ -58,16 +58,28 @@ pub struct Summary<'a> {
     pub cpu_ns: u64,
     pub wait_ns: u64,
     pub voluntary: u64,
-    /// By thread: CPU time.
+    /// By thread: CPU time, of those that were seen.
     pub cpu_of: BTreeMap<i32, u64>,
+    /// Threads that may serve connections, at any look.
+    pub threads: BTreeSet<i32>,
+    /// The most connections of the listener that it had open at a look.
+    pub most_open: u64,
     /// How often its threads were seen in each call.
     pub calls: BTreeMap<Call, usize>,
 }
 
-/// All processes that were there at the last look.
+/// All processes that were there at any look.
 pub fn summarize(recording: &Recording) -> BTreeMap<i32, Summary<'_>> {
-    let pids = recording.last().processes.iter().map(|process| process.pid);
-    pids.filter_map(|pid| Some((pid, Summary::of(&recording.process(pid).collect::<Vec<_>>())?))).collect()
+    let pids = recording.looks.iter().flat_map(|look| &look.processes).map(|process| process.pid);
+    let pids: BTreeSet<i32> = pids.collect();
+    let of = |pid| Some((pid, Summary::of(&recording.process(pid).collect::<Vec<_>>())?));
+    let mut found: BTreeMap<i32, Summary> = pids.into_iter().filter_map(of).collect();
+    // The first with an epoll instance does not know that others have it.
+    let firsts = found.values().flat_map(|summary| &summary.last.watches).filter_map(|watch| watch.instance_of);
+    for first in firsts.collect::<BTreeSet<i32>>() {
+        found.entry(first).and_modify(|summary| summary.shares_epoll = true);
+    }
+    found
 }
 
 impl<'a> Summary<'a> {
@@ -79,10 +91,12 @@ impl<'a> Summary<'a> {
             wait: None,
             shares_epoll: looks.iter().flat_map(|(_, process)| &process.watches).any(|w| w.instance_of.is_some()),
             acceptors: BTreeSet::new(),
-            cpu_ns: 0,
+            cpu_ns: last.cpu_ns.saturating_sub(first.cpu_ns),
             wait_ns: 0,
             voluntary: 0,
             cpu_of: BTreeMap::new(),
+            threads: BTreeSet::new(),
+            most_open: looks.iter().map(|(_, process)| process.open).max().unwrap_or(0),
             calls: BTreeMap::new(),
         };
         let mut before: BTreeMap<i32, &Task> = BTreeMap::new();
@@ -92,11 +106,13 @@ impl<'a> Summary<'a> {
                 if task.is_at_listener {
                     summary.acceptors.insert(task.tid);
                 }
+                if !HELPERS.iter().any(|helper| task.name.starts_with(helper)) {
+                    summary.threads.insert(task.tid);
+                }
                 // A thread that was not there before began with nothing.
                 let nothing = Task::default();
                 let then = before.get(&task.tid).copied().unwrap_or(if i == 0 { task } else { &nothing });
                 let cpu_ns = task.cpu_ns.saturating_sub(then.cpu_ns);
-                summary.cpu_ns += cpu_ns;
                 *summary.cpu_of.entry(task.tid).or_default() += cpu_ns;
                 summary.wait_ns += task.wait_ns.saturating_sub(then.wait_ns);
                 summary.voluntary += task.voluntary.saturating_sub(then.voluntary);
@@ -116,14 +132,9 @@ impl<'a> Summary<'a> {
         self.first.open + self.last.new
     }
 
-    /// Threads that may serve connections.
-    pub fn threads(&self) -> impl Iterator<Item = &'a Task> {
-        self.last.tasks.iter().filter(|task| !HELPERS.iter().any(|helper| task.name.starts_with(helper)))
-    }
-
-    /// In none of these threads' calls did it sleep for anything.
-    pub fn is_always_running(&self) -> bool {
-        self.calls.keys().all(|call| *call == Call::Running)
+    /// CPU time of other threads than the busiest, also of those that have begun and ended between two looks.
+    pub fn cpu_ns_of_others(&self) -> u64 {
+        self.cpu_ns.saturating_sub(self.cpu_of.values().copied().max().unwrap_or(0))
     }
 }
 
@@ -168,9 +179,12 @@ mod tests {
         let task = |tid, cpu_ns| Task { tid, cpu_ns, ..Task::default() };
         let process = |tasks: &[Task]| Process { pid: 7, tasks: tasks.to_vec(), ..Process::default() };
         let looks = [&[task(1, 100), task(2, 50)][..], &[task(1, 110), task(2, 60)], &[task(1, 110), task(3, 5)]];
-        let looks = looks.map(|tasks| (Look::default(), process(tasks)));
+        let mut looks = looks.map(|tasks| (Look::default(), process(tasks)));
+        looks[2].1.cpu_ns = 40;
         let looks: Vec<_> = looks.iter().map(|(look, process)| (look, process)).collect();
         let summary = Summary::of(&looks).unwrap();
-        assert_eq!((summary.cpu_ns, summary.cpu_of[&2], summary.cpu_of[&3]), (25, 10, 5));
+        assert_eq!((summary.cpu_of[&1], summary.cpu_of[&2], summary.cpu_of[&3]), (10, 10, 5));
+        // The second thread used more before it ended.
+        assert_eq!((summary.cpu_ns, summary.cpu_ns_of_others()), (40, 30));
     }
 }

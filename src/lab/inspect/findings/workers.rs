@@ -76,7 +76,7 @@ impl Worker {
             pid,
             waits_in: roles.acceptors.get(&pid).copied().unwrap_or_else(|| sleeps_in(summary)),
             shares_epoll: summary.shares_epoll,
-            threads: summary.threads().count(),
+            threads: summary.threads.len(),
             accepted_share: None,
             connections: summary.last.open,
             switches_per_connection: None,

@@ -294,7 +294,7 @@ impl Case<'_> {
         let is_acceptor = summary.acceptors.is_empty() || summary.acceptors.contains(&task.tid) || task.tid == *pid;
         let workers = self.found.workers.iter().filter(|worker| worker.pid != *pid);
         let others: f64 = match self.found.dispatch {
-            Dispatch::Threads => share(summary.cpu_ns - cpu_ns) / (summary.threads().count().max(2) - 1) as f64,
+            Dispatch::Threads => share(summary.cpu_ns_of_others()) / (summary.threads.len().max(2) - 1) as f64,
             _ => workers.map(|worker| worker.cpu_share).sum::<f64>() / self.found.workers.len().max(1) as f64,
         };
         if self.roles.way == Way::ThreadsAccept || !is_acceptor || share(cpu_ns) < CEILING || others > 0.7 * CEILING {
@@ -330,7 +330,7 @@ impl Case<'_> {
         let sum = |of: fn(&Worker) -> f64| self.found.workers.iter().map(of).sum::<f64>();
         let (used, waited) = (sum(|worker| worker.cpu_share), sum(|worker| worker.waited_share));
         let are_loops = self.found.workers.iter().all(|worker| is_loop(&worker.waits_in));
-        if !are_loops || workers <= cpus || used < 0.5 || waited < used {
+        if !are_loops || workers <= cpus || used < CEILING * cpus as f64 || waited < used {
             return None;
         }
         let says = format!(

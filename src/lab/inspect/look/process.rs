@@ -6,6 +6,7 @@ use std::fs;
 use serde::{Deserialize, Serialize};
 
 use super::calls::{Call, waiting};
+use crate::lab::observe::processes::cpu_ns;
 use crate::sys::fd::is_same_file;
 use crate::sys::procfs::Stat;
 
@@ -43,6 +44,12 @@ pub struct Process {
     #[serde(default)]
     pub channels: BTreeSet<i32>,
     pub tasks: Vec<Task>,
+    /// CPU time of all its threads, also of those that have ended.
+    #[serde(default)]
+    pub cpu_ns: u64,
+    /// Minor page faults of its children that have ended: they grow where a child is forked for each connection.
+    #[serde(default)]
+    pub child_faults: u64,
     /// Connections of the listener: open ones, different ones since the first look, and those in which bytes have
     /// waited for a second.
     #[serde(default)]
@@ -65,6 +72,13 @@ pub struct Watch {
     /// The first process with a descriptor of the same instance, if that is another.
     #[serde(default)]
     pub instance_of: Option<i32>,
+}
+
+impl Watch {
+    /// Whether this descriptor of the process means the same instance.
+    fn is_in(&self, pid: i32, number: i32) -> bool {
+        self.instance == number || is_same_file((pid, self.instance), (pid, number)) == Ok(true)
+    }
 }
 
 /// A thread at one look.
@@ -170,6 +184,8 @@ impl Memory {
             parent: stat.parent,
             started: stat.started,
             state: stat.state,
+            cpu_ns: cpu_ns(pid).unwrap_or(0),
+            child_faults: stat.child_faults,
             is_blocking: holds.iter().any(waits),
             ring_accepts,
             tasks: self.tasks(pid, descriptors, &holds, &watches),
@@ -185,8 +201,12 @@ impl Memory {
         {
             return known.clone();
         }
-        let mut found = Vec::new();
+        let mut found: Vec<Watch> = Vec::new();
         for number in descriptors.with(Link::Epoll) {
+            // Another descriptor of an instance that was read.
+            if found.iter().any(|watch| watch.is_in(pid, number)) {
+                continue;
+            }
             let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).unwrap_or_default();
             let mut watches: Vec<Watch> =
                 info.lines().filter_map(parse_watch).filter(|watch| holds.contains(&watch.listener)).collect();
@@ -216,7 +236,7 @@ impl Memory {
             self.calls_hidden |= waiting.is_a_guess;
             let sockets = || waiting.descriptors.iter().filter_map(|number| descriptors.socket(*number));
             let is_in_watch = waiting.call == Call::Epoll
-                && watches.iter().any(|watch| waiting.descriptors.contains(&watch.instance));
+                && watches.iter().any(|watch| waiting.descriptors.iter().any(|&number| watch.is_in(pid, number)));
             let schedstat = fs::read_to_string(format!("{folder}/schedstat")).unwrap_or_default();
             let mut times = schedstat.split_ascii_whitespace().map(|word| word.parse().unwrap_or(0));
             tasks.push(Task {
