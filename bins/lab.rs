@@ -179,6 +179,12 @@ enum Command {
         /// Look into the network namespace of this process, a container's say.
         #[arg(long, value_name = "PID")]
         netns: Option<i32>,
+        /// Show the last seconds again and again, a bar per worker, until `q` or Ctrl-C.
+        #[arg(long, conflicts_with_all = ["format", "fail_if", "save"])]
+        watch: bool,
+        /// Also write what was read, before anything was concluded from it, into this file.
+        #[arg(long, value_name = "FILE")]
+        save: Option<PathBuf>,
     },
     /// Test any server, in any language, against section 1 of the contract
     ///
@@ -277,11 +283,15 @@ fn run(arguments: Arguments) -> Result<bool, Stop> {
         }
         Command::Watch { path, once: true, .. } => Ok(watch::print_once(&path).map(|()| true)?),
         Command::Watch { path, interval, .. } => watch::run(&path, interval, &watch_for_interrupt()).map(|()| true),
-        Command::Inspect { target, duration, format, fail_if, netns } => {
+        Command::Inspect { target, duration, format, fail_if, netns, watch, save } => {
             proc_is_mounted()?;
             netns.map_or(Ok(()), inspect::enter_namespace_of)?;
-            let options = inspect::Options { target, duration, json: format == Format::Json, fail_if };
-            inspect::run(options, &watch_for_interrupt())
+            let interrupt = watch_for_interrupt();
+            if watch {
+                return inspect::watch::run(target, duration, &interrupt).map(|()| true);
+            }
+            let json = format == Format::Json;
+            inspect::run(inspect::Options { target, duration, json, fail_if, save }, &interrupt)
         }
         Command::Check { explain: Some(point), .. } => print(&check::explain(&point).expect("clap knows the points")),
         Command::Check { all, level, only, format, command, .. } => {

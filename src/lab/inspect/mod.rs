@@ -2,17 +2,22 @@
 //! explains it. It reads, and nothing else: the server is not written to, not stopped and not traced.
 //!
 //! As the data travels: [`look`] reads /proc and the kernel's sockets and writes plain values, [`findings`] is a pure
-//! function of these, [`output`] prints what it returns as text or JSON.
+//! function of these, [`output`] prints what it returns as text or JSON,
+//! and [`watch`] draws it again and again.
 
 pub mod findings;
 pub mod look;
 pub mod output;
+pub mod watch;
 
+use std::fs;
 use std::io::stdout;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{after, select};
 
+use crate::failure::Failure;
 use crate::lab::program::{Interrupt, Stop, print_until};
 use crate::sys::namespace::enter_network_of;
 use crate::terminal::{Paint, width};
@@ -25,11 +30,15 @@ pub struct Options {
     pub json: bool,
     /// Ids of findings.
     pub fail_if: Vec<String>,
+    /// Where to write the recording.
+    pub save: Option<PathBuf>,
 }
 
-/// Between two looks; longer where a look takes long, so that the looks use a small share of one CPU.
+/// Between two looks; longer where a look costs much, so that all use a small share of one CPU.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-const PAUSE_PER_LOOK: u32 = 30;
+const PAUSE_PER_COST: u32 = 30;
+/// Even so there are so many.
+const FEWEST_LOOKS: u32 = 4;
 
 /// No wider, so that a report can be mailed.
 const MOST_COLUMNS: usize = 80;
@@ -47,14 +56,20 @@ pub fn parse_finding(text: &str) -> Result<String, String> {
 pub fn enter_namespace_of(pid: i32) -> Result<(), String> {
     enter_network_of(pid).map_err(|error| {
         let what = format!("enter the network namespace of pid {pid}");
-        crate::failure::Failure::new(what, error).advise("needs CAP_SYS_ADMIN in it: run it as root").to_string()
+        Failure::new(what, error).advise("needs CAP_SYS_ADMIN in it: run it as root").to_string()
     })
 }
 
 /// Looks, prints, and returns whether none of the findings of `--fail-if` was there.
 pub fn run(options: Options, interrupt: &Interrupt) -> Result<bool, Stop> {
     let mut observer = Observer::begin(options.target).map_err(Stop::Failed)?;
-    let diagnosis = diagnose(&record(&mut observer, options.duration, interrupt)?);
+    record(&mut observer, options.duration, interrupt)?;
+    if let Some(path) = &options.save {
+        let recording = serde_json::to_string(&observer.recording).expect("plain structs serialize");
+        let failed = |error| Stop::Failed(Failure::new(format!("write {}", path.display()), error).to_string());
+        fs::write(path, recording + "\n").map_err(failed)?;
+    }
+    let diagnosis = diagnose(&observer.recording);
     let text = match options.json {
         true => output::json(&diagnosis),
         false => output::text(&diagnosis, width(&stdout()).min(MOST_COLUMNS), Paint::on(&stdout())),
@@ -68,16 +83,15 @@ fn fails(diagnosis: &Diagnosis, ids: &[String]) -> bool {
 }
 
 /// Looks again and again for so long, at least twice.
-fn record(observer: &mut Observer, duration: Duration, interrupt: &Interrupt) -> Result<Recording, Stop> {
-    observer.recording.looks.clear();
+fn record(observer: &mut Observer, duration: Duration, interrupt: &Interrupt) -> Result<(), Stop> {
     let end = Instant::now() + duration;
     loop {
-        let took = Duration::from_nanos(observer.look().map_err(Stop::Failed)?);
+        let cost = observer.look().map_err(Stop::Failed)?;
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() && observer.recording.looks.len() > 1 {
-            return Ok(observer.recording.clone());
+            return Ok(());
         }
-        let pause = LOOK_EVERY.max(took * PAUSE_PER_LOOK).min(duration / 2).min(left);
+        let pause = LOOK_EVERY.max(cost * PAUSE_PER_COST).min(duration / FEWEST_LOOKS).min(left);
         select! {
             recv(interrupt) -> _ => return Err(Stop::Interrupted),
             recv(after(pause)) -> _ => {}

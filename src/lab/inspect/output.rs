@@ -1,6 +1,6 @@
 //! A diagnosis as text for a terminal, and as JSON. From finished values only.
 
-use super::findings::{Basis, Diagnosis, Dispatch, Finding, ListenerState, Sharing, State, Wait, Way, Worker};
+use super::findings::{self, Basis, Diagnosis, Dispatch, Finding, ListenerState, Sharing, State, Wait, Way, Worker};
 use crate::terminal::{Paint, shortened, wrapped};
 use crate::units::{grouped, number, short};
 
@@ -48,7 +48,8 @@ fn about_listener(listener: &ListenerState) -> String {
         Sharing::Reuseport => format!("{sockets} sockets (SO_REUSEPORT)"),
     };
     let each = if *sockets > 1 { " each" } else { "" };
-    format!("{address}{dual}: {sharing}; {queued} connections wait, backlog {backlog}{each}, {drops} drops")
+    let queued = findings::connections((*queued).into());
+    format!("{address}{dual}: {sharing}; queued {queued}, backlog {backlog}{each}, {drops} drops")
 }
 
 /// Who accepts, who serves, and how a worker waits.
@@ -92,7 +93,7 @@ fn waits(diagnosis: &Diagnosis) -> String {
     call.to_string()
 }
 
-fn connections(diagnosis: &Diagnosis) -> String {
+pub fn connections(diagnosis: &Diagnosis) -> String {
     let totals = &diagnosis.totals;
     let per =
         |value: Option<f64>, what: &str| value.map_or(String::new(), |value| format!(", {} {what}", number(value)));
@@ -111,15 +112,15 @@ fn connections(diagnosis: &Diagnosis) -> String {
 
 /// A line for each worker, of at most 80 columns.
 pub fn table(diagnosis: &Diagnosis, width: usize, paint: Paint) -> Vec<String> {
-    let mut lines = vec!["    pid waits in         share    open  CPU %  ready %  switches/s queued state".to_string()];
-    let master = diagnosis.master.iter().map(|worker| (worker, "master"));
-    let workers = diagnosis.workers.iter().map(|worker| (worker, ""));
+    let mut lines = vec!["    pid waits in         share    open  CPU %  ready % switches/s queued state".to_string()];
+    let master = diagnosis.master.iter().map(|worker| (worker, true));
+    let workers = diagnosis.workers.iter().map(|worker| (worker, false));
     let all: Vec<_> = master.chain(workers).collect();
     // The hung ones are shown in any case.
     let (mut shown, mut rest) = (Vec::new(), 0);
-    for (worker, role) in all {
+    for (worker, is_master) in all {
         match shown.len() < MOST_LINES || worker.state == State::Hung {
-            true => shown.push(row(worker, role, paint)),
+            true => shown.push(row(worker, is_master, paint)),
             false => rest += 1,
         }
     }
@@ -130,41 +131,43 @@ pub fn table(diagnosis: &Diagnosis, width: usize, paint: Paint) -> Vec<String> {
     lines.into_iter().map(|line| if paint.has_colour { line } else { shortened(&line, width) }).collect()
 }
 
-fn row(worker: &Worker, role: &str, paint: Paint) -> String {
+fn row(worker: &Worker, is_master: bool, paint: Paint) -> String {
     let percent = |value: f64| format!("{:.1}", 100.0 * value);
     let share = worker.accepted_share.map_or("–".to_string(), |share| format!("{} %", percent(share)));
     let state = match worker.state {
         State::Hung => paint.red("hung"),
+        _ if is_master => "master".to_string(),
         State::Idle => "idle".to_string(),
         State::Serving => "serving".to_string(),
     };
     let threads = if worker.threads > 1 { format!(" × {}", worker.threads) } else { String::new() };
     let wait = format!("{}{threads}", worker.waits_in.name());
     let line = format!(
-        "{:>7} {wait:<15} {share:>7} {:>6} {:>6} {:>8} {:>11} {:>6} {}",
+        "{:>7} {wait:<15} {share:>7} {:>6} {:>6} {:>8} {:>10} {:>6} {}",
         worker.pid,
         worker.connections,
         percent(worker.cpu_share),
         percent(worker.waited_share),
         short(worker.switches_per_s),
         worker.queued.map_or("–".to_string(), |queued| queued.to_string()),
-        if role.is_empty() { state } else { format!("{state} {role}") },
+        state,
     );
     line.trim_end().to_string()
 }
 
 fn evenness(diagnosis: &Diagnosis) -> Option<String> {
     let even = diagnosis.evenness.as_ref()?;
-    let of = match diagnosis.evenness_of? {
-        Basis::Connections => format!("of {} connections that were seen", grouped(even.n)),
-        Basis::Cpu => "by CPU time, because few connections were seen".to_string(),
-    };
+    let (most, chance) = (number(even.max_over_mean), number(even.expected_max_over_mean_if_random));
+    if diagnosis.evenness_of? == Basis::Cpu {
+        return Some(format!(
+            "share by CPU time, because few connections were seen: max/mean = {most} (by chance {chance})"
+        ));
+    }
     let p = if even.p_value < 0.001 { "p < 0.001".to_string() } else { format!("p = {:.3}", even.p_value) };
     Some(format!(
-        "share {of}: D = {} (0 in turns, 1 by chance), {p}; max/mean = {} (by chance {})",
+        "share of {} that were seen: D = {} (0 in turns, 1 by chance), {p}; max/mean = {most} (by chance {chance})",
+        findings::connections(even.n),
         number(even.dispersion),
-        number(even.max_over_mean),
-        number(even.expected_max_over_mean_if_random)
     ))
 }
 

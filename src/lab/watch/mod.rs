@@ -107,7 +107,7 @@ pub fn run(path: &Path, interval: Duration, interrupt: &Interrupt) -> Result<(),
 }
 
 /// The thread that reads the keys ends with the process, or with the terminal.
-fn keys() -> io::Result<Receiver<Key>> {
+pub fn keys() -> io::Result<Receiver<Key>> {
     let mut keyboard = Keyboard::open()?;
     let (sender, receiver) = unbounded();
     thread::spawn(move || {

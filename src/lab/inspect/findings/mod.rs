@@ -8,7 +8,7 @@ mod workers;
 mod wrong;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,7 +22,7 @@ pub use roles::{Dispatch, Roles, Way};
 pub use summary::Wait;
 use summary::{Summary, summarize};
 pub use workers::{State, Worker};
-pub use wrong::{Finding, IDS};
+pub use wrong::{Finding, IDS, connections};
 
 /// What `lab inspect --format json` prints (contract, section 6; `schema/inspect.schema.json`).
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -125,6 +125,15 @@ pub fn diagnose(recording: &Recording) -> Diagnosis {
     let (evenness, basis) = workers::share_out(&mut workers, totals.new_connections);
     let master = roles.acceptors.keys().find(|pid| !roles.workers.contains(pid));
     let master = master.map(|pid| Worker::of(recording, &summaries[pid], &roles, &listeners));
+    let mut unseen = recording.unseen.clone();
+    if let Some(pid) = roles.guessed.first() {
+        let count = roles.guessed.len();
+        let line = format!(
+            "how {count} of the workers (pid {pid} is one) wait for a connection: none was seen to; look longer with \
+             --duration, or when there is less load"
+        );
+        unseen.push(line);
+    }
     let mut diagnosis = Diagnosis {
         schema: 1,
         command: command(recording, &roles),
@@ -138,7 +147,7 @@ pub fn diagnose(recording: &Recording) -> Diagnosis {
         evenness,
         evenness_of: basis,
         findings: Vec::new(),
-        unseen: recording.unseen.clone(),
+        unseen,
     };
     diagnosis.findings = wrong::findings(recording, &summaries, &roles, &diagnosis);
     diagnosis
@@ -164,14 +173,15 @@ fn totals(recording: &Recording, summaries: &BTreeMap<i32, Summary>, roles: &Rol
     // that closes first keeps it, and the count of the whole network namespace says more.
     let is_local = last.listeners.iter().all(|listener| listener.ip().is_none_or(|ip| ip.ip().is_loopback()));
     let of_all = last.passive_opens.saturating_sub(first.passive_opens);
-    let new_connections = if is_local { last.new } else { last.new.max(of_all) };
+    let seen = last.new - first.new;
+    let new_connections = if is_local { seen } else { seen.max(of_all) };
     let who: BTreeSet<i32> = roles.acceptors.keys().chain(&roles.workers).copied().collect();
     let sum = |of: fn(&Summary) -> u64| who.iter().map(|pid| of(&summaries[pid])).sum::<u64>() as f64;
     let per = |amount: f64| (new_connections >= ENOUGH).then(|| over(amount, new_connections as f64));
     Totals {
         new_connections,
         connections: last.open,
-        more_requests: last.requests,
+        more_requests: last.requests - first.requests,
         unaccepted: last.unaccepted,
         unaccepted_long: last.unaccepted_long,
         switches_per_connection: per(sum(|summary| summary.voluntary)),

@@ -38,6 +38,8 @@ pub enum Way {
 }
 
 pub struct Roles {
+    /// Acceptors that were seen in no call that waits for a listener: how they wait is a guess.
+    pub guessed: Vec<i32>,
     pub dispatch: Dispatch,
     pub way: Way,
     /// Those who accept, each with how it waits.
@@ -53,7 +55,7 @@ const HELP: f64 = 0.1;
 const FAULTS_PER_CHILD: u64 = 10;
 
 pub fn roles(recording: &Recording, summaries: &BTreeMap<i32, Summary>) -> Roles {
-    let acceptors = acceptors(recording, summaries);
+    let (acceptors, guessed) = acceptors(recording, summaries);
     let (dispatch, way, workers) = match acceptors.len() {
         0 => (Dispatch::Unknown, Way::Unknown, Vec::new()),
         1 => {
@@ -62,12 +64,12 @@ pub fn roles(recording: &Recording, summaries: &BTreeMap<i32, Summary>) -> Roles
         }
         _ => (Dispatch::WorkersAccept, Way::OwnAccept, acceptors.keys().copied().collect()),
     };
-    Roles { dispatch, way, acceptors, workers }
+    Roles { guessed, dispatch, way, acceptors, workers }
 }
 
 /// The processes that accept, of those that live. One that only holds the listener, because it will fork or has forked, is
-/// none.
-fn acceptors(recording: &Recording, summaries: &BTreeMap<i32, Summary>) -> BTreeMap<i32, Wait> {
+/// none. And those of them whose way to wait is a guess.
+fn acceptors(recording: &Recording, summaries: &BTreeMap<i32, Summary>) -> (BTreeMap<i32, Wait>, Vec<i32>) {
     let lives = |summary: &&Summary| recording.last().processes.iter().any(|process| process.pid == summary.pid());
     let holders = || summaries.values().filter(|summary| !summary.last.holds.is_empty()).filter(lives);
     let mut found: BTreeMap<i32, Wait> =
@@ -78,11 +80,11 @@ fn acceptors(recording: &Recording, summaries: &BTreeMap<i32, Summary>) -> BTree
         !is_known(summary.pid()) && !is_known(summary.last.parent) && summary.seen() > 0
     };
     let more: Vec<(i32, Wait)> = holders().filter(busy).map(|summary| (summary.pid(), guess(summary))).collect();
-    found.extend(more);
-    for pid in behind_a_lock(recording, summaries, &found) {
-        found.insert(pid, Wait::Lock);
-    }
-    found
+    found.extend(more.iter().copied());
+    let behind = behind_a_lock(recording, summaries, &found);
+    found.extend(behind.iter().map(|&pid| (pid, Wait::Lock)));
+    let guessed = more.iter().map(|(pid, _)| *pid).filter(|pid| !behind.contains(pid)).collect();
+    (found, guessed)
 }
 
 fn wait_of(summary: &Summary) -> Option<Wait> {
@@ -171,7 +173,7 @@ fn by_one(acceptor: &Summary, summaries: &BTreeMap<i32, Summary>) -> (Dispatch, 
     // What an acceptor passes on it has had for a moment, too; what it serves it keeps.
     let keeps = acceptor.last.open > own.iter().map(|other| other.last.open).sum::<u64>();
     let faults = acceptor.last.child_faults - acceptor.first.child_faults;
-    let forks = faults > 0 && faults >= FAULTS_PER_CHILD * acceptor.last.new;
+    let forks = faults > 0 && faults >= FAULTS_PER_CHILD * (acceptor.seen() - acceptor.first.open);
     if !linked.is_empty() && !keeps && (!own.is_empty() || acceptor.threads.len() == 1) {
         return (Dispatch::MasterPassesDescriptors, Way::Channel, pids(linked));
     }

@@ -129,7 +129,7 @@ impl<'a> Summary<'a> {
 
     /// Different connections that were seen at this process.
     pub fn seen(&self) -> u64 {
-        self.first.open + self.last.new
+        self.first.open + self.last.new - self.first.new
     }
 
     /// CPU time of other threads than the busiest, also of those that have begun and ended between two looks.

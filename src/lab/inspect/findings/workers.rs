@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::roles::Roles;
 use super::summary::{Summary, Wait};
 use super::{Basis, ENOUGH, ListenerState, measured};
-use crate::lab::inspect::look::{Call, Look, Process, Recording};
+use crate::lab::inspect::look::{Call, LONG_NS, Look, Process, Recording, Task};
 use crate::report::Evenness;
 
 /// So many connections seen for each worker are enough to speak of its share.
@@ -58,7 +58,7 @@ pub enum State {
 impl Recording {
     /// The looks of the last second, from the last one that is a second old; all, where none is.
     pub fn recent(&self) -> &[Look] {
-        let since = self.last().at_ns.saturating_sub(super::super::look::LONG_NS);
+        let since = self.last().at_ns.saturating_sub(LONG_NS);
         let from = self.looks.iter().rposition(|look| look.at_ns <= since).unwrap_or(0);
         &self.looks[from..]
     }
@@ -86,7 +86,7 @@ impl Worker {
             queued: (!own.is_empty()).then(|| own.iter().map(|queue| queue.queued).sum()),
             state: match hangs_in {
                 Some(_) => State::Hung,
-                None if summary.last.open + summary.last.new == 0 && cpu_share < IDLE_SHARE => State::Idle,
+                None if summary.seen() == 0 && cpu_share < IDLE_SHARE => State::Idle,
                 None => State::Serving,
             },
             hangs_in,
@@ -121,18 +121,20 @@ fn hangs_in(recording: &Recording, pid: i32, least_queued: u32) -> Option<&'stat
     if matches!(last_seen.state, 'T' | 't') {
         return Some("stopped by a signal");
     }
-    if last.at_ns - first.at_ns < super::super::look::LONG_NS || first_seen.started != last_seen.started {
+    if last.at_ns - first.at_ns < LONG_NS || first_seen.started != last_seen.started {
         return None;
     }
     let seen: Vec<&Process> = looks.iter().filter_map(|look| Some(&look.processes[of(look)?])).collect();
-    let sum = |process: &Process, of: fn(&super::Task) -> u64| process.tasks.iter().map(of).sum::<u64>();
+    let sum = |process: &Process, of: fn(&Task) -> u64| process.tasks.iter().map(of).sum::<u64>();
     let has_run = sum(last_seen, |task| task.cpu_ns) > sum(first_seen, |task| task.cpu_ns);
     let has_slept = sum(last_seen, |task| task.voluntary) > sum(first_seen, |task| task.voluntary);
     let calls = || seen.iter().flat_map(|process| &process.tasks).map(|task| task.call);
-    // A client that does not read its answers has unread requests, too, and an event loop is right to wait.
-    let waits = |call| matches!(call, Call::Epoll | Call::Poll | Call::Select | Call::IoUring | Call::Transfer);
-    let is_stuck = last_seen.unread > 0 && !calls().any(waits);
-    if !has_run && (least_queued > 0 || is_stuck) {
+    // A client that does not read its answers has unread requests, too, and an event loop is right to wait. So is a worker
+    // that serves one connection at a time and waits for its client.
+    let waits = |call| matches!(call, Call::Epoll | Call::Poll | Call::Select | Call::IoUring);
+    let waits_for_client = seen.iter().any(|process| process.tasks.iter().any(|task| task.is_at_socket));
+    let is_stuck = least_queued > 0 || (last_seen.unread > 0 && !calls().any(waits));
+    if !has_run && is_stuck && !waits_for_client {
         return Some(match last_seen.state {
             'D' => "in the kernel, where no signal reaches it (state D)",
             _ => "asleep in another call than that for connections",
@@ -140,8 +142,8 @@ fn hangs_in(recording: &Recording, pid: i32, least_queued: u32) -> Option<&'stat
     }
     let moves = last_seen.new > first_seen.new || last_seen.open < first_seen.open;
     let is_always_running = calls().all(|call| call == Call::Running);
-    let is_in_circles = has_run && !has_slept && is_always_running && !moves && last_seen.unread > 0;
-    is_in_circles.then_some("running, and in no system call")
+    let is_in_circles = has_run && !has_slept && is_always_running && !moves;
+    (is_in_circles && (last_seen.unread > 0 || least_queued > 0)).then_some("running, and in no system call")
 }
 
 /// Gives each worker its share: by the connections seen at it, or, where too few were seen, by its CPU time.
@@ -161,9 +163,11 @@ pub fn share_out(workers: &mut [Worker], new_connections: u64) -> (Option<Evenne
         let accepted = share * new_connections as f64;
         worker.switches_per_connection = (accepted >= 1.0).then(|| worker.voluntary as f64 / accepted);
     }
+    // A worker that hangs is no surprise.
+    let healthy = workers.iter().zip(&shares).filter(|(worker, _)| worker.state != State::Hung);
     let counts: Vec<u64> = match basis {
-        Basis::Connections => workers.iter().map(|worker| worker.seen).collect(),
-        Basis::Cpu => shares.iter().map(|share| (share * new_connections as f64).round() as u64).collect(),
+        Basis::Connections => healthy.map(|(worker, _)| worker.seen).collect(),
+        Basis::Cpu => healthy.map(|(_, share)| (share * new_connections as f64).round() as u64).collect(),
     };
     let evenness = measured(&counts);
     (evenness.clone(), evenness.map(|_| basis))

@@ -9,7 +9,7 @@ use super::summary::{Summary, Wait};
 use super::{Basis, Diagnosis, ENOUGH, ListenerState, Sharing, State, Totals, Worker, advice, busiest};
 use crate::lab::inspect::look::{Call, Recording};
 use crate::lab::watch::is_herd;
-use crate::units::number;
+use crate::units::{grouped, number};
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Finding {
@@ -81,6 +81,15 @@ pub fn findings(
     findings
 }
 
+fn have(count: u64) -> String {
+    format!("{} {}", connections(count), if count == 1 { "has" } else { "have" })
+}
+
+/// A number of them, in words.
+pub fn connections(count: u64) -> String {
+    if count == 1 { "1 connection".to_string() } else { format!("{} connections", grouped(count)) }
+}
+
 fn finding(id: &'static str, lesson: &'static str, says: String, advice: &str) -> Finding {
     Finding { id, says, numbers: BTreeMap::new(), lesson, advice: advice.to_string() }
 }
@@ -101,10 +110,10 @@ impl Case<'_> {
             let process = &self.summaries[&pid].last;
             let why = worker.hangs_in.unwrap_or_default();
             let waits = match (worker.queued.unwrap_or(0), process.open) {
-                (0, 0) => "no connection waits for it yet".to_string(),
-                (queued, 0) => format!("{queued} connections wait in its own queue"),
-                (0, open) => format!("it holds {open} open connections"),
-                (queued, open) => format!("it holds {open} open connections, and {queued} wait in its own queue"),
+                (0, 0) => "no connection is seen that waits for it".to_string(),
+                (queued, 0) => format!("in its own queue wait {}", connections(queued.into())),
+                (0, open) => format!("it holds {}", connections(open)),
+                (queued, open) => format!("it holds {}, and {queued} more in its own queue", connections(open)),
             };
             let signal =
                 if why.starts_with("stopped") { format!("; `kill -CONT {pid}` lets it go on") } else { String::new() };
@@ -161,8 +170,9 @@ impl Case<'_> {
             None => "that nobody accepts from".to_string(),
         };
         let says = format!(
-            "the kernel chooses one of {sockets} sockets by a hash and does not look at their queues: {waiting} \
-             connections wait in that {whose}, while others are empty"
+            "the kernel chooses one of {sockets} sockets by a hash and does not look at their queues: \
+             in that {whose} wait {}, while others are empty",
+            connections(waiting.into())
         );
         let advice = "a selector that knows the workers (SO_ATTACH_REUSEPORT_CBPF or _EBPF), or one shared socket";
         let numbers = [("sockets", sockets as f64), ("blocked", blocked.len() as f64), ("queued", f64::from(waiting))];
@@ -188,7 +198,7 @@ impl Case<'_> {
             Some(Call::Sleep | Call::Futex | Call::Lock) => "the workers sleep in other calls",
             Some(_) => "the workers wait for other events",
         };
-        let says = format!("{long} connections have waited for a second or longer to be accepted: {does}");
+        let says = format!("for a second or longer {} not been accepted: {does}", have(long));
         let advice = "more workers, or event loops, which hold a silent client for the price of a descriptor";
         Some(finding("nobody-accepts", ONE_THREAD, says, advice).with(&[("unaccepted", long as f64)]))
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::time::Duration;
 
 use super::connections::Tracker;
 use super::listeners::{self, Listener, Target};
@@ -13,7 +14,7 @@ use crate::lab::observe::tracepoints::parse_cpus;
 use crate::machine::{network_counter, sysctl};
 use crate::sys::procfs::{Stat, command_line, with_descendants};
 use crate::sys::sock_diag::unix_sockets;
-use crate::units::monotonic_ns;
+use crate::units::{monotonic_ns, thread_cpu_ns};
 
 /// The pid of kthreadd, the parent of all threads of the kernel.
 const KTHREADD: i32 = 2;
@@ -85,12 +86,12 @@ impl Observer {
         })
     }
 
-    /// Looks once, and returns how long that took in nanoseconds.
+    /// Looks once, and returns the CPU time that it took.
     ///
     /// # Errors
     /// When the target has ended, or does not listen any more.
-    pub fn look(&mut self) -> Result<u64, String> {
-        let at_ns = monotonic_ns();
+    pub fn look(&mut self) -> Result<Duration, String> {
+        let (at_ns, cpu_ns) = (monotonic_ns(), thread_cpu_ns());
         if self.identity.is_some_and(|identity| !identity.is_alive()) {
             return Err(format!("{} has ended", self.target));
         }
@@ -131,7 +132,7 @@ impl Observer {
                         forbids it; run it as root";
             self.not_seen(line.to_string());
         }
-        Ok(monotonic_ns() - at_ns)
+        Ok(Duration::from_nanos(thread_cpu_ns() - cpu_ns))
     }
 
     fn not_seen(&mut self, line: String) {
