@@ -1,6 +1,6 @@
 //! Every number that anything prints, defined once. The text report takes its names from here, `loadgen --explain` and
 //! `lab explain` print the definitions, a table of the lab takes its headers and the notes below it, and
-//! `schema/loadgen.schema.json` its descriptions (a test compares them).
+//! `schema/loadgen.schema.json` and `schema/inspect.schema.json` their descriptions (a test compares them).
 //!
 //! A number of a document is named by the way to it: `workers.*.requests`, where `*` is any name, and `lost[].at_s`,
 //! where `[]` is any element. A number that only the lab computes has the name that a matrix gives its column.
@@ -71,7 +71,8 @@ pub fn meaning(key: &str) -> Meaning {
 }
 
 pub fn find(key: &str) -> Option<&'static Metric> {
-    [REPORT, INTERVAL, TABLES].into_iter().flatten().flat_map(|section| section.metrics).find(|m| m.key == key)
+    let all = [REPORT, INTERVAL, TABLES, INSPECT];
+    all.into_iter().flatten().flat_map(|section| section.metrics).find(|m| m.key == key)
 }
 
 pub fn name(key: &str) -> &'static str {
@@ -521,12 +522,75 @@ pub static TABLES: &[Section] = &[
     ]},
 ];
 
+/// What `lab inspect --format json` prints.
+#[rustfmt::skip]
+pub static INSPECT: &[Section] = &[
+    Section { title: "Listeners", metrics: &[
+        metric("inspect.listeners[].sockets", "sockets", "",
+            "Listening sockets bound to this address."),
+        metric("inspect.listeners[].backlog", "backlog", "",
+            "How many connections may wait in the accept queue of one socket; the kernel takes one more."),
+        metric("inspect.listeners[].queued", "queued", "",
+            "Connections in the accept queues of all its sockets at the last look."),
+        metric("inspect.listeners[].most_queued", "most queued", "",
+            "The most connections in the accept queue of one of its sockets at any look."),
+        metric("inspect.listeners[].drops", "drops", "",
+            "Connections and packets that its sockets dropped between the first look and the last."),
+        metric("inspect.listeners[].queues[].queued", "queued", "",
+            "Connections in the accept queue of this socket at the last look."),
+        metric("inspect.listeners[].queues[].least_queued", "least queued", "",
+            "The fewest connections in the accept queue of this socket at the looks of the last second."),
+    ]},
+    Section { title: "Workers", metrics: &[
+        metric("inspect.workers[].threads", "threads", "",
+            "Threads of this process that may serve connections, seen at any look."),
+        metric("inspect.workers[].accepted_share", "share", "",
+            "The part of the connections that this worker had: of those that were seen at the workers, or, \
+             where few were seen, of their CPU time."),
+        metric("inspect.workers[].connections", "open", "",
+            "Connections of the listener that this process had open at the last look."),
+        metric("inspect.workers[].switches_per_connection", "switches", "/connection",
+            "Voluntary context switches of this process / its part of the new connections."),
+        metric("inspect.workers[].cpu_share", "CPU", "",
+            "CPU time of all threads of this process / the time between the first look and the last."),
+        metric("inspect.workers[].waited_share", "ready", "",
+            "The time in which threads of this process were ready and had no CPU / the time between the first \
+             look and the last."),
+        metric("inspect.workers[].switches_per_s", "switches", "/s",
+            "Voluntary context switches of this process per second."),
+        metric("inspect.workers[].queued", "queued", "",
+            "Connections in the accept queue of the socket that only this process accepts from."),
+    ]},
+    Section { title: "Totals", metrics: &[
+        metric("inspect.duration_s", "duration", "s",
+            "The time between the first look and the last."),
+        metric("inspect.totals.new_connections", "new connections", "",
+            "Connections that began between the first look and the last: on the loopback all that were seen, \
+             also in TIME_WAIT; elsewhere at least PassiveOpens of the network namespace, which counts all its \
+             listeners."),
+        metric("inspect.totals.connections", "open", "",
+            "Connections of the listeners that were open at the last look."),
+        metric("inspect.totals.more_requests", "more requests", "",
+            "Segments with data that came on open connections, without the first of each new one: about the \
+             requests that needed no new connection."),
+        metric("inspect.totals.unaccepted", "not accepted", "",
+            "Established connections that no process had accepted at the last look."),
+        metric("inspect.totals.unaccepted_long", "not accepted for 1 s", "",
+            "Those of them that were seen unaccepted for a second or longer."),
+        metric("inspect.totals.switches_per_connection", "switches", "/connection",
+            "Voluntary context switches of all processes that accept or serve / new connections; absent below \
+             10 connections."),
+        metric("inspect.totals.cpu_us_per_connection", "CPU/connection", "µs",
+            "CPU time of all processes that accept or serve / new connections; absent below 10 connections."),
+    ]},
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn all() -> impl Iterator<Item = &'static Metric> {
-        [REPORT, INTERVAL, TABLES].into_iter().flatten().flat_map(|section| section.metrics)
+        [REPORT, INTERVAL, TABLES, INSPECT].into_iter().flatten().flat_map(|section| section.metrics)
     }
 
     #[test]
@@ -581,15 +645,29 @@ mod tests {
         ("interval", "interval."),
     ];
 
+    const PLACES_OF_INSPECT: [(&str, &str); 5] = [
+        ("diagnosis", "inspect."),
+        ("listener", "inspect.listeners[]."),
+        ("queue", "inspect.listeners[].queues[]."),
+        ("worker", "inspect.workers[]."),
+        ("totals", "inspect.totals."),
+    ];
+
     #[test]
-    fn the_schema_describes_every_number_of_the_documents_as_it_is_defined_here() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/schema/loadgen.schema.json");
-        let schema: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-        let documented = || [REPORT, INTERVAL].into_iter().flatten().flat_map(|section| section.metrics);
+    fn the_schemas_describe_every_number_of_the_documents_as_it_is_defined_here() {
+        describes("loadgen", &[REPORT, INTERVAL], &PLACES);
+        describes("inspect", &[INSPECT], &PLACES_OF_INSPECT);
+    }
+
+    #[track_caller]
+    fn describes(schema: &str, sections: &[&'static [Section]], places: &[(&str, &str)]) {
+        let path = format!("{}/schema/{schema}.schema.json", env!("CARGO_MANIFEST_DIR"));
+        let schema: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        let documented = || sections.iter().copied().flatten().flat_map(|section| section.metrics);
         let mut missing: Vec<&Metric> = documented().collect();
         let mut wrong = String::new();
-        for (definition, place) in PLACES {
-            for (member, rule) in schema["$defs"][definition]["properties"].as_object().unwrap() {
+        for (definition, place) in places {
+            for (member, rule) in schema["$defs"][*definition]["properties"].as_object().unwrap() {
                 let names = ["", ".*", "[]"].map(|end| format!("{place}{member}{end}"));
                 let Some(metric) = documented().find(|metric| names.iter().any(|name| name == metric.key)) else {
                     continue;

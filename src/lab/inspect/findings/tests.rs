@@ -1,9 +1,179 @@
-//! Each finding, from a recorded look: files that `lab inspect --save` has written.
+//! Each finding, from a recorded look: files that `lab inspect --save` has written, with a few of their looks.
 
+use super::super::look;
 use super::*;
 
 pub fn recorded(name: &str) -> Recording {
     let path = format!("{}/src/lab/inspect/findings/recorded/{name}.json", env!("CARGO_MANIFEST_DIR"));
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn ids(diagnosis: &Diagnosis) -> Vec<&'static str> {
+    diagnosis.findings.iter().map(|finding| finding.id).collect()
+}
+
+/// The only finding of a recording, as it was changed.
+#[track_caller]
+fn only_finding(recording: &Recording) -> Finding {
+    let diagnosis = diagnose(recording);
+    let [finding] = &diagnosis.findings[..] else { panic!("{:?}", diagnosis.findings) };
+    finding.clone()
+}
+
+/// Gives the threads of a process at the last look this share of a CPU, and of the time ready without one.
+fn load(recording: &mut Recording, pid: i32, cpu_share: f64, waited_share: f64) {
+    let ns = recording.seconds() * 1e9;
+    let find = |look: &look::Look| look.processes.iter().position(|process| process.pid == pid).expect("it was there");
+    let first = recording.first().processes[find(recording.first())].clone();
+    let last = recording.looks.last_mut().expect("it has looks");
+    let at = find(last);
+    let process = &mut last.processes[at];
+    process.cpu_ns = first.cpu_ns + (cpu_share * ns) as u64;
+    process.tasks[0].cpu_ns = first.tasks[0].cpu_ns + (cpu_share * ns) as u64;
+    process.tasks[0].wait_ns = first.tasks[0].wait_ns + (waited_share * ns) as u64;
+}
+
+#[test]
+fn a_stopped_worker_of_a_group_hangs_and_the_hash_goes_on_to_choose_it() {
+    let diagnosis = diagnose(&recorded("hung"));
+    assert_eq!(ids(&diagnosis), ["hung-worker", "blind-selector"]);
+    let hung: Vec<&Worker> = diagnosis.workers.iter().filter(|worker| worker.state == State::Hung).collect();
+    let [hung] = hung[..] else { panic!("{hung:?}") };
+    assert_eq!(diagnosis.findings[0].numbers["pid"], f64::from(hung.pid));
+    assert!(diagnosis.findings[0].says.contains("stopped by a signal; in its own queue wait "), "{diagnosis:#?}");
+    assert_eq!(diagnosis.findings[1].numbers["queued"], f64::from(hung.queued.unwrap()));
+    assert_eq!((diagnosis.listeners[0].sharing, diagnosis.listeners[0].sockets), (Sharing::Reuseport, 4));
+}
+
+#[test]
+fn a_worker_that_sleeps_or_runs_while_connections_wait_hangs() {
+    for (name, why) in [("blocked", "asleep in another call"), ("spin", "running, and in no system call")] {
+        let finding = only_finding(&recorded(name));
+        assert!(finding.id == "hung-worker" && finding.says.contains(why), "{name}: {finding:?}");
+    }
+}
+
+#[test]
+fn nobody_hangs_before_a_second_has_passed() {
+    for name in ["blocked", "spin"] {
+        let mut recording = recorded(name);
+        let since = recording.last().at_ns - 900_000_000;
+        recording.looks.retain(|look| look.at_ns > since);
+        assert!(diagnose(&recording).workers.iter().all(|worker| worker.state != State::Hung), "{name}");
+    }
+}
+
+#[test]
+fn a_worker_that_waits_for_its_silent_client_does_not_hang_but_nobody_accepts() {
+    let diagnosis = diagnose(&recorded("silent"));
+    assert_eq!(ids(&diagnosis), ["nobody-accepts"]);
+    assert_eq!(diagnosis.totals.unaccepted_long, 4);
+    assert!(diagnosis.findings[0].says.ends_with("the workers wait for bytes of the clients they have"));
+    assert!(diagnosis.unseen[0].contains("wait for a connection: none was seen to"), "{:?}", diagnosis.unseen);
+}
+
+#[test]
+fn a_full_queue_has_more_than_its_backlog_and_names_what_limits_it() {
+    let mut recording = recorded("full");
+    let full = diagnose(&recording).findings.remove(0);
+    assert_eq!((full.id, full.numbers["most_queued"], full.numbers["backlog"]), ("queue-full", 3.0, 2.0));
+    assert!(full.numbers["drops"] > 0.0 && !full.advice.contains("somaxconn"), "{full:?}");
+    recording.machine.somaxconn = 2;
+    recording.commands.values_mut().for_each(|words| words[0] = "nginx: master process".to_string());
+    let full = diagnose(&recording).findings.remove(0);
+    assert!(full.advice.starts_with("nginx: `listen 80 backlog="), "{full:?}");
+    assert!(full.advice.ends_with("net.core.somaxconn is 2, so it must rise first"), "{full:?}");
+    for look in &mut recording.looks {
+        look.listeners.iter_mut().for_each(|listener| (listener.queued, listener.drops) = (2, 7));
+    }
+    assert!(!ids(&diagnose(&recording)).contains(&"queue-full"), "the kernel takes one more than the backlog");
+}
+
+#[test]
+fn a_herd_is_seen_in_the_switches_for_each_connection() {
+    let mut recording = recorded("herd");
+    let finding = only_finding(&recording);
+    assert!(finding.id == "herd" && finding.numbers["switches_per_connection"] > 3.0, "{finding:?}");
+    assert_eq!(finding.lesson, "06-the-thundering-herd");
+    // As many switches for requests on connections that were there are no herd.
+    recording.looks.last_mut().unwrap().requests = 3000;
+    assert_eq!(ids(&diagnose(&recording)), [""; 0]);
+}
+
+#[test]
+fn the_favourite_of_epollexclusive_is_explained_by_the_offered_load() {
+    let finding = only_finding(&recorded("exclusive"));
+    assert!(finding.id == "uneven" && finding.says.ends_with("which explains it"), "{finding:?}");
+    assert!(finding.numbers["max_over_mean"] > 3.5 && finding.numbers["offered_load"] < 0.1, "{finding:?}");
+}
+
+#[test]
+fn a_healthy_server_has_no_findings_whatever_its_mechanism() {
+    use Dispatch::*;
+    for (name, dispatch, way, wait, workers) in [
+        ("hash", WorkersAccept, Way::OwnAccept, Wait::Epoll, 4),
+        ("lock", WorkersAccept, Way::OwnAccept, Wait::Lock, 3),
+        ("pool", Threads, Way::Handover, Wait::Accept, 1),
+        ("dispatch", MasterPassesDescriptors, Way::Channel, Wait::EpollEdge, 3),
+        ("proxy", MasterProxies, Way::OtherPorts, Wait::Epoll, 3),
+        ("children", MasterPassesDescriptors, Way::Children, Wait::Poll, 4),
+    ] {
+        let diagnosis = diagnose(&recorded(name));
+        let acceptor = diagnosis.master.as_ref().unwrap_or(&diagnosis.workers[0]);
+        let seen = (diagnosis.dispatch, diagnosis.way, acceptor.waits_in, diagnosis.workers.len());
+        assert_eq!(seen, (dispatch, way, wait, workers), "{name}");
+        assert_eq!((ids(&diagnosis), &diagnosis.unseen[..]), (vec![], &[][..]), "{name}");
+    }
+}
+
+#[test]
+fn one_acceptor_is_at_its_ceiling_while_its_workers_have_time() {
+    let mut recording = recorded("dispatch");
+    let master = diagnose(&recording).master.expect("it has one").pid;
+    load(&mut recording, master, 0.97, 0.02);
+    let finding = only_finding(&recording);
+    assert!(finding.id == "one-acceptor" && finding.says.contains("uses 97.0 % of a CPU"), "{finding:?}");
+    let workers: Vec<i32> = diagnose(&recording).workers.iter().map(|worker| worker.pid).collect();
+    workers.into_iter().for_each(|pid| load(&mut recording, pid, 0.9, 0.1));
+    assert_eq!(ids(&diagnose(&recording)), [""; 0]);
+}
+
+#[test]
+fn reuseport_that_was_asked_for_and_is_not_there_is_named() {
+    let mut recording = recorded("lock");
+    recording.commands.values_mut().for_each(|words| words.push("--reuse-port".to_string()));
+    let finding = only_finding(&recording);
+    assert_eq!(finding.id, "no-reuseport");
+    assert!(finding.says.starts_with("--reuse-port is asked for, but 3 workers share one socket of "), "{finding:?}");
+}
+
+#[test]
+fn more_event_loops_than_cpus_wait_for_each_other() {
+    let mut recording = recorded("hash");
+    recording.machine.cpus = 1;
+    let pids: Vec<i32> = diagnose(&recording).workers.iter().map(|worker| worker.pid).collect();
+    pids.into_iter().for_each(|pid| load(&mut recording, pid, 0.24, 0.7));
+    let finding = only_finding(&recording);
+    assert!(finding.id == "more-workers-than-cpus" && finding.says.starts_with("4 event loops share 1 CPU"));
+}
+
+#[test]
+fn every_finding_has_a_lesson_that_exists_and_an_id_that_can_be_asked_for() {
+    let names = ["hung", "full", "silent", "herd", "exclusive"];
+    for finding in names.iter().flat_map(|name| diagnose(&recorded(name)).findings) {
+        let path = format!("{}/experiments/{}.md", env!("CARGO_MANIFEST_DIR"), finding.lesson);
+        assert!(std::path::Path::new(&path).exists() && IDS.contains(&finding.id), "{finding:?}");
+        assert!(!finding.numbers.is_empty() && !finding.advice.is_empty(), "{finding:?}");
+    }
+}
+
+#[test]
+fn a_report_fits_a_terminal_of_80_columns() {
+    use crate::terminal::{Paint, columns_of};
+    for name in ["hung", "herd", "dispatch", "children", "silent"] {
+        let text = super::super::output::text(&diagnose(&recorded(name)), 80, Paint { has_colour: false });
+        let long: Vec<&str> = text.lines().filter(|line| columns_of(line) > 80).collect();
+        assert!(long.is_empty() && !text.contains('…'), "{name}: {long:#?}\n{text}");
+    }
 }
