@@ -418,7 +418,11 @@ impl Workers {
 
     /// Its channel is closed; it may still answer what it has. False: it was closed before.
     pub fn close_channel(&mut self, id: UniqueId) -> bool {
-        let Some(ipc) = self.get_mut(id).and_then(|worker| worker.ipc.take()) else { return false };
+        let Some(worker) = self.get_mut(id) else { return false };
+        let number = worker.number;
+        let Some(ipc) = worker.ipc.take() else { return false };
+        // The kernel closes the channel of one that ends before it reports the end, and a successor may write meanwhile.
+        self.end_output(number);
         // What the worker has started may hold the other end, but not this one; so this cannot fail.
         let _ = self.poller.epoll.delete(&ipc);
         self.kill_after(id, self.args.kill_timeout);
@@ -458,7 +462,7 @@ impl Workers {
         let fields = json!({"status": status, "signal": signal, "expected": is_expected, "how": exit_reason});
         self.log.log_of(&worker, "exit", fields);
         let number = worker.number;
-        self.args.worker_output.iter().for_each(|base| output::end_worker(base, number));
+        self.end_output(number);
         if !is_expected {
             self.counts.report.deaths += 1;
         }
@@ -479,6 +483,11 @@ impl Workers {
         }
         self.note_vacancy(number, worker.has_listened);
         Some(exit_reason)
+    }
+
+    /// Of its FIFOs, where it writes to some (`--worker-output`).
+    fn end_output(&self, number: usize) {
+        self.args.worker_output.iter().for_each(|base| output::end_worker(base, number));
     }
 
     /// How many connections worker `number` has: those it has not answered for, and those that it counts as open, if it

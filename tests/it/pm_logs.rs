@@ -281,6 +281,17 @@ fn a_line_without_an_end_is_not_continued_by_the_next_process_of_its_name() {
     assert_eq!(pm.await_log("web-out-1.log", "whole\n"), "half\nwhole\n");
 }
 
+#[test]
+fn a_worker_that_closes_its_channel_before_it_ends_has_its_last_line_for_itself() {
+    let pm = Manager::new("logs-channel");
+    // As the kernel does it when a process ends: first its descriptors are closed, and later the end is reported.
+    let text = HALVES.replace("exit 1", "eval \"exec $NODE_CHANNEL_FD>&-\"; exec sleep 1000");
+    let app = json!({"name": "web", "script": pm.script("web.sh", &text), "interpreter": "bash",
+                     "exec_mode": "cluster"});
+    pm.run(&["start", &pm.script("web.json", &json!({"apps": [app]}).to_string())]);
+    assert_eq!(pm.await_log("web-out-0.log", "whole\n"), "half\nwhole\n");
+}
+
 /// A user may have 16384 pages in pipes (pipe(7), pipe-user-pages-soft): those of 128 applications, if each of their
 /// pipes had 64.
 #[test]
