@@ -23,14 +23,15 @@
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
-use std::time::Duration;
 
-use acceptlab::cluster::{AcceptingProcess, CtlArgs, Master, MasterArgs, MasterEvent, Restarts, ctl, remind_of_dashes};
+use acceptlab::cluster::{
+    AcceptingProcess, CtlArgs, Master, MasterArgs, MasterEvent, Restarts, SupervisionArgs, ctl, remind_of_dashes,
+};
 use acceptlab::console;
 use acceptlab::report::ServerReport;
 use acceptlab::server::policy::{Choice, Policy};
 use acceptlab::server::{self, Failure};
-use acceptlab::units::{monotonic_ns, parse_duration, parse_positive_duration};
+use acceptlab::units::monotonic_ns;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 
@@ -74,17 +75,8 @@ struct Args {
     #[arg(long, value_enum)]
     policy: Option<Policy>,
 
-    /// Give up when one more restart than this is needed within --within, or one more start in a row has failed
-    #[arg(long, value_name = "N", default_value_t = 10)]
-    max_restarts: usize,
-
-    /// The time in which --max-restarts are counted
-    #[arg(long, value_name = "DUR", default_value = "60s", value_parser = parse_positive_duration)]
-    within: Duration,
-
-    /// Wait this long before a restart, and twice as long, up to 30 s, before each that follows within that time
-    #[arg(long, value_name = "DUR", default_value = "0s", value_parser = parse_duration)]
-    backoff: Duration,
+    #[command(flatten)]
+    supervision: SupervisionArgs,
 
     #[command(flatten)]
     master: Option<MasterArgs>,
@@ -131,8 +123,8 @@ fn serve(args: Args, master: MasterArgs) -> Result<ServerReport, Failure> {
     // A client is sent to the worker that knows it, even if that has to finish something first.
     let most_unanswered = if policy == Policy::Sticky { 16 } else { 1 };
     let mut choice = Choice::by(policy);
-    let mut restarts = Restarts::new(args.max_restarts, args.within, args.backoff);
-    let mut master = Master::start("cluster", master, most_unanswered)?;
+    let mut restarts = Restarts::default();
+    let mut master = Master::start("cluster", master, args.supervision, most_unanswered)?;
     while let Some(event) = master.next_event()? {
         match event {
             MasterEvent::Listen(worker, query) => master.sockets.listen(worker, &query, acceptor, &mut master.workers),
@@ -148,10 +140,12 @@ fn serve(args: Args, master: MasterArgs) -> Result<ServerReport, Failure> {
                     master.workers.log.log_failure(failure);
                 }
             }
-            MasterEvent::Vacant(vacancy) => match restarts.allow(monotonic_ns(), vacancy.has_served) {
-                Some(pause) => master.restart(vacancy.number, pause),
-                None => master.give_up(),
-            },
+            MasterEvent::Vacant(vacancy) => {
+                match restarts.allow(&master.workers.supervision, monotonic_ns(), vacancy.has_served) {
+                    Some(pause) => master.restart(vacancy.number, pause),
+                    None => master.give_up(),
+                }
+            }
         }
     }
     master.stop()

@@ -1,14 +1,13 @@
-//! The master's command line, except for what the program decides by itself: who accepts, which worker is chosen, and
-//! after how many restarts it gives up.
+//! The master's command line, except for what the program decides by itself: who accepts, and which worker is chosen.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, Command, FromArgMatches};
 
 use crate::cpu;
 use crate::server::args::parse_workers;
@@ -25,28 +24,6 @@ pub struct MasterArgs {
     /// The most that `ctl scale` may ask for
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = parse_workers)]
     pub most_workers: usize,
-
-    /// In a reload: kill a new worker that does not listen within this time, and keep the old one. Any other worker may
-    /// listen later, or never
-    #[arg(long, value_name = "DUR", default_value = "10s", value_parser = parse_positive_duration)]
-    pub listen_timeout: Duration,
-
-    /// A worker serves when it says so, with process.send('ready'), not when it listens; one that does not say so within
-    /// --listen-timeout is killed
-    #[arg(long)]
-    pub wait_ready: bool,
-
-    /// A worker that ends by itself has no successor; when the last has ended, so does the cluster
-    #[arg(long)]
-    pub no_restart: bool,
-
-    /// The same of a worker that ends with one of these statuses
-    #[arg(long, value_name = "STATUS,...", value_delimiter = ',')]
-    pub stop_codes: Vec<i32>,
-
-    /// Kill a worker that has not left this long after it was asked to, or said that it would
-    #[arg(long, value_name = "DUR", default_value = "5s", value_parser = parse_duration)]
-    pub kill_timeout: Duration,
 
     /// How often to ask a silent worker for a sign of life; one that gives none until the next is reported
     #[arg(long, value_name = "DUR", default_value = "1s", value_parser = parse_positive_duration)]
@@ -77,10 +54,6 @@ pub struct MasterArgs {
     #[arg(long, value_name = "FILE")]
     pub worker_output: Option<PathBuf>,
 
-    /// A variable in which each worker finds its number, beside WORKER_ID
-    #[arg(long, value_name = "NAME")]
-    pub instance_var: Option<String>,
-
     /// Set a variable in the workers' environment; may be given several times
     #[arg(long, value_name = "NAME=VALUE", value_parser = OsStringValueParser::new().try_map(parse_variable))]
     pub env: Vec<(OsString, OsString)>,
@@ -108,6 +81,57 @@ pub struct MasterArgs {
     /// The program and its arguments, after `--`
     #[arg(last = true, required = true, value_name = "PROGRAM")]
     pub program: Vec<OsString>,
+}
+
+/// How workers are awaited, asked to end, and restarted: what a reload may change.
+#[derive(Args, Clone, Debug)]
+pub struct SupervisionArgs {
+    /// Give up when one more restart than this is needed within --within, or one more start in a row has failed
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub max_restarts: usize,
+
+    /// The time in which --max-restarts are counted
+    #[arg(long, value_name = "DUR", default_value = "60s", value_parser = parse_positive_duration)]
+    pub within: Duration,
+
+    /// Wait this long before a restart, and twice as long, up to 30 s, before each that follows within that time
+    #[arg(long, value_name = "DUR", default_value = "0s", value_parser = parse_duration)]
+    pub backoff: Duration,
+
+    /// In a reload: kill a new worker that does not listen within this time, and keep the old one. Any other worker may
+    /// listen later, or never
+    #[arg(long, value_name = "DUR", default_value = "10s", value_parser = parse_positive_duration)]
+    pub listen_timeout: Duration,
+
+    /// A worker serves when it says so, with process.send('ready'), not when it listens; one that does not say so within
+    /// --listen-timeout is killed
+    #[arg(long)]
+    pub wait_ready: bool,
+
+    /// A worker that ends by itself has no successor; when the last has ended, so does the cluster
+    #[arg(long)]
+    pub no_restart: bool,
+
+    /// The same of a worker that ends with one of these statuses
+    #[arg(long, value_name = "STATUS,...", value_delimiter = ',')]
+    pub stop_codes: Vec<i32>,
+
+    /// Kill a worker that has not left this long after it was asked to, or said that it would
+    #[arg(long, value_name = "DUR", default_value = "5s", value_parser = parse_duration)]
+    pub kill_timeout: Duration,
+
+    /// A variable in which each worker finds its number, beside WORKER_ID
+    #[arg(long, value_name = "NAME")]
+    pub instance_var: Option<String>,
+}
+
+impl SupervisionArgs {
+    /// Out of options as on the command line.
+    pub fn parse(options: &[String]) -> Result<SupervisionArgs, String> {
+        let command = SupervisionArgs::augment_args(Command::new("reload").no_binary_name(true));
+        let parsed = command.try_get_matches_from(options).and_then(|found| SupervisionArgs::from_arg_matches(&found));
+        parsed.map_err(|error| error.to_string().lines().next().unwrap_or_default().to_owned())
+    }
 }
 
 impl MasterArgs {

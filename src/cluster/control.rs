@@ -31,6 +31,10 @@ pub enum ControlRequest {
         #[arg(skip)]
         #[serde(default, skip_serializing_if = "Option::is_none")]
         environment: Option<BTreeMap<String, String>>,
+        /// How workers are awaited, asked to end, and restarted from now on, as on the command line
+        #[arg(skip)]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        options: Option<Vec<String>>,
     },
     /// From now on so many workers
     Scale {

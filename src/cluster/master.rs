@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal::*;
 use serde_json::{Value, json};
 
-use super::args::MasterArgs;
+use super::args::{MasterArgs, SupervisionArgs};
 use super::control::{ControlRequest, MasterControl};
 use super::log::Log;
 use super::notifier::Notifier;
@@ -65,7 +65,12 @@ pub struct Master {
 
 impl Master {
     /// Starts all workers. A worker has at most `most_unanswered` connections to answer for before it is given no more.
-    pub fn start(model: &str, args: MasterArgs, most_unanswered: usize) -> Result<Master, Failure> {
+    pub fn start(
+        model: &str,
+        args: MasterArgs,
+        supervision: SupervisionArgs,
+        most_unanswered: usize,
+    ) -> Result<Master, Failure> {
         let open = || {
             let poller = Poller::new()?;
             let signals = Signals::open(&poller)?;
@@ -86,7 +91,7 @@ impl Master {
             control: control.unwrap_or_default(),
             stop_clients: Vec::new(),
             notifier,
-            workers: Workers::new(model, args, poller, log)?,
+            workers: Workers::new(model, args, supervision, poller, log)?,
             sockets: Sockets::new(most_unanswered),
             reload: None,
             address: None,
@@ -333,7 +338,7 @@ impl Master {
             }
             Message::Count(counts) => counts.iter().for_each(|(name, n)| self.workers.counts.count(name, *n)),
             Message::Program(message) => {
-                if self.workers.args.wait_ready && message == "ready" {
+                if self.workers.supervision.wait_ready && message == "ready" {
                     self.workers.log_of(id, "ready", json!({}));
                     self.note_serving(id);
                 }
@@ -371,7 +376,7 @@ impl Master {
         let first = self.sockets.addresses_of(id).next();
         let address = self.sockets.addresses_of(id).find(is_meant).or(first).map(Address::to_string);
         self.workers.log_of(id, "listening", json!({"address": address}));
-        if address.is_some() && !self.workers.args.wait_ready {
+        if address.is_some() && !self.workers.supervision.wait_ready {
             self.note_serving(id);
         }
     }
@@ -594,7 +599,12 @@ impl Master {
                 let why = "the program was given up; mend it, and `cluster ctl reload` tries it once more";
                 self.control.refuse(client, why);
             }
-            ControlRequest::Reload { environment } => {
+            ControlRequest::Reload { environment, options } => {
+                match options.as_deref().map(SupervisionArgs::parse) {
+                    Some(Err(why)) => return self.control.refuse(client, &why),
+                    Some(Ok(supervision)) => self.workers.supervision = supervision,
+                    None => {}
+                }
                 self.workers.environment = environment.or(self.workers.environment.take());
                 self.start_reload(Some(client));
             }

@@ -27,7 +27,7 @@ pub mod sockets;
 pub mod worker;
 pub mod workers;
 
-pub use args::{MasterArgs, remind_of_dashes};
+pub use args::{MasterArgs, SupervisionArgs, remind_of_dashes};
 pub use ctl::CtlArgs;
 pub use master::{Master, MasterEvent};
 pub use restarts::Restarts;

@@ -6,41 +6,35 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
+use super::args::SupervisionArgs;
 use super::poller::UniqueId;
 use crate::report::{ClusterReport, Recovery};
 
 /// The pauses do not grow beyond this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
+#[derive(Default)]
 pub struct Restarts {
-    most: usize,
-    within_ns: u64,
-    /// Before the first of several restarts; each further one waits twice as long.
-    pause: Duration,
     at_ns: VecDeque<u64>,
     /// How many in a row have ended before they served: such a program is given up however slowly it fails.
     failures: usize,
 }
 
 impl Restarts {
-    /// At most `most` within any time of this length, and at most as many in a row for workers that have never served.
-    pub fn new(most: usize, within: Duration, pause: Duration) -> Restarts {
-        Restarts { most, within_ns: within.as_nanos() as u64, pause, at_ns: VecDeque::new(), failures: 0 }
-    }
-
     /// One more, at this time of CLOCK_MONOTONIC, for a worker that has served or not: after which pause. `None`: it
-    /// would be one too many.
-    pub fn allow(&mut self, now_ns: u64, has_served: bool) -> Option<Duration> {
+    /// would be one too many within the time, or in a row for workers that have never served.
+    pub fn allow(&mut self, args: &SupervisionArgs, now_ns: u64, has_served: bool) -> Option<Duration> {
+        let within_ns = args.within.as_nanos() as u64;
         self.failures = if has_served { 0 } else { self.failures + 1 };
-        while self.at_ns.front().is_some_and(|&at_ns| at_ns + self.within_ns <= now_ns) {
+        while self.at_ns.front().is_some_and(|&at_ns| at_ns + within_ns <= now_ns) {
             self.at_ns.pop_front();
         }
-        if self.at_ns.len() >= self.most || self.failures > self.most {
+        if self.at_ns.len() >= args.max_restarts || self.failures > args.max_restarts {
             return None;
         }
         let doublings = self.at_ns.len().min(20) as u32;
         self.at_ns.push_back(now_ns);
-        Some((self.pause * 2u32.pow(doublings)).min(LONGEST_PAUSE))
+        Some((args.backoff * 2u32.pow(doublings)).min(LONGEST_PAUSE))
     }
 }
 
@@ -115,28 +109,36 @@ impl RestartCounts {
 mod tests {
     use super::*;
 
+    /// At most so many restarts within 10 ns, the first after a pause.
+    fn args(max_restarts: usize, pause: &str) -> SupervisionArgs {
+        let most = max_restarts.to_string();
+        let options = ["--max-restarts", &most, "--backoff", pause].map(str::to_owned);
+        SupervisionArgs { within: Duration::from_nanos(10), ..SupervisionArgs::parse(&options).unwrap() }
+    }
+
     #[test]
     fn so_many_are_allowed_within_the_time_and_others_later() {
-        let mut restarts = Restarts::new(2, Duration::from_nanos(10), Duration::ZERO);
+        let (args, mut restarts) = (args(2, "0s"), Restarts::default());
         assert_eq!(
-            [0, 5, 9, 10, 11, 15].map(|at_ns| restarts.allow(at_ns, true).is_some()),
+            [0, 5, 9, 10, 11, 15].map(|at_ns| restarts.allow(&args, at_ns, true).is_some()),
             [true, true, false, true, false, true]
         );
-        assert_eq!(Restarts::new(0, Duration::from_secs(1), Duration::ZERO).allow(0, true), None);
+        let none = SupervisionArgs { max_restarts: 0, ..args };
+        assert_eq!(Restarts::default().allow(&none, 0, true), None);
     }
 
     #[test]
     fn workers_that_never_serve_are_given_up_however_slowly_they_fail() {
-        let mut restarts = Restarts::new(2, Duration::from_nanos(10), Duration::ZERO);
+        let (args, mut restarts) = (args(2, "0s"), Restarts::default());
         let allowed = [(0, false), (100, false), (200, true), (300, false), (400, false), (500, false)]
-            .map(|(at_ns, has_served)| restarts.allow(at_ns, has_served).is_some());
+            .map(|(at_ns, has_served)| restarts.allow(&args, at_ns, has_served).is_some());
         assert_eq!(allowed, [true, true, true, true, true, false]);
     }
 
     #[test]
     fn the_pauses_double_up_to_a_bound_and_begin_anew_after_a_quiet_while() {
-        let mut restarts = Restarts::new(100, Duration::from_nanos(10), Duration::from_secs(1));
-        let pauses = [0, 0, 0, 0, 0, 0, 0, 20].map(|at_ns| restarts.allow(at_ns, true).unwrap().as_secs());
+        let (args, mut restarts) = (args(100, "1s"), Restarts::default());
+        let pauses = [0, 0, 0, 0, 0, 0, 0, 20].map(|at_ns| restarts.allow(&args, at_ns, true).unwrap().as_secs());
         assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30, 1]);
     }
 }

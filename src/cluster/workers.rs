@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use super::args::MasterArgs;
+use super::args::{MasterArgs, SupervisionArgs};
 use super::log::Log;
 use super::node::{self, InspectorPorts};
 use super::output::{self, Outputs};
@@ -52,6 +52,7 @@ pub struct Vacancy {
 
 pub struct Workers {
     pub args: MasterArgs,
+    pub supervision: SupervisionArgs,
     pub poller: Poller,
     pub log: Log,
     processes: BTreeMap<UniqueId, WorkerProcess>,
@@ -75,7 +76,13 @@ pub struct Workers {
 }
 
 impl Workers {
-    pub fn new(model: &str, args: MasterArgs, poller: Poller, log: Log) -> Result<Workers, Failure> {
+    pub fn new(
+        model: &str,
+        args: MasterArgs,
+        supervision: SupervisionArgs,
+        poller: Poller,
+        log: Log,
+    ) -> Result<Workers, Failure> {
         let capacity = args.capacity();
         let (scoreboard, scoreboard_fd) =
             Scoreboard::create_shared(model, args.workers, capacity, args.scoreboard.as_deref())?;
@@ -101,6 +108,7 @@ impl Workers {
             last_error: String::new(),
             buffer: vec![0; BUFFER_BYTES],
             args,
+            supervision,
         })
     }
 
@@ -168,7 +176,7 @@ impl Workers {
         let id = UniqueId(self.last_id);
         let command = self.command(number, id)?;
         let board = self.scoreboard_fd.as_fd();
-        let must_listen = must_listen || self.args.wait_ready;
+        let must_listen = must_listen || self.supervision.wait_ready;
         let worker = WorkerProcess::start(command, &self.args, number, id, must_listen, board)?;
         if let Some(ipc) = &worker.ipc
             && let Err(errno) = self.poller.epoll.add(ipc, Token::Worker(id).encode(), Interest::empty())
@@ -187,7 +195,7 @@ impl Workers {
         self.counts.report.forks += 1;
         self.slots[number].is_start_due = false;
         self.scoreboard.row(number).set_pid(worker.pid.as_raw() as u32);
-        self.poller.at(worker.started_ns + self.args.listen_timeout.as_nanos() as u64, Due::Listen(id));
+        self.poller.at(worker.started_ns + self.supervision.listen_timeout.as_nanos() as u64, Due::Listen(id));
         self.log.log_of(&worker, "fork", json!({}));
         self.processes.insert(id, worker);
         self.watch(id);
@@ -214,7 +222,7 @@ impl Workers {
         if let Some(environment) = &self.environment {
             command.env_clear().envs(environment);
         }
-        command.envs(self.args.instance_var.iter().map(|name| (name, number.to_string())));
+        command.envs(self.supervision.instance_var.iter().map(|name| (name, number.to_string())));
         command.args(&arguments[1..]).envs(self.args.env.iter().map(|(name, value)| (name, value)));
         command.envs(node_options.map(|options| ("NODE_OPTIONS", options)));
         command.stdout(stdout).stderr(stderr);
@@ -248,7 +256,7 @@ impl Workers {
         worker.state = WorkerState::Leaving;
         worker.was_expected = true;
         self.send_internal(id, json!({"act": "disconnect"}));
-        self.kill_after(id, self.args.kill_timeout);
+        self.kill_after(id, self.supervision.kill_timeout);
     }
 
     /// It serves no more, or not for long: its successor is started while it still answers what it has.
@@ -257,7 +265,7 @@ impl Workers {
         let has_served = worker.state.is_working();
         worker.state = WorkerState::Leaving;
         let number = worker.number;
-        self.kill_after(id, self.args.kill_timeout);
+        self.kill_after(id, self.supervision.kill_timeout);
         self.note_vacancy(number, has_served);
     }
 
@@ -294,11 +302,11 @@ impl Workers {
     /// # Errors
     /// It should have listened, and is killed.
     pub fn check_listening(&mut self, id: UniqueId) -> Result<bool, String> {
-        let limit = format!("{:?} (--listen-timeout)", self.args.listen_timeout);
+        let limit = format!("{:?} (--listen-timeout)", self.supervision.listen_timeout);
         let Some(worker) = self.processes.get_mut(&id) else { return Ok(false) };
         match worker.state {
             WorkerState::Starting { must_listen: true } => {
-                let what = match self.args.wait_ready {
+                let what = match self.supervision.wait_ready {
                     true => format!("it has not said after {limit} that it is ready"),
                     false => format!("it does not listen after {limit}, and the one it is to replace does"),
                 };
@@ -345,7 +353,7 @@ impl Workers {
 
     /// True: its time was over, and it is killed.
     pub fn kill_overdue(&mut self, id: UniqueId) -> bool {
-        let (now_ns, limit) = (self.poller.now_ns, self.args.kill_timeout);
+        let (now_ns, limit) = (self.poller.now_ns, self.supervision.kill_timeout);
         let Some(worker) = self.processes.get_mut(&id) else { return false };
         if worker.deadline_ns.is_none_or(|deadline_ns| deadline_ns > now_ns) {
             return false;
@@ -425,7 +433,7 @@ impl Workers {
         self.end_output(number);
         // What the worker has started may hold the other end, but not this one; so this cannot fail.
         let _ = self.poller.epoll.delete(&ipc);
-        self.kill_after(id, self.args.kill_timeout);
+        self.kill_after(id, self.supervision.kill_timeout);
         true
     }
 
@@ -456,8 +464,8 @@ impl Workers {
             Ending::KilledBy(signal) => (None, Signal::try_from(signal).map(Signal::as_str).ok()),
         };
         let exit_reason = ending.to_string();
-        let is_stop_code = status.is_some_and(|status| self.args.stop_codes.contains(&status));
-        let is_finished = !worker.was_expected && (self.args.no_restart || is_stop_code);
+        let is_stop_code = status.is_some_and(|status| self.supervision.stop_codes.contains(&status));
+        let is_finished = !worker.was_expected && (self.supervision.no_restart || is_stop_code);
         let is_expected = worker.was_expected || is_finished;
         let fields = json!({"status": status, "signal": signal, "expected": is_expected, "how": exit_reason});
         self.log.log_of(&worker, "exit", fields);

@@ -229,6 +229,21 @@ fn a_cluster_whose_workers_say_when_they_are_ready_is_awaited_and_a_version_that
     assert!(web_pids(&pm).iter().all(|pid| !first.contains(pid) && *pid > 0), "{:?}", pm.list());
 }
 
+#[test]
+fn a_cluster_that_is_reloaded_with_a_configuration_awaits_and_restarts_its_workers_as_that_says() {
+    let pm = Manager::new("reload-keys");
+    let configure = |keys| ready_app(&pm, "exec sleep 600\n", keys);
+    pm.done(&["start", &configure(json!({"listen_timeout": 300}))]);
+    let first = web_pids(&pm);
+    let said = pm.refused(&["reload", &configure(json!({"listen_timeout": 200, "wait_ready": true}))]);
+    assert!(said.contains("has not said after 200ms"), "{said}");
+    assert_eq!(web_pids(&pm), first);
+    pm.done(&["reload", &configure(json!({"listen_timeout": 300, "autorestart": false}))]);
+    web_pids(&pm).into_iter().for_each(kill_9);
+    let is_stopped = || pm.list().iter().all(|entry| entry["pm2_env"]["status"] == "stopped").then_some(());
+    assert!(poll_until(FOREVER, is_stopped).is_some(), "{:?}", pm.list());
+}
+
 /// It reads a queue, say.
 #[test]
 fn a_cluster_whose_workers_never_listen_is_online_after_listen_timeout() {

@@ -243,10 +243,10 @@ impl ManagedProcess {
     fn configure(&mut self, shared: &mut Shared, number: usize, app: &Rc<Application>, first_free: u32) -> bool {
         let (old, new) = (&self.app.config, &app.config);
         let program = |config: &AppConfig| {
-            let AppConfig { script, args, interpreter, interpreter_args, cwd, exec_mode, .. } = config.clone();
-            (script, args, interpreter, interpreter_args, cwd, exec_mode)
+            let AppConfig { script, args, interpreter, interpreter_args, cwd, .. } = config.clone();
+            (script, args, interpreter, interpreter_args, cwd, config.exec_mode, config.schedule, config.instances)
         };
-        let is_same_program = program(old) == program(new) && old.instances == new.instances;
+        let is_same_program = program(old) == program(new);
         let other_number = AppConfig { instances: new.instances, ..old.clone() };
         if other_number != *new {
             self.saved.budget = RestartBudget::default();

@@ -55,20 +55,11 @@ pub fn command(
         OpenOptions::new().append(true).create(true).mode(0o600).open(&log)
     };
     let log = prepare().map_err(|error: io::Error| Failure::new(format_args!("start {}", config.name), error))?;
-    let ms = |duration: Duration| format!("{}ms", duration.as_millis());
-    let within = MADE_UP_AFTER.saturating_mul(config.max_restarts.clamp(1, 10_000) as u32);
     let mut command = Command::new(program);
     command.arg("--control").arg(socket);
     command.arg("--worker-output").arg(home.fifo_base(id)).arg("--events").arg(home.worker_events(id));
-    command.args(["--instance-var", &config.instance_var, "--schedule", &config.schedule.to_string()]);
-    command.args(["--workers", &config.instances.to_string()]);
-    command.args(["--most-workers", &MOST_WORKERS.max(config.instances).to_string()]);
-    command.args(["--max-restarts", &config.max_restarts.to_string(), "--within", &ms(within)]);
-    command.args(["--backoff", &ms(config.restart_delay)]);
-    command.args(["--kill-timeout", &ms(config.kill_timeout), "--listen-timeout", &ms(config.listen_timeout)]);
-    command.args(config.stop_exit_codes.iter().map(|status| format!("--stop-codes={status}")));
-    command.args(config.wait_ready.then_some("--wait-ready"));
-    command.args((!config.autorestart).then_some("--no-restart"));
+    command.args(["--schedule", &config.schedule.to_string(), "--workers", &config.instances.to_string()]);
+    command.args(["--most-workers", &MOST_WORKERS.max(config.instances).to_string()]).args(options(config));
     command.arg("--").arg(worker.get_program()).args(worker.get_args());
     if let Some(folder) = worker.get_current_dir() {
         command.current_dir(folder);
@@ -76,6 +67,24 @@ pub fn command(
     command.env_clear().envs(worker.get_envs().filter_map(|(name, value)| Some((name, value?))));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     Ok(command)
+}
+
+/// How it awaits its workers, asks them to end, and restarts them. A reload may change that.
+pub fn options(config: &AppConfig) -> Vec<String> {
+    let ms = |duration: Duration| format!("{}ms", duration.as_millis());
+    let within = MADE_UP_AFTER.saturating_mul(config.max_restarts.clamp(1, 10_000) as u32);
+    let values = [
+        ("instance-var", config.instance_var.clone()),
+        ("max-restarts", config.max_restarts.to_string()),
+        ("within", ms(within)),
+        ("backoff", ms(config.restart_delay)),
+        ("kill-timeout", ms(config.kill_timeout)),
+        ("listen-timeout", ms(config.listen_timeout)),
+    ];
+    let switches = [(config.wait_ready, "--wait-ready"), (!config.autorestart, "--no-restart")];
+    let codes = config.stop_exit_codes.iter().map(|status| ("stop-codes", status.to_string()));
+    let values = values.into_iter().chain(codes).map(|(name, value)| format!("--{name}={value}"));
+    values.chain(switches.iter().filter(|(is_set, _)| *is_set).map(|(_, switch)| (*switch).to_owned())).collect()
 }
 
 /// A request to a `cluster`, and its answer.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::super::json_lines::JsonLines;
 use super::super::restarts::RestartBudget;
-use super::cluster_mode::{ClusterCall, WorkerEvent, control_socket};
+use super::cluster_mode::{ClusterCall, WorkerEvent, control_socket, options};
 use super::process::ManagedProcess;
 use super::{PmSource, Shared};
 use crate::control_socket::connect_without_waiting;
@@ -27,7 +27,8 @@ impl ManagedProcess {
         }
         self.count_restart();
         let environment = self.environment(&shared.home);
-        self.call(shared, "reloaded", &json!({"do": "reload", "environment": environment}));
+        let request = json!({"do": "reload", "environment": environment, "options": options(&self.app.config)});
+        self.call(shared, "reloaded", &request);
         // A new configuration has taken away what the old one watched.
         self.begin_watching(shared);
         shared.report(self, "reload");
