@@ -1,11 +1,13 @@
 //! A client: asks the daemon, and starts it where there is none.
 
 use std::fs::OpenOptions;
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
+use nix::poll::poll;
 use nix::unistd::dup2_stdout;
 
 use super::home::{self, PmHome};
@@ -25,6 +27,10 @@ const READY: &str = "ready";
 
 /// How often a request is sent while daemons are killed: one that is dying may still take a connection.
 const MOST_TRIES: usize = 5;
+
+/// Within this time systemd, where it supervises the daemon, starts the next one (RestartSec, systemd.service(5)).
+const SUPERVISOR_NEEDS: Duration = Duration::from_secs(1);
+const LOOK_EVERY_MS: u16 = 20;
 
 pub struct PmConnection {
     home: PmHome,
@@ -74,16 +80,10 @@ impl PmConnection {
     /// The next line; `None` when the daemon is gone.
     pub fn receive(&mut self) -> Result<Option<String>, Failure> {
         let mut line = String::new();
-        let length = self.stream.read_line(&mut line);
-        Ok((length.map_err(|error| Failure::new("read the daemon's answer", error))? > 0).then_some(line))
-    }
-
-    /// Reads what is there, and forgets it: whether there was something. `None`: the daemon is gone.
-    pub fn discard(&mut self) -> Option<bool> {
-        self.stream.get_ref().set_nonblocking(true).ok()?;
-        let mut said = Vec::new();
-        let error = self.stream.read_to_end(&mut said).err()?;
-        (error.kind() == ErrorKind::WouldBlock).then_some(!said.is_empty())
+        match self.stream.read_line(&mut line) {
+            Err(error) if error.kind() != ErrorKind::ConnectionReset => Err(failed_to_read(error)),
+            _ => Ok(Some(line).filter(|line| line.ends_with('\n'))),
+        }
     }
 
     /// Asks, and awaits the answer; asks the next daemon where this one was killed and cannot have done anything.
@@ -102,7 +102,7 @@ impl PmConnection {
             *self = PmConnection::open(&self.home)?;
         };
         let reply: PmReply = serde_json::from_str(&line)
-            .map_err(|error| Failure::new("read the daemon's answer", error).advise("is it of another version?"))?;
+            .map_err(|error| failed_to_read(error.into()).advise("is it of another version?"))?;
         match reply.error {
             Some(error) => Err(Failure::relay(error)),
             None => Ok(reply),
@@ -120,19 +120,84 @@ impl PmConnection {
             Ok(_) => Ok(None),
             // There was something that it had not read when it ended (unix(7)).
             Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(None),
-            Err(error) => Err(Failure::new("read the daemon's answer", error)),
+            Err(error) => Err(failed_to_read(error)),
         }
     }
+}
+
+fn failed_to_read(error: io::Error) -> Failure {
+    Failure::new("read the daemon's answer", error)
 }
 
 fn lost() -> Failure {
     Failure::relay("the daemon ended before it answered; `pm list` shows what it has done".to_owned())
 }
 
-/// Readable when the daemon has said something, or is gone.
-impl AsFd for PmConnection {
+/// Events as they come. Where the daemon was killed, those of the next one.
+pub struct PmEvents {
+    connection: PmConnection,
+    /// How many daemons in a row were killed before one said anything.
+    losses: usize,
+}
+
+impl PmEvents {
+    pub fn open(home: &PmHome) -> Result<PmEvents, Failure> {
+        let mut connection = PmConnection::open(home)?;
+        // A daemon that is being killed may still take a connection; one that answers is alive.
+        connection.ask(&PmRequest::Ping)?;
+        connection.send(&PmRequest::Events)?;
+        Ok(PmEvents { connection, losses: 0 })
+    }
+
+    /// `None`: no more will come.
+    pub fn next(&mut self) -> Result<Option<String>, Failure> {
+        loop {
+            if let Some(line) = self.connection.receive()? {
+                self.losses = 0;
+                return Ok(Some(line));
+            }
+            if !self.reopen()? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Reads what is there, and forgets it: whether something may have happened. `None`: no more will come.
+    pub fn discard(&mut self) -> Option<bool> {
+        let stream = &mut self.connection.stream;
+        stream.get_ref().set_nonblocking(true).ok()?;
+        let mut said = Vec::new();
+        match stream.read_to_end(&mut said) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                let has_come = !said.is_empty();
+                self.losses = if has_come { 0 } else { self.losses };
+                Some(has_come)
+            }
+            _ => self.reopen().ok()?.then_some(true),
+        }
+    }
+
+    /// False: the daemon has ended in order, and has removed its socket; or too many were killed.
+    fn reopen(&mut self) -> Result<bool, Failure> {
+        let home = self.connection.home.clone();
+        self.losses += 1;
+        if self.losses > MOST_TRIES || !home.socket().exists() {
+            return Ok(false);
+        }
+        // systemd may be about to start the next one, which is then its own.
+        let deadline = Instant::now() + SUPERVISOR_NEEDS;
+        while PmConnection::find(&home)?.is_none() && Instant::now() < deadline {
+            let _ = poll(&mut [], LOOK_EVERY_MS);
+        }
+        *self = PmEvents { losses: self.losses, ..PmEvents::open(&home)? };
+        Ok(true)
+    }
+}
+
+/// Readable when something has happened.
+impl AsFd for PmEvents {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.stream.get_ref().as_fd()
+        self.connection.stream.get_ref().as_fd()
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, stdout};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,8 +12,8 @@ use std::time::Duration;
 use regex_lite::Regex;
 use serde_json::{Map, Value, json};
 
-use super::args::{KeyArgs, LogsArgs, OfConfigArgs, PmCommand, StartArgs, TargetArgs};
-use super::client::{self, PmConnection};
+use super::args::{AgainArgs, KeyArgs, LogsArgs, OfConfigArgs, PmCommand, StartArgs, TargetArgs};
+use super::client::{self, PmConnection, PmEvents};
 use super::config::{self, AppConfig, LogType};
 use super::daemon;
 use super::home::{self, PmHome};
@@ -233,20 +233,37 @@ fn environments(entries: &[ProcessEntry]) -> String {
 }
 
 fn logs(home: &PmHome, args: &LogsArgs) -> Result<(), Failure> {
-    // First, so that no application that starts now is missed.
-    let mut events = listen(home)?;
-    let mut connection = PmConnection::open(home)?;
-    let mut logs = || -> Result<Vec<AppLog>, Failure> {
-        let reply = connection.ask(&PmRequest::Describe { targets: args.targets.clone() })?;
-        let is_wanted = |log: &AppLog| if log.stream == LogStream::Out { !args.err } else { !args.out };
+    // First the events, so that no application that starts now is missed.
+    let mut targets = TargetLogs { args, events: PmEvents::open(home)?, connection: PmConnection::open(home)? };
+    let first = targets.all()?;
+    follow(&first, args, &stdout(), Some(&mut targets))
+}
+
+struct TargetLogs<'a> {
+    args: &'a LogsArgs,
+    events: PmEvents,
+    connection: PmConnection,
+}
+
+impl TargetLogs<'_> {
+    fn all(&mut self) -> Result<Vec<AppLog>, Failure> {
+        let reply = self.connection.ask(&PmRequest::Describe { targets: self.args.targets.clone() })?;
+        let is_wanted = |log: &AppLog| if log.stream == LogStream::Out { !self.args.err } else { !self.args.out };
         Ok(reply.processes.iter().flat_map(logs_of).filter(is_wanted).collect())
-    };
-    let first = logs()?;
-    let descriptor = events.as_fd().try_clone_to_owned().map_err(|error| Failure::new("await events", error))?;
-    // One that is unknown now may come again.
-    let mut later = || Some(if events.discard()? { logs().unwrap_or_default() } else { Vec::new() });
-    let later = LaterLogs { events: descriptor.as_fd(), logs: &mut later };
-    follow(&first, args, &stdout(), Some(later))
+    }
+}
+
+impl AsFd for TargetLogs<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+}
+
+impl LaterLogs for TargetLogs<'_> {
+    fn logs(&mut self) -> Option<Vec<AppLog>> {
+        // One that is unknown now may come again.
+        Some(if self.events.discard()? { self.all().unwrap_or_default() } else { Vec::new() })
+    }
 }
 
 fn logs_of(entry: &ProcessEntry) -> [AppLog; 2] {
@@ -261,18 +278,9 @@ fn logs_of(entry: &ProcessEntry) -> [AppLog; 2] {
     })
 }
 
-/// A connection on which events come.
-fn listen(home: &PmHome) -> Result<PmConnection, Failure> {
-    let mut connection = PmConnection::open(home)?;
-    // A daemon that is being killed may still take a connection; one that answers is alive.
-    connection.ask(&PmRequest::Ping)?;
-    connection.send(&PmRequest::Events)?;
-    Ok(connection)
-}
-
 fn events(home: &PmHome) -> Result<(), Failure> {
-    let mut connection = listen(home)?;
-    while let Some(line) = connection.receive()? {
+    let mut events = PmEvents::open(home)?;
+    while let Some(line) = events.next()? {
         console::print(&line)?;
     }
     Ok(())

@@ -40,6 +40,27 @@ impl Drop for Follower {
     }
 }
 
+/// The daemon may be killed while the client connects, or later.
+#[test]
+fn events_and_logs_go_on_with_the_next_daemon() {
+    let pm = Manager::new("logs-next-daemon");
+    pm.done(&["start", &pm.script("restless.sh", "sleep 0.1\n"), "--max-restarts", "100000"]);
+    for _ in 0..8 {
+        let mut events = Follower::start(pm.command(&["events"]));
+        kill(Pid::from_raw(pm.daemon()), Signal::SIGKILL).unwrap();
+        events.next();
+    }
+    pm.done(&["start", &pm.script("first.sh", "echo first\nexec sleep 1000\n")]);
+    let mut logs = Follower::start(pm.command(&["logs", "--raw"]));
+    let mut events = Follower::start(pm.command(&["events"]));
+    assert_eq!(logs.next(), "first");
+    events.next();
+    pm.kill_daemon();
+    pm.done(&["start", &pm.script("later.sh", "echo later\nsleep 0.1\n"), "--max-restarts", "100000"]);
+    assert_eq!(logs.next(), "later");
+    while !events.next().contains("\"later\"") {}
+}
+
 /// The lines that two applications have written, and where they say more when they are sent a signal.
 fn two_applications(pm: &Manager) {
     for name in ["api", "web"] {

@@ -32,12 +32,10 @@ const BLOCK: usize = 64 << 10;
 /// How often to look where the kernel cannot report: the folder does not exist yet, or this user may watch no more.
 const LOOK_EVERY_MS: u16 = 500;
 
-/// More logs, which come while some are followed.
-pub struct LaterLogs<'a> {
-    /// Readable when there may be some.
-    pub events: BorrowedFd<'a>,
+/// More logs, which come while some are followed. Its descriptor is readable when there may be some.
+pub trait LaterLogs: AsFd {
     /// All that there are now, if that may have changed; `None` when none will come any more.
-    pub logs: &'a mut dyn FnMut() -> Option<Vec<AppLog>>,
+    fn logs(&mut self) -> Option<Vec<AppLog>>;
 }
 
 /// Shows the lines of these logs. A file that several of them name is read once; in JSON, its lines have the number of
@@ -45,7 +43,12 @@ pub struct LaterLogs<'a> {
 ///
 /// # Errors
 /// When `out` cannot be written, as on a full disk. A reader that is gone is none.
-pub fn follow(logs: &[AppLog], args: &LogsArgs, out: &impl AsFd, later: Option<LaterLogs>) -> Result<(), Failure> {
+pub fn follow(
+    logs: &[AppLog],
+    args: &LogsArgs,
+    out: &impl AsFd,
+    later: Option<&mut dyn LaterLogs>,
+) -> Result<(), Failure> {
     // Where this user has no inotify instance left, we look every so often.
     let inotify = inotify::open().ok();
     let follower = Follower { args, out: out.as_fd(), inotify, readers: Vec::new(), is_watched: true, width: 0 };
@@ -68,12 +71,12 @@ struct Follower<'a> {
 }
 
 impl Follower<'_> {
-    fn show(mut self, logs: &[AppLog], mut later: Option<LaterLogs>) -> nix::Result<()> {
+    fn show(mut self, logs: &[AppLog], mut later: Option<&mut dyn LaterLogs>) -> nix::Result<()> {
         // By the clock of file systems, which lags behind the other: it stands still between two ticks.
         let start = SystemTime::UNIX_EPOCH + Duration::from_nanos(clock_ns(ClockId::CLOCK_REALTIME_COARSE));
         self.add(logs, None)?;
         while !self.args.nostream {
-            let is_any_name = self.wait(later.as_ref().map(|later| later.events))?;
+            let is_any_name = self.wait(later.as_ref().map(|later| later.as_fd()))?;
             self.is_watched |= is_any_name;
             for reader in &mut self.readers {
                 if is_any_name {
@@ -84,7 +87,7 @@ impl Follower<'_> {
                 }
                 reader.read(self.out)?;
             }
-            match later.as_mut().and_then(|later| (later.logs)()) {
+            match later.as_mut().and_then(|later| later.logs()) {
                 Some(logs) => self.add(&logs, Some(start))?,
                 None => later = None,
             }
