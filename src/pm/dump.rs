@@ -44,6 +44,9 @@ pub struct ProcessRecord {
     /// Among the instances of the application.
     pub number: usize,
     pub status: ProcessStatus,
+    /// It has ended by itself and stays so: its clock may start it again, unless somebody stops that, too.
+    #[serde(default)]
+    pub has_finished: bool,
     /// What becomes of it when it has ended, where it was asked to end.
     pub after_stop: Option<AfterStop>,
     /// Of the process that runs.

@@ -84,6 +84,36 @@ fn a_program_that_always_needs_too_much_memory_is_given_up() {
     assert!(manager.done(&["describe", "large"]).contains("bytes of memory"));
 }
 
+/// When the one has run twice more, the time of the other, which was stopped, has come, too.
+#[test]
+fn the_clock_of_a_job_that_has_ended_goes_on_after_an_adoption_and_a_resurrect_unless_the_job_was_stopped() {
+    let manager = Manager::new("job-clock");
+    let script = manager.script("job.sh", "echo run\n");
+    for name in ["job", "stopped"] {
+        manager.done(&["start", &script, "--name", name, "--no-autorestart", "--cron-restart", "*/2 * * * * *"]);
+    }
+    let runs = |name: &str| {
+        let log = manager.home().join(format!("logs/{name}-out-{}.log", u8::from(name == "stopped")));
+        fs::read_to_string(log).unwrap().lines().count()
+    };
+    let runs_twice_more = || {
+        let before = runs("job");
+        poll_until(FOREVER, || (runs("job") >= before + 2).then_some(())).is_some()
+    };
+    manager.done(&["stop", "stopped"]);
+    let runs_of_stopped = runs("stopped");
+    manager.await_status("job", "stopped");
+    manager.kill_daemon();
+    manager.done(&["ping"]);
+    assert!(runs_twice_more(), "it is adopted");
+    manager.await_status("job", "stopped");
+    manager.done(&["save"]);
+    manager.done(&["kill"]);
+    manager.done(&["resurrect"]);
+    assert!(runs_twice_more(), "it is resurrected");
+    assert_eq!(runs("stopped"), runs_of_stopped);
+}
+
 /// As `nc -N` does: whoever has sent all requests and shuts that side is answered, and then the end comes.
 #[test]
 fn a_client_that_sends_no_more_is_answered_and_closed() {

@@ -187,6 +187,8 @@ impl God {
                     new.push(id);
                 } else if let Some(process) = self.processes.get_mut(&id) {
                     process.saved.status = ProcessStatus::Stopped;
+                    process.saved.has_finished = record.has_finished;
+                    process.resume_clock();
                 }
             }
         }
@@ -297,6 +299,7 @@ impl ManagedProcess {
                 self.decide(shared, Duration::from_nanos(monotonic_ns().saturating_sub(since_ns)), None);
             }
         }
+        self.resume_clock();
     }
 }
 

@@ -74,15 +74,26 @@ impl ManagedProcess {
 
     /// It has started: what its configuration names is watched from now on.
     pub(super) fn begin_watching(&mut self, shared: &mut Shared) {
-        if self.cron.is_none() {
-            let pattern = self.app.config.cron_restart.as_deref();
-            self.cron = pattern.and_then(|pattern| CronRestart::new(pattern, wall_s()).ok());
-        }
+        self.begin_clock();
         if self.app.config.max_memory_restart.is_some() {
             self.set_due(LOOK_AT_MEMORY_EVERY, ProcessDue::LookAtMemory);
         }
         if !self.app.config.watch.is_empty() && self.watcher.is_none() {
             self.watch_files(shared);
+        }
+    }
+
+    fn begin_clock(&mut self) {
+        if self.cron.is_none() {
+            let pattern = self.app.config.cron_restart.as_deref();
+            self.cron = pattern.and_then(|pattern| CronRestart::new(pattern, wall_s()).ok());
+        }
+    }
+
+    /// Of one that had ended by itself before we knew it.
+    pub(super) fn resume_clock(&mut self) {
+        if self.saved.has_finished {
+            self.begin_clock();
         }
     }
 

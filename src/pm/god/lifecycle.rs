@@ -39,7 +39,7 @@ impl ManagedProcess {
             Err(failure) => return self.fail(shared, failure.into()),
             Ok(running) => Some(running),
         };
-        self.saved.reason = None;
+        (self.saved.reason, self.saved.has_finished) = (None, false);
         self.online_workers.clear();
         if self.is_cluster() || self.channel.is_some() {
             let more = if self.is_cluster() { CLUSTER_IS_SLOW } else { Duration::ZERO };
@@ -244,7 +244,7 @@ impl ManagedProcess {
                 shared.report(self, "errored");
             }
             Some(AfterStop::Remain) | None => {
-                self.cron = None;
+                (self.cron, self.saved.has_finished) = (None, false);
                 shared.report(self, "stop");
             }
         }
@@ -313,7 +313,7 @@ impl ManagedProcess {
                 self.set_due(delay, ProcessDue::Restart);
             }
             Decision::GiveUp { why } => self.fail(shared, why),
-            Decision::Stopped => self.saved.status = ProcessStatus::Stopped,
+            Decision::Stopped => (self.saved.status, self.saved.has_finished) = (ProcessStatus::Stopped, true),
         }
     }
 }

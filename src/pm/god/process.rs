@@ -76,7 +76,7 @@ pub struct ManagedProcess {
     pub outputs: Vec<LogWriter>,
     /// Where it says that it is ready.
     pub channel: Option<JsonLines<UnixStream>>,
-    /// Restarts by the clock on the wall; none while it was stopped by hand.
+    /// Restarts by the clock on the wall; none once it was stopped by hand.
     pub cron: Option<CronRestart>,
     /// It has ended, and leaves the list.
     pub is_deleted: bool,
