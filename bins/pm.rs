@@ -54,6 +54,7 @@ const EXAMPLES: &[(&str, &str)] = &[
         "restart",
         "\
   pm restart all
+  NODE_ENV=test pm restart web --update-env         with the variables of this command
   pm restart ecosystem.config.js --env production   with the configuration as it is now",
     ),
     (

@@ -17,10 +17,10 @@ pub enum PmCommand {
     Stop(TargetArgs),
     /// Stop applications and start them again; those that are stopped are started
     #[command(alias = "startOrRestart")]
-    Restart(TargetArgs),
+    Restart(AgainArgs),
     /// Replace the workers of a cluster one by one, without losing a request; restart what is not a cluster
     #[command(alias = "startOrReload")]
-    Reload(TargetArgs),
+    Reload(AgainArgs),
     /// Stop applications, and forget them
     #[command(visible_alias = "del")]
     Delete(TargetArgs),
@@ -67,6 +67,18 @@ pub struct TargetArgs {
 
     #[command(flatten)]
     pub of_config: OfConfigArgs,
+}
+
+/// What starts again.
+#[derive(Args, Debug)]
+pub struct AgainArgs {
+    #[command(flatten)]
+    pub which: TargetArgs,
+
+    /// With the variables of this command in place of those before. Those of the configuration stay where this command
+    /// has no other value
+    #[arg(long)]
+    pub update_env: bool,
 }
 
 /// What is taken from a configuration.

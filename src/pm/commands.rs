@@ -113,12 +113,12 @@ fn start(home: &PmHome, cluster: PathBuf, args: StartArgs) -> Result<(), Failure
 }
 
 /// A restart or a reload, with the configuration as it is now where one is named.
-fn again(home: &PmHome, args: TargetArgs, reload: bool) -> Result<(), Failure> {
-    let TargetArgs { targets, of_config } = args;
+fn again(home: &PmHome, args: AgainArgs, reload: bool) -> Result<(), Failure> {
+    let AgainArgs { which: TargetArgs { targets, of_config }, update_env } = args;
     let request = match read_configuration(&targets, &of_config, &Map::new())? {
         Some(apps) => PmRequest::Start { apps, environment: environment(), only_new: false, reload },
-        None if reload => PmRequest::Reload { targets },
-        None => PmRequest::Restart { targets },
+        None if reload => PmRequest::Reload { targets, environment: update_env.then(environment) },
+        None => PmRequest::Restart { targets, environment: update_env.then(environment) },
     };
     print_list(&PmConnection::open(home)?.ask(&request)?)
 }

@@ -255,8 +255,14 @@ impl Daemon {
             PmRequest::Stop { targets } => {
                 self.each(&targets, |process, shared| process.stop(shared, AfterStop::Remain))
             }
-            PmRequest::Reload { targets } => self.each(&targets, ManagedProcess::reload),
-            PmRequest::Restart { targets } => self.each(&targets, ManagedProcess::restart),
+            PmRequest::Reload { targets, environment } => self.each(&targets, |process, shared| {
+                process.update_environment(environment.as_ref());
+                process.reload(shared);
+            }),
+            PmRequest::Restart { targets, environment } => self.each(&targets, |process, shared| {
+                process.update_environment(environment.as_ref());
+                process.restart(shared);
+            }),
             PmRequest::Delete { targets } => {
                 self.each(&targets, |process, shared| process.stop(shared, AfterStop::Delete))
             }

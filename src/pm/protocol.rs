@@ -45,10 +45,19 @@ pub enum PmRequest {
     #[command(skip)]
     Stop { targets: Vec<String> },
     #[command(skip)]
-    Restart { targets: Vec<String> },
+    Restart {
+        targets: Vec<String>,
+        /// Of the client, if it is to replace that of before (`--update-env`).
+        #[serde(default)]
+        environment: Option<BTreeMap<String, String>>,
+    },
     /// Replaces the workers of a cluster, one after another; restarts what is none.
     #[command(skip)]
-    Reload { targets: Vec<String> },
+    Reload {
+        targets: Vec<String>,
+        #[serde(default)]
+        environment: Option<BTreeMap<String, String>>,
+    },
     #[command(skip)]
     Delete { targets: Vec<String> },
     /// Show all that is known about a process

@@ -5,7 +5,7 @@ use std::fs;
 use acceptlab::lab::observe::processes::poll_until;
 use serde_json::{Value, json};
 
-use crate::pm::Manager;
+use crate::pm::{Manager, cluster_app, environment_of, web_pids};
 use crate::support::FOREVER;
 use crate::terminal::Terminal;
 
@@ -161,6 +161,46 @@ fn env_shows_every_variable_that_the_process_gets() {
     let output = pm.run(&["env", "web"]);
     assert_eq!(output.stdout, b"COLOUR=blue\n");
     assert!(String::from_utf8(output.stderr).unwrap().contains("web does not run"));
+}
+
+/// What an application has of these variables.
+fn variables_of(pid: i32, names: &[&str]) -> Vec<String> {
+    let is_meant = |variable: &String| names.iter().any(|name| variable.starts_with(&format!("{name}=")));
+    let mut found: Vec<String> = environment_of(pid).into_iter().filter(is_meant).collect();
+    found.sort_unstable();
+    found
+}
+
+#[test]
+fn a_restart_keeps_the_environment_and_with_update_env_that_of_the_command_takes_its_place() {
+    let pm = Manager::new("update-env");
+    let (names, nobody) = (["OLD", "NEW", "BOTH", "KEPT"], json!({"BOTH": "file", "KEPT": "file"}));
+    let app = json!([{"name": "web", "script": "sleep", "args": "1000", "instances": 2, "env": nobody}]);
+    let file = pm.script("apps.json", &app.to_string());
+    let run = |args: &[&str], variables: &[(&str, &str)]| {
+        assert!(pm.command(args).envs(variables.to_vec()).status().unwrap().success(), "{args:?}");
+        pm.list().iter().map(|one| variables_of(one["pid"].as_i64().unwrap() as i32, &names)).collect::<Vec<_>>()
+    };
+    let before = ["BOTH=file", "KEPT=file", "OLD=1"].map(str::to_owned).to_vec();
+    let after = ["BOTH=shell", "KEPT=file", "NEW=1"].map(str::to_owned).to_vec();
+    let new = [("NEW", "1"), ("BOTH", "shell")];
+    assert_eq!(run(&["start", &file], &[("OLD", "1")]), [before.clone(), before.clone()]);
+    assert_eq!(run(&["restart", "web"], &new), [before.clone(), before.clone()]);
+    assert_eq!(run(&["restart", "1", "--update-env"], &new), [before.clone(), after.clone()]);
+    assert_eq!(run(&["reload", "web", "--update-env"], &new), [after.clone(), after.clone()]);
+    // The next daemon knows it, too.
+    pm.kill_daemon();
+    assert_eq!(run(&["restart", "web"], &[]), [after.clone(), after]);
+    assert_eq!(run(&["restart", &file], &[("OLD", "1")]), [before.clone(), before]);
+}
+
+#[test]
+fn the_workers_of_a_cluster_get_the_environment_of_a_reload_with_update_env() {
+    let pm = Manager::new("update-env-cluster");
+    let (file, _) = cluster_app(&pm, json!({}));
+    pm.done(&["start", &file]);
+    assert!(pm.command(&["reload", "web", "--update-env"]).env("NEW", "1").status().unwrap().success());
+    assert!(web_pids(&pm).into_iter().all(|pid| variables_of(pid, &["NEW"]) == ["NEW=1"]));
 }
 
 /// A table that is wider than its terminal is broken into lines that nobody can read.

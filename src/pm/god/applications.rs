@@ -155,18 +155,16 @@ impl God {
     }
 
     fn state(&self) -> SavedState {
-        let mut apps: Vec<(*const Application, SavedApplication)> = Vec::new();
+        let mut apps: Vec<SavedApplication> = Vec::new();
         for process in self.processes.values() {
-            let of = Rc::as_ptr(&process.app);
-            let at = apps.iter().position(|(app, _)| *app == of).unwrap_or_else(|| {
-                let app = Application::clone(&process.app);
-                apps.push((of, SavedApplication { app, processes: Vec::new() }));
+            let at = apps.iter().position(|saved| saved.app == *process.app).unwrap_or_else(|| {
+                apps.push(SavedApplication { app: Application::clone(&process.app), processes: Vec::new() });
                 apps.len() - 1
             });
             let identity = process.running.as_ref().map(|running| running.identity);
-            apps[at].1.processes.push(ProcessRecord { identity, ..process.saved.clone() });
+            apps[at].processes.push(ProcessRecord { identity, ..process.saved.clone() });
         }
-        SavedState::new(apps.into_iter().map(|(_, app)| app).collect())
+        SavedState::new(apps)
     }
 
     /// Starts what was online when it was saved, and knows the rest again as stopped. A name that is there stays as it is.
@@ -241,6 +239,14 @@ impl God {
 }
 
 impl ManagedProcess {
+    /// From the next start on, in place of that of before. As in PM2, it counts more than what the configuration says.
+    pub fn update_environment(&mut self, environment: Option<&BTreeMap<String, String>>) {
+        let Some(environment) = environment else { return };
+        let app = Rc::make_mut(&mut self.app);
+        app.config.env.retain(|name, _| !environment.contains_key(name));
+        app.environment.clone_from(environment);
+    }
+
     /// True when a running cluster can go over to the new configuration worker by worker: the program is the same.
     fn configure(&mut self, shared: &mut Shared, number: usize, app: &Rc<Application>, first_free: u32) -> bool {
         let (old, new) = (&self.app.config, &app.config);
