@@ -218,6 +218,7 @@ impl Daemon {
     }
 
     fn carry_out(&mut self, client: u64, request: PmRequest) {
+        self.god.retry_save();
         let starts = matches!(
             request,
             PmRequest::Start { .. }

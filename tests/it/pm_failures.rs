@@ -80,6 +80,23 @@ fn a_command_directly_after_the_daemon_was_killed_is_done_by_the_next_one() {
     }
 }
 
+/// A folder has the name of the file that would become the state: writing it fails, as on a disk that is full.
+#[test]
+fn a_state_that_could_not_be_written_is_written_with_the_next_command() {
+    let pm = Manager::new("unsaved");
+    pm.done(&["start", "sleep", "--name", "nap", "--", "1000"]);
+    let obstacle = pm.home().join("state.json.new");
+    fs::create_dir(&obstacle).unwrap();
+    pm.done(&["stop", "nap"]);
+    let log = fs::read_to_string(pm.home().join("pm.log")).unwrap();
+    assert!(log.contains("state.json: is a directory"), "{log}");
+    fs::remove_dir(&obstacle).unwrap();
+    pm.done(&["ping"]);
+    // Only the state tells the next daemon that somebody has stopped it.
+    pm.kill_daemon();
+    assert_eq!(pm.process("nap")["pm2_env"]["status"], "stopped");
+}
+
 #[test]
 fn a_damaged_state_is_kept_and_the_applications_that_run_are_found_again() {
     let pm = Manager::new("damaged");

@@ -134,6 +134,14 @@ impl God {
         workers.map(|worker| worker.id).max().map_or(0, |last| last + 1)
     }
 
+    /// Where the state file could not be written, as on a full disk, it is tried once more.
+    pub fn retry_save(&mut self) {
+        if std::mem::take(&mut self.is_unsaved) {
+            self.shared.has_changed = true;
+            self.save_state();
+        }
+    }
+
     /// Writes the state file, if something has changed since.
     pub fn save_state(&mut self) {
         if !std::mem::take(&mut self.shared.has_changed) {
@@ -144,7 +152,8 @@ impl God {
             console::log(Failure::new("set the timer of cron_restart", errno));
         }
         if let Err(failure) = self.state().write(&self.shared.home.state()) {
-            console::log(failure.advise("the next daemon would not find what runs now"));
+            self.is_unsaved = true;
+            console::log(failure.advise("it is tried again with the next command; until then a new daemon knows less"));
         }
     }
 

@@ -48,6 +48,7 @@ pub struct God {
     pub processes: BTreeMap<u32, ManagedProcess>,
     pub shared: Shared,
     wall_clock: WallClockTimer,
+    is_unsaved: bool,
 }
 
 /// What all processes share.
@@ -78,7 +79,7 @@ impl God {
         let (files, events) = (LogFiles::default(), Vec::new());
         let shared =
             Shared { home, cluster, descriptor_limit, epoll, files, events, has_changed: false, all_processes: None };
-        Ok(God { processes: BTreeMap::new(), shared, wall_clock })
+        Ok(God { processes: BTreeMap::new(), shared, wall_clock, is_unsaved: false })
     }
 
     /// Waits until something happens, something is due, or so much time has passed; for ever while nothing is due.
