@@ -58,7 +58,6 @@ pub enum PmCommand {
     Daemon,
 }
 
-/// Which applications.
 #[derive(Args, Debug)]
 pub struct TargetArgs {
     /// An id, a name, a namespace, /regex/ over names, or all; or a configuration, and names in it
@@ -69,7 +68,6 @@ pub struct TargetArgs {
     pub of_config: OfConfigArgs,
 }
 
-/// What starts again.
 #[derive(Args, Debug)]
 pub struct AgainArgs {
     #[command(flatten)]
@@ -81,7 +79,6 @@ pub struct AgainArgs {
     pub update_env: bool,
 }
 
-/// What is taken from a configuration.
 #[derive(Args, Debug)]
 pub struct OfConfigArgs {
     /// Of a configuration only these applications
@@ -163,7 +160,6 @@ pub struct StartArgs {
 #[derive(Debug, Default)]
 pub struct KeyArgs(pub Map<String, Value>);
 
-/// The keys that are options.
 fn options() -> impl Iterator<Item = &'static ConfigKey> {
     KEYS.iter().filter(|(.., help)| !help.is_empty())
 }

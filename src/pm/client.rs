@@ -30,7 +30,6 @@ const MOST_TRIES: usize = 5;
 
 /// Within this time systemd, where it supervises the daemon, starts the next one (RestartSec, systemd.service(5)).
 const SUPERVISOR_NEEDS: Duration = Duration::from_secs(1);
-const LOOK_EVERY_MS: u16 = 20;
 
 pub struct PmConnection {
     home: PmHome,
@@ -87,9 +86,6 @@ impl PmConnection {
     }
 
     /// Asks, and awaits the answer; asks the next daemon where this one was killed and cannot have done anything.
-    ///
-    /// # Errors
-    /// What the daemon answers if it could not do it.
     pub fn ask(&mut self, request: &PmRequest) -> Result<PmReply, Failure> {
         let mut tries = 1..MOST_TRIES;
         let line = loop {
@@ -152,12 +148,12 @@ impl PmEvents {
     /// `None`: no more will come.
     pub fn next(&mut self) -> Result<Option<String>, Failure> {
         loop {
-            if let Some(line) = self.connection.receive()? {
-                self.losses = 0;
-                return Ok(Some(line));
-            }
-            if !self.reopen()? {
-                return Ok(None);
+            match self.connection.receive()? {
+                None if self.reopen()? => {}
+                line => {
+                    self.losses = 0;
+                    return Ok(line);
+                }
             }
         }
     }
@@ -169,9 +165,10 @@ impl PmEvents {
         let mut said = Vec::new();
         match stream.read_to_end(&mut said) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                let has_come = !said.is_empty();
-                self.losses = if has_come { 0 } else { self.losses };
-                Some(has_come)
+                if !said.is_empty() {
+                    self.losses = 0;
+                }
+                Some(!said.is_empty())
             }
             _ => self.reopen().ok()?.then_some(true),
         }
@@ -187,7 +184,7 @@ impl PmEvents {
         // systemd may be about to start the next one, which is then its own.
         let deadline = Instant::now() + SUPERVISOR_NEEDS;
         while PmConnection::find(&home)?.is_none() && Instant::now() < deadline {
-            let _ = poll(&mut [], LOOK_EVERY_MS);
+            let _ = poll(&mut [], 20u16);
         }
         *self = PmEvents { losses: self.losses, ..PmEvents::open(&home)? };
         Ok(true)

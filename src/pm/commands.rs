@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, stdout};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -29,9 +28,6 @@ use crate::sys::procfs;
 use crate::terminal::{Paint, Screen, width};
 
 /// Runs one command to its end. Cluster mode runs the program `cluster`, which is beside this one.
-///
-/// # Errors
-/// One line for the user.
 pub fn run(command: PmCommand, cluster: &str) -> Result<(), Failure> {
     let home = PmHome::find()?;
     let program = std::env::current_exe().map_err(|error| Failure::new("find this program", error))?;
@@ -115,12 +111,17 @@ fn start(home: &PmHome, cluster: PathBuf, args: StartArgs) -> Result<(), Failure
 /// A restart or a reload, with the configuration as it is now where one is named.
 fn again(home: &PmHome, args: AgainArgs, reload: bool) -> Result<(), Failure> {
     let AgainArgs { which: TargetArgs { targets, of_config }, update_env } = args;
-    let request = match read_configuration(&targets, &of_config, &Map::new())? {
+    let configured = read_configuration(&targets, &of_config, &Map::new())?;
+    let mut connection = PmConnection::open(home)?;
+    if update_env && configured.is_none() {
+        connection.ask(&PmRequest::UpdateEnvironment { targets: targets.clone(), environment: environment() })?;
+    }
+    let request = match configured {
         Some(apps) => PmRequest::Start { apps, environment: environment(), only_new: false, reload },
-        None if reload => PmRequest::Reload { targets, environment: update_env.then(environment) },
-        None => PmRequest::Restart { targets, environment: update_env.then(environment) },
+        None if reload => PmRequest::Reload { targets },
+        None => PmRequest::Restart { targets },
     };
-    print_list(&PmConnection::open(home)?.ask(&request)?)
+    print_list(&connection.ask(&request)?)
 }
 
 /// A stop or a delete, of those applications of a configuration that are in the list where one is named.
@@ -233,37 +234,18 @@ fn environments(entries: &[ProcessEntry]) -> String {
 }
 
 fn logs(home: &PmHome, args: &LogsArgs) -> Result<(), Failure> {
-    // First the events, so that no application that starts now is missed.
-    let mut targets = TargetLogs { args, events: PmEvents::open(home)?, connection: PmConnection::open(home)? };
-    let first = targets.all()?;
-    follow(&first, args, &stdout(), Some(&mut targets))
-}
-
-struct TargetLogs<'a> {
-    args: &'a LogsArgs,
-    events: PmEvents,
-    connection: PmConnection,
-}
-
-impl TargetLogs<'_> {
-    fn all(&mut self) -> Result<Vec<AppLog>, Failure> {
-        let reply = self.connection.ask(&PmRequest::Describe { targets: self.args.targets.clone() })?;
-        let is_wanted = |log: &AppLog| if log.stream == LogStream::Out { !self.args.err } else { !self.args.out };
+    // First, so that no application that starts now is missed.
+    let events = PmEvents::open(home)?;
+    let mut connection = PmConnection::open(home)?;
+    let mut logs = || -> Result<Vec<AppLog>, Failure> {
+        let reply = connection.ask(&PmRequest::Describe { targets: args.targets.clone() })?;
+        let is_wanted = |log: &AppLog| if log.stream == LogStream::Out { !args.err } else { !args.out };
         Ok(reply.processes.iter().flat_map(logs_of).filter(is_wanted).collect())
-    }
-}
-
-impl AsFd for TargetLogs<'_> {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.events.as_fd()
-    }
-}
-
-impl LaterLogs for TargetLogs<'_> {
-    fn logs(&mut self) -> Option<Vec<AppLog>> {
-        // One that is unknown now may come again.
-        Some(if self.events.discard()? { self.all().unwrap_or_default() } else { Vec::new() })
-    }
+    };
+    let first = logs()?;
+    // One that is unknown now may come again.
+    let mut logs = || logs().unwrap_or_default();
+    follow(&first, args, &stdout(), Some(LaterLogs { events, logs: &mut logs }))
 }
 
 fn logs_of(entry: &ProcessEntry) -> [AppLog; 2] {

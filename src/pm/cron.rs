@@ -19,16 +19,14 @@ const CORRECTION: Duration = Duration::from_secs(3 * 3600);
 #[derive(Debug)]
 pub struct CronRestart {
     cron: Cron,
-    due_s: Option<i64>,
+    /// In seconds since 1970; `None`: never again.
+    pub due_s: Option<i64>,
     seen_s: i64,
 }
 
 impl CronRestart {
     /// From this time on, in seconds since 1970. The pattern: minute, hour, day of the month, month, day of the week; with
     /// seconds in front where it has six fields.
-    ///
-    /// # Errors
-    /// What is wrong with the pattern.
     pub fn new(pattern: &str, now_s: i64) -> Result<CronRestart, String> {
         let cron = CronParser::builder().seconds(Seconds::Optional).build().parse(pattern);
         let cron = cron.map_err(|error| format!("{pattern:?} is not a pattern of crontab(5): {error}"))?;
@@ -49,14 +47,8 @@ impl CronRestart {
         self.seen_s = self.seen_s.max(now_s);
         !was_set_back && (0..correction_s).contains(&is_late_by_s)
     }
-
-    /// In seconds since 1970.
-    pub fn due_s(&self) -> Option<i64> {
-        self.due_s
-    }
 }
 
-/// `None`: the pattern never comes again.
 fn next_after(cron: &Cron, now_s: i64) -> Option<i64> {
     let now = DateTime::from_timestamp(now_s, 0)?.with_timezone(&Local);
     cron.find_next_occurrence(&now, false).ok().map(|next| next.timestamp())
@@ -115,16 +107,16 @@ mod tests {
 
     /// The beginning of an hour of local time.
     fn an_hour() -> i64 {
-        CronRestart::new("0 * * * *", 1_800_000_000).unwrap().due_s().unwrap()
+        CronRestart::new("0 * * * *", 1_800_000_000).unwrap().due_s.unwrap()
     }
 
     #[test]
     fn the_next_time_comes_after_now() {
-        let next = |pattern, now_s| CronRestart::new(pattern, now_s).unwrap().due_s();
+        let next = |pattern, now_s| CronRestart::new(pattern, now_s).unwrap().due_s;
         assert_eq!(next("* * * * *", 1_800_000_000), Some(1_800_000_060));
         assert_eq!(next("* * * * *", 1_800_000_059), Some(1_800_000_060));
         assert_eq!(next("*/5 * * * * *", 1_800_000_001), Some(1_800_000_005));
-        assert_eq!(CronRestart::new("0 0 30 2 *", 0).unwrap().due_s(), None, "no February has 30 days");
+        assert_eq!(CronRestart::new("0 0 30 2 *", 0).unwrap().due_s, None, "no February has 30 days");
     }
 
     #[test]
@@ -149,7 +141,7 @@ mod tests {
         let mut restart = hourly(start);
         assert!(restart.is_due(start + 2 * HOUR + 60));
         assert!(!restart.is_due(start + 2 * HOUR + 61));
-        assert_eq!(restart.due_s(), Some(start + 3 * HOUR));
+        assert_eq!(restart.due_s, Some(start + 3 * HOUR));
     }
 
     #[test]

@@ -93,10 +93,9 @@ pub fn run(home: &PmHome, cluster: PathBuf, first: Option<PmRequest>, ready: imp
     let signals = SignalQueue::open_for(&others).map_err(failed)?;
     // Five for each process, and 1024 are soon too few.
     let god = God::new(home.clone(), cluster, DescriptorLimit::raise().ok())?;
-    let passed = startup::passed_sockets().map_err(|errno| Failure::new("take the socket of systemd", errno))?;
-    let passed = passed.into_iter().next().map(UnixListener::from);
+    let passed = startup::passed_socket().map_err(|errno| Failure::new("take the socket of systemd", errno))?;
     let is_passed = passed.is_some();
-    let listener = passed.map_or_else(|| listen(home), Ok)?;
+    let listener = passed.map_or_else(|| listen(home), |socket| Ok(UnixListener::from(socket)))?;
     god.shared.epoll.add(&signals, PmSource::Signals.token(0u32), Interest::EPOLLIN).map_err(failed)?;
     let watched = ControlSocket::new(listener, SETTINGS, &god.shared.epoll);
     let control = watched.map_err(|error| Failure::new("wait for clients", error))?;
@@ -198,7 +197,6 @@ impl Daemon {
         }
     }
 
-    /// All processes end, and then the daemon.
     fn end(&mut self) {
         self.is_ending = true;
         for id in self.god.all() {
@@ -256,14 +254,11 @@ impl Daemon {
             PmRequest::Stop { targets } => {
                 self.each(&targets, |process, shared| process.stop(shared, AfterStop::Remain))
             }
-            PmRequest::Reload { targets, environment } => self.each(&targets, |process, shared| {
-                process.update_environment(environment.as_ref());
-                process.reload(shared);
-            }),
-            PmRequest::Restart { targets, environment } => self.each(&targets, |process, shared| {
-                process.update_environment(environment.as_ref());
-                process.restart(shared);
-            }),
+            PmRequest::Reload { targets } => self.each(&targets, ManagedProcess::reload),
+            PmRequest::Restart { targets } => self.each(&targets, ManagedProcess::restart),
+            PmRequest::UpdateEnvironment { targets, environment } => {
+                self.each(&targets, |process, shared| process.update_environment(shared, &environment))
+            }
             PmRequest::Delete { targets } => {
                 self.each(&targets, |process, shared| process.stop(shared, AfterStop::Delete))
             }

@@ -49,7 +49,6 @@ pub struct ProcessRecord {
     pub has_finished: bool,
     /// What becomes of it when it has ended, where it was asked to end.
     pub after_stop: Option<AfterStop>,
-    /// Of the process that runs.
     pub identity: Option<ProcessIdentity>,
     pub launch: Launch,
     pub budget: RestartBudget,
@@ -91,7 +90,6 @@ impl SavedState {
         SavedState { boot: boot(), apps }
     }
 
-    /// Whether the processes may still be there.
     pub fn is_of_this_boot(&self) -> bool {
         self.boot == boot()
     }
@@ -108,7 +106,6 @@ impl SavedState {
         write().map_err(|error: io::Error| Failure::new(format_args!("write {}", path.display()), error))
     }
 
-    /// `None` when there is no such file.
     pub fn read(path: &Path) -> Result<Option<SavedState>, Failure> {
         let read = match fs::read(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),

@@ -3,12 +3,14 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::stat::Mode;
 use nix::sys::wait::waitpid;
@@ -54,21 +56,25 @@ pub struct RunningProcess {
 }
 
 impl RunningProcess {
-    /// Starts this program. `kept` is open there, too.
-    ///
-    /// # Errors
-    /// What cannot be executed, and what to do about it.
-    pub fn start(command: &mut Command, kept: Option<BorrowedFd>) -> Result<RunningProcess, Failure> {
+    /// Starts this program. `kept` is open there, too; `watch` is to report its end.
+    pub fn start(
+        command: &mut Command,
+        kept: Option<BorrowedFd>,
+        watch: impl FnOnce(&PidFd) -> nix::Result<()>,
+    ) -> Result<RunningProcess, Failure> {
         let tried = format!("start {}", Path::new(command.get_program()).display());
         let child = spawn_in_session(command, kept).map_err(|error| Failure::new(tried, error))?;
         let pid = Pid::from_raw(child.id() as i32);
         let watched = PidFd::open(pid).and_then(|pidfd| {
+            watch(&pidfd)?;
             // It is our child, so even if it has ended its entry is there.
             let stat = Stat::of(pid.as_raw()).ok_or(Errno::ESRCH)?;
             Ok(RunningProcess { identity: ProcessIdentity::of(&stat), pidfd })
         });
         watched.map_err(|errno| {
-            kill_and_reap(pid);
+            // Nobody would notice its end.
+            let _ = killpg(pid, Signal::SIGKILL);
+            let _ = waitpid(pid, None);
             Failure::new(format_args!("watch process {pid}"), errno).advise("it was killed")
         })
     }
@@ -84,12 +90,6 @@ impl RunningProcess {
     pub fn uptime(&self) -> Duration {
         Duration::from_nanos(monotonic_ns().saturating_sub(self.identity.since_ns))
     }
-}
-
-/// For one that cannot be watched: nobody would notice its end.
-pub fn kill_and_reap(pid: Pid) {
-    let _ = killpg(pid, Signal::SIGKILL);
-    let _ = waitpid(pid, None);
 }
 
 /// Where a process says that it is ready, by `process.send('ready')` of a Node program: our end, and the one that the
@@ -108,11 +108,11 @@ pub fn open_channel(command: &mut Command) -> Result<(JsonLines<UnixStream>, Uni
 /// A FIFO that is open for reading too, so that its reader can go and come: nothing is lost, and nobody gets SIGPIPE
 /// (fifo(7)). It is as large as any: a user may have 512 applications before the kernel makes their pipes smaller, and
 /// would have 128 if ours held four times as much (pipe(7), pipe-user-pages-soft).
-pub fn open_fifo(path: &Path) -> Result<File, Failure> {
+pub fn open_fifo(path: &Path, flags: OFlag) -> Result<File, Failure> {
     let failed = |error: io::Error| Failure::new(format_args!("open {}", path.display()), error);
     match mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR) {
         Ok(()) | Err(Errno::EEXIST) => {}
         Err(errno) => return Err(failed(errno.into())),
     }
-    OpenOptions::new().read(true).write(true).open(path).map_err(failed)
+    OpenOptions::new().read(true).write(true).custom_flags(flags.bits()).open(path).map_err(failed)
 }

@@ -47,7 +47,6 @@ impl PmHome {
         Ok(PmHome { folder })
     }
 
-    /// Makes the folders that are missing, for our user only.
     pub fn make(&self) -> Result<(), Failure> {
         for folder in [self.folder.clone(), self.logs(), self.folder.join("fifo")] {
             let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
@@ -84,7 +83,6 @@ impl PmHome {
         self.folder.join("pm.log")
     }
 
-    /// To be added to.
     pub fn open_log(&self) -> io::Result<File> {
         OpenOptions::new().append(true).create(true).mode(0o600).open(self.log())
     }

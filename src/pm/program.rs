@@ -12,9 +12,6 @@ use crate::failure::Failure;
 
 /// Whether there is what this application runs: its folder, its program, and the script that an interpreter reads. A
 /// cluster or an interpreter would only find out later.
-///
-/// # Errors
-/// What cannot be run, and what to do about it.
 pub fn check_program(app: &Application) -> Result<(), Failure> {
     let config = &app.config;
     let tried = |what: &Path| format!("start {}", what.display());

@@ -45,19 +45,13 @@ pub enum PmRequest {
     #[command(skip)]
     Stop { targets: Vec<String> },
     #[command(skip)]
-    Restart {
-        targets: Vec<String>,
-        /// Of the client, if it is to replace that of before (`--update-env`).
-        #[serde(default)]
-        environment: Option<BTreeMap<String, String>>,
-    },
+    Restart { targets: Vec<String> },
     /// Replaces the workers of a cluster, one after another; restarts what is none.
     #[command(skip)]
-    Reload {
-        targets: Vec<String>,
-        #[serde(default)]
-        environment: Option<BTreeMap<String, String>>,
-    },
+    Reload { targets: Vec<String> },
+    /// Of the client, in place of that of before, from the next start on.
+    #[command(skip)]
+    UpdateEnvironment { targets: Vec<String>, environment: BTreeMap<String, String> },
     #[command(skip)]
     Delete { targets: Vec<String> },
     /// Show all that is known about a process

@@ -162,14 +162,14 @@ fn notify_at(address: &OsStr, state: &str) -> io::Result<()> {
     UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address).map(drop)
 }
 
-/// The sockets that the starter has opened for this process, in its order; none, if it has not (sd_listen_fds(3)).
+/// The first socket that the starter has opened for this process, if it has (sd_listen_fds(3)).
 ///
 /// # Errors
 /// A variable is no number, or a descriptor is not open.
-pub fn passed_sockets() -> nix::Result<Vec<OwnedFd>> {
+pub fn passed_socket() -> nix::Result<Option<OwnedFd>> {
     let variable = |name| env::var(name).ok();
     let count = passed_count(variable("LISTEN_PID"), variable("LISTEN_FDS"), std::process::id())?;
-    (FIRST_PASSED..).take(count).map(take_inherited).collect()
+    (count > 0).then(|| take_inherited(FIRST_PASSED)).transpose()
 }
 
 fn passed_count(pid: Option<String>, count: Option<String>, own_pid: u32) -> nix::Result<usize> {

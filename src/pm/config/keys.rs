@@ -69,9 +69,6 @@ pub const KEYS: &[ConfigKey] = &[
 
 /// One application out of its keys. Those in `over` count more, whatever name of the key the file uses. Relative paths
 /// begin at `folder`, which is absolute.
-///
-/// # Errors
-/// What is wrong with which key, or which key is missing.
 pub fn application(
     mut file: KeyMap,
     mut over: KeyMap,
@@ -111,7 +108,6 @@ pub fn application(
     Ok(app)
 }
 
-/// The first of the names of a key.
 pub fn first(names: &str) -> &str {
     names.split(' ').next().unwrap_or_default()
 }

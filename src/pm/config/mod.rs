@@ -28,11 +28,9 @@ const LARGEST: u64 = 16 << 20;
 /// More of them are a mistake that would stop the machine.
 const MOST_PROCESSES: usize = 2000;
 
-/// A configuration, read.
 #[derive(Debug)]
 pub struct Configuration {
     pub apps: Vec<AppConfig>,
-    /// Lines about what has no effect.
     pub warnings: Vec<String>,
 }
 
@@ -88,9 +86,6 @@ pub fn read(path: &Path, env_name: Option<&str>, over: &Map<String, Value>) -> R
 }
 
 /// One application that no file describes: its keys come from the command line, and paths begin at the current folder.
-///
-/// # Errors
-/// What is wrong with which key.
 pub fn from_keys(keys: Map<String, Value>) -> Result<AppConfig, Failure> {
     let folder = env::current_dir().map_err(|error| Failure::new("find the current folder", error))?;
     keys::application(keys, Map::new(), &folder, None).map_err(Failure::relay)

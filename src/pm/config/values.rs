@@ -60,7 +60,6 @@ fn integer(value: &Value) -> Option<i64> {
     text.strip_suffix(".0").unwrap_or(&text).parse().ok()
 }
 
-/// A count, at least 0.
 pub fn count(value: &Value) -> ReadValue {
     integer(value)
         .filter(|&number| number >= 0)
@@ -128,7 +127,6 @@ pub fn words(value: &Value) -> ReadValue {
     }
 }
 
-/// Exit statuses: a list or one.
 pub fn statuses(value: &Value) -> ReadValue {
     list(value, |value| match integer(value) {
         Some(status @ 0..=255) => Ok(json!(status)),

@@ -60,7 +60,6 @@ impl God {
         Ok(known.into_iter().map(|(id, _)| id).chain(new).collect())
     }
 
-    /// From now on so many processes of this application.
     pub fn scale(&mut self, name: &str, instances: Instances) -> Result<BTreeSet<u32>, String> {
         let known = self.of_name(name);
         let first = known.first().and_then(|id| self.processes.get(id)).ok_or_else(|| self.unknown(name))?;
@@ -142,12 +141,12 @@ impl God {
         }
     }
 
-    /// Writes the state file, if something has changed since.
     pub fn save_state(&mut self) {
         if !std::mem::take(&mut self.shared.has_changed) {
             return;
         }
-        let due_s = self.processes.values().filter_map(|process| process.cron.as_ref()?.due_s());
+        self.processes.values_mut().for_each(ManagedProcess::keep_clock);
+        let due_s = self.processes.values().filter_map(|process| process.cron.as_ref()?.due_s);
         if let Err(errno) = self.wall_clock.set(due_s) {
             console::log(Failure::new("set the timer of cron_restart", errno));
         }
@@ -195,7 +194,6 @@ impl God {
                 } else if let Some(process) = self.processes.get_mut(&id) {
                     process.saved.status = ProcessStatus::Stopped;
                     process.saved.has_finished = record.has_finished;
-                    process.resume_clock();
                 }
             }
         }
@@ -249,8 +247,8 @@ impl God {
 
 impl ManagedProcess {
     /// From the next start on, in place of that of before. As in PM2, it counts more than what the configuration says.
-    pub fn update_environment(&mut self, environment: Option<&BTreeMap<String, String>>) {
-        let Some(environment) = environment else { return };
+    pub fn update_environment(&mut self, shared: &mut Shared, environment: &BTreeMap<String, String>) {
+        shared.has_changed = true;
         let app = Rc::make_mut(&mut self.app);
         app.config.env.retain(|name, _| !environment.contains_key(name));
         app.environment.clone_from(environment);
@@ -314,7 +312,6 @@ impl ManagedProcess {
                 self.decide(shared, Duration::from_nanos(monotonic_ns().saturating_sub(since_ns)), None);
             }
         }
-        self.resume_clock();
     }
 }
 

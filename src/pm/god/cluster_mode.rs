@@ -2,7 +2,7 @@
 //! is how it is started, asked over its control socket, and where it says what happens to its workers.
 
 use std::collections::BTreeMap;
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
@@ -10,12 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::super::config::AppConfig;
-use super::super::fork_mode::open_fifo;
 use super::super::home::PmHome;
 use super::super::json_lines::JsonLines;
 use super::super::restarts::MADE_UP_AFTER;
@@ -38,9 +36,6 @@ pub fn log(home: &PmHome, name: &str, id: u32) -> PathBuf {
 
 /// The command line of the `cluster` (`program`), which runs this command in each worker. What it says itself goes to a
 /// log of its own.
-///
-/// # Errors
-/// A folder or a log that cannot be made.
 pub fn command(
     program: &Path,
     worker: &Command,
@@ -71,20 +66,19 @@ pub fn command(
 
 /// How it awaits its workers, asks them to end, and restarts them. A reload may change that.
 pub fn options(config: &AppConfig) -> Vec<String> {
-    let ms = |duration: Duration| format!("{}ms", duration.as_millis());
-    let within = MADE_UP_AFTER.saturating_mul(config.max_restarts.clamp(1, 10_000) as u32);
-    let values = [
-        ("instance-var", config.instance_var.clone()),
-        ("max-restarts", config.max_restarts.to_string()),
-        ("within", ms(within)),
-        ("backoff", ms(config.restart_delay)),
-        ("kill-timeout", ms(config.kill_timeout)),
-        ("listen-timeout", ms(config.listen_timeout)),
+    let ms = |name: &str, duration: Duration| format!("--{name}={}ms", duration.as_millis());
+    let mut options = vec![
+        format!("--instance-var={}", config.instance_var),
+        format!("--max-restarts={}", config.max_restarts),
+        ms("within", MADE_UP_AFTER.saturating_mul(config.max_restarts.clamp(1, 10_000) as u32)),
+        ms("backoff", config.restart_delay),
+        ms("kill-timeout", config.kill_timeout),
+        ms("listen-timeout", config.listen_timeout),
     ];
-    let switches = [(config.wait_ready, "--wait-ready"), (!config.autorestart, "--no-restart")];
-    let codes = config.stop_exit_codes.iter().map(|status| ("stop-codes", status.to_string()));
-    let values = values.into_iter().chain(codes).map(|(name, value)| format!("--{name}={value}"));
-    values.chain(switches.iter().filter(|(is_set, _)| *is_set).map(|(_, switch)| (*switch).to_owned())).collect()
+    options.extend(config.stop_exit_codes.iter().map(|status| format!("--stop-codes={status}")));
+    options.extend(config.wait_ready.then(|| "--wait-ready".to_owned()));
+    options.extend((!config.autorestart).then(|| "--no-restart".to_owned()));
+    options
 }
 
 /// A request to a `cluster`, and its answer.
@@ -114,22 +108,13 @@ impl ClusterCall {
 #[derive(Deserialize)]
 pub struct WorkerEvent {
     pub event: String,
-    /// Its number.
     pub worker: usize,
     pub pid: i32,
     /// It was asked to end.
     #[serde(default)]
     pub expected: bool,
-    /// It has ended.
     #[serde(default)]
     pub how: String,
-}
-
-/// Where a `cluster` says what happens to its workers: a FIFO, which outlives the daemon.
-pub fn open_worker_events(home: &PmHome, id: u32) -> Result<JsonLines<File>, Failure> {
-    let fifo = open_fifo(&home.worker_events(id))?;
-    fcntl(&fifo, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|errno| Failure::new("read a FIFO", errno))?;
-    Ok(JsonLines::new(fifo))
 }
 
 /// The workers of this `cluster` by their number: its children. Of two with one number, as during a reload, the older.

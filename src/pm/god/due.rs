@@ -74,7 +74,6 @@ impl ManagedProcess {
 
     /// It has started: what its configuration names is watched from now on.
     pub(super) fn begin_watching(&mut self, shared: &mut Shared) {
-        self.begin_clock();
         if self.app.config.max_memory_restart.is_some() {
             self.set_due(LOOK_AT_MEMORY_EVERY, ProcessDue::LookAtMemory);
         }
@@ -83,18 +82,12 @@ impl ManagedProcess {
         }
     }
 
-    fn begin_clock(&mut self) {
-        if self.cron.is_none() {
-            let pattern = self.app.config.cron_restart.as_deref();
-            self.cron = pattern.and_then(|pattern| CronRestart::new(pattern, wall_s()).ok());
-        }
-    }
-
-    /// Of one that had ended by itself before we knew it.
-    pub(super) fn resume_clock(&mut self) {
-        if self.saved.has_finished {
-            self.begin_clock();
-        }
+    /// Its clock runs, where it has one, unless somebody has stopped it or it has failed.
+    pub(super) fn keep_clock(&mut self) {
+        let pattern = self.app.config.cron_restart.as_deref();
+        let pattern = pattern.filter(|_| self.saved.status.is_to_run() || self.saved.has_finished);
+        let new = || pattern.and_then(|pattern| CronRestart::new(pattern, wall_s()).ok());
+        self.cron = self.cron.take().filter(|_| pattern.is_some()).or_else(new);
     }
 
     fn look_at_memory(&mut self, shared: &mut Shared) {
@@ -119,7 +112,7 @@ impl ManagedProcess {
     fn restart_by_clock(&mut self, shared: &mut Shared) {
         let is_due = self.cron.as_mut().is_some_and(|cron| cron.is_due(wall_s()));
         // One that is being restarted or reloaded is as new as it can be; cut short, its command would fail.
-        if is_due && !self.is_busy() && self.saved.status != ProcessStatus::Errored {
+        if is_due && !self.is_busy() {
             shared.report(self, "cron");
             self.restart_unasked(shared);
         }

@@ -7,7 +7,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use super::super::dump::AfterStop;
-use super::super::fork_mode::{RunningProcess, kill_and_reap, open_channel, open_fifo};
+use super::super::fork_mode::{RunningProcess, open_channel, open_fifo};
+use super::super::json_lines::JsonLines;
 use super::super::program::check_program;
 use super::super::protocol::ProcessStatus;
 use super::super::restarts::{Decision, RestartBudget};
@@ -18,8 +19,8 @@ use crate::failure::Failure;
 use crate::logs::lines::LogStream;
 use crate::sys::epoll::Interest;
 use crate::sys::process::Ending;
+use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
-use nix::unistd::Pid;
 
 /// Between two looks at what is left of the tree of a process that has ended.
 const LOOK_AT_TREE_EVERY: Duration = Duration::from_millis(20);
@@ -69,7 +70,7 @@ impl ManagedProcess {
         if self.is_cluster() {
             command = cluster_mode::command(&shared.cluster, &command, config, &shared.home, id)?;
         } else {
-            let open = |stream| open_fifo(&shared.home.fifo(id, 0, stream));
+            let open = |stream| open_fifo(&shared.home.fifo(id, 0, stream), OFlag::empty());
             command.stdin(Stdio::null()).stdout(open(LogStream::Out)?).stderr(open(LogStream::Error)?);
             if config.wait_ready {
                 channel = Some(open_channel(&mut command)?);
@@ -79,17 +80,12 @@ impl ManagedProcess {
             limit.restore_in(&mut command);
         }
         let (ours, theirs) = channel.unzip();
-        let running = RunningProcess::start(&mut command, theirs.as_ref().map(AsFd::as_fd))?;
-        let watch = || {
+        let running = RunningProcess::start(&mut command, theirs.as_ref().map(AsFd::as_fd), |pidfd| {
             if let Some(channel) = &ours {
                 shared.epoll.add(&channel.source, PmSource::Channel.token(id), Interest::EPOLLIN)?;
             }
-            shared.epoll.add(&running.pidfd, PmSource::Ended.token(id), Interest::EPOLLIN)
-        };
-        if let Err(errno) = watch() {
-            kill_and_reap(Pid::from_raw(running.identity.pid));
-            return Err(Failure::new(format_args!("watch {}", config.name), errno).advise("it was killed"));
-        }
+            shared.epoll.add(pidfd, PmSource::Ended.token(id), Interest::EPOLLIN)
+        })?;
         self.channel = ours;
         Ok(running)
     }
@@ -104,7 +100,7 @@ impl ManagedProcess {
             self.outputs.push(writer);
         }
         if self.is_cluster() && self.worker_events.is_none() {
-            let events = cluster_mode::open_worker_events(&shared.home, id)?;
+            let events = JsonLines::new(open_fifo(&shared.home.worker_events(id), OFlag::O_NONBLOCK)?);
             shared.epoll.add(&events.source, PmSource::Workers.token(id), Interest::EPOLLIN).map_err(failed)?;
             self.worker_events = Some(events);
         }
@@ -151,7 +147,6 @@ impl ManagedProcess {
         true
     }
 
-    /// Starts what does not run.
     pub fn wake(&mut self, shared: &mut Shared) {
         if self.running.is_none() {
             self.restart(shared);
@@ -200,7 +195,6 @@ impl ManagedProcess {
         self.due.remove(&ProcessDue::NotReady);
     }
 
-    /// It was asked to end, and had its time.
     pub(super) fn kill(&mut self, shared: &mut Shared) {
         if let Some(running) = &self.running {
             let _ = running.pidfd.signal(Signal::SIGKILL);
@@ -229,7 +223,6 @@ impl ManagedProcess {
         }
     }
 
-    /// It has ended, as it was asked to.
     pub(super) fn finish_stop(&mut self, shared: &mut Shared) {
         let after = self.saved.after_stop.take();
         self.due.clear();
@@ -244,7 +237,7 @@ impl ManagedProcess {
                 shared.report(self, "errored");
             }
             Some(AfterStop::Remain) | None => {
-                (self.cron, self.saved.has_finished) = (None, false);
+                self.saved.has_finished = false;
                 shared.report(self, "stop");
             }
         }
@@ -283,7 +276,6 @@ impl ManagedProcess {
         self.decide(shared, running.uptime(), ending);
     }
 
-    /// It has ended without being asked to.
     pub(super) fn decide(&mut self, shared: &mut Shared, uptime: Duration, ending: Option<Ending>) {
         shared.has_changed = true;
         self.due.clear();

@@ -54,7 +54,6 @@ pub struct God {
 /// What all processes share.
 pub struct Shared {
     home: PmHome,
-    /// The program that cluster mode runs.
     cluster: PathBuf,
     /// What the daemon was started with, and its processes get.
     descriptor_limit: Option<DescriptorLimit>,
@@ -99,7 +98,6 @@ impl God {
         }
     }
 
-    /// Something has happened to a process.
     pub fn ready(&mut self, source: PmSource, which: u64) {
         let (id, output) = (which as u32, (which >> 32) as usize);
         match source {
@@ -169,14 +167,12 @@ impl God {
 }
 
 impl ManagedProcess {
-    /// Sets its counts of restarts to 0.
     pub fn reset(&mut self, shared: &mut Shared) {
         self.saved.workers.iter_mut().for_each(|worker| worker.restarts = 0);
         self.saved.budget = RestartBudget::default();
         shared.has_changed = true;
     }
 
-    /// Empties the logs.
     pub fn flush_logs(&mut self, shared: &mut Shared) {
         self.outputs.iter().for_each(|writer| writer.flush(&mut shared.files));
     }

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -41,22 +42,18 @@ const CPU_SAMPLE_NS: u64 = 200_000_000;
 /// What says of a process of Node that it has a parent to talk to. The client's parent is none of an application.
 const NODE_VARIABLES: [&str; 3] = ["NODE_CHANNEL_FD", "NODE_CHANNEL_SERIALIZATION_MODE", "NODE_UNIQUE_ID"];
 
-/// What is due at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ProcessDue {
-    /// It was asked to end and had its time.
     Kill,
     /// The process has ended; has what it had started ended, too?
     LookAtTree,
     Restart,
-    /// It has not said that it is ready.
     NotReady,
     LookAtMemory,
 }
 
 #[derive(Default)]
 pub struct ManagedProcess {
-    /// What the state file has.
     pub saved: ProcessRecord,
     pub app: Rc<Application>,
     pub running: Option<RunningProcess>,
@@ -76,7 +73,7 @@ pub struct ManagedProcess {
     pub outputs: Vec<LogWriter>,
     /// Where it says that it is ready.
     pub channel: Option<JsonLines<UnixStream>>,
-    /// Restarts by the clock on the wall; none once it was stopped by hand.
+    /// Restarts by the clock on the wall.
     pub cron: Option<CronRestart>,
     /// It has ended, and leaves the list.
     pub is_deleted: bool,
@@ -111,7 +108,6 @@ impl ManagedProcess {
         self.saved.workers.extend(new.map(|id| WorkerRecord { id, restarts: 0 }));
     }
 
-    /// Of all its workers.
     pub fn count_restart(&mut self) {
         self.saved.workers.iter_mut().for_each(|worker| worker.restarts += 1);
     }
@@ -198,7 +194,7 @@ impl ManagedProcess {
     /// Reads one of its outputs from now on: two for each worker.
     pub fn open_output(&self, home: &PmHome, output: usize, files: &mut LogFiles) -> Result<LogWriter, Failure> {
         let (worker, stream) = (output / 2, [LogStream::Out, LogStream::Error][output % 2]);
-        let fifo = open_fifo(&home.fifo(self.id(), worker, stream))?;
+        let fifo = open_fifo(&home.fifo(self.id(), worker, stream), OFlag::O_NONBLOCK)?;
         let config = &self.app.config;
         let log = AppLog {
             path: self.log_path(home, worker, stream),
@@ -209,8 +205,7 @@ impl ManagedProcess {
         };
         let kept = usize::try_from(config.log_retain).unwrap_or(usize::MAX);
         let rotation = config.log_max_size.map(|largest| Rotation { largest, kept });
-        LogWriter::open(fifo.into(), &log, config.log_date_format.as_deref(), rotation, files)
-            .map_err(|errno| Failure::new(format_args!("read the output of {}", config.name), errno))
+        Ok(LogWriter::new(fifo.into(), &log, config.log_date_format.as_deref(), rotation, files))
     }
 
     /// Instances have files of their own unless `merge_logs` is set: the id stands before the extension.
@@ -295,7 +290,6 @@ impl ManagedProcess {
         ProcessUsage { memory, cpu: sample.percent }
     }
 
-    /// The processes that do the application's work.
     pub fn working_pids(&self) -> Vec<i32> {
         let Some(running) = &self.running else { return Vec::new() };
         if !self.is_cluster() {

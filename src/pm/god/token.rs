@@ -8,7 +8,6 @@ pub enum PmSource {
     Client,
     /// A restart by the clock on the wall is due, or that clock was set.
     WallClock,
-    /// The process with this id has ended.
     Ended,
     /// It may say that it is ready.
     Channel,
@@ -16,7 +15,6 @@ pub enum PmSource {
     Call,
     /// Something has happened to the workers of its cluster.
     Workers,
-    /// A file that it watches may have changed.
     Watch,
     /// One of its outputs can be read: the output's number is above the id's 32 bits.
     Output,

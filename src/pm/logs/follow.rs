@@ -22,6 +22,7 @@ use crate::logs::append_file::rotated;
 use crate::logs::clock::Clock;
 use crate::logs::lines::{LineFormat, LineSplitter};
 use crate::pm::args::LogsArgs;
+use crate::pm::client::PmEvents;
 use crate::sys::fd::until_uninterrupted;
 use crate::sys::{errno_of, inotify};
 use crate::terminal::Paint;
@@ -32,10 +33,12 @@ const BLOCK: usize = 64 << 10;
 /// How often to look where the kernel cannot report: the folder does not exist yet, or this user may watch no more.
 const LOOK_EVERY_MS: u16 = 500;
 
-/// More logs, which come while some are followed. Its descriptor is readable when there may be some.
-pub trait LaterLogs: AsFd {
-    /// All that there are now, if that may have changed; `None` when none will come any more.
-    fn logs(&mut self) -> Option<Vec<AppLog>>;
+/// More logs, which come while some are followed.
+pub struct LaterLogs<'a> {
+    /// After one there may be some.
+    pub events: PmEvents,
+    /// All that there are now.
+    pub logs: &'a mut dyn FnMut() -> Vec<AppLog>,
 }
 
 /// Shows the lines of these logs. A file that several of them name is read once; in JSON, its lines have the number of
@@ -43,12 +46,7 @@ pub trait LaterLogs: AsFd {
 ///
 /// # Errors
 /// When `out` cannot be written, as on a full disk. A reader that is gone is none.
-pub fn follow(
-    logs: &[AppLog],
-    args: &LogsArgs,
-    out: &impl AsFd,
-    later: Option<&mut dyn LaterLogs>,
-) -> Result<(), Failure> {
+pub fn follow(logs: &[AppLog], args: &LogsArgs, out: &impl AsFd, later: Option<LaterLogs>) -> Result<(), Failure> {
     // Where this user has no inotify instance left, we look every so often.
     let inotify = inotify::open().ok();
     let follower = Follower { args, out: out.as_fd(), inotify, readers: Vec::new(), is_watched: true, width: 0 };
@@ -71,12 +69,12 @@ struct Follower<'a> {
 }
 
 impl Follower<'_> {
-    fn show(mut self, logs: &[AppLog], mut later: Option<&mut dyn LaterLogs>) -> nix::Result<()> {
+    fn show(mut self, logs: &[AppLog], mut later: Option<LaterLogs>) -> nix::Result<()> {
         // By the clock of file systems, which lags behind the other: it stands still between two ticks.
         let start = SystemTime::UNIX_EPOCH + Duration::from_nanos(clock_ns(ClockId::CLOCK_REALTIME_COARSE));
         self.add(logs, None)?;
         while !self.args.nostream {
-            let is_any_name = self.wait(later.as_ref().map(|later| later.as_fd()))?;
+            let is_any_name = self.wait(later.as_ref().map(|later| later.events.as_fd()))?;
             self.is_watched |= is_any_name;
             for reader in &mut self.readers {
                 if is_any_name {
@@ -87,8 +85,10 @@ impl Follower<'_> {
                 }
                 reader.read(self.out)?;
             }
-            match later.as_mut().and_then(|later| later.logs()) {
-                Some(logs) => self.add(&logs, Some(start))?,
+            let Some(LaterLogs { events, logs }) = &mut later else { continue };
+            match events.discard() {
+                Some(true) => self.add(&logs(), Some(start))?,
+                Some(false) => {}
                 None => later = None,
             }
         }

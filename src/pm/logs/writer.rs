@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::rc::{Rc, Weak};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::read;
 
 use super::app_log::AppLog;
@@ -84,28 +83,23 @@ pub struct LogWriter {
 }
 
 impl LogWriter {
-    /// Makes the FIFO's reading end non-blocking. Without a date format (`log_date_format`) text has no time, and JSON
+    /// The FIFO's reading end does not block. Without a date format (`log_date_format`) text has no time, and JSON
     /// has that of UTC (RFC 3339).
-    ///
-    /// # Errors
-    /// Those of fcntl(2).
-    pub fn open(
+    pub fn new(
         fifo: OwnedFd,
         log: &AppLog,
         date_format: Option<&str>,
         rotation: Option<Rotation>,
         files: &mut LogFiles,
-    ) -> nix::Result<LogWriter> {
-        let flags = OFlag::from_bits_retain(fcntl(&fifo, FcntlArg::F_GETFL)?);
-        fcntl(&fifo, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    ) -> LogWriter {
         let paint = files.terminal.as_ref().map_or(Paint { has_colour: false }, |(_, paint)| *paint);
-        Ok(LogWriter {
+        LogWriter {
             fifo,
             splitter: LineSplitter::new(if log.is_json { log.json() } else { LineFormat::Plain }),
             clock: Clock::new(date_format, log.is_json),
             file: files.at(&log.path, rotation),
             shown: LineSplitter::new(log.named(&log.label(), paint)),
-        })
+        }
     }
 
     /// Why lines of its log are lost; `None` while they are not.
@@ -135,9 +129,6 @@ impl LogWriter {
 
     /// The process has ended: reads what it has left, and completes its last line. A process that it has started may
     /// still write; that is read later.
-    ///
-    /// # Errors
-    /// As of [`LogWriter::read_available`].
     pub fn finish(&mut self, files: &mut LogFiles) -> nix::Result<()> {
         // One call reads as much as any pipe holds that an ordinary user may have (pipe(7), /proc/sys/fs/pipe-max-size).
         let outcome = self.read_available(files);
@@ -182,6 +173,7 @@ mod tests {
     use std::os::unix::fs::OpenOptionsExt;
     use std::path::Path;
 
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
     use nix::sys::stat::Mode;
     use nix::unistd::{mkfifo, pipe2, write};
 
@@ -228,7 +220,8 @@ mod tests {
         date_format: Option<&str>,
     ) -> (LogWriter, File) {
         let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).unwrap();
-        (LogWriter::open(ours, &log(path, is_json), date_format, rotation, files).unwrap(), File::from(theirs))
+        fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        (LogWriter::new(ours, &log(path, is_json), date_format, rotation, files), File::from(theirs))
     }
 
     fn say(files: &mut LogFiles, writer: &mut LogWriter, process: &mut File, text: &[u8]) {
@@ -397,7 +390,7 @@ mod tests {
         mkfifo(&folder.path("fifo"), Mode::S_IRWXU).unwrap();
         let fifo = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(folder.path("fifo"));
         let log = log(&folder.path("out.log"), false);
-        let mut writer = LogWriter::open(fifo.unwrap().into(), &log, None, None, &mut files).unwrap();
+        let mut writer = LogWriter::new(fifo.unwrap().into(), &log, None, None, &mut files);
         for text in ["a\nlast", "next\nlast\0"] {
             let process = OpenOptions::new().read(true).write(true).open(folder.path("fifo")).unwrap();
             write(&process, text.as_bytes()).unwrap();
