@@ -262,11 +262,15 @@ impl Workers {
     /// It serves no more, or not for long: its successor is started while it still answers what it has.
     pub fn note_leaving(&mut self, id: UniqueId) {
         let Some(worker) = self.get_mut(id).filter(|worker| worker.state != WorkerState::Leaving) else { return };
-        let has_served = worker.state.is_working();
+        let (has_served, was_expected) = (worker.state.is_working(), worker.was_expected);
         worker.state = WorkerState::Leaving;
         let number = worker.number;
         self.kill_after(id, self.supervision.kill_timeout);
-        self.note_vacancy(number, has_served);
+        // Its channel is closed, and how it ends may say that it has no successor.
+        let may_finish = self.supervision.no_restart || !self.supervision.stop_codes.is_empty();
+        if was_expected || !may_finish {
+            self.note_vacancy(number, has_served);
+        }
     }
 
     fn note_vacancy(&mut self, number: usize, has_served: bool) {

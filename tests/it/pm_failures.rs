@@ -271,15 +271,18 @@ fn a_cluster_whose_workers_never_listen_is_online_after_listen_timeout() {
 
 #[test]
 fn workers_that_end_as_they_are_to_have_no_successors_and_with_the_last_the_application_is_stopped() {
+    // The kernel closes the channel of one that ends before it reports the end.
+    let text = "echo begun\nsleep 2\neval \"exec $NODE_CHANNEL_FD>&-\"\nsleep 0.3\nexit 7\n";
     for (name, key) in [("codes", json!({"stop_exit_codes": [7]})), ("once", json!({"autorestart": false}))] {
         let pm = Manager::new(&format!("cluster-{name}"));
-        pm.done(&["start", &ready_app(&pm, "sleep 2\nexit 7\n", key)]);
+        pm.done(&["start", &ready_app(&pm, text, key)]);
         let is_stopped = || {
             let list = pm.list();
             list.iter().all(|entry| entry["pm2_env"]["status"] == "stopped").then_some(list)
         };
         let stopped = poll_until(FOREVER, is_stopped).unwrap_or_else(|| panic!("{:?}", pm.list()));
         assert!(stopped.iter().all(|entry| entry["pm2_env"]["restart_time"] == 0), "{stopped:?}");
+        assert_eq!(["web-out-0.log", "web-out-1.log"].map(|log| pm.await_log(log, "begun")), ["begun\n"; 2]);
     }
 }
 
