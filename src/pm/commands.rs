@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::args::{AgainArgs, KeyArgs, LogsArgs, OfConfigArgs, PmCommand, StartArgs, TargetArgs};
 use super::client::{self, PmConnection, PmEvents};
-use super::config::{self, AppConfig, LogType};
+use super::config::{self, AppConfig, Configuration, LogType};
 use super::daemon;
 use super::home::{self, PmHome};
 use super::logs::{AppLog, LaterLogs, follow, own_log};
@@ -153,9 +153,15 @@ fn read_configuration(
         let why = || format!("--env and --only are for a configuration, and {} is none", path.display());
         return if of_config.is_empty() { Ok(None) } else { Err(Failure::relay(why())) };
     }
-    let configuration = config::read(path, of_config.env.as_deref(), over)?;
-    configuration.warnings.iter().for_each(console::log);
-    chosen(configuration.apps, &[&targets[1..], &of_config.only].concat()).map(Some)
+    let Configuration { mut apps, warnings } = config::read(path, of_config.env.as_deref(), over)?;
+    warnings.iter().for_each(console::log);
+    let names = [&targets[1..], &of_config.only].concat();
+    if let Some(name) = names.iter().find(|name| !apps.iter().any(|app| app.name == **name)) {
+        let there = apps.iter().map(|app| app.name.as_str()).collect::<Vec<_>>().join(", ");
+        return Err(Failure::relay(format!("no application {name:?} in the configuration; there are: {there}")));
+    }
+    apps.retain(|app| names.is_empty() || names.contains(&app.name));
+    Ok(Some(apps))
 }
 
 /// Ours, for the applications; without the variables that are not text.
@@ -163,15 +169,6 @@ fn environment() -> BTreeMap<String, String> {
     let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
     let is_theirs = |name: &str| name != home::VARIABLE && !startup::VARIABLES.contains(&name);
     std::env::vars_os().filter_map(text).filter(|(name, _)| is_theirs(name)).collect()
-}
-
-/// Those with these names; all, when none is given.
-fn chosen(apps: Vec<AppConfig>, names: &[String]) -> Result<Vec<AppConfig>, Failure> {
-    if let Some(name) = names.iter().find(|name| !apps.iter().any(|app| app.name == **name)) {
-        let there = apps.iter().map(|app| app.name.as_str()).collect::<Vec<_>>().join(", ");
-        return Err(Failure::relay(format!("no application {name:?} in the configuration; there are: {there}")));
-    }
-    Ok(apps.into_iter().filter(|app| names.is_empty() || names.contains(&app.name)).collect())
 }
 
 fn print_list(reply: &PmReply) -> Result<(), Failure> {

@@ -95,12 +95,8 @@ impl RunningProcess {
 /// Where a process says that it is ready, by `process.send('ready')` of a Node program: our end, and the one that the
 /// program inherits, as of Node's fork().
 pub fn open_channel(command: &mut Command) -> Result<(JsonLines<UnixStream>, UnixStream), Failure> {
-    let open = || {
-        let (ours, theirs) = UnixStream::pair()?;
-        ours.set_nonblocking(true)?;
-        Ok((ours, theirs))
-    };
-    let (ours, theirs) = open().map_err(|error: io::Error| Failure::new("open a channel", error))?;
+    let pair = UnixStream::pair().and_then(|pair| pair.0.set_nonblocking(true).map(|()| pair));
+    let (ours, theirs) = pair.map_err(|error| Failure::new("open a channel", error))?;
     command.env("NODE_CHANNEL_FD", theirs.as_raw_fd().to_string()).env("NODE_CHANNEL_SERIALIZATION_MODE", "json");
     Ok((JsonLines::new(ours), theirs))
 }

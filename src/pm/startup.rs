@@ -56,9 +56,6 @@ fn failed(what: &str, unit: &Path, error: io::Error) -> Failure {
 }
 
 /// Installs the unit as root, and otherwise shows it: what a person reads.
-///
-/// # Errors
-/// There is no such user; the unit cannot be written.
 pub fn startup(args: &StartupArgs) -> Result<String, Failure> {
     let user = find_user(args.user.as_deref())?;
     let program = env::current_exe().map_err(|error| Failure::new("find the program pm", error))?;
@@ -91,9 +88,6 @@ pub fn startup(args: &StartupArgs) -> Result<String, Failure> {
 }
 
 /// Takes back what `startup` has installed.
-///
-/// # Errors
-/// There is no unit of this user, or it cannot be removed.
 pub fn unstartup(args: &StartupArgs) -> Result<String, Failure> {
     let (unit, link) = unit_and_link(&find_user(args.user.as_deref())?);
     let removed = fs::remove_file(&unit).and_then(|()| fs::remove_file(&link));

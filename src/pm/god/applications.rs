@@ -352,9 +352,8 @@ fn found_application(name: &str, process: &LaunchedProcess, count: usize) -> App
     let mut words = procfs::command_line(process.stat.pid);
     let (mut exec_mode, mut instances) = (ExecMode::Fork, count);
     // A `cluster`: its program is behind the dashes.
-    if let Some(dashes) =
-        words.iter().position(|word| word == "--").filter(|_| words.iter().any(|word| word == "--control"))
-    {
+    let is_cluster = words.iter().any(|word| word == "--control");
+    if let Some(dashes) = words.iter().position(|word| word == "--").filter(|_| is_cluster) {
         let workers = words.iter().skip_while(|word| *word != "--workers").nth(1);
         instances = workers.and_then(|workers| workers.parse().ok()).unwrap_or(1);
         exec_mode = ExecMode::Cluster;

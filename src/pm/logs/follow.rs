@@ -130,10 +130,8 @@ impl Follower<'_> {
         Ok(())
     }
 
-    /// Waits until something has changed. True: some name came or went, or it is not known what happened.
-    ///
-    /// # Errors
-    /// EPIPE when the reader of `out` is gone.
+    /// Waits until something has changed. True: some name came or went, or it is not known what happened. EPIPE: the
+    /// reader of `out` is gone.
     fn wait(&self, events: Option<BorrowedFd>) -> nix::Result<bool> {
         let timeout = if self.is_watched { PollTimeout::NONE } else { LOOK_EVERY_MS.into() };
         // Nothing is asked of `out`: that its reader is gone is always reported (poll(2), POLLERR and POLLHUP).
