@@ -6,9 +6,9 @@
 //! follower, asleep at the mutex. Who balances: the order in which the kernel wakes those who sleep at the mutex, and a
 //! race: a thread that comes back may take the role before the one that was woken. What is inherited: nothing, because
 //! threads share everything. There is no queue and no request changes hands; what is handed on is the role. When
-//! requests are already there the leader does not sleep, and on one CPU it takes the role again before the follower that
-//! it has woken runs: few switches. But a thread that is interrupted while it serves keeps its connection waiting, until
-//! a leader that never sleeps has used up its time slice.
+//! requests are already there the leader does not sleep, and on one CPU it takes the role again before the follower
+//! that it has woken runs: few switches. But a thread that is interrupted while it serves keeps its connection waiting,
+//! until a leader that never sleeps has used up its time slice.
 //!
 //! Schmidt and others called this leader/followers (Pattern-Oriented Software Architecture 2, 2000).
 //!

@@ -1,7 +1,7 @@
 //! The process manager: starts applications, restarts those that end, and adopts them after its daemon was killed.
 //!
-//! The way of a command: command line (src/pm/args.rs, commands.rs) → client (client.rs), which starts the daemon when it
-//! is not there → daemon (daemon.rs), which waits for clients, processes and times → God (god/), which starts
+//! The way of a command: command line (src/pm/args.rs, commands.rs) → client (client.rs), which starts the daemon when
+//! it is not there → daemon (daemon.rs), which waits for clients, processes and times → God (god/), which starts
 //! processes, notices their ends, and decides what happens then.
 //!
 //! A daemon that is killed takes nobody along: the processes are not its children for life, what they write waits in

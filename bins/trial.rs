@@ -1,9 +1,9 @@
 //! The trials of process managers: one task for `pm` or for npm's PM2, its numbers as JSON.
 //!
 //! Each trial starts the manager with a folder of its own, gives it a configuration that both managers read, does what
-//! its name says, and leaves nothing behind: also after Ctrl-C the manager and all that it has started end, and the folder
-//! is removed. The applications are the Node programs in experiments/watchmen/. Where `node` or the manager is not
-//! installed, the trial says so in `skipped` and measures nothing.
+//! its name says, and leaves nothing behind: also after Ctrl-C the manager and all that it has started end, and the
+//! folder is removed. The applications are the Node programs in experiments/watchmen/. Where `node` or the manager is
+//! not installed, the trial says so in `skipped` and measures nothing.
 //!
 //! See it: `trial killed-daemon --manager pm`, then the same with `--manager pm2`. The lab runs all of them, in turns:
 //! `lab run 20`.
@@ -67,7 +67,8 @@ enum Trial {
         #[arg(long, value_name = "DUR", default_value = "500ms", value_parser = parse_duration)]
         delay: Duration,
     },
-    /// Lines of four processes in one log that is rotated: are they whole, in order and complete, and how large is the daemon?
+    /// Lines of four processes in one log that is rotated: are they whole, in order and complete, and how large is the
+    /// daemon?
     Logs {
         #[arg(long, value_name = "N", default_value_t = 4)]
         writers: usize,

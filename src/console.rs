@@ -140,7 +140,8 @@ fn write_if_room(out: BorrowedFd, bytes: &[u8], wait: Duration) -> nix::Result<u
     write(out, &bytes[..most])
 }
 
-/// Writes what the reader takes, until nothing is left, or it has taken nothing for so long. The rest stays in `waiting`.
+/// Writes what the reader takes, until nothing is left, or it has taken nothing for so long. The rest stays in
+/// `waiting`.
 ///
 /// # Errors
 /// Those of write(2), but for EAGAIN and EINTR.

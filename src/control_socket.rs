@@ -1,5 +1,5 @@
-//! A control socket: clients send requests, a line of JSON each, and get answers, lines of JSON of which the last has the
-//! key `"ok"`. Only our own user and root are served: the socket's mode is 0600, and the peer's user is checked
+//! A control socket: clients send requests, a line of JSON each, and get answers, lines of JSON of which the last has
+//! the key `"ok"`. Only our own user and root are served: the socket's mode is 0600, and the peer's user is checked
 //! (SO_PEERCRED, unix(7)). Nothing waits for a client, and a client that hangs or sends garbage disturbs no other.
 
 use std::collections::BTreeMap;

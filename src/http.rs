@@ -233,9 +233,9 @@ fn has_bare_lf(head: &[u8]) -> bool {
     memchr_iter(b'\n', head).any(|at| at == 0 || head[at - 1] != b'\r')
 }
 
-/// httparse refuses a version at its first odd byte, and to it a garbled line and an honest `HTTP/2.0` look the same. They
-/// get different answers, and the same one however the network cuts the line: what may still become a version waits for
-/// the line's end.
+/// httparse refuses a version at its first odd byte, and to it a garbled line and an honest `HTTP/2.0` look the same.
+/// They get different answers, and the same one however the network cuts the line: what may still become a version
+/// waits for the line's end.
 fn judge_version(bytes: &[u8]) -> ParsedHead {
     let is_end = |byte: &u8| matches!(byte, b'\r' | b'\n');
     let start = bytes.iter().position(|byte| !is_end(byte)).unwrap_or(bytes.len());

@@ -88,8 +88,8 @@ impl WorkerRow {
         self.words[Count::Active as usize].store(0, Release);
     }
 
-    /// The same for one connection, where others of the row stay open. A process that is killed just after it has counted
-    /// its last one as closed has none left to lose.
+    /// The same for one connection, where others of the row stay open. A process that is killed just after it has
+    /// counted its last one as closed has none left to lose.
     pub fn lose_open_connection(self) {
         let _ = self.words[Count::Active as usize].fetch_update(Release, Acquire, |open| open.checked_sub(1));
     }
@@ -183,8 +183,8 @@ impl Scoreboard {
         Ok(Scoreboard::begin(mapped, model, rows))
     }
 
-    /// As [`Scoreboard::create`], for workers that are programs of their own, with room for `capacity` rows in all: they
-    /// inherit the file (memfd_create(2), where it has no name).
+    /// As [`Scoreboard::create`], for workers that are programs of their own, with room for `capacity` rows in all:
+    /// they inherit the file (memfd_create(2), where it has no name).
     pub fn create_shared(
         model: &str,
         rows: usize,
@@ -332,8 +332,8 @@ impl Scoreboard {
 fn memory(words: NonZeroUsize) -> std::io::Result<(&'static [AtomicU64], File)> {
     let memory = anonymous_file()?;
     allocate(&memory, 8 * words.get() as u64)?;
-    // A worker that made it shorter would be our SIGBUS (mmap(2)). Only a memfd can be sealed; with any other file the workers
-    // are trusted.
+    // A worker that made it shorter would be our SIGBUS (mmap(2)). Only a memfd can be sealed; with any other file the
+    // workers are trusted.
     let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
     let _ = fcntl(&memory, FcntlArg::F_ADD_SEALS(seals));
     Ok((shared_words(words, Some((&memory, Access::Write)))?, memory))

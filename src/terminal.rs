@@ -1,7 +1,7 @@
 //! What is drawn in a terminal: bars, colour, lines of its width, and a screen of our own. Every view uses it.
 //!
-//! A [`Screen`] is given back on every way out: a key, a signal, an error, a panic. Writing to it never waits: while the
-//! terminal does not read, pictures are left out.
+//! A [`Screen`] is given back on every way out: a key, a signal, an error, a panic. Writing to it never waits: while
+//! the terminal does not read, pictures are left out.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
@@ -91,8 +91,8 @@ pub struct Paint {
 }
 
 impl Paint {
-    /// For what is written to this stream: only a terminal gets colours, and not where `NO_COLOR` is set to anything but
-    /// the empty text (no-color.org).
+    /// For what is written to this stream: only a terminal gets colours, and not where `NO_COLOR` is set to anything
+    /// but the empty text (no-color.org).
     pub fn on(stream: &impl IsTerminal) -> Paint {
         let is_unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         Paint { has_colour: stream.is_terminal() && !is_unwanted }

@@ -50,7 +50,8 @@ pub struct MasterArgs {
     #[arg(long)]
     pub silent: bool,
 
-    /// The workers write to FILE.N-out and FILE.N-err instead, where N is the worker's number: files or FIFOs that exist
+    /// The workers write to FILE.N-out and FILE.N-err instead, where N is the worker's number: files or FIFOs that
+    /// exist
     #[arg(long, value_name = "FILE")]
     pub worker_output: Option<PathBuf>,
 
@@ -103,7 +104,8 @@ pub struct SupervisionArgs {
     #[arg(long, value_name = "DUR", default_value = "10s", value_parser = parse_positive_duration)]
     pub listen_timeout: Duration,
 
-    /// A worker serves when it says so, with process.send('ready'), not when it listens; one that does not say so within
+    /// A worker serves when it says so, with process.send('ready'), not when it listens; one that does not say so
+    /// within
     /// --listen-timeout is killed
     #[arg(long)]
     pub wait_ready: bool,

@@ -97,8 +97,8 @@ pub fn path_of_worker(base: &Path, number: usize, stream: OutputStream) -> PathB
     format!("{}.{number}-{word}", base.display()).into()
 }
 
-/// The worker has ended, or is about to: whoever reads its FIFOs learns it between its last byte and the first of its successor. Where
-/// a FIFO is full nobody waits, and a line without an end is continued.
+/// The worker has ended, or is about to: whoever reads its FIFOs learns it between its last byte and the first of its
+/// successor. Where a FIFO is full nobody waits, and a line without an end is continued.
 pub fn end_worker(base: &Path, number: usize) {
     for stream in [OutputStream::Output, OutputStream::Error] {
         let mut options = OpenOptions::new();

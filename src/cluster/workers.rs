@@ -433,7 +433,8 @@ impl Workers {
         let Some(worker) = self.get_mut(id) else { return false };
         let number = worker.number;
         let Some(ipc) = worker.ipc.take() else { return false };
-        // The kernel closes the channel of one that ends before it reports the end, and a successor may write meanwhile.
+        // The kernel closes the channel of one that ends before it reports the end, and a successor may write
+        // meanwhile.
         self.end_output(number);
         // What the worker has started may hold the other end, but not this one; so this cannot fail.
         let _ = self.poller.epoll.delete(&ipc);

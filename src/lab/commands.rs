@@ -1,5 +1,5 @@
-//! What `lab list`, `explain`, `run`, `report` and `claims` do: experiments are measured, records judged and drawn, pages
-//! written and compared.
+//! What `lab list`, `explain`, `run`, `report` and `claims` do: experiments are measured, records judged and drawn,
+//! pages written and compared.
 
 use std::io::stdout;
 use std::path::{Path, PathBuf};
@@ -193,7 +193,8 @@ pub fn report(
     print_until(interrupt, &text).map(|()| true)
 }
 
-/// A dozen lines for each lesson; after several lessons the pictures that show what it is all about, and where to read on.
+/// A dozen lines for each lesson; after several lessons the pictures that show what it is all about, and where to read
+/// on.
 fn in_short(lessons: &[Lesson], place: &OutputFolder) -> String {
     let (width, paint) = (terminal::width(&stdout()), Paint::on(&stdout()));
     let mut lines: Vec<String> = Vec::new();

@@ -14,8 +14,8 @@ const USUAL_THREADS_PER_CPU: f64 = 2.0;
 /// A wait lasts at most so many times as long as it would on an idle machine: something that hangs is still found.
 const MOST_STRETCH: f64 = 6.0;
 
-/// A time limit on a machine that others use, too. While three times as many threads want the CPUs as usual, each gets a
-/// third of the time that the limit expects, so a second counts as a third of one.
+/// A time limit on a machine that others use, too. While three times as many threads want the CPUs as usual, each gets
+/// a third of the time that the limit expects, so a second counts as a third of one.
 pub struct Deadline {
     left: Duration,
     look_every: Duration,

@@ -8,7 +8,8 @@
 //! - [`run`]: one case after another: processes, faults, the clients of other projects;
 //! - [`evidence`]: rows → columns → tables, claims judged, pictures → pages;
 //! - [`commands`]: what `lab list`, `explain`, `run`, `report` and `claims` do with all of these;
-//! - [`verify`]: the same cases as tests; [`check`]: any server against the contract; [`order`]: which worker takes connections
+//! - [`verify`]: the same cases as tests; [`check`]: any server against the contract; [`order`]: which worker takes
+//!   connections
 //!   that come one after another; [`watch`]: a running server's counters on the terminal;
 //!   [`inspect`]: how any running server accepts, seen from outside;
 //! - [`trials`]: one task for a process manager, ours or PM2, as the program `trial` runs it.

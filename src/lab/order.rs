@@ -42,8 +42,8 @@ pub struct Order {
     pub takers: Vec<u32>,
     /// Workers of the server, those that took nothing included.
     pub workers: usize,
-    /// Where one worker takes nearly all: for each time that another was made the last to fall asleep, whether that other
-    /// one took the next connection.
+    /// Where one worker takes nearly all: for each time that another was made the last to fall asleep, whether that
+    /// other one took the next connection.
     pub last_to_sleep_took: Vec<bool>,
 }
 
@@ -63,8 +63,8 @@ pub enum OrderPattern {
     Priority(u32),
     /// The worker that fell asleep last is woken first; while nothing else happens, that is always the same one.
     LastInFirstOut(u32),
-    /// One worker takes everything, by an unknown rule: the workers are one process, or the last to fall asleep took over
-    /// at some times and not at others.
+    /// One worker takes everything, by an unknown rule: the workers are one process, or the last to fall asleep took
+    /// over at some times and not at others.
     Favourite(u32),
     /// One worker takes most, with exceptions.
     Mostly {
@@ -113,9 +113,9 @@ fn favourite(takers: &[u32]) -> Option<u32> {
     takers.iter().copied().find(|&worker| share(worker) >= nearly_all)
 }
 
-/// Priority and last-in-first-out look alike while the favourite is always the last to have fallen asleep, because it is
-/// the only one that ever wakes. So another worker is stopped and resumed, which takes it out of its wait and puts it back
-/// (signal(7)); then the next connection shows the rule. Workers that are one process show nothing.
+/// Priority and last-in-first-out look alike while the favourite is always the last to have fallen asleep, because it
+/// is the only one that ever wakes. So another worker is stopped and resumed, which takes it out of its wait and puts
+/// it back (signal(7)); then the next connection shows the rule. Workers that are one process show nothing.
 fn wake_the_others(server: i32, address: &str) -> Result<Vec<bool>, Stop> {
     let failed = |what: String| Stop::Failed(format!("wake a worker of {address}: {what}"));
     let address: SocketAddr = address.parse().map_err(|error| failed(format!("{error}")))?;

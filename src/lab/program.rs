@@ -26,8 +26,8 @@ use crate::lab::observe::processes::{Process, members};
 use crate::sys::namespace::NetworkNamespace;
 use crate::sys::process::spawn_child;
 
-/// How long the output of a program that has ended may still be on its way through a pipe. A process that it left behind
-/// may hold the pipe open for longer.
+/// How long the output of a program that has ended may still be on its way through a pipe. A process that it left
+/// behind may hold the pipe open for longer.
 const DRAIN_WITHIN: Duration = Duration::from_secs(1);
 
 /// Why a wait ended without what it waited for.
@@ -185,8 +185,8 @@ pub fn reason(stderr: &str) -> Option<&str> {
     lines.clone().find(|line| line.to_ascii_lowercase().contains("error")).or(lines.next_back()).map(str::trim)
 }
 
-/// What a thread starts inherits its CPUs (sched_setaffinity(2)): ours are changed for the moment of the start. A sandbox
-/// may refuse that, so it is left out where nothing would change.
+/// What a thread starts inherits its CPUs (sched_setaffinity(2)): ours are changed for the moment of the start. A
+/// sandbox may refuse that, so it is left out where nothing would change.
 fn on_cpus<T>(cpus: &[usize], start: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
     let ours = cpu::allowed();
     if ours == cpus {
@@ -285,7 +285,8 @@ impl Running {
         Ok(self.status)
     }
 
-    /// Waits for the end and returns all of standard output. `on_stderr` sees every line of standard error when it comes.
+    /// Waits for the end and returns all of standard output. `on_stderr` sees every line of standard error when it
+    /// comes.
     pub fn finish(&mut self, within: Duration, mut on_stderr: impl FnMut(&str)) -> Result<String, Stop> {
         let mut deadline = Deadline::after(within);
         let (mut stdout, mut stderr) = (self.stdout.clone(), self.stderr.clone());

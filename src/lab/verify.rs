@@ -1,5 +1,5 @@
-//! The experiments as tests: every case once, briefly. The answers must be right, client and server must have counted the
-//! same, and a claim that counts something exact must be true.
+//! The experiments as tests: every case once, briefly. The answers must be right, client and server must have counted
+//! the same, and a claim that counts something exact must be true.
 
 use crate::console;
 use crate::lab::evidence::accounting::first_error;

@@ -232,8 +232,8 @@ pub fn rotated(path: &Path, number: usize) -> PathBuf {
     name.into()
 }
 
-/// Without waiting for anybody. Opened for reading too, a FIFO needs no reader: it is there before its reader, and after
-/// (fifo(7)).
+/// Without waiting for anybody. Opened for reading too, a FIFO needs no reader: it is there before its reader, and
+/// after (fifo(7)).
 fn open_to_append(path: &Path) -> nix::Result<File> {
     let is_fifo = fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo());
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;

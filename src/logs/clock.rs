@@ -1,5 +1,6 @@
 //! The time before a line, in the way that `log_date_format` says: with the letters of moment.js and dayjs (`YYYY-MM-DD
-//! HH:mm:ss Z`), in the local time zone. A text is made once a second; between, only the fraction of it is written anew.
+//! HH:mm:ss Z`), in the local time zone. A text is made once a second; between, only the fraction of it is written
+//! anew.
 
 use std::fmt::Write;
 

@@ -16,8 +16,8 @@ pub const LONGEST_LINE: usize = 1 << 20;
 /// The end of a piece of a line that is too long; in JSON it has `"goes_on":true`.
 pub const GOES_ON: &str = " [the line goes on]";
 
-/// Behind what a process has written to a FIFO that its successor inherits: it ends a line that has no end, and is in no
-/// log. Whoever starts the processes writes it, because only they know in time that one has ended.
+/// Behind what a process has written to a FIFO that its successor inherits: it ends a line that has no end, and is in
+/// no log. Whoever starts the processes writes it, because only they know in time that one has ended.
 pub const END_OF_OUTPUT: &[u8] = b"\0\x1eend of output\x1e\0\n";
 
 /// What a buffer keeps between two uses; a rare long line must not stay in memory.

@@ -1,6 +1,6 @@
-//! An event loop with libuv's phases, as Node runs on it. Four notions: the *loop* goes round; an *observer* (观察者; libuv:
-//! a handle or watcher) says which event is waited for; a *request object* takes blocking work to a helper thread and its
-//! result back ([`pool`]); a *callback* says what to do then.
+//! An event loop with libuv's phases, as Node runs on it. Four notions: the *loop* goes round; an *observer* (观察者;
+//! libuv: a handle or watcher) says which event is waited for; a *request object* takes blocking work to a helper
+//! thread and its result back ([`pool`]); a *callback* says what to do then.
 //!
 //! One turn, in the order that is true since libuv 1.45 (Node's documentation still draws the timers first):
 //!
@@ -41,8 +41,9 @@ const REPORTS_PER_WAIT: usize = 1024;
 /// What a pending callback defers after poll still runs in the same turn, so many times: `uv_run` of libuv since 1.45.
 const PENDING_ROUNDS: usize = 8;
 
-/// A started observer: its phase, a number that orders it there, the number of its start, and its key. Timers are ordered
-/// by the time when they are due, then by their start; of the others the one started last comes first, as in libuv.
+/// A started observer: its phase, a number that orders it there, the number of its start, and its key. Timers are
+/// ordered by the time when they are due, then by their start; of the others the one started last comes first, as in
+/// libuv.
 type Place = (Phase, u64, u64, SlotKey);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize, serde::Serialize)]
@@ -216,8 +217,8 @@ impl PhasedLoop {
         self.call_queued(Phase::Check);
     }
 
-    /// *Closing*: the last callbacks of closed observers, the last closed first, as in libuv. What these close waits for
-    /// the next turn.
+    /// *Closing*: the last callbacks of closed observers, the last closed first, as in libuv. What these close waits
+    /// for the next turn.
     fn run_closing(&mut self) {
         self.call_queued(Phase::Closing);
     }
@@ -348,7 +349,8 @@ impl PhasedLoop {
         }
     }
 
-    /// The observer is not called any more, until it is started again. For one of a descriptor see [`PhasedLoop::stop_io`].
+    /// The observer is not called any more, until it is started again. For one of a descriptor see
+    /// [`PhasedLoop::stop_io`].
     pub fn stop_observer(&mut self, observer: Observer) {
         if let Some(state) = self.observers.get(observer.0) {
             self.started.remove(&state.place);

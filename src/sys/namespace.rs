@@ -1,5 +1,5 @@
-//! A user and a network namespace of our own (user_namespaces(7), network_namespaces(7)): in it an ordinary user may change
-//! the settings of the network, and nobody else sees them.
+//! A user and a network namespace of our own (user_namespaces(7), network_namespaces(7)): in it an ordinary user may
+//! change the settings of the network, and nobody else sees them.
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
@@ -24,8 +24,8 @@ pub struct NetworkNamespace {
 }
 
 impl NetworkNamespace {
-    /// Makes them, with the loopback device up and `settings` made: files below /proc/sys/net and their contents. The user
-    /// is the same inside.
+    /// Makes them, with the loopback device up and `settings` made: files below /proc/sys/net and their contents. The
+    /// user is the same inside.
     pub fn new(settings: &[(String, String)]) -> io::Result<NetworkNamespace> {
         let settings: Vec<(CString, CString)> = settings
             .iter()
@@ -75,8 +75,8 @@ impl Drop for NetworkNamespace {
     }
 }
 
-/// Moves the calling process, which has one thread, into the namespaces: the user's first, because it gives the right to
-/// enter the other (setns(2)).
+/// Moves the calling process, which has one thread, into the namespaces: the user's first, because it gives the right
+/// to enter the other (setns(2)).
 pub(super) fn enter([user, network]: [i32; 2]) -> nix::Result<()> {
     for (number, kind) in [(user, libc::CLONE_NEWUSER), (network, libc::CLONE_NEWNET)] {
         // SAFETY: setns(2) touches no memory.

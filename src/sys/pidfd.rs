@@ -13,7 +13,8 @@ use super::process::Ending;
 #[derive(Debug)]
 pub struct PidFd(OwnedFd);
 
-/// `struct pidfd_info` of linux/pidfd.h as it was at first, 64 bytes; a later kernel writes no more than it is asked for.
+/// `struct pidfd_info` of linux/pidfd.h as it was at first, 64 bytes; a later kernel writes no more than it is asked
+/// for.
 #[repr(C)]
 #[derive(Default)]
 struct PidfdInfo {

@@ -92,8 +92,8 @@ pub fn spawn_child(
 
 /// Starts a program that outlives us: in a session of its own, so that no terminal reaches it, and with no signal
 /// blocked or ignored (execve(2) keeps what is ignored: a shell's background job ignores SIGINT). It leads a process
-/// group, too: a signal to the group reaches what the program has started. Of our descriptors above 2 only `kept` is open
-/// there, under the number it has here.
+/// group, too: a signal to the group reaches what the program has started. Of our descriptors above 2 only `kept` is
+/// open there, under the number it has here.
 pub fn spawn_in_session(command: &mut Command, kept: Option<BorrowedFd>) -> std::io::Result<Child> {
     let number = kept.map(|fd| fd.as_raw_fd());
     let prepare = move || {

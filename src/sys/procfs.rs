@@ -74,8 +74,8 @@ pub fn with_descendants(all: &[Stat], belongs: impl Fn(&Stat) -> bool) -> Vec<&S
     }
 }
 
-/// The environment that a process was started with, of variables that are text. `None` when there is no such process, or
-/// it is another user's.
+/// The environment that a process was started with, of variables that are text. `None` when there is no such process,
+/// or it is another user's.
 pub fn environment(pid: i32) -> Option<BTreeMap<String, String>> {
     let content = fs::read(format!("/proc/{pid}/environ")).ok()?;
     let variables = content.split(|&byte| byte == 0).filter_map(|variable| str::from_utf8(variable).ok());
@@ -110,8 +110,8 @@ pub fn proportional_kib(pid: i32) -> Option<u64> {
     kib(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?, "Pss:")
 }
 
-/// How often the threads of a process have gone to sleep in the kernel: `voluntary_ctxt_switches` of proc_pid_status(5),
-/// of those that live. `None` when there is no such process.
+/// How often the threads of a process have gone to sleep in the kernel: `voluntary_ctxt_switches` of
+/// proc_pid_status(5), of those that live. `None` when there is no such process.
 pub fn voluntary_switches(pid: i32) -> Option<u64> {
     let of = |status: String| {
         let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;

@@ -1,5 +1,5 @@
-//! The cluster with unmodified Node programs: which requests are answered, what follows a death, and what a hostile worker can do.
-//! Without Node these tests are inconclusive.
+//! The cluster with unmodified Node programs: which requests are answered, what follows a death, and what a hostile
+//! worker can do. Without Node these tests are inconclusive.
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
@@ -78,8 +78,8 @@ pub fn count(events: &[Value], event: &str) -> usize {
 }
 
 thread_local! {
-    /// What servers have logged behind the event that was awaited last, by the server's pid: it may be read together with
-    /// that event, and the next to wait must find it.
+    /// What servers have logged behind the event that was awaited last, by the server's pid: it may be read together
+    /// with that event, and the next to wait must find it.
     static NOT_AWAITED: RefCell<HashMap<i32, Vec<Value>>> = RefCell::default();
 }
 

@@ -1,5 +1,5 @@
-//! Programs that do what Node's own primary allows: listen late, never, on some ports only, again; have an inspector, or no
-//! file. And a worker that refuses whatever the policy says.
+//! Programs that do what Node's own primary allows: listen late, never, on some ports only, again; have an inspector,
+//! or no file. And a worker that refuses whatever the policy says.
 
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};

@@ -23,7 +23,8 @@ struct Cluster {
 }
 
 impl Cluster {
-    /// `script` runs `"$@"`, which is the cluster with these flags, from the folder in which its output is the file `out`.
+    /// `script` runs `"$@"`, which is the cluster with these flags, from the folder in which its output is the file
+    /// `out`.
     fn start(name: &str, script: &str, flags: &[&str]) -> Cluster {
         let scratch = Scratch::new(name);
         let mut command = Command::new("bash");

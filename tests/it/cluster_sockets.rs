@@ -1,5 +1,5 @@
-//! What else than a port a Node program may listen on under `cluster`: a Unix socket, and a descriptor that the master was
-//! started with. Without Node these tests are inconclusive.
+//! What else than a port a Node program may listen on under `cluster`: a Unix socket, and a descriptor that the master
+//! was started with. Without Node these tests are inconclusive.
 
 use std::collections::BTreeSet;
 use std::fs;

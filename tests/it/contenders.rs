@@ -1,5 +1,5 @@
-//! Servers of other projects beside ours, as the lab starts them. `scripts/install_contenders.sh` installs them; one that is
-//! missing is a skipped row, as everywhere in the lab, and these tests hold for whatever is there.
+//! Servers of other projects beside ours, as the lab starts them. `scripts/install_contenders.sh` installs them; one
+//! that is missing is a skipped row, as everywhere in the lab, and these tests hold for whatever is there.
 
 use std::fs;
 use std::os::unix::fs::symlink;

@@ -69,8 +69,8 @@ fn every_server_of_the_syllabus_is_tested() {
     let manifest: toml::Table = include_str!("../../Cargo.toml").parse().expect("cargo reads it too");
     let programs = manifest["bin"].as_array().expect("[[bin]] entries").iter();
     let names = programs.map(|bin| bin["name"].as_str().expect("a bin has a name"));
-    // The baselines parse nothing; the programs of the cluster and of the process manager are others'; the demonstration
-    // and the instruments serve nobody.
+    // The baselines parse nothing; the programs of the cluster and of the process manager are others'; the
+    // demonstration and the instruments serve nobody.
     let others =
         ["ports", "scenario", "cluster", "pm", "null-server", "null-uring", "loadgen", "bare-client", "lab", "trial"];
     let servers: Vec<&str> = names.filter(|name| !others.contains(name)).collect();

@@ -151,8 +151,8 @@ fn sigterm_reaches_a_master_that_waits_for_a_full_channel() {
     held(held(server.ended(STOP_WITHIN)).report());
 }
 
-/// One connection is being worked on, one is in the queue, one waits in the acceptor for room in it, one is in the kernel's
-/// queue.
+/// One connection is being worked on, one is in the queue, one waits in the acceptor for room in it, one is in the
+/// kernel's queue.
 #[test]
 fn sigterm_reaches_an_acceptor_that_waits_for_a_full_queue() {
     let mut server = start("thread-pool", &["--workers", "1", "--queue", "1", "--work", "block:30s"]);

@@ -12,8 +12,9 @@ use crate::support::{Needs, SERVERS, can_trace, held, inconclusive, load, start}
 /// Servers with a queue between threads, or a role that threads hand on.
 const HANDS_ON: [&str; 5] = ["thread-pool", "idle-busy", "half-sync", "pipeline", "leader-follower"];
 
-/// Of a server's thousand requests over one connection strace(1) sees the calls for memory, for a lock that is contended
-/// and for a log. Where a request goes from thread to thread, a queue has a lock, and is what that architecture is about.
+/// Of a server's thousand requests over one connection strace(1) sees the calls for memory, for a lock that is
+/// contended and for a log. Where a request goes from thread to thread, a queue has a lock, and is what that
+/// architecture is about.
 #[test]
 fn between_accept_and_response_there_is_no_allocation_lock_or_log() {
     if !can_trace() {

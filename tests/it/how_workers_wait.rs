@@ -96,8 +96,8 @@ fn a_loop_that_spins_does_not_sleep_between_requests_and_one_that_does_not_sleep
             let report = held(server.stop());
             report.workers.iter().map(|worker| worker.voluntary_switches).sum::<u64>()
         };
-        // A few at the start and at the end. A window of a minute is longer than any pause between two requests. On a busy
-        // machine a loop that does not spin is often preempted where it would sleep.
+        // A few at the start and at the end. A window of a minute is longer than any pause between two requests. On a
+        // busy machine a loop that does not spin is often preempted where it would sleep.
         let (spinning, sleeping) = (sleeps(&["--spin", "1m"]), sleeps(&[]));
         assert!(sleeping > 3 * (spinning + 5), "{name}: {spinning} sleeps with a spin, {sleeping} without");
     }

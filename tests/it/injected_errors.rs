@@ -1,5 +1,5 @@
-//! Errors that the network or a sandbox causes, put in the place of a system call's result by strace(1): a server serves
-//! on each time.
+//! Errors that the network or a sandbox causes, put in the place of a system call's result by strace(1): a server
+//! serves on each time.
 
 use std::time::{Duration, Instant};
 
@@ -8,8 +8,8 @@ use acceptlab::lab::check::server::{Program, Server};
 
 use crate::support::{FOREVER, SERVERS, can_trace, held, kind, said_with};
 
-/// A server in which `error` comes in the place of some of a system call's results. Strace is a detached grandchild: the
-/// server is our child, and has its signals.
+/// A server in which `error` comes in the place of some of a system call's results. Strace is a detached grandchild:
+/// the server is our child, and has its signals.
 fn start_with(injected: &str, name: &str, flags: &[&str]) -> Server {
     let calls = injected.split_once(':').expect("CALL:error=…").0;
     let strace = ["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={calls}")];

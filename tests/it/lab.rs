@@ -292,8 +292,8 @@ fn a_stopped_worker_keeps_the_connections_of_its_own_queue_and_goes_on_afterward
         assert!(row["failure"].is_null(), "{row}");
         let (shared, label) = (row["label"].as_str().unwrap().starts_with("prefork"), &row["label"]);
         let timeouts = row["load"]["errors"]["timeout"].as_u64().unwrap();
-        // One connection may have been in the stopped worker's hands, and on a busy machine a few are late; a queue of its
-        // own takes about half of all.
+        // One connection may have been in the stopped worker's hands, and on a busy machine a few are late; a queue of
+        // its own takes about half of all.
         if shared && timeouts > 8 && withheld > Duration::from_millis(600) {
             let why = format!("{label}: {timeouts} of 320 late; the machine withheld {withheld:?}");
             inconclusive(Needs::QuietMachine, why);

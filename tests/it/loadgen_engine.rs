@@ -52,8 +52,8 @@ fn every_scenario_holds_with_io_uring_too() {
 #[test]
 fn never_sleeping_changes_nothing_but_the_cpu_time() {
     for engine in engines() {
-        // The same half second, which a client that sleeps hardly uses: on a machine that gives a spinning one a fifth of
-        // a CPU the difference is still threefold.
+        // The same half second, which a client that sleeps hardly uses: on a machine that gives a spinning one a fifth
+        // of a CPU the difference is still threefold.
         let [asleep_us, busy_us] = ["", "--busy-poll"].map(|flag| {
             let address = serve(|_, stream| answer_all(stream));
             let flags = format!("{engine} {flag} --connections 4 --threads 1 --requests 25 --rate 50");

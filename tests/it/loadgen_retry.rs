@@ -127,8 +127,8 @@ fn what_is_lost_is_named_by_its_address_its_cause_and_who_answered_last() {
         }
     });
     let report = run("--connections 2 --requests 12", address);
-    // Each connection has its first request answered and its second dropped; which of the two the last one is depends on
-    // how many fell to either user.
+    // Each connection has its first request answered and its second dropped; which of the two the last one is depends
+    // on how many fell to either user.
     let lost = report.lost.len() as u64;
     assert_eq!((report.requests + lost, report.lost_more), (12, 0));
     assert!([5, 6].contains(&lost), "{lost}");

@@ -325,8 +325,8 @@ impl Drop for Worker {
     }
 }
 
-/// A server with this end of a channel, as descriptor 3: a shell puts it there, so that it is inheritable in that process
-/// alone, and not in whatever other tests start meanwhile.
+/// A server with this end of a channel, as descriptor 3: a shell puts it there, so that it is inheritable in that
+/// process alone, and not in whatever other tests start meanwhile.
 fn with_channel(channel: OwnedFd, preparation: &str, program: &str) -> Command {
     let script = format!("{preparation}; exec 3<&0 </dev/null; exec \"$0\" \"$@\"");
     let mut command = Command::new("sh");

@@ -215,8 +215,8 @@ fn with_once_all_requests_wait_for_the_one_outstanding_query() {
         return;
     }
     let queries_per_expiry = |flags: &[&str]| {
-        // Those who ask within the first query add to the queries, on a busy machine, too; eight queries for each worker
-        // end before the client does.
+        // Those who ask within the first query add to the queries, on a busy machine, too; eight queries for each
+        // worker end before the client does.
         let flags = [&["--ttl", "10s", "--query", "300ms"], flags].concat();
         let mut server = start("cluster", "avalanche.js", &flags);
         let loaded = load(server.addr, &["--connections", "16", "--duration", "2500ms"]);

@@ -52,7 +52,8 @@ fn what_needs_a_privilege_says_which_in_one_line() {
         // With the default backlog a kernel whose somaxconn is smaller is a line of its own.
         let flags = ["--backlog", "128", "--select", select];
         match ordinary.program().start_on("127.0.0.1:0", &flags) {
-            // A kernel that lets everybody load programs (kernel.unprivileged_bpf_disabled = 0) still refuses this type.
+            // A kernel that lets everybody load programs (kernel.unprivileged_bpf_disabled = 0) still refuses this
+            // type.
             Ok(_) => panic!("{select} ran without a privilege"),
             Err(NotReady::Silent { status: Some(status), stderr, .. }) => {
                 assert_eq!(status.code(), Some(1), "{select}: {stderr}");

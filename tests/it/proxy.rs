@@ -196,9 +196,9 @@ fn a_master_whose_last_worker_has_died_says_so_and_ends() {
     assert_eq!(ended.stderr.lines().last(), Some("serve: the last worker has died"));
 }
 
-/// Sixty-four clients who ask again and again, each request takes so long that a worker has some in hand even while a busy
-/// machine runs no client, and the end comes in the middle: what a worker has counted as answered has reached its client,
-/// whole, and says that it was the last.
+/// Sixty-four clients who ask again and again, each request takes so long that a worker has some in hand even while a
+/// busy machine runs no client, and the end comes in the middle: what a worker has counted as answered has reached its
+/// client, whole, and says that it was the last.
 #[test]
 fn a_stop_under_load_relays_every_answer_and_both_sides_count_the_same() {
     // Long work: at any moment most requests are at a worker, also where clients and master are late.

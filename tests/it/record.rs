@@ -1,6 +1,6 @@
-//! A record leads to a commit: where it may be made, and what `lab report --check` says when code or history change. What
-//! becomes of it when it is edited, when the disk is full and when the clock is set back. And what a row holds: the CPU time
-//! of the measured window, and arrivals of its own.
+//! A record leads to a commit: where it may be made, and what `lab report --check` says when code or history change.
+//! What becomes of it when it is edited, when the disk is full and when the clock is set back. And what a row holds:
+//! the CPU time of the measured window, and arrivals of its own.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -360,8 +360,8 @@ fn each_repeat_has_arrivals_of_its_own() {
     assert_eq!(seeds.len(), 3, "{seeds:?}");
 }
 
-/// Wakes up once per connection in its first run and three times in every other, so that the interval of the median leaves
-/// the first run out from the ninth on.
+/// Wakes up once per connection in its first run and three times in every other, so that the interval of the median
+/// leaves the first run out from the ninth on.
 #[test]
 fn repeats_are_spent_where_a_claim_is_undecided_and_end_when_it_is_decided() {
     if Command::new("python3").arg("--version").output().is_err() {

@@ -77,8 +77,8 @@ impl Drop for Folder {
 /// looked at again, with delays that are longer each time. What one of the two does differently is there each time.
 const LOOKS: u32 = 10;
 
-/// The orders here and in Node, for each of these seeds; so many processes of Node, and threads with loops of ours, at a
-/// time: they wait most of the time.
+/// The orders here and in Node, for each of these seeds; so many processes of Node, and threads with loops of ours, at
+/// a time: they wait most of the time.
 fn look(seeds: &[u64], unit_ms: u64, at_a_time: usize, folder: &Path) -> Vec<(Order, Order)> {
     let scenarios: Vec<Scenario> = seeds.iter().map(|&seed| generate::scenario(seed, unit_ms)).collect();
     let chunks = scenarios.chunks(scenarios.len().div_ceil(at_a_time)).enumerate();

@@ -1,4 +1,5 @@
-//! The trials of process managers: what `trial` prints, that it leaves nothing behind, and that the lab makes rows of it.
+//! The trials of process managers: what `trial` prints, that it leaves nothing behind, and that the lab makes rows of
+//! it.
 
 use std::fs;
 use std::process::{Command, Output, Stdio};

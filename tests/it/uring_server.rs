@@ -23,8 +23,8 @@ fn an_acceptor_passes_connections_to_the_rings_in_turns() {
     assert!(passed.windows(2).all(|pair| pair[1] == (pair[0] + 1) % 3), "{passed:?}");
 }
 
-/// The worker that answers has asked first, so the next connection wakes its ring and no other. It may be closed without
-/// an answer, as every connection whose request has not come when its worker stops; its client hears of that.
+/// The worker that answers has asked first, so the next connection wakes its ring and no other. It may be closed
+/// without an answer, as every connection whose request has not come when its worker stops; its client hears of that.
 #[test]
 fn a_worker_that_is_stopped_leaves_no_connection_in_the_shared_queue() {
     for _ in 0..20 {

@@ -1,5 +1,5 @@
-//! The program as seen from the network: a blocking client on a raw socket that never waits without a deadline and sends
-//! exactly the bytes it is given.
+//! The program as seen from the network: a blocking client on a raw socket that never waits without a deadline and
+//! sends exactly the bytes it is given.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, SocketAddrV4, TcpStream};
@@ -143,8 +143,8 @@ impl Client {
         read.unwrap_or_else(|| self.broken("the request is read", "it is not read"))
     }
 
-    /// Waits until an answer has begun to arrive and, since we do not read it, no more of it comes: the sockets are full,
-    /// or the server has sent everything.
+    /// Waits until an answer has begun to arrive and, since we do not read it, no more of it comes: the sockets are
+    /// full, or the server has sent everything.
     pub fn lets_answers_pile_up(&self) -> ProbeResult {
         let (ours, theirs) = self.addresses()?;
         // A server that has an answer ready does not pause for so long in the middle of sending.

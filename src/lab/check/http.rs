@@ -1,4 +1,5 @@
-//! Good requests in all their forms: methods, bodies, versions, and bytes that the network may divide wherever it likes.
+//! Good requests in all their forms: methods, bodies, versions, and bytes that the network may divide wherever it
+//! likes.
 
 use super::answer::answered_and_closed;
 use super::client::{ANSWER_TIMEOUT, Client, GET, GET_AND_CLOSE};

@@ -90,8 +90,8 @@ fn examine(
     }
 }
 
-/// Runs a probe on the shared server. After a broken point the server may be dead or stuck, so the next point gets a new
-/// one.
+/// Runs a probe on the shared server. After a broken point the server may be dead or stuck, so the next point gets a
+/// new one.
 fn on_shared(program: &Program, server: &mut Option<Server>, probe: fn(&Server) -> ProbeResult) -> ProbeResult {
     let asked = match server.take() {
         Some(server) => server,

@@ -1,5 +1,5 @@
-//! What an experiment needs of a server: connections that stay open, the flags that a matrix varies, live counters, and a
-//! report at the end whose counts are true.
+//! What an experiment needs of a server: connections that stay open, the flags that a matrix varies, live counters, and
+//! a report at the end whose counts are true.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

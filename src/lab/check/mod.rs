@@ -1,13 +1,13 @@
 //! `lab check -- COMMAND…`: does this program keep section 1 of the contract, level by level and point by point?
 //!
-//! The program may be written in any language. It is started with `--listen` and the flags that a point needs, appended to
-//! COMMAND; nothing else is known about it. Each point is one entry of a table: a part of the contract, an id, a sentence,
-//! and a probe. A level that is broken ends the check, because what is behind it needs what is missing. To see a level
-//! broken that needs a parser: `lab check --level 5 -- target/release/null-server`.
+//! The program may be written in any language. It is started with `--listen` and the flags that a point needs, appended
+//! to COMMAND; nothing else is known about it. Each point is one entry of a table: a part of the contract, an id, a
+//! sentence, and a probe. A level that is broken ends the check, because what is behind it needs what is missing. To
+//! see a level broken that needs a parser: `lab check --level 5 -- target/release/null-server`.
 //!
-//! In reading order: [`server`] (the program as a process), [`client`] (the program as seen from the
-//! network), then the tables by level: 1 [`start`], 2 [`answer`], 3 [`measure`] and [`work`], 4 [`http`], 5 [`bad_input`]
-//! and [`timeouts`], 6 [`stop`]; [`judge`] tries them, [`output`] shows what came out.
+//! In reading order: [`server`] (the program as a process), [`client`] (the program as seen from the network), then the
+//! tables by level: 1 [`start`], 2 [`answer`], 3 [`measure`] and [`work`], 4 [`http`], 5 [`bad_input`] and
+//! [`timeouts`], 6 [`stop`]; [`judge`] tries them, [`output`] shows what came out.
 
 use std::fmt;
 

@@ -1,4 +1,5 @@
-//! The program under test as a process: started, ready, signalled, ended. Whatever it does, nothing of it is left behind.
+//! The program under test as a process: started, ready, signalled, ended. Whatever it does, nothing of it is left
+//! behind.
 
 use std::net::SocketAddr;
 use std::process::ExitStatus;

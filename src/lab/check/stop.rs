@@ -110,8 +110,8 @@ fn sends_the_rest(program: &Program) -> ProbeResult {
     server.ended(GONE_WITHIN)?.document().map(drop)
 }
 
-/// The first client's request keeps the server from ending while the second connects. The kernel may establish the second
-/// connection; the server must neither accept nor answer it.
+/// The first client's request keeps the server from ending while the second connects. The kernel may establish the
+/// second connection; the server must neither accept nor answer it.
 fn takes_no_new_connection(program: &Program) -> ProbeResult {
     let mut server = program.start(&["--work", "block:1200ms"])?;
     let mut first = in_work(&server)?;

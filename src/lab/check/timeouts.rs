@@ -1,5 +1,5 @@
-//! Points about clients that send nothing, stop in the middle, never read or reset: the server closes their connections in
-//! time and goes on serving the others.
+//! Points about clients that send nothing, stop in the middle, never read or reset: the server closes their connections
+//! in time and goes on serving the others.
 
 use std::io::Write;
 use std::net::SocketAddr;

@@ -33,8 +33,8 @@ fn takes(program: &Program, work: &str, at_least_ms: u64) -> ProbeResult {
     Ok(())
 }
 
-/// By chance, 40 requests are all of one kind once in 2³⁹ times. Each has a connection of its own, because a server must
-/// not begin with the same random numbers at every connection.
+/// By chance, 40 requests are all of one kind once in 2³⁹ times. Each has a connection of its own, because a server
+/// must not begin with the same random numbers at every connection.
 fn mixture(program: &Program) -> ProbeResult {
     let server = program.start(&["--work", "50%none,50%wait:50ms"])?;
     let times = (0..40).map(|_| timed(&mut Client::connect(server.addr)?)).collect::<ProbeResult<Vec<_>>>()?;

@@ -1,5 +1,6 @@
-//! The numbers in a lesson's text. They come from its claims, so that text and data cannot part. On paper and in a terminal
-//! [`fill`] replaces the citations; in the lesson itself [`outdated`] finds those that the records have overtaken.
+//! The numbers in a lesson's text. They come from its claims, so that text and data cannot part. On paper and in a
+//! terminal [`fill`] replaces the citations; in the lesson itself [`outdated`] finds those that the records have
+//! overtaken.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -48,8 +49,8 @@ fn number(id: &str, part: CitedNumber, judged: &[JudgedClaim]) -> Option<String>
     }
 }
 
-/// The lessons below `root` whose numbers are not those of the newest full record, each with the text that it should have. A
-/// quick run does not change a lesson.
+/// The lessons below `root` whose numbers are not those of the newest full record, each with the text that it should
+/// have. A quick run does not change a lesson.
 pub fn outdated(root: &Path, experiments: &[Experiment], records: &[Record]) -> Result<Vec<(PathBuf, String)>, String> {
     let mut found = Vec::new();
     for experiment in experiments {

@@ -1,9 +1,9 @@
 //! Claims judged from rows.
 //!
-//! One run of a case gives one value. Two cases are compared run by run, within a block: the machine may have another speed in
-//! the next one. What is compared with the bar is the interval around the median of these values. With fewer runs than
-//! [`RUNS_FOR_INTERVAL`](crate::stats::RUNS_FOR_INTERVAL) that is their range, so that a claim is decided only if all runs
-//! agree.
+//! One run of a case gives one value. Two cases are compared run by run, within a block: the machine may have another
+//! speed in the next one. What is compared with the bar is the interval around the median of these values. With fewer
+//! runs than [`RUNS_FOR_INTERVAL`](crate::stats::RUNS_FOR_INTERVAL) that is their range, so that a claim is decided
+//! only if all runs agree.
 
 use std::collections::BTreeSet;
 
@@ -133,8 +133,8 @@ impl JudgedClaim<'_> {
         matches!(self.verdict, ClaimVerdict::Fails | ClaimVerdict::Undecided) && self.claim.why.is_none()
     }
 
-    /// One line of at most `width` columns: verdict, sentence, numbers. Where it is too long, the interval is left out, and
-    /// then the sentence is cut.
+    /// One line of at most `width` columns: verdict, sentence, numbers. Where it is too long, the interval is left out,
+    /// and then the sentence is cut.
     pub fn line(&self, width: usize, paint: Paint) -> String {
         let name = shortened(&format!("{:<NAME_COLUMNS$}", self.verdict.name()), width);
         let room = width.saturating_sub(name.chars().count());
@@ -290,8 +290,8 @@ fn failed(why: &str) -> String {
     format!("every run failed: {why}")
 }
 
-/// One number per block that has both: from runs directly beside each other if there are such runs (a baseline runs several
-/// times in a block), otherwise from the medians within the block.
+/// One number per block that has both: from runs directly beside each other if there are such runs (a baseline runs
+/// several times in a block), otherwise from the medians within the block.
 fn paired(values: &[RunValue], others: &[RunValue], operation: Operation) -> Vec<f64> {
     let combine = |a: f64, b: f64| match operation {
         Operation::Over => (b != 0.0).then(|| a / b),

@@ -1,5 +1,5 @@
-//! What is missing in the evidence: rows that were planned, runs that all failed, columns without one number, claims that
-//! fail without a reason.
+//! What is missing in the evidence: rows that were planned, runs that all failed, columns without one number, claims
+//! that fail without a reason.
 
 use crate::lab::evidence::accounting;
 use crate::lab::evidence::claims::judge;
@@ -10,9 +10,9 @@ use crate::lab::plan::case::TRACED_COLUMNS;
 use crate::lab::plan::experiment::Experiment;
 use crate::lab::record::{Record, Row, newest};
 
-/// Why the report is incomplete, a line each: an experiment has no record, a row is missing that was planned or that the
-/// matrix asks for, every run of a case failed, a column has not one number, or a claim fails and nobody says why. (A case of which some runs failed has its
-/// numbers, and a note below the table.)
+/// Why the report is incomplete, a line each: an experiment has no record, a row is missing that was planned or that
+/// the matrix asks for, every run of a case failed, a column has not one number, or a claim fails and nobody says why.
+/// (A case of which some runs failed has its numbers, and a note below the table.)
 pub fn missing(experiments: &[Experiment], records: &[Record]) -> Vec<String> {
     let of_one = |experiment: &Experiment| match newest(records, &experiment.name) {
         Some(record) => missing_in(experiment, record),

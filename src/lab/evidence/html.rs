@@ -1,5 +1,6 @@
-//! All pages as one HTML file that needs no network and no other file: the Markdown of the pages, with the pictures inside,
-//! tables that fold and sort, and each number of a picture shown where a reader points at it or goes to it with a key.
+//! All pages as one HTML file that needs no network and no other file: the Markdown of the pages, with the pictures
+//! inside, tables that fold and sort, and each number of a picture shown where a reader points at it or goes to it with
+//! a key.
 
 use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd, html};
 

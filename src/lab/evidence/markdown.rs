@@ -1,5 +1,6 @@
 //! Markdown as all pages write it. Prose and lists have lines of at most [`WIDTH`] characters, so that a diff of two
-//! measurements shows what has changed; a table has as few columns as fit on a page, and the others are folded below it.
+//! measurements shows what has changed; a table has as few columns as fit on a page, and the others are folded below
+//! it.
 
 use crate::lab::evidence::table::{Commands, Table, is_text};
 use crate::terminal::wrapped;

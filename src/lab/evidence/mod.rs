@@ -1,5 +1,5 @@
-//! From rows to what a person reads: [`table`]s of the rows, the [`claims`] that they confirm or refute, [`pictures`] of
-//! them, a [`lesson`] with all three, and the [`pages`].
+//! From rows to what a person reads: [`table`]s of the rows, the [`claims`] that they confirm or refute, [`pictures`]
+//! of them, a [`lesson`] with all three, and the [`pages`].
 
 pub mod accounting;
 pub mod answer;

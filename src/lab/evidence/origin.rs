@@ -17,8 +17,9 @@ const OF_A_PROGRAM: (&str, &str) = ("src/lab/trials/", "trial");
 /// Where lessons have programs and files of their own.
 const FILES_OF_LESSONS: &str = "experiments/";
 
-/// What reads rows, or shows servers, but takes no part in making rows.
-const MAKES_NO_ROWS: [&str; 4] = ["src/lab/evidence/", "src/lab/watch/", "src/lab/check/", "src/lab/inspect/"];
+/// What reads rows, shows servers or says what a number means, but takes no part in making rows.
+const MAKES_NO_ROWS: [&str; 5] =
+    ["src/lab/evidence/", "src/lab/watch/", "src/lab/check/", "src/lab/inspect/", "src/metrics.rs"];
 
 /// What was found, in lines for a person.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -130,8 +131,8 @@ fn source(root: &Path, program: &str) -> PathBuf {
     root.join("bins").join(program).with_extension("rs")
 }
 
-/// Whether a change of this file may change the rows of a lesson that runs these programs. A folder of `src/` that has the
-/// name of a program is a part of that one alone.
+/// Whether a change of this file may change the rows of a lesson that runs these programs. A folder of `src/` that has
+/// the name of a program is a part of that one alone.
 fn decides(root: &Path, file: &str, programs: &BTreeSet<String>) -> bool {
     let program =
         file.strip_prefix("bins/").and_then(|file| file.strip_suffix(".rs")).filter(|name| !name.contains('/'));

@@ -1,5 +1,5 @@
-//! All files that `lab report` writes, each as its path and its text. Nothing here is kept from what stands on disk: a typed
-//! number does not survive, and `lab report --check` finds it.
+//! All files that `lab report` writes, each as its path and its text. Nothing here is kept from what stands on disk: a
+//! typed number does not survive, and `lab report --check` finds it.
 
 use std::fs;
 use std::io::{self, ErrorKind};

@@ -191,7 +191,8 @@ fn conditions(spec: &TableSpec, cases: &[Vec<&Row>]) -> Vec<String> {
     notes
 }
 
-/// What a number and its brackets are. A line that an undecided claim needs may have more runs, and then other brackets.
+/// What a number and its brackets are. A line that an undecided claim needs may have more runs, and then other
+/// brackets.
 fn repeats(runs: &[usize]) -> String {
     let of_kind = |from: usize, below: usize| {
         let its = runs.iter().filter(|runs| (from..below).contains(*runs));

@@ -1,8 +1,8 @@
-//! What the kernel counted for a server while its client ran: context switches of every task, and, with the privilege for
-//! them, the tracepoints of waking and of leaving the CPU. The server's start and stop are in neither.
+//! What the kernel counted for a server while its client ran: context switches of every task, and, with the privilege
+//! for them, the tracepoints of waking and of leaving the CPU. The server's start and stop are in neither.
 //!
-//! The lab reads the counters when the server is ready and asleep, and again when the client is done. In between it reads
-//! no counter, because that would take CPU time from what is measured.
+//! The lab reads the counters when the server is ready and asleep, and again when the client is done. In between it
+//! reads no counter, because that would take CPU time from what is measured.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -1,5 +1,5 @@
-//! How fast the machine is beside a run. A virtual CPU changes its speed with what its neighbours do, for seconds or minutes,
-//! and no counter in the guest says so; a fixed piece of work does.
+//! How fast the machine is beside a run. A virtual CPU changes its speed with what its neighbours do, for seconds or
+//! minutes, and no counter in the guest says so; a fixed piece of work does.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -25,8 +25,8 @@ pub struct Speed {
     pub calls_us: f64,
 }
 
-/// Tries the first CPU of the server and the last of the client, once if they are the same. Where a sandbox refuses to pin
-/// a thread, nothing is known.
+/// Tries the first CPU of the server and the last of the client, once if they are the same. Where a sandbox refuses to
+/// pin a thread, nothing is known.
 pub fn beside(server_cpus: &[usize], client_cpus: &[usize]) -> Vec<Speed> {
     let mut cpus: Vec<usize> = server_cpus.first().into_iter().chain(client_cpus.last()).copied().collect();
     cpus.dedup();

@@ -44,8 +44,8 @@ pub struct Tracepoints {
 impl Tracepoints {
     /// Begins to count for these tasks, or says in one line why not.
     pub fn begin(tasks: &[i32]) -> Result<Tracepoints, String> {
-        // The filters compare numbers of the kernel's first PID namespace (pid_namespaces(7)); in another one, our numbers
-        // belong to other processes.
+        // The filters compare numbers of the kernel's first PID namespace (pid_namespaces(7)); in another one, our
+        // numbers belong to other processes.
         let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
         if namespace != Path::new("pid:[4026531836]") {
             return Err("tracepoints: they count only in the machine's first PID namespace".to_string());

@@ -1,9 +1,9 @@
-//! In which order the runs of an experiment are made: in blocks, each with a run of every case in seeded random order, so
-//! that a change of the machine's speed meets all servers alike. A machine can change its speed within a block, too;
+//! In which order the runs of an experiment are made: in blocks, each with a run of every case in seeded random order,
+//! so that a change of the machine's speed meets all servers alike. A machine can change its speed within a block, too;
 //! therefore a run that is compared with a baseline stands directly beside a run of it.
 //!
-//! The matrix says how many blocks there are at least. Further ones hold the cases that an undecided claim needs, as long as
-//! [`FURTHER`] allows: repeats are spent where they can decide something.
+//! The matrix says how many blocks there are at least. Further ones hold the cases that an undecided claim needs, as
+//! long as [`FURTHER`] allows: repeats are spent where they can decide something.
 
 use std::time::Duration;
 
@@ -24,8 +24,8 @@ pub struct Run {
     pub is_further: bool,
 }
 
-/// Every run of an experiment in order. The order depends only on the experiment and the seed, so that the command below
-/// a table repeats the order of that table, whatever other experiments ran in the same record.
+/// Every run of an experiment in order. The order depends only on the experiment and the seed, so that the command
+/// below a table repeats the order of that table, whatever other experiments ran in the same record.
 pub fn schedule(experiment: &Experiment, quick: bool, seed: u64) -> Vec<Run> {
     let cases = experiment.cases(quick);
     let of_block = |block| -> Vec<Run> {
@@ -51,8 +51,9 @@ pub fn further_block(experiment: &Experiment, wanted: &[usize], number: usize, s
 
 /// A run of each of these cases; the order depends only on the experiment, the block and the seed.
 fn one_block(experiment: &str, cases: &[&Case], block: usize, seed: u64) -> Vec<Run> {
-    // Another seed for the clients of each block, so that repeats are not the same arrivals again. Within a block all servers
-    // meet the same arrivals, which makes their comparison sharper (common random numbers: Law, Simulation Modeling, ch. 11.2).
+    // Another seed for the clients of each block, so that repeats are not the same arrivals again. Within a block all
+    // servers meet the same arrivals, which makes their comparison sharper (common random numbers: Law, Simulation
+    // Modeling, ch. 11.2).
     let hash = fnv1a(&format!("{experiment} {seed} {block}"));
     let client_seed = hash % 1_000_000;
     let mut random = fastrand::Rng::with_seed(hash);
@@ -67,8 +68,8 @@ fn one_block(experiment: &str, cases: &[&Case], block: usize, seed: u64) -> Vec<
     runs
 }
 
-/// Runs that follow each other directly: a case, a run of its baseline, and another case with the same baseline, so that
-/// each of the two is the baseline's neighbour. A case without a baseline is a group of its own.
+/// Runs that follow each other directly: a case, a run of its baseline, and another case with the same baseline, so
+/// that each of the two is the baseline's neighbour. A case without a baseline is a group of its own.
 fn groups<'a>(cases: &[&'a Case], random: &mut fastrand::Rng) -> Vec<Vec<&'a Case>> {
     let mut groups = Vec::new();
     for case in cases {

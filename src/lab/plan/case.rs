@@ -1,7 +1,7 @@
 //! From a matrix to its cases: every combination of axes, server and client, with the command lines written out.
 //!
-//! A command line may hold `{axis}`, `{axis+64}`, `{axis*8}`, `{duration}` and `{warmup}`. Words are split at blanks; there
-//! is no quoting, so that a command line in a table can be pasted into a shell.
+//! A command line may hold `{axis}`, `{axis+64}`, `{axis*8}`, `{duration}` and `{warmup}`. Words are split at blanks;
+//! there is no quoting, so that a command line in a table can be pasted into a shell.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -1,5 +1,5 @@
-//! Numbers in a lesson's text that come from its claims: `<!--claim:ID-->31.8<!--/-->`. A reader of the rendered text sees
-//! the number only. `lab report` rewrites what stands between the two comments.
+//! Numbers in a lesson's text that come from its claims: `<!--claim:ID-->31.8<!--/-->`. A reader of the rendered text
+//! sees the number only. `lab report` rewrites what stands between the two comments.
 
 use crate::lab::plan::claim::{Claim, Operation};
 

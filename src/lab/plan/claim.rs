@@ -1,5 +1,5 @@
-//! Claims: what a lesson says, in a form that rows can confirm or refute. Each is a `[[claim]]` of the matrix. It is checked
-//! when the file is read, so that a claim about a row that no case has is found before anything is measured.
+//! Claims: what a lesson says, in a form that rows can confirm or refute. Each is a `[[claim]]` of the matrix. It is
+//! checked when the file is read, so that a claim about a row that no case has is found before anything is measured.
 
 use std::fmt;
 use std::ops::Range;

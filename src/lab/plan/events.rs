@@ -1,6 +1,6 @@
-//! What happens to a server while the client measures, as a matrix writes it: `disturb = "stop 0; after 300ms; kill 0"`,
-//! or `disturb = "every 1s: kill any"`. Signals and a file are all that is used, so every server that keeps the contract
-//! can take part, and an ordinary user can do it. [`crate::lab::run::fault_injector`] carries the events out.
+//! What happens to a server while the client measures, as a matrix writes it: `disturb = "stop 0; after 300ms; kill
+//! 0"`, or `disturb = "every 1s: kill any"`. Signals and a file are all that is used, so every server that keeps the
+//! contract can take part, and an ordinary user can do it. [`crate::lab::run::fault_injector`] carries the events out.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -1,6 +1,6 @@
-//! An experiment is one Markdown file, `experiments/NN-name.md`: the lesson for people and, in its only ```` ```toml ````
-//! block, the matrix for the lab. This module reads the file and checks all of it, so that a mistake is found before
-//! anything is measured.
+//! An experiment is one Markdown file, `experiments/NN-name.md`: the lesson for people and, in its only ```` ```toml
+//! ```` block, the matrix for the lab. This module reads the file and checks all of it, so that a mistake is found
+//! before anything is measured.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -111,8 +111,8 @@ fn parse(name: &str, text: &str, find_column: FindColumn) -> Result<Experiment, 
     Ok(Experiment { name, title, question, answer, matrix, measured_hash, claims, pictures, manual_values })
 }
 
-/// A hash of what a lesson's matrix says about measuring: a claim, a title or a chosen column may change when the rows are
-/// there. `None` when the text holds no matrix.
+/// A hash of what a lesson's matrix says about measuring: a claim, a title or a chosen column may change when the rows
+/// are there. `None` when the text holds no matrix.
 pub fn measured_hash(text: &str) -> Option<String> {
     let mut matrix: toml::Table = matrix_block(text).ok()?.0.parse().ok()?;
     matrix.retain(|key, _| ["repeats", "duration", "warmup", "quick", "table"].contains(&key));

@@ -1,5 +1,5 @@
-//! A part of an experiment with values of one's own: `lab run 6 --table herd --set workers=1,4,32,64`. What it measures is
-//! shown, and no page and no claim is made from it, because the lesson does not ask this.
+//! A part of an experiment with values of one's own: `lab run 6 --table herd --set workers=1,4,32,64`. What it measures
+//! is shown, and no page and no claim is made from it, because the lesson does not ask this.
 
 use crate::lab::plan::case;
 use crate::lab::plan::experiment::Experiment;

@@ -72,13 +72,15 @@ pub struct PictureSpec {
 pub enum PictureKind {
     /// Lines over `x`, one for each server; beside one another, one for each `y`.
     Lines,
-    /// A bar for each row; beside one another, one picture for each table and each value of the axis `x`, if it is given.
+    /// A bar for each row; beside one another, one picture for each table and each value of the axis `x`, if it is
+    /// given.
     Bars,
     /// Each worker's share of the connections beside what chance would give, a small picture for each row.
     Shares,
     /// The share of the requests over the response time that they took at most; a curve for each row.
     Distribution,
-    /// Answers per second above their p99 over the time of one run, with the events marked; a small picture for each row.
+    /// Answers per second above their p99 over the time of one run, with the events marked; a small picture for each
+    /// row.
     OverTime,
     /// The columns `y` end to end, a bar for each row.
     Stack,
@@ -203,11 +205,11 @@ pub enum TableKind {
     Summary,
     /// The first answers of one run, one by one, as siege prints them.
     Trace,
-    /// A row per program that is no server: it runs to its end, again and again (`load = "runs 50"`), and each time prints
-    /// JSON lines with an `id`. In how many orders do they come?
+    /// A row per program that is no server: it runs to its end, again and again (`load = "runs 50"`), and each time
+    /// prints JSON lines with an `id`. In how many orders do they come?
     Orders,
-    /// A row per process manager (`pm` and `pm2` stand where servers do), with the numbers of a trial (`load = "trial NAME"`).
-    /// `duration` says about how long it takes.
+    /// A row per process manager (`pm` and `pm2` stand where servers do), with the numbers of a trial (`load = "trial
+    /// NAME"`). `duration` says about how long it takes.
     Trials,
 }
 
@@ -225,10 +227,12 @@ pub struct ServerSpec {
     /// Its workers die during the run. With the last of them the server may end by itself.
     #[serde(default)]
     pub expect_death: bool,
-    /// A server of another project, which prints neither a `ready` line nor a report: see [`crate::lab::run::contender`].
+    /// A server of another project, which prints neither a `ready` line nor a report: see
+    /// [`crate::lab::run::contender`].
     #[serde(default)]
     pub contender: bool,
-    /// The signal at which its first process replaces the workers; SIGHUP, as the contract has it, where nothing is said.
+    /// The signal at which its first process replaces the workers; SIGHUP, as the contract has it, where nothing is
+    /// said.
     pub reload: Option<Spanned<String>>,
 }
 

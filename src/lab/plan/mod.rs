@@ -1,4 +1,5 @@
-//! From a lesson's file to the cases that its matrix names, the claims about them and their pictures, and the order of the runs.
+//! From a lesson's file to the cases that its matrix names, the claims about them and their pictures, and the order of
+//! the runs.
 
 pub mod blocks;
 pub mod case;

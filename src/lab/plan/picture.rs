@@ -1,5 +1,5 @@
-//! Pictures: which rows and columns of a lesson are drawn, and how. Each is a `[[picture]]` of the matrix and is checked when
-//! the file is read. [`crate::lab::evidence::pictures`] draws them.
+//! Pictures: which rows and columns of a lesson are drawn, and how. Each is a `[[picture]]` of the matrix and is
+//! checked when the file is read. [`crate::lab::evidence::pictures`] draws them.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

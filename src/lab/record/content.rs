@@ -1,5 +1,5 @@
-//! What a record was measured with, by its content: git's ids of `src/`, of `bins/` and of the files that lessons run, and
-//! a hash of each lesson's matrix. They outlive a rebased or squashed commit. Here git is asked;
+//! What a record was measured with, by its content: git's ids of `src/`, of `bins/` and of the files that lessons run,
+//! and a hash of each lesson's matrix. They outlive a rebased or squashed commit. Here git is asked;
 //! [`crate::lab::evidence::origin`] judges.
 
 use std::collections::BTreeMap;

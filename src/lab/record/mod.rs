@@ -1,5 +1,5 @@
-//! The record: one file per `lab run`, `<UTC time>-<full|quick>.jsonl`. The first line says which machine, seed
-//! and command; every other line is one row, written when it was finished. Files are never rewritten, and each line has a
+//! The record: one file per `lab run`, `<UTC time>-<full|quick>.jsonl`. The first line says which machine, seed and
+//! command; every other line is one row, written when it was finished. Files are never rewritten, and each line has a
 //! checksum that says so.
 
 pub mod content;
@@ -33,8 +33,9 @@ use crate::report::{LoadReport, ServerReport, TrialReport, WorkerReport};
 /// the record unreadable, and no table shows them.
 const WORKERS_KEPT: usize = 16;
 
-/// More than all of the CPUs' time is impossible. What the two readings around a window may add: a share, since they are not
-/// made at its very ends, and a tick of /proc (proc_pid_stat(5)), which is all of a window of a few milliseconds.
+/// More than all of the CPUs' time is impossible. What the two readings around a window may add: a share, since they
+/// are not made at its very ends, and a tick of /proc (proc_pid_stat(5)), which is all of a window of a few
+/// milliseconds.
 const MOST_CPU: f64 = 1.05;
 const TICK_S: f64 = 0.01;
 
@@ -64,8 +65,8 @@ pub struct Row {
     pub case: usize,
     /// The repeat: block r holds one run of every case, and a baseline as often as it is needed.
     pub block: usize,
-    /// Rows of a block with the same number ran directly one after another: a baseline and what is compared with it. Absent
-    /// without a baseline.
+    /// Rows of a block with the same number ran directly one after another: a baseline and what is compared with it.
+    /// Absent without a baseline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<usize>,
     /// Made because a claim was undecided, beyond the matrix' own repeats.
@@ -84,7 +85,8 @@ pub struct Row {
     /// Kernel settings of this run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sysctl: Vec<(String, String)>,
-    /// Server and client were in a network namespace of their own, because this user may not change the machine's settings.
+    /// Server and client were in a network namespace of their own, because this user may not change the machine's
+    /// settings.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub own_network: bool,
     pub server_command: ServerCommand,
@@ -130,8 +132,8 @@ pub struct Row {
     /// What the kernel counted for the server from `ready` to the client's end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed: Option<KernelCounts>,
-    /// What the server used while the client measured. Absent where the client does not say when it measures, and in a server
-    /// whose processes come and go.
+    /// What the server used while the client measured. Absent where the client does not say when it measures, and in a
+    /// server whose processes come and go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu: Option<CpuWindow>,
     /// How fast the CPUs were directly before the run: the server's, then the client's if it is another.
@@ -208,7 +210,8 @@ impl Row {
     }
 }
 
-/// All workers as one: the sums of counts and times, the largest resident size, and the process that they have in common.
+/// All workers as one: the sums of counts and times, the largest resident size, and the process that they have in
+/// common.
 fn sum(workers: &[WorkerReport]) -> WorkerReport {
     let pid = workers.first().map_or(0, |first| first.pid);
     let pid = if workers.iter().all(|worker| worker.pid == pid) { pid } else { 0 };
@@ -288,8 +291,8 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Writes one line, which the kernel has when this returns: a killed lab loses only the row that it was measuring. After
-    /// an error the file ends with the line before.
+    /// Writes one line, which the kernel has when this returns: a killed lab loses only the row that it was measuring.
+    /// After an error the file ends with the line before.
     pub fn line(&mut self, value: &impl Serialize) -> Result<(), String> {
         let text = serde_json::to_string(value).expect("plain structs with string keys serialize");
         self.checksum = checksum(self.checksum, &text);
@@ -304,8 +307,8 @@ impl Writer {
     }
 }
 
-/// The time in a new record's name. It sorts behind all that are there, because the newest counts: where the clock has been set
-/// back, the latest time gets another digit.
+/// The time in a new record's name. It sorts behind all that are there, because the newest counts: where the clock has
+/// been set back, the latest time gets another digit.
 fn stamp(folder: &Path, date: &str) -> String {
     let now = date.replace([':', '-'], "");
     let latest = paths(folder).last().map_or(String::new(), |path| file_name(path));

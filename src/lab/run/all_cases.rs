@@ -31,8 +31,8 @@ pub struct RecordingResult {
 /// The cases, by index, that would help to decide something; the rows are those of the experiment so far.
 pub type Undecided = fn(&Experiment, &[Row]) -> Vec<usize>;
 
-/// Measures everything and records each row in the folder `records` when it is finished; `root` is the repository. A quick
-/// run has no further blocks.
+/// Measures everything and records each row in the folder `records` when it is finished; `root` is the repository. A
+/// quick run has no further blocks.
 pub fn run(
     root: &Path,
     records: &Path,

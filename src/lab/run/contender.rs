@@ -1,6 +1,7 @@
-//! A server of another project. It answers as the contract says (CONTRACT.md, section 1), and that is all: it prints neither a
-//! `ready` line nor a report, takes no free port by itself, and has no scoreboard. So the lab chooses the port, asks until
-//! there is an answer, takes the children of its first process for its workers, and leaves empty what it cannot know.
+//! A server of another project. It answers as the contract says (CONTRACT.md, section 1), and that is all: it prints
+//! neither a `ready` line nor a report, takes no free port by itself, and has no scoreboard. So the lab chooses the
+//! port, asks until there is an answer, takes the children of its first process for its workers, and leaves empty what
+//! it cannot know.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -20,7 +21,8 @@ const FOLDER: &str = "CONTENDER_FOLDER";
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
-/// It has started when nothing has changed in so many looks, or after so much time: a server that polls is never at rest.
+/// It has started when nothing has changed in so many looks, or after so much time: a server that polls is never at
+/// rest.
 const STILL_LOOKS: u32 = 10;
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 const AT_REST_WITHIN: Duration = Duration::from_secs(2);

@@ -1,11 +1,11 @@
 //! Whether the answers that a client has read are those of a server that keeps the contract (CONTRACT.md, section 1). A
-//! server that answers wrongly is not measured: its row has failed. The client reads each answer anyway, so this costs the
-//! server nothing and changes no count.
+//! server that answers wrongly is not measured: its row has failed. The client reads each answer anyway, so this costs
+//! the server nothing and changes no count.
 
 use crate::report::LoadReport;
 
-/// What is wrong with the answers, in a line. Where the matrix expects losses, only whole answers of status 200 are judged; a
-/// server of another project may not be able to name its workers.
+/// What is wrong with the answers, in a line. Where the matrix expects losses, only whole answers of status 200 are
+/// judged; a server of another project may not be able to name its workers.
 pub fn broken(load: &LoadReport, expects_losses: bool, names_workers: bool) -> Option<String> {
     let connects_only = load.run.as_ref().is_some_and(|run| run.configuration.requests_per_connection == Some(0));
     let answers = load.requests + load.outside_window.warmup + load.outside_window.late;

@@ -1,8 +1,8 @@
 //! Carries out the events of a matrix while the client measures.
 //!
 //! The first event happens when the client says that it measures, and none after the measured window (a slowed worker
-//! stays slow to the end). Workers are found at the moment of the event, because a master may have replaced them; a worker
-//! that is dead then is left alone.
+//! stays slow to the end). Workers are found at the moment of the event, because a master may have replaced them; a
+//! worker that is dead then is left alone.
 
 use std::fs;
 use std::path::Path;
@@ -47,8 +47,8 @@ impl Workers {
         }
     }
 
-    /// Those that live, by number. A worker descends from the server: the number of a dead one may belong to any other process
-    /// by now.
+    /// Those that live, by number. A worker descends from the server: the number of a dead one may belong to any other
+    /// process by now.
     fn living(&self) -> Vec<(usize, Process)> {
         match self {
             Workers::Scoreboard(scoreboard) => {
@@ -213,8 +213,8 @@ impl Drop for Injection {
     }
 }
 
-/// Removes the files that these events have written, or may have written. After the server has ended, because to a server
-/// that watches the file its end is an event, too.
+/// Removes the files that these events have written, or may have written. After the server has ended, because to a
+/// server that watches the file its end is an event, too.
 pub fn remove_files(events: &Events) {
     events.files().for_each(|path| drop(fs::remove_file(path)));
 }

@@ -108,8 +108,8 @@ fn choose(allowed: &[usize], indices: &[usize]) -> Vec<usize> {
     cpus
 }
 
-/// Where the warm-up was too short to take the footprint of a thousand processes, fresh processes get a warm-up twice as
-/// long, and the row's command says so.
+/// Where the warm-up was too short to take the footprint of a thousand processes, fresh processes get a warm-up twice
+/// as long, and the row's command says so.
 fn measure_with_footprint(case: &Case, row: &mut Row, network: Network, interrupt: &Interrupt) -> Result<(), Stop> {
     let mut longer = case.clone();
     for _ in 0..LOOKS {

@@ -1,6 +1,6 @@
-//! Kernel settings a matrix asks for: set before the server starts, and restored afterwards, even when the lab is killed.
-//! Labs that ask for the same setting take turns. Whoever may not change those of the machine's network gets a network of
-//! his own for the run.
+//! Kernel settings a matrix asks for: set before the server starts, and restored afterwards, even when the lab is
+//! killed. Labs that ask for the same setting take turns. Whoever may not change those of the machine's network gets a
+//! network of his own for the run.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write, read_to_string};
@@ -79,8 +79,8 @@ fn forbidding_setting() -> String {
 struct Sysctl {
     file: PathBuf,
     before: String,
-    /// A shell that reads until we close the pipe, or have died, and then writes the old value. `None` when the setting had
-    /// the wanted value already.
+    /// A shell that reads until we close the pipe, or have died, and then writes the old value. `None` when the setting
+    /// had the wanted value already.
     restorer: Option<Child>,
     /// The file, locked (flock(2)). Each network namespace has files of its own, so labs in different ones do not wait.
     lock: File,
@@ -123,7 +123,8 @@ impl Sysctl {
             .args(["-c", "while read -r _; do :; done; printf %s \"$0\" >\"$1\"", &made.before])
             .arg(&file)
             .stdin(Stdio::piped())
-            // Nothing is printed; the descriptor holds the lock until the old value is written, even when we are killed.
+            // Nothing is printed; the descriptor holds the lock until the old value is written, even when we are
+            // killed.
             .stdout(made.lock.try_clone().map_err(unset)?)
             // Ctrl-C goes to the lab's group; the restorer must outlive it.
             .process_group(0)

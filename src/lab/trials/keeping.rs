@@ -1,4 +1,5 @@
-//! What a manager does when an application crashes or needs too much memory, and what is left when the manager is killed.
+//! What a manager does when an application crashes or needs too much memory, and what is left when the manager is
+//! killed.
 
 use std::fs;
 use std::time::{Duration, Instant};

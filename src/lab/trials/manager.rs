@@ -57,7 +57,8 @@ pub enum ExecMode {
     Cluster,
 }
 
-/// A manager with a folder of its own. Dropping it ends the manager and all that it has started, and removes the folder.
+/// A manager with a folder of its own. Dropping it ends the manager and all that it has started, and removes the
+/// folder.
 pub struct Manager {
     kind: ManagerKind,
     folder: PathBuf,

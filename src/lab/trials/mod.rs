@@ -1,5 +1,5 @@
-//! Trials of process managers: the same task for `pm` and for npm's PM2, from the same configuration. Each trial starts a
-//! manager of its own, with a folder of its own, and returns numbers; what they mean stands in [`crate::metrics`].
+//! Trials of process managers: the same task for `pm` and for npm's PM2, from the same configuration. Each trial starts
+//! a manager of its own, with a folder of its own, and returns numbers; what they mean stands in [`crate::metrics`].
 //!
 //! - [`manager`]: the two managers, each by its command line, and the folder that a trial leaves nothing behind in;
 //! - [`load`]: requests to an application, by `loadgen`, while something is done to it;

@@ -129,8 +129,8 @@ pub fn environment(manager: &Manager) -> Measured {
     Ok(numbers([("variables_wrong", wrong as f64), ("variables_left", left as f64)]))
 }
 
-/// The first of the workers needs longer for each request. `schedule` says who accepts, as in Node's cluster; PM2 does not
-/// know the key.
+/// The first of the workers needs longer for each request. `schedule` says who accepts, as in Node's cluster; PM2 does
+/// not know the key.
 pub fn slow_worker(manager: &Manager, schedule: &str, workers: usize, slow: Duration, duration: Duration) -> Measured {
     let port = load::free_port()?;
     let variables = json!({"TRIAL_SLOW_MS": slow.as_secs_f64() * 1e3});

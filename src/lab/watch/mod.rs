@@ -1,8 +1,8 @@
 //! `lab watch`: a running server's counters on the terminal, a bar per worker.
 //!
-//! [`sample`] reads the server's counters, [`rates`] makes rates of two samples, [`view`] and [`overview`] draw them; here
-//! are the terminal, the keys and the clock between them. The terminal is given back however this ends: a key, a signal, an error, a
-//! panic.
+//! [`sample`] reads the server's counters, [`rates`] makes rates of two samples, [`view`] and [`overview`] draw them;
+//! here are the terminal, the keys and the clock between them. The terminal is given back however this ends: a key, a
+//! signal, an error, a panic.
 
 mod overview;
 mod rates;

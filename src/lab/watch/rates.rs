@@ -84,8 +84,8 @@ impl View {
         self.first = first.min(self.workers.len().saturating_sub(page));
     }
 
-    /// The largest rate of any worker, also of those that are not shown. Wake-ups and the empty ones among them have one
-    /// scale, so that the bars can be compared.
+    /// The largest rate of any worker, also of those that are not shown. Wake-ups and the empty ones among them have
+    /// one scale, so that the bars can be compared.
     pub fn most(&self) -> [f64; 4] {
         let mut most = [0.0_f64; 4];
         for rates in self.workers.iter().filter_map(|worker| worker.rates) {
@@ -112,8 +112,8 @@ impl View {
 }
 
 /// One connection wakes at least half of the workers. With few workers that is what a connection costs by itself: one
-/// sleep after the accept, one after the request, one after the close; requests on a connection that stays open are like
-/// connections here.
+/// sleep after the accept, one after the request, one after the close; requests on a connection that stays open are
+/// like connections here.
 pub fn is_herd(switches: f64, connections: f64, requests: f64, workers: usize) -> bool {
     const OF_ITSELF: f64 = 3.0;
     switches / connections.max(requests) >= (workers as f64 / 2.0).max(OF_ITSELF)

@@ -36,8 +36,8 @@ pub struct ServerSample {
     pub uptime_s: f64,
     /// The server's first process lives.
     pub is_running: bool,
-    /// Of all workers' processes, in the kernel: a worker that is woken for nothing and sleeps again inside `epoll_wait`
-    /// shows only here.
+    /// Of all workers' processes, in the kernel: a worker that is woken for nothing and sleeps again inside
+    /// `epoll_wait` shows only here.
     pub switches: Option<u64>,
     pub workers: Vec<WorkerSample>,
 }
@@ -168,8 +168,8 @@ fn worker(id: usize, row: WorkerRow) -> WorkerSample {
     }
 }
 
-/// The sum over the processes of the workers, each of which gets its own count. Unknown where one of them has ended: what
-/// it had counted is gone.
+/// The sum over the processes of the workers, each of which gets its own count. Unknown where one of them has ended:
+/// what it had counted is gone.
 fn count_switches(workers: &mut [WorkerSample]) -> Option<u64> {
     let mut of_process = BTreeMap::new();
     for worker in workers.iter().filter(|worker| worker.pid > 0) {

@@ -1,8 +1,8 @@
 //! Coordinated omission, shown in one command: the same server with the same stall, as a closed loop and as an
 //! open loop see it (Tene 2013, "How NOT to Measure Latency").
 //!
-//! The server is a thread of this process. Each loop has one connection, so what waits for the stall to end waits in the
-//! client's schedule, and response times count it.
+//! The server is a thread of this process. Each loop has one connection, so what waits for the stall to end waits in
+//! the client's schedule, and response times count it.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

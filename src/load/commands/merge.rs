@@ -1,6 +1,6 @@
 //! `loadgen merge`: from the results of many client machines what one would have reported that had seen it all. What
-//! cannot be added exactly is left out (no two machines agree on the time well enough to sort the order of the workers).
-//! A sum only means something when its parts belong together, so that is what most of this file is about.
+//! cannot be added exactly is left out (no two machines agree on the time well enough to sort the order of the
+//! workers). A sum only means something when its parts belong together, so that is what most of this file is about.
 
 use std::fmt::Display;
 use std::fs;

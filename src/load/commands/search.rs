@@ -1,7 +1,7 @@
 //! Many runs for one answer: the highest rate that holds, and the throughput-latency curve. Chance must not decide: two
-//! runs of three that agree do. Nor may the length of a run: a rate a little beyond the capacity needs time to build the
-//! queue that shows it, so a run in which response times grow does not hold, and the winner has to hold for three times
-//! as long.
+//! runs of three that agree do. Nor may the length of a run: a rate a little beyond the capacity needs time to build
+//! the queue that shows it, so a run in which response times grow does not hold, and the winner has to hold for three
+//! times as long.
 
 use std::time::Duration;
 

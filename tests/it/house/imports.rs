@@ -8,7 +8,8 @@ pub type Imports = BTreeMap<String, BTreeSet<String>>;
 
 /// The imports of files given as (path below src without `.rs`, text).
 ///
-/// A folder's `mod.rs` and its files are one room: a file may use what stands in its own `mod.rs`, and that is no arrow.
+/// A folder's `mod.rs` and its files are one room: a file may use what stands in its own `mod.rs`, and that is no
+/// arrow.
 pub fn imports(files: &[(String, String)]) -> Imports {
     let modules: BTreeMap<Vec<&str>, &str> =
         files.iter().map(|(path, _)| (module(path), path.as_str())).filter(|(module, _)| !module.is_empty()).collect();

@@ -1,5 +1,5 @@
-//! The event loop held to what libuv's own tests hold libuv to, in our words: one module per file of theirs, in the file
-//! here that is about the same thing. Where libuv does what its documentation does not promise, the test says so.
+//! The event loop held to what libuv's own tests hold libuv to, in our words: one module per file of theirs, in the
+//! file here that is about the same thing. Where libuv does what its documentation does not promise, the test says so.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

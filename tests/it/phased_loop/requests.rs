@@ -70,8 +70,8 @@ mod test_threadpool {
         }
     }
 
-    /// libuv lets one slow request at a time into the queue, so that with one thread fast work overtakes the second slow
-    /// request; its documentation promises no order, and here the first submitted is the first begun.
+    /// libuv lets one slow request at a time into the queue, so that with one thread fast work overtakes the second
+    /// slow request; its documentation promises no order, and here the first submitted is the first begun.
     #[test]
     fn slow_work_occupies_half_of_the_helpers_and_fast_work_goes_on_beside_it() {
         for (size, most_slow) in [(1, 1), (2, 1), (3, 2), (4, 2), (5, 3)] {

@@ -1,6 +1,6 @@
-//! Random scenarios whose order is determined, in Node as here. A scenario is a chain of sections. What a section starts
-//! is over after at most three turns of the loop, and then at most one thing goes on: a file is read, or timers run out.
-//! So nothing is ever compared that only the clock or a helper thread decides:
+//! Random scenarios whose order is determined, in Node as here. A scenario is a chain of sections. What a section
+//! starts is over after at most three turns of the loop, and then at most one thing goes on: a file is read, or timers
+//! run out. So nothing is ever compared that only the clock or a helper thread decides:
 //!
 //! - a file that is read takes four requests to the pool, and so at least three turns and a part: more than the rest;
 //! - timers that are started together are due together; others are due at least two units of time before or after;

@@ -107,7 +107,8 @@ fn without_a_terminal_it_is_declined_in_one_line_and_the_run_goes_on_with_plain_
         let lines: Vec<&str> = said.lines().collect();
         assert!(lines[0].contains("--progress live: standard error is not a terminal"), "{said}");
         let report = report(&output);
-        // Every one that was due is counted; on a busy machine the end may come before the last answer, or before it was sent.
+        // Every one that was due is counted; on a busy machine the end may come before the last answer, or before it
+        // was sent.
         assert_eq!(report.requests + report.outside_window.late + report.censored, 250);
         let is_told = lines.len() == 2 && lines[1].starts_with("measuring 2 s of 2.5 s · ");
         bar(is_told && report.requests > 200, || format!("{} answers; {said}", report.requests))

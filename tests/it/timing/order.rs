@@ -85,8 +85,8 @@ fn a_hash_and_a_random_choice_do_not_depend_on_the_connection_before() {
         // Idle workers have nothing to pass on.
         ("peers", ""),
     ] {
-        // By chance, a random choice looks as if it were not in two orders of a thousand (`lab order` looks for two rules,
-        // each at 3.3 standard deviations). A choice that is not random looks so in the second order, too.
+        // By chance, a random choice looks as if it were not in two orders of a thousand (`lab order` looks for two
+        // rules, each at 3.3 standard deviations). A choice that is not random looks so in the second order, too.
         let once = || shows("random", OF_CHANCE, name, flags);
         judged(tolerated(OF_CHANCE), || once().or_else(|_| once()));
     }
@@ -113,8 +113,8 @@ fn first_free_and_sticky_give_one_clients_connections_to_the_same_worker() {
     these_show("priority", &[("master-dispatch", "--policy first-free"), ("master-dispatch", "--policy sticky")]);
 }
 
-/// The next connection comes when all are asleep again, so the order cannot blur; but where the loopback hands a close to
-/// ksoftirqd, the worker that it wakes looks asleep for a moment. Catches a worker that is left out or preferred.
+/// The next connection comes when all are asleep again, so the order cannot blur; but where the loopback hands a close
+/// to ksoftirqd, the worker that it wakes looks asleep for a moment. Catches a worker that is left out or preferred.
 #[test]
 fn a_rotation_gives_four_idle_workers_a_quarter_of_a_thousand_connections_each_exactly() {
     for (name, flags) in [

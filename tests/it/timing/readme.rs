@@ -124,8 +124,8 @@ fn another_number_is_the_same_example_and_another_word_or_line_is_not() {
     assert!(!shows(&["a"], &["a", "one that is missing"]));
 }
 
-/// Runs a block's commands one after another: what they print, or where that differs from what README shows. A busy machine
-/// excuses another order, an unequal share, a verdict that doubts; nothing else.
+/// Runs a block's commands one after another: what they print, or where that differs from what README shows. A busy
+/// machine excuses another order, an unequal share, a verdict that doubts; nothing else.
 fn play(name: &str, block: &str) -> Result<String, String> {
     let mut session = Session::new(name);
     let mut all = String::new();

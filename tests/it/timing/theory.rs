@@ -2,8 +2,8 @@
 //! response times in closed form, and a Poisson load on one exponential worker is M/M/1.
 //!
 //! The server is one thread that keeps a record of when it began and ended each request, on the clock that the client
-//! uses too. So a machine that was busy with something else can be told from a client that is wrong: the requests
-//! that found the server idle, and the client's send delay, say by how much somebody overslept. If that is more than the
+//! uses too. So a machine that was busy with something else can be told from a client that is wrong: the requests that
+//! found the server idle, and the client's send delay, say by how much somebody overslept. If that is more than the
 //! resolution, the run is repeated, twice at most; if it still is, the report is held to the record of that very run,
 //! with this much more room, and the test is inconclusive.
 
@@ -130,8 +130,8 @@ impl Record {
         ended.zip(&self.due_ns).map(|(end_ns, due_ns)| (end_ns - due_ns) as f64 / S).collect()
     }
 
-    /// From the answer before where this request was due by then, else from its own begin: what passes between two requests
-    /// of a backlog belongs to the service, and the server is idle only where nothing is due.
+    /// From the answer before where this request was due by then, else from its own begin: what passes between two
+    /// requests of a backlog belongs to the service, and the server is idle only where nothing is due.
     fn service_times_s(&self) -> Vec<f64> {
         let service_ns = |k: usize| {
             let ServicePeriod { begin_ns, end_ns } = self.served[k];

@@ -450,9 +450,9 @@ fn evenness(row: &Row) -> Option<Evenness> {
     of_all.or_else(of_loadgen).filter(|evenness| evenness.n > 0)
 }
 
-/// X² and the degrees of freedom of independent runs add up (Fisher, Statistical Methods for Research Workers, 1925, § 20),
-/// also where another worker is the busiest in each. With few connections per worker the sum is closer to chi-square than
-/// its parts.
+/// X² and the degrees of freedom of independent runs add up (Fisher, Statistical Methods for Research Workers, 1925, §
+/// 20), also where another worker is the busiest in each. With few connections per worker the sum is closer to
+/// chi-square than its parts.
 fn pooled_p_value(samples: &[Sample]) -> Option<f64> {
     let runs = samples.iter().filter_map(|sample| evenness(sample.row));
     let comparable = runs.filter(|run| run.workers > 1);

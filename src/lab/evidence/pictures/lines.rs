@@ -98,8 +98,8 @@ fn shown<'a>(line: &'a Line, column: usize, header: &str, x_name: &str, is_axis:
     PanelLine { name: &line.name, places: line.points.iter().filter_map(place).collect(), is_joined: is_axis }
 }
 
-/// One panel between `left` and `right`: scales, lines, dots, intervals, names. The upright scale, which is returned, has
-/// room for other values, too.
+/// One panel between `left` and `right`: scales, lines, dots, intervals, names. The upright scale, which is returned,
+/// has room for other values, too.
 fn panel(
     svg: &mut Svg,
     lines: &[PanelLine],

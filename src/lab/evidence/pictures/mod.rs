@@ -1,11 +1,12 @@
-//! A lesson's pictures as SVG: every run a dot, its row's median and interval, and names where the eye already is. The same
-//! rows give the same bytes.
+//! A lesson's pictures as SVG: every run a dot, its row's median and interval, and names where the eye already is. The
+//! same rows give the same bytes.
 //!
-//! Two crates were tried with our rows (lines with their runs, bars in a band of chance): plotters 0.3 and kuva 0.6 give the
-//! same bytes each time and need 20 to 30 lines of ours for a picture. But neither writes a title or a `<desc>`, nor colours
-//! for a dark page into the same file, nor pushes names at the ends of lines apart: kuva cuts them off at the edge (and did
-//! not draw the band), plotters has places for them, and no text for a dot. Their files are larger, by a third and more.
-//! What would be saved are scales and ticks; placing text is most of this code, and it would stay ours.
+//! Two crates were tried with our rows (lines with their runs, bars in a band of chance): plotters 0.3 and kuva 0.6
+//! give the same bytes each time and need 20 to 30 lines of ours for a picture. But neither writes a title or a
+//! `<desc>`, nor colours for a dark page into the same file, nor pushes names at the ends of lines apart: kuva cuts
+//! them off at the edge (and did not draw the band), plotters has places for them, and no text for a dot. Their files
+//! are larger, by a third and more. What would be saved are scales and ticks; placing text is most of this code, and it
+//! would stay ours.
 
 mod bars;
 mod distribution;

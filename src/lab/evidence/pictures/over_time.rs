@@ -1,5 +1,5 @@
-//! A run over its time: answers per second above the p99 of the same intervals, and upright lines where something was done
-//! to the server. A small picture for each row; all have the same scale of time and of the p99.
+//! A run over its time: answers per second above the p99 of the same intervals, and upright lines where something was
+//! done to the server. A small picture for each row; all have the same scale of time and of the p99.
 
 use crate::lab::evidence::pictures::scale::{Scale, grid, label};
 use crate::lab::evidence::pictures::series::{Line, commands};

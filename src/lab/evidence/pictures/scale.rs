@@ -13,7 +13,8 @@ pub struct Scale {
 }
 
 impl Scale {
-    /// For these values. A linear scale begins at 0; a logarithmic one puts what is 0 one decade below the smallest value.
+    /// For these values. A linear scale begins at 0; a logarithmic one puts what is 0 one decade below the smallest
+    /// value.
     pub fn new(values: impl Iterator<Item = f64> + Clone, is_log: bool, from: f64, to: f64) -> Scale {
         let high = values.clone().fold(0.0, f64::max);
         if !is_log {

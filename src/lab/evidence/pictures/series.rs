@@ -109,7 +109,8 @@ fn point<'a>(picture: &Picture, spec: &'a TableSpec, rows: &[&'a Row], case: &[&
     })
 }
 
-/// Names that say what differs: words that all servers have, and coordinates that are the same everywhere, are left out.
+/// Names that say what differs: words that all servers have, and coordinates that are the same everywhere, are left
+/// out.
 fn names(picture: &Picture, keys: &[Coordinates]) -> Vec<String> {
     let value = |key: &[(String, String)], name: &str| {
         key.iter().find(|(axis, _)| axis == name).map(|(_, value)| value.clone()).unwrap_or_default()

@@ -1,6 +1,6 @@
-//! Who got the connections: a small picture for each row, a bar for each worker, and behind them the band in which 95 % of
-//! the workers would lie if every connection went to a worker by chance. The bars are those of one run, so they add up to
-//! 100 %. Medians over the runs would not: where one worker gets most, it is another worker in each run.
+//! Who got the connections: a small picture for each row, a bar for each worker, and behind them the band in which 95 %
+//! of the workers would lie if every connection went to a worker by chance. The bars are those of one run, so they add
+//! up to 100 %. Medians over the runs would not: where one worker gets most, it is another worker in each run.
 
 use crate::lab::evidence::columns::{connections_of_median_run, connections_per_worker};
 use crate::lab::evidence::pictures::series::Line;

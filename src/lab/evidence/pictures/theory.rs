@@ -28,9 +28,9 @@ impl Queue {
 
     /// The 99th percentile of the response time.
     ///
-    /// Served in order, each worker's customers arrive with Erlang-c gaps, so the tail of the wait falls as exp(−θt) with
-    /// e^(θD) = (1 + θ/λ)^c (Tijms, A First Course in Stochastic Models, ch. 9); its height is chosen so that the mean is
-    /// that of [`Queue::mean_s`].
+    /// Served in order, each worker's customers arrive with Erlang-c gaps, so the tail of the wait falls as exp(−θt)
+    /// with e^(θD) = (1 + θ/λ)^c (Tijms, A First Course in Stochastic Models, ch. 9); its height is chosen so that the
+    /// mean is that of [`Queue::mean_s`].
     pub fn p99_s(&self) -> Option<f64> {
         let wait_s = self.mean_s()? - self.work_s;
         let decay = self.decay_per_s();

@@ -1,6 +1,6 @@
 //! A run while it goes on (`--progress live`): a picture on the terminal behind standard error, and where there is
-//! none, or none any more, a line every two seconds. Standard output belongs to the report. The main thread draws, which
-//! measures nothing, from what the measuring threads send at the end of an interval.
+//! none, or none any more, a line every two seconds. Standard output belongs to the report. The main thread draws,
+//! which measures nothing, from what the measuring threads send at the end of an interval.
 
 mod picture;
 mod state;
