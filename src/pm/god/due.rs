@@ -110,6 +110,8 @@ impl ManagedProcess {
     }
 
     fn restart_by_clock(&mut self, shared: &mut Shared) {
+        // It may have been stopped since the clock was set.
+        self.keep_clock();
         let is_due = self.cron.as_mut().is_some_and(|cron| cron.is_due(wall_s()));
         // One that is being restarted or reloaded is as new as it can be; cut short, its command would fail.
         if is_due && !self.is_busy() {
