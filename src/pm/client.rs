@@ -146,7 +146,7 @@ impl PmEvents {
     }
 
     /// `None`: no more will come.
-    pub fn next(&mut self) -> Result<Option<String>, Failure> {
+    pub fn next_event(&mut self) -> Result<Option<String>, Failure> {
         loop {
             match self.connection.receive()? {
                 None if self.reopen()? => {}

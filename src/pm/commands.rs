@@ -259,7 +259,7 @@ fn logs_of(entry: &ProcessEntry) -> [AppLog; 2] {
 
 fn events(home: &PmHome) -> Result<(), Failure> {
     let mut events = PmEvents::open(home)?;
-    while let Some(line) = events.next()? {
+    while let Some(line) = events.next_event()? {
         console::print(&line)?;
     }
     Ok(())
