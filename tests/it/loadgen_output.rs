@@ -18,22 +18,23 @@ use crate::support::{Needs, inconclusive, start};
 const LOADGEN: &str = env!("CARGO_BIN_EXE_loadgen");
 
 /// The keywords of JSON Schema 2020-12 that ours uses, and one rule more: every member must be in it.
-struct Schema {
+pub struct Schema {
     root: Value,
     /// Which members of which definition a document had.
     seen: RefCell<BTreeSet<(String, String)>>,
 }
 
 impl Schema {
-    fn published() -> Schema {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/schema/loadgen.schema.json");
+    /// `schema/NAME.schema.json`.
+    pub fn published(name: &str) -> Schema {
+        let path = format!("{}/schema/{name}.schema.json", env!("CARGO_MANIFEST_DIR"));
         let root = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
         Schema { root, seen: RefCell::default() }
     }
 
     /// Panics with the way to the first member that does not hold.
     #[track_caller]
-    fn check(&self, definition: &str, document: &Value) {
+    pub fn check(&self, definition: &str, document: &Value) {
         self.check_at(definition, &self.root["$defs"][definition], document, definition);
     }
 
@@ -112,7 +113,7 @@ fn take(path: &PathBuf) -> String {
 
 #[test]
 fn reports_of_all_kinds_of_load_hold_to_the_schema() {
-    let schema = Schema::published();
+    let schema = Schema::published("loadgen");
     let short = ["--duration", "200ms", "--connections", "4"];
     for flags in [
         &["--show", "answers:3,order:5"][..],
@@ -146,7 +147,7 @@ fn every_line_of_ndjson_holds_to_the_schema_and_together_they_are_the_report() {
         "--out",
         &file,
     ]);
-    let schema = Schema::published();
+    let schema = Schema::published("loadgen");
     let text = take(&path);
     let intervals: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     intervals.iter().for_each(|interval| schema.check("interval", interval));
@@ -265,7 +266,7 @@ fn everything() -> (LoadReport, IntervalReport) {
 
 #[test]
 fn the_schema_has_every_field_of_the_report_and_no_other() {
-    let schema = Schema::published();
+    let schema = Schema::published("loadgen");
     let (report, interval) = everything();
     schema.check("report", &serde_json::to_value(&report).unwrap());
     schema.check("interval", &serde_json::to_value(&interval).unwrap());
@@ -282,7 +283,7 @@ fn the_schema_has_every_field_of_the_report_and_no_other() {
 fn a_document_that_breaks_the_schema_is_noticed() {
     let mut report = serde_json::to_value(everything().0).unwrap();
     report["latency_us"]["p99"] = json!("fast");
-    Schema::published().check("report", &report);
+    Schema::published("loadgen").check("report", &report);
 }
 
 #[test]

@@ -33,6 +33,7 @@ mod house;
 mod how_workers_wait;
 mod html;
 mod injected_errors;
+mod inspect;
 mod io_uring;
 mod lab;
 mod lab_endings;

@@ -169,8 +169,9 @@ impl Ordinary {
         if !geteuid().is_root() {
             return Some(Ordinary { command: vec![program.into()], copy: None });
         }
-        // Several tests want one at the same time.
-        let name = format!("acceptlab-ordinary-{}-{:?}", std::process::id(), std::thread::current().id());
+        // Several tests want one at the same time, and one test several.
+        let (thread, file) = (std::thread::current().id(), Path::new(program).file_name().unwrap_or_default());
+        let name = format!("acceptlab-ordinary-{}-{thread:?}-{}", std::process::id(), file.display());
         let copy = std::env::temp_dir().join(name);
         copy_program(program, &copy);
         // 65534, whom everybody calls nobody, is who `ports` takes for another user.

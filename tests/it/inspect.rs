@@ -1,0 +1,410 @@
+//! `lab inspect` looks at real servers: it names their mechanism, finds who hangs, touches nothing, and says in a line what
+//! it cannot see.
+
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixListener;
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use acceptlab::lab::check::client::{Client, GET};
+use acceptlab::lab::check::server::Program;
+use acceptlab::lab::inspect::findings::diagnose;
+use acceptlab::lab::inspect::{Observer, Target};
+use acceptlab::lab::observe::processes::{Process, poll_until};
+use acceptlab::sys::namespace::NetworkNamespace;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::loadgen_output::Schema;
+use crate::support::{FOREVER, Needs, Ordinary, can_trace, connect, held, inconclusive, kind, load, start};
+use crate::terminal::Terminal;
+
+const LAB: &str = env!("CARGO_BIN_EXE_lab");
+const CLUSTER: &str = env!("CARGO_BIN_EXE_cluster");
+
+/// Long enough to see in which calls sleeping workers wait.
+const SHORT: &[&str] = &["--duration", "200ms"];
+
+fn inspect(target: &str, flags: &[&str]) -> Output {
+    Command::new(LAB).arg("inspect").arg(target).args(flags).output().unwrap()
+}
+
+/// What it prints as JSON; it holds to the schema.
+#[track_caller]
+fn diagnosis(target: &str, flags: &[&str]) -> Value {
+    let output = inspect(target, &[&["--format", "json"], flags].concat());
+    let said = String::from_utf8_lossy(&output.stderr);
+    let document = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {said}"));
+    Schema::published("inspect").check("diagnosis", &document);
+    document
+}
+
+/// The line on standard error of a look that fails.
+#[track_caller]
+fn refused(target: &str, flags: &[&str]) -> String {
+    let output = inspect(target, flags);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), output.stdout.len(), said.lines().count()), (Some(1), 0, 1), "{said}");
+    said.trim_end().to_string()
+}
+
+fn states(document: &Value) -> Vec<&str> {
+    document["workers"].as_array().unwrap().iter().map(|worker| worker["state"].as_str().unwrap()).collect()
+}
+
+fn findings(document: &Value) -> Vec<&str> {
+    document["findings"].as_array().unwrap().iter().map(|finding| finding["id"].as_str().unwrap()).collect()
+}
+
+/// A server, what it is started with, and how many clients it has meanwhile: one that serves a connection at a time has
+/// none, so that it is seen to wait. Then what is to be seen: dispatch, sharing, how whoever accepts waits, workers.
+type Mode = (&'static str, &'static [&'static str], usize, [&'static str; 3], usize);
+
+const WORKERS: &str = "workers-accept";
+const PASSES: &str = "master-passes-descriptors";
+
+const MODES: [Mode; 35] = [
+    ("sync", &[], 0, [WORKERS, "one", "accept"], 1),
+    ("fork", &[], 2, [PASSES, "one", "poll"], 2),
+    ("prefork", &["--workers", "3"], 1, [WORKERS, "shared", "accept"], 3),
+    ("prefork-poll", &["--workers", "3"], 0, [WORKERS, "shared", "poll"], 3),
+    ("prefork-poll", &["--workers", "3", "--call", "epoll"], 0, [WORKERS, "shared", "epoll"], 3),
+    ("prefork-lock", &["--workers", "3", "--lock", "fcntl"], 0, [WORKERS, "shared", "lock"], 3),
+    ("prefork-lock", &["--workers", "3", "--lock", "flock"], 0, [WORKERS, "shared", "lock"], 3),
+    ("prefork-lock", &["--workers", "3", "--lock", "semaphore"], 0, [WORKERS, "shared", "lock"], 3),
+    ("prefork-lock", &["--workers", "3", "--lock", "mutex"], 0, [WORKERS, "shared", "lock"], 3),
+    ("threaded", &[], 2, ["threads", "one", "accept"], 1),
+    ("prethreaded", &["--workers", "3"], 1, ["threads", "one", "accept"], 1),
+    ("prethreaded", &["--workers", "3", "--lock", "mutex"], 0, ["threads", "one", "lock"], 1),
+    ("thread-pool", &["--workers", "3"], 1, ["threads", "one", "accept"], 1),
+    ("idle-busy", &["--workers", "3"], 2, ["threads", "one", "epoll"], 1),
+    ("half-sync", &["--workers", "3"], 2, ["threads", "one", "epoll"], 1),
+    ("pipeline", &["--workers", "3"], 2, ["threads", "one", "accept"], 1),
+    ("leader-follower", &["--workers", "3"], 2, ["threads", "one", "epoll"], 1),
+    ("select-poll", &["--call", "select"], 2, [WORKERS, "one", "select"], 1),
+    ("select-poll", &["--call", "poll"], 2, [WORKERS, "one", "poll"], 1),
+    ("event-driven", &[], 2, [WORKERS, "one", "epoll"], 1),
+    ("event-loop", &[], 2, [WORKERS, "one", "epoll"], 1),
+    ("shared-accept", &["--workers", "3"], 2, [WORKERS, "shared", "epoll"], 3),
+    ("shared-accept", &["--workers", "3", "--wait", "epoll-edge"], 2, [WORKERS, "shared", "epoll-edge"], 3),
+    ("shared-accept", &["--workers", "3", "--wait", "epoll-exclusive"], 2, [WORKERS, "shared", "epoll-exclusive"], 3),
+    ("accept-mutex", &["--workers", "3"], 2, [WORKERS, "shared", "lock"], 3),
+    ("reuseport", &["--workers", "3"], 2, [WORKERS, "reuseport", "epoll"], 3),
+    ("master-dispatch", &["--workers", "3"], 2, [PASSES, "one", "epoll-edge"], 3),
+    ("pass-listener", &["--workers", "3"], 2, [WORKERS, "shared", "epoll"], 3),
+    ("peers", &["--workers", "3"], 2, [WORKERS, "reuseport", "epoll"], 3),
+    ("proxy", &["--workers", "3"], 2, ["master-proxies", "one", "epoll"], 3),
+    ("uring", &["--workers", "3", "--accept", "shared"], 2, [WORKERS, "shared", "io_uring"], 3),
+    ("uring", &["--workers", "3", "--accept", "reuseport"], 2, [WORKERS, "reuseport", "io_uring"], 3),
+    ("coroutines", &[], 2, [WORKERS, "one", "epoll"], 1),
+    ("tokio", &["--workers", "3"], 2, ["threads", "one", "epoll-edge"], 1),
+    ("tokio", &["--workers", "3", "--runtime", "per-core"], 2, ["threads", "reuseport", "epoll-edge"], 1),
+];
+
+/// How whoever accepts waits: the master where there is one, or else all workers.
+fn waits(document: &Value) -> Vec<&Value> {
+    let workers = || document["workers"].as_array().unwrap().iter();
+    document.get("master").map_or_else(|| workers().collect(), |master| vec![master])
+}
+
+#[test]
+fn the_mechanism_of_every_server_is_named_from_outside() {
+    let next = AtomicUsize::new(0);
+    let look_at_the_next = || {
+        while let Some(&(name, flags, clients, expected, workers)) = MODES.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let server = start(name, flags);
+            let mut clients: Vec<Client> = (0..clients).map(|_| connect(&server)).collect();
+            // Until the answer: then whoever serves a client has it.
+            clients.iter_mut().for_each(|client| held(held(client.ask(GET)).expect(200)));
+            let document = diagnosis(&server.addr.to_string(), SHORT);
+            let [dispatch, sharing, wait] = expected;
+            let found = (document["dispatch"].as_str(), document["listeners"][0]["sharing"].as_str());
+            assert_eq!(found, (Some(dispatch), Some(sharing)), "{name} {flags:?}: {document:#}");
+            assert!(waits(&document).iter().all(|seen| seen["waits_in"] == wait), "{name} {flags:?}: {document:#}");
+            assert_eq!(states(&document).len(), workers, "{name} {flags:?}: {document:#}");
+            assert!(!states(&document).contains(&"hung"), "{name} {flags:?}: {document:#}");
+        }
+    };
+    std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(look_at_the_next))));
+}
+
+#[test]
+fn a_cluster_is_seen_to_pass_descriptors_or_to_share_its_listener() {
+    for (schedule, dispatch) in [("rr", PASSES), ("none", WORKERS)] {
+        let words = [CLUSTER, "--workers", "2", "--schedule", schedule, "--", kind("event-driven").path];
+        let server = held(Program::new(&words.map(String::from)).start(&[]));
+        let document = diagnosis(&server.addr.to_string(), SHORT);
+        assert_eq!((&document["dispatch"], states(&document).len()), (&Value::from(dispatch), 2), "{document:#}");
+    }
+}
+
+#[test]
+fn connections_switches_and_shares_are_counted_under_load() {
+    let server = start("reuseport", &["--workers", "2"]);
+    let looking = std::thread::spawn({
+        let target = server.addr.to_string();
+        move || diagnosis(&target, &["--duration", "1s"])
+    });
+    load(server.addr, &["--connections", "4", "--requests-per-connection", "1", "--rate", "400", "--duration", "2s"]);
+    let document = looking.join().unwrap();
+    let totals = &document["totals"];
+    assert!(totals["new_connections"].as_u64() >= Some(100), "{document:#}");
+    assert!(totals["switches_per_connection"].as_f64() > Some(0.0), "{document:#}");
+    let shares: Vec<f64> =
+        document["workers"].as_array().unwrap().iter().filter_map(|worker| worker["accepted_share"].as_f64()).collect();
+    assert!(shares.len() == 2 && (shares.iter().sum::<f64>() - 1.0).abs() < 1e-9, "{document:#}");
+}
+
+#[test]
+fn a_stopped_worker_is_found_and_fails_the_look_when_it_is_asked_to() {
+    for (name, flags) in [("reuseport", &["--workers", "3"][..]), ("prefork", &["--workers", "3"])] {
+        let server = start(name, flags);
+        let (port, fail) =
+            (format!(":{}", server.addr.port()), ["--duration", "200ms", "--fail-if", "hung,queue-full"]);
+        assert_eq!(inspect(&port, &fail).status.code(), Some(0), "{name}");
+        let worker = server.processes()[2];
+        assert!(worker.stop(FOREVER), "{name}");
+        let output = inspect(&port, &fail);
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(3), "{name}: {said}");
+        assert!(said.contains(&format!("hung-worker: pid {} hangs: stopped by a signal", worker.pid)), "{said}");
+        worker.signal(Signal::SIGCONT);
+    }
+}
+
+#[test]
+fn a_process_stands_for_its_listeners_and_a_master_for_those_of_its_workers() {
+    // The master of a group has closed all its sockets.
+    let server = start("reuseport", &["--workers", "2"]);
+    let workers: Vec<Process> = server.processes().split_off(1);
+    for pid in [server.pid(), workers[0].pid] {
+        let document = diagnosis(&pid.to_string(), SHORT);
+        let pids: Vec<i64> =
+            document["workers"].as_array().unwrap().iter().map(|worker| worker["pid"].as_i64().unwrap()).collect();
+        assert_eq!(pids, [workers[0].pid, workers[1].pid].map(i64::from), "{document:#}");
+        assert_eq!(document["listeners"][0]["address"], server.addr.to_string());
+    }
+}
+
+#[test]
+fn a_unix_socket_and_an_ipv6_socket_for_both_families_are_looked_at() {
+    let path = std::env::temp_dir().join(format!("acceptlab-inspect-{}", std::process::id()));
+    let listener = UnixListener::bind(&path).unwrap();
+    let target = format!("unix:{}", path.display());
+    let document = diagnosis(&target, SHORT);
+    std::fs::remove_file(&path).unwrap();
+    let ours = (&document["listeners"][0]["address"], &document["listeners"][0]["sharing"]);
+    assert_eq!(ours, (&Value::from(target), &Value::from("one")), "{document:#}");
+    drop(listener);
+    let Ok(listener) = TcpListener::bind("[::]:0") else {
+        return inconclusive(Needs::Kernel("IPv6"), "no IPv6 socket can be bound");
+    };
+    let document = diagnosis(&format!("127.0.0.1:{}", listener.local_addr().unwrap().port()), SHORT);
+    assert_eq!(document["listeners"][0]["is_dual"], true, "{document:#}");
+}
+
+#[test]
+fn what_nobody_has_accepted_is_counted_and_whose_queue_it_stands_in() {
+    let server = start("reuseport", &["--workers", "2"]);
+    let workers: Vec<Process> = server.processes().split_off(1);
+    assert!(workers.iter().all(|worker| worker.stop(FOREVER)));
+    let _clients: Vec<Client> = (0..6).map(|_| connect(&server)).collect();
+    let document = diagnosis(&server.addr.to_string(), &["--duration", "1200ms"]);
+    let queued: u64 =
+        document["workers"].as_array().unwrap().iter().map(|worker| worker["queued"].as_u64().unwrap()).sum();
+    assert_eq!((queued, &document["totals"]["unaccepted_long"]), (6, &Value::from(6)), "{document:#}");
+    assert_eq!(states(&document), ["hung", "hung"]);
+    workers.iter().for_each(|worker| worker.signal(Signal::SIGCONT));
+}
+
+#[test]
+fn a_full_queue_is_found() {
+    let server = start("sync", &["--backlog", "1"]);
+    // One is served and silent, two wait, and the next finds no room.
+    let mut first = connect(&server);
+    held(held(first.ask(GET)).expect(200));
+    let _waiting = [connect(&server), connect(&server)];
+    let _refused = TcpStream::connect_timeout(&server.addr, Duration::from_millis(50));
+    let document = diagnosis(&server.addr.to_string(), SHORT);
+    assert_eq!(findings(&document), ["queue-full"], "{document:#}");
+    assert_eq!(document["listeners"][0]["most_queued"], 2, "{document:#}");
+}
+
+#[test]
+fn a_target_that_is_none_is_one_line() {
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let said = refused(&format!(":{}", nobody.port()), &[]);
+    assert_eq!(said, format!("lab: nobody listens on port {} in this network namespace", nobody.port()));
+    let said = refused("unix:/nowhere", &[]);
+    assert_eq!(said, "lab: nobody listens on unix:/nowhere in this network namespace");
+    let said = refused("999999999", &[]);
+    assert_eq!(said, "lab: there is no process 999999999, or /proc hides it (hidepid)");
+
+    let mut shell = Command::new("sh").args(["-c", "read line"]).stdin(Stdio::piped()).spawn().unwrap();
+    let said = refused(&shell.id().to_string(), &[]);
+    assert!(said.contains("(sh) does not listen, nor does a process that it has started"), "{said}");
+    drop(shell.stdin.take());
+    let is_zombie = || Process::find(shell.id() as i32).is_none().then_some(());
+    poll_until(FOREVER, is_zombie).expect("it ends");
+    let said = refused(&shell.id().to_string(), &[]);
+    assert!(said.contains("has ended; its parent, pid ") && said.ends_with("(a zombie)"), "{said}");
+    shell.wait().unwrap();
+
+    for odd in ["localhost:80", ":0", "0", "[fe80::1%nowhere]:80"] {
+        let output = inspect(odd, &[]);
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{odd}");
+    }
+    assert_eq!(inspect(":80", &["--fail-if", "hunger"]).status.code(), Some(2));
+}
+
+#[test]
+fn a_thread_of_the_kernel_is_no_server() {
+    if std::fs::read_to_string("/proc/2/comm").ok().as_deref() != Some("kthreadd\n") {
+        return inconclusive(Needs::Kernel("threads"), "a PID namespace hides those of the kernel");
+    }
+    assert_eq!(refused("2", &[]), "lab: pid 2 is a thread of the kernel (kthreadd), which has no descriptors");
+}
+
+#[test]
+fn a_worker_that_does_not_listen_names_its_master() {
+    let server = start("master-dispatch", &["--workers", "1"]);
+    let said = refused(&server.processes()[1].pid.to_string(), &[]);
+    assert!(said.ends_with(&format!("its parent, pid {}, listens on {}", server.pid(), server.addr)), "{said}");
+}
+
+#[test]
+fn two_servers_on_one_port_must_be_named_by_their_addresses() {
+    let server = start("event-driven", &[]);
+    let port = server.addr.port();
+    let program = Program::new(&[kind("event-driven").path.to_string()]);
+    let Ok(other) = program.start_on(&format!("127.0.0.2:{port}"), &[]) else {
+        return inconclusive(Needs::Kernel("127.0.0.2"), "the second address cannot be bound");
+    };
+    let said = refused(&format!(":{port}"), &[]);
+    for server in [&server, &other] {
+        assert!(said.contains(&format!("{} (pid {})", server.addr, server.pid())), "{said}");
+        assert_eq!(diagnosis(&server.addr.to_string(), SHORT)["workers"][0]["pid"], server.pid());
+    }
+}
+
+#[test]
+fn a_target_that_ends_meanwhile_is_one_line() {
+    let mut server = start("event-driven", &[]);
+    let (pid, port) = (server.pid().to_string(), format!(":{}", server.addr.port()));
+    let looking = [pid, port.clone()].map(|target| std::thread::spawn(move || refused(&target, &["--duration", "1m"])));
+    // Each has looked when it has the server's descriptors listed; a look of a minute is still under way then.
+    let are_looking = || {
+        let ours = Process::find(std::process::id() as i32)?;
+        let family = acceptlab::lab::observe::processes::family(ours.pid);
+        let is_ours = |process: &&Process| {
+            let words = acceptlab::sys::procfs::command_line(process.pid);
+            words.contains(&"inspect".to_string()) && words.contains(&"1m".to_string())
+        };
+        (family.iter().filter(is_ours).filter(|process| process.age_s() > 0.5).count() == 2).then_some(())
+    };
+    poll_until(FOREVER, are_looking).expect("both look");
+    held(server.stop());
+    let [of_pid, of_port] = looking.map(|looking| looking.join().unwrap());
+    assert!(of_pid.ends_with("has ended") || of_pid.ends_with("any more"), "{of_pid}");
+    assert_eq!(of_port, format!("lab: nobody listens on 127.0.0.1{port} any more"));
+}
+
+#[test]
+fn a_server_in_another_network_namespace_is_looked_at_from_inside() {
+    let namespace = match NetworkNamespace::new(&[]) {
+        Ok(namespace) => Arc::new(namespace),
+        Err(error) => return inconclusive(Needs::Privilege("a user namespace"), error),
+    };
+    let program = Program::new(&[kind("event-driven").path.to_string()]).inside(Some(&namespace));
+    let server = held(program.start(&[]));
+    let (pid, address) = (server.pid().to_string(), server.addr.to_string());
+    let said = refused(&pid, &[]);
+    assert_eq!(said, format!("lab: pid {pid} is in another network namespace; add --netns {pid}"));
+    let said = refused(&address, &[]);
+    assert!(said.contains("in this network namespace; in that of pid "), "{said}");
+    let document = diagnosis(&address, &["--duration", "200ms", "--netns", &pid]);
+    assert_eq!(document["workers"][0]["pid"], server.pid(), "{document:#}");
+}
+
+#[test]
+fn an_ordinary_user_sees_everything_of_his_own_servers_and_of_others_a_line() {
+    let server = start("prefork", &["--workers", "2"]);
+    let (Some(lab), Some(prefork)) = (Ordinary::new(LAB), Ordinary::new(kind("prefork").path)) else { return };
+    let look = |target: &str| lab.command().args(["inspect", target, "--format", "json"]).args(SHORT).output().unwrap();
+    let own = held(prefork.program().start(&["--workers", "2"]));
+    let output = look(&own.addr.to_string());
+    let document: Value = serde_json::from_slice(&output.stdout).expect("a document");
+    assert_eq!(
+        (states(&document).len(), waits(&document)[0]["waits_in"].as_str()),
+        (2, Some("accept")),
+        "{document:#}"
+    );
+    assert_eq!(document["unseen"], Value::Array(Vec::new()), "{document:#}");
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let refused = look(&server.pid().to_string());
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(1) && said.contains("is another user's; run it as root"), "{said}");
+    // The socket itself is everybody's to see.
+    let document: Value = serde_json::from_slice(&look(&server.addr.to_string()).stdout).expect("a document");
+    assert_eq!((&document["dispatch"], states(&document).len()), (&Value::from("unknown"), 0), "{document:#}");
+    let unseen = document["unseen"][0].as_str().expect("a line");
+    assert!(unseen.contains("user 0, whose processes we may not look into"), "{unseen}");
+}
+
+#[test]
+fn it_only_reads() {
+    if !can_trace() {
+        return;
+    }
+    let mut server = start("prefork", &["--workers", "2"]);
+    let traced = Command::new("strace")
+        .args(["-f", "-qq", "-e", "trace=ptrace,kill,tkill,tgkill,pidfd_send_signal,process_vm_writev,pidfd_getfd"])
+        .args(["-e", "signal=none", LAB, "inspect", &server.addr.to_string()])
+        .args(SHORT)
+        .output()
+        .unwrap();
+    assert!(traced.status.success() && traced.stderr.is_empty(), "{}", String::from_utf8_lossy(&traced.stderr));
+    let report = held(server.stop());
+    assert_eq!(report.workers.iter().map(|worker| worker.accepted).sum::<u64>(), 0, "it asked nothing of the server");
+}
+
+#[test]
+fn watching_shows_the_workers_until_a_key_ends_it() {
+    let server = start("prefork", &["--workers", "2"]);
+    assert!(refused(&server.addr.to_string(), &["--watch"]).contains("standard output is no terminal"));
+    let Some(terminal) = Terminal::open("inspect") else { return };
+    terminal.keys(&[&format!("{LAB} inspect {} --watch; echo status $?", server.addr), "Enter"]);
+    let shown = terminal.shows(|screen| screen.starts_with("prefork ") && screen.contains("q quits"));
+    assert!(shown.contains("2 processes accept, each for itself; they wait in accept"), "{shown}");
+    terminal.keys(&["q"]);
+    terminal.shows(|screen| screen.contains("status 0"));
+    terminal.is_given_back();
+}
+
+#[test]
+fn a_recording_that_was_saved_says_the_same_as_the_look() {
+    let server = start("shared-accept", &["--workers", "2"]);
+    let path = std::env::temp_dir().join(format!("acceptlab-recording-{}", std::process::id()));
+    let shown = diagnosis(&server.addr.to_string(), &["--duration", "200ms", "--save", path.to_str().unwrap()]);
+    let recording = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(serde_json::to_value(diagnose(&recording)).unwrap(), shown);
+}
+
+#[test]
+fn ten_thousand_connections_take_less_than_a_second_for_a_look() {
+    crate::support::raise_descriptor_limit();
+    let server = start("event-driven", &[]);
+    let clients: Vec<TcpStream> = (0..9_000).map_while(|_| TcpStream::connect(server.addr).ok()).collect();
+    if clients.len() < 9_000 {
+        return inconclusive(Needs::Kernel("9,000 descriptors"), format!("{} connections", clients.len()));
+    }
+    let mut observer = Observer::begin(Target::Address(server.addr)).unwrap();
+    let cost = observer.look().unwrap();
+    assert!(cost < Duration::from_secs(1), "{cost:?}");
+    assert_eq!(observer.recording.looks[0].open, 9_000);
+}
