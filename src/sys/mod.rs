@@ -21,6 +21,7 @@ pub mod sock_diag;
 pub mod socket;
 pub mod terminal;
 pub mod uring;
+pub mod waiting;
 
 /// EINVAL where no system call has made the error, but the standard library: a path too long for an address, say.
 pub fn errno_of(error: std::io::Error) -> Errno {

@@ -94,6 +94,70 @@ pub fn descriptors(pid: i32) -> Option<u64> {
     Some(fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count() as u64)
 }
 
+/// What an open descriptor is, of kinds that say how a process waits.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Link {
+    /// Its inode.
+    Socket(u32),
+    Epoll,
+    Ring,
+}
+
+/// The descriptors of a process, of the kinds of [`Link`].
+#[derive(Default)]
+pub struct Descriptors {
+    links: BTreeMap<i32, Link>,
+    count: usize,
+}
+
+impl Descriptors {
+    /// `None` when there is no such process, or it may not be looked into.
+    pub fn of(pid: i32) -> Option<Descriptors> {
+        let mut found = Descriptors::default();
+        for entry in fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten() {
+            found.count += 1;
+            let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            let link = fs::read_link(entry.path()).ok().and_then(|link| parse_link(link.to_str()?));
+            if let (Some(number), Some(link)) = (number, link) {
+                found.links.insert(number, link);
+            }
+        }
+        Some(found)
+    }
+
+    /// Of all kinds.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    pub fn sockets(&self) -> impl Iterator<Item = u32> {
+        self.links.values().filter_map(|link| if let Link::Socket(inode) = link { Some(*inode) } else { None })
+    }
+
+    /// Their numbers.
+    pub fn with(&self, wanted: Link) -> impl Iterator<Item = i32> {
+        self.links.iter().filter(move |(_, link)| **link == wanted).map(|(number, _)| *number)
+    }
+
+    /// The inode of a socket.
+    pub fn socket(&self, number: i32) -> Option<u32> {
+        self.links.get(&number).and_then(|link| if let Link::Socket(inode) = link { Some(*inode) } else { None })
+    }
+}
+
+fn parse_link(link: &str) -> Option<Link> {
+    match link {
+        "anon_inode:[eventpoll]" => Some(Link::Epoll),
+        "anon_inode:[io_uring]" => Some(Link::Ring),
+        _ => link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok().map(Link::Socket),
+    }
+}
+
+/// A line of a file such as proc_pid_status(5), without its name.
+pub fn status_field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+    status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
+}
+
 /// `VmRSS` of proc_pid_status(5).
 pub fn resident_kib(pid: i32) -> Option<u64> {
     kib(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?, "VmRSS:")
@@ -113,18 +177,14 @@ pub fn proportional_kib(pid: i32) -> Option<u64> {
 /// How often the threads of a process have gone to sleep in the kernel: `voluntary_ctxt_switches` of
 /// proc_pid_status(5), of those that live. `None` when there is no such process.
 pub fn voluntary_switches(pid: i32) -> Option<u64> {
-    let of = |status: String| {
-        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
-        line.trim().parse::<u64>().ok()
-    };
+    let of = |status: String| status_field(&status, "voluntary_ctxt_switches:")?.parse::<u64>().ok();
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
     // A thread that has just ended has no status any more.
     Some(tasks.filter_map(|task| of(fs::read_to_string(task.path().join("status")).ok()?)).sum())
 }
 
 fn kib(text: &str, name: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    line.trim().strip_suffix(" kB")?.trim().parse().ok()
+    status_field(text, name)?.strip_suffix(" kB")?.trim().parse().ok()
 }
 
 #[cfg(test)]

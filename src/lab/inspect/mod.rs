@@ -36,7 +36,7 @@ pub struct Options {
 
 /// Between two looks; longer where a look costs much, so that all use a small share of one CPU.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-const PAUSE_PER_COST: u32 = 30;
+const PAUSE_PER_COST: u32 = 50;
 /// Even so there are so many.
 const FEWEST_LOOKS: u32 = 4;
 

@@ -29,8 +29,14 @@ pub enum Kind {
 }
 
 pub fn kind(recording: &Recording) -> Kind {
-    let names = recording.commands.values().flat_map(|words| words.iter().take(3));
-    let names: Vec<String> = names.map(|word| word.rsplit('/').next().unwrap_or(word).to_lowercase()).collect();
+    let kinds = || recording.commands.values().map(|words| kind_of(words));
+    kinds().find(|kind| *kind != Kind::Other).unwrap_or(Kind::Other)
+}
+
+/// Of one process, by the first words of its command line.
+pub fn kind_of(words: &[String]) -> Kind {
+    let names = words.iter().take(3).map(|word| word.rsplit('/').next().unwrap_or(word).to_lowercase());
+    let names: Vec<String> = names.collect();
     let is_there = |program: &str| names.iter().any(|name| name.starts_with(program));
     PROGRAMS.iter().find(|(program, _)| is_there(program)).map_or(Kind::Other, |(_, kind)| *kind)
 }

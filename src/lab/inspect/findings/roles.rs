@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
+use super::advice::{Kind, kind_of};
 use super::summary::{Summary, Wait, seen_wait};
 use crate::lab::inspect::look::{Call, Process, Recording};
 
@@ -48,8 +49,11 @@ pub struct Roles {
     pub workers: Vec<i32>,
 }
 
-/// Below this share of the CPU time of a process its other threads only help.
+/// Below this share of the CPU time of a process its other threads only help it.
 const HELP: f64 = 0.1;
+
+/// With less CPU time nothing can be said of who did it.
+const SOME_WORK_NS: u64 = 2_000_000;
 
 /// A child that is forked for a connection has at least so many page faults.
 const FAULTS_PER_CHILD: u64 = 10;
@@ -60,7 +64,7 @@ pub fn roles(recording: &Recording, summaries: &BTreeMap<i32, Summary>) -> Roles
         0 => (Dispatch::Unknown, Way::Unknown, Vec::new()),
         1 => {
             let pid = *acceptors.keys().next().expect("there is one");
-            by_one(&summaries[&pid], summaries)
+            by_one(recording, &summaries[&pid], summaries)
         }
         _ => (Dispatch::WorkersAccept, Way::OwnAccept, acceptors.keys().copied().collect()),
     };
@@ -79,7 +83,9 @@ fn acceptors(recording: &Recording, summaries: &BTreeMap<i32, Summary>) -> (BTre
         let is_known = |pid: i32| found.contains_key(&pid);
         !is_known(summary.pid()) && !is_known(summary.last.parent) && summary.seen() > 0
     };
-    let more: Vec<(i32, Wait)> = holders().filter(busy).map(|summary| (summary.pid(), guess(summary))).collect();
+    let has_run = |summary: &&Summary| found.is_empty() && summary.cpu_ns > 0;
+    let likely = holders().filter(|summary| busy(summary) || has_run(summary));
+    let more: Vec<(i32, Wait)> = likely.map(|summary| (summary.pid(), guess(summary))).collect();
     found.extend(more.iter().copied());
     let behind = behind_a_lock(recording, summaries, &found);
     found.extend(behind.iter().map(|&pid| (pid, Wait::Lock)));
@@ -106,7 +112,7 @@ fn guess(summary: &Summary) -> Wait {
         true => Wait::Accept,
         false if was_in(Call::Select) => Wait::Select,
         // Many connections at once, and no epoll instance.
-        false if was_in(Call::Poll) || summary.most_open > 1 => Wait::Poll,
+        false if was_in(Call::Poll) || summary.last.open > 1 => Wait::Poll,
         false => Wait::Other,
     }
 }
@@ -158,11 +164,12 @@ fn behind_a_lock(
 }
 
 /// One process accepts: it serves by itself, by its threads, or by other processes.
-fn by_one(acceptor: &Summary, summaries: &BTreeMap<i32, Summary>) -> (Dispatch, Way, Vec<i32>) {
+fn by_one(recording: &Recording, acceptor: &Summary, summaries: &BTreeMap<i32, Summary>) -> (Dispatch, Way, Vec<i32>) {
     let pid = acceptor.pid();
+    let threads = serving_threads(recording, acceptor);
     let others = || summaries.values().filter(move |other| other.pid() != pid);
     let pids = |chosen: Vec<&Summary>| chosen.iter().map(|summary| summary.pid()).collect::<Vec<_>>();
-    let own: Vec<&Summary> = others().filter(|other| other.most_open > 0).collect();
+    let own: Vec<&Summary> = others().filter(|other| other.open > 0).collect();
     let on_ports: Vec<&Summary> = others().filter(|other| !other.last.listens_elsewhere.is_empty()).collect();
     // The workers of a proxy have connections of other ports only.
     if !on_ports.is_empty() && own.is_empty() {
@@ -170,26 +177,41 @@ fn by_one(acceptor: &Summary, summaries: &BTreeMap<i32, Summary>) -> (Dispatch, 
     }
     let is_linked = |other: &&Summary| other.last.channels.contains(&pid) && other.last.holds.is_empty();
     let linked: Vec<&Summary> = others().filter(is_linked).collect();
-    // What an acceptor passes on it has had for a moment, too; what it serves it keeps.
-    let keeps = acceptor.last.open > own.iter().map(|other| other.last.open).sum::<u64>();
+    // What an acceptor passes on it has had for a moment, too; what it serves it keeps, and its children do little.
+    let sum = |of: fn(&Summary) -> u64| others().map(of).sum::<u64>();
+    let keeps = acceptor.open > sum(|other| other.open) && sum(|other| other.cpu_ns) < acceptor.cpu_ns / 5;
     let faults = acceptor.last.child_faults - acceptor.first.child_faults;
     let forks = faults > 0 && faults >= FAULTS_PER_CHILD * (acceptor.seen() - acceptor.first.open);
-    if !linked.is_empty() && !keeps && (!own.is_empty() || acceptor.threads.len() == 1) {
+    if !linked.is_empty() && !keeps && (!own.is_empty() || threads == 1) {
         return (Dispatch::MasterPassesDescriptors, Way::Channel, pids(linked));
     }
     if linked.is_empty() && !keeps && (!own.is_empty() || forks) {
         return (Dispatch::MasterPassesDescriptors, Way::Children, pids(own));
     }
-    let (dispatch, way) = by_threads(acceptor);
+    let (dispatch, way) = by_threads(acceptor, threads);
     (dispatch, way, vec![pid])
 }
 
-fn by_threads(acceptor: &Summary) -> (Dispatch, Way) {
-    let is_loop = acceptor.cpu_ns_of_others() < (HELP * acceptor.cpu_ns as f64) as u64;
+/// The threads of a process that may serve connections. Where the main thread alone waits for the listener and does nearly
+/// all the work, the others help it, with files and names; Node has such threads from its start.
+fn serving_threads(recording: &Recording, acceptor: &Summary) -> usize {
+    let is_node = recording.commands.get(&acceptor.pid()).is_some_and(|words| kind_of(words) == Kind::Node);
+    let main_accepts = acceptor.acceptors.iter().all(|tid| *tid == acceptor.pid());
+    let has_worked = acceptor.cpu_ns > SOME_WORK_NS;
+    let is_loop = acceptor.wait.is_some_and(|wait| wait != Wait::Accept) && has_worked && !has_help(acceptor);
+    if is_node || (main_accepts && is_loop) { 1 } else { acceptor.threads.len() }
+}
+
+/// Other threads than the busiest do a part of the work, also such as have begun and ended between two looks.
+fn has_help(acceptor: &Summary) -> bool {
+    acceptor.cpu_ns_of_others() as f64 > HELP * acceptor.cpu_ns as f64
+}
+
+fn by_threads(acceptor: &Summary, threads: usize) -> (Dispatch, Way) {
     let takes_turns = acceptor.acceptors.len() > 1 || acceptor.last.watches.len() > 1;
-    match acceptor.threads.len() {
-        // A thread for each connection may have come and gone between two looks.
-        0 | 1 if is_loop || acceptor.cpu_ns == 0 => (Dispatch::WorkersAccept, Way::OwnAccept),
+    match threads {
+        0 | 1 if acceptor.threads.len() > 1 || !has_help(acceptor) => (Dispatch::WorkersAccept, Way::OwnAccept),
+        // A thread for each connection may have come and gone.
         0 | 1 => (Dispatch::Threads, Way::Handover),
         _ if takes_turns || is_thread_lock(acceptor) => (Dispatch::Threads, Way::ThreadsAccept),
         _ => (Dispatch::Threads, Way::Handover),

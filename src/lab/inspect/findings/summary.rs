@@ -58,12 +58,16 @@ pub struct Summary<'a> {
     pub cpu_ns: u64,
     pub wait_ns: u64,
     pub voluntary: u64,
+    /// Those of them that threads made which were seen to wait for a listener; all, where none was.
+    pub voluntary_of_acceptors: u64,
     /// By thread: CPU time, of those that were seen.
     pub cpu_of: BTreeMap<i32, u64>,
     /// Threads that may serve connections, at any look.
     pub threads: BTreeSet<i32>,
-    /// The most connections of the listener that it had open at a look.
-    pub most_open: u64,
+    /// Connections of the listener that it had open, summed over all looks.
+    pub open: u64,
+    /// Where its main thread was seen most often, when it did not run.
+    pub sleeps_in: Option<Call>,
     /// How often its threads were seen in each call.
     pub calls: BTreeMap<Call, usize>,
 }
@@ -94,12 +98,14 @@ impl<'a> Summary<'a> {
             cpu_ns: last.cpu_ns.saturating_sub(first.cpu_ns),
             wait_ns: 0,
             voluntary: 0,
+            voluntary_of_acceptors: 0,
             cpu_of: BTreeMap::new(),
             threads: BTreeSet::new(),
-            most_open: looks.iter().map(|(_, process)| process.open).max().unwrap_or(0),
+            open: looks.iter().map(|(_, process)| process.open).sum(),
+            sleeps_in: None,
             calls: BTreeMap::new(),
         };
-        let mut before: BTreeMap<i32, &Task> = BTreeMap::new();
+        let (mut before, mut voluntary_of): (BTreeMap<i32, &Task>, BTreeMap<i32, u64>) = Default::default();
         for (i, (_, process)) in looks.iter().enumerate() {
             for task in &process.tasks {
                 *summary.calls.entry(task.call).or_default() += 1;
@@ -115,10 +121,17 @@ impl<'a> Summary<'a> {
                 let cpu_ns = task.cpu_ns.saturating_sub(then.cpu_ns);
                 *summary.cpu_of.entry(task.tid).or_default() += cpu_ns;
                 summary.wait_ns += task.wait_ns.saturating_sub(then.wait_ns);
-                summary.voluntary += task.voluntary.saturating_sub(then.voluntary);
+                *voluntary_of.entry(task.tid).or_default() += task.voluntary.saturating_sub(then.voluntary);
             }
             before = process.tasks.iter().map(|task| (task.tid, task)).collect();
         }
+        let main = looks.iter().flat_map(|(_, process)| &process.tasks).filter(|task| task.tid == last.pid);
+        let asleep: Vec<Call> = main.map(|task| task.call).filter(|call| *call != Call::Running).collect();
+        let how_often = |wanted: &&Call| asleep.iter().filter(|call| call == wanted).count();
+        summary.sleeps_in = asleep.iter().max_by_key(how_often).copied();
+        summary.voluntary = voluntary_of.values().sum();
+        let of_acceptors = summary.acceptors.iter().filter_map(|tid| voluntary_of.get(tid)).sum();
+        summary.voluntary_of_acceptors = if summary.acceptors.is_empty() { summary.voluntary } else { of_acceptors };
         summary.wait = looks.iter().find_map(|(_, process)| seen_wait(process));
         Some(summary)
     }

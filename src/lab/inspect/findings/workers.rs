@@ -99,8 +99,7 @@ impl Worker {
 
 /// The call of a worker that does not wait for the listener: for connections that are passed to it, say.
 fn sleeps_in(summary: &Summary) -> Wait {
-    let most = summary.calls.iter().filter(|(call, _)| **call != Call::Running).max_by_key(|(_, count)| **count);
-    match most.map(|(call, _)| *call) {
+    match summary.sleeps_in {
         Some(Call::Accept) => Wait::Accept,
         Some(Call::Poll) => Wait::Poll,
         Some(Call::Select) => Wait::Select,

@@ -130,8 +130,13 @@ impl Case<'_> {
 
     fn queue_full(&self, listener: &ListenerState) -> Option<Finding> {
         let (most, backlog, drops) = (listener.most_queued, listener.backlog, listener.drops);
+        let (first, last) = (self.recording.first(), self.recording.last());
+        // A socket counts as a drop whatever it throws away, with TCP_DEFER_ACCEPT an ACK of every connection; a full queue
+        // also counts in ListenOverflows.
+        let overflows = last.listen_overflows.saturating_sub(first.listen_overflows);
+        let has_dropped = drops > 0 && overflows > 0 && most >= backlog.div_ceil(2);
         // The kernel takes one more than the backlog (`sk_acceptq_is_full` in include/net/sock.h).
-        if most <= backlog && drops == 0 {
+        if most <= backlog && !has_dropped {
             return None;
         }
         let somaxconn = self.recording.machine.somaxconn;
@@ -139,7 +144,7 @@ impl Case<'_> {
             true => format!("; net.core.somaxconn is {somaxconn}, so it must rise first"),
             false => String::new(),
         };
-        let dropped = if drops > 0 { format!(", and {drops} were dropped meanwhile") } else { String::new() };
+        let dropped = if has_dropped { format!(", and {drops} were dropped meanwhile") } else { String::new() };
         let address = &listener.address;
         let says = format!("the accept queue of {address} is full: {most} waited, its backlog is {backlog}{dropped}");
         let advice = format!("{}{limit}", advice::longer_queue(self.kind));
@@ -211,7 +216,7 @@ impl Case<'_> {
         };
         let sleepers: Vec<&i32> = self.roles.acceptors.keys().filter(alone).collect();
         let is_shared = self.found.listeners.iter().any(|listener| listener.sharing == Sharing::Shared);
-        let switches = sleepers.iter().map(|pid| self.summaries[pid].voluntary).sum::<u64>() as f64;
+        let switches = sleepers.iter().map(|pid| self.summaries[pid].voluntary_of_acceptors).sum::<u64>() as f64;
         let (count, asked) = (new_connections as f64, (new_connections + more_requests) as f64);
         if !is_shared || new_connections < ENOUGH || !is_herd(switches, count, asked, sleepers.len()) {
             return None;

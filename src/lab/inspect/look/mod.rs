@@ -1,10 +1,9 @@
 //! What is read of a running server: looks, one after another, as plain values. A look reads /proc and asks the kernel
 //! for its sockets (sock_diag(7)); the server is not stopped, not written to and not traced.
 //!
-//! [`listeners`] finds the sockets that a target means, [`process`] and [`calls`] read the processes that have them and
+//! [`listeners`] finds the sockets that a target means, [`process`] reads the processes that have them and
 //! what belongs to these, and [`connections`] counts from look to look. Findings are made of a [`Recording`] alone.
 
-mod calls;
 mod connections;
 mod listeners;
 mod observer;
@@ -12,7 +11,7 @@ mod process;
 
 use serde::{Deserialize, Serialize};
 
-pub use calls::Call;
+pub use crate::sys::waiting::Call;
 pub use connections::LONG_NS;
 pub use listeners::{Listener, Target};
 pub use observer::Observer;
@@ -57,6 +56,9 @@ pub struct Look {
     pub requests: u64,
     /// `PassiveOpens` of the network namespace: the connections of all its listeners.
     pub passive_opens: u64,
+    /// `ListenOverflows` of the network namespace: connections that found an accept queue full.
+    #[serde(default)]
+    pub listen_overflows: u64,
 }
 
 impl Recording {

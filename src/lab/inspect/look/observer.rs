@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use super::connections::Tracker;
 use super::listeners::{self, Listener, Target};
-use super::process::{Descriptors, Memory, Process};
+use super::process::{Memory, Process};
 use super::{Look, Machine, Recording};
 use crate::cpu;
 use crate::lab::observe::processes::Process as Identity;
 use crate::lab::observe::tracepoints::parse_cpus;
-use crate::machine::{network_counter, sysctl};
-use crate::sys::procfs::{Stat, command_line, with_descendants};
+use crate::machine::{Counters, network_counter, sysctl};
+use crate::sys::procfs::{Descriptors, Stat, command_line, status_field, with_descendants};
 use crate::sys::sock_diag::unix_sockets;
 use crate::units::{monotonic_ns, thread_cpu_ns};
 
@@ -125,6 +125,7 @@ impl Observer {
             unaccepted_long: seen.unaccepted_long,
             new: seen.new,
             requests: seen.requests,
+            listen_overflows: Counters::now().listen_overflows,
             passive_opens: network_counter(&snmp, "Tcp:", "PassiveOpens"),
         });
         if self.memory.calls_hidden {
@@ -355,6 +356,5 @@ fn command_of(pid: i32) -> Vec<String> {
 /// How many CPUs a process may use (`Cpus_allowed_list` of proc_pid_status(5)).
 fn allowed_cpus(pid: i32) -> Option<usize> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
-    parse_cpus(list.trim()).map(|cpus| cpus.len())
+    parse_cpus(status_field(&status, "Cpus_allowed_list:")?).map(|cpus| cpus.len())
 }

@@ -5,10 +5,10 @@ use std::fs;
 
 use serde::{Deserialize, Serialize};
 
-use super::calls::{Call, waiting};
 use crate::lab::observe::processes::cpu_ns;
 use crate::sys::fd::is_same_file;
-use crate::sys::procfs::Stat;
+use crate::sys::procfs::{Descriptors, Link, Stat, status_field};
+use crate::sys::waiting::{Call, waiting};
 
 /// A process with more descriptors is asked only once what its epoll instances watch: the kernel keeps them locked
 /// while it writes the list.
@@ -102,57 +102,6 @@ pub struct Task {
     pub voluntary: u64,
 }
 
-/// What an open descriptor is.
-#[derive(Clone, Copy, PartialEq)]
-enum Link {
-    Socket(u32),
-    Epoll,
-    Ring,
-}
-
-/// The descriptors of a process that matter here.
-#[derive(Default)]
-pub struct Descriptors {
-    links: BTreeMap<i32, Link>,
-    count: usize,
-}
-
-impl Descriptors {
-    /// `None` when there is no such process, or it may not be looked into.
-    pub fn of(pid: i32) -> Option<Descriptors> {
-        let mut found = Descriptors::default();
-        for entry in fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten() {
-            found.count += 1;
-            let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
-            let link = fs::read_link(entry.path()).ok().and_then(|link| parse_link(link.to_str()?));
-            if let (Some(number), Some(link)) = (number, link) {
-                found.links.insert(number, link);
-            }
-        }
-        Some(found)
-    }
-
-    pub fn sockets(&self) -> impl Iterator<Item = u32> {
-        self.links.values().filter_map(|link| if let Link::Socket(inode) = link { Some(*inode) } else { None })
-    }
-
-    fn with(&self, wanted: Link) -> impl Iterator<Item = i32> {
-        self.links.iter().filter(move |(_, link)| **link == wanted).map(|(number, _)| *number)
-    }
-
-    fn socket(&self, number: i32) -> Option<u32> {
-        self.links.get(&number).and_then(|link| if let Link::Socket(inode) = link { Some(*inode) } else { None })
-    }
-}
-
-fn parse_link(link: &str) -> Option<Link> {
-    match link {
-        "anon_inode:[eventpoll]" => Some(Link::Epoll),
-        "anon_inode:[io_uring]" => Some(Link::Ring),
-        _ => link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok().map(Link::Socket),
-    }
-}
-
 /// What has been found out about processes at earlier looks.
 #[derive(Default)]
 pub struct Memory {
@@ -196,7 +145,7 @@ impl Memory {
     }
 
     fn watches(&mut self, pid: i32, descriptors: &Descriptors, holds: &BTreeSet<u32>) -> Vec<Watch> {
-        if descriptors.count > FEW_DESCRIPTORS
+        if descriptors.count() > FEW_DESCRIPTORS
             && let Some(known) = self.watches.get(&pid)
         {
             return known.clone();
@@ -241,7 +190,7 @@ impl Memory {
             let mut times = schedstat.split_ascii_whitespace().map(|word| word.parse().unwrap_or(0));
             tasks.push(Task {
                 tid,
-                name: field(&status, "Name:").unwrap_or_default().to_string(),
+                name: status_field(&status, "Name:").unwrap_or_default().to_string(),
                 call: waiting.call,
                 // A guess names no descriptor: whoever has the socket may wait for it.
                 is_at_listener: is_in_watch
@@ -251,21 +200,17 @@ impl Memory {
                 address: waiting.address,
                 cpu_ns: times.next().unwrap_or(0),
                 wait_ns: times.next().unwrap_or(0),
-                voluntary: field(&status, "voluntary_ctxt_switches:").and_then(|n| n.parse().ok()).unwrap_or(0),
+                voluntary: status_field(&status, "voluntary_ctxt_switches:").and_then(|n| n.parse().ok()).unwrap_or(0),
             });
         }
         tasks
     }
 }
 
-fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
-    status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
-}
-
 /// The flags of an open file (proc_pid_fdinfo(5)).
 fn flags(pid: i32, number: i32) -> i32 {
     let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).unwrap_or_default();
-    field(&info, "flags:").and_then(|octal| i32::from_str_radix(octal, 8).ok()).unwrap_or(0)
+    status_field(&info, "flags:").and_then(|octal| i32::from_str_radix(octal, 8).ok()).unwrap_or(0)
 }
 
 /// A line of an epoll instance's fdinfo: `tfd: 7 events: 19 data: 0 pos:0 ino:61fe sdev:9`, numbers in hexadecimal but
