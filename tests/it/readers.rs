@@ -9,6 +9,7 @@ use std::time::Duration;
 use acceptlab::lab::check::client::served;
 use acceptlab::lab::check::server::STOP_WITHIN;
 use acceptlab::lab::observe::processes::{family, poll_until};
+use acceptlab::sys::procfs::Stat;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -48,13 +49,15 @@ impl Process {
         poll_until(STOP_WITHIN, || self.0.try_wait().unwrap()).expect("it does not end")
     }
 
-    /// Kills a worker, and waits until it has been reaped: then the master has logged it, or has not.
+    /// Kills a worker, and waits until it has been reaped and the master sleeps again: then it has logged it, or has not.
     fn loses_a_worker(&self) {
         let pid = family(self.0.id() as i32)[1].pid;
         kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-        let reaped =
-            poll_until(FOREVER, || family(self.0.id() as i32).iter().all(|process| process.pid != pid).then_some(()));
-        assert!(reaped.is_some(), "{pid} was not reaped");
+        let master = self.0.id() as i32;
+        let is_reaped = || family(master).iter().all(|process| process.pid != pid);
+        let sleeps = || Stat::of(master).is_some_and(|stat| stat.state == 'S');
+        let is_over = poll_until(FOREVER, || (is_reaped() && sleeps()).then_some(()));
+        assert!(is_over.is_some(), "{pid} was not reaped");
     }
 }
 
