@@ -1,42 +1,54 @@
 #!/usr/bin/env bash
-# Installs the servers of other projects that lessons 27 and 28 put beside ours (experiments/contenders/): nginx, HAProxy,
-# Apache and puma from Debian, gunicorn and uvicorn from PyPI into a folder of their own, PM2 from npm. Whatever is missing is
-# skipped there with a line. Starts no service, now or at the next boot. Debian, as root; Node is in install_clients.sh.
+# Installs the servers of other projects that lessons 27 and 28 put beside ours (experiments/contenders/): nginx,
+# HAProxy, Apache and puma from Debian, gunicorn and uvicorn from PyPI into a folder of their own, PM2 from npm. Whatever
+# is missing is skipped there with a line. Starts no service, now or at the next boot. Debian, as root; Node is in
+# install_clients.sh.
 set -euo pipefail
 readonly VENV=/opt/acceptlab-contenders POLICY=/usr/sbin/policy-rc.d
 # Debian's, which every user may run.
 readonly PYTHON=/usr/bin/python3
-missing=()
+missing=() python_servers=
 for pair in nginx:nginx haproxy:haproxy apache2:apache2-bin puma:puma; do
   command -v "${pair%%:*}" >/dev/null || command -v "/usr/sbin/${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 done
-if ! command -v gunicorn >/dev/null || ! command -v uvicorn >/dev/null; then
+if ! [ -x $VENV/bin/gunicorn ] || ! [ -x $VENV/bin/uvicorn ]; then
   $PYTHON -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
-  python_servers=missing
+  python_servers="gunicorn uvicorn"
 fi
-if [ ${#missing[@]} -gt 0 ] || [ -n "${python_servers:-}" ]; then
-  [ "$(id -u)" -eq 0 ] || { echo "missing: ${missing[*]} ${python_servers:+gunicorn uvicorn}; run it as root"; exit 1; }
+if [ ${#missing[@]} -gt 0 ] || [ -n "$python_servers" ]; then
+  [ "$(id -u)" -eq 0 ] || { echo "missing: ${missing[*]} $python_servers; run it as root"; exit 1; }
 fi
 if [ ${#missing[@]} -gt 0 ]; then
   command -v apt-get >/dev/null || { echo "missing: ${missing[*]}"; exit 1; }
-  # Debian starts a server when it is installed, unless this program says 101, and again at each boot, unless it is disabled.
-  if [ ! -e $POLICY ]; then
-    trap 'rm -f $POLICY' EXIT
-    printf '#!/bin/sh\nexit 101\n' >$POLICY
-    chmod +x $POLICY
-  fi
+  # Debian starts a server when it is installed, unless this program says 101, and again at each boot, unless it is
+  # disabled. One that is there already is put back.
+  [ ! -e $POLICY ] || mv $POLICY $POLICY.before
+  trap 'rm -f $POLICY; [ ! -e $POLICY.before ] || mv $POLICY.before $POLICY' EXIT
+  printf '#!/bin/sh\n# Of install_contenders.sh, while it runs: no service is started.\nexit 101\n' >$POLICY
+  chmod +x $POLICY
   apt-get update -qq >/dev/null
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
   for service in nginx haproxy; do
-    [[ " ${missing[*]} " != *" $service "* ]] || systemctl --quiet disable $service 2>/dev/null || true
+    [[ " ${missing[*]} " != *" $service "* ]] || systemctl --quiet disable $service 2>/dev/null ||
+      [ ! -e /etc/systemd/system/multi-user.target.wants/$service.service ] ||
+      echo "$service could not be disabled: it starts at the next boot"
   done
 fi
-if [ -n "${python_servers:-}" ]; then
+if [ -n "$python_servers" ]; then
   $PYTHON -m venv --clear $VENV
-  $VENV/bin/pip install --quiet --disable-pip-version-check 'gunicorn[gevent]' 'uvicorn[standard]'
-  ln -sf $VENV/bin/gunicorn $VENV/bin/uvicorn /usr/local/bin/
+  # Both with the parts in C that their projects have.
+  $VENV/bin/pip install --quiet --disable-pip-version-check 'gunicorn[gevent,fast]>=25.1' 'uvicorn[standard]'
+  for server in gunicorn uvicorn; do
+    [ -e /usr/local/bin/$server ] && [ ! -L /usr/local/bin/$server ] || ln -sf $VENV/bin/$server /usr/local/bin/
+  done
 fi
-command -v pm2 >/dev/null || ! command -v npm >/dev/null || npm install --global --silent --no-audit --no-fund pm2@7 ||
-  echo "pm2 was not installed: lesson 28 leaves it out"
-[ ${#missing[@]} -gt 0 ] || [ -n "${python_servers:-}" ] || { echo "all of them are there"; exit 0; }
-echo "installed: ${missing[*]} ${python_servers:+gunicorn uvicorn}"
+pm2=
+if ! command -v pm2 >/dev/null; then
+  if command -v npm >/dev/null && npm install --global --silent --no-audit --no-fund pm2@7; then
+    pm2=pm2
+  else
+    echo "pm2 was not installed: lesson 28 leaves it out"
+  fi
+fi
+installed="${missing[*]} $python_servers $pm2"
+[ -n "${installed// /}" ] && echo "installed: $installed" || echo "all of them are there"

@@ -11,8 +11,8 @@ use crate::lab::record::{Record, newest};
 /// Programs that take part in every run.
 const IN_EVERY_RUN: [&str; 2] = ["lab", "loadgen"];
 
-/// A part of the lab that one other program alone is made of, and that program.
-const OF_A_PROGRAM: (&str, &str) = ("src/lab/trials/", "trial");
+/// Parts of the lab that only lessons with this word in a command line use: a program, or a folder of programs.
+const OF_A_WORD: [(&str, &str); 2] = [("src/lab/trials/", "trial"), ("src/lab/run/contender.rs", "contenders")];
 
 /// Where lessons have programs and files of their own.
 const FILES_OF_LESSONS: &str = "experiments/";
@@ -144,9 +144,7 @@ fn decides(root: &Path, file: &str, programs: &BTreeSet<String>) -> bool {
     let program =
         file.strip_prefix("bins/").and_then(|file| file.strip_suffix(".rs")).filter(|name| !name.contains('/'));
     let folder = file.strip_prefix("src/").and_then(|file| Some(file.split_once('/')?.0));
-    let of_one = match OF_A_PROGRAM {
-        (folder, program) if file.starts_with(folder) => Some(program),
-        _ => program.or(folder.filter(|folder| source(root, folder).exists())),
-    };
+    let word = OF_A_WORD.iter().find(|(place, _)| file.starts_with(place)).map(|(_, word)| *word);
+    let of_one = word.or(program).or(folder.filter(|folder| source(root, folder).exists()));
     of_one.is_none_or(|name| programs.contains(name)) && !MAKES_NO_ROWS.iter().any(|folder| file.starts_with(folder))
 }

@@ -6,7 +6,9 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use crate::failure::Failure;
@@ -17,6 +19,10 @@ use crate::lab::program::{Interrupt, NotReady, Program, Running, Stop};
 
 /// The variable that names its folder, by which everything it starts is found.
 const FOLDER: &str = "CONTENDER_FOLDER";
+
+/// Outside of the range from which the kernel takes ports (ip_local_port_range), so that no client gets it meanwhile.
+const PORTS: Range<u16> = 20_000..30_000;
+const TRIES: u32 = 20;
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
@@ -29,9 +35,11 @@ const AT_REST_WITHIN: Duration = Duration::from_secs(2);
 
 /// What it has started, once it has ended: somebody must reap it.
 const GONE_WITHIN: Duration = Duration::from_secs(5);
+const KILLS: u32 = 3;
 const VERSION_WITHIN: Duration = Duration::from_secs(20);
 
-/// Where it listens and writes. Dropping it ends whatever is left of it, and removes its files.
+/// Where it listens and writes. Dropping it ends what is left of it and still has its environment, and removes its
+/// files.
 pub struct Contender {
     address: SocketAddr,
     folder: PathBuf,
@@ -39,13 +47,18 @@ pub struct Contender {
 
 impl Contender {
     pub fn new() -> Result<Contender, String> {
-        // The port is free when the listener is gone. Nobody else opens any at this moment.
-        let listener = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-        let address = listener.map_err(|error| Failure::new("find a free port", error).to_string())?;
-        let folder =
-            std::env::temp_dir().join(format!("acceptlab-contender-{}-{}", std::process::id(), address.port()));
-        fs::create_dir_all(&folder).map_err(|error| Failure::new(format!("make {}", folder.display()), error))?;
-        Ok(Contender { address, folder })
+        let mut last = String::new();
+        for _ in 0..TRIES {
+            let address = SocketAddr::from(([127, 0, 0, 1], fastrand::u16(PORTS)));
+            let name = format!("acceptlab-contender-{}-{}", std::process::id(), address.port());
+            let folder = std::env::temp_dir().join(name);
+            // The port is free again when this listener is gone. A folder that is there already is somebody else's.
+            match TcpListener::bind(address).and_then(|_| fs::create_dir(&folder)) {
+                Ok(()) => return Ok(Contender { address, folder }),
+                Err(error) => last = Failure::new(format!("take {}", folder.display()), error).to_string(),
+            }
+        }
+        Err(last)
     }
 
     /// With its own port and folder.
@@ -57,18 +70,20 @@ impl Contender {
     /// Its address, once it answers and has started all that it starts.
     pub fn await_ready(&self, server: &mut Running, within: Duration) -> Result<String, NotReady> {
         let mut deadline = Deadline::after(within);
-        while !self.answers() {
-            let status = server.await_exit(LOOK_EVERY).map_err(|_| NotReady::Interrupted)?;
-            let found = match (status, deadline.next_look()) {
-                (Some(status), _) => format!("ended with {status} before it answered"),
-                (None, None) => format!("answered nothing within {within:?}"),
-                _ => continue,
-            };
-            return Err(NotReady::Silent { status, found, stderr: server.unread_stderr() });
+        loop {
+            let has_answer = self.answers();
+            // After an answer, too: another server may have given it.
+            wait_a_look(server)?;
+            if has_answer {
+                break;
+            }
+            if deadline.next_look().is_none() {
+                return Err(silent(server, None, format!("answered nothing within {within:?}")));
+            }
         }
         let (begin, mut last, mut still) = (Instant::now(), state_of(server.pid()), 0);
         while still < STILL_LOOKS && begin.elapsed() < AT_REST_WITHIN {
-            server.await_exit(LOOK_EVERY).map_err(|_| NotReady::Interrupted)?;
+            wait_a_look(server)?;
             let now = state_of(server.pid());
             still = if now == last { still + 1 } else { 0 };
             last = now;
@@ -103,6 +118,18 @@ impl Contender {
     }
 }
 
+/// Until the next look. A server that ends meanwhile was never ready.
+fn wait_a_look(server: &mut Running) -> Result<(), NotReady> {
+    match server.await_exit(LOOK_EVERY).map_err(|_| NotReady::Interrupted)? {
+        None => Ok(()),
+        Some(status) => Err(silent(server, Some(status), format!("ended with {status} before it was ready"))),
+    }
+}
+
+fn silent(server: &mut Running, status: Option<ExitStatus>, found: String) -> NotReady {
+    NotReady::Silent { status, found, stderr: server.unread_stderr() }
+}
+
 /// What it calls itself: the first line of `PROGRAM --version`.
 pub fn version(command: &ServerCommand, interrupt: &Interrupt) -> Option<String> {
     let program = Program::of(&format!("{} --version", command.program())).until(interrupt);
@@ -117,7 +144,14 @@ fn state_of(server: i32) -> Vec<(i32, u64, u64)> {
 
 impl Drop for Contender {
     fn drop(&mut self) {
-        self.processes().iter().for_each(|process| process.kill());
+        // One that forks while it is looked for has left a child.
+        for _ in 0..KILLS {
+            let left = self.processes();
+            if left.is_empty() {
+                break;
+            }
+            left.iter().for_each(Process::kill);
+        }
         // What is left in a temporary folder does no harm.
         let _ = fs::remove_dir_all(&self.folder);
     }
