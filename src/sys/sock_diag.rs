@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket};
+use serde::{Deserialize, Serialize};
 
 /// States of a TCP socket (include/net/tcp_states.h).
 pub const ESTABLISHED: u8 = 1;
@@ -129,6 +130,62 @@ pub fn unix_sockets() -> nix::Result<Vec<UnixSocket>> {
     let request = [&[libc::AF_UNIX as u8, 0, 0, 0][..], &states.to_ne_bytes(), &[0; 4], &show.to_ne_bytes(), &[0; 8]];
     let mut found = Vec::new();
     dump(&request.concat(), |message| found.extend(parse_unix(message)))?;
+    Ok(found)
+}
+
+/// A socket that listens.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Listener {
+    pub inode: u32,
+    /// `127.0.0.1:8080`, `[::]:8080`, `unix:/run/x.sock`.
+    pub address: String,
+    /// IPv6 and IPv4 at once.
+    #[serde(default)]
+    pub is_dual: bool,
+    /// Connections that nobody has accepted.
+    pub queued: u32,
+    /// The kernel takes one connection more than this.
+    pub backlog: u32,
+    /// Connections and packets that it has dropped, since it began to listen.
+    pub drops: u32,
+    pub uid: u32,
+}
+
+impl Listener {
+    /// `None` for a Unix socket.
+    pub fn ip(&self) -> Option<SocketAddr> {
+        self.address.parse().ok()
+    }
+}
+
+/// All sockets of this network namespace that listen.
+pub fn listeners() -> nix::Result<Vec<Listener>> {
+    let mut found = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        // A kernel without IPv6 has none of its sockets.
+        let sockets = match tcp_sockets(family, 1 << LISTEN, 0, 0, Extra::Drops) {
+            Err(_) if family == AddressFamily::Inet6 => Vec::new(),
+            sockets => sockets?,
+        };
+        found.extend(sockets.into_iter().map(|socket| Listener {
+            inode: socket.inode,
+            address: socket.local.to_string(),
+            is_dual: socket.local.is_ipv6() && !socket.is_v6_only && socket.local.ip().is_unspecified(),
+            queued: socket.received,
+            backlog: socket.sent,
+            drops: socket.drops,
+            uid: socket.uid,
+        }));
+    }
+    // Where the kernel cannot list Unix sockets, the others are enough.
+    let unix = unix_sockets().unwrap_or_default().into_iter().filter(|socket| socket.state == LISTEN);
+    found.extend(unix.map(|socket| Listener {
+        inode: socket.inode,
+        address: format!("unix:{}", socket.name),
+        queued: socket.received,
+        backlog: socket.sent,
+        ..Listener::default()
+    }));
     Ok(found)
 }
 

@@ -2,9 +2,8 @@
 //! name. The server notices nothing: its memory is mapped for reading, and the rest is in /proc.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -13,7 +12,8 @@ use serde::Serialize;
 use crate::failure::Failure;
 use crate::lab::observe::processes::Process;
 use crate::scoreboard::{Count, Scoreboard, WorkerRow};
-use crate::sys::procfs::voluntary_switches;
+use crate::sys::procfs::{Descriptors, voluntary_switches};
+use crate::sys::sock_diag::listeners;
 use crate::units::monotonic_ns;
 
 /// A server that runs, or ran at the last look.
@@ -194,56 +194,17 @@ fn command(pid: i32) -> Option<String> {
 
 /// The TCP sockets on which one of these processes listens.
 fn listening(processes: &BTreeSet<i32>) -> Vec<SocketAddr> {
-    let folders = processes.iter().filter_map(|pid| fs::read_dir(format!("/proc/{pid}/fd")).ok());
-    let links = folders.flatten().flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
-    let sockets: BTreeSet<String> = links
-        .filter_map(|link| Some(link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_string()))
-        .collect();
-    let mut found = BTreeSet::new();
-    for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
-        let Ok(file) = File::open(table) else { continue };
-        // The kernel lists the listening sockets before all others, of which there may be thousands.
-        let lines = BufReader::new(file).lines().skip(1).map_while(Result::ok);
-        let listening = lines.map_while(|line| parse_listening(&line));
-        found.extend(listening.filter(|(_, inode)| sockets.contains(inode)).map(|(address, _)| address));
-    }
+    let descriptors: Vec<Descriptors> = processes.iter().filter_map(|&pid| Descriptors::of(pid)).collect();
+    let sockets: BTreeSet<u32> = descriptors.iter().flat_map(Descriptors::sockets).collect();
+    // Where the kernel cannot be asked, the heading has no address.
+    let ours = listeners().unwrap_or_default().into_iter().filter(|listener| sockets.contains(&listener.inode));
+    let found: BTreeSet<SocketAddr> = ours.filter_map(|listener| listener.ip()).collect();
     found.into_iter().collect()
-}
-
-/// The local address and the inode of a line of /proc/net/tcp, if it is a listening socket's (proc_pid_net(5)).
-fn parse_listening(line: &str) -> Option<(SocketAddr, String)> {
-    let fields: Vec<&str> = line.split_whitespace().collect();
-    let (address, port) = fields.get(1)?.split_once(':')?;
-    // The address is printed as 32-bit words of the machine's own byte order.
-    let word = |i: usize| u32::from_str_radix(address.get(8 * i..8 * i + 8)?, 16).ok().map(u32::to_ne_bytes);
-    let address = match address.len() {
-        8 => IpAddr::V4(Ipv4Addr::from(word(0)?)),
-        _ => {
-            let mut octets = [0; 16];
-            for i in 0..4 {
-                octets[4 * i..4 * i + 4].copy_from_slice(&word(i)?);
-            }
-            IpAddr::V6(Ipv6Addr::from(octets))
-        }
-    };
-    let port = u16::from_str_radix(port, 16).ok()?;
-    (*fields.get(3)? == "0A").then_some((SocketAddr::new(address, port), fields.get(9)?.to_string()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_listening_socket_is_read_with_address_and_inode() {
-        let line =
-            "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 x";
-        let six =
-            "   0: 00000000000000000000000001000000:0050 00000000000000000000000000000000:0000 0A 0:0 0:0 0 0 0 9 1";
-        assert_eq!(parse_listening(line), Some(("127.0.0.1:8080".parse().unwrap(), "4711".to_string())));
-        assert_eq!(parse_listening(six), Some(("[::1]:80".parse().unwrap(), "9".to_string())));
-        assert_eq!(parse_listening(&line.replace(" 0A ", " 01 ")), None);
-    }
 
     #[test]
     fn our_own_listener_is_found() {

@@ -17,12 +17,17 @@ use serde::Serialize;
 use super::look::{Recording, Task};
 use crate::evenness;
 use crate::report::Evenness;
-use crate::units::over;
+use crate::units::{grouped, over};
 pub use roles::{Dispatch, Roles, Way};
 pub use summary::Wait;
 use summary::{Summary, summarize};
 pub use workers::{State, Worker};
-pub use wrong::{Finding, IDS, connections};
+pub use wrong::{Finding, IDS};
+
+/// A number of them, in words.
+pub fn connections(count: u64) -> String {
+    if count == 1 { "1 connection".to_string() } else { format!("{} connections", grouped(count)) }
+}
 
 /// What `lab inspect --format json` prints (contract, section 6; `schema/inspect.schema.json`).
 #[derive(Debug, Clone, PartialEq, Serialize)]

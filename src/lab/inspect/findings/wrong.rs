@@ -6,10 +6,10 @@ use serde::Serialize;
 
 use super::roles::{Dispatch, Roles, Way};
 use super::summary::{Summary, Wait};
-use super::{Basis, Diagnosis, ENOUGH, ListenerState, Sharing, State, Totals, Worker, advice, busiest};
+use super::{Basis, Diagnosis, ENOUGH, ListenerState, Sharing, State, Totals, Worker, advice, busiest, connections};
 use crate::lab::inspect::look::{Call, Recording};
 use crate::lab::watch::is_herd;
-use crate::units::{grouped, number};
+use crate::units::number;
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Finding {
@@ -81,15 +81,6 @@ pub fn findings(
     findings
 }
 
-fn have(count: u64) -> String {
-    format!("{} {}", connections(count), if count == 1 { "has" } else { "have" })
-}
-
-/// A number of them, in words.
-pub fn connections(count: u64) -> String {
-    if count == 1 { "1 connection".to_string() } else { format!("{} connections", grouped(count)) }
-}
-
 fn finding(id: &'static str, lesson: &'static str, says: String, advice: &str) -> Finding {
     Finding { id, says, numbers: BTreeMap::new(), lesson, advice: advice.to_string() }
 }
@@ -102,6 +93,10 @@ impl Finding {
 }
 
 impl Case<'_> {
+    fn advice(&self, on: advice::Advice) -> &'static str {
+        advice::of(on, self.kind)
+    }
+
     fn hung(&self) -> Vec<Finding> {
         let all = self.found.workers.iter().chain(&self.found.master);
         let hung = all.filter(|worker| worker.state == State::Hung);
@@ -117,7 +112,7 @@ impl Case<'_> {
             };
             let signal =
                 if why.starts_with("stopped") { format!("; `kill -CONT {pid}` lets it go on") } else { String::new() };
-            let advice = format!("{}{signal}", advice::replace(self.kind));
+            let advice = format!("{}{signal}", self.advice(advice::HUNG));
             finding("hung-worker", HANGS, format!("pid {pid} hangs: {why}; {waits}"), &advice).with(&[
                 ("pid", f64::from(pid)),
                 ("queued", f64::from(worker.queued.unwrap_or(0))),
@@ -147,7 +142,7 @@ impl Case<'_> {
         let dropped = if has_dropped { format!(", and {drops} were dropped meanwhile") } else { String::new() };
         let address = &listener.address;
         let says = format!("the accept queue of {address} is full: {most} waited, its backlog is {backlog}{dropped}");
-        let advice = format!("{}{limit}", advice::longer_queue(self.kind));
+        let advice = format!("{}{limit}", self.advice(advice::QUEUE));
         Some(finding("queue-full", LOST, says, &advice).with(&[
             ("most_queued", f64::from(most)),
             ("backlog", f64::from(backlog)),
@@ -203,7 +198,7 @@ impl Case<'_> {
             Some(Call::Sleep | Call::Futex | Call::Lock) => "the workers sleep in other calls",
             Some(_) => "the workers wait for other events",
         };
-        let says = format!("for a second or longer {} not been accepted: {does}", have(long));
+        let says = format!("nobody has accepted {} for a second or longer: {does}", connections(long));
         let advice = "more workers, or event loops, which hold a silent client for the price of a descriptor";
         Some(finding("nobody-accepts", ONE_THREAD, says, advice).with(&[("unaccepted", long as f64)]))
     }
@@ -228,7 +223,7 @@ impl Case<'_> {
             number(per)
         );
         let numbers = [("switches_per_connection", per), ("workers", workers as f64)];
-        Some(finding("herd", HERD, says, advice::wake_one(self.kind)).with(&numbers))
+        Some(finding("herd", HERD, says, self.advice(advice::HERD)).with(&numbers))
     }
 
     fn uneven(&self) -> Option<Finding> {
@@ -253,7 +248,7 @@ impl Case<'_> {
             number(expected),
             number(evenness.dispersion),
         );
-        Some(finding("uneven", lesson, says, advice::even_out(self.kind)).with(&[
+        Some(finding("uneven", lesson, says, self.advice(advice::UNEVEN)).with(&[
             ("dispersion", evenness.dispersion),
             ("p_value", evenness.p_value),
             ("max_over_mean", evenness.max_over_mean),
@@ -322,7 +317,7 @@ impl Case<'_> {
             number(100.0 * others)
         );
         let numbers = [("acceptor_cpu_share", share(cpu_ns)), ("worker_cpu_share", others)];
-        Some(finding("one-acceptor", ONE_ACCEPTOR, says, advice::more_acceptors(self.kind)).with(&numbers))
+        Some(finding("one-acceptor", ONE_ACCEPTOR, says, self.advice(advice::ACCEPTORS)).with(&numbers))
     }
 
     fn no_reuseport(&self) -> Option<Finding> {
@@ -336,7 +331,7 @@ impl Case<'_> {
         let workers = shared.queues[0].pids.len();
         let says = format!("{asked} is asked for, but {workers} workers share one socket of {}", shared.address);
         let numbers = [("sockets", 1.0), ("workers", workers as f64)];
-        Some(finding("no-reuseport", ONE_QUEUE_OR_MANY, says, advice::really_reuseport(self.kind)).with(&numbers))
+        Some(finding("no-reuseport", ONE_QUEUE_OR_MANY, says, self.advice(advice::REUSEPORT)).with(&numbers))
     }
 
     fn more_workers_than_cpus(&self) -> Option<Finding> {
@@ -355,12 +350,12 @@ impl Case<'_> {
         );
         let numbers =
             [("workers", workers as f64), ("cpus", cpus as f64), ("cpu_share", used), ("waited_share", waited)];
-        Some(finding("more-workers-than-cpus", HERD, says, advice::fewer_workers(self.kind)).with(&numbers))
+        Some(finding("more-workers-than-cpus", HERD, says, self.advice(advice::LOOPS)).with(&numbers))
     }
 }
 
-/// The shares of workers that are asked in a fixed order, the first that is free: worker i gets what overflows from those
-/// before it, a·(B(i−1, a) − B(i, a)) with B Erlang's loss formula and `load` a in Erlangs.
+/// The shares of workers that are asked in a fixed order, the first that is free: worker i gets what overflows from
+/// those before it, a·(B(i−1, a) − B(i, a)) with B Erlang's loss formula and `load` a in Erlangs.
 fn ordered_shares(workers: usize, load: f64) -> Vec<f64> {
     let mut blocked = 1.0;
     let mut shares = Vec::new();

@@ -1,4 +1,4 @@
-//! The sockets that listen, of TCP and of Unix, and which of them a target means.
+//! What a target is, and which of the sockets that listen it means.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -6,12 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
-use nix::sys::socket::AddressFamily;
-use serde::{Deserialize, Serialize};
 
-use crate::sys::sock_diag::{Extra, LISTEN, tcp_sockets, unix_sockets};
-
-pub const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
+use crate::sys::sock_diag::Listener;
 
 /// What is to be inspected, as the user names it.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,62 +55,6 @@ fn with_interface_number(text: &str) -> Result<String, String> {
     let number =
         number.map_err(|errno: Errno| format!("{text}: no interface {name}: {}", errno.desc().to_lowercase()))?;
     Ok(format!("{address}%{number}]{port}"))
-}
-
-/// A socket that listens.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Listener {
-    pub inode: u32,
-    /// `127.0.0.1:8080`, `[::]:8080`, `unix:/run/x.sock`.
-    pub address: String,
-    /// IPv6 and IPv4 at once.
-    #[serde(default)]
-    pub is_dual: bool,
-    /// Connections that nobody has accepted.
-    pub queued: u32,
-    /// The kernel takes one connection more than this.
-    pub backlog: u32,
-    /// Connections and packets that it has dropped, since it began to listen.
-    pub drops: u32,
-    pub uid: u32,
-}
-
-impl Listener {
-    /// `None` for a Unix socket.
-    pub fn ip(&self) -> Option<SocketAddr> {
-        self.address.parse().ok()
-    }
-}
-
-/// All sockets of this network namespace that listen.
-pub fn all() -> Result<Vec<Listener>, Errno> {
-    let mut found = Vec::new();
-    for family in FAMILIES {
-        // A kernel without IPv6 has none of its sockets.
-        let sockets = match tcp_sockets(family, 1 << LISTEN, 0, 0, Extra::Drops) {
-            Err(_) if family == AddressFamily::Inet6 => Vec::new(),
-            sockets => sockets?,
-        };
-        found.extend(sockets.into_iter().map(|socket| Listener {
-            inode: socket.inode,
-            address: socket.local.to_string(),
-            is_dual: socket.local.is_ipv6() && !socket.is_v6_only && socket.local.ip().is_unspecified(),
-            queued: socket.received,
-            backlog: socket.sent,
-            drops: socket.drops,
-            uid: socket.uid,
-        }));
-    }
-    // Where the kernel cannot list Unix sockets, the others are enough.
-    let unix = unix_sockets().unwrap_or_default().into_iter().filter(|socket| socket.state == LISTEN);
-    found.extend(unix.map(|socket| Listener {
-        inode: socket.inode,
-        address: format!("unix:{}", socket.name),
-        queued: socket.received,
-        backlog: socket.sent,
-        ..Listener::default()
-    }));
-    Ok(found)
 }
 
 /// The addresses among these that a port or an address means. An address that nobody has bound is served by the one that

@@ -5,15 +5,17 @@
 //! what belongs to these, and [`connections`] counts from look to look. Findings are made of a [`Recording`] alone.
 
 mod connections;
+mod files;
 mod listeners;
 mod observer;
 mod process;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::sys::sock_diag::Listener;
 pub use crate::sys::waiting::Call;
 pub use connections::LONG_NS;
-pub use listeners::{Listener, Target};
+pub use listeners::Target;
 pub use observer::Observer;
 pub use process::{Process, Task, Watch};
 

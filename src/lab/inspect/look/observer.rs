@@ -5,15 +5,15 @@ use std::fs;
 use std::time::Duration;
 
 use super::connections::Tracker;
-use super::listeners::{self, Listener, Target};
+use super::files::{allowed_cpus, comm, title};
+use super::listeners::{Target, addresses_of};
 use super::process::{Memory, Process};
-use super::{Look, Machine, Recording};
+use super::{Listener, Look, Machine, Recording};
 use crate::cpu;
 use crate::lab::observe::processes::Process as Identity;
-use crate::lab::observe::tracepoints::parse_cpus;
 use crate::machine::{Counters, network_counter, sysctl};
-use crate::sys::procfs::{Descriptors, Stat, command_line, status_field, with_descendants};
-use crate::sys::sock_diag::unix_sockets;
+use crate::sys::procfs::{Descriptors, Stat, with_descendants};
+use crate::sys::sock_diag::{listeners, unix_sockets};
 use crate::units::{monotonic_ns, thread_cpu_ns};
 
 /// The pid of kthreadd, the parent of all threads of the kernel.
@@ -49,7 +49,7 @@ impl Observer {
         };
         let addresses = match target {
             Target::Process(pid) => addresses_of_process(pid, &all)?,
-            _ => listeners::addresses_of(&target, &all),
+            _ => addresses_of(&target, &all),
         };
         if addresses.is_empty() {
             return Err(format!("nobody listens on {target} in this network namespace{}", elsewhere(&target)));
@@ -167,7 +167,7 @@ impl Observer {
             process.listens_elsewhere = others.map(|address| address.to_string()).collect();
             processes.push(process);
             sockets.insert(stat.pid, descriptors.sockets().filter(|inode| !inodes.contains(inode)).collect());
-            self.recording.commands.entry(stat.pid).or_insert_with(|| command_of(stat.pid));
+            self.recording.commands.entry(stat.pid).or_insert_with(|| title(stat.pid));
         }
         // One that has just ended is closed, too.
         if let Some(pid) = closed.into_iter().find(|&pid| Identity::find(pid).is_some()) {
@@ -212,7 +212,7 @@ impl Observer {
 }
 
 fn all_listeners() -> Result<Vec<Listener>, String> {
-    listeners::all().map_err(|errno| format!("ask the kernel for its sockets (sock_diag): {}", errno.desc()))
+    listeners().map_err(|errno| format!("ask the kernel for its sockets (sock_diag): {}", errno.desc()))
 }
 
 fn inodes_of(all: &[Listener], addresses: &BTreeSet<String>) -> BTreeSet<u32> {
@@ -236,7 +236,7 @@ fn holders_of(inodes: &BTreeSet<u32>) -> (BTreeMap<i32, BTreeSet<u32>>, usize) {
     (holders, hidden)
 }
 
-/// Several addresses of one port are one server if some process holds both.
+/// Several addresses of one port are one server if the same processes hold them.
 fn is_one_server(
     target: &Target,
     all: &[Listener],
@@ -247,23 +247,13 @@ fn is_one_server(
         let inodes = inodes_of(all, &BTreeSet::from([address.clone()]));
         holders.iter().filter(|(_, held)| !held.is_disjoint(&inodes)).map(|(pid, _)| *pid).collect()
     };
-    let mut groups: Vec<(Vec<&String>, BTreeSet<i32>)> = Vec::new();
-    for address in addresses {
-        let pids = pids(address);
-        match groups.iter_mut().find(|(_, others)| !others.is_disjoint(&pids)) {
-            Some((of_group, others)) => {
-                of_group.push(address);
-                others.extend(pids);
-            }
-            None => groups.push((vec![address], pids)),
-        }
-    }
-    if groups.len() < 2 {
+    let first = addresses.first().map(&pids).unwrap_or_default();
+    if addresses.iter().skip(1).all(|address| !pids(address).is_disjoint(&first)) {
         return Ok(());
     }
-    let named = groups.iter().map(|(addresses, pids)| match pids.first() {
-        Some(pid) => format!("{} (pid {pid})", addresses[0]),
-        None => addresses[0].clone(),
+    let named = addresses.iter().map(|address| match pids(address).first() {
+        Some(pid) => format!("{address} (pid {pid})"),
+        None => address.clone(),
     });
     let named = named.collect::<Vec<_>>().join(", ");
     Err(format!("{target} belongs to several servers: {named}; name an address instead of the port"))
@@ -342,19 +332,4 @@ fn elsewhere(target: &Target) -> String {
         }
     }
     String::new()
-}
-
-pub fn comm(pid: i32) -> String {
-    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_string()
-}
-
-fn command_of(pid: i32) -> Vec<String> {
-    let words = command_line(pid);
-    if words.is_empty() { vec![comm(pid)] } else { words }
-}
-
-/// How many CPUs a process may use (`Cpus_allowed_list` of proc_pid_status(5)).
-fn allowed_cpus(pid: i32) -> Option<usize> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    parse_cpus(status_field(&status, "Cpus_allowed_list:")?).map(|cpus| cpus.len())
 }

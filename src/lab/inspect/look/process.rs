@@ -5,6 +5,7 @@ use std::fs;
 
 use serde::{Deserialize, Serialize};
 
+use super::files::{epoll_entries, open_flags};
 use crate::lab::observe::processes::cpu_ns;
 use crate::sys::fd::is_same_file;
 use crate::sys::procfs::{Descriptors, Link, Stat, status_field};
@@ -126,7 +127,7 @@ impl Memory {
         });
         let waits = |inode: &u32| {
             let mut numbers = descriptors.with(Link::Socket(*inode));
-            numbers.next().is_some_and(|number| flags(pid, number) & libc::O_NONBLOCK == 0)
+            numbers.next().is_some_and(|number| open_flags(pid, number) & libc::O_NONBLOCK == 0)
         };
         Process {
             pid,
@@ -156,13 +157,13 @@ impl Memory {
             if found.iter().any(|watch| watch.is_in(pid, number)) {
                 continue;
             }
-            let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).unwrap_or_default();
-            let mut watches: Vec<Watch> =
-                info.lines().filter_map(parse_watch).filter(|watch| holds.contains(&watch.listener)).collect();
+            let held = epoll_entries(pid, number).into_iter().filter(|(inode, _)| holds.contains(inode));
+            let mut watches: Vec<Watch> = held
+                .map(|(listener, events)| Watch { instance: number, listener, events, instance_of: None })
+                .collect();
             if watches.is_empty() {
                 continue;
             }
-            watches.iter_mut().for_each(|watch| watch.instance = number);
             let first = *self.instances.entry(number).or_insert(pid);
             if first != pid && is_same_file((first, number), (pid, number)) == Ok(true) {
                 watches.iter_mut().for_each(|watch| watch.instance_of = Some(first));
@@ -207,21 +208,6 @@ impl Memory {
     }
 }
 
-/// The flags of an open file (proc_pid_fdinfo(5)).
-fn flags(pid: i32, number: i32) -> i32 {
-    let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).unwrap_or_default();
-    status_field(&info, "flags:").and_then(|octal| i32::from_str_radix(octal, 8).ok()).unwrap_or(0)
-}
-
-/// A line of an epoll instance's fdinfo: `tfd: 7 events: 19 data: 0 pos:0 ino:61fe sdev:9`, numbers in hexadecimal but
-/// for the first.
-fn parse_watch(line: &str) -> Option<Watch> {
-    let after = |name: &str| line.split_once(name)?.1.split_ascii_whitespace().next();
-    let hexadecimal = |name| u32::from_str_radix(after(name)?, 16).ok();
-    line.starts_with("tfd:").then_some(())?;
-    Some(Watch { listener: hexadecimal("ino:")?, events: hexadecimal("events:")?, ..Watch::default() })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -229,14 +215,6 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     use crate::sys::epoll::{Epoll, Interest};
-
-    #[test]
-    fn an_entry_of_an_epoll_instance_is_read() {
-        let line = "tfd:        7 events: 10000019 data:                5  pos:0 ino:61fe sdev:9";
-        let watch = parse_watch(line).unwrap();
-        assert_eq!((watch.listener, watch.events), (0x61fe, 0x1000_0019));
-        assert!(parse_watch("pos:\t0").is_none() && parse_watch("flags:\t02").is_none());
-    }
 
     #[test]
     fn our_own_listener_and_what_watches_it_are_found() {
