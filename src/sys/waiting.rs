@@ -29,7 +29,8 @@ pub enum Call {
     Other,
 }
 
-/// A call, and what it waits for: the descriptors of accept, poll, select, epoll_wait and io_uring_enter; a futex's address.
+/// A call, and what it waits for: the descriptors of accept, poll, select, epoll_wait and io_uring_enter; a futex's
+/// address.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Waiting {
     pub call: Call,

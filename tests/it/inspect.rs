@@ -1,5 +1,5 @@
-//! `lab inspect` looks at real servers: it names their mechanism, finds who hangs, touches nothing, and says in a line what
-//! it cannot see.
+//! `lab inspect` looks at real servers: it names their mechanism, finds who hangs, touches nothing, and says in a line
+//! what it cannot see.
 
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;

@@ -1,5 +1,5 @@
-//! What a recording says: a pure function of what was read. [`summary`] adds up each process, [`roles`] tells who accepts
-//! and who serves, [`workers`] measures each of them, [`wrong`] finds what is wrong, [`advice`] what to do.
+//! What a recording says: a pure function of what was read. [`summary`] adds up each process, [`roles`] tells who
+//! accepts and who serves, [`workers`] measures each of them, [`wrong`] finds what is wrong, [`advice`] what to do.
 
 mod advice;
 mod roles;

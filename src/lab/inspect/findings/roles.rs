@@ -71,14 +71,15 @@ pub fn roles(recording: &Recording, summaries: &BTreeMap<i32, Summary>) -> Roles
     Roles { guessed, dispatch, way, acceptors, workers }
 }
 
-/// The processes that accept, of those that live. One that only holds the listener, because it will fork or has forked, is
-/// none. And those of them whose way to wait is a guess.
+/// The processes that accept, of those that live. One that only holds the listener, because it will fork or has forked,
+/// is none. And those of them whose way to wait is a guess.
 fn acceptors(recording: &Recording, summaries: &BTreeMap<i32, Summary>) -> (BTreeMap<i32, Wait>, Vec<i32>) {
     let lives = |summary: &&Summary| recording.last().processes.iter().any(|process| process.pid == summary.pid());
     let holders = || summaries.values().filter(|summary| !summary.last.holds.is_empty()).filter(lives);
     let mut found: BTreeMap<i32, Wait> =
         holders().filter_map(|summary| Some((summary.pid(), wait_of(summary)?))).collect();
-    // Busy workers were seen in no call, but they own connections. A child of an acceptor was forked for its connection.
+    // Busy workers were seen in no call, but they own connections. A child of an acceptor was forked for its
+    // connection.
     let busy = |summary: &&Summary| {
         let is_known = |pid: i32| found.contains_key(&pid);
         !is_known(summary.pid()) && !is_known(summary.last.parent) && summary.seen() > 0
@@ -129,8 +130,8 @@ fn is_thread_lock(summary: &Summary) -> bool {
     one_at_a_time && !main_accepts && (at_one_futex > 1 || (at_one_futex == 1 && summary.acceptors.len() > 1))
 }
 
-/// Brothers that hold one listener, of which one at a time waits for it, while others wait for a lock, or in epoll without
-/// the listener until they get it.
+/// Brothers that hold one listener, of which one at a time waits for it, while others wait for a lock, or in epoll
+/// without the listener until they get it.
 fn behind_a_lock(
     recording: &Recording,
     summaries: &BTreeMap<i32, Summary>,
@@ -192,8 +193,8 @@ fn by_one(recording: &Recording, acceptor: &Summary, summaries: &BTreeMap<i32, S
     (dispatch, way, vec![pid])
 }
 
-/// The threads of a process that may serve connections. Where the main thread alone waits for the listener and does nearly
-/// all the work, the others help it, with files and names; Node has such threads from its start.
+/// The threads of a process that may serve connections. Where the main thread alone waits for the listener and does
+/// nearly all the work, the others help it, with files and names; Node has such threads from its start.
 fn serving_threads(recording: &Recording, acceptor: &Summary) -> usize {
     let is_node = recording.commands.get(&acceptor.pid()).is_some_and(|words| kind_of(words) == Kind::Node);
     let main_accepts = acceptor.acceptors.iter().all(|tid| *tid == acceptor.pid());

@@ -128,8 +128,8 @@ fn hangs_in(recording: &Recording, pid: i32, least_queued: u32) -> Option<&'stat
     let has_run = sum(last_seen, |task| task.cpu_ns) > sum(first_seen, |task| task.cpu_ns);
     let has_slept = sum(last_seen, |task| task.voluntary) > sum(first_seen, |task| task.voluntary);
     let calls = || seen.iter().flat_map(|process| &process.tasks).map(|task| task.call);
-    // A client that does not read its answers has unread requests, too, and an event loop is right to wait. So is a worker
-    // that serves one connection at a time and waits for its client.
+    // A client that does not read its answers has unread requests, too, and an event loop is right to wait. So is a
+    // worker that serves one connection at a time and waits for its client.
     let waits = |call| matches!(call, Call::Epoll | Call::Poll | Call::Select | Call::IoUring);
     let waits_for_client = seen.iter().any(|process| process.tasks.iter().any(|task| task.is_at_socket));
     let is_stuck = least_queued > 0 || (last_seen.unread > 0 && !calls().any(waits));

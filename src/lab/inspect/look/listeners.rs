@@ -57,8 +57,8 @@ fn with_interface_number(text: &str) -> Result<String, String> {
     Ok(format!("{address}%{number}]{port}"))
 }
 
-/// The addresses among these that a port or an address means. An address that nobody has bound is served by the one that
-/// is bound to any address of the machine.
+/// The addresses among these that a port or an address means. An address that nobody has bound is served by the one
+/// that is bound to any address of the machine.
 pub fn addresses_of(target: &Target, all: &[Listener]) -> BTreeSet<String> {
     let with = |is_meant: &dyn Fn(&Listener) -> bool| {
         all.iter().filter(|listener| is_meant(listener)).map(|listener| listener.address.clone()).collect()
