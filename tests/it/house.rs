@@ -173,13 +173,8 @@ fn syllabus() -> Vec<Listed> {
 }
 
 /// Words that are also an architecture's name: an event of a cluster, in Node's word for it, and HTTP's pipelining.
-const OTHER_MEANINGS: [(&str, &str); 4] = [
-    ("fork", "src/cluster/workers.rs"),
-    ("pipeline", "src/metrics.rs"),
-    ("pipeline", "src/load/commands/merge.rs"),
-    // An option of many servers.
-    ("reuseport", "src/lab/inspect/findings/wrong.rs"),
-];
+const OTHER_MEANINGS: [(&str, &str); 3] =
+    [("fork", "src/cluster/workers.rs"), ("pipeline", "src/metrics.rs"), ("pipeline", "src/load/commands/merge.rs")];
 
 #[test]
 fn the_library_does_not_know_which_architectures_exist() {

@@ -55,6 +55,17 @@ fn a_worker_that_sleeps_or_runs_while_connections_wait_hangs() {
 }
 
 #[test]
+fn a_process_that_got_the_number_of_one_that_ended_is_another() {
+    let mut recording = recorded("hung");
+    let hung = diagnose(&recording).findings[0].numbers["pid"] as i32;
+    let last = recording.looks.last_mut().unwrap();
+    let successor = last.processes.iter_mut().find(|process| process.pid == hung).unwrap();
+    (successor.started, successor.state, successor.cpu_ns, successor.child_faults) = (successor.started + 1, 'S', 0, 0);
+    let diagnosis = diagnose(&recording);
+    assert!(!ids(&diagnosis).contains(&"hung-worker"), "{:?}", diagnosis.findings);
+}
+
+#[test]
 fn nobody_hangs_before_a_second_has_passed() {
     for name in ["blocked", "spin"] {
         let mut recording = recorded(name);

@@ -126,8 +126,8 @@ impl Case<'_> {
     fn queue_full(&self, listener: &ListenerState) -> Option<Finding> {
         let (most, backlog, drops) = (listener.most_queued, listener.backlog, listener.drops);
         let (first, last) = (self.recording.first(), self.recording.last());
-        // A socket counts as a drop whatever it throws away, with TCP_DEFER_ACCEPT an ACK of every connection; a full queue
-        // also counts in ListenOverflows.
+        // A socket counts as a drop whatever it throws away, with TCP_DEFER_ACCEPT an ACK of every connection; a full
+        // queue also counts in ListenOverflows.
         let overflows = last.listen_overflows.saturating_sub(first.listen_overflows);
         let has_dropped = drops > 0 && overflows > 0 && most >= backlog.div_ceil(2);
         // The kernel takes one more than the backlog (`sk_acceptq_is_full` in include/net/sock.h).
@@ -321,9 +321,10 @@ impl Case<'_> {
     }
 
     fn no_reuseport(&self) -> Option<Finding> {
+        // `--reuse-port`, `reuse_port=True`, `reuseport`; but no path.
         let is_asked = |word: &String| {
-            let word = word.to_lowercase().replace(['-', '_'], "");
-            word.contains("reuseport") && !word.contains('/')
+            let after = word.split_once("reuse").map(|(_, after)| after.trim_start_matches(['-', '_']));
+            after.is_some_and(|after| after.starts_with("port")) && !word.contains('/')
         };
         let asked =
             self.recording.commands.values().flat_map(|words| words.iter().skip(1)).find(|word| is_asked(word))?;

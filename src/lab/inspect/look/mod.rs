@@ -76,9 +76,10 @@ impl Recording {
         (self.last().at_ns - self.first().at_ns) as f64 / 1e9
     }
 
-    /// A process at every look at which it was there.
+    /// A process at every look at which it was there; not an earlier one that had its number.
     pub fn process(&self, pid: i32) -> impl Iterator<Item = (&Look, &Process)> {
-        let find = move |look: &'_ Look| look.processes.iter().position(|process| process.pid == pid);
-        self.looks.iter().filter_map(move |look| Some((look, &look.processes[find(look)?])))
+        let all = || self.looks.iter().flat_map(|look| look.processes.iter().map(move |process| (look, process)));
+        let started = all().filter(|(_, process)| process.pid == pid).last().map(|(_, process)| process.started);
+        all().filter(move |(_, process)| process.pid == pid && Some(process.started) == started)
     }
 }
