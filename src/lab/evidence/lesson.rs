@@ -57,7 +57,7 @@ impl<'a> Lesson<'a> {
 
     /// The answer's first sentences: as few as say something.
     pub fn short_answer(&self) -> &str {
-        const ENOUGH: usize = 180;
+        const ENOUGH: usize = 140;
         let answer = &self.answer;
         let ends = answer.match_indices(". ").map(|(at, _)| at + 1).filter(|end| *end >= ENOUGH);
         let mut ends = ends.filter(|end| answer[..*end].matches('`').count().is_multiple_of(2));
