@@ -79,7 +79,7 @@ impl Recording {
     /// A process at every look at which it was there; not an earlier one that had its number.
     pub fn process(&self, pid: i32) -> impl Iterator<Item = (&Look, &Process)> {
         let all = || self.looks.iter().flat_map(|look| look.processes.iter().map(move |process| (look, process)));
-        let started = all().filter(|(_, process)| process.pid == pid).last().map(|(_, process)| process.started);
+        let started = all().rfind(|(_, process)| process.pid == pid).map(|(_, process)| process.started);
         all().filter(move |(_, process)| process.pid == pid && Some(process.started) == started)
     }
 }
