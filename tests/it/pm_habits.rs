@@ -4,8 +4,10 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::process::{Child, Stdio};
 
 use acceptlab::lab::observe::processes::poll_until;
+use serde_json::json;
 
 use crate::pm::Manager;
 use crate::support::FOREVER;
@@ -144,7 +146,7 @@ fn a_folder_with_a_long_name_is_as_good_as_another() {
 #[test]
 fn a_client_that_waits_for_an_answer_is_not_disconnected_for_others() {
     let manager = Manager::new("crowd");
-    let script = manager.script("stubborn.sh", "trap '' INT\necho ready\nwhile :; do sleep 0.1; done\n");
+    let script = stubborn(&manager);
     manager.done(&["start", &script, "--name", "stubborn", "--kill-timeout", "3s"]);
     manager.await_log("stubborn-out-0.log", "ready");
     let connect = || {
@@ -182,10 +184,44 @@ fn neither_the_daemon_nor_an_application_keeps_a_descriptor_of_the_first_client(
     }
 }
 
+/// A script that ignores SIGINT, as an application that takes its time to end.
+fn stubborn(manager: &Manager) -> String {
+    manager.script("stubborn.sh", "trap '' INT\necho ready\nwhile :; do sleep 0.1; done\n")
+}
+
+/// Runs a command that waits until this application has ended, and returns while it still ends.
+fn begin_to_end(manager: &Manager, args: &[&str]) -> Child {
+    let command = manager.command(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let is_stopping = || manager.list().iter().any(|entry| entry["pm2_env"]["status"] == "stopping").then_some(());
+    assert!(poll_until(FOREVER, is_stopping).is_some(), "{:?}", manager.list());
+    command
+}
+
+#[test]
+fn an_application_that_is_started_while_it_is_deleted_and_scaled_up_while_it_is_scaled_down_runs() {
+    let manager = Manager::new("start-delete");
+    let script = stubborn(&manager);
+    let app = json!([{"name": "web", "script": script, "kill_timeout": 2000}]);
+    let file = manager.script("web.json", &app.to_string());
+    manager.done(&["start", &file]);
+    manager.await_log("web-out-0.log", "ready");
+    let mut delete = begin_to_end(&manager, &["delete", "web"]);
+    manager.done(&["start", &file]);
+    assert!(delete.wait().unwrap().success());
+    assert_eq!(manager.process("web")["pm2_env"]["status"], "online");
+    manager.done(&["scale", "web", "2"]);
+    manager.await_log("web-out-2.log", "ready");
+    let mut scale = begin_to_end(&manager, &["scale", "web", "1"]);
+    manager.done(&["scale", "web", "2"]);
+    assert!(scale.wait().unwrap().success());
+    let list = manager.list();
+    assert!(list.len() == 2 && list.iter().all(|entry| entry["pm2_env"]["status"] == "online"), "{list:?}");
+}
+
 #[test]
 fn an_application_that_is_being_deleted_is_not_restarted_by_the_clock() {
     let manager = Manager::new("delete-cron");
-    let script = manager.script("stubborn.sh", "trap '' INT\nwhile :; do sleep 0.1; done\n");
+    let script = stubborn(&manager);
     manager.done(&["start", &script, "--name", "stubborn", "--cron-restart", "* * * * * *", "--kill-timeout", "3s"]);
     manager.done(&["delete", "stubborn"]);
     let gone = poll_until(FOREVER, || manager.list().is_empty().then_some(()));

@@ -120,9 +120,9 @@ impl God {
         ids.iter().for_each(|&id| self.with(id, ManagedProcess::launch));
     }
 
-    /// Those of an application, in the order of their numbers.
+    /// Those of an application, in the order of their numbers. One that is being deleted is none any more.
     fn of_name(&self, name: &str) -> Vec<u32> {
-        let of_name = self.processes.values().filter(|process| process.name() == name);
+        let of_name = self.processes.values().filter(|process| process.name() == name && !process.is_leaving());
         let mut ids: Vec<(usize, u32)> = of_name.map(|process| (process.saved.number, process.id())).collect();
         ids.sort_unstable();
         ids.into_iter().map(|(_, id)| id).collect()

@@ -168,7 +168,7 @@ impl ManagedProcess {
     /// Asks it to end, and does the rest when it has. One that does not run has ended already.
     pub fn stop(&mut self, shared: &mut Shared, after: AfterStop) {
         // Whoever deletes it has the last word.
-        if self.saved.after_stop == Some(AfterStop::Delete) {
+        if self.is_leaving() {
             return;
         }
         shared.has_changed = true;

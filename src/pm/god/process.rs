@@ -124,6 +124,11 @@ impl ManagedProcess {
         self.app.config.exec_mode == ExecMode::Cluster
     }
 
+    /// It is deleted when it has ended.
+    pub fn is_leaving(&self) -> bool {
+        self.saved.after_stop == Some(AfterStop::Delete)
+    }
+
     /// A command that asked for something is still waiting.
     pub fn is_busy(&self) -> bool {
         matches!(self.saved.status, ProcessStatus::Stopping | ProcessStatus::Launching) || self.call.is_some()
