@@ -215,6 +215,8 @@ fn a_cluster_that_hangs_keeps_nobody_else_waiting() {
     };
     assert!(poll_until(FOREVER, is_asked).is_some());
     assert_eq!(pm.list().len(), 2);
+    // Its answer would be taken for that to the reload.
+    assert!(pm.refused(&["scale", "web", "3"]).contains("web is being reloaded"));
     assert!(reload.try_wait().unwrap().is_none());
     kill(Pid::from_raw(master), Signal::SIGCONT).unwrap();
     assert!(reload.wait().unwrap().success());

@@ -72,6 +72,10 @@ impl God {
         if !(1..=most).contains(&wanted) {
             return Err(format!("{name} would have {wanted} processes; 1 to {most} are possible"));
         }
+        if known.iter().any(|id| self.processes[id].call.is_some()) {
+            // What it answers to one client is not for another.
+            return Err(format!("{name} is being reloaded or scaled; try again when that has ended"));
+        }
         app.config.instances = wanted;
         let (_, new) = self.configure(app);
         let of_name = self.processes.values_mut().filter(|process| process.name() == name);
