@@ -477,6 +477,7 @@ impl Master {
     fn begin_reload(&mut self, clients: Vec<u64>) {
         // A program that was given up is tried once more.
         self.workers.counts.report.gave_up = false;
+        self.workers.begin_anew();
         let wanted = self.workers.wanted;
         self.workers.log.log("reload", json!({"workers": wanted}));
         let (since_ns, left) = (monotonic_ns(), (0..wanted).collect());

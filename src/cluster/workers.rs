@@ -245,9 +245,13 @@ impl Workers {
         self.scoreboard.set_rows(wanted.max(self.scoreboard.rows()));
         // The numbers above are not missed.
         for slot in &mut self.slots[wanted..] {
-            slot.vacant_since_ns = None;
-            slot.is_start_due = false;
+            *slot = WorkerSlot { usage: slot.usage, ..WorkerSlot::default() };
         }
+    }
+
+    /// Numbers whose workers have ended as they were to have workers again.
+    pub fn begin_anew(&mut self) {
+        self.slots.iter_mut().for_each(|slot| slot.is_finished = false);
     }
 
     /// Asks it to leave, and kills it should it not have left after the time-out.
@@ -479,8 +483,10 @@ impl Workers {
         if !is_expected {
             self.counts.report.deaths += 1;
         }
+        // A reload may have started its successor before its end was known.
+        let has_successor = self.holder(number).is_some();
         let slot = &mut self.slots[number];
-        slot.is_finished |= is_finished;
+        slot.is_finished |= is_finished && !has_successor;
         slot.usage = slot.usage + usage;
         let row = self.scoreboard.row(number);
         row.set_usage(slot.usage);

@@ -289,6 +289,48 @@ fn workers_that_end_as_they_are_to_have_no_successors_and_with_the_last_the_appl
     }
 }
 
+#[test]
+fn a_worker_that_has_ended_as_it_was_to_has_a_successor_after_a_reload_or_when_its_number_is_wanted_again() {
+    let pm = Manager::new("finished");
+    // The kernel may close the channel long before it reports the end.
+    let text = "trap 'eval \"exec $NODE_CHANNEL_FD>&-\"; sleep 1; exit 7' USR1\nwhile :; do sleep 0.05; done\n";
+    let keys = |codes: &[i32]| json!({"listen_timeout": 300, "stop_exit_codes": codes});
+    pm.done(&["start", &ready_app(&pm, text, keys(&[7]))]);
+    let is_gone = || (web_pids(&pm)[1] == 0).then_some(());
+    let is_there = || Some(web_pids(&pm)).filter(|pids| pids.len() == 2 && pids[1] > 0).map(|pids| pids[1]);
+    let ask_to_end = || {
+        let pid = web_pids(&pm)[1];
+        let status = || fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let caught =
+            || status().lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigCgt:")?.trim(), 16).ok());
+        let has_trap = || caught().filter(|caught| caught & 1 << (Signal::SIGUSR1 as i32 - 1) != 0);
+        assert!(poll_until(FOREVER, has_trap).is_some(), "{}", status());
+        kill(Pid::from_raw(pid), Signal::SIGUSR1).unwrap();
+        pid
+    };
+    // One that ends while its successor is there already leaves that one alone.
+    let old = ask_to_end();
+    pm.await_log("web-cluster-0.log", "\"event\":\"disconnect\"");
+    pm.done(&["reload", "web"]);
+    await_end(old);
+    let next = poll_until(FOREVER, is_there).unwrap();
+    kill_9(next);
+    let is_replaced = || is_there().filter(|&pid| pid != next);
+    assert!(poll_until(FOREVER, is_replaced).is_some(), "{:?}", pm.list());
+
+    let finish = || {
+        ask_to_end();
+        assert!(poll_until(FOREVER, is_gone).is_some(), "{:?}", pm.list());
+    };
+    finish();
+    pm.done(&["scale", "web", "1"]);
+    pm.done(&["scale", "web", "2"]);
+    assert!(poll_until(FOREVER, is_there).is_some(), "it is scaled: {:?}", pm.list());
+    finish();
+    pm.done(&["reload", &ready_app(&pm, text, keys(&[]))]);
+    assert!(poll_until(FOREVER, is_there).is_some(), "it is reloaded: {:?}", pm.list());
+}
+
 /// prctl(2), PR_SET_NAME: the name may be any bytes, and stands in /proc/PID/stat.
 #[test]
 fn a_process_that_has_given_itself_an_odd_name_is_adopted() {
