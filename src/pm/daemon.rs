@@ -50,8 +50,8 @@ const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(50);
 /// What a client waits for: until none of these processes is starting or stopping.
 struct AwaitedChange {
     processes: BTreeSet<u32>,
-    /// One that could not be started makes the answer a failure.
-    starts: bool,
+    /// Those that are to run then: one that could not be started makes the answer a failure.
+    starts: BTreeSet<u32>,
     /// It wants to know, and waits for nothing.
     only_looks: bool,
 }
@@ -225,12 +225,17 @@ impl Daemon {
                 | PmRequest::Reload { .. }
                 | PmRequest::Scale { .. }
         );
+        // A scale leaves those that do not run as they are.
+        let is_scale = matches!(request, PmRequest::Scale { .. });
+        let idle = self.god.processes.values().filter(|process| is_scale && process.running.is_none());
+        let idle: BTreeSet<u32> = idle.map(ManagedProcess::id).collect();
         let only_looks = request.only_looks();
         if matches!(request, PmRequest::Events) {
             return self.control.subscribe(client);
         }
         match self.begin(request) {
             Ok(processes) => {
+                let starts = processes.difference(&idle).copied().filter(|_| starts).collect();
                 self.awaited.insert(client, AwaitedChange { processes, starts, only_looks });
             }
             Err(why) => self.control.refuse(client, &why),
@@ -314,8 +319,8 @@ impl Daemon {
         let done: Vec<u64> = done.collect();
         for &client in &done {
             let Some(awaited) = self.awaited.remove(&client) else { continue };
-            let of_request = awaited.processes.iter().filter_map(|id| self.god.processes.get(id));
-            let error = of_request.filter(|_| awaited.starts).find_map(ManagedProcess::failure);
+            let processes = &self.god.processes;
+            let error = awaited.starts.iter().filter_map(|id| processes.get(id)).find_map(ManagedProcess::failure);
             let processes = self.god.entries(&awaited.processes);
             self.control.answer(client, &PmReply { ok: error.is_none(), error, processes });
         }

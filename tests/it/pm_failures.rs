@@ -39,6 +39,17 @@ fn a_script_that_is_not_there_is_refused_with_its_path_and_nothing_is_listed() {
 }
 
 #[test]
+fn a_process_that_has_failed_before_does_not_make_a_scale_fail() {
+    let pm = Manager::new("scale-errored");
+    let script = pm.script("first.sh", "[ $NODE_APP_INSTANCE = 0 ] && exit 3\nexec sleep 600\n");
+    pm.done(&["start", &script, "--max-restarts", "0"]);
+    pm.await_status("first", "errored");
+    pm.done(&["scale", "first", "2"]);
+    let statuses: Vec<Value> = pm.list().iter().map(|entry| entry["pm2_env"]["status"].clone()).collect();
+    assert_eq!(statuses, ["errored", "online"]);
+}
+
+#[test]
 fn a_worker_of_a_cluster_that_dies_is_counted_and_is_an_event() {
     let pm = Manager::new("worker-dies");
     let (file, _) = cluster_app(&pm, json!({}));
@@ -244,6 +255,8 @@ fn a_cluster_whose_workers_say_when_they_are_ready_is_awaited_and_a_version_that
     let said = pm.refused(&["reload", "web"]);
     assert!(said.contains("has not said after 1.5s"), "{said}");
     assert_eq!(web_pids(&pm), first);
+    // That is no failure of a later command.
+    pm.done(&["start", "web"]);
     pm.script("worker.sh", says_ready);
     pm.done(&["reload", "web"]);
     assert!(web_pids(&pm).iter().all(|pid| !first.contains(pid) && *pid > 0), "{:?}", pm.list());

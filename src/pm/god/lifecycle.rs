@@ -148,6 +148,7 @@ impl ManagedProcess {
     }
 
     pub fn wake(&mut self, shared: &mut Shared) {
+        self.refusal = None;
         if self.running.is_none() {
             self.restart(shared);
         }
