@@ -255,6 +255,9 @@ fn a_cluster_whose_workers_say_when_they_are_ready_is_awaited_and_a_version_that
     let said = pm.refused(&["reload", "web"]);
     assert!(said.contains("has not said after 1.5s"), "{said}");
     assert_eq!(web_pids(&pm), first);
+    let log = fs::read_to_string(pm.home().join("pm.log")).unwrap();
+    let refused = log.lines().find(|line| line.contains("\"event\":\"refused\"")).unwrap();
+    assert!(refused.contains("has not said after 1.5s"), "{refused}");
     // That is no failure of a later command.
     pm.done(&["start", "web"]);
     pm.script("worker.sh", says_ready);

@@ -28,10 +28,10 @@ impl ManagedProcess {
         self.count_restart();
         let environment = self.environment(&shared.home);
         let request = json!({"do": "reload", "environment": environment, "options": options(&self.app.config)});
+        shared.report(self, "reload");
         self.call(shared, "reloaded", &request);
         // A new configuration has taken away what the old one watched.
         self.begin_watching(shared);
-        shared.report(self, "reload");
     }
 
     /// Asks its cluster. When that has done it, this event has happened.
@@ -47,8 +47,13 @@ impl ManagedProcess {
         shared.has_changed = true;
         match call {
             Ok(call) => (self.call, self.refusal) = (Some(call), None),
-            Err(why) => self.refusal = Some(why),
+            Err(why) => self.note_refusal(shared, why),
         }
+    }
+
+    fn note_refusal(&mut self, shared: &mut Shared, why: String) {
+        shared.report_because(self, "refused", Some(&why));
+        self.refusal = Some(why);
     }
 
     pub(super) fn call_ready(&mut self, shared: &mut Shared) {
@@ -59,10 +64,7 @@ impl ManagedProcess {
                 self.saved.reason = None;
                 shared.report(self, event);
             }
-            Err(why) => {
-                self.refusal = Some(why);
-                shared.report(self, "refused");
-            }
+            Err(why) => self.note_refusal(shared, why),
         }
     }
 
