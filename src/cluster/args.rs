@@ -1,5 +1,6 @@
 //! The master's command line, except for what the program decides by itself: who accepts, and which worker is chosen.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
@@ -125,6 +126,10 @@ pub struct SupervisionArgs {
     /// A variable in which each worker finds its number, beside WORKER_ID
     #[arg(long, value_name = "NAME")]
     pub instance_var: Option<String>,
+
+    /// Of the workers, in place of the master's own
+    #[arg(skip)]
+    pub environment: Option<BTreeMap<String, String>>,
 }
 
 impl SupervisionArgs {

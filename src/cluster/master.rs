@@ -231,7 +231,7 @@ impl Master {
     fn handle_signal(&mut self) -> Result<(), Failure> {
         match self.signals.next().map_err(|errno| Failure::new("wait for signals", errno))? {
             Some(SIGTERM | SIGINT | SIGQUIT) => self.workers.is_stopping = true,
-            Some(SIGHUP) if !self.workers.is_stopping => self.start_reload(None),
+            Some(SIGHUP) if !self.workers.is_stopping => self.start_reload(None, self.workers.supervision.clone()),
             Some(SIGUSR1) => self.workers.log.reopen(),
             // Several may merge into one.
             Some(SIGCHLD) => while self.reap_one() {},
@@ -461,27 +461,28 @@ impl Master {
         true
     }
 
-    fn start_reload(&mut self, client: Option<u64>) {
+    /// `before` was in force before it was asked for.
+    fn start_reload(&mut self, client: Option<u64>, before: SupervisionArgs) {
         self.workers.log.reopen();
         if let Some(reload) = &mut self.reload {
-            reload.again = true;
+            reload.again.get_or_insert(before);
             reload.clients.extend(client);
             if let Some(client) = client {
                 self.control.send(client, &json!({"step": "a reload is under way; another follows it"}));
             }
             return;
         }
-        self.begin_reload(client.into_iter().collect());
+        self.begin_reload(client.into_iter().collect(), before);
     }
 
-    fn begin_reload(&mut self, clients: Vec<u64>) {
+    fn begin_reload(&mut self, clients: Vec<u64>, before: SupervisionArgs) {
         // A program that was given up is tried once more.
         self.workers.counts.report.gave_up = false;
         self.workers.begin_anew();
         let wanted = self.workers.wanted;
         self.workers.log.log("reload", json!({"workers": wanted}));
-        let (since_ns, left) = (monotonic_ns(), (0..wanted).collect());
-        self.reload = Some(RollingReload { since_ns, left, clients, ..RollingReload::default() });
+        let (since_ns, left, before) = (monotonic_ns(), (0..wanted).collect(), Some(before));
+        self.reload = Some(RollingReload { since_ns, left, clients, before, ..RollingReload::default() });
         (0..wanted).for_each(|number| self.restart(number, Duration::ZERO));
         self.replace_next();
     }
@@ -541,8 +542,8 @@ impl Master {
         self.workers.counts.report.reloads += 1;
         let (replaced, killed) = (reload.replaced, reload.killed.len());
         self.workers.log.log("reloaded", json!({"replaced": replaced, "killed": killed}));
-        if reload.again {
-            return self.begin_reload(reload.clients);
+        if let Some(before) = reload.again {
+            return self.begin_reload(reload.clients, before);
         }
         let by_force = if killed > 0 { format!(", killed: {killed}") } else { String::new() };
         let done = format!("workers replaced: {replaced}{by_force}");
@@ -554,6 +555,9 @@ impl Master {
     fn abandon_reload(&mut self, why: &str) {
         let Some(reload) = self.reload.take() else { return };
         self.workers.counts.report.reloads_failed += 1;
+        if let Some(before) = reload.before.filter(|_| reload.replaced == 0) {
+            self.workers.supervision = before;
+        }
         let outcome = json!({"replaced": reload.replaced, "of": self.workers.wanted, "why": why});
         self.workers.log.log("reload-failed", outcome);
         for client in reload.clients {
@@ -601,13 +605,14 @@ impl Master {
                 self.control.refuse(client, why);
             }
             ControlRequest::Reload { environment, options } => {
+                let before = self.workers.supervision.clone();
                 match options.as_deref().map(SupervisionArgs::parse) {
                     Some(Err(why)) => return self.control.refuse(client, &why),
                     Some(Ok(supervision)) => self.workers.supervision = supervision,
                     None => {}
                 }
-                self.workers.environment = environment.or(self.workers.environment.take());
-                self.start_reload(Some(client));
+                self.workers.supervision.environment = environment.or_else(|| before.environment.clone());
+                self.start_reload(Some(client), before);
             }
             ControlRequest::Scale { workers } => self.scale(client, workers),
             ControlRequest::Send { worker, message } => self.send_message(client, worker, &message),

@@ -52,8 +52,10 @@ pub struct RollingReload {
     /// Old workers that did not leave in time.
     pub killed: BTreeSet<UniqueId>,
     pub clients: Vec<u64>,
-    /// It was asked for once more meanwhile, perhaps for yet another version.
-    pub again: bool,
+    /// What was in force before, and is again where no worker was replaced.
+    pub before: Option<SupervisionArgs>,
+    /// It was asked for once more meanwhile, perhaps for yet another version: what was in force then.
+    pub again: Option<SupervisionArgs>,
 }
 
 impl RollingReload {

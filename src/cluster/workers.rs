@@ -64,8 +64,6 @@ pub struct Workers {
     pub scoreboard: Scoreboard,
     scoreboard_fd: OwnedFd,
     pub outputs: Outputs,
-    /// In place of the master's own.
-    pub environment: Option<BTreeMap<String, String>>,
     inspector: Option<InspectorPorts>,
     last_id: u64,
     last_seq: u64,
@@ -92,7 +90,6 @@ impl Workers {
             poller,
             log,
             outputs: Outputs::default(),
-            environment: None,
             inspector: InspectorPorts::of(&args.program, node_options.as_deref()),
             processes: BTreeMap::new(),
             wanted: args.workers,
@@ -219,7 +216,7 @@ impl Workers {
         let inspected = self.inspector.as_mut().map(|inspector| inspector.next_command(program));
         let (arguments, node_options) = inspected.unwrap_or_else(|| (program.clone(), None));
         let mut command = Command::new(&arguments[0]);
-        if let Some(environment) = &self.environment {
+        if let Some(environment) = &self.supervision.environment {
             command.env_clear().envs(environment);
         }
         command.envs(self.supervision.instance_var.iter().map(|name| (name, number.to_string())));

@@ -271,9 +271,14 @@ fn a_cluster_that_is_reloaded_with_a_configuration_awaits_and_restarts_its_worke
     let configure = |keys| ready_app(&pm, "exec sleep 600\n", keys);
     pm.done(&["start", &configure(json!({"listen_timeout": 300}))]);
     let first = web_pids(&pm);
-    let said = pm.refused(&["reload", &configure(json!({"listen_timeout": 200, "wait_ready": true}))]);
+    let refused = json!({"listen_timeout": 200, "wait_ready": true, "env": {"REFUSED": "1"}});
+    let said = pm.refused(&["reload", &configure(refused)]);
     assert!(said.contains("has not said after 200ms"), "{said}");
     assert_eq!(web_pids(&pm), first);
+    // A worker that dies has a successor of the old version.
+    kill_9(first[0]);
+    let successor = poll_until(FOREVER, || Some(web_pids(&pm)[0]).filter(|&pid| pid > 0 && pid != first[0])).unwrap();
+    assert!(!environment_of(successor).contains(&"REFUSED=1".to_owned()));
     pm.done(&["reload", &configure(json!({"listen_timeout": 300, "autorestart": false}))]);
     web_pids(&pm).into_iter().for_each(kill_9);
     let is_stopped = || pm.list().iter().all(|entry| entry["pm2_env"]["status"] == "stopped").then_some(());
