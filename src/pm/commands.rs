@@ -112,16 +112,12 @@ fn start(home: &PmHome, cluster: PathBuf, args: StartArgs) -> Result<(), Failure
 fn again(home: &PmHome, args: AgainArgs, reload: bool) -> Result<(), Failure> {
     let AgainArgs { which: TargetArgs { targets, of_config }, update_env } = args;
     let configured = read_configuration(&targets, &of_config, &Map::new())?;
-    let mut connection = PmConnection::open(home)?;
-    if update_env && configured.is_none() {
-        connection.ask(&PmRequest::UpdateEnvironment { targets: targets.clone(), environment: environment() })?;
-    }
-    let request = match configured {
-        Some(apps) => PmRequest::Start { apps, environment: environment(), only_new: false, reload },
-        None if reload => PmRequest::Reload { targets },
-        None => PmRequest::Restart { targets },
+    let request = match (configured, update_env.then(environment)) {
+        (Some(apps), _) => PmRequest::Start { apps, environment: environment(), only_new: false, reload },
+        (None, environment) if reload => PmRequest::Reload { targets, environment },
+        (None, environment) => PmRequest::Restart { targets, environment },
     };
-    print_list(&connection.ask(&request)?)
+    print_list(&PmConnection::open(home)?.ask(&request)?)
 }
 
 /// A stop or a delete, of those applications of a configuration that are in the list where one is named.

@@ -259,11 +259,14 @@ impl Daemon {
             PmRequest::Stop { targets } => {
                 self.each(&targets, |process, shared| process.stop(shared, AfterStop::Remain))
             }
-            PmRequest::Reload { targets } => self.each(&targets, ManagedProcess::reload),
-            PmRequest::Restart { targets } => self.each(&targets, ManagedProcess::restart),
-            PmRequest::UpdateEnvironment { targets, environment } => {
-                self.each(&targets, |process, shared| process.update_environment(shared, &environment))
-            }
+            PmRequest::Reload { targets, environment } => self.each(&targets, |process, shared| {
+                environment.iter().for_each(|environment| process.update_environment(environment));
+                process.reload(shared);
+            }),
+            PmRequest::Restart { targets, environment } => self.each(&targets, |process, shared| {
+                environment.iter().for_each(|environment| process.update_environment(environment));
+                process.restart(shared);
+            }),
             PmRequest::Delete { targets } => {
                 self.each(&targets, |process, shared| process.stop(shared, AfterStop::Delete))
             }

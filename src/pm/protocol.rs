@@ -45,13 +45,20 @@ pub enum PmRequest {
     #[command(skip)]
     Stop { targets: Vec<String> },
     #[command(skip)]
-    Restart { targets: Vec<String> },
+    Restart {
+        targets: Vec<String>,
+        /// Of the client, in place of that of before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        environment: Option<BTreeMap<String, String>>,
+    },
     /// Replaces the workers of a cluster, one after another; restarts what is none.
     #[command(skip)]
-    Reload { targets: Vec<String> },
-    /// Of the client, in place of that of before, from the next start on.
-    #[command(skip)]
-    UpdateEnvironment { targets: Vec<String>, environment: BTreeMap<String, String> },
+    Reload {
+        targets: Vec<String>,
+        /// The same.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        environment: Option<BTreeMap<String, String>>,
+    },
     #[command(skip)]
     Delete { targets: Vec<String> },
     /// Show all that is known about a process

@@ -1,6 +1,7 @@
 //! The command line, as people who know PM2 type it: what may be a target, the other names of commands, and the options.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 
 use acceptlab::lab::observe::processes::poll_until;
 use serde_json::{Value, json};
@@ -187,6 +188,13 @@ fn a_restart_keeps_the_environment_and_with_update_env_that_of_the_command_takes
     assert_eq!(run(&["start", &file], &[("OLD", "1")]), [before.clone(), before.clone()]);
     assert_eq!(run(&["restart", "web"], &new), [before.clone(), before.clone()]);
     assert_eq!(run(&["restart", "1", "--update-env"], &new), [before.clone(), after.clone()]);
+    assert_eq!(run(&["reload", "web", "--update-env"], &new), [after.clone(), after.clone()]);
+    // One request, so that nothing can come in between.
+    let mut client = pm.connect();
+    let request = json!({"do": "restart", "targets": ["0"], "environment": {"PATH": "/bin:/usr/bin", "ALONE": "1"}});
+    writeln!(client, "{request}").unwrap();
+    BufReader::new(&client).read_line(&mut String::new()).unwrap();
+    assert_eq!(run(&["list"], &[])[0], ["KEPT=file"]);
     assert_eq!(run(&["reload", "web", "--update-env"], &new), [after.clone(), after.clone()]);
     // The next daemon knows it, too.
     pm.kill_daemon();

@@ -251,8 +251,7 @@ impl God {
 
 impl ManagedProcess {
     /// From the next start on, in place of that of before. As in PM2, it counts more than what the configuration says.
-    pub fn update_environment(&mut self, shared: &mut Shared, environment: &BTreeMap<String, String>) {
-        shared.has_changed = true;
+    pub fn update_environment(&mut self, environment: &BTreeMap<String, String>) {
         let app = Rc::make_mut(&mut self.app);
         app.config.env.retain(|name, _| !environment.contains_key(name));
         app.environment.clone_from(environment);
