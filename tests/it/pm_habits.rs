@@ -84,6 +84,8 @@ fn a_program_that_always_needs_too_much_memory_is_given_up() {
     let large = manager.await_status("large", "errored");
     assert_eq!(large["pm2_env"]["restart_time"], 2, "{large}");
     assert!(manager.done(&["describe", "large"]).contains("bytes of memory"));
+    manager.done(&["start", &script, "--name", "once", "--max-memory-restart", "1K", "--no-autorestart"]);
+    assert_eq!(manager.await_status("once", "errored")["pm2_env"]["restart_time"], 0);
 }
 
 /// When the one has run twice more, the time of the other, which was stopped, has come, too.

@@ -104,8 +104,8 @@ impl ManagedProcess {
         let decision = self.saved.budget.exited(&self.app.config, uptime, ending);
         shared.report(self, "memory");
         match decision {
-            Decision::GiveUp { .. } => self.stop(shared, AfterStop::Fail),
-            _ => self.reload_unasked(shared),
+            Decision::RestartAfter(_) => self.reload_unasked(shared),
+            Decision::GiveUp { .. } | Decision::Stopped => self.stop(shared, AfterStop::Fail),
         }
     }
 
