@@ -102,6 +102,11 @@ fn a_state_that_could_not_be_written_is_written_with_the_next_command() {
     pm.done(&["stop", "nap"]);
     let log = fs::read_to_string(pm.home().join("pm.log")).unwrap();
     assert!(log.contains("state.json: is a directory"), "{log}");
+    // A new process would be unknown to the next daemon.
+    let said = pm.refused(&["start", "sleep", "--name", "new", "--", "1000"]);
+    assert!(said.starts_with("start new: write ") && said.ends_with("; nothing was started\n"), "{said}");
+    assert!(pm.refused(&["scale", "nap", "2"]).starts_with("start nap: write "));
+    assert_eq!(pm.process("nap")["pm2_env"]["instances"], 1);
     fs::remove_dir(&obstacle).unwrap();
     pm.done(&["ping"]);
     // Only the state tells the next daemon that somebody has stopped it.

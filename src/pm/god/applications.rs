@@ -31,7 +31,8 @@ impl God {
     /// restarted (or, with `reload`, reloaded), further ones are added, and those too many are deleted.
     ///
     /// # Errors
-    /// A program that is not there, or a name that is, where only new ones are wanted: then nothing is started.
+    /// A program that is not there, or a name that is, where only new ones are wanted; a state that cannot be written:
+    /// then nothing is started.
     pub fn start(
         &mut self,
         apps: Vec<AppConfig>,
@@ -43,21 +44,19 @@ impl God {
             let name = &known.name;
             return Err(format!("there is an application {name:?} already; `pm restart {name}`, or choose a --name"));
         }
-        let apps = apps.into_iter().map(|config| Application { config, environment: environment.clone() });
-        let apps: Vec<Application> = apps.collect();
-        apps.iter().try_for_each(check_program)?;
-        let (mut known, mut new) = (Vec::new(), Vec::new());
-        for app in apps {
-            let (of_before, added) = self.configure(app);
-            known.extend(of_before);
-            new.extend(added);
+        let apps = apps.into_iter().map(|config| Rc::new(Application { config, environment: environment.clone() }));
+        let apps: Vec<Rc<Application>> = apps.collect();
+        apps.iter().try_for_each(|app| check_program(app))?;
+        let known: Vec<Vec<u32>> = apps.iter().map(|app| self.of_name(&app.config.name)).collect();
+        let mut started = self.launch_missing(&apps)?;
+        for (app, known) in apps.iter().zip(known) {
+            for (id, is_same_program) in self.configure(known, app) {
+                let is_reloaded = reload && is_same_program;
+                self.with(id, if is_reloaded { ManagedProcess::reload } else { ManagedProcess::restart });
+                started.insert(id);
+            }
         }
-        self.launch_new(&new);
-        for &(id, is_same_program) in &known {
-            let is_reloaded = reload && is_same_program;
-            self.with(id, if is_reloaded { ManagedProcess::reload } else { ManagedProcess::restart });
-        }
-        Ok(known.into_iter().map(|(id, _)| id).chain(new).collect())
+        Ok(started)
     }
 
     pub fn scale(&mut self, name: &str, instances: Instances) -> Result<BTreeSet<u32>, String> {
@@ -77,34 +76,41 @@ impl God {
             return Err(format!("{name} is being reloaded or scaled; try again when that has ended"));
         }
         app.config.instances = wanted;
-        let (_, new) = self.configure(app);
-        let of_name = self.processes.values_mut().filter(|process| process.name() == name);
-        for process in of_name.filter(|process| process.is_cluster() && process.running.is_some()) {
-            process.call(&mut self.shared, "scaled", &json!({"do": "scale", "workers": wanted}));
+        let app = Rc::new(app);
+        let new = self.launch_missing(&[Rc::clone(&app)])?;
+        for (id, _) in self.configure(known.clone(), &app) {
+            self.with(id, |process, shared| {
+                if process.is_cluster() && process.running.is_some() {
+                    process.call(shared, "scaled", &json!({"do": "scale", "workers": wanted}));
+                }
+            });
         }
-        self.launch_new(&new);
-        Ok(self.of_name(name).into_iter().chain(known).collect())
+        Ok(new.into_iter().chain(known).collect())
     }
 
-    /// Gives the processes of this name the application, deletes those that are too many, and adds those that are
-    /// missing. Those that were there, each with what [`ManagedProcess::configure`] says, and the new ones, which are not
-    /// started yet.
-    fn configure(&mut self, app: Application) -> (Vec<(u32, bool)>, Vec<u32>) {
-        let app = Rc::new(app);
-        let mut known = self.of_name(&app.config.name);
-        // A cluster starts its workers itself.
-        let wanted = if app.config.exec_mode == ExecMode::Fork { app.config.instances } else { 1 };
-        for id in known.split_off(known.len().min(wanted)) {
+    /// Starts the processes that these applications have too few.
+    fn launch_missing(&mut self, apps: &[Rc<Application>]) -> Result<BTreeSet<u32>, Failure> {
+        let mut new = Vec::new();
+        for app in apps {
+            let first = self.of_name(&app.config.name).len();
+            new.extend((first..process_count(app)).map(|number| self.add(number, Rc::clone(app))));
+        }
+        self.launch_new(&new)?;
+        Ok(new.into_iter().collect())
+    }
+
+    /// Gives these processes the application, each with what [`ManagedProcess::configure`] says, and deletes those that
+    /// are too many.
+    fn configure(&mut self, mut known: Vec<u32>, app: &Rc<Application>) -> Vec<(u32, bool)> {
+        for id in known.split_off(known.len().min(process_count(app))) {
             self.with(id, |process, shared| process.stop(shared, AfterStop::Delete));
         }
+        self.shared.has_changed = true;
         let configured = known.iter().enumerate().filter_map(|(number, id)| {
             let first_free = self.first_free_id();
-            Some((*id, self.processes.get_mut(id)?.configure(&mut self.shared, number, &app, first_free)))
+            Some((*id, self.processes.get_mut(id)?.configure(&mut self.shared, number, app, first_free)))
         });
-        let configured = configured.collect();
-        let new = (known.len()..wanted).map(|number| self.add(number, Rc::clone(&app))).collect();
-        self.shared.has_changed = true;
-        (configured, new)
+        configured.collect()
     }
 
     fn add(&mut self, number: usize, app: Rc<Application>) -> u32 {
@@ -117,11 +123,19 @@ impl God {
     }
 
     /// The state file knows them before they exist, so a daemon that is killed in between leaves no process that nobody
-    /// knows.
-    fn launch_new(&mut self, ids: &[u32]) {
+    /// knows. Where it cannot be written, as on a full disk, they are forgotten.
+    fn launch_new(&mut self, ids: &[u32]) -> Result<(), Failure> {
         self.shared.has_changed = true;
-        self.save_state();
+        if !ids.is_empty()
+            && let Err(failure) = self.write_state()
+        {
+            let removed = ids.iter().filter_map(|id| self.processes.remove(id));
+            let names: BTreeSet<String> = removed.map(|process| process.name().to_owned()).collect();
+            let names = Vec::from_iter(names).join(", ");
+            return Err(Failure::relay(format!("start {names}: {failure}")).advise("nothing was started"));
+        }
         ids.iter().for_each(|&id| self.with(id, ManagedProcess::launch));
+        Ok(())
     }
 
     /// Those of an application, in the order of their numbers. One that is being deleted is none any more.
@@ -146,18 +160,21 @@ impl God {
     }
 
     pub fn save_state(&mut self) {
-        if !std::mem::take(&mut self.shared.has_changed) {
-            return;
+        if self.shared.has_changed
+            && let Err(failure) = self.write_state()
+        {
+            console::log(failure.advise("it is tried again with the next command; until then a new daemon knows less"));
         }
+    }
+
+    fn write_state(&mut self) -> Result<(), Failure> {
+        self.shared.has_changed = false;
         self.processes.values_mut().for_each(ManagedProcess::keep_clock);
         let due_s = self.processes.values().filter_map(|process| process.cron.as_ref()?.due_s);
         if let Err(errno) = self.wall_clock.set(due_s) {
             console::log(Failure::new("set the timer of cron_restart", errno));
         }
-        if let Err(failure) = self.state().write(&self.shared.home.state()) {
-            self.is_unsaved = true;
-            console::log(failure.advise("it is tried again with the next command; until then a new daemon knows less"));
-        }
+        self.state().write(&self.shared.home.state()).inspect_err(|_| self.is_unsaved = true)
     }
 
     /// Keeps the applications as they are for [`God::resurrect`].
@@ -201,7 +218,7 @@ impl God {
                 }
             }
         }
-        self.launch_new(&new);
+        self.launch_new(&new).inspect_err(|_| self.processes.retain(|id, _| !all.contains(id)))?;
         Ok(all)
     }
 
@@ -316,6 +333,11 @@ impl ManagedProcess {
             }
         }
     }
+}
+
+/// A cluster starts its workers itself.
+fn process_count(app: &Application) -> usize {
+    if app.config.exec_mode == ExecMode::Fork { app.config.instances } else { 1 }
 }
 
 /// Without a state file: the configuration is that of the dump, or what the command line tells.
