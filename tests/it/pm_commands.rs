@@ -188,6 +188,12 @@ fn a_restart_keeps_the_environment_and_with_update_env_that_of_the_command_takes
     assert_eq!(run(&["start", &file], &[("OLD", "1")]), [before.clone(), before.clone()]);
     assert_eq!(run(&["restart", "web"], &new), [before.clone(), before.clone()]);
     assert_eq!(run(&["restart", "1", "--update-env"], &new), [before.clone(), after.clone()]);
+    // A scale leaves each its own.
+    let mut three = vec![before.clone(), after.clone(), before.clone()];
+    assert_eq!(run(&["scale", "web", "3"], &[]), three);
+    assert_eq!(run(&["restart", "web"], &[]), three);
+    three.pop();
+    assert_eq!(run(&["scale", "web", "2"], &[]), three);
     assert_eq!(run(&["reload", "web", "--update-env"], &new), [after.clone(), after.clone()]);
     // One request, so that nothing can come in between.
     let mut client = pm.connect();

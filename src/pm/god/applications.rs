@@ -50,7 +50,7 @@ impl God {
         let known: Vec<Vec<u32>> = apps.iter().map(|app| self.of_name(&app.config.name)).collect();
         let mut started = self.launch_missing(&apps)?;
         for (app, known) in apps.iter().zip(known) {
-            for (id, is_same_program) in self.configure(known, app) {
+            for (id, is_same_program) in self.configure(known, app, |_| Rc::clone(app)) {
                 let is_reloaded = reload && is_same_program;
                 self.with(id, if is_reloaded { ManagedProcess::reload } else { ManagedProcess::restart });
                 started.insert(id);
@@ -62,10 +62,9 @@ impl God {
     pub fn scale(&mut self, name: &str, instances: Instances) -> Result<BTreeSet<u32>, String> {
         let known = self.of_name(name);
         let first = known.first().and_then(|id| self.processes.get(id)).ok_or_else(|| self.unknown(name))?;
-        let mut app = Application::clone(&first.app);
         let wanted = match instances {
             Instances::Exactly(wanted) => wanted,
-            Instances::More { more } => app.config.instances.saturating_add_signed(more),
+            Instances::More { more } => first.app.config.instances.saturating_add_signed(more),
         };
         let most = if first.is_cluster() { cluster_mode::MOST_WORKERS } else { MOST_PROCESSES };
         if !(1..=most).contains(&wanted) {
@@ -75,10 +74,14 @@ impl God {
             // What it answers to one client is not for another.
             return Err(format!("{name} is being reloaded or scaled; try again when that has ended"));
         }
-        app.config.instances = wanted;
-        let app = Rc::new(app);
+        let resized = |app: &Application| {
+            let config = AppConfig { instances: wanted, ..app.config.clone() };
+            Rc::new(Application { config, environment: app.environment.clone() })
+        };
+        let app = resized(&first.app);
         let new = self.launch_missing(&[Rc::clone(&app)])?;
-        for (id, _) in self.configure(known.clone(), &app) {
+        // Each may have an environment of its own (`restart ID --update-env`).
+        for (id, _) in self.configure(known.clone(), &app, resized) {
             self.with(id, |process, shared| {
                 if process.is_cluster() && process.running.is_some() {
                     process.call(shared, "scaled", &json!({"do": "scale", "workers": wanted}));
@@ -99,16 +102,23 @@ impl God {
         Ok(new.into_iter().collect())
     }
 
-    /// Gives these processes the application, each with what [`ManagedProcess::configure`] says, and deletes those that
-    /// are too many.
-    fn configure(&mut self, mut known: Vec<u32>, app: &Rc<Application>) -> Vec<(u32, bool)> {
+    /// Deletes those of these processes that are too many, and gives the others what takes the place of their application;
+    /// each with what [`ManagedProcess::configure`] says.
+    fn configure(
+        &mut self,
+        mut known: Vec<u32>,
+        app: &Application,
+        of_known: impl Fn(&Application) -> Rc<Application>,
+    ) -> Vec<(u32, bool)> {
         for id in known.split_off(known.len().min(process_count(app))) {
             self.with(id, |process, shared| process.stop(shared, AfterStop::Delete));
         }
         self.shared.has_changed = true;
         let configured = known.iter().enumerate().filter_map(|(number, id)| {
             let first_free = self.first_free_id();
-            Some((*id, self.processes.get_mut(id)?.configure(&mut self.shared, number, app, first_free)))
+            let process = self.processes.get_mut(id)?;
+            let app = of_known(&process.app);
+            Some((*id, process.configure(&mut self.shared, number, &app, first_free)))
         });
         configured.collect()
     }
