@@ -471,19 +471,20 @@ impl Workers {
         };
         let exit_reason = ending.to_string();
         let is_stop_code = status.is_some_and(|status| self.supervision.stop_codes.contains(&status));
-        let is_finished = !worker.was_expected && (self.supervision.no_restart || is_stop_code);
-        let is_expected = worker.was_expected || is_finished;
-        let fields = json!({"status": status, "signal": signal, "expected": is_expected, "how": exit_reason});
+        let is_to_end = self.supervision.no_restart || is_stop_code;
+        let is_expected = worker.was_expected || is_to_end;
+        // A reload may have started its successor before its end was known.
+        let is_finished = is_to_end && !worker.was_expected && self.holder(worker.number).is_none();
+        let fields = json!({"status": status, "signal": signal, "expected": is_expected, "finished": is_finished,
+            "how": exit_reason});
         self.log.log_of(&worker, "exit", fields);
         let number = worker.number;
         self.end_output(number);
         if !is_expected {
             self.counts.report.deaths += 1;
         }
-        // A reload may have started its successor before its end was known.
-        let has_successor = self.holder(number).is_some();
         let slot = &mut self.slots[number];
-        slot.is_finished |= is_finished && !has_successor;
+        slot.is_finished |= is_finished;
         slot.usage = slot.usage + usage;
         let row = self.scoreboard.row(number);
         row.set_usage(slot.usage);

@@ -55,16 +55,22 @@ pub struct ProcessRecord {
     pub created_ms: u64,
     /// Why it is not online, or how it ended last.
     pub reason: Option<String>,
+    /// Why its cluster starts no workers any more; those that live go on.
+    #[serde(default)]
+    pub giveup: Option<String>,
     pub exit_code: Option<i32>,
     /// In cluster mode each worker is listed by itself; in fork mode the process is the only one.
     pub workers: Vec<WorkerRecord>,
 }
 
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct WorkerRecord {
     /// The first one's is that of the process.
     pub id: u32,
     pub restarts: u64,
+    /// Its last process has ended as it was to, and has no successor.
+    #[serde(default)]
+    pub has_finished: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,7 +85,7 @@ pub enum AfterStop {
 impl ProcessRecord {
     /// Of one that has not been started yet.
     pub fn new(id: u32, number: usize) -> ProcessRecord {
-        let workers = vec![WorkerRecord { id, restarts: 0 }];
+        let workers = vec![WorkerRecord { id, ..WorkerRecord::default() }];
         let (launch, created_ms) = (Launch::of_new_process(), wall_ms());
         ProcessRecord { id, number, launch, created_ms, workers, ..ProcessRecord::default() }
     }

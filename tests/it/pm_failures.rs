@@ -322,7 +322,7 @@ fn a_worker_that_has_ended_as_it_was_to_has_a_successor_after_a_reload_or_when_i
     let text = "trap 'eval \"exec $NODE_CHANNEL_FD>&-\"; sleep 1; exit 7' USR1\nwhile :; do sleep 0.05; done\n";
     let keys = |codes: &[i32]| json!({"listen_timeout": 300, "stop_exit_codes": codes});
     pm.done(&["start", &ready_app(&pm, text, keys(&[7]))]);
-    let is_gone = || (web_pids(&pm)[1] == 0).then_some(());
+    let is_gone = || (pm.list()[1]["pm2_env"]["status"] == "stopped").then_some(());
     let is_there = || Some(web_pids(&pm)).filter(|pids| pids.len() == 2 && pids[1] > 0).map(|pids| pids[1]);
     let ask_to_end = || {
         let pid = web_pids(&pm)[1];
@@ -355,6 +355,30 @@ fn a_worker_that_has_ended_as_it_was_to_has_a_successor_after_a_reload_or_when_i
     finish();
     pm.done(&["reload", &ready_app(&pm, text, keys(&[]))]);
     assert!(poll_until(FOREVER, is_there).is_some(), "it is reloaded: {:?}", pm.list());
+}
+
+#[test]
+fn a_worker_without_a_process_is_not_online() {
+    let pm = Manager::new("vacant");
+    let text = "[ $NODE_APP_INSTANCE = 1 ] && [ -e broken ] && exit 3\nexec sleep 600\n";
+    let keys = |delay| json!({"listen_timeout": 300, "max_restarts": 1, "restart_delay": delay});
+    let statuses =
+        |pm: &Manager| -> Vec<Value> { pm.list().iter().map(|entry| entry["pm2_env"]["status"].clone()).collect() };
+    pm.done(&["start", &ready_app(&pm, text, keys(600_000))]);
+    kill_9(web_pids(&pm)[1]);
+    assert!(poll_until(FOREVER, || (statuses(&pm) == ["online", "waiting restart"]).then_some(())).is_some());
+
+    pm.done(&["restart", &ready_app(&pm, text, keys(0))]);
+    pm.script("broken", "");
+    kill_9(web_pids(&pm)[1]);
+    let is_given_up = || (statuses(&pm) == ["online", "errored"]).then_some(());
+    assert!(poll_until(FOREVER, is_given_up).is_some(), "{:?}", pm.list());
+    let reason = pm.list()[1]["pm2_env"]["reason"].clone();
+    // Its channel may close before the kernel says how it has ended.
+    assert!(reason.as_str().unwrap().starts_with("its cluster has given it up: worker 1 "), "{reason}");
+    // The next daemon knows it, too.
+    pm.kill_daemon();
+    assert_eq!((statuses(&pm), &pm.list()[1]["pm2_env"]["reason"]), (vec!["online".into(), "errored".into()], &reason));
 }
 
 /// prctl(2), PR_SET_NAME: the name may be any bytes, and stands in /proc/PID/stat.

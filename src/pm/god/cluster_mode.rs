@@ -105,16 +105,19 @@ impl ClusterCall {
 }
 
 /// What has happened to a worker, as its `cluster` says it (`--events`).
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 pub struct WorkerEvent {
     pub event: String,
     pub worker: usize,
     pub pid: i32,
-    /// It was asked to end.
-    #[serde(default)]
+    /// It was asked to end, or `finished`.
     pub expected: bool,
-    #[serde(default)]
+    /// It has no successor, because of how it has ended.
+    pub finished: bool,
     pub how: String,
+    /// Of `giveup`: why the last worker has ended.
+    pub last: String,
 }
 
 /// The workers of this `cluster` by their number: its children. Of two with one number, as during a reload, the older.

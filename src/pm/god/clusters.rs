@@ -61,7 +61,7 @@ impl ManagedProcess {
         self.call = None;
         match outcome {
             Ok(event) => {
-                self.saved.reason = None;
+                (self.saved.reason, self.saved.giveup) = (None, None);
                 shared.report(self, event);
             }
             Err(why) => self.note_refusal(shared, why),
@@ -72,7 +72,13 @@ impl ManagedProcess {
     pub(super) fn workers_ready(&mut self, shared: &mut Shared) {
         let Some(events) = &mut self.worker_events else { return };
         let (events, _): (Vec<WorkerEvent>, bool) = events.read();
-        for WorkerEvent { event, worker, pid, expected, how } in events {
+        for WorkerEvent { event, worker, pid, expected, finished, how, last } in events {
+            if event == "giveup" {
+                self.saved.giveup = Some(format!("its cluster has given it up: {last}"));
+                shared.has_changed = true;
+                shared.report_because(self, "giveup", self.saved.giveup.as_deref());
+                continue;
+            }
             let Some(record) = self.saved.workers.get_mut(worker) else { continue };
             let id = record.id;
             let (event, reason) = match event.as_str() {
@@ -80,7 +86,13 @@ impl ManagedProcess {
                 "listening" if self.app.config.wait_ready => continue,
                 "listening" | "ready" | "not-listening" => {
                     self.online_workers.insert(worker);
+                    record.has_finished = false;
                     ("online", None)
+                }
+                "exit" if finished => {
+                    record.has_finished = true;
+                    shared.has_changed = true;
+                    continue;
                 }
                 "exit" if !expected => {
                     record.restarts += 1;

@@ -40,7 +40,8 @@ impl ManagedProcess {
             Err(failure) => return self.fail(shared, failure.into()),
             Ok(running) => Some(running),
         };
-        (self.saved.reason, self.saved.has_finished) = (None, false);
+        (self.saved.reason, self.saved.giveup, self.saved.has_finished) = (None, None, false);
+        self.saved.workers.iter_mut().for_each(|worker| worker.has_finished = false);
         self.online_workers.clear();
         if self.is_cluster() || self.channel.is_some() {
             let more = if self.is_cluster() { CLUSTER_IS_SLOW } else { Duration::ZERO };

@@ -105,7 +105,7 @@ impl ManagedProcess {
         let wanted = if self.is_cluster() { self.app.config.instances } else { 1 };
         let missing = wanted.saturating_sub(self.saved.workers.len()) as u32;
         let new = first_free..first_free + missing;
-        self.saved.workers.extend(new.map(|id| WorkerRecord { id, restarts: 0 }));
+        self.saved.workers.extend(new.map(|id| WorkerRecord { id, ..WorkerRecord::default() }));
     }
 
     pub fn count_restart(&mut self) {
@@ -243,9 +243,18 @@ impl ManagedProcess {
     fn entry(&mut self, home: &PmHome, worker: usize, identity: Option<ProcessIdentity>) -> ProcessEntry {
         let monit = identity.map(|identity| self.usage(worker, identity)).unwrap_or_default();
         let config = &self.app.config;
+        let (mut status, mut reason) = (self.saved.status, self.saved.reason.clone());
+        if status == ProcessStatus::Online && identity.is_none() {
+            status = match &self.saved.giveup {
+                _ if self.saved.workers[worker].has_finished => ProcessStatus::Stopped,
+                Some(_) => ProcessStatus::Errored,
+                None => ProcessStatus::WaitingRestart,
+            };
+            reason = self.saved.giveup.clone().or(reason);
+        }
         let path = |stream| self.log_path(home, worker, stream).display().to_string();
         let state = ProcessState {
-            status: self.saved.status,
+            status,
             pm_uptime: identity.map_or(0, |identity| identity.since_ms),
             created_at: self.saved.created_ms,
             uptime_ms: identity.map_or(0, |identity| monotonic_ns().saturating_sub(identity.since_ns) / 1_000_000),
@@ -262,7 +271,7 @@ impl ManagedProcess {
             namespace: config.namespace.clone(),
             number: self.saved.number + worker,
             env: config.env.clone(),
-            reason: self.saved.reason.clone(),
+            reason,
             log_problem: self.outputs.iter().skip(2 * worker).take(2).find_map(LogWriter::problem),
             exit_code: self.saved.exit_code,
             unknown: config.unknown.clone(),
