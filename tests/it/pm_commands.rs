@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 
 use acceptlab::lab::observe::processes::poll_until;
+use acceptlab::sys::procfs::Stat;
 use serde_json::{Value, json};
 
 use crate::pm::{Manager, cluster_app, environment_of, web_pids};
@@ -284,7 +285,11 @@ fn a_cluster_that_is_reloaded_with_a_configuration_watches_and_keeps_the_time_as
     let before = restarts();
     fs::write(&watched, "changed").unwrap();
     assert!(poll_until(FOREVER, || (restarts() > before).then_some(())).is_some(), "its file has changed");
+    let cluster = || Stat::of(web_pids(&pm)[0]).map(|worker| worker.parent);
+    let first = cluster();
     pm.done(&["reload", &configure("cron_restart", json!("* * * * * *"))]);
     let before = restarts();
     assert!(poll_until(FOREVER, || (restarts() > before + 1).then_some(())).is_some(), "two seconds have passed");
+    // It is reloaded, so it goes on serving.
+    assert!(first.is_some() && poll_until(FOREVER, cluster) == first);
 }

@@ -116,7 +116,7 @@ impl ManagedProcess {
         // One that is being restarted or reloaded is as new as it can be; cut short, its command would fail.
         if is_due && !self.is_busy() {
             shared.report(self, "cron");
-            self.restart_unasked(shared);
+            self.reload_unasked(shared);
         }
     }
 
