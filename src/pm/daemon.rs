@@ -50,8 +50,8 @@ const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(50);
 /// What a client waits for: until none of these processes is starting or stopping.
 struct AwaitedChange {
     processes: BTreeSet<u32>,
-    /// Those that are to run then: one that could not be started makes the answer a failure.
-    starts: BTreeSet<u32>,
+    /// The names of those that are to run then: one that could not be started, or was deleted, makes the answer a failure.
+    starts: BTreeMap<u32, String>,
     /// It wants to know, and waits for nothing.
     only_looks: bool,
 }
@@ -235,7 +235,11 @@ impl Daemon {
         }
         match self.begin(request) {
             Ok(processes) => {
-                let starts = processes.difference(&idle).copied().filter(|_| starts).collect();
+                let asked = processes.difference(&idle).filter_map(|id| self.god.processes.get(id)).filter(|_| starts);
+                let (leaving, staying): (Vec<_>, Vec<_>) = asked.partition(|process| process.is_leaving());
+                // Of several, those that are being deleted were not meant.
+                let asked = if staying.is_empty() { leaving } else { staying };
+                let starts = asked.into_iter().map(|process| (process.id(), process.name().to_owned())).collect();
                 self.awaited.insert(client, AwaitedChange { processes, starts, only_looks });
             }
             Err(why) => self.control.refuse(client, &why),
@@ -323,7 +327,11 @@ impl Daemon {
         for &client in &done {
             let Some(awaited) = self.awaited.remove(&client) else { continue };
             let processes = &self.god.processes;
-            let error = awaited.starts.iter().filter_map(|id| processes.get(id)).find_map(ManagedProcess::failure);
+            let failure = |(id, name): (&u32, &String)| match processes.get(id) {
+                Some(process) => process.failure(),
+                None => Some(format!("{name}: it was deleted meanwhile")),
+            };
+            let error = awaited.starts.iter().find_map(failure);
             let processes = self.god.entries(&awaited.processes);
             self.control.answer(client, &PmReply { ok: error.is_none(), error, processes });
         }

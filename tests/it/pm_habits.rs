@@ -221,6 +221,23 @@ fn an_application_that_is_started_while_it_is_deleted_and_scaled_up_while_it_is_
 }
 
 #[test]
+fn a_restart_of_what_is_deleted_meanwhile_fails() {
+    let manager = Manager::new("restart-delete");
+    let script = stubborn(&manager);
+    manager.done(&["start", &script, "--name", "web", "--kill-timeout", "2s"]);
+    manager.await_log("web-out-0.log", "ready");
+    let restart = begin_to_end(&manager, &["restart", "web"]);
+    let delete = manager.command(&["delete", "web"]).stdout(Stdio::null()).spawn().unwrap();
+    let later = manager.refused(&["restart", "web"]);
+    let first = restart.wait_with_output().unwrap();
+    assert_eq!(first.status.code(), Some(1));
+    for said in [later, String::from_utf8(first.stderr).unwrap()] {
+        assert_eq!(said, "web: it was deleted meanwhile\n");
+    }
+    assert!(delete.wait_with_output().unwrap().status.success());
+}
+
+#[test]
 fn an_application_that_is_being_deleted_is_not_restarted_by_the_clock() {
     let manager = Manager::new("delete-cron");
     let script = stubborn(&manager);
