@@ -422,6 +422,17 @@ fn clients_that_hang_or_send_garbage_disturb_nobody() {
         let answer: Value = serde_json::from_str(&answer).unwrap();
         assert!(answer["ok"] == false && answer["error"].as_str().unwrap().contains("not a request"), "{answer}");
     }
+    // What no configuration may say is refused by the daemon, too.
+    for (app, why) in [
+        (json!({"name": "../x", "script": "sleep"}), "cannot be a name"),
+        (json!({"name": "x", "script": "sleep", "instances": 1_000_000}), "more than the 2000"),
+    ] {
+        let mut stream = pm.connect();
+        writeln!(stream, "{}", json!({"do": "start", "apps": [app]})).unwrap();
+        let mut answer = String::new();
+        BufReader::new(&stream).read_line(&mut answer).unwrap();
+        assert!(answer.contains(why), "{answer}");
+    }
     let mut half = pm.connect();
     half.write_all(b"{\"do\":").unwrap();
     assert_eq!(status_of(&pm.process("sleep")), "online");

@@ -211,7 +211,7 @@ fn interpreter_of(extension: &str) -> Option<&'static str> {
 }
 
 /// A name stands in commands, tables and names of files.
-fn check_name(name: &str) -> Result<(), String> {
+pub fn check_name(name: &str) -> Result<(), String> {
     let why = match name {
         "" => "it is empty",
         "all" => "it means every application",

@@ -75,14 +75,18 @@ pub fn read(path: &Path, env_name: Option<&str>, over: &Map<String, Value>) -> R
         warnings.extend(unknown);
         apps.push(app);
     }
-    let processes: usize = apps.iter().map(|app| app.instances).sum();
-    if processes > MOST_PROCESSES {
-        return Err(failure(format!(
-            "{processes} processes are more than the {MOST_PROCESSES} that pm starts at most"
-        )));
-    }
+    check(&apps).map_err(failure)?;
     let warnings = warnings.into_iter().map(|warning| format!("{}: {warning}", path.display())).collect();
     Ok(Configuration { apps, warnings })
+}
+
+/// What the daemon takes from no client, whoever has read the configuration.
+pub fn check(apps: &[AppConfig]) -> Result<(), String> {
+    apps.iter().try_for_each(|app| keys::check_name(&app.name))?;
+    match apps.iter().fold(0, |all: usize, app| all.saturating_add(app.instances)) {
+        ..=MOST_PROCESSES => Ok(()),
+        all => Err(format!("{all} processes are more than the {MOST_PROCESSES} that pm starts at most")),
+    }
 }
 
 /// One application that no file describes: its keys come from the command line, and paths begin at the current folder.

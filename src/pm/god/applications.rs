@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::super::config::{AppConfig, ExecMode};
+use super::super::config::{self, AppConfig, ExecMode};
 use super::super::dump::{AfterStop, Application, ProcessRecord, SavedApplication, SavedState};
 use super::super::fork_mode::{ProcessIdentity, RunningProcess};
 use super::super::home::PmHome;
@@ -31,8 +31,8 @@ impl God {
     /// restarted (or, with `reload`, reloaded), further ones are added, and those too many are deleted.
     ///
     /// # Errors
-    /// A program that is not there, or a name that is, where only new ones are wanted; a state that cannot be written:
-    /// then nothing is started.
+    /// A name that cannot be one, or too many processes; a program that is not there; a name that is, where only new ones
+    /// are wanted; a state that cannot be written. Then nothing is started.
     pub fn start(
         &mut self,
         apps: Vec<AppConfig>,
@@ -40,6 +40,7 @@ impl God {
         only_new: bool,
         reload: bool,
     ) -> Result<BTreeSet<u32>, String> {
+        config::check(&apps)?;
         if let Some(known) = apps.iter().find(|app| only_new && !self.of_name(&app.name).is_empty()) {
             let name = &known.name;
             return Err(format!("there is an application {name:?} already; `pm restart {name}`, or choose a --name"));
