@@ -55,7 +55,14 @@ fn a_worker_of_a_cluster_that_dies_is_counted_and_is_an_event() {
     let (file, _) = cluster_app(&pm, json!({}));
     pm.done(&["start", &file]);
     let first = web_pids(&pm);
+    // What the cluster itself says does not grow for ever.
+    let log = pm.home().join("logs/web-cluster-0.log");
+    fs::File::options().append(true).open(&log).unwrap().set_len(11 << 20).unwrap();
     kill_9(first[1]);
+    assert!(poll_until(FOREVER, || (fs::metadata(&log).unwrap().len() < 1 << 20).then_some(())).is_some());
+    fs::File::options().append(true).open(&log).unwrap().set_len(2 << 20).unwrap();
+    pm.done(&["flush", "web"]);
+    assert!(fs::metadata(&log).unwrap().len() < 1 << 20);
     let restarts = |pm: &Manager| -> Vec<Value> {
         pm.list().iter().map(|entry| entry["pm2_env"]["restart_time"].clone()).collect()
     };

@@ -21,6 +21,9 @@ use crate::console::write_within;
 use crate::failure::Failure;
 use crate::sys::procfs::{self, Stat};
 
+/// When the log of a `cluster` is emptied, in bytes.
+pub const LARGEST_LOG: u64 = 10 << 20;
+
 /// The most processes that `pm scale` may ask for.
 pub const MOST_WORKERS: usize = 256;
 
@@ -32,6 +35,17 @@ pub fn control_socket(home: &PmHome, id: u32) -> PathBuf {
 /// What the `cluster` itself says: its events.
 pub fn log(home: &PmHome, name: &str, id: u32) -> PathBuf {
     home.logs().join(format!("{name}-cluster-{id}.log"))
+}
+
+/// Empties it where it is larger than this: a `cluster` may run for years, and adds to it (O_APPEND).
+pub fn empty_log(home: &PmHome, name: &str, id: u32, largest: u64) {
+    let file = OpenOptions::new().write(true).open(log(home, name, id));
+    if let Ok(file) = file
+        && file.metadata().is_ok_and(|metadata| metadata.len() > largest)
+    {
+        // What cannot be emptied is emptied later.
+        let _ = file.set_len(0);
+    }
 }
 
 /// The command line of the `cluster` (`program`), which runs this command in each worker. What it says itself goes to a

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::super::json_lines::JsonLines;
 use super::super::restarts::RestartBudget;
-use super::cluster_mode::{ClusterCall, WorkerEvent, control_socket, options};
+use super::cluster_mode::{self, ClusterCall, LARGEST_LOG, WorkerEvent, control_socket, options};
 use super::process::ManagedProcess;
 use super::{PmSource, Shared};
 use crate::control_socket::connect_without_waiting;
@@ -72,6 +72,7 @@ impl ManagedProcess {
     pub(super) fn workers_ready(&mut self, shared: &mut Shared) {
         let Some(events) = &mut self.worker_events else { return };
         let (events, _): (Vec<WorkerEvent>, bool) = events.read();
+        cluster_mode::empty_log(&shared.home, self.name(), self.id(), LARGEST_LOG);
         for WorkerEvent { event, worker, pid, expected, finished, how, last } in events {
             if event == "giveup" {
                 self.saved.giveup = Some(format!("its cluster has given it up: {last}"));

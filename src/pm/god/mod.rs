@@ -175,6 +175,9 @@ impl ManagedProcess {
 
     pub fn flush_logs(&mut self, shared: &mut Shared) {
         self.outputs.iter().for_each(|writer| writer.flush(&mut shared.files));
+        if self.is_cluster() {
+            cluster_mode::empty_log(&shared.home, self.name(), self.id(), 0);
+        }
     }
 }
 
