@@ -251,7 +251,10 @@ impl Daemon {
         match request {
             PmRequest::Ping | PmRequest::Events => Ok(BTreeSet::new()),
             PmRequest::List => Ok(self.god.all()),
-            PmRequest::Start { .. } | PmRequest::Wake { .. } | PmRequest::Scale { .. } | PmRequest::Resurrect
+            PmRequest::Start { .. }
+            | PmRequest::Wake { .. }
+            | PmRequest::Scale { .. }
+            | PmRequest::Resurrect { .. }
                 if self.is_ending =>
             {
                 Err("the process manager is ending".to_owned())
@@ -292,7 +295,8 @@ impl Daemon {
                     .to_string())
             }
             PmRequest::Save => self.god.save_dump().map(|()| self.god.all()).map_err(String::from),
-            PmRequest::Resurrect => self.god.resurrect().map_err(String::from),
+            PmRequest::Resurrect { if_empty: true } if !self.god.processes.is_empty() => Ok(self.god.all()),
+            PmRequest::Resurrect { .. } => self.god.resurrect().map_err(String::from),
             PmRequest::Kill => {
                 self.end();
                 Ok(self.god.all())

@@ -99,7 +99,12 @@ pub enum PmRequest {
     #[command(visible_alias = "dump")]
     Save,
     /// Start the applications that `save` has kept
-    Resurrect,
+    Resurrect {
+        /// Only where the list is empty: a daemon that has adopted one knows better what is wanted
+        #[arg(long, hide = true)]
+        #[serde(default)]
+        if_empty: bool,
+    },
     /// Events, each a line, until the client leaves.
     #[command(skip)]
     Events,

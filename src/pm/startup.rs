@@ -189,6 +189,7 @@ mod tests {
             "Type=notify",
             "User=ann",
             "ExecStart=\"/opt/p m/pm\" daemon",
+            "ExecStartPost=-\"/opt/p m/pm\" resurrect --if-empty",
             "ExecReload=\"/opt/p m/pm\" reload all",
             "Environment=\"PM_HOME=/home/a%%b/.pm\"",
             "Environment=\"PATH=/usr/bin:/opt/$x\"",

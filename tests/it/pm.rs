@@ -512,7 +512,14 @@ fn what_was_saved_is_resurrected_as_it_was() {
         .collect();
     let expected = [("on", "online"), ("on", "online"), ("off", "stopped")];
     assert_eq!(states, expected.map(|(name, status)| (name.to_owned(), status.to_owned())));
+    // What was deleted since then does not come back when the daemon has died: the unit of systemd asks so.
+    pm.done(&["delete", "off"]);
+    pm.kill_daemon();
+    pm.done(&["resurrect", "--if-empty"]);
+    assert_eq!(pm.list().len(), 2);
     // What is there stays as it is.
+    pm.done(&["resurrect"]);
+    assert_eq!(pm.list().len(), 3);
     let pids = |pm: &Manager| pm.list().iter().map(|process| process["pid"].clone()).collect::<Vec<_>>();
     let before = pids(&pm);
     pm.done(&["resurrect"]);
