@@ -118,6 +118,23 @@ fn the_clock_of_a_job_that_has_ended_goes_on_after_an_adoption_and_a_resurrect_u
     assert_eq!(runs("stopped"), runs_of_stopped);
 }
 
+#[test]
+fn a_job_that_could_not_be_started_when_its_time_came_has_failed() {
+    let manager = Manager::new("job-fails");
+    let script = manager.script("job.sh", "echo run\n");
+    manager.done(&["start", &script, "--no-autorestart", "--cron-restart", "* * * * * *"]);
+    manager.await_log("job-out-0.log", "run");
+    fs::remove_file(&script).unwrap();
+    let failed = manager.await_status("job", "errored");
+    // Its clock stands still: nothing is tried again.
+    manager.script("job.sh", "echo run again\n");
+    manager.done(&["start", "sleep", "--cron-restart", "* * * * * *", "--", "1000"]);
+    for _ in 0..2 {
+        manager.await_successor("sleep", manager.pid("sleep"));
+    }
+    assert_eq!(manager.process("job")["pm2_env"]["restart_time"], failed["pm2_env"]["restart_time"]);
+}
+
 /// As `nc -N` does: whoever has sent all requests and shuts that side is answered, and then the end comes.
 #[test]
 fn a_client_that_sends_no_more_is_answered_and_closed() {

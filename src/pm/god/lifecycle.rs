@@ -34,13 +34,14 @@ const CLUSTER_IS_SLOW: Duration = Duration::from_secs(10);
 impl ManagedProcess {
     pub(super) fn launch(&mut self, shared: &mut Shared) {
         shared.has_changed = true;
+        self.saved.has_finished = false;
         let started = self.watch_outputs(shared).and_then(|()| self.start(shared));
         self.due.clear();
         self.running = match started {
             Err(failure) => return self.fail(shared, failure.into()),
             Ok(running) => Some(running),
         };
-        (self.saved.reason, self.saved.giveup, self.saved.has_finished) = (None, None, false);
+        (self.saved.reason, self.saved.giveup) = (None, None);
         self.saved.workers.iter_mut().for_each(|worker| worker.has_finished = false);
         self.online_workers.clear();
         if self.is_cluster() || self.channel.is_some() {
