@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use nix::poll::poll;
 use nix::unistd::dup2_stdout;
+use serde_json::Value;
 
 use super::home::{self, PmHome};
 use super::launch;
-use super::protocol::{PmReply, PmRequest};
+use super::protocol::{LAST_EVENT, PmReply, PmRequest};
 use super::startup;
 use crate::console;
 use crate::control_socket;
@@ -149,6 +150,7 @@ impl PmEvents {
     pub fn next_event(&mut self) -> Result<Option<String>, Failure> {
         loop {
             match self.connection.receive()? {
+                Some(line) if is_last(&line) => return Ok(None),
                 None if self.reopen()? => {}
                 line => {
                     self.losses = 0;
@@ -164,6 +166,7 @@ impl PmEvents {
         stream.get_ref().set_nonblocking(true).ok()?;
         let mut said = Vec::new();
         match stream.read_to_end(&mut said) {
+            _ if String::from_utf8_lossy(&said).lines().any(is_last) => None,
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 if !said.is_empty() {
                     self.losses = 0;
@@ -174,7 +177,7 @@ impl PmEvents {
         }
     }
 
-    /// False: the daemon has ended in order, and has removed its socket; or too many were killed.
+    /// False: the daemon has removed its socket; or too many were killed.
     fn reopen(&mut self) -> Result<bool, Failure> {
         let home = self.connection.home.clone();
         self.losses += 1;
@@ -189,6 +192,11 @@ impl PmEvents {
         *self = PmEvents { losses: self.losses, ..PmEvents::open(&home)? };
         Ok(true)
     }
+}
+
+/// Whoever asked now would make systemd, where it has the socket, start the next daemon.
+fn is_last(line: &str) -> bool {
+    serde_json::from_str(line).is_ok_and(|event: Value| event["event"] == LAST_EVENT)
 }
 
 /// Readable when something has happened.

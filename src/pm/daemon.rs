@@ -15,12 +15,13 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use serde_json::json;
 
 use super::dump::AfterStop;
 use super::god::{God, ManagedProcess, PmSource, Shared};
 use super::home::PmHome;
 use super::logs::own_log;
-use super::protocol::{PmReply, PmRequest};
+use super::protocol::{LAST_EVENT, PmReply, PmRequest};
 use super::startup;
 use crate::console;
 use crate::control_socket::{self, ControlSettings, ControlSocket};
@@ -30,6 +31,7 @@ use crate::sys::pidfd::PidFd;
 use crate::sys::process::DescriptorLimit;
 use crate::sys::signal::SignalQueue;
 use crate::terminal::Paint;
+use crate::units::utc_now_ms;
 
 /// The longest request has hundreds of applications, each with its environment; the longest answer as many entries.
 const SETTINGS: ControlSettings = ControlSettings {
@@ -153,6 +155,7 @@ impl Daemon {
                 continue;
             }
             if self.is_ending && self.god.all().is_empty() {
+                self.control.publish(&json!({"at": utc_now_ms(), "event": LAST_EVENT}));
                 self.control.flush_within(LAST_WAIT);
                 return self.given_up.take().map_or(Ok(()), |why| Err(Failure::relay(why)));
             }

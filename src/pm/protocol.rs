@@ -16,6 +16,9 @@ use serde_json::{Map, Value};
 
 use super::config::{AppConfig, LogType};
 
+/// The event of a daemon that ends in order; after one that was killed there is none.
+pub const LAST_EVENT: &str = "end";
+
 /// What the targets of a request are.
 pub const TARGETS: &str = "An id, a name, a namespace, /regex/ over names, or all";
 

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::process::{Child, Command, Stdio};
 
+use acceptlab::lab::observe::processes::poll_until;
 use acceptlab::pm::startup::VARIABLES;
 
 use crate::pm::Manager;
@@ -113,4 +114,15 @@ fn the_daemon_serves_on_the_socket_that_its_starter_has_opened() {
     BufReader::new(before).read_line(&mut answer).unwrap();
     assert!(answer.contains("\"ok\":true"), "{answer}");
     assert!(manager.done(&["ping"]).contains("answers"));
+
+    // Whoever follows ends with it: the starter's socket, which stays, would make it start the next one.
+    let mut events = manager.command(&["events"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(events.stdout.take().unwrap()).lines();
+    manager.done(&["start", "sleep", "--name", "restless", "--cron-restart", "* * * * * *", "--", "1000"]);
+    assert!(lines.next().is_some());
+    drop(command);
+    manager.done(&["kill"]);
+    let ended = poll_until(FOREVER, || events.try_wait().unwrap());
+    let _ = events.kill();
+    assert!(ended.is_some_and(|status| status.success()));
 }
