@@ -7,6 +7,9 @@ use nix::unistd::Pid;
 use super::launch::Launch;
 use crate::sys::procfs::{Stat, with_descendants};
 
+/// In place of a leader that is gone.
+pub const NOBODY: i32 = -1;
+
 /// What was there at the last look.
 pub struct ProcessTree {
     leader: i32,
@@ -23,7 +26,7 @@ struct Member {
 }
 
 impl ProcessTree {
-    /// Of a process that leads a session.
+    /// Of a process that leads a session, or of [`NOBODY`].
     pub fn new(leader: i32, launch: Launch) -> ProcessTree {
         ProcessTree { leader, launch, members: Vec::new() }
     }

@@ -170,6 +170,25 @@ fn what_an_application_has_started_is_not_adopted_in_its_place() {
     assert!(!is_alive(child));
 }
 
+/// The next daemon knows only the mark that they carry.
+#[test]
+fn children_that_ignore_the_signal_do_not_survive_a_stop_that_the_daemon_did_not() {
+    let pm = Manager::new("orphans");
+    let script = pm.script("parent.sh", "(trap '' INT; exec sleep 605) &\necho $!\nexec sleep 606\n");
+    pm.done(&["start", &script, "--kill-timeout", "3s"]);
+    let child: i32 = pm.await_log("parent-out-0.log", "\n").trim().parse().unwrap();
+    let pid = pm.pid("parent");
+    let mut stop = pm.command(&["stop", "parent"]).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    await_end(pid);
+    let state = || fs::read_to_string(pm.home().join("state.json")).unwrap();
+    let is_saved = || state().contains("\"after_stop\":\"Remain\"").then_some(());
+    assert!(poll_until(FOREVER, is_saved).is_some(), "{}", state());
+    pm.kill_daemon();
+    assert!(is_alive(child) && !stop.wait().unwrap().success());
+    pm.await_status("parent", "stopped");
+    assert!(!is_alive(child));
+}
+
 #[test]
 fn a_child_that_is_started_while_its_parent_ends_does_not_stay_behind() {
     let pm = Manager::new("late-child");

@@ -13,9 +13,11 @@ use super::super::dump::{AfterStop, Application, ProcessRecord, SavedApplication
 use super::super::fork_mode::{ProcessIdentity, RunningProcess};
 use super::super::home::PmHome;
 use super::super::launch::{LaunchedProcess, find_launched};
+use super::super::process_tree::{NOBODY, ProcessTree};
 use super::super::program::check_program;
 use super::super::protocol::{Instances, ProcessStatus};
 use super::super::restarts::RestartBudget;
+use super::process::ProcessDue;
 use super::{God, ManagedProcess, PmSource, Shared, cluster_mode};
 use crate::console;
 use crate::failure::Failure;
@@ -334,7 +336,13 @@ impl ManagedProcess {
             return self.begin_watching(shared);
         }
         match self.saved.status {
-            _ if self.saved.after_stop.is_some() => self.finish_stop(shared),
+            _ if self.saved.after_stop.is_some() => {
+                // What it has started may live on, and has its time to end.
+                let of_the_dead = || ProcessTree::new(NOBODY, self.saved.launch.clone());
+                self.tree = self.app.config.treekill.then(of_the_dead);
+                self.set_due(self.app.config.kill_timeout, ProcessDue::Kill);
+                self.finish_stop_when_alone(shared);
+            }
             ProcessStatus::Stopped | ProcessStatus::Errored => {}
             ProcessStatus::WaitingRestart => self.launch(shared),
             _ => {
