@@ -54,7 +54,7 @@ pub enum PmCommand {
     Events,
     /// Stop all applications, and the daemon
     Kill,
-    /// Be the daemon, in this terminal; other commands start it when there is none
+    /// Run the daemon in this terminal; other commands start one if none runs
     Daemon,
 }
 
@@ -73,19 +73,19 @@ pub struct AgainArgs {
     #[command(flatten)]
     pub which: TargetArgs,
 
-    /// With the variables of this command in place of those before. Those of the configuration stay where this command
-    /// has no other value
+    /// Replace the environment by that of this command. A variable of the configuration stays only if this command does
+    /// not have it
     #[arg(long)]
     pub update_env: bool,
 }
 
 #[derive(Args, Debug)]
 pub struct OfConfigArgs {
-    /// Of a configuration only these applications
+    /// Only these applications of the configuration
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     pub only: Vec<String>,
 
-    /// Of a configuration: the variables of its env_NAME come over those of env
+    /// Use env_NAME of the configuration; its variables replace those of env
     #[arg(long, value_name = "NAME")]
     pub env: Option<String>,
 }
@@ -101,7 +101,7 @@ pub struct LogsArgs {
     #[arg(value_name = "APPLICATION", default_value = "all", help = TARGETS)]
     pub targets: Vec<String>,
 
-    /// Begin with so many lines of each file that are there
+    /// First show the last N lines of each file
     #[arg(long, value_name = "N", default_value_t = 15)]
     pub lines: usize,
 
@@ -121,7 +121,7 @@ pub struct LogsArgs {
     #[arg(long)]
     pub err: bool,
 
-    /// End when the lines that are there are shown
+    /// Show the existing lines and exit
     #[arg(long)]
     pub nostream: bool,
 
@@ -144,14 +144,14 @@ pub struct StartArgs {
     #[arg(long)]
     pub no_daemon: bool,
 
-    /// Give a name that is there already the new configuration, and restart it
+    /// If an application of this name exists, give it the new configuration and restart it
     #[arg(short, long)]
     pub force: bool,
 
     #[command(flatten)]
     pub keys: KeyArgs,
 
-    /// What the program gets, after `--`
+    /// Arguments of the program, after `--`
     #[arg(last = true, value_name = "ARGS")]
     pub arguments: Vec<String>,
 }

@@ -127,7 +127,7 @@ fn failed_to_read(error: io::Error) -> Failure {
 }
 
 fn lost() -> Failure {
-    Failure::relay("the daemon ended before it answered; `pm list` shows what it has done".to_owned())
+    Failure::relay("the daemon ended before it answered; it is not known whether it was done: see `pm list`".to_owned())
 }
 
 /// Events as they come. Where the daemon was killed, those of the next one.

@@ -146,7 +146,7 @@ fn read_configuration(
 ) -> Result<Option<Vec<AppConfig>>, Failure> {
     let path = Path::new(&targets[0]);
     if !config::is_configuration(path) {
-        let why = || format!("--env and --only are for a configuration, and {} is none", path.display());
+        let why = || format!("--env and --only are for a configuration, and {} is not one", path.display());
         return if of_config.is_empty() { Ok(None) } else { Err(Failure::relay(why())) };
     }
     let Configuration { mut apps, warnings } = config::read(path, of_config.env.as_deref(), over)?;

@@ -1,5 +1,5 @@
 //! The daemon: one thread, which waits for clients, for processes that end, for what they write, and for what is due.
-//! While nothing happens it makes no system call.
+//! While nothing happens it makes no system call; with a memory limit it looks twice a second.
 //!
 //! Only the daemon's own user and root are served (SO_PEERCRED, and the socket's mode is 0600). A client that hangs, or
 //! sends what is no request, disturbs nobody.

@@ -70,7 +70,7 @@ pub enum PmRequest {
         #[arg(required = true, value_name = "APPLICATION", help = TARGETS)]
         targets: Vec<String>,
     },
-    /// From now on so many processes of an application; +N or -N, so many more or fewer
+    /// Set the number of processes; +N or -N changes it by N
     Scale {
         name: String,
         #[arg(value_name = "N", value_parser = parse_instances, allow_hyphen_values = true)]

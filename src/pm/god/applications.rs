@@ -176,7 +176,9 @@ impl God {
         if self.shared.has_changed
             && let Err(failure) = self.write_state()
         {
-            console::log(failure.advise("it is tried again with the next command; until then a new daemon knows less"));
+            console::log(
+                failure.advise("the next command writes it again; a daemon that starts before that uses the old state"),
+            );
         }
     }
 

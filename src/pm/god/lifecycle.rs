@@ -251,7 +251,7 @@ impl ManagedProcess {
         self.is_deleted = true;
         self.finish_outputs(shared);
         for output in 0..std::mem::take(&mut self.outputs).len() {
-            // Whoever still has it open writes into the void, as if the terminal were gone.
+            // A child that lives on and writes waits when the FIFO is full: nobody reads it.
             let stream = [LogStream::Out, LogStream::Error][output % 2];
             let _ = fs::remove_file(shared.home.fifo(self.saved.id, output / 2, stream));
         }

@@ -129,7 +129,7 @@ impl ManagedProcess {
         self.saved.after_stop == Some(AfterStop::Delete)
     }
 
-    /// A command that asked for something is still waiting.
+    /// It is starting or stopping, or its cluster is doing something.
     pub fn is_busy(&self) -> bool {
         matches!(self.saved.status, ProcessStatus::Stopping | ProcessStatus::Launching) || self.call.is_some()
     }
