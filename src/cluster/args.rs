@@ -105,7 +105,8 @@ pub struct SupervisionArgs {
     #[arg(long, value_name = "DUR", default_value = "10s", value_parser = parse_positive_duration)]
     pub listen_timeout: Duration,
 
-    /// A worker serves when it says so, with process.send('ready'), not when it listens; one that does not say so within
+    /// A worker serves when it says so, with process.send('ready'), not when it listens; one that does not say so
+    /// within
     /// --listen-timeout is killed
     #[arg(long)]
     pub wait_ready: bool,

@@ -52,7 +52,8 @@ const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(50);
 /// What a client waits for: until none of these processes is starting or stopping.
 struct AwaitedChange {
     processes: BTreeSet<u32>,
-    /// The names of those that are to run then: one that could not be started, or was deleted, makes the answer a failure.
+    /// The names of those that are to run then: one that could not be started, or was deleted, makes the answer a
+    /// failure.
     starts: BTreeMap<u32, String>,
     /// It wants to know, and waits for nothing.
     only_looks: bool,

@@ -105,8 +105,8 @@ impl God {
         Ok(new.into_iter().collect())
     }
 
-    /// Deletes those of these processes that are too many, and gives the others what takes the place of their application;
-    /// each with what [`ManagedProcess::configure`] says.
+    /// Deletes those of these processes that are too many, and gives the others what takes the place of their
+    /// application; each with what [`ManagedProcess::configure`] says.
     fn configure(
         &mut self,
         mut known: Vec<u32>,
@@ -176,9 +176,8 @@ impl God {
         if self.shared.has_changed
             && let Err(failure) = self.write_state()
         {
-            console::log(
-                failure.advise("the next command writes it again; a daemon that starts before that uses the old state"),
-            );
+            let until_then = "a daemon that starts before that uses the old state";
+            console::log(failure.advise(format_args!("the next command writes it again; {until_then}")));
         }
     }
 
@@ -211,7 +210,8 @@ impl God {
         SavedState::new(apps)
     }
 
-    /// Starts what was online when it was saved, and knows the rest again as stopped. A name that is there stays as it is.
+    /// Starts what was online when it was saved, and knows the rest again as stopped. A name that is there stays as it
+    /// is.
     pub fn resurrect(&mut self) -> Result<BTreeSet<u32>, Failure> {
         let path = self.shared.home.dump();
         let Some(state) = SavedState::read(&path)? else {
