@@ -143,12 +143,19 @@ fn a_cluster_is_seen_to_pass_descriptors_or_to_share_its_listener() {
 #[test]
 fn connections_switches_and_shares_are_counted_under_load() {
     let server = start("reuseport", &["--workers", "2"]);
-    let looking = std::thread::spawn({
-        let target = server.addr.to_string();
-        move || diagnosis(&target, &["--duration", "1s"])
+    let addr = server.addr;
+    let loading = std::thread::spawn(move || {
+        let flags = ["--connections", "4", "--requests-per-connection", "1", "--rate", "400", "--duration", "4s"];
+        load(addr, &flags)
     });
-    load(server.addr, &["--connections", "4", "--requests-per-connection", "1", "--rate", "400", "--duration", "2s"]);
-    let document = looking.join().unwrap();
+    // The first look may be over before the client has begun.
+    let document = loop {
+        let document = diagnosis(&addr.to_string(), &["--duration", "1s"]);
+        if document["totals"]["new_connections"].as_u64() >= Some(100) || loading.is_finished() {
+            break document;
+        }
+    };
+    loading.join().unwrap();
     let totals = &document["totals"];
     assert!(totals["new_connections"].as_u64() >= Some(100), "{document:#}");
     assert!(totals["switches_per_connection"].as_f64() > Some(0.0), "{document:#}");
