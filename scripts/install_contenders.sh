@@ -47,7 +47,7 @@ if ! command -v pm2 >/dev/null; then
   if command -v npm >/dev/null && npm install --global --silent --no-audit --no-fund pm2@7; then
     pm2=pm2
   else
-    echo "pm2 was not installed: lesson 28 leaves it out"
+    echo "pm2 was not installed: its table in lesson 28 cannot be measured"
   fi
 fi
 installed="${missing[*]} $python_servers $pm2"

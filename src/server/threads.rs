@@ -131,8 +131,16 @@ mod tests {
     #[test]
     fn threads_that_were_only_tried_are_gone() {
         try_threads(3).unwrap();
-        let names = std::fs::read_dir("/proc/self/task").unwrap().flatten();
-        let names = names.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
-        assert_eq!(names.filter(|name| name.starts_with("worker ")).count(), 0);
+        // A thread that has let go of the channel has a few system calls left.
+        let begin = std::time::Instant::now();
+        let is_there = || {
+            let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+            let mut names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+            names.any(|name| name.starts_with("worker "))
+        };
+        while is_there() {
+            assert!(begin.elapsed() < Duration::from_secs(60), "a thread that was only tried is there");
+            thread::yield_now();
+        }
     }
 }

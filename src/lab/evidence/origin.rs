@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::lab::plan::experiment::Experiment;
-use crate::lab::record::content::{Content, History, Trees, changed_files};
+use crate::lab::record::content::{Content, History, Trees, changed_files, file_at};
 use crate::lab::record::{Record, newest};
 
 /// Programs that take part in every run.
@@ -17,12 +17,13 @@ const OF_A_WORD: [(&str, &str); 2] = [("src/lab/trials/", "trial"), ("src/lab/ru
 /// Where lessons have programs and files of their own.
 const FILES_OF_LESSONS: &str = "experiments/";
 
-/// What reads rows, shows servers or says what a number means, but takes no part in making rows.
-const MAKES_NO_ROWS: [&str; 7] = [
+/// What reads rows, shows servers, says what a number means or where a record comes from, but takes no part in making rows.
+const MAKES_NO_ROWS: [&str; 8] = [
     "src/lab/evidence/",
     "src/lab/watch/",
     "src/lab/check/",
     "src/lab/inspect/",
+    "src/lab/record/content.rs",
     "src/sys/sock_diag.rs",
     "src/sys/waiting.rs",
     "src/metrics.rs",
@@ -99,7 +100,13 @@ fn changed_code(root: &Path, then: &Trees, now: &Trees, programs: &BTreeSet<Stri
         let (src, bins) = ((then.src != now.src).then_some("src/"), (then.bins != now.bins).then_some("bins/"));
         return src.into_iter().chain(bins).map(String::from).collect();
     };
-    let deciding = files.iter().filter(|file| decides(root, file, programs));
+    // Unit tests stand at the end of a file, and make no rows.
+    let code = |trees, file: &str| {
+        let text = file_at(root, trees, file)?;
+        Some(text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default().trim_end().to_string())
+    };
+    let is_code = |file: &&String| code(then, file) != code(now, file);
+    let deciding = files.iter().filter(|file| decides(root, file, programs)).filter(is_code);
     // A program is named whole, the library by its folder.
     let place = |file: &String| match file.strip_prefix("src/").and_then(|file| file.split_once('/')) {
         Some((folder, _)) => format!("src/{folder}/"),

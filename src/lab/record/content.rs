@@ -68,6 +68,13 @@ pub fn changed_files(root: &Path, then: &Trees, now: &Trees) -> Option<Vec<Strin
     Some([below("src", &then.src, &now.src)?, below("bins", &then.bins, &now.bins)?].concat())
 }
 
+/// The text of a file of `src/` or `bins/` as these trees have it; `None` where they have none.
+pub fn file_at(root: &Path, trees: &Trees, path: &str) -> Option<String> {
+    let (folder, name) = path.split_once('/')?;
+    let tree = if folder == "src" { &trees.src } else { &trees.bins };
+    git(root, &["cat-file", "blob", &format!("{tree}:{name}")])
+}
+
 /// The commit's name, with `-dirty` where something else than it is measured; empty without git.
 pub fn commit(root: &Path, experiments: &[Experiment]) -> String {
     let mark = if dirty(root, experiments).is_empty() { "" } else { "-dirty" };
