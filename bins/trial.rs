@@ -1,11 +1,12 @@
-//! The trials of process managers: one task for `pm` or for npm's PM2, its numbers as JSON.
+//! Trials: one task for one program, its numbers as JSON. They are for what needs more than load.
 //!
-//! Each trial starts the manager with a folder of its own, gives it a configuration that both managers read, does what
-//! its name says, and leaves nothing behind: also after Ctrl-C the manager and all that it has started end, and the
-//! folder is removed. The applications are the Node programs in experiments/watchmen/. Where `node` or the manager is
-//! not installed, the trial says so in `skipped` and measures nothing.
+//! The trials of process managers, `pm` and npm's PM2: each starts the manager with a folder of its own, gives it a
+//! configuration that both managers read, does what its name says, and leaves nothing behind: also after Ctrl-C the
+//! manager and all that it has started end, and the folder is removed. The applications are the Node programs in
+//! experiments/watchmen/. Where `node` or the manager is not installed, the trial says so in `skipped` and measures
+//! nothing.
 //!
-//! See it: `trial killed-daemon --manager pm`, then the same with `--manager pm2`. The lab runs all of them, in turns:
+//! See it: `trial killed-daemon --of pm`, then the same with `--of pm2`. The lab runs all of them, in turns:
 //! `lab run 20`.
 
 #![forbid(unsafe_code)]
@@ -21,18 +22,18 @@ use acceptlab::lab::trials::{Measured, keeping, serving, telling};
 use acceptlab::metrics;
 use acceptlab::report::TrialReport;
 use acceptlab::units::parse_duration;
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
-/// The trials of process managers: one task for `pm` or for npm's PM2, its numbers as JSON
+/// Trials: one task for one program, its numbers as JSON
 #[derive(Parser)]
 #[command(name = "trial", version)]
 struct Args {
     #[command(subcommand)]
     trial: Trial,
 
-    /// Which manager
-    #[arg(long, value_enum, global = true, default_value = "pm")]
-    manager: ManagerKind,
+    /// Who is tried. The process managers: pm, pm2
+    #[arg(long, alias = "manager", value_name = "WHO", global = true, default_value = "pm", num_args = 1..)]
+    of: Vec<String>,
 
     /// The folder of the applications
     #[arg(long, value_name = "FOLDER", global = true, default_value = "experiments/watchmen")]
@@ -142,10 +143,12 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<TrialReport, Stop> {
     let interrupt = watch_for_interrupt();
-    if let Some(why) = args.manager.missing() {
+    let of = args.of.join(" ");
+    let kind = ManagerKind::from_str(&of, true).map_err(|_| format!("no process manager is called {of}: pm or pm2"))?;
+    if let Some(why) = kind.missing() {
         return Ok(TrialReport { skipped: Some(why), ..TrialReport::default() });
     }
-    let manager = Manager::new(args.manager, &args.programs, interrupt)?;
+    let manager = Manager::new(kind, &args.programs, interrupt)?;
     let version = manager.version()?;
     Ok(TrialReport { version, numbers: measure(&args.trial, &manager)?, skipped: None })
 }

@@ -89,7 +89,7 @@ fn lines_are_whole_in_order_and_complete_across_rotations() {
 fn a_trial_without_its_programs_says_what_is_missing() {
     let run = |manager: &str| {
         let output =
-            Command::new(TRIAL).args(["jlist", "--manager", manager]).env("PATH", "/nowhere").output().unwrap();
+            Command::new(TRIAL).args(["jlist", "--of", manager]).env("PATH", "/nowhere").output().unwrap();
         assert!(output.status.success());
         String::from_utf8(output.stdout).unwrap()
     };
@@ -157,7 +157,7 @@ fn the_lab_makes_a_row_of_each_trial() {
     let text = String::from_utf8(run.stdout).unwrap();
     assert!(run.status.success(), "{text}");
     let row = text.lines().find(|line| line.contains("pm") && line.contains("32"));
-    assert!(row.is_some() && text.contains("manager"), "{text}");
+    assert!(row.is_some() && text.contains("trial of"), "{text}");
     let records = fs::read_dir(scratch.root.join("experiments/record")).unwrap().count();
     assert_eq!(records, 1);
 }

@@ -76,7 +76,7 @@ fn summarize(table: &mut Table, spec: &TableSpec, rows: &[&Row], cases: &[Vec<&R
     let several_clients = spec.load.get_ref().all().len() > 1;
     let has_law = spec.server.iter().any(|server| server.law.is_some());
     table.headers = spec.axes.keys().cloned().collect();
-    let runs = if spec.kind == TableKind::Trials { "manager" } else { "server" };
+    let runs = if spec.kind == TableKind::Trials { "trial of" } else { "server" };
     table.headers.push(runs.to_string());
     table.headers.extend(several_clients.then(|| "client".to_string()));
     table.headers.extend(has_law.then(|| "law".to_string()));
