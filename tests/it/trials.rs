@@ -88,8 +88,7 @@ fn lines_are_whole_in_order_and_complete_across_rotations() {
 #[test]
 fn a_trial_without_its_programs_says_what_is_missing() {
     let run = |manager: &str| {
-        let output =
-            Command::new(TRIAL).args(["jlist", "--of", manager]).env("PATH", "/nowhere").output().unwrap();
+        let output = Command::new(TRIAL).args(["jlist", "--of", manager]).env("PATH", "/nowhere").output().unwrap();
         assert!(output.status.success());
         String::from_utf8(output.stdout).unwrap()
     };

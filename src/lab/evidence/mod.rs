@@ -7,6 +7,7 @@ pub mod claims;
 pub mod columns;
 pub mod completeness;
 pub mod html;
+pub mod items;
 pub mod lesson;
 pub mod markdown;
 pub mod numbers;

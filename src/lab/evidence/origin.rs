@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::items::{self, Changed};
 use crate::lab::plan::experiment::Experiment;
 use crate::lab::record::content::{Content, History, Trees, changed_files, file_at};
 use crate::lab::record::{Record, newest};
@@ -46,11 +47,16 @@ pub fn judge(root: &Path, experiments: &[Experiment], records: &[Record]) -> Ori
     let has_git = history.is_some();
     let mut origins = Origins::default();
     let mut stale: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    // Of each commit that records name, once.
+    let mut changed_since: BTreeMap<&Trees, BTreeSet<String>> = BTreeMap::new();
     for experiment in experiments {
         let name = experiment.name.as_str();
         let Some(record) = newest(records, name) else { continue };
         let then = &record.header.content;
-        if let Some(why) = changes(root, then, &now, experiment, has_git) {
+        let trees = then.trees.as_ref().zip(now.trees.as_ref());
+        let changed =
+            trees.map(|(then, now)| &*changed_since.entry(then).or_insert_with(|| changed_code(root, then, now)));
+        if let Some(why) = changes(root, then, &now, changed, experiment, has_git) {
             stale.entry(why).or_default().push(name);
         }
         let (Some(trees), Some(matrix)) = (&then.trees, then.matrices.get(name)) else { continue };
@@ -77,41 +83,49 @@ pub fn judge(root: &Path, experiments: &[Experiment], records: &[Record]) -> Ori
 }
 
 /// Why a lesson's record is stale. Without git only the matrix can have changed.
-fn changes(root: &Path, then: &Content, now: &Content, lesson: &Experiment, has_git: bool) -> Option<String> {
-    let Some(measured) = &then.trees else {
+fn changes(
+    root: &Path,
+    then: &Content,
+    now: &Content,
+    changed: Option<&BTreeSet<String>>,
+    lesson: &Experiment,
+    has_git: bool,
+) -> Option<String> {
+    if then.trees.is_none() {
         return Some("the record names no commit: it is old, or of a dirty tree".to_string());
-    };
-    let mut changed = match &now.trees {
-        Some(trees) => {
+    }
+    let mut reasons = match changed {
+        Some(changed) => {
             let programs = programs(root, lesson);
-            [changed_code(root, measured, trees, &programs), changed_lesson_files(then, now, &programs)].concat()
+            [places(root, changed, &programs), changed_lesson_files(then, now, &programs)].concat()
         }
         None if has_git => vec!["files that are not committed".to_string()],
         None => Vec::new(),
     };
     let (matrix, name) = ("the matrix".to_string(), &lesson.name);
-    changed.extend((then.matrices.get(name) != now.matrices.get(name)).then_some(matrix));
-    (!changed.is_empty()).then(|| format!("changed since: {}", changed.join(", ")))
+    reasons.extend((then.matrices.get(name) != now.matrices.get(name)).then_some(matrix));
+    (!reasons.is_empty()).then(|| format!("changed since: {}", reasons.join(", ")))
 }
 
-/// The folders and programs that have changed and that the lesson's rows come from.
-fn changed_code(root: &Path, then: &Trees, now: &Trees, programs: &BTreeSet<String>) -> Vec<String> {
+/// The files of `src/` and `bins/` whose change can change rows; the folders where git does not know a tree.
+fn changed_code(root: &Path, then: &Trees, now: &Trees) -> BTreeSet<String> {
     let Some(files) = changed_files(root, then, now) else {
         let (src, bins) = ((then.src != now.src).then_some("src/"), (then.bins != now.bins).then_some("bins/"));
         return src.into_iter().chain(bins).map(String::from).collect();
     };
-    // Unit tests stand at the end of a file, and make no rows.
-    let code = |trees, file: &str| {
-        let text = file_at(root, trees, file)?;
-        Some(text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default().trim_end().to_string())
-    };
-    let is_code = |file: &&String| code(then, file) != code(now, file);
-    let deciding = files.iter().filter(|file| decides(root, file, programs)).filter(is_code);
+    let text = |trees, file: &str| file_at(root, trees, file).unwrap_or_default();
+    let changes = files.iter().map(|file| Changed { file, then: text(then, file), now: text(now, file) });
+    items::deciding(&changes.collect::<Vec<_>>()).into_iter().map(String::from).collect()
+}
+
+/// The folders and programs of these files that the lesson's rows come from.
+fn places(root: &Path, files: &BTreeSet<String>, programs: &BTreeSet<String>) -> Vec<String> {
     // A program is named whole, the library by its folder.
     let place = |file: &String| match file.strip_prefix("src/").and_then(|file| file.split_once('/')) {
         Some((folder, _)) => format!("src/{folder}/"),
         None => file.clone(),
     };
+    let deciding = files.iter().filter(|file| decides(root, file, programs));
     deciding.map(place).collect::<BTreeSet<_>>().into_iter().collect()
 }
 

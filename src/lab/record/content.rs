@@ -29,7 +29,7 @@ pub struct Content {
     pub files: BTreeMap<String, String>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Trees {
     pub src: String,
     pub bins: String,
