@@ -206,14 +206,18 @@ impl AsFd for PmEvents {
     }
 }
 
-/// Tells the client or systemd that has started us, and leaves it: what we say later has nobody to read it.
-pub fn daemon_is_ready() {
-    if let Err(error) = startup::notify("READY=1") {
-        console::log(Failure::new("tell systemd that we are ready", error));
-    }
-    let _ = console::print(&format!("{READY}\n"));
+/// Tells the client or systemd that has started us, and leaves it: what we say later has nobody to read it. Made before
+/// the applications have what descriptors there are.
+pub fn ready_message() -> Result<impl FnOnce(), Failure> {
     let nowhere = OpenOptions::new().write(true).open("/dev/null");
-    let _ = nowhere.map(|nowhere| dup2_stdout(&nowhere));
+    let nowhere = nowhere.map_err(|error| Failure::new("open /dev/null", error))?;
+    Ok(move || {
+        if let Err(error) = startup::notify("READY=1") {
+            console::log(Failure::new("tell systemd that we are ready", error));
+        }
+        let _ = console::print(&format!("{READY}\n"));
+        let _ = dup2_stdout(&nowhere);
+    })
 }
 
 /// This program again, in a session of its own; what it says goes to `pm.log`.

@@ -2,7 +2,7 @@
 //! cluster that dies or hangs, a machine that was started again.
 
 use std::fs;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use acceptlab::lab::observe::processes::poll_until;
 use acceptlab::sys::procfs::Stat;
@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::pm::{Manager, await_end, cluster_app, environment_of, is_alive, web_pids};
-use crate::support::FOREVER;
+use crate::support::{FOREVER, Needs, inconclusive};
 
 fn kill_9(pid: i32) {
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
@@ -444,4 +444,70 @@ fn a_daemon_that_cannot_start_tells_the_client_why() {
     fs::create_dir_all(pm.home().join("control.sock/not-a-socket")).unwrap();
     let said = pm.refused(&["list"]);
     assert!(said.contains("control.sock: ") && said.contains("in use"), "{said}");
+}
+
+/// A configuration of so many programs that sleep.
+fn sleepers(manager: &Manager, number: usize) -> String {
+    let app = |i: usize| json!({"name": format!("sleeper-{i}"), "script": "sleep", "args": "1000"});
+    let apps: Vec<Value> = (0..number).map(app).collect();
+    manager.script("sleepers.json", &json!({ "apps": apps }).to_string())
+}
+
+fn statuses(manager: &Manager) -> Vec<String> {
+    manager.list().iter().map(|process| process["pm2_env"]["status"].as_str().unwrap().to_string()).collect()
+}
+
+#[test]
+fn two_hundred_applications_are_started_restarted_and_adopted() {
+    let manager = Manager::new("two-hundred");
+    manager.done(&["start", &sleepers(&manager, 200)]);
+    assert_eq!(statuses(&manager), ["online"; 200]);
+    manager.done(&["restart", "all"]);
+    let pids = |manager: &Manager| manager.list().iter().map(|process| process["pid"].as_i64()).collect::<Vec<_>>();
+    let before = pids(&manager);
+    manager.kill_daemon();
+    assert_eq!(pids(&manager), before, "the next daemon has them all");
+}
+
+#[test]
+fn applications_leave_the_daemon_descriptors_for_its_clients_and_for_a_restart() {
+    let manager = Manager::new("few-descriptors");
+    let file = sleepers(&manager, 60);
+    let with_few = |args: &[&str]| {
+        let mut command = Command::new("sh");
+        command.args(["-c", "ulimit -n 256 && exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_pm")]).args(args);
+        command.env("PM_HOME", manager.home()).output().unwrap()
+    };
+    let said = String::from_utf8(with_few(&["start", &file]).stderr).unwrap();
+    assert!(said.contains("the daemon may open 256 files") && said.contains("ulimit -Hn"), "{said}");
+    let online = || statuses(&manager).iter().filter(|status| *status == "online").count();
+    let started = online();
+    assert!((20..60).contains(&started), "{started}");
+
+    manager.done(&["restart", "sleeper-3"]);
+    manager.kill_daemon();
+    assert!(with_few(&["ping"]).status.success(), "a daemon that adopts as many as it may is ready");
+    assert_eq!(online(), started);
+    manager.done(&["restart", "sleeper-5"]);
+}
+
+#[test]
+fn a_folder_on_a_disk_that_may_only_be_read_is_one_line_with_what_to_do() {
+    let manager = Manager::new("read-only");
+    fs::create_dir(manager.home()).unwrap();
+    let script = "mount -t tmpfs -o ro none \"$PM_HOME\" && exec \"$0\" \"$@\"";
+    let read_only = |program: &str, args: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", script, program]).args(args).env("PM_HOME", manager.home());
+        command.output().unwrap()
+    };
+    if !read_only("true", &[]).status.success() {
+        return inconclusive(Needs::Privilege("CAP_SYS_ADMIN"), "unshare --mount and mount are refused");
+    }
+    for args in [&["list"][..], &["start", "sleep", "--", "1000"]] {
+        let output = read_only(env!("CARGO_BIN_EXE_pm"), args);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), said.lines().count()), (Some(1), 1), "{said}");
+        assert!(said.contains("read-only file system; set PM_HOME"), "{said}");
+    }
 }

@@ -2,7 +2,8 @@
 //! is decided whether there is a next one.
 
 use std::fs;
-use std::os::fd::AsFd;
+use std::io::stdin;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use crate::logs::lines::LogStream;
 use crate::sys::epoll::Interest;
 use crate::sys::process::Ending;
 use nix::fcntl::OFlag;
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::Signal;
 
 /// Between two looks at what is left of the tree of a process that has ended.
@@ -27,6 +29,9 @@ const LOOK_AT_TREE_EVERY: Duration = Duration::from_millis(20);
 
 /// What a cluster needs beyond the time of its workers, to end in order.
 const CLUSTER_NEEDS: Duration = Duration::from_secs(2);
+
+/// Descriptors that are left when applications have theirs: clients come, processes are started again, files written.
+const ROOM: u64 = 64;
 
 /// And until all its workers are online: the start has failed so long after listen_timeout.
 const CLUSTER_IS_SLOW: Duration = Duration::from_secs(10);
@@ -96,6 +101,9 @@ impl ManagedProcess {
     pub(super) fn watch_outputs(&mut self, shared: &mut Shared) -> Result<(), Failure> {
         let id = self.id();
         let failed = |errno| Failure::new("watch an output", errno);
+        if self.outputs.len() < 2 * self.saved.workers.len() {
+            leave_room()?;
+        }
         for output in self.outputs.len()..2 * self.saved.workers.len() {
             let writer = self.open_output(&shared.home, output, &mut shared.files)?;
             shared.epoll.add(&writer, PmSource::of_output(id, output), Interest::EPOLLIN).map_err(failed)?;
@@ -309,6 +317,21 @@ impl ManagedProcess {
             }
             Decision::GiveUp { why } => self.fail(shared, why),
             Decision::Stopped => (self.saved.status, self.saved.has_finished) = (ProcessStatus::Stopped, true),
+        }
+    }
+}
+
+/// # Errors
+/// When few descriptors are left: a copy of one gets the lowest number that is free (fcntl(2), F_DUPFD).
+fn leave_room() -> Result<(), Failure> {
+    let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|errno| Failure::new("ask for our limits", errno))?;
+    let is_near = |copy: &OwnedFd| copy.as_raw_fd() as u64 + ROOM >= limit;
+    match stdin().as_fd().try_clone_to_owned() {
+        Ok(copy) if !is_near(&copy) => Ok(()),
+        _ => {
+            let what = format!("the daemon may open {limit} files, and a process needs five of them");
+            Err(Failure::relay(what)
+                .advise("raise its hard limit before it starts: ulimit -Hn, or LimitNOFILE= of systemd"))
         }
     }
 }
