@@ -11,6 +11,12 @@ pub fn allowed() -> Vec<usize> {
     if cpus.is_empty() { vec![0] } else { cpus }
 }
 
+/// On how many CPUs a process may run; `None` when there is no such process.
+pub fn count_of(pid: i32) -> Option<usize> {
+    let set = sched_getaffinity(Pid::from_raw(pid)).ok()?;
+    Some((0..CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false)).count())
+}
+
 /// Pins the calling thread to these CPUs; what it starts afterwards, thread or process, inherits them.
 pub fn pin_to(cpus: &[usize]) -> nix::Result<()> {
     let mut set = CpuSet::new();

@@ -5,6 +5,8 @@ use nix::errno::Errno;
 
 pub mod async_fd;
 pub mod bpf;
+pub mod connections;
+pub mod descriptors;
 pub mod epoll;
 pub mod fd;
 pub mod inotify;

@@ -61,6 +61,32 @@ impl Stat {
     }
 }
 
+/// What we read of a thread: proc_pid_status(5), and `schedstat` (Linux, Documentation/scheduler/sched-stats.rst).
+pub struct TaskStat {
+    pub name: String,
+    /// On a CPU, and ready for one.
+    pub cpu_ns: u64,
+    pub wait_ns: u64,
+    /// Voluntary context switches.
+    pub voluntary: u64,
+}
+
+impl TaskStat {
+    /// `None` when there is no such thread any more.
+    pub fn of(pid: i32, tid: i32) -> Option<TaskStat> {
+        let folder = format!("/proc/{pid}/task/{tid}");
+        let status = fs::read_to_string(format!("{folder}/status")).ok()?;
+        let schedstat = fs::read_to_string(format!("{folder}/schedstat")).unwrap_or_default();
+        let mut times = schedstat.split_ascii_whitespace().map(|word| word.parse().unwrap_or(0));
+        Some(TaskStat {
+            name: status_field(&status, "Name:").unwrap_or_default().to_string(),
+            cpu_ns: times.next().unwrap_or(0),
+            wait_ns: times.next().unwrap_or(0),
+            voluntary: status_field(&status, "voluntary_ctxt_switches:").and_then(|n| n.parse().ok()).unwrap_or(0),
+        })
+    }
+}
+
 /// The processes that belong to something, and all that descend from them.
 pub fn with_descendants(all: &[Stat], belongs: impl Fn(&Stat) -> bool) -> Vec<&Stat> {
     let mut found: BTreeSet<i32> = all.iter().filter(|stat| belongs(stat)).map(|stat| stat.pid).collect();
@@ -89,68 +115,20 @@ pub fn command_line(pid: i32) -> Vec<String> {
     words.filter_map(|word| String::from_utf8(word.to_vec()).ok()).collect()
 }
 
+/// The name of a program, at most 15 bytes of it.
+pub fn comm(pid: i32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_string()
+}
+
+/// The command line, or the name where there is none.
+pub fn title(pid: i32) -> Vec<String> {
+    let words = command_line(pid);
+    if words.is_empty() { vec![comm(pid)] } else { words }
+}
+
 /// Open descriptors. `None` when there is no such process, or it is another user's.
 pub fn descriptors(pid: i32) -> Option<u64> {
     Some(fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count() as u64)
-}
-
-/// What an open descriptor is, of kinds that say how a process waits.
-#[derive(Clone, Copy, PartialEq)]
-pub enum Link {
-    /// Its inode.
-    Socket(u32),
-    Epoll,
-    Ring,
-}
-
-/// The descriptors of a process, of the kinds of [`Link`].
-#[derive(Default)]
-pub struct Descriptors {
-    links: BTreeMap<i32, Link>,
-    count: usize,
-}
-
-impl Descriptors {
-    /// `None` when there is no such process, or it may not be looked into.
-    pub fn of(pid: i32) -> Option<Descriptors> {
-        let mut found = Descriptors::default();
-        for entry in fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten() {
-            found.count += 1;
-            let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
-            let link = fs::read_link(entry.path()).ok().and_then(|link| parse_link(link.to_str()?));
-            if let (Some(number), Some(link)) = (number, link) {
-                found.links.insert(number, link);
-            }
-        }
-        Some(found)
-    }
-
-    /// Of all kinds.
-    pub fn count(&self) -> usize {
-        self.count
-    }
-
-    pub fn sockets(&self) -> impl Iterator<Item = u32> {
-        self.links.values().filter_map(|link| if let Link::Socket(inode) = link { Some(*inode) } else { None })
-    }
-
-    /// Their numbers.
-    pub fn with(&self, wanted: Link) -> impl Iterator<Item = i32> {
-        self.links.iter().filter(move |(_, link)| **link == wanted).map(|(number, _)| *number)
-    }
-
-    /// The inode of a socket.
-    pub fn socket(&self, number: i32) -> Option<u32> {
-        self.links.get(&number).and_then(|link| if let Link::Socket(inode) = link { Some(*inode) } else { None })
-    }
-}
-
-fn parse_link(link: &str) -> Option<Link> {
-    match link {
-        "anon_inode:[eventpoll]" => Some(Link::Epoll),
-        "anon_inode:[io_uring]" => Some(Link::Ring),
-        _ => link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok().map(Link::Socket),
-    }
 }
 
 /// A line of a file such as proc_pid_status(5), without its name.

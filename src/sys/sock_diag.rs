@@ -1,6 +1,7 @@
 //! sock_diag(7): what the kernel tells of sockets, whoever owns them, over netlink(7). `ss` reads the same. No right is
 //! needed; only the sockets of our own network namespace are listed.
 
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -187,6 +188,16 @@ pub fn listeners() -> nix::Result<Vec<Listener>> {
         ..Listener::default()
     }));
     Ok(found)
+}
+
+/// Whether somebody listens on this port in the network namespace of a process. Netlink answers for our own only, so
+/// the tables of proc_pid_net(5) are read: local address, remote address, state, of which 0A listens.
+pub fn listens_in_network_of(pid: i32, port: u16) -> bool {
+    let of_port = format!(":{port:04X} ");
+    ["tcp", "tcp6"].iter().any(|table| {
+        let text = fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default();
+        text.lines().any(|line| line.contains(&of_port) && line.split_whitespace().nth(3) == Some("0A"))
+    })
 }
 
 /// `struct inet_diag_req_v2`.

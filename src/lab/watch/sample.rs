@@ -12,7 +12,8 @@ use serde::Serialize;
 use crate::failure::Failure;
 use crate::lab::observe::processes::Process;
 use crate::scoreboard::{Count, Scoreboard, WorkerRow};
-use crate::sys::procfs::{Descriptors, voluntary_switches};
+use crate::sys::descriptors::Descriptors;
+use crate::sys::procfs::voluntary_switches;
 use crate::sys::sock_diag::listeners;
 use crate::units::monotonic_ns;
 

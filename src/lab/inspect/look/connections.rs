@@ -2,11 +2,9 @@
 //! bytes wait to be read. Counts, so that a recording stays small with 100,000 connections.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::SocketAddr;
 
-use nix::sys::socket::AddressFamily;
-
-use crate::sys::sock_diag::{ANY_CONNECTION, CLOSE_WAIT, ESTABLISHED, Extra, TIME_WAIT, tcp_sockets, unix_sockets};
+use crate::sys::connections::{Connection, Key, connections_of};
+use crate::sys::sock_diag::Extra;
 
 /// Of so many connections the numbers of received segments are read at every look. Of more it would keep the kernel's
 /// locks on them too long.
@@ -14,22 +12,6 @@ const FEW: usize = 2_000;
 
 /// Waiting for so long is long.
 pub const LONG_NS: u64 = 1_000_000_000;
-
-/// One connection, of TCP or of a Unix socket.
-struct Connection {
-    key: Key,
-    cookie: u64,
-    inode: u32,
-    is_alive: bool,
-    received: u32,
-    data_segments: u32,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Key {
-    Tcp(SocketAddr, SocketAddr),
-    Unix(u32),
-}
 
 /// What one process has of the connections.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -72,22 +54,12 @@ pub struct Tracker {
 impl Tracker {
     /// Reads the connections of these addresses; `sockets` are those that each process has a descriptor of.
     pub fn look(&mut self, addresses: &[String], sockets: &BTreeMap<i32, Vec<u32>>, now_ns: u64) -> Seen {
-        let connections = self.read(addresses);
+        let extra = if self.segments.len() <= FEW { Extra::Segments } else { Extra::Nothing };
+        let connections: Vec<Connection> =
+            addresses.iter().flat_map(|address| connections_of(address, extra)).collect();
         let seen = self.count(&connections, sockets, now_ns);
         self.is_begun = true;
         seen
-    }
-
-    fn read(&self, addresses: &[String]) -> Vec<Connection> {
-        let extra = if self.segments.len() <= FEW { Extra::Segments } else { Extra::Nothing };
-        let mut found = Vec::new();
-        for address in addresses {
-            match address.parse::<SocketAddr>() {
-                Ok(address) => found.extend(of_tcp(address, extra)),
-                Err(_) => found.extend(of_unix(address.trim_start_matches("unix:"))),
-            }
-        }
-        found
     }
 
     fn count(&mut self, connections: &[Connection], sockets: &BTreeMap<i32, Vec<u32>>, now_ns: u64) -> Seen {
@@ -156,49 +128,10 @@ impl Tracker {
     }
 }
 
-/// Of one listener's address, with those in TIME_WAIT on either side of a loopback connection.
-fn of_tcp(address: SocketAddr, extra: Extra) -> Vec<Connection> {
-    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let (any, port) = (address.ip().is_unspecified(), address.port());
-    let ours = tcp_sockets(family, ANY_CONNECTION, port, 0, extra).unwrap_or_default();
-    let closed_by_clients = tcp_sockets(family, 1 << TIME_WAIT, 0, port, Extra::Nothing).unwrap_or_default();
-    let ours = ours.into_iter().map(|socket| (socket.local, socket.remote, socket));
-    let theirs = closed_by_clients.into_iter().map(|socket| (socket.remote, socket.local, socket));
-    let of_address = ours.chain(theirs).filter(|(local, ..)| any || local.ip() == address.ip());
-    let connection = of_address.filter_map(|(local, remote, socket)| {
-        let is_open = matches!(socket.state, ESTABLISHED | CLOSE_WAIT);
-        // Without an inode these were closed by their owner, or are not yet established.
-        let is_alive = is_open || (socket.inode != 0 && socket.state != TIME_WAIT);
-        (is_alive || socket.state == TIME_WAIT).then_some(Connection {
-            key: Key::Tcp(local, remote),
-            cookie: socket.cookie,
-            inode: socket.inode,
-            is_alive,
-            received: socket.received,
-            data_segments: socket.data_segments,
-        })
-    });
-    connection.collect()
-}
-
-/// An accepted Unix socket has the name of its listener.
-fn of_unix(name: &str) -> Vec<Connection> {
-    let all = unix_sockets().unwrap_or_default().into_iter();
-    let accepted = all.filter(|socket| socket.state == ESTABLISHED && socket.name == name);
-    let connection = accepted.map(|socket| Connection {
-        key: Key::Unix(socket.peer),
-        cookie: u64::from(socket.peer),
-        inode: socket.inode,
-        is_alive: true,
-        received: socket.received,
-        data_segments: 0,
-    });
-    connection.collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::SocketAddr;
 
     fn connection(remote: u16, cookie: u64, inode: u32) -> Connection {
         let [local, remote] = [80, remote].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));

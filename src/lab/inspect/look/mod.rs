@@ -5,7 +5,6 @@
 //! what belongs to these, and [`connections`] counts from look to look. Findings are made of a [`Recording`] alone.
 
 mod connections;
-mod files;
 mod listeners;
 mod observer;
 mod process;

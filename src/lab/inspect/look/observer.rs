@@ -5,15 +5,15 @@ use std::fs;
 use std::time::Duration;
 
 use super::connections::Tracker;
-use super::files::{allowed_cpus, comm, title};
 use super::listeners::{Target, addresses_of};
 use super::process::{Memory, Process};
 use super::{Listener, Look, Machine, Recording};
 use crate::cpu;
 use crate::lab::observe::processes::Process as Identity;
 use crate::machine::{Counters, network_counter, sysctl};
-use crate::sys::procfs::{Descriptors, Stat, with_descendants};
-use crate::sys::sock_diag::{listeners, unix_sockets};
+use crate::sys::descriptors::Descriptors;
+use crate::sys::procfs::{Stat, comm, title, with_descendants};
+use crate::sys::sock_diag::{listeners, listens_in_network_of, unix_sockets};
 use crate::units::{monotonic_ns, thread_cpu_ns};
 
 /// The pid of kthreadd, the parent of all threads of the kernel.
@@ -71,7 +71,7 @@ impl Observer {
             }
         }
         unseen.dedup();
-        let cpus = holders.keys().next().and_then(|&pid| allowed_cpus(pid)).unwrap_or(cpu::allowed().len());
+        let cpus = holders.keys().next().and_then(|&pid| cpu::count_of(pid)).unwrap_or(cpu::allowed().len());
         let somaxconn = sysctl("net.core.somaxconn").and_then(|text| text.parse().ok()).unwrap_or(0);
         Ok(Observer {
             target,
@@ -321,13 +321,7 @@ fn elsewhere(target: &Target) -> String {
         if !looked.insert(namespace) {
             continue;
         }
-        let of_port = format!(":{port:04X} ");
-        let has_it = |table: &str| {
-            let text = fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default();
-            // Local address, remote address, state: 0A listens (proc_pid_net(5)).
-            text.lines().any(|line| line.contains(&of_port) && line.split_whitespace().nth(3) == Some("0A"))
-        };
-        if has_it("tcp") || has_it("tcp6") {
+        if listens_in_network_of(pid, port) {
             return format!("; in that of pid {pid} somebody does: add --netns {pid}");
         }
     }

@@ -5,10 +5,10 @@ use std::fs;
 
 use serde::{Deserialize, Serialize};
 
-use super::files::{epoll_entries, open_flags};
 use crate::lab::observe::processes::cpu_ns;
+use crate::sys::descriptors::{Descriptors, Link, epoll_entries, open_flags};
 use crate::sys::fd::is_same_file;
-use crate::sys::procfs::{Descriptors, Link, Stat, status_field};
+use crate::sys::procfs::{Stat, TaskStat};
 use crate::sys::waiting::{Call, waiting};
 
 /// A process with more descriptors is asked only once what its epoll instances watch: the kernel keeps them locked
@@ -179,19 +179,15 @@ impl Memory {
         let tids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
         let mut tasks = Vec::new();
         for tid in tids {
-            let folder = format!("/proc/{pid}/task/{tid}");
-            // A thread that has just ended has no status any more.
-            let Ok(status) = fs::read_to_string(format!("{folder}/status")) else { continue };
+            let Some(TaskStat { name, cpu_ns, wait_ns, voluntary }) = TaskStat::of(pid, tid) else { continue };
             let waiting = waiting(pid, tid).unwrap_or_default();
             self.calls_hidden |= waiting.is_a_guess;
             let sockets = || waiting.descriptors.iter().filter_map(|number| descriptors.socket(*number));
             let is_in_watch = waiting.call == Call::Epoll
                 && watches.iter().any(|watch| waiting.descriptors.iter().any(|&number| watch.is_in(pid, number)));
-            let schedstat = fs::read_to_string(format!("{folder}/schedstat")).unwrap_or_default();
-            let mut times = schedstat.split_ascii_whitespace().map(|word| word.parse().unwrap_or(0));
             tasks.push(Task {
                 tid,
-                name: status_field(&status, "Name:").unwrap_or_default().to_string(),
+                name,
                 call: waiting.call,
                 // A guess names no descriptor: whoever has the socket may wait for it.
                 is_at_listener: is_in_watch
@@ -199,9 +195,9 @@ impl Memory {
                     || (waiting.is_a_guess && waiting.call == Call::Accept),
                 is_at_socket: waiting.call == Call::Transfer && sockets().any(|inode| !holds.contains(&inode)),
                 address: waiting.address,
-                cpu_ns: times.next().unwrap_or(0),
-                wait_ns: times.next().unwrap_or(0),
-                voluntary: status_field(&status, "voluntary_ctxt_switches:").and_then(|n| n.parse().ok()).unwrap_or(0),
+                cpu_ns,
+                wait_ns,
+                voluntary,
             });
         }
         tasks
