@@ -125,9 +125,10 @@ fn of_number(number: i64, command: u64) -> Call {
     }
 }
 
-/// The functions of Linux 5 and 6 that a thread sleeps in.
+/// The functions of Linux 5 and 6 that a thread sleeps in. The compiler may add a suffix: `.constprop.0`. poll(2) and
+/// select(2) sleep in the same one.
 fn of_function(name: &str) -> Call {
-    match name {
+    match name.split('.').next().unwrap_or_default() {
         "0" => Call::Running,
         "inet_csk_accept" | "inet_csk_wait_for_connect" | "unix_accept" => Call::Accept,
         "ep_poll" | "do_epoll_wait" => Call::Epoll,
@@ -136,8 +137,8 @@ fn of_function(name: &str) -> Call {
         "io_cqring_wait" => Call::IoUring,
         "hrtimer_nanosleep" => Call::Sleep,
         "sk_wait_data" | "wait_woken" | "pipe_read" | "anon_pipe_read" => Call::Transfer,
-        name if name.starts_with("futex_wait") => Call::Futex,
-        name if name.contains("lock_inode_wait") || name.contains("semtimedop") => Call::Lock,
+        name if name.starts_with("futex_") => Call::Futex,
+        name if ["lock_inode_wait", "semtimedop", "fcntl_setlk"].iter().any(|part| name.contains(part)) => Call::Lock,
         _ => Call::Other,
     }
 }
@@ -195,5 +196,7 @@ mod tests {
         let calls = ["inet_csk_accept", "ep_poll", "do_select", "futex_wait_queue", "flock_lock_inode_wait", "0"];
         let expected = [Call::Accept, Call::Epoll, Call::Select, Call::Futex, Call::Lock, Call::Running];
         assert_eq!(calls.map(of_function), expected);
+        let of_linux_6_18 = ["poll_schedule_timeout.constprop.0", "futex_do_wait", "fcntl_setlk", "__do_semtimedop"];
+        assert_eq!(of_linux_6_18.map(of_function), [Call::Poll, Call::Futex, Call::Lock, Call::Lock]);
     }
 }
