@@ -21,7 +21,7 @@ use crate::terminal::{Paint, Screen, bar, draw_lines, shortened, wrapped};
 const DRAW_EVERY: Duration = Duration::from_millis(500);
 
 /// The width of what is not a bar.
-const CELLS: usize = 56;
+const CELLS: usize = 59;
 
 /// Shows what the looks of the last `window` say until a key or a signal ends it.
 pub fn run(target: Target, window: Duration, interrupt: &Interrupt) -> Result<(), Stop> {
@@ -69,17 +69,19 @@ pub fn run(target: Target, window: Duration, interrupt: &Interrupt) -> Result<()
 fn lines(diagnosis: &Diagnosis, first: usize, width: usize, height: usize, paint: Paint) -> Vec<Line<'static>> {
     let mut lines = vec![Line::raw(shortened(&diagnosis.command, width))];
     lines.push(Line::raw(shortened(&mechanism(diagnosis), width)));
-    lines.push(Line::raw(shortened(&connections(diagnosis), width)));
+    lines.extend(wrapped(&connections(diagnosis), width, 2).into_iter().map(Line::raw));
     let mut findings: Vec<Line> = Vec::new();
     for finding in &diagnosis.findings {
         let text = wrapped(&format!("{}: {}", finding.id, finding.says), width, 2);
         findings.extend(text.into_iter().map(|line| Line::styled(line, paint.style(Color::Red))));
     }
     findings.truncate(height / 2);
-    lines.push(Line::raw("    pid waits in          share    CPU  open queued state"));
+    let bar_width = width.saturating_sub(CELLS + 1) / 2;
+    let cells = "    pid waits in         share    CPU  open queued state";
+    lines.push(Line::raw(shortened(&format!("{cells:<CELLS$}{:<bar_width$} CPU", "share"), width)));
     let room = height.saturating_sub(lines.len() + findings.len() + 1);
-    let shown = diagnosis.workers.iter().skip(first).take(room);
-    lines.extend(shown.map(|worker| line(worker, width.saturating_sub(CELLS) / 2, paint)));
+    let all = diagnosis.master.iter().chain(&diagnosis.workers);
+    lines.extend(all.skip(first).take(room).map(|worker| line(worker, bar_width, paint)));
     lines.extend(findings);
     lines
 }
@@ -92,13 +94,13 @@ fn line(worker: &Worker, bar_width: usize, paint: Paint) -> Line<'static> {
         State::Idle => ("idle", Color::Reset),
         State::Serving => ("serving", Color::Reset),
     };
-    let share = worker.accepted_share.unwrap_or(0.0);
+    let share = worker.accepted_share;
     Line::from(vec![
         Span::raw(format!("{:>7} {:<15} ", worker.pid, worker.waits_in.name())),
-        Span::raw(format!("{:>6} {:>6} ", percent(share), percent(worker.cpu_share))),
+        Span::raw(format!("{:>6} {:>6} ", share.map_or("–".to_string(), percent), percent(worker.cpu_share))),
         Span::raw(format!("{:>5} {queued:>6} ", worker.connections)),
         Span::styled(format!("{state:<8}"), paint.style(colour)),
-        Span::styled(format!("{:<bar_width$} ", bar(share, 1.0, bar_width)), paint.style(Color::Cyan)),
+        Span::styled(format!("{:<bar_width$} ", bar(share.unwrap_or(0.0), 1.0, bar_width)), paint.style(Color::Cyan)),
         Span::styled(bar(worker.cpu_share.min(1.0), 1.0, bar_width), paint.style(Color::Yellow)),
     ])
 }

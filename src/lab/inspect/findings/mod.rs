@@ -166,7 +166,8 @@ fn command(recording: &Recording, roles: &Roles) -> String {
     let root = root.or(roles.workers.first().copied());
     let words = root.and_then(|pid| recording.commands.get(&pid)).cloned().unwrap_or_default();
     let mut words: Vec<&str> = words.iter().map(String::as_str).collect();
-    if let Some(first) = words.first_mut() {
+    // A title that the process has given itself is one word with blanks.
+    if let Some(first) = words.first_mut().filter(|first| !first.contains(' ')) {
         *first = first.rsplit('/').next().unwrap_or(first);
     }
     words.join(" ")
