@@ -180,8 +180,12 @@ enum Command {
         #[arg(long, value_name = "PID")]
         netns: Option<i32>,
         /// Show the last seconds again and again, a bar per worker, until `q` or Ctrl-C.
-        #[arg(long, conflicts_with_all = ["format", "fail_if", "save"])]
+        #[arg(long, conflicts_with_all = ["format", "fail_if", "save", "exact"])]
         watch: bool,
+        /// Let the kernel count what each process accepts and how often it is woken: needs CAP_PERFMON, and costs the
+        /// whole machine time in every system call.
+        #[arg(long)]
+        exact: bool,
         /// Also write what was read, before anything was concluded from it, into this file.
         #[arg(long, value_name = "FILE")]
         save: Option<PathBuf>,
@@ -283,15 +287,18 @@ fn run(arguments: Arguments) -> Result<bool, Stop> {
         }
         Command::Watch { path, once: true, .. } => Ok(watch::print_once(&path).map(|()| true)?),
         Command::Watch { path, interval, .. } => watch::run(&path, interval, &watch_for_interrupt()).map(|()| true),
-        Command::Inspect { target, duration, format, fail_if, netns, watch, save } => {
+        Command::Inspect { target, duration, format, fail_if, netns, watch, exact, save } => {
             proc_is_mounted()?;
             netns.map_or(Ok(()), inspect::enter_namespace_of)?;
+            if exact {
+                mount_for_ourselves();
+            }
             let interrupt = watch_for_interrupt();
             if watch {
                 return inspect::watch::run(target, duration, &interrupt).map(|()| true);
             }
             let json = format == Format::Json;
-            inspect::run(inspect::Options { target, duration, json, fail_if, save }, &interrupt)
+            inspect::run(inspect::Options { target, duration, json, exact, fail_if, save }, &interrupt)
         }
         Command::Check { explain: Some(point), .. } => print(&check::explain(&point).expect("clap knows the points")),
         Command::Check { all, level, only, format, command, .. } => {

@@ -520,6 +520,22 @@ pub static TABLES: &[Section] = &[
         metric("start_ms", "start one more", "ms", "The time of the command that starts one more application."),
         metric("start_all_ms", "start", "ms", "The time of the command that starts the daemon and all applications."),
     ]},
+    Section { title: "Trials of `lab inspect`: what it costs", metrics: &[
+        metric("unwatched_qps", "unwatched", "/s",
+            "Requests per second while nobody looks: the median of the trial's windows."),
+        metric("watched_cost", "throughput lost", "%",
+            "100 · (1 - requests per second while `lab inspect` looks / the same in the window beside it, while nobody \
+             looks): the median of the pairs."),
+        metric("watched_cpu_cost", "more CPU", "%",
+            "100 · (CPU time of the server per request while `lab inspect` looks / the same while nobody looks - 1): the \
+             median of the pairs."),
+        metric("looker_cpu", "lab inspect", "% CPU",
+            "CPU time that `lab inspect` uses in a window, over the window."),
+        metric("connections_seen", "connections seen", "", "Open connections of the server at the last look."),
+        metric("processes_seen", "processes seen", "", "Processes of the server at the last look."),
+        metric("first_look_ms", "first look", "ms", "The time from the start to the end of the first look."),
+        metric("look_ms", "a look", "ms", "The median time of a look behind the first."),
+    ]},
 ];
 
 /// What `lab inspect --format json` prints.
@@ -560,6 +576,12 @@ pub static INSPECT: &[Section] = &[
             "Voluntary context switches of this process per second."),
         metric("inspect.workers[].queued", "queued", "",
             "Connections in the accept queue of the socket that only this process accepts from."),
+        metric("inspect.workers[].accepted", "accepts", "",
+            "Calls of accept(2) and accept4(2) by the threads of this process that returned a connection between the \
+             first look and the last, as the kernel counted them; only with --exact."),
+        metric("inspect.workers[].woken", "woken", "",
+            "How often the threads of this process were woken between the first look and the last, as the kernel \
+             counted it; only with --exact."),
     ]},
     Section { title: "Totals", metrics: &[
         metric("inspect.duration_s", "duration", "s",

@@ -28,6 +28,8 @@ pub struct Options {
     pub target: Target,
     pub duration: Duration,
     pub json: bool,
+    /// Let the kernel count what each process accepts and how often it is woken.
+    pub exact: bool,
     /// Ids of findings.
     pub fail_if: Vec<String>,
     /// Where to write the recording.
@@ -62,7 +64,7 @@ pub fn enter_namespace_of(pid: i32) -> Result<(), String> {
 
 /// Looks, prints, and returns whether none of the findings of `--fail-if` was there.
 pub fn run(options: Options, interrupt: &Interrupt) -> Result<bool, Stop> {
-    let mut observer = Observer::begin(options.target).map_err(Stop::Failed)?;
+    let mut observer = Observer::begin(options.target).map_err(Stop::Failed)?.exactly(options.exact);
     record(&mut observer, options.duration, interrupt)?;
     if let Some(path) = &options.save {
         let recording = serde_json::to_string(&observer.recording).expect("plain structs serialize");

@@ -44,7 +44,7 @@ fn about_listener(listener: &ListenerState) -> String {
     let dual = if listener.is_dual { " (IPv6 and IPv4)" } else { "" };
     let sharing = match listener.sharing {
         Sharing::One => "one socket".to_string(),
-        Sharing::Shared => format!("one socket, shared by {} processes", listener.queues[0].pids.len()),
+        Sharing::Shared => format!("one socket, shared by {} processes", grouped(listener.queues[0].pids.len() as u64)),
         Sharing::Reuseport => format!("{sockets} sockets (SO_REUSEPORT)"),
     };
     let each = if *sockets > 1 { " each" } else { "" };
@@ -56,7 +56,7 @@ fn about_listener(listener: &ListenerState) -> String {
 pub fn mechanism(diagnosis: &Diagnosis) -> String {
     let count = diagnosis.workers.len();
     let wait = waits(diagnosis);
-    let processes = if count == 1 { "one process".to_string() } else { format!("{count} processes") };
+    let processes = if count == 1 { "one process".to_string() } else { format!("{} processes", grouped(count as u64)) };
     match (diagnosis.dispatch, diagnosis.way) {
         (Dispatch::WorkersAccept, _) if count == 1 => format!("{processes} accepts and serves; it waits in {wait}"),
         (Dispatch::WorkersAccept, _) => format!("{processes} accept, each for itself; they wait in {wait}"),
@@ -112,7 +112,9 @@ pub fn connections(diagnosis: &Diagnosis) -> String {
 
 /// A line for each worker, of at most 80 columns.
 pub fn table(diagnosis: &Diagnosis, width: usize, paint: Paint) -> Vec<String> {
-    let mut lines = vec!["    pid waits in         share    open  CPU %  ready % switches/s queued state".to_string()];
+    let is_exact = diagnosis.workers.iter().any(|worker| worker.accepted.is_some());
+    let more = if is_exact { " accepts      woken" } else { " ready % switches/s" };
+    let mut lines = vec![format!("    pid waits in         share    open  CPU % {more} queued state")];
     let master = diagnosis.master.iter().map(|worker| (worker, true));
     let workers = diagnosis.workers.iter().map(|worker| (worker, false));
     let all: Vec<_> = master.chain(workers).collect();
@@ -142,13 +144,15 @@ fn row(worker: &Worker, is_master: bool, paint: Paint) -> String {
     };
     let threads = if worker.threads > 1 { format!(" × {}", worker.threads) } else { String::new() };
     let wait = format!("{}{threads}", worker.waits_in.name());
+    let [first, second] = match (worker.accepted, worker.woken) {
+        (Some(accepted), Some(woken)) => [accepted, woken].map(|count| short(count as f64)),
+        _ => [percent(worker.waited_share), short(worker.switches_per_s)],
+    };
     let line = format!(
-        "{:>7} {wait:<15} {share:>7} {:>6} {:>6} {:>8} {:>10} {:>6} {}",
+        "{:>7} {wait:<15} {share:>7} {:>6} {:>6} {first:>8} {second:>10} {:>6} {}",
         worker.pid,
         worker.connections,
         percent(worker.cpu_share),
-        percent(worker.waited_share),
-        short(worker.switches_per_s),
         worker.queued.map_or("–".to_string(), |queued| queued.to_string()),
         state,
     );

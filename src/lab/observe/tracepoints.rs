@@ -73,6 +73,36 @@ impl Tracepoints {
     }
 }
 
+/// Running counters of what tasks accept, and of how often they are woken.
+///
+/// The kernel takes a longer way through every system call of the whole machine while one of its calls is counted.
+pub struct AcceptCounters {
+    accepts: Vec<(i32, Counter)>,
+    wakeups: Vec<(i32, Counter)>,
+}
+
+impl AcceptCounters {
+    /// Begins to count for these tasks, or says in one line why not.
+    pub fn begin(tasks: &[i32]) -> Result<AcceptCounters, String> {
+        let Tracepoints { wakeups, .. } = Tracepoints::begin(tasks)?;
+        let mut accepts = Vec::new();
+        for call in ["sys_exit_accept4", "sys_exit_accept"] {
+            // The events of system calls are in a folder beside those of the scheduler.
+            accepts.extend(count(&format!("../syscalls/{call}"), "ret >= 0 && common_pid", tasks)?);
+        }
+        Ok(AcceptCounters { accepts, wakeups })
+    }
+
+    /// By task: how many connections it has accepted, how often it was woken.
+    pub fn read(&self) -> BTreeMap<i32, (u64, u64)> {
+        let mut counts: BTreeMap<i32, (u64, u64)> = BTreeMap::new();
+        let read = |counter: &Counter| counter.read().unwrap_or(0);
+        self.accepts.iter().for_each(|(task, counter)| counts.entry(*task).or_default().0 += read(counter));
+        self.wakeups.iter().for_each(|(task, counter)| counts.entry(*task).or_default().1 += read(counter));
+        counts
+    }
+}
+
 /// A counter for each task on each CPU, all of them running.
 fn count(name: &str, field: &str, tasks: &[i32]) -> Result<Vec<(i32, Counter)>, String> {
     let id = id(name)?;

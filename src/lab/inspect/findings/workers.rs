@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::roles::Roles;
+use super::roles::{Roles, Way};
 use super::summary::{Summary, Wait};
 use super::{Basis, ENOUGH, ListenerState, measured};
 use crate::lab::inspect::look::{Call, LONG_NS, Look, Process, Recording, Task};
@@ -35,6 +35,12 @@ pub struct Worker {
     /// Connections in its own socket's queue; absent where it shares the socket.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queued: Option<u32>,
+    /// Connections that it has accepted, and how often it was woken, as the kernel counted them; absent where it was
+    /// not asked to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accepted: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub woken: Option<u64>,
     pub state: State,
     /// Why it hangs.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -72,6 +78,11 @@ impl Worker {
         let least_queued = own.iter().map(|queue| queue.least_queued).max().unwrap_or(0);
         let hangs_in = hangs_in(recording, pid, least_queued);
         let cpu_share = summary.cpu_ns as f64 / 1e9 / seconds;
+        let grown = |of: fn(&Process) -> Option<u64>| Some(of(summary.last)?.saturating_sub(of(summary.first)?));
+        let accepted = grown(|process| process.accepted);
+        // What a ring accepts is no system call of its own.
+        let is_exact =
+            roles.way == Way::OwnAccept && roles.acceptors.get(&pid).is_some_and(|&way| way != Wait::IoUring);
         Worker {
             pid,
             waits_in: roles.acceptors.get(&pid).copied().unwrap_or_else(|| sleeps_in(summary)),
@@ -90,7 +101,9 @@ impl Worker {
                 None => State::Serving,
             },
             hangs_in,
-            seen: summary.seen(),
+            accepted,
+            woken: grown(|process| process.woken),
+            seen: accepted.filter(|_| is_exact).unwrap_or(summary.seen()),
             cpu_ns: summary.cpu_ns,
             voluntary: summary.voluntary,
         }

@@ -4,20 +4,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::Duration;
 
+use nix::errno::Errno;
+
 use super::connections::Tracker;
 use super::listeners::{Target, addresses_of};
 use super::process::{Memory, Process};
 use super::{Listener, Look, Machine, Recording};
 use crate::cpu;
+use crate::failure::Failure;
 use crate::lab::observe::processes::Process as Identity;
+use crate::lab::observe::tracepoints::AcceptCounters;
 use crate::machine::{Counters, network_counter, sysctl};
 use crate::sys::descriptors::Descriptors;
-use crate::sys::procfs::{Stat, comm, title, with_descendants};
+use crate::sys::procfs::{Stat, comm, resident_kib, title, with_descendants};
 use crate::sys::sock_diag::{listeners, listens_in_network_of, unix_sockets};
 use crate::units::{monotonic_ns, thread_cpu_ns};
-
-/// The pid of kthreadd, the parent of all threads of the kernel.
-const KTHREADD: i32 = 2;
 
 pub struct Observer {
     target: Target,
@@ -32,6 +33,8 @@ pub struct Observer {
     channels: BTreeMap<i32, BTreeSet<i32>>,
     memory: Memory,
     tracker: Tracker,
+    is_exact: bool,
+    counters: Option<AcceptCounters>,
     /// What all looks have in common.
     pub recording: Recording,
 }
@@ -63,10 +66,14 @@ impl Observer {
         for listener in all.iter().filter(|listener| inodes.contains(&listener.inode)) {
             if !holders.values().any(|held| held.contains(&listener.inode)) {
                 let (address, uid) = (&listener.address, listener.uid);
-                let line = format!(
-                    "who has the socket of {address}: user {uid}, whose processes we may not look into, or another PID \
-                     namespace ({hidden} processes are closed to us); run it as root"
-                );
+                let closed = match hidden {
+                    0 => {
+                        "/proc shows us no process that has it, because of hidepid or another PID namespace".to_string()
+                    }
+                    _ => format!("we may not look into {hidden} processes of others"),
+                };
+                let line =
+                    format!("who has the socket of {address}, which user {uid} has opened: {closed}; run it as root");
                 unseen.push(line);
             }
         }
@@ -82,8 +89,15 @@ impl Observer {
             channels: BTreeMap::new(),
             memory: Memory::default(),
             tracker: Tracker::default(),
+            is_exact: false,
+            counters: None,
             recording: Recording { machine: Machine { cpus, somaxconn }, unseen, ..Recording::default() },
         })
+    }
+
+    /// From the first look on the kernel counts what each process accepts and how often it is woken, where we may ask it.
+    pub fn exactly(self, is_exact: bool) -> Observer {
+        Observer { is_exact, ..self }
     }
 
     /// Looks once, and returns the CPU time that it took.
@@ -115,6 +129,7 @@ impl Observer {
             (process.open, process.new, process.unread) = (owned.open, owned.new, owned.unread);
             process.channels = self.channels.get(&process.pid).cloned().unwrap_or_default();
         }
+        self.add_counts(&mut processes);
         let snmp = fs::read_to_string("/proc/self/net/snmp").unwrap_or_default();
         self.recording.looks.push(Look {
             at_ns,
@@ -134,6 +149,27 @@ impl Observer {
             self.not_seen(line.to_string());
         }
         Ok(Duration::from_nanos(thread_cpu_ns() - cpu_ns))
+    }
+
+    /// Tasks that begin later are not counted.
+    fn add_counts(&mut self, processes: &mut [Process]) {
+        if self.is_exact && self.counters.is_none() {
+            let tasks: Vec<i32> = processes.iter().flat_map(|process| &process.tasks).map(|task| task.tid).collect();
+            match AcceptCounters::begin(&tasks) {
+                Ok(counters) => self.counters = Some(counters),
+                Err(why) => {
+                    self.is_exact = false;
+                    self.not_seen(format!("exact accepts and wake-ups: {why}"));
+                }
+            }
+        }
+        let Some(counts) = self.counters.as_ref().map(AcceptCounters::read) else { return };
+        for process in processes {
+            for (accepted, woken) in process.tasks.iter().filter_map(|task| counts.get(&task.tid)) {
+                *process.accepted.get_or_insert(0) += accepted;
+                *process.woken.get_or_insert(0) += woken;
+            }
+        }
     }
 
     fn not_seen(&mut self, line: String) {
@@ -212,7 +248,13 @@ impl Observer {
 }
 
 fn all_listeners() -> Result<Vec<Listener>, String> {
-    listeners().map_err(|errno| format!("ask the kernel for its sockets (sock_diag): {}", errno.desc()))
+    listeners().map_err(|errno| {
+        let failure = Failure::new("ask the kernel for its sockets (sock_diag)", errno);
+        match errno {
+            Errno::EPERM | Errno::EACCES => failure.advise("a sandbox forbids it: run it outside").to_string(),
+            _ => failure.to_string(),
+        }
+    })
 }
 
 fn inodes_of(all: &[Listener], addresses: &BTreeSet<String>) -> BTreeSet<u32> {
@@ -265,7 +307,8 @@ fn identify(pid: i32) -> Result<Identity, String> {
     if stat.is_zombie() {
         return Err(format!("pid {pid} has ended; its parent, pid {}, has not asked how (a zombie)", stat.parent));
     }
-    if pid == KTHREADD || stat.parent == KTHREADD {
+    // It has no memory of its own. A process in a PID namespace may have the number of kthreadd.
+    if resident_kib(pid).is_none() {
         return Err(format!("pid {pid} is a thread of the kernel ({}), which has no descriptors", comm(pid)));
     }
     let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/net"));

@@ -59,6 +59,11 @@ pub struct Process {
     pub new: u64,
     #[serde(default)]
     pub unread: u64,
+    /// Since the first look: what its tasks have accepted, and how often they were woken; where the kernel counts it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accepted: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub woken: Option<u64>,
 }
 
 /// One listening socket in one epoll instance.
