@@ -18,6 +18,7 @@ use std::time::Duration;
 use acceptlab::console::{self, Format};
 use acceptlab::lab::program::{Stop, watch_for_interrupt};
 use acceptlab::lab::trials::manager::{Manager, ManagerKind};
+use acceptlab::lab::trials::watching::{self, Watched};
 use acceptlab::lab::trials::{Measured, keeping, serving, telling};
 use acceptlab::metrics;
 use acceptlab::report::TrialReport;
@@ -31,7 +32,7 @@ struct Args {
     #[command(subcommand)]
     trial: Trial,
 
-    /// Who is tried. The process managers: pm, pm2
+    /// Who is tried. The process managers: pm, pm2; of `watched`: a server
     #[arg(long, alias = "manager", value_name = "WHO", global = true, default_value = "pm", num_args = 1..)]
     of: Vec<String>,
 
@@ -129,6 +130,8 @@ enum Trial {
         #[arg(long, value_name = "DUR", default_value = "5s", value_parser = parse_duration)]
         duration: Duration,
     },
+    /// What `lab inspect` costs a server of ours that it looks at: windows of load with it and without, in turns
+    Watched(Watched),
 }
 
 fn main() -> ExitCode {
@@ -144,6 +147,10 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<TrialReport, Stop> {
     let interrupt = watch_for_interrupt();
     let of = args.of.join(" ");
+    if let Trial::Watched(trial) = &args.trial {
+        let version = env!("CARGO_PKG_VERSION").to_string();
+        return Ok(TrialReport { version, numbers: watching::watched(&of, trial, &interrupt)?, skipped: None });
+    }
     let kind = ManagerKind::from_str(&of, true).map_err(|_| format!("no process manager is called {of}: pm or pm2"))?;
     if let Some(why) = kind.missing() {
         return Ok(TrialReport { skipped: Some(why), ..TrialReport::default() });
@@ -173,6 +180,7 @@ fn measure(trial: &Trial, manager: &Manager) -> Measured {
             serving::slow_worker(manager, schedule, workers, slow, duration)
         }
         Trial::Idle { applications, duration } => telling::idle(manager, applications, duration),
+        Trial::Watched(_) => unreachable!("it needs no manager"),
     }
 }
 

@@ -12,6 +12,7 @@ pub mod load;
 pub mod manager;
 pub mod serving;
 pub mod telling;
+pub mod watching;
 
 use std::collections::BTreeMap;
 

@@ -240,6 +240,15 @@ pub static COLUMNS: &[Column] = &[
     own("restart_ms", Real(|s| trial(s, "restart_ms"))),
     own("start_ms", Count(|s| trial(s, "start_ms"))),
     own("start_all_ms", Count(|s| trial(s, "start_all_ms"))),
+    // What a trial of `lab inspect` has measured.
+    own("unwatched_qps", Count(|s| trial(s, "unwatched_qps"))),
+    own("watched_cost", Real(|s| trial(s, "watched_cost"))),
+    own("watched_cpu_cost", Real(|s| trial(s, "watched_cpu_cost"))),
+    own("looker_cpu", Real(|s| trial(s, "looker_cpu"))),
+    own("connections_seen", Count(|s| trial(s, "connections_seen"))),
+    own("processes_seen", Count(|s| trial(s, "processes_seen"))),
+    own("first_look_ms", Real(|s| trial(s, "first_look_ms"))),
+    own("look_ms", Real(|s| trial(s, "look_ms"))),
 ];
 
 fn load<'a>(sample: Sample<'a>) -> Option<&'a LoadReport> {
