@@ -21,11 +21,11 @@ use crate::loadgen_output::Schema;
 use crate::support::{FOREVER, Needs, Ordinary, can_trace, connect, held, inconclusive, kind, load, start};
 use crate::terminal::Terminal;
 
-const LAB: &str = env!("CARGO_BIN_EXE_lab");
+pub const LAB: &str = env!("CARGO_BIN_EXE_lab");
 const CLUSTER: &str = env!("CARGO_BIN_EXE_cluster");
 
 /// Long enough to see in which calls sleeping workers wait.
-const SHORT: &[&str] = &["--duration", "200ms"];
+pub const SHORT: &[&str] = &["--duration", "200ms"];
 
 fn inspect(target: &str, flags: &[&str]) -> Output {
     Command::new(LAB).arg("inspect").arg(target).args(flags).output().unwrap()
@@ -33,7 +33,7 @@ fn inspect(target: &str, flags: &[&str]) -> Output {
 
 /// What it prints as JSON; it holds to the schema.
 #[track_caller]
-fn diagnosis(target: &str, flags: &[&str]) -> Value {
+pub fn diagnosis(target: &str, flags: &[&str]) -> Value {
     let output = inspect(target, &[&["--format", "json"], flags].concat());
     let said = String::from_utf8_lossy(&output.stderr);
     let document = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {said}"));
@@ -43,14 +43,14 @@ fn diagnosis(target: &str, flags: &[&str]) -> Value {
 
 /// The line on standard error of a look that fails.
 #[track_caller]
-fn refused(target: &str, flags: &[&str]) -> String {
+pub fn refused(target: &str, flags: &[&str]) -> String {
     let output = inspect(target, flags);
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!((output.status.code(), output.stdout.len(), said.lines().count()), (Some(1), 0, 1), "{said}");
     said.trim_end().to_string()
 }
 
-fn states(document: &Value) -> Vec<&str> {
+pub fn states(document: &Value) -> Vec<&str> {
     document["workers"].as_array().unwrap().iter().map(|worker| worker["state"].as_str().unwrap()).collect()
 }
 
@@ -359,7 +359,7 @@ fn an_ordinary_user_sees_everything_of_his_own_servers_and_of_others_a_line() {
     let document: Value = serde_json::from_slice(&look(&server.addr.to_string()).stdout).expect("a document");
     assert_eq!((&document["dispatch"], states(&document).len()), (&Value::from("unknown"), 0), "{document:#}");
     let unseen = document["unseen"][0].as_str().expect("a line");
-    assert!(unseen.contains("user 0, whose processes we may not look into"), "{unseen}");
+    assert!(unseen.contains(", which user 0 has opened: we may not look into"), "{unseen}");
 }
 
 #[test]

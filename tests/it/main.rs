@@ -34,6 +34,7 @@ mod how_workers_wait;
 mod html;
 mod injected_errors;
 mod inspect;
+mod inspect_limits;
 mod io_uring;
 mod lab;
 mod lab_endings;
