@@ -11,7 +11,7 @@
 //! - [`verify`]: the same cases as tests; [`check`]: any server against the contract; [`order`]: which worker takes
 //!   connections
 //!   that come one after another; [`watch`]: a running server's counters on the terminal;
-//!   [`inspect`]: how any running server accepts, seen from outside;
+//!   [`inspect`]: how any running server accepts, seen from outside, and [`target`] what it is pointed at;
 //! - [`trials`]: one task for a process manager, ours or PM2, as the program `trial` runs it.
 //!
 //! Errors are one line each, complete with file, argument and remedy, and are printed by `bins/lab.rs` only.
@@ -28,6 +28,7 @@ pub mod check;
 pub mod commands;
 pub mod inspect;
 pub mod order;
+pub mod target;
 pub mod trials;
 pub mod verify;
 pub mod watch;

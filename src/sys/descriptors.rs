@@ -1,5 +1,5 @@
-//! The open descriptors of any process, as the kernel shows them in `/proc/PID/fd` and `/proc/PID/fdinfo`: what each one
-//! is, and what an epoll instance watches.
+//! The open descriptors of any process, as `/proc/PID/fd` and `/proc/PID/fdinfo` show them: what each one is, and what
+//! an epoll instance watches.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

@@ -19,10 +19,11 @@ use crossbeam_channel::{after, select};
 
 use crate::failure::Failure;
 use crate::lab::program::{Interrupt, Stop, print_until};
+pub use crate::lab::target::Target;
 use crate::sys::namespace::enter_network_of;
 use crate::terminal::{Paint, width};
 use findings::{Diagnosis, IDS, diagnose};
-pub use look::{Observer, Recording, Target};
+pub use look::{Observer, Recording};
 
 pub struct Options {
     pub target: Target,

@@ -9,11 +9,12 @@ use ratatui::text::{Line, Span};
 
 use super::PAUSE_PER_COST;
 use super::findings::{Diagnosis, State, Worker, diagnose};
-use super::look::{Observer, Target};
+use super::look::Observer;
 use super::output::{connections, mechanism};
 use crate::failure::Failure;
 use crate::keyboard::Key;
 use crate::lab::program::{Interrupt, Stop};
+use crate::lab::target::Target;
 use crate::lab::watch::keys;
 use crate::terminal::{Paint, Screen, bar, draw_lines, shortened, wrapped};
 

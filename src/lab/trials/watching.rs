@@ -11,9 +11,10 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use super::{Measured, numbers};
 use crate::cpu;
 use crate::failure::Failure;
-use crate::lab::inspect::{Observer, Target};
+use crate::lab::inspect::Observer;
 use crate::lab::observe::processes::{cpu_ns, family};
 use crate::lab::program::{Interrupt, Program, Running, Stop, is_closed};
+use crate::lab::target::Target;
 use crate::report::LoadReport;
 use crate::stats::median;
 

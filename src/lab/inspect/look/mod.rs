@@ -1,11 +1,10 @@
 //! What is read of a running server: looks, one after another, as plain values. A look reads /proc and asks the kernel
 //! for its sockets (sock_diag(7)); the server is not stopped, not written to and not traced.
 //!
-//! [`listeners`] finds the sockets that a target means, [`process`] reads the processes that have them and
-//! what belongs to these, and [`connections`] counts from look to look. Findings are made of a [`Recording`] alone.
+//! [`process`] reads the processes that have the sockets of a target and what belongs to these, and [`connections`]
+//! counts from look to look. Findings are made of a [`Recording`] alone.
 
 mod connections;
-mod listeners;
 mod observer;
 mod process;
 
@@ -14,7 +13,6 @@ use serde::{Deserialize, Serialize};
 pub use crate::sys::sock_diag::Listener;
 pub use crate::sys::waiting::Call;
 pub use connections::LONG_NS;
-pub use listeners::Target;
 pub use observer::Observer;
 pub use process::{Process, Task, Watch};
 

@@ -4,20 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::Duration;
 
-use nix::errno::Errno;
-
 use super::connections::Tracker;
-use super::listeners::{Target, addresses_of};
 use super::process::{Memory, Process};
 use super::{Listener, Look, Machine, Recording};
 use crate::cpu;
-use crate::failure::Failure;
 use crate::lab::observe::processes::Process as Identity;
 use crate::lab::observe::tracepoints::AcceptCounters;
+use crate::lab::target::{Found, Target, all_listeners};
 use crate::machine::{Counters, network_counter, sysctl};
 use crate::sys::descriptors::Descriptors;
-use crate::sys::procfs::{Stat, comm, resident_kib, title, with_descendants};
-use crate::sys::sock_diag::{listeners, listens_in_network_of, unix_sockets};
+use crate::sys::procfs::{Stat, comm, title, with_descendants};
+use crate::sys::sock_diag::unix_sockets;
 use crate::units::{monotonic_ns, thread_cpu_ns};
 
 pub struct Observer {
@@ -29,7 +26,7 @@ pub struct Observer {
     members: BTreeSet<i32>,
     /// Brothers of these that hold none: pid and start.
     strangers: BTreeSet<(i32, u64)>,
-    /// By inode of a Unix socket: who has it.
+    /// By process: those at the other ends of its Unix sockets.
     channels: BTreeMap<i32, BTreeSet<i32>>,
     memory: Memory,
     tracker: Tracker,
@@ -45,39 +42,7 @@ impl Observer {
     /// # Errors
     /// One line: what there is instead, and what the user can do.
     pub fn begin(target: Target) -> Result<Observer, String> {
-        let all = all_listeners()?;
-        let identity = match target {
-            Target::Process(pid) => Some(identify(pid)?),
-            _ => None,
-        };
-        let addresses = match target {
-            Target::Process(pid) => addresses_of_process(pid, &all)?,
-            _ => addresses_of(&target, &all),
-        };
-        if addresses.is_empty() {
-            return Err(format!("nobody listens on {target} in this network namespace{}", elsewhere(&target)));
-        }
-        let inodes = inodes_of(&all, &addresses);
-        let (holders, hidden) = holders_of(&inodes);
-        if matches!(target, Target::Port(_)) {
-            is_one_server(&target, &all, &addresses, &holders)?;
-        }
-        let mut unseen = Vec::new();
-        for listener in all.iter().filter(|listener| inodes.contains(&listener.inode)) {
-            if !holders.values().any(|held| held.contains(&listener.inode)) {
-                let (address, uid) = (&listener.address, listener.uid);
-                let closed = match hidden {
-                    0 => {
-                        "/proc shows us no process that has it, because of hidepid or another PID namespace".to_string()
-                    }
-                    _ => format!("we may not look into {hidden} processes of others"),
-                };
-                let line =
-                    format!("who has the socket of {address}, which user {uid} has opened: {closed}; run it as root");
-                unseen.push(line);
-            }
-        }
-        unseen.dedup();
+        let Found { identity, addresses, holders, unseen } = target.find()?;
         let cpus = holders.keys().next().and_then(|&pid| cpu::count_of(pid)).unwrap_or(cpu::allowed().len());
         let somaxconn = sysctl("net.core.somaxconn").and_then(|text| text.parse().ok()).unwrap_or(0);
         Ok(Observer {
@@ -95,7 +60,7 @@ impl Observer {
         })
     }
 
-    /// From the first look on the kernel counts what each process accepts and how often it is woken, where we may ask it.
+    /// From the first look on the kernel counts what each process accepts and how often it is woken, where we may ask.
     pub fn exactly(self, is_exact: bool) -> Observer {
         Observer { is_exact, ..self }
     }
@@ -245,128 +210,4 @@ impl Observer {
         };
         self.channels = sockets.iter().map(|(&pid, inodes)| (pid, others(pid, inodes))).collect();
     }
-}
-
-fn all_listeners() -> Result<Vec<Listener>, String> {
-    listeners().map_err(|errno| {
-        let failure = Failure::new("ask the kernel for its sockets (sock_diag)", errno);
-        match errno {
-            Errno::EPERM | Errno::EACCES => failure.advise("a sandbox forbids it: run it outside").to_string(),
-            _ => failure.to_string(),
-        }
-    })
-}
-
-fn inodes_of(all: &[Listener], addresses: &BTreeSet<String>) -> BTreeSet<u32> {
-    all.iter().filter(|listener| addresses.contains(&listener.address)).map(|listener| listener.inode).collect()
-}
-
-/// The processes that have a descriptor of one of these sockets, and how many could not be asked.
-fn holders_of(inodes: &BTreeSet<u32>) -> (BTreeMap<i32, BTreeSet<u32>>, usize) {
-    let (mut holders, mut hidden) = (BTreeMap::new(), 0);
-    for stat in Stat::all_processes().filter(Stat::is_alive) {
-        match Descriptors::of(stat.pid) {
-            None => hidden += 1,
-            Some(descriptors) => {
-                let held: BTreeSet<u32> = descriptors.sockets().filter(|inode| inodes.contains(inode)).collect();
-                if !held.is_empty() {
-                    holders.insert(stat.pid, held);
-                }
-            }
-        }
-    }
-    (holders, hidden)
-}
-
-/// Several addresses of one port are one server if the same processes hold them.
-fn is_one_server(
-    target: &Target,
-    all: &[Listener],
-    addresses: &BTreeSet<String>,
-    holders: &BTreeMap<i32, BTreeSet<u32>>,
-) -> Result<(), String> {
-    let pids = |address: &String| -> BTreeSet<i32> {
-        let inodes = inodes_of(all, &BTreeSet::from([address.clone()]));
-        holders.iter().filter(|(_, held)| !held.is_disjoint(&inodes)).map(|(pid, _)| *pid).collect()
-    };
-    let first = addresses.first().map(&pids).unwrap_or_default();
-    if addresses.iter().skip(1).all(|address| !pids(address).is_disjoint(&first)) {
-        return Ok(());
-    }
-    let named = addresses.iter().map(|address| match pids(address).first() {
-        Some(pid) => format!("{address} (pid {pid})"),
-        None => address.clone(),
-    });
-    let named = named.collect::<Vec<_>>().join(", ");
-    Err(format!("{target} belongs to several servers: {named}; name an address instead of the port"))
-}
-
-/// A process that can be looked at, or a line that says why not.
-fn identify(pid: i32) -> Result<Identity, String> {
-    let stat = Stat::of(pid).ok_or(format!("there is no process {pid}, or /proc hides it (hidepid)"))?;
-    if stat.is_zombie() {
-        return Err(format!("pid {pid} has ended; its parent, pid {}, has not asked how (a zombie)", stat.parent));
-    }
-    // It has no memory of its own. A process in a PID namespace may have the number of kthreadd.
-    if resident_kib(pid).is_none() {
-        return Err(format!("pid {pid} is a thread of the kernel ({}), which has no descriptors", comm(pid)));
-    }
-    let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/net"));
-    match (namespace(&pid.to_string()), namespace("self")) {
-        (Ok(theirs), Ok(ours)) if theirs != ours => {
-            Err(format!("pid {pid} is in another network namespace; add --netns {pid}"))
-        }
-        (Err(_), _) if fs::read_dir(format!("/proc/{pid}/fd")).is_err() => {
-            Err(format!("pid {pid} ({}) is another user's; run it as root or as that user", comm(pid)))
-        }
-        _ => Identity::find(pid).ok_or(format!("pid {pid} has ended")),
-    }
-}
-
-/// Where a process listens, or, where it does not, its descendants.
-fn addresses_of_process(pid: i32, all: &[Listener]) -> Result<BTreeSet<String>, String> {
-    let of = |pid: i32| -> BTreeSet<String> {
-        let Some(descriptors) = Descriptors::of(pid) else { return BTreeSet::new() };
-        let inodes: BTreeSet<u32> = descriptors.sockets().collect();
-        all.iter().filter(|listener| inodes.contains(&listener.inode)).map(|found| found.address.clone()).collect()
-    };
-    let own = of(pid);
-    if !own.is_empty() {
-        return Ok(own);
-    }
-    let stats: Vec<Stat> = Stat::all_processes().collect();
-    let descendants = with_descendants(&stats, |stat| stat.parent == pid);
-    let theirs: BTreeSet<String> = descendants.iter().flat_map(|stat| of(stat.pid)).collect();
-    if !theirs.is_empty() {
-        return Ok(theirs);
-    }
-    let parent = stats.iter().find(|stat| stat.pid == pid).map_or(0, |stat| stat.parent);
-    let of_parent = if parent > 1 { of(parent) } else { BTreeSet::new() };
-    let hint = match of_parent.first() {
-        Some(address) => format!("; its parent, pid {parent}, listens on {address}"),
-        None => String::new(),
-    };
-    Err(format!("pid {pid} ({}) does not listen, nor does a process that it has started{hint}", comm(pid)))
-}
-
-/// A process in another network namespace where somebody listens on the same port.
-fn elsewhere(target: &Target) -> String {
-    let port = match target {
-        Target::Port(port) => *port,
-        Target::Address(address) => address.port(),
-        Target::Process(_) | Target::Unix(_) => return String::new(),
-    };
-    let ours = fs::read_link("/proc/self/ns/net").ok();
-    let mut looked: BTreeSet<_> = ours.into_iter().collect();
-    for stat in Stat::all_processes() {
-        let pid = stat.pid;
-        let Ok(namespace) = fs::read_link(format!("/proc/{pid}/ns/net")) else { continue };
-        if !looked.insert(namespace) {
-            continue;
-        }
-        if listens_in_network_of(pid, port) {
-            return format!("; in that of pid {pid} somebody does: add --netns {pid}");
-        }
-    }
-    String::new()
 }
