@@ -322,3 +322,17 @@ fn an_ordinary_user_is_told_that_the_kernel_does_not_count_for_him() {
     assert!(text.contains("not seen: exact accepts and wake-ups: tracepoints: "), "{text}");
     assert!(text.contains("switches/s"), "{text}");
 }
+
+#[test]
+fn a_trial_says_what_a_look_costs() {
+    let trial = Command::new(env!("CARGO_BIN_EXE_trial"))
+        .args(["watched", "--of", "reuseport", "--workers", "2", "--pairs", "1", "--window", "300ms"])
+        .args(["--idle", "50", "--format", "json"])
+        .output()
+        .unwrap();
+    let found = document(&trial);
+    assert_eq!((&found["connections_seen"], &found["processes_seen"]), (&51.0.into(), &2.0.into()), "{found:#}");
+    for positive in ["unwatched_qps", "looker_cpu", "first_look_ms", "look_ms"] {
+        assert!(found[positive].as_f64() > Some(0.0), "{positive}: {found:#}");
+    }
+}

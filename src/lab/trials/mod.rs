@@ -6,6 +6,8 @@
 //! - [`serving`]: what a reload, a new version, a killed daemon and a slow worker cost those who ask;
 //! - [`keeping`]: what a manager does when an application crashes or grows, or when the manager itself is killed;
 //! - [`telling`]: what it writes and says: logs, sockets, `jlist`, and what it costs while nothing happens.
+//!
+//! And of `lab inspect`, which needs no manager: [`watching`] measures what it costs the server that it looks at.
 
 pub mod keeping;
 pub mod load;
