@@ -1,10 +1,10 @@
-//! Trials: one task for one program, its numbers as JSON. They are for what needs more than load.
+//! Trials: one task for one program, its numbers as JSON.
 //!
-//! The trials of process managers, `pm` and npm's PM2: each starts the manager with a folder of its own, gives it a
-//! configuration that both managers read, does what its name says, and leaves nothing behind: also after Ctrl-C the
-//! manager and all that it has started end, and the folder is removed. The applications are the Node programs in
-//! experiments/watchmen/. Where `node` or the manager is not installed, the trial says so in `skipped` and measures
-//! nothing.
+//! They are for what needs more than load. The trials of process managers, `pm` and npm's PM2: each starts the manager
+//! with a folder of its own, gives it a configuration that both managers read, does what its name says, and leaves
+//! nothing behind: also after Ctrl-C the manager and all that it has started end, and the folder is removed. The
+//! applications are the Node programs in experiments/watchmen/. Where `node` or the manager is not installed, the trial
+//! says so in `skipped` and measures nothing. The trial of `lab inspect`, `watched`, needs no manager, but a server.
 //!
 //! See it: `trial killed-daemon --of pm`, then the same with `--of pm2`. The lab runs all of them, in turns:
 //! `lab run 20`.
