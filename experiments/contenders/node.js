@@ -1,4 +1,4 @@
-// The answer in Node: alone, or as a worker of PM2's cluster.
+// The answer in Node: alone, or as a worker of PM2's cluster. Where BACKLOG is empty the backlog is Node's own.
 
 'use strict';
 
@@ -9,4 +9,4 @@ const body = Buffer.from(`${`handled by worker ${number}, pid ${process.pid}\n`.
 const headers = { 'Content-Type': 'text/plain', 'Content-Length': body.length, 'X-Worker': number };
 const server = http.createServer((request, response) => response.writeHead(200, headers).end(body));
 server.keepAliveTimeout = 75_000;
-server.listen({ host: process.env.HOST, port: Number(process.env.PORT), backlog: 4096 });
+server.listen({ host: process.env.HOST, port: Number(process.env.PORT), backlog: Number(process.env.BACKLOG ?? 4096) || undefined });

@@ -1,0 +1,30 @@
+"""Starts worker processes of uvicorn, each with a listener of its own (SO_REUSEPORT) as `--fd`, which uvicorn documents
+for supervisors: each_worker.py WORKERS HOST PORT COMMAND…. It waits for them, and they end with it."""
+
+import os
+import signal
+import socket
+import sys
+
+workers, host, port, *command = sys.argv[1:]
+pids = []
+for _ in range(int(workers)):
+    pid = os.fork()
+    if pid == 0:
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind((host, int(port)))
+        os.set_inheritable(listener.fileno(), True)
+        os.execvp(command[0], [*command, "--fd", str(listener.fileno())])
+    pids.append(pid)
+
+
+def end(*_):
+    for pid in pids:
+        os.kill(pid, signal.SIGTERM)
+
+
+signal.signal(signal.SIGTERM, end)
+signal.signal(signal.SIGINT, end)
+for pid in pids:
+    os.waitpid(pid, 0)
