@@ -35,7 +35,9 @@ pub fn kind(recording: &Recording) -> Kind {
 
 /// Of one process, by the first words of its command line.
 pub fn kind_of(words: &[String]) -> Kind {
-    let names = words.iter().take(3).map(|word| word.rsplit('/').next().unwrap_or(word).to_lowercase());
+    // A program that writes its own title has it as one word: `puma 5.6.5 (tcp://127.0.0.1:8080) [folder]`.
+    let names = words.iter().flat_map(|word| word.split(' ')).take(3);
+    let names = names.map(|word| word.rsplit('/').next().unwrap_or(word).to_lowercase());
     let names: Vec<String> = names.collect();
     let is_there = |program: &str| names.iter().any(|name| name.starts_with(program));
     PROGRAMS.iter().find(|(program, _)| is_there(program)).map_or(Kind::Other, |(_, kind)| *kind)
@@ -48,7 +50,10 @@ pub type Advice = &'static [(Kind, &'static str)];
 pub const HERD: Advice = &[
     (Kind::Nginx, "nginx: `listen 80 reuseport;`, or 1.11.3 or later, which registers with EPOLLEXCLUSIVE"),
     (Kind::Gunicorn, "gunicorn: fewer workers with `--worker-class gthread --threads N`, or `--reuse-port`"),
-    (Kind::Uvicorn, "uvicorn: a process for each CPU under a supervisor, each on a socket with SO_REUSEPORT"),
+    (
+        Kind::Uvicorn,
+        "uvicorn: a process for each CPU under a supervisor, each with a SO_REUSEPORT socket as its `--fd`",
+    ),
     (Kind::Haproxy, "haproxy: `shards by-thread` on the bind line"),
     (Kind::Apache, "Apache: `ListenCoresBucketsRatio 8`, which opens SO_REUSEPORT sockets"),
     (Kind::Node, "Node: cluster.schedulingPolicy = cluster.SCHED_RR (NODE_CLUSTER_SCHED_POLICY=rr)"),
@@ -63,12 +68,26 @@ pub const HERD: Advice = &[
 pub const UNEVEN: Advice = &[
     (Kind::Nginx, "nginx: `listen 80 reuseport;` spreads by hash, which evens out many connections"),
     (Kind::Gunicorn, "gunicorn: `--reuse-port` spreads by hash; `--max-requests` sheds old workers"),
-    (Kind::Uvicorn, "uvicorn: a proxy in front that counts connections, such as haproxy `balance leastconn`"),
+    (
+        Kind::Uvicorn,
+        "uvicorn: a process for each CPU, each with a SO_REUSEPORT socket as its `--fd`, spreads by hash; haproxy \
+         `balance leastconn` in front counts connections",
+    ),
     (Kind::Haproxy, "haproxy: `tune.listener.multi-queue fair`, or `shards by-thread`"),
     (Kind::Apache, "Apache: `ListenCoresBucketsRatio 8`, and `MaxConnectionsPerChild` to shed old connections"),
     (Kind::Node, "Node: cluster.schedulingPolicy = cluster.SCHED_RR (NODE_CLUSTER_SCHED_POLICY=rr)"),
     (Kind::Puma, "puma: `wait_for_less_busy_worker 0.005`, which lets a busy worker accept later"),
     (Kind::Other, "it costs nothing while the favourite has CPU time left; else pass connections to the least busy"),
+];
+
+/// Against an uneven share where the master passes the connections on, by its own policy.
+pub const PASSED: Advice = &[
+    (
+        Kind::Node,
+        "Node: by turns (SCHED_RR) a burst goes to the workers that acknowledge first; `server.maxRequestsPerSocket` lets \
+         connections come anew, one by one",
+    ),
+    (Kind::Other, "another policy of the master: the worker with the fewest open connections"),
 ];
 
 /// Against a worker that hangs.
@@ -98,8 +117,31 @@ pub const QUEUE: Advice = &[
 /// Where each worker should have a socket of its own, and has none.
 pub const REUSEPORT: Advice = &[
     (Kind::Gunicorn, "gunicorn: one with `--workers 1 --reuse-port` for each CPU, each of which binds for itself"),
-    (Kind::Uvicorn, "uvicorn: one process for each CPU, each of which binds for itself"),
+    (Kind::Uvicorn, "uvicorn: one process for each CPU, each with a socket of its own as `--fd`"),
     (Kind::Other, "bind in each worker, after the fork"),
+];
+
+/// Where the kernel goes on to choose the socket of a worker that does not accept.
+pub const BLIND: Advice = &[
+    (
+        Kind::Nginx,
+        "nginx: `listen 80` without `reuseport`: one socket for all, from which any worker that runs accepts",
+    ),
+    (Kind::Gunicorn, "gunicorn: without `--reuse-port`: one socket for all, from which any worker that runs accepts"),
+    (Kind::Haproxy, "haproxy: `shards 1` on the bind line"),
+    (Kind::Apache, "Apache: `ListenCoresBucketsRatio 0`, its default"),
+    (Kind::Other, "a selector that knows the workers (SO_ATTACH_REUSEPORT_CBPF or _EBPF), or one shared socket"),
+];
+
+/// Where all workers wait for bytes of the clients they have.
+pub const SILENT: Advice = &[
+    (
+        Kind::Gunicorn,
+        "gunicorn: `--worker-class gthread --threads 4`, or `gevent`: silent connections wait in an event loop",
+    ),
+    (Kind::Apache, "Apache: the MPM `event` instead of `prefork`: silent connections wait in an event loop"),
+    (Kind::Puma, "puma: `queue_requests true`, its default: a reactor reads requests, and threads answer them"),
+    (Kind::Other, "more workers, or event loops, which hold a silent client for the price of a descriptor"),
 ];
 
 /// Where one thread accepts for all and is at its limit.
@@ -134,13 +176,14 @@ mod tests {
         assert_eq!(kind("/usr/bin/python3 /opt/venv/bin/gunicorn --reuse-port app"), Kind::Gunicorn);
         assert_eq!(kind("/usr/bin/python3 -m uvicorn app:app"), Kind::Uvicorn);
         assert_eq!(kind("node server.js"), Kind::Node);
+        assert_eq!(kind_of(&["puma 5.6.5 (tcp://127.0.0.1:8080) [shop]".to_string()]), Kind::Puma);
         assert_eq!(kind("./my-nginx-test --listen x"), Kind::Other);
     }
 
     #[test]
     fn every_kind_is_advised_and_any_other_too() {
         assert!(of(QUEUE, Kind::Nginx).starts_with("nginx: ") && of(REUSEPORT, Kind::Nginx).starts_with("bind "));
-        for advice in [HERD, UNEVEN, HUNG, QUEUE, REUSEPORT, ACCEPTORS, LOOPS] {
+        for advice in [HERD, UNEVEN, PASSED, HUNG, QUEUE, REUSEPORT, BLIND, SILENT, ACCEPTORS, LOOPS] {
             assert_eq!(advice.last().map(|(kind, _)| *kind), Some(Kind::Other));
         }
     }

@@ -174,9 +174,8 @@ impl Case<'_> {
              in that {whose} wait {}, while others are empty",
             connections(waiting.into())
         );
-        let advice = "a selector that knows the workers (SO_ATTACH_REUSEPORT_CBPF or _EBPF), or one shared socket";
         let numbers = [("sockets", sockets as f64), ("blocked", blocked.len() as f64), ("queued", f64::from(waiting))];
-        Some(finding("blind-selector", HANGS, says, advice).with(&numbers))
+        Some(finding("blind-selector", HANGS, says, self.advice(advice::BLIND)).with(&numbers))
     }
 
     fn nobody_accepts(&self) -> Option<Finding> {
@@ -199,7 +198,7 @@ impl Case<'_> {
             Some(_) => "the workers wait for other events",
         };
         let says = format!("nobody has accepted {} for a second or longer: {does}", connections(long));
-        let advice = "more workers, or event loops, which hold a silent client for the price of a descriptor";
+        let advice = self.advice(advice::SILENT);
         Some(finding("nobody-accepts", ONE_THREAD, says, advice).with(&[("unaccepted", long as f64)]))
     }
 
@@ -248,7 +247,9 @@ impl Case<'_> {
             number(expected),
             number(evenness.dispersion),
         );
-        Some(finding("uneven", lesson, says, self.advice(advice::UNEVEN)).with(&[
+        let is_passed = self.found.dispatch == Dispatch::MasterPassesDescriptors;
+        let advice = self.advice(if is_passed { advice::PASSED } else { advice::UNEVEN });
+        Some(finding("uneven", lesson, says, advice).with(&[
             ("dispersion", evenness.dispersion),
             ("p_value", evenness.p_value),
             ("max_over_mean", evenness.max_over_mean),
